@@ -1,0 +1,212 @@
+"""The server's settings: flags over environment over TOML file over defaults, validated once, then frozen.
+
+The TOML file has the names of the fields of `Settings` at its top level and one `[harnesses.NAME]` table per harness. Relative
+paths in it are relative to the file. The environment variable of a setting is `EVALRPC_` and its name in capitals.
+"""
+
+import os
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+from evalrpc.errors import ConfigurationError
+
+DEFAULT_HARNESS: Final = "lmms-eval"
+"""The harness of a request that names none."""
+
+ENVIRONMENT_PREFIX: Final = "EVALRPC_"
+
+_HARNESS_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class HarnessSettings:
+    """One `[harnesses.NAME]` table."""
+
+    name: str
+    kind: str
+    """`lmms-eval` or `command`. Default: the table's name."""
+    python: Path = field(default_factory=lambda: Path(sys.executable))
+    """The interpreter of the harness's own environment. Default: the server's."""
+    include_path: tuple[Path, ...] = ()
+    """The operator's own task folders. The tasks in them run code of their authors."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Added to the environment of every run. May hold secrets, so it is never logged or shown."""
+    command: tuple[str, ...] = ()
+    """The command line, for the kind `command`."""
+    args: tuple[str, ...] = ()
+    """Arguments added to every command line of a harness with one of its own."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting of a server."""
+
+    listen: str = "127.0.0.1:50051"
+    """HOST:PORT. Port 0 takes a free one. There is no authentication: listen on loopback or a trusted network only."""
+    data_dir: Path = Path("evalrpc-data")
+    """The folder that holds the database, the logs and the results. One server at a time."""
+    gpus: str = "auto"
+    """`auto`: those that CUDA_VISIBLE_DEVICES or the driver shows. N: the first N. `0,2,3`: these. `0` or empty: none."""
+    max_running: int = 0
+    """Jobs that run at the same time. 0: one per GPU, and two for a server without GPUs."""
+    max_queued: int = 100_000
+    """Jobs that wait at the most; past that SubmitJob answers RESOURCE_EXHAUSTED."""
+    max_request_bytes: int = 4 * 1024 * 1024
+    """The largest message that the server accepts."""
+    output_root: Path | None = None
+    """The folder below which a request's `output_dir` must lie. Default: no request may name one."""
+    grace_seconds: float = 10.0
+    """How long a run that is being ended has between SIGTERM and SIGKILL."""
+    stop_seconds: float = 10.0
+    """How long a graceful stop may take."""
+    journal_max_events: int = 1_000_000
+    """How many events the journal keeps for watchers that resume."""
+    journal_max_age_seconds: float = 7 * 24 * 3600.0
+    """How long the journal keeps an event."""
+    log_format: str = "text"
+    """`text` for people or `json` for machines."""
+    harnesses: Mapping[str, HarnessSettings] = field(
+        default_factory=lambda: {DEFAULT_HARNESS: HarnessSettings(DEFAULT_HARNESS, DEFAULT_HARNESS)}
+    )
+    """The harnesses by name. Default: `lmms-eval` in the server's own environment."""
+
+    def __post_init__(self) -> None:
+        """Refuse what can't work, naming the setting."""
+        parse_listen(self.listen)
+        for name in ("max_queued", "max_request_bytes", "journal_max_events"):
+            _require(getattr(self, name) >= 1, name, "must be at least 1")
+        _require(self.max_running >= 0, "max_running", "must not be negative")
+        for name in ("grace_seconds", "stop_seconds", "journal_max_age_seconds"):
+            _require(0 <= getattr(self, name) < float("inf"), name, "must be finite and not negative")
+        _require(self.log_format in ("text", "json"), "log_format", "must be `text` or `json`")
+        _require(
+            bool(re.fullmatch(r"auto|\d*|[\w.:/-]+(,[\w.:/-]+)*", self.gpus)),
+            "gpus",
+            "must be `auto`, a number, or a list such as `0,2,3`",
+        )
+
+
+def load_settings(
+    flags: Mapping[str, Any],
+    environment: Mapping[str, str] = os.environ,
+    config_file: Path | None = None,
+) -> Settings:
+    """Merge the sources into Settings. A flag that is None was not given.
+
+    Raises ConfigurationError, naming the setting and its source.
+    """
+    file_values = _read_file(config_file) if config_file else {}
+    environment_values = {
+        f.name: environment[variable]
+        for f in fields(Settings)
+        if f.name != "harnesses" and (variable := ENVIRONMENT_PREFIX + f.name.upper()) in environment
+    }
+    given = {name: value for name, value in flags.items() if value is not None}
+    merged = {**file_values, **environment_values, **given}
+    return Settings(**{name: _convert(name, value) for name, value in merged.items()})
+
+
+def parse_listen(listen: str) -> tuple[str, int]:
+    """Split HOST:PORT. An IPv6 host stands in brackets. Raises ConfigurationError."""
+    host, separator, port = listen.rpartition(":")
+    _require(bool(separator and host), "listen", "must be HOST:PORT")
+    _require(port.isascii() and port.isdigit() and int(port) <= 65535, "listen", "the port must be 0 to 65535")
+    return host, int(port)
+
+
+_CONVERTERS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "listen": str,
+    "data_dir": Path,
+    "gpus": str,
+    "max_running": int,
+    "max_queued": int,
+    "max_request_bytes": int,
+    "output_root": Path,
+    "grace_seconds": float,
+    "stop_seconds": float,
+    "journal_max_events": int,
+    "journal_max_age_seconds": float,
+    "log_format": str,
+    "harnesses": dict,
+}
+
+
+def _convert(name: str, value: Any) -> Any:
+    try:
+        return _CONVERTERS[name](value)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"setting {name}: {value!r} is not a {_CONVERTERS[name].__name__}") from error
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigurationError(f"config file {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"config file {path}: {error}") from error
+    unknown = set(values) - set(_CONVERTERS)
+    if unknown:
+        known = ", ".join(sorted(_CONVERTERS))
+        raise ConfigurationError(f"config file {path}: unknown setting {sorted(unknown)[0]}; there are: {known}")
+    for name in ("data_dir", "output_root"):
+        if name in values:
+            values[name] = path.parent / str(values[name])
+    tables = values.get("harnesses", {})
+    _require(isinstance(tables, dict), "harnesses", "must be tables such as [harnesses.lmms-eval]")
+    values["harnesses"] = {
+        name: _harness(name, table, path.parent) for name, table in tables.items()
+    } or Settings().harnesses
+    return values
+
+
+def _harness(name: str, table: Any, base: Path) -> HarnessSettings:
+    where = f"harnesses.{name}"
+    _require(bool(_HARNESS_NAME.fullmatch(name)), where, "a name has small letters, digits, `.`, `_` and `-`")
+    _require(isinstance(table, dict), where, "must be a table")
+    known = {f.name for f in fields(HarnessSettings)} - {"name"}
+    for key in table:
+        _require(key in known, f"{where}.{key}", f"is unknown; there are: {', '.join(sorted(known))}")
+    env = table.get("env", {})
+    _require(
+        isinstance(env, dict) and all(_ENVIRONMENT_NAME.fullmatch(k) and isinstance(v, str) for k, v in env.items()),
+        f"{where}.env",
+        "must be a table of strings by variable name",
+    )
+    values: dict[str, Any] = {"kind": table.get("kind", name), "env": env}
+    if "python" in table:
+        _require(isinstance(table["python"], str), f"{where}.python", "must be a path")
+        values["python"] = _interpreter(table["python"], base)
+    for key in ("command", "args", "include_path"):
+        if key in table:
+            items = table[key]
+            _require(
+                isinstance(items, list) and all(isinstance(item, str) for item in items),
+                f"{where}.{key}",
+                "must be a list of strings",
+            )
+            values[key] = tuple(items)
+    values["include_path"] = tuple(
+        Path(os.path.abspath(base / folder)) for folder in values.get("include_path", ())  # noqa: PTH100
+    )
+    if values["kind"] == "command":
+        _require(bool(values.get("command")), f"{where}.command", "is needed for the kind `command`")
+    return HarnessSettings(name=name, **values)
+
+
+def _interpreter(python: str, base: Path) -> Path:
+    """Take a bare name from PATH and anything else from the file's folder. Links stay: a venv's python is one."""
+    if "/" not in python:
+        return Path(python)
+    return Path(os.path.abspath(base / python))  # noqa: PTH100
+
+
+def _require(condition: bool, name: str, rule: str) -> None:
+    if not condition:
+        raise ConfigurationError(f"setting {name}: {rule}")

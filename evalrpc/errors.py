@@ -1,0 +1,263 @@
+"""Every error of this package, in one tree.
+
+An error that crosses the wire has a `reason` (stable, for programs) and a `code` (the name of a gRPC status). The server turns
+it into a status in one place, and the client turns the status back into the same class by its reason.
+
+    EvalrpcError
+    ├── InvalidRequestError         INVALID_ARGUMENT     every bad field at once
+    ├── NotFoundError               NOT_FOUND
+    │   ├── JobNotFoundError
+    │   ├── AttemptNotFoundError
+    │   ├── ArtifactNotFoundError
+    │   └── SamplesNotFoundError
+    ├── RequestIdReusedError        ALREADY_EXISTS
+    ├── PreconditionError           FAILED_PRECONDITION
+    │   ├── JobFinishedError
+    │   ├── JobNotFinishedError
+    │   ├── IllegalTransitionError
+    │   └── CatalogUnavailableError
+    ├── QueueFullError              RESOURCE_EXHAUSTED   with a delay to retry after
+    ├── OutOfRangeError             OUT_OF_RANGE
+    │   ├── RevisionCompactedError
+    │   ├── RevisionInFutureError
+    │   └── OffsetOutOfRangeError
+    ├── UnavailableError            UNAVAILABLE          with a delay to retry after
+    │   ├── ServerStoppingError
+    │   └── StoreUnavailableError
+    ├── UnimplementedError          UNIMPLEMENTED
+    ├── InternalError               INTERNAL
+    ├── ConfigurationError          never crosses the wire: the server does not start
+    │   └── DataDirectoryInUseError
+    ├── RunFailedError              becomes the JobError of a job
+    └── JobNotCompletedError        raised by clients that wait
+        ├── JobFailedError
+        └── JobCancelledError
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, NamedTuple
+
+from evalrpc.v1.job_pb2 import JobError, JobInfo
+
+DOMAIN = "evalrpc"
+"""The `domain` of every google.rpc.ErrorInfo."""
+
+
+class FieldViolation(NamedTuple):
+    """A bad field: its path in the call's message, such as `request.tasks[1]`, and what is wrong with it."""
+
+    field: str
+    description: str
+
+
+class EvalrpcError(Exception):
+    """Base of all. `metadata` goes into ErrorInfo; `retry_delay_seconds` into RetryInfo."""
+
+    reason: ClassVar[str] = "INTERNAL"
+    code: ClassVar[str] = "INTERNAL"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        retry_delay_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.metadata = dict(metadata or {})
+        self.retry_delay_seconds = retry_delay_seconds
+
+
+class InvalidRequestError(EvalrpcError):
+    """One or more fields are missing, malformed or out of range. `violations` lists them all."""
+
+    reason = "INVALID_REQUEST"
+    code = "INVALID_ARGUMENT"
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        violations: Iterable[FieldViolation] = (),
+        metadata: Mapping[str, str] | None = None,
+        retry_delay_seconds: float | None = None,
+    ) -> None:
+        self.violations = tuple(violations)
+        text = message or "; ".join(f"{v.field}: {v.description}" for v in self.violations)
+        super().__init__(text, metadata=metadata, retry_delay_seconds=retry_delay_seconds)
+
+
+class NotFoundError(EvalrpcError):
+    """What was named does not exist. `metadata` names it by `resource_type` and `resource_name`."""
+
+    reason = "NOT_FOUND"
+    code = "NOT_FOUND"
+
+
+class JobNotFoundError(NotFoundError):
+    """There is no such job, or it was deleted."""
+
+    reason = "JOB_NOT_FOUND"
+
+
+class AttemptNotFoundError(NotFoundError):
+    """The job has no such attempt, or none has begun."""
+
+    reason = "ATTEMPT_NOT_FOUND"
+
+
+class ArtifactNotFoundError(NotFoundError):
+    """The job left no file of this name."""
+
+    reason = "ARTIFACT_NOT_FOUND"
+
+
+class SamplesNotFoundError(NotFoundError):
+    """The job logged no samples for this model and task."""
+
+    reason = "SAMPLES_NOT_FOUND"
+
+
+class RequestIdReusedError(EvalrpcError):
+    """The `request_id` belongs to a submission with other contents."""
+
+    reason = "REQUEST_ID_REUSED"
+    code = "ALREADY_EXISTS"
+
+
+class PreconditionError(EvalrpcError):
+    """The call does not fit the state that the job or the server is in."""
+
+    reason = "FAILED_PRECONDITION"
+    code = "FAILED_PRECONDITION"
+
+
+class JobFinishedError(PreconditionError):
+    """The job is already COMPLETED or FAILED, so it can't be cancelled."""
+
+    reason = "JOB_FINISHED"
+
+
+class JobNotFinishedError(PreconditionError):
+    """The job is not terminal yet, so it can't be deleted."""
+
+    reason = "JOB_NOT_FINISHED"
+
+
+class IllegalTransitionError(PreconditionError):
+    """The lifecycle has no such transition."""
+
+    reason = "ILLEGAL_TRANSITION"
+
+
+class CatalogUnavailableError(PreconditionError):
+    """The harness can't list its tasks or models."""
+
+    reason = "CATALOG_UNAVAILABLE"
+
+
+class QueueFullError(EvalrpcError):
+    """As many jobs are queued as the operator allows."""
+
+    reason = "QUEUE_FULL"
+    code = "RESOURCE_EXHAUSTED"
+
+
+class OutOfRangeError(EvalrpcError):
+    """An offset or revision lies outside what there is."""
+
+    reason = "OUT_OF_RANGE"
+    code = "OUT_OF_RANGE"
+
+
+class RevisionCompactedError(OutOfRangeError):
+    """The journal no longer reaches back to `after_revision`. `metadata["oldest_revision"]` is the oldest that is good."""
+
+    reason = "REVISION_COMPACTED"
+
+
+class RevisionInFutureError(OutOfRangeError):
+    """`after_revision` lies beyond the head, so it comes from another server. `metadata["head_revision"]` is the newest."""
+
+    reason = "REVISION_IN_FUTURE"
+
+
+class OffsetOutOfRangeError(OutOfRangeError):
+    """The offset lies past the end. `metadata["size_bytes"]` is the end."""
+
+    reason = "OFFSET_OUT_OF_RANGE"
+
+
+class UnavailableError(EvalrpcError):
+    """The server can't be reached or can't serve now; the same call may succeed later."""
+
+    reason = "UNAVAILABLE"
+    code = "UNAVAILABLE"
+
+
+class ServerStoppingError(UnavailableError):
+    """The server shuts down."""
+
+    reason = "SERVER_STOPPING"
+
+
+class StoreUnavailableError(UnavailableError):
+    """The server's disk does not take writes at present; nothing was changed."""
+
+    reason = "STORE_UNAVAILABLE"
+
+
+class UnimplementedError(EvalrpcError):
+    """This server does not have the call yet."""
+
+    reason = "UNIMPLEMENTED"
+    code = "UNIMPLEMENTED"
+
+
+class InternalError(EvalrpcError):
+    """A bug of the server. Its log has the traceback."""
+
+
+class ConfigurationError(EvalrpcError):
+    """The server's settings are wrong. The message names the setting and says what to do."""
+
+    reason = "BAD_CONFIGURATION"
+
+
+class DataDirectoryInUseError(ConfigurationError):
+    """Another server works on this data directory."""
+
+    reason = "DATA_DIRECTORY_IN_USE"
+
+
+class RunFailedError(EvalrpcError):
+    """A run did not succeed. `job_error` says why, without log tail, which the scheduler adds."""
+
+    reason = "RUN_FAILED"
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.job_error = JobError(reason=reason, message=message)
+
+
+class JobNotCompletedError(EvalrpcError):
+    """A job that was waited for ended without results. `job` is its last state."""
+
+    reason = "JOB_NOT_COMPLETED"
+
+    def __init__(self, job: JobInfo) -> None:
+        super().__init__(f"job {job.job_id}: {job.error.message}")
+        self.job = job
+
+
+class JobFailedError(JobNotCompletedError):
+    """The job FAILED; `job.error` says why."""
+
+    reason = "JOB_FAILED"
+
+
+class JobCancelledError(JobNotCompletedError):
+    """The job was CANCELLED."""
+
+    reason = "JOB_CANCELLED"

@@ -1,0 +1,77 @@
+"""The contract of a harness: a request becomes a command, a log line becomes progress, an output folder becomes results.
+
+A harness is pure. It starts no process, keeps no state between calls, and may be called from several threads at once.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from evalrpc.errors import FieldViolation
+from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
+from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
+
+
+@dataclass(frozen=True)
+class Run:
+    """One attempt of a job, as a harness sees it."""
+
+    job_id: str
+    attempt: int
+    request: EvaluateRequest
+    attempt_dir: Path
+    """A folder of this attempt alone, on the server's own data disk: for files that the harness needs beside its output."""
+    output_dir: Path
+    """A folder of this attempt alone, empty when the run starts, in which the harness leaves its results."""
+    gpus: tuple[str, ...]
+    """The GPUs that it holds. The executor sets CUDA_VISIBLE_DEVICES from them; within the run they count from 0."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What an executor is to run. No shell is involved."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Added to the environment that the executor builds."""
+    files: Mapping[Path, bytes] = field(default_factory=dict)
+    """Files to write before it starts, by absolute path."""
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a run ended: an exit code or a signal, and neither where nobody could see it end."""
+
+    code: int | None = None
+    signal: int | None = None
+
+
+class Harness(Protocol):
+    """What the scheduler and the service need of a harness."""
+
+    name: str
+    """The name by which clients ask for it."""
+    kind: str
+    """`lmms-eval`, `command`, and others to come."""
+
+    def info(self) -> HarnessInfo:
+        """Say what is installed. Reads the disk but starts nothing; never raises for what is missing."""
+
+    def violations(self, request: EvaluateRequest) -> Iterable[FieldViolation]:
+        """Yield what this harness can't take of a request that is well-formed as such. Paths begin at the request, such as
+        `tasks[1]`."""
+
+    def command(self, run: Run) -> Command:
+        """Build the command line. Raises nothing for a request without violations."""
+
+    def read_progress(self, line: str, progress: Progress) -> bool:
+        """Take one line of the log (parted by newline or carriage return, without it) into `progress`; tell whether it
+        changed anything. Lines come in order; most say nothing."""
+
+    def read_results(self, run: Run, exit_status: Exit, log_tail: list[str]) -> Mapping[str, ModelResult]:
+        """Read what a finished run left. `log_tail` is the end of the log, without colour codes.
+
+        Raises RunFailedError, with a reason and one readable line, unless the run really succeeded: exit codes can't be
+        trusted alone.
+        """
