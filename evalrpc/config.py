@@ -39,6 +39,8 @@ class HarnessSettings:
     """Added to the environment of every run. May hold secrets, so it is never logged or shown."""
     command: tuple[str, ...] = ()
     """The command line, for the kind `command`."""
+    working_dir: Path = field(default_factory=Path.cwd)
+    """The folder that runs start in. Default: the config file's folder, so that `command` may name programs beside it."""
     args: tuple[str, ...] = ()
     """Arguments added to every command line of a harness with one of its own."""
 
@@ -54,13 +56,16 @@ class Settings:
     gpus: str = "auto"
     """`auto`: those that CUDA_VISIBLE_DEVICES or the driver shows. N: the first N. `0,2,3`: these. `0` or empty: none."""
     max_running: int = 0
-    """Jobs that run at the same time. 0: one per GPU, and two for a server without GPUs."""
+    """Jobs that run at the same time. 0: one per GPU and two more. See placement.Capacity for what is left to jobs that need
+    no GPU."""
     max_queued: int = 100_000
     """Jobs that wait at the most; past that SubmitJob answers RESOURCE_EXHAUSTED."""
     max_request_bytes: int = 4 * 1024 * 1024
     """The largest message that the server accepts."""
     output_root: Path | None = None
     """The folder below which a request's `output_dir` must lie. Default: no request may name one."""
+    reservation_seconds: float = 600.0
+    """How long smaller jobs may pass one that needs more GPUs than are free; then GPUs are kept for it."""
     grace_seconds: float = 10.0
     """How long a run that is being ended has between SIGTERM and SIGKILL."""
     stop_seconds: float = 10.0
@@ -82,7 +87,7 @@ class Settings:
         for name in ("max_queued", "max_request_bytes", "journal_max_events"):
             _require(getattr(self, name) >= 1, name, "must be at least 1")
         _require(self.max_running >= 0, "max_running", "must not be negative")
-        for name in ("grace_seconds", "stop_seconds", "journal_max_age_seconds"):
+        for name in ("reservation_seconds", "grace_seconds", "stop_seconds", "journal_max_age_seconds"):
             _require(0 <= getattr(self, name) < float("inf"), name, "must be finite and not negative")
         _require(self.log_format in ("text", "json"), "log_format", "must be `text` or `json`")
         _require(
@@ -128,6 +133,7 @@ _CONVERTERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "max_queued": int,
     "max_request_bytes": int,
     "output_root": Path,
+    "reservation_seconds": float,
     "grace_seconds": float,
     "stop_seconds": float,
     "journal_max_events": int,
@@ -154,15 +160,13 @@ def _read_file(path: Path) -> dict[str, Any]:
     unknown = set(values) - set(_CONVERTERS)
     if unknown:
         known = ", ".join(sorted(_CONVERTERS))
-        raise ConfigurationError(f"config file {path}: unknown setting {sorted(unknown)[0]}; there are: {known}")
+        raise ConfigurationError(f"config file {path}: unknown setting {min(unknown)}; there are: {known}")
     for name in ("data_dir", "output_root"):
         if name in values:
-            values[name] = path.parent / str(values[name])
+            values[name] = _absolute(path.parent / str(values[name]))
     tables = values.get("harnesses", {})
     _require(isinstance(tables, dict), "harnesses", "must be tables such as [harnesses.lmms-eval]")
-    values["harnesses"] = {
-        name: _harness(name, table, path.parent) for name, table in tables.items()
-    } or Settings().harnesses
+    values["harnesses"] = {name: _harness(name, table, path.parent) for name, table in tables.items()} or Settings().harnesses
     return values
 
 
@@ -179,9 +183,14 @@ def _harness(name: str, table: Any, base: Path) -> HarnessSettings:
         f"{where}.env",
         "must be a table of strings by variable name",
     )
-    values: dict[str, Any] = {"kind": table.get("kind", name), "env": env}
+    for key in ("kind", "python", "working_dir"):
+        _require(isinstance(table.get(key, ""), str), f"{where}.{key}", "must be a string")
+    values: dict[str, Any] = {
+        "kind": table.get("kind", name),
+        "env": env,
+        "working_dir": _absolute(base / table.get("working_dir", "")),
+    }
     if "python" in table:
-        _require(isinstance(table["python"], str), f"{where}.python", "must be a path")
         values["python"] = _interpreter(table["python"], base)
     for key in ("command", "args", "include_path"):
         if key in table:
@@ -192,9 +201,7 @@ def _harness(name: str, table: Any, base: Path) -> HarnessSettings:
                 "must be a list of strings",
             )
             values[key] = tuple(items)
-    values["include_path"] = tuple(
-        Path(os.path.abspath(base / folder)) for folder in values.get("include_path", ())  # noqa: PTH100
-    )
+    values["include_path"] = tuple(_absolute(base / folder) for folder in values.get("include_path", ()))
     if values["kind"] == "command":
         _require(bool(values.get("command")), f"{where}.command", "is needed for the kind `command`")
     return HarnessSettings(name=name, **values)
@@ -204,7 +211,11 @@ def _interpreter(python: str, base: Path) -> Path:
     """Take a bare name from PATH and anything else from the file's folder. Links stay: a venv's python is one."""
     if "/" not in python:
         return Path(python)
-    return Path(os.path.abspath(base / python))  # noqa: PTH100
+    return _absolute(base / python)
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))
 
 
 def _require(condition: bool, name: str, rule: str) -> None:

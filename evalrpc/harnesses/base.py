@@ -37,6 +37,8 @@ class Command:
     """Added to the environment that the executor builds."""
     files: Mapping[Path, bytes] = field(default_factory=dict)
     """Files to write before it starts, by absolute path."""
+    cwd: Path | None = None
+    """The folder to run in. None: the server's own."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""How runs are started, seen to end, ended, and found again."""

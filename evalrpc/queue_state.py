@@ -1,0 +1,137 @@
+"""The queue and the running jobs in memory, kept up with every commit of the store.
+
+The service answers positions and GetQueue from it, and the scheduler chooses from it; neither changes it.
+
+Threads: `apply` runs on the store's writer thread, everything else on any. One lock, held for a few steps only.
+"""
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+
+from sortedcontainers import SortedDict, SortedList
+
+from evalrpc import placement
+from evalrpc.placement import Capacity, QueuedJob
+from evalrpc.store.base import Change, ListedJob
+from evalrpc.v1 import job_pb2 as pb
+
+
+class QueueState:
+    """What is queued, in the order of service, and what runs on which GPUs."""
+
+    def __init__(self, capacity: Capacity) -> None:
+        self.capacity = capacity
+        self._lock = threading.Lock()
+        self._queued: dict[str, QueuedJob] = {}
+        self._order: SortedList[QueuedJob] = SortedList()
+        self._by_width: SortedDict[int, SortedList[QueuedJob]] = SortedDict()
+        self._running: dict[str, pb.JobInfo] = {}
+        self._progress: dict[str, pb.Progress] = {}
+
+    def load(self, jobs: Iterable[ListedJob]) -> None:
+        """Take the jobs that were live when the store was opened."""
+        for sequence, job in jobs:
+            self._place(job, sequence)
+
+    def apply(self, changes: Sequence[Change]) -> None:
+        """Follow a commit. A listener of the store."""
+        with self._lock:
+            for change in changes:
+                self._remove(change.job.job_id)
+                self._place(change.job, change.sequence)
+
+    def set_progress(self, job_id: str, progress: pb.Progress) -> pb.JobInfo | None:
+        """Note how far a running job has come; return the job with it, or None if it does not run any more."""
+        with self._lock:
+            job = self._running.get(job_id)
+            if job is None:
+                return None
+            self._progress[job_id] = progress
+            return _with_progress(job, progress)
+
+    def describe(self, job_id: str) -> pb.JobInfo:
+        """Return the fields of a job that are not in the store: position and wait reason, or progress. Empty for others."""
+        with self._lock:
+            entry = self._queued.get(job_id)
+            if entry is not None:
+                position = self._order.index(entry)
+                reason = placement.wait_reason(entry.num_gpus, position, self._free())
+                return pb.JobInfo(position_in_queue=position, wait_reason=reason)
+            progress = self._progress.get(job_id)
+            return pb.JobInfo(progress=progress) if progress else pb.JobInfo()
+
+    def choose(
+        self, free: Capacity, now_seconds: float, reservation_seconds: float, passed: Mapping[str, object]
+    ) -> QueuedJob | None:
+        """Return the job to start next on `free`, leaving out those in `passed`: the scheduler has them already."""
+        with self._lock:
+            heads = [head for order in self._by_width.values() if (head := _first(order, passed))]
+        return placement.next_job(heads, free, now_seconds, reservation_seconds)
+
+    def queued_job_ids(self, limit: int) -> list[str]:
+        """Return the first queued jobs in the order of service."""
+        with self._lock:
+            return [entry.job_id for entry in self._order.islice(stop=limit)]
+
+    def running_jobs(self) -> list[pb.JobInfo]:
+        """Return the running jobs, longest running first. They must not be modified."""
+        with self._lock:
+            return sorted(self._running.values(), key=lambda job: job.started_at.ToNanoseconds())
+
+    def running_job(self, job_id: str) -> pb.JobInfo | None:
+        """Return a running job. It must not be modified."""
+        return self._running.get(job_id)
+
+    @property
+    def queued_count(self) -> int:
+        """How many jobs are queued."""
+        return len(self._queued)
+
+    def free(self) -> Capacity:
+        """Return what no running job holds."""
+        with self._lock:
+            return self._free()
+
+    def _free(self) -> Capacity:
+        held = {gpu for job in self._running.values() for gpu in job.gpus}
+        without_gpus = sum(1 for job in self._running.values() if not job.gpus)
+        return Capacity(
+            tuple(gpu for gpu in self.capacity.gpus if gpu not in held),
+            self.capacity.slots_without_gpus - without_gpus,
+            self.capacity.slots - len(self._running),
+        )
+
+    def _place(self, job: pb.JobInfo, sequence: int) -> None:
+        if job.status == pb.JOB_STATUS_QUEUED:
+            self._enqueue(job, sequence)
+        elif job.status == pb.JOB_STATUS_RUNNING:
+            self._running[job.job_id] = job
+        else:
+            self._progress.pop(job.job_id, None)
+
+    def _enqueue(self, job: pb.JobInfo, sequence: int) -> None:
+        width = placement.gpus_needed(job.request)
+        entry = QueuedJob(-job.priority, sequence, job.job_id, width, job.created_at.ToNanoseconds() / 1e9)
+        self._queued[job.job_id] = entry
+        self._order.add(entry)
+        self._by_width.setdefault(width, SortedList()).add(entry)
+
+    def _remove(self, job_id: str) -> None:
+        entry = self._queued.pop(job_id, None)
+        if entry is not None:
+            self._order.remove(entry)
+            self._by_width[entry.num_gpus].remove(entry)
+            if not self._by_width[entry.num_gpus]:
+                del self._by_width[entry.num_gpus]
+        self._running.pop(job_id, None)
+
+
+def _first(order: Iterable[QueuedJob], passed: Mapping[str, object]) -> QueuedJob | None:
+    return next((entry for entry in order if entry.job_id not in passed), None)
+
+
+def _with_progress(job: pb.JobInfo, progress: pb.Progress) -> pb.JobInfo:
+    merged = pb.JobInfo()
+    merged.CopyFrom(job)
+    merged.progress.CopyFrom(progress)
+    return merged

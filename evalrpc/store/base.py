@@ -1,0 +1,152 @@
+"""The contract of a store: the only place where a job changes.
+
+Writes are durable once their future has a result. A status change and its journal event are committed together, get the next
+revision of the whole store, and are told to the listeners in the order of their revisions, before the future has its result.
+
+Every method may be called from any thread. Reads block on the disk, so the event loop calls them through a thread pool; only
+`cached_job` never blocks.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from evalrpc.lifecycle import Status
+from evalrpc.v1.evaluation_service_pb2 import JobFilter
+from evalrpc.v1.job_pb2 import JobInfo
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A new job, with what makes its submission repeatable."""
+
+    job: JobInfo
+    """With its id, request and options; the store sets the status and the revision."""
+    request_id: str = ""
+    """Empty: not repeatable."""
+    fingerprint: bytes = b""
+    """Equal for submissions of equal contents."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A committed change of one job. Listeners must not modify `job`."""
+
+    job: JobInfo
+    """The job after the change."""
+    sequence: int
+    """Its place in the order of arrival."""
+    previous: Status
+    """The status before; UNSPECIFIED for a new job."""
+    event: bytes | None
+    """The JobEvent that was journalled; None where the status did not change."""
+    deleted: bool = False
+
+    @property
+    def status_changed(self) -> bool:
+        """Whether this change has a revision of its own."""
+        return self.event is not None
+
+
+class JournalEvent(NamedTuple):
+    """A serialised JobEvent, as it was committed."""
+
+    revision: int
+    event: bytes
+
+
+class ListedJob(NamedTuple):
+    """A job with its place in the order of arrival."""
+
+    sequence: int
+    job: JobInfo
+
+
+Listener = Callable[[Sequence[Change]], None]
+"""Takes the changes of one commit, in order. Runs on the writer thread: it must be quick and must not wait for a write."""
+
+
+class Store(Protocol):
+    """Jobs and their journal."""
+
+    def submit(self, submission: Submission) -> Future[JobInfo]:
+        """Add a QUEUED job, or find the one that the same request_id made.
+
+        A new job cancels the queued ones with the same supersede key, in the same commit.
+        Raises RequestIdReusedError, QueueFullError, StoreUnavailableError.
+        """
+
+    def update(self, job_id: str, change: Callable[[JobInfo], None]) -> Future[JobInfo]:
+        """Change a job: `change` runs on the writer thread, modifies the message it is given, and may raise an EvalrpcError
+        to leave the job as it is.
+
+        Raises JobNotFoundError, IllegalTransitionError, StoreUnavailableError, and what `change` raises.
+        """
+
+    def delete(self, job_id: str) -> Future[JobInfo]:
+        """Remove a terminal job; its events stay in the journal. Raises JobNotFoundError, JobNotFinishedError."""
+
+    def cached_job(self, job_id: str) -> bytes | None:
+        """Return a job as serialised JobInfo if it is in memory, without blocking."""
+
+    def job(self, job_id: str) -> bytes:
+        """Return a job as serialised JobInfo. Raises JobNotFoundError."""
+
+    def list_jobs(self, job_filter: JobFilter, before_sequence: int | None, limit: int) -> list[ListedJob]:
+        """Return jobs that the filter takes, newest first, of those that arrived before `before_sequence`."""
+
+    def live_jobs(self) -> Iterator[ListedJob]:
+        """Yield the jobs that are not terminal, in order of arrival."""
+
+    def events_after(self, revision: int, limit: int, job_id: str | None = None) -> list[JournalEvent]:
+        """Return journal events with a later revision, of one job or of all, in order.
+
+        Raises RevisionCompactedError, RevisionInFutureError.
+        """
+
+    def status_counts(self) -> Mapping[Status, int]:
+        """Return how many jobs there are in each status."""
+
+    def subscribe(self, listener: Listener) -> None:
+        """Tell `listener` of every later commit."""
+
+    def compact(self, max_events: int, older_than: Timestamp) -> Future[int]:
+        """Drop journal events past `max_events` or older than a time; return the oldest revision to resume after."""
+
+    def close(self) -> None:
+        """Finish the writes under way and let go of the files."""
+
+    @property
+    def head_revision(self) -> int:
+        """The newest revision; 0 in an empty store."""
+
+    @property
+    def oldest_revision(self) -> int:
+        """The oldest revision that one can resume after."""
+
+
+def fields_match(job: JobInfo, job_filter: JobFilter) -> bool:
+    """Tell whether the filter takes the job. For events; a listing filters in the database."""
+    request = job.request
+    return (
+        _any_of(job_filter.statuses, (job.status,))
+        and _any_of(job_filter.models, (request.model,))
+        and _any_of(job_filter.tasks, request.tasks)
+        and _any_of(job_filter.harnesses, (request.harness,))
+        and all(job.labels.get(key) == value for key, value in job_filter.labels.items())
+        and (
+            not job_filter.HasField("created_after")
+            or job.created_at.ToNanoseconds() >= job_filter.created_after.ToNanoseconds()
+        )
+        and (
+            not job_filter.HasField("created_before")
+            or job.created_at.ToNanoseconds() < job_filter.created_before.ToNanoseconds()
+        )
+    )
+
+
+def _any_of(wanted: Sequence[object], present: Iterable[object]) -> bool:
+    return not wanted or not set(wanted).isdisjoint(present)

@@ -1,0 +1,72 @@
+"""The database's schema, as the steps that led to it. A step that was released is never edited; a change is a new step."""
+
+import sqlite3
+from typing import Final
+
+from evalrpc.errors import ConfigurationError
+
+MIGRATIONS: Final = (
+    """
+    CREATE TABLE jobs (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,  -- the order of arrival; never reused
+        job_id TEXT NOT NULL UNIQUE,
+        status INTEGER NOT NULL,
+        harness TEXT NOT NULL,
+        model TEXT NOT NULL,
+        supersede_key TEXT,
+        request_id TEXT UNIQUE,
+        fingerprint BLOB,
+        created_ns INTEGER NOT NULL,
+        job BLOB NOT NULL                            -- JobInfo; the columns before it repeat what is searched for
+    ) STRICT;
+    CREATE INDEX jobs_by_status ON jobs (status, sequence);
+    CREATE INDEX jobs_by_model ON jobs (model, sequence);
+    CREATE INDEX jobs_by_harness ON jobs (harness, sequence);
+    CREATE INDEX jobs_by_creation ON jobs (created_ns, sequence);
+    CREATE INDEX jobs_by_supersede_key ON jobs (supersede_key, status) WHERE supersede_key IS NOT NULL;
+
+    CREATE TABLE job_tasks (
+        task TEXT NOT NULL,
+        sequence INTEGER NOT NULL REFERENCES jobs ON DELETE CASCADE,
+        PRIMARY KEY (task, sequence)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX job_tasks_by_job ON job_tasks (sequence);
+
+    CREATE TABLE job_labels (
+        label TEXT NOT NULL,
+        value TEXT NOT NULL,
+        sequence INTEGER NOT NULL REFERENCES jobs ON DELETE CASCADE,
+        PRIMARY KEY (label, value, sequence)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX job_labels_by_job ON job_labels (sequence);
+
+    CREATE TABLE journal (
+        revision INTEGER PRIMARY KEY,
+        job_id TEXT NOT NULL,
+        created_ns INTEGER NOT NULL,
+        event BLOB NOT NULL                          -- JobEvent, just as watchers get it
+    ) STRICT;
+    CREATE INDEX journal_by_job ON journal (job_id, revision);
+    CREATE INDEX journal_by_age ON journal (created_ns);
+
+    CREATE TABLE compaction (
+        oldest_revision INTEGER NOT NULL             -- one row: every event after this revision is in the journal
+    ) STRICT;
+    INSERT INTO compaction VALUES (0);
+    """,
+)
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring the database to this version, each step in a transaction of its own.
+
+    Raises ConfigurationError for a database of a newer version.
+    """
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(MIGRATIONS):
+        raise ConfigurationError(
+            f"setting data_dir: its database has version {version}, and this evalrpc knows up to {len(MIGRATIONS)}; "
+            "run the newer evalrpc, or take another folder"
+        )
+    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+        connection.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;")

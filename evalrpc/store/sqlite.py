@@ -1,0 +1,292 @@
+"""A store in one SQLite file, written by one thread.
+
+Threads: every write is a job for the writer thread, which takes all that are waiting, runs them in one transaction, commits
+once, tells the listeners, and only then gives the callers their results. Readers have a connection per thread and see what is
+committed (WAL). The in-memory numbers (`_head`, `_counts`) are the writer's own; others read them without a lock, since each
+is one reference.
+
+A write checks first and raises before its first statement that changes anything. So one that is refused leaves its
+neighbours in the transaction alone, and none needs a savepoint.
+"""
+
+import logging
+import queue
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from evalrpc import lifecycle
+from evalrpc.clock import Clock
+from evalrpc.errors import (
+    ConfigurationError,
+    EvalrpcError,
+    RevisionCompactedError,
+    RevisionInFutureError,
+    StoreUnavailableError,
+)
+from evalrpc.lifecycle import Status
+from evalrpc.store.base import JournalEvent, ListedJob, Listener, Submission
+from evalrpc.store.cache import JobCache
+from evalrpc.store.filters import where_clause
+from evalrpc.store.lock import lock_data_dir
+from evalrpc.store.migrations import migrate
+from evalrpc.store.transaction import RETRY_DELAY_SECONDS, Transaction, job_not_found
+from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1.evaluation_service_pb2 import JobFilter
+
+DATABASE_NAME: Final = "evalrpc.sqlite3"
+
+_MAX_BATCH: Final = 1024
+_CACHE_BYTES: Final = 16 * 1024 * 1024
+
+_log = logging.getLogger(__name__)
+
+_Operation = Callable[[Transaction], Any]
+
+
+class SqliteStore:
+    """The store of one server, in `data_dir`, which it locks against every other.
+
+    Raises DataDirectoryInUseError, ConfigurationError.
+    """
+
+    def __init__(self, data_dir: Path, clock: Clock, max_queued: int) -> None:
+        self._path = data_dir / DATABASE_NAME
+        self._clock = clock
+        self._max_queued = max_queued
+        self._lock_file = lock_data_dir(data_dir)
+        self._listeners: list[Listener] = []
+        self._cache = JobCache(_CACHE_BYTES)
+        self._local = threading.local()
+        self._readers: list[sqlite3.Connection] = []
+        self._readers_lock = threading.Lock()
+        self._operations: queue.SimpleQueue[tuple[_Operation, Future[Any]] | None] = queue.SimpleQueue()
+        self._closed = False
+        self._connection = self._open()
+        self._oldest: int = self._connection.execute("SELECT oldest_revision FROM compaction").fetchone()[0]
+        newest = self._connection.execute("SELECT max(revision) FROM journal").fetchone()[0]
+        self._head: int = max(self._oldest, newest or 0)
+        self._counts = _count_statuses(self._connection)
+        self._writer = threading.Thread(target=self._write_batches, name="store-writer", daemon=True)
+        self._writer.start()
+
+    # Writing.
+
+    def submit(self, submission: Submission) -> Future[pb.JobInfo]:
+        """Add a QUEUED job, or find the one that the same request_id made."""
+        return self._write(lambda transaction: transaction.submit(submission))
+
+    def update(self, job_id: str, change: Callable[[pb.JobInfo], None]) -> Future[pb.JobInfo]:
+        """Change a job on the writer thread."""
+        return self._write(lambda transaction: transaction.update(job_id, change))
+
+    def delete(self, job_id: str) -> Future[pb.JobInfo]:
+        """Remove a terminal job."""
+        return self._write(lambda transaction: transaction.delete(job_id))
+
+    def compact(self, max_events: int, older_than: Timestamp) -> Future[int]:
+        """Drop old journal events, at most some thousands at a time, so that no write waits long."""
+        return self._write(lambda transaction: transaction.compact(max_events, older_than.ToNanoseconds()))
+
+    def subscribe(self, listener: Listener) -> None:
+        """Tell `listener` of every later commit, on the writer thread."""
+        self._listeners.append(listener)
+
+    def close(self) -> None:
+        """Finish the writes under way and let go of the files."""
+        if self._closed:
+            return
+        self._closed = True
+        self._operations.put(None)
+        self._writer.join()
+        self._connection.close()
+        with self._readers_lock:
+            for connection in self._readers:
+                connection.close()
+        self._lock_file.close()
+
+    def _write(self, operation: _Operation) -> Future[Any]:
+        if self._closed or not self._writer.is_alive():
+            raise _unavailable("the store is closed")
+        future: Future[Any] = Future()
+        self._operations.put((operation, future))
+        return future
+
+    def _write_batches(self) -> None:
+        """Run on the writer thread until close() puts None. An error that is no EvalrpcError and no sqlite3.Error is a bug:
+        it ends the thread, and with it the server, before anything wrong can be written."""
+        while batch := self._next_batch():
+            self._commit(batch)
+
+    def _next_batch(self) -> list[tuple[_Operation, Future[Any]]]:
+        item = self._operations.get()
+        batch = []
+        while item is not None:
+            batch.append(item)
+            if len(batch) >= _MAX_BATCH:
+                return batch
+            try:
+                item = self._operations.get_nowait()
+            except queue.Empty:
+                return batch
+        if batch:
+            self._operations.put(None)  # the end comes after this batch
+        return batch
+
+    def _commit(self, batch: list[tuple[_Operation, Future[Any]]]) -> None:
+        transaction = Transaction(self._connection, self._clock, self._max_queued, self._head, self._counts)
+        outcomes: list[tuple[Future[Any], Any]] = []
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            for operation, future in batch:
+                try:
+                    outcomes.append((future, operation(transaction)))
+                except EvalrpcError as refusal:
+                    outcomes.append((future, refusal))
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._roll_back(batch, error)
+            return
+        self._publish(transaction)
+        for future, outcome in outcomes:
+            if isinstance(outcome, EvalrpcError):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+    def _roll_back(self, batch: list[tuple[_Operation, Future[Any]]], error: sqlite3.Error) -> None:
+        _log.error("the store could not commit %d writes: %s", len(batch), error)
+        with suppress(sqlite3.Error):
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        for _, future in batch:
+            future.set_exception(_unavailable(f"the server's store can't write: {error}"))
+
+    def _publish(self, transaction: Transaction) -> None:
+        self._head = transaction.head
+        self._counts = transaction.counts
+        if transaction.oldest is not None:
+            self._oldest = transaction.oldest
+        for change, serialized in transaction.changes:
+            if change.deleted:
+                self._cache.remove(change.job.job_id)
+            else:
+                self._cache.put(change.job.job_id, serialized)
+        if transaction.changes:
+            changes = [change for change, _ in transaction.changes]
+            for listener in self._listeners:
+                listener(changes)
+
+    # Reading.
+
+    @property
+    def head_revision(self) -> int:
+        """The newest revision."""
+        return self._head
+
+    @property
+    def oldest_revision(self) -> int:
+        """The oldest revision that one can resume after."""
+        return self._oldest
+
+    def status_counts(self) -> Mapping[Status, int]:
+        """Return how many jobs there are in each status."""
+        return self._counts
+
+    def cached_job(self, job_id: str) -> bytes | None:
+        """Return a job from memory."""
+        return self._cache.get(job_id)
+
+    def job(self, job_id: str) -> bytes:
+        """Return a job, from memory or from the disk."""
+        cached = self._cache.get(job_id)
+        if cached is not None:
+            return cached
+        generation = self._cache.generation
+        with self._reading() as connection:
+            row = connection.execute("SELECT job FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+        if row is None:
+            raise job_not_found(job_id)
+        self._cache.fill(job_id, row[0], generation)
+        return bytes(row[0])
+
+    def list_jobs(self, job_filter: JobFilter, before_sequence: int | None, limit: int) -> list[ListedJob]:
+        """Return jobs that the filter takes, newest first."""
+        condition, parameters = where_clause(job_filter, before_sequence)
+        query = f"SELECT sequence, job FROM jobs WHERE {condition} ORDER BY sequence DESC LIMIT ?"  # noqa: S608
+        with self._reading() as connection:
+            rows = connection.execute(query, (*parameters, limit)).fetchall()
+        return [ListedJob(sequence, pb.JobInfo.FromString(job)) for sequence, job in rows]
+
+    def live_jobs(self) -> Iterator[ListedJob]:
+        """Yield the jobs that are not terminal, in order of arrival."""
+        query = "SELECT sequence, job FROM jobs WHERE status IN (?, ?) ORDER BY sequence"
+        with self._reading() as connection:
+            for sequence, job in connection.execute(query, tuple(lifecycle.LIVE)):
+                yield ListedJob(sequence, pb.JobInfo.FromString(job))
+
+    def events_after(self, revision: int, limit: int, job_id: str | None = None) -> list[JournalEvent]:
+        """Return journal events with a later revision, in order."""
+        if revision > self._head:
+            raise RevisionInFutureError(
+                f"after_revision {revision} lies beyond the newest revision {self._head}: does it come from another server?",
+                metadata={"head_revision": str(self._head)},
+            )
+        of_job = " AND job_id = ?" if job_id else ""
+        query = f"SELECT revision, event FROM journal WHERE revision > ?{of_job} ORDER BY revision LIMIT ?"  # noqa: S608
+        with self._reading() as connection:
+            rows = connection.execute(query, (revision, *([job_id] if job_id else []), limit)).fetchall()
+            (oldest,) = connection.execute("SELECT oldest_revision FROM compaction").fetchone()
+        if revision < oldest:  # read after the events, so that none can have been dropped unseen
+            raise RevisionCompactedError(
+                f"the journal reaches back to revision {oldest} only: begin anew with after_revision 0",
+                metadata={"oldest_revision": str(oldest)},
+            )
+        return [JournalEvent(*row) for row in rows]
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        if self._closed:
+            raise _unavailable("the store is closed")
+        try:
+            yield self._reader()
+        except sqlite3.Error as error:
+            raise _unavailable(f"the server's store can't be read: {error}") from error
+
+    def _reader(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+            connection.execute("PRAGMA query_only = ON")
+            self._local.connection = connection
+            with self._readers_lock:
+                self._readers.append(connection)
+        return connection
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA foreign_keys = ON")
+            migrate(connection)
+        except sqlite3.Error as error:
+            self._lock_file.close()
+            raise ConfigurationError(f"setting data_dir: the database {self._path} can't be opened: {error}") from error
+        return connection
+
+
+def _count_statuses(connection: sqlite3.Connection) -> Counter[Status]:
+    rows = connection.execute("SELECT status, count(*) FROM jobs GROUP BY status").fetchall()
+    return Counter(dict(rows))
+
+
+def _unavailable(message: str) -> StoreUnavailableError:
+    return StoreUnavailableError(message, retry_delay_seconds=RETRY_DELAY_SECONDS)
