@@ -1,0 +1,242 @@
+"""The client for asyncio."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, Unpack
+
+from google.protobuf import json_format
+
+from evalrpc.client import core
+from evalrpc.client.download import OnProgress, PartialFile, is_complete, select, target_path
+from evalrpc.client.patience import OnDisconnect, Patience
+from evalrpc.client.reading import AllJobsWatch, ArtifactBytes, JobWatch, LogBytes
+from evalrpc.client.transport import AsyncTransport
+from evalrpc.v1.evaluation_service_pb2 import (
+    Artifact,
+    CancelJobRequest,
+    DeleteJobRequest,
+    GetJobRequest,
+    GetQueueRequest,
+    GetQueueResponse,
+    GetServerInfoRequest,
+    GetServerInfoResponse,
+    HarnessInfo,
+    JobFilter,
+    ListArtifactsRequest,
+    ListHarnessesRequest,
+    ListJobsRequest,
+    ListModelsRequest,
+    ListSamplesRequest,
+    ListTasksRequest,
+)
+from evalrpc.v1.job_pb2 import EvaluateRequest, JobEvent, JobInfo
+
+
+class AsyncEvalClient(AsyncTransport):
+    """EvalClient for asyncio: the same methods with the same arguments, answers and errors, where they are described.
+
+    Belongs to the event loop that it was made in. A task that is cancelled ends its call on the server as well. An iteration
+    that is left early ends its stream when it is closed: `async with contextlib.aclosing(client.watch(job_id)) as events`.
+
+        async with AsyncEvalClient("127.0.0.1:50051") as client:
+            job = await client.evaluate("llava_hf", ["mme"], {"pretrained": "acme/model"})
+            print((await client.wait_for_job(job.job_id)).results)
+    """
+
+    # Submitting
+
+    async def evaluate(
+        self,
+        model: str,
+        tasks: Sequence[str],
+        model_args: Mapping[str, Any] | None = None,
+        num_fewshot: int | None = None,
+        batch_size: int | str | None = None,
+        device: str | None = None,
+        limit: float | None = None,
+        gen_kwargs: Mapping[str, Any] | str | None = None,
+        log_samples: bool = True,
+        predict_only: bool = False,
+        num_gpus: int = 1,
+        output_dir: str | None = None,
+        *,
+        harness: str = "",
+        **options: Unpack[core.SubmitOptions],
+    ) -> JobInfo:
+        """Submit an evaluation from plain values, and return the queued job. See `submit` for options and errors."""
+        request = core.evaluate_request(
+            model,
+            tasks,
+            model_args,
+            num_fewshot,
+            batch_size,
+            device,
+            limit,
+            gen_kwargs,
+            log_samples,
+            predict_only,
+            num_gpus,
+            output_dir,
+            harness=harness,
+        )
+        return await self.submit(request, **options)
+
+    async def submit(self, request: EvaluateRequest, **options: Unpack[core.SubmitOptions]) -> JobInfo:
+        """Submit an evaluation, and return the queued job; it is on the server's disk by then."""
+        return await self._call(self._stub.SubmitJob, core.submit_request(request, **options))
+
+    # Following
+
+    async def get_job(self, job_id: str) -> JobInfo:
+        """Return the job as it stands now. Raises JobNotFoundError."""
+        return await self._call(self._stub.GetJob, GetJobRequest(job_id=job_id))
+
+    def watch(
+        self,
+        job_id: str,
+        *,
+        after_revision: int = 0,
+        heartbeat_interval_seconds: float | None = None,
+        reconnect_timeout_seconds: float | None = None,
+        on_disconnect: OnDisconnect | None = None,
+    ) -> AsyncGenerator[JobEvent, None]:
+        """Yield the job's state, then every change in order and once, and end after the terminal event."""
+        patience = Patience(reconnect_timeout_seconds, on_disconnect=on_disconnect)
+        return self._read(self._stub.WatchJob, JobWatch(job_id, after_revision, heartbeat_interval_seconds, patience))
+
+    def watch_all(
+        self,
+        filter: JobFilter | None = None,  # noqa: A002 (the schema's name)
+        after_revision: int = 0,
+        *,
+        heartbeat_interval_seconds: float | None = None,
+        reconnect_timeout_seconds: float | None = None,
+        on_disconnect: OnDisconnect | None = None,
+    ) -> AsyncGenerator[JobEvent, None]:
+        """Yield the state of every job that is not terminal, a BOOKMARK, then all that happens, without end."""
+        patience = Patience(reconnect_timeout_seconds, on_disconnect=on_disconnect)
+        return self._read(self._stub.WatchJobs, AllJobsWatch(filter, after_revision, heartbeat_interval_seconds, patience))
+
+    async def wait_for_job(
+        self,
+        job_id: str,
+        timeout_seconds: float | None = None,
+        *,
+        on_event: Callable[[JobEvent], None] | None = None,
+        raise_on_failure: bool = True,
+    ) -> JobInfo:
+        """Wait until the job is terminal, and return it. `on_event` hears of every event."""
+        job = JobInfo()
+        async with aclosing(
+            self._read(self._stub.WatchJob, JobWatch(job_id, patience=Patience(None, timeout_seconds)))
+        ) as events:
+            async for event in events:
+                job = event.job
+                if on_event:
+                    on_event(event)
+        return core.completed(job, raise_on_failure=raise_on_failure)
+
+    async def cancel_job(self, job_id: str, reason: str = "") -> JobInfo:
+        """Cancel the job, and return it as it stands: a running one ends a little later."""
+        return await self._call(self._stub.CancelJob, CancelJobRequest(job_id=job_id, reason=reason))
+
+    async def delete_job(self, job_id: str) -> None:
+        """Delete a terminal job with all that the server created for it. Raises JobNotFoundError, JobNotFinishedError."""
+        await self._call(self._stub.DeleteJob, DeleteJobRequest(job_id=job_id))
+
+    async def list_jobs(
+        self,
+        filter: JobFilter | None = None,  # noqa: A002 (the schema's name)
+        page_size: int = 0,
+    ) -> AsyncIterator[JobInfo]:
+        """Yield jobs, newest first. `page_size` is how many are fetched at a time; 0 leaves it to the server."""
+        request = ListJobsRequest(filter=filter, page_size=page_size)
+        async for page in self._pages(self._stub.ListJobs, request):
+            for job in page.jobs:
+                yield job
+
+    # Reading what a job leaves
+
+    async def logs(
+        self, job_id: str, *, follow: bool = False, offset: int = 0, attempt: int = 0
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the log's bytes from an offset, each once. `attempt` 0 is the latest."""
+        attempt = attempt or await self._latest_attempt(job_id, wait=follow)
+        reader = LogBytes(job_id, attempt, follow=follow, offset=offset)
+        async with aclosing(self._read(self._stub.ReadLog, reader)) as chunks:
+            async for data in chunks:
+                yield data
+
+    async def _latest_attempt(self, job_id: str, *, wait: bool) -> int:
+        """Name the attempt, so that a log read over several connections is that of one attempt."""
+        job = await self.get_job(job_id)
+        if job.attempt or not wait:
+            return job.attempt
+        async with aclosing(self._read(self._stub.WatchJob, JobWatch(job_id))) as events:
+            return await anext((event.job.attempt async for event in events if event.job.attempt), 0)
+
+    async def list_artifacts(self, job_id: str) -> list[Artifact]:
+        """List the files that the job left, sorted by name. Raises JobNotFoundError."""
+        answer = await self._call(self._stub.ListArtifacts, ListArtifactsRequest(job_id=job_id))
+        return list(answer.artifacts)
+
+    async def download(
+        self,
+        job_id: str,
+        directory: str | Path,
+        names: Sequence[str] | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> list[Path]:
+        """Copy files of the job (default: all) into a folder, and return their paths there, sorted by name."""
+        chosen = select(await self.list_artifacts(job_id), names)
+        return [await self._download_file(job_id, artifact, Path(directory), on_progress) for artifact in chosen]
+
+    async def _download_file(self, job_id: str, artifact: Artifact, directory: Path, on_progress: OnProgress | None) -> Path:
+        if await asyncio.to_thread(is_complete, directory, artifact):
+            return target_path(directory, artifact.name)
+        with PartialFile(directory, artifact) as part:
+            reader = ArtifactBytes(job_id, artifact.name, part.offset)
+            async with aclosing(self._read(self._stub.ReadArtifact, reader)) as chunks:
+                async for data in chunks:
+                    await asyncio.to_thread(part.write, data)
+                    if on_progress:
+                        on_progress(artifact, part.offset)
+            return await asyncio.to_thread(part.finish)
+
+    async def samples(self, job_id: str, model: str = "", task: str = "", page_size: int = 0) -> AsyncIterator[dict[str, Any]]:
+        """Yield the predictions of one model and task, in the harness's order. Empty names take the job's only one."""
+        request = ListSamplesRequest(job_id=job_id, model=model, task=task, page_size=page_size)
+        async for page in self._pages(self._stub.ListSamples, request):
+            for sample in page.samples:
+                yield json_format.MessageToDict(sample)
+
+    # What the server has
+
+    async def list_tasks(self, query: str = "", harness: str = "") -> AsyncIterator[str]:
+        """Yield the names of the harness's tasks that contain the query, sorted. Raises CatalogUnavailableError."""
+        request = ListTasksRequest(query=query, harness=harness)
+        async for page in self._pages(self._stub.ListTasks, request):
+            for task in page.tasks:
+                yield task
+
+    async def list_models(self, query: str = "", harness: str = "") -> AsyncIterator[str]:
+        """Yield the names of the harness's model types that contain the query, sorted. Raises CatalogUnavailableError."""
+        request = ListModelsRequest(query=query, harness=harness)
+        async for page in self._pages(self._stub.ListModels, request):
+            for model in page.models:
+                yield model
+
+    async def list_harnesses(self) -> list[HarnessInfo]:
+        """List the harnesses that the operator configured, sorted by name."""
+        answer = await self._call(self._stub.ListHarnesses, ListHarnessesRequest())
+        return list(answer.harnesses)
+
+    async def get_queue_status(self) -> GetQueueResponse:
+        """Return what is queued and running, and who holds which GPU."""
+        return await self._call(self._stub.GetQueue, GetQueueRequest())
+
+    async def get_server_info(self) -> GetServerInfoResponse:
+        """Return the server's version, limits and capabilities."""
+        return await self._call(self._stub.GetServerInfo, GetServerInfoRequest())

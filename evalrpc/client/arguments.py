@@ -1,0 +1,53 @@
+"""The short notation for arguments: `k=v,k2=v2`, where a value is JSON if it can be and text otherwise."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+_OPENING, _CLOSING = "[{", "]}"
+
+
+def parse_arguments(text: str) -> dict[str, Any]:
+    """Read a JSON object or `k=v,k2=v2`. Commas within brackets, braces and double quotes part nothing.
+
+    Raises ValueError, saying what is wrong.
+    """
+    if text.lstrip().startswith("{"):
+        return _parse_object(text)
+    return dict(_parse_pair(part) for part in _split(text) if part.strip())
+
+
+def _parse_object(text: str) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is no valid JSON: {error}") from error
+    return value
+
+
+def _parse_pair(pair: str) -> tuple[str, Any]:
+    key, separator, value = pair.partition("=")
+    if not separator or not key.strip():
+        raise ValueError(f"`{pair}` is not of the form key=value")
+    return key.strip(), _parse_value(value.strip())
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _split(text: str) -> Iterator[str]:
+    """Yield the parts between the commas that stand outside of brackets, braces and double quotes."""
+    start, depth, quoted = 0, 0, False
+    for index, character in enumerate(text):
+        if character == '"':
+            quoted = not quoted
+        elif not quoted:
+            depth += (character in _OPENING) - (character in _CLOSING)
+            if character == "," and depth == 0:
+                yield text[start:index]
+                start = index + 1
+    yield text[start:]

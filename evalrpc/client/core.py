@@ -1,0 +1,179 @@
+"""What both faces of the client share: the channel's options and the requests."""
+
+import json
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Final, TypedDict
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.struct_pb2 import Struct
+
+from evalrpc.client.arguments import parse_arguments
+from evalrpc.errors import JobCancelledError, JobFailedError
+from evalrpc.v1.evaluation_service_pb2 import DESCRIPTOR, SubmitJobRequest
+from evalrpc.v1.job_pb2 import EvaluateRequest, JobInfo, JobStatus
+
+DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
+ADDRESS_VARIABLE: Final = "EVALRPC_ADDRESS"
+MAX_RECEIVE_BYTES: Final = 64 * 1024 * 1024
+
+HEALTH_CHECK_METHOD: Final = "/grpc.health.v1.Health/Check"
+HEALTH_CHECK_REQUEST: Final = b""
+"""A grpc.health.v1.HealthCheckRequest that asks for the server as a whole."""
+HEALTH_SERVING: Final = b"\x08\x01"
+"""The grpc.health.v1.HealthCheckResponse whose status is SERVING."""
+
+RETRIED_METHODS: Final = (
+    "SubmitJob",
+    "GetJob",
+    "ListJobs",
+    "CancelJob",
+    "GetQueue",
+    "ListArtifacts",
+    "ListSamples",
+    "ListTasks",
+    "ListModels",
+    "ListHarnesses",
+    "GetServerInfo",
+)
+"""The calls that may be repeated blindly; SubmitJob because every one of ours carries a `request_id`."""
+
+
+class SubmitOptions(TypedDict, total=False):
+    """The options of a submission, beside what is to be evaluated. See SubmitJobRequest in the schema."""
+
+    request_id: str | None
+    """Makes the call safe to repeat. Default: a fresh UUID."""
+    priority: int
+    """Higher starts first. Default: 0."""
+    labels: Mapping[str, str] | None
+    """Free labels, to filter by."""
+    timeout: timedelta | float | None
+    """Bound on the run time of one attempt; a number is in seconds. Default: none."""
+    max_attempts: int
+    """How often the job may be tried in all. Default: 1."""
+    supersede_key: str
+    """Cancels the queued jobs of the same key. Default: none."""
+    validate_only: bool
+    """Only check; the answer has no `job_id`. Default: False."""
+
+
+def server_address(address: str | None) -> str:
+    """Take the address given, else the one of EVALRPC_ADDRESS, else the default."""
+    return address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
+
+
+def channel_options() -> list[tuple[str, Any]]:
+    """Build the options of the channel: retries, limits, and signs of life at a pace that the server permits."""
+    return [
+        ("grpc.service_config", service_config()),
+        ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.max_pings_without_data", 0),
+        # gRPC's own defaults wait up to two minutes before they look for a restarted server again.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 5_000),
+        ("grpc.max_reconnect_backoff_ms", 5_000),
+    ]
+
+
+def service_config() -> str:
+    """Build gRPC's service config, as JSON: which calls it repeats by itself, on UNAVAILABLE only."""
+    service = DESCRIPTOR.services_by_name["EvaluationService"].full_name
+    policy = {
+        "maxAttempts": 5,
+        "initialBackoff": "0.1s",
+        "maxBackoff": "2s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    names = [{"service": service, "method": method} for method in RETRIED_METHODS]
+    return json.dumps({"methodConfig": [{"name": names, "retryPolicy": policy}]})
+
+
+def evaluate_request(
+    model: str,
+    tasks: Sequence[str],
+    model_args: Mapping[str, Any] | None = None,
+    num_fewshot: int | None = None,
+    batch_size: int | str | None = None,
+    device: str | None = None,
+    limit: float | None = None,
+    gen_kwargs: Mapping[str, Any] | str | None = None,
+    log_samples: bool = True,
+    predict_only: bool = False,
+    num_gpus: int = 1,
+    output_dir: str | None = None,
+    *,
+    harness: str = "",
+) -> EvaluateRequest:
+    """Build the request from plain values. None leaves a field absent; a single task may be a plain string.
+
+    Raises ValueError for arguments that have no JSON form.
+    """
+    return EvaluateRequest(
+        harness=harness,
+        model=model,
+        tasks=[tasks] if isinstance(tasks, str) else tasks,
+        model_args=_struct(model_args),
+        num_fewshot=num_fewshot,
+        batch_size="" if batch_size is None else str(batch_size),
+        device=device or "",
+        limit=limit,
+        gen_kwargs=_struct(parse_arguments(gen_kwargs) if isinstance(gen_kwargs, str) else gen_kwargs),
+        log_samples=log_samples,
+        predict_only=predict_only,
+        num_gpus=num_gpus,
+        output_dir=output_dir or "",
+    )
+
+
+def submit_request(
+    request: EvaluateRequest,
+    *,
+    request_id: str | None = None,
+    priority: int = 0,
+    labels: Mapping[str, str] | None = None,
+    timeout: timedelta | float | None = None,
+    max_attempts: int = 1,
+    supersede_key: str = "",
+    validate_only: bool = False,
+) -> SubmitJobRequest:
+    """Build the submission. It always has a `request_id`, so that a retry never submits a second job."""
+    return SubmitJobRequest(
+        request=request,
+        request_id=request_id or str(uuid.uuid4()),
+        priority=priority,
+        labels=labels,
+        timeout=None if timeout is None else duration(timeout),
+        max_attempts=max_attempts,
+        supersede_key=supersede_key,
+        validate_only=validate_only,
+    )
+
+
+def duration(value: timedelta | float) -> Duration:
+    """Build a Duration; a number is in seconds."""
+    message = Duration()
+    message.FromTimedelta(value if isinstance(value, timedelta) else timedelta(seconds=value))
+    return message
+
+
+def completed(job: JobInfo, *, raise_on_failure: bool = True) -> JobInfo:
+    """Return the terminal job. Raises JobFailedError or JobCancelledError if it is one, unless told not to."""
+    if raise_on_failure and job.status == JobStatus.JOB_STATUS_FAILED:
+        raise JobFailedError(job)
+    if raise_on_failure and job.status == JobStatus.JOB_STATUS_CANCELLED:
+        raise JobCancelledError(job)
+    return job
+
+
+def _struct(values: Mapping[str, Any] | None) -> Struct | None:
+    if values is None:
+        return None
+    struct = Struct()
+    struct.update(dict(values))
+    return struct

@@ -1,0 +1,99 @@
+"""From the status of a failed call to the class of `evalrpc.errors` that the server raised."""
+
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+from evalrpc import errors
+from evalrpc.errors import (
+    DOMAIN,
+    ConfigurationError,
+    EvalrpcError,
+    FieldViolation,
+    InvalidRequestError,
+    JobNotCompletedError,
+    RunFailedError,
+)
+
+STATUS_DETAILS_KEY: Final = "grpc-status-details-bin"
+"""The trailing metadata that carries a serialised google.rpc.Status."""
+
+_NEVER_ON_THE_WIRE: Final = (ConfigurationError, RunFailedError, JobNotCompletedError)
+
+
+class ErrorDetails(NamedTuple):
+    """What a status carries beside its code and message. Absent details are None or empty."""
+
+    reason: str | None = None
+    metadata: dict[str, str] | None = None
+    violations: tuple[FieldViolation, ...] = ()
+    retry_delay_seconds: float | None = None
+
+
+def from_rpc_error(error: grpc.RpcError) -> EvalrpcError | TimeoutError:
+    """Build the error that a failed call stands for, to be raised from it.
+
+    The class is found by the reason in ErrorInfo, else by the status code. A deadline becomes a TimeoutError.
+    """
+    code, message = error.code().name, error.details() or error.code().name
+    if code == grpc.StatusCode.DEADLINE_EXCEEDED.name:
+        return TimeoutError(message)
+    details = parse_details(_status_details(error))
+    return build_error(code, message, details)
+
+
+def build_error(code: str, message: str, details: ErrorDetails) -> EvalrpcError:
+    """Build the error of this status code and these details."""
+    cls = _error_class(code, details.reason)
+    options: dict[str, Any] = {"metadata": details.metadata, "retry_delay_seconds": details.retry_delay_seconds}
+    if issubclass(cls, InvalidRequestError):
+        options["violations"] = details.violations
+    return cls(message, **options)
+
+
+def parse_details(serialised_status: bytes) -> ErrorDetails:
+    """Read the details of a serialised google.rpc.Status. Kinds that are not known, and damage, count as absent."""
+    status = status_pb2.Status()
+    found = ErrorDetails()
+    try:
+        status.ParseFromString(serialised_status)
+        for detail in status.details:
+            found = found._replace(**_read_detail(detail))
+    except DecodeError:
+        return found
+    return found
+
+
+def _read_detail(detail: Any) -> dict[str, Any]:
+    info, request, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+    if detail.Unpack(info):
+        return {"reason": info.reason, "metadata": dict(info.metadata)} if info.domain == DOMAIN else {}
+    if detail.Unpack(request):
+        return {"violations": tuple(FieldViolation(v.field, v.description) for v in request.field_violations)}
+    if detail.Unpack(retry):
+        return {"retry_delay_seconds": retry.retry_delay.ToTimedelta().total_seconds()}
+    return {}
+
+
+def _status_details(error: grpc.RpcError) -> bytes:
+    pairs: Iterable[Any] = error.trailing_metadata() or ()
+    return next((value for key, value in pairs if key == STATUS_DETAILS_KEY), b"")
+
+
+_WIRE_CLASSES: Final = [
+    cls
+    for cls in vars(errors).values()
+    if isinstance(cls, type) and issubclass(cls, EvalrpcError) and not issubclass(cls, _NEVER_ON_THE_WIRE)
+]
+_BY_REASON: Final = {cls.reason: cls for cls in _WIRE_CLASSES}
+_BY_CODE: Final = {cls.code: cls for cls in _WIRE_CLASSES if cls.__base__ is EvalrpcError}
+
+
+def _error_class(code: str, reason: str | None) -> type[EvalrpcError]:
+    """Find the class. Without a reason RESOURCE_EXHAUSTED is gRPC's own, such as a message too large, and no full queue."""
+    if reason is None and code == grpc.StatusCode.RESOURCE_EXHAUSTED.name:
+        return EvalrpcError
+    return _BY_REASON.get(reason or "") or _BY_CODE.get(code, EvalrpcError)

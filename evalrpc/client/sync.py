@@ -1,0 +1,263 @@
+"""The client for ordinary, blocking code."""
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Unpack
+
+from google.protobuf import json_format
+
+from evalrpc.client import core
+from evalrpc.client.download import OnProgress, PartialFile, is_complete, select, target_path
+from evalrpc.client.patience import OnDisconnect, Patience
+from evalrpc.client.reading import AllJobsWatch, ArtifactBytes, JobWatch, LogBytes
+from evalrpc.client.transport import SyncTransport
+from evalrpc.v1.evaluation_service_pb2 import (
+    Artifact,
+    CancelJobRequest,
+    DeleteJobRequest,
+    GetJobRequest,
+    GetQueueRequest,
+    GetQueueResponse,
+    GetServerInfoRequest,
+    GetServerInfoResponse,
+    HarnessInfo,
+    JobFilter,
+    ListArtifactsRequest,
+    ListHarnessesRequest,
+    ListJobsRequest,
+    ListModelsRequest,
+    ListSamplesRequest,
+    ListTasksRequest,
+)
+from evalrpc.v1.job_pb2 import EvaluateRequest, JobEvent, JobInfo
+
+
+class EvalClient(SyncTransport):
+    """Submits evaluations to an evalrpc server, follows them, and fetches what they leave.
+
+    Every method that asks the server raises a subclass of `evalrpc.errors.EvalrpcError` for what the server refuses,
+    UnavailableError where it can't be reached, and TimeoutError where it does not answer in time. Calls that are safe to repeat
+    are repeated for a second or two while the server is unavailable; streams go on by themselves where they broke off.
+
+    May be used by several threads at once.
+
+        with EvalClient("127.0.0.1:50051") as client:
+            job = client.evaluate("llava_hf", ["mme"], {"pretrained": "acme/model"})
+            print(client.wait_for_job(job.job_id).results)
+    """
+
+    # Submitting
+
+    def evaluate(
+        self,
+        model: str,
+        tasks: Sequence[str],
+        model_args: Mapping[str, Any] | None = None,
+        num_fewshot: int | None = None,
+        batch_size: int | str | None = None,
+        device: str | None = None,
+        limit: float | None = None,
+        gen_kwargs: Mapping[str, Any] | str | None = None,
+        log_samples: bool = True,
+        predict_only: bool = False,
+        num_gpus: int = 1,
+        output_dir: str | None = None,
+        *,
+        harness: str = "",
+        **options: Unpack[core.SubmitOptions],
+    ) -> JobInfo:
+        """Submit an evaluation from plain values, and return the queued job. See `submit` for options and errors.
+
+        None leaves a field to its default, which the schema describes at EvaluateRequest.
+        """
+        request = core.evaluate_request(
+            model,
+            tasks,
+            model_args,
+            num_fewshot,
+            batch_size,
+            device,
+            limit,
+            gen_kwargs,
+            log_samples,
+            predict_only,
+            num_gpus,
+            output_dir,
+            harness=harness,
+        )
+        return self.submit(request, **options)
+
+    def submit(self, request: EvaluateRequest, **options: Unpack[core.SubmitOptions]) -> JobInfo:
+        """Submit an evaluation, and return the queued job; it is on the server's disk by then.
+
+        Raises InvalidRequestError with every bad field, RequestIdReusedError, QueueFullError.
+        """
+        return self._call(self._stub.SubmitJob, core.submit_request(request, **options))
+
+    # Following
+
+    def get_job(self, job_id: str) -> JobInfo:
+        """Return the job as it stands now. Raises JobNotFoundError."""
+        return self._call(self._stub.GetJob, GetJobRequest(job_id=job_id))
+
+    def watch(
+        self,
+        job_id: str,
+        *,
+        after_revision: int = 0,
+        heartbeat_interval_seconds: float | None = None,
+        reconnect_timeout_seconds: float | None = None,
+        on_disconnect: OnDisconnect | None = None,
+    ) -> Generator[JobEvent, None, None]:
+        """Yield the job's state, then every change in order and once, and end after the terminal event.
+
+        Connects again by itself, for ever or until no connection came about for `reconnect_timeout_seconds`: then raises
+        UnavailableError. `on_disconnect` hears of every break. Raises JobNotFoundError, RevisionCompactedError and
+        RevisionInFutureError.
+        """
+        patience = Patience(reconnect_timeout_seconds, on_disconnect=on_disconnect)
+        return self._read(self._stub.WatchJob, JobWatch(job_id, after_revision, heartbeat_interval_seconds, patience))
+
+    def watch_all(
+        self,
+        filter: JobFilter | None = None,  # noqa: A002 (the schema's name)
+        after_revision: int = 0,
+        *,
+        heartbeat_interval_seconds: float | None = None,
+        reconnect_timeout_seconds: float | None = None,
+        on_disconnect: OnDisconnect | None = None,
+    ) -> Generator[JobEvent, None, None]:
+        """Yield the state of every job that is not terminal, a BOOKMARK, then all that happens, without end.
+
+        With `after_revision` it begins with what happened since. Connects again as `watch` does. Raises RevisionCompactedError
+        and RevisionInFutureError.
+        """
+        patience = Patience(reconnect_timeout_seconds, on_disconnect=on_disconnect)
+        return self._read(self._stub.WatchJobs, AllJobsWatch(filter, after_revision, heartbeat_interval_seconds, patience))
+
+    def wait_for_job(
+        self,
+        job_id: str,
+        timeout_seconds: float | None = None,
+        *,
+        on_event: Callable[[JobEvent], None] | None = None,
+        raise_on_failure: bool = True,
+    ) -> JobInfo:
+        """Wait until the job is terminal, and return it. `on_event` hears of every event.
+
+        Raises JobFailedError or JobCancelledError, which carry the job, and TimeoutError. None of them touches the job.
+        """
+        job = JobInfo()
+        reader = JobWatch(job_id, patience=Patience(None, timeout_seconds))
+        with closing(self._read(self._stub.WatchJob, reader)) as events:
+            for event in events:
+                job = event.job
+                if on_event:
+                    on_event(event)
+        return core.completed(job, raise_on_failure=raise_on_failure)
+
+    def cancel_job(self, job_id: str, reason: str = "") -> JobInfo:
+        """Cancel the job, and return it as it stands: a running one ends a little later.
+
+        Raises JobNotFoundError, and JobFinishedError for one that is COMPLETED or FAILED.
+        """
+        return self._call(self._stub.CancelJob, CancelJobRequest(job_id=job_id, reason=reason))
+
+    def delete_job(self, job_id: str) -> None:
+        """Delete a terminal job with all that the server created for it. Raises JobNotFoundError, JobNotFinishedError."""
+        self._call(self._stub.DeleteJob, DeleteJobRequest(job_id=job_id))
+
+    def list_jobs(
+        self,
+        filter: JobFilter | None = None,  # noqa: A002 (the schema's name)
+        page_size: int = 0,
+    ) -> Iterator[JobInfo]:
+        """Yield jobs, newest first. `page_size` is how many are fetched at a time; 0 leaves it to the server."""
+        request = ListJobsRequest(filter=filter, page_size=page_size)
+        for page in self._pages(self._stub.ListJobs, request):
+            yield from page.jobs
+
+    # Reading what a job leaves
+
+    def logs(self, job_id: str, *, follow: bool = False, offset: int = 0, attempt: int = 0) -> Generator[bytes, None, None]:
+        """Yield the log's bytes from an offset, each once. `attempt` 0 is the latest.
+
+        With `follow` it waits for a queued job to start and goes on until the job ends. Raises JobNotFoundError,
+        AttemptNotFoundError, OffsetOutOfRangeError.
+        """
+        attempt = attempt or self._latest_attempt(job_id, wait=follow)
+        yield from self._read(self._stub.ReadLog, LogBytes(job_id, attempt, follow=follow, offset=offset))
+
+    def _latest_attempt(self, job_id: str, *, wait: bool) -> int:
+        """Name the attempt, so that a log read over several connections is that of one attempt."""
+        job = self.get_job(job_id)
+        if job.attempt or not wait:
+            return job.attempt
+        with closing(self._read(self._stub.WatchJob, JobWatch(job_id))) as events:
+            return next((event.job.attempt for event in events if event.job.attempt), 0)
+
+    def list_artifacts(self, job_id: str) -> list[Artifact]:
+        """List the files that the job left, sorted by name. Raises JobNotFoundError."""
+        return list(self._call(self._stub.ListArtifacts, ListArtifactsRequest(job_id=job_id)).artifacts)
+
+    def download(
+        self,
+        job_id: str,
+        directory: str | Path,
+        names: Sequence[str] | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> list[Path]:
+        """Copy files of the job (default: all) into a folder, and return their paths there, sorted by name.
+
+        Files that are here already are left alone, and broken downloads go on. Each file appears under its name only when it is
+        whole and its checksum is right. Raises JobNotFoundError, ArtifactNotFoundError, ChecksumMismatchError, and
+        InvalidRequestError for a name that leaves the folder.
+        """
+        chosen = select(self.list_artifacts(job_id), names)
+        return [self._download_file(job_id, artifact, Path(directory), on_progress) for artifact in chosen]
+
+    def _download_file(self, job_id: str, artifact: Artifact, directory: Path, on_progress: OnProgress | None) -> Path:
+        if is_complete(directory, artifact):
+            return target_path(directory, artifact.name)
+        with PartialFile(directory, artifact) as part:
+            for data in self._read(self._stub.ReadArtifact, ArtifactBytes(job_id, artifact.name, part.offset)):
+                part.write(data)
+                if on_progress:
+                    on_progress(artifact, part.offset)
+            return part.finish()
+
+    def samples(self, job_id: str, model: str = "", task: str = "", page_size: int = 0) -> Iterator[dict[str, Any]]:
+        """Yield the predictions of one model and task, in the harness's order. Empty names take the job's only one.
+
+        Raises JobNotFoundError, SamplesNotFoundError.
+        """
+        request = ListSamplesRequest(job_id=job_id, model=model, task=task, page_size=page_size)
+        for page in self._pages(self._stub.ListSamples, request):
+            yield from (json_format.MessageToDict(sample) for sample in page.samples)
+
+    # What the server has
+
+    def list_tasks(self, query: str = "", harness: str = "") -> Iterator[str]:
+        """Yield the names of the harness's tasks that contain the query, sorted. Raises CatalogUnavailableError."""
+        request = ListTasksRequest(query=query, harness=harness)
+        for page in self._pages(self._stub.ListTasks, request):
+            yield from page.tasks
+
+    def list_models(self, query: str = "", harness: str = "") -> Iterator[str]:
+        """Yield the names of the harness's model types that contain the query, sorted. Raises CatalogUnavailableError."""
+        request = ListModelsRequest(query=query, harness=harness)
+        for page in self._pages(self._stub.ListModels, request):
+            yield from page.models
+
+    def list_harnesses(self) -> list[HarnessInfo]:
+        """List the harnesses that the operator configured, sorted by name."""
+        return list(self._call(self._stub.ListHarnesses, ListHarnessesRequest()).harnesses)
+
+    def get_queue_status(self) -> GetQueueResponse:
+        """Return what is queued and running, and who holds which GPU."""
+        return self._call(self._stub.GetQueue, GetQueueRequest())
+
+    def get_server_info(self) -> GetServerInfoResponse:
+        """Return the server's version, limits and capabilities."""
+        return self._call(self._stub.GetServerInfo, GetServerInfoRequest())

@@ -1,0 +1,161 @@
+"""A connection to the server and the three ways to call it: a single call, a listing by pages, a stream read to its end.
+
+The two classes do the same, one blocking and one for asyncio; what they decide is in `reading` and `failures`.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from types import TracebackType
+from typing import Protocol, Self, TypeVar
+
+import grpc
+import grpc.aio
+
+from evalrpc.client import core
+from evalrpc.client.failures import from_rpc_error
+from evalrpc.client.reading import ItemT, MessageT, Reader, RequestT
+from evalrpc.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+
+ResponseT = TypeVar("ResponseT")
+
+
+class PageRequest(Protocol):
+    """What every listing's request has."""
+
+    page_token: str
+
+
+class Page(Protocol):
+    """What every listing's answer has."""
+
+    next_page_token: str
+
+
+PageRequestT = TypeVar("PageRequestT", bound=PageRequest)
+PageT = TypeVar("PageT", bound=Page)
+
+
+class SyncTransport:
+    """Blocking calls. May be used by several threads at once."""
+
+    def __init__(self, address: str | None = None, *, timeout_seconds: float | None = 30.0) -> None:
+        """Name the server (default: EVALRPC_ADDRESS, else 127.0.0.1:50051) and bound each single call; None is no bound."""
+        self.address = core.server_address(address)
+        self._timeout_seconds = timeout_seconds
+        self._channel = grpc.insecure_channel(self.address, options=core.channel_options())
+        self._stub = EvaluationServiceStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection and end every call on it. May be called again."""
+        self._channel.close()
+
+    def is_healthy(self) -> bool:
+        """Tell whether the server answers and is ready to serve. Raises nothing."""
+        check: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(core.HEALTH_CHECK_METHOD)
+        try:
+            return check(core.HEALTH_CHECK_REQUEST, timeout=self._timeout_seconds) == core.HEALTH_SERVING
+        except grpc.RpcError:
+            return False
+
+    def _call(self, method: grpc.UnaryUnaryMultiCallable[RequestT, ResponseT], request: RequestT) -> ResponseT:
+        try:
+            return method(request, timeout=self._timeout_seconds)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+    def _pages(self, method: grpc.UnaryUnaryMultiCallable[PageRequestT, PageT], request: PageRequestT) -> Iterator[PageT]:
+        while True:
+            page = self._call(method, request)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def _read(
+        self, method: grpc.UnaryStreamMultiCallable[RequestT, MessageT], reader: Reader[RequestT, MessageT, ItemT]
+    ) -> Generator[ItemT, None, None]:
+        while not reader.is_finished():
+            call = method(reader.request(), timeout=reader.timeout_seconds())
+            try:
+                for message in call:
+                    yield from reader.accept(message)
+                    if reader.is_finished():
+                        return
+                delay_seconds = reader.ended()
+            except grpc.RpcError as error:
+                delay_seconds = reader.failed(error)
+            finally:
+                call.cancel()
+            time.sleep(delay_seconds)
+
+
+class AsyncTransport:
+    """Calls for asyncio. Belongs to the event loop that it was made in."""
+
+    def __init__(self, address: str | None = None, *, timeout_seconds: float | None = 30.0) -> None:
+        """Name the server (default: EVALRPC_ADDRESS, else 127.0.0.1:50051) and bound each single call; None is no bound."""
+        self.address = core.server_address(address)
+        self._timeout_seconds = timeout_seconds
+        self._channel = grpc.aio.insecure_channel(self.address, options=core.channel_options())
+        self._stub = EvaluationServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection and end every call on it. May be called again."""
+        await self._channel.close()
+
+    async def is_healthy(self) -> bool:
+        """Tell whether the server answers and is ready to serve. Raises nothing."""
+        check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(core.HEALTH_CHECK_METHOD)
+        try:
+            return await check(core.HEALTH_CHECK_REQUEST, timeout=self._timeout_seconds) == core.HEALTH_SERVING
+        except grpc.RpcError:
+            return False
+
+    async def _call(self, method: grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT], request: RequestT) -> ResponseT:
+        try:
+            return await method(request, timeout=self._timeout_seconds)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+    async def _pages(
+        self, method: grpc.aio.UnaryUnaryMultiCallable[PageRequestT, PageT], request: PageRequestT
+    ) -> AsyncIterator[PageT]:
+        while True:
+            page = await self._call(method, request)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def _read(
+        self, method: grpc.aio.UnaryStreamMultiCallable[RequestT, MessageT], reader: Reader[RequestT, MessageT, ItemT]
+    ) -> AsyncGenerator[ItemT, None]:
+        while not reader.is_finished():
+            call = method(reader.request(), timeout=reader.timeout_seconds())
+            try:
+                async for message in call:
+                    for item in reader.accept(message):
+                        yield item
+                    if reader.is_finished():
+                        return
+                delay_seconds = reader.ended()
+            except grpc.RpcError as error:
+                delay_seconds = reader.failed(error)
+            finally:
+                call.cancel()
+            await asyncio.sleep(delay_seconds)
