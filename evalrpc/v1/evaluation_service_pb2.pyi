@@ -70,7 +70,7 @@ class SubmitJobRequest(_message.Message):
     max_attempts: _builtins.int
     """How often the job may be tried in all, where the cause is one that a retry can mend. 1 to 10. Zero: 1."""
     supersede_key: _builtins.str
-    """A new job cancels the queued jobs with the same key, which fail with reason `SUPERSEDED`. At most 255 characters without
+    """A new job cancels the queued jobs with the same key, with the reason `SUPERSEDED` in their error. At most 255 characters without
     control characters. Empty: supersedes nothing.
     """
     validate_only: _builtins.bool

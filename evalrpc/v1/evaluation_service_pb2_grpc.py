@@ -149,7 +149,7 @@ class EvaluationServiceServicer(object):
         """Streams one job: a SNAPSHOT of its current state, then every status change in order and exactly once, with PROGRESS
         between them, then OK right after the terminal event. With `after_revision` there is no snapshot: all changes after
         that revision come instead. A job that FAILED is a call that succeeded: the stream ends with OK, and it never does so
-        without a terminal event, unless the job was terminal already at `after_revision`: then that is its last event once more.
+        without a terminal event: for a job that was terminal already at `after_revision`, it is a SNAPSHOT of that end.
         A watcher that leaves never touches the job.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND, OUT_OF_RANGE (`REVISION_COMPACTED` with `oldest_revision`, or `REVISION_IN_FUTURE`
@@ -161,9 +161,9 @@ class EvaluationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchJobs(self, request, context):
-        """Streams every job that the filter takes: a SNAPSHOT of each job that is not terminal, a BOOKMARK that ends them, then
-        live events until the client leaves. With `after_revision` it begins with all changes after that revision, then a
-        BOOKMARK, then live events.
+        """Streams every job that the filter takes: a SNAPSHOT of each, terminal ones too, newest first, with revision 0; a BOOKMARK
+        that ends them; then live events until the client leaves. With `after_revision` it begins with all changes after that
+        revision instead. A client that leaves before the first BOOKMARK begins anew.
 
         Errors: INVALID_ARGUMENT, OUT_OF_RANGE (as WatchJob), UNAVAILABLE (the server stops; RetryInfo).
         Retry: on UNAVAILABLE, with `after_revision` set to the revision of the last event seen.

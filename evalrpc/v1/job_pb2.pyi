@@ -130,7 +130,7 @@ class EvaluateRequest(_message.Message):
     predict_only: _builtins.bool
     """Only generate predictions and skip the metrics. Default: false."""
     num_gpus: _builtins.int
-    """GPUs that the job holds while it runs. Absent: 1, or 0 on a server without GPUs. Zero: none.
+    """GPUs that the job holds while it runs. Absent: 1. Zero: none, which is also what a server without GPUs needs to be told.
     More than the server has is refused with INVALID_ARGUMENT.
     """
     output_dir: _builtins.str
@@ -263,13 +263,14 @@ class JobInfo(_message.Message):
     MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
     SUPERSEDE_KEY_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
+    CANCEL_REASON_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """UUID4 in its canonical form, chosen by the server."""
     status: Global___JobStatus.ValueType
     """Where the job stands."""
     position_in_queue: _builtins.int
-    """Jobs that are served before this one; 0 is next. Absent unless QUEUED. It is as of the answer: it changes as
-    others come and go, which makes no event of its own.
+    """Jobs that are served before this one; 0 is next. Absent unless QUEUED. It is as of the answer: it changes as others come
+    and go, which makes no event of its own. Set by SubmitJob, GetJob, ListJobs and in SNAPSHOT events.
     """
     revision: _builtins.int
     """The server-wide revision of the job's latest status change. Strictly increases with every change of any job."""
@@ -283,6 +284,8 @@ class JobInfo(_message.Message):
     """How many attempts the job may take, as submitted; at least 1."""
     supersede_key: _builtins.str
     """The supersede key, as submitted. Empty: none."""
+    cancel_reason: _builtins.str
+    """Why the cancel was asked for, as CancelJob gave it. Empty where none was, or without a reason."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When SubmitJob accepted the job."""
@@ -321,7 +324,7 @@ class JobInfo(_message.Message):
 
     @_builtins.property
     def cancel_requested_at(self) -> _timestamp_pb2.Timestamp:
-        """When a cancel of the running job was asked for. Absent otherwise. It stays set on the terminal job."""
+        """When a cancel of the job was asked for while it ran. Absent otherwise. It stays set on the terminal job."""
 
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
@@ -355,10 +358,11 @@ class JobInfo(_message.Message):
         max_attempts: _builtins.int = ...,
         supersede_key: _builtins.str = ...,
         attempts: _abc.Iterable[Global___JobAttempt] | None = ...,
+        cancel_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_position_in_queue", b"_position_in_queue", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "position_in_queue", b"position_in_queue", "progress", b"progress", "request", b"request", "started_at", b"started_at", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_position_in_queue", b"_position_in_queue", "attempt", b"attempt", "attempts", b"attempts", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "gpus", b"gpus", "job_id", b"job_id", "labels", b"labels", "max_attempts", b"max_attempts", "position_in_queue", b"position_in_queue", "priority", b"priority", "progress", b"progress", "request", b"request", "results", b"results", "revision", b"revision", "started_at", b"started_at", "status", b"status", "supersede_key", b"supersede_key", "timeout", b"timeout", "wait_reason", b"wait_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_position_in_queue", b"_position_in_queue", "attempt", b"attempt", "attempts", b"attempts", "cancel_reason", b"cancel_reason", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "gpus", b"gpus", "job_id", b"job_id", "labels", b"labels", "max_attempts", b"max_attempts", "position_in_queue", b"position_in_queue", "priority", b"priority", "progress", b"progress", "request", b"request", "results", b"results", "revision", b"revision", "started_at", b"started_at", "status", b"status", "supersede_key", b"supersede_key", "timeout", b"timeout", "wait_reason", b"wait_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__position_in_queue: _TypeAlias = _typing.Literal["position_in_queue"]  # noqa: Y015
     _WhichOneofArgType__position_in_queue: _TypeAlias = _typing.Literal["_position_in_queue", b"_position_in_queue"]  # noqa: Y015

@@ -1,0 +1,60 @@
+"""The contract of an executor: run a command somewhere, see it end, end it, and find it again after a restart.
+
+An executor knows no harness and no job beyond the id that marks its processes.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from evalrpc.harnesses.base import Command, Exit
+
+
+@dataclass(frozen=True)
+class RunKey:
+    """Which run is meant: one attempt of one job, and the folder in which the executor keeps its traces."""
+
+    job_id: str
+    attempt: int
+    attempt_dir: Path
+
+    @property
+    def log_path(self) -> Path:
+        """The file that takes the run's output."""
+        return self.attempt_dir / "log"
+
+
+class RunHandle(Protocol):
+    """A run that was started or found again. Used by one thread, but for `interrupt`."""
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """Wait until the run has ended, `interrupt` is called, or time is up. Tell whether it has ended."""
+
+    def interrupt(self) -> None:
+        """Make a `wait`, now or the next, return early. May be called from any thread."""
+
+    def exit_status(self) -> Exit:
+        """Say how an ended run ended. Neither code nor signal where nobody saw it.
+
+        Raises RunFailedError with reason START_FAILED if the program could not be started at all.
+        """
+
+    def end(self, grace_seconds: float) -> None:
+        """End every process of the run: ask first, kill after the grace period. Returns once none is left.
+
+        Raises RunFailedError with reason PROCESS_UNKILLABLE if some can't be killed.
+        """
+
+    def close(self) -> None:
+        """Let go of the run; it goes on if it still runs."""
+
+
+class Executor(Protocol):
+    """Starts runs and finds them again."""
+
+    def start(self, key: RunKey, command: Command, gpus: tuple[str, ...]) -> RunHandle:
+        """Start a run. Raises RunFailedError with reason START_FAILED."""
+
+    def find(self, key: RunKey) -> RunHandle | None:
+        """Find a run that an earlier server started, whether it still runs, has ended, or vanished. None: it never started,
+        so starting it now makes no second one."""

@@ -1,0 +1,52 @@
+"""The environment of a run: the server's own, without what would mislead a harness, with what it needs."""
+
+from collections.abc import Mapping
+from typing import Final
+
+JOB_ID_VARIABLE: Final = "EVALRPC_JOB_ID"
+"""Marks every process of a run, wherever it went."""
+
+ATTEMPT_VARIABLE: Final = "EVALRPC_ATTEMPT"
+"""Which attempt of the job."""
+
+# Launchers (torchrun, accelerate, srun, mpirun) leave these behind. A harness that finds them takes itself for one rank of many
+# and waits for the others.
+_LAUNCHER_VARIABLES: Final = frozenset(
+    {
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
+        "GROUP_RANK",
+        "GROUP_WORLD_SIZE",
+        "ROLE_RANK",
+        "ROLE_NAME",
+        "ROLE_WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "NODE_RANK",
+    }
+)
+_LAUNCHER_PREFIXES: Final = ("SLURM_", "PMI_", "PMIX_", "OMPI_", "MPI_", "TORCHELASTIC_", "ACCELERATE_")
+
+# These point into the server's own Python, and the harness has another one.
+_PYTHON_VARIABLES: Final = frozenset({"PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"})
+
+
+def build_environment(
+    inherited: Mapping[str, str], added: Mapping[str, str], gpus: tuple[str, ...], job_id: str, attempt: int
+) -> dict[str, str]:
+    """Return the whole environment of a run. `added`, the operator's, wins over all but the GPUs and the marks."""
+    return {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # so that an index means the same GPU as to the driver's own tools
+        **{name: value for name, value in inherited.items() if not _misleads(name)},
+        "PYTHONUNBUFFERED": "1",
+        **added,
+        "CUDA_VISIBLE_DEVICES": ",".join(gpus),
+        JOB_ID_VARIABLE: job_id,
+        ATTEMPT_VARIABLE: str(attempt),
+    }
+
+
+def _misleads(name: str) -> bool:
+    return name in _LAUNCHER_VARIABLES or name in _PYTHON_VARIABLES or name.startswith((*_LAUNCHER_PREFIXES, "EVALRPC_"))

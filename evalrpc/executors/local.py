@@ -1,0 +1,174 @@
+"""Runs commands on this machine, each in a session of its own, writing straight to a log file.
+
+A run's traces on the disk are all that is needed to find it again: `child.py` writes them, in `attempt_dir/run`. Waiting works
+on a pidfd, which any process may have of any other, so a run found again is handled just as one that was started.
+"""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from evalrpc.errors import RunFailedError
+from evalrpc.executors import child
+from evalrpc.executors.base import RunKey
+from evalrpc.executors.environment import build_environment
+from evalrpc.executors.processes import processes_of_job, send_signal
+from evalrpc.harnesses.base import Command, Exit
+
+TRACES_DIR: Final = "run"
+
+_SURVIVOR_CHECK_SECONDS: Final = 0.02
+_KILL_SECONDS: Final = 30.0
+_START_SECONDS: Final = 5.0
+
+
+class LocalExecutor:
+    """The executor for the GPUs of this machine. `environment` is what runs inherit."""
+
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        self._environment = environment
+
+    def start(self, key: RunKey, command: Command, gpus: tuple[str, ...]) -> "LocalRun":
+        """Start a run. Raises RunFailedError with reason START_FAILED."""
+        traces_dir = key.attempt_dir / TRACES_DIR
+        environment = build_environment(self._environment, command.env, gpus, key.job_id, key.attempt)
+        try:
+            traces_dir.mkdir(parents=True, exist_ok=True)
+            for path, content in command.files.items():
+                path.write_bytes(content)
+            with key.log_path.open("ab") as log:
+                process = subprocess.Popen(
+                    (sys.executable, "-I", "-S", child.__file__, str(traces_dir), *command.argv),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=environment,
+                    cwd=command.cwd,
+                    start_new_session=True,
+                )
+        except (OSError, ValueError) as error:
+            raise RunFailedError("START_FAILED", f"the run could not be started: {error}") from error
+        return LocalRun(key, process.pid, process)
+
+    def find(self, key: RunKey) -> "LocalRun | None":
+        """Find a run that an earlier server started, alive, ended or vanished. None: it never started."""
+        pid_file = key.attempt_dir / TRACES_DIR / child.PID_FILE
+        deadline = time.monotonic() + _START_SECONDS
+        while not pid_file.exists():  # that server may have died just before the child script wrote it
+            if not processes_of_job(key.job_id):
+                return None
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(_SURVIVOR_CHECK_SECONDS)
+        return LocalRun(key, _living_pid(pid_file), None)
+
+
+class LocalRun:
+    """A run on this machine. `pid` is that of the child script, and None if it has ended already."""
+
+    def __init__(self, key: RunKey, pid: int | None, process: subprocess.Popen[bytes] | None) -> None:
+        self._key = key
+        self._process = process
+        self._session = pid  # seen alive by this server, so its number stays taken while the session has members
+        self._pidfd = _open_pidfd(pid)
+        self._wake = os.eventfd(0)
+        self._poll = select.poll()
+        self._poll.register(self._wake, select.POLLIN)
+        if self._pidfd is not None:
+            self._poll.register(self._pidfd, select.POLLIN)
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """Wait until the run has ended, `interrupt` is called, or time is up. Tell whether it has ended."""
+        if self._pidfd is None:
+            return True
+        ready = {descriptor for descriptor, _ in self._poll.poll(timeout_seconds * 1000)}
+        if self._wake in ready:
+            os.eventfd_read(self._wake)
+        if self._pidfd in ready and self._process is not None:
+            self._process.wait()  # reap it
+        return self._pidfd in ready
+
+    def interrupt(self) -> None:
+        """Make a `wait`, now or the next, return early."""
+        os.eventfd_write(self._wake, 1)
+
+    def exit_status(self) -> Exit:
+        """Say how an ended run ended, by what the child script wrote down."""
+        kind, _, value = self._read_exit().partition(" ")
+        if kind == "error":
+            raise RunFailedError("START_FAILED", f"the program could not be started: {value}")
+        if kind == "code":
+            return Exit(code=int(value))
+        if kind == "signal":
+            return Exit(signal=int(value))
+        return self._exit_of_child()
+
+    def end(self, grace_seconds: float) -> None:
+        """End every process of the run: SIGTERM, a grace period, SIGKILL. Returns once none is left."""
+        if self._gone_after(signal.SIGTERM, grace_seconds) or self._gone_after(signal.SIGKILL, _KILL_SECONDS):
+            return
+        left = ", ".join(map(str, self._survivors()))
+        raise RunFailedError("PROCESS_UNKILLABLE", f"processes {left} of the run could not be killed")
+
+    def close(self) -> None:
+        """Let go of the run's descriptors."""
+        for descriptor in (self._pidfd, self._wake):
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def _gone_after(self, number: signal.Signals, seconds: float) -> bool:
+        """Signal what is left of the run until none is, or time is up. New processes of it get the signal too."""
+        deadline = time.monotonic() + seconds
+        signalled: set[int] = set()
+        while survivors := self._survivors():
+            send_signal([pid for pid in survivors if pid not in signalled], number)
+            signalled.update(survivors)
+            if time.monotonic() >= deadline:
+                return False
+            self._await_exit(min(_SURVIVOR_CHECK_SECONDS, max(0.0, deadline - time.monotonic())))
+        return True
+
+    def _survivors(self) -> list[int]:
+        return processes_of_job(self._key.job_id, self._session)
+
+    def _await_exit(self, seconds: float) -> None:
+        if self._process is not None:
+            self._process.poll()  # reap the child script once it is dead
+        time.sleep(seconds)
+
+    def _read_exit(self) -> str:
+        try:
+            return (self._key.attempt_dir / TRACES_DIR / child.EXIT_FILE).read_text()
+        except OSError:
+            return ""
+
+    def _exit_of_child(self) -> Exit:
+        """Judge by the child script itself, which was killed before it could write anything down."""
+        returncode = self._process.poll() if self._process is not None else None
+        if returncode is None:
+            return Exit()
+        return Exit(signal=-returncode) if returncode < 0 else Exit(code=returncode)
+
+
+def _living_pid(pid_file: Path) -> int | None:
+    """Return the recorded process if it still runs, and not another one that got its number."""
+    try:
+        pid_text, start_time = pid_file.read_text().split()
+        return int(pid_text) if child.start_time(int(pid_text)) == start_time else None
+    except (OSError, ValueError):
+        return None
+
+
+def _open_pidfd(pid: int | None) -> int | None:
+    if pid is None:
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None

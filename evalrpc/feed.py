@@ -1,0 +1,352 @@
+"""Committed events to live watchers.
+
+A watcher is a cursor, not a queue: it remembers the last revision that it sent, and reads on from what its topic holds. So an
+event is serialised and kept once, however many watch it, and a slow watcher costs no more than its cursor. Progress is one slot
+per job, in which only the latest stays. A watcher of all jobs that falls behind the recent events reads on from the journal.
+
+Threads: the store's writer and the scheduler's workers hand over with `publish` and `publish_progress`; all else runs on the
+event loop. A watcher joins its topic first and reads the journal second, so what is committed between the two is seen twice
+and told apart by its revision; the other way round it could be missed.
+"""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice, takewhile
+from typing import Final, TypeVar
+
+from evalrpc import lifecycle
+from evalrpc.clock import Clock
+from evalrpc.errors import ServerStoppingError
+from evalrpc.queue_state import QueueState
+from evalrpc.store.base import Change, ListedJob, Store, fields_match
+from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1.evaluation_service_pb2 import JobFilter
+
+_PAGE: Final = 256
+_RECENT_EVENTS: Final = 1024
+_RETRY_DELAY_SECONDS: Final = 1.0
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Event:
+    """A committed event, shared by all who watch."""
+
+    revision: int
+    serialized: bytes
+    job: pb.JobInfo
+
+    @property
+    def terminal(self) -> bool:
+        return self.job.status in lifecycle.TERMINAL
+
+
+@dataclass(frozen=True, slots=True)
+class _Progress:
+    """The latest progress of one job. `revision` is the head when it was published."""
+
+    number: int
+    revision: int
+    serialized: bytes
+    job: pb.JobInfo
+
+
+@dataclass(slots=True)
+class _Waiters:
+    """Those who wait for something new. Each has a future of its own, so that one who leaves disturbs no other."""
+
+    futures: set[asyncio.Future[bool]] = field(default_factory=set)
+
+    def wake(self) -> None:
+        for future in self.futures:
+            _resolve(future, True)
+        self.futures.clear()
+
+    async def wait(self, timeout_seconds: float | None) -> bool:
+        """Wait to be woken; tell whether that came before the time was up."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[bool] = loop.create_future()
+        self.futures.add(future)
+        timer = loop.call_later(timeout_seconds, _resolve, future, False) if timeout_seconds is not None else None
+        try:
+            return await future
+        finally:
+            self.futures.discard(future)
+            if timer is not None:
+                timer.cancel()
+
+
+@dataclass(slots=True)
+class _Topic:
+    """What happened to one job since somebody began to watch it: a handful of events, and the latest progress."""
+
+    events: list[_Event] = field(default_factory=list)
+    progress: _Progress | None = None
+    waiters: _Waiters = field(default_factory=_Waiters)
+    watcher_count: int = 0
+
+
+class Feed:
+    """Tells watchers what happens. Made on the event loop that serves them; blocking reads go to `readers`."""
+
+    def __init__(self, store: Store, queue_state: QueueState, clock: Clock, readers: Executor) -> None:
+        self._store = store
+        self._queue_state = queue_state
+        self._clock = clock
+        self._readers = readers
+        self._loop = asyncio.get_running_loop()
+        self._topics: dict[str, _Topic] = {}
+        self._head = store.head_revision
+        self._recent: deque[_Event] = deque(maxlen=_RECENT_EVENTS)
+        self._progress: OrderedDict[str, _Progress] = OrderedDict()  # by the time of the last progress
+        self._progress_count = 0
+        self._all_waiters = _Waiters()
+        self._stopping = False
+
+    # Handing over, from other threads.
+
+    def publish(self, changes: Sequence[Change]) -> None:
+        """Take a commit. A listener of the store."""
+        self._loop.call_soon_threadsafe(self._deliver, changes)
+
+    def publish_progress(self, job: pb.JobInfo) -> None:
+        """Take a running job with its latest progress, which must not be modified afterwards."""
+        self._loop.call_soon_threadsafe(self._deliver_progress, job)
+
+    def stop(self) -> None:
+        """End every stream with ServerStoppingError. Called on the event loop."""
+        self._stopping = True
+        self._all_waiters.wake()
+        for topic in self._topics.values():
+            topic.waiters.wake()
+
+    # Watching.
+
+    async def watch_job(self, job_id: str, after_revision: int, heartbeat_seconds: float | None) -> AsyncIterator[bytes]:
+        """Yield serialised JobEvents of one job up to its terminal one, as the schema says of WatchJob.
+
+        Raises JobNotFoundError, RevisionCompactedError, RevisionInFutureError, ServerStoppingError.
+        """
+        with self._watching(job_id) as topic:
+            job = await self._read_job(job_id)
+            progress, cursor = topic.progress, after_revision
+            if after_revision:
+                async for event in self._journal(after_revision, job_id):
+                    yield event.serialized
+                    cursor = event.revision
+                    if event.terminal:
+                        return
+            ended_before = job.status in lifecycle.TERMINAL  # and seen by the watcher, since the journal had no more
+            if not after_revision or ended_before:
+                cursor = max(self._head, job.revision)
+                yield self._snapshot(job, cursor)
+            if ended_before:
+                return
+            async for serialized in self._live_of_job(topic, cursor, progress, heartbeat_seconds):
+                yield serialized
+
+    async def watch_jobs(
+        self, job_filter: JobFilter, after_revision: int, heartbeat_seconds: float | None
+    ) -> AsyncIterator[bytes]:
+        """Yield serialised JobEvents of all jobs that the filter takes, without end, as the schema says of WatchJobs.
+
+        Raises RevisionCompactedError, RevisionInFutureError, ServerStoppingError.
+        """
+        cursor = after_revision or self._head
+        ahead: dict[str, int] = {}  # snapshots that are newer than the cursor
+        if not after_revision:
+            async for job in self._matching_jobs(job_filter):
+                if job.revision > cursor:
+                    ahead[job.job_id] = job.revision
+                yield self._snapshot(job, 0)
+        else:
+            async for event in self._events_after(cursor):
+                cursor = event.revision
+                if fields_match(event.job, job_filter):
+                    yield event.serialized
+        yield self._bookmark(cursor)
+        async for serialized in self._live_of_all(job_filter, cursor, ahead, heartbeat_seconds):
+            yield serialized
+
+    async def _live_of_job(
+        self, topic: _Topic, cursor: int, progress: _Progress | None, heartbeat_seconds: float | None
+    ) -> AsyncIterator[bytes]:
+        """Yield what comes after `cursor` and `progress`, up to the terminal event."""
+        position = 0
+        while True:
+            while position < len(topic.events):
+                event = topic.events[position]
+                position += 1
+                if event.revision > cursor:
+                    yield event.serialized
+                    cursor = event.revision
+                    if event.terminal:
+                        return
+            if topic.progress is not progress:
+                progress = topic.progress
+                if progress is not None:
+                    yield progress.serialized
+                continue
+            self._require_running()
+            if not await topic.waiters.wait(heartbeat_seconds):
+                yield self._bookmark(self._head)
+
+    async def _live_of_all(
+        self, job_filter: JobFilter, cursor: int, ahead: dict[str, int], heartbeat_seconds: float | None
+    ) -> AsyncIterator[bytes]:
+        """Yield what comes after `cursor`, without end."""
+        progress_number = self._progress_count
+        while True:
+            async for event in self._events_after(cursor):
+                cursor = event.revision
+                if event.revision > ahead.get(event.job.job_id, 0) and fields_match(event.job, job_filter):
+                    yield event.serialized
+            newest = self._progress_count
+            for progress in self._progress_after(progress_number):
+                if progress.revision > cursor:
+                    break  # its place is after events that are still to be sent
+                progress_number = progress.number
+                if fields_match(progress.job, job_filter):
+                    yield progress.serialized
+            else:
+                progress_number = newest
+            if self._head > cursor or self._progress_count > progress_number:
+                continue
+            self._require_running()
+            if not await self._all_waiters.wait(heartbeat_seconds):
+                yield self._bookmark(cursor)
+
+    @contextmanager
+    def _watching(self, job_id: str) -> Iterator[_Topic]:
+        topic = self._topics.setdefault(job_id, _Topic())
+        topic.watcher_count += 1
+        try:
+            yield topic
+        finally:
+            topic.watcher_count -= 1
+            if not topic.watcher_count:
+                del self._topics[job_id]
+
+    # Taking over, on the event loop.
+
+    def _deliver(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if change.event is not None:
+                self._deliver_event(_Event(change.job.revision, change.event, change.job))
+            elif change.job.status == pb.JOB_STATUS_RUNNING and not change.deleted:
+                self._deliver_progress(self._described(change.job))
+        self._all_waiters.wake()
+
+    def _deliver_event(self, event: _Event) -> None:
+        self._head = event.revision
+        self._recent.append(event)
+        self._progress.pop(event.job.job_id, None)
+        topic = self._topics.get(event.job.job_id)
+        if topic is not None:
+            topic.events.append(event)
+            topic.progress = None
+            topic.waiters.wake()
+
+    def _deliver_progress(self, job: pb.JobInfo) -> None:
+        self._progress_count += 1
+        progress = _Progress(self._progress_count, self._head, self._event_of(pb.JOB_EVENT_TYPE_PROGRESS, job, self._head), job)
+        self._progress[job.job_id] = progress
+        self._progress.move_to_end(job.job_id)
+        self._all_waiters.wake()
+        topic = self._topics.get(job.job_id)
+        if topic is not None:
+            topic.progress = progress
+            topic.waiters.wake()
+
+    # Reading.
+
+    async def _events_after(self, cursor: int) -> AsyncIterator[_Event]:
+        """Yield the events after `cursor` up to the head, from memory where it reaches back so far."""
+        while cursor != self._head:
+            missing = self._head - cursor
+            if 0 <= missing <= len(self._recent):
+                events = list(islice(reversed(self._recent), missing))[::-1]
+            else:
+                events = await self._journal_page(cursor)
+            for event in events:
+                yield event
+                cursor = event.revision
+            if not events:
+                return
+
+    async def _journal(self, cursor: int, job_id: str) -> AsyncIterator[_Event]:
+        """Yield the journal's events of one job after `cursor`."""
+        while events := await self._journal_page(cursor, job_id):
+            for event in events:
+                yield event
+                cursor = event.revision
+
+    async def _journal_page(self, cursor: int, job_id: str | None = None) -> list[_Event]:
+        page = await self._blocking(lambda: self._store.events_after(cursor, _PAGE, job_id))
+        return [_Event(event.revision, event.event, pb.JobEvent.FromString(event.event).job) for event in page]
+
+    async def _matching_jobs(self, job_filter: JobFilter) -> AsyncIterator[pb.JobInfo]:
+        """Yield the jobs that the filter takes as of now, newest first."""
+        before: int | None = None
+        while page := await self._job_page(job_filter, before):
+            for listed in page:
+                yield listed.job
+            before = page[-1].sequence
+
+    async def _job_page(self, job_filter: JobFilter, before: int | None) -> list[ListedJob]:
+        return await self._blocking(lambda: self._store.list_jobs(job_filter, before, _PAGE))
+
+    async def _read_job(self, job_id: str) -> pb.JobInfo:
+        serialized = self._store.cached_job(job_id)
+        if serialized is None:
+            serialized = await self._blocking(lambda: self._store.job(job_id))
+        return pb.JobInfo.FromString(serialized)
+
+    async def _blocking(self, read: Callable[[], _T]) -> _T:
+        return await self._loop.run_in_executor(self._readers, read)
+
+    def _progress_after(self, number: int) -> list[_Progress]:
+        """Return the latest progress of every job that has had any since `number`, oldest first."""
+        newer = takewhile(lambda progress: progress.number > number, reversed(self._progress.values()))
+        return list(newer)[::-1]
+
+    # Building events.
+
+    def _snapshot(self, job: pb.JobInfo, revision: int) -> bytes:
+        return self._event_of(pb.JOB_EVENT_TYPE_SNAPSHOT, self._described(job), revision)
+
+    def _described(self, job: pb.JobInfo) -> pb.JobInfo:
+        described = pb.JobInfo()
+        described.CopyFrom(job)
+        if job.status in lifecycle.LIVE:
+            described.MergeFrom(self._queue_state.describe(job.job_id))
+        return described
+
+    def _event_of(self, event_type: pb.JobEventType.ValueType, job: pb.JobInfo, revision: int) -> bytes:
+        return pb.JobEvent(
+            type=event_type,
+            revision=revision,
+            time=self._clock.now(),
+            job=job,
+            terminal=job.status in lifecycle.TERMINAL,
+        ).SerializeToString()
+
+    def _bookmark(self, revision: int) -> bytes:
+        event = pb.JobEvent(type=pb.JOB_EVENT_TYPE_BOOKMARK, revision=revision, time=self._clock.now())
+        return event.SerializeToString()
+
+    def _require_running(self) -> None:
+        if self._stopping:
+            raise ServerStoppingError(
+                "the server is stopping: watch again from the last revision", retry_delay_seconds=_RETRY_DELAY_SECONDS
+            )
+
+
+def _resolve(future: asyncio.Future[bool], woken: bool) -> None:
+    if not future.done():
+        future.set_result(woken)

@@ -1,0 +1,93 @@
+"""Reading the log of a run while it grows, and its end when it is over. The harness writes the file itself."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+MAX_TAIL_LINES: Final = 50
+MAX_TAIL_BYTES: Final = 16 * 1024
+
+_READ_BYTES: Final = 1024 * 1024
+_MAX_LINE_BYTES: Final = 64 * 1024
+_LINE_END: Final = re.compile(rb"[\r\n]")
+_COLOUR: Final = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+class LogFollower:
+    """Reads what has been added to a log since the last look. Used by one thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._partial = b""
+
+    def new_lines(self) -> Iterator[str]:
+        """Yield the lines that were completed since the last call, parted by newline or carriage return.
+
+        A line that never ends is given in pieces, so memory stays bounded.
+        """
+        while data := self._read():
+            *lines, self._partial = _LINE_END.split(self._partial + data)
+            if len(self._partial) > _MAX_LINE_BYTES:
+                lines.append(self._partial)
+                self._partial = b""
+            for line in lines:
+                yield plain(line)
+
+    def last_line(self) -> str:
+        """Return the line that is not completed yet: a progress bar ends where the cursor stands."""
+        return plain(self._partial)
+
+    def last_output_ns(self) -> int | None:
+        """Return when the log was last written to, as time of day; None while it is empty."""
+        try:
+            status = self._path.stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns if status.st_size else None
+
+    def _read(self) -> bytes:
+        try:
+            with self._path.open("rb") as log:
+                log.seek(self._offset)
+                data = log.read(_READ_BYTES)
+        except OSError:
+            return b""
+        self._offset += len(data)
+        return data
+
+
+def read_tail(path: Path) -> list[str]:
+    """Return the last lines of a log for people: no colour codes, of a progress bar its last state, none of them empty."""
+    try:
+        with path.open("rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(0, size - 4 * _MAX_LINE_BYTES))
+            data = log.read()
+    except OSError:
+        return []
+    lines = [plain(line.rstrip(b"\r").rpartition(b"\r")[2]) for line in data.split(b"\n")]
+    return _last_bytes([line for line in lines if line.strip()][-MAX_TAIL_LINES:])
+
+
+def plain(line: bytes) -> str:
+    """Return a line of a log without colour codes and control characters."""
+    return _CONTROL.sub("", _COLOUR.sub("", line.decode(errors="replace"))).rstrip()
+
+
+def _last_bytes(lines: list[str]) -> list[str]:
+    """Drop what is over the size from the front; of a last line that is too long by itself, keep its end."""
+    kept: list[str] = []
+    left = MAX_TAIL_BYTES
+    for line in reversed(lines):
+        encoded = line.encode()
+        if len(encoded) > left:
+            if not kept:
+                kept.append(encoded[-left:].decode(errors="ignore"))
+            break
+        kept.append(line)
+        left -= len(encoded)
+    return kept[::-1]

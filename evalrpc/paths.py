@@ -1,0 +1,45 @@
+"""Where things lie in the data directory.
+
+data_dir/jobs/JOB_ID/attempt-N/log            what the harness printed
+data_dir/jobs/JOB_ID/attempt-N/run/           the executor's traces
+data_dir/jobs/JOB_ID/attempt-N/output/        what the harness wrote, unless the request names an `output_dir`
+output_root/OUTPUT_DIR/JOB_ID/attempt-N/      what it wrote, where the request does
+"""
+
+import os
+from pathlib import Path
+
+from evalrpc.errors import RunFailedError
+from evalrpc.v1.job_pb2 import JobInfo
+
+
+def job_dir(data_dir: Path, job_id: str) -> Path:
+    """Return the folder that holds all that the server itself writes for a job."""
+    return data_dir / "jobs" / job_id
+
+
+def attempt_dir(data_dir: Path, job_id: str, attempt: int) -> Path:
+    """Return the folder of one attempt."""
+    return job_dir(data_dir, job_id) / f"attempt-{attempt}"
+
+
+def attempt_output_dir(data_dir: Path, output_root: Path | None, job: JobInfo, attempt: int) -> Path:
+    """Return the folder that receives the results of one attempt.
+
+    Raises RunFailedError with reason START_FAILED for an `output_dir` that is not allowed (any more).
+    """
+    if not job.request.output_dir:
+        return attempt_dir(data_dir, job.job_id, attempt) / "output"
+    base = allowed_output_dir(output_root, job.request.output_dir)
+    if base is None:
+        raise RunFailedError("START_FAILED", f"output_dir {job.request.output_dir!r} is outside the server's output root")
+    return base / job.job_id / f"attempt-{attempt}"
+
+
+def allowed_output_dir(output_root: Path | None, output_dir: str) -> Path | None:
+    """Return where an `output_dir` of a request leads, or None if that is not inside the output root, also through links."""
+    if output_root is None:
+        return None
+    root = Path(os.path.realpath(output_root))
+    target = Path(os.path.realpath(root / output_dir))
+    return target if target.is_relative_to(root) else None

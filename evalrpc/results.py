@@ -1,0 +1,231 @@
+"""An output directory becomes a results map: a model's name to its files and metrics.
+
+The layout is that of lmms-eval, which the `command` harness shares:
+
+    output_dir/MODEL/20260214_103045_results.json
+    output_dir/MODEL/20260214_103045_samples_TASK.jsonl
+
+The files may also lie in `output_dir` itself. Of several timestamps in one folder the latest counts. Links are never followed,
+so nothing outside the directory is read. Whatever a harness has written there, the outcome is a result or a RunFailedError.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from evalrpc.errors import RunFailedError
+from evalrpc.v1.job_pb2 import Metric, ModelResult
+
+FAILED_ANSWER_MARK: Final = "[LMMS_EVAL_REQUEST_FAILED"
+"""What an answer begins with where lmms-eval got none from the model."""
+
+_RESULTS_NAME = re.compile(r"([0-9]{8}_[0-9]{6})_results\.json")
+_SAMPLES_NAME = re.compile(r"([0-9]{8}_[0-9]{6})_samples_(.+)\.jsonl", re.DOTALL)
+_DERIVED_NAME = re.compile(r"(.+)_stderr(?:_clt|_clustered)?", re.DOTALL)
+_NOT_METRICS: Final = frozenset({"alias", "samples", "sample_len", " "})
+_MAX_RESULTS_BYTES: Final = 128 * 1024 * 1024
+_MAX_SAMPLE_CHARACTERS: Final = 16 * 1024 * 1024
+_MAX_SAMPLE_COUNT: Final = 2**63 - 1
+
+
+def read_results(output_dir: Path, model: str) -> dict[str, ModelResult]:
+    """Read the latest results of every model folder; files that lie in `output_dir` itself go under the name `model`.
+
+    Raises RunFailedError with reason RESULTS_INVALID for a results file that can't be read.
+    """
+    folders = {model: output_dir}
+    folders |= {_wire_name(entry.name): output_dir / entry.name for entry in _entries(output_dir) if _is_folder(entry)}
+    results = ((name, _read_folder(folder)) for name, folder in folders.items())
+    return {name: result for name, result in results if result is not None}
+
+
+def missing_tasks(result: ModelResult, tasks: Iterable[str]) -> list[str]:
+    """Name those of the tasks asked for that the result does not cover.
+
+    A group is covered where lmms-eval lists it. A tag may leave no name of its own behind, only those of its tasks: so nothing
+    counts as missing while there are tasks that nobody named.
+    """
+    document = _read_document(Path(result.results))
+    named = set(tasks)
+    rows = _rows(document).keys()
+    groups = _mapping(document.get("group_subtasks"))
+    missing = named - rows - groups.keys() - _tags(document)
+    unnamed = rows - named - groups.keys() - {name for members in groups.values() for name in _strings(members)}
+    return [] if unnamed else sorted(missing)
+
+
+def failed_answer(samples: Iterable[str]) -> str | None:
+    """Return the first answer if there are answers and every one of them failed, otherwise None.
+
+    Reads line by line and stops at the first good answer.
+    """
+    first = None
+    for answer in (answer for path in samples for answer in _answers(Path(path))):
+        if not answer.startswith(FAILED_ANSWER_MARK):
+            return None
+        first = first or answer
+    return first
+
+
+def samples_task(path: str) -> str | None:
+    """Return the task that a samples file is of, by its name; None for another file."""
+    match = _SAMPLES_NAME.fullmatch(Path(path).name)
+    return match[2] if match else None
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _invalid(f"the output folder can't be read: {error.strerror}") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False)
+
+
+def _read_folder(folder: Path) -> ModelResult | None:
+    names = [entry.name for entry in _entries(folder) if entry.is_file(follow_symlinks=False)]
+    timestamps = [match[1] for match in map(_RESULTS_NAME.fullmatch, names) if match]
+    if not timestamps:
+        return None
+    latest = max(timestamps)
+    samples = [match[0] for match in map(_SAMPLES_NAME.fullmatch, names) if match and match[1] == latest]
+    path = folder / f"{latest}_results.json"
+    return ModelResult(
+        results=_wire_name(str(path)),
+        samples=[_wire_name(str(folder / name)) for name in samples],
+        metrics=_metrics(_read_document(path)),
+    )
+
+
+def _read_document(path: Path) -> Mapping[str, object]:
+    try:
+        if path.stat().st_size > _MAX_RESULTS_BYTES:
+            raise _invalid(f"{path.name} is larger than {_MAX_RESULTS_BYTES} bytes")
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise _invalid(f"{path.name} can't be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise _invalid(f"{path.name} is not valid JSON: {error}") from error
+    if not isinstance(document, dict) or not isinstance(document.get("results"), dict):
+        raise _invalid(f"{path.name} has no table of results")
+    return document
+
+
+def _metrics(document: Mapping[str, object]) -> Sequence[Metric]:
+    directions = _mapping(document.get("higher_is_better"))
+    sizes = _mapping(document.get("n-samples"))
+    metrics = (
+        metric
+        for task, row in _rows(document).items()
+        for metric in _task_metrics(task, _mapping(row), _mapping(directions.get(task)), _sample_count(sizes.get(task)))
+    )
+    return sorted(metrics, key=lambda metric: (metric.task, metric.metric, metric.filter))
+
+
+def _task_metrics(
+    task: str, row: Mapping[str, object], directions: Mapping[str, object], sample_count: int | None
+) -> Iterator[Metric]:
+    for key, cell in row.items():
+        metric, comma, answer_filter = key.partition(",")
+        value = _number(cell)
+        if value is None or key in _NOT_METRICS or _is_derived(metric, comma + answer_filter, row):
+            continue
+        direction = directions.get(metric)
+        yield Metric(
+            task=_wire_text(task),
+            metric=_wire_text(metric),
+            filter=_wire_text(answer_filter),
+            value=value,
+            stderr=_number(row.get(f"{metric}_stderr{comma}{answer_filter}")),
+            higher_is_better=direction if isinstance(direction, bool) else None,
+            sample_count=sample_count,
+        )
+
+
+def _is_derived(metric: str, suffix: str, row: Mapping[str, object]) -> bool:
+    """Tell whether it is the standard error of another metric of the row, in one of its kinds."""
+    match = _DERIVED_NAME.fullmatch(metric)
+    return match is not None and match[1] + suffix in row
+
+
+def _sample_count(size: object) -> int | None:
+    count = _number(_mapping(size).get("effective"))
+    if count is None or not math.isfinite(count) or not 0 <= count < _MAX_SAMPLE_COUNT:
+        return None
+    return int(count)
+
+
+def _rows(document: Mapping[str, object]) -> Mapping[str, object]:
+    return {**_mapping(document.get("groups")), **_mapping(document.get("results"))}
+
+
+def _tags(document: Mapping[str, object]) -> set[str]:
+    configs = [_mapping(config) for config in _mapping(document.get("configs")).values()]
+    return {tag for config in configs for key in ("tag", "group") for tag in _strings(config.get(key))}
+
+
+def _answers(path: Path) -> Iterator[str]:
+    """Yield what the model answered, as far as the file can be understood."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            while line := file.readline(_MAX_SAMPLE_CHARACTERS):
+                yield from _sample_answers(line)
+    except OSError as error:
+        raise _invalid(f"a samples file can't be read: {error.strerror}") from error
+
+
+def _sample_answers(line: str) -> Iterator[str]:
+    try:
+        sample = _mapping(json.loads(line))
+    except (ValueError, RecursionError):
+        return
+    # `resps` is what the model said, and left out where the filters changed nothing.
+    yield from _strings(sample.get("resps", sample.get("filtered_resps")))
+
+
+def _strings(value: object) -> Iterator[str]:
+    """Yield the strings in nested lists."""
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, list):
+            pending.extend(reversed(item))
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
+def _wire_text(text: str) -> str:
+    """Replace what JSON can say but UTF-8 can't."""
+    return text.encode(errors="replace").decode()
+
+
+def _wire_name(name: str) -> str:
+    if name != _wire_text(name):
+        raise _invalid(f"the name {ascii(name)[:200]} is not UTF-8")
+    return name
+
+
+def _invalid(message: str) -> RunFailedError:
+    return RunFailedError("RESULTS_INVALID", message)

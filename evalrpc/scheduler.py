@@ -1,0 +1,123 @@
+"""The thread pool that runs jobs: one dispatcher chooses what starts next, and one worker thread supervises each run.
+
+Threads: `on_changes` runs on the store's writer thread, the dispatcher on its own, each Supervisor on a worker. `_condition`
+guards `_placed`, the jobs that a worker has, with their GPUs: from the moment of the choice until the worker is done. A GPU is
+free when neither `_placed` nor a running job in the store holds it.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+
+from evalrpc.placement import Capacity
+from evalrpc.store.base import Change
+from evalrpc.supervisor import Supervisor, Workshop
+
+_log = logging.getLogger(__name__)
+
+
+class Scheduler:
+    """Starts queued jobs as GPUs come free. It changes jobs through the store alone, and hears of changes from it."""
+
+    def __init__(self, workshop: Workshop, reservation_seconds: float) -> None:
+        self._workshop = workshop
+        self._reservation_seconds = reservation_seconds
+        self._condition = threading.Condition()
+        self._placed: dict[str, tuple[str, ...]] = {}
+        self._supervisors: dict[str, Supervisor] = {}
+        self._dirty = True
+        self._workers = ThreadPoolExecutor(workshop.queue_state.capacity.slots, thread_name_prefix="run")
+        self._dispatcher = threading.Thread(target=self._dispatch, name="dispatcher", daemon=True)
+
+    def start(self) -> None:
+        """Take up the runs that an earlier server left, then start what is queued."""
+        for job in self._workshop.queue_state.running_jobs():
+            _log.info("taking up a run of an earlier server", extra={"job_id": job.job_id})
+            with self._condition:
+                self._hand_over(job.job_id, tuple(job.gpus), lambda supervisor: supervisor.resume())
+        self._dispatcher.start()
+
+    def stop(self) -> None:
+        """Let go of all runs, which go on, and wait for the threads."""
+        self._workshop.stopping.set()
+        with self._condition:
+            supervisors = list(self._supervisors.values())
+            self._condition.notify_all()
+        for supervisor in supervisors:
+            supervisor.interrupt()
+        self._dispatcher.join()
+        self._workers.shutdown(wait=True)
+
+    def on_changes(self, changes: Sequence[Change]) -> None:
+        """Hear of a commit. A listener of the store, behind the QueueState."""
+        with self._condition:
+            cancelled = [
+                supervisor
+                for change in changes
+                if change.job.HasField("cancel_requested_at")
+                and (supervisor := self._supervisors.get(change.job.job_id)) is not None
+            ]
+            self._dirty = True
+            self._condition.notify_all()
+        for supervisor in cancelled:
+            supervisor.interrupt()
+
+    def _dispatch(self) -> None:
+        """Run on the dispatcher thread: whenever something changed, start all that can start."""
+        while not self._workshop.stopping.is_set():
+            with self._condition:
+                while self._start_next():
+                    pass
+                self._dirty = False
+                self._condition.wait_for(lambda: self._dirty or self._workshop.stopping.is_set())
+
+    def _start_next(self) -> bool:
+        """Hand the next job to a worker, if one can start now. Called with the condition held."""
+        now_seconds = self._workshop.clock.now().ToNanoseconds() / 1e9
+        free = self._free()
+        job = self._workshop.queue_state.choose(free, now_seconds, self._reservation_seconds, self._placed)
+        if job is None or self._workshop.stopping.is_set():
+            return False
+        gpus = free.gpus[: job.num_gpus]
+        self._hand_over(job.job_id, gpus, lambda supervisor: supervisor.run(gpus))
+        return True
+
+    def _hand_over(self, job_id: str, gpus: tuple[str, ...], task: Callable[[Supervisor], None]) -> None:
+        supervisor = Supervisor(self._workshop, job_id)
+        self._placed[job_id] = gpus
+        self._supervisors[job_id] = supervisor
+        self._workers.submit(self._work, job_id, supervisor, task).add_done_callback(partial(_report_bug, job_id))
+
+    def _work(self, job_id: str, supervisor: Supervisor, task: Callable[[Supervisor], None]) -> None:
+        """Run on a worker thread. Whatever happens, the job must not hang on it, nor its GPUs."""
+        finished = False
+        try:
+            task(supervisor)
+            finished = True
+        finally:
+            if not finished:
+                supervisor.abandon()
+            with self._condition:
+                del self._placed[job_id]
+                del self._supervisors[job_id]
+                self._dirty = True
+                self._condition.notify_all()
+
+    def _free(self) -> Capacity:
+        """Return what no job holds. Called with the condition held."""
+        running = {job.job_id: tuple(job.gpus) for job in self._workshop.queue_state.running_jobs()}
+        held = running | self._placed
+        held_gpus = {gpu for gpus in held.values() for gpu in gpus}
+        capacity = self._workshop.queue_state.capacity
+        return Capacity(
+            tuple(gpu for gpu in capacity.gpus if gpu not in held_gpus),
+            capacity.slots_without_gpus - sum(1 for gpus in held.values() if not gpus),
+            capacity.slots - len(held),
+        )
+
+
+def _report_bug(job_id: str, future: Future[None]) -> None:
+    if future.exception() is not None:
+        _log.error("supervising the job failed", exc_info=future.exception(), extra={"job_id": job_id})

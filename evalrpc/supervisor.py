@@ -1,0 +1,252 @@
+"""One attempt of one job, from its start to its outcome. Each runs on a worker thread of its own.
+
+The job in the store is the truth. A supervisor begins the attempt, starts the harness, follows its log, ends what is left of
+it, and commits the outcome. When the server stops it lets go, and the run goes on; the next server finds it and supervises on.
+"""
+
+import enum
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
+
+from evalrpc import transitions
+from evalrpc.clock import Clock
+from evalrpc.errors import IllegalTransitionError, JobNotFoundError, RunFailedError, StoreUnavailableError
+from evalrpc.executors.base import Executor, RunHandle, RunKey
+from evalrpc.harnesses.base import Exit, Harness, Run
+from evalrpc.logs import LogFollower, read_tail
+from evalrpc.paths import attempt_dir, attempt_output_dir
+from evalrpc.queue_state import QueueState
+from evalrpc.store.base import Store
+from evalrpc.v1 import job_pb2 as pb
+
+PROGRESS_SECONDS: Final = 0.5
+"""How often the log is looked at."""
+
+_ALIVE_SECONDS: Final = 5.0
+_STORE_RETRY_SECONDS: Final = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What every supervisor works with."""
+
+    store: Store
+    queue_state: QueueState
+    executor: Executor
+    harnesses: Mapping[str, Harness]
+    clock: Clock
+    data_dir: Path
+    output_root: Path | None
+    grace_seconds: float
+    publish_progress: Callable[[pb.JobInfo], None]
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+
+class _Ending(enum.Enum):
+    """Why a supervisor stopped following a run."""
+
+    BY_ITSELF = "it ended by itself"
+    CANCELLED = "a cancel was asked for"
+    TIMED_OUT = "its time was up"
+    LET_GO = "the server stops"
+
+
+class Supervisor:
+    """Takes one job through one attempt. `run` or `resume` is called once, on the worker thread."""
+
+    def __init__(self, workshop: Workshop, job_id: str) -> None:
+        self._workshop = workshop
+        self._job_id = job_id
+        self._lock = threading.Lock()  # guards the handle against an interrupt while it is closed
+        self._handle: RunHandle | None = None
+
+    def run(self, gpus: tuple[str, ...]) -> None:
+        """Begin a new attempt on these GPUs and see it through. Does nothing if the job is not QUEUED any more."""
+        try:
+            job = self._workshop.store.update(self._job_id, lambda job: self._begin(job, gpus)).result()
+        except (IllegalTransitionError, JobNotFoundError):
+            pass  # cancelled or deleted meanwhile
+        except RunFailedError as error:
+            failure = error.job_error
+            self._commit(lambda job: transitions.fail(job, failure, self._workshop.clock.now()))
+        except StoreUnavailableError as error:
+            _log.warning("can't start the job yet: %s", error, extra={"job_id": self._job_id})
+            self._workshop.stopping.wait(_STORE_RETRY_SECONDS)
+        else:
+            self._see_through(job, None)
+
+    def resume(self) -> None:
+        """See through the attempt that an earlier server began."""
+        job = pb.JobInfo.FromString(self._workshop.store.job(self._job_id))
+        self._see_through(job, self._workshop.executor.find(self._run_key(job)))
+
+    def interrupt(self) -> None:
+        """Make the supervisor look at once whether to stop. May be called from any thread."""
+        with self._lock:
+            if self._handle is not None:
+                self._handle.interrupt()
+
+    def abandon(self) -> None:
+        """End the run and fail the job, after a bug of the server."""
+        job = pb.JobInfo.FromString(self._workshop.store.job(self._job_id))
+        handle = self._workshop.executor.find(self._run_key(job))
+        if handle is not None:
+            handle.end(self._workshop.grace_seconds)
+        error = pb.JobError(reason="SERVER_ERROR", message="a bug of the server stopped this job; its log has the traceback")
+        self._commit(lambda job: transitions.fail(job, error, self._workshop.clock.now()))
+
+    def _begin(self, job: pb.JobInfo, gpus: tuple[str, ...]) -> None:
+        output_dir = attempt_output_dir(self._workshop.data_dir, self._workshop.output_root, job, job.attempt + 1)
+        transitions.begin_attempt(job, gpus, str(output_dir), self._workshop.clock.now())
+
+    def _run_key(self, job: pb.JobInfo) -> RunKey:
+        return RunKey(self._job_id, job.attempt, attempt_dir(self._workshop.data_dir, self._job_id, job.attempt))
+
+    def _see_through(self, job: pb.JobInfo, handle: RunHandle | None) -> None:
+        """Start the run unless it was found, follow it to its end, and commit the outcome."""
+        key = self._run_key(job)
+        try:
+            outcome = self._outcome(job, key, handle)
+        except RunFailedError as error:
+            outcome = self._failure(error.job_error, key)
+        finally:
+            with self._lock:
+                if self._handle is not None:
+                    self._handle.close()
+                    self._handle = None
+        if outcome is not None:
+            self._commit(outcome)
+
+    def _outcome(self, job: pb.JobInfo, key: RunKey, handle: RunHandle | None) -> Callable[[pb.JobInfo], None] | None:
+        """Return the change to commit, or None if the run is left to the next server. Raises RunFailedError."""
+        harness = self._workshop.harnesses.get(job.request.harness)
+        if harness is None:
+            if handle is not None:
+                handle.end(self._workshop.grace_seconds)
+            raise RunFailedError("HARNESS_UNAVAILABLE", f"this server has no harness {job.request.harness!r} any more")
+        output_dir = Path(job.attempts[-1].output_dir)
+        run = Run(job.job_id, job.attempt, job.request, key.attempt_dir, output_dir, tuple(job.gpus))
+        self._handle = handle or self._start(harness, run, key)
+        progress = _RunProgress(self._workshop, harness, job, key)
+        ending = self._follow(self._handle, job, progress)
+        if ending is _Ending.LET_GO:
+            return None
+        self._handle.end(0.0 if ending is _Ending.BY_ITSELF else self._workshop.grace_seconds)
+        if ending is _Ending.CANCELLED:
+            return lambda job: transitions.cancel(job, self._workshop.clock.now())
+        if ending is _Ending.TIMED_OUT:
+            raise RunFailedError("TIMED_OUT", f"the run took longer than its timeout of {job.timeout.ToTimedelta()}")
+        progress.look()
+        return self._judge(harness, run, self._handle.exit_status(), key, progress.message)
+
+    def _start(self, harness: Harness, run: Run, key: RunKey) -> RunHandle:
+        try:
+            run.attempt_dir.mkdir(parents=True, exist_ok=True)
+            run.output_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFailedError("START_FAILED", f"the folder of the run can't be made: {error}") from error
+        command = harness.command(run)
+        _log.info("starting %s", command.argv[0], extra={"job_id": run.job_id, "attempt": run.attempt, "gpus": run.gpus})
+        return self._workshop.executor.start(key, command, run.gpus)
+
+    def _follow(self, handle: RunHandle, job: pb.JobInfo, progress: "_RunProgress") -> _Ending:
+        """Wait for a reason to stop, and report progress meanwhile."""
+        while not handle.wait(PROGRESS_SECONDS if progress.started else 0):
+            current = self._workshop.queue_state.running_job(self._job_id)
+            if current is not None and current.HasField("cancel_requested_at"):
+                return _Ending.CANCELLED
+            if self._workshop.stopping.is_set():
+                return _Ending.LET_GO
+            progress.look()
+            if job.HasField("timeout") and progress.elapsed_ns() >= job.timeout.ToNanoseconds():
+                return _Ending.TIMED_OUT
+        return _Ending.BY_ITSELF
+
+    def _judge(
+        self, harness: Harness, run: Run, exit_status: Exit, key: RunKey, progress: pb.Progress
+    ) -> Callable[[pb.JobInfo], None]:
+        """Read what the run left and say what became of it."""
+        if exit_status.code is None and exit_status.signal is None:
+            raise RunFailedError("RUN_LOST", "the run ended while no server saw it, and left no exit status")
+        try:
+            results = harness.read_results(run, exit_status, read_tail(key.log_path))
+        except RunFailedError as error:
+            error.job_error.MergeFrom(pb.JobError(exit_code=exit_status.code, signal=exit_status.signal))
+            raise
+
+        def complete(job: pb.JobInfo) -> None:
+            job.progress.CopyFrom(progress)
+            transitions.complete(job, results, self._workshop.clock.now())
+
+        return complete
+
+    def _failure(self, error: pb.JobError, key: RunKey) -> Callable[[pb.JobInfo], None]:
+        error.message = transitions.shorten(error.message)
+        error.log_tail[:] = read_tail(key.log_path)
+        return lambda job: transitions.fail(job, error, self._workshop.clock.now())
+
+    def _commit(self, change: Callable[[pb.JobInfo], None]) -> None:
+        """Commit the outcome, and try again for as long as the store does not take it: an outcome is never dropped."""
+        while not self._workshop.stopping.is_set():
+            try:
+                job = self._workshop.store.update(self._job_id, change).result()
+            except StoreUnavailableError as error:
+                _log.warning("can't commit the outcome yet: %s", error, extra={"job_id": self._job_id})
+                self._workshop.stopping.wait(_STORE_RETRY_SECONDS)
+            else:
+                _log.info("attempt ended", extra={"job_id": self._job_id, "status": pb.JobStatus.Name(job.status)})
+                return
+
+
+class _RunProgress:
+    """What the log of a run says about how far it is, kept up and published."""
+
+    def __init__(self, workshop: Workshop, harness: Harness, job: pb.JobInfo, key: RunKey) -> None:
+        self.message = pb.Progress(phase=pb.Progress.PHASE_STARTING)
+        self.started = False
+        self._workshop = workshop
+        self._harness = harness
+        self._job = job
+        self._log = LogFollower(key.log_path)
+        self._published_at = float("-inf")
+
+    def elapsed_ns(self) -> int:
+        """Return how long the attempt has been running."""
+        return self._workshop.clock.now().ToNanoseconds() - self._job.started_at.ToNanoseconds()
+
+    def look(self) -> None:
+        """Read what is new in the log, and publish it; and now and then that the run is alive, if nothing is new."""
+        changed = not self.started
+        self.started = True
+        for line in self._log.new_lines():
+            changed |= self._harness.read_progress(line, self.message)
+        changed |= self._harness.read_progress(self._log.last_line(), self.message)
+        now = self._workshop.clock.monotonic()
+        if changed or now - self._published_at >= _ALIVE_SECONDS:
+            self._published_at = now
+            self._publish()
+
+    def _publish(self) -> None:
+        self.message.elapsed.CopyFrom(_duration(self.elapsed_ns()))
+        last_output_ns = self._log.last_output_ns()
+        if last_output_ns is not None:
+            self.message.last_output_at.FromNanoseconds(last_output_ns)
+        snapshot = pb.Progress()
+        snapshot.CopyFrom(self.message)
+        job = self._workshop.queue_state.set_progress(self._job.job_id, snapshot)
+        if job is not None:
+            self._workshop.publish_progress(job)
+
+
+def _duration(nanoseconds: int) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(max(0, nanoseconds))
+    return duration

@@ -1,0 +1,95 @@
+"""What happens to a job's message at each step of its life. Pure: each function changes the message that it is given, and the
+store commits it."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from evalrpc import lifecycle
+from evalrpc.errors import JobFinishedError
+from evalrpc.v1 import job_pb2 as pb
+
+MAX_MESSAGE_BYTES: Final = 2048
+
+RETRYABLE_REASONS: Final = frozenset({"RUN_LOST", "PROCESS_SIGNALLED"})
+"""Causes that another attempt may mend. A wrong task name is none."""
+
+
+def begin_attempt(job: pb.JobInfo, gpus: tuple[str, ...], output_dir: str, now: Timestamp) -> None:
+    """QUEUED to RUNNING, with a new attempt."""
+    job.status = pb.JOB_STATUS_RUNNING
+    job.attempt += 1
+    job.started_at.CopyFrom(now)
+    job.gpus[:] = gpus
+    job.attempts.add(number=job.attempt, started_at=now, gpus=gpus, output_dir=output_dir)
+
+
+def complete(job: pb.JobInfo, results: Mapping[str, pb.ModelResult], now: Timestamp) -> None:
+    """RUNNING to COMPLETED."""
+    for model, result in results.items():
+        job.results[model].CopyFrom(result)
+    _end(job, pb.JOB_STATUS_COMPLETED, now)
+
+
+def fail(job: pb.JobInfo, error: pb.JobError, now: Timestamp) -> None:
+    """RUNNING to FAILED, or back to QUEUED where another attempt may mend it and one is left."""
+    _end_attempt(job, error, now)
+    if error.reason in RETRYABLE_REASONS and job.attempt < job.max_attempts and not job.HasField("cancel_requested_at"):
+        job.status = pb.JOB_STATUS_QUEUED
+        job.ClearField("started_at")
+        job.ClearField("progress")
+        return
+    job.error.CopyFrom(error)
+    _end(job, pb.JOB_STATUS_FAILED, now)
+
+
+def request_cancel(job: pb.JobInfo, reason: str, now: Timestamp) -> None:
+    """QUEUED to CANCELLED at once; RUNNING only notes the wish, which the scheduler carries out.
+
+    Asking again changes nothing. Raises JobFinishedError for a job that is COMPLETED or FAILED.
+    """
+    if job.status == pb.JOB_STATUS_CANCELLED or job.HasField("cancel_requested_at"):
+        return
+    if job.status in lifecycle.TERMINAL:
+        raise JobFinishedError(
+            f"job {job.job_id} is already {lifecycle.status_name(job.status)}: there is nothing left to cancel"
+        )
+    job.cancel_reason = reason
+    if job.status == pb.JOB_STATUS_QUEUED:
+        cancel(job, now)
+    else:
+        job.cancel_requested_at.CopyFrom(now)
+
+
+def cancel(job: pb.JobInfo, now: Timestamp) -> None:
+    """To CANCELLED, once no process of it is left."""
+    job.error.CopyFrom(pb.JobError(reason="CANCELLED", message=job.cancel_reason or "cancelled on request"))
+    _end_attempt(job, job.error, now)
+    _end(job, pb.JOB_STATUS_CANCELLED, now)
+
+
+def shorten(message: str) -> str:
+    """Cut a message to one line of the size that a JobError may have."""
+    line = " ".join(message.split())
+    encoded = line.encode()
+    if len(encoded) <= MAX_MESSAGE_BYTES:
+        return line
+    return encoded[: MAX_MESSAGE_BYTES - 3].decode(errors="ignore") + "…"
+
+
+def _end(job: pb.JobInfo, status: lifecycle.Status, now: Timestamp) -> None:
+    job.status = status
+    job.completed_at.CopyFrom(now)
+    _end_attempt(job, None, now)
+
+
+def _end_attempt(job: pb.JobInfo, error: pb.JobError | None, now: Timestamp) -> None:
+    del job.gpus[:]
+    if not job.attempts or job.attempts[-1].HasField("completed_at"):
+        return
+    attempt = job.attempts[-1]
+    attempt.completed_at.CopyFrom(now)
+    if error is not None:
+        attempt.error.CopyFrom(error)
+        del attempt.error.log_tail[:]
