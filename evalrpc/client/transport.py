@@ -3,6 +3,8 @@
 The two classes do the same, one blocking and one for asyncio; what they decide is in `reading` and `failures`.
 """
 
+from __future__ import annotations  # grpc's classes take type arguments in its stubs only
+
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator

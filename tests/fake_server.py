@@ -1,0 +1,320 @@
+"""An evalrpc server of a few lines for the tests of the client and the command line: it does what the test tells it to."""
+
+import hashlib
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self
+
+import grpc
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
+from google.rpc import error_details_pb2, status_pb2
+
+from evalrpc.errors import DOMAIN, EvalrpcError, InvalidRequestError, JobNotFoundError
+from evalrpc.v1 import evaluation_service_pb2 as pb
+from evalrpc.v1.evaluation_service_pb2_grpc import EvaluationServiceServicer, add_EvaluationServiceServicer_to_server
+from evalrpc.v1.job_pb2 import JobError, JobEvent, JobEventType, JobInfo, JobStatus
+
+JOB_ID = "7b0b8d5e-6f1e-4f0e-9d51-0d5fb3a1c001"
+TERMINAL = (JobStatus.JOB_STATUS_COMPLETED, JobStatus.JOB_STATUS_FAILED, JobStatus.JOB_STATUS_CANCELLED)
+
+
+def details_of(error: EvalrpcError) -> bytes:
+    """Serialise the google.rpc.Status that stands for the error, as a server sends it."""
+    status = status_pb2.Status(code=grpc.StatusCode[error.code].value[0], message=error.message)
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+    status.details.add().Pack(info)
+    if error.retry_delay_seconds is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromNanoseconds(int(error.retry_delay_seconds * 1e9))
+        status.details.add().Pack(retry)
+    if isinstance(error, InvalidRequestError):
+        bad = error_details_pb2.BadRequest()
+        for field, description in error.violations:
+            bad.field_violations.add(field=field, description=description)
+        status.details.add().Pack(bad)
+    return status.SerializeToString()
+
+
+def job_at(status: JobStatus, revision: int = 1, **fields: Any) -> JobInfo:
+    """Build a job in this status."""
+    return JobInfo(**{"job_id": JOB_ID, "status": status, "revision": revision, **fields})
+
+
+class FakeService(EvaluationServiceServicer):
+    """Keeps jobs and a journal as a real server does, also while no server is up."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, JobInfo] = {}
+        self.journal: list[JobEvent] = []
+        self.files: dict[str, bytes] = {}
+        self.log = b""
+        self.log_is_whole = True
+        self.page_size = 2
+        self.chunk_size = 4
+        self.samples: list[dict[str, Any]] = []
+        self.names = ["mme", "mmmu_val", "mmstar"]
+        self.received: defaultdict[str, list[Message]] = defaultdict(list)
+        self.errors: defaultdict[str, list[EvalrpcError]] = defaultdict(list)
+        self.on_chunk: Callable[[int], None] = lambda offset: None
+        self.changed = threading.Condition()
+        self.watchers = 0
+
+    def change(self, job: JobInfo) -> None:
+        """Store a status change and tell the watchers."""
+        with self.changed:
+            job.revision = len(self.journal) + 1
+            self.jobs[job.job_id] = job
+            self.journal.append(_event(JobEventType.JOB_EVENT_TYPE_STATUS, job))
+            self.changed.notify_all()
+
+    def finish_log(self, data: bytes) -> None:
+        """Write the end of the log."""
+        with self.changed:
+            self.log += data
+            self.log_is_whole = True
+            self.changed.notify_all()
+
+    def wait_for_watchers(self, count: int) -> None:
+        """Wait until so many streams are open."""
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.watchers == count, timeout=10)
+
+    def _take(self, request: Message, context: grpc.ServicerContext) -> None:
+        name = type(request).__name__.removesuffix("Request")
+        self.received[name].append(type(request).FromString(request.SerializeToString()))
+        if self.errors[name]:
+            _abort(context, self.errors[name].pop(0))
+
+    def _job(self, job_id: str, context: grpc.ServicerContext) -> JobInfo:
+        if job_id not in self.jobs:
+            _abort(context, _job_not_found(job_id))
+        return self.jobs[job_id]
+
+    def SubmitJob(self, request: pb.SubmitJobRequest, context: grpc.ServicerContext) -> JobInfo:  # noqa: N802
+        self._take(request, context)
+        job = JobInfo(job_id=JOB_ID, status=JobStatus.JOB_STATUS_QUEUED, position_in_queue=0, request=request.request)
+        if request.validate_only:
+            job.job_id = ""
+        else:
+            self.change(job)
+        return job
+
+    def GetJob(self, request: pb.GetJobRequest, context: grpc.ServicerContext) -> JobInfo:  # noqa: N802
+        self._take(request, context)
+        return self._job(request.job_id, context)
+
+    def CancelJob(self, request: pb.CancelJobRequest, context: grpc.ServicerContext) -> JobInfo:  # noqa: N802
+        self._take(request, context)
+        job = self._job(request.job_id, context)
+        self.change(job_at(JobStatus.JOB_STATUS_CANCELLED, error=JobError(reason="CANCELLED", message=request.reason)))
+        return self.jobs[job.job_id]
+
+    def DeleteJob(self, request: pb.DeleteJobRequest, context: grpc.ServicerContext) -> pb.DeleteJobResponse:  # noqa: N802
+        self._take(request, context)
+        self.jobs.pop(self._job(request.job_id, context).job_id)
+        return pb.DeleteJobResponse()
+
+    def GetQueue(self, request: pb.GetQueueRequest, context: grpc.ServicerContext) -> pb.GetQueueResponse:  # noqa: N802
+        self._take(request, context)
+        gpus = [pb.Gpu(id="0", name="H200", job_id=JOB_ID), pb.Gpu(id="1", name="H200")]
+        return pb.GetQueueResponse(queued_count=3, running_count=1, running_job_ids=[JOB_ID], gpus=gpus, max_running=2)
+
+    def GetServerInfo(  # noqa: N802
+        self, request: pb.GetServerInfoRequest, context: grpc.ServicerContext
+    ) -> pb.GetServerInfoResponse:
+        self._take(request, context)
+        return pb.GetServerInfoResponse(version="9.9.9", gpu_count=2, capabilities=["GetJob"])
+
+    def ListHarnesses(  # noqa: N802
+        self, request: pb.ListHarnessesRequest, context: grpc.ServicerContext
+    ) -> pb.ListHarnessesResponse:
+        self._take(request, context)
+        missing = pb.HarnessInfo(name="nightly", kind="command", unavailable_reason="no such program")
+        return pb.ListHarnessesResponse(harnesses=[pb.HarnessInfo(name="lmms-eval", version="0.5", available=True), missing])
+
+    def ListJobs(self, request: pb.ListJobsRequest, context: grpc.ServicerContext) -> pb.ListJobsResponse:  # noqa: N802
+        self._take(request, context)
+        page, token = self._page(list(self.jobs.values()), request.page_token)
+        return pb.ListJobsResponse(jobs=page, next_page_token=token)
+
+    def ListTasks(self, request: pb.ListTasksRequest, context: grpc.ServicerContext) -> pb.ListTasksResponse:  # noqa: N802
+        self._take(request, context)
+        page, token = self._page([name for name in self.names if request.query in name], request.page_token)
+        return pb.ListTasksResponse(tasks=page, next_page_token=token)
+
+    def ListModels(self, request: pb.ListModelsRequest, context: grpc.ServicerContext) -> pb.ListModelsResponse:  # noqa: N802
+        self._take(request, context)
+        page, token = self._page([name for name in self.names if request.query in name], request.page_token)
+        return pb.ListModelsResponse(models=page, next_page_token=token)
+
+    def ListSamples(  # noqa: N802
+        self, request: pb.ListSamplesRequest, context: grpc.ServicerContext
+    ) -> pb.ListSamplesResponse:
+        self._take(request, context)
+        page, token = self._page([_struct(row) for row in self.samples], request.page_token)
+        return pb.ListSamplesResponse(samples=page, next_page_token=token)
+
+    def ListArtifacts(  # noqa: N802
+        self, request: pb.ListArtifactsRequest, context: grpc.ServicerContext
+    ) -> pb.ListArtifactsResponse:
+        self._take(request, context)
+        return pb.ListArtifactsResponse(
+            artifacts=[
+                pb.Artifact(name=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+                for name, data in sorted(self.files.items())
+            ]
+        )
+
+    def ReadArtifact(  # noqa: N802
+        self, request: pb.ReadArtifactRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.ReadArtifactResponse]:
+        self._take(request, context)
+        data = self.files[request.name]
+        for offset in range(request.offset, len(data), self.chunk_size):
+            self.on_chunk(offset)
+            if self.errors["ReadArtifact"]:
+                _abort(context, self.errors["ReadArtifact"].pop(0))
+            chunk = self.files[request.name][offset : offset + self.chunk_size]
+            yield pb.ReadArtifactResponse(data=chunk, offset=offset, size_bytes=len(data))
+
+    def ReadLog(self, request: pb.ReadLogRequest, context: grpc.ServicerContext) -> Iterator[pb.ReadLogResponse]:  # noqa: N802
+        self._take(request, context)
+        offset = request.offset
+        with self._watching(context):
+            while chunk := self._next_log_chunk(offset, follow=request.follow, context=context):
+                yield pb.ReadLogResponse(data=chunk, offset=offset)
+                offset += len(chunk)
+
+    def _next_log_chunk(self, offset: int, *, follow: bool, context: grpc.ServicerContext) -> bytes:
+        with self.changed:
+            waits = follow and not self.log_is_whole
+            self.changed.wait_for(lambda: len(self.log) > offset or self.log_is_whole or not (waits and context.is_active()))
+            return self.log[offset : offset + self.chunk_size]
+
+    def WatchJob(self, request: pb.WatchJobRequest, context: grpc.ServicerContext) -> Iterator[JobEvent]:  # noqa: N802
+        self._take(request, context)
+        job = self._job(request.job_id, context)
+        if request.after_revision == 0 or (job.status in TERMINAL and job.revision <= request.after_revision):
+            yield _event(JobEventType.JOB_EVENT_TYPE_SNAPSHOT, job)
+            if job.status in TERMINAL:
+                return
+        for event in self._live(request.after_revision or job.revision, context):
+            if event.job.job_id == request.job_id:
+                yield event
+                if event.terminal:
+                    return
+
+    def WatchJobs(self, request: pb.WatchJobsRequest, context: grpc.ServicerContext) -> Iterator[JobEvent]:  # noqa: N802
+        self._take(request, context)
+        head = len(self.journal)
+        if request.after_revision == 0:
+            for job in list(self.jobs.values()):
+                yield JobEvent(type=JobEventType.JOB_EVENT_TYPE_SNAPSHOT, revision=head, job=job)
+        else:
+            yield from self.journal[request.after_revision : head]
+        yield JobEvent(type=JobEventType.JOB_EVENT_TYPE_BOOKMARK, revision=head)
+        yield from self._live(head, context)
+
+    def _live(self, after_revision: int, context: grpc.ServicerContext) -> Iterator[JobEvent]:
+        sent = after_revision
+        with self._watching(context):
+            while fresh := self._next_events(sent, context):
+                yield from fresh
+                sent += len(fresh)
+
+    def _next_events(self, sent: int, context: grpc.ServicerContext) -> list[JobEvent]:
+        with self.changed:
+            self.changed.wait_for(lambda: len(self.journal) > sent or not context.is_active())
+            return self.journal[sent:]
+
+    def _watching(self, context: grpc.ServicerContext) -> "_Watching":
+        context.add_callback(self._wake)
+        return _Watching(self)
+
+    def _wake(self) -> None:
+        with self.changed:
+            self.changed.notify_all()
+
+    def _page(self, items: list[Any], token: str) -> tuple[list[Any], str]:
+        start = int(token or 0)
+        end = start + self.page_size
+        return items[start:end], str(end) if end < len(items) else ""
+
+
+class _Watching:
+    def __init__(self, service: FakeService) -> None:
+        self._service = service
+
+    def __enter__(self) -> None:
+        self._count(1)
+
+    def __exit__(self, *exception: object) -> None:
+        self._count(-1)
+
+    def _count(self, difference: int) -> None:
+        with self._service.changed:
+            self._service.watchers += difference
+            self._service.changed.notify_all()
+
+
+class FakeServer:
+    """Serves a FakeService on a free loopback port; may be killed and started again on the same one."""
+
+    def __init__(self) -> None:
+        self.service = FakeService()
+        self.port = 0
+        self.serving = True
+        self._server: grpc.Server | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.kill()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        self._server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
+        add_EvaluationServiceServicer_to_server(self.service, self._server)
+        self._server.add_generic_rpc_handlers((self._health_handler(),))
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        self._server.start()
+
+    def kill(self) -> None:
+        if self._server:
+            self._server.stop(None).wait()
+            self._server = None
+
+    def restart(self) -> None:
+        self.kill()
+        self.start()
+
+    def _health_handler(self) -> grpc.GenericRpcHandler:
+        check = grpc.unary_unary_rpc_method_handler(lambda request, context: b"\x08\x01" if self.serving else b"\x08\x02")
+        return grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": check})
+
+
+def _event(kind: JobEventType, job: JobInfo) -> JobEvent:
+    return JobEvent(type=kind, revision=job.revision, job=job, terminal=job.status in TERMINAL)
+
+
+def _abort(context: grpc.ServicerContext, error: EvalrpcError) -> None:
+    context.set_trailing_metadata((("grpc-status-details-bin", details_of(error)),))
+    context.abort(grpc.StatusCode[error.code], error.message)
+
+
+def _job_not_found(job_id: str) -> EvalrpcError:
+    return JobNotFoundError(f"there is no job {job_id}", metadata={"resource_type": "job", "resource_name": job_id})
+
+
+def _struct(row: dict[str, Any]) -> Struct:
+    struct = Struct()
+    struct.update(row)
+    return struct
