@@ -1,0 +1,108 @@
+"""Any program of the operator's own, as a harness."""
+
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from google.protobuf import json_format
+
+from evalrpc.config import HarnessSettings
+from evalrpc.errors import ConfigurationError, FieldViolation, RunFailedError
+from evalrpc.harnesses.bars import advance, read_bar
+from evalrpc.harnesses.base import Command, Exit, Run
+from evalrpc.harnesses.failures import check_exit, find_failure
+from evalrpc.results import read_results
+from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
+from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
+
+KIND: Final = "command"
+PLACEHOLDERS: Final = ("request_json", "output_dir", "model", "tasks", "job_id", "attempt")
+"""What may stand in braces in the command line."""
+
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_REQUEST_NAME = "request.json"
+
+
+class CommandHarness:
+    """Runs the operator's command line, with its placeholders filled in.
+
+    Raises ConfigurationError for an empty command or an unknown placeholder.
+    """
+
+    kind = KIND
+
+    def __init__(self, settings: HarnessSettings) -> None:
+        self.name = settings.name
+        self._settings = settings
+        if not settings.command:
+            raise ConfigurationError(f"setting harnesses.{self.name}.command: is needed for the kind `command`")
+        used = {name for argument in settings.command for name in _PLACEHOLDER.findall(argument)}
+        for name in sorted(used - set(PLACEHOLDERS)):
+            known = ", ".join(f"{{{placeholder}}}" for placeholder in PLACEHOLDERS)
+            raise ConfigurationError(f"setting harnesses.{self.name}.command: {{{name}}} is unknown; there are: {known}")
+
+    def info(self) -> HarnessInfo:
+        """Say whether the program exists."""
+        program = self._settings.command[0]
+        reason = (
+            "" if shutil.which(program) else f"there is no program {program}: install it or set harnesses.{self.name}.command"
+        )
+        return HarnessInfo(name=self.name, kind=self.kind, available=not reason, unavailable_reason=reason)
+
+    def violations(self, request: EvaluateRequest) -> Iterable[FieldViolation]:
+        """Yield names that the program could take for something else, and numbers that JSON can't hold."""
+        names = [("model", request.model), *((f"tasks[{index}]", task) for index, task in enumerate(request.tasks))]
+        for field, name in names:
+            if name.startswith("-") or "\0" in name:
+                yield FieldViolation(field, "must not begin with `-` nor contain a null character")
+        for index, task in enumerate(request.tasks):
+            if "," in task:
+                yield FieldViolation(f"tasks[{index}]", "must be one task's name: no comma")
+        yield from _json_violations(request)
+
+    def command(self, run: Run) -> Command:
+        """Fill in the placeholders, each argument by itself."""
+        request_path = run.attempt_dir / _REQUEST_NAME
+        values = {
+            "request_json": str(request_path),
+            "output_dir": str(run.output_dir),
+            "model": run.request.model,
+            "tasks": ",".join(run.request.tasks),
+            "job_id": run.job_id,
+            "attempt": str(run.attempt),
+        }
+        return Command(
+            argv=tuple(_PLACEHOLDER.sub(lambda match: values[match[1]], argument) for argument in self._settings.command),
+            env=self._settings.env,
+            files={request_path: json_format.MessageToJson(run.request, preserving_proto_field_name=True).encode()},
+        )
+
+    def read_progress(self, line: str, progress: Progress) -> bool:
+        """Take in a progress bar such as `4/20` or tqdm's."""
+        bar = read_bar(line)
+        if bar is None:
+            return False
+        before = Progress()
+        before.CopyFrom(progress)
+        progress.phase = Progress.PHASE_EVALUATING
+        progress.unit = "items"
+        advance(progress, bar)
+        return progress != before
+
+    def read_results(self, run: Run, exit_status: Exit, log_tail: list[str]) -> Mapping[str, ModelResult]:
+        """Read what the program left. It succeeded if it exited with 0 and left at least one result."""
+        check_exit(exit_status, log_tail)
+        results = read_results(run.output_dir, run.request.model)
+        if not results:
+            reason = find_failure(log_tail) or "the program left no file named like MODEL/20260214_103045_results.json"
+            raise RunFailedError("RESULTS_MISSING", reason)
+        return results
+
+
+def _json_violations(request: EvaluateRequest) -> Iterator[FieldViolation]:
+    for field, struct in (("model_args", request.model_args), ("gen_kwargs", request.gen_kwargs)):
+        try:
+            json_format.MessageToDict(struct)
+        except (ValueError, json_format.SerializeToJsonError):
+            yield FieldViolation(field, "a number must be finite")

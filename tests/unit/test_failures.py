@@ -1,0 +1,133 @@
+"""The one line that says why a run failed."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evalrpc.errors import RunFailedError
+from evalrpc.harnesses.base import Exit
+from evalrpc.harnesses.failures import MAX_MESSAGE_CHARACTERS, check_exit, find_failure, shorten
+
+DATA = Path(__file__).parent.parent / "data" / "lmms_eval"
+
+UNKNOWN_MODEL = (
+    "ValueError: Model 'nosuchmodel' not found in available models: aero, aero_realtime_vllm, aero_realtime_vllm_chat, "
+    "aria, async_hf, async_hf_model, async_openai, async_openai_compatible, async_openai_compatible_chat, "
+    "audio_flamingo_3, auroracap, bagel, bagel_lmms_engine, bagel_umm, bagel_unig2u, …"
+)
+UNKNOWN_TASK = (
+    "ValueError: Tasks not found: nosuchtask. Try `lmms-eval --tasks {list_groups,list_subtasks,list_tags,list}` "
+    "to list out all available names for task groupings; only (sub)tasks; tags; or all of the above, or pass "
+    "'--verbosity DEBUG' to troubleshoot task registration issues."
+)
+
+
+def log(case: str) -> list[str]:
+    return [line for name in ("stdout.log", "stderr.log") for line in (DATA / case / name).read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("fail_dataset_missing_rc0", "FileNotFoundError: Unable to find '/srv/eval/data/does_not_exist.jsonl'"),
+        ("fail_limit_nan_rc0", "ValueError: cannot convert float NaN to integer"),
+        ("fail_unknown_model_rc0", UNKNOWN_MODEL),
+        ("fail_unknown_task_rc0", UNKNOWN_TASK),
+        ("fail_usage_rc2", "unrecognized arguments: --nosuchflag 3"),
+    ],
+)
+def test_a_real_failure_is_told_in_its_own_words(case: str, message: str) -> None:
+    assert find_failure(log(case)) == message
+
+
+@pytest.mark.parametrize("case", ["ok_two_tasks", "ok_openai_stub", "ok_llava_hf_local_path", "ok_predict_only"])
+def test_a_good_run_has_no_failure(case: str) -> None:
+    assert find_failure(log(case)) is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            ["ValueError: first", "torch.cuda.OutOfMemoryError: CUDA out of memory"],
+            "torch.cuda.OutOfMemoryError: CUDA out of memory",
+        ),
+        (["RuntimeError: first line", "  second line", "  third line"], "RuntimeError: first line"),
+        (["\x1b[31mValueError\x1b[0m: \x1b[1mred\x1b[0m"], "ValueError: red"),
+        (["Traceback (most recent call last):", "AssertionError"], "AssertionError"),
+        (["[rank1]: ValueError: one rank's"], "ValueError: one rank's"),
+        (["KeyError: 'cause'", "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: "], "KeyError: 'cause'"),
+        (["ChildFailedError: "], "ChildFailedError:"),
+        (
+            ["x | ERROR | a:b:1 - Error during evaluation: out of luck. Please set `--verbosity=DEBUG` to get more"],
+            "out of luck",
+        ),
+        (["x | ERROR | a:b:1 - Error during evaluation: out of luck"], "out of luck"),
+        (["__main__.py: error: argument --limit: invalid float value: 'x'"], "argument --limit: invalid float value: 'x'"),
+        (["  0%| | 0/2\r 50%| | 1/2\rKeyError: 'after a bar'"], "KeyError: 'after a bar'"),
+        (["Error: cannot open"], "Error: cannot open"),
+    ],
+)
+def test_the_line_that_says_why_is_found(lines: list[str], message: str) -> None:
+    assert find_failure(lines) == message
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [],
+        [""],
+        ["all is well"],
+        ["  raise ValueError('quoted code')"],
+        ["the ValueError: within a line"],
+        ["a.py:3: UserWarning: x"],
+    ],
+)
+def test_a_log_that_does_not_say_why_has_no_failure(lines: list[str]) -> None:
+    assert find_failure(lines) is None
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(max_size=40) | st.just("ValueError: " + "x" * 5000)))
+def test_whatever_the_log_the_message_is_one_short_line(lines: list[str]) -> None:
+    message = find_failure(lines)
+    assert message is None or (0 < len(message) <= MAX_MESSAGE_CHARACTERS and len(message.splitlines()) == 1)
+
+
+@pytest.mark.parametrize("line", ["a." * 100_000, "A" * 200_000, "ValueError: " + "y" * 200_000, "1" * 200_000, "a " * 100_000])
+def test_a_line_without_end_is_read_at_once(line: str) -> None:
+    find_failure([line])
+
+
+def test_a_long_line_is_cut_at_the_end_of_a_word() -> None:
+    assert shorten("word " * 100) == "word " * 59 + "…"
+    assert shorten("x" * 400) == "x" * 298 + " …"
+
+
+@pytest.mark.parametrize("exit_status", [Exit(code=0), Exit()])
+def test_an_exit_that_was_good_or_that_nobody_saw_raises_nothing(exit_status: Exit) -> None:
+    check_exit(exit_status, ["ValueError: handled"])
+
+
+@pytest.mark.parametrize(
+    ("exit_status", "lines", "reason", "message"),
+    [
+        (Exit(signal=9), [], "PROCESS_SIGNALLED", "the harness was ended by SIGKILL (signal 9)"),
+        (
+            Exit(signal=6),
+            ["RuntimeError: x"],
+            "PROCESS_SIGNALLED",
+            "the harness was ended by SIGABRT (signal 6), after RuntimeError: x",
+        ),
+        (Exit(signal=99), [], "PROCESS_SIGNALLED", "the harness was ended by signal 99"),
+        (Exit(code=1), ["KeyError: 'x'", "bye"], "HARNESS_FAILED", "KeyError: 'x'"),
+        (Exit(code=3), ["", "no luck", ""], "HARNESS_FAILED", "the harness exited with code 3; its last line was: no luck"),
+        (Exit(code=3), [], "HARNESS_FAILED", "the harness exited with code 3 and wrote nothing"),
+    ],
+)
+def test_a_bad_exit_is_a_failure(exit_status: Exit, lines: list[str], reason: str, message: str) -> None:
+    with pytest.raises(RunFailedError) as caught:
+        check_exit(exit_status, lines)
+    assert (caught.value.job_error.reason, caught.value.job_error.message) == (reason, message)
