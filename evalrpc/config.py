@@ -60,8 +60,9 @@ class Settings:
     no GPU."""
     max_queued: int = 100_000
     """Jobs that wait at the most; past that SubmitJob answers RESOURCE_EXHAUSTED."""
-    max_request_bytes: int = 4 * 1024 * 1024
-    """The largest message that the server accepts."""
+    max_request_bytes: int = 16 * 1024 * 1024
+    """The largest message that the server accepts. Well above what a request may hold, so that one that is too large gets an
+    answer which names the field."""
     output_root: Path | None = None
     """The folder below which a request's `output_dir` must lie. Default: no request may name one."""
     reservation_seconds: float = 600.0
@@ -86,6 +87,12 @@ class Settings:
         parse_listen(self.listen)
         for name in ("max_queued", "max_request_bytes", "journal_max_events"):
             _require(getattr(self, name) >= 1, name, "must be at least 1")
+        for name in ("data_dir", "output_root"):
+            _require(
+                not set(",'\"") & set(str(getattr(self, name))),
+                name,
+                "must have no comma or quote, which lmms-eval would misread",
+            )
         _require(self.max_running >= 0, "max_running", "must not be negative")
         for name in ("reservation_seconds", "grace_seconds", "stop_seconds", "journal_max_age_seconds"):
             _require(0 <= getattr(self, name) < float("inf"), name, "must be finite and not negative")

@@ -60,7 +60,7 @@ class LogFollower:
         return data
 
 
-def read_tail(path: Path) -> list[str]:
+def read_tail(path: Path, max_lines: int = MAX_TAIL_LINES, max_bytes: int = MAX_TAIL_BYTES) -> list[str]:
     """Return the last lines of a log for people: no colour codes, of a progress bar its last state, none of them empty."""
     try:
         with path.open("rb") as log:
@@ -70,7 +70,7 @@ def read_tail(path: Path) -> list[str]:
     except OSError:
         return []
     lines = [plain(line.rstrip(b"\r").rpartition(b"\r")[2]) for line in data.split(b"\n")]
-    return _last_bytes([line for line in lines if line.strip()][-MAX_TAIL_LINES:])
+    return _last_bytes([line for line in lines if line.strip()][-max_lines:], max_bytes)
 
 
 def plain(line: bytes) -> str:
@@ -78,10 +78,10 @@ def plain(line: bytes) -> str:
     return _CONTROL.sub("", _COLOUR.sub("", line.decode(errors="replace"))).rstrip()
 
 
-def _last_bytes(lines: list[str]) -> list[str]:
+def _last_bytes(lines: list[str], max_bytes: int) -> list[str]:
     """Drop what is over the size from the front; of a last line that is too long by itself, keep its end."""
     kept: list[str] = []
-    left = MAX_TAIL_BYTES
+    left = max_bytes
     for line in reversed(lines):
         encoded = line.encode()
         if len(encoded) > left:

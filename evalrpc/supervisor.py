@@ -28,6 +28,8 @@ from evalrpc.v1 import job_pb2 as pb
 PROGRESS_SECONDS: Final = 0.5
 """How often the log is looked at."""
 
+_JUDGED_LINES: Final = 400  # the cause of a failure may stand well before the last lines
+_JUDGED_BYTES: Final = 128 * 1024
 _ALIVE_SECONDS: Final = 5.0
 _STORE_RETRY_SECONDS: Final = 1.0
 
@@ -177,7 +179,7 @@ class Supervisor:
         if exit_status.code is None and exit_status.signal is None:
             raise RunFailedError("RUN_LOST", "the run ended while no server saw it, and left no exit status")
         try:
-            results = harness.read_results(run, exit_status, read_tail(key.log_path))
+            results = harness.read_results(run, exit_status, read_tail(key.log_path, _JUDGED_LINES, _JUDGED_BYTES))
         except RunFailedError as error:
             error.job_error.MergeFrom(pb.JobError(exit_code=exit_status.code, signal=exit_status.signal))
             raise

@@ -49,12 +49,14 @@ def request_cancel(job: pb.JobInfo, reason: str, now: Timestamp) -> None:
 
     Asking again changes nothing. Raises JobFinishedError for a job that is COMPLETED or FAILED.
     """
-    if job.status == pb.JOB_STATUS_CANCELLED or job.HasField("cancel_requested_at"):
+    if job.status == pb.JOB_STATUS_CANCELLED:
         return
     if job.status in lifecycle.TERMINAL:
         raise JobFinishedError(
             f"job {job.job_id} is already {lifecycle.status_name(job.status)}: there is nothing left to cancel"
         )
+    if job.HasField("cancel_requested_at"):
+        return
     job.cancel_reason = reason
     if job.status == pb.JOB_STATUS_QUEUED:
         cancel(job, now)

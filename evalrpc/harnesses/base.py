@@ -43,7 +43,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Exit:
-    """How a run ended: an exit code or a signal, and neither where nobody could see it end."""
+    """How a run ended: an exit code or a signal; neither where nobody could see it end, so that only the results can tell."""
 
     code: int | None = None
     signal: int | None = None
@@ -72,7 +72,7 @@ class Harness(Protocol):
         changed anything. Lines come in order; most say nothing."""
 
     def read_results(self, run: Run, exit_status: Exit, log_tail: list[str]) -> Mapping[str, ModelResult]:
-        """Read what a finished run left. `log_tail` is the end of the log, without colour codes.
+        """Read what a finished run left. `log_tail` is the end of the log, some hundred lines, without colour codes.
 
         Raises RunFailedError, with a reason and one readable line, unless the run really succeeded: exit codes can't be
         trusted alone.

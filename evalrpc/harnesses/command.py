@@ -76,6 +76,7 @@ class CommandHarness:
             argv=tuple(_PLACEHOLDER.sub(lambda match: values[match[1]], argument) for argument in self._settings.command),
             env=self._settings.env,
             files={request_path: json_format.MessageToJson(run.request, preserving_proto_field_name=True).encode()},
+            cwd=self._settings.working_dir,
         )
 
     def read_progress(self, line: str, progress: Progress) -> bool:

@@ -93,6 +93,7 @@ class LmmsEvalHarness:
             ),
             env=self._settings.env,
             files={config_path: config} if config else {},
+            cwd=self._settings.working_dir,
         )
 
     def read_progress(self, line: str, progress: Progress) -> bool:

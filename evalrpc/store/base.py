@@ -116,6 +116,9 @@ class Store(Protocol):
     def compact(self, max_events: int, older_than: Timestamp) -> Future[int]:
         """Drop journal events past `max_events` or older than a time; return the oldest revision to resume after."""
 
+    def wait_closed(self) -> None:
+        """Block until the store is closed, or can't write any more because of a bug."""
+
     def close(self) -> None:
         """Finish the writes under way and let go of the files."""
 

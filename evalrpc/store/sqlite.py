@@ -99,6 +99,10 @@ class SqliteStore:
         """Tell `listener` of every later commit, on the writer thread."""
         self._listeners.append(listener)
 
+    def wait_closed(self) -> None:
+        """Block until the store is closed, or can't write any more because of a bug."""
+        self._writer.join()
+
     def close(self) -> None:
         """Finish the writes under way and let go of the files."""
         if self._closed:

@@ -92,7 +92,8 @@ Global___JobEventType: _TypeAlias = JobEventType  # noqa: Y015
 
 @_typing.final
 class EvaluateRequest(_message.Message):
-    """What to evaluate. The client sets every field; the server stores the message as it came and echoes it in `JobInfo.request`.
+    """What to evaluate. The client sets every field; the server fills in `harness` where it is empty, changes nothing else, and
+    echoes the message in `JobInfo.request`.
     A bad field is answered with INVALID_ARGUMENT, naming its path, such as `request.tasks[1]`.
     """
 
@@ -300,7 +301,7 @@ class JobInfo(_message.Message):
 
     @_builtins.property
     def request(self) -> Global___EvaluateRequest:
-        """The request as it was submitted."""
+        """The request as it was submitted, with `harness` filled in."""
 
     @_builtins.property
     def results(self) -> _containers.MessageMap[_builtins.str, Global___ModelResult]:

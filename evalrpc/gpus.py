@@ -1,0 +1,61 @@
+"""Which GPUs the server hands out."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import pynvml
+
+from evalrpc.errors import ConfigurationError
+from evalrpc.v1.evaluation_service_pb2 import Gpu
+
+
+def find_gpus(setting: str, environment: Mapping[str, str]) -> tuple[Gpu, ...]:
+    """Return the GPUs of the setting `gpus`, in order, by what CUDA_VISIBLE_DEVICES takes.
+
+    `auto`: those that the server's own CUDA_VISIBLE_DEVICES shows, or else all that the driver knows. N: the first N of these,
+    where they are enough, else 0 to N-1. A list: these, as they stand. Raises ConfigurationError for a list with doubles.
+    """
+    if "," in setting or not (setting == "auto" or setting.isdigit() or not setting):
+        return _listed(setting)
+    found = _found(environment)
+    if setting == "auto":
+        return found
+    count = int(setting or 0)
+    return found[:count] if count <= len(found) else tuple(Gpu(id=str(index)) for index in range(count))
+
+
+def _listed(setting: str) -> tuple[Gpu, ...]:
+    ids = [part.strip() for part in setting.split(",")]
+    if len(set(ids)) != len(ids):
+        raise ConfigurationError(f"setting gpus: {setting} names a GPU twice")
+    names = {gpu.id: gpu.name for gpu in _of_driver()}
+    return tuple(Gpu(id=gpu_id, name=names.get(gpu_id, "")) for gpu_id in ids)
+
+
+def _found(environment: Mapping[str, str]) -> tuple[Gpu, ...]:
+    """Return what a program started here would see."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return _of_driver()
+    ids = [part.strip() for part in visible.split(",") if part.strip() not in ("", "-1")]
+    return _listed(",".join(ids)) if ids else ()
+
+
+def _of_driver() -> tuple[Gpu, ...]:
+    with _driver() as count:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
+        return tuple(Gpu(id=str(index), name=pynvml.nvmlDeviceGetName(handle)) for index, handle in enumerate(handles))
+
+
+@contextmanager
+def _driver() -> Iterator[int]:
+    """Give the number of GPUs that NVIDIA's driver knows; 0 where there is no driver."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        yield 0
+        return
+    try:
+        yield pynvml.nvmlDeviceGetCount()
+    finally:
+        pynvml.nvmlShutdown()

@@ -1,0 +1,194 @@
+"""Wires everything together, and runs it until it is told to stop."""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import grpc
+import uvloop
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from evalrpc import placement
+from evalrpc.clock import Clock, SystemClock
+from evalrpc.config import Settings, parse_listen
+from evalrpc.errors import ConfigurationError
+from evalrpc.executors.local import LocalExecutor
+from evalrpc.feed import Feed
+from evalrpc.gpus import find_gpus
+from evalrpc.harnesses import build_harnesses
+from evalrpc.interceptors import generic_handler
+from evalrpc.logging_setup import set_up_logging
+from evalrpc.queue_state import QueueState
+from evalrpc.scheduler import Scheduler
+from evalrpc.service import EvaluationService
+from evalrpc.store.sqlite import SqliteStore
+from evalrpc.supervisor import Workshop
+from evalrpc.v1 import evaluation_service_pb2
+
+SERVICE: Final = evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"]
+
+_READER_THREADS: Final = 4
+_COMPACTION_SECONDS: Final = 60.0
+
+_log = logging.getLogger(__name__)
+
+
+def serve(settings: Settings) -> None:
+    """Run a server until SIGTERM or SIGINT. Prints `evalrpc listening on HOST:PORT` when it is ready.
+
+    Raises ConfigurationError if it can't start.
+    """
+    set_up_logging(settings.log_format)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running_server(settings) as server:
+        print(f"evalrpc listening on {server.address}", flush=True)
+        await _first_of(stop.wait(), server.wait_broken())
+
+
+class Server:
+    """A server that runs. Made by `running_server`."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._store = SqliteStore(settings.data_dir, clock, settings.max_queued)
+        gpus = find_gpus(settings.gpus, os.environ)
+        capacity = placement.capacity([gpu.id for gpu in gpus], settings.max_running)
+        queue_state = QueueState(capacity)
+        harnesses = build_harnesses(settings)
+        self._readers = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="reader")
+        self._feed = Feed(self._store, queue_state, clock, self._readers)
+        workshop = Workshop(
+            store=self._store,
+            queue_state=queue_state,
+            executor=LocalExecutor(),
+            harnesses=harnesses,
+            clock=clock,
+            data_dir=settings.data_dir.absolute(),
+            output_root=settings.output_root,
+            grace_seconds=settings.grace_seconds,
+            publish_progress=self._feed.publish_progress,
+        )
+        self._scheduler = Scheduler(workshop, settings.reservation_seconds)
+        # The queue first: whoever hears of a commit finds it there.
+        for listener in (queue_state.apply, self._scheduler.on_changes, self._feed.publish):
+            self._store.subscribe(listener)
+        queue_state.load(self._store.live_jobs())
+        self._service = EvaluationService(
+            store=self._store,
+            feed=self._feed,
+            queue_state=queue_state,
+            harnesses=harnesses,
+            gpus=gpus,
+            settings=settings,
+            clock=clock,
+            readers=self._readers,
+            started_at=clock.now(),
+        )
+        self._health = health.aio.HealthServicer()
+        self._grpc = self._build_grpc_server()
+        self._compaction: asyncio.Task[None] | None = None
+        self.address = ""
+        """Where it listens, as HOST:PORT."""
+
+    async def start(self) -> None:
+        """Listen, take up what an earlier server left, and serve. Raises ConfigurationError if the port is taken."""
+        self.address = self._bind()
+        self._scheduler.start()
+        await self._grpc.start()
+        for name in ("", SERVICE.full_name):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._compaction = asyncio.create_task(self._compact_now_and_then())
+
+    async def stop(self) -> None:
+        """Refuse new jobs, end the streams, let go of the runs, which go on, and close the store."""
+        _log.info("stopping; runs go on and are taken up at the next start")
+        self._service.stopping = True
+        await self._health.enter_graceful_shutdown()
+        self._feed.stop()
+        if self._compaction is not None:
+            self._compaction.cancel()
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self._scheduler.stop)
+        await self._grpc.stop(self._settings.stop_seconds)
+        self._readers.shutdown(wait=True)
+        self._store.close()
+
+    async def wait_broken(self) -> None:
+        """Wait until the store can't write any more because of a bug."""
+        await asyncio.get_running_loop().run_in_executor(None, self._store.wait_closed)
+
+    def _build_grpc_server(self) -> grpc.aio.Server:
+        server = grpc.aio.server(options=_channel_options(self._settings))
+        server.add_generic_rpc_handlers((generic_handler(SERVICE, self._service),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        return server
+
+    def _bind(self) -> str:
+        host, _ = parse_listen(self._settings.listen)
+        try:
+            port = self._grpc.add_insecure_port(self._settings.listen)
+        except RuntimeError:
+            port = 0
+        if not port:
+            raise ConfigurationError(
+                f"setting listen: {self._settings.listen} is not free: another program listens there; port 0 takes a free one"
+            )
+        return f"{host}:{port}"
+
+    async def _compact_now_and_then(self) -> None:
+        while True:
+            now = self._clock.now()
+            now.FromNanoseconds(max(0, now.ToNanoseconds() - int(self._settings.journal_max_age_seconds * 1e9)))
+            await asyncio.wrap_future(self._store.compact(self._settings.journal_max_events, now))
+            await asyncio.sleep(_COMPACTION_SECONDS)
+
+
+@asynccontextmanager
+async def running_server(settings: Settings, clock: Clock | None = None) -> AsyncIterator[Server]:
+    """Start a server, give it, and stop it gracefully. Raises ConfigurationError."""
+    server = Server(settings, clock or SystemClock())
+    try:
+        await server.start()
+        yield server
+    finally:
+        await server.stop()
+
+
+def _channel_options(settings: Settings) -> list[tuple[str, Any]]:
+    return [
+        ("grpc.max_receive_message_length", settings.max_request_bytes),
+        ("grpc.max_send_message_length", -1),
+        # Two servers on one port would share the calls between them, and clients would lose every second job.
+        ("grpc.so_reuseport", 0),
+        # Ten thousand watchers that come back at once after a restart are no attack.
+        ("grpc.server.max_pending_requests", 100_000),
+        ("grpc.server.max_pending_requests_hard_limit", 100_000),
+        # A watcher of a quiet job may ping to keep its connection.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.http2.max_ping_strikes", 0),
+    ]
+
+
+async def _first_of(*waits: Coroutine[Any, Any, object]) -> None:
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    _, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()

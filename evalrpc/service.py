@@ -1,0 +1,205 @@
+"""The calls, each in a few lines: check the message, ask or tell the store, answer.
+
+Runs on the event loop. What may block goes to the thread pool `readers`; writes are futures of the store.
+"""
+
+import asyncio
+import hashlib
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+import evalrpc
+from evalrpc import lifecycle, page_tokens, transitions, validation
+from evalrpc.clock import Clock
+from evalrpc.config import DEFAULT_HARNESS, Settings
+from evalrpc.errors import ServerStoppingError
+from evalrpc.feed import Feed
+from evalrpc.harnesses.base import Harness
+from evalrpc.queue_state import QueueState
+from evalrpc.store.base import Store, Submission
+from evalrpc.v1 import evaluation_service_pb2 as calls
+from evalrpc.v1.job_pb2 import JOB_STATUS_QUEUED, JobInfo
+
+DEFAULT_PAGE_SIZE: Final = 50
+MAX_PAGE_SIZE: Final = 1000
+MAX_QUEUED_IDS: Final = 1000
+
+_RETRY_DELAY_SECONDS: Final = 1.0
+
+_T = TypeVar("_T")
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass
+class EvaluationService:
+    """The implementation of evalrpc.v1.EvaluationService. Raises EvalrpcError for every answer that is not OK."""
+
+    store: Store
+    feed: Feed
+    queue_state: QueueState
+    harnesses: Mapping[str, Harness]
+    gpus: Sequence[calls.Gpu]
+    settings: Settings
+    clock: Clock
+    readers: Executor
+    started_at: Timestamp
+    stopping: bool = False
+
+    async def SubmitJob(self, request: calls.SubmitJobRequest, context: _Context) -> JobInfo:  # noqa: ARG002, N802
+        """Accept an evaluation."""
+        if self.stopping:
+            raise ServerStoppingError(
+                "the server is stopping: submit again when it is back", retry_delay_seconds=_RETRY_DELAY_SECONDS
+            )
+        output_root = self.settings.output_root
+        violations = validation.submission(request, self.harnesses, len(self.gpus), output_root)
+        validation.require(violations)
+        job = _new_job(request)
+        if request.validate_only:
+            return self._as_if_submitted(job)
+        submission = Submission(job, request.request_id, _fingerprint(request))
+        return self._described(await asyncio.wrap_future(self.store.submit(submission)))
+
+    async def GetJob(self, request: calls.GetJobRequest, context: _Context) -> JobInfo:  # noqa: ARG002, N802
+        """Return a job as it stands now."""
+        return self._described(await self._job(validation.require_job_id(request.job_id)))
+
+    async def WatchJob(self, request: calls.WatchJobRequest, context: _Context) -> AsyncIterator[bytes]:  # noqa: ARG002, N802
+        """Stream one job to its end."""
+        job_id = validation.require_job_id(request.job_id)
+        events = self.feed.watch_job(job_id, request.after_revision, _heartbeat_seconds(request))
+        async for event in events:
+            yield event
+
+    async def WatchJobs(self, request: calls.WatchJobsRequest, context: _Context) -> AsyncIterator[bytes]:  # noqa: ARG002, N802
+        """Stream all jobs that the filter takes."""
+        validation.require(validation.job_filter(request.filter))
+        events = self.feed.watch_jobs(request.filter, request.after_revision, _heartbeat_seconds(request))
+        async for event in events:
+            yield event
+
+    async def ListJobs(self, request: calls.ListJobsRequest, context: _Context) -> calls.ListJobsResponse:  # noqa: ARG002, N802
+        """List jobs, newest first."""
+        validation.require(validation.job_filter(request.filter))
+        page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+        before = page_tokens.decode(request.page_token, request.filter)
+        listed = await self._read(lambda: self.store.list_jobs(request.filter, before, page_size + 1))
+        page = listed[:page_size]
+        token = page_tokens.encode(page[-1].sequence, request.filter) if len(listed) > page_size else ""
+        return calls.ListJobsResponse(jobs=[self._described(job) for _, job in page], next_page_token=token)
+
+    async def CancelJob(self, request: calls.CancelJobRequest, context: _Context) -> JobInfo:  # noqa: ARG002, N802
+        """Cancel a queued job at once, or ask for the end of a running one."""
+        job_id = validation.require_job_id(request.job_id)
+        validation.require(validation.cancel_reason(request.reason))
+        change = lambda job: transitions.request_cancel(job, request.reason, self.clock.now())  # noqa: E731
+        return self._described(await asyncio.wrap_future(self.store.update(job_id, change)))
+
+    async def GetQueue(self, request: calls.GetQueueRequest, context: _Context) -> calls.GetQueueResponse:  # noqa: ARG002, N802
+        """Return what is queued and running, and who holds which GPU."""
+        running = self.queue_state.running_jobs()
+        holders = {gpu: job.job_id for job in running for gpu in job.gpus}
+        return calls.GetQueueResponse(
+            queued_count=self.queue_state.queued_count,
+            running_count=len(running),
+            queued_job_ids=self.queue_state.queued_job_ids(MAX_QUEUED_IDS),
+            running_job_ids=[job.job_id for job in running],
+            status_counts=self._status_counts(),
+            gpus=[calls.Gpu(id=gpu.id, name=gpu.name, job_id=holders.get(gpu.id, "")) for gpu in self.gpus],
+            free_gpu_count=sum(1 for gpu in self.gpus if gpu.id not in holders),
+            max_running=self.queue_state.capacity.slots,
+            max_queued=self.settings.max_queued,
+        )
+
+    async def ListHarnesses(  # noqa: N802
+        self,
+        request: calls.ListHarnessesRequest,  # noqa: ARG002
+        context: _Context,  # noqa: ARG002
+    ) -> calls.ListHarnessesResponse:
+        """List the harnesses that the operator configured."""
+        harnesses = [self.harnesses[name] for name in sorted(self.harnesses)]
+        infos = await self._read(lambda: [harness.info() for harness in harnesses])
+        return calls.ListHarnessesResponse(harnesses=infos)
+
+    async def GetServerInfo(  # noqa: N802
+        self,
+        request: calls.GetServerInfoRequest,  # noqa: ARG002
+        context: _Context,  # noqa: ARG002
+    ) -> calls.GetServerInfoResponse:
+        """Return the server's version, limits and capabilities."""
+        methods = calls.DESCRIPTOR.services_by_name["EvaluationService"].methods
+        return calls.GetServerInfoResponse(
+            version=evalrpc.__version__,
+            started_at=self.started_at,
+            head_revision=self.store.head_revision,
+            oldest_revision=self.store.oldest_revision,
+            gpu_count=len(self.gpus),
+            max_request_bytes=self.settings.max_request_bytes,
+            max_queued=self.settings.max_queued,
+            max_running=self.queue_state.capacity.slots,
+            capabilities=[method.name for method in methods if hasattr(self, method.name)],
+        )
+
+    async def _job(self, job_id: str) -> JobInfo:
+        serialized = self.store.cached_job(job_id)
+        if serialized is None:
+            serialized = await self._read(lambda: self.store.job(job_id))
+        return JobInfo.FromString(serialized)
+
+    async def _read(self, read: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self.readers, read)
+
+    def _described(self, job: JobInfo) -> JobInfo:
+        """Return a copy with what the store does not know: position and wait reason, or progress."""
+        described = JobInfo()
+        described.CopyFrom(job)
+        if job.status in lifecycle.LIVE:
+            described.MergeFrom(self.queue_state.describe(job.job_id))
+        return described
+
+    def _as_if_submitted(self, job: JobInfo) -> JobInfo:
+        job.ClearField("job_id")
+        job.status = JOB_STATUS_QUEUED
+        job.created_at.CopyFrom(self.clock.now())
+        job.position_in_queue = self.queue_state.queued_count
+        return job
+
+    def _status_counts(self) -> list[calls.StatusCount]:
+        counts = self.store.status_counts()
+        return [calls.StatusCount(status=status, count=counts[status]) for status in sorted(counts) if counts[status]]
+
+
+def _new_job(call: calls.SubmitJobRequest) -> JobInfo:
+    job = JobInfo(
+        job_id=str(uuid.uuid4()),
+        request=call.request,
+        labels=call.labels,
+        priority=call.priority,
+        max_attempts=call.max_attempts or 1,
+        supersede_key=call.supersede_key,
+    )
+    job.request.harness = call.request.harness or DEFAULT_HARNESS
+    if call.HasField("timeout"):
+        job.timeout.CopyFrom(call.timeout)
+    return job
+
+
+def _fingerprint(call: calls.SubmitJobRequest) -> bytes:
+    """Return a digest that is equal for submissions of equal contents, whatever their request_id."""
+    contents = calls.SubmitJobRequest()
+    contents.CopyFrom(call)
+    contents.ClearField("request_id")
+    return hashlib.sha256(contents.SerializeToString(deterministic=True)).digest()
+
+
+def _heartbeat_seconds(call: calls.WatchJobRequest | calls.WatchJobsRequest) -> float | None:
+    """Return the heartbeat interval of a watch whose options are sound. Raises InvalidRequestError."""
+    heartbeat = call.heartbeat_interval if call.HasField("heartbeat_interval") else None
+    validation.require(validation.watch(call.after_revision, heartbeat))
+    return heartbeat.ToNanoseconds() / 1e9 if heartbeat is not None else None

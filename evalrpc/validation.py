@@ -1,0 +1,274 @@
+"""A call's message to every bad field in it, each with its path. What a single harness can't take, the harness says itself."""
+
+import math
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.struct_pb2 import ListValue, Struct, Value
+
+from evalrpc import lifecycle
+from evalrpc.config import DEFAULT_HARNESS
+from evalrpc.errors import FieldViolation, InvalidRequestError
+from evalrpc.harnesses.base import Harness
+from evalrpc.paths import allowed_output_dir
+from evalrpc.placement import gpus_needed
+from evalrpc.v1.evaluation_service_pb2 import JobFilter, SubmitJobRequest
+from evalrpc.v1.job_pb2 import EvaluateRequest
+
+MAX_ARGS_BYTES: Final = 1024 * 1024
+MAX_NAME_LENGTH: Final = 255
+MAX_MODEL_LENGTH: Final = 1024
+MAX_TASKS: Final = 1000
+MAX_LABELS: Final = 64
+MAX_ATTEMPTS: Final = 10
+MAX_PRIORITY: Final = 1000
+MAX_REASON_LENGTH: Final = 1000
+MAX_TIMEOUT_SECONDS: Final = 366 * 24 * 3600
+MIN_HEARTBEAT_SECONDS: Final = 0.1
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL_IN_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # a value may have tabs and line ends
+_BATCH_SIZE = re.compile(r"auto(:[1-9][0-9]{0,5})?|[1-9][0-9]{0,5}")
+_DEVICE = re.compile(r"[a-z]{2,16}(:[0-9]{1,3})?")
+_LABEL = re.compile(r"[A-Za-z0-9_./-]{1,63}")
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+_Violations = Iterator[FieldViolation]
+
+
+def require(violations: Iterable[FieldViolation]) -> None:
+    """Raise InvalidRequestError with all violations, if there are any."""
+    found = tuple(violations)
+    if found:
+        raise InvalidRequestError(violations=found)
+
+
+def require_job_id(job_id: str) -> str:
+    """Return the id in its canonical form. Raises InvalidRequestError unless it is a UUID."""
+    try:
+        canonical = str(uuid.UUID(job_id))
+    except ValueError:
+        canonical = ""
+    if canonical != job_id.lower():
+        problem = "must be a UUID such as 0b54e7a6-3a51-4f2c-9d5e-6f6c4f1a2b3c" if job_id else "is required"
+        raise InvalidRequestError(violations=[FieldViolation("job_id", problem)])
+    return canonical
+
+
+def require_page_size(page_size: int, default: int, maximum: int) -> int:
+    """Return the page size to use. Raises InvalidRequestError if it is negative."""
+    require(_not_negative("page_size", page_size))
+    return min(page_size or default, maximum)
+
+
+def submission(
+    call: SubmitJobRequest, harnesses: Mapping[str, Harness], gpu_count: int, output_root: Path | None
+) -> _Violations:
+    """Yield what is wrong with a SubmitJobRequest."""
+    if not call.HasField("request"):
+        yield FieldViolation("request", "is required")
+    else:
+        for field, description in _request(call.request, harnesses, gpu_count, output_root):
+            yield FieldViolation(f"request.{field}", description)
+    if call.request_id and not _REQUEST_ID.fullmatch(call.request_id):
+        yield FieldViolation("request_id", "must be 1 to 128 printable ASCII characters without spaces")
+    if abs(call.priority) > MAX_PRIORITY:
+        yield FieldViolation("priority", f"must be from -{MAX_PRIORITY} to {MAX_PRIORITY}")
+    yield from _labels("labels", call.labels)
+    if call.HasField("timeout"):
+        yield from _duration("timeout", call.timeout, 0.001, MAX_TIMEOUT_SECONDS)
+    if not 0 <= call.max_attempts <= MAX_ATTEMPTS:
+        yield FieldViolation("max_attempts", f"must be from 1 to {MAX_ATTEMPTS}, or 0 for 1")
+    yield from _text("supersede_key", call.supersede_key, MAX_NAME_LENGTH)
+
+
+def watch(after_revision: int, heartbeat_interval: Duration | None) -> _Violations:
+    """Yield what is wrong with the options of a watch."""
+    yield from _not_negative("after_revision", after_revision)
+    if heartbeat_interval is not None:
+        yield from _duration("heartbeat_interval", heartbeat_interval, MIN_HEARTBEAT_SECONDS, MAX_TIMEOUT_SECONDS)
+
+
+def job_filter(jobs: JobFilter) -> _Violations:
+    """Yield what is wrong with a filter."""
+    for index, status in enumerate(jobs.statuses):
+        if status not in lifecycle.LIVE | lifecycle.TERMINAL:
+            yield FieldViolation(f"filter.statuses[{index}]", f"{status} is no status that a job can have")
+    yield from _labels("filter.labels", jobs.labels)
+    for name, values in (("models", jobs.models), ("tasks", jobs.tasks), ("harnesses", jobs.harnesses)):
+        if len(values) > MAX_TASKS:
+            yield FieldViolation(f"filter.{name}", f"has {len(values)} values; at most {MAX_TASKS} are allowed")
+    for name, time in (("created_after", jobs.created_after), ("created_before", jobs.created_before)):
+        if not (0 <= time.seconds < 1 << 33 and 0 <= time.nanos < 10**9):
+            yield FieldViolation(f"filter.{name}", "must be a time from 1970 to 2200")
+
+
+def cancel_reason(reason: str) -> _Violations:
+    """Yield what is wrong with the reason of a cancel."""
+    yield from _text("reason", reason, MAX_REASON_LENGTH)
+
+
+def _request(
+    request: EvaluateRequest, harnesses: Mapping[str, Harness], gpu_count: int, output_root: Path | None
+) -> _Violations:
+    found = list(_well_formed(request, gpu_count, output_root))
+    yield from found
+    named = {violation.field for violation in found}
+    yield from (violation for violation in _harness(request, harnesses) if violation.field not in named)
+
+
+def _well_formed(request: EvaluateRequest, gpu_count: int, output_root: Path | None) -> _Violations:
+    yield from _name("model", request.model, MAX_MODEL_LENGTH)
+    yield from _tasks(request)
+    yield from _arguments("model_args", request.model_args)
+    yield from _arguments("gen_kwargs", request.gen_kwargs)
+    yield from _not_negative("num_fewshot", request.num_fewshot)
+    if request.batch_size and not _BATCH_SIZE.fullmatch(request.batch_size):
+        yield FieldViolation("batch_size", "must be a positive number, `auto`, or `auto:N`")
+    if request.device and not _DEVICE.fullmatch(request.device):
+        yield FieldViolation("device", "must be a torch device such as `cuda`, `cuda:0` or `cpu`")
+    yield from _limit(request)
+    yield from _gpus(request, gpu_count)
+    yield from _output_dir(request.output_dir, output_root)
+
+
+def _harness(request: EvaluateRequest, harnesses: Mapping[str, Harness]) -> _Violations:
+    name = request.harness or DEFAULT_HARNESS
+    harness = harnesses.get(name)
+    if harness is None:
+        known = ", ".join(sorted(harnesses))
+        yield FieldViolation("harness", f"this server has no harness {_quote(name)}; it has: {known}")
+    else:
+        yield from harness.violations(request)
+
+
+def _tasks(request: EvaluateRequest) -> _Violations:
+    if not request.tasks:
+        yield FieldViolation("tasks", "at least one task is required")
+    if len(request.tasks) > MAX_TASKS:
+        yield FieldViolation("tasks", f"has {len(request.tasks)} tasks; at most {MAX_TASKS} are allowed")
+        return
+    seen: set[str] = set()
+    for index, task in enumerate(request.tasks):
+        field = f"tasks[{index}]"
+        yield from _name(field, task, MAX_NAME_LENGTH)
+        if "/" in task or "\\" in task or task.lower().endswith((".yaml", ".yml")):
+            yield FieldViolation(
+                field, "must be the name of a task, not a path: the operator decides which task folders there are"
+            )
+        if task in seen:
+            yield FieldViolation(field, f"{_quote(task)} is there twice")
+        seen.add(task)
+
+
+def _limit(request: EvaluateRequest) -> _Violations:
+    if not request.HasField("limit"):
+        return
+    limit = request.limit
+    if not math.isfinite(limit) or limit <= 0:
+        yield FieldViolation("limit", f"must be above 0 and finite, not {limit:g}; leave it out to evaluate everything")
+    elif limit > 1 and not limit.is_integer():
+        yield FieldViolation("limit", f"must be a fraction below 1 or a whole number, not {limit:g}")
+
+
+def _gpus(request: EvaluateRequest, gpu_count: int) -> _Violations:
+    wanted = gpus_needed(request)
+    if wanted < 0:
+        yield FieldViolation("num_gpus", f"must not be negative, and is {wanted}")
+    elif wanted > gpu_count:
+        has = f"this server has {gpu_count}" if gpu_count else "this server has none: set it to 0 to run without"
+        asked = wanted if request.HasField("num_gpus") else f"{wanted} (the default)"
+        yield FieldViolation("num_gpus", f"asks for {asked} GPUs, and {has}")
+
+
+def _output_dir(output_dir: str, output_root: Path | None) -> _Violations:
+    if not output_dir:
+        return
+    problems = list(_text("output_dir", output_dir, 4096))
+    if problems:
+        yield from problems
+    elif output_root is None:
+        yield FieldViolation("output_dir", "this server allows none (its operator has set no output_root); leave it empty")
+    elif allowed_output_dir(output_root, output_dir) is None:
+        yield FieldViolation("output_dir", f"{_quote(output_dir)} leads outside the output root of this server")
+
+
+def _arguments(field: str, arguments: Struct) -> _Violations:
+    size_bytes = arguments.ByteSize()
+    if size_bytes > MAX_ARGS_BYTES:
+        yield FieldViolation(field, f"has {size_bytes} bytes; at most {MAX_ARGS_BYTES} are allowed")
+    else:
+        for path, value in _leaves(field, arguments):
+            if isinstance(value, float) and not math.isfinite(value):
+                yield FieldViolation(path, "must be finite")
+            if isinstance(value, str) and _CONTROL_IN_TEXT.search(value):
+                yield FieldViolation(path, "must have no control characters")
+
+
+def _leaves(path: str, struct: Struct) -> Iterator[tuple[str, str | float | None]]:
+    """Yield every string and number in a struct, and every key, with its path."""
+    for key, value in struct.fields.items():
+        inner = f"{path}.{key[:64]}"
+        yield inner, key
+        yield from _leaves_of_value(inner, value)
+
+
+def _leaves_of_value(path: str, value: Value) -> Iterator[tuple[str, str | float | None]]:
+    if value.HasField("struct_value"):
+        yield from _leaves(path, value.struct_value)
+    elif value.HasField("list_value"):
+        yield from _leaves_of_list(path, value.list_value)
+    elif value.HasField("string_value"):
+        yield path, value.string_value
+    elif value.HasField("number_value"):
+        yield path, value.number_value
+
+
+def _leaves_of_list(path: str, values: ListValue) -> Iterator[tuple[str, str | float | None]]:
+    for index, value in enumerate(values.values):
+        yield from _leaves_of_value(f"{path}[{index}]", value)
+
+
+def _labels(field: str, labels: Mapping[str, str]) -> _Violations:
+    if len(labels) > MAX_LABELS:
+        yield FieldViolation(field, f"has {len(labels)} labels; at most {MAX_LABELS} are allowed")
+        return
+    for key, value in labels.items():
+        if not _LABEL.fullmatch(key):
+            yield FieldViolation(field, f"key {_quote(key)} must be 1 to 63 characters of A-Z a-z 0-9 _ . / -")
+        yield from _text(f"{field}[{_quote(key)}]", value, MAX_NAME_LENGTH)
+
+
+def _name(field: str, name: str, max_length: int) -> _Violations:
+    """Yield what is wrong with a name that ends up on a command line."""
+    if not name.strip():
+        yield FieldViolation(field, "must not be empty")
+    elif name.startswith("-"):
+        yield FieldViolation(field, f"{_quote(name)} must not begin with `-`")
+    yield from _text(field, name, max_length)
+
+
+def _text(field: str, text: str, max_length: int) -> _Violations:
+    if len(text) > max_length:
+        yield FieldViolation(field, f"has {len(text)} characters; at most {max_length} are allowed")
+    elif _CONTROL.search(text):
+        yield FieldViolation(field, "must have no control characters")
+
+
+def _duration(field: str, duration: Duration, minimum_seconds: float, maximum_seconds: float) -> _Violations:
+    seconds = duration.seconds + duration.nanos / 1e9
+    if not minimum_seconds <= seconds <= maximum_seconds:
+        yield FieldViolation(field, f"must be from {minimum_seconds:g} to {maximum_seconds:g} seconds")
+
+
+def _not_negative(field: str, number: int) -> _Violations:
+    if number < 0:
+        yield FieldViolation(field, f"must not be negative, and is {number}")
+
+
+def _quote(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:77] + "...")
