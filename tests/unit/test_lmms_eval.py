@@ -27,7 +27,9 @@ OK = sorted(case.name for case in DATA.iterdir() if case.name.startswith("ok_"))
 
 
 def harness(**more: Any) -> LmmsEvalHarness:
-    return LmmsEvalHarness(HarnessSettings("lmms-eval", "lmms-eval", **{"python": Path("/env/bin/python"), **more}))
+    return LmmsEvalHarness(
+        HarnessSettings("lmms-eval", "lmms-eval", **{"python": Path("/env/bin/python"), "working_dir": Path("/srv"), **more})
+    )
 
 
 def request_of(**fields: Any) -> EvaluateRequest:
@@ -57,7 +59,8 @@ def test_the_smallest_request_has_the_smallest_command() -> None:
         (
             *("/env/bin/python", "-m", "lmms_eval", "--model=dummy", "--tasks=tiny_gen", "--output_path=/d/out"),
             *("--timezone=UTC", "--verbosity=INFO", "--log_samples"),
-        )
+        ),
+        cwd=Path("/srv"),
     )
 
 
