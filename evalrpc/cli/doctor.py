@@ -1,0 +1,122 @@
+"""`evalrpc doctor`: whether a server could run here, and what to do where it could not."""
+
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from evalrpc.cli.connection import JOB_NOT_COMPLETED, fail, reported
+from evalrpc.cli.output import print_table
+from evalrpc.client import EvalClient
+from evalrpc.config import Settings, load_settings, parse_listen
+from evalrpc.errors import ConfigurationError, EvalrpcError
+
+_PROBE_TIMEOUT_SECONDS = 3.0
+
+
+class Finding(NamedTuple):
+    """What a check found."""
+
+    subject: str
+    good: bool
+    detail: str
+    """What there is, or what is wrong and what to do."""
+
+
+@click.command()
+@click.option("--config", metavar="FILE", type=click.Path(path_type=Path), help="The server's settings as TOML.")
+@click.option("--data-dir", metavar="DIR", type=click.Path(path_type=Path), help="As for serve.")
+@click.option("--listen", metavar="HOST:PORT", help="As for serve.")
+@click.option("--gpus", metavar="auto|N|0,2,3", help="As for serve.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per check.")
+def doctor_command(config: Path | None, as_json: bool, **flags: Any) -> None:
+    """Check the harnesses, the GPUs, the data folder and the port. Exits with 1 if something is wrong."""
+    with reported():
+        settings = load_settings(flags, os.environ, config)
+        findings = list(examine(settings, os.environ))
+    if as_json:
+        for finding in findings:
+            click.echo(json.dumps(finding._asdict()))
+    else:
+        print_table(("check", "", "what there is, or what to do"), [_row(finding) for finding in findings])
+    wrong = sum(not finding.good for finding in findings)
+    if wrong:
+        fail(JOB_NOT_COMPLETED, f"{wrong} of {len(findings)} checks found something wrong")
+
+
+def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield what every check finds. Changes nothing."""
+    yield from _guarded("harnesses", lambda: check_harnesses(settings))
+    yield from _guarded("GPUs", lambda: check_gpus(settings, environment))
+    yield check_data_dir(settings.data_dir)
+    yield check_port(settings.listen)
+
+
+def check_harnesses(settings: Settings) -> Iterator[Finding]:
+    """Ask every configured harness whether its program is there."""
+    from evalrpc.harnesses import build_harnesses
+
+    for name, harness in sorted(build_harnesses(settings).items()):
+        info = harness.info()
+        detail = f"{info.kind} {info.version}".rstrip() if info.available else info.unavailable_reason
+        yield Finding(f"harness {name}", info.available, detail)
+
+
+def check_gpus(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Look which GPUs a server would hand out. None is good where none was asked for, or `auto`."""
+    from evalrpc.gpus import find_gpus
+
+    gpus = find_gpus(settings.gpus, environment)
+    names = ", ".join(f"{gpu.id} ({gpu.name or 'not known to the driver'})" for gpu in gpus)
+    advice = f"the driver does not know all that `gpus = {settings.gpus}` names; run nvidia-smi to see what it knows"
+    known = all(gpu.name for gpu in gpus)
+    yield Finding("GPUs", known, (names if known else f"{names}: {advice}") or "none; jobs must ask for --num-gpus 0")
+
+
+def check_data_dir(data_dir: Path) -> Finding:
+    """Look whether the data folder can be written, or be made."""
+    nearest = next(folder for folder in (data_dir.absolute(), *data_dir.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        return Finding("data folder", False, f"{nearest} is no folder; choose another --data-dir")
+    if not os.access(nearest, os.R_OK | os.W_OK | os.X_OK):
+        return Finding("data folder", False, f"{nearest} can't be written; change its owner or choose another --data-dir")
+    return Finding("data folder", True, f"{data_dir.absolute()}{'' if nearest == data_dir.absolute() else ', to be made'}")
+
+
+def check_port(listen: str) -> Finding:
+    """Look whether the port is free, or a server of ours has it."""
+    host, port = parse_listen(listen)
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        return _who_has_port(listen, error)
+    return Finding("port", True, f"{listen} is free")
+
+
+def _who_has_port(listen: str, error: OSError) -> Finding:
+    try:
+        with EvalClient(listen, timeout_seconds=_PROBE_TIMEOUT_SECONDS) as client:
+            return Finding("port", True, f"evalrpc {client.get_server_info().version} answers at {listen}")
+    except (EvalrpcError, TimeoutError):
+        return Finding("port", False, f"can't listen on {listen} ({error.strerror}); choose another --listen")
+
+
+def _guarded(subject: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """Let one check that can't be made at all not keep the others from being made."""
+    try:
+        yield from check()
+    except ConfigurationError as error:
+        yield Finding(subject, False, error.message)
+    except ModuleNotFoundError as error:
+        yield Finding(subject, False, f"{error.name} is missing; install the server: pip install 'evalrpc[server]'")
+
+
+def _row(finding: Finding) -> tuple[str, str, str]:
+    return finding.subject, "ok" if finding.good else "WRONG", finding.detail

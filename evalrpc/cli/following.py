@@ -1,0 +1,111 @@
+"""Following a job to its end: as JSON events for a program, as lines in a log, or as a live line for a person."""
+
+from collections.abc import Generator, Iterable
+from contextlib import suppress
+from datetime import timedelta
+
+import click
+
+from evalrpc.cli import wording
+from evalrpc.cli.connection import INTERRUPTED, JOB_NOT_COMPLETED, fail
+from evalrpc.cli.output import is_terminal, print_json_line, print_table
+from evalrpc.client import EvalClient
+from evalrpc.errors import EvalrpcError, UnavailableError
+from evalrpc.v1.job_pb2 import JobEvent, JobInfo, JobStatus
+
+_HEARTBEAT_SECONDS = 5.0
+
+
+def follow(client: EvalClient, job_id: str, reconnect_timeout: timedelta, *, as_json: bool) -> None:
+    """Show the job until it ends, then its metrics. Exits with 1 if it did not complete, with 130 on Ctrl-C."""
+    events = _watch(client, job_id, reconnect_timeout, None if as_json else _HEARTBEAT_SECONDS)
+    try:
+        job = _print_events(events) if as_json else _show(_states(client, events))
+    except KeyboardInterrupt:
+        events.close()
+        fail(INTERRUPTED, f"the job runs on; to watch it again: evalrpc watch {job_id}")
+    if not as_json:
+        show_outcome(job)
+    if job.status != JobStatus.JOB_STATUS_COMPLETED:
+        raise click.exceptions.Exit(JOB_NOT_COMPLETED)
+
+
+def show_outcome(job: JobInfo) -> None:
+    """Print the metrics of a completed job and, on stderr, where its files are; else, on stderr, why it did not complete."""
+    if job.status != JobStatus.JOB_STATUS_COMPLETED:
+        for line in (*job.error.log_tail, f"evalrpc: job {job.job_id}: {wording.describe(job)}"):
+            click.echo(line, err=True)
+        return
+    print_table(wording.METRIC_COLUMNS, wording.metric_rows(job))
+    for result in job.results.values():
+        click.echo(f"results on the server: {result.results}", err=True)
+    click.echo(f"to copy them here: evalrpc download {job.job_id} DIR", err=True)
+
+
+def _watch(
+    client: EvalClient, job_id: str, reconnect_timeout: timedelta, heartbeat_seconds: float | None
+) -> Generator[JobEvent, None, None]:
+    """Watch, and tell on stderr of the first of several breaks in a row."""
+    breaks: list[EvalrpcError] = []
+
+    def tell(error: EvalrpcError, delay_seconds: float) -> None:
+        del delay_seconds
+        if not breaks:
+            click.echo(f"evalrpc: lost the server at {client.address}, trying again ({error.message})", err=True)
+        breaks.append(error)
+
+    for event in client.watch(
+        job_id,
+        heartbeat_interval_seconds=heartbeat_seconds,
+        reconnect_timeout_seconds=reconnect_timeout.total_seconds() or None,
+        on_disconnect=tell,
+    ):
+        breaks.clear()
+        yield event
+
+
+def _states(client: EvalClient, events: Iterable[JobEvent]) -> Generator[JobInfo, None, None]:
+    """Yield the job after each event. Its place in the queue changes without one, so heartbeats ask for it."""
+    job = JobInfo()
+    for event in events:
+        if event.HasField("job"):
+            job = event.job
+        elif job.status == JobStatus.JOB_STATUS_QUEUED:
+            with suppress(UnavailableError, TimeoutError):
+                job = client.get_job(job.job_id)
+        yield job
+
+
+def _print_events(events: Iterable[JobEvent]) -> JobInfo:
+    job = JobInfo()
+    for event in events:
+        print_json_line(event)
+        job = event.job
+    return job
+
+
+def _show(states: Iterable[JobInfo]) -> JobInfo:
+    return _show_live(states) if is_terminal() else _show_lines(states)
+
+
+def _show_lines(states: Iterable[JobInfo]) -> JobInfo:
+    job, shown = JobInfo(), ""
+    for job in states:
+        line = wording.describe(job)
+        if line != shown:
+            click.echo(line)
+        shown = line
+    return job
+
+
+def _show_live(states: Iterable[JobInfo]) -> JobInfo:
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    words = TextColumn("{task.description}", markup=False)
+    job = JobInfo()
+    with Progress(SpinnerColumn(), BarColumn(bar_width=30), TimeElapsedColumn(), words, transient=True) as display:
+        line = display.add_task("", total=None)
+        for job in states:
+            done, total = job.progress.done, job.progress.total or None
+            display.update(line, description=wording.describe(job), completed=done, total=total)
+    return job

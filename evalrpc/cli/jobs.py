@@ -1,0 +1,152 @@
+"""The commands that follow and manage jobs."""
+
+from datetime import timedelta
+from itertools import islice
+
+import click
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from evalrpc.cli import wording
+from evalrpc.cli.connection import client_options, connect
+from evalrpc.cli.following import follow
+from evalrpc.cli.output import print_json, print_json_line, print_table
+from evalrpc.cli.parameters import STATUS_NAMES, duration, label, time
+from evalrpc.v1.evaluation_service_pb2 import DeleteJobResponse, GetQueueResponse, JobFilter
+from evalrpc.v1.job_pb2 import JobInfo, JobStatus
+
+_LARGEST_PAGE = 1000
+
+
+@click.command()
+@click.argument("job_id", metavar="JOB")
+@click.option("--reconnect-timeout", type=duration, default="10m", show_default=True, help="0 is for ever.")
+@client_options
+def watch_command(job_id: str, reconnect_timeout: timedelta, address: str | None, as_json: bool) -> None:
+    """Follow a job until it ends; exit with 1 if it does not complete."""
+    with connect(address) as client:
+        client.get_job(job_id)  # fails at once where a watch would try again
+        follow(client, job_id, reconnect_timeout, as_json=as_json)
+
+
+@click.command()
+@click.argument("job_id", metavar="JOB")
+@client_options
+def get_command(job_id: str, address: str | None, as_json: bool) -> None:
+    """Show a job as it stands."""
+    with connect(address) as client:
+        job = client.get_job(job_id)
+    if as_json:
+        print_json(job)
+    else:
+        print_table(("field", "value"), _job_facts(job))
+
+
+@click.command()
+@click.option("--status", "statuses", multiple=True, type=click.Choice(STATUS_NAMES, case_sensitive=False))
+@click.option("--label", "labels", type=label, multiple=True, metavar="K=V", help="With this label; of several, all.")
+@click.option("--model", "models", multiple=True)
+@click.option("--task", "tasks", multiple=True)
+@click.option("--harness", "harnesses", multiple=True)
+@click.option("--since", type=time, help="Created at this time or later: ISO 8601, or back from now, such as 2h.")
+@click.option("--until", type=time, help="Created before this time.")
+@click.option("--limit", default=50, show_default=True, help="At most so many; 0 is all.")
+@client_options
+def list_command(
+    statuses: tuple[str, ...],
+    labels: tuple[tuple[str, str], ...],
+    models: tuple[str, ...],
+    tasks: tuple[str, ...],
+    harnesses: tuple[str, ...],
+    since: Timestamp | None,
+    until: Timestamp | None,
+    limit: int,
+    address: str | None,
+    as_json: bool,
+) -> None:
+    """List jobs, newest first. Conditions must all hold; of a repeated one, but for labels, any one suffices."""
+    job_filter = JobFilter(
+        statuses=[JobStatus.Value(f"JOB_STATUS_{status.upper()}") for status in statuses],
+        labels=dict(labels),
+        models=models,
+        tasks=tasks,
+        harnesses=harnesses,
+        created_after=since,
+        created_before=until,
+    )
+    with connect(address) as client:
+        jobs = islice(client.list_jobs(job_filter, min(limit, _LARGEST_PAGE)), limit or None)
+        if as_json:
+            for job in jobs:
+                print_json_line(job)
+        else:
+            print_table(wording.JOB_COLUMNS, map(wording.job_row, jobs))
+
+
+@click.command()
+@client_options
+def queue_command(address: str | None, as_json: bool) -> None:
+    """Show what is queued and running, and who holds which GPU."""
+    with connect(address) as client:
+        queue = client.get_queue_status()
+    if as_json:
+        print_json(queue)
+    else:
+        print_table(("queue", ""), _queue_facts(queue))
+
+
+@click.command()
+@click.argument("job_id", metavar="JOB")
+@click.option("--reason", default="", help="Why, for those who look later.")
+@client_options
+def cancel_command(job_id: str, reason: str, address: str | None, as_json: bool) -> None:
+    """Cancel a job. A running one is ended with all its processes, which takes a moment."""
+    with connect(address) as client:
+        job = client.cancel_job(job_id, reason)
+    if as_json:
+        print_json(job)
+    else:
+        click.echo(wording.describe(job))
+
+
+@click.command()
+@click.argument("job_id", metavar="JOB")
+@client_options
+def delete_command(job_id: str, address: str | None, as_json: bool) -> None:
+    """Delete a finished job with all that the server created for it."""
+    with connect(address) as client:
+        client.delete_job(job_id)
+    if as_json:
+        print_json(DeleteJobResponse())
+    else:
+        click.echo(f"deleted {job_id}")
+
+
+def _job_facts(job: JobInfo) -> list[tuple[str, str]]:
+    facts = [
+        ("job", job.job_id),
+        ("status", wording.describe(job)),
+        ("harness", job.request.harness),
+        ("model", job.request.model),
+        ("tasks", ", ".join(job.request.tasks)),
+        ("labels", ", ".join(f"{key}={value}" for key, value in sorted(job.labels.items()))),
+        ("priority", str(job.priority) if job.priority else ""),
+        ("attempt", f"{job.attempt} of {job.max_attempts}" if job.attempt else ""),
+        ("GPUs", ", ".join(job.gpus)),
+        ("created", wording.time_text(job.created_at)),
+        ("started", wording.time_text(job.started_at)),
+        ("completed", wording.time_text(job.completed_at)),
+        *((f"results of {model}", result.results) for model, result in sorted(job.results.items())),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _queue_facts(queue: GetQueueResponse) -> list[tuple[str, str]]:
+    ended = [entry for entry in queue.status_counts if entry.status in wording.TERMINAL]
+    return [
+        ("queued", f"{queue.queued_count} of {queue.max_queued}"),
+        ("running", f"{queue.running_count} of {queue.max_running}"),
+        *((wording.status_name(entry.status).lower(), str(entry.count)) for entry in ended),
+        *((f"GPU {gpu.id}", gpu.set_aside_reason or gpu.job_id or "free") for gpu in queue.gpus),
+        *(("runs", job_id) for job_id in queue.running_job_ids),
+        *((f"next {place}", job_id) for place, job_id in enumerate(queue.queued_job_ids)),
+    ]

@@ -1,0 +1,45 @@
+"""What is printed: JSON for programs, tables for people, and lines with tabs where the output is no terminal."""
+
+import sys
+from collections.abc import Iterable, Sequence
+
+import click
+from google.protobuf import json_format
+from google.protobuf.message import Message
+
+
+def print_json(message: Message) -> None:
+    """Print a message as protobuf JSON over several lines."""
+    click.echo(json_format.MessageToJson(message, preserving_proto_field_name=True))
+
+
+def print_json_line(message: Message) -> None:
+    """Print a message of a stream as protobuf JSON on one line."""
+    click.echo(json_format.MessageToJson(message, preserving_proto_field_name=True, indent=None))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table on a terminal, and otherwise a line per row, with tabs and no header."""
+    if is_terminal():
+        _print_rich_table(columns, rows)
+        return
+    for row in rows:
+        click.echo("\t".join(" ".join(cell.split()) for cell in row))
+
+
+def is_terminal() -> bool:
+    """Tell whether a person reads what is printed."""
+    return sys.stdout.isatty()
+
+
+def _print_rich_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console().print(table)

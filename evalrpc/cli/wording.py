@@ -1,0 +1,92 @@
+"""Jobs in words for people. Pure."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from evalrpc.v1.job_pb2 import JobInfo, JobStatus, Metric, Progress
+
+METRIC_COLUMNS: Final = ("model", "task", "metric", "filter", "value", "stderr", "better", "samples")
+JOB_COLUMNS: Final = ("job", "status", "model", "tasks", "created", "progress")
+
+TERMINAL: Final = (JobStatus.JOB_STATUS_COMPLETED, JobStatus.JOB_STATUS_FAILED, JobStatus.JOB_STATUS_CANCELLED)
+
+
+def status_name(status: "JobStatus.ValueType") -> str:
+    """Name a status, such as RUNNING; one of a newer server by its number."""
+    return JobStatus.Name(status).removeprefix("JOB_STATUS_") if status in JobStatus.values() else f"STATUS_{status:d}"
+
+
+def describe(job: JobInfo) -> str:
+    """Say in one line how the job stands."""
+    return ", ".join((status_name(job.status), *_particulars(job)))
+
+
+def _particulars(job: JobInfo) -> Iterator[str]:
+    if job.status == JobStatus.JOB_STATUS_QUEUED:
+        if job.HasField("position_in_queue"):
+            yield f"{job.position_in_queue} before it"
+        if job.wait_reason:
+            yield job.wait_reason
+    elif job.status == JobStatus.JOB_STATUS_RUNNING:
+        if job.HasField("cancel_requested_at"):
+            yield "being cancelled"
+        yield from progress_words(job.progress)
+    elif job.HasField("error"):
+        yield f"{job.error.reason}: {job.error.message}"
+
+
+def progress_words(progress: Progress) -> Iterator[str]:
+    """Yield what is known of the progress, bit by bit."""
+    if progress.phase in Progress.Phase.values()[1:]:
+        yield Progress.Phase.Name(progress.phase).removeprefix("PHASE_").lower()
+    if progress.current_task:
+        yield progress.current_task
+    if progress.total or progress.done:
+        yield f"{progress.done}/{progress.total or '?'} {progress.unit}".rstrip()
+    if progress.HasField("rate_per_second"):
+        yield f"{progress.rate_per_second:.3g}/s"
+    if progress.HasField("time_left"):
+        yield f"{duration_text(progress.time_left)} left"
+
+
+def metric_rows(job: JobInfo) -> Iterator[tuple[str, ...]]:
+    """Yield a row of METRIC_COLUMNS for every metric, by model and then in the server's order."""
+    for model, result in sorted(job.results.items()):
+        for metric in result.metrics:
+            yield (model, metric.task, metric.metric, metric.filter, *_numbers(metric))
+
+
+def job_row(job: JobInfo) -> tuple[str, ...]:
+    """Put a job into a row of JOB_COLUMNS."""
+    progress = ", ".join(_particulars(job))
+    tasks = ",".join(job.request.tasks)
+    return (job.job_id, status_name(job.status), job.request.model, tasks, time_text(job.created_at), progress)
+
+
+def time_text(time: Timestamp) -> str:
+    """Write a time in the local zone; an absent one is empty."""
+    return time.ToDatetime().astimezone().strftime("%Y-%m-%d %H:%M:%S") if time.seconds else ""
+
+
+def duration_text(duration: Duration) -> str:
+    """Write a span of time with its two largest units, such as `1h05m`."""
+    seconds = round(duration.ToTimedelta().total_seconds())
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
+    if days:
+        return f"{days}d{hours % 24:02}h"
+    if hours:
+        return f"{hours}h{minutes % 60:02}m"
+    return f"{minutes}m{seconds % 60:02}s" if minutes else f"{seconds}s"
+
+
+def _numbers(metric: Metric) -> tuple[str, str, str, str]:
+    better = ("higher" if metric.higher_is_better else "lower") if metric.HasField("higher_is_better") else ""
+    return (
+        f"{metric.value:.4f}",
+        f"{metric.stderr:.4f}" if metric.HasField("stderr") else "",
+        better,
+        str(metric.sample_count) if metric.HasField("sample_count") else "",
+    )
