@@ -58,6 +58,7 @@ class FakeService(EvaluationServiceServicer):
         self.names = ["mme", "mmmu_val", "mmstar"]
         self.received: defaultdict[str, list[Message]] = defaultdict(list)
         self.errors: defaultdict[str, list[EvalrpcError]] = defaultdict(list)
+        self.on_submit: Callable[[], None] = lambda: None
         self.on_chunk: Callable[[int], None] = lambda offset: None
         self.changed = threading.Condition()
         self.watchers = 0
@@ -100,6 +101,7 @@ class FakeService(EvaluationServiceServicer):
             job.job_id = ""
         else:
             self.change(job)
+            self.on_submit()
         return job
 
     def GetJob(self, request: pb.GetJobRequest, context: grpc.ServicerContext) -> JobInfo:  # noqa: N802

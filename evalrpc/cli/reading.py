@@ -1,6 +1,7 @@
 """The commands that read what a job leaves."""
 
 import json
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -24,14 +25,13 @@ from evalrpc.v1.job_pb2 import JobInfo, JobStatus
 @client_options
 def logs_command(job_id: str, follow: bool, offset: int, attempt: int, address: str | None, as_json: bool) -> None:
     """Print a job's log, byte for byte."""
-    stdout = click.get_binary_stream("stdout")
     with connect(address) as client:
         for data in client.logs(job_id, follow=follow, offset=offset, attempt=attempt):
             if as_json:
                 print_json_line(ReadLogResponse(data=data, offset=offset))
             else:
-                stdout.write(data)
-                stdout.flush()
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
             offset += len(data)
 
 

@@ -78,13 +78,17 @@ def read_submission(file: str) -> SubmitJobRequest:
     """Read a SubmitJobRequest, or an EvaluateRequest, from protobuf JSON. Raises click.UsageError."""
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text()
-        values = json.loads(text)
-        whole = values if isinstance(values, dict) and "request" in values else {"request": values}
-        return json_format.ParseDict(whole, SubmitJobRequest())
+        return _parse_submission(json.loads(text))
     except OSError as error:
         raise click.UsageError(f"--file {file}: {error.strerror}") from error
     except (ValueError, json_format.ParseError) as error:
         raise click.UsageError(f"--file {file}: {error}") from error
+
+
+def _parse_submission(values: Any) -> SubmitJobRequest:
+    if not isinstance(values, dict):
+        raise ValueError("is no JSON object")  # noqa: TRY004 (of what a person wrote)
+    return json_format.ParseDict(values if "request" in values else {"request": values}, SubmitJobRequest())
 
 
 def apply_flags(submission: SubmitJobRequest, flags: Mapping[str, Any]) -> None:

@@ -1,0 +1,531 @@
+"""The command line as scripts and people meet it: what it prints where, and how it exits."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from fake_server import JOB_ID, FakeServer, FakeService, job_at
+from google.protobuf import json_format
+
+from evalrpc import errors
+from evalrpc.cli import main, wording
+from evalrpc.cli.parameters import parse_duration
+from evalrpc.cli.submit import submit_command
+from evalrpc.errors import FieldViolation
+from evalrpc.v1.evaluation_service_pb2 import GetQueueResponse, GetServerInfoResponse, SubmitJobRequest
+from evalrpc.v1.job_pb2 import JobError, JobEvent, JobInfo, JobStatus, Metric, ModelResult, Progress
+
+QUEUED, RUNNING = JobStatus.JOB_STATUS_QUEUED, JobStatus.JOB_STATUS_RUNNING
+COMPLETED, FAILED, CANCELLED = (
+    JobStatus.JOB_STATUS_COMPLETED,
+    JobStatus.JOB_STATUS_FAILED,
+    JobStatus.JOB_STATUS_CANCELLED,
+)
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer() as server:
+        yield server
+
+
+@pytest.fixture
+def service(server: FakeServer) -> FakeService:
+    return server.service
+
+
+@pytest.fixture
+def run(server: FakeServer) -> Run:
+    """Run a command against the server, in this process, with stdout and stderr apart."""
+
+    def run(*args: str, **options: Any) -> Result:
+        result = CliRunner().invoke(main, list(args), env={"EVALRPC_ADDRESS": server.address}, **options)
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
+        return result
+
+    return run
+
+
+def completed_job() -> JobInfo:
+    metrics = [
+        Metric(task="mme", metric="score", filter="none", value=0.75, stderr=0.01, higher_is_better=True, sample_count=8),
+        Metric(task="mme", metric="wer", value=float("nan")),
+    ]
+    return job_at(COMPLETED, results={"model": ModelResult(results="/srv/results.json", metrics=metrics)}, attempt=1)
+
+
+def failed_job() -> JobInfo:
+    error = JobError(reason="HARNESS_FAILED", message="CUDA out of memory", log_tail=["first line", "last line"])
+    return job_at(FAILED, error=error)
+
+
+def sent(service: FakeService) -> SubmitJobRequest:
+    (request,) = service.received["SubmitJob"]
+    assert isinstance(request, SubmitJobRequest)
+    return request
+
+
+# Submitting
+
+
+def test_submit_prints_the_job_id_alone(run: Run) -> None:
+    result = run("submit", "--model", "m", "--tasks", "a,b")
+
+    assert (result.exit_code, result.stdout) == (0, f"{JOB_ID}\n")
+
+
+def test_every_field_has_a_flag(run: Run, service: FakeService) -> None:
+    result = run(
+        *("submit", "--harness", "h", "--model", "m", "--tasks", "a,b", "--tasks", "c", "--model-args", "x=1,y=z"),
+        *("--num-fewshot", "0", "--batch-size", "auto", "--device", "cpu", "--limit", "0.5", "--gen-kwargs", '{"t": 0}'),
+        *("--no-log-samples", "--predict-only", "--num-gpus", "0", "--output-dir", "out", "--request-id", "id"),
+        *("--priority", "-3", "--label", "k=v", "--label", "k2=v=2", "--timeout", "1h30m", "--max-attempts", "2"),
+        *("--supersede-key", "key"),
+    )
+
+    assert result.exit_code == 0
+    assert json_format.MessageToDict(sent(service), preserving_proto_field_name=True) == {
+        "request": {
+            "harness": "h",
+            "model": "m",
+            "tasks": ["a", "b", "c"],
+            "model_args": {"x": 1, "y": "z"},
+            "num_fewshot": 0,
+            "batch_size": "auto",
+            "device": "cpu",
+            "limit": 0.5,
+            "gen_kwargs": {"t": 0},
+            "log_samples": False,
+            "predict_only": True,
+            "num_gpus": 0,
+            "output_dir": "out",
+        },
+        "request_id": "id",
+        "priority": -3,
+        "labels": {"k": "v", "k2": "v=2"},
+        "timeout": "5400s",
+        "max_attempts": 2,
+        "supersede_key": "key",
+    }
+
+
+def test_every_field_of_the_schema_can_be_set_on_the_command_line() -> None:
+    names = {parameter.name for parameter in submit_command.params}
+
+    assert {*JobInfo().request.DESCRIPTOR.fields_by_name, *SubmitJobRequest.DESCRIPTOR.fields_by_name} - {"request"} <= names
+
+
+def test_what_is_not_given_stays_absent(run: Run, service: FakeService) -> None:
+    run("submit", "--model", "m", "--tasks", "a")
+
+    request = sent(service).request
+    assert not any(request.HasField(name) for name in ("num_fewshot", "limit", "log_samples", "num_gpus", "model_args"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model": "m", "tasks": ["t"], "predict_only": True},
+        {"request": {"model": "m", "tasks": ["t"], "predictOnly": True}, "priority": 7},
+    ],
+    ids=["EvaluateRequest", "SubmitJobRequest"],
+)
+def test_a_file_holds_the_whole_message_and_flags_override_it(
+    run: Run, service: FakeService, tmp_path: Path, content: dict[str, Any]
+) -> None:
+    file = tmp_path / "request.json"
+    file.write_text(json.dumps(content))
+
+    assert run("submit", "--file", str(file), "--model", "other").exit_code == 0
+
+    request = sent(service)
+    assert (request.request.model, list(request.request.tasks), request.request.predict_only) == ("other", ["t"], True)
+    assert request.priority == content.get("priority", 0)
+
+
+def test_a_file_may_come_from_stdin(run: Run, service: FakeService) -> None:
+    assert run("submit", "--file", "-", input='{"model": "m", "tasks": ["t"]}').exit_code == 0
+    assert sent(service).request.model == "m"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"modle": "m"}', '{"request": {"limit": "x"}}'])
+def test_a_file_that_is_no_request_is_a_wrong_call(run: Run, service: FakeService, content: str) -> None:
+    result = run("submit", "--file", "-", input=content)
+
+    assert (result.exit_code, service.received["SubmitJob"]) == (2, [])
+    assert "--file -" in result.stderr
+
+
+def test_validating_queues_nothing(run: Run, service: FakeService) -> None:
+    result = run("submit", "--model", "m", "--tasks", "a", "--validate-only")
+
+    assert (result.exit_code, result.stdout, service.jobs) == (0, "the request is valid\n", {})
+
+
+def test_every_bad_field_gets_a_line_that_names_its_flag(run: Run, service: FakeService) -> None:
+    violations = [FieldViolation("request.model_args", "is too large"), FieldViolation("request.tasks[1]", "is a duplicate")]
+    service.errors["SubmitJob"] = [errors.InvalidRequestError(violations=violations)]
+
+    result = run("submit")
+
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [
+        "evalrpc: --model-args (request.model_args): is too large",
+        "evalrpc: --tasks (request.tasks[1]): is a duplicate",
+    ]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--timeout", "soon"],
+        ["--timeout", "inf"],
+        ["--label", "novalue"],
+        ["--model-args", "{"],
+        ["--model-args", "novalue"],
+        ["--num-gpus", "many"],
+        ["--num-gpus", "99999999999"],
+        ["--file", "/does/not/exist"],
+        ["--unknown"],
+    ],
+)
+def test_a_flag_that_makes_no_sense_is_a_wrong_call(run: Run, service: FakeService, flags: list[str]) -> None:
+    result = run("submit", *flags)
+
+    assert (result.exit_code, service.received["SubmitJob"]) == (2, [])
+    assert "Traceback" not in result.output
+
+
+# Following
+
+
+@pytest.mark.parametrize(("status", "exit_code"), [(COMPLETED, 0), (FAILED, 1), (CANCELLED, 1)])
+def test_watch_exits_by_how_the_job_ended(run: Run, service: FakeService, status: JobStatus, exit_code: int) -> None:
+    service.change(job_at(status))
+
+    assert run("watch", JOB_ID).exit_code == exit_code
+
+
+def test_watch_ends_with_the_metrics_and_where_the_files_are(run: Run, service: FakeService) -> None:
+    service.change(completed_job())
+
+    result = run("watch", JOB_ID)
+
+    assert result.stdout.splitlines() == [
+        "COMPLETED",
+        "model\tmme\tscore\tnone\t0.7500\t0.0100\thigher\t8",
+        "model\tmme\twer\t\tnan\t\t\t",
+    ]
+    assert "/srv/results.json" in result.stderr
+    assert f"evalrpc download {JOB_ID}" in result.stderr
+
+
+def test_watch_of_a_failed_job_ends_with_why_and_the_end_of_its_log(run: Run, service: FakeService) -> None:
+    service.change(failed_job())
+
+    result = run("watch", JOB_ID)
+
+    assert result.stderr.splitlines()[:2] == ["first line", "last line"]
+    assert "HARNESS_FAILED: CUDA out of memory" in result.stderr
+
+
+def test_watch_with_json_prints_an_event_per_line(run: Run, service: FakeService) -> None:
+    service.change(completed_job())
+
+    (line,) = run("watch", JOB_ID, "--json").stdout.splitlines()
+
+    assert json_format.Parse(line, JobEvent()).terminal
+
+
+def test_submit_with_watch_follows_the_job(run: Run, service: FakeService) -> None:
+    service.on_submit = lambda: service.change(failed_job())
+
+    result = run("submit", "--model", "m", "--tasks", "a", "--watch")
+
+    assert result.exit_code == 1
+    assert "CUDA out of memory" in result.stderr
+
+
+def test_ctrl_c_leaves_the_job_alone_and_says_how_to_watch_it_again(server: FakeServer, service: FakeService) -> None:
+    service.change(job_at(RUNNING))
+    command = [sys.executable, "-m", "evalrpc.cli", "--address", server.address, "watch", JOB_ID]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        service.wait_for_watchers(1)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "RUNNING\n"
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+
+    assert process.returncode == 130
+    assert stderr == f"evalrpc: the job runs on; to watch it again: evalrpc watch {JOB_ID}\n"
+    assert service.received["CancelJob"] == []
+    service.wait_for_watchers(0)
+
+
+def test_watch_goes_on_when_the_server_starts_again(server: FakeServer, service: FakeService) -> None:
+    service.change(job_at(RUNNING))
+    command = [sys.executable, "-m", "evalrpc.cli", "--address", server.address, "watch", JOB_ID]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        service.wait_for_watchers(1)
+        server.restart()
+        service.change(completed_job())
+        stdout, stderr = process.communicate(timeout=30)
+
+    assert process.returncode == 0
+    assert stdout.splitlines()[:2] == ["RUNNING", "COMPLETED"]
+    assert stderr.count("lost the server") == 1
+    assert "Traceback" not in stderr
+
+
+# Reading
+
+
+def test_results_are_a_table_of_metrics(run: Run, service: FakeService) -> None:
+    service.change(completed_job())
+
+    assert run("results", JOB_ID).stdout.splitlines()[0] == "model\tmme\tscore\tnone\t0.7500\t0.0100\thigher\t8"
+    assert json_format.Parse(run("results", JOB_ID, "--json").stdout, JobInfo()).results["model"].metrics[0].value == 0.75
+
+
+@pytest.mark.parametrize(("job", "exit_code"), [(job_at(RUNNING), 2), (failed_job(), 1)], ids=["running", "failed"])
+def test_results_that_are_not_there_are_an_error(run: Run, service: FakeService, job: JobInfo, exit_code: int) -> None:
+    service.change(job)
+
+    assert run("results", JOB_ID).exit_code == exit_code
+
+
+def test_logs_are_printed_byte_for_byte(run: Run, service: FakeService) -> None:
+    service.change(job_at(COMPLETED, attempt=1))
+    service.log = b"\x1b[1m50%\r100%\n\xff"
+
+    assert run("logs", JOB_ID).stdout_bytes == service.log
+    assert run("logs", JOB_ID, "-f", "--offset", "4").stdout_bytes == service.log[4:]
+
+
+def test_samples_are_json_lines(run: Run, service: FakeService) -> None:
+    service.samples = [{"doc": number, "answer": "ä"} for number in range(5)]
+
+    lines = run("samples", JOB_ID, "--limit", "3").stdout.splitlines()
+
+    assert [json.loads(line)["doc"] for line in lines] == [0, 1, 2]
+
+
+def test_download_prints_the_paths(run: Run, service: FakeService, tmp_path: Path) -> None:
+    service.files = {"m/a.json": b"{}", "m/b.jsonl": b"[]"}
+
+    result = run("download", JOB_ID, str(tmp_path / "out"), "--name", "m/a.json")
+
+    assert result.stdout == f"{tmp_path / 'out' / 'm' / 'a.json'}\n"
+    assert (tmp_path / "out" / "m" / "a.json").read_bytes() == b"{}"
+
+
+def test_a_folder_that_can_not_be_written_is_a_wrong_call(run: Run, service: FakeService, tmp_path: Path) -> None:
+    service.files = {"a/b": b"x"}
+    (tmp_path / "a").write_text("a file where a folder is needed")
+
+    result = run("download", JOB_ID, str(tmp_path))
+
+    assert result.exit_code == 2
+    assert str(tmp_path / "a") in result.stderr
+
+
+# Managing
+
+
+def test_get_list_cancel_and_delete(run: Run, service: FakeService) -> None:
+    service.change(job_at(RUNNING, labels={"team": "vision"}))
+
+    assert "team=vision" in run("get", JOB_ID).stdout
+    assert run("list").stdout.startswith(f"{JOB_ID}\tRUNNING")
+    assert run("cancel", JOB_ID, "--reason", "enough").stdout == "CANCELLED, CANCELLED: enough\n"
+    assert run("delete", JOB_ID).stdout == f"deleted {JOB_ID}\n"
+    assert run("get", JOB_ID).exit_code == 2
+
+
+def test_list_passes_every_condition_on(run: Run, service: FakeService) -> None:
+    run(
+        *("list", "--status", "failed", "--status", "CANCELLED", "--label", "a=b", "--model", "m", "--task", "t"),
+        *("--harness", "h", "--since", "2026-02-14T10:00:00+00:00", "--until", "1h", "--limit", "5"),
+    )
+
+    (request,) = service.received["ListJobs"]
+    assert list(request.filter.statuses) == [FAILED, CANCELLED]  # type: ignore[attr-defined]
+    assert request.filter.created_after.ToJsonString() == "2026-02-14T10:00:00Z"  # type: ignore[attr-defined]
+    assert request.filter.created_before.seconds > request.filter.created_after.seconds  # type: ignore[attr-defined]
+    assert request.page_size == 5  # type: ignore[attr-defined]
+
+
+def test_list_stops_at_its_limit(run: Run, service: FakeService) -> None:
+    for number in range(5):
+        service.change(job_at(RUNNING, job_id=str(number)))
+
+    assert len(run("list", "--limit", "3").stdout.splitlines()) == 3
+    assert len(run("list", "--limit", "0", "--json").stdout.splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    ("command", "message"), [("queue", GetQueueResponse), ("info", GetServerInfoResponse)], ids=["queue", "info"]
+)
+def test_json_is_the_message_itself(run: Run, command: str, message: Any) -> None:
+    assert json_format.Parse(run(command, "--json").stdout, message()) != message()
+
+
+def test_the_catalog_is_printed_line_by_line(run: Run) -> None:
+    assert run("tasks", "mmm").stdout == "mmmu_val\n"
+    assert run("models").stdout.splitlines() == ["mme", "mmmu_val", "mmstar"]
+    assert run("harnesses").stdout.splitlines()[1] == "nightly\tcommand\t\tno such program"
+    assert "9.9.9" in run("info").stdout
+    assert "GPU 1\tfree" in run("queue").stdout
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(["watch", JOB_ID], ["get", JOB_ID], ["list"], ["queue"], ["cancel", JOB_ID], ["delete", JOB_ID], ["logs", JOB_ID]),
+        *(["logs", "-f", JOB_ID], ["results", JOB_ID], ["samples", JOB_ID], ["download", JOB_ID, "out"], ["tasks"]),
+        *(["models"], ["harnesses"], ["info"], ["submit", "--model", "m", "--tasks", "t", "--watch"]),
+    ],
+    ids=" ".join,
+)
+def test_a_server_that_is_not_there_is_exit_code_3(server: FakeServer, run: Run, command: list[str]) -> None:
+    server.kill()
+
+    result = run(*command)
+
+    assert result.exit_code == 3
+    assert result.stdout == ""
+    assert f"can't reach the server at {server.address}" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["watch", "get", "cancel", "delete", "logs", "results"])
+def test_a_job_that_is_not_there_is_exit_code_2(run: Run, command: str) -> None:
+    result = run(command, "nonsense")
+
+    assert (result.exit_code, result.stderr) == (2, "evalrpc: there is no job nonsense\n")
+
+
+def test_the_address_may_stand_before_or_behind_the_command(server: FakeServer) -> None:
+    runner = CliRunner(env={"EVALRPC_ADDRESS": "127.0.0.1:1"})
+
+    assert runner.invoke(main, ["--address", server.address, "info"]).exit_code == 0
+    assert runner.invoke(main, ["info", "--address", server.address]).exit_code == 0
+
+
+def test_every_command_can_print_json() -> None:
+    context = click.Context(main)
+    commands = {name: main.get_command(context, name) for name in main.list_commands(context)}
+    flags = {
+        name: {flag for parameter in command.params for flag in parameter.opts} for name, command in commands.items() if command
+    }
+
+    assert [name for name in flags if "--json" not in flags[name]] == ["serve"]
+
+
+# The server's side
+
+
+def test_serve_refuses_settings_that_can_not_work(tmp_path: Path) -> None:
+    config = tmp_path / "evalrpc.toml"
+    config.write_text("max_runing = 2\n")
+
+    assert "max_running" in CliRunner().invoke(main, ["serve", "--config", str(config)]).stderr
+    result = CliRunner().invoke(main, ["serve", "--listen", "nowhere"])
+    assert (result.exit_code, result.stderr) == (2, "evalrpc: setting listen: must be HOST:PORT\n")
+
+
+def doctor(*flags: str) -> tuple[int, dict[str, dict[str, Any]]]:
+    result = CliRunner().invoke(main, ["doctor", "--json", *flags])
+    return result.exit_code, {finding["subject"]: finding for finding in map(json.loads, result.stdout.splitlines())}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "evalrpc.toml"
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    file.write_text(f'gpus = "0"\ndata_dir = "data"\n[harnesses.nightly]\nkind = "command"\ncommand = ["{program}"]\n')
+    return file
+
+
+def test_doctor_finds_nothing_wrong_where_nothing_is(config: Path, tmp_path: Path) -> None:
+    exit_code, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0")
+
+    assert {subject for subject, finding in findings.items() if not finding["good"]} == set()
+    assert set(findings) == {"harness nightly", "GPUs", "data folder", "port"}
+    assert exit_code == 0
+    assert not (tmp_path / "data").exists()
+
+
+def test_doctor_knows_a_server_of_ours(config: Path, server: FakeServer) -> None:
+    _, findings = doctor("--config", str(config), "--listen", server.address)
+
+    assert findings["port"]["good"]
+    assert "evalrpc 9.9.9 answers" in findings["port"]["detail"]
+
+
+def test_doctor_says_what_is_wrong(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "program").unlink()
+    (tmp_path / "data").write_text("a file")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))  # bound but deaf: no server of ours answers there
+        exit_code, findings = doctor("--config", str(config), "--listen", f"127.0.0.1:{other.getsockname()[1]}")
+
+    assert exit_code == 1
+    assert {subject for subject, finding in findings.items() if not finding["good"]} >= {
+        "data folder",
+        "port",
+        "harness nightly",
+    }
+
+
+def test_doctor_goes_on_where_one_check_can_not_be_made(tmp_path: Path) -> None:
+    config = tmp_path / "evalrpc.toml"
+    config.write_text('[harnesses.odd]\nkind = "unheard-of"\n')
+
+    _, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0")
+
+    assert not findings["harnesses"]["good"]
+    assert findings["port"]["good"]
+
+
+# Words
+
+
+def test_progress_is_told_in_one_line() -> None:
+    progress = Progress(phase=Progress.Phase.PHASE_EVALUATING, done=120, total=900, unit="requests", rate_per_second=3.25)
+    progress.time_left.FromSeconds(240)
+
+    assert wording.describe(job_at(RUNNING, progress=progress)) == "RUNNING, evaluating, 120/900 requests, 3.25/s, 4m00s left"
+    assert wording.describe(job_at(QUEUED, position_in_queue=0, wait_reason="all GPUs are taken")) == (
+        "QUEUED, 0 before it, all GPUs are taken"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("1.5h", 5400), ("1h30m", 5400), ("2d", 172800), ("250ms", 0.25), ("10m5s", 605)]
+)
+def test_durations_are_read(text: str, seconds: float) -> None:
+    assert parse_duration(text).total_seconds() == seconds
+
+
+def test_the_program_starts_without_what_a_command_does_not_need() -> None:
+    code = "import sys, evalrpc.cli; print([m for m in ('grpc', 'rich', 'google.protobuf') if m in sys.modules])"
+
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ).stdout
+        == "[]\n"
+    )
