@@ -394,9 +394,8 @@ def test_the_catalog_is_printed_line_by_line(run: Run) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        *(["watch", JOB_ID], ["get", JOB_ID], ["list"], ["queue"], ["cancel", JOB_ID], ["delete", JOB_ID], ["logs", JOB_ID]),
-        *(["logs", "-f", JOB_ID], ["results", JOB_ID], ["samples", JOB_ID], ["download", JOB_ID, "out"], ["tasks"]),
-        *(["models"], ["harnesses"], ["info"], ["submit", "--model", "m", "--tasks", "t", "--watch"]),
+        *(["watch", JOB_ID], ["queue"], ["delete", JOB_ID], ["logs", "-f", JOB_ID], ["download", JOB_ID, "out"], ["tasks"]),
+        ["submit", "--model", "m", "--tasks", "t", "--watch"],
     ],
     ids=" ".join,
 )
@@ -525,7 +524,5 @@ def test_durations_are_read(text: str, seconds: float) -> None:
 def test_the_program_starts_without_what_a_command_does_not_need() -> None:
     code = "import sys, evalrpc.cli; print([m for m in ('grpc', 'rich', 'google.protobuf') if m in sys.modules])"
 
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ).stdout
-        == "[]\n"
-    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
