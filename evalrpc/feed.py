@@ -11,7 +11,7 @@ and told apart by its revision; the other way round it could be missed.
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -127,13 +127,13 @@ class Feed:
 
     # Watching.
 
-    async def watch_job(self, job_id: str, after_revision: int, heartbeat_seconds: float | None) -> AsyncIterator[bytes]:
+    async def watch_job(self, job_id: str, after_revision: int, heartbeat_seconds: float | None) -> AsyncGenerator[bytes, None]:
         """Yield serialised JobEvents of one job up to its terminal one, as the schema says of WatchJob.
 
         Raises JobNotFoundError, RevisionCompactedError, RevisionInFutureError, ServerStoppingError.
         """
         with self._watching(job_id) as topic:
-            job = await self._read_job(job_id)
+            job = await self.read_job(job_id)
             progress, cursor = topic.progress, after_revision
             if after_revision:
                 async for event in self._journal(after_revision, job_id):
@@ -152,7 +152,7 @@ class Feed:
 
     async def watch_jobs(
         self, job_filter: JobFilter, after_revision: int, heartbeat_seconds: float | None
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """Yield serialised JobEvents of all jobs that the filter takes, without end, as the schema says of WatchJobs.
 
         Raises RevisionCompactedError, RevisionInFutureError, ServerStoppingError.
@@ -173,9 +173,22 @@ class Feed:
         async for serialized in self._live_of_all(job_filter, cursor, ahead, heartbeat_seconds):
             yield serialized
 
+    async def wait_for_change(self, job_id: str, timeout_seconds: float) -> None:
+        """Wait until something happens to a job, or time is up. Raises ServerStoppingError."""
+        with self._watching(job_id) as topic:
+            await topic.waiters.wait(timeout_seconds)
+        self._require_running()
+
+    async def read_job(self, job_id: str) -> pb.JobInfo:
+        """Return a job as it stands in the store. Raises JobNotFoundError."""
+        serialized = self._store.cached_job(job_id)
+        if serialized is None:
+            serialized = await self._blocking(lambda: self._store.job(job_id))
+        return pb.JobInfo.FromString(serialized)
+
     async def _live_of_job(
         self, topic: _Topic, cursor: int, progress: _Progress | None, heartbeat_seconds: float | None
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """Yield what comes after `cursor` and `progress`, up to the terminal event."""
         position = 0
         while True:
@@ -198,7 +211,7 @@ class Feed:
 
     async def _live_of_all(
         self, job_filter: JobFilter, cursor: int, ahead: dict[str, int], heartbeat_seconds: float | None
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """Yield what comes after `cursor`, without end."""
         progress_number = self._progress_count
         while True:
@@ -265,7 +278,7 @@ class Feed:
 
     # Reading.
 
-    async def _events_after(self, cursor: int) -> AsyncIterator[_Event]:
+    async def _events_after(self, cursor: int) -> AsyncGenerator[_Event, None]:
         """Yield the events after `cursor` up to the head, from memory where it reaches back so far."""
         while cursor != self._head:
             missing = self._head - cursor
@@ -279,7 +292,7 @@ class Feed:
             if not events:
                 return
 
-    async def _journal(self, cursor: int, job_id: str) -> AsyncIterator[_Event]:
+    async def _journal(self, cursor: int, job_id: str) -> AsyncGenerator[_Event, None]:
         """Yield the journal's events of one job after `cursor`."""
         while events := await self._journal_page(cursor, job_id):
             for event in events:
@@ -290,7 +303,7 @@ class Feed:
         page = await self._blocking(lambda: self._store.events_after(cursor, _PAGE, job_id))
         return [_Event(event.revision, event.event, pb.JobEvent.FromString(event.event).job) for event in page]
 
-    async def _matching_jobs(self, job_filter: JobFilter) -> AsyncIterator[pb.JobInfo]:
+    async def _matching_jobs(self, job_filter: JobFilter) -> AsyncGenerator[pb.JobInfo, None]:
         """Yield the jobs that the filter takes as of now, newest first."""
         before: int | None = None
         while page := await self._job_page(job_filter, before):
@@ -300,12 +313,6 @@ class Feed:
 
     async def _job_page(self, job_filter: JobFilter, before: int | None) -> list[ListedJob]:
         return await self._blocking(lambda: self._store.list_jobs(job_filter, before, _PAGE))
-
-    async def _read_job(self, job_id: str) -> pb.JobInfo:
-        serialized = self._store.cached_job(job_id)
-        if serialized is None:
-            serialized = await self._blocking(lambda: self._store.job(job_id))
-        return pb.JobInfo.FromString(serialized)
 
     async def _blocking(self, read: Callable[[], _T]) -> _T:
         return await self._loop.run_in_executor(self._readers, read)

@@ -23,6 +23,11 @@ def attempt_dir(data_dir: Path, job_id: str, attempt: int) -> Path:
     return job_dir(data_dir, job_id) / f"attempt-{attempt}"
 
 
+def log_path(directory: Path) -> Path:
+    """Return the file in an attempt's folder that takes the harness's output."""
+    return directory / "log"
+
+
 def attempt_output_dir(data_dir: Path, output_root: Path | None, job: JobInfo, attempt: int) -> Path:
     """Return the folder that receives the results of one attempt.
 

@@ -25,6 +25,7 @@ from evalrpc.harnesses import build_harnesses
 from evalrpc.interceptors import generic_handler
 from evalrpc.logging_setup import set_up_logging
 from evalrpc.queue_state import QueueState
+from evalrpc.reading import JobReader
 from evalrpc.scheduler import Scheduler
 from evalrpc.service import EvaluationService
 from evalrpc.store.sqlite import SqliteStore
@@ -71,6 +72,7 @@ class Server:
         queue_state = QueueState(capacity)
         harnesses = build_harnesses(settings)
         self._readers = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="reader")
+        self._hashers = ThreadPoolExecutor(1, thread_name_prefix="hasher")
         self._feed = Feed(self._store, queue_state, clock, self._readers)
         workshop = Workshop(
             store=self._store,
@@ -91,6 +93,7 @@ class Server:
         self._service = EvaluationService(
             store=self._store,
             feed=self._feed,
+            reader=JobReader(self._feed, workshop.data_dir, self._readers, self._hashers),
             queue_state=queue_state,
             harnesses=harnesses,
             gpus=gpus,
@@ -126,6 +129,7 @@ class Server:
         await loop.run_in_executor(None, self._scheduler.stop)
         await self._grpc.stop(self._settings.stop_seconds)
         self._readers.shutdown(wait=True)
+        self._hashers.shutdown(wait=True, cancel_futures=True)
         self._store.close()
 
     async def wait_broken(self) -> None:

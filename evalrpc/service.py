@@ -8,6 +8,7 @@ import hashlib
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -22,6 +23,7 @@ from evalrpc.errors import ServerStoppingError
 from evalrpc.feed import Feed
 from evalrpc.harnesses.base import Harness
 from evalrpc.queue_state import QueueState
+from evalrpc.reading import JobReader
 from evalrpc.store.base import Store, Submission
 from evalrpc.v1 import evaluation_service_pb2 as calls
 from evalrpc.v1.job_pb2 import JOB_STATUS_QUEUED, JobInfo
@@ -42,6 +44,7 @@ class EvaluationService:
 
     store: Store
     feed: Feed
+    reader: JobReader
     queue_state: QueueState
     harnesses: Mapping[str, Harness]
     gpus: Sequence[calls.Gpu]
@@ -51,7 +54,7 @@ class EvaluationService:
     started_at: Timestamp
     stopping: bool = False
 
-    async def SubmitJob(self, request: calls.SubmitJobRequest, context: _Context) -> JobInfo:  # noqa: ARG002, N802
+    async def SubmitJob(self, request: calls.SubmitJobRequest, context: _Context) -> JobInfo:
         """Accept an evaluation."""
         if self.stopping:
             raise ServerStoppingError(
@@ -66,25 +69,26 @@ class EvaluationService:
         submission = Submission(job, request.request_id, _fingerprint(request))
         return self._described(await asyncio.wrap_future(self.store.submit(submission)))
 
-    async def GetJob(self, request: calls.GetJobRequest, context: _Context) -> JobInfo:  # noqa: ARG002, N802
+    async def GetJob(self, request: calls.GetJobRequest, context: _Context) -> JobInfo:
         """Return a job as it stands now."""
-        return self._described(await self._job(validation.require_job_id(request.job_id)))
+        return self._described(await self.feed.read_job(validation.require_job_id(request.job_id)))
 
-    async def WatchJob(self, request: calls.WatchJobRequest, context: _Context) -> AsyncIterator[bytes]:  # noqa: ARG002, N802
+    async def WatchJob(self, request: calls.WatchJobRequest, context: _Context) -> AsyncIterator[bytes]:
         """Stream one job to its end."""
         job_id = validation.require_job_id(request.job_id)
-        events = self.feed.watch_job(job_id, request.after_revision, _heartbeat_seconds(request))
-        async for event in events:
-            yield event
+        async with aclosing(self.feed.watch_job(job_id, request.after_revision, _heartbeat_seconds(request))) as events:
+            async for event in events:
+                yield event
 
-    async def WatchJobs(self, request: calls.WatchJobsRequest, context: _Context) -> AsyncIterator[bytes]:  # noqa: ARG002, N802
+    async def WatchJobs(self, request: calls.WatchJobsRequest, context: _Context) -> AsyncIterator[bytes]:
         """Stream all jobs that the filter takes."""
         validation.require(validation.job_filter(request.filter))
-        events = self.feed.watch_jobs(request.filter, request.after_revision, _heartbeat_seconds(request))
-        async for event in events:
-            yield event
+        heartbeat_seconds = _heartbeat_seconds(request)
+        async with aclosing(self.feed.watch_jobs(request.filter, request.after_revision, heartbeat_seconds)) as events:
+            async for event in events:
+                yield event
 
-    async def ListJobs(self, request: calls.ListJobsRequest, context: _Context) -> calls.ListJobsResponse:  # noqa: ARG002, N802
+    async def ListJobs(self, request: calls.ListJobsRequest, context: _Context) -> calls.ListJobsResponse:
         """List jobs, newest first."""
         validation.require(validation.job_filter(request.filter))
         page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
@@ -94,14 +98,50 @@ class EvaluationService:
         token = page_tokens.encode(page[-1].sequence, request.filter) if len(listed) > page_size else ""
         return calls.ListJobsResponse(jobs=[self._described(job) for _, job in page], next_page_token=token)
 
-    async def CancelJob(self, request: calls.CancelJobRequest, context: _Context) -> JobInfo:  # noqa: ARG002, N802
+    async def CancelJob(self, request: calls.CancelJobRequest, context: _Context) -> JobInfo:
         """Cancel a queued job at once, or ask for the end of a running one."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.cancel_reason(request.reason))
         change = lambda job: transitions.request_cancel(job, request.reason, self.clock.now())  # noqa: E731
         return self._described(await asyncio.wrap_future(self.store.update(job_id, change)))
 
-    async def GetQueue(self, request: calls.GetQueueRequest, context: _Context) -> calls.GetQueueResponse:  # noqa: ARG002, N802
+    async def DeleteJob(self, request: calls.DeleteJobRequest, context: _Context) -> calls.DeleteJobResponse:
+        """Delete a terminal job with its files."""
+        job_id = validation.require_job_id(request.job_id)
+        await self.reader.remove_files(await asyncio.wrap_future(self.store.delete(job_id)))
+        return calls.DeleteJobResponse()
+
+    async def ReadLog(self, request: calls.ReadLogRequest, context: _Context) -> AsyncIterator[calls.ReadLogResponse]:
+        """Stream the bytes of a job's log."""
+        job_id = validation.require_job_id(request.job_id)
+        validation.require(validation.offsets(offset=request.offset, attempt=request.attempt))
+        async with aclosing(self.reader.read_log(job_id, request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def ListArtifacts(
+        self,
+        request: calls.ListArtifactsRequest,
+        context: _Context,
+    ) -> calls.ListArtifactsResponse:
+        """List the files that a job left."""
+        return await self.reader.list_artifacts(validation.require_job_id(request.job_id))
+
+    async def ReadArtifact(self, request: calls.ReadArtifactRequest, context: _Context) -> AsyncIterator[bytes]:
+        """Stream the bytes of one file."""
+        job_id = validation.require_job_id(request.job_id)
+        validation.require(validation.offsets(offset=request.offset, limit=request.limit))
+        async with aclosing(self.reader.read_artifact(job_id, request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def ListSamples(self, request: calls.ListSamplesRequest, context: _Context) -> calls.ListSamplesResponse:
+        """List per-sample predictions."""
+        job_id = validation.require_job_id(request.job_id)
+        page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+        return await self.reader.list_samples(job_id, request, page_size)
+
+    async def GetQueue(self, request: calls.GetQueueRequest, context: _Context) -> calls.GetQueueResponse:
         """Return what is queued and running, and who holds which GPU."""
         running = self.queue_state.running_jobs()
         holders = {gpu: job.job_id for job in running for gpu in job.gpus}
@@ -117,20 +157,20 @@ class EvaluationService:
             max_queued=self.settings.max_queued,
         )
 
-    async def ListHarnesses(  # noqa: N802
+    async def ListHarnesses(
         self,
-        request: calls.ListHarnessesRequest,  # noqa: ARG002
-        context: _Context,  # noqa: ARG002
+        request: calls.ListHarnessesRequest,
+        context: _Context,
     ) -> calls.ListHarnessesResponse:
         """List the harnesses that the operator configured."""
         harnesses = [self.harnesses[name] for name in sorted(self.harnesses)]
         infos = await self._read(lambda: [harness.info() for harness in harnesses])
         return calls.ListHarnessesResponse(harnesses=infos)
 
-    async def GetServerInfo(  # noqa: N802
+    async def GetServerInfo(
         self,
-        request: calls.GetServerInfoRequest,  # noqa: ARG002
-        context: _Context,  # noqa: ARG002
+        request: calls.GetServerInfoRequest,
+        context: _Context,
     ) -> calls.GetServerInfoResponse:
         """Return the server's version, limits and capabilities."""
         methods = calls.DESCRIPTOR.services_by_name["EvaluationService"].methods
@@ -145,12 +185,6 @@ class EvaluationService:
             max_running=self.queue_state.capacity.slots,
             capabilities=[method.name for method in methods if hasattr(self, method.name)],
         )
-
-    async def _job(self, job_id: str) -> JobInfo:
-        serialized = self.store.cached_job(job_id)
-        if serialized is None:
-            serialized = await self._read(lambda: self.store.job(job_id))
-        return JobInfo.FromString(serialized)
 
     async def _read(self, read: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self.readers, read)

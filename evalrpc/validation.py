@@ -107,6 +107,12 @@ def job_filter(jobs: JobFilter) -> _Violations:
             yield FieldViolation(f"filter.{name}", "must be a time from 1970 to 2200")
 
 
+def offsets(**fields: int) -> _Violations:
+    """Yield which of these numbers are negative."""
+    for field, number in fields.items():
+        yield from _not_negative(field, number)
+
+
 def cancel_reason(reason: str) -> _Violations:
     """Yield what is wrong with the reason of a cancel."""
     yield from _text("reason", reason, MAX_REASON_LENGTH)

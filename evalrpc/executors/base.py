@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from evalrpc.harnesses.base import Command, Exit
+from evalrpc.paths import log_path
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class RunKey:
     @property
     def log_path(self) -> Path:
         """The file that takes the run's output."""
-        return self.attempt_dir / "log"
+        return log_path(self.attempt_dir)
 
 
 class RunHandle(Protocol):

@@ -1,0 +1,189 @@
+"""What clients read of a job from afar: its log, its files, its samples.
+
+Runs on the event loop; every read of the disk goes to a thread. A file is read ahead by one chunk, so that disk and network
+work at the same time, and memory stays at two chunks however large it is.
+"""
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Executor
+from contextlib import ExitStack, aclosing, suppress
+from pathlib import Path
+from typing import Final, TypeVar
+
+from evalrpc import page_tokens, wire
+from evalrpc.errors import AttemptNotFoundError, OffsetOutOfRangeError, SamplesNotFoundError
+from evalrpc.feed import Feed
+from evalrpc.files import Checksums, FoundFile, list_files, open_file
+from evalrpc.lifecycle import TERMINAL
+from evalrpc.paths import attempt_dir, job_dir, log_path
+from evalrpc.samples import read_page, samples_file
+from evalrpc.v1 import evaluation_service_pb2 as calls
+from evalrpc.v1.job_pb2 import JOB_STATUS_QUEUED, JOB_STATUS_RUNNING, JobInfo
+
+LOG_CHUNK_BYTES: Final = 256 * 1024
+FILE_CHUNK_BYTES: Final = 1024 * 1024
+
+_FOLLOW_SECONDS: Final = 0.25
+
+_T = TypeVar("_T")
+
+
+class JobReader:
+    """Reads what jobs left on the disk. `readers` takes short reads, `hashers` the long ones."""
+
+    def __init__(self, feed: Feed, data_dir: Path, readers: Executor, hashers: Executor) -> None:
+        self._feed = feed
+        self._data_dir = data_dir
+        self._readers = readers
+        self._hashers = hashers
+        self._checksums = Checksums()
+
+    async def read_log(self, job_id: str, call: calls.ReadLogRequest) -> AsyncGenerator[calls.ReadLogResponse, None]:
+        """Yield the bytes of a log, and with `follow` what is added until the attempt has ended.
+
+        Raises JobNotFoundError, AttemptNotFoundError, OffsetOutOfRangeError, ServerStoppingError.
+        """
+        job = await self._feed.read_job(job_id)
+        while call.follow and not call.attempt and not job.attempt and job.status == JOB_STATUS_QUEUED:
+            await self._feed.wait_for_change(job_id, _FOLLOW_SECONDS)
+            job = await self._feed.read_job(job_id)
+        attempt = _attempt_number(job, call.attempt)
+        path = log_path(attempt_dir(self._data_dir, job_id, attempt))
+        offset = call.offset
+        _require_inside(offset, await self._read(lambda: _size(path)))
+        while True:
+            # The status is read before the file: what is written before the end of the attempt is then in the file.
+            job = await self._feed.read_job(job_id)
+            while data := await self._read(lambda at=offset: _read_at(path, at, LOG_CHUNK_BYTES)):  # type: ignore[misc]
+                yield calls.ReadLogResponse(data=data, offset=offset)
+                offset += len(data)
+            if not call.follow or job.status != JOB_STATUS_RUNNING or job.attempt != attempt:
+                return
+            await self._feed.wait_for_change(job_id, _FOLLOW_SECONDS)
+
+    async def list_artifacts(self, job_id: str) -> calls.ListArtifactsResponse:
+        """List the files of the latest attempt. Their checksums are told when the job has ended."""
+        job = await self._feed.read_job(job_id)
+        folder = _output_dir(job)
+        if folder is None:
+            return calls.ListArtifactsResponse()
+        files = await self._read(lambda: list_files(folder))
+        if job.status not in TERMINAL:
+            return calls.ListArtifactsResponse(artifacts=[_artifact(file, "") for file in files])
+        loop = asyncio.get_running_loop()
+        checksums = await asyncio.gather(
+            *(loop.run_in_executor(self._hashers, self._checksums.sha256, folder, file) for file in files)
+        )
+        return calls.ListArtifactsResponse(artifacts=list(map(_artifact, files, checksums)))
+
+    async def read_artifact(self, job_id: str, call: calls.ReadArtifactRequest) -> AsyncGenerator[bytes, None]:
+        """Yield the bytes of a file as serialised ReadArtifactResponses.
+
+        Raises JobNotFoundError, InvalidRequestError, ArtifactNotFoundError, OffsetOutOfRangeError.
+        """
+        job = await self._feed.read_job(job_id)
+        folder = _output_dir(job) or Path(os.devnull)
+        with ExitStack() as stack:
+            descriptor = await self._read(lambda: stack.enter_context(open_file(folder, call.name)))
+            size_bytes = os.fstat(descriptor).st_size
+            _require_inside(call.offset, size_bytes)
+            end = min(size_bytes, call.offset + call.limit) if call.limit else size_bytes
+            offset = call.offset
+            if offset == end:
+                yield calls.ReadArtifactResponse(offset=offset, size_bytes=size_bytes).SerializeToString()
+            async with aclosing(self._read_ahead(descriptor, offset, end)) as chunks:
+                async for data in chunks:
+                    rest = calls.ReadArtifactResponse(offset=offset, size_bytes=size_bytes).SerializeToString()
+                    yield wire.bytes_field(calls.ReadArtifactResponse.DATA_FIELD_NUMBER, data, rest)
+                    offset += len(data)
+
+    async def list_samples(self, job_id: str, call: calls.ListSamplesRequest, page_size: int) -> calls.ListSamplesResponse:
+        """List a page of samples. Raises JobNotFoundError, SamplesNotFoundError, InvalidRequestError for a bad token."""
+        job = await self._feed.read_job(job_id)
+        listing = calls.ListSamplesRequest(job_id=job_id, model=call.model, task=call.task)
+        offset = page_tokens.decode(call.page_token, listing) or 0
+        folder = _output_dir(job)
+        if folder is None:
+            raise SamplesNotFoundError(f"job {job_id} has not run yet, so it has no samples")
+        path = samples_file(job, call.model, call.task)
+        page = await self._read(lambda: read_page(folder, path, offset, page_size))
+        token = "" if page.next_offset is None else page_tokens.encode(page.next_offset, listing)
+        return calls.ListSamplesResponse(samples=page.rows, next_page_token=token)
+
+    async def remove_files(self, job: JobInfo) -> None:
+        """Remove all that the server itself created on the disk for a job that is deleted."""
+        await self._read(lambda: _remove_files(self._data_dir, job))
+
+    async def _read_ahead(self, descriptor: int, offset: int, end: int) -> AsyncGenerator[bytes, None]:
+        """Yield the bytes of an open file up to `end`, and read the next chunk while one is being sent."""
+        loop = asyncio.get_running_loop()
+
+        def read_at(position: int) -> asyncio.Future[bytes]:
+            return loop.run_in_executor(
+                self._readers, os.pread, descriptor, min(FILE_CHUNK_BYTES, max(0, end - position)), position
+            )
+
+        pending = read_at(offset)
+        try:
+            while data := await pending:
+                offset += len(data)
+                pending = read_at(offset)
+                yield data
+        finally:
+            with suppress(OSError):
+                await pending  # the descriptor must not be closed while a thread reads from it
+
+    async def _read(self, read: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, read)
+
+
+def _attempt_number(job: JobInfo, wanted: int) -> int:
+    number = wanted or job.attempt
+    if not 1 <= number <= job.attempt:
+        there_are = f"it has {job.attempt}" if job.attempt else "none has begun"
+        raise AttemptNotFoundError(f"job {job.job_id} has no attempt {number or 1}: {there_are}")
+    return number
+
+
+def _output_dir(job: JobInfo) -> Path | None:
+    return Path(job.attempts[-1].output_dir) if job.attempts else None
+
+
+def _artifact(file: FoundFile, sha256: str) -> calls.Artifact:
+    artifact = calls.Artifact(name=file.name, size_bytes=file.size_bytes, sha256=sha256)
+    artifact.modified_at.FromNanoseconds(file.modified_ns)
+    return artifact
+
+
+def _require_inside(offset: int, size_bytes: int) -> None:
+    if offset > size_bytes:
+        raise OffsetOutOfRangeError(
+            f"offset {offset} lies past the end, which is at {size_bytes}", metadata={"size_bytes": str(size_bytes)}
+        )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _read_at(path: Path, offset: int, size_bytes: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(size_bytes)
+    except OSError:
+        return b""
+
+
+def _remove_files(data_dir: Path, job: JobInfo) -> None:
+    folders = {job_dir(data_dir, job.job_id)}
+    folders |= {Path(attempt.output_dir).parent for attempt in job.attempts if job.request.output_dir}
+    for folder in folders:
+        if folder.name == job.job_id:  # the server's own, whatever was asked for
+            shutil.rmtree(folder, ignore_errors=True)
