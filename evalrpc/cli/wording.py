@@ -1,6 +1,7 @@
 """Jobs in words for people. Pure."""
 
 from collections.abc import Iterator
+from datetime import UTC
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
@@ -68,7 +69,7 @@ def job_row(job: JobInfo) -> tuple[str, ...]:
 
 def time_text(time: Timestamp) -> str:
     """Write a time in the local zone; an absent one is empty."""
-    return time.ToDatetime().astimezone().strftime("%Y-%m-%d %H:%M:%S") if time.seconds else ""
+    return time.ToDatetime(tzinfo=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S") if time.seconds else ""
 
 
 def duration_text(duration: Duration) -> str:

@@ -6,8 +6,6 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Unpack
 
-from google.protobuf import json_format
-
 from evalrpc.client import core
 from evalrpc.client.download import OnProgress, PartialFile, is_complete, select, target_path
 from evalrpc.client.patience import OnDisconnect, Patience
@@ -210,7 +208,7 @@ class AsyncEvalClient(AsyncTransport):
         request = ListSamplesRequest(job_id=job_id, model=model, task=task, page_size=page_size)
         async for page in self._pages(self._stub.ListSamples, request):
             for sample in page.samples:
-                yield json_format.MessageToDict(sample)
+                yield core.plain_row(sample)
 
     # What the server has
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any, Final, TypedDict
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.struct_pb2 import Struct
+from google.protobuf.struct_pb2 import Struct, Value
 
 from evalrpc.client.arguments import parse_arguments
 from evalrpc.errors import JobCancelledError, JobFailedError
@@ -169,6 +169,26 @@ def completed(job: JobInfo, *, raise_on_failure: bool = True) -> JobInfo:
     if raise_on_failure and job.status == JobStatus.JOB_STATUS_CANCELLED:
         raise JobCancelledError(job)
     return job
+
+
+def plain_row(struct: Struct) -> dict[str, Any]:
+    """Turn a Struct into a dict. A Struct knows no whole numbers, so those without a fraction become ints."""
+    return {key: _plain(value) for key, value in struct.fields.items()}
+
+
+def _plain(value: Value) -> Any:
+    match value.WhichOneof("kind"):
+        case "struct_value":
+            return plain_row(value.struct_value)
+        case "list_value":
+            return [_plain(item) for item in value.list_value.values]
+        case "number_value":
+            return int(value.number_value) if value.number_value.is_integer() else value.number_value
+        case "bool_value":
+            return value.bool_value
+        case "string_value":
+            return value.string_value
+    return None
 
 
 def _struct(values: Mapping[str, Any] | None) -> Struct | None:

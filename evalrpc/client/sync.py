@@ -5,8 +5,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Unpack
 
-from google.protobuf import json_format
-
 from evalrpc.client import core
 from evalrpc.client.download import OnProgress, PartialFile, is_complete, select, target_path
 from evalrpc.client.patience import OnDisconnect, Patience
@@ -234,7 +232,7 @@ class EvalClient(SyncTransport):
         """
         request = ListSamplesRequest(job_id=job_id, model=model, task=task, page_size=page_size)
         for page in self._pages(self._stub.ListSamples, request):
-            yield from (json_format.MessageToDict(sample) for sample in page.samples)
+            yield from (core.plain_row(sample) for sample in page.samples)
 
     # What the server has
 

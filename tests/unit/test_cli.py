@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from fake_server import JOB_ID, FakeServer, FakeService, job_at
 from google.protobuf import json_format
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc import errors
 from evalrpc.cli import main, wording
@@ -512,6 +514,17 @@ def test_progress_is_told_in_one_line() -> None:
     assert wording.describe(job_at(QUEUED, position_in_queue=0, wait_reason="all GPUs are taken")) == (
         "QUEUED, 0 before it, all GPUs are taken"
     )
+
+
+def test_times_are_told_in_the_local_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC-5")
+    time.tzset()
+    try:
+        assert wording.time_text(Timestamp(seconds=1_771_059_600)) == "2026-02-14 14:00:00"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert wording.time_text(Timestamp()) == ""
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import grpc
 import pytest
 from fake_server import JOB_ID, details_of, job_at
 from google.protobuf import json_format
+from google.protobuf.struct_pb2 import Struct
 from google.rpc import error_details_pb2, status_pb2
 
 from evalrpc import errors
@@ -166,6 +168,17 @@ def test_a_request_takes_plain_values() -> None:
     assert json_format.MessageToDict(request.model_args) == {"a": [1, None, {"b": True}]}
     assert json_format.MessageToDict(request.gen_kwargs) == {"temperature": 0, "until": "end"}
     assert (list(request.tasks), request.batch_size, request.harness) == (["mme"], "8", "h")
+
+
+def test_a_row_of_samples_is_plain_values_with_whole_numbers_and_nan() -> None:
+    struct = Struct()
+    struct.update({"doc_id": 3, "score": 0.5, "nested": {"list": [1, None, True, "x"]}, "bad": float("nan")})
+
+    row = core.plain_row(struct)
+
+    assert math.isnan(row.pop("bad"))
+    assert row == {"doc_id": 3, "score": 0.5, "nested": {"list": [1, None, True, "x"]}}
+    assert isinstance(row["doc_id"], int)
 
 
 def test_every_submission_has_a_request_id_of_its_own() -> None:
