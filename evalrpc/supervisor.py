@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from google.protobuf.duration_pb2 import Duration
-
 from evalrpc import transitions
 from evalrpc.clock import Clock
 from evalrpc.errors import IllegalTransitionError, JobNotFoundError, RunFailedError, StoreUnavailableError
@@ -22,6 +20,7 @@ from evalrpc.harnesses.base import Exit, Harness, Run
 from evalrpc.logs import LogFollower, read_tail
 from evalrpc.paths import attempt_dir, attempt_output_dir
 from evalrpc.queue_state import QueueState
+from evalrpc.run_progress import RunProgress
 from evalrpc.store.base import Store
 from evalrpc.v1 import job_pb2 as pb
 
@@ -30,7 +29,6 @@ PROGRESS_SECONDS: Final = 0.5
 
 _JUDGED_LINES: Final = 400  # the cause of a failure may stand well before the last lines
 _JUDGED_BYTES: Final = 128 * 1024
-_ALIVE_SECONDS: Final = 5.0
 _STORE_RETRY_SECONDS: Final = 1.0
 
 _log = logging.getLogger(__name__)
@@ -69,6 +67,7 @@ class Supervisor:
         self._job_id = job_id
         self._lock = threading.Lock()  # guards the handle against an interrupt while it is closed
         self._handle: RunHandle | None = None
+        self._progress: RunProgress | None = None
 
     def run(self, gpus: tuple[str, ...]) -> None:
         """Begin a new attempt on these GPUs and see it through. Does nothing if the job is not QUEUED any more."""
@@ -115,8 +114,9 @@ class Supervisor:
     def _see_through(self, job: pb.JobInfo, handle: RunHandle | None) -> None:
         """Start the run unless it was found, follow it to its end, and commit the outcome."""
         key = self._run_key(job)
+        self._handle = handle
         try:
-            outcome = self._outcome(job, key, handle)
+            outcome = self._outcome(job, key)
         except RunFailedError as error:
             outcome = self._failure(error.job_error, key)
         finally:
@@ -127,27 +127,27 @@ class Supervisor:
         if outcome is not None:
             self._commit(outcome)
 
-    def _outcome(self, job: pb.JobInfo, key: RunKey, handle: RunHandle | None) -> Callable[[pb.JobInfo], None] | None:
+    def _outcome(self, job: pb.JobInfo, key: RunKey) -> Callable[[pb.JobInfo], None] | None:
         """Return the change to commit, or None if the run is left to the next server. Raises RunFailedError."""
         harness = self._workshop.harnesses.get(job.request.harness)
         if harness is None:
-            if handle is not None:
-                handle.end(self._workshop.grace_seconds)
+            if self._handle is not None:
+                self._handle.end(self._workshop.grace_seconds)
             raise RunFailedError("HARNESS_UNAVAILABLE", f"this server has no harness {job.request.harness!r} any more")
         output_dir = Path(job.attempts[-1].output_dir)
         run = Run(job.job_id, job.attempt, job.request, key.attempt_dir, output_dir, tuple(job.gpus))
-        self._handle = handle or self._start(harness, run, key)
-        progress = _RunProgress(self._workshop, harness, job, key)
-        ending = self._follow(self._handle, job, progress)
+        handle = self._handle = self._handle or self._start(harness, run, key)
+        progress = RunProgress(job, LogFollower(key.log_path), harness, self._workshop.clock, self._publish)
+        self._progress = progress
+        ending = self._follow(handle, job, progress)
         if ending is _Ending.LET_GO:
             return None
-        self._handle.end(0.0 if ending is _Ending.BY_ITSELF else self._workshop.grace_seconds)
+        handle.end(0.0 if ending is _Ending.BY_ITSELF else self._workshop.grace_seconds)
         if ending is _Ending.CANCELLED:
             return lambda job: transitions.cancel(job, self._workshop.clock.now())
         if ending is _Ending.TIMED_OUT:
             raise RunFailedError("TIMED_OUT", f"the run took longer than its timeout of {job.timeout.ToTimedelta()}")
-        progress.look()
-        return self._judge(harness, run, self._handle.exit_status(), key, progress.message)
+        return self._judge(harness, run, handle.exit_status(), key, progress.finish())
 
     def _start(self, harness: Harness, run: Run, key: RunKey) -> RunHandle:
         try:
@@ -159,7 +159,7 @@ class Supervisor:
         _log.info("starting %s", command.argv[0], extra={"job_id": run.job_id, "attempt": run.attempt, "gpus": run.gpus})
         return self._workshop.executor.start(key, command, run.gpus)
 
-    def _follow(self, handle: RunHandle, job: pb.JobInfo, progress: "_RunProgress") -> _Ending:
+    def _follow(self, handle: RunHandle, job: pb.JobInfo, progress: RunProgress) -> _Ending:
         """Wait for a reason to stop, and report progress meanwhile."""
         while not handle.wait(PROGRESS_SECONDS if progress.started else 0):
             current = self._workshop.queue_state.running_job(self._job_id)
@@ -193,7 +193,19 @@ class Supervisor:
     def _failure(self, error: pb.JobError, key: RunKey) -> Callable[[pb.JobInfo], None]:
         error.message = transitions.shorten(error.message)
         error.log_tail[:] = read_tail(key.log_path)
-        return lambda job: transitions.fail(job, error, self._workshop.clock.now())
+        progress = self._progress.finish() if self._progress is not None else None
+
+        def fail(job: pb.JobInfo) -> None:
+            if progress is not None:
+                job.progress.CopyFrom(progress)
+            transitions.fail(job, error, self._workshop.clock.now())
+
+        return fail
+
+    def _publish(self, progress: pb.Progress) -> None:
+        job = self._workshop.queue_state.set_progress(self._job_id, progress)
+        if job is not None:
+            self._workshop.publish_progress(job)
 
     def _commit(self, change: Callable[[pb.JobInfo], None]) -> None:
         """Commit the outcome, and try again for as long as the store does not take it: an outcome is never dropped."""
@@ -206,49 +218,3 @@ class Supervisor:
             else:
                 _log.info("attempt ended", extra={"job_id": self._job_id, "status": pb.JobStatus.Name(job.status)})
                 return
-
-
-class _RunProgress:
-    """What the log of a run says about how far it is, kept up and published."""
-
-    def __init__(self, workshop: Workshop, harness: Harness, job: pb.JobInfo, key: RunKey) -> None:
-        self.message = pb.Progress(phase=pb.Progress.PHASE_STARTING)
-        self.started = False
-        self._workshop = workshop
-        self._harness = harness
-        self._job = job
-        self._log = LogFollower(key.log_path)
-        self._published_at = float("-inf")
-
-    def elapsed_ns(self) -> int:
-        """Return how long the attempt has been running."""
-        return self._workshop.clock.now().ToNanoseconds() - self._job.started_at.ToNanoseconds()
-
-    def look(self) -> None:
-        """Read what is new in the log, and publish it; and now and then that the run is alive, if nothing is new."""
-        changed = not self.started
-        self.started = True
-        for line in self._log.new_lines():
-            changed |= self._harness.read_progress(line, self.message)
-        changed |= self._harness.read_progress(self._log.last_line(), self.message)
-        now = self._workshop.clock.monotonic()
-        if changed or now - self._published_at >= _ALIVE_SECONDS:
-            self._published_at = now
-            self._publish()
-
-    def _publish(self) -> None:
-        self.message.elapsed.CopyFrom(_duration(self.elapsed_ns()))
-        last_output_ns = self._log.last_output_ns()
-        if last_output_ns is not None:
-            self.message.last_output_at.FromNanoseconds(last_output_ns)
-        snapshot = pb.Progress()
-        snapshot.CopyFrom(self.message)
-        job = self._workshop.queue_state.set_progress(self._job.job_id, snapshot)
-        if job is not None:
-            self._workshop.publish_progress(job)
-
-
-def _duration(nanoseconds: int) -> Duration:
-    duration = Duration()
-    duration.FromNanoseconds(max(0, nanoseconds))
-    return duration
