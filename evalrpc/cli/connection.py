@@ -64,7 +64,7 @@ def _or_group_address(context: click.Context, parameter: click.Parameter, value:
 def _violation_lines(error: InvalidRequestError) -> list[str]:
     context = click.get_current_context(silent=True)
     parameters = context.command.params if context else []
-    flags = {parameter.name or "": parameter.opts[0] for parameter in parameters}
+    flags = {p.name or "": p.opts[0] if isinstance(p, click.Option) else p.human_readable_name for p in parameters}
     return [_violation_line(field, description, flags) for field, description in error.violations]
 
 

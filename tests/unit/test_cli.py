@@ -187,6 +187,12 @@ def test_every_bad_field_gets_a_line_that_names_its_flag(run: Run, service: Fake
     ]
 
 
+def test_a_bad_argument_is_named_as_the_usage_names_it(run: Run, service: FakeService) -> None:
+    service.errors["GetJob"] = [errors.InvalidRequestError(violations=[FieldViolation("job_id", "must be a UUID")])]
+
+    assert run("get", "nonsense").stderr == "evalrpc: JOB (job_id): must be a UUID\n"
+
+
 @pytest.mark.parametrize(
     "flags",
     [
