@@ -51,10 +51,11 @@ class FieldViolation(NamedTuple):
 
 
 class EvalrpcError(Exception):
-    """Base of all. `metadata` goes into ErrorInfo; `retry_delay_seconds` into RetryInfo."""
+    """Base of all. `metadata` goes into ErrorInfo; `retry_delay_seconds` into RetryInfo. A client gives it as it is, with the
+    reason that came, for an answer that it has no class for."""
 
-    reason: ClassVar[str] = "INTERNAL"
-    code: ClassVar[str] = "INTERNAL"
+    reason: str = "UNKNOWN"
+    code: ClassVar[str] = "UNKNOWN"
 
     def __init__(
         self,
@@ -217,6 +218,9 @@ class UnimplementedError(EvalrpcError):
 
 class InternalError(EvalrpcError):
     """A bug of the server. Its log has the traceback."""
+
+    reason = "INTERNAL"
+    code = "INTERNAL"
 
 
 class ConfigurationError(EvalrpcError):

@@ -58,7 +58,7 @@ class JobReader:
             # The status is read before the file: what is written before the end of the attempt is then in the file.
             job = await self._feed.read_job(job_id)
             while data := await self._read(lambda at=offset: _read_at(path, at, LOG_CHUNK_BYTES)):  # type: ignore[misc]
-                yield calls.ReadLogResponse(data=data, offset=offset)
+                yield calls.ReadLogResponse(data=data, offset=offset, attempt=attempt)
                 offset += len(data)
             if not call.follow or job.status != JOB_STATUS_RUNNING or job.attempt != attempt:
                 return

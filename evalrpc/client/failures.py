@@ -51,7 +51,9 @@ def build_error(code: str, message: str, details: ErrorDetails) -> EvalrpcError:
     options: dict[str, Any] = {"metadata": details.metadata, "retry_delay_seconds": details.retry_delay_seconds}
     if issubclass(cls, InvalidRequestError):
         options["violations"] = details.violations
-    return cls(message, **options)
+    error = cls(message, **options)
+    error.reason = details.reason or error.reason
+    return error
 
 
 def parse_details(serialised_status: bytes) -> ErrorDetails:
