@@ -1,0 +1,73 @@
+# Everything one does with this repository. `make` alone lists it.
+
+# The interpreter that the environments are made with, 3.11 or newer. Empty: the first that fits.
+PYTHON ?=
+# More arguments for pytest, such as ARGS="-k watch".
+ARGS ?=
+
+SERVER := .venv
+LMMS := .envs/lmms
+SERVER_READY := $(SERVER)/.installed
+LMMS_READY := $(LMMS)/.installed
+TINY_LLAVA := .demo/models/tiny-llava
+BASELINE := protos/v1.baseline.binpb
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup envs demo test test-fast check format proto baseline clean
+
+help: ## List what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(SERVER_READY) ## Set up the server and its tools in .venv
+
+envs: $(LMMS_READY) ## Set up lmms-eval in .envs/lmms
+
+demo: setup envs $(TINY_LLAVA) ## Run a real evaluation on a server of its own, and watch it
+	@$(SERVER)/bin/python demo/demo.py
+
+test: setup envs $(TINY_LLAVA) ## Run all tests, those with the real harness too
+	EVALRPC_TEST_LMMS_PYTHON=$(CURDIR)/$(LMMS)/bin/python EVALRPC_TEST_TINY_LLAVA=$(CURDIR)/$(TINY_LLAVA) \
+	$(SERVER)/bin/python -m pytest $(ARGS)
+
+test-fast: setup ## Run the tests that take no more than a moment
+	$(SERVER)/bin/python -m pytest -m "not slow" $(ARGS)
+
+check: setup ## Check format, lint, types, imports, stubs and schema
+	$(SERVER)/bin/ruff format --check
+	$(SERVER)/bin/ruff check
+	$(SERVER)/bin/mypy
+	$(SERVER)/bin/mypy demo/demo.py
+	$(SERVER)/bin/lint-imports
+	scripts/check-stubs
+	$(SERVER)/bin/buf lint
+	$(SERVER)/bin/buf breaking --against $(BASELINE)
+
+format: setup ## Format the code, and mend what lint can mend
+	$(SERVER)/bin/ruff check --fix
+	$(SERVER)/bin/ruff format
+
+proto: setup ## Generate evalrpc/v1 from protos/
+	scripts/generate-stubs .
+
+# `make check` refuses a schema that breaks clients of the baseline. So this is done once per release, and never to silence it.
+baseline: setup ## Take the schema as it is for the one last released
+	$(SERVER)/bin/buf build --exclude-source-info --output $(BASELINE)
+
+clean: ## Remove the environments, and all that was generated beside the source
+	rm -rf $(SERVER) .envs .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(SERVER_READY): pyproject.toml
+	@PYTHON="$(PYTHON)" scripts/make-venv $(SERVER)
+	$(SERVER)/bin/pip install --editable '.[dev]'
+	@touch $@
+
+$(LMMS_READY): $(wildcard scripts/requirements-*.txt)
+	@PYTHON="$(PYTHON)" scripts/make-venv $(LMMS)
+	@scripts/install-lmms $(LMMS)
+	@touch $@
+
+# The folder appears whole or not at all, so that its name is enough.
+$(TINY_LLAVA): demo/make_tiny_llava.py | $(LMMS_READY)
+	$(LMMS)/bin/python demo/make_tiny_llava.py $@

@@ -1,0 +1,186 @@
+"""The demo: start a server, submit a real evaluation, watch it, show what it leaves, and stop what was started.
+
+`make demo` prepares what it needs and runs it: the server's environment, lmms-eval's, and the tiny model. Everything that it
+writes lies in `.demo/`.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+
+from evalrpc.cli import wording
+from evalrpc.client import EvalClient
+from evalrpc.errors import EvalrpcError
+from evalrpc.v1.job_pb2 import JobInfo, JobStatus
+
+DEMO = Path(__file__).absolute().parent
+ROOT = DEMO.parent
+WORK = ROOT / ".demo"
+MODEL = WORK / "models" / "tiny-llava"
+DATA = WORK / "server"
+SERVER_LOG = WORK / "server.log"
+TASKS = ("demo_colour", "demo_count")
+
+_READY = "evalrpc listening on "
+_STOP_SECONDS = 30.0
+_SAMPLES = 3
+
+
+class DemoError(Exception):
+    """What keeps the demo from going on, in words for people."""
+
+
+def main() -> int:
+    """Run the demo, and return the exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with running_server() as address, EvalClient(address) as client:
+            job = evaluate(client)
+            show_metrics(job)
+            show_samples(client, job)
+            show_files(job)
+    except (DemoError, EvalrpcError, TimeoutError) as error:
+        print(f"\nThe demo failed. {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted; nothing of the demo runs any more.", file=sys.stderr)
+        return 130
+    print("\nThe server is stopped.")
+    return 0
+
+
+@contextmanager
+def running_server() -> Iterator[str]:
+    """Start a server on a free port, give its address, and stop it. Raises DemoError."""
+    if not MODEL.is_dir():
+        raise DemoError(f"There is no model at {short(MODEL)}: run make demo, which makes it.")
+    heading("Server")
+    server = start_server()
+    try:
+        address = read_address(server)
+        print(f"evalrpc listens on {address}, process {server.pid}, with a log in {short(SERVER_LOG)}")
+        yield address
+    finally:
+        stop(server)
+
+
+def start_server() -> subprocess.Popen[str]:
+    """Start `evalrpc serve`, out of reach of the terminal's Ctrl-C: the demo cancels its job first."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("EVALRPC_")}
+    environment |= {"HF_HOME": str(WORK / "huggingface"), "XDG_DATA_HOME": str(WORK / "share")}
+    program = Path(sys.executable).with_name("evalrpc")
+    flags = ("--listen=127.0.0.1:0", f"--data-dir={DATA}", f"--config={DEMO / 'evalrpc.toml'}")
+    with SERVER_LOG.open("wb") as log:
+        return subprocess.Popen(
+            [program, "serve", *flags],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+def read_address(server: subprocess.Popen[str]) -> str:
+    """Wait for the line that says where the server listens. Raises DemoError if it ends without it."""
+    for line in server.stdout or ():
+        if line.startswith(_READY):
+            return line.removeprefix(_READY).strip()
+    raise DemoError(f"The server did not start:\n{SERVER_LOG.read_text(errors='replace').strip()}")
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """Ask the process to stop, and wait until it has."""
+    process.terminate()
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def evaluate(client: EvalClient) -> JobInfo:
+    """Submit the evaluation, print the stream of its events, and return the job once it is completed. Raises DemoError."""
+    heading("Job")
+    job = client.evaluate(
+        "llava_hf", TASKS, {"pretrained": str(MODEL), "device_map": "cpu"}, device="cpu", batch_size=1, num_gpus=0
+    )
+    print(f"{job.job_id}: {job.request.model} on {', '.join(job.request.tasks)}")
+    try:
+        job = follow(client, job.job_id)
+    except BaseException:
+        end(client, job.job_id)
+        raise
+    if job.status != JobStatus.JOB_STATUS_COMPLETED:
+        raise DemoError("\n".join(("The job did not complete. The end of its log:", *job.error.log_tail)))
+    return job
+
+
+def follow(client: EvalClient, job_id: str) -> JobInfo:
+    """Print a line for every event that says something new, and return the job at its end."""
+    heading("Stream of WatchJob")
+    began, shown, job = time.monotonic(), "", JobInfo()
+    for event in client.watch(job_id, reconnect_timeout_seconds=_STOP_SECONDS):
+        job = event.job
+        line = wording.describe(job)
+        if line != shown:
+            print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)
+            shown = line
+    return job
+
+
+def end(client: EvalClient, job_id: str) -> None:
+    """Cancel the job and wait until nothing of it runs. A second Ctrl-C does not come in between."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(EvalrpcError, TimeoutError):
+        client.cancel_job(job_id, "the demo was stopped")
+        client.wait_for_job(job_id, _STOP_SECONDS, raise_on_failure=False)
+
+
+def show_metrics(job: JobInfo) -> None:
+    """Print the metrics as a table."""
+    heading("Metrics (the weights are random, so the model only guesses)")
+    show_table([wording.METRIC_COLUMNS, *wording.metric_rows(job)])
+
+
+def show_samples(client: EvalClient, job: JobInfo) -> None:
+    """Print the first answers of the first task."""
+    heading(f"First samples of {TASKS[0]}")
+    rows = islice(client.samples(job.job_id, task=TASKS[0], page_size=_SAMPLES), _SAMPLES)
+    show_table([("expected", "answer"), *((str(row["target"]), str(row["filtered_resps"])) for row in rows)])
+
+
+def show_files(job: JobInfo) -> None:
+    """Print where everything lies."""
+    heading("Files")
+    for result in job.results.values():
+        for path in (result.results, *result.samples):
+            print(short(Path(path)))
+
+
+def show_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def heading(text: str) -> None:
+    """Print a heading."""
+    print(f"\n==> {text}", flush=True)
+
+
+def short(path: Path) -> str:
+    """Name a path from the repository on."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""Make a LLaVA with random weights, small enough for any machine: make_tiny_llava.py FOLDER
+
+It goes through the same code as the real one and answers in words of the demo's questions, but knows nothing. Runs in the
+environment of lmms-eval. Needs no network.
+"""
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+_DATA = Path(__file__).parent / "data"
+_IMAGE_SIDE = 28
+_PATCH_SIDE = 14
+_MAX_TOKENS = 2048
+_SPREAD = 0.2
+"""How far the weights lie apart: enough for answers that differ from picture to picture."""
+_END, _UNKNOWN, _IMAGE = "<end>", "<unknown>", "<image>"
+_CHAT_TEMPLATE = """
+{%- for message in messages %}{{ message['role'] }}:
+    {%- if message['content'] is string %} {{ message['content'] }}
+    {%- else %}
+        {%- for part in message['content'] %} {{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}
+    {%- endif %}{{ '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}assistant:{% endif %}"""
+
+
+def make_tiny_llava(folder: Path) -> None:
+    """Write model, tokenizer and image processor to the folder, which appears whole or not at all."""
+    torch.manual_seed(2)
+    tokenizer = make_tokenizer()
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    for old in (unfinished, folder):
+        shutil.rmtree(old, ignore_errors=True)
+    make_model(tokenizer).save_pretrained(unfinished)
+    make_processor(tokenizer).save_pretrained(unfinished)
+    unfinished.rename(folder)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Make a tokenizer with one token for each word of the demo's data."""
+    vocabulary = {word: number for number, word in enumerate([_END, _UNKNOWN, _IMAGE, *sorted(set(read_words()))])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=_END,
+        eos_token=_END,
+        pad_token=_END,
+        unk_token=_UNKNOWN,
+        additional_special_tokens=[_IMAGE],
+        model_max_length=_MAX_TOKENS,
+    )
+
+
+def read_words() -> Iterator[str]:
+    """Yield the words of every question and answer."""
+    for file in sorted(_DATA.glob("*.jsonl")):
+        for line in file.read_text().splitlines():
+            document = json.loads(line)
+            yield from re.findall(r"\w+", f"{document['question']} {document['answer']}")
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
+    """Make a model of a few hundred kilobytes."""
+    layers = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    end = tokenizer.eos_token_id
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**layers, image_size=_IMAGE_SIDE, patch_size=_PATCH_SIDE, projection_dim=64),
+        text_config=LlamaConfig(
+            **layers,
+            initializer_range=_SPREAD,
+            vocab_size=len(tokenizer),
+            max_position_embeddings=_MAX_TOKENS,
+            bos_token_id=end,
+            eos_token_id=end,
+            pad_token_id=end,
+        ),
+        image_token_index=tokenizer.convert_tokens_to_ids(_IMAGE),
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    model = LlavaForConditionalGeneration(config)
+    model.generation_config.eos_token_id = end
+    model.generation_config.pad_token_id = end
+    return model
+
+
+def make_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
+    """Make the processor that puts images and text together."""
+    side = {"height": _IMAGE_SIDE, "width": _IMAGE_SIDE}
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(size={"shortest_edge": _IMAGE_SIDE}, crop_size=side),
+        tokenizer=tokenizer,
+        patch_size=_PATCH_SIDE,
+        vision_feature_select_strategy="default",
+        chat_template=_CHAT_TEMPLATE,
+        image_token=_IMAGE,
+        num_additional_image_tokens=1,
+    )
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    make_tiny_llava(target)
+    print(f"{target}: a tiny LLaVA with random weights")
