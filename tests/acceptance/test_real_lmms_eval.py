@@ -1,0 +1,142 @@
+"""The real lmms-eval, through the real server."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from evalrpc.client import EvalClient
+from evalrpc.errors import JobCancelledError, JobFailedError
+from evalrpc.v1 import job_pb2 as pb
+
+from .conftest import ServerProcess
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+test_split: test
+output_type: generate_until
+doc_to_visual: !function utils.no_images
+doc_to_text: "question"
+doc_to_target: "answer"
+generation_kwargs:
+  max_new_tokens: 4
+process_results: !function utils.{score}
+metric_list:
+  - metric: exact
+    aggregation: mean
+    higher_is_better: true
+"""
+
+UTILS = """
+import time
+
+def no_images(doc):
+    return []
+
+def exact(doc, results):
+    return {"exact": float(results[0].strip() == doc["answer"])}
+
+def slow(doc, results):
+    time.sleep(0.5)
+    return exact(doc, results)
+
+def crash(doc, results):
+    raise RuntimeError("the scorer gave up on document %d" % doc["id"])
+"""
+
+
+@pytest.fixture
+def lmms_server(tmp_path: Path, lmms_python: Path, serve: Callable[[str], ServerProcess]) -> ServerProcess:
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    rows = [{"id": number, "question": f"What is {number} + 1?", "answer": str(number + 1)} for number in range(40)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tasks / "utils.py").write_text(UTILS)
+    for name, score in (("sums_a", "exact"), ("sums_b", "exact"), ("sums_slow", "slow"), ("sums_crash", "crash")):
+        (tasks / f"{name}.yaml").write_text(TASK.format(name=name, data=tmp_path / "data.jsonl", score=score))
+    return serve(f"""
+        gpus = "0"
+        [harnesses.lmms-eval]
+        python = "{lmms_python}"
+        include_path = ["tasks"]
+        env = {{ HF_HUB_OFFLINE = "1", HF_DATASETS_OFFLINE = "1", HF_HOME = "{tmp_path / "hf"}" }}
+    """)
+
+
+@pytest.fixture
+def client(lmms_server: ServerProcess) -> EvalClient:
+    with EvalClient(lmms_server.address) as client:
+        yield client
+
+
+def test_two_tasks_complete_with_the_metrics_samples_and_files_that_lmms_eval_wrote(client: EvalClient, tmp_path: Path) -> None:
+    job = client.evaluate("dummy", ["sums_a", "sums_b"], {"pretrained": "acme/model"}, num_gpus=0, limit=5)
+    statuses = [event.job.status for event in client.watch(job.job_id) if event.type != pb.JOB_EVENT_TYPE_PROGRESS]
+    job = client.get_job(job.job_id)
+
+    assert statuses == [pb.JOB_STATUS_QUEUED, pb.JOB_STATUS_RUNNING, pb.JOB_STATUS_COMPLETED]
+    (result,) = job.results.values()
+    written = json.loads(Path(result.results).read_text())["results"]
+    assert {(m.task, m.metric): m.value for m in result.metrics} == {
+        (task, "exact"): written[task]["exact,none"] for task in ("sums_a", "sums_b")
+    }
+    assert {metric.sample_count for metric in result.metrics} == {5}
+    assert len(list(client.samples(job.job_id, task="sums_b"))) == 5
+    downloaded = client.download(job.job_id, tmp_path / "copy")
+    assert Path(result.results).name in {path.name for path in downloaded}
+    queue_wait = job.started_at.ToNanoseconds() - job.created_at.ToNanoseconds()
+    execution = job.completed_at.ToNanoseconds() - job.started_at.ToNanoseconds()
+    assert 0 <= queue_wait < execution
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "message"),
+    [
+        ("no_such_model", "sums_a", "ValueError: Model 'no_such_model' not found in available models"),
+        ("dummy", "no_such_task", "ValueError: Tasks not found: no_such_task"),
+        ("dummy", "sums_crash", "RuntimeError: the scorer gave up on document 0"),
+    ],
+)
+def test_a_failed_run_says_why_in_one_line(client: EvalClient, model: str, task: str, message: str) -> None:
+    job = client.evaluate(model, [task], num_gpus=0, limit=1)
+    with pytest.raises(JobFailedError) as failure:
+        client.wait_for_job(job.job_id)
+    error = failure.value.job.error
+    assert error.message.startswith(message)
+    assert "\n" not in error.message
+    assert error.reason == "HARNESS_FAILED"
+    assert error.exit_code == 0, "lmms-eval says 0 here; if it does so no more, the facts have changed"
+    assert error.log_tail
+
+
+def test_a_cancel_in_the_middle_leaves_no_process_behind(client: EvalClient, lmms_server: ServerProcess) -> None:
+    job = client.evaluate("dummy", ["sums_slow"], num_gpus=0)
+
+    def cancel_once_it_scores(event: pb.JobEvent) -> None:
+        if event.job.progress.phase == pb.Progress.PHASE_SCORING and not event.terminal:
+            client.cancel_job(job.job_id, "seen enough")
+
+    with pytest.raises(JobCancelledError) as cancelled:
+        client.wait_for_job(job.job_id, on_event=cancel_once_it_scores)
+    assert cancelled.value.job.error.message == "seen enough"
+    assert lmms_server.processes_of_jobs() == []
+
+
+def test_a_tiny_llava_evaluates_images(client: EvalClient) -> None:
+    model = os.environ.get("EVALRPC_TEST_TINY_LLAVA")
+    if not model:
+        pytest.skip("EVALRPC_TEST_TINY_LLAVA names no model: `make test` makes one")
+    model_args = {"pretrained": model, "device": "cpu", "device_map": "cpu"}
+    job = client.evaluate("llava_hf", ["sums_a"], model_args, num_gpus=0, limit=2)
+    events = list(client.watch(job.job_id))
+    assert events[-1].job.status == pb.JOB_STATUS_COMPLETED, events[-1].job.error
+    progress = events[-1].job.progress
+    assert (progress.done, progress.total, progress.unit) == (2, 2, "requests")
