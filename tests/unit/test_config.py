@@ -1,0 +1,245 @@
+"""Settings: flags over environment over file over defaults."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evalrpc.config import HarnessSettings, Settings, load_settings, parse_listen
+from evalrpc.errors import ConfigurationError
+
+# For each setting: what the file says, what the environment says, what the flag says, and what each comes to.
+SOURCES: dict[str, tuple[Any, str, Any, tuple[Any, Any, Any]]] = {
+    "listen": ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3", ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3")),
+    "data_dir": ("/d/file", "/d/env", Path("/d/flag"), (Path("/d/file"), Path("/d/env"), Path("/d/flag"))),
+    "gpus": (2, "3", "0,2", ("2", "3", "0,2")),
+    "max_running": (1, "2", 3, (1, 2, 3)),
+    "max_queued": (1, "2", 3, (1, 2, 3)),
+    "max_request_bytes": (1, "2", 3, (1, 2, 3)),
+    "output_root": ("/o/file", "/o/env", Path("/o/flag"), (Path("/o/file"), Path("/o/env"), Path("/o/flag"))),
+    "reservation_seconds": (1, "2.5", 3.0, (1.0, 2.5, 3.0)),
+    "grace_seconds": (1, "2.5", 3.0, (1.0, 2.5, 3.0)),
+    "stop_seconds": (1, "2.5", 3.0, (1.0, 2.5, 3.0)),
+    "journal_max_events": (1, "2", 3, (1, 2, 3)),
+    "journal_max_age_seconds": (1, "2.5", 3.0, (1.0, 2.5, 3.0)),
+    "log_format": ("json", "text", "json", ("json", "text", "json")),
+}
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "evalrpc.toml"
+    path.write_text(text)
+    return path
+
+
+def toml(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def test_every_setting_is_tested_here() -> None:
+    assert {field.name for field in dataclasses.fields(Settings)} == {*SOURCES, "harnesses"}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_flag_wins_over_the_environment_and_that_over_the_file_and_that_over_the_default(tmp_path: Path, name: str) -> None:
+    in_file, in_environment, flag, expected = SOURCES[name]
+    path = write(tmp_path, f"{name} = {toml(in_file)}\n")
+    environment = {f"EVALRPC_{name.upper()}": in_environment}
+    assert getattr(load_settings({}, {}), name) == getattr(Settings(), name)
+    assert getattr(load_settings({}, {}, path), name) == expected[0]
+    assert getattr(load_settings({}, environment, path), name) == expected[1]
+    assert getattr(load_settings({name: flag}, environment, path), name) == expected[2]
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_flag_that_was_not_given_changes_nothing(name: str) -> None:
+    assert load_settings({name: None}, {}) == Settings()
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Settings().max_queued = 5  # type: ignore[misc]
+
+
+def test_variables_of_others_are_left_alone() -> None:
+    assert load_settings({}, {"EVALRPC_ADDRESS": "h:1", "EVALRPC_HARNESSES": "x", "LISTEN": "y", "HOME": "/"}) == Settings()
+
+
+BAD = [
+    ("listen", "127.0.0.1"),
+    ("listen", ":50051"),
+    ("listen", "127.0.0.1:"),
+    ("listen", "127.0.0.1:65536"),
+    ("listen", "127.0.0.1:-1"),
+    ("listen", "127.0.0.1:http"),
+    ("listen", "127.0.0.1:٣"),
+    ("gpus", "0,,1"),
+    ("gpus", "0, 1"),
+    ("max_running", "-1"),
+    ("max_running", "many"),
+    ("max_running", "1.5"),
+    ("max_queued", "0"),
+    ("max_queued", ""),
+    ("max_request_bytes", "0"),
+    ("journal_max_events", "0"),
+    ("reservation_seconds", "-1"),
+    ("reservation_seconds", "nan"),
+    ("reservation_seconds", "inf"),
+    ("grace_seconds", "-0.1"),
+    ("grace_seconds", "soon"),
+    ("stop_seconds", "inf"),
+    ("journal_max_age_seconds", "nan"),
+    ("log_format", "xml"),
+    ("data_dir", "a,b"),
+    ("output_root", "a'b"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_a_bad_setting_is_named(name: str, value: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings({}, {f"EVALRPC_{name.upper()}": value})
+    assert f"setting {name}" in caught.value.message
+
+
+@pytest.mark.xfail(strict=True, reason="`-1`, CUDA's word for none, is taken for the name of a GPU")
+def test_a_negative_number_of_gpus_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="setting gpus"):
+        load_settings({"gpus": "-1"}, {})
+
+
+@pytest.mark.xfail(
+    strict=True, reason="an empty variable becomes the working folder, so EVALRPC_OUTPUT_ROOT= opens it to all requests"
+)
+def test_an_empty_output_root_allows_no_output_dir() -> None:
+    assert load_settings({}, {"EVALRPC_OUTPUT_ROOT": ""}).output_root is None
+
+
+@pytest.mark.xfail(strict=True, reason="int() takes 2.7 for 2 and true for 1")
+@pytest.mark.parametrize("text", ["max_queued = 2.7", "max_queued = true", "grace_seconds = true"])
+def test_a_value_of_another_type_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigurationError, match="setting"):
+        load_settings({}, {}, write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("max_queued = 'many'", "max_queued"),
+        ("max_queued = [1]", "max_queued"),
+        ("max_runing = 1", "max_runing"),
+        ("gpus = [0, 2]", "gpus"),
+        ("harnesses = 5", "harnesses"),
+        ("harnesses = {a = 5}", "harnesses.a"),
+        ("[harnesses.'A b']\nkind='command'\ncommand=['x']", "harnesses.A b"),
+        ("[harnesses.a]\nkind = 'command'", "harnesses.a.command"),
+        ("[harnesses.a]\nkind = 'command'\ncommand = 'true'", "harnesses.a.command"),
+        ("[harnesses.a]\nkind = 'command'\ncommand = [1]", "harnesses.a.command"),
+        ("[harnesses.a]\nkind = 'command'\ncommand = ['x']\ncomand = ['y']", "harnesses.a.comand"),
+        ("[harnesses.a]\nname = 'b'", "harnesses.a.name"),
+        ("[harnesses.a]\nkind = 5", "harnesses.a.kind"),
+        ("[harnesses.a]\nenv = {A = 5}", "harnesses.a.env"),
+        ("[harnesses.a]\nenv = {'A-B' = 'x'}", "harnesses.a.env"),
+        ("[harnesses.a]\nenv = ['A=B']", "harnesses.a.env"),
+        ("[harnesses.a]\npython = 5", "harnesses.a.python"),
+        ("[harnesses.a]\nworking_dir = 5", "harnesses.a.working_dir"),
+        ("[harnesses.a]\nargs = 'x'", "harnesses.a.args"),
+        ("[harnesses.a]\ninclude_path = 'x'", "harnesses.a.include_path"),
+    ],
+)
+def test_a_bad_line_of_the_file_is_named(tmp_path: Path, text: str, named: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings({}, {}, write(tmp_path, text))
+    assert named in caught.value.message
+
+
+@pytest.mark.parametrize("content", [b"max_queued = ", b"\xff\xfe", b"[harnesses", b"a = 1\na = 2"])
+def test_a_file_that_is_no_toml_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match=r"broken\.toml"):
+        load_settings({}, {}, path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"gone\.toml"):
+        load_settings({}, {}, tmp_path / "gone.toml")
+
+
+def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """
+        data_dir = "data"
+        output_root = "../out"
+        [harnesses.nightly]
+        kind = "command"
+        command = ["./eval.sh"]
+        include_path = ["tasks", "/abs"]
+        python = "env/bin/python"
+        """,
+    )
+    settings = load_settings({}, {}, path)
+    assert settings.data_dir == tmp_path / "data"
+    assert settings.output_root == tmp_path.parent / "out"
+    harness = settings.harnesses["nightly"]
+    assert harness.include_path == (tmp_path / "tasks", Path("/abs"))
+    assert harness.python == tmp_path / "env/bin/python"
+    assert harness.working_dir == tmp_path
+
+
+def test_an_interpreter_that_is_a_link_stays_one(tmp_path: Path) -> None:
+    link = tmp_path / "python"
+    link.symlink_to(sys.executable)
+    settings = load_settings({}, {}, write(tmp_path, '[harnesses.lmms-eval]\npython = "./python"\n'))
+    assert settings.harnesses["lmms-eval"].python == link
+
+
+def test_a_bare_interpreter_name_is_looked_up_when_it_is_run(tmp_path: Path) -> None:
+    settings = load_settings({}, {}, write(tmp_path, '[harnesses.lmms-eval]\npython = "python3"\n'))
+    assert settings.harnesses["lmms-eval"].python == Path("python3")
+
+
+def test_a_harness_is_of_the_kind_of_its_name_unless_it_says_otherwise(tmp_path: Path) -> None:
+    text = '[harnesses.lmms-eval]\n[harnesses.nightly]\nkind = "command"\ncommand = ["x", "{model}"]\nenv = { A = "b" }\n'
+    harnesses = load_settings({}, {}, write(tmp_path, text)).harnesses
+    assert (harnesses["lmms-eval"].kind, harnesses["nightly"].kind) == ("lmms-eval", "command")
+    assert harnesses["nightly"].command == ("x", "{model}")
+    assert harnesses["nightly"].env == {"A": "b"}
+
+
+def test_without_a_file_there_is_lmms_eval_in_the_servers_own_environment(tmp_path: Path) -> None:
+    assert load_settings({}, {}).harnesses == {"lmms-eval": HarnessSettings("lmms-eval", "lmms-eval")}
+    assert load_settings({}, {}, write(tmp_path, "max_queued = 5\n")).harnesses.keys() == {"lmms-eval"}
+
+
+@pytest.mark.parametrize(
+    ("listen", "expected"),
+    [("127.0.0.1:0", ("127.0.0.1", 0)), ("[::1]:50051", ("[::1]", 50051)), ("host.example:65535", ("host.example", 65535))],
+)
+def test_an_address_is_a_host_and_a_port(listen: str, expected: tuple[str, int]) -> None:
+    assert parse_listen(listen) == expected
+
+
+@given(st.text())
+def test_any_text_is_an_address_or_a_configuration_error(text: str) -> None:
+    try:
+        host, port = parse_listen(text)
+    except ConfigurationError:
+        return
+    assert host
+    assert 0 <= port <= 65535
+
+
+@given(name=st.sampled_from(sorted(SOURCES)), value=st.text())
+def test_any_value_in_the_environment_works_or_is_a_configuration_error(name: str, value: str) -> None:
+    refusal = ""
+    try:
+        load_settings({}, {f"EVALRPC_{name.upper()}": value})
+    except ConfigurationError as error:
+        refusal = error.message
+    assert not refusal or f"setting {name}" in refusal

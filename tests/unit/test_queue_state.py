@@ -1,0 +1,142 @@
+"""The queue in memory against a model that sorts everything anew each time."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evalrpc.placement import Capacity
+from evalrpc.queue_state import QueueState
+from evalrpc.store.base import Change, ListedJob
+from evalrpc.v1 import job_pb2 as pb
+
+QUEUED, RUNNING, COMPLETED = pb.JOB_STATUS_QUEUED, pb.JOB_STATUS_RUNNING, pb.JOB_STATUS_COMPLETED
+CAPACITY = Capacity(("0", "1", "2", "3"), 2, 6)
+
+
+def job_at(
+    number: int, status: int, *, priority: int = 0, num_gpus: int = 1, gpus: tuple[str, ...] = (), started: int = 0
+) -> pb.JobInfo:
+    job = pb.JobInfo(job_id=f"job-{number}", status=status, priority=priority, gpus=gpus)
+    job.request.num_gpus = num_gpus
+    job.created_at.FromSeconds(number)
+    if started:
+        job.started_at.FromSeconds(started)
+    return job
+
+
+def change(job: pb.JobInfo, sequence: int, previous: int = QUEUED, *, deleted: bool = False) -> Change:
+    return Change(job, sequence, previous, b"event", deleted)
+
+
+def state_of(*jobs: tuple[int, pb.JobInfo]) -> QueueState:
+    state = QueueState(CAPACITY)
+    state.load(ListedJob(sequence, job) for sequence, job in jobs)
+    return state
+
+
+def test_a_queued_job_has_its_position_and_reason() -> None:
+    state = state_of((1, job_at(1, QUEUED, num_gpus=8)), (2, job_at(2, QUEUED, num_gpus=1)))
+    assert state.describe("job-1").position_in_queue == 0
+    second = state.describe("job-2")
+    assert second.HasField("position_in_queue")
+    assert second.position_in_queue == 1
+    assert second.wait_reason
+
+
+def test_a_job_that_is_not_live_has_nothing_to_describe() -> None:
+    state = state_of((1, job_at(1, QUEUED)))
+    state.apply([change(job_at(1, RUNNING, gpus=("0",)), 1), change(job_at(1, COMPLETED), 1, RUNNING)])
+    assert state.describe("job-1") == pb.JobInfo()
+    assert state.describe("nobody") == pb.JobInfo()
+    assert state.queued_count == 0
+    assert not state.running_jobs()
+
+
+def test_progress_is_taken_only_for_a_running_job_and_forgotten_with_its_end() -> None:
+    state = state_of((1, job_at(1, QUEUED)))
+    assert state.set_progress("job-1", pb.Progress(done=1)) is None
+    state.apply([change(job_at(1, RUNNING), 1)])
+    told = state.set_progress("job-1", pb.Progress(done=2))
+    assert told is not None
+    assert told.progress.done == 2
+    assert state.describe("job-1").progress.done == 2
+    running = state.running_job("job-1")
+    assert running is not None
+    assert not running.HasField("progress"), "the job in the queue state must stay as it was committed"
+    state.apply([change(job_at(1, COMPLETED), 1, RUNNING)])
+    assert state.describe("job-1") == pb.JobInfo()
+    assert state.set_progress("job-1", pb.Progress(done=3)) is None
+
+
+@pytest.mark.xfail(strict=True, reason="QueueState._place keeps the progress of a job that is queued again")
+def test_a_new_attempt_begins_without_the_progress_of_the_one_before() -> None:
+    state = state_of((1, job_at(1, RUNNING)))
+    state.set_progress("job-1", pb.Progress(done=7, total=9))
+    state.apply([change(job_at(1, QUEUED), 1, RUNNING)])
+    assert not state.describe("job-1").HasField("progress")
+    state.apply([change(job_at(1, RUNNING), 1)])
+    assert not state.describe("job-1").HasField("progress")
+
+
+def test_running_jobs_hold_their_gpus_and_the_longest_running_comes_first() -> None:
+    state = state_of(
+        (1, job_at(1, RUNNING, gpus=("0", "2"), started=20)),
+        (2, job_at(2, RUNNING, num_gpus=0, started=10)),
+        (3, job_at(3, QUEUED)),
+    )
+    assert [job.job_id for job in state.running_jobs()] == ["job-2", "job-1"]
+    assert state.free() == Capacity(("1", "3"), 1, 4)
+
+
+def test_a_deleted_job_is_gone() -> None:
+    state = state_of((1, job_at(1, QUEUED)))
+    state.apply([change(job_at(1, pb.JOB_STATUS_CANCELLED), 1, deleted=True)])
+    assert state.queued_job_ids(10) == []
+
+
+def test_choosing_leaves_out_what_the_scheduler_has_already() -> None:
+    state = state_of(*((number, job_at(number, QUEUED, num_gpus=number % 3)) for number in range(1, 7)))
+    taken: dict[str, object] = {}
+    while (job := state.choose(CAPACITY, 0.0, 600.0, taken)) is not None:
+        taken[job.job_id] = ()
+    assert list(taken) == [f"job-{number}" for number in range(1, 7)]
+
+
+steps = st.lists(
+    st.tuples(st.integers(0, 12), st.sampled_from(["queue", "run", "end", "delete"]), st.integers(-2, 2), st.integers(0, 3)),
+    max_size=80,
+)
+
+
+@settings(deadline=None)
+@given(steps)
+def test_positions_equal_a_model_that_sorts_anew_after_every_change(script: list[tuple[int, str, int, int]]) -> None:
+    state = QueueState(CAPACITY)
+    model: dict[str, tuple[int, int]] = {}  # priority negated, sequence
+    running: set[str] = set()
+    fixed: dict[int, int] = {}
+    for number, kind, priority, width in script:
+        priority = fixed.setdefault(number, priority)
+        job_id = f"job-{number}"
+        model.pop(job_id, None)
+        running.discard(job_id)
+        if kind == "queue":
+            model[job_id] = (-priority, number)
+            state.apply([change(job_at(number, QUEUED, priority=priority, num_gpus=width), number)])
+        elif kind == "run":
+            running.add(job_id)
+            state.apply([change(job_at(number, RUNNING, priority=priority, num_gpus=width), number)])
+        else:
+            state.apply([change(job_at(number, COMPLETED), number, RUNNING, deleted=kind == "delete")])
+        expected = sorted(model, key=lambda name: model[name])
+        assert state.queued_job_ids(1000) == expected
+        assert state.queued_job_ids(2) == expected[:2]
+        assert state.queued_count == len(expected)
+        assert {job.job_id for job in state.running_jobs()} == running
+        for position, name in enumerate(expected):
+            assert state.describe(name).position_in_queue == position
+        if expected:
+            unlimited = Capacity(CAPACITY.gpus, 99, 99)
+            head = state.choose(unlimited, 0.0, 600.0, {})
+            assert head is not None
+            assert head.job_id == expected[0]
