@@ -8,8 +8,6 @@ slots of their own, so neither kind keeps the other waiting.
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from evalrpc.v1.job_pb2 import EvaluateRequest
-
 
 class QueuedJob(NamedTuple):
     """What matters about a queued job. Sorts in the order of service."""
@@ -20,6 +18,8 @@ class QueuedJob(NamedTuple):
     num_gpus: int
     created_seconds: float
     """Time of day."""
+    ready_seconds: float = 0.0
+    """Time of day before which it must not start: after a failed attempt."""
 
 
 class Capacity(NamedTuple):
@@ -41,15 +41,10 @@ def capacity(gpus: Sequence[str], max_running: int) -> Capacity:
     return Capacity(tuple(gpus), max(1, slots - len(gpus)), slots)
 
 
-def gpus_needed(request: EvaluateRequest) -> int:
-    """Return how many GPUs a request asks for."""
-    return request.num_gpus if request.HasField("num_gpus") else 1
-
-
 def next_job(heads: Iterable[QueuedJob], free: Capacity, now_seconds: float, reservation_seconds: float) -> QueuedJob | None:
     """Return the job to start now, or None while nothing fits.
 
-    `heads` holds, for each number of GPUs that is asked for, the first job in the order of service.
+    `heads` holds, for each number of GPUs that is asked for, the first job in the order of service that is ready.
     """
     if free.slots < 1:
         return None

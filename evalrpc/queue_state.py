@@ -11,34 +11,47 @@ from collections.abc import Iterable, Mapping, Sequence
 from sortedcontainers import SortedDict, SortedList
 
 from evalrpc import placement
+from evalrpc.clock import Clock
+from evalrpc.defaults import gpus_needed
 from evalrpc.placement import Capacity, QueuedJob
-from evalrpc.store.base import Change, ListedJob
+from evalrpc.store.base import Change, ListedJob, QueuedRow
 from evalrpc.v1 import job_pb2 as pb
 
 
 class QueueState:
     """What is queued, in the order of service, and what runs on which GPUs."""
 
-    def __init__(self, capacity: Capacity) -> None:
+    def __init__(self, capacity: Capacity, clock: Clock) -> None:
         self.capacity = capacity
+        self._clock = clock
         self._lock = threading.Lock()
         self._queued: dict[str, QueuedJob] = {}
         self._order: SortedList[QueuedJob] = SortedList()
         self._by_width: SortedDict[int, SortedList[QueuedJob]] = SortedDict()
+        self._delayed: dict[str, float] = {}  # when they are ready, of those that are to be tried again
         self._running: dict[str, pb.JobInfo] = {}
         self._progress: dict[str, pb.Progress] = {}
 
-    def load(self, jobs: Iterable[ListedJob]) -> None:
+    def load(self, queued: Iterable[QueuedRow], running: Iterable[ListedJob]) -> None:
         """Take the jobs that were live when the store was opened."""
-        for sequence, job in jobs:
-            self._place(job, sequence)
+        entries = [_entry(row) for row in queued]
+        self._queued = {entry.job_id: entry for entry in entries}
+        self._order = SortedList(entries)
+        self._delayed = {entry.job_id: entry.ready_seconds for entry in entries if entry.ready_seconds}
+        by_width: dict[int, list[QueuedJob]] = {}
+        for entry in entries:
+            by_width.setdefault(entry.num_gpus, []).append(entry)
+        self._by_width = SortedDict({width: SortedList(of_width) for width, of_width in by_width.items()})
+        self._running = {job.job_id: job for _, job in running}
 
     def apply(self, changes: Sequence[Change]) -> None:
         """Follow a commit. A listener of the store."""
         with self._lock:
             for change in changes:
+                if change.status_changed or change.deleted:
+                    self._progress.pop(change.job.job_id, None)
                 self._remove(change.job.job_id)
-                self._place(change.job, change.sequence)
+                self._place(change)
 
     def set_progress(self, job_id: str, progress: pb.Progress) -> pb.JobInfo | None:
         """Note how far a running job has come; return the job with it, or None if it does not run any more."""
@@ -55,18 +68,23 @@ class QueueState:
             entry = self._queued.get(job_id)
             if entry is not None:
                 position = self._order.index(entry)
-                reason = placement.wait_reason(entry.num_gpus, position, self._free())
-                return pb.JobInfo(position_in_queue=position, wait_reason=reason)
+                return pb.JobInfo(position_in_queue=position, wait_reason=self._wait_reason(entry, position))
             progress = self._progress.get(job_id)
             return pb.JobInfo(progress=progress) if progress else pb.JobInfo()
 
-    def choose(
-        self, free: Capacity, now_seconds: float, reservation_seconds: float, passed: Mapping[str, object]
-    ) -> QueuedJob | None:
-        """Return the job to start next on `free`, leaving out those in `passed`: the scheduler has them already."""
+    def choose(self, free: Capacity, reservation_seconds: float, passed: Mapping[str, object]) -> QueuedJob | None:
+        """Return the job to start now on `free`, leaving out those in `passed`: the scheduler has them already."""
+        now_seconds = self._now_seconds()
         with self._lock:
-            heads = [head for order in self._by_width.values() if (head := _first(order, passed))]
+            heads = [head for order in self._by_width.values() if (head := _first(order, passed, now_seconds))]
         return placement.next_job(heads, free, now_seconds, reservation_seconds)
+
+    def seconds_until_ready(self) -> float | None:
+        """Return how long it takes until a job that waits to be tried again is ready; None where none waits for that."""
+        now_seconds = self._now_seconds()
+        with self._lock:
+            waits = [ready - now_seconds for ready in self._delayed.values() if ready > now_seconds]
+        return min(waits, default=None)
 
     def queued_job_ids(self, limit: int) -> list[str]:
         """Return the first queued jobs in the order of service."""
@@ -101,20 +119,26 @@ class QueueState:
             self.capacity.slots - len(self._running),
         )
 
-    def _place(self, job: pb.JobInfo, sequence: int) -> None:
-        if job.status == pb.JOB_STATUS_QUEUED:
-            self._enqueue(job, sequence)
-        elif job.status == pb.JOB_STATUS_RUNNING:
-            self._running[job.job_id] = job
-        else:
-            self._progress.pop(job.job_id, None)
+    def _wait_reason(self, entry: QueuedJob, position: int) -> str:
+        if entry.ready_seconds > self._now_seconds():
+            return "waits for a while before it is tried again, see retry_at"
+        return placement.wait_reason(entry.num_gpus, position, self._free())
 
-    def _enqueue(self, job: pb.JobInfo, sequence: int) -> None:
-        width = placement.gpus_needed(job.request)
-        entry = QueuedJob(-job.priority, sequence, job.job_id, width, job.created_at.ToNanoseconds() / 1e9)
-        self._queued[job.job_id] = entry
+    def _now_seconds(self) -> float:
+        return self._clock.now().ToNanoseconds() / 1e9
+
+    def _place(self, change: Change) -> None:
+        if change.job.status == pb.JOB_STATUS_RUNNING:
+            self._running[change.job.job_id] = change.job
+        elif change.job.status == pb.JOB_STATUS_QUEUED:
+            self._enqueue(_entry(_row(change)))
+
+    def _enqueue(self, entry: QueuedJob) -> None:
+        self._queued[entry.job_id] = entry
         self._order.add(entry)
-        self._by_width.setdefault(width, SortedList()).add(entry)
+        self._by_width.setdefault(entry.num_gpus, SortedList()).add(entry)
+        if entry.ready_seconds:
+            self._delayed[entry.job_id] = entry.ready_seconds
 
     def _remove(self, job_id: str) -> None:
         entry = self._queued.pop(job_id, None)
@@ -123,11 +147,28 @@ class QueueState:
             self._by_width[entry.num_gpus].remove(entry)
             if not self._by_width[entry.num_gpus]:
                 del self._by_width[entry.num_gpus]
+        self._delayed.pop(job_id, None)
         self._running.pop(job_id, None)
 
 
-def _first(order: Iterable[QueuedJob], passed: Mapping[str, object]) -> QueuedJob | None:
-    return next((entry for entry in order if entry.job_id not in passed), None)
+def _row(change: Change) -> QueuedRow:
+    job = change.job
+    return QueuedRow(
+        job.job_id,
+        change.sequence,
+        job.priority,
+        gpus_needed(job.request),
+        job.created_at.ToNanoseconds(),
+        job.retry_at.ToNanoseconds(),
+    )
+
+
+def _entry(row: QueuedRow) -> QueuedJob:
+    return QueuedJob(-row.priority, row.sequence, row.job_id, row.num_gpus, row.created_ns / 1e9, row.retry_ns / 1e9)
+
+
+def _first(order: Iterable[QueuedJob], passed: Mapping[str, object], now_seconds: float) -> QueuedJob | None:
+    return next((entry for entry in order if entry.job_id not in passed and entry.ready_seconds <= now_seconds), None)
 
 
 def _with_progress(job: pb.JobInfo, progress: pb.Progress) -> pb.JobInfo:

@@ -71,13 +71,15 @@ class Scheduler:
                 while self._start_next():
                     pass
                 self._dirty = False
-                self._condition.wait_for(lambda: self._dirty or self._workshop.stopping.is_set())
+                self._condition.wait_for(
+                    lambda: self._dirty or self._workshop.stopping.is_set(),
+                    self._workshop.queue_state.seconds_until_ready(),
+                )
 
     def _start_next(self) -> bool:
         """Hand the next job to a worker, if one can start now. Called with the condition held."""
-        now_seconds = self._workshop.clock.now().ToNanoseconds() / 1e9
         free = self._free()
-        job = self._workshop.queue_state.choose(free, now_seconds, self._reservation_seconds, self._placed)
+        job = self._workshop.queue_state.choose(free, self._reservation_seconds, self._placed)
         if job is None or self._workshop.stopping.is_set():
             return False
         gpus = free.gpus[: job.num_gpus]

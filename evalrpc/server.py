@@ -69,7 +69,7 @@ class Server:
         self._store = SqliteStore(settings.data_dir, clock, settings.max_queued)
         gpus = find_gpus(settings.gpus, os.environ)
         capacity = placement.capacity([gpu.id for gpu in gpus], settings.max_running)
-        queue_state = QueueState(capacity)
+        queue_state = QueueState(capacity, clock)
         harnesses = build_harnesses(settings)
         self._readers = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="reader")
         self._hashers = ThreadPoolExecutor(1, thread_name_prefix="hasher")
@@ -89,7 +89,7 @@ class Server:
         # The queue first: whoever hears of a commit finds it there.
         for listener in (queue_state.apply, self._scheduler.on_changes, self._feed.publish):
             self._store.subscribe(listener)
-        queue_state.load(self._store.live_jobs())
+        queue_state.load(self._store.queued_rows(), self._store.running_jobs())
         self._service = EvaluationService(
             store=self._store,
             feed=self._feed,

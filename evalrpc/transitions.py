@@ -16,10 +16,15 @@ RETRYABLE_REASONS: Final = frozenset({"RUN_LOST", "PROCESS_SIGNALLED"})
 """Causes that another attempt may mend. A wrong task name is none."""
 
 
+FIRST_BACKOFF_SECONDS: Final = 1.0
+MAX_BACKOFF_SECONDS: Final = 60.0
+
+
 def begin_attempt(job: pb.JobInfo, gpus: tuple[str, ...], output_dir: str, now: Timestamp) -> None:
     """QUEUED to RUNNING, with a new attempt."""
     job.status = pb.JOB_STATUS_RUNNING
     job.attempt += 1
+    job.ClearField("retry_at")
     job.started_at.CopyFrom(now)
     job.gpus[:] = gpus
     job.attempts.add(number=job.attempt, started_at=now, gpus=gpus, output_dir=output_dir)
@@ -39,9 +44,15 @@ def fail(job: pb.JobInfo, error: pb.JobError, now: Timestamp) -> None:
         job.status = pb.JOB_STATUS_QUEUED
         job.ClearField("started_at")
         job.ClearField("progress")
+        job.retry_at.FromNanoseconds(now.ToNanoseconds() + int(backoff_seconds(job.attempt) * 1e9))
         return
     job.error.CopyFrom(error)
     _end(job, pb.JOB_STATUS_FAILED, now)
+
+
+def backoff_seconds(attempts: int) -> float:
+    """Return how long to wait after so many attempts: doubling, within bounds."""
+    return float(min(FIRST_BACKOFF_SECONDS * 2 ** (attempts - 1), MAX_BACKOFF_SECONDS))
 
 
 def request_cancel(job: pb.JobInfo, reason: str, now: Timestamp) -> None:
@@ -83,6 +94,7 @@ def shorten(message: str) -> str:
 def _end(job: pb.JobInfo, status: lifecycle.Status, now: Timestamp) -> None:
     job.status = status
     job.completed_at.CopyFrom(now)
+    job.ClearField("retry_at")
     _end_attempt(job, None, now)
 
 

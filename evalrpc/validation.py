@@ -12,10 +12,10 @@ from google.protobuf.struct_pb2 import ListValue, Struct, Value
 
 from evalrpc import lifecycle
 from evalrpc.config import DEFAULT_HARNESS
+from evalrpc.defaults import gpus_needed
 from evalrpc.errors import FieldViolation, InvalidRequestError
 from evalrpc.harnesses.base import Harness
 from evalrpc.paths import allowed_output_dir
-from evalrpc.placement import gpus_needed
 from evalrpc.v1.evaluation_service_pb2 import JobFilter, SubmitJobRequest
 from evalrpc.v1.job_pb2 import EvaluateRequest
 

@@ -7,7 +7,7 @@ Every method may be called from any thread. Reads block on the disk, so the even
 `cached_job` never blocks.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -65,6 +65,18 @@ class ListedJob(NamedTuple):
     job: JobInfo
 
 
+class QueuedRow(NamedTuple):
+    """What the queue needs to know of a job that waits."""
+
+    job_id: str
+    sequence: int
+    priority: int
+    num_gpus: int
+    created_ns: int
+    retry_ns: int
+    """Time of day before which it must not start; 0 where it may at once."""
+
+
 Listener = Callable[[Sequence[Change]], None]
 """Takes the changes of one commit, in order. Runs on the writer thread: it must be quick and must not wait for a write."""
 
@@ -98,8 +110,17 @@ class Store(Protocol):
     def list_jobs(self, job_filter: JobFilter, before_sequence: int | None, limit: int) -> list[ListedJob]:
         """Return jobs that the filter takes, newest first, of those that arrived before `before_sequence`."""
 
-    def live_jobs(self) -> Iterator[ListedJob]:
-        """Yield the jobs that are not terminal, in order of arrival."""
+    def queued_rows(self) -> list[QueuedRow]:
+        """Return what the queue needs of all QUEUED jobs, in order of arrival."""
+
+    def running_jobs(self) -> list[ListedJob]:
+        """Return the RUNNING jobs, in order of arrival."""
+
+    def expired_jobs(self, older_than: Timestamp, keep: int, limit: int) -> list[str]:
+        """Return ids of terminal jobs that ended before a time, or that are not among the `keep` that ended last."""
+
+    def known_jobs(self, job_ids: Sequence[str]) -> set[str]:
+        """Return those of the ids that are ids of jobs."""
 
     def events_after(self, revision: int, limit: int, job_id: str | None = None) -> list[JournalEvent]:
         """Return journal events with a later revision, of one job or of all, in order.

@@ -13,16 +13,21 @@ MIGRATIONS: Final = (
         status INTEGER NOT NULL,
         harness TEXT NOT NULL,
         model TEXT NOT NULL,
+        priority INTEGER NOT NULL,
+        num_gpus INTEGER NOT NULL,
         supersede_key TEXT,
         request_id TEXT UNIQUE,
         fingerprint BLOB,
         created_ns INTEGER NOT NULL,
+        retry_ns INTEGER NOT NULL DEFAULT 0,
+        completed_ns INTEGER,
         job BLOB NOT NULL                            -- JobInfo; the columns before it repeat what is searched for
     ) STRICT;
     CREATE INDEX jobs_by_status ON jobs (status, sequence);
     CREATE INDEX jobs_by_model ON jobs (model, sequence);
     CREATE INDEX jobs_by_harness ON jobs (harness, sequence);
     CREATE INDEX jobs_by_creation ON jobs (created_ns, sequence);
+    CREATE INDEX jobs_by_completion ON jobs (completed_ns) WHERE completed_ns IS NOT NULL;
     CREATE INDEX jobs_by_supersede_key ON jobs (supersede_key, status) WHERE supersede_key IS NOT NULL;
 
     CREATE TABLE job_tasks (

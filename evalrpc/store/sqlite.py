@@ -9,12 +9,13 @@ A write checks first and raises before its first statement that changes anything
 neighbours in the transaction alone, and none needs a savepoint.
 """
 
+import json
 import logging
 import queue
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +23,6 @@ from typing import Any, Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from evalrpc import lifecycle
 from evalrpc.clock import Clock
 from evalrpc.errors import (
     ConfigurationError,
@@ -32,7 +32,7 @@ from evalrpc.errors import (
     StoreUnavailableError,
 )
 from evalrpc.lifecycle import Status
-from evalrpc.store.base import JournalEvent, ListedJob, Listener, Submission
+from evalrpc.store.base import JournalEvent, ListedJob, Listener, QueuedRow, Submission
 from evalrpc.store.cache import JobCache
 from evalrpc.store.filters import where_clause
 from evalrpc.store.lock import lock_data_dir
@@ -229,12 +229,31 @@ class SqliteStore:
             rows = connection.execute(query, (*parameters, limit)).fetchall()
         return [ListedJob(sequence, pb.JobInfo.FromString(job)) for sequence, job in rows]
 
-    def live_jobs(self) -> Iterator[ListedJob]:
-        """Yield the jobs that are not terminal, in order of arrival."""
-        query = "SELECT sequence, job FROM jobs WHERE status IN (?, ?) ORDER BY sequence"
+    def queued_rows(self) -> list[QueuedRow]:
+        """Return what the queue needs of all QUEUED jobs, in order of arrival."""
+        query = "SELECT job_id, sequence, priority, num_gpus, created_ns, retry_ns FROM jobs WHERE status = ? ORDER BY sequence"
         with self._reading() as connection:
-            for sequence, job in connection.execute(query, tuple(lifecycle.LIVE)):
-                yield ListedJob(sequence, pb.JobInfo.FromString(job))
+            return [QueuedRow(*row) for row in connection.execute(query, (pb.JOB_STATUS_QUEUED,))]
+
+    def running_jobs(self) -> list[ListedJob]:
+        """Return the RUNNING jobs, in order of arrival."""
+        query = "SELECT sequence, job FROM jobs WHERE status = ? ORDER BY sequence"
+        with self._reading() as connection:
+            rows = connection.execute(query, (pb.JOB_STATUS_RUNNING,)).fetchall()
+        return [ListedJob(sequence, pb.JobInfo.FromString(job)) for sequence, job in rows]
+
+    def expired_jobs(self, older_than: Timestamp, keep: int, limit: int) -> list[str]:
+        """Return ids of terminal jobs that are too old or too many."""
+        too_many = "SELECT completed_ns FROM jobs WHERE completed_ns IS NOT NULL ORDER BY completed_ns DESC LIMIT 1 OFFSET ?"
+        query = f"SELECT job_id FROM jobs WHERE completed_ns < ? OR completed_ns <= ({too_many}) LIMIT ?"  # noqa: S608
+        with self._reading() as connection:
+            return [job_id for (job_id,) in connection.execute(query, (older_than.ToNanoseconds(), keep, limit))]
+
+    def known_jobs(self, job_ids: Sequence[str]) -> set[str]:
+        """Return those of the ids that are ids of jobs."""
+        query = "SELECT job_id FROM jobs WHERE job_id IN (SELECT value FROM json_each(?))"
+        with self._reading() as connection:
+            return {job_id for (job_id,) in connection.execute(query, (json.dumps(list(job_ids)),))}
 
     def events_after(self, revision: int, limit: int, job_id: str | None = None) -> list[JournalEvent]:
         """Return journal events with a later revision, in order."""

@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc import lifecycle
 from evalrpc.clock import Clock
+from evalrpc.defaults import gpus_needed
 from evalrpc.errors import JobNotFinishedError, JobNotFoundError, QueueFullError, RequestIdReusedError
 from evalrpc.lifecycle import Status
 from evalrpc.store.base import Change, Submission
@@ -121,13 +122,15 @@ class Transaction:
         event = self._journal(job)
         serialized = job.SerializeToString()
         sequence = self.connection.execute(
-            "INSERT INTO jobs (job_id, status, harness, model, supersede_key, request_id, fingerprint, created_ns, job)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO jobs (job_id, status, harness, model, priority, num_gpus, supersede_key, request_id, fingerprint,"
+            " created_ns, job) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 job.job_id,
                 job.status,
                 job.request.harness,
                 job.request.model,
+                job.priority,
+                gpus_needed(job.request),
                 job.supersede_key or None,
                 submission.request_id or None,
                 submission.fingerprint,
@@ -150,8 +153,16 @@ class Transaction:
         return sequence, pb.JobInfo.FromString(job)
 
     def _save(self, change: Change, serialized: bytes) -> None:
+        job = change.job
         self.connection.execute(
-            "UPDATE jobs SET status = ?, job = ? WHERE sequence = ?", (change.job.status, serialized, change.sequence)
+            "UPDATE jobs SET status = ?, retry_ns = ?, completed_ns = ?, job = ? WHERE sequence = ?",
+            (
+                job.status,
+                job.retry_at.ToNanoseconds(),
+                job.completed_at.ToNanoseconds() if job.HasField("completed_at") else None,
+                serialized,
+                change.sequence,
+            ),
         )
         self.changes.append((change, serialized))
 
