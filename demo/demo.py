@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from evalrpc.cli import wording
@@ -114,7 +114,7 @@ def evaluate(client: EvalClient) -> JobInfo:
     )
     print(f"{job.job_id}: {job.request.model} on {', '.join(job.request.tasks)}")
     try:
-        job = follow(client, job.job_id)
+        job = follow(client, job)
     except BaseException:
         end(client, job.job_id)
         raise
@@ -123,17 +123,17 @@ def evaluate(client: EvalClient) -> JobInfo:
     return job
 
 
-def follow(client: EvalClient, job_id: str) -> JobInfo:
-    """Print a line for every event that says something new, and return the job at its end."""
-    heading("Stream of WatchJob")
-    began, shown, job = time.monotonic(), "", JobInfo()
-    for event in client.watch(job_id, reconnect_timeout_seconds=_STOP_SECONDS):
-        job = event.job
-        line = wording.describe(job)
+def follow(client: EvalClient, job: JobInfo) -> JobInfo:
+    """Print the job as it was submitted, and then whenever an event says something new. Returns it as it ended."""
+    heading("Stream")
+    began, shown = time.monotonic(), ""
+    events = client.watch(job.job_id, reconnect_timeout_seconds=_STOP_SECONDS)
+    for state in chain([job], (event.job for event in events)):
+        line = wording.describe(state)
         if line != shown:
             print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)
             shown = line
-    return job
+    return state
 
 
 def end(client: EvalClient, job_id: str) -> None:
