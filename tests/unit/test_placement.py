@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalrpc import placement
+from evalrpc import defaults, placement
 from evalrpc.placement import Capacity, QueuedJob
 from evalrpc.v1.job_pb2 import EvaluateRequest
 
@@ -106,9 +106,9 @@ def test_the_slots_follow_from_gpus_and_max_running(gpus: int, max_running: int,
 
 
 def test_a_request_without_num_gpus_asks_for_one() -> None:
-    assert placement.gpus_needed(EvaluateRequest()) == 1
-    assert placement.gpus_needed(EvaluateRequest(num_gpus=0)) == 0
-    assert placement.gpus_needed(EvaluateRequest(num_gpus=3)) == 3
+    assert defaults.gpus_needed(EvaluateRequest()) == 1
+    assert defaults.gpus_needed(EvaluateRequest(num_gpus=0)) == 0
+    assert defaults.gpus_needed(EvaluateRequest(num_gpus=3)) == 3
 
 
 def test_the_wait_reason_says_what_is_missing() -> None:

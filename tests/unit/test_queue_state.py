@@ -1,16 +1,31 @@
 """The queue in memory against a model that sorts everything anew each time."""
 
-import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalrpc.placement import Capacity
 from evalrpc.queue_state import QueueState
-from evalrpc.store.base import Change, ListedJob
+from evalrpc.store.base import Change, ListedJob, QueuedRow
 from evalrpc.v1 import job_pb2 as pb
 
 QUEUED, RUNNING, COMPLETED = pb.JOB_STATUS_QUEUED, pb.JOB_STATUS_RUNNING, pb.JOB_STATUS_COMPLETED
 CAPACITY = Capacity(("0", "1", "2", "3"), 2, 6)
+
+
+class StoppedClock:
+    """The first second of all time, unless a test sets it."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def now(self) -> Timestamp:
+        timestamp = Timestamp()
+        timestamp.FromNanoseconds(int(self.seconds * 1e9))
+        return timestamp
+
+    def monotonic(self) -> float:
+        return self.seconds
 
 
 def job_at(
@@ -29,8 +44,8 @@ def change(job: pb.JobInfo, sequence: int, previous: int = QUEUED, *, deleted: b
 
 
 def state_of(*jobs: tuple[int, pb.JobInfo]) -> QueueState:
-    state = QueueState(CAPACITY)
-    state.load(ListedJob(sequence, job) for sequence, job in jobs)
+    state = QueueState(CAPACITY, StoppedClock())
+    state.apply([change(job, sequence, pb.JOB_STATUS_UNSPECIFIED) for sequence, job in jobs])
     return state
 
 
@@ -68,7 +83,6 @@ def test_progress_is_taken_only_for_a_running_job_and_forgotten_with_its_end() -
     assert state.set_progress("job-1", pb.Progress(done=3)) is None
 
 
-@pytest.mark.xfail(strict=True, reason="QueueState._place keeps the progress of a job that is queued again")
 def test_a_new_attempt_begins_without_the_progress_of_the_one_before() -> None:
     state = state_of((1, job_at(1, RUNNING)))
     state.set_progress("job-1", pb.Progress(done=7, total=9))
@@ -97,7 +111,7 @@ def test_a_deleted_job_is_gone() -> None:
 def test_choosing_leaves_out_what_the_scheduler_has_already() -> None:
     state = state_of(*((number, job_at(number, QUEUED, num_gpus=number % 3)) for number in range(1, 7)))
     taken: dict[str, object] = {}
-    while (job := state.choose(CAPACITY, 0.0, 600.0, taken)) is not None:
+    while (job := state.choose(CAPACITY, 600.0, taken)) is not None:
         taken[job.job_id] = ()
     assert list(taken) == [f"job-{number}" for number in range(1, 7)]
 
@@ -111,7 +125,7 @@ steps = st.lists(
 @settings(deadline=None)
 @given(steps)
 def test_positions_equal_a_model_that_sorts_anew_after_every_change(script: list[tuple[int, str, int, int]]) -> None:
-    state = QueueState(CAPACITY)
+    state = QueueState(CAPACITY, StoppedClock())
     model: dict[str, tuple[int, int]] = {}  # priority negated, sequence
     running: set[str] = set()
     fixed: dict[int, int] = {}
@@ -137,6 +151,27 @@ def test_positions_equal_a_model_that_sorts_anew_after_every_change(script: list
             assert state.describe(name).position_in_queue == position
         if expected:
             unlimited = Capacity(CAPACITY.gpus, 99, 99)
-            head = state.choose(unlimited, 0.0, 600.0, {})
+            head = state.choose(unlimited, 600.0, {})
             assert head is not None
             assert head.job_id == expected[0]
+
+
+def test_what_was_queued_and_running_when_the_store_was_opened_is_loaded_in_order() -> None:
+    state = QueueState(CAPACITY, StoppedClock())
+    rows = [QueuedRow("late", 3, 0, 1, 0, 0), QueuedRow("early", 1, 0, 2, 0, 0), QueuedRow("urgent", 4, 5, 0, 0, 0)]
+    state.load(rows, [ListedJob(2, job_at(2, RUNNING, gpus=("1",)))])
+    assert state.queued_job_ids(9) == ["urgent", "early", "late"]
+    assert state.free().gpus == ("0", "2", "3")
+
+
+def test_a_job_that_is_to_be_tried_again_waits_until_it_is_ready_and_lets_others_pass() -> None:
+    clock = StoppedClock()
+    state = QueueState(CAPACITY, clock)
+    state.load([QueuedRow("again", 1, 0, 1, 0, 5 * 10**9), QueuedRow("other", 2, 0, 1, 0, 0)], [])
+    assert state.choose(CAPACITY, 600.0, {}).job_id == "other"
+    assert state.choose(CAPACITY, 600.0, {"other": ()}) is None
+    assert state.seconds_until_ready() == 5.0
+    assert "tried again" in state.describe("again").wait_reason
+    clock.seconds = 5.0
+    assert state.choose(CAPACITY, 600.0, {}).job_id == "again"
+    assert state.seconds_until_ready() is None
