@@ -70,11 +70,19 @@ class Settings:
     grace_seconds: float = 10.0
     """How long a run that is being ended has between SIGTERM and SIGKILL."""
     stop_seconds: float = 10.0
-    """How long a graceful stop may take."""
+    """How long a graceful stop may take, besides the drain."""
+    drain: bool = False
+    """Whether a graceful stop waits for the runs instead of leaving them to the next server. None is started meanwhile."""
+    drain_seconds: float = 3600.0
+    """How long a drain may take; then what still runs is left to the next server."""
     journal_max_events: int = 1_000_000
     """How many events the journal keeps for watchers that resume."""
     journal_max_age_seconds: float = 7 * 24 * 3600.0
     """How long the journal keeps an event."""
+    retention_max_age_seconds: float = 0.0
+    """How long a job is kept after its end, with its files. 0: for ever."""
+    retention_max_jobs: int = 0
+    """How many jobs that have ended are kept, the latest of them. 0: all."""
     log_format: str = "text"
     """`text` for people or `json` for machines."""
     harnesses: Mapping[str, HarnessSettings] = field(
@@ -93,8 +101,16 @@ class Settings:
                 name,
                 "must have no comma or quote, which lmms-eval would misread",
             )
-        _require(self.max_running >= 0, "max_running", "must not be negative")
-        for name in ("reservation_seconds", "grace_seconds", "stop_seconds", "journal_max_age_seconds"):
+        for name in ("max_running", "retention_max_jobs"):
+            _require(getattr(self, name) >= 0, name, "must not be negative")
+        for name in (
+            "reservation_seconds",
+            "grace_seconds",
+            "stop_seconds",
+            "drain_seconds",
+            "journal_max_age_seconds",
+            "retention_max_age_seconds",
+        ):
             _require(0 <= getattr(self, name) < float("inf"), name, "must be finite and not negative")
         _require(self.log_format in ("text", "json"), "log_format", "must be `text` or `json`")
         _require(
@@ -132,6 +148,14 @@ def parse_listen(listen: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def _boolean(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if value in ("true", "1", "false", "0"):
+        return value in ("true", "1")
+    raise ValueError
+
+
 _CONVERTERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "listen": str,
     "data_dir": Path,
@@ -143,6 +167,10 @@ _CONVERTERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "reservation_seconds": float,
     "grace_seconds": float,
     "stop_seconds": float,
+    "drain": _boolean,
+    "drain_seconds": float,
+    "retention_max_age_seconds": float,
+    "retention_max_jobs": int,
     "journal_max_events": int,
     "journal_max_age_seconds": float,
     "log_format": str,

@@ -8,14 +8,17 @@ output_root/OUTPUT_DIR/JOB_ID/attempt-N/      what it wrote, where the request d
 
 import os
 from pathlib import Path
+from typing import Final
 
 from evalrpc.errors import RunFailedError
 from evalrpc.v1.job_pb2 import JobInfo
 
+JOBS_DIR: Final = "jobs"
+
 
 def job_dir(data_dir: Path, job_id: str) -> Path:
     """Return the folder that holds all that the server itself writes for a job."""
-    return data_dir / "jobs" / job_id
+    return data_dir / JOBS_DIR / job_id
 
 
 def attempt_dir(data_dir: Path, job_id: str, attempt: int) -> Path:

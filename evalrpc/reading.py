@@ -6,7 +6,6 @@ work at the same time, and memory stays at two chunks however large it is.
 
 import asyncio
 import os
-import shutil
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
 from contextlib import ExitStack, aclosing, suppress
@@ -18,7 +17,8 @@ from evalrpc.errors import AttemptNotFoundError, OffsetOutOfRangeError, SamplesN
 from evalrpc.feed import Feed
 from evalrpc.files import Checksums, FoundFile, list_files, open_file
 from evalrpc.lifecycle import TERMINAL
-from evalrpc.paths import attempt_dir, job_dir, log_path
+from evalrpc.paths import attempt_dir, log_path
+from evalrpc.retention import remove_files
 from evalrpc.samples import read_page, samples_file
 from evalrpc.v1 import evaluation_service_pb2 as calls
 from evalrpc.v1.job_pb2 import JOB_STATUS_QUEUED, JOB_STATUS_RUNNING, JobInfo
@@ -115,7 +115,7 @@ class JobReader:
 
     async def remove_files(self, job: JobInfo) -> None:
         """Remove all that the server itself created on the disk for a job that is deleted."""
-        await self._read(lambda: _remove_files(self._data_dir, job))
+        await self._read(lambda: remove_files(self._data_dir, job))
 
     async def _read_ahead(self, descriptor: int, offset: int, end: int) -> AsyncGenerator[bytes, None]:
         """Yield the bytes of an open file up to `end`, and read the next chunk while one is being sent."""
@@ -179,11 +179,3 @@ def _read_at(path: Path, offset: int, size_bytes: int) -> bytes:
             return file.read(size_bytes)
     except OSError:
         return b""
-
-
-def _remove_files(data_dir: Path, job: JobInfo) -> None:
-    folders = {job_dir(data_dir, job.job_id)}
-    folders |= {Path(attempt.output_dir).parent for attempt in job.attempts if job.request.output_dir}
-    for folder in folders:
-        if folder.name == job.job_id:  # the server's own, whatever was asked for
-            shutil.rmtree(folder, ignore_errors=True)

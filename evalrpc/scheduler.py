@@ -28,6 +28,7 @@ class Scheduler:
         self._placed: dict[str, tuple[str, ...]] = {}
         self._supervisors: dict[str, Supervisor] = {}
         self._dirty = True
+        self._draining = False
         self._workers = ThreadPoolExecutor(workshop.queue_state.capacity.slots, thread_name_prefix="run")
         self._dispatcher = threading.Thread(target=self._dispatch, name="dispatcher", daemon=True)
 
@@ -38,6 +39,13 @@ class Scheduler:
             with self._condition:
                 self._hand_over(job.job_id, tuple(job.gpus), lambda supervisor: supervisor.resume())
         self._dispatcher.start()
+
+    def drain(self, timeout_seconds: float) -> bool:
+        """Start nothing more, and wait until all runs have ended. Tell whether they have, in that time."""
+        with self._condition:
+            self._draining = True
+            stopping = self._workshop.stopping
+            return self._condition.wait_for(lambda: not self._placed or stopping.is_set(), timeout_seconds)
 
     def stop(self) -> None:
         """Let go of all runs, which go on, and wait for the threads."""
@@ -80,7 +88,7 @@ class Scheduler:
         """Hand the next job to a worker, if one can start now. Called with the condition held."""
         free = self._free()
         job = self._workshop.queue_state.choose(free, self._reservation_seconds, self._placed)
-        if job is None or self._workshop.stopping.is_set():
+        if job is None or self._draining or self._workshop.stopping.is_set():
             return False
         gpus = free.gpus[: job.num_gpus]
         self._hand_over(job.job_id, gpus, lambda supervisor: supervisor.run(gpus))

@@ -11,13 +11,14 @@ from typing import Any, Final
 
 import grpc
 import uvloop
+from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from evalrpc import placement
 from evalrpc.clock import Clock, SystemClock
 from evalrpc.config import Settings, parse_listen
-from evalrpc.errors import ConfigurationError
+from evalrpc.errors import ConfigurationError, StoreUnavailableError
 from evalrpc.executors.local import LocalExecutor
 from evalrpc.feed import Feed
 from evalrpc.gpus import find_gpus
@@ -26,6 +27,7 @@ from evalrpc.interceptors import generic_handler
 from evalrpc.logging_setup import set_up_logging
 from evalrpc.queue_state import QueueState
 from evalrpc.reading import JobReader
+from evalrpc.retention import Retention
 from evalrpc.scheduler import Scheduler
 from evalrpc.service import EvaluationService
 from evalrpc.store.sqlite import SqliteStore
@@ -35,7 +37,7 @@ from evalrpc.v1 import evaluation_service_pb2
 SERVICE: Final = evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"]
 
 _READER_THREADS: Final = 4
-_COMPACTION_SECONDS: Final = 60.0
+_HOUSEKEEPING_SECONDS: Final = 60.0
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +60,9 @@ async def _serve(settings: Settings) -> None:
     async with running_server(settings) as server:
         print(f"evalrpc listening on {server.address}", flush=True)
         await _first_of(stop.wait(), server.wait_broken())
+        if settings.drain and stop.is_set():
+            stop.clear()  # told to stop once more, it does so at once
+            await _first_of(server.drain(), stop.wait())
 
 
 class Server:
@@ -102,9 +107,12 @@ class Server:
             readers=self._readers,
             started_at=clock.now(),
         )
+        self._retention = Retention(
+            self._store, clock, workshop.data_dir, settings.retention_max_age_seconds, settings.retention_max_jobs
+        )
         self._health = health.aio.HealthServicer()
         self._grpc = self._build_grpc_server()
-        self._compaction: asyncio.Task[None] | None = None
+        self._housekeeping: asyncio.Task[None] | None = None
         self.address = ""
         """Where it listens, as HOST:PORT."""
 
@@ -115,7 +123,14 @@ class Server:
         await self._grpc.start()
         for name in ("", SERVICE.full_name):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        self._compaction = asyncio.create_task(self._compact_now_and_then())
+        self._housekeeping = asyncio.create_task(self._keep_house())
+
+    async def drain(self) -> None:
+        """Refuse new jobs and start no more, and wait until what runs has ended, within the bound of the settings."""
+        _log.info("draining: waiting for the runs to end")
+        self._service.stopping = True
+        await self._health.enter_graceful_shutdown()
+        await asyncio.get_running_loop().run_in_executor(None, self._scheduler.drain, self._settings.drain_seconds)
 
     async def stop(self) -> None:
         """Refuse new jobs, end the streams, let go of the runs, which go on, and close the store."""
@@ -123,8 +138,8 @@ class Server:
         self._service.stopping = True
         await self._health.enter_graceful_shutdown()
         self._feed.stop()
-        if self._compaction is not None:
-            self._compaction.cancel()
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self._scheduler.stop)
         await self._grpc.stop(self._settings.stop_seconds)
@@ -156,12 +171,25 @@ class Server:
             )
         return f"{host}:{port}"
 
-    async def _compact_now_and_then(self) -> None:
+    async def _keep_house(self) -> None:
+        """Compact the journal and remove what need not be kept, now and then. A disk that is full now may not be so later."""
+        loop = asyncio.get_running_loop()
+        orphans_removed = False
         while True:
-            now = self._clock.now()
-            now.FromNanoseconds(max(0, now.ToNanoseconds() - int(self._settings.journal_max_age_seconds * 1e9)))
-            await asyncio.wrap_future(self._store.compact(self._settings.journal_max_events, now))
-            await asyncio.sleep(_COMPACTION_SECONDS)
+            try:
+                if not orphans_removed:
+                    await loop.run_in_executor(self._hashers, self._retention.remove_orphans)
+                    orphans_removed = True
+                await asyncio.wrap_future(self._store.compact(self._settings.journal_max_events, self._journal_cutoff()))
+                await loop.run_in_executor(self._hashers, self._retention.sweep)
+            except StoreUnavailableError as error:
+                _log.warning("can't keep house yet: %s", error)
+            await asyncio.sleep(_HOUSEKEEPING_SECONDS)
+
+    def _journal_cutoff(self) -> Timestamp:
+        cutoff = self._clock.now()
+        cutoff.FromNanoseconds(max(0, cutoff.ToNanoseconds() - int(self._settings.journal_max_age_seconds * 1e9)))
+        return cutoff
 
 
 @asynccontextmanager

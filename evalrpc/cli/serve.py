@@ -17,6 +17,7 @@ from evalrpc.config import load_settings
 @click.option("--max-running", type=int, metavar="N", help="Jobs that run at the same time.")
 @click.option("--max-queued", type=int, metavar="N", help="Jobs that wait at the most.")
 @click.option("--output-root", metavar="DIR", type=click.Path(path_type=Path), help="Where a request may put its results.")
+@click.option("--drain", is_flag=True, default=None, help="When stopping, wait for the runs instead of leaving them alone.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="The log on stderr. Default: text.")
 @click.option("--config", metavar="FILE", type=click.Path(path_type=Path), help="Settings as TOML; flags override them.")
 def serve_command(config: Path | None, **flags: Any) -> None:
