@@ -252,7 +252,7 @@ class Feed:
             if change.event is not None:
                 self._deliver_event(_Event(change.job.revision, change.event, change.job))
             elif change.job.status == pb.JOB_STATUS_RUNNING and not change.deleted:
-                self._deliver_progress(self._described(change.job))
+                self._deliver_progress(self._queue_state.described(change.job))
         self._all_waiters.wake()
 
     def _deliver_event(self, event: _Event) -> None:
@@ -325,14 +325,7 @@ class Feed:
     # Building events.
 
     def _snapshot(self, job: pb.JobInfo, revision: int) -> bytes:
-        return self._event_of(pb.JOB_EVENT_TYPE_SNAPSHOT, self._described(job), revision)
-
-    def _described(self, job: pb.JobInfo) -> pb.JobInfo:
-        described = pb.JobInfo()
-        described.CopyFrom(job)
-        if job.status in lifecycle.LIVE:
-            described.MergeFrom(self._queue_state.describe(job.job_id))
-        return described
+        return self._event_of(pb.JOB_EVENT_TYPE_SNAPSHOT, self._queue_state.described(job), revision)
 
     def _event_of(self, event_type: pb.JobEventType.ValueType, job: pb.JobInfo, revision: int) -> bytes:
         return pb.JobEvent(

@@ -62,15 +62,20 @@ class QueueState:
             self._progress[job_id] = progress
             return _with_progress(job, progress)
 
-    def describe(self, job_id: str) -> pb.JobInfo:
-        """Return the fields of a job that are not in the store: position and wait reason, or progress. Empty for others."""
+    def described(self, job: pb.JobInfo) -> pb.JobInfo:
+        """Return a copy of a job with what the store does not know of it: position and wait reason, or progress.
+
+        The job may be a moment older or newer than what is known here: only what fits its status is added.
+        """
+        described = pb.JobInfo()
+        described.CopyFrom(job)
         with self._lock:
-            entry = self._queued.get(job_id)
-            if entry is not None:
-                position = self._order.index(entry)
-                return pb.JobInfo(position_in_queue=position, wait_reason=self._wait_reason(entry, position))
-            progress = self._progress.get(job_id)
-            return pb.JobInfo(progress=progress) if progress else pb.JobInfo()
+            if job.status == pb.JOB_STATUS_QUEUED and (entry := self._queued.get(job.job_id)):
+                described.position_in_queue = self._order.index(entry)
+                described.wait_reason = self._wait_reason(entry, described.position_in_queue)
+            elif job.status == pb.JOB_STATUS_RUNNING and (progress := self._progress.get(job.job_id)):
+                described.progress.CopyFrom(progress)
+        return described
 
     def choose(self, free: Capacity, reservation_seconds: float, passed: Mapping[str, object]) -> QueuedJob | None:
         """Return the job to start now on `free`, leaving out those in `passed`: the scheduler has them already."""

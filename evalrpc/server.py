@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import grpc
 import uvloop
-from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -180,16 +179,20 @@ class Server:
                 if not orphans_removed:
                     await loop.run_in_executor(self._hashers, self._retention.remove_orphans)
                     orphans_removed = True
-                await asyncio.wrap_future(self._store.compact(self._settings.journal_max_events, self._journal_cutoff()))
+                await self._compact_journal()
                 await loop.run_in_executor(self._hashers, self._retention.sweep)
             except StoreUnavailableError as error:
                 _log.warning("can't keep house yet: %s", error)
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)
 
-    def _journal_cutoff(self) -> Timestamp:
+    async def _compact_journal(self) -> None:
+        """Drop what is past the settings, a bounded number of events at a time."""
         cutoff = self._clock.now()
         cutoff.FromNanoseconds(max(0, cutoff.ToNanoseconds() - int(self._settings.journal_max_age_seconds * 1e9)))
-        return cutoff
+        before = -1
+        while before != self._store.oldest_revision:
+            before = self._store.oldest_revision
+            await asyncio.wrap_future(self._store.compact(self._settings.journal_max_events, cutoff))
 
 
 @asynccontextmanager

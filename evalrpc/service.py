@@ -16,7 +16,7 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 import evalrpc
-from evalrpc import lifecycle, page_tokens, transitions, validation
+from evalrpc import page_tokens, transitions, validation
 from evalrpc.clock import Clock
 from evalrpc.config import DEFAULT_HARNESS, Settings
 from evalrpc.errors import ServerStoppingError
@@ -67,11 +67,11 @@ class EvaluationService:
         if request.validate_only:
             return self._as_if_submitted(job)
         submission = Submission(job, request.request_id, _fingerprint(request))
-        return self._described(await asyncio.wrap_future(self.store.submit(submission)))
+        return self.queue_state.described(await asyncio.wrap_future(self.store.submit(submission)))
 
     async def GetJob(self, request: calls.GetJobRequest, context: _Context) -> JobInfo:
         """Return a job as it stands now."""
-        return self._described(await self.feed.read_job(validation.require_job_id(request.job_id)))
+        return self.queue_state.described(await self.feed.read_job(validation.require_job_id(request.job_id)))
 
     async def WatchJob(self, request: calls.WatchJobRequest, context: _Context) -> AsyncIterator[bytes]:
         """Stream one job to its end."""
@@ -96,14 +96,14 @@ class EvaluationService:
         listed = await self._read(lambda: self.store.list_jobs(request.filter, before, page_size + 1))
         page = listed[:page_size]
         token = page_tokens.encode(page[-1].sequence, request.filter) if len(listed) > page_size else ""
-        return calls.ListJobsResponse(jobs=[self._described(job) for _, job in page], next_page_token=token)
+        return calls.ListJobsResponse(jobs=[self.queue_state.described(job) for _, job in page], next_page_token=token)
 
     async def CancelJob(self, request: calls.CancelJobRequest, context: _Context) -> JobInfo:
         """Cancel a queued job at once, or ask for the end of a running one."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.cancel_reason(request.reason))
         change = lambda job: transitions.request_cancel(job, request.reason, self.clock.now())  # noqa: E731
-        return self._described(await asyncio.wrap_future(self.store.update(job_id, change)))
+        return self.queue_state.described(await asyncio.wrap_future(self.store.update(job_id, change)))
 
     async def DeleteJob(self, request: calls.DeleteJobRequest, context: _Context) -> calls.DeleteJobResponse:
         """Delete a terminal job with its files."""
@@ -188,14 +188,6 @@ class EvaluationService:
 
     async def _read(self, read: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self.readers, read)
-
-    def _described(self, job: JobInfo) -> JobInfo:
-        """Return a copy with what the store does not know: position and wait reason, or progress."""
-        described = JobInfo()
-        described.CopyFrom(job)
-        if job.status in lifecycle.LIVE:
-            described.MergeFrom(self.queue_state.describe(job.job_id))
-        return described
 
     def _as_if_submitted(self, job: JobInfo) -> JobInfo:
         job.ClearField("job_id")

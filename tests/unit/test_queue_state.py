@@ -49,10 +49,18 @@ def state_of(*jobs: tuple[int, pb.JobInfo]) -> QueueState:
     return state
 
 
+def describe(state: QueueState, job_id: str, status: int = QUEUED) -> pb.JobInfo:
+    """What the queue adds to what the store has."""
+    told = state.described(pb.JobInfo(job_id=job_id, status=status))
+    told.ClearField("job_id")
+    told.ClearField("status")
+    return told
+
+
 def test_a_queued_job_has_its_position_and_reason() -> None:
     state = state_of((1, job_at(1, QUEUED, num_gpus=8)), (2, job_at(2, QUEUED, num_gpus=1)))
-    assert state.describe("job-1").position_in_queue == 0
-    second = state.describe("job-2")
+    assert describe(state, "job-1").position_in_queue == 0
+    second = describe(state, "job-2")
     assert second.HasField("position_in_queue")
     assert second.position_in_queue == 1
     assert second.wait_reason
@@ -61,8 +69,9 @@ def test_a_queued_job_has_its_position_and_reason() -> None:
 def test_a_job_that_is_not_live_has_nothing_to_describe() -> None:
     state = state_of((1, job_at(1, QUEUED)))
     state.apply([change(job_at(1, RUNNING, gpus=("0",)), 1), change(job_at(1, COMPLETED), 1, RUNNING)])
-    assert state.describe("job-1") == pb.JobInfo()
-    assert state.describe("nobody") == pb.JobInfo()
+    assert describe(state, "job-1") == pb.JobInfo()
+    assert describe(state, "nobody") == pb.JobInfo()
+    assert describe(state, "job-1", RUNNING) == pb.JobInfo()
     assert state.queued_count == 0
     assert not state.running_jobs()
 
@@ -74,12 +83,12 @@ def test_progress_is_taken_only_for_a_running_job_and_forgotten_with_its_end() -
     told = state.set_progress("job-1", pb.Progress(done=2))
     assert told is not None
     assert told.progress.done == 2
-    assert state.describe("job-1").progress.done == 2
+    assert describe(state, "job-1", RUNNING).progress.done == 2
     running = state.running_job("job-1")
     assert running is not None
     assert not running.HasField("progress"), "the job in the queue state must stay as it was committed"
     state.apply([change(job_at(1, COMPLETED), 1, RUNNING)])
-    assert state.describe("job-1") == pb.JobInfo()
+    assert describe(state, "job-1") == pb.JobInfo()
     assert state.set_progress("job-1", pb.Progress(done=3)) is None
 
 
@@ -87,9 +96,9 @@ def test_a_new_attempt_begins_without_the_progress_of_the_one_before() -> None:
     state = state_of((1, job_at(1, RUNNING)))
     state.set_progress("job-1", pb.Progress(done=7, total=9))
     state.apply([change(job_at(1, QUEUED), 1, RUNNING)])
-    assert not state.describe("job-1").HasField("progress")
+    assert not describe(state, "job-1", RUNNING).HasField("progress")
     state.apply([change(job_at(1, RUNNING), 1)])
-    assert not state.describe("job-1").HasField("progress")
+    assert not describe(state, "job-1", RUNNING).HasField("progress")
 
 
 def test_running_jobs_hold_their_gpus_and_the_longest_running_comes_first() -> None:
@@ -148,7 +157,7 @@ def test_positions_equal_a_model_that_sorts_anew_after_every_change(script: list
         assert state.queued_count == len(expected)
         assert {job.job_id for job in state.running_jobs()} == running
         for position, name in enumerate(expected):
-            assert state.describe(name).position_in_queue == position
+            assert describe(state, name).position_in_queue == position
         if expected:
             unlimited = Capacity(CAPACITY.gpus, 99, 99)
             head = state.choose(unlimited, 600.0, {})
@@ -171,7 +180,15 @@ def test_a_job_that_is_to_be_tried_again_waits_until_it_is_ready_and_lets_others
     assert state.choose(CAPACITY, 600.0, {}).job_id == "other"
     assert state.choose(CAPACITY, 600.0, {"other": ()}) is None
     assert state.seconds_until_ready() == 5.0
-    assert "tried again" in state.describe("again").wait_reason
+    assert "tried again" in describe(state, "again").wait_reason
     clock.seconds = 5.0
     assert state.choose(CAPACITY, 600.0, {}).job_id == "again"
     assert state.seconds_until_ready() is None
+
+
+def test_only_what_fits_the_status_of_the_answer_is_added_to_it() -> None:
+    state = state_of((1, job_at(1, QUEUED)))
+    assert describe(state, "job-1", RUNNING) == pb.JobInfo()
+    state.apply([change(job_at(1, RUNNING), 1)])
+    state.set_progress("job-1", pb.Progress(done=2))
+    assert describe(state, "job-1", QUEUED) == pb.JobInfo()
