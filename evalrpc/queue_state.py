@@ -6,7 +6,7 @@ Threads: `apply` runs on the store's writer thread, everything else on any. One 
 """
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from sortedcontainers import SortedDict, SortedList
 
@@ -21,8 +21,9 @@ from evalrpc.v1 import job_pb2 as pb
 class QueueState:
     """What is queued, in the order of service, and what runs on which GPUs."""
 
-    def __init__(self, capacity: Capacity, clock: Clock) -> None:
+    def __init__(self, capacity: Capacity, clock: Clock, set_aside: Callable[[], Mapping[str, str]] = dict) -> None:
         self.capacity = capacity
+        self._set_aside = set_aside
         self._clock = clock
         self._lock = threading.Lock()
         self._queued: dict[str, QueuedJob] = {}
@@ -110,24 +111,25 @@ class QueueState:
         """How many jobs are queued."""
         return len(self._queued)
 
-    def free(self) -> Capacity:
-        """Return what no running job holds."""
+    def free(self, placed: Mapping[str, tuple[str, ...]] | None = None) -> Capacity:
+        """Return what no job holds: neither a running one, nor one in `placed`, by job id with its GPUs. GPUs that are set
+        aside count as held."""
         with self._lock:
-            return self._free()
+            return self._free(placed or {})
 
-    def _free(self) -> Capacity:
-        held = {gpu for job in self._running.values() for gpu in job.gpus}
-        without_gpus = sum(1 for job in self._running.values() if not job.gpus)
+    def _free(self, placed: Mapping[str, tuple[str, ...]]) -> Capacity:
+        holders = {job_id: tuple(job.gpus) for job_id, job in self._running.items()} | dict(placed)
+        held = {gpu for gpus in holders.values() for gpu in gpus} | self._set_aside().keys()
         return Capacity(
             tuple(gpu for gpu in self.capacity.gpus if gpu not in held),
-            self.capacity.slots_without_gpus - without_gpus,
-            self.capacity.slots - len(self._running),
+            self.capacity.slots_without_gpus - sum(1 for gpus in holders.values() if not gpus),
+            self.capacity.slots - len(holders),
         )
 
     def _wait_reason(self, entry: QueuedJob, position: int) -> str:
         if entry.ready_seconds > self._now_seconds():
             return "waits for a while before it is tried again, see retry_at"
-        return placement.wait_reason(entry.num_gpus, position, self._free())
+        return placement.wait_reason(entry.num_gpus, position, self._free({}))
 
     def _now_seconds(self) -> float:
         return self._clock.now().ToNanoseconds() / 1e9

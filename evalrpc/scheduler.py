@@ -10,10 +10,12 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from typing import Final
 
-from evalrpc.placement import Capacity
 from evalrpc.store.base import Change
 from evalrpc.supervisor import Supervisor, Workshop
+
+_RECHECK_SECONDS: Final = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -79,14 +81,20 @@ class Scheduler:
                 while self._start_next():
                     pass
                 self._dirty = False
-                self._condition.wait_for(
-                    lambda: self._dirty or self._workshop.stopping.is_set(),
-                    self._workshop.queue_state.seconds_until_ready(),
-                )
+                self._condition.wait_for(lambda: self._dirty or self._workshop.stopping.is_set(), self._patience_seconds())
+            if self._workshop.gpu_guard.set_aside():
+                self._workshop.gpu_guard.recheck()
+
+    def _patience_seconds(self) -> float | None:
+        """Return how long nothing can change by itself: until a job is ready, or a GPU that is set aside may be good again."""
+        waits = [self._workshop.queue_state.seconds_until_ready()]
+        if self._workshop.gpu_guard.set_aside():
+            waits.append(_RECHECK_SECONDS)
+        return min((wait for wait in waits if wait is not None), default=None)
 
     def _start_next(self) -> bool:
         """Hand the next job to a worker, if one can start now. Called with the condition held."""
-        free = self._free()
+        free = self._workshop.queue_state.free(self._placed)
         job = self._workshop.queue_state.choose(free, self._reservation_seconds, self._placed)
         if job is None or self._draining or self._workshop.stopping.is_set():
             return False
@@ -114,18 +122,6 @@ class Scheduler:
                 del self._supervisors[job_id]
                 self._dirty = True
                 self._condition.notify_all()
-
-    def _free(self) -> Capacity:
-        """Return what no job holds. Called with the condition held."""
-        running = {job.job_id: tuple(job.gpus) for job in self._workshop.queue_state.running_jobs()}
-        held = running | self._placed
-        held_gpus = {gpu for gpus in held.values() for gpu in gpus}
-        capacity = self._workshop.queue_state.capacity
-        return Capacity(
-            tuple(gpu for gpu in capacity.gpus if gpu not in held_gpus),
-            capacity.slots_without_gpus - sum(1 for gpus in held.values() if not gpus),
-            capacity.slots - len(held),
-        )
 
 
 def _report_bug(job_id: str, future: Future[None]) -> None:

@@ -20,6 +20,7 @@ from evalrpc.config import Settings, parse_listen
 from evalrpc.errors import ConfigurationError, StoreUnavailableError
 from evalrpc.executors.local import LocalExecutor
 from evalrpc.feed import Feed
+from evalrpc.gpu_memory import GpuGuard, NvmlMemory
 from evalrpc.gpus import find_gpus
 from evalrpc.harnesses import build_harnesses
 from evalrpc.interceptors import generic_handler
@@ -73,7 +74,8 @@ class Server:
         self._store = SqliteStore(settings.data_dir, clock, settings.max_queued)
         gpus = find_gpus(settings.gpus, os.environ)
         capacity = placement.capacity([gpu.id for gpu in gpus], settings.max_running)
-        queue_state = QueueState(capacity, clock)
+        gpu_guard = GpuGuard(NvmlMemory(), clock)
+        queue_state = QueueState(capacity, clock, gpu_guard.set_aside)
         harnesses = build_harnesses(settings)
         self._readers = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="reader")
         self._hashers = ThreadPoolExecutor(1, thread_name_prefix="hasher")
@@ -88,6 +90,7 @@ class Server:
             output_root=settings.output_root,
             grace_seconds=settings.grace_seconds,
             publish_progress=self._feed.publish_progress,
+            gpu_guard=gpu_guard,
         )
         self._scheduler = Scheduler(workshop, settings.reservation_seconds)
         # The queue first: whoever hears of a commit finds it there.
@@ -101,6 +104,7 @@ class Server:
             queue_state=queue_state,
             harnesses=harnesses,
             gpus=gpus,
+            gpu_guard=gpu_guard,
             settings=settings,
             clock=clock,
             readers=self._readers,

@@ -21,6 +21,7 @@ from evalrpc.clock import Clock
 from evalrpc.config import DEFAULT_HARNESS, Settings
 from evalrpc.errors import ServerStoppingError
 from evalrpc.feed import Feed
+from evalrpc.gpu_memory import GpuGuard
 from evalrpc.harnesses.base import Harness
 from evalrpc.queue_state import QueueState
 from evalrpc.reading import JobReader
@@ -48,6 +49,7 @@ class EvaluationService:
     queue_state: QueueState
     harnesses: Mapping[str, Harness]
     gpus: Sequence[calls.Gpu]
+    gpu_guard: GpuGuard
     settings: Settings
     clock: Clock
     readers: Executor
@@ -144,6 +146,7 @@ class EvaluationService:
     async def GetQueue(self, request: calls.GetQueueRequest, context: _Context) -> calls.GetQueueResponse:
         """Return what is queued and running, and who holds which GPU."""
         running = self.queue_state.running_jobs()
+        set_aside = self.gpu_guard.set_aside()
         holders = {gpu: job.job_id for job in running for gpu in job.gpus}
         return calls.GetQueueResponse(
             queued_count=self.queue_state.queued_count,
@@ -151,8 +154,11 @@ class EvaluationService:
             queued_job_ids=self.queue_state.queued_job_ids(MAX_QUEUED_IDS),
             running_job_ids=[job.job_id for job in running],
             status_counts=self._status_counts(),
-            gpus=[calls.Gpu(id=gpu.id, name=gpu.name, job_id=holders.get(gpu.id, "")) for gpu in self.gpus],
-            free_gpu_count=sum(1 for gpu in self.gpus if gpu.id not in holders),
+            gpus=[
+                calls.Gpu(id=gpu.id, name=gpu.name, job_id=holders.get(gpu.id, ""), set_aside_reason=set_aside.get(gpu.id, ""))
+                for gpu in self.gpus
+            ],
+            free_gpu_count=sum(1 for gpu in self.gpus if gpu.id not in holders and gpu.id not in set_aside),
             max_running=self.queue_state.capacity.slots,
             max_queued=self.settings.max_queued,
         )

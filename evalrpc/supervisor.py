@@ -16,6 +16,7 @@ from evalrpc import transitions
 from evalrpc.clock import Clock
 from evalrpc.errors import IllegalTransitionError, JobNotFoundError, RunFailedError, StoreUnavailableError
 from evalrpc.executors.base import Executor, RunHandle, RunKey
+from evalrpc.gpu_memory import GpuGuard
 from evalrpc.harnesses.base import Exit, Harness, Run
 from evalrpc.logs import LogFollower, read_tail
 from evalrpc.paths import attempt_dir, attempt_output_dir
@@ -47,6 +48,7 @@ class Workshop:
     output_root: Path | None
     grace_seconds: float
     publish_progress: Callable[[pb.JobInfo], None]
+    gpu_guard: GpuGuard
     stopping: threading.Event = field(default_factory=threading.Event)
 
 
@@ -143,6 +145,7 @@ class Supervisor:
         if ending is _Ending.LET_GO:
             return None
         handle.end(0.0 if ending is _Ending.BY_ITSELF else self._workshop.grace_seconds)
+        self._workshop.gpu_guard.give_back(run.gpus, self._workshop.stopping)
         if ending is _Ending.CANCELLED:
             return lambda job: transitions.cancel(job, self._workshop.clock.now())
         if ending is _Ending.TIMED_OUT:
@@ -155,6 +158,7 @@ class Supervisor:
             run.output_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFailedError("START_FAILED", f"the folder of the run can't be made: {error}") from error
+        self._workshop.gpu_guard.take(run.gpus)
         command = harness.command(run)
         _log.info("starting %s", command.argv[0], extra={"job_id": run.job_id, "attempt": run.attempt, "gpus": run.gpus})
         return self._workshop.executor.start(key, command, run.gpus)

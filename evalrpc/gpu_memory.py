@@ -1,0 +1,97 @@
+"""Whether a GPU's memory is really free again after a run: one whose memory is not is set aside, and nothing is placed on it.
+
+A driver gives memory back when the last process that holds it is gone, and that may take a while, or never happen after a crash
+in the driver. Processes of others on the same GPU are none of our business, so what counts is what was used before the run.
+"""
+
+import threading
+from collections.abc import Iterable
+from typing import Final, Protocol
+
+import pynvml
+
+from evalrpc.clock import Clock
+
+SLACK_BYTES: Final = 512 * 1024 * 1024
+"""How much more than before a run may be in use after it."""
+
+RELEASE_SECONDS: Final = 15.0
+"""How long the driver has to give the memory back, before the GPU is set aside."""
+
+_CHECK_SECONDS: Final = 0.1
+
+
+class GpuMemory(Protocol):
+    """Tells how much memory of a GPU is in use."""
+
+    def used_bytes(self, gpu: str) -> int | None:
+        """Return the bytes in use, by whomever; None where that can't be told."""
+
+
+class NvmlMemory:
+    """Asks NVIDIA's driver."""
+
+    def used_bytes(self, gpu: str) -> int | None:
+        """Return the bytes in use; None without a driver, or for an id that it does not know."""
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError:
+            return None
+        try:
+            handle = pynvml.nvmlDeviceGetHandleByIndex(int(gpu)) if gpu.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(gpu)
+            return int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
+        except pynvml.NVMLError:
+            return None
+        finally:
+            pynvml.nvmlShutdown()
+
+
+class GpuGuard:
+    """Knows which GPUs are set aside, and why. May be used from several threads; each GPU is one run's at a time."""
+
+    def __init__(self, memory: GpuMemory, clock: Clock) -> None:
+        self._memory = memory
+        self._clock = clock
+        self._used_before: dict[str, int] = {}
+        self._set_aside: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def take(self, gpus: Iterable[str]) -> None:
+        """Note what is in use before a run takes the GPUs."""
+        for gpu in gpus:
+            used_bytes = self._memory.used_bytes(gpu)
+            with self._lock:
+                if used_bytes is not None:
+                    self._used_before[gpu] = used_bytes
+
+    def give_back(self, gpus: Iterable[str], give_up: threading.Event) -> None:
+        """Wait until the memory that a run held is free, and set a GPU aside where it does not become so."""
+        deadline = self._clock.monotonic() + RELEASE_SECONDS
+        for gpu in gpus:
+            while (problem := self._problem(gpu)) and self._clock.monotonic() < deadline:
+                if give_up.wait(_CHECK_SECONDS):
+                    return
+            if problem:
+                with self._lock:
+                    self._set_aside[gpu] = problem
+
+    def recheck(self) -> bool:
+        """Look again at the GPUs that are set aside; tell whether one is good again."""
+        recovered = [gpu for gpu in self.set_aside() if not self._problem(gpu)]
+        with self._lock:
+            for gpu in recovered:
+                del self._set_aside[gpu]
+        return bool(recovered)
+
+    def set_aside(self) -> dict[str, str]:
+        """Return the GPUs that must not be used, each with the reason."""
+        with self._lock:
+            return dict(self._set_aside)
+
+    def _problem(self, gpu: str) -> str:
+        with self._lock:
+            before = self._used_before.get(gpu)
+        used_bytes = self._memory.used_bytes(gpu) if before is not None else None
+        if before is None or used_bytes is None or used_bytes <= before + SLACK_BYTES:
+            return ""
+        return f"{(used_bytes - before) >> 20} MiB are still in use after the last run, though no process of it is left"
