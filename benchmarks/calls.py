@@ -1,0 +1,175 @@
+"""Single calls: GetJob, SubmitJob, GetQueue, ListJobs, each as fast as the store and the queue let it be."""
+
+import os
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import load, messages
+from benchmarks.filling import fill
+from benchmarks.http2 import Request
+from benchmarks.processes import Server, both, evalrpc_server, workplace
+from benchmarks.report import Aim, Row, compare, in_turn, ratio_at_least, ratio_at_most
+from benchmarks.scale import Scale
+from evalrpc.v1.evaluation_service_pb2 import JobFilter
+from evalrpc.v1.job_pb2 import JOB_STATUS_CANCELLED
+
+_FEW_QUEUED = 10
+_FEW_LISTED = 1000
+_FSYNCS = 100
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a load of calls on one server came to."""
+
+    per_second: float
+    p50: float
+    p99: float
+    server_cpu: float
+    """Processor seconds of the server per call."""
+    client_share: float
+    """How much of a processor the busiest client process took: below 1, or the client is the limit."""
+
+
+def measure(server: Server, requests: Sequence[Request], count: int, in_flight: int, clients: int = 1) -> Measured:
+    """Load a server with calls from several processes. Raises RuntimeError if any call fails."""
+    clients = min(clients, in_flight)
+    share = (server.address, requests, count // clients, in_flight // clients, min(count // clients, 200))
+    with load.tasks(load.call, [share] * clients) as started:
+        cpu_before = server.cpu_seconds()
+        results: list[load.Calls] = load.go(started)
+        cpu_seconds = server.cpu_seconds() - cpu_before
+    if failures := sum(result.failures for result in results):
+        raise RuntimeError(f"{failures} calls of {requests[0].path} failed")
+    latencies = sorted(latency for result in results for latency in result.latencies)
+    seconds = max(result.end for result in results) - min(result.begin for result in results)
+    return Measured(
+        per_second=len(latencies) / seconds,
+        p50=latencies[len(latencies) // 2],
+        p99=latencies[len(latencies) * 99 // 100],
+        server_cpu=cpu_seconds / len(latencies),
+        client_share=max(result.cpu_seconds / (result.end - result.begin) for result in results),
+    )
+
+
+def get_job(scale: Scale) -> Iterator[Row]:
+    """GetJob of queued jobs, against the empty handler."""
+    with workplace() as folder:
+        requests = [messages.get_job(job_id) for job_id in fill(folder / "data", queued=100)[1:]]
+        with both(folder) as (ours, bare):
+            for in_flight in (1, 32):
+                yield from _rates("GetJob", scale, ours, bare, requests, in_flight, ratio_at_least(0.90))
+
+
+def get_job_of_last(scale: Scale) -> Iterator[Row]:
+    """GetJob of the last of many queued jobs, against the last of ten."""
+    with workplace() as folder:
+        last_of_many = fill(folder / "many", queued=scale.queued)[-1]
+        last_of_few = fill(folder / "few", queued=_FEW_QUEUED)[-1]
+        with evalrpc_server(folder, "many") as many, evalrpc_server(folder, "few") as few:
+            measured = in_turn(
+                scale.rounds,
+                lambda: measure(many, [messages.get_job(last_of_many)], scale.calls, 32, scale.clients),
+                lambda: measure(few, [messages.get_job(last_of_few)], scale.calls, 32, scale.clients),
+            )
+    figure = f"GetJob of the last of {scale.queued:,} queued, against the last of {_FEW_QUEUED}"
+    yield _rate_row(figure, *measured, ratio_at_least(0.95))
+
+
+def get_queue(scale: Scale) -> Iterator[Row]:
+    """GetQueue with many queued, against the empty handler with an answer of the same size."""
+    with workplace() as folder:
+        fill(folder / "data", queued=scale.queued)
+        with both(folder) as (ours, bare):
+            name = f"GetQueue, {scale.queued:,} queued"
+            yield from _rates(name, scale, ours, bare, [messages.get_queue()], 1, None)
+
+
+def submit_job(scale: Scale) -> Iterator[Row]:
+    """SubmitJob: durable, against the empty handler."""
+    with workplace() as folder, both(folder) as (ours, bare):
+        requests = [messages.submit()]
+        load.in_process(load.call, ours.address, requests, 1, 1)  # this one runs, and keeps the GPU
+        yield from _rates("SubmitJob", scale, ours, bare, requests, 64, ratio_at_least(0.60))
+        yield _submit_alone(scale, ours, bare, folder)
+
+
+def list_jobs(scale: Scale) -> Iterator[Row]:
+    """A page of 50 out of many jobs, by several filters, against the same out of a thousand."""
+    with workplace() as folder:
+        fill(folder / "many", finished=scale.listed)
+        fill(folder / "few", finished=_FEW_LISTED)
+        with evalrpc_server(folder, "many") as many, evalrpc_server(folder, "few") as few:
+            for name, job_filter in _filters().items():
+                yield _listing(name, job_filter, scale, many, few)
+
+
+def _rates(
+    name: str, scale: Scale, ours: Server, bare: Server, requests: Sequence[Request], in_flight: int, aim: Aim | None
+) -> Iterator[Row]:
+    """Yield calls per second and the server's processor time per call."""
+    measured = in_turn(
+        scale.rounds,
+        lambda: measure(ours, requests, scale.calls, in_flight, scale.clients),
+        lambda: measure(bare, requests, scale.calls, in_flight, scale.clients),
+    )
+    yield _rate_row(f"{name}, {in_flight} in flight", *measured, aim)
+    cpu = [[each.server_cpu * 1e6 for each in side] for side in measured]
+    yield compare(f"{name}, {in_flight} in flight: server CPU per call", "µs", *cpu)
+
+
+def _rate_row(figure: str, ours: list[Measured], yardstick: list[Measured], aim: Aim | None) -> Row:
+    share = statistics.median(each.client_share for each in yardstick)
+    rates = [[each.per_second for each in side] for side in (ours, yardstick)]
+    return compare(figure, "calls/s", *rates, aim, f"client at {share:.0%} of a CPU")
+
+
+def _submit_alone(scale: Scale, ours: Server, bare: Server, folder: Path) -> Row:
+    requests, count = [messages.submit()], max(100, scale.calls // 20)
+
+    def limit() -> float:
+        return measure(bare, requests, count, 1).p50 + _fsync_seconds(folder)
+
+    pairs = in_turn(scale.rounds, lambda: measure(ours, requests, count, 1).p50, limit)
+    milliseconds = [[seconds * 1e3 for seconds in side] for side in pairs]
+    note = f"yardstick: empty handler and one fsync, last {_fsync_seconds(folder) * 1e3:.2f} ms"
+    return compare("SubmitJob alone, p50", "ms", *milliseconds, ratio_at_most(1.0), note)
+
+
+def _fsync_seconds(folder: Path) -> float:
+    """Return the median time to append a page to a file and see it on the disk."""
+    times = []
+    with (folder / "fsync").open("wb", buffering=0) as file:
+        for _ in range(_FSYNCS):
+            begin = time.monotonic()
+            file.write(bytes(4096))
+            os.fdatasync(file.fileno())
+            times.append(time.monotonic() - begin)
+    return statistics.median(times)
+
+
+def _filters() -> dict[str, JobFilter]:
+    return {
+        "no filter": JobFilter(),
+        "a status": JobFilter(statuses=[JOB_STATUS_CANCELLED]),
+        "a model, 1 in 10": JobFilter(models=["model_3"]),
+        "a label, 1 in 10": JobFilter(labels={messages.LABEL: "red"}),
+        "a label, 9 in 10": JobFilter(labels={messages.LABEL: "blue"}),
+        "a task, 1 in 10": JobFilter(tasks=["task_3"]),
+        "a task that all have": JobFilter(tasks=["mmmu_val"]),
+        "a status, a model and a label": JobFilter(
+            statuses=[JOB_STATUS_CANCELLED], models=["model_0"], labels={messages.LABEL: "red"}
+        ),
+    }
+
+
+def _listing(name: str, job_filter: JobFilter, scale: Scale, many: Server, few: Server) -> Row:
+    request, count = [messages.list_jobs(job_filter)], max(20, scale.calls // 200)
+    measured = in_turn(
+        scale.rounds, lambda: measure(many, request, count, 1).p50 * 1e3, lambda: measure(few, request, count, 1).p50 * 1e3
+    )
+    figure = f"ListJobs, 50 of {scale.listed:,} against 50 of {_FEW_LISTED:,}: {name}"
+    return compare(figure, "ms", *measured, ratio_at_most(3.0))

@@ -1,0 +1,62 @@
+"""`python -m benchmarks [NAME...] [--scale small|full] [--rounds N] [--clients N] [--out DIR]`."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from benchmarks import calls, reading, report, store_size, watching
+from benchmarks.scale import SCALES, Scale
+
+COMPARISONS: Final[Mapping[str, Callable[[Scale], Iterator[report.Row]]]] = {
+    "get-job": calls.get_job,
+    "get-job-of-last": calls.get_job_of_last,
+    "submit-job": calls.submit_job,
+    "get-queue": calls.get_queue,
+    "list-jobs": calls.list_jobs,
+    "watch-one-job": watching.one_job,
+    "watch-many-jobs": watching.many_jobs,
+    "watch-one-change": watching.one_change,
+    "watch-dropped": watching.dropped,
+    "watch-never-reading": watching.never_reading,
+    "read-artifact": reading.artifact,
+    "start-up": store_size.start_up,
+}
+"""The comparisons by name, in the order in which they run."""
+
+
+def main() -> None:
+    """Run the comparisons that are named, or all; print one table, and write it as JSON and Markdown."""
+    options = _options()
+    scale = _scale(options)
+    sys.stdout.write(f"{report.machine()}; scale {scale.name}, {scale.clients} load processes\n")
+    rows: list[report.Row] = []
+    for name in options.names or COMPARISONS:
+        begin = time.monotonic()
+        rows += COMPARISONS[name](scale)
+        sys.stderr.write(f"{name}: {time.monotonic() - begin:.0f} s\n")
+        report.write(rows, options.out, scale.name)
+    sys.stdout.write(f"{report.table(rows)}\n")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure speed beside its limit.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to compare; default: all of {', '.join(COMPARISONS)}")
+    parser.add_argument("--scale", choices=list(SCALES), default="full", help="how large; default: full, as the aims are meant")
+    parser.add_argument("--rounds", type=int, help="how often each pair is measured")
+    parser.add_argument("--clients", type=int, help="processes that make the load; default: one per CPU but one, at most four")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/out"), help="where the results go; default: %(default)s")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(COMPARISONS):
+        parser.error(f"there is no {min(unknown)}; there are: {', '.join(COMPARISONS)}")
+    return options
+
+
+def _scale(options: argparse.Namespace) -> Scale:
+    scale = SCALES[options.scale]
+    clients = options.clients or max(1, min(4, len(os.sched_getaffinity(0)) - 1))
+    return replace(scale, rounds=options.rounds or scale.rounds, clients=clients)

@@ -1,0 +1,304 @@
+"""The load client: each function here runs in a process of its own, apart from the server and from the others.
+
+A function gets a `Link` first. What must begin at the same time in several of them stands behind `link.meet()`.
+"""
+
+import resource
+import selectors
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import Connection as Pipe
+from typing import Any
+
+from benchmarks.http2 import Connection, Request
+
+_SPAWN = get_context("spawn")
+_QUIET_SECONDS = 120.0
+
+
+@dataclass
+class Calls:
+    """What a load of single calls came to. Times are of the monotonic clock, which all processes share."""
+
+    begin: float
+    end: float
+    latencies: list[float]
+    """Seconds from the sending to the end of the answer, in order of the answers."""
+    failures: int
+    cpu_seconds: float
+    """What the client itself took."""
+
+
+@dataclass
+class Link:
+    """A process's connection to the one that started it."""
+
+    pipe: Pipe
+
+    def meet(self) -> None:
+        """Say that all is ready, and wait for the sign to go on."""
+        self.pipe.send("ready")
+        self.pipe.recv()
+
+
+class Task:
+    """A function of this module at work in a process of its own."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self._pipe, theirs = _SPAWN.Pipe()
+        self._process = _SPAWN.Process(target=_run, args=(theirs, function, arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def wait_ready(self) -> None:
+        """Wait until the function meets."""
+        self._receive()
+
+    def go(self) -> None:
+        """Let a function that met go on."""
+        self._pipe.send("go")
+
+    def result(self) -> Any:
+        """Wait for what the function returns. Raises RuntimeError with its traceback if it failed."""
+        return self._receive()
+
+    def end(self) -> None:
+        """End the process, whatever it does."""
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+    def _receive(self) -> Any:
+        if not self._pipe.poll(_QUIET_SECONDS * 10):
+            raise RuntimeError("the load client hangs")
+        answer = self._pipe.recv()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+
+@contextmanager
+def tasks(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[list[Task]]:
+    """Start a function in several processes, wait until all are ready, and end them afterwards."""
+    started = [Task(function, *each) for each in arguments]
+    try:
+        for task in started:
+            task.wait_ready()
+        yield started
+    finally:
+        for task in started:
+            task.end()
+
+
+def go(started: Sequence[Task]) -> list[Any]:
+    """Let all go on at once, and return the next thing that each has to say."""
+    for task in started:
+        task.go()
+    return [task.result() for task in started]
+
+
+def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a function that meets once in a process of its own, and return its result."""
+    with tasks(function, [arguments]) as started:
+        return go(started)[0]
+
+
+def call(link: Link, address: str, requests: Sequence[Request], count: int, in_flight: int, warm_up: int = 0) -> Calls:
+    """Make `count` calls, the requests in turn, always `in_flight` at the same time on one connection."""
+    connection = Connection(address)
+    _closed_loop(connection, requests, warm_up, in_flight)
+    link.meet()
+    return _closed_loop(connection, requests, count, in_flight)
+
+
+def call_now(address: str, request: Request) -> float:
+    """Make one call from this process, and return when it was sent. Raises RuntimeError if it fails."""
+    connection = Connection(address)
+    try:
+        calls = _closed_loop(connection, [request], 1, 1)
+    finally:
+        connection.close()
+    if calls.failures:
+        raise RuntimeError(f"{request.path} failed")
+    return calls.begin
+
+
+def watch(link: Link, address: str, requests: Sequence[Request], connections: int, messages: int) -> float:
+    """Open one watcher per request, spread over connections, meet when each has its first message, and return the time when
+    the last one has got `messages` more."""
+    watchers = Watchers([Connection(address) for _ in range(connections)])
+    try:
+        watchers.open(requests)
+        watchers.wait_messages(1)
+        link.meet()
+        return watchers.wait_messages(1 + messages)
+    finally:
+        watchers.close()
+
+
+def change_and_watch(link: Link, address: str, watches: Sequence[Request], changes: Sequence[Request]) -> list[float]:
+    """Watch one job after the other, change it, and return the seconds from sending the change to getting its event."""
+    watching, changing = Connection(address), Connection(address)
+    link.meet()
+    return [_change_one(watching, changing, watch_one, change) for watch_one, change in zip(watches, changes, strict=True)]
+
+
+def open_and_drop(link: Link, address: str, request: Request, count: int, at_once: int) -> int:
+    """Open streams, some at a time, and drop each at its first message. Returns how many got one."""
+    connection = Connection(address)
+    link.meet()
+    opened = answered = 0
+    while answered < count:
+        for _ in range(min(at_once, count - opened)):
+            connection.call(request)
+            opened += 1
+        connection.flush()
+        while answered < opened:
+            for piece in connection.receive():
+                if piece.data and not piece.ended:
+                    answered += 1
+                    connection.cancel(piece.stream)
+            connection.flush()
+    return answered
+
+
+def never_read(link: Link, address: str, request: Request, count: int) -> None:
+    """Open watchers, each on a connection of its own with the smallest usual window, and never read what comes."""
+    connections = [Connection(address, window=65_535) for _ in range(count)]
+    for connection in connections:
+        connection.call(request)
+        connection.flush()
+    link.meet()
+    link.meet()
+    for connection in connections:
+        connection.close()
+
+
+def read_bytes(link: Link, address: str, request: Request, size: int) -> float:
+    """Read a stream of bytes to its end, and return the seconds it took. Raises RuntimeError if it has less than `size`."""
+    connection = Connection(address)
+    connection.flush()
+    link.meet()
+    begin = time.monotonic()
+    connection.call(request)
+    received, ended = 0, False
+    while not ended:
+        connection.flush()
+        for piece in connection.receive():
+            received += len(piece.data)
+            ended = ended or piece.ended
+    if received < size:
+        raise RuntimeError(f"the stream has {received} bytes of {size}")
+    return time.monotonic() - begin
+
+
+@dataclass
+class Watchers:
+    """Open streams over several connections, with the number of messages that each has got."""
+
+    connections: list[Connection]
+    counts: dict[tuple[Connection, int], int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        for connection in self.connections:
+            self._selector.register(connection, selectors.EVENT_READ)
+
+    def open(self, requests: Sequence[Request]) -> None:
+        """Open one stream per request, the connections in turn."""
+        for index, request in enumerate(requests):
+            connection = self.connections[index % len(self.connections)]
+            self.counts[connection, connection.call(request)] = 0
+        for connection in self.connections:
+            connection.flush()
+
+    def wait_messages(self, wanted: int) -> float:
+        """Wait until each stream has got so many messages, and return the time when the last one did."""
+        left = sum(1 for count in self.counts.values() if count < wanted)
+        while left:
+            ready = self._selector.select(_QUIET_SECONDS)
+            if not ready:
+                raise RuntimeError(f"{left} of {len(self.counts)} watchers wait for message {wanted}")
+            left -= sum(self._take(key.fileobj, wanted) for key, _ in ready)
+        return time.monotonic()
+
+    def close(self) -> None:
+        """Hang up."""
+        for connection in self.connections:
+            connection.close()
+        self._selector.close()
+
+    def _take(self, connection: Any, wanted: int) -> int:
+        """Count what came on a connection; return for how many streams that was the message waited for."""
+        complete = 0
+        for piece in connection.receive():
+            if piece.data:
+                before = self.counts[connection, piece.stream]
+                after = before + _messages(piece.data)
+                self.counts[connection, piece.stream] = after
+                complete += before < wanted <= after
+        connection.flush()
+        return complete
+
+
+def _run(pipe: Pipe, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    try:
+        pipe.send(function(Link(pipe), *arguments))
+    except Exception as error:  # noqa: BLE001 - told to the process that started this one
+        pipe.send(RuntimeError(f"{function.__name__}: {type(error).__name__}: {error}"))
+
+
+def _closed_loop(connection: Connection, requests: Sequence[Request], count: int, in_flight: int) -> Calls:
+    cpu_begin, begin = _cpu_seconds(), time.monotonic()
+    sent: dict[int, float] = {}
+    latencies: list[float] = []
+    answered: set[int] = set()
+    failures = started = 0
+    while len(latencies) < count:
+        while started < count and len(sent) < in_flight:
+            sent[connection.call(requests[started % len(requests)])] = time.monotonic()
+            started += 1
+        connection.flush()
+        for piece in connection.receive():
+            if piece.data:
+                answered.add(piece.stream)
+            if piece.ended:
+                latencies.append(time.monotonic() - sent.pop(piece.stream))
+                failures += piece.stream not in answered
+                answered.discard(piece.stream)
+    return Calls(begin, time.monotonic(), latencies, failures, _cpu_seconds() - cpu_begin)
+
+
+def _change_one(watching: Connection, changing: Connection, watch_one: Request, change: Request) -> float:
+    watching.call(watch_one)
+    _wait_for_data(watching)
+    begin = time.monotonic()
+    changing.call(change)
+    changing.flush()
+    _wait_for_data(watching)
+    seconds = time.monotonic() - begin
+    _wait_for_data(changing)
+    return seconds
+
+
+def _wait_for_data(connection: Connection) -> None:
+    connection.flush()
+    while not any(piece.data for piece in connection.receive()):
+        connection.flush()
+
+
+def _messages(data: memoryview) -> int:
+    """Count the messages in a piece; those that are watched for are never cut in two."""
+    count = position = 0
+    while position < len(data):
+        position += 5 + int.from_bytes(data[position + 1 : position + 5])
+        count += 1
+    return count
+
+
+def _cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime

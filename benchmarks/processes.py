@@ -1,0 +1,142 @@
+"""The servers that are measured, each a process of its own, and what the kernel says of them."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from benchmarks.messages import HARNESS
+
+REPOSITORY: Final = Path(__file__).parent.parent
+
+_HOLD: Final = "hold"
+_START_SECONDS: Final = 120.0
+_STOP_SECONDS: Final = 30.0
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+
+
+class Server:
+    """A server process that listens."""
+
+    def __init__(self, process: subprocess.Popen[bytes], begin: float) -> None:
+        self._process = process
+        self._proc = Path(f"/proc/{process.pid}")
+        self.pid = process.pid
+        self.address = _listening_address(process)
+        self.start_seconds = time.monotonic() - begin
+        """From the start of the process to the moment when it listens."""
+
+    def memory(self) -> int:
+        """Return the bytes of memory that the process has now."""
+        return self._status("VmRSS")
+
+    def peak_memory(self) -> int:
+        """Return the most memory that it has had since `reset_peak`."""
+        return self._status("VmHWM")
+
+    def reset_peak(self) -> None:
+        """Begin to look for the peak anew."""
+        (self._proc / "clear_refs").write_text("5")
+
+    def cpu_seconds(self) -> float:
+        """Return the processor time that it has taken so far."""
+        fields = (self._proc / "stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS
+
+    def _status(self, name: str) -> int:
+        lines = (self._proc / "status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+@contextmanager
+def workplace() -> Iterator[Path]:
+    """Give a folder for one comparison, with the file that the runs of `evalrpc_server` wait for; remove it afterwards."""
+    with tempfile.TemporaryDirectory(prefix="evalrpc-bench-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        (folder / _HOLD).touch()
+        (folder / "hold.sh").write_text(f'while [ -e "{folder / _HOLD}" ]; do sleep 1; done\n')
+        (folder / "evalrpc.toml").write_text(_config(folder))
+        try:
+            yield folder
+        finally:
+            (folder / _HOLD).unlink()
+            _wait_for_runs(folder)
+
+
+@contextmanager
+def evalrpc_server(folder: Path, data_dir: str = "data", gpus: int = 1) -> Iterator[Server]:
+    """Run the real server on a data folder in a workplace."""
+    limits = ("--gpus", str(gpus), "--max-queued", "10000000")
+    where = ("--listen", "127.0.0.1:0", "--data-dir", str(folder / data_dir), "--config", str(folder / "evalrpc.toml"))
+    with _running(("-m", "evalrpc.cli", "serve", *where, *limits), folder / "evalrpc.log") as server:
+        yield server
+
+
+@contextmanager
+def yardstick_server(folder: Path) -> Iterator[Server]:
+    """Run the bare server."""
+    with _running(("-m", "benchmarks.yardstick"), folder / "yardstick.log") as server:
+        yield server
+
+
+@contextmanager
+def both(folder: Path) -> Iterator[tuple[Server, Server]]:
+    """Run the real server and the bare one."""
+    with evalrpc_server(folder) as ours, yardstick_server(folder) as bare:
+        yield ours, bare
+
+
+@contextmanager
+def _running(arguments: Sequence[str], log: Path) -> Iterator[Server]:
+    begin = time.monotonic()
+    with log.open("ab") as errors:
+        process = subprocess.Popen((sys.executable, *arguments), stdout=subprocess.PIPE, stderr=errors, cwd=REPOSITORY)
+    try:
+        yield Server(process, begin)
+    finally:
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def _listening_address(process: subprocess.Popen[bytes]) -> str:
+    assert process.stdout is not None
+    readable, _, _ = select.select([process.stdout], [], [], _START_SECONDS)
+    line = process.stdout.readline().decode() if readable else ""
+    if " listening on " not in line:
+        raise RuntimeError(f"{process.args!r} did not start: see its log")
+    return line.split()[-1]
+
+
+def _config(folder: Path) -> str:
+    program = folder / "artifact.py"
+    return (
+        f'[harnesses.{HARNESS}]\nkind = "command"\ncommand = ["sh", "{folder / "hold.sh"}"]\n'
+        f'[harnesses.artifact]\nkind = "command"\ncommand = ["{sys.executable}", "{program}", "{{output_dir}}"]\n'
+    )
+
+
+def _wait_for_runs(folder: Path) -> None:
+    """The runs outlive their server. They end when the file that they wait for is gone; see that they do."""
+    deadline = time.monotonic() + _STOP_SECONDS
+    for path in folder.glob("*/jobs/*/attempt-*/run/pid"):
+        with suppress(OSError, ValueError):
+            pid = int(path.read_text().split()[0])
+            while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+                time.sleep(0.1)
