@@ -14,7 +14,7 @@ BASELINE := protos/v1.baseline.binpb
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup envs demo test test-fast check format proto baseline clean
+.PHONY: help setup envs demo test test-fast campaign check format proto baseline clean
 
 help: ## List what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,13 @@ test: setup envs $(TINY_LLAVA) ## Run all tests, those with the real harness too
 
 test-fast: setup ## Run the tests that take no more than a moment
 	$(SERVER)/bin/python -m pytest -m "not slow" $(ARGS)
+
+# How many kills the campaign has, and what its dice are thrown from.
+KILLS ?= 200
+SEED ?= 1
+
+campaign: setup ## Kill servers and harnesses at random under load, and count what was lost
+	cd tests && ../$(SERVER)/bin/python -m campaigns.kills --kills $(KILLS) --seed $(SEED)
 
 check: setup ## Check format, lint, types, imports, stubs and schema
 	$(SERVER)/bin/ruff format --check

@@ -117,7 +117,9 @@ class LocalRun:
         raise RunFailedError("PROCESS_UNKILLABLE", f"processes {left} of the run could not be killed")
 
     def close(self) -> None:
-        """Let go of the run's descriptors."""
+        """Let go of the run's descriptors, and of its zombie if it has ended."""
+        if self._process is not None:
+            self._process.poll()
         for descriptor in (self._pidfd, self._wake):
             if descriptor is not None:
                 os.close(descriptor)

@@ -7,11 +7,10 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from server_process import ServerProcess
 
 from evalrpc.client import AsyncEvalClient
 from evalrpc.v1 import job_pb2 as pb
-
-from .conftest import ServerProcess
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

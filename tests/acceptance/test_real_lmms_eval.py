@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from server_process import ServerProcess
 
 from evalrpc.client import EvalClient
 from evalrpc.errors import JobCancelledError, JobFailedError
 from evalrpc.v1 import job_pb2 as pb
-
-from .conftest import ServerProcess
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

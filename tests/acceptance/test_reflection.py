@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from .conftest import ServerProcess
+from server_process import ServerProcess
 
 BUF = str(Path(sys.executable).with_name("buf"))
 

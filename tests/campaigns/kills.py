@@ -1,0 +1,226 @@
+"""Kill the server, the harness, its whole process group, or all of them, at random moments under load; then count what is left.
+
+    make campaign KILLS=200 SEED=1
+
+At the end every job that was acknowledged has exactly one outcome, every attempt ran at most once, and exactly once where it
+brought a result, no process is left, and a watcher of everything has seen every revision once, in order.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import signal
+import sys
+import tempfile
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+from server_process import ServerProcess
+
+from evalrpc.client import AsyncEvalClient
+from evalrpc.errors import PreconditionError, UnavailableError
+from evalrpc.executors.processes import processes_of_job, send_signal
+from evalrpc.lifecycle import TERMINAL, TRANSITIONS, status_name
+from evalrpc.v1 import job_pb2 as pb
+
+PROGRAM = """
+import json, os, pathlib, signal, subprocess, sys, time
+output_dir, job_id, attempt, kind = sys.argv[1:]
+descriptor = os.open("starts", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+os.write(descriptor, f"{job_id} {attempt}\\n".encode())
+os.close(descriptor)
+if kind == "stubborn":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if kind == "children":
+    subprocess.Popen(["sleep", "1000"], start_new_session=True)
+if kind == "failing":
+    sys.exit("failed as it was told to")
+time.sleep({"quick": 0, "children": 0.1, "slow": 0.5, "stubborn": 1}[kind])
+folder = pathlib.Path(output_dir) / kind
+folder.mkdir()
+(folder / "20260214_103045_results.json").write_text(json.dumps({"results": {"t": {"acc,none": 0.25}}}))
+"""
+
+CONFIG = f"""
+gpus = "2"
+max_running = 4
+grace_seconds = 0.2
+[harnesses.trial]
+kind = "command"
+command = ["{sys.executable}", "-S", "program.py", "{{output_dir}}", "{{job_id}}", "{{attempt}}", "{{model}}"]
+"""
+
+KINDS = ("quick", "quick", "quick", "slow", "children", "stubborn", "failing")
+
+
+@dataclass
+class Trial:
+    """What happened, as the clients saw it."""
+
+    acknowledged: set[str] = field(default_factory=set)
+    cancelled: set[str] = field(default_factory=set)
+    events: list[tuple[int, str, int]] = field(default_factory=list)
+    kills: Counter[str] = field(default_factory=Counter)
+    news: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    @property
+    def ended(self) -> set[str]:
+        return {job_id for _, job_id, status in self.events if status in TERMINAL}
+
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        async with self.news:
+            await self.news.wait_for(condition)
+
+
+async def run_trial(server: ServerProcess, kills: int, jobs_per_kill: int, seed: int) -> Trial:
+    """Submit, cancel, watch and kill, until so many kills were done and every job has ended."""
+    trial, dice = Trial(), random.Random(seed)
+    async with AsyncEvalClient(server.address) as client:
+        first = await client.submit(request_of("quick"))
+        trial.acknowledged.add(first.job_id)
+        watcher = asyncio.create_task(watch_everything(client, trial, first.revision))
+        for _ in range(kills):
+            load = asyncio.create_task(submit_and_cancel(client, trial, dice, jobs_per_kill))
+            seen = len(trial.events) + dice.randrange(2 * jobs_per_kill)
+            await trial.wait_until(lambda seen=seen, load=load: len(trial.events) >= seen or load.done())
+            await asyncio.to_thread(kill_something, server, trial, dice)
+            await load
+        await trial.wait_until(lambda: trial.ended >= trial.acknowledged)
+        watcher.cancel()
+        await asyncio.gather(watcher, return_exceptions=True)
+    return trial
+
+
+async def submit_and_cancel(client: AsyncEvalClient, trial: Trial, dice: random.Random, count: int) -> None:
+    for _ in range(count):
+        request, request_id = (
+            request_of(dice.choice(KINDS), dice.choice((0, 1, 1, 2))),
+            str(uuid.UUID(int=dice.getrandbits(128))),
+        )
+        submit = partial(client.submit, request, request_id=request_id, max_attempts=dice.choice((1, 3)))
+        trial.acknowledged.add((await until_served(submit)).job_id)
+        if dice.random() < 0.2:
+            victim = dice.choice(sorted(trial.acknowledged - trial.ended))
+            try:
+                await until_served(partial(client.cancel_job, victim, "the dice said so"))
+                trial.cancelled.add(victim)
+            except PreconditionError:
+                pass  # it ended first
+    async with trial.news:
+        trial.news.notify_all()
+
+
+async def until_served(call: Callable[[], Awaitable[pb.JobInfo]]) -> pb.JobInfo:
+    """Call again for as long as the server is away, as the schema allows for both calls."""
+    while True:
+        try:
+            return await call()
+        except UnavailableError:
+            await asyncio.sleep(0.05)
+
+
+async def watch_everything(client: AsyncEvalClient, trial: Trial, after_revision: int) -> None:
+    async for event in client.watch_all(after_revision=after_revision):
+        if event.type == pb.JOB_EVENT_TYPE_STATUS:
+            trial.events.append((event.revision, event.job.job_id, event.job.status))
+            async with trial.news:
+                trial.news.notify_all()
+
+
+def kill_something(server: ServerProcess, trial: Trial, dice: random.Random) -> None:
+    """Kill one of: the server, a harness, its whole group with the parent that waits for it, all of that."""
+    target = dice.choice(("server", "harness", "group", "server and group"))
+    trial.kills[target] += 1
+    if target != "server":
+        running = sorted(job_id for job_id in trial.acknowledged - trial.ended if processes_of_job(job_id))
+        pids = processes_of_job(dice.choice(running)) if running else []
+        # The parent that waits for the harness has the lower id: it was there first.
+        send_signal(sorted(pids)[1:] if target == "harness" else pids, signal.SIGKILL)
+    if "server" in target:
+        server.kill()
+        server.start()
+
+
+def request_of(kind: str, num_gpus: int = 0) -> pb.EvaluateRequest:
+    return pb.EvaluateRequest(harness="trial", model=kind, tasks=["t"], num_gpus=num_gpus)
+
+
+def check(trial: Trial, starts: list[tuple[str, int]], jobs: dict[str, pb.JobInfo], first_revision: int) -> list[str]:
+    """Return what is wrong; nothing, if all promises were kept."""
+    problems = []
+    revisions = [revision for revision, _, _ in trial.events]
+    if revisions != list(range(first_revision + 1, first_revision + 1 + len(revisions))):
+        problems.append("the watcher missed, repeated or disordered a revision")
+    for job_id in sorted(trial.acknowledged):
+        history = [status for _, its_id, status in trial.events if its_id == job_id]
+        problems += [f"{job_id}: {problem}" for problem in problems_of(jobs[job_id], history, starts)]
+    problems += [f"attempt {attempt} of {job} ran {n} times" for (job, attempt), n in Counter(starts).items() if n > 1]
+    return problems
+
+
+def problems_of(job: pb.JobInfo, history: list[int], starts: list[tuple[str, int]]) -> list[str]:
+    problems = []
+    if sum(status in TERMINAL for status in history) != 1 or history[-1] != job.status:
+        problems.append(f"history {list(map(status_name, history))} and status {status_name(job.status)}")
+    if any(pair not in TRANSITIONS for pair in pairwise(history)):
+        problems.append(f"an illegal transition in {list(map(status_name, history))}")
+    if job.status == pb.JOB_STATUS_COMPLETED and (job.job_id, job.attempt) not in starts:
+        problems.append("it has results of an attempt that never ran")
+    if len(job.attempts) != job.attempt or any(not attempt.HasField("completed_at") for attempt in job.attempts):
+        problems.append("an attempt is missing or never ended")
+    return problems
+
+
+def run_campaign(folder: Path, kills: int, jobs_per_kill: int, seed: int) -> dict[str, object]:
+    """Run a campaign in a folder and return its counts, among them the problems."""
+    (folder / "program.py").write_text(PROGRAM)
+    server = ServerProcess(folder / "data", CONFIG)
+    server.start()
+    try:
+        trial = asyncio.run(run_trial(server, kills, jobs_per_kill, seed))
+        jobs = asyncio.run(final_jobs(server.address, trial.acknowledged))
+        starts = [(job, int(attempt)) for job, attempt in map(str.split, (folder / "starts").read_text().splitlines())]
+        left = server.processes_of_jobs()
+        problems = check(trial, starts, jobs, 1) + [f"process {pid} is left" for pid in left]
+    finally:
+        server.clean_up()
+    return {
+        "kills": dict(trial.kills),
+        "jobs": len(jobs),
+        "attempts": sum(len(job.attempts) for job in jobs.values()),
+        "programs_started": len(starts),
+        "events": len(trial.events),
+        "outcomes": dict(Counter(outcome(job) for job in jobs.values())),
+        "problems": problems,
+    }
+
+
+async def final_jobs(address: str, job_ids: set[str]) -> dict[str, pb.JobInfo]:
+    async with AsyncEvalClient(address) as client:
+        return {job_id: await client.get_job(job_id) for job_id in job_ids}
+
+
+def outcome(job: pb.JobInfo) -> str:
+    return f"{status_name(job.status)} {job.error.reason}".strip()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--jobs-per-kill", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        counts = run_campaign(Path(folder), options.kills, options.jobs_per_kill, options.seed)
+    print(json.dumps(counts, indent=2))
+    return 1 if counts["problems"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
