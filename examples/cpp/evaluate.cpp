@@ -1,0 +1,215 @@
+// Submits an evaluation, watches it to its end across broken connections, and prints its metrics.
+//
+//   evaluate --harness H --model M --tasks A,B [--num-gpus N] [--patience SECONDS]
+//
+// EVALRPC_ADDRESS names the server. Exits with 0 when the job completed, 1 when it failed or was cancelled, 2 when the call was
+// wrong, 3 when the server can't be reached.
+
+#include <getopt.h>
+#include <grpcpp/grpcpp.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <iomanip>
+#include <iostream>
+#include <memory>
+#include <optional>
+#include <random>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <thread>
+
+#include "evalrpc/v1/evaluation_service.grpc.pb.h"
+
+namespace {
+
+using namespace evalrpc::v1;
+using std::chrono::duration;
+using std::chrono::steady_clock;
+
+constexpr duration<double> kFirstBackoff{0.1};
+constexpr duration<double> kLongestBackoff{5};
+
+struct Flags {
+  EvaluateRequest request;
+  duration<double> patience{60};
+};
+
+// Waits between tries: a random part of a bound that doubles, until the patience is over without a success.
+class Backoff {
+ public:
+  explicit Backoff(duration<double> patience) : patience_(patience) {}
+
+  void Reset() {
+    bound_ = kFirstBackoff;
+    deadline_.reset();
+  }
+
+  // Returns false once the patience is over.
+  bool Wait(const grpc::Status& error) {
+    const auto now = steady_clock::now();
+    if (!deadline_) {
+      deadline_ = now + std::chrono::duration_cast<steady_clock::duration>(patience_);
+      std::cerr << "evaluate: no server, trying again: " << error.error_message() << std::endl;
+    }
+    if (now >= *deadline_) return false;
+    std::this_thread::sleep_for(bound_ * std::uniform_real_distribution<>()(random_));
+    bound_ = std::min(2 * bound_, kLongestBackoff);
+    return true;
+  }
+
+ private:
+  duration<double> patience_;
+  duration<double> bound_ = kFirstBackoff;
+  std::optional<steady_clock::time_point> deadline_;
+  std::mt19937 random_{std::random_device()()};
+};
+
+std::string StatusName(const JobInfo& job) {
+  const std::string prefix = "JOB_STATUS_";
+  const std::string name = JobStatus_Name(job.status());
+  return name.rfind(prefix, 0) == 0 ? name.substr(prefix.size()) : std::to_string(job.status());
+}
+
+// Follows one job, and knows how far it has seen it.
+class Watcher {
+ public:
+  Watcher(const std::string& address, duration<double> patience)
+      : server_(EvaluationService::NewStub(
+            grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), ChannelArguments()))),
+        backoff_(patience) {}
+
+  // Leaves the job at its end in `job()`, unless it returns an error.
+  grpc::Status Evaluate(const SubmitJobRequest& submission) {
+    grpc::Status status;
+    do {
+      status = Try(submission);
+    } while (status.error_code() == grpc::StatusCode::UNAVAILABLE && backoff_.Wait(status));
+    return status;
+  }
+
+  const JobInfo& job() const { return job_; }
+
+ private:
+  static grpc::ChannelArguments ChannelArguments() {
+    grpc::ChannelArguments arguments;
+    // gRPC's own defaults wait up to two minutes before they look for a restarted server again.
+    arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
+    arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 5000);
+    // Notices a server that is gone without a word, also while a job is silent.
+    arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 30000);
+    return arguments;
+  }
+
+  // Submits the job if that is still to be done, and watches it until it ends or the connection breaks.
+  grpc::Status Try(const SubmitJobRequest& submission) {
+    if (job_.job_id().empty()) {
+      grpc::ClientContext context;
+      if (auto status = server_->SubmitJob(&context, submission, &job_); !status.ok()) return status;
+      revision_ = job_.revision();
+      std::cerr << "job " << job_.job_id() << std::endl;
+      PrintStatus();
+    }
+    WatchJobRequest request;
+    request.set_job_id(job_.job_id());
+    request.set_after_revision(revision_);
+    grpc::ClientContext context;
+    const auto events = server_->WatchJob(&context, request);
+    for (JobEvent event; events->Read(&event);) {
+      backoff_.Reset();
+      if (event.has_job()) job_ = event.job();
+      if (job_.revision() > revision_) PrintStatus();
+      revision_ = event.revision();
+    }
+    return events->Finish();  // OK comes only after the terminal event
+  }
+
+  void PrintStatus() const { std::cout << job_.revision() << ' ' << StatusName(job_) << std::endl; }
+
+  std::unique_ptr<EvaluationService::Stub> server_;
+  Backoff backoff_;
+  JobInfo job_;
+  int64_t revision_ = 0;  // all changes up to it are printed
+};
+
+void PrintOutcome(const JobInfo& job) {
+  if (job.has_error()) {
+    std::cerr << "evaluate: " << StatusName(job) << ' ' << job.error().reason() << ": " << job.error().message() << std::endl;
+  }
+  std::cout << std::fixed << std::setprecision(4);
+  for (const auto& [model, result] : job.results()) {
+    for (const auto& metric : result.metrics()) {
+      std::cout << metric.task() << ' ' << metric.metric();
+      if (!metric.filter().empty()) std::cout << ',' << metric.filter();
+      std::cout << ' ' << metric.value() << ' ';
+      if (metric.has_stderr()) {
+        std::cout << metric.stderr() << std::endl;
+      } else {
+        std::cout << '-' << std::endl;
+      }
+    }
+  }
+}
+
+// Prints the error, and returns the exit code. Its reason comes in google.rpc.ErrorInfo, for which the distribution has no C++ classes.
+int Report(const grpc::Status& error) {
+  const bool unreachable = error.error_code() == grpc::StatusCode::UNAVAILABLE;
+  std::cerr << "evaluate: " << (unreachable ? "UNAVAILABLE" : "code " + std::to_string(error.error_code())) << ": "
+            << error.error_message() << std::endl;
+  return unreachable ? 3 : 2;
+}
+
+// Throws std::logic_error where the command line is wrong.
+Flags ParseFlags(int argc, char** argv) {
+  const option options[] = {{"harness", required_argument, nullptr, 'h'},  {"model", required_argument, nullptr, 'm'},
+                            {"tasks", required_argument, nullptr, 't'},    {"num-gpus", required_argument, nullptr, 'g'},
+                            {"patience", required_argument, nullptr, 'p'}, {}};
+  Flags flags;
+  flags.request.set_num_gpus(1);
+  for (int flag; (flag = getopt_long(argc, argv, "", options, nullptr)) != -1;) {
+    switch (flag) {
+      case 'h': flags.request.set_harness(optarg); break;
+      case 'm': flags.request.set_model(optarg); break;
+      case 'g': flags.request.set_num_gpus(std::stoi(optarg)); break;
+      case 'p': flags.patience = duration<double>(std::stod(optarg)); break;
+      case 't': {
+        std::istringstream tasks(optarg);
+        for (std::string task; std::getline(tasks, task, ',');) flags.request.add_tasks(task);
+        break;
+      }
+      default: throw std::invalid_argument("wrong flag");
+    }
+  }
+  return flags;
+}
+
+// A fresh id makes it safe to submit again when the answer got lost.
+std::string RandomId() {
+  std::random_device random;
+  std::ostringstream id;
+  for (int i = 0; i < 4; ++i) id << std::hex << std::setw(8) << std::setfill('0') << random();
+  return id.str();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Flags flags;
+  try {
+    flags = ParseFlags(argc, argv);
+  } catch (const std::logic_error& error) {
+    std::cerr << "evaluate: wrong call (" << error.what() << ')' << std::endl;
+    return 2;
+  }
+  SubmitJobRequest submission;
+  *submission.mutable_request() = flags.request;
+  submission.set_request_id(RandomId());
+
+  const char* address = std::getenv("EVALRPC_ADDRESS");
+  Watcher watcher(address ? address : "127.0.0.1:50051", flags.patience);
+  if (const auto status = watcher.Evaluate(submission); !status.ok()) return Report(status);
+  PrintOutcome(watcher.job());
+  return watcher.job().status() == JOB_STATUS_COMPLETED ? 0 : 1;
+}

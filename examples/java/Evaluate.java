@@ -1,0 +1,200 @@
+import evalrpc.v1.EvaluateRequest;
+import evalrpc.v1.EvaluationServiceGrpc;
+import evalrpc.v1.EvaluationServiceGrpc.EvaluationServiceBlockingStub;
+import evalrpc.v1.JobInfo;
+import evalrpc.v1.JobStatus;
+import evalrpc.v1.SubmitJobRequest;
+import evalrpc.v1.WatchJobRequest;
+import io.grpc.ManagedChannel;
+import io.grpc.ManagedChannelBuilder;
+import io.grpc.Status;
+import io.grpc.StatusRuntimeException;
+import java.time.Duration;
+import java.time.Instant;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Locale;
+import java.util.Map;
+import java.util.UUID;
+import java.util.concurrent.ThreadLocalRandom;
+import java.util.concurrent.TimeUnit;
+
+/**
+ * Submits an evaluation, watches it to its end across broken connections, and prints its metrics.
+ *
+ * <pre>java -jar evaluate.jar --harness H --model M --tasks A,B [--num-gpus N] [--patience SECONDS]</pre>
+ *
+ * EVALRPC_ADDRESS names the server. Exits with 0 when the job completed, 1 when it failed or was cancelled, 2 when the call was
+ * wrong, 3 when the server can't be reached.
+ */
+public final class Evaluate {
+    private static final List<String> FLAGS = List.of("--harness", "--model", "--tasks", "--num-gpus", "--patience");
+
+    private final ManagedChannel channel;
+    private final EvaluationServiceBlockingStub server;
+    private final Backoff backoff;
+    private JobInfo job;
+    /** All changes up to it are printed. */
+    private long revision;
+
+    private Evaluate(ManagedChannel channel, Duration patience) {
+        this.channel = channel;
+        this.server = EvaluationServiceGrpc.newBlockingStub(channel);
+        this.backoff = new Backoff(patience);
+    }
+
+    public static void main(String[] arguments) throws InterruptedException {
+        System.exit(run(arguments));
+    }
+
+    private static int run(String[] arguments) throws InterruptedException {
+        SubmitJobRequest submission;
+        Duration patience;
+        try {
+            var flags = parseFlags(arguments);
+            submission = submission(flags);
+            patience = Duration.ofMillis((long) (1000 * Double.parseDouble(flags.getOrDefault("--patience", "60"))));
+        } catch (IllegalArgumentException error) {
+            System.err.println("evaluate: " + error.getMessage());
+            return 2;
+        }
+        var channel = ManagedChannelBuilder.forTarget(System.getenv().getOrDefault("EVALRPC_ADDRESS", "127.0.0.1:50051"))
+                .usePlaintext()
+                // Notices a server that is gone without a word, also while a job is silent.
+                .keepAliveTime(30, TimeUnit.SECONDS)
+                .build();
+        try {
+            var job = new Evaluate(channel, patience).evaluate(submission);
+            printOutcome(job);
+            return job.getStatus() == JobStatus.JOB_STATUS_COMPLETED ? 0 : 1;
+        } catch (StatusRuntimeException error) {
+            var status = error.getStatus();
+            System.err.printf("evaluate: %s: %s%n", status.getCode(), status.getDescription());
+            return status.getCode() == Status.Code.UNAVAILABLE ? 3 : 2;
+        } finally {
+            channel.shutdownNow();
+        }
+    }
+
+    private static Map<String, String> parseFlags(String[] arguments) {
+        var flags = new HashMap<String, String>();
+        for (int i = 0; i < arguments.length; i += 2) {
+            if (!FLAGS.contains(arguments[i]) || i + 1 == arguments.length) {
+                throw new IllegalArgumentException(arguments[i] + " is no flag with a value; there are: " + FLAGS);
+            }
+            flags.put(arguments[i], arguments[i + 1]);
+        }
+        return flags;
+    }
+
+    private static SubmitJobRequest submission(Map<String, String> flags) {
+        var request = EvaluateRequest.newBuilder()
+                .setHarness(flags.getOrDefault("--harness", ""))
+                .setModel(flags.getOrDefault("--model", ""))
+                .addAllTasks(List.of(flags.getOrDefault("--tasks", "").split(",")))
+                .setNumGpus(Integer.parseInt(flags.getOrDefault("--num-gpus", "1")));
+        // The id makes it safe to submit again when the answer got lost.
+        return SubmitJobRequest.newBuilder().setRequest(request).setRequestId(UUID.randomUUID().toString()).build();
+    }
+
+    /** Returns the job at its end. */
+    private JobInfo evaluate(SubmitJobRequest submission) throws InterruptedException {
+        while (true) {
+            try {
+                if (job == null) {
+                    submit(submission);
+                }
+                return watch();
+            } catch (StatusRuntimeException error) {
+                if (error.getStatus().getCode() != Status.Code.UNAVAILABLE) {
+                    throw error;
+                }
+                backoff.await(error);
+                // Looks for the server now; gRPC by itself waits up to two minutes.
+                channel.resetConnectBackoff();
+            }
+        }
+    }
+
+    private void submit(SubmitJobRequest submission) {
+        job = server.submitJob(submission);
+        revision = job.getRevision();
+        System.err.println("job " + job.getJobId());
+        printStatus(job);
+    }
+
+    private JobInfo watch() {
+        var request = WatchJobRequest.newBuilder().setJobId(job.getJobId()).setAfterRevision(revision).build();
+        var events = server.watchJob(request);
+        while (true) {
+            var event = events.next(); // the stream never ends before the terminal event, unless with an error
+            backoff.reset();
+            if (event.getJob().getRevision() > revision) {
+                printStatus(event.getJob());
+            }
+            revision = event.getRevision();
+            if (event.getTerminal()) {
+                return event.getJob();
+            }
+        }
+    }
+
+    private static void printStatus(JobInfo job) {
+        System.out.println(job.getRevision() + " " + statusName(job));
+    }
+
+    private static void printOutcome(JobInfo job) {
+        if (job.hasError()) {
+            System.err.printf(
+                    "evaluate: %s %s: %s%n", statusName(job), job.getError().getReason(), job.getError().getMessage());
+        }
+        for (var result : job.getResultsMap().values()) {
+            for (var metric : result.getMetricsList()) {
+                var name = metric.getFilter().isEmpty() ? metric.getMetric() : metric.getMetric() + "," + metric.getFilter();
+                var stderr = metric.hasStderr() ? number(metric.getStderr()) : "-";
+                System.out.println(String.join(" ", metric.getTask(), name, number(metric.getValue()), stderr));
+            }
+        }
+    }
+
+    private static String statusName(JobInfo job) {
+        return job.getStatus().name().replace("JOB_STATUS_", "");
+    }
+
+    private static String number(double value) {
+        return String.format(Locale.ROOT, "%.4f", value);
+    }
+
+    /** Waits between tries: a random part of a bound that doubles, until the patience is over without a success. */
+    private static final class Backoff {
+        private static final long FIRST_MILLIS = 100;
+        private static final long LONGEST_MILLIS = 5000;
+
+        private final Duration patience;
+        private long boundMillis;
+        private Instant deadline;
+
+        Backoff(Duration patience) {
+            this.patience = patience;
+            reset();
+        }
+
+        void reset() {
+            boundMillis = FIRST_MILLIS;
+            deadline = null;
+        }
+
+        /** Throws the error once the patience is over. */
+        void await(StatusRuntimeException error) throws InterruptedException {
+            if (deadline == null) {
+                deadline = Instant.now().plus(patience);
+                System.err.println("evaluate: no server, trying again: " + error.getStatus().getDescription());
+            }
+            if (Instant.now().isAfter(deadline)) {
+                throw error;
+            }
+            Thread.sleep(ThreadLocalRandom.current().nextLong(boundMillis + 1));
+            boundMillis = Math.min(2 * boundMillis, LONGEST_MILLIS);
+        }
+    }
+}

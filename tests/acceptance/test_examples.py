@@ -1,0 +1,297 @@
+"""The examples in other languages, built as their users build them, against the real server."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from server_process import ServerProcess
+
+from evalrpc.client import EvalClient
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+OLDEST_PROTOC = (3, 15)
+"""Older ones refuse `optional`."""
+
+HARNESS = '''
+"""Shows progress, waits until it is let go, and leaves a result for every task, or fails for the model `broken`."""
+
+import json, os, sys, time
+from pathlib import Path
+
+output_dir, model, tasks, gate = sys.argv[1:]
+print("\\rEvaluating:  50%|#####     | 2/4 [00:00<00:00,  5.00it/s]", end="", file=sys.stderr, flush=True)
+while not os.path.exists(gate):
+    time.sleep(0.02)
+print("\\rEvaluating: 100%|##########| 4/4 [00:00<00:00,  5.00it/s]", file=sys.stderr, flush=True)
+if model == "broken":
+    sys.exit("OSError: no such weights")
+metrics = {"acc,none": 0.25, "acc_stderr,none": 0.0993, "exact_match,strict-match": 0.5}
+folder = Path(output_dir, model)
+folder.mkdir()
+results = {task: {"alias": task, **metrics} for task in tasks.split(",")}
+(folder / "20260214_103045_results.json").write_text(json.dumps({"results": results}))
+'''
+
+METRICS = [
+    "first acc,none 0.2500 0.0993",
+    "first exact_match,strict-match 0.5000 -",
+    "second acc,none 0.2500 0.0993",
+    "second exact_match,strict-match 0.5000 -",
+]
+
+
+@dataclass(frozen=True)
+class Language:
+    """What an example needs on the machine, and how it is built; `build` returns the command that runs it."""
+
+    build: Callable[[Path], Sequence[str]]
+    tools: Sequence[str]
+    paths: Sequence[str] = ()
+    packages: Sequence[str] = ()
+    """Of pkg-config."""
+
+    def missing(self) -> str | None:
+        """Say what keeps the example from being built here, if anything does."""
+        for tool in self.tools:
+            if not shutil.which(tool):
+                return f"there is no {tool}"
+        for path in self.paths:
+            if not Path(path).exists():
+                return f"there is no {path}"
+        for package in self.packages:
+            if subprocess.run(["pkg-config", "--exists", package], check=False).returncode:
+                return f"pkg-config knows no {package}"
+        if "protoc" in self.tools and protoc_version() < OLDEST_PROTOC:
+            return "protoc is too old"
+        return None
+
+
+def protoc_version() -> tuple[int, ...]:
+    output = subprocess.run(["protoc", "--version"], check=True, capture_output=True, text=True).stdout
+    return tuple(int(number) for number in re.findall(r"\d+", output))
+
+
+def build_node(folder: Path) -> Sequence[str]:
+    example = folder / "examples" / "node"
+    shutil.copytree(EXAMPLES / "node", example, ignore=shutil.ignore_patterns("node_modules"))
+    shutil.copytree(ROOT / "protos", folder / "protos")
+    run_quietly("npm", "ci", "--no-audit", "--no-fund", cwd=example)
+    return ("node", str(example / "evaluate.js"))
+
+
+def build_java(folder: Path) -> Sequence[str]:
+    make("java", folder)
+    return ("java", "-jar", str(folder / "evaluate.jar"))
+
+
+def build_with_make(name: str) -> Callable[[Path], Sequence[str]]:
+    def build(folder: Path) -> Sequence[str]:
+        make(name, folder)
+        return (str(folder / "evaluate"),)
+
+    return build
+
+
+def make(name: str, folder: Path) -> None:
+    run_quietly("make", "-C", str(EXAMPLES / name), f"BUILD={folder}")
+
+
+def run_quietly(*command: str, cwd: Path | None = None) -> None:
+    done = subprocess.run(command, cwd=cwd, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+LANGUAGES = {
+    "node": Language(build_node, ("node", "npm")),
+    "go": Language(
+        build_with_make("go"),
+        ("make", "go", "protoc", "protoc-gen-go", "protoc-gen-go-grpc"),
+        # The second is of the newer of two packages that Debian has for the same import path.
+        ("/usr/share/gocode/src/google.golang.org/grpc", "/usr/share/gocode/src/github.com/golang/protobuf/proto/proto.go"),
+    ),
+    "java": Language(
+        build_java,
+        ("make", "java", "javac", "jar", "protoc", "grpc_java_plugin"),
+        tuple(
+            f"/usr/share/java/{name}.jar"
+            for name in (
+                "grpc-netty",
+                "netty-codec-http2",
+                "perfmark-api",
+                "protobuf",
+                "proto-google-common-protos",
+                "geronimo-annotation-1.3-spec",
+            )
+        ),
+    ),
+    "cpp": Language(
+        build_with_make("cpp"), ("make", "g++", "protoc", "grpc_cpp_plugin", "pkg-config"), packages=("grpc++", "protobuf")
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=LANGUAGES)
+def example(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Sequence[str]:
+    """Build the example of one language, and give the command that runs it."""
+    language = LANGUAGES[request.param]
+    if missing := language.missing():
+        pytest.skip(f"the example for {request.param} can't be built here: {missing}; see examples/README.md")
+    return language.build(tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """The file that lets the harness go on to its end."""
+    return tmp_path / "gate"
+
+
+@pytest.fixture
+def server(tmp_path: Path, gate: Path, serve: Callable[[str], ServerProcess]) -> ServerProcess:
+    program = tmp_path / "harness.py"
+    program.write_text(HARNESS)
+    return serve(f"""
+        gpus = "0"
+        [harnesses.gated]
+        kind = "command"
+        command = ["{sys.executable}", "{program}", "{{output_dir}}", "{{model}}", "{{tasks}}", "{gate}"]
+    """)
+
+
+class Client:
+    """A run of an example."""
+
+    def __init__(self, command: Sequence[str], address: str) -> None:
+        environment = {**os.environ, "EVALRPC_ADDRESS": address, "no_proxy": "127.0.0.1"}
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+    def wait_for_status(self, status: str) -> list[str]:
+        """Return the lines up to the one with this status."""
+        assert self._process.stdout is not None
+        lines = []
+        for line in self._process.stdout:
+            lines.append(line.rstrip("\n"))
+            if line.split()[1:] == [status]:
+                return lines
+        raise AssertionError(f"{lines} without {status}; stderr: {self.finish()}")
+
+    def wait_until_it_lost_the_server(self) -> None:
+        assert self._process.stderr is not None
+        assert any("trying again" in line for line in self._process.stderr)
+
+    def finish(self) -> tuple[int, list[str], str]:
+        """Return the exit code, the remaining lines of stdout, and the rest of stderr."""
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        lines = self._process.stdout.read().splitlines()
+        return self._process.wait(), lines, self._process.stderr.read()
+
+    def clean_up(self) -> None:
+        self._process.send_signal(signal.SIGKILL)
+        with self._process:  # closes the pipes and waits
+            pass
+
+
+@pytest.fixture
+def evaluate(example: Sequence[str], server: ServerProcess) -> Iterator[Callable[..., Client]]:
+    """Start the example; it is ended with the test."""
+    with ExitStack() as stack:
+
+        def start(model: str = "m", *, num_gpus: str = "0", patience: str = "60") -> Client:
+            flags = ("--harness", "gated", "--model", model, "--tasks", "first,second")
+            client = Client((*example, *flags, "--num-gpus", num_gpus, "--patience", patience), server.address)
+            stack.callback(client.clean_up)
+            return client
+
+        yield start
+
+
+def assert_statuses(lines: Sequence[str], server: ServerProcess, *expected: str) -> None:
+    """Check that the statuses are complete and in order, and that the server's own record ends with the same revision."""
+    revisions = [int(line.split()[0]) for line in lines]
+    assert [line.split()[1] for line in lines] == list(expected)
+    assert revisions == sorted(set(revisions))
+    with EvalClient(server.address) as client:
+        (job,) = client.list_jobs()
+    assert revisions[-1] == job.revision
+
+
+def test_it_submits_watches_and_prints_the_metrics(evaluate: Callable[..., Client], server: ServerProcess, gate: Path) -> None:
+    gate.touch()
+    code, lines, errors = evaluate().finish()
+    assert (code, lines[3:]) == (0, METRICS), errors
+    assert_statuses(lines[:3], server, "QUEUED", "RUNNING", "COMPLETED")
+
+
+def test_a_job_that_fails_is_told_with_its_reason(evaluate: Callable[..., Client], server: ServerProcess, gate: Path) -> None:
+    gate.touch()
+    code, lines, errors = evaluate("broken").finish()
+    assert code == 1
+    assert_statuses(lines, server, "QUEUED", "RUNNING", "FAILED")
+    assert "evaluate: FAILED HARNESS_FAILED: OSError: no such weights\n" in errors
+
+
+def test_a_watch_goes_on_where_it_was_when_the_server_is_killed_and_comes_back(
+    evaluate: Callable[..., Client], server: ServerProcess, gate: Path
+) -> None:
+    client = evaluate()
+    lines = client.wait_for_status("RUNNING")
+    server.kill()
+    client.wait_until_it_lost_the_server()
+    server.start()
+    gate.touch()
+    code, more_lines, errors = client.finish()
+    lines += more_lines
+    assert (code, lines[3:]) == (0, METRICS), errors
+    assert_statuses(lines[:3], server, "QUEUED", "RUNNING", "COMPLETED")
+
+
+def test_a_change_while_there_is_no_server_is_not_missed(
+    evaluate: Callable[..., Client], server: ServerProcess, gate: Path
+) -> None:
+    client = evaluate()
+    lines = client.wait_for_status("RUNNING")
+    server.kill()
+    gate.touch()
+    client.wait_until_it_lost_the_server()
+    server.start()
+    code, more_lines, errors = client.finish()
+    lines += more_lines
+    assert (code, lines[3:]) == (0, METRICS), errors
+    assert_statuses(lines[:3], server, "QUEUED", "RUNNING", "COMPLETED")
+
+
+def test_a_submission_waits_for_a_server_that_comes_late(
+    evaluate: Callable[..., Client], server: ServerProcess, gate: Path
+) -> None:
+    server.kill()
+    client = evaluate()
+    client.wait_until_it_lost_the_server()
+    gate.touch()
+    server.start()
+    code, lines, errors = client.finish()
+    assert code == 0, errors
+    assert_statuses(lines[:3], server, "QUEUED", "RUNNING", "COMPLETED")
+
+
+def test_a_request_that_the_server_refuses_is_a_wrong_call(evaluate: Callable[..., Client]) -> None:
+    code, lines, errors = evaluate(num_gpus="9").finish()
+    assert (code, lines) == (2, [])
+    assert "request.num_gpus" in errors
+
+
+def test_a_server_that_stays_away_is_given_up(evaluate: Callable[..., Client], server: ServerProcess) -> None:
+    server.kill()
+    code, lines, errors = evaluate(patience="0").finish()
+    assert (code, lines) == (3, [])
+    assert "UNAVAILABLE" in errors.upper()
