@@ -26,6 +26,10 @@ SOURCES: dict[str, tuple[Any, str, Any, tuple[Any, Any, Any]]] = {
     "stop_seconds": (1, "2.5", 3.0, (1.0, 2.5, 3.0)),
     "journal_max_events": (1, "2", 3, (1, 2, 3)),
     "journal_max_age_seconds": (1, "2.5", 3.0, (1.0, 2.5, 3.0)),
+    "drain": ("true", "false", True, (True, False, True)),
+    "drain_seconds": (1, "2.5", 3.0, (1.0, 2.5, 3.0)),
+    "retention_max_age_seconds": (1, "2.5", 3.0, (1.0, 2.5, 3.0)),
+    "retention_max_jobs": (1, "2", 3, (1, 2, 3)),
     "log_format": ("json", "text", "json", ("json", "text", "json")),
 }
 
@@ -93,6 +97,10 @@ BAD = [
     ("grace_seconds", "soon"),
     ("stop_seconds", "inf"),
     ("journal_max_age_seconds", "nan"),
+    ("drain", "yes"),
+    ("drain_seconds", "inf"),
+    ("retention_max_jobs", "-1"),
+    ("retention_max_age_seconds", "-1"),
     ("log_format", "xml"),
     ("data_dir", "a,b"),
     ("output_root", "a'b"),

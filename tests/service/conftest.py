@@ -1,0 +1,75 @@
+"""Servers for the tests of the service. Whatever a test starts is ended with it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import Api, ServerHere, ServerThere, Site
+from waiting import eventually
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let a run that was ended or let go of leave its Popen unreaped, until LocalRun.close reaps it."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"))
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    site = Site(tmp_path)
+    yield site
+    site.kill_runs()
+
+
+@pytest.fixture
+def serve(site: Site) -> Iterator[Callable[..., ServerHere]]:
+    """Start a server in this process, with settings by name."""
+    servers: list[ServerHere] = []
+
+    def start(**flags: Any) -> ServerHere:
+        servers.append(ServerHere(site.settings(**flags)))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.start_no_more()
+        end_runs(site, server)
+        server.stop()
+
+
+def end_runs(site: Site, server: ServerHere) -> None:
+    def ended() -> bool:
+        site.kill_runs()
+        return server.idle
+
+    eventually(ended, "for the runs to end")
+
+
+@pytest.fixture
+def server(serve: Callable[..., ServerHere]) -> ServerHere:
+    return serve()
+
+
+@pytest.fixture
+def api(server: ServerHere) -> Api:
+    return server.api
+
+
+@pytest.fixture
+def launch(site: Site, request: pytest.FixtureRequest) -> Iterator[Callable[..., ServerThere]]:
+    """Start a server as a process of its own, with flags of the command line."""
+    servers: list[ServerThere] = []
+
+    def start(*flags: str) -> ServerThere:
+        servers.append(ServerThere(site, *flags))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.kill()
+    site.kill_runs()
+    log = (site.folder / "server.log").read_text() if servers else ""
+    if request.node.get_closest_marker("xfail") is None:
+        assert "Traceback" not in log, log

@@ -1,0 +1,136 @@
+# ruff: noqa: PTH103, PTH110, PTH123
+"""A harness of a few lines that does what the name of its model says. Run by a bare interpreter, so it imports next to nothing.
+
+TOY_DIR holds what it shares with the test: `starts/JOB` gets a line whenever it starts, and it waits for `release/JOB` or
+`release/all`.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+_, model, output_dir, job_id = sys.argv[:4]
+TOY_DIR = os.environ["TOY_DIR"]
+ATTEMPT = int(os.environ["EVALRPC_ATTEMPT"])
+
+
+def note_start():
+    os.makedirs(f"{TOY_DIR}/starts", exist_ok=True)
+    descriptor = os.open(f"{TOY_DIR}/starts/{job_id}", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(descriptor, f"{os.getpid()} {ATTEMPT}\n".encode())
+    os.close(descriptor)
+
+
+def released():
+    return any(os.path.exists(f"{TOY_DIR}/release/{name}") for name in (job_id, "all"))
+
+
+def wait_for_release():
+    while not released():
+        time.sleep(0.01)
+
+
+def say(text):
+    print(text, flush=True)
+
+
+def write_results(value=0.5):
+    folder = f"{output_dir}/toy"
+    os.makedirs(folder, exist_ok=True)
+    document = {"results": {"t": {"alias": "t", "acc,none": value}}, "n-samples": {"t": {"original": 4, "effective": 4}}}
+    with open(f"{folder}/20260101_000000_results.json", "w") as file:
+        json.dump(document, file)
+    with open(f"{folder}/20260101_000000_samples_t.jsonl", "w") as file:
+        file.writelines(json.dumps({"doc_id": number}) + "\n" for number in range(4))
+
+
+def good():
+    say("4/4")
+    write_results()
+
+
+def slow():
+    say("Evaluating: 0/4")
+    say("Evaluating: 1/4")
+    say("ready")
+    wait_for_release()
+    say("Evaluating: 4/4")
+    write_results()
+
+
+def steps():
+    for number in range(5):
+        say(f"Evaluating: {number}/4")
+        time.sleep(0.3)
+    write_results()
+
+
+def fails():
+    say("about to fail")
+    raise ValueError("the dataset is gone")
+
+
+def silent():
+    say("nothing came of it")
+
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def flaky():
+    if ATTEMPT == 1:
+        killed()
+    good()
+
+
+def hangs():
+    say("ready")
+    time.sleep(1000)
+
+
+def stubborn():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if len(sys.argv) == 4:  # not one of the children itself
+        for own_session in (False, True):
+            subprocess.Popen([*([sys.executable, "-S"]), *sys.argv, "child"], start_new_session=own_session)
+    say(f"ready {os.getpid()}")
+    time.sleep(1000)
+
+
+def lingers():
+    """Takes its time to end when it is asked to."""
+    asked = []
+    signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+    say("ready")
+    while not asked:
+        time.sleep(0.01)
+    say("asked to end")
+    wait_for_release()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def loud():
+    for _ in range(50):
+        sys.stdout.write("x" * 100_000)
+    sys.stdout.flush()
+    write_results()
+
+
+def chatter():
+    """Writes faster than anybody reads, within bounds."""
+    say("ready")
+    for _ in range(3000):
+        os.write(1, b"ab\n" * 20_000)
+        if released():
+            break
+    wait_for_release()
+
+
+if len(sys.argv) == 4:
+    note_start()
+globals()[model]()
