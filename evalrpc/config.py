@@ -83,6 +83,8 @@ class Settings:
     """How long a job is kept after its end, with its files. 0: for ever."""
     retention_max_jobs: int = 0
     """How many jobs that have ended are kept, the latest of them. 0: all."""
+    unknown_tasks: str = "warn"
+    """What becomes of a job with a task that the harness does not list, once the server has that list: `warn` or `refuse`."""
     log_format: str = "text"
     """`text` for people or `json` for machines."""
     harnesses: Mapping[str, HarnessSettings] = field(
@@ -112,6 +114,7 @@ class Settings:
             "retention_max_age_seconds",
         ):
             _require(0 <= getattr(self, name) < float("inf"), name, "must be finite and not negative")
+        _require(self.unknown_tasks in ("warn", "refuse"), "unknown_tasks", "must be `warn` or `refuse`")
         _require(self.log_format in ("text", "json"), "log_format", "must be `text` or `json`")
         _require(
             bool(re.fullmatch(r"auto|\d*|[\w.:/-]+(,[\w.:/-]+)*", self.gpus)),
@@ -173,6 +176,7 @@ _CONVERTERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "retention_max_jobs": int,
     "journal_max_events": int,
     "journal_max_age_seconds": float,
+    "unknown_tasks": str,
     "log_format": str,
     "harnesses": dict,
 }

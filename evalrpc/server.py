@@ -15,6 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from evalrpc import placement
+from evalrpc.catalog import Catalog
 from evalrpc.clock import Clock, SystemClock
 from evalrpc.config import Settings, parse_listen
 from evalrpc.errors import ConfigurationError, StoreUnavailableError
@@ -78,7 +79,8 @@ class Server:
         queue_state = QueueState(capacity, clock, gpu_guard.set_aside)
         harnesses = build_harnesses(settings)
         self._readers = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="reader")
-        self._hashers = ThreadPoolExecutor(1, thread_name_prefix="hasher")
+        self._catalog = Catalog(harnesses, settings.data_dir.absolute())
+        self._hashers = ThreadPoolExecutor(2, thread_name_prefix="hasher")
         self._feed = Feed(self._store, queue_state, clock, self._readers)
         workshop = Workshop(
             store=self._store,
@@ -108,6 +110,8 @@ class Server:
             settings=settings,
             clock=clock,
             readers=self._readers,
+            hashers=self._hashers,
+            catalog=self._catalog,
             started_at=clock.now(),
         )
         self._retention = Retention(
@@ -146,6 +150,7 @@ class Server:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self._scheduler.stop)
         await self._grpc.stop(self._settings.stop_seconds)
+        self._catalog.close()
         self._readers.shutdown(wait=True)
         self._hashers.shutdown(wait=True, cancel_futures=True)
         self._store.close()

@@ -1,6 +1,7 @@
 """The calls, each in a few lines: check the message, ask or tell the store, answer.
 
-Runs on the event loop. What may block goes to the thread pool `readers`; writes are futures of the store.
+Runs on the event loop. What may block goes to thread pools: short reads to `readers`, what takes long to `hashers`. Writes are
+futures of the store.
 """
 
 import asyncio
@@ -17,9 +18,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 import evalrpc
 from evalrpc import page_tokens, transitions, validation
+from evalrpc.catalog import Catalog, Names
 from evalrpc.clock import Clock
 from evalrpc.config import DEFAULT_HARNESS, Settings
-from evalrpc.errors import ServerStoppingError
+from evalrpc.errors import FieldViolation, ServerStoppingError
 from evalrpc.feed import Feed
 from evalrpc.gpu_memory import GpuGuard
 from evalrpc.harnesses.base import Harness
@@ -30,6 +32,7 @@ from evalrpc.v1 import evaluation_service_pb2 as calls
 from evalrpc.v1.job_pb2 import JOB_STATUS_QUEUED, JobInfo
 
 DEFAULT_PAGE_SIZE: Final = 50
+DEFAULT_NAMES_SIZE: Final = 100
 MAX_PAGE_SIZE: Final = 1000
 MAX_QUEUED_IDS: Final = 1000
 
@@ -53,6 +56,8 @@ class EvaluationService:
     settings: Settings
     clock: Clock
     readers: Executor
+    hashers: Executor
+    catalog: Catalog
     started_at: Timestamp
     stopping: bool = False
 
@@ -66,6 +71,7 @@ class EvaluationService:
         violations = validation.submission(request, self.harnesses, len(self.gpus), output_root)
         validation.require(violations)
         job = _new_job(request)
+        self._check_tasks(job)
         if request.validate_only:
             return self._as_if_submitted(job)
         submission = Submission(job, request.request_id, _fingerprint(request))
@@ -163,6 +169,16 @@ class EvaluationService:
             max_queued=self.settings.max_queued,
         )
 
+    async def ListTasks(self, request: calls.ListTasksRequest, context: _Context) -> calls.ListTasksResponse:
+        """List the tasks that a harness knows."""
+        names, token = await self._list_names(request, lambda names: names.tasks)
+        return calls.ListTasksResponse(tasks=names, next_page_token=token)
+
+    async def ListModels(self, request: calls.ListModelsRequest, context: _Context) -> calls.ListModelsResponse:
+        """List the model types that a harness knows."""
+        names, token = await self._list_names(request, lambda names: names.models)
+        return calls.ListModelsResponse(models=names, next_page_token=token)
+
     async def ListHarnesses(
         self,
         request: calls.ListHarnessesRequest,
@@ -191,6 +207,27 @@ class EvaluationService:
             max_running=self.queue_state.capacity.slots,
             capabilities=[method.name for method in methods if hasattr(self, method.name)],
         )
+
+    async def _list_names(
+        self, request: calls.ListTasksRequest | calls.ListModelsRequest, choose: Callable[[Names], Sequence[str]]
+    ) -> tuple[Sequence[str], str]:
+        """Return a page of names that contain the query, and the token of the next."""
+        harness = request.harness or DEFAULT_HARNESS
+        validation.require(validation.harness_name(harness, self.harnesses))
+        page_size = validation.require_page_size(request.page_size, DEFAULT_NAMES_SIZE, MAX_PAGE_SIZE)
+        listing = type(request)(harness=harness, query=request.query)
+        start = page_tokens.decode(request.page_token, listing) or 0
+        known = await asyncio.get_running_loop().run_in_executor(self.hashers, self.catalog.names, harness)
+        matching = [name for name in choose(known) if request.query.lower() in name.lower()]
+        end = start + page_size
+        return matching[start:end], page_tokens.encode(end, listing) if end < len(matching) else ""
+
+    def _check_tasks(self, job: JobInfo) -> None:
+        """Warn of tasks that the harness does not list, or refuse them, by the settings."""
+        unknown = self.catalog.unknown_tasks(job.request.harness, job.request.tasks)
+        if self.settings.unknown_tasks == "refuse":
+            validation.require(FieldViolation(f"request.tasks[{index}]", text) for index, text in unknown.items())
+        job.warnings.extend(unknown.values())
 
     async def _read(self, read: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self.readers, read)

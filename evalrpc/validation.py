@@ -113,6 +113,13 @@ def offsets(**fields: int) -> _Violations:
         yield from _not_negative(field, number)
 
 
+def harness_name(name: str, harnesses: Mapping[str, Harness]) -> _Violations:
+    """Yield that there is no such harness."""
+    if name not in harnesses:
+        known = ", ".join(sorted(harnesses))
+        yield FieldViolation("harness", f"this server has no harness {_quote(name)}; it has: {known}")
+
+
 def cancel_reason(reason: str) -> _Violations:
     """Yield what is wrong with the reason of a cancel."""
     yield from _text("reason", reason, MAX_REASON_LENGTH)
@@ -144,12 +151,8 @@ def _well_formed(request: EvaluateRequest, gpu_count: int, output_root: Path | N
 
 def _harness(request: EvaluateRequest, harnesses: Mapping[str, Harness]) -> _Violations:
     name = request.harness or DEFAULT_HARNESS
-    harness = harnesses.get(name)
-    if harness is None:
-        known = ", ".join(sorted(harnesses))
-        yield FieldViolation("harness", f"this server has no harness {_quote(name)}; it has: {known}")
-    else:
-        yield from harness.violations(request)
+    unknown = list(harness_name(name, harnesses))
+    yield from unknown or harnesses[name].violations(request)
 
 
 def _tasks(request: EvaluateRequest) -> _Violations:

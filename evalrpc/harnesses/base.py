@@ -39,6 +39,8 @@ class Command:
     """Files to write before it starts, by absolute path."""
     cwd: Path | None = None
     """The folder to run in. None: the server's own."""
+    watched_dirs: tuple[Path, ...] = ()
+    """Folders on whose files the outcome depends, besides the installation. It is remembered until they change."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,10 @@ class Harness(Protocol):
 
     def command(self, run: Run) -> Command:
         """Build the command line. Raises nothing for a request without violations."""
+
+    def catalog_command(self) -> Command | None:
+        """Build the command that prints, as its last line, `{"tasks": [...], "models": [...]}`: the names that the installed
+        harness knows. None: it can't tell."""
 
     def read_progress(self, line: str, progress: Progress) -> bool:
         """Take one line of the log (parted by newline or carriage return, without it) into `progress`; tell whether it

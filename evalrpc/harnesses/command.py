@@ -79,6 +79,9 @@ class CommandHarness:
             cwd=self._settings.working_dir,
         )
 
+    def catalog_command(self) -> None:
+        """Nobody but the operator knows what the program takes."""
+
     def read_progress(self, line: str, progress: Progress) -> bool:
         """Take in a progress bar such as `4/20` or tqdm's."""
         bar = read_bar(line)

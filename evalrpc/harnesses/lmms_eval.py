@@ -6,6 +6,7 @@ some model classes which files are written (`response_persistent_folder`). A key
 option or program, but a client is trusted with whatever the account of the server may read, write and reach.
 """
 
+import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -39,6 +40,13 @@ _PHASES: Final = (
     (re.compile(r"Running \w+ requests"), Progress.PHASE_EVALUATING),
     (re.compile(r"Postprocess(ing|ed)\b|Saving results"), Progress.PHASE_SCORING),
 )
+_CATALOG_SCRIPT: Final = """
+import json, sys
+from lmms_eval.models import MODEL_REGISTRY_V2
+from lmms_eval.tasks import TaskManager
+tasks = TaskManager("ERROR", include_path=json.loads(sys.argv[1]) or None).all_tasks
+print(json.dumps({"tasks": list(tasks), "models": MODEL_REGISTRY_V2.list_model_names()}))
+"""
 _NOT_SAVED = re.compile(r".* - (?P<error>\w+(?:Error|Exception)\(.*\))")
 
 
@@ -94,6 +102,16 @@ class LmmsEvalHarness:
             env=self._settings.env,
             files={config_path: config} if config else {},
             cwd=self._settings.working_dir,
+        )
+
+    def catalog_command(self) -> Command:
+        """Ask lmms-eval's own registries: tasks, groups and tags, and the names of models with their aliases."""
+        folders = json.dumps([str(folder) for folder in self._settings.include_path])
+        return Command(
+            argv=(str(self._settings.python), "-c", _CATALOG_SCRIPT, folders),
+            env=self._settings.env,
+            cwd=self._settings.working_dir,
+            watched_dirs=self._settings.include_path,
         )
 
     def read_progress(self, line: str, progress: Progress) -> bool:

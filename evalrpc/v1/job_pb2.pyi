@@ -266,6 +266,7 @@ class JobInfo(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     CANCEL_REASON_FIELD_NUMBER: _builtins.int
     RETRY_AT_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """UUID4 in its canonical form, chosen by the server."""
     status: Global___JobStatus.ValueType
@@ -340,6 +341,10 @@ class JobInfo(_message.Message):
     def retry_at(self) -> _timestamp_pb2.Timestamp:
         """When the next attempt may begin at the earliest. Absent unless QUEUED after an attempt that failed."""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What looked wrong at submission and was let pass, for people, such as a task that the harness does not know."""
+
     def __init__(
         self,
         *,
@@ -366,10 +371,11 @@ class JobInfo(_message.Message):
         attempts: _abc.Iterable[Global___JobAttempt] | None = ...,
         cancel_reason: _builtins.str = ...,
         retry_at: _timestamp_pb2.Timestamp | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_position_in_queue", b"_position_in_queue", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "position_in_queue", b"position_in_queue", "progress", b"progress", "request", b"request", "retry_at", b"retry_at", "started_at", b"started_at", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_position_in_queue", b"_position_in_queue", "attempt", b"attempt", "attempts", b"attempts", "cancel_reason", b"cancel_reason", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "gpus", b"gpus", "job_id", b"job_id", "labels", b"labels", "max_attempts", b"max_attempts", "position_in_queue", b"position_in_queue", "priority", b"priority", "progress", b"progress", "request", b"request", "results", b"results", "retry_at", b"retry_at", "revision", b"revision", "started_at", b"started_at", "status", b"status", "supersede_key", b"supersede_key", "timeout", b"timeout", "wait_reason", b"wait_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_position_in_queue", b"_position_in_queue", "attempt", b"attempt", "attempts", b"attempts", "cancel_reason", b"cancel_reason", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "gpus", b"gpus", "job_id", b"job_id", "labels", b"labels", "max_attempts", b"max_attempts", "position_in_queue", b"position_in_queue", "priority", b"priority", "progress", b"progress", "request", b"request", "results", b"results", "retry_at", b"retry_at", "revision", b"revision", "started_at", b"started_at", "status", b"status", "supersede_key", b"supersede_key", "timeout", b"timeout", "wait_reason", b"wait_reason", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__position_in_queue: _TypeAlias = _typing.Literal["position_in_queue"]  # noqa: Y015
     _WhichOneofArgType__position_in_queue: _TypeAlias = _typing.Literal["_position_in_queue", b"_position_in_queue"]  # noqa: Y015
