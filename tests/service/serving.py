@@ -85,7 +85,9 @@ class Api:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """Return a call by its name: it takes the fields of its message, or the message."""
-        method = calls.DESCRIPTOR.services_by_name["EvaluationService"].methods_by_name[name]
+        method = calls.DESCRIPTOR.services_by_name["EvaluationService"].methods_by_name.get(name)
+        if method is None:
+            raise AttributeError(name)
         message_class = getattr(calls, method.input_type.name)
 
         def call(message: Message | None = None, /, **fields: Any) -> Any:
