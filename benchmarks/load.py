@@ -17,6 +17,7 @@ from benchmarks.http2 import Connection, Request
 
 _SPAWN = get_context("spawn")
 _QUIET_SECONDS = 120.0
+_HANG_SECONDS = 3600.0
 
 
 @dataclass
@@ -72,7 +73,7 @@ class Task:
         self._pipe.close()
 
     def _receive(self) -> Any:
-        if not self._pipe.poll(_QUIET_SECONDS * 10):
+        if not self._pipe.poll(_HANG_SECONDS):
             raise RuntimeError("the load client hangs")
         answer = self._pipe.recv()
         if isinstance(answer, BaseException):
