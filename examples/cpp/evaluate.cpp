@@ -77,17 +77,18 @@ std::string StatusName(const JobInfo& job) {
 class Watcher {
  public:
   Watcher(const std::string& address, duration<double> patience)
-      : server_(EvaluationService::NewStub(
-            grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), ChannelArguments()))),
+      : channel_(grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), ChannelArguments())),
+        server_(EvaluationService::NewStub(channel_)),
         backoff_(patience) {}
 
   // Leaves the job at its end in `job()`, unless it returns an error.
   grpc::Status Evaluate(const SubmitJobRequest& submission) {
-    grpc::Status status;
-    do {
-      status = Try(submission);
-    } while (status.error_code() == grpc::StatusCode::UNAVAILABLE && backoff_.Wait(status));
-    return status;
+    for (;;) {
+      const auto status = Try(submission);
+      if (status.error_code() != grpc::StatusCode::UNAVAILABLE || !backoff_.Wait(status)) return status;
+      // gRPC connects only while it is called, so a mere sleep would find the server late.
+      channel_->WaitForConnected(std::chrono::system_clock::now() + std::chrono::seconds(5));
+    }
   }
 
   const JobInfo& job() const { return job_; }
@@ -128,6 +129,7 @@ class Watcher {
 
   void PrintStatus() const { std::cout << job_.revision() << ' ' << StatusName(job_) << std::endl; }
 
+  std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<EvaluationService::Stub> server_;
   Backoff backoff_;
   JobInfo job_;
