@@ -8,38 +8,27 @@ option or program, but a client is trusted with whatever the account of the serv
 
 import json
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Final
 
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import FieldViolation, RunFailedError
-from evalrpc.harnesses import lmms_eval_arguments
+from evalrpc.harnesses import lm_eval_family, lmms_eval_arguments
+from evalrpc.harnesses.arguments import yaml_text
 from evalrpc.harnesses.bars import advance, read_bar
 from evalrpc.harnesses.base import Command, Exit, Run
-from evalrpc.harnesses.failures import check_exit, find_failure, shorten, strip_colours
-from evalrpc.harnesses.lmms_eval_arguments import argument_string, is_one_argument, number_text
-from evalrpc.results import failed_answer, missing_tasks, read_results
+from evalrpc.harnesses.failures import shorten
+from evalrpc.harnesses.installation import Package, describe
+from evalrpc.harnesses.lmms_eval_arguments import argument_string, is_one_argument
+from evalrpc.results import failed_answer
 from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
 from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
 
 KIND: Final = "lmms-eval"
 
+_PACKAGE: Final = Package(title="lmms-eval", name="lmms_eval")
 _CONFIG_NAME = "lmms-eval.config"
-_MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu|npu|hpu|mlu)(:[0-9]{1,3})?")
-_BATCH_SIZE = re.compile(r"auto(:[1-9][0-9]{0,8})?|[1-9][0-9]{0,8}")
 _LISTINGS: Final = frozenset({"list", "list_groups", "list_tags", "list_subtasks"})
-_FILE_SUFFIXES: Final = (".yaml", ".yml", ".json")
-_DIST_INFO = re.compile(r"lmms_eval-(.+)\.dist-info")
-
-_PHASES: Final = (
-    (re.compile(r"Verbosity set to"), Progress.PHASE_STARTING),
-    (re.compile(r"Selected Tasks|Running on rank|Building contexts for (?P<task>\S{1,200})"), Progress.PHASE_LOADING),
-    (re.compile(r"Running \w+ requests"), Progress.PHASE_EVALUATING),
-    (re.compile(r"Postprocess(ing|ed)\b|Saving results"), Progress.PHASE_SCORING),
-)
 _CATALOG_SCRIPT: Final = """
 import json, sys
 from lmms_eval.models import MODEL_REGISTRY_V2
@@ -47,7 +36,6 @@ from lmms_eval.tasks import TaskManager
 tasks = TaskManager("ERROR", include_path=json.loads(sys.argv[1]) or None).all_tasks
 print(json.dumps({"tasks": list(tasks), "models": MODEL_REGISTRY_V2.list_model_names()}))
 """
-_NOT_SAVED = re.compile(r".* - (?P<error>\w+(?:Error|Exception)\(.*\))")
 
 
 class LmmsEvalHarness:
@@ -61,24 +49,14 @@ class LmmsEvalHarness:
 
     def info(self) -> HarnessInfo:
         """Say which lmms-eval is installed beside the interpreter."""
-        python = shutil.which(self._settings.python)
-        version = _installed_version(Path(python)) if python else None
-        reason = self._unavailable_reason(python, version)
-        return HarnessInfo(
-            name=self.name, kind=self.kind, version=version or "", available=not reason, unavailable_reason=reason
-        )
+        return describe(self._settings, self.kind, _PACKAGE)
 
     def violations(self, request: EvaluateRequest) -> Iterable[FieldViolation]:
         """Yield what lmms-eval's command line can't take."""
-        if not _MODEL.fullmatch(request.model):
-            yield FieldViolation("model", "must be the name of a model type of lmms-eval: letters, digits, `_`, `.` and `-`")
+        yield from lm_eval_family.violations(request, _PACKAGE.title)
         for index, task in enumerate(request.tasks):
-            if problem := _task_problem(task):
-                yield FieldViolation(f"tasks[{index}]", problem)
-        if request.batch_size and not _BATCH_SIZE.fullmatch(request.batch_size):
-            yield FieldViolation("batch_size", "must be a positive number, `auto`, or `auto:N`")
-        if request.device and not _DEVICE.fullmatch(request.device):
-            yield FieldViolation("device", "must be a device such as `cuda`, `cuda:0`, `cpu` or `mps`")
+            if task in _LISTINGS:
+                yield FieldViolation(f"tasks[{index}]", "is lmms-eval's word for a listing and not a task")
         if not is_one_argument(request.output_dir):
             yield FieldViolation(
                 "output_dir", "lmms-eval can't write to a folder with a comma or an unclosed quote in its path"
@@ -93,7 +71,7 @@ class LmmsEvalHarness:
         return Command(
             argv=(
                 str(self._settings.python),
-                *_launcher(len(run.gpus)),
+                *lm_eval_family.launcher(len(run.gpus)),
                 *("-m", "lmms_eval"),
                 *([f"--config={config_path}"] if config else []),
                 *_options(run),
@@ -118,78 +96,35 @@ class LmmsEvalHarness:
         """Take in a line of lmms-eval's log or one drawing of its progress bar."""
         before = Progress()
         before.CopyFrom(progress)
-        _read_phase(line, progress)
+        lm_eval_family.read_phase(line, progress)
         if progress.phase <= Progress.PHASE_EVALUATING and "Responding" in line:
             _read_responding_bar(line, progress)
         return progress != before
 
     def read_results(self, run: Run, exit_status: Exit, log_tail: list[str]) -> Mapping[str, ModelResult]:
         """Read the results, and doubt them: lmms-eval exits with 0 after most failures."""
-        check_exit(exit_status, log_tail)
-        results = read_results(run.output_dir, run.request.model)
-        if not results:
-            raise _no_results(log_tail)
-        _check_tasks(results, run.request)
+        results = lm_eval_family.read_good_results(run, exit_status, log_tail, _PACKAGE.title)
         _check_answers(results)
         return results
 
-    def _unavailable_reason(self, python: str | None, version: str | None) -> str:
-        if python is None:
-            return f"there is no program {self._settings.python}: set harnesses.{self.name}.python to lmms-eval's interpreter"
-        if version is None:
-            return f"lmms-eval is not installed for {python}: run `{python} -m pip install lmms_eval`"
-        missing = [str(folder) for folder in self._settings.include_path if not folder.is_dir()]
-        return f"harnesses.{self.name}.include_path: there is no folder {', '.join(missing)}" if missing else ""
-
     def _config(self, request: EvaluateRequest) -> bytes:
         """Write what the command line holds at most once (`--include_path`) or only up to 128 KiB, as YAML."""
-        folders = [_yaml(str(folder)) for folder in self._settings.include_path]
+        folders = [str(folder) for folder in self._settings.include_path]
         entries = {
-            "include_path": f"[{', '.join(folders)}]" if folders else "",
-            "model_args": _yaml(argument_string(request.model_args)) if request.model_args.fields else "",
-            "gen_kwargs": _yaml(argument_string(request.gen_kwargs)) if request.gen_kwargs.fields else "",
+            "include_path": yaml_text(folders) if folders else "",
+            "model_args": yaml_text(argument_string(request.model_args)) if request.model_args.fields else "",
+            "gen_kwargs": yaml_text(argument_string(request.gen_kwargs)) if request.gen_kwargs.fields else "",
         }
         return "".join(f"{key}: {text}\n" for key, text in entries.items() if text).encode()
 
 
-def _launcher(gpu_count: int) -> Iterator[str]:
-    """Start one process per GPU. Port 0 takes a free one, so that runs side by side don't meet."""
-    if gpu_count > 1:
-        yield from ("-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={gpu_count}", "--num_machines=1")
-        yield from ("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0")
-
-
 def _options(run: Run) -> Iterator[str]:
-    request = run.request
-    yield f"--model={request.model}"
-    yield f"--tasks={','.join(request.tasks)}"
+    yield f"--model={run.request.model}"
+    yield f"--tasks={','.join(run.request.tasks)}"
     yield f"--output_path={run.output_dir}"
     yield "--timezone=UTC"
     yield "--verbosity=INFO"
-    if request.HasField("num_fewshot"):
-        yield f"--num_fewshot={request.num_fewshot}"
-    if request.HasField("limit"):
-        yield f"--limit={number_text(request.limit)}"
-    if request.batch_size:
-        yield f"--batch_size={request.batch_size}"
-    if request.device:
-        yield f"--device={request.device}"
-    if request.log_samples or not request.HasField("log_samples"):
-        yield "--log_samples"
-    if request.predict_only:
-        yield "--predict_only"
-
-
-def _task_problem(task: str) -> str | None:
-    if not task or task != task.strip() or not task.isprintable():
-        return "must be a task's name"
-    if task[0] in "-." or any(character in task for character in ",/\\*?[]"):
-        return "must be one task's name: no path, no pattern, no list, no option"
-    if task.endswith(_FILE_SUFFIXES):
-        return "must be a task's name and not a file's"
-    if task in _LISTINGS:
-        return "is lmms-eval's word for a listing and not a task"
-    return None
+    yield from lm_eval_family.options(run.request)
 
 
 def _model_args_violations(request: EvaluateRequest) -> Iterator[FieldViolation]:
@@ -202,27 +137,6 @@ def _model_args_violations(request: EvaluateRequest) -> Iterator[FieldViolation]
         yield FieldViolation("model_args", "a value must not be `..`")
 
 
-def _yaml(text: str) -> str:
-    """Quote for YAML, in ASCII, so that no reader's locale matters."""
-    plain = (
-        character if " " <= character <= "~" and character not in '"\\' else f"\\U{ord(character):08X}" for character in text
-    )
-    return f'"{"".join(plain)}"'
-
-
-def _read_phase(line: str, progress: Progress) -> None:
-    """Move on to the phase that the line speaks of, never back: an answer in the log may say anything."""
-    for pattern, phase in _PHASES:
-        match = pattern.search(line)
-        if match and phase >= progress.phase:
-            progress.phase = phase
-            progress.current_task = match.groupdict().get("task") or ""
-            if phase == Progress.PHASE_SCORING:
-                progress.ClearField("rate_per_second")
-                progress.ClearField("time_left")
-            return
-
-
 def _read_responding_bar(line: str, progress: Progress) -> None:
     bar = read_bar(line)
     # With several processes each speaks for its own share; the first stands for all.
@@ -233,30 +147,8 @@ def _read_responding_bar(line: str, progress: Progress) -> None:
     advance(progress, bar)
 
 
-def _no_results(log_tail: Iterable[str]) -> RunFailedError:
-    lines = [strip_colours(line) for line in log_tail]
-    if failure := find_failure(lines):
-        return RunFailedError("HARNESS_FAILED", failure)
-    unsaved = [match["error"] for match in map(_NOT_SAVED.fullmatch, lines) if match]
-    why = f"could not save them: {unsaved[-1]}" if unsaved else "left none, and its log does not say why"
-    return RunFailedError("RESULTS_MISSING", shorten(f"no results: lmms-eval {why}"))
-
-
-def _check_tasks(results: Mapping[str, ModelResult], request: EvaluateRequest) -> None:
-    missing = set(request.tasks).intersection(*(missing_tasks(result, request.tasks) for result in results.values()))
-    if missing:
-        raise RunFailedError("TASKS_MISSING", shorten(f"there are results, but none of: {', '.join(sorted(missing))}"))
-
-
 def _check_answers(results: Mapping[str, ModelResult]) -> None:
     answer = failed_answer(path for result in results.values() for path in result.samples)
     if answer is not None:
         why = answer.partition("] ")[2] or answer
         raise RunFailedError("ALL_REQUESTS_FAILED", shorten(f"the model answered none of the requests: {why}"))
-
-
-def _installed_version(python: Path) -> str | None:
-    """Find lmms-eval among the packages of an environment, by the path of its interpreter."""
-    folders = [folder for folder in python.parent.parent.glob("lib*/python*/*-packages") if folder.is_dir()]
-    names = (_DIST_INFO.fullmatch(entry.name) for folder in folders for entry in sorted(folder.iterdir()))
-    return next((match[1] for match in names if match), None)

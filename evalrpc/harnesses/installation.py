@@ -1,0 +1,45 @@
+"""What is installed in a harness's own environment, read from the disk."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from evalrpc.config import HarnessSettings
+from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
+
+_VERSION: Final = r"(.+)\.dist-info"
+
+
+class Package(NamedTuple):
+    """A harness as it is installed."""
+
+    title: str
+    """What people call it, such as `lmms-eval`."""
+    name: str
+    """The folder of its metadata begins with it, such as `lmms_eval`."""
+
+
+def describe(settings: HarnessSettings, kind: str, package: Package) -> HarnessInfo:
+    """Say which version is installed beside the interpreter, or what to do."""
+    python = shutil.which(settings.python)
+    version = _installed_version(Path(python), package) if python else None
+    reason = _unavailable_reason(settings, python, version, package)
+    return HarnessInfo(name=settings.name, kind=kind, version=version or "", available=not reason, unavailable_reason=reason)
+
+
+def _unavailable_reason(settings: HarnessSettings, python: str | None, version: str | None, package: Package) -> str:
+    if python is None:
+        return f"there is no program {settings.python}: set harnesses.{settings.name}.python to {package.title}'s interpreter"
+    if version is None:
+        return f"{package.title} is not installed for {python}: run `{python} -m pip install {package.name}`"
+    missing = [str(folder) for folder in settings.include_path if not folder.is_dir()]
+    return f"harnesses.{settings.name}.include_path: there is no folder {', '.join(missing)}" if missing else ""
+
+
+def _installed_version(python: Path, package: Package) -> str | None:
+    """Find the package in an environment, by the path of its interpreter."""
+    pattern = re.compile(re.escape(package.name) + "-" + _VERSION)
+    folders = [folder for folder in python.parent.parent.glob("lib*/python*/*-packages") if folder.is_dir()]
+    names = (pattern.fullmatch(entry.name) for folder in folders for entry in sorted(folder.iterdir()))
+    return next((match[1] for match in names if match), None)

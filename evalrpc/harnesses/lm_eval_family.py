@@ -1,0 +1,96 @@
+"""What lm-eval and lmms-eval have in common, since the latter grew out of the former: options, log and results."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from evalrpc.errors import FieldViolation, RunFailedError
+from evalrpc.harnesses.arguments import number_text
+from evalrpc.harnesses.base import Exit, Run
+from evalrpc.harnesses.failures import check_exit, find_failure, shorten, strip_colours
+from evalrpc.harnesses.names import device_violations, task_problem
+from evalrpc.results import missing_tasks, read_results
+from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
+
+_MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_BATCH_SIZE = re.compile(r"auto(:[1-9][0-9]{0,8})?|[1-9][0-9]{0,8}")
+_NOT_SAVED = re.compile(r".*(?: - |\] )(?P<error>\w+(?:Error|Exception)\(.*\))")
+_PHASES: Final = (
+    (re.compile(r"Verbosity set to|Including path:"), Progress.PHASE_STARTING),
+    (re.compile(r"Selected Tasks|Running on rank|Building contexts for (?P<task>\S{1,200})"), Progress.PHASE_LOADING),
+    (re.compile(r"Running \w+ requests"), Progress.PHASE_EVALUATING),
+    (re.compile(r"Postprocess(ing|ed)\b|Saving results|bootstrapping for stddev"), Progress.PHASE_SCORING),
+)
+
+
+def violations(request: EvaluateRequest, title: str) -> Iterator[FieldViolation]:
+    """Yield what the options can't take. `title` is the harness's name for people."""
+    if not _MODEL.fullmatch(request.model):
+        yield FieldViolation("model", f"must be the name of a model type of {title}: letters, digits, `_`, `.` and `-`")
+    for index, task in enumerate(request.tasks):
+        if problem := task_problem(task):
+            yield FieldViolation(f"tasks[{index}]", problem)
+    if request.batch_size and not _BATCH_SIZE.fullmatch(request.batch_size):
+        yield FieldViolation("batch_size", "must be a positive number, `auto`, or `auto:N`")
+    yield from device_violations(request)
+
+
+def launcher(gpu_count: int) -> Iterator[str]:
+    """Start one process per GPU. Port 0 takes a free one, so that runs side by side don't meet."""
+    if gpu_count > 1:
+        yield from ("-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={gpu_count}", "--num_machines=1")
+        yield from ("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0")
+
+
+def options(request: EvaluateRequest) -> Iterator[str]:
+    """Yield the options that the request asks for, apart from its names and arguments."""
+    if request.HasField("num_fewshot"):
+        yield f"--num_fewshot={request.num_fewshot}"
+    if request.HasField("limit"):
+        yield f"--limit={number_text(request.limit)}"
+    if request.batch_size:
+        yield f"--batch_size={request.batch_size}"
+    if request.device:
+        yield f"--device={request.device}"
+    if request.log_samples or not request.HasField("log_samples"):
+        yield "--log_samples"
+    if request.predict_only:
+        yield "--predict_only"
+
+
+def read_phase(line: str, progress: Progress) -> None:
+    """Move on to the phase that the line speaks of, never back: an answer in the log may say anything."""
+    for pattern, phase in _PHASES:
+        match = pattern.search(line)
+        if match and phase >= progress.phase:
+            progress.phase = phase
+            progress.current_task = match.groupdict().get("task") or ""
+            if phase == Progress.PHASE_SCORING:
+                progress.ClearField("rate_per_second")
+                progress.ClearField("time_left")
+            return
+
+
+def read_good_results(run: Run, exit_status: Exit, log_tail: list[str], title: str) -> Mapping[str, ModelResult]:
+    """Read the results, and doubt them: an exit with 0 proves nothing. Raises RunFailedError."""
+    check_exit(exit_status, log_tail)
+    results = read_results(run.output_dir, run.request.model)
+    if not results:
+        raise _no_results(log_tail, title)
+    _check_tasks(results, run.request)
+    return results
+
+
+def _no_results(log_tail: Iterable[str], title: str) -> RunFailedError:
+    lines = [strip_colours(line) for line in log_tail]
+    if failure := find_failure(lines):
+        return RunFailedError("HARNESS_FAILED", failure)
+    unsaved = [match["error"] for match in map(_NOT_SAVED.fullmatch, lines) if match]
+    why = f"could not save them: {unsaved[-1]}" if unsaved else "left none, and its log does not say why"
+    return RunFailedError("RESULTS_MISSING", shorten(f"no results: {title} {why}"))
+
+
+def _check_tasks(results: Mapping[str, ModelResult], request: EvaluateRequest) -> None:
+    missing = set(request.tasks).intersection(*(missing_tasks(result, request.tasks) for result in results.values()))
+    if missing:
+        raise RunFailedError("TASKS_MISSING", shorten(f"there are results, but none of: {', '.join(sorted(missing))}"))
