@@ -127,6 +127,7 @@ LANGUAGES = {
             f"/usr/share/java/{name}.jar"
             for name in (
                 "grpc-netty",
+                "guava",
                 "netty-codec-http2",
                 "perfmark-api",
                 "protobuf",
