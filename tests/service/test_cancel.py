@@ -76,7 +76,7 @@ def test_a_run_that_writes_without_end_can_be_cancelled(launch: Callable[..., Se
     job = server.api.submit("chatter")
     eventually(lambda: bytes_read() > before + 3_000_000, "for the server to be in the middle of a look at the log")
     server.api.CancelJob(job_id=job.job_id)
-    eventually(lambda: server.api.get(job.job_id).status == CANCELLED, seconds=5)
+    assert server.api.wait_for(job.job_id, *TERMINAL).status == CANCELLED
 
 
 def test_the_gpus_of_a_cancelled_job_go_to_the_next(api: Api, site: Site) -> None:
