@@ -1,7 +1,8 @@
 """The server's settings: flags over environment over TOML file over defaults, validated once, then frozen.
 
 The TOML file has the names of the fields of `Settings` at its top level and one `[harnesses.NAME]` table per harness. Relative
-paths in it are relative to the file. The environment variable of a setting is `EVALRPC_` and its name in capitals.
+paths in it are relative to the file. The environment variable of a setting is `EVALRPC_` and its name in capitals; one that is
+empty counts as absent.
 """
 
 import os
@@ -117,7 +118,7 @@ class Settings:
         _require(self.unknown_tasks in ("warn", "refuse"), "unknown_tasks", "must be `warn` or `refuse`")
         _require(self.log_format in ("text", "json"), "log_format", "must be `text` or `json`")
         _require(
-            bool(re.fullmatch(r"auto|\d*|[\w.:/-]+(,[\w.:/-]+)*", self.gpus)),
+            bool(re.fullmatch(r"auto|\d*|\w[\w.:/-]*(,\w[\w.:/-]*)*", self.gpus)),
             "gpus",
             "must be `auto`, a number, or a list such as `0,2,3`",
         )
@@ -136,7 +137,7 @@ def load_settings(
     environment_values = {
         f.name: environment[variable]
         for f in fields(Settings)
-        if f.name != "harnesses" and (variable := ENVIRONMENT_PREFIX + f.name.upper()) in environment
+        if f.name != "harnesses" and environment.get(variable := ENVIRONMENT_PREFIX + f.name.upper())
     }
     given = {name: value for name, value in flags.items() if value is not None}
     merged = {**file_values, **environment_values, **given}
@@ -151,6 +152,18 @@ def parse_listen(listen: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def _integer(value: Any) -> int:
+    if isinstance(value, bool | float):
+        raise TypeError
+    return int(value)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError
+    return float(value)
+
+
 def _boolean(value: Any) -> bool:
     if isinstance(value, bool):
         return value
@@ -163,19 +176,19 @@ _CONVERTERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "listen": str,
     "data_dir": Path,
     "gpus": str,
-    "max_running": int,
-    "max_queued": int,
-    "max_request_bytes": int,
+    "max_running": _integer,
+    "max_queued": _integer,
+    "max_request_bytes": _integer,
     "output_root": Path,
-    "reservation_seconds": float,
-    "grace_seconds": float,
-    "stop_seconds": float,
+    "reservation_seconds": _number,
+    "grace_seconds": _number,
+    "stop_seconds": _number,
     "drain": _boolean,
-    "drain_seconds": float,
-    "retention_max_age_seconds": float,
-    "retention_max_jobs": int,
-    "journal_max_events": int,
-    "journal_max_age_seconds": float,
+    "drain_seconds": _number,
+    "retention_max_age_seconds": _number,
+    "retention_max_jobs": _integer,
+    "journal_max_events": _integer,
+    "journal_max_age_seconds": _number,
     "unknown_tasks": str,
     "log_format": str,
     "harnesses": dict,
@@ -186,7 +199,7 @@ def _convert(name: str, value: Any) -> Any:
     try:
         return _CONVERTERS[name](value)
     except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"setting {name}: {value!r} is not a {_CONVERTERS[name].__name__}") from error
+        raise ConfigurationError(f"setting {name}: {value!r} is no {_CONVERTERS[name].__name__.strip('_')}") from error
 
 
 def _read_file(path: Path) -> dict[str, Any]:

@@ -60,25 +60,48 @@ class _Progress:
 class _Waiters:
     """Those who wait for something new. Each has a future of its own, so that one who leaves disturbs no other."""
 
-    futures: set[asyncio.Future[bool]] = field(default_factory=set)
+    futures: set[asyncio.Future[None]] = field(default_factory=set)
 
     def wake(self) -> None:
         for future in self.futures:
-            _resolve(future, True)
+            _resolve(future)
         self.futures.clear()
 
-    async def wait(self, timeout_seconds: float | None) -> bool:
-        """Wait to be woken; tell whether that came before the time was up."""
+    async def wait(self, timeout_seconds: float | None) -> None:
+        """Wait to be woken, or until the time is up."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[bool] = loop.create_future()
+        future: asyncio.Future[None] = loop.create_future()
         self.futures.add(future)
-        timer = loop.call_later(timeout_seconds, _resolve, future, False) if timeout_seconds is not None else None
+        timer = loop.call_later(timeout_seconds, _resolve, future) if timeout_seconds is not None else None
         try:
-            return await future
+            await future
         finally:
             self.futures.discard(future)
             if timer is not None:
                 timer.cancel()
+
+
+class _Heartbeat:
+    """Tells when nothing was sent for so long that a BOOKMARK is due."""
+
+    __slots__ = ("_interval_seconds", "_last", "_loop")
+
+    def __init__(self, interval_seconds: float | None) -> None:
+        self._interval_seconds = interval_seconds
+        self._loop = asyncio.get_running_loop()
+        self._last = self._loop.time()
+
+    def sent(self) -> None:
+        self._last = self._loop.time()
+
+    def seconds_left(self) -> float | None:
+        """Return how long to wait; None where no heartbeat was asked for."""
+        if self._interval_seconds is None:
+            return None
+        return max(0.0, self._last + self._interval_seconds - self._loop.time())
+
+    def is_due(self) -> bool:
+        return self.seconds_left() == 0.0
 
 
 @dataclass(slots=True)
@@ -133,6 +156,7 @@ class Feed:
         Raises JobNotFoundError, RevisionCompactedError, RevisionInFutureError, ServerStoppingError.
         """
         with self._watching(job_id) as topic:
+            head = self._head  # taken before the job is read: all up to it is in what is read
             job = await self.read_job(job_id)
             progress, cursor = topic.progress, after_revision
             if after_revision:
@@ -143,7 +167,7 @@ class Feed:
                         return
             ended_before = job.status in lifecycle.TERMINAL  # and seen by the watcher, since the journal had no more
             if not after_revision or ended_before:
-                cursor = max(self._head, job.revision)
+                cursor = max(head, job.revision)
                 yield self._snapshot(job, cursor)
             if ended_before:
                 return
@@ -191,12 +215,14 @@ class Feed:
     ) -> AsyncGenerator[bytes, None]:
         """Yield what comes after `cursor` and `progress`, up to the terminal event."""
         position = 0
+        heartbeat = _Heartbeat(heartbeat_seconds)
         while True:
             while position < len(topic.events):
                 event = topic.events[position]
                 position += 1
                 if event.revision > cursor:
                     yield event.serialized
+                    heartbeat.sent()
                     cursor = event.revision
                     if event.terminal:
                         return
@@ -204,21 +230,26 @@ class Feed:
                 progress = topic.progress
                 if progress is not None:
                     yield progress.serialized
-                continue
-            self._require_running()
-            if not await topic.waiters.wait(heartbeat_seconds):
-                yield self._bookmark(self._head)
+                    heartbeat.sent()
+            elif heartbeat.is_due():
+                yield self._bookmark(max(cursor, self._head))
+                heartbeat.sent()
+            else:
+                self._require_running()
+                await topic.waiters.wait(heartbeat.seconds_left())
 
     async def _live_of_all(
         self, job_filter: JobFilter, cursor: int, ahead: dict[str, int], heartbeat_seconds: float | None
     ) -> AsyncGenerator[bytes, None]:
         """Yield what comes after `cursor`, without end."""
         progress_number = self._progress_count
+        heartbeat = _Heartbeat(heartbeat_seconds)
         while True:
             async for event in self._events_after(cursor):
                 cursor = event.revision
                 if event.revision > ahead.get(event.job.job_id, 0) and fields_match(event.job, job_filter):
                     yield event.serialized
+                    heartbeat.sent()
             newest = self._progress_count
             for progress in self._progress_after(progress_number):
                 if progress.revision > cursor:
@@ -226,13 +257,17 @@ class Feed:
                 progress_number = progress.number
                 if fields_match(progress.job, job_filter):
                     yield progress.serialized
+                    heartbeat.sent()
             else:
                 progress_number = newest
             if self._head > cursor or self._progress_count > progress_number:
                 continue
-            self._require_running()
-            if not await self._all_waiters.wait(heartbeat_seconds):
+            if heartbeat.is_due():
                 yield self._bookmark(cursor)
+                heartbeat.sent()
+            else:
+                self._require_running()
+                await self._all_waiters.wait(heartbeat.seconds_left())
 
     @contextmanager
     def _watching(self, job_id: str) -> Iterator[_Topic]:
@@ -347,6 +382,6 @@ class Feed:
             )
 
 
-def _resolve(future: asyncio.Future[bool], woken: bool) -> None:
+def _resolve(future: asyncio.Future[None]) -> None:
     if not future.done():
-        future.set_result(woken)
+        future.set_result(None)

@@ -29,10 +29,11 @@ from evalrpc.errors import (
 
 DETAILS_KEY: Final = "grpc-status-details-bin"
 
-# The status travels in HTTP/2 trailers, and many clients refuse those over 8 KiB.
-_MAX_MESSAGE_LENGTH: Final = 1024
-_MAX_VIOLATIONS_BYTES: Final = 3 * 1024
-_MAX_DESCRIPTION_LENGTH: Final = 300
+# The status travels in HTTP/2 trailers, and many clients refuse those over 8 KiB. The message is in them twice, once with three
+# characters for each byte that is not ASCII, and the details in base64.
+_MAX_MESSAGE_BYTES: Final = 800
+_MAX_VIOLATIONS_BYTES: Final = 2500
+_MAX_DESCRIPTION_BYTES: Final = 300
 
 _log = logging.getLogger(__name__)
 
@@ -129,9 +130,7 @@ async def _abort(context: Context, error: EvalrpcError) -> NoReturn:
 
 def status_of(error: EvalrpcError) -> status_pb2.Status:
     """Return the error as a google.rpc.Status with its details."""
-    message = error.message
-    if len(message) > _MAX_MESSAGE_LENGTH:
-        message = message[: _MAX_MESSAGE_LENGTH - 1] + "…"
+    message = _cut(error.message, _MAX_MESSAGE_BYTES)
     status = status_pb2.Status(code=code_pb2.Code.Value(error.code), message=message)
     for detail in _details(error):
         status.details.add().Pack(detail)
@@ -139,6 +138,8 @@ def status_of(error: EvalrpcError) -> status_pb2.Status:
 
 
 def _details(error: EvalrpcError) -> Iterator[Message]:
+    description = _cut(error.message, _MAX_DESCRIPTION_BYTES)
+    resource = error.metadata.get("resource_name", "")
     yield error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
     if error.retry_delay_seconds is not None:
         delay = Duration()
@@ -147,20 +148,13 @@ def _details(error: EvalrpcError) -> Iterator[Message]:
     if isinstance(error, InvalidRequestError):
         yield error_details_pb2.BadRequest(field_violations=list(_bounded(error.violations)))
     if isinstance(error, NotFoundError):
-        yield error_details_pb2.ResourceInfo(
-            resource_type=error.metadata.get("resource_type", ""),
-            resource_name=error.metadata.get("resource_name", ""),
-            description=error.message[:_MAX_DESCRIPTION_LENGTH],
-        )
+        kind = error.metadata.get("resource_type", "")
+        yield error_details_pb2.ResourceInfo(resource_type=kind, resource_name=resource, description=description)
     if isinstance(error, PreconditionError):
-        violation = error_details_pb2.PreconditionFailure.Violation(
-            type=error.reason,
-            subject=error.metadata.get("resource_name", ""),
-            description=error.message[:_MAX_DESCRIPTION_LENGTH],
-        )
-        yield error_details_pb2.PreconditionFailure(violations=[violation])
+        failed = error_details_pb2.PreconditionFailure.Violation(type=error.reason, subject=resource, description=description)
+        yield error_details_pb2.PreconditionFailure(violations=[failed])
     if isinstance(error, QueueFullError):
-        quota = error_details_pb2.QuotaFailure.Violation(subject="queue", description=error.message[:_MAX_DESCRIPTION_LENGTH])
+        quota = error_details_pb2.QuotaFailure.Violation(subject="queue", description=description)
         yield error_details_pb2.QuotaFailure(violations=[quota])
 
 
@@ -169,11 +163,16 @@ def _bounded(violations: tuple[FieldViolation, ...]) -> Iterator[error_details_p
     left = _MAX_VIOLATIONS_BYTES
     for index, (field, description) in enumerate(violations):
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=field[:_MAX_DESCRIPTION_LENGTH], description=description[:_MAX_DESCRIPTION_LENGTH]
+            field=_cut(field, _MAX_DESCRIPTION_BYTES), description=_cut(description, _MAX_DESCRIPTION_BYTES)
         )
         left -= violation.ByteSize()
         if left < 0:
             more = f"{len(violations) - index} more fields are wrong; mend these first"
-            yield error_details_pb2.BadRequest.FieldViolation(field=field[:_MAX_DESCRIPTION_LENGTH], description=more)
+            yield error_details_pb2.BadRequest.FieldViolation(field=_cut(field, _MAX_DESCRIPTION_BYTES), description=more)
             return
         yield violation
+
+
+def _cut(text: str, max_bytes: int) -> str:
+    encoded = text.encode(errors="replace")
+    return text if len(encoded) <= max_bytes else encoded[: max_bytes - 3].decode(errors="ignore") + "…"

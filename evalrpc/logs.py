@@ -10,6 +10,7 @@ MAX_TAIL_LINES: Final = 50
 MAX_TAIL_BYTES: Final = 16 * 1024
 
 _READ_BYTES: Final = 1024 * 1024
+_MAX_STRETCH_BYTES: Final = 64 * 1024 * 1024
 _MAX_LINE_BYTES: Final = 64 * 1024
 _LINE_END: Final = re.compile(rb"[\r\n]")
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
@@ -27,9 +28,12 @@ class LogFollower:
     def new_lines(self) -> Iterator[str]:
         """Yield the lines that were completed since the last call, parted by newline or carriage return.
 
-        A line that never ends is given in pieces, so memory stays bounded.
+        A line that never ends is given in pieces, so memory stays bounded. What is added during the call waits for the next,
+        and of a very long stretch only the end is read, so a call ends however loud the harness is.
         """
-        while data := self._read():
+        end = self._size()
+        self._offset = max(self._offset, end - _MAX_STRETCH_BYTES)
+        while data := self._read(end):
             *lines, self._partial = _LINE_END.split(self._partial + data)
             if len(self._partial) > _MAX_LINE_BYTES:
                 lines.append(self._partial)
@@ -49,11 +53,17 @@ class LogFollower:
             return None
         return status.st_mtime_ns if status.st_size else None
 
-    def _read(self) -> bytes:
+    def _size(self) -> int:
+        try:
+            return self._path.stat().st_size
+        except OSError:
+            return 0
+
+    def _read(self, end: int) -> bytes:
         try:
             with self._path.open("rb") as log:
                 log.seek(self._offset)
-                data = log.read(_READ_BYTES)
+                data = log.read(max(0, min(_READ_BYTES, end - self._offset)))
         except OSError:
             return b""
         self._offset += len(data)

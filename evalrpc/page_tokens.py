@@ -21,7 +21,7 @@ def decode(token: str, listing: Message) -> int | None:
     try:
         padded = token.encode("ascii") + b"=" * (-len(token) % 4)
         position, _, digest = base64.b64decode(padded, b"-_", validate=True).decode("ascii").partition(".")
-        if digest == _digest(listing):
+        if digest == _digest(listing) and 0 <= int(position) < 1 << 63:
             return int(position)
     except (binascii.Error, UnicodeError, ValueError):
         pass

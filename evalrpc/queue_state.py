@@ -7,6 +7,7 @@ Threads: `apply` runs on the store's writer thread, everything else on any. One 
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
 
 from sortedcontainers import SortedDict, SortedList
 
@@ -16,6 +17,8 @@ from evalrpc.defaults import gpus_needed
 from evalrpc.placement import Capacity, QueuedJob
 from evalrpc.store.base import Change, ListedJob, QueuedRow
 from evalrpc.v1 import job_pb2 as pb
+
+_AFTER_ALL: Final = 2**63
 
 
 class QueueState:
@@ -77,6 +80,11 @@ class QueueState:
             elif job.status == pb.JOB_STATUS_RUNNING and (progress := self._progress.get(job.job_id)):
                 described.progress.CopyFrom(progress)
         return described
+
+    def position_for(self, priority: int) -> int:
+        """Return the position that a new job of this priority would have."""
+        with self._lock:
+            return int(self._order.bisect_left(QueuedJob(-priority, _AFTER_ALL, "", 0, 0.0)))
 
     def choose(self, free: Capacity, reservation_seconds: float, passed: Mapping[str, object]) -> QueuedJob | None:
         """Return the job to start now on `free`, leaving out those in `passed`: the scheduler has them already."""

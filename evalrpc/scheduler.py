@@ -57,7 +57,8 @@ class Scheduler:
             self._condition.notify_all()
         for supervisor in supervisors:
             supervisor.interrupt()
-        self._dispatcher.join()
+        if self._dispatcher.is_alive():
+            self._dispatcher.join()
         self._workers.shutdown(wait=True)
 
     def on_changes(self, changes: Sequence[Change]) -> None:

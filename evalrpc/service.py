@@ -236,7 +236,7 @@ class EvaluationService:
         job.ClearField("job_id")
         job.status = JOB_STATUS_QUEUED
         job.created_at.CopyFrom(self.clock.now())
-        job.position_in_queue = self.queue_state.queued_count
+        job.position_in_queue = self.queue_state.position_for(job.priority)
         return job
 
     def _status_counts(self) -> list[calls.StatusCount]:

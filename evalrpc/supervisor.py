@@ -212,13 +212,15 @@ class Supervisor:
             self._workshop.publish_progress(job)
 
     def _commit(self, change: Callable[[pb.JobInfo], None]) -> None:
-        """Commit the outcome, and try again for as long as the store does not take it: an outcome is never dropped."""
-        while not self._workshop.stopping.is_set():
+        """Commit the outcome, and try again for as long as the store does not take it: an outcome is never dropped. One that
+        this server can't commit is seen again by the next."""
+        while True:
             try:
                 job = self._workshop.store.update(self._job_id, change).result()
             except StoreUnavailableError as error:
                 _log.warning("can't commit the outcome yet: %s", error, extra={"job_id": self._job_id})
-                self._workshop.stopping.wait(_STORE_RETRY_SECONDS)
+                if self._workshop.stopping.wait(_STORE_RETRY_SECONDS):
+                    return
             else:
                 _log.info("attempt ended", extra={"job_id": self._job_id, "status": pb.JobStatus.Name(job.status)})
                 return

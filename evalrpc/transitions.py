@@ -16,6 +16,9 @@ RETRYABLE_REASONS: Final = frozenset({"RUN_LOST", "PROCESS_SIGNALLED"})
 """Causes that another attempt may mend. A wrong task name is none."""
 
 
+UNKILLABLE_REASON: Final = "PROCESS_UNKILLABLE"
+"""Some process of the run could not be ended."""
+
 FIRST_BACKOFF_SECONDS: Final = 1.0
 MAX_BACKOFF_SECONDS: Final = 60.0
 
@@ -38,9 +41,15 @@ def complete(job: pb.JobInfo, results: Mapping[str, pb.ModelResult], now: Timest
 
 
 def fail(job: pb.JobInfo, error: pb.JobError, now: Timestamp) -> None:
-    """RUNNING to FAILED, or back to QUEUED where another attempt may mend it and one is left."""
+    """RUNNING to FAILED, or back to QUEUED where another attempt may mend it and one is left.
+
+    Where a cancel was asked for, to CANCELLED: whatever ended the run, that is what was wanted, and nothing of it is left.
+    """
+    if job.HasField("cancel_requested_at") and error.reason != UNKILLABLE_REASON:
+        cancel(job, now)
+        return
     _end_attempt(job, error, now)
-    if error.reason in RETRYABLE_REASONS and job.attempt < job.max_attempts and not job.HasField("cancel_requested_at"):
+    if error.reason in RETRYABLE_REASONS and job.attempt < job.max_attempts:
         job.status = pb.JOB_STATUS_QUEUED
         job.ClearField("started_at")
         job.ClearField("progress")

@@ -23,7 +23,9 @@ MAX_ARGS_BYTES: Final = 1024 * 1024
 MAX_NAME_LENGTH: Final = 255
 MAX_MODEL_LENGTH: Final = 1024
 MAX_TASKS: Final = 1000
+MAX_STATUSES: Final = 64
 MAX_LABELS: Final = 64
+MAX_NESTING: Final = 16
 MAX_ATTEMPTS: Final = 10
 MAX_PRIORITY: Final = 1000
 MAX_REASON_LENGTH: Final = 1000
@@ -53,7 +55,7 @@ def require_job_id(job_id: str) -> str:
         canonical = str(uuid.UUID(job_id))
     except ValueError:
         canonical = ""
-    if canonical != job_id.lower():
+    if not canonical or canonical != job_id.lower():
         problem = "must be a UUID such as 0b54e7a6-3a51-4f2c-9d5e-6f6c4f1a2b3c" if job_id else "is required"
         raise InvalidRequestError(violations=[FieldViolation("job_id", problem)])
     return canonical
@@ -95,9 +97,12 @@ def watch(after_revision: int, heartbeat_interval: Duration | None) -> _Violatio
 
 def job_filter(jobs: JobFilter) -> _Violations:
     """Yield what is wrong with a filter."""
-    for index, status in enumerate(jobs.statuses):
-        if status not in lifecycle.LIVE | lifecycle.TERMINAL:
-            yield FieldViolation(f"filter.statuses[{index}]", f"{status} is no status that a job can have")
+    if len(jobs.statuses) > MAX_STATUSES:
+        yield FieldViolation("filter.statuses", f"has {len(jobs.statuses)} values; at most {MAX_STATUSES} are allowed")
+    else:
+        for index, status in enumerate(jobs.statuses):
+            if status not in lifecycle.LIVE | lifecycle.TERMINAL:
+                yield FieldViolation(f"filter.statuses[{index}]", f"{status} is no status that a job can have")
     yield from _labels("filter.labels", jobs.labels)
     for name, values in (("models", jobs.models), ("tasks", jobs.tasks), ("harnesses", jobs.harnesses)):
         if len(values) > MAX_TASKS:
@@ -130,8 +135,15 @@ def _request(
 ) -> _Violations:
     found = list(_well_formed(request, gpu_count, output_root))
     yield from found
-    named = {violation.field for violation in found}
-    yield from (violation for violation in _harness(request, harnesses) if violation.field not in named)
+    named = [violation.field for violation in found]
+    yield from (violation for violation in _harness(request, harnesses) if not _is_about(violation.field, named))
+
+
+def _is_about(field: str, named: Iterable[str]) -> bool:
+    """Tell whether a field was named already, by itself, or as a part or the whole of another."""
+    return any(
+        f"{a}.".startswith(f"{b}.") or a.startswith(f"{b}[") for other in named for a, b in ((field, other), (other, field))
+    )
 
 
 def _well_formed(request: EvaluateRequest, gpu_count: int, output_root: Path | None) -> _Violations:
@@ -210,12 +222,24 @@ def _arguments(field: str, arguments: Struct) -> _Violations:
     size_bytes = arguments.ByteSize()
     if size_bytes > MAX_ARGS_BYTES:
         yield FieldViolation(field, f"has {size_bytes} bytes; at most {MAX_ARGS_BYTES} are allowed")
+    elif _nesting(arguments) > MAX_NESTING:
+        yield FieldViolation(field, f"is nested more than {MAX_NESTING} deep")  # and no client could read it in a list of jobs
     else:
         for path, value in _leaves(field, arguments):
             if isinstance(value, float) and not math.isfinite(value):
                 yield FieldViolation(path, "must be finite")
             if isinstance(value, str) and _CONTROL_IN_TEXT.search(value):
                 yield FieldViolation(path, "must have no control characters")
+
+
+def _nesting(arguments: Struct) -> int:
+    """Return how deep lists and structs stand in one another."""
+    depth, level = 0, list(arguments.fields.values())
+    while level:
+        depth += 1
+        structs = [inner for value in level for inner in value.struct_value.fields.values()]
+        level = structs + [inner for value in level for inner in value.list_value.values]
+    return depth
 
 
 def _leaves(path: str, struct: Struct) -> Iterator[tuple[str, str | float | None]]:
@@ -270,7 +294,7 @@ def _text(field: str, text: str, max_length: int) -> _Violations:
 
 def _duration(field: str, duration: Duration, minimum_seconds: float, maximum_seconds: float) -> _Violations:
     seconds = duration.seconds + duration.nanos / 1e9
-    if not minimum_seconds <= seconds <= maximum_seconds:
+    if not (minimum_seconds <= seconds <= maximum_seconds and 0 <= duration.nanos < 10**9):
         yield FieldViolation(field, f"must be from {minimum_seconds:g} to {maximum_seconds:g} seconds")
 
 

@@ -112,6 +112,8 @@ class LocalRun:
     def end(self, grace_seconds: float) -> None:
         """End every process of the run: SIGTERM, a grace period, SIGKILL. Returns once none is left."""
         if self._gone_after(signal.SIGTERM, grace_seconds) or self._gone_after(signal.SIGKILL, _KILL_SECONDS):
+            if self._process is not None:
+                self._process.wait()  # it is a zombie at most
             return
         left = ", ".join(map(str, self._survivors()))
         raise RunFailedError("PROCESS_UNKILLABLE", f"processes {left} of the run could not be killed")
@@ -125,10 +127,13 @@ class LocalRun:
                 os.close(descriptor)
 
     def _gone_after(self, number: signal.Signals, seconds: float) -> bool:
-        """Signal what is left of the run until none is, or time is up. New processes of it get the signal too."""
+        """Signal what is left of the run until none is, or time is up. New processes of it get the signal too.
+
+        A look at /proc can miss a process that is forked meanwhile, so it takes two to believe that all are gone.
+        """
         deadline = time.monotonic() + seconds
         signalled: set[int] = set()
-        while survivors := self._survivors():
+        while survivors := self._survivors() or (signalled and self._survivors()):
             send_signal([pid for pid in survivors if pid not in signalled], number)
             signalled.update(survivors)
             if time.monotonic() >= deadline:

@@ -17,7 +17,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -69,11 +69,9 @@ class SqliteStore:
         self._readers_lock = threading.Lock()
         self._operations: queue.SimpleQueue[tuple[_Operation, Future[Any]] | None] = queue.SimpleQueue()
         self._closed = False
-        self._connection = self._open()
-        self._oldest: int = self._connection.execute("SELECT oldest_revision FROM compaction").fetchone()[0]
-        newest = self._connection.execute("SELECT max(revision) FROM journal").fetchone()[0]
-        self._head: int = max(self._oldest, newest or 0)
-        self._counts = _count_statuses(self._connection)
+        self._writing = True
+        self._gate = threading.Lock()  # so that no write slips in behind the last one
+        self._connection, self._oldest, self._head, self._counts = self._open()
         self._writer = threading.Thread(target=self._write_batches, name="store-writer", daemon=True)
         self._writer.start()
 
@@ -117,17 +115,35 @@ class SqliteStore:
         self._lock_file.close()
 
     def _write(self, operation: _Operation) -> Future[Any]:
-        if self._closed or not self._writer.is_alive():
-            raise _unavailable("the store is closed")
         future: Future[Any] = Future()
-        self._operations.put((operation, future))
+        future.set_running_or_notify_cancel()  # whoever gives up waiting must not cancel the write
+        with self._gate:
+            if not self._writing:
+                raise _unavailable("the store is closed")
+            self._operations.put((operation, future))
         return future
 
     def _write_batches(self) -> None:
         """Run on the writer thread until close() puts None. An error that is no EvalrpcError and no sqlite3.Error is a bug:
         it ends the thread, and with it the server, before anything wrong can be written."""
-        while batch := self._next_batch():
-            self._commit(batch)
+        batch: list[tuple[_Operation, Future[Any]]] = []
+        try:
+            while batch := self._next_batch():
+                self._commit(batch)
+        finally:
+            self._refuse(batch)
+
+    def _refuse(self, batch: list[tuple[_Operation, Future[Any]]]) -> None:
+        """Take no more, and answer whoever still waits: after the last batch, or after a bug in this one."""
+        with self._gate:
+            self._writing = False
+        with suppress(queue.Empty):
+            while True:
+                item = self._operations.get_nowait()
+                batch += [item] if item is not None else []
+        for _, future in batch:
+            if not future.done():
+                future.set_exception(_unavailable("the store is closed"))
 
     def _next_batch(self) -> list[tuple[_Operation, Future[Any]]]:
         item = self._operations.get()
@@ -257,15 +273,16 @@ class SqliteStore:
 
     def events_after(self, revision: int, limit: int, job_id: str | None = None) -> list[JournalEvent]:
         """Return journal events with a later revision, in order."""
-        if revision > self._head:
+        head = self._head  # what is committed past it was not told to the listeners yet, so nobody may see it
+        if revision > head:
             raise RevisionInFutureError(
-                f"after_revision {revision} lies beyond the newest revision {self._head}: does it come from another server?",
-                metadata={"head_revision": str(self._head)},
+                f"after_revision {revision} lies beyond the newest revision {head}: does it come from another server?",
+                metadata={"head_revision": str(head)},
             )
         of_job = " AND job_id = ?" if job_id else ""
-        query = f"SELECT revision, event FROM journal WHERE revision > ?{of_job} ORDER BY revision LIMIT ?"  # noqa: S608
+        query = f"SELECT revision, event FROM journal WHERE revision > ? AND revision <= ?{of_job} ORDER BY revision LIMIT ?"  # noqa: S608
         with self._reading() as connection:
-            rows = connection.execute(query, (revision, *([job_id] if job_id else []), limit)).fetchall()
+            rows = connection.execute(query, (revision, head, *([job_id] if job_id else []), limit)).fetchall()
             (oldest,) = connection.execute("SELECT oldest_revision FROM compaction").fetchone()
         if revision < oldest:  # read after the events, so that none can have been dropped unseen
             raise RevisionCompactedError(
@@ -293,17 +310,25 @@ class SqliteStore:
                 self._readers.append(connection)
         return connection
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self) -> tuple[sqlite3.Connection, int, int, Counter[Status]]:
+        """Open the database, and read the oldest revision, the newest, and the counts. Lets go of the lock if it can't."""
         try:
-            connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA foreign_keys = ON")
-            migrate(connection)
-        except sqlite3.Error as error:
-            self._lock_file.close()
-            raise ConfigurationError(f"setting data_dir: the database {self._path} can't be opened: {error}") from error
-        return connection
+            with ExitStack() as stack:
+                stack.callback(self._lock_file.close)
+                connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.execute("PRAGMA foreign_keys = ON")
+                migrate(connection)
+                (oldest,) = connection.execute("SELECT oldest_revision FROM compaction").fetchone()
+                (newest,) = connection.execute("SELECT max(revision) FROM journal").fetchone()
+                counts = _count_statuses(connection)
+                stack.pop_all()
+        except (sqlite3.Error, TypeError) as error:  # TypeError: a row is missing
+            raise ConfigurationError(
+                f"setting data_dir: the database {self._path} can't be opened: {error}; take another folder, or a backup"
+            ) from error
+        return connection, oldest, max(oldest, newest or 0), counts
 
 
 def _count_statuses(connection: sqlite3.Connection) -> Counter[Status]:

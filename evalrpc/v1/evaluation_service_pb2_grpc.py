@@ -184,8 +184,7 @@ class EvaluationServiceServicer(object):
 
     def CancelJob(self, request, context):
         """Cancels a job. A queued job is CANCELLED at once. A running job is answered with `cancel_requested_at` set: its whole
-        process tree is ended, and it becomes CANCELLED when nothing of it is left, or COMPLETED or FAILED if it came to its end
-        first. Cancelling again while a cancel is under way, or a job that is already CANCELLED, answers OK with the job as it is.
+        process tree is ended, and it becomes CANCELLED when nothing of it is left, or COMPLETED if it succeeded first. Cancelling again while a cancel is under way, or a job that is already CANCELLED, answers OK with the job as it is.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is COMPLETED or FAILED), UNAVAILABLE.
         Retry: always safe.

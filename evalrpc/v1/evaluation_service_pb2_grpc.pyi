@@ -81,8 +81,7 @@ class EvaluationServiceStub:
     """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.CancelJobRequest, _job_pb2.JobInfo]
     """Cancels a job. A queued job is CANCELLED at once. A running job is answered with `cancel_requested_at` set: its whole
-    process tree is ended, and it becomes CANCELLED when nothing of it is left, or COMPLETED or FAILED if it came to its end
-    first. Cancelling again while a cancel is under way, or a job that is already CANCELLED, answers OK with the job as it is.
+    process tree is ended, and it becomes CANCELLED when nothing of it is left, or COMPLETED if it succeeded first. Cancelling again while a cancel is under way, or a job that is already CANCELLED, answers OK with the job as it is.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is COMPLETED or FAILED), UNAVAILABLE.
     Retry: always safe.
@@ -198,8 +197,7 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     """
     CancelJob: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.CancelJobRequest, _job_pb2.JobInfo]  # type: ignore[assignment]
     """Cancels a job. A queued job is CANCELLED at once. A running job is answered with `cancel_requested_at` set: its whole
-    process tree is ended, and it becomes CANCELLED when nothing of it is left, or COMPLETED or FAILED if it came to its end
-    first. Cancelling again while a cancel is under way, or a job that is already CANCELLED, answers OK with the job as it is.
+    process tree is ended, and it becomes CANCELLED when nothing of it is left, or COMPLETED if it succeeded first. Cancelling again while a cancel is under way, or a job that is already CANCELLED, answers OK with the job as it is.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is COMPLETED or FAILED), UNAVAILABLE.
     Retry: always safe.
@@ -348,8 +346,7 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.JobInfo, _abc.Awaitable[_job_pb2.JobInfo]]:
         """Cancels a job. A queued job is CANCELLED at once. A running job is answered with `cancel_requested_at` set: its whole
-        process tree is ended, and it becomes CANCELLED when nothing of it is left, or COMPLETED or FAILED if it came to its end
-        first. Cancelling again while a cancel is under way, or a job that is already CANCELLED, answers OK with the job as it is.
+        process tree is ended, and it becomes CANCELLED when nothing of it is left, or COMPLETED if it succeeded first. Cancelling again while a cancel is under way, or a job that is already CANCELLED, answers OK with the job as it is.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is COMPLETED or FAILED), UNAVAILABLE.
         Retry: always safe.

@@ -237,7 +237,6 @@ def test_validating_only_queues_nothing(api: Api) -> None:
     assert api.submit("good", request_id="r1").job_id, "the request_id was not used up"
 
 
-@pytest.mark.xfail(strict=True, reason="validate_only always answers with the last position")
 def test_validating_only_tells_the_position_that_the_job_would_have(api: Api) -> None:
     api.wait_for(api.submit("slow", request={"num_gpus": 2}).job_id, RUNNING)
     api.submit("good", request={"num_gpus": 1})
@@ -262,9 +261,6 @@ def test_a_full_queue_says_when_to_try_again(serve: Callable[..., ServerHere]) -
     assert reason_of(caught.value) == "QUEUE_FULL"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a cancelled call cancels the store's future, set_result raises, the writer thread is gone"
-)
 def test_clients_that_give_up_in_the_middle_of_a_submission_do_the_server_no_harm(launch: Callable[..., ServerThere]) -> None:
     server = launch()
     for _ in range(20):

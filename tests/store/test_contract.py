@@ -293,9 +293,6 @@ def test_an_unknown_job_is_not_found(store: Store) -> None:
     assert store.cached_job("x") is None
 
 
-@pytest.mark.xfail(
-    strict=True, reason="set_result on a future that was cancelled raises InvalidStateError and ends the writer thread"
-)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_write_that_its_caller_gave_up_does_the_store_no_harm(store: Store) -> None:
     gate = Gate(store)
@@ -307,7 +304,6 @@ def test_a_write_that_its_caller_gave_up_does_the_store_no_harm(store: Store) ->
     assert submit(store).status == QUEUED
 
 
-@pytest.mark.xfail(strict=True, reason="when the writer thread ends by a bug, the futures that wait are never resolved")
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnhandledThreadExceptionWarning"
 )  # a bug ends the writer thread, as it should
@@ -586,9 +582,6 @@ def test_compacting_again_or_with_nothing_to_drop_changes_nothing(store: Store) 
     assert store.compact(1, NEVER).result(SECONDS) == 1
 
 
-@pytest.mark.xfail(
-    strict=True, reason="events_after gives events that are committed but not published yet, and then calls them future"
-)
 def test_nobody_reads_past_a_gap_while_the_journal_is_compacted(store: Store) -> None:
     """Every answer is complete from its `after` on, or says that it can't be."""
     stop = threading.Event()

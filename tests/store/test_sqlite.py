@@ -135,7 +135,6 @@ def test_a_file_that_is_no_database_is_a_configuration_error_each_time(data_dir:
     assert [refusal.split()[:3] for refusal in refusals] == [["ConfigurationError", "setting", "data_dir:"]] * 2
 
 
-@pytest.mark.xfail(strict=True, reason="only a sqlite3.Error in _open closes the lock file")
 def test_a_store_of_a_newer_version_lets_go_of_the_lock(data_dir: Path) -> None:
     set_version(with_jobs(data_dir, 1), 99)
     refusals = errors_of_opening_twice(data_dir)
@@ -144,7 +143,7 @@ def test_a_store_of_a_newer_version_lets_go_of_the_lock(data_dir: Path) -> None:
 
 @pytest.mark.parametrize(
     "whole_bytes",
-    [100, pytest.param(4096, marks=pytest.mark.xfail(strict=True, reason="the reads after _open raise as they are"))],
+    [100, 4096],
 )
 def test_a_database_with_broken_pages_is_a_configuration_error(data_dir: Path, whole_bytes: int) -> None:
     path = with_jobs(data_dir)
@@ -153,7 +152,6 @@ def test_a_database_with_broken_pages_is_a_configuration_error(data_dir: Path, w
     assert errors_of_opening_twice(data_dir)[0].startswith("ConfigurationError setting data_dir")
 
 
-@pytest.mark.xfail(strict=True, reason="only the errors of _open become ConfigurationError, not those of the reads after it")
 def test_a_database_without_its_tables_is_a_configuration_error(data_dir: Path) -> None:
     data_dir.mkdir()
     set_version(database(data_dir), 1)
@@ -171,7 +169,6 @@ def test_what_is_committed_is_on_the_disk_before_it_is_told(store: SqliteStore) 
     assert store._connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-@pytest.mark.xfail(strict=True, reason="events_after reads what is committed, also while the head in memory is still behind it")
 def test_no_reader_sees_an_event_before_the_head_has_come_to_it(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     committed, release = threading.Event(), threading.Event()
     publish = store._publish
