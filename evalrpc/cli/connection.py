@@ -14,6 +14,9 @@ WRONG_CALL: Final = 2
 UNREACHABLE: Final = 3
 INTERRUPTED: Final = 130
 
+PATIENT_SECONDS: Final = 600.0
+"""For calls that may take long the first time: a harness is asked what it knows, large files are summed up."""
+
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
@@ -24,9 +27,9 @@ def client_options(function: FunctionT) -> FunctionT:
 
 
 @contextmanager
-def connect(address: str | None) -> Iterator[EvalClient]:
-    """Give a client, and report what goes wrong with it."""
-    with EvalClient(address) as client, reported(client.address):
+def connect(address: str | None, timeout_seconds: float = 30.0) -> Iterator[EvalClient]:
+    """Give a client whose single calls are bounded by the timeout, and report what goes wrong with it."""
+    with EvalClient(address, timeout_seconds=timeout_seconds) as client, reported(client.address):
         yield client
 
 

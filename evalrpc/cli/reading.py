@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from evalrpc.cli import wording
-from evalrpc.cli.connection import JOB_NOT_COMPLETED, WRONG_CALL, client_options, connect, fail
+from evalrpc.cli.connection import JOB_NOT_COMPLETED, PATIENT_SECONDS, WRONG_CALL, client_options, connect, fail
 from evalrpc.cli.following import show_outcome
 from evalrpc.cli.output import is_terminal, print_json, print_json_line
 from evalrpc.client import EvalClient
@@ -74,7 +74,7 @@ def samples_command(job_id: str, model: str, task: str, limit: int, address: str
 @client_options
 def download_command(job_id: str, directory: Path, names: tuple[str, ...], address: str | None, as_json: bool) -> None:
     """Copy a job's files into a folder and print their paths. Goes on where an earlier download broke off."""
-    with connect(address) as client:
+    with connect(address, PATIENT_SECONDS) as client:
         chosen = list(names) or None
         paths = _download(client, job_id, directory, chosen)
         if as_json:

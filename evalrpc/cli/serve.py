@@ -8,6 +8,7 @@ import click
 
 from evalrpc.cli.connection import WRONG_CALL, fail, reported
 from evalrpc.config import load_settings
+from evalrpc.errors import UnavailableError
 
 
 @click.command()
@@ -28,4 +29,7 @@ def serve_command(config: Path | None, **flags: Any) -> None:
             from evalrpc.server import serve
         except ModuleNotFoundError as error:
             fail(WRONG_CALL, f"{error.name} is missing; install the server: pip install 'evalrpc[server]'")
-        serve(settings)
+        try:
+            serve(settings)
+        except UnavailableError as error:
+            fail(WRONG_CALL, f"the server can't go on: {error}")

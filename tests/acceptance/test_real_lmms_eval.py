@@ -81,7 +81,8 @@ def test_two_tasks_complete_with_the_metrics_samples_and_files_that_lmms_eval_wr
     statuses = [event.job.status for event in client.watch(job.job_id) if event.type != pb.JOB_EVENT_TYPE_PROGRESS]
     job = client.get_job(job.job_id)
 
-    assert statuses == [pb.JOB_STATUS_QUEUED, pb.JOB_STATUS_RUNNING, pb.JOB_STATUS_COMPLETED]
+    assert statuses[-2:] == [pb.JOB_STATUS_RUNNING, pb.JOB_STATUS_COMPLETED]
+    assert statuses[:-2] in ([], [pb.JOB_STATUS_QUEUED]), "it may have started before the watch did"
     (result,) = job.results.values()
     written = json.loads(Path(result.results).read_text())["results"]
     assert {(m.task, m.metric): m.value for m in result.metrics} == {
