@@ -1,9 +1,12 @@
 """An output directory becomes a results map: a model's name to its files and metrics.
 
-The layout is that of lmms-eval, which the `command` harness shares:
+The layout is that of lmms-eval, which the `command` harness shares, or that of lm-eval:
 
     output_dir/MODEL/20260214_103045_results.json
     output_dir/MODEL/20260214_103045_samples_TASK.jsonl
+
+    output_dir/MODEL/results_2026-02-14T10-30-45.274536.json
+    output_dir/MODEL/samples_TASK_2026-02-14T10-30-45.274536.jsonl
 
 The files may also lie in `output_dir` itself. Of several timestamps in one folder the latest counts. Links are never followed,
 so nothing outside the directory is read. Whatever a harness has written there, the outcome is a result or a RunFailedError.
@@ -23,8 +26,14 @@ from evalrpc.v1.job_pb2 import Metric, ModelResult
 FAILED_ANSWER_MARK: Final = "[LMMS_EVAL_REQUEST_FAILED"
 """What an answer begins with where lmms-eval got none from the model."""
 
-_RESULTS_NAME = re.compile(r"([0-9]{8}_[0-9]{6})_results\.json")
-_SAMPLES_NAME = re.compile(r"([0-9]{8}_[0-9]{6})_samples_(.+)\.jsonl", re.DOTALL)
+_STAMP: Final = r"(?P<stamp>[0-9]{8}_[0-9]{6})"
+_ISO_STAMP: Final = r"(?P<stamp>[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}-[0-9]{2}-[0-9]{2}(?:\.[0-9]{6})?)"
+_TASK: Final = r"(?P<task>.+)"
+_RESULTS_NAMES: Final = (re.compile(rf"{_STAMP}_results\.json"), re.compile(rf"results_{_ISO_STAMP}\.json"))
+_SAMPLES_NAMES: Final = (
+    re.compile(rf"{_STAMP}_samples_{_TASK}\.jsonl", re.DOTALL),
+    re.compile(rf"samples_{_TASK}_{_ISO_STAMP}\.jsonl", re.DOTALL),
+)
 _DERIVED_NAME = re.compile(r"(.+)_stderr(?:_clt|_clustered)?", re.DOTALL)
 _NOT_METRICS: Final = frozenset({"alias", "samples", "sample_len", " "})
 _MAX_RESULTS_BYTES: Final = 128 * 1024 * 1024
@@ -46,8 +55,8 @@ def read_results(output_dir: Path, model: str) -> dict[str, ModelResult]:
 def missing_tasks(result: ModelResult, tasks: Iterable[str]) -> list[str]:
     """Name those of the tasks asked for that the result does not cover.
 
-    A group is covered where lmms-eval lists it. A tag may leave no name of its own behind, only those of its tasks: so nothing
-    counts as missing while there are tasks that nobody named.
+    A group is covered where the harness lists it. A tag may leave no name of its own behind, only those of its tasks: so
+    nothing counts as missing while there are tasks that nobody named.
     """
     document = _read_document(Path(result.results))
     named = set(tasks)
@@ -73,8 +82,8 @@ def failed_answer(samples: Iterable[str]) -> str | None:
 
 def samples_task(path: str) -> str | None:
     """Return the task that a samples file is of, by its name; None for another file."""
-    match = _SAMPLES_NAME.fullmatch(Path(path).name)
-    return match[2] if match else None
+    match = _match(_SAMPLES_NAMES, Path(path).name)
+    return match["task"] if match else None
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -93,17 +102,25 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _read_folder(folder: Path) -> ModelResult | None:
     names = [entry.name for entry in _entries(folder) if entry.is_file(follow_symlinks=False)]
-    timestamps = [match[1] for match in map(_RESULTS_NAME.fullmatch, names) if match]
-    if not timestamps:
+    dated = [(match["stamp"], match[0]) for match in _matches(_RESULTS_NAMES, names)]
+    if not dated:
         return None
-    latest = max(timestamps)
-    samples = [match[0] for match in map(_SAMPLES_NAME.fullmatch, names) if match and match[1] == latest]
-    path = folder / f"{latest}_results.json"
+    latest, results_name = max(dated)
+    samples = [match[0] for match in _matches(_SAMPLES_NAMES, names) if match["stamp"] == latest]
+    path = folder / results_name
     return ModelResult(
         results=_wire_name(str(path)),
         samples=[_wire_name(str(folder / name)) for name in samples],
         metrics=_metrics(_read_document(path)),
     )
+
+
+def _matches(patterns: Iterable[re.Pattern[str]], names: Iterable[str]) -> list[re.Match[str]]:
+    return [match for name in names if (match := _match(patterns, name))]
+
+
+def _match(patterns: Iterable[re.Pattern[str]], name: str) -> re.Match[str] | None:
+    return next((match for pattern in patterns if (match := pattern.fullmatch(name))), None)
 
 
 def _read_document(path: Path) -> Mapping[str, object]:

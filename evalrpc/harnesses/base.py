@@ -1,12 +1,13 @@
 """The contract of a harness: a request becomes a command, a log line becomes progress, an output folder becomes results.
 
-A harness is pure. It starts no process, keeps no state between calls, and may be called from several threads at once.
+A harness is pure. It starts no process, keeps no state between calls, and may be called from several threads at once. It writes
+nothing but, where the results come in a layout of their own, files beside them in the output folder.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from evalrpc.errors import FieldViolation
 from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
@@ -51,13 +52,14 @@ class Exit:
     signal: int | None = None
 
 
+@runtime_checkable
 class Harness(Protocol):
     """What the scheduler and the service need of a harness."""
 
     name: str
     """The name by which clients ask for it."""
     kind: str
-    """`lmms-eval`, `command`, and others to come."""
+    """Which implementation it is, such as `lmms-eval` or `command`."""
 
     def info(self) -> HarnessInfo:
         """Say what is installed. Reads the disk but starts nothing; never raises for what is missing."""
@@ -67,7 +69,10 @@ class Harness(Protocol):
         `tasks[1]`."""
 
     def command(self, run: Run) -> Command:
-        """Build the command line. Raises nothing for a request without violations."""
+        """Build the command line. May read the operator's folders, so it is called on a thread that may block.
+
+        Raises RunFailedError for a request without violations only where those folders don't hold what it asks for.
+        """
 
     def catalog_command(self) -> Command | None:
         """Build the command that prints, as its last line, `{"tasks": [...], "models": [...]}`: the names that the installed

@@ -577,7 +577,8 @@ def test_harnesses_are_built_by_kind() -> None:
 
 def test_an_unknown_kind_is_refused_with_the_kinds_there_are() -> None:
     with pytest.raises(
-        ConfigurationError, match=re.escape("setting harnesses.x.kind: y is unknown; there are: command, lmms-eval")
+        ConfigurationError,
+        match=re.escape("setting harnesses.x.kind: y is unknown; there are: command, inspect-ai, lm-eval, lmms-eval"),
     ):
         build_harnesses(Settings(harnesses={"x": HarnessSettings("x", "y")}))
 

@@ -1,0 +1,159 @@
+"""inspect-ai's logs, one JSON file per task, become a verdict and files in the layout that `evalrpc.results` reads.
+
+    output_dir/2026-02-14T10-30-45-00-00_TASK_ID.json     inspect-ai's own: status, results, samples, every event
+    output_dir/20260214_103045_results.json               from it: the metrics of all tasks
+    output_dir/20260214_103045_samples_TASK.jsonl         from it: the samples of one task, without their events
+
+A scorer counts as a filter: `accuracy` of the scorer `match` is the metric `accuracy` with the filter `match`.
+"""
+
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TextIO
+
+from evalrpc.errors import RunFailedError
+from evalrpc.harnesses.failures import find_failure, shorten
+from evalrpc.harnesses.json_stream import members
+
+_LOG_NAME = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2})-([0-9]{2})-([0-9]{2}).*\.json", re.DOTALL)
+_HEADER: Final = frozenset({"status", "eval", "results", "error"})
+_SAMPLES: Final = "samples"
+_NOT_IN_SAMPLES: Final = frozenset({"events", "events_data"})
+"""What happened within a sample, which is most of a log and stands there."""
+_MEANS: Final = ("accuracy", "mean")
+"""The metrics that `stderr` beside them is the standard error of."""
+
+
+@dataclass(frozen=True)
+class Log:
+    """What a log says, apart from its samples."""
+
+    path: Path
+    stamp: str
+    """When the task began, as 20260214_103045."""
+    names: frozenset[str]
+    """The names that the task goes by."""
+    status: str
+    error: str
+    results: Mapping[str, object]
+
+
+def read_logs(folder: Path) -> list[Log]:
+    """Read the logs of a folder, oldest first. Links are not followed. Raises RunFailedError with reason RESULTS_INVALID."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _invalid(f"the output folder can't be read: {error.strerror}") from error
+    return [_read_log(folder / match[0], _stamp(match)) for match in map(_LOG_NAME.fullmatch, names) if match]
+
+
+def write_results(folder: Path, logs: Mapping[str, Log]) -> None:
+    """Write the metrics and samples of the logs, which are given by task. Raises RunFailedError with reason RESULTS_INVALID."""
+    stamp = max(log.stamp for log in logs.values())
+    try:
+        for task, log in logs.items():
+            _write_samples(folder / f"{stamp}_samples_{task}.jsonl", log)
+        with _replacing(folder / f"{stamp}_results.json") as file:
+            json.dump(_aggregate(logs), file)
+    except OSError as error:
+        raise _invalid(f"what is in the logs can't be written beside them: {error.strerror}") from error
+
+
+def _stamp(match: re.Match[str]) -> str:
+    year, month, day, hour, minute, second = match.groups()
+    return f"{year}{month}{day}_{hour}{minute}{second}"
+
+
+def _read_log(path: Path, stamp: str) -> Log:
+    header = {key: value for key, value in _members(path) if key in _HEADER}
+    task = _mapping(header.get("eval"))
+    names = (task.get(key) for key in ("task", "task_registry_name"))
+    return Log(
+        path=path,
+        stamp=stamp,
+        names=frozenset(name for name in names if isinstance(name, str)),
+        status=str(header.get("status")),
+        error=_error(_mapping(header.get("error"))),
+        results=_mapping(header.get("results")),
+    )
+
+
+def _members(path: Path) -> Iterator[tuple[str, object]]:
+    try:
+        yield from members(path, _SAMPLES)
+    except OSError as error:
+        raise _invalid(f"{path.name} can't be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise _invalid(f"{path.name} is not valid JSON: {error}") from error
+
+
+def _error(error: Mapping[str, object]) -> str:
+    """Return the exception as Python names it, else the message, which may be only its repr."""
+    traceback = str(error.get("traceback") or "")
+    return find_failure(traceback.splitlines()) or shorten(str(error.get("message") or ""))
+
+
+def _aggregate(logs: Mapping[str, Log]) -> Mapping[str, object]:
+    return {
+        "results": {task: dict(_row(log.results)) for task, log in logs.items()},
+        "n-samples": {task: {"effective": log.results.get("completed_samples")} for task, log in logs.items()},
+        "logs": {task: log.path.name for task, log in logs.items()},
+    }
+
+
+def _row(results: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """Yield the metrics as `evalrpc.results` has them: `metric,filter` and `metric_stderr,filter`."""
+    scores = results.get("scores")
+    for score in map(_mapping, scores if isinstance(scores, list) else []):
+        values = {key: _mapping(metric).get("value") for key, metric in _mapping(score.get("metrics")).items()}
+        scorer = "/".join(str(name) for name in (score.get("name"), score.get("reducer")) if name)
+        means = [mean for mean in _MEANS if mean in values]
+        error = values.pop("stderr", None) if means else None
+        # A comma would end the metric's name.
+        yield from ((f"{name.replace(',', ';')},{scorer}", value) for name, value in values.items())
+        yield from ((f"{mean}_stderr,{scorer}", error) for mean in means if error is not None)
+
+
+def _write_samples(path: Path, log: Log) -> None:
+    samples = (_mapping(value) for key, value in _members(log.path) if key == _SAMPLES)
+    first = next(samples, None)
+    if first is None:
+        return
+    with _replacing(path) as file:
+        for sample in (first, *samples):
+            file.write(json.dumps(_sample_row(sample)) + "\n")
+
+
+def _sample_row(sample: Mapping[str, object]) -> Mapping[str, object]:
+    """Return a sample under inspect-ai's own names, and the answer under the one that all harnesses share."""
+    rest = {key: value for key, value in sample.items() if key not in _NOT_IN_SAMPLES}
+    return {"doc_id": sample.get("id"), "filtered_resps": _mapping(sample.get("output")).get("completion"), **rest}
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[TextIO]:
+    """Write a file that appears whole or not at all, in the place of whatever has its name."""
+    temporary = path.with_name(f".{uuid.uuid4().hex}")
+    try:
+        with temporary.open("x", encoding="ascii") as file:
+            yield file
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, dict) else {}
+
+
+def _invalid(message: str) -> RunFailedError:
+    return RunFailedError("RESULTS_INVALID", message)

@@ -1,0 +1,52 @@
+"""The tasks in an operator's folders, by inspect-ai's own rule: functions at the top of a file, decorated with `@task`."""
+
+import ast
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+_SKIPPED_NAMES: Final = frozenset({"env", "venv", "tests"})
+
+
+def task_files(folders: Iterable[Path]) -> dict[str, Path]:
+    """Return the file of every task by its name. Of two tasks of one name the first counts, in order of folders and paths."""
+    files: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(_python_files(folder)):
+            for name in _task_names(path):
+                files.setdefault(name, path)
+    return files
+
+
+def _python_files(folder: Path) -> Iterator[Path]:
+    for directory, folder_names, file_names in os.walk(folder):
+        folder_names[:] = [name for name in folder_names if not _is_skipped(name)]
+        yield from (Path(directory, name) for name in file_names if name.endswith(".py") and not _is_skipped(name))
+
+
+def _is_skipped(name: str) -> bool:
+    return name.startswith(("_", ".")) or name in _SKIPPED_NAMES
+
+
+def _task_names(path: Path) -> list[str]:
+    """Name the tasks of a file. One that can't be read or understood has none."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return [name for function in functions for decorator in function.decorator_list if (name := _name(function, decorator))]
+
+
+def _name(function: ast.FunctionDef, decorator: ast.expr) -> str | None:
+    """Return the name that a decorator gives to a task, None for another decorator."""
+    if isinstance(decorator, ast.Call) and _is_task(decorator.func):
+        given = [keyword.value for keyword in decorator.keywords if keyword.arg == "name"]
+        named = [value.value for value in given if isinstance(value, ast.Constant) and isinstance(value.value, str)]
+        return named[0] if named else function.name
+    return function.name if _is_task(decorator) else None
+
+
+def _is_task(expression: ast.expr) -> bool:
+    return isinstance(expression, ast.Name) and expression.id == "task"

@@ -1,0 +1,292 @@
+"""The inspect-ai harness: its command line, its tasks, its progress, and its verdict on real runs."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.json_format import MessageToDict
+from harness_cases import DATA, exit_of, follow, log_of, request_of, run_of
+
+from evalrpc.config import HarnessSettings
+from evalrpc.errors import RunFailedError
+from evalrpc.harnesses.base import Command, Exit
+from evalrpc.harnesses.inspect_ai import InspectHarness
+from evalrpc.harnesses.inspect_tasks import task_files
+from evalrpc.results import samples_task
+from evalrpc.samples import read_page
+from evalrpc.v1.job_pb2 import EvaluateRequest, Metric, ModelResult, Progress
+
+CASES = DATA / "inspect"
+TASKS = """
+from inspect_ai import Task, task
+
+@task
+def tiny():
+    return Task()
+
+@task(name="another name", version=2)
+def other(): ...
+"""
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "some.py").write_text(TASKS)
+    return folder
+
+
+def harness(*folders: Path, **more: Any) -> InspectHarness:
+    fields = {"python": Path("/env/bin/python"), "working_dir": Path("/srv"), "include_path": folders, **more}
+    return InspectHarness(HarnessSettings("inspect-ai", "inspect-ai", **fields))
+
+
+def inspect_request(**fields: Any) -> EvaluateRequest:
+    return request_of(**{"model": "mockllm/model", "tasks": ["tiny"], **fields})
+
+
+def bad_fields(**fields: Any) -> list[str]:
+    return [violation.field for violation in harness().violations(inspect_request(**fields))]
+
+
+def test_the_smallest_request_has_the_smallest_command(tasks: Path) -> None:
+    assert harness(tasks).command(run_of(inspect_request())) == Command(
+        (
+            *("/env/bin/python", "-m", "inspect_ai", "eval", f"{tasks}/some.py@tiny", "--model=mockllm/model"),
+            *("--log-dir=/d/out", "--log-format=json", "--display=plain", "--ctl-server=false"),
+        ),
+        cwd=Path("/srv"),
+    )
+
+
+def test_every_field_of_the_request_has_its_option(tasks: Path) -> None:
+    request = inspect_request(
+        tasks=["another name", "tiny"],
+        model_args={"base_url": "http://127.0.0.1:1/v1", "api_key": "x", "deep": [None, {"a": 0.5}]},
+        gen_kwargs={"max_tokens": 16, "stop_seqs": ["\n"]},
+        device="cuda:0",
+        batch_size="8",
+        limit=20,
+        log_samples=False,
+        predict_only=True,
+    )
+    command = harness(tasks, args=("--max-tasks=2",)).command(run_of(request))
+    assert command.argv[4:] == (
+        *(f"{tasks}/some.py@another name", f"{tasks}/some.py@tiny"),
+        *("--model-config=/d/model.json", "--generate-config=/d/generate.json", "--model=mockllm/model", "--log-dir=/d/out"),
+        *("--log-format=json", "--display=plain", "--ctl-server=false", "--model-base-url=http://127.0.0.1:1/v1"),
+        *("--limit=20", "--max-connections=8", "--no-log-samples", "--no-score", "--max-tasks=2"),
+    )
+    assert {path.name: json.loads(content) for path, content in command.files.items()} == {
+        "model.json": {"api_key": "x", "deep": [None, {"a": 0.5}], "device": "cuda:0"},
+        "generate.json": {"max_tokens": 16, "stop_seqs": ["\n"]},
+    }
+
+
+def test_a_task_that_no_folder_has_is_named_with_those_there_are(tasks: Path) -> None:
+    with pytest.raises(RunFailedError) as caught:
+        harness(tasks).command(run_of(inspect_request(tasks=["tiny", "nosuchtask"])))
+    assert caught.value.job_error.reason == "TASKS_MISSING"
+    assert caught.value.message == "harnesses.inspect-ai.include_path has no task nosuchtask; it has: another name, tiny"
+
+
+def test_tasks_are_found_as_inspect_finds_them(tasks: Path) -> None:
+    below = tasks / "below"
+    below.mkdir()
+    (below / "deep.py").write_text(TASKS.replace("tiny", "deep"))
+    (tasks / "broken.py").write_text("@task\ndef broken(:")
+    (tasks / "bytes.py").write_bytes(b"\xff\x00")
+    (tasks / "none.py").write_text("class A:\n    @task\n    def method(self): ...\n\n@x.task\n@tasks\ndef other(): ...\n")
+    for skipped in (tasks / "_hidden.py", tasks / ".hidden.py", tasks / "tests" / "t.py", tasks / "venv" / "v.py"):
+        skipped.parent.mkdir(exist_ok=True)
+        skipped.write_text(TASKS.replace("tiny", "skipped"))
+    assert task_files([tasks, tasks / "missing"]) == {
+        "deep": below / "deep.py",
+        "another name": below / "deep.py",
+        "tiny": tasks / "some.py",
+    }
+
+
+def test_the_first_folder_wins(tasks: Path, tmp_path: Path) -> None:
+    earlier = tmp_path / "z"
+    earlier.mkdir()
+    (earlier / "z.py").write_text(TASKS)
+    assert task_files([earlier, tasks])["tiny"] == earlier / "z.py"
+
+
+@pytest.mark.parametrize(
+    "model", ["openai/gpt-4o", "hf/meta-llama/Llama-3.1-8B", "bedrock/anthropic.claude-v2:1", "vertex/m@2026"]
+)
+def test_a_model_is_taken(model: str) -> None:
+    assert bad_fields(model=model) == []
+
+
+@pytest.mark.parametrize("model", ["", "gpt", "a/b,c/d", "/etc/passwd", "-m/x", "a/../b", "../a/b", "a//b", "a/b ", "a/b\n"])
+def test_what_is_no_model_is_refused(model: str) -> None:
+    assert bad_fields(model=model) == ["model"]
+
+
+def test_what_inspect_has_no_option_for_is_refused() -> None:
+    assert bad_fields(num_fewshot=0, limit=0.5, batch_size="auto:4", device="x", tasks=["a@b", "t" * 201]) == [
+        *("tasks[0]", "tasks[1]", "num_fewshot", "limit", "batch_size", "device"),
+    ]
+
+
+def test_arguments_that_inspect_passes_on_itself_are_refused() -> None:
+    assert bad_fields(model_args={"model": "x", "device": "cpu", "base_url": 1}, device="cpu") == [
+        *("model_args.model", "model_args.device", "model_args.base_url"),
+    ]
+
+
+def copy_of(case: str, tmp_path: Path) -> Path:
+    output = tmp_path / "output"
+    shutil.copytree(CASES / case / "output", output) if (CASES / case / "output").exists() else output.mkdir()
+    return output
+
+
+def read(case: str, output_dir: Path, **fields: Any) -> Mapping[str, ModelResult]:
+    run = run_of(inspect_request(**fields), output_dir)
+    return harness().read_results(run, exit_of(CASES / case), log_of(CASES / case))
+
+
+def failure(case: str, tmp_path: Path, **fields: Any) -> tuple[str, str]:
+    with pytest.raises(RunFailedError) as caught:
+        read(case, copy_of(case, tmp_path), **fields)
+    return caught.value.job_error.reason, caught.value.job_error.message
+
+
+def test_metrics_of_a_real_run_are_those_of_its_log(tmp_path: Path) -> None:
+    output = copy_of("ok_json", tmp_path)
+    (log,) = output.iterdir()
+    scores = json.loads(log.read_text())["results"]["scores"]
+    result = read("ok_json", output)["mockllm/model"]
+    assert list(result.metrics) == [
+        Metric(
+            task="tiny",
+            metric="accuracy",
+            filter=score["name"],
+            value=score["metrics"]["accuracy"]["value"],
+            stderr=score["metrics"]["stderr"]["value"],
+            sample_count=3,
+        )
+        for score in sorted(scores, key=lambda score: score["name"])
+    ]
+
+
+def test_samples_of_a_real_run_can_be_paged_like_any_other(tmp_path: Path) -> None:
+    output = copy_of("ok_json", tmp_path)
+    (path,) = read("ok_json", output)["mockllm/model"].samples
+    rows = [MessageToDict(row) for row in read_page(output, path, 0, 10).rows]
+    assert samples_task(path) == "tiny"
+    assert [(row["doc_id"], row["target"], row["filtered_resps"]) for row in rows] == [
+        (number, letter, "Default output from mockllm/model") for number, letter in enumerate("ABC")
+    ]
+    assert rows[1]["scores"]["includes"]["value"] == "I"
+    assert "events" not in rows[0]
+
+
+def test_reading_twice_gives_the_same(tmp_path: Path) -> None:
+    output = copy_of("ok_json", tmp_path)
+    assert read("ok_json", output) == read("ok_json", output)
+    assert len(list(output.iterdir())) == 3
+
+
+def test_what_stands_where_results_are_written_is_replaced_and_never_followed(tmp_path: Path) -> None:
+    output, outside = copy_of("ok_json", tmp_path), tmp_path / "outside"
+    outside.write_text("untouched")
+    (output / "20261123_033754_results.json").symlink_to(outside)
+    assert read("ok_json", output)["mockllm/model"].metrics
+    assert outside.read_text() == "untouched"
+
+
+@pytest.mark.parametrize(
+    ("case", "task", "reason", "message"),
+    [
+        ("fail_bad_model_rc1", "tiny", "HARNESS_FAILED", "ValueError: Model API nosuch of model 'nosuch/m' not recognized."),
+        ("fail_status_error_rc0", "bad", "HARNESS_FAILED", "RuntimeError: boom in solver"),
+        ("killed_sigkill_status_started", "slow", "PROCESS_SIGNALLED", "the harness was ended by SIGKILL (signal 9)"),
+        ("killed_sigterm_status_started", "slow", "PROCESS_SIGNALLED", "the harness was ended by SIGTERM (signal 15)"),
+        ("ok_json", "nope", "TASKS_MISSING", "there are logs, but none of: nope"),
+    ],
+)
+def test_a_failed_run_says_why(case: str, task: str, reason: str, message: str, tmp_path: Path) -> None:
+    assert failure(case, tmp_path, tasks=[task]) == (reason, message)
+
+
+def test_one_failed_task_of_two_fails_the_run(tmp_path: Path) -> None:
+    assert failure("two_tasks_json_flag", tmp_path, tasks=["tiny", "bad"]) == ("HARNESS_FAILED", "RuntimeError: boom in solver")
+
+
+def test_a_log_that_was_never_finished_fails_the_run(tmp_path: Path) -> None:
+    output = copy_of("ok_json", tmp_path)
+    (log,) = output.iterdir()
+    log.write_text(log.read_text().replace('"status": "success"', '"status": "started"', 1))
+    with pytest.raises(RunFailedError, match="inspect-ai left task tiny with the status started"):
+        read("ok_json", output)
+
+
+def test_no_logs_at_all_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(RunFailedError, match="inspect-ai left no log"):
+        harness().read_results(run_of(inspect_request(), tmp_path), Exit(code=0), [])
+
+
+def log_file(folder: Path, stamp: str, document: Mapping[str, Any]) -> None:
+    content = {"status": "success", "eval": {"task": "tiny"}, **document}
+    (folder / f"{stamp}-00-00_tiny_x.json").write_text(json.dumps(content))
+
+
+def scored(**metrics: float) -> Mapping[str, Any]:
+    return {"name": "s", "metrics": {name: {"value": value} for name, value in metrics.items()}}
+
+
+def metrics_of(folder: Path, *scores: Mapping[str, Any]) -> dict[tuple[str, str], tuple[float, float | None]]:
+    log_file(folder, "2026-02-14T10-30-45", {"results": {"scores": scores}})
+    ((_, result),) = read("ok_json", folder).items()
+    return {(m.metric, m.filter): (m.value, m.stderr if m.HasField("stderr") else None) for m in result.metrics}
+
+
+def test_the_standard_error_belongs_to_the_mean(tmp_path: Path) -> None:
+    assert metrics_of(tmp_path, scored(mean=1, std=2, stderr=3)) == {("mean", "s"): (1, 3), ("std", "s"): (2, None)}
+
+
+def test_a_standard_error_of_nothing_is_a_metric_itself(tmp_path: Path) -> None:
+    assert metrics_of(tmp_path, scored(stderr=3)) == {("stderr", "s"): (3, None)}
+
+
+def test_a_reducer_tells_scores_of_one_name_apart(tmp_path: Path) -> None:
+    scores = [{**scored(accuracy=number), "reducer": reducer} for number, reducer in ((1, "mean"), (2, "max"))]
+    assert metrics_of(tmp_path, *scores) == {("accuracy", "s/mean"): (1, None), ("accuracy", "s/max"): (2, None)}
+
+
+def test_a_comma_in_a_metrics_name_does_not_end_it(tmp_path: Path) -> None:
+    assert metrics_of(tmp_path, scored(**{"a,b": 1})) == {("a;b", "s"): (1, None)}
+
+
+def test_the_latest_log_of_a_task_counts(tmp_path: Path) -> None:
+    log_file(tmp_path, "2026-02-14T10-30-45", {"results": {"scores": [scored(accuracy=2)]}})
+    log_file(tmp_path, "2026-02-14T10-30-44", {"status": "error", "results": {"scores": [scored(accuracy=1)]}})
+    ((_, result),) = read("ok_json", tmp_path).items()
+    assert Path(result.results).name == "20260214_103045_results.json"
+    assert [metric.value for metric in result.metrics] == [2]
+
+
+def test_progress_of_a_real_run_rises_to_all_of_its_samples() -> None:
+    changes = follow(harness(), log_of(CASES / "ok_json"))
+    assert [(change.phase, change.done, change.total) for change in changes] == [
+        (Progress.PHASE_LOADING, 0, 0),
+        (Progress.PHASE_EVALUATING, 3, 3),
+        (Progress.PHASE_SCORING, 3, 3),
+    ]
+    assert (changes[1].current_task, changes[1].unit) == ("tiny", "samples")
+
+
+def test_tasks_that_follow_each_other_add_up() -> None:
+    drawn = [("a", 2, 3), ("a", 3, 3), ("b", 1, 5)]
+    lines = [
+        f"{task} | generate | Steps: {done}/{total} 50% | Samples: {done:3d}/{total:3d} | x" for task, done, total in drawn
+    ]
+    assert [(change.done, change.total) for change in follow(harness(), lines)] == [(2, 3), (3, 3), (4, 8)]
