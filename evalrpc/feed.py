@@ -25,6 +25,7 @@ from evalrpc.queue_state import QueueState
 from evalrpc.store.base import Change, ListedJob, Store, fields_match
 from evalrpc.v1 import job_pb2 as pb
 from evalrpc.v1.evaluation_service_pb2 import JobFilter
+from evalrpc.waiting import Heartbeat, Waiters
 
 _PAGE: Final = 256
 _RECENT_EVENTS: Final = 1024
@@ -57,60 +58,12 @@ class _Progress:
 
 
 @dataclass(slots=True)
-class _Waiters:
-    """Those who wait for something new. Each has a future of its own, so that one who leaves disturbs no other."""
-
-    futures: set[asyncio.Future[None]] = field(default_factory=set)
-
-    def wake(self) -> None:
-        for future in self.futures:
-            _resolve(future)
-        self.futures.clear()
-
-    async def wait(self, timeout_seconds: float | None) -> None:
-        """Wait to be woken, or until the time is up."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-        self.futures.add(future)
-        timer = loop.call_later(timeout_seconds, _resolve, future) if timeout_seconds is not None else None
-        try:
-            await future
-        finally:
-            self.futures.discard(future)
-            if timer is not None:
-                timer.cancel()
-
-
-class _Heartbeat:
-    """Tells when nothing was sent for so long that a BOOKMARK is due."""
-
-    __slots__ = ("_interval_seconds", "_last", "_loop")
-
-    def __init__(self, interval_seconds: float | None) -> None:
-        self._interval_seconds = interval_seconds
-        self._loop = asyncio.get_running_loop()
-        self._last = self._loop.time()
-
-    def sent(self) -> None:
-        self._last = self._loop.time()
-
-    def seconds_left(self) -> float | None:
-        """Return how long to wait; None where no heartbeat was asked for."""
-        if self._interval_seconds is None:
-            return None
-        return max(0.0, self._last + self._interval_seconds - self._loop.time())
-
-    def is_due(self) -> bool:
-        return self.seconds_left() == 0.0
-
-
-@dataclass(slots=True)
 class _Topic:
     """What happened to one job since somebody began to watch it: a handful of events, and the latest progress."""
 
     events: list[_Event] = field(default_factory=list)
     progress: _Progress | None = None
-    waiters: _Waiters = field(default_factory=_Waiters)
+    waiters: Waiters = field(default_factory=Waiters)
     watcher_count: int = 0
 
 
@@ -128,7 +81,7 @@ class Feed:
         self._recent: deque[_Event] = deque(maxlen=_RECENT_EVENTS)
         self._progress: OrderedDict[str, _Progress] = OrderedDict()  # by the time of the last progress
         self._progress_count = 0
-        self._all_waiters = _Waiters()
+        self._all_waiters = Waiters()
         self._stopping = False
 
     # Handing over, from other threads.
@@ -215,7 +168,7 @@ class Feed:
     ) -> AsyncGenerator[bytes, None]:
         """Yield what comes after `cursor` and `progress`, up to the terminal event."""
         position = 0
-        heartbeat = _Heartbeat(heartbeat_seconds)
+        heartbeat = Heartbeat(heartbeat_seconds)
         while True:
             while position < len(topic.events):
                 event = topic.events[position]
@@ -243,7 +196,7 @@ class Feed:
     ) -> AsyncGenerator[bytes, None]:
         """Yield what comes after `cursor`, without end."""
         progress_number = self._progress_count
-        heartbeat = _Heartbeat(heartbeat_seconds)
+        heartbeat = Heartbeat(heartbeat_seconds)
         while True:
             async for event in self._events_after(cursor):
                 cursor = event.revision
@@ -380,8 +333,3 @@ class Feed:
             raise ServerStoppingError(
                 "the server is stopping: watch again from the last revision", retry_delay_seconds=_RETRY_DELAY_SECONDS
             )
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

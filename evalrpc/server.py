@@ -18,17 +18,17 @@ from evalrpc import placement
 from evalrpc.catalog import Catalog
 from evalrpc.clock import Clock, SystemClock
 from evalrpc.config import Settings, parse_listen
-from evalrpc.errors import ConfigurationError, StoreUnavailableError
+from evalrpc.errors import ConfigurationError
 from evalrpc.executors.local import LocalExecutor
 from evalrpc.feed import Feed
 from evalrpc.gpu_memory import GpuGuard, NvmlMemory
 from evalrpc.gpus import find_gpus
 from evalrpc.harnesses import build_harnesses
+from evalrpc.housekeeping import Housekeeper
 from evalrpc.interceptors import generic_handler
 from evalrpc.logging_setup import set_up_logging
 from evalrpc.queue_state import QueueState
 from evalrpc.reading import JobReader
-from evalrpc.retention import Retention
 from evalrpc.scheduler import Scheduler
 from evalrpc.service import EvaluationService
 from evalrpc.store.sqlite import SqliteStore
@@ -38,7 +38,7 @@ from evalrpc.v1 import evaluation_service_pb2
 SERVICE: Final = evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"]
 
 _READER_THREADS: Final = 4
-_HOUSEKEEPING_SECONDS: Final = 60.0
+_HASHER_THREADS: Final = 2
 
 _log = logging.getLogger(__name__)
 
@@ -71,16 +71,16 @@ class Server:
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         self._settings = settings
-        self._clock = clock
-        self._store = SqliteStore(settings.data_dir, clock, settings.max_queued)
+        # What the settings may get wrong comes first, before anything is opened.
         gpus = find_gpus(settings.gpus, os.environ)
-        capacity = placement.capacity([gpu.id for gpu in gpus], settings.max_running)
-        gpu_guard = GpuGuard(NvmlMemory(), clock)
-        queue_state = QueueState(capacity, clock, gpu_guard.set_aside)
         harnesses = build_harnesses(settings)
+        self._store = SqliteStore(settings.data_dir, clock, settings.max_queued)
         self._readers = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="reader")
-        self._catalog = Catalog(harnesses, settings.data_dir.absolute())
-        self._hashers = ThreadPoolExecutor(2, thread_name_prefix="hasher")
+        self._hashers = ThreadPoolExecutor(_HASHER_THREADS, thread_name_prefix="hasher")
+        self._catalog = Catalog(harnesses, data_dir := settings.data_dir.absolute())
+        gpu_guard = GpuGuard(NvmlMemory(), clock)
+        capacity = placement.capacity([gpu.id for gpu in gpus], settings.max_running)
+        queue_state = QueueState(capacity, clock, gpu_guard.set_aside)
         self._feed = Feed(self._store, queue_state, clock, self._readers)
         workshop = Workshop(
             store=self._store,
@@ -88,21 +88,18 @@ class Server:
             executor=LocalExecutor(),
             harnesses=harnesses,
             clock=clock,
-            data_dir=settings.data_dir.absolute(),
+            data_dir=data_dir,
             output_root=settings.output_root,
             grace_seconds=settings.grace_seconds,
             publish_progress=self._feed.publish_progress,
             gpu_guard=gpu_guard,
         )
         self._scheduler = Scheduler(workshop, settings.reservation_seconds)
-        # The queue first: whoever hears of a commit finds it there.
-        for listener in (queue_state.apply, self._scheduler.on_changes, self._feed.publish):
-            self._store.subscribe(listener)
-        queue_state.load(self._store.queued_rows(), self._store.running_jobs())
+        self._listen_to_store(queue_state)
         self._service = EvaluationService(
             store=self._store,
             feed=self._feed,
-            reader=JobReader(self._feed, workshop.data_dir, self._readers, self._hashers),
+            reader=JobReader(self._feed, data_dir, self._readers, self._hashers),
             queue_state=queue_state,
             harnesses=harnesses,
             gpus=gpus,
@@ -114,12 +111,10 @@ class Server:
             catalog=self._catalog,
             started_at=clock.now(),
         )
-        self._retention = Retention(
-            self._store, clock, workshop.data_dir, settings.retention_max_age_seconds, settings.retention_max_jobs
-        )
+        self._housekeeper = Housekeeper(self._store, clock, data_dir, settings, self._hashers)
+        self._housekeeping: asyncio.Task[None] | None = None
         self._health = health.aio.HealthServicer()
         self._grpc = self._build_grpc_server()
-        self._housekeeping: asyncio.Task[None] | None = None
         self.address = ""
         """Where it listens, as HOST:PORT."""
 
@@ -130,7 +125,7 @@ class Server:
         await self._grpc.start()
         for name in ("", SERVICE.full_name):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        self._housekeeping = asyncio.create_task(self._keep_house())
+        self._housekeeping = asyncio.create_task(self._housekeeper.run())
 
     async def drain(self) -> None:
         """Refuse new jobs and start no more, and wait until what runs has ended, within the bound of the settings."""
@@ -159,6 +154,12 @@ class Server:
         """Wait until the store can't write any more because of a bug."""
         await asyncio.get_running_loop().run_in_executor(None, self._store.wait_closed)
 
+    def _listen_to_store(self, queue_state: QueueState) -> None:
+        """Tell of every commit: the queue first, so that whoever else hears of it finds it there."""
+        for listener in (queue_state.apply, self._scheduler.on_changes, self._feed.publish):
+            self._store.subscribe(listener)
+        queue_state.load(self._store.queued_rows(), self._store.running_jobs())
+
     def _build_grpc_server(self) -> grpc.aio.Server:
         server = grpc.aio.server(options=_channel_options(self._settings))
         server.add_generic_rpc_handlers((generic_handler(SERVICE, self._service),))
@@ -178,30 +179,6 @@ class Server:
                 f"setting listen: {self._settings.listen} is not free: another program listens there; port 0 takes a free one"
             )
         return f"{host}:{port}"
-
-    async def _keep_house(self) -> None:
-        """Compact the journal and remove what need not be kept, now and then. A disk that is full now may not be so later."""
-        loop = asyncio.get_running_loop()
-        orphans_removed = False
-        while True:
-            try:
-                if not orphans_removed:
-                    await loop.run_in_executor(self._hashers, self._retention.remove_orphans)
-                    orphans_removed = True
-                await self._compact_journal()
-                await loop.run_in_executor(self._hashers, self._retention.sweep)
-            except StoreUnavailableError as error:
-                _log.warning("can't keep house yet: %s", error)
-            await asyncio.sleep(_HOUSEKEEPING_SECONDS)
-
-    async def _compact_journal(self) -> None:
-        """Drop what is past the settings, a bounded number of events at a time."""
-        cutoff = self._clock.now()
-        cutoff.FromNanoseconds(max(0, cutoff.ToNanoseconds() - int(self._settings.journal_max_age_seconds * 1e9)))
-        before = -1
-        while before != self._store.oldest_revision:
-            before = self._store.oldest_revision
-            await asyncio.wrap_future(self._store.compact(self._settings.journal_max_events, cutoff))
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from evalrpc import transitions
 from evalrpc.clock import SystemClock
 from evalrpc.errors import JobNotFoundError, RevisionCompactedError, RevisionInFutureError, ServerStoppingError
-from evalrpc.feed import Feed, _resolve
+from evalrpc.feed import Feed
 from evalrpc.placement import Capacity
 from evalrpc.queue_state import QueueState
 from evalrpc.store.base import Submission
@@ -372,7 +372,7 @@ def test_a_heartbeat_never_claims_an_event_that_was_not_sent(tmp_path: Path) -> 
         world.store._listeners[-1] = committed.append
         await world.begin(job_id)
         for future in world.feed._topics[job_id].waiters.futures:
-            _resolve(future)  # what the timer does
+            future.set_result(None)  # what the timer does
         world.feed._deliver(committed[0])
         await until(lambda: len(watcher.seen) >= 2)
         sent = 0
