@@ -309,7 +309,7 @@ def check(error: grpc.RpcError | None) -> None:
 
 
 FUZZ = settings(
-    max_examples=150,
+    max_examples=80,
     deadline=None,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -646,7 +646,7 @@ def check_states(seen: list[pb.JobEvent]) -> None:
             latest[event.job.job_id] = event.job.revision
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(STEP, max_size=50))
 def test_whatever_happens_every_watcher_sees_every_change_once_and_in_order(
     tmp_path_factory: pytest.TempPathFactory, script: list[tuple[str, int]]

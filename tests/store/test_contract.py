@@ -481,7 +481,7 @@ filters = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(made=made_jobs, conditions=filters, after=st.none() | times, before=st.none() | times)
 def test_every_filter_takes_just_the_jobs_that_match(
     tmp_path_factory: pytest.TempPathFactory, made: list[Any], conditions: dict[str, Any], after: int | None, before: int | None
@@ -606,7 +606,7 @@ def test_nobody_reads_past_a_gap_while_the_journal_is_compacted(store: Store) ->
     readers = [threading.Thread(target=follow) for _ in range(3)]
     for reader in readers:
         reader.start()
-    for _ in range(150):
+    for _ in range(60):
         submit(store)
         store.compact(3, NEVER).result(SECONDS)
     stop.set()
@@ -645,7 +645,7 @@ def test_a_read_never_gives_a_state_that_a_caller_knows_to_be_out_of_date(store:
         def set_priority(number: int) -> Callable[[pb.JobInfo], None]:
             return lambda job: setattr(job, "priority", number)
 
-        for number in range(1, 60):
+        for number in range(1, 30):
             store.update(job_id, set_priority(number)).result(SECONDS)
             known[job_id] = number
         finish(store, job_id)

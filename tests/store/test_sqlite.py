@@ -293,7 +293,7 @@ threading.Event().wait()
 
 def test_a_process_killed_in_the_middle_loses_nothing_that_was_acknowledged(data_dir: Path) -> None:
     acknowledged: dict[str, tuple[int, int]] = {}
-    for _ in range(3):
+    for _ in range(2):
         with start(WRITER, data_dir) as writer:
             assert writer.stdout is not None
             for _ in range(100):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalrpc.config import HarnessSettings, Settings, load_settings, parse_listen
@@ -228,6 +228,7 @@ def test_an_address_is_a_host_and_a_port(listen: str, expected: tuple[str, int])
     assert parse_listen(listen) == expected
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_is_an_address_or_a_configuration_error(text: str) -> None:
     try:
@@ -238,6 +239,7 @@ def test_any_text_is_an_address_or_a_configuration_error(text: str) -> None:
     assert 0 <= port <= 65535
 
 
+@settings(deadline=None)
 @given(name=st.sampled_from(sorted(SOURCES)), value=st.text())
 def test_any_value_in_the_environment_works_or_is_a_configuration_error(name: str, value: str) -> None:
     refusal = ""

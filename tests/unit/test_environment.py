@@ -1,7 +1,7 @@
 """The environment of a run."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalrpc.executors.environment import build_environment
@@ -66,6 +66,7 @@ def test_gpu_indices_mean_the_same_as_to_the_driver() -> None:
     assert built({})["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(min_size=1), st.text()), st.dictionaries(st.text(min_size=1), st.text()))
 def test_neither_source_is_changed_and_the_operators_values_are_all_there(
     inherited: dict[str, str], added: dict[str, str]

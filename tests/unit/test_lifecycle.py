@@ -1,7 +1,7 @@
 """The table of what may follow what."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalrpc import lifecycle
@@ -54,6 +54,7 @@ def test_every_status_can_be_reached_from_a_submission() -> None:
     assert reached == set(ALL)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(ALL), max_size=20))
 def test_no_walk_ever_leaves_a_terminal_status(walk: list[int]) -> None:
     status = pb.JOB_STATUS_UNSPECIFIED
@@ -66,6 +67,7 @@ def test_no_walk_ever_leaves_a_terminal_status(walk: list[int]) -> None:
         status = wanted
 
 
+@settings(deadline=None)
 @given(st.integers(min_value=-(2**31), max_value=2**31 - 1))
 def test_a_status_of_a_later_version_has_a_name_and_no_transition(status: int) -> None:
     name = lifecycle.status_name(status)

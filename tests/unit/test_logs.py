@@ -73,6 +73,13 @@ def test_one_look_ends_though_the_log_grows_all_the_time(log: Path) -> None:
         assert seen < 500_000, "one look went on and on"
 
 
+@pytest.mark.xfail(strict=True, reason="64 MiB of short lines take most of a minute, in which no cancel and no timeout is seen")
+def test_one_look_reads_a_few_megabytes_at_the_most(log: Path) -> None:
+    append(log, b"ab\n" * 6_000_000)
+    lines = LogFollower(log).new_lines()
+    assert next(islice(lines, 2_000_000, None), None) is None
+
+
 def test_a_log_that_was_cut_short_breaks_nothing(log: Path) -> None:
     follower = LogFollower(log)
     append(log, b"one\ntwo\n")
@@ -98,6 +105,7 @@ def test_a_line_is_plain_text(line: bytes, expected: str) -> None:
     assert plain(line) == expected
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_become_plain_text(data: bytes) -> None:
     text = plain(data)
@@ -105,7 +113,7 @@ def test_any_bytes_become_plain_text(data: bytes) -> None:
     text.encode()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.binary(max_size=40), max_size=12))
 def test_the_lines_do_not_depend_on_how_the_bytes_arrive(tmp_path: Path, chunks: list[bytes]) -> None:
     log = tmp_path / "log"
@@ -153,7 +161,7 @@ def test_the_tail_of_five_megabytes_without_a_newline_is_their_end(log: Path) ->
     assert len(line) == MAX_TAIL_BYTES
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=3000))
 def test_any_log_has_a_tail_within_its_limits(tmp_path: Path, data: bytes) -> None:
     log = tmp_path / "log"

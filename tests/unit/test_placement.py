@@ -119,6 +119,7 @@ def test_the_wait_reason_says_what_is_missing() -> None:
     assert placement.wait_reason(1, 2, free(1, slots=0)).startswith("all slots for running jobs are taken")
 
 
+@settings(deadline=None)
 @given(
     num_gpus=st.integers(0, 9),
     position=st.integers(0, 5),

@@ -2,7 +2,7 @@
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalrpc import lifecycle, transitions
@@ -150,6 +150,7 @@ def test_cancelling_a_job_that_waits_for_its_second_attempt_leaves_the_first_as_
     assert (job.attempts[0].error.reason, job.attempts[0].completed_at) == ("RUN_LOST", at(20))
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_a_message_becomes_one_line_of_at_most_two_kib(message: str) -> None:
     line = transitions.shorten(message)

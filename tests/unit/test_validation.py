@@ -9,7 +9,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalrpc import page_tokens, validation
@@ -243,6 +243,7 @@ def test_no_field_is_named_twice_for_one_fault() -> None:
     assert sorted(named) == sorted(set(named))
 
 
+@settings(deadline=None)
 @given(st.text(max_size=3000), st.text(max_size=3000))
 def test_a_description_never_repeats_a_huge_value(text: str, other: str) -> None:
     call = call_of(
@@ -313,6 +314,7 @@ def refused(check: Callable[[], object]) -> list[str]:
     return []
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1))
 def test_any_text_is_a_uuid_or_an_invalid_request(job_id: str) -> None:
     assert refused(lambda: validation.require_job_id(job_id)) == ["job_id"]
@@ -382,6 +384,7 @@ def test_a_cancel_reason_is_one_line_of_at_most_1000_characters() -> None:
 # Page tokens.
 
 
+@settings(deadline=None)
 @given(position=st.integers(0, 2**63 - 1), model=st.text(max_size=20))
 def test_a_page_token_comes_back_as_it_was(position: int, model: str) -> None:
     listing = JobFilter(models=[model])
@@ -407,6 +410,7 @@ def test_a_token_of_another_filter_is_refused() -> None:
     assert [violation.field for violation in caught.value.violations] == ["page_token"]
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_is_a_token_or_an_invalid_request(token: str) -> None:
     assert refused(lambda: page_tokens.decode(token, JobFilter())) == (["page_token"] if token else [])
