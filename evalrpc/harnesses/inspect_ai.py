@@ -36,11 +36,11 @@ _TASK_LINE = re.compile(r"\W*(?P<task>\S{1,200}) \([\d,]+ samples?\b")
 _CATALOG_SCRIPT: Final = """
 import json, pathlib, sys
 from inspect_ai import list_tasks
-from inspect_ai._util.registry import registry_find
+from inspect_ai._util.registry import registry_find, registry_info
 import inspect_ai.model._providers.providers
 tasks = [task for folder in json.loads(sys.argv[1]) for task in list_tasks(root_dir=pathlib.Path(folder))]
-models = registry_find(lambda info: info.type == "modelapi")
-print(json.dumps({"tasks": [task.name for task in tasks], "models": [info.name.split("/")[-1] for info in models]}))
+models = [registry_info(model).name for model in registry_find(lambda info: info.type == "modelapi")]
+print(json.dumps({"tasks": [task.name for task in tasks], "models": [name.rpartition("/")[2] for name in models]}))
 """
 
 
