@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -9,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from benchmarks import calls, reading, report, store_size, watching
+from benchmarks import calls, reading, report, scheduling, store_size, watching
 from benchmarks.scale import SCALES, Scale
 
 COMPARISONS: Final[Mapping[str, Callable[[Scale], Iterator[report.Row]]]] = {
@@ -24,6 +25,8 @@ COMPARISONS: Final[Mapping[str, Callable[[Scale], Iterator[report.Row]]]] = {
     "watch-dropped": watching.dropped,
     "watch-never-reading": watching.never_reading,
     "read-artifact": reading.artifact,
+    "packing": scheduling.packing,
+    "overhead": scheduling.overhead,
     "start-up": store_size.start_up,
 }
 """The comparisons by name, in the order in which they run."""
@@ -31,6 +34,7 @@ COMPARISONS: Final[Mapping[str, Callable[[Scale], Iterator[report.Row]]]] = {
 
 def main() -> None:
     """Run the comparisons that are named, or all; print one table, and write it as JSON and Markdown."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that nothing is left running
     options = _options()
     scale = _scale(options)
     sys.stdout.write(f"{report.machine()}; scale {scale.name}, {scale.clients} load processes\n")

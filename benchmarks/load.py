@@ -147,23 +147,21 @@ def change_and_watch(link: Link, address: str, watches: Sequence[Request], chang
     return [_change_one(watching, changing, watch_one, change) for watch_one, change in zip(watches, changes, strict=True)]
 
 
-def open_and_drop(link: Link, address: str, request: Request, count: int, at_once: int) -> int:
-    """Open streams, some at a time, and drop each at its first message. Returns how many got one."""
+def open_and_drop(link: Link, address: str, request: Request, count: int, at_once: int, pause_seconds: float) -> None:
+    """Open streams, some at a time, and drop them a moment after all of them have their first message."""
     connection = Connection(address)
     link.meet()
-    opened = answered = 0
-    while answered < count:
-        for _ in range(min(at_once, count - opened)):
-            connection.call(request)
-            opened += 1
+    for _ in range(count // at_once):
+        waiting = {connection.call(request) for _ in range(at_once)}
+        opened = sorted(waiting)
         connection.flush()
-        while answered < opened:
-            for piece in connection.receive():
-                if piece.data and not piece.ended:
-                    answered += 1
-                    connection.cancel(piece.stream)
+        while waiting:
+            waiting -= {piece.stream for piece in connection.receive() if piece.data}
             connection.flush()
-    return answered
+        time.sleep(pause_seconds)
+        for stream in opened:
+            connection.cancel(stream)
+        connection.flush()
 
 
 def never_read(link: Link, address: str, request: Request, count: int) -> None:

@@ -61,7 +61,7 @@ def workplace() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="evalrpc-bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         (folder / _HOLD).touch()
-        (folder / "hold.sh").write_text(f'while [ -e "{folder / _HOLD}" ]; do sleep 1; done\n')
+        (folder / "hold.sh").write_text(f'while [ -e "{folder / _HOLD}" ] && kill -0 {os.getpid()}; do sleep 1; done\n')
         (folder / "evalrpc.toml").write_text(_config(folder))
         try:
             yield folder

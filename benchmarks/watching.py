@@ -1,5 +1,6 @@
 """Watchers: how fast all hear of a change, what each costs, and what those that misbehave cost the others."""
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,9 @@ from benchmarks.processes import Server, both, evalrpc_server, workplace
 from benchmarks.report import Row, at_most, compare, in_turn, ratio_at_least, ratio_at_most
 from benchmarks.scale import Scale
 
-_AT_ONCE = 50
+_DROPPED_AT_ONCE = 100
+_QUIET_SECONDS = 0.05
+_SETTLE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,19 @@ def one_change(scale: Scale) -> Iterator[Row]:
 
 
 def dropped(scale: Scale) -> Iterator[Row]:
-    """Streams that are opened and dropped: the memory stays as it was after the first tenth of them."""
+    """Streams that are opened and dropped: the memory stays as it was after the first fifth of them.
+
+    gRPC itself loses about a hundred bytes when a stream is dropped in the moment of a write (its issue 43360). So the
+    streams are dropped when they are quiet; dropping at once is measured beside it.
+    """
+    name = f"memory growth over {scale.dropped:,} streams opened and dropped"
     with workplace() as folder:
-        job_id = fill(folder / "data", queued=10)[-1]
+        request = messages.watch_job(fill(folder / "data", queued=10)[-1])
         with both(folder) as (ours, bare):
-            growth, limit = (_growth_by_drops(server, messages.watch_job(job_id), scale.dropped) for server in (ours, bare))
-    figure = f"memory growth over {scale.dropped:,} streams opened and dropped"
-    yield Row(figure, "MB", growth / 1e6, limit / 1e6, aim=at_most(5.0))
+            quiet = [_growth_by_drops(server, request, scale.dropped, _QUIET_SECONDS) for server in (ours, bare)]
+            at_once = [_growth_by_drops(server, request, scale.dropped, 0.0) for server in (ours, bare)]
+    yield Row(name, "MB", *quiet, aim=at_most(2.0))
+    yield Row(f"{name} in the moment of a write", "MB", *at_once, note="see gRPC's issue 43360")
 
 
 def never_reading(scale: Scale) -> Iterator[Row]:
@@ -133,11 +142,14 @@ def _watch_changes(server: Server, job_ids: Sequence[str]) -> list[float]:
     return sorted(seconds)
 
 
-def _growth_by_drops(server: Server, request: Request, count: int) -> int:
-    load.in_process(load.open_and_drop, server.address, request, count // 10, _AT_ONCE)
+def _growth_by_drops(server: Server, request: Request, count: int, pause_seconds: float) -> float:
+    """Return the growth in megabytes."""
+    load.in_process(load.open_and_drop, server.address, request, count // 5, _DROPPED_AT_ONCE, pause_seconds)
+    time.sleep(_SETTLE_SECONDS)
     before = server.memory()
-    load.in_process(load.open_and_drop, server.address, request, count - count // 10, _AT_ONCE)
-    return server.memory() - before
+    load.in_process(load.open_and_drop, server.address, request, count - count // 5, _DROPPED_AT_ONCE, pause_seconds)
+    time.sleep(_SETTLE_SECONDS)
+    return (server.memory() - before) / 1e6
 
 
 def _memory_row(figure: str, ours: list[Notified], bare: list[Notified]) -> Row:
