@@ -2,7 +2,7 @@
 
 # The interpreter that the environments are made with, 3.11 or newer. Empty: the first that fits.
 PYTHON ?=
-# More arguments for pytest, such as ARGS="-k watch".
+# More arguments for pytest, such as ARGS="-k watch", or for the benchmarks, such as ARGS="--scale small".
 ARGS ?=
 
 SERVER := .venv
@@ -14,7 +14,7 @@ BASELINE := protos/v1.baseline.binpb
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup envs demo test test-fast campaign check format proto baseline clean
+.PHONY: help setup envs demo test test-fast campaign bench check format proto baseline clean
 
 help: ## List what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ SEED ?= 1
 
 campaign: setup ## Kill servers and harnesses at random under load, and count what was lost
 	cd tests && ../$(SERVER)/bin/python -m campaigns.kills --kills $(KILLS) --seed $(SEED)
+
+bench: setup ## Measure speed beside its limit, side by side in the same run; takes an hour, ARGS="--scale small" minutes
+	$(SERVER)/bin/python -m benchmarks $(ARGS)
 
 check: setup ## Check format, lint, types, imports, stubs and schema
 	$(SERVER)/bin/ruff format --check
