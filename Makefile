@@ -40,7 +40,7 @@ SEED ?= 1
 campaign: setup ## Kill servers and harnesses at random under load, and count what was lost
 	cd tests && ../$(SERVER)/bin/python -m campaigns.kills --kills $(KILLS) --seed $(SEED)
 
-bench: setup ## Measure speed beside its limit, side by side in the same run; takes an hour, ARGS="--scale small" minutes
+bench: setup ## Measure speed beside its limit, in the same run; ARGS="--scale small" takes minutes
 	$(SERVER)/bin/python -m benchmarks $(ARGS)
 
 check: setup ## Check format, lint, types, imports, stubs and schema
