@@ -31,8 +31,8 @@ _MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_:.@+-]+)+")
 _BATCH_SIZE = re.compile(r"auto|[1-9][0-9]{0,8}")
 _MAX_TASK_BYTES: Final = 200  # with a date before and an ending after it, it is a file's name
 _RESERVED_ARGUMENTS: Final = ("config", "default", "memoize", "model", "required", "role")
-_STATUS_LINE = re.compile(r"\bSteps: +\d+/\d+ +\d+% \| Samples: +(?P<done>\d{1,15})/ *(?P<total>\d{1,15})")
-_TASK_LINE = re.compile(r"\W*(?P<task>\S{1,200}) \([\d,]+ samples?\b")
+_STATUS_LINE = re.compile(r"\bSteps: +(?P<done>\d{1,15})/(?P<steps>\d{1,15}) +\d+% \| Samples: +\d+/ *(?P<samples>\d{1,15})")
+_TASK_LINE = re.compile(r"(?P<task>\w.{0,200}?) \((?P<samples>[\d,]{1,15})(?: x (?P<epochs>\d{1,6}))? samples?\)")
 _CATALOG_SCRIPT: Final = """
 import json, pathlib, sys
 from inspect_ai import list_tasks
@@ -104,14 +104,11 @@ class InspectHarness:
         before.CopyFrom(progress)
         text = strip_colours(line[:1000])
         if status := _STATUS_LINE.search(text):
-            _count(int(status["done"]), int(status["total"]), progress)
+            _count(int(status["done"]), int(status["steps"]), int(status["samples"]), progress)
         elif task := _TASK_LINE.match(text):
-            progress.phase = max(progress.phase, Progress.PHASE_LOADING)
-            progress.current_task = task["task"]
+            _begin(task["task"], int(task["samples"].replace(",", "") or 0) * int(task["epochs"] or 1), progress)
         elif text.startswith("total time:"):
-            progress.phase = Progress.PHASE_SCORING
-            progress.current_task = ""
-            progress.done = progress.total  # the status is printed only every few seconds
+            _end(progress)
         return progress != before
 
     def read_results(self, run: Run, exit_status: Exit, log_tail: list[str]) -> Mapping[str, ModelResult]:
@@ -183,12 +180,29 @@ def _model_args_violations(request: EvaluateRequest) -> Iterator[FieldViolation]
         yield FieldViolation("model_args.base_url", "must be a URL")
 
 
-def _count(done: int, total: int, progress: Progress) -> None:
-    if progress.phase > Progress.PHASE_EVALUATING or not total:
+def _begin(task: str, samples: int, progress: Progress) -> None:
+    if progress.phase > Progress.PHASE_EVALUATING or task == progress.current_task:
+        return
+    progress.phase = max(progress.phase, Progress.PHASE_LOADING)
+    progress.current_task = task
+    progress.unit = "samples"
+    advance(progress, Bar("", 0, samples, None, None))
+
+
+def _end(progress: Progress) -> None:
+    """All tasks are done. Their titles have come once more, over the results, and were taken for more to do."""
+    progress.phase = Progress.PHASE_SCORING
+    progress.current_task = ""
+    progress.total = progress.done
+
+
+def _count(done_steps: int, steps: int, samples: int, progress: Progress) -> None:
+    """Count samples by the steps done: of the samples themselves a task's last line may come short."""
+    if progress.phase > Progress.PHASE_EVALUATING or not steps or not samples:
         return
     progress.phase = Progress.PHASE_EVALUATING
     progress.unit = "samples"
-    advance(progress, Bar("", min(done, total), total, None, None))
+    advance(progress, Bar("", min(done_steps, steps) * samples // steps, samples, None, None))
 
 
 def _good_logs(logs: Sequence[Log], tasks: Iterable[str]) -> dict[str, Log]:

@@ -25,7 +25,23 @@ def serve(tmp_path: Path) -> Iterator[Callable[[str], ServerProcess]]:
 @pytest.fixture(scope="session")
 def lmms_python() -> Path:
     """The interpreter of an environment that has lmms-eval."""
-    python = os.environ.get("EVALRPC_TEST_LMMS_PYTHON")
+    return _interpreter("EVALRPC_TEST_LMMS_PYTHON", "lmms-eval")
+
+
+@pytest.fixture(scope="session")
+def lm_eval_python() -> Path:
+    """The interpreter of an environment that has lm-eval."""
+    return _interpreter("EVALRPC_TEST_LM_EVAL_PYTHON", "lm-eval")
+
+
+@pytest.fixture(scope="session")
+def inspect_python() -> Path:
+    """The interpreter of an environment that has inspect-ai."""
+    return _interpreter("EVALRPC_TEST_INSPECT_PYTHON", "inspect-ai")
+
+
+def _interpreter(variable: str, harness: str) -> Path:
+    python = os.environ.get(variable)
     if not python:
-        pytest.skip("EVALRPC_TEST_LMMS_PYTHON names no interpreter with lmms-eval: `make test` sets one up")
+        pytest.skip(f"{variable} names no interpreter with {harness}: `make test` sets one up")
     return Path(python)

@@ -277,16 +277,25 @@ def test_the_latest_log_of_a_task_counts(tmp_path: Path) -> None:
 def test_progress_of_a_real_run_rises_to_all_of_its_samples() -> None:
     changes = follow(harness(), log_of(CASES / "ok_json"))
     assert [(change.phase, change.done, change.total) for change in changes] == [
-        (Progress.PHASE_LOADING, 0, 0),
+        (Progress.PHASE_LOADING, 0, 3),
         (Progress.PHASE_EVALUATING, 3, 3),
         (Progress.PHASE_SCORING, 3, 3),
     ]
     assert (changes[1].current_task, changes[1].unit) == ("tiny", "samples")
 
 
+def status_line(task: str, steps: int, all_steps: int, samples: int, all_samples: int) -> str:
+    return f"{task} | generate | Steps: {steps:3d}/{all_steps} 50% | Samples: {samples:3d}/{all_samples:3d} | accuracy: 1.00"
+
+
 def test_tasks_that_follow_each_other_add_up() -> None:
-    drawn = [("a", 2, 3), ("a", 3, 3), ("b", 1, 5)]
     lines = [
-        f"{task} | generate | Steps: {done}/{total} 50% | Samples: {done:3d}/{total:3d} | x" for task, done, total in drawn
+        *("one task (3 samples): mockllm/model", status_line("one task", 4, 6, 2, 3), status_line("one task", 6, 6, 2, 3)),
+        *("b (1,000 x 2 samples): mockllm/model", status_line("b", 2000, 2000, 1990, 2000)),
+        *("one task (3 samples): mockllm/model", "total time:    0:00:01", "b (1,000 x 2 samples): mockllm/model"),
     ]
-    assert [(change.done, change.total) for change in follow(harness(), lines)] == [(2, 3), (3, 3), (4, 8)]
+    counted = [(change.current_task, change.done, change.total) for change in follow(harness(), lines)]
+    assert counted == [
+        *(("one task", 0, 3), ("one task", 2, 3), ("one task", 3, 3)),
+        *(("b", 3, 2003), ("b", 2003, 2003), ("one task", 2003, 2006), ("", 2003, 2003)),
+    ]
