@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Final, TextIO
 
@@ -129,7 +130,7 @@ def _write_samples(path: Path, log: Log) -> None:
     if first is None:
         return
     with _replacing(path) as file:
-        for sample in (first, *samples):
+        for sample in chain((first,), samples):
             file.write(json.dumps(_sample_row(sample)) + "\n")
 
 

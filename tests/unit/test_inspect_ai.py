@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,15 @@ def test_a_reducer_tells_scores_of_one_name_apart(tmp_path: Path) -> None:
 
 def test_a_comma_in_a_metrics_name_does_not_end_it(tmp_path: Path) -> None:
     assert metrics_of(tmp_path, scored(**{"a,b": 1})) == {("a;b", "s"): (1, None)}
+
+
+def test_samples_are_not_held_in_memory_all_at_once(tmp_path: Path) -> None:
+    log_file(tmp_path, "2026-02-14T10-30-45", {"samples": [{"id": number, "input": "x" * 10_000} for number in range(2000)]})
+    tracemalloc.start()
+    read("ok_json", tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5_000_000
 
 
 def test_the_latest_log_of_a_task_counts(tmp_path: Path) -> None:
