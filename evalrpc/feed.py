@@ -29,6 +29,7 @@ from evalrpc.waiting import Heartbeat, Waiters
 
 _PAGE: Final = 256
 _RECENT_EVENTS: Final = 1024
+_RECENT_BYTES: Final = 16 * 1024 * 1024
 _RETRY_DELAY_SECONDS: Final = 1.0
 
 _T = TypeVar("_T")
@@ -78,7 +79,8 @@ class Feed:
         self._loop = asyncio.get_running_loop()
         self._topics: dict[str, _Topic] = {}
         self._head = store.head_revision
-        self._recent: deque[_Event] = deque(maxlen=_RECENT_EVENTS)
+        self._recent: deque[_Event] = deque()
+        self._recent_bytes = 0
         self._progress: OrderedDict[str, _Progress] = OrderedDict()  # by the time of the last progress
         self._progress_count = 0
         self._all_waiters = Waiters()
@@ -245,13 +247,22 @@ class Feed:
 
     def _deliver_event(self, event: _Event) -> None:
         self._head = event.revision
-        self._recent.append(event)
+        self._remember(event)
         self._progress.pop(event.job.job_id, None)
         topic = self._topics.get(event.job.job_id)
         if topic is not None:
             topic.events.append(event)
             topic.progress = None
             topic.waiters.wake()
+
+    def _remember(self, event: _Event) -> None:
+        """Keep the event at hand for those who watch all jobs, within bounds of number and size."""
+        if len(self._recent) == _RECENT_EVENTS:
+            self._recent_bytes -= len(self._recent.popleft().serialized)
+        self._recent.append(event)
+        self._recent_bytes += len(event.serialized)
+        while self._recent_bytes > _RECENT_BYTES:
+            self._recent_bytes -= len(self._recent.popleft().serialized)
 
     def _deliver_progress(self, job: pb.JobInfo) -> None:
         self._progress_count += 1

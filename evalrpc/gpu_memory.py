@@ -54,6 +54,7 @@ class GpuGuard:
         self._clock = clock
         self._used_before: dict[str, int] = {}
         self._set_aside: dict[str, str] = {}
+        self._condemned: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def take(self, gpus: Iterable[str]) -> None:
@@ -75,9 +76,16 @@ class GpuGuard:
                 with self._lock:
                     self._set_aside[gpu] = problem
 
+    def condemn(self, gpus: Iterable[str], reason: str) -> None:
+        """Set GPUs aside for as long as this server runs: a process that can't be ended may still use them."""
+        with self._lock:
+            self._condemned.update(dict.fromkeys(gpus, reason))
+
     def recheck(self) -> bool:
         """Look again at the GPUs that are set aside; tell whether one is good again."""
-        recovered = [gpu for gpu in self.set_aside() if not self._problem(gpu)]
+        with self._lock:
+            suspects = list(self._set_aside)
+        recovered = [gpu for gpu in suspects if not self._problem(gpu)]
         with self._lock:
             for gpu in recovered:
                 del self._set_aside[gpu]
@@ -86,7 +94,7 @@ class GpuGuard:
     def set_aside(self) -> dict[str, str]:
         """Return the GPUs that must not be used, each with the reason."""
         with self._lock:
-            return dict(self._set_aside)
+            return self._set_aside | self._condemned
 
     def _problem(self, gpu: str) -> str:
         with self._lock:

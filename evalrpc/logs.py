@@ -10,7 +10,7 @@ MAX_TAIL_LINES: Final = 50
 MAX_TAIL_BYTES: Final = 16 * 1024
 
 _READ_BYTES: Final = 1024 * 1024
-_MAX_STRETCH_BYTES: Final = 64 * 1024 * 1024
+_MAX_STRETCH_BYTES: Final = 2 * 1024 * 1024
 _MAX_LINE_BYTES: Final = 64 * 1024
 _LINE_END: Final = re.compile(rb"[\r\n]")
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")

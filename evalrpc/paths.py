@@ -31,17 +31,24 @@ def log_path(directory: Path) -> Path:
     return directory / "log"
 
 
-def attempt_output_dir(data_dir: Path, output_root: Path | None, job: JobInfo, attempt: int) -> Path:
-    """Return the folder that receives the results of one attempt.
+def job_output_dir(data_dir: Path, output_root: Path | None, job: JobInfo) -> Path:
+    """Return the folder below which the results of all attempts of a job lie. Looks at the disk, for links.
 
     Raises RunFailedError with reason START_FAILED for an `output_dir` that is not allowed (any more).
     """
     if not job.request.output_dir:
-        return attempt_dir(data_dir, job.job_id, attempt) / "output"
+        return job_dir(data_dir, job.job_id)
     base = allowed_output_dir(output_root, job.request.output_dir)
     if base is None:
         raise RunFailedError("START_FAILED", f"output_dir {job.request.output_dir!r} is outside the server's output root")
-    return base / job.job_id / f"attempt-{attempt}"
+    return base / job.job_id
+
+
+def attempt_output_dir(data_dir: Path, output_base: Path, job: JobInfo, attempt: int) -> Path:
+    """Return the folder that receives the results of one attempt, in what `job_output_dir` gave."""
+    if output_base == job_dir(data_dir, job.job_id):
+        return attempt_dir(data_dir, job.job_id, attempt) / "output"
+    return output_base / f"attempt-{attempt}"
 
 
 def allowed_output_dir(output_root: Path | None, output_dir: str) -> Path | None:

@@ -74,9 +74,10 @@ class QueueState:
         described = pb.JobInfo()
         described.CopyFrom(job)
         with self._lock:
-            if job.status == pb.JOB_STATUS_QUEUED and (entry := self._queued.get(job.job_id)):
-                described.position_in_queue = self._order.index(entry)
-                described.wait_reason = self._wait_reason(entry, described.position_in_queue)
+            if job.status == pb.JOB_STATUS_QUEUED:
+                entry = self._queued.get(job.job_id)  # None: it has started meanwhile
+                described.position_in_queue = self._order.index(entry) if entry else 0
+                described.wait_reason = self._wait_reason(entry, described.position_in_queue) if entry else "about to start"
             elif job.status == pb.JOB_STATUS_RUNNING and (progress := self._progress.get(job.job_id)):
                 described.progress.CopyFrom(progress)
         return described
@@ -86,19 +87,27 @@ class QueueState:
         with self._lock:
             return int(self._order.bisect_left(QueuedJob(-priority, _AFTER_ALL, "", 0, 0.0)))
 
-    def choose(self, free: Capacity, reservation_seconds: float, passed: Mapping[str, object]) -> QueuedJob | None:
-        """Return the job to start now on `free`, leaving out those in `passed`: the scheduler has them already."""
-        now_seconds = self._now_seconds()
+    def choose(
+        self, free: Capacity, reservation_seconds: float, passed: Mapping[str, object], now_seconds: float
+    ) -> QueuedJob | None:
+        """Return the job to start now on `free`, leaving out those in `passed`: the scheduler has them already.
+
+        A job that is wider than the whole server, because that has lost GPUs since, waits without keeping any for itself.
+        """
         with self._lock:
-            heads = [head for order in self._by_width.values() if (head := _first(order, passed, now_seconds))]
+            orders = [order for width, order in self._by_width.items() if width <= len(self.capacity.gpus)]
+            heads = [head for order in orders if (head := _first(order, passed, now_seconds))]
         return placement.next_job(heads, free, now_seconds, reservation_seconds)
 
-    def seconds_until_ready(self) -> float | None:
-        """Return how long it takes until a job that waits to be tried again is ready; None where none waits for that."""
-        now_seconds = self._now_seconds()
+    def seconds_until_ready(self, after_seconds: float) -> float | None:
+        """Return how long it takes until a job is ready that was not at the time `after_seconds`; None where there is none."""
         with self._lock:
-            waits = [ready - now_seconds for ready in self._delayed.values() if ready > now_seconds]
-        return min(waits, default=None)
+            later = [ready for ready in self._delayed.values() if ready > after_seconds]
+        return max(0.0, min(later) - self.now_seconds()) if later else None
+
+    def now_seconds(self) -> float:
+        """Return the time of day that `choose` goes by."""
+        return self._clock.now().ToNanoseconds() / 1e9
 
     def queued_job_ids(self, limit: int) -> list[str]:
         """Return the first queued jobs in the order of service."""
@@ -135,12 +144,11 @@ class QueueState:
         )
 
     def _wait_reason(self, entry: QueuedJob, position: int) -> str:
-        if entry.ready_seconds > self._now_seconds():
+        if entry.ready_seconds > self.now_seconds():
             return "waits for a while before it is tried again, see retry_at"
+        if entry.num_gpus > len(self.capacity.gpus):
+            return f"needs {entry.num_gpus} GPUs, and this server has {len(self.capacity.gpus)} in all"
         return placement.wait_reason(entry.num_gpus, position, self._free({}))
-
-    def _now_seconds(self) -> float:
-        return self._clock.now().ToNanoseconds() / 1e9
 
     def _place(self, change: Change) -> None:
         if change.job.status == pb.JOB_STATUS_RUNNING:

@@ -31,12 +31,16 @@ class Scheduler:
         self._supervisors: dict[str, Supervisor] = {}
         self._dirty = True
         self._draining = False
-        self._workers = ThreadPoolExecutor(workshop.queue_state.capacity.slots, thread_name_prefix="run")
+        self._workers: ThreadPoolExecutor | None = None
         self._dispatcher = threading.Thread(target=self._dispatch, name="dispatcher", daemon=True)
 
     def start(self) -> None:
         """Take up the runs that an earlier server left, then start what is queued."""
-        for job in self._workshop.queue_state.running_jobs():
+        running = self._workshop.queue_state.running_jobs()
+        # A server that has shrunk since may have taken over more runs than it would start.
+        threads = max(self._workshop.queue_state.capacity.slots, len(running))
+        self._workers = ThreadPoolExecutor(threads, thread_name_prefix="run")
+        for job in running:
             _log.info("taking up a run of an earlier server", extra={"job_id": job.job_id})
             with self._condition:
                 self._hand_over(job.job_id, tuple(job.gpus), lambda supervisor: supervisor.resume())
@@ -59,7 +63,8 @@ class Scheduler:
             supervisor.interrupt()
         if self._dispatcher.is_alive():
             self._dispatcher.join()
-        self._workers.shutdown(wait=True)
+        if self._workers is not None:
+            self._workers.shutdown(wait=True)
 
     def on_changes(self, changes: Sequence[Change]) -> None:
         """Hear of a commit. A listener of the store, behind the QueueState."""
@@ -79,24 +84,26 @@ class Scheduler:
         """Run on the dispatcher thread: whenever something changed, start all that can start."""
         while not self._workshop.stopping.is_set():
             with self._condition:
-                while self._start_next():
+                now_seconds = self._workshop.queue_state.now_seconds()
+                while self._start_next(now_seconds):
                     pass
                 self._dirty = False
-                self._condition.wait_for(lambda: self._dirty or self._workshop.stopping.is_set(), self._patience_seconds())
+                patience = self._patience_seconds(now_seconds)
+                self._condition.wait_for(lambda: self._dirty or self._workshop.stopping.is_set(), patience)
             if self._workshop.gpu_guard.set_aside():
                 self._workshop.gpu_guard.recheck()
 
-    def _patience_seconds(self) -> float | None:
+    def _patience_seconds(self, since_seconds: float) -> float | None:
         """Return how long nothing can change by itself: until a job is ready, or a GPU that is set aside may be good again."""
-        waits = [self._workshop.queue_state.seconds_until_ready()]
+        waits = [self._workshop.queue_state.seconds_until_ready(since_seconds)]
         if self._workshop.gpu_guard.set_aside():
             waits.append(_RECHECK_SECONDS)
         return min((wait for wait in waits if wait is not None), default=None)
 
-    def _start_next(self) -> bool:
+    def _start_next(self, now_seconds: float) -> bool:
         """Hand the next job to a worker, if one can start now. Called with the condition held."""
         free = self._workshop.queue_state.free(self._placed)
-        job = self._workshop.queue_state.choose(free, self._reservation_seconds, self._placed)
+        job = self._workshop.queue_state.choose(free, self._reservation_seconds, self._placed, now_seconds)
         if job is None or self._draining or self._workshop.stopping.is_set():
             return False
         gpus = free.gpus[: job.num_gpus]
@@ -107,6 +114,7 @@ class Scheduler:
         supervisor = Supervisor(self._workshop, job_id)
         self._placed[job_id] = gpus
         self._supervisors[job_id] = supervisor
+        assert self._workers is not None  # noqa: S101 - `start` makes them
         self._workers.submit(self._work, job_id, supervisor, task).add_done_callback(partial(_report_bug, job_id))
 
     def _work(self, job_id: str, supervisor: Supervisor, task: Callable[[Supervisor], None]) -> None:
@@ -116,13 +124,18 @@ class Scheduler:
             task(supervisor)
             finished = True
         finally:
-            if not finished:
-                supervisor.abandon()
-            with self._condition:
-                del self._placed[job_id]
-                del self._supervisors[job_id]
-                self._dirty = True
-                self._condition.notify_all()
+            try:
+                if not finished:
+                    supervisor.abandon()
+            finally:
+                self._take_back(job_id)
+
+    def _take_back(self, job_id: str) -> None:
+        with self._condition:
+            del self._placed[job_id]
+            del self._supervisors[job_id]
+            self._dirty = True
+            self._condition.notify_all()
 
 
 def _report_bug(job_id: str, future: Future[None]) -> None:

@@ -27,13 +27,14 @@ from evalrpc.gpu_memory import GpuGuard
 from evalrpc.harnesses.base import Harness
 from evalrpc.queue_state import QueueState
 from evalrpc.reading import JobReader
-from evalrpc.store.base import Store, Submission
+from evalrpc.store.base import ListedJob, Store, Submission
 from evalrpc.v1 import evaluation_service_pb2 as calls
 from evalrpc.v1.job_pb2 import JOB_STATUS_QUEUED, JobInfo
 
 DEFAULT_PAGE_SIZE: Final = 50
 DEFAULT_NAMES_SIZE: Final = 100
 MAX_PAGE_SIZE: Final = 1000
+MAX_PAGE_BYTES: Final = 3 * 1024 * 1024
 MAX_QUEUED_IDS: Final = 1000
 
 _RETRY_DELAY_SECONDS: Final = 1.0
@@ -102,8 +103,8 @@ class EvaluationService:
         page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         before = page_tokens.decode(request.page_token, request.filter)
         listed = await self._read(lambda: self.store.list_jobs(request.filter, before, page_size + 1))
-        page = listed[:page_size]
-        token = page_tokens.encode(page[-1].sequence, request.filter) if len(listed) > page_size else ""
+        page = _bounded(listed[:page_size])
+        token = page_tokens.encode(page[-1].sequence, request.filter) if len(listed) > len(page) else ""
         return calls.ListJobsResponse(jobs=[self.queue_state.described(job) for _, job in page], next_page_token=token)
 
     async def CancelJob(self, request: calls.CancelJobRequest, context: _Context) -> JobInfo:
@@ -242,6 +243,16 @@ class EvaluationService:
     def _status_counts(self) -> list[calls.StatusCount]:
         counts = self.store.status_counts()
         return [calls.StatusCount(status=status, count=counts[status]) for status in sorted(counts) if counts[status]]
+
+
+def _bounded(listed: Sequence[ListedJob]) -> Sequence[ListedJob]:
+    """Return as many jobs from the front as fit into a message that any client takes, and at least one."""
+    size_bytes = 0
+    for index, (_, job) in enumerate(listed):
+        size_bytes += job.ByteSize()
+        if index and size_bytes > MAX_PAGE_BYTES:
+            return listed[:index]
+    return listed
 
 
 def _new_job(call: calls.SubmitJobRequest) -> JobInfo:

@@ -19,7 +19,7 @@ from evalrpc.executors.base import Executor, RunHandle, RunKey
 from evalrpc.gpu_memory import GpuGuard
 from evalrpc.harnesses.base import Exit, Harness, Run
 from evalrpc.logs import LogFollower, read_tail
-from evalrpc.paths import attempt_dir, attempt_output_dir
+from evalrpc.paths import attempt_dir, attempt_output_dir, job_output_dir
 from evalrpc.queue_state import QueueState
 from evalrpc.run_progress import RunProgress
 from evalrpc.store.base import Store
@@ -74,7 +74,8 @@ class Supervisor:
     def run(self, gpus: tuple[str, ...]) -> None:
         """Begin a new attempt on these GPUs and see it through. Does nothing if the job is not QUEUED any more."""
         try:
-            job = self._workshop.store.update(self._job_id, lambda job: self._begin(job, gpus)).result()
+            output_base = self._output_base()
+            job = self._workshop.store.update(self._job_id, lambda job: self._begin(job, gpus, output_base)).result()
         except (IllegalTransitionError, JobNotFoundError):
             pass  # cancelled or deleted meanwhile
         except RunFailedError as error:
@@ -106,8 +107,13 @@ class Supervisor:
         error = pb.JobError(reason="SERVER_ERROR", message="a bug of the server stopped this job; its log has the traceback")
         self._commit(lambda job: transitions.fail(job, error, self._workshop.clock.now()))
 
-    def _begin(self, job: pb.JobInfo, gpus: tuple[str, ...]) -> None:
-        output_dir = attempt_output_dir(self._workshop.data_dir, self._workshop.output_root, job, job.attempt + 1)
+    def _output_base(self) -> Path:
+        """Return the folder for the outputs of the job's attempts. Looks at the disk, so not on the writer thread."""
+        job = pb.JobInfo.FromString(self._workshop.store.job(self._job_id))
+        return job_output_dir(self._workshop.data_dir, self._workshop.output_root, job)
+
+    def _begin(self, job: pb.JobInfo, gpus: tuple[str, ...], output_base: Path) -> None:
+        output_dir = attempt_output_dir(self._workshop.data_dir, output_base, job, job.attempt + 1)
         transitions.begin_attempt(job, gpus, str(output_dir), self._workshop.clock.now())
 
     def _run_key(self, job: pb.JobInfo) -> RunKey:
@@ -144,8 +150,7 @@ class Supervisor:
         ending = self._follow(handle, job, progress)
         if ending is _Ending.LET_GO:
             return None
-        handle.end(0.0 if ending is _Ending.BY_ITSELF else self._workshop.grace_seconds)
-        self._workshop.gpu_guard.give_back(run.gpus, self._workshop.stopping)
+        self._end(handle, run, 0.0 if ending is _Ending.BY_ITSELF else self._workshop.grace_seconds)
         if ending is _Ending.CANCELLED:
             return lambda job: transitions.cancel(job, self._workshop.clock.now())
         if ending is _Ending.TIMED_OUT:
@@ -162,6 +167,15 @@ class Supervisor:
         command = harness.command(run)
         _log.info("starting %s", command.argv[0], extra={"job_id": run.job_id, "attempt": run.attempt, "gpus": run.gpus})
         return self._workshop.executor.start(key, command, run.gpus)
+
+    def _end(self, handle: RunHandle, run: Run, grace_seconds: float) -> None:
+        """End all that is left of the run, and see its GPUs free again; those of one that can't be ended are set aside."""
+        try:
+            handle.end(grace_seconds)
+        except RunFailedError as error:
+            self._workshop.gpu_guard.condemn(run.gpus, f"job {run.job_id}: {error.message}")
+            raise
+        self._workshop.gpu_guard.give_back(run.gpus, self._workshop.stopping)
 
     def _follow(self, handle: RunHandle, job: pb.JobInfo, progress: RunProgress) -> _Ending:
         """Wait for a reason to stop, and report progress meanwhile."""
@@ -221,6 +235,8 @@ class Supervisor:
                 _log.warning("can't commit the outcome yet: %s", error, extra={"job_id": self._job_id})
                 if self._workshop.stopping.wait(_STORE_RETRY_SECONDS):
                     return
+            except (IllegalTransitionError, JobNotFoundError):
+                return  # it was ended meanwhile by someone else
             else:
                 _log.info("attempt ended", extra={"job_id": self._job_id, "status": pb.JobStatus.Name(job.status)})
                 return

@@ -158,9 +158,8 @@ class LocalRun:
     def _exit_of_child(self) -> Exit:
         """Judge by the child script itself, which was killed before it could write anything down."""
         returncode = self._process.poll() if self._process is not None else None
-        if returncode is None:
-            return Exit()
-        return Exit(signal=-returncode) if returncode < 0 else Exit(code=returncode)
+        # It ended by itself without a word only where the disk took none: then nobody knows how the program ended.
+        return Exit(signal=-returncode) if returncode is not None and returncode < 0 else Exit()
 
 
 def _living_pid(pid_file: Path) -> int | None:

@@ -67,7 +67,6 @@ def test_a_tree_that_ignores_sigterm_and_left_its_session_is_ended_whole(api: Ap
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=False, reason="one look at a log of short lines takes most of a minute")
 def test_a_run_that_writes_without_end_can_be_cancelled(launch: Callable[..., ServerThere], site: Site) -> None:
     server = launch()
 

@@ -217,7 +217,6 @@ def test_a_drain_waits_for_the_runs_and_starts_no_more(launch: Launch, site: Sit
 # Restarted with other settings.
 
 
-@pytest.mark.xfail(strict=True, reason="a queued job that is wider than the server reserves all its GPUs for ever")
 def test_a_job_that_no_longer_fits_the_server_keeps_nobody_waiting(launch: Launch, site: Site) -> None:
     set_up(site, reservation_seconds="0.0")
     server = launch()
@@ -235,7 +234,6 @@ def test_a_job_that_no_longer_fits_the_server_keeps_nobody_waiting(launch: Launc
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="runs taken up beyond max_running wait for a worker thread: nobody cancels or ends them")
 def test_a_run_taken_up_beyond_the_limit_can_be_cancelled(launch: Launch, site: Site) -> None:
     set_up(site, max_running=4, gpus='"0"')
     server = launch()
@@ -250,7 +248,6 @@ def test_a_run_taken_up_beyond_the_limit_can_be_cancelled(launch: Launch, site: 
     eventually(lambda: api.get(last).status == CANCELLED, seconds=12)
 
 
-@pytest.mark.xfail(strict=True, reason="see above: the end of a run is seen only when an earlier one has ended")
 def test_a_run_taken_up_beyond_the_limit_is_seen_to_end(launch: Launch, site: Site) -> None:
     set_up(site, max_running=4, gpus='"0"')
     server = launch()

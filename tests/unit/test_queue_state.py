@@ -49,6 +49,9 @@ def state_of(*jobs: tuple[int, pb.JobInfo]) -> QueueState:
     return state
 
 
+STARTED_MEANWHILE = pb.JobInfo(position_in_queue=0, wait_reason="about to start")
+
+
 def describe(state: QueueState, job_id: str, status: int = QUEUED) -> pb.JobInfo:
     """What the queue adds to what the store has."""
     told = state.described(pb.JobInfo(job_id=job_id, status=status))
@@ -69,8 +72,8 @@ def test_a_queued_job_has_its_position_and_reason() -> None:
 def test_a_job_that_is_not_live_has_nothing_to_describe() -> None:
     state = state_of((1, job_at(1, QUEUED)))
     state.apply([change(job_at(1, RUNNING, gpus=("0",)), 1), change(job_at(1, COMPLETED), 1, RUNNING)])
-    assert describe(state, "job-1") == pb.JobInfo()
-    assert describe(state, "nobody") == pb.JobInfo()
+    assert describe(state, "job-1") == STARTED_MEANWHILE
+    assert describe(state, "nobody", COMPLETED) == pb.JobInfo()
     assert describe(state, "job-1", RUNNING) == pb.JobInfo()
     assert state.queued_count == 0
     assert not state.running_jobs()
@@ -88,7 +91,7 @@ def test_progress_is_taken_only_for_a_running_job_and_forgotten_with_its_end() -
     assert running is not None
     assert not running.HasField("progress"), "the job in the queue state must stay as it was committed"
     state.apply([change(job_at(1, COMPLETED), 1, RUNNING)])
-    assert describe(state, "job-1") == pb.JobInfo()
+    assert describe(state, "job-1") == STARTED_MEANWHILE
     assert state.set_progress("job-1", pb.Progress(done=3)) is None
 
 
@@ -120,7 +123,7 @@ def test_a_deleted_job_is_gone() -> None:
 def test_choosing_leaves_out_what_the_scheduler_has_already() -> None:
     state = state_of(*((number, job_at(number, QUEUED, num_gpus=number % 3)) for number in range(1, 7)))
     taken: dict[str, object] = {}
-    while (job := state.choose(CAPACITY, 600.0, taken)) is not None:
+    while (job := state.choose(CAPACITY, 600.0, taken, 0.0)) is not None:
         taken[job.job_id] = ()
     assert list(taken) == [f"job-{number}" for number in range(1, 7)]
 
@@ -160,7 +163,7 @@ def test_positions_equal_a_model_that_sorts_anew_after_every_change(script: list
             assert describe(state, name).position_in_queue == position
         if expected:
             unlimited = Capacity(CAPACITY.gpus, 99, 99)
-            head = state.choose(unlimited, 600.0, {})
+            head = state.choose(unlimited, 600.0, {}, 0.0)
             assert head is not None
             assert head.job_id == expected[0]
 
@@ -177,13 +180,13 @@ def test_a_job_that_is_to_be_tried_again_waits_until_it_is_ready_and_lets_others
     clock = StoppedClock()
     state = QueueState(CAPACITY, clock)
     state.load([QueuedRow("again", 1, 0, 1, 0, 5 * 10**9), QueuedRow("other", 2, 0, 1, 0, 0)], [])
-    assert state.choose(CAPACITY, 600.0, {}).job_id == "other"
-    assert state.choose(CAPACITY, 600.0, {"other": ()}) is None
-    assert state.seconds_until_ready() == 5.0
+    assert state.choose(CAPACITY, 600.0, {}, clock.seconds).job_id == "other"
+    assert state.choose(CAPACITY, 600.0, {"other": ()}, clock.seconds) is None
+    assert state.seconds_until_ready(clock.seconds) == 5.0
     assert "tried again" in describe(state, "again").wait_reason
     clock.seconds = 5.0
-    assert state.choose(CAPACITY, 600.0, {}).job_id == "again"
-    assert state.seconds_until_ready() is None
+    assert state.choose(CAPACITY, 600.0, {}, clock.seconds).job_id == "again"
+    assert state.seconds_until_ready(clock.seconds) is None
 
 
 def test_only_what_fits_the_status_of_the_answer_is_added_to_it() -> None:
@@ -191,4 +194,4 @@ def test_only_what_fits_the_status_of_the_answer_is_added_to_it() -> None:
     assert describe(state, "job-1", RUNNING) == pb.JobInfo()
     state.apply([change(job_at(1, RUNNING), 1)])
     state.set_progress("job-1", pb.Progress(done=2))
-    assert describe(state, "job-1", QUEUED) == pb.JobInfo()
+    assert describe(state, "job-1", QUEUED) == STARTED_MEANWHILE

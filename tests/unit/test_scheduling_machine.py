@@ -62,7 +62,7 @@ class SchedulingMachine(RuleBasedStateMachine):
     @rule(target=running)
     def start_all_that_can_start(self) -> object:
         started = []
-        while (entry := self.state.choose(self.state.free(), RESERVATION_SECONDS, {})) is not None:
+        while (entry := self.state.choose(self.state.free(), RESERVATION_SECONDS, {}, self.clock.seconds)) is not None:
             job = self.changed(entry.job_id)
             transitions.begin_attempt(job, self.state.free().gpus[: entry.num_gpus], "/out", self.clock.now())
             self.commit(job)
