@@ -9,7 +9,7 @@ from chat_stub import ChatStub, chat_stub
 from server_process import ServerProcess
 
 from evalrpc.client import EvalClient
-from evalrpc.errors import JobFailedError
+from evalrpc.errors import InvalidRequestError, JobFailedError
 from evalrpc.v1 import job_pb2 as pb
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -140,5 +140,5 @@ def test_lm_eval_is_there(client: EvalClient) -> None:
 
 def test_what_lm_eval_can_not_take_is_refused_at_once(client: EvalClient) -> None:
     request = pb.EvaluateRequest(harness="lm-eval", model="--tasks=x", tasks=["*"], num_gpus=0)
-    with pytest.raises(Exception, match=r"request\.model: .*; request\.tasks\[0\]: "):
+    with pytest.raises(InvalidRequestError, match=r"request\.model: .*; request\.tasks\[0\]: "):
         client.submit(request)
