@@ -9,12 +9,16 @@ SERVER := .venv
 LMMS := .envs/lmms
 SERVER_READY := $(SERVER)/.installed
 LMMS_READY := $(LMMS)/.installed
+LM_EVAL := .envs/lm-eval
+INSPECT := .envs/inspect
+LM_EVAL_READY := $(LM_EVAL)/.installed
+INSPECT_READY := $(INSPECT)/.installed
 TINY_LLAVA := .demo/models/tiny-llava
 BASELINE := protos/v1.baseline.binpb
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup envs demo test test-fast campaign bench check format proto baseline clean
+.PHONY: help setup envs envs-more demo test test-fast campaign bench check format proto baseline clean
 
 help: ## List what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,11 +27,15 @@ setup: $(SERVER_READY) ## Set up the server and its tools in .venv
 
 envs: $(LMMS_READY) ## Set up lmms-eval in .envs/lmms
 
+envs-more: $(LM_EVAL_READY) $(INSPECT_READY) ## Set up lm-eval and inspect-ai in .envs too: `make test` then runs them as well
+
 demo: setup envs $(TINY_LLAVA) ## Run a real evaluation on a server of its own, and watch it
 	@$(SERVER)/bin/python demo/demo.py
 
 test: setup envs $(TINY_LLAVA) ## Run all tests, those with the real harness too
 	EVALRPC_TEST_LMMS_PYTHON=$(CURDIR)/$(LMMS)/bin/python EVALRPC_TEST_TINY_LLAVA=$(CURDIR)/$(TINY_LLAVA) \
+	EVALRPC_TEST_LM_EVAL_PYTHON=$(if $(wildcard $(LM_EVAL_READY)),$(CURDIR)/$(LM_EVAL)/bin/python) \
+	EVALRPC_TEST_INSPECT_PYTHON=$(if $(wildcard $(INSPECT_READY)),$(CURDIR)/$(INSPECT)/bin/python) \
 	$(SERVER)/bin/python -m pytest $(ARGS)
 
 test-fast: setup ## Run the tests that take no more than a moment
@@ -73,7 +81,18 @@ $(SERVER_READY): pyproject.toml
 	$(SERVER)/bin/pip install --editable '.[dev]'
 	@touch $@
 
-$(LMMS_READY): $(wildcard scripts/requirements-*.txt)
+$(LM_EVAL_READY): scripts/requirements-torch.txt scripts/requirements-lm-eval.txt
+	@PYTHON="$(PYTHON)" scripts/make-venv $(LM_EVAL)
+	$(LM_EVAL)/bin/pip install --requirement scripts/requirements-torch.txt
+	$(LM_EVAL)/bin/pip install --requirement scripts/requirements-torch.txt --requirement scripts/requirements-lm-eval.txt
+	@touch $@
+
+$(INSPECT_READY): scripts/requirements-inspect.txt
+	@PYTHON="$(PYTHON)" scripts/make-venv $(INSPECT)
+	$(INSPECT)/bin/pip install --requirement scripts/requirements-inspect.txt
+	@touch $@
+
+$(LMMS_READY): scripts/requirements-torch.txt $(wildcard scripts/requirements-lmms-eval*.txt)
 	@PYTHON="$(PYTHON)" scripts/make-venv $(LMMS)
 	@scripts/install-lmms $(LMMS)
 	@touch $@

@@ -31,7 +31,7 @@ class HarnessSettings:
 
     name: str
     kind: str
-    """`lmms-eval` or `command`. Default: the table's name."""
+    """`lmms-eval`, `lm-eval`, `inspect-ai`, `command`, or that of a plugin. Default: the table's name."""
     python: Path = field(default_factory=lambda: Path(sys.executable))
     """The interpreter of the harness's own environment. Default: the server's."""
     include_path: tuple[Path, ...] = ()

@@ -4,7 +4,7 @@ Handlers are wrapped once, when the server is built, so a call pays for no inter
 """
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from typing import Any, Final, NoReturn
 
@@ -39,14 +39,14 @@ _log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 UnaryHandler = Callable[[Any, Context], Awaitable[Message | bytes]]
-StreamHandler = Callable[[Any, Context], AsyncIterator[Message | bytes]]
+StreamHandler = Callable[[Any, Context], AsyncGenerator[Message | bytes, None]]
 
 
 def generic_handler(service: ServiceDescriptor, implementation: object) -> grpc.GenericRpcHandler:
     """Build the handlers of a service from its descriptor. A call that `implementation` lacks answers UNIMPLEMENTED.
 
-    A unary handler is a coroutine, a streaming one an async generator. Either gives messages, or bytes that are sent as they
-    are.
+    A unary handler is a coroutine, a streaming one gives an async generator. Either gives messages, or bytes that are sent as
+    they are.
     """
     handlers = {method.name: _method_handler(method, implementation) for method in service.methods}
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
@@ -78,7 +78,7 @@ def _unary(method: MethodDescriptor, decode: Callable[[bytes], Message], handler
 def _stream(method: MethodDescriptor, decode: Callable[[bytes], Message], handler: StreamHandler) -> Any:
     async def call(request: bytes, context: Context) -> None:
         try:
-            async with aclosing(handler(decode(request), context)) as messages:  # type: ignore[type-var]
+            async with aclosing(handler(decode(request), context)) as messages:
                 async for message in messages:
                     await context.write(message)
         except EvalrpcError as error:

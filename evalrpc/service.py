@@ -7,9 +7,8 @@ futures of the store.
 import asyncio
 import hashlib
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -82,20 +81,15 @@ class EvaluationService:
         """Return a job as it stands now."""
         return self.queue_state.described(await self.feed.read_job(validation.require_job_id(request.job_id)))
 
-    async def WatchJob(self, request: calls.WatchJobRequest, context: _Context) -> AsyncIterator[bytes]:
+    def WatchJob(self, request: calls.WatchJobRequest, context: _Context) -> AsyncGenerator[bytes, None]:
         """Stream one job to its end."""
         job_id = validation.require_job_id(request.job_id)
-        async with aclosing(self.feed.watch_job(job_id, request.after_revision, _heartbeat_seconds(request))) as events:
-            async for event in events:
-                yield event
+        return self.feed.watch_job(job_id, request.after_revision, _heartbeat_seconds(request))
 
-    async def WatchJobs(self, request: calls.WatchJobsRequest, context: _Context) -> AsyncIterator[bytes]:
+    def WatchJobs(self, request: calls.WatchJobsRequest, context: _Context) -> AsyncGenerator[bytes, None]:
         """Stream all jobs that the filter takes."""
         validation.require(validation.job_filter(request.filter))
-        heartbeat_seconds = _heartbeat_seconds(request)
-        async with aclosing(self.feed.watch_jobs(request.filter, request.after_revision, heartbeat_seconds)) as events:
-            async for event in events:
-                yield event
+        return self.feed.watch_jobs(request.filter, request.after_revision, _heartbeat_seconds(request))
 
     async def ListJobs(self, request: calls.ListJobsRequest, context: _Context) -> calls.ListJobsResponse:
         """List jobs, newest first."""
@@ -120,13 +114,11 @@ class EvaluationService:
         await self.reader.remove_files(await asyncio.wrap_future(self.store.delete(job_id)))
         return calls.DeleteJobResponse()
 
-    async def ReadLog(self, request: calls.ReadLogRequest, context: _Context) -> AsyncIterator[calls.ReadLogResponse]:
+    def ReadLog(self, request: calls.ReadLogRequest, context: _Context) -> AsyncGenerator[calls.ReadLogResponse, None]:
         """Stream the bytes of a job's log."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.offsets(offset=request.offset, attempt=request.attempt))
-        async with aclosing(self.reader.read_log(job_id, request)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        return self.reader.read_log(job_id, request)
 
     async def ListArtifacts(
         self,
@@ -136,13 +128,11 @@ class EvaluationService:
         """List the files that a job left."""
         return await self.reader.list_artifacts(validation.require_job_id(request.job_id))
 
-    async def ReadArtifact(self, request: calls.ReadArtifactRequest, context: _Context) -> AsyncIterator[bytes]:
+    def ReadArtifact(self, request: calls.ReadArtifactRequest, context: _Context) -> AsyncGenerator[bytes, None]:
         """Stream the bytes of one file."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.offsets(offset=request.offset, limit=request.limit))
-        async with aclosing(self.reader.read_artifact(job_id, request)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        return self.reader.read_artifact(job_id, request)
 
     async def ListSamples(self, request: calls.ListSamplesRequest, context: _Context) -> calls.ListSamplesResponse:
         """List per-sample predictions."""

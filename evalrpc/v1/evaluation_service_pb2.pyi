@@ -998,7 +998,7 @@ class HarnessInfo(_message.Message):
     name: _builtins.str
     """The name to put into `EvaluateRequest.harness`."""
     kind: _builtins.str
-    """What drives it: `lmms-eval` or `command`. Kinds may be added."""
+    """What drives it: `lmms-eval`, `lm-eval`, `inspect-ai`, `command`, or a plugin. Kinds may be added."""
     version: _builtins.str
     """The version installed. Empty where it has none or can't be told."""
     available: _builtins.bool

@@ -307,7 +307,9 @@ class JobInfo(_message.Message):
 
     @_builtins.property
     def results(self) -> _containers.MessageMap[_builtins.str, Global___ModelResult]:
-        """Results by model name (the name of the harness's folder for the model). Empty unless COMPLETED."""
+        """Results by model name: that of the harness's folder for the model, or the request's where there is no such folder. Empty
+        unless COMPLETED.
+        """
 
     @_builtins.property
     def error(self) -> Global___JobError:
@@ -485,7 +487,7 @@ class Metric(_message.Message):
     metric: _builtins.str
     """The metric's name in the harness, such as `exact_match`."""
     filter: _builtins.str
-    """The harness's answer filter, such as `none` or `strict-match`. Empty where the harness has no filters."""
+    """The harness's answer filter, such as `none` or `strict-match`; of inspect-ai the scorer. Empty where there is neither."""
     value: _builtins.float
     """The value. May be NaN or infinite, where the harness wrote so."""
     stderr: _builtins.float
