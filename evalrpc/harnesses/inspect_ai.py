@@ -18,7 +18,7 @@ from evalrpc.harnesses.base import Command, Exit, Run
 from evalrpc.harnesses.failures import check_exit, find_failure, shorten, strip_colours
 from evalrpc.harnesses.inspect_logs import Log, read_logs, write_results
 from evalrpc.harnesses.inspect_tasks import task_files
-from evalrpc.harnesses.installation import Package, describe
+from evalrpc.harnesses.installation import Package, catalog_command, describe
 from evalrpc.harnesses.names import device_violations, task_problem
 from evalrpc.results import read_results
 from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
@@ -90,13 +90,7 @@ class InspectHarness:
 
     def catalog_command(self) -> Command:
         """Ask inspect-ai's own lists: the tasks in the operator's folders, and the providers of models."""
-        folders = json.dumps([str(folder) for folder in self._settings.include_path])
-        return Command(
-            argv=(str(self._settings.python), "-c", _CATALOG_SCRIPT, folders),
-            env=self._settings.env,
-            cwd=self._settings.working_dir,
-            watched_dirs=self._settings.include_path,
-        )
+        return catalog_command(self._settings, _CATALOG_SCRIPT)
 
     def read_progress(self, line: str, progress: Progress) -> bool:
         """Take in a line of `--display plain`: samples, of one task after the other."""

@@ -1,11 +1,13 @@
-"""What is installed in a harness's own environment, read from the disk."""
+"""What is installed in a harness's own environment: read from the disk, and how to ask it."""
 
+import json
 import re
 import shutil
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from evalrpc.config import HarnessSettings
+from evalrpc.harnesses.base import Command
 from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
 
 _VERSION: Final = r"(.+)\.dist-info"
@@ -43,3 +45,14 @@ def _installed_version(python: Path, package: Package) -> str | None:
     folders = [folder for folder in python.parent.parent.glob("lib*/python*/*-packages") if folder.is_dir()]
     names = (pattern.fullmatch(entry.name) for folder in folders for entry in sorted(folder.iterdir()))
     return next((match[1] for match in names if match), None)
+
+
+def catalog_command(settings: HarnessSettings, script: str) -> Command:
+    """Build the command that asks the installed harness what it knows: `script` gets the operator's folders as JSON."""
+    folders = json.dumps([str(folder) for folder in settings.include_path])
+    return Command(
+        argv=(str(settings.python), "-c", script, folders),
+        env=settings.env,
+        cwd=settings.working_dir,
+        watched_dirs=settings.include_path,
+    )

@@ -4,7 +4,6 @@ What a client can do with `model_args` is what it can do with lmms-eval's: they 
 class, and a client is trusted with whatever the account of the server may read, write and reach.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
@@ -15,7 +14,7 @@ from evalrpc.harnesses import arguments, lm_eval_family
 from evalrpc.harnesses.arguments import finite_problem, plain_arguments, yaml_text
 from evalrpc.harnesses.bars import advance, read_bar
 from evalrpc.harnesses.base import Command, Exit, Run
-from evalrpc.harnesses.installation import Package, describe
+from evalrpc.harnesses.installation import Package, catalog_command, describe
 from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
 from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
 
@@ -74,13 +73,7 @@ class LmEvalHarness:
 
     def catalog_command(self) -> Command:
         """Ask lm-eval's own registries: tasks, groups and tags, and the names of models with their aliases."""
-        folders = json.dumps([str(folder) for folder in self._settings.include_path])
-        return Command(
-            argv=(str(self._settings.python), "-c", _CATALOG_SCRIPT, folders),
-            env=self._settings.env,
-            cwd=self._settings.working_dir,
-            watched_dirs=self._settings.include_path,
-        )
+        return catalog_command(self._settings, _CATALOG_SCRIPT)
 
     def read_progress(self, line: str, progress: Progress) -> bool:
         """Take in a line of lm-eval's log or one drawing of its progress bars, one for every kind of request."""

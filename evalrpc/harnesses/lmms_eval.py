@@ -6,7 +6,6 @@ some model classes which files are written (`response_persistent_folder`). A key
 option or program, but a client is trusted with whatever the account of the server may read, write and reach.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
@@ -18,7 +17,7 @@ from evalrpc.harnesses.arguments import yaml_text
 from evalrpc.harnesses.bars import advance, read_bar
 from evalrpc.harnesses.base import Command, Exit, Run
 from evalrpc.harnesses.failures import shorten
-from evalrpc.harnesses.installation import Package, describe
+from evalrpc.harnesses.installation import Package, catalog_command, describe
 from evalrpc.harnesses.lmms_eval_arguments import argument_string, is_one_argument
 from evalrpc.results import failed_answer
 from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
@@ -84,13 +83,7 @@ class LmmsEvalHarness:
 
     def catalog_command(self) -> Command:
         """Ask lmms-eval's own registries: tasks, groups and tags, and the names of models with their aliases."""
-        folders = json.dumps([str(folder) for folder in self._settings.include_path])
-        return Command(
-            argv=(str(self._settings.python), "-c", _CATALOG_SCRIPT, folders),
-            env=self._settings.env,
-            cwd=self._settings.working_dir,
-            watched_dirs=self._settings.include_path,
-        )
+        return catalog_command(self._settings, _CATALOG_SCRIPT)
 
     def read_progress(self, line: str, progress: Progress) -> bool:
         """Take in a line of lmms-eval's log or one drawing of its progress bar."""
