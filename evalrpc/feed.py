@@ -11,7 +11,7 @@ and told apart by its revision; the other way round it could be missed.
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +31,9 @@ _PAGE: Final = 256
 _RECENT_EVENTS: Final = 1024
 _RECENT_BYTES: Final = 16 * 1024 * 1024
 _RETRY_DELAY_SECONDS: Final = 1.0
+
+Send = Callable[[bytes], Awaitable[object]]
+"""Sends a serialised message to one watcher, and returns when the transport has taken it."""
 
 _T = TypeVar("_T")
 
@@ -105,8 +108,8 @@ class Feed:
 
     # Watching.
 
-    async def watch_job(self, job_id: str, after_revision: int, heartbeat_seconds: float | None) -> AsyncGenerator[bytes, None]:
-        """Yield serialised JobEvents of one job up to its terminal one, as the schema says of WatchJob.
+    async def watch_job(self, job_id: str, after_revision: int, heartbeat_seconds: float | None, send: Send) -> None:
+        """Send the serialised JobEvents of one job up to its terminal one, as the schema says of WatchJob.
 
         Raises JobNotFoundError, RevisionCompactedError, RevisionInFutureError, ServerStoppingError.
         """
@@ -116,23 +119,20 @@ class Feed:
             progress, cursor = topic.progress, after_revision
             if after_revision:
                 async for event in self._journal(after_revision, job_id):
-                    yield event.serialized
+                    await send(event.serialized)
                     cursor = event.revision
                     if event.terminal:
                         return
             ended_before = job.status in lifecycle.TERMINAL  # and seen by the watcher, since the journal had no more
             if not after_revision or ended_before:
                 cursor = max(head, job.revision)
-                yield self._snapshot(job, cursor)
-            if ended_before:
-                return
-            async for serialized in self._live_of_job(topic, cursor, progress, heartbeat_seconds):
-                yield serialized
+                await send(self._snapshot(job, cursor))
+            if not ended_before:
+                del job  # a watcher may wait for days: it keeps its cursor and no copy of the job
+                await self._live_of_job(topic, cursor, progress, heartbeat_seconds, send)
 
-    async def watch_jobs(
-        self, job_filter: JobFilter, after_revision: int, heartbeat_seconds: float | None
-    ) -> AsyncGenerator[bytes, None]:
-        """Yield serialised JobEvents of all jobs that the filter takes, without end, as the schema says of WatchJobs.
+    async def watch_jobs(self, job_filter: JobFilter, after_revision: int, heartbeat_seconds: float | None, send: Send) -> None:
+        """Send the serialised JobEvents of all jobs that the filter takes, without end, as the schema says of WatchJobs.
 
         Raises RevisionCompactedError, RevisionInFutureError, ServerStoppingError.
         """
@@ -142,15 +142,14 @@ class Feed:
             async for job in self._matching_jobs(job_filter):
                 if job.revision > cursor:
                     ahead[job.job_id] = job.revision
-                yield self._snapshot(job, 0)
+                await send(self._snapshot(job, 0))
         else:
             async for event in self._events_after(cursor):
                 cursor = event.revision
                 if fields_match(event.job, job_filter):
-                    yield event.serialized
-        yield self._bookmark(cursor)
-        async for serialized in self._live_of_all(job_filter, cursor, ahead, heartbeat_seconds):
-            yield serialized
+                    await send(event.serialized)
+        await send(self._bookmark(cursor))
+        await self._live_of_all(job_filter, cursor, ahead, heartbeat_seconds, send)
 
     async def wait_for_change(self, job_id: str, timeout_seconds: float) -> None:
         """Wait until something happens to a job, or time is up. Raises ServerStoppingError."""
@@ -166,9 +165,9 @@ class Feed:
         return pb.JobInfo.FromString(serialized)
 
     async def _live_of_job(
-        self, topic: _Topic, cursor: int, progress: _Progress | None, heartbeat_seconds: float | None
-    ) -> AsyncGenerator[bytes, None]:
-        """Yield what comes after `cursor` and `progress`, up to the terminal event."""
+        self, topic: _Topic, cursor: int, progress: _Progress | None, heartbeat_seconds: float | None, send: Send
+    ) -> None:
+        """Send what comes after `cursor` and `progress`, up to the terminal event."""
         position = 0
         heartbeat = Heartbeat(heartbeat_seconds)
         while True:
@@ -176,7 +175,7 @@ class Feed:
                 event = topic.events[position]
                 position += 1
                 if event.revision > cursor:
-                    yield event.serialized
+                    await send(event.serialized)
                     heartbeat.sent()
                     cursor = event.revision
                     if event.terminal:
@@ -184,26 +183,26 @@ class Feed:
             if topic.progress is not progress:
                 progress = topic.progress
                 if progress is not None:
-                    yield progress.serialized
+                    await send(progress.serialized)
                     heartbeat.sent()
             elif heartbeat.is_due():
-                yield self._bookmark(max(cursor, self._head))
+                await send(self._bookmark(max(cursor, self._head)))
                 heartbeat.sent()
             else:
                 self._require_running()
                 await topic.waiters.wait(heartbeat.seconds_left())
 
     async def _live_of_all(
-        self, job_filter: JobFilter, cursor: int, ahead: dict[str, int], heartbeat_seconds: float | None
-    ) -> AsyncGenerator[bytes, None]:
-        """Yield what comes after `cursor`, without end."""
+        self, job_filter: JobFilter, cursor: int, ahead: dict[str, int], heartbeat_seconds: float | None, send: Send
+    ) -> None:
+        """Send what comes after `cursor`, without end."""
         progress_number = self._progress_count
         heartbeat = Heartbeat(heartbeat_seconds)
         while True:
             async for event in self._events_after(cursor):
                 cursor = event.revision
                 if event.revision > ahead.get(event.job.job_id, 0) and fields_match(event.job, job_filter):
-                    yield event.serialized
+                    await send(event.serialized)
                     heartbeat.sent()
             newest = self._progress_count
             for progress in self._progress_after(progress_number):
@@ -211,14 +210,14 @@ class Feed:
                     break  # its place is after events that are still to be sent
                 progress_number = progress.number
                 if fields_match(progress.job, job_filter):
-                    yield progress.serialized
+                    await send(progress.serialized)
                     heartbeat.sent()
             else:
                 progress_number = newest
             if self._head > cursor or self._progress_count > progress_number:
                 continue
             if heartbeat.is_due():
-                yield self._bookmark(cursor)
+                await send(self._bookmark(cursor))
                 heartbeat.sent()
             else:
                 self._require_running()

@@ -1,14 +1,16 @@
 """What clients read of a job from afar: its log, its files, its samples.
 
 Runs on the event loop; every read of the disk goes to a thread. A file is read ahead by one chunk, so that disk and network
-work at the same time, and memory stays at two chunks however large it is.
+work at the same time, and memory stays at two chunks however large it is. A chunk is copied once, from the kernel into its
+message.
 """
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from contextlib import ExitStack, aclosing, suppress
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -29,6 +31,7 @@ FILE_CHUNK_BYTES: Final = 1024 * 1024
 _FOLLOW_SECONDS: Final = 0.25
 
 _T = TypeVar("_T")
+_Send = Callable[[bytes], Awaitable[object]]
 
 
 class JobReader:
@@ -41,8 +44,8 @@ class JobReader:
         self._hashers = hashers
         self._checksums = Checksums()
 
-    async def read_log(self, job_id: str, call: calls.ReadLogRequest) -> AsyncGenerator[calls.ReadLogResponse, None]:
-        """Yield the bytes of a log, and with `follow` what is added until the attempt has ended.
+    async def read_log(self, job_id: str, call: calls.ReadLogRequest, send: _Send) -> None:
+        """Send the bytes of a log, and with `follow` what is added until the attempt has ended.
 
         Raises JobNotFoundError, AttemptNotFoundError, OffsetOutOfRangeError, ServerStoppingError.
         """
@@ -58,7 +61,7 @@ class JobReader:
             # The status is read before the file: what is written before the end of the attempt is then in the file.
             job = await self._feed.read_job(job_id)
             while data := await self._read(lambda at=offset: _read_at(path, at, LOG_CHUNK_BYTES)):  # type: ignore[misc]
-                yield calls.ReadLogResponse(data=data, offset=offset, attempt=attempt)
+                await send(calls.ReadLogResponse(data=data, offset=offset, attempt=attempt).SerializeToString())
                 offset += len(data)
             if not call.follow or job.status != JOB_STATUS_RUNNING or job.attempt != attempt:
                 return
@@ -79,8 +82,8 @@ class JobReader:
         )
         return calls.ListArtifactsResponse(artifacts=list(map(_artifact, files, checksums)))
 
-    async def read_artifact(self, job_id: str, call: calls.ReadArtifactRequest) -> AsyncGenerator[bytes, None]:
-        """Yield the bytes of a file as serialised ReadArtifactResponses.
+    async def read_artifact(self, job_id: str, call: calls.ReadArtifactRequest, send: _Send) -> None:
+        """Send the bytes of a file as serialised ReadArtifactResponses.
 
         Raises JobNotFoundError, InvalidRequestError, ArtifactNotFoundError, OffsetOutOfRangeError.
         """
@@ -91,14 +94,20 @@ class JobReader:
             size_bytes = os.fstat(descriptor).st_size
             _require_inside(call.offset, size_bytes)
             end = min(size_bytes, call.offset + call.limit) if call.limit else size_bytes
-            offset = call.offset
-            if offset == end:
-                yield calls.ReadArtifactResponse(offset=offset, size_bytes=size_bytes).SerializeToString()
-            async with aclosing(self._read_ahead(descriptor, offset, end)) as chunks:
-                async for data in chunks:
-                    rest = calls.ReadArtifactResponse(offset=offset, size_bytes=size_bytes).SerializeToString()
-                    yield wire.bytes_field(calls.ReadArtifactResponse.DATA_FIELD_NUMBER, data, rest)
-                    offset += len(data)
+            if call.offset == end:
+                await send(calls.ReadArtifactResponse(offset=end, size_bytes=size_bytes).SerializeToString())
+            await self._send_file(_FileRange(descriptor, call.offset, end, size_bytes), send)
+
+    async def _send_file(self, file: "_FileRange", send: _Send) -> None:
+        """Send what the range holds, and read the next chunk while one is being sent."""
+        pending = self._start(file.next_message)
+        try:
+            while message := await pending:
+                pending = self._start(file.next_message)
+                await send(message)
+        finally:
+            with suppress(OSError):
+                await pending  # the descriptor must not be closed while a thread reads from it
 
     async def list_samples(self, job_id: str, call: calls.ListSamplesRequest, page_size: int) -> calls.ListSamplesResponse:
         """List a page of samples. Raises JobNotFoundError, SamplesNotFoundError, InvalidRequestError for a bad token."""
@@ -117,27 +126,31 @@ class JobReader:
         """Remove all that the server itself created on the disk for a job that is deleted."""
         await self._read(lambda: remove_files(self._data_dir, job))
 
-    async def _read_ahead(self, descriptor: int, offset: int, end: int) -> AsyncGenerator[bytes, None]:
-        """Yield the bytes of an open file up to `end`, and read the next chunk while one is being sent."""
-        loop = asyncio.get_running_loop()
-
-        def read_at(position: int) -> asyncio.Future[bytes]:
-            return loop.run_in_executor(
-                self._readers, os.pread, descriptor, min(FILE_CHUNK_BYTES, max(0, end - position)), position
-            )
-
-        pending = read_at(offset)
-        try:
-            while data := await pending:
-                offset += len(data)
-                pending = read_at(offset)
-                yield data
-        finally:
-            with suppress(OSError):
-                await pending  # the descriptor must not be closed while a thread reads from it
-
     async def _read(self, read: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._readers, read)
+        return await self._start(read)
+
+    def _start(self, read: Callable[[], _T]) -> asyncio.Future[_T]:
+        return asyncio.get_running_loop().run_in_executor(self._readers, read)
+
+
+@dataclass
+class _FileRange:
+    """What is still to be sent of an open file. Used by one thread at a time."""
+
+    descriptor: int
+    offset: int
+    end: int
+    size_bytes: int
+
+    def next_message(self) -> bytes:
+        """Return the next chunk as a serialised ReadArtifactResponse, empty at the end. Blocks on the disk."""
+        size = min(FILE_CHUNK_BYTES, self.end - self.offset)
+        rest = calls.ReadArtifactResponse(offset=self.offset, size_bytes=self.size_bytes).SerializeToString()
+        message, read_bytes = wire.file_chunk(
+            calls.ReadArtifactResponse.DATA_FIELD_NUMBER, rest, self.descriptor, self.offset, size
+        )
+        self.offset += read_bytes
+        return message if read_bytes else b""
 
 
 def _attempt_number(job: JobInfo, wanted: int) -> int:

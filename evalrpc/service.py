@@ -7,7 +7,7 @@ futures of the store.
 import asyncio
 import hashlib
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -81,15 +81,15 @@ class EvaluationService:
         """Return a job as it stands now."""
         return self.queue_state.described(await self.feed.read_job(validation.require_job_id(request.job_id)))
 
-    def WatchJob(self, request: calls.WatchJobRequest, context: _Context) -> AsyncGenerator[bytes, None]:
+    def WatchJob(self, request: calls.WatchJobRequest, context: _Context) -> Awaitable[None]:
         """Stream one job to its end."""
         job_id = validation.require_job_id(request.job_id)
-        return self.feed.watch_job(job_id, request.after_revision, _heartbeat_seconds(request))
+        return self.feed.watch_job(job_id, request.after_revision, _heartbeat_seconds(request), context.write)
 
-    def WatchJobs(self, request: calls.WatchJobsRequest, context: _Context) -> AsyncGenerator[bytes, None]:
+    def WatchJobs(self, request: calls.WatchJobsRequest, context: _Context) -> Awaitable[None]:
         """Stream all jobs that the filter takes."""
         validation.require(validation.job_filter(request.filter))
-        return self.feed.watch_jobs(request.filter, request.after_revision, _heartbeat_seconds(request))
+        return self.feed.watch_jobs(request.filter, request.after_revision, _heartbeat_seconds(request), context.write)
 
     async def ListJobs(self, request: calls.ListJobsRequest, context: _Context) -> calls.ListJobsResponse:
         """List jobs, newest first."""
@@ -114,11 +114,11 @@ class EvaluationService:
         await self.reader.remove_files(await asyncio.wrap_future(self.store.delete(job_id)))
         return calls.DeleteJobResponse()
 
-    def ReadLog(self, request: calls.ReadLogRequest, context: _Context) -> AsyncGenerator[calls.ReadLogResponse, None]:
+    def ReadLog(self, request: calls.ReadLogRequest, context: _Context) -> Awaitable[None]:
         """Stream the bytes of a job's log."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.offsets(offset=request.offset, attempt=request.attempt))
-        return self.reader.read_log(job_id, request)
+        return self.reader.read_log(job_id, request, context.write)
 
     async def ListArtifacts(
         self,
@@ -128,11 +128,11 @@ class EvaluationService:
         """List the files that a job left."""
         return await self.reader.list_artifacts(validation.require_job_id(request.job_id))
 
-    def ReadArtifact(self, request: calls.ReadArtifactRequest, context: _Context) -> AsyncGenerator[bytes, None]:
+    def ReadArtifact(self, request: calls.ReadArtifactRequest, context: _Context) -> Awaitable[None]:
         """Stream the bytes of one file."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.offsets(offset=request.offset, limit=request.limit))
-        return self.reader.read_artifact(job_id, request)
+        return self.reader.read_artifact(job_id, request, context.write)
 
     async def ListSamples(self, request: calls.ListSamplesRequest, context: _Context) -> calls.ListSamplesResponse:
         """List per-sample predictions."""

@@ -1,16 +1,37 @@
-"""Protobuf's wire format, as far as it saves copying: a large bytes field is joined to a message that is already serialised.
+"""Protobuf's wire format, as far as it saves work: something is added to a message that is already serialised.
 
-See https://protobuf.dev/programming-guides/encoding/: fields may come in any order.
+See https://protobuf.dev/programming-guides/encoding/: fields may come in any order, and a message that is appended to another
+is merged into it.
 """
 
+import io
+import os
 from typing import Final
 
 _LENGTH_DELIMITED: Final = 2
 
 
-def bytes_field(number: int, data: bytes, rest: bytes) -> bytes:
-    """Return a serialised message with this bytes field, and with the fields that `rest` has."""
-    return b"".join((_varint(number << 3 | _LENGTH_DELIMITED), _varint(len(data)), data, rest))
+def file_chunk(number: int, rest: bytes, descriptor: int, offset: int, size_bytes: int) -> tuple[bytes, int]:
+    """Read from an open file into the bytes field `number` of a serialised message that has the fields of `rest` besides.
+
+    Returns the message and how many bytes were read: fewer than `size_bytes` where the file ends before, none at its end. The
+    bytes are copied once, from the kernel to where they stay: a BytesIO gives its buffer away as it is.
+    """
+    before = _field_head(number, size_bytes)
+    buffer = io.BytesIO()
+    buffer.write(before)
+    buffer.seek(size_bytes, os.SEEK_CUR)
+    buffer.write(rest)
+    with buffer.getbuffer() as view, view[len(before) : len(before) + size_bytes] as data:
+        read_bytes = os.preadv(descriptor, [data], offset)
+    if read_bytes == size_bytes:
+        return buffer.getvalue(), read_bytes
+    data_end = len(before) + read_bytes
+    return b"".join((_field_head(number, read_bytes), buffer.getvalue()[len(before) : data_end], rest)), read_bytes
+
+
+def _field_head(number: int, size_bytes: int) -> bytes:
+    return _varint(number << 3 | _LENGTH_DELIMITED) + _varint(size_bytes)
 
 
 def _varint(number: int) -> bytes:

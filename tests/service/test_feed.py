@@ -5,6 +5,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from evalrpc import transitions
 from evalrpc.clock import SystemClock
 from evalrpc.errors import JobNotFoundError, RevisionCompactedError, RevisionInFutureError, ServerStoppingError
-from evalrpc.feed import Feed
+from evalrpc.feed import Feed, Send
 from evalrpc.placement import Capacity
 from evalrpc.queue_state import QueueState
 from evalrpc.store.base import Submission
@@ -33,24 +34,26 @@ _T = TypeVar("_T")
 
 
 class Watcher:
-    """Reads a stream in a task of its own, and keeps what it saw."""
+    """Takes a stream in a task of its own, and keeps what it saw."""
 
-    def __init__(self, stream: AsyncIterator[bytes], after: int = 0) -> None:
+    def __init__(self, watch: Callable[[Send], Awaitable[None]], after: int = 0) -> None:
         self.after = after
         self.seen: list[pb.JobEvent] = []
         self.error: Exception | None = None
-        self._stream = stream
+        self._watch = watch
         self._may_read = asyncio.Event()
         self._may_read.set()
         self.task = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
         try:
-            async for serialized in self._stream:
-                self.seen.append(pb.JobEvent.FromString(serialized))
-                await self._may_read.wait()
+            await self._watch(self._take)
         except Exception as error:  # noqa: BLE001 - it is looked at by the test
             self.error = error
+
+    async def _take(self, serialized: bytes) -> None:
+        self.seen.append(pb.JobEvent.FromString(serialized))
+        await self._may_read.wait()
 
     def pause(self) -> None:
         self._may_read.clear()
@@ -61,7 +64,6 @@ class Watcher:
     async def leave(self) -> None:
         self.task.cancel()
         await asyncio.wait([self.task])
-        await self._stream.aclose()  # type: ignore[attr-defined]
 
     async def end(self) -> list[pb.JobEvent]:
         """Wait until the stream ends by itself."""
@@ -109,10 +111,10 @@ class World:
             self.feed.publish_progress(job)
 
     def watch(self, job_id: str, after: int = 0, heartbeat: float | None = None) -> Watcher:
-        return self._keep(Watcher(self.feed.watch_job(job_id, after, heartbeat), after))
+        return self._keep(Watcher(partial(self.feed.watch_job, job_id, after, heartbeat), after))
 
     def watch_all(self, after: int = 0, heartbeat: float | None = None, **conditions: Any) -> Watcher:
-        return self._keep(Watcher(self.feed.watch_jobs(JobFilter(**conditions), after, heartbeat), after))
+        return self._keep(Watcher(partial(self.feed.watch_jobs, JobFilter(**conditions), after, heartbeat), after))
 
     def _keep(self, watcher: Watcher) -> Watcher:
         self.watchers.append(watcher)
