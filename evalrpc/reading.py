@@ -1,15 +1,14 @@
 """What clients read of a job from afar: its log, its files, its samples.
 
-Runs on the event loop; every read of the disk goes to a thread. A file is read ahead by one chunk, so that disk and network
-work at the same time, and memory stays at two chunks however large it is. A chunk is copied once, from the kernel into its
-message.
+Runs on the event loop; what has to wait for the disk goes to a thread. The kernel reads files ahead, so most chunks are at hand
+when their turn comes, and need no thread. Memory stays at one chunk however large a file is.
 """
 
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -96,18 +95,20 @@ class JobReader:
             end = min(size_bytes, call.offset + call.limit) if call.limit else size_bytes
             if call.offset == end:
                 await send(calls.ReadArtifactResponse(offset=end, size_bytes=size_bytes).SerializeToString())
-            await self._send_file(_FileRange(descriptor, call.offset, end, size_bytes), send)
-
-    async def _send_file(self, file: "_FileRange", send: _Send) -> None:
-        """Send what the range holds, and read the next chunk while one is being sent."""
-        pending = self._start(file.next_message)
-        try:
-            while message := await pending:
-                pending = self._start(file.next_message)
+            file = _FileRange(descriptor, call.offset, end, size_bytes)
+            while message := await self._next_message(file):
                 await send(message)
+
+    async def _next_message(self, file: "_FileRange") -> bytes:
+        """Return the next message of a file, at once if the kernel has its bytes at hand, and through a thread otherwise."""
+        try:
+            return file.next_message(os.RWF_NOWAIT)
+        except OSError:  # not at hand, or on a disk that can't tell
+            pending = self._start(file.next_message)
+        try:
+            return await asyncio.shield(pending)
         finally:
-            with suppress(OSError):
-                await pending  # the descriptor must not be closed while a thread reads from it
+            await asyncio.wait([pending])  # the descriptor must not be closed while a thread reads from it
 
     async def list_samples(self, job_id: str, call: calls.ListSamplesRequest, page_size: int) -> calls.ListSamplesResponse:
         """List a page of samples. Raises JobNotFoundError, SamplesNotFoundError, InvalidRequestError for a bad token."""
@@ -142,12 +143,15 @@ class _FileRange:
     end: int
     size_bytes: int
 
-    def next_message(self) -> bytes:
-        """Return the next chunk as a serialised ReadArtifactResponse, empty at the end. Blocks on the disk."""
+    def next_message(self, flags: int = 0) -> bytes:
+        """Return the next chunk as a serialised ReadArtifactResponse, empty at the end. `flags` are those of preadv.
+
+        Blocks on the disk unless told not to: then it raises BlockingIOError where it would.
+        """
         size = min(FILE_CHUNK_BYTES, self.end - self.offset)
         rest = calls.ReadArtifactResponse(offset=self.offset, size_bytes=self.size_bytes).SerializeToString()
         message, read_bytes = wire.file_chunk(
-            calls.ReadArtifactResponse.DATA_FIELD_NUMBER, rest, self.descriptor, self.offset, size
+            calls.ReadArtifactResponse.DATA_FIELD_NUMBER, rest, self.descriptor, self.offset, size, flags
         )
         self.offset += read_bytes
         return message if read_bytes else b""

@@ -11,11 +11,12 @@ from typing import Final
 _LENGTH_DELIMITED: Final = 2
 
 
-def file_chunk(number: int, rest: bytes, descriptor: int, offset: int, size_bytes: int) -> tuple[bytes, int]:
+def file_chunk(number: int, rest: bytes, descriptor: int, offset: int, size_bytes: int, flags: int = 0) -> tuple[bytes, int]:
     """Read from an open file into the bytes field `number` of a serialised message that has the fields of `rest` besides.
 
     Returns the message and how many bytes were read: fewer than `size_bytes` where the file ends before, none at its end. The
-    bytes are copied once, from the kernel to where they stay: a BytesIO gives its buffer away as it is.
+    bytes are copied once, from the kernel to where they stay: a BytesIO gives its buffer away as it is. `flags` are those of
+    preadv. Raises OSError.
     """
     before = _field_head(number, size_bytes)
     buffer = io.BytesIO()
@@ -23,7 +24,7 @@ def file_chunk(number: int, rest: bytes, descriptor: int, offset: int, size_byte
     buffer.seek(size_bytes, os.SEEK_CUR)
     buffer.write(rest)
     with buffer.getbuffer() as view, view[len(before) : len(before) + size_bytes] as data:
-        read_bytes = os.preadv(descriptor, [data], offset)
+        read_bytes = os.preadv(descriptor, [data], offset, flags)
     if read_bytes == size_bytes:
         return buffer.getvalue(), read_bytes
     data_end = len(before) + read_bytes
