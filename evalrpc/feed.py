@@ -22,7 +22,7 @@ from evalrpc import lifecycle
 from evalrpc.clock import Clock
 from evalrpc.errors import ServerStoppingError
 from evalrpc.queue_state import QueueState
-from evalrpc.store.base import Change, ListedJob, Store, fields_match
+from evalrpc.store.base import Change, ListedJob, Store, StoredJob, fields_match
 from evalrpc.v1 import job_pb2 as pb
 from evalrpc.v1.evaluation_service_pb2 import JobFilter
 from evalrpc.waiting import Heartbeat, Waiters
@@ -157,12 +157,14 @@ class Feed:
             await topic.waiters.wait(timeout_seconds)
         self._require_running()
 
+    async def stored_job(self, job_id: str) -> StoredJob:
+        """Return a job as it is kept. Raises JobNotFoundError."""
+        cached = self._store.cached_job(job_id)
+        return cached if cached is not None else await self._blocking(lambda: self._store.job(job_id))
+
     async def read_job(self, job_id: str) -> pb.JobInfo:
         """Return a job as it stands in the store. Raises JobNotFoundError."""
-        serialized = self._store.cached_job(job_id)
-        if serialized is None:
-            serialized = await self._blocking(lambda: self._store.job(job_id))
-        return pb.JobInfo.FromString(serialized)
+        return (await self.stored_job(job_id)).parse()
 
     async def _live_of_job(
         self, topic: _Topic, cursor: int, progress: _Progress | None, heartbeat_seconds: float | None, send: Send

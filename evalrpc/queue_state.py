@@ -11,14 +11,16 @@ from typing import Final
 
 from sortedcontainers import SortedDict, SortedList
 
-from evalrpc import placement
+from evalrpc import lifecycle, placement
 from evalrpc.clock import Clock
 from evalrpc.defaults import gpus_needed
+from evalrpc.lifecycle import Status
 from evalrpc.placement import Capacity, QueuedJob
 from evalrpc.store.base import Change, ListedJob, QueuedRow
 from evalrpc.v1 import job_pb2 as pb
 
 _AFTER_ALL: Final = 2**63
+_NOTHING: Final = pb.JobInfo()
 
 
 class QueueState:
@@ -67,20 +69,30 @@ class QueueState:
             return _with_progress(job, progress)
 
     def described(self, job: pb.JobInfo) -> pb.JobInfo:
-        """Return a copy of a job with what the store does not know of it: position and wait reason, or progress.
-
-        The job may be a moment older or newer than what is known here: only what fits its status is added.
-        """
+        """Return a copy of a job with what the store does not know of it."""
         described = pb.JobInfo()
         described.CopyFrom(job)
-        with self._lock:
-            if job.status == pb.JOB_STATUS_QUEUED:
-                entry = self._queued.get(job.job_id)  # None: it has started meanwhile
-                described.position_in_queue = self._order.index(entry) if entry else 0
-                described.wait_reason = self._wait_reason(entry, described.position_in_queue) if entry else "about to start"
-            elif job.status == pb.JOB_STATUS_RUNNING and (progress := self._progress.get(job.job_id)):
-                described.progress.CopyFrom(progress)
+        described.MergeFrom(self._unstored(job.job_id, job.status))
         return described
+
+    def describe(self, job_id: str, status: Status, serialized: bytes) -> bytes:
+        """Do the same for a serialised job: what is appended to a message is merged into it."""
+        return serialized + self._unstored(job_id, status).SerializeToString()
+
+    def _unstored(self, job_id: str, status: Status) -> pb.JobInfo:
+        """Return what the store does not know of a job: position and wait reason, or progress.
+
+        The caller's job may be a moment older or newer than what is known here: only what fits its status is given.
+        """
+        if status in lifecycle.TERMINAL:
+            return _NOTHING
+        with self._lock:
+            if status == pb.JOB_STATUS_QUEUED:
+                entry = self._queued.get(job_id)  # None: it has started meanwhile
+                position = self._order.index(entry) if entry else 0
+                wait_reason = self._wait_reason(entry, position) if entry else "about to start"
+                return pb.JobInfo(position_in_queue=position, wait_reason=wait_reason)
+            return pb.JobInfo(progress=self._progress.get(job_id))
 
     def position_for(self, priority: int) -> int:
         """Return the position that a new job of this priority would have."""

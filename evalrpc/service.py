@@ -61,7 +61,7 @@ class EvaluationService:
     started_at: Timestamp
     stopping: bool = False
 
-    async def SubmitJob(self, request: calls.SubmitJobRequest, context: _Context) -> JobInfo:
+    async def SubmitJob(self, request: calls.SubmitJobRequest, context: _Context) -> JobInfo | bytes:
         """Accept an evaluation."""
         if self.stopping:
             raise ServerStoppingError(
@@ -75,11 +75,13 @@ class EvaluationService:
         if request.validate_only:
             return self._as_if_submitted(job)
         submission = Submission(job, request.request_id, _fingerprint(request))
-        return self.queue_state.described(await asyncio.wrap_future(self.store.submit(submission)))
+        return self._answer(await asyncio.wrap_future(self.store.submit(submission)))
 
-    async def GetJob(self, request: calls.GetJobRequest, context: _Context) -> JobInfo:
+    async def GetJob(self, request: calls.GetJobRequest, context: _Context) -> bytes:
         """Return a job as it stands now."""
-        return self.queue_state.described(await self.feed.read_job(validation.require_job_id(request.job_id)))
+        job_id = validation.require_job_id(request.job_id)
+        stored = await self.feed.stored_job(job_id)
+        return self.queue_state.describe(job_id, stored.status, stored.serialized)
 
     def WatchJob(self, request: calls.WatchJobRequest, context: _Context) -> Awaitable[None]:
         """Stream one job to its end."""
@@ -101,12 +103,12 @@ class EvaluationService:
         token = page_tokens.encode(page[-1].sequence, request.filter) if len(listed) > len(page) else ""
         return calls.ListJobsResponse(jobs=[self.queue_state.described(job) for _, job in page], next_page_token=token)
 
-    async def CancelJob(self, request: calls.CancelJobRequest, context: _Context) -> JobInfo:
+    async def CancelJob(self, request: calls.CancelJobRequest, context: _Context) -> bytes:
         """Cancel a queued job at once, or ask for the end of a running one."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.cancel_reason(request.reason))
         change = lambda job: transitions.request_cancel(job, request.reason, self.clock.now())  # noqa: E731
-        return self.queue_state.described(await asyncio.wrap_future(self.store.update(job_id, change)))
+        return self._answer(await asyncio.wrap_future(self.store.update(job_id, change)))
 
     async def DeleteJob(self, request: calls.DeleteJobRequest, context: _Context) -> calls.DeleteJobResponse:
         """Delete a terminal job with its files."""
@@ -219,6 +221,10 @@ class EvaluationService:
         if self.settings.unknown_tasks == "refuse":
             validation.require(FieldViolation(f"request.tasks[{index}]", text) for index, text in unknown.items())
         job.warnings.extend(unknown.values())
+
+    def _answer(self, job: JobInfo) -> bytes:
+        """Return a job that was just committed as a client gets it."""
+        return self.queue_state.describe(job.job_id, job.status, job.SerializeToString())
 
     async def _read(self, read: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self.readers, read)

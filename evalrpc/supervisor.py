@@ -89,7 +89,7 @@ class Supervisor:
 
     def resume(self) -> None:
         """See through the attempt that an earlier server began."""
-        job = pb.JobInfo.FromString(self._workshop.store.job(self._job_id))
+        job = self._workshop.store.job(self._job_id).parse()
         self._see_through(job, self._workshop.executor.find(self._run_key(job)))
 
     def interrupt(self) -> None:
@@ -100,7 +100,7 @@ class Supervisor:
 
     def abandon(self) -> None:
         """End the run and fail the job, after a bug of the server."""
-        job = pb.JobInfo.FromString(self._workshop.store.job(self._job_id))
+        job = self._workshop.store.job(self._job_id).parse()
         handle = self._workshop.executor.find(self._run_key(job))
         if handle is not None:
             handle.end(self._workshop.grace_seconds)
@@ -109,7 +109,7 @@ class Supervisor:
 
     def _output_base(self) -> Path:
         """Return the folder for the outputs of the job's attempts. Looks at the disk, so not on the writer thread."""
-        job = pb.JobInfo.FromString(self._workshop.store.job(self._job_id))
+        job = self._workshop.store.job(self._job_id).parse()
         return job_output_dir(self._workshop.data_dir, self._workshop.output_root, job)
 
     def _begin(self, job: pb.JobInfo, gpus: tuple[str, ...], output_base: Path) -> None:

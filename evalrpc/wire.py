@@ -11,6 +11,11 @@ from typing import Final
 _LENGTH_DELIMITED: Final = 2
 
 
+def message_field(number: int, serialized: bytes) -> bytes:
+    """Return a serialised message as a field of another, to be appended to it."""
+    return _field_head(number, len(serialized)) + serialized
+
+
 def file_chunk(number: int, rest: bytes, descriptor: int, offset: int, size_bytes: int, flags: int = 0) -> tuple[bytes, int]:
     """Read from an open file into the bytes field `number` of a serialised message that has the fields of `rest` besides.
 

@@ -65,6 +65,18 @@ class ListedJob(NamedTuple):
     job: JobInfo
 
 
+class StoredJob(NamedTuple):
+    """A job as it is kept: serialised, with what is most asked of it beside."""
+
+    sequence: int
+    status: Status
+    serialized: bytes
+
+    def parse(self) -> JobInfo:
+        """Return the job as a message of its own."""
+        return JobInfo.FromString(self.serialized)
+
+
 class QueuedRow(NamedTuple):
     """What the queue needs to know of a job that waits."""
 
@@ -101,11 +113,11 @@ class Store(Protocol):
     def delete(self, job_id: str) -> Future[JobInfo]:
         """Remove a terminal job; its events stay in the journal. Raises JobNotFoundError, JobNotFinishedError."""
 
-    def cached_job(self, job_id: str) -> bytes | None:
-        """Return a job as serialised JobInfo if it is in memory, without blocking."""
+    def cached_job(self, job_id: str) -> StoredJob | None:
+        """Return a job if it is in memory, without blocking."""
 
-    def job(self, job_id: str) -> bytes:
-        """Return a job as serialised JobInfo. Raises JobNotFoundError."""
+    def job(self, job_id: str) -> StoredJob:
+        """Return a job. Raises JobNotFoundError."""
 
     def list_jobs(self, job_filter: JobFilter, before_sequence: int | None, limit: int) -> list[ListedJob]:
         """Return jobs that the filter takes, newest first, of those that arrived before `before_sequence`."""

@@ -32,7 +32,7 @@ from evalrpc.errors import (
     StoreUnavailableError,
 )
 from evalrpc.lifecycle import Status
-from evalrpc.store.base import JournalEvent, ListedJob, Listener, QueuedRow, Submission
+from evalrpc.store.base import JournalEvent, ListedJob, Listener, QueuedRow, StoredJob, Submission
 from evalrpc.store.cache import JobCache
 from evalrpc.store.filters import where_clause
 from evalrpc.store.lock import lock_data_dir
@@ -71,7 +71,7 @@ class SqliteStore:
         self._closed = False
         self._writing = True
         self._gate = threading.Lock()  # so that no write slips in behind the last one
-        self._connection, self._oldest, self._head, self._counts = self._open()
+        self._connection, self._oldest, self._head, self._last_sequence, self._counts = self._open()
         self._writer = threading.Thread(target=self._write_batches, name="store-writer", daemon=True)
         self._writer.start()
 
@@ -161,7 +161,9 @@ class SqliteStore:
         return batch
 
     def _commit(self, batch: list[tuple[_Operation, Future[Any]]]) -> None:
-        transaction = Transaction(self._connection, self._clock, self._max_queued, self._head, self._counts)
+        transaction = Transaction(
+            self._connection, self._clock, self._max_queued, self._head, self._last_sequence, self._counts, self._cache.get
+        )
         outcomes: list[tuple[Future[Any], Any]] = []
         try:
             self._connection.execute("BEGIN IMMEDIATE")
@@ -170,6 +172,7 @@ class SqliteStore:
                     outcomes.append((future, operation(transaction)))
                 except EvalrpcError as refusal:
                     outcomes.append((future, refusal))
+            transaction.flush()
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             self._roll_back(batch, error)
@@ -191,6 +194,7 @@ class SqliteStore:
 
     def _publish(self, transaction: Transaction) -> None:
         self._head = transaction.head
+        self._last_sequence = transaction.last_sequence
         self._counts = transaction.counts
         if transaction.oldest is not None:
             self._oldest = transaction.oldest
@@ -198,7 +202,7 @@ class SqliteStore:
             if change.deleted:
                 self._cache.remove(change.job.job_id)
             else:
-                self._cache.put(change.job.job_id, serialized)
+                self._cache.put(change.job.job_id, StoredJob(change.sequence, change.job.status, serialized))
         if transaction.changes:
             changes = [change for change, _ in transaction.changes]
             for listener in self._listeners:
@@ -220,22 +224,23 @@ class SqliteStore:
         """Return how many jobs there are in each status."""
         return self._counts
 
-    def cached_job(self, job_id: str) -> bytes | None:
+    def cached_job(self, job_id: str) -> StoredJob | None:
         """Return a job from memory."""
         return self._cache.get(job_id)
 
-    def job(self, job_id: str) -> bytes:
+    def job(self, job_id: str) -> StoredJob:
         """Return a job, from memory or from the disk."""
         cached = self._cache.get(job_id)
         if cached is not None:
             return cached
         generation = self._cache.generation
         with self._reading() as connection:
-            row = connection.execute("SELECT job FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+            row = connection.execute("SELECT sequence, status, job FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
         if row is None:
             raise job_not_found(job_id)
-        self._cache.fill(job_id, row[0], generation)
-        return bytes(row[0])
+        stored = StoredJob(*row)
+        self._cache.fill(job_id, stored, generation)
+        return stored
 
     def list_jobs(self, job_filter: JobFilter, before_sequence: int | None, limit: int) -> list[ListedJob]:
         """Return jobs that the filter takes, newest first."""
@@ -279,7 +284,7 @@ class SqliteStore:
                 f"after_revision {revision} lies beyond the newest revision {head}: does it come from another server?",
                 metadata={"head_revision": str(head)},
             )
-        of_job = " AND job_id = ?" if job_id else ""
+        of_job = " AND sequence = (SELECT sequence FROM jobs WHERE job_id = ?)" if job_id else ""
         query = f"SELECT revision, event FROM journal WHERE revision > ? AND revision <= ?{of_job} ORDER BY revision LIMIT ?"  # noqa: S608
         with self._reading() as connection:
             rows = connection.execute(query, (revision, head, *([job_id] if job_id else []), limit)).fetchall()
@@ -310,25 +315,28 @@ class SqliteStore:
                 self._readers.append(connection)
         return connection
 
-    def _open(self) -> tuple[sqlite3.Connection, int, int, Counter[Status]]:
-        """Open the database, and read the oldest revision, the newest, and the counts. Lets go of the lock if it can't."""
+    def _open(self) -> tuple[sqlite3.Connection, int, int, int, Counter[Status]]:
+        """Open the database, and read the oldest and the newest revision, the last sequence, and the counts.
+
+        Lets go of the lock if it can't.
+        """
         try:
             with ExitStack() as stack:
                 stack.callback(self._lock_file.close)
                 connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = FULL")
-                connection.execute("PRAGMA foreign_keys = ON")
                 migrate(connection)
                 (oldest,) = connection.execute("SELECT oldest_revision FROM compaction").fetchone()
                 (newest,) = connection.execute("SELECT max(revision) FROM journal").fetchone()
+                last = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'").fetchone()
                 counts = _count_statuses(connection)
                 stack.pop_all()
         except (sqlite3.Error, TypeError) as error:  # TypeError: a row is missing
             raise ConfigurationError(
                 f"setting data_dir: the database {self._path} can't be opened: {error}; take another folder, or a backup"
             ) from error
-        return connection, oldest, max(oldest, newest or 0), counts
+        return connection, oldest, max(oldest, newest or 0), last[0] if last else 0, counts
 
 
 def _count_statuses(connection: sqlite3.Connection) -> Counter[Status]:

@@ -53,7 +53,7 @@ def finish(store: Store, job_id: str) -> pb.JobInfo:
 
 
 def read(store: Store, job_id: str) -> pb.JobInfo:
-    return pb.JobInfo.FromString(store.job(job_id))
+    return store.job(job_id).parse()
 
 
 def listed(store: Store, before: int | None = None, limit: int = 1000, **conditions: Any) -> list[str]:

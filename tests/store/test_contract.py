@@ -631,14 +631,14 @@ def test_a_read_never_gives_a_state_that_a_caller_knows_to_be_out_of_date(store:
                 floor, gone = known[job_id], job_id in deleted
                 for source in (store.job, store.cached_job):
                     try:
-                        serialized = source(job_id)
+                        stored = source(job_id)
                     except JobNotFoundError:
-                        serialized = None
-                    if serialized is None:
+                        stored = None
+                    if stored is None:
                         continue
                     if gone:
                         problems.append("a deleted job came back")
-                    elif pb.JobInfo.FromString(serialized).priority < floor:
+                    elif stored.parse().priority < floor:
                         problems.append("an old state came back")
 
     def write(job_id: str) -> None:

@@ -14,7 +14,7 @@ from store_jobs import SECONDS, finish, listed, new_job, read, run, submit
 
 from evalrpc.clock import SystemClock
 from evalrpc.errors import ConfigurationError, DataDirectoryInUseError, StoreUnavailableError
-from evalrpc.store.base import Submission
+from evalrpc.store.base import StoredJob, Submission
 from evalrpc.store.cache import JobCache
 from evalrpc.store.sqlite import DATABASE_NAME, SqliteStore
 from evalrpc.store.transaction import Transaction
@@ -312,7 +312,7 @@ def test_a_process_killed_in_the_middle_loses_nothing_that_was_acknowledged(data
             assert job.revision >= revision
         revisions = [event.revision for event in store.events_after(0, 1_000_000)]
         assert revisions == list(range(1, store.head_revision + 1)), "each change has its event, and each event its change"
-        for job in (pb.JobInfo.FromString(store.job(job_id)) for job_id in listed(store, limit=100_000)):
+        for job in (store.job(job_id).parse() for job_id in listed(store, limit=100_000)):
             last = store.events_after(0, 10, job.job_id)[-1]
             assert pb.JobEvent.FromString(last.event).job == job
         store.close()
@@ -321,46 +321,50 @@ def test_a_process_killed_in_the_middle_loses_nothing_that_was_acknowledged(data
 # The cache.
 
 
+def stored(serialized: bytes) -> StoredJob:
+    return StoredJob(1, pb.JOB_STATUS_QUEUED, serialized)
+
+
 def test_the_cache_drops_what_was_not_used_for_longest() -> None:
     cache = JobCache(10)
-    cache.put("a", b"aaaa")
-    cache.put("b", b"bbbb")
-    assert cache.get("a") == b"aaaa"
-    cache.put("c", b"cccc")
-    assert (cache.get("a"), cache.get("b"), cache.get("c")) == (b"aaaa", None, b"cccc")
+    cache.put("a", stored(b"aaaa"))
+    cache.put("b", stored(b"bbbb"))
+    assert cache.get("a") == stored(b"aaaa")
+    cache.put("c", stored(b"cccc"))
+    assert (cache.get("a"), cache.get("b"), cache.get("c")) == (stored(b"aaaa"), None, stored(b"cccc"))
 
 
 def test_a_job_larger_than_the_cache_is_just_not_kept() -> None:
     cache = JobCache(10)
-    cache.put("a", b"a" * 100)
-    cache.put("b", b"b")
-    assert (cache.get("a"), cache.get("b")) == (None, b"b")
+    cache.put("a", stored(b"a" * 100))
+    cache.put("b", stored(b"b"))
+    assert (cache.get("a"), cache.get("b")) == (None, stored(b"b"))
 
 
 def test_the_cache_counts_a_replaced_job_once() -> None:
     cache = JobCache(10)
     for _ in range(100):
-        cache.put("a", b"aaaa")
-    cache.put("b", b"bbbb")
-    assert (cache.get("a"), cache.get("b")) == (b"aaaa", b"bbbb")
+        cache.put("a", stored(b"aaaa"))
+    cache.put("b", stored(b"bbbb"))
+    assert (cache.get("a"), cache.get("b")) == (stored(b"aaaa"), stored(b"bbbb"))
     cache.remove("a")
     cache.remove("a")
-    cache.put("c", b"cccc")
-    assert (cache.get("a"), cache.get("b"), cache.get("c")) == (None, b"bbbb", b"cccc")
+    cache.put("c", stored(b"cccc"))
+    assert (cache.get("a"), cache.get("b"), cache.get("c")) == (None, stored(b"bbbb"), stored(b"cccc"))
 
 
 def test_a_reader_that_was_overtaken_by_the_writer_fills_nothing_in() -> None:
     cache = JobCache(100)
     generation = cache.generation
-    cache.put("a", b"new")
-    cache.fill("a", b"old", generation)
-    assert cache.get("a") == b"new"
+    cache.put("a", stored(b"new"))
+    cache.fill("a", stored(b"old"), generation)
+    assert cache.get("a") == stored(b"new")
     generation = cache.generation
     cache.remove("a")
-    cache.fill("a", b"old", generation)
+    cache.fill("a", stored(b"old"), generation)
     assert cache.get("a") is None
-    cache.fill("a", b"read", cache.generation)
-    assert cache.get("a") == b"read"
+    cache.fill("a", stored(b"read"), cache.generation)
+    assert cache.get("a") == stored(b"read")
 
 
 def test_jobs_that_fell_out_of_the_cache_are_read_from_the_disk(data_dir: Path) -> None:

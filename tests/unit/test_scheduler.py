@@ -120,7 +120,7 @@ class House:
         return self.store.submit(Submission(job)).result(SECONDS).job_id
 
     def job(self, job_id: str) -> pb.JobInfo:
-        return pb.JobInfo.FromString(self.store.job(job_id))
+        return self.store.job(job_id).parse()
 
     def wait_for(self, job_id: str, *statuses: int) -> pb.JobInfo:
         return eventually(lambda: (job := self.job(job_id)).status in statuses and job, f"for {job_id} to be {statuses}")
