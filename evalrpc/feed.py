@@ -16,7 +16,7 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from evalrpc import lifecycle
 from evalrpc.clock import Clock
@@ -38,8 +38,7 @@ Send = Callable[[bytes], Awaitable[object]]
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
-class _Event:
+class _Event(NamedTuple):
     """A committed event, shared by all who watch."""
 
     revision: int
@@ -51,8 +50,7 @@ class _Event:
         return self.job.status in lifecycle.TERMINAL
 
 
-@dataclass(frozen=True, slots=True)
-class _Progress:
+class _Progress(NamedTuple):
     """The latest progress of one job. `revision` is the head when it was published."""
 
     number: int

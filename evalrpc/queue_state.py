@@ -37,6 +37,7 @@ class QueueState:
         self._delayed: dict[str, float] = {}  # when they are ready, of those that are to be tried again
         self._running: dict[str, pb.JobInfo] = {}
         self._progress: dict[str, pb.Progress] = {}
+        self._known_free: Capacity | None = None
 
     def load(self, queued: Iterable[QueuedRow], running: Iterable[ListedJob]) -> None:
         """Take the jobs that were live when the store was opened."""
@@ -49,14 +50,14 @@ class QueueState:
             by_width.setdefault(entry.num_gpus, []).append(entry)
         self._by_width = SortedDict({width: SortedList(of_width) for width, of_width in by_width.items()})
         self._running = {job.job_id: job for _, job in running}
+        self._known_free = None
 
     def apply(self, changes: Sequence[Change]) -> None:
         """Follow a commit. A listener of the store."""
         with self._lock:
             for change in changes:
-                if change.status_changed or change.deleted:
-                    self._progress.pop(change.job.job_id, None)
-                self._remove(change.job.job_id)
+                if change.previous != pb.JOB_STATUS_UNSPECIFIED:
+                    self._remove(change)
                 self._place(change)
 
     def set_progress(self, job_id: str, progress: pb.Progress) -> pb.JobInfo | None:
@@ -155,16 +156,25 @@ class QueueState:
             self.capacity.slots - len(holders),
         )
 
+    def _free_now(self) -> Capacity:
+        """Return what is free, which every queued job is told of. It is worked out anew when a run begins or ends."""
+        if self._set_aside():
+            return self._free({})
+        if self._known_free is None:
+            self._known_free = self._free({})
+        return self._known_free
+
     def _wait_reason(self, entry: QueuedJob, position: int) -> str:
-        if entry.ready_seconds > self.now_seconds():
+        if entry.ready_seconds and entry.ready_seconds > self.now_seconds():
             return "waits for a while before it is tried again, see retry_at"
         if entry.num_gpus > len(self.capacity.gpus):
             return f"needs {entry.num_gpus} GPUs, and this server has {len(self.capacity.gpus)} in all"
-        return placement.wait_reason(entry.num_gpus, position, self._free({}))
+        return placement.wait_reason(entry.num_gpus, position, self._free_now())
 
     def _place(self, change: Change) -> None:
         if change.job.status == pb.JOB_STATUS_RUNNING:
             self._running[change.job.job_id] = change.job
+            self._known_free = None
         elif change.job.status == pb.JOB_STATUS_QUEUED:
             self._enqueue(_entry(_row(change)))
 
@@ -175,7 +185,10 @@ class QueueState:
         if entry.ready_seconds:
             self._delayed[entry.job_id] = entry.ready_seconds
 
-    def _remove(self, job_id: str) -> None:
+    def _remove(self, change: Change) -> None:
+        job_id = change.job.job_id
+        if change.status_changed or change.deleted:
+            self._progress.pop(job_id, None)
         entry = self._queued.pop(job_id, None)
         if entry is not None:
             self._order.remove(entry)
@@ -183,7 +196,8 @@ class QueueState:
             if not self._by_width[entry.num_gpus]:
                 del self._by_width[entry.num_gpus]
         self._delayed.pop(job_id, None)
-        self._running.pop(job_id, None)
+        if self._running.pop(job_id, None) is not None:
+            self._known_free = None
 
 
 def _row(change: Change) -> QueuedRow:

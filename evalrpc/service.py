@@ -6,10 +6,9 @@ futures of the store.
 
 import asyncio
 import hashlib
-import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -24,11 +23,13 @@ from evalrpc.errors import FieldViolation, ServerStoppingError
 from evalrpc.feed import Feed
 from evalrpc.gpu_memory import GpuGuard
 from evalrpc.harnesses.base import Harness
+from evalrpc.ids import job_ids
 from evalrpc.queue_state import QueueState
 from evalrpc.reading import JobReader
 from evalrpc.store.base import ListedJob, Store, Submission
 from evalrpc.v1 import evaluation_service_pb2 as calls
 from evalrpc.v1.job_pb2 import JOB_STATUS_QUEUED, JobInfo
+from evalrpc.waiting import Results
 
 DEFAULT_PAGE_SIZE: Final = 50
 DEFAULT_NAMES_SIZE: Final = 100
@@ -59,6 +60,8 @@ class EvaluationService:
     hashers: Executor
     catalog: Catalog
     started_at: Timestamp
+    results: Results = field(default_factory=Results)
+    job_ids: Iterator[str] = field(default_factory=job_ids)
     stopping: bool = False
 
     async def SubmitJob(self, request: calls.SubmitJobRequest, context: _Context) -> JobInfo | bytes:
@@ -70,12 +73,12 @@ class EvaluationService:
         output_root = self.settings.output_root
         violations = validation.submission(request, self.harnesses, len(self.gpus), output_root)
         validation.require(violations)
-        job = _new_job(request)
+        job = _new_job(next(self.job_ids), request)
         self._check_tasks(job)
         if request.validate_only:
             return self._as_if_submitted(job)
-        submission = Submission(job, request.request_id, _fingerprint(request))
-        return self._answer(await asyncio.wrap_future(self.store.submit(submission)))
+        submission = Submission(job, request.request_id, _fingerprint(request) if request.request_id else b"")
+        return self._answer(await self.results.of(self.store.submit(submission)))
 
     async def GetJob(self, request: calls.GetJobRequest, context: _Context) -> bytes:
         """Return a job as it stands now."""
@@ -108,12 +111,12 @@ class EvaluationService:
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.cancel_reason(request.reason))
         change = lambda job: transitions.request_cancel(job, request.reason, self.clock.now())  # noqa: E731
-        return self._answer(await asyncio.wrap_future(self.store.update(job_id, change)))
+        return self._answer(await self.results.of(self.store.update(job_id, change)))
 
     async def DeleteJob(self, request: calls.DeleteJobRequest, context: _Context) -> calls.DeleteJobResponse:
         """Delete a terminal job with its files."""
         job_id = validation.require_job_id(request.job_id)
-        await self.reader.remove_files(await asyncio.wrap_future(self.store.delete(job_id)))
+        await self.reader.remove_files(await self.results.of(self.store.delete(job_id)))
         return calls.DeleteJobResponse()
 
     def ReadLog(self, request: calls.ReadLogRequest, context: _Context) -> Awaitable[None]:
@@ -251,9 +254,9 @@ def _bounded(listed: Sequence[ListedJob]) -> Sequence[ListedJob]:
     return listed
 
 
-def _new_job(call: calls.SubmitJobRequest) -> JobInfo:
+def _new_job(job_id: str, call: calls.SubmitJobRequest) -> JobInfo:
     job = JobInfo(
-        job_id=str(uuid.uuid4()),
+        job_id=job_id,
         request=call.request,
         labels=call.labels,
         priority=call.priority,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.struct_pb2 import ListValue, Struct, Value
+from google.protobuf.struct_pb2 import Struct, Value
 
 from evalrpc import lifecycle
 from evalrpc.config import DEFAULT_HARNESS
@@ -145,8 +145,9 @@ def _is_about(field: str, named: Iterable[str]) -> bool:
 def _well_formed(request: EvaluateRequest, gpu_count: int, output_root: Path | None) -> _Violations:
     yield from _name("model", request.model, MAX_MODEL_LENGTH)
     yield from _tasks(request)
-    yield from _arguments("model_args", request.model_args)
-    yield from _arguments("gen_kwargs", request.gen_kwargs)
+    for field, arguments in (("model_args", request.model_args), ("gen_kwargs", request.gen_kwargs)):
+        if arguments.fields:
+            yield from _arguments(field, arguments)
     yield from _not_negative("num_fewshot", request.num_fewshot)
     if request.batch_size and not _BATCH_SIZE.fullmatch(request.batch_size):
         yield FieldViolation("batch_size", "must be a positive number, `auto`, or `auto:N`")
@@ -218,48 +219,44 @@ def _arguments(field: str, arguments: Struct) -> _Violations:
     size_bytes = arguments.ByteSize()
     if size_bytes > MAX_ARGS_BYTES:
         yield FieldViolation(field, f"has {size_bytes} bytes; at most {MAX_ARGS_BYTES} are allowed")
-    elif _nesting(arguments) > MAX_NESTING:
-        yield FieldViolation(field, f"is nested more than {MAX_NESTING} deep")  # and no client could read it in a list of jobs
+        return
+    found: list[FieldViolation] = []
+    if _look_into_struct(field, arguments, MAX_NESTING, found):
+        yield from found
     else:
-        for path, value in _leaves(field, arguments):
-            if isinstance(value, float) and not math.isfinite(value):
-                yield FieldViolation(path, "must be finite")
-            if isinstance(value, str) and _CONTROL_IN_TEXT.search(value):
-                yield FieldViolation(path, "must have no control characters")
+        yield FieldViolation(field, f"is nested more than {MAX_NESTING} deep")  # and no client could read it in a list of jobs
 
 
-def _nesting(arguments: Struct) -> int:
-    """Return how deep lists and structs stand in one another."""
-    depth, level = 0, list(arguments.fields.values())
-    while level:
-        depth += 1
-        structs = [inner for value in level for inner in value.struct_value.fields.values()]
-        level = structs + [inner for value in level for inner in value.list_value.values]
-    return depth
+# These two add to a list, since a generator per value would take longer than the looking.
 
 
-def _leaves(path: str, struct: Struct) -> Iterator[tuple[str, str | float | None]]:
-    """Yield every string and number in a struct, and every key, with its path."""
+def _look_into_struct(path: str, struct: Struct, levels: int, found: list[FieldViolation]) -> bool:
+    """Find bad keys and values in a struct, and return whether it has at most so many levels."""
+    shallow = True
     for key, value in struct.fields.items():
         inner = f"{path}.{key[:64]}"
-        yield inner, key
-        yield from _leaves_of_value(inner, value)
+        if _CONTROL_IN_TEXT.search(key):
+            found.append(FieldViolation(inner, "must have no control characters"))
+        shallow &= _look_into_value(inner, value, levels, found)
+    return shallow
 
 
-def _leaves_of_value(path: str, value: Value) -> Iterator[tuple[str, str | float | None]]:
-    if value.HasField("struct_value"):
-        yield from _leaves(path, value.struct_value)
-    elif value.HasField("list_value"):
-        yield from _leaves_of_list(path, value.list_value)
-    elif value.HasField("string_value"):
-        yield path, value.string_value
-    elif value.HasField("number_value"):
-        yield path, value.number_value
-
-
-def _leaves_of_list(path: str, values: ListValue) -> Iterator[tuple[str, str | float | None]]:
-    for index, value in enumerate(values.values):
-        yield from _leaves_of_value(f"{path}[{index}]", value)
+def _look_into_value(path: str, value: Value, levels: int, found: list[FieldViolation]) -> bool:
+    if not levels:
+        return False
+    match value.WhichOneof("kind"):
+        case "string_value":
+            if _CONTROL_IN_TEXT.search(value.string_value):
+                found.append(FieldViolation(path, "must have no control characters"))
+        case "number_value":
+            if not math.isfinite(value.number_value):
+                found.append(FieldViolation(path, "must be finite"))
+        case "struct_value":
+            return _look_into_struct(path, value.struct_value, levels - 1, found)
+        case "list_value":
+            items = enumerate(value.list_value.values)
+            return all(_look_into_value(f"{path}[{index}]", item, levels - 1, found) for index, item in items)
+    return True
 
 
 def _labels(field: str, labels: Mapping[str, str]) -> _Violations:

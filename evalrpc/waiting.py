@@ -1,7 +1,12 @@
-"""How a watcher waits on the event loop: for something new, and for its next heartbeat."""
+"""How coroutines wait on the event loop: a watcher for something new and for its next heartbeat, a call for another thread."""
 
 import asyncio
+from collections import deque
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 
 @dataclass(slots=True)
@@ -53,6 +58,40 @@ class Heartbeat:
     def is_due(self) -> bool:
         """Tell whether it is time for one."""
         return self.seconds_left() == 0.0
+
+
+class Results:
+    """Brings the results of another thread to the coroutines that wait for them. However many come at once, the loop is woken
+    once, where `asyncio.wrap_future` would wake it for each. Made on the event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._done: deque[tuple[Future[Any], asyncio.Future[Any]]] = deque()
+        self._waking = False
+
+    def of(self, future: Future[_T]) -> asyncio.Future[_T]:
+        """Return what to await for the result. Whoever stops waiting does not touch the work."""
+        waiter: asyncio.Future[_T] = self._loop.create_future()
+        future.add_done_callback(lambda done: self._take(done, waiter))
+        return waiter
+
+    def _take(self, future: Future[Any], waiter: asyncio.Future[Any]) -> None:
+        """Run on the other thread. The entry comes before the look at the flag: either `_hand_out` sees it, or is called."""
+        self._done.append((future, waiter))
+        if not self._waking:
+            self._waking = True
+            self._loop.call_soon_threadsafe(self._hand_out)
+
+    def _hand_out(self) -> None:
+        self._waking = False
+        while self._done:
+            future, waiter = self._done.popleft()
+            if waiter.done():
+                continue
+            if error := future.exception():
+                waiter.set_exception(error)
+            else:
+                waiter.set_result(future.result())
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

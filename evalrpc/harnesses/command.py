@@ -9,6 +9,7 @@ from google.protobuf import json_format
 
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import ConfigurationError, FieldViolation, RunFailedError
+from evalrpc.harnesses.arguments import finite_problem, plain_arguments
 from evalrpc.harnesses.bars import advance, read_bar
 from evalrpc.harnesses.base import Command, Exit, Run
 from evalrpc.harnesses.failures import check_exit, find_failure
@@ -106,7 +107,5 @@ class CommandHarness:
 
 def _json_violations(request: EvaluateRequest) -> Iterator[FieldViolation]:
     for field, struct in (("model_args", request.model_args), ("gen_kwargs", request.gen_kwargs)):
-        try:
-            json_format.MessageToDict(struct)
-        except (ValueError, json_format.SerializeToJsonError):
-            yield FieldViolation(field, "a number must be finite")
+        if struct.fields and (problem := finite_problem(plain_arguments(struct))):
+            yield FieldViolation(field, problem)

@@ -31,8 +31,7 @@ class Submission:
     """Equal for submissions of equal contents."""
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """A committed change of one job. Listeners must not modify `job`."""
 
     job: JobInfo

@@ -68,7 +68,6 @@ class Transaction:
         for job_id in superseded:
             self.update(job_id, lambda old: _supersede(old, job.job_id, self.clock.now()))
         job.status = pb.JOB_STATUS_QUEUED
-        job.created_at.CopyFrom(self.clock.now())
         self._insert(job, submission)
         return job
 
@@ -82,7 +81,7 @@ class Transaction:
             return job
         lifecycle.require_transition(stored.status, job.status)
         self.counts[stored.status] -= 1
-        serialized, event = self._journal(job, stored.sequence)
+        serialized, event = self._journal(job, stored.sequence, self.clock.now())
         self._save(Change(job, stored.sequence, stored.status, event), serialized)
         return job
 
@@ -153,7 +152,9 @@ class Transaction:
 
     def _insert(self, job: pb.JobInfo, submission: Submission) -> None:
         self.last_sequence = sequence = self.last_sequence + 1
-        serialized, event = self._journal(job, sequence)
+        now = self.clock.now()
+        job.created_at.CopyFrom(now)
+        serialized, event = self._journal(job, sequence, now)
         self._rows.insert(sequence, job, serialized, submission)
         if submission.request_id:
             self._requests[submission.request_id] = (submission.fingerprint, job.job_id)
@@ -176,12 +177,11 @@ class Transaction:
         self._jobs[change.job.job_id] = StoredJob(change.sequence, change.job.status, serialized)
         self.changes.append((change, serialized))
 
-    def _journal(self, job: pb.JobInfo, sequence: int) -> tuple[bytes, bytes]:
+    def _journal(self, job: pb.JobInfo, sequence: int, now: Timestamp) -> tuple[bytes, bytes]:
         """Give the job the next revision and write its event. Returns both serialised."""
         self.head += 1
         job.revision = self.head
         self.counts[job.status] += 1
-        now = self.clock.now()
         serialized = job.SerializeToString()
         event = pb.JobEvent(
             type=pb.JOB_EVENT_TYPE_STATUS, revision=self.head, time=now, terminal=job.status in lifecycle.TERMINAL
