@@ -82,10 +82,11 @@ class Server:
         capacity = placement.capacity([gpu.id for gpu in gpus], settings.max_running)
         queue_state = QueueState(capacity, clock, gpu_guard.set_aside)
         self._feed = Feed(self._store, queue_state, clock, self._readers)
+        self._executor = LocalExecutor()
         workshop = Workshop(
             store=self._store,
             queue_state=queue_state,
-            executor=LocalExecutor(),
+            executor=self._executor,
             harnesses=harnesses,
             clock=clock,
             data_dir=data_dir,
@@ -121,6 +122,7 @@ class Server:
     async def start(self) -> None:
         """Listen, take up what an earlier server left, and serve. Raises ConfigurationError if the port is taken."""
         self.address = self._bind()
+        self._executor.prepare()
         self._scheduler.start()
         await self._grpc.start()
         for name in ("", SERVICE.full_name):
@@ -144,6 +146,7 @@ class Server:
             self._housekeeping.cancel()
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self._scheduler.stop)
+        await loop.run_in_executor(None, self._executor.close)
         await self._grpc.stop(self._settings.stop_seconds)
         self._catalog.close()
         self._readers.shutdown(wait=True)

@@ -54,8 +54,11 @@ class Executor(Protocol):
     """Starts runs and finds them again."""
 
     def start(self, key: RunKey, command: Command, gpus: tuple[str, ...]) -> RunHandle:
-        """Start a run. Raises RunFailedError with reason START_FAILED."""
+        """Start a run. Raises RunFailedError with reason START_FAILED, or lets `exit_status` raise it."""
 
     def find(self, key: RunKey) -> RunHandle | None:
         """Find a run that an earlier server started, whether it still runs, has ended, or vanished. None: it never started,
         so starting it now makes no second one."""
+
+    def close(self) -> None:
+        """Let go of whatever it keeps for runs to come. Runs go on."""

@@ -1,42 +1,69 @@
-# ruff: noqa: PTH104, PTH118, PTH123 - pathlib would double the time that every run waits for this
+# ruff: noqa: PTH104, PTH118, PTH123 - it is run by a bare interpreter, without pathlib
 """The parent process of one run: starts the program, waits for it, and writes down how it ended.
 
-It outlives the server, so a server that comes back still learns the outcome. It is run as a script by a bare interpreter, and
-imports next to nothing, since every run waits for it:
+It outlives the server, so a server that comes back still learns the outcome. The server starts it ahead of time, since an
+interpreter takes longer to start than a run may wait, and sends it its order when there is one:
 
-    python -I -S child.py TRACES_DIR PROGRAM ARGUMENT...
+    python -I -S child.py PID START_TIME < ORDER
 
-In TRACES_DIR it leaves `pid`: its own process id and start time, and `exit`: `code N`, `signal N`, or `error TEXT` where the
-program could not be started. Standard output and error are the program's own.
+PID and START_TIME name the server. The order is a JSON object: `argv`, `env`, `cwd`, `log` (the file that takes all output) and
+`traces_dir`. There it leaves `pid`: its own process id and start time, and `exit`: `code N`, `signal N`, or `error TEXT` where
+the program could not be started. With no order, because the server has ended, it ends too.
+
+Once its `pid` is written it takes the name RUN_NAME. Until then it may still be about to begin a run.
 """
 
+import json
 import os
 import signal
 import sys
 
 PID_FILE = "pid"
 EXIT_FILE = "exit"
+RUN_NAME = "evalrpc-run"
 
 
-def main(traces_dir: str, argv: list[str]) -> None:
-    """Run the program to its end."""
+def main() -> None:
+    """Wait for an order, and carry it out."""
     # The signals that end the group are for the program. A handler, unlike SIG_IGN, is not passed on to it.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
-    write_durably(os.path.join(traces_dir, PID_FILE), f"{os.getpid()} {start_time(os.getpid())}")
-    write_durably(os.path.join(traces_dir, EXIT_FILE), run(argv))
+    text = sys.stdin.buffer.read()
+    if not text:
+        return
+    order = json.loads(text)
+    traces_dir = order["traces_dir"]
+    # On the disk before the program starts: after a power cut too, nobody takes it for one that never did.
+    write(os.path.join(traces_dir, PID_FILE), f"{os.getpid()} {start_time(os.getpid())}", durably=True)
+    set_name(RUN_NAME)
+    end = run(order["argv"], order["env"], order["cwd"], order["log"])
+    write(os.path.join(traces_dir, EXIT_FILE), end, durably=False)
 
 
-def run(argv: list[str]) -> str:
+def run(argv: list[str], env: dict[str, str], cwd: str, log: str) -> str:
     """Start the program, wait for it, and describe its end."""
     try:
-        pid = os.posix_spawnp(argv[0], argv, os.environ)
-    except OSError as error:
-        return f"error {argv[0]}: {error.strerror}"
+        os.environ.clear()
+        os.environ.update(env)  # also for the PATH in which the program is looked for
+        os.chdir(cwd)
+        redirect(os.devnull, os.O_RDONLY, 0)
+        redirect(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 1, 2)
+        pid = os.posix_spawnp(argv[0], argv, env)
+    except (OSError, ValueError) as error:
+        return f"error {argv[0]}: {getattr(error, 'strerror', None) or error}"
     _, status = os.waitpid(pid, 0)
     if os.WIFSIGNALED(status):
         return f"signal {os.WTERMSIG(status)}"
     return f"code {os.WEXITSTATUS(status)}"
+
+
+def redirect(path: str, flags: int, *descriptors: int) -> None:
+    """Open a file as these descriptors, which a program inherits."""
+    opened = os.open(path, flags, 0o666)
+    for descriptor in descriptors:
+        os.dup2(opened, descriptor)
+    if opened not in descriptors:
+        os.close(opened)
 
 
 def start_time(pid: int) -> str:
@@ -46,15 +73,23 @@ def start_time(pid: int) -> str:
         return stat.read().rpartition(b")")[2].split()[19].decode()
 
 
-def write_durably(path: str, text: str) -> None:
-    """Replace a file in one step, and not before its bytes are on the disk."""
+def set_name(name: str) -> None:
+    """Name this process, for `ps` and for a server that looks for it."""
+    with open("/proc/self/comm", "w") as comm:
+        comm.write(name)
+
+
+def write(path: str, text: str, durably: bool) -> None:
+    """Replace a file in one step, and if durably, not before its bytes are on the disk."""
     temporary = path + ".new"
     with open(temporary, "w") as file:
         file.write(text)
         file.flush()
-        os.fsync(file.fileno())
+        if durably:
+            os.fsync(file.fileno())
     os.rename(temporary, path)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main()
+    os._exit(0)  # nothing is left to tidy up, and the server waits for this end

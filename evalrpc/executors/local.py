@@ -4,13 +4,16 @@ A run's traces on the disk are all that is needed to find it again: `child.py` w
 on a pidfd, which any process may have of any other, so a run found again is handled just as one that was started.
 """
 
+import json
 import os
 import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +21,7 @@ from evalrpc.errors import RunFailedError
 from evalrpc.executors import child
 from evalrpc.executors.base import RunKey
 from evalrpc.executors.environment import build_environment
-from evalrpc.executors.processes import processes_of_job, send_signal
+from evalrpc.executors.processes import processes_of_job, processes_of_script, send_signal
 from evalrpc.harnesses.base import Command, Exit
 
 TRACES_DIR: Final = "run"
@@ -29,44 +32,116 @@ _START_SECONDS: Final = 5.0
 
 
 class LocalExecutor:
-    """The executor for the GPUs of this machine. `environment` is what runs inherit."""
+    """The executor for the GPUs of this machine. `environment` is what runs inherit. May be used from several threads.
+
+    The parent of the next run is started ahead of time, by the first run or by `prepare`.
+    """
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self._environment = environment
+        self._lock = threading.Lock()
+        self._spare: subprocess.Popen[bytes] | None = None
+        self._closed = False
+
+    def prepare(self) -> None:
+        """Start the parent of the next run, unless it is there. Where that fails, the next run will say why."""
+        with self._lock, suppress(OSError):
+            if self._spare is None and not self._closed:
+                self._spare = _start_child()
 
     def start(self, key: RunKey, command: Command, gpus: tuple[str, ...]) -> "LocalRun":
-        """Start a run. Raises RunFailedError with reason START_FAILED."""
+        """Start a run. Raises RunFailedError with reason START_FAILED; what only shows when the program is started, such as a
+        program that does not exist, is raised by `exit_status` instead."""
         traces_dir = key.attempt_dir / TRACES_DIR
-        environment = build_environment(self._environment, command.env, gpus, key.job_id, key.attempt)
         try:
             traces_dir.mkdir(parents=True, exist_ok=True)
             for path, content in command.files.items():
                 path.write_bytes(content)
-            with key.log_path.open("ab") as log:
-                process = subprocess.Popen(
-                    (sys.executable, "-I", "-S", child.__file__, str(traces_dir), *command.argv),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env=environment,
-                    cwd=command.cwd,
-                    start_new_session=True,
-                )
-        except (OSError, ValueError) as error:
+            key.log_path.touch()
+            process = self._hand_over(self._order(key, command, gpus, traces_dir))
+        except OSError as error:
             raise RunFailedError("START_FAILED", f"the run could not be started: {error}") from error
+        self.prepare()
         return LocalRun(key, process.pid, process)
 
     def find(self, key: RunKey) -> "LocalRun | None":
         """Find a run that an earlier server started, alive, ended or vanished. None: it never started."""
         pid_file = key.attempt_dir / TRACES_DIR / child.PID_FILE
         deadline = time.monotonic() + _START_SECONDS
-        while not pid_file.exists():  # that server may have died just before the child script wrote it
-            if not processes_of_job(key.job_id):
-                return None
-            if time.monotonic() >= deadline:
+        while time.monotonic() < deadline:
+            # That server may have died just before the child script wrote the file. So the processes come first: one that is
+            # not about to write it any more has written it.
+            about_to_begin = processes_of_job(key.job_id) or _orphaned_spares()
+            if pid_file.exists():
                 break
+            if not about_to_begin:
+                return None
             time.sleep(_SURVIVOR_CHECK_SECONDS)
         return LocalRun(key, _living_pid(pid_file), None)
+
+    def close(self) -> None:
+        """Let go of what was started ahead of time; runs go on."""
+        with self._lock:
+            self._closed = True
+            spare, self._spare = self._spare, None
+        if spare is not None:
+            _dismiss(spare)
+
+    def _order(self, key: RunKey, command: Command, gpus: tuple[str, ...], traces_dir: Path) -> bytes:
+        order = {
+            "argv": command.argv,
+            "env": build_environment(self._environment, command.env, gpus, key.job_id, key.attempt),
+            "cwd": str(command.cwd or Path.cwd()),
+            "log": str(key.log_path),
+            "traces_dir": str(traces_dir),
+        }
+        return json.dumps(order).encode()
+
+    def _hand_over(self, order: bytes) -> "subprocess.Popen[bytes]":
+        """Give the order to the spare child script, or to a new one if it is gone. Raises OSError."""
+        with self._lock:
+            spare, self._spare = self._spare, None
+        if spare is not None:
+            try:
+                return _send(spare, order)
+            except BrokenPipeError:  # somebody killed it
+                _dismiss(spare)
+        return _send(_start_child(), order)
+
+
+def _start_child() -> "subprocess.Popen[bytes]":
+    server = os.getpid()
+    return subprocess.Popen(
+        (sys.executable, "-I", "-S", child.__file__, str(server), child.start_time(server)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _send(process: "subprocess.Popen[bytes]", order: bytes) -> "subprocess.Popen[bytes]":
+    assert process.stdin is not None  # noqa: S101 - it is a pipe
+    with process.stdin:
+        process.stdin.write(order)
+    return process
+
+
+def _dismiss(process: "subprocess.Popen[bytes]") -> None:
+    """End a child script that has no order: the end of its input tells it."""
+    assert process.stdin is not None  # noqa: S101 - it is a pipe
+    with suppress(BrokenPipeError):
+        process.stdin.close()
+    process.wait()
+
+
+def _orphaned_spares() -> list[int]:
+    """Return child scripts of servers that have ended: each ends in a moment, or has an order that it is about to carry out."""
+    return [
+        pid
+        for pid, name, (server, start_time) in processes_of_script(Path(child.__file__), 2)
+        if name != child.RUN_NAME and not _is_living(int(server), start_time)
+    ]
 
 
 class LocalRun:
@@ -163,12 +238,20 @@ class LocalRun:
 
 
 def _living_pid(pid_file: Path) -> int | None:
-    """Return the recorded process if it still runs, and not another one that got its number."""
+    """Return the recorded process if it still runs."""
     try:
         pid_text, start_time = pid_file.read_text().split()
-        return int(pid_text) if child.start_time(int(pid_text)) == start_time else None
+        return int(pid_text) if _is_living(int(pid_text), start_time) else None
     except (OSError, ValueError):
         return None
+
+
+def _is_living(pid: int, start_time: str) -> bool:
+    """Tell whether the process still runs, and not another one that got its number."""
+    try:
+        return child.start_time(pid) == start_time
+    except OSError:
+        return False
 
 
 def _open_pidfd(pid: int | None) -> int | None:

@@ -22,6 +22,17 @@ def processes_of_job(job_id: str, session: int | None = None) -> list[int]:
     return [pid for pid in _process_ids() if _lives(pid, session, mark)]
 
 
+def processes_of_script(path: Path, argument_count: int) -> Iterator[tuple[int, str, list[str]]]:
+    """Yield the id, the name and the arguments of all living processes of a script, wherever its package is installed."""
+    module = "/".join(path.parts[-3:])
+    for pid in _process_ids():
+        with suppress(OSError):
+            command = (_PROC / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+            *_, script = command[:-argument_count] or [""]
+            if script.endswith(module):
+                yield pid, (_PROC / str(pid) / "comm").read_text().strip(), command[-argument_count:]
+
+
 def send_signal(pids: list[int], number: signal.Signals) -> None:
     """Send a signal to those that still exist and may be signalled."""
     for pid in pids:

@@ -53,6 +53,7 @@ class Runs:
         return self.keep(handle)
 
     def close(self) -> None:
+        self.executor.close()
         kill_job(self.key.job_id)
         for handle in self._handles:
             if handle._process is not None:
@@ -114,7 +115,7 @@ def test_a_program_that_does_not_exist_is_a_start_failure(runs: Runs, key: RunKe
 )
 def test_what_can_not_be_started_is_a_start_failure(runs: Runs, key: RunKey, command: Command) -> None:
     with pytest.raises(RunFailedError) as caught:
-        runs.executor.start(key, command, ())
+        ended(runs.keep(runs.executor.start(key, command, ())))
     assert caught.value.job_error.reason == "START_FAILED"
     assert processes_of_job(key.job_id) == []
 

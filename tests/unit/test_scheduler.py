@@ -83,6 +83,9 @@ class FakeExecutor:
     def find(self, key: RunKey) -> FakeRun | None:
         return self.runs.get(key.job_id)
 
+    def close(self) -> None:
+        pass
+
 
 class NoMemory:
     def used_bytes(self, gpu: str) -> int | None:
