@@ -151,6 +151,7 @@ class LocalRun:
         self._key = key
         self._process = process
         self._session = pid  # seen alive by this server, so its number stays taken while the session has members
+        self._since_ticks = _started_ticks(pid)
         self._pidfd = _open_pidfd(pid)
         self._wake = os.eventfd(0)
         self._poll = select.poll()
@@ -217,7 +218,7 @@ class LocalRun:
         return True
 
     def _survivors(self) -> list[int]:
-        return processes_of_job(self._key.job_id, self._session)
+        return processes_of_job(self._key.job_id, self._session, self._since_ticks)
 
     def _await_exit(self, seconds: float) -> None:
         if self._process is not None:
@@ -252,6 +253,14 @@ def _is_living(pid: int, start_time: str) -> bool:
         return child.start_time(pid) == start_time
     except OSError:
         return False
+
+
+def _started_ticks(pid: int | None) -> int:
+    """Return when a process started, and 0 for one that is gone: then anything may belong to its run."""
+    try:
+        return int(child.start_time(pid)) if pid is not None else 0
+    except OSError:
+        return 0
 
 
 def _open_pidfd(pid: int | None) -> int | None:

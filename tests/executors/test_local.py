@@ -17,7 +17,7 @@ from waiting import eventually
 from evalrpc.errors import RunFailedError
 from evalrpc.executors import child
 from evalrpc.executors.base import RunKey
-from evalrpc.executors.local import TRACES_DIR, LocalExecutor, LocalRun
+from evalrpc.executors.local import TRACES_DIR, LocalExecutor, LocalRun, _orphaned_spares
 from evalrpc.executors.processes import processes_of_job
 from evalrpc.harnesses.base import Command, Exit
 
@@ -54,11 +54,10 @@ class Runs:
 
     def close(self) -> None:
         self.executor.close()
-        kill_job(self.key.job_id)
         for handle in self._handles:
-            if handle._process is not None:
-                handle._process.wait()
+            handle.end(0.0)
             handle.close()
+        kill_job(self.key.job_id)
 
     def log(self) -> str:
         return self.key.log_path.read_text()
@@ -286,7 +285,8 @@ def test_ending_a_run_touches_no_other(runs: Runs, tmp_path: Path) -> None:
         handle = runs.start("import time; time.sleep(1000)")
         handle.end(0.1)
         assert not neighbour.wait(0)
-        assert processes_of_job(other.key.job_id)
+        eventually(lambda: processes_of_job(other.key.job_id), "for the program of the other run")
+        assert not neighbour.wait(0)
     finally:
         other.close()
 
@@ -296,6 +296,35 @@ def test_ending_twice_is_ending_once(runs: Runs) -> None:
     handle.end(0.1)
     handle.end(0.1)
     assert handle.wait(0)
+
+
+# What is started ahead of time.
+
+
+def test_a_run_starts_also_when_what_was_started_ahead_of_time_was_killed(runs: Runs) -> None:
+    runs.executor.prepare()
+    spare = runs.executor._spare
+    assert spare is not None
+    spare.kill()
+    spare.wait()
+    assert ended(runs.start("raise SystemExit(3)")) == Exit(code=3)
+
+
+def test_nothing_is_left_of_a_server_that_was_killed_before_it_had_a_run(runs: Runs) -> None:
+    program = "import time; from evalrpc.executors.local import LocalExecutor as E; E().prepare(); print(1, flush=True); time.sleep(99)"
+    with subprocess.Popen((sys.executable, "-c", program), stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        server.kill()
+    eventually(lambda: not _orphaned_spares(), "for the end of what it had started ahead of time")
+
+
+def test_a_closed_executor_leaves_nothing_behind(runs: Runs) -> None:
+    runs.executor.prepare()
+    spare = runs.executor._spare
+    assert spare is not None
+    runs.executor.close()
+    assert spare.returncode == 0
 
 
 # Finding a run again.
