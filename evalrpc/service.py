@@ -23,11 +23,13 @@ from evalrpc.errors import FieldViolation, ServerStoppingError
 from evalrpc.feed import Feed
 from evalrpc.gpu_memory import GpuGuard
 from evalrpc.harnesses.base import Harness
+from evalrpc.history import History
 from evalrpc.ids import job_ids
 from evalrpc.queue_state import QueueState
 from evalrpc.reading import JobReader
 from evalrpc.store.base import ListedJob, Store, Submission
 from evalrpc.v1 import evaluation_service_pb2 as calls
+from evalrpc.v1.history_pb2 import GetHistoryResponse
 from evalrpc.v1.job_pb2 import JOB_STATUS_QUEUED, JobInfo
 from evalrpc.waiting import Results
 
@@ -144,6 +146,14 @@ class EvaluationService:
         job_id = validation.require_job_id(request.job_id)
         page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         return await self.reader.list_samples(job_id, request, page_size)
+
+    async def GetHistory(self, request: calls.GetHistoryRequest, context: _Context) -> GetHistoryResponse:
+        """Return metrics over many jobs."""
+        validation.require(validation.history(request))
+        history = History(self.store, request)
+        while await self._read(history.read_page):
+            pass  # a page at a time, so that other reads get their turn, and a client that leaves ends it
+        return await self._read(history.answer)
 
     async def GetQueue(self, request: calls.GetQueueRequest, context: _Context) -> calls.GetQueueResponse:
         """Return what is queued and running, and who holds which GPU."""

@@ -29,6 +29,7 @@ from evalrpc.v1.evaluation_service_pb2 import (
     ListSamplesRequest,
     ListTasksRequest,
 )
+from evalrpc.v1.history_pb2 import GetHistoryResponse
 from evalrpc.v1.job_pb2 import EvaluateRequest, JobEvent, JobInfo
 
 
@@ -209,6 +210,15 @@ class AsyncEvalClient(AsyncTransport):
         async for page in self._pages(self._stub.ListSamples, request):
             for sample in page.samples:
                 yield core.plain_row(sample)
+
+    async def get_history(
+        self,
+        filter: JobFilter | None = None,  # noqa: A002 (the schema's name)
+        metrics: Sequence[str] = (),
+        step_label: str = "",
+    ) -> GetHistoryResponse:
+        """Return metrics over many jobs, in the order of their steps, which the label gives (default: `step`)."""
+        return await self._call(self._stub.GetHistory, core.history_request(filter, metrics, step_label))
 
     # What the server has
 

@@ -10,9 +10,9 @@ from typing import Any, Final, TypedDict
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct, Value
 
-from evalrpc.client.arguments import parse_arguments
+from evalrpc.client.arguments import parse_arguments, parse_metric
 from evalrpc.errors import JobCancelledError, JobFailedError
-from evalrpc.v1.evaluation_service_pb2 import DESCRIPTOR, SubmitJobRequest
+from evalrpc.v1.evaluation_service_pb2 import DESCRIPTOR, GetHistoryRequest, JobFilter, SubmitJobRequest
 from evalrpc.v1.job_pb2 import EvaluateRequest, JobInfo, JobStatus
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
@@ -33,6 +33,7 @@ RETRIED_METHODS: Final = (
     "GetQueue",
     "ListArtifacts",
     "ListSamples",
+    "GetHistory",
     "ListTasks",
     "ListModels",
     "ListHarnesses",
@@ -153,6 +154,11 @@ def submit_request(
         supersede_key=supersede_key,
         validate_only=validate_only,
     )
+
+
+def history_request(job_filter: JobFilter | None, metrics: Sequence[str], step_label: str) -> GetHistoryRequest:
+    """Build the request for metrics over many jobs. Raises ValueError for a metric that is not of the form task/metric."""
+    return GetHistoryRequest(filter=job_filter, metrics=map(parse_metric, metrics), step_label=step_label)
 
 
 def duration(value: timedelta | float) -> Duration:

@@ -9,6 +9,7 @@ the RetryInfo), and with INTERNAL for a bug of the server.
 """
 
 from collections import abc as _abc
+from evalrpc.v1 import history_pb2 as _history_pb2
 from evalrpc.v1 import job_pb2 as _job_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -818,6 +819,42 @@ class ListSamplesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListSamplesResponse: _TypeAlias = ListSamplesResponse  # noqa: Y015
+
+@_typing.final
+class GetHistoryRequest(_message.Message):
+    """See GetHistory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    STEP_LABEL_FIELD_NUMBER: _builtins.int
+    step_label: _builtins.str
+    """The label that gives a job's step. Empty: `step`."""
+    @_builtins.property
+    def filter(self) -> Global___JobFilter:
+        """Which jobs to take, such as those with the label `run=x`; of them only such that have results. Without a status: COMPLETED.
+        Absent: all that are COMPLETED.
+        """
+
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedCompositeFieldContainer[_history_pb2.MetricSelector]:
+        """Which metrics to take: those that any of these selects. At most 100. Empty: all."""
+
+    def __init__(
+        self,
+        *,
+        filter: Global___JobFilter | None = ...,
+        metrics: _abc.Iterable[_history_pb2.MetricSelector] | None = ...,
+        step_label: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "metrics", b"metrics", "step_label", b"step_label"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetHistoryRequest: _TypeAlias = GetHistoryRequest  # noqa: Y015
 
 @_typing.final
 class ListTasksRequest(_message.Message):

@@ -10,6 +10,7 @@ the RetryInfo), and with INTERNAL for a bug of the server.
 
 from collections import abc as _abc
 from evalrpc.v1 import evaluation_service_pb2 as _evaluation_service_pb2
+from evalrpc.v1 import history_pb2 as _history_pb2
 from evalrpc.v1 import job_pb2 as _job_pb2
 from grpc import aio as _aio
 import abc as _abc_1
@@ -123,6 +124,12 @@ class EvaluationServiceStub:
     """Lists per-sample predictions of one model and task, page by page, in the order of the harness's file.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, or no samples were logged).
+    Retry: always safe.
+    """
+    GetHistory: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetHistoryRequest, _history_pb2.GetHistoryResponse]
+    """Returns metrics over many jobs at once, such as those of every checkpoint of a training run, in the order of its steps.
+
+    Errors: INVALID_ARGUMENT (a bad filter, selector or label).
     Retry: always safe.
     """
     ListTasks: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListTasksRequest, _evaluation_service_pb2.ListTasksResponse]
@@ -239,6 +246,12 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     """Lists per-sample predictions of one model and task, page by page, in the order of the harness's file.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, or no samples were logged).
+    Retry: always safe.
+    """
+    GetHistory: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetHistoryRequest, _history_pb2.GetHistoryResponse]  # type: ignore[assignment]
+    """Returns metrics over many jobs at once, such as those of every checkpoint of a training run, in the order of its steps.
+
+    Errors: INVALID_ARGUMENT (a bad filter, selector or label).
     Retry: always safe.
     """
     ListTasks: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListTasksRequest, _evaluation_service_pb2.ListTasksResponse]  # type: ignore[assignment]
@@ -424,6 +437,18 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists per-sample predictions of one model and task, page by page, in the order of the harness's file.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, or no samples were logged).
+        Retry: always safe.
+        """
+
+    @_abc_1.abstractmethod
+    def GetHistory(
+        self,
+        request: _evaluation_service_pb2.GetHistoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_history_pb2.GetHistoryResponse, _abc.Awaitable[_history_pb2.GetHistoryResponse]]:
+        """Returns metrics over many jobs at once, such as those of every checkpoint of a training run, in the order of its steps.
+
+        Errors: INVALID_ARGUMENT (a bad filter, selector or label).
         Retry: always safe.
         """
 
