@@ -15,7 +15,7 @@ from evalrpc.defaults import gpus_needed
 from evalrpc.errors import FieldViolation, InvalidRequestError
 from evalrpc.harnesses.base import Harness
 from evalrpc.paths import allowed_output_dir
-from evalrpc.v1.evaluation_service_pb2 import GetHistoryRequest, JobFilter, SubmitJobRequest
+from evalrpc.v1.evaluation_service_pb2 import CacheMode, GetHistoryRequest, JobFilter, SubmitJobRequest
 from evalrpc.v1.job_pb2 import EvaluateRequest
 
 MAX_ARGS_BYTES: Final = 1024 * 1024
@@ -83,6 +83,8 @@ def submission(
     if not 0 <= call.max_attempts <= MAX_ATTEMPTS:
         yield FieldViolation("max_attempts", f"must be from 1 to {MAX_ATTEMPTS}, or 0 for 1")
     yield from _text("supersede_key", call.supersede_key, MAX_NAME_LENGTH)
+    if call.cache not in CacheMode.values():
+        yield FieldViolation("cache", f"{call.cache} is no mode that this server knows: CACHE_MODE_ALLOW, or leave it out")
 
 
 def watch(after_revision: int, heartbeat_interval: Duration | None) -> _Violations:

@@ -12,7 +12,14 @@ from google.protobuf.struct_pb2 import Struct, Value
 
 from evalrpc.client.arguments import parse_arguments, parse_metric
 from evalrpc.errors import JobCancelledError, JobFailedError
-from evalrpc.v1.evaluation_service_pb2 import DESCRIPTOR, GetHistoryRequest, JobFilter, SubmitJobRequest
+from evalrpc.v1.evaluation_service_pb2 import (
+    CACHE_MODE_ALLOW,
+    CACHE_MODE_UNSPECIFIED,
+    DESCRIPTOR,
+    GetHistoryRequest,
+    JobFilter,
+    SubmitJobRequest,
+)
 from evalrpc.v1.job_pb2 import EvaluateRequest, JobInfo, JobStatus
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
@@ -59,6 +66,8 @@ class SubmitOptions(TypedDict, total=False):
     """Cancels the queued jobs of the same key. Default: none."""
     validate_only: bool
     """Only check; the answer has no `job_id`. Default: False."""
+    cache: bool
+    """Whether the job of an identical evaluation may be the answer: see CACHE_MODE_ALLOW. Default: False."""
 
 
 def server_address(address: str | None) -> str:
@@ -142,6 +151,7 @@ def submit_request(
     max_attempts: int = 1,
     supersede_key: str = "",
     validate_only: bool = False,
+    cache: bool = False,
 ) -> SubmitJobRequest:
     """Build the submission. It always has a `request_id`, so that a retry never submits a second job."""
     return SubmitJobRequest(
@@ -153,6 +163,7 @@ def submit_request(
         max_attempts=max_attempts,
         supersede_key=supersede_key,
         validate_only=validate_only,
+        cache=CACHE_MODE_ALLOW if cache else CACHE_MODE_UNSPECIFIED,
     )
 
 

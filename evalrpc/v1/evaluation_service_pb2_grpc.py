@@ -130,7 +130,7 @@ class EvaluationServiceServicer(object):
 
     def SubmitJob(self, request, context):
         """Accepts an evaluation. When it answers OK the job is on disk and survives any crash of the server. The answer is QUEUED
-        with its position, or, for a repeated `request_id`, the job as it stands now.
+        with its position, or, for a repeated `request_id` and for one that `cache` finds, the job as it stands now.
 
         Errors: INVALID_ARGUMENT (every bad field at once), ALREADY_EXISTS (`request_id` was used with other contents),
         RESOURCE_EXHAUSTED (the queue is full; RetryInfo), UNAVAILABLE (the server stops, or its disk does not take writes;

@@ -42,7 +42,7 @@ class EvaluationServiceStub:
     def __new__(cls, channel: _aio.Channel) -> EvaluationServiceAsyncStub: ...
     SubmitJob: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.SubmitJobRequest, _job_pb2.JobInfo]
     """Accepts an evaluation. When it answers OK the job is on disk and survives any crash of the server. The answer is QUEUED
-    with its position, or, for a repeated `request_id`, the job as it stands now.
+    with its position, or, for a repeated `request_id` and for one that `cache` finds, the job as it stands now.
 
     Errors: INVALID_ARGUMENT (every bad field at once), ALREADY_EXISTS (`request_id` was used with other contents),
     RESOURCE_EXHAUSTED (the queue is full; RetryInfo), UNAVAILABLE (the server stops, or its disk does not take writes;
@@ -164,7 +164,7 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     SubmitJob: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.SubmitJobRequest, _job_pb2.JobInfo]  # type: ignore[assignment]
     """Accepts an evaluation. When it answers OK the job is on disk and survives any crash of the server. The answer is QUEUED
-    with its position, or, for a repeated `request_id`, the job as it stands now.
+    with its position, or, for a repeated `request_id` and for one that `cache` finds, the job as it stands now.
 
     Errors: INVALID_ARGUMENT (every bad field at once), ALREADY_EXISTS (`request_id` was used with other contents),
     RESOURCE_EXHAUSTED (the queue is full; RetryInfo), UNAVAILABLE (the server stops, or its disk does not take writes;
@@ -289,7 +289,7 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.JobInfo, _abc.Awaitable[_job_pb2.JobInfo]]:
         """Accepts an evaluation. When it answers OK the job is on disk and survives any crash of the server. The answer is QUEUED
-        with its position, or, for a repeated `request_id`, the job as it stands now.
+        with its position, or, for a repeated `request_id` and for one that `cache` finds, the job as it stands now.
 
         Errors: INVALID_ARGUMENT (every bad field at once), ALREADY_EXISTS (`request_id` was used with other contents),
         RESOURCE_EXHAUSTED (the queue is full; RetryInfo), UNAVAILABLE (the server stops, or its disk does not take writes;
