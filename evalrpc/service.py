@@ -78,7 +78,7 @@ class EvaluationService:
         violations = validation.submission(request, self.harnesses, len(self.gpus), output_root)
         validation.require(violations)
         job = _new_job(next(self.job_ids), request)
-        self._check_tasks(job)
+        await self._check_tasks(job)
         key = await self._cache_key(request.cache, job)
         if request.validate_only:
             return await self._as_if_submitted(job, key)
@@ -228,14 +228,19 @@ class EvaluationService:
         page_size = validation.require_page_size(request.page_size, DEFAULT_NAMES_SIZE, MAX_PAGE_SIZE)
         listing = type(request)(harness=harness, query=request.query)
         start = page_tokens.decode(request.page_token, listing) or 0
-        known = await asyncio.get_running_loop().run_in_executor(self.hashers, self.catalog.names, harness)
-        matching = [name for name in choose(known) if request.query.lower() in name.lower()]
+        query = request.query.lower()
+        matching = await asyncio.get_running_loop().run_in_executor(
+            self.hashers, lambda: [name for name in choose(self.catalog.names(harness)) if query in name.lower()]
+        )
         end = start + page_size
         return matching[start:end], page_tokens.encode(end, listing) if end < len(matching) else ""
 
-    def _check_tasks(self, job: JobInfo) -> None:
+    async def _check_tasks(self, job: JobInfo) -> None:
         """Warn of tasks that the harness does not list, or refuse them, by the settings."""
-        unknown = self.catalog.unknown_tasks(job.request.harness, job.request.tasks)
+        harness, tasks = job.request.harness, list(job.request.tasks)
+        if self.catalog.lists_all(harness, tasks):
+            return
+        unknown = await self._read(lambda: self.catalog.unknown_tasks(harness, tasks))
         if self.settings.unknown_tasks == "refuse":
             validation.require(FieldViolation(f"request.tasks[{index}]", text) for index, text in unknown.items())
         job.warnings.extend(unknown.values())

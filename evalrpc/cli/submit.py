@@ -70,6 +70,8 @@ def submit_command(
     apply_flags(submission, flags)
     with connect(address) as client:
         job = client.submit(submission.request, **submit_options(submission))
+        for warning in job.warnings:
+            click.echo(f"evalrpc: {warning}", err=True)
         if watch and job.job_id:
             follow(client, job.job_id, reconnect_timeout, as_json=as_json)
         elif as_json:
@@ -139,8 +141,6 @@ def _set(message: Any, name: str, value: Any) -> None:
 
 
 def _print_submitted(job: JobInfo) -> None:
-    for warning in job.warnings:
-        click.echo(f"evalrpc: {warning}", err=True)
     if not job.job_id:
         click.echo("the request is valid")
         return

@@ -224,14 +224,14 @@ class AsyncEvalClient(AsyncTransport):
 
     async def list_tasks(self, query: str = "", harness: str = "") -> AsyncIterator[str]:
         """Yield the names of the harness's tasks that contain the query, sorted. Raises CatalogUnavailableError."""
-        request = ListTasksRequest(query=query, harness=harness)
+        request = ListTasksRequest(query=query, harness=harness, page_size=core.NAMES_PAGE_SIZE)
         async for page in self._pages(self._stub.ListTasks, request):
             for task in page.tasks:
                 yield task
 
     async def list_models(self, query: str = "", harness: str = "") -> AsyncIterator[str]:
         """Yield the names of the harness's model types that contain the query, sorted. Raises CatalogUnavailableError."""
-        request = ListModelsRequest(query=query, harness=harness)
+        request = ListModelsRequest(query=query, harness=harness, page_size=core.NAMES_PAGE_SIZE)
         async for page in self._pages(self._stub.ListModels, request):
             for model in page.models:
                 yield model

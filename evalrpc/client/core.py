@@ -25,6 +25,8 @@ from evalrpc.v1.job_pb2 import EvaluateRequest, JobInfo, JobStatus
 DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
 ADDRESS_VARIABLE: Final = "EVALRPC_ADDRESS"
 MAX_RECEIVE_BYTES: Final = 64 * 1024 * 1024
+NAMES_PAGE_SIZE: Final = 1000
+"""How many names of tasks or models are fetched at a time; a harness may have many thousands."""
 
 HEALTH_CHECK_METHOD: Final = "/grpc.health.v1.Health/Check"
 HEALTH_CHECK_REQUEST: Final = b""

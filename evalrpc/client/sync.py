@@ -252,13 +252,13 @@ class EvalClient(SyncTransport):
 
     def list_tasks(self, query: str = "", harness: str = "") -> Iterator[str]:
         """Yield the names of the harness's tasks that contain the query, sorted. Raises CatalogUnavailableError."""
-        request = ListTasksRequest(query=query, harness=harness)
+        request = ListTasksRequest(query=query, harness=harness, page_size=core.NAMES_PAGE_SIZE)
         for page in self._pages(self._stub.ListTasks, request):
             yield from page.tasks
 
     def list_models(self, query: str = "", harness: str = "") -> Iterator[str]:
         """Yield the names of the harness's model types that contain the query, sorted. Raises CatalogUnavailableError."""
-        request = ListModelsRequest(query=query, harness=harness)
+        request = ListModelsRequest(query=query, harness=harness, page_size=core.NAMES_PAGE_SIZE)
         for page in self._pages(self._stub.ListModels, request):
             yield from page.models
 
