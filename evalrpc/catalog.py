@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import threading
+import uuid
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ _ASKING_SECONDS: Final = 300.0
 _MAX_HINTS: Final = 5
 _MAX_HINT_CHARACTERS: Final = 64
 _CANDIDATES: Final = 50
+_THIS_SERVER: Final = uuid.uuid4().bytes
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ def _sorted(names: object) -> tuple[str, ...]:
 
 
 def _fingerprint(harness: Harness, command: Command) -> str:
-    """Return what changes when the installation, the command or one of the operator's task files does, unless these are so many
-    that it would take long to look at them."""
-    facts = (harness.info().version, command.argv, fingerprint_files(command.watched_dirs))
+    """Return what changes when the installation, the command or one of the operator's task files does. Where these are too many
+    to look at, it changes with every start of the server."""
+    facts = (harness.info().version, command.argv, fingerprint_files(command.watched_dirs) or _THIS_SERVER)
     return hashlib.sha256(repr(facts).encode()).hexdigest()

@@ -74,6 +74,14 @@ def test_another_version_or_a_changed_task_file_is_asked_anew(folder: Path) -> N
     assert times_asked(folder) == 3
 
 
+def test_task_folders_too_large_to_look_at_are_no_reason_to_ask_each_time(folder: Path) -> None:
+    for name in ("a", "b"):
+        (folder / "tasks" / name).symlink_to(folder / "tasks")  # a folder without end
+    catalog = catalog_of(folder, Listing(folder))
+    assert catalog.names("listing") == catalog.names("listing")
+    assert times_asked(folder) == 1
+
+
 def test_a_damaged_cache_is_asked_anew(folder: Path) -> None:
     catalog_of(folder, Listing(folder)).names("listing")
     (folder / "data" / "catalog" / "listing.json").write_text('{"fingerprint": 3, "tasks"')
