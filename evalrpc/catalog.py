@@ -1,7 +1,7 @@
 """The tasks and models that a harness knows, as the installed harness itself reports them.
 
 Asking takes seconds, so the answer is kept on disk for as long as the installation and the operator's task folders stay as they
-are. Blocks: runs on a thread.
+are. Blocks: runs on a thread, but for `lists_all`.
 """
 
 import difflib
@@ -10,20 +10,27 @@ import json
 import os
 import subprocess
 import threading
+import uuid
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from heapq import nlargest
 from pathlib import Path
 from typing import Final
 
 from evalrpc.errors import CatalogUnavailableError
 from evalrpc.executors.environment import build_environment
+from evalrpc.fingerprints import fingerprint_files
 from evalrpc.harnesses.base import Command, Harness
 from evalrpc.logs import plain
 
 CATALOG_DIR: Final = "catalog"
 
 _ASKING_SECONDS: Final = 300.0
+_MAX_HINTS: Final = 5
+_MAX_HINT_CHARACTERS: Final = 64
+_CANDIDATES: Final = 50
+_THIS_SERVER: Final = uuid.uuid4().bytes
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,15 @@ class Catalog:
         self._asking: set[subprocess.Popen[bytes]] = set()
         self._locks = {name: threading.Lock() for name in harnesses}
 
+    def load(self) -> None:
+        """Take in what an earlier server left on the disk, so that the first submission is checked already. Asks nothing."""
+        for name, harness in self._harnesses.items():
+            command = harness.catalog_command()
+            fingerprint = _fingerprint(harness, command) if command else ""
+            names = self._from_disk(name, fingerprint)
+            if names is not None:
+                self._known.setdefault(name, (fingerprint, names))
+
     def names(self, harness_name: str) -> Names:
         """Return what a configured harness knows. Raises CatalogUnavailableError."""
         harness = self._harnesses[harness_name]
@@ -60,16 +76,25 @@ class Catalog:
                 self._known[harness_name] = known
             return known[1]
 
-    def unknown_tasks(self, harness_name: str, tasks: Sequence[str]) -> dict[int, str]:
-        """Say which of the tasks the harness does not list, by their index, each with the nearest names that it does.
+    def lists_all(self, harness_name: str, tasks: Sequence[str]) -> bool:
+        """Tell whether the harness lists all these tasks, as far as its list is in memory. Blocks nothing."""
+        known = self._known.get(harness_name)
+        return known is None or all(_is_listed(task, known[1].tasks) for task in tasks)
 
-        Answers from memory alone, without blocking: nothing is unknown as long as nobody has asked for the list.
+    def unknown_tasks(self, harness_name: str, tasks: Sequence[str]) -> dict[int, str]:
+        """Say which of the tasks the harness does not list, by their index, the first few with the nearest names that it does.
+
+        Nothing is unknown as long as nobody has asked for the list, or when the harness has changed since.
         """
         known = self._known.get(harness_name)
-        if known is None:
+        harness = self._harnesses[harness_name]
+        command = harness.catalog_command()
+        if known is None or command is None or known[0] != _fingerprint(harness, command):
             return {}
         names = known[1].tasks
-        return {index: _suggestion(task, names) for index, task in enumerate(tasks) if not _is_listed(task, names)}
+        unknown = [(index, task) for index, task in enumerate(tasks) if not _is_listed(task, names)]
+        hints = {task: _hint(task, names) for _, task in unknown[:_MAX_HINTS]}
+        return {index: f"the harness lists no task {task!r}{hints.get(task, '')}" for index, task in unknown}
 
     def _from_disk(self, harness_name: str, fingerprint: str) -> Names | None:
         try:
@@ -134,10 +159,14 @@ def _is_listed(task: str, names: tuple[str, ...]) -> bool:
     return position < len(names) and names[position] == task
 
 
-def _suggestion(task: str, names: tuple[str, ...]) -> str:
-    nearest = difflib.get_close_matches(task, names, n=3, cutoff=0.6)
-    hint = f"; did you mean {', '.join(nearest)}?" if nearest else ""
-    return f"the harness lists no task {task!r}{hint}"
+def _hint(task: str, names: tuple[str, ...]) -> str:
+    """Name what is nearest. Comparing with thousands takes difflib the better part of a second, so it only gets the names that
+    have most pairs of characters in common with the task."""
+    text = task[:_MAX_HINT_CHARACTERS]
+    pairs = {text[start : start + 2] for start in range(len(text) - 1)}
+    candidates = nlargest(_CANDIDATES, names, lambda name: sum([pair in name for pair in pairs]) / (len(text) + len(name)))
+    nearest = difflib.get_close_matches(text, candidates, n=3, cutoff=0.6)
+    return f"; did you mean {', '.join(nearest)}?" if nearest else ""
 
 
 def _names(document: Mapping[str, object]) -> Names:
@@ -151,13 +180,7 @@ def _sorted(names: object) -> tuple[str, ...]:
 
 
 def _fingerprint(harness: Harness, command: Command) -> str:
-    """Return what changes when the installation, the command or one of the operator's task files does."""
-    digest = hashlib.sha256(repr((harness.info().version, command.argv)).encode())
-    for path in _files(command.watched_dirs):
-        digest.update(repr((str(path), path.stat().st_mtime_ns)).encode())
-    return digest.hexdigest()
-
-
-def _files(folders: tuple[Path, ...]) -> Iterator[Path]:
-    for folder in folders:
-        yield from sorted(path for path in folder.rglob("*") if path.is_file())
+    """Return what changes when the installation, the command or one of the operator's task files does. Where these are too many
+    to look at, it changes with every start of the server."""
+    facts = (harness.info().version, command.argv, fingerprint_files(command.watched_dirs) or _THIS_SERVER)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()

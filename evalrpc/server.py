@@ -128,6 +128,7 @@ class Server:
         for name in ("", SERVICE.full_name):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self._housekeeping = asyncio.create_task(self._housekeeper.run())
+        self._hashers.submit(self._catalog.load)
 
     async def drain(self) -> None:
         """Refuse new jobs and start no more, and wait until what runs has ended, within the bound of the settings."""

@@ -16,6 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 import evalrpc
 from evalrpc import page_tokens, transitions, validation
+from evalrpc.cache_key import cache_key
 from evalrpc.catalog import Catalog, Names
 from evalrpc.clock import Clock
 from evalrpc.config import DEFAULT_HARNESS, Settings
@@ -23,11 +24,13 @@ from evalrpc.errors import FieldViolation, ServerStoppingError
 from evalrpc.feed import Feed
 from evalrpc.gpu_memory import GpuGuard
 from evalrpc.harnesses.base import Harness
+from evalrpc.history import History
 from evalrpc.ids import job_ids
 from evalrpc.queue_state import QueueState
 from evalrpc.reading import JobReader
 from evalrpc.store.base import ListedJob, Store, Submission
 from evalrpc.v1 import evaluation_service_pb2 as calls
+from evalrpc.v1.history_pb2 import GetHistoryResponse
 from evalrpc.v1.job_pb2 import JOB_STATUS_QUEUED, JobInfo
 from evalrpc.waiting import Results
 
@@ -38,6 +41,7 @@ MAX_PAGE_BYTES: Final = 3 * 1024 * 1024
 MAX_QUEUED_IDS: Final = 1000
 
 _RETRY_DELAY_SECONDS: Final = 1.0
+_OPTIONS: Final = ("priority", "labels", "timeout", "max_attempts", "supersede_key")
 
 _T = TypeVar("_T")
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -74,11 +78,14 @@ class EvaluationService:
         violations = validation.submission(request, self.harnesses, len(self.gpus), output_root)
         validation.require(violations)
         job = _new_job(next(self.job_ids), request)
-        self._check_tasks(job)
+        await self._check_tasks(job)
+        key = await self._cache_key(request.cache, job)
         if request.validate_only:
-            return self._as_if_submitted(job)
-        submission = Submission(job, request.request_id, _fingerprint(request) if request.request_id else b"")
-        return self._answer(await self.results.of(self.store.submit(submission)))
+            return await self._as_if_submitted(job, key)
+        submission = Submission(job, request.request_id, _fingerprint(request) if request.request_id else b"", key)
+        got = await self.results.of(self.store.submit(submission))
+        _note_differences(got, job)
+        return self._answer(got)
 
     async def GetJob(self, request: calls.GetJobRequest, context: _Context) -> bytes:
         """Return a job as it stands now."""
@@ -144,6 +151,14 @@ class EvaluationService:
         job_id = validation.require_job_id(request.job_id)
         page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         return await self.reader.list_samples(job_id, request, page_size)
+
+    async def GetHistory(self, request: calls.GetHistoryRequest, context: _Context) -> GetHistoryResponse:
+        """Return metrics over many jobs."""
+        validation.require(validation.history(request))
+        history = History(self.store, request)
+        while await self._read(history.read_page):
+            pass  # a page at a time, so that other reads get their turn, and a client that leaves ends it
+        return await self._read(history.answer)
 
     async def GetQueue(self, request: calls.GetQueueRequest, context: _Context) -> calls.GetQueueResponse:
         """Return what is queued and running, and who holds which GPU."""
@@ -213,14 +228,19 @@ class EvaluationService:
         page_size = validation.require_page_size(request.page_size, DEFAULT_NAMES_SIZE, MAX_PAGE_SIZE)
         listing = type(request)(harness=harness, query=request.query)
         start = page_tokens.decode(request.page_token, listing) or 0
-        known = await asyncio.get_running_loop().run_in_executor(self.hashers, self.catalog.names, harness)
-        matching = [name for name in choose(known) if request.query.lower() in name.lower()]
+        query = request.query.lower()
+        matching = await asyncio.get_running_loop().run_in_executor(
+            self.hashers, lambda: [name for name in choose(self.catalog.names(harness)) if query in name.lower()]
+        )
         end = start + page_size
         return matching[start:end], page_tokens.encode(end, listing) if end < len(matching) else ""
 
-    def _check_tasks(self, job: JobInfo) -> None:
+    async def _check_tasks(self, job: JobInfo) -> None:
         """Warn of tasks that the harness does not list, or refuse them, by the settings."""
-        unknown = self.catalog.unknown_tasks(job.request.harness, job.request.tasks)
+        harness, tasks = job.request.harness, list(job.request.tasks)
+        if self.catalog.lists_all(harness, tasks):
+            return
+        unknown = await self._read(lambda: self.catalog.unknown_tasks(harness, tasks))
         if self.settings.unknown_tasks == "refuse":
             validation.require(FieldViolation(f"request.tasks[{index}]", text) for index, text in unknown.items())
         job.warnings.extend(unknown.values())
@@ -229,15 +249,27 @@ class EvaluationService:
         """Return a job that was just committed as a client gets it."""
         return self.queue_state.describe(job.job_id, job.status, job.SerializeToString())
 
+    async def _cache_key(self, mode: calls.CacheMode.ValueType, job: JobInfo) -> bytes:
+        """Return what identical evaluations have in common; empty where none may serve another."""
+        if mode != calls.CACHE_MODE_ALLOW:
+            return b""
+        return await self._read(lambda: cache_key(self.harnesses[job.request.harness], job))
+
     async def _read(self, read: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self.readers, read)
 
-    def _as_if_submitted(self, job: JobInfo) -> JobInfo:
-        job.ClearField("job_id")
-        job.status = JOB_STATUS_QUEUED
-        job.created_at.CopyFrom(self.clock.now())
-        job.position_in_queue = self.queue_state.position_for(job.priority)
-        return job
+    async def _as_if_submitted(self, job: JobInfo, key: bytes) -> JobInfo:
+        twin = await self._read(lambda: self.store.find_twin(key)) if key else None
+        if twin is None:
+            job.status = JOB_STATUS_QUEUED
+            job.created_at.CopyFrom(self.clock.now())
+            job.position_in_queue = self.queue_state.position_for(job.priority)
+            answer = job
+        else:
+            _note_differences(twin, job)
+            answer = self.queue_state.described(twin)
+        answer.ClearField("job_id")
+        return answer
 
     def _status_counts(self) -> list[calls.StatusCount]:
         counts = self.store.status_counts()
@@ -267,6 +299,12 @@ def _new_job(job_id: str, call: calls.SubmitJobRequest) -> JobInfo:
     if call.HasField("timeout"):
         job.timeout.CopyFrom(call.timeout)
     return job
+
+
+def _note_differences(job: JobInfo, submitted: JobInfo) -> None:
+    """Where a submission has got an earlier job, let its warnings say what that does not have of the submission."""
+    if job.cached and (different := [name for name in _OPTIONS if getattr(job, name) != getattr(submitted, name)]):
+        job.warnings.append(f"this is an earlier job, which keeps its own {', '.join(different)}")
 
 
 def _fingerprint(call: calls.SubmitJobRequest) -> bytes:

@@ -15,7 +15,7 @@ from evalrpc.defaults import gpus_needed
 from evalrpc.errors import FieldViolation, InvalidRequestError
 from evalrpc.harnesses.base import Harness
 from evalrpc.paths import allowed_output_dir
-from evalrpc.v1.evaluation_service_pb2 import JobFilter, SubmitJobRequest
+from evalrpc.v1.evaluation_service_pb2 import CacheMode, GetHistoryRequest, JobFilter, SubmitJobRequest
 from evalrpc.v1.job_pb2 import EvaluateRequest
 
 MAX_ARGS_BYTES: Final = 1024 * 1024
@@ -24,6 +24,7 @@ MAX_MODEL_LENGTH: Final = 1024
 MAX_TASKS: Final = 1000
 MAX_STATUSES: Final = 64
 MAX_LABELS: Final = 64
+MAX_SELECTORS: Final = 100
 MAX_NESTING: Final = 16
 MAX_ATTEMPTS: Final = 10
 MAX_PRIORITY: Final = 1000
@@ -82,6 +83,8 @@ def submission(
     if not 0 <= call.max_attempts <= MAX_ATTEMPTS:
         yield FieldViolation("max_attempts", f"must be from 1 to {MAX_ATTEMPTS}, or 0 for 1")
     yield from _text("supersede_key", call.supersede_key, MAX_NAME_LENGTH)
+    if call.cache not in CacheMode.values():
+        yield FieldViolation("cache", f"{call.cache} is no mode that this server knows: CACHE_MODE_ALLOW, or leave it out")
 
 
 def watch(after_revision: int, heartbeat_interval: Duration | None) -> _Violations:
@@ -106,6 +109,19 @@ def job_filter(jobs: JobFilter) -> _Violations:
     for name, time in (("created_after", jobs.created_after), ("created_before", jobs.created_before)):
         if not (0 <= time.seconds < 1 << 33 and 0 <= time.nanos < 10**9):
             yield FieldViolation(f"filter.{name}", "must be a time from 1970 to 2200")
+
+
+def history(call: GetHistoryRequest) -> _Violations:
+    """Yield what is wrong with a GetHistoryRequest."""
+    yield from job_filter(call.filter)
+    if len(call.metrics) > MAX_SELECTORS:
+        yield FieldViolation("metrics", f"has {len(call.metrics)} selectors; at most {MAX_SELECTORS} are allowed")
+    else:
+        for index, selector in enumerate(call.metrics):
+            for name, text in (("task", selector.task), ("metric", selector.metric), ("filter", selector.filter)):
+                yield from _text(f"metrics[{index}].{name}", text, MAX_MODEL_LENGTH)
+    if call.step_label and not _LABEL.fullmatch(call.step_label):
+        yield FieldViolation("step_label", f"{_quote(call.step_label)} must be 1 to 63 characters of A-Z a-z 0-9 _ . / -")
 
 
 def offsets(**fields: int) -> _Violations:

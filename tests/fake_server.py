@@ -15,6 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 from evalrpc.errors import DOMAIN, EvalrpcError, InvalidRequestError, JobNotFoundError
 from evalrpc.v1 import evaluation_service_pb2 as pb
 from evalrpc.v1.evaluation_service_pb2_grpc import EvaluationServiceServicer, add_EvaluationServiceServicer_to_server
+from evalrpc.v1.history_pb2 import GetHistoryResponse
 from evalrpc.v1.job_pb2 import JobError, JobEvent, JobEventType, JobInfo, JobStatus
 
 JOB_ID = "7b0b8d5e-6f1e-4f0e-9d51-0d5fb3a1c001"
@@ -55,6 +56,7 @@ class FakeService(EvaluationServiceServicer):
         self.page_size = 2
         self.chunk_size = 4
         self.samples: list[dict[str, Any]] = []
+        self.history = GetHistoryResponse()
         self.names = ["mme", "mmmu_val", "mmstar"]
         self.received: defaultdict[str, list[Message]] = defaultdict(list)
         self.errors: defaultdict[str, list[EvalrpcError]] = defaultdict(list)
@@ -158,6 +160,12 @@ class FakeService(EvaluationServiceServicer):
         self._take(request, context)
         page, token = self._page([_struct(row) for row in self.samples], request.page_token)
         return pb.ListSamplesResponse(samples=page, next_page_token=token)
+
+    def GetHistory(  # noqa: N802
+        self, request: pb.GetHistoryRequest, context: grpc.ServicerContext
+    ) -> GetHistoryResponse:
+        self._take(request, context)
+        return self.history
 
     def ListArtifacts(  # noqa: N802
         self, request: pb.ListArtifactsRequest, context: grpc.ServicerContext

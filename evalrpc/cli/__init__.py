@@ -24,6 +24,7 @@ _MODULES: Final = {
     "results": "reading",
     "samples": "reading",
     "download": "reading",
+    "history": "history",
     "tasks": "catalog",
     "models": "catalog",
     "harnesses": "catalog",

@@ -136,6 +136,7 @@ def _job_facts(job: JobInfo) -> list[tuple[str, str]]:
         ("started", wording.time_text(job.started_at)),
         ("completed", wording.time_text(job.completed_at)),
         *((f"results of {model}", result.results) for model, result in sorted(job.results.items())),
+        *(("warning", warning) for warning in job.warnings),
     ]
     return [(name, value) for name, value in facts if value]
 

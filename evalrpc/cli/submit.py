@@ -10,12 +10,13 @@ from typing import Any, Final
 import click
 from google.protobuf import json_format
 
+from evalrpc.cli import wording
 from evalrpc.cli.connection import client_options, connect
 from evalrpc.cli.following import follow
 from evalrpc.cli.output import print_json
 from evalrpc.cli.parameters import arguments, duration, label, split_commas
 from evalrpc.client import SubmitOptions
-from evalrpc.v1.evaluation_service_pb2 import SubmitJobRequest
+from evalrpc.v1.evaluation_service_pb2 import CACHE_MODE_ALLOW, SubmitJobRequest
 from evalrpc.v1.job_pb2 import JobInfo
 
 _REQUEST_FIELDS: Final = (
@@ -30,7 +31,7 @@ _REQUEST_FIELDS: Final = (
     "num_gpus",
     "output_dir",
 )
-_SUBMISSION_FIELDS: Final = ("request_id", "priority", "max_attempts", "supersede_key", "validate_only")
+_SUBMISSION_FIELDS: Final = ("request_id", "priority", "max_attempts", "supersede_key", "validate_only", "cache")
 
 
 @click.command()
@@ -55,6 +56,9 @@ _SUBMISSION_FIELDS: Final = ("request_id", "priority", "max_attempts", "supersed
 @click.option("--max-attempts", type=int, help="How often the job may be tried in all. Default: 1.")
 @click.option("--supersede-key", metavar="KEY", help="Cancels queued jobs of the same key.")
 @click.option("--validate-only", is_flag=True, default=None, help="Only check the request; queue nothing.")
+@click.option(
+    "--cache", flag_value=CACHE_MODE_ALLOW, type=int, help="An identical evaluation that was submitted so may answer."
+)
 @click.option("--watch", is_flag=True, help="Follow the job until it ends; exit with 1 if it does not complete.")
 @click.option("--reconnect-timeout", type=duration, default="10m", show_default=True, help="With --watch; 0 is for ever.")
 @client_options
@@ -66,6 +70,8 @@ def submit_command(
     apply_flags(submission, flags)
     with connect(address) as client:
         job = client.submit(submission.request, **submit_options(submission))
+        for warning in job.warnings:
+            click.echo(f"evalrpc: {warning}", err=True)
         if watch and job.job_id:
             follow(client, job.job_id, reconnect_timeout, as_json=as_json)
         elif as_json:
@@ -125,6 +131,7 @@ def submit_options(submission: SubmitJobRequest) -> SubmitOptions:
         max_attempts=submission.max_attempts,
         supersede_key=submission.supersede_key,
         validate_only=submission.validate_only,
+        cache=submission.cache == CACHE_MODE_ALLOW,
     )
 
 
@@ -138,5 +145,7 @@ def _print_submitted(job: JobInfo) -> None:
         click.echo("the request is valid")
         return
     click.echo(job.job_id)
+    if job.cached:
+        click.echo(f"an earlier job of the same evaluation: {wording.describe(job)}", err=True)
     if sys.stderr.isatty():
         click.echo(f"to watch it: evalrpc watch {job.job_id}", err=True)

@@ -57,7 +57,22 @@ def metric_rows(job: JobInfo) -> Iterator[tuple[str, ...]]:
     """Yield a row of METRIC_COLUMNS for every metric, by model and then in the server's order."""
     for model, result in sorted(job.results.items()):
         for metric in result.metrics:
-            yield (model, metric.task, metric.metric, metric.filter, *_numbers(metric))
+            yield (model, metric.task, metric.metric, metric.filter, *metric_numbers(metric))
+
+
+def metric_numbers(metric: Metric) -> tuple[str, str, str, str]:
+    """Write value, standard error, direction and number of samples."""
+    return (
+        f"{metric.value:.4f}",
+        f"{metric.stderr:.4f}" if metric.HasField("stderr") else "",
+        better(metric),
+        str(metric.sample_count) if metric.HasField("sample_count") else "",
+    )
+
+
+def better(metric: Metric) -> str:
+    """Say which direction is better; empty where the harness does not."""
+    return ("higher" if metric.higher_is_better else "lower") if metric.HasField("higher_is_better") else ""
 
 
 def job_row(job: JobInfo) -> tuple[str, ...]:
@@ -81,13 +96,3 @@ def duration_text(duration: Duration) -> str:
     if hours:
         return f"{hours}h{minutes % 60:02}m"
     return f"{minutes}m{seconds % 60:02}s" if minutes else f"{seconds}s"
-
-
-def _numbers(metric: Metric) -> tuple[str, str, str, str]:
-    better = ("higher" if metric.higher_is_better else "lower") if metric.HasField("higher_is_better") else ""
-    return (
-        f"{metric.value:.4f}",
-        f"{metric.stderr:.4f}" if metric.HasField("stderr") else "",
-        better,
-        str(metric.sample_count) if metric.HasField("sample_count") else "",
-    )

@@ -29,6 +29,7 @@ from evalrpc.v1.evaluation_service_pb2 import (
     ListSamplesRequest,
     ListTasksRequest,
 )
+from evalrpc.v1.history_pb2 import GetHistoryResponse
 from evalrpc.v1.job_pb2 import EvaluateRequest, JobEvent, JobInfo
 
 
@@ -210,18 +211,27 @@ class AsyncEvalClient(AsyncTransport):
             for sample in page.samples:
                 yield core.plain_row(sample)
 
+    async def get_history(
+        self,
+        filter: JobFilter | None = None,  # noqa: A002 (the schema's name)
+        metrics: Sequence[str] = (),
+        step_label: str = "",
+    ) -> GetHistoryResponse:
+        """Return metrics over many jobs, in the order of their steps, which the label gives (default: `step`)."""
+        return await self._call(self._stub.GetHistory, core.history_request(filter, metrics, step_label))
+
     # What the server has
 
     async def list_tasks(self, query: str = "", harness: str = "") -> AsyncIterator[str]:
         """Yield the names of the harness's tasks that contain the query, sorted. Raises CatalogUnavailableError."""
-        request = ListTasksRequest(query=query, harness=harness)
+        request = ListTasksRequest(query=query, harness=harness, page_size=core.NAMES_PAGE_SIZE)
         async for page in self._pages(self._stub.ListTasks, request):
             for task in page.tasks:
                 yield task
 
     async def list_models(self, query: str = "", harness: str = "") -> AsyncIterator[str]:
         """Yield the names of the harness's model types that contain the query, sorted. Raises CatalogUnavailableError."""
-        request = ListModelsRequest(query=query, harness=harness)
+        request = ListModelsRequest(query=query, harness=harness, page_size=core.NAMES_PAGE_SIZE)
         async for page in self._pages(self._stub.ListModels, request):
             for model in page.models:
                 yield model

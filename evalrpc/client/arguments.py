@@ -1,8 +1,10 @@
-"""The short notation for arguments: `k=v,k2=v2`, where a value is JSON if it can be and text otherwise."""
+"""Short notations: `k=v,k2=v2` for arguments, where a value is JSON if it can be and text otherwise; `task/metric`."""
 
 import json
 from collections.abc import Iterator
 from typing import Any
+
+from evalrpc.v1.history_pb2 import MetricSelector
 
 _OPENING, _CLOSING = "[{", "]}"
 
@@ -15,6 +17,18 @@ def parse_arguments(text: str) -> dict[str, Any]:
     if text.lstrip().startswith("{"):
         return _parse_object(text)
     return dict(_parse_pair(part) for part in _split(text) if part.strip())
+
+
+def parse_metric(text: str) -> MetricSelector:
+    """Read `task/metric` or `task/metric,filter`. What is left empty may be any, as in `task/` and `/metric`.
+
+    Raises ValueError, saying what is wrong.
+    """
+    name, _, answer_filter = text.partition(",")
+    task, separator, metric = name.rpartition("/")
+    if not separator:
+        raise ValueError(f"`{text}` is not of the form task/metric or task/metric,filter")
+    return MetricSelector(task=task, metric=metric, filter=answer_filter)
 
 
 def _parse_object(text: str) -> dict[str, Any]:

@@ -10,14 +10,23 @@ from typing import Any, Final, TypedDict
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct, Value
 
-from evalrpc.client.arguments import parse_arguments
+from evalrpc.client.arguments import parse_arguments, parse_metric
 from evalrpc.errors import JobCancelledError, JobFailedError
-from evalrpc.v1.evaluation_service_pb2 import DESCRIPTOR, SubmitJobRequest
+from evalrpc.v1.evaluation_service_pb2 import (
+    CACHE_MODE_ALLOW,
+    CACHE_MODE_UNSPECIFIED,
+    DESCRIPTOR,
+    GetHistoryRequest,
+    JobFilter,
+    SubmitJobRequest,
+)
 from evalrpc.v1.job_pb2 import EvaluateRequest, JobInfo, JobStatus
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
 ADDRESS_VARIABLE: Final = "EVALRPC_ADDRESS"
 MAX_RECEIVE_BYTES: Final = 64 * 1024 * 1024
+NAMES_PAGE_SIZE: Final = 1000
+"""How many names of tasks or models are fetched at a time; a harness may have many thousands."""
 
 HEALTH_CHECK_METHOD: Final = "/grpc.health.v1.Health/Check"
 HEALTH_CHECK_REQUEST: Final = b""
@@ -33,6 +42,7 @@ RETRIED_METHODS: Final = (
     "GetQueue",
     "ListArtifacts",
     "ListSamples",
+    "GetHistory",
     "ListTasks",
     "ListModels",
     "ListHarnesses",
@@ -58,6 +68,8 @@ class SubmitOptions(TypedDict, total=False):
     """Cancels the queued jobs of the same key. Default: none."""
     validate_only: bool
     """Only check; the answer has no `job_id`. Default: False."""
+    cache: bool
+    """Whether the job of an identical evaluation may be the answer: see CACHE_MODE_ALLOW. Default: False."""
 
 
 def server_address(address: str | None) -> str:
@@ -141,6 +153,7 @@ def submit_request(
     max_attempts: int = 1,
     supersede_key: str = "",
     validate_only: bool = False,
+    cache: bool = False,
 ) -> SubmitJobRequest:
     """Build the submission. It always has a `request_id`, so that a retry never submits a second job."""
     return SubmitJobRequest(
@@ -152,7 +165,13 @@ def submit_request(
         max_attempts=max_attempts,
         supersede_key=supersede_key,
         validate_only=validate_only,
+        cache=CACHE_MODE_ALLOW if cache else CACHE_MODE_UNSPECIFIED,
     )
+
+
+def history_request(job_filter: JobFilter | None, metrics: Sequence[str], step_label: str) -> GetHistoryRequest:
+    """Build the request for metrics over many jobs. Raises ValueError for a metric that is not of the form task/metric."""
+    return GetHistoryRequest(filter=job_filter, metrics=map(parse_metric, metrics), step_label=step_label)
 
 
 def duration(value: timedelta | float) -> Duration:

@@ -28,6 +28,7 @@ from evalrpc.v1.evaluation_service_pb2 import (
     ListSamplesRequest,
     ListTasksRequest,
 )
+from evalrpc.v1.history_pb2 import GetHistoryResponse
 from evalrpc.v1.job_pb2 import EvaluateRequest, JobEvent, JobInfo
 
 
@@ -234,17 +235,30 @@ class EvalClient(SyncTransport):
         for page in self._pages(self._stub.ListSamples, request):
             yield from (core.plain_row(sample) for sample in page.samples)
 
+    def get_history(
+        self,
+        filter: JobFilter | None = None,  # noqa: A002 (the schema's name)
+        metrics: Sequence[str] = (),
+        step_label: str = "",
+    ) -> GetHistoryResponse:
+        """Return metrics over many jobs, in the order of their steps, which the label gives (default: `step`).
+
+        `metrics` are `task/metric` or `task/metric,filter`, where what is left empty may be any; none takes all. A filter
+        without a status takes COMPLETED jobs. Raises ValueError for a metric of another form.
+        """
+        return self._call(self._stub.GetHistory, core.history_request(filter, metrics, step_label))
+
     # What the server has
 
     def list_tasks(self, query: str = "", harness: str = "") -> Iterator[str]:
         """Yield the names of the harness's tasks that contain the query, sorted. Raises CatalogUnavailableError."""
-        request = ListTasksRequest(query=query, harness=harness)
+        request = ListTasksRequest(query=query, harness=harness, page_size=core.NAMES_PAGE_SIZE)
         for page in self._pages(self._stub.ListTasks, request):
             yield from page.tasks
 
     def list_models(self, query: str = "", harness: str = "") -> Iterator[str]:
         """Yield the names of the harness's model types that contain the query, sorted. Raises CatalogUnavailableError."""
-        request = ListModelsRequest(query=query, harness=harness)
+        request = ListModelsRequest(query=query, harness=harness, page_size=core.NAMES_PAGE_SIZE)
         for page in self._pages(self._stub.ListModels, request):
             yield from page.models
 

@@ -41,7 +41,7 @@ class Command:
     cwd: Path | None = None
     """The folder to run in. None: the server's own."""
     watched_dirs: tuple[Path, ...] = ()
-    """Folders on whose files the outcome depends, besides the installation. It is remembered until they change."""
+    """Folders on whose files the outcome depends, besides the installation. It may be remembered until they change."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class Harness(Protocol):
         `tasks[1]`."""
 
     def command(self, run: Run) -> Command:
-        """Build the command line. May read the operator's folders, so it is called on a thread that may block.
+        """Build the command line. It is equal for equal runs, and so tells whether two evaluations are identical. May read the
+        operator's folders, so it is called on a thread that may block.
 
         Raises RunFailedError for a request without violations only where those folders don't hold what it asks for.
         """

@@ -76,7 +76,9 @@ class CommandHarness:
         return Command(
             argv=tuple(_PLACEHOLDER.sub(lambda match: values[match[1]], argument) for argument in self._settings.command),
             env=self._settings.env,
-            files={request_path: json_format.MessageToJson(run.request, preserving_proto_field_name=True).encode()},
+            files={
+                request_path: json_format.MessageToJson(run.request, preserving_proto_field_name=True, sort_keys=True).encode()
+            },
             cwd=self._settings.working_dir,
         )
 

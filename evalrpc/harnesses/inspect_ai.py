@@ -86,6 +86,7 @@ class InspectHarness:
             env=self._settings.env,
             files={path: json.dumps(configs[name], sort_keys=True).encode() for name, path in paths.items()},
             cwd=self._settings.working_dir,
+            watched_dirs=self._settings.include_path,
         )
 
     def catalog_command(self) -> Command:

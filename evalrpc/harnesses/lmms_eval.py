@@ -79,6 +79,7 @@ class LmmsEvalHarness:
             env=self._settings.env,
             files={config_path: config} if config else {},
             cwd=self._settings.working_dir,
+            watched_dirs=self._settings.include_path,
         )
 
     def catalog_command(self) -> Command:

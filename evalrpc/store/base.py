@@ -29,6 +29,8 @@ class Submission:
     """Empty: not repeatable."""
     fingerprint: bytes = b""
     """Equal for submissions of equal contents."""
+    cache_key: bytes = b""
+    """Equal for identical evaluations, of which one job may serve all. Empty: it is a job of its own."""
 
 
 class Change(NamedTuple):
@@ -96,9 +98,10 @@ class Store(Protocol):
     """Jobs and their journal."""
 
     def submit(self, submission: Submission) -> Future[JobInfo]:
-        """Add a QUEUED job, or find the one that the same request_id made.
+        """Add a QUEUED job, or find the one that the same request_id got, or else a twin: see `find_twin`.
 
-        A new job cancels the queued ones with the same supersede key, in the same commit.
+        A new job cancels the queued ones with the same supersede key, in the same commit. A twin has `cached` set, is left as
+        it is, and is what the same request_id gets from then on.
         Raises RequestIdReusedError, QueueFullError, StoreUnavailableError.
         """
 
@@ -120,6 +123,10 @@ class Store(Protocol):
 
     def list_jobs(self, job_filter: JobFilter, before_sequence: int | None, limit: int) -> list[ListedJob]:
         """Return jobs that the filter takes, newest first, of those that arrived before `before_sequence`."""
+
+    def find_twin(self, cache_key: bytes) -> JobInfo | None:
+        """Return a job with this cache key, with `cached` set: the latest that is COMPLETED, or else the latest that is QUEUED
+        or RUNNING without a wish to cancel it."""
 
     def queued_rows(self) -> list[QueuedRow]:
         """Return what the queue needs of all QUEUED jobs, in order of arrival."""

@@ -122,6 +122,22 @@ MIGRATIONS: Final = (
     CREATE INDEX jobs_by_supersede_key ON jobs (supersede_key, status) WHERE supersede_key IS NOT NULL;
     CREATE UNIQUE INDEX jobs_by_request_id ON jobs (request_id) WHERE request_id IS NOT NULL;
     """,
+    # Only jobs that may serve several submissions pay for these.
+    """
+    CREATE TABLE twins (
+        cache_key BLOB NOT NULL,                     -- equal for identical evaluations
+        sequence INTEGER NOT NULL,
+        PRIMARY KEY (cache_key, sequence)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX twins_by_job ON twins (sequence);
+
+    CREATE TABLE joined_requests (
+        request_id TEXT PRIMARY KEY,                 -- of a submission that was answered with an earlier job
+        fingerprint BLOB NOT NULL,
+        sequence INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX joined_requests_by_job ON joined_requests (sequence);
+    """,
 )
 
 

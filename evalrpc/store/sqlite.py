@@ -32,6 +32,7 @@ from evalrpc.errors import (
     StoreUnavailableError,
 )
 from evalrpc.lifecycle import Status
+from evalrpc.store import twins
 from evalrpc.store.base import JournalEvent, ListedJob, Listener, QueuedRow, StoredJob, Submission
 from evalrpc.store.cache import JobCache
 from evalrpc.store.filters import where_clause
@@ -78,7 +79,7 @@ class SqliteStore:
     # Writing.
 
     def submit(self, submission: Submission) -> Future[pb.JobInfo]:
-        """Add a QUEUED job, or find the one that the same request_id made."""
+        """Add a QUEUED job, or find the one that the same request_id got, or a twin."""
         return self._write(lambda transaction: transaction.submit(submission))
 
     def update(self, job_id: str, change: Callable[[pb.JobInfo], None]) -> Future[pb.JobInfo]:
@@ -249,6 +250,12 @@ class SqliteStore:
         with self._reading() as connection:
             rows = connection.execute(query, (*parameters, limit)).fetchall()
         return [ListedJob(sequence, pb.JobInfo.FromString(job)) for sequence, job in rows]
+
+    def find_twin(self, cache_key: bytes) -> pb.JobInfo | None:
+        """Return a job of an identical evaluation."""
+        with self._reading() as connection:
+            twin = twins.find_twin(connection, cache_key)
+        return twin.job if twin else None
 
     def queued_rows(self) -> list[QueuedRow]:
         """Return what the queue needs of all QUEUED jobs, in order of arrival."""

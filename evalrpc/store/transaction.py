@@ -12,6 +12,7 @@ from evalrpc import lifecycle, wire
 from evalrpc.clock import Clock
 from evalrpc.errors import JobNotFinishedError, JobNotFoundError, QueueFullError, RequestIdReusedError
 from evalrpc.lifecycle import Status
+from evalrpc.store import twins
 from evalrpc.store.base import Change, StoredJob, Submission
 from evalrpc.store.rows import Rows
 from evalrpc.v1 import job_pb2 as pb
@@ -21,6 +22,11 @@ RETRY_DELAY_SECONDS: Final = 1.0
 
 _COMPACTION_CHUNK: Final = 10_000
 _DELETED: Final = StoredJob(0, pb.JOB_STATUS_UNSPECIFIED, b"")
+_REQUEST: Final = """
+SELECT fingerprint, job_id, FALSE FROM jobs WHERE request_id = ?1
+UNION ALL
+SELECT joined.fingerprint, job_id, TRUE FROM joined_requests AS joined JOIN jobs USING (sequence) WHERE joined.request_id = ?1
+"""
 
 
 @dataclass
@@ -44,7 +50,7 @@ class Transaction:
         self.changes: list[tuple[Change, bytes]] = []
         self.oldest: int | None = None
         self._jobs: dict[str, StoredJob] = {}
-        self._requests: dict[str, tuple[bytes, str]] = {}
+        self._requests: dict[str, tuple[bytes, str, bool]] = {}
         self._rows = Rows()
 
     def flush(self) -> None:
@@ -54,9 +60,9 @@ class Transaction:
 
     def submit(self, submission: Submission) -> pb.JobInfo:
         """See Store.submit."""
-        repeated = self._find_request(submission)
-        if repeated is not None:
-            return repeated
+        found = self._find_request(submission) or self._join_twin(submission)
+        if found is not None:
+            return found
         job = pb.JobInfo()
         job.CopyFrom(submission.job)
         superseded = self._queued_with_key(job.supersede_key)
@@ -101,6 +107,7 @@ class Transaction:
             self.connection.execute(
                 "DELETE FROM job_labels WHERE label = ? AND value = ? AND sequence = ?", (*label, stored.sequence)
             )
+        twins.forget(self.connection, stored.sequence)
         self.counts[stored.status] -= 1
         self.changes.append((Change(job, stored.sequence, stored.status, None, deleted=True), b""))
         self._jobs[job_id] = _DELETED
@@ -125,21 +132,31 @@ class Transaction:
     def _find_request(self, submission: Submission) -> pb.JobInfo | None:
         if not submission.request_id:
             return None
-        found = (
-            self._requests.get(submission.request_id)
-            or self.connection.execute(
-                "SELECT fingerprint, job_id FROM jobs WHERE request_id = ?", (submission.request_id,)
-            ).fetchone()
-        )
+        request_id = submission.request_id
+        found = self._requests.get(request_id) or self.connection.execute(_REQUEST, (request_id,)).fetchone()
         if found is None:
             return None
-        fingerprint, job_id = found
+        fingerprint, job_id, joined = found
         if fingerprint != submission.fingerprint:
             raise RequestIdReusedError(
                 f"request_id {submission.request_id!r} was used for another submission: choose a fresh one",
                 metadata={"request_id": submission.request_id},
             )
-        return self._load(job_id).parse()
+        job = self._load(job_id).parse()
+        job.cached = bool(joined)
+        return job
+
+    def _join_twin(self, submission: Submission) -> pb.JobInfo | None:
+        """Find a job of an identical evaluation, and note that this is what the request_id has got."""
+        if not submission.cache_key:
+            return None
+        self.flush()
+        twin = twins.find_twin(self.connection, submission.cache_key)
+        if twin is None:
+            return None
+        if submission.request_id:
+            twins.add_request(self.connection, submission, twin.sequence)
+        return twin.job
 
     def _queued_with_key(self, supersede_key: str) -> Sequence[str]:
         if not supersede_key:
@@ -157,7 +174,9 @@ class Transaction:
         serialized, event = self._journal(job, sequence, now)
         self._rows.insert(sequence, job, serialized, submission)
         if submission.request_id:
-            self._requests[submission.request_id] = (submission.fingerprint, job.job_id)
+            self._requests[submission.request_id] = (submission.fingerprint, job.job_id, False)
+        if submission.cache_key:
+            twins.add_twin(self.connection, submission, sequence)
         self._note(Change(job, sequence, pb.JOB_STATUS_UNSPECIFIED, event), serialized)
 
     def _load(self, job_id: str) -> StoredJob:

@@ -9,6 +9,7 @@ the RetryInfo), and with INTERNAL for a bug of the server.
 """
 
 from collections import abc as _abc
+from evalrpc.v1 import history_pb2 as _history_pb2
 from evalrpc.v1 import job_pb2 as _job_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -16,6 +17,7 @@ from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -26,6 +28,50 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _CacheMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CacheModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CacheMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CACHE_MODE_UNSPECIFIED: _CacheMode.ValueType  # 0
+    """It is a new job, and no later submission is answered with it."""
+    CACHE_MODE_ALLOW: _CacheMode.ValueType  # 1
+    """If there is a job of an identical evaluation that was submitted with ALLOW as well, that job is the answer, with `cached`
+    set: one that is COMPLETED, or else one that is queued or running and whose cancel was not asked for. Otherwise it is a
+    new job.
+
+    Identical is what the harness would be started for in the same way: the same harness and version, command line, input files
+    and number of GPUs; the same settings of the operator; and, with the same names, sizes and times, the files below any
+    local path that the model or one of its arguments names, and those in the operator's task folders. What changes without its
+    version, such as a library beside the harness or a model on a hub, goes unnoticed.
+
+    `priority`, `labels`, `timeout`, `max_attempts` and `supersede_key` change nothing about the earlier job; where they differ
+    from its own, `warnings` of the answer names them. With an `output_dir`, and where more than 10000 files would have to be
+    looked at, it is always a new job, and its `warnings` say so.
+    """
+
+class CacheMode(_CacheMode, metaclass=_CacheModeEnumTypeWrapper):
+    """Whether a submission may be answered with an earlier job. Values may be added; one that the server does not know is refused."""
+
+CACHE_MODE_UNSPECIFIED: CacheMode.ValueType  # 0
+"""It is a new job, and no later submission is answered with it."""
+CACHE_MODE_ALLOW: CacheMode.ValueType  # 1
+"""If there is a job of an identical evaluation that was submitted with ALLOW as well, that job is the answer, with `cached`
+set: one that is COMPLETED, or else one that is queued or running and whose cancel was not asked for. Otherwise it is a
+new job.
+
+Identical is what the harness would be started for in the same way: the same harness and version, command line, input files
+and number of GPUs; the same settings of the operator; and, with the same names, sizes and times, the files below any
+local path that the model or one of its arguments names, and those in the operator's task folders. What changes without its
+version, such as a library beside the harness or a model on a hub, goes unnoticed.
+
+`priority`, `labels`, `timeout`, `max_attempts` and `supersede_key` change nothing about the earlier job; where they differ
+from its own, `warnings` of the answer names them. With an `output_dir`, and where more than 10000 files would have to be
+looked at, it is always a new job, and its `warnings` say so.
+"""
+Global___CacheMode: _TypeAlias = CacheMode  # noqa: Y015
 
 @_typing.final
 class SubmitJobRequest(_message.Message):
@@ -61,6 +107,7 @@ class SubmitJobRequest(_message.Message):
     MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
     SUPERSEDE_KEY_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the call safe to repeat: the same id with the same contents answers with the same job, for as long as the job is
     kept. 1 to 128 printable ASCII characters; a fresh UUID is a good choice. Empty: every call submits a new job.
@@ -75,6 +122,8 @@ class SubmitJobRequest(_message.Message):
     """
     validate_only: _builtins.bool
     """Only check the request: answer as SubmitJob would, with an empty `job_id`, and queue nothing. Default: false."""
+    cache: Global___CacheMode.ValueType
+    """Whether the job of an identical evaluation may be the answer, instead of a new job. Default: no."""
     @_builtins.property
     def request(self) -> _job_pb2.EvaluateRequest:
         """What to evaluate. Required."""
@@ -102,10 +151,11 @@ class SubmitJobRequest(_message.Message):
         max_attempts: _builtins.int = ...,
         supersede_key: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        cache: Global___CacheMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "max_attempts", b"max_attempts", "priority", b"priority", "request", b"request", "request_id", b"request_id", "supersede_key", b"supersede_key", "timeout", b"timeout", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "labels", b"labels", "max_attempts", b"max_attempts", "priority", b"priority", "request", b"request", "request_id", b"request_id", "supersede_key", b"supersede_key", "timeout", b"timeout", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -818,6 +868,42 @@ class ListSamplesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListSamplesResponse: _TypeAlias = ListSamplesResponse  # noqa: Y015
+
+@_typing.final
+class GetHistoryRequest(_message.Message):
+    """See GetHistory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    STEP_LABEL_FIELD_NUMBER: _builtins.int
+    step_label: _builtins.str
+    """The label that gives a job's step. Empty: `step`."""
+    @_builtins.property
+    def filter(self) -> Global___JobFilter:
+        """Which jobs to take, such as those with the label `run=x`; of them only such that have results. Without a status: COMPLETED.
+        Absent: all that are COMPLETED.
+        """
+
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedCompositeFieldContainer[_history_pb2.MetricSelector]:
+        """Which metrics to take: those that any of these selects. At most 100. Empty: all."""
+
+    def __init__(
+        self,
+        *,
+        filter: Global___JobFilter | None = ...,
+        metrics: _abc.Iterable[_history_pb2.MetricSelector] | None = ...,
+        step_label: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "metrics", b"metrics", "step_label", b"step_label"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetHistoryRequest: _TypeAlias = GetHistoryRequest  # noqa: Y015
 
 @_typing.final
 class ListTasksRequest(_message.Message):

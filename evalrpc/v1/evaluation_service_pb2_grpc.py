@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from evalrpc.v1 import evaluation_service_pb2 as evalrpc_dot_v1_dot_evaluation__service__pb2
+from evalrpc.v1 import history_pb2 as evalrpc_dot_v1_dot_history__pb2
 from evalrpc.v1 import job_pb2 as evalrpc_dot_v1_dot_job__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
@@ -96,6 +97,11 @@ class EvaluationServiceStub(object):
                 request_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ListSamplesRequest.SerializeToString,
                 response_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ListSamplesResponse.FromString,
                 _registered_method=True)
+        self.GetHistory = channel.unary_unary(
+                '/evalrpc.v1.EvaluationService/GetHistory',
+                request_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.GetHistoryRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_history__pb2.GetHistoryResponse.FromString,
+                _registered_method=True)
         self.ListTasks = channel.unary_unary(
                 '/evalrpc.v1.EvaluationService/ListTasks',
                 request_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ListTasksRequest.SerializeToString,
@@ -124,7 +130,7 @@ class EvaluationServiceServicer(object):
 
     def SubmitJob(self, request, context):
         """Accepts an evaluation. When it answers OK the job is on disk and survives any crash of the server. The answer is QUEUED
-        with its position, or, for a repeated `request_id`, the job as it stands now.
+        with its position, or, for a repeated `request_id` and for one that `cache` finds, the job as it stands now.
 
         Errors: INVALID_ARGUMENT (every bad field at once), ALREADY_EXISTS (`request_id` was used with other contents),
         RESOURCE_EXHAUSTED (the queue is full; RetryInfo), UNAVAILABLE (the server stops, or its disk does not take writes;
@@ -256,6 +262,16 @@ class EvaluationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetHistory(self, request, context):
+        """Returns metrics over many jobs at once, such as those of every checkpoint of a training run, in the order of its steps.
+
+        Errors: INVALID_ARGUMENT (a bad filter, selector or label).
+        Retry: always safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListTasks(self, request, context):
         """Lists the tasks that a harness knows, sorted by name, as the installed harness itself reports them. Cached.
 
@@ -358,6 +374,11 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
                     servicer.ListSamples,
                     request_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ListSamplesRequest.FromString,
                     response_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ListSamplesResponse.SerializeToString,
+            ),
+            'GetHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetHistory,
+                    request_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.GetHistoryRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_history__pb2.GetHistoryResponse.SerializeToString,
             ),
             'ListTasks': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTasks,
@@ -705,6 +726,33 @@ class EvaluationService(object):
             '/evalrpc.v1.EvaluationService/ListSamples',
             evalrpc_dot_v1_dot_evaluation__service__pb2.ListSamplesRequest.SerializeToString,
             evalrpc_dot_v1_dot_evaluation__service__pb2.ListSamplesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evalrpc.v1.EvaluationService/GetHistory',
+            evalrpc_dot_v1_dot_evaluation__service__pb2.GetHistoryRequest.SerializeToString,
+            evalrpc_dot_v1_dot_history__pb2.GetHistoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -10,6 +10,7 @@ the RetryInfo), and with INTERNAL for a bug of the server.
 
 from collections import abc as _abc
 from evalrpc.v1 import evaluation_service_pb2 as _evaluation_service_pb2
+from evalrpc.v1 import history_pb2 as _history_pb2
 from evalrpc.v1 import job_pb2 as _job_pb2
 from grpc import aio as _aio
 import abc as _abc_1
@@ -41,7 +42,7 @@ class EvaluationServiceStub:
     def __new__(cls, channel: _aio.Channel) -> EvaluationServiceAsyncStub: ...
     SubmitJob: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.SubmitJobRequest, _job_pb2.JobInfo]
     """Accepts an evaluation. When it answers OK the job is on disk and survives any crash of the server. The answer is QUEUED
-    with its position, or, for a repeated `request_id`, the job as it stands now.
+    with its position, or, for a repeated `request_id` and for one that `cache` finds, the job as it stands now.
 
     Errors: INVALID_ARGUMENT (every bad field at once), ALREADY_EXISTS (`request_id` was used with other contents),
     RESOURCE_EXHAUSTED (the queue is full; RetryInfo), UNAVAILABLE (the server stops, or its disk does not take writes;
@@ -125,6 +126,12 @@ class EvaluationServiceStub:
     Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, or no samples were logged).
     Retry: always safe.
     """
+    GetHistory: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetHistoryRequest, _history_pb2.GetHistoryResponse]
+    """Returns metrics over many jobs at once, such as those of every checkpoint of a training run, in the order of its steps.
+
+    Errors: INVALID_ARGUMENT (a bad filter, selector or label).
+    Retry: always safe.
+    """
     ListTasks: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListTasksRequest, _evaluation_service_pb2.ListTasksResponse]
     """Lists the tasks that a harness knows, sorted by name, as the installed harness itself reports them. Cached.
 
@@ -157,7 +164,7 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     SubmitJob: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.SubmitJobRequest, _job_pb2.JobInfo]  # type: ignore[assignment]
     """Accepts an evaluation. When it answers OK the job is on disk and survives any crash of the server. The answer is QUEUED
-    with its position, or, for a repeated `request_id`, the job as it stands now.
+    with its position, or, for a repeated `request_id` and for one that `cache` finds, the job as it stands now.
 
     Errors: INVALID_ARGUMENT (every bad field at once), ALREADY_EXISTS (`request_id` was used with other contents),
     RESOURCE_EXHAUSTED (the queue is full; RetryInfo), UNAVAILABLE (the server stops, or its disk does not take writes;
@@ -241,6 +248,12 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, or no samples were logged).
     Retry: always safe.
     """
+    GetHistory: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetHistoryRequest, _history_pb2.GetHistoryResponse]  # type: ignore[assignment]
+    """Returns metrics over many jobs at once, such as those of every checkpoint of a training run, in the order of its steps.
+
+    Errors: INVALID_ARGUMENT (a bad filter, selector or label).
+    Retry: always safe.
+    """
     ListTasks: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListTasksRequest, _evaluation_service_pb2.ListTasksResponse]  # type: ignore[assignment]
     """Lists the tasks that a harness knows, sorted by name, as the installed harness itself reports them. Cached.
 
@@ -276,7 +289,7 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.JobInfo, _abc.Awaitable[_job_pb2.JobInfo]]:
         """Accepts an evaluation. When it answers OK the job is on disk and survives any crash of the server. The answer is QUEUED
-        with its position, or, for a repeated `request_id`, the job as it stands now.
+        with its position, or, for a repeated `request_id` and for one that `cache` finds, the job as it stands now.
 
         Errors: INVALID_ARGUMENT (every bad field at once), ALREADY_EXISTS (`request_id` was used with other contents),
         RESOURCE_EXHAUSTED (the queue is full; RetryInfo), UNAVAILABLE (the server stops, or its disk does not take writes;
@@ -424,6 +437,18 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists per-sample predictions of one model and task, page by page, in the order of the harness's file.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, or no samples were logged).
+        Retry: always safe.
+        """
+
+    @_abc_1.abstractmethod
+    def GetHistory(
+        self,
+        request: _evaluation_service_pb2.GetHistoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_history_pb2.GetHistoryResponse, _abc.Awaitable[_history_pb2.GetHistoryResponse]]:
+        """Returns metrics over many jobs at once, such as those of every checkpoint of a training run, in the order of its steps.
+
+        Errors: INVALID_ARGUMENT (a bad filter, selector or label).
         Retry: always safe.
         """
 

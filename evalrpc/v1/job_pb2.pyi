@@ -267,6 +267,7 @@ class JobInfo(_message.Message):
     CANCEL_REASON_FIELD_NUMBER: _builtins.int
     RETRY_AT_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    CACHED_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """UUID4 in its canonical form, chosen by the server."""
     status: Global___JobStatus.ValueType
@@ -289,6 +290,10 @@ class JobInfo(_message.Message):
     """The supersede key, as submitted. Empty: none."""
     cancel_reason: _builtins.str
     """Why the cancel was asked for, as CancelJob gave it. Empty where none was, or without a reason."""
+    cached: _builtins.bool
+    """Whether this is the earlier job of an identical evaluation, which `SubmitJobRequest.cache` allowed as the answer. Set only in
+    the answer of SubmitJob.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When SubmitJob accepted the job."""
@@ -374,10 +379,11 @@ class JobInfo(_message.Message):
         cancel_reason: _builtins.str = ...,
         retry_at: _timestamp_pb2.Timestamp | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        cached: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_position_in_queue", b"_position_in_queue", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "position_in_queue", b"position_in_queue", "progress", b"progress", "request", b"request", "retry_at", b"retry_at", "started_at", b"started_at", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_position_in_queue", b"_position_in_queue", "attempt", b"attempt", "attempts", b"attempts", "cancel_reason", b"cancel_reason", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "gpus", b"gpus", "job_id", b"job_id", "labels", b"labels", "max_attempts", b"max_attempts", "position_in_queue", b"position_in_queue", "priority", b"priority", "progress", b"progress", "request", b"request", "results", b"results", "retry_at", b"retry_at", "revision", b"revision", "started_at", b"started_at", "status", b"status", "supersede_key", b"supersede_key", "timeout", b"timeout", "wait_reason", b"wait_reason", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_position_in_queue", b"_position_in_queue", "attempt", b"attempt", "attempts", b"attempts", "cached", b"cached", "cancel_reason", b"cancel_reason", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "gpus", b"gpus", "job_id", b"job_id", "labels", b"labels", "max_attempts", b"max_attempts", "position_in_queue", b"position_in_queue", "priority", b"priority", "progress", b"progress", "request", b"request", "results", b"results", "retry_at", b"retry_at", "revision", b"revision", "started_at", b"started_at", "status", b"status", "supersede_key", b"supersede_key", "timeout", b"timeout", "wait_reason", b"wait_reason", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__position_in_queue: _TypeAlias = _typing.Literal["position_in_queue"]  # noqa: Y015
     _WhichOneofArgType__position_in_queue: _TypeAlias = _typing.Literal["_position_in_queue", b"_position_in_queue"]  # noqa: Y015

@@ -31,8 +31,8 @@ def new_job(**fields: Any) -> pb.JobInfo:
     return pb.JobInfo(job_id=str(uuid.uuid4()), request=pb.EvaluateRequest(**request), max_attempts=1, **fields)
 
 
-def submit(store: Store, request_id: str = "", fingerprint: bytes = b"f", **fields: Any) -> pb.JobInfo:
-    return store.submit(Submission(new_job(**fields), request_id, fingerprint)).result(SECONDS)
+def submit(store: Store, request_id: str = "", fingerprint: bytes = b"f", cache_key: bytes = b"", **fields: Any) -> pb.JobInfo:
+    return store.submit(Submission(new_job(**fields), request_id, fingerprint, cache_key)).result(SECONDS)
 
 
 def begin(job: pb.JobInfo) -> None:

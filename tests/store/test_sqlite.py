@@ -16,9 +16,11 @@ from evalrpc.clock import SystemClock
 from evalrpc.errors import ConfigurationError, DataDirectoryInUseError, StoreUnavailableError
 from evalrpc.store.base import StoredJob, Submission
 from evalrpc.store.cache import JobCache
+from evalrpc.store.migrations import MIGRATIONS
 from evalrpc.store.sqlite import DATABASE_NAME, SqliteStore
 from evalrpc.store.transaction import Transaction
 from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1.evaluation_service_pb2 import JobFilter
 
 
 @pytest.fixture
@@ -156,6 +158,19 @@ def test_a_database_without_its_tables_is_a_configuration_error(data_dir: Path) 
     data_dir.mkdir()
     set_version(database(data_dir), 1)
     assert errors_of_opening_twice(data_dir)[0].startswith("ConfigurationError setting data_dir")
+
+
+def test_a_database_of_an_earlier_version_is_brought_up_to_date(data_dir: Path) -> None:
+    data_dir.mkdir()
+    connection = sqlite3.connect(database(data_dir))
+    connection.executescript(f"{MIGRATIONS[0]} PRAGMA user_version = 1;")
+    connection.execute("INSERT INTO jobs VALUES (7, 'j', 1, 'h', 'm', 0, 0, NULL, 'r', x'66', 1, 0, NULL, ?)", (b"",))
+    connection.commit()
+    connection.close()
+    store = open_store(data_dir)
+    assert [job.sequence for job in store.list_jobs(JobFilter(), None, 10)] == [7]
+    assert submit(store, cache_key=b"k").job_id == submit(store, cache_key=b"k").job_id
+    store.close()
 
 
 def set_version(path: Path, version: int) -> None:

@@ -1,6 +1,8 @@
 """The names that a harness knows: asked for once, kept on disk, and used for suggestions without asking."""
 
+import difflib
 import json
+import random
 import sys
 from pathlib import Path
 
@@ -72,6 +74,14 @@ def test_another_version_or_a_changed_task_file_is_asked_anew(folder: Path) -> N
     assert times_asked(folder) == 3
 
 
+def test_task_folders_too_large_to_look_at_are_no_reason_to_ask_each_time(folder: Path) -> None:
+    for name in ("a", "b"):
+        (folder / "tasks" / name).symlink_to(folder / "tasks")  # a folder without end
+    catalog = catalog_of(folder, Listing(folder))
+    assert catalog.names("listing") == catalog.names("listing")
+    assert times_asked(folder) == 1
+
+
 def test_a_damaged_cache_is_asked_anew(folder: Path) -> None:
     catalog_of(folder, Listing(folder)).names("listing")
     (folder / "data" / "catalog" / "listing.json").write_text('{"fingerprint": 3, "tasks"')
@@ -92,11 +102,69 @@ def test_a_harness_that_can_not_say_is_unavailable_with_its_own_words(folder: Pa
         catalog_of(folder, Listing(folder, script)).names("listing")
 
 
+def test_asking_is_not_undone_by_what_python_leaves_in_the_task_folder(folder: Path) -> None:
+    script = SCRIPT + "cache = pathlib.Path('tasks/__pycache__')\ncache.mkdir(exist_ok=True)\n(cache / 'x.pyc').touch()\n"
+    script += "print(json.dumps({'tasks': [], 'models': []}))"
+    catalog = catalog_of(folder, Listing(folder, script))
+    catalog.names("listing")
+    catalog.names("listing")
+    assert times_asked(folder) == 1
+
+
 def test_unknown_tasks_are_told_with_the_nearest_names_and_only_once_the_list_is_known(folder: Path) -> None:
     catalog = catalog_of(folder, Listing(folder))
+    assert catalog.lists_all("listing", ["mmmu_vla"])
     assert catalog.unknown_tasks("listing", ["mmmu_vla"]) == {}
     catalog.names("listing")
+    assert catalog.lists_all("listing", ["mme", "mmmu_val"])
+    assert not catalog.lists_all("listing", ["mme", "mmmu_vla"])
     assert catalog.unknown_tasks("listing", ["mme", "mmmu_vla", "zzz"]) == {
         1: "the harness lists no task 'mmmu_vla'; did you mean mmmu_val?",
         2: "the harness lists no task 'zzz'",
     }
+
+
+def test_what_an_earlier_server_asked_is_known_without_asking(folder: Path) -> None:
+    catalog_of(folder, Listing(folder)).names("listing")
+    catalog = catalog_of(folder, Listing(folder))
+    catalog.load()
+    assert not catalog.lists_all("listing", ["mmmu_vla"])
+    assert list(catalog.unknown_tasks("listing", ["mmmu_vla"])) == [0]
+    assert times_asked(folder) == 1
+
+
+def test_what_an_earlier_version_said_is_not_known(folder: Path) -> None:
+    catalog_of(folder, harness := Listing(folder)).names("listing")
+    harness.version = "2"
+    catalog = catalog_of(folder, harness)
+    catalog.load()
+    assert catalog.lists_all("listing", ["mmmu_vla"])
+
+
+def test_nothing_is_unknown_to_a_harness_that_has_changed_since(folder: Path) -> None:
+    catalog = catalog_of(folder, Listing(folder))
+    catalog.names("listing")
+    (folder / "tasks" / "new.yaml").write_text("task: new")
+    assert catalog.unknown_tasks("listing", ["new"]) == {}
+
+
+def test_only_the_first_few_unknown_tasks_get_suggestions(folder: Path) -> None:
+    catalog = catalog_of(folder, Listing(folder))
+    catalog.names("listing")
+    told = catalog.unknown_tasks("listing", [f"mmmu_val{number}" for number in range(1000)])
+    assert len(told) == 1000
+    assert ["did you mean" in text for text in told.values()] == [True] * 5 + [False] * 995
+
+
+def test_of_many_names_the_first_that_is_suggested_is_the_nearest_of_all(folder: Path) -> None:
+    dice = random.Random(7)
+    words = ["mmlu", "global", "arc", "val", "test", "de", "zh", "algebra", "physics", "history", "easy", "cot"]
+    names = sorted({"_".join(dice.choices(words, k=dice.randint(1, 5))) for _ in range(1000)})
+    script = f"import json\nprint(json.dumps({{'tasks': {names!r}, 'models': []}}))"
+    catalog = catalog_of(folder, Listing(folder, script))
+    catalog.names("listing")
+    for name in dice.sample(names, 5):
+        typo = name.replace("a", "e", 1) + "x"
+        (nearest,) = difflib.get_close_matches(typo, names, n=1, cutoff=0.6)
+        (told,) = catalog.unknown_tasks("listing", [typo]).values()
+        assert f"; did you mean {nearest}," in told

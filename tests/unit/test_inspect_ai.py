@@ -61,6 +61,7 @@ def test_the_smallest_request_has_the_smallest_command(tasks: Path) -> None:
             *("--log-dir=/d/out", "--log-format=json", "--display=plain", "--ctl-server=false"),
         ),
         cwd=Path("/srv"),
+        watched_dirs=(tasks,),
     )
 
 
