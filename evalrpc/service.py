@@ -28,6 +28,7 @@ from evalrpc.queue_state import QueueState
 from evalrpc.reading import JobReader
 from evalrpc.store.base import ListedJob, Store, Submission
 from evalrpc.v1 import evaluation_service_pb2 as calls
+from evalrpc.v1.comparison_pb2 import CompareJobsRequest, CompareJobsResponse
 from evalrpc.v1.job_pb2 import JOB_STATUS_QUEUED, JobInfo
 
 DEFAULT_PAGE_SIZE: Final = 50
@@ -139,6 +140,13 @@ class EvaluationService:
         job_id = validation.require_job_id(request.job_id)
         page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         return await self.reader.list_samples(job_id, request, page_size)
+
+    async def CompareJobs(self, request: CompareJobsRequest, context: _Context) -> CompareJobsResponse:
+        """Compare jobs with a baseline, metric by metric."""
+        validation.require(validation.comparison(request))
+        baseline = await self.feed.read_job(request.baseline_job_id.lower())
+        candidates = [await self.feed.read_job(job_id.lower()) for job_id in request.candidate_job_ids]
+        return await asyncio.get_running_loop().run_in_executor(self.hashers, _compare, request, baseline, candidates)
 
     async def GetQueue(self, request: calls.GetQueueRequest, context: _Context) -> calls.GetQueueResponse:
         """Return what is queued and running, and who holds which GPU."""
@@ -258,6 +266,12 @@ def _new_job(call: calls.SubmitJobRequest) -> JobInfo:
     if call.HasField("timeout"):
         job.timeout.CopyFrom(call.timeout)
     return job
+
+
+def _compare(request: CompareJobsRequest, baseline: JobInfo, candidates: Sequence[JobInfo]) -> CompareJobsResponse:
+    from evalrpc.comparison import compare  # here, so that a server that compares nothing never loads NumPy and SciPy
+
+    return compare(request, baseline, candidates)
 
 
 def _fingerprint(call: calls.SubmitJobRequest) -> bytes:

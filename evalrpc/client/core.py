@@ -33,6 +33,7 @@ RETRIED_METHODS: Final = (
     "GetQueue",
     "ListArtifacts",
     "ListSamples",
+    "CompareJobs",
     "ListTasks",
     "ListModels",
     "ListHarnesses",

@@ -22,13 +22,14 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from evalrpc.v1 import comparison_pb2 as evalrpc_dot_v1_dot_comparison__pb2
 from evalrpc.v1 import job_pb2 as evalrpc_dot_v1_dot_job__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#evalrpc/v1/evaluation_service.proto\x12\nevalrpc.v1\x1a\x14\x65valrpc/v1/job.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbf\x02\n\x10SubmitJobRequest\x12,\n\x07request\x18\x01 \x01(\x0b\x32\x1b.evalrpc.v1.EvaluateRequest\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x10\n\x08priority\x18\x03 \x01(\x05\x12\x38\n\x06labels\x18\x04 \x03(\x0b\x32(.evalrpc.v1.SubmitJobRequest.LabelsEntry\x12*\n\x07timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cmax_attempts\x18\x06 \x01(\x05\x12\x15\n\rsupersede_key\x18\x07 \x01(\t\x12\x15\n\rvalidate_only\x18\x08 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"p\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_revision\x18\x02 \x01(\x03\x12\x35\n\x12heartbeat_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x88\x01\n\x10WatchJobsRequest\x12%\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x15.evalrpc.v1.JobFilter\x12\x16\n\x0e\x61\x66ter_revision\x18\x02 \x01(\x03\x12\x35\n\x12heartbeat_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xaf\x02\n\tJobFilter\x12\'\n\x08statuses\x18\x01 \x03(\x0e\x32\x15.evalrpc.v1.JobStatus\x12\x31\n\x06labels\x18\x02 \x03(\x0b\x32!.evalrpc.v1.JobFilter.LabelsEntry\x12\x0e\n\x06models\x18\x03 \x03(\t\x12\r\n\x05tasks\x18\x04 \x03(\t\x12\x11\n\tharnesses\x18\x05 \x03(\t\x12\x31\n\rcreated_after\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x63reated_before\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"_\n\x0fListJobsRequest\x12%\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x15.evalrpc.v1.JobFilter\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"N\n\x10ListJobsResponse\x12!\n\x04jobs\x18\x01 \x03(\x0b\x32\x13.evalrpc.v1.JobInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\"\n\x10\x44\x65leteJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\x13\n\x11\x44\x65leteJobResponse\"\x11\n\x0fGetQueueRequest\"\x80\x02\n\x10GetQueueResponse\x12\x14\n\x0cqueued_count\x18\x01 \x01(\x03\x12\x15\n\rrunning_count\x18\x02 \x01(\x03\x12\x16\n\x0equeued_job_ids\x18\x03 \x03(\t\x12\x17\n\x0frunning_job_ids\x18\x04 \x03(\t\x12.\n\rstatus_counts\x18\x05 \x03(\x0b\x32\x17.evalrpc.v1.StatusCount\x12\x1d\n\x04gpus\x18\x06 \x03(\x0b\x32\x0f.evalrpc.v1.Gpu\x12\x16\n\x0e\x66ree_gpu_count\x18\x07 \x01(\x05\x12\x13\n\x0bmax_running\x18\x08 \x01(\x05\x12\x12\n\nmax_queued\x18\t \x01(\x03\"C\n\x0bStatusCount\x12%\n\x06status\x18\x01 \x01(\x0e\x32\x15.evalrpc.v1.JobStatus\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\"I\n\x03Gpu\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06job_id\x18\x03 \x01(\t\x12\x18\n\x10set_aside_reason\x18\x04 \x01(\t\"Q\n\x0eReadLogRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\"@\n\x0fReadLogResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\"&\n\x14ListArtifactsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"@\n\x15ListArtifactsResponse\x12\'\n\tartifacts\x18\x01 \x03(\x0b\x32\x14.evalrpc.v1.Artifact\"m\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12/\n\x0bmodified_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"R\n\x13ReadArtifactRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\r\n\x05limit\x18\x04 \x01(\x03\"H\n\x14ReadArtifactResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"h\n\x12ListSamplesRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"X\n\x13ListSamplesResponse\x12(\n\x07samples\x18\x01 \x03(\x0b\x32\x17.google.protobuf.Struct\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Y\n\x10ListTasksRequest\x12\x0f\n\x07harness\x18\x01 \x01(\t\x12\r\n\x05query\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\";\n\x11ListTasksResponse\x12\r\n\x05tasks\x18\x01 \x03(\t\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Z\n\x11ListModelsRequest\x12\x0f\n\x07harness\x18\x01 \x01(\t\x12\r\n\x05query\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"=\n\x12ListModelsResponse\x12\x0e\n\x06models\x18\x01 \x03(\t\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x16\n\x14ListHarnessesRequest\"C\n\x15ListHarnessesResponse\x12*\n\tharnesses\x18\x01 \x03(\x0b\x32\x17.evalrpc.v1.HarnessInfo\"i\n\x0bHarnessInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x11\n\tavailable\x18\x04 \x01(\x08\x12\x1a\n\x12unavailable_reason\x18\x05 \x01(\t\"\x16\n\x14GetServerInfoRequest\"\xf5\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstarted_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rhead_revision\x18\x03 \x01(\x03\x12\x17\n\x0foldest_revision\x18\x04 \x01(\x03\x12\x11\n\tgpu_count\x18\x05 \x01(\x05\x12\x19\n\x11max_request_bytes\x18\x06 \x01(\x03\x12\x12\n\nmax_queued\x18\x07 \x01(\x03\x12\x13\n\x0bmax_running\x18\x08 \x01(\x05\x12\x14\n\x0c\x63\x61pabilities\x18\t \x03(\t2\xad\t\n\x11\x45valuationService\x12>\n\tSubmitJob\x12\x1c.evalrpc.v1.SubmitJobRequest\x1a\x13.evalrpc.v1.JobInfo\x12\x38\n\x06GetJob\x12\x19.evalrpc.v1.GetJobRequest\x1a\x13.evalrpc.v1.JobInfo\x12?\n\x08WatchJob\x12\x1b.evalrpc.v1.WatchJobRequest\x1a\x14.evalrpc.v1.JobEvent0\x01\x12\x41\n\tWatchJobs\x12\x1c.evalrpc.v1.WatchJobsRequest\x1a\x14.evalrpc.v1.JobEvent0\x01\x12\x45\n\x08ListJobs\x12\x1b.evalrpc.v1.ListJobsRequest\x1a\x1c.evalrpc.v1.ListJobsResponse\x12>\n\tCancelJob\x12\x1c.evalrpc.v1.CancelJobRequest\x1a\x13.evalrpc.v1.JobInfo\x12H\n\tDeleteJob\x12\x1c.evalrpc.v1.DeleteJobRequest\x1a\x1d.evalrpc.v1.DeleteJobResponse\x12\x45\n\x08GetQueue\x12\x1b.evalrpc.v1.GetQueueRequest\x1a\x1c.evalrpc.v1.GetQueueResponse\x12\x44\n\x07ReadLog\x12\x1a.evalrpc.v1.ReadLogRequest\x1a\x1b.evalrpc.v1.ReadLogResponse0\x01\x12T\n\rListArtifacts\x12 .evalrpc.v1.ListArtifactsRequest\x1a!.evalrpc.v1.ListArtifactsResponse\x12S\n\x0cReadArtifact\x12\x1f.evalrpc.v1.ReadArtifactRequest\x1a .evalrpc.v1.ReadArtifactResponse0\x01\x12N\n\x0bListSamples\x12\x1e.evalrpc.v1.ListSamplesRequest\x1a\x1f.evalrpc.v1.ListSamplesResponse\x12H\n\tListTasks\x12\x1c.evalrpc.v1.ListTasksRequest\x1a\x1d.evalrpc.v1.ListTasksResponse\x12K\n\nListModels\x12\x1d.evalrpc.v1.ListModelsRequest\x1a\x1e.evalrpc.v1.ListModelsResponse\x12T\n\rListHarnesses\x12 .evalrpc.v1.ListHarnessesRequest\x1a!.evalrpc.v1.ListHarnessesResponse\x12T\n\rGetServerInfo\x12 .evalrpc.v1.GetServerInfoRequest\x1a!.evalrpc.v1.GetServerInfoResponseB$\n\nevalrpc.v1P\x01Z\x14\x65valrpc/v1;evalrpcv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#evalrpc/v1/evaluation_service.proto\x12\nevalrpc.v1\x1a\x1b\x65valrpc/v1/comparison.proto\x1a\x14\x65valrpc/v1/job.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbf\x02\n\x10SubmitJobRequest\x12,\n\x07request\x18\x01 \x01(\x0b\x32\x1b.evalrpc.v1.EvaluateRequest\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x10\n\x08priority\x18\x03 \x01(\x05\x12\x38\n\x06labels\x18\x04 \x03(\x0b\x32(.evalrpc.v1.SubmitJobRequest.LabelsEntry\x12*\n\x07timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cmax_attempts\x18\x06 \x01(\x05\x12\x15\n\rsupersede_key\x18\x07 \x01(\t\x12\x15\n\rvalidate_only\x18\x08 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"p\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_revision\x18\x02 \x01(\x03\x12\x35\n\x12heartbeat_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x88\x01\n\x10WatchJobsRequest\x12%\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x15.evalrpc.v1.JobFilter\x12\x16\n\x0e\x61\x66ter_revision\x18\x02 \x01(\x03\x12\x35\n\x12heartbeat_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xaf\x02\n\tJobFilter\x12\'\n\x08statuses\x18\x01 \x03(\x0e\x32\x15.evalrpc.v1.JobStatus\x12\x31\n\x06labels\x18\x02 \x03(\x0b\x32!.evalrpc.v1.JobFilter.LabelsEntry\x12\x0e\n\x06models\x18\x03 \x03(\t\x12\r\n\x05tasks\x18\x04 \x03(\t\x12\x11\n\tharnesses\x18\x05 \x03(\t\x12\x31\n\rcreated_after\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x63reated_before\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"_\n\x0fListJobsRequest\x12%\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x15.evalrpc.v1.JobFilter\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"N\n\x10ListJobsResponse\x12!\n\x04jobs\x18\x01 \x03(\x0b\x32\x13.evalrpc.v1.JobInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\"\n\x10\x44\x65leteJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\x13\n\x11\x44\x65leteJobResponse\"\x11\n\x0fGetQueueRequest\"\x80\x02\n\x10GetQueueResponse\x12\x14\n\x0cqueued_count\x18\x01 \x01(\x03\x12\x15\n\rrunning_count\x18\x02 \x01(\x03\x12\x16\n\x0equeued_job_ids\x18\x03 \x03(\t\x12\x17\n\x0frunning_job_ids\x18\x04 \x03(\t\x12.\n\rstatus_counts\x18\x05 \x03(\x0b\x32\x17.evalrpc.v1.StatusCount\x12\x1d\n\x04gpus\x18\x06 \x03(\x0b\x32\x0f.evalrpc.v1.Gpu\x12\x16\n\x0e\x66ree_gpu_count\x18\x07 \x01(\x05\x12\x13\n\x0bmax_running\x18\x08 \x01(\x05\x12\x12\n\nmax_queued\x18\t \x01(\x03\"C\n\x0bStatusCount\x12%\n\x06status\x18\x01 \x01(\x0e\x32\x15.evalrpc.v1.JobStatus\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\"I\n\x03Gpu\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06job_id\x18\x03 \x01(\t\x12\x18\n\x10set_aside_reason\x18\x04 \x01(\t\"Q\n\x0eReadLogRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\"@\n\x0fReadLogResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\"&\n\x14ListArtifactsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"@\n\x15ListArtifactsResponse\x12\'\n\tartifacts\x18\x01 \x03(\x0b\x32\x14.evalrpc.v1.Artifact\"m\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12/\n\x0bmodified_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"R\n\x13ReadArtifactRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\r\n\x05limit\x18\x04 \x01(\x03\"H\n\x14ReadArtifactResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"h\n\x12ListSamplesRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"X\n\x13ListSamplesResponse\x12(\n\x07samples\x18\x01 \x03(\x0b\x32\x17.google.protobuf.Struct\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Y\n\x10ListTasksRequest\x12\x0f\n\x07harness\x18\x01 \x01(\t\x12\r\n\x05query\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\";\n\x11ListTasksResponse\x12\r\n\x05tasks\x18\x01 \x03(\t\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Z\n\x11ListModelsRequest\x12\x0f\n\x07harness\x18\x01 \x01(\t\x12\r\n\x05query\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"=\n\x12ListModelsResponse\x12\x0e\n\x06models\x18\x01 \x03(\t\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x16\n\x14ListHarnessesRequest\"C\n\x15ListHarnessesResponse\x12*\n\tharnesses\x18\x01 \x03(\x0b\x32\x17.evalrpc.v1.HarnessInfo\"i\n\x0bHarnessInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x11\n\tavailable\x18\x04 \x01(\x08\x12\x1a\n\x12unavailable_reason\x18\x05 \x01(\t\"\x16\n\x14GetServerInfoRequest\"\xf5\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstarted_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rhead_revision\x18\x03 \x01(\x03\x12\x17\n\x0foldest_revision\x18\x04 \x01(\x03\x12\x11\n\tgpu_count\x18\x05 \x01(\x05\x12\x19\n\x11max_request_bytes\x18\x06 \x01(\x03\x12\x12\n\nmax_queued\x18\x07 \x01(\x03\x12\x13\n\x0bmax_running\x18\x08 \x01(\x05\x12\x14\n\x0c\x63\x61pabilities\x18\t \x03(\t2\xfd\t\n\x11\x45valuationService\x12>\n\tSubmitJob\x12\x1c.evalrpc.v1.SubmitJobRequest\x1a\x13.evalrpc.v1.JobInfo\x12\x38\n\x06GetJob\x12\x19.evalrpc.v1.GetJobRequest\x1a\x13.evalrpc.v1.JobInfo\x12?\n\x08WatchJob\x12\x1b.evalrpc.v1.WatchJobRequest\x1a\x14.evalrpc.v1.JobEvent0\x01\x12\x41\n\tWatchJobs\x12\x1c.evalrpc.v1.WatchJobsRequest\x1a\x14.evalrpc.v1.JobEvent0\x01\x12\x45\n\x08ListJobs\x12\x1b.evalrpc.v1.ListJobsRequest\x1a\x1c.evalrpc.v1.ListJobsResponse\x12>\n\tCancelJob\x12\x1c.evalrpc.v1.CancelJobRequest\x1a\x13.evalrpc.v1.JobInfo\x12H\n\tDeleteJob\x12\x1c.evalrpc.v1.DeleteJobRequest\x1a\x1d.evalrpc.v1.DeleteJobResponse\x12\x45\n\x08GetQueue\x12\x1b.evalrpc.v1.GetQueueRequest\x1a\x1c.evalrpc.v1.GetQueueResponse\x12\x44\n\x07ReadLog\x12\x1a.evalrpc.v1.ReadLogRequest\x1a\x1b.evalrpc.v1.ReadLogResponse0\x01\x12T\n\rListArtifacts\x12 .evalrpc.v1.ListArtifactsRequest\x1a!.evalrpc.v1.ListArtifactsResponse\x12S\n\x0cReadArtifact\x12\x1f.evalrpc.v1.ReadArtifactRequest\x1a .evalrpc.v1.ReadArtifactResponse0\x01\x12N\n\x0bListSamples\x12\x1e.evalrpc.v1.ListSamplesRequest\x1a\x1f.evalrpc.v1.ListSamplesResponse\x12N\n\x0b\x43ompareJobs\x12\x1e.evalrpc.v1.CompareJobsRequest\x1a\x1f.evalrpc.v1.CompareJobsResponse\x12H\n\tListTasks\x12\x1c.evalrpc.v1.ListTasksRequest\x1a\x1d.evalrpc.v1.ListTasksResponse\x12K\n\nListModels\x12\x1d.evalrpc.v1.ListModelsRequest\x1a\x1e.evalrpc.v1.ListModelsResponse\x12T\n\rListHarnesses\x12 .evalrpc.v1.ListHarnessesRequest\x1a!.evalrpc.v1.ListHarnessesResponse\x12T\n\rGetServerInfo\x12 .evalrpc.v1.GetServerInfoRequest\x1a!.evalrpc.v1.GetServerInfoResponseB$\n\nevalrpc.v1P\x01Z\x14\x65valrpc/v1;evalrpcv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,74 +41,74 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SUBMITJOBREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_JOBFILTER_LABELSENTRY']._loaded_options = None
   _globals['_JOBFILTER_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_SUBMITJOBREQUEST']._serialized_start=169
-  _globals['_SUBMITJOBREQUEST']._serialized_end=488
-  _globals['_SUBMITJOBREQUEST_LABELSENTRY']._serialized_start=443
-  _globals['_SUBMITJOBREQUEST_LABELSENTRY']._serialized_end=488
-  _globals['_GETJOBREQUEST']._serialized_start=490
-  _globals['_GETJOBREQUEST']._serialized_end=521
-  _globals['_WATCHJOBREQUEST']._serialized_start=523
-  _globals['_WATCHJOBREQUEST']._serialized_end=635
-  _globals['_WATCHJOBSREQUEST']._serialized_start=638
-  _globals['_WATCHJOBSREQUEST']._serialized_end=774
-  _globals['_JOBFILTER']._serialized_start=777
-  _globals['_JOBFILTER']._serialized_end=1080
-  _globals['_JOBFILTER_LABELSENTRY']._serialized_start=443
-  _globals['_JOBFILTER_LABELSENTRY']._serialized_end=488
-  _globals['_LISTJOBSREQUEST']._serialized_start=1082
-  _globals['_LISTJOBSREQUEST']._serialized_end=1177
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1179
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1257
-  _globals['_CANCELJOBREQUEST']._serialized_start=1259
-  _globals['_CANCELJOBREQUEST']._serialized_end=1309
-  _globals['_DELETEJOBREQUEST']._serialized_start=1311
-  _globals['_DELETEJOBREQUEST']._serialized_end=1345
-  _globals['_DELETEJOBRESPONSE']._serialized_start=1347
-  _globals['_DELETEJOBRESPONSE']._serialized_end=1366
-  _globals['_GETQUEUEREQUEST']._serialized_start=1368
-  _globals['_GETQUEUEREQUEST']._serialized_end=1385
-  _globals['_GETQUEUERESPONSE']._serialized_start=1388
-  _globals['_GETQUEUERESPONSE']._serialized_end=1644
-  _globals['_STATUSCOUNT']._serialized_start=1646
-  _globals['_STATUSCOUNT']._serialized_end=1713
-  _globals['_GPU']._serialized_start=1715
-  _globals['_GPU']._serialized_end=1788
-  _globals['_READLOGREQUEST']._serialized_start=1790
-  _globals['_READLOGREQUEST']._serialized_end=1871
-  _globals['_READLOGRESPONSE']._serialized_start=1873
-  _globals['_READLOGRESPONSE']._serialized_end=1937
-  _globals['_LISTARTIFACTSREQUEST']._serialized_start=1939
-  _globals['_LISTARTIFACTSREQUEST']._serialized_end=1977
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=1979
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=2043
-  _globals['_ARTIFACT']._serialized_start=2045
-  _globals['_ARTIFACT']._serialized_end=2154
-  _globals['_READARTIFACTREQUEST']._serialized_start=2156
-  _globals['_READARTIFACTREQUEST']._serialized_end=2238
-  _globals['_READARTIFACTRESPONSE']._serialized_start=2240
-  _globals['_READARTIFACTRESPONSE']._serialized_end=2312
-  _globals['_LISTSAMPLESREQUEST']._serialized_start=2314
-  _globals['_LISTSAMPLESREQUEST']._serialized_end=2418
-  _globals['_LISTSAMPLESRESPONSE']._serialized_start=2420
-  _globals['_LISTSAMPLESRESPONSE']._serialized_end=2508
-  _globals['_LISTTASKSREQUEST']._serialized_start=2510
-  _globals['_LISTTASKSREQUEST']._serialized_end=2599
-  _globals['_LISTTASKSRESPONSE']._serialized_start=2601
-  _globals['_LISTTASKSRESPONSE']._serialized_end=2660
-  _globals['_LISTMODELSREQUEST']._serialized_start=2662
-  _globals['_LISTMODELSREQUEST']._serialized_end=2752
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2754
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2815
-  _globals['_LISTHARNESSESREQUEST']._serialized_start=2817
-  _globals['_LISTHARNESSESREQUEST']._serialized_end=2839
-  _globals['_LISTHARNESSESRESPONSE']._serialized_start=2841
-  _globals['_LISTHARNESSESRESPONSE']._serialized_end=2908
-  _globals['_HARNESSINFO']._serialized_start=2910
-  _globals['_HARNESSINFO']._serialized_end=3015
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=3017
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=3039
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=3042
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=3287
-  _globals['_EVALUATIONSERVICE']._serialized_start=3290
-  _globals['_EVALUATIONSERVICE']._serialized_end=4487
+  _globals['_SUBMITJOBREQUEST']._serialized_start=198
+  _globals['_SUBMITJOBREQUEST']._serialized_end=517
+  _globals['_SUBMITJOBREQUEST_LABELSENTRY']._serialized_start=472
+  _globals['_SUBMITJOBREQUEST_LABELSENTRY']._serialized_end=517
+  _globals['_GETJOBREQUEST']._serialized_start=519
+  _globals['_GETJOBREQUEST']._serialized_end=550
+  _globals['_WATCHJOBREQUEST']._serialized_start=552
+  _globals['_WATCHJOBREQUEST']._serialized_end=664
+  _globals['_WATCHJOBSREQUEST']._serialized_start=667
+  _globals['_WATCHJOBSREQUEST']._serialized_end=803
+  _globals['_JOBFILTER']._serialized_start=806
+  _globals['_JOBFILTER']._serialized_end=1109
+  _globals['_JOBFILTER_LABELSENTRY']._serialized_start=472
+  _globals['_JOBFILTER_LABELSENTRY']._serialized_end=517
+  _globals['_LISTJOBSREQUEST']._serialized_start=1111
+  _globals['_LISTJOBSREQUEST']._serialized_end=1206
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1208
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1286
+  _globals['_CANCELJOBREQUEST']._serialized_start=1288
+  _globals['_CANCELJOBREQUEST']._serialized_end=1338
+  _globals['_DELETEJOBREQUEST']._serialized_start=1340
+  _globals['_DELETEJOBREQUEST']._serialized_end=1374
+  _globals['_DELETEJOBRESPONSE']._serialized_start=1376
+  _globals['_DELETEJOBRESPONSE']._serialized_end=1395
+  _globals['_GETQUEUEREQUEST']._serialized_start=1397
+  _globals['_GETQUEUEREQUEST']._serialized_end=1414
+  _globals['_GETQUEUERESPONSE']._serialized_start=1417
+  _globals['_GETQUEUERESPONSE']._serialized_end=1673
+  _globals['_STATUSCOUNT']._serialized_start=1675
+  _globals['_STATUSCOUNT']._serialized_end=1742
+  _globals['_GPU']._serialized_start=1744
+  _globals['_GPU']._serialized_end=1817
+  _globals['_READLOGREQUEST']._serialized_start=1819
+  _globals['_READLOGREQUEST']._serialized_end=1900
+  _globals['_READLOGRESPONSE']._serialized_start=1902
+  _globals['_READLOGRESPONSE']._serialized_end=1966
+  _globals['_LISTARTIFACTSREQUEST']._serialized_start=1968
+  _globals['_LISTARTIFACTSREQUEST']._serialized_end=2006
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=2008
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=2072
+  _globals['_ARTIFACT']._serialized_start=2074
+  _globals['_ARTIFACT']._serialized_end=2183
+  _globals['_READARTIFACTREQUEST']._serialized_start=2185
+  _globals['_READARTIFACTREQUEST']._serialized_end=2267
+  _globals['_READARTIFACTRESPONSE']._serialized_start=2269
+  _globals['_READARTIFACTRESPONSE']._serialized_end=2341
+  _globals['_LISTSAMPLESREQUEST']._serialized_start=2343
+  _globals['_LISTSAMPLESREQUEST']._serialized_end=2447
+  _globals['_LISTSAMPLESRESPONSE']._serialized_start=2449
+  _globals['_LISTSAMPLESRESPONSE']._serialized_end=2537
+  _globals['_LISTTASKSREQUEST']._serialized_start=2539
+  _globals['_LISTTASKSREQUEST']._serialized_end=2628
+  _globals['_LISTTASKSRESPONSE']._serialized_start=2630
+  _globals['_LISTTASKSRESPONSE']._serialized_end=2689
+  _globals['_LISTMODELSREQUEST']._serialized_start=2691
+  _globals['_LISTMODELSREQUEST']._serialized_end=2781
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2783
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2844
+  _globals['_LISTHARNESSESREQUEST']._serialized_start=2846
+  _globals['_LISTHARNESSESREQUEST']._serialized_end=2868
+  _globals['_LISTHARNESSESRESPONSE']._serialized_start=2870
+  _globals['_LISTHARNESSESRESPONSE']._serialized_end=2937
+  _globals['_HARNESSINFO']._serialized_start=2939
+  _globals['_HARNESSINFO']._serialized_end=3044
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=3046
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=3068
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=3071
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=3316
+  _globals['_EVALUATIONSERVICE']._serialized_start=3319
+  _globals['_EVALUATIONSERVICE']._serialized_end=4596
 # @@protoc_insertion_point(module_scope)
