@@ -1,6 +1,7 @@
 """The command line: `evalrpc serve` and all that a person or a script does with a server.
 
-Exit codes: 0 done; 1 the job failed or was cancelled, or a metric that `compare` looks at is worse; 2 the call was wrong; 3 the server can't be reached; 130 Ctrl-C.
+Exit codes: 0 done; 1 the job failed or was cancelled, or a metric that is compared is WORSE; 2 the call was wrong; 3 the server
+can't be reached; 130 Ctrl-C.
 """
 
 import os
