@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from evalrpc.files import open_file
 
-MAX_SAMPLES: Final = 4_000_000
-"""Rows of a file that are read; those after them count as absent."""
+MAX_VALUES: Final = 8_000_000
+"""Values of a file that are read, of all metrics together; those after them count as absent."""
 
 _MAX_ROW_BYTES: Final = 16 * 1024 * 1024
 _MAX_VALUE: Final = 1e100  # no sum of such values overflows; anything larger spoils the mean, as it should
@@ -96,22 +96,45 @@ def read_values(folder: Path, path: str, wanted: Collection[MetricKey]) -> Mappi
 
     Memory is 16 bytes per value, and the largest row. Raises ArtifactNotFoundError if the file is gone.
     """
-    columns = {key: (array("q"), array("d")) for key in wanted}
+    columns = [_Column(key) for key in wanted]
+    values_left = MAX_VALUES
     for row in _rows(folder, path):
         sample_id = _id(row.get("doc_id"))
-        if sample_id is None:
-            continue
-        for key, (ids, values) in columns.items():
-            value = _value(row, key)
-            if value is not None:
-                ids.append(sample_id)
-                values.append(value)
-    return {key: _averaged(ids, values) for key, (ids, values) in columns.items()}
+        if sample_id is not None:
+            values_left -= sum(column.take(sample_id, row) for column in columns)
+        if values_left <= 0:
+            break
+    return {column.key: column.averaged() for column in columns}
 
 
-def _averaged(ids: "array[int]", values: "array[float]") -> SampleValues:
-    unique, rows, counts = np.unique(np.frombuffer(ids, np.int64), return_inverse=True, return_counts=True)
-    return SampleValues(unique, np.bincount(rows, weights=np.frombuffer(values, np.float64)) / counts)
+class _Column:
+    """The values of one metric, as they are read."""
+
+    def __init__(self, key: MetricKey) -> None:
+        self.key = key
+        self._names = (key.metric, f"{key.metric},{key.filter}")
+        self._ids = array("q")
+        self._values = array("d")
+
+    def take(self, sample_id: int, row: Mapping[str, object]) -> bool:
+        """Take the value in a row. Returns whether there is one."""
+        if row.get("filter", self.key.filter) != self.key.filter:
+            return False
+        nested = row.get("metrics")
+        for table in (row, nested) if isinstance(nested, dict) else (row,):
+            for name in self._names:
+                value = table.get(name)
+                if isinstance(value, int | float):
+                    self._ids.append(sample_id)
+                    self._values.append(value if abs(value) <= _MAX_VALUE else math.nan)
+                    return True
+        return False
+
+    def averaged(self) -> SampleValues:
+        """Return one value for each sample."""
+        ids, values = np.frombuffer(self._ids, np.int64), np.frombuffer(self._values, np.float64)
+        unique, rows, counts = np.unique(ids, return_inverse=True, return_counts=True)
+        return SampleValues(unique, np.bincount(rows, weights=values) / counts)
 
 
 def _rows(folder: Path, path: str) -> Iterator[Mapping[str, object]]:
@@ -119,10 +142,7 @@ def _rows(folder: Path, path: str) -> Iterator[Mapping[str, object]]:
         open_file(folder, os.path.relpath(path, folder)) as descriptor,
         open(descriptor, "rb", closefd=False) as file,
     ):
-        for _ in range(MAX_SAMPLES):
-            line = file.readline(_MAX_ROW_BYTES)
-            if not line:
-                return
+        while line := file.readline(_MAX_ROW_BYTES):
             row = _decode(line)
             if isinstance(row, dict):
                 yield row
@@ -143,15 +163,3 @@ def _id(doc_id: object) -> int | None:
         return None
     text = json.dumps(doc_id).encode()
     return int.from_bytes(blake2b(text, digest_size=8).digest(), signed=True)
-
-
-def _value(row: Mapping[str, object], key: MetricKey) -> float | None:
-    if row.get("filter", key.filter) != key.filter:
-        return None
-    nested = row.get("metrics")
-    for table in (row, nested) if isinstance(nested, dict) else (row,):
-        for name in (f"{key.metric},{key.filter}", key.metric):
-            value = table.get(name)
-            if isinstance(value, int | float):
-                return float(value) if abs(value) <= _MAX_VALUE else math.nan
-    return None

@@ -7,11 +7,12 @@ from typing import Final, TypeVar
 import click
 
 from evalrpc.cli.connection import PATIENT_SECONDS, client_options, connect
-from evalrpc.cli.output import print_json, print_table
+from evalrpc.cli.output import is_terminal, print_json, print_table
 from evalrpc.v1.comparison_pb2 import CompareJobsResponse, MetricComparison, TestMethod, Verdict
 
 SOMETHING_IS_WORSE: Final = 1
 
+_IDS: Final = ("model", "job")
 _STYLES: Final = {"BETTER": "green", "WORSE": "bold red", "INCONCLUSIVE": "yellow"}
 _TESTS: Final = {
     TestMethod.TEST_METHOD_MCNEMAR: "McNemar",
@@ -65,9 +66,7 @@ def compare_command(
     if as_json:
         print_json(response)
     else:
-        interval = f"{response.confidence_level:.4g} interval"
-        columns = ("verdict", "metric", "baseline", "candidate", "difference", interval, "p", "test", "model", "job")
-        print_table(columns, _rows(response), _STYLES)
+        _print(response)
         click.echo(", ".join(f"{count} {name}" for name, count in sorted(verdicts.items())), err=True)
     if verdicts["WORSE"]:
         raise click.exceptions.Exit(SOMETHING_IS_WORSE)
@@ -98,6 +97,15 @@ def _is_higher(text: str) -> bool:
     return text == "higher"
 
 
+def _print(response: CompareJobsResponse) -> None:
+    """Print a table. A person is spared the model and the job where there is only one."""
+    interval = f"{response.confidence_level:.4g} interval"
+    columns = ("verdict", "metric", "baseline", "candidate", "difference", interval, "p", "test", "model", "job")
+    rows = list(_rows(response))
+    shown = [n for n, name in enumerate(columns) if not (is_terminal() and name in _IDS and len({row[n] for row in rows}) == 1)]
+    print_table([columns[n] for n in shown], ([row[n] for n in shown] for row in rows), _STYLES)
+
+
 def _rows(response: CompareJobsResponse) -> Iterator[tuple[str, ...]]:
     for candidate in response.candidates:
         for metric in candidate.metrics:
@@ -117,7 +125,7 @@ def _numbers(metric: MetricComparison) -> tuple[str, ...]:
         f"{metric.baseline_value:.4f}" if metric.HasField("baseline_value") else "",
         f"{metric.candidate_value:.4f}" if metric.HasField("candidate_value") else "",
         f"{metric.difference:+.4f}" if metric.HasField("difference") else "",
-        f"{metric.interval_lower:+.4f} to {metric.interval_upper:+.4f}" if metric.HasField("p_value") else "",
+        f"[{metric.interval_lower:+.4f}, {metric.interval_upper:+.4f}]" if metric.HasField("p_value") else "",
         f"{p_value:.2g}" if metric.HasField("p_value") else "",
     )
 
