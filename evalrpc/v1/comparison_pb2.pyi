@@ -119,8 +119,7 @@ class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
     4. INCONCLUSIVE: all else. More samples may tell.
 
     So what did not change is called BETTER or WORSE with a chance of at most about `alpha`, and what changed by `tolerance` or more
-    is called SAME for its interval with one of at most about `alpha` / 2. All of it is about documents like those of the task, on
-    the answers that were given: a model that answers at random varies from run to run beyond that.
+    is called SAME for its interval with one of at most about `alpha` / 2.
     """
 
 VERDICT_UNSPECIFIED: Verdict.ValueType  # 0
