@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from benchmarks import calls, reading, report, scheduling, store_size, watching
+from benchmarks import calls, comparing, reading, report, scheduling, store_size, watching
 from benchmarks.scale import SCALES, Scale
 
 COMPARISONS: Final[Mapping[str, Callable[[Scale], Iterator[report.Row]]]] = {
@@ -25,6 +25,8 @@ COMPARISONS: Final[Mapping[str, Callable[[Scale], Iterator[report.Row]]]] = {
     "watch-dropped": watching.dropped,
     "watch-never-reading": watching.never_reading,
     "read-artifact": reading.artifact,
+    "compare-verdicts": comparing.verdicts,
+    "compare-time": comparing.time_taken,
     "packing": scheduling.packing,
     "overhead": scheduling.overhead,
     "start-up": store_size.start_up,

@@ -9,13 +9,15 @@ it into a status in one place, and the client turns the status back into the sam
     │   ├── JobNotFoundError
     │   ├── AttemptNotFoundError
     │   ├── ArtifactNotFoundError
-    │   └── SamplesNotFoundError
+    │   ├── SamplesNotFoundError
+    │   └── MetricNotFoundError
     ├── RequestIdReusedError        ALREADY_EXISTS
     ├── PreconditionError           FAILED_PRECONDITION
     │   ├── JobFinishedError
     │   ├── JobNotFinishedError
     │   ├── IllegalTransitionError
-    │   └── CatalogUnavailableError
+    │   ├── CatalogUnavailableError
+    │   └── NoResultsError
     ├── QueueFullError              RESOURCE_EXHAUSTED   with a delay to retry after
     ├── OutOfRangeError             OUT_OF_RANGE
     │   ├── RevisionCompactedError
@@ -120,6 +122,12 @@ class SamplesNotFoundError(NotFoundError):
     reason = "SAMPLES_NOT_FOUND"
 
 
+class MetricNotFoundError(NotFoundError):
+    """None of the jobs has a metric of this name."""
+
+    reason = "METRIC_NOT_FOUND"
+
+
 class RequestIdReusedError(EvalrpcError):
     """The `request_id` belongs to a submission with other contents."""
 
@@ -156,6 +164,12 @@ class CatalogUnavailableError(PreconditionError):
     """The harness can't list its tasks or models."""
 
     reason = "CATALOG_UNAVAILABLE"
+
+
+class NoResultsError(PreconditionError):
+    """The job has no results, or none yet, so there is nothing to compare."""
+
+    reason = "NO_RESULTS"
 
 
 class QueueFullError(EvalrpcError):

@@ -5,9 +5,10 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+from evalrpc.selectors import takes
 from evalrpc.store.base import Store
 from evalrpc.v1.evaluation_service_pb2 import GetHistoryRequest, JobFilter
-from evalrpc.v1.history_pb2 import GetHistoryResponse, HistoryPoint, MetricSelector
+from evalrpc.v1.history_pb2 import GetHistoryResponse, HistoryPoint
 from evalrpc.v1.job_pb2 import JOB_STATUS_COMPLETED, JobInfo, Metric
 
 DEFAULT_STEP_LABEL: Final = "step"
@@ -68,13 +69,7 @@ class History:
                 )
 
     def _selects(self, metric: Metric) -> bool:
-        return not self._selectors or any(_takes(selector, metric) for selector in self._selectors)
-
-
-def _takes(selector: MetricSelector, metric: Metric) -> bool:
-    return (
-        selector.task in ("", metric.task) and selector.metric in ("", metric.metric) and selector.filter in ("", metric.filter)
-    )
+        return not self._selectors or any(takes(selector, metric) for selector in self._selectors)
 
 
 def _number(text: str) -> float | None:

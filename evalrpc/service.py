@@ -30,6 +30,7 @@ from evalrpc.queue_state import QueueState
 from evalrpc.reading import JobReader
 from evalrpc.store.base import ListedJob, Store, Submission
 from evalrpc.v1 import evaluation_service_pb2 as calls
+from evalrpc.v1.comparison_pb2 import CompareJobsRequest, CompareJobsResponse
 from evalrpc.v1.history_pb2 import GetHistoryResponse
 from evalrpc.v1.job_pb2 import JOB_STATUS_QUEUED, JobInfo
 from evalrpc.waiting import Results
@@ -159,6 +160,13 @@ class EvaluationService:
         while await self._read(history.read_page):
             pass  # a page at a time, so that other reads get their turn, and a client that leaves ends it
         return await self._read(history.answer)
+
+    async def CompareJobs(self, request: CompareJobsRequest, context: _Context) -> CompareJobsResponse:
+        """Compare jobs with a baseline, metric by metric."""
+        validation.require(validation.comparison(request))
+        baseline = await self.feed.read_job(request.baseline_job_id.lower())
+        candidates = [await self.feed.read_job(job_id.lower()) for job_id in request.candidate_job_ids]
+        return await asyncio.get_running_loop().run_in_executor(self.hashers, _compare, request, baseline, candidates)
 
     async def GetQueue(self, request: calls.GetQueueRequest, context: _Context) -> calls.GetQueueResponse:
         """Return what is queued and running, and who holds which GPU."""
@@ -305,6 +313,12 @@ def _note_differences(job: JobInfo, submitted: JobInfo) -> None:
     """Where a submission has got an earlier job, let its warnings say what that does not have of the submission."""
     if job.cached and (different := [name for name in _OPTIONS if getattr(job, name) != getattr(submitted, name)]):
         job.warnings.append(f"this is an earlier job, which keeps its own {', '.join(different)}")
+
+
+def _compare(request: CompareJobsRequest, baseline: JobInfo, candidates: Sequence[JobInfo]) -> CompareJobsResponse:
+    from evalrpc.comparison import compare  # here, so that a server that compares nothing never loads NumPy and SciPy
+
+    return compare(request, baseline, candidates)
 
 
 def _fingerprint(call: calls.SubmitJobRequest) -> bytes:

@@ -15,8 +15,9 @@ from evalrpc.defaults import gpus_needed
 from evalrpc.errors import FieldViolation, InvalidRequestError
 from evalrpc.harnesses.base import Harness
 from evalrpc.paths import allowed_output_dir
+from evalrpc.v1 import comparison_pb2
 from evalrpc.v1.evaluation_service_pb2 import CacheMode, GetHistoryRequest, JobFilter, SubmitJobRequest
-from evalrpc.v1.job_pb2 import EvaluateRequest
+from evalrpc.v1.job_pb2 import EvaluateRequest, MetricSelector
 
 MAX_ARGS_BYTES: Final = 1024 * 1024
 MAX_NAME_LENGTH: Final = 255
@@ -30,6 +31,9 @@ MAX_ATTEMPTS: Final = 10
 MAX_PRIORITY: Final = 1000
 MAX_REASON_LENGTH: Final = 1000
 MAX_TIMEOUT_SECONDS: Final = 366 * 24 * 3600
+MAX_CANDIDATES: Final = 16
+MIN_ALPHA: Final = 0.001
+MAX_ALPHA: Final = 0.5
 MIN_HEARTBEAT_SECONDS: Final = 0.1
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -52,9 +56,7 @@ def require(violations: Iterable[FieldViolation]) -> None:
 
 def require_job_id(job_id: str) -> str:
     """Return the id in its canonical form. Raises InvalidRequestError unless it is a UUID."""
-    if not _JOB_ID.fullmatch(job_id):
-        problem = "must be a UUID such as 0b54e7a6-3a51-4f2c-9d5e-6f6c4f1a2b3c" if job_id else "is required"
-        raise InvalidRequestError(violations=[FieldViolation("job_id", problem)])
+    require(_job_id("job_id", job_id))
     return job_id.lower()
 
 
@@ -118,8 +120,7 @@ def history(call: GetHistoryRequest) -> _Violations:
         yield FieldViolation("metrics", f"has {len(call.metrics)} selectors; at most {MAX_SELECTORS} are allowed")
     else:
         for index, selector in enumerate(call.metrics):
-            for name, text in (("task", selector.task), ("metric", selector.metric), ("filter", selector.filter)):
-                yield from _text(f"metrics[{index}].{name}", text, MAX_MODEL_LENGTH)
+            yield from _selector(f"metrics[{index}]", selector)
     if call.step_label and not _LABEL.fullmatch(call.step_label):
         yield FieldViolation("step_label", f"{_quote(call.step_label)} must be 1 to 63 characters of A-Z a-z 0-9 _ . / -")
 
@@ -137,9 +138,63 @@ def harness_name(name: str, harnesses: Mapping[str, Harness]) -> _Violations:
         yield FieldViolation("harness", f"this server has no harness {_quote(name)}; it has: {known}")
 
 
+def comparison(call: comparison_pb2.CompareJobsRequest) -> _Violations:
+    """Yield what is wrong with a CompareJobsRequest."""
+    yield from _job_id("baseline_job_id", call.baseline_job_id)
+    yield from _candidates(call)
+    if call.HasField("alpha") and not MIN_ALPHA <= call.alpha <= MAX_ALPHA:
+        yield FieldViolation("alpha", f"must be from {MIN_ALPHA} to {MAX_ALPHA}, and is {call.alpha:g}")
+    yield from _tolerance("tolerance", call.tolerance)
+    if call.correction not in comparison_pb2.Correction.values():
+        yield FieldViolation("correction", f"{call.correction} is no correction that this server knows")
+    for name, values in (("metrics", call.metrics), ("metric_thresholds", call.metric_thresholds)):
+        if len(values) > MAX_SELECTORS:
+            yield FieldViolation(name, f"has {len(values)} values; at most {MAX_SELECTORS} are allowed")
+    for index, selector in enumerate(call.metrics[:MAX_SELECTORS]):
+        yield from _selector(f"metrics[{index}]", selector)
+    for index, threshold in enumerate(call.metric_thresholds[:MAX_SELECTORS]):
+        field = f"metric_thresholds[{index}]"
+        yield from _selector(f"{field}.selector", threshold.selector)
+        yield from _tolerance(f"{field}.tolerance", threshold.tolerance)
+        if not (threshold.HasField("tolerance") or threshold.HasField("higher_is_better")):
+            yield FieldViolation(field, "must set `tolerance` or `higher_is_better`")
+
+
 def cancel_reason(reason: str) -> _Violations:
     """Yield what is wrong with the reason of a cancel."""
     yield from _text("reason", reason, MAX_REASON_LENGTH)
+
+
+def _job_id(field: str, job_id: str) -> _Violations:
+    if not _JOB_ID.fullmatch(job_id):
+        problem = "must be a UUID such as 0b54e7a6-3a51-4f2c-9d5e-6f6c4f1a2b3c" if job_id else "is required"
+        yield FieldViolation(field, problem)
+
+
+def _candidates(call: comparison_pb2.CompareJobsRequest) -> _Violations:
+    job_ids = call.candidate_job_ids
+    if not 1 <= len(job_ids) <= MAX_CANDIDATES:
+        yield FieldViolation("candidate_job_ids", f"has {len(job_ids)} jobs; from 1 to {MAX_CANDIDATES} are allowed")
+        return
+    seen = {call.baseline_job_id.lower()}
+    for index, job_id in enumerate(job_ids):
+        field = f"candidate_job_ids[{index}]"
+        yield from _job_id(field, job_id)
+        if job_id and job_id.lower() in seen:
+            yield FieldViolation(field, f"{_quote(job_id)} is there twice: a job can't be compared with itself")
+        seen.add(job_id.lower())
+
+
+def _selector(field: str, selector: MetricSelector) -> _Violations:
+    if not (selector.task or selector.metric):
+        yield FieldViolation(field, "must name a task or a metric")
+    for name in ("task", "metric", "filter"):
+        yield from _text(f"{field}.{name}", getattr(selector, name), MAX_NAME_LENGTH)
+
+
+def _tolerance(field: str, tolerance: float) -> _Violations:
+    if not 0 <= tolerance < math.inf:
+        yield FieldViolation(field, f"must be finite and not negative, and is {tolerance:g}")
 
 
 def _request(

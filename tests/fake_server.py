@@ -14,6 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from evalrpc.errors import DOMAIN, EvalrpcError, InvalidRequestError, JobNotFoundError
 from evalrpc.v1 import evaluation_service_pb2 as pb
+from evalrpc.v1.comparison_pb2 import CompareJobsRequest, CompareJobsResponse
 from evalrpc.v1.evaluation_service_pb2_grpc import EvaluationServiceServicer, add_EvaluationServiceServicer_to_server
 from evalrpc.v1.history_pb2 import GetHistoryResponse
 from evalrpc.v1.job_pb2 import JobError, JobEvent, JobEventType, JobInfo, JobStatus
@@ -57,6 +58,8 @@ class FakeService(EvaluationServiceServicer):
         self.chunk_size = 4
         self.samples: list[dict[str, Any]] = []
         self.history = GetHistoryResponse()
+
+        self.comparison = CompareJobsResponse()
         self.names = ["mme", "mmmu_val", "mmstar"]
         self.received: defaultdict[str, list[Message]] = defaultdict(list)
         self.errors: defaultdict[str, list[EvalrpcError]] = defaultdict(list)
@@ -166,6 +169,10 @@ class FakeService(EvaluationServiceServicer):
     ) -> GetHistoryResponse:
         self._take(request, context)
         return self.history
+
+    def CompareJobs(self, request: CompareJobsRequest, context: grpc.ServicerContext) -> CompareJobsResponse:  # noqa: N802
+        self._take(request, context)
+        return self.comparison
 
     def ListArtifacts(  # noqa: N802
         self, request: pb.ListArtifactsRequest, context: grpc.ServicerContext

@@ -1,6 +1,7 @@
 """The command line: `evalrpc serve` and all that a person or a script does with a server.
 
-Exit codes: 0 done; 1 the job failed or was cancelled; 2 the call was wrong; 3 the server can't be reached; 130 Ctrl-C.
+Exit codes: 0 done; 1 the job failed or was cancelled, or a metric that is compared is WORSE; 2 the call was wrong; 3 the server
+can't be reached; 130 Ctrl-C.
 """
 
 import os
@@ -25,6 +26,7 @@ _MODULES: Final = {
     "samples": "reading",
     "download": "reading",
     "history": "history",
+    "compare": "compare",
     "tasks": "catalog",
     "models": "catalog",
     "harnesses": "catalog",

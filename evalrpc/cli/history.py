@@ -13,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from evalrpc.cli import plotting, wording
 from evalrpc.cli.connection import PATIENT_SECONDS, WRONG_CALL, client_options, connect, fail
 from evalrpc.cli.output import is_terminal, print_json, print_table
-from evalrpc.cli.parameters import label, metric, time
+from evalrpc.cli.parameters import label, time
 from evalrpc.v1.evaluation_service_pb2 import JobFilter
 from evalrpc.v1.history_pb2 import GetHistoryResponse, HistoryPoint
 from evalrpc.v1.job_pb2 import Metric
@@ -43,7 +43,7 @@ def _drawable(context: click.Context, parameter: click.Parameter, value: Path | 
 
 @click.command()
 @click.option("--label", "labels", type=label, multiple=True, metavar="K=V", help="Of jobs with this label; of several, all.")
-@click.option("--metric", "metrics", type=metric, multiple=True, metavar="TASK/METRIC[,FILTER]", help="May be repeated.")
+@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Only TASK/METRIC or METRIC. May be repeated.")
 @click.option("--step-label", default=DEFAULT_STEP_LABEL, show_default=True, help="The label that gives the step.")
 @click.option("--model", "models", multiple=True)
 @click.option("--harness", "harnesses", multiple=True)

@@ -1,7 +1,8 @@
 """What is printed: JSON for programs, tables for people, and lines with tabs where the output is no terminal."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import click
 from google.protobuf import json_format
@@ -18,10 +19,12 @@ def print_json_line(message: Message) -> None:
     click.echo(json_format.MessageToJson(message, preserving_proto_field_name=True, indent=None))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table on a terminal, and otherwise a line per row, with tabs and no header."""
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], styles: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Print a table on a terminal, and otherwise a line per row, with tabs and no header. `styles` has those of whole cells."""
     if is_terminal():
-        _print_rich_table(columns, rows)
+        _print_rich_table(columns, rows, styles)
         return
     for row in rows:
         click.echo("\t".join(" ".join(cell.split()) for cell in row))
@@ -32,7 +35,7 @@ def is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def _print_rich_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def _print_rich_table(columns: Sequence[str], rows: Iterable[Sequence[str]], styles: Mapping[str, str]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -41,5 +44,5 @@ def _print_rich_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(cell, styles.get(cell, "")) for cell in row))
     Console().print(table)

@@ -7,7 +7,7 @@ from typing import Any, Final
 import click
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from evalrpc.client.arguments import parse_arguments, parse_metric
+from evalrpc.client.arguments import parse_arguments
 from evalrpc.v1.job_pb2 import JobStatus
 
 _UNIT_SECONDS: Final = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
@@ -57,15 +57,6 @@ def label(text: str) -> tuple[str, str]:
     if not separator or not key:
         raise click.BadParameter(f"{text!r} is not of the form key=value")
     return key, value
-
-
-def metric(text: str) -> str:
-    """Check one selector of metrics, `task/metric`, for a flag."""
-    try:
-        parse_metric(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
-    return text
 
 
 def _parse_time(text: str) -> datetime:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from evalrpc.v1.history_pb2 import MetricSelector
+from evalrpc.v1.job_pb2 import MetricSelector
 
 _OPENING, _CLOSING = "[{", "]}"
 
@@ -20,14 +20,9 @@ def parse_arguments(text: str) -> dict[str, Any]:
 
 
 def parse_metric(text: str) -> MetricSelector:
-    """Read `task/metric` or `task/metric,filter`. What is left empty may be any, as in `task/` and `/metric`.
-
-    Raises ValueError, saying what is wrong.
-    """
+    """Read TASK/METRIC, METRIC of any task, or TASK/ for all of a task, with `,FILTER` behind it where it matters."""
     name, _, answer_filter = text.partition(",")
-    task, separator, metric = name.rpartition("/")
-    if not separator:
-        raise ValueError(f"`{text}` is not of the form task/metric or task/metric,filter")
+    task, _, metric = name.rpartition("/")
     return MetricSelector(task=task, metric=metric, filter=answer_filter)
 
 

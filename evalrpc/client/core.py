@@ -43,6 +43,7 @@ RETRIED_METHODS: Final = (
     "ListArtifacts",
     "ListSamples",
     "GetHistory",
+    "CompareJobs",
     "ListTasks",
     "ListModels",
     "ListHarnesses",

@@ -5,11 +5,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Unpack
 
-from evalrpc.client import core
+from evalrpc.client import comparing, core
 from evalrpc.client.download import OnProgress, PartialFile, is_complete, select, target_path
 from evalrpc.client.patience import OnDisconnect, Patience
 from evalrpc.client.reading import AllJobsWatch, ArtifactBytes, JobWatch, LogBytes
 from evalrpc.client.transport import SyncTransport
+from evalrpc.v1.comparison_pb2 import CompareJobsResponse
 from evalrpc.v1.evaluation_service_pb2 import (
     Artifact,
     CancelJobRequest,
@@ -247,6 +248,17 @@ class EvalClient(SyncTransport):
         without a status takes COMPLETED jobs. Raises ValueError for a metric of another form.
         """
         return self._call(self._stub.GetHistory, core.history_request(filter, metrics, step_label))
+
+    def compare(
+        self, baseline_job_id: str, candidate_job_ids: Sequence[str] | str, **options: Unpack[comparing.CompareOptions]
+    ) -> CompareJobsResponse:
+        """Compare the results of jobs with those of a baseline: every difference with its interval, and a verdict on it.
+
+        A large comparison takes longer than the timeout of other calls. Raises JobNotFoundError, NoResultsError,
+        MetricNotFoundError.
+        """
+        request = comparing.compare_request(baseline_job_id, candidate_job_ids, **options)
+        return self._call(self._stub.CompareJobs, request)
 
     # What the server has
 

@@ -28,7 +28,9 @@ _SAMPLES: Final = "samples"
 _NOT_IN_SAMPLES: Final = frozenset({"events", "events_data"})
 """What happened within a sample, which is most of a log and stands there."""
 _MEANS: Final = ("accuracy", "mean")
-"""The metrics that `stderr` beside them is the standard error of."""
+"""The metrics that are means of the samples' values, and that `stderr` beside them is the standard error of."""
+_VALUES: Final = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
+"""What inspect-ai counts its letters as: correct, partial, incorrect, no answer."""
 
 
 @dataclass(frozen=True)
@@ -113,15 +115,23 @@ def _aggregate(logs: Mapping[str, Log]) -> Mapping[str, object]:
 
 def _row(results: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     """Yield the metrics as `evalrpc.results` has them: `metric,filter` and `metric_stderr,filter`."""
-    scores = results.get("scores")
-    for score in map(_mapping, scores if isinstance(scores, list) else []):
+    for score in _scores(results):
         values = {key: _mapping(metric).get("value") for key, metric in _mapping(score.get("metrics")).items()}
-        scorer = "/".join(str(name) for name in (score.get("name"), score.get("reducer")) if name)
+        scorer = _scorer(score)
         means = [mean for mean in _MEANS if mean in values]
         error = values.pop("stderr", None) if means else None
         # A comma would end the metric's name.
         yield from ((f"{name.replace(',', ';')},{scorer}", value) for name, value in values.items())
         yield from ((f"{mean}_stderr,{scorer}", error) for mean in means if error is not None)
+
+
+def _scores(results: Mapping[str, object]) -> list[Mapping[str, object]]:
+    scores = results.get("scores")
+    return [_mapping(score) for score in scores] if isinstance(scores, list) else []
+
+
+def _scorer(score: Mapping[str, object]) -> str:
+    return "/".join(str(name) for name in (score.get("name"), score.get("reducer")) if name)
 
 
 def _write_samples(path: Path, log: Log) -> None:
@@ -131,13 +141,26 @@ def _write_samples(path: Path, log: Log) -> None:
         return
     with _replacing(path) as file:
         for sample in chain((first,), samples):
-            file.write(json.dumps(_sample_row(sample)) + "\n")
+            file.write(json.dumps(_sample_row(sample, log.results)) + "\n")
 
 
-def _sample_row(sample: Mapping[str, object]) -> Mapping[str, object]:
-    """Return a sample under inspect-ai's own names, and the answer under the one that all harnesses share."""
+def _sample_row(sample: Mapping[str, object], results: Mapping[str, object]) -> Mapping[str, object]:
+    """Return a sample under inspect-ai's own names, and id, answer and metrics under those that all harnesses share."""
     rest = {key: value for key, value in sample.items() if key not in _NOT_IN_SAMPLES}
-    return {"doc_id": sample.get("id"), "filtered_resps": _mapping(sample.get("output")).get("completion"), **rest}
+    answer = _mapping(sample.get("output")).get("completion")
+    metrics = dict(_sample_metrics(_mapping(sample.get("scores")), results))
+    return {"doc_id": sample.get("id"), "filtered_resps": answer, "metrics": metrics, **rest}
+
+
+def _sample_metrics(scores: Mapping[str, object], results: Mapping[str, object]) -> Iterator[tuple[str, float]]:
+    """Yield the sample's part in every metric that is a mean. A scorer of several values has them in a table."""
+    for score in _scores(results):
+        name, scorer = str(score.get("name")), str(score.get("scorer"))
+        value = _mapping(scores.get(name)).get("value", _mapping(_mapping(scores.get(scorer)).get("value")).get(name))
+        if isinstance(value, str):
+            value = _VALUES.get(value)
+        if isinstance(value, int | float):
+            yield from ((f"{mean},{_scorer(score)}", value) for mean in _MEANS if mean in _mapping(score.get("metrics")))
 
 
 @contextmanager

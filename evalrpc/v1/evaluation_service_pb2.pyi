@@ -9,7 +9,6 @@ the RetryInfo), and with INTERNAL for a bug of the server.
 """
 
 from collections import abc as _abc
-from evalrpc.v1 import history_pb2 as _history_pb2
 from evalrpc.v1 import job_pb2 as _job_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -887,14 +886,14 @@ class GetHistoryRequest(_message.Message):
         """
 
     @_builtins.property
-    def metrics(self) -> _containers.RepeatedCompositeFieldContainer[_history_pb2.MetricSelector]:
+    def metrics(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.MetricSelector]:
         """Which metrics to take: those that any of these selects. At most 100. Empty: all."""
 
     def __init__(
         self,
         *,
         filter: Global___JobFilter | None = ...,
-        metrics: _abc.Iterable[_history_pb2.MetricSelector] | None = ...,
+        metrics: _abc.Iterable[_job_pb2.MetricSelector] | None = ...,
         step_label: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from evalrpc.v1 import comparison_pb2 as evalrpc_dot_v1_dot_comparison__pb2
 from evalrpc.v1 import evaluation_service_pb2 as evalrpc_dot_v1_dot_evaluation__service__pb2
 from evalrpc.v1 import history_pb2 as evalrpc_dot_v1_dot_history__pb2
 from evalrpc.v1 import job_pb2 as evalrpc_dot_v1_dot_job__pb2
@@ -101,6 +102,11 @@ class EvaluationServiceStub(object):
                 '/evalrpc.v1.EvaluationService/GetHistory',
                 request_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.GetHistoryRequest.SerializeToString,
                 response_deserializer=evalrpc_dot_v1_dot_history__pb2.GetHistoryResponse.FromString,
+                _registered_method=True)
+        self.CompareJobs = channel.unary_unary(
+                '/evalrpc.v1.EvaluationService/CompareJobs',
+                request_serializer=evalrpc_dot_v1_dot_comparison__pb2.CompareJobsRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_comparison__pb2.CompareJobsResponse.FromString,
                 _registered_method=True)
         self.ListTasks = channel.unary_unary(
                 '/evalrpc.v1.EvaluationService/ListTasks',
@@ -272,6 +278,18 @@ class EvaluationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CompareJobs(self, request, context):
+        """Compares the results of jobs with those of a baseline, metric by metric: the difference, its confidence interval from a
+        test on the samples that both have, and a verdict. Takes seconds where there are many samples, and changes nothing.
+
+        Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`JOB_NOT_FOUND`, or `METRIC_NOT_FOUND` for a metric that
+        is named and that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet).
+        Retry: always safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListTasks(self, request, context):
         """Lists the tasks that a harness knows, sorted by name, as the installed harness itself reports them. Cached.
 
@@ -379,6 +397,11 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
                     servicer.GetHistory,
                     request_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.GetHistoryRequest.FromString,
                     response_serializer=evalrpc_dot_v1_dot_history__pb2.GetHistoryResponse.SerializeToString,
+            ),
+            'CompareJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompareJobs,
+                    request_deserializer=evalrpc_dot_v1_dot_comparison__pb2.CompareJobsRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_comparison__pb2.CompareJobsResponse.SerializeToString,
             ),
             'ListTasks': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTasks,
@@ -753,6 +776,33 @@ class EvaluationService(object):
             '/evalrpc.v1.EvaluationService/GetHistory',
             evalrpc_dot_v1_dot_evaluation__service__pb2.GetHistoryRequest.SerializeToString,
             evalrpc_dot_v1_dot_history__pb2.GetHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evalrpc.v1.EvaluationService/CompareJobs',
+            evalrpc_dot_v1_dot_comparison__pb2.CompareJobsRequest.SerializeToString,
+            evalrpc_dot_v1_dot_comparison__pb2.CompareJobsResponse.FromString,
             options,
             channel_credentials,
             insecure,

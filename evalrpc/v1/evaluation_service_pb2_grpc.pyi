@@ -9,6 +9,7 @@ the RetryInfo), and with INTERNAL for a bug of the server.
 """
 
 from collections import abc as _abc
+from evalrpc.v1 import comparison_pb2 as _comparison_pb2
 from evalrpc.v1 import evaluation_service_pb2 as _evaluation_service_pb2
 from evalrpc.v1 import history_pb2 as _history_pb2
 from evalrpc.v1 import job_pb2 as _job_pb2
@@ -132,6 +133,14 @@ class EvaluationServiceStub:
     Errors: INVALID_ARGUMENT (a bad filter, selector or label).
     Retry: always safe.
     """
+    CompareJobs: _grpc.UnaryUnaryMultiCallable[_comparison_pb2.CompareJobsRequest, _comparison_pb2.CompareJobsResponse]
+    """Compares the results of jobs with those of a baseline, metric by metric: the difference, its confidence interval from a
+    test on the samples that both have, and a verdict. Takes seconds where there are many samples, and changes nothing.
+
+    Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`JOB_NOT_FOUND`, or `METRIC_NOT_FOUND` for a metric that
+    is named and that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet).
+    Retry: always safe.
+    """
     ListTasks: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListTasksRequest, _evaluation_service_pb2.ListTasksResponse]
     """Lists the tasks that a harness knows, sorted by name, as the installed harness itself reports them. Cached.
 
@@ -252,6 +261,14 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     """Returns metrics over many jobs at once, such as those of every checkpoint of a training run, in the order of its steps.
 
     Errors: INVALID_ARGUMENT (a bad filter, selector or label).
+    Retry: always safe.
+    """
+    CompareJobs: _aio.UnaryUnaryMultiCallable[_comparison_pb2.CompareJobsRequest, _comparison_pb2.CompareJobsResponse]  # type: ignore[assignment]
+    """Compares the results of jobs with those of a baseline, metric by metric: the difference, its confidence interval from a
+    test on the samples that both have, and a verdict. Takes seconds where there are many samples, and changes nothing.
+
+    Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`JOB_NOT_FOUND`, or `METRIC_NOT_FOUND` for a metric that
+    is named and that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet).
     Retry: always safe.
     """
     ListTasks: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListTasksRequest, _evaluation_service_pb2.ListTasksResponse]  # type: ignore[assignment]
@@ -449,6 +466,20 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns metrics over many jobs at once, such as those of every checkpoint of a training run, in the order of its steps.
 
         Errors: INVALID_ARGUMENT (a bad filter, selector or label).
+        Retry: always safe.
+        """
+
+    @_abc_1.abstractmethod
+    def CompareJobs(
+        self,
+        request: _comparison_pb2.CompareJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_comparison_pb2.CompareJobsResponse, _abc.Awaitable[_comparison_pb2.CompareJobsResponse]]:
+        """Compares the results of jobs with those of a baseline, metric by metric: the difference, its confidence interval from a
+        test on the samples that both have, and a verdict. Takes seconds where there are many samples, and changes nothing.
+
+        Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`JOB_NOT_FOUND`, or `METRIC_NOT_FOUND` for a metric that
+        is named and that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet).
         Retry: always safe.
         """
 

@@ -21,36 +21,6 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
-class MetricSelector(_message.Message):
-    """Which metrics to take. All that is set must hold."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TASK_FIELD_NUMBER: _builtins.int
-    METRIC_FIELD_NUMBER: _builtins.int
-    FILTER_FIELD_NUMBER: _builtins.int
-    task: _builtins.str
-    """The task, as `Metric.task`. Empty: any."""
-    metric: _builtins.str
-    """The metric's name, as `Metric.metric`. Empty: any."""
-    filter: _builtins.str
-    """The harness's answer filter, as `Metric.filter`. Empty: any."""
-    def __init__(
-        self,
-        *,
-        task: _builtins.str = ...,
-        metric: _builtins.str = ...,
-        filter: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "metric", b"metric", "task", b"task"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___MetricSelector: _TypeAlias = MetricSelector  # noqa: Y015
-
-@_typing.final
 class GetHistoryResponse(_message.Message):
     """See GetHistory. The server sets every field."""
 

@@ -533,6 +533,36 @@ class Metric(_message.Message):
 Global___Metric: _TypeAlias = Metric  # noqa: Y015
 
 @_typing.final
+class MetricSelector(_message.Message):
+    """Which metrics are meant. What is empty takes any, and at least one of `task` and `metric` is set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    task: _builtins.str
+    """`Metric.task`. At most 255 characters, as the others."""
+    metric: _builtins.str
+    """`Metric.metric`."""
+    filter: _builtins.str
+    """`Metric.filter`."""
+    def __init__(
+        self,
+        *,
+        task: _builtins.str = ...,
+        metric: _builtins.str = ...,
+        filter: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "metric", b"metric", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MetricSelector: _TypeAlias = MetricSelector  # noqa: Y015
+
+@_typing.final
 class JobError(_message.Message):
     """Why a job is not COMPLETED."""
 

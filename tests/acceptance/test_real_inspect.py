@@ -11,6 +11,7 @@ from server_process import ServerProcess
 from evalrpc.client import EvalClient
 from evalrpc.errors import JobCancelledError, JobFailedError
 from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1.comparison_pb2 import TestMethod, Verdict
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -100,6 +101,20 @@ def values_in_the_logs(output: Path) -> dict[tuple[str, str, str], float]:
         ]["value"]
         for log in logs
         for score in log["results"]["scores"]
+    }
+
+
+def test_two_runs_are_compared_sample_by_sample_whatever_their_epochs(client: EvalClient) -> None:
+    jobs = [client.evaluate("mockllm/model", ["sums_a", "sums-b"], harness="inspect-ai", num_gpus=0) for _ in range(2)]
+    baseline, candidate = (client.wait_for_job(job.job_id) for job in jobs)
+    metrics = client.compare(baseline.job_id, candidate.job_id, higher_is_better=True).candidates[0].metrics
+    assert {(m.task, m.metric, m.filter.partition("/")[0]) for m in metrics} == {
+        ("sums_a", "accuracy", "includes"),
+        ("sums_a", "accuracy", "match"),
+        ("sums-b", "accuracy", "includes"),
+    }
+    assert {(m.method, m.paired_sample_count, m.verdict) for m in metrics} == {
+        (TestMethod.TEST_METHOD_MCNEMAR, 10, Verdict.VERDICT_SAME)
     }
 
 

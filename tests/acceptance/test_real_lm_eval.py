@@ -11,6 +11,7 @@ from server_process import ServerProcess
 from evalrpc.client import EvalClient
 from evalrpc.errors import InvalidRequestError, JobFailedError
 from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1.comparison_pb2 import TestMethod, Verdict
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -84,6 +85,17 @@ def test_a_group_completes_with_the_metrics_samples_and_files_that_lm_eval_wrote
     assert (job.progress.done, job.progress.total, job.progress.unit) == (16, 16, "requests")
     downloaded = client.download(job.job_id, tmp_path / "copy")
     assert {Path(path).name for path in (result.results, *result.samples)} <= {path.name for path in downloaded}
+
+
+def test_two_runs_are_compared_sample_by_sample(client: EvalClient) -> None:
+    jobs = [client.evaluate("dummy", ["sums_choice"], harness="lm-eval", num_gpus=0) for _ in range(2)]
+    baseline, candidate = (client.wait_for_job(job.job_id) for job in jobs)
+    (metric,) = client.compare(baseline.job_id, candidate.job_id, tolerance=1.0).candidates[0].metrics
+    assert (metric.task, metric.metric, metric.method) == ("sums_choice", "acc", TestMethod.TEST_METHOD_MCNEMAR)
+    assert (metric.paired_sample_count, metric.unpaired_sample_count) == (10, 0)
+    values = [next(iter(job.results.values())).metrics[0].value for job in (baseline, candidate)]
+    assert metric.difference == pytest.approx(values[1] - values[0])
+    assert metric.verdict == Verdict.VERDICT_SAME, "no difference is larger than 1"
 
 
 @pytest.mark.parametrize(

@@ -311,8 +311,8 @@ def test_a_run_starts_also_when_what_was_started_ahead_of_time_was_killed(runs: 
 
 
 def test_nothing_is_left_of_a_server_that_was_killed_before_it_had_a_run(runs: Runs) -> None:
-    program = "import time; from evalrpc.executors.local import *; LocalExecutor().prepare(); print(1, flush=True); time.sleep(99)"
-    with subprocess.Popen((sys.executable, "-c", program), stdout=subprocess.PIPE) as server:
+    program = "import evalrpc.executors.local as local; local.LocalExecutor().prepare(); print('ready', flush=True); input()"
+    with subprocess.Popen((sys.executable, "-c", program), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         server.stdout.readline()
         server.kill()

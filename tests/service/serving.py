@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 from processes_of_tests import kill_runs_with
 from waiting import eventually
@@ -88,7 +89,7 @@ class Api:
         method = calls.DESCRIPTOR.services_by_name["EvaluationService"].methods_by_name.get(name)
         if method is None:
             raise AttributeError(name)
-        message_class = getattr(calls, method.input_type.name)
+        message_class = GetMessageClass(method.input_type)
 
         def call(message: Message | None = None, /, **fields: Any) -> Any:
             return getattr(self.stub, name)(message or message_class(**fields), timeout=SECONDS)

@@ -14,6 +14,7 @@ from fake_server import JOB_ID, FakeServer, FakeService, job_at
 from evalrpc import errors
 from evalrpc.client import AsyncEvalClient, ChecksumMismatchError, EvalClient
 from evalrpc.errors import FieldViolation
+from evalrpc.v1.comparison_pb2 import CORRECTION_HOLM, CompareJobsRequest
 from evalrpc.v1.evaluation_service_pb2 import JobFilter
 from evalrpc.v1.job_pb2 import EvaluateRequest, JobError, JobEvent, JobEventType, JobInfo, JobStatus
 
@@ -194,6 +195,31 @@ def test_the_server_tells_about_itself(client: Any) -> None:
     assert client.get_server_info().version == "9.9.9"
     assert client.get_queue_status().queued_count == 3
     assert [harness.name for harness in client.list_harnesses()] == ["lmms-eval", "nightly"]
+
+
+def test_jobs_are_compared_by_plain_values(client: Any, service: FakeService) -> None:
+    service.comparison.confidence_level = 0.9
+    assert client.compare("a", "b").confidence_level == 0.9
+    client.compare("a", ["b", "c"], metrics=["t/m,f"], alpha=0.1, tolerance=0, tolerances={"m": 0.5}, holm=True)
+    client.compare("a", ["b"], metrics=["t/", "m,f/g"], higher_is_better=True, directions={"t/m": False})
+    plain, first, second = service.received["CompareJobs"]
+    assert plain == CompareJobsRequest(baseline_job_id="a", candidate_job_ids=["b"])
+    assert first == CompareJobsRequest(
+        baseline_job_id="a",
+        candidate_job_ids=["b", "c"],
+        metrics=[{"task": "t", "metric": "m", "filter": "f"}],
+        alpha=0.1,
+        tolerance=0,
+        metric_thresholds=[{"selector": {"metric": "m"}, "tolerance": 0.5}],
+        correction=CORRECTION_HOLM,
+    )
+    assert second == CompareJobsRequest(
+        baseline_job_id="a",
+        candidate_job_ids=["b"],
+        metrics=[{"task": "t"}, {"metric": "m", "filter": "f/g"}],
+        higher_is_better=True,
+        metric_thresholds=[{"selector": {"task": "t", "metric": "m"}, "higher_is_better": False}],
+    )
 
 
 def test_health_is_what_the_server_says_and_false_without_one(client: Any, server: FakeServer) -> None:

@@ -37,6 +37,7 @@ from evalrpc.v1 import evaluation_service_pb2 as calls
 from evalrpc.v1 import job_pb2 as pb
 
 METHODS = calls.DESCRIPTOR.services_by_name["EvaluationService"].methods
+ELSEWHERE = "1b54e7a6-3a51-4f2c-9d5e-6f6c4f1a2b3c"
 BY_JOB = [method.name for method in METHODS if "job_id" in method.input_type.fields_by_name]
 
 
@@ -66,6 +67,11 @@ def error_of(call: Callable[[], Any]) -> grpc.RpcError:
     with pytest.raises(grpc.RpcError) as caught:
         answer()
     return caught.value
+
+
+def comparing(**fields: Any) -> dict[str, Any]:
+    """Return the fields of a comparison, good but for those that are given."""
+    return {"baseline_job_id": NOWHERE, "candidate_job_ids": [ELSEWHERE], **fields}
 
 
 # Jobs that do not exist.
@@ -192,6 +198,26 @@ def test_an_error_about_text_in_any_script_arrives_whole(api: Api, letter: str) 
         ("ReadLog", {"job_id": NOWHERE, "offset": -1, "attempt": -1}, ["offset", "attempt"]),
         ("ReadArtifact", {"job_id": NOWHERE, "name": "x", "offset": -1, "limit": -1}, ["offset", "limit"]),
         ("ListSamples", {"job_id": NOWHERE, "page_size": -1}, ["page_size"]),
+        ("CompareJobs", {}, ["baseline_job_id", "candidate_job_ids"]),
+        ("CompareJobs", {"baseline_job_id": "x", "candidate_job_ids": ["y"]}, ["baseline_job_id", "candidate_job_ids[0]"]),
+        ("CompareJobs", comparing(candidate_job_ids=[NOWHERE.upper()]), ["candidate_job_ids[0]"]),
+        ("CompareJobs", comparing(candidate_job_ids=[ELSEWHERE, ELSEWHERE]), ["candidate_job_ids[1]"]),
+        ("CompareJobs", comparing(candidate_job_ids=[ELSEWHERE] * 17), ["candidate_job_ids"]),
+        ("CompareJobs", comparing(alpha=math.nan, tolerance=math.inf), ["alpha", "tolerance"]),
+        ("CompareJobs", comparing(alpha=0.0, tolerance=-1), ["alpha", "tolerance"]),
+        ("CompareJobs", comparing(alpha=0.51, correction=9), ["alpha", "correction"]),
+        ("CompareJobs", comparing(metrics=[{"filter": "x"}, {"task": "a\nb"}]), ["metrics[0]", "metrics[1].task"]),
+        ("CompareJobs", comparing(metrics=[{"task": "x"}] * 101), ["metrics"]),
+        (
+            "CompareJobs",
+            comparing(metric_thresholds=[{"tolerance": math.nan}, {"selector": {"metric": "x" * 256}}]),
+            [
+                "metric_thresholds[0].selector",
+                "metric_thresholds[0].tolerance",
+                "metric_thresholds[1].selector.metric",
+                "metric_thresholds[1]",
+            ],
+        ),
     ],
 )
 def test_a_bad_field_of_any_call_is_named(api: Api, call: str, fields: dict[str, Any], expected: list[str]) -> None:

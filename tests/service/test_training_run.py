@@ -10,7 +10,7 @@ from serving import Api, fields_of
 from evalrpc.cli import main
 from evalrpc.client import EvalClient
 from evalrpc.v1.evaluation_service_pb2 import JobFilter
-from evalrpc.v1.history_pb2 import MetricSelector
+from evalrpc.v1.job_pb2 import MetricSelector
 
 
 @pytest.fixture
@@ -55,8 +55,8 @@ def test_a_run_that_nobody_knows_has_no_points(api: Api) -> None:
     [
         ({"filter": JobFilter(labels={"a b": "x"})}, ["filter.labels"]),
         ({"step_label": "a b"}, ["step_label"]),
-        ({"metrics": [MetricSelector(), MetricSelector(task="x\n")]}, ["metrics[1].task"]),
-        ({"metrics": [MetricSelector(filter="x" * 1025)]}, ["metrics[0].filter"]),
+        ({"metrics": [MetricSelector(), MetricSelector(task="x\n")]}, ["metrics[0]", "metrics[1].task"]),
+        ({"metrics": [MetricSelector(task="t", filter="x" * 1025)]}, ["metrics[0].filter"]),
         ({"metrics": [MetricSelector()] * 101}, ["metrics"]),
     ],
 )

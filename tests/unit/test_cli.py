@@ -22,6 +22,7 @@ from evalrpc.cli import main, wording
 from evalrpc.cli.parameters import parse_duration
 from evalrpc.cli.submit import submit_command
 from evalrpc.errors import FieldViolation
+from evalrpc.v1.comparison_pb2 import CompareJobsResponse, JobComparison, MetricComparison, TestMethod, Verdict
 from evalrpc.v1.evaluation_service_pb2 import GetQueueResponse, GetServerInfoResponse, SubmitJobRequest
 from evalrpc.v1.job_pb2 import JobError, JobEvent, JobInfo, JobStatus, Metric, ModelResult, Progress
 
@@ -347,6 +348,129 @@ def test_a_folder_that_can_not_be_written_is_a_wrong_call(run: Run, service: Fak
     assert str(tmp_path / "a") in result.stderr
 
 
+# Comparing
+
+
+def compared(**verdicts: Verdict) -> CompareJobsResponse:
+    """Build an answer with these verdicts on metrics of these names."""
+    tested = {"difference": -0.125, "interval_lower": -0.2, "interval_upper": -0.05, "p_value": 0.0021}
+    metrics = [
+        MetricComparison(
+            candidate_model="m",
+            task="t",
+            metric=name,
+            filter="none",
+            verdict=verdict,
+            baseline_value=0.5,
+            candidate_value=0.375,
+            method=TestMethod.TEST_METHOD_MCNEMAR,
+            paired_sample_count=80,
+            **tested,
+        )
+        for name, verdict in verdicts.items()
+    ]
+    return CompareJobsResponse(candidates=[JobComparison(candidate_job_id=JOB_ID, metrics=metrics)], confidence_level=0.95)
+
+
+def test_compare_prints_a_line_per_metric_and_fails_where_one_is_worse(run: Run, service: FakeService) -> None:
+    service.comparison = compared(acc=Verdict.VERDICT_WORSE, f1=Verdict.VERDICT_SAME, new=99)
+
+    result = run("compare", "A", JOB_ID)
+
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[0].split("\t") == [
+        *(
+            "WORSE",
+            "t/acc,none",
+            "0.5000",
+            "0.3750",
+            "-0.1250",
+            "[-0.2000, -0.0500]",
+            "0.0021",
+            "McNemar, 80 pairs",
+            "m",
+            JOB_ID,
+        )
+    ]
+    assert result.stderr == "1 SAME, 1 VERDICT_99, 1 WORSE\n"
+
+
+@pytest.mark.parametrize("verdict", ["BETTER", "SAME", "INCONCLUSIVE"])
+def test_compare_is_content_with_what_is_not_worse(run: Run, service: FakeService, verdict: str) -> None:
+    service.comparison = compared(acc=Verdict.Value(f"VERDICT_{verdict}"))
+
+    assert run("compare", "A", JOB_ID).exit_code == 0
+
+
+def test_compare_says_what_is_missing_and_why_nothing_was_paired(run: Run, service: FakeService) -> None:
+    metric = MetricComparison(
+        task="t", metric="acc", baseline_model="m", baseline_value=0.5, verdict=Verdict.VERDICT_INCONCLUSIVE
+    )
+    metric.method, metric.note = TestMethod.TEST_METHOD_NONE, "the candidate has no such metric"
+    service.comparison = CompareJobsResponse(candidates=[JobComparison(candidate_job_id=JOB_ID, metrics=[metric])])
+
+    cells = run("compare", "A", JOB_ID).stdout.rstrip("\n").split("\t")
+    assert cells == ["INCONCLUSIVE", "t/acc", "0.5000", "", "", "", "", "none, the candidate has no such metric", "m", JOB_ID]
+
+
+def test_compare_prints_json_and_still_fails_where_one_is_worse(run: Run, service: FakeService) -> None:
+    service.comparison = compared(acc=Verdict.VERDICT_WORSE)
+
+    result = run("compare", "A", JOB_ID, "--json")
+
+    assert result.exit_code == 1
+    assert json_format.Parse(result.stdout, CompareJobsResponse()) == service.comparison
+
+
+def test_compare_passes_every_threshold_on(run: Run, service: FakeService) -> None:
+    run(
+        *("compare", "A", "B", "C", "--metric", "mme/score", "--metric", "acc", "--alpha", "0.01", "--holm"),
+        *("--tolerance", "0.02", "--tolerance", "mme/score=5", "--direction", "higher", "--direction", "wer=lower"),
+    )
+
+    (request,) = service.received["CompareJobs"]
+    assert json_format.MessageToDict(request, preserving_proto_field_name=True) == {
+        "baseline_job_id": "A",
+        "candidate_job_ids": ["B", "C"],
+        "metrics": [{"task": "mme", "metric": "score"}, {"metric": "acc"}],
+        "alpha": 0.01,
+        "tolerance": 0.02,
+        "higher_is_better": True,
+        "metric_thresholds": [
+            {"selector": {"task": "mme", "metric": "score"}, "tolerance": 5.0},
+            {"selector": {"metric": "wer"}, "higher_is_better": False},
+        ],
+        "correction": "CORRECTION_HOLM",
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--tolerance", "acc=much"], "'much' is no number"),
+        (["--direction", "up"], "'up' is neither"),
+        (["--alpha", "x"], "'x' is not a valid float"),
+    ],
+)
+def test_compare_refuses_thresholds_that_are_none(run: Run, service: FakeService, flags: list[str], text: str) -> None:
+    result = run("compare", "A", "B", *flags)
+
+    assert result.exit_code == 2
+    assert text in result.stderr
+    assert not service.received["CompareJobs"]
+
+
+def test_compare_names_the_flag_of_what_the_server_refuses(run: Run, service: FakeService) -> None:
+    violations = [FieldViolation("alpha", "is too large"), FieldViolation("candidate_job_ids[0]", "must be a UUID")]
+    service.errors["CompareJobs"] = [errors.InvalidRequestError(violations=violations)]
+
+    result = run("compare", "A", "B", "--alpha", "1")
+
+    assert result.exit_code == 2
+    assert "--alpha (alpha): is too large" in result.stderr
+    assert "(candidate_job_ids[0]): must be a UUID" in result.stderr
+
+
 # Managing
 
 
@@ -403,6 +527,7 @@ def test_the_catalog_is_printed_line_by_line(run: Run) -> None:
     "command",
     [
         *(["watch", JOB_ID], ["queue"], ["delete", JOB_ID], ["logs", "-f", JOB_ID], ["download", JOB_ID, "out"], ["tasks"]),
+        ["compare", JOB_ID, JOB_ID],
         ["submit", "--model", "m", "--tasks", "t", "--watch"],
     ],
     ids=" ".join,

@@ -13,8 +13,8 @@ from evalrpc.history import MAX_HISTORY_BYTES, History
 from evalrpc.store.base import Submission
 from evalrpc.store.sqlite import SqliteStore
 from evalrpc.v1.evaluation_service_pb2 import GetHistoryRequest, JobFilter
-from evalrpc.v1.history_pb2 import GetHistoryResponse, MetricSelector
-from evalrpc.v1.job_pb2 import JOB_STATUS_QUEUED, EvaluateRequest, JobInfo, Metric, ModelResult
+from evalrpc.v1.history_pb2 import GetHistoryResponse
+from evalrpc.v1.job_pb2 import JOB_STATUS_QUEUED, EvaluateRequest, JobInfo, Metric, MetricSelector, ModelResult
 
 CLOCK = SystemClock()
 SECONDS = 30.0

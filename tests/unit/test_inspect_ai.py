@@ -191,6 +191,22 @@ def test_samples_of_a_real_run_can_be_paged_like_any_other(tmp_path: Path) -> No
     assert "events" not in rows[0]
 
 
+def test_a_sample_has_its_part_in_every_mean_also_of_a_scorer_of_several_values(tmp_path: Path) -> None:
+    output = copy_of("ok_json", tmp_path)
+    (log_path,) = output.glob("*.json")
+    log = json.loads(log_path.read_text())
+    for sample, value in zip(log["samples"], ({"depth": 0.5}, {"depth": "P"}, {"depth": ["?"]}), strict=True):
+        sample["scores"]["match"]["value"] = value
+    log["results"]["scores"][0] |= {"name": "depth", "reducer": "mean"}
+    log_path.write_text(json.dumps(log))
+    (path,) = read("ok_json", output)["mockllm/model"].samples
+    assert [json.loads(line)["metrics"] for line in Path(path).read_text().splitlines()] == [
+        {"accuracy,depth/mean": 0.5, "accuracy,includes": 1.0},
+        {"accuracy,depth/mean": 0.5, "accuracy,includes": 0.0},
+        {"accuracy,includes": 1.0},
+    ]
+
+
 def test_reading_twice_gives_the_same(tmp_path: Path) -> None:
     output = copy_of("ok_json", tmp_path)
     assert read("ok_json", output) == read("ok_json", output)

@@ -1,0 +1,141 @@
+"""What a comparison is worth and what it costs: how often it cries wolf, how often it sees one, and how long it takes."""
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from benchmarks.processes import Server, evalrpc_server, workplace
+from benchmarks.report import Row, at_most, compare, in_turn
+from benchmarks.scale import Scale
+from evalrpc.client import EvalClient
+from evalrpc.comparison import compare as compare_jobs
+from evalrpc.results import read_results
+from evalrpc.v1.comparison_pb2 import CompareJobsRequest, Verdict
+from evalrpc.v1.job_pb2 import JobAttempt, JobInfo
+
+PAIRS: Final = 1000
+GAINING_PAIRS: Final = 200
+SAMPLES: Final = 500
+ALPHA: Final = 0.05
+GAIN: Final = 0.04
+
+_TESTS: Final = {"acc": "0 or 1, McNemar", "score": "0 to 1, bootstrap"}
+_CLAIMS: Final = (Verdict.VERDICT_BETTER, Verdict.VERDICT_WORSE)
+
+# It leaves as many samples as its model's name says, of 1 KB each.
+_PROGRAM: Final = """\
+import json, random, sys
+from pathlib import Path
+count, seed = map(int, sys.argv[1].split("-"))
+dice, folder = random.Random(seed), Path(sys.argv[2]) / "m"
+folder.mkdir(parents=True)
+acc, score = [dice.randrange(2) for _ in range(count)], [dice.random() for _ in range(count)]
+row = {"acc,none": sum(acc) / count, "score,none": sum(score) / count}
+(folder / "20260101_000000_results.json").write_text(json.dumps({"results": {"t": row}}))
+with (folder / "20260101_000000_samples_t.jsonl").open("w") as file:
+    for number in range(count):
+        row = {"doc_id": number, "doc": "x" * 950, "acc": acc[number], "score": score[number]}
+        file.write(json.dumps(row) + "\\n")
+"""
+
+
+def verdicts(scale: Scale) -> Iterator[Row]:
+    """Verdicts on pairs of models of which it is known whether they differ, by the files that two runs of them leave."""
+    pairs = PAIRS if scale.name == "full" else PAIRS // 10
+    note = f"{pairs} pairs, {SAMPLES} samples each; yardstick: alpha; aim: that and three standard errors"
+    bound = ALPHA + 3 * (ALPHA * (1 - ALPHA) / pairs) ** 0.5
+    for metric, share in _claimed(pairs, gain=0.0).items():
+        figure = f"equal models called BETTER or WORSE ({_TESTS[metric]})"
+        yield Row(figure, "%", 100 * share, 100 * ALPHA, share / ALPHA, aim=at_most(100 * bound), note=note)
+    paired, unpaired = (_claimed(GAINING_PAIRS, gain=GAIN, with_samples=has) for has in (True, False))
+    note = f"{GAINING_PAIRS} pairs, {SAMPLES} samples each; yardstick: the same results without their samples"
+    for metric, share in paired.items():
+        figure = f"a gain of {100 * GAIN:g} points that is seen ({_TESTS[metric]})"
+        ratio = share / unpaired[metric] if unpaired[metric] else None
+        yield Row(figure, "%", 100 * share, 100 * unpaired[metric], ratio, note=note)
+
+
+def time_taken(scale: Scale) -> Iterator[Row]:
+    """A CompareJobs of two metrics, beside a loop that only decodes the lines of the same files; and what stays in memory."""
+    with _server() as server, EvalClient(server.address, timeout_seconds=600) as client:
+        before = server.memory()
+        for count in (1000, 100_000):
+            baseline, candidate = (_finished_job(client, f"{count}-{seed}") for seed in (1, 2))
+            files = [path for job in (baseline, candidate) for path in job.results["m"].samples]
+            measured = in_turn(
+                scale.rounds,
+                lambda ids=(baseline.job_id, candidate.job_id): _seconds(lambda: client.compare(*ids)),  # type: ignore[misc]
+                lambda paths=files: _seconds(lambda: _decode(paths)),  # type: ignore[misc]
+            )
+            times = [[1e3 * seconds for seconds in side] for side in measured]
+            yield compare(
+                f"CompareJobs of {count:,} samples", "ms", *times, note="McNemar and bootstrap; yardstick: json.loads"
+            )
+        note = "NumPy, SciPy and what the comparisons left; before it, the server had loaded neither"
+        yield Row("memory of a server after it has compared", "MB", server.memory() / 1e6, before / 1e6, note=note)
+
+
+def _claimed(pairs: int, gain: float, *, with_samples: bool = True) -> dict[str, float]:
+    """Return the share of pairs that are called BETTER or WORSE, by metric."""
+    dice = np.random.default_rng(2026)
+    claims: Counter[str] = Counter()
+    call = CompareJobsRequest(alpha=ALPHA)
+    with workplace() as folder:
+        for _ in range(pairs):
+            ability = dice.beta(1.5, 1.0, size=SAMPLES)  # of both models, by sample: some are hard for both
+            jobs = [_job(folder / name, dice, np.clip(ability + more, 0, 1)) for name, more in (("a", 0.0), ("b", gain))]
+            if not with_samples:
+                for job in jobs:
+                    job.results["m"].ClearField("samples")
+            for metric in compare_jobs(call, jobs[0], jobs[1:]).candidates[0].metrics:
+                claims[metric.metric] += metric.verdict in _CLAIMS
+    return {metric: claims[metric] / pairs for metric in _TESTS}
+
+
+def _job(folder: Path, dice: np.random.Generator, ability: Any) -> JobInfo:
+    """Let a model of this ability answer once, and return the job that its files make."""
+    scores = {"acc": dice.binomial(1, ability), "score": np.clip(dice.normal(ability, 0.3), 0, 1)}
+    row = {f"{name},none": values.mean() for name, values in scores.items()}
+    row |= {f"{name}_stderr,none": values.std(ddof=1) / SAMPLES**0.5 for name, values in scores.items()}
+    samples = [{"doc_id": n} | {name: float(values[n]) for name, values in scores.items()} for n in range(SAMPLES)]
+    (folder / "m").mkdir(parents=True, exist_ok=True)
+    document = {"results": {"t": row}, "higher_is_better": {"t": dict.fromkeys(scores, True)}}
+    (folder / "m" / "20260101_000000_results.json").write_text(json.dumps(document))
+    lines = "".join(json.dumps(sample) + "\n" for sample in samples)
+    (folder / "m" / "20260101_000000_samples_t.jsonl").write_text(lines)
+    return JobInfo(job_id=folder.name, attempts=[JobAttempt(output_dir=str(folder))], results=read_results(folder, "m"))
+
+
+def _finished_job(client: EvalClient, model: str) -> JobInfo:
+    job = client.evaluate(model, ["t"], harness="scores", num_gpus=0)
+    return client.wait_for_job(job.job_id, timeout_seconds=300)
+
+
+def _seconds(work: Any) -> float:
+    begin = time.monotonic()
+    work()
+    return time.monotonic() - begin
+
+
+def _decode(paths: list[str]) -> None:
+    for path in paths:
+        with Path(path).open("rb") as file:
+            for line in file:
+                json.loads(line)
+
+
+@contextmanager
+def _server() -> Iterator[Server]:
+    with workplace() as folder:
+        (folder / "scores.py").write_text(_PROGRAM)
+        command = json.dumps([sys.executable, "-S", str(folder / "scores.py"), "{model}", "{output_dir}"])
+        (folder / "evalrpc.toml").write_text(f'[harnesses.scores]\nkind = "command"\ncommand = {command}\n')
+        with evalrpc_server(folder, gpus=0) as server:
+            yield server

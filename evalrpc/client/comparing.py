@@ -1,0 +1,61 @@
+"""What is asked of CompareJobs, from plain values."""
+
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
+from evalrpc.client.arguments import parse_metric
+from evalrpc.v1.comparison_pb2 import (
+    CORRECTION_HOLM,
+    CORRECTION_UNSPECIFIED,
+    CompareJobsRequest,
+    MetricThreshold,
+)
+
+
+class CompareOptions(TypedDict, total=False):
+    """What to compare, and by which thresholds. See CompareJobsRequest in the schema.
+
+    A metric is named as TASK/METRIC, METRIC of any task, or TASK/ for all of a task, with `,FILTER` behind it where it matters.
+    """
+
+    metrics: Sequence[str]
+    """Only these. Default: all."""
+    alpha: float | None
+    """The chance of a false alarm that is accepted. Default: 0.05."""
+    tolerance: float | None
+    """The largest difference that does not matter. Default: 0."""
+    tolerances: Mapping[str, float] | None
+    """The tolerance of some metrics."""
+    higher_is_better: bool | None
+    """The direction of metrics whose harness does not say. Default: not known, and no verdict on which is better."""
+    directions: Mapping[str, bool] | None
+    """Whether higher is better, of some metrics, whatever the harness says."""
+    holm: bool
+    """Adjust the p-values for there being many. Default: False."""
+
+
+def compare_request(
+    baseline_job_id: str,
+    candidate_job_ids: Sequence[str] | str,
+    *,
+    metrics: Sequence[str] = (),
+    alpha: float | None = None,
+    tolerance: float | None = None,
+    tolerances: Mapping[str, float] | None = None,
+    higher_is_better: bool | None = None,
+    directions: Mapping[str, bool] | None = None,
+    holm: bool = False,
+) -> CompareJobsRequest:
+    """Build the request. A single candidate may be a plain string."""
+    thresholds = [MetricThreshold(selector=parse_metric(name), tolerance=value) for name, value in (tolerances or {}).items()]
+    thresholds += [MetricThreshold(selector=parse_metric(name), higher_is_better=up) for name, up in (directions or {}).items()]
+    return CompareJobsRequest(
+        baseline_job_id=baseline_job_id,
+        candidate_job_ids=[candidate_job_ids] if isinstance(candidate_job_ids, str) else candidate_job_ids,
+        metrics=map(parse_metric, metrics),
+        alpha=alpha,
+        tolerance=tolerance,
+        higher_is_better=higher_is_better,
+        metric_thresholds=thresholds,
+        correction=CORRECTION_HOLM if holm else CORRECTION_UNSPECIFIED,
+    )

@@ -1,0 +1,165 @@
+"""What each sample of a task scored, read from a file of any size into a few flat arrays, and paired with another job's.
+
+A row gives a metric's value under the metric's name, or under `metric,filter` as the aggregate file has it; either may stand in
+a table `metrics`. A row with a `filter` is of that one alone. What is no number or boolean counts as absent.
+"""
+
+import json
+import math
+import os
+from array import array
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalrpc.files import open_file
+
+MAX_VALUES: Final = 8_000_000
+"""Values of a file that are read, of all metrics together; those after them count as absent."""
+
+_MAX_ROW_BYTES: Final = 16 * 1024 * 1024
+_MAX_VALUE: Final = 1e100  # no sum of such values overflows; anything larger spoils the mean, as it should
+_TOLERANCE: Final = 1e-4
+
+
+class MetricKey(NamedTuple):
+    """A metric of one task."""
+
+    metric: str
+    filter: str
+
+
+@dataclass(frozen=True)
+class SampleValues:
+    """One value for each sample. Several rows of one sample are averaged."""
+
+    ids: NDArray[np.int64]
+    """What stands for the samples' ids; sorted, none twice."""
+    values: NDArray[np.float64]
+
+    def mean_is(self, value: float) -> bool:
+        """Tell whether a metric's value is the mean of these, to four digits: then a test of the mean is one of the metric."""
+        return bool(len(self.values)) and math.isclose(self.values.mean(), value, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
+
+
+NO_VALUES: Final = SampleValues(np.empty(0, np.int64), np.empty(0))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What two jobs say of the samples that both have a value of."""
+
+    baseline: NDArray[np.float64]
+    candidate: NDArray[np.float64]
+    unpaired_count: int
+    """Samples that only one of them has a value of."""
+
+    @property
+    def count(self) -> int:
+        """How many pairs there are."""
+        return len(self.baseline)
+
+    @property
+    def differences(self) -> NDArray[np.float64]:
+        """Candidate minus baseline."""
+        return self.candidate - self.baseline
+
+    @property
+    def gains(self) -> int:
+        """Pairs of which the candidate's value is the larger one."""
+        return int(np.count_nonzero(self.candidate > self.baseline))
+
+    @property
+    def losses(self) -> int:
+        """Pairs of which the candidate's value is the smaller one."""
+        return int(np.count_nonzero(self.candidate < self.baseline))
+
+    def are_zero_or_one(self) -> bool:
+        """Tell whether no value is anything else."""
+        return all(bool(np.all((values == 0) | (values == 1))) for values in (self.baseline, self.candidate))
+
+
+def pair(baseline: SampleValues, candidate: SampleValues) -> Pairs:
+    """Pair the samples that have the same id."""
+    common, ours, theirs = np.intersect1d(baseline.ids, candidate.ids, assume_unique=True, return_indices=True)
+    unpaired_count = len(baseline.ids) + len(candidate.ids) - 2 * len(common)
+    return Pairs(baseline.values[ours], candidate.values[theirs], unpaired_count)
+
+
+def read_values(folder: Path, path: str, wanted: Collection[MetricKey]) -> Mapping[MetricKey, SampleValues]:
+    """Read the values of the metrics that are wanted. Blocks on the disk. Rows that can't be understood are passed over.
+
+    Memory is 16 bytes per value, and the largest row. Raises ArtifactNotFoundError if the file is gone.
+    """
+    columns = [_Column(key) for key in wanted]
+    values_left = MAX_VALUES
+    for row in _rows(folder, path):
+        sample_id = _id(row.get("doc_id"))
+        if sample_id is not None:
+            values_left -= sum(column.take(sample_id, row) for column in columns)
+        if values_left <= 0:
+            break
+    return {column.key: column.averaged() for column in columns}
+
+
+class _Column:
+    """The values of one metric, as they are read."""
+
+    def __init__(self, key: MetricKey) -> None:
+        self.key = key
+        self._names = (key.metric, f"{key.metric},{key.filter}")
+        self._ids = array("q")
+        self._values = array("d")
+
+    def take(self, sample_id: int, row: Mapping[str, object]) -> bool:
+        """Take the value in a row. Returns whether there is one."""
+        if row.get("filter", self.key.filter) != self.key.filter:
+            return False
+        nested = row.get("metrics")
+        for table in (row, nested) if isinstance(nested, dict) else (row,):
+            for name in self._names:
+                value = table.get(name)
+                if isinstance(value, int | float):
+                    self._ids.append(sample_id)
+                    self._values.append(value if abs(value) <= _MAX_VALUE else math.nan)
+                    return True
+        return False
+
+    def averaged(self) -> SampleValues:
+        """Return one value for each sample."""
+        ids, values = np.frombuffer(self._ids, np.int64), np.frombuffer(self._values, np.float64)
+        unique, rows, counts = np.unique(ids, return_inverse=True, return_counts=True)
+        return SampleValues(unique, np.bincount(rows, weights=values) / counts)
+
+
+def _rows(folder: Path, path: str) -> Iterator[Mapping[str, object]]:
+    with (
+        open_file(folder, os.path.relpath(path, folder)) as descriptor,
+        open(descriptor, "rb", closefd=False) as file,
+    ):
+        while line := file.readline(_MAX_ROW_BYTES):
+            row = _decode(line)
+            if isinstance(row, dict):
+                yield row
+
+
+def _decode(line: bytes) -> object:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _id(doc_id: object) -> int | None:
+    """Return a number of 64 bits for an id: itself where it is such a number, else a digest."""
+    if isinstance(doc_id, int) and -(2**63) <= doc_id < 2**63:
+        return int(doc_id)
+    if not isinstance(doc_id, str | int | float):
+        return None
+    text = json.dumps(doc_id).encode()
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), signed=True)

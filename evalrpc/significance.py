@@ -1,0 +1,98 @@
+"""Is a difference more than chance? The tests behind CompareJobs, on plain numbers.
+
+Pure, and the same input gives the same answer. `alpha` is the chance of a false alarm that is accepted; the intervals have the
+level 1 - `alpha`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest, bootstrap, norm, t
+
+RESAMPLES: Final = 9_999
+MAX_RESAMPLED: Final = 5_000
+"""More differences than this are averaged in so many groups, and the groups resampled, so that time and memory are bounded."""
+MIN_SAMPLES: Final = 10
+"""Fewer samples than this say too little of their own spread for any test but McNemar's."""
+
+_SEED: Final = 20_250_101
+_BATCH: Final = 64  # resamples that are in memory at once
+
+
+class Difference(NamedTuple):
+    """A difference, its confidence interval, and how probable one as large as this is where there is none."""
+
+    value: float
+    lower: float
+    upper: float
+    p_value: float
+
+
+def mcnemar(losses: int, gains: int, pairs: int, alpha: float) -> Difference:
+    """Test pairs of 0 and 1, of which `losses` went from 1 to 0 and `gains` from 0 to 1: McNemar's exact test.
+
+    The interval is the adjusted Wald interval of Bonett and Price (2012). Of no pairs at all nothing can be said.
+    """
+    p_value = binomtest(gains, gains + losses).pvalue if gains + losses else 1.0
+    gained, lost = (gains + 1) / (pairs + 2), (losses + 1) / (pairs + 2)
+    centre = gained - lost
+    reach = norm.isf(alpha / 2) * math.sqrt((gained + lost - centre**2) / (pairs + 2))
+    return Difference((gains - losses) / pairs, max(-1.0, centre - reach), min(1.0, centre + reach), float(p_value))
+
+
+def paired_bootstrap(differences: NDArray[np.float64], alpha: float) -> Difference:
+    """Test the mean of at least MIN_SAMPLES differences: the percentile bootstrap, and the p-value that its intervals imply."""
+    mean = float(differences.mean())
+    resampled = bootstrap(
+        (_grouped(differences - mean),),
+        np.mean,
+        n_resamples=RESAMPLES,
+        batch=_BATCH,
+        vectorized=True,
+        method="percentile",
+        rng=np.random.default_rng(_SEED),
+    )
+    means = mean + _widening(len(differences), alpha) * resampled.bootstrap_distribution
+    lower, upper = np.quantile(means, (alpha / 2, 1 - alpha / 2))
+    tail = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
+    return Difference(mean, float(lower), float(upper), min(1.0, 2 * (tail + 1) / (RESAMPLES + 1)))
+
+
+def unpaired_z(difference: float, stderr: float, alpha: float) -> Difference:
+    """Test a difference with a standard error above zero, which is taken for normal."""
+    reach = float(norm.isf(alpha / 2)) * stderr
+    return Difference(difference, difference - reach, difference + reach, float(2 * norm.sf(abs(difference) / stderr)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for there being many, in their order: so that any false alarm at all has the chance `alpha`."""
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
+        adjusted[index] = largest
+    return adjusted
+
+
+def _grouped(deviations: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return at most MAX_RESAMPLED numbers with the same mean, and whose mean has the same standard error.
+
+    The deviations have the mean zero, so that it does not matter that some groups have one more of them than others.
+    """
+    count = len(deviations)
+    if count <= MAX_RESAMPLED:
+        return deviations
+    groups = np.random.default_rng(_SEED).permutation(count) % MAX_RESAMPLED
+    sums = np.bincount(groups, weights=deviations)
+    return np.asarray(sums * (MAX_RESAMPLED / count), np.float64)
+
+
+def _widening(count: int, alpha: float) -> float:
+    """Return how much wider the spread has to be, by Bessel's correction and Student's t, which matter for few samples.
+
+    See Hesterberg, What Teachers Should Know About the Bootstrap (2015), on expanded percentile intervals.
+    """
+    return float(math.sqrt(count / (count - 1)) * t.isf(alpha / 2, count - 1) / norm.isf(alpha / 2))
