@@ -149,10 +149,14 @@ class _FileRange:
         Blocks on the disk unless told not to: then it raises BlockingIOError where it would.
         """
         size = min(FILE_CHUNK_BYTES, self.end - self.offset)
+        if not size:
+            return b""
         rest = calls.ReadArtifactResponse(offset=self.offset, size_bytes=self.size_bytes).SerializeToString()
         message, read_bytes = wire.file_chunk(
             calls.ReadArtifactResponse.DATA_FIELD_NUMBER, rest, self.descriptor, self.offset, size, flags
         )
+        if not read_bytes and flags:
+            raise BlockingIOError  # or the file has become shorter: the disk will tell
         self.offset += read_bytes
         return message if read_bytes else b""
 

@@ -19,21 +19,21 @@ def message_field(number: int, serialized: bytes) -> bytes:
 def file_chunk(number: int, rest: bytes, descriptor: int, offset: int, size_bytes: int, flags: int = 0) -> tuple[bytes, int]:
     """Read from an open file into the bytes field `number` of a serialised message that has the fields of `rest` besides.
 
-    Returns the message and how many bytes were read: fewer than `size_bytes` where the file ends before, none at its end. The
-    bytes are copied once, from the kernel to where they stay: a BytesIO gives its buffer away as it is. `flags` are those of
-    preadv. Raises OSError.
+    Returns the message and how many bytes were read: fewer than `size_bytes`, which is at least 1, where the file ends before.
+    The bytes are copied once, from the kernel to where they stay: a BytesIO gives its buffer away as it is. `flags` are those
+    of preadv. Raises OSError.
     """
-    before = _field_head(number, size_bytes)
+    before = rest + _field_head(number, size_bytes)
     buffer = io.BytesIO()
     buffer.write(before)
-    buffer.seek(size_bytes, os.SEEK_CUR)
-    buffer.write(rest)
-    with buffer.getbuffer() as view, view[len(before) : len(before) + size_bytes] as data:
+    buffer.seek(size_bytes - 1, os.SEEK_CUR)
+    buffer.write(b"\0")
+    with buffer.getbuffer() as view, view[len(before) :] as data:
         read_bytes = os.preadv(descriptor, [data], offset, flags)
-    if read_bytes == size_bytes:
-        return buffer.getvalue(), read_bytes
-    data_end = len(before) + read_bytes
-    return b"".join((_field_head(number, read_bytes), buffer.getvalue()[len(before) : data_end], rest)), read_bytes
+    message = buffer.getvalue()
+    if read_bytes < size_bytes:
+        message = b"".join((rest, _field_head(number, read_bytes), message[len(before) : len(before) + read_bytes]))
+    return message, read_bytes
 
 
 def _field_head(number: int, size_bytes: int) -> bytes:

@@ -171,7 +171,7 @@ def submit_request(
 
 
 def history_request(job_filter: JobFilter | None, metrics: Sequence[str], step_label: str) -> GetHistoryRequest:
-    """Build the request for metrics over many jobs. Raises ValueError for a metric that is not of the form task/metric."""
+    """Build the request for metrics over many jobs."""
     return GetHistoryRequest(filter=job_filter, metrics=map(parse_metric, metrics), step_label=step_label)
 
 

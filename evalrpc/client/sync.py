@@ -244,8 +244,8 @@ class EvalClient(SyncTransport):
     ) -> GetHistoryResponse:
         """Return metrics over many jobs, in the order of their steps, which the label gives (default: `step`).
 
-        `metrics` are `task/metric` or `task/metric,filter`, where what is left empty may be any; none takes all. A filter
-        without a status takes COMPLETED jobs. Raises ValueError for a metric of another form.
+        `metrics` are TASK/METRIC, METRIC of any task, or TASK/ for all of a task, with `,FILTER` behind it where it matters;
+        none takes all. A filter without a status takes COMPLETED jobs.
         """
         return self._call(self._stub.GetHistory, core.history_request(filter, metrics, step_label))
 

@@ -165,10 +165,16 @@ def test_a_database_of_an_earlier_version_is_brought_up_to_date(data_dir: Path) 
     connection = sqlite3.connect(database(data_dir))
     connection.executescript(f"{MIGRATIONS[0]} PRAGMA user_version = 1;")
     connection.execute("INSERT INTO jobs VALUES (7, 'j', 1, 'h', 'm', 0, 0, NULL, 'r', x'66', 1, 0, NULL, ?)", (b"",))
+    connection.execute("INSERT INTO job_tasks VALUES ('t', 7)")
+    connection.execute("INSERT INTO journal VALUES (3, 'j', 1, ?), (4, 'deleted', 1, ?)", (b"", b""))
+    connection.execute("UPDATE sqlite_sequence SET seq = 9")  # two jobs came later and were deleted
     connection.commit()
     connection.close()
     store = open_store(data_dir)
-    assert [job.sequence for job in store.list_jobs(JobFilter(), None, 10)] == [7]
+    assert [job.sequence for job in store.list_jobs(JobFilter(tasks=["t"]), None, 10)] == [7]
+    assert [event.revision for event in store.events_after(0, 10, "j")] == [3]
+    assert [event.revision for event in store.events_after(0, 10)] == [3, 4]
+    assert store.job(submit(store).job_id).sequence == 10
     assert submit(store, cache_key=b"k").job_id == submit(store, cache_key=b"k").job_id
     store.close()
 
