@@ -13,12 +13,14 @@ LM_EVAL := .envs/lm-eval
 INSPECT := .envs/inspect
 LM_EVAL_READY := $(LM_EVAL)/.installed
 INSPECT_READY := $(INSPECT)/.installed
+PEER := .envs/peer
+PEER_READY := $(PEER)/.installed
 TINY_LLAVA := .demo/models/tiny-llava
 BASELINE := protos/v1.baseline.binpb
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup envs envs-more demo test test-fast campaign bench check format proto baseline clean
+.PHONY: help setup envs envs-more envs-peer demo test test-fast campaign bench check format proto baseline clean
 
 help: ## List what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +30,8 @@ setup: $(SERVER_READY) ## Set up the server and its tools in .venv
 envs: $(LMMS_READY) ## Set up lmms-eval in .envs/lmms
 
 envs-more: $(LM_EVAL_READY) $(INSPECT_READY) ## Set up lm-eval and inspect-ai in .envs too: `make test` then runs them as well
+
+envs-peer: $(PEER_READY) ## Set up lmms-eval's own HTTP server in .envs/peer, for `make bench` to compare with
 
 demo: setup envs $(TINY_LLAVA) ## Run a real evaluation on a server of its own, and watch it
 	@$(SERVER)/bin/python demo/demo.py
@@ -48,7 +52,7 @@ SEED ?= 1
 campaign: setup ## Kill servers and harnesses at random under load, and count what was lost
 	cd tests && ../$(SERVER)/bin/python -m campaigns.kills --kills $(KILLS) --seed $(SEED)
 
-bench: setup ## Measure speed beside its limit, in the same run; ARGS="--scale small" takes minutes
+bench: setup envs-peer ## Measure speed beside its limit and the peer, in the same run; ARGS="--scale small" takes minutes
 	$(SERVER)/bin/python -m benchmarks $(ARGS)
 
 check: setup ## Check format, lint, types, imports, stubs and schema
@@ -90,6 +94,12 @@ $(LM_EVAL_READY): scripts/requirements-torch.txt scripts/requirements-lm-eval.tx
 $(INSPECT_READY): scripts/requirements-inspect.txt
 	@PYTHON="$(PYTHON)" scripts/make-venv $(INSPECT)
 	$(INSPECT)/bin/pip install --requirement scripts/requirements-inspect.txt
+	@touch $@
+
+$(PEER_READY): scripts/requirements-peer.txt scripts/requirements-lmms-eval.txt
+	@PYTHON="$(PYTHON)" scripts/make-venv $(PEER)
+	$(PEER)/bin/pip install --requirement scripts/requirements-peer.txt
+	$(PEER)/bin/pip install --no-deps --requirement scripts/requirements-lmms-eval.txt
 	@touch $@
 
 $(LMMS_READY): scripts/requirements-torch.txt $(wildcard scripts/requirements-lmms-eval*.txt)

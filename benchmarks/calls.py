@@ -6,10 +6,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks import load, messages
 from benchmarks.filling import fill
-from benchmarks.http2 import Request
+from benchmarks.load import AnyRequest
 from benchmarks.processes import Server, both, evalrpc_server, workplace
 from benchmarks.report import Aim, Row, compare, in_turn, ratio_at_least, ratio_at_most
 from benchmarks.scale import Scale
@@ -19,6 +20,18 @@ from evalrpc.v1.job_pb2 import JOB_STATUS_CANCELLED
 _FEW_QUEUED = 10
 _FEW_LISTED = 1000
 _FSYNCS = 100
+
+
+class Load(NamedTuple):
+    """What is asked of a server, and how often."""
+
+    server: Server
+    requests: Sequence[AnyRequest]
+    count: int
+
+    def measure(self, scale: Scale, in_flight: int) -> "Measured":
+        """Make the calls."""
+        return measure(self.server, self.requests, self.count, in_flight, scale.clients)
 
 
 @dataclass(frozen=True)
@@ -34,7 +47,7 @@ class Measured:
     """How much of a processor the busiest client process took: below 1, or the client is the limit."""
 
 
-def measure(server: Server, requests: Sequence[Request], count: int, in_flight: int, clients: int = 1) -> Measured:
+def measure(server: Server, requests: Sequence[AnyRequest], count: int, in_flight: int, clients: int = 1) -> Measured:
     """Load a server with calls from several processes. Raises RuntimeError if any call fails."""
     clients = min(clients, in_flight)
     share = (server.address, requests, count // clients, in_flight // clients, min(count // clients, 200))
@@ -60,8 +73,9 @@ def get_job(scale: Scale) -> Iterator[Row]:
     with workplace() as folder:
         requests = [messages.get_job(job_id) for job_id in fill(folder / "data", queued=100)[1:]]
         with both(folder) as (ours, bare):
+            loads = [Load(server, requests, scale.calls) for server in (ours, bare)]
             for in_flight in (1, 32):
-                yield from _rates("GetJob", scale, ours, bare, requests, in_flight, ratio_at_least(0.90))
+                yield from rates("GetJob", scale, *loads, in_flight, ratio_at_least(0.90))
 
 
 def get_job_of_last(scale: Scale) -> Iterator[Row]:
@@ -70,11 +84,9 @@ def get_job_of_last(scale: Scale) -> Iterator[Row]:
         last_of_many = fill(folder / "many", queued=scale.queued)[-1]
         last_of_few = fill(folder / "few", queued=_FEW_QUEUED)[-1]
         with evalrpc_server(folder, "many") as many, evalrpc_server(folder, "few") as few:
-            measured = in_turn(
-                scale.rounds,
-                lambda: measure(many, [messages.get_job(last_of_many)], scale.calls, 32, scale.clients),
-                lambda: measure(few, [messages.get_job(last_of_few)], scale.calls, 32, scale.clients),
-            )
+            of_many = Load(many, [messages.get_job(last_of_many)], scale.calls)
+            of_few = Load(few, [messages.get_job(last_of_few)], scale.calls)
+            measured = in_turn(scale.rounds, lambda: of_many.measure(scale, 32), lambda: of_few.measure(scale, 32))
     figure = f"GetJob of the last of {scale.queued:,} queued, against the last of {_FEW_QUEUED}"
     yield _rate_row(figure, *measured, ratio_at_least(0.95))
 
@@ -84,8 +96,8 @@ def get_queue(scale: Scale) -> Iterator[Row]:
     with workplace() as folder:
         fill(folder / "data", queued=scale.queued)
         with both(folder) as (ours, bare):
-            name = f"GetQueue, {scale.queued:,} queued"
-            yield from _rates(name, scale, ours, bare, [messages.get_queue()], 1, None)
+            loads = [Load(server, [messages.get_queue()], scale.calls) for server in (ours, bare)]
+            yield from rates(f"GetQueue, {scale.queued:,} queued", scale, *loads, 1)
 
 
 def submit_job(scale: Scale) -> Iterator[Row]:
@@ -93,7 +105,8 @@ def submit_job(scale: Scale) -> Iterator[Row]:
     with workplace() as folder, both(folder) as (ours, bare):
         requests = [messages.submit()]
         load.in_process(load.call, ours.address, requests, 1, 1)  # this one runs, and keeps the GPU
-        yield from _rates("SubmitJob", scale, ours, bare, requests, 64, ratio_at_least(0.60))
+        loads = [Load(server, requests, scale.calls) for server in (ours, bare)]
+        yield from rates("SubmitJob", scale, *loads, 64, ratio_at_least(0.60))
         yield _submit_alone(scale, ours, bare, folder)
 
 
@@ -107,24 +120,20 @@ def list_jobs(scale: Scale) -> Iterator[Row]:
                 yield _listing(name, job_filter, scale, many, few)
 
 
-def _rates(
-    name: str, scale: Scale, ours: Server, bare: Server, requests: Sequence[Request], in_flight: int, aim: Aim | None
+def rates(
+    name: str, scale: Scale, ours: Load, yardstick: Load, in_flight: int, aim: Aim | None = None, note: str = ""
 ) -> Iterator[Row]:
     """Yield calls per second and the server's processor time per call."""
-    measured = in_turn(
-        scale.rounds,
-        lambda: measure(ours, requests, scale.calls, in_flight, scale.clients),
-        lambda: measure(bare, requests, scale.calls, in_flight, scale.clients),
-    )
-    yield _rate_row(f"{name}, {in_flight} in flight", *measured, aim)
+    measured = in_turn(scale.rounds, lambda: ours.measure(scale, in_flight), lambda: yardstick.measure(scale, in_flight))
+    yield _rate_row(f"{name}, {in_flight} in flight", *measured, aim, note)
     cpu = [[each.server_cpu * 1e6 for each in side] for side in measured]
-    yield compare(f"{name}, {in_flight} in flight: server CPU per call", "µs", *cpu)
+    yield compare(f"{name}, {in_flight} in flight: server CPU per call", "µs", *cpu, note=note)
 
 
-def _rate_row(figure: str, ours: list[Measured], yardstick: list[Measured], aim: Aim | None) -> Row:
+def _rate_row(figure: str, ours: list[Measured], yardstick: list[Measured], aim: Aim | None, note: str = "") -> Row:
     share = statistics.median(each.client_share for each in yardstick)
-    rates = [[each.per_second for each in side] for side in (ours, yardstick)]
-    return compare(figure, "calls/s", *rates, aim, f"client at {share:.0%} of a CPU")
+    per_second = [[each.per_second for each in side] for side in (ours, yardstick)]
+    return compare(figure, "calls/s", *per_second, aim, "; ".join(filter(None, (note, f"client at {share:.0%} of a CPU"))))
 
 
 def _submit_alone(scale: Scale, ours: Server, bare: Server, folder: Path) -> Row:

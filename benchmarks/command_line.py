@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from benchmarks import calls, comparing, reading, report, scheduling, store_size, watching
+from benchmarks import calls, comparing, peer, reading, report, scheduling, store_size, watching
+from benchmarks.processes import PEER_PYTHON
 from benchmarks.scale import SCALES, Scale
 
 COMPARISONS: Final[Mapping[str, Callable[[Scale], Iterator[report.Row]]]] = {
@@ -30,6 +31,10 @@ COMPARISONS: Final[Mapping[str, Callable[[Scale], Iterator[report.Row]]]] = {
     "packing": scheduling.packing,
     "overhead": scheduling.overhead,
     "start-up": store_size.start_up,
+    "peer-calls": peer.single_calls,
+    "peer-long-queue": peer.long_queue,
+    "peer-time-to-know": peer.time_to_know,
+    "peer-at-rest": peer.at_rest,
 }
 """The comparisons by name, in the order in which they run."""
 
@@ -42,6 +47,9 @@ def main() -> None:
     sys.stdout.write(f"{report.machine()}; scale {scale.name}, {scale.clients} load processes\n")
     rows: list[report.Row] = []
     for name in options.names or COMPARISONS:
+        if name.startswith("peer-") and not PEER_PYTHON.exists():
+            sys.stderr.write(f"{name}: left out, since the peer is not installed; `make envs-peer` installs it\n")
+            continue
         begin = time.monotonic()
         rows += COMPARISONS[name](scale)
         sys.stderr.write(f"{name}: {time.monotonic() - begin:.0f} s\n")

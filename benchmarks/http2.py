@@ -42,6 +42,10 @@ class Request:
     path: str
     message: bytes
 
+    def connect(self, address: str, _in_flight: int) -> "Connection":
+        """Return what can make calls like this one: any number at a time."""
+        return Connection(address)
+
     def frames(self, stream: int) -> bytes:
         """Return the frames that make this call on a new stream."""
         before, between, after = self._parts

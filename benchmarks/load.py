@@ -11,9 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection as Pipe
-from typing import Any
+from typing import Any, TypeAlias
 
+from benchmarks import http1
 from benchmarks.http2 import Connection, Request
+
+AnyRequest: TypeAlias = Request | http1.Request
 
 _SPAWN = get_context("spawn")
 _QUIET_SECONDS = 120.0
@@ -107,17 +110,17 @@ def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
         return go(started)[0]
 
 
-def call(link: Link, address: str, requests: Sequence[Request], count: int, in_flight: int, warm_up: int = 0) -> Calls:
-    """Make `count` calls, the requests in turn, always `in_flight` at the same time on one connection."""
-    connection = Connection(address)
+def call(link: Link, address: str, requests: Sequence[AnyRequest], count: int, in_flight: int, warm_up: int = 0) -> Calls:
+    """Make `count` calls, the requests in turn, always `in_flight` at the same time."""
+    connection = requests[0].connect(address, in_flight)
     _closed_loop(connection, requests, warm_up, in_flight)
     link.meet()
     return _closed_loop(connection, requests, count, in_flight)
 
 
-def call_now(address: str, request: Request) -> float:
+def call_now(address: str, request: AnyRequest) -> float:
     """Make one call from this process, and return when it was sent. Raises RuntimeError if it fails."""
-    connection = Connection(address)
+    connection = request.connect(address, 1)
     try:
         calls = _closed_loop(connection, [request], 1, 1)
     finally:
@@ -250,7 +253,7 @@ def _run(pipe: Pipe, function: Callable[..., Any], arguments: tuple[Any, ...]) -
         pipe.send(RuntimeError(f"{function.__name__}: {type(error).__name__}: {error}"))
 
 
-def _closed_loop(connection: Connection, requests: Sequence[Request], count: int, in_flight: int) -> Calls:
+def _closed_loop(connection: Any, requests: Sequence[AnyRequest], count: int, in_flight: int) -> Calls:
     cpu_begin, begin = _cpu_seconds(), time.monotonic()
     sent: dict[int, float] = {}
     latencies: list[float] = []

@@ -3,33 +3,40 @@
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from benchmarks.messages import HARNESS
 
 REPOSITORY: Final = Path(__file__).parent.parent
+PEER_PYTHON: Final = REPOSITORY / ".envs" / "peer" / "bin" / "python"
+"""Has lmms-eval with what its own HTTP server needs: `make envs-peer`."""
 
 _HOLD: Final = "hold"
 _START_SECONDS: Final = 120.0
 _STOP_SECONDS: Final = 30.0
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
+_LAUNCHER: Final = """\
+import os, sys
+options = dict(zip(sys.argv, sys.argv[1:]))
+os.execvp("sh", ["sh", {program!r}, options["--model"], options["--output_path"]])
+"""
 
 
 class Server:
     """A server process that listens."""
 
-    def __init__(self, process: subprocess.Popen[bytes], begin: float) -> None:
-        self._process = process
+    def __init__(self, process: subprocess.Popen[bytes], address: str, begin: float) -> None:
         self._proc = Path(f"/proc/{process.pid}")
         self.pid = process.pid
-        self.address = _listening_address(process)
+        self.address = address
         self.start_seconds = time.monotonic() - begin
         """From the start of the process to the moment when it listens."""
 
@@ -75,14 +82,30 @@ def evalrpc_server(folder: Path, data_dir: str = "data", gpus: int = 1) -> Itera
     """Run the real server on a data folder in a workplace."""
     limits = ("--gpus", str(gpus), "--max-queued", "10000000")
     where = ("--listen", "127.0.0.1:0", "--data-dir", str(folder / data_dir), "--config", str(folder / "evalrpc.toml"))
-    with _running(("-m", "evalrpc.cli", "serve", *where, *limits), folder / "evalrpc.log") as server:
+    with _running((sys.executable, "-m", "evalrpc.cli", "serve", *where, *limits), folder / "evalrpc.log") as server:
         yield server
 
 
 @contextmanager
 def yardstick_server(folder: Path) -> Iterator[Server]:
     """Run the bare server."""
-    with _running(("-m", "benchmarks.yardstick"), folder / "yardstick.log") as server:
+    with _running((sys.executable, "-m", "benchmarks.yardstick"), folder / "yardstick.log") as server:
+        yield server
+
+
+@contextmanager
+def peer_server(folder: Path, program: Path) -> Iterator[Server]:
+    """Run lmms-eval's own HTTP server as its package has it, where a job of two GPUs runs `sh PROGRAM MODEL OUTPUT_DIR`.
+
+    For such a job it starts `python -m accelerate.commands.launch` with the model and the folder among its arguments. A module
+    of that name in its working folder stands in for the evaluation, and the server itself is untouched.
+    """
+    launcher = folder / "peer" / "accelerate" / "commands" / "launch.py"
+    launcher.parent.mkdir(parents=True, exist_ok=True)
+    launcher.write_text(_LAUNCHER.format(program=str(program)))
+    port = _free_port()
+    command = (str(PEER_PYTHON), "-m", "lmms_eval", "serve", "--host", "127.0.0.1", "--port", str(port))
+    with _running(command, folder / "peer.log", folder / "peer", port) as server:
         yield server
 
 
@@ -94,12 +117,14 @@ def both(folder: Path) -> Iterator[tuple[Server, Server]]:
 
 
 @contextmanager
-def _running(arguments: Sequence[str], log: Path) -> Iterator[Server]:
+def _running(command: Sequence[str], log: Path, cwd: Path = REPOSITORY, port: int | None = None) -> Iterator[Server]:
+    """Run a server, which says on stdout where it listens if it was not told the port."""
     begin = time.monotonic()
-    with log.open("ab") as errors:
-        process = subprocess.Popen((sys.executable, *arguments), stdout=subprocess.PIPE, stderr=errors, cwd=REPOSITORY)
+    with log.open("ab") as output:
+        stdout = subprocess.PIPE if port is None else output
+        process = subprocess.Popen(command, stdout=stdout, stderr=output, cwd=cwd)
     try:
-        yield Server(process, begin)
+        yield Server(process, _listening_address(process) if port is None else _open_address(process, port), begin)
     finally:
         _stop(process)
 
@@ -122,6 +147,23 @@ def _listening_address(process: subprocess.Popen[bytes]) -> str:
     if " listening on " not in line:
         raise RuntimeError(f"{process.args!r} did not start: see its log")
     return line.split()[-1]
+
+
+def _free_port() -> int:
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _open_address(process: subprocess.Popen[bytes], port: int) -> str:
+    """Wait until the port takes connections."""
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with suppress(ConnectionRefusedError), closing(socket.create_connection(("127.0.0.1", port))):
+            return f"127.0.0.1:{port}"
+        time.sleep(0.01)
+    raise RuntimeError(f"{process.args!r} did not start: see its log")
 
 
 def _config(folder: Path) -> str:

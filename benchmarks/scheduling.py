@@ -19,14 +19,14 @@ GPUS: Final = 8
 JOBS: Final = 60
 WIDTHS: Final = (1, 1, 1, 2, 2, 4, 8)
 
-# It notes when it starts and ends, by the clock, and runs for as long as its model's name says.
-_PROGRAM: Final = """\
+PROGRAM: Final = """\
 date +%s%N > "$2/started"
 sleep "$1"
 mkdir "$2/m"
 echo '{"results": {"t": {"acc,none": 1.0}}}' > "$2/m/20260101_000000_results.json"
 date +%s%N > "$2/ended"
 """
+"""Notes when it starts and ends, by the clock, and runs for as long as its model's name says."""
 
 
 class Shape(NamedTuple):
@@ -43,7 +43,7 @@ def packing(scale: Scale) -> Iterator[Row]:
     shapes = [Shape(dice.choice(WIDTHS), round(dice.uniform(0.1, 1.0) * longest, 2)) for _ in range(JOBS)]
     work = sum(shape.num_gpus * shape.seconds for shape in shapes)
     bound = max(work / GPUS, max(shape.seconds for shape in shapes))
-    with _timed_server(GPUS) as server:
+    with timed_server(GPUS) as server:
         packed = _makespan(server, shapes)
     one_by_one = sum(shape.seconds for shape in shapes)
     note = f"{JOBS} jobs of 1, 2, 4 and 8 GPUs; yardstick: max(work / {GPUS}, longest job), computed"
@@ -55,9 +55,9 @@ def packing(scale: Scale) -> Iterator[Row]:
 def overhead(scale: Scale) -> Iterator[Row]:
     """From SubmitJob's answer to the program's start, and from its end to the terminal event; beside a bare Popen."""
     count = scale.changes // 5
-    with _timed_server(0) as server, EvalClient(server.address) as client, workplace() as folder:
-        starts, ends = zip(*(_one_run(client) for _ in range(count)), strict=True)
-        (folder / "program.sh").write_text(_PROGRAM)
+    with timed_server(0) as server, EvalClient(server.address) as client, workplace() as folder:
+        starts, ends = zip(*(one_run(client) for _ in range(count)), strict=True)
+        (folder / "program.sh").write_text(PROGRAM)
         bare_starts, bare_ends = zip(*(_bare_run(folder, number) for number in range(count)), strict=True)
     note = f"{count} jobs in turn; yardstick: subprocess.Popen and wait() of the same program"
     yield _overhead_row("SubmitJob's answer to the program's start, median", starts, bare_starts, note)
@@ -68,8 +68,9 @@ def _overhead_row(figure: str, ours: Sequence[float], bare: Sequence[float], not
     return Row(figure, "ms", median(ours) * 1e3, median(bare) * 1e3, median(ours) / median(bare), note=note)
 
 
-def _one_run(client: EvalClient) -> tuple[float, float]:
-    job = client.submit(_request(Shape(0, 0)))
+def one_run(client: EvalClient, seconds: float = 0) -> tuple[float, float]:
+    """Run the program on a timed server. Return the seconds from the answer to its start, and from its end to the event."""
+    job = client.submit(_request(Shape(0, seconds)))
     answered = time.time()
     for event in client.watch(job.job_id, after_revision=job.revision):
         if event.terminal:
@@ -109,10 +110,11 @@ def _request(shape: Shape) -> EvaluateRequest:
 
 
 @contextmanager
-def _timed_server(gpus: int) -> Iterator[Server]:
+def timed_server(gpus: int) -> Iterator[Server]:
+    """Run the real server with a harness `timed` that runs the program."""
     with workplace() as folder:
         program = folder / "program.sh"
-        program.write_text(_PROGRAM)
+        program.write_text(PROGRAM)
         config = f'[harnesses.timed]\nkind = "command"\ncommand = ["sh", "{program}", "{{model}}", "{{output_dir}}"]\n'
         (folder / "evalrpc.toml").write_text(config)
         with evalrpc_server(folder, gpus=gpus) as server:

@@ -8,6 +8,7 @@ from typing import Final
 
 from benchmarks import load, messages
 from benchmarks.filling import fill
+from benchmarks.load import AnyRequest
 from benchmarks.processes import Server, evalrpc_server, workplace, yardstick_server
 from benchmarks.report import Row, at_most, compare, in_turn
 from benchmarks.scale import Scale
@@ -27,16 +28,17 @@ def start_up(scale: Scale) -> Iterator[Row]:
 def _start(name: str, megabytes: float, scale: Scale, folder: Path, data_dir: str) -> Iterator[Row]:
     sides = in_turn(
         min(scale.rounds, _MAX_ROUNDS),
-        lambda: _seconds_and_megabytes(lambda: evalrpc_server(folder, data_dir)),
-        lambda: _seconds_and_megabytes(lambda: yardstick_server(folder)),
+        lambda: idle(lambda: evalrpc_server(folder, data_dir), messages.get_queue()),
+        lambda: idle(lambda: yardstick_server(folder), messages.get_queue()),
     )
     seconds, memory = ([[each[index] for each in side] for side in sides] for index in (0, 1))
     yield compare(f"start on {name}", "s", *seconds, note="until it listens")
     yield compare(f"memory of an idle server with {name}", "MB", *memory, at_most(megabytes), "after one call")
 
 
-def _seconds_and_megabytes(start: Callable[[], AbstractContextManager[Server]]) -> tuple[float, float]:
+def idle(start: Callable[[], AbstractContextManager[Server]], request: AnyRequest) -> tuple[float, float]:
+    """Start a server and make one call. Return the seconds until it listened, and its megabytes a moment after the call."""
     with start() as server:
-        load.call_now(server.address, messages.get_queue())
+        load.call_now(server.address, request)
         time.sleep(_SETTLE_SECONDS)
         return server.start_seconds, server.memory() / 1e6
