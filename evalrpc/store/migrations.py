@@ -138,6 +138,18 @@ MIGRATIONS: Final = (
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX joined_requests_by_job ON joined_requests (sequence);
     """,
+    # The order of arrival is that of creation, but where the clock was set back. To know how far saves an index.
+    """
+    CREATE TABLE clock_setbacks (
+        sequence INTEGER PRIMARY KEY,                -- of a job that was created, by the clock, before the one before it
+        setback_ns INTEGER NOT NULL
+    ) STRICT;
+    INSERT INTO clock_setbacks
+        SELECT sequence, previous_ns - created_ns
+        FROM (SELECT sequence, created_ns, lag(created_ns) OVER (ORDER BY sequence) AS previous_ns FROM jobs)
+        WHERE created_ns < previous_ns;
+    DROP INDEX jobs_by_creation;
+    """,
 )
 
 

@@ -21,6 +21,7 @@ _UPDATE_JOBS: Final = (
 )
 _INSERT_TASKS: Final = "INSERT INTO job_tasks (task, sequence) VALUES {rows}"
 _INSERT_LABELS: Final = "INSERT INTO job_labels (label, value, sequence) VALUES {rows}"
+_INSERT_SETBACKS: Final = "INSERT INTO clock_setbacks (sequence, setback_ns) VALUES {rows}"
 _INSERT_EVENTS: Final = "INSERT INTO journal (revision, sequence, created_ns, event) VALUES {rows}"
 
 _Row = tuple[Any, ...]
@@ -33,6 +34,7 @@ class Rows:
         self._inserts: dict[int, Submission] = {}
         self._changed: dict[int, tuple[pb.JobInfo, bytes]] = {}
         self._events: list[_Row] = []
+        self._setbacks: list[_Row] = []
 
     def insert(self, sequence: int, job: pb.JobInfo, serialized: bytes, submission: Submission) -> None:
         """Add a new job."""
@@ -42,6 +44,10 @@ class Rows:
     def update(self, sequence: int, job: pb.JobInfo, serialized: bytes) -> None:
         """Change a job, which may be a new one."""
         self._changed[sequence] = (job, serialized)
+
+    def setback(self, sequence: int, setback_ns: int) -> None:
+        """Note that the clock was set back before a new job."""
+        self._setbacks.append((sequence, setback_ns))
 
     def journal(self, revision: int, sequence: int, created_ns: int, event: bytes) -> None:
         """Add an event."""
@@ -54,6 +60,7 @@ class Rows:
         _write(connection, _INSERT_TASKS, [(task, sequence) for sequence, job, *_ in new for task in set(job.request.tasks)])
         _write(connection, _INSERT_LABELS, [(*label, sequence) for sequence, job, *_ in new for label in job.labels.items()])
         _write(connection, _UPDATE_JOBS, [_changed_row(sequence, *changed) for sequence, changed in self._changed.items()])
+        _write(connection, _INSERT_SETBACKS, self._setbacks)
         _write(connection, _INSERT_EVENTS, self._events)
 
 

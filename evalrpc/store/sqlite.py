@@ -35,7 +35,7 @@ from evalrpc.lifecycle import Status
 from evalrpc.store import twins
 from evalrpc.store.base import JournalEvent, ListedJob, Listener, QueuedRow, StoredJob, Submission
 from evalrpc.store.cache import JobCache
-from evalrpc.store.filters import where_clause
+from evalrpc.store.filters import find_jobs
 from evalrpc.store.lock import lock_data_dir
 from evalrpc.store.migrations import migrate
 from evalrpc.store.transaction import RETRY_DELAY_SECONDS, Transaction, job_not_found
@@ -73,6 +73,7 @@ class SqliteStore:
         self._writing = True
         self._gate = threading.Lock()  # so that no write slips in behind the last one
         self._connection, self._oldest, self._head, self._last_sequence, self._counts = self._open()
+        self._last_created_ns = _last_created_ns(self._connection)
         self._writer = threading.Thread(target=self._write_batches, name="store-writer", daemon=True)
         self._writer.start()
 
@@ -163,7 +164,14 @@ class SqliteStore:
 
     def _commit(self, batch: list[tuple[_Operation, Future[Any]]]) -> None:
         transaction = Transaction(
-            self._connection, self._clock, self._max_queued, self._head, self._last_sequence, self._counts, self._cache.get
+            self._connection,
+            self._clock,
+            self._max_queued,
+            self._head,
+            self._last_sequence,
+            self._last_created_ns,
+            self._counts,
+            self._cache.get,
         )
         outcomes: list[tuple[Future[Any], Any]] = []
         try:
@@ -196,6 +204,7 @@ class SqliteStore:
     def _publish(self, transaction: Transaction) -> None:
         self._head = transaction.head
         self._last_sequence = transaction.last_sequence
+        self._last_created_ns = transaction.last_created_ns
         self._counts = transaction.counts
         if transaction.oldest is not None:
             self._oldest = transaction.oldest
@@ -245,10 +254,8 @@ class SqliteStore:
 
     def list_jobs(self, job_filter: JobFilter, before_sequence: int | None, limit: int) -> list[ListedJob]:
         """Return jobs that the filter takes, newest first."""
-        condition, parameters = where_clause(job_filter, before_sequence)
-        query = f"SELECT sequence, job FROM jobs WHERE {condition} ORDER BY sequence DESC LIMIT ?"  # noqa: S608
-        with self._reading() as connection:
-            rows = connection.execute(query, (*parameters, limit)).fetchall()
+        with self._reading() as connection, _snapshot(connection):
+            rows = find_jobs(connection, job_filter, before_sequence, limit)
         return [ListedJob(sequence, pb.JobInfo.FromString(job)) for sequence, job in rows]
 
     def find_twin(self, cache_key: bytes) -> pb.JobInfo | None:
@@ -344,6 +351,21 @@ class SqliteStore:
                 f"setting data_dir: the database {self._path} can't be opened: {error}; take another folder, or a backup"
             ) from error
         return connection, oldest, max(oldest, newest or 0), last[0] if last else 0, counts
+
+
+@contextmanager
+def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
+    """Let all queries see the same state."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("COMMIT")
+
+
+def _last_created_ns(connection: sqlite3.Connection) -> int:
+    row = connection.execute("SELECT created_ns FROM jobs ORDER BY sequence DESC LIMIT 1").fetchone()
+    return row[0] if row else 0
 
 
 def _count_statuses(connection: sqlite3.Connection) -> Counter[Status]:

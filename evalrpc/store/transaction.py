@@ -42,6 +42,7 @@ class Transaction:
     max_queued: int
     head: int
     last_sequence: int
+    last_created_ns: int
     counts: Counter[Status]
     cached_job: Callable[[str], StoredJob | None]
 
@@ -171,6 +172,10 @@ class Transaction:
         self.last_sequence = sequence = self.last_sequence + 1
         now = self.clock.now()
         job.created_at.CopyFrom(now)
+        created_ns = now.ToNanoseconds()
+        if created_ns < self.last_created_ns:
+            self._rows.setback(sequence, self.last_created_ns - created_ns)
+        self.last_created_ns = created_ns
         serialized, event = self._journal(job, sequence, now)
         self._rows.insert(sequence, job, serialized, submission)
         if submission.request_id:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from evalrpc import transitions
-from evalrpc.clock import SystemClock
+from evalrpc.clock import Clock, SystemClock
 from evalrpc.store.base import Store, Submission
 from evalrpc.store.sqlite import SqliteStore
 from evalrpc.v1 import job_pb2 as pb
@@ -18,11 +18,11 @@ Opener = Callable[..., Store]
 SECONDS = 30.0
 
 
-def open_sqlite(data_dir: Path, max_queued: int) -> Store:
-    return SqliteStore(data_dir, CLOCK, max_queued)
+def open_sqlite(data_dir: Path, max_queued: int, clock: Clock = CLOCK) -> Store:
+    return SqliteStore(data_dir, clock, max_queued)
 
 
-OPENERS: dict[str, Callable[[Path, int], Store]] = {"sqlite": open_sqlite}
+OPENERS: dict[str, Callable[..., Store]] = {"sqlite": open_sqlite}
 """Every store joins the contract suite here."""
 
 
