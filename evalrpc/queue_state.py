@@ -38,6 +38,8 @@ class QueueState:
         self._running: dict[str, pb.JobInfo] = {}
         self._progress: dict[str, pb.Progress] = {}
         self._known_free: Capacity | None = None
+        self.generation = 0
+        """Grows with every commit that was followed: what was read before holds as long as it stays."""
 
     def load(self, queued: Iterable[QueuedRow], running: Iterable[ListedJob]) -> None:
         """Take the jobs that were live when the store was opened."""
@@ -59,6 +61,7 @@ class QueueState:
                 if change.previous != pb.JOB_STATUS_UNSPECIFIED:
                     self._remove(change)
                 self._place(change)
+            self.generation += 1  # last, so that nothing half done is taken for the new state
 
     def set_progress(self, job_id: str, progress: pb.Progress) -> pb.JobInfo | None:
         """Note how far a running job has come; return the job with it, or None if it does not run any more."""

@@ -68,6 +68,7 @@ class EvaluationService:
     results: Results = field(default_factory=Results)
     job_ids: Iterator[str] = field(default_factory=job_ids)
     stopping: bool = False
+    _queue: tuple[object, bytes] | None = None
 
     async def SubmitJob(self, request: calls.SubmitJobRequest, context: _Context) -> JobInfo | bytes:
         """Accept an evaluation."""
@@ -168,25 +169,12 @@ class EvaluationService:
         candidates = [await self.feed.read_job(job_id.lower()) for job_id in request.candidate_job_ids]
         return await asyncio.get_running_loop().run_in_executor(self.hashers, _compare, request, baseline, candidates)
 
-    async def GetQueue(self, request: calls.GetQueueRequest, context: _Context) -> calls.GetQueueResponse:
-        """Return what is queued and running, and who holds which GPU."""
-        running = self.queue_state.running_jobs()
-        set_aside = self.gpu_guard.set_aside()
-        holders = {gpu: job.job_id for job in running for gpu in job.gpus}
-        return calls.GetQueueResponse(
-            queued_count=self.queue_state.queued_count,
-            running_count=len(running),
-            queued_job_ids=self.queue_state.queued_job_ids(MAX_QUEUED_IDS),
-            running_job_ids=[job.job_id for job in running],
-            status_counts=self._status_counts(),
-            gpus=[
-                calls.Gpu(id=gpu.id, name=gpu.name, job_id=holders.get(gpu.id, ""), set_aside_reason=set_aside.get(gpu.id, ""))
-                for gpu in self.gpus
-            ],
-            free_gpu_count=sum(1 for gpu in self.gpus if gpu.id not in holders and gpu.id not in set_aside),
-            max_running=self.queue_state.capacity.slots,
-            max_queued=self.settings.max_queued,
-        )
+    async def GetQueue(self, request: calls.GetQueueRequest, context: _Context) -> bytes:
+        """Return what is queued and running, and who holds which GPU. It is put together anew only after a change."""
+        state = self.queue_state.generation, self.gpu_guard.set_aside()
+        if self._queue is None or self._queue[0] != state:
+            self._queue = state, self._describe_queue(state[1]).SerializeToString()
+        return self._queue[1]
 
     async def ListTasks(self, request: calls.ListTasksRequest, context: _Context) -> calls.ListTasksResponse:
         """List the tasks that a harness knows."""
@@ -278,6 +266,24 @@ class EvaluationService:
             answer = self.queue_state.described(twin)
         answer.ClearField("job_id")
         return answer
+
+    def _describe_queue(self, set_aside: Mapping[str, str]) -> calls.GetQueueResponse:
+        running = self.queue_state.running_jobs()
+        holders = {gpu: job.job_id for job in running for gpu in job.gpus}
+        return calls.GetQueueResponse(
+            queued_count=self.queue_state.queued_count,
+            running_count=len(running),
+            queued_job_ids=self.queue_state.queued_job_ids(MAX_QUEUED_IDS),
+            running_job_ids=[job.job_id for job in running],
+            status_counts=self._status_counts(),
+            gpus=[
+                calls.Gpu(id=gpu.id, name=gpu.name, job_id=holders.get(gpu.id, ""), set_aside_reason=set_aside.get(gpu.id, ""))
+                for gpu in self.gpus
+            ],
+            free_gpu_count=sum(1 for gpu in self.gpus if gpu.id not in holders and gpu.id not in set_aside),
+            max_running=self.queue_state.capacity.slots,
+            max_queued=self.settings.max_queued,
+        )
 
     def _status_counts(self) -> list[calls.StatusCount]:
         counts = self.store.status_counts()
