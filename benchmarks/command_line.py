@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from benchmarks import calls, comparing, peer, reading, report, scheduling, store_size, watching
+from benchmarks import calls, comparing, crosscheck, peer, reading, report, scheduling, store_size, watching
 from benchmarks.processes import PEER_PYTHON
 from benchmarks.scale import SCALES, Scale
 
@@ -31,6 +31,7 @@ COMPARISONS: Final[Mapping[str, Callable[[Scale], Iterator[report.Row]]]] = {
     "packing": scheduling.packing,
     "overhead": scheduling.overhead,
     "start-up": store_size.start_up,
+    "load-client": crosscheck.load_client,
     "peer-calls": peer.single_calls,
     "peer-long-queue": peer.long_queue,
     "peer-time-to-know": peer.time_to_know,
@@ -47,14 +48,23 @@ def main() -> None:
     sys.stdout.write(f"{report.machine()}; scale {scale.name}, {scale.clients} load processes\n")
     rows: list[report.Row] = []
     for name in options.names or COMPARISONS:
-        if name.startswith("peer-") and not PEER_PYTHON.exists():
-            sys.stderr.write(f"{name}: left out, since the peer is not installed; `make envs-peer` installs it\n")
+        if missing := _missing(name):
+            sys.stderr.write(f"{name}: left out, since {missing}\n")
             continue
         begin = time.monotonic()
         rows += COMPARISONS[name](scale)
         sys.stderr.write(f"{name}: {time.monotonic() - begin:.0f} s\n")
         report.write(rows, options.out, scale.name)
     sys.stdout.write(f"{report.table(rows)}\n")
+
+
+def _missing(name: str) -> str:
+    """Say what a comparison needs and does not find; empty: nothing."""
+    if name.startswith("peer-") and not PEER_PYTHON.exists():
+        return "the peer is not installed: `make envs-peer` installs it"
+    if name == "load-client" and not crosscheck.is_installed():
+        return "h2load is not installed: Debian has it in nghttp2-client"
+    return ""
 
 
 def _options() -> argparse.Namespace:

@@ -52,12 +52,16 @@ class Request:
         number = stream.to_bytes(4)
         return b"".join((before, number, between, number, after))
 
+    @property
+    def body(self) -> bytes:
+        """The message as gRPC frames it: neither compressed nor longer than said."""
+        return b"\0" + len(self.message).to_bytes(4) + self.message
+
     @cached_property
     def _parts(self) -> tuple[bytes, bytes, bytes]:
         """What stands before, between and after the two places that name the stream."""
-        body = b"\0" + len(self.message).to_bytes(4) + self.message
         headers = _frame(_HEADERS, _END_HEADERS, 0, self._headers())
-        data = _frame(_DATA, _END_STREAM, 0, body)
+        data = _frame(_DATA, _END_STREAM, 0, self.body)
         return headers[:5], headers[9:] + data[:5], data[9:]
 
     def _headers(self) -> bytes:
