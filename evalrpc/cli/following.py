@@ -38,6 +38,8 @@ def show_outcome(job: JobInfo) -> None:
         return
     print_table(wording.METRIC_COLUMNS, wording.metric_rows(job))
     for result in job.results.values():
+        if provenance := wording.provenance(result):
+            click.echo(f"evaluated with {provenance}", err=True)
         click.echo(f"results on the server: {result.results}", err=True)
     click.echo(f"to copy them here: evalrpc download {job.job_id} DIR", err=True)
 

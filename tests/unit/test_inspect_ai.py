@@ -293,6 +293,62 @@ def test_samples_are_not_held_in_memory_all_at_once(tmp_path: Path) -> None:
     assert peak < 5_000_000
 
 
+def test_versions_counts_and_time_of_a_real_log_come_along(tmp_path: Path) -> None:
+    result = read("ok_json", copy_of("ok_json", tmp_path))["mockllm/model"]
+    (task,) = result.tasks
+    assert (task.task, task.version, task.original_sample_count, task.effective_sample_count) == ("tiny", "0", 20, 3)
+    assert dict(result.harness_versions) == {"inspect_ai": "0.3.285"}
+    assert result.HasField("total_evaluation_time")
+    assert result.extra["usage"]["tiny"]["mockllm/model"]["output_tokens"] == 99
+
+
+def config_hash(folder: Path, **header: Any) -> str:
+    log_file(folder, "2026-02-14T10-30-45", header)
+    return read("ok_json", folder)["mockllm/model"].tasks[0].config_hash
+
+
+SPEC = {"task": "tiny", "task_args": {"level": 1}, "dataset": {"name": "d", "samples": 9}, "config": {"epochs": 2}}
+PLAN = {"steps": [{"solver": "generate", "params": {}}], "config": {"max_tokens": 16}}
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"eval": {**SPEC, "model": "other/model", "config": {"epochs": 2, "limit": 3}, "created": "now"}}, True),
+        ({"eval": {**SPEC, "dataset": {"name": "d", "samples": 9, "sample_ids": [1, 2]}}}, True),
+        ({"plan": {**PLAN, "config": {"max_tokens": 16, "max_connections": 8}}}, True),
+        ({"plan": {**PLAN, "config": {"max_tokens": 17}}}, False),
+        ({"eval": {**SPEC, "task_args": {"level": 2}}}, False),
+        ({"eval": {**SPEC, "config": {"epochs": 3}}}, False),
+    ],
+)
+def test_the_hash_is_that_of_the_task_and_not_of_the_run(change: Mapping[str, Any], same: bool, tmp_path: Path) -> None:
+    header = {"eval": SPEC, "plan": PLAN}
+    before = config_hash(tmp_path, **header)
+    assert (config_hash(tmp_path, **{**header, **change}) == before) is same
+
+
+@pytest.mark.parametrize(
+    ("stats", "seconds"),
+    [
+        (
+            [("2026-02-14T10:30:45+00:00", "2026-02-14T10:30:50+00:00"), ("2026-02-14T11:30:46+01:00", "2026-02-14T10:31:45Z")],
+            60,
+        ),
+        ([("soon", None), (1, "9999-12-31T23:59:59-23:59")], None),
+    ],
+)
+def test_the_time_is_from_the_first_start_to_the_last_end(
+    stats: list[tuple[object, object]], seconds: float | None, tmp_path: Path
+) -> None:
+    for name, (start, end) in zip(("tiny", "other"), stats, strict=True):
+        content = {"eval": {"task": name}, "stats": {"started_at": start, "completed_at": end}}
+        log_file(tmp_path, f"2026-02-14T10-30-4{len(name)}", content)
+    request = inspect_request(tasks=["tiny", "other"])
+    result = harness().read_results(run_of(request, tmp_path), Exit(code=0), [])["mockllm/model"]
+    assert (result.total_evaluation_time.seconds if result.HasField("total_evaluation_time") else None) == seconds
+
+
 def test_the_latest_log_of_a_task_counts(tmp_path: Path) -> None:
     log_file(tmp_path, "2026-02-14T10-30-45", {"results": {"scores": [scored(accuracy=2)]}})
     log_file(tmp_path, "2026-02-14T10-30-44", {"status": "error", "results": {"scores": [scored(accuracy=1)]}})
