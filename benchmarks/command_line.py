@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from benchmarks import calls, comparing, reading, report, scheduling, store_size, watching
+from benchmarks import calls, comparing, parsing, reading, report, scheduling, store_size, watching
 from benchmarks.scale import SCALES, Scale
 
 COMPARISONS: Final[Mapping[str, Callable[[Scale], Iterator[report.Row]]]] = {
@@ -30,6 +30,7 @@ COMPARISONS: Final[Mapping[str, Callable[[Scale], Iterator[report.Row]]]] = {
     "packing": scheduling.packing,
     "overhead": scheduling.overhead,
     "start-up": store_size.start_up,
+    "parsing": parsing.output_folders,
 }
 """The comparisons by name, in the order in which they run."""
 
