@@ -78,6 +78,15 @@ def better(metric: Metric) -> str:
     return ("higher" if metric.higher_is_better else "lower") if metric.HasField("higher_is_better") else ""
 
 
+def metric_lines(job: JobInfo) -> Iterator[str]:
+    """Say each metric in one line, such as `mme: score,none 0.7500 ± 0.0100`."""
+    for _, result in sorted(job.results.items()):
+        for metric in result.metrics:
+            name = ",".join(filter(None, (metric.metric, metric.filter)))
+            error = f" ± {metric.stderr:.4f}" if metric.HasField("stderr") else ""
+            yield f"{metric.task}: {name} {metric.value:.4f}{error}"
+
+
 def provenance(result: ModelResult) -> str:
     """Say in one line which versions gave the results, and how long that took."""
     versions = [f"{package} {version}" for package, version in sorted(result.harness_versions.items())]

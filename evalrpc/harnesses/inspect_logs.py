@@ -12,17 +12,18 @@ import os
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Final, TextIO
 
 from evalrpc.errors import RunFailedError
 from evalrpc.harnesses.failures import find_failure, shorten
 from evalrpc.harnesses.json_stream import members
-from evalrpc.metrics import mapping
+from evalrpc.metrics import mapping, model_result
+from evalrpc.v1.job_pb2 import ModelResult
 
 _LOG_NAME = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2})-([0-9]{2})-([0-9]{2}).*\.json", re.DOTALL)
 _HEADER: Final = frozenset({"status", "eval", "plan", "results", "stats", "error"})
@@ -69,14 +70,27 @@ class Log:
 
 def read_logs(folder: Path) -> list[Log]:
     """Read the logs of a folder, oldest first. Links are not followed. Raises RunFailedError with reason RESULTS_INVALID."""
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise _invalid(f"the output folder can't be read: {error.strerror}") from error
-    return [_read_log(folder / match[0], _stamp(match)) for match in map(_LOG_NAME.fullmatch, names) if match]
+    return [_read_log(path, stamp, _members(path)) for path, stamp in _log_files(folder)]
+
+
+def read_headers(folder: Path) -> list[Log]:
+    """Read the logs of a folder only as far as to their samples, which come last, and pass over those that can't be read: they
+    may just be being written. Raises RunFailedError where the folder itself can't be read."""
+    logs = []
+    for path, stamp in _log_files(folder):
+        with suppress(RunFailedError):
+            logs.append(_read_log(path, stamp, takewhile(lambda member: member[0] != _SAMPLES, _members(path))))
+    return logs
+
+
+def result_of_logs(logs: Mapping[str, Log]) -> ModelResult:
+    """Return the metrics of logs, which are given by task, and their paths, without samples."""
+    result = model_result(_aggregate(logs))
+    result.results = str(next(iter(logs.values())).path)
+    for task in result.tasks:
+        path = str(logs[task.task].path)
+        task.results = path if path != result.results else ""
+    return result
 
 
 def write_results(folder: Path, logs: Mapping[str, Log]) -> None:
@@ -91,13 +105,25 @@ def write_results(folder: Path, logs: Mapping[str, Log]) -> None:
         raise _invalid(f"what is in the logs can't be written beside them: {error.strerror}") from error
 
 
+def _log_files(folder: Path) -> list[tuple[Path, str]]:
+    """Return the paths of the logs and when their tasks began, oldest first."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _invalid(f"the output folder can't be read: {error.strerror}") from error
+    return [(folder / match[0], _stamp(match)) for match in map(_LOG_NAME.fullmatch, names) if match]
+
+
 def _stamp(match: re.Match[str]) -> str:
     year, month, day, hour, minute, second = match.groups()
     return f"{year}{month}{day}_{hour}{minute}{second}"
 
 
-def _read_log(path: Path, stamp: str) -> Log:
-    header = {key: value for key, value in _members(path) if key in _HEADER}
+def _read_log(path: Path, stamp: str, log_members: Iterable[tuple[str, object]]) -> Log:
+    header = {key: value for key, value in log_members if key in _HEADER}
     task = mapping(header.get("eval"))
     names = (task.get(key) for key in ("task", "task_registry_name"))
     return Log(

@@ -112,6 +112,7 @@ class EvaluateRequest(_message.Message):
     PREDICT_ONLY_FIELD_NUMBER: _builtins.int
     NUM_GPUS_FIELD_NUMBER: _builtins.int
     OUTPUT_DIR_FIELD_NUMBER: _builtins.int
+    TASKS_SEPARATELY_FIELD_NUMBER: _builtins.int
     harness: _builtins.str
     """The harness that runs the job, by the name that the operator configured (see ListHarnesses). Empty: `lmms-eval`."""
     model: _builtins.str
@@ -137,6 +138,11 @@ class EvaluateRequest(_message.Message):
     output_dir: _builtins.str
     """Folder on the server that receives the results, in a subfolder of its own for every attempt. Relative to, or inside, the
     output root that the operator allows; anything else is refused. Empty: the job's own folder in the data directory.
+    """
+    tasks_separately: _builtins.bool
+    """Whether each task is a run of the harness of its own, one after the other in the order of `tasks`, within one attempt. The
+    results of each are there as soon as it has ended (see `JobInfo.results`). After a task that fails the others are run all
+    the same, and the job then ends FAILED. It costs the start of the harness once per task. Default: false, one run for all.
     """
     @_builtins.property
     def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -172,10 +178,11 @@ class EvaluateRequest(_message.Message):
         predict_only: _builtins.bool = ...,
         num_gpus: _builtins.int | None = ...,
         output_dir: _builtins.str = ...,
+        tasks_separately: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "gen_kwargs", b"gen_kwargs", "limit", b"limit", "log_samples", b"log_samples", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "batch_size", b"batch_size", "device", b"device", "gen_kwargs", b"gen_kwargs", "harness", b"harness", "limit", b"limit", "log_samples", b"log_samples", "model", b"model", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus", "output_dir", b"output_dir", "predict_only", b"predict_only", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "batch_size", b"batch_size", "device", b"device", "gen_kwargs", b"gen_kwargs", "harness", b"harness", "limit", b"limit", "log_samples", b"log_samples", "model", b"model", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus", "output_dir", b"output_dir", "predict_only", b"predict_only", "tasks", b"tasks", "tasks_separately", b"tasks_separately"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
     _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
@@ -312,8 +319,9 @@ class JobInfo(_message.Message):
 
     @_builtins.property
     def results(self) -> _containers.MessageMap[_builtins.str, Global___ModelResult]:
-        """Results by model name: that of the harness's folder for the model, or the request's where there is no such folder. Empty
-        unless COMPLETED.
+        """Results by model name: that of the harness's folder for the model, or the request's where there is no such folder. All of
+        them where COMPLETED. Before, and where FAILED or CANCELLED, those of the tasks that have finished in the latest attempt, if
+        they are known one by one: with `tasks_separately`, or from inspect-ai. Otherwise empty.
         """
 
     @_builtins.property
@@ -475,10 +483,14 @@ class ModelResult(_message.Message):
     TOTAL_EVALUATION_TIME_FIELD_NUMBER: _builtins.int
     EXTRA_FIELD_NUMBER: _builtins.int
     results: _builtins.str
-    """Path on the server of the harness's aggregate file. Its bytes come from ReadArtifact."""
+    """Path on the server of the harness's aggregate file. Its bytes come from ReadArtifact. Where there are several, since tasks
+    were run or have finished one by one, that of the first: the others are in `TaskResult.results`.
+    """
     @_builtins.property
     def samples(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Paths on the server of the per-sample files, one per task, sorted. Empty where samples were not logged."""
+        """Paths on the server of the per-sample files, one per task, sorted. Empty where samples were not logged, and for tasks of a
+        run of inspect-ai that is not over.
+        """
 
     @_builtins.property
     def metrics(self) -> _containers.RepeatedCompositeFieldContainer[Global___Metric]:
@@ -496,12 +508,15 @@ class ModelResult(_message.Message):
 
     @_builtins.property
     def total_evaluation_time(self) -> _duration_pb2.Duration:
-        """How long the evaluation took by the harness's own clock, without its start. Absent where it does not say."""
+        """How long the evaluation took by the harness's own clock, without its start; of tasks run separately the sum. Absent where
+        it does not say.
+        """
 
     @_builtins.property
     def extra(self) -> _struct_pb2.Struct:
         """What else the harness wrote at the top of the aggregate file, under its own names: entries of at most 512 bytes and 8 levels
-        each, 4 KiB in all; larger ones stand in the file only. Numbers that are not finite are text, as in protobuf JSON.
+        each, 4 KiB in all; larger ones stand in the file only. Of tasks run separately, what all files have in common.
+        Numbers that are not finite are text, as in protobuf JSON.
         """
 
     def __init__(
@@ -539,6 +554,7 @@ class TaskResult(_message.Message):
     ORIGINAL_SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
     EFFECTIVE_SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
     EXTRA_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     """Its name, as in `Metric.task`."""
     is_group: _builtins.bool
@@ -560,6 +576,8 @@ class TaskResult(_message.Message):
     """Samples that the task has in all. Absent where the harness does not say."""
     effective_sample_count: _builtins.int
     """Samples that were evaluated: fewer with a `limit`. Absent where the harness does not say."""
+    results: _builtins.str
+    """Path on the server of the aggregate file that has the task. Empty where it is `ModelResult.results`."""
     @_builtins.property
     def subtasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The tasks and groups right below a group, in the harness's order. Empty for a task."""
@@ -583,10 +601,11 @@ class TaskResult(_message.Message):
         original_sample_count: _builtins.int | None = ...,
         effective_sample_count: _builtins.int | None = ...,
         extra: _struct_pb2.Struct | None = ...,
+        results: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_effective_sample_count", b"_effective_sample_count", "_num_fewshot", b"_num_fewshot", "_original_sample_count", b"_original_sample_count", "effective_sample_count", b"effective_sample_count", "extra", b"extra", "num_fewshot", b"num_fewshot", "original_sample_count", b"original_sample_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_effective_sample_count", b"_effective_sample_count", "_num_fewshot", b"_num_fewshot", "_original_sample_count", b"_original_sample_count", "config_hash", b"config_hash", "effective_sample_count", b"effective_sample_count", "extra", b"extra", "is_group", b"is_group", "num_fewshot", b"num_fewshot", "original_sample_count", b"original_sample_count", "samples_hash", b"samples_hash", "subtasks", b"subtasks", "task", b"task", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_effective_sample_count", b"_effective_sample_count", "_num_fewshot", b"_num_fewshot", "_original_sample_count", b"_original_sample_count", "config_hash", b"config_hash", "effective_sample_count", b"effective_sample_count", "extra", b"extra", "is_group", b"is_group", "num_fewshot", b"num_fewshot", "original_sample_count", b"original_sample_count", "results", b"results", "samples_hash", b"samples_hash", "subtasks", b"subtasks", "task", b"task", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__effective_sample_count: _TypeAlias = _typing.Literal["effective_sample_count"]  # noqa: Y015
     _WhichOneofArgType__effective_sample_count: _TypeAlias = _typing.Literal["_effective_sample_count", b"_effective_sample_count"]  # noqa: Y015
@@ -795,7 +814,9 @@ class Progress(_message.Message):
     phase: Global___Progress.Phase.ValueType
     """What the attempt is doing."""
     done: _builtins.int
-    """Units done, of `total`. Never falls within a phase of an attempt."""
+    """Units done, of `total`. Never falls within a phase of an attempt. With `tasks_separately` each task goes through all phases,
+    and its units are added to those of the tasks before.
+    """
     total: _builtins.int
     """Units in all. Zero: not known yet."""
     unit: _builtins.str

@@ -18,7 +18,7 @@ from google.protobuf import json_format
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc import errors
-from evalrpc.cli import main, wording
+from evalrpc.cli import following, main, wording
 from evalrpc.cli.parameters import parse_duration
 from evalrpc.cli.submit import submit_command
 from evalrpc.errors import FieldViolation
@@ -94,7 +94,7 @@ def test_every_field_has_a_flag(run: Run, service: FakeService) -> None:
         *("--num-fewshot", "0", "--batch-size", "auto", "--device", "cpu", "--limit", "0.5", "--gen-kwargs", '{"t": 0}'),
         *("--no-log-samples", "--predict-only", "--num-gpus", "0", "--output-dir", "out", "--request-id", "id"),
         *("--priority", "-3", "--label", "k=v", "--label", "k2=v=2", "--timeout", "1h30m", "--max-attempts", "2"),
-        *("--supersede-key", "key"),
+        *("--supersede-key", "key", "--tasks-separately"),
     )
 
     assert result.exit_code == 0
@@ -113,6 +113,7 @@ def test_every_field_has_a_flag(run: Run, service: FakeService) -> None:
             "predict_only": True,
             "num_gpus": 0,
             "output_dir": "out",
+            "tasks_separately": True,
         },
         "request_id": "id",
         "priority": -3,
@@ -305,6 +306,25 @@ def test_results_are_a_table_of_metrics(run: Run, service: FakeService) -> None:
 
     assert run("results", JOB_ID).stdout.splitlines()[0] == "model\tmme\tscore\tnone\t0.7500\t0.0100\thigher\t8\t1.0\t"
     assert json_format.Parse(run("results", JOB_ID, "--json").stdout, JobInfo()).results["model"].metrics[0].value == 0.75
+
+
+def test_what_has_finished_is_shown_although_the_job_failed_or_runs_on(run: Run, service: FakeService) -> None:
+    for status, exit_code in ((FAILED, 1), (RUNNING, 2)):
+        job = failed_job() if status == FAILED else job_at(RUNNING)
+        job.results["model"].CopyFrom(completed_job().results["model"])
+        service.change(job)
+        printed = run("results", JOB_ID)
+        assert (printed.stdout.split("\t")[:3], printed.exit_code) == (["model", "mme", "score"], exit_code)
+
+
+def test_watch_tells_of_each_task_once_as_it_finishes(capsys: pytest.CaptureFixture[str]) -> None:
+    score, wer = completed_job().results["model"].metrics
+    states = [job_at(RUNNING, results={"model": ModelResult(metrics=metrics)}) for metrics in ([], [score], [score, wer])]
+
+    following._show_lines([*states, completed_job()])
+
+    lines = ["RUNNING", "mme: score,none 0.7500 ± 0.0100", "mme: wer nan", "COMPLETED"]
+    assert capsys.readouterr().out.splitlines() == lines
 
 
 def test_groups_come_after_the_tasks_and_versions_below_the_table(run: Run, service: FakeService) -> None:

@@ -24,6 +24,7 @@ from evalrpc.config import HarnessSettings, Settings
 from evalrpc.errors import ConfigurationError
 from evalrpc.harnesses import build_harnesses
 from evalrpc.harnesses.base import Exit, Harness, Run
+from evalrpc.harnesses.steps import command_of, steps_of
 from evalrpc.results import samples_task
 from evalrpc.v1.evaluation_service_pb2 import SubmitJobRequest
 from evalrpc.v1.job_pb2 import EvaluateRequest, Progress
@@ -126,6 +127,18 @@ def test_a_good_request_becomes_a_command_within_its_folders(subject: Subject, h
     assert all(path.is_relative_to(run.attempt_dir) and path.parent.resolve() == path.parent for path in command.files)
     paths = [part for argument in command.argv for part in re.findall(r"/[^=@ ]+", argument) if part.startswith(str(tmp_path))]
     assert all(Path(path).is_relative_to(tmp_path) for path in paths)
+
+
+def test_tasks_that_are_run_one_by_one_share_no_file(subject: Subject, harness: Harness, tmp_path: Path) -> None:
+    run = run_of(subject, tmp_path, model_args={"a": "b"}, tasks=[*subject.tasks, *subject.tasks], tasks_separately=True)
+    steps = steps_of(run)
+    assert [list(step.request.tasks) for step in steps] == [[task] for task in run.request.tasks]
+    assert len({step.output_dir for step in steps}) == len(steps)
+    assert all(step.output_dir.is_relative_to(run.output_dir) for step in steps)
+    command = command_of(harness, steps)
+    assert [command.argv, *command.further_steps] == [harness.command(step).argv for step in steps]
+    assert command.files == {path: content for step in steps for path, content in harness.command(step).files.items()}
+    assert len(command.files) == sum(len(harness.command(step).files) for step in steps)
 
 
 def test_it_is_pure(subject: Subject, harness: Harness, tmp_path: Path) -> None:

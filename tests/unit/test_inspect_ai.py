@@ -3,7 +3,7 @@
 import json
 import shutil
 import tracemalloc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +250,55 @@ def test_a_log_that_was_never_finished_fails_the_run(tmp_path: Path) -> None:
 def test_no_logs_at_all_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(RunFailedError, match="inspect-ai left no log"):
         harness().read_results(run_of(inspect_request(), tmp_path), Exit(code=0), [])
+
+
+def finished(output: Path, *tasks: str) -> Mapping[str, ModelResult]:
+    return harness().read_finished(run_of(inspect_request(tasks=tasks), output))
+
+
+def test_a_task_that_has_finished_is_told_while_the_others_run(tmp_path: Path) -> None:
+    output = copy_of("two_tasks_json_flag", tmp_path)
+    result = finished(output, "bad", "tiny")["mockllm/model"]
+    assert {metric.task for metric in result.metrics} == {"tiny"}
+    assert Path(result.results).name.endswith("_tiny_gBwHp9msUPDQFVRWVjTZQV.json")
+    assert not result.samples
+    assert sorted(path.suffix for path in output.iterdir()) == [".json", ".json"], "nothing is written meanwhile"
+
+
+def test_of_several_that_have_finished_each_has_its_own_log(tmp_path: Path) -> None:
+    for name in ("tiny", "other"):
+        log_file(tmp_path, f"2026-02-14T10-30-4{len(name)}", {"eval": {"task": name}, "results": {"scores": []}})
+    result = finished(tmp_path, "tiny", "other")["mockllm/model"]
+    assert {task.task: Path(task.results or result.results).name for task in result.tasks} == {
+        "tiny": "2026-02-14T10-30-44-00-00_tiny_x.json",
+        "other": "2026-02-14T10-30-45-00-00_tiny_x.json",
+    }
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda text: text[:500], lambda text: "", lambda text: text.replace("success", "started", 1)]
+)
+def test_a_log_that_is_just_being_written_has_not_finished(spoil: Callable[[str], str], tmp_path: Path) -> None:
+    output = copy_of("ok_json", tmp_path)
+    (log,) = output.iterdir()
+    log.write_text(spoil(log.read_text()))
+    assert finished(output, "tiny") == {}
+
+
+def test_samples_are_not_read_to_tell_what_has_finished(tmp_path: Path) -> None:
+    log_file(tmp_path, "2026-02-14T10-30-45", {"results": {"scores": [scored(accuracy=1)]}})
+    (log,) = tmp_path.iterdir()
+    log.write_text(log.read_text()[:-1] + ', "samples": [{}, {]')
+    assert [metric.value for metric in finished(tmp_path, "tiny")["mockllm/model"].metrics] == [1]
+
+
+def test_what_has_finished_is_kept_with_its_samples_if_another_task_fails(tmp_path: Path) -> None:
+    output = copy_of("two_tasks_json_flag", tmp_path)
+    with pytest.raises(RunFailedError, match="boom in solver"):
+        read("two_tasks_json_flag", output, tasks=["tiny", "bad"])
+    result = finished(output, "tiny", "bad")["mockllm/model"]
+    assert {metric.task for metric in result.metrics} == {"tiny"}
+    assert [samples_task(path) for path in result.samples] == ["tiny"]
 
 
 def log_file(folder: Path, stamp: str, document: Mapping[str, Any]) -> None:
