@@ -6,8 +6,8 @@ interpreter takes longer to start than a run may wait, and sends it its order wh
 
     python -I -S child.py PID START_TIME < ORDER
 
-PID and START_TIME name the server. The order is a JSON object: `steps` (programs with their arguments), `env`, `cwd`, `log`, which
-takes all output, and `traces_dir`. There it leaves `pid`: its own process id and start time, and `exit`: a line for every step
+PID and START_TIME name the server. The order is a JSON object: `steps` (programs with their arguments), `env`, `cwd`, `log` (of
+all output) and `traces_dir`. There it leaves `pid`: its own process id and start time, and `exit`: a line for every step
 that has ended, with the size of the log then, and `code N`, `signal N`, or `error TEXT` where the program could not be started.
 With no order, because the server has ended, it ends too.
 
