@@ -93,6 +93,7 @@ class RunResults:
             self._files = files
             with suppress(RunFailedError):  # the end of the run will tell
                 reported = self._harness.read_finished(step)
+                require_size(reported)
                 self.results = self.results if reported == self.results else reported
 
     def _failure(self) -> RunFailedError:
@@ -110,9 +111,10 @@ def _files_in(folder: Path) -> object:
     """Return what changes whenever a file right in the folder does."""
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry.name, status.st_mtime_ns, status.st_size) for entry in entries if (status := entry.stat()))
+            files = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
     except OSError:
         return None
+    return sorted((name, status.st_mtime_ns, status.st_size) for name, status in files)
 
 
 def _task(step: Run) -> str:

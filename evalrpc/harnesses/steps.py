@@ -21,7 +21,10 @@ def steps_of(run: Run) -> Sequence[Run]:
 
 
 def command_of(harness: Harness, steps: Sequence[Run]) -> Command:
-    """Build the command that runs them one after the other. Raises what `Harness.command` raises."""
+    """Build the command that runs them one after the other, in the environment and the folder of the first.
+
+    Raises what `Harness.command` raises.
+    """
     commands = [harness.command(step) for step in steps]
     return replace(
         commands[0],
