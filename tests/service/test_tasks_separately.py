@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from serving import (
     CANCELLED,
@@ -88,6 +89,13 @@ def test_a_task_that_fails_is_named_and_the_others_are_kept(api: Api) -> None:
     assert job.error.log_tail[0] == "about to fail", "what the tasks before and after it wrote is not its own"
     assert job.error.log_tail[-1] == "ValueError: the dataset is gone"
     assert len(api.ListSamples(job_id=job.job_id, task="also_good").samples) == 4
+
+
+def test_a_job_of_which_only_some_tasks_have_finished_is_not_compared(api: Api) -> None:
+    whole, part = api.run("good"), api.wait_for(submit(api, "good", "fails"), FAILED)
+    assert tasks_of(part) == ["good"]
+    with pytest.raises(grpc.RpcError, match="compare jobs that are COMPLETED"):
+        api.CompareJobs(baseline_job_id=whole.job_id, candidate_job_ids=[part.job_id])
 
 
 def test_the_reason_is_that_of_the_first_and_the_others_are_named(api: Api) -> None:
