@@ -98,7 +98,7 @@ def _metrics(job: JobInfo, model: str) -> dict[_Key, Metric]:
 
 
 def _require_results(job: JobInfo) -> None:
-    if job.results:
+    if job.results and job.status == JobStatus.JOB_STATUS_COMPLETED:  # another may have those of some tasks
         return
     status = JobStatus.Name(job.status).removeprefix("JOB_STATUS_")
     raise NoResultsError(

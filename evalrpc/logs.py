@@ -25,13 +25,13 @@ class LogFollower:
         self._offset = 0
         self._partial = b""
 
-    def new_lines(self) -> Iterator[str]:
-        """Yield the lines that were completed since the last call, parted by newline or carriage return.
+    def new_lines(self, end: int | None = None) -> Iterator[str]:
+        """Yield the lines that were completed since the last call, parted by newline or carriage return; only up to byte `end`.
 
         A line that never ends is given in pieces, so memory stays bounded. What is added during the call waits for the next,
         and of a very long stretch only the end is read, so a call ends however loud the harness is.
         """
-        end = self._size()
+        end = self.size() if end is None else end
         self._offset = max(self._offset, end - _MAX_STRETCH_BYTES)
         while data := self._read(end):
             *lines, self._partial = _LINE_END.split(self._partial + data)
@@ -45,6 +45,12 @@ class LogFollower:
         """Return the line that is not completed yet: a progress bar ends where the cursor stands."""
         return plain(self._partial)
 
+    def end_line(self) -> str:
+        """Return the line that is not completed yet, and take it for completed."""
+        line = self.last_line()
+        self._partial = b""
+        return line
+
     def last_output_ns(self) -> int | None:
         """Return when the log was last written to, as time of day; None while it is empty."""
         try:
@@ -53,7 +59,8 @@ class LogFollower:
             return None
         return status.st_mtime_ns if status.st_size else None
 
-    def _size(self) -> int:
+    def size(self) -> int:
+        """Return how many bytes the log has now."""
         try:
             return self._path.stat().st_size
         except OSError:
@@ -70,13 +77,16 @@ class LogFollower:
         return data
 
 
-def read_tail(path: Path, max_lines: int = MAX_TAIL_LINES, max_bytes: int = MAX_TAIL_BYTES) -> list[str]:
-    """Return the last lines of a log for people: no colour codes, of a progress bar its last state, none of them empty."""
+def read_tail(
+    path: Path, max_lines: int = MAX_TAIL_LINES, max_bytes: int = MAX_TAIL_BYTES, begin: int = 0, end: int | None = None
+) -> list[str]:
+    """Return the last lines of a log, or of a stretch of it, for people: no colour codes, of a progress bar its last state, and
+    none of them empty."""
     try:
         with path.open("rb") as log:
-            size = log.seek(0, os.SEEK_END)
-            log.seek(max(0, size - 4 * _MAX_LINE_BYTES))
-            data = log.read()
+            end = log.seek(0, os.SEEK_END) if end is None else end
+            begin = max(begin, end - 4 * _MAX_LINE_BYTES)
+            data = os.pread(log.fileno(), max(0, end - begin), begin)
     except OSError:
         return []
     lines = [plain(line.rstrip(b"\r").rpartition(b"\r")[2]) for line in data.split(b"\n")]

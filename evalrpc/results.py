@@ -13,15 +13,16 @@ so nothing outside the directory is read. Whatever a harness has written there, 
 """
 
 import json
-import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from evalrpc.errors import RunFailedError
-from evalrpc.v1.job_pb2 import Metric, ModelResult
+from evalrpc.extras import wire_text
+from evalrpc.metrics import mapping, model_result, rows_of, strings
+from evalrpc.v1.job_pb2 import ModelResult
 
 FAILED_ANSWER_MARK: Final = "[LMMS_EVAL_REQUEST_FAILED"
 """What an answer begins with where lmms-eval got none from the model."""
@@ -34,22 +35,30 @@ _SAMPLES_NAMES: Final = (
     re.compile(rf"{_STAMP}_samples_{_TASK}\.jsonl", re.DOTALL),
     re.compile(rf"samples_{_TASK}_{_ISO_STAMP}\.jsonl", re.DOTALL),
 )
-_DERIVED_NAME = re.compile(r"(.+)_stderr(?:_clt|_clustered)?", re.DOTALL)
-_NOT_METRICS: Final = frozenset({"alias", "samples", "sample_len", " "})
 _MAX_RESULTS_BYTES: Final = 128 * 1024 * 1024
+_MAX_MESSAGE_BYTES: Final = 2 * 1024 * 1024  # of the 4 MiB that a gRPC client takes unless told otherwise
 _MAX_SAMPLE_CHARACTERS: Final = 16 * 1024 * 1024
-_MAX_SAMPLE_COUNT: Final = 2**63 - 1
 
 
 def read_results(output_dir: Path, model: str) -> dict[str, ModelResult]:
     """Read the latest results of every model folder; files that lie in `output_dir` itself go under the name `model`.
 
-    Raises RunFailedError with reason RESULTS_INVALID for a results file that can't be read.
+    Raises RunFailedError with reason RESULTS_INVALID for a results file that can't be read, or with more than a job can carry.
     """
     folders = {model: output_dir}
     folders |= {_wire_name(entry.name): output_dir / entry.name for entry in _entries(output_dir) if _is_folder(entry)}
-    results = ((name, _read_folder(folder)) for name, folder in folders.items())
-    return {name: result for name, result in results if result is not None}
+    read = ((name, _read_folder(folder)) for name, folder in folders.items())
+    results = {name: result for name, result in read if result is not None}
+    require_size(results)
+    return results
+
+
+def require_size(results: Mapping[str, ModelResult]) -> None:
+    """Raise RunFailedError with reason RESULTS_INVALID for more than a job can carry, since it travels whole in every event."""
+    size_bytes = sum(result.ByteSize() for result in results.values())
+    if size_bytes > _MAX_MESSAGE_BYTES:
+        metrics = sum(len(result.metrics) for result in results.values())
+        raise _invalid(f"{metrics} metrics of {len(results)} models take {size_bytes} bytes; at most {_MAX_MESSAGE_BYTES} fit")
 
 
 def missing_tasks(result: ModelResult, tasks: Iterable[str]) -> list[str]:
@@ -60,10 +69,10 @@ def missing_tasks(result: ModelResult, tasks: Iterable[str]) -> list[str]:
     """
     document = _read_document(Path(result.results))
     named = set(tasks)
-    rows = _rows(document).keys()
-    groups = _mapping(document.get("group_subtasks"))
+    rows = rows_of(document).keys()
+    groups = mapping(document.get("group_subtasks"))
     missing = named - rows - groups.keys() - _tags(document)
-    unnamed = rows - named - groups.keys() - {name for members in groups.values() for name in _strings(members)}
+    unnamed = rows - named - groups.keys() - {name for members in groups.values() for name in strings(members)}
     return [] if unnamed else sorted(missing)
 
 
@@ -108,11 +117,10 @@ def _read_folder(folder: Path) -> ModelResult | None:
     latest, results_name = max(dated)
     samples = [match[0] for match in _matches(_SAMPLES_NAMES, names) if match["stamp"] == latest]
     path = folder / results_name
-    return ModelResult(
-        results=_wire_name(str(path)),
-        samples=[_wire_name(str(folder / name)) for name in samples],
-        metrics=_metrics(_read_document(path)),
-    )
+    result = model_result(_read_document(path))
+    result.results = _wire_name(str(path))
+    result.samples.extend(_wire_name(str(folder / name)) for name in samples)
+    return result
 
 
 def _matches(patterns: Iterable[re.Pattern[str]], names: Iterable[str]) -> list[re.Match[str]]:
@@ -137,57 +145,9 @@ def _read_document(path: Path) -> Mapping[str, object]:
     return document
 
 
-def _metrics(document: Mapping[str, object]) -> Sequence[Metric]:
-    directions = _mapping(document.get("higher_is_better"))
-    sizes = _mapping(document.get("n-samples"))
-    metrics = (
-        metric
-        for task, row in _rows(document).items()
-        for metric in _task_metrics(task, _mapping(row), _mapping(directions.get(task)), _sample_count(sizes.get(task)))
-    )
-    return sorted(metrics, key=lambda metric: (metric.task, metric.metric, metric.filter))
-
-
-def _task_metrics(
-    task: str, row: Mapping[str, object], directions: Mapping[str, object], sample_count: int | None
-) -> Iterator[Metric]:
-    for key, cell in row.items():
-        metric, comma, answer_filter = key.partition(",")
-        value = _number(cell)
-        if value is None or key in _NOT_METRICS or _is_derived(metric, comma + answer_filter, row):
-            continue
-        direction = directions.get(metric)
-        yield Metric(
-            task=_wire_text(task),
-            metric=_wire_text(metric),
-            filter=_wire_text(answer_filter),
-            value=value,
-            stderr=_number(row.get(f"{metric}_stderr{comma}{answer_filter}")),
-            higher_is_better=direction if isinstance(direction, bool) else None,
-            sample_count=sample_count,
-        )
-
-
-def _is_derived(metric: str, suffix: str, row: Mapping[str, object]) -> bool:
-    """Tell whether it is the standard error of another metric of the row, in one of its kinds."""
-    match = _DERIVED_NAME.fullmatch(metric)
-    return match is not None and match[1] + suffix in row
-
-
-def _sample_count(size: object) -> int | None:
-    count = _number(_mapping(size).get("effective"))
-    if count is None or not math.isfinite(count) or not 0 <= count < _MAX_SAMPLE_COUNT:
-        return None
-    return int(count)
-
-
-def _rows(document: Mapping[str, object]) -> Mapping[str, object]:
-    return {**_mapping(document.get("groups")), **_mapping(document.get("results"))}
-
-
 def _tags(document: Mapping[str, object]) -> set[str]:
-    configs = [_mapping(config) for config in _mapping(document.get("configs")).values()]
-    return {tag for config in configs for key in ("tag", "group") for tag in _strings(config.get(key))}
+    configs = [mapping(config) for config in mapping(document.get("configs")).values()]
+    return {tag for config in configs for key in ("tag", "group") for tag in strings(config.get(key))}
 
 
 def _answers(path: Path) -> Iterator[str]:
@@ -202,44 +162,15 @@ def _answers(path: Path) -> Iterator[str]:
 
 def _sample_answers(line: str) -> Iterator[str]:
     try:
-        sample = _mapping(json.loads(line))
+        sample = mapping(json.loads(line))
     except (ValueError, RecursionError):
         return
     # `resps` is what the model said, and left out where the filters changed nothing.
-    yield from _strings(sample.get("resps", sample.get("filtered_resps")))
-
-
-def _strings(value: object) -> Iterator[str]:
-    """Yield the strings in nested lists."""
-    pending = [value]
-    while pending:
-        item = pending.pop()
-        if isinstance(item, str):
-            yield item
-        elif isinstance(item, list):
-            pending.extend(reversed(item))
-
-
-def _mapping(value: object) -> Mapping[str, object]:
-    return value if isinstance(value, dict) else {}
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return None
-
-
-def _wire_text(text: str) -> str:
-    """Replace what JSON can say but UTF-8 can't."""
-    return text.encode(errors="replace").decode()
+    yield from strings(sample.get("resps", sample.get("filtered_resps")))
 
 
 def _wire_name(name: str) -> str:
-    if name != _wire_text(name):
+    if name != wire_text(name):
         raise _invalid(f"the name {ascii(name)[:200]} is not UTF-8")
     return name
 

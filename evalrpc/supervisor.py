@@ -7,7 +7,7 @@ it, and commits the outcome. When the server stops it lets go, and the run goes 
 import enum
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -17,19 +17,19 @@ from evalrpc.clock import Clock
 from evalrpc.errors import IllegalTransitionError, JobNotFoundError, RunFailedError, StoreUnavailableError
 from evalrpc.executors.base import Executor, RunHandle, RunKey
 from evalrpc.gpu_memory import GpuGuard
-from evalrpc.harnesses.base import Exit, Harness, Run
+from evalrpc.harnesses.base import Harness, Run
+from evalrpc.harnesses.steps import command_of, steps_of
 from evalrpc.logs import LogFollower, read_tail
 from evalrpc.paths import attempt_dir, attempt_output_dir, job_output_dir
 from evalrpc.queue_state import QueueState
 from evalrpc.run_progress import RunProgress
+from evalrpc.run_results import RunResults
 from evalrpc.store.base import Store
 from evalrpc.v1 import job_pb2 as pb
 
 PROGRESS_SECONDS: Final = 0.5
 """How often the log is looked at."""
 
-_JUDGED_LINES: Final = 400  # the cause of a failure may stand well before the last lines
-_JUDGED_BYTES: Final = 128 * 1024
 _STORE_RETRY_SECONDS: Final = 1.0
 
 _log = logging.getLogger(__name__)
@@ -70,6 +70,8 @@ class Supervisor:
         self._lock = threading.Lock()  # guards the handle against an interrupt while it is closed
         self._handle: RunHandle | None = None
         self._progress: RunProgress | None = None
+        self._found: RunResults | None = None
+        self._kept: Mapping[str, pb.ModelResult] = {}
 
     def run(self, gpus: tuple[str, ...]) -> None:
         """Begin a new attempt on these GPUs and see it through. Does nothing if the job is not QUEUED any more."""
@@ -144,27 +146,30 @@ class Supervisor:
             raise RunFailedError("HARNESS_UNAVAILABLE", f"this server has no harness {job.request.harness!r} any more")
         output_dir = Path(job.attempts[-1].output_dir)
         run = Run(job.job_id, job.attempt, job.request, key.attempt_dir, output_dir, tuple(job.gpus))
-        handle = self._handle = self._handle or self._start(harness, run, key)
-        progress = RunProgress(job, LogFollower(key.log_path), harness, self._workshop.clock, self._publish)
-        self._progress = progress
-        ending = self._follow(handle, job, progress)
+        steps = steps_of(run)
+        handle = self._handle = self._handle or self._start(harness, run, steps, key)
+        found = self._found = RunResults(harness, steps, handle, key.log_path)
+        progress = self._progress = self._new_progress(job, harness, steps, handle, key)
+        ending = self._follow(handle, job, progress, found)
         if ending is _Ending.LET_GO:
             return None
         self._end(handle, run, 0.0 if ending is _Ending.BY_ITSELF else self._workshop.grace_seconds)
+        if ending is _Ending.BY_ITSELF:
+            found.finish()
+            return self._completion(found.results, progress.finish())
+        found.look()
         if ending is _Ending.CANCELLED:
-            return lambda job: transitions.cancel(job, self._workshop.clock.now())
-        if ending is _Ending.TIMED_OUT:
-            raise RunFailedError("TIMED_OUT", f"the run took longer than its timeout of {job.timeout.ToTimedelta()}")
-        return self._judge(harness, run, handle.exit_status(), key, progress.finish())
+            return self._cancellation(found.results)
+        raise RunFailedError("TIMED_OUT", f"the run took longer than its timeout of {job.timeout.ToTimedelta()}")
 
-    def _start(self, harness: Harness, run: Run, key: RunKey) -> RunHandle:
+    def _start(self, harness: Harness, run: Run, steps: Sequence[Run], key: RunKey) -> RunHandle:
         try:
-            run.attempt_dir.mkdir(parents=True, exist_ok=True)
-            run.output_dir.mkdir(parents=True, exist_ok=True)
+            for folder in (folder for step in steps for folder in (step.attempt_dir, step.output_dir)):
+                folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFailedError("START_FAILED", f"the folder of the run can't be made: {error}") from error
         self._workshop.gpu_guard.take(run.gpus)
-        command = harness.command(run)
+        command = command_of(harness, steps)
         _log.info("starting %s", command.argv[0], extra={"job_id": run.job_id, "attempt": run.attempt, "gpus": run.gpus})
         return self._workshop.executor.start(key, command, run.gpus)
 
@@ -177,7 +182,14 @@ class Supervisor:
             raise
         self._workshop.gpu_guard.give_back(run.gpus, self._workshop.stopping)
 
-    def _follow(self, handle: RunHandle, job: pb.JobInfo, progress: RunProgress) -> _Ending:
+    def _new_progress(
+        self, job: pb.JobInfo, harness: Harness, steps: Sequence[Run], handle: RunHandle, key: RunKey
+    ) -> RunProgress:
+        tasks = [step.request.tasks[0] for step in steps] if len(steps) > 1 else [""]
+        log = LogFollower(key.log_path)
+        return RunProgress(job, log, harness, self._workshop.clock, self._publish, tasks, handle.step_ends)
+
+    def _follow(self, handle: RunHandle, job: pb.JobInfo, progress: RunProgress, found: RunResults) -> _Ending:
         """Wait for a reason to stop, and report progress meanwhile."""
         while not handle.wait(PROGRESS_SECONDS if progress.started else 0):
             current = self._workshop.queue_state.running_job(self._job_id)
@@ -186,36 +198,48 @@ class Supervisor:
             if self._workshop.stopping.is_set():
                 return _Ending.LET_GO
             progress.look()
+            found.look()
+            self._keep(found.results)
             if job.HasField("timeout") and progress.elapsed_ns() >= job.timeout.ToNanoseconds():
                 return _Ending.TIMED_OUT
         return _Ending.BY_ITSELF
 
-    def _judge(
-        self, harness: Harness, run: Run, exit_status: Exit, key: RunKey, progress: pb.Progress
-    ) -> Callable[[pb.JobInfo], None]:
-        """Read what the run left and say what became of it."""
-        if exit_status.code is None and exit_status.signal is None:
-            raise RunFailedError("RUN_LOST", "the run ended while no server saw it, and left no exit status")
+    def _keep(self, results: Mapping[str, pb.ModelResult]) -> None:
+        """Commit what has finished, if there is more of it. Whoever watches gets it at once, as progress."""
+        if results is self._kept or not results:
+            return
         try:
-            results = harness.read_results(run, exit_status, read_tail(key.log_path, _JUDGED_LINES, _JUDGED_BYTES))
-        except RunFailedError as error:
-            error.job_error.MergeFrom(pb.JobError(exit_code=exit_status.code, signal=exit_status.signal))
-            raise
+            self._workshop.store.update(self._job_id, lambda job: transitions.keep_results(job, results)).result()
+        except StoreUnavailableError as error:
+            _log.warning("can't commit results yet: %s", error, extra={"job_id": self._job_id})
+        else:
+            self._kept = results
 
+    def _completion(self, results: Mapping[str, pb.ModelResult], progress: pb.Progress) -> Callable[[pb.JobInfo], None]:
         def complete(job: pb.JobInfo) -> None:
             job.progress.CopyFrom(progress)
             transitions.complete(job, results, self._workshop.clock.now())
 
         return complete
 
+    def _cancellation(self, results: Mapping[str, pb.ModelResult]) -> Callable[[pb.JobInfo], None]:
+        def cancel(job: pb.JobInfo) -> None:
+            transitions.keep_results(job, results)
+            transitions.cancel(job, self._workshop.clock.now())
+
+        return cancel
+
     def _failure(self, error: pb.JobError, key: RunKey) -> Callable[[pb.JobInfo], None]:
         error.message = transitions.shorten(error.message)
-        error.log_tail[:] = read_tail(key.log_path)
+        if not error.log_tail:  # of a step it has its own
+            error.log_tail[:] = read_tail(key.log_path)
         progress = self._progress.finish() if self._progress is not None else None
 
         def fail(job: pb.JobInfo) -> None:
             if progress is not None:
                 job.progress.CopyFrom(progress)
+            if self._found is not None:
+                transitions.keep_results(job, self._found.results)
             transitions.fail(job, error, self._workshop.clock.now())
 
         return fail

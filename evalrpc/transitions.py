@@ -28,15 +28,22 @@ def begin_attempt(job: pb.JobInfo, gpus: tuple[str, ...], output_dir: str, now: 
     job.status = pb.JOB_STATUS_RUNNING
     job.attempt += 1
     job.ClearField("retry_at")
+    job.ClearField("results")
     job.started_at.CopyFrom(now)
     job.gpus[:] = gpus
     job.attempts.add(number=job.attempt, started_at=now, gpus=gpus, output_dir=output_dir)
 
 
-def complete(job: pb.JobInfo, results: Mapping[str, pb.ModelResult], now: Timestamp) -> None:
-    """RUNNING to COMPLETED."""
+def keep_results(job: pb.JobInfo, results: Mapping[str, pb.ModelResult]) -> None:
+    """Note what has finished so far, in place of what was noted before."""
+    job.ClearField("results")
     for model, result in results.items():
         job.results[model].CopyFrom(result)
+
+
+def complete(job: pb.JobInfo, results: Mapping[str, pb.ModelResult], now: Timestamp) -> None:
+    """RUNNING to COMPLETED."""
+    keep_results(job, results)
     _end(job, pb.JOB_STATUS_COMPLETED, now)
 
 

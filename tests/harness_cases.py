@@ -1,16 +1,19 @@
 """Real runs of the harnesses, as tests/data keeps them: a folder per run with its output, its log and its exit code."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from google.protobuf.json_format import ParseDict
 
-from evalrpc.harnesses.base import Exit, Harness, Run
-from evalrpc.v1.job_pb2 import EvaluateRequest, Progress
+from evalrpc.errors import RunFailedError
+from evalrpc.harnesses.base import Exit, Harness, Run, TaskReporter
+from evalrpc.v1.job_pb2 import EvaluateRequest, JobError, ModelResult, Progress
 
 DATA = Path(__file__).parent / "data"
+GOOD_EXIT = Exit(code=0)
 
 
 def request_of(**fields: Any) -> EvaluateRequest:
@@ -40,3 +43,39 @@ def follow(harness: Harness, lines: Iterable[str]) -> list[Progress]:
             changes.append(Progress())
             changes[-1].CopyFrom(progress)
     return changes
+
+
+def judge(harness: Harness, run: Run, exit_status: Exit = GOOD_EXIT, log: list[str] | None = None) -> Mapping[str, ModelResult]:
+    """The results, or none with an error that may be shown to people. Anything else fails the test."""
+    if isinstance(harness, TaskReporter):
+        look_in_between(harness, run)
+    try:
+        results = harness.read_results(run, exit_status, log or [])
+    except RunFailedError as error:
+        assert_readable(error.job_error)
+        return {}
+    assert results
+    for result in results.values():
+        assert_within(run.output_dir, result)
+    return results
+
+
+def look_in_between(reporter: TaskReporter, run: Run) -> None:
+    """As during the run: it may come to nothing, but nothing of it is wrong."""
+    with suppress(RunFailedError):
+        for result in reporter.read_finished(run).values():
+            assert_within(run.output_dir, result)
+
+
+def assert_readable(error: JobError) -> None:
+    assert re.fullmatch(r"[A-Z][A-Z_]+", error.reason)
+    assert 0 < len(error.message.encode()) <= 2048
+    assert "\n" not in error.message
+
+
+def assert_within(folder: Path, result: ModelResult) -> None:
+    assert ModelResult.FromString(result.SerializeToString()) == result
+    for path in map(Path, (result.results, *result.samples)):
+        assert path.resolve().is_relative_to(folder)
+        assert path.is_file()
+        assert not path.is_symlink()

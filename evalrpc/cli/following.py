@@ -31,13 +31,19 @@ def follow(client: EvalClient, job_id: str, reconnect_timeout: timedelta, *, as_
 
 
 def show_outcome(job: JobInfo) -> None:
-    """Print the metrics of a completed job and, on stderr, where its files are; else, on stderr, why it did not complete."""
+    """Print the metrics of a job and, on stderr, where its files are, and why it did not complete if it did not."""
     if job.status != JobStatus.JOB_STATUS_COMPLETED:
         for line in (*job.error.log_tail, f"evalrpc: job {job.job_id}: {wording.describe(job)}"):
             click.echo(line, err=True)
-        return
+    if job.status == JobStatus.JOB_STATUS_COMPLETED or job.results:
+        _show_results(job)
+
+
+def _show_results(job: JobInfo) -> None:
     print_table(wording.METRIC_COLUMNS, wording.metric_rows(job))
     for result in job.results.values():
+        if provenance := wording.provenance(result):
+            click.echo(f"evaluated with {provenance}", err=True)
         click.echo(f"results on the server: {result.results}", err=True)
     click.echo(f"to copy them here: evalrpc download {job.job_id} DIR", err=True)
 
@@ -89,8 +95,10 @@ def _show(states: Iterable[JobInfo]) -> JobInfo:
 
 
 def _show_lines(states: Iterable[JobInfo]) -> JobInfo:
-    job, shown = JobInfo(), ""
+    job, shown, finished = JobInfo(), "", _Finished()
     for job in states:
+        for line in finished.news(job):
+            click.echo(line)
         line = wording.describe(job)
         if line != shown:
             click.echo(line)
@@ -98,14 +106,31 @@ def _show_lines(states: Iterable[JobInfo]) -> JobInfo:
     return job
 
 
+class _Finished:
+    """What has been told of tasks that finished before the job did."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def news(self, job: JobInfo) -> list[str]:
+        """Return a line for each new metric of a job that runs on: those of one that has ended come in a table."""
+        if job.status in wording.TERMINAL:
+            return []
+        lines = [line for line in wording.metric_lines(job) if line not in self._told]
+        self._told.update(lines)
+        return lines
+
+
 def _show_live(states: Iterable[JobInfo]) -> JobInfo:
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     words = TextColumn("{task.description}", markup=False)
-    job = JobInfo()
+    job, finished = JobInfo(), _Finished()
     with Progress(SpinnerColumn(), BarColumn(bar_width=30), TimeElapsedColumn(), words, transient=True) as display:
         line = display.add_task("", total=None)
         for job in states:
+            for news in finished.news(job):
+                display.console.print(news, markup=False, highlight=False)
             done, total = job.progress.done, job.progress.total or None
             display.update(line, description=wording.describe(job), completed=done, total=total)
     return job

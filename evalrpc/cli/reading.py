@@ -39,10 +39,10 @@ def logs_command(job_id: str, follow: bool, offset: int, attempt: int, address: 
 @click.argument("job_id", metavar="JOB")
 @client_options
 def results_command(job_id: str, address: str | None, as_json: bool) -> None:
-    """Print the metrics of a completed job. Exits with 1 if it failed or was cancelled, with 2 if it has not ended."""
+    """Print the metrics of a job. Exits with 1 if it failed or was cancelled, with 2 if it has not ended."""
     with connect(address) as client:
         job = client.get_job(job_id)
-    if job.status not in wording.TERMINAL:
+    if job.status not in wording.TERMINAL and not job.results:
         fail(WRONG_CALL, f"job {job_id} has no results yet: {wording.describe(job)}")
     if as_json:
         error = job.error if job.HasField("error") else None
@@ -50,7 +50,7 @@ def results_command(job_id: str, address: str | None, as_json: bool) -> None:
     else:
         show_outcome(job)
     if job.status != JobStatus.JOB_STATUS_COMPLETED:
-        raise click.exceptions.Exit(JOB_NOT_COMPLETED)
+        raise click.exceptions.Exit(JOB_NOT_COMPLETED if job.status in wording.TERMINAL else WRONG_CALL)
 
 
 @click.command()

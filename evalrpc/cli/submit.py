@@ -30,6 +30,7 @@ _REQUEST_FIELDS: Final = (
     "predict_only",
     "num_gpus",
     "output_dir",
+    "tasks_separately",
 )
 _SUBMISSION_FIELDS: Final = ("request_id", "priority", "max_attempts", "supersede_key", "validate_only", "cache")
 
@@ -49,6 +50,7 @@ _SUBMISSION_FIELDS: Final = ("request_id", "priority", "max_attempts", "supersed
 @click.option("--predict-only", is_flag=True, default=None, help="Only generate predictions, without metrics.")
 @click.option("--num-gpus", type=int, help="GPUs that the job holds. Default: 1; 0 is none.")
 @click.option("--output-dir", metavar="DIR", help="Folder on the server for the results.")
+@click.option("--tasks-separately", is_flag=True, default=None, help="Run the tasks one by one, with results of each at once.")
 @click.option("--request-id", metavar="ID", help="Makes the submission safe to repeat. Default: a fresh one.")
 @click.option("--priority", type=int, help="Higher starts first. Default: 0.")
 @click.option("--label", "labels", type=label, metavar="K=V", multiple=True, help="A label to filter by. May be repeated.")

@@ -7,9 +7,9 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from evalrpc.v1.job_pb2 import JobInfo, JobStatus, Metric, Progress
+from evalrpc.v1.job_pb2 import JobInfo, JobStatus, Metric, ModelResult, Progress, TaskResult
 
-METRIC_COLUMNS: Final = ("model", "task", "metric", "filter", "value", "stderr", "better", "samples")
+METRIC_COLUMNS: Final = ("model", "task", "metric", "filter", "value", "stderr", "better", "samples", "version", "group")
 JOB_COLUMNS: Final = ("job", "status", "model", "tasks", "created", "progress")
 
 TERMINAL: Final = (JobStatus.JOB_STATUS_COMPLETED, JobStatus.JOB_STATUS_FAILED, JobStatus.JOB_STATUS_CANCELLED)
@@ -54,10 +54,13 @@ def progress_words(progress: Progress) -> Iterator[str]:
 
 
 def metric_rows(job: JobInfo) -> Iterator[tuple[str, ...]]:
-    """Yield a row of METRIC_COLUMNS for every metric, by model and then in the server's order."""
+    """Yield a row of METRIC_COLUMNS for every metric: by model, the groups after the tasks, and then in the server's order."""
     for model, result in sorted(job.results.items()):
-        for metric in result.metrics:
-            yield (model, metric.task, metric.metric, metric.filter, *metric_numbers(metric))
+        tasks = {task.task: task for task in result.tasks}
+        for metric in sorted(result.metrics, key=lambda metric: metric.is_group):
+            task = tasks.get(metric.task, TaskResult())
+            group = f"of {len(task.subtasks)}" if metric.is_group else ""
+            yield (model, metric.task, metric.metric, metric.filter, *metric_numbers(metric), task.version, group)
 
 
 def metric_numbers(metric: Metric) -> tuple[str, str, str, str]:
@@ -73,6 +76,22 @@ def metric_numbers(metric: Metric) -> tuple[str, str, str, str]:
 def better(metric: Metric) -> str:
     """Say which direction is better; empty where the harness does not."""
     return ("higher" if metric.higher_is_better else "lower") if metric.HasField("higher_is_better") else ""
+
+
+def metric_lines(job: JobInfo) -> Iterator[str]:
+    """Say each metric in one line, such as `mme: score,none 0.7500 ± 0.0100`."""
+    for _, result in sorted(job.results.items()):
+        for metric in result.metrics:
+            name = ",".join(filter(None, (metric.metric, metric.filter)))
+            error = f" ± {metric.stderr:.4f}" if metric.HasField("stderr") else ""
+            yield f"{metric.task}: {name} {metric.value:.4f}{error}"
+
+
+def provenance(result: ModelResult) -> str:
+    """Say in one line which versions gave the results, and how long that took."""
+    versions = [f"{package} {version}" for package, version in sorted(result.harness_versions.items())]
+    took = [duration_text(result.total_evaluation_time)] if result.HasField("total_evaluation_time") else []
+    return ", ".join(versions + took)
 
 
 def job_row(job: JobInfo) -> tuple[str, ...]:

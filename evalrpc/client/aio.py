@@ -63,6 +63,7 @@ class AsyncEvalClient(AsyncTransport):
         output_dir: str | None = None,
         *,
         harness: str = "",
+        tasks_separately: bool = False,
         **options: Unpack[core.SubmitOptions],
     ) -> JobInfo:
         """Submit an evaluation from plain values, and return the queued job. See `submit` for options and errors."""
@@ -80,6 +81,7 @@ class AsyncEvalClient(AsyncTransport):
             num_gpus,
             output_dir,
             harness=harness,
+            tasks_separately=tasks_separately,
         )
         return await self.submit(request, **options)
 

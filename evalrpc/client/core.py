@@ -122,6 +122,7 @@ def evaluate_request(
     output_dir: str | None = None,
     *,
     harness: str = "",
+    tasks_separately: bool = False,
 ) -> EvaluateRequest:
     """Build the request from plain values. None leaves a field absent; a single task may be a plain string.
 
@@ -141,6 +142,7 @@ def evaluate_request(
         predict_only=predict_only,
         num_gpus=num_gpus,
         output_dir=output_dir or "",
+        tasks_separately=tasks_separately,
     )
 
 

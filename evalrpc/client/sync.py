@@ -65,6 +65,7 @@ class EvalClient(SyncTransport):
         output_dir: str | None = None,
         *,
         harness: str = "",
+        tasks_separately: bool = False,
         **options: Unpack[core.SubmitOptions],
     ) -> JobInfo:
         """Submit an evaluation from plain values, and return the queued job. See `submit` for options and errors.
@@ -85,6 +86,7 @@ class EvalClient(SyncTransport):
             num_gpus,
             output_dir,
             harness=harness,
+            tasks_separately=tasks_separately,
         )
         return self.submit(request, **options)
 

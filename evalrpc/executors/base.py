@@ -3,6 +3,7 @@
 An executor knows no harness and no job beyond the id that marks its processes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -34,8 +35,12 @@ class RunHandle(Protocol):
     def interrupt(self) -> None:
         """Make a `wait`, now or the next, return early. May be called from any thread."""
 
-    def exit_status(self) -> Exit:
-        """Say how an ended run ended. Neither code nor signal where nobody saw it.
+    def step_ends(self) -> Sequence[int]:
+        """Return the size of the log at the end of each step that has ended, in their order. Cheap, also while the run goes on.
+        What the log has further down is of the steps that follow."""
+
+    def exit_status(self, step: int = 0) -> Exit:
+        """Say how a step ended, once it or the whole run has. Neither code nor signal where nobody saw it.
 
         Raises RunFailedError with reason START_FAILED if the program could not be started at all.
         """

@@ -1,14 +1,15 @@
 # ruff: noqa: PTH104, PTH118, PTH123 - it is run by a bare interpreter, without pathlib
-"""The parent process of one run: starts the program, waits for it, and writes down how it ended.
+"""The parent process of one run: starts its programs one after the other, waits for each, and writes down how it ended.
 
 It outlives the server, so a server that comes back still learns the outcome. The server starts it ahead of time, since an
 interpreter takes longer to start than a run may wait, and sends it its order when there is one:
 
     python -I -S child.py PID START_TIME < ORDER
 
-PID and START_TIME name the server. The order is a JSON object: `argv`, `env`, `cwd`, `log` (the file that takes all output) and
-`traces_dir`. There it leaves `pid`: its own process id and start time, and `exit`: `code N`, `signal N`, or `error TEXT` where
-the program could not be started. With no order, because the server has ended, it ends too.
+PID and START_TIME name the server. The order is a JSON object: `steps` (programs with their arguments), `env`, `cwd`, `log` (of
+all output) and `traces_dir`. There it leaves `pid`: its own process id and start time, and `exit`: a line for every step
+that has ended, with the size of the log then, and `code N`, `signal N`, or `error TEXT` where the program could not be started.
+With no order, because the server has ended, it ends too.
 
 Once its `pid` is written it takes the name RUN_NAME. Until then it may still be about to begin a run.
 """
@@ -24,20 +25,28 @@ RUN_NAME = "evalrpc-run"
 
 
 def main() -> None:
-    """Wait for an order, and carry it out."""
+    """Wait for an order, and carry it out. Asked to end meanwhile, start no more steps of it."""
+    asked: list[int] = []
     # The signals that end the group are for the program. A handler, unlike SIG_IGN, is not passed on to it.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, lambda number, _: asked.append(number))
     text = sys.stdin.buffer.read()
     if not text:
         return
+    asked.clear()
     order = json.loads(text)
     traces_dir = order["traces_dir"]
     # On the disk before the program starts: after a power cut too, nobody takes it for one that never did.
     write(os.path.join(traces_dir, PID_FILE), f"{os.getpid()} {start_time(os.getpid())}", durably=True)
     set_name(RUN_NAME)
-    end = run(order["argv"], order["env"], order["cwd"], order["log"])
-    write(os.path.join(traces_dir, EXIT_FILE), end, durably=False)
+    ends = ""
+    for argv in order["steps"]:
+        if asked:
+            return
+        outcome = run(argv, order["env"], order["cwd"], order["log"])
+        ends += f"{os.fstat(1).st_size} {outcome}\n"
+        # Before the next one starts: what stands further down in the log is then known not to be of this one.
+        write(os.path.join(traces_dir, EXIT_FILE), ends, durably=False)
 
 
 def run(argv: list[str], env: dict[str, str], cwd: str, log: str) -> str:

@@ -89,9 +89,9 @@ class LocalExecutor:
 
     def _order(self, key: RunKey, command: Command, gpus: tuple[str, ...], traces_dir: Path) -> bytes:
         order = {
-            "argv": command.argv,
+            "steps": [command.argv, *command.further_steps],
             "env": build_environment(self._environment, command.env, gpus, key.job_id, key.attempt),
-            "cwd": str(command.cwd or Path.cwd()),
+            "cwd": str(Path.cwd() / (command.cwd or "")),
             "log": str(key.log_path),
             "traces_dir": str(traces_dir),
         }
@@ -174,9 +174,14 @@ class LocalRun:
         """Make a `wait`, now or the next, return early."""
         os.eventfd_write(self._wake, 1)
 
-    def exit_status(self) -> Exit:
-        """Say how an ended run ended, by what the child script wrote down."""
-        kind, _, value = self._read_exit().partition(" ")
+    def step_ends(self) -> list[int]:
+        """Return the size of the log at the end of each step that has ended."""
+        return [int(line.partition(" ")[0]) for line in self._read_exits()]
+
+    def exit_status(self, step: int = 0) -> Exit:
+        """Say how a step of an ended run ended, by what the child script wrote down."""
+        lines = self._read_exits()
+        _, kind, value = lines[step].split(" ", 2) if step < len(lines) else ("", "", "")
         if kind == "error":
             raise RunFailedError("START_FAILED", f"the program could not be started: {value}")
         if kind == "code":
@@ -225,11 +230,11 @@ class LocalRun:
             self._process.poll()  # reap the child script once it is dead
         time.sleep(seconds)
 
-    def _read_exit(self) -> str:
+    def _read_exits(self) -> list[str]:
         try:
-            return (self._key.attempt_dir / TRACES_DIR / child.EXIT_FILE).read_text()
+            return (self._key.attempt_dir / TRACES_DIR / child.EXIT_FILE).read_text().split("\n")[:-1]
         except OSError:
-            return ""
+            return []
 
     def _exit_of_child(self) -> Exit:
         """Judge by the child script itself, which was killed before it could write anything down."""

@@ -40,6 +40,8 @@ class Command:
     """Files to write before it starts, by absolute path."""
     cwd: Path | None = None
     """The folder to run in. None: the server's own."""
+    further_steps: tuple[tuple[str, ...], ...] = ()
+    """Command lines to run after `argv`, one after the other, whatever became of those before. No harness sets it."""
     watched_dirs: tuple[Path, ...] = ()
     """Folders on whose files the outcome depends, besides the installation. It may be remembered until they change."""
 
@@ -50,6 +52,18 @@ class Exit:
 
     code: int | None = None
     signal: int | None = None
+
+
+@runtime_checkable
+class TaskReporter(Protocol):
+    """What a harness also is if its program leaves the results of each task as soon as the task has finished."""
+
+    def read_finished(self, run: Run) -> Mapping[str, ModelResult]:
+        """Read the results of the tasks that have finished, while the run goes on or after it has failed. Called again when
+        something in the output folder has changed, so it must be quick however many samples there are.
+
+        What can't be read has not finished: it may just be being written.
+        """
 
 
 @runtime_checkable

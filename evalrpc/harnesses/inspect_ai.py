@@ -16,7 +16,7 @@ from evalrpc.harnesses.arguments import finite_problem, plain_arguments
 from evalrpc.harnesses.bars import Bar, advance
 from evalrpc.harnesses.base import Command, Exit, Run
 from evalrpc.harnesses.failures import check_exit, find_failure, shorten, strip_colours
-from evalrpc.harnesses.inspect_logs import Log, read_logs, write_results
+from evalrpc.harnesses.inspect_logs import Log, read_headers, read_logs, result_of_logs, write_results
 from evalrpc.harnesses.inspect_tasks import task_files
 from evalrpc.harnesses.installation import Package, catalog_command, describe
 from evalrpc.harnesses.names import device_violations, task_problem
@@ -113,8 +113,19 @@ class InspectHarness:
         if not logs:
             message = find_failure(log_tail) or "inspect-ai left no log"
             raise RunFailedError("RESULTS_MISSING", message)
-        write_results(run.output_dir, _good_logs(logs, run.request.tasks))
+        good = _good_logs(logs, run.request.tasks)
+        if good:
+            write_results(run.output_dir, good)
+        _require_all_good(logs, run.request.tasks)
         return read_results(run.output_dir, run.request.model)
+
+    def read_finished(self, run: Run) -> Mapping[str, ModelResult]:
+        """Read the logs of the tasks that have finished: inspect-ai writes each when its task ends. Samples come at the end."""
+        written = read_results(run.output_dir, run.request.model)
+        if written:
+            return written
+        good = _good_logs(read_headers(run.output_dir), run.request.tasks)
+        return {run.request.model: result_of_logs(good)} if good else {}
 
     def _task_specs(self, tasks: Sequence[str]) -> list[str]:
         files = task_files(self._settings.include_path)
@@ -200,14 +211,23 @@ def _count(done_steps: int, steps: int, samples: int, progress: Progress) -> Non
     advance(progress, Bar("", min(done_steps, steps) * samples // steps, samples, None, None))
 
 
+def _latest(logs: Sequence[Log]) -> dict[str, Log]:
+    """Return the latest log of every task, by each of the names that it goes by."""
+    return {name: log for log in logs for name in log.names}
+
+
 def _good_logs(logs: Sequence[Log], tasks: Iterable[str]) -> dict[str, Log]:
-    """Return the latest log of every task. Raises RunFailedError unless there is one and its status says success."""
-    latest = {name: log for log in logs for name in log.names}
-    wanted = {task: latest[task] for task in tasks if task in latest}
-    for task, log in wanted.items():
+    """Return the latest log of every task whose status says success."""
+    latest = _latest(logs)
+    return {task: latest[task] for task in tasks if task in latest and latest[task].status == "success"}
+
+
+def _require_all_good(logs: Sequence[Log], tasks: Sequence[str]) -> None:
+    """Raise RunFailedError unless every task has a log and the status of its latest says success."""
+    latest = _latest(logs)
+    for task, log in ((task, latest[task]) for task in tasks if task in latest):
         if log.status != "success":
             raise RunFailedError("HARNESS_FAILED", log.error or f"inspect-ai left task {task} with the status {log.status}")
     missing = [task for task in tasks if task not in latest]
     if missing:
         raise RunFailedError("TASKS_MISSING", shorten(f"there are logs, but none of: {', '.join(missing)}"))
-    return wanted

@@ -3,12 +3,14 @@
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from evalrpc.config import HarnessSettings
 from evalrpc.harnesses.base import Command
 from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
+from evalrpc.v1.job_pb2 import ModelResult
 
 _VERSION: Final = r"(.+)\.dist-info"
 
@@ -28,6 +30,15 @@ def describe(settings: HarnessSettings, kind: str, package: Package) -> HarnessI
     version = _installed_version(Path(python), package) if python else None
     reason = _unavailable_reason(settings, python, version, package)
     return HarnessInfo(name=settings.name, kind=kind, version=version or "", available=not reason, unavailable_reason=reason)
+
+
+def note_version(settings: HarnessSettings, package: Package, results: Mapping[str, ModelResult]) -> None:
+    """Put the installed version into the results. lmms-eval's own word is the commit of whatever repository it lies in."""
+    python = shutil.which(settings.python)
+    version = _installed_version(Path(python), package) if python else None
+    for result in results.values():
+        if version:
+            result.harness_versions[package.name] = version
 
 
 def _unavailable_reason(settings: HarnessSettings, python: str | None, version: str | None, package: Package) -> str:

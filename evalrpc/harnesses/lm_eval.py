@@ -14,7 +14,7 @@ from evalrpc.harnesses import arguments, lm_eval_family
 from evalrpc.harnesses.arguments import finite_problem, plain_arguments, yaml_text
 from evalrpc.harnesses.bars import advance, read_bar
 from evalrpc.harnesses.base import Command, Exit, Run
-from evalrpc.harnesses.installation import Package, catalog_command, describe
+from evalrpc.harnesses.installation import Package, catalog_command, describe, note_version
 from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
 from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
 
@@ -87,7 +87,9 @@ class LmEvalHarness:
 
     def read_results(self, run: Run, exit_status: Exit, log_tail: list[str]) -> Mapping[str, ModelResult]:
         """Read the results, and doubt them: lm-eval exits with 0 where it could not write them."""
-        return lm_eval_family.read_good_results(run, exit_status, log_tail, _PACKAGE.title)
+        results = lm_eval_family.read_good_results(run, exit_status, log_tail, _PACKAGE.title)
+        note_version(self._settings, _PACKAGE, results)
+        return results
 
     def _config(self, request: EvaluateRequest) -> bytes:
         """Write what the command line holds at most once (`--include_path`) or would read as something else, as YAML."""

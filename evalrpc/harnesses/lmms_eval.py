@@ -17,7 +17,7 @@ from evalrpc.harnesses.arguments import yaml_text
 from evalrpc.harnesses.bars import advance, read_bar
 from evalrpc.harnesses.base import Command, Exit, Run
 from evalrpc.harnesses.failures import shorten
-from evalrpc.harnesses.installation import Package, catalog_command, describe
+from evalrpc.harnesses.installation import Package, catalog_command, describe, note_version
 from evalrpc.harnesses.lmms_eval_arguments import argument_string, is_one_argument
 from evalrpc.results import failed_answer
 from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
@@ -99,6 +99,7 @@ class LmmsEvalHarness:
         """Read the results, and doubt them: lmms-eval exits with 0 after most failures."""
         results = lm_eval_family.read_good_results(run, exit_status, log_tail, _PACKAGE.title)
         _check_answers(results)
+        note_version(self._settings, _PACKAGE, results)
         return results
 
     def _config(self, request: EvaluateRequest) -> bytes:

@@ -112,6 +112,7 @@ class EvaluateRequest(_message.Message):
     PREDICT_ONLY_FIELD_NUMBER: _builtins.int
     NUM_GPUS_FIELD_NUMBER: _builtins.int
     OUTPUT_DIR_FIELD_NUMBER: _builtins.int
+    TASKS_SEPARATELY_FIELD_NUMBER: _builtins.int
     harness: _builtins.str
     """The harness that runs the job, by the name that the operator configured (see ListHarnesses). Empty: `lmms-eval`."""
     model: _builtins.str
@@ -137,6 +138,11 @@ class EvaluateRequest(_message.Message):
     output_dir: _builtins.str
     """Folder on the server that receives the results, in a subfolder of its own for every attempt. Relative to, or inside, the
     output root that the operator allows; anything else is refused. Empty: the job's own folder in the data directory.
+    """
+    tasks_separately: _builtins.bool
+    """Whether each task is a run of the harness of its own, one after the other in the order of `tasks`, within one attempt. The
+    results of each are there as soon as it has ended (see `JobInfo.results`). After a task that fails the others are run all
+    the same, and the job then ends FAILED. It costs the start of the harness once per task. Default: false, one run for all.
     """
     @_builtins.property
     def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -172,10 +178,11 @@ class EvaluateRequest(_message.Message):
         predict_only: _builtins.bool = ...,
         num_gpus: _builtins.int | None = ...,
         output_dir: _builtins.str = ...,
+        tasks_separately: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "gen_kwargs", b"gen_kwargs", "limit", b"limit", "log_samples", b"log_samples", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "batch_size", b"batch_size", "device", b"device", "gen_kwargs", b"gen_kwargs", "harness", b"harness", "limit", b"limit", "log_samples", b"log_samples", "model", b"model", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus", "output_dir", b"output_dir", "predict_only", b"predict_only", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "batch_size", b"batch_size", "device", b"device", "gen_kwargs", b"gen_kwargs", "harness", b"harness", "limit", b"limit", "log_samples", b"log_samples", "model", b"model", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus", "output_dir", b"output_dir", "predict_only", b"predict_only", "tasks", b"tasks", "tasks_separately", b"tasks_separately"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
     _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
@@ -312,8 +319,9 @@ class JobInfo(_message.Message):
 
     @_builtins.property
     def results(self) -> _containers.MessageMap[_builtins.str, Global___ModelResult]:
-        """Results by model name: that of the harness's folder for the model, or the request's where there is no such folder. Empty
-        unless COMPLETED.
+        """Results by model name: that of the harness's folder for the model, or the request's where there is no such folder. All of
+        them where COMPLETED. Before, and where FAILED or CANCELLED, those of the tasks that have finished in the latest attempt, if
+        they are known one by one: with `tasks_separately`, or from inspect-ai. Otherwise empty.
         """
 
     @_builtins.property
@@ -447,18 +455,69 @@ class ModelResult(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class HarnessVersionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     RESULTS_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
+    HARNESS_VERSIONS_FIELD_NUMBER: _builtins.int
+    TOTAL_EVALUATION_TIME_FIELD_NUMBER: _builtins.int
+    EXTRA_FIELD_NUMBER: _builtins.int
     results: _builtins.str
-    """Path on the server of the harness's aggregate file. Its bytes come from ReadArtifact."""
+    """Path on the server of the harness's aggregate file. Its bytes come from ReadArtifact. Where there are several, since tasks
+    were run or have finished one by one, that of the first: the others are in `TaskResult.results`.
+    """
     @_builtins.property
     def samples(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Paths on the server of the per-sample files, one per task, sorted. Empty where samples were not logged."""
+        """Paths on the server of the per-sample files, one per task, sorted. Empty where samples were not logged, and for tasks of a
+        run of inspect-ai that is not over.
+        """
 
     @_builtins.property
     def metrics(self) -> _containers.RepeatedCompositeFieldContainer[Global___Metric]:
-        """Every metric of every task, sorted by task, metric and filter."""
+        """Every metric of every task and group, sorted by task, metric and filter."""
+
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskResult]:
+        """Every task that was evaluated and every group that they belong to, sorted by name."""
+
+    @_builtins.property
+    def harness_versions(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Versions by package, such as `lm_eval` and `transformers`: of the harness itself the one that is installed. Empty where none
+        is known.
+        """
+
+    @_builtins.property
+    def total_evaluation_time(self) -> _duration_pb2.Duration:
+        """How long the evaluation took by the harness's own clock, without its start; of tasks run separately the sum. Absent where
+        it does not say.
+        """
+
+    @_builtins.property
+    def extra(self) -> _struct_pb2.Struct:
+        """What else the harness wrote at the top of the aggregate file, under its own names: entries of at most 512 bytes and 8 levels
+        each, 4 KiB in all; larger ones stand in the file only. Of tasks run separately, what all files have in common.
+        Numbers that are not finite are text, as in protobuf JSON.
+        """
 
     def __init__(
         self,
@@ -466,14 +525,102 @@ class ModelResult(_message.Message):
         results: _builtins.str = ...,
         samples: _abc.Iterable[_builtins.str] | None = ...,
         metrics: _abc.Iterable[Global___Metric] | None = ...,
+        tasks: _abc.Iterable[Global___TaskResult] | None = ...,
+        harness_versions: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        total_evaluation_time: _duration_pb2.Duration | None = ...,
+        extra: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["extra", b"extra", "total_evaluation_time", b"total_evaluation_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics", "results", b"results", "samples", b"samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["extra", b"extra", "harness_versions", b"harness_versions", "metrics", b"metrics", "results", b"results", "samples", b"samples", "tasks", b"tasks", "total_evaluation_time", b"total_evaluation_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelResult: _TypeAlias = ModelResult  # noqa: Y015
+
+@_typing.final
+class TaskResult(_message.Message):
+    """A task that was evaluated, or a group of tasks. Its metrics are those of `ModelResult.metrics` with the same name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    IS_GROUP_FIELD_NUMBER: _builtins.int
+    SUBTASKS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    CONFIG_HASH_FIELD_NUMBER: _builtins.int
+    SAMPLES_HASH_FIELD_NUMBER: _builtins.int
+    NUM_FEWSHOT_FIELD_NUMBER: _builtins.int
+    ORIGINAL_SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
+    EXTRA_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    task: _builtins.str
+    """Its name, as in `Metric.task`."""
+    is_group: _builtins.bool
+    """Whether it is a group, whose metrics sum up those of its subtasks, rather than a task with samples of its own."""
+    version: _builtins.str
+    """The version that the task's author gave it, as the harness writes it. Empty where there is none."""
+    config_hash: _builtins.str
+    """SHA-256 in lower-case hex of the task's configuration as the harness wrote it: as JSON with sorted keys, without the memory
+    addresses of functions and without the arguments of the model. Equal for runs of the same definition. Empty where the
+    harness wrote none, as for groups.
+    """
+    samples_hash: _builtins.str
+    """The harness's own digest of the samples that it evaluated, `task_hashes` of lm-eval. That of lmms-eval 0.7 tells no more
+    than their number. Empty where there is none.
+    """
+    num_fewshot: _builtins.int
+    """Examples shown before each question. Absent where the harness does not say."""
+    original_sample_count: _builtins.int
+    """Samples that the task has in all. Absent where the harness does not say."""
+    effective_sample_count: _builtins.int
+    """Samples that were evaluated: fewer with a `limit`. Absent where the harness does not say."""
+    results: _builtins.str
+    """Path on the server of the aggregate file that has the task. Empty where it is `ModelResult.results`."""
+    @_builtins.property
+    def subtasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The tasks and groups right below a group, in the harness's order. Empty for a task."""
+
+    @_builtins.property
+    def extra(self) -> _struct_pb2.Struct:
+        """What else the harness wrote beside the task's metrics, such as standard errors of other kinds, under its own names: at most
+        512 bytes, otherwise as `ModelResult.extra`.
+        """
+
+    def __init__(
+        self,
+        *,
+        task: _builtins.str = ...,
+        is_group: _builtins.bool = ...,
+        subtasks: _abc.Iterable[_builtins.str] | None = ...,
+        version: _builtins.str = ...,
+        config_hash: _builtins.str = ...,
+        samples_hash: _builtins.str = ...,
+        num_fewshot: _builtins.int | None = ...,
+        original_sample_count: _builtins.int | None = ...,
+        effective_sample_count: _builtins.int | None = ...,
+        extra: _struct_pb2.Struct | None = ...,
+        results: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_effective_sample_count", b"_effective_sample_count", "_num_fewshot", b"_num_fewshot", "_original_sample_count", b"_original_sample_count", "effective_sample_count", b"effective_sample_count", "extra", b"extra", "num_fewshot", b"num_fewshot", "original_sample_count", b"original_sample_count"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_effective_sample_count", b"_effective_sample_count", "_num_fewshot", b"_num_fewshot", "_original_sample_count", b"_original_sample_count", "config_hash", b"config_hash", "effective_sample_count", b"effective_sample_count", "extra", b"extra", "is_group", b"is_group", "num_fewshot", b"num_fewshot", "original_sample_count", b"original_sample_count", "results", b"results", "samples_hash", b"samples_hash", "subtasks", b"subtasks", "task", b"task", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__effective_sample_count: _TypeAlias = _typing.Literal["effective_sample_count"]  # noqa: Y015
+    _WhichOneofArgType__effective_sample_count: _TypeAlias = _typing.Literal["_effective_sample_count", b"_effective_sample_count"]  # noqa: Y015
+    _WhichOneofReturnType__num_fewshot: _TypeAlias = _typing.Literal["num_fewshot"]  # noqa: Y015
+    _WhichOneofArgType__num_fewshot: _TypeAlias = _typing.Literal["_num_fewshot", b"_num_fewshot"]  # noqa: Y015
+    _WhichOneofReturnType__original_sample_count: _TypeAlias = _typing.Literal["original_sample_count"]  # noqa: Y015
+    _WhichOneofArgType__original_sample_count: _TypeAlias = _typing.Literal["_original_sample_count", b"_original_sample_count"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__effective_sample_count) -> _WhichOneofReturnType__effective_sample_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_fewshot) -> _WhichOneofReturnType__num_fewshot | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__original_sample_count) -> _WhichOneofReturnType__original_sample_count | None: ...
+
+Global___TaskResult: _TypeAlias = TaskResult  # noqa: Y015
 
 @_typing.final
 class Metric(_message.Message):
@@ -488,6 +635,7 @@ class Metric(_message.Message):
     STDERR_FIELD_NUMBER: _builtins.int
     HIGHER_IS_BETTER_FIELD_NUMBER: _builtins.int
     SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
+    IS_GROUP_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     """The task, or the group of tasks, that the metric is of."""
     metric: _builtins.str
@@ -502,6 +650,8 @@ class Metric(_message.Message):
     """Whether a larger value is better. Absent where the harness does not say."""
     sample_count: _builtins.int
     """Samples that the value is computed from. Absent where the harness does not say."""
+    is_group: _builtins.bool
+    """Whether `task` is a group, so that the value sums up those of its subtasks."""
     def __init__(
         self,
         *,
@@ -512,10 +662,11 @@ class Metric(_message.Message):
         stderr: _builtins.float | None = ...,
         higher_is_better: _builtins.bool | None = ...,
         sample_count: _builtins.int | None = ...,
+        is_group: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_higher_is_better", b"_higher_is_better", "_sample_count", b"_sample_count", "_stderr", b"_stderr", "higher_is_better", b"higher_is_better", "sample_count", b"sample_count", "stderr", b"stderr"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_higher_is_better", b"_higher_is_better", "_sample_count", b"_sample_count", "_stderr", b"_stderr", "filter", b"filter", "higher_is_better", b"higher_is_better", "metric", b"metric", "sample_count", b"sample_count", "stderr", b"stderr", "task", b"task", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_higher_is_better", b"_higher_is_better", "_sample_count", b"_sample_count", "_stderr", b"_stderr", "filter", b"filter", "higher_is_better", b"higher_is_better", "is_group", b"is_group", "metric", b"metric", "sample_count", b"sample_count", "stderr", b"stderr", "task", b"task", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__higher_is_better: _TypeAlias = _typing.Literal["higher_is_better"]  # noqa: Y015
     _WhichOneofArgType__higher_is_better: _TypeAlias = _typing.Literal["_higher_is_better", b"_higher_is_better"]  # noqa: Y015
@@ -663,7 +814,9 @@ class Progress(_message.Message):
     phase: Global___Progress.Phase.ValueType
     """What the attempt is doing."""
     done: _builtins.int
-    """Units done, of `total`. Never falls within a phase of an attempt."""
+    """Units done, of `total`. Never falls within a phase of an attempt. With `tasks_separately` each task goes through all phases,
+    and its units are added to those of the tasks before.
+    """
     total: _builtins.int
     """Units in all. Zero: not known yet."""
     unit: _builtins.str

@@ -93,8 +93,9 @@ def stub() -> Iterator[ChatStub]:
         yield server
 
 
-def values_in_the_logs(output: Path) -> dict[tuple[str, str, str], float]:
+def values_in_the_logs(output: Path, *tasks: str) -> dict[tuple[str, str, str], float]:
     logs = [json.loads(path.read_text()) for path in output.glob("*T*.json")]
+    logs = [log for log in logs if not tasks or log["eval"]["task"] in tasks]
     return {
         (log["eval"]["task"], "accuracy", "/".join(filter(None, (score["name"], score.get("reducer"))))): score["metrics"][
             "accuracy"
@@ -128,6 +129,12 @@ def test_two_tasks_complete_with_the_metrics_and_samples_that_inspect_wrote(clie
     assert values == values_in_the_logs(Path(result.results).parent)
     assert values["sums_a", "accuracy", "includes"] == 0.5
     assert {(metric.task, metric.sample_count) for metric in result.metrics} == {("sums_a", 6), ("sums-b", 12)}
+    assert {(task.task, task.original_sample_count, len(task.config_hash)) for task in result.tasks} == {
+        ("sums_a", 10, 64),
+        ("sums-b", 10, 64),
+    }
+    (installed,) = client.list_harnesses()
+    assert result.harness_versions["inspect_ai"] == installed.version
     assert [row["doc_id"] for row in client.samples(job.job_id, task="sums_a")] == list(range(6))
     assert len(list(client.samples(job.job_id, model="mockllm/model", task="sums-b"))) == 12
     assert (job.progress.done, job.progress.total, job.progress.unit) == (18, 18, "samples")
@@ -142,6 +149,30 @@ def test_a_failed_task_fails_the_job_with_its_exception(client: EvalClient) -> N
     error = failure.value.job.error
     assert (error.reason, error.message) == ("HARNESS_FAILED", "RuntimeError: gave up on sample 0")
     assert error.exit_code == 0, "inspect-ai says 0 here; if it does so no more, the facts have changed"
+
+
+def test_a_task_is_known_as_it_finishes_and_kept_through_a_cancel(client: EvalClient) -> None:
+    job = client.evaluate("mockllm/model", ["sums_a", "sums_slow"], harness="inspect-ai", num_gpus=0, limit=100)
+
+    def cancel_once_a_task_has_finished(event: pb.JobEvent) -> None:
+        if event.job.results and not event.terminal:
+            client.cancel_job(job.job_id, "seen enough")
+
+    with pytest.raises(JobCancelledError) as cancelled:
+        client.wait_for_job(job.job_id, on_event=cancel_once_a_task_has_finished)
+    ((_, result),) = cancelled.value.job.results.items()
+    assert {(m.task, m.metric, m.filter): m.value for m in result.metrics} == values_in_the_logs(
+        Path(result.results).parent, "sums_a"
+    )
+
+
+def test_a_task_is_kept_with_its_samples_if_another_fails(client: EvalClient) -> None:
+    job = client.evaluate("mockllm/model", ["sums_a", "sums_fail"], harness="inspect-ai", num_gpus=0)
+    with pytest.raises(JobFailedError, match="gave up on sample 0"):
+        client.wait_for_job(job.job_id)
+    ((_, result),) = client.get_job(job.job_id).results.items()
+    assert [task.task for task in result.tasks] == ["sums_a"]
+    assert len(list(client.samples(job.job_id))) == 10
 
 
 def test_a_task_that_no_file_has_fails_the_job_at_once(client: EvalClient) -> None:

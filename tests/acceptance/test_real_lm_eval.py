@@ -81,6 +81,14 @@ def test_a_group_completes_with_the_metrics_samples_and_files_that_lm_eval_wrote
         ("sums_choice", "acc"): written["results"]["sums_choice"]["acc,none"],
     }
     assert {metric.sample_count for metric in result.metrics} == {4}
+    assert {(task.task, task.is_group, len(task.subtasks)) for task in result.tasks} == {
+        ("sums", True, 2),
+        ("sums_answer", False, 0),
+        ("sums_choice", False, 0),
+    }
+    assert {task.task: task.samples_hash for task in result.tasks if not task.is_group} == written["task_hashes"]
+    assert result.harness_versions["lm_eval"] == written["lm_eval_version"]
+    assert result.total_evaluation_time.ToNanoseconds() == int(float(written["total_evaluation_time_seconds"]) * 1e9)
     assert [row["target"] for row in client.samples(job.job_id, task="sums_answer")] == ["1", "2", "3", "4"]
     assert (job.progress.done, job.progress.total, job.progress.unit) == (16, 16, "requests")
     downloaded = client.download(job.job_id, tmp_path / "copy")
@@ -96,6 +104,13 @@ def test_two_runs_are_compared_sample_by_sample(client: EvalClient) -> None:
     values = [next(iter(job.results.values())).metrics[0].value for job in (baseline, candidate)]
     assert metric.difference == pytest.approx(values[1] - values[0])
     assert metric.verdict == Verdict.VERDICT_SAME, "no difference is larger than 1"
+
+
+def test_tasks_one_by_one_are_of_one_model_although_lm_eval_calls_it_by_chance(client: EvalClient) -> None:
+    tasks = ["sums_choice", "sums_answer"]
+    job = client.evaluate("dummy", tasks, harness="lm-eval", num_gpus=0, limit=2, tasks_separately=True)
+    ((_, result),) = client.wait_for_job(job.job_id).results.items()
+    assert [metric.task for metric in result.metrics] == sorted(tasks)
 
 
 @pytest.mark.parametrize(

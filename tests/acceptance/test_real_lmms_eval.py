@@ -97,6 +97,32 @@ def test_two_tasks_complete_with_the_metrics_samples_and_files_that_lmms_eval_wr
     assert 0 <= queue_wait < execution
 
 
+def test_tasks_one_by_one_are_known_one_by_one_and_kept_if_a_later_one_fails(client: EvalClient) -> None:
+    tasks = ["sums_a", "sums_crash", "sums_b"]
+    job = client.evaluate("dummy", tasks, {"pretrained": "acme/model"}, num_gpus=0, limit=2, tasks_separately=True)
+    finished = [sorted(task_files(event.job)) for event in client.watch(job.job_id)]
+    job = client.get_job(job.job_id)
+
+    assert ["sums_a"] in finished
+    assert finished == sorted(finished)
+    assert job.error.message.startswith("sums_crash: RuntimeError: the scorer gave up on document 0")
+    for task, path in task_files(job).items():
+        assert metrics_of(job, task) == {"exact": json.loads(path.read_text())["results"][task]["exact,none"]}
+        assert len(list(client.samples(job.job_id, task=task))) == 2
+    assert sorted(task_files(job)) == ["sums_a", "sums_b"]
+    (installed,) = client.list_harnesses()
+    assert job.results["acme__model"].harness_versions["lmms_eval"] == installed.version
+
+
+def task_files(job: pb.JobInfo) -> dict[str, Path]:
+    """The aggregate file of every task that has finished."""
+    return {task.task: Path(task.results or result.results) for result in job.results.values() for task in result.tasks}
+
+
+def metrics_of(job: pb.JobInfo, task: str) -> dict[str, float]:
+    return {m.metric: m.value for result in job.results.values() for m in result.metrics if m.task == task}
+
+
 @pytest.mark.parametrize(
     ("model", "task", "message"),
     [

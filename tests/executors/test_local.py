@@ -476,3 +476,42 @@ def test_a_start_time_tells_processes_of_one_number_apart() -> None:
     time.sleep(0.02)  # a tick of the kernel
     with subprocess.Popen((sys.executable, "-c", "input()"), stdin=subprocess.PIPE) as other:
         assert child.start_time(other.pid) != mine
+
+
+# Several steps.
+
+
+def start_steps(runs: Runs, *steps: tuple[str, ...]) -> LocalRun:
+    return runs.keep(runs.executor.start(runs.key, Command(steps[0], further_steps=steps[1:]), ()))
+
+
+def program(text: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", text)
+
+
+SLEEPS = program("import time; print('ready', flush=True); time.sleep(1000)")
+
+
+def test_steps_run_one_after_the_other_whatever_became_of_those_before(runs: Runs) -> None:
+    exits = [program(f"import sys; print({number}); sys.exit({number})") for number in (0, 3)]
+    handle = start_steps(runs, *exits, ("/nonexistent/program",), program("print('last')"))
+    assert handle.wait(SECONDS)
+    assert runs.log() == "0\n3\nlast\n"
+    assert [handle.exit_status(step) for step in (0, 1, 3)] == [Exit(code=0), Exit(code=3), Exit(code=0)]
+    with pytest.raises(RunFailedError, match="/nonexistent/program: No such file or directory"):
+        handle.exit_status(2)
+    assert handle.step_ends() == [2, 4, 4, 9], "where each ended in the log"
+
+
+def test_what_has_ended_is_known_while_the_next_step_runs_also_to_another_server(runs: Runs) -> None:
+    handle = start_steps(runs, program("print('one')"), SLEEPS)
+    eventually(lambda: handle.step_ends() == [4], "for the end of the first step")
+    found = runs.find()
+    assert (found.step_ends(), found.exit_status(0)) == ([4], Exit(code=0))
+
+
+def test_no_step_is_started_once_the_run_is_to_end(runs: Runs) -> None:
+    handle = start_steps(runs, SLEEPS, program("print('more')"))
+    runs.wait_for_log("ready")
+    handle.end(SECONDS)
+    assert runs.log() == "ready\n"

@@ -1,5 +1,6 @@
 # ruff: noqa: PTH103, PTH110, PTH123
-"""A harness of a few lines that does what the name of its model says. Run by a bare interpreter, so it imports next to nothing.
+"""A harness of a few lines that does what the name of its model says, or that of its task if the model is `each`. Run by a bare
+interpreter, so it imports next to nothing.
 
 TOY_DIR holds what it shares with the test: `starts/JOB` gets a line whenever it starts, and it waits for `release/JOB` or
 `release/all`.
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 
-_, model, output_dir, job_id = sys.argv[:4]
+_, model, output_dir, job_id, tasks = sys.argv[:5]
 TOY_DIR = os.environ["TOY_DIR"]
 ATTEMPT = int(os.environ["EVALRPC_ATTEMPT"])
 
@@ -40,11 +41,14 @@ def say(text):
 def write_results(value=0.5):
     folder = f"{output_dir}/toy"
     os.makedirs(folder, exist_ok=True)
-    document = {"results": {"t": {"alias": "t", "acc,none": value}}, "n-samples": {"t": {"original": 4, "effective": 4}}}
+    names = tasks.split(",")
+    rows = {name: {"alias": name, "acc,none": value} for name in names}
+    sizes = {name: {"original": 4, "effective": 4} for name in names}
     with open(f"{folder}/20260101_000000_results.json", "w") as file:
-        json.dump(document, file)
-    with open(f"{folder}/20260101_000000_samples_t.jsonl", "w") as file:
-        file.writelines(json.dumps({"doc_id": number}) + "\n" for number in range(4))
+        json.dump({"results": rows, "n-samples": sizes}, file)
+    for name in names:
+        with open(f"{folder}/20260101_000000_samples_{name}.jsonl", "w") as file:
+            file.writelines(json.dumps({"doc_id": number, "task": name}) + "\n" for number in range(4))
 
 
 def good():
@@ -54,6 +58,13 @@ def good():
 
 def better():
     write_results(0.75)
+
+
+also_good = good
+
+
+def each():
+    globals()[tasks]()
 
 
 def slow():
@@ -98,7 +109,7 @@ def hangs():
 
 def stubborn():
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if len(sys.argv) == 4:  # not one of the children itself
+    if len(sys.argv) == 5:  # not one of the children itself
         for own_session in (False, True):
             subprocess.Popen([*([sys.executable, "-S"]), *sys.argv, "child"], start_new_session=own_session)
     say(f"ready {os.getpid()}")
@@ -135,6 +146,6 @@ def chatter():
     wait_for_release()
 
 
-if len(sys.argv) == 4:
+if len(sys.argv) == 5:
     note_start()
 globals()[model]()

@@ -18,13 +18,13 @@ from google.protobuf import json_format
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc import errors
-from evalrpc.cli import main, wording
+from evalrpc.cli import following, main, wording
 from evalrpc.cli.parameters import parse_duration
 from evalrpc.cli.submit import submit_command
 from evalrpc.errors import FieldViolation
 from evalrpc.v1.comparison_pb2 import CompareJobsResponse, JobComparison, MetricComparison, TestMethod, Verdict
 from evalrpc.v1.evaluation_service_pb2 import GetQueueResponse, GetServerInfoResponse, SubmitJobRequest
-from evalrpc.v1.job_pb2 import JobError, JobEvent, JobInfo, JobStatus, Metric, ModelResult, Progress
+from evalrpc.v1.job_pb2 import JobError, JobEvent, JobInfo, JobStatus, Metric, ModelResult, Progress, TaskResult
 
 QUEUED, RUNNING = JobStatus.JOB_STATUS_QUEUED, JobStatus.JOB_STATUS_RUNNING
 COMPLETED, FAILED, CANCELLED = (
@@ -64,7 +64,8 @@ def completed_job() -> JobInfo:
         Metric(task="mme", metric="score", filter="none", value=0.75, stderr=0.01, higher_is_better=True, sample_count=8),
         Metric(task="mme", metric="wer", value=float("nan")),
     ]
-    return job_at(COMPLETED, results={"model": ModelResult(results="/srv/results.json", metrics=metrics)}, attempt=1)
+    result = ModelResult(results="/srv/results.json", metrics=metrics, tasks=[TaskResult(task="mme", version="1.0")])
+    return job_at(COMPLETED, results={"model": result}, attempt=1)
 
 
 def failed_job() -> JobInfo:
@@ -93,7 +94,7 @@ def test_every_field_has_a_flag(run: Run, service: FakeService) -> None:
         *("--num-fewshot", "0", "--batch-size", "auto", "--device", "cpu", "--limit", "0.5", "--gen-kwargs", '{"t": 0}'),
         *("--no-log-samples", "--predict-only", "--num-gpus", "0", "--output-dir", "out", "--request-id", "id"),
         *("--priority", "-3", "--label", "k=v", "--label", "k2=v=2", "--timeout", "1h30m", "--max-attempts", "2"),
-        *("--supersede-key", "key"),
+        *("--supersede-key", "key", "--tasks-separately"),
     )
 
     assert result.exit_code == 0
@@ -112,6 +113,7 @@ def test_every_field_has_a_flag(run: Run, service: FakeService) -> None:
             "predict_only": True,
             "num_gpus": 0,
             "output_dir": "out",
+            "tasks_separately": True,
         },
         "request_id": "id",
         "priority": -3,
@@ -232,8 +234,8 @@ def test_watch_ends_with_the_metrics_and_where_the_files_are(run: Run, service: 
 
     assert result.stdout.splitlines() == [
         "COMPLETED",
-        "model\tmme\tscore\tnone\t0.7500\t0.0100\thigher\t8",
-        "model\tmme\twer\t\tnan\t\t\t",
+        "model\tmme\tscore\tnone\t0.7500\t0.0100\thigher\t8\t1.0\t",
+        "model\tmme\twer\t\tnan\t\t\t\t1.0\t",
     ]
     assert "/srv/results.json" in result.stderr
     assert f"evalrpc download {JOB_ID}" in result.stderr
@@ -302,8 +304,43 @@ def test_watch_goes_on_when_the_server_starts_again(server: FakeServer, service:
 def test_results_are_a_table_of_metrics(run: Run, service: FakeService) -> None:
     service.change(completed_job())
 
-    assert run("results", JOB_ID).stdout.splitlines()[0] == "model\tmme\tscore\tnone\t0.7500\t0.0100\thigher\t8"
+    assert run("results", JOB_ID).stdout.splitlines()[0] == "model\tmme\tscore\tnone\t0.7500\t0.0100\thigher\t8\t1.0\t"
     assert json_format.Parse(run("results", JOB_ID, "--json").stdout, JobInfo()).results["model"].metrics[0].value == 0.75
+
+
+def test_what_has_finished_is_shown_although_the_job_failed_or_runs_on(run: Run, service: FakeService) -> None:
+    for status, exit_code in ((FAILED, 1), (RUNNING, 2)):
+        job = failed_job() if status == FAILED else job_at(RUNNING)
+        job.results["model"].CopyFrom(completed_job().results["model"])
+        service.change(job)
+        printed = run("results", JOB_ID)
+        assert (printed.stdout.split("\t")[:3], printed.exit_code) == (["model", "mme", "score"], exit_code)
+
+
+def test_watch_tells_of_each_task_once_as_it_finishes(capsys: pytest.CaptureFixture[str]) -> None:
+    score, wer = completed_job().results["model"].metrics
+    states = [job_at(RUNNING, results={"model": ModelResult(metrics=metrics)}) for metrics in ([], [score], [score, wer])]
+
+    following._show_lines([*states, completed_job()])
+
+    lines = ["RUNNING", "mme: score,none 0.7500 ± 0.0100", "mme: wer nan", "COMPLETED"]
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_groups_come_after_the_tasks_and_versions_below_the_table(run: Run, service: FakeService) -> None:
+    job = completed_job()
+    result = job.results["model"]
+    result.metrics.add(task="all", metric="score", is_group=True)
+    result.tasks.add(task="all", is_group=True, subtasks=["mme", "mmb"])
+    result.harness_versions.update({"transformers": "5.1", "lm_eval": "0.4.13"})
+    result.total_evaluation_time.FromSeconds(125)
+    service.change(job)
+
+    printed = run("results", JOB_ID)
+
+    assert [line.split("\t")[1] for line in printed.stdout.splitlines()] == ["mme", "mme", "all"]
+    assert printed.stdout.splitlines()[-1].endswith("\tof 2")
+    assert "evaluated with lm_eval 0.4.13, transformers 5.1, 2m05s" in printed.stderr
 
 
 @pytest.mark.parametrize(("job", "exit_code"), [(job_at(RUNNING), 2), (failed_job(), 1)], ids=["running", "failed"])

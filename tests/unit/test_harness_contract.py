@@ -15,20 +15,20 @@ from typing import Any
 
 import pytest
 from google.protobuf.struct_pb2 import Struct
-from harness_cases import DATA, follow, log_of, request_of
+from harness_cases import DATA, GOOD_EXIT, follow, judge, log_of, request_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evalrpc import validation
 from evalrpc.config import HarnessSettings, Settings
-from evalrpc.errors import ConfigurationError, RunFailedError
+from evalrpc.errors import ConfigurationError
 from evalrpc.harnesses import build_harnesses
 from evalrpc.harnesses.base import Exit, Harness, Run
+from evalrpc.harnesses.steps import command_of, steps_of
 from evalrpc.results import samples_task
 from evalrpc.v1.evaluation_service_pb2 import SubmitJobRequest
-from evalrpc.v1.job_pb2 import EvaluateRequest, JobError, ModelResult, Progress
+from evalrpc.v1.job_pb2 import EvaluateRequest, Progress
 
-GOOD_EXIT = Exit(code=0)
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "harnesses.md"
 
 
@@ -129,6 +129,18 @@ def test_a_good_request_becomes_a_command_within_its_folders(subject: Subject, h
     assert all(Path(path).is_relative_to(tmp_path) for path in paths)
 
 
+def test_tasks_that_are_run_one_by_one_share_no_file(subject: Subject, harness: Harness, tmp_path: Path) -> None:
+    run = run_of(subject, tmp_path, model_args={"a": "b"}, tasks=[*subject.tasks, *subject.tasks], tasks_separately=True)
+    steps = steps_of(run)
+    assert [list(step.request.tasks) for step in steps] == [[task] for task in run.request.tasks]
+    assert len({step.output_dir for step in steps}) == len(steps)
+    assert all(step.output_dir.is_relative_to(run.output_dir) for step in steps)
+    command = command_of(harness, steps)
+    assert [command.argv, *command.further_steps] == [harness.command(step).argv for step in steps]
+    assert command.files == {path: content for step in steps for path, content in harness.command(step).files.items()}
+    assert len(command.files) == sum(len(harness.command(step).files) for step in steps)
+
+
 def test_it_is_pure(subject: Subject, harness: Harness, tmp_path: Path) -> None:
     run = run_of(subject, tmp_path, model_args={"a": "b"}, limit=5)
     request = EvaluateRequest.FromString(run.request.SerializeToString())
@@ -225,33 +237,6 @@ def test_progress_rises_whatever_a_line_says(lines: list[str], harness: Harness)
 
 def test_a_long_line_takes_no_long_time(harness: Harness) -> None:
     follow(harness, ["Steps: 1/" * 100_000, "1" * 1_000_000, "Responding 1/2 " * 50_000, "| 1/2 [" * 100_000, "(" * 500_000])
-
-
-def judge(harness: Harness, run: Run, exit_status: Exit = GOOD_EXIT, log: list[str] | None = None) -> Mapping[str, ModelResult]:
-    """The results, or none with an error that may be shown to people. Anything else fails the test."""
-    try:
-        results = harness.read_results(run, exit_status, log or [])
-    except RunFailedError as error:
-        assert_readable(error.job_error)
-        return {}
-    assert results
-    for result in results.values():
-        assert_within(run.output_dir, result)
-    return results
-
-
-def assert_readable(error: JobError) -> None:
-    assert re.fullmatch(r"[A-Z][A-Z_]+", error.reason)
-    assert 0 < len(error.message.encode()) <= 2048
-    assert "\n" not in error.message
-
-
-def assert_within(folder: Path, result: ModelResult) -> None:
-    assert ModelResult.FromString(result.SerializeToString()) == result
-    for path in map(Path, (result.results, *result.samples)):
-        assert path.resolve().is_relative_to(folder)
-        assert path.is_file()
-        assert not path.is_symlink()
 
 
 def test_a_good_run_has_results_of_its_tasks(subject: Subject, harness: Harness, output: Path, tmp_path: Path) -> None:

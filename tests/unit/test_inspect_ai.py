@@ -3,7 +3,7 @@
 import json
 import shutil
 import tracemalloc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +252,55 @@ def test_no_logs_at_all_is_said_so(tmp_path: Path) -> None:
         harness().read_results(run_of(inspect_request(), tmp_path), Exit(code=0), [])
 
 
+def finished(output: Path, *tasks: str) -> Mapping[str, ModelResult]:
+    return harness().read_finished(run_of(inspect_request(tasks=tasks), output))
+
+
+def test_a_task_that_has_finished_is_told_while_the_others_run(tmp_path: Path) -> None:
+    output = copy_of("two_tasks_json_flag", tmp_path)
+    result = finished(output, "bad", "tiny")["mockllm/model"]
+    assert {metric.task for metric in result.metrics} == {"tiny"}
+    assert Path(result.results).name.endswith("_tiny_gBwHp9msUPDQFVRWVjTZQV.json")
+    assert not result.samples
+    assert sorted(path.suffix for path in output.iterdir()) == [".json", ".json"], "nothing is written meanwhile"
+
+
+def test_of_several_that_have_finished_each_has_its_own_log(tmp_path: Path) -> None:
+    for name in ("tiny", "other"):
+        log_file(tmp_path, f"2026-02-14T10-30-4{len(name)}", {"eval": {"task": name}, "results": {"scores": []}})
+    result = finished(tmp_path, "tiny", "other")["mockllm/model"]
+    assert {task.task: Path(task.results or result.results).name for task in result.tasks} == {
+        "tiny": "2026-02-14T10-30-44-00-00_tiny_x.json",
+        "other": "2026-02-14T10-30-45-00-00_tiny_x.json",
+    }
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda text: text[:500], lambda text: "", lambda text: text.replace("success", "started", 1)]
+)
+def test_a_log_that_is_just_being_written_has_not_finished(spoil: Callable[[str], str], tmp_path: Path) -> None:
+    output = copy_of("ok_json", tmp_path)
+    (log,) = output.iterdir()
+    log.write_text(spoil(log.read_text()))
+    assert finished(output, "tiny") == {}
+
+
+def test_samples_are_not_read_to_tell_what_has_finished(tmp_path: Path) -> None:
+    log_file(tmp_path, "2026-02-14T10-30-45", {"results": {"scores": [scored(accuracy=1)]}})
+    (log,) = tmp_path.iterdir()
+    log.write_text(log.read_text()[:-1] + ', "samples": [{}, {]')
+    assert [metric.value for metric in finished(tmp_path, "tiny")["mockllm/model"].metrics] == [1]
+
+
+def test_what_has_finished_is_kept_with_its_samples_if_another_task_fails(tmp_path: Path) -> None:
+    output = copy_of("two_tasks_json_flag", tmp_path)
+    with pytest.raises(RunFailedError, match="boom in solver"):
+        read("two_tasks_json_flag", output, tasks=["tiny", "bad"])
+    result = finished(output, "tiny", "bad")["mockllm/model"]
+    assert {metric.task for metric in result.metrics} == {"tiny"}
+    assert [samples_task(path) for path in result.samples] == ["tiny"]
+
+
 def log_file(folder: Path, stamp: str, document: Mapping[str, Any]) -> None:
     content = {"status": "success", "eval": {"task": "tiny"}, **document}
     (folder / f"{stamp}-00-00_tiny_x.json").write_text(json.dumps(content))
@@ -291,6 +340,62 @@ def test_samples_are_not_held_in_memory_all_at_once(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5_000_000
+
+
+def test_versions_counts_and_time_of_a_real_log_come_along(tmp_path: Path) -> None:
+    result = read("ok_json", copy_of("ok_json", tmp_path))["mockllm/model"]
+    (task,) = result.tasks
+    assert (task.task, task.version, task.original_sample_count, task.effective_sample_count) == ("tiny", "0", 20, 3)
+    assert dict(result.harness_versions) == {"inspect_ai": "0.3.285"}
+    assert result.HasField("total_evaluation_time")
+    assert result.extra["usage"]["tiny"]["mockllm/model"]["output_tokens"] == 99
+
+
+def config_hash(folder: Path, **header: Any) -> str:
+    log_file(folder, "2026-02-14T10-30-45", header)
+    return read("ok_json", folder)["mockllm/model"].tasks[0].config_hash
+
+
+SPEC = {"task": "tiny", "task_args": {"level": 1}, "dataset": {"name": "d", "samples": 9}, "config": {"epochs": 2}}
+PLAN = {"steps": [{"solver": "generate", "params": {}}], "config": {"max_tokens": 16}}
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"eval": {**SPEC, "model": "other/model", "config": {"epochs": 2, "limit": 3}, "created": "now"}}, True),
+        ({"eval": {**SPEC, "dataset": {"name": "d", "samples": 9, "sample_ids": [1, 2]}}}, True),
+        ({"plan": {**PLAN, "config": {"max_tokens": 16, "max_connections": 8}}}, True),
+        ({"plan": {**PLAN, "config": {"max_tokens": 17}}}, False),
+        ({"eval": {**SPEC, "task_args": {"level": 2}}}, False),
+        ({"eval": {**SPEC, "config": {"epochs": 3}}}, False),
+    ],
+)
+def test_the_hash_is_that_of_the_task_and_not_of_the_run(change: Mapping[str, Any], same: bool, tmp_path: Path) -> None:
+    header = {"eval": SPEC, "plan": PLAN}
+    before = config_hash(tmp_path, **header)
+    assert (config_hash(tmp_path, **{**header, **change}) == before) is same
+
+
+@pytest.mark.parametrize(
+    ("stats", "seconds"),
+    [
+        (
+            [("2026-02-14T10:30:45+00:00", "2026-02-14T10:30:50+00:00"), ("2026-02-14T11:30:46+01:00", "2026-02-14T10:31:45Z")],
+            60,
+        ),
+        ([("soon", None), (1, "9999-12-31T23:59:59-23:59")], None),
+    ],
+)
+def test_the_time_is_from_the_first_start_to_the_last_end(
+    stats: list[tuple[object, object]], seconds: float | None, tmp_path: Path
+) -> None:
+    for name, (start, end) in zip(("tiny", "other"), stats, strict=True):
+        content = {"eval": {"task": name}, "stats": {"started_at": start, "completed_at": end}}
+        log_file(tmp_path, f"2026-02-14T10-30-4{len(name)}", content)
+    request = inspect_request(tasks=["tiny", "other"])
+    result = harness().read_results(run_of(request, tmp_path), Exit(code=0), [])["mockllm/model"]
+    assert (result.total_evaluation_time.seconds if result.HasField("total_evaluation_time") else None) == seconds
 
 
 def test_the_latest_log_of_a_task_counts(tmp_path: Path) -> None:

@@ -197,6 +197,11 @@ def test_groups_are_tasks_too(tmp_path: Path) -> None:
     assert metric.task == "g"
 
 
+def test_more_metrics_than_a_job_can_carry_make_results_invalid(tmp_path: Path) -> None:
+    write(tmp_path / "m", {"results": {f"task {number}": {"acc,none": 0.5} for number in range(100_000)}})
+    assert failure(tmp_path).startswith("100000 metrics of 1 models take ")
+
+
 def test_a_name_that_utf8_cannot_hold_is_replaced(tmp_path: Path) -> None:
     write(tmp_path / "m", '{"results": {"t\\ud800": {"acc,none": 1}}}')
     assert read_results(tmp_path, "x")["m"].metrics[0].task == "t?"

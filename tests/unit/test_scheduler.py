@@ -56,7 +56,10 @@ class FakeRun:
     def interrupt(self) -> None:
         self._wake.set()
 
-    def exit_status(self) -> Exit:
+    def step_ends(self) -> list[int]:
+        return [0] if self.ended.is_set() else []
+
+    def exit_status(self, step: int = 0) -> Exit:
         return self.exit
 
     def end(self, grace_seconds: float) -> None:

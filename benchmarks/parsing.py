@@ -1,0 +1,129 @@
+"""An output folder with a million samples, against one with a thousand: what it costs to read the results of a run.
+
+Each is read by a process of its own, whose memory is then its own too: `python -m benchmarks.parsing KIND FOLDER` reads one,
+and prints the seconds that it took and the peak of its memory.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from benchmarks.processes import REPOSITORY, workplace
+from benchmarks.report import Aim, Row, compare, in_turn, ratio_at_most
+from benchmarks.scale import Scale
+from evalrpc.config import HarnessSettings, Settings
+from evalrpc.errors import RunFailedError
+from evalrpc.harnesses import build_harnesses
+from evalrpc.harnesses.base import Exit, Run
+from evalrpc.results import FAILED_ANSWER_MARK
+from evalrpc.v1.job_pb2 import EvaluateRequest
+
+_FEW: Final = 1000
+_MAX_ROUNDS: Final = 3
+_TASK: Final = "t"
+
+
+class _Cost(NamedTuple):
+    seconds: float
+    peak_megabytes: float
+
+
+class _Case(NamedTuple):
+    """A folder to be read, and what reading it a thousand times as large may cost."""
+
+    figure: str
+    kind: str
+    write: Callable[[Path, int], None]
+    time: Aim | None
+    memory: Aim | None
+    note: str = ""
+
+
+def output_folders(scale: Scale) -> Iterator[Row]:
+    """Seconds and memory of reading many samples, against few."""
+    for case in _CASES:
+        with workplace() as folder:
+            many, few = (_written(folder / str(count), case, count) for count in (scale.samples, _FEW))
+            measure = partial(_measure, case.kind)
+            measured = in_turn(min(scale.rounds, _MAX_ROUNDS), partial(measure, many), partial(measure, few))
+        times, peaks = ([[cost[index] for cost in side] for side in measured] for index in (0, 1))
+        name = f"{case.figure}, {scale.samples:,} samples against {_FEW:,}"
+        milliseconds = [[seconds * 1e3 for seconds in side] for side in times]
+        yield compare(f"{name}: time", "ms", *milliseconds, case.time, case.note)
+        yield compare(f"{name}: peak of memory", "MB", *peaks, case.memory, "with the interpreter")
+
+
+def _written(folder: Path, case: _Case, count: int) -> Path:
+    folder.mkdir()
+    case.write(folder, count)
+    return folder
+
+
+def _measure(kind: str, folder: Path) -> _Cost:
+    command = (sys.executable, "-m", "benchmarks.parsing", kind, str(folder))
+    printed = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout
+    return _Cost(*map(float, printed.split()))
+
+
+def _samples(folder: Path, count: int, answer: str) -> None:
+    row = json.dumps({"doc_id": 0, "target": "A", "filtered_resps": answer, "input": "x" * 100}) + "\n"
+    document = {"results": {_TASK: {"acc,none": 0.5, "acc_stderr,none": 0.01}}, "n-samples": {_TASK: {"effective": count}}}
+    (folder / "20260101_000000_results.json").write_text(json.dumps(document))
+    with (folder / f"20260101_000000_samples_{_TASK}.jsonl").open("w") as file:
+        file.writelines(repeat(row, count))
+
+
+def _good_samples(folder: Path, count: int) -> None:
+    _samples(folder, count, "A")
+
+
+def _failed_samples(folder: Path, count: int) -> None:
+    _samples(folder, count, f"{FAILED_ANSWER_MARK} after 1 retries] Error code: 500")
+
+
+def _inspect_log(folder: Path, count: int) -> None:
+    scores = [{"name": "match", "metrics": {"accuracy": {"value": 0.5}, "stderr": {"value": 0.01}}}]
+    header = {"status": "success", "eval": {"task": _TASK}, "results": {"completed_samples": count, "scores": scores}}
+    sample = json.dumps({"id": 0, "target": "A", "output": {"completion": "A"}, "events": [{"event": "x" * 100}]})
+    with (folder / f"2026-01-01T00-00-00-00-00_{_TASK}_x.json").open("w") as file:
+        file.write(f'{json.dumps(header)[:-1]}, "samples": [')
+        file.writelines(chain(repeat(f"{sample},\n", count - 1), (sample, "]}")))
+
+
+_FLAT: Final = ratio_at_most(1.25)
+_CASES: Final = (
+    _Case("results of lmms-eval", "lmms-eval", _good_samples, _FLAT, _FLAT),
+    _Case(
+        *("results of lmms-eval with no good answer", "lmms-eval", _failed_samples, None, _FLAT),
+        note="to know that none is good, all are read",
+    ),
+    _Case("a log of inspect-ai", "inspect-ai", _inspect_log, None, _FLAT, note="its samples are written anew, all of them"),
+)
+
+
+def _status() -> Mapping[str, int]:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith(" kB")}
+
+
+def _read(kind: str, folder: Path) -> _Cost:
+    """Read a folder, as a supervisor does when a run has ended."""
+    settings = Settings(harnesses={kind: HarnessSettings(kind, kind, python="/none/bin/python")})
+    run = Run("job", 1, EvaluateRequest(model="m", tasks=[_TASK]), folder, folder, ())
+    harness = build_harnesses(settings)[kind]
+    Path("/proc/self/clear_refs").write_text("5")
+    begin = time.perf_counter()
+    with suppress(RunFailedError):  # that no answer was good
+        harness.read_results(run, Exit(code=0), [])
+    return _Cost(time.perf_counter() - begin, _status()["VmHWM"] / 1e6)
+
+
+if __name__ == "__main__":
+    sys.stdout.write("{} {}\n".format(*_read(sys.argv[1], Path(sys.argv[2]))))

@@ -1,0 +1,70 @@
+"""What a harness writes and nobody here knows, kept as a Struct within bounds. Pure.
+
+A job travels whole in every event, so what is large is left out. What is left out stands in the harness's own file.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from typing import Any, Final
+
+from google.protobuf.struct_pb2 import Struct
+
+MAX_DEPTH: Final = 8
+"""Lists and objects within one another."""
+
+_LARGEST_NAME: Final = 200
+
+
+def bounded_struct(entries: Iterable[tuple[str, object]], max_bytes: int, max_entry_bytes: int) -> Struct | None:
+    """Return the entries that are not empty and within bounds, as many as fit in their order; None where there are none."""
+    struct = Struct()
+    for name, value in entries:
+        entry = _entry(name, value, max_entry_bytes)
+        if entry is not None and struct.ByteSize() + entry.ByteSize() <= max_bytes:
+            struct.MergeFrom(entry)
+    return struct if struct.fields else None
+
+
+def wire_text(text: str) -> str:
+    """Replace what JSON can say but UTF-8 can't."""
+    return text.encode(errors="replace").decode()
+
+
+def _entry(name: str, value: object, max_bytes: int) -> Struct | None:
+    if value in (None, "", [], {}) or len(name) > _LARGEST_NAME:
+        return None
+    try:
+        if len(json.dumps(value)) > max_bytes:
+            return None
+        entry = Struct()
+        entry.update({wire_text(name): _plain(value, MAX_DEPTH)})
+    except (ValueError, RecursionError):  # nested too deep
+        return None
+    return entry if entry.ByteSize() <= max_bytes else None
+
+
+def _plain(value: object, depth: int) -> Any:
+    """Return a JSON value as one that a Struct holds and that protobuf can write as JSON. Raises ValueError for its depth."""
+    match value:
+        case str():
+            return wire_text(value)
+        case bool() | None:
+            return value
+        case int() | float():
+            return _number(value)
+        case list() | dict() if not depth:
+            raise ValueError("nested too deep")
+        case list():
+            return [_plain(item, depth - 1) for item in value]
+        case dict():
+            return {wire_text(key): _plain(item, depth - 1) for key, item in value.items()}
+    return str(value)
+
+
+def _number(number: float) -> float | str:
+    try:
+        value = float(number)
+    except OverflowError:
+        return str(number)
+    return value if math.isfinite(value) else json.dumps(value)

@@ -1,0 +1,121 @@
+"""What has come of a run so far: results of its steps as they end, and of the tasks that the harness reports meanwhile."""
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from evalrpc.errors import RunFailedError
+from evalrpc.executors.base import RunHandle
+from evalrpc.harnesses.base import Harness, Run, TaskReporter
+from evalrpc.logs import read_tail
+from evalrpc.merging import merged
+from evalrpc.results import require_size
+from evalrpc.v1.job_pb2 import JobError, ModelResult
+
+_JUDGED_LINES: Final = 400  # the cause of a failure may stand well before the last lines
+_JUDGED_BYTES: Final = 128 * 1024
+
+
+class RunResults:
+    """Reads what the steps of one run leave. Used by one thread. Made anew, after a restart, it finds the same again."""
+
+    def __init__(self, harness: Harness, steps: Sequence[Run], handle: RunHandle, log_path: Path) -> None:
+        self._harness = harness
+        self._steps = steps
+        self._handle = handle
+        self._log_path = log_path
+        self._judged = 0
+        self._failures: list[tuple[Run, RunFailedError]] = []
+        self._files: object = None
+        self.results: Mapping[str, ModelResult] = {}
+        """Of all that has finished so far, by model. Another object when there is more; never modified."""
+
+    def look(self) -> None:
+        """Take in what has finished since the last look, which costs little where nothing has.
+
+        The last step is left to `finish`: then no process is there any more that could write.
+        """
+        for _ in range(self._judged, min(len(self._handle.step_ends()), len(self._steps) - 1)):
+            self._judge_next()
+        self._read_reported()
+
+    def finish(self) -> None:
+        """Take in the rest, after the end of the run.
+
+        Raises RunFailedError, that of the first step that failed, if any did. `results` then has those of the others.
+        """
+        ends = len(self._handle.step_ends())
+        while self._judged < min(len(self._steps), ends + 1):  # one that left no word was the last to run
+            self._judge_next()
+        if self._failures:
+            self._read_reported()
+            raise self._failure()
+
+    def _judge_next(self) -> None:
+        number = self._judged
+        self._judged += 1
+        begin, end = self._stretch(number)
+        try:
+            found = self._read_step(number, read_tail(self._log_path, _JUDGED_LINES, _JUDGED_BYTES, begin, end))
+            results = merged([self.results, found]) if number else found
+            require_size(results)
+        except RunFailedError as error:
+            error.job_error.log_tail[:] = read_tail(self._log_path, begin=begin, end=end)
+            self._failures.append((self._steps[number], error))
+        else:
+            self.results = results
+
+    def _read_step(self, number: int, log_tail: list[str]) -> Mapping[str, ModelResult]:
+        """Read what a step left. Raises RunFailedError."""
+        exit_status = self._handle.exit_status(number)
+        if exit_status.code is None and exit_status.signal is None:
+            raise RunFailedError("RUN_LOST", "the run ended while no server saw it, and left no exit status")
+        try:
+            return self._harness.read_results(self._steps[number], exit_status, log_tail)
+        except RunFailedError as error:
+            error.job_error.MergeFrom(JobError(exit_code=exit_status.code, signal=exit_status.signal))
+            raise
+
+    def _stretch(self, number: int) -> tuple[int, int | None]:
+        """Return where a step's part of the log begins and ends; None for the end of the log."""
+        bounds = [0, *self._handle.step_ends(), None]
+        return bounds[number] or 0, bounds[number + 1]
+
+    def _read_reported(self) -> None:
+        """Ask the harness for the tasks that have finished, if its files have changed."""
+        (step, *more) = self._steps
+        if more or not isinstance(self._harness, TaskReporter):
+            return
+        files = _files_in(step.output_dir)
+        if files != self._files:
+            self._files = files
+            with suppress(RunFailedError):  # the end of the run will tell
+                reported = self._harness.read_finished(step)
+                require_size(reported)
+                self.results = self.results if reported == self.results else reported
+
+    def _failure(self) -> RunFailedError:
+        """Return the first failure; of several tasks with the one that failed named, and those that came to nothing besides."""
+        (step, first), *others = self._failures
+        if len(self._steps) > 1:
+            notes = [f"{_task(step)}: {first.message}"]
+            notes += [f"also failed: {', '.join(_task(other) for other, _ in others)}"] if others else []
+            notes += [f"not run: {', '.join(map(_task, self._steps[self._judged :]))}"] if self._steps[self._judged :] else []
+            first.job_error.message = "; ".join(notes)
+        return first
+
+
+def _files_in(folder: Path) -> object:
+    """Return what changes whenever a file right in the folder does."""
+    try:
+        with os.scandir(folder) as entries:
+            files = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+    except OSError:
+        return None
+    return sorted((name, status.st_mtime_ns, status.st_size) for name, status in files)
+
+
+def _task(step: Run) -> str:
+    return step.request.tasks[0]
