@@ -30,6 +30,7 @@ COMPARISONS: Final[Mapping[str, Callable[[Scale], Iterator[report.Row]]]] = {
     "packing": scheduling.packing,
     "overhead": scheduling.overhead,
     "start-up": store_size.start_up,
+    "full-store": store_size.full_store,
 }
 """The comparisons by name, in the order in which they run."""
 

@@ -88,14 +88,14 @@ class Scheduler:
                 while self._start_next(now_seconds):
                     pass
                 self._dirty = False
-                patience = self._patience_seconds(now_seconds)
+                patience = self._patience_seconds()
                 self._condition.wait_for(lambda: self._dirty or self._workshop.stopping.is_set(), patience)
             if self._workshop.gpu_guard.set_aside():
                 self._workshop.gpu_guard.recheck()
 
-    def _patience_seconds(self, since_seconds: float) -> float | None:
+    def _patience_seconds(self) -> float | None:
         """Return how long nothing can change by itself: until a job is ready, or a GPU that is set aside may be good again."""
-        waits = [self._workshop.queue_state.seconds_until_ready(since_seconds)]
+        waits = [self._workshop.queue_state.seconds_until_ready()]
         if self._workshop.gpu_guard.set_aside():
             waits.append(_RECHECK_SECONDS)
         return min((wait for wait in waits if wait is not None), default=None)

@@ -182,11 +182,11 @@ def test_a_job_that_is_to_be_tried_again_waits_until_it_is_ready_and_lets_others
     state.load([QueuedRow("again", 1, 0, 1, 0, 5 * 10**9), QueuedRow("other", 2, 0, 1, 0, 0)], [])
     assert state.choose(CAPACITY, 600.0, {}, clock.seconds).job_id == "other"
     assert state.choose(CAPACITY, 600.0, {"other": ()}, clock.seconds) is None
-    assert state.seconds_until_ready(clock.seconds) == 5.0
+    assert state.seconds_until_ready() == 5.0
     assert "tried again" in describe(state, "again").wait_reason
     clock.seconds = 5.0
     assert state.choose(CAPACITY, 600.0, {}, clock.seconds).job_id == "again"
-    assert state.seconds_until_ready(clock.seconds) is None
+    assert state.seconds_until_ready() is None
 
 
 def test_only_what_fits_the_status_of_the_answer_is_added_to_it() -> None:
@@ -195,3 +195,15 @@ def test_only_what_fits_the_status_of_the_answer_is_added_to_it() -> None:
     state.apply([change(job_at(1, RUNNING), 1)])
     state.set_progress("job-1", pb.Progress(done=2))
     assert describe(state, "job-1", QUEUED) == STARTED_MEANWHILE
+
+
+def test_a_job_that_is_cancelled_is_not_chosen_whether_its_time_to_be_tried_again_has_come_or_not() -> None:
+    for seconds in (0.0, 5.0):
+        clock = StoppedClock()
+        state = QueueState(CAPACITY, clock)
+        state.load([QueuedRow("job-1", 1, 0, 1, 0, 5 * 10**9)], [])
+        clock.seconds = seconds
+        state.choose(CAPACITY, 600.0, {"job-1": ()}, seconds)
+        state.apply([change(job_at(1, pb.JOB_STATUS_CANCELLED), 1)])
+        assert state.choose(CAPACITY, 600.0, {}, 5.0) is None
+        assert state.seconds_until_ready() is None

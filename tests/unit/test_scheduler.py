@@ -256,7 +256,7 @@ def test_a_job_that_becomes_ready_between_the_choice_and_the_wait_is_not_forgott
     looked_at = state.now_seconds()
     assert state.choose(state.free(), 600.0, {}, looked_at) is None
     clock.seconds = 100.0001
-    patience = state.seconds_until_ready(looked_at)
+    patience = state.seconds_until_ready()
     assert patience is not None, "the dispatcher would wait until something else happens"
     assert patience <= 0.1
 
