@@ -32,13 +32,14 @@ from evalrpc.errors import (
     StoreUnavailableError,
 )
 from evalrpc.lifecycle import Status
+from evalrpc.paths import JOBS_DIR
 from evalrpc.store import twins
-from evalrpc.store.base import JournalEvent, ListedJob, Listener, QueuedRow, StoredJob, Submission
+from evalrpc.store.base import RETRY_DELAY_SECONDS, JournalEvent, ListedJob, Listener, QueuedRow, StoredJob, Submission
 from evalrpc.store.cache import JobCache
 from evalrpc.store.filters import where_clause
 from evalrpc.store.lock import lock_data_dir
 from evalrpc.store.migrations import migrate
-from evalrpc.store.transaction import RETRY_DELAY_SECONDS, Transaction, job_not_found
+from evalrpc.store.transaction import Transaction, job_not_found
 from evalrpc.v1 import job_pb2 as pb
 from evalrpc.v1.evaluation_service_pb2 import JobFilter
 
@@ -246,10 +247,10 @@ class SqliteStore:
     def list_jobs(self, job_filter: JobFilter, before_sequence: int | None, limit: int) -> list[ListedJob]:
         """Return jobs that the filter takes, newest first."""
         condition, parameters = where_clause(job_filter, before_sequence)
-        query = f"SELECT sequence, job FROM jobs WHERE {condition} ORDER BY sequence DESC LIMIT ?"  # noqa: S608
+        query = f"SELECT sequence, status, job FROM jobs WHERE {condition} ORDER BY sequence DESC LIMIT ?"  # noqa: S608
         with self._reading() as connection:
             rows = connection.execute(query, (*parameters, limit)).fetchall()
-        return [ListedJob(sequence, pb.JobInfo.FromString(job)) for sequence, job in rows]
+        return [ListedJob(row[0], StoredJob(*row).parse()) for row in rows]
 
     def find_twin(self, cache_key: bytes) -> pb.JobInfo | None:
         """Return a job of an identical evaluation."""
@@ -265,10 +266,10 @@ class SqliteStore:
 
     def running_jobs(self) -> list[ListedJob]:
         """Return the RUNNING jobs, in order of arrival."""
-        query = "SELECT sequence, job FROM jobs WHERE status = ? ORDER BY sequence"
+        query = "SELECT sequence, status, job FROM jobs WHERE status = ? ORDER BY sequence"
         with self._reading() as connection:
             rows = connection.execute(query, (pb.JOB_STATUS_RUNNING,)).fetchall()
-        return [ListedJob(sequence, pb.JobInfo.FromString(job)) for sequence, job in rows]
+        return [ListedJob(row[0], StoredJob(*row).parse()) for row in rows]
 
     def expired_jobs(self, older_than: Timestamp, keep: int, limit: int) -> list[str]:
         """Return ids of terminal jobs that are too old or too many."""
@@ -330,6 +331,7 @@ class SqliteStore:
         try:
             with ExitStack() as stack:
                 stack.callback(self._lock_file.close)
+                _require_not_lost(self._path)
                 connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = FULL")
@@ -339,11 +341,27 @@ class SqliteStore:
                 last = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'").fetchone()
                 counts = _count_statuses(connection)
                 stack.pop_all()
-        except (sqlite3.Error, TypeError) as error:  # TypeError: a row is missing
+        except (sqlite3.Error, OSError, TypeError) as error:  # TypeError: a row is missing
             raise ConfigurationError(
                 f"setting data_dir: the database {self._path} can't be opened: {error}; take another folder, or a backup"
             ) from error
         return connection, oldest, max(oldest, newest or 0), last[0] if last else 0, counts
+
+
+def _require_not_lost(path: Path) -> None:
+    """Refuse to begin anew where a database was: SQLite would drop its journal, and the server the files of its jobs."""
+    traces = [trace for trace in (path.with_name(f"{path.name}-wal"), path.parent / JOBS_DIR) if _has_content(trace)]
+    if traces and not _has_content(path):
+        raise ConfigurationError(
+            f"setting data_dir: the database {path} is empty or gone, though {traces[-1]} is there; "
+            "bring back a backup, or take another folder"
+        )
+
+
+def _has_content(path: Path) -> bool:
+    if path.is_dir():
+        return next(path.iterdir(), None) is not None
+    return path.exists() and path.stat().st_size > 0
 
 
 def _count_statuses(connection: sqlite3.Connection) -> Counter[Status]:
