@@ -204,7 +204,7 @@ def test_while_nothing_can_be_read_calls_say_so_and_later_answer_as_before(
 
 def test_a_server_that_can_not_read_its_database_says_why_it_does_not_start(launch: Launch, disk: FaultyDisk) -> None:
     launch().kill()
-    with disk.failing("pread", errno.EIO), pytest.raises(AssertionError, match="setting data_dir: .* disk I/O error"):
+    with disk.failing("pread", errno.EIO), pytest.raises(AssertionError, match=r"setting data_dir: .* disk I/O error"):
         launch()
     assert launch().api.run("good").status == COMPLETED
 
