@@ -15,7 +15,7 @@ from evalrpc.harnesses import arguments
 from evalrpc.harnesses.arguments import finite_problem, plain_arguments
 from evalrpc.harnesses.bars import Bar, advance
 from evalrpc.harnesses.base import Command, Exit, Run
-from evalrpc.harnesses.failures import check_exit, find_failure, shorten, strip_colours
+from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
 from evalrpc.harnesses.inspect_logs import Log, read_logs, write_results
 from evalrpc.harnesses.inspect_tasks import task_files
 from evalrpc.harnesses.installation import Package, catalog_command, describe
@@ -112,7 +112,7 @@ class InspectHarness:
         logs = read_logs(run.output_dir)
         if not logs:
             message = find_failure(log_tail) or "inspect-ai left no log"
-            raise RunFailedError("RESULTS_MISSING", message)
+            raise failed(message, "RESULTS_MISSING")
         write_results(run.output_dir, _good_logs(logs, run.request.tasks))
         return read_results(run.output_dir, run.request.model)
 
@@ -206,7 +206,7 @@ def _good_logs(logs: Sequence[Log], tasks: Iterable[str]) -> dict[str, Log]:
     wanted = {task: latest[task] for task in tasks if task in latest}
     for task, log in wanted.items():
         if log.status != "success":
-            raise RunFailedError("HARNESS_FAILED", log.error or f"inspect-ai left task {task} with the status {log.status}")
+            raise failed(log.error or f"inspect-ai left task {task} with the status {log.status}")
     missing = [task for task in tasks if task not in latest]
     if missing:
         raise RunFailedError("TASKS_MISSING", shorten(f"there are logs, but none of: {', '.join(missing)}"))

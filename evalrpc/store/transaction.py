@@ -209,6 +209,7 @@ class Transaction:
 def _supersede(job: pb.JobInfo, by_job_id: str, now: Timestamp) -> None:
     job.status = pb.JOB_STATUS_CANCELLED
     job.completed_at.CopyFrom(now)
+    job.ClearField("retry_at")
     job.error.reason = "SUPERSEDED"
     job.error.message = f"superseded by job {by_job_id}, which has the same supersede_key"
 

@@ -114,7 +114,9 @@ class SubmitJobRequest(_message.Message):
     priority: _builtins.int
     """Jobs of a higher priority start first; equals start in order of arrival. -1000 to 1000. Default: 0."""
     max_attempts: _builtins.int
-    """How often the job may be tried in all, where the cause is one that a retry can mend. 1 to 10. Zero: 1."""
+    """How often the job may be tried in all, where the cause is one that a retry can mend: `RUN_LOST`, `PROCESS_SIGNALLED` or
+    `OUT_OF_MEMORY`. The next attempt waits for 1 s, then 2 s, up to a minute. 1 to 10. Zero: 1.
+    """
     supersede_key: _builtins.str
     """A new job cancels the queued jobs with the same key, with the reason `SUPERSEDED` in their error. At most 255 characters without
     control characters. Empty: supersedes nothing.

@@ -91,6 +91,13 @@ def flaky():
     good()
 
 
+def starved():
+    if ATTEMPT == 1:
+        say("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB")
+        sys.exit(1)
+    good()
+
+
 def hangs():
     say("ready")
     time.sleep(1000)
