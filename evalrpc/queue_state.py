@@ -38,6 +38,9 @@ class QueueState:
         self._running: dict[str, pb.JobInfo] = {}
         self._progress: dict[str, pb.Progress] = {}
         self._known_free: Capacity | None = None
+        self._reserving: QueuedJob | None = None  # as of the last choice
+        self.draining = False
+        """Whether no more jobs are started, which those that wait are told."""
 
     def load(self, queued: Iterable[QueuedRow], running: Iterable[ListedJob]) -> None:
         """Take the jobs that were live when the store was opened."""
@@ -106,14 +109,18 @@ class QueueState:
     ) -> QueuedJob | None:
         """Return the job to start now on `free`, leaving out those in `passed`: the scheduler has them already.
 
-        A job that is wider than the whole server, because that has lost GPUs since, waits without keeping any for itself.
+        A job that is wider than the whole server, because that has lost GPUs since or some are set aside, waits without keeping
+        any for itself.
         """
         with self._lock:
             while self._delayed and self._delayed[0].ready_seconds <= now_seconds:
                 self._offer(self._delayed.pop(0))
-            orders = [order for width, order in self._by_width.items() if width <= len(self.capacity.gpus)]
+            usable = len(self.capacity.gpus) - len(self._set_aside())
+            orders = [order for width, order in self._by_width.items() if width <= usable]
             heads = [head for order in orders if (head := _first(order, passed))]
-        return placement.next_job(heads, free, now_seconds, reservation_seconds)
+            chosen = placement.next_job(heads, free, now_seconds, reservation_seconds)
+            self._reserving = placement.reserving_job(heads, free, now_seconds, reservation_seconds) if not chosen else None
+            return chosen
 
     def seconds_until_ready(self) -> float | None:
         """Return how long it takes until a job is ready that was not so for the last `choose`; None where there is none."""
@@ -167,11 +174,13 @@ class QueueState:
         return self._known_free
 
     def _wait_reason(self, entry: QueuedJob, position: int) -> str:
+        if self.draining:
+            return "the server is about to stop and starts no more jobs; this one starts after the restart"
         if entry.ready_seconds and entry.ready_seconds > self.now_seconds():
             return "waits for a while before it is tried again, see retry_at"
         if entry.num_gpus > len(self.capacity.gpus):
             return f"needs {entry.num_gpus} GPUs, and this server has {len(self.capacity.gpus)} in all"
-        return placement.wait_reason(entry.num_gpus, position, self._free_now())
+        return placement.wait_reason(entry, position, self._free_now(), len(self._set_aside()), self._reserving)
 
     def _place(self, change: Change) -> None:
         if change.job.status == pb.JOB_STATUS_RUNNING:

@@ -43,13 +43,13 @@ class Scheduler:
         for job in running:
             _log.info("taking up a run of an earlier server", extra={"job_id": job.job_id})
             with self._condition:
-                self._hand_over(job.job_id, tuple(job.gpus), lambda supervisor: supervisor.resume())
+                self._hand_over(job.job_id, tuple(job.gpus), partial(Supervisor.resume, job=job))
         self._dispatcher.start()
 
     def drain(self, timeout_seconds: float) -> bool:
         """Start nothing more, and wait until all runs have ended. Tell whether they have, in that time."""
         with self._condition:
-            self._draining = True
+            self._draining = self._workshop.queue_state.draining = True
             stopping = self._workshop.stopping
             return self._condition.wait_for(lambda: not self._placed or stopping.is_set(), timeout_seconds)
 
@@ -66,6 +66,10 @@ class Scheduler:
         if self._workers is not None:
             self._workers.shutdown(wait=True)
 
+    def wait_stopped(self) -> None:
+        """Block until nothing is started any more: after `stop`, or because of a bug."""
+        self._dispatcher.join()
+
     def on_changes(self, changes: Sequence[Change]) -> None:
         """Hear of a commit. A listener of the store, behind the QueueState."""
         with self._condition:
@@ -81,7 +85,8 @@ class Scheduler:
             supervisor.interrupt()
 
     def _dispatch(self) -> None:
-        """Run on the dispatcher thread: whenever something changed, start all that can start."""
+        """Run on the dispatcher thread: whenever something changed, start all that can start. What is raised here is a bug: it
+        ends the thread, and with it the server."""
         while not self._workshop.stopping.is_set():
             with self._condition:
                 now_seconds = self._workshop.queue_state.now_seconds()

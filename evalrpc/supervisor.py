@@ -87,9 +87,8 @@ class Supervisor:
         else:
             self._see_through(job, None)
 
-    def resume(self) -> None:
-        """See through the attempt that an earlier server began."""
-        job = self._workshop.store.job(self._job_id).parse()
+    def resume(self, job: pb.JobInfo) -> None:
+        """See through the attempt of this job that an earlier server began."""
         self._see_through(job, self._workshop.executor.find(self._run_key(job)))
 
     def interrupt(self) -> None:
@@ -100,8 +99,8 @@ class Supervisor:
 
     def abandon(self) -> None:
         """End the run and fail the job, after a bug of the server."""
-        job = self._workshop.store.job(self._job_id).parse()
-        handle = self._workshop.executor.find(self._run_key(job))
+        job = self._workshop.queue_state.running_job(self._job_id)
+        handle = self._workshop.executor.find(self._run_key(job)) if job is not None else None
         if handle is not None:
             handle.end(self._workshop.grace_seconds)
         error = pb.JobError(reason="SERVER_ERROR", message="a bug of the server stopped this job; its log has the traceback")

@@ -207,3 +207,26 @@ def test_a_job_that_is_cancelled_is_not_chosen_whether_its_time_to_be_tried_agai
         state.apply([change(job_at(1, pb.JOB_STATUS_CANCELLED), 1)])
         assert state.choose(CAPACITY, 600.0, {}, 5.0) is None
         assert state.seconds_until_ready() is None
+
+
+def test_a_job_behind_one_that_has_waited_long_is_told_for_whom_the_gpus_are_kept() -> None:
+    wide, narrow = job_at(1, QUEUED, num_gpus=4), job_at(2, QUEUED)
+    state = state_of((1, wide), (2, narrow))
+    state.apply([change(job_at(3, RUNNING, gpus=("0",)), 3)])
+    assert state.choose(state.free(), 600.0, {}, 601.0) is None
+    assert "GPUs are kept for job job-1" in describe(state, "job-2").wait_reason
+    state.apply([change(job_at(1, pb.JOB_STATUS_CANCELLED), 1)])
+    assert state.choose(state.free(), 600.0, {}, 601.0).job_id == "job-2"
+    assert describe(state, "job-2").wait_reason == "about to start"
+
+
+def test_a_job_that_needs_a_gpu_which_is_set_aside_says_so_and_keeps_the_others_from_nobody() -> None:
+    set_aside: dict[str, str] = {}
+    state = QueueState(CAPACITY, StoppedClock(), lambda: set_aside)
+    wide, narrow = job_at(1, QUEUED, num_gpus=4), job_at(2, QUEUED)
+    state.apply([change(job, number, pb.JOB_STATUS_UNSPECIFIED) for number, job in enumerate((wide, narrow), 1)])
+    set_aside["3"] = "its memory is still in use"
+    assert state.choose(state.free(), 0.0, {}, 9.0).job_id == "job-2"
+    assert "3 free, 1 set aside, see GetQueue" in describe(state, "job-1").wait_reason
+    set_aside.clear()
+    assert state.choose(state.free(), 0.0, {}, 9.0).job_id == "job-1"

@@ -98,7 +98,8 @@ class House:
     def __init__(self, folder: Path) -> None:
         self.store = SqliteStore(folder / "data", CLOCK, 1000)
         self.executor = FakeExecutor()
-        self.queue_state = QueueState(capacity(("0", "1"), 0), CLOCK)
+        self.gpu_guard = GpuGuard(NoMemory(), CLOCK)
+        self.queue_state = QueueState(capacity(("0", "1"), 0), CLOCK, self.gpu_guard.set_aside)
         self.workshop = Workshop(
             store=self.store,
             queue_state=self.queue_state,
@@ -109,7 +110,7 @@ class House:
             output_root=None,
             grace_seconds=0.1,
             publish_progress=lambda _: None,
-            gpu_guard=GpuGuard(NoMemory(), CLOCK),
+            gpu_guard=self.gpu_guard,
         )
         self.scheduler = Scheduler(self.workshop, 600.0)
         self.store.subscribe(self.queue_state.apply)
@@ -154,7 +155,7 @@ def test_jobs_start_as_gpus_come_free_and_no_gpu_is_given_twice(house: House) ->
     jobs = [house.submit() for _ in range(4)]
     first, second = (house.wait_until_running(job_id) for job_id in jobs[:2])
     assert sorted(first.gpus + second.gpus) == ["0", "1"]
-    assert house.executor.started == jobs[:2]
+    assert set(house.executor.started) == set(jobs[:2])
     second.finish()
     third = house.wait_until_running(jobs[2])
     assert third.gpus == second.gpus
@@ -172,6 +173,28 @@ def test_a_cancelled_run_is_ended_before_the_job_is_cancelled(house: House) -> N
     assert house.wait_for(job_id, CANCELLED)
     assert run.ended.is_set()
     eventually(house.is_empty)
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_run_that_can_not_be_ended_fails_its_job_and_its_gpus_go_to_nobody(house: House, cancelled: bool) -> None:
+    job_id = house.submit()
+    run = house.wait_until_running(job_id)
+
+    def refuse(_: float) -> None:
+        raise RunFailedError("PROCESS_UNKILLABLE", "process 7 could not be killed")
+
+    run.end = refuse  # type: ignore[method-assign]
+    if cancelled:
+        house.cancel(job_id)
+    else:
+        run.finish()
+    failed = house.wait_for(job_id, FAILED, CANCELLED)
+    assert (failed.status, failed.error.reason) == (FAILED, "PROCESS_UNKILLABLE"), "it must not be CANCELLED while it is there"
+    (gpu,) = run.gpus
+    assert "process 7" in house.workshop.gpu_guard.set_aside()[gpu]
+    assert house.wait_until_running(house.submit()).gpus != run.gpus
+    waiting = house.job(house.submit())
+    assert "1 set aside" in house.queue_state.described(waiting).wait_reason
 
 
 def test_a_stop_leaves_the_runs_alone(house: House) -> None:
@@ -223,6 +246,29 @@ def test_a_job_cancelled_while_its_start_is_refused_sets_its_gpus_free(house: Ho
     house.store.submit(Submission(job)).result(SECONDS)
     assert house.wait_for("job-x", CANCELLED, FAILED).status == CANCELLED
     eventually(house.is_empty, "for the GPUs to be free", seconds=5)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # a bug ends the dispatcher, as it should
+def test_a_bug_in_the_choice_does_not_leave_a_scheduler_that_starts_nothing(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bug(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(house.queue_state, "choose", bug)
+    house.submit()
+    house.scheduler.wait_stopped()  # whoever waits for this ends the server
+
+
+def test_a_drain_tells_the_jobs_that_wait_why(house: House) -> None:
+    run = house.wait_until_running(house.submit(num_gpus=2))
+    waiting = house.job(house.submit())
+    assert "1 GPU, 0 free" in house.queue_state.described(waiting).wait_reason
+    assert not house.scheduler.drain(0.0)
+    assert "after the restart" in house.queue_state.described(waiting).wait_reason
+    run.finish()
+    assert house.scheduler.drain(SECONDS)
+    assert house.job(waiting.job_id).status == QUEUED
 
 
 # What the queue tells the scheduler and the service.
