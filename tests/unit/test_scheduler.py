@@ -87,18 +87,30 @@ class FakeExecutor:
         pass
 
 
-class NoMemory:
+class FakeMemory:
+    """The memory of each GPU that is in use; None without a driver."""
+
+    used: int | None = None
+
     def used_bytes(self, gpu: str) -> int | None:
-        return None
+        return self.used
+
+
+class ImpatientClock(SystemClock):
+    """Whoever waits for a while has waited long enough."""
+
+    def monotonic(self) -> float:
+        return 1000 * super().monotonic()
 
 
 class House:
     """A scheduler with a real store."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, executor: FakeExecutor | None = None) -> None:
         self.store = SqliteStore(folder / "data", CLOCK, 1000)
-        self.executor = FakeExecutor()
-        self.gpu_guard = GpuGuard(NoMemory(), CLOCK)
+        self.executor = executor or FakeExecutor()
+        self.gpu_memory = FakeMemory()
+        self.gpu_guard = GpuGuard(self.gpu_memory, ImpatientClock())
         self.queue_state = QueueState(capacity(("0", "1"), 0), CLOCK, self.gpu_guard.set_aside)
         self.workshop = Workshop(
             store=self.store,
@@ -195,6 +207,25 @@ def test_a_run_that_can_not_be_ended_fails_its_job_and_its_gpus_go_to_nobody(hou
     assert house.wait_until_running(house.submit()).gpus != run.gpus
     waiting = house.job(house.submit())
     assert "1 set aside" in house.queue_state.described(waiting).wait_reason
+
+
+def test_the_memory_of_a_run_is_missed_by_the_server_that_took_it_up(tmp_path: Path) -> None:
+    first = House(tmp_path)
+    first.gpu_memory.used = 1 << 30
+    first.scheduler.start()
+    job_id = first.submit()
+    run = first.wait_until_running(job_id)
+    first.close()
+    second = House(tmp_path, first.executor)
+    second.gpu_memory.used = 9 << 30
+    second.queue_state.load([], second.store.running_jobs())
+    second.scheduler.start()
+    second.cancel(job_id)
+    second.wait_for(job_id, CANCELLED)
+    assert list(second.gpu_guard.set_aside()) == list(run.gpus)
+    second.gpu_memory.used = 1 << 30
+    eventually(lambda: not second.gpu_guard.set_aside(), "for the GPU to be good again")
+    second.close()
 
 
 def test_a_stop_leaves_the_runs_alone(house: House) -> None:
