@@ -37,6 +37,7 @@ COMPARISONS: Final[Mapping[str, Callable[[Scale], Iterator[report.Row]]]] = {
     "peer-time-to-know": peer.time_to_know,
     "peer-at-rest": peer.at_rest,
     "parsing": parsing.output_folders,
+    "full-store": store_size.full_store,
 }
 """The comparisons by name, in the order in which they run."""
 

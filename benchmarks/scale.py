@@ -29,10 +29,42 @@ class Scale:
     """Jobs in the store that a server starts on."""
     samples: int
     """Samples in an output folder that is read."""
+    kept: int
+    """Jobs in a store that is very full, one in ten of them queued."""
     clients: int = 1
     """Processes that make the load."""
 
 
-SMALL: Final = Scale("small", 3, 3000, 1000, 10, 100, 5000, 20, 256 << 20, 10_000, 20_000, 10_000, 100_000)
-FULL: Final = Scale("full", 7, 10_000, 10_000, 100, 500, 100_000, 100, 2 << 30, 10_000, 1_000_000, 100_000, 1_000_000)
+SMALL: Final = Scale(
+    "small",
+    rounds=3,
+    calls=3000,
+    watchers=1000,
+    connections=10,
+    changes=100,
+    dropped=5000,
+    never_reading=20,
+    artifact_bytes=256 << 20,
+    queued=10_000,
+    listed=20_000,
+    stored=10_000,
+    samples=100_000,
+    kept=50_000,
+)
+FULL: Final = Scale(
+    "full",
+    rounds=7,
+    calls=10_000,
+    watchers=10_000,
+    connections=100,
+    changes=500,
+    dropped=100_000,
+    never_reading=100,
+    artifact_bytes=2 << 30,
+    queued=10_000,
+    listed=1_000_000,
+    stored=100_000,
+    samples=1_000_000,
+    kept=1_000_000,
+)
 SCALES: Final = {scale.name: scale for scale in (SMALL, FULL)}

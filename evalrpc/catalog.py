@@ -13,6 +13,7 @@ import threading
 import uuid
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from heapq import nlargest
 from pathlib import Path
@@ -114,10 +115,11 @@ class Catalog:
             names = _names(document)
         except (KeyError, TypeError, ValueError) as error:
             raise CatalogUnavailableError(f"harness {harness.name} answered with something else than names: {error}") from error
-        self._cache_dir.mkdir(parents=True, exist_ok=True)
-        temporary = self._cache_dir / f"{harness.name}.json.new"
-        temporary.write_text(json.dumps(document))
-        temporary.rename(self._cache_dir / f"{harness.name}.json")
+        with suppress(OSError):  # on a disk that is full it is asked again after the next start
+            self._cache_dir.mkdir(parents=True, exist_ok=True)
+            temporary = self._cache_dir / f"{harness.name}.json.new"
+            temporary.write_text(json.dumps(document))
+            temporary.rename(self._cache_dir / f"{harness.name}.json")
         return names
 
     def _run(self, harness_name: str, command: Command) -> dict[str, object]:

@@ -71,7 +71,8 @@ class Settings:
     grace_seconds: float = 10.0
     """How long a run that is being ended has between SIGTERM and SIGKILL."""
     stop_seconds: float = 10.0
-    """How long a graceful stop may take, besides the drain."""
+    """How long calls that are under way have in a graceful stop, besides the drain. Five seconds later the server ends by
+    force."""
     drain: bool = False
     """Whether a graceful stop waits for the runs instead of leaving them to the next server. None is started meanwhile."""
     drain_seconds: float = 3600.0

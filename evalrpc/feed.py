@@ -299,7 +299,7 @@ class Feed:
 
     async def _journal_page(self, cursor: int, job_id: str | None = None) -> list[_Event]:
         page = await self._blocking(lambda: self._store.events_after(cursor, _PAGE, job_id))
-        return [_Event(event.revision, event.event, pb.JobEvent.FromString(event.event).job) for event in page]
+        return [_Event(event.revision, event.event, event.parse().job) for event in page]
 
     async def _matching_jobs(self, job_filter: JobFilter) -> AsyncGenerator[pb.JobInfo, None]:
         """Yield the jobs that the filter takes as of now, newest first."""

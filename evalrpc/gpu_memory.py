@@ -5,7 +5,7 @@ in the driver. Processes of others on the same GPU are none of our business, so 
 """
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final, Protocol
 
 import pynvml
@@ -57,13 +57,16 @@ class GpuGuard:
         self._condemned: dict[str, str] = {}
         self._lock = threading.Lock()
 
-    def take(self, gpus: Iterable[str]) -> None:
-        """Note what is in use before a run takes the GPUs."""
-        for gpu in gpus:
-            used_bytes = self._memory.used_bytes(gpu)
-            with self._lock:
-                if used_bytes is not None:
-                    self._used_before[gpu] = used_bytes
+    def take(self, gpus: Iterable[str]) -> dict[str, int]:
+        """Note what is in use before a run takes the GPUs, and return it in bytes, for `take_up`."""
+        used = {gpu: used_bytes for gpu in gpus if (used_bytes := self._memory.used_bytes(gpu)) is not None}
+        self.take_up(used)
+        return used
+
+    def take_up(self, used_before: Mapping[str, int]) -> None:
+        """Note what was in use before a run of an earlier server took its GPUs."""
+        with self._lock:
+            self._used_before.update(used_before)
 
     def give_back(self, gpus: Iterable[str], give_up: threading.Event) -> None:
         """Wait until the memory that a run held is free, and set a GPU aside where it does not become so."""

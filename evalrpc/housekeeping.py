@@ -33,9 +33,13 @@ class Housekeeper:
         while True:
             try:
                 await self._keep_house()
-            except StoreUnavailableError as error:
+            except (StoreUnavailableError, OSError) as error:
                 _log.warning("can't keep house yet: %s", error)
             await asyncio.sleep(INTERVAL_SECONDS)
+
+    def stop(self) -> None:
+        """Break off what is being removed; the next server goes on."""
+        self._retention.stop()
 
     async def _keep_house(self) -> None:
         loop = asyncio.get_running_loop()

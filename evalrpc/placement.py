@@ -51,9 +51,16 @@ def next_job(heads: Iterable[QueuedJob], free: Capacity, now_seconds: float, res
     for job in sorted(heads):
         if fits(job.num_gpus, free):
             return job
-        if job.num_gpus > 0 and now_seconds - job.created_seconds >= reservation_seconds:
+        if _reserves(job, free, now_seconds, reservation_seconds):
             return _first_without_gpus(heads, free)
     return None
+
+
+def reserving_job(
+    heads: Iterable[QueuedJob], free: Capacity, now_seconds: float, reservation_seconds: float
+) -> QueuedJob | None:
+    """Return the job that free GPUs are kept for, or None. Asked of the same as `next_job`, when that has none to start."""
+    return next((job for job in sorted(heads) if _reserves(job, free, now_seconds, reservation_seconds)), None)
 
 
 def fits(num_gpus: int, free: Capacity) -> bool:
@@ -63,19 +70,30 @@ def fits(num_gpus: int, free: Capacity) -> bool:
     return num_gpus <= len(free.gpus) if num_gpus else free.slots_without_gpus > 0
 
 
+def _reserves(job: QueuedJob, free: Capacity, now_seconds: float, reservation_seconds: float) -> bool:
+    has_waited = now_seconds - job.created_seconds >= reservation_seconds
+    return job.num_gpus > 0 and not fits(job.num_gpus, free) and has_waited
+
+
 def _first_without_gpus(heads: Iterable[QueuedJob], free: Capacity) -> QueuedJob | None:
     return next((job for job in sorted(heads) if not job.num_gpus and fits(0, free)), None)
 
 
-def wait_reason(num_gpus: int, position: int, free: Capacity) -> str:
-    """Say in words why a queued job does not run yet."""
-    if fits(num_gpus, free) and position == 0:
-        return "about to start"
+def wait_reason(job: QueuedJob, position: int, free: Capacity, set_aside: int = 0, reserving: QueuedJob | None = None) -> str:
+    """Say in words why a queued job does not run yet. `set_aside` GPUs can't be used at present, and what is free may be kept
+    for the job `reserving`."""
+    before = f"{_jobs(position)} before this one"
     if free.slots < 1:
-        return f"all slots for running jobs are taken; {_jobs(position)} before this one"
-    if num_gpus == 0:
-        return f"all slots for jobs without GPUs are taken; {_jobs(position)} before this one"
-    return f"needs {_gpus(num_gpus)}, {len(free.gpus)} free; {_jobs(position)} before this one"
+        return f"all slots for running jobs are taken; {before}"
+    if job.num_gpus == 0:
+        return "about to start" if fits(0, free) else f"all slots for jobs without GPUs are taken; {before}"
+    needs = f"needs {_gpus(job.num_gpus)}, {len(free.gpus)} free"
+    if reserving is not None and reserving < job:
+        kept = f"GPUs are kept for job {reserving.job_id}, which needs {reserving.num_gpus} and has waited long"
+        return f"{needs}; {kept}; {before}"
+    if fits(job.num_gpus, free) and position == 0:
+        return "about to start"
+    return f"{needs}, {set_aside} set aside, see GetQueue; {before}" if set_aside else f"{needs}; {before}"
 
 
 def _jobs(count: int) -> str:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
-from sortedcontainers import SortedDict, SortedList
+from sortedcontainers import SortedDict, SortedKeyList, SortedList
 
 from evalrpc import lifecycle, placement
 from evalrpc.clock import Clock
@@ -34,22 +34,26 @@ class QueueState:
         self._queued: dict[str, QueuedJob] = {}
         self._order: SortedList[QueuedJob] = SortedList()
         self._by_width: SortedDict[int, SortedList[QueuedJob]] = SortedDict()
-        self._delayed: dict[str, float] = {}  # when they are ready, of those that are to be tried again
+        self._delayed = _by_readiness()  # those that are not in `_by_width` yet, since they are to be tried again later
         self._running: dict[str, pb.JobInfo] = {}
         self._progress: dict[str, pb.Progress] = {}
         self._known_free: Capacity | None = None
         self.generation = 0
         """Grows with every commit that was followed: what was read before holds as long as it stays."""
+        self._reserving: QueuedJob | None = None  # as of the last choice
+        self.draining = False
+        """Whether no more jobs are started, which those that wait are told."""
 
     def load(self, queued: Iterable[QueuedRow], running: Iterable[ListedJob]) -> None:
         """Take the jobs that were live when the store was opened."""
         entries = [_entry(row) for row in queued]
         self._queued = {entry.job_id: entry for entry in entries}
         self._order = SortedList(entries)
-        self._delayed = {entry.job_id: entry.ready_seconds for entry in entries if entry.ready_seconds}
+        self._delayed = _by_readiness(entry for entry in entries if entry.ready_seconds)
         by_width: dict[int, list[QueuedJob]] = {}
         for entry in entries:
-            by_width.setdefault(entry.num_gpus, []).append(entry)
+            if not entry.ready_seconds:
+                by_width.setdefault(entry.num_gpus, []).append(entry)
         self._by_width = SortedDict({width: SortedList(of_width) for width, of_width in by_width.items()})
         self._running = {job.job_id: job for _, job in running}
         self._known_free = None
@@ -108,18 +112,23 @@ class QueueState:
     ) -> QueuedJob | None:
         """Return the job to start now on `free`, leaving out those in `passed`: the scheduler has them already.
 
-        A job that is wider than the whole server, because that has lost GPUs since, waits without keeping any for itself.
+        A job that is wider than the whole server, because that has lost GPUs since or some are set aside, waits without keeping
+        any for itself.
         """
         with self._lock:
-            orders = [order for width, order in self._by_width.items() if width <= len(self.capacity.gpus)]
-            heads = [head for order in orders if (head := _first(order, passed, now_seconds))]
-        return placement.next_job(heads, free, now_seconds, reservation_seconds)
+            while self._delayed and self._delayed[0].ready_seconds <= now_seconds:
+                self._offer(self._delayed.pop(0))
+            usable = len(self.capacity.gpus) - len(self._set_aside())
+            orders = [order for width, order in self._by_width.items() if width <= usable]
+            heads = [head for order in orders if (head := _first(order, passed))]
+            chosen = placement.next_job(heads, free, now_seconds, reservation_seconds)
+            self._reserving = placement.reserving_job(heads, free, now_seconds, reservation_seconds) if not chosen else None
+            return chosen
 
-    def seconds_until_ready(self, after_seconds: float) -> float | None:
-        """Return how long it takes until a job is ready that was not at the time `after_seconds`; None where there is none."""
+    def seconds_until_ready(self) -> float | None:
+        """Return how long it takes until a job is ready that was not so for the last `choose`; None where there is none."""
         with self._lock:
-            later = [ready for ready in self._delayed.values() if ready > after_seconds]
-        return max(0.0, min(later) - self.now_seconds()) if later else None
+            return max(0.0, self._delayed[0].ready_seconds - self.now_seconds()) if self._delayed else None
 
     def now_seconds(self) -> float:
         """Return the time of day that `choose` goes by."""
@@ -168,11 +177,13 @@ class QueueState:
         return self._known_free
 
     def _wait_reason(self, entry: QueuedJob, position: int) -> str:
+        if self.draining:
+            return "the server is about to stop and starts no more jobs; this one starts after the restart"
         if entry.ready_seconds and entry.ready_seconds > self.now_seconds():
             return "waits for a while before it is tried again, see retry_at"
         if entry.num_gpus > len(self.capacity.gpus):
             return f"needs {entry.num_gpus} GPUs, and this server has {len(self.capacity.gpus)} in all"
-        return placement.wait_reason(entry.num_gpus, position, self._free_now())
+        return placement.wait_reason(entry, position, self._free_now(), len(self._set_aside()), self._reserving)
 
     def _place(self, change: Change) -> None:
         if change.job.status == pb.JOB_STATUS_RUNNING:
@@ -184,9 +195,14 @@ class QueueState:
     def _enqueue(self, entry: QueuedJob) -> None:
         self._queued[entry.job_id] = entry
         self._order.add(entry)
-        self._by_width.setdefault(entry.num_gpus, SortedList()).add(entry)
         if entry.ready_seconds:
-            self._delayed[entry.job_id] = entry.ready_seconds
+            self._delayed.add(entry)
+        else:
+            self._offer(entry)
+
+    def _offer(self, entry: QueuedJob) -> None:
+        """Let a job be chosen."""
+        self._by_width.setdefault(entry.num_gpus, SortedList()).add(entry)
 
     def _remove(self, change: Change) -> None:
         job_id = change.job.job_id
@@ -195,12 +211,22 @@ class QueueState:
         entry = self._queued.pop(job_id, None)
         if entry is not None:
             self._order.remove(entry)
-            self._by_width[entry.num_gpus].remove(entry)
-            if not self._by_width[entry.num_gpus]:
-                del self._by_width[entry.num_gpus]
-        self._delayed.pop(job_id, None)
+            self._withdraw(entry)
         if self._running.pop(job_id, None) is not None:
             self._known_free = None
+
+    def _withdraw(self, entry: QueuedJob) -> None:
+        """Let a job be chosen no more."""
+        if entry in self._delayed:
+            self._delayed.remove(entry)
+            return
+        self._by_width[entry.num_gpus].remove(entry)
+        if not self._by_width[entry.num_gpus]:
+            del self._by_width[entry.num_gpus]
+
+
+def _by_readiness(entries: Iterable[QueuedJob] = ()) -> "SortedKeyList[QueuedJob]":
+    return SortedKeyList(entries, key=lambda entry: entry.ready_seconds)
 
 
 def _row(change: Change) -> QueuedRow:
@@ -219,8 +245,8 @@ def _entry(row: QueuedRow) -> QueuedJob:
     return QueuedJob(-row.priority, row.sequence, row.job_id, row.num_gpus, row.created_ns / 1e9, row.retry_ns / 1e9)
 
 
-def _first(order: Iterable[QueuedJob], passed: Mapping[str, object], now_seconds: float) -> QueuedJob | None:
-    return next((entry for entry in order if entry.job_id not in passed and entry.ready_seconds <= now_seconds), None)
+def _first(order: Iterable[QueuedJob], passed: Mapping[str, object]) -> QueuedJob | None:
+    return next((entry for entry in order if entry.job_id not in passed), None)
 
 
 def _with_progress(job: pb.JobInfo, progress: pb.Progress) -> pb.JobInfo:

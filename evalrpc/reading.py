@@ -66,10 +66,13 @@ class JobReader:
                 return
             await self._feed.wait_for_change(job_id, _FOLLOW_SECONDS)
 
-    async def list_artifacts(self, job_id: str) -> calls.ListArtifactsResponse:
-        """List the files of the latest attempt. Their checksums are told when the job has ended."""
+    async def list_artifacts(self, job_id: str, attempt: int) -> calls.ListArtifactsResponse:
+        """List the files of an attempt; 0 is the latest. Their checksums are told when the job has ended.
+
+        Raises JobNotFoundError, AttemptNotFoundError.
+        """
         job = await self._feed.read_job(job_id)
-        folder = _output_dir(job)
+        folder = _output_dir(job, attempt)
         if folder is None:
             return calls.ListArtifactsResponse()
         files = await self._read(lambda: list_files(folder))
@@ -84,10 +87,10 @@ class JobReader:
     async def read_artifact(self, job_id: str, call: calls.ReadArtifactRequest, send: _Send) -> None:
         """Send the bytes of a file as serialised ReadArtifactResponses.
 
-        Raises JobNotFoundError, InvalidRequestError, ArtifactNotFoundError, OffsetOutOfRangeError.
+        Raises JobNotFoundError, AttemptNotFoundError, InvalidRequestError, ArtifactNotFoundError, OffsetOutOfRangeError.
         """
         job = await self._feed.read_job(job_id)
-        folder = _output_dir(job) or Path(os.devnull)
+        folder = _output_dir(job, call.attempt) or Path(os.devnull)
         with ExitStack() as stack:
             descriptor = await self._read(lambda: stack.enter_context(open_file(folder, call.name)))
             size_bytes = os.fstat(descriptor).st_size
@@ -169,8 +172,11 @@ def _attempt_number(job: JobInfo, wanted: int) -> int:
     return number
 
 
-def _output_dir(job: JobInfo) -> Path | None:
-    return Path(job.attempts[-1].output_dir) if job.attempts else None
+def _output_dir(job: JobInfo, attempt: int = 0) -> Path | None:
+    """Return the folder of an attempt; None where the latest is meant and none has begun. Raises AttemptNotFoundError."""
+    if not attempt and not job.attempts:
+        return None
+    return Path(job.attempts[_attempt_number(job, attempt) - 1].output_dir)
 
 
 def _artifact(file: FoundFile, sha256: str) -> calls.Artifact:

@@ -1,7 +1,9 @@
 """What is removed from the disk: jobs that are deleted, jobs that are too old or too many, folders that belong to no job."""
 
 import logging
+import os
 import shutil
+import threading
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -38,12 +40,19 @@ class Retention:
         self._data_dir = data_dir
         self._max_age_seconds = max_age_seconds
         self._max_jobs = max_jobs
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Make `sweep` and `remove_orphans` return after the folder at hand. May be called from any thread."""
+        self._stopping.set()
 
     def sweep(self) -> int:
         """Remove what is due now, and return the number of jobs removed. Raises StoreUnavailableError."""
         removed = 0
         while self._limited and (page := self._store.expired_jobs(self._cutoff(), self._max_jobs or _NO_LIMIT, _PAGE)):
             for job_id in page:
+                if self._stopping.is_set():
+                    return removed
                 removed += self._remove(job_id)
         if removed:
             _log.info("removed %d jobs by the retention settings", removed)
@@ -51,12 +60,16 @@ class Retention:
 
     def remove_orphans(self) -> int:
         """Remove the folders of jobs that do not exist: a server died between a job's end and that of its files."""
-        names = (path.name for path in (self._data_dir / JOBS_DIR).glob("*"))
-        removed = 0
-        while page := list(islice(names, _PAGE)):
-            for name in set(page) - self._store.known_jobs(page):
-                shutil.rmtree(job_dir(self._data_dir, name), ignore_errors=True)
-                removed += 1
+        folder, removed = self._data_dir / JOBS_DIR, 0
+        if not folder.is_dir():
+            return removed
+        with os.scandir(folder) as entries:  # read bit by bit, since there may be very many
+            while page := [entry.name for entry in islice(entries, _PAGE)]:
+                for name in set(page) - self._store.known_jobs(page):
+                    if self._stopping.is_set():
+                        return removed
+                    shutil.rmtree(job_dir(self._data_dir, name), ignore_errors=True)
+                    removed += 1
         return removed
 
     @property

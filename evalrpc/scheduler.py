@@ -43,13 +43,13 @@ class Scheduler:
         for job in running:
             _log.info("taking up a run of an earlier server", extra={"job_id": job.job_id})
             with self._condition:
-                self._hand_over(job.job_id, tuple(job.gpus), lambda supervisor: supervisor.resume())
+                self._hand_over(job.job_id, tuple(job.gpus), partial(Supervisor.resume, job=job))
         self._dispatcher.start()
 
     def drain(self, timeout_seconds: float) -> bool:
         """Start nothing more, and wait until all runs have ended. Tell whether they have, in that time."""
         with self._condition:
-            self._draining = True
+            self._draining = self._workshop.queue_state.draining = True
             stopping = self._workshop.stopping
             return self._condition.wait_for(lambda: not self._placed or stopping.is_set(), timeout_seconds)
 
@@ -66,6 +66,10 @@ class Scheduler:
         if self._workers is not None:
             self._workers.shutdown(wait=True)
 
+    def wait_stopped(self) -> None:
+        """Block until nothing is started any more: after `stop`, or because of a bug."""
+        self._dispatcher.join()
+
     def on_changes(self, changes: Sequence[Change]) -> None:
         """Hear of a commit. A listener of the store, behind the QueueState."""
         with self._condition:
@@ -81,21 +85,22 @@ class Scheduler:
             supervisor.interrupt()
 
     def _dispatch(self) -> None:
-        """Run on the dispatcher thread: whenever something changed, start all that can start."""
+        """Run on the dispatcher thread: whenever something changed, start all that can start. What is raised here is a bug: it
+        ends the thread, and with it the server."""
         while not self._workshop.stopping.is_set():
             with self._condition:
                 now_seconds = self._workshop.queue_state.now_seconds()
                 while self._start_next(now_seconds):
                     pass
                 self._dirty = False
-                patience = self._patience_seconds(now_seconds)
+                patience = self._patience_seconds()
                 self._condition.wait_for(lambda: self._dirty or self._workshop.stopping.is_set(), patience)
             if self._workshop.gpu_guard.set_aside():
                 self._workshop.gpu_guard.recheck()
 
-    def _patience_seconds(self, since_seconds: float) -> float | None:
+    def _patience_seconds(self) -> float | None:
         """Return how long nothing can change by itself: until a job is ready, or a GPU that is set aside may be good again."""
-        waits = [self._workshop.queue_state.seconds_until_ready(since_seconds)]
+        waits = [self._workshop.queue_state.seconds_until_ready()]
         if self._workshop.gpu_guard.set_aside():
             waits.append(_RECHECK_SECONDS)
         return min((wait for wait in waits if wait is not None), default=None)

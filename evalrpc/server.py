@@ -4,7 +4,8 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Coroutine
+import threading
+from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -18,7 +19,7 @@ from evalrpc import placement
 from evalrpc.catalog import Catalog
 from evalrpc.clock import Clock, SystemClock
 from evalrpc.config import Settings, parse_listen
-from evalrpc.errors import ConfigurationError
+from evalrpc.errors import ConfigurationError, UnavailableError
 from evalrpc.executors.local import LocalExecutor
 from evalrpc.feed import Feed
 from evalrpc.gpu_memory import GpuGuard, NvmlMemory
@@ -39,6 +40,7 @@ SERVICE: Final = evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationS
 
 _READER_THREADS: Final = 4
 _HASHER_THREADS: Final = 2
+_FORCE_SECONDS: Final = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ _log = logging.getLogger(__name__)
 def serve(settings: Settings) -> None:
     """Run a server until SIGTERM or SIGINT. Prints `evalrpc listening on HOST:PORT` when it is ready.
 
-    Raises ConfigurationError if it can't start.
+    Raises ConfigurationError if it can't start, UnavailableError if it can't go on.
     """
     set_up_logging(settings.log_format)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -61,9 +63,16 @@ async def _serve(settings: Settings) -> None:
     async with running_server(settings) as server:
         print(f"evalrpc listening on {server.address}", flush=True)
         await _first_of(stop.wait(), server.wait_broken())
-        if settings.drain and stop.is_set():
+        if is_broken := not stop.is_set():
+            _log.error("a bug has ended a thread that the server can't do without: stopping")
+        elif settings.drain:
             stop.clear()  # told to stop once more, it does so at once
             await _first_of(server.drain(), stop.wait())
+        _end_in_time(settings.stop_seconds)
+    if is_broken:
+        raise UnavailableError(
+            "a bug has stopped it; its log has the traceback. Runs go on, and are taken up at the next start"
+        )
 
 
 class Server:
@@ -145,18 +154,20 @@ class Server:
         self._feed.stop()
         if self._housekeeping is not None:
             self._housekeeping.cancel()
+            self._housekeeper.stop()
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, self._scheduler.stop)
+        stop_scheduler = loop.run_in_executor(None, self._scheduler.stop)
+        await asyncio.gather(stop_scheduler, self._grpc.stop(self._settings.stop_seconds))
         await loop.run_in_executor(None, self._executor.close)
-        await self._grpc.stop(self._settings.stop_seconds)
         self._catalog.close()
-        self._readers.shutdown(wait=True)
+        self._readers.shutdown(wait=True, cancel_futures=True)
         self._hashers.shutdown(wait=True, cancel_futures=True)
         self._store.close()
 
     async def wait_broken(self) -> None:
-        """Wait until the store can't write any more because of a bug."""
-        await asyncio.get_running_loop().run_in_executor(None, self._store.wait_closed)
+        """Wait until a bug keeps the store from writing, or the scheduler from starting anything."""
+        loop = asyncio.get_running_loop()
+        await _first_of(*(loop.run_in_executor(None, wait) for wait in (self._store.wait_closed, self._scheduler.wait_stopped)))
 
     def _listen_to_store(self, queue_state: QueueState) -> None:
         """Tell of every commit: the queue first, so that whoever else hears of it finds it there."""
@@ -212,7 +223,22 @@ def _channel_options(settings: Settings) -> list[tuple[str, Any]]:
     ]
 
 
-async def _first_of(*waits: Coroutine[Any, Any, object]) -> None:
+def _end_in_time(stop_seconds: float) -> None:
+    """End the process by force if a stop takes much longer than it may: a thread that hangs on a disk can't be told to end.
+
+    Nothing is lost by that: what was acknowledged is on the disk, and runs are taken up at the next start.
+    """
+    timer = threading.Timer(stop_seconds + _FORCE_SECONDS, _end_by_force)
+    timer.daemon = True
+    timer.start()
+
+
+def _end_by_force() -> None:
+    _log.error("the stop takes too long: ending by force; runs go on and are taken up at the next start")
+    os._exit(1)
+
+
+async def _first_of(*waits: Awaitable[object]) -> None:
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     _, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in pending:

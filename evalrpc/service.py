@@ -140,12 +140,14 @@ class EvaluationService:
         context: _Context,
     ) -> calls.ListArtifactsResponse:
         """List the files that a job left."""
-        return await self.reader.list_artifacts(validation.require_job_id(request.job_id))
+        job_id = validation.require_job_id(request.job_id)
+        validation.require(validation.offsets(attempt=request.attempt))
+        return await self.reader.list_artifacts(job_id, request.attempt)
 
     def ReadArtifact(self, request: calls.ReadArtifactRequest, context: _Context) -> Awaitable[None]:
         """Stream the bytes of one file."""
         job_id = validation.require_job_id(request.job_id)
-        validation.require(validation.offsets(offset=request.offset, limit=request.limit))
+        validation.require(validation.offsets(offset=request.offset, limit=request.limit, attempt=request.attempt))
         return self.reader.read_artifact(job_id, request, context.write)
 
     async def ListSamples(self, request: calls.ListSamplesRequest, context: _Context) -> calls.ListSamplesResponse:

@@ -5,9 +5,11 @@ it, and commits the outcome. When the server stops it lets go, and the run goes 
 """
 
 import enum
+import json
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -31,6 +33,7 @@ PROGRESS_SECONDS: Final = 0.5
 """How often the log is looked at."""
 
 _STORE_RETRY_SECONDS: Final = 1.0
+_GPU_MEMORY_NAME: Final = "gpu-memory.json"
 
 _log = logging.getLogger(__name__)
 
@@ -89,9 +92,8 @@ class Supervisor:
         else:
             self._see_through(job, None)
 
-    def resume(self) -> None:
-        """See through the attempt that an earlier server began."""
-        job = self._workshop.store.job(self._job_id).parse()
+    def resume(self, job: pb.JobInfo) -> None:
+        """See through the attempt of this job that an earlier server began."""
         self._see_through(job, self._workshop.executor.find(self._run_key(job)))
 
     def interrupt(self) -> None:
@@ -102,11 +104,13 @@ class Supervisor:
 
     def abandon(self) -> None:
         """End the run and fail the job, after a bug of the server."""
-        job = self._workshop.store.job(self._job_id).parse()
-        handle = self._workshop.executor.find(self._run_key(job))
-        if handle is not None:
-            handle.end(self._workshop.grace_seconds)
+        job = self._workshop.queue_state.running_job(self._job_id)
         error = pb.JobError(reason="SERVER_ERROR", message="a bug of the server stopped this job; its log has the traceback")
+        try:
+            if job is not None and (handle := self._workshop.executor.find(self._run_key(job))) is not None:
+                self._end(handle, job, self._workshop.grace_seconds)
+        except RunFailedError as unkillable:
+            error = unkillable.job_error
         self._commit(lambda job: transitions.fail(job, error, self._workshop.clock.now()))
 
     def _output_base(self) -> Path:
@@ -139,10 +143,12 @@ class Supervisor:
 
     def _outcome(self, job: pb.JobInfo, key: RunKey) -> Callable[[pb.JobInfo], None] | None:
         """Return the change to commit, or None if the run is left to the next server. Raises RunFailedError."""
+        if self._handle is not None:
+            self._workshop.gpu_guard.take_up(_read_gpu_memory(key))
         harness = self._workshop.harnesses.get(job.request.harness)
         if harness is None:
             if self._handle is not None:
-                self._handle.end(self._workshop.grace_seconds)
+                self._end(self._handle, job, self._workshop.grace_seconds)
             raise RunFailedError("HARNESS_UNAVAILABLE", f"this server has no harness {job.request.harness!r} any more")
         output_dir = Path(job.attempts[-1].output_dir)
         run = Run(job.job_id, job.attempt, job.request, key.attempt_dir, output_dir, tuple(job.gpus))
@@ -153,7 +159,7 @@ class Supervisor:
         ending = self._follow(handle, job, progress, found)
         if ending is _Ending.LET_GO:
             return None
-        self._end(handle, run, 0.0 if ending is _Ending.BY_ITSELF else self._workshop.grace_seconds)
+        self._end(handle, job, 0.0 if ending is _Ending.BY_ITSELF else self._workshop.grace_seconds)
         if ending is _Ending.BY_ITSELF:
             found.finish()
             return self._completion(found.results, progress.finish())
@@ -168,19 +174,19 @@ class Supervisor:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFailedError("START_FAILED", f"the folder of the run can't be made: {error}") from error
-        self._workshop.gpu_guard.take(run.gpus)
+        _write_gpu_memory(key, self._workshop.gpu_guard.take(run.gpus))
         command = command_of(harness, steps)
         _log.info("starting %s", command.argv[0], extra={"job_id": run.job_id, "attempt": run.attempt, "gpus": run.gpus})
         return self._workshop.executor.start(key, command, run.gpus)
 
-    def _end(self, handle: RunHandle, run: Run, grace_seconds: float) -> None:
+    def _end(self, handle: RunHandle, job: pb.JobInfo, grace_seconds: float) -> None:
         """End all that is left of the run, and see its GPUs free again; those of one that can't be ended are set aside."""
         try:
             handle.end(grace_seconds)
         except RunFailedError as error:
-            self._workshop.gpu_guard.condemn(run.gpus, f"job {run.job_id}: {error.message}")
+            self._workshop.gpu_guard.condemn(job.gpus, f"job {job.job_id}: {error.message}")
             raise
-        self._workshop.gpu_guard.give_back(run.gpus, self._workshop.stopping)
+        self._workshop.gpu_guard.give_back(job.gpus, self._workshop.stopping)
 
     def _new_progress(
         self, job: pb.JobInfo, harness: Harness, steps: Sequence[Run], handle: RunHandle, key: RunKey
@@ -264,3 +270,17 @@ class Supervisor:
             else:
                 _log.info("attempt ended", extra={"job_id": self._job_id, "status": pb.JobStatus.Name(job.status)})
                 return
+
+
+def _write_gpu_memory(key: RunKey, used_before: Mapping[str, int]) -> None:
+    """Let a later server know what was in use before the run. Without it, it only can't tell whether all was given back."""
+    if used_before:
+        with suppress(OSError):
+            (key.attempt_dir / _GPU_MEMORY_NAME).write_text(json.dumps(used_before))
+
+
+def _read_gpu_memory(key: RunKey) -> Mapping[str, int]:
+    try:
+        return dict(json.loads((key.attempt_dir / _GPU_MEMORY_NAME).read_text()))
+    except (OSError, ValueError):
+        return {}

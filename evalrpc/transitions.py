@@ -12,9 +12,8 @@ from evalrpc.v1 import job_pb2 as pb
 
 MAX_MESSAGE_BYTES: Final = 2048
 
-RETRYABLE_REASONS: Final = frozenset({"RUN_LOST", "PROCESS_SIGNALLED"})
+RETRYABLE_REASONS: Final = frozenset({"RUN_LOST", "PROCESS_SIGNALLED", "OUT_OF_MEMORY"})
 """Causes that another attempt may mend. A wrong task name is none."""
-
 
 UNKILLABLE_REASON: Final = "PROCESS_UNKILLABLE"
 """Some process of the run could not be ended."""

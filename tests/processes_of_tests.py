@@ -7,6 +7,7 @@ from pathlib import Path
 
 from waiting import eventually
 
+from evalrpc.executors import child
 from evalrpc.executors.environment import JOB_ID_VARIABLE
 from evalrpc.executors.processes import processes_of_job
 
@@ -31,6 +32,12 @@ def is_alive(pid: int) -> bool:
         return (PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
     except OSError:
         return False
+
+
+def parents_of_runs(data_dir: Path, job_id: str = "*") -> list[int]:
+    """Return the living processes that wait for the programs of a job, or of all; they don't carry its id themselves."""
+    recorded = (path.read_text().split() for path in data_dir.glob(f"jobs/{job_id}/attempt-*/run/pid"))
+    return [int(pid) for pid, start_time in recorded if is_alive(int(pid)) and child.start_time(int(pid)) == start_time]
 
 
 def kill_all(find: Callable[[], list[int]]) -> None:

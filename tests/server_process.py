@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from processes_of_tests import parents_of_runs
+
 from evalrpc.executors.processes import processes_of_job, send_signal
 
 EVALRPC = str(Path(sys.executable).with_name("evalrpc"))
@@ -43,7 +45,11 @@ class ServerProcess:
 
     def processes_of_jobs(self) -> list[int]:
         jobs = self.data_dir / "jobs"
-        return [pid for folder in jobs.glob("*") for pid in processes_of_job(folder.name)]
+        return parents_of_runs(self.data_dir) + [pid for folder in jobs.glob("*") for pid in processes_of_job(folder.name)]
+
+    def parents_of(self, job_id: str) -> list[int]:
+        """Return the living parents of the job's runs, which wait for its programs."""
+        return parents_of_runs(self.data_dir, job_id)
 
     def _end(self, number: signal.Signals) -> int:
         assert self._process is not None

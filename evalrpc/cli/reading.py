@@ -71,24 +71,29 @@ def samples_command(job_id: str, model: str, task: str, limit: int, address: str
 @click.argument("job_id", metavar="JOB")
 @click.argument("directory", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--name", "names", multiple=True, help="Only this file. May be repeated.")
+@click.option("--attempt", default=0, help="Which attempt. Default: the latest.")
 @client_options
-def download_command(job_id: str, directory: Path, names: tuple[str, ...], address: str | None, as_json: bool) -> None:
+def download_command(
+    job_id: str, directory: Path, names: tuple[str, ...], attempt: int, address: str | None, as_json: bool
+) -> None:
     """Copy a job's files into a folder and print their paths. Goes on where an earlier download broke off."""
     with connect(address, PATIENT_SECONDS) as client:
         chosen = list(names) or None
-        paths = _download(client, job_id, directory, chosen)
+        paths = _download(client, job_id, directory, chosen, attempt)
         if as_json:
-            print_json(ListArtifactsResponse(artifacts=select(client.list_artifacts(job_id), chosen)))
+            print_json(ListArtifactsResponse(artifacts=select(client.list_artifacts(job_id, attempt), chosen)))
             return
     for path in paths:
         click.echo(path)
 
 
-def _download(client: EvalClient, job_id: str, directory: Path, names: list[str] | None) -> list[Path]:
-    return _download_live(client, job_id, directory, names) if is_terminal() else client.download(job_id, directory, names)
+def _download(client: EvalClient, job_id: str, directory: Path, names: list[str] | None, attempt: int) -> list[Path]:
+    if is_terminal():
+        return _download_live(client, job_id, directory, names, attempt)
+    return client.download(job_id, directory, names, attempt=attempt)
 
 
-def _download_live(client: EvalClient, job_id: str, directory: Path, names: list[str] | None) -> list[Path]:
+def _download_live(client: EvalClient, job_id: str, directory: Path, names: list[str] | None, attempt: int) -> list[Path]:
     from rich.progress import DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
     words = TextColumn("{task.description}", markup=False)
@@ -100,4 +105,4 @@ def _download_live(client: EvalClient, job_id: str, directory: Path, names: list
                 lines[artifact.name] = display.add_task(artifact.name, total=artifact.size_bytes)
             display.update(lines[artifact.name], completed=size_bytes)
 
-        return client.download(job_id, directory, names, show)
+        return client.download(job_id, directory, names, show, attempt)

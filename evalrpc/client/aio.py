@@ -179,9 +179,12 @@ class AsyncEvalClient(AsyncTransport):
         async with aclosing(self._read(self._stub.WatchJob, JobWatch(job_id))) as events:
             return await anext((event.job.attempt async for event in events if event.job.attempt), 0)
 
-    async def list_artifacts(self, job_id: str) -> list[Artifact]:
-        """List the files that the job left, sorted by name. Raises JobNotFoundError."""
-        answer = await self._call(self._stub.ListArtifacts, ListArtifactsRequest(job_id=job_id))
+    async def list_artifacts(self, job_id: str, attempt: int = 0) -> list[Artifact]:
+        """List the files that an attempt of the job left, sorted by name; 0 is the latest.
+
+        Raises JobNotFoundError, AttemptNotFoundError.
+        """
+        answer = await self._call(self._stub.ListArtifacts, ListArtifactsRequest(job_id=job_id, attempt=attempt))
         return list(answer.artifacts)
 
     async def download(
@@ -190,16 +193,19 @@ class AsyncEvalClient(AsyncTransport):
         directory: str | Path,
         names: Sequence[str] | None = None,
         on_progress: OnProgress | None = None,
+        attempt: int = 0,
     ) -> list[Path]:
-        """Copy files of the job (default: all) into a folder, and return their paths there, sorted by name."""
-        chosen = select(await self.list_artifacts(job_id), names)
-        return [await self._download_file(job_id, artifact, Path(directory), on_progress) for artifact in chosen]
+        """Copy files of an attempt (default: all of the latest) into a folder, and return their paths there, sorted by name."""
+        chosen = select(await self.list_artifacts(job_id, attempt), names)
+        return [await self._download_file(job_id, attempt, artifact, Path(directory), on_progress) for artifact in chosen]
 
-    async def _download_file(self, job_id: str, artifact: Artifact, directory: Path, on_progress: OnProgress | None) -> Path:
+    async def _download_file(
+        self, job_id: str, attempt: int, artifact: Artifact, directory: Path, on_progress: OnProgress | None
+    ) -> Path:
         if await asyncio.to_thread(is_complete, directory, artifact):
             return target_path(directory, artifact.name)
         with PartialFile(directory, artifact) as part:
-            reader = ArtifactBytes(job_id, artifact.name, part.offset)
+            reader = ArtifactBytes(job_id, artifact.name, part.offset, attempt=attempt)
             async with aclosing(self._read(self._stub.ReadArtifact, reader)) as chunks:
                 async for data in chunks:
                     await asyncio.to_thread(part.write, data)

@@ -182,11 +182,11 @@ class LogBytes(_Bytes[ReadLogRequest, ReadLogResponse]):
 
 
 class ArtifactBytes(_Bytes[ReadArtifactRequest, ReadArtifactResponse]):
-    """ReadArtifact: one file from an offset."""
+    """ReadArtifact: one file of an attempt from an offset; attempt 0 is the latest."""
 
-    def __init__(self, job_id: str, name: str, offset: int = 0, patience: Patience | None = None) -> None:
+    def __init__(self, job_id: str, name: str, offset: int = 0, patience: Patience | None = None, attempt: int = 0) -> None:
         super().__init__(offset, patience)
-        self._request = ReadArtifactRequest(job_id=job_id, name=name)
+        self._request = ReadArtifactRequest(job_id=job_id, name=name, attempt=attempt)
 
     def request(self) -> ReadArtifactRequest:
         """Ask for the bytes that are left."""

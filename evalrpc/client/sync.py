@@ -199,9 +199,12 @@ class EvalClient(SyncTransport):
         with closing(self._read(self._stub.WatchJob, JobWatch(job_id))) as events:
             return next((event.job.attempt for event in events if event.job.attempt), 0)
 
-    def list_artifacts(self, job_id: str) -> list[Artifact]:
-        """List the files that the job left, sorted by name. Raises JobNotFoundError."""
-        return list(self._call(self._stub.ListArtifacts, ListArtifactsRequest(job_id=job_id)).artifacts)
+    def list_artifacts(self, job_id: str, attempt: int = 0) -> list[Artifact]:
+        """List the files that an attempt of the job left, sorted by name; 0 is the latest.
+
+        Raises JobNotFoundError, AttemptNotFoundError.
+        """
+        return list(self._call(self._stub.ListArtifacts, ListArtifactsRequest(job_id=job_id, attempt=attempt)).artifacts)
 
     def download(
         self,
@@ -209,21 +212,24 @@ class EvalClient(SyncTransport):
         directory: str | Path,
         names: Sequence[str] | None = None,
         on_progress: OnProgress | None = None,
+        attempt: int = 0,
     ) -> list[Path]:
-        """Copy files of the job (default: all) into a folder, and return their paths there, sorted by name.
+        """Copy files of an attempt (default: all of the latest) into a folder, and return their paths there, sorted by name.
 
         Files that are here already are left alone, and broken downloads go on. Each file appears under its name only when it is
-        whole and its checksum is right. Raises JobNotFoundError, ArtifactNotFoundError, ChecksumMismatchError, and
-        InvalidRequestError for a name that leaves the folder.
+        whole and its checksum is right. Raises JobNotFoundError, AttemptNotFoundError, ArtifactNotFoundError,
+        ChecksumMismatchError, and InvalidRequestError for a name that leaves the folder.
         """
-        chosen = select(self.list_artifacts(job_id), names)
-        return [self._download_file(job_id, artifact, Path(directory), on_progress) for artifact in chosen]
+        chosen = select(self.list_artifacts(job_id, attempt), names)
+        return [self._download_file(job_id, attempt, artifact, Path(directory), on_progress) for artifact in chosen]
 
-    def _download_file(self, job_id: str, artifact: Artifact, directory: Path, on_progress: OnProgress | None) -> Path:
+    def _download_file(
+        self, job_id: str, attempt: int, artifact: Artifact, directory: Path, on_progress: OnProgress | None
+    ) -> Path:
         if is_complete(directory, artifact):
             return target_path(directory, artifact.name)
         with PartialFile(directory, artifact) as part:
-            for data in self._read(self._stub.ReadArtifact, ArtifactBytes(job_id, artifact.name, part.offset)):
+            for data in self._read(self._stub.ReadArtifact, ArtifactBytes(job_id, artifact.name, part.offset, attempt=attempt)):
                 part.write(data)
                 if on_progress:
                     on_progress(artifact, part.offset)

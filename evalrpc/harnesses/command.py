@@ -8,11 +8,11 @@ from typing import Final
 from google.protobuf import json_format
 
 from evalrpc.config import HarnessSettings
-from evalrpc.errors import ConfigurationError, FieldViolation, RunFailedError
+from evalrpc.errors import ConfigurationError, FieldViolation
 from evalrpc.harnesses.arguments import finite_problem, plain_arguments
 from evalrpc.harnesses.bars import advance, read_bar
 from evalrpc.harnesses.base import Command, Exit, Run
-from evalrpc.harnesses.failures import check_exit, find_failure
+from evalrpc.harnesses.failures import check_exit, failed, find_failure
 from evalrpc.results import read_results
 from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
 from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
@@ -103,7 +103,7 @@ class CommandHarness:
         results = read_results(run.output_dir, run.request.model)
         if not results:
             reason = find_failure(log_tail) or "the program left no file named like MODEL/20260214_103045_results.json"
-            raise RunFailedError("RESULTS_MISSING", reason)
+            raise failed(reason, "RESULTS_MISSING")
         return results
 
 

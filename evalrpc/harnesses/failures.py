@@ -14,10 +14,25 @@ MAX_MESSAGE_CHARACTERS: Final = 300
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _EXCEPTION = re.compile(
     r"(?:\[rank\d+\]:\s?)?"
-    r"(?P<line>(?:[A-Za-z_]\w*\.){0,20}(?:[A-Z]\w{0,100})?(?:Error|Exception|Exit|Interrupt|Timeout|Failure)(?::.*)?)"
+    r"(?P<line>(?:[A-Za-z_]\w*\.){0,20}(?:_?[A-Z]\w{0,100})?(?:Error|Exception|Exit|Interrupt|Timeout|Failure)(?::.*)?)"
 )
 _LMMS_EVAL_ERROR = re.compile(r".*?\bError during evaluation: (?P<line>.+?)(?:\. Please set `--verbosity=DEBUG`.*)?")
 _USAGE_ERROR = re.compile(r"[^\s:]+(?: [^\s:]+)*: error: (?P<line>.+)")
+# Of the machine, of PyTorch on either side, of C++ below.
+_OUT_OF_MEMORY = re.compile(
+    r"(?:[\w.]+\.)?(?:_?\w*MemoryError\b|OutOfMemory\w*\b)"
+    r"|.*(?:\b(?:CUDA|HIP|XPU) (?:error: )?out of memory|can't allocate memory|Cannot allocate memory|std::bad_alloc)"
+)
+# What is said of a process that a signal ended: by torchrun of the first that failed, by subprocess, by PyTorch's DataLoader.
+_ROOT_CAUSE = "Root Cause (first observed failure)"
+_CHILD_SIGNALLED = re.compile(
+    r"\s*traceback : Signal (\d+) \(\w+\) received by PID \d+|.*\bdied with <Signals\.\w+: (\d+)>\.?"
+    r"|.*\bDataLoader worker \(pid \d+\) is killed by signal: (Killed)\b.*"
+)
+# A shell's exit code for a program that one of these ended.
+_SHELL_CODES: Final = {
+    128 + number: number for number in (signal.SIGABRT, signal.SIGBUS, signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM)
+}
 # What only says that something else failed.
 _WRAPPER = re.compile(r"(?:[\w.]+\.)?(?:RetryError: RetryError\[<Future|ChildFailedError\b|CalledProcessError\b)")
 
@@ -40,10 +55,18 @@ def check_exit(exit_status: Exit, log_tail: Sequence[str]) -> None:
     """Raise RunFailedError unless the process exited with 0, or nobody could see how it ended."""
     reason = find_failure(log_tail)
     if exit_status.signal is not None:
-        message = f"the harness was ended by {_signal_name(exit_status.signal)}"
-        raise RunFailedError("PROCESS_SIGNALLED", f"{message}, after {reason}" if reason else message)
+        raise _signalled("the harness", exit_status.signal, reason)
     if exit_status.code:
-        raise RunFailedError("HARNESS_FAILED", reason or _last_words(exit_status.code, log_tail))
+        number = _signal_of_child(log_tail) or _SHELL_CODES.get(exit_status.code)
+        if number is not None:
+            raise _signalled("a process of the harness", number, reason)
+        raise failed(reason or _last_words(exit_status.code, log_tail))
+
+
+def failed(message: str, reason: str = "HARNESS_FAILED") -> RunFailedError:
+    """Build the error for a run that failed with this message. Whatever the harness made of it, a lack of memory is told apart:
+    another attempt may find what it needs."""
+    return RunFailedError("OUT_OF_MEMORY" if _OUT_OF_MEMORY.match(message) else reason, message)
 
 
 def shorten(text: str) -> str:
@@ -67,6 +90,23 @@ def _clean(line: str) -> list[str]:
 
 def _matches(pattern: re.Pattern[str], lines: Iterable[str]) -> list[str]:
     return [match["line"] for match in map(pattern.fullmatch, lines) if match]
+
+
+def _signalled(what: str, number: int, reason: str | None) -> RunFailedError:
+    message = f"{what} was ended by {_signal_name(number)}"
+    if reason is None or _WRAPPER.match(reason):
+        return RunFailedError("PROCESS_SIGNALLED", message)
+    return RunFailedError(failed(reason, "PROCESS_SIGNALLED").job_error.reason, f"{message}, after {reason}")
+
+
+def _signal_of_child(log_tail: Sequence[str]) -> int | None:
+    """Return the signal that ended the process which a launcher names as the first to fail."""
+    lines = [clean for line in log_tail for clean in _clean(line)]
+    root_cause = next((index for index, line in enumerate(lines) if line.startswith(_ROOT_CAUSE)), 0)
+    for match in filter(None, map(_CHILD_SIGNALLED.fullmatch, lines[root_cause:])):
+        number = next(filter(None, match.groups()))
+        return signal.SIGKILL if number == "Killed" else int(number)
+    return None
 
 
 def _last_words(code: int, log_tail: Sequence[str]) -> str:

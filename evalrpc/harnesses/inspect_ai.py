@@ -15,7 +15,7 @@ from evalrpc.harnesses import arguments
 from evalrpc.harnesses.arguments import finite_problem, plain_arguments
 from evalrpc.harnesses.bars import Bar, advance
 from evalrpc.harnesses.base import Command, Exit, Run
-from evalrpc.harnesses.failures import check_exit, find_failure, shorten, strip_colours
+from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
 from evalrpc.harnesses.inspect_logs import Log, read_headers, read_logs, result_of_logs, write_results
 from evalrpc.harnesses.inspect_tasks import task_files
 from evalrpc.harnesses.installation import Package, catalog_command, describe
@@ -112,7 +112,7 @@ class InspectHarness:
         logs = read_logs(run.output_dir)
         if not logs:
             message = find_failure(log_tail) or "inspect-ai left no log"
-            raise RunFailedError("RESULTS_MISSING", message)
+            raise failed(message, "RESULTS_MISSING")
         good = _good_logs(logs, run.request.tasks)
         if good:
             write_results(run.output_dir, good)
@@ -227,7 +227,7 @@ def _require_all_good(logs: Sequence[Log], tasks: Sequence[str]) -> None:
     latest = _latest(logs)
     for task, log in ((task, latest[task]) for task in tasks if task in latest):
         if log.status != "success":
-            raise RunFailedError("HARNESS_FAILED", log.error or f"inspect-ai left task {task} with the status {log.status}")
+            raise failed(log.error or f"inspect-ai left task {task} with the status {log.status}")
     missing = [task for task in tasks if task not in latest]
     if missing:
         raise RunFailedError("TASKS_MISSING", shorten(f"there are logs, but none of: {', '.join(missing)}"))

@@ -7,7 +7,7 @@ from typing import Final
 from evalrpc.errors import FieldViolation, RunFailedError
 from evalrpc.harnesses.arguments import number_text
 from evalrpc.harnesses.base import Exit, Run
-from evalrpc.harnesses.failures import check_exit, find_failure, shorten, strip_colours
+from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
 from evalrpc.harnesses.names import device_violations, task_problem
 from evalrpc.results import missing_tasks, read_results
 from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
@@ -84,7 +84,7 @@ def read_good_results(run: Run, exit_status: Exit, log_tail: list[str], title: s
 def _no_results(log_tail: Iterable[str], title: str) -> RunFailedError:
     lines = [strip_colours(line) for line in log_tail]
     if failure := find_failure(lines):
-        return RunFailedError("HARNESS_FAILED", failure)
+        return failed(failure)
     unsaved = [match["error"] for match in map(_NOT_SAVED.fullmatch, lines) if match]
     why = f"could not save them: {unsaved[-1]}" if unsaved else "left none, and its log does not say why"
     return RunFailedError("RESULTS_MISSING", shorten(f"no results: {title} {why}"))

@@ -10,13 +10,20 @@ Every method may be called from any thread. Reads block on the disk, so the even
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, TypeVar
 
+from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from evalrpc.errors import StoreUnavailableError
 from evalrpc.lifecycle import Status
 from evalrpc.v1.evaluation_service_pb2 import JobFilter
-from evalrpc.v1.job_pb2 import JobInfo
+from evalrpc.v1.job_pb2 import JobEvent, JobInfo
+
+RETRY_DELAY_SECONDS: Final = 1.0
+"""What a client is told to wait when the store could not take its write."""
+
+_M = TypeVar("_M", JobInfo, JobEvent)
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,10 @@ class JournalEvent(NamedTuple):
     revision: int
     event: bytes
 
+    def parse(self) -> JobEvent:
+        """Return the event as a message of its own. Raises StoreUnavailableError."""
+        return _parse(JobEvent, self.event)
+
 
 class ListedJob(NamedTuple):
     """A job with its place in the order of arrival."""
@@ -74,8 +85,8 @@ class StoredJob(NamedTuple):
     serialized: bytes
 
     def parse(self) -> JobInfo:
-        """Return the job as a message of its own."""
-        return JobInfo.FromString(self.serialized)
+        """Return the job as a message of its own. Raises StoreUnavailableError."""
+        return parse_job(self.serialized)
 
 
 class QueuedRow(NamedTuple):
@@ -168,6 +179,21 @@ class Store(Protocol):
     @property
     def oldest_revision(self) -> int:
         """The oldest revision that one can resume after."""
+
+
+def parse_job(serialized: bytes) -> JobInfo:
+    """Return a job as it was read from the store. Raises StoreUnavailableError where it is damaged."""
+    return _parse(JobInfo, serialized)
+
+
+def _parse(message_class: type[_M], serialized: bytes) -> _M:
+    try:
+        return message_class.FromString(serialized)
+    except DecodeError as error:
+        raise StoreUnavailableError(
+            f"the server's store is damaged: it has a {message_class.DESCRIPTOR.name} that can't be read; bring back a backup",
+            retry_delay_seconds=RETRY_DELAY_SECONDS,
+        ) from error
 
 
 def fields_match(job: JobInfo, job_filter: JobFilter) -> bool:

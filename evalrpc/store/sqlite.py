@@ -32,13 +32,23 @@ from evalrpc.errors import (
     StoreUnavailableError,
 )
 from evalrpc.lifecycle import Status
+from evalrpc.paths import JOBS_DIR
 from evalrpc.store import twins
-from evalrpc.store.base import JournalEvent, ListedJob, Listener, QueuedRow, StoredJob, Submission
+from evalrpc.store.base import (
+    RETRY_DELAY_SECONDS,
+    JournalEvent,
+    ListedJob,
+    Listener,
+    QueuedRow,
+    StoredJob,
+    Submission,
+    parse_job,
+)
 from evalrpc.store.cache import JobCache
 from evalrpc.store.filters import find_jobs
 from evalrpc.store.lock import lock_data_dir
 from evalrpc.store.migrations import migrate
-from evalrpc.store.transaction import RETRY_DELAY_SECONDS, Transaction, job_not_found
+from evalrpc.store.transaction import Transaction, job_not_found
 from evalrpc.v1 import job_pb2 as pb
 from evalrpc.v1.evaluation_service_pb2 import JobFilter
 
@@ -256,7 +266,7 @@ class SqliteStore:
         """Return jobs that the filter takes, newest first."""
         with self._reading() as connection, _snapshot(connection):
             rows = find_jobs(connection, job_filter, before_sequence, limit)
-        return [ListedJob(sequence, pb.JobInfo.FromString(job)) for sequence, job in rows]
+        return [ListedJob(sequence, parse_job(job)) for sequence, job in rows]
 
     def find_twin(self, cache_key: bytes) -> pb.JobInfo | None:
         """Return a job of an identical evaluation."""
@@ -275,7 +285,7 @@ class SqliteStore:
         query = "SELECT sequence, job FROM jobs WHERE status = ? ORDER BY sequence"
         with self._reading() as connection:
             rows = connection.execute(query, (pb.JOB_STATUS_RUNNING,)).fetchall()
-        return [ListedJob(sequence, pb.JobInfo.FromString(job)) for sequence, job in rows]
+        return [ListedJob(sequence, parse_job(job)) for sequence, job in rows]
 
     def expired_jobs(self, older_than: Timestamp, keep: int, limit: int) -> list[str]:
         """Return ids of terminal jobs that are too old or too many."""
@@ -337,6 +347,7 @@ class SqliteStore:
         try:
             with ExitStack() as stack:
                 stack.callback(self._lock_file.close)
+                _require_not_lost(self._path)
                 connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = FULL")
@@ -346,7 +357,7 @@ class SqliteStore:
                 last = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'").fetchone()
                 counts = _count_statuses(connection)
                 stack.pop_all()
-        except (sqlite3.Error, TypeError) as error:  # TypeError: a row is missing
+        except (sqlite3.Error, OSError, TypeError) as error:  # TypeError: a row is missing
             raise ConfigurationError(
                 f"setting data_dir: the database {self._path} can't be opened: {error}; take another folder, or a backup"
             ) from error
@@ -366,6 +377,22 @@ def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
 def _last_created_ns(connection: sqlite3.Connection) -> int:
     row = connection.execute("SELECT created_ns FROM jobs ORDER BY sequence DESC LIMIT 1").fetchone()
     return row[0] if row else 0
+
+
+def _require_not_lost(path: Path) -> None:
+    """Refuse to begin anew where a database was: SQLite would drop its journal, and the server the files of its jobs."""
+    traces = [trace for trace in (path.with_name(f"{path.name}-wal"), path.parent / JOBS_DIR) if _has_content(trace)]
+    if traces and not _has_content(path):
+        raise ConfigurationError(
+            f"setting data_dir: the database {path} is empty or gone, though {traces[-1]} is there; "
+            "bring back a backup, or take another folder"
+        )
+
+
+def _has_content(path: Path) -> bool:
+    if path.is_dir():
+        return next(path.iterdir(), None) is not None
+    return path.exists() and path.stat().st_size > 0
 
 
 def _count_statuses(connection: sqlite3.Connection) -> Counter[Status]:

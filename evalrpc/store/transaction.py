@@ -13,12 +13,9 @@ from evalrpc.clock import Clock
 from evalrpc.errors import JobNotFinishedError, JobNotFoundError, QueueFullError, RequestIdReusedError
 from evalrpc.lifecycle import Status
 from evalrpc.store import twins
-from evalrpc.store.base import Change, StoredJob, Submission
+from evalrpc.store.base import RETRY_DELAY_SECONDS, Change, StoredJob, Submission
 from evalrpc.store.rows import Rows
 from evalrpc.v1 import job_pb2 as pb
-
-RETRY_DELAY_SECONDS: Final = 1.0
-"""What a client is told to wait when the store could not take its write."""
 
 _COMPACTION_CHUNK: Final = 10_000
 _DELETED: Final = StoredJob(0, pb.JOB_STATUS_UNSPECIFIED, b"")
@@ -217,6 +214,7 @@ class Transaction:
 def _supersede(job: pb.JobInfo, by_job_id: str, now: Timestamp) -> None:
     job.status = pb.JOB_STATUS_CANCELLED
     job.completed_at.CopyFrom(now)
+    job.ClearField("retry_at")
     job.error.reason = "SUPERSEDED"
     job.error.message = f"superseded by job {by_job_id}, which has the same supersede_key"
 

@@ -114,7 +114,9 @@ class SubmitJobRequest(_message.Message):
     priority: _builtins.int
     """Jobs of a higher priority start first; equals start in order of arrival. -1000 to 1000. Default: 0."""
     max_attempts: _builtins.int
-    """How often the job may be tried in all, where the cause is one that a retry can mend. 1 to 10. Zero: 1."""
+    """How often the job may be tried in all, where the cause is one that a retry can mend: `RUN_LOST`, `PROCESS_SIGNALLED` or
+    `OUT_OF_MEMORY`. The next attempt waits for 1 s, then 2 s, up to a minute. 1 to 10. Zero: 1.
+    """
     supersede_key: _builtins.str
     """A new job cancels the queued jobs with the same key, with the reason `SUPERSEDED` in their error. At most 255 characters without
     control characters. Empty: supersedes nothing.
@@ -663,16 +665,20 @@ class ListArtifactsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job's UUID. Required."""
+    attempt: _builtins.int
+    """Which attempt's files. 0: those of the latest."""
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "job_id", b"job_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -748,6 +754,7 @@ class ReadArtifactRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job's UUID. Required."""
     name: _builtins.str
@@ -756,6 +763,8 @@ class ReadArtifactRequest(_message.Message):
     """The first byte to send. Never negative."""
     limit: _builtins.int
     """At most so many bytes. 0: to the end. Never negative."""
+    attempt: _builtins.int
+    """Which attempt's file. 0: that of the latest."""
     def __init__(
         self,
         *,
@@ -763,10 +772,11 @@ class ReadArtifactRequest(_message.Message):
         name: _builtins.str = ...,
         offset: _builtins.int = ...,
         limit: _builtins.int = ...,
+        attempt: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "limit", b"limit", "name", b"name", "offset", b"offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "job_id", b"job_id", "limit", b"limit", "name", b"name", "offset", b"offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -238,9 +238,9 @@ class EvaluationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListArtifacts(self, request, context):
-        """Lists the files that a job left in its output folder, sorted by name, with size and checksum.
+        """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum.
 
-        Errors: INVALID_ARGUMENT, NOT_FOUND.
+        Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt).
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -250,7 +250,7 @@ class EvaluationServiceServicer(object):
     def ReadArtifact(self, request, context):
         """Streams the bytes of one file, from `offset`, in chunks, then OK.
 
-        Errors: INVALID_ARGUMENT (the name leaves the folder), NOT_FOUND (no such job or file), OUT_OF_RANGE (the offset lies
+        Errors: INVALID_ARGUMENT (the name leaves the folder), NOT_FOUND (no such job, attempt or file), OUT_OF_RANGE (the offset lies
         past the end), UNAVAILABLE.
         Retry: on UNAVAILABLE, from `offset` plus the length of the last chunk.
         """

@@ -109,15 +109,15 @@ class EvaluationServiceStub:
     Retry: on UNAVAILABLE, from `offset` plus the length of the last chunk.
     """
     ListArtifacts: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListArtifactsRequest, _evaluation_service_pb2.ListArtifactsResponse]
-    """Lists the files that a job left in its output folder, sorted by name, with size and checksum.
+    """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum.
 
-    Errors: INVALID_ARGUMENT, NOT_FOUND.
+    Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt).
     Retry: always safe.
     """
     ReadArtifact: _grpc.UnaryStreamMultiCallable[_evaluation_service_pb2.ReadArtifactRequest, _evaluation_service_pb2.ReadArtifactResponse]
     """Streams the bytes of one file, from `offset`, in chunks, then OK.
 
-    Errors: INVALID_ARGUMENT (the name leaves the folder), NOT_FOUND (no such job or file), OUT_OF_RANGE (the offset lies
+    Errors: INVALID_ARGUMENT (the name leaves the folder), NOT_FOUND (no such job, attempt or file), OUT_OF_RANGE (the offset lies
     past the end), UNAVAILABLE.
     Retry: on UNAVAILABLE, from `offset` plus the length of the last chunk.
     """
@@ -239,15 +239,15 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     Retry: on UNAVAILABLE, from `offset` plus the length of the last chunk.
     """
     ListArtifacts: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListArtifactsRequest, _evaluation_service_pb2.ListArtifactsResponse]  # type: ignore[assignment]
-    """Lists the files that a job left in its output folder, sorted by name, with size and checksum.
+    """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum.
 
-    Errors: INVALID_ARGUMENT, NOT_FOUND.
+    Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt).
     Retry: always safe.
     """
     ReadArtifact: _aio.UnaryStreamMultiCallable[_evaluation_service_pb2.ReadArtifactRequest, _evaluation_service_pb2.ReadArtifactResponse]  # type: ignore[assignment]
     """Streams the bytes of one file, from `offset`, in chunks, then OK.
 
-    Errors: INVALID_ARGUMENT (the name leaves the folder), NOT_FOUND (no such job or file), OUT_OF_RANGE (the offset lies
+    Errors: INVALID_ARGUMENT (the name leaves the folder), NOT_FOUND (no such job, attempt or file), OUT_OF_RANGE (the offset lies
     past the end), UNAVAILABLE.
     Retry: on UNAVAILABLE, from `offset` plus the length of the last chunk.
     """
@@ -426,9 +426,9 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _evaluation_service_pb2.ListArtifactsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_evaluation_service_pb2.ListArtifactsResponse, _abc.Awaitable[_evaluation_service_pb2.ListArtifactsResponse]]:
-        """Lists the files that a job left in its output folder, sorted by name, with size and checksum.
+        """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum.
 
-        Errors: INVALID_ARGUMENT, NOT_FOUND.
+        Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt).
         Retry: always safe.
         """
 
@@ -440,7 +440,7 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_evaluation_service_pb2.ReadArtifactResponse], _abc.AsyncIterator[_evaluation_service_pb2.ReadArtifactResponse]]:
         """Streams the bytes of one file, from `offset`, in chunks, then OK.
 
-        Errors: INVALID_ARGUMENT (the name leaves the folder), NOT_FOUND (no such job or file), OUT_OF_RANGE (the offset lies
+        Errors: INVALID_ARGUMENT (the name leaves the folder), NOT_FOUND (no such job, attempt or file), OUT_OF_RANGE (the offset lies
         past the end), UNAVAILABLE.
         Retry: on UNAVAILABLE, from `offset` plus the length of the last chunk.
         """

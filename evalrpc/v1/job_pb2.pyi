@@ -726,8 +726,8 @@ class JobError(_message.Message):
     LOG_TAIL_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """Stable, in UPPER_SNAKE, for programs: `HARNESS_FAILED`, `RESULTS_MISSING`, `RESULTS_INVALID`, `TASKS_MISSING`,
-    `ALL_REQUESTS_FAILED`, `PROCESS_SIGNALLED`, `PROCESS_UNKILLABLE`, `START_FAILED`, `HARNESS_UNAVAILABLE`, `TIMED_OUT`,
-    `RUN_LOST`, `CANCELLED`, `SUPERSEDED`, `SERVER_ERROR`. Reasons may be added.
+    `ALL_REQUESTS_FAILED`, `PROCESS_SIGNALLED`, `OUT_OF_MEMORY`, `PROCESS_UNKILLABLE`, `START_FAILED`, `HARNESS_UNAVAILABLE`,
+    `TIMED_OUT`, `RUN_LOST`, `CANCELLED`, `SUPERSEDED`, `SERVER_ERROR`. Reasons may be added.
     """
     message: _builtins.str
     """One readable line for people, at most 2 KiB: the harness's last exception where there is one."""

@@ -1,4 +1,4 @@
-"""Kill the server, the harness, its whole process group, or all of them, at random moments under load; then count what is left.
+"""Kill the server, a harness, its parent, its whole process group, or all of them, at random moments under load; then count.
 
     make campaign KILLS=200 SEED=1
 
@@ -55,6 +55,9 @@ grace_seconds = 0.2
 kind = "command"
 command = ["{sys.executable}", "-S", "program.py", "{{output_dir}}", "{{job_id}}", "{{attempt}}", "{{model}}"]
 """
+
+TARGETS = ("server", "harness", "parent", "group", "server and group")
+"""The parent is the process that waits for the harness; the group is both."""
 
 KINDS = ("quick", "quick", "quick", "slow", "children", "stubborn", "failing")
 
@@ -134,14 +137,15 @@ async def watch_everything(client: AsyncEvalClient, trial: Trial, after_revision
 
 
 def kill_something(server: ServerProcess, trial: Trial, dice: random.Random) -> None:
-    """Kill one of: the server, a harness, its whole group with the parent that waits for it, all of that."""
-    target = dice.choice(("server", "harness", "group", "server and group"))
+    """Kill one of the targets; where nothing runs, that is the server."""
+    running = sorted(job_id for job_id in trial.acknowledged - trial.ended if server.parents_of(job_id))
+    target = dice.choice(TARGETS) if running else "server"
     trial.kills[target] += 1
     if target != "server":
-        running = sorted(job_id for job_id in trial.acknowledged - trial.ended if processes_of_job(job_id))
-        pids = processes_of_job(dice.choice(running)) if running else []
-        # The parent that waits for the harness has the lower id: it was there first.
-        send_signal(sorted(pids)[1:] if target == "harness" else pids, signal.SIGKILL)
+        victim = dice.choice(running)
+        pids = server.parents_of(victim) if target != "harness" else []
+        pids += processes_of_job(victim) if target != "parent" else []
+        send_signal(pids, signal.SIGKILL)
     if "server" in target:
         server.kill()
         server.start()

@@ -15,7 +15,7 @@ import grpc
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
-from processes_of_tests import kill_runs_with
+from processes_of_tests import kill_all, kill_runs_with, parents_of_runs
 from waiting import eventually
 
 from evalrpc.config import Settings, load_settings
@@ -72,6 +72,8 @@ class Site:
         eventually(lambda: self.log_of(job_id).count(text) >= times, f"for {text!r} in the log of {job_id}")
 
     def kill_runs(self) -> None:
+        """Kill all runs, the parents first, so that nobody notes how they ended."""
+        kill_all(lambda: parents_of_runs(self.folder / "data"))
         kill_runs_with(self.mark)
 
 

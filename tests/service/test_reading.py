@@ -79,6 +79,25 @@ def test_each_attempt_has_a_log_of_its_own(api: Api, site: Site) -> None:
     assert b"".join(chunk.data for chunk in api.ReadLog(job_id=job.job_id)) == b"4/4\n"
 
 
+def test_each_attempt_has_files_of_its_own(api: Api) -> None:
+    job = api.run("flaky", max_attempts=2)
+    name = "toy/20260101_000000_results.json"
+
+    def value(attempt: int) -> float:
+        chunks = api.ReadArtifact(job_id=job.job_id, name=name, attempt=attempt)
+        return json.loads(b"".join(chunk.data for chunk in chunks))["results"]["t"]["acc,none"]
+
+    assert [value(attempt) for attempt in (1, 2, 0)] == [0.1, 0.5, 0.5]
+    listed = [api.ListArtifacts(job_id=job.job_id, attempt=attempt).artifacts for attempt in (1, 2, 0)]
+    assert [artifact.name for artifact in listed[0]] == [artifact.name for artifact in listed[1]]
+    assert listed[0] != listed[1] == listed[2]
+    for call in (api.ListArtifacts, lambda **fields: list(api.ReadArtifact(name=name, **fields))):
+        for attempt, reason in ((3, "ATTEMPT_NOT_FOUND"), (-1, "INVALID_REQUEST")):
+            with pytest.raises(grpc.RpcError) as error:
+                call(job_id=job.job_id, attempt=attempt)
+            assert reason_of(error.value) == reason
+
+
 @pytest.mark.parametrize(
     ("fields", "code", "reason"),
     [

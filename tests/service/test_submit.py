@@ -9,6 +9,7 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from serving import (
+    CANCELLED,
     COMPLETED,
     FAILED,
     QUEUED,
@@ -182,13 +183,21 @@ def test_a_run_past_its_timeout_is_ended_and_fails(api: Api) -> None:
     assert nothing_left_of(job.job_id)
 
 
-def test_a_job_that_was_killed_is_tried_again_as_often_as_asked(api: Api, site: Site) -> None:
-    job = api.run("flaky", max_attempts=2)
+@pytest.mark.parametrize(("model", "reason"), [("flaky", "PROCESS_SIGNALLED"), ("starved", "OUT_OF_MEMORY")])
+def test_a_job_that_was_killed_or_lacked_memory_is_tried_again(api: Api, site: Site, model: str, reason: str) -> None:
+    job = api.run(model, max_attempts=2)
     assert (job.status, job.attempt, len(job.attempts)) == (COMPLETED, 2, 2)
-    assert job.attempts[0].error.reason == "PROCESS_SIGNALLED"
+    assert job.attempts[0].error.reason == reason
     assert not job.attempts[1].HasField("error")
     assert job.attempts[0].output_dir != job.attempts[1].output_dir
     assert site.starts(job.job_id) == ["1", "2"]
+
+
+@pytest.mark.parametrize(("model", "reason"), [("fails", "HARNESS_FAILED"), ("silent", "RESULTS_MISSING")])
+def test_a_failure_that_would_come_again_is_not_tried_again(api: Api, site: Site, model: str, reason: str) -> None:
+    job = api.run(model, max_attempts=3)
+    assert (job.status, job.attempt, job.error.reason) == (FAILED, 1, reason)
+    assert site.starts(job.job_id) == ["1"]
 
 
 # Repeating and superseding.
@@ -225,6 +234,16 @@ def test_a_new_job_supersedes_the_queued_ones_with_its_key(api: Api) -> None:
     assert (pb.JobStatus.Name(ended.status), ended.error.reason) == ("JOB_STATUS_CANCELLED", "SUPERSEDED")
     assert new.job_id in ended.error.message
     assert new.position_in_queue == 0
+
+
+def test_a_job_that_waits_to_be_tried_again_is_superseded_for_good(api: Api, site: Site) -> None:
+    old = api.submit("killed", max_attempts=10, supersede_key="k")
+    eventually(lambda: (found := api.get(old.job_id)).status == QUEUED and found.attempt == 1)
+    api.submit("good", supersede_key="k")
+    ended = api.get(old.job_id)
+    assert (ended.status, ended.error.reason, ended.attempt) == (CANCELLED, "SUPERSEDED", 1)
+    assert ended.attempts[0].error.reason == "PROCESS_SIGNALLED"
+    assert not ended.HasField("retry_at")
 
 
 def test_validating_only_queues_nothing(api: Api) -> None:

@@ -283,6 +283,41 @@ def test_a_running_job_keeps_its_state_while_the_disk_is_full(store: SqliteStore
     assert len(store.update(job.job_id, grow).result(SECONDS).cancel_reason) == 100_000
 
 
+# A disk that gives back something else.
+
+
+def test_a_job_that_the_disk_has_garbled_is_told_of_and_stops_nothing_else(store: SqliteStore, data_dir: Path) -> None:
+    garbled, job = submit(store).job_id, submit(store).job_id
+    store.close()
+    connection = sqlite3.connect(database(data_dir))
+    connection.execute("UPDATE jobs SET job = x'0aff' WHERE job_id = ?", (garbled,))
+    connection.execute("UPDATE journal SET event = x'0aff' WHERE revision = 1")
+    connection.commit()
+    connection.close()
+    store = open_store(data_dir)
+    for read_it in (
+        lambda: store.job(garbled).parse(),
+        lambda: listed(store),
+        lambda: [event.parse() for event in store.events_after(0, 10)],
+        lambda: run(store, garbled),
+    ):
+        with pytest.raises(StoreUnavailableError, match="damaged"):
+            read_it()
+    assert finish(store, job).status == pb.JOB_STATUS_COMPLETED
+    store.close()
+
+
+def test_a_database_that_is_gone_is_not_begun_anew_beside_its_journal_or_its_jobs(data_dir: Path) -> None:
+    for trace in ("evalrpc.sqlite3-wal", "jobs/a"):
+        data_dir.joinpath(trace).parent.mkdir(parents=True, exist_ok=True)
+        data_dir.joinpath(trace).write_text("x")
+        refusals = errors_of_opening_twice(data_dir)
+        assert [refusal.split()[:3] for refusal in refusals] == [["ConfigurationError", "setting", "data_dir:"]] * 2
+        assert data_dir.joinpath(trace).exists()
+        data_dir.joinpath(trace).unlink()
+    open_store(data_dir).close()
+
+
 # A process that is killed.
 
 WRITER = f"""

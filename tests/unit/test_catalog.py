@@ -57,6 +57,11 @@ def test_names_are_sorted_and_without_doubles(folder: Path) -> None:
     assert (names.tasks, names.models) == (("mme", "mmmu_val"), ("llava",))
 
 
+def test_names_that_the_disk_does_not_take_are_told_all_the_same(folder: Path) -> None:
+    (folder / "data").write_text("no folder, so nothing can be kept in it")
+    assert catalog_of(folder, Listing(folder)).names("listing").models == ("llava",)
+
+
 def test_a_harness_is_asked_once_even_across_servers(folder: Path) -> None:
     first = catalog_of(folder, Listing(folder))
     assert first.names("listing") == first.names("listing") == catalog_of(folder, Listing(folder)).names("listing")

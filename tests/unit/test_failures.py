@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from evalrpc.errors import RunFailedError
 from evalrpc.harnesses.base import Exit
-from evalrpc.harnesses.failures import MAX_MESSAGE_CHARACTERS, check_exit, find_failure, shorten
+from evalrpc.harnesses.failures import MAX_MESSAGE_CHARACTERS, check_exit, failed, find_failure, shorten
 
 DATA = Path(__file__).parent.parent / "data" / "lmms_eval"
 
@@ -106,6 +106,31 @@ def test_a_long_line_is_cut_at_the_end_of_a_word() -> None:
     assert shorten("x" * 400) == "x" * 298 + " …"
 
 
+TORCHRUN_KILLED = """\
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+=======================================================
+eval.py FAILED
+-------------------------------------------------------
+Failures:
+[1]:
+  time      : 2026-11-25_16:57:17
+  host      : localhost
+  rank      : 0 (local_rank: 0)
+  exitcode  : -15 (pid: 19559)  (SIGTERM)
+  error_file: <N/A>
+  traceback : Signal 15 (SIGTERM) received by PID 19559
+-------------------------------------------------------
+Root Cause (first observed failure):
+[0]:
+  time      : 2026-11-25_16:57:17
+  host      : localhost
+  rank      : 1 (local_rank: 1)
+  exitcode  : -9 (pid: 19560)  (SIGKILL)
+  error_file: <N/A>
+  traceback : Signal 9 (SIGKILL) received by PID 19560
+=======================================================""".splitlines()
+
+
 @pytest.mark.parametrize("exit_status", [Exit(code=0), Exit()])
 def test_an_exit_that_was_good_or_that_nobody_saw_raises_nothing(exit_status: Exit) -> None:
     check_exit(exit_status, ["ValueError: handled"])
@@ -125,9 +150,56 @@ def test_an_exit_that_was_good_or_that_nobody_saw_raises_nothing(exit_status: Ex
         (Exit(code=1), ["KeyError: 'x'", "bye"], "HARNESS_FAILED", "KeyError: 'x'"),
         (Exit(code=3), ["", "no luck", ""], "HARNESS_FAILED", "the harness exited with code 3; its last line was: no luck"),
         (Exit(code=3), [], "HARNESS_FAILED", "the harness exited with code 3 and wrote nothing"),
+        (Exit(code=137), [], "PROCESS_SIGNALLED", "a process of the harness was ended by SIGKILL (signal 9)"),
+        (Exit(code=1), TORCHRUN_KILLED, "PROCESS_SIGNALLED", "a process of the harness was ended by SIGKILL (signal 9)"),
+        (
+            Exit(code=1),
+            ["subprocess.CalledProcessError: Command '['python', '-m', 'x']' died with <Signals.SIGKILL: 9>."],
+            "PROCESS_SIGNALLED",
+            "a process of the harness was ended by SIGKILL (signal 9)",
+        ),
+        (
+            Exit(code=1),
+            ["RuntimeError: DataLoader worker (pid 7) is killed by signal: Killed. ", "KeyError: 'x'"],
+            "PROCESS_SIGNALLED",
+            "a process of the harness was ended by SIGKILL (signal 9), after KeyError: 'x'",
+        ),
+        (
+            Exit(code=1),
+            ["KeyError: 'x'", *TORCHRUN_KILLED[:-2], "  traceback : To enable traceback see: https://pytorch.org"],
+            "HARNESS_FAILED",
+            "KeyError: 'x'",
+        ),
     ],
 )
 def test_a_bad_exit_is_a_failure(exit_status: Exit, lines: list[str], reason: str, message: str) -> None:
     with pytest.raises(RunFailedError) as caught:
         check_exit(exit_status, lines)
     assert (caught.value.job_error.reason, caught.value.job_error.message) == (reason, message)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB",
+        "torch.cuda.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB",
+        "RuntimeError: CUDA error: out of memory",
+        "MemoryError",
+        "numpy._core._exceptions._ArrayMemoryError: Unable to allocate 7.45 GiB for an array with shape (1000000000,)",
+        "RuntimeError: [enforce fail at alloc_cpu.cpp:116] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to",
+        "OSError: [Errno 12] Cannot allocate memory",
+    ],
+)
+@pytest.mark.parametrize("exit_status", [Exit(code=1), Exit(signal=6)])
+def test_a_lack_of_memory_is_told_apart_however_the_harness_ended(exit_status: Exit, line: str) -> None:
+    with pytest.raises(RunFailedError) as caught:
+        check_exit(exit_status, [line])
+    assert caught.value.job_error.reason == "OUT_OF_MEMORY"
+    assert line in caught.value.job_error.message
+    assert failed(line, "RESULTS_MISSING").job_error.reason == "OUT_OF_MEMORY", "after an exit with 0 as well"
+
+
+@pytest.mark.parametrize("line", ["ValueError: nothing to remember", "KeyError: 'MemoryError'", "RuntimeError: out of luck"])
+def test_other_failures_keep_their_reason(line: str) -> None:
+    assert failed(line).job_error.reason == "HARNESS_FAILED"
+    assert failed(line, "RESULTS_MISSING").job_error.reason == "RESULTS_MISSING"

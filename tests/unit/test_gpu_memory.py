@@ -71,9 +71,18 @@ def test_a_gpu_that_is_set_aside_comes_back_when_its_memory_does() -> None:
     assert guard.set_aside() == {}
 
 
+def test_memory_is_missed_though_another_server_saw_the_run_begin() -> None:
+    noted = guard_of(GIB)[0].take(["0"])
+    assert noted == {"0": GIB}
+    guard, _, _ = guard_of(5 * GIB)
+    guard.take_up(noted)
+    guard.give_back(["0"], NeverStopping())
+    assert list(guard.set_aside()) == ["0"]
+
+
 def test_without_a_driver_no_gpu_is_set_aside() -> None:
     guard, _, _ = guard_of(None)
-    guard.take(["0"])
+    assert guard.take(["0"]) == {}
     guard.give_back(["0"], NeverStopping())
     assert guard.set_aside() == {}
 

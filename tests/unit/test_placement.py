@@ -112,11 +112,28 @@ def test_a_request_without_num_gpus_asks_for_one() -> None:
 
 
 def test_the_wait_reason_says_what_is_missing() -> None:
-    assert placement.wait_reason(1, 0, free(1)) == "about to start"
-    assert placement.wait_reason(4, 0, free(1)) == "needs 4 GPUs, 1 free; 0 jobs before this one"
-    assert placement.wait_reason(1, 1, free(0)) == "needs 1 GPU, 0 free; 1 job before this one"
-    assert placement.wait_reason(0, 2, free(1, slots_without_gpus=0)).startswith("all slots for jobs without GPUs are taken")
-    assert placement.wait_reason(1, 2, free(1, slots=0)).startswith("all slots for running jobs are taken")
+    none, one, four = queued(1, 0), queued(2, 1), queued(3, 4)
+    assert placement.wait_reason(one, 0, free(1)) == "about to start"
+    assert placement.wait_reason(none, 5, free(0)) == "about to start", "jobs with GPUs don't keep it waiting"
+    assert placement.wait_reason(four, 0, free(1)) == "needs 4 GPUs, 1 free; 0 jobs before this one"
+    assert placement.wait_reason(one, 1, free(0)) == "needs 1 GPU, 0 free; 1 job before this one"
+    assert placement.wait_reason(one, 0, free(0), 2) == "needs 1 GPU, 0 free, 2 set aside, see GetQueue; 0 jobs before this one"
+    assert placement.wait_reason(none, 2, free(1, slots_without_gpus=0)).startswith("all slots for jobs without GPUs are taken")
+    assert placement.wait_reason(one, 2, free(1, slots=0)).startswith("all slots for running jobs are taken")
+
+
+def test_the_wait_reason_names_the_job_that_gpus_are_kept_for() -> None:
+    jobs = [queued(1, 4), queued(2, 1, created=1.0), queued(3, 1, priority=1, created=1.0)]
+    assert placement.reserving_job(heads(jobs), free(0), RESERVATION - 1, RESERVATION) is None
+    wide = placement.reserving_job(heads(jobs[:2]), free(2), RESERVATION, RESERVATION)
+    assert wide == jobs[0]
+    reason = placement.wait_reason(jobs[1], 1, free(2), reserving=wide)
+    assert (
+        reason
+        == f"needs 1 GPU, 2 free; GPUs are kept for job {wide.job_id}, which needs 4 and has waited long; 1 job before this one"
+    )
+    assert placement.wait_reason(jobs[2], 0, free(2), reserving=wide) == "about to start", "it is served before that one"
+    assert placement.wait_reason(wide, 0, free(2), reserving=wide) == "needs 4 GPUs, 2 free; 0 jobs before this one"
 
 
 @settings(deadline=None)
@@ -128,7 +145,7 @@ def test_the_wait_reason_says_what_is_missing() -> None:
     slots=st.integers(0, 3),
 )
 def test_every_waiting_job_has_a_wait_reason_of_one_line(num_gpus: int, position: int, gpus: int, cpu: int, slots: int) -> None:
-    reason = placement.wait_reason(num_gpus, position, free(gpus, cpu, slots))
+    reason = placement.wait_reason(queued(1, num_gpus), position, free(gpus, cpu, slots))
     assert reason
     assert "\n" not in reason
 

@@ -182,11 +182,11 @@ def test_a_job_that_is_to_be_tried_again_waits_until_it_is_ready_and_lets_others
     state.load([QueuedRow("again", 1, 0, 1, 0, 5 * 10**9), QueuedRow("other", 2, 0, 1, 0, 0)], [])
     assert state.choose(CAPACITY, 600.0, {}, clock.seconds).job_id == "other"
     assert state.choose(CAPACITY, 600.0, {"other": ()}, clock.seconds) is None
-    assert state.seconds_until_ready(clock.seconds) == 5.0
+    assert state.seconds_until_ready() == 5.0
     assert "tried again" in describe(state, "again").wait_reason
     clock.seconds = 5.0
     assert state.choose(CAPACITY, 600.0, {}, clock.seconds).job_id == "again"
-    assert state.seconds_until_ready(clock.seconds) is None
+    assert state.seconds_until_ready() is None
 
 
 def test_only_what_fits_the_status_of_the_answer_is_added_to_it() -> None:
@@ -195,3 +195,38 @@ def test_only_what_fits_the_status_of_the_answer_is_added_to_it() -> None:
     state.apply([change(job_at(1, RUNNING), 1)])
     state.set_progress("job-1", pb.Progress(done=2))
     assert describe(state, "job-1", QUEUED) == STARTED_MEANWHILE
+
+
+def test_a_job_that_is_cancelled_is_not_chosen_whether_its_time_to_be_tried_again_has_come_or_not() -> None:
+    for seconds in (0.0, 5.0):
+        clock = StoppedClock()
+        state = QueueState(CAPACITY, clock)
+        state.load([QueuedRow("job-1", 1, 0, 1, 0, 5 * 10**9)], [])
+        clock.seconds = seconds
+        state.choose(CAPACITY, 600.0, {"job-1": ()}, seconds)
+        state.apply([change(job_at(1, pb.JOB_STATUS_CANCELLED), 1)])
+        assert state.choose(CAPACITY, 600.0, {}, 5.0) is None
+        assert state.seconds_until_ready() is None
+
+
+def test_a_job_behind_one_that_has_waited_long_is_told_for_whom_the_gpus_are_kept() -> None:
+    wide, narrow = job_at(1, QUEUED, num_gpus=4), job_at(2, QUEUED)
+    state = state_of((1, wide), (2, narrow))
+    state.apply([change(job_at(3, RUNNING, gpus=("0",)), 3)])
+    assert state.choose(state.free(), 600.0, {}, 601.0) is None
+    assert "GPUs are kept for job job-1" in describe(state, "job-2").wait_reason
+    state.apply([change(job_at(1, pb.JOB_STATUS_CANCELLED), 1)])
+    assert state.choose(state.free(), 600.0, {}, 601.0).job_id == "job-2"
+    assert describe(state, "job-2").wait_reason == "about to start"
+
+
+def test_a_job_that_needs_a_gpu_which_is_set_aside_says_so_and_keeps_the_others_from_nobody() -> None:
+    set_aside: dict[str, str] = {}
+    state = QueueState(CAPACITY, StoppedClock(), lambda: set_aside)
+    wide, narrow = job_at(1, QUEUED, num_gpus=4), job_at(2, QUEUED)
+    state.apply([change(job, number, pb.JOB_STATUS_UNSPECIFIED) for number, job in enumerate((wide, narrow), 1)])
+    set_aside["3"] = "its memory is still in use"
+    assert state.choose(state.free(), 0.0, {}, 9.0).job_id == "job-2"
+    assert "3 free, 1 set aside, see GetQueue" in describe(state, "job-1").wait_reason
+    set_aside.clear()
+    assert state.choose(state.free(), 0.0, {}, 9.0).job_id == "job-1"

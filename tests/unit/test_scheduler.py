@@ -90,18 +90,31 @@ class FakeExecutor:
         pass
 
 
-class NoMemory:
+class FakeMemory:
+    """The memory of each GPU that is in use; None without a driver."""
+
+    used: int | None = None
+
     def used_bytes(self, gpu: str) -> int | None:
-        return None
+        return self.used
+
+
+class ImpatientClock(SystemClock):
+    """Whoever waits for a while has waited long enough."""
+
+    def monotonic(self) -> float:
+        return 1000 * super().monotonic()
 
 
 class House:
     """A scheduler with a real store."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, executor: FakeExecutor | None = None) -> None:
         self.store = SqliteStore(folder / "data", CLOCK, 1000)
-        self.executor = FakeExecutor()
-        self.queue_state = QueueState(capacity(("0", "1"), 0), CLOCK)
+        self.executor = executor or FakeExecutor()
+        self.gpu_memory = FakeMemory()
+        self.gpu_guard = GpuGuard(self.gpu_memory, ImpatientClock())
+        self.queue_state = QueueState(capacity(("0", "1"), 0), CLOCK, self.gpu_guard.set_aside)
         self.workshop = Workshop(
             store=self.store,
             queue_state=self.queue_state,
@@ -112,7 +125,7 @@ class House:
             output_root=None,
             grace_seconds=0.1,
             publish_progress=lambda _: None,
-            gpu_guard=GpuGuard(NoMemory(), CLOCK),
+            gpu_guard=self.gpu_guard,
         )
         self.scheduler = Scheduler(self.workshop, 600.0)
         self.store.subscribe(self.queue_state.apply)
@@ -157,7 +170,7 @@ def test_jobs_start_as_gpus_come_free_and_no_gpu_is_given_twice(house: House) ->
     jobs = [house.submit() for _ in range(4)]
     first, second = (house.wait_until_running(job_id) for job_id in jobs[:2])
     assert sorted(first.gpus + second.gpus) == ["0", "1"]
-    assert house.executor.started == jobs[:2]
+    assert set(house.executor.started) == set(jobs[:2])
     second.finish()
     third = house.wait_until_running(jobs[2])
     assert third.gpus == second.gpus
@@ -175,6 +188,47 @@ def test_a_cancelled_run_is_ended_before_the_job_is_cancelled(house: House) -> N
     assert house.wait_for(job_id, CANCELLED)
     assert run.ended.is_set()
     eventually(house.is_empty)
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_run_that_can_not_be_ended_fails_its_job_and_its_gpus_go_to_nobody(house: House, cancelled: bool) -> None:
+    job_id = house.submit()
+    run = house.wait_until_running(job_id)
+
+    def refuse(_: float) -> None:
+        raise RunFailedError("PROCESS_UNKILLABLE", "process 7 could not be killed")
+
+    run.end = refuse  # type: ignore[method-assign]
+    if cancelled:
+        house.cancel(job_id)
+    else:
+        run.finish()
+    failed = house.wait_for(job_id, FAILED, CANCELLED)
+    assert (failed.status, failed.error.reason) == (FAILED, "PROCESS_UNKILLABLE"), "it must not be CANCELLED while it is there"
+    (gpu,) = run.gpus
+    assert "process 7" in house.workshop.gpu_guard.set_aside()[gpu]
+    assert house.wait_until_running(house.submit()).gpus != run.gpus
+    waiting = house.job(house.submit())
+    assert "1 set aside" in house.queue_state.described(waiting).wait_reason
+
+
+def test_the_memory_of_a_run_is_missed_by_the_server_that_took_it_up(tmp_path: Path) -> None:
+    first = House(tmp_path)
+    first.gpu_memory.used = 1 << 30
+    first.scheduler.start()
+    job_id = first.submit()
+    run = first.wait_until_running(job_id)
+    first.close()
+    second = House(tmp_path, first.executor)
+    second.gpu_memory.used = 9 << 30
+    second.queue_state.load([], second.store.running_jobs())
+    second.scheduler.start()
+    second.cancel(job_id)
+    second.wait_for(job_id, CANCELLED)
+    assert list(second.gpu_guard.set_aside()) == list(run.gpus)
+    second.gpu_memory.used = 1 << 30
+    eventually(lambda: not second.gpu_guard.set_aside(), "for the GPU to be good again")
+    second.close()
 
 
 def test_a_stop_leaves_the_runs_alone(house: House) -> None:
@@ -228,6 +282,29 @@ def test_a_job_cancelled_while_its_start_is_refused_sets_its_gpus_free(house: Ho
     eventually(house.is_empty, "for the GPUs to be free", seconds=5)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # a bug ends the dispatcher, as it should
+def test_a_bug_in_the_choice_does_not_leave_a_scheduler_that_starts_nothing(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bug(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(house.queue_state, "choose", bug)
+    house.submit()
+    house.scheduler.wait_stopped()  # whoever waits for this ends the server
+
+
+def test_a_drain_tells_the_jobs_that_wait_why(house: House) -> None:
+    run = house.wait_until_running(house.submit(num_gpus=2))
+    waiting = house.job(house.submit())
+    assert "1 GPU, 0 free" in house.queue_state.described(waiting).wait_reason
+    assert not house.scheduler.drain(0.0)
+    assert "after the restart" in house.queue_state.described(waiting).wait_reason
+    run.finish()
+    assert house.scheduler.drain(SECONDS)
+    assert house.job(waiting.job_id).status == QUEUED
+
+
 # What the queue tells the scheduler and the service.
 
 
@@ -259,7 +336,7 @@ def test_a_job_that_becomes_ready_between_the_choice_and_the_wait_is_not_forgott
     looked_at = state.now_seconds()
     assert state.choose(state.free(), 600.0, {}, looked_at) is None
     clock.seconds = 100.0001
-    patience = state.seconds_until_ready(looked_at)
+    patience = state.seconds_until_ready()
     assert patience is not None, "the dispatcher would wait until something else happens"
     assert patience <= 0.1
 
