@@ -172,6 +172,8 @@ def _filters() -> dict[str, JobFilter]:
         "a status, a model and a label": JobFilter(
             statuses=[JOB_STATUS_CANCELLED], models=["model_0"], labels={messages.LABEL: "red"}
         ),
+        "three models and two tasks": JobFilter(models=["model_3", "model_4", "model_5"], tasks=["task_3", "task_5"]),
+        "a model and a label that never meet": JobFilter(models=["model_3"], labels={messages.LABEL: "red"}),
     }
 
 
