@@ -4,6 +4,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -36,7 +37,16 @@ def _fill(link: Link, data_dir: Path, finished: int, queued: int) -> list[str]:
     _store(data_dir).close()  # this makes the database
     with closing(sqlite3.connect(data_dir / DATABASE_NAME, isolation_level=None)) as connection:
         connection.executescript(_IN_HASTE)
-        transaction = Transaction(connection, SystemClock(), _MAX_QUEUED, 0, 0, Counter(), lambda _: None)
+        transaction = Transaction(
+            connection,
+            SystemClock(),
+            _MAX_QUEUED,
+            head=0,
+            last_sequence=0,
+            last_created_ns=0,
+            counts=Counter(),
+            cached_job=lambda _: None,
+        )
         for batch in _batches(finished):
             transaction = _write(transaction, batch, cancel=True)
         ids = []
@@ -49,9 +59,7 @@ def _fill(link: Link, data_dir: Path, finished: int, queued: int) -> list[str]:
 
 def _write(last: Transaction, jobs: list[pb.JobInfo], cancel: bool) -> Transaction:
     """Commit new jobs in a transaction that follows the last one, and return it."""
-    transaction = Transaction(
-        last.connection, last.clock, last.max_queued, last.head, last.last_sequence, last.counts, last.cached_job
-    )
+    transaction = replace(last)
     transaction.connection.execute("BEGIN")
     for job in jobs:
         transaction.submit(Submission(job))

@@ -40,6 +40,7 @@ SERVICE: Final = evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationS
 
 _READER_THREADS: Final = 4
 _HASHER_THREADS: Final = 2
+_TELLING_SECONDS: Final = 0.1
 _FORCE_SECONDS: Final = 5.0
 
 _log = logging.getLogger(__name__)
@@ -156,9 +157,10 @@ class Server:
             self._housekeeping.cancel()
             self._housekeeper.stop()
         loop = asyncio.get_running_loop()
-        stop_scheduler = loop.run_in_executor(None, self._scheduler.stop)
-        await asyncio.gather(stop_scheduler, self._grpc.stop(self._settings.stop_seconds))
+        # Whoever calls just when gRPC stops gets CANCELLED, which says nothing: so callers are told for a moment first.
+        await asyncio.gather(loop.run_in_executor(None, self._scheduler.stop), asyncio.sleep(_TELLING_SECONDS))
         await loop.run_in_executor(None, self._executor.close)
+        await self._grpc.stop(self._settings.stop_seconds)
         self._catalog.close()
         self._readers.shutdown(wait=True, cancel_futures=True)
         self._hashers.shutdown(wait=True, cancel_futures=True)
