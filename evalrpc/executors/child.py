@@ -6,7 +6,8 @@ interpreter takes longer to start than a run may wait, and sends it its order wh
 
     python -I -S child.py PID START_TIME < ORDER
 
-PID and START_TIME name the server. The order is a JSON object: `steps` (programs with their arguments), `env`, `cwd`, `log` (of
+PID and START_TIME name the server. The order is a dict in Python's own marshal format, since to import json would take as long
+as the interpreter itself; both are of one installation. It has `steps` (programs with their arguments), `env`, `cwd`, `log` (of
 all output) and `traces_dir`. There it leaves `pid`: its own process id and start time, and `exit`: a line for every step
 that has ended, with the size of the log then, and `code N`, `signal N`, or `error TEXT` where the program could not be started.
 With no order, because the server has ended, it ends too.
@@ -14,7 +15,7 @@ With no order, because the server has ended, it ends too.
 Once its `pid` is written it takes the name RUN_NAME. Until then it may still be about to begin a run.
 """
 
-import json
+import marshal
 import os
 import signal
 import sys
@@ -30,11 +31,11 @@ def main() -> None:
     # The signals that end the group are for the program. A handler, unlike SIG_IGN, is not passed on to it.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda number, _: asked.append(number))
-    text = sys.stdin.buffer.read()
-    if not text:
+    order_bytes = sys.stdin.buffer.read()
+    if not order_bytes:
         return
     asked.clear()
-    order = json.loads(text)
+    order = marshal.loads(order_bytes)  # noqa: S302 - from the server itself
     traces_dir = order["traces_dir"]
     # On the disk before the program starts: after a power cut too, nobody takes it for one that never did.
     write(os.path.join(traces_dir, PID_FILE), f"{os.getpid()} {start_time(os.getpid())}", durably=True)

@@ -4,7 +4,7 @@ A run's traces on the disk are all that is needed to find it again: `child.py` w
 on a pidfd, which any process may have of any other, so a run found again is handled just as one that was started.
 """
 
-import json
+import marshal
 import os
 import select
 import signal
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -29,25 +30,26 @@ TRACES_DIR: Final = "run"
 _SURVIVOR_CHECK_SECONDS: Final = 0.02
 _KILL_SECONDS: Final = 30.0
 _START_SECONDS: Final = 5.0
+_SPARES: Final = 2  # while one is taken, the next is ready already
 
 
 class LocalExecutor:
     """The executor for the GPUs of this machine. `environment` is what runs inherit. May be used from several threads.
 
-    The parent of the next run is started ahead of time, by the first run or by `prepare`.
+    The parents of the next runs are started ahead of time, by the first run or by `prepare`.
     """
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self._environment = environment
         self._lock = threading.Lock()
-        self._spare: subprocess.Popen[bytes] | None = None
+        self._spares: deque[subprocess.Popen[bytes]] = deque()
         self._closed = False
 
     def prepare(self) -> None:
-        """Start the parent of the next run, unless it is there. Where that fails, the next run will say why."""
+        """Start the parents of the next runs, unless they are there. Where that fails, the next run will say why."""
         with self._lock, suppress(OSError):
-            if self._spare is None and not self._closed:
-                self._spare = _start_child()
+            while len(self._spares) < _SPARES and not self._closed:
+                self._spares.append(_start_child())
 
     def start(self, key: RunKey, command: Command, gpus: tuple[str, ...]) -> "LocalRun":
         """Start a run. Raises RunFailedError with reason START_FAILED; what only shows when the program is started, such as a
@@ -83,8 +85,9 @@ class LocalExecutor:
         """Let go of what was started ahead of time; runs go on."""
         with self._lock:
             self._closed = True
-            spare, self._spare = self._spare, None
-        if spare is not None:
+            spares = list(self._spares)
+            self._spares.clear()
+        for spare in spares:
             _dismiss(spare)
 
     def _order(self, key: RunKey, command: Command, gpus: tuple[str, ...], traces_dir: Path) -> bytes:
@@ -95,17 +98,16 @@ class LocalExecutor:
             "log": str(key.log_path),
             "traces_dir": str(traces_dir),
         }
-        return json.dumps(order).encode()
+        return marshal.dumps(order)
 
     def _hand_over(self, order: bytes) -> "subprocess.Popen[bytes]":
         """Give the order to the spare child script, or to a new one if it is gone. Raises OSError."""
         with self._lock:
-            spare, self._spare = self._spare, None
-        if spare is not None:
-            try:
-                return _send(spare, order)
-            except BrokenPipeError:  # somebody killed it
-                _dismiss(spare)
+            process = self._spares.popleft() if self._spares else _start_child()
+        try:
+            return _send(process, order)
+        except BrokenPipeError:  # somebody killed it
+            _dismiss(process)
         return _send(_start_child(), order)
 
 
