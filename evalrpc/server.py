@@ -1,6 +1,7 @@
 """Wires everything together, and runs it until it is told to stop."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -62,6 +63,7 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with running_server(settings) as server:
+        gc.freeze()  # what is there by now stays, so the collector need not look through it again and again
         print(f"evalrpc listening on {server.address}", flush=True)
         await _first_of(stop.wait(), server.wait_broken())
         if is_broken := not stop.is_set():
