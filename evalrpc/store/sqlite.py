@@ -14,7 +14,6 @@ import logging
 import queue
 import sqlite3
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
@@ -25,14 +24,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.clock import Clock
 from evalrpc.errors import (
-    ConfigurationError,
     EvalrpcError,
     RevisionCompactedError,
     RevisionInFutureError,
     StoreUnavailableError,
 )
 from evalrpc.lifecycle import Status
-from evalrpc.paths import JOBS_DIR
 from evalrpc.store import twins
 from evalrpc.store.base import (
     RETRY_DELAY_SECONDS,
@@ -47,7 +44,7 @@ from evalrpc.store.base import (
 from evalrpc.store.cache import JobCache
 from evalrpc.store.filters import find_jobs
 from evalrpc.store.lock import lock_data_dir
-from evalrpc.store.migrations import migrate
+from evalrpc.store.opening import open_database
 from evalrpc.store.transaction import Transaction, job_not_found
 from evalrpc.v1 import job_pb2 as pb
 from evalrpc.v1.evaluation_service_pb2 import JobFilter
@@ -82,8 +79,16 @@ class SqliteStore:
         self._closed = False
         self._writing = True
         self._gate = threading.Lock()  # so that no write slips in behind the last one
-        self._connection, self._oldest, self._head, self._last_sequence, self._counts = self._open()
-        self._last_created_ns = _last_created_ns(self._connection)
+        with ExitStack() as stack:
+            stack.callback(self._lock_file.close)  # whoever can't open the database must not keep it locked
+            opened = open_database(self._path)
+            stack.pop_all()
+        self._connection = opened.connection
+        self._oldest = opened.oldest_revision
+        self._head = opened.head_revision
+        self._last_sequence = opened.last_sequence
+        self._last_created_ns = opened.last_created_ns
+        self._counts = opened.counts
         self._writer = threading.Thread(target=self._write_batches, name="store-writer", daemon=True)
         self._writer.start()
 
@@ -339,30 +344,6 @@ class SqliteStore:
                 self._readers.append(connection)
         return connection
 
-    def _open(self) -> tuple[sqlite3.Connection, int, int, int, Counter[Status]]:
-        """Open the database, and read the oldest and the newest revision, the last sequence, and the counts.
-
-        Lets go of the lock if it can't.
-        """
-        try:
-            with ExitStack() as stack:
-                stack.callback(self._lock_file.close)
-                _require_not_lost(self._path)
-                connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute("PRAGMA synchronous = FULL")
-                migrate(connection)
-                (oldest,) = connection.execute("SELECT oldest_revision FROM compaction").fetchone()
-                (newest,) = connection.execute("SELECT max(revision) FROM journal").fetchone()
-                last = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'").fetchone()
-                counts = _count_statuses(connection)
-                stack.pop_all()
-        except (sqlite3.Error, OSError, TypeError) as error:  # TypeError: a row is missing
-            raise ConfigurationError(
-                f"setting data_dir: the database {self._path} can't be opened: {error}; take another folder, or a backup"
-            ) from error
-        return connection, oldest, max(oldest, newest or 0), last[0] if last else 0, counts
-
 
 @contextmanager
 def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
@@ -372,32 +353,6 @@ def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
         yield
     finally:
         connection.execute("COMMIT")
-
-
-def _last_created_ns(connection: sqlite3.Connection) -> int:
-    row = connection.execute("SELECT created_ns FROM jobs ORDER BY sequence DESC LIMIT 1").fetchone()
-    return row[0] if row else 0
-
-
-def _require_not_lost(path: Path) -> None:
-    """Refuse to begin anew where a database was: SQLite would drop its journal, and the server the files of its jobs."""
-    traces = [trace for trace in (path.with_name(f"{path.name}-wal"), path.parent / JOBS_DIR) if _has_content(trace)]
-    if traces and not _has_content(path):
-        raise ConfigurationError(
-            f"setting data_dir: the database {path} is empty or gone, though {traces[-1]} is there; "
-            "bring back a backup, or take another folder"
-        )
-
-
-def _has_content(path: Path) -> bool:
-    if path.is_dir():
-        return next(path.iterdir(), None) is not None
-    return path.exists() and path.stat().st_size > 0
-
-
-def _count_statuses(connection: sqlite3.Connection) -> Counter[Status]:
-    rows = connection.execute("SELECT status, count(*) FROM jobs GROUP BY status").fetchall()
-    return Counter(dict(rows))
 
 
 def _unavailable(message: str) -> StoreUnavailableError:
