@@ -16,6 +16,7 @@ _MODULES: Final = {
     "serve": "serve",
     "submit": "submit",
     "watch": "jobs",
+    "watch-all": "jobs",
     "get": "jobs",
     "list": "jobs",
     "queue": "jobs",
@@ -48,7 +49,8 @@ class _LazyGroup(click.Group):
         del ctx
         if cmd_name not in _MODULES:
             return None
-        command: click.Command = getattr(import_module(f"evalrpc.cli.{_MODULES[cmd_name]}"), f"{cmd_name}_command")
+        module = import_module(f"evalrpc.cli.{_MODULES[cmd_name]}")
+        command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return command
 
 

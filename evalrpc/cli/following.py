@@ -11,6 +11,7 @@ from evalrpc.cli.connection import INTERRUPTED, JOB_NOT_COMPLETED, fail
 from evalrpc.cli.output import is_terminal, print_json_line, print_table
 from evalrpc.client import EvalClient
 from evalrpc.errors import EvalrpcError, UnavailableError
+from evalrpc.v1.evaluation_service_pb2 import JobFilter
 from evalrpc.v1.job_pb2 import JobEvent, JobInfo, JobStatus
 
 _HEARTBEAT_SECONDS = 5.0
@@ -28,6 +29,22 @@ def follow(client: EvalClient, job_id: str, reconnect_timeout: timedelta, *, as_
         show_outcome(job)
     if job.status != JobStatus.JOB_STATUS_COMPLETED:
         raise click.exceptions.Exit(JOB_NOT_COMPLETED)
+
+
+def follow_all(client: EvalClient, job_filter: JobFilter, *, as_json: bool) -> None:
+    """Print a line for every job and for each of its changes, until Ctrl-C."""
+    shown: dict[str, str] = {}
+    breaks = _Breaks(client)
+    with suppress(KeyboardInterrupt):
+        for event in client.watch_all(job_filter, on_disconnect=breaks.tell):
+            breaks.over()
+            if as_json:
+                print_json_line(event)
+            elif event.HasField("job") and shown.get(event.job.job_id) != (line := wording.describe(event.job)):
+                shown[event.job.job_id] = line
+                click.echo(f"{event.job.job_id}  {line}")
+            if event.terminal:
+                shown.pop(event.job.job_id, None)
 
 
 def show_outcome(job: JobInfo) -> None:
@@ -51,23 +68,32 @@ def _show_results(job: JobInfo) -> None:
 def _watch(
     client: EvalClient, job_id: str, reconnect_timeout: timedelta, heartbeat_seconds: float | None
 ) -> Generator[JobEvent, None, None]:
-    """Watch, and tell on stderr of the first of several breaks in a row."""
-    breaks: list[EvalrpcError] = []
-
-    def tell(error: EvalrpcError, delay_seconds: float) -> None:
-        del delay_seconds
-        if not breaks:
-            click.echo(f"evalrpc: lost the server at {client.address}, trying again ({error.message})", err=True)
-        breaks.append(error)
-
+    breaks = _Breaks(client)
     for event in client.watch(
         job_id,
         heartbeat_interval_seconds=heartbeat_seconds,
         reconnect_timeout_seconds=reconnect_timeout.total_seconds() or None,
-        on_disconnect=tell,
+        on_disconnect=breaks.tell,
     ):
-        breaks.clear()
+        breaks.over()
         yield event
+
+
+class _Breaks:
+    """Tells on stderr of the first of several breaks in a row."""
+
+    def __init__(self, client: EvalClient) -> None:
+        self._client = client
+        self._told = False
+
+    def tell(self, error: EvalrpcError, delay_seconds: float) -> None:
+        del delay_seconds
+        if not self._told:
+            click.echo(f"evalrpc: lost the server at {self._client.address}, trying again ({error.message})", err=True)
+        self._told = True
+
+    def over(self) -> None:
+        self._told = False
 
 
 def _states(client: EvalClient, events: Iterable[JobEvent]) -> Generator[JobInfo, None, None]:

@@ -4,15 +4,14 @@ from datetime import timedelta
 from itertools import islice
 
 import click
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.cli import wording
 from evalrpc.cli.connection import client_options, connect
-from evalrpc.cli.following import follow
+from evalrpc.cli.following import follow, follow_all
 from evalrpc.cli.output import print_json, print_json_line, print_table
-from evalrpc.cli.parameters import STATUS_NAMES, duration, label, time
+from evalrpc.cli.parameters import duration, filter_options
 from evalrpc.v1.evaluation_service_pb2 import DeleteJobResponse, GetQueueResponse, JobFilter
-from evalrpc.v1.job_pb2 import JobInfo, JobStatus
+from evalrpc.v1.job_pb2 import JobInfo
 
 _LARGEST_PAGE = 1000
 
@@ -42,37 +41,21 @@ def get_command(job_id: str, address: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--status", "statuses", multiple=True, type=click.Choice(STATUS_NAMES, case_sensitive=False))
-@click.option("--label", "labels", type=label, multiple=True, metavar="K=V", help="With this label; of several, all.")
-@click.option("--model", "models", multiple=True)
-@click.option("--task", "tasks", multiple=True)
-@click.option("--harness", "harnesses", multiple=True)
-@click.option("--since", type=time, help="Created at this time or later: ISO 8601, or back from now, such as 2h.")
-@click.option("--until", type=time, help="Created before this time.")
+@filter_options
+@client_options
+def watch_all_command(job_filter: JobFilter, address: str | None, as_json: bool) -> None:
+    """Follow all jobs, or those of a filter, until Ctrl-C: how each stands, then every change."""
+    with connect(address) as client:
+        client.get_server_info()  # fails at once where a watch would try again
+        follow_all(client, job_filter, as_json=as_json)
+
+
+@click.command()
+@filter_options
 @click.option("--limit", default=50, show_default=True, help="At most so many; 0 is all.")
 @client_options
-def list_command(
-    statuses: tuple[str, ...],
-    labels: tuple[tuple[str, str], ...],
-    models: tuple[str, ...],
-    tasks: tuple[str, ...],
-    harnesses: tuple[str, ...],
-    since: Timestamp | None,
-    until: Timestamp | None,
-    limit: int,
-    address: str | None,
-    as_json: bool,
-) -> None:
+def list_command(job_filter: JobFilter, limit: int, address: str | None, as_json: bool) -> None:
     """List jobs, newest first. Conditions must all hold; of a repeated one, but for labels, any one suffices."""
-    job_filter = JobFilter(
-        statuses=[JobStatus.Value(f"JOB_STATUS_{status.upper()}") for status in statuses],
-        labels=dict(labels),
-        models=models,
-        tasks=tasks,
-        harnesses=harnesses,
-        created_after=since,
-        created_before=until,
-    )
     with connect(address) as client:
         jobs = islice(client.list_jobs(job_filter, min(limit, _LARGEST_PAGE)), limit or None)
         if as_json:

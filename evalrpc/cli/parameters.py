@@ -1,13 +1,16 @@
 """The kinds of values that flags take."""
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import wraps
 from typing import Any, Final
 
 import click
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.client.arguments import parse_arguments
+from evalrpc.v1.evaluation_service_pb2 import JobFilter
 from evalrpc.v1.job_pb2 import JobStatus
 
 _UNIT_SECONDS: Final = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
@@ -69,3 +72,44 @@ def _parse_time(text: str) -> datetime:
 def split_commas(texts: tuple[str, ...]) -> list[str]:
     """Split `A,B` and drop what is empty."""
     return [part.strip() for text in texts for part in text.split(",") if part.strip()]
+
+
+def filter_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the flags that choose jobs. The command gets them as `job_filter`."""
+
+    @wraps(function)
+    def command(
+        statuses: tuple[str, ...],
+        labels: tuple[tuple[str, str], ...],
+        since: Timestamp | None,
+        until: Timestamp | None,
+        models: tuple[str, ...],
+        tasks: tuple[str, ...],
+        harnesses: tuple[str, ...],
+        **others: Any,
+    ) -> None:
+        job_filter = JobFilter(
+            statuses=[JobStatus.Value(f"JOB_STATUS_{status.upper()}") for status in statuses],
+            labels=dict(labels),
+            models=models,
+            tasks=tasks,
+            harnesses=harnesses,
+            created_after=since,
+            created_before=until,
+        )
+        function(job_filter=job_filter, **others)
+
+    for option in reversed(_FILTER_OPTIONS):
+        command = option(command)
+    return command
+
+
+_FILTER_OPTIONS: Final = (
+    click.option("--status", "statuses", multiple=True, type=click.Choice(STATUS_NAMES, case_sensitive=False)),
+    click.option("--label", "labels", type=label, multiple=True, metavar="K=V", help="With this label; of several, all."),
+    click.option("--model", "models", multiple=True),
+    click.option("--task", "tasks", multiple=True),
+    click.option("--harness", "harnesses", multiple=True),
+    click.option("--since", type=time, help="Created at this time or later: ISO 8601, or back from now, such as 2h."),
+    click.option("--until", type=time, help="Created before this time."),
+)

@@ -1,6 +1,10 @@
 """Watching over the wire: what the contract promises about streams."""
 
 import itertools
+import json
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -348,3 +352,22 @@ def test_a_revision_seen_before_a_crash_is_good_after_it(launch: Callable[..., S
     together = [event for event in first.seen + second.end() if event.type in (SNAPSHOT, STATUS)]
     assert [event.job.status for event in together] in ([RUNNING, COMPLETED], [QUEUED, RUNNING, COMPLETED])
     assert api.get(job.job_id).revision == together[-1].revision
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_command_line_follows_all_jobs_of_a_filter(api: Api, site: Site, as_json: bool) -> None:
+    before = api.submit("wait", labels={"run": "x"})
+    program = "from evalrpc.cli import main; main()"
+    flags = ("--label", "run=x", "--address", api.address, *(["--json"] if as_json else []))
+    command = (sys.executable, "-c", program, "watch-all", *flags)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        assert before.job_id in watching.stdout.readline()
+        api.submit(labels={"run": "other"})
+        job = api.submit(labels={"run": "x"})
+        lines = list(itertools.takewhile(lambda line: not (job.job_id in line and "COMPLETED" in line), watching.stdout))
+        watching.send_signal(signal.SIGINT)
+        _, errors = watching.communicate(timeout=SECONDS)
+    assert (watching.returncode, errors) == (0, "")
+    ids = {json.loads(line).get("job", {}).get("job_id", job.job_id) if as_json else line.split()[0] for line in lines}
+    assert ids <= {before.job_id, job.job_id}, "the other job is not of the filter"
