@@ -1,5 +1,6 @@
 """The way from a command to the server, and from an error to a readable line and an exit code."""
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NoReturn, TypeVar
@@ -29,8 +30,12 @@ def client_options(function: FunctionT) -> FunctionT:
 @contextmanager
 def connect(address: str | None, timeout_seconds: float = 30.0) -> Iterator[EvalClient]:
     """Give a client whose single calls are bounded by the timeout, and report what goes wrong with it."""
-    with EvalClient(address, timeout_seconds=timeout_seconds) as client, reported(client.address):
-        yield client
+    try:
+        with EvalClient(address, timeout_seconds=timeout_seconds) as client, reported(client.address):
+            yield client
+    finally:
+        # Collected only while the interpreter ends, a call of gRPC waits for a lock of a thread that is no more: `watch` hung so.
+        gc.collect()
 
 
 @contextmanager
