@@ -34,7 +34,7 @@ def connect(address: str | None, timeout_seconds: float = 30.0) -> Iterator[Eval
         with EvalClient(address, timeout_seconds=timeout_seconds) as client, reported(client.address):
             yield client
     finally:
-        # Collected only while the interpreter ends, a call of gRPC waits for a lock of a thread that is no more: `watch` hung so.
+        # Collected only while the interpreter ends, a call of gRPC waits for a lock of a thread that is no more, and hangs.
         gc.collect()
 
 
