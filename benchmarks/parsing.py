@@ -22,7 +22,7 @@ from evalrpc.config import HarnessSettings, Settings
 from evalrpc.errors import RunFailedError
 from evalrpc.harnesses import build_harnesses
 from evalrpc.harnesses.base import Exit, Run
-from evalrpc.results import FAILED_ANSWER_MARK
+from evalrpc.harnesses.lmms_eval_answers import FAILED_ANSWER_MARK
 from evalrpc.v1.job_pb2 import EvaluateRequest
 
 _FEW: Final = 1000

@@ -15,7 +15,7 @@ so nothing outside the directory is read. Whatever a harness has written there, 
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -23,9 +23,6 @@ from evalrpc.errors import RunFailedError
 from evalrpc.extras import wire_text
 from evalrpc.metrics import mapping, model_result, rows_of, strings
 from evalrpc.v1.job_pb2 import ModelResult
-
-FAILED_ANSWER_MARK: Final = "[LMMS_EVAL_REQUEST_FAILED"
-"""What an answer begins with where lmms-eval got none from the model."""
 
 _STAMP: Final = r"(?P<stamp>[0-9]{8}_[0-9]{6})"
 _ISO_STAMP: Final = r"(?P<stamp>[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}-[0-9]{2}-[0-9]{2}(?:\.[0-9]{6})?)"
@@ -37,7 +34,6 @@ _SAMPLES_NAMES: Final = (
 )
 _MAX_RESULTS_BYTES: Final = 128 * 1024 * 1024
 _MAX_MESSAGE_BYTES: Final = 2 * 1024 * 1024  # of the 4 MiB that a gRPC client takes unless told otherwise
-_MAX_SAMPLE_CHARACTERS: Final = 16 * 1024 * 1024
 
 
 def read_results(output_dir: Path, model: str) -> dict[str, ModelResult]:
@@ -74,19 +70,6 @@ def missing_tasks(result: ModelResult, tasks: Iterable[str]) -> list[str]:
     missing = named - rows - groups.keys() - _tags(document)
     unnamed = rows - named - groups.keys() - {name for members in groups.values() for name in strings(members)}
     return [] if unnamed else sorted(missing)
-
-
-def failed_answer(samples: Iterable[str]) -> str | None:
-    """Return the first answer if there are answers and every one of them failed, otherwise None.
-
-    Reads line by line and stops at the first good answer.
-    """
-    first = None
-    for answer in (answer for path in samples for answer in _answers(Path(path))):
-        if not answer.startswith(FAILED_ANSWER_MARK):
-            return None
-        first = first or answer
-    return first
 
 
 def samples_task(path: str) -> str | None:
@@ -148,25 +131,6 @@ def _read_document(path: Path) -> Mapping[str, object]:
 def _tags(document: Mapping[str, object]) -> set[str]:
     configs = [mapping(config) for config in mapping(document.get("configs")).values()]
     return {tag for config in configs for key in ("tag", "group") for tag in strings(config.get(key))}
-
-
-def _answers(path: Path) -> Iterator[str]:
-    """Yield what the model answered, as far as the file can be understood."""
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            while line := file.readline(_MAX_SAMPLE_CHARACTERS):
-                yield from _sample_answers(line)
-    except OSError as error:
-        raise _invalid(f"a samples file can't be read: {error.strerror}") from error
-
-
-def _sample_answers(line: str) -> Iterator[str]:
-    try:
-        sample = mapping(json.loads(line))
-    except (ValueError, RecursionError):
-        return
-    # `resps` is what the model said, and left out where the filters changed nothing.
-    yield from strings(sample.get("resps", sample.get("filtered_resps")))
 
 
 def _wire_name(name: str) -> str:

@@ -18,8 +18,8 @@ from evalrpc.harnesses.bars import advance, read_bar
 from evalrpc.harnesses.base import Command, Exit, Run
 from evalrpc.harnesses.failures import shorten
 from evalrpc.harnesses.installation import Package, catalog_command, describe, note_version
+from evalrpc.harnesses.lmms_eval_answers import failed_answers
 from evalrpc.harnesses.lmms_eval_arguments import argument_string, is_one_argument
-from evalrpc.results import failed_answer
 from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
 from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
 
@@ -143,7 +143,8 @@ def _read_responding_bar(line: str, progress: Progress) -> None:
 
 
 def _check_answers(results: Mapping[str, ModelResult]) -> None:
-    answer = failed_answer(path for result in results.values() for path in result.samples)
-    if answer is not None:
-        why = answer.partition("] ")[2] or answer
-        raise RunFailedError("ALL_REQUESTS_FAILED", shorten(f"the model answered none of the requests: {why}"))
+    failed = failed_answers(path for result in results.values() for path in result.samples)
+    if failed is not None:
+        which = "the requests" if failed.is_all else f"{failed.sample_count} requests, spread evenly over all that there were"
+        why = failed.first.partition("] ")[2] or failed.first
+        raise RunFailedError("ALL_REQUESTS_FAILED", shorten(f"the model answered none of {which}: {why}"))

@@ -5,7 +5,6 @@ import copy
 import json
 import math
 import shutil
-import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from hypothesis import strategies as st
 from evalrpc.config import HarnessSettings, Settings
 from evalrpc.harnesses import build_harnesses
 from evalrpc.harnesses.base import Harness
-from evalrpc.results import FAILED_ANSWER_MARK, failed_answer, read_results
 
 KINDS = ("lmms-eval", "lm-eval", "inspect-ai", "command")
 TREES = sorted(path.parent for path in DATA.glob("*/*/output"))
@@ -136,35 +134,3 @@ def test_a_real_file_that_is_cut_off_or_overwritten_anywhere(tree: Path, data: s
     path = data.draw(st.sampled_from(sorted(output.rglob("*.json*"))))
     path.write_bytes(change_bytes(path.read_bytes(), data))
     judge_all(output, log_of(tree))
-
-
-def samples(folder: Path, line: str, count: int) -> None:
-    (folder / "20260214_103045_results.json").write_text('{"results": {"t": {"acc,none": 0.5}}}')
-    (folder / "20260214_103045_samples_t.jsonl").write_text(line * count)
-
-
-def test_a_million_samples_are_read_no_further_than_to_the_first_good_answer(tmp_path: Path) -> None:
-    samples(tmp_path, '{"filtered_resps": "A"}\n', 1_000_000)
-    tracemalloc.start()
-    result = read_results(tmp_path, "m")["m"]
-    assert failed_answer(result.samples) is None
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 1_000_000
-
-
-def test_samples_that_are_all_bad_are_not_held_in_memory(tmp_path: Path) -> None:
-    samples(tmp_path, json.dumps({"filtered_resps": FAILED_ANSWER_MARK, "input": "x" * 500}) + "\n", 20_000)
-    tracemalloc.start()
-    assert failed_answer(read_results(tmp_path, "m")["m"].samples) == FAILED_ANSWER_MARK
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 1_000_000
-
-
-@pytest.mark.parametrize(
-    "content", ["", "\n\n", "\0", "{}\n{}", "x" * 20_000_000], ids=["empty", "blank", "null", "no end", "long"]
-)
-def test_samples_without_any_sample_are_no_failed_answers(content: str, tmp_path: Path) -> None:
-    samples(tmp_path, content, 1)
-    assert failed_answer(read_results(tmp_path, "m")["m"].samples) is None

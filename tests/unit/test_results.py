@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalrpc.errors import RunFailedError
-from evalrpc.results import failed_answer, missing_tasks, read_results, samples_task
+from evalrpc.results import missing_tasks, read_results, samples_task
 from evalrpc.v1.job_pb2 import Metric, ModelResult
 
 DATA = Path(__file__).parent.parent / "data" / "lmms_eval"
@@ -286,58 +286,6 @@ def test_tasks_groups_and_tags_that_were_run_are_not_missing(
 def test_a_task_that_nothing_came_of_is_missing(tmp_path: Path) -> None:
     result = result_of(tmp_path, {"results": {"a": {}, "b": {}}, "group_subtasks": {"g": ["b"], "a": []}})
     assert missing_tasks(result, ["z", "a", "g", "y"]) == ["y", "z"]
-
-
-def samples_file(tmp_path: Path, *samples: object) -> str:
-    path = tmp_path / f"{STAMP}_samples_t.jsonl"
-    path.write_text("".join(f"{sample if isinstance(sample, str) else json.dumps(sample)}\n" for sample in samples))
-    return str(path)
-
-
-BAD = "[LMMS_EVAL_REQUEST_FAILED after 1 retries] Error code: 500 - stub failure"
-
-
-def test_a_real_run_in_which_all_answers_failed_is_seen() -> None:
-    assert failed_answer(real("silent_api_500_results_written")["stub"].samples) == BAD
-
-
-@pytest.mark.parametrize("case", [case for case in WITH_RESULTS if not case.startswith("silent")])
-def test_a_real_run_with_answers_is_good(case: str) -> None:
-    ((_, result),) = real(case).items()
-    assert result.samples
-    assert failed_answer(result.samples) is None
-
-
-@pytest.mark.parametrize(
-    "samples",
-    [
-        [{"filtered_resps": BAD}, {"filtered_resps": "A"}],
-        [{"filtered_resps": BAD, "resps": ["fine"]}],
-        [{"resps": [[BAD, "fine"]]}],
-        [],
-        ["{", "[]", "null", {"doc_id": 1}, {"filtered_resps": None}],
-        ["[" * 200_000],
-    ],
-)
-def test_not_all_answers_failed(tmp_path: Path, samples: list[object]) -> None:
-    assert failed_answer([samples_file(tmp_path, *samples)]) is None
-
-
-@pytest.mark.parametrize(
-    "samples",
-    [[{"filtered_resps": BAD}] * 3, [{"filtered_resps": "[invalid]", "resps": [BAD]}], ["{", {"resps": [[BAD], [BAD]]}]],
-)
-def test_all_answers_failed(tmp_path: Path, samples: list[object]) -> None:
-    assert failed_answer([samples_file(tmp_path, *samples)]) == BAD
-
-
-def test_reading_stops_at_the_first_good_answer(tmp_path: Path) -> None:
-    assert failed_answer([samples_file(tmp_path, {"filtered_resps": "A"}), str(tmp_path / "does not exist")]) is None
-
-
-def test_samples_that_cannot_be_read_make_results_invalid(tmp_path: Path) -> None:
-    with pytest.raises(RunFailedError, match="a samples file can't be read: No such file or directory"):
-        failed_answer([str(tmp_path / "none")])
 
 
 def test_only_a_samples_file_has_a_task() -> None:
