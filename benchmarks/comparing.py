@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any, Final
 
 import numpy as np
@@ -33,6 +34,7 @@ _CLAIMS: Final = (Verdict.VERDICT_BETTER, Verdict.VERDICT_WORSE)
 _PROGRAM: Final = """\
 import json, random, sys
 from pathlib import Path
+from threading import Event
 count, seed = map(int, sys.argv[1].split("-"))
 dice, folder = random.Random(seed), Path(sys.argv[2]) / "m"
 folder.mkdir(parents=True)
@@ -94,7 +96,7 @@ def _claimed(pairs: int, gain: float, *, with_samples: bool = True) -> dict[str,
             if not with_samples:
                 for job in jobs:
                     job.results["m"].ClearField("samples")
-            for metric in compare_jobs(call, jobs[0], jobs[1:]).candidates[0].metrics:
+            for metric in compare_jobs(call, jobs[0], jobs[1:], {}, Event()).candidates[0].metrics:
                 claims[metric.metric] += metric.verdict in _CLAIMS
     return {metric: claims[metric] / pairs for metric in _TESTS}
 

@@ -5,14 +5,17 @@ so it is imported by the first comparison only.
 """
 
 import math
+import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from itertools import chain, groupby
-from pathlib import Path
 from typing import Any, Final
 
 from evalrpc import significance, verdicts
-from evalrpc.errors import ArtifactNotFoundError, InvalidRequestError, MetricNotFoundError, NoResultsError
-from evalrpc.results import samples_task
+from evalrpc.errors import InvalidRequestError, MetricNotFoundError, NoResultsError, NotFoundError
+from evalrpc.harnesses.base import Harness, SampleRow
+from evalrpc.results import samples_by_task
+from evalrpc.sample_files import open_samples
 from evalrpc.sample_values import NO_VALUES, MetricKey, SampleValues, pair, read_values
 from evalrpc.selectors import takes
 from evalrpc.significance import MIN_SAMPLES, Difference
@@ -27,8 +30,15 @@ _Key = tuple[str, str, str]  # task, metric, filter
 _Values = Mapping[MetricKey, SampleValues]
 
 
-def compare(call: pb.CompareJobsRequest, baseline: JobInfo, candidates: Sequence[JobInfo]) -> pb.CompareJobsResponse:
-    """Compare the candidates with the baseline. Blocks on the disk, and takes seconds where there are many samples.
+def compare(
+    call: pb.CompareJobsRequest,
+    baseline: JobInfo,
+    candidates: Sequence[JobInfo],
+    harnesses: Mapping[str, Harness],
+    stop: threading.Event,
+) -> pb.CompareJobsResponse:
+    """Compare the candidates with the baseline. Blocks on the disk, and takes seconds where there are many samples: once `stop`
+    is set, it raises CancelledError after the row or the metric at hand.
 
     The samples of one task of the baseline and of one candidate are in memory at a time. Raises NoResultsError and
     MetricNotFoundError.
@@ -39,7 +49,7 @@ def compare(call: pb.CompareJobsRequest, baseline: JobInfo, candidates: Sequence
     found = [list(_line_up(baseline, candidate)) for candidate in candidates]
     _require_known(call, list(chain.from_iterable(found)))
     asked_for = [[metric for metric in metrics if verdicts.is_asked_for(call, metric)] for metrics in found]
-    _test_all(baseline, zip(candidates, asked_for, strict=True), alpha)
+    _Tester(baseline, harnesses, stop, alpha).test_all(zip(candidates, asked_for, strict=True))
     verdicts.judge(call, list(chain.from_iterable(asked_for)), alpha)
     comparisons = [
         pb.JobComparison(candidate_job_id=job.job_id, metrics=metrics)
@@ -122,19 +132,51 @@ def _require_known(call: pb.CompareJobsRequest, metrics: Collection[pb.MetricCom
 # What is tested how
 
 
-def _test_all(baseline: JobInfo, lined_up: Iterable[tuple[JobInfo, Sequence[pb.MetricComparison]]], alpha: float) -> None:
-    """Test what both sides have a value of, task by task, so that each file is read once."""
-    pairs = [(job, metric) for job, metrics in lined_up for metric in metrics if _set_difference(metric)]
-    pairs.sort(key=_file)
-    for (model, task), of_file in groupby(pairs, key=_file):
-        of_task = list(of_file)
-        ours = _read(baseline, model, task, [metric for _, metric in of_task])
-        for _, of_job in groupby(of_task, key=lambda pair: pair[0].job_id):
-            of_candidate = list(of_job)
-            job, first = of_candidate[0]
-            theirs = _read(job, first.candidate_model, task, [metric for _, metric in of_candidate])
-            for _, metric in of_candidate:
-                _test(metric, ours, theirs, alpha)
+class _Tester:
+    """Tests the metrics of one comparison."""
+
+    def __init__(self, baseline: JobInfo, harnesses: Mapping[str, Harness], stop: threading.Event, alpha: float) -> None:
+        self._baseline = baseline
+        self._harnesses = harnesses
+        self._stop = stop
+        self._alpha = alpha
+
+    def test_all(self, lined_up: Iterable[tuple[JobInfo, Sequence[pb.MetricComparison]]]) -> None:
+        """Test what both sides have a value of, task by task, so that each file is read once."""
+        pairs = [(job, metric) for job, metrics in lined_up for metric in metrics if _set_difference(metric)]
+        pairs.sort(key=_file)
+        for (model, task), of_file in groupby(pairs, key=_file):
+            of_task = list(of_file)
+            ours = self._read(self._baseline, model, task, [metric for _, metric in of_task])
+            for _, of_job in groupby(of_task, key=lambda pair: pair[0].job_id):
+                of_candidate = list(of_job)
+                job, first = of_candidate[0]
+                theirs = self._read(job, first.candidate_model, task, [metric for _, metric in of_candidate])
+                for _, metric in of_candidate:
+                    self._go_on()
+                    _test(metric, ours, theirs, self._alpha)
+
+    def _read(self, job: JobInfo, model: str, task: str, metrics: Iterable[pb.MetricComparison]) -> _Values:
+        """Read the samples of a task; none where they were not logged, are gone or can't be read to their end."""
+        path = samples_by_task(job.results[model]).get(task)
+        if path is None or not job.attempts:
+            return {}
+        keys = {MetricKey(metric.metric, metric.filter) for metric in metrics}
+        try:
+            with open_samples(job, path, self._harnesses) as rows:
+                return read_values(self._values(rows), keys)
+        except (NotFoundError, InvalidRequestError):  # gone, or put where nobody may read
+            return {}
+
+    def _values(self, rows: Iterable[SampleRow]) -> Iterator[Mapping[str, object]]:
+        for row in rows:
+            self._go_on()
+            yield row.values
+
+    def _go_on(self) -> None:
+        """Raise CancelledError if nobody waits for the answer any more."""
+        if self._stop.is_set():
+            raise CancelledError
 
 
 def _file(pair: tuple[JobInfo, pb.MetricComparison]) -> tuple[str, str]:
@@ -155,18 +197,6 @@ def _set_difference(metric: pb.MetricComparison) -> bool:
     else:
         metric.difference = difference
     return metric.HasField("difference")
-
-
-def _read(job: JobInfo, model: str, task: str, metrics: Iterable[pb.MetricComparison]) -> _Values:
-    """Read the samples of a task; none where they were not logged or are gone."""
-    path = next((path for path in job.results[model].samples if samples_task(path) == task), None)
-    if path is None or not job.attempts:
-        return {}
-    keys = {MetricKey(metric.metric, metric.filter) for metric in metrics}
-    try:
-        return read_values(Path(job.attempts[-1].output_dir), path, keys)
-    except (ArtifactNotFoundError, InvalidRequestError):  # gone, or put where nobody may read
-        return {}
 
 
 def _test(metric: pb.MetricComparison, ours: _Values, theirs: _Values, alpha: float) -> None:

@@ -6,7 +6,7 @@ when their turn comes, and need no thread. Memory stays at one chunk however lar
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,10 +17,12 @@ from evalrpc import page_tokens, wire
 from evalrpc.errors import AttemptNotFoundError, OffsetOutOfRangeError, SamplesNotFoundError
 from evalrpc.feed import Feed
 from evalrpc.files import Checksums, FoundFile, list_files, open_file
+from evalrpc.harnesses.base import Harness
 from evalrpc.lifecycle import TERMINAL
 from evalrpc.paths import attempt_dir, log_path
 from evalrpc.retention import remove_files
-from evalrpc.samples import read_page, samples_file
+from evalrpc.sample_files import open_samples
+from evalrpc.samples import SamplesPage, read_page, samples_file
 from evalrpc.v1 import evaluation_service_pb2 as calls
 from evalrpc.v1.job_pb2 import JOB_STATUS_QUEUED, JOB_STATUS_RUNNING, JobInfo
 
@@ -36,9 +38,12 @@ _Send = Callable[[bytes], Awaitable[object]]
 class JobReader:
     """Reads what jobs left on the disk. `readers` takes short reads, `hashers` the long ones."""
 
-    def __init__(self, feed: Feed, data_dir: Path, readers: Executor, hashers: Executor) -> None:
+    def __init__(
+        self, feed: Feed, data_dir: Path, harnesses: Mapping[str, Harness], readers: Executor, hashers: Executor
+    ) -> None:
         self._feed = feed
         self._data_dir = data_dir
+        self._harnesses = harnesses
         self._readers = readers
         self._hashers = hashers
         self._checksums = Checksums()
@@ -118,13 +123,16 @@ class JobReader:
         job = await self._feed.read_job(job_id)
         listing = calls.ListSamplesRequest(job_id=job_id, model=call.model, task=call.task)
         offset = page_tokens.decode(call.page_token, listing) or 0
-        folder = _output_dir(job)
-        if folder is None:
+        if not job.attempts:
             raise SamplesNotFoundError(f"job {job_id} has not run yet, so it has no samples")
         path = samples_file(job, call.model, call.task)
-        page = await self._read(lambda: read_page(folder, path, offset, page_size))
+        page = await self._read(lambda: self._samples_page(job, path, offset, page_size))
         token = "" if page.next_offset is None else page_tokens.encode(page.next_offset, listing)
         return calls.ListSamplesResponse(samples=page.rows, next_page_token=token)
+
+    def _samples_page(self, job: JobInfo, path: str, offset: int, page_size: int) -> SamplesPage:
+        with open_samples(job, path, self._harnesses, offset) as rows:
+            return read_page(rows, page_size)
 
     async def remove_files(self, job: JobInfo) -> None:
         """Remove all that the server itself created on the disk for a job that is deleted."""

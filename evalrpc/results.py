@@ -42,7 +42,7 @@ def read_results(output_dir: Path, model: str) -> dict[str, ModelResult]:
     Raises RunFailedError with reason RESULTS_INVALID for a results file that can't be read, or with more than a job can carry.
     """
     folders = {model: output_dir}
-    folders |= {_wire_name(entry.name): output_dir / entry.name for entry in _entries(output_dir) if _is_folder(entry)}
+    folders |= {wire_name(entry.name): output_dir / entry.name for entry in _entries(output_dir) if _is_folder(entry)}
     read = ((name, _read_folder(folder)) for name, folder in folders.items())
     results = {name: result for name, result in read if result is not None}
     require_size(results)
@@ -78,6 +78,25 @@ def samples_task(path: str) -> str | None:
     return match["task"] if match else None
 
 
+def samples_by_task(result: ModelResult) -> dict[str, str]:
+    """Return the paths of the files of samples by task: the one in the file's name, or those whose aggregate file it is too."""
+    tasks_in: dict[str, list[str]] = {}
+    for task in result.tasks:
+        tasks_in.setdefault(task.results or result.results, []).append(task.task)
+    by_task: dict[str, str] = {}
+    for path in result.samples:
+        named = samples_task(path)
+        by_task |= dict.fromkeys(tasks_in.get(path, ()) if named is None else (named,), path)
+    return by_task
+
+
+def wire_name(name: str) -> str:
+    """Return a name, or a path, that a message can carry. Raises RunFailedError with reason RESULTS_INVALID for another."""
+    if name != wire_text(name):
+        raise _invalid(f"the name {ascii(name)[:200]} is not UTF-8")
+    return name
+
+
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
@@ -101,8 +120,8 @@ def _read_folder(folder: Path) -> ModelResult | None:
     samples = [match[0] for match in _matches(_SAMPLES_NAMES, names) if match["stamp"] == latest]
     path = folder / results_name
     result = model_result(_read_document(path))
-    result.results = _wire_name(str(path))
-    result.samples.extend(_wire_name(str(folder / name)) for name in samples)
+    result.results = wire_name(str(path))
+    result.samples.extend(wire_name(str(folder / name)) for name in samples)
     return result
 
 
@@ -131,12 +150,6 @@ def _read_document(path: Path) -> Mapping[str, object]:
 def _tags(document: Mapping[str, object]) -> set[str]:
     configs = [mapping(config) for config in mapping(document.get("configs")).values()]
     return {tag for config in configs for key in ("tag", "group") for tag in strings(config.get(key))}
-
-
-def _wire_name(name: str) -> str:
-    if name != wire_text(name):
-        raise _invalid(f"the name {ascii(name)[:200]} is not UTF-8")
-    return name
 
 
 def _invalid(message: str) -> RunFailedError:

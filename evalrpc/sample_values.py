@@ -1,4 +1,4 @@
-"""What each sample of a task scored, read from a file of any size into a few flat arrays, and paired with another job's.
+"""What each sample of a task scored, read from any number of rows into a few flat arrays, and paired with another job's.
 
 A row gives a metric's value under the metric's name, or under `metric,filter` as the aggregate file has it; either may stand in
 a table `metrics`. A row with a `filter` is of that one alone. What is no number or boolean counts as absent.
@@ -6,23 +6,18 @@ a table `metrics`. A row with a `filter` is of that one alone. What is no number
 
 import json
 import math
-import os
 from array import array
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evalrpc.files import open_file
-
 MAX_VALUES: Final = 8_000_000
-"""Values of a file that are read, of all metrics together; those after them count as absent."""
+"""Values of a task that are read, of all metrics together; those after them count as absent."""
 
-_MAX_ROW_BYTES: Final = 16 * 1024 * 1024
 _MAX_VALUE: Final = 1e100  # no sum of such values overflows; anything larger spoils the mean, as it should
 _TOLERANCE: Final = 1e-4
 
@@ -91,14 +86,11 @@ def pair(baseline: SampleValues, candidate: SampleValues) -> Pairs:
     return Pairs(baseline.values[ours], candidate.values[theirs], unpaired_count)
 
 
-def read_values(folder: Path, path: str, wanted: Collection[MetricKey]) -> Mapping[MetricKey, SampleValues]:
-    """Read the values of the metrics that are wanted. Blocks on the disk. Rows that can't be understood are passed over.
-
-    Memory is 16 bytes per value, and the largest row. Raises ArtifactNotFoundError if the file is gone.
-    """
+def read_values(rows: Iterable[Mapping[str, object]], wanted: Collection[MetricKey]) -> Mapping[MetricKey, SampleValues]:
+    """Take the values of the metrics that are wanted out of the rows of a task. Memory is 16 bytes per value."""
     columns = [_Column(key) for key in wanted]
     values_left = MAX_VALUES
-    for row in _rows(folder, path):
+    for row in rows:
         sample_id = _id(row.get("doc_id"))
         if sample_id is not None:
             values_left -= sum(column.take(sample_id, row) for column in columns)
@@ -135,24 +127,6 @@ class _Column:
         ids, values = np.frombuffer(self._ids, np.int64), np.frombuffer(self._values, np.float64)
         unique, rows, counts = np.unique(ids, return_inverse=True, return_counts=True)
         return SampleValues(unique, np.bincount(rows, weights=values) / counts)
-
-
-def _rows(folder: Path, path: str) -> Iterator[Mapping[str, object]]:
-    with (
-        open_file(folder, os.path.relpath(path, folder)) as descriptor,
-        open(descriptor, "rb", closefd=False) as file,
-    ):
-        while line := file.readline(_MAX_ROW_BYTES):
-            row = _decode(line)
-            if isinstance(row, dict):
-                yield row
-
-
-def _decode(line: bytes) -> object:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _id(doc_id: object) -> int | None:

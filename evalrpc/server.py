@@ -112,7 +112,7 @@ class Server:
         self._service = EvaluationService(
             store=self._store,
             feed=self._feed,
-            reader=JobReader(self._feed, data_dir, self._readers, self._hashers),
+            reader=JobReader(self._feed, data_dir, harnesses, self._readers, self._hashers),
             queue_state=queue_state,
             harnesses=harnesses,
             gpus=gpus,

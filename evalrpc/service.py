@@ -6,6 +6,7 @@ futures of the store.
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -169,7 +170,13 @@ class EvaluationService:
         validation.require(validation.comparison(request))
         baseline = await self.feed.read_job(request.baseline_job_id.lower())
         candidates = [await self.feed.read_job(job_id.lower()) for job_id in request.candidate_job_ids]
-        return await asyncio.get_running_loop().run_in_executor(self.hashers, _compare, request, baseline, candidates)
+        stop = threading.Event()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self.hashers, _compare, request, baseline, candidates, self.harnesses, stop
+            )
+        finally:
+            stop.set()  # whoever asked has the answer, or has gone
 
     async def GetQueue(self, request: calls.GetQueueRequest, context: _Context) -> bytes:
         """Return what is queued and running, and who holds which GPU. It is put together anew only after a change."""
@@ -323,10 +330,16 @@ def _note_differences(job: JobInfo, submitted: JobInfo) -> None:
         job.warnings.append(f"this is an earlier job, which keeps its own {', '.join(different)}")
 
 
-def _compare(request: CompareJobsRequest, baseline: JobInfo, candidates: Sequence[JobInfo]) -> CompareJobsResponse:
+def _compare(
+    request: CompareJobsRequest,
+    baseline: JobInfo,
+    candidates: Sequence[JobInfo],
+    harnesses: Mapping[str, Harness],
+    stop: threading.Event,
+) -> CompareJobsResponse:
     from evalrpc.comparison import compare  # here, so that a server that compares nothing never loads NumPy and SciPy
 
-    return compare(request, baseline, candidates)
+    return compare(request, baseline, candidates, harnesses, stop)
 
 
 def _fingerprint(call: calls.SubmitJobRequest) -> bytes:

@@ -8,9 +8,10 @@ from typing import Any
 
 from google.protobuf.json_format import ParseDict
 
-from evalrpc.errors import RunFailedError
-from evalrpc.harnesses.base import Exit, Harness, Run, TaskReporter
-from evalrpc.v1.job_pb2 import EvaluateRequest, JobError, ModelResult, Progress
+from evalrpc.errors import RunFailedError, SamplesNotFoundError
+from evalrpc.harnesses.base import Exit, Harness, Run, SampleRow, TaskReporter
+from evalrpc.sample_files import open_samples
+from evalrpc.v1.job_pb2 import EvaluateRequest, JobAttempt, JobError, JobInfo, ModelResult, Progress
 
 DATA = Path(__file__).parent / "data"
 GOOD_EXIT = Exit(code=0)
@@ -57,7 +58,18 @@ def judge(harness: Harness, run: Run, exit_status: Exit = GOOD_EXIT, log: list[s
     assert results
     for result in results.values():
         assert_within(run.output_dir, result)
+        for path in result.samples:
+            with suppress(SamplesNotFoundError):
+                rows_of(harness, run.output_dir, path)
     return results
+
+
+def rows_of(harness: Harness, output_dir: Path, path: str, offset: int = 0) -> list[SampleRow]:
+    """The rows of a file of samples, as the server reads them."""
+    job = JobInfo(job_id="job", attempts=[JobAttempt(output_dir=str(output_dir))])
+    job.request.harness = harness.name
+    with open_samples(job, path, {harness.name: harness}, offset) as rows:
+        return list(rows)
 
 
 def look_in_between(reporter: TaskReporter, run: Run) -> None:

@@ -4,10 +4,10 @@ A harness is pure. It starts no process, keeps no state between calls, and may b
 nothing but, where the results come in a layout of their own, files beside them in the output folder.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 from evalrpc.errors import FieldViolation
 from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
@@ -63,6 +63,31 @@ class TaskReporter(Protocol):
         something in the output folder has changed, so it must be quick however many samples there are.
 
         What can't be read has not finished: it may just be being written.
+        """
+
+
+class SampleRow(NamedTuple):
+    """One sample of a file."""
+
+    values: Mapping[str, object]
+    """What is known of it, under the names that docs/harnesses.md gives."""
+    end: int
+    """The offset from which those after it can be read."""
+
+
+@runtime_checkable
+class SampleReader(Protocol):
+    """What a harness also is if its results name files of samples in a format of its own, which are read where they lie.
+
+    Such a file is of the tasks whose aggregate file it is too. Others, with names as in `evalrpc.results`, have a JSON object
+    on every line, and no harness is asked to read them.
+    """
+
+    def read_samples(self, file: BinaryIO, offset: int) -> Iterator[SampleRow]:
+        """Yield the samples of a file from an offset on: 0, or the `end` of a row. So a page costs as much as its own rows.
+
+        The file is open for this call alone. Raises ValueError or RecursionError where it can't be understood from there on,
+        and OSError.
         """
 
 

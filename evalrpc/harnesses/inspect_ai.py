@@ -7,20 +7,19 @@ with `model_args` is what it can do with lmms-eval's: they become arguments of i
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import FieldViolation, RunFailedError
-from evalrpc.harnesses import arguments
+from evalrpc.harnesses import arguments, inspect_logs
 from evalrpc.harnesses.arguments import finite_problem, plain_arguments
 from evalrpc.harnesses.bars import Bar, advance
-from evalrpc.harnesses.base import Command, Exit, Run
+from evalrpc.harnesses.base import Command, Exit, Run, SampleRow
 from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
-from evalrpc.harnesses.inspect_logs import Log, read_headers, read_logs, result_of_logs, write_results
+from evalrpc.harnesses.inspect_logs import SUCCESS, Log, read_finished_logs, read_logs, result_of_logs
 from evalrpc.harnesses.inspect_tasks import task_files
 from evalrpc.harnesses.installation import Package, catalog_command, describe
 from evalrpc.harnesses.names import device_violations, task_problem
-from evalrpc.results import read_results
 from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
 from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
 
@@ -113,19 +112,17 @@ class InspectHarness:
         if not logs:
             message = find_failure(log_tail) or "inspect-ai left no log"
             raise failed(message, "RESULTS_MISSING")
-        good = _good_logs(logs, run.request.tasks)
-        if good:
-            write_results(run.output_dir, good)
         _require_all_good(logs, run.request.tasks)
-        return read_results(run.output_dir, run.request.model)
+        return {run.request.model: result_of_logs(_good_logs(logs, run.request.tasks))}
 
     def read_finished(self, run: Run) -> Mapping[str, ModelResult]:
-        """Read the logs of the tasks that have finished: inspect-ai writes each when its task ends. Samples come at the end."""
-        written = read_results(run.output_dir, run.request.model)
-        if written:
-            return written
-        good = _good_logs(read_headers(run.output_dir), run.request.tasks)
+        """Read the logs of the tasks that have finished: inspect-ai writes each when its task ends."""
+        good = _good_logs(read_finished_logs(run.output_dir), run.request.tasks)
         return {run.request.model: result_of_logs(good)} if good else {}
+
+    def read_samples(self, file: BinaryIO, offset: int) -> Iterator[SampleRow]:
+        """Read the samples of a log: its tasks have no other files of samples."""
+        return inspect_logs.read_samples(file, offset)
 
     def _task_specs(self, tasks: Sequence[str]) -> list[str]:
         files = task_files(self._settings.include_path)
@@ -219,14 +216,14 @@ def _latest(logs: Sequence[Log]) -> dict[str, Log]:
 def _good_logs(logs: Sequence[Log], tasks: Iterable[str]) -> dict[str, Log]:
     """Return the latest log of every task whose status says success."""
     latest = _latest(logs)
-    return {task: latest[task] for task in tasks if task in latest and latest[task].status == "success"}
+    return {task: latest[task] for task in tasks if task in latest and latest[task].status == SUCCESS}
 
 
 def _require_all_good(logs: Sequence[Log], tasks: Sequence[str]) -> None:
     """Raise RunFailedError unless every task has a log and the status of its latest says success."""
     latest = _latest(logs)
     for task, log in ((task, latest[task]) for task in tasks if task in latest):
-        if log.status != "success":
+        if log.status != SUCCESS:
             raise failed(log.error or f"inspect-ai left task {task} with the status {log.status}")
     missing = [task for task in tasks if task not in latest]
     if missing:

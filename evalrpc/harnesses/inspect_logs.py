@@ -1,33 +1,37 @@
-"""inspect-ai's logs, one JSON file per task, become a verdict and files in the layout that `evalrpc.results` reads.
+"""inspect-ai's logs, one JSON file per task, read where they lie.
 
-    output_dir/2026-02-14T10-30-45-00-00_TASK_ID.json     inspect-ai's own: status, results, samples, every event
-    output_dir/20260214_103045_results.json               from it: the metrics of all tasks
-    output_dir/20260214_103045_samples_TASK.jsonl         from it: the samples of one task, without their events
+    output_dir/2026-02-14T10-30-45-00-00_TASK_ID.json     status, results, samples, every event
 
-A scorer counts as a filter: `accuracy` of the scorer `match` is the metric `accuracy` with the filter `match`.
+What decides over a run stands before the samples, of which there may be very many: they are read when someone asks for them. A
+scorer counts as a filter: `accuracy` of the scorer `match` is the metric `accuracy` with the filter `match`.
 """
 
-import json
 import os
 import re
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import chain, takewhile
 from pathlib import Path
-from typing import Final, TextIO
+from typing import BinaryIO, Final
 
 from evalrpc.errors import RunFailedError
+from evalrpc.harnesses.base import SampleRow
 from evalrpc.harnesses.failures import find_failure, shorten
-from evalrpc.harnesses.json_stream import members
+from evalrpc.harnesses.json_stream import elements, members
 from evalrpc.metrics import mapping, model_result
+from evalrpc.results import wire_name
 from evalrpc.v1.job_pb2 import ModelResult
 
-_LOG_NAME = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2})-([0-9]{2})-([0-9]{2}).*\.json", re.DOTALL)
+SUCCESS: Final = "success"
+"""The status of a log whose task has been evaluated."""
+
+_LOG_NAME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}-[0-9]{2}-[0-9]{2}.*\.json", re.DOTALL)
 _HEADER: Final = frozenset({"status", "eval", "plan", "results", "stats", "error"})
 _SAMPLES: Final = "samples"
+_SAMPLE_IDS: Final = "sample_ids"
+"""The list, in `eval.dataset`, of all the samples' ids."""
+_TAIL_BYTES: Final = 256
 _NOT_IN_SAMPLES: Final = frozenset({"events", "events_data"})
 """What happened within a sample, which is most of a log and stands there."""
 _MEANS: Final = ("accuracy", "mean")
@@ -48,14 +52,14 @@ class Log:
     """What a log says, apart from its samples."""
 
     path: Path
-    stamp: str
-    """When the task began, as 20260214_103045."""
     names: frozenset[str]
     """The names that the task goes by."""
     status: str
     error: str
     header: Mapping[str, object]
     """Its members but for the samples."""
+    samples_offset: int | None
+    """The byte at which the first sample begins. None: it has no samples."""
 
     @property
     def spec(self) -> Mapping[str, object]:
@@ -70,43 +74,46 @@ class Log:
 
 def read_logs(folder: Path) -> list[Log]:
     """Read the logs of a folder, oldest first. Links are not followed. Raises RunFailedError with reason RESULTS_INVALID."""
-    return [_read_log(path, stamp, _members(path)) for path, stamp in _log_files(folder)]
+    return [_read_log(path) for path in _log_paths(folder)]
 
 
-def read_headers(folder: Path) -> list[Log]:
-    """Read the logs of a folder only as far as to their samples, which come last, and pass over those that can't be read: they
-    may just be being written. Raises RunFailedError where the folder itself can't be read."""
+def read_finished_logs(folder: Path) -> list[Log]:
+    """Read the logs of a folder, oldest first, and pass over those that can't be read: they may just be being written. Raises
+    RunFailedError where the folder itself can't be read."""
     logs = []
-    for path, stamp in _log_files(folder):
+    for path in _log_paths(folder):
         with suppress(RunFailedError):
-            logs.append(_read_log(path, stamp, takewhile(lambda member: member[0] != _SAMPLES, _members(path))))
+            logs.append(_read_log(path))
     return logs
 
 
 def result_of_logs(logs: Mapping[str, Log]) -> ModelResult:
-    """Return the metrics of logs, which are given by task, and their paths, without samples."""
+    """Return the metrics of logs, which are given by task, and their paths.
+
+    Raises RunFailedError with reason RESULTS_INVALID for a path that no message can carry.
+    """
     result = model_result(_aggregate(logs))
-    result.results = str(next(iter(logs.values())).path)
+    paths = {task: wire_name(str(log.path)) for task, log in logs.items()}
+    result.results = next(iter(paths.values()))
     for task in result.tasks:
-        path = str(logs[task.task].path)
+        path = paths[task.task]
         task.results = path if path != result.results else ""
+    result.samples.extend(sorted({paths[task] for task, log in logs.items() if log.samples_offset is not None}))
     return result
 
 
-def write_results(folder: Path, logs: Mapping[str, Log]) -> None:
-    """Write the metrics and samples of the logs, which are given by task. Raises RunFailedError with reason RESULTS_INVALID."""
-    stamp = max(log.stamp for log in logs.values())
-    try:
-        for task, log in logs.items():
-            _write_samples(folder / f"{stamp}_samples_{task}.jsonl", log)
-        with _replacing(folder / f"{stamp}_results.json") as file:
-            json.dump(_aggregate(logs), file)
-    except OSError as error:
-        raise _invalid(f"what is in the logs can't be written beside them: {error.strerror}") from error
+def read_samples(file: BinaryIO, offset: int) -> Iterator[SampleRow]:
+    """Yield the samples of a log, without their events, from an offset on. See SampleReader."""
+    header, begin = _read_header(file)
+    if begin is None:
+        return
+    results = mapping(header.get("results"))
+    for sample, end in elements(file, offset or begin):
+        yield SampleRow(_sample_row(mapping(sample), results), end)
 
 
-def _log_files(folder: Path) -> list[tuple[Path, str]]:
-    """Return the paths of the logs and when their tasks began, oldest first."""
+def _log_paths(folder: Path) -> list[Path]:
+    """Return the paths of the logs, oldest first."""
     try:
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
@@ -114,35 +121,54 @@ def _log_files(folder: Path) -> list[tuple[Path, str]]:
         return []
     except OSError as error:
         raise _invalid(f"the output folder can't be read: {error.strerror}") from error
-    return [(folder / match[0], _stamp(match)) for match in map(_LOG_NAME.fullmatch, names) if match]
+    return [folder / name for name in names if _LOG_NAME.fullmatch(name)]
 
 
-def _stamp(match: re.Match[str]) -> str:
-    year, month, day, hour, minute, second = match.groups()
-    return f"{year}{month}{day}_{hour}{minute}{second}"
-
-
-def _read_log(path: Path, stamp: str, log_members: Iterable[tuple[str, object]]) -> Log:
-    header = {key: value for key, value in log_members if key in _HEADER}
-    task = mapping(header.get("eval"))
-    names = (task.get(key) for key in ("task", "task_registry_name"))
-    return Log(
-        path=path,
-        stamp=stamp,
-        names=frozenset(name for name in names if isinstance(name, str)),
-        status=str(header.get("status")),
-        error=_error(mapping(header.get("error"))),
-        header=header,
-    )
-
-
-def _members(path: Path) -> Iterator[tuple[str, object]]:
+def _read_log(path: Path) -> Log:
     try:
-        yield from members(path, _SAMPLES)
+        with path.open("rb") as file:
+            header, samples_offset = _read_header(file)
     except OSError as error:
         raise _invalid(f"{path.name} can't be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise _invalid(f"{path.name} is not valid JSON: {error}") from error
+    task = mapping(header.get("eval"))
+    names = (task.get(key) for key in ("task", "task_registry_name"))
+    return Log(
+        path=path,
+        names=frozenset(name for name in names if isinstance(name, str)),
+        status=str(header.get("status")),
+        error=_error(mapping(header.get("error"))),
+        header=header,
+        samples_offset=samples_offset,
+    )
+
+
+def _read_header(file: BinaryIO) -> tuple[Mapping[str, object], int | None]:
+    """Return the members of a log that tell what came of it, and where its samples begin. It is read as far as to those, unless
+    something that tells comes after them, and its last bytes. Raises ValueError, RecursionError and OSError."""
+    header: dict[str, object] = {}
+    samples_offset: int | None = None
+    for name, value, begin in members(file, _SAMPLES, left_out=_SAMPLE_IDS):
+        if name in _HEADER:
+            header[name] = value
+        elif name == _SAMPLES and isinstance(value, dict):
+            samples_offset = begin if samples_offset is None else samples_offset
+            if _is_complete(header):
+                _require_end(file)
+                break
+    return header, samples_offset
+
+
+def _is_complete(header: Mapping[str, object]) -> bool:
+    return {"status", "eval"} <= header.keys() and (header["status"] != SUCCESS or "results" in header)
+
+
+def _require_end(file: BinaryIO) -> None:
+    """Raise ValueError for a log that is cut off, as far as its last bytes tell."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+    if not file.read().rstrip().endswith(b"}"):
+        raise ValueError("it is cut off")
 
 
 def _error(error: Mapping[str, object]) -> str:
@@ -220,16 +246,6 @@ def _scorer(score: Mapping[str, object]) -> str:
     return "/".join(str(name) for name in (score.get("name"), score.get("reducer")) if name)
 
 
-def _write_samples(path: Path, log: Log) -> None:
-    samples = (mapping(value) for key, value in _members(log.path) if key == _SAMPLES)
-    first = next(samples, None)
-    if first is None:
-        return
-    with _replacing(path) as file:
-        for sample in chain((first,), samples):
-            file.write(json.dumps(_sample_row(sample, log.results)) + "\n")
-
-
 def _sample_row(sample: Mapping[str, object], results: Mapping[str, object]) -> Mapping[str, object]:
     """Return a sample under inspect-ai's own names, and id, answer and metrics under those that all harnesses share."""
     rest = {key: value for key, value in sample.items() if key not in _NOT_IN_SAMPLES}
@@ -247,18 +263,6 @@ def _sample_metrics(scores: Mapping[str, object], results: Mapping[str, object])
             value = _VALUES.get(value)
         if isinstance(value, int | float):
             yield from ((f"{mean},{_scorer(score)}", value) for mean in _MEANS if mean in mapping(score.get("metrics")))
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[TextIO]:
-    """Write a file that appears whole or not at all, in the place of whatever has its name."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}")
-    try:
-        with temporary.open("x", encoding="ascii") as file:
-            yield file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _invalid(message: str) -> RunFailedError:

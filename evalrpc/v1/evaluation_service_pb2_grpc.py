@@ -261,7 +261,8 @@ class EvaluationServiceServicer(object):
     def ListSamples(self, request, context):
         """Lists per-sample predictions of one model and task, page by page, in the order of the harness's file.
 
-        Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, or no samples were logged).
+        Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, no samples were logged, or their file can't be read to its
+        end).
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

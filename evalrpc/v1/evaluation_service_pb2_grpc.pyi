@@ -124,7 +124,8 @@ class EvaluationServiceStub:
     ListSamples: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListSamplesRequest, _evaluation_service_pb2.ListSamplesResponse]
     """Lists per-sample predictions of one model and task, page by page, in the order of the harness's file.
 
-    Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, or no samples were logged).
+    Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, no samples were logged, or their file can't be read to its
+    end).
     Retry: always safe.
     """
     GetHistory: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetHistoryRequest, _history_pb2.GetHistoryResponse]
@@ -254,7 +255,8 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     ListSamples: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListSamplesRequest, _evaluation_service_pb2.ListSamplesResponse]  # type: ignore[assignment]
     """Lists per-sample predictions of one model and task, page by page, in the order of the harness's file.
 
-    Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, or no samples were logged).
+    Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, no samples were logged, or their file can't be read to its
+    end).
     Retry: always safe.
     """
     GetHistory: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetHistoryRequest, _history_pb2.GetHistoryResponse]  # type: ignore[assignment]
@@ -453,7 +455,8 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_evaluation_service_pb2.ListSamplesResponse, _abc.Awaitable[_evaluation_service_pb2.ListSamplesResponse]]:
         """Lists per-sample predictions of one model and task, page by page, in the order of the harness's file.
 
-        Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, or no samples were logged).
+        Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, no samples were logged, or their file can't be read to its
+        end).
         Retry: always safe.
         """
 

@@ -488,8 +488,8 @@ class ModelResult(_message.Message):
     """
     @_builtins.property
     def samples(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Paths on the server of the per-sample files, one per task, sorted. Empty where samples were not logged, and for tasks of a
-        run of inspect-ai that is not over.
+        """Paths on the server of the per-sample files, one per task, sorted: a JSON object per line, or of inspect-ai its logs, which
+        are the aggregate files too. ListSamples reads all of them. Empty where samples were not logged.
         """
 
     @_builtins.property

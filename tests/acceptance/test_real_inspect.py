@@ -139,7 +139,7 @@ def test_two_tasks_complete_with_the_metrics_and_samples_that_inspect_wrote(clie
     assert len(list(client.samples(job.job_id, model="mockllm/model", task="sums-b"))) == 12
     assert (job.progress.done, job.progress.total, job.progress.unit) == (18, 18, "samples")
     downloaded = client.download(job.job_id, tmp_path / "copy")
-    assert len([path for path in downloaded if path.suffix == ".json"]) == 3
+    assert {path.name for path in downloaded} == {Path(path).name for path in result.samples}
 
 
 def test_a_failed_task_fails_the_job_with_its_exception(client: EvalClient) -> None:
@@ -164,6 +164,7 @@ def test_a_task_is_known_as_it_finishes_and_kept_through_a_cancel(client: EvalCl
     assert {(m.task, m.metric, m.filter): m.value for m in result.metrics} == values_in_the_logs(
         Path(result.results).parent, "sums_a"
     )
+    assert [row["doc_id"] for row in client.samples(job.job_id)] == list(range(10))
 
 
 def test_a_task_is_kept_with_its_samples_if_another_fails(client: EvalClient) -> None:

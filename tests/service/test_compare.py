@@ -100,15 +100,6 @@ def lm_eval(scores: Scores, model: str = "m") -> dict[str, str]:
     return {f"{model}/results_{stamp}.json": results_of(row), f"{model}/samples_t_{stamp}.jsonl": samples}
 
 
-def inspect_ai(scores: Scores, model: str = "m") -> dict[str, str]:
-    """Files as the server writes them from inspect-ai's logs."""
-    row = {f"{metric},match": mean(values) for metric, values in scores.items()}
-    count = max(map(len, scores.values()))
-    samples = ({"doc_id": f"q{n}", "metrics": {f"{m},match": v[n] for m, v in scores.items()}} for n in range(count))
-    lines = "".join(json.dumps(sample) + "\n" for sample in samples)
-    return {f"{model}/20260214_103045_results.json": results_of(row), f"{model}/20260214_103045_samples_t.jsonl": lines}
-
-
 def aggregate(row: Mapping[str, Any], model: str = "m", **document: Any) -> dict[str, str]:
     """A file of results, and no samples."""
     return {f"{model}/20260214_103045_results.json": results_of(row, **document)}
@@ -122,7 +113,7 @@ MOST = [1] * 30 + HALF[30:]  # fifteen that were wrong are right
 # Paired samples.
 
 
-@pytest.mark.parametrize("layout", [lmms_eval, lm_eval, inspect_ai])
+@pytest.mark.parametrize("layout", [lmms_eval, lm_eval])
 def test_samples_of_every_layout_are_paired_by_their_id(bench: Bench, layout: Callable[..., dict[str, str]]) -> None:
     baseline, candidate = bench.job("a", layout({"acc": HALF}, "step-1")), bench.job("b", layout({"acc": MOST}, "step-2"))
     response = bench.compare(baseline, candidate)

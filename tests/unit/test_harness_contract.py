@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.struct_pb2 import Struct
-from harness_cases import DATA, GOOD_EXIT, follow, judge, log_of, request_of
+from harness_cases import DATA, GOOD_EXIT, follow, judge, log_of, request_of, rows_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +25,7 @@ from evalrpc.errors import ConfigurationError
 from evalrpc.harnesses import build_harnesses
 from evalrpc.harnesses.base import Exit, Harness, Run
 from evalrpc.harnesses.steps import command_of, steps_of
-from evalrpc.results import samples_task
+from evalrpc.results import samples_by_task
 from evalrpc.v1.evaluation_service_pb2 import SubmitJobRequest
 from evalrpc.v1.job_pb2 import EvaluateRequest, Progress
 
@@ -242,7 +242,18 @@ def test_a_long_line_takes_no_long_time(harness: Harness) -> None:
 def test_a_good_run_has_results_of_its_tasks(subject: Subject, harness: Harness, output: Path, tmp_path: Path) -> None:
     ((_, result),) = judge(harness, run_of(subject, tmp_path), log=log_of(subject.good_run)).items()
     assert {metric.task for metric in result.metrics} == set(subject.tasks)
-    assert {samples_task(path) for path in result.samples} == set(subject.tasks)
+    assert samples_by_task(result).keys() == set(subject.tasks)
+
+
+def test_samples_have_ids_and_can_be_read_on_from_any_of_them(
+    subject: Subject, harness: Harness, output: Path, tmp_path: Path
+) -> None:
+    ((_, result),) = judge(harness, run_of(subject, tmp_path), log=log_of(subject.good_run)).items()
+    for path in result.samples:
+        rows = rows_of(harness, output, path)
+        assert all("doc_id" in row.values for row in rows)
+        for number, row in enumerate(rows, start=1):
+            assert rows_of(harness, output, path, row.end) == rows[number:]
 
 
 @pytest.mark.parametrize("exit_status", [Exit(code=1), Exit(code=-1), Exit(signal=9), Exit(signal=99), Exit(code=127)])

@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from google.protobuf.json_format import MessageToDict
-from harness_cases import DATA, exit_of, follow, log_of, request_of, run_of
+from harness_cases import DATA, exit_of, follow, log_of, request_of, rows_of, run_of
 
 from evalrpc.config import HarnessSettings
-from evalrpc.errors import RunFailedError
+from evalrpc.errors import RunFailedError, SamplesNotFoundError
 from evalrpc.harnesses.base import Command, Exit
 from evalrpc.harnesses.inspect_ai import InspectHarness
 from evalrpc.harnesses.inspect_tasks import task_files
-from evalrpc.results import samples_task
-from evalrpc.samples import read_page
+from evalrpc.results import samples_by_task
 from evalrpc.v1.job_pb2 import EvaluateRequest, Metric, ModelResult, Progress
 
 CASES = DATA / "inspect"
@@ -179,11 +177,13 @@ def test_metrics_of_a_real_run_are_those_of_its_log(tmp_path: Path) -> None:
     ]
 
 
-def test_samples_of_a_real_run_can_be_paged_like_any_other(tmp_path: Path) -> None:
+def sample_rows(output: Path, result: ModelResult, task: str = "tiny") -> list[Mapping[str, Any]]:
+    return [row.values for row in rows_of(harness(), output, samples_by_task(result)[task])]
+
+
+def test_samples_of_a_real_run_are_read_where_they_lie_without_their_events(tmp_path: Path) -> None:
     output = copy_of("ok_json", tmp_path)
-    (path,) = read("ok_json", output)["mockllm/model"].samples
-    rows = [MessageToDict(row) for row in read_page(output, path, 0, 10).rows]
-    assert samples_task(path) == "tiny"
+    rows = sample_rows(output, read("ok_json", output)["mockllm/model"])
     assert [(row["doc_id"], row["target"], row["filtered_resps"]) for row in rows] == [
         (number, letter, "Default output from mockllm/model") for number, letter in enumerate("ABC")
     ]
@@ -199,26 +199,86 @@ def test_a_sample_has_its_part_in_every_mean_also_of_a_scorer_of_several_values(
         sample["scores"]["match"]["value"] = value
     log["results"]["scores"][0] |= {"name": "depth", "reducer": "mean"}
     log_path.write_text(json.dumps(log))
-    (path,) = read("ok_json", output)["mockllm/model"].samples
-    assert [json.loads(line)["metrics"] for line in Path(path).read_text().splitlines()] == [
+    assert [row["metrics"] for row in sample_rows(output, read("ok_json", output)["mockllm/model"])] == [
         {"accuracy,depth/mean": 0.5, "accuracy,includes": 1.0},
         {"accuracy,depth/mean": 0.5, "accuracy,includes": 0.0},
         {"accuracy,includes": 1.0},
     ]
 
 
-def test_reading_twice_gives_the_same(tmp_path: Path) -> None:
+def test_reading_writes_nothing_and_twice_gives_the_same(tmp_path: Path) -> None:
     output = copy_of("ok_json", tmp_path)
-    assert read("ok_json", output) == read("ok_json", output)
-    assert len(list(output.iterdir())) == 3
+    before = list(output.iterdir())
+    result = read("ok_json", output)
+    assert sample_rows(output, result["mockllm/model"])
+    assert read("ok_json", output) == result
+    assert list(output.iterdir()) == before
 
 
-def test_what_stands_where_results_are_written_is_replaced_and_never_followed(tmp_path: Path) -> None:
-    output, outside = copy_of("ok_json", tmp_path), tmp_path / "outside"
-    outside.write_text("untouched")
-    (output / "20261123_033754_results.json").symlink_to(outside)
-    assert read("ok_json", output)["mockllm/model"].metrics
-    assert outside.read_text() == "untouched"
+def with_samples(folder: Path, count: int, **document: Any) -> Path:
+    """Write a log as inspect-ai does: what came of it stands before the samples, and their ids even before that."""
+    spec = {"task": "tiny", "dataset": {"samples": count, "sample_ids": list(range(count))}}
+    results = {"completed_samples": count, "scores": [scored(accuracy=1)]}
+    samples = [{"id": number, "scores": {"s": {"value": "C"}}} for number in range(count)]
+    log_file(folder, "2026-02-14T10-30-45", {"eval": spec, "results": results, "samples": samples, **document})
+    (path,) = folder.iterdir()
+    return path
+
+
+def test_the_verdict_is_read_without_the_samples_and_without_their_ids(tmp_path: Path) -> None:
+    path = with_samples(tmp_path, 100_000)
+    tracemalloc.start()
+    (result,) = read("ok_json", tmp_path).values()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (result.results, list(result.samples)) == (str(path), [str(path)])
+    assert peak < 2_000_000, "of 9 MB of log, 0.6 of them ids"
+
+
+@pytest.mark.parametrize("order", [("samples",), ("eval", "samples"), ("eval", "status", "samples")])
+def test_samples_that_stand_before_what_came_of_it_change_nothing(order: tuple[str, ...], tmp_path: Path) -> None:
+    path = with_samples(tmp_path, 3)
+    ((_, usual),) = read("ok_json", tmp_path).items()
+    rows = sample_rows(tmp_path, usual)
+    log = json.loads(path.read_text())
+    path.write_text(json.dumps({key: log[key] for key in (*order, *(log.keys() - order))}))
+    ((_, result),) = read("ok_json", tmp_path).items()
+    assert result == usual
+    assert sample_rows(tmp_path, result) == rows
+
+
+@pytest.mark.parametrize("samples", [{}, {"samples": []}, {"samples": None}])
+def test_a_log_without_samples_has_no_file_of_them(samples: Mapping[str, Any], tmp_path: Path) -> None:
+    log_file(tmp_path, "2026-02-14T10-30-45", {"results": {"scores": [scored(accuracy=1)]}, **samples})
+    (result,) = read("ok_json", tmp_path).values()
+    assert (len(result.metrics), list(result.samples)) == (1, [])
+
+
+def test_a_log_that_is_cut_off_in_its_samples_is_no_result(tmp_path: Path) -> None:
+    path = with_samples(tmp_path, 3)
+    content = path.read_text()
+    for end in (end for end in range(content.index('"samples"'), len(content)) if content[end - 1] != "}"):
+        path.write_text(content[:end])
+        with pytest.raises(RunFailedError, match=r"tiny_x\.json is not valid JSON: ") as caught:
+            read("ok_json", tmp_path)
+        assert caught.value.job_error.reason == "RESULTS_INVALID"
+
+
+def test_one_that_is_cut_off_where_nothing_shows_it_says_so_when_the_samples_are_read(tmp_path: Path) -> None:
+    path = with_samples(tmp_path, 3)
+    content = path.read_text()
+    path.write_text(content[: content.index(', {"id": 2')])
+    (result,) = read("ok_json", tmp_path).values()
+    assert result.metrics
+    with pytest.raises(SamplesNotFoundError, match=r"tiny_x\.json can't be read to their end: expected .*; ReadArtifact gives"):
+        sample_rows(tmp_path, result)
+
+
+def test_two_names_of_one_task_share_its_log(tmp_path: Path) -> None:
+    path = with_samples(tmp_path, 3, eval={"task": "tiny", "task_registry_name": "other"})
+    (result,) = read("ok_json", tmp_path, tasks=["tiny", "other"]).values()
+    assert samples_by_task(result) == {"tiny": str(path), "other": str(path)}
+    assert list(result.samples) == [str(path)]
 
 
 @pytest.mark.parametrize(
@@ -261,8 +321,7 @@ def test_a_task_that_has_finished_is_told_while_the_others_run(tmp_path: Path) -
     result = finished(output, "bad", "tiny")["mockllm/model"]
     assert {metric.task for metric in result.metrics} == {"tiny"}
     assert Path(result.results).name.endswith("_tiny_gBwHp9msUPDQFVRWVjTZQV.json")
-    assert not result.samples
-    assert sorted(path.suffix for path in output.iterdir()) == [".json", ".json"], "nothing is written meanwhile"
+    assert len(sample_rows(output, result)) == 5
 
 
 def test_of_several_that_have_finished_each_has_its_own_log(tmp_path: Path) -> None:
@@ -288,7 +347,7 @@ def test_a_log_that_is_just_being_written_has_not_finished(spoil: Callable[[str]
 def test_samples_are_not_read_to_tell_what_has_finished(tmp_path: Path) -> None:
     log_file(tmp_path, "2026-02-14T10-30-45", {"results": {"scores": [scored(accuracy=1)]}})
     (log,) = tmp_path.iterdir()
-    log.write_text(log.read_text()[:-1] + ', "samples": [{}, {]')
+    log.write_text(log.read_text()[:-1] + ', "samples": [{}, {]}')
     assert [metric.value for metric in finished(tmp_path, "tiny")["mockllm/model"].metrics] == [1]
 
 
@@ -298,7 +357,7 @@ def test_what_has_finished_is_kept_with_its_samples_if_another_task_fails(tmp_pa
         read("two_tasks_json_flag", output, tasks=["tiny", "bad"])
     result = finished(output, "tiny", "bad")["mockllm/model"]
     assert {metric.task for metric in result.metrics} == {"tiny"}
-    assert [samples_task(path) for path in result.samples] == ["tiny"]
+    assert samples_by_task(result).keys() == {"tiny"}
 
 
 def log_file(folder: Path, stamp: str, document: Mapping[str, Any]) -> None:
@@ -336,7 +395,9 @@ def test_a_comma_in_a_metrics_name_does_not_end_it(tmp_path: Path) -> None:
 def test_samples_are_not_held_in_memory_all_at_once(tmp_path: Path) -> None:
     log_file(tmp_path, "2026-02-14T10-30-45", {"samples": [{"id": number, "input": "x" * 10_000} for number in range(2000)]})
     tracemalloc.start()
-    read("ok_json", tmp_path)
+    (result,) = read("ok_json", tmp_path).values()
+    with Path(result.samples[0]).open("rb") as file:
+        assert sum(1 for _ in harness().read_samples(file, 0)) == 2000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5_000_000
@@ -402,7 +463,7 @@ def test_the_latest_log_of_a_task_counts(tmp_path: Path) -> None:
     log_file(tmp_path, "2026-02-14T10-30-45", {"results": {"scores": [scored(accuracy=2)]}})
     log_file(tmp_path, "2026-02-14T10-30-44", {"status": "error", "results": {"scores": [scored(accuracy=1)]}})
     ((_, result),) = read("ok_json", tmp_path).items()
-    assert Path(result.results).name == "20260214_103045_results.json"
+    assert Path(result.results).name == "2026-02-14T10-30-45-00-00_tiny_x.json"
     assert [metric.value for metric in result.metrics] == [2]
 
 
