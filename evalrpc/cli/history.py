@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import click
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.cli import plotting, wording
 from evalrpc.cli.connection import PATIENT_SECONDS, WRONG_CALL, client_options, connect, fail
 from evalrpc.cli.output import is_terminal, print_json, print_table
-from evalrpc.cli.parameters import label, time
+from evalrpc.cli.parameters import filter_options
 from evalrpc.v1.evaluation_service_pb2 import JobFilter
 from evalrpc.v1.history_pb2 import GetHistoryResponse, HistoryPoint
 from evalrpc.v1.job_pb2 import Metric
@@ -42,13 +41,9 @@ def _drawable(context: click.Context, parameter: click.Parameter, value: Path | 
 
 
 @click.command()
-@click.option("--label", "labels", type=label, multiple=True, metavar="K=V", help="Of jobs with this label; of several, all.")
+@filter_options
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Only TASK/METRIC or METRIC. May be repeated.")
 @click.option("--step-label", default=DEFAULT_STEP_LABEL, show_default=True, help="The label that gives the step.")
-@click.option("--model", "models", multiple=True)
-@click.option("--harness", "harnesses", multiple=True)
-@click.option("--since", type=time, help="Created at this time or later: ISO 8601, or back from now, such as 2h.")
-@click.option("--until", type=time, help="Created before this time.")
 @click.option("--plot", is_flag=True, help="Draw in the terminal instead of the table.")
 @click.option(
     "--output",
@@ -59,20 +54,18 @@ def _drawable(context: click.Context, parameter: click.Parameter, value: Path | 
 )
 @client_options
 def history_command(
-    labels: tuple[tuple[str, str], ...],
+    job_filter: JobFilter,
     metrics: tuple[str, ...],
     step_label: str,
-    models: tuple[str, ...],
-    harnesses: tuple[str, ...],
-    since: Timestamp | None,
-    until: Timestamp | None,
     plot: bool,
     output: Path | None,
     address: str | None,
     as_json: bool,
 ) -> None:
-    """Print metrics over completed jobs, such as the checkpoints of a training run, in the order of their steps."""
-    job_filter = JobFilter(labels=dict(labels), models=models, harnesses=harnesses, created_after=since, created_before=until)
+    """Print metrics over jobs, such as the checkpoints of a training run, in the order of their steps.
+
+    Without --status, of those that are completed.
+    """
     with connect(address, PATIENT_SECONDS) as client:
         history = client.get_history(job_filter, metrics, step_label)
         if history.truncated:
@@ -85,7 +78,11 @@ def history_command(
         else:
             print_table(_COLUMNS, _table(rows, step_label))
         if output is not None:
-            _draw_file(output, rows, step_label, ", ".join("=".join(pair) for pair in labels) or "evalrpc history")
+            _draw_file(output, rows, step_label, _title(job_filter))
+
+
+def _title(job_filter: JobFilter) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(job_filter.labels.items())) or "evalrpc history"
 
 
 def _by_series(history: GetHistoryResponse) -> dict[_Name, list[_Row]]:
@@ -128,7 +125,7 @@ def _fail_without(error: ModuleNotFoundError) -> None:
 
 def _drawable_series(rows: Mapping[_Name, Sequence[_Row]], step_label: str) -> list[plotting.Series]:
     if not rows:
-        fail(WRONG_CALL, "there is nothing to draw: no completed job has such a metric")
+        fail(WRONG_CALL, "there is nothing to draw: none of these jobs has such a metric")
     if len(rows) > _MAX_PLOTS:
         fail(WRONG_CALL, f"{len(rows)} metrics are too many to draw, at most {_MAX_PLOTS} are not: choose with --metric")
     by_step = all(point.HasField("step") for series in rows.values() for point, _ in series)

@@ -13,7 +13,7 @@ from google.protobuf import json_format
 
 from evalrpc.cli import main
 from evalrpc.v1.history_pb2 import GetHistoryResponse, HistoryPoint
-from evalrpc.v1.job_pb2 import Metric, MetricSelector
+from evalrpc.v1.job_pb2 import JobStatus, Metric, MetricSelector
 
 Run = Callable[..., Result]
 
@@ -76,7 +76,21 @@ def test_the_table_has_a_row_for_every_value_series_by_series(run: Run) -> None:
 
 def test_every_flag_reaches_the_server(run: Run, service: FakeService) -> None:
     flags = ("--metric", "a/b", "--metric", "c/d,e", "--metric", "/f", "--metric", "x/y/z", "--step-label", "tokens")
-    assert run("--label", "run=x", "--model", "m", "--harness", "h", "--since", "2026-01-01T00:00Z", *flags).exit_code == 0
+    jobs = (
+        "--label",
+        "run=x",
+        "--model",
+        "m",
+        "--harness",
+        "h",
+        "--since",
+        "2026-01-01T00:00Z",
+        "--status",
+        "failed",
+        "--task",
+        "t",
+    )
+    assert run(*jobs, *flags).exit_code == 0
     (request,) = service.received["GetHistory"]
     assert list(request.metrics) == [
         MetricSelector(task="a", metric="b"),
@@ -85,6 +99,7 @@ def test_every_flag_reaches_the_server(run: Run, service: FakeService) -> None:
         MetricSelector(task="x/y", metric="z"),
     ]
     assert (request.filter.labels, request.filter.models, request.filter.harnesses) == ({"run": "x"}, ["m"], ["h"])
+    assert (request.filter.statuses, request.filter.tasks) == ([JobStatus.JOB_STATUS_FAILED], ["t"])
     assert (request.filter.created_after.seconds, request.step_label) == (1_767_225_600, "tokens")
 
 
