@@ -144,8 +144,11 @@ class _Text:
     def _pass_over_array(self) -> None:
         """Pass over an array of numbers and strings, of which there may be as many as one wants in no memory."""
         self.expect("[")
-        while match := _PLAIN_VALUES.match(self._text, self._position):
-            self._position = match.end()
+        while True:
+            if all(self._text.find(mark, self._position) < 0 for mark in ('"', "]")):
+                self._position = len(self._text)  # numbers alone, which need no second look
+            elif match := _PLAIN_VALUES.match(self._text, self._position):
+                self._position = match.end()
             is_cut_off = self._text[self._position : self._position + 1] in ("", '"')
             if not (is_cut_off and self._read_more()):
                 break
