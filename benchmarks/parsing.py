@@ -1,7 +1,7 @@
 """An output folder with a million samples, against one with a thousand: what it costs to read the results of a run.
 
-Each is read by a process of its own, whose memory is then its own too: `python -m benchmarks.parsing KIND FOLDER` reads one,
-and prints the seconds that it took and the peak of its memory.
+Each is read by a process of its own, whose memory is then its own too: `python -m benchmarks.parsing KIND FOLDER WHAT` reads
+the `results` of one, or the `first-page` of its samples, and prints the seconds that it took and the peak of its memory.
 """
 
 import json
@@ -21,13 +21,17 @@ from benchmarks.scale import Scale
 from evalrpc.config import HarnessSettings, Settings
 from evalrpc.errors import RunFailedError
 from evalrpc.harnesses import build_harnesses
-from evalrpc.harnesses.base import Exit, Run
+from evalrpc.harnesses.base import Exit, Harness, Run
 from evalrpc.harnesses.lmms_eval_answers import FAILED_ANSWER_MARK
-from evalrpc.v1.job_pb2 import EvaluateRequest
+from evalrpc.sample_files import open_samples
+from evalrpc.samples import read_page, samples_file
+from evalrpc.v1.job_pb2 import EvaluateRequest, JobAttempt, JobInfo, ModelResult
 
 _FEW: Final = 1000
-_MAX_ROUNDS: Final = 3
+_PAGE_SIZE: Final = 50
 _TASK: Final = "t"
+_RESULTS: Final = "results"
+_FIRST_PAGE: Final = "first-page"
 
 
 class _Cost(NamedTuple):
@@ -44,6 +48,7 @@ class _Case(NamedTuple):
     time: Aim | None
     memory: Aim | None
     note: str = ""
+    what: str = _RESULTS
 
 
 def output_folders(scale: Scale) -> Iterator[Row]:
@@ -51,8 +56,8 @@ def output_folders(scale: Scale) -> Iterator[Row]:
     for case in _CASES:
         with workplace() as folder:
             many, few = (_written(folder / str(count), case, count) for count in (scale.samples, _FEW))
-            measure = partial(_measure, case.kind)
-            measured = in_turn(min(scale.rounds, _MAX_ROUNDS), partial(measure, many), partial(measure, few))
+            measure = partial(_measure, case)
+            measured = in_turn(scale.rounds, partial(measure, many), partial(measure, few))
         times, peaks = ([[cost[index] for cost in side] for side in measured] for index in (0, 1))
         name = f"{case.figure}, {scale.samples:,} samples against {_FEW:,}"
         milliseconds = [[seconds * 1e3 for seconds in side] for side in times]
@@ -66,8 +71,8 @@ def _written(folder: Path, case: _Case, count: int) -> Path:
     return folder
 
 
-def _measure(kind: str, folder: Path) -> _Cost:
-    command = (sys.executable, "-m", "benchmarks.parsing", kind, str(folder))
+def _measure(case: _Case, folder: Path) -> _Cost:
+    command = (sys.executable, "-m", "benchmarks.parsing", case.kind, str(folder), case.what)
     printed = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout
     return _Cost(*map(float, printed.split()))
 
@@ -89,11 +94,13 @@ def _failed_samples(folder: Path, count: int) -> None:
 
 
 def _inspect_log(folder: Path, count: int) -> None:
+    """Write a log as inspect-ai does: indented, and with the ids of all samples at its head."""
     scores = [{"name": "match", "metrics": {"accuracy": {"value": 0.5}, "stderr": {"value": 0.01}}}]
-    header = {"status": "success", "eval": {"task": _TASK}, "results": {"completed_samples": count, "scores": scores}}
-    sample = json.dumps({"id": 0, "target": "A", "output": {"completion": "A"}, "events": [{"event": "x" * 100}]})
+    spec = {"task": _TASK, "dataset": {"samples": count, "sample_ids": list(range(count))}}
+    header = {"status": "success", "eval": spec, "results": {"completed_samples": count, "scores": scores}}
+    sample = json.dumps({"id": 0, "target": "A", "output": {"completion": "A"}, "events": [{"event": "x" * 100}]}, indent=2)
     with (folder / f"2026-01-01T00-00-00-00-00_{_TASK}_x.json").open("w") as file:
-        file.write(f'{json.dumps(header)[:-1]}, "samples": [')
+        file.write(f'{json.dumps(header, indent=2)[:-2]},\n  "samples": [')
         file.writelines(chain(repeat(f"{sample},\n", count - 1), (sample, "]}")))
 
 
@@ -101,10 +108,18 @@ _FLAT: Final = ratio_at_most(1.25)
 _CASES: Final = (
     _Case("results of lmms-eval", "lmms-eval", _good_samples, _FLAT, _FLAT),
     _Case(
-        *("results of lmms-eval with no good answer", "lmms-eval", _failed_samples, None, _FLAT),
-        note="to know that none is good, all are read",
+        *("results of lmms-eval with no good answer", "lmms-eval", _failed_samples, _FLAT, _FLAT),
+        note="the thousand are read whole, of the million 512",
     ),
-    _Case("a log of inspect-ai", "inspect-ai", _inspect_log, None, _FLAT, note="its samples are written anew, all of them"),
+    _Case(
+        *("a log of inspect-ai", "inspect-ai", _inspect_log, _FLAT, _FLAT),
+        note="it lists the ids of all samples before the metrics",
+    ),
+    _Case(
+        *(f"the first {_PAGE_SIZE} samples of a log of inspect-ai", "inspect-ai", _inspect_log, None, None),
+        note="as ListSamples reads them; so is every other page",
+        what=_FIRST_PAGE,
+    ),
 )
 
 
@@ -113,17 +128,26 @@ def _status() -> Mapping[str, int]:
     return {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith(" kB")}
 
 
-def _read(kind: str, folder: Path) -> _Cost:
-    """Read a folder, as a supervisor does when a run has ended."""
+def _read(kind: str, folder: Path, what: str) -> _Cost:
+    """Read the results of a folder, as a supervisor does when a run has ended, or the first page of its samples."""
     settings = Settings(harnesses={kind: HarnessSettings(kind, kind, python="/none/bin/python")})
     run = Run("job", 1, EvaluateRequest(model="m", tasks=[_TASK]), folder, folder, ())
-    harness = build_harnesses(settings)[kind]
+    harnesses = build_harnesses(settings)
+    read_results = partial(harnesses[kind].read_results, run, Exit(code=0), [])
+    read = partial(_read_page, folder, harnesses, read_results()) if what == _FIRST_PAGE else read_results
     Path("/proc/self/clear_refs").write_text("5")
     begin = time.perf_counter()
     with suppress(RunFailedError):  # that no answer was good
-        harness.read_results(run, Exit(code=0), [])
+        read()
     return _Cost(time.perf_counter() - begin, _status()["VmHWM"] / 1e6)
 
 
+def _read_page(folder: Path, harnesses: Mapping[str, Harness], results: Mapping[str, ModelResult]) -> None:
+    (harness,) = harnesses
+    job = JobInfo(attempts=[JobAttempt(output_dir=str(folder))], request=EvaluateRequest(harness=harness), results=results)
+    with open_samples(job, samples_file(job, "", _TASK), harnesses) as rows:
+        read_page(rows, _PAGE_SIZE)
+
+
 if __name__ == "__main__":
-    sys.stdout.write("{} {}\n".format(*_read(sys.argv[1], Path(sys.argv[2]))))
+    sys.stdout.write("{} {}\n".format(*_read(sys.argv[1], Path(sys.argv[2]), sys.argv[3])))
