@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -404,6 +405,16 @@ def test_a_task_without_results_is_named() -> None:
     assert failure("ok_two_tasks", tasks=["tiny_b", "tiny_gen", "other"]) == (
         "TASKS_MISSING",
         "there are results, but none of: other",
+    )
+
+
+def test_of_very_many_requests_it_is_said_how_many_were_looked_at(tmp_path: Path) -> None:
+    output = Path(shutil.copytree(DATA / "silent_api_500_results_written" / "output", tmp_path / "output"))
+    (path,) = output.rglob("*_samples_*.jsonl")
+    path.write_text(path.read_text() * 1000)
+    assert failure("silent_api_500_results_written", output) == (
+        "ALL_REQUESTS_FAILED",
+        "the model answered none of 512 requests, spread evenly over all that there were: Error code: 500 - stub failure",
     )
 
 
