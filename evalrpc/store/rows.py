@@ -1,7 +1,7 @@
 """Rows on their way into the database: gathered by a transaction, then written with as few statements as can be."""
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from evalrpc.defaults import gpus_needed
@@ -11,18 +11,19 @@ from evalrpc.v1 import job_pb2 as pb
 _MAX_ROWS: Final = 512
 """At most so many in one statement. SQLite takes 32,766 values."""
 
+_GIVEN: Final = "SELECT * FROM (VALUES {rows}) WHERE column1 IS NOT NULL"
 _INSERT_JOBS: Final = (
     "INSERT INTO jobs (sequence, status, retry_ns, completed_ns, job, job_id, harness, model, priority, num_gpus,"
-    " supersede_key, request_id, fingerprint, created_ns) VALUES {rows}"
+    f" supersede_key, request_id, fingerprint, created_ns) {_GIVEN}"
 )
 _UPDATE_JOBS: Final = (
     "UPDATE jobs SET status = new.column2, retry_ns = new.column3, completed_ns = new.column4, job = new.column5"
-    " FROM (VALUES {rows}) AS new WHERE jobs.sequence = new.column1"
+    f" FROM ({_GIVEN}) AS new WHERE jobs.sequence = new.column1"  # noqa: S608 - of constants
 )
-_INSERT_TASKS: Final = "INSERT INTO job_tasks (task, sequence) VALUES {rows}"
-_INSERT_LABELS: Final = "INSERT INTO job_labels (label, value, sequence) VALUES {rows}"
-_INSERT_SETBACKS: Final = "INSERT INTO clock_setbacks (sequence, setback_ns) VALUES {rows}"
-_INSERT_EVENTS: Final = "INSERT INTO journal (revision, sequence, created_ns, event) VALUES {rows}"
+_INSERT_TASKS: Final = f"INSERT INTO job_tasks (task, sequence) {_GIVEN}"
+_INSERT_LABELS: Final = f"INSERT INTO job_labels (label, value, sequence) {_GIVEN}"
+_INSERT_SETBACKS: Final = f"INSERT INTO clock_setbacks (sequence, setback_ns) {_GIVEN}"
+_INSERT_EVENTS: Final = f"INSERT INTO journal (revision, sequence, created_ns, event) {_GIVEN}"
 
 _Row = tuple[Any, ...]
 
@@ -85,18 +86,11 @@ def _changed_row(sequence: int, job: pb.JobInfo, serialized: bytes) -> _Row:
 
 
 def _write(connection: sqlite3.Connection, statement: str, rows: Sequence[_Row]) -> None:
-    for chunk in _chunks(rows):
-        marks = f"({', '.join('?' * len(chunk[0]))})"
-        values = ", ".join([marks] * len(chunk))
-        connection.execute(statement.format(rows=values), [value for row in chunk for value in row])
-
-
-def _chunks(rows: Sequence[_Row]) -> Iterator[Sequence[_Row]]:
-    """Cut rows into pieces of 512, 256, 128 and so on, so that there are few statements, which SQLite keeps prepared."""
-    begin, size = 0, _MAX_ROWS
-    while begin < len(rows):
-        if size <= len(rows) - begin:
-            yield rows[begin : begin + size]
-            begin += size
-        else:
-            size //= 2
+    """Write rows, filled up with empty ones to a power of two, so that SQLite keeps the few statements prepared."""
+    for begin in range(0, len(rows), _MAX_ROWS):
+        chunk = rows[begin : begin + _MAX_ROWS]
+        width = len(chunk[0])
+        size = 1 << (len(chunk) - 1).bit_length()
+        values = [value for row in chunk for value in row] + [None] * width * (size - len(chunk))
+        marks = f"({', '.join('?' * width)})"
+        connection.execute(statement.format(rows=", ".join([marks] * size)), values)

@@ -11,7 +11,6 @@ neighbours in the transaction alone, and none needs a savepoint.
 
 import json
 import logging
-import queue
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,6 +40,7 @@ from evalrpc.store.base import (
     Submission,
     parse_job,
 )
+from evalrpc.store.batches import Batches
 from evalrpc.store.cache import JobCache
 from evalrpc.store.filters import find_jobs
 from evalrpc.store.lock import lock_data_dir
@@ -51,7 +51,6 @@ from evalrpc.v1.evaluation_service_pb2 import JobFilter
 
 DATABASE_NAME: Final = "evalrpc.sqlite3"
 
-_MAX_BATCH: Final = 1024
 _CACHE_BYTES: Final = 16 * 1024 * 1024
 
 _log = logging.getLogger(__name__)
@@ -75,10 +74,8 @@ class SqliteStore:
         self._local = threading.local()
         self._readers: list[sqlite3.Connection] = []
         self._readers_lock = threading.Lock()
-        self._operations: queue.SimpleQueue[tuple[_Operation, Future[Any]] | None] = queue.SimpleQueue()
+        self._operations: Batches[tuple[_Operation, Future[Any]]] = Batches(clock)
         self._closed = False
-        self._writing = True
-        self._gate = threading.Lock()  # so that no write slips in behind the last one
         with ExitStack() as stack:
             stack.callback(self._lock_file.close)  # whoever can't open the database must not keep it locked
             opened = open_database(self._path)
@@ -123,7 +120,7 @@ class SqliteStore:
         if self._closed:
             return
         self._closed = True
-        self._operations.put(None)
+        self._operations.close()
         self._writer.join()
         self._connection.close()
         with self._readers_lock:
@@ -134,48 +131,26 @@ class SqliteStore:
     def _write(self, operation: _Operation) -> Future[Any]:
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()  # whoever gives up waiting must not cancel the write
-        with self._gate:
-            if not self._writing:
-                raise _unavailable("the store is closed")
-            self._operations.put((operation, future))
+        if not self._operations.put((operation, future)):
+            raise _unavailable("the store is closed")
         return future
 
     def _write_batches(self) -> None:
-        """Run on the writer thread until close() puts None. An error that is no EvalrpcError and no sqlite3.Error is a bug:
+        """Run on the writer thread until the store is closed. An error that is no EvalrpcError and no sqlite3.Error is a bug:
         it ends the thread, and with it the server, before anything wrong can be written."""
         batch: list[tuple[_Operation, Future[Any]]] = []
         try:
-            while batch := self._next_batch():
+            while batch := self._operations.take():
                 self._commit(batch)
         finally:
             self._refuse(batch)
 
     def _refuse(self, batch: list[tuple[_Operation, Future[Any]]]) -> None:
-        """Take no more, and answer whoever still waits: after the last batch, or after a bug in this one."""
-        with self._gate:
-            self._writing = False
-        with suppress(queue.Empty):
-            while True:
-                item = self._operations.get_nowait()
-                batch += [item] if item is not None else []
-        for _, future in batch:
+        """Take no more, and answer whoever still waits after a bug in this batch."""
+        self._operations.close()
+        for _, future in batch + self._operations.take():
             if not future.done():
                 future.set_exception(_unavailable("the store is closed"))
-
-    def _next_batch(self) -> list[tuple[_Operation, Future[Any]]]:
-        item = self._operations.get()
-        batch = []
-        while item is not None:
-            batch.append(item)
-            if len(batch) >= _MAX_BATCH:
-                return batch
-            try:
-                item = self._operations.get_nowait()
-            except queue.Empty:
-                return batch
-        if batch:
-            self._operations.put(None)  # the end comes after this batch
-        return batch
 
     def _commit(self, batch: list[tuple[_Operation, Future[Any]]]) -> None:
         transaction = Transaction(
