@@ -18,7 +18,7 @@ _INSERT_JOBS: Final = (
 )
 _UPDATE_JOBS: Final = (
     "UPDATE jobs SET status = new.column2, retry_ns = new.column3, completed_ns = new.column4, job = new.column5"
-    f" FROM ({_GIVEN}) AS new WHERE jobs.sequence = new.column1"  # noqa: S608 - of constants
+    " FROM (VALUES {rows}) AS new WHERE jobs.sequence = new.column1"
 )
 _INSERT_TASKS: Final = f"INSERT INTO job_tasks (task, sequence) {_GIVEN}"
 _INSERT_LABELS: Final = f"INSERT INTO job_labels (label, value, sequence) {_GIVEN}"
