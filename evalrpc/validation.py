@@ -85,7 +85,7 @@ def submission(
     if not 0 <= call.max_attempts <= MAX_ATTEMPTS:
         yield FieldViolation("max_attempts", f"must be from 1 to {MAX_ATTEMPTS}, or 0 for 1")
     yield from _text("supersede_key", call.supersede_key, MAX_NAME_LENGTH)
-    if call.cache not in CacheMode.values():
+    if call.cache and call.cache not in CacheMode.values():
         yield FieldViolation("cache", f"{call.cache} is no mode that this server knows: CACHE_MODE_ALLOW, or leave it out")
 
 

@@ -14,18 +14,13 @@ _ARGUMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LARGEST_EXACT_INTEGER: Final = 2**53
 
 
-def violations(field: str, struct: Struct, problem: Callable[[Any], str | None]) -> Iterator[FieldViolation]:
+def violations(field: str, struct: Struct, problem: Callable[[Any], str | None] = lambda _: None) -> Iterator[FieldViolation]:
     """Yield every argument with a name that can't be one, or with a plain value that `problem` objects to."""
     for key, value in sorted(struct.fields.items()):
         if not _ARGUMENT_NAME.fullmatch(key):
             yield FieldViolation(field, f"{shorten(repr(key))} is not the name of an argument: letters, digits and `_`")
         elif description := problem(plain(value)):
             yield FieldViolation(f"{field}.{shorten(key)}", description)
-
-
-def finite_problem(value: Any) -> str | None:
-    """Object to numbers that are not finite, at any depth."""
-    return None if _is_finite(value) else "a number must be finite"
 
 
 def plain_arguments(struct: Struct) -> dict[str, Any]:
@@ -86,15 +81,3 @@ def _yaml_number(number: float) -> str:
     """Write a number with the dot without which YAML 1.1 takes one with an exponent for a text."""
     mantissa, exponent, power = number_text(number).partition("e")
     return f"{mantissa}.0e{power}" if exponent and "." not in mantissa else f"{mantissa}{exponent}{power}"
-
-
-def _is_finite(value: object) -> bool:
-    match value:
-        case float():
-            return math.isfinite(value)
-        case list():
-            return all(map(_is_finite, value))
-        case dict():
-            return all(map(_is_finite, value.values()))
-        case _:
-            return True

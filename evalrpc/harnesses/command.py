@@ -2,14 +2,13 @@
 
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from google.protobuf import json_format
 
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import ConfigurationError, FieldViolation
-from evalrpc.harnesses.arguments import finite_problem, plain_arguments
 from evalrpc.harnesses.bars import advance, read_bar
 from evalrpc.harnesses.base import Command, Exit, Run
 from evalrpc.harnesses.failures import check_exit, failed, find_failure
@@ -52,15 +51,10 @@ class CommandHarness:
         return HarnessInfo(name=self.name, kind=self.kind, available=not reason, unavailable_reason=reason)
 
     def violations(self, request: EvaluateRequest) -> Iterable[FieldViolation]:
-        """Yield names that the program could take for something else, and numbers that JSON can't hold."""
-        names = [("model", request.model), *((f"tasks[{index}]", task) for index, task in enumerate(request.tasks))]
-        for field, name in names:
-            if name.startswith("-") or "\0" in name:
-                yield FieldViolation(field, "must not begin with `-` nor contain a null character")
+        """Yield tasks that the program would take for several."""
         for index, task in enumerate(request.tasks):
             if "," in task:
                 yield FieldViolation(f"tasks[{index}]", "must be one task's name: no comma")
-        yield from _json_violations(request)
 
     def command(self, run: Run) -> Command:
         """Fill in the placeholders, each argument by itself."""
@@ -105,9 +99,3 @@ class CommandHarness:
             reason = find_failure(log_tail) or "the program left no file named like MODEL/20260214_103045_results.json"
             raise failed(reason, "RESULTS_MISSING")
         return results
-
-
-def _json_violations(request: EvaluateRequest) -> Iterator[FieldViolation]:
-    for field, struct in (("model_args", request.model_args), ("gen_kwargs", request.gen_kwargs)):
-        if struct.fields and (problem := finite_problem(plain_arguments(struct))):
-            yield FieldViolation(field, problem)

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Final
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import FieldViolation, RunFailedError
 from evalrpc.harnesses import arguments, inspect_logs
-from evalrpc.harnesses.arguments import finite_problem, plain_arguments
+from evalrpc.harnesses.arguments import plain_arguments
 from evalrpc.harnesses.bars import Bar, advance
 from evalrpc.harnesses.base import Command, Exit, Run, SampleRow
 from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
@@ -64,8 +64,8 @@ class InspectHarness:
             if problem := task_problem(task) or _file_name_problem(task):
                 yield FieldViolation(f"tasks[{index}]", problem)
         yield from _option_violations(request)
-        yield from arguments.violations("model_args", request.model_args, finite_problem)
-        yield from arguments.violations("gen_kwargs", request.gen_kwargs, finite_problem)
+        yield from arguments.violations("model_args", request.model_args)
+        yield from arguments.violations("gen_kwargs", request.gen_kwargs)
         yield from _model_args_violations(request)
 
     def command(self, run: Run) -> Command:

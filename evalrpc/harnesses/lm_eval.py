@@ -11,7 +11,7 @@ from typing import Final
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import FieldViolation
 from evalrpc.harnesses import arguments, lm_eval_family
-from evalrpc.harnesses.arguments import finite_problem, plain_arguments, yaml_text
+from evalrpc.harnesses.arguments import plain_arguments, yaml_text
 from evalrpc.harnesses.bars import advance, read_bar
 from evalrpc.harnesses.base import Command, Exit, Run
 from evalrpc.harnesses.installation import Package, catalog_command, describe, note_version
@@ -49,8 +49,8 @@ class LmEvalHarness:
     def violations(self, request: EvaluateRequest) -> Iterable[FieldViolation]:
         """Yield what lm-eval's command line can't take."""
         yield from lm_eval_family.violations(request, _PACKAGE.title)
-        yield from arguments.violations("model_args", request.model_args, finite_problem)
-        yield from arguments.violations("gen_kwargs", request.gen_kwargs, finite_problem)
+        yield from arguments.violations("model_args", request.model_args)
+        yield from arguments.violations("gen_kwargs", request.gen_kwargs)
         yield from _model_args_violations(request)
 
     def command(self, run: Run) -> Command:

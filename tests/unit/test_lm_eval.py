@@ -1,7 +1,6 @@
 """The lm-eval harness: its command line, its arguments, its progress, and its verdict on real runs."""
 
 import json
-import math
 import os
 import subprocess
 from collections.abc import Mapping
@@ -117,9 +116,9 @@ def test_a_model_name_that_leaves_the_output_folder_is_refused() -> None:
 
 def test_what_can_not_be_carried_is_refused() -> None:
     request = lm_request()
-    request.model_args.update({"a": {"b": [math.nan]}, "1": 2})
-    request.gen_kwargs.update({"c": math.inf})
-    assert [violation.field for violation in harness().violations(request)] == ["model_args", "model_args.a", "gen_kwargs.c"]
+    request.model_args.update({"a": {"b": [1]}, "1": 2})
+    request.gen_kwargs.update({"c d": 1})
+    assert [violation.field for violation in harness().violations(request)] == ["model_args", "gen_kwargs"]
 
 
 VALUES = st.recursive(
