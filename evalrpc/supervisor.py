@@ -5,6 +5,7 @@ it, and commits the outcome. When the server stops it lets go, and the run goes 
 """
 
 import enum
+import errno
 import json
 import logging
 import threading
@@ -79,8 +80,8 @@ class Supervisor:
     def run(self, gpus: tuple[str, ...]) -> None:
         """Begin a new attempt on these GPUs and see it through. Does nothing if the job is not QUEUED any more."""
         try:
-            output_base = self._output_base()
-            job = self._workshop.store.update(self._job_id, lambda job: self._begin(job, gpus, output_base)).result()
+            run = self._prepare(gpus)
+            job = self._workshop.store.update(self._job_id, lambda job: self._begin(job, run)).result()
         except (IllegalTransitionError, JobNotFoundError):
             pass  # cancelled or deleted meanwhile
         except RunFailedError as error:
@@ -113,14 +114,27 @@ class Supervisor:
             error = unkillable.job_error
         self._commit(lambda job: transitions.fail(job, error, self._workshop.clock.now()))
 
-    def _output_base(self) -> Path:
-        """Return the folder for the outputs of the job's attempts. Looks at the disk, so not on the writer thread."""
-        job = self._workshop.store.job(self._job_id).parse()
-        return job_output_dir(self._workshop.data_dir, self._workshop.output_root, job)
+    def _prepare(self, gpus: tuple[str, ...]) -> Run:
+        """Return the job's next attempt, with its folders made. So a job for which there is no room on the disk stays QUEUED.
 
-    def _begin(self, job: pb.JobInfo, gpus: tuple[str, ...], output_base: Path) -> None:
-        output_dir = attempt_output_dir(self._workshop.data_dir, output_base, job, job.attempt + 1)
-        transitions.begin_attempt(job, gpus, str(output_dir), self._workshop.clock.now())
+        Raises RunFailedError, StoreUnavailableError, JobNotFoundError.
+        """
+        job = self._workshop.store.job(self._job_id).parse()
+        attempt = job.attempt + 1
+        output_base = job_output_dir(self._workshop.data_dir, self._workshop.output_root, job)
+        output_dir = attempt_output_dir(self._workshop.data_dir, output_base, job, attempt)
+        folder = attempt_dir(self._workshop.data_dir, self._job_id, attempt)
+        run = Run(self._job_id, attempt, job.request, folder, output_dir, gpus)
+        try:
+            _make_folders(steps_of(run))
+        except OSError as error:
+            message = f"the folder of the run can't be made: {error}"
+            is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise (StoreUnavailableError(message) if is_full else RunFailedError("START_FAILED", message)) from error
+        return run
+
+    def _begin(self, job: pb.JobInfo, run: Run) -> None:
+        transitions.begin_attempt(job, run.gpus, str(run.output_dir), self._workshop.clock.now())
 
     def _run_key(self, job: pb.JobInfo) -> RunKey:
         return RunKey(self._job_id, job.attempt, attempt_dir(self._workshop.data_dir, self._job_id, job.attempt))
@@ -130,16 +144,17 @@ class Supervisor:
         key = self._run_key(job)
         self._handle = handle
         try:
-            outcome = self._outcome(job, key)
-        except RunFailedError as error:
-            outcome = self._failure(error.job_error, key)
+            try:
+                outcome = self._outcome(job, key)
+            except RunFailedError as error:
+                outcome = self._failure(error.job_error, key)
+            if outcome is not None:
+                self._commit(outcome)
         finally:
             with self._lock:
                 if self._handle is not None:
                     self._handle.close()
                     self._handle = None
-        if outcome is not None:
-            self._commit(outcome)
 
     def _outcome(self, job: pb.JobInfo, key: RunKey) -> Callable[[pb.JobInfo], None] | None:
         """Return the change to commit, or None if the run is left to the next server. Raises RunFailedError."""
@@ -169,11 +184,9 @@ class Supervisor:
         raise RunFailedError("TIMED_OUT", f"the run took longer than its timeout of {job.timeout.ToTimedelta()}")
 
     def _start(self, harness: Harness, run: Run, steps: Sequence[Run], key: RunKey) -> RunHandle:
-        try:
-            for folder in (folder for step in steps for folder in (step.attempt_dir, step.output_dir)):
-                folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunFailedError("START_FAILED", f"the folder of the run can't be made: {error}") from error
+        if not run.output_dir.exists():  # a power cut has taken the folders
+            with suppress(OSError):  # what this means to the run, the run will tell
+                _make_folders(steps)
         _write_gpu_memory(key, self._workshop.gpu_guard.take(run.gpus))
         command = command_of(harness, steps)
         _log.info("starting %s", command.argv[0], extra={"job_id": run.job_id, "attempt": run.attempt, "gpus": run.gpus})
@@ -270,6 +283,12 @@ class Supervisor:
             else:
                 _log.info("attempt ended", extra={"job_id": self._job_id, "status": pb.JobStatus.Name(job.status)})
                 return
+
+
+def _make_folders(steps: Sequence[Run]) -> None:
+    """Make the folders of a run. Raises OSError."""
+    for folder in (folder for step in steps for folder in (step.attempt_dir, step.output_dir)):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _write_gpu_memory(key: RunKey, used_before: Mapping[str, int]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from waiting import eventually
 
-from evalrpc.executors import child
+from evalrpc.executors import parent
 from evalrpc.executors.environment import JOB_ID_VARIABLE
 from evalrpc.executors.processes import processes_of_job
 
@@ -37,7 +37,7 @@ def is_alive(pid: int) -> bool:
 def parents_of_runs(data_dir: Path, job_id: str = "*") -> list[int]:
     """Return the living processes that wait for the programs of a job, or of all; they don't carry its id themselves."""
     recorded = (path.read_text().split() for path in data_dir.glob(f"jobs/{job_id}/attempt-*/run/pid"))
-    return [int(pid) for pid, start_time in recorded if is_alive(int(pid)) and child.start_time(int(pid)) == start_time]
+    return [int(pid) for pid, start_time in recorded if is_alive(int(pid)) and parent.start_time(int(pid)) == start_time]
 
 
 def kill_all(find: Callable[[], list[int]]) -> None:

@@ -2,36 +2,57 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from evalrpc.executors.environment import JOB_ID_VARIABLE
 
 
 def processes_of_job(job_id: str, session: int | None = None, since_ticks: int = 0) -> list[int]:
-    """Return the ids of all living processes that carry the job's id, or that belong to the session.
+    """Return the ids of all living processes that carry the job's id, or that belong to the session, with their descendants.
 
-    Both are needed: a worker may leave the session, and one that sets its own title overwrites its environment. Name a session
+    All are needed: a worker may leave the session, and one that sets its own title overwrites its environment. Name a session
     only while its number can't have passed to another one. Processes that started before `since_ticks`, in the kernel's ticks
     since boot, are passed over, which saves most of the reading: a process carries what it was given when it started.
     """
     mark = f"{JOB_ID_VARIABLE}={job_id}".encode()
-    return [pid for pid in _process_ids() if _lives(pid, session, since_ticks, mark)]
+    found: set[int] = set()
+    parents: dict[int, int] = {}
+    for pid in _process_ids():
+        with suppress(OSError):  # it ended meanwhile, or is another user's
+            fields = _stat(pid)[1]
+            if fields[0] in b"ZX" or int(fields[19]) < since_ticks:
+                continue
+            parents[pid] = int(fields[1])
+            if session in (pid, int(fields[3])) or mark in _read(pid, "environ").split(b"\0"):
+                found.add(pid)
+    return [pid for pid in parents if not found.isdisjoint(_line_of(pid, parents))]
 
 
-def processes_of_script(path: Path, argument_count: int) -> Iterator[tuple[int, str, list[str]]]:
-    """Yield the id, the name and the arguments of all living processes of a script, wherever its package is installed."""
+class ScriptProcess(NamedTuple):
+    """A process that runs a script."""
+
+    pid: int
+    parent: int
+    name: str
+    arguments: list[str]
+
+
+def processes_of_script(path: Path, argument_count: int) -> Iterator[ScriptProcess]:
+    """Yield all living processes of a script, wherever its package is installed."""
     module = "/".join(path.parts[-3:])
     for pid in _process_ids():
         with suppress(OSError):
             command = _read(pid, "cmdline").decode(errors="replace").split("\0")[:-1]
             *_, script = command[:-argument_count] or [""]
             if script.endswith(module):
-                yield pid, _read(pid, "comm").decode().strip(), command[-argument_count:]
+                name, fields = _stat(pid)
+                yield ScriptProcess(pid, int(fields[1]), name, command[-argument_count:])
 
 
-def send_signal(pids: list[int], number: signal.Signals) -> None:
+def send_signal(pids: Iterable[int], number: signal.Signals) -> None:
     """Send a signal to those that still exist and may be signalled."""
     for pid in pids:
         with suppress(ProcessLookupError, PermissionError):
@@ -45,15 +66,19 @@ def _process_ids() -> Iterator[int]:
             yield int(name)
 
 
-def _lives(pid: int, session: int | None, since_ticks: int, mark: bytes) -> bool:
-    """Tell whether this is a process of the run, and no zombie."""
-    try:
-        fields = _read(pid, "stat").rpartition(b")")[2].split(maxsplit=20)
-        if fields[0] in b"ZX" or int(fields[19]) < since_ticks:
-            return False
-        return int(fields[3]) == session or mark in _read(pid, "environ").split(b"\0")
-    except OSError:  # it ended meanwhile, or is another user's
-        return False
+def _line_of(pid: int, parents: dict[int, int]) -> Iterator[int]:
+    """Yield a process and those it descends from, as far as they are known."""
+    line: set[int] = set()
+    while pid in parents and pid not in line:  # numbers that change hands between two looks could make a circle
+        line.add(pid)
+        yield pid
+        pid = parents[pid]
+
+
+def _stat(pid: int) -> tuple[str, list[bytes]]:
+    """Return a process's name and what the kernel tells after it: its state, its parent, its group, its session, and so on."""
+    head, _, fields = _read(pid, "stat").rpartition(b")")
+    return head.partition(b"(")[2].decode(errors="replace"), fields.split(maxsplit=20)
 
 
 def _read(pid: int, name: str) -> bytes:

@@ -1,13 +1,18 @@
 """Runs on this machine: started, seen to end, ended, and found again."""
 
+import array
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,9 +20,10 @@ from processes_of_tests import is_alive, kill_job
 from waiting import eventually
 
 from evalrpc.errors import RunFailedError
-from evalrpc.executors import child
+from evalrpc.executors import local, parent
 from evalrpc.executors.base import RunKey
-from evalrpc.executors.local import TRACES_DIR, LocalExecutor, LocalRun, _orphaned_spares
+from evalrpc.executors.local import TRACES_DIR, LocalExecutor, LocalRun, _about_to_begin
+from evalrpc.executors.nursery import Nursery
 from evalrpc.executors.processes import processes_of_job
 from evalrpc.harnesses.base import Command, Exit
 
@@ -138,17 +144,17 @@ def test_an_ended_run_stays_ended(runs: Runs) -> None:
 
 
 def test_a_run_that_has_ended_leaves_no_zombie(runs: Runs) -> None:
-    handle = runs.start("pass")
+    handle = runs.executor.start(runs.key, Command(program("pass")), ())
     ended(handle)
-    assert handle._process is not None
-    assert not Path(f"/proc/{handle._process.pid}").exists()
+    handle.close()
+    assert not Path(f"/proc/{handle._parent}").exists()
 
 
 def test_a_run_that_was_ended_leaves_no_zombie(runs: Runs) -> None:
-    handle = runs.start("import time; time.sleep(1000)")
+    handle = runs.executor.start(runs.key, Command(SLEEPS), ())
     handle.end(SECONDS)
-    assert handle._process is not None
-    assert not Path(f"/proc/{handle._process.pid}").exists()
+    handle.close()
+    assert not Path(f"/proc/{handle._parent}").exists()
 
 
 # What a run is given.
@@ -206,8 +212,13 @@ def test_files_are_written_before_it_starts_and_it_starts_in_its_folder(runs: Ru
 
 
 def test_signals_mean_to_the_program_what_they_always_do(runs: Runs) -> None:
-    ended(runs.start("import signal; print([signal.getsignal(n) for n in (1, 15)] == [signal.SIG_DFL] * 2)"))
+    ended(runs.start("import signal; print([signal.getsignal(n) for n in (1, 10, 15)] == [signal.SIG_DFL] * 3)"))
     assert runs.log() == "True\n"
+
+
+def test_a_program_whose_reader_is_gone_is_ended_by_that_as_in_any_shell(runs: Runs) -> None:
+    ended(runs.keep(runs.executor.start(runs.key, Command(("sh", "-c", "(yes; echo $? >&2) | head -n 1")), ())))
+    assert runs.log() == f"y\n{128 + signal.SIGPIPE}\n"
 
 
 # Ending a run.
@@ -245,10 +256,11 @@ def test_the_whole_tree_is_ended_with_what_ignores_sigterm_and_left_the_session(
 
 
 def test_what_outlives_its_run_is_ended_too(runs: Runs) -> None:
-    program = FAMILY.replace('time.sleep(1000)\n"""', "").rpartition("time.sleep")[0] + "\nraise SystemExit(7)"
+    ready = f"open({str(runs.key.log_path)!r}).read().count('ready') == 2"
+    program = FAMILY.rpartition("time.sleep")[0] + f"while not {ready}: time.sleep(0.01)\nraise SystemExit(7)"
     handle = runs.start(program)
-    assert ended(handle) == Exit(code=7)
     pids = family(runs)
+    assert ended(handle) == Exit(code=7)
     handle.end(0.0)
     assert not any(is_alive(pid) for pid in pids)
     assert handle.exit_status() == Exit(code=7)
@@ -298,32 +310,232 @@ def test_ending_twice_is_ending_once(runs: Runs) -> None:
     assert handle.wait(0)
 
 
-# What is started ahead of time.
+# What is left behind by a program that has ended, or was ended, wherever it went.
+
+ESCAPES = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.execve(sys.executable, [sys.executable, "-S", "-c", sys.argv[1]], {})
+    os._exit(0)
+while "escaped" not in open(sys.argv[2]).read():
+    time.sleep(0.01)
+"""
+
+ESCAPED = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("escaped", os.getpid(), flush=True)
+"""
+
+SLEEPING = "time.sleep(1000)"
 
 
-def test_a_run_starts_also_when_what_was_started_ahead_of_time_was_killed(runs: Runs) -> None:
+def escape(runs: Runs, end: str, then: str = SLEEPING) -> tuple[str, str, str]:
+    """Return a program that starts another, which leaves its session, has another environment, and loses its parent."""
+    return ESCAPES + end, ESCAPED + then, str(runs.key.log_path)
+
+
+def escaped(runs: Runs) -> int:
+    runs.wait_for_log("escaped")
+    return int(runs.log().split()[1])
+
+
+def test_an_end_leaves_nothing_of_what_left_the_session_and_the_environment(runs: Runs) -> None:
+    handle = runs.start(*escape(runs, "sys.exit(7)"))
+    assert ended(handle) == Exit(code=7)
+    assert not is_alive(escaped(runs))
+
+
+def test_a_cancel_leaves_nothing_of_what_left_the_session_and_the_environment(runs: Runs) -> None:
+    handle = runs.start(*escape(runs, SLEEPING))
+    pid = escaped(runs)
+    assert pid not in processes_of_job(runs.key.job_id)
+    handle.end(0.1)
+    assert not is_alive(pid)
+
+
+def test_a_cancel_by_another_server_leaves_nothing_of_it_either(runs: Runs) -> None:
+    start_elsewhere_and_kill(runs, *escape(runs, SLEEPING))
+    pid = escaped(runs)
+    runs.find().end(0.1)
+    assert not is_alive(pid)
+
+
+@pytest.mark.parametrize("end", ["sys.exit(7)", SLEEPING])
+def test_what_forks_and_ends_without_end_is_caught(runs: Runs, tmp_path: Path, end: str) -> None:
+    """Each of its processes lives for some milliseconds, in a session of its own."""
+    beat = tmp_path / "beat"
+    then = f"""
+while True:
+    open({str(beat)!r}, "w").close()
+    time.sleep(0.003)
+    if os.fork(): os._exit(0)
+    os.setsid()
+"""
+    handle = runs.start(*escape(runs, end, then))
+    eventually(beat.exists)
+    if end != SLEEPING:
+        assert ended(handle) == Exit(code=7)
+    handle.end(0.1)
+    beat.unlink()
+    assert handle.wait(SECONDS)
+    assert parent.NONE_LEFT in (runs.key.attempt_dir / TRACES_DIR / parent.EXIT_FILE).read_text()
+    assert not beat.exists()
+
+
+def test_what_has_lost_its_parent_has_its_time_to_clean_up_too(runs: Runs) -> None:
+    worker = """
+import os, signal, sys, time
+launcher = os.getppid()
+def stop(*_):
+    while os.getppid() == launcher: time.sleep(0.01)
+    print("cleaned up", flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+print("ready", flush=True)
+time.sleep(1000)
+"""
+    handle = runs.start("import subprocess, sys, time; subprocess.Popen(sys.argv[1:]); time.sleep(1000)", *program(worker))
+    runs.wait_for_log("ready")
+    handle.end(SECONDS)
+    assert "cleaned up" in runs.log()
+
+
+def test_what_has_lost_its_parent_leaves_no_zombie_while_the_run_goes_on(runs: Runs) -> None:
+    handle = runs.start("""
+import os, time
+if os.fork() == 0:
+    if os.fork() == 0:
+        print(os.getpid(), flush=True)
+    os._exit(0)
+time.sleep(1000)
+""")
+    pid = int(eventually(lambda: runs.key.log_path.exists() and runs.log().strip()))
+    eventually(lambda: not Path(f"/proc/{pid}").exists())
+    assert not handle.wait(0)
+
+
+def test_a_stopped_parent_does_not_keep_a_run_from_being_ended(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_PARENT_SECONDS", 0.1)
+    handle = runs.start(SLEEPS[-1])
+    runs.wait_for_log("ready")
+    assert handle._parent is not None
+    os.kill(handle._parent, signal.SIGSTOP)
+    handle.end(0.1)
+    assert handle.wait(0)
+    assert processes_of_job(runs.key.job_id) == []
+
+
+# The nursery.
+
+
+def kill(pid: int | None) -> None:
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+
+
+def nursery_of(runs: Runs) -> int:
     runs.executor.prepare()
-    spare = runs.executor._spares[0]
-    spare.kill()
-    spare.wait()
+    assert runs.executor._nursery is not None
+    return runs.executor._nursery.pid
+
+
+def test_a_run_starts_also_when_the_nursery_was_killed(runs: Runs) -> None:
+    kill(nursery_of(runs))
     assert ended(runs.start("raise SystemExit(3)")) == Exit(code=3)
 
 
-def test_nothing_is_left_of_a_server_that_was_killed_before_it_had_a_run(runs: Runs) -> None:
-    program = "import evalrpc.executors.local as local; local.LocalExecutor().prepare(); print('ready', flush=True); input()"
-    with subprocess.Popen((sys.executable, "-c", program), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
-        assert server.stdout is not None
-        server.stdout.readline()
+def test_a_run_goes_on_and_tells_how_it_ended_though_its_nursery_was_killed(runs: Runs, tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    handle = runs.start(WAITS.format(flag=str(flag), end="raise SystemExit(3)"))
+    kill(nursery_of(runs))
+    assert not handle.wait(0.01)
+    flag.touch()
+    assert ended(handle) == Exit(code=3)
+
+
+def test_an_order_that_a_killed_nursery_had_not_read_is_carried_out_once_by_the_next(runs: Runs) -> None:
+    first = nursery_of(runs)
+    os.kill(first, signal.SIGSTOP)
+    timer = threading.Thread(target=lambda: (eventually(lambda: unread(first)), kill(first)))
+    timer.start()
+    assert ended(runs.start("print('once')")) == Exit(code=0)
+    timer.join()
+    assert nursery_of(runs) != first
+    assert runs.log() == "once\n"
+
+
+def test_an_order_that_a_killed_nursery_had_carried_out_is_not_carried_out_again(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed_before_it_answers(nursery: Nursery, order: Mapping[str, object]) -> int:
+        fork(nursery, order)
+        kill(nursery.pid)
+        raise BrokenPipeError
+
+    fork = Nursery.fork
+    monkeypatch.setattr(Nursery, "fork", killed_before_it_answers)
+    assert ended(runs.start("print('once'); raise SystemExit(3)")) == Exit(code=3)
+    assert runs.log() == "once\n"
+
+
+def test_nurseries_that_end_at_once_are_a_start_failure(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", shutil.which("true"))
+    with pytest.raises(RunFailedError) as caught:
+        runs.executor.start(runs.key, Command(("true",)), ())
+    assert caught.value.job_error.reason == "START_FAILED"
+
+
+def test_an_order_of_a_killed_server_is_carried_out_and_found(runs: Runs) -> None:
+    """It lies in the pipe to the nursery, and nothing else tells of it yet."""
+    with server_elsewhere(runs, "print('once', flush=True); raise SystemExit(3)") as (server, nursery):
+        os.kill(nursery, signal.SIGSTOP)
+        tell(server)
+        eventually(lambda: unread(nursery), "for the order to lie in the pipe")
         server.kill()
-    eventually(lambda: not _orphaned_spares(), "for the end of what it had started ahead of time")
+    threading.Timer(0.2, os.kill, [nursery, signal.SIGCONT]).start()
+    assert ended(runs.find()) == Exit(code=3)
+    assert runs.log() == "once\n"
+
+
+def test_the_nursery_heeds_no_signal_that_asks_it_to_end(runs: Runs) -> None:
+    """Whoever stops a service may signal all its processes, and the server may yet drain."""
+    pid = nursery_of(runs)
+    eventually(lambda: Path(f"/proc/{pid}/comm").read_text() == f"{parent.NURSERY_NAME}\n")
+    eventually(lambda: blocks(pid, signal.SIGTERM))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        os.kill(pid, number)
+    assert ended(runs.start("raise SystemExit(3)")) == Exit(code=3)
+    assert nursery_of(runs) == pid
+
+
+def test_nothing_is_left_of_a_server_that_was_killed_before_it_had_a_run(runs: Runs) -> None:
+    with server_elsewhere(runs, "") as (server, nursery):
+        server.kill()
+    eventually(lambda: not is_alive(nursery))
+    assert _about_to_begin() == []
 
 
 def test_a_closed_executor_leaves_nothing_behind(runs: Runs) -> None:
-    runs.executor.prepare()
-    spares = list(runs.executor._spares)
+    pid = nursery_of(runs)
     runs.executor.close()
-    assert spares
-    assert all(spare.returncode == 0 for spare in spares)
+    runs.executor.close()
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def unread(pid: int) -> int:
+    """Return how many bytes lie in the pipe that is the standard input of a process."""
+    count = array.array("i", [0])
+    with Path(f"/proc/{pid}/fd/0").open("rb") as pipe:
+        fcntl.ioctl(pipe, termios.FIONREAD, count)
+    return count[0]
+
+
+def blocks(pid: int, number: signal.Signals) -> bool:
+    (blocked,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigBlk:"))
+    return bool(int(blocked.split()[1], 16) >> (number - 1) & 1)
 
 
 # Finding a run again.
@@ -334,17 +546,36 @@ from pathlib import Path
 from evalrpc.executors.base import RunKey
 from evalrpc.executors.local import LocalExecutor
 from evalrpc.harnesses.base import Command
-job_id, attempt_dir, program = sys.argv[1:]
-LocalExecutor().start(RunKey(job_id, 1, Path(attempt_dir)), Command((sys.executable, "-c", program)), ())
+job_id, attempt_dir, *command = sys.argv[1:]
+executor = LocalExecutor()
+executor.prepare()
+print(executor._nursery.pid, flush=True)
+input()
+executor.start(RunKey(job_id, 1, Path(attempt_dir)), Command((sys.executable, "-c", *command)), ())
 print("started", flush=True)
 time.sleep(1000)
 """
 
 
-def start_elsewhere_and_kill(runs: Runs, program: str) -> None:
+@contextmanager
+def server_elsewhere(runs: Runs, *command: str) -> Iterator[tuple["subprocess.Popen[str]", int]]:
+    """Give a server that starts the run when it is told to, and its nursery."""
+    arguments = (sys.executable, "-c", SERVER, runs.key.job_id, str(runs.key.attempt_dir), *command)
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        yield server, int(server.stdout.readline())
+
+
+def tell(server: "subprocess.Popen[str]") -> None:
+    assert server.stdin is not None
+    server.stdin.write("\n")
+    server.stdin.flush()
+
+
+def start_elsewhere_and_kill(runs: Runs, *command: str) -> None:
     """Let a server start the run, and kill that server at once."""
-    arguments = (sys.executable, "-c", SERVER, runs.key.job_id, str(runs.key.attempt_dir), program)
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as server:
+    with server_elsewhere(runs, *command) as (server, _):
+        tell(server)
         assert server.stdout is not None
         assert server.stdout.readline() == "started\n"
         server.kill()
@@ -402,7 +633,7 @@ def test_a_run_found_again_can_be_interrupted(runs: Runs) -> None:
 
 def test_a_run_whose_child_script_was_killed_vanished(runs: Runs) -> None:
     start_elsewhere_and_kill(runs, "import time; time.sleep(1000)")
-    pid_file = runs.key.attempt_dir / TRACES_DIR / child.PID_FILE
+    pid_file = runs.key.attempt_dir / TRACES_DIR / parent.PID_FILE
     pid = int(eventually(lambda: pid_file.exists() and pid_file.read_text()).split()[0])
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: not is_alive(pid))
@@ -415,8 +646,7 @@ def test_a_run_whose_child_script_was_killed_vanished(runs: Runs) -> None:
 def test_a_run_whose_child_script_is_killed_under_our_eyes_is_seen_to_end(runs: Runs) -> None:
     handle = runs.start("import time; print('ready', flush=True); time.sleep(1000)")
     runs.wait_for_log("ready")
-    assert handle._process is not None
-    handle._process.kill()
+    kill(handle._parent)
     assert ended(handle) == Exit(signal=int(signal.SIGKILL))
     handle.end(0.1)
     assert processes_of_job(runs.key.job_id) == []
@@ -429,7 +659,7 @@ def test_a_run_that_never_started_is_not_found(runs: Runs) -> None:
 def test_another_process_that_got_the_number_is_not_taken_for_the_run(runs: Runs) -> None:
     traces = runs.key.attempt_dir / TRACES_DIR
     traces.mkdir(parents=True)
-    (traces / child.PID_FILE).write_text(f"{os.getpid()} 12345")
+    (traces / parent.PID_FILE).write_text(f"{os.getpid()} 12345")
     handle = runs.find()
     assert ended(handle) == Exit(None, None)
     handle.end(0.0)
@@ -439,14 +669,14 @@ def test_another_process_that_got_the_number_is_not_taken_for_the_run(runs: Runs
 def test_a_broken_pid_file_is_a_run_that_vanished(runs: Runs, content: str) -> None:
     traces = runs.key.attempt_dir / TRACES_DIR
     traces.mkdir(parents=True)
-    (traces / child.PID_FILE).write_text(content)
+    (traces / parent.PID_FILE).write_text(content)
     assert ended(runs.find()) == Exit(None, None)
 
 
 def test_a_process_without_a_pid_file_is_waited_for_rather_than_started_twice(runs: Runs) -> None:
-    """The server died right after the start, and the child script has not written its file yet."""
+    """The server died right after the start, and the parent has not written its file yet."""
     start_elsewhere_and_kill(runs, "import time; time.sleep(1000)")
-    pid_file = runs.key.attempt_dir / TRACES_DIR / child.PID_FILE
+    pid_file = runs.key.attempt_dir / TRACES_DIR / parent.PID_FILE
     eventually(pid_file.exists)
     hidden = pid_file.rename(pid_file.with_name("hidden"))
     timer = threading.Timer(0.2, lambda: hidden.rename(pid_file))
@@ -470,11 +700,11 @@ def test_no_descriptors_are_left_open(runs: Runs) -> None:
 
 
 def test_a_start_time_tells_processes_of_one_number_apart() -> None:
-    mine = child.start_time(os.getpid())
-    assert mine == child.start_time(os.getpid())
+    mine = parent.start_time(os.getpid())
+    assert mine == parent.start_time(os.getpid())
     time.sleep(0.02)  # a tick of the kernel
     with subprocess.Popen((sys.executable, "-c", "input()"), stdin=subprocess.PIPE) as other:
-        assert child.start_time(other.pid) != mine
+        assert parent.start_time(other.pid) != mine
 
 
 # Several steps.

@@ -1,0 +1,240 @@
+# ruff: noqa: PTH104, PTH118, PTH123 - it is run by a bare interpreter, without pathlib
+"""The parents of runs, and the nursery, which forks one for each order of the server.
+
+A parent starts the programs of its run one after the other, waits for each, and writes down how it ended. It outlives the
+server, so a server that comes back still learns the outcome. To fork one takes a fraction of a millisecond, where an interpreter
+takes ten to start; and the server can't fork them itself, since no thread and no gRPC outlives a fork.
+
+    python -I -S parent.py PID START_TIME
+
+is the nursery of the server that PID and START_TIME name. Both talk in Python's own marshal format, since they are of one
+installation and each value tells where it ends. The nursery reads
+
+    an order     a dict with `steps` (programs with their arguments), `files` (to write first, content by path), `env`, `cwd`,
+                 `log` (of all output) and `traces_dir`. It answers with the process id of the parent, or says why there is none.
+    a number     that of a parent that is known to have ended. It answers with its wait status, and only then is the number free
+                 for another process; None where it can't tell.
+
+and ends when the server has. In `traces_dir` a parent leaves `pid`: its own process id and start time, and `exit`: a line for
+every step that has ended, with the size of the log then, and `code N`, `signal N`, or `error TEXT` where the program could not be
+started. It adds the line NONE_LEFT when no process of the run is left: it adopts those that lose their own parent, wherever they
+went, so there is none that it does not see end.
+
+Once its `pid` is written it takes the name RUN_NAME. Until then it may still be about to begin a run.
+"""
+
+import marshal
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+PID_FILE = "pid"
+EXIT_FILE = "exit"
+NONE_LEFT = "none left"
+NURSERY_NAME = "evalrpc-nursery"
+RUN_NAME = "evalrpc-run"
+
+KILL_REQUEST = signal.SIGUSR1
+"""Makes a parent kill what is left of its run, once its program has ended."""
+
+_REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, KILL_REQUEST)
+_LINGER_SECONDS = 30.0
+_LOOK_SECONDS = 0.01
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def main() -> None:
+    """Fork a parent for each order, until there is no server any more."""
+    set_name(NURSERY_NAME)
+    # They are meant for runs. Blocked, one that comes to a parent before it can take it waits.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS)
+    adopt_orphans = load_adoption()
+    with suppress(EOFError, BrokenPipeError):
+        while True:
+            message = marshal.load(sys.stdin.buffer)  # noqa: S302 - from the server itself
+            answer = reap(message) if isinstance(message, int) else fork(message, adopt_orphans)
+            os.write(1, marshal.dumps(answer))
+
+
+def reap(pid: int) -> int | None:
+    """Let go of a parent that has ended, and return its wait status."""
+    try:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return None
+    return status if ended else None
+
+
+def fork(order: dict[str, Any], adopt_orphans: Callable[[], bool]) -> int | str:
+    """Fork a parent for the order. Return its process id, or why there is none."""
+    try:
+        pid = os.fork()
+    except OSError as error:
+        return str(error)
+    if pid == 0:
+        try:
+            carry_out(order, adopt_orphans)
+        finally:
+            os._exit(0)  # whatever happened, it must not take orders itself; and the server waits for this end
+    return pid
+
+
+def carry_out(order: dict[str, Any], adopt_orphans: Callable[[], bool]) -> None:
+    """Be the parent of a run. Asked to end meanwhile, start no more steps of it."""
+    os.setsid()
+    redirect(os.devnull, os.O_RDWR, 0, 1, 2)
+    asked: list[int] = []
+    # A handler, unlike SIG_IGN, is not passed on to the program.
+    for number in _REQUESTS:
+        signal.signal(number, lambda number, _: asked.append(number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)
+    adopts = adopt_orphans()
+    pid_path, exit_path = (os.path.join(order["traces_dir"], name) for name in (PID_FILE, EXIT_FILE))
+    write(pid_path, f"{os.getpid()} {start_time(os.getpid())}")
+    set_name(RUN_NAME)
+    failure = write_files(order["files"])
+    ends = ""
+    for argv in order["steps"]:
+        if asked:
+            break
+        outcome = failure or run(argv, order, pid_path)
+        ends += f"{os.fstat(1).st_size} {outcome}\n"
+        # Before the next one starts: what stands further down in the log is then known not to be of this one.
+        write(exit_path, ends)
+    if adopts and outlives_all(asked):
+        with open(exit_path, "a") as exits:
+            exits.write(f"{NONE_LEFT}\n")
+
+
+def write_files(files: dict[str, bytes]) -> str | None:
+    """Write what the programs need, and describe what went wrong, if anything did."""
+    for path, content in files.items():
+        try:
+            with open(path, "wb") as file:
+                file.write(content)
+        except OSError as error:
+            return f"error {path}: {error.strerror}"
+    return None
+
+
+def run(argv: list[str], order: dict[str, Any], pid_path: str) -> str:
+    """Start the program, wait for it, and describe its end."""
+    try:
+        os.environ.clear()
+        os.environ.update(order["env"])  # also for the PATH in which the program is looked for
+        os.chdir(order["cwd"])
+        redirect(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 1, 2)
+        # Python itself ignores these two.
+        pid = os.posix_spawnp(argv[0], argv, order["env"], setsigdef=(signal.SIGPIPE, signal.SIGXFSZ))
+    except (OSError, ValueError) as error:
+        return f"error {argv[0]}: {getattr(error, 'strerror', None) or error}"
+    sync(pid_path)
+    status = wait(pid)
+    if os.WIFSIGNALED(status):
+        return f"signal {os.WTERMSIG(status)}"
+    return f"code {os.WEXITSTATUS(status)}"
+
+
+def wait(pid: int) -> int:
+    """Return the wait status of a program when it has ended. Lets go meanwhile of whatever else ends."""
+    while True:
+        ended, status = os.waitpid(-1, 0)
+        if ended == pid:
+            return status
+
+
+def outlives_all(asked: list[int]) -> bool:
+    """Stay until no process of the run is left, and tell whether it came to that.
+
+    What the programs have left behind is killed, unless the run was asked to end: then it has the time that the server gives it.
+    """
+    deadline = time.monotonic() + _LINGER_SECONDS
+    with suppress(OSError):  # this kernel does not tell of children, and the server has to look for them
+        while time.monotonic() < deadline:
+            if not reap_children():
+                return True
+            if not asked or KILL_REQUEST in asked:
+                kill_children()
+            time.sleep(_LOOK_SECONDS)
+    return False
+
+
+def reap_children() -> bool:
+    """Let go of all children that have ended, and tell whether there are others."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
+    return True
+
+
+def kill_children() -> None:
+    """Kill all children. Theirs become children of this process, so doing it again ends any tree. Raises OSError."""
+    with open("/proc/thread-self/children") as children:
+        for pid in map(int, children.read().split()):
+            os.kill(pid, signal.SIGKILL)  # its number is taken until it is let go of
+
+
+def load_adoption() -> Callable[[], bool]:
+    """Return what makes the process that calls it adopt its descendants that lose their parent, if that is possible here."""
+    try:
+        import ctypes  # noqa: PLC0415 - not every Python has it
+
+        prctl = ctypes.CDLL(None).prctl
+    except (ImportError, OSError, AttributeError):
+        return lambda: False
+    return lambda: prctl(_PR_SET_CHILD_SUBREAPER, *map(ctypes.c_ulong, (1, 0, 0, 0))) == 0
+
+
+def redirect(path: str, flags: int, *descriptors: int) -> None:
+    """Open a file as these descriptors, which a program inherits."""
+    opened = os.open(path, flags, 0o666)
+    for descriptor in descriptors:
+        os.dup2(opened, descriptor)
+    if opened not in descriptors:
+        os.close(opened)
+
+
+def start_time(pid: int) -> str:
+    """Return when a process started, in the kernel's ticks: with the pid it names the process for ever."""
+    with open(f"/proc/{pid}/stat", "rb") as stat:
+        # The second field, the name, may hold spaces and parentheses, so count from its end; the start is the 22nd field.
+        return stat.read().rpartition(b")")[2].split()[19].decode()
+
+
+def set_name(name: str) -> None:
+    """Name this process, for `ps` and for a server that looks for it."""
+    with open("/proc/self/comm", "w") as comm:
+        comm.write(name)
+
+
+def write(path: str, text: str) -> None:
+    """Replace a file in one step."""
+    temporary = path + ".new"
+    with open(temporary, "w") as file:
+        file.write(text)
+    os.rename(temporary, path)
+
+
+def sync(path: str) -> None:
+    """See a file onto the disk, if that is possible.
+
+    For `pid` this is so that after a power cut too nobody takes the run for one that never began. The program does not wait for
+    it: what it leaves on this disk comes after `pid` in the journal of the file system.
+    """
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+if __name__ == "__main__":
+    main()
+    os._exit(0)  # nothing is left to tidy up
