@@ -7,7 +7,8 @@ from pathlib import Path
 
 from processes_of_tests import parents_of_runs
 
-from evalrpc.executors.processes import processes_of_job, send_signal
+from evalrpc.executors import parent
+from evalrpc.executors.processes import processes_of_job, processes_of_script, send_signal
 
 EVALRPC = str(Path(sys.executable).with_name("evalrpc"))
 
@@ -50,6 +51,15 @@ class ServerProcess:
     def parents_of(self, job_id: str) -> list[int]:
         """Return the living parents of the job's runs, which wait for its programs."""
         return parents_of_runs(self.data_dir, job_id)
+
+    def nurseries(self) -> list[int]:
+        """Return the process that forks the parents of the server's runs, if it is there."""
+        assert self._process is not None
+        return [
+            process.pid
+            for process in processes_of_script(Path(parent.__file__), 2)
+            if process.name == parent.NURSERY_NAME and process.parent == self._process.pid
+        ]
 
     def _end(self, number: signal.Signals) -> int:
         assert self._process is not None

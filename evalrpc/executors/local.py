@@ -53,24 +53,15 @@ class LocalExecutor:
         traces_dir = key.attempt_dir / TRACES_DIR
         try:
             traces_dir.mkdir(parents=True, exist_ok=True)
-            return self._hand_over(key, self._order(key, command, gpus, traces_dir))
+            pid, nursery = self._hand_over(key, self._order(key, command, gpus, traces_dir))
         except OSError as error:
             raise RunFailedError("START_FAILED", f"the run could not be started: {error}") from error
+        return LocalRun(key, pid, nursery)
 
     def find(self, key: RunKey) -> "LocalRun | None":
         """Find a run that an earlier server started, alive, ended or vanished. None: it never started."""
-        pid_file = key.attempt_dir / TRACES_DIR / parent.PID_FILE
-        deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline:
-            # That server may have died just before the parent wrote the file. So the processes come first: one that is not
-            # about to write it any more has written it. A look can miss what is forked meanwhile, so it takes two.
-            about_to_begin = processes_of_job(key.job_id) or _about_to_begin() or _about_to_begin()
-            if pid_file.exists():
-                break
-            if not about_to_begin:
-                return None
-            time.sleep(_SURVIVOR_CHECK_SECONDS)
-        return LocalRun(key, _living_pid(pid_file), None)
+        pid_file = _find_pid_file(key)
+        return None if pid_file is None else LocalRun(key, _living_pid(pid_file), None)
 
     def close(self) -> None:
         """End the nursery; runs go on."""
@@ -89,17 +80,18 @@ class LocalExecutor:
             "traces_dir": str(traces_dir),
         }
 
-    def _hand_over(self, key: RunKey, order: Mapping[str, Any]) -> "LocalRun":
-        """Give the order to the nursery, or to a new one if it is gone. Raises OSError."""
+    def _hand_over(self, key: RunKey, order: Mapping[str, Any]) -> tuple[int | None, Nursery | None]:
+        """Give the order to the nursery, or to a new one if it is gone. Return the parent that it has forked, unless that has
+        ended, and which nursery did, if that is still there. Raises OSError."""
         for _ in range(_NURSERIES):
             nursery = self._get_nursery()
             try:
-                return LocalRun(key, nursery.fork(order), nursery)
+                return nursery.fork(order), nursery
             except BrokenPipeError:  # somebody killed it
                 self._discard(nursery)
-            found = self.find(key)
-            if found is not None:  # it had carried out the order before
-                return found
+            pid_file = _find_pid_file(key)
+            if pid_file is not None:  # it had carried out the order before
+                return _living_pid(pid_file), None
         raise OSError("the process that starts runs ends by itself")
 
     def _get_nursery(self) -> Nursery:
@@ -113,6 +105,22 @@ class LocalExecutor:
             if self._nursery is nursery:
                 self._nursery = None
         nursery.close()
+
+
+def _find_pid_file(key: RunKey) -> Path | None:
+    """Return where the parent of a run has left its process id. None: there was none, and there will be none."""
+    pid_file = key.attempt_dir / TRACES_DIR / parent.PID_FILE
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        # What was to fork it may have died just before the parent wrote the file. So the processes come first: one that is not
+        # about to write it any more has written it. A look can miss what is forked meanwhile, so it takes two.
+        about_to_begin = processes_of_job(key.job_id) or _about_to_begin() or _about_to_begin()
+        if pid_file.exists():
+            break
+        if not about_to_begin:
+            return None
+        time.sleep(_SURVIVOR_CHECK_SECONDS)
+    return pid_file
 
 
 def _about_to_begin() -> list[int]:

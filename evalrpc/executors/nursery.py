@@ -1,4 +1,4 @@
-"""The server's side of the nursery: a process that forks the parents of runs, so that no run waits for an interpreter to start."""
+"""The server's side of the nursery: a process that forks the parents of runs, so that none waits for an interpreter."""
 
 import marshal
 import os
@@ -13,9 +13,9 @@ from evalrpc.executors import parent
 
 
 class Nursery:
-    """A nursery of this server. It ends with the server; the parents that it has forked go on. May be used from several threads.
+    """A nursery of this server. It ends with the server; what it has forked goes on. May be used from several threads.
 
-    Raises OSError if it can't be started, and BrokenPipeError from its methods once it is gone.
+    Raises OSError if it can't be started.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Nursery:
     def fork(self, order: Mapping[str, Any]) -> int:
         """Fork the parent of a run, and return its process id, which no other process gets until it is reaped.
 
-        Raises OSError if that is impossible. After a BrokenPipeError it may have been forked all the same.
+        Raises OSError if that is impossible; BrokenPipeError if the nursery is gone, which may have forked it all the same.
         """
         answer = self._ask(order)
         if not isinstance(answer, int):
@@ -60,7 +60,7 @@ class Nursery:
                     pipe.close()
             self._process.wait()
 
-    def _ask(self, message: object) -> Any:
+    def _ask(self, message: Any) -> Any:
         with self._lock:
             stdin, stdout = self._pipes()
             if stdin.closed:

@@ -2,23 +2,22 @@
 """The parents of runs, and the nursery, which forks one for each order of the server.
 
 A parent starts the programs of its run one after the other, waits for each, and writes down how it ended. It outlives the
-server, so a server that comes back still learns the outcome. To fork one takes a fraction of a millisecond, where an interpreter
-takes ten to start; and the server can't fork them itself, since no thread and no gRPC outlives a fork.
+server, so a server that comes back still learns the outcome. It is forked, since that takes a fraction of a millisecond, and an
+interpreter ten to start; and not by the server, whose threads and gRPC would not outlive a fork.
 
     python -I -S parent.py PID START_TIME
 
-is the nursery of the server that PID and START_TIME name. Both talk in Python's own marshal format, since they are of one
-installation and each value tells where it ends. The nursery reads
+is the nursery of the server that PID and START_TIME name, and ends when that has ended. Both talk in Python's own marshal
+format: they are of one installation, and a value tells where it ends. The nursery takes
 
-    an order     a dict with `steps` (programs with their arguments), `files` (to write first, content by path), `env`, `cwd`,
-                 `log` (of all output) and `traces_dir`. It answers with the process id of the parent, or says why there is none.
-    a number     that of a parent that is known to have ended. It answers with its wait status, and only then is the number free
-                 for another process; None where it can't tell.
+    an order     a dict with `steps` (programs with their arguments), `files` (to be written first, by path), `env`, `cwd`,
+                 `log` (of all output) and `traces_dir`. It answers with the process id of the parent, or why there is none.
+    a number     that of a parent that is known to have ended. It answers with its wait status, or None if it has none. Only
+                 then may another process get that number.
 
-and ends when the server has. In `traces_dir` a parent leaves `pid`: its own process id and start time, and `exit`: a line for
-every step that has ended, with the size of the log then, and `code N`, `signal N`, or `error TEXT` where the program could not be
-started. It adds the line NONE_LEFT when no process of the run is left: it adopts those that lose their own parent, wherever they
-went, so there is none that it does not see end.
+In `traces_dir` a parent leaves `pid`: its own process id and start time, and `exit`: a line for every step that has ended, with
+the size of the log then, and `code N`, `signal N`, or `error TEXT` where the program could not be started. NONE_LEFT follows
+when no process of the run is left. It can tell, for it adopts those that lose their own parent, wherever they went.
 
 Once its `pid` is written it takes the name RUN_NAME. Until then it may still be about to begin a run.
 """
@@ -150,7 +149,7 @@ def wait(pid: int) -> int:
 def outlives_all(asked: list[int]) -> bool:
     """Stay until no process of the run is left, and tell whether it came to that.
 
-    What the programs have left behind is killed, unless the run was asked to end: then it has the time that the server gives it.
+    What the programs have left behind is killed, unless the run was asked to end: then it has the time that the server gives.
     """
     deadline = time.monotonic() + _LINGER_SECONDS
     with suppress(OSError):  # this kernel does not tell of children, and the server has to look for them
@@ -183,7 +182,7 @@ def kill_children() -> None:
 def load_adoption() -> Callable[[], bool]:
     """Return what makes the process that calls it adopt its descendants that lose their parent, if that is possible here."""
     try:
-        import ctypes  # noqa: PLC0415 - not every Python has it
+        import ctypes  # not every Python has it
 
         prctl = ctypes.CDLL(None).prctl
     except (ImportError, OSError, AttributeError):

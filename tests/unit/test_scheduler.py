@@ -1,5 +1,7 @@
 """The scheduler with a fake executor: what happens between its threads, made certain."""
 
+import errno
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from waiting import eventually
 
-from evalrpc import transitions
+from evalrpc import supervisor, transitions
 from evalrpc.clock import SystemClock
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import RunFailedError
@@ -188,6 +190,50 @@ def test_a_cancelled_run_is_ended_before_the_job_is_cancelled(house: House) -> N
     assert house.wait_for(job_id, CANCELLED)
     assert run.ended.is_set()
     eventually(house.is_empty)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_job_waits_in_the_queue_for_room_on_the_disk(house: House, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    tries, mkdir = [], Path.mkdir
+
+    def mkdir_of_a_full_disk(folder: Path, *arguments: Any, **options: Any) -> None:
+        tries.append(folder)
+        if len(tries) < 3:
+            raise OSError(number, os.strerror(number))
+        mkdir(folder, *arguments, **options)
+
+    monkeypatch.setattr(supervisor, "_STORE_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(Path, "mkdir", mkdir_of_a_full_disk)
+    job_id = house.submit()
+    house.wait_until_running(job_id).finish()
+    job = house.wait_for(job_id, FAILED)
+    assert (job.error.reason, job.attempt) == ("HARNESS_FAILED", 1), "the harness ran, in the first attempt"
+
+
+def test_a_queued_job_without_room_on_the_disk_can_be_cancelled(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = threading.Event()
+
+    def full(*_: object, **__: object) -> None:
+        tried.set()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(supervisor, "_STORE_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(Path, "mkdir", full)
+    job_id = house.submit()
+    assert tried.wait(SECONDS)
+    house.cancel(job_id)
+    assert house.wait_for(job_id, CANCELLED).attempt == 0
+    eventually(house.is_empty)
+
+
+def test_a_folder_that_can_not_be_made_is_a_start_failure(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    job = house.wait_for(house.submit(), FAILED)
+    assert job.error.reason == "START_FAILED"
+    assert os.strerror(errno.EROFS) in job.error.message
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
