@@ -49,13 +49,16 @@ _PR_SET_CHILD_SUBREAPER = 36
 def main() -> None:
     """Fork a parent for each order, until there is no server any more."""
     set_name(NURSERY_NAME)
-    # They are meant for runs. Blocked, one that comes to a parent before it can take it waits.
+    asked: list[int] = []
+    # They are for the parents, which let them through. A handler, unlike SIG_IGN, is not passed on to a program.
     signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS)
+    for number in _REQUESTS:
+        signal.signal(number, lambda number, _: asked.append(number))
     adopt_orphans = load_adoption()
     with suppress(EOFError, BrokenPipeError):
         while True:
             message = marshal.load(sys.stdin.buffer)  # noqa: S302 - from the server itself
-            answer = reap(message) if isinstance(message, int) else fork(message, adopt_orphans)
+            answer = reap(message) if isinstance(message, int) else fork(message, asked, adopt_orphans)
             os.write(1, marshal.dumps(answer))
 
 
@@ -68,7 +71,7 @@ def reap(pid: int) -> int | None:
     return status if ended else None
 
 
-def fork(order: dict[str, Any], adopt_orphans: Callable[[], bool]) -> int | str:
+def fork(order: dict[str, Any], asked: list[int], adopt_orphans: Callable[[], bool]) -> int | str:
     """Fork a parent for the order. Return its process id, or why there is none."""
     try:
         pid = os.fork()
@@ -76,20 +79,16 @@ def fork(order: dict[str, Any], adopt_orphans: Callable[[], bool]) -> int | str:
         return str(error)
     if pid == 0:
         try:
-            carry_out(order, adopt_orphans)
+            carry_out(order, asked, adopt_orphans)
         finally:
             os._exit(0)  # whatever happened, it must not take orders itself; and the server waits for this end
     return pid
 
 
-def carry_out(order: dict[str, Any], adopt_orphans: Callable[[], bool]) -> None:
-    """Be the parent of a run. Asked to end meanwhile, start no more steps of it."""
+def carry_out(order: dict[str, Any], asked: list[int], adopt_orphans: Callable[[], bool]) -> None:
+    """Be the parent of a run. Once `asked` holds a signal, start no more steps of it."""
     os.setsid()
     redirect(os.devnull, os.O_RDWR, 0, 1, 2)
-    asked: list[int] = []
-    # A handler, unlike SIG_IGN, is not passed on to the program.
-    for number in _REQUESTS:
-        signal.signal(number, lambda number, _: asked.append(number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)
     adopts = adopt_orphans()
     pid_path, exit_path = (os.path.join(order["traces_dir"], name) for name in (PID_FILE, EXIT_FILE))
@@ -123,8 +122,7 @@ def write_files(files: dict[str, bytes]) -> str | None:
 def run(argv: list[str], order: dict[str, Any], pid_path: str) -> str:
     """Start the program, wait for it, and describe its end."""
     try:
-        os.environ.clear()
-        os.environ.update(order["env"])  # also for the PATH in which the program is looked for
+        os.environ["PATH"] = order["env"].get("PATH", os.defpath)  # in which the program is looked for
         os.chdir(order["cwd"])
         redirect(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 1, 2)
         # Python itself ignores these two.

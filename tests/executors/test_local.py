@@ -390,6 +390,28 @@ while True:
     assert not beat.exists()
 
 
+def test_a_run_that_leaves_nothing_is_ended_without_a_search(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = runs.start("pass")
+    assert ended(handle) == Exit(code=0)
+    with monkeypatch.context() as context:
+        context.setattr(local, "processes_of_job", lambda *_: pytest.fail("it looked for processes"))
+        handle.end(0.0)
+
+
+def test_where_no_process_can_be_adopted_a_search_ends_what_is_left(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(Path(parent.__file__).read_text().replace("_PR_SET_CHILD_SUBREAPER = 36", "_PR_SET_CHILD_SUBREAPER = -1"))
+    monkeypatch.setattr(parent, "__file__", str(script))
+    handle = runs.start("import subprocess, sys; print(subprocess.Popen(sys.argv[1:]).pid); sys.exit(7)", *SLEEPS)
+    assert ended(handle) == Exit(code=7)
+    left = int(next(filter(str.isdigit, runs.log().split())))
+    assert is_alive(left)
+    handle.end(0.0)
+    assert not is_alive(left)
+
+
 def test_what_has_lost_its_parent_has_its_time_to_clean_up_too(runs: Runs) -> None:
     worker = """
 import os, signal, sys, time
