@@ -95,17 +95,14 @@ def carry_out(order: dict[str, Any], asked: list[int], adopt_orphans: Callable[[
     write(pid_path, f"{os.getpid()} {start_time(os.getpid())}")
     set_name(RUN_NAME)
     failure = write_files(order["files"])
-    ends = ""
     for argv in order["steps"]:
         if asked:
             break
-        outcome = failure or run(argv, order, pid_path)
-        ends += f"{os.fstat(1).st_size} {outcome}\n"
+        outcome = failure or run(argv, order, pid_path, exit_path)
         # Before the next one starts: what stands further down in the log is then known not to be of this one.
-        write(exit_path, ends)
+        append(exit_path, f"{os.fstat(1).st_size} {outcome}\n")
     if adopts and outlives_all(asked):
-        with open(exit_path, "a") as exits:
-            exits.write(f"{NONE_LEFT}\n")
+        append(exit_path, f"{NONE_LEFT}\n")
 
 
 def write_files(files: dict[str, bytes]) -> str | None:
@@ -119,7 +116,7 @@ def write_files(files: dict[str, bytes]) -> str | None:
     return None
 
 
-def run(argv: list[str], order: dict[str, Any], pid_path: str) -> str:
+def run(argv: list[str], order: dict[str, Any], pid_path: str, exit_path: str) -> str:
     """Start the program, wait for it, and describe its end."""
     try:
         os.environ["PATH"] = order["env"].get("PATH", os.defpath)  # in which the program is looked for
@@ -129,7 +126,9 @@ def run(argv: list[str], order: dict[str, Any], pid_path: str) -> str:
         pid = os.posix_spawnp(argv[0], argv, order["env"], setsigdef=(signal.SIGPIPE, signal.SIGXFSZ))
     except (OSError, ValueError) as error:
         return f"error {argv[0]}: {getattr(error, 'strerror', None) or error}"
-    sync(pid_path)
+    with suppress(OSError):  # what takes a disk its time, and can be done while the program starts
+        sync(pid_path)
+        append(exit_path, "")
     status = wait(pid)
     if os.WIFSIGNALED(status):
         return f"signal {os.WTERMSIG(status)}"
@@ -218,18 +217,20 @@ def write(path: str, text: str) -> None:
     os.rename(temporary, path)
 
 
+def append(path: str, line: str) -> None:
+    """Add a line to a file, which is made if need be. In one piece, and whoever reads it takes only lines that are whole."""
+    with open(path, "a") as file:
+        file.write(line)
+
+
 def sync(path: str) -> None:
-    """See a file onto the disk, if that is possible.
+    """See a file onto the disk.
 
     For `pid` this is so that after a power cut too nobody takes the run for one that never began. The program does not wait for
     it: what it leaves on this disk comes after `pid` in the journal of the file system.
     """
-    with suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    with open(path) as file:
+        os.fsync(file.fileno())
 
 
 if __name__ == "__main__":
