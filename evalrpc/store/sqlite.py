@@ -45,6 +45,7 @@ from evalrpc.store.cache import JobCache
 from evalrpc.store.filters import find_jobs
 from evalrpc.store.lock import lock_data_dir
 from evalrpc.store.opening import open_database
+from evalrpc.store.sets import JobSets
 from evalrpc.store.transaction import Transaction, job_not_found
 from evalrpc.v1 import job_pb2 as pb
 from evalrpc.v1.evaluation_service_pb2 import JobFilter
@@ -52,6 +53,7 @@ from evalrpc.v1.evaluation_service_pb2 import JobFilter
 DATABASE_NAME: Final = "evalrpc.sqlite3"
 
 _CACHE_BYTES: Final = 16 * 1024 * 1024
+_SETS_BYTES: Final = 8 * 1024 * 1024
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ class SqliteStore:
         self._lock_file = lock_data_dir(data_dir)
         self._listeners: list[Listener] = []
         self._cache = JobCache(_CACHE_BYTES)
+        self._sets = JobSets(_SETS_BYTES)
         self._local = threading.local()
         self._readers: list[sqlite3.Connection] = []
         self._readers_lock = threading.Lock()
@@ -245,7 +248,7 @@ class SqliteStore:
     def list_jobs(self, job_filter: JobFilter, before_sequence: int | None, limit: int) -> list[ListedJob]:
         """Return jobs that the filter takes, newest first."""
         with self._reading() as connection, _snapshot(connection):
-            rows = find_jobs(connection, job_filter, before_sequence, limit)
+            rows = find_jobs(connection, self._sets, job_filter, before_sequence, limit)
         return [ListedJob(sequence, parse_job(job)) for sequence, job in rows]
 
     def find_twin(self, cache_key: bytes) -> pb.JobInfo | None:

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_jobs import OPENERS, SECONDS, finish, new_job, read, run, submit
 
+from evalrpc.store import filters as filters_module
+from evalrpc.store import sets
 from evalrpc.store.base import Store, fields_match
 from evalrpc.store.migrations import MIGRATIONS
 from evalrpc.store.sqlite import DATABASE_NAME
@@ -52,8 +54,17 @@ class Filled:
         self.jobs = jobs[::-1]
 
 
+@pytest.fixture(scope="module", params=[500, 1, 7], ids="max_steps={}".format)
+def max_steps(request: pytest.FixtureRequest) -> Iterator[None]:
+    """How far the walk goes down the indexes; the rest is found with sets, here of few jobs each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(filters_module, "_MAX_STEPS", request.param)
+        patch.setattr(sets, "_BLOCK", 16)
+        yield
+
+
 @pytest.fixture(scope="module", params=sorted(OPENERS))
-def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Filled]:
+def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, max_steps: None) -> Iterator[Filled]:
     store = OPENERS[request.param](tmp_path_factory.mktemp("listing") / "data", JOBS, SetBackClock(random.Random(7)))
     yield Filled(store)
     store.close()
