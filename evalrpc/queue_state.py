@@ -20,6 +20,7 @@ from evalrpc.store.base import Change, ListedJob, QueuedRow
 from evalrpc.v1 import job_pb2 as pb
 
 _AFTER_ALL: Final = 2**63
+_MAX_TOLD: Final = 10_000
 _NOTHING: Final = pb.JobInfo()
 
 
@@ -41,6 +42,7 @@ class QueueState:
         self.generation = 0
         """Grows with every commit that was followed: what was read before holds as long as it stays."""
         self._reserving: QueuedJob | None = None  # as of the last choice
+        self._told: tuple[object, dict[str, bytes]] = None, {}  # what `_waiting` has said of jobs, as of a state
         self.draining = False
         """Whether no more jobs are started, which those that wait are told."""
 
@@ -85,7 +87,24 @@ class QueueState:
 
     def describe(self, job_id: str, status: Status, serialized: bytes) -> bytes:
         """Do the same for a serialised job: what is appended to a message is merged into it."""
+        if status == pb.JOB_STATUS_QUEUED:
+            return serialized + self._waiting(job_id)
         return serialized + self._unstored(job_id, status).SerializeToString()
+
+    def _waiting(self, job_id: str) -> bytes:
+        """Return the position and wait reason of a queued job, serialised. They are kept until what they say may change."""
+        state = self.generation, self._reserving, self.draining, self._set_aside()
+        told_state, told = self._told
+        if told_state != state or len(told) == _MAX_TOLD:
+            told = {}
+            self._told = state, told
+        if job_id not in told:
+            entry = self._queued.get(job_id)
+            waiting = self._unstored(job_id, pb.JOB_STATUS_QUEUED).SerializeToString()
+            if entry is not None and entry.ready_seconds:
+                return waiting  # a wait for a time ends by itself
+            told[job_id] = waiting
+        return told[job_id]
 
     def _unstored(self, job_id: str, status: Status) -> pb.JobInfo:
         """Return what the store does not know of a job: position and wait reason, or progress.

@@ -53,8 +53,11 @@ STARTED_MEANWHILE = pb.JobInfo(position_in_queue=0, wait_reason="about to start"
 
 
 def describe(state: QueueState, job_id: str, status: int = QUEUED) -> pb.JobInfo:
-    """What the queue adds to what the store has."""
-    told = state.described(pb.JobInfo(job_id=job_id, status=status))
+    """What the queue adds to what the store has: the same for a message and for its bytes, however often it is asked."""
+    job = pb.JobInfo(job_id=job_id, status=status)
+    told = state.described(job)
+    for _ in range(2):
+        assert pb.JobInfo.FromString(state.describe(job_id, job.status, job.SerializeToString())) == told
     told.ClearField("job_id")
     told.ClearField("status")
     return told
@@ -67,6 +70,13 @@ def test_a_queued_job_has_its_position_and_reason() -> None:
     assert second.HasField("position_in_queue")
     assert second.position_in_queue == 1
     assert second.wait_reason
+
+
+def test_what_a_job_waits_for_is_told_anew_when_the_server_is_about_to_stop() -> None:
+    state = state_of((1, job_at(1, QUEUED, num_gpus=4)), (2, job_at(2, QUEUED)))
+    before = describe(state, "job-2").wait_reason
+    state.draining = True
+    assert before != describe(state, "job-2").wait_reason == describe(state, "job-1").wait_reason
 
 
 def test_a_job_that_is_not_live_has_nothing_to_describe() -> None:
