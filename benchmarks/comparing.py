@@ -19,7 +19,7 @@ from evalrpc.client import EvalClient
 from evalrpc.comparison import compare as compare_jobs
 from evalrpc.results import read_results
 from evalrpc.v1.comparison_pb2 import CompareJobsRequest, Verdict
-from evalrpc.v1.job_pb2 import JobAttempt, JobInfo
+from evalrpc.v1.job_pb2 import JOB_STATUS_COMPLETED, JobAttempt, JobInfo
 
 PAIRS: Final = 1000
 GAINING_PAIRS: Final = 200
@@ -112,7 +112,8 @@ def _job(folder: Path, dice: np.random.Generator, ability: Any) -> JobInfo:
     (folder / "m" / "20260101_000000_results.json").write_text(json.dumps(document))
     lines = "".join(json.dumps(sample) + "\n" for sample in samples)
     (folder / "m" / "20260101_000000_samples_t.jsonl").write_text(lines)
-    return JobInfo(job_id=folder.name, attempts=[JobAttempt(output_dir=str(folder))], results=read_results(folder, "m"))
+    attempts = [JobAttempt(output_dir=str(folder))]
+    return JobInfo(job_id=folder.name, status=JOB_STATUS_COMPLETED, attempts=attempts, results=read_results(folder, "m"))
 
 
 def _finished_job(client: EvalClient, model: str) -> JobInfo:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.messages import HARNESS
+from evalrpc.cli import serve
 
 REPOSITORY: Final = Path(__file__).parent.parent
 PEER_PYTHON: Final = REPOSITORY / ".envs" / "peer" / "bin" / "python"
@@ -89,7 +90,9 @@ def evalrpc_server(folder: Path, data_dir: str = "data", gpus: int = 1) -> Itera
 @contextmanager
 def yardstick_server(folder: Path) -> Iterator[Server]:
     """Run the bare server."""
-    with _running((sys.executable, "-m", "benchmarks.yardstick"), folder / "yardstick.log") as server:
+    # The same listener as evalrpc/cli/serve.py takes; gRPC reads this when it is imported.
+    command = ("env", f"GRPC_EXPERIMENTS={serve.GRPC_EXPERIMENTS}", sys.executable, "-m", "benchmarks.yardstick")
+    with _running(command, folder / "yardstick.log") as server:
         yield server
 
 

@@ -39,6 +39,7 @@ from evalrpc.v1 import evaluation_service_pb2
 
 SERVICE: Final = evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"]
 
+_COLLECTED_AT: Final = 5000  # so many new objects; Python's own 700 are those of a few calls, which are under way yet
 _READER_THREADS: Final = 4
 _HASHER_THREADS: Final = 2
 _TELLING_SECONDS: Final = 0.1
@@ -64,6 +65,7 @@ async def _serve(settings: Settings) -> None:
         loop.add_signal_handler(number, stop.set)
     async with running_server(settings) as server:
         gc.freeze()  # what is there by now stays, so the collector need not look through it again and again
+        gc.set_threshold(_COLLECTED_AT)
         print(f"evalrpc listening on {server.address}", flush=True)
         await _first_of(stop.wait(), server.wait_broken())
         if is_broken := not stop.is_set():

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from evalrpc.cli.connection import JOB_NOT_COMPLETED, fail, reported
+from evalrpc.cli.failing import JOB_NOT_COMPLETED, fail, reported
 from evalrpc.cli.output import print_table
 from evalrpc.client import EvalClient
 from evalrpc.config import Settings, load_settings, parse_listen

@@ -10,7 +10,8 @@ from typing import Final, NamedTuple
 import click
 
 from evalrpc.cli import plotting, wording
-from evalrpc.cli.connection import PATIENT_SECONDS, WRONG_CALL, client_options, connect, fail
+from evalrpc.cli.connection import PATIENT_SECONDS, client_options, connect
+from evalrpc.cli.failing import WRONG_CALL, fail
 from evalrpc.cli.output import is_terminal, print_json, print_table
 from evalrpc.cli.parameters import filter_options
 from evalrpc.v1.evaluation_service_pb2 import JobFilter
