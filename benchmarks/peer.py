@@ -66,7 +66,9 @@ def long_queue(scale: Scale) -> Iterator[Row]:
         yield from rates(name, scale, *last, 32, ratio_at_least(10.0), _NOTE)
         queue = Load(ours, [messages.get_queue()], scale.calls), Load(peer, [Request("GET", "/queue")], fewer)
         note = "yardstick: the peer, which answers all ids; ours answers the first 1,000"
-        yield from rates(f"GetQueue, {scale.queued:,} queued, beside the peer", scale, *queue, 1, ratio_at_least(20.0), note)
+        for in_flight in (1, 32):
+            name = f"GetQueue, {scale.queued:,} queued, beside the peer"
+            yield from rates(name, scale, *queue, in_flight, ratio_at_least(20.0), note)
 
 
 def time_to_know(scale: Scale) -> Iterator[Row]:

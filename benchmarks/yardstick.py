@@ -1,10 +1,12 @@
 """The limit: what the same kind of server does with the same messages and nothing behind them.
 
-The same grpc.aio, uvloop and channel options as `evalrpc.server`. Requests are decoded; answers are constant bytes. Watchers
-get a first message, then wait on one asyncio.Event per job; CancelJob sets it. Bytes come from memory, not from a file.
+The same grpc.aio, uvloop, channel options and garbage collection as `evalrpc.server`. Requests are decoded; answers are
+constant bytes. Watchers get a first message, then wait on one asyncio.Event per job; CancelJob sets it. Bytes come from memory,
+not from a file.
 """
 
 import asyncio
+import gc
 import signal
 import sys
 from collections import defaultdict
@@ -104,6 +106,8 @@ async def serve() -> None:
     await server.start()
     sys.stdout.write(f"yardstick listening on 127.0.0.1:{port}\n")
     sys.stdout.flush()
+    gc.freeze()
+    gc.set_threshold(5000)
     await stop.wait()
     await server.stop(0)
 
