@@ -34,7 +34,6 @@ _CLAIMS: Final = (Verdict.VERDICT_BETTER, Verdict.VERDICT_WORSE)
 _PROGRAM: Final = """\
 import json, random, sys
 from pathlib import Path
-from threading import Event
 count, seed = map(int, sys.argv[1].split("-"))
 dice, folder = random.Random(seed), Path(sys.argv[2]) / "m"
 folder.mkdir(parents=True)

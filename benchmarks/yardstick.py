@@ -107,7 +107,7 @@ async def serve() -> None:
     sys.stdout.write(f"yardstick listening on 127.0.0.1:{port}\n")
     sys.stdout.flush()
     gc.freeze()
-    gc.set_threshold(5000)
+    gc.set_threshold(5000)  # as evalrpc.server does
     await stop.wait()
     await server.stop(0)
 

@@ -93,7 +93,7 @@ class EvaluationService:
     async def GetJob(self, request: calls.GetJobRequest, context: _Context) -> bytes:
         """Return a job as it stands now."""
         job_id = validation.require_job_id(request.job_id)
-        stored = self.store.cached_job(job_id) or await self.feed.stored_job(job_id)
+        stored = await self.feed.stored_job(job_id)
         return self.queue_state.describe(job_id, stored.status, stored.serialized)
 
     def WatchJob(self, request: calls.WatchJobRequest, context: _Context) -> Awaitable[None]:

@@ -56,8 +56,7 @@ def require(violations: Iterable[FieldViolation]) -> None:
 
 def require_job_id(job_id: str) -> str:
     """Return the id in its canonical form. Raises InvalidRequestError unless it is a UUID."""
-    if not _JOB_ID.fullmatch(job_id):
-        require(_job_id("job_id", job_id))
+    require(_job_id("job_id", job_id))
     return job_id.lower()
 
 

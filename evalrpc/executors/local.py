@@ -169,12 +169,12 @@ class LocalRun:
 
     def step_ends(self) -> list[int]:
         """Return the size of the log at the end of each step that has ended."""
-        return [int(line.partition(" ")[0]) for line in self._read_exits() if line != parent.NONE_LEFT]
+        return [int(line.partition(" ")[0]) for line in self._step_exits()]
 
     def exit_status(self, step: int = 0) -> Exit:
         """Say how a step of an ended run ended, by what its parent wrote down."""
-        lines = self._read_exits()
-        _, kind, value = lines[step].split(" ", 2) if step < len(lines) and lines[step] != parent.NONE_LEFT else ("", "", "")
+        lines = self._step_exits()
+        _, kind, value = lines[step].split(" ", 2) if step < len(lines) else ("", "", "")
         if kind == "error":
             raise RunFailedError("START_FAILED", f"the program could not be started: {value}")
         if kind == "code":
@@ -225,6 +225,10 @@ class LocalRun:
 
     def _survivors(self) -> list[int]:
         return processes_of_job(self._key.job_id, self._parent, self._since_ticks)
+
+    def _step_exits(self) -> list[str]:
+        """Return the lines of the steps that have ended."""
+        return [line for line in self._read_exits() if line != parent.NONE_LEFT]
 
     def _read_exits(self) -> list[str]:
         try:
