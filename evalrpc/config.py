@@ -53,7 +53,7 @@ class Settings:
     listen: str = "127.0.0.1:50051"
     """HOST:PORT. Port 0 takes a free one. There is no authentication: listen on loopback or a trusted network only."""
     data_dir: Path = Path("evalrpc-data")
-    """The folder that holds the database, the logs and the results. One server at a time."""
+    """The folder that holds the database, the logs and the results. One server at a time. Nobody else gets to read it."""
     gpus: str = "auto"
     """`auto`: those that CUDA_VISIBLE_DEVICES or the driver shows. N: the first N. `0,2,3`: these. `0` or empty: none."""
     max_running: int = 0
@@ -66,6 +66,11 @@ class Settings:
     answer which names the field."""
     output_root: Path | None = None
     """The folder below which a request's `output_dir` must lie. Default: no request may name one."""
+    output_mode: int = 0o640
+    """The rights of the files below `output_root`, an octal number; whoever may read a file may enter its folder. A program can
+    still give a file fewer."""
+    output_group: str = ""
+    """The group, by name or number, that files and folders below `output_root` belong to. Empty: the server's own."""
     reservation_seconds: float = 600.0
     """How long smaller jobs may pass one that needs more GPUs than are free; then GPUs are kept for it."""
     grace_seconds: float = 10.0
@@ -105,6 +110,11 @@ class Settings:
                 name,
                 "must have no comma or quote, which lmms-eval would misread",
             )
+        _require(
+            0 <= self.output_mode <= 0o777 and self.output_mode & 0o700 == 0o600 and not self.output_mode & 0o111,
+            "output_mode",
+            "must be the rights of a file that its owner may read and write, such as 0640",
+        )
         for name in ("max_running", "retention_max_jobs"):
             _require(getattr(self, name) >= 0, name, "must not be negative")
         for name in (
@@ -173,6 +183,10 @@ def _boolean(value: Any) -> bool:
     raise ValueError
 
 
+def _octal_number(value: Any) -> int:
+    return _integer(value) if isinstance(value, int) else int(value, 8)  # TOML has numbers such as 0o640
+
+
 _CONVERTERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "listen": str,
     "data_dir": Path,
@@ -181,6 +195,8 @@ _CONVERTERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "max_queued": _integer,
     "max_request_bytes": _integer,
     "output_root": Path,
+    "output_mode": _octal_number,
+    "output_group": str,
     "reservation_seconds": _number,
     "grace_seconds": _number,
     "stop_seconds": _number,
@@ -200,7 +216,11 @@ def _convert(name: str, value: Any) -> Any:
     try:
         return _CONVERTERS[name](value)
     except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"setting {name}: {value!r} is no {_CONVERTERS[name].__name__.strip('_')}") from error
+        raise ConfigurationError(f"setting {name}: {value!r} is no {_name_of(_CONVERTERS[name])}") from error
+
+
+def _name_of(converter: Callable[[Any], Any]) -> str:
+    return converter.__name__.strip("_").replace("_", " ")
 
 
 def _read_file(path: Path) -> dict[str, Any]:

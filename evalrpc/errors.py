@@ -17,7 +17,8 @@ it into a status in one place, and the client turns the status back into the sam
     │   ├── JobNotFinishedError
     │   ├── IllegalTransitionError
     │   ├── CatalogUnavailableError
-    │   └── NoResultsError
+    │   ├── NoResultsError
+    │   └── FileUnreadableError
     ├── QueueFullError              RESOURCE_EXHAUSTED   with a delay to retry after
     ├── OutOfRangeError             OUT_OF_RANGE
     │   ├── RevisionCompactedError
@@ -25,7 +26,8 @@ it into a status in one place, and the client turns the status back into the sam
     │   └── OffsetOutOfRangeError
     ├── UnavailableError            UNAVAILABLE          with a delay to retry after
     │   ├── ServerStoppingError
-    │   └── StoreUnavailableError
+    │   ├── StoreUnavailableError
+    │   └── FileUnavailableError
     ├── UnimplementedError          UNIMPLEMENTED
     ├── InternalError               INTERNAL
     ├── ConfigurationError          never crosses the wire: the server does not start
@@ -172,6 +174,12 @@ class NoResultsError(PreconditionError):
     reason = "NO_RESULTS"
 
 
+class FileUnreadableError(PreconditionError):
+    """A file of the job is there, and the server may not read it. `metadata["errno"]` names the cause, such as EACCES."""
+
+    reason = "FILE_UNREADABLE"
+
+
 class QueueFullError(EvalrpcError):
     """As many jobs are queued as the operator allows."""
 
@@ -221,6 +229,12 @@ class StoreUnavailableError(UnavailableError):
     """The server's disk does not take writes at present; nothing was changed."""
 
     reason = "STORE_UNAVAILABLE"
+
+
+class FileUnavailableError(UnavailableError):
+    """A file of the job can't be read at present. `metadata["errno"]` names the cause, such as EMFILE or EIO."""
+
+    reason = "FILE_UNAVAILABLE"
 
 
 class UnimplementedError(EvalrpcError):

@@ -2,23 +2,34 @@
 
 Names come from clients, and what lies in the folder comes from a harness: so a name is walked part by part, each opened
 relative to the one before, and a link is never followed. There is no moment between a check and its use.
+
+Only what is not there counts as nothing. Where the server lacks the rights, a descriptor or a disk that works, that is said.
 """
 
-import hashlib
+import errno
 import os
 import stat
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from evalrpc.errors import ArtifactNotFoundError, FieldViolation, InvalidRequestError
+from evalrpc.errors import (
+    ArtifactNotFoundError,
+    EvalrpcError,
+    FieldViolation,
+    FileUnavailableError,
+    FileUnreadableError,
+    InvalidRequestError,
+)
 
-_HASH_BYTES: Final = 1024 * 1024
-_MAX_CHECKSUMS: Final = 10_000
+_SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT})
+_FORBIDDEN: Final = frozenset({errno.EACCES, errno.EPERM})
+_NO_FILE: Final = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG}
+)  # nothing of this name, a link, or a socket
+_RETRY_DELAY_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, order=True)
@@ -31,16 +42,61 @@ class FoundFile:
     modified_ns: int
 
 
+def is_shortage(error: OSError) -> bool:
+    """Tell whether an error says that the server lacks something at present, and nothing about the file."""
+    return error.errno in _SHORTAGES
+
+
+def require_no_shortage(error: OSError) -> None:
+    """Raise an error that says nothing about the file, so that whoever reads a run's files does not judge the run by it."""
+    if is_shortage(error):
+        raise error
+
+
+def unreadable(error: OSError) -> EvalrpcError:
+    """Return what a client is told of a file that is there and can't be read."""
+    name = errno.errorcode.get(error.errno or 0, "")
+    what = Path(os.fsdecode(error.filename)).name if isinstance(error.filename, str | bytes) else "a file of the job"
+    message = f"{ascii(what)[1:-1]} can't be read: {error.strerror} ({name})"
+    metadata = {"errno": name}
+    if error.errno in _FORBIDDEN:
+        return FileUnreadableError(f"{message}; the server's account needs access to it", metadata=metadata)
+    return FileUnavailableError(f"{message}; try again", metadata=metadata, retry_delay_seconds=_RETRY_DELAY_SECONDS)
+
+
 def list_files(folder: Path) -> list[FoundFile]:
-    """Return the regular files in a folder and below, sorted by name, without links. Empty where there is no folder."""
+    """Return the regular files in a folder and below, sorted by name, without links. Empty where there is no folder.
+
+    Raises OSError where one of the folders can't be read.
+    """
     return sorted(_walk(folder, ""))
+
+
+@contextmanager
+def open_regular_file(path: Path) -> Iterator[int | None]:
+    """Open a file of the server's own folders for reading, and give its descriptor; None where no regular file is there.
+
+    A link, a FIFO or a device that a run has put in its place is none, and blocks nothing. Raises OSError.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno not in _NO_FILE:
+            raise
+        yield None
+        return
+    try:
+        yield descriptor if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
 def open_file(folder: Path, name: str) -> Iterator[int]:
     """Open a regular file inside a folder for reading, and give its descriptor.
 
-    Raises InvalidRequestError for a name that leaves the folder, ArtifactNotFoundError where there is no such file.
+    Raises InvalidRequestError for a name that leaves the folder, ArtifactNotFoundError where there is no such file,
+    FileUnavailableError and FileUnreadableError where it is there and can't be read.
     """
     descriptor = _open(folder, _parts(name), name)
     try:
@@ -51,35 +107,11 @@ def open_file(folder: Path, name: str) -> Iterator[int]:
         os.close(descriptor)
 
 
-class Checksums:
-    """SHA-256 of files, computed once for as long as a file is not written to. May be used from several threads."""
-
-    def __init__(self) -> None:
-        self._known: OrderedDict[tuple[Path, FoundFile], str] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def sha256(self, folder: Path, file: FoundFile) -> str:
-        """Return the checksum in lower-case hex. Blocks while it reads the file. Raises ArtifactNotFoundError."""
-        with self._lock:
-            known = self._known.get((folder, file))
-        return known or self._compute(folder, file)
-
-    def _compute(self, folder: Path, file: FoundFile) -> str:
-        digest = hashlib.sha256()
-        with open_file(folder, file.name) as descriptor:
-            while data := os.read(descriptor, _HASH_BYTES):
-                digest.update(data)
-        with self._lock:
-            self._known[folder, file] = digest.hexdigest()
-            while len(self._known) > _MAX_CHECKSUMS:
-                self._known.popitem(last=False)
-        return digest.hexdigest()
-
-
 def _walk(folder: Path, prefix: str) -> Iterator[FoundFile]:
     try:
-        entries = list(os.scandir(folder))
-    except OSError:
+        with os.scandir(folder) as found:
+            entries = list(found)
+    except FileNotFoundError:
         return
     for entry in entries:
         if not _is_text(entry.name):
@@ -87,8 +119,9 @@ def _walk(folder: Path, prefix: str) -> Iterator[FoundFile]:
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(folder / entry.name, f"{prefix}{entry.name}/")
         elif entry.is_file(follow_symlinks=False):
-            status = entry.stat(follow_symlinks=False)
-            yield FoundFile(prefix + entry.name, status.st_size, status.st_mtime_ns)
+            with suppress(FileNotFoundError):  # it was removed meanwhile
+                status = entry.stat(follow_symlinks=False)
+                yield FoundFile(prefix + entry.name, status.st_size, status.st_mtime_ns)
 
 
 def _is_text(name: str) -> bool:
@@ -121,7 +154,7 @@ def _open(folder: Path, parts: list[str], name: str) -> int:
             finally:
                 os.close(parent)
     except OSError as error:
-        raise _not_found(name) from error
+        raise (_not_found(name) if error.errno in _NO_FILE else unreadable(error)) from error
     return descriptor
 
 

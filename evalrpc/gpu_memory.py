@@ -5,7 +5,9 @@ in the driver. Processes of others on the same GPU are none of our business, so 
 """
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import pynvml
@@ -46,6 +48,15 @@ class NvmlMemory:
             pynvml.nvmlShutdown()
 
 
+@dataclass(frozen=True)
+class _Unended:
+    """A run that could not be ended."""
+
+    gpus: tuple[str, ...]
+    reason: str
+    is_gone: Callable[[], bool]
+
+
 class GpuGuard:
     """Knows which GPUs are set aside, and why. May be used from several threads; each GPU is one run's at a time."""
 
@@ -54,7 +65,7 @@ class GpuGuard:
         self._clock = clock
         self._used_before: dict[str, int] = {}
         self._set_aside: dict[str, str] = {}
-        self._condemned: dict[str, str] = {}
+        self._unended: list[_Unended] = []
         self._lock = threading.Lock()
 
     def take(self, gpus: Iterable[str]) -> dict[str, int]:
@@ -79,25 +90,39 @@ class GpuGuard:
                 with self._lock:
                     self._set_aside[gpu] = problem
 
-    def condemn(self, gpus: Iterable[str], reason: str) -> None:
-        """Set GPUs aside for as long as this server runs: a process that can't be ended may still use them."""
+    def condemn(self, gpus: Iterable[str], reason: str, is_gone: Callable[[], bool]) -> None:
+        """Set GPUs aside because a process that could not be ended may still use them, until `is_gone` says that none is left.
+
+        `is_gone` is asked now and then, on the thread that calls `recheck`. An OSError of it means that this can't be told yet.
+        """
         with self._lock:
-            self._condemned.update(dict.fromkeys(gpus, reason))
+            self._unended.append(_Unended(tuple(gpus), reason, is_gone))
+
+    def has_suspects(self) -> bool:
+        """Tell whether there is something that `recheck` would look at."""
+        with self._lock:
+            return bool(self._set_aside or self._unended)
 
     def recheck(self) -> bool:
         """Look again at the GPUs that are set aside; tell whether one is good again."""
         with self._lock:
-            suspects = list(self._set_aside)
+            suspects, unended = list(self._set_aside), list(self._unended)
         recovered = [gpu for gpu in suspects if not self._problem(gpu)]
+        gone = [run for run in unended if _is_gone(run)]
+        problems = {gpu: self._problem(gpu) for run in gone for gpu in run.gpus}
         with self._lock:
             for gpu in recovered:
                 del self._set_aside[gpu]
-        return bool(recovered)
+            for run in gone:
+                self._unended.remove(run)
+                # What its processes held may take the driver some time yet.
+                self._set_aside |= {gpu: problem for gpu in run.gpus if (problem := problems.get(gpu))}
+        return bool(recovered or gone)
 
     def set_aside(self) -> dict[str, str]:
         """Return the GPUs that must not be used, each with the reason."""
         with self._lock:
-            return self._set_aside | self._condemned
+            return self._set_aside | {gpu: run.reason for run in self._unended for gpu in run.gpus}
 
     def _problem(self, gpu: str) -> str:
         with self._lock:
@@ -106,3 +131,9 @@ class GpuGuard:
         if before is None or used_bytes is None or used_bytes <= before + SLACK_BYTES:
             return ""
         return f"{(used_bytes - before) >> 20} MiB are still in use after the last run, though no process of it is left"
+
+
+def _is_gone(run: _Unended) -> bool:
+    with suppress(OSError):
+        return run.is_gone()
+    return False

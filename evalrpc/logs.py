@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from evalrpc.files import open_regular_file
+
 MAX_TAIL_LINES: Final = 50
 MAX_TAIL_BYTES: Final = 16 * 1024
 
@@ -18,7 +20,10 @@ _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 class LogFollower:
-    """Reads what has been added to a log since the last look. Used by one thread."""
+    """Reads what has been added to a log since the last look. Used by one thread.
+
+    A log that can't be read has nothing new: the progress of a run is not worth its end.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -67,10 +72,10 @@ class LogFollower:
             return 0
 
     def _read(self, end: int) -> bytes:
+        size_bytes = max(0, min(_READ_BYTES, end - self._offset))
         try:
-            with self._path.open("rb") as log:
-                log.seek(self._offset)
-                data = log.read(max(0, min(_READ_BYTES, end - self._offset)))
+            with open_regular_file(self._path) as log:
+                data = os.pread(log, size_bytes, self._offset) if log is not None else b""
         except OSError:
             return b""
         self._offset += len(data)
@@ -81,14 +86,13 @@ def read_tail(
     path: Path, max_lines: int = MAX_TAIL_LINES, max_bytes: int = MAX_TAIL_BYTES, begin: int = 0, end: int | None = None
 ) -> list[str]:
     """Return the last lines of a log, or of a stretch of it, for people: no colour codes, of a progress bar its last state, and
-    none of them empty."""
-    try:
-        with path.open("rb") as log:
-            end = log.seek(0, os.SEEK_END) if end is None else end
-            begin = max(begin, end - 4 * _MAX_LINE_BYTES)
-            data = os.pread(log.fileno(), max(0, end - begin), begin)
-    except OSError:
-        return []
+    none of them empty. Nothing where there is no log. Raises OSError."""
+    with open_regular_file(path) as log:
+        if log is None:
+            return []
+        end = os.fstat(log).st_size if end is None else end
+        begin = max(begin, end - 4 * _MAX_LINE_BYTES)
+        data = os.pread(log, max(0, end - begin), begin)
     lines = [plain(line.rstrip(b"\r").rpartition(b"\r")[2]) for line in data.split(b"\n")]
     return _last_bytes([line for line in lines if line.strip()][-max_lines:], max_bytes)
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from evalrpc import page_tokens, wire
+from evalrpc.checksums import Checksums
 from evalrpc.errors import AttemptNotFoundError, OffsetOutOfRangeError, SamplesNotFoundError
 from evalrpc.feed import Feed
-from evalrpc.files import Checksums, FoundFile, list_files, open_file
+from evalrpc.files import FoundFile, list_files, open_file, open_regular_file, unreadable
 from evalrpc.harnesses.base import Harness
 from evalrpc.lifecycle import TERMINAL
 from evalrpc.paths import attempt_dir, log_path
@@ -51,7 +52,8 @@ class JobReader:
     async def read_log(self, job_id: str, call: calls.ReadLogRequest, send: _Send) -> None:
         """Send the bytes of a log, and with `follow` what is added until the attempt has ended.
 
-        Raises JobNotFoundError, AttemptNotFoundError, OffsetOutOfRangeError, ServerStoppingError.
+        Raises JobNotFoundError, AttemptNotFoundError, OffsetOutOfRangeError, ServerStoppingError, FileUnavailableError,
+        FileUnreadableError.
         """
         job = await self._feed.read_job(job_id)
         while call.follow and not call.attempt and not job.attempt and job.status == JOB_STATUS_QUEUED:
@@ -74,7 +76,7 @@ class JobReader:
     async def list_artifacts(self, job_id: str, attempt: int) -> calls.ListArtifactsResponse:
         """List the files of an attempt; 0 is the latest. Their checksums are told when the job has ended.
 
-        Raises JobNotFoundError, AttemptNotFoundError.
+        Raises JobNotFoundError, AttemptNotFoundError, FileUnavailableError, FileUnreadableError.
         """
         job = await self._feed.read_job(job_id)
         folder = _output_dir(job, attempt)
@@ -83,16 +85,16 @@ class JobReader:
         files = await self._read(lambda: list_files(folder))
         if job.status not in TERMINAL:
             return calls.ListArtifactsResponse(artifacts=[_artifact(file, "") for file in files])
-        loop = asyncio.get_running_loop()
         checksums = await asyncio.gather(
-            *(loop.run_in_executor(self._hashers, self._checksums.sha256, folder, file) for file in files)
+            *(self._run(self._hashers, lambda file=file: self._checksums.sha256(folder, file)) for file in files)  # type: ignore[misc]
         )
         return calls.ListArtifactsResponse(artifacts=list(map(_artifact, files, checksums)))
 
     async def read_artifact(self, job_id: str, call: calls.ReadArtifactRequest, send: _Send) -> None:
         """Send the bytes of a file as serialised ReadArtifactResponses.
 
-        Raises JobNotFoundError, AttemptNotFoundError, InvalidRequestError, ArtifactNotFoundError, OffsetOutOfRangeError.
+        Raises JobNotFoundError, AttemptNotFoundError, InvalidRequestError, ArtifactNotFoundError, OffsetOutOfRangeError,
+        FileUnavailableError, FileUnreadableError.
         """
         job = await self._feed.read_job(job_id)
         folder = _output_dir(job, call.attempt) or Path(os.devnull)
@@ -112,14 +114,18 @@ class JobReader:
         try:
             return file.next_message(os.RWF_NOWAIT)
         except OSError:  # not at hand, or on a disk that can't tell
-            pending = self._start(file.next_message)
+            pending = asyncio.ensure_future(self._read(file.next_message))
         try:
             return await asyncio.shield(pending)
         finally:
             await asyncio.wait([pending])  # the descriptor must not be closed while a thread reads from it
 
     async def list_samples(self, job_id: str, call: calls.ListSamplesRequest, page_size: int) -> calls.ListSamplesResponse:
-        """List a page of samples. Raises JobNotFoundError, SamplesNotFoundError, InvalidRequestError for a bad token."""
+        """List a page of samples.
+
+        Raises JobNotFoundError, SamplesNotFoundError, FileUnavailableError, FileUnreadableError, InvalidRequestError for a bad
+        token.
+        """
         job = await self._feed.read_job(job_id)
         listing = calls.ListSamplesRequest(job_id=job_id, model=call.model, task=call.task)
         offset = page_tokens.decode(call.page_token, listing) or 0
@@ -139,10 +145,14 @@ class JobReader:
         await self._read(lambda: remove_files(self._data_dir, job))
 
     async def _read(self, read: Callable[[], _T]) -> _T:
-        return await self._start(read)
+        return await self._run(self._readers, read)
 
-    def _start(self, read: Callable[[], _T]) -> asyncio.Future[_T]:
-        return asyncio.get_running_loop().run_in_executor(self._readers, read)
+    async def _run(self, executor: Executor, read: Callable[[], _T]) -> _T:
+        """Read on a thread. What the disk or the operating system refuses is an error with its errno, never an empty answer."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(executor, read)
+        except OSError as error:
+            raise unreadable(error) from error
 
 
 @dataclass
@@ -201,16 +211,12 @@ def _require_inside(offset: int, size_bytes: int) -> None:
 
 
 def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
+    """Return the size of a file in bytes; 0 where there is none. Raises OSError."""
+    with open_regular_file(path) as descriptor:
+        return 0 if descriptor is None else os.fstat(descriptor).st_size
 
 
 def _read_at(path: Path, offset: int, size_bytes: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            return file.read(size_bytes)
-    except OSError:
-        return b""
+    """Read a piece of a file; nothing where there is none. Raises OSError."""
+    with open_regular_file(path) as descriptor:
+        return b"" if descriptor is None else os.pread(descriptor, size_bytes, offset)

@@ -21,6 +21,7 @@ from typing import Final
 
 from evalrpc.errors import RunFailedError
 from evalrpc.extras import wire_text
+from evalrpc.files import require_no_shortage
 from evalrpc.metrics import mapping, model_result, rows_of, strings
 from evalrpc.v1.job_pb2 import ModelResult
 
@@ -39,7 +40,8 @@ _MAX_MESSAGE_BYTES: Final = 2 * 1024 * 1024  # of the 4 MiB that a gRPC client t
 def read_results(output_dir: Path, model: str) -> dict[str, ModelResult]:
     """Read the latest results of every model folder; files that lie in `output_dir` itself go under the name `model`.
 
-    Raises RunFailedError with reason RESULTS_INVALID for a results file that can't be read, or with more than a job can carry.
+    Raises RunFailedError with reason RESULTS_INVALID for a results file that can't be read, or with more than a job can carry;
+    OSError where the server lacks something at present.
     """
     folders = {model: output_dir}
     folders |= {wire_name(entry.name): output_dir / entry.name for entry in _entries(output_dir) if _is_folder(entry)}
@@ -104,6 +106,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     except FileNotFoundError:
         return []
     except OSError as error:
+        require_no_shortage(error)
         raise _invalid(f"the output folder can't be read: {error.strerror}") from error
 
 
@@ -139,6 +142,7 @@ def _read_document(path: Path) -> Mapping[str, object]:
             raise _invalid(f"{path.name} is larger than {_MAX_RESULTS_BYTES} bytes")
         document = json.loads(path.read_bytes())
     except OSError as error:
+        require_no_shortage(error)
         raise _invalid(f"{path.name} can't be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise _invalid(f"{path.name} is not valid JSON: {error}") from error

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -90,11 +89,16 @@ class RunResults:
             return
         files = _files_in(step.output_dir)
         if files != self._files:
-            self._files = files
-            with suppress(RunFailedError):  # the end of the run will tell
+            try:
                 reported = self._harness.read_finished(step)
                 require_size(reported)
-                self.results = self.results if reported == self.results else reported
+            except OSError:
+                return  # the next look will tell
+            except RunFailedError:
+                self._files = files  # the end of the run will tell
+                return
+            self._files = files
+            self.results = self.results if reported == self.results else reported
 
     def _failure(self) -> RunFailedError:
         """Return the first failure; of several tasks with the one that failed named, and those that came to nothing besides."""

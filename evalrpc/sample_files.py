@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from evalrpc.errors import InvalidRequestError, SamplesNotFoundError
-from evalrpc.files import open_file
+from evalrpc.files import open_file, unreadable
 from evalrpc.harnesses.base import Harness, SampleReader, SampleRow
 from evalrpc.results import samples_task
 from evalrpc.v1.job_pb2 import JobInfo
@@ -21,8 +21,9 @@ def open_samples(job: JobInfo, path: str, harnesses: Mapping[str, Harness], offs
     """Open a file of samples of the latest attempt, and give its rows from an offset on: 0, or the `end` of a row. Blocks on
     the disk. One row is in memory at a time.
 
-    Raises ArtifactNotFoundError if the file is gone, InvalidRequestError for an offset past its end. The rows raise
-    SamplesNotFoundError from where the file can't be understood; of a JSON object per line what is none is passed over.
+    Raises ArtifactNotFoundError if the file is gone, FileUnavailableError and FileUnreadableError if it can't be read,
+    InvalidRequestError for an offset past its end. The rows raise SamplesNotFoundError from where the file can't be understood;
+    of a JSON object per line what is none is passed over.
     """
     read = _reader(job, path, harnesses)
     folder = Path(job.attempts[-1].output_dir)
@@ -63,7 +64,9 @@ def _reader(job: JobInfo, path: str, harnesses: Mapping[str, Harness]) -> Callab
 def _understood(job: JobInfo, path: str, rows: Iterator[SampleRow]) -> Iterator[SampleRow]:
     try:
         yield from rows
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise unreadable(error) from error
+    except (ValueError, RecursionError) as error:
         raise _not_found(job, path, f"can't be read to their end: {error}") from error
 
 

@@ -8,7 +8,7 @@ free when neither `_placed` nor a running job in the store holds it.
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
@@ -95,13 +95,13 @@ class Scheduler:
                 self._dirty = False
                 patience = self._patience_seconds()
                 self._condition.wait_for(lambda: self._dirty or self._workshop.stopping.is_set(), patience)
-            if self._workshop.gpu_guard.set_aside():
+            if self._workshop.gpu_guard.has_suspects():
                 self._workshop.gpu_guard.recheck()
 
     def _patience_seconds(self) -> float | None:
         """Return how long nothing can change by itself: until a job is ready, or a GPU that is set aside may be good again."""
         waits = [self._workshop.queue_state.seconds_until_ready()]
-        if self._workshop.gpu_guard.set_aside():
+        if self._workshop.gpu_guard.has_suspects():
             waits.append(_RECHECK_SECONDS)
         return min((wait for wait in waits if wait is not None), default=None)
 
@@ -120,20 +120,18 @@ class Scheduler:
         self._placed[job_id] = gpus
         self._supervisors[job_id] = supervisor
         assert self._workers is not None  # noqa: S101 - `start` makes them
-        self._workers.submit(self._work, job_id, supervisor, task).add_done_callback(partial(_report_bug, job_id))
+        self._workers.submit(self._work, job_id, supervisor, task)
 
     def _work(self, job_id: str, supervisor: Supervisor, task: Callable[[Supervisor], None]) -> None:
-        """Run on a worker thread. Whatever happens, the job must not hang on it, nor its GPUs."""
-        finished = False
+        """Run on a worker thread."""
         try:
             task(supervisor)
-            finished = True
+        except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, the job must not hang on it, nor its GPUs
+            bug = None if isinstance(error, OSError) else error
+            _log.error("supervising the job failed: %s", error, exc_info=bug, extra={"job_id": job_id})
+            supervisor.abandon(error)
         finally:
-            try:
-                if not finished:
-                    supervisor.abandon()
-            finally:
-                self._take_back(job_id)
+            self._take_back(job_id)
 
     def _take_back(self, job_id: str) -> None:
         with self._condition:
@@ -141,8 +139,3 @@ class Scheduler:
             del self._supervisors[job_id]
             self._dirty = True
             self._condition.notify_all()
-
-
-def _report_bug(job_id: str, future: Future[None]) -> None:
-    if future.exception() is not None:
-        _log.error("supervising the job failed", exc_info=future.exception(), extra={"job_id": job_id})

@@ -26,9 +26,11 @@ from evalrpc.feed import Feed
 from evalrpc.gpu_memory import GpuGuard, NvmlMemory
 from evalrpc.gpus import find_gpus
 from evalrpc.harnesses import build_harnesses
+from evalrpc.harnesses.base import PRIVATE_UMASK
 from evalrpc.housekeeping import Housekeeper
 from evalrpc.interceptors import generic_handler
 from evalrpc.logging_setup import set_up_logging
+from evalrpc.output_access import output_access
 from evalrpc.queue_state import QueueState
 from evalrpc.reading import JobReader
 from evalrpc.scheduler import Scheduler
@@ -54,6 +56,7 @@ def serve(settings: Settings) -> None:
     Raises ConfigurationError if it can't start, UnavailableError if it can't go on.
     """
     set_up_logging(settings.log_format)
+    os.umask(PRIVATE_UMASK)  # jobs are nobody's business but their owners'
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings))
 
@@ -88,6 +91,7 @@ class Server:
         # What the settings may get wrong comes first, before anything is opened.
         gpus = find_gpus(settings.gpus, os.environ)
         harnesses = build_harnesses(settings)
+        access = output_access(settings.output_root, settings.output_mode, settings.output_group)
         self._store = SqliteStore(settings.data_dir, clock, settings.max_queued)
         self._readers = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="reader")
         self._hashers = ThreadPoolExecutor(_HASHER_THREADS, thread_name_prefix="hasher")
@@ -105,6 +109,7 @@ class Server:
             clock=clock,
             data_dir=data_dir,
             output_root=settings.output_root,
+            output_access=access,
             grace_seconds=settings.grace_seconds,
             publish_progress=self._feed.publish_progress,
             gpu_guard=gpu_guard,

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from waiting import eventually
 
-from evalrpc.executors import parent
 from evalrpc.executors.environment import JOB_ID_VARIABLE
+from evalrpc.executors.local import _is_living
 from evalrpc.executors.processes import processes_of_job
+from evalrpc.executors.traces import read_pid
 
 PROC = Path("/proc")
 
@@ -36,8 +37,8 @@ def is_alive(pid: int) -> bool:
 
 def parents_of_runs(data_dir: Path, job_id: str = "*") -> list[int]:
     """Return the living processes that wait for the programs of a job, or of all; they don't carry its id themselves."""
-    recorded = (path.read_text().split() for path in data_dir.glob(f"jobs/{job_id}/attempt-*/run/pid"))
-    return [int(pid) for pid, start_time in recorded if is_alive(int(pid)) and parent.start_time(int(pid)) == start_time]
+    recorded = filter(None, map(read_pid, data_dir.glob(f"jobs/{job_id}/attempt-*/run")))
+    return [pid for pid, start_time in recorded if _is_living(pid, start_time) and is_alive(pid)]
 
 
 def kill_all(find: Callable[[], list[int]]) -> None:

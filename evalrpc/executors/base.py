@@ -27,7 +27,10 @@ class RunKey:
 
 
 class RunHandle(Protocol):
-    """A run that was started or found again. Used by one thread, but for `interrupt`."""
+    """A run that was started or found again. Used by one thread, but for `interrupt`.
+
+    An OSError of `step_ends`, `exit_status` or `end` means that the server lacks something at present: call it again.
+    """
 
     def wait(self, timeout_seconds: float) -> bool:
         """Wait until the run has ended, `interrupt` is called, or time is up. Tell whether it has ended."""
@@ -46,7 +49,7 @@ class RunHandle(Protocol):
         """
 
     def end(self, grace_seconds: float) -> None:
-        """End every process of the run: ask first, kill after the grace period. Returns once none is left.
+        """End every process of the run: ask first, kill after the grace period. Returns once none is left. May be called again.
 
         Raises RunFailedError with reason PROCESS_UNKILLABLE if some can't be killed.
         """
@@ -56,7 +59,15 @@ class RunHandle(Protocol):
 
 
 class Executor(Protocol):
-    """Starts runs and finds them again."""
+    """Starts runs and finds them again.
+
+    An OSError of `start`, `find` or `kill_leftovers` means that the server lacks something at present. It tells nothing of the
+    run, which may have begun: `find` will tell.
+    """
+
+    def make_room(self, key: RunKey, step_count: int) -> None:
+        """See to it that the end of a run with so many steps can be noted, also where the disk is full by then. May be called
+        again before the start. Raises OSError."""
 
     def start(self, key: RunKey, command: Command, gpus: tuple[str, ...]) -> RunHandle:
         """Start a run. Raises RunFailedError with reason START_FAILED, or lets `exit_status` raise it."""
@@ -64,6 +75,9 @@ class Executor(Protocol):
     def find(self, key: RunKey) -> RunHandle | None:
         """Find a run that an earlier server started, whether it still runs, has ended, or vanished. None: it never started,
         so starting it now makes no second one."""
+
+    def kill_leftovers(self, key: RunKey) -> bool:
+        """Kill what is left of a run that could not be ended, without waiting for it. Return whether nothing was left."""
 
     def close(self) -> None:
         """Let go of whatever it keeps for runs to come. Runs go on."""

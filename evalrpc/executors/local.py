@@ -20,6 +20,8 @@ from evalrpc.executors.base import RunKey
 from evalrpc.executors.environment import build_environment
 from evalrpc.executors.nursery import Nursery
 from evalrpc.executors.processes import ScriptProcess, processes_of_job, processes_of_script, send_signal
+from evalrpc.executors.traces import Exits, make_room, read_exits, read_pid
+from evalrpc.files import require_no_shortage
 from evalrpc.harnesses.base import Command, Exit
 
 TRACES_DIR: Final = "run"
@@ -47,21 +49,42 @@ class LocalExecutor:
         with suppress(OSError):
             self._get_nursery()
 
+    def make_room(self, key: RunKey, step_count: int) -> None:
+        """Make the folder of a run's traces, with room for them. Raises OSError."""
+        make_room(_traces_dir(key), step_count)
+
     def start(self, key: RunKey, command: Command, gpus: tuple[str, ...]) -> "LocalRun":
         """Start a run. Raises RunFailedError with reason START_FAILED; what only shows when the program is started, such as a
-        program that does not exist, is raised by `exit_status` instead."""
-        traces_dir = key.attempt_dir / TRACES_DIR
+        program that does not exist, is raised by `exit_status` instead. Raises OSError where this server lacks something at
+        present; then `find` tells whether the run has begun all the same."""
+        wake = os.eventfd(0)  # first: where no descriptor is left, nothing is started
         try:
-            traces_dir.mkdir(parents=True, exist_ok=True)
-            pid, nursery = self._hand_over(key, self._order(key, command, gpus, traces_dir))
+            _traces_dir(key).mkdir(mode=0o700, parents=True, exist_ok=True)
+            pid, nursery = self._hand_over(key, self._order(key, command, gpus))
+            return LocalRun(key, pid, nursery, wake)
         except OSError as error:
+            os.close(wake)
+            require_no_shortage(error)
             raise RunFailedError("START_FAILED", f"the run could not be started: {error}") from error
-        return LocalRun(key, pid, nursery)
 
     def find(self, key: RunKey) -> "LocalRun | None":
-        """Find a run that an earlier server started, alive, ended or vanished. None: it never started."""
-        pid_file = _find_pid_file(key)
-        return None if pid_file is None else LocalRun(key, _living_pid(pid_file), None)
+        """Find a run that an earlier server started, alive, ended or vanished. None: it never started. Raises OSError."""
+        if not _has_begun(key):
+            return None
+        pid, wake = _living_pid(key), os.eventfd(0)
+        try:
+            return LocalRun(key, pid, None, wake)
+        except OSError:
+            os.close(wake)
+            raise
+
+    def kill_leftovers(self, key: RunKey) -> bool:
+        """Kill what is left of a run, without waiting for it. Return whether nothing was. Raises OSError."""
+        parent_pid = _living_pid(key)
+        # A look can miss a process that is forked meanwhile, so it takes two to believe that none is left.
+        survivors = processes_of_job(key.job_id, parent_pid) or processes_of_job(key.job_id, parent_pid)
+        send_signal(survivors, signal.SIGKILL)
+        return not survivors
 
     def close(self) -> None:
         """End the nursery; runs go on."""
@@ -70,14 +93,15 @@ class LocalExecutor:
         if nursery is not None:
             self._discard(nursery)
 
-    def _order(self, key: RunKey, command: Command, gpus: tuple[str, ...], traces_dir: Path) -> Mapping[str, Any]:
+    def _order(self, key: RunKey, command: Command, gpus: tuple[str, ...]) -> Mapping[str, Any]:
         return {
             "steps": [command.argv, *command.further_steps],
             "files": {str(path): content for path, content in command.files.items()},
             "env": build_environment(self._environment, command.env, gpus, key.job_id, key.attempt),
             "cwd": str(Path.cwd() / (command.cwd or "")),
+            "umask": command.umask,
             "log": str(key.log_path),
-            "traces_dir": str(traces_dir),
+            "traces_dir": str(_traces_dir(key)),
         }
 
     def _hand_over(self, key: RunKey, order: Mapping[str, Any]) -> tuple[int | None, Nursery | None]:
@@ -89,9 +113,8 @@ class LocalExecutor:
                 return nursery.fork(order), nursery
             except BrokenPipeError:  # somebody killed it
                 self._discard(nursery)
-            pid_file = _find_pid_file(key)
-            if pid_file is not None:  # it had carried out the order before
-                return _living_pid(pid_file), None
+            if _has_begun(key):  # it had carried out the order before
+                return _living_pid(key), None
         raise OSError("the process that starts runs ends by itself")
 
     def _get_nursery(self) -> Nursery:
@@ -107,9 +130,13 @@ class LocalExecutor:
         nursery.close()
 
 
-def _find_pid_file(key: RunKey) -> Path | None:
-    """Return where the parent of a run has left its process id. None: there was none, and there will be none."""
-    pid_file = key.attempt_dir / TRACES_DIR / parent.PID_FILE
+def _traces_dir(key: RunKey) -> Path:
+    return key.attempt_dir / TRACES_DIR
+
+
+def _has_begun(key: RunKey) -> bool:
+    """Tell whether the parent of a run has left its process id. If not, there was none, and there will be none."""
+    pid_file = _traces_dir(key) / parent.PID_FILE
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         # What was to fork it may have died just before the parent wrote the file. So the processes come first: one that is not
@@ -118,9 +145,9 @@ def _find_pid_file(key: RunKey) -> Path | None:
         if pid_file.exists():
             break
         if not about_to_begin:
-            return None
+            return False
         time.sleep(_SURVIVOR_CHECK_SECONDS)
-    return pid_file
+    return True
 
 
 def _about_to_begin() -> list[int]:
@@ -139,16 +166,16 @@ def _is_nursery_at_work(process: ScriptProcess) -> bool:
 
 class LocalRun:
     """A run on this machine. `pid` is that of its parent, and None if that has ended already; `nursery` is what forked it, and
-    None if that is unknown."""
+    None if that is unknown. `wake` is an eventfd, which is its own from then on. Raises OSError."""
 
-    def __init__(self, key: RunKey, pid: int | None, nursery: Nursery | None) -> None:
+    def __init__(self, key: RunKey, pid: int | None, nursery: Nursery | None, wake: int) -> None:
         self._key = key
         self._nursery = nursery
         self._exit_code: int | None = None
         self._parent = pid  # seen alive by this server, so its number stays taken while its session has members
         self._since_ticks = _started_ticks(pid)
         self._pidfd = _open_pidfd(pid)
-        self._wake = os.eventfd(0)
+        self._wake = wake
         self._poll = select.poll()
         self._poll.register(self._wake, select.POLLIN)
         if self._pidfd is not None:
@@ -168,27 +195,26 @@ class LocalRun:
         os.eventfd_write(self._wake, 1)
 
     def step_ends(self) -> list[int]:
-        """Return the size of the log at the end of each step that has ended."""
-        return [int(line.partition(" ")[0]) for line in self._step_exits()]
+        """Return the size of the log at the end of each step that has ended. Raises OSError."""
+        return [step.log_size_bytes for step in self._read_exits().steps]
 
     def exit_status(self, step: int = 0) -> Exit:
-        """Say how a step of an ended run ended, by what its parent wrote down."""
-        lines = self._step_exits()
-        _, kind, value = lines[step].split(" ", 2) if step < len(lines) else ("", "", "")
-        if kind == "error":
-            raise RunFailedError("START_FAILED", f"the program could not be started: {value}")
-        if kind == "code":
-            return Exit(code=int(value))
-        if kind == "signal":
-            return Exit(signal=int(value))
-        return self._exit_of_parent()
+        """Say how a step of an ended run ended, by what its parent wrote down. Raises RunFailedError, OSError."""
+        steps = self._read_exits().steps
+        if step >= len(steps):
+            return self._exit_of_parent()
+        end = steps[step]
+        if end.error is not None:
+            raise RunFailedError("START_FAILED", f"the program could not be started: {end.error}")
+        return Exit(code=end.code, signal=end.signal)
 
     def end(self, grace_seconds: float) -> None:
         """End every process of the run: SIGTERM, a grace period, SIGKILL. Returns once none is left.
 
-        The parent is killed last, and only if it does not end by itself: it adopts what has lost its own parent.
+        The parent is killed last, and only if it does not end by itself: it adopts what has lost its own parent. Raises OSError
+        where it can't be seen which are left.
         """
-        if self.wait(0) and parent.NONE_LEFT in self._read_exits():
+        if self.wait(0) and self._read_exits().none_left:
             return
         if not (
             self._gone_after(signal.SIGTERM, signal.SIGTERM, grace_seconds)
@@ -226,15 +252,8 @@ class LocalRun:
     def _survivors(self) -> list[int]:
         return processes_of_job(self._key.job_id, self._parent, self._since_ticks)
 
-    def _step_exits(self) -> list[str]:
-        """Return the lines of the steps that have ended."""
-        return [line for line in self._read_exits() if line != parent.NONE_LEFT]
-
-    def _read_exits(self) -> list[str]:
-        try:
-            return (self._key.attempt_dir / TRACES_DIR / parent.EXIT_FILE).read_text().split("\n")[:-1]
-        except OSError:
-            return []
+    def _read_exits(self) -> Exits:
+        return read_exits(_traces_dir(self._key))
 
     def _exit_of_parent(self) -> Exit:
         """Judge by the parent itself, which was killed before it could write anything down."""
@@ -250,20 +269,18 @@ class LocalRun:
         return self._exit_code
 
 
-def _living_pid(pid_file: Path) -> int | None:
-    """Return the recorded process if it still runs."""
-    try:
-        pid_text, start_time = pid_file.read_text().split()
-        return int(pid_text) if _is_living(int(pid_text), start_time) else None
-    except (OSError, ValueError):
-        return None
+def _living_pid(key: RunKey) -> int | None:
+    """Return the recorded process if it still runs. Raises OSError where that can't be told."""
+    recorded = read_pid(_traces_dir(key))
+    return recorded[0] if recorded and _is_living(*recorded) else None
 
 
 def _is_living(pid: int, start_time: str) -> bool:
-    """Tell whether the process still runs, and not another one that got its number."""
+    """Tell whether the process still runs, and not another one that got its number. Raises OSError where that can't be told."""
     try:
         return parent.start_time(pid) == start_time
-    except OSError:
+    except OSError as error:
+        require_no_shortage(error)
         return False
 
 
@@ -271,7 +288,8 @@ def _started_ticks(pid: int | None) -> int:
     """Return when a process started, and 0 for one that is gone: then anything may belong to its run."""
     try:
         return int(parent.start_time(pid)) if pid is not None else 0
-    except OSError:
+    except OSError as error:
+        require_no_shortage(error)
         return 0
 
 

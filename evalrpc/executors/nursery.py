@@ -39,10 +39,10 @@ class Nursery:
 
         Raises OSError if that is impossible; BrokenPipeError if the nursery is gone, which may have forked it all the same.
         """
-        answer = self._ask(order)
-        if not isinstance(answer, int):
-            raise OSError(answer)
-        return answer
+        pid = int(self._ask(order))
+        if pid < 0:
+            raise OSError(-pid, os.strerror(-pid))
+        return pid
 
     def reap(self, pid: int) -> int | None:
         """Let go of a parent that has ended, and return its exit code as `subprocess` has it; None if nobody can know it."""

@@ -1,4 +1,4 @@
-# ruff: noqa: PTH104, PTH118, PTH123 - it is run by a bare interpreter, without pathlib
+# ruff: noqa: PTH104, PTH118, PTH120, PTH123 - it is run by a bare interpreter, without pathlib
 """The parents of runs, and the nursery, which forks one for each order of the server.
 
 A parent starts the programs of its run one after the other, waits for each, and writes down how it ended. It outlives the
@@ -11,17 +11,21 @@ is the nursery of the server that PID and START_TIME name, and ends when that ha
 format: they are of one installation, and a value tells where it ends. The nursery takes
 
     an order     a dict with `steps` (programs with their arguments), `files` (to be written first, by path), `env`, `cwd`,
-                 `log` (of all output) and `traces_dir`. It answers with the process id of the parent, or why there is none.
+                 `umask` (of the programs), `log` (of all output) and `traces_dir`. It answers with the process id of the
+                 parent, or with a negative errno where there is none.
     a number     that of a parent that is known to have ended. It answers with its wait status, or None if it has none. Only
                  then may another process get that number.
 
 In `traces_dir` a parent leaves `pid`: its own process id and start time, and `exit`: a line for every step that has ended, with
 the size of the log then, and `code N`, `signal N`, or `error TEXT` where the program could not be started. NONE_LEFT follows
-when no process of the run is left. It can tell, for it adopts those that lose their own parent, wherever they went.
+when no process of the run is left. It can tell, for it adopts those that lose their own parent, wherever they went. The server
+has made both files, with room for that (`traces.py`), so a full disk does not lose it; and whatever can't be written, the
+parent stays until no process is left.
 
 Once its `pid` is written it takes the name RUN_NAME. Until then it may still be about to begin a run.
 """
 
+import errno
 import marshal
 import os
 import signal
@@ -32,6 +36,7 @@ from contextlib import suppress
 from typing import Any
 
 PID_FILE = "pid"
+PID_FILE_BEING_WRITTEN = "pid.new"
 EXIT_FILE = "exit"
 NONE_LEFT = "none left"
 NURSERY_NAME = "evalrpc-nursery"
@@ -43,12 +48,15 @@ KILL_REQUEST = signal.SIGUSR1
 _REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, KILL_REQUEST)
 _LINGER_SECONDS = 30.0
 _LOOK_SECONDS = 0.01
+_PRIVATE_UMASK = 0o077
+_PRIVATE_MODE = 0o600
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 def main() -> None:
     """Fork a parent for each order, until there is no server any more."""
     set_name(NURSERY_NAME)
+    os.umask(_PRIVATE_UMASK)
     asked: list[int] = []
     # They are for the parents, which let them through. A handler, unlike SIG_IGN, is not passed on to a program.
     signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS)
@@ -71,12 +79,12 @@ def reap(pid: int) -> int | None:
     return status if ended else None
 
 
-def fork(order: dict[str, Any], asked: list[int], adopt_orphans: Callable[[], bool]) -> int | str:
-    """Fork a parent for the order. Return its process id, or why there is none."""
+def fork(order: dict[str, Any], asked: list[int], adopt_orphans: Callable[[], bool]) -> int:
+    """Fork a parent for the order. Return its process id, or a negative errno where there is none."""
     try:
         pid = os.fork()
     except OSError as error:
-        return str(error)
+        return -(error.errno or errno.EAGAIN)
     if pid == 0:
         try:
             carry_out(order, asked, adopt_orphans)
@@ -91,18 +99,33 @@ def carry_out(order: dict[str, Any], asked: list[int], adopt_orphans: Callable[[
     redirect(os.devnull, os.O_RDWR, 0, 1, 2)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)
     adopts = adopt_orphans()
-    pid_path, exit_path = (os.path.join(order["traces_dir"], name) for name in (PID_FILE, EXIT_FILE))
-    write(pid_path, f"{os.getpid()} {start_time(os.getpid())}")
+    exits = os.open(os.path.join(order["traces_dir"], EXIT_FILE), os.O_WRONLY | os.O_CREAT, _PRIVATE_MODE)
+    pid_path = os.path.join(order["traces_dir"], PID_FILE)
+    failure = write_pid(pid_path) or write_files(order["files"])
     set_name(RUN_NAME)
-    failure = write_files(order["files"])
-    for argv in order["steps"]:
-        if asked:
-            break
-        outcome = failure or run(argv, order, pid_path, exit_path)
-        # Before the next one starts: what stands further down in the log is then known not to be of this one.
-        append(exit_path, f"{os.fstat(1).st_size} {outcome}\n")
-    if adopts and outlives_all(asked):
-        append(exit_path, f"{NONE_LEFT}\n")
+    try:
+        for argv in order["steps"]:
+            if asked:
+                break
+            outcome = failure or run(argv, order, pid_path)
+            # Before the next one starts: what stands further down in the log is then known not to be of this one.
+            note(exits, f"{os.fstat(1).st_size} {outcome}")
+    finally:
+        if adopts and outlives_all(asked):
+            note(exits, NONE_LEFT)
+
+
+def write_pid(path: str) -> str | None:
+    """Leave the id of this process, in one step, and describe what went wrong, if anything did."""
+    try:
+        being_written = os.path.join(os.path.dirname(path), PID_FILE_BEING_WRITTEN)
+        with open(os.open(being_written, os.O_WRONLY | os.O_CREAT, _PRIVATE_MODE), "w") as file:
+            file.write(f"{os.getpid()} {start_time(os.getpid())}")
+            file.truncate()
+        os.rename(being_written, path)
+    except OSError as error:
+        return f"error {path}: {error.strerror}"
+    return None
 
 
 def write_files(files: dict[str, bytes]) -> str | None:
@@ -116,19 +139,19 @@ def write_files(files: dict[str, bytes]) -> str | None:
     return None
 
 
-def run(argv: list[str], order: dict[str, Any], pid_path: str, exit_path: str) -> str:
+def run(argv: list[str], order: dict[str, Any], pid_path: str) -> str:
     """Start the program, wait for it, and describe its end."""
     try:
         os.environ["PATH"] = order["env"].get("PATH", os.defpath)  # in which the program is looked for
         os.chdir(order["cwd"])
         redirect(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 1, 2)
+        os.umask(order["umask"])
         # Python itself ignores these two.
         pid = os.posix_spawnp(argv[0], argv, order["env"], setsigdef=(signal.SIGPIPE, signal.SIGXFSZ))
     except (OSError, ValueError) as error:
         return f"error {argv[0]}: {getattr(error, 'strerror', None) or error}"
-    with suppress(OSError):  # what takes a disk its time, and can be done while the program starts
+    with suppress(OSError):  # which takes a disk its time, and can be done while the program starts
         sync(pid_path)
-        append(exit_path, "")
     status = wait(pid)
     if os.WIFSIGNALED(status):
         return f"signal {os.WTERMSIG(status)}"
@@ -189,7 +212,7 @@ def load_adoption() -> Callable[[], bool]:
 
 def redirect(path: str, flags: int, *descriptors: int) -> None:
     """Open a file as these descriptors, which a program inherits."""
-    opened = os.open(path, flags, 0o666)
+    opened = os.open(path, flags, _PRIVATE_MODE)
     for descriptor in descriptors:
         os.dup2(opened, descriptor)
     if opened not in descriptors:
@@ -209,18 +232,10 @@ def set_name(name: str) -> None:
         comm.write(name)
 
 
-def write(path: str, text: str) -> None:
-    """Replace a file in one step."""
-    temporary = path + ".new"
-    with open(temporary, "w") as file:
-        file.write(text)
-    os.rename(temporary, path)
-
-
-def append(path: str, line: str) -> None:
-    """Add a line to a file, which is made if need be. In one piece, and whoever reads it takes only lines that are whole."""
-    with open(path, "a") as file:
-        file.write(line)
+def note(exits: int, line: str) -> None:
+    """Add a line to what is known of the run's end. In one piece, and whoever reads it takes only lines that are whole."""
+    with suppress(OSError):  # what is left of the run has to be ended all the same
+        os.write(exits, (line.replace("\n", " ") + "\n").encode(errors="replace"))
 
 
 def sync(path: str) -> None:

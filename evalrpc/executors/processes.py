@@ -5,9 +5,12 @@ import signal
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from evalrpc.executors.environment import JOB_ID_VARIABLE
+
+_GONE_OR_FOREIGN: Final = (FileNotFoundError, ProcessLookupError, PermissionError)
+"""What reading of a process raises that has ended, or is another user's. Anything else tells nothing of it."""
 
 
 def processes_of_job(job_id: str, session: int | None = None, since_ticks: int = 0) -> list[int]:
@@ -16,12 +19,14 @@ def processes_of_job(job_id: str, session: int | None = None, since_ticks: int =
     All are needed: a worker may leave the session, and one that sets its own title overwrites its environment. Name a session
     only while its number can't have passed to another one. Processes that started before `since_ticks`, in the kernel's ticks
     since boot, are passed over, which saves most of the reading: a process carries what it was given when it started.
+
+    Raises OSError where this process lacks what it takes to look, such as descriptors: then nothing is known.
     """
     mark = f"{JOB_ID_VARIABLE}={job_id}".encode()
     found: set[int] = set()
     parents: dict[int, int] = {}
     for pid in _process_ids():
-        with suppress(OSError):  # it ended meanwhile, or is another user's
+        with suppress(*_GONE_OR_FOREIGN):
             fields = _stat(pid)[1]
             if fields[0] in b"ZX" or int(fields[19]) < since_ticks:
                 continue
@@ -41,10 +46,10 @@ class ScriptProcess(NamedTuple):
 
 
 def processes_of_script(path: Path, argument_count: int) -> Iterator[ScriptProcess]:
-    """Yield all living processes of a script, wherever its package is installed."""
+    """Yield all living processes of a script, wherever its package is installed. Raises OSError, as `processes_of_job`."""
     module = "/".join(path.parts[-3:])
     for pid in _process_ids():
-        with suppress(OSError):
+        with suppress(*_GONE_OR_FOREIGN):
             command = _read(pid, "cmdline").decode(errors="replace").split("\0")[:-1]
             *_, script = command[:-argument_count] or [""]
             if script.endswith(module):

@@ -7,11 +7,14 @@ nothing but, where the results come in a layout of their own, files beside them 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol, runtime_checkable
+from typing import BinaryIO, Final, NamedTuple, Protocol, runtime_checkable
 
 from evalrpc.errors import FieldViolation
 from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
 from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
+
+PRIVATE_UMASK: Final = 0o077
+"""Makes files that nobody but the server's own account can read."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Command:
     """The folder to run in. None: the server's own."""
     further_steps: tuple[tuple[str, ...], ...] = ()
     """Command lines to run after `argv`, one after the other, whatever became of those before. No harness sets it."""
+    umask: int = PRIVATE_UMASK
+    """The rights that what it makes must not have. No harness sets it."""
     watched_dirs: tuple[Path, ...] = ()
     """Folders on whose files the outcome depends, besides the installation. It may be remembered until they change."""
 
@@ -126,5 +131,6 @@ class Harness(Protocol):
         """Read what a finished run left. `log_tail` is the end of the log, some hundred lines, without colour codes.
 
         Raises RunFailedError, with a reason and one readable line, unless the run really succeeded: exit codes can't be
-        trusted alone.
+        trusted alone. An OSError means that the server lacks something at present, such as descriptors: it is called again for
+        some seconds.
         """

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from evalrpc.errors import RunFailedError
+from evalrpc.files import require_no_shortage
 from evalrpc.harnesses.base import SampleRow
 from evalrpc.harnesses.failures import find_failure, shorten
 from evalrpc.harnesses.json_stream import elements, members
@@ -120,6 +121,7 @@ def _log_paths(folder: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
+        require_no_shortage(error)
         raise _invalid(f"the output folder can't be read: {error.strerror}") from error
     return [folder / name for name in names if _LOG_NAME.fullmatch(name)]
 
@@ -129,6 +131,7 @@ def _read_log(path: Path) -> Log:
         with path.open("rb") as file:
             header, samples_offset = _read_header(file)
     except OSError as error:
+        require_no_shortage(error)
         raise _invalid(f"{path.name} can't be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise _invalid(f"{path.name} is not valid JSON: {error}") from error

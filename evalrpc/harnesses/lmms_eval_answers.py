@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO, Final, NamedTuple
 
 from evalrpc.errors import RunFailedError
+from evalrpc.files import require_no_shortage
 from evalrpc.metrics import mapping, strings
 
 FAILED_ANSWER_MARK: Final = "[LMMS_EVAL_REQUEST_FAILED"
@@ -50,6 +51,7 @@ def failed_answers(paths: Iterable[str]) -> FailedAnswers | None:
                     first = first or answers[0]
                     sample_count += 1
         except OSError as error:
+            require_no_shortage(error)
             raise RunFailedError("RESULTS_INVALID", f"a samples file can't be read: {error.strerror}") from error
     return FailedAnswers(first, sample_count, is_all) if sample_count else None
 

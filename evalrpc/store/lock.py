@@ -1,6 +1,8 @@
 """The lock that keeps a data folder to one server."""
 
 import fcntl
+import os
+import stat
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -8,11 +10,15 @@ from evalrpc.errors import ConfigurationError, DataDirectoryInUseError
 
 LOCK_NAME: Final = "lock"
 
+_PRIVATE_MODE: Final = 0o700
+
 
 def lock_data_dir(data_dir: Path) -> BinaryIO:
-    """Lock the folder for as long as the file stays open; a process that dies lets go of it."""
+    """Make the folder, for this account alone, and lock it for as long as the file stays open; a process that dies lets go of
+    it."""
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        data_dir.mkdir(mode=_PRIVATE_MODE, parents=True, exist_ok=True)
+        _make_private(data_dir)
         lock_file = (data_dir / LOCK_NAME).open("ab")
     except OSError as error:
         raise ConfigurationError(f"setting data_dir: {data_dir} can't be used: {error.strerror}") from error
@@ -24,3 +30,10 @@ def lock_data_dir(data_dir: Path) -> BinaryIO:
             f"setting data_dir: another evalrpc server works on {data_dir}; stop it, or take another folder"
         ) from error
     return lock_file
+
+
+def _make_private(data_dir: Path) -> None:
+    """Take all rights from others, also where an earlier version has given them some. What belongs to another account stays."""
+    status = data_dir.stat()
+    if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) & 0o077:
+        data_dir.chmod(_PRIVATE_MODE)

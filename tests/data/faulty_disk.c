@@ -1,6 +1,6 @@
 /* Preloaded into a server, it makes a disk fail while the server runs: a call on a file of the database fails for as long as
-   $FAULTY_DISK holds a file of the call's name, with the errno that stands in it. A write leaves half of its bytes, as a torn one
-   does. Everything else goes through. */
+   $FAULTY_DISK holds a file of the call's name, with the errno that stands in it. With 0 it hangs instead, and leaves a file
+   `hanging` there. A write leaves half of its bytes, as a torn one does. Everything else goes through. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -21,6 +21,14 @@ static int is_of_database(int descriptor) {
     return strstr(path, "evalrpc.sqlite3") != NULL;
 }
 
+static void hang(const char *folder) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/hanging", folder);
+    FILE *file = fopen(path, "w");
+    if (file) fclose(file);
+    for (;;) pause();
+}
+
 /* Set errno and tell whether a call is to fail. */
 static int fails(const char *call, int descriptor) {
     char path[4096];
@@ -31,6 +39,7 @@ static int fails(const char *call, int descriptor) {
     int number = EIO;
     if (fscanf(file, "%d", &number) != 1) number = EIO;
     fclose(file);
+    if (number == 0) hang(folder);
     errno = number;
     return 1;
 }

@@ -16,73 +16,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from processes_of_tests import is_alive, kill_job
+from processes_of_tests import is_alive
+from running import SECONDS, Runs, ended
 from waiting import eventually
 
 from evalrpc.errors import RunFailedError
 from evalrpc.executors import local, parent
 from evalrpc.executors.base import RunKey
-from evalrpc.executors.local import TRACES_DIR, LocalExecutor, LocalRun, _about_to_begin
+from evalrpc.executors.local import TRACES_DIR, LocalRun, _about_to_begin
 from evalrpc.executors.nursery import Nursery
 from evalrpc.executors.processes import processes_of_job
 from evalrpc.harnesses.base import Command, Exit
-
-SECONDS = 30.0
-
-
-@pytest.fixture
-def key(tmp_path: Path) -> Iterator[RunKey]:
-    key = RunKey(str(uuid.uuid4()), 1, tmp_path / "attempt-1")
-    yield key
-    kill_job(key.job_id)
-
-
-class Runs:
-    """Starts runs of Python programs, and lets go of them when the test is over."""
-
-    def __init__(self, key: RunKey) -> None:
-        self.key = key
-        self.executor = LocalExecutor({**os.environ, "RANK": "3", "INHERITED": "yes"})
-        self._handles: list[LocalRun] = []
-
-    def start(self, program: str, *arguments: str, gpus: tuple[str, ...] = (), **command: object) -> LocalRun:
-        argv = (sys.executable, "-c", program, *arguments)
-        return self.keep(self.executor.start(self.key, Command(argv, **command), gpus))  # type: ignore[arg-type]
-
-    def keep(self, handle: LocalRun) -> LocalRun:
-        self._handles.append(handle)
-        return handle
-
-    def find(self) -> LocalRun:
-        handle = LocalExecutor().find(self.key)
-        assert handle is not None
-        return self.keep(handle)
-
-    def close(self) -> None:
-        self.executor.close()
-        for handle in self._handles:
-            handle.end(0.0)
-            handle.close()
-        kill_job(self.key.job_id)
-
-    def log(self) -> str:
-        return self.key.log_path.read_text()
-
-    def wait_for_log(self, text: str) -> None:
-        eventually(lambda: self.key.log_path.exists() and text in self.log(), f"for {text!r} in the log")
-
-
-@pytest.fixture
-def runs(key: RunKey) -> Iterator[Runs]:
-    runs = Runs(key)
-    yield runs
-    runs.close()
-
-
-def ended(handle: LocalRun) -> Exit:
-    assert handle.wait(SECONDS)
-    return handle.exit_status()
-
 
 # How a run ends.
 

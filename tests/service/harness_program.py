@@ -1,4 +1,4 @@
-# ruff: noqa: PTH103, PTH110, PTH123
+# ruff: noqa: PTH103, PTH108, PTH110, PTH123
 """A harness of a few lines that does what the name of its model says, or that of its task if the model is `each`. Run by a bare
 interpreter, so it imports next to nothing.
 
@@ -108,6 +108,26 @@ def starved():
         say("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB")
         sys.exit(1)
     good()
+
+
+def fills():
+    """Fills the disk that its results are on, once it has written them."""
+    write_results()
+    with open(f"{output_dir}/filling", "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+
+
+def spoils():
+    """Puts something in the place of what its parent has noted."""
+    good()
+    path = f"{output_dir}/../run/exit"
+    os.unlink(path)
+    with open(path, "wb") as file:
+        file.write(b"\xff\xfe\n" * 1000)
 
 
 def hangs():

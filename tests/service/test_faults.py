@@ -33,6 +33,7 @@ from serving import (
 from waiting import eventually
 
 from evalrpc.store.sqlite import DATABASE_NAME
+from evalrpc.v1 import evaluation_service_pb2 as calls
 from evalrpc.v1 import job_pb2 as pb
 
 Launch = Callable[..., ServerThere]
@@ -49,7 +50,7 @@ class FaultyDisk:
 
     @contextmanager
     def failing(self, call: str, number: int) -> Iterator[None]:
-        """Let a call to the kernel fail: `pwrite`, `pread` or `fdatasync`."""
+        """Let a call to the kernel fail: `pwrite`, `pread` or `fdatasync`. With the number 0 it never comes back."""
         self.folder.joinpath("next").write_text(str(number))
         self.folder.joinpath("next").rename(self.folder / call)
         try:
@@ -207,6 +208,22 @@ def test_a_server_that_can_not_read_its_database_says_why_it_does_not_start(laun
     with disk.failing("pread", errno.EIO), pytest.raises(AssertionError, match=r"setting data_dir: .* disk I/O error"):
         launch()
     assert launch().api.run("good").status == COMPLETED
+
+
+@pytest.mark.slow
+def test_a_thread_that_hangs_on_a_disk_does_not_hold_up_a_stop(launch: Launch, site: Site, disk: FaultyDisk) -> None:
+    site.config.write_text(site.config.read_text().replace("stop_seconds = 5.0", "stop_seconds = 0.2"))
+    first = launch()
+    job = first.api.run("good")
+    first.kill()
+    server = launch()  # with nothing in its memory
+    with disk.failing("pread", 0):
+        call = server.api.stub.GetJob.future(calls.GetJobRequest(job_id=job.job_id))
+        eventually((disk.folder / "hanging").exists, "for the disk to hang")
+        assert server.terminate() == 1
+    assert "ending by force" in server.log_path.read_text()
+    call.cancel()
+    assert launch().api.get(job.job_id).status == COMPLETED
 
 
 @pytest.mark.slow

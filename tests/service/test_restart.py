@@ -57,6 +57,30 @@ def test_a_run_outlives_its_server_and_the_next_one_sees_it_through(launch: Laun
     assert api.GetQueue().free_gpu_count == 2
 
 
+def test_a_run_that_has_spoilt_its_traces_is_lost_and_holds_nothing(launch: Launch, site: Site) -> None:
+    api = launch().api
+    lost = api.run("spoils", request={"num_gpus": 2})
+    assert (lost.status, lost.error.reason) == (FAILED, "RUN_LOST")
+    assert api.run("good", request={"num_gpus": 2}).status == COMPLETED
+    api.DeleteJob(job_id=lost.job_id)
+
+
+def test_traces_that_were_spoilt_while_no_server_was_there_hold_up_nothing(launch: Launch, site: Site) -> None:
+    server = launch()
+    job = server.api.submit("slow", request={"num_gpus": 2})
+    site.wait_for_log(job.job_id)
+    server.kill()
+    site.release()
+    eventually(lambda: nothing_left_of(job.job_id))
+    traces = site.folder / "data" / "jobs" / job.job_id / "attempt-1" / "run"
+    (traces / "exit").write_bytes(b"\xff\xfe\n")
+    (traces / "pid").write_bytes(b"\xff\xfe")
+    api = launch().api
+    lost = api.wait_for(job.job_id, *TERMINAL)
+    assert (lost.status, lost.error.reason) == (FAILED, "RUN_LOST")
+    assert api.run("good", request={"num_gpus": 2}).status == COMPLETED
+
+
 @pytest.mark.parametrize(("model", "status"), [("slow", COMPLETED), ("lingers", FAILED)])
 def test_a_run_that_ends_while_no_server_is_there_is_judged_by_what_it_left(
     launch: Launch, site: Site, model: str, status: int

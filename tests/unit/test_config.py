@@ -21,6 +21,8 @@ SOURCES: dict[str, tuple[Any, str, Any, tuple[Any, Any, Any]]] = {
     "max_queued": (1, "2", 3, (1, 2, 3)),
     "max_request_bytes": (1, "2", 3, (1, 2, 3)),
     "output_root": ("/o/file", "/o/env", Path("/o/flag"), (Path("/o/file"), Path("/o/env"), Path("/o/flag"))),
+    "output_mode": ("0600", "0660", "0644", (0o600, 0o660, 0o644)),
+    "output_group": ("file", "env", "flag", ("file", "env", "flag")),
     "reservation_seconds": (1, "2.5", 3.0, (1.0, 2.5, 3.0)),
     "grace_seconds": (1, "2.5", 3.0, (1.0, 2.5, 3.0)),
     "stop_seconds": (1, "2.5", 3.0, (1.0, 2.5, 3.0)),
@@ -65,6 +67,12 @@ def test_a_flag_that_was_not_given_changes_nothing(name: str) -> None:
     assert load_settings({name: None}, {}) == Settings()
 
 
+def test_rights_may_be_written_as_an_octal_number_and_not_as_a_decimal_one(tmp_path: Path) -> None:
+    assert load_settings({}, {}, write(tmp_path, "output_mode = 0o660\n")).output_mode == 0o660
+    with pytest.raises(ConfigurationError, match=r"output_mode: .* such as 0640"):
+        load_settings({}, {}, write(tmp_path, "output_mode = 660\n"))
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Settings().max_queued = 5  # type: ignore[misc]
@@ -104,6 +112,10 @@ BAD = [
     ("log_format", "xml"),
     ("data_dir", "a,b"),
     ("output_root", "a'b"),
+    ("output_mode", "0750"),
+    ("output_mode", "0440"),
+    ("output_mode", "4640"),
+    ("output_mode", "rw-r-----"),
 ]
 
 

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from waiting import eventually
 
-from evalrpc import supervisor, transitions
+from evalrpc import scheduler, supervisor, transitions
 from evalrpc.clock import SystemClock
 from evalrpc.config import HarnessSettings
-from evalrpc.errors import RunFailedError
+from evalrpc.errors import RunFailedError, StoreUnavailableError
 from evalrpc.executors.base import RunKey
 from evalrpc.gpu_memory import GpuGuard
-from evalrpc.harnesses.base import Command, Exit
+from evalrpc.harnesses.base import Command, Exit, Run
 from evalrpc.harnesses.command import CommandHarness
+from evalrpc.output_access import OutputAccess
 from evalrpc.placement import capacity
 from evalrpc.queue_state import QueueState
 from evalrpc.scheduler import Scheduler
@@ -78,6 +80,7 @@ class FakeExecutor:
         self.runs: dict[str, FakeRun] = {}
         self.started: list[str] = []
         self.on_start: Callable[[RunKey], None] = lambda _: None
+        self.nothing_left = False
 
     def start(self, key: RunKey, command: Command, gpus: tuple[str, ...]) -> FakeRun:
         self.started.append(key.job_id)
@@ -85,8 +88,14 @@ class FakeExecutor:
         self.runs[key.job_id] = FakeRun(key, gpus)
         return self.runs[key.job_id]
 
+    def make_room(self, key: RunKey, step_count: int) -> None:
+        pass
+
     def find(self, key: RunKey) -> FakeRun | None:
         return self.runs.get(key.job_id)
+
+    def kill_leftovers(self, key: RunKey) -> bool:
+        return self.nothing_left
 
     def close(self) -> None:
         pass
@@ -111,7 +120,7 @@ class ImpatientClock(SystemClock):
 class House:
     """A scheduler with a real store."""
 
-    def __init__(self, folder: Path, executor: FakeExecutor | None = None) -> None:
+    def __init__(self, folder: Path, executor: FakeExecutor | None = None, harness: CommandHarness | None = None) -> None:
         self.store = SqliteStore(folder / "data", CLOCK, 1000)
         self.executor = executor or FakeExecutor()
         self.gpu_memory = FakeMemory()
@@ -121,10 +130,11 @@ class House:
             store=self.store,
             queue_state=self.queue_state,
             executor=self.executor,
-            harnesses={"h": CommandHarness(HarnessSettings("h", "command", command=("true",)))},
+            harnesses={"h": harness or CommandHarness(HarnessSettings("h", "command", command=("true",)))},
             clock=CLOCK,
             data_dir=folder / "data",
             output_root=None,
+            output_access=OutputAccess(None, 0o640),
             grace_seconds=0.1,
             publish_progress=lambda _: None,
             gpu_guard=self.gpu_guard,
@@ -202,7 +212,7 @@ def test_a_job_waits_in_the_queue_for_room_on_the_disk(house: House, monkeypatch
             raise OSError(number, os.strerror(number))
         mkdir(folder, *arguments, **options)
 
-    monkeypatch.setattr(supervisor, "_STORE_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(supervisor, "_RETRY_SECONDS", 0.01)
     monkeypatch.setattr(Path, "mkdir", mkdir_of_a_full_disk)
     job_id = house.submit()
     house.wait_until_running(job_id).finish()
@@ -217,7 +227,7 @@ def test_a_queued_job_without_room_on_the_disk_can_be_cancelled(house: House, mo
         tried.set()
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(supervisor, "_STORE_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(supervisor, "_RETRY_SECONDS", 0.01)
     monkeypatch.setattr(Path, "mkdir", full)
     job_id = house.submit()
     assert tried.wait(SECONDS)
@@ -297,6 +307,177 @@ def test_a_bug_in_the_server_fails_the_job_and_sets_its_gpus_free(house: House) 
     house.executor.on_start = lambda _: None
     house.wait_until_running(house.submit(num_gpus=2)).finish()
     eventually(house.is_empty)
+
+
+@pytest.fixture
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody wait between two tries."""
+    monkeypatch.setattr(supervisor, "_RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(scheduler, "_RECHECK_SECONDS", 0.001)
+
+
+@pytest.mark.usefixtures("no_patience")
+@pytest.mark.parametrize("bug", [ZeroDivisionError("a bug"), OSError(errno.EMFILE, "Too many open files")])
+def test_a_run_whose_end_can_not_be_proved_fails_its_job_and_its_gpus_come_back_with_the_proof(
+    house: House, bug: Exception
+) -> None:
+    job_id = house.submit(num_gpus=2)
+    run = house.wait_until_running(job_id)
+
+    def refuse(*_: object) -> None:
+        raise bug
+
+    run.end = refuse  # type: ignore[method-assign]
+    run.finish()
+    failed = house.wait_for(job_id, FAILED)
+    assert failed.error.reason == "PROCESS_UNKILLABLE"
+    assert str(bug) in failed.error.message
+    assert sorted(house.gpu_guard.set_aside()) == ["0", "1"]
+    house.executor.nothing_left = True
+    house.wait_until_running(house.submit(num_gpus=2)).finish()
+    eventually(house.is_empty)
+
+
+@pytest.mark.usefixtures("no_patience")
+def test_a_job_that_can_not_be_supervised_ends_whatever_else_fails(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[str] = []
+    update = house.store.update
+
+    def refuse(job_id: str, change: Callable[[pb.JobInfo], None]) -> Any:
+        tries.append(job_id)
+        if len(tries) < 5:
+            raise StoreUnavailableError("the disk is full")
+        return update(job_id, change)
+
+    def bug(_: RunKey) -> None:
+        monkeypatch.setattr(house.store, "update", refuse)
+        raise ZeroDivisionError
+
+    house.executor.on_start = bug
+    assert house.wait_for(house.submit(), FAILED).error.reason == "SERVER_ERROR"
+    assert len(tries) == 5
+    eventually(house.is_empty)
+
+
+@pytest.mark.usefixtures("no_patience")
+@pytest.mark.parametrize("call", ["end", "exit_status", "step_ends"])
+def test_what_the_server_lacks_for_a_while_costs_a_run_nothing(house: House, call: str) -> None:
+    job_id = house.submit()
+    run = house.wait_until_running(job_id)
+    genuine, tries = getattr(run, call), []
+
+    def refuse(*arguments: object) -> object:
+        tries.append(arguments)
+        if len(tries) < 5:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return genuine(*arguments)
+
+    setattr(run, call, refuse)
+    run.finish()
+    assert house.wait_for(job_id, FAILED).error.reason == "HARNESS_FAILED", "what the program itself came to"
+    assert house.executor.started == [job_id]
+    eventually(house.is_empty)
+
+
+@pytest.mark.usefixtures("no_patience")
+def test_a_run_that_has_begun_though_its_start_failed_is_not_started_again(house: House) -> None:
+    def begin_and_fail(key: RunKey) -> None:
+        house.executor.on_start = lambda _: None
+        house.executor.runs[key.job_id] = FakeRun(key, ("0",))
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    house.executor.on_start = begin_and_fail
+    job_id = house.submit()
+    house.wait_until_running(job_id).finish()
+    house.wait_for(job_id, FAILED)
+    assert house.executor.started == [job_id]
+
+
+@pytest.mark.usefixtures("no_patience")
+def test_a_run_that_timed_out_says_so_though_its_end_took_several_tries(house: House) -> None:
+    job_id = house.submit(max_attempts=2, timeout=Duration(nanos=1))
+    run = house.wait_until_running(job_id)
+    tries: list[float] = []
+
+    def end(grace_seconds: float) -> None:
+        run.finish()
+        tries.append(grace_seconds)
+        if len(tries) < 3:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    run.end = end  # type: ignore[method-assign]
+    assert house.wait_for(job_id, FAILED).error.reason == "TIMED_OUT"
+
+
+# While results are read.
+
+
+class SlowHarness(CommandHarness):
+    """Takes its time to read results, until it is let go of."""
+
+    def __init__(self) -> None:
+        super().__init__(HarnessSettings("h", "command", command=("true",)))
+        self.reading = threading.Event()
+        self.go_on = threading.Event()
+
+    def read_results(self, run: Run, exit_status: Exit, log_tail: list[str]) -> dict[str, pb.ModelResult]:
+        self.reading.set()
+        assert self.go_on.wait(SECONDS)
+        return {"m": pb.ModelResult(results="/r.json")}
+
+
+@pytest.fixture
+def slow_harness(tmp_path: Path) -> Iterator[tuple[House, SlowHarness]]:
+    harness = SlowHarness()
+    house = House(tmp_path, harness=harness)
+    house.scheduler.start()
+    yield house, harness
+    harness.go_on.set()
+    house.close()
+
+
+def test_a_cancel_is_heard_while_results_are_read(slow_harness: tuple[House, SlowHarness]) -> None:
+    house, harness = slow_harness
+    job_id = house.submit()
+    house.wait_until_running(job_id).finish(0)
+    assert harness.reading.wait(SECONDS)
+    house.cancel(job_id)
+    house.wait_for(job_id, CANCELLED)
+    assert not harness.go_on.is_set(), "nobody has waited for the results"
+    eventually(house.is_empty)
+
+
+def test_a_stop_is_heard_while_results_are_read_and_leaves_them_to_the_next_server(
+    slow_harness: tuple[House, SlowHarness],
+) -> None:
+    house, harness = slow_harness
+    job_id = house.submit()
+    house.wait_until_running(job_id).finish(0)
+    assert harness.reading.wait(SECONDS)
+    house.scheduler.stop()
+    assert house.job(job_id).status == RUNNING
+
+
+def test_results_that_were_read_in_time_complete_the_job(slow_harness: tuple[House, SlowHarness]) -> None:
+    house, harness = slow_harness
+    job_id = house.submit()
+    house.wait_until_running(job_id).finish(0)
+    assert harness.reading.wait(SECONDS)
+    harness.go_on.set()
+    assert house.wait_for(job_id, COMPLETED).results["m"].results == "/r.json"
+
+
+def test_a_bug_in_a_harness_fails_its_job_alone(slow_harness: tuple[House, SlowHarness]) -> None:
+    house, harness = slow_harness
+
+    def bug(*_: object) -> dict[str, pb.ModelResult]:
+        raise ZeroDivisionError
+
+    harness.read_results = bug  # type: ignore[method-assign]
+    first, second = house.submit(), house.submit()
+    house.wait_until_running(first).finish(0)
+    assert house.wait_for(first, FAILED).error.reason == "SERVER_ERROR"
+    assert house.job(second).status == RUNNING
 
 
 def test_a_run_that_can_not_be_started_fails_the_job_and_sets_its_gpus_free(house: House) -> None:

@@ -1,0 +1,92 @@
+"""What a server and its runs write is for its own account, but for what the operator lets others have."""
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from serving import COMPLETED, ServerThere, Site
+
+Launch = Callable[..., ServerThere]
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.lstat().st_mode)
+
+
+def below(folder: Path) -> Iterator[Path]:
+    yield folder
+    yield from folder.rglob("*")
+
+
+def set_up(site: Site, *lines: str) -> Path:
+    """Give the site an output root, and more settings."""
+    root = site.folder / "shared" / "results"
+    site.config.write_text("\n".join([f'output_root = "{root}"', *lines, site.config.read_text()]))
+    return root
+
+
+def run_into(server: ServerThere, output_dir: str) -> None:
+    """Run a job whose results go there."""
+    request = {"output_dir": output_dir, "tasks": ["good", "also_good"], "tasks_separately": True}
+    assert server.api.run("each", request=request).status == COMPLETED
+
+
+def test_nobody_else_can_read_what_a_server_keeps(launch: Launch, site: Site) -> None:
+    data_dir = site.folder / "data"
+    data_dir.mkdir(mode=0o755)
+    data_dir.chmod(0o755)  # as an earlier version made it
+    server = launch()
+    job = server.api.run("good")
+    assert job.status == COMPLETED
+    paths = list(below(data_dir))
+    assert data_dir / "jobs" / job.job_id / "attempt-1" / "log" in paths
+    assert data_dir / "evalrpc.sqlite3" in paths
+    assert [path for path in paths if mode_of(path) & 0o077] == []
+    assert mode_of(data_dir) == 0o700
+
+
+@pytest.mark.parametrize(
+    ("setting", "file_mode", "folder_mode"),
+    [
+        ("", 0o640, 0o750),
+        ('output_mode = "0600"', 0o600, 0o700),
+        ('output_mode = "0660"', 0o660, 0o770),
+        ('output_mode = "0644"', 0o644, 0o755),
+    ],
+)
+def test_results_below_the_output_root_have_the_rights_that_the_operator_gives(
+    launch: Launch, site: Site, setting: str, file_mode: int, folder_mode: int
+) -> None:
+    root = set_up(site, setting)
+    run_into(launch(), "team/run-1")
+    paths = list(below(root))
+    assert any(path.name.endswith("_results.json") for path in paths)
+    for path in paths:
+        assert oct(mode_of(path)) == oct(folder_mode if path.is_dir() else file_mode), path
+    assert [path for path in below(site.folder / "data") if mode_of(path) & 0o077] == []
+
+
+def test_a_folder_that_is_there_already_stays_as_it_is(launch: Launch, site: Site) -> None:
+    root = set_up(site)
+    (root / "team").mkdir(parents=True)
+    (root / "team").chmod(0o711)
+    run_into(launch(), "team/run-1")
+    assert mode_of(root / "team") == 0o711
+    assert mode_of(root / "team" / "run-1") == 0o750
+
+
+def test_results_below_the_output_root_belong_to_the_operators_group(launch: Launch, site: Site) -> None:
+    group_id = os.getgid() if os.getuid() else 54321
+    root = set_up(site, f'output_group = "{group_id}"')
+    run_into(launch(), "team/run-1")
+    for path in below(root):
+        assert path.lstat().st_gid == group_id, path
+        assert mode_of(path) == (0o2750 if path.is_dir() else 0o640), path
+
+
+def test_a_group_that_is_not_there_keeps_the_server_from_starting(launch: Launch, site: Site) -> None:
+    set_up(site, 'output_group = "no-such-group"')
+    with pytest.raises(AssertionError, match="setting output_group: this machine has no group 'no-such-group'"):
+        launch()

@@ -1,0 +1,127 @@
+"""A server that lacks descriptors or room on its disk: it says so, waits, and loses no run, no GPU and no outcome."""
+
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from serving import (
+    CANCELLED,
+    COMPLETED,
+    FAILED,
+    QUEUED,
+    RUNNING,
+    TERMINAL,
+    ServerThere,
+    Site,
+    detail,
+    nothing_left_of,
+    reason_of,
+)
+from small_disk import small_disk
+from waiting import eventually
+
+Launch = Callable[..., ServerThere]
+
+_FEW = 8  # fewer than any server has open, and as many as it waits for at a time, which the kernel checks too
+
+
+@contextmanager
+def no_descriptors(server: ServerThere) -> Iterator[None]:
+    """Let a server open no file any more. What it has open goes on."""
+    pid = server.process.pid
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (_FEW, limits[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+
+
+def refusal(call: Callable[[], Any]) -> grpc.RpcError:
+    with pytest.raises(grpc.RpcError) as caught:
+        list(call())
+    return caught.value
+
+
+def test_without_descriptors_a_job_waits_in_the_queue_and_can_be_cancelled(launch: Launch, site: Site) -> None:
+    server = launch()
+    api = server.api
+    api.run("good")  # what the server opens once is open now
+    with no_descriptors(server):
+        first, second = (api.submit("good", request={"num_gpus": 2}) for _ in range(2))
+        eventually(lambda: "can't start the job yet" in server.log_path.read_text())
+        assert api.CancelJob(job_id=first.job_id).status == CANCELLED
+        assert api.get(second.job_id).status == QUEUED
+    assert api.wait_for(second.job_id, *TERMINAL).status == COMPLETED
+    assert site.starts(second.job_id) == ["1"]
+
+
+def test_a_run_outlives_a_server_without_descriptors_and_tells_its_outcome(launch: Launch, site: Site) -> None:
+    server = launch()
+    job = server.api.submit("slow", request={"num_gpus": 2})
+    site.wait_for_log(job.job_id)
+    with no_descriptors(server):
+        site.release()
+        eventually(lambda: "can't supervise the run" in server.log_path.read_text())
+        assert server.api.get(job.job_id).status == RUNNING
+    assert server.api.wait_for(job.job_id, *TERMINAL).status == COMPLETED
+    assert server.api.run("good", request={"num_gpus": 2}).status == COMPLETED
+
+
+@pytest.mark.slow
+def test_a_job_ends_though_the_descriptors_never_come_back_and_its_gpus_do_when_they_do(launch: Launch, site: Site) -> None:
+    server = launch()
+    api = server.api
+    job = api.submit("stubborn", request={"num_gpus": 2})
+    site.wait_for_log(job.job_id, times=3)
+    with no_descriptors(server):
+        api.CancelJob(job_id=job.job_id)
+        failed = api.wait_for(job.job_id, *TERMINAL)
+        assert (failed.status, failed.error.reason) == (FAILED, "PROCESS_UNKILLABLE"), "something of it may be left"
+        assert "Too many open files" in failed.error.message
+        assert api.GetQueue().free_gpu_count == 0
+    eventually(lambda: api.GetQueue().free_gpu_count == 2, "for the GPUs to be free")
+    assert nothing_left_of(job.job_id)
+    assert api.run("good", request={"num_gpus": 2}).status == COMPLETED
+
+
+def test_without_descriptors_a_read_is_an_error_that_names_its_cause_and_never_an_empty_answer(launch: Launch) -> None:
+    server = launch()
+    api = server.api
+    job = api.run("good")
+    assert api.ListArtifacts(job_id=job.job_id).artifacts
+    calls = {
+        "log": lambda: api.ReadLog(job_id=job.job_id),
+        "output": lambda: api.ListArtifacts(job_id=job.job_id).artifacts,
+        "a file": lambda: api.ReadArtifact(job_id=job.job_id, name="toy/20260101_000000_results.json"),
+        "samples": lambda: api.ListSamples(job_id=job.job_id).samples,
+    }
+    with no_descriptors(server):
+        for call in calls.values():
+            error = refusal(call)
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+            assert reason_of(error) == "FILE_UNAVAILABLE"
+            assert detail(error, error_details_pb2.ErrorInfo).metadata["errno"] == "EMFILE"
+            assert detail(error, error_details_pb2.RetryInfo).retry_delay.ToNanoseconds() > 0
+            assert "Too many open files" in error.details()
+            assert str(server.log_path.parent) not in error.details(), "a path of the server's is nobody's business"
+    for call in calls.values():
+        assert list(call())
+
+
+def test_a_disk_that_is_full_as_a_run_ends_costs_neither_its_outcome_nor_the_next_job(launch: Launch, site: Site) -> None:
+    with small_disk(site.folder / "data", "16m") as disk:
+        server = launch()
+        api = server.api
+        job = api.submit("fills", request={"num_gpus": 2})
+        eventually(lambda: "can't commit the outcome yet" in server.log_path.read_text())
+        assert api.get(job.job_id).status == RUNNING
+        (disk / "jobs" / job.job_id / "attempt-1" / "output" / "filling").unlink()
+        done = api.wait_for(job.job_id, *TERMINAL)
+        assert (done.status, done.error.message) == (COMPLETED, "")
+        assert api.run("good", request={"num_gpus": 2}).status == COMPLETED
+        server.kill()
