@@ -6,6 +6,10 @@ The calls of the evaluation service. Beside it on the same port: grpc.health.v1.
 Every error carries a google.rpc.ErrorInfo with a stable `reason` and the domain `evalrpc`; bad fields are listed all at
 once in a google.rpc.BadRequest. Any call may be answered with UNAVAILABLE while the server starts or stops (retry after
 the RetryInfo), and with INTERNAL for a bug of the server.
+
+A call that reads what a job left may be answered with UNAVAILABLE (`FILE_UNAVAILABLE`: the server lacks descriptors, or its
+disk fails; RetryInfo) or FAILED_PRECONDITION (`FILE_UNREADABLE`: the server's account may not read the file), with the name
+of the errno as `errno` in the metadata. Only what is not there is answered as nothing.
 """
 
 from collections import abc as _abc

@@ -196,7 +196,8 @@ class EvaluationServiceServicer(object):
 
     def CancelJob(self, request, context):
         """Cancels a job. A queued job is CANCELLED at once. A running job is answered with `cancel_requested_at` set: its whole
-        process tree is ended, and it becomes CANCELLED when nothing of it is left, or COMPLETED if it succeeded first. Cancelling again while a cancel is under way, or a job that is already CANCELLED, answers OK with the job as it is.
+        process tree is ended, and it becomes CANCELLED when nothing of it is left, or COMPLETED if its results were read first.
+        Cancelling again while a cancel is under way, or a job that is already CANCELLED, answers OK with the job as it is.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is COMPLETED or FAILED), UNAVAILABLE.
         Retry: always safe.
@@ -230,7 +231,7 @@ class EvaluationServiceServicer(object):
         job has ended and all is sent; without, it ends at the current end.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), OUT_OF_RANGE (the offset lies past the end),
-        UNAVAILABLE (the server stops).
+        UNAVAILABLE (the server stops, or `FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
         Retry: on UNAVAILABLE, from `offset` plus the length of the last chunk.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -240,7 +241,8 @@ class EvaluationServiceServicer(object):
     def ListArtifacts(self, request, context):
         """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum.
 
-        Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt).
+        Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION
+        (`FILE_UNREADABLE`: a folder or a file of it can't be read).
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -251,7 +253,7 @@ class EvaluationServiceServicer(object):
         """Streams the bytes of one file, from `offset`, in chunks, then OK.
 
         Errors: INVALID_ARGUMENT (the name leaves the folder), NOT_FOUND (no such job, attempt or file), OUT_OF_RANGE (the offset lies
-        past the end), UNAVAILABLE.
+        past the end), UNAVAILABLE, FAILED_PRECONDITION (`FILE_UNREADABLE`).
         Retry: on UNAVAILABLE, from `offset` plus the length of the last chunk.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -261,8 +263,8 @@ class EvaluationServiceServicer(object):
     def ListSamples(self, request, context):
         """Lists per-sample predictions of one model and task, page by page, in the order of the harness's file.
 
-        Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, no samples were logged, or their file can't be read to its
-        end).
+        Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, no samples were logged, or their file can't be understood
+        to its end), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -284,7 +286,8 @@ class EvaluationServiceServicer(object):
         test on the samples that both have, and a verdict. Takes seconds where there are many samples, and changes nothing.
 
         Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`JOB_NOT_FOUND`, or `METRIC_NOT_FOUND` for a metric that
-        is named and that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet).
+        is named and that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `FILE_UNREADABLE`),
+        UNAVAILABLE (`FILE_UNAVAILABLE`).
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -6,6 +6,10 @@ The calls of the evaluation service. Beside it on the same port: grpc.health.v1.
 Every error carries a google.rpc.ErrorInfo with a stable `reason` and the domain `evalrpc`; bad fields are listed all at
 once in a google.rpc.BadRequest. Any call may be answered with UNAVAILABLE while the server starts or stops (retry after
 the RetryInfo), and with INTERNAL for a bug of the server.
+
+A call that reads what a job left may be answered with UNAVAILABLE (`FILE_UNAVAILABLE`: the server lacks descriptors, or its
+disk fails; RetryInfo) or FAILED_PRECONDITION (`FILE_UNREADABLE`: the server's account may not read the file), with the name
+of the errno as `errno` in the metadata. Only what is not there is answered as nothing.
 """
 
 from collections import abc as _abc
@@ -83,7 +87,8 @@ class EvaluationServiceStub:
     """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.CancelJobRequest, _job_pb2.JobInfo]
     """Cancels a job. A queued job is CANCELLED at once. A running job is answered with `cancel_requested_at` set: its whole
-    process tree is ended, and it becomes CANCELLED when nothing of it is left, or COMPLETED if it succeeded first. Cancelling again while a cancel is under way, or a job that is already CANCELLED, answers OK with the job as it is.
+    process tree is ended, and it becomes CANCELLED when nothing of it is left, or COMPLETED if its results were read first.
+    Cancelling again while a cancel is under way, or a job that is already CANCELLED, answers OK with the job as it is.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is COMPLETED or FAILED), UNAVAILABLE.
     Retry: always safe.
@@ -105,27 +110,28 @@ class EvaluationServiceStub:
     job has ended and all is sent; without, it ends at the current end.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), OUT_OF_RANGE (the offset lies past the end),
-    UNAVAILABLE (the server stops).
+    UNAVAILABLE (the server stops, or `FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
     Retry: on UNAVAILABLE, from `offset` plus the length of the last chunk.
     """
     ListArtifacts: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListArtifactsRequest, _evaluation_service_pb2.ListArtifactsResponse]
     """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum.
 
-    Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt).
+    Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION
+    (`FILE_UNREADABLE`: a folder or a file of it can't be read).
     Retry: always safe.
     """
     ReadArtifact: _grpc.UnaryStreamMultiCallable[_evaluation_service_pb2.ReadArtifactRequest, _evaluation_service_pb2.ReadArtifactResponse]
     """Streams the bytes of one file, from `offset`, in chunks, then OK.
 
     Errors: INVALID_ARGUMENT (the name leaves the folder), NOT_FOUND (no such job, attempt or file), OUT_OF_RANGE (the offset lies
-    past the end), UNAVAILABLE.
+    past the end), UNAVAILABLE, FAILED_PRECONDITION (`FILE_UNREADABLE`).
     Retry: on UNAVAILABLE, from `offset` plus the length of the last chunk.
     """
     ListSamples: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListSamplesRequest, _evaluation_service_pb2.ListSamplesResponse]
     """Lists per-sample predictions of one model and task, page by page, in the order of the harness's file.
 
-    Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, no samples were logged, or their file can't be read to its
-    end).
+    Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, no samples were logged, or their file can't be understood
+    to its end), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
     Retry: always safe.
     """
     GetHistory: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetHistoryRequest, _history_pb2.GetHistoryResponse]
@@ -139,7 +145,8 @@ class EvaluationServiceStub:
     test on the samples that both have, and a verdict. Takes seconds where there are many samples, and changes nothing.
 
     Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`JOB_NOT_FOUND`, or `METRIC_NOT_FOUND` for a metric that
-    is named and that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet).
+    is named and that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `FILE_UNREADABLE`),
+    UNAVAILABLE (`FILE_UNAVAILABLE`).
     Retry: always safe.
     """
     ListTasks: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListTasksRequest, _evaluation_service_pb2.ListTasksResponse]
@@ -214,7 +221,8 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     """
     CancelJob: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.CancelJobRequest, _job_pb2.JobInfo]  # type: ignore[assignment]
     """Cancels a job. A queued job is CANCELLED at once. A running job is answered with `cancel_requested_at` set: its whole
-    process tree is ended, and it becomes CANCELLED when nothing of it is left, or COMPLETED if it succeeded first. Cancelling again while a cancel is under way, or a job that is already CANCELLED, answers OK with the job as it is.
+    process tree is ended, and it becomes CANCELLED when nothing of it is left, or COMPLETED if its results were read first.
+    Cancelling again while a cancel is under way, or a job that is already CANCELLED, answers OK with the job as it is.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is COMPLETED or FAILED), UNAVAILABLE.
     Retry: always safe.
@@ -236,27 +244,28 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     job has ended and all is sent; without, it ends at the current end.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), OUT_OF_RANGE (the offset lies past the end),
-    UNAVAILABLE (the server stops).
+    UNAVAILABLE (the server stops, or `FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
     Retry: on UNAVAILABLE, from `offset` plus the length of the last chunk.
     """
     ListArtifacts: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListArtifactsRequest, _evaluation_service_pb2.ListArtifactsResponse]  # type: ignore[assignment]
     """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum.
 
-    Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt).
+    Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION
+    (`FILE_UNREADABLE`: a folder or a file of it can't be read).
     Retry: always safe.
     """
     ReadArtifact: _aio.UnaryStreamMultiCallable[_evaluation_service_pb2.ReadArtifactRequest, _evaluation_service_pb2.ReadArtifactResponse]  # type: ignore[assignment]
     """Streams the bytes of one file, from `offset`, in chunks, then OK.
 
     Errors: INVALID_ARGUMENT (the name leaves the folder), NOT_FOUND (no such job, attempt or file), OUT_OF_RANGE (the offset lies
-    past the end), UNAVAILABLE.
+    past the end), UNAVAILABLE, FAILED_PRECONDITION (`FILE_UNREADABLE`).
     Retry: on UNAVAILABLE, from `offset` plus the length of the last chunk.
     """
     ListSamples: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListSamplesRequest, _evaluation_service_pb2.ListSamplesResponse]  # type: ignore[assignment]
     """Lists per-sample predictions of one model and task, page by page, in the order of the harness's file.
 
-    Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, no samples were logged, or their file can't be read to its
-    end).
+    Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, no samples were logged, or their file can't be understood
+    to its end), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
     Retry: always safe.
     """
     GetHistory: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetHistoryRequest, _history_pb2.GetHistoryResponse]  # type: ignore[assignment]
@@ -270,7 +279,8 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     test on the samples that both have, and a verdict. Takes seconds where there are many samples, and changes nothing.
 
     Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`JOB_NOT_FOUND`, or `METRIC_NOT_FOUND` for a metric that
-    is named and that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet).
+    is named and that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `FILE_UNREADABLE`),
+    UNAVAILABLE (`FILE_UNAVAILABLE`).
     Retry: always safe.
     """
     ListTasks: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListTasksRequest, _evaluation_service_pb2.ListTasksResponse]  # type: ignore[assignment]
@@ -378,7 +388,8 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.JobInfo, _abc.Awaitable[_job_pb2.JobInfo]]:
         """Cancels a job. A queued job is CANCELLED at once. A running job is answered with `cancel_requested_at` set: its whole
-        process tree is ended, and it becomes CANCELLED when nothing of it is left, or COMPLETED if it succeeded first. Cancelling again while a cancel is under way, or a job that is already CANCELLED, answers OK with the job as it is.
+        process tree is ended, and it becomes CANCELLED when nothing of it is left, or COMPLETED if its results were read first.
+        Cancelling again while a cancel is under way, or a job that is already CANCELLED, answers OK with the job as it is.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is COMPLETED or FAILED), UNAVAILABLE.
         Retry: always safe.
@@ -418,7 +429,7 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         job has ended and all is sent; without, it ends at the current end.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), OUT_OF_RANGE (the offset lies past the end),
-        UNAVAILABLE (the server stops).
+        UNAVAILABLE (the server stops, or `FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
         Retry: on UNAVAILABLE, from `offset` plus the length of the last chunk.
         """
 
@@ -430,7 +441,8 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_evaluation_service_pb2.ListArtifactsResponse, _abc.Awaitable[_evaluation_service_pb2.ListArtifactsResponse]]:
         """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum.
 
-        Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt).
+        Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION
+        (`FILE_UNREADABLE`: a folder or a file of it can't be read).
         Retry: always safe.
         """
 
@@ -443,7 +455,7 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         """Streams the bytes of one file, from `offset`, in chunks, then OK.
 
         Errors: INVALID_ARGUMENT (the name leaves the folder), NOT_FOUND (no such job, attempt or file), OUT_OF_RANGE (the offset lies
-        past the end), UNAVAILABLE.
+        past the end), UNAVAILABLE, FAILED_PRECONDITION (`FILE_UNREADABLE`).
         Retry: on UNAVAILABLE, from `offset` plus the length of the last chunk.
         """
 
@@ -455,8 +467,8 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_evaluation_service_pb2.ListSamplesResponse, _abc.Awaitable[_evaluation_service_pb2.ListSamplesResponse]]:
         """Lists per-sample predictions of one model and task, page by page, in the order of the harness's file.
 
-        Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, no samples were logged, or their file can't be read to its
-        end).
+        Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, no samples were logged, or their file can't be understood
+        to its end), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
         Retry: always safe.
         """
 
@@ -482,7 +494,8 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         test on the samples that both have, and a verdict. Takes seconds where there are many samples, and changes nothing.
 
         Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`JOB_NOT_FOUND`, or `METRIC_NOT_FOUND` for a metric that
-        is named and that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet).
+        is named and that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `FILE_UNREADABLE`),
+        UNAVAILABLE (`FILE_UNAVAILABLE`).
         Retry: always safe.
         """
 

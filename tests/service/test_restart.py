@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from processes_of_tests import parents_of_runs
 from serving import (
     CANCELLED,
     COMPLETED,
@@ -71,7 +72,7 @@ def test_traces_that_were_spoilt_while_no_server_was_there_hold_up_nothing(launc
     site.wait_for_log(job.job_id)
     server.kill()
     site.release()
-    eventually(lambda: nothing_left_of(job.job_id))
+    eventually(lambda: not parents_of_runs(site.folder / "data", job.job_id))
     traces = site.folder / "data" / "jobs" / job.job_id / "attempt-1" / "run"
     (traces / "exit").write_bytes(b"\xff\xfe\n")
     (traces / "pid").write_bytes(b"\xff\xfe")
