@@ -8,6 +8,7 @@ What does not pass, or is a bug, ends the run and fails the job (`abandon`).
 """
 
 import enum
+import errno
 import json
 import logging
 import threading
@@ -307,11 +308,14 @@ class Supervisor:
         """Read results, which may take long, so that a cancel is heard meanwhile. Return why it was broken off, if it was.
 
         It goes on then, on a thread of its own, and nobody looks at what it finds. With a timeout only that breaks it off.
-        Raises what `read` raises.
+        Raises what `read` raises, and OSError where there can be no thread.
         """
         reading: Future[None] = Future()
         reading.add_done_callback(lambda _: self._attention.set())
-        threading.Thread(target=_read_into, args=(reading, read), name="results", daemon=True).start()
+        try:
+            threading.Thread(target=_read_into, args=(reading, read), name="results", daemon=True).start()
+        except RuntimeError as error:
+            raise OSError(errno.EAGAIN, str(error)) from error
         if timeout_seconds is not None:
             with suppress(TimeoutError):
                 reading.result(timeout_seconds)

@@ -380,6 +380,25 @@ def test_what_the_server_lacks_for_a_while_costs_a_run_nothing(house: House, cal
 
 
 @pytest.mark.usefixtures("no_patience")
+def test_where_no_thread_can_be_started_for_a_while_a_run_loses_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = house.submit()
+    run = house.wait_until_running(job_id)
+    start, refused = threading.Thread.start, threading.Event()
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name != "results" or refused.is_set():
+            start(thread)
+            return
+        refused.set()
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    run.finish()
+    assert house.wait_for(job_id, FAILED).error.reason == "HARNESS_FAILED"
+    assert refused.is_set()
+
+
+@pytest.mark.usefixtures("no_patience")
 def test_a_run_that_has_begun_though_its_start_failed_is_not_started_again(house: House) -> None:
     def begin_and_fail(key: RunKey) -> None:
         house.executor.on_start = lambda _: None
