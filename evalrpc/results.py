@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+from evalrpc.bounds import json_integer
 from evalrpc.errors import RunFailedError
 from evalrpc.extras import wire_text
 from evalrpc.metrics import mapping, model_result, rows_of, strings
@@ -137,7 +138,7 @@ def _read_document(path: Path) -> Mapping[str, object]:
     try:
         if path.stat().st_size > _MAX_RESULTS_BYTES:
             raise _invalid(f"{path.name} is larger than {_MAX_RESULTS_BYTES} bytes")
-        document = json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes(), parse_int=json_integer)
     except OSError as error:
         raise _invalid(f"{path.name} can't be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from evalrpc.bounds import int32
 from evalrpc.errors import RunFailedError
 from evalrpc.executors.base import RunHandle
 from evalrpc.harnesses.base import Harness, Run, TaskReporter
@@ -75,7 +76,7 @@ class RunResults:
         try:
             return self._harness.read_results(self._steps[number], exit_status, log_tail)
         except RunFailedError as error:
-            error.job_error.MergeFrom(JobError(exit_code=exit_status.code, signal=exit_status.signal))
+            error.job_error.MergeFrom(JobError(exit_code=int32(exit_status.code), signal=int32(exit_status.signal)))
             raise
 
     def _stretch(self, number: int) -> tuple[int, int | None]:

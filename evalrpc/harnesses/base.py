@@ -120,7 +120,7 @@ class Harness(Protocol):
 
     def read_progress(self, line: str, progress: Progress) -> bool:
         """Take one line of the log (parted by newline or carriage return, without it) into `progress`; tell whether it
-        changed anything. Lines come in order; most say nothing."""
+        changed anything. Lines come in order; most say nothing. Raises nothing: a line at which it does says nothing."""
 
     def read_results(self, run: Run, exit_status: Exit, log_tail: list[str]) -> Mapping[str, ModelResult]:
         """Read what a finished run left. `log_tail` is the end of the log, some hundred lines, without colour codes.

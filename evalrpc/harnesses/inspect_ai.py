@@ -30,8 +30,10 @@ _MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_:.@+-]+)+")
 _BATCH_SIZE = re.compile(r"auto|[1-9][0-9]{0,8}")
 _MAX_TASK_BYTES: Final = 200  # with a date before and an ending after it, it is a file's name
 _RESERVED_ARGUMENTS: Final = ("config", "default", "memoize", "model", "required", "role")
-_STATUS_LINE = re.compile(r"\bSteps: +(?P<done>\d{1,15})/(?P<steps>\d{1,15}) +\d+% \| Samples: +\d+/ *(?P<samples>\d{1,15})")
-_TASK_LINE = re.compile(r"(?P<task>\w.{0,200}?) \((?P<samples>[\d,]{1,15})(?: x (?P<epochs>\d{1,6}))? samples?\)")
+_STATUS_LINE = re.compile(
+    r"\bSteps: +(?P<done>[0-9]{1,15})/(?P<steps>[0-9]{1,15}) +[0-9]+% \| Samples: +[0-9]+/ *(?P<samples>[0-9]{1,15})\b"
+)
+_TASK_LINE = re.compile(r"(?P<task>\w.{0,200}?) \((?P<samples>[0-9,]{1,15})(?: x (?P<epochs>[0-9]{1,6}))? samples?\)")
 _CATALOG_SCRIPT: Final = """
 import json, pathlib, sys
 from inspect_ai import list_tasks

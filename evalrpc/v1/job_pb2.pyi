@@ -835,7 +835,7 @@ class Progress(_message.Message):
 
     @_builtins.property
     def last_output_at(self) -> _timestamp_pb2.Timestamp:
-        """When the harness last wrote to its log. Absent: never."""
+        """When the harness last wrote to its log. Absent: never, or not known."""
 
     def __init__(
         self,
