@@ -16,7 +16,6 @@ MAX_SECONDS: Final = 10 * 366 * 24 * 3600
 """No evaluation takes longer than ten years, and no estimate beyond that means anything."""
 
 _MAX_INT32: Final = 2**31 - 1
-_MAX_INTEGER_CHARACTERS: Final = 308  # a double holds any such integer, and Python reads no more than some thousand
 _MAX_DURATION_SECONDS: Final = 315_576_000_000
 _MAX_TIMESTAMP_SECONDS: Final = 253_370_764_800  # the year 9999, which also a zone ahead of UTC can show
 _SECOND_NS: Final = 10**9
@@ -35,8 +34,12 @@ def int32(number: int | None) -> int | None:
 
 
 def json_integer(text: str) -> int | str:
-    """Read an integer of a JSON document, for `parse_int`. What no double holds stays text, and so is no number to anyone."""
-    return int(text) if len(text) <= _MAX_INTEGER_CHARACTERS else text
+    """Read an integer of a JSON document, for `parse_int`. One of more digits than Python reads stays text, and so is no number
+    to anyone."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
 
 
 def duration_of_seconds(seconds: float) -> Duration | None:

@@ -72,11 +72,10 @@ def test_an_exit_code_is_one_that_a_field_holds_or_unknown(number: int | None) -
     assert code in (None, number)
 
 
-@pytest.mark.parametrize("digits", [1, 308, 309, 400, 5000, 100_000])
-def test_an_integer_of_a_document_is_one_that_a_double_holds_or_text(digits: int) -> None:
+@pytest.mark.parametrize("digits", [1, 400, 5000, 100_000])
+def test_an_integer_of_more_digits_than_python_reads_is_text(digits: int) -> None:
     value = json.loads("9" * digits, parse_int=bounds.json_integer)
-    assert value == "9" * digits if isinstance(value, str) else math.isfinite(float(value))
-    assert isinstance(value, str) == (digits > 308)
+    assert value == (10**digits - 1 if digits < 1000 else "9" * digits)
 
 
 @given(st.dictionaries(st.text(st.characters(codec=None)), JSON_VALUES, max_size=4))
