@@ -15,8 +15,10 @@ MAX_COUNT: Final = 2**63 - 1
 MAX_SECONDS: Final = 10 * 366 * 24 * 3600
 """No evaluation takes longer than ten years, and no estimate beyond that means anything."""
 
+MAX_DURATION_NS: Final = 315_576_000_000 * 10**9
+"""The most that a Duration may have: ten thousand years."""
+
 _MAX_INT32: Final = 2**31 - 1
-_MAX_DURATION_SECONDS: Final = 315_576_000_000
 _MAX_TIMESTAMP_SECONDS: Final = 253_370_764_800  # the year 9999, which also a zone ahead of UTC can show
 _SECOND_NS: Final = 10**9
 
@@ -49,7 +51,7 @@ def duration_of_seconds(seconds: float) -> Duration | None:
 
 def duration_of_ns(nanoseconds: int) -> Duration | None:
     """Return a span of time; None if it is negative or more than a Duration may have."""
-    if not 0 <= nanoseconds <= _MAX_DURATION_SECONDS * _SECOND_NS:
+    if not 0 <= nanoseconds <= MAX_DURATION_NS:
         return None
     duration = Duration()
     duration.FromNanoseconds(nanoseconds)

@@ -52,10 +52,14 @@ def read_results(output_dir: Path, model: str) -> dict[str, ModelResult]:
 
 def require_size(results: Mapping[str, ModelResult]) -> None:
     """Raise RunFailedError with reason RESULTS_INVALID for more than a job can carry, since it travels whole in every event."""
-    size_bytes = sum(result.ByteSize() for result in results.values())
+    metrics = sum(len(result.metrics) for result in results.values())
+    require_bytes(sum(result.ByteSize() for result in results.values()), f"{metrics} metrics of {len(results)} models")
+
+
+def require_bytes(size_bytes: int, what: str) -> None:
+    """Do the same for results of which only the size is known, and `what` they are."""
     if size_bytes > _MAX_MESSAGE_BYTES:
-        metrics = sum(len(result.metrics) for result in results.values())
-        raise _invalid(f"{metrics} metrics of {len(results)} models take {size_bytes} bytes; at most {_MAX_MESSAGE_BYTES} fit")
+        raise _invalid(f"{what} take {size_bytes} bytes; at most {_MAX_MESSAGE_BYTES} fit")
 
 
 def missing_tasks(result: ModelResult, tasks: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ from evalrpc.errors import RunFailedError
 from evalrpc.executors.base import RunHandle
 from evalrpc.harnesses.base import Harness, Run, TaskReporter
 from evalrpc.logs import read_tail
-from evalrpc.merging import merged
+from evalrpc.merging import MergedResults, Results
 from evalrpc.results import require_size
 from evalrpc.v1.job_pb2 import JobError, ModelResult
 
@@ -30,8 +30,13 @@ class RunResults:
         self._judged = 0
         self._failures: list[tuple[Run, RunFailedError]] = []
         self._files: object = None
-        self.results: Mapping[str, ModelResult] = {}
+        self._merged = MergedResults()
+        self._reported: Results = {}
+
+    @property
+    def results(self) -> Results:
         """Of all that has finished so far, by model. Another object when there is more; never modified."""
+        return self._merged.results() or self._reported
 
     def look(self) -> None:
         """Take in what has finished since the last look, which costs little where nothing has.
@@ -59,14 +64,10 @@ class RunResults:
         self._judged += 1
         begin, end = self._stretch(number)
         try:
-            found = self._read_step(number, read_tail(self._log_path, _JUDGED_LINES, _JUDGED_BYTES, begin, end))
-            results = merged([self.results, found]) if number else found
-            require_size(results)
+            self._merged.add(self._read_step(number, read_tail(self._log_path, _JUDGED_LINES, _JUDGED_BYTES, begin, end)))
         except RunFailedError as error:
             error.job_error.log_tail[:] = read_tail(self._log_path, begin=begin, end=end)
             self._failures.append((self._steps[number], error))
-        else:
-            self.results = results
 
     def _read_step(self, number: int, log_tail: list[str]) -> Mapping[str, ModelResult]:
         """Read what a step left. Raises RunFailedError."""
@@ -95,7 +96,7 @@ class RunResults:
             with suppress(RunFailedError):  # the end of the run will tell
                 reported = self._harness.read_finished(step)
                 require_size(reported)
-                self.results = self.results if reported == self.results else reported
+                self._reported = self._reported if reported == self._reported else reported
 
     def _failure(self) -> RunFailedError:
         """Return the first failure; of several tasks with the one that failed named, and those that came to nothing besides."""
