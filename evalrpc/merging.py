@@ -31,6 +31,8 @@ class MergedResults:
 
         Raises RunFailedError with reason RESULTS_INVALID, and adds nothing, if that would be more than a job can carry.
         """
+        if not part:
+            return
         named = {self._name(name, part): result for name, result in part.items()}
         models = {name: self._models.get(name) or _Model() for name in named}
         size_bytes = self._size_bytes + sum(models[name].growth_bytes(result) for name, result in named.items())

@@ -12,7 +12,6 @@ from evalrpc.executors.base import RunHandle
 from evalrpc.harnesses.base import Harness, Run, TaskReporter
 from evalrpc.logs import read_tail
 from evalrpc.merging import MergedResults, Results
-from evalrpc.results import require_size
 from evalrpc.v1.job_pb2 import JobError, ModelResult
 
 _JUDGED_LINES: Final = 400  # the cause of a failure may stand well before the last lines
@@ -29,14 +28,14 @@ class RunResults:
         self._log_path = log_path
         self._judged = 0
         self._failures: list[tuple[Run, RunFailedError]] = []
-        self._files: object = None
+        self._files: Mapping[str, object] = {}
         self._merged = MergedResults()
-        self._reported: Results = {}
+        self._reported = MergedResults()
 
     @property
     def results(self) -> Results:
         """Of all that has finished so far, by model. Another object when there is more; never modified."""
-        return self._merged.results() or self._reported
+        return self._merged.results() or self._reported.results()
 
     def look(self) -> None:
         """Take in what has finished since the last look, which costs little where nothing has.
@@ -86,17 +85,14 @@ class RunResults:
         return bounds[number] or 0, bounds[number + 1]
 
     def _read_reported(self) -> None:
-        """Ask the harness for the tasks that have finished, if its files have changed."""
+        """Ask the harness for the tasks that have finished, by the files that have come or changed."""
         (step, *more) = self._steps
         if more or not isinstance(self._harness, TaskReporter):
             return
-        files = _files_in(step.output_dir)
-        if files != self._files:
-            self._files = files
+        before, self._files = self._files, _files_in(step.output_dir)
+        for name in (name for name, state in self._files.items() if before.get(name) != state):
             with suppress(RunFailedError):  # the end of the run will tell
-                reported = self._harness.read_finished(step)
-                require_size(reported)
-                self._reported = self._reported if reported == self._reported else reported
+                self._reported.add(self._harness.read_finished(step, name))
 
     def _failure(self) -> RunFailedError:
         """Return the first failure; of several tasks with the one that failed named, and those that came to nothing besides."""
@@ -109,14 +105,14 @@ class RunResults:
         return first
 
 
-def _files_in(folder: Path) -> object:
-    """Return what changes whenever a file right in the folder does."""
+def _files_in(folder: Path) -> Mapping[str, object]:
+    """Return the files right in the folder, in the order of their names, with what changes whenever one of them does."""
     try:
         with os.scandir(folder) as entries:
-            files = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+            files = {entry.name: entry.stat(follow_symlinks=False) for entry in entries if entry.is_file(follow_symlinks=False)}
     except OSError:
-        return None
-    return sorted((name, status.st_mtime_ns, status.st_size) for name, status in files)
+        return {}
+    return {name: (files[name].st_ino, files[name].st_mtime_ns, files[name].st_size) for name in sorted(files)}
 
 
 def _task(step: Run) -> str:

@@ -58,9 +58,10 @@ class Exit:
 class TaskReporter(Protocol):
     """What a harness also is if its program leaves the results of each task as soon as the task has finished."""
 
-    def read_finished(self, run: Run) -> Mapping[str, ModelResult]:
-        """Read the results of the tasks that have finished, while the run goes on or after it has failed. Called again when
-        something in the output folder has changed, so it must be quick however many samples there are.
+    def read_finished(self, run: Run, name: str) -> Mapping[str, ModelResult]:
+        """Read the results of the tasks that have finished, as a file right in the output folder says, while the run goes on or
+        after it has failed. Called for every file when it has come or changed, so it must be quick however many samples there
+        are.
 
         What can't be read has not finished: it may just be being written.
         """

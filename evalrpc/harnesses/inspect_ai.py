@@ -16,7 +16,7 @@ from evalrpc.harnesses.arguments import plain_arguments
 from evalrpc.harnesses.bars import Bar, advance
 from evalrpc.harnesses.base import Command, Exit, Run, SampleRow
 from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
-from evalrpc.harnesses.inspect_logs import SUCCESS, Log, read_finished_logs, read_logs, result_of_logs
+from evalrpc.harnesses.inspect_logs import SUCCESS, Log, read_finished_log, read_logs, result_of_logs
 from evalrpc.harnesses.inspect_tasks import task_files
 from evalrpc.harnesses.installation import Package, catalog_command, describe
 from evalrpc.harnesses.names import device_violations, task_problem
@@ -117,9 +117,10 @@ class InspectHarness:
         _require_all_good(logs, run.request.tasks)
         return {run.request.model: result_of_logs(_good_logs(logs, run.request.tasks))}
 
-    def read_finished(self, run: Run) -> Mapping[str, ModelResult]:
-        """Read the logs of the tasks that have finished: inspect-ai writes each when its task ends."""
-        good = _good_logs(read_finished_logs(run.output_dir), run.request.tasks)
+    def read_finished(self, run: Run, name: str) -> Mapping[str, ModelResult]:
+        """Read the log of a task, which inspect-ai writes when the task ends."""
+        log = read_finished_log(run.output_dir, name)
+        good = _good_logs([log], run.request.tasks) if log else {}
         return {run.request.model: result_of_logs(good)} if good else {}
 
     def read_samples(self, file: BinaryIO, offset: int) -> Iterator[SampleRow]:

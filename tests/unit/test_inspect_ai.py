@@ -15,6 +15,7 @@ from evalrpc.errors import RunFailedError, SamplesNotFoundError
 from evalrpc.harnesses.base import Command, Exit
 from evalrpc.harnesses.inspect_ai import InspectHarness
 from evalrpc.harnesses.inspect_tasks import task_files
+from evalrpc.merging import MergedResults
 from evalrpc.results import samples_by_task
 from evalrpc.v1.job_pb2 import EvaluateRequest, Metric, ModelResult, Progress
 
@@ -313,7 +314,10 @@ def test_no_logs_at_all_is_said_so(tmp_path: Path) -> None:
 
 
 def finished(output: Path, *tasks: str) -> Mapping[str, ModelResult]:
-    return harness().read_finished(run_of(inspect_request(tasks=tasks), output))
+    together = MergedResults()
+    for path in sorted(output.iterdir()):
+        together.add(harness().read_finished(run_of(inspect_request(tasks=tasks), output), path.name))
+    return together.results()
 
 
 def test_a_task_that_has_finished_is_told_while_the_others_run(tmp_path: Path) -> None:
