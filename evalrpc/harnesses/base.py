@@ -4,7 +4,7 @@ A harness is pure. It starts no process, keeps no state between calls, and may b
 nothing but, where the results come in a layout of their own, files beside them in the output folder.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol, runtime_checkable
@@ -52,6 +52,14 @@ class Exit:
 
     code: int | None = None
     signal: int | None = None
+
+
+@runtime_checkable
+class StepsHarness(Protocol):
+    """What a harness also is if it can build many commands at less cost than one by one."""
+
+    def commands(self, runs: Iterable[Run]) -> Sequence[Command]:
+        """Build what `Harness.command` would for each run. Raises what that raises."""
 
 
 @runtime_checkable

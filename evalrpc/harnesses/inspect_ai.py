@@ -7,6 +7,7 @@ with `model_args` is what it can do with lmms-eval's: they become arguments of i
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from evalrpc.config import HarnessSettings
@@ -71,15 +72,21 @@ class InspectHarness:
         yield from _model_args_violations(request)
 
     def command(self, run: Run) -> Command:
-        """Build the command line. Model and generation arguments go through files, which carry every value as it is.
+        """Build the command line. Raises RunFailedError if no file of `include_path` has the task."""
+        return self.commands([run])[0]
 
-        Raises RunFailedError if no file of `include_path` has the task.
-        """
+    def commands(self, runs: Iterable[Run]) -> list[Command]:
+        """Build the command lines of several runs with one look into `include_path`. Raises RunFailedError, as `command`."""
+        files = task_files(self._settings.include_path)
+        return [self._command(run, files) for run in runs]
+
+    def _command(self, run: Run, files: Mapping[str, Path]) -> Command:
+        """Build a command line. Model and generation arguments go through files, which carry every value as it is."""
         configs = {"model": _model_args(run.request), "generate": plain_arguments(run.request.gen_kwargs)}
         paths = {name: run.attempt_dir / f"{name}.json" for name, config in configs.items() if config}
         return Command(
             argv=(
-                *(str(self._settings.python), "-m", "inspect_ai", "eval", *self._task_specs(run.request.tasks)),
+                *(str(self._settings.python), "-m", "inspect_ai", "eval", *self._task_specs(run.request.tasks, files)),
                 *(f"--{name}-config={path}" for name, path in paths.items()),
                 *_options(run),
                 *self._settings.args,
@@ -127,8 +134,7 @@ class InspectHarness:
         """Read the samples of a log: its tasks have no other files of samples."""
         return inspect_logs.read_samples(file, offset)
 
-    def _task_specs(self, tasks: Sequence[str]) -> list[str]:
-        files = task_files(self._settings.include_path)
+    def _task_specs(self, tasks: Sequence[str], files: Mapping[str, Path]) -> list[str]:
         missing = [task for task in tasks if task not in files]
         if missing:
             known = ", ".join(sorted(files)) or "none"
