@@ -31,7 +31,7 @@ class LogFollower:
         A line that never ends is given in pieces, so memory stays bounded. What is added during the call waits for the next,
         and of a very long stretch only the end is read, so a call ends however loud the harness is.
         """
-        end = self.size() if end is None else end
+        end = self.size() if end is None else min(end, self.size())
         self._offset = max(self._offset, end - _MAX_STRETCH_BYTES)
         while data := self._read(end):
             *lines, self._partial = _LINE_END.split(self._partial + data)
@@ -84,8 +84,9 @@ def read_tail(
     none of them empty."""
     try:
         with path.open("rb") as log:
-            end = log.seek(0, os.SEEK_END) if end is None else end
-            begin = max(begin, end - 4 * _MAX_LINE_BYTES)
+            size_bytes = log.seek(0, os.SEEK_END)
+            end = size_bytes if end is None else min(end, size_bytes)
+            begin = min(max(begin, end - 4 * _MAX_LINE_BYTES), end)
             data = os.pread(log.fileno(), max(0, end - begin), begin)
     except OSError:
         return []
