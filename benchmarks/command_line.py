@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from benchmarks import calls, comparing, crosscheck, parsing, peer, reading, report, scheduling, store_size, watching
+from benchmarks import calls, comparing, crosscheck, parsing, peer, reading, report, scheduling, sizes, store_size, watching
 from benchmarks.processes import PEER_PYTHON
 from benchmarks.scale import SCALES, Scale
 
@@ -37,6 +37,7 @@ COMPARISONS: Final[Mapping[str, Callable[[Scale], Iterator[report.Row]]]] = {
     "peer-time-to-know": peer.time_to_know,
     "peer-at-rest": peer.at_rest,
     "parsing": parsing.output_folders,
+    "growth": sizes.growth,
     "full-store": store_size.full_store,
 }
 """The comparisons by name, in the order in which they run."""

@@ -21,6 +21,7 @@ from typing import Final
 
 from evalrpc.errors import CatalogUnavailableError
 from evalrpc.executors.environment import build_environment
+from evalrpc.extras import wire_text
 from evalrpc.fingerprints import fingerprint_files
 from evalrpc.harnesses.base import Command, Harness
 from evalrpc.logs import plain
@@ -178,7 +179,7 @@ def _names(document: Mapping[str, object]) -> Names:
 def _sorted(names: object) -> tuple[str, ...]:
     if not isinstance(names, list):
         raise TypeError("no list")
-    return tuple(sorted({str(name) for name in names}))
+    return tuple(sorted({wire_text(str(name)) for name in names}))
 
 
 def _fingerprint(harness: Harness, command: Command) -> str:

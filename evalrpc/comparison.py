@@ -17,7 +17,7 @@ from evalrpc.harnesses.base import Harness, SampleRow
 from evalrpc.results import samples_by_task
 from evalrpc.sample_files import open_samples
 from evalrpc.sample_values import NO_VALUES, MetricKey, SampleValues, pair, read_values
-from evalrpc.selectors import takes
+from evalrpc.selectors import Selection, parts_of, parts_taking
 from evalrpc.significance import MIN_SAMPLES, Difference
 from evalrpc.v1 import comparison_pb2 as pb
 from evalrpc.v1.job_pb2 import JobInfo, JobStatus, Metric
@@ -48,7 +48,8 @@ def compare(
     alpha = call.alpha if call.HasField("alpha") else DEFAULT_ALPHA
     found = [list(_line_up(baseline, candidate)) for candidate in candidates]
     _require_known(call, list(chain.from_iterable(found)))
-    asked_for = [[metric for metric in metrics if verdicts.is_asked_for(call, metric)] for metrics in found]
+    selection = Selection(call.metrics)
+    asked_for = [[metric for metric in metrics if selection.takes(metric)] for metrics in found]
     _Tester(baseline, harnesses, stop, alpha).test_all(zip(candidates, asked_for, strict=True))
     verdicts.judge(call, list(chain.from_iterable(asked_for)), alpha)
     comparisons = [
@@ -118,8 +119,14 @@ def _require_results(job: JobInfo) -> None:
 
 
 def _require_known(call: pb.CompareJobsRequest, metrics: Collection[pb.MetricComparison]) -> None:
-    for selector in (*call.metrics, *(threshold.selector for threshold in call.metric_thresholds)):
-        if not any(takes(selector, metric) for metric in metrics):
+    selectors = [*call.metrics, *(threshold.selector for threshold in call.metric_thresholds)]
+    unknown = set(map(parts_of, selectors))
+    for metric in metrics:
+        if not unknown:
+            return
+        unknown -= parts_taking(metric)
+    for selector in selectors:
+        if parts_of(selector) in unknown:
             known = sorted({f"{metric.task}/{metric.metric}" for metric in metrics})
             more = ", ..." if len(known) > _MAX_NAMED else ""
             name = f"{selector.task}/{selector.metric}" + (f",{selector.filter}" if selector.filter else "")
@@ -140,6 +147,7 @@ class _Tester:
         self._harnesses = harnesses
         self._stop = stop
         self._alpha = alpha
+        self._files: dict[tuple[str, str], Mapping[str, str]] = {}
 
     def test_all(self, lined_up: Iterable[tuple[JobInfo, Sequence[pb.MetricComparison]]]) -> None:
         """Test what both sides have a value of, task by task, so that each file is read once."""
@@ -158,7 +166,7 @@ class _Tester:
 
     def _read(self, job: JobInfo, model: str, task: str, metrics: Iterable[pb.MetricComparison]) -> _Values:
         """Read the samples of a task; none where they were not logged, are gone or can't be read to their end."""
-        path = samples_by_task(job.results[model]).get(task)
+        path = self._files_of(job, model).get(task)
         if path is None or not job.attempts:
             return {}
         keys = {MetricKey(metric.metric, metric.filter) for metric in metrics}
@@ -167,6 +175,13 @@ class _Tester:
                 return read_values(self._values(rows), keys)
         except (NotFoundError, InvalidRequestError):  # gone, or put where nobody may read
             return {}
+
+    def _files_of(self, job: JobInfo, model: str) -> Mapping[str, str]:
+        """Return the files of samples by task, which are looked up once."""
+        key = job.job_id, model
+        if key not in self._files:
+            self._files[key] = samples_by_task(job.results[model])
+        return self._files[key]
 
     def _values(self, rows: Iterable[SampleRow]) -> Iterator[Mapping[str, object]]:
         for row in rows:

@@ -41,6 +41,7 @@ it into a status in one place, and the client turns the status back into the sam
 from collections.abc import Iterable, Mapping
 from typing import ClassVar, NamedTuple
 
+from evalrpc.extras import wire_text
 from evalrpc.v1.job_pb2 import JobError, JobInfo
 
 DOMAIN = "evalrpc"
@@ -270,7 +271,7 @@ class RunFailedError(EvalrpcError):
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
-        self.job_error = JobError(reason=reason, message=message)
+        self.job_error = JobError(reason=reason, message=wire_text(message))
 
 
 class JobNotCompletedError(EvalrpcError):

@@ -1,17 +1,20 @@
-"""What a harness writes and nobody here knows, kept as a Struct within bounds. Pure.
+"""What a harness writes and nobody here knows, kept as Structs that every client can read and write as JSON. Pure.
 
-A job travels whole in every event, so what is large is left out. What is left out stands in the harness's own file.
+A job travels whole in every event, so there what is large is left out. What is left out stands in the harness's own file.
 """
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from google.protobuf.struct_pb2 import Struct
 
 MAX_DEPTH: Final = 8
 """Lists and objects within one another."""
+
+MAX_SAMPLE_DEPTH: Final = 16
+"""The same within a sample. Protobuf reads messages up to a depth of 100, of which each of these takes up to three."""
 
 _LARGEST_NAME: Final = 200
 
@@ -26,6 +29,14 @@ def bounded_struct(entries: Iterable[tuple[str, object]], max_bytes: int, max_en
     return struct if struct.fields else None
 
 
+def sample_struct(values: Mapping[str, object]) -> Struct:
+    """Return a JSON object as a Struct. Numbers become doubles; those that are not finite, and what is nested deeper than
+    MAX_SAMPLE_DEPTH, become text."""
+    struct = Struct()
+    struct.update({wire_text(name): _plain(value, MAX_SAMPLE_DEPTH - 1, _json) for name, value in values.items()})
+    return struct
+
+
 def wire_text(text: str) -> str:
     """Replace what JSON can say but UTF-8 can't."""
     return text.encode(errors="replace").decode()
@@ -38,14 +49,14 @@ def _entry(name: str, value: object, max_bytes: int) -> Struct | None:
         if len(json.dumps(value)) > max_bytes:
             return None
         entry = Struct()
-        entry.update({wire_text(name): _plain(value, MAX_DEPTH)})
+        entry.update({wire_text(name): _plain(value, MAX_DEPTH, _refuse)})
     except (ValueError, RecursionError):  # nested too deep
         return None
     return entry if entry.ByteSize() <= max_bytes else None
 
 
-def _plain(value: object, depth: int) -> Any:
-    """Return a JSON value as one that a Struct holds and that protobuf can write as JSON. Raises ValueError for its depth."""
+def _plain(value: object, depth: int, deeper: Callable[[object], str]) -> Any:
+    """Return a JSON value as one that a Struct holds and that protobuf can write as JSON; `deeper` writes what is too deep."""
     match value:
         case str():
             return wire_text(value)
@@ -54,12 +65,23 @@ def _plain(value: object, depth: int) -> Any:
         case int() | float():
             return _number(value)
         case list() | dict() if not depth:
-            raise ValueError("nested too deep")
+            return deeper(value)
         case list():
-            return [_plain(item, depth - 1) for item in value]
+            return [_plain(item, depth - 1, deeper) for item in value]
         case dict():
-            return {wire_text(key): _plain(item, depth - 1) for key, item in value.items()}
+            return {wire_text(key): _plain(item, depth - 1, deeper) for key, item in value.items()}
     return str(value)
+
+
+def _refuse(_: object) -> str:
+    raise ValueError("nested too deep")
+
+
+def _json(value: object) -> str:
+    try:
+        return json.dumps(value)
+    except RecursionError:
+        return "nested too deep"
 
 
 def _number(number: float) -> float | str:

@@ -5,11 +5,11 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from evalrpc.selectors import takes
+from evalrpc.selectors import Selection
 from evalrpc.store.base import Store
 from evalrpc.v1.evaluation_service_pb2 import GetHistoryRequest, JobFilter
 from evalrpc.v1.history_pb2 import GetHistoryResponse, HistoryPoint
-from evalrpc.v1.job_pb2 import JOB_STATUS_COMPLETED, JobInfo, Metric
+from evalrpc.v1.job_pb2 import JOB_STATUS_COMPLETED, JobInfo
 
 DEFAULT_STEP_LABEL: Final = "step"
 MAX_HISTORY_BYTES: Final = 3 * 1024 * 1024
@@ -27,7 +27,7 @@ class History:
         self._filter.CopyFrom(call.filter)
         if not call.filter.statuses:
             self._filter.statuses.append(JOB_STATUS_COMPLETED)
-        self._selectors = list(call.metrics)
+        self._selection = Selection(call.metrics)
         self._step_label = call.step_label or DEFAULT_STEP_LABEL
         self._before: int | None = None
         self._points_by_job: list[list[HistoryPoint]] = []
@@ -56,7 +56,7 @@ class History:
 
     def _points(self, job: JobInfo) -> Iterator[HistoryPoint]:
         for model, result in sorted(job.results.items()):
-            metrics = [metric for metric in result.metrics if self._selects(metric)]
+            metrics = [metric for metric in result.metrics if self._selection.takes(metric)]
             if metrics:
                 yield HistoryPoint(
                     job_id=job.job_id,
@@ -67,9 +67,6 @@ class History:
                     model=model,
                     metrics=metrics,
                 )
-
-    def _selects(self, metric: Metric) -> bool:
-        return not self._selectors or any(takes(selector, metric) for selector in self._selectors)
 
 
 def _number(text: str) -> float | None:

@@ -36,7 +36,7 @@ class LogFollower:
         A line that never ends is given in pieces, so memory stays bounded. What is added during the call waits for the next,
         and of a very long stretch only the end is read, so a call ends however loud the harness is.
         """
-        end = self.size() if end is None else end
+        end = self.size() if end is None else min(end, self.size())
         self._offset = max(self._offset, end - _MAX_STRETCH_BYTES)
         while data := self._read(end):
             *lines, self._partial = _LINE_END.split(self._partial + data)
@@ -90,8 +90,9 @@ def read_tail(
     with open_regular_file(path) as log:
         if log is None:
             return []
-        end = os.fstat(log).st_size if end is None else end
-        begin = max(begin, end - 4 * _MAX_LINE_BYTES)
+        size_bytes = os.fstat(log).st_size
+        end = size_bytes if end is None else min(end, size_bytes)
+        begin = min(max(begin, end - 4 * _MAX_LINE_BYTES), end)
         data = os.pread(log, max(0, end - begin), begin)
     lines = [plain(line.rstrip(b"\r").rpartition(b"\r")[2]) for line in data.split(b"\n")]
     return _last_bytes([line for line in lines if line.strip()][-max_lines:], max_bytes)

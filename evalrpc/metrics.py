@@ -11,13 +11,13 @@ lm-eval and lmms-eval write it this way, and so does every other harness here:
 
 import hashlib
 import json
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 
+from evalrpc.bounds import count, duration_of_seconds
 from evalrpc.extras import bounded_struct, wire_text
 from evalrpc.v1.job_pb2 import Metric, ModelResult, TaskResult
 
@@ -27,8 +27,8 @@ MAX_TASK_EXTRA_BYTES: Final = 512
 
 _DERIVED_NAME = re.compile(r"(.+)_stderr(?:_clt|_clustered)?", re.DOTALL)
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
-_TASK_NAMES: Final = frozenset({"alias", "name", " "})
-_TASK_COUNTS: Final = frozenset({"samples", "sample_len", "sample_count"})
+_NO_METRICS: Final = frozenset({"alias", "name", " ", "samples", "sample_len", "sample_count"})
+"""What stands in a row beside the metrics: names of the task, and counts."""
 _VERSION_SUFFIX: Final = "_version"
 _TABLES: Final = frozenset(
     {
@@ -36,8 +36,6 @@ _TABLES: Final = frozenset(
         *("task_hashes", "total_evaluation_time_seconds", "samples"),
     }
 )
-_MAX_COUNT: Final = 2**63 - 1
-_MAX_SECONDS: Final = 10 * 366 * 24 * 3600
 _MAX_WORD_LENGTH: Final = 200
 
 
@@ -87,7 +85,8 @@ class _Tables:
         self.shots = mapping(document.get("n-shot"))
         self.hashes = mapping(document.get("task_hashes"))
         self.configs = mapping(document.get("configs"))
-        self.model_args = mapping(mapping(document.get("config")).get("model_args"))
+        # lm-eval's `metadata` has the model's arguments and the path of the file among its own.
+        self.not_of_configs = {*mapping(mapping(document.get("config")).get("model_args")), "config_source"}
         self.subtasks = {group: list(strings(tasks)) for group, tasks in mapping(document.get("group_subtasks")).items()}
         # lmms-eval lists every task as a group without subtasks.
         self.groups = mapping(document.get("groups")).keys() | {group for group, tasks in self.subtasks.items() if tasks}
@@ -107,7 +106,7 @@ def _task_metrics(task: str, row: Mapping[str, object], tables: _Tables) -> Iter
             value=value,
             stderr=_number(row.get(f"{metric}_stderr{comma}{answer_filter}")),
             higher_is_better=direction if isinstance(direction, bool) else None,
-            sample_count=_count(counts.get(key, size)),
+            sample_count=count(counts.get(key, size)),
             is_group=task in tables.groups,
         )
 
@@ -116,7 +115,7 @@ def _values(row: Mapping[str, object]) -> Iterator[tuple[str, float]]:
     """Yield the metrics of a row with their keys: numbers that are no standard error of another one."""
     for key, cell in row.items():
         value = _number(cell)
-        if value is not None and key not in _TASK_NAMES | _TASK_COUNTS and _is_error_of(key, row) is None:
+        if value is not None and key not in _NO_METRICS and _is_error_of(key, row) is None:
             yield key, value
 
 
@@ -135,30 +134,29 @@ def _task_result(task: str, row: Mapping[str, object], tables: _Tables) -> TaskR
         is_group=task in tables.groups,
         subtasks=map(wire_text, tables.subtasks.get(task, ())),
         version=_word(tables.versions.get(task)),
-        config_hash=_config_hash(tables.configs.get(task), tables.model_args),
+        config_hash=_config_hash(tables.configs.get(task), tables.not_of_configs),
         samples_hash=_word(tables.hashes.get(task)),
-        num_fewshot=_count(tables.shots.get(task)),
-        original_sample_count=_count(size.get("original")),
-        effective_sample_count=_count(size.get("effective", row.get("sample_len"))),
+        num_fewshot=count(tables.shots.get(task)),
+        original_sample_count=count(size.get("original")),
+        effective_sample_count=count(size.get("effective", row.get("sample_len"))),
         extra=bounded_struct(_unknown_cells(row), MAX_TASK_EXTRA_BYTES, MAX_TASK_EXTRA_BYTES),
     )
 
 
 def _unknown_cells(row: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     """Yield what is neither a metric nor the standard error that stands beside it."""
-    known = {key for key, _ in _values(row)}
+    metrics = {key for key, _ in _values(row)}
     for key, cell in row.items():
-        plain_error = "_stderr," in f"{key}," and _is_error_of(key, row) in known
-        if key not in known | _TASK_NAMES | _TASK_COUNTS and not plain_error and cell != "N/A":
+        plain_error = "_stderr," in f"{key}," and _is_error_of(key, row) in metrics
+        if key not in metrics and key not in _NO_METRICS and not plain_error and cell != "N/A":
             yield key, cell
 
 
-def _config_hash(config: object, model_args: Mapping[str, object]) -> str:
-    """Sum up a task's configuration. lm-eval's `metadata` has the model's arguments and the path of the file among its own."""
+def _config_hash(config: object, left_out: Set[str]) -> str:
+    """Sum up a task's configuration, without these entries of its metadata."""
     if not mapping(config):
         return ""
-    foreign = {*model_args, "config_source"}
-    metadata = {key: value for key, value in mapping(mapping(config).get("metadata")).items() if key not in foreign}
+    metadata = {key: value for key, value in mapping(mapping(config).get("metadata")).items() if key not in left_out}
     try:
         text = json.dumps({**mapping(config), "metadata": metadata}, sort_keys=True, separators=(",", ":"))
     except RecursionError:
@@ -185,24 +183,13 @@ def _number(value: object) -> float | None:
         return None
 
 
-def _count(value: object) -> int | None:
-    count = _number(value)
-    if count is None or not math.isfinite(count) or not 0 <= count < _MAX_COUNT:
-        return None
-    return int(count)
-
-
 def _duration(value: object) -> Duration | None:
     """Read seconds, which lm-eval writes as text."""
     try:
         seconds = float(value) if isinstance(value, str) else _number(value)
     except ValueError:
         return None
-    if seconds is None or not 0 <= seconds <= _MAX_SECONDS:
-        return None
-    duration = Duration()
-    duration.FromNanoseconds(int(seconds * 1e9))
-    return duration
+    return None if seconds is None else duration_of_seconds(seconds)
 
 
 def _word(value: object) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from evalrpc import page_tokens, wire
+from evalrpc.bounds import timestamp_of_ns
 from evalrpc.checksums import Checksums
 from evalrpc.errors import AttemptNotFoundError, OffsetOutOfRangeError, SamplesNotFoundError
 from evalrpc.feed import Feed
@@ -198,9 +199,8 @@ def _output_dir(job: JobInfo, attempt: int = 0) -> Path | None:
 
 
 def _artifact(file: FoundFile, sha256: str) -> calls.Artifact:
-    artifact = calls.Artifact(name=file.name, size_bytes=file.size_bytes, sha256=sha256)
-    artifact.modified_at.FromNanoseconds(file.modified_ns)
-    return artifact
+    modified_at = timestamp_of_ns(file.modified_ns)  # a run may set what it likes
+    return calls.Artifact(name=file.name, size_bytes=file.size_bytes, sha256=sha256, modified_at=modified_at)
 
 
 def _require_inside(offset: int, size_bytes: int) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+from evalrpc.bounds import json_integer
 from evalrpc.errors import RunFailedError
 from evalrpc.extras import wire_text
 from evalrpc.files import require_no_shortage
@@ -53,10 +54,14 @@ def read_results(output_dir: Path, model: str) -> dict[str, ModelResult]:
 
 def require_size(results: Mapping[str, ModelResult]) -> None:
     """Raise RunFailedError with reason RESULTS_INVALID for more than a job can carry, since it travels whole in every event."""
-    size_bytes = sum(result.ByteSize() for result in results.values())
+    metrics = sum(len(result.metrics) for result in results.values())
+    require_bytes(sum(result.ByteSize() for result in results.values()), f"{metrics} metrics of {len(results)} models")
+
+
+def require_bytes(size_bytes: int, what: str) -> None:
+    """Do the same for results of which only the size is known, and `what` they are."""
     if size_bytes > _MAX_MESSAGE_BYTES:
-        metrics = sum(len(result.metrics) for result in results.values())
-        raise _invalid(f"{metrics} metrics of {len(results)} models take {size_bytes} bytes; at most {_MAX_MESSAGE_BYTES} fit")
+        raise _invalid(f"{what} take {size_bytes} bytes; at most {_MAX_MESSAGE_BYTES} fit")
 
 
 def missing_tasks(result: ModelResult, tasks: Iterable[str]) -> list[str]:
@@ -140,7 +145,7 @@ def _read_document(path: Path) -> Mapping[str, object]:
     try:
         if path.stat().st_size > _MAX_RESULTS_BYTES:
             raise _invalid(f"{path.name} is larger than {_MAX_RESULTS_BYTES} bytes")
-        document = json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes(), parse_int=json_integer)
     except OSError as error:
         require_no_shortage(error)
         raise _invalid(f"{path.name} can't be read: {error.strerror}") from error

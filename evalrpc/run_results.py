@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from evalrpc.bounds import int32
 from evalrpc.errors import RunFailedError
 from evalrpc.executors.base import RunHandle
 from evalrpc.harnesses.base import Harness, Run, TaskReporter
 from evalrpc.logs import read_tail
-from evalrpc.merging import merged
-from evalrpc.results import require_size
+from evalrpc.merging import MergedResults, Results
 from evalrpc.v1.job_pb2 import JobError, ModelResult
 
 _JUDGED_LINES: Final = 400  # the cause of a failure may stand well before the last lines
@@ -18,7 +18,10 @@ _JUDGED_BYTES: Final = 128 * 1024
 
 
 class RunResults:
-    """Reads what the steps of one run leave. Used by one thread. Made anew, after a restart, it finds the same again."""
+    """Reads what the steps of one run leave. Made anew, after a restart, it finds the same again.
+
+    Used by one thread, but for `results`, which any may read meanwhile. What it asks of the run may raise OSError.
+    """
 
     def __init__(self, harness: Harness, steps: Sequence[Run], handle: RunHandle, log_path: Path) -> None:
         self._harness = harness
@@ -27,8 +30,11 @@ class RunResults:
         self._log_path = log_path
         self._judged = 0
         self._failures: list[tuple[Run, RunFailedError]] = []
-        self._files: object = None
-        self.results: Mapping[str, ModelResult] = {}
+        self._files: dict[str, object] = {}
+        self._merged = MergedResults()
+        self._reported = MergedResults()
+
+        self.results: Results = {}
         """Of all that has finished so far, by model. Another object when there is more; never modified."""
 
     def look(self) -> None:
@@ -36,35 +42,38 @@ class RunResults:
 
         The last step is left to `finish`: then no process is there any more that could write.
         """
-        for _ in range(self._judged, min(len(self._handle.step_ends()), len(self._steps) - 1)):
-            self._judge_next()
+        ends = self._handle.step_ends()
+        while self._judged < min(len(ends), len(self._steps) - 1):
+            self._judge_next(ends)
         self._read_reported()
+        self._publish()
 
     def finish(self) -> None:
         """Take in the rest, after the end of the run.
 
         Raises RunFailedError, that of the first step that failed, if any did. `results` then has those of the others.
         """
-        ends = len(self._handle.step_ends())
-        while self._judged < min(len(self._steps), ends + 1):  # one that left no word was the last to run
-            self._judge_next()
+        ends = self._handle.step_ends()
+        while self._judged < min(len(self._steps), len(ends) + 1):  # one that left no word was the last to run
+            self._judge_next(ends)
         if self._failures:
             self._read_reported()
+        self._publish()
+        if self._failures:
             raise self._failure()
 
-    def _judge_next(self) -> None:
+    def _publish(self) -> None:
+        self.results = self._merged.results() or self._reported.results()
+
+    def _judge_next(self, ends: Sequence[int]) -> None:
         number = self._judged
         self._judged += 1
-        begin, end = self._stretch(number)
+        begin, end = ([0, *ends][number], [*ends, None][number])  # None: to the end of the log
         try:
-            found = self._read_step(number, read_tail(self._log_path, _JUDGED_LINES, _JUDGED_BYTES, begin, end))
-            results = merged([self.results, found]) if number else found
-            require_size(results)
+            self._merged.add(self._read_step(number, read_tail(self._log_path, _JUDGED_LINES, _JUDGED_BYTES, begin, end)))
         except RunFailedError as error:
             error.job_error.log_tail[:] = read_tail(self._log_path, begin=begin, end=end)
             self._failures.append((self._steps[number], error))
-        else:
-            self.results = results
 
     def _read_step(self, number: int, log_tail: list[str]) -> Mapping[str, ModelResult]:
         """Read what a step left. Raises RunFailedError."""
@@ -74,31 +83,22 @@ class RunResults:
         try:
             return self._harness.read_results(self._steps[number], exit_status, log_tail)
         except RunFailedError as error:
-            error.job_error.MergeFrom(JobError(exit_code=exit_status.code, signal=exit_status.signal))
+            error.job_error.MergeFrom(JobError(exit_code=int32(exit_status.code), signal=int32(exit_status.signal)))
             raise
 
-    def _stretch(self, number: int) -> tuple[int, int | None]:
-        """Return where a step's part of the log begins and ends; None for the end of the log."""
-        bounds = [0, *self._handle.step_ends(), None]
-        return bounds[number] or 0, bounds[number + 1]
-
     def _read_reported(self) -> None:
-        """Ask the harness for the tasks that have finished, if its files have changed."""
+        """Ask the harness for the tasks that have finished, by the files that have come or changed."""
         (step, *more) = self._steps
         if more or not isinstance(self._harness, TaskReporter):
             return
-        files = _files_in(step.output_dir)
-        if files != self._files:
+        before, self._files = self._files, _files_in(step.output_dir)
+        for name in [name for name, state in self._files.items() if before.get(name) != state]:
             try:
-                reported = self._harness.read_finished(step)
-                require_size(reported)
+                self._reported.add(self._harness.read_finished(step, name))
             except OSError:
-                return  # the next look will tell
+                del self._files[name]  # the next look will tell
             except RunFailedError:
-                self._files = files  # the end of the run will tell
-                return
-            self._files = files
-            self.results = self.results if reported == self.results else reported
+                continue  # the end of the run will tell
 
     def _failure(self) -> RunFailedError:
         """Return the first failure; of several tasks with the one that failed named, and those that came to nothing besides."""
@@ -111,14 +111,14 @@ class RunResults:
         return first
 
 
-def _files_in(folder: Path) -> object:
-    """Return what changes whenever a file right in the folder does."""
+def _files_in(folder: Path) -> dict[str, object]:
+    """Return the files right in the folder, in the order of their names, with what changes whenever one of them does."""
     try:
         with os.scandir(folder) as entries:
-            files = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+            files = {entry.name: entry.stat(follow_symlinks=False) for entry in entries if entry.is_file(follow_symlinks=False)}
     except OSError:
-        return None
-    return sorted((name, status.st_mtime_ns, status.st_size) for name, status in files)
+        return {}
+    return {name: (files[name].st_ino, files[name].st_mtime_ns, files[name].st_size) for name in sorted(files)}
 
 
 def _task(step: Run) -> str:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from evalrpc.bounds import json_integer
 from evalrpc.errors import InvalidRequestError, SamplesNotFoundError
 from evalrpc.files import open_file, unreadable
 from evalrpc.harnesses.base import Harness, SampleReader, SampleRow
@@ -14,6 +15,7 @@ from evalrpc.results import samples_task
 from evalrpc.v1.job_pb2 import JobInfo
 
 _MAX_LINE_BYTES: Final = 64 * 1024 * 1024
+_DECODER: Final = json.JSONDecoder(parse_int=json_integer)
 
 
 @contextmanager
@@ -45,7 +47,7 @@ def read_lines(file: BinaryIO, offset: int) -> Iterator[SampleRow]:
 
 def _decode(line: bytes) -> object:
     try:
-        return json.loads(line)
+        return _DECODER.decode(line.decode("utf-8-sig", "surrogatepass"))
     except (ValueError, RecursionError):
         return None
 

@@ -7,6 +7,7 @@ a table `metrics`. A row with a `filter` is of that one alone. What is no number
 import json
 import math
 from array import array
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -89,11 +90,12 @@ def pair(baseline: SampleValues, candidate: SampleValues) -> Pairs:
 def read_values(rows: Iterable[Mapping[str, object]], wanted: Collection[MetricKey]) -> Mapping[MetricKey, SampleValues]:
     """Take the values of the metrics that are wanted out of the rows of a task. Memory is 16 bytes per value."""
     columns = [_Column(key) for key in wanted]
+    of_rows = _Columns(columns)
     values_left = MAX_VALUES
     for row in rows:
         sample_id = _id(row.get("doc_id"))
         if sample_id is not None:
-            values_left -= sum(column.take(sample_id, row) for column in columns)
+            values_left -= of_rows.take(sample_id, row)
         if values_left <= 0:
             break
     return {column.key: column.averaged() for column in columns}
@@ -104,29 +106,70 @@ class _Column:
 
     def __init__(self, key: MetricKey) -> None:
         self.key = key
-        self._names = (key.metric, f"{key.metric},{key.filter}")
         self._ids = array("q")
         self._values = array("d")
 
-    def take(self, sample_id: int, row: Mapping[str, object]) -> bool:
-        """Take the value in a row. Returns whether there is one."""
-        if row.get("filter", self.key.filter) != self.key.filter:
-            return False
-        nested = row.get("metrics")
-        for table in (row, nested) if isinstance(nested, dict) else (row,):
-            for name in self._names:
-                value = table.get(name)
-                if isinstance(value, int | float):
-                    self._ids.append(sample_id)
-                    self._values.append(value if abs(value) <= _MAX_VALUE else math.nan)
-                    return True
-        return False
+    def take(self, sample_id: int, value: float) -> None:
+        """Take a value of a sample."""
+        self._ids.append(sample_id)
+        self._values.append(value if abs(value) <= _MAX_VALUE else math.nan)
 
     def averaged(self) -> SampleValues:
         """Return one value for each sample."""
         ids, values = np.frombuffer(self._ids, np.int64), np.frombuffer(self._values, np.float64)
         unique, rows, counts = np.unique(ids, return_inverse=True, return_counts=True)
         return SampleValues(unique, np.bincount(rows, weights=values) / counts)
+
+
+class _Columns:
+    """Finds the columns that a row has values of by what stands in the row, however many columns there are."""
+
+    def __init__(self, columns: Iterable[_Column]) -> None:
+        self._all = _ByName()
+        self._of_filter: defaultdict[str, _ByName] = defaultdict(_ByName)
+        for column in columns:
+            self._all.add(column)
+            self._of_filter[column.key.filter].add(column)
+
+    def take(self, sample_id: int, row: Mapping[str, object]) -> int:
+        """Take the values in a row. Returns how many there are."""
+        if "filter" not in row:
+            return self._all.take(sample_id, row)
+        answer_filter = row["filter"]
+        of_filter = self._of_filter.get(answer_filter) if isinstance(answer_filter, str) else None
+        return of_filter.take(sample_id, row) if of_filter else 0
+
+
+class _ByName:
+    """Columns by the names that their values may stand under."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._plain: defaultdict[str, list[_Column]] = defaultdict(list)
+        self._full: defaultdict[str, list[_Column]] = defaultdict(list)
+
+    def add(self, column: _Column) -> None:
+        """Add a column."""
+        self._count += 1
+        self._plain[column.key.metric].append(column)
+        self._full[f"{column.key.metric},{column.key.filter}"].append(column)
+
+    def take(self, sample_id: int, row: Mapping[str, object]) -> int:
+        """Take the first value that a row has of each column. Returns how many there are."""
+        taken: set[_Column] = set()
+        nested = row.get("metrics")
+        for table in (row, nested) if isinstance(nested, dict) else (row,):
+            for columns in (self._plain, self._full):
+                for name in table.keys() & columns.keys():
+                    value = table[name]
+                    if isinstance(value, int | float):
+                        new = [column for column in columns[name] if column not in taken]
+                        for column in new:
+                            column.take(sample_id, value)
+                        taken.update(new)
+                if len(taken) == self._count:
+                    return self._count
+        return len(taken)
 
 
 def _id(doc_id: object) -> int | None:

@@ -1,13 +1,13 @@
 """Per-sample predictions, a page at a time. A page is named by the byte where it begins, so the last costs as much as the
 first, and no index is needed."""
 
-import json
-from collections.abc import Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable
+from typing import Final, NamedTuple
 
 from google.protobuf.struct_pb2 import Struct
 
 from evalrpc.errors import SamplesNotFoundError
+from evalrpc.extras import sample_struct
 from evalrpc.harnesses.base import SampleRow
 from evalrpc.results import samples_by_task
 from evalrpc.v1.job_pb2 import JobInfo
@@ -43,24 +43,13 @@ def read_page(rows: Iterable[SampleRow], page_size: int) -> SamplesPage:
     page: list[Struct] = []
     size_bytes = end = 0
     for values, next_end in rows:
-        row = _to_struct(values)
+        row = sample_struct(values)
         size_bytes += row.ByteSize()
         if page and (len(page) == page_size or size_bytes > MAX_PAGE_BYTES):
             return SamplesPage(page, end)
         page.append(row)
         end = next_end
     return SamplesPage(page, None)
-
-
-def _to_struct(values: Mapping[str, Any]) -> Struct:
-    """Return a JSON object as a Struct. Numbers become doubles; NaN and infinity survive."""
-    struct = Struct()
-    try:
-        struct.update(values)
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can write and protobuf can't
-        readable = json.dumps(values, ensure_ascii=False).encode(errors="replace")
-        struct.update(json.loads(readable))
-    return struct
 
 
 def _not_found(job: JobInfo, what: str, there_is: list[str]) -> SamplesNotFoundError:

@@ -1,11 +1,32 @@
-"""Which metrics a MetricSelector takes."""
+"""Which metrics selectors take. What is empty in a selector takes any, so a metric is looked for under at most eight selectors,
+however many there are."""
+
+from collections.abc import Iterable
+from itertools import product
 
 from evalrpc.v1.comparison_pb2 import MetricComparison
 from evalrpc.v1.job_pb2 import Metric, MetricSelector
 
+Parts = tuple[str, str, str]
+"""Task, metric and filter of a selector."""
 
-def takes(selector: MetricSelector, metric: Metric | MetricComparison) -> bool:
-    """Tell whether a selector takes a metric. What is empty in it takes any."""
-    return (
-        selector.task in ("", metric.task) and selector.metric in ("", metric.metric) and selector.filter in ("", metric.filter)
-    )
+
+def parts_of(selector: MetricSelector) -> Parts:
+    """Return what makes a selector: two with the same parts take the same metrics."""
+    return selector.task, selector.metric, selector.filter
+
+
+def parts_taking(metric: Metric | MetricComparison) -> set[Parts]:
+    """Return the parts of all selectors that take a metric."""
+    return set(product(("", metric.task), ("", metric.metric), ("", metric.filter)))
+
+
+class Selection:
+    """What any of some selectors takes; all metrics where there is no selector."""
+
+    def __init__(self, selectors: Iterable[MetricSelector]) -> None:
+        self._parts = set(map(parts_of, selectors))
+
+    def takes(self, metric: Metric | MetricComparison) -> bool:
+        """Tell whether some selector takes a metric."""
+        return not self._parts or not self._parts.isdisjoint(parts_taking(metric))

@@ -234,11 +234,10 @@ class EvaluationService:
         listing = type(request)(harness=harness, query=request.query)
         start = page_tokens.decode(request.page_token, listing) or 0
         query = request.query.lower()
-        matching = await asyncio.get_running_loop().run_in_executor(
-            self.hashers, lambda: [name for name in choose(self.catalog.names(harness)) if query in name.lower()]
+        page, following = await asyncio.get_running_loop().run_in_executor(
+            self.hashers, lambda: _names_page(choose(self.catalog.names(harness)), query, start, page_size)
         )
-        end = start + page_size
-        return matching[start:end], page_tokens.encode(end, listing) if end < len(matching) else ""
+        return page, "" if following is None else page_tokens.encode(following, listing)
 
     async def _check_tasks(self, job: JobInfo) -> None:
         """Warn of tasks that the harness does not list, or refuse them, by the settings."""
@@ -307,6 +306,17 @@ def _bounded(listed: Sequence[ListedJob]) -> Sequence[ListedJob]:
         if index and size_bytes > MAX_PAGE_BYTES:
             return listed[:index]
     return listed
+
+
+def _names_page(names: Sequence[str], query: str, start: int, page_size: int) -> tuple[list[str], int | None]:
+    """Return the names from a place on that contain the query, and the place of the next that does; None at the end."""
+    page: list[str] = []
+    for place in range(start, len(names)):
+        if query in names[place].lower():
+            if len(page) == page_size:
+                return page, place
+            page.append(names[place])
+    return page, None
 
 
 def _new_job(job_id: str, call: calls.SubmitJobRequest) -> JobInfo:

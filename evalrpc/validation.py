@@ -2,6 +2,7 @@
 
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -42,6 +43,7 @@ _BATCH_SIZE = re.compile(r"auto(:[1-9][0-9]{0,5})?|[1-9][0-9]{0,5}")
 _DEVICE = re.compile(r"[a-z]{2,16}(:[0-9]{1,3})?")
 _LABEL = re.compile(r"[A-Za-z0-9_./-]{1,63}")
 _JOB_ID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+_PART = re.compile(r"[.\[]")  # what a part of a field begins with
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 _Violations = Iterator[FieldViolation]
@@ -202,15 +204,29 @@ def _request(
 ) -> _Violations:
     found = list(_well_formed(request, gpu_count, output_root))
     yield from found
-    named = [violation.field for violation in found]
-    yield from (violation for violation in _harness(request, harnesses) if not _is_about(violation.field, named))
+    named = _NamedFields(violation.field for violation in found)
+    yield from (violation for violation in _harness(request, harnesses) if violation.field not in named)
 
 
-def _is_about(field: str, named: Iterable[str]) -> bool:
-    """Tell whether a field was named already, by itself, or as a part or the whole of another."""
-    return any(
-        f"{a}.".startswith(f"{b}.") or a.startswith(f"{b}[") for other in named for a, b in ((field, other), (other, field))
-    )
+class _NamedFields:
+    """Fields that were named already, of which there may be many. A field is among them by itself, or as a part or the whole of
+    another."""
+
+    def __init__(self, fields: Iterable[str]) -> None:
+        self._fields = set(fields)
+        self._sorted = sorted(self._fields)
+
+    def __contains__(self, field: str) -> bool:
+        ends = (match.start() for match in _PART.finditer(field))
+        return (
+            field in self._fields
+            or any(field[:end] in self._fields for end in ends)
+            or any(self._has_one_below(f"{field}{mark}") for mark in ".[")
+        )
+
+    def _has_one_below(self, prefix: str) -> bool:
+        first = bisect_left(self._sorted, prefix)
+        return first < len(self._sorted) and self._sorted[first].startswith(prefix)
 
 
 def _well_formed(request: EvaluateRequest, gpu_count: int, output_root: Path | None) -> _Violations:

@@ -1,26 +1,25 @@
-"""Which metrics a comparison is about, by which thresholds, and what is to be thought of each. Pure.
+"""By which thresholds the metrics of a comparison are judged, and what is to be thought of each. Pure.
 
 The rule stands in the schema, at `Verdict`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from evalrpc import significance
-from evalrpc.selectors import takes
+from evalrpc.selectors import Parts, parts_of, parts_taking
 from evalrpc.v1 import comparison_pb2 as pb
 
-
-def is_asked_for(call: pb.CompareJobsRequest, metric: pb.MetricComparison) -> bool:
-    """Tell whether the call is about a metric: one that it names, or any where it names none."""
-    return not call.metrics or any(takes(selector, metric) for selector in call.metrics)
+ValueT = TypeVar("ValueT")
 
 
 def judge(call: pb.CompareJobsRequest, metrics: Sequence[pb.MetricComparison], alpha: float) -> None:
     """Set the thresholds that hold for metrics that were tested, their adjusted p-values, and the verdicts."""
     if call.correction == pb.CORRECTION_HOLM:
         _adjust([metric for metric in metrics if metric.HasField("p_value")])
+    thresholds = _Thresholds(call)
     for metric in metrics:
-        _set_thresholds(call, metric)
+        thresholds.set_for(metric)
         metric.verdict = verdict(metric, alpha)
 
 
@@ -35,18 +34,34 @@ def verdict(metric: pb.MetricComparison, alpha: float) -> "pb.Verdict.ValueType"
     return pb.VERDICT_BETTER if (metric.difference > 0) == metric.higher_is_better else pb.VERDICT_WORSE
 
 
-def _set_thresholds(call: pb.CompareJobsRequest, metric: pb.MetricComparison) -> None:
-    """Set the tolerance, and the direction where the harness has set none or the call overrules it."""
-    metric.tolerance = call.tolerance
-    if call.HasField("higher_is_better") and not metric.HasField("higher_is_better"):
-        metric.higher_is_better = call.higher_is_better
-    for threshold in call.metric_thresholds:
-        if not takes(threshold.selector, metric):
-            continue
-        if threshold.HasField("tolerance"):
-            metric.tolerance = threshold.tolerance
-        if threshold.HasField("higher_is_better"):
-            metric.higher_is_better = threshold.higher_is_better
+class _Thresholds:
+    """What holds for which metrics, with the place of each threshold in the call: the last that sets a value counts."""
+
+    def __init__(self, call: pb.CompareJobsRequest) -> None:
+        self._call = call
+        self._tolerances: dict[Parts, tuple[int, float]] = {}
+        self._directions: dict[Parts, tuple[int, bool]] = {}
+        for place, threshold in enumerate(call.metric_thresholds):
+            parts = parts_of(threshold.selector)
+            if threshold.HasField("tolerance"):
+                self._tolerances[parts] = place, threshold.tolerance
+            if threshold.HasField("higher_is_better"):
+                self._directions[parts] = place, threshold.higher_is_better
+
+    def set_for(self, metric: pb.MetricComparison) -> None:
+        """Set the tolerance, and the direction where the harness has set none or the call overrules it."""
+        tolerance, higher_is_better = _last(self._tolerances, metric), _last(self._directions, metric)
+        metric.tolerance = self._call.tolerance if tolerance is None else tolerance
+        if higher_is_better is not None:
+            metric.higher_is_better = higher_is_better
+        elif self._call.HasField("higher_is_better") and not metric.HasField("higher_is_better"):
+            metric.higher_is_better = self._call.higher_is_better
+
+
+def _last(values: Mapping[Parts, tuple[int, ValueT]], metric: pb.MetricComparison) -> ValueT | None:
+    """Return the value of the last threshold that takes a metric."""
+    found = [values[parts] for parts in parts_taking(metric) if parts in values] if values else ()
+    return max(found, key=lambda placed: placed[0])[1] if found else None
 
 
 def _adjust(tested: Sequence[pb.MetricComparison]) -> None:

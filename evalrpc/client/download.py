@@ -28,7 +28,8 @@ def select(artifacts: Iterable[Artifact], names: Sequence[str] | None) -> list[A
     for name in names or ():
         if name not in by_name:
             raise ArtifactNotFoundError(f"the job has no file {name}", metadata={"resource_name": name})
-    return [artifact for name, artifact in by_name.items() if names is None or name in names]
+    wanted = by_name.keys() if names is None else set(names)
+    return [artifact for name, artifact in by_name.items() if name in wanted]
 
 
 def target_path(directory: Path, name: str) -> Path:

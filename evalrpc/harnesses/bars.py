@@ -1,19 +1,20 @@
 """Progress bars in a log, as tqdm and its like draw them."""
 
+import math
 import re
 from dataclasses import dataclass
 
+from evalrpc.bounds import MAX_COUNT, MAX_SECONDS
 from evalrpc.harnesses.failures import strip_colours
 from evalrpc.v1.job_pb2 import Progress
 
 _MAX_LINE_CHARACTERS = 1000
-_COUNT = r"(?P<done>\d{1,15})/(?P<total>\d{1,15})"
-_TQDM = re.compile(rf"\d{{1,3}}%\|[^|]*\| *{_COUNT} \[[\d:]*<(?P<left>[\d:?]+)(?:, +(?P<rate>[\d.]{{1,15}})(?P<inverse>s/)?)?")
-_PLAIN = re.compile(
-    rf"(?:^|[:\s]){_COUNT}(?:$| \([\d.]+%\)(?: \| (?P<rate>[\d.]{{1,15}}) it/s)?(?:.* ETA (?P<left>[\dhms]+))?)"
-)
-_CLOCK_FACTORS = (1, 60, 3600)
-_UNIT_FACTORS = {"s": 1, "m": 60, "h": 3600}
+_COUNT = r"(?P<done>[0-9]{1,15})/(?P<total>[0-9]{1,15})"
+_TQDM = re.compile(rf"[0-9]{{1,3}}%\|[^|]*\| *{_COUNT} \[[0-9:]*<(?P<left>[0-9:?]+)(?:, +(?P<rate>[0-9.]+)(?P<inverse>s/)?)?")
+_PLAIN = re.compile(rf"(?:^|[:\s]){_COUNT}(?:$| \([0-9.]+%\)(?: \| (?P<rate>[0-9.]+) it/s)?(?:.* ETA (?P<left>[0-9a-z]+))?)")
+_CLOCK = re.compile(r"(?:([0-9]+):)?([0-9]+):([0-9]+)")
+_UNITS = re.compile(r"(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+)s)?")
+_FACTORS = (3600, 60, 1)
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,15 @@ def read_bar(line: str) -> Bar | None:
 
 
 def advance(progress: Progress, bar: Bar) -> None:
-    """Count a bar into the whole, to which bars that follow each other add up. `done` never falls."""
+    """Count a bar into the whole, to which bars that follow each other add up. `done` never falls.
+
+    A bar of more than a field holds counts for nothing.
+    """
+    if bar.total > MAX_COUNT:
+        return
     finished = progress.done == progress.total > 0
     if finished and bar.done < bar.total:
-        progress.total += bar.total
+        progress.total = min(progress.total + bar.total, MAX_COUNT)
     progress.total = max(progress.total, bar.total)
     before = progress.total - bar.total
     if before <= progress.done <= before + bar.done:
@@ -70,15 +76,15 @@ def _rate(text: str | None, inverse: bool) -> float | None:
         rate = float(text or "")
     except ValueError:
         return None
-    if not inverse:
-        return rate
-    return 1 / rate if rate else None
+    if inverse:
+        rate = 1 / rate if rate else math.inf
+    return rate if math.isfinite(rate) else None
 
 
 def _seconds(text: str | None) -> int | None:
-    """Read `1:02:03`, `02:03`, or `1h02m`, `2m03s`."""
-    if not text or "?" in text:
+    """Read `1:02:03`, `02:03`, or `1h02m`, `2m03s`. An estimate that is longer than any run means nothing."""
+    match = _CLOCK.fullmatch(text or "") or _UNITS.fullmatch(text or "")
+    if match is None or not match[0]:
         return None
-    if ":" in text:
-        return sum(int(part or 0) * factor for part, factor in zip(reversed(text.split(":")), _CLOCK_FACTORS, strict=False))
-    return sum(int(amount) * _UNIT_FACTORS[unit] for amount, unit in re.findall(r"(\d{1,9})([hms])", text))
+    seconds = sum(int(amount or 0) * factor for amount, factor in zip(match.groups(), _FACTORS, strict=True))
+    return seconds if seconds <= MAX_SECONDS else None

@@ -4,7 +4,7 @@ A harness is pure. It starts no process, keeps no state between calls, and may b
 nothing but, where the results come in a layout of their own, files beside them in the output folder.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple, Protocol, runtime_checkable
@@ -60,12 +60,21 @@ class Exit:
 
 
 @runtime_checkable
+class StepsHarness(Protocol):
+    """What a harness also is if it can build many commands at less cost than one by one."""
+
+    def commands(self, runs: Iterable[Run]) -> Sequence[Command]:
+        """Build what `Harness.command` would for each run. Raises what that raises."""
+
+
+@runtime_checkable
 class TaskReporter(Protocol):
     """What a harness also is if its program leaves the results of each task as soon as the task has finished."""
 
-    def read_finished(self, run: Run) -> Mapping[str, ModelResult]:
-        """Read the results of the tasks that have finished, while the run goes on or after it has failed. Called again when
-        something in the output folder has changed, so it must be quick however many samples there are.
+    def read_finished(self, run: Run, name: str) -> Mapping[str, ModelResult]:
+        """Read the results of the tasks that have finished, as a file right in the output folder says, while the run goes on or
+        after it has failed. Called for every file when it has come or changed, so it must be quick however many samples there
+        are.
 
         What can't be read has not finished: it may just be being written.
         """
@@ -125,7 +134,7 @@ class Harness(Protocol):
 
     def read_progress(self, line: str, progress: Progress) -> bool:
         """Take one line of the log (parted by newline or carriage return, without it) into `progress`; tell whether it
-        changed anything. Lines come in order; most say nothing."""
+        changed anything. Lines come in order; most say nothing. Raises nothing: a line at which it does says nothing."""
 
     def read_results(self, run: Run, exit_status: Exit, log_tail: list[str]) -> Mapping[str, ModelResult]:
         """Read what a finished run left. `log_tail` is the end of the log, some hundred lines, without colour codes.

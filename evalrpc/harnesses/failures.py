@@ -26,7 +26,7 @@ _OUT_OF_MEMORY = re.compile(
 # What is said of a process that a signal ended: by torchrun of the first that failed, by subprocess, by PyTorch's DataLoader.
 _ROOT_CAUSE = "Root Cause (first observed failure)"
 _CHILD_SIGNALLED = re.compile(
-    r"\s*traceback : Signal (\d+) \(\w+\) received by PID \d+|.*\bdied with <Signals\.\w+: (\d+)>\.?"
+    r"\s*traceback : Signal ([0-9]{1,3}) \(\w+\) received by PID \d+|.*\bdied with <Signals\.\w+: ([0-9]{1,3})>\.?"
     r"|.*\bDataLoader worker \(pid \d+\) is killed by signal: (Killed)\b.*"
 )
 # A shell's exit code for a program that one of these ended.

@@ -7,6 +7,7 @@ with `model_args` is what it can do with lmms-eval's: they become arguments of i
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from evalrpc.config import HarnessSettings
@@ -16,7 +17,7 @@ from evalrpc.harnesses.arguments import plain_arguments
 from evalrpc.harnesses.bars import Bar, advance
 from evalrpc.harnesses.base import Command, Exit, Run, SampleRow
 from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
-from evalrpc.harnesses.inspect_logs import SUCCESS, Log, read_finished_logs, read_logs, result_of_logs
+from evalrpc.harnesses.inspect_logs import SUCCESS, Log, read_finished_log, read_logs, result_of_logs
 from evalrpc.harnesses.inspect_tasks import task_files
 from evalrpc.harnesses.installation import Package, catalog_command, describe
 from evalrpc.harnesses.names import device_violations, task_problem
@@ -30,8 +31,10 @@ _MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_:.@+-]+)+")
 _BATCH_SIZE = re.compile(r"auto|[1-9][0-9]{0,8}")
 _MAX_TASK_BYTES: Final = 200  # with a date before and an ending after it, it is a file's name
 _RESERVED_ARGUMENTS: Final = ("config", "default", "memoize", "model", "required", "role")
-_STATUS_LINE = re.compile(r"\bSteps: +(?P<done>\d{1,15})/(?P<steps>\d{1,15}) +\d+% \| Samples: +\d+/ *(?P<samples>\d{1,15})")
-_TASK_LINE = re.compile(r"(?P<task>\w.{0,200}?) \((?P<samples>[\d,]{1,15})(?: x (?P<epochs>\d{1,6}))? samples?\)")
+_STATUS_LINE = re.compile(
+    r"\bSteps: +(?P<done>[0-9]{1,15})/(?P<steps>[0-9]{1,15}) +[0-9]+% \| Samples: +[0-9]+/ *(?P<samples>[0-9]{1,15})\b"
+)
+_TASK_LINE = re.compile(r"(?P<task>\w.{0,200}?) \((?P<samples>[0-9,]{1,15})(?: x (?P<epochs>[0-9]{1,6}))? samples?\)")
 _CATALOG_SCRIPT: Final = """
 import json, pathlib, sys
 from inspect_ai import list_tasks
@@ -69,15 +72,21 @@ class InspectHarness:
         yield from _model_args_violations(request)
 
     def command(self, run: Run) -> Command:
-        """Build the command line. Model and generation arguments go through files, which carry every value as it is.
+        """Build the command line. Raises RunFailedError if no file of `include_path` has the task."""
+        return self.commands([run])[0]
 
-        Raises RunFailedError if no file of `include_path` has the task.
-        """
+    def commands(self, runs: Iterable[Run]) -> list[Command]:
+        """Build the command lines of several runs with one look into `include_path`. Raises RunFailedError, as `command`."""
+        files = task_files(self._settings.include_path)
+        return [self._command(run, files) for run in runs]
+
+    def _command(self, run: Run, files: Mapping[str, Path]) -> Command:
+        """Build a command line. Model and generation arguments go through files, which carry every value as it is."""
         configs = {"model": _model_args(run.request), "generate": plain_arguments(run.request.gen_kwargs)}
         paths = {name: run.attempt_dir / f"{name}.json" for name, config in configs.items() if config}
         return Command(
             argv=(
-                *(str(self._settings.python), "-m", "inspect_ai", "eval", *self._task_specs(run.request.tasks)),
+                *(str(self._settings.python), "-m", "inspect_ai", "eval", *self._task_specs(run.request.tasks, files)),
                 *(f"--{name}-config={path}" for name, path in paths.items()),
                 *_options(run),
                 *self._settings.args,
@@ -115,17 +124,17 @@ class InspectHarness:
         _require_all_good(logs, run.request.tasks)
         return {run.request.model: result_of_logs(_good_logs(logs, run.request.tasks))}
 
-    def read_finished(self, run: Run) -> Mapping[str, ModelResult]:
-        """Read the logs of the tasks that have finished: inspect-ai writes each when its task ends."""
-        good = _good_logs(read_finished_logs(run.output_dir), run.request.tasks)
+    def read_finished(self, run: Run, name: str) -> Mapping[str, ModelResult]:
+        """Read the log of a task, which inspect-ai writes when the task ends."""
+        log = read_finished_log(run.output_dir, name)
+        good = _good_logs([log], run.request.tasks) if log else {}
         return {run.request.model: result_of_logs(good)} if good else {}
 
     def read_samples(self, file: BinaryIO, offset: int) -> Iterator[SampleRow]:
         """Read the samples of a log: its tasks have no other files of samples."""
         return inspect_logs.read_samples(file, offset)
 
-    def _task_specs(self, tasks: Sequence[str]) -> list[str]:
-        files = task_files(self._settings.include_path)
+    def _task_specs(self, tasks: Sequence[str], files: Mapping[str, Path]) -> list[str]:
         missing = [task for task in tasks if task not in files]
         if missing:
             known = ", ".join(sorted(files)) or "none"

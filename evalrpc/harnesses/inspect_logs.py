@@ -78,14 +78,13 @@ def read_logs(folder: Path) -> list[Log]:
     return [_read_log(path) for path in _log_paths(folder)]
 
 
-def read_finished_logs(folder: Path) -> list[Log]:
-    """Read the logs of a folder, oldest first, and pass over those that can't be read: they may just be being written. Raises
-    RunFailedError where the folder itself can't be read."""
-    logs = []
-    for path in _log_paths(folder):
+def read_finished_log(folder: Path, name: str) -> Log | None:
+    """Read a log of a folder by its file's name; None for another file, and for one that can't be read: it may just be being
+    written."""
+    if _LOG_NAME.fullmatch(name):
         with suppress(RunFailedError):
-            logs.append(_read_log(path))
-    return logs
+            return _read_log(folder / name)
+    return None
 
 
 def result_of_logs(logs: Mapping[str, Log]) -> ModelResult:

@@ -6,13 +6,15 @@ from codecs import getincrementaldecoder
 from collections.abc import Iterator
 from typing import BinaryIO, Final, NamedTuple
 
+from evalrpc.bounds import json_integer
+
 MAX_VALUE_CHARACTERS: Final = 256 * 1024 * 1024
 """No single value may be longer."""
 
 _READ_BYTES: Final = 256 * 1024
 _NUMBER_REST: Final = len("e+1")  # so much after a number proves that it was not cut off
 _BLANKS: Final = " \t\r\n"
-_DECODER: Final = json.JSONDecoder()
+_DECODER: Final = json.JSONDecoder(parse_int=json_integer)
 _PLAIN_VALUES: Final = re.compile(r'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
 """Numbers, strings and what stands between them, as far as to a bracket or a string that is cut off."""
 

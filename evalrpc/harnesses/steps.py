@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 
-from evalrpc.harnesses.base import Command, Harness, Run
+from evalrpc.harnesses.base import Command, Harness, Run, StepsHarness
 from evalrpc.v1.job_pb2 import EvaluateRequest
 
 
@@ -17,7 +17,10 @@ def steps_of(run: Run) -> Sequence[Run]:
     tasks = run.request.tasks
     if not run.request.tasks_separately or len(tasks) == 1:
         return (run,)
-    return [_step(run, number, task) for number, task in enumerate(tasks, start=1)]
+    shared = EvaluateRequest()
+    shared.CopyFrom(run.request)
+    del shared.tasks[:]
+    return [_step(run, shared, number, task) for number, task in enumerate(tasks, start=1)]
 
 
 def command_of(harness: Harness, steps: Sequence[Run]) -> Command:
@@ -25,7 +28,7 @@ def command_of(harness: Harness, steps: Sequence[Run]) -> Command:
 
     Raises what `Harness.command` raises.
     """
-    commands = [harness.command(step) for step in steps]
+    commands = harness.commands(steps) if isinstance(harness, StepsHarness) else [harness.command(step) for step in steps]
     return replace(
         commands[0],
         further_steps=tuple(command.argv for command in commands[1:]),
@@ -33,9 +36,8 @@ def command_of(harness: Harness, steps: Sequence[Run]) -> Command:
     )
 
 
-def _step(run: Run, number: int, task: str) -> Run:
-    request = EvaluateRequest()
-    request.CopyFrom(run.request)
-    request.tasks[:] = [task]
+def _step(run: Run, shared: EvaluateRequest, number: int, task: str) -> Run:
+    request = EvaluateRequest(tasks=[task])
+    request.MergeFrom(shared)
     name = f"task-{number}"  # a task's own name may be longer than a file's, or mean something to a harness in a path
     return replace(run, request=request, attempt_dir=run.attempt_dir / name, output_dir=run.output_dir / name)

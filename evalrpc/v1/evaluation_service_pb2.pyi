@@ -866,7 +866,7 @@ class ListSamplesResponse(_message.Message):
     """Asks for the next page. Empty: this was the last."""
     @_builtins.property
     def samples(self) -> _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]:
-        """Rows as the harness wrote them."""
+        """Rows as the harness wrote them. Numbers that are not finite, and what is nested more than 16 deep, are text."""
 
     def __init__(
         self,

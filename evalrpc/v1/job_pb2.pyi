@@ -508,15 +508,15 @@ class ModelResult(_message.Message):
 
     @_builtins.property
     def total_evaluation_time(self) -> _duration_pb2.Duration:
-        """How long the evaluation took by the harness's own clock, without its start; of tasks run separately the sum. Absent where
-        it does not say.
+        """How long the evaluation took by the harness's own clock, without its start; of tasks run separately, and as long as a run has
+        not completed, the sum over the tasks. Absent where it does not say.
         """
 
     @_builtins.property
     def extra(self) -> _struct_pb2.Struct:
         """What else the harness wrote at the top of the aggregate file, under its own names: entries of at most 512 bytes and 8 levels
-        each, 4 KiB in all; larger ones stand in the file only. Of tasks run separately, what all files have in common.
-        Numbers that are not finite are text, as in protobuf JSON.
+        each, 4 KiB in all; larger ones stand in the file only. Of tasks run separately, and as long as a run has not completed, what
+        all files have in common. Numbers that are not finite are text, as in protobuf JSON.
         """
 
     def __init__(
@@ -835,7 +835,7 @@ class Progress(_message.Message):
 
     @_builtins.property
     def last_output_at(self) -> _timestamp_pb2.Timestamp:
-        """When the harness last wrote to its log. Absent: never."""
+        """When the harness last wrote to its log. Absent: never, or not known."""
 
     def __init__(
         self,

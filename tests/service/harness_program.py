@@ -164,6 +164,25 @@ def loud():
     write_results()
 
 
+def wild():
+    """Prints and leaves numbers and times that no message can hold."""
+    write_results()
+    results, samples = (f"{output_dir}/toy/20260101_000000_{name}" for name in ("results.json", "samples_t.jsonl"))
+    with open(results, "w") as file:
+        file.write(f'{{"results": {{"t": {{"acc": 0.5, "odd": {"9" * 5000}, "inf": 1e999}}}}, "date": {"9" * 400}}}')
+    with open(samples, "w") as file:
+        file.write(f'{{"doc_id": 1, "nan": NaN, "odd": {"9" * 5000}, "deep": {"[" * 200}{"]" * 200}}}\n')
+    digits = "9" * 400
+    say(f"Evaluating:  25%|██ | 1/4 [00:00<{10**14}:00:00, 1.00it/s]")
+    say(f"Evaluating:  25%|██ | {digits}/{digits} [00:00<{digits}:00:00, {digits}it/s]")
+    say(f"Evaluating: 2/4 (50.0%) | {digits} it/s | ETA {digits}h")
+    say("ready")
+    for file in (1, results, samples):
+        os.utime(file, (-(10**9), -(10**9)))
+    wait_for_release()
+    os.utime(1, (-(10**9), -(10**9)))
+
+
 def chatter():
     """Writes faster than anybody reads, within bounds."""
     say("ready")

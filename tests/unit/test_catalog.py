@@ -57,6 +57,12 @@ def test_names_are_sorted_and_without_doubles(folder: Path) -> None:
     assert (names.tasks, names.models) == (("mme", "mmmu_val"), ("llava",))
 
 
+def test_a_name_that_no_message_can_carry_is_told_as_far_as_it_can_be(folder: Path) -> None:
+    script = 'import json; print(json.dumps({"tasks": ["half \\ud800"], "models": [1]}))'
+    names = catalog_of(folder, Listing(folder, script)).names("listing")
+    assert (names.tasks, names.models) == (("half ?",), ("1",))
+
+
 def test_names_that_the_disk_does_not_take_are_told_all_the_same(folder: Path) -> None:
     (folder / "data").write_text("no folder, so nothing can be kept in it")
     assert catalog_of(folder, Listing(folder)).names("listing").models == ("llava",)

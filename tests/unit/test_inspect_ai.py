@@ -12,9 +12,12 @@ from harness_cases import DATA, exit_of, follow, log_of, request_of, rows_of, ru
 
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import RunFailedError, SamplesNotFoundError
+from evalrpc.harnesses import inspect_ai
 from evalrpc.harnesses.base import Command, Exit
 from evalrpc.harnesses.inspect_ai import InspectHarness
 from evalrpc.harnesses.inspect_tasks import task_files
+from evalrpc.harnesses.steps import command_of, steps_of
+from evalrpc.merging import MergedResults
 from evalrpc.results import samples_by_task
 from evalrpc.v1.job_pb2 import EvaluateRequest, Metric, ModelResult, Progress
 
@@ -313,7 +316,10 @@ def test_no_logs_at_all_is_said_so(tmp_path: Path) -> None:
 
 
 def finished(output: Path, *tasks: str) -> Mapping[str, ModelResult]:
-    return harness().read_finished(run_of(inspect_request(tasks=tasks), output))
+    together = MergedResults()
+    for path in sorted(output.iterdir()):
+        together.add(harness().read_finished(run_of(inspect_request(tasks=tasks), output), path.name))
+    return together.results()
 
 
 def test_a_task_that_has_finished_is_told_while_the_others_run(tmp_path: Path) -> None:
@@ -492,3 +498,20 @@ def test_tasks_that_follow_each_other_add_up() -> None:
         *(("one task", 0, 3), ("one task", 2, 3), ("one task", 3, 3)),
         *(("b", 3, 2003), ("b", 2003, 2003), ("one task", 2003, 2006), ("", 2003, 2003)),
     ]
+
+
+def test_the_commands_of_many_tasks_take_one_look_at_the_operator_s_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        (tmp_path / f"f{number}.py").write_text(f"@task\ndef t{number}():\n    pass\n")
+    subject = InspectHarness(HarnessSettings("x", "inspect-ai", python="/none/bin/python", include_path=(tmp_path,)))
+    request = inspect_request(tasks=[f"t{number}" for number in range(5)], tasks_separately=True)
+    looks: list[object] = []
+    monkeypatch.setattr(inspect_ai, "task_files", lambda folders: looks.append(folders) or task_files(folders))
+    steps = steps_of(run_of(request))
+    command = command_of(subject, steps)
+    assert len(looks) == 1
+    assert [command.argv, *command.further_steps] == [subject.command(step).argv for step in steps]
+    lines = [" ".join(argv) for argv in (command.argv, *command.further_steps)]
+    assert all(f"{tmp_path}/f{number}.py@t{number}" in line for number, line in enumerate(lines))

@@ -174,3 +174,14 @@ def test_any_log_has_a_tail_within_its_limits(tmp_path: Path, data: bytes) -> No
 def test_reading_lines_is_lazy_enough_to_stop_midway(log: Path) -> None:
     append(log, b"1\n2\n3\n")
     assert list(islice(LogFollower(log).new_lines(), 2)) == ["1", "2"]
+
+
+@pytest.mark.parametrize("place", [100, 10**30])
+def test_a_stretch_that_would_be_past_the_end_is_empty(log: Path, place: int) -> None:
+    append(log, b"one\ntwo\n")
+    assert read_tail(log, end=place) == ["one", "two"]
+    assert read_tail(log, begin=place) == []
+    follower = LogFollower(log)
+    assert list(follower.new_lines(place)) == ["one", "two"]
+    append(log, b"three\n")
+    assert list(follower.new_lines(place)) == ["three"]

@@ -1,11 +1,24 @@
 """The results of several runs, put together."""
 
+from collections.abc import Iterable
 from typing import Any
 
+import pytest
+from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Struct
 
-from evalrpc.merging import merged
+from evalrpc import merging
+from evalrpc.bounds import MAX_DURATION_NS, MAX_SECONDS
+from evalrpc.errors import RunFailedError
+from evalrpc.merging import MergedResults, Results
 from evalrpc.v1.job_pb2 import Metric, ModelResult, TaskResult
+
+
+def merged(parts: Iterable[Results]) -> Results:
+    together = MergedResults()
+    for part in parts:
+        together.add(part)
+    return together.results()
 
 
 def result_of(task: str, value: float = 0.5, **fields: Any) -> ModelResult:
@@ -70,3 +83,49 @@ def test_several_models_of_a_run_stay_apart() -> None:
         "x": [1, 3],
         "y": [2, 4],
     }
+
+
+def test_what_is_too_much_is_refused_and_leaves_the_rest_as_it_was() -> None:
+    together = MergedResults()
+    together.add({"m": result_of("a")})
+    before = together.results()
+    large = [Metric(task=f"task {number}", metric="acc", value=1) for number in range(40_000)]
+    together.add({"m": ModelResult(metrics=large[:30_000])})
+    both = together.results()
+    assert both is not before
+    with pytest.raises(RunFailedError, match="the results of all tasks so far take"):
+        together.add({"m": ModelResult(metrics=[Metric(task=f"more {number}", metric="acc") for number in range(90_000)])})
+    assert together.results() is both
+    together.add({"m": ModelResult(metrics=large)})
+    assert len(together.results()["m"].metrics) == 1 + len(large), "what replaces something takes no more room"
+
+
+def test_results_are_the_same_object_until_there_is_more_and_never_change() -> None:
+    together = MergedResults()
+    together.add({"m": result_of("a")})
+    first = together.results()
+    kept = ModelResult()
+    kept.CopyFrom(first["m"])
+    assert together.results() is first
+    together.add({"m": result_of("b")})
+    assert together.results() is not first
+    assert first["m"] == kept
+
+
+@pytest.mark.parametrize("count", [1, 2, 50])
+def test_each_part_is_looked_into_once_however_many_come_before(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    message = merging._message
+    monkeypatch.setattr(merging, "_message", lambda entries: sizes.append(len(entries)) or message(entries))
+    together = MergedResults()
+    for number in range(count):
+        sizes.clear()
+        together.add({"m": result_of(f"t{number}")})
+        assert sum(sizes) == 3, "its metric, its task and its file of samples"
+
+
+def test_times_add_up_to_no_more_than_a_field_holds() -> None:
+    years = {"seconds": MAX_SECONDS}
+    result = merged({"m": result_of(f"t{number}", total_evaluation_time=years)} for number in range(1000))["m"]
+    assert result.total_evaluation_time.ToNanoseconds() == MAX_DURATION_NS
+    assert json_format.MessageToJson(result)

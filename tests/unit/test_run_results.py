@@ -91,6 +91,26 @@ def test_where_nothing_is_new_the_results_stay_the_same_object(tmp_path: Path) -
     assert found.results is before
 
 
+def test_a_log_is_read_when_it_has_come_or_changed_and_then_not_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = [f"t{number}" for number in range(20)]
+    found, (step,) = found_in(tmp_path, INSPECT, Handle(), *tasks)
+    opened: list[str] = []
+    read_finished = InspectHarness.read_finished
+    monkeypatch.setattr(
+        InspectHarness, "read_finished", lambda self, run, name: opened.append(name) or read_finished(self, run, name)
+    )
+    for number, task in enumerate(tasks, start=1):
+        inspect_log(step.output_dir, task, "success")
+        found.look()
+        found.look()
+        assert len(tasks_of(found)) == number
+    assert len(opened) == len(tasks)
+    assert RunResults(INSPECT, [step], Handle(), tmp_path / "log").results == {}
+    again = RunResults(INSPECT, [step], Handle(), tmp_path / "log")
+    again.look()
+    assert tasks_of(again) == tasks_of(found), "made anew, it finds the same again"
+
+
 @pytest.mark.parametrize("name", ["20260214_103045_results.json", "2026-02-14T10-30-46-00-00_a_y.json"])
 def test_what_can_not_be_read_meanwhile_fails_no_run(tmp_path: Path, name: str) -> None:
     found, (step,) = found_in(tmp_path, INSPECT, Handle(), "a", "b")

@@ -37,6 +37,52 @@ def values_of(path: Path, *key: str) -> list[float]:
     return read_file(path, MetricKey(*key)).values.tolist()
 
 
+def plainly_read(rows: list[dict[str, Any]], key: MetricKey) -> list[float]:
+    """The values of one metric, looked for in every row."""
+    values = []
+    for row in rows:
+        if row.get("filter", key.filter) == key.filter:
+            tables = [table for table in (row, row.get("metrics")) if isinstance(table, dict)]
+            cells = [table.get(name) for table in tables for name in (key.metric, f"{key.metric},{key.filter}")]
+            values += [cell for cell in cells if isinstance(cell, int | float)][:1]
+    return values
+
+
+CELLS = st.none() | st.integers(0, 9) | st.just("text")
+TABLES = st.dictionaries(st.sampled_from(("a", "b", "a,f", "a,g", "b,f")), CELLS)
+ROWS = st.builds(
+    lambda table, more: table | more,
+    TABLES,
+    st.fixed_dictionaries(
+        {}, optional={"filter": st.sampled_from(("f", "g", "h", None, [])), "metrics": TABLES | st.just("text")}
+    ),
+)
+
+
+@given(st.lists(ROWS, max_size=5))
+def test_of_many_metrics_each_is_read_as_if_it_were_the_only_one(rows: list[dict[str, Any]]) -> None:
+    keys = [MetricKey(metric, answer_filter) for metric in "abc" for answer_filter in "fg"]
+    found = read_values([{"doc_id": number, **row} for number, row in enumerate(rows)], keys)
+    assert {key: found[key].values.tolist() for key in keys} == {key: plainly_read(rows, key) for key in keys}
+
+
+class CountingRow(dict[str, object]):
+    """A row that counts how often a value is taken out of it."""
+
+    taken = 0
+
+    def __getitem__(self, name: str) -> object:
+        self.taken += 1
+        return super().__getitem__(name)
+
+
+def test_a_row_costs_what_stands_in_it_however_many_metrics_are_wanted() -> None:
+    row = CountingRow({"doc_id": 0, "m7,none": 1.0, "m8": 2.0})
+    found = read_values([row], [MetricKey(f"m{number}", "none") for number in range(1000)])
+    assert [len(found[MetricKey(f"m{number}", "none")].ids) for number in (7, 8, 9)] == [1, 1, 0]
+    assert row.taken <= 3
+
+
 # What real harnesses write.
 
 

@@ -449,3 +449,13 @@ def test_arguments_that_are_taken_can_be_read_again_in_every_answer() -> None:
     job = JobInfo(request=nested(deepest).request)
     ListJobsResponse.FromString(ListJobsResponse(jobs=[job]).SerializeToString())
     JobEvent.FromString(JobEvent(job=job).SerializeToString())
+
+
+FIELDS = st.lists(st.sampled_from(("a", "ab", ".a", ".b", "[0]", "[1]", "[", ".")), min_size=1, max_size=4).map("".join)
+
+
+@given(named=st.lists(FIELDS), field=FIELDS)
+def test_a_field_was_named_already_by_itself_or_as_a_part_or_the_whole_of_another(named: list[str], field: str) -> None:
+    pairs = [pair for other in named for pair in ((field, other), (other, field))]
+    expected = any(whole == part or part.startswith((f"{whole}.", f"{whole}[")) for whole, part in pairs)
+    assert (field in validation._NamedFields(named)) == expected

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evalrpc import verdicts
-from evalrpc.selectors import takes
+from evalrpc.selectors import Selection, parts_of
 from evalrpc.v1 import comparison_pb2 as pb
 from evalrpc.v1.job_pb2 import MetricSelector
 
@@ -97,7 +97,24 @@ def test_the_opposite_direction_gives_the_opposite_verdict(
     ],
 )
 def test_a_selector_takes_what_agrees_with_all_that_it_names(selector: dict[str, str], expected: bool) -> None:
-    assert takes(MetricSelector(**selector), metric(0, 1)) == expected
+    assert Selection([MetricSelector(**selector)]).takes(metric(0, 1)) == expected
+
+
+def plainly_takes(selector: MetricSelector, found: pb.MetricComparison) -> bool:
+    return all(getattr(selector, part) in ("", getattr(found, part)) for part in ("task", "metric", "filter"))
+
+
+NAMES = st.sampled_from(("", "a", "b"))
+SELECTORS = st.builds(MetricSelector, task=NAMES, metric=NAMES, filter=NAMES)
+METRICS = st.builds(pb.MetricComparison, task=NAMES, metric=NAMES, filter=NAMES)
+
+
+@given(selectors=st.lists(SELECTORS), found=METRICS)
+def test_of_many_selectors_any_may_take_a_metric_and_without_one_all_are_taken(
+    selectors: list[MetricSelector], found: pb.MetricComparison
+) -> None:
+    expected = not selectors or any(plainly_takes(selector, found) for selector in selectors)
+    assert Selection(selectors).takes(found) == expected
 
 
 def threshold(selector: dict[str, str], **fields: Any) -> pb.MetricThreshold:
@@ -115,6 +132,36 @@ def test_the_thresholds_of_a_metric_come_before_those_of_all() -> None:
     assert judged(metric(0, 1), threshold(mine, tolerance=0.1), threshold(others, tolerance=9), tolerance=0.5).tolerance == 0.1
     assert judged(metric(0, 1), threshold(mine, tolerance=0.1), threshold({"task": "t"}, tolerance=0.2)).tolerance == 0.2
     assert judged(metric(0, 1), threshold(mine, tolerance=0.1), threshold(mine, higher_is_better=False)).tolerance == 0.1
+
+
+THRESHOLDS = st.builds(
+    pb.MetricThreshold,
+    selector=SELECTORS,
+    tolerance=st.none() | st.floats(0, 1),
+    higher_is_better=st.none() | st.booleans(),
+)
+
+
+@given(thresholds=st.lists(THRESHOLDS), found=METRICS)
+def test_of_many_thresholds_the_last_that_sets_a_value_counts(
+    thresholds: list[pb.MetricThreshold], found: pb.MetricComparison
+) -> None:
+    taking = [threshold for threshold in thresholds if plainly_takes(threshold.selector, found)]
+    tolerances = [threshold.tolerance for threshold in taking if threshold.HasField("tolerance")]
+    directions = [threshold.higher_is_better for threshold in taking if threshold.HasField("higher_is_better")]
+    judged(found, *thresholds, tolerance=0.5)
+    assert found.tolerance == [0.5, *tolerances][-1]
+    assert (found.higher_is_better if found.HasField("higher_is_better") else None) == [None, *directions][-1]
+
+
+def test_each_threshold_is_looked_at_once_however_many_metrics_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at = []
+    monkeypatch.setattr(verdicts, "parts_of", lambda selector: looked_at.append(selector) or parts_of(selector))
+    thresholds = [threshold({"task": f"t{number}"}, tolerance=number) for number in range(50)]
+    metrics = [metric(0, 1, task=f"t{number}") for number in range(50)]
+    verdicts.judge(pb.CompareJobsRequest(metric_thresholds=thresholds), metrics, 0.05)
+    assert [found.tolerance for found in metrics] == list(range(50))
+    assert len(looked_at) == 50
 
 
 @pytest.mark.parametrize(
