@@ -90,6 +90,7 @@ class Supervisor:
         self._ending: _Ending | None = None
         self._progress: RunProgress | None = None
         self._found: RunResults | None = None
+        self._reading: Future[None] | None = None
         self._kept: Mapping[str, pb.ModelResult] = {}
         self._committed = False
 
@@ -307,25 +308,30 @@ class Supervisor:
     def _read(self, read: Callable[[], None], timeout_seconds: float | None = None) -> _Ending | None:
         """Read results, which may take long, so that a cancel is heard meanwhile. Return why it was broken off, if it was.
 
-        It goes on then, on a thread of its own, and nobody looks at what it finds. With a timeout only that breaks it off.
-        Raises what `read` raises, and OSError where there can be no thread.
+        It goes on then, and the next call waits for it. With a timeout only that breaks it off. Raises what `read` raises, and
+        OSError where there can be no thread.
         """
+        if self._reading is None or self._reading.done():
+            self._reading = self._start_reading(read)
+        if timeout_seconds is not None:
+            with suppress(TimeoutError):
+                self._reading.result(timeout_seconds)
+            return None
+        while not self._reading.done():
+            self._attention.wait()
+            self._attention.clear()
+            if not self._reading.done() and (reason := self._reason_to_stop()):
+                return reason
+        return self._reading.result()
+
+    def _start_reading(self, read: Callable[[], None]) -> Future[None]:
         reading: Future[None] = Future()
         reading.add_done_callback(lambda _: self._attention.set())
         try:
             threading.Thread(target=_read_into, args=(reading, read), name="results", daemon=True).start()
         except RuntimeError as error:
             raise OSError(errno.EAGAIN, str(error)) from error
-        if timeout_seconds is not None:
-            with suppress(TimeoutError):
-                reading.result(timeout_seconds)
-            return None
-        while not reading.done():
-            self._attention.wait()
-            self._attention.clear()
-            if not reading.done() and (reason := self._reason_to_stop()):
-                return reason
-        return reading.result()
+        return reading
 
     def _keep(self, results: Mapping[str, pb.ModelResult]) -> None:
         """Commit what has finished, if there is more of it. Whoever watches gets it at once, as progress."""

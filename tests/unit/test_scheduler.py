@@ -466,6 +466,35 @@ def test_a_cancel_is_heard_while_results_are_read(slow_harness: tuple[House, Slo
     eventually(house.is_empty)
 
 
+class SlowReporter(SlowHarness):
+    """Takes its time for the results of the tasks that have finished."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readers = 0
+
+    def read_finished(self, run: Run, name: str) -> dict[str, pb.ModelResult]:
+        self.readers += 1
+        self.reading.set()
+        assert self.go_on.wait(SECONDS)
+        return {}
+
+
+def test_a_cancel_is_heard_while_the_results_of_tasks_are_read_and_nobody_reads_them_twice_at_a_time(tmp_path: Path) -> None:
+    harness = SlowReporter()
+    house = House(tmp_path, harness=harness)
+    house.executor.on_start = lambda key: (key.attempt_dir / "output" / "log").touch()
+    house.scheduler.start()
+    job_id = house.submit()
+    assert harness.reading.wait(SECONDS)
+    house.cancel(job_id)
+    house.wait_for(job_id, CANCELLED)
+    assert harness.readers == 1
+    assert not harness.go_on.is_set()
+    harness.go_on.set()
+    house.close()
+
+
 def test_a_stop_is_heard_while_results_are_read_and_leaves_them_to_the_next_server(
     slow_harness: tuple[House, SlowHarness],
 ) -> None:
