@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from processes_of_tests import parents_of_runs
+from waiting import DEADLINE_SECONDS
 
 from evalrpc.executors import parent
 from evalrpc.executors.processes import processes_of_job, processes_of_script, send_signal
@@ -64,7 +65,7 @@ class ServerProcess:
     def _end(self, number: signal.Signals) -> int:
         assert self._process is not None
         self._process.send_signal(number)
-        code = self._process.wait(30)
+        code = self._process.wait(DEADLINE_SECONDS)
         assert self._process.stdout is not None
         self._process.stdout.close()
         self._process = None

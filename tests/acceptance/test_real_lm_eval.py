@@ -13,7 +13,7 @@ from evalrpc.errors import InvalidRequestError, JobFailedError
 from evalrpc.v1 import job_pb2 as pb
 from evalrpc.v1.comparison_pb2 import TestMethod, Verdict
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 CHOOSING = """
 task: sums_choice
