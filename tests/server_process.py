@@ -8,6 +8,7 @@ from pathlib import Path
 from processes_of_tests import parents_of_runs
 from waiting import DEADLINE_SECONDS
 
+from evalrpc.client import EvalClient
 from evalrpc.executors import parent
 from evalrpc.executors.processes import processes_of_job, processes_of_script, send_signal
 
@@ -44,6 +45,10 @@ class ServerProcess:
 
     def stop(self) -> int:
         return self._end(signal.SIGTERM)
+
+    def client(self) -> EvalClient:
+        """Return a client that lets every call take its time: to list its names, a harness imports all that it has."""
+        return EvalClient(self.address, timeout_seconds=None)
 
     def processes_of_jobs(self) -> list[int]:
         jobs = self.data_dir / "jobs"

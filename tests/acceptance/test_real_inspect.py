@@ -83,7 +83,7 @@ def inspect_server(tmp_path: Path, inspect_python: Path, serve: Callable[[str], 
 
 @pytest.fixture
 def client(inspect_server: ServerProcess) -> Iterator[EvalClient]:
-    with EvalClient(inspect_server.address) as client:
+    with inspect_server.client() as client:
         yield client
 
 

@@ -57,7 +57,7 @@ def lm_eval_server(tmp_path: Path, lm_eval_python: Path, serve: Callable[[str], 
 
 @pytest.fixture
 def client(lm_eval_server: ServerProcess) -> Iterator[EvalClient]:
-    with EvalClient(lm_eval_server.address) as client:
+    with lm_eval_server.client() as client:
         yield client
 
 

@@ -72,7 +72,7 @@ def lmms_server(tmp_path: Path, lmms_python: Path, serve: Callable[[str], Server
 
 @pytest.fixture
 def client(lmms_server: ServerProcess) -> EvalClient:
-    with EvalClient(lmms_server.address) as client:
+    with lmms_server.client() as client:
         yield client
 
 
