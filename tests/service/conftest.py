@@ -11,13 +11,6 @@ from waiting import eventually
 from evalrpc import transitions
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let a run that was ended or let go of leave its Popen unreaped, until LocalRun.close reaps it."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"))
-
-
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     site = Site(tmp_path)
