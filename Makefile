@@ -20,7 +20,7 @@ BASELINE := protos/v1.baseline.binpb
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup envs envs-more envs-peer demo test test-fast campaign bench check format proto baseline clean
+.PHONY: help setup envs envs-more envs-peer demo test test-all test-fast campaign bench check format proto baseline clean
 
 help: ## List what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,20 +29,25 @@ setup: $(SERVER_READY) ## Set up the server and its tools in .venv
 
 envs: $(LMMS_READY) ## Set up lmms-eval in .envs/lmms
 
-envs-more: $(LM_EVAL_READY) $(INSPECT_READY) ## Set up lm-eval and inspect-ai in .envs too: `make test` then runs them as well
+envs-more: $(LM_EVAL_READY) $(INSPECT_READY) ## Set up lm-eval and inspect-ai in .envs too
 
 envs-peer: $(PEER_READY) ## Set up lmms-eval's own HTTP server in .envs/peer, for `make bench` to compare with
 
 demo: setup envs $(TINY_LLAVA) ## Run a real evaluation on a server of its own, and watch it
 	@$(SERVER)/bin/python demo/demo.py
 
-test: setup envs $(TINY_LLAVA) ## Run all tests, those with the real harness too
-	EVALRPC_TEST_LMMS_PYTHON=$(CURDIR)/$(LMMS)/bin/python EVALRPC_TEST_TINY_LLAVA=$(CURDIR)/$(TINY_LLAVA) \
-	EVALRPC_TEST_LM_EVAL_PYTHON=$(if $(wildcard $(LM_EVAL_READY)),$(CURDIR)/$(LM_EVAL)/bin/python) \
-	EVALRPC_TEST_INSPECT_PYTHON=$(if $(wildcard $(INSPECT_READY)),$(CURDIR)/$(INSPECT)/bin/python) \
-	$(SERVER)/bin/python -m pytest $(ARGS)
+# What the tests of real parts use. Where a variable is not set, these tests are skipped, with a word.
+LMMS_PARTS = EVALRPC_TEST_LMMS_PYTHON=$(CURDIR)/$(LMMS)/bin/python EVALRPC_TEST_TINY_LLAVA=$(CURDIR)/$(TINY_LLAVA)
+MORE_PARTS = EVALRPC_TEST_LM_EVAL_PYTHON=$(CURDIR)/$(LM_EVAL)/bin/python \
+	EVALRPC_TEST_INSPECT_PYTHON=$(CURDIR)/$(INSPECT)/bin/python
 
-test-fast: setup ## Run the tests that take no more than a moment
+test: setup envs $(TINY_LLAVA) ## Run the tests that are not slow, with the real lmms-eval
+	$(LMMS_PARTS) $(SERVER)/bin/python -m pytest -m "not slow" $(ARGS)
+
+test-all: setup envs envs-more $(TINY_LLAVA) ## Run all tests, with every harness and the clients in other languages
+	$(LMMS_PARTS) $(MORE_PARTS) $(SERVER)/bin/python -m pytest $(ARGS)
+
+test-fast: setup ## Run the tests that are not slow, without lmms-eval
 	$(SERVER)/bin/python -m pytest -m "not slow" $(ARGS)
 
 # How many kills the campaign has, and what its dice are thrown from.

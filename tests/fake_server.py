@@ -11,6 +11,7 @@ import grpc
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from google.rpc import error_details_pb2, status_pb2
+from waiting import DEADLINE_SECONDS
 
 from evalrpc.errors import DOMAIN, EvalrpcError, InvalidRequestError, JobNotFoundError
 from evalrpc.v1 import evaluation_service_pb2 as pb
@@ -86,7 +87,7 @@ class FakeService(EvaluationServiceServicer):
     def wait_for_watchers(self, count: int) -> None:
         """Wait until so many streams are open."""
         with self.changed:
-            assert self.changed.wait_for(lambda: self.watchers == count, timeout=10)
+            assert self.changed.wait_for(lambda: self.watchers == count, timeout=DEADLINE_SECONDS)
 
     def _take(self, request: Message, context: grpc.ServicerContext) -> None:
         name = type(request).__name__.removesuffix("Request")

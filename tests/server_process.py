@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 from processes_of_tests import parents_of_runs
+from waiting import DEADLINE_SECONDS
 
+from evalrpc.client import EvalClient
 from evalrpc.executors import parent
 from evalrpc.executors.processes import processes_of_job, processes_of_script, send_signal
 
@@ -44,6 +46,10 @@ class ServerProcess:
     def stop(self) -> int:
         return self._end(signal.SIGTERM)
 
+    def client(self) -> EvalClient:
+        """Return a client that lets every call take its time: to list its names, a harness imports all that it has."""
+        return EvalClient(self.address, timeout_seconds=None)
+
     def processes_of_jobs(self) -> list[int]:
         jobs = self.data_dir / "jobs"
         return parents_of_runs(self.data_dir) + [pid for folder in jobs.glob("*") for pid in processes_of_job(folder.name)]
@@ -64,7 +70,7 @@ class ServerProcess:
     def _end(self, number: signal.Signals) -> int:
         assert self._process is not None
         self._process.send_signal(number)
-        code = self._process.wait(30)
+        code = self._process.wait(DEADLINE_SECONDS)
         assert self._process.stdout is not None
         self._process.stdout.close()
         self._process = None

@@ -6,15 +6,15 @@ from typing import TypeVar
 
 _T = TypeVar("_T")
 
-DEADLINE_SECONDS = 30.0
-"""No test waits longer for anything. Far above what is normal, so that a busy machine fails no test."""
+DEADLINE_SECONDS = 120.0
+"""No test waits longer for anything. Far above what is normal: only what never comes fails a test, not a busy machine."""
 
 
-def eventually(condition: Callable[[], _T], what: str = "", seconds: float = DEADLINE_SECONDS) -> _T:
+def eventually(condition: Callable[[], _T], what: str = "") -> _T:
     """Return the first true value of the condition; fail when time is up."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + DEADLINE_SECONDS
     while not (value := condition()):
         if time.monotonic() >= deadline:
-            raise AssertionError(f"waited {seconds:g} s in vain {what}")
+            raise AssertionError(f"waited {DEADLINE_SECONDS:g} s in vain {what}")
         time.sleep(0.01)
     return value

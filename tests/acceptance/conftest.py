@@ -43,5 +43,5 @@ def inspect_python() -> Path:
 def _interpreter(variable: str, harness: str) -> Path:
     python = os.environ.get(variable)
     if not python:
-        pytest.skip(f"{variable} names no interpreter with {harness}: run `make envs envs-more`, then `make test`")
+        pytest.skip(f"{variable} names no interpreter with {harness}: `make test-all` has one")
     return Path(python)

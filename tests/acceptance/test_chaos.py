@@ -12,7 +12,7 @@ from server_process import ServerProcess
 from evalrpc.client import AsyncEvalClient
 from evalrpc.v1 import job_pb2 as pb
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 JOBS = 200
 KILLS = 20

@@ -16,12 +16,12 @@ from server_process import ServerProcess
 
 from evalrpc.client import EvalClient
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
-OLDEST_PROTOC = (3, 15)
-"""Older ones refuse `optional`."""
+OLDEST = {"protoc": (3, 15), "node": (20,)}
+"""Which versions will do. Older ones of protoc refuse `optional`."""
 
 HARNESS = '''
 """Shows progress, waits until it is let go, and leaves a result for every task, or fails for the model `broken`."""
@@ -72,13 +72,14 @@ class Language:
         for package in self.packages:
             if subprocess.run(["pkg-config", "--exists", package], check=False).returncode:
                 return f"pkg-config knows no {package}"
-        if "protoc" in self.tools and protoc_version() < OLDEST_PROTOC:
-            return "protoc is too old"
+        for tool, oldest in OLDEST.items():
+            if tool in self.tools and version_of(tool) < oldest:
+                return f"{tool} is too old"
         return None
 
 
-def protoc_version() -> tuple[int, ...]:
-    output = subprocess.run(["protoc", "--version"], check=True, capture_output=True, text=True).stdout
+def version_of(tool: str) -> tuple[int, ...]:
+    output = subprocess.run([tool, "--version"], check=True, capture_output=True, text=True).stdout
     return tuple(int(number) for number in re.findall(r"\d+", output))
 
 

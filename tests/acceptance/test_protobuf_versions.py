@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from server_process import ServerProcess
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 

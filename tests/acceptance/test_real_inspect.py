@@ -13,7 +13,7 @@ from evalrpc.errors import JobCancelledError, JobFailedError
 from evalrpc.v1 import job_pb2 as pb
 from evalrpc.v1.comparison_pb2 import TestMethod, Verdict
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 # mockllm counts tokens with a vocabulary that is downloaded, so that counter is replaced.
 TASKS = """
@@ -83,7 +83,7 @@ def inspect_server(tmp_path: Path, inspect_python: Path, serve: Callable[[str], 
 
 @pytest.fixture
 def client(inspect_server: ServerProcess) -> Iterator[EvalClient]:
-    with EvalClient(inspect_server.address) as client:
+    with inspect_server.client() as client:
         yield client
 
 

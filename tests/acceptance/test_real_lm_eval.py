@@ -13,7 +13,7 @@ from evalrpc.errors import InvalidRequestError, JobFailedError
 from evalrpc.v1 import job_pb2 as pb
 from evalrpc.v1.comparison_pb2 import TestMethod, Verdict
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 CHOOSING = """
 task: sums_choice
@@ -57,7 +57,7 @@ def lm_eval_server(tmp_path: Path, lm_eval_python: Path, serve: Callable[[str], 
 
 @pytest.fixture
 def client(lm_eval_server: ServerProcess) -> Iterator[EvalClient]:
-    with EvalClient(lm_eval_server.address) as client:
+    with lm_eval_server.client() as client:
         yield client
 
 

@@ -12,8 +12,6 @@ from evalrpc.client import EvalClient
 from evalrpc.errors import JobCancelledError, JobFailedError
 from evalrpc.v1 import job_pb2 as pb
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-
 TASK = """
 task: {name}
 dataset_path: json
@@ -72,7 +70,7 @@ def lmms_server(tmp_path: Path, lmms_python: Path, serve: Callable[[str], Server
 
 @pytest.fixture
 def client(lmms_server: ServerProcess) -> EvalClient:
-    with EvalClient(lmms_server.address) as client:
+    with lmms_server.client() as client:
         yield client
 
 
@@ -92,11 +90,11 @@ def test_two_tasks_complete_with_the_metrics_samples_and_files_that_lmms_eval_wr
     assert len(list(client.samples(job.job_id, task="sums_b"))) == 5
     downloaded = client.download(job.job_id, tmp_path / "copy")
     assert Path(result.results).name in {path.name for path in downloaded}
-    queue_wait = job.started_at.ToNanoseconds() - job.created_at.ToNanoseconds()
-    execution = job.completed_at.ToNanoseconds() - job.started_at.ToNanoseconds()
-    assert 0 <= queue_wait < execution
+    times = [time.ToNanoseconds() for time in (job.created_at, job.started_at, job.completed_at)]
+    assert times == sorted(times)
 
 
+@pytest.mark.slow
 def test_tasks_one_by_one_are_known_one_by_one_and_kept_if_a_later_one_fails(client: EvalClient) -> None:
     tasks = ["sums_a", "sums_crash", "sums_b"]
     job = client.evaluate("dummy", tasks, {"pretrained": "acme/model"}, num_gpus=0, limit=2, tasks_separately=True)
@@ -128,7 +126,7 @@ def metrics_of(job: pb.JobInfo, task: str) -> dict[str, float]:
     [
         ("no_such_model", "sums_a", "ValueError: Model 'no_such_model' not found in available models"),
         ("dummy", "no_such_task", "ValueError: Tasks not found: no_such_task"),
-        ("dummy", "sums_crash", "RuntimeError: the scorer gave up on document 0"),
+        pytest.param("dummy", "sums_crash", "RuntimeError: the scorer gave up on document 0", marks=pytest.mark.slow),
     ],
 )
 def test_a_failed_run_says_why_in_one_line(client: EvalClient, model: str, task: str, message: str) -> None:

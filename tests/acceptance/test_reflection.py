@@ -33,7 +33,7 @@ def server(tmp_path: Path, serve: Callable[[str], ServerProcess]) -> ServerProce
 def curl(server: ServerProcess, *arguments: str, method: str = "") -> subprocess.CompletedProcess[str]:
     url = f"http://{server.address}" + (f"/{method}" if method else "")
     command = (BUF, "curl", "--http2-prior-knowledge", "--protocol", "grpc", "--reflect", *arguments, url)
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def call(server: ServerProcess, name: str, message: dict[str, object]) -> list[dict[str, object]]:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from processes_of_tests import kill_job
-from running import Runs
+from running import SECONDS, Runs
 
+from evalrpc.executors import local
 from evalrpc.executors.base import RunKey
 
 
@@ -16,6 +17,13 @@ def key(tmp_path: Path) -> Iterator[RunKey]:
     key = RunKey(str(uuid.uuid4()), 1, tmp_path / "attempt-1")
     yield key
     kill_job(key.job_id)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give parents all the time that they need on a busy machine."""
+    for bound in ("_START_SECONDS", "_PARENT_SECONDS"):
+        monkeypatch.setattr(local, bound, SECONDS)
 
 
 @pytest.fixture

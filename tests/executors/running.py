@@ -4,13 +4,12 @@ import os
 import sys
 
 from processes_of_tests import kill_job
+from waiting import DEADLINE_SECONDS as SECONDS
 from waiting import eventually
 
 from evalrpc.executors.base import RunKey
 from evalrpc.executors.local import LocalExecutor, LocalRun
 from evalrpc.harnesses.base import Command, Exit
-
-SECONDS = 30.0
 
 
 class Runs:

@@ -644,16 +644,26 @@ def test_a_broken_pid_file_is_a_run_that_vanished(runs: Runs, content: str) -> N
     assert ended(runs.find()) == Exit(None, None)
 
 
-def test_a_process_without_a_pid_file_is_waited_for_rather_than_started_twice(runs: Runs) -> None:
-    """The server died right after the start, and the parent has not written its file yet."""
-    start_elsewhere_and_kill(runs, "import time; time.sleep(1000)")
+def test_a_process_without_a_pid_file_is_waited_for_rather_than_started_twice(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server died right after the start, and the parent has not written its file yet when the next one looks first."""
+    start_elsewhere_and_kill(runs, SLEEPS[-1])
+    runs.wait_for_log("ready")
     pid_file = runs.key.attempt_dir / TRACES_DIR / parent.PID_FILE
-    eventually(pid_file.exists)
     hidden = pid_file.rename(pid_file.with_name("hidden"))
-    timer = threading.Timer(0.2, lambda: hidden.rename(pid_file))
-    timer.start()
-    handle = runs.find()
-    timer.join()
+    looks: list[str] = []
+
+    def look(job_id: str) -> list[int]:
+        looks.append(job_id)
+        if len(looks) == 2:
+            hidden.rename(pid_file)
+        return processes_of_job(job_id)
+
+    with monkeypatch.context() as context:
+        context.setattr(local, "processes_of_job", look)
+        handle = runs.find()
+    assert len(looks) == 2
     assert not handle.wait(0)
 
 

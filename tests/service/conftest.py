@@ -5,15 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Api, ServerHere, ServerThere, Site
+from serving import Api, MovableClock, ServerHere, ServerThere, Site
 from waiting import eventually
 
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let a run that was ended or let go of leave its Popen unreaped, until LocalRun.close reaps it."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"))
+from evalrpc import transitions
 
 
 @pytest.fixture
@@ -24,12 +19,24 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 @pytest.fixture
-def serve(site: Site) -> Iterator[Callable[..., ServerHere]]:
+def clock() -> MovableClock:
+    """The clock of the servers in this process."""
+    return MovableClock()
+
+
+@pytest.fixture
+def long_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a job of a server in this process wait for its next attempt until the test is over."""
+    monkeypatch.setattr(transitions, "backoff_seconds", lambda _: 3600.0)
+
+
+@pytest.fixture
+def serve(site: Site, clock: MovableClock) -> Iterator[Callable[..., ServerHere]]:
     """Start a server in this process, with settings by name."""
     servers: list[ServerHere] = []
 
     def start(**flags: Any) -> ServerHere:
-        servers.append(ServerHere(site.settings(**flags)))
+        servers.append(ServerHere(site.settings(**flags), clock))
         return servers[-1]
 
     yield start

@@ -14,10 +14,13 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2, status_pb2
 from processes_of_tests import kill_all, kill_runs_with, parents_of_runs
+from waiting import DEADLINE_SECONDS as SECONDS
 from waiting import eventually
 
+from evalrpc.clock import Clock, SystemClock
 from evalrpc.config import Settings, load_settings
 from evalrpc.executors.processes import processes_of_job
 from evalrpc.server import running_server
@@ -31,7 +34,6 @@ TERMINAL = (COMPLETED, FAILED, CANCELLED)
 SNAPSHOT, STATUS = pb.JOB_EVENT_TYPE_SNAPSHOT, pb.JOB_EVENT_TYPE_STATUS
 PROGRESS, BOOKMARK = pb.JOB_EVENT_TYPE_PROGRESS, pb.JOB_EVENT_TYPE_BOOKMARK
 
-SECONDS = 30.0
 NOWHERE = "0b54e7a6-3a51-4f2c-9d5e-6f6c4f1a2b3c"
 PROGRAM = Path(__file__).with_name("harness_program.py")
 
@@ -52,6 +54,12 @@ class Site:
             f'[harnesses.toy]\nkind = "command"\ncommand = {json.dumps(command)}\n'
             f"env = {{ TOY_DIR = {json.dumps(str(self.toy_dir))}, {name} = {json.dumps(value)} }}\n"
         )
+
+    def set_up(self, **settings: Any) -> None:
+        """Change settings in the config file."""
+        kept = [line for line in self.config.read_text().splitlines() if line.partition(" =")[0] not in settings]
+        changed = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+        self.config.write_text("\n".join([*changed, *kept]) + "\n")
 
     def settings(self, **flags: Any) -> Settings:
         return load_settings(flags, {}, self.config)
@@ -135,10 +143,26 @@ def submission(model: str = "good", **fields: Any) -> calls.SubmitJobRequest:
     return calls.SubmitJobRequest(request=pb.EvaluateRequest(**request), **fields)
 
 
+class MovableClock(SystemClock):
+    """The machine's clock, whose time of day can be set ahead: then what takes long need not be waited for."""
+
+    def __init__(self) -> None:
+        self._ahead_seconds = 0
+
+    def move_ahead(self, seconds: int) -> None:
+        self._ahead_seconds += seconds
+
+    def now(self) -> Timestamp:
+        now = super().now()
+        now.seconds += self._ahead_seconds
+        return now
+
+
 class ServerHere:
     """A server in this process, on an event loop in a thread of its own."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+        self._clock = clock
         self._started = threading.Event()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(settings,), name="server")
@@ -155,7 +179,7 @@ class ServerHere:
     async def _serve(self, settings: Settings) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         try:
-            async with running_server(settings) as self.server:
+            async with running_server(settings, self._clock) as self.server:
                 self._started.set()
                 await self._stop.wait()
         except Exception as error:  # noqa: BLE001 - it is raised where the server is started

@@ -156,6 +156,7 @@ def test_a_cancel_that_races_with_the_start_leaves_nothing(api: Api, site: Site)
     assert api.run("good").status == COMPLETED
 
 
+@pytest.mark.usefixtures("long_backoff")
 def test_cancelling_a_job_between_two_attempts_ends_it(api: Api) -> None:
     job = api.submit("killed", max_attempts=10)
     eventually(lambda: (found := api.get(job.job_id)).status == QUEUED and found.attempt == 1)
@@ -169,12 +170,14 @@ def test_cancelling_a_job_between_two_attempts_ends_it(api: Api) -> None:
 
 
 def test_a_cancel_is_carried_out_by_the_next_server(launch: Callable[..., ServerThere], site: Site) -> None:
+    site.set_up(grace_seconds=60.0)
     server = launch()
     job = server.api.submit("lingers")
     site.wait_for_log(job.job_id)
     server.api.CancelJob(job_id=job.job_id, reason="enough")
     server.kill()
     assert not nothing_left_of(job.job_id)
+    site.set_up(grace_seconds=0.1)
     ended = launch().api.wait_for(job.job_id, *TERMINAL)
     assert (ended.status, ended.error.message) == (CANCELLED, "enough")
     assert nothing_left_of(job.job_id)
@@ -183,7 +186,7 @@ def test_a_cancel_is_carried_out_by_the_next_server(launch: Callable[..., Server
 def test_a_job_whose_cancel_was_carried_out_while_no_server_was_there_is_cancelled(
     launch: Callable[..., ServerThere], site: Site
 ) -> None:
-    site.config.write_text(site.config.read_text().replace("grace_seconds = 0.3", "grace_seconds = 20.0"))
+    site.set_up(grace_seconds=60.0)
     server = launch()
     job = server.api.submit("lingers")
     site.wait_for_log(job.job_id)
@@ -199,7 +202,7 @@ def test_a_job_whose_cancel_was_carried_out_while_no_server_was_there_is_cancell
 def test_a_graceful_stop_in_the_middle_of_a_cancel_still_ends_in_cancelled(
     launch: Callable[..., ServerThere], site: Site
 ) -> None:
-    site.config.write_text(site.config.read_text().replace("grace_seconds = 0.3", "grace_seconds = 20.0"))
+    site.set_up(grace_seconds=60.0)
     server = launch()
     job = server.api.submit("lingers")
     site.wait_for_log(job.job_id)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fake_server import JOB_ID, FakeServer, FakeService, job_at
+from waiting import DEADLINE_SECONDS
 
 from evalrpc import errors
 from evalrpc.client import AsyncEvalClient, ChecksumMismatchError, EvalClient
@@ -65,7 +66,7 @@ class BlockingFace:
         async def waited() -> Any:
             return await awaitable
 
-        return asyncio.run_coroutine_threadsafe(waited(), self._loop).result(timeout=30)
+        return asyncio.run_coroutine_threadsafe(waited(), self._loop).result(timeout=DEADLINE_SECONDS)
 
 
 @pytest.fixture

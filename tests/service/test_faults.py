@@ -212,7 +212,7 @@ def test_a_server_that_can_not_read_its_database_says_why_it_does_not_start(laun
 
 @pytest.mark.slow
 def test_a_thread_that_hangs_on_a_disk_does_not_hold_up_a_stop(launch: Launch, site: Site, disk: FaultyDisk) -> None:
-    site.config.write_text(site.config.read_text().replace("stop_seconds = 5.0", "stop_seconds = 0.2"))
+    site.set_up(stop_seconds=0.2)
     first = launch()
     job = first.api.run("good")
     first.kill()

@@ -20,10 +20,10 @@ def below(folder: Path) -> Iterator[Path]:
     yield from folder.rglob("*")
 
 
-def set_up(site: Site, *lines: str) -> Path:
+def set_up(site: Site, **settings: str) -> Path:
     """Give the site an output root, and more settings."""
     root = site.folder / "shared" / "results"
-    site.config.write_text("\n".join([f'output_root = "{root}"', *lines, site.config.read_text()]))
+    site.set_up(output_root=str(root), **settings)
     return root
 
 
@@ -48,18 +48,18 @@ def test_nobody_else_can_read_what_a_server_keeps(launch: Launch, site: Site) ->
 
 
 @pytest.mark.parametrize(
-    ("setting", "file_mode", "folder_mode"),
+    ("settings", "file_mode", "folder_mode"),
     [
-        ("", 0o640, 0o750),
-        ('output_mode = "0600"', 0o600, 0o700),
-        ('output_mode = "0660"', 0o660, 0o770),
-        ('output_mode = "0644"', 0o644, 0o755),
+        ({}, 0o640, 0o750),
+        ({"output_mode": "0600"}, 0o600, 0o700),
+        ({"output_mode": "0660"}, 0o660, 0o770),
+        ({"output_mode": "0644"}, 0o644, 0o755),
     ],
 )
 def test_results_below_the_output_root_have_the_rights_that_the_operator_gives(
-    launch: Launch, site: Site, setting: str, file_mode: int, folder_mode: int
+    launch: Launch, site: Site, settings: dict[str, str], file_mode: int, folder_mode: int
 ) -> None:
-    root = set_up(site, setting)
+    root = set_up(site, **settings)
     run_into(launch(), "team/run-1")
     paths = list(below(root))
     assert any(path.name.endswith("_results.json") for path in paths)
@@ -79,7 +79,7 @@ def test_a_folder_that_is_there_already_stays_as_it_is(launch: Launch, site: Sit
 
 def test_results_below_the_output_root_belong_to_the_operators_group(launch: Launch, site: Site) -> None:
     group_id = os.getgid() if os.getuid() else 54321
-    root = set_up(site, f'output_group = "{group_id}"')
+    root = set_up(site, output_group=str(group_id))
     run_into(launch(), "team/run-1")
     for path in below(root):
         assert path.lstat().st_gid == group_id, path
@@ -87,6 +87,6 @@ def test_results_below_the_output_root_belong_to_the_operators_group(launch: Lau
 
 
 def test_a_group_that_is_not_there_keeps_the_server_from_starting(launch: Launch, site: Site) -> None:
-    set_up(site, 'output_group = "no-such-group"')
+    set_up(site, output_group="no-such-group")
     with pytest.raises(AssertionError, match="setting output_group: this machine has no group 'no-such-group'"):
         launch()

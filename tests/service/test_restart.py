@@ -21,6 +21,8 @@ from serving import (
     STATUS,
     TERMINAL,
     Api,
+    MovableClock,
+    ServerHere,
     ServerThere,
     Site,
     nothing_left_of,
@@ -29,12 +31,6 @@ from serving import (
 from waiting import eventually
 
 Launch = Callable[..., ServerThere]
-
-
-def set_up(site: Site, **settings: object) -> None:
-    """Change settings in the config file."""
-    lines = [line for line in site.config.read_text().splitlines() if line.partition(" =")[0] not in settings]
-    site.config.write_text("\n".join([f"{name} = {value}" for name, value in settings.items()] + lines) + "\n")
 
 
 @pytest.mark.parametrize("how", ["kill", "terminate"])
@@ -127,13 +123,15 @@ def test_a_lost_run_is_tried_again_where_attempts_are_left(launch: Launch, site:
     assert site.starts(job.job_id) == ["1", "2"]
 
 
-@pytest.mark.slow
-def test_a_run_past_its_timeout_is_ended_by_the_next_server(launch: Launch, site: Site) -> None:
+def test_a_run_past_its_timeout_is_ended_by_the_next_server(
+    launch: Launch, serve: Callable[..., ServerHere], site: Site, clock: MovableClock
+) -> None:
     server = launch()
-    job = server.api.submit("stubborn", timeout=Duration(seconds=1))
+    job = server.api.submit("stubborn", timeout=Duration(seconds=600))
     site.wait_for_log(job.job_id, times=3)
     server.kill()
-    ended = launch().api.wait_for(job.job_id, *TERMINAL)
+    clock.move_ahead(3600)
+    ended = serve().api.wait_for(job.job_id, *TERMINAL)
     assert (ended.status, ended.error.reason) == (FAILED, "TIMED_OUT")
     assert nothing_left_of(job.job_id)
 
@@ -219,7 +217,7 @@ def test_a_stop_right_after_the_start_works(launch: Launch) -> None:
 
 
 def test_a_drain_waits_for_the_runs_and_starts_no_more(launch: Launch, site: Site) -> None:
-    set_up(site, drain="true", drain_seconds=60)
+    site.set_up(drain=True, drain_seconds=600.0)
     server = launch()
     running = server.api.submit("slow", request={"num_gpus": 2})
     site.wait_for_log(running.job_id)
@@ -243,7 +241,7 @@ def test_a_drain_waits_for_the_runs_and_starts_no_more(launch: Launch, site: Sit
 
 
 def test_a_job_that_no_longer_fits_the_server_keeps_nobody_waiting(launch: Launch, site: Site) -> None:
-    set_up(site, reservation_seconds="0.0")
+    site.set_up(reservation_seconds=0.0)
     server = launch()
     blocker = server.api.submit("slow", request={"num_gpus": 2})
     server.api.wait_for(blocker.job_id, RUNNING)
@@ -251,40 +249,40 @@ def test_a_job_that_no_longer_fits_the_server_keeps_nobody_waiting(launch: Launc
     server.kill()
     site.release()
     eventually(lambda: nothing_left_of(blocker.job_id))
-    set_up(site, gpus='"1"')
+    site.set_up(gpus="1")
     api = launch().api
     narrow = api.submit("good", request={"num_gpus": 1})
-    eventually(lambda: api.get(narrow.job_id).status == COMPLETED, seconds=12)
+    eventually(lambda: api.get(narrow.job_id).status == COMPLETED)
     assert api.get(wide.job_id).status in (FAILED, QUEUED)
 
 
 @pytest.mark.slow
 def test_a_run_taken_up_beyond_the_limit_can_be_cancelled(launch: Launch, site: Site) -> None:
-    set_up(site, max_running=4, gpus='"0"')
+    site.set_up(max_running=4, gpus="0")
     server = launch()
     jobs = [server.api.submit("slow") for _ in range(3)]
     for job in jobs:
         site.wait_for_log(job.job_id)
     server.kill()
-    set_up(site, max_running=1, gpus='"0"')
+    site.set_up(max_running=1, gpus="0")
     api = launch().api
     last = api.GetQueue().running_job_ids[-1]
     api.CancelJob(job_id=last)
-    eventually(lambda: api.get(last).status == CANCELLED, seconds=12)
+    eventually(lambda: api.get(last).status == CANCELLED)
 
 
 def test_a_run_taken_up_beyond_the_limit_is_seen_to_end(launch: Launch, site: Site) -> None:
-    set_up(site, max_running=4, gpus='"0"')
+    site.set_up(max_running=4, gpus="0")
     server = launch()
     jobs = [server.api.submit("slow") for _ in range(2)]
     for job in jobs:
         site.wait_for_log(job.job_id)
     server.kill()
-    set_up(site, max_running=1, gpus='"0"')
+    site.set_up(max_running=1, gpus="0")
     api = launch().api
     last = api.GetQueue().running_job_ids[-1]
     site.release(last)
-    eventually(lambda: api.get(last).status == COMPLETED, seconds=12)
+    eventually(lambda: api.get(last).status == COMPLETED)
 
 
 def test_a_run_whose_harness_the_operator_removed_is_ended_and_fails(launch: Launch, site: Site) -> None:

@@ -28,19 +28,13 @@ from waiting import eventually
 Launch = Callable[..., ServerThere]
 
 
-def set_up(site: Site, settings: str) -> None:
-    names = {line.partition(" =")[0] for line in settings.splitlines()}
-    kept = [line for line in site.config.read_text().splitlines() if line.partition(" =")[0] not in names]
-    site.config.write_text("\n".join([settings, *kept]) + "\n")
-
-
 def health(api: Api) -> int:
     stub = health_pb2_grpc.HealthStub(api.channel)
     return stub.Check(health_pb2.HealthCheckRequest(), timeout=SECONDS).status
 
 
 def test_a_draining_server_says_so_to_everyone_and_goes_on_answering(launch: Launch, site: Site) -> None:
-    set_up(site, "drain = true")
+    site.set_up(drain=True)
     server = launch()
     running = server.api.submit("slow", request={"num_gpus": 2})
     site.wait_for_log(running.job_id)
@@ -60,7 +54,7 @@ def test_a_draining_server_says_so_to_everyone_and_goes_on_answering(launch: Lau
 
 
 def test_told_to_stop_once_more_a_draining_server_does_so_at_once(launch: Launch, site: Site) -> None:
-    set_up(site, "drain = true")
+    site.set_up(drain=True)
     server = launch()
     job = server.api.submit("hangs")
     site.wait_for_log(job.job_id)
@@ -72,7 +66,7 @@ def test_told_to_stop_once_more_a_draining_server_does_so_at_once(launch: Launch
 
 
 def test_a_drain_that_takes_too_long_leaves_the_runs_to_the_next_server(launch: Launch, site: Site) -> None:
-    set_up(site, "drain = true\ndrain_seconds = 0.2")
+    site.set_up(drain=True, drain_seconds=0.2)
     server = launch()
     job = server.api.submit("slow")
     site.wait_for_log(job.job_id)
@@ -84,7 +78,7 @@ def test_a_drain_that_takes_too_long_leaves_the_runs_to_the_next_server(launch: 
 
 
 def test_clients_that_never_read_do_not_hold_up_a_stop(launch: Launch, site: Site) -> None:
-    set_up(site, "stop_seconds = 0.2")
+    site.set_up(stop_seconds=0.2)
     server = launch()
     for _ in range(20):
         server.api.submit("good", request={"num_gpus": 2}, labels={str(number): "x" * 255 for number in range(60)})
@@ -99,13 +93,13 @@ def test_clients_that_never_read_do_not_hold_up_a_stop(launch: Launch, site: Sit
 
 @pytest.mark.slow
 def test_a_run_that_does_not_end_does_not_hold_up_a_stop_and_the_next_server_ends_it(launch: Launch, site: Site) -> None:
-    set_up(site, "stop_seconds = 0.2\ngrace_seconds = 25.0")
+    site.set_up(stop_seconds=0.2, grace_seconds=60.0)
     server = launch()
     job = server.api.submit("stubborn")
     site.wait_for_log(job.job_id, times=3)
     server.api.CancelJob(job_id=job.job_id)
     assert server.terminate() == 1
-    set_up(site, "grace_seconds = 0.1")
+    site.set_up(grace_seconds=0.1)
     ended = launch().api.wait_for(job.job_id, *TERMINAL)
     assert ended.status == CANCELLED
     assert nothing_left_of(job.job_id)

@@ -14,6 +14,7 @@ from serving import (
     FAILED,
     QUEUED,
     RUNNING,
+    SECONDS,
     TERMINAL,
     Api,
     ServerHere,
@@ -236,7 +237,8 @@ def test_a_new_job_supersedes_the_queued_ones_with_its_key(api: Api) -> None:
     assert new.position_in_queue == 0
 
 
-def test_a_job_that_waits_to_be_tried_again_is_superseded_for_good(api: Api, site: Site) -> None:
+@pytest.mark.usefixtures("long_backoff")
+def test_a_job_that_waits_to_be_tried_again_is_superseded_for_good(api: Api) -> None:
     old = api.submit("killed", max_attempts=10, supersede_key="k")
     eventually(lambda: (found := api.get(old.job_id)).status == QUEUED and found.attempt == 1)
     api.submit("good", supersede_key="k")
@@ -284,10 +286,10 @@ def test_clients_that_give_up_in_the_middle_of_a_submission_do_the_server_no_har
     server = launch()
     for _ in range(20):
         calls = [server.api.stub.SubmitJob.future(submission("good", request={"num_gpus": 2})) for _ in range(50)]
-        calls[0].result(5)
+        calls[0].result(SECONDS)
         for call in calls:
             call.cancel()
-    assert server.api.stub.SubmitJob(submission("good"), timeout=5).status == QUEUED
+    assert server.api.stub.SubmitJob(submission("good"), timeout=SECONDS).status == QUEUED
     assert server.process.poll() is None
 
 

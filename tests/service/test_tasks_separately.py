@@ -8,14 +8,15 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from serving import (
     CANCELLED,
     COMPLETED,
     FAILED,
-    PROGRESS,
     RUNNING,
     TERMINAL,
     Api,
+    MovableClock,
     ServerThere,
     Site,
     nothing_left_of,
@@ -42,7 +43,7 @@ def test_metrics_of_a_task_are_in_the_stream_while_the_next_one_runs(api: Api, s
     job_id = submit(api, "good", "slow")
     seen = []
     for event in api.watch(job_id):
-        if event.type == PROGRESS:
+        if not event.terminal:
             seen.append(event.job)
             if tasks_of(event.job) == ["good"]:
                 site.release()
@@ -143,9 +144,11 @@ def test_a_cancel_keeps_what_has_finished_and_starts_nothing_more(api: Api, site
     assert nothing_left_of(job_id)
 
 
-def test_a_timeout_bounds_all_tasks_together_and_keeps_what_has_finished(api: Api, site: Site) -> None:
-    submission = {"request": {"tasks": ["good", "hangs"], "tasks_separately": True}, "timeout": {"seconds": 3}}
-    job = api.run("each", **submission)
+def test_a_timeout_bounds_all_tasks_together_and_keeps_what_has_finished(api: Api, clock: MovableClock) -> None:
+    job_id = submit(api, "good", "hangs", timeout=Duration(seconds=600))
+    wait_for_tasks(api, job_id, "good")
+    clock.move_ahead(3600)
+    job = api.wait_for(job_id, *TERMINAL)
     assert (job.status, job.error.reason, tasks_of(job)) == (FAILED, "TIMED_OUT", ["good"])
     assert nothing_left_of(job.job_id)
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from waiting import DEADLINE_SECONDS as SECONDS
+
 from evalrpc import transitions
 from evalrpc.clock import Clock, SystemClock
 from evalrpc.store.base import Store, Submission
@@ -15,7 +17,6 @@ from evalrpc.v1.evaluation_service_pb2 import JobFilter
 CLOCK = SystemClock()
 
 Opener = Callable[..., Store]
-SECONDS = 30.0
 
 
 def open_sqlite(data_dir: Path, max_queued: int, clock: Clock = CLOCK) -> Store:

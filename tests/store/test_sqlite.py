@@ -323,7 +323,7 @@ def test_a_database_that_is_gone_is_not_begun_anew_beside_its_journal_or_its_job
 WRITER = f"""
 import sys, threading
 from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = {sys.path!r}  # that of the tests
 from store_jobs import finish, submit
 from evalrpc.clock import SystemClock
 from evalrpc.store.sqlite import SqliteStore

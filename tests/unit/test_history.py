@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import DEADLINE_SECONDS as SECONDS
 
 from evalrpc import transitions
 from evalrpc.clock import SystemClock
@@ -17,7 +18,6 @@ from evalrpc.v1.history_pb2 import GetHistoryResponse
 from evalrpc.v1.job_pb2 import JOB_STATUS_QUEUED, EvaluateRequest, JobInfo, Metric, MetricSelector, ModelResult
 
 CLOCK = SystemClock()
-SECONDS = 30.0
 ACC = Metric(task="t", metric="acc", filter="none", value=0.5)
 
 

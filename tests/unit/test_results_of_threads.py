@@ -5,6 +5,7 @@ import threading
 from concurrent.futures import Future
 
 import pytest
+from waiting import DEADLINE_SECONDS
 
 from evalrpc.errors import StoreUnavailableError
 from evalrpc.waiting import Results
@@ -23,7 +24,7 @@ def test_everyone_gets_their_own_result_whatever_comes_at_once() -> None:
         ]
         for thread in threads:
             thread.start()
-        answers = await asyncio.wait_for(asyncio.gather(*waiters), 30)
+        answers = await asyncio.wait_for(asyncio.gather(*waiters), DEADLINE_SECONDS)
         for thread in threads:
             thread.join()
         return answers

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from waiting import DEADLINE_SECONDS as SECONDS
 
 from evalrpc import transitions
 from evalrpc.retention import Retention
 from evalrpc.store.base import Submission
 from evalrpc.store.sqlite import SqliteStore
 from evalrpc.v1 import job_pb2 as pb
-
-SECONDS = 20.0
 
 
 class SetClock:

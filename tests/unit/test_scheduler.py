@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from waiting import DEADLINE_SECONDS as SECONDS
 from waiting import eventually
 
 from evalrpc import scheduler, supervisor, transitions
@@ -31,7 +32,6 @@ from evalrpc.v1 import job_pb2 as pb
 
 QUEUED, RUNNING = pb.JOB_STATUS_QUEUED, pb.JOB_STATUS_RUNNING
 COMPLETED, FAILED, CANCELLED = pb.JOB_STATUS_COMPLETED, pb.JOB_STATUS_FAILED, pb.JOB_STATUS_CANCELLED
-SECONDS = 20.0
 CLOCK = SystemClock()
 
 
@@ -554,7 +554,7 @@ def test_a_job_cancelled_while_its_start_is_refused_sets_its_gpus_free(house: Ho
     job.request.MergeFrom(pb.EvaluateRequest(harness="h", model="m", tasks=["t"], num_gpus=2, output_dir="elsewhere"))
     house.store.submit(Submission(job)).result(SECONDS)
     assert house.wait_for("job-x", CANCELLED, FAILED).status == CANCELLED
-    eventually(house.is_empty, "for the GPUs to be free", seconds=5)
+    eventually(house.is_empty, "for the GPUs to be free")
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # a bug ends the dispatcher, as it should
