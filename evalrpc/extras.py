@@ -46,13 +46,23 @@ def _entry(name: str, value: object, max_bytes: int) -> Struct | None:
     if value in (None, "", [], {}) or len(name) > _LARGEST_NAME:
         return None
     try:
-        if len(json.dumps(value)) > max_bytes:
+        if _is_longer(value, max_bytes):
             return None
         entry = Struct()
         entry.update({wire_text(name): _plain(value, MAX_DEPTH, _refuse)})
     except (ValueError, RecursionError):  # nested too deep
         return None
     return entry if entry.ByteSize() <= max_bytes else None
+
+
+def _is_longer(value: object, max_bytes: int) -> bool:
+    """Tell whether a value takes more than so much as JSON. What is very large is written only as far as that."""
+    left = max_bytes
+    for part in json.JSONEncoder().iterencode(value):
+        left -= len(part)
+        if left < 0:
+            return True
+    return False
 
 
 def _plain(value: object, depth: int, deeper: Callable[[object], str]) -> Any:

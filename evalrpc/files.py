@@ -25,6 +25,7 @@ from evalrpc.errors import (
 )
 
 _SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT})
+_FAILING_DISK: Final = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT})
 _FORBIDDEN: Final = frozenset({errno.EACCES, errno.EPERM})
 _NO_FILE: Final = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG}
@@ -59,9 +60,10 @@ def unreadable(error: OSError) -> EvalrpcError:
     what = Path(os.fsdecode(error.filename)).name if isinstance(error.filename, str | bytes) else "a file of the job"
     message = f"{ascii(what)[1:-1]} can't be read: {error.strerror} ({name})"
     metadata = {"errno": name}
-    if error.errno in _FORBIDDEN:
-        return FileUnreadableError(f"{message}; the server's account needs access to it", metadata=metadata)
-    return FileUnavailableError(f"{message}; try again", metadata=metadata, retry_delay_seconds=_RETRY_DELAY_SECONDS)
+    if is_shortage(error) or error.errno in _FAILING_DISK:
+        return FileUnavailableError(f"{message}; try again", metadata=metadata, retry_delay_seconds=_RETRY_DELAY_SECONDS)
+    todo = "; the server's account needs access to it" if error.errno in _FORBIDDEN else ""
+    return FileUnreadableError(f"{message}{todo}", metadata=metadata)
 
 
 def list_files(folder: Path) -> list[FoundFile]:

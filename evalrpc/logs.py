@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from evalrpc.files import open_regular_file
+from evalrpc.files import open_regular_file, require_no_shortage
 
 MAX_TAIL_LINES: Final = 50
 MAX_TAIL_BYTES: Final = 16 * 1024
@@ -86,14 +86,15 @@ def read_tail(
     path: Path, max_lines: int = MAX_TAIL_LINES, max_bytes: int = MAX_TAIL_BYTES, begin: int = 0, end: int | None = None
 ) -> list[str]:
     """Return the last lines of a log, or of a stretch of it, for people: no colour codes, of a progress bar its last state, and
-    none of them empty. Nothing where there is no log. Raises OSError."""
-    with open_regular_file(path) as log:
-        if log is None:
-            return []
-        size_bytes = os.fstat(log).st_size
-        end = size_bytes if end is None else min(end, size_bytes)
-        begin = min(max(begin, end - 4 * _MAX_LINE_BYTES), end)
-        data = os.pread(log, max(0, end - begin), begin)
+    none of them empty.
+
+    Nothing where there is no log, or none that can be read; OSError where the server lacks something at present.
+    """
+    try:
+        data = _read_end(path, begin, end)
+    except OSError as error:
+        require_no_shortage(error)
+        return []
     lines = [plain(line.rstrip(b"\r").rpartition(b"\r")[2]) for line in data.split(b"\n")]
     return _last_bytes([line for line in lines if line.strip()][-max_lines:], max_bytes)
 
@@ -101,6 +102,17 @@ def read_tail(
 def plain(line: bytes) -> str:
     """Return a line of a log without colour codes and control characters."""
     return _CONTROL.sub("", _COLOUR.sub("", line.decode(errors="replace"))).rstrip()
+
+
+def _read_end(path: Path, begin: int, end: int | None) -> bytes:
+    """Return the end of a stretch of a file. Raises OSError."""
+    with open_regular_file(path) as log:
+        if log is None:
+            return b""
+        size_bytes = os.fstat(log).st_size
+        end = size_bytes if end is None else min(end, size_bytes)
+        begin = min(max(begin, end - 4 * _MAX_LINE_BYTES), end)
+        return os.pread(log, end - begin, begin)
 
 
 def _last_bytes(lines: list[str], max_bytes: int) -> list[str]:

@@ -15,6 +15,7 @@ from evalrpc.harnesses.base import PRIVATE_UMASK
 _PRIVATE_FOLDER_MODE: Final = 0o700
 _ALL: Final = 0o777
 _READ: Final = 0o444
+_MAX_GROUP_ID: Final = 2**32 - 2  # one more means: leave it as it is
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,10 @@ class OutputAccess:
         if not self._is_below_root(folder):
             folder.mkdir(mode=_PRIVATE_FOLDER_MODE, parents=True, exist_ok=True)
             return
-        missing = [path for path in (folder, *folder.parents) if self._is_below_root(path) and not path.exists()]
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
         for path in reversed(missing):
             try:
-                path.mkdir(mode=_PRIVATE_FOLDER_MODE, parents=path == self.root)
+                path.mkdir(mode=_PRIVATE_FOLDER_MODE)
             except FileExistsError:
                 continue  # another run was faster
             if self.group_id is not None:
@@ -63,9 +64,11 @@ def output_access(root: Path | None, file_mode: int, group: str) -> OutputAccess
 
 def _group_id(group: str) -> int:
     try:
-        group_id = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
+        group_id = int(group) if group.isascii() and group.isdecimal() else grp.getgrnam(group).gr_gid
     except KeyError as error:
         raise ConfigurationError(f"setting output_group: this machine has no group {group!r}") from error
+    if group_id > _MAX_GROUP_ID:
+        raise ConfigurationError(f"setting output_group: a group's number is at most {_MAX_GROUP_ID}")
     if os.geteuid() and group_id not in {os.getegid(), *os.getgroups()}:
         raise ConfigurationError(
             f"setting output_group: the server's account is no member of {group!r}, so can't give it files"

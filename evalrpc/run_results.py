@@ -67,13 +67,13 @@ class RunResults:
 
     def _judge_next(self, ends: Sequence[int]) -> None:
         number = self._judged
-        self._judged += 1
         begin, end = ([0, *ends][number], [*ends, None][number])  # None: to the end of the log
         try:
             self._merged.add(self._read_step(number, read_tail(self._log_path, _JUDGED_LINES, _JUDGED_BYTES, begin, end)))
         except RunFailedError as error:
             error.job_error.log_tail[:] = read_tail(self._log_path, begin=begin, end=end)
             self._failures.append((self._steps[number], error))
+        self._judged += 1  # last: a step that could not be read for want of something is judged by the next look
 
     def _read_step(self, number: int, log_tail: list[str]) -> Mapping[str, ModelResult]:
         """Read what a step left. Raises RunFailedError."""

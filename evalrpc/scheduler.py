@@ -127,7 +127,7 @@ class Scheduler:
         try:
             task(supervisor)
         except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, the job must not hang on it, nor its GPUs
-            bug = None if isinstance(error, OSError) else error
+            bug = None if isinstance(error, OSError | MemoryError) else error
             _log.error("supervising the job failed: %s", error, exc_info=bug, extra={"job_id": job_id})
             supervisor.abandon(error)
         finally:

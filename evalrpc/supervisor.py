@@ -43,6 +43,9 @@ PROGRESS_SECONDS: Final = 0.5
 _RETRY_SECONDS: Final = 1.0
 _TRIES: Final = 10
 _LAST_LOOK_SECONDS: Final = 0.5
+_LACKS: Final = (OSError, MemoryError)
+"""What says that the server can't do something at present."""
+
 _GPU_MEMORY_NAME: Final = "gpu-memory.json"
 
 _log = logging.getLogger(__name__)
@@ -145,7 +148,7 @@ class Supervisor:
             except RunFailedError as error:
                 return error.job_error
             except Exception as error:  # noqa: BLE001 - see above
-                problem = f"it can't be told whether processes of the run are left: {error}"
+                problem = f"it can't be told whether processes of the run are left: {_reason(error)}"
                 _log.warning("%s", problem, extra={"job_id": self._job_id})
                 if self._workshop.stopping.wait(_RETRY_SECONDS):
                     return None
@@ -170,7 +173,7 @@ class Supervisor:
             self._make_folders(steps)
             self._workshop.executor.make_room(RunKey(self._job_id, attempt, folder), len(steps))
         except OSError as error:
-            message = f"the folder of the run can't be made: {error}"
+            message = f"the folder of the run can't be made: {_reason(error)}"
             raise (StoreUnavailableError(message) if is_shortage(error) else RunFailedError("START_FAILED", message)) from error
         return run
 
@@ -193,12 +196,15 @@ class Supervisor:
                 handle.close()
 
     def _try_for_outcome(self, job: pb.JobInfo, key: RunKey) -> _Change | None:
-        """Return the change to commit, or None if the run is left to the next server. Raises OSError for what does not pass."""
+        """Return the change to commit, or None if the run is left to the next server.
+
+        Raises OSError and MemoryError for a lack that does not pass.
+        """
         for tries_left in reversed(range(_TRIES)):
             try:
                 return self._outcome(job, key)
-            except OSError as error:
-                _log.warning("can't supervise the run: %s", error, extra={"job_id": self._job_id})
+            except _LACKS as error:
+                _log.warning("can't supervise the run: %r", error, extra={"job_id": self._job_id})
                 if not tries_left:
                     raise
                 if self._workshop.stopping.wait(_RETRY_SECONDS):
@@ -290,7 +296,7 @@ class Supervisor:
         while not handle.wait(PROGRESS_SECONDS if progress.started else 0):
             if reason := self._reason_to_stop():
                 return reason
-            with suppress(OSError):  # nothing can be read at present, which is no reason to end the run
+            with suppress(*_LACKS):  # nothing can be read at present, which is no reason to end the run
                 progress.look()
                 if reason := self._read(found.look):
                     return reason
@@ -398,9 +404,14 @@ class Supervisor:
 
 def _describe(cause: Exception) -> str:
     """Say why a run could not be supervised."""
-    if isinstance(cause, OSError):
-        return transitions.shorten(f"the server could not supervise the run: {cause}")
+    if isinstance(cause, _LACKS):
+        return transitions.shorten(f"the server could not supervise the run: {_reason(cause)}")
     return "a bug of the server stopped this job; its log has the traceback"
+
+
+def _reason(cause: Exception) -> str:
+    """Say what went wrong, without paths, which are the server's own business."""
+    return (cause.strerror if isinstance(cause, OSError) else None) or str(cause) or type(cause).__name__
 
 
 def _read_into(reading: Future[None], read: Callable[[], None]) -> None:

@@ -20,7 +20,7 @@ from evalrpc.executors.base import RunKey
 from evalrpc.executors.environment import build_environment
 from evalrpc.executors.nursery import Nursery
 from evalrpc.executors.processes import ScriptProcess, processes_of_job, processes_of_script, send_signal
-from evalrpc.executors.traces import Exits, make_room, read_exits, read_pid
+from evalrpc.executors.traces import Exits, have_begun, make_room, read_exits, read_pid
 from evalrpc.files import require_no_shortage
 from evalrpc.harnesses.base import Command, Exit
 
@@ -28,7 +28,7 @@ TRACES_DIR: Final = "run"
 
 _SURVIVOR_CHECK_SECONDS: Final = 0.02
 _KILL_SECONDS: Final = 30.0
-_START_SECONDS: Final = 5.0
+_START_SECONDS: Final = 30.0
 _NURSERIES: Final = 3  # how many may be killed before a run is given up
 _PARENT_SECONDS: Final = 5.0  # how long a parent may take to see that none is left
 
@@ -135,14 +135,13 @@ def _traces_dir(key: RunKey) -> Path:
 
 
 def _has_begun(key: RunKey) -> bool:
-    """Tell whether the parent of a run has left its process id. If not, there was none, and there will be none."""
-    pid_file = _traces_dir(key) / parent.PID_FILE
+    """Tell whether there is, or was, a parent of a run. If not, there will be none."""
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         # What was to fork it may have died just before the parent wrote the file. So the processes come first: one that is not
         # about to write it any more has written it. A look can miss what is forked meanwhile, so it takes two.
         about_to_begin = processes_of_job(key.job_id) or _about_to_begin() or _about_to_begin()
-        if pid_file.exists():
+        if have_begun(_traces_dir(key), key.log_path):
             break
         if not about_to_begin:
             return False
@@ -270,9 +269,19 @@ class LocalRun:
 
 
 def _living_pid(key: RunKey) -> int | None:
-    """Return the recorded process if it still runs. Raises OSError where that can't be told."""
+    """Return the recorded process if it still runs and is a parent of runs, for a run may write there what it likes. Raises
+    OSError where that can't be told."""
     recorded = read_pid(_traces_dir(key))
-    return recorded[0] if recorded and _is_living(*recorded) else None
+    return recorded[0] if recorded and _is_living(*recorded) and _is_parent(recorded[0]) else None
+
+
+def _is_parent(pid: int) -> bool:
+    """Tell by its name whether a process is a parent of runs; one that has just begun has the nursery's. Raises OSError."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_bytes().strip().decode(errors="replace") in (parent.RUN_NAME, parent.NURSERY_NAME)
+    except OSError as error:
+        require_no_shortage(error)
+        return False
 
 
 def _is_living(pid: int, start_time: str) -> bool:

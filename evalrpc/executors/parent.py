@@ -50,6 +50,7 @@ _LINGER_SECONDS = 30.0
 _LOOK_SECONDS = 0.01
 _PRIVATE_UMASK = 0o077
 _PRIVATE_MODE = 0o600
+_NO_TRAP = os.O_NOFOLLOW | os.O_NONBLOCK  # a link or a FIFO that the run has put there leads nowhere and holds up nobody
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -144,7 +145,7 @@ def run(argv: list[str], order: dict[str, Any], pid_path: str) -> str:
     try:
         os.environ["PATH"] = order["env"].get("PATH", os.defpath)  # in which the program is looked for
         os.chdir(order["cwd"])
-        redirect(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 1, 2)
+        redirect(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | _NO_TRAP, 1, 2)
         os.umask(order["umask"])
         # Python itself ignores these two.
         pid = os.posix_spawnp(argv[0], argv, order["env"], setsigdef=(signal.SIGPIPE, signal.SIGXFSZ))
@@ -244,8 +245,9 @@ def sync(path: str) -> None:
     For `pid` this is so that after a power cut too nobody takes the run for one that never began. The program does not wait for
     it: what it leaves on this disk comes after `pid` in the journal of the file system.
     """
-    with open(path) as file:
-        os.fsync(file.fileno())
+    descriptor = os.open(path, os.O_RDONLY | _NO_TRAP)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from evalrpc.executors.parent import EXIT_FILE, NONE_LEFT, PID_FILE, PID_FILE_BEING_WRITTEN
-from evalrpc.files import open_regular_file
+from evalrpc.files import open_regular_file, require_no_shortage
 
 _PID_BYTES: Final = 64
 _STEP_BYTES: Final = 64
@@ -62,8 +62,13 @@ def make_room(folder: Path, step_count: int) -> None:
             os.close(descriptor)
 
 
+def have_begun(folder: Path, log_path: Path) -> bool:
+    """Tell whether the parent of a run has begun with it, though its traces may have been removed since."""
+    return any(map(_may_exist, (folder / PID_FILE, log_path))) or _read(folder / EXIT_FILE)[:1] not in (b"", b"\0")
+
+
 def read_exits(folder: Path) -> Exits:
-    """Read how the steps of a run ended. Raises OSError where that can't be read, though it is there."""
+    """Read how the steps of a run ended. Raises OSError where the server lacks something at present."""
     steps: list[StepEnd] = []
     for line in _read(folder / EXIT_FILE).partition(b"\0")[0].split(b"\n")[:-1]:
         if line == NONE_LEFT.encode():
@@ -76,7 +81,8 @@ def read_exits(folder: Path) -> Exits:
 
 
 def read_pid(folder: Path) -> tuple[int, str] | None:
-    """Read the process id and the start time of the parent; None where that is not there, or nonsense. Raises OSError."""
+    """Read the process id and the start time of the parent; None where that is not there, or nonsense. Raises OSError, as
+    `read_exits`."""
     match = _PID.fullmatch(_read(folder / PID_FILE).strip(b"\0"))
     return (int(match[1]), match[2].decode()) if match else None
 
@@ -96,5 +102,21 @@ def _parse_step(line: bytes) -> StepEnd | None:
 
 
 def _read(path: Path) -> bytes:
-    with open_regular_file(path) as descriptor:
-        return b"" if descriptor is None else os.pread(descriptor, _MAX_EXITS_BYTES, 0)
+    """Read a file; nothing where the run has left none that can be read."""
+    try:
+        with open_regular_file(path) as descriptor:
+            return b"" if descriptor is None else os.pread(descriptor, _MAX_EXITS_BYTES, 0)
+    except OSError as error:
+        require_no_shortage(error)
+        return b""
+
+
+def _may_exist(path: Path) -> bool:
+    """Tell whether something is there. It is, where that can't be told."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        require_no_shortage(error)
+    return True

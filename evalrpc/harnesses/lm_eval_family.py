@@ -15,6 +15,7 @@ from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
 _MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _BATCH_SIZE = re.compile(r"auto(:[1-9][0-9]{0,8})?|[1-9][0-9]{0,8}")
 _NOT_SAVED = re.compile(r".*(?: - |\] )(?P<error>\w+(?:Error|Exception)\(.*\))")
+_MAX_LINE_CHARACTERS: Final = 2000  # the time to match one grows with its square
 _PHASES: Final = (
     (re.compile(r"Verbosity set to|Including path:"), Progress.PHASE_STARTING),
     (re.compile(r"Selected Tasks|Running on rank|Building contexts for (?P<task>\S{1,200})"), Progress.PHASE_LOADING),
@@ -85,7 +86,7 @@ def _no_results(log_tail: Iterable[str], title: str) -> RunFailedError:
     lines = [strip_colours(line) for line in log_tail]
     if failure := find_failure(lines):
         return failed(failure)
-    unsaved = [match["error"] for match in map(_NOT_SAVED.fullmatch, lines) if match]
+    unsaved = [match["error"] for line in lines if (match := _NOT_SAVED.fullmatch(line[-_MAX_LINE_CHARACTERS:]))]
     why = f"could not save them: {unsaved[-1]}" if unsaved else "left none, and its log does not say why"
     return RunFailedError("RESULTS_MISSING", shorten(f"no results: {title} {why}"))
 
