@@ -7,11 +7,13 @@ free when neither `_placed` nor a running job in the store holds it.
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
+from evalrpc.executors.base import RunKey
+from evalrpc.paths import attempt_dir
 from evalrpc.store.base import Change
 from evalrpc.supervisor import Supervisor, Workshop
 
@@ -37,6 +39,7 @@ class Scheduler:
     def start(self) -> None:
         """Take up the runs that an earlier server left, then start what is queued."""
         running = self._workshop.queue_state.running_jobs()
+        self._set_leftovers_aside({job.job_id for job in running})
         # A server that has shrunk since may have taken over more runs than it would start.
         threads = max(self._workshop.queue_state.capacity.slots, len(running))
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="run")
@@ -83,6 +86,23 @@ class Scheduler:
             self._condition.notify_all()
         for supervisor in cancelled:
             supervisor.interrupt()
+
+    def _set_leftovers_aside(self, running: Set[str]) -> None:
+        """Give the GPUs of runs that have ended to nobody while processes of theirs are left, which an earlier server could not
+        end."""
+        executor, store = self._workshop.executor, self._workshop.store
+        try:
+            left = executor.jobs_with_processes() - running
+        except OSError as error:
+            _log.warning("can't look for processes that earlier runs have left: %s", error)
+            return
+        for job_id in store.known_jobs(sorted(left)):
+            job = store.job(job_id).parse()
+            if job.attempts:
+                _log.warning("processes are left of a run that has ended", extra={"job_id": job_id})
+                key = RunKey(job_id, job.attempt, attempt_dir(self._workshop.data_dir, job_id, job.attempt))
+                is_gone = partial(executor.kill_leftovers, key)
+                self._workshop.gpu_guard.condemn(job.attempts[-1].gpus, f"job {job_id}: processes of it are left", is_gone)
 
     def _dispatch(self) -> None:
         """Run on the dispatcher thread: whenever something changed, start all that can start. What is raised here is a bug: it

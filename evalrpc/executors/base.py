@@ -3,7 +3,7 @@
 An executor knows no harness and no job beyond the id that marks its processes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -61,7 +61,7 @@ class RunHandle(Protocol):
 class Executor(Protocol):
     """Starts runs and finds them again.
 
-    An OSError of `start`, `find` or `kill_leftovers` means that the server lacks something at present. It tells nothing of the
+    An OSError of any call means that the server lacks something at present. It tells nothing of the
     run, which may have begun: `find` will tell.
     """
 
@@ -75,6 +75,9 @@ class Executor(Protocol):
     def find(self, key: RunKey) -> RunHandle | None:
         """Find a run that an earlier server started, whether it still runs, has ended, or vanished. None: it never started,
         so starting it now makes no second one."""
+
+    def jobs_with_processes(self) -> Set[str]:
+        """Return the ids of the jobs of which processes are there, also those of other servers."""
 
     def kill_leftovers(self, key: RunKey) -> bool:
         """Kill what is left of a run that could not be ended, without waiting for it. Return whether nothing was left."""

@@ -19,8 +19,14 @@ from evalrpc.executors import parent
 from evalrpc.executors.base import RunKey
 from evalrpc.executors.environment import build_environment
 from evalrpc.executors.nursery import Nursery
-from evalrpc.executors.processes import ScriptProcess, processes_of_job, processes_of_script, send_signal
-from evalrpc.executors.traces import Exits, have_begun, make_room, read_exits, read_pid
+from evalrpc.executors.processes import (
+    ScriptProcess,
+    jobs_with_processes,
+    processes_of_job,
+    processes_of_script,
+    send_signal,
+)
+from evalrpc.executors.traces import Exits, has_output, has_pid, make_room, read_exits, read_pid
 from evalrpc.files import require_no_shortage
 from evalrpc.harnesses.base import Command, Exit
 
@@ -77,6 +83,10 @@ class LocalExecutor:
         except OSError:
             os.close(wake)
             raise
+
+    def jobs_with_processes(self) -> set[str]:
+        """Return the ids of the jobs of which processes are there, also those of other servers. Raises OSError."""
+        return jobs_with_processes()
 
     def kill_leftovers(self, key: RunKey) -> bool:
         """Kill what is left of a run, without waiting for it. Return whether nothing was. Raises OSError."""
@@ -141,10 +151,10 @@ def _has_begun(key: RunKey) -> bool:
         # What was to fork it may have died just before the parent wrote the file. So the processes come first: one that is not
         # about to write it any more has written it. A look can miss what is forked meanwhile, so it takes two.
         about_to_begin = processes_of_job(key.job_id) or _about_to_begin() or _about_to_begin()
-        if have_begun(_traces_dir(key), key.log_path):
+        if has_pid(_traces_dir(key)):
             break
         if not about_to_begin:
-            return False
+            return has_output(_traces_dir(key), key.log_path)
         time.sleep(_SURVIVOR_CHECK_SECONDS)
     return True
 

@@ -36,6 +36,17 @@ def processes_of_job(job_id: str, session: int | None = None, since_ticks: int =
     return [pid for pid in parents if not found.isdisjoint(_line_of(pid, parents))]
 
 
+def jobs_with_processes() -> set[str]:
+    """Return the ids of the jobs that living processes carry. Raises OSError, as `processes_of_job`."""
+    prefix = f"{JOB_ID_VARIABLE}=".encode()
+    found: set[str] = set()
+    for pid in _process_ids():
+        with suppress(*_GONE_OR_FOREIGN):
+            marks = [each for each in _read(pid, "environ").split(b"\0") if each.startswith(prefix)]
+            found |= {mark.removeprefix(prefix).decode(errors="replace") for mark in marks}
+    return found
+
+
 class ScriptProcess(NamedTuple):
     """A process that runs a script."""
 

@@ -62,9 +62,14 @@ def make_room(folder: Path, step_count: int) -> None:
             os.close(descriptor)
 
 
-def have_begun(folder: Path, log_path: Path) -> bool:
-    """Tell whether the parent of a run has begun with it, though its traces may have been removed since."""
-    return any(map(_may_exist, (folder / PID_FILE, log_path))) or _read(folder / EXIT_FILE)[:1] not in (b"", b"\0")
+def has_pid(folder: Path) -> bool:
+    """Tell whether the parent of a run has left its process id. Raises OSError, as `read_exits`."""
+    return _may_exist(folder / PID_FILE)
+
+
+def has_output(folder: Path, log_path: Path) -> bool:
+    """Tell whether a run has left anything else, for it may have removed the process id. Raises OSError, as `read_exits`."""
+    return _may_exist(log_path) or _read(folder / EXIT_FILE)[:1] not in (b"", b"\0")
 
 
 def read_exits(folder: Path) -> Exits:

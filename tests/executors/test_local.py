@@ -170,20 +170,20 @@ def test_a_program_whose_reader_is_gone_is_ended_by_that_as_in_any_shell(runs: R
     assert sorted(runs.log().split()) == [str(128 + signal.SIGPIPE), "y"]
 
 
-# Ending a run.
+# Ending a run. Its processes write their lines in one piece: a print without a buffer writes word by word.
 
 IGNORES = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-print("ready", os.getpid(), flush=True)
+os.write(1, b"ready %d\\n" % os.getpid())
 time.sleep(1000)
 """
 
 FAMILY = f"""
 import os, subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", '''{IGNORES}'''])
-stranger = subprocess.Popen([sys.executable, "-c", '''{IGNORES}'''], start_new_session=True)
-print("parent", os.getpid(), flush=True)
+child = subprocess.Popen([sys.executable, "-c", r'''{IGNORES}'''])
+stranger = subprocess.Popen([sys.executable, "-c", r'''{IGNORES}'''], start_new_session=True)
+os.write(1, b"parent %d\\n" % os.getpid())
 time.sleep(1000)
 """
 

@@ -13,6 +13,8 @@ from running import SECONDS, Runs, ended
 from small_disk import small_disk
 from waiting import eventually
 
+from evalrpc import files
+from evalrpc.errors import RunFailedError
 from evalrpc.executors import parent, traces
 from evalrpc.executors.base import RunKey
 from evalrpc.executors.local import TRACES_DIR, LocalExecutor
@@ -96,6 +98,50 @@ def test_a_run_that_has_spoilt_its_traces_is_lost_and_can_be_ended(runs: Runs, n
     again = runs.find()
     assert ended(again) == Exit()
     again.end(0.0)
+
+
+def test_traces_that_the_server_may_not_read_tell_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_exits(tmp_path, b"5 code 0\n")
+    (tmp_path / parent.PID_FILE).write_text("1 1")
+
+    def forbid(*_: object) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(files.os, "open", forbid)
+    assert read_exits(tmp_path) == Exits([], none_left=False)
+    assert traces.read_pid(tmp_path) is None
+
+
+@pytest.mark.parametrize("kept", [("log",), ("run/exit",), ("log", "run/exit")])
+def test_a_run_that_has_removed_its_process_id_is_not_started_again(runs: Runs, kept: tuple[str, ...]) -> None:
+    handle = runs.start("raise SystemExit(3)")
+    assert ended(handle) == Exit(code=3)
+    for name in {"log", "run/exit", "run/pid"} - set(kept):
+        (runs.key.attempt_dir / name).unlink()
+    found = LocalExecutor().find(runs.key)
+    assert found is not None
+    runs.keep(found)
+    assert found.wait(0)
+
+
+def test_a_process_that_is_no_parent_of_runs_is_not_taken_for_one_whatever_its_number_and_start(runs: Runs) -> None:
+    own = os.getpid()
+    folder = runs.key.attempt_dir / TRACES_DIR
+    folder.mkdir(parents=True)
+    (folder / parent.PID_FILE).write_text(f"{own} {parent.start_time(own)}")
+    found = runs.find()
+    assert ended(found) == Exit()
+    assert runs.executor.kill_leftovers(runs.key), "nothing of the run is left, and nothing else was killed"
+
+
+def test_a_fifo_in_the_place_of_its_process_id_holds_up_no_parent(runs: Runs) -> None:
+    program = "import os, sys; os.unlink(sys.argv[1]); os.mkfifo(sys.argv[1]); os.unlink(sys.argv[2]); os.mkfifo(sys.argv[2])"
+    trapped = (str(runs.key.attempt_dir / TRACES_DIR / parent.PID_FILE), str(runs.key.log_path))
+    handle = runs.start(program, *trapped, further_steps=(("true",),))
+    assert handle.wait(SECONDS)
+    assert handle.exit_status(0) == Exit(code=0)
+    with pytest.raises(RunFailedError, match="could not be started"):
+        handle.exit_status(1)
 
 
 # Writing it.

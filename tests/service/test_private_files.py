@@ -63,7 +63,7 @@ def test_results_below_the_output_root_have_the_rights_that_the_operator_gives(
     run_into(launch(), "team/run-1")
     paths = list(below(root))
     assert any(path.name.endswith("_results.json") for path in paths)
-    for path in paths:
+    for path in [root.parent, *paths]:
         assert oct(mode_of(path)) == oct(folder_mode if path.is_dir() else file_mode), path
     assert [path for path in below(site.folder / "data") if mode_of(path) & 0o077] == []
 
@@ -86,7 +86,16 @@ def test_results_below_the_output_root_belong_to_the_operators_group(launch: Lau
         assert mode_of(path) == (0o2750 if path.is_dir() else 0o640), path
 
 
-def test_a_group_that_is_not_there_keeps_the_server_from_starting(launch: Launch, site: Site) -> None:
-    set_up(site, output_group="no-such-group")
-    with pytest.raises(AssertionError, match="setting output_group: this machine has no group 'no-such-group'"):
+@pytest.mark.parametrize(
+    ("group", "problem"),
+    [
+        ("no-such-group", "this machine has no group 'no-such-group'"),
+        ("\u0663", "this machine has no group"),
+        ("4294967295", "a group's number is at most 4294967294"),
+        ("99999999999999", "a group's number is at most 4294967294"),
+    ],
+)
+def test_a_group_that_is_not_there_keeps_the_server_from_starting(launch: Launch, site: Site, group: str, problem: str) -> None:
+    set_up(site, output_group=group)
+    with pytest.raises(AssertionError, match=f"setting output_group: {problem}"):
         launch()

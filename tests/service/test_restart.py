@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -29,6 +30,8 @@ from serving import (
     submission,
 )
 from waiting import eventually
+
+from evalrpc.executors.environment import JOB_ID_VARIABLE
 
 Launch = Callable[..., ServerThere]
 
@@ -60,6 +63,16 @@ def test_a_run_that_has_spoilt_its_traces_is_lost_and_holds_nothing(launch: Laun
     assert (lost.status, lost.error.reason) == (FAILED, "RUN_LOST")
     assert api.run("good", request={"num_gpus": 2}).status == COMPLETED
     api.DeleteJob(job_id=lost.job_id)
+
+
+def test_what_is_left_of_a_run_that_has_ended_is_killed_before_its_gpus_are_given_away(launch: Launch, site: Site) -> None:
+    server = launch()
+    job = server.api.run("good", request={"num_gpus": 2})
+    server.kill()
+    with subprocess.Popen(("sleep", "1000"), env={JOB_ID_VARIABLE: job.job_id}) as left:
+        api = launch().api
+        assert api.run("good", request={"num_gpus": 2}).status == COMPLETED
+        assert left.wait() == -signal.SIGKILL
 
 
 def test_traces_that_were_spoilt_while_no_server_was_there_hold_up_nothing(launch: Launch, site: Site) -> None:

@@ -1,5 +1,6 @@
 """What has come of a run so far, by what lies in its folders."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -172,3 +173,44 @@ def test_more_than_a_job_can_carry_fails_the_step_that_is_too_much(tmp_path: Pat
     with pytest.raises(RunFailedError, match="at most 2097152 fit"):
         found.finish()
     assert len(tasks_of(found)) == 30_000
+
+
+@pytest.mark.parametrize("lack", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+@pytest.mark.parametrize("read", ["look", "finish"])
+def test_a_step_that_could_not_be_read_for_want_of_something_is_read_by_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lack: Exception, read: str
+) -> None:
+    handle = Handle()
+    found, steps = found_in(tmp_path, COMMAND, handle, "a", "b")
+    for step in steps:
+        write_results(step.output_dir, step.request.tasks[0])
+        handle.end_step(tmp_path / "log")
+    read_results, lacks = CommandHarness.read_results, [lack]
+
+    def lacking(harness: CommandHarness, run: Run, exit_status: Exit, log_tail: list[str]) -> object:
+        if lacks:
+            raise lacks.pop()
+        return read_results(harness, run, exit_status, log_tail)
+
+    monkeypatch.setattr(CommandHarness, "read_results", lacking)
+    with pytest.raises(type(lack)):
+        getattr(found, read)()
+    found.finish()
+    assert tasks_of(found) == ["a", "b"]
+
+
+def test_a_finished_task_that_could_not_be_read_for_want_of_something_is_read_by_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, (step,) = found_in(tmp_path, INSPECT, Handle(), "a", "b")
+    inspect_log(step.output_dir, "a", "success")
+
+    def lacking(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InspectHarness, "read_finished", lacking)
+        found.look()
+    assert found.results == {}
+    found.look()
+    assert tasks_of(found) == ["a"]

@@ -81,6 +81,7 @@ class FakeExecutor:
         self.started: list[str] = []
         self.on_start: Callable[[RunKey], None] = lambda _: None
         self.nothing_left = False
+        self.left: set[str] = set()
 
     def start(self, key: RunKey, command: Command, gpus: tuple[str, ...]) -> FakeRun:
         self.started.append(key.job_id)
@@ -93,6 +94,9 @@ class FakeExecutor:
 
     def find(self, key: RunKey) -> FakeRun | None:
         return self.runs.get(key.job_id)
+
+    def jobs_with_processes(self) -> set[str]:
+        return self.left
 
     def kill_leftovers(self, key: RunKey) -> bool:
         return self.nothing_left
@@ -317,7 +321,7 @@ def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_patience")
-@pytest.mark.parametrize("bug", [ZeroDivisionError("a bug"), OSError(errno.EMFILE, "Too many open files")])
+@pytest.mark.parametrize("bug", [ZeroDivisionError("a bug"), OSError(errno.EMFILE, "Too many open files"), MemoryError("full")])
 def test_a_run_whose_end_can_not_be_proved_fails_its_job_and_its_gpus_come_back_with_the_proof(
     house: House, bug: Exception
 ) -> None:
@@ -331,11 +335,31 @@ def test_a_run_whose_end_can_not_be_proved_fails_its_job_and_its_gpus_come_back_
     run.finish()
     failed = house.wait_for(job_id, FAILED)
     assert failed.error.reason == "PROCESS_UNKILLABLE"
-    assert str(bug) in failed.error.message
+    assert bug.args[-1] in failed.error.message
     assert sorted(house.gpu_guard.set_aside()) == ["0", "1"]
     house.executor.nothing_left = True
     house.wait_until_running(house.submit(num_gpus=2)).finish()
     eventually(house.is_empty)
+
+
+@pytest.mark.usefixtures("no_patience")
+def test_a_server_gives_the_gpus_of_a_run_to_nobody_that_an_earlier_one_could_not_end(tmp_path: Path) -> None:
+    first = House(tmp_path)
+    first.scheduler.start()
+    job_id = first.submit(num_gpus=2)
+    first.wait_until_running(job_id).finish()
+    first.wait_for(job_id, FAILED)
+    eventually(first.is_empty)
+    first.executor.left = {job_id, "a job of another server"}
+    first.close()
+    second = House(tmp_path, first.executor)
+    second.count = first.count
+    second.scheduler.start()
+    assert sorted(second.gpu_guard.set_aside()) == ["0", "1"]
+    waiting = second.submit()
+    second.executor.nothing_left = True
+    second.wait_until_running(waiting).finish()
+    second.close()
 
 
 @pytest.mark.usefixtures("no_patience")
@@ -361,7 +385,8 @@ def test_a_job_that_can_not_be_supervised_ends_whatever_else_fails(house: House,
 
 @pytest.mark.usefixtures("no_patience")
 @pytest.mark.parametrize("call", ["end", "exit_status", "step_ends"])
-def test_what_the_server_lacks_for_a_while_costs_a_run_nothing(house: House, call: str) -> None:
+@pytest.mark.parametrize("lack", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+def test_what_the_server_lacks_for_a_while_costs_a_run_nothing(house: House, call: str, lack: Exception) -> None:
     job_id = house.submit()
     run = house.wait_until_running(job_id)
     genuine, tries = getattr(run, call), []
@@ -369,7 +394,7 @@ def test_what_the_server_lacks_for_a_while_costs_a_run_nothing(house: House, cal
     def refuse(*arguments: object) -> object:
         tries.append(arguments)
         if len(tries) < 5:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            raise lack
         return genuine(*arguments)
 
     setattr(run, call, refuse)
