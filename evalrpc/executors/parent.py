@@ -1,4 +1,4 @@
-# ruff: noqa: PTH104, PTH118, PTH120, PTH123 - it is run by a bare interpreter, without pathlib
+# ruff: noqa: PTH104, PTH118, PTH123 - it is run by a bare interpreter, without pathlib
 """The parents of runs, and the nursery, which forks one for each order of the server.
 
 A parent starts the programs of its run one after the other, waits for each, and writes down how it ended. It outlives the
@@ -19,8 +19,8 @@ format: they are of one installation, and a value tells where it ends. The nurse
 In `traces_dir` a parent leaves `pid`: its own process id and start time, and `exit`: a line for every step that has ended, with
 the size of the log then, and `code N`, `signal N`, or `error TEXT` where the program could not be started. NONE_LEFT follows
 when no process of the run is left. It can tell, for it adopts those that lose their own parent, wherever they went. The server
-has made both files, with room for that (`traces.py`), so a full disk does not lose it; and whatever can't be written, the
-parent stays until no process is left.
+has made `exit` with room for that (`traces.py`), so a full disk does not lose it; and whatever can't be written, the parent
+stays until no process is left.
 
 Once its `pid` is written it takes the name RUN_NAME. Until then it may still be about to begin a run.
 """
@@ -36,7 +36,6 @@ from contextlib import suppress
 from typing import Any
 
 PID_FILE = "pid"
-PID_FILE_BEING_WRITTEN = "pid.new"
 EXIT_FILE = "exit"
 NONE_LEFT = "none left"
 NURSERY_NAME = "evalrpc-nursery"
@@ -119,11 +118,9 @@ def carry_out(order: dict[str, Any], asked: list[int], adopt_orphans: Callable[[
 def write_pid(path: str) -> str | None:
     """Leave the id of this process, in one step, and describe what went wrong, if anything did."""
     try:
-        being_written = os.path.join(os.path.dirname(path), PID_FILE_BEING_WRITTEN)
-        with open(os.open(being_written, os.O_WRONLY | os.O_CREAT, _PRIVATE_MODE), "w") as file:
+        with open(path + ".new", "w") as file:
             file.write(f"{os.getpid()} {start_time(os.getpid())}")
-            file.truncate()
-        os.rename(being_written, path)
+        os.rename(path + ".new", path)
     except OSError as error:
         return f"error {path}: {error.strerror}"
     return None

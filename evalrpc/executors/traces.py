@@ -11,12 +11,11 @@ import signal
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from evalrpc.executors.parent import EXIT_FILE, NONE_LEFT, PID_FILE, PID_FILE_BEING_WRITTEN
+from evalrpc.executors.parent import EXIT_FILE, NONE_LEFT, PID_FILE
 from evalrpc.files import open_regular_file, require_no_shortage
 
-_PID_BYTES: Final = 64
 _STEP_BYTES: Final = 64
-_ERROR_BYTES: Final = 4096  # why a program could not be started
+_LEAST_BYTES: Final = 4096  # a block, which also takes why a program could not be started
 _MAX_EXITS_BYTES: Final = 4 * 1024 * 1024
 _STEP: Final = re.compile(rb"(?P<log_size>\d{1,18}) (?:code (?P<code>\d{1,3})|signal (?P<signal>\d{1,3})|error (?P<error>.*))")
 _PID: Final = re.compile(rb"(\d{1,10}) (\d{1,20})")
@@ -42,24 +41,20 @@ class Exits(NamedTuple):
 
 
 def make_room(folder: Path, step_count: int) -> None:
-    """Make the folder and its files, with room for all that the parent will write. A disk that is full when the run ends then
-    does not lose how it did, unless its file system can't keep room.
+    """Make the folder, with room for what the parent will write at the end. A disk that is full by then does not lose how the
+    run ended, unless its file system can't keep room.
 
     Raises OSError, also where the disk is full already.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name, size_bytes in (
-        (PID_FILE_BEING_WRITTEN, _PID_BYTES),
-        (EXIT_FILE, _ERROR_BYTES + _STEP_BYTES * step_count),
-    ):
-        descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.posix_fallocate(descriptor, 0, size_bytes)
-        except OSError as error:
-            if error.errno not in _NOT_SUPPORTED:
-                raise
-        finally:
-            os.close(descriptor)
+    descriptor = os.open(folder / EXIT_FILE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, max(_LEAST_BYTES, _STEP_BYTES * (step_count + 1)))
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def has_pid(folder: Path) -> bool:
