@@ -191,7 +191,7 @@ def test_a_disk_that_is_full_as_a_run_ends_loses_neither_its_outcome_nor_its_dae
 
 
 def test_a_disk_without_room_for_the_traces_is_known_before_the_start(runs: Runs, disk: Path) -> None:
-    (disk / "filling").write_bytes(bytes(1024 * 1024 - 4096))
+    (disk / "filling").write_bytes(bytes(1024 * 1024))
     with pytest.raises(OSError, match="No space left") as caught:
         runs.executor.make_room(RunKey(runs.key.job_id, 1, disk / "attempt-1"), 1)
     assert caught.value.errno == errno.ENOSPC
