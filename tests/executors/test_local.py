@@ -486,7 +486,7 @@ def test_nothing_is_left_of_a_server_that_was_killed_before_it_had_a_run(runs: R
     with server_elsewhere(runs, "") as (server, nursery):
         server.kill()
     eventually(lambda: not is_alive(nursery))
-    assert _about_to_begin() == []
+    eventually(lambda: not _about_to_begin())  # those of other servers on this machine are about to begin but for a moment
 
 
 def test_a_closed_executor_leaves_nothing_behind(runs: Runs) -> None:
