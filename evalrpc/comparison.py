@@ -173,7 +173,7 @@ class _Tester:
         try:
             with open_samples(job, path, self._harnesses) as rows:
                 return read_values(self._values(rows), keys)
-        except (NotFoundError, InvalidRequestError):  # gone, or put where nobody may read
+        except (NotFoundError, InvalidRequestError):  # gone, or cut off
             return {}
 
     def _files_of(self, job: JobInfo, model: str) -> Mapping[str, str]:

@@ -66,6 +66,11 @@ def unreadable(error: OSError) -> EvalrpcError:
     return FileUnreadableError(f"{message}{todo}", metadata=metadata)
 
 
+def make_private_folder(folder: Path) -> None:
+    """Make a folder, unless it is there, and those above it, for the server's account alone. Raises OSError."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
 def list_files(folder: Path) -> list[FoundFile]:
     """Return the regular files in a folder and below, sorted by name, without links. Empty where there is no folder.
 

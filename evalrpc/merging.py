@@ -35,10 +35,11 @@ class MergedResults:
             return
         named = {self._name(name, part): result for name, result in part.items()}
         models = {name: self._models.get(name) or _Model() for name in named}
-        size_bytes = self._size_bytes + sum(models[name].growth_bytes(result) for name, result in named.items())
+        entries = {name: models[name].entries_of(result) for name, result in named.items()}
+        size_bytes = self._size_bytes + sum(models[name].growth_bytes(entries[name]) for name in named)
         require_bytes(size_bytes, "the results of all tasks so far")
         for name, result in named.items():
-            models[name].add(result)
+            models[name].add(entries[name], result)
         self._models |= models
         self._size_bytes = size_bytes
         self._results = None
@@ -61,15 +62,14 @@ class _Model:
         self._entries: _Entries = {}
         self._rest: ModelResult | None = None
 
-    def growth_bytes(self, result: ModelResult) -> int:
+    def growth_bytes(self, entries: _Entries) -> int:
         """Return how much larger a message becomes by the entries of one more result, in place of those of the same name."""
-        entries = self._entries_of(result)
         replaced = {key: self._entries[key] for key in entries if key in self._entries}
         return _message(entries).ByteSize() - _message(replaced).ByteSize()
 
-    def add(self, result: ModelResult) -> None:
-        """Take in one more result."""
-        self._entries |= self._entries_of(result)
+    def add(self, entries: _Entries, result: ModelResult) -> None:
+        """Take in one more result, with its entries."""
+        self._entries |= entries
         if self._rest is None:
             time = result.total_evaluation_time if result.HasField("total_evaluation_time") else None
             extra = result.extra if result.HasField("extra") else None
@@ -84,7 +84,8 @@ class _Model:
         result.MergeFrom(self._rest or ModelResult())
         return result
 
-    def _entries_of(self, result: ModelResult) -> _Entries:
+    def entries_of(self, result: ModelResult) -> _Entries:
+        """Return the entries that a result would add."""
         entries: _Entries = {("metrics", each.task, each.metric, each.filter): each for each in result.metrics}
         entries |= {("tasks", task.task): self._with_file(task, result) for task in result.tasks}
         entries |= {("samples", path): path for path in result.samples}

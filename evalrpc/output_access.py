@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Final
 
 from evalrpc.errors import ConfigurationError
+from evalrpc.files import make_private_folder
 from evalrpc.harnesses.base import PRIVATE_UMASK
 
-_PRIVATE_FOLDER_MODE: Final = 0o700
 _ALL: Final = 0o777
 _READ: Final = 0o444
 _MAX_GROUP_ID: Final = 2**32 - 2  # one more means: leave it as it is
@@ -41,12 +41,12 @@ class OutputAccess:
     def make_folder(self, folder: Path) -> None:
         """Make a folder, and those above it that are not there yet; none that is there is changed. Raises OSError."""
         if not self._is_below_root(folder):
-            folder.mkdir(mode=_PRIVATE_FOLDER_MODE, parents=True, exist_ok=True)
+            make_private_folder(folder)
             return
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         for path in reversed(missing):
             try:
-                path.mkdir(mode=_PRIVATE_FOLDER_MODE)
+                path.mkdir(mode=0o700)
             except FileExistsError:
                 continue  # another run was faster
             if self.group_id is not None:

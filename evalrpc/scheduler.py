@@ -12,8 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
-from evalrpc.executors.base import RunKey
-from evalrpc.paths import attempt_dir
 from evalrpc.store.base import Change
 from evalrpc.supervisor import Supervisor, Workshop
 
@@ -90,9 +88,9 @@ class Scheduler:
     def _set_leftovers_aside(self, running: Set[str]) -> None:
         """Give the GPUs of runs that have ended to nobody while processes of theirs are left, which an earlier server could not
         end."""
-        executor, store = self._workshop.executor, self._workshop.store
+        store = self._workshop.store
         try:
-            left = executor.jobs_with_processes() - running
+            left = self._workshop.executor.jobs_with_processes() - running
         except OSError as error:
             _log.warning("can't look for processes that earlier runs have left: %s", error)
             return
@@ -100,9 +98,7 @@ class Scheduler:
             job = store.job(job_id).parse()
             if job.attempts:
                 _log.warning("processes are left of a run that has ended", extra={"job_id": job_id})
-                key = RunKey(job_id, job.attempt, attempt_dir(self._workshop.data_dir, job_id, job.attempt))
-                is_gone = partial(executor.kill_leftovers, key)
-                self._workshop.gpu_guard.condemn(job.attempts[-1].gpus, f"job {job_id}: processes of it are left", is_gone)
+                self._workshop.condemn(job, "processes of it are left")
 
     def _dispatch(self) -> None:
         """Run on the dispatcher thread: whenever something changed, start all that can start. What is raised here is a bug: it

@@ -70,6 +70,15 @@ class Workshop:
     gpu_guard: GpuGuard
     stopping: threading.Event = field(default_factory=threading.Event)
 
+    def run_key(self, job: pb.JobInfo) -> RunKey:
+        """Return which run the latest attempt of a job is."""
+        return RunKey(job.job_id, job.attempt, attempt_dir(self.data_dir, job.job_id, job.attempt))
+
+    def condemn(self, job: pb.JobInfo, problem: str) -> None:
+        """Give the GPUs of a job's latest attempt to nobody until nothing is left of it."""
+        is_gone = partial(self.executor.kill_leftovers, self.run_key(job))
+        self.gpu_guard.condemn(job.attempts[-1].gpus, f"job {job.job_id}: {problem}", is_gone)
+
 
 class _Ending(enum.Enum):
     """Why a supervisor stopped following a run."""
@@ -138,7 +147,7 @@ class Supervisor:
 
     def _end_for_good(self, job: pb.JobInfo) -> pb.JobError | None:
         """End the run. Return why it can't be ended, if it can't: then its GPUs go to nobody until nothing is left of it."""
-        key, problem = self._run_key(job), ""
+        key, problem = self._workshop.run_key(job), ""
         for _ in range(_TRIES):
             try:
                 handle = self._workshop.executor.find(key)
@@ -154,7 +163,7 @@ class Supervisor:
                     return None
             else:
                 return None
-        self._condemn(job, problem)
+        self._workshop.condemn(job, problem)
         return pb.JobError(reason=transitions.UNKILLABLE_REASON, message=transitions.shorten(problem))
 
     def _prepare(self, gpus: tuple[str, ...]) -> Run:
@@ -180,13 +189,10 @@ class Supervisor:
     def _begin(self, job: pb.JobInfo, run: Run) -> None:
         transitions.begin_attempt(job, run.gpus, str(run.output_dir), self._workshop.clock.now())
 
-    def _run_key(self, job: pb.JobInfo) -> RunKey:
-        return RunKey(self._job_id, job.attempt, attempt_dir(self._workshop.data_dir, self._job_id, job.attempt))
-
     def _see_through(self, job: pb.JobInfo) -> None:
         """Supervise the attempt to its end and commit its outcome, or leave it to the next server."""
         try:
-            outcome = self._try_for_outcome(job, self._run_key(job))
+            outcome = self._try_for_outcome(job, self._workshop.run_key(job))
             if outcome is not None:
                 self._commit(outcome)
         finally:
@@ -275,14 +281,9 @@ class Supervisor:
         try:
             handle.end(grace_seconds)
         except RunFailedError as error:
-            self._condemn(job, error.message)
+            self._workshop.condemn(job, error.message)
             raise
         self._workshop.gpu_guard.give_back(job.gpus, self._workshop.stopping)
-
-    def _condemn(self, job: pb.JobInfo, problem: str) -> None:
-        """Give the GPUs of a run to nobody until nothing is left of it."""
-        is_gone = partial(self._workshop.executor.kill_leftovers, self._run_key(job))
-        self._workshop.gpu_guard.condemn(job.gpus, f"job {job.job_id}: {problem}", is_gone)
 
     def _new_progress(
         self, job: pb.JobInfo, harness: Harness, steps: Sequence[Run], handle: RunHandle, key: RunKey

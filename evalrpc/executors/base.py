@@ -61,8 +61,8 @@ class RunHandle(Protocol):
 class Executor(Protocol):
     """Starts runs and finds them again.
 
-    An OSError of any call means that the server lacks something at present. It tells nothing of the
-    run, which may have begun: `find` will tell.
+    An OSError of any call means that the server lacks something at present. It tells nothing of the run, which may have begun:
+    `find` will tell.
     """
 
     def make_room(self, key: RunKey, step_count: int) -> None:

@@ -22,12 +22,13 @@ from evalrpc.executors.nursery import Nursery
 from evalrpc.executors.processes import (
     ScriptProcess,
     jobs_with_processes,
+    name_of,
     processes_of_job,
     processes_of_script,
     send_signal,
 )
 from evalrpc.executors.traces import Exits, has_output, has_pid, make_room, read_exits, read_pid
-from evalrpc.files import require_no_shortage
+from evalrpc.files import make_private_folder, require_no_shortage
 from evalrpc.harnesses.base import Command, Exit
 
 TRACES_DIR: Final = "run"
@@ -65,7 +66,7 @@ class LocalExecutor:
         present; then `find` tells whether the run has begun all the same."""
         wake = os.eventfd(0)  # first: where no descriptor is left, nothing is started
         try:
-            _traces_dir(key).mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private_folder(_traces_dir(key))
             pid, nursery = self._hand_over(key, self._order(key, command, gpus))
             return LocalRun(key, pid, nursery, wake)
         except OSError as error:
@@ -288,7 +289,7 @@ def _living_pid(key: RunKey) -> int | None:
 def _is_parent(pid: int) -> bool:
     """Tell by its name whether a process is a parent of runs; one that has just begun has the nursery's. Raises OSError."""
     try:
-        return Path(f"/proc/{pid}/comm").read_bytes().strip().decode(errors="replace") in (parent.RUN_NAME, parent.NURSERY_NAME)
+        return name_of(pid) in (parent.RUN_NAME, parent.NURSERY_NAME)
     except OSError as error:
         require_no_shortage(error)
         return False

@@ -68,6 +68,11 @@ def processes_of_script(path: Path, argument_count: int) -> Iterator[ScriptProce
                 yield ScriptProcess(pid, int(fields[1]), name, command[-argument_count:])
 
 
+def name_of(pid: int) -> str:
+    """Return the name of a process. Raises OSError."""
+    return _stat(pid)[0]
+
+
 def send_signal(pids: Iterable[int], number: signal.Signals) -> None:
     """Send a signal to those that still exist and may be signalled."""
     for pid in pids:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from evalrpc.executors.parent import EXIT_FILE, NONE_LEFT, PID_FILE
-from evalrpc.files import open_regular_file, require_no_shortage
+from evalrpc.files import make_private_folder, open_regular_file, require_no_shortage
 
 _STEP_BYTES: Final = 64
 _LEAST_BYTES: Final = 4096  # a block, which also takes why a program could not be started
@@ -46,7 +46,7 @@ def make_room(folder: Path, step_count: int) -> None:
 
     Raises OSError, also where the disk is full already.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private_folder(folder)
     descriptor = os.open(folder / EXIT_FILE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         os.posix_fallocate(descriptor, 0, max(_LEAST_BYTES, _STEP_BYTES * (step_count + 1)))
@@ -83,7 +83,7 @@ def read_exits(folder: Path) -> Exits:
 def read_pid(folder: Path) -> tuple[int, str] | None:
     """Read the process id and the start time of the parent; None where that is not there, or nonsense. Raises OSError, as
     `read_exits`."""
-    match = _PID.fullmatch(_read(folder / PID_FILE).strip(b"\0"))
+    match = _PID.fullmatch(_read(folder / PID_FILE))
     return (int(match[1]), match[2].decode()) if match else None
 
 

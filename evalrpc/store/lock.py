@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from evalrpc.errors import ConfigurationError, DataDirectoryInUseError
+from evalrpc.files import make_private_folder
 
 LOCK_NAME: Final = "lock"
 
@@ -17,7 +18,7 @@ def lock_data_dir(data_dir: Path) -> BinaryIO:
     """Make the folder, for this account alone, and lock it for as long as the file stays open; a process that dies lets go of
     it."""
     try:
-        data_dir.mkdir(mode=_PRIVATE_MODE, parents=True, exist_ok=True)
+        make_private_folder(data_dir)
         _make_private(data_dir)
         lock_file = (data_dir / LOCK_NAME).open("ab")
     except OSError as error:
