@@ -8,12 +8,10 @@ What does not pass, or is a bug, ends the run and fails the job (`abandon`).
 """
 
 import enum
-import errno
 import json
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,6 +26,7 @@ from evalrpc.files import is_shortage
 from evalrpc.gpu_memory import GpuGuard
 from evalrpc.harnesses.base import Harness, Run
 from evalrpc.harnesses.steps import command_of, steps_of
+from evalrpc.interruptible import InterruptibleReader
 from evalrpc.logs import LogFollower, read_tail
 from evalrpc.output_access import OutputAccess
 from evalrpc.paths import attempt_dir, attempt_output_dir, job_output_dir
@@ -96,13 +95,12 @@ class Supervisor:
         self._workshop = workshop
         self._job_id = job_id
         self._lock = threading.Lock()  # guards the handle against an interrupt while it is closed
-        self._attention = threading.Event()  # there is something to look at, while results are read
+        self._reader = InterruptibleReader()
         self._handle: RunHandle | None = None
         self._may_have_begun = False
         self._ending: _Ending | None = None
         self._progress: RunProgress | None = None
         self._found: RunResults | None = None
-        self._reading: Future[None] | None = None
         self._kept: Mapping[str, pb.ModelResult] = {}
         self._committed = False
 
@@ -129,7 +127,7 @@ class Supervisor:
 
     def interrupt(self) -> None:
         """Make the supervisor look at once whether to stop. May be called from any thread."""
-        self._attention.set()
+        self._reader.interrupt()
         with self._lock:
             if self._handle is not None:
                 self._handle.interrupt()
@@ -243,7 +241,8 @@ class Supervisor:
             return None
         self._end(handle, job, 0.0 if ending is _Ending.BY_ITSELF else self._workshop.grace_seconds)
         read = found.finish if ending is _Ending.BY_ITSELF else found.look
-        ending = self._read(read, _LAST_LOOK_SECONDS if ending is _Ending.CANCELLED else None) or ending
+        timeout_seconds = _LAST_LOOK_SECONDS if ending is _Ending.CANCELLED else None
+        ending = self._reader.read(read, self._reason_to_stop, timeout_seconds) or ending
         match ending:
             case _Ending.BY_ITSELF:
                 return self._completion(found.results, progress.finish())
@@ -299,7 +298,7 @@ class Supervisor:
                 return reason
             with suppress(*_LACKS):  # nothing can be read at present, which is no reason to end the run
                 progress.look()
-                if reason := self._read(found.look):
+                if reason := self._reader.read(found.look, self._reason_to_stop):
                     return reason
             self._keep(found.results)
             if job.HasField("timeout") and progress.elapsed_ns() >= job.timeout.ToNanoseconds():
@@ -311,34 +310,6 @@ class Supervisor:
         if current is not None and current.HasField("cancel_requested_at"):
             return _Ending.CANCELLED
         return _Ending.LET_GO if self._workshop.stopping.is_set() else None
-
-    def _read(self, read: Callable[[], None], timeout_seconds: float | None = None) -> _Ending | None:
-        """Read results, which may take long, so that a cancel is heard meanwhile. Return why it was broken off, if it was.
-
-        It goes on then, and the next call waits for it. With a timeout only that breaks it off. Raises what `read` raises, and
-        OSError where there can be no thread.
-        """
-        if self._reading is None or self._reading.done():
-            self._reading = self._start_reading(read)
-        if timeout_seconds is not None:
-            with suppress(TimeoutError):
-                self._reading.result(timeout_seconds)
-            return None
-        while not self._reading.done():
-            self._attention.wait()
-            self._attention.clear()
-            if not self._reading.done() and (reason := self._reason_to_stop()):
-                return reason
-        return self._reading.result()
-
-    def _start_reading(self, read: Callable[[], None]) -> Future[None]:
-        reading: Future[None] = Future()
-        reading.add_done_callback(lambda _: self._attention.set())
-        try:
-            threading.Thread(target=_read_into, args=(reading, read), name="results", daemon=True).start()
-        except RuntimeError as error:
-            raise OSError(errno.EAGAIN, str(error)) from error
-        return reading
 
     def _keep(self, results: Mapping[str, pb.ModelResult]) -> None:
         """Commit what has finished, if there is more of it. Whoever watches gets it at once, as progress."""
@@ -413,16 +384,6 @@ def _describe(cause: Exception) -> str:
 def _reason(cause: Exception) -> str:
     """Say what went wrong, without paths, which are the server's own business."""
     return (cause.strerror if isinstance(cause, OSError) else None) or str(cause) or type(cause).__name__
-
-
-def _read_into(reading: Future[None], read: Callable[[], None]) -> None:
-    """Run on a thread of its own."""
-    try:
-        read()
-    except Exception as error:  # noqa: BLE001 - it is raised where the outcome is waited for
-        reading.set_exception(error)
-    else:
-        reading.set_result(None)
 
 
 def _write_gpu_memory(key: RunKey, used_before: Mapping[str, int]) -> None:
