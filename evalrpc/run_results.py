@@ -8,9 +8,10 @@ from typing import Final
 from evalrpc.bounds import int32
 from evalrpc.errors import RunFailedError
 from evalrpc.executors.base import RunHandle
-from evalrpc.harnesses.base import Harness, Run, TaskReporter
+from evalrpc.harnesses.base import Run
 from evalrpc.logs import read_tail
 from evalrpc.merging import MergedResults, Results
+from evalrpc.results_reader import ResultsReader
 from evalrpc.v1.job_pb2 import JobError, ModelResult
 
 _JUDGED_LINES: Final = 400  # the cause of a failure may stand well before the last lines
@@ -23,8 +24,8 @@ class RunResults:
     Used by one thread, but for `results`, which any may read meanwhile. What it asks of the run may raise OSError.
     """
 
-    def __init__(self, harness: Harness, steps: Sequence[Run], handle: RunHandle, log_path: Path) -> None:
-        self._harness = harness
+    def __init__(self, reader: ResultsReader, steps: Sequence[Run], handle: RunHandle, log_path: Path) -> None:
+        self._reader = reader
         self._steps = steps
         self._handle = handle
         self._log_path = log_path
@@ -81,7 +82,7 @@ class RunResults:
         if exit_status.code is None and exit_status.signal is None:
             raise RunFailedError("RUN_LOST", "the run ended while no server saw it, and left no exit status")
         try:
-            return self._harness.read_results(self._steps[number], exit_status, log_tail)
+            return self._reader.read_results(self._steps[number], exit_status, log_tail)
         except RunFailedError as error:
             error.job_error.MergeFrom(JobError(exit_code=int32(exit_status.code), signal=int32(exit_status.signal)))
             raise
@@ -89,12 +90,12 @@ class RunResults:
     def _read_reported(self) -> None:
         """Ask the harness for the tasks that have finished, by the files that have come or changed."""
         (step, *more) = self._steps
-        if more or not isinstance(self._harness, TaskReporter):
+        if more or not self._reader.reports_tasks:
             return
         before, self._files = self._files, _files_in(step.output_dir)
         for name in [name for name, state in self._files.items() if before.get(name) != state]:
             try:
-                self._reported.add(self._harness.read_finished(step, name))
+                self._reported.add(self._reader.read_finished(step, name))
             except OSError:
                 del self._files[name]  # the next look will tell
             except RunFailedError:

@@ -106,6 +106,7 @@ class Server:
             queue_state=queue_state,
             executor=self._executor,
             harnesses=harnesses,
+            harness_settings=settings.harnesses,
             clock=clock,
             data_dir=data_dir,
             output_root=settings.output_root,

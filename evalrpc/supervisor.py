@@ -20,6 +20,7 @@ from typing import Final
 
 from evalrpc import transitions
 from evalrpc.clock import Clock
+from evalrpc.config import HarnessSettings
 from evalrpc.errors import IllegalTransitionError, JobNotFoundError, RunFailedError, StoreUnavailableError
 from evalrpc.executors.base import Executor, RunHandle, RunKey
 from evalrpc.files import is_shortage
@@ -31,6 +32,7 @@ from evalrpc.logs import LogFollower, read_tail
 from evalrpc.output_access import OutputAccess
 from evalrpc.paths import attempt_dir, attempt_output_dir, job_output_dir
 from evalrpc.queue_state import QueueState
+from evalrpc.results_reader import ResultsReader
 from evalrpc.run_progress import RunProgress
 from evalrpc.run_results import RunResults
 from evalrpc.store.base import Store
@@ -60,6 +62,7 @@ class Workshop:
     queue_state: QueueState
     executor: Executor
     harnesses: Mapping[str, Harness]
+    harness_settings: Mapping[str, HarnessSettings]
     clock: Clock
     data_dir: Path
     output_root: Path | None
@@ -100,6 +103,7 @@ class Supervisor:
         self._may_have_begun = False
         self._ending: _Ending | None = None
         self._progress: RunProgress | None = None
+        self._results_reader: ResultsReader | None = None
         self._found: RunResults | None = None
         self._kept: Mapping[str, pb.ModelResult] = {}
         self._committed = False
@@ -194,6 +198,8 @@ class Supervisor:
             if outcome is not None:
                 self._commit(outcome)
         finally:
+            if self._results_reader is not None:
+                self._results_reader.close()
             with self._lock:
                 handle, self._handle = self._handle, None
             if handle is not None:
@@ -234,7 +240,10 @@ class Supervisor:
         run = Run(job.job_id, job.attempt, job.request, key.attempt_dir, output_dir, tuple(job.gpus))
         steps = steps_of(run)
         handle = self._handle = self._handle or self._start(harness, run, steps, key)
-        found = self._found = RunResults(harness, steps, handle, key.log_path)
+        reader = self._results_reader = self._results_reader or ResultsReader(
+            harness, self._workshop.harness_settings[job.request.harness]
+        )
+        found = self._found = RunResults(reader, steps, handle, key.log_path)
         progress = self._progress = self._new_progress(job, harness, steps, handle, key)
         ending = self._ending = self._ending or self._follow(handle, job, progress, found)
         if ending is _Ending.LET_GO:

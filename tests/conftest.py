@@ -1,8 +1,34 @@
 """Its place puts this folder on the path, so that any test can import `fake_server`."""
 
 import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
 
 
 def pytest_configure() -> None:
     """Let Ctrl-C reach what a test starts: a shell that runs the tests in the background has them ignore it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def plugin(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Install a package with a harness of the kind `acme-eval`, for this test alone: its entry point and its code."""
+
+    def put(value: str, code: str) -> None:
+        folder = tmp_path_factory.mktemp("packages")
+        _install(folder, "acme-eval", value, code)
+        monkeypatch.syspath_prepend(folder)
+        monkeypatch.delitem(sys.modules, "acme_evalrpc", raising=False)
+
+    return put
+
+
+def _install(folder: Path, name: str, value: str, code: str) -> None:
+    (folder / "acme_evalrpc.py").write_text(code)
+    metadata = folder / "acme_evalrpc-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-evalrpc\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[evalrpc.harnesses]\n{name} = {value}\n")

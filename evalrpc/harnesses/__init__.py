@@ -26,10 +26,11 @@ _KINDS: Final[Mapping[str, Callable[[HarnessSettings], Harness]]] = {
 
 def build_harnesses(settings: Settings) -> dict[str, Harness]:
     """Build every configured harness, by name. Raises ConfigurationError for an unknown kind or one that is set up wrongly."""
-    return {name: _build(harness) for name, harness in settings.harnesses.items()}
+    return {name: build_harness(harness) for name, harness in settings.harnesses.items()}
 
 
-def _build(settings: HarnessSettings) -> Harness:
+def build_harness(settings: HarnessSettings) -> Harness:
+    """Build one. Raises what `build_harnesses` raises."""
     if settings.kind in _KINDS:
         return _KINDS[settings.kind](settings)
     plugins = {plugin.name: plugin for plugin in metadata.entry_points(group=ENTRY_POINT_GROUP)}

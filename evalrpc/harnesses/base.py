@@ -141,5 +141,5 @@ class Harness(Protocol):
 
         Raises RunFailedError, with a reason and one readable line, unless the run really succeeded: exit codes can't be
         trusted alone. An OSError means that the server lacks something at present, such as descriptors: it is called again for
-        some seconds.
+        some seconds. Where the run left much, it is called in a process of its own, as `evalrpc.results_reader` has it.
         """

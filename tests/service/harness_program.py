@@ -56,6 +56,14 @@ def good():
     write_results()
 
 
+def large():
+    """Leaves a file that takes some time to parse."""
+    write_results()
+    with open(f"{output_dir}/toy/20260101_000000_results.json", "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b', "logits": [' + b"[], " * 250_000 + b"[]]}")
+
+
 def better():
     write_results(0.75)
 

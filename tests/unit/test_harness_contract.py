@@ -5,7 +5,6 @@ import math
 import os
 import re
 import shutil
-import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -50,28 +49,6 @@ SUBJECTS = [
     Subject("inspect-ai", DATA / "inspect" / "ok_json", "mockllm/model", ("tiny",)),
     Subject("acme-eval", DATA / "lmms_eval" / "ok_two_tasks", "dummy", ("tiny_b", "tiny_gen")),
 ]
-
-
-def install(folder: Path, name: str, value: str, code: str) -> None:
-    """Put a package with an entry point into a folder of packages."""
-    (folder / "acme_evalrpc.py").write_text(code)
-    metadata = folder / "acme_evalrpc-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-evalrpc\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(f"[evalrpc.harnesses]\n{name} = {value}\n")
-
-
-@pytest.fixture
-def plugin(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """Install a plugin of the kind `acme-eval`, for this test alone."""
-
-    def put(value: str, code: str) -> None:
-        folder = tmp_path_factory.mktemp("packages")
-        install(folder, "acme-eval", value, code)
-        monkeypatch.syspath_prepend(folder)
-        monkeypatch.delitem(sys.modules, "acme_evalrpc", raising=False)
-
-    return put
 
 
 @pytest.fixture(params=SUBJECTS, ids=lambda subject: subject.kind)

@@ -9,14 +9,17 @@ from harness_cases import request_of
 
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import RunFailedError
-from evalrpc.harnesses.base import Exit, Harness, Run
+from evalrpc.harnesses.base import Exit, Run
 from evalrpc.harnesses.command import CommandHarness
 from evalrpc.harnesses.inspect_ai import InspectHarness
 from evalrpc.harnesses.steps import steps_of
+from evalrpc.results_reader import ResultsReader
 from evalrpc.run_results import RunResults
 
-INSPECT = InspectHarness(HarnessSettings("x", "inspect-ai"))
-COMMAND = CommandHarness(HarnessSettings("x", "command", command=("program",)))
+INSPECT_SETTINGS = HarnessSettings("x", "inspect-ai")
+COMMAND_SETTINGS = HarnessSettings("x", "command", command=("program",))
+INSPECT = ResultsReader(InspectHarness(INSPECT_SETTINGS), INSPECT_SETTINGS)
+COMMAND = ResultsReader(CommandHarness(COMMAND_SETTINGS), COMMAND_SETTINGS)
 
 
 class Handle:
@@ -47,13 +50,13 @@ class Handle:
     def close(self) -> None: ...
 
 
-def found_in(folder: Path, harness: Harness, handle: Handle, *tasks: str) -> tuple[RunResults, list[Run]]:
-    request = request_of(model="m", tasks=list(tasks), tasks_separately=harness is COMMAND)
+def found_in(folder: Path, reader: ResultsReader, handle: Handle, *tasks: str) -> tuple[RunResults, list[Run]]:
+    request = request_of(model="m", tasks=list(tasks), tasks_separately=reader is COMMAND)
     steps = list(steps_of(Run("job", 1, request, folder, folder / "output", ())))
     for step in steps:
         step.output_dir.mkdir(parents=True)
     (folder / "log").touch()
-    return RunResults(harness, steps, handle, folder / "log"), steps
+    return RunResults(reader, steps, handle, folder / "log"), steps
 
 
 def inspect_log(folder: Path, task: str, status: str) -> None:

@@ -33,6 +33,7 @@ from evalrpc.v1 import job_pb2 as pb
 QUEUED, RUNNING = pb.JOB_STATUS_QUEUED, pb.JOB_STATUS_RUNNING
 COMPLETED, FAILED, CANCELLED = pb.JOB_STATUS_COMPLETED, pb.JOB_STATUS_FAILED, pb.JOB_STATUS_CANCELLED
 CLOCK = SystemClock()
+SETTINGS = HarnessSettings("h", "command", command=("true",))
 
 
 class FakeRun:
@@ -134,7 +135,8 @@ class House:
             store=self.store,
             queue_state=self.queue_state,
             executor=self.executor,
-            harnesses={"h": harness or CommandHarness(HarnessSettings("h", "command", command=("true",)))},
+            harnesses={"h": harness or CommandHarness(SETTINGS)},
+            harness_settings={"h": SETTINGS},
             clock=CLOCK,
             data_dir=folder / "data",
             output_root=None,
@@ -460,7 +462,7 @@ class SlowHarness(CommandHarness):
     """Takes its time to read results, until it is let go of."""
 
     def __init__(self) -> None:
-        super().__init__(HarnessSettings("h", "command", command=("true",)))
+        super().__init__(SETTINGS)
         self.reading = threading.Event()
         self.go_on = threading.Event()
 
