@@ -55,7 +55,7 @@ KILLS ?= 200
 SEED ?= 1
 
 campaign: setup ## Kill servers and harnesses at random under load, and count what was lost
-	cd tests && ../$(SERVER)/bin/python -m campaigns.kills --kills $(KILLS) --seed $(SEED)
+	PYTHONPATH=tests:tests/support $(SERVER)/bin/python -m campaigns.kills --kills $(KILLS) --seed $(SEED)
 
 bench: setup envs-peer ## Measure speed beside its limit and the peer, in the same run; ARGS="--scale small" takes minutes
 	$(SERVER)/bin/python -m benchmarks $(ARGS)

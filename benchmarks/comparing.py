@@ -15,9 +15,9 @@ import numpy as np
 from benchmarks.processes import Server, evalrpc_server, workplace
 from benchmarks.report import Row, at_most, compare, in_turn
 from benchmarks.scale import Scale
+from evalrpc.analysis.comparison import compare as compare_jobs
 from evalrpc.client import EvalClient
-from evalrpc.comparison import compare as compare_jobs
-from evalrpc.results import read_results
+from evalrpc.results.layout import read_results
 from evalrpc.v1.comparison_pb2 import CompareJobsRequest, Verdict
 from evalrpc.v1.job_pb2 import JOB_STATUS_COMPLETED, JobAttempt, JobInfo
 

@@ -12,12 +12,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from benchmarks import messages
 from benchmarks.load import Link, in_process
-from evalrpc import transitions
 from evalrpc.clock import SystemClock
 from evalrpc.config import Settings
+from evalrpc.jobs import transitions
 from evalrpc.store.base import Submission
-from evalrpc.store.sqlite import DATABASE_NAME, SqliteStore
-from evalrpc.store.transaction import Transaction
+from evalrpc.store.sqlite.store import DATABASE_NAME, SqliteStore
+from evalrpc.store.sqlite.transaction import Transaction
 from evalrpc.v1 import job_pb2 as pb
 
 _BATCH: Final = 1000

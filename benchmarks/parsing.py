@@ -20,11 +20,11 @@ from benchmarks.report import Aim, Row, compare, in_turn, ratio_at_most
 from benchmarks.scale import Scale
 from evalrpc.config import HarnessSettings, Settings
 from evalrpc.errors import RunFailedError
-from evalrpc.harnesses import build_harnesses
 from evalrpc.harnesses.base import Exit, Harness, Run
-from evalrpc.harnesses.lmms_eval_answers import FAILED_ANSWER_MARK
-from evalrpc.sample_files import open_samples
-from evalrpc.samples import read_page, samples_file
+from evalrpc.harnesses.lmms_eval.answers import FAILED_ANSWER_MARK
+from evalrpc.harnesses.registry import build_harnesses
+from evalrpc.reading.sample_files import open_samples
+from evalrpc.reading.samples import read_page, samples_file
 from evalrpc.v1.job_pb2 import EvaluateRequest, JobAttempt, JobInfo, ModelResult
 
 _FEW: Final = 1000

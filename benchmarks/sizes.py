@@ -14,12 +14,12 @@ from typing import Final, NamedTuple
 from benchmarks.processes import workplace
 from benchmarks.report import Row, at_most, compare, ratio_at_most
 from benchmarks.scale import Scale
-from evalrpc import validation
-from evalrpc.comparison import compare as compare_jobs
+from evalrpc.analysis.comparison import compare as compare_jobs
 from evalrpc.config import HarnessSettings, Settings
-from evalrpc.harnesses import build_harnesses
-from evalrpc.merging import MergedResults
-from evalrpc.metrics import model_result
+from evalrpc.harnesses.registry import build_harnesses
+from evalrpc.results.merging import MergedResults
+from evalrpc.results.metrics import model_result
+from evalrpc.server import validation
 from evalrpc.v1.comparison_pb2 import CompareJobsRequest, MetricThreshold
 from evalrpc.v1.evaluation_service_pb2 import SubmitJobRequest
 from evalrpc.v1.job_pb2 import (

@@ -41,7 +41,7 @@ it into a status in one place, and the client turns the status back into the sam
 from collections.abc import Iterable, Mapping
 from typing import ClassVar, NamedTuple
 
-from evalrpc.extras import wire_text
+from evalrpc.protobuf.structs import wire_text
 from evalrpc.v1.job_pb2 import JobError, JobInfo
 
 DOMAIN = "evalrpc"

@@ -1,4 +1,4 @@
-"""Its place puts this folder on the path, so that any test can import `fake_server`."""
+"""What any test may use."""
 
 import signal
 import sys

@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from evalrpc.cli.failing import reported
+from evalrpc.cli.exit_codes import reported
 from evalrpc.client import EvalClient
 
 PATIENT_SECONDS: Final = 600.0

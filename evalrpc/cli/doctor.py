@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from evalrpc.cli.failing import JOB_NOT_COMPLETED, fail, reported
+from evalrpc.cli.exit_codes import JOB_NOT_COMPLETED, fail, reported
 from evalrpc.cli.output import print_table
 from evalrpc.client import EvalClient
 from evalrpc.config import Settings, load_settings, parse_listen
@@ -58,7 +58,7 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Find
 
 def check_harnesses(settings: Settings) -> Iterator[Finding]:
     """Ask every configured harness whether its program is there."""
-    from evalrpc.harnesses import build_harnesses
+    from evalrpc.harnesses.registry import build_harnesses
 
     for name, harness in sorted(build_harnesses(settings).items()):
         info = harness.info()
@@ -68,7 +68,7 @@ def check_harnesses(settings: Settings) -> Iterator[Finding]:
 
 def check_gpus(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
     """Look which GPUs a server would hand out. None is good where none was asked for, or `auto`."""
-    from evalrpc.gpus import find_gpus
+    from evalrpc.executors.local.gpus import find_gpus
 
     gpus = find_gpus(settings.gpus, environment)
     names = ", ".join(f"{gpu.id} ({gpu.name or 'not known to the driver'})" for gpu in gpus)

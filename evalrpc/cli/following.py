@@ -7,7 +7,7 @@ from datetime import timedelta
 import click
 
 from evalrpc.cli import wording
-from evalrpc.cli.failing import INTERRUPTED, JOB_NOT_COMPLETED, fail
+from evalrpc.cli.exit_codes import INTERRUPTED, JOB_NOT_COMPLETED, fail
 from evalrpc.cli.output import is_terminal, print_json_line, print_table
 from evalrpc.client import EvalClient
 from evalrpc.errors import EvalrpcError, UnavailableError

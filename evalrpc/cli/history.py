@@ -11,7 +11,7 @@ import click
 
 from evalrpc.cli import plotting, wording
 from evalrpc.cli.connection import PATIENT_SECONDS, client_options, connect
-from evalrpc.cli.failing import WRONG_CALL, fail
+from evalrpc.cli.exit_codes import WRONG_CALL, fail
 from evalrpc.cli.output import is_terminal, print_json, print_table
 from evalrpc.cli.parameters import filter_options
 from evalrpc.v1.evaluation_service_pb2 import JobFilter

@@ -9,7 +9,7 @@ import click
 
 from evalrpc.cli import wording
 from evalrpc.cli.connection import PATIENT_SECONDS, client_options, connect
-from evalrpc.cli.failing import JOB_NOT_COMPLETED, WRONG_CALL, fail
+from evalrpc.cli.exit_codes import JOB_NOT_COMPLETED, WRONG_CALL, fail
 from evalrpc.cli.following import show_outcome
 from evalrpc.cli.output import is_terminal, print_json, print_json_line
 from evalrpc.client import EvalClient

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import click
 
-from evalrpc.cli.failing import WRONG_CALL, fail, reported
+from evalrpc.cli.exit_codes import WRONG_CALL, fail, reported
 from evalrpc.config import load_settings
 from evalrpc.errors import UnavailableError
 
@@ -35,7 +35,7 @@ def serve_command(config: Path | None, **flags: Any) -> None:
         settings = load_settings(flags, os.environ, config)
         try:
             with _grpc_experiments():
-                from evalrpc.server import serve
+                from evalrpc.server.app import serve
         except ModuleNotFoundError as error:
             fail(WRONG_CALL, f"{error.name} is missing; install the server: pip install 'evalrpc[server]'")
         try:

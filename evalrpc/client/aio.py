@@ -8,8 +8,8 @@ from typing import Any, Unpack
 
 from evalrpc.client import comparing, core
 from evalrpc.client.download import OnProgress, PartialFile, is_complete, select, target_path
-from evalrpc.client.patience import OnDisconnect, Patience
-from evalrpc.client.reading import AllJobsWatch, ArtifactBytes, JobWatch, LogBytes
+from evalrpc.client.reconnect import OnDisconnect, Patience
+from evalrpc.client.resumable import AllJobsWatch, ArtifactBytes, JobWatch, LogBytes
 from evalrpc.client.transport import AsyncTransport
 from evalrpc.v1.comparison_pb2 import CompareJobsResponse
 from evalrpc.v1.evaluation_service_pb2 import (

@@ -16,7 +16,7 @@ import grpc.aio
 
 from evalrpc.client import core
 from evalrpc.client.failures import from_rpc_error
-from evalrpc.client.reading import ItemT, MessageT, Reader, RequestT
+from evalrpc.client.resumable import ItemT, MessageT, Reader, RequestT
 from evalrpc.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 
 ResponseT = TypeVar("ResponseT")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from evalrpc.harnesses.base import Command, Exit
-from evalrpc.paths import log_path
+from evalrpc.jobs.paths import log_path
 
 
 @dataclass(frozen=True)

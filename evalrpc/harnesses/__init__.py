@@ -1,53 +1,8 @@
-"""The harnesses: what turns a request into a command and an output directory into results.
+"""What turns a request into a command, and an output folder into results.
 
-A kind is one of this package's own, or an entry point of the group `evalrpc.harnesses` of any installed package.
-docs/harnesses.md says how to write one.
+The names below are the API for harnesses of other packages; docs/harnesses.md says how to write one.
 """
 
-from collections.abc import Callable, Mapping
-from importlib import metadata
-from typing import Final
+from evalrpc.harnesses.base import Command, Exit, Harness, Run, SampleReader, SampleRow, StepsHarness, TaskReporter
 
-from evalrpc.config import HarnessSettings, Settings
-from evalrpc.errors import ConfigurationError
-from evalrpc.harnesses import command, inspect_ai, lm_eval, lmms_eval
-from evalrpc.harnesses.base import Harness
-
-ENTRY_POINT_GROUP: Final = "evalrpc.harnesses"
-"""An entry point's name is the kind, and it loads what builds a Harness from its HarnessSettings."""
-
-_KINDS: Final[Mapping[str, Callable[[HarnessSettings], Harness]]] = {
-    command.KIND: command.CommandHarness,
-    inspect_ai.KIND: inspect_ai.InspectHarness,
-    lm_eval.KIND: lm_eval.LmEvalHarness,
-    lmms_eval.KIND: lmms_eval.LmmsEvalHarness,
-}
-
-
-def build_harnesses(settings: Settings) -> dict[str, Harness]:
-    """Build every configured harness, by name. Raises ConfigurationError for an unknown kind or one that is set up wrongly."""
-    return {name: build_harness(harness) for name, harness in settings.harnesses.items()}
-
-
-def build_harness(settings: HarnessSettings) -> Harness:
-    """Build one. Raises what `build_harnesses` raises."""
-    if settings.kind in _KINDS:
-        return _KINDS[settings.kind](settings)
-    plugins = {plugin.name: plugin for plugin in metadata.entry_points(group=ENTRY_POINT_GROUP)}
-    if settings.kind not in plugins:
-        known = ", ".join(sorted({*_KINDS, *plugins}))
-        raise ConfigurationError(f"setting harnesses.{settings.name}.kind: {settings.kind} is unknown; there are: {known}")
-    return _build_plugin(plugins[settings.kind], settings)
-
-
-def _build_plugin(plugin: metadata.EntryPoint, settings: HarnessSettings) -> Harness:
-    where = f"setting harnesses.{settings.name}.kind: the plugin {plugin.name} ({plugin.value})"
-    try:
-        harness = plugin.load()(settings)
-    except ConfigurationError:
-        raise
-    except Exception as error:  # a stranger's code, of which anything may come when it is imported
-        raise ConfigurationError(f"{where} can't be loaded: {type(error).__name__}: {error}") from error
-    if not isinstance(harness, Harness):
-        raise ConfigurationError(f"{where} builds a {type(harness).__name__}, which is no Harness")
-    return harness
+__all__ = ["Command", "Exit", "Harness", "Run", "SampleReader", "SampleRow", "StepsHarness", "TaskReporter"]

@@ -7,14 +7,12 @@ nothing but, where the results come in a layout of their own, files beside them 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple, Protocol, runtime_checkable
+from typing import BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 from evalrpc.errors import FieldViolation
+from evalrpc.files.private import PRIVATE_UMASK
 from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
 from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
-
-PRIVATE_UMASK: Final = 0o077
-"""Makes files that nobody but the server's own account can read."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +91,8 @@ class SampleRow(NamedTuple):
 class SampleReader(Protocol):
     """What a harness also is if its results name files of samples in a format of its own, which are read where they lie.
 
-    Such a file is of the tasks whose aggregate file it is too. Others, with names as in `evalrpc.results`, have a JSON object
-    on every line, and no harness is asked to read them.
+    Such a file is of the tasks whose aggregate file it is too. Others, with names as in `evalrpc.results.layout`, have a JSON
+    object on every line, and no harness is asked to read them.
     """
 
     def read_samples(self, file: BinaryIO, offset: int) -> Iterator[SampleRow]:
@@ -141,5 +139,5 @@ class Harness(Protocol):
 
         Raises RunFailedError, with a reason and one readable line, unless the run really succeeded: exit codes can't be
         trusted alone. An OSError means that the server lacks something at present, such as descriptors: it is called again for
-        some seconds. Where the run left much, it is called in a process of its own, as `evalrpc.results_reader` has it.
+        some seconds. Where the run left much, it is called in a process of its own (`evalrpc.scheduling.results_reader`).
         """

@@ -9,10 +9,10 @@ from google.protobuf import json_format
 
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import ConfigurationError, FieldViolation
-from evalrpc.harnesses.bars import advance, read_bar
 from evalrpc.harnesses.base import Command, Exit, Run
 from evalrpc.harnesses.failures import check_exit, failed, find_failure
-from evalrpc.results import read_results
+from evalrpc.harnesses.progress_bars import advance, read_bar
+from evalrpc.results.layout import read_results
 from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
 from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
 

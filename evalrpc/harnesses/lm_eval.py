@@ -12,9 +12,9 @@ from evalrpc.config import HarnessSettings
 from evalrpc.errors import FieldViolation
 from evalrpc.harnesses import arguments, lm_eval_family
 from evalrpc.harnesses.arguments import plain_arguments, yaml_text
-from evalrpc.harnesses.bars import advance, read_bar
 from evalrpc.harnesses.base import Command, Exit, Run
 from evalrpc.harnesses.installation import Package, catalog_command, describe, note_version
+from evalrpc.harnesses.progress_bars import advance, read_bar
 from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
 from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
 

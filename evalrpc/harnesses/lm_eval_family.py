@@ -9,7 +9,7 @@ from evalrpc.harnesses.arguments import number_text
 from evalrpc.harnesses.base import Exit, Run
 from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
 from evalrpc.harnesses.names import device_violations, task_problem
-from evalrpc.results import missing_tasks, read_results
+from evalrpc.results.layout import missing_tasks, read_results
 from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
 
 _MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")

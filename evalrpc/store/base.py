@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.errors import StoreUnavailableError
-from evalrpc.lifecycle import Status
+from evalrpc.jobs.lifecycle import Status
 from evalrpc.v1.evaluation_service_pb2 import JobFilter
 from evalrpc.v1.job_pb2 import JobEvent, JobInfo
 

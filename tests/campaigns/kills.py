@@ -25,8 +25,8 @@ from server_process import ServerProcess
 
 from evalrpc.client import AsyncEvalClient
 from evalrpc.errors import PreconditionError, UnavailableError
-from evalrpc.executors.processes import processes_of_job, send_signal
-from evalrpc.lifecycle import TERMINAL, TRANSITIONS, status_name
+from evalrpc.executors.local.processes import processes_of_job, send_signal
+from evalrpc.jobs.lifecycle import TERMINAL, TRANSITIONS, status_name
 from evalrpc.v1 import job_pb2 as pb
 
 PROGRAM = """

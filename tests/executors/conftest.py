@@ -8,8 +8,8 @@ import pytest
 from processes_of_tests import kill_job
 from running import SECONDS, Runs
 
-from evalrpc.executors import local
 from evalrpc.executors.base import RunKey
+from evalrpc.executors.local import executor
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def key(tmp_path: Path) -> Iterator[RunKey]:
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give parents all the time that they need on a busy machine."""
     for bound in ("_START_SECONDS", "_PARENT_SECONDS"):
-        monkeypatch.setattr(local, bound, SECONDS)
+        monkeypatch.setattr(executor, bound, SECONDS)
 
 
 @pytest.fixture

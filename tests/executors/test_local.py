@@ -21,11 +21,11 @@ from running import SECONDS, Runs, ended
 from waiting import eventually
 
 from evalrpc.errors import RunFailedError
-from evalrpc.executors import local, parent
 from evalrpc.executors.base import RunKey
-from evalrpc.executors.local import TRACES_DIR, LocalRun, _about_to_begin
-from evalrpc.executors.nursery import Nursery
-from evalrpc.executors.processes import processes_of_job
+from evalrpc.executors.local import executor, shim
+from evalrpc.executors.local.executor import TRACES_DIR, LocalRun, _about_to_begin
+from evalrpc.executors.local.fork_server import Nursery
+from evalrpc.executors.local.processes import processes_of_job
 from evalrpc.harnesses.base import Command, Exit
 
 # How a run ends.
@@ -330,7 +330,7 @@ while True:
     handle.end(0.1)
     beat.unlink()
     assert handle.wait(SECONDS)
-    assert parent.NONE_LEFT in (runs.key.attempt_dir / TRACES_DIR / parent.EXIT_FILE).read_text()
+    assert shim.NONE_LEFT in (runs.key.attempt_dir / TRACES_DIR / shim.EXIT_FILE).read_text()
     assert not beat.exists()
 
 
@@ -338,7 +338,7 @@ def test_a_run_that_leaves_nothing_is_ended_without_a_search(runs: Runs, monkeyp
     handle = runs.start("pass")
     assert ended(handle) == Exit(code=0)
     with monkeypatch.context() as context:
-        context.setattr(local, "processes_of_job", lambda *_: pytest.fail("it looked for processes"))
+        context.setattr(executor, "processes_of_job", lambda *_: pytest.fail("it looked for processes"))
         handle.end(0.0)
 
 
@@ -346,8 +346,8 @@ def test_where_no_process_can_be_adopted_a_search_ends_what_is_left(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = tmp_path / "parent.py"
-    script.write_text(Path(parent.__file__).read_text().replace("_PR_SET_CHILD_SUBREAPER = 36", "_PR_SET_CHILD_SUBREAPER = -1"))
-    monkeypatch.setattr(parent, "__file__", str(script))
+    script.write_text(Path(shim.__file__).read_text().replace("_PR_SET_CHILD_SUBREAPER = 36", "_PR_SET_CHILD_SUBREAPER = -1"))
+    monkeypatch.setattr(shim, "__file__", str(script))
     handle = runs.start("import subprocess, sys; print(subprocess.Popen(sys.argv[1:]).pid); sys.exit(7)", *SLEEPS)
     assert ended(handle) == Exit(code=7)
     left = int(next(filter(str.isdigit, runs.log().split())))
@@ -389,7 +389,7 @@ time.sleep(1000)
 
 
 def test_a_stopped_parent_does_not_keep_a_run_from_being_ended(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "_PARENT_SECONDS", 0.1)
+    monkeypatch.setattr(executor, "_PARENT_SECONDS", 0.1)
     handle = runs.start(SLEEPS[-1])
     runs.wait_for_log("ready")
     assert handle._parent is not None
@@ -474,7 +474,7 @@ def test_an_order_of_a_killed_server_is_carried_out_and_found(runs: Runs) -> Non
 def test_the_nursery_heeds_no_signal_that_asks_it_to_end(runs: Runs) -> None:
     """Whoever stops a service may signal all its processes, and the server may yet drain."""
     pid = nursery_of(runs)
-    eventually(lambda: Path(f"/proc/{pid}/comm").read_text() == f"{parent.NURSERY_NAME}\n")
+    eventually(lambda: Path(f"/proc/{pid}/comm").read_text() == f"{shim.NURSERY_NAME}\n")
     eventually(lambda: blocks(pid, signal.SIGTERM))
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         os.kill(pid, number)
@@ -515,7 +515,7 @@ SERVER = """
 import sys, time
 from pathlib import Path
 from evalrpc.executors.base import RunKey
-from evalrpc.executors.local import LocalExecutor
+from evalrpc.executors.local.executor import LocalExecutor
 from evalrpc.harnesses.base import Command
 job_id, attempt_dir, *command = sys.argv[1:]
 executor = LocalExecutor()
@@ -604,7 +604,7 @@ def test_a_run_found_again_can_be_interrupted(runs: Runs) -> None:
 
 def test_a_run_whose_child_script_was_killed_vanished(runs: Runs) -> None:
     start_elsewhere_and_kill(runs, "import time; time.sleep(1000)")
-    pid_file = runs.key.attempt_dir / TRACES_DIR / parent.PID_FILE
+    pid_file = runs.key.attempt_dir / TRACES_DIR / shim.PID_FILE
     pid = int(eventually(lambda: pid_file.exists() and pid_file.read_text()).split()[0])
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: not is_alive(pid))
@@ -630,7 +630,7 @@ def test_a_run_that_never_started_is_not_found(runs: Runs) -> None:
 def test_another_process_that_got_the_number_is_not_taken_for_the_run(runs: Runs) -> None:
     traces = runs.key.attempt_dir / TRACES_DIR
     traces.mkdir(parents=True)
-    (traces / parent.PID_FILE).write_text(f"{os.getpid()} 12345")
+    (traces / shim.PID_FILE).write_text(f"{os.getpid()} 12345")
     handle = runs.find()
     assert ended(handle) == Exit(None, None)
     handle.end(0.0)
@@ -640,7 +640,7 @@ def test_another_process_that_got_the_number_is_not_taken_for_the_run(runs: Runs
 def test_a_broken_pid_file_is_a_run_that_vanished(runs: Runs, content: str) -> None:
     traces = runs.key.attempt_dir / TRACES_DIR
     traces.mkdir(parents=True)
-    (traces / parent.PID_FILE).write_text(content)
+    (traces / shim.PID_FILE).write_text(content)
     assert ended(runs.find()) == Exit(None, None)
 
 
@@ -650,7 +650,7 @@ def test_a_process_without_a_pid_file_is_waited_for_rather_than_started_twice(
     """The server died right after the start, and the parent has not written its file yet when the next one looks first."""
     start_elsewhere_and_kill(runs, SLEEPS[-1])
     runs.wait_for_log("ready")
-    pid_file = runs.key.attempt_dir / TRACES_DIR / parent.PID_FILE
+    pid_file = runs.key.attempt_dir / TRACES_DIR / shim.PID_FILE
     hidden = pid_file.rename(pid_file.with_name("hidden"))
     looks: list[str] = []
 
@@ -661,7 +661,7 @@ def test_a_process_without_a_pid_file_is_waited_for_rather_than_started_twice(
         return processes_of_job(job_id)
 
     with monkeypatch.context() as context:
-        context.setattr(local, "processes_of_job", look)
+        context.setattr(executor, "processes_of_job", look)
         handle = runs.find()
     assert len(looks) == 2
     assert not handle.wait(0)
@@ -681,11 +681,11 @@ def test_no_descriptors_are_left_open(runs: Runs) -> None:
 
 
 def test_a_start_time_tells_processes_of_one_number_apart() -> None:
-    mine = parent.start_time(os.getpid())
-    assert mine == parent.start_time(os.getpid())
+    mine = shim.start_time(os.getpid())
+    assert mine == shim.start_time(os.getpid())
     time.sleep(0.02)  # a tick of the kernel
     with subprocess.Popen((sys.executable, "-c", "input()"), stdin=subprocess.PIPE) as other:
-        assert parent.start_time(other.pid) != mine
+        assert shim.start_time(other.pid) != mine
 
 
 # Several steps.

@@ -13,13 +13,13 @@ from running import SECONDS, Runs, ended
 from small_disk import small_disk
 from waiting import eventually
 
-from evalrpc import files
 from evalrpc.errors import RunFailedError
-from evalrpc.executors import parent, traces
 from evalrpc.executors.base import RunKey
-from evalrpc.executors.local import TRACES_DIR, LocalExecutor
-from evalrpc.executors.processes import processes_of_job
-from evalrpc.executors.traces import Exits, StepEnd, read_exits
+from evalrpc.executors.local import shim, traces
+from evalrpc.executors.local.executor import TRACES_DIR, LocalExecutor
+from evalrpc.executors.local.processes import processes_of_job
+from evalrpc.executors.local.traces import Exits, StepEnd, read_exits
+from evalrpc.files import opening
 from evalrpc.harnesses.base import Exit
 
 # Reading it.
@@ -44,7 +44,7 @@ NONSENSE = [
 
 def write_exits(folder: Path, content: bytes) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / parent.EXIT_FILE
+    path = folder / shim.EXIT_FILE
     path.write_bytes(content)
     return path
 
@@ -89,7 +89,7 @@ def test_traces_that_can_not_be_read_are_an_error_and_not_an_absence(tmp_path: P
 
 @pytest.mark.parametrize("nonsense", NONSENSE[:3])
 def test_a_run_that_has_spoilt_its_traces_is_lost_and_can_be_ended(runs: Runs, nonsense: bytes) -> None:
-    path = runs.key.attempt_dir / TRACES_DIR / parent.EXIT_FILE
+    path = runs.key.attempt_dir / TRACES_DIR / shim.EXIT_FILE
     handle = runs.start("import sys; open(sys.argv[1], 'wb').write(bytes.fromhex(sys.argv[2]))", str(path), nonsense.hex())
     assert handle.wait(SECONDS)
     path.write_bytes(nonsense)
@@ -102,12 +102,12 @@ def test_a_run_that_has_spoilt_its_traces_is_lost_and_can_be_ended(runs: Runs, n
 
 def test_traces_that_the_server_may_not_read_tell_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_exits(tmp_path, b"5 code 0\n")
-    (tmp_path / parent.PID_FILE).write_text("1 1")
+    (tmp_path / shim.PID_FILE).write_text("1 1")
 
     def forbid(*_: object) -> int:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(files.os, "open", forbid)
+    monkeypatch.setattr(opening.os, "open", forbid)
     assert read_exits(tmp_path) == Exits([], none_left=False)
     assert traces.read_pid(tmp_path) is None
 
@@ -128,7 +128,7 @@ def test_a_process_that_is_no_parent_of_runs_is_not_taken_for_one_whatever_its_n
     own = os.getpid()
     folder = runs.key.attempt_dir / TRACES_DIR
     folder.mkdir(parents=True)
-    (folder / parent.PID_FILE).write_text(f"{own} {parent.start_time(own)}")
+    (folder / shim.PID_FILE).write_text(f"{own} {shim.start_time(own)}")
     found = runs.find()
     assert ended(found) == Exit()
     assert runs.executor.kill_leftovers(runs.key), "nothing of the run is left, and nothing else was killed"
@@ -136,7 +136,7 @@ def test_a_process_that_is_no_parent_of_runs_is_not_taken_for_one_whatever_its_n
 
 def test_a_fifo_in_the_place_of_its_process_id_holds_up_no_parent(runs: Runs) -> None:
     program = "import os, sys; os.unlink(sys.argv[1]); os.mkfifo(sys.argv[1]); os.unlink(sys.argv[2]); os.mkfifo(sys.argv[2])"
-    trapped = (str(runs.key.attempt_dir / TRACES_DIR / parent.PID_FILE), str(runs.key.log_path))
+    trapped = (str(runs.key.attempt_dir / TRACES_DIR / shim.PID_FILE), str(runs.key.log_path))
     handle = runs.start(program, *trapped, further_steps=(("true",),))
     assert handle.wait(SECONDS)
     assert handle.exit_status(0) == Exit(code=0)

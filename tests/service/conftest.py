@@ -8,7 +8,7 @@ import pytest
 from serving import Api, MovableClock, ServerHere, ServerThere, Site
 from waiting import eventually
 
-from evalrpc import transitions
+from evalrpc.jobs import transitions
 
 
 @pytest.fixture

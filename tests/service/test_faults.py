@@ -32,7 +32,7 @@ from serving import (
 )
 from waiting import eventually
 
-from evalrpc.store.sqlite import DATABASE_NAME
+from evalrpc.store.sqlite.store import DATABASE_NAME
 from evalrpc.v1 import evaluation_service_pb2 as calls
 from evalrpc.v1 import job_pb2 as pb
 

@@ -15,16 +15,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from waiting import DEADLINE_SECONDS as SECONDS
 
-from evalrpc import transitions
 from evalrpc.clock import SystemClock
 from evalrpc.errors import JobNotFoundError, RevisionCompactedError, RevisionInFutureError, ServerStoppingError
-from evalrpc.feed import Feed, Send
-from evalrpc.placement import Capacity
-from evalrpc.queue_state import QueueState
+from evalrpc.jobs import transitions
+from evalrpc.scheduling.placement import Capacity
+from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.store.base import Submission
-from evalrpc.store.sqlite import SqliteStore
+from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.v1 import job_pb2 as pb
 from evalrpc.v1.evaluation_service_pb2 import JobFilter
+from evalrpc.watching.feed import Feed, Send
 
 SNAPSHOT, STATUS = pb.JOB_EVENT_TYPE_SNAPSHOT, pb.JOB_EVENT_TYPE_STATUS
 PROGRESS, BOOKMARK = pb.JOB_EVENT_TYPE_PROGRESS, pb.JOB_EVENT_TYPE_BOOKMARK

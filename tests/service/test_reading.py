@@ -11,9 +11,9 @@ import pytest
 from serving import CANCELLED, COMPLETED, NOWHERE, Api, ServerHere, ServerThere, Site, fields_of, reason_of
 from waiting import eventually
 
-from evalrpc.files import list_files
-from evalrpc.sample_files import read_lines
-from evalrpc.samples import read_page
+from evalrpc.files.opening import list_files
+from evalrpc.reading.sample_files import read_lines
+from evalrpc.reading.samples import read_page
 
 
 def read(api: Api, job_id: str, name: str, **fields: int) -> bytes:

@@ -31,7 +31,7 @@ from serving import (
 )
 from waiting import eventually
 
-from evalrpc.executors.environment import JOB_ID_VARIABLE
+from evalrpc.executors.local.environment import JOB_ID_VARIABLE
 
 Launch = Callable[..., ServerThere]
 

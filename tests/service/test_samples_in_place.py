@@ -12,7 +12,7 @@ import pytest
 from serving import COMPLETED, FAILED, SECONDS, TERMINAL, Api, ServerHere, Site, reason_of
 
 from evalrpc.harnesses.base import SampleRow
-from evalrpc.harnesses.inspect_ai import InspectHarness
+from evalrpc.harnesses.inspect_ai.harness import InspectHarness
 from evalrpc.v1 import comparison_pb2 as comparisons
 from evalrpc.v1 import job_pb2 as pb
 from evalrpc.v1.evaluation_service_pb2 import ListArtifactsResponse

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from store_jobs import CLOCK, OPENERS, SECONDS, Opener, begin, complete, events, finish, listed, new_job, read, run, submit
 from waiting import eventually
 
-from evalrpc import transitions
 from evalrpc.errors import (
     IllegalTransitionError,
     JobFinishedError,
@@ -24,6 +23,7 @@ from evalrpc.errors import (
     RevisionInFutureError,
     StoreUnavailableError,
 )
+from evalrpc.jobs import transitions
 from evalrpc.store.base import Change, Store, Submission, fields_match
 from evalrpc.v1 import job_pb2 as pb
 from evalrpc.v1.evaluation_service_pb2 import JobFilter

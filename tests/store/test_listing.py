@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_jobs import OPENERS, SECONDS, finish, new_job, read, run, submit
 
-from evalrpc.store import filters as filters_module
-from evalrpc.store import sets
 from evalrpc.store.base import Store, fields_match
-from evalrpc.store.migrations import MIGRATIONS
-from evalrpc.store.sqlite import DATABASE_NAME
+from evalrpc.store.sqlite import bitmap_index
+from evalrpc.store.sqlite import filters as filters_module
+from evalrpc.store.sqlite.migrations import MIGRATIONS
+from evalrpc.store.sqlite.store import DATABASE_NAME
 from evalrpc.v1 import job_pb2 as pb
 from evalrpc.v1.evaluation_service_pb2 import JobFilter
 
@@ -59,7 +59,7 @@ def max_steps(request: pytest.FixtureRequest) -> Iterator[None]:
     """How far the walk goes down the indexes; the rest is found with sets, here of few jobs each."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(filters_module, "_MAX_STEPS", request.param)
-        patch.setattr(sets, "_BLOCK", 16)
+        patch.setattr(bitmap_index, "_BLOCK", 16)
         yield
 
 

@@ -16,9 +16,9 @@ from evalrpc.clock import SystemClock
 from evalrpc.errors import ConfigurationError, DataDirectoryInUseError, StoreUnavailableError
 from evalrpc.store.base import StoredJob, Submission
 from evalrpc.store.cache import JobCache
-from evalrpc.store.migrations import MIGRATIONS
-from evalrpc.store.sqlite import DATABASE_NAME, SqliteStore
-from evalrpc.store.transaction import Transaction
+from evalrpc.store.sqlite.migrations import MIGRATIONS
+from evalrpc.store.sqlite.store import DATABASE_NAME, SqliteStore
+from evalrpc.store.sqlite.transaction import Transaction
 from evalrpc.v1 import job_pb2 as pb
 from evalrpc.v1.evaluation_service_pb2 import JobFilter
 
@@ -49,7 +49,7 @@ HOLDER = """
 import sys
 from pathlib import Path
 from evalrpc.clock import SystemClock
-from evalrpc.store.sqlite import SqliteStore
+from evalrpc.store.sqlite.store import SqliteStore
 store = SqliteStore(Path(sys.argv[1]), SystemClock(), 10)
 print("open", flush=True)
 sys.stdin.read()
@@ -103,7 +103,7 @@ OPENER = """
 import sys
 from pathlib import Path
 from evalrpc.clock import SystemClock
-from evalrpc.store.sqlite import SqliteStore
+from evalrpc.store.sqlite.store import SqliteStore
 kept = []
 for _ in range(2):
     try:
@@ -326,7 +326,7 @@ from pathlib import Path
 sys.path[:0] = {sys.path!r}  # that of the tests
 from store_jobs import finish, submit
 from evalrpc.clock import SystemClock
-from evalrpc.store.sqlite import SqliteStore
+from evalrpc.store.sqlite.store import SqliteStore
 store = SqliteStore(Path(sys.argv[1]), SystemClock(), 1_000_000)
 lock = threading.Lock()
 

@@ -14,7 +14,7 @@ from store_jobs import SECONDS, begin, complete, events, listed, read, submit
 
 from evalrpc.clock import SystemClock
 from evalrpc.store.base import Store
-from evalrpc.store.sqlite import DATABASE_NAME, SqliteStore
+from evalrpc.store.sqlite.store import DATABASE_NAME, SqliteStore
 from evalrpc.v1 import job_pb2 as pb
 
 JOURNAL_NAME = f"{DATABASE_NAME}-wal"

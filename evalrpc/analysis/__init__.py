@@ -1,0 +1,1 @@
+"""Jobs beside one another: comparison with a baseline, and metrics over time."""

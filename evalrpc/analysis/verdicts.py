@@ -1,0 +1,84 @@
+"""By which thresholds the metrics of a comparison are judged, and what is to be thought of each. Pure.
+
+The rule stands in the schema, at `Verdict`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from evalrpc.analysis import significance
+from evalrpc.jobs.metric_selectors import Parts, parts_of, parts_taking
+from evalrpc.v1 import comparison_pb2 as pb
+
+ValueT = TypeVar("ValueT")
+
+
+def judge(call: pb.CompareJobsRequest, metrics: Sequence[pb.MetricComparison], alpha: float) -> None:
+    """Set the thresholds that hold for metrics that were tested, their adjusted p-values, and the verdicts."""
+    if call.correction == pb.CORRECTION_HOLM:
+        _adjust([metric for metric in metrics if metric.HasField("p_value")])
+    thresholds = _Thresholds(call)
+    for metric in metrics:
+        thresholds.set_for(metric)
+        metric.verdict = verdict(metric, alpha)
+
+
+def verdict(metric: pb.MetricComparison, alpha: float) -> "pb.Verdict.ValueType":
+    """Return what is to be thought of a metric whose difference was tested."""
+    if not metric.HasField("difference"):
+        return pb.VERDICT_INCONCLUSIVE
+    if _is_same(metric):
+        return pb.VERDICT_SAME
+    if not (metric.HasField("higher_is_better") and _is_different(metric, alpha)):
+        return pb.VERDICT_INCONCLUSIVE
+    return pb.VERDICT_BETTER if (metric.difference > 0) == metric.higher_is_better else pb.VERDICT_WORSE
+
+
+class _Thresholds:
+    """What holds for which metrics, with the place of each threshold in the call: the last that sets a value counts."""
+
+    def __init__(self, call: pb.CompareJobsRequest) -> None:
+        self._call = call
+        self._tolerances: dict[Parts, tuple[int, float]] = {}
+        self._directions: dict[Parts, tuple[int, bool]] = {}
+        for place, threshold in enumerate(call.metric_thresholds):
+            parts = parts_of(threshold.selector)
+            if threshold.HasField("tolerance"):
+                self._tolerances[parts] = place, threshold.tolerance
+            if threshold.HasField("higher_is_better"):
+                self._directions[parts] = place, threshold.higher_is_better
+
+    def set_for(self, metric: pb.MetricComparison) -> None:
+        """Set the tolerance, and the direction where the harness has set none or the call overrules it."""
+        tolerance, higher_is_better = _last(self._tolerances, metric), _last(self._directions, metric)
+        metric.tolerance = self._call.tolerance if tolerance is None else tolerance
+        if higher_is_better is not None:
+            metric.higher_is_better = higher_is_better
+        elif self._call.HasField("higher_is_better") and not metric.HasField("higher_is_better"):
+            metric.higher_is_better = self._call.higher_is_better
+
+
+def _last(values: Mapping[Parts, tuple[int, ValueT]], metric: pb.MetricComparison) -> ValueT | None:
+    """Return the value of the last threshold that takes a metric."""
+    found = [values[parts] for parts in parts_taking(metric) if parts in values] if values else ()
+    return max(found, key=lambda placed: placed[0])[1] if found else None
+
+
+def _adjust(tested: Sequence[pb.MetricComparison]) -> None:
+    for metric, p_value in zip(tested, significance.holm([metric.p_value for metric in tested]), strict=True):
+        metric.adjusted_p_value = p_value
+
+
+def _is_same(metric: pb.MetricComparison) -> bool:
+    if metric.method == pb.TEST_METHOD_NONE:
+        return abs(metric.difference) <= metric.tolerance
+    if metric.paired_sample_count and not metric.differing_sample_count and not metric.unpaired_sample_count:
+        return True
+    return -metric.tolerance <= metric.interval_lower and metric.interval_upper <= metric.tolerance
+
+
+def _is_different(metric: pb.MetricComparison, alpha: float) -> bool:
+    if metric.method == pb.TEST_METHOD_NONE:
+        return False
+    p_value = metric.adjusted_p_value if metric.HasField("adjusted_p_value") else metric.p_value
+    return p_value < alpha and (metric.interval_lower > 0 or metric.interval_upper < 0)

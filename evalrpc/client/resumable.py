@@ -1,0 +1,210 @@
+"""How a stream is read to its end across broken connections, as state machines that do no input or output.
+
+A face of the client opens the call that `request()` describes, gives every message to `accept()` and yields what that returns,
+and when the call ends asks `ended()` or `failed()` how long to wait before it opens the next one, until `is_finished()`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Generic, TypeVar
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from evalrpc.client.failures import from_rpc_error
+from evalrpc.client.reconnect import Patience
+from evalrpc.errors import UnavailableError
+from evalrpc.v1.evaluation_service_pb2 import (
+    JobFilter,
+    ReadArtifactRequest,
+    ReadArtifactResponse,
+    ReadLogRequest,
+    ReadLogResponse,
+    WatchJobRequest,
+    WatchJobsRequest,
+)
+from evalrpc.v1.job_pb2 import JobEvent, JobEventType
+
+RequestT = TypeVar("RequestT")
+MessageT = TypeVar("MessageT")
+ItemT = TypeVar("ItemT")
+
+_BROKEN_OFF = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+"""CANCELLED that arrives here is never our own: a server or a proxy cut the stream."""
+
+
+class Reader(ABC, Generic[RequestT, MessageT, ItemT]):
+    """One stream, read to its end over as many calls as it takes."""
+
+    def __init__(self, patience: Patience | None = None) -> None:
+        self._finished = False
+        self._patience = patience or Patience()
+
+    def is_finished(self) -> bool:
+        """Tell whether all was read."""
+        return self._finished
+
+    @abstractmethod
+    def request(self) -> RequestT:
+        """Build the request that goes on where the last call broke off."""
+
+    @abstractmethod
+    def _take(self, message: MessageT) -> Iterable[ItemT]:
+        """Take a message and return what is new in it."""
+
+    def accept(self, message: MessageT) -> Iterable[ItemT]:
+        """Take a message and return what the caller has not seen yet."""
+        self._patience.succeeded()
+        return self._take(message)
+
+    def timeout_seconds(self) -> float | None:
+        """Tell how long the next call may take. Raises TimeoutError when the time is over."""
+        return self._patience.remaining_seconds()
+
+    def ended(self) -> float:
+        """Take note that the call ended with OK, and return the seconds to wait before the next one, if any."""
+        return self._patience.delay_seconds(UnavailableError("the stream ended before its last event"))
+
+    def failed(self, error: grpc.RpcError) -> float:
+        """Return the seconds to wait before the next call. Raises what another call would not mend."""
+        failure = from_rpc_error(error)
+        failure.__cause__ = error
+        if isinstance(failure, TimeoutError) or error.code() not in _BROKEN_OFF:
+            raise failure
+        return self._patience.delay_seconds(failure)
+
+
+class JobWatch(Reader[WatchJobRequest, JobEvent, JobEvent]):
+    """WatchJob: each event once, in order, up to the terminal one."""
+
+    def __init__(
+        self,
+        job_id: str,
+        after_revision: int = 0,
+        heartbeat_interval_seconds: float | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        super().__init__(patience)
+        self._request = WatchJobRequest(job_id=job_id, heartbeat_interval=_heartbeat(heartbeat_interval_seconds))
+        self._after_revision = after_revision
+
+    def request(self) -> WatchJobRequest:
+        """Ask for all after the last revision seen."""
+        self._request.after_revision = self._after_revision
+        return self._request
+
+    def _take(self, event: JobEvent) -> Iterable[JobEvent]:
+        if not event.terminal and _is_repeat(event, self._after_revision):
+            return ()
+        self._after_revision = max(self._after_revision, event.revision)
+        self._finished = event.terminal
+        return (event,)
+
+
+class AllJobsWatch(Reader[WatchJobsRequest, JobEvent, JobEvent]):
+    """WatchJobs: each event once, in order, without end.
+
+    The snapshots at the beginning are held back until the BOOKMARK that ends them: if the call broke among them, a new one
+    might lack a job that ended meanwhile, and its end would be lost.
+    """
+
+    def __init__(
+        self,
+        job_filter: JobFilter | None = None,
+        after_revision: int = 0,
+        heartbeat_interval_seconds: float | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        super().__init__(patience)
+        self._request = WatchJobsRequest(filter=job_filter, heartbeat_interval=_heartbeat(heartbeat_interval_seconds))
+        self._after_revision = after_revision
+        self._snapshots: list[JobEvent] | None = None
+
+    def request(self) -> WatchJobsRequest:
+        """Ask for all after the last revision seen."""
+        self._snapshots = None if self._after_revision else []
+        self._request.after_revision = self._after_revision
+        return self._request
+
+    def _take(self, event: JobEvent) -> Iterable[JobEvent]:
+        if self._snapshots is not None:
+            return self._take_snapshot(self._snapshots, event)
+        if _is_repeat(event, self._after_revision):
+            return ()
+        self._after_revision = max(self._after_revision, event.revision)
+        return (event,)
+
+    def _take_snapshot(self, snapshots: list[JobEvent], event: JobEvent) -> Iterable[JobEvent]:
+        snapshots.append(event)
+        if event.type != JobEventType.JOB_EVENT_TYPE_BOOKMARK:
+            return ()
+        self._snapshots = None
+        self._after_revision = event.revision
+        return snapshots
+
+
+class _Bytes(Reader[RequestT, MessageT, bytes]):
+    """A stream of bytes: each byte once, in order."""
+
+    def __init__(self, offset: int, patience: Patience | None = None) -> None:
+        super().__init__(patience)
+        self.offset = offset
+        """The offset of the next byte."""
+
+    def ended(self) -> float:
+        """Take note that this was all."""
+        self._finished = True
+        return 0.0
+
+    def _take_bytes(self, data: bytes, offset: int) -> Iterable[bytes]:
+        fresh = data[max(0, self.offset - offset) :]
+        self.offset = max(self.offset, offset + len(data))
+        return (fresh,) if fresh else ()
+
+
+class LogBytes(_Bytes[ReadLogRequest, ReadLogResponse]):
+    """ReadLog: the log of one attempt from an offset."""
+
+    def __init__(
+        self, job_id: str, attempt: int, *, follow: bool = False, offset: int = 0, patience: Patience | None = None
+    ) -> None:
+        super().__init__(offset, patience)
+        self._request = ReadLogRequest(job_id=job_id, attempt=attempt, follow=follow)
+
+    def request(self) -> ReadLogRequest:
+        """Ask for the bytes that are left."""
+        self._request.offset = self.offset
+        return self._request
+
+    def _take(self, message: ReadLogResponse) -> Iterable[bytes]:
+        return self._take_bytes(message.data, message.offset)
+
+
+class ArtifactBytes(_Bytes[ReadArtifactRequest, ReadArtifactResponse]):
+    """ReadArtifact: one file of an attempt from an offset; attempt 0 is the latest."""
+
+    def __init__(self, job_id: str, name: str, offset: int = 0, patience: Patience | None = None, attempt: int = 0) -> None:
+        super().__init__(offset, patience)
+        self._request = ReadArtifactRequest(job_id=job_id, name=name, attempt=attempt)
+
+    def request(self) -> ReadArtifactRequest:
+        """Ask for the bytes that are left."""
+        self._request.offset = self.offset
+        return self._request
+
+    def _take(self, message: ReadArtifactResponse) -> Iterable[bytes]:
+        return self._take_bytes(message.data, message.offset)
+
+
+def _heartbeat(interval_seconds: float | None) -> Duration | None:
+    if interval_seconds is None:
+        return None
+    duration = Duration()
+    duration.FromTimedelta(timedelta(seconds=interval_seconds))
+    return duration
+
+
+def _is_repeat(event: JobEvent, after_revision: int) -> bool:
+    states = (JobEventType.JOB_EVENT_TYPE_SNAPSHOT, JobEventType.JOB_EVENT_TYPE_STATUS)
+    return event.type in states and event.revision <= after_revision

@@ -1,0 +1,76 @@
+"""The server's side of the nursery: a process that forks the parents of runs, so that none waits for an interpreter."""
+
+import marshal
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from evalrpc.executors.local import shim
+
+
+class Nursery:
+    """A nursery of this server. It ends with the server; what it has forked goes on. May be used from several threads.
+
+    Raises OSError if it can't be started.
+    """
+
+    def __init__(self) -> None:
+        server = os.getpid()
+        self._lock = threading.Lock()  # one question after the other, each with its answer
+        self._process = subprocess.Popen(
+            (sys.executable, "-I", "-S", shim.__file__, str(server), shim.start_time(server)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def fork(self, order: Mapping[str, Any]) -> int:
+        """Fork the parent of a run, and return its process id, which no other process gets until it is reaped.
+
+        Raises OSError if that is impossible; BrokenPipeError if the nursery is gone, which may have forked it all the same.
+        """
+        pid = int(self._ask(order))
+        if pid < 0:
+            raise OSError(-pid, os.strerror(-pid))
+        return pid
+
+    def reap(self, pid: int) -> int | None:
+        """Let go of a parent that has ended, and return its exit code as `subprocess` has it; None if nobody can know it."""
+        try:
+            status = self._ask(pid)
+        except BrokenPipeError:
+            return None
+        return None if status is None else os.waitstatus_to_exitcode(status)
+
+    def close(self) -> None:
+        """End it. May be called again."""
+        with self._lock:
+            for pipe in self._pipes():
+                with suppress(BrokenPipeError):
+                    pipe.close()
+            self._process.wait()
+
+    def _ask(self, message: Any) -> Any:
+        with self._lock:
+            stdin, stdout = self._pipes()
+            if stdin.closed:
+                raise BrokenPipeError("the nursery is closed")
+            try:
+                marshal.dump(message, stdin)
+                stdin.flush()
+                return marshal.load(stdout)  # noqa: S302 - from a program of ours
+            except EOFError as error:
+                raise BrokenPipeError("the nursery was killed") from error
+
+    def _pipes(self) -> tuple[Any, Any]:
+        return self._process.stdin, self._process.stdout

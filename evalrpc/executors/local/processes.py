@@ -1,0 +1,107 @@
+"""Finding processes by the job that they carry in their environment, and ending them. Linux only: it reads /proc."""
+
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from evalrpc.executors.local.environment import JOB_ID_VARIABLE
+
+_GONE_OR_FOREIGN: Final = (FileNotFoundError, ProcessLookupError, PermissionError)
+"""What reading of a process raises that has ended, or is another user's. Anything else tells nothing of it."""
+
+
+def processes_of_job(job_id: str, session: int | None = None, since_ticks: int = 0) -> list[int]:
+    """Return the ids of all living processes that carry the job's id, or that belong to the session, with their descendants.
+
+    All are needed: a worker may leave the session, and one that sets its own title overwrites its environment. Name a session
+    only while its number can't have passed to another one. Processes that started before `since_ticks`, in the kernel's ticks
+    since boot, are passed over, which saves most of the reading: a process carries what it was given when it started.
+
+    Raises OSError where this process lacks what it takes to look, such as descriptors: then nothing is known.
+    """
+    mark = f"{JOB_ID_VARIABLE}={job_id}".encode()
+    found: set[int] = set()
+    parents: dict[int, int] = {}
+    for pid in _process_ids():
+        with suppress(*_GONE_OR_FOREIGN):
+            fields = _stat(pid)[1]
+            if fields[0] in b"ZX" or int(fields[19]) < since_ticks:
+                continue
+            parents[pid] = int(fields[1])
+            if session in (pid, int(fields[3])) or mark in _read(pid, "environ").split(b"\0"):
+                found.add(pid)
+    return [pid for pid in parents if not found.isdisjoint(_line_of(pid, parents))]
+
+
+def jobs_with_processes() -> set[str]:
+    """Return the ids of the jobs that living processes carry. Raises OSError, as `processes_of_job`."""
+    prefix = f"{JOB_ID_VARIABLE}=".encode()
+    found: set[str] = set()
+    for pid in _process_ids():
+        with suppress(*_GONE_OR_FOREIGN):
+            marks = [each for each in _read(pid, "environ").split(b"\0") if each.startswith(prefix)]
+            found |= {mark.removeprefix(prefix).decode(errors="replace") for mark in marks}
+    return found
+
+
+class ScriptProcess(NamedTuple):
+    """A process that runs a script."""
+
+    pid: int
+    parent: int
+    name: str
+    arguments: list[str]
+
+
+def processes_of_script(path: Path, argument_count: int) -> Iterator[ScriptProcess]:
+    """Yield all living processes of a script, wherever its package is installed. Raises OSError, as `processes_of_job`."""
+    module = "/".join(path.parts[-3:])
+    for pid in _process_ids():
+        with suppress(*_GONE_OR_FOREIGN):
+            command = _read(pid, "cmdline").decode(errors="replace").split("\0")[:-1]
+            *_, script = command[:-argument_count] or [""]
+            if script.endswith(module):
+                name, fields = _stat(pid)
+                yield ScriptProcess(pid, int(fields[1]), name, command[-argument_count:])
+
+
+def name_of(pid: int) -> str:
+    """Return the name of a process. Raises OSError."""
+    return _stat(pid)[0]
+
+
+def send_signal(pids: Iterable[int], number: signal.Signals) -> None:
+    """Send a signal to those that still exist and may be signalled."""
+    for pid in pids:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+
+
+def _process_ids() -> Iterator[int]:
+    own = os.getpid()
+    for name in os.listdir("/proc"):  # noqa: PTH208 - a Path per process would double the time
+        if name.isdigit() and int(name) != own:
+            yield int(name)
+
+
+def _line_of(pid: int, parents: dict[int, int]) -> Iterator[int]:
+    """Yield a process and those it descends from, as far as they are known."""
+    line: set[int] = set()
+    while pid in parents and pid not in line:  # numbers that change hands between two looks could make a circle
+        line.add(pid)
+        yield pid
+        pid = parents[pid]
+
+
+def _stat(pid: int) -> tuple[str, list[bytes]]:
+    """Return a process's name and what the kernel tells after it: its state, its parent, its group, its session, and so on."""
+    head, _, fields = _read(pid, "stat").rpartition(b")")
+    return head.partition(b"(")[2].decode(errors="replace"), fields.split(maxsplit=20)
+
+
+def _read(pid: int, name: str) -> bytes:
+    with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:  # noqa: PTH123 - see above
+        return file.read()

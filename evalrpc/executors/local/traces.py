@@ -1,0 +1,124 @@
+"""What the parent of a run leaves in `attempt_dir/run`, as a server makes room for it and reads it.
+
+A run may write there too, so nothing in it is believed that no parent would have written: from the first such line on, nothing
+is known of how the run ended.
+"""
+
+import errno
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from evalrpc.executors.local.shim import EXIT_FILE, NONE_LEFT, PID_FILE
+from evalrpc.files.errnos import require_no_shortage
+from evalrpc.files.opening import open_regular_file
+from evalrpc.files.private import make_private_folder
+
+_STEP_BYTES: Final = 64
+_LEAST_BYTES: Final = 4096  # a block, which also takes why a program could not be started
+_MAX_EXITS_BYTES: Final = 4 * 1024 * 1024
+_STEP: Final = re.compile(rb"(?P<log_size>\d{1,18}) (?:code (?P<code>\d{1,3})|signal (?P<signal>\d{1,3})|error (?P<error>.*))")
+_PID: Final = re.compile(rb"(\d{1,10}) (\d{1,20})")
+_NOT_SUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
+
+
+class StepEnd(NamedTuple):
+    """How a step ended. One of the last three is set."""
+
+    log_size_bytes: int
+    code: int | None = None
+    signal: int | None = None
+    error: str | None = None
+    """Why it could not be started."""
+
+
+class Exits(NamedTuple):
+    """How the steps ended that have."""
+
+    steps: list[StepEnd]
+    none_left: bool
+    """Whether the parent has seen that no process of the run is left."""
+
+
+def make_room(folder: Path, step_count: int) -> None:
+    """Make the folder, with room for what the parent will write at the end. A disk that is full by then does not lose how the
+    run ended, unless its file system can't keep room.
+
+    Raises OSError, also where the disk is full already.
+    """
+    make_private_folder(folder)
+    descriptor = os.open(folder / EXIT_FILE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, max(_LEAST_BYTES, _STEP_BYTES * (step_count + 1)))
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def has_pid(folder: Path) -> bool:
+    """Tell whether the parent of a run has left its process id. Raises OSError, as `read_exits`."""
+    return _may_exist(folder / PID_FILE)
+
+
+def has_output(folder: Path, log_path: Path) -> bool:
+    """Tell whether a run has left anything else, for it may have removed the process id. Raises OSError, as `read_exits`."""
+    return _may_exist(log_path) or _read(folder / EXIT_FILE)[:1] not in (b"", b"\0")
+
+
+def read_exits(folder: Path) -> Exits:
+    """Read how the steps of a run ended. Raises OSError where the server lacks something at present."""
+    steps: list[StepEnd] = []
+    for line in _read(folder / EXIT_FILE).partition(b"\0")[0].split(b"\n")[:-1]:
+        if line == NONE_LEFT.encode():
+            return Exits(steps, none_left=True)
+        end = _parse_step(line)
+        if end is None:
+            break
+        steps.append(end)
+    return Exits(steps, none_left=False)
+
+
+def read_pid(folder: Path) -> tuple[int, str] | None:
+    """Read the process id and the start time of the parent; None where that is not there, or nonsense. Raises OSError, as
+    `read_exits`."""
+    match = _PID.fullmatch(_read(folder / PID_FILE))
+    return (int(match[1]), match[2].decode()) if match else None
+
+
+def _parse_step(line: bytes) -> StepEnd | None:
+    match = _STEP.fullmatch(line)
+    if match is None:
+        return None
+    log_size_bytes = int(match["log_size"])
+    if match["code"] is not None:
+        code = int(match["code"])
+        return StepEnd(log_size_bytes, code=code) if code <= 0xFF else None
+    if match["signal"] is not None:
+        number = int(match["signal"])
+        return StepEnd(log_size_bytes, signal=number) if 0 < number < signal.NSIG else None
+    return StepEnd(log_size_bytes, error=match["error"].decode(errors="replace"))
+
+
+def _read(path: Path) -> bytes:
+    """Read a file; nothing where the run has left none that can be read."""
+    try:
+        with open_regular_file(path) as descriptor:
+            return b"" if descriptor is None else os.pread(descriptor, _MAX_EXITS_BYTES, 0)
+    except OSError as error:
+        require_no_shortage(error)
+        return b""
+
+
+def _may_exist(path: Path) -> bool:
+    """Tell whether something is there. It is, where that can't be told."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        require_no_shortage(error)
+    return True

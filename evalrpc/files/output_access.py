@@ -1,0 +1,75 @@
+"""Who may read what runs leave below the output root: the account of the server, and whom the operator lets in.
+
+All else that a server makes is for its own account alone.
+"""
+
+import grp
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from evalrpc.errors import ConfigurationError
+from evalrpc.files.private import PRIVATE_UMASK, make_private_folder
+
+_ALL: Final = 0o777
+_READ: Final = 0o444
+_MAX_GROUP_ID: Final = 2**32 - 2  # one more means: leave it as it is
+
+
+@dataclass(frozen=True)
+class OutputAccess:
+    """The rights of files and folders below the output root, which is absolute and has no links in it."""
+
+    root: Path | None
+    """None: there is none."""
+    file_mode: int
+    group_id: int | None = None
+    """The group that they belong to. None: that of the server's account."""
+
+    @property
+    def folder_mode(self) -> int:
+        """Who may read a file may enter its folder. New files get the group of a folder that has one set."""
+        mode = self.file_mode | (self.file_mode & _READ) >> 2
+        return mode if self.group_id is None else mode | 0o2000
+
+    def umask_in(self, folder: Path) -> int:
+        """Return the umask of a program that leaves its results in the folder."""
+        return _ALL & ~self.folder_mode if self._is_below_root(folder) else PRIVATE_UMASK
+
+    def make_folder(self, folder: Path) -> None:
+        """Make a folder, and those above it that are not there yet; none that is there is changed. Raises OSError."""
+        if not self._is_below_root(folder):
+            make_private_folder(folder)
+            return
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        for path in reversed(missing):
+            try:
+                path.mkdir(mode=0o700)
+            except FileExistsError:
+                continue  # another run was faster
+            if self.group_id is not None:
+                os.chown(path, -1, self.group_id)
+            path.chmod(self.folder_mode)  # last: a change of the group takes rights away
+
+    def _is_below_root(self, folder: Path) -> bool:
+        return self.root is not None and folder.is_relative_to(self.root)
+
+
+def output_access(root: Path | None, file_mode: int, group: str) -> OutputAccess:
+    """Build it from the settings. Raises ConfigurationError for a group that this account can't give files to."""
+    return OutputAccess(Path(os.path.realpath(root)) if root else None, file_mode, _group_id(group) if group else None)
+
+
+def _group_id(group: str) -> int:
+    try:
+        group_id = int(group) if group.isascii() and group.isdecimal() else grp.getgrnam(group).gr_gid
+    except KeyError as error:
+        raise ConfigurationError(f"setting output_group: this machine has no group {group!r}") from error
+    if group_id > _MAX_GROUP_ID:
+        raise ConfigurationError(f"setting output_group: a group's number is at most {_MAX_GROUP_ID}")
+    if os.geteuid() and group_id not in {os.getegid(), *os.getgroups()}:
+        raise ConfigurationError(
+            f"setting output_group: the server's account is no member of {group!r}, so can't give it files"
+        )
+    return group_id

@@ -1,0 +1,239 @@
+"""inspect-ai (UK AISI's harness), driven through its command line.
+
+A task is asked for by its name, and found in the operator's `include_path`: a client never names a file. What a client can do
+with `model_args` is what it can do with lmms-eval's: they become arguments of inspect-ai's model provider.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from evalrpc.config import HarnessSettings
+from evalrpc.errors import FieldViolation, RunFailedError
+from evalrpc.harnesses import arguments
+from evalrpc.harnesses.arguments import plain_arguments
+from evalrpc.harnesses.base import Command, Exit, Run, SampleRow
+from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
+from evalrpc.harnesses.inspect_ai.logs import SUCCESS, Log, read_finished_log, read_logs, read_samples, result_of_logs
+from evalrpc.harnesses.inspect_ai.tasks import task_files
+from evalrpc.harnesses.installation import Package, catalog_command, describe
+from evalrpc.harnesses.names import device_violations, task_problem
+from evalrpc.harnesses.progress_bars import Bar, advance
+from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
+from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
+
+KIND: Final = "inspect-ai"
+
+_PACKAGE: Final = Package(title="inspect-ai", name="inspect_ai")
+_MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_:.@+-]+)+")
+_BATCH_SIZE = re.compile(r"auto|[1-9][0-9]{0,8}")
+_MAX_TASK_BYTES: Final = 200  # with a date before and an ending after it, it is a file's name
+_RESERVED_ARGUMENTS: Final = ("config", "default", "memoize", "model", "required", "role")
+_STATUS_LINE = re.compile(
+    r"\bSteps: +(?P<done>[0-9]{1,15})/(?P<steps>[0-9]{1,15}) +[0-9]+% \| Samples: +[0-9]+/ *(?P<samples>[0-9]{1,15})\b"
+)
+_TASK_LINE = re.compile(r"(?P<task>\w.{0,200}?) \((?P<samples>[0-9,]{1,15})(?: x (?P<epochs>[0-9]{1,6}))? samples?\)")
+_CATALOG_SCRIPT: Final = """
+import json, pathlib, sys
+from inspect_ai import list_tasks
+from inspect_ai._util.registry import registry_find, registry_info
+import inspect_ai.model._providers.providers
+tasks = [task for folder in json.loads(sys.argv[1]) for task in list_tasks(root_dir=pathlib.Path(folder))]
+models = [registry_info(model).name for model in registry_find(lambda info: info.type == "modelapi")]
+print(json.dumps({"tasks": [task.name for task in tasks], "models": [name.rpartition("/")[2] for name in models]}))
+"""
+
+
+class InspectHarness:
+    """Runs `python -m inspect_ai eval` in the environment that the operator configured."""
+
+    kind = KIND
+
+    def __init__(self, settings: HarnessSettings) -> None:
+        self.name = settings.name
+        self._settings = settings
+
+    def info(self) -> HarnessInfo:
+        """Say which inspect-ai is installed beside the interpreter."""
+        return describe(self._settings, self.kind, _PACKAGE)
+
+    def violations(self, request: EvaluateRequest) -> Iterable[FieldViolation]:
+        """Yield what inspect-ai's command line can't take."""
+        if not _MODEL.fullmatch(request.model) or ".." in request.model.split("/"):
+            yield FieldViolation("model", "must be a provider and a model of inspect-ai, such as `openai/gpt-4o`")
+        for index, task in enumerate(request.tasks):
+            if problem := task_problem(task) or _file_name_problem(task):
+                yield FieldViolation(f"tasks[{index}]", problem)
+        yield from _option_violations(request)
+        yield from arguments.violations("model_args", request.model_args)
+        yield from arguments.violations("gen_kwargs", request.gen_kwargs)
+        yield from _model_args_violations(request)
+
+    def command(self, run: Run) -> Command:
+        """Build the command line. Raises RunFailedError if no file of `include_path` has the task."""
+        return self.commands([run])[0]
+
+    def commands(self, runs: Iterable[Run]) -> list[Command]:
+        """Build the command lines of several runs with one look into `include_path`. Raises RunFailedError, as `command`."""
+        files = task_files(self._settings.include_path)
+        return [self._command(run, files) for run in runs]
+
+    def _command(self, run: Run, files: Mapping[str, Path]) -> Command:
+        """Build a command line. Model and generation arguments go through files, which carry every value as it is."""
+        configs = {"model": _model_args(run.request), "generate": plain_arguments(run.request.gen_kwargs)}
+        paths = {name: run.attempt_dir / f"{name}.json" for name, config in configs.items() if config}
+        return Command(
+            argv=(
+                *(str(self._settings.python), "-m", "inspect_ai", "eval", *self._task_specs(run.request.tasks, files)),
+                *(f"--{name}-config={path}" for name, path in paths.items()),
+                *_options(run),
+                *self._settings.args,
+            ),
+            env=self._settings.env,
+            files={path: json.dumps(configs[name], sort_keys=True).encode() for name, path in paths.items()},
+            cwd=self._settings.working_dir,
+            watched_dirs=self._settings.include_path,
+        )
+
+    def catalog_command(self) -> Command:
+        """Ask inspect-ai's own lists: the tasks in the operator's folders, and the providers of models."""
+        return catalog_command(self._settings, _CATALOG_SCRIPT)
+
+    def read_progress(self, line: str, progress: Progress) -> bool:
+        """Take in a line of `--display plain`: samples, of one task after the other."""
+        before = Progress()
+        before.CopyFrom(progress)
+        text = strip_colours(line[:1000])
+        if status := _STATUS_LINE.search(text):
+            _count(int(status["done"]), int(status["steps"]), int(status["samples"]), progress)
+        elif task := _TASK_LINE.match(text):
+            _begin(task["task"], int(task["samples"].replace(",", "") or 0) * int(task["epochs"] or 1), progress)
+        elif text.startswith("total time:"):
+            _end(progress)
+        return progress != before
+
+    def read_results(self, run: Run, exit_status: Exit, log_tail: list[str]) -> Mapping[str, ModelResult]:
+        """Read what the logs say: inspect-ai exits with 0 also where a task failed."""
+        check_exit(exit_status, log_tail)
+        logs = read_logs(run.output_dir)
+        if not logs:
+            message = find_failure(log_tail) or "inspect-ai left no log"
+            raise failed(message, "RESULTS_MISSING")
+        _require_all_good(logs, run.request.tasks)
+        return {run.request.model: result_of_logs(_good_logs(logs, run.request.tasks))}
+
+    def read_finished(self, run: Run, name: str) -> Mapping[str, ModelResult]:
+        """Read the log of a task, which inspect-ai writes when the task ends."""
+        log = read_finished_log(run.output_dir, name)
+        good = _good_logs([log], run.request.tasks) if log else {}
+        return {run.request.model: result_of_logs(good)} if good else {}
+
+    def read_samples(self, file: BinaryIO, offset: int) -> Iterator[SampleRow]:
+        """Read the samples of a log: its tasks have no other files of samples."""
+        return read_samples(file, offset)
+
+    def _task_specs(self, tasks: Sequence[str], files: Mapping[str, Path]) -> list[str]:
+        missing = [task for task in tasks if task not in files]
+        if missing:
+            known = ", ".join(sorted(files)) or "none"
+            message = f"harnesses.{self.name}.include_path has no task {', '.join(missing)}; it has: {known}"
+            raise RunFailedError("TASKS_MISSING", shorten(message))
+        return [f"{files[task]}@{task}" for task in tasks]
+
+
+def _options(run: Run) -> Iterator[str]:
+    request = run.request
+    yield f"--model={request.model}"
+    yield f"--log-dir={run.output_dir}"
+    yield from ("--log-format=json", "--display=plain", "--ctl-server=false")
+    if base_url := plain_arguments(request.model_args).get("base_url"):
+        yield f"--model-base-url={base_url}"
+    if request.HasField("limit"):
+        yield f"--limit={int(request.limit)}"
+    if request.batch_size not in ("", "auto"):
+        yield f"--max-connections={request.batch_size}"
+    if request.HasField("log_samples") and not request.log_samples:
+        yield "--no-log-samples"
+    if request.predict_only:
+        yield "--no-score"
+
+
+def _model_args(request: EvaluateRequest) -> dict[str, Any]:
+    device = {"device": request.device} if request.device else {}
+    given = {key: value for key, value in plain_arguments(request.model_args).items() if key != "base_url"}
+    return {**given, **device}
+
+
+def _file_name_problem(task: str) -> str | None:
+    if len(task.encode()) > _MAX_TASK_BYTES:
+        return f"is too long for a file's name: at most {_MAX_TASK_BYTES} bytes"
+    return "must be a task's name: no `@`" if "@" in task else None
+
+
+def _option_violations(request: EvaluateRequest) -> Iterator[FieldViolation]:
+    if request.HasField("num_fewshot"):
+        yield FieldViolation("num_fewshot", "inspect-ai's tasks choose their examples themselves: leave it out")
+    if request.HasField("limit") and not request.limit.is_integer():
+        yield FieldViolation("limit", "inspect-ai takes a whole number of documents, and no fraction")
+    if request.batch_size and not _BATCH_SIZE.fullmatch(request.batch_size):
+        yield FieldViolation("batch_size", "must be a positive number or `auto`")
+    yield from device_violations(request)
+
+
+def _model_args_violations(request: EvaluateRequest) -> Iterator[FieldViolation]:
+    fields = request.model_args.fields
+    for key in (key for key in _RESERVED_ARGUMENTS if key in fields):
+        yield FieldViolation(f"model_args.{key}", "inspect-ai passes it on already")
+    if "device" in fields and request.device:
+        yield FieldViolation("model_args.device", "is given already: use the request's own `device`")
+    if "base_url" in fields and not fields["base_url"].string_value:
+        yield FieldViolation("model_args.base_url", "must be a URL")
+
+
+def _begin(task: str, samples: int, progress: Progress) -> None:
+    if progress.phase > Progress.PHASE_EVALUATING or task == progress.current_task:
+        return
+    progress.phase = max(progress.phase, Progress.PHASE_LOADING)
+    progress.current_task = task
+    progress.unit = "samples"
+    advance(progress, Bar("", 0, samples, None, None))
+
+
+def _end(progress: Progress) -> None:
+    """All tasks are done. Their titles have come once more, over the results, and were taken for more to do."""
+    progress.phase = Progress.PHASE_SCORING
+    progress.current_task = ""
+    progress.total = progress.done
+
+
+def _count(done_steps: int, steps: int, samples: int, progress: Progress) -> None:
+    """Count samples by the steps done: of the samples themselves a task's last line may come short."""
+    if progress.phase > Progress.PHASE_EVALUATING or not steps or not samples:
+        return
+    progress.phase = Progress.PHASE_EVALUATING
+    progress.unit = "samples"
+    advance(progress, Bar("", min(done_steps, steps) * samples // steps, samples, None, None))
+
+
+def _latest(logs: Sequence[Log]) -> dict[str, Log]:
+    """Return the latest log of every task, by each of the names that it goes by."""
+    return {name: log for log in logs for name in log.names}
+
+
+def _good_logs(logs: Sequence[Log], tasks: Iterable[str]) -> dict[str, Log]:
+    """Return the latest log of every task whose status says success."""
+    latest = _latest(logs)
+    return {task: latest[task] for task in tasks if task in latest and latest[task].status == SUCCESS}
+
+
+def _require_all_good(logs: Sequence[Log], tasks: Sequence[str]) -> None:
+    """Raise RunFailedError unless every task has a log and the status of its latest says success."""
+    latest = _latest(logs)
+    for task, log in ((task, latest[task]) for task in tasks if task in latest):
+        if log.status != SUCCESS:
+            raise failed(log.error or f"inspect-ai left task {task} with the status {log.status}")
+    missing = [task for task in tasks if task not in latest]
+    if missing:
+        raise RunFailedError("TASKS_MISSING", shorten(f"there are logs, but none of: {', '.join(missing)}"))

@@ -1,0 +1,184 @@
+"""A JSON file larger than one wants in memory, read member by member. Offsets are those of bytes."""
+
+import json
+import re
+from codecs import getincrementaldecoder
+from collections.abc import Iterator
+from typing import BinaryIO, Final, NamedTuple
+
+from evalrpc.protobuf.bounds import json_integer
+
+MAX_VALUE_CHARACTERS: Final = 256 * 1024 * 1024
+"""No single value may be longer."""
+
+_READ_BYTES: Final = 256 * 1024
+_NUMBER_REST: Final = len("e+1")  # so much after a number proves that it was not cut off
+_BLANKS: Final = " \t\r\n"
+_DECODER: Final = json.JSONDecoder(parse_int=json_integer)
+_PLAIN_VALUES: Final = re.compile(r'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
+"""Numbers, strings and what stands between them, as far as to a bracket or a string that is cut off."""
+
+
+class Member(NamedTuple):
+    """A member of the object that a file holds, or one element of the array that is streamed."""
+
+    name: str
+    value: object
+    begin: int
+    """The offset of the value."""
+
+
+def members(file: BinaryIO, streamed: str, left_out: str = "") -> Iterator[Member]:
+    """Yield the members of the object that the file holds, and those of the array named `streamed` one by one, each with the
+    array's name. Arrays named `left_out`, of numbers and strings, are read as empty, at whatever depth of objects they stand.
+
+    Raises ValueError or RecursionError where it is no JSON, OSError where it can't be read.
+    """
+    text = _Text(file, 0)
+    text.expect("{")
+    for _ in text.items("}"):
+        name = text.name()
+        text.expect(":")
+        if name == streamed and text.next_is("["):
+            text.expect("[")
+            for _ in text.items("]"):
+                begin = text.offset()
+                yield Member(name, text.value(), begin)
+        else:
+            begin = text.offset()
+            yield Member(name, text.value_without(left_out), begin)
+    if not text.is_at_end():
+        raise ValueError("there is more after the end")
+
+
+def elements(file: BinaryIO, offset: int) -> Iterator[tuple[object, int]]:
+    """Yield the elements of an array from an offset on, each with the offset after it, from which the rest can be read.
+
+    Raises ValueError or RecursionError where it is no JSON, OSError where it can't be read.
+    """
+    text = _Text(file, offset)
+    if text.next_is(","):
+        text.expect(",")
+    for _ in text.items("]"):
+        value = text.value()
+        yield value, text.offset()
+
+
+class _Text:
+    """The file's text from where it is read on. What was read is forgotten."""
+
+    def __init__(self, file: BinaryIO, offset: int) -> None:
+        file.seek(offset)
+        self._file = file
+        self._decoder = getincrementaldecoder("utf-8")()
+        self._text = ""
+        self._position = 0
+        self._offset = offset
+        self._measured = 0  # the position that `_offset` is of
+
+    def offset(self) -> int:
+        """Return the byte at which what comes next begins, after blanks."""
+        self._skip_blanks()
+        return self._measure()
+
+    def name(self) -> str:
+        """Read the name of a member."""
+        if not self.next_is('"'):
+            raise ValueError("expected the name of a member")
+        return str(self.value())
+
+    def value(self) -> object:
+        """Read a value of any kind."""
+        self._skip_blanks()
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._position)
+            except json.JSONDecodeError:  # perhaps only cut off
+                if not self._read_more():
+                    raise
+                continue
+            if len(self._text) - end < _NUMBER_REST and self._read_more():
+                continue
+            self._position = end
+            return value
+
+    def value_without(self, left_out: str) -> object:
+        """Read a value of any kind. In an object, and in the objects in it, arrays of this name are read as empty."""
+        if not (left_out and self.next_is("{")):
+            return self.value()
+        self.expect("{")
+        members: dict[str, object] = {}
+        for _ in self.items("}"):
+            name = self.name()
+            self.expect(":")
+            if name == left_out and self.next_is("["):
+                self._pass_over_array()
+                members[name] = []
+            else:
+                members[name] = self.value_without(left_out)
+        return members
+
+    def items(self, closing: str) -> Iterator[None]:
+        """Yield before every item, and read the commas between them and the end."""
+        if not self.next_is(closing):
+            yield
+            while self.next_is(","):
+                self.expect(",")
+                yield
+        self.expect(closing)
+
+    def expect(self, character: str) -> None:
+        """Read this one character."""
+        if not self.next_is(character):
+            raise ValueError(f"expected {character!r}")
+        self._position += 1
+
+    def next_is(self, character: str) -> bool:
+        """Tell whether it comes next, after blanks."""
+        self._skip_blanks()
+        return self._text.startswith(character, self._position)
+
+    def is_at_end(self) -> bool:
+        """Tell whether nothing but blanks is left."""
+        self._skip_blanks()
+        return self._position == len(self._text)
+
+    def _pass_over_array(self) -> None:
+        """Pass over an array of numbers and strings, of which there may be as many as one wants in no memory."""
+        self.expect("[")
+        while True:
+            if all(self._text.find(mark, self._position) < 0 for mark in ('"', "]")):
+                self._position = len(self._text)  # numbers alone, which need no second look
+            elif match := _PLAIN_VALUES.match(self._text, self._position):
+                self._position = match.end()
+            is_cut_off = self._text[self._position : self._position + 1] in ("", '"')
+            if not (is_cut_off and self._read_more()):
+                break
+        self.expect("]")
+
+    def _skip_blanks(self) -> None:
+        while True:
+            while self._position < len(self._text) and self._text[self._position] in _BLANKS:
+                self._position += 1
+            if self._position < len(self._text) or not self._read_more():
+                return
+
+    def _measure(self) -> int:
+        self._offset += len(self._text[self._measured : self._position].encode())
+        self._measured = self._position
+        return self._offset
+
+    def _read_more(self) -> bool:
+        """Read as much again as is not understood yet, so that all attempts together take linear time."""
+        rest = self._text[self._position :]
+        if len(rest) > MAX_VALUE_CHARACTERS:
+            raise ValueError(f"a value is longer than {MAX_VALUE_CHARACTERS} characters")
+        more = ""
+        while not more:  # a few bytes may be no whole character
+            data = self._file.read(max(_READ_BYTES, len(rest)))
+            more = self._decoder.decode(data, final=not data)
+            if not data:
+                return False
+        self._measure()
+        self._text, self._position, self._measured = rest + more, 0, 0
+        return True

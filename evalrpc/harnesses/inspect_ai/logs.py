@@ -1,0 +1,271 @@
+"""inspect-ai's logs, one JSON file per task, read where they lie.
+
+    output_dir/2026-02-14T10-30-45-00-00_TASK_ID.json     status, results, samples, every event
+
+What decides over a run stands before the samples, of which there may be very many: they are read when someone asks for them. A
+scorer counts as a filter: `accuracy` of the scorer `match` is the metric `accuracy` with the filter `match`.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from evalrpc.errors import RunFailedError
+from evalrpc.files.errnos import require_no_shortage
+from evalrpc.harnesses.base import SampleRow
+from evalrpc.harnesses.failures import find_failure, shorten
+from evalrpc.harnesses.inspect_ai.json_stream import elements, members
+from evalrpc.results.layout import wire_name
+from evalrpc.results.metrics import mapping, model_result
+from evalrpc.v1.job_pb2 import ModelResult
+
+SUCCESS: Final = "success"
+"""The status of a log whose task has been evaluated."""
+
+_LOG_NAME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}-[0-9]{2}-[0-9]{2}.*\.json", re.DOTALL)
+_HEADER: Final = frozenset({"status", "eval", "plan", "results", "stats", "error"})
+_SAMPLES: Final = "samples"
+_SAMPLE_IDS: Final = "sample_ids"
+"""The list, in `eval.dataset`, of all the samples' ids."""
+_TAIL_BYTES: Final = 256
+_NOT_IN_SAMPLES: Final = frozenset({"events", "events_data"})
+"""What happened within a sample, which is most of a log and stands there."""
+_MEANS: Final = ("accuracy", "mean")
+"""The metrics that are means of the samples' values, and that `stderr` beside them is the standard error of."""
+_VALUES: Final = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
+"""What inspect-ai counts its letters as: correct, partial, incorrect, no answer."""
+_CONFIG: Final = ("task_args", "task_attribs", "scorers", "model_roles", "sandbox")
+"""What of a log's `eval` makes the task what it is. The model, the limit and the like are of the run."""
+_DATASET: Final = ("name", "location", "samples", "shuffled")
+_CONNECTION: Final = frozenset(
+    {"max_connections", "adaptive_connections", "max_retries", "timeout", "attempt_timeout", "batch", "cache"}
+)
+"""What of a plan's generation options is about the way to the model."""
+
+
+@dataclass(frozen=True)
+class Log:
+    """What a log says, apart from its samples."""
+
+    path: Path
+    names: frozenset[str]
+    """The names that the task goes by."""
+    status: str
+    error: str
+    header: Mapping[str, object]
+    """Its members but for the samples."""
+    samples_offset: int | None
+    """The byte at which the first sample begins. None: it has no samples."""
+
+    @property
+    def spec(self) -> Mapping[str, object]:
+        """What was to be evaluated."""
+        return mapping(self.header.get("eval"))
+
+    @property
+    def results(self) -> Mapping[str, object]:
+        """What came of it."""
+        return mapping(self.header.get("results"))
+
+
+def read_logs(folder: Path) -> list[Log]:
+    """Read the logs of a folder, oldest first. Links are not followed. Raises RunFailedError with reason RESULTS_INVALID."""
+    return [_read_log(path) for path in _log_paths(folder)]
+
+
+def read_finished_log(folder: Path, name: str) -> Log | None:
+    """Read a log of a folder by its file's name; None for another file, and for one that can't be read: it may just be being
+    written."""
+    if _LOG_NAME.fullmatch(name):
+        with suppress(RunFailedError):
+            return _read_log(folder / name)
+    return None
+
+
+def result_of_logs(logs: Mapping[str, Log]) -> ModelResult:
+    """Return the metrics of logs, which are given by task, and their paths.
+
+    Raises RunFailedError with reason RESULTS_INVALID for a path that no message can carry.
+    """
+    result = model_result(_aggregate(logs))
+    paths = {task: wire_name(str(log.path)) for task, log in logs.items()}
+    result.results = next(iter(paths.values()))
+    for task in result.tasks:
+        path = paths[task.task]
+        task.results = path if path != result.results else ""
+    result.samples.extend(sorted({paths[task] for task, log in logs.items() if log.samples_offset is not None}))
+    return result
+
+
+def read_samples(file: BinaryIO, offset: int) -> Iterator[SampleRow]:
+    """Yield the samples of a log, without their events, from an offset on. See SampleReader."""
+    header, begin = _read_header(file)
+    if begin is None:
+        return
+    results = mapping(header.get("results"))
+    for sample, end in elements(file, offset or begin):
+        yield SampleRow(_sample_row(mapping(sample), results), end)
+
+
+def _log_paths(folder: Path) -> list[Path]:
+    """Return the paths of the logs, oldest first."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        require_no_shortage(error)
+        raise _invalid(f"the output folder can't be read: {error.strerror}") from error
+    return [folder / name for name in names if _LOG_NAME.fullmatch(name)]
+
+
+def _read_log(path: Path) -> Log:
+    try:
+        with path.open("rb") as file:
+            header, samples_offset = _read_header(file)
+    except OSError as error:
+        require_no_shortage(error)
+        raise _invalid(f"{path.name} can't be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise _invalid(f"{path.name} is not valid JSON: {error}") from error
+    task = mapping(header.get("eval"))
+    names = (task.get(key) for key in ("task", "task_registry_name"))
+    return Log(
+        path=path,
+        names=frozenset(name for name in names if isinstance(name, str)),
+        status=str(header.get("status")),
+        error=_error(mapping(header.get("error"))),
+        header=header,
+        samples_offset=samples_offset,
+    )
+
+
+def _read_header(file: BinaryIO) -> tuple[Mapping[str, object], int | None]:
+    """Return the members of a log that tell what came of it, and where its samples begin. It is read as far as to those, unless
+    something that tells comes after them, and its last bytes. Raises ValueError, RecursionError and OSError."""
+    header: dict[str, object] = {}
+    samples_offset: int | None = None
+    for name, value, begin in members(file, _SAMPLES, left_out=_SAMPLE_IDS):
+        if name in _HEADER:
+            header[name] = value
+        elif name == _SAMPLES and isinstance(value, dict):
+            samples_offset = begin if samples_offset is None else samples_offset
+            if _is_complete(header):
+                _require_end(file)
+                break
+    return header, samples_offset
+
+
+def _is_complete(header: Mapping[str, object]) -> bool:
+    return {"status", "eval"} <= header.keys() and (header["status"] != SUCCESS or "results" in header)
+
+
+def _require_end(file: BinaryIO) -> None:
+    """Raise ValueError for a log that is cut off, as far as its last bytes tell."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+    if not file.read().rstrip().endswith(b"}"):
+        raise ValueError("it is cut off")
+
+
+def _error(error: Mapping[str, object]) -> str:
+    """Return the exception as Python names it, else the message, which may be only its repr."""
+    traceback = str(error.get("traceback") or "")
+    return find_failure(traceback.splitlines()) or shorten(str(error.get("message") or ""))
+
+
+def _aggregate(logs: Mapping[str, Log]) -> Mapping[str, object]:
+    """Put the logs into the shape that `evalrpc.results.metrics` reads."""
+    return {
+        "results": {task: dict(_row(log.results)) for task, log in logs.items()},
+        "configs": {task: _config(log) for task, log in logs.items()},
+        "versions": {task: log.spec.get("task_version") for task, log in logs.items()},
+        "n-samples": {task: _sizes(log) for task, log in logs.items()},
+        "total_evaluation_time_seconds": _seconds(logs.values()),
+        **{f"{name}_version": version for log in logs.values() for name, version in mapping(log.spec.get("packages")).items()},
+        "revision": next((log.spec.get("revision") for log in logs.values()), None),
+        "usage": {task: mapping(log.header.get("stats")).get("model_usage") for task, log in logs.items()},
+        "logs": {task: log.path.name for task, log in logs.items()},
+    }
+
+
+def _config(log: Log) -> Mapping[str, object]:
+    """Return what makes the task what it is."""
+    dataset = mapping(log.spec.get("dataset"))
+    run = mapping(log.spec.get("config"))
+    plan = mapping(log.header.get("plan"))
+    options = mapping(plan.get("config"))
+    return {
+        **{key: log.spec.get(key) for key in _CONFIG},
+        "dataset": {key: dataset.get(key) for key in _DATASET},
+        "epochs": [run.get("epochs"), run.get("epochs_reducer")],
+        "plan": {**plan, "config": {key: option for key, option in options.items() if key not in _CONNECTION}},
+    }
+
+
+def _sizes(log: Log) -> Mapping[str, object]:
+    original = mapping(log.spec.get("dataset")).get("samples")
+    return {"original": original, "effective": log.results.get("completed_samples")}
+
+
+def _seconds(logs: Iterable[Log]) -> float | None:
+    """Return the time from the first start to the last end: several tasks may run at once."""
+    stats = [mapping(log.header.get("stats")) for log in logs]
+    starts, ends = ([time for each in stats if (time := _time(each.get(key)))] for key in ("started_at", "completed_at"))
+    return (max(ends) - min(starts)).total_seconds() if starts and ends else None
+
+
+def _time(text: object) -> datetime | None:
+    try:
+        return datetime.fromisoformat(str(text)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _row(results: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """Yield the metrics as `evalrpc.results.layout` has them: `metric,filter` and `metric_stderr,filter`."""
+    for score in _scores(results):
+        values = {key: mapping(metric).get("value") for key, metric in mapping(score.get("metrics")).items()}
+        scorer = _scorer(score)
+        means = [mean for mean in _MEANS if mean in values]
+        error = values.pop("stderr", None) if means else None
+        # A comma would end the metric's name.
+        yield from ((f"{name.replace(',', ';')},{scorer}", value) for name, value in values.items())
+        yield from ((f"{mean}_stderr,{scorer}", error) for mean in means if error is not None)
+
+
+def _scores(results: Mapping[str, object]) -> list[Mapping[str, object]]:
+    scores = results.get("scores")
+    return [mapping(score) for score in scores] if isinstance(scores, list) else []
+
+
+def _scorer(score: Mapping[str, object]) -> str:
+    return "/".join(str(name) for name in (score.get("name"), score.get("reducer")) if name)
+
+
+def _sample_row(sample: Mapping[str, object], results: Mapping[str, object]) -> Mapping[str, object]:
+    """Return a sample under inspect-ai's own names, and id, answer and metrics under those that all harnesses share."""
+    rest = {key: value for key, value in sample.items() if key not in _NOT_IN_SAMPLES}
+    answer = mapping(sample.get("output")).get("completion")
+    metrics = dict(_sample_metrics(mapping(sample.get("scores")), results))
+    return {"doc_id": sample.get("id"), "filtered_resps": answer, "metrics": metrics, **rest}
+
+
+def _sample_metrics(scores: Mapping[str, object], results: Mapping[str, object]) -> Iterator[tuple[str, float]]:
+    """Yield the sample's part in every metric that is a mean. A scorer of several values has them in a table."""
+    for score in _scores(results):
+        name, scorer = str(score.get("name")), str(score.get("scorer"))
+        value = mapping(scores.get(name)).get("value", mapping(mapping(scores.get(scorer)).get("value")).get(name))
+        if isinstance(value, str):
+            value = _VALUES.get(value)
+        if isinstance(value, int | float):
+            yield from ((f"{mean},{_scorer(score)}", value) for mean in _MEANS if mean in mapping(score.get("metrics")))
+
+
+def _invalid(message: str) -> RunFailedError:
+    return RunFailedError("RESULTS_INVALID", message)

@@ -1,0 +1,151 @@
+"""lmms-eval, driven through its command line.
+
+What a client can do with `model_args`: they become keyword arguments of lmms-eval's model class. So a client chooses which
+weights and which remote code are loaded (`pretrained`, `trust_remote_code`), which addresses are called (`base_url`), and for
+some model classes which files are written (`response_persistent_folder`). A key or value never becomes another argument,
+option or program, but a client is trusted with whatever the account of the server may read, write and reach.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from evalrpc.config import HarnessSettings
+from evalrpc.errors import FieldViolation, RunFailedError
+from evalrpc.harnesses import lm_eval_family
+from evalrpc.harnesses.arguments import yaml_text
+from evalrpc.harnesses.base import Command, Exit, Run
+from evalrpc.harnesses.failures import shorten
+from evalrpc.harnesses.installation import Package, catalog_command, describe, note_version
+from evalrpc.harnesses.lmms_eval import arguments
+from evalrpc.harnesses.lmms_eval.answers import failed_answers
+from evalrpc.harnesses.lmms_eval.arguments import argument_string, is_one_argument
+from evalrpc.harnesses.progress_bars import advance, read_bar
+from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
+from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
+
+KIND: Final = "lmms-eval"
+
+_PACKAGE: Final = Package(title="lmms-eval", name="lmms_eval")
+_CONFIG_NAME = "lmms-eval.config"
+_LISTINGS: Final = frozenset({"list", "list_groups", "list_tags", "list_subtasks"})
+_CATALOG_SCRIPT: Final = """
+import json, sys
+from lmms_eval.models import MODEL_REGISTRY_V2
+from lmms_eval.tasks import TaskManager
+tasks = TaskManager("ERROR", include_path=json.loads(sys.argv[1]) or None).all_tasks
+print(json.dumps({"tasks": list(tasks), "models": MODEL_REGISTRY_V2.list_model_names()}))
+"""
+
+
+class LmmsEvalHarness:
+    """Runs `python -m lmms_eval` in the environment that the operator configured."""
+
+    kind = KIND
+
+    def __init__(self, settings: HarnessSettings) -> None:
+        self.name = settings.name
+        self._settings = settings
+
+    def info(self) -> HarnessInfo:
+        """Say which lmms-eval is installed beside the interpreter."""
+        return describe(self._settings, self.kind, _PACKAGE)
+
+    def violations(self, request: EvaluateRequest) -> Iterable[FieldViolation]:
+        """Yield what lmms-eval's command line can't take."""
+        yield from lm_eval_family.violations(request, _PACKAGE.title)
+        for index, task in enumerate(request.tasks):
+            if task in _LISTINGS:
+                yield FieldViolation(f"tasks[{index}]", "is lmms-eval's word for a listing and not a task")
+        if not is_one_argument(request.output_dir):
+            yield FieldViolation(
+                "output_dir", "lmms-eval can't write to a folder with a comma or an unclosed quote in its path"
+            )
+        yield from _model_args_violations(request)
+        yield from arguments.violations("gen_kwargs", request.gen_kwargs, nested=False)
+
+    def command(self, run: Run) -> Command:
+        """Build the command line. Model and generation arguments go through a file: there they have no limit of size."""
+        config_path = run.attempt_dir / _CONFIG_NAME
+        config = self._config(run.request)
+        return Command(
+            argv=(
+                str(self._settings.python),
+                *lm_eval_family.launcher(len(run.gpus)),
+                *("-m", "lmms_eval"),
+                *([f"--config={config_path}"] if config else []),
+                *_options(run),
+                *self._settings.args,
+            ),
+            env=self._settings.env,
+            files={config_path: config} if config else {},
+            cwd=self._settings.working_dir,
+            watched_dirs=self._settings.include_path,
+        )
+
+    def catalog_command(self) -> Command:
+        """Ask lmms-eval's own registries: tasks, groups and tags, and the names of models with their aliases."""
+        return catalog_command(self._settings, _CATALOG_SCRIPT)
+
+    def read_progress(self, line: str, progress: Progress) -> bool:
+        """Take in a line of lmms-eval's log or one drawing of its progress bar."""
+        before = Progress()
+        before.CopyFrom(progress)
+        lm_eval_family.read_phase(line, progress)
+        if progress.phase <= Progress.PHASE_EVALUATING and "Responding" in line:
+            _read_responding_bar(line, progress)
+        return progress != before
+
+    def read_results(self, run: Run, exit_status: Exit, log_tail: list[str]) -> Mapping[str, ModelResult]:
+        """Read the results, and doubt them: lmms-eval exits with 0 after most failures."""
+        results = lm_eval_family.read_good_results(run, exit_status, log_tail, _PACKAGE.title)
+        _check_answers(results)
+        note_version(self._settings, _PACKAGE, results)
+        return results
+
+    def _config(self, request: EvaluateRequest) -> bytes:
+        """Write what the command line holds at most once (`--include_path`) or only up to 128 KiB, as YAML."""
+        folders = [str(folder) for folder in self._settings.include_path]
+        entries = {
+            "include_path": yaml_text(folders) if folders else "",
+            "model_args": yaml_text(argument_string(request.model_args)) if request.model_args.fields else "",
+            "gen_kwargs": yaml_text(argument_string(request.gen_kwargs)) if request.gen_kwargs.fields else "",
+        }
+        return "".join(f"{key}: {text}\n" for key, text in entries.items() if text).encode()
+
+
+def _options(run: Run) -> Iterator[str]:
+    yield f"--model={run.request.model}"
+    yield f"--tasks={','.join(run.request.tasks)}"
+    yield f"--output_path={run.output_dir}"
+    yield "--timezone=UTC"
+    yield "--verbosity=INFO"
+    yield from lm_eval_family.options(run.request)
+
+
+def _model_args_violations(request: EvaluateRequest) -> Iterator[FieldViolation]:
+    yield from arguments.violations("model_args", request.model_args, nested=True)
+    for key, given in (("batch_size", True), ("device", bool(request.device))):
+        if given and key in request.model_args.fields:
+            yield FieldViolation(f"model_args.{key}", f"lmms-eval passes it on already: use the request's own `{key}`")
+    # lmms-eval names the results folder after a model argument, and would leave the output folder.
+    if re.search(r"=\.\.(,|$)", argument_string(request.model_args)):
+        yield FieldViolation("model_args", "a value must not be `..`")
+
+
+def _read_responding_bar(line: str, progress: Progress) -> None:
+    bar = read_bar(line)
+    # With several processes each speaks for its own share; the first stands for all.
+    if bar is None or "Responding" not in bar.label or re.search(r"\[rank (?!0\])", bar.label):
+        return
+    progress.phase = Progress.PHASE_EVALUATING
+    progress.unit = "requests"
+    advance(progress, bar)
+
+
+def _check_answers(results: Mapping[str, ModelResult]) -> None:
+    failed = failed_answers(path for result in results.values() for path in result.samples)
+    if failed is not None:
+        which = "the requests" if failed.is_all else f"{failed.sample_count} requests, spread evenly over all that there were"
+        why = failed.first.partition("] ")[2] or failed.first
+        raise RunFailedError("ALL_REQUESTS_FAILED", shorten(f"the model answered none of {which}: {why}"))

@@ -1,0 +1,1 @@
+"""What a job left, read for a caller: logs, files, samples."""

@@ -1,0 +1,1 @@
+"""What a harness leaves becomes typed metrics."""

@@ -1,0 +1,165 @@
+"""An output directory becomes a results map: a model's name to its files and metrics.
+
+The layout is that of lmms-eval, which the `command` harness shares, or that of lm-eval:
+
+    output_dir/MODEL/20260214_103045_results.json
+    output_dir/MODEL/20260214_103045_samples_TASK.jsonl
+
+    output_dir/MODEL/results_2026-02-14T10-30-45.274536.json
+    output_dir/MODEL/samples_TASK_2026-02-14T10-30-45.274536.jsonl
+
+The files may also lie in `output_dir` itself. Of several timestamps in one folder the latest counts. Links are never followed,
+so nothing outside the directory is read. Whatever a harness has written there, the outcome is a result or a RunFailedError.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+from evalrpc.errors import RunFailedError
+from evalrpc.files.errnos import require_no_shortage
+from evalrpc.protobuf.bounds import json_integer
+from evalrpc.protobuf.structs import wire_text
+from evalrpc.results.metrics import mapping, model_result, rows_of, strings
+from evalrpc.v1.job_pb2 import ModelResult
+
+_STAMP: Final = r"(?P<stamp>[0-9]{8}_[0-9]{6})"
+_ISO_STAMP: Final = r"(?P<stamp>[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}-[0-9]{2}-[0-9]{2}(?:\.[0-9]{6})?)"
+_TASK: Final = r"(?P<task>.+)"
+_RESULTS_NAMES: Final = (re.compile(rf"{_STAMP}_results\.json"), re.compile(rf"results_{_ISO_STAMP}\.json"))
+_SAMPLES_NAMES: Final = (
+    re.compile(rf"{_STAMP}_samples_{_TASK}\.jsonl", re.DOTALL),
+    re.compile(rf"samples_{_TASK}_{_ISO_STAMP}\.jsonl", re.DOTALL),
+)
+_MAX_RESULTS_BYTES: Final = 128 * 1024 * 1024
+_MAX_MESSAGE_BYTES: Final = 2 * 1024 * 1024  # of the 4 MiB that a gRPC client takes unless told otherwise
+
+
+def read_results(output_dir: Path, model: str) -> dict[str, ModelResult]:
+    """Read the latest results of every model folder; files that lie in `output_dir` itself go under the name `model`.
+
+    Raises RunFailedError with reason RESULTS_INVALID for a results file that can't be read, or with more than a job can carry;
+    OSError where the server lacks something at present.
+    """
+    folders = {model: output_dir}
+    folders |= {wire_name(entry.name): output_dir / entry.name for entry in _entries(output_dir) if _is_folder(entry)}
+    read = ((name, _read_folder(folder)) for name, folder in folders.items())
+    results = {name: result for name, result in read if result is not None}
+    require_size(results)
+    return results
+
+
+def require_size(results: Mapping[str, ModelResult]) -> None:
+    """Raise RunFailedError with reason RESULTS_INVALID for more than a job can carry, since it travels whole in every event."""
+    metrics = sum(len(result.metrics) for result in results.values())
+    require_bytes(sum(result.ByteSize() for result in results.values()), f"{metrics} metrics of {len(results)} models")
+
+
+def require_bytes(size_bytes: int, what: str) -> None:
+    """Do the same for results of which only the size is known, and `what` they are."""
+    if size_bytes > _MAX_MESSAGE_BYTES:
+        raise _invalid(f"{what} take {size_bytes} bytes; at most {_MAX_MESSAGE_BYTES} fit")
+
+
+def missing_tasks(result: ModelResult, tasks: Iterable[str]) -> list[str]:
+    """Name those of the tasks asked for that the result does not cover.
+
+    A group is covered where the harness lists it. A tag may leave no name of its own behind, only those of its tasks: so
+    nothing counts as missing while there are tasks that nobody named.
+    """
+    document = _read_document(Path(result.results))
+    named = set(tasks)
+    rows = rows_of(document).keys()
+    groups = mapping(document.get("group_subtasks"))
+    missing = named - rows - groups.keys() - _tags(document)
+    unnamed = rows - named - groups.keys() - {name for members in groups.values() for name in strings(members)}
+    return [] if unnamed else sorted(missing)
+
+
+def samples_task(path: str) -> str | None:
+    """Return the task that a samples file is of, by its name; None for another file."""
+    match = _match(_SAMPLES_NAMES, Path(path).name)
+    return match["task"] if match else None
+
+
+def samples_by_task(result: ModelResult) -> dict[str, str]:
+    """Return the paths of the files of samples by task: the one in the file's name, or those whose aggregate file it is too."""
+    tasks_in: dict[str, list[str]] = {}
+    for task in result.tasks:
+        tasks_in.setdefault(task.results or result.results, []).append(task.task)
+    by_task: dict[str, str] = {}
+    for path in result.samples:
+        named = samples_task(path)
+        by_task |= dict.fromkeys(tasks_in.get(path, ()) if named is None else (named,), path)
+    return by_task
+
+
+def wire_name(name: str) -> str:
+    """Return a name, or a path, that a message can carry. Raises RunFailedError with reason RESULTS_INVALID for another."""
+    if name != wire_text(name):
+        raise _invalid(f"the name {ascii(name)[:200]} is not UTF-8")
+    return name
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        require_no_shortage(error)
+        raise _invalid(f"the output folder can't be read: {error.strerror}") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False)
+
+
+def _read_folder(folder: Path) -> ModelResult | None:
+    names = [entry.name for entry in _entries(folder) if entry.is_file(follow_symlinks=False)]
+    dated = [(match["stamp"], match[0]) for match in _matches(_RESULTS_NAMES, names)]
+    if not dated:
+        return None
+    latest, results_name = max(dated)
+    samples = [match[0] for match in _matches(_SAMPLES_NAMES, names) if match["stamp"] == latest]
+    path = folder / results_name
+    result = model_result(_read_document(path))
+    result.results = wire_name(str(path))
+    result.samples.extend(wire_name(str(folder / name)) for name in samples)
+    return result
+
+
+def _matches(patterns: Iterable[re.Pattern[str]], names: Iterable[str]) -> list[re.Match[str]]:
+    return [match for name in names if (match := _match(patterns, name))]
+
+
+def _match(patterns: Iterable[re.Pattern[str]], name: str) -> re.Match[str] | None:
+    return next((match for pattern in patterns if (match := pattern.fullmatch(name))), None)
+
+
+def _read_document(path: Path) -> Mapping[str, object]:
+    try:
+        if path.stat().st_size > _MAX_RESULTS_BYTES:
+            raise _invalid(f"{path.name} is larger than {_MAX_RESULTS_BYTES} bytes")
+        document = json.loads(path.read_bytes(), parse_int=json_integer)
+    except OSError as error:
+        require_no_shortage(error)
+        raise _invalid(f"{path.name} can't be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise _invalid(f"{path.name} is not valid JSON: {error}") from error
+    if not isinstance(document, dict) or not isinstance(document.get("results"), dict):
+        raise _invalid(f"{path.name} has no table of results")
+    return document
+
+
+def _tags(document: Mapping[str, object]) -> set[str]:
+    configs = [mapping(config) for config in mapping(document.get("configs")).values()]
+    return {tag for config in configs for key in ("tag", "group") for tag in strings(config.get(key))}
+
+
+def _invalid(message: str) -> RunFailedError:
+    return RunFailedError("RESULTS_INVALID", message)

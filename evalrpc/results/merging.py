@@ -1,0 +1,119 @@
+"""The results of several runs of a harness become those of one job. Pure."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.struct_pb2 import Struct
+
+from evalrpc.protobuf.bounds import MAX_DURATION_NS, duration_of_ns
+from evalrpc.results.layout import require_bytes
+from evalrpc.v1.job_pb2 import ModelResult, TaskResult
+
+Results = Mapping[str, ModelResult]
+"""Results by model, as in `JobInfo.results`."""
+
+_Entries = dict[tuple[str, ...], Any]
+"""What there is one of for each name: metrics, tasks, samples and versions, by the field of ModelResult and the name."""
+
+
+class MergedResults:
+    """The results of the parts that were added so far. To add one costs what it has itself, however many came before."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, _Model] = {}
+        self._size_bytes = 0
+        self._results: Results | None = {}
+
+    def add(self, part: Results) -> None:
+        """Add what a run left. Where several parts have the same task, the last one counts.
+
+        Raises RunFailedError with reason RESULTS_INVALID, and adds nothing, if that would be more than a job can carry.
+        """
+        if not part:
+            return
+        named = {self._name(name, part): result for name, result in part.items()}
+        models = {name: self._models.get(name) or _Model() for name in named}
+        entries = {name: models[name].entries_of(result) for name, result in named.items()}
+        size_bytes = self._size_bytes + sum(models[name].growth_bytes(entries[name]) for name in named)
+        require_bytes(size_bytes, "the results of all tasks so far")
+        for name, result in named.items():
+            models[name].add(entries[name], result)
+        self._models |= models
+        self._size_bytes = size_bytes
+        self._results = None
+
+    def results(self) -> Results:
+        """Return the results by model: another object when there is more, never modified."""
+        if self._results is None:
+            self._results = {name: model.result() for name, model in self._models.items()}
+        return self._results
+
+    def _name(self, name: str, part: Results) -> str:
+        """Return the name that the model has already: a request has one, which lm-eval may call by a new name in every run."""
+        return next(iter(self._models)) if len(part) == 1 and len(self._models) == 1 else name
+
+
+class _Model:
+    """What several runs say of one model."""
+
+    def __init__(self) -> None:
+        self._entries: _Entries = {}
+        self._rest: ModelResult | None = None
+
+    def growth_bytes(self, entries: _Entries) -> int:
+        """Return how much larger a message becomes by the entries of one more result, in place of those of the same name."""
+        replaced = {key: self._entries[key] for key in entries if key in self._entries}
+        return _message(entries).ByteSize() - _message(replaced).ByteSize()
+
+    def add(self, entries: _Entries, result: ModelResult) -> None:
+        """Take in one more result, with its entries."""
+        self._entries |= entries
+        if self._rest is None:
+            time = result.total_evaluation_time if result.HasField("total_evaluation_time") else None
+            extra = result.extra if result.HasField("extra") else None
+            self._rest = ModelResult(results=result.results, total_evaluation_time=time, extra=extra)
+        else:
+            time, extra = _sum(self._rest, result), _common(self._rest.extra, result.extra)
+            self._rest = ModelResult(results=self._rest.results, total_evaluation_time=time, extra=extra)
+
+    def result(self) -> ModelResult:
+        """Return all of it, sorted."""
+        result = _message(self._entries)
+        result.MergeFrom(self._rest or ModelResult())
+        return result
+
+    def entries_of(self, result: ModelResult) -> _Entries:
+        """Return the entries that a result would add."""
+        entries: _Entries = {("metrics", each.task, each.metric, each.filter): each for each in result.metrics}
+        entries |= {("tasks", task.task): self._with_file(task, result) for task in result.tasks}
+        entries |= {("samples", path): path for path in result.samples}
+        return entries | {("harness_versions", name): (name, version) for name, version in result.harness_versions.items()}
+
+    def _with_file(self, task: TaskResult, result: ModelResult) -> TaskResult:
+        """Return a task with the aggregate file that it is from, unless that is the model's first."""
+        if self._rest is None:
+            return task
+        own = TaskResult(results=result.results)
+        own.MergeFrom(task)
+        return own
+
+
+def _message(entries: _Entries) -> ModelResult:
+    fields: defaultdict[str, Any] = defaultdict(list)
+    for key in sorted(entries):
+        fields[key[0]].append(entries[key])
+    versions = dict(fields.pop("harness_versions", ()))
+    return ModelResult(**fields, harness_versions=versions)
+
+
+def _sum(result: ModelResult, other: ModelResult) -> Duration | None:
+    times = [each.total_evaluation_time for each in (result, other) if each.HasField("total_evaluation_time")]
+    return duration_of_ns(min(sum(time.ToNanoseconds() for time in times), MAX_DURATION_NS)) if times else None
+
+
+def _common(struct: Struct, other: Struct) -> Struct | None:
+    """Return the entries that are the same in both."""
+    same = {key: value for key, value in struct.fields.items() if other.fields.get(key) == value}
+    return Struct(fields=same) if same else None

@@ -1,0 +1,198 @@
+"""The aggregate document of a harness becomes typed metrics. Pure: whatever the document holds, the outcome is a message.
+
+lm-eval and lmms-eval write it this way, and so does every other harness here:
+
+    results             {TASK: {"METRIC,FILTER": value, "METRIC_stderr,FILTER": value}}, groups among the tasks
+    groups              the same, of the groups alone
+    group_subtasks      {GROUP: [TASK]}
+    configs             {TASK: configuration}
+    versions, n-shot, n-samples, higher_is_better, task_hashes     {TASK: ...}
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Set
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
+
+from evalrpc.protobuf.bounds import count, duration_of_seconds
+from evalrpc.protobuf.structs import bounded_struct, wire_text
+from evalrpc.v1.job_pb2 import Metric, ModelResult, TaskResult
+
+MAX_EXTRA_BYTES: Final = 4 * 1024
+MAX_EXTRA_ENTRY_BYTES: Final = 512
+MAX_TASK_EXTRA_BYTES: Final = 512
+
+_DERIVED_NAME = re.compile(r"(.+)_stderr(?:_clt|_clustered)?", re.DOTALL)
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_NO_METRICS: Final = frozenset({"alias", "name", " ", "samples", "sample_len", "sample_count"})
+"""What stands in a row beside the metrics: names of the task, and counts."""
+_VERSION_SUFFIX: Final = "_version"
+_TABLES: Final = frozenset(
+    {
+        *("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "n-samples", "higher_is_better"),
+        *("task_hashes", "total_evaluation_time_seconds", "samples"),
+    }
+)
+_MAX_WORD_LENGTH: Final = 200
+
+
+def model_result(document: Mapping[str, object]) -> ModelResult:
+    """Return all that the document says of a model, without the paths of files."""
+    tables = _Tables(document)
+    rows = rows_of(document)
+    metrics = (metric for task, row in rows.items() for metric in _task_metrics(task, mapping(row), tables))
+    names = rows.keys() | tables.groups
+    return ModelResult(
+        metrics=sorted(metrics, key=lambda metric: (metric.task, metric.metric, metric.filter)),
+        tasks=[_task_result(task, mapping(rows.get(task)), tables) for task in sorted(names)],
+        harness_versions=dict(_versions(document)),
+        total_evaluation_time=_duration(document.get("total_evaluation_time_seconds")),
+        extra=bounded_struct(_unknown(document), MAX_EXTRA_BYTES, MAX_EXTRA_ENTRY_BYTES),
+    )
+
+
+def rows_of(document: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the rows of all tasks and groups."""
+    return {**mapping(document.get("groups")), **mapping(document.get("results"))}
+
+
+def mapping(value: object) -> Mapping[str, object]:
+    """Return the value if it is an object, otherwise an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def strings(value: object) -> Iterator[str]:
+    """Yield the strings in nested lists."""
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, list):
+            pending.extend(reversed(item))
+
+
+class _Tables:
+    """What the document says of tasks outside of their rows."""
+
+    def __init__(self, document: Mapping[str, object]) -> None:
+        self.directions = mapping(document.get("higher_is_better"))
+        self.sizes = mapping(document.get("n-samples"))
+        self.versions = mapping(document.get("versions"))
+        self.shots = mapping(document.get("n-shot"))
+        self.hashes = mapping(document.get("task_hashes"))
+        self.configs = mapping(document.get("configs"))
+        # lm-eval's `metadata` has the model's arguments and the path of the file among its own.
+        self.not_of_configs = {*mapping(mapping(document.get("config")).get("model_args")), "config_source"}
+        self.subtasks = {group: list(strings(tasks)) for group, tasks in mapping(document.get("group_subtasks")).items()}
+        # lmms-eval lists every task as a group without subtasks.
+        self.groups = mapping(document.get("groups")).keys() | {group for group, tasks in self.subtasks.items() if tasks}
+
+
+def _task_metrics(task: str, row: Mapping[str, object], tables: _Tables) -> Iterator[Metric]:
+    directions = mapping(tables.directions.get(task))
+    counts = mapping(row.get("sample_count"))
+    size = mapping(tables.sizes.get(task)).get("effective")
+    for key, value in _values(row):
+        metric, comma, answer_filter = key.partition(",")
+        direction = directions.get(metric)
+        yield Metric(
+            task=wire_text(task),
+            metric=wire_text(metric),
+            filter=wire_text(answer_filter),
+            value=value,
+            stderr=_number(row.get(f"{metric}_stderr{comma}{answer_filter}")),
+            higher_is_better=direction if isinstance(direction, bool) else None,
+            sample_count=count(counts.get(key, size)),
+            is_group=task in tables.groups,
+        )
+
+
+def _values(row: Mapping[str, object]) -> Iterator[tuple[str, float]]:
+    """Yield the metrics of a row with their keys: numbers that are no standard error of another one."""
+    for key, cell in row.items():
+        value = _number(cell)
+        if value is not None and key not in _NO_METRICS and _is_error_of(key, row) is None:
+            yield key, value
+
+
+def _is_error_of(key: str, row: Mapping[str, object]) -> str | None:
+    """Return the key of the metric that this one is a standard error of, in one of its kinds."""
+    metric, comma, answer_filter = key.partition(",")
+    match = _DERIVED_NAME.fullmatch(metric)
+    of = f"{match[1]}{comma}{answer_filter}" if match else ""
+    return of if match and of in row else None
+
+
+def _task_result(task: str, row: Mapping[str, object], tables: _Tables) -> TaskResult:
+    size = mapping(tables.sizes.get(task))
+    return TaskResult(
+        task=wire_text(task),
+        is_group=task in tables.groups,
+        subtasks=map(wire_text, tables.subtasks.get(task, ())),
+        version=_word(tables.versions.get(task)),
+        config_hash=_config_hash(tables.configs.get(task), tables.not_of_configs),
+        samples_hash=_word(tables.hashes.get(task)),
+        num_fewshot=count(tables.shots.get(task)),
+        original_sample_count=count(size.get("original")),
+        effective_sample_count=count(size.get("effective", row.get("sample_len"))),
+        extra=bounded_struct(_unknown_cells(row), MAX_TASK_EXTRA_BYTES, MAX_TASK_EXTRA_BYTES),
+    )
+
+
+def _unknown_cells(row: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """Yield what is neither a metric nor the standard error that stands beside it."""
+    metrics = {key for key, _ in _values(row)}
+    for key, cell in row.items():
+        plain_error = "_stderr," in f"{key}," and _is_error_of(key, row) in metrics
+        if key not in metrics and key not in _NO_METRICS and not plain_error and cell != "N/A":
+            yield key, cell
+
+
+def _config_hash(config: object, left_out: Set[str]) -> str:
+    """Sum up a task's configuration, without these entries of its metadata."""
+    if not mapping(config):
+        return ""
+    metadata = {key: value for key, value in mapping(mapping(config).get("metadata")).items() if key not in left_out}
+    try:
+        text = json.dumps({**mapping(config), "metadata": metadata}, sort_keys=True, separators=(",", ":"))
+    except RecursionError:
+        return ""
+    return hashlib.sha256(_ADDRESS.sub("", text).encode()).hexdigest()
+
+
+def _versions(document: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    for key, value in document.items():
+        if key.endswith(_VERSION_SUFFIX) and len(key) <= _MAX_WORD_LENGTH and (version := _word(value)):
+            yield wire_text(key.removesuffix(_VERSION_SUFFIX)), version
+
+
+def _unknown(document: Mapping[str, object]) -> Iterable[tuple[str, object]]:
+    return ((key, value) for key, value in document.items() if key not in _TABLES and not key.endswith(_VERSION_SUFFIX))
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
+def _duration(value: object) -> Duration | None:
+    """Read seconds, which lm-eval writes as text."""
+    try:
+        seconds = float(value) if isinstance(value, str) else _number(value)
+    except ValueError:
+        return None
+    return None if seconds is None else duration_of_seconds(seconds)
+
+
+def _word(value: object) -> str:
+    """Write a version or a digest, which may be a number; empty for what is none."""
+    text = value if isinstance(value, str) else json.dumps(value) if _number(value) is not None else ""
+    return wire_text(text) if text != "N/A" and len(text) <= _MAX_WORD_LENGTH else ""

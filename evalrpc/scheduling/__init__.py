@@ -1,0 +1,1 @@
+"""Which job starts when, and each attempt from its start to its outcome."""

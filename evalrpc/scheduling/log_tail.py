@@ -1,0 +1,131 @@
+"""Reading the log of a run while it grows, and its end when it is over. The harness writes the file itself."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from evalrpc.files.errnos import require_no_shortage
+from evalrpc.files.opening import open_regular_file
+
+MAX_TAIL_LINES: Final = 50
+MAX_TAIL_BYTES: Final = 16 * 1024
+
+_READ_BYTES: Final = 1024 * 1024
+_MAX_STRETCH_BYTES: Final = 2 * 1024 * 1024
+_MAX_LINE_BYTES: Final = 64 * 1024
+_LINE_END: Final = re.compile(rb"[\r\n]")
+_COLOUR: Final = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+class LogFollower:
+    """Reads what has been added to a log since the last look. Used by one thread.
+
+    A log that can't be read has nothing new: the progress of a run is not worth its end.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._partial = b""
+
+    def new_lines(self, end: int | None = None) -> Iterator[str]:
+        """Yield the lines that were completed since the last call, parted by newline or carriage return; only up to byte `end`.
+
+        A line that never ends is given in pieces, so memory stays bounded. What is added during the call waits for the next,
+        and of a very long stretch only the end is read, so a call ends however loud the harness is.
+        """
+        end = self.size() if end is None else min(end, self.size())
+        self._offset = max(self._offset, end - _MAX_STRETCH_BYTES)
+        while data := self._read(end):
+            *lines, self._partial = _LINE_END.split(self._partial + data)
+            if len(self._partial) > _MAX_LINE_BYTES:
+                lines.append(self._partial)
+                self._partial = b""
+            for line in lines:
+                yield plain(line)
+
+    def last_line(self) -> str:
+        """Return the line that is not completed yet: a progress bar ends where the cursor stands."""
+        return plain(self._partial)
+
+    def end_line(self) -> str:
+        """Return the line that is not completed yet, and take it for completed."""
+        line = self.last_line()
+        self._partial = b""
+        return line
+
+    def last_output_ns(self) -> int | None:
+        """Return when the log was last written to, as time of day; None while it is empty."""
+        try:
+            status = self._path.stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns if status.st_size else None
+
+    def size(self) -> int:
+        """Return how many bytes the log has now."""
+        try:
+            return self._path.stat().st_size
+        except OSError:
+            return 0
+
+    def _read(self, end: int) -> bytes:
+        size_bytes = max(0, min(_READ_BYTES, end - self._offset))
+        try:
+            with open_regular_file(self._path) as log:
+                data = os.pread(log, size_bytes, self._offset) if log is not None else b""
+        except OSError:
+            return b""
+        self._offset += len(data)
+        return data
+
+
+def read_tail(
+    path: Path, max_lines: int = MAX_TAIL_LINES, max_bytes: int = MAX_TAIL_BYTES, begin: int = 0, end: int | None = None
+) -> list[str]:
+    """Return the last lines of a log, or of a stretch of it, for people: no colour codes, of a progress bar its last state, and
+    none of them empty.
+
+    Nothing where there is no log, or none that can be read; OSError where the server lacks something at present.
+    """
+    try:
+        data = _read_end(path, begin, end)
+    except OSError as error:
+        require_no_shortage(error)
+        return []
+    lines = [plain(line.rstrip(b"\r").rpartition(b"\r")[2]) for line in data.split(b"\n")]
+    return _last_bytes([line for line in lines if line.strip()][-max_lines:], max_bytes)
+
+
+def plain(line: bytes) -> str:
+    """Return a line of a log without colour codes and control characters."""
+    return _CONTROL.sub("", _COLOUR.sub("", line.decode(errors="replace"))).rstrip()
+
+
+def _read_end(path: Path, begin: int, end: int | None) -> bytes:
+    """Return the end of a stretch of a file. Raises OSError."""
+    with open_regular_file(path) as log:
+        if log is None:
+            return b""
+        size_bytes = os.fstat(log).st_size
+        end = size_bytes if end is None else min(end, size_bytes)
+        begin = min(max(begin, end - 4 * _MAX_LINE_BYTES), end)
+        return os.pread(log, end - begin, begin)
+
+
+def _last_bytes(lines: list[str], max_bytes: int) -> list[str]:
+    """Drop what is over the size from the front; of a last line that is too long by itself, keep its end."""
+    kept: list[str] = []
+    left = max_bytes
+    for line in reversed(lines):
+        encoded = line.encode()
+        if len(encoded) > left:
+            if not kept:
+                kept.append(encoded[-left:].decode(errors="ignore"))
+            break
+        kept.append(line)
+        left -= len(encoded)
+    return kept[::-1]

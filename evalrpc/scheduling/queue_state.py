@@ -1,0 +1,276 @@
+"""The queue and the running jobs in memory, kept up with every commit of the store.
+
+The service answers positions and GetQueue from it, and the scheduler chooses from it; neither changes it.
+
+Threads: `apply` runs on the store's writer thread, everything else on any. One lock, held for a few steps only.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
+
+from sortedcontainers import SortedDict, SortedKeyList, SortedList
+
+from evalrpc.clock import Clock
+from evalrpc.jobs import lifecycle
+from evalrpc.jobs.defaults import gpus_needed
+from evalrpc.jobs.lifecycle import Status
+from evalrpc.scheduling import placement
+from evalrpc.scheduling.placement import Capacity, QueuedJob
+from evalrpc.store.base import Change, ListedJob, QueuedRow
+from evalrpc.v1 import job_pb2 as pb
+
+_AFTER_ALL: Final = 2**63
+_MAX_TOLD: Final = 10_000
+_NOTHING: Final = pb.JobInfo()
+
+
+class QueueState:
+    """What is queued, in the order of service, and what runs on which GPUs."""
+
+    def __init__(self, capacity: Capacity, clock: Clock, set_aside: Callable[[], Mapping[str, str]] = dict) -> None:
+        self.capacity = capacity
+        self._set_aside = set_aside
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._queued: dict[str, QueuedJob] = {}
+        self._order: SortedList[QueuedJob] = SortedList()
+        self._by_width: SortedDict[int, SortedList[QueuedJob]] = SortedDict()
+        self._delayed = _by_readiness()  # those that are not in `_by_width` yet, since they are to be tried again later
+        self._running: dict[str, pb.JobInfo] = {}
+        self._progress: dict[str, pb.Progress] = {}
+        self._known_free: Capacity | None = None
+        self.generation = 0
+        """Grows with every commit that was followed: what was read before holds as long as it stays."""
+        self._reserving: QueuedJob | None = None  # as of the last choice
+        self._told: tuple[object, dict[str, bytes]] = None, {}  # what `_waiting` has said of jobs, as of a state
+        self.draining = False
+        """Whether no more jobs are started, which those that wait are told."""
+
+    def load(self, queued: Iterable[QueuedRow], running: Iterable[ListedJob]) -> None:
+        """Take the jobs that were live when the store was opened."""
+        entries = [_entry(row) for row in queued]
+        self._queued = {entry.job_id: entry for entry in entries}
+        self._order = SortedList(entries)
+        self._delayed = _by_readiness(entry for entry in entries if entry.ready_seconds)
+        by_width: dict[int, list[QueuedJob]] = {}
+        for entry in entries:
+            if not entry.ready_seconds:
+                by_width.setdefault(entry.num_gpus, []).append(entry)
+        self._by_width = SortedDict({width: SortedList(of_width) for width, of_width in by_width.items()})
+        self._running = {job.job_id: job for _, job in running}
+        self._known_free = None
+
+    def apply(self, changes: Sequence[Change]) -> None:
+        """Follow a commit. A listener of the store."""
+        with self._lock:
+            for change in changes:
+                if change.previous != pb.JOB_STATUS_UNSPECIFIED:
+                    self._remove(change)
+                self._place(change)
+            self.generation += 1  # last, so that nothing half done is taken for the new state
+
+    def set_progress(self, job_id: str, progress: pb.Progress) -> pb.JobInfo | None:
+        """Note how far a running job has come; return the job with it, or None if it does not run any more."""
+        with self._lock:
+            job = self._running.get(job_id)
+            if job is None:
+                return None
+            self._progress[job_id] = progress
+            return _with_progress(job, progress)
+
+    def described(self, job: pb.JobInfo) -> pb.JobInfo:
+        """Return a copy of a job with what the store does not know of it."""
+        described = pb.JobInfo()
+        described.CopyFrom(job)
+        described.MergeFrom(self._unstored(job.job_id, job.status))
+        return described
+
+    def describe(self, job_id: str, status: Status, serialized: bytes) -> bytes:
+        """Do the same for a serialised job: what is appended to a message is merged into it."""
+        if status == pb.JOB_STATUS_QUEUED:
+            return serialized + self._waiting(job_id)
+        return serialized + self._unstored(job_id, status).SerializeToString()
+
+    def _waiting(self, job_id: str) -> bytes:
+        """Return the position and wait reason of a queued job, serialised. They are kept until what they say may change."""
+        state = self.generation, self._reserving, self.draining, self._set_aside()
+        told_state, told = self._told
+        if told_state != state or len(told) == _MAX_TOLD:
+            told = {}
+            self._told = state, told
+        if job_id not in told:
+            entry = self._queued.get(job_id)
+            waiting = self._unstored(job_id, pb.JOB_STATUS_QUEUED).SerializeToString()
+            if entry is not None and entry.ready_seconds:
+                return waiting  # a wait for a time ends by itself
+            told[job_id] = waiting
+        return told[job_id]
+
+    def _unstored(self, job_id: str, status: Status) -> pb.JobInfo:
+        """Return what the store does not know of a job: position and wait reason, or progress.
+
+        The caller's job may be a moment older or newer than what is known here: only what fits its status is given.
+        """
+        if status in lifecycle.TERMINAL:
+            return _NOTHING
+        with self._lock:
+            if status == pb.JOB_STATUS_QUEUED:
+                entry = self._queued.get(job_id)  # None: it has started meanwhile
+                position = self._order.index(entry) if entry else 0
+                wait_reason = self._wait_reason(entry, position) if entry else "about to start"
+                return pb.JobInfo(position_in_queue=position, wait_reason=wait_reason)
+            return pb.JobInfo(progress=self._progress.get(job_id))
+
+    def position_for(self, priority: int) -> int:
+        """Return the position that a new job of this priority would have."""
+        with self._lock:
+            return int(self._order.bisect_left(QueuedJob(-priority, _AFTER_ALL, "", 0, 0.0)))
+
+    def choose(
+        self, free: Capacity, reservation_seconds: float, passed: Mapping[str, object], now_seconds: float
+    ) -> QueuedJob | None:
+        """Return the job to start now on `free`, leaving out those in `passed`: the scheduler has them already.
+
+        A job that is wider than the whole server, because that has lost GPUs since or some are set aside, waits without keeping
+        any for itself.
+        """
+        with self._lock:
+            while self._delayed and self._delayed[0].ready_seconds <= now_seconds:
+                self._offer(self._delayed.pop(0))
+            usable = len(self.capacity.gpus) - len(self._set_aside())
+            orders = [order for width, order in self._by_width.items() if width <= usable]
+            heads = [head for order in orders if (head := _first(order, passed))]
+            chosen = placement.next_job(heads, free, now_seconds, reservation_seconds)
+            self._reserving = placement.reserving_job(heads, free, now_seconds, reservation_seconds) if not chosen else None
+            return chosen
+
+    def seconds_until_ready(self) -> float | None:
+        """Return how long it takes until a job is ready that was not so for the last `choose`; None where there is none."""
+        with self._lock:
+            return max(0.0, self._delayed[0].ready_seconds - self.now_seconds()) if self._delayed else None
+
+    def now_seconds(self) -> float:
+        """Return the time of day that `choose` goes by."""
+        return self._clock.now().ToNanoseconds() / 1e9
+
+    def queued_job_ids(self, limit: int) -> list[str]:
+        """Return the first queued jobs in the order of service."""
+        with self._lock:
+            return [entry.job_id for entry in self._order.islice(stop=limit)]
+
+    def running_jobs(self) -> list[pb.JobInfo]:
+        """Return the running jobs, longest running first. They must not be modified."""
+        with self._lock:
+            return sorted(self._running.values(), key=lambda job: job.started_at.ToNanoseconds())
+
+    def running_job(self, job_id: str) -> pb.JobInfo | None:
+        """Return a running job. It must not be modified."""
+        return self._running.get(job_id)
+
+    @property
+    def queued_count(self) -> int:
+        """How many jobs are queued."""
+        return len(self._queued)
+
+    def free(self, placed: Mapping[str, tuple[str, ...]] | None = None) -> Capacity:
+        """Return what no job holds: neither a running one, nor one in `placed`, by job id with its GPUs. GPUs that are set
+        aside count as held."""
+        with self._lock:
+            return self._free(placed or {})
+
+    def _free(self, placed: Mapping[str, tuple[str, ...]]) -> Capacity:
+        holders = {job_id: tuple(job.gpus) for job_id, job in self._running.items()} | dict(placed)
+        held = {gpu for gpus in holders.values() for gpu in gpus} | self._set_aside().keys()
+        return Capacity(
+            tuple(gpu for gpu in self.capacity.gpus if gpu not in held),
+            self.capacity.slots_without_gpus - sum(1 for gpus in holders.values() if not gpus),
+            self.capacity.slots - len(holders),
+        )
+
+    def _free_now(self) -> Capacity:
+        """Return what is free, which every queued job is told of. It is worked out anew when a run begins or ends."""
+        if self._set_aside():
+            return self._free({})
+        if self._known_free is None:
+            self._known_free = self._free({})
+        return self._known_free
+
+    def _wait_reason(self, entry: QueuedJob, position: int) -> str:
+        if self.draining:
+            return "the server is about to stop and starts no more jobs; this one starts after the restart"
+        if entry.ready_seconds and entry.ready_seconds > self.now_seconds():
+            return "waits for a while before it is tried again, see retry_at"
+        if entry.num_gpus > len(self.capacity.gpus):
+            return f"needs {entry.num_gpus} GPUs, and this server has {len(self.capacity.gpus)} in all"
+        return placement.wait_reason(entry, position, self._free_now(), len(self._set_aside()), self._reserving)
+
+    def _place(self, change: Change) -> None:
+        if change.job.status == pb.JOB_STATUS_RUNNING:
+            self._running[change.job.job_id] = change.job
+            self._known_free = None
+        elif change.job.status == pb.JOB_STATUS_QUEUED:
+            self._enqueue(_entry(_row(change)))
+
+    def _enqueue(self, entry: QueuedJob) -> None:
+        self._queued[entry.job_id] = entry
+        self._order.add(entry)
+        if entry.ready_seconds:
+            self._delayed.add(entry)
+        else:
+            self._offer(entry)
+
+    def _offer(self, entry: QueuedJob) -> None:
+        """Let a job be chosen."""
+        self._by_width.setdefault(entry.num_gpus, SortedList()).add(entry)
+
+    def _remove(self, change: Change) -> None:
+        job_id = change.job.job_id
+        if change.status_changed or change.deleted:
+            self._progress.pop(job_id, None)
+        entry = self._queued.pop(job_id, None)
+        if entry is not None:
+            self._order.remove(entry)
+            self._withdraw(entry)
+        if self._running.pop(job_id, None) is not None:
+            self._known_free = None
+
+    def _withdraw(self, entry: QueuedJob) -> None:
+        """Let a job be chosen no more."""
+        if entry in self._delayed:
+            self._delayed.remove(entry)
+            return
+        self._by_width[entry.num_gpus].remove(entry)
+        if not self._by_width[entry.num_gpus]:
+            del self._by_width[entry.num_gpus]
+
+
+def _by_readiness(entries: Iterable[QueuedJob] = ()) -> "SortedKeyList[QueuedJob]":
+    return SortedKeyList(entries, key=lambda entry: entry.ready_seconds)
+
+
+def _row(change: Change) -> QueuedRow:
+    job = change.job
+    return QueuedRow(
+        job.job_id,
+        change.sequence,
+        job.priority,
+        gpus_needed(job.request),
+        job.created_at.ToNanoseconds(),
+        job.retry_at.ToNanoseconds(),
+    )
+
+
+def _entry(row: QueuedRow) -> QueuedJob:
+    return QueuedJob(-row.priority, row.sequence, row.job_id, row.num_gpus, row.created_ns / 1e9, row.retry_ns / 1e9)
+
+
+def _first(order: Iterable[QueuedJob], passed: Mapping[str, object]) -> QueuedJob | None:
+    return next((entry for entry in order if entry.job_id not in passed), None)
+
+
+def _with_progress(job: pb.JobInfo, progress: pb.Progress) -> pb.JobInfo:
+    merged = pb.JobInfo()
+    merged.CopyFrom(job)
+    merged.progress.CopyFrom(progress)
+    return merged

@@ -1,0 +1,126 @@
+"""What has come of a run so far: results of its steps as they end, and of the tasks that the harness reports meanwhile."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from evalrpc.errors import RunFailedError
+from evalrpc.executors.base import RunHandle
+from evalrpc.harnesses.base import Run
+from evalrpc.protobuf.bounds import int32
+from evalrpc.results.merging import MergedResults, Results
+from evalrpc.scheduling.log_tail import read_tail
+from evalrpc.scheduling.results_reader import ResultsReader
+from evalrpc.v1.job_pb2 import JobError, ModelResult
+
+_JUDGED_LINES: Final = 400  # the cause of a failure may stand well before the last lines
+_JUDGED_BYTES: Final = 128 * 1024
+
+
+class RunResults:
+    """Reads what the steps of one run leave. Made anew, after a restart, it finds the same again.
+
+    Used by one thread, but for `results`, which any may read meanwhile. What it asks of the run may raise OSError.
+    """
+
+    def __init__(self, reader: ResultsReader, steps: Sequence[Run], handle: RunHandle, log_path: Path) -> None:
+        self._reader = reader
+        self._steps = steps
+        self._handle = handle
+        self._log_path = log_path
+        self._judged = 0
+        self._failures: list[tuple[Run, RunFailedError]] = []
+        self._files: dict[str, object] = {}
+        self._merged = MergedResults()
+        self._reported = MergedResults()
+
+        self.results: Results = {}
+        """Of all that has finished so far, by model. Another object when there is more; never modified."""
+
+    def look(self) -> None:
+        """Take in what has finished since the last look, which costs little where nothing has.
+
+        The last step is left to `finish`: then no process is there any more that could write.
+        """
+        ends = self._handle.step_ends()
+        while self._judged < min(len(ends), len(self._steps) - 1):
+            self._judge_next(ends)
+        self._read_reported()
+        self._publish()
+
+    def finish(self) -> None:
+        """Take in the rest, after the end of the run.
+
+        Raises RunFailedError, that of the first step that failed, if any did. `results` then has those of the others.
+        """
+        ends = self._handle.step_ends()
+        while self._judged < min(len(self._steps), len(ends) + 1):  # one that left no word was the last to run
+            self._judge_next(ends)
+        if self._failures:
+            self._read_reported()
+        self._publish()
+        if self._failures:
+            raise self._failure()
+
+    def _publish(self) -> None:
+        self.results = self._merged.results() or self._reported.results()
+
+    def _judge_next(self, ends: Sequence[int]) -> None:
+        number = self._judged
+        begin, end = ([0, *ends][number], [*ends, None][number])  # None: to the end of the log
+        try:
+            self._merged.add(self._read_step(number, read_tail(self._log_path, _JUDGED_LINES, _JUDGED_BYTES, begin, end)))
+        except RunFailedError as error:
+            error.job_error.log_tail[:] = read_tail(self._log_path, begin=begin, end=end)
+            self._failures.append((self._steps[number], error))
+        self._judged += 1  # last: a step that could not be read for want of something is judged by the next look
+
+    def _read_step(self, number: int, log_tail: list[str]) -> Mapping[str, ModelResult]:
+        """Read what a step left. Raises RunFailedError."""
+        exit_status = self._handle.exit_status(number)
+        if exit_status.code is None and exit_status.signal is None:
+            raise RunFailedError("RUN_LOST", "the run ended while no server saw it, and left no exit status")
+        try:
+            return self._reader.read_results(self._steps[number], exit_status, log_tail)
+        except RunFailedError as error:
+            error.job_error.MergeFrom(JobError(exit_code=int32(exit_status.code), signal=int32(exit_status.signal)))
+            raise
+
+    def _read_reported(self) -> None:
+        """Ask the harness for the tasks that have finished, by the files that have come or changed."""
+        (step, *more) = self._steps
+        if more or not self._reader.reports_tasks:
+            return
+        before, self._files = self._files, _files_in(step.output_dir)
+        for name in [name for name, state in self._files.items() if before.get(name) != state]:
+            try:
+                self._reported.add(self._reader.read_finished(step, name))
+            except OSError:
+                del self._files[name]  # the next look will tell
+            except RunFailedError:
+                continue  # the end of the run will tell
+
+    def _failure(self) -> RunFailedError:
+        """Return the first failure; of several tasks with the one that failed named, and those that came to nothing besides."""
+        (step, first), *others = self._failures
+        if len(self._steps) > 1:
+            notes = [f"{_task(step)}: {first.message}"]
+            notes += [f"also failed: {', '.join(_task(other) for other, _ in others)}"] if others else []
+            notes += [f"not run: {', '.join(map(_task, self._steps[self._judged :]))}"] if self._steps[self._judged :] else []
+            first.job_error.message = "; ".join(notes)
+        return first
+
+
+def _files_in(folder: Path) -> dict[str, object]:
+    """Return the files right in the folder, in the order of their names, with what changes whenever one of them does."""
+    try:
+        with os.scandir(folder) as entries:
+            files = {entry.name: entry.stat(follow_symlinks=False) for entry in entries if entry.is_file(follow_symlinks=False)}
+    except OSError:
+        return {}
+    return {name: (files[name].st_ino, files[name].st_mtime_ns, files[name].st_size) for name in sorted(files)}
+
+
+def _task(step: Run) -> str:
+    return step.request.tasks[0]

@@ -1,0 +1,157 @@
+"""The thread pool that runs jobs: one dispatcher chooses what starts next, and one worker thread supervises each run.
+
+Threads: `on_changes` runs on the store's writer thread, the dispatcher on its own, each Supervisor on a worker. `_condition`
+guards `_placed`, the jobs that a worker has, with their GPUs: from the moment of the choice until the worker is done. A GPU is
+free when neither `_placed` nor a running job in the store holds it.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Final
+
+from evalrpc.scheduling.supervisor import Supervisor, Workshop
+from evalrpc.store.base import Change
+
+_RECHECK_SECONDS: Final = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+class Scheduler:
+    """Starts queued jobs as GPUs come free. It changes jobs through the store alone, and hears of changes from it."""
+
+    def __init__(self, workshop: Workshop, reservation_seconds: float) -> None:
+        self._workshop = workshop
+        self._reservation_seconds = reservation_seconds
+        self._condition = threading.Condition()
+        self._placed: dict[str, tuple[str, ...]] = {}
+        self._supervisors: dict[str, Supervisor] = {}
+        self._dirty = True
+        self._draining = False
+        self._workers: ThreadPoolExecutor | None = None
+        self._dispatcher = threading.Thread(target=self._dispatch, name="dispatcher", daemon=True)
+
+    def start(self) -> None:
+        """Take up the runs that an earlier server left, then start what is queued."""
+        running = self._workshop.queue_state.running_jobs()
+        self._set_leftovers_aside({job.job_id for job in running})
+        # A server that has shrunk since may have taken over more runs than it would start.
+        threads = max(self._workshop.queue_state.capacity.slots, len(running))
+        self._workers = ThreadPoolExecutor(threads, thread_name_prefix="run")
+        for job in running:
+            _log.info("taking up a run of an earlier server", extra={"job_id": job.job_id})
+            with self._condition:
+                self._hand_over(job.job_id, tuple(job.gpus), partial(Supervisor.resume, job=job))
+        self._dispatcher.start()
+
+    def drain(self, timeout_seconds: float) -> bool:
+        """Start nothing more, and wait until all runs have ended. Tell whether they have, in that time."""
+        with self._condition:
+            self._draining = self._workshop.queue_state.draining = True
+            stopping = self._workshop.stopping
+            return self._condition.wait_for(lambda: not self._placed or stopping.is_set(), timeout_seconds)
+
+    def stop(self) -> None:
+        """Let go of all runs, which go on, and wait for the threads."""
+        self._workshop.stopping.set()
+        with self._condition:
+            supervisors = list(self._supervisors.values())
+            self._condition.notify_all()
+        for supervisor in supervisors:
+            supervisor.interrupt()
+        if self._dispatcher.is_alive():
+            self._dispatcher.join()
+        if self._workers is not None:
+            self._workers.shutdown(wait=True)
+
+    def wait_stopped(self) -> None:
+        """Block until nothing is started any more: after `stop`, or because of a bug."""
+        self._dispatcher.join()
+
+    def on_changes(self, changes: Sequence[Change]) -> None:
+        """Hear of a commit. A listener of the store, behind the QueueState."""
+        with self._condition:
+            cancelled = [
+                supervisor
+                for change in changes
+                if change.job.HasField("cancel_requested_at")
+                and (supervisor := self._supervisors.get(change.job.job_id)) is not None
+            ]
+            self._dirty = True
+            self._condition.notify_all()
+        for supervisor in cancelled:
+            supervisor.interrupt()
+
+    def _set_leftovers_aside(self, running: Set[str]) -> None:
+        """Give the GPUs of runs that have ended to nobody while processes of theirs are left, which an earlier server could not
+        end."""
+        store = self._workshop.store
+        try:
+            left = self._workshop.executor.jobs_with_processes() - running
+        except OSError as error:
+            _log.warning("can't look for processes that earlier runs have left: %s", error)
+            return
+        for job_id in store.known_jobs(sorted(left)):
+            job = store.job(job_id).parse()
+            if job.attempts:
+                _log.warning("processes are left of a run that has ended", extra={"job_id": job_id})
+                self._workshop.condemn(job, "processes of it are left")
+
+    def _dispatch(self) -> None:
+        """Run on the dispatcher thread: whenever something changed, start all that can start. What is raised here is a bug: it
+        ends the thread, and with it the server."""
+        while not self._workshop.stopping.is_set():
+            with self._condition:
+                now_seconds = self._workshop.queue_state.now_seconds()
+                while self._start_next(now_seconds):
+                    pass
+                self._dirty = False
+                patience = self._patience_seconds()
+                self._condition.wait_for(lambda: self._dirty or self._workshop.stopping.is_set(), patience)
+            if self._workshop.gpu_guard.has_suspects():
+                self._workshop.gpu_guard.recheck()
+
+    def _patience_seconds(self) -> float | None:
+        """Return how long nothing can change by itself: until a job is ready, or a GPU that is set aside may be good again."""
+        waits = [self._workshop.queue_state.seconds_until_ready()]
+        if self._workshop.gpu_guard.has_suspects():
+            waits.append(_RECHECK_SECONDS)
+        return min((wait for wait in waits if wait is not None), default=None)
+
+    def _start_next(self, now_seconds: float) -> bool:
+        """Hand the next job to a worker, if one can start now. Called with the condition held."""
+        free = self._workshop.queue_state.free(self._placed)
+        job = self._workshop.queue_state.choose(free, self._reservation_seconds, self._placed, now_seconds)
+        if job is None or self._draining or self._workshop.stopping.is_set():
+            return False
+        gpus = free.gpus[: job.num_gpus]
+        self._hand_over(job.job_id, gpus, lambda supervisor: supervisor.run(gpus))
+        return True
+
+    def _hand_over(self, job_id: str, gpus: tuple[str, ...], task: Callable[[Supervisor], None]) -> None:
+        supervisor = Supervisor(self._workshop, job_id)
+        self._placed[job_id] = gpus
+        self._supervisors[job_id] = supervisor
+        assert self._workers is not None  # noqa: S101 - `start` makes them
+        self._workers.submit(self._work, job_id, supervisor, task)
+
+    def _work(self, job_id: str, supervisor: Supervisor, task: Callable[[Supervisor], None]) -> None:
+        """Run on a worker thread."""
+        try:
+            task(supervisor)
+        except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, the job must not hang on it, nor its GPUs
+            bug = None if isinstance(error, OSError | MemoryError) else error
+            _log.error("supervising the job failed: %s", error, exc_info=bug, extra={"job_id": job_id})
+            supervisor.abandon(error)
+        finally:
+            self._take_back(job_id)
+
+    def _take_back(self, job_id: str) -> None:
+        with self._condition:
+            del self._placed[job_id]
+            del self._supervisors[job_id]
+            self._dirty = True
+            self._condition.notify_all()

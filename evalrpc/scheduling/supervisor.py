@@ -1,0 +1,409 @@
+"""One attempt of one job, from its start to its outcome. Each runs on a worker thread of its own.
+
+The job in the store is the truth. A supervisor begins the attempt, starts the harness, follows its log, ends what is left of
+it, and commits the outcome. When the server stops it lets go, and the run goes on; the next server finds it and supervises on.
+
+What the server lacks for a while, such as descriptors, is no fault of the run: supervising is tried again, as after a restart.
+What does not pass, or is a bug, ends the run and fails the job (`abandon`).
+"""
+
+import enum
+import json
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from evalrpc.clock import Clock
+from evalrpc.config import HarnessSettings
+from evalrpc.errors import IllegalTransitionError, JobNotFoundError, RunFailedError, StoreUnavailableError
+from evalrpc.executors.base import Executor, RunHandle, RunKey
+from evalrpc.executors.local.gpu_memory import GpuGuard
+from evalrpc.files.errnos import is_shortage
+from evalrpc.files.output_access import OutputAccess
+from evalrpc.harnesses.base import Harness, Run
+from evalrpc.harnesses.steps import command_of, steps_of
+from evalrpc.jobs import transitions
+from evalrpc.jobs.paths import attempt_dir, attempt_output_dir, job_output_dir
+from evalrpc.scheduling.interruptible import InterruptibleReader
+from evalrpc.scheduling.log_tail import LogFollower, read_tail
+from evalrpc.scheduling.queue_state import QueueState
+from evalrpc.scheduling.results_reader import ResultsReader
+from evalrpc.scheduling.run_progress import RunProgress
+from evalrpc.scheduling.run_results import RunResults
+from evalrpc.store.base import Store
+from evalrpc.v1 import job_pb2 as pb
+
+PROGRESS_SECONDS: Final = 0.5
+"""How often the log is looked at."""
+
+_RETRY_SECONDS: Final = 1.0
+_TRIES: Final = 10
+_LAST_LOOK_SECONDS: Final = 0.5
+_LACKS: Final = (OSError, MemoryError)
+"""What says that the server can't do something at present."""
+
+_GPU_MEMORY_NAME: Final = "gpu-memory.json"
+
+_log = logging.getLogger(__name__)
+
+_Change = Callable[[pb.JobInfo], None]
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What every supervisor works with."""
+
+    store: Store
+    queue_state: QueueState
+    executor: Executor
+    harnesses: Mapping[str, Harness]
+    harness_settings: Mapping[str, HarnessSettings]
+    clock: Clock
+    data_dir: Path
+    output_root: Path | None
+    output_access: OutputAccess
+    grace_seconds: float
+    publish_progress: Callable[[pb.JobInfo], None]
+    gpu_guard: GpuGuard
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    def run_key(self, job: pb.JobInfo) -> RunKey:
+        """Return which run the latest attempt of a job is."""
+        return RunKey(job.job_id, job.attempt, attempt_dir(self.data_dir, job.job_id, job.attempt))
+
+    def condemn(self, job: pb.JobInfo, problem: str) -> None:
+        """Give the GPUs of a job's latest attempt to nobody until nothing is left of it."""
+        is_gone = partial(self.executor.kill_leftovers, self.run_key(job))
+        self.gpu_guard.condemn(job.attempts[-1].gpus, f"job {job.job_id}: {problem}", is_gone)
+
+
+class _Ending(enum.Enum):
+    """Why a supervisor stopped following a run."""
+
+    BY_ITSELF = "it ended by itself"
+    CANCELLED = "a cancel was asked for"
+    TIMED_OUT = "its time was up"
+    LET_GO = "the server stops"
+
+
+class Supervisor:
+    """Takes one job through one attempt. `run` or `resume` is called once, on the worker thread, and `abandon` if it raised."""
+
+    def __init__(self, workshop: Workshop, job_id: str) -> None:
+        self._workshop = workshop
+        self._job_id = job_id
+        self._lock = threading.Lock()  # guards the handle against an interrupt while it is closed
+        self._reader = InterruptibleReader()
+        self._handle: RunHandle | None = None
+        self._may_have_begun = False
+        self._ending: _Ending | None = None
+        self._progress: RunProgress | None = None
+        self._results_reader: ResultsReader | None = None
+        self._found: RunResults | None = None
+        self._kept: Mapping[str, pb.ModelResult] = {}
+        self._committed = False
+
+    def run(self, gpus: tuple[str, ...]) -> None:
+        """Begin a new attempt on these GPUs and see it through. Does nothing if the job is not QUEUED any more."""
+        try:
+            run = self._prepare(gpus)
+            job = self._workshop.store.update(self._job_id, lambda job: self._begin(job, run)).result()
+        except (IllegalTransitionError, JobNotFoundError):
+            pass  # cancelled or deleted meanwhile
+        except RunFailedError as error:
+            failure = error.job_error
+            self._commit(lambda job: transitions.fail(job, failure, self._workshop.clock.now()))
+        except StoreUnavailableError as error:
+            _log.warning("can't start the job yet: %s", error, extra={"job_id": self._job_id})
+            self._workshop.stopping.wait(_RETRY_SECONDS)
+        else:
+            self._see_through(job)
+
+    def resume(self, job: pb.JobInfo) -> None:
+        """See through the attempt of this job that an earlier server began."""
+        self._may_have_begun = True
+        self._see_through(job)
+
+    def interrupt(self) -> None:
+        """Make the supervisor look at once whether to stop. May be called from any thread."""
+        self._reader.interrupt()
+        with self._lock:
+            if self._handle is not None:
+                self._handle.interrupt()
+
+    def abandon(self, cause: Exception) -> None:
+        """End the run and fail the job, where it can't be supervised. The last resort: whatever else fails, the job ends."""
+        if self._committed:
+            return
+        error = pb.JobError(reason="SERVER_ERROR", message=_describe(cause))
+        job = self._workshop.queue_state.running_job(self._job_id)
+        if job is not None:
+            error = self._end_for_good(job) or error
+        if not self._workshop.stopping.is_set():
+            self._commit(lambda job: transitions.fail(job, error, self._workshop.clock.now()))
+
+    def _end_for_good(self, job: pb.JobInfo) -> pb.JobError | None:
+        """End the run. Return why it can't be ended, if it can't: then its GPUs go to nobody until nothing is left of it."""
+        key, problem = self._workshop.run_key(job), ""
+        for _ in range(_TRIES):
+            try:
+                handle = self._workshop.executor.find(key)
+                if handle is not None:
+                    with closing(handle):
+                        self._end(handle, job, self._workshop.grace_seconds)
+            except RunFailedError as error:
+                return error.job_error
+            except Exception as error:  # noqa: BLE001 - see above
+                problem = f"it can't be told whether processes of the run are left: {_reason(error)}"
+                _log.warning("%s", problem, extra={"job_id": self._job_id})
+                if self._workshop.stopping.wait(_RETRY_SECONDS):
+                    return None
+            else:
+                return None
+        self._workshop.condemn(job, problem)
+        return pb.JobError(reason=transitions.UNKILLABLE_REASON, message=transitions.shorten(problem))
+
+    def _prepare(self, gpus: tuple[str, ...]) -> Run:
+        """Return the job's next attempt, with its folders made. So a job for which there is no room on the disk stays QUEUED.
+
+        Raises RunFailedError, StoreUnavailableError, JobNotFoundError.
+        """
+        job = self._workshop.store.job(self._job_id).parse()
+        attempt = job.attempt + 1
+        output_base = job_output_dir(self._workshop.data_dir, self._workshop.output_root, job)
+        output_dir = attempt_output_dir(self._workshop.data_dir, output_base, job, attempt)
+        folder = attempt_dir(self._workshop.data_dir, self._job_id, attempt)
+        run = Run(self._job_id, attempt, job.request, folder, output_dir, gpus)
+        steps = steps_of(run)
+        try:
+            self._make_folders(steps)
+            self._workshop.executor.make_room(RunKey(self._job_id, attempt, folder), len(steps))
+        except OSError as error:
+            message = f"the folder of the run can't be made: {_reason(error)}"
+            raise (StoreUnavailableError(message) if is_shortage(error) else RunFailedError("START_FAILED", message)) from error
+        return run
+
+    def _begin(self, job: pb.JobInfo, run: Run) -> None:
+        transitions.begin_attempt(job, run.gpus, str(run.output_dir), self._workshop.clock.now())
+
+    def _see_through(self, job: pb.JobInfo) -> None:
+        """Supervise the attempt to its end and commit its outcome, or leave it to the next server."""
+        try:
+            outcome = self._try_for_outcome(job, self._workshop.run_key(job))
+            if outcome is not None:
+                self._commit(outcome)
+        finally:
+            if self._results_reader is not None:
+                self._results_reader.close()
+            with self._lock:
+                handle, self._handle = self._handle, None
+            if handle is not None:
+                handle.close()
+
+    def _try_for_outcome(self, job: pb.JobInfo, key: RunKey) -> _Change | None:
+        """Return the change to commit, or None if the run is left to the next server.
+
+        Raises OSError and MemoryError for a lack that does not pass.
+        """
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                return self._outcome(job, key)
+            except _LACKS as error:
+                _log.warning("can't supervise the run: %r", error, extra={"job_id": self._job_id})
+                if not tries_left:
+                    raise
+                if self._workshop.stopping.wait(_RETRY_SECONDS):
+                    break
+        return None
+
+    def _outcome(self, job: pb.JobInfo, key: RunKey) -> _Change | None:
+        """Do the same once. May be called again: what is known of the run is then read anew, as after a restart."""
+        try:
+            return self._supervise(job, key)
+        except RunFailedError as error:
+            return self._failure(error.job_error, key)
+
+    def _supervise(self, job: pb.JobInfo, key: RunKey) -> _Change | None:
+        """Start the run, unless it has begun, and follow it to its end. Raises RunFailedError, OSError."""
+        self._find(key)
+        harness = self._workshop.harnesses.get(job.request.harness)
+        if harness is None:
+            if self._handle is not None:
+                self._end(self._handle, job, self._workshop.grace_seconds)
+            raise RunFailedError("HARNESS_UNAVAILABLE", f"this server has no harness {job.request.harness!r} any more")
+        output_dir = Path(job.attempts[-1].output_dir)
+        run = Run(job.job_id, job.attempt, job.request, key.attempt_dir, output_dir, tuple(job.gpus))
+        steps = steps_of(run)
+        handle = self._handle = self._handle or self._start(harness, run, steps, key)
+        reader = self._results_reader = self._results_reader or ResultsReader(
+            harness, self._workshop.harness_settings[job.request.harness]
+        )
+        found = self._found = RunResults(reader, steps, handle, key.log_path)
+        progress = self._progress = self._new_progress(job, harness, steps, handle, key)
+        ending = self._ending = self._ending or self._follow(handle, job, progress, found)
+        if ending is _Ending.LET_GO:
+            return None
+        self._end(handle, job, 0.0 if ending is _Ending.BY_ITSELF else self._workshop.grace_seconds)
+        read = found.finish if ending is _Ending.BY_ITSELF else found.look
+        timeout_seconds = _LAST_LOOK_SECONDS if ending is _Ending.CANCELLED else None
+        ending = self._reader.read(read, self._reason_to_stop, timeout_seconds) or ending
+        match ending:
+            case _Ending.BY_ITSELF:
+                return self._completion(found.results, progress.finish())
+            case _Ending.CANCELLED:
+                return self._cancellation(found.results)
+            case _Ending.LET_GO:
+                return None
+        raise RunFailedError("TIMED_OUT", f"the run took longer than its timeout of {job.timeout.ToTimedelta()}")
+
+    def _find(self, key: RunKey) -> None:
+        """Take hold of the run if it has begun, under an earlier server or in an earlier try."""
+        if self._handle is None and self._may_have_begun:
+            self._handle = self._workshop.executor.find(key)
+            if self._handle is not None:
+                self._workshop.gpu_guard.take_up(_read_gpu_memory(key))
+
+    def _start(self, harness: Harness, run: Run, steps: Sequence[Run], key: RunKey) -> RunHandle:
+        if not run.output_dir.exists():  # a power cut has taken the folders
+            with suppress(OSError):  # what this means to the run, the run will tell
+                self._make_folders(steps)
+        _write_gpu_memory(key, self._workshop.gpu_guard.take(run.gpus))
+        command = replace(command_of(harness, steps), umask=self._workshop.output_access.umask_in(run.output_dir))
+        _log.info("starting %s", command.argv[0], extra={"job_id": run.job_id, "attempt": run.attempt, "gpus": run.gpus})
+        self._may_have_begun = True
+        return self._workshop.executor.start(key, command, run.gpus)
+
+    def _make_folders(self, steps: Sequence[Run]) -> None:
+        """Make the folders of a run. Raises OSError."""
+        for step in steps:
+            step.attempt_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._workshop.output_access.make_folder(step.output_dir)
+
+    def _end(self, handle: RunHandle, job: pb.JobInfo, grace_seconds: float) -> None:
+        """End all that is left of the run, and see its GPUs free again; those of one that can't be ended are set aside."""
+        try:
+            handle.end(grace_seconds)
+        except RunFailedError as error:
+            self._workshop.condemn(job, error.message)
+            raise
+        self._workshop.gpu_guard.give_back(job.gpus, self._workshop.stopping)
+
+    def _new_progress(
+        self, job: pb.JobInfo, harness: Harness, steps: Sequence[Run], handle: RunHandle, key: RunKey
+    ) -> RunProgress:
+        tasks = [step.request.tasks[0] for step in steps] if len(steps) > 1 else [""]
+        log = LogFollower(key.log_path)
+        return RunProgress(job, log, harness, self._workshop.clock, self._publish, tasks, handle.step_ends)
+
+    def _follow(self, handle: RunHandle, job: pb.JobInfo, progress: RunProgress, found: RunResults) -> _Ending:
+        """Wait for a reason to stop, and report progress meanwhile."""
+        while not handle.wait(PROGRESS_SECONDS if progress.started else 0):
+            if reason := self._reason_to_stop():
+                return reason
+            with suppress(*_LACKS):  # nothing can be read at present, which is no reason to end the run
+                progress.look()
+                if reason := self._reader.read(found.look, self._reason_to_stop):
+                    return reason
+            self._keep(found.results)
+            if job.HasField("timeout") and progress.elapsed_ns() >= job.timeout.ToNanoseconds():
+                return _Ending.TIMED_OUT
+        return _Ending.BY_ITSELF
+
+    def _reason_to_stop(self) -> _Ending | None:
+        current = self._workshop.queue_state.running_job(self._job_id)
+        if current is not None and current.HasField("cancel_requested_at"):
+            return _Ending.CANCELLED
+        return _Ending.LET_GO if self._workshop.stopping.is_set() else None
+
+    def _keep(self, results: Mapping[str, pb.ModelResult]) -> None:
+        """Commit what has finished, if there is more of it. Whoever watches gets it at once, as progress."""
+        if results is self._kept or not results:
+            return
+        try:
+            self._workshop.store.update(self._job_id, lambda job: transitions.keep_results(job, results)).result()
+        except StoreUnavailableError as error:
+            _log.warning("can't commit results yet: %s", error, extra={"job_id": self._job_id})
+        else:
+            self._kept = results
+
+    def _completion(self, results: Mapping[str, pb.ModelResult], progress: pb.Progress) -> _Change:
+        def complete(job: pb.JobInfo) -> None:
+            job.progress.CopyFrom(progress)
+            transitions.complete(job, results, self._workshop.clock.now())
+
+        return complete
+
+    def _cancellation(self, results: Mapping[str, pb.ModelResult]) -> _Change:
+        def cancel(job: pb.JobInfo) -> None:
+            transitions.keep_results(job, results)
+            transitions.cancel(job, self._workshop.clock.now())
+
+        return cancel
+
+    def _failure(self, error: pb.JobError, key: RunKey) -> _Change:
+        error.message = transitions.shorten(error.message)
+        if not error.log_tail:  # of a step it has its own
+            error.log_tail[:] = read_tail(key.log_path)
+        progress = self._progress.finish() if self._progress is not None else None
+
+        def fail(job: pb.JobInfo) -> None:
+            if progress is not None:
+                job.progress.CopyFrom(progress)
+            if self._found is not None:
+                transitions.keep_results(job, self._found.results)
+            transitions.fail(job, error, self._workshop.clock.now())
+
+        return fail
+
+    def _publish(self, progress: pb.Progress) -> None:
+        job = self._workshop.queue_state.set_progress(self._job_id, progress)
+        if job is not None:
+            self._workshop.publish_progress(job)
+
+    def _commit(self, change: _Change) -> None:
+        """Commit the outcome, and try again for as long as the store does not take it: an outcome is never dropped. One that
+        this server can't commit is seen again by the next."""
+        while True:
+            try:
+                job = self._workshop.store.update(self._job_id, change).result()
+            except StoreUnavailableError as error:
+                _log.warning("can't commit the outcome yet: %s", error, extra={"job_id": self._job_id})
+                if self._workshop.stopping.wait(_RETRY_SECONDS):
+                    return
+            except (IllegalTransitionError, JobNotFoundError):
+                return  # it was ended meanwhile by someone else
+            else:
+                self._committed = True
+                _log.info("attempt ended", extra={"job_id": self._job_id, "status": pb.JobStatus.Name(job.status)})
+                return
+
+
+def _describe(cause: Exception) -> str:
+    """Say why a run could not be supervised."""
+    if isinstance(cause, _LACKS):
+        return transitions.shorten(f"the server could not supervise the run: {_reason(cause)}")
+    return "a bug of the server stopped this job; its log has the traceback"
+
+
+def _reason(cause: Exception) -> str:
+    """Say what went wrong, without paths, which are the server's own business."""
+    return (cause.strerror if isinstance(cause, OSError) else None) or str(cause) or type(cause).__name__
+
+
+def _write_gpu_memory(key: RunKey, used_before: Mapping[str, int]) -> None:
+    """Let a later server know what was in use before the run. Without it, it only can't tell whether all was given back."""
+    if used_before:
+        with suppress(OSError):
+            (key.attempt_dir / _GPU_MEMORY_NAME).write_text(json.dumps(used_before))
+
+
+def _read_gpu_memory(key: RunKey) -> Mapping[str, int]:
+    try:
+        return dict(json.loads((key.attempt_dir / _GPU_MEMORY_NAME).read_text()))
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,1 @@
+"""The server: the calls, what they check, and all that is wired together."""

@@ -1,0 +1,257 @@
+"""Wires everything together, and runs it until it is told to stop."""
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Awaitable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import grpc
+import uvloop
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from evalrpc.clock import Clock, SystemClock
+from evalrpc.config import Settings, parse_listen
+from evalrpc.errors import ConfigurationError, UnavailableError
+from evalrpc.executors.local.executor import LocalExecutor
+from evalrpc.executors.local.gpu_memory import GpuGuard, NvmlMemory
+from evalrpc.executors.local.gpus import find_gpus
+from evalrpc.files.output_access import output_access
+from evalrpc.files.private import PRIVATE_UMASK
+from evalrpc.harnesses.registry import build_harnesses
+from evalrpc.reading.job_reader import JobReader
+from evalrpc.scheduling import placement
+from evalrpc.scheduling.queue_state import QueueState
+from evalrpc.scheduling.scheduler import Scheduler
+from evalrpc.scheduling.supervisor import Workshop
+from evalrpc.server.catalog import Catalog
+from evalrpc.server.handlers import generic_handler
+from evalrpc.server.housekeeping import Housekeeper
+from evalrpc.server.logging import set_up_logging
+from evalrpc.server.service import EvaluationService
+from evalrpc.store.sqlite.store import SqliteStore
+from evalrpc.v1 import evaluation_service_pb2
+from evalrpc.watching.feed import Feed
+
+SERVICE: Final = evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"]
+
+_COLLECTED_AT: Final = 5000  # so many new objects; Python's own 700 are those of a few calls, which are under way yet
+_READER_THREADS: Final = 4
+_HASHER_THREADS: Final = 2
+_TELLING_SECONDS: Final = 0.1
+_FORCE_SECONDS: Final = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+def serve(settings: Settings) -> None:
+    """Run a server until SIGTERM or SIGINT. Prints `evalrpc listening on HOST:PORT` when it is ready.
+
+    Raises ConfigurationError if it can't start, UnavailableError if it can't go on.
+    """
+    set_up_logging(settings.log_format)
+    os.umask(PRIVATE_UMASK)  # jobs are nobody's business but their owners'
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running_server(settings) as server:
+        gc.freeze()  # what is there by now stays, so the collector need not look through it again and again
+        gc.set_threshold(_COLLECTED_AT)
+        print(f"evalrpc listening on {server.address}", flush=True)
+        await _first_of(stop.wait(), server.wait_broken())
+        if is_broken := not stop.is_set():
+            _log.error("a bug has ended a thread that the server can't do without: stopping")
+        elif settings.drain:
+            stop.clear()  # told to stop once more, it does so at once
+            await _first_of(server.drain(), stop.wait())
+        _end_in_time(settings.stop_seconds)
+    if is_broken:
+        raise UnavailableError(
+            "a bug has stopped it; its log has the traceback. Runs go on, and are taken up at the next start"
+        )
+
+
+class Server:
+    """A server that runs. Made by `running_server`."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self._settings = settings
+        # What the settings may get wrong comes first, before anything is opened.
+        gpus = find_gpus(settings.gpus, os.environ)
+        harnesses = build_harnesses(settings)
+        access = output_access(settings.output_root, settings.output_mode, settings.output_group)
+        self._store = SqliteStore(settings.data_dir, clock, settings.max_queued)
+        self._readers = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="reader")
+        self._hashers = ThreadPoolExecutor(_HASHER_THREADS, thread_name_prefix="hasher")
+        self._catalog = Catalog(harnesses, data_dir := settings.data_dir.absolute())
+        gpu_guard = GpuGuard(NvmlMemory(), clock)
+        capacity = placement.capacity([gpu.id for gpu in gpus], settings.max_running)
+        queue_state = QueueState(capacity, clock, gpu_guard.set_aside)
+        self._feed = Feed(self._store, queue_state, clock, self._readers)
+        self._executor = LocalExecutor()
+        workshop = Workshop(
+            store=self._store,
+            queue_state=queue_state,
+            executor=self._executor,
+            harnesses=harnesses,
+            harness_settings=settings.harnesses,
+            clock=clock,
+            data_dir=data_dir,
+            output_root=settings.output_root,
+            output_access=access,
+            grace_seconds=settings.grace_seconds,
+            publish_progress=self._feed.publish_progress,
+            gpu_guard=gpu_guard,
+        )
+        self._scheduler = Scheduler(workshop, settings.reservation_seconds)
+        self._listen_to_store(queue_state)
+        self._service = EvaluationService(
+            store=self._store,
+            feed=self._feed,
+            reader=JobReader(self._feed, data_dir, harnesses, self._readers, self._hashers),
+            queue_state=queue_state,
+            harnesses=harnesses,
+            gpus=gpus,
+            gpu_guard=gpu_guard,
+            settings=settings,
+            clock=clock,
+            readers=self._readers,
+            hashers=self._hashers,
+            catalog=self._catalog,
+            started_at=clock.now(),
+        )
+        self._housekeeper = Housekeeper(self._store, clock, data_dir, settings, self._hashers)
+        self._housekeeping: asyncio.Task[None] | None = None
+        self._health = health.aio.HealthServicer()
+        self._grpc = self._build_grpc_server()
+        self.address = ""
+        """Where it listens, as HOST:PORT."""
+
+    async def start(self) -> None:
+        """Listen, take up what an earlier server left, and serve. Raises ConfigurationError if the port is taken."""
+        self.address = self._bind()
+        self._executor.prepare()
+        self._scheduler.start()
+        await self._grpc.start()
+        for name in ("", SERVICE.full_name):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._housekeeping = asyncio.create_task(self._housekeeper.run())
+        self._hashers.submit(self._catalog.load)
+
+    async def drain(self) -> None:
+        """Refuse new jobs and start no more, and wait until what runs has ended, within the bound of the settings."""
+        _log.info("draining: waiting for the runs to end")
+        self._service.stopping = True
+        await self._health.enter_graceful_shutdown()
+        await asyncio.get_running_loop().run_in_executor(None, self._scheduler.drain, self._settings.drain_seconds)
+
+    async def stop(self) -> None:
+        """Refuse new jobs, end the streams, let go of the runs, which go on, and close the store."""
+        _log.info("stopping; runs go on and are taken up at the next start")
+        self._service.stopping = True
+        await self._health.enter_graceful_shutdown()
+        self._feed.stop()
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+            self._housekeeper.stop()
+        loop = asyncio.get_running_loop()
+        # Whoever calls just when gRPC stops gets CANCELLED, which says nothing: so callers are told for a moment first.
+        await asyncio.gather(loop.run_in_executor(None, self._scheduler.stop), asyncio.sleep(_TELLING_SECONDS))
+        await loop.run_in_executor(None, self._executor.close)
+        await self._grpc.stop(self._settings.stop_seconds)
+        self._catalog.close()
+        self._readers.shutdown(wait=True, cancel_futures=True)
+        self._hashers.shutdown(wait=True, cancel_futures=True)
+        self._store.close()
+
+    async def wait_broken(self) -> None:
+        """Wait until a bug keeps the store from writing, or the scheduler from starting anything."""
+        loop = asyncio.get_running_loop()
+        await _first_of(*(loop.run_in_executor(None, wait) for wait in (self._store.wait_closed, self._scheduler.wait_stopped)))
+
+    def _listen_to_store(self, queue_state: QueueState) -> None:
+        """Tell of every commit: the queue first, so that whoever else hears of it finds it there."""
+        for listener in (queue_state.apply, self._scheduler.on_changes, self._feed.publish):
+            self._store.subscribe(listener)
+        queue_state.load(self._store.queued_rows(), self._store.running_jobs())
+
+    def _build_grpc_server(self) -> grpc.aio.Server:
+        server = grpc.aio.server(options=_channel_options(self._settings))
+        server.add_generic_rpc_handlers((generic_handler(SERVICE, self._service),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        return server
+
+    def _bind(self) -> str:
+        host, _ = parse_listen(self._settings.listen)
+        try:
+            port = self._grpc.add_insecure_port(self._settings.listen)
+        except RuntimeError:
+            port = 0
+        if not port:
+            raise ConfigurationError(
+                f"setting listen: {self._settings.listen} is not free: another program listens there; port 0 takes a free one"
+            )
+        return f"{host}:{port}"
+
+
+@asynccontextmanager
+async def running_server(settings: Settings, clock: Clock | None = None) -> AsyncIterator[Server]:
+    """Start a server, give it, and stop it gracefully. Raises ConfigurationError."""
+    server = Server(settings, clock or SystemClock())
+    try:
+        await server.start()
+        yield server
+    finally:
+        await server.stop()
+
+
+def _channel_options(settings: Settings) -> list[tuple[str, Any]]:
+    return [
+        ("grpc.max_receive_message_length", settings.max_request_bytes),
+        ("grpc.max_send_message_length", -1),
+        # Two servers on one port would share the calls between them, and clients would lose every second job.
+        ("grpc.so_reuseport", 0),
+        # Ten thousand watchers that come back at once after a restart are no attack.
+        ("grpc.server.max_pending_requests", 100_000),
+        ("grpc.server.max_pending_requests_hard_limit", 100_000),
+        # A watcher of a quiet job may ping to keep its connection.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.http2.max_ping_strikes", 0),
+    ]
+
+
+def _end_in_time(stop_seconds: float) -> None:
+    """End the process by force if a stop takes much longer than it may: a thread that hangs on a disk can't be told to end.
+
+    Nothing is lost by that: what was acknowledged is on the disk, and runs are taken up at the next start.
+    """
+    timer = threading.Timer(stop_seconds + _FORCE_SECONDS, _end_by_force)
+    timer.daemon = True
+    timer.start()
+
+
+def _end_by_force() -> None:
+    _log.error("the stop takes too long: ending by force; runs go on and are taken up at the next start")
+    os._exit(1)
+
+
+async def _first_of(*waits: Awaitable[object]) -> None:
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    _, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()

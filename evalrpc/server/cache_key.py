@@ -1,0 +1,77 @@
+"""Which evaluations are identical: those for which the harness would be started in the same way, on the same files.
+
+So what counts is the command that the harness builds, with what the operator's settings add to it, and not how the request put
+it. Blocks: runs on a thread.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from google.protobuf.struct_pb2 import Struct, Value
+
+from evalrpc.errors import RunFailedError
+from evalrpc.files.fingerprints import MAX_FILES, fingerprint_files
+from evalrpc.harnesses.base import Command, Harness, Run
+from evalrpc.jobs.defaults import gpus_needed
+from evalrpc.v1.job_pb2 import EvaluateRequest, JobInfo
+
+_NOWHERE: Final = Path("/evalrpc")  # stands for the folders of an attempt, which differ from job to job
+
+
+def cache_key(harness: Harness, job: JobInfo) -> bytes:
+    """Return a digest that is equal for identical evaluations. Where that can't be told it is empty, and the job gets a warning
+    that says why."""
+    if job.request.output_dir:
+        return _no_key(job, "output_dir asks for results in a folder of the job's own")
+    try:
+        command = harness.command(_run(job.request))
+    except RunFailedError as error:
+        return _no_key(job, error.message)
+    files = fingerprint_files([*command.watched_dirs, *_named_files(command), *_model_paths(job.request, command.cwd)])
+    if files is None:
+        return _no_key(job, f"the files that the model or the harness is made of are more than {MAX_FILES}, or can't be read")
+    facts = (
+        (harness.name, harness.kind, harness.info().version, gpus_needed(job.request)),
+        (command.argv, sorted(command.env.items()), command.cwd, sorted(command.files.items())),
+        files,
+    )
+    return hashlib.sha256(repr(facts).encode()).digest()
+
+
+def _no_key(job: JobInfo, reason: str) -> bytes:
+    job.warnings.append(f"the cache is not used: {reason}")
+    return b""
+
+
+def _run(request: EvaluateRequest) -> Run:
+    gpus = tuple(str(index) for index in range(gpus_needed(request)))
+    return Run("", 1, request, attempt_dir=_NOWHERE, output_dir=_NOWHERE / "output", gpus=gpus)
+
+
+def _named_files(command: Command) -> Iterator[Path]:
+    """Yield the files that the command line names, such as the harness's interpreter or the operator's script."""
+    return (path for argument in command.argv if (path := _path(argument, command.cwd)) and path.is_file())
+
+
+def _model_paths(request: EvaluateRequest, cwd: Path | None) -> Iterator[Path]:
+    """Yield the files and folders that the model or one of its arguments names; other text is just text."""
+    texts = sorted({request.model, *_texts(request.model_args)})  # a Struct's own order differs from process to process
+    return (path for text in texts if (path := _path(text, cwd)))
+
+
+def _path(text: str, cwd: Path | None) -> Path | None:
+    path = os.path.join(cwd or "", text)  # noqa: PTH118 - of any text, and Path would change it
+    return Path(path) if text and os.path.exists(path) else None  # noqa: PTH110 - which raises nothing, whatever the text
+
+
+def _texts(struct: Struct) -> Iterator[str]:
+    pending = list(struct.fields.values())
+    while pending:
+        value: Value = pending.pop()
+        pending.extend(value.struct_value.fields.values())
+        pending.extend(value.list_value.values)
+        if value.string_value:
+            yield value.string_value

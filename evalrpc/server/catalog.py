@@ -1,0 +1,189 @@
+"""The tasks and models that a harness knows, as the installed harness itself reports them.
+
+Asking takes seconds, so the answer is kept on disk for as long as the installation and the operator's task folders stay as they
+are. Blocks: runs on a thread, but for `lists_all`.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+import subprocess
+import threading
+import uuid
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from heapq import nlargest
+from pathlib import Path
+from typing import Final
+
+from evalrpc.errors import CatalogUnavailableError
+from evalrpc.executors.local.environment import build_environment
+from evalrpc.files.fingerprints import fingerprint_files
+from evalrpc.harnesses.base import Command, Harness
+from evalrpc.protobuf.structs import wire_text
+from evalrpc.scheduling.log_tail import plain
+
+CATALOG_DIR: Final = "catalog"
+
+_ASKING_SECONDS: Final = 300.0
+_MAX_HINTS: Final = 5
+_MAX_HINT_CHARACTERS: Final = 64
+_CANDIDATES: Final = 50
+_THIS_SERVER: Final = uuid.uuid4().bytes
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a harness knows, each list sorted."""
+
+    tasks: tuple[str, ...]
+    models: tuple[str, ...]
+
+
+class Catalog:
+    """The names of every harness, asked for when they are first needed. May be used from several threads."""
+
+    def __init__(self, harnesses: Mapping[str, Harness], data_dir: Path) -> None:
+        self._harnesses = harnesses
+        self._cache_dir = data_dir / CATALOG_DIR
+        self._known: dict[str, tuple[str, Names]] = {}
+        self._asking: set[subprocess.Popen[bytes]] = set()
+        self._locks = {name: threading.Lock() for name in harnesses}
+
+    def load(self) -> None:
+        """Take in what an earlier server left on the disk, so that the first submission is checked already. Asks nothing."""
+        for name, harness in self._harnesses.items():
+            command = harness.catalog_command()
+            fingerprint = _fingerprint(harness, command) if command else ""
+            names = self._from_disk(name, fingerprint)
+            if names is not None:
+                self._known.setdefault(name, (fingerprint, names))
+
+    def names(self, harness_name: str) -> Names:
+        """Return what a configured harness knows. Raises CatalogUnavailableError."""
+        harness = self._harnesses[harness_name]
+        command = harness.catalog_command()
+        if command is None:
+            raise CatalogUnavailableError(
+                f"harness {harness_name} is a program of the operator's, which can't tell what it knows"
+            )
+        with self._locks[harness_name]:  # the second who asks waits for the answer to the first
+            fingerprint = _fingerprint(harness, command)
+            known = self._known.get(harness_name)
+            if known is None or known[0] != fingerprint:
+                known = (fingerprint, self._from_disk(harness_name, fingerprint) or self._ask(harness, command, fingerprint))
+                self._known[harness_name] = known
+            return known[1]
+
+    def lists_all(self, harness_name: str, tasks: Sequence[str]) -> bool:
+        """Tell whether the harness lists all these tasks, as far as its list is in memory. Blocks nothing."""
+        known = self._known.get(harness_name)
+        return known is None or all(_is_listed(task, known[1].tasks) for task in tasks)
+
+    def unknown_tasks(self, harness_name: str, tasks: Sequence[str]) -> dict[int, str]:
+        """Say which of the tasks the harness does not list, by their index, the first few with the nearest names that it does.
+
+        Nothing is unknown as long as nobody has asked for the list, or when the harness has changed since.
+        """
+        known = self._known.get(harness_name)
+        harness = self._harnesses[harness_name]
+        command = harness.catalog_command()
+        if known is None or command is None or known[0] != _fingerprint(harness, command):
+            return {}
+        names = known[1].tasks
+        unknown = [(index, task) for index, task in enumerate(tasks) if not _is_listed(task, names)]
+        hints = {task: _hint(task, names) for _, task in unknown[:_MAX_HINTS]}
+        return {index: f"the harness lists no task {task!r}{hints.get(task, '')}" for index, task in unknown}
+
+    def _from_disk(self, harness_name: str, fingerprint: str) -> Names | None:
+        try:
+            document = json.loads((self._cache_dir / f"{harness_name}.json").read_text())
+            return _names(document) if document["fingerprint"] == fingerprint else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def close(self) -> None:
+        """End what is being asked; whoever waits for it gets CatalogUnavailableError."""
+        for process in list(self._asking):
+            process.kill()
+
+    def _ask(self, harness: Harness, command: Command, fingerprint: str) -> Names:
+        document = {"fingerprint": fingerprint, **self._run(harness.name, command)}
+        try:
+            names = _names(document)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CatalogUnavailableError(f"harness {harness.name} answered with something else than names: {error}") from error
+        with suppress(OSError):  # on a disk that is full it is asked again after the next start
+            self._cache_dir.mkdir(parents=True, exist_ok=True)
+            temporary = self._cache_dir / f"{harness.name}.json.new"
+            temporary.write_text(json.dumps(document))
+            temporary.rename(self._cache_dir / f"{harness.name}.json")
+        return names
+
+    def _run(self, harness_name: str, command: Command) -> dict[str, object]:
+        """Run the harness's own listing, which prints one JSON object as its last line."""
+        try:
+            stdout, stderr = self._output(command)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise CatalogUnavailableError(f"harness {harness_name} can't be asked what it knows: {error}") from error
+        try:
+            document = json.loads(stdout.strip().rpartition(b"\n")[2])
+        except ValueError:
+            document = None
+        if not isinstance(document, dict):
+            last = next((plain(line) for line in reversed(stderr.splitlines()) if line.strip()), "it printed nothing")
+            raise CatalogUnavailableError(f"harness {harness_name} can't say what it knows: {last[:500]}")
+        return document
+
+    def _output(self, command: Command) -> tuple[bytes, bytes]:
+        environment = build_environment(os.environ, command.env, gpus=(), job_id="", attempt=0)
+        process = subprocess.Popen(
+            command.argv,
+            env=environment,
+            cwd=command.cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self._asking.add(process)
+        try:
+            return process.communicate(timeout=_ASKING_SECONDS)
+        finally:
+            process.kill()
+            process.wait()
+            self._asking.discard(process)
+
+
+def _is_listed(task: str, names: tuple[str, ...]) -> bool:
+    position = bisect_left(names, task)
+    return position < len(names) and names[position] == task
+
+
+def _hint(task: str, names: tuple[str, ...]) -> str:
+    """Name what is nearest. Comparing with thousands takes difflib the better part of a second, so it only gets the names that
+    have most pairs of characters in common with the task."""
+    text = task[:_MAX_HINT_CHARACTERS]
+    pairs = {text[start : start + 2] for start in range(len(text) - 1)}
+    candidates = nlargest(_CANDIDATES, names, lambda name: sum([pair in name for pair in pairs]) / (len(text) + len(name)))
+    nearest = difflib.get_close_matches(text, candidates, n=3, cutoff=0.6)
+    return f"; did you mean {', '.join(nearest)}?" if nearest else ""
+
+
+def _names(document: Mapping[str, object]) -> Names:
+    return Names(_sorted(document["tasks"]), _sorted(document["models"]))
+
+
+def _sorted(names: object) -> tuple[str, ...]:
+    if not isinstance(names, list):
+        raise TypeError("no list")
+    return tuple(sorted({wire_text(str(name)) for name in names}))
+
+
+def _fingerprint(harness: Harness, command: Command) -> str:
+    """Return what changes when the installation, the command or one of the operator's task files does. Where these are too many
+    to look at, it changes with every start of the server."""
+    facts = (harness.info().version, command.argv, fingerprint_files(command.watched_dirs) or _THIS_SERVER)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()

@@ -1,0 +1,59 @@
+"""What a server does now and then, besides its calls: the journal is compacted, and what need not be kept is removed."""
+
+import asyncio
+import logging
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Final
+
+from evalrpc.clock import Clock
+from evalrpc.config import Settings
+from evalrpc.errors import StoreUnavailableError
+from evalrpc.server.retention import Retention
+from evalrpc.store.base import Store
+
+INTERVAL_SECONDS: Final = 60.0
+
+_log = logging.getLogger(__name__)
+
+
+class Housekeeper:
+    """Keeps house on the event loop; what blocks goes to `executor`."""
+
+    def __init__(self, store: Store, clock: Clock, data_dir: Path, settings: Settings, executor: Executor) -> None:
+        self._store = store
+        self._clock = clock
+        self._settings = settings
+        self._executor = executor
+        self._retention = Retention(store, clock, data_dir, settings.retention_max_age_seconds, settings.retention_max_jobs)
+        self._orphans_removed = False
+
+    async def run(self) -> None:
+        """Keep house at once, and then ever again, until cancelled. A disk that is full now may not be so later."""
+        while True:
+            try:
+                await self._keep_house()
+            except (StoreUnavailableError, OSError) as error:
+                _log.warning("can't keep house yet: %s", error)
+            await asyncio.sleep(INTERVAL_SECONDS)
+
+    def stop(self) -> None:
+        """Break off what is being removed; the next server goes on."""
+        self._retention.stop()
+
+    async def _keep_house(self) -> None:
+        loop = asyncio.get_running_loop()
+        if not self._orphans_removed:
+            await loop.run_in_executor(self._executor, self._retention.remove_orphans)
+            self._orphans_removed = True
+        await self._compact_journal()
+        await loop.run_in_executor(self._executor, self._retention.sweep)
+
+    async def _compact_journal(self) -> None:
+        """Drop what is past the settings, a bounded number of events at a time."""
+        cutoff = self._clock.now()
+        cutoff.FromNanoseconds(max(0, cutoff.ToNanoseconds() - int(self._settings.journal_max_age_seconds * 1e9)))
+        before = -1
+        while before != self._store.oldest_revision:
+            before = self._store.oldest_revision
+            await asyncio.wrap_future(self._store.compact(self._settings.journal_max_events, cutoff))

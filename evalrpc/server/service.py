@@ -1,0 +1,369 @@
+"""The calls, each in a few lines: check the message, ask or tell the store, answer.
+
+Runs on the event loop. What may block goes to thread pools: short reads to `readers`, what takes long to `hashers`. Writes are
+futures of the store.
+"""
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+import evalrpc
+from evalrpc.analysis.history import History
+from evalrpc.clock import Clock
+from evalrpc.config import DEFAULT_HARNESS, Settings
+from evalrpc.errors import FieldViolation, ServerStoppingError
+from evalrpc.executors.local.gpu_memory import GpuGuard
+from evalrpc.harnesses.base import Harness
+from evalrpc.jobs import transitions
+from evalrpc.jobs.ids import job_ids
+from evalrpc.reading import page_tokens
+from evalrpc.reading.job_reader import JobReader
+from evalrpc.scheduling.queue_state import QueueState
+from evalrpc.server import validation
+from evalrpc.server.cache_key import cache_key
+from evalrpc.server.catalog import Catalog, Names
+from evalrpc.store.base import ListedJob, Store, Submission
+from evalrpc.v1 import evaluation_service_pb2 as calls
+from evalrpc.v1.comparison_pb2 import CompareJobsRequest, CompareJobsResponse
+from evalrpc.v1.history_pb2 import GetHistoryResponse
+from evalrpc.v1.job_pb2 import JOB_STATUS_QUEUED, JobInfo
+from evalrpc.watching.feed import Feed
+from evalrpc.watching.wakeups import Results
+
+DEFAULT_PAGE_SIZE: Final = 50
+DEFAULT_NAMES_SIZE: Final = 100
+MAX_PAGE_SIZE: Final = 1000
+MAX_PAGE_BYTES: Final = 3 * 1024 * 1024
+MAX_QUEUED_IDS: Final = 1000
+
+_RETRY_DELAY_SECONDS: Final = 1.0
+_OPTIONS: Final = ("priority", "labels", "timeout", "max_attempts", "supersede_key")
+
+_T = TypeVar("_T")
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass
+class EvaluationService:
+    """The implementation of evalrpc.v1.EvaluationService. Raises EvalrpcError for every answer that is not OK."""
+
+    store: Store
+    feed: Feed
+    reader: JobReader
+    queue_state: QueueState
+    harnesses: Mapping[str, Harness]
+    gpus: Sequence[calls.Gpu]
+    gpu_guard: GpuGuard
+    settings: Settings
+    clock: Clock
+    readers: Executor
+    hashers: Executor
+    catalog: Catalog
+    started_at: Timestamp
+    results: Results = field(default_factory=Results)
+    job_ids: Iterator[str] = field(default_factory=job_ids)
+    stopping: bool = False
+    _queue: tuple[object, bytes] | None = None
+
+    async def SubmitJob(self, request: calls.SubmitJobRequest, context: _Context) -> JobInfo | bytes:
+        """Accept an evaluation."""
+        if self.stopping:
+            raise ServerStoppingError(
+                "the server is stopping: submit again when it is back", retry_delay_seconds=_RETRY_DELAY_SECONDS
+            )
+        output_root = self.settings.output_root
+        violations = validation.submission(request, self.harnesses, len(self.gpus), output_root)
+        validation.require(violations)
+        job = _new_job(next(self.job_ids), request)
+        await self._check_tasks(job)
+        key = await self._cache_key(request.cache, job)
+        if request.validate_only:
+            return await self._as_if_submitted(job, key)
+        submission = Submission(job, request.request_id, _fingerprint(request) if request.request_id else b"", key)
+        got = await self.results.of(self.store.submit(submission))
+        _note_differences(got, job)
+        return self._answer(got)
+
+    async def GetJob(self, request: calls.GetJobRequest, context: _Context) -> bytes:
+        """Return a job as it stands now."""
+        job_id = validation.require_job_id(request.job_id)
+        stored = await self.feed.stored_job(job_id)
+        return self.queue_state.describe(job_id, stored.status, stored.serialized)
+
+    def WatchJob(self, request: calls.WatchJobRequest, context: _Context) -> Awaitable[None]:
+        """Stream one job to its end."""
+        job_id = validation.require_job_id(request.job_id)
+        return self.feed.watch_job(job_id, request.after_revision, _heartbeat_seconds(request), context.write)
+
+    def WatchJobs(self, request: calls.WatchJobsRequest, context: _Context) -> Awaitable[None]:
+        """Stream all jobs that the filter takes."""
+        validation.require(validation.job_filter(request.filter))
+        return self.feed.watch_jobs(request.filter, request.after_revision, _heartbeat_seconds(request), context.write)
+
+    async def ListJobs(self, request: calls.ListJobsRequest, context: _Context) -> calls.ListJobsResponse:
+        """List jobs, newest first."""
+        validation.require(validation.job_filter(request.filter))
+        page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+        before = page_tokens.decode(request.page_token, request.filter)
+        listed = await self._read(lambda: self.store.list_jobs(request.filter, before, page_size + 1))
+        page = _bounded(listed[:page_size])
+        token = page_tokens.encode(page[-1].sequence, request.filter) if len(listed) > len(page) else ""
+        return calls.ListJobsResponse(jobs=[self.queue_state.described(job) for _, job in page], next_page_token=token)
+
+    async def CancelJob(self, request: calls.CancelJobRequest, context: _Context) -> bytes:
+        """Cancel a queued job at once, or ask for the end of a running one."""
+        job_id = validation.require_job_id(request.job_id)
+        validation.require(validation.cancel_reason(request.reason))
+        change = lambda job: transitions.request_cancel(job, request.reason, self.clock.now())  # noqa: E731
+        return self._answer(await self.results.of(self.store.update(job_id, change)))
+
+    async def DeleteJob(self, request: calls.DeleteJobRequest, context: _Context) -> calls.DeleteJobResponse:
+        """Delete a terminal job with its files."""
+        job_id = validation.require_job_id(request.job_id)
+        await self.reader.remove_files(await self.results.of(self.store.delete(job_id)))
+        return calls.DeleteJobResponse()
+
+    def ReadLog(self, request: calls.ReadLogRequest, context: _Context) -> Awaitable[None]:
+        """Stream the bytes of a job's log."""
+        job_id = validation.require_job_id(request.job_id)
+        validation.require(validation.offsets(offset=request.offset, attempt=request.attempt))
+        return self.reader.read_log(job_id, request, context.write)
+
+    async def ListArtifacts(
+        self,
+        request: calls.ListArtifactsRequest,
+        context: _Context,
+    ) -> calls.ListArtifactsResponse:
+        """List the files that a job left."""
+        job_id = validation.require_job_id(request.job_id)
+        validation.require(validation.offsets(attempt=request.attempt))
+        return await self.reader.list_artifacts(job_id, request.attempt)
+
+    def ReadArtifact(self, request: calls.ReadArtifactRequest, context: _Context) -> Awaitable[None]:
+        """Stream the bytes of one file."""
+        job_id = validation.require_job_id(request.job_id)
+        validation.require(validation.offsets(offset=request.offset, limit=request.limit, attempt=request.attempt))
+        return self.reader.read_artifact(job_id, request, context.write)
+
+    async def ListSamples(self, request: calls.ListSamplesRequest, context: _Context) -> calls.ListSamplesResponse:
+        """List per-sample predictions."""
+        job_id = validation.require_job_id(request.job_id)
+        page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+        return await self.reader.list_samples(job_id, request, page_size)
+
+    async def GetHistory(self, request: calls.GetHistoryRequest, context: _Context) -> GetHistoryResponse:
+        """Return metrics over many jobs."""
+        validation.require(validation.history(request))
+        history = History(self.store, request)
+        while await self._read(history.read_page):
+            pass  # a page at a time, so that other reads get their turn, and a client that leaves ends it
+        return await self._read(history.answer)
+
+    async def CompareJobs(self, request: CompareJobsRequest, context: _Context) -> CompareJobsResponse:
+        """Compare jobs with a baseline, metric by metric."""
+        validation.require(validation.comparison(request))
+        baseline = await self.feed.read_job(request.baseline_job_id.lower())
+        candidates = [await self.feed.read_job(job_id.lower()) for job_id in request.candidate_job_ids]
+        stop = threading.Event()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self.hashers, _compare, request, baseline, candidates, self.harnesses, stop
+            )
+        finally:
+            stop.set()  # whoever asked has the answer, or has gone
+
+    async def GetQueue(self, request: calls.GetQueueRequest, context: _Context) -> bytes:
+        """Return what is queued and running, and who holds which GPU. It is put together anew only after a change."""
+        state = self.queue_state.generation, self.gpu_guard.set_aside()
+        if self._queue is None or self._queue[0] != state:
+            self._queue = state, self._describe_queue(state[1]).SerializeToString()
+        return self._queue[1]
+
+    async def ListTasks(self, request: calls.ListTasksRequest, context: _Context) -> calls.ListTasksResponse:
+        """List the tasks that a harness knows."""
+        names, token = await self._list_names(request, lambda names: names.tasks)
+        return calls.ListTasksResponse(tasks=names, next_page_token=token)
+
+    async def ListModels(self, request: calls.ListModelsRequest, context: _Context) -> calls.ListModelsResponse:
+        """List the model types that a harness knows."""
+        names, token = await self._list_names(request, lambda names: names.models)
+        return calls.ListModelsResponse(models=names, next_page_token=token)
+
+    async def ListHarnesses(
+        self,
+        request: calls.ListHarnessesRequest,
+        context: _Context,
+    ) -> calls.ListHarnessesResponse:
+        """List the harnesses that the operator configured."""
+        harnesses = [self.harnesses[name] for name in sorted(self.harnesses)]
+        infos = await self._read(lambda: [harness.info() for harness in harnesses])
+        return calls.ListHarnessesResponse(harnesses=infos)
+
+    async def GetServerInfo(
+        self,
+        request: calls.GetServerInfoRequest,
+        context: _Context,
+    ) -> calls.GetServerInfoResponse:
+        """Return the server's version, limits and capabilities."""
+        methods = calls.DESCRIPTOR.services_by_name["EvaluationService"].methods
+        return calls.GetServerInfoResponse(
+            version=evalrpc.__version__,
+            started_at=self.started_at,
+            head_revision=self.store.head_revision,
+            oldest_revision=self.store.oldest_revision,
+            gpu_count=len(self.gpus),
+            max_request_bytes=self.settings.max_request_bytes,
+            max_queued=self.settings.max_queued,
+            max_running=self.queue_state.capacity.slots,
+            capabilities=[method.name for method in methods if hasattr(self, method.name)],
+        )
+
+    async def _list_names(
+        self, request: calls.ListTasksRequest | calls.ListModelsRequest, choose: Callable[[Names], Sequence[str]]
+    ) -> tuple[Sequence[str], str]:
+        """Return a page of names that contain the query, and the token of the next."""
+        harness = request.harness or DEFAULT_HARNESS
+        validation.require(validation.harness_name(harness, self.harnesses))
+        page_size = validation.require_page_size(request.page_size, DEFAULT_NAMES_SIZE, MAX_PAGE_SIZE)
+        listing = type(request)(harness=harness, query=request.query)
+        start = page_tokens.decode(request.page_token, listing) or 0
+        query = request.query.lower()
+        page, following = await asyncio.get_running_loop().run_in_executor(
+            self.hashers, lambda: _names_page(choose(self.catalog.names(harness)), query, start, page_size)
+        )
+        return page, "" if following is None else page_tokens.encode(following, listing)
+
+    async def _check_tasks(self, job: JobInfo) -> None:
+        """Warn of tasks that the harness does not list, or refuse them, by the settings."""
+        harness, tasks = job.request.harness, list(job.request.tasks)
+        if self.catalog.lists_all(harness, tasks):
+            return
+        unknown = await self._read(lambda: self.catalog.unknown_tasks(harness, tasks))
+        if self.settings.unknown_tasks == "refuse":
+            validation.require(FieldViolation(f"request.tasks[{index}]", text) for index, text in unknown.items())
+        job.warnings.extend(unknown.values())
+
+    def _answer(self, job: JobInfo) -> bytes:
+        """Return a job that was just committed as a client gets it."""
+        return self.queue_state.describe(job.job_id, job.status, job.SerializeToString())
+
+    async def _cache_key(self, mode: calls.CacheMode.ValueType, job: JobInfo) -> bytes:
+        """Return what identical evaluations have in common; empty where none may serve another."""
+        if mode != calls.CACHE_MODE_ALLOW:
+            return b""
+        return await self._read(lambda: cache_key(self.harnesses[job.request.harness], job))
+
+    async def _read(self, read: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self.readers, read)
+
+    async def _as_if_submitted(self, job: JobInfo, key: bytes) -> JobInfo:
+        twin = await self._read(lambda: self.store.find_twin(key)) if key else None
+        if twin is None:
+            job.status = JOB_STATUS_QUEUED
+            job.created_at.CopyFrom(self.clock.now())
+            job.position_in_queue = self.queue_state.position_for(job.priority)
+            answer = job
+        else:
+            _note_differences(twin, job)
+            answer = self.queue_state.described(twin)
+        answer.ClearField("job_id")
+        return answer
+
+    def _describe_queue(self, set_aside: Mapping[str, str]) -> calls.GetQueueResponse:
+        running = self.queue_state.running_jobs()
+        holders = {gpu: job.job_id for job in running for gpu in job.gpus}
+        return calls.GetQueueResponse(
+            queued_count=self.queue_state.queued_count,
+            running_count=len(running),
+            queued_job_ids=self.queue_state.queued_job_ids(MAX_QUEUED_IDS),
+            running_job_ids=[job.job_id for job in running],
+            status_counts=self._status_counts(),
+            gpus=[
+                calls.Gpu(id=gpu.id, name=gpu.name, job_id=holders.get(gpu.id, ""), set_aside_reason=set_aside.get(gpu.id, ""))
+                for gpu in self.gpus
+            ],
+            free_gpu_count=sum(1 for gpu in self.gpus if gpu.id not in holders and gpu.id not in set_aside),
+            max_running=self.queue_state.capacity.slots,
+            max_queued=self.settings.max_queued,
+        )
+
+    def _status_counts(self) -> list[calls.StatusCount]:
+        counts = self.store.status_counts()
+        return [calls.StatusCount(status=status, count=counts[status]) for status in sorted(counts) if counts[status]]
+
+
+def _bounded(listed: Sequence[ListedJob]) -> Sequence[ListedJob]:
+    """Return as many jobs from the front as fit into a message that any client takes, and at least one."""
+    size_bytes = 0
+    for index, (_, job) in enumerate(listed):
+        size_bytes += job.ByteSize()
+        if index and size_bytes > MAX_PAGE_BYTES:
+            return listed[:index]
+    return listed
+
+
+def _names_page(names: Sequence[str], query: str, start: int, page_size: int) -> tuple[list[str], int | None]:
+    """Return the names from a place on that contain the query, and the place of the next that does; None at the end."""
+    page: list[str] = []
+    for place in range(start, len(names)):
+        if query in names[place].lower():
+            if len(page) == page_size:
+                return page, place
+            page.append(names[place])
+    return page, None
+
+
+def _new_job(job_id: str, call: calls.SubmitJobRequest) -> JobInfo:
+    job = JobInfo(
+        job_id=job_id,
+        request=call.request,
+        labels=call.labels,
+        priority=call.priority,
+        max_attempts=call.max_attempts or 1,
+        supersede_key=call.supersede_key,
+    )
+    job.request.harness = call.request.harness or DEFAULT_HARNESS
+    if call.HasField("timeout"):
+        job.timeout.CopyFrom(call.timeout)
+    return job
+
+
+def _note_differences(job: JobInfo, submitted: JobInfo) -> None:
+    """Where a submission has got an earlier job, let its warnings say what that does not have of the submission."""
+    if job.cached and (different := [name for name in _OPTIONS if getattr(job, name) != getattr(submitted, name)]):
+        job.warnings.append(f"this is an earlier job, which keeps its own {', '.join(different)}")
+
+
+def _compare(
+    request: CompareJobsRequest,
+    baseline: JobInfo,
+    candidates: Sequence[JobInfo],
+    harnesses: Mapping[str, Harness],
+    stop: threading.Event,
+) -> CompareJobsResponse:
+    from evalrpc.analysis.comparison import compare  # here, so that a server that compares nothing never loads NumPy and SciPy
+
+    return compare(request, baseline, candidates, harnesses, stop)
+
+
+def _fingerprint(call: calls.SubmitJobRequest) -> bytes:
+    """Return a digest that is equal for submissions of equal contents, whatever their request_id."""
+    contents = calls.SubmitJobRequest()
+    contents.CopyFrom(call)
+    contents.ClearField("request_id")
+    return hashlib.sha256(contents.SerializeToString(deterministic=True)).digest()
+
+
+def _heartbeat_seconds(call: calls.WatchJobRequest | calls.WatchJobsRequest) -> float | None:
+    """Return the heartbeat interval of a watch whose options are sound. Raises InvalidRequestError."""
+    heartbeat = call.heartbeat_interval if call.HasField("heartbeat_interval") else None
+    validation.require(validation.watch(call.after_revision, heartbeat))
+    return heartbeat.ToNanoseconds() / 1e9 if heartbeat is not None else None

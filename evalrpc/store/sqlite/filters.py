@@ -1,0 +1,134 @@
+"""Jobs by a filter, newest first, without a look at most of those that don't match.
+
+Every condition of a filter has an index that holds its jobs in the order of arrival. The search goes down all of them at once:
+each tells its newest job at or below a place, and the lowest of these is the next place, since no newer job is in all of them.
+Where all tell the same is a job. So it takes two steps per job found, and in between not many more than the rarest condition
+has jobs. Common conditions that hardly ever meet would take many steps that get past a few jobs only. So the walk ends after
+some hundreds, and the search goes on from there with sets of jobs in memory (`sets.py`).
+"""
+
+import json
+import sqlite3
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+from typing import Final, NamedTuple
+
+from evalrpc.store.sqlite.bitmap_index import STATUS_ROWS, Condition, JobSets
+from evalrpc.v1.evaluation_service_pb2 import JobFilter
+
+_END: Final = 2**63 - 1
+_MAX_STEPS: Final = 500
+
+# Every step leads to one other, so the rows come in the order of the walk. They come as they are asked for, so the walk ends
+# where the page is full. Its last step comes too where it has to give up, found or not.
+_WALK: Final = """
+    WITH RECURSIVE walk (place, found, steps) AS (
+        VALUES (-1, ?, 0)
+        UNION ALL
+        SELECT {place}, min({place}, {told}), steps + 1 FROM walk WHERE found >= ? AND steps < ?
+    )
+    SELECT sequence, job, found = place AND created_ns >= ? AND created_ns < ? AS matches, steps
+    FROM walk CROSS JOIN jobs ON sequence = found
+    WHERE matches OR steps = ?
+    LIMIT ?
+"""
+_PLACE: Final = "found - (found = place)"  # just below a job; or where it is to be seen whether all tell the same
+
+_ROWS: Final = """
+    SELECT sequence, job FROM json_each(?) CROSS JOIN jobs ON sequence = value
+    WHERE created_ns >= ? AND created_ns < ? AND (? OR status IN (SELECT value FROM json_each(?)))
+    LIMIT ?
+"""
+
+
+class _Bounds(NamedTuple):
+    """What all jobs of a page keep to: sequences from `oldest` to `newest`, times from `after_ns` until before `before_ns`."""
+
+    oldest: int
+    newest: int
+    after_ns: int
+    before_ns: int
+
+
+def find_jobs(
+    connection: sqlite3.Connection, sets: JobSets, job_filter: JobFilter, before_sequence: int | None, limit: int
+) -> list[tuple[int, bytes]]:
+    """Return the newest jobs that the filter takes, each with its sequence. To be called within one transaction."""
+    conditions = list(_conditions(job_filter))
+    bounds = _bounds(connection, job_filter, before_sequence)
+    jobs, newest = _walk(connection, conditions, bounds, limit)
+    sequences = sets.meeting(connection, conditions, bounds.oldest, newest)
+    times_and_statuses = (bounds.after_ns, bounds.before_ns, not job_filter.statuses, json.dumps(list(job_filter.statuses)))
+    while len(jobs) < limit and (some := list(islice(sequences, limit))):
+        jobs += connection.execute(_ROWS, (json.dumps(some), *times_and_statuses, limit - len(jobs))).fetchall()
+    return jobs
+
+
+def _bounds(connection: sqlite3.Connection, job_filter: JobFilter, before_sequence: int | None) -> _Bounds:
+    after_ns, before_ns, oldest, newest = 0, _END, 0, _END
+    (setback_ns,) = connection.execute("SELECT ifnull(sum(setback_ns), 0) FROM clock_setbacks").fetchone()
+    if job_filter.HasField("created_after"):
+        after_ns = job_filter.created_after.ToNanoseconds()
+        oldest = _first_created(connection, after_ns - setback_ns)
+    if job_filter.HasField("created_before"):
+        before_ns = job_filter.created_before.ToNanoseconds()
+        newest = _first_created(connection, before_ns + setback_ns) - 1
+    if before_sequence is not None:
+        newest = min(newest, before_sequence - 1)
+    return _Bounds(oldest, newest, after_ns, before_ns)
+
+
+def _walk(
+    connection: sqlite3.Connection, conditions: Sequence[Condition], bounds: _Bounds, limit: int
+) -> tuple[list[tuple[int, bytes]], int]:
+    """Return the jobs that were found, and the sequence from which on downward there may be more; -1: there are none."""
+    query = _WALK.format(place=_PLACE, told=", ".join(map(_told_by, conditions)) or _told("jobs WHERE TRUE"))
+    values = chain.from_iterable(chain.from_iterable(condition.values for condition in conditions))
+    bound = (bounds.oldest, _MAX_STEPS, bounds.after_ns, bounds.before_ns, _MAX_STEPS, limit)
+    rows = connection.execute(query, (bounds.newest, *values, *bound)).fetchall()
+    jobs = [(sequence, job) for sequence, job, matches, _ in rows if matches]
+    if not rows:
+        return jobs, -1
+    last, _, matches, steps = rows[-1]
+    return jobs, last - matches if steps == _MAX_STEPS else -1
+
+
+def _conditions(job_filter: JobFilter) -> Iterator[Condition]:
+    for rows, values in (
+        ("jobs WHERE model = {}", job_filter.models),
+        ("jobs WHERE harness = {}", job_filter.harnesses),
+        ("job_tasks WHERE task = {}", job_filter.tasks),
+    ):
+        if values:
+            yield Condition(rows, [(value,) for value in values])
+    for label in job_filter.labels.items():
+        yield Condition("job_labels WHERE label = {} AND value = {}", [label])
+    if job_filter.statuses:  # last, since its sets are not always kept
+        yield Condition(STATUS_ROWS, [(status,) for status in job_filter.statuses])
+
+
+def _told_by(condition: Condition) -> str:
+    """Return the expression of what a condition tells."""
+    if len(condition.values) == 1:
+        return _told(condition.rows.format("?", "?"))
+    told = _told(condition.rows.format("column1"))  # those of several values have one column
+    return f"(SELECT max({told}) FROM (VALUES {', '.join(['(?)'] * len(condition.values))}))"  # noqa: S608
+
+
+def _told(rows: str) -> str:
+    return f"(SELECT max(sequence) FROM {rows} AND sequence <= {_PLACE})"  # noqa: S608
+
+
+def _first_created(connection: sqlite3.Connection, time_ns: int) -> int:
+    """Return the sequence from which on jobs were created at a time or later, if times grow with the sequences.
+
+    They do but where the clock was set back; whoever leaves room for all of that gets a bound that holds.
+    """
+    (last,) = connection.execute("SELECT ifnull(max(sequence), 0) FROM jobs").fetchone()
+
+    def created_ns(sequence: int) -> int:
+        query = "SELECT created_ns FROM jobs WHERE sequence >= ? ORDER BY sequence LIMIT 1"
+        return int(connection.execute(query, (sequence,)).fetchone()[0])
+
+    return 1 + bisect_left(range(1, last + 1), time_ns, key=created_ns)

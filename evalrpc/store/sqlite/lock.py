@@ -1,0 +1,40 @@
+"""The lock that keeps a data folder to one server."""
+
+import fcntl
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from evalrpc.errors import ConfigurationError, DataDirectoryInUseError
+from evalrpc.files.private import make_private_folder
+
+LOCK_NAME: Final = "lock"
+
+_PRIVATE_MODE: Final = 0o700
+
+
+def lock_data_dir(data_dir: Path) -> BinaryIO:
+    """Make the folder, for this account alone, and lock it for as long as the file stays open; a process that dies lets go of
+    it."""
+    try:
+        make_private_folder(data_dir)
+        _make_private(data_dir)
+        lock_file = (data_dir / LOCK_NAME).open("ab")
+    except OSError as error:
+        raise ConfigurationError(f"setting data_dir: {data_dir} can't be used: {error.strerror}") from error
+    try:
+        fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock_file.close()
+        raise DataDirectoryInUseError(
+            f"setting data_dir: another evalrpc server works on {data_dir}; stop it, or take another folder"
+        ) from error
+    return lock_file
+
+
+def _make_private(data_dir: Path) -> None:
+    """Take all rights from others, also where an earlier version has given them some. What belongs to another account stays."""
+    status = data_dir.stat()
+    if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) & 0o077:
+        data_dir.chmod(_PRIVATE_MODE)

@@ -1,0 +1,65 @@
+"""Opening the database file: made or brought up to date, and read for what the writer has to know."""
+
+import sqlite3
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from evalrpc.errors import ConfigurationError
+from evalrpc.jobs.lifecycle import Status
+from evalrpc.jobs.paths import JOBS_DIR
+from evalrpc.store.sqlite.migrations import migrate
+
+
+class Opened(NamedTuple):
+    """A database that is ready, as its writer finds it."""
+
+    connection: sqlite3.Connection
+    oldest_revision: int
+    head_revision: int
+    last_sequence: int
+    last_created_ns: int
+    counts: Counter[Status]
+
+
+def open_database(path: Path) -> Opened:
+    """Open a database for its writer, or make it. Raises ConfigurationError if it can't be used."""
+    try:
+        _require_not_lost(path)
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        migrate(connection)
+        (oldest,) = connection.execute("SELECT oldest_revision FROM compaction").fetchone()
+        (newest,) = connection.execute("SELECT ifnull(max(revision), 0) FROM journal").fetchone()
+        last_sequence = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'").fetchone()
+        last_created = connection.execute("SELECT created_ns FROM jobs ORDER BY sequence DESC LIMIT 1").fetchone()
+        counts = Counter(dict(connection.execute("SELECT status, count(*) FROM jobs GROUP BY status").fetchall()))
+    except (sqlite3.Error, OSError, TypeError) as error:  # TypeError: a row is missing
+        raise ConfigurationError(
+            f"setting data_dir: the database {path} can't be opened: {error}; take another folder, or a backup"
+        ) from error
+    return Opened(
+        connection,
+        oldest,
+        max(oldest, newest),
+        last_sequence[0] if last_sequence else 0,
+        last_created[0] if last_created else 0,
+        counts,
+    )
+
+
+def _require_not_lost(path: Path) -> None:
+    """Refuse to begin anew where a database was: SQLite would drop its journal, and the server the files of its jobs."""
+    traces = [trace for trace in (path.with_name(f"{path.name}-wal"), path.parent / JOBS_DIR) if _has_content(trace)]
+    if traces and not _has_content(path):
+        raise ConfigurationError(
+            f"setting data_dir: the database {path} is empty or gone, though {traces[-1]} is there; "
+            "bring back a backup, or take another folder"
+        )
+
+
+def _has_content(path: Path) -> bool:
+    if path.is_dir():
+        return next(path.iterdir(), None) is not None
+    return path.exists() and path.stat().st_size > 0

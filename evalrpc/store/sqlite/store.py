@@ -1,0 +1,337 @@
+"""A store in one SQLite file, written by one thread.
+
+Threads: every write is a job for the writer thread, which takes all that are waiting, runs them in one transaction, commits
+once, tells the listeners, and only then gives the callers their results. Readers have a connection per thread and see what is
+committed (WAL). The in-memory numbers (`_head`, `_counts`) are the writer's own; others read them without a lock, since each
+is one reference.
+
+A write checks first and raises before its first statement that changes anything. So one that is refused leaves its
+neighbours in the transaction alone, and none needs a savepoint.
+"""
+
+import json
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from evalrpc.clock import Clock
+from evalrpc.errors import (
+    EvalrpcError,
+    RevisionCompactedError,
+    RevisionInFutureError,
+    StoreUnavailableError,
+)
+from evalrpc.jobs.lifecycle import Status
+from evalrpc.store.base import (
+    RETRY_DELAY_SECONDS,
+    JournalEvent,
+    ListedJob,
+    Listener,
+    QueuedRow,
+    StoredJob,
+    Submission,
+    parse_job,
+)
+from evalrpc.store.cache import JobCache
+from evalrpc.store.group_commit import Batches
+from evalrpc.store.sqlite import deduplication
+from evalrpc.store.sqlite.bitmap_index import JobSets
+from evalrpc.store.sqlite.filters import find_jobs
+from evalrpc.store.sqlite.lock import lock_data_dir
+from evalrpc.store.sqlite.opening import open_database
+from evalrpc.store.sqlite.transaction import Transaction, job_not_found
+from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1.evaluation_service_pb2 import JobFilter
+
+DATABASE_NAME: Final = "evalrpc.sqlite3"
+
+_CACHE_BYTES: Final = 16 * 1024 * 1024
+_SETS_BYTES: Final = 8 * 1024 * 1024
+
+_log = logging.getLogger(__name__)
+
+_Operation = Callable[[Transaction], Any]
+
+
+class SqliteStore:
+    """The store of one server, in `data_dir`, which it locks against every other.
+
+    Raises DataDirectoryInUseError, ConfigurationError.
+    """
+
+    def __init__(self, data_dir: Path, clock: Clock, max_queued: int) -> None:
+        self._path = data_dir / DATABASE_NAME
+        self._clock = clock
+        self._max_queued = max_queued
+        self._lock_file = lock_data_dir(data_dir)
+        self._listeners: list[Listener] = []
+        self._cache = JobCache(_CACHE_BYTES)
+        self._sets = JobSets(_SETS_BYTES)
+        self._local = threading.local()
+        self._readers: list[sqlite3.Connection] = []
+        self._readers_lock = threading.Lock()
+        self._operations: Batches[tuple[_Operation, Future[Any]]] = Batches(clock)
+        self._closed = False
+        with ExitStack() as stack:
+            stack.callback(self._lock_file.close)  # whoever can't open the database must not keep it locked
+            opened = open_database(self._path)
+            stack.pop_all()
+        self._connection = opened.connection
+        self._oldest = opened.oldest_revision
+        self._head = opened.head_revision
+        self._last_sequence = opened.last_sequence
+        self._last_created_ns = opened.last_created_ns
+        self._counts = opened.counts
+        self._writer = threading.Thread(target=self._write_batches, name="store-writer", daemon=True)
+        self._writer.start()
+
+    # Writing.
+
+    def submit(self, submission: Submission) -> Future[pb.JobInfo]:
+        """Add a QUEUED job, or find the one that the same request_id got, or a twin."""
+        return self._write(lambda transaction: transaction.submit(submission))
+
+    def update(self, job_id: str, change: Callable[[pb.JobInfo], None]) -> Future[pb.JobInfo]:
+        """Change a job on the writer thread."""
+        return self._write(lambda transaction: transaction.update(job_id, change))
+
+    def delete(self, job_id: str) -> Future[pb.JobInfo]:
+        """Remove a terminal job."""
+        return self._write(lambda transaction: transaction.delete(job_id))
+
+    def compact(self, max_events: int, older_than: Timestamp) -> Future[int]:
+        """Drop old journal events, at most some thousands at a time, so that no write waits long."""
+        return self._write(lambda transaction: transaction.compact(max_events, older_than.ToNanoseconds()))
+
+    def subscribe(self, listener: Listener) -> None:
+        """Tell `listener` of every later commit, on the writer thread."""
+        self._listeners.append(listener)
+
+    def wait_closed(self) -> None:
+        """Block until the store is closed, or can't write any more because of a bug."""
+        self._writer.join()
+
+    def close(self) -> None:
+        """Finish the writes under way and let go of the files."""
+        if self._closed:
+            return
+        self._closed = True
+        self._operations.close()
+        self._writer.join()
+        self._connection.close()
+        with self._readers_lock:
+            for connection in self._readers:
+                connection.close()
+        self._lock_file.close()
+
+    def _write(self, operation: _Operation) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()  # whoever gives up waiting must not cancel the write
+        if not self._operations.put((operation, future)):
+            raise _unavailable("the store is closed")
+        return future
+
+    def _write_batches(self) -> None:
+        """Run on the writer thread until the store is closed. An error that is no EvalrpcError and no sqlite3.Error is a bug:
+        it ends the thread, and with it the server, before anything wrong can be written."""
+        batch: list[tuple[_Operation, Future[Any]]] = []
+        try:
+            while batch := self._operations.take():
+                self._commit(batch)
+        finally:
+            self._refuse(batch)
+
+    def _refuse(self, batch: list[tuple[_Operation, Future[Any]]]) -> None:
+        """Take no more, and answer whoever still waits after a bug in this batch."""
+        self._operations.close()
+        for _, future in batch + self._operations.take():
+            if not future.done():
+                future.set_exception(_unavailable("the store is closed"))
+
+    def _commit(self, batch: list[tuple[_Operation, Future[Any]]]) -> None:
+        transaction = Transaction(
+            self._connection,
+            self._clock,
+            self._max_queued,
+            self._head,
+            self._last_sequence,
+            self._last_created_ns,
+            self._counts,
+            self._cache.get,
+        )
+        outcomes: list[tuple[Future[Any], Any]] = []
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            for operation, future in batch:
+                try:
+                    outcomes.append((future, operation(transaction)))
+                except EvalrpcError as refusal:
+                    outcomes.append((future, refusal))
+            transaction.flush()
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._roll_back(batch, error)
+            return
+        self._publish(transaction)
+        for future, outcome in outcomes:
+            if isinstance(outcome, EvalrpcError):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+    def _roll_back(self, batch: list[tuple[_Operation, Future[Any]]], error: sqlite3.Error) -> None:
+        _log.error("the store could not commit %d writes: %s", len(batch), error)
+        with suppress(sqlite3.Error):
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        for _, future in batch:
+            future.set_exception(_unavailable(f"the server's store can't write: {error}"))
+
+    def _publish(self, transaction: Transaction) -> None:
+        self._head = transaction.head
+        self._last_sequence = transaction.last_sequence
+        self._last_created_ns = transaction.last_created_ns
+        self._counts = transaction.counts
+        if transaction.oldest is not None:
+            self._oldest = transaction.oldest
+        for change, serialized in transaction.changes:
+            if change.deleted:
+                self._cache.remove(change.job.job_id)
+            else:
+                self._cache.put(change.job.job_id, StoredJob(change.sequence, change.job.status, serialized))
+        if transaction.changes:
+            changes = [change for change, _ in transaction.changes]
+            for listener in self._listeners:
+                listener(changes)
+
+    # Reading.
+
+    @property
+    def head_revision(self) -> int:
+        """The newest revision."""
+        return self._head
+
+    @property
+    def oldest_revision(self) -> int:
+        """The oldest revision that one can resume after."""
+        return self._oldest
+
+    def status_counts(self) -> Mapping[Status, int]:
+        """Return how many jobs there are in each status."""
+        return self._counts
+
+    def cached_job(self, job_id: str) -> StoredJob | None:
+        """Return a job from memory."""
+        return self._cache.get(job_id)
+
+    def job(self, job_id: str) -> StoredJob:
+        """Return a job, from memory or from the disk."""
+        cached = self._cache.get(job_id)
+        if cached is not None:
+            return cached
+        generation = self._cache.generation
+        with self._reading() as connection:
+            row = connection.execute("SELECT sequence, status, job FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+        if row is None:
+            raise job_not_found(job_id)
+        stored = StoredJob(*row)
+        self._cache.fill(job_id, stored, generation)
+        return stored
+
+    def list_jobs(self, job_filter: JobFilter, before_sequence: int | None, limit: int) -> list[ListedJob]:
+        """Return jobs that the filter takes, newest first."""
+        with self._reading() as connection, _snapshot(connection):
+            rows = find_jobs(connection, self._sets, job_filter, before_sequence, limit)
+        return [ListedJob(sequence, parse_job(job)) for sequence, job in rows]
+
+    def find_twin(self, cache_key: bytes) -> pb.JobInfo | None:
+        """Return a job of an identical evaluation."""
+        with self._reading() as connection:
+            twin = deduplication.find_twin(connection, cache_key)
+        return twin.job if twin else None
+
+    def queued_rows(self) -> list[QueuedRow]:
+        """Return what the queue needs of all QUEUED jobs, in order of arrival."""
+        query = "SELECT job_id, sequence, priority, num_gpus, created_ns, retry_ns FROM jobs WHERE status = ? ORDER BY sequence"
+        with self._reading() as connection:
+            return [QueuedRow(*row) for row in connection.execute(query, (pb.JOB_STATUS_QUEUED,))]
+
+    def running_jobs(self) -> list[ListedJob]:
+        """Return the RUNNING jobs, in order of arrival."""
+        query = "SELECT sequence, job FROM jobs WHERE status = ? ORDER BY sequence"
+        with self._reading() as connection:
+            rows = connection.execute(query, (pb.JOB_STATUS_RUNNING,)).fetchall()
+        return [ListedJob(sequence, parse_job(job)) for sequence, job in rows]
+
+    def expired_jobs(self, older_than: Timestamp, keep: int, limit: int) -> list[str]:
+        """Return ids of terminal jobs that are too old or too many."""
+        too_many = "SELECT completed_ns FROM jobs WHERE completed_ns IS NOT NULL ORDER BY completed_ns DESC LIMIT 1 OFFSET ?"
+        query = f"SELECT job_id FROM jobs WHERE completed_ns < ? OR completed_ns <= ({too_many}) LIMIT ?"  # noqa: S608
+        with self._reading() as connection:
+            return [job_id for (job_id,) in connection.execute(query, (older_than.ToNanoseconds(), keep, limit))]
+
+    def known_jobs(self, job_ids: Sequence[str]) -> set[str]:
+        """Return those of the ids that are ids of jobs."""
+        query = "SELECT job_id FROM jobs WHERE job_id IN (SELECT value FROM json_each(?))"
+        with self._reading() as connection:
+            return {job_id for (job_id,) in connection.execute(query, (json.dumps(list(job_ids)),))}
+
+    def events_after(self, revision: int, limit: int, job_id: str | None = None) -> list[JournalEvent]:
+        """Return journal events with a later revision, in order."""
+        head = self._head  # what is committed past it was not told to the listeners yet, so nobody may see it
+        if revision > head:
+            raise RevisionInFutureError(
+                f"after_revision {revision} lies beyond the newest revision {head}: does it come from another server?",
+                metadata={"head_revision": str(head)},
+            )
+        of_job = " AND sequence = (SELECT sequence FROM jobs WHERE job_id = ?)" if job_id else ""
+        query = f"SELECT revision, event FROM journal WHERE revision > ? AND revision <= ?{of_job} ORDER BY revision LIMIT ?"  # noqa: S608
+        with self._reading() as connection:
+            rows = connection.execute(query, (revision, head, *([job_id] if job_id else []), limit)).fetchall()
+            (oldest,) = connection.execute("SELECT oldest_revision FROM compaction").fetchone()
+        if revision < oldest:  # read after the events, so that none can have been dropped unseen
+            raise RevisionCompactedError(
+                f"the journal reaches back to revision {oldest} only: begin anew with after_revision 0",
+                metadata={"oldest_revision": str(oldest)},
+            )
+        return [JournalEvent(*row) for row in rows]
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        if self._closed:
+            raise _unavailable("the store is closed")
+        try:
+            yield self._reader()
+        except sqlite3.Error as error:
+            raise _unavailable(f"the server's store can't be read: {error}") from error
+
+    def _reader(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+            connection.execute("PRAGMA query_only = ON")
+            self._local.connection = connection
+            with self._readers_lock:
+                self._readers.append(connection)
+        return connection
+
+
+@contextmanager
+def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
+    """Let all queries see the same state."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("COMMIT")
+
+
+def _unavailable(message: str) -> StoreUnavailableError:
+    return StoreUnavailableError(message, retry_delay_seconds=RETRY_DELAY_SECONDS)

@@ -1,0 +1,227 @@
+"""One commit of the SQLite store in the making."""
+
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from evalrpc.clock import Clock
+from evalrpc.errors import JobNotFinishedError, JobNotFoundError, QueueFullError, RequestIdReusedError
+from evalrpc.jobs import lifecycle
+from evalrpc.jobs.lifecycle import Status
+from evalrpc.protobuf import wire_format
+from evalrpc.store.base import RETRY_DELAY_SECONDS, Change, StoredJob, Submission
+from evalrpc.store.sqlite import deduplication
+from evalrpc.store.sqlite.rows import Rows
+from evalrpc.v1 import job_pb2 as pb
+
+_COMPACTION_CHUNK: Final = 10_000
+_DELETED: Final = StoredJob(0, pb.JOB_STATUS_UNSPECIFIED, b"")
+_REQUEST: Final = """
+SELECT fingerprint, job_id, FALSE FROM jobs WHERE request_id = ?1
+UNION ALL
+SELECT joined.fingerprint, job_id, TRUE FROM joined_requests AS joined JOIN jobs USING (sequence) WHERE joined.request_id = ?1
+"""
+
+
+@dataclass
+class Transaction:
+    """One commit in the making. It only becomes true when the store publishes it.
+
+    What it writes is gathered and written all at once, since a statement costs more than its rows: each lets other threads have
+    the interpreter, and has to get it back. So jobs are looked up here first, and `flush` comes before any other query.
+    """
+
+    connection: sqlite3.Connection
+    clock: Clock
+    max_queued: int
+    head: int
+    last_sequence: int
+    last_created_ns: int
+    counts: Counter[Status]
+    cached_job: Callable[[str], StoredJob | None]
+
+    def __post_init__(self) -> None:
+        self.counts = self.counts.copy()
+        self.changes: list[tuple[Change, bytes]] = []
+        self.oldest: int | None = None
+        self._jobs: dict[str, StoredJob] = {}
+        self._requests: dict[str, tuple[bytes, str, bool]] = {}
+        self._rows = Rows()
+
+    def flush(self) -> None:
+        """Write what was gathered. Raises sqlite3.Error."""
+        rows, self._rows = self._rows, Rows()
+        rows.write(self.connection)
+
+    def submit(self, submission: Submission) -> pb.JobInfo:
+        """See Store.submit."""
+        found = self._find_request(submission) or self._join_twin(submission)
+        if found is not None:
+            return found
+        job = pb.JobInfo()
+        job.CopyFrom(submission.job)
+        superseded = self._queued_with_key(job.supersede_key)
+        if self.counts[pb.JOB_STATUS_QUEUED] - len(superseded) >= self.max_queued:
+            raise QueueFullError(
+                f"the queue is full: {self.max_queued} jobs wait already; try again later",
+                retry_delay_seconds=RETRY_DELAY_SECONDS,
+            )
+        for job_id in superseded:
+            self.update(job_id, lambda old: _supersede(old, job.job_id, self.clock.now()))
+        job.status = pb.JOB_STATUS_QUEUED
+        self._insert(job, submission)
+        return job
+
+    def update(self, job_id: str, change: Callable[[pb.JobInfo], None]) -> pb.JobInfo:
+        """See Store.update."""
+        stored = self._load(job_id)
+        job = stored.parse()
+        change(job)
+        if job.status == stored.status:
+            self._save(Change(job, stored.sequence, stored.status, None), job.SerializeToString())
+            return job
+        lifecycle.require_transition(stored.status, job.status)
+        self.counts[stored.status] -= 1
+        serialized, event = self._journal(job, stored.sequence, self.clock.now())
+        self._save(Change(job, stored.sequence, stored.status, event), serialized)
+        return job
+
+    def delete(self, job_id: str) -> pb.JobInfo:
+        """See Store.delete."""
+        stored = self._load(job_id)
+        if stored.status not in lifecycle.TERMINAL:
+            raise JobNotFinishedError(
+                f"job {job_id} is {lifecycle.status_name(stored.status)}: cancel it first, or wait for its end"
+            )
+        self.flush()
+        job = stored.parse()
+        self.connection.execute("DELETE FROM jobs WHERE sequence = ?", (stored.sequence,))
+        for task in job.request.tasks:
+            self.connection.execute("DELETE FROM job_tasks WHERE task = ? AND sequence = ?", (task, stored.sequence))
+        for label in job.labels.items():
+            self.connection.execute(
+                "DELETE FROM job_labels WHERE label = ? AND value = ? AND sequence = ?", (*label, stored.sequence)
+            )
+        deduplication.forget(self.connection, stored.sequence)
+        self.counts[stored.status] -= 1
+        self.changes.append((Change(job, stored.sequence, stored.status, None, deleted=True), b""))
+        self._jobs[job_id] = _DELETED
+        return job
+
+    def compact(self, max_events: int, older_than_ns: int) -> int:
+        """See Store.compact."""
+        self.flush()
+        (oldest,) = self.connection.execute("SELECT oldest_revision FROM compaction").fetchone()
+        # Oldest first, so that this reads no more than what is dropped.
+        young = self.connection.execute(
+            "SELECT revision FROM journal WHERE created_ns >= ? ORDER BY revision LIMIT 1", (older_than_ns,)
+        ).fetchone()
+        aged = young[0] - 1 if young else self.head
+        through = min(max(aged, self.head - max_events), oldest + _COMPACTION_CHUNK)
+        if through > oldest:
+            self.connection.execute("DELETE FROM journal WHERE revision <= ?", (through,))
+            self.connection.execute("UPDATE compaction SET oldest_revision = ?", (through,))
+            self.oldest = oldest = through
+        return int(oldest)
+
+    def _find_request(self, submission: Submission) -> pb.JobInfo | None:
+        if not submission.request_id:
+            return None
+        request_id = submission.request_id
+        found = self._requests.get(request_id) or self.connection.execute(_REQUEST, (request_id,)).fetchone()
+        if found is None:
+            return None
+        fingerprint, job_id, joined = found
+        if fingerprint != submission.fingerprint:
+            raise RequestIdReusedError(
+                f"request_id {submission.request_id!r} was used for another submission: choose a fresh one",
+                metadata={"request_id": submission.request_id},
+            )
+        job = self._load(job_id).parse()
+        job.cached = bool(joined)
+        return job
+
+    def _join_twin(self, submission: Submission) -> pb.JobInfo | None:
+        """Find a job of an identical evaluation, and note that this is what the request_id has got."""
+        if not submission.cache_key:
+            return None
+        self.flush()
+        twin = deduplication.find_twin(self.connection, submission.cache_key)
+        if twin is None:
+            return None
+        if submission.request_id:
+            deduplication.add_request(self.connection, submission, twin.sequence)
+        return twin.job
+
+    def _queued_with_key(self, supersede_key: str) -> Sequence[str]:
+        if not supersede_key:
+            return ()
+        self.flush()
+        rows = self.connection.execute(
+            "SELECT job_id FROM jobs WHERE supersede_key = ? AND status = ?", (supersede_key, pb.JOB_STATUS_QUEUED)
+        )
+        return [job_id for (job_id,) in rows]
+
+    def _insert(self, job: pb.JobInfo, submission: Submission) -> None:
+        self.last_sequence = sequence = self.last_sequence + 1
+        now = self.clock.now()
+        job.created_at.CopyFrom(now)
+        created_ns = now.ToNanoseconds()
+        if created_ns < self.last_created_ns:
+            self._rows.setback(sequence, self.last_created_ns - created_ns)
+        self.last_created_ns = created_ns
+        serialized, event = self._journal(job, sequence, now)
+        self._rows.insert(sequence, job, serialized, submission)
+        if submission.request_id:
+            self._requests[submission.request_id] = (submission.fingerprint, job.job_id, False)
+        if submission.cache_key:
+            deduplication.add_twin(self.connection, submission, sequence)
+        self._note(Change(job, sequence, pb.JOB_STATUS_UNSPECIFIED, event), serialized)
+
+    def _load(self, job_id: str) -> StoredJob:
+        stored = self._jobs.get(job_id) or self.cached_job(job_id)
+        if stored is None:
+            row = self.connection.execute("SELECT sequence, status, job FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+            stored = StoredJob(*row) if row is not None else _DELETED
+        if stored is _DELETED:
+            raise job_not_found(job_id)
+        return stored
+
+    def _save(self, change: Change, serialized: bytes) -> None:
+        self._rows.update(change.sequence, change.job, serialized)
+        self._note(change, serialized)
+
+    def _note(self, change: Change, serialized: bytes) -> None:
+        self._jobs[change.job.job_id] = StoredJob(change.sequence, change.job.status, serialized)
+        self.changes.append((change, serialized))
+
+    def _journal(self, job: pb.JobInfo, sequence: int, now: Timestamp) -> tuple[bytes, bytes]:
+        """Give the job the next revision and write its event. Returns both serialised."""
+        self.head += 1
+        job.revision = self.head
+        self.counts[job.status] += 1
+        serialized = job.SerializeToString()
+        event = pb.JobEvent(
+            type=pb.JOB_EVENT_TYPE_STATUS, revision=self.head, time=now, terminal=job.status in lifecycle.TERMINAL
+        ).SerializeToString() + wire_format.message_field(pb.JobEvent.JOB_FIELD_NUMBER, serialized)
+        self._rows.journal(self.head, sequence, now.ToNanoseconds(), event)
+        return serialized, event
+
+
+def _supersede(job: pb.JobInfo, by_job_id: str, now: Timestamp) -> None:
+    job.status = pb.JOB_STATUS_CANCELLED
+    job.completed_at.CopyFrom(now)
+    job.ClearField("retry_at")
+    job.error.reason = "SUPERSEDED"
+    job.error.message = f"superseded by job {by_job_id}, which has the same supersede_key"
+
+
+def job_not_found(job_id: str) -> JobNotFoundError:
+    """Build the error for a job that does not exist."""
+    return JobNotFoundError(
+        f"there is no job {job_id}", metadata={"resource_type": "evalrpc.v1.JobInfo", "resource_name": job_id}
+    )

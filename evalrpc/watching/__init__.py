@@ -1,0 +1,1 @@
+"""Changes of jobs on their way to whoever watches."""

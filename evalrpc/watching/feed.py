@@ -1,0 +1,345 @@
+"""Committed events to live watchers.
+
+A watcher is a cursor, not a queue: it remembers the last revision that it sent, and reads on from what its topic holds. So an
+event is serialised and kept once, however many watch it, and a slow watcher costs no more than its cursor. Progress is one slot
+per job, in which only the latest stays. A watcher of all jobs that falls behind the recent events reads on from the journal.
+
+Threads: the store's writer and the scheduler's workers hand over with `publish` and `publish_progress`; all else runs on the
+event loop. A watcher joins its topic first and reads the journal second, so what is committed between the two is seen twice
+and told apart by its revision; the other way round it could be missed.
+"""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice, takewhile
+from typing import Final, NamedTuple, TypeVar
+
+from evalrpc.clock import Clock
+from evalrpc.errors import ServerStoppingError
+from evalrpc.jobs import lifecycle
+from evalrpc.scheduling.queue_state import QueueState
+from evalrpc.store.base import Change, ListedJob, Store, StoredJob, fields_match
+from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1.evaluation_service_pb2 import JobFilter
+from evalrpc.watching.wakeups import Heartbeat, Waiters
+
+_PAGE: Final = 256
+_RECENT_EVENTS: Final = 1024
+_RECENT_BYTES: Final = 16 * 1024 * 1024
+_RETRY_DELAY_SECONDS: Final = 1.0
+
+Send = Callable[[bytes], Awaitable[object]]
+"""Sends a serialised message to one watcher, and returns when the transport has taken it."""
+
+_T = TypeVar("_T")
+
+
+class _Event(NamedTuple):
+    """A committed event, shared by all who watch."""
+
+    revision: int
+    serialized: bytes
+    job: pb.JobInfo
+
+    @property
+    def terminal(self) -> bool:
+        return self.job.status in lifecycle.TERMINAL
+
+
+class _Progress(NamedTuple):
+    """The latest progress of one job. `revision` is the head when it was published."""
+
+    number: int
+    revision: int
+    serialized: bytes
+    job: pb.JobInfo
+
+
+@dataclass(slots=True)
+class _Topic:
+    """What happened to one job since somebody began to watch it: a handful of events, and the latest progress."""
+
+    events: list[_Event] = field(default_factory=list)
+    progress: _Progress | None = None
+    waiters: Waiters = field(default_factory=Waiters)
+    watcher_count: int = 0
+
+
+class Feed:
+    """Tells watchers what happens. Made on the event loop that serves them; blocking reads go to `readers`."""
+
+    def __init__(self, store: Store, queue_state: QueueState, clock: Clock, readers: Executor) -> None:
+        self._store = store
+        self._queue_state = queue_state
+        self._clock = clock
+        self._readers = readers
+        self._loop = asyncio.get_running_loop()
+        self._topics: dict[str, _Topic] = {}
+        self._head = store.head_revision
+        self._recent: deque[_Event] = deque()
+        self._recent_bytes = 0
+        self._progress: OrderedDict[str, _Progress] = OrderedDict()  # by the time of the last progress
+        self._progress_count = 0
+        self._all_waiters = Waiters()
+        self._stopping = False
+
+    # Handing over, from other threads.
+
+    def publish(self, changes: Sequence[Change]) -> None:
+        """Take a commit. A listener of the store."""
+        self._loop.call_soon_threadsafe(self._deliver, changes)
+
+    def publish_progress(self, job: pb.JobInfo) -> None:
+        """Take a running job with its latest progress, which must not be modified afterwards."""
+        self._loop.call_soon_threadsafe(self._deliver_progress, job)
+
+    def stop(self) -> None:
+        """End every stream with ServerStoppingError. Called on the event loop."""
+        self._stopping = True
+        self._all_waiters.wake()
+        for topic in self._topics.values():
+            topic.waiters.wake()
+
+    # Watching.
+
+    async def watch_job(self, job_id: str, after_revision: int, heartbeat_seconds: float | None, send: Send) -> None:
+        """Send the serialised JobEvents of one job up to its terminal one, as the schema says of WatchJob.
+
+        Raises JobNotFoundError, RevisionCompactedError, RevisionInFutureError, ServerStoppingError.
+        """
+        with self._watching(job_id) as topic:
+            head = self._head  # taken before the job is read: all up to it is in what is read
+            job = await self.read_job(job_id)
+            progress, cursor = topic.progress, after_revision
+            if after_revision:
+                async for event in self._journal(after_revision, job_id):
+                    await send(event.serialized)
+                    cursor = event.revision
+                    if event.terminal:
+                        return
+            ended_before = job.status in lifecycle.TERMINAL  # and seen by the watcher, since the journal had no more
+            if not after_revision or ended_before:
+                cursor = max(head, job.revision)
+                await send(self._snapshot(job, cursor))
+            if not ended_before:
+                del job  # a watcher may wait for days: it keeps its cursor and no copy of the job
+                await self._live_of_job(topic, cursor, progress, heartbeat_seconds, send)
+
+    async def watch_jobs(self, job_filter: JobFilter, after_revision: int, heartbeat_seconds: float | None, send: Send) -> None:
+        """Send the serialised JobEvents of all jobs that the filter takes, without end, as the schema says of WatchJobs.
+
+        Raises RevisionCompactedError, RevisionInFutureError, ServerStoppingError.
+        """
+        cursor = after_revision or self._head
+        ahead: dict[str, int] = {}  # snapshots that are newer than the cursor
+        if not after_revision:
+            async for job in self._matching_jobs(job_filter):
+                if job.revision > cursor:
+                    ahead[job.job_id] = job.revision
+                await send(self._snapshot(job, 0))
+        else:
+            async for event in self._events_after(cursor):
+                cursor = event.revision
+                if fields_match(event.job, job_filter):
+                    await send(event.serialized)
+        await send(self._bookmark(cursor))
+        await self._live_of_all(job_filter, cursor, ahead, heartbeat_seconds, send)
+
+    async def wait_for_change(self, job_id: str, timeout_seconds: float) -> None:
+        """Wait until something happens to a job, or time is up. Raises ServerStoppingError."""
+        with self._watching(job_id) as topic:
+            await topic.waiters.wait(timeout_seconds)
+        self._require_running()
+
+    async def stored_job(self, job_id: str) -> StoredJob:
+        """Return a job as it is kept. Raises JobNotFoundError."""
+        cached = self._store.cached_job(job_id)
+        return cached if cached is not None else await self._blocking(lambda: self._store.job(job_id))
+
+    async def read_job(self, job_id: str) -> pb.JobInfo:
+        """Return a job as it stands in the store. Raises JobNotFoundError."""
+        return (await self.stored_job(job_id)).parse()
+
+    async def _live_of_job(
+        self, topic: _Topic, cursor: int, progress: _Progress | None, heartbeat_seconds: float | None, send: Send
+    ) -> None:
+        """Send what comes after `cursor` and `progress`, up to the terminal event."""
+        position = 0
+        heartbeat = Heartbeat(heartbeat_seconds)
+        while True:
+            while position < len(topic.events):
+                event = topic.events[position]
+                position += 1
+                if event.revision > cursor:
+                    await send(event.serialized)
+                    heartbeat.sent()
+                    cursor = event.revision
+                    if event.terminal:
+                        return
+            if topic.progress is not progress:
+                progress = topic.progress
+                if progress is not None:
+                    await send(progress.serialized)
+                    heartbeat.sent()
+            elif heartbeat.is_due():
+                await send(self._bookmark(max(cursor, self._head)))
+                heartbeat.sent()
+            else:
+                self._require_running()
+                await topic.waiters.wait(heartbeat.seconds_left())
+
+    async def _live_of_all(
+        self, job_filter: JobFilter, cursor: int, ahead: dict[str, int], heartbeat_seconds: float | None, send: Send
+    ) -> None:
+        """Send what comes after `cursor`, without end."""
+        progress_number = self._progress_count
+        heartbeat = Heartbeat(heartbeat_seconds)
+        while True:
+            async for event in self._events_after(cursor):
+                cursor = event.revision
+                if event.revision > ahead.get(event.job.job_id, 0) and fields_match(event.job, job_filter):
+                    await send(event.serialized)
+                    heartbeat.sent()
+            newest = self._progress_count
+            for progress in self._progress_after(progress_number):
+                if progress.revision > cursor:
+                    break  # its place is after events that are still to be sent
+                progress_number = progress.number
+                if fields_match(progress.job, job_filter):
+                    await send(progress.serialized)
+                    heartbeat.sent()
+            else:
+                progress_number = newest
+            if self._head > cursor or self._progress_count > progress_number:
+                continue
+            if heartbeat.is_due():
+                await send(self._bookmark(cursor))
+                heartbeat.sent()
+            else:
+                self._require_running()
+                await self._all_waiters.wait(heartbeat.seconds_left())
+
+    @contextmanager
+    def _watching(self, job_id: str) -> Iterator[_Topic]:
+        topic = self._topics.setdefault(job_id, _Topic())
+        topic.watcher_count += 1
+        try:
+            yield topic
+        finally:
+            topic.watcher_count -= 1
+            if not topic.watcher_count:
+                del self._topics[job_id]
+
+    # Taking over, on the event loop.
+
+    def _deliver(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if change.event is not None:
+                self._deliver_event(_Event(change.job.revision, change.event, change.job))
+            elif change.job.status == pb.JOB_STATUS_RUNNING and not change.deleted:
+                self._deliver_progress(self._queue_state.described(change.job))
+        self._all_waiters.wake()
+
+    def _deliver_event(self, event: _Event) -> None:
+        self._head = event.revision
+        self._remember(event)
+        self._progress.pop(event.job.job_id, None)
+        topic = self._topics.get(event.job.job_id)
+        if topic is not None:
+            topic.events.append(event)
+            topic.progress = None
+            topic.waiters.wake()
+
+    def _remember(self, event: _Event) -> None:
+        """Keep the event at hand for those who watch all jobs, within bounds of number and size."""
+        if len(self._recent) == _RECENT_EVENTS:
+            self._recent_bytes -= len(self._recent.popleft().serialized)
+        self._recent.append(event)
+        self._recent_bytes += len(event.serialized)
+        while self._recent_bytes > _RECENT_BYTES:
+            self._recent_bytes -= len(self._recent.popleft().serialized)
+
+    def _deliver_progress(self, job: pb.JobInfo) -> None:
+        self._progress_count += 1
+        progress = _Progress(self._progress_count, self._head, self._event_of(pb.JOB_EVENT_TYPE_PROGRESS, job, self._head), job)
+        self._progress[job.job_id] = progress
+        self._progress.move_to_end(job.job_id)
+        self._all_waiters.wake()
+        topic = self._topics.get(job.job_id)
+        if topic is not None:
+            topic.progress = progress
+            topic.waiters.wake()
+
+    # Reading.
+
+    async def _events_after(self, cursor: int) -> AsyncGenerator[_Event, None]:
+        """Yield the events after `cursor` up to the head, from memory where it reaches back so far."""
+        while cursor != self._head:
+            missing = self._head - cursor
+            if 0 <= missing <= len(self._recent):
+                events = list(islice(reversed(self._recent), missing))[::-1]
+            else:
+                events = await self._journal_page(cursor)
+            for event in events:
+                yield event
+                cursor = event.revision
+            if not events:
+                return
+
+    async def _journal(self, cursor: int, job_id: str) -> AsyncGenerator[_Event, None]:
+        """Yield the journal's events of one job after `cursor`."""
+        while events := await self._journal_page(cursor, job_id):
+            for event in events:
+                yield event
+                cursor = event.revision
+
+    async def _journal_page(self, cursor: int, job_id: str | None = None) -> list[_Event]:
+        page = await self._blocking(lambda: self._store.events_after(cursor, _PAGE, job_id))
+        return [_Event(event.revision, event.event, event.parse().job) for event in page]
+
+    async def _matching_jobs(self, job_filter: JobFilter) -> AsyncGenerator[pb.JobInfo, None]:
+        """Yield the jobs that the filter takes as of now, newest first."""
+        before: int | None = None
+        while page := await self._job_page(job_filter, before):
+            for listed in page:
+                yield listed.job
+            before = page[-1].sequence
+
+    async def _job_page(self, job_filter: JobFilter, before: int | None) -> list[ListedJob]:
+        return await self._blocking(lambda: self._store.list_jobs(job_filter, before, _PAGE))
+
+    async def _blocking(self, read: Callable[[], _T]) -> _T:
+        return await self._loop.run_in_executor(self._readers, read)
+
+    def _progress_after(self, number: int) -> list[_Progress]:
+        """Return the latest progress of every job that has had any since `number`, oldest first."""
+        newer = takewhile(lambda progress: progress.number > number, reversed(self._progress.values()))
+        return list(newer)[::-1]
+
+    # Building events.
+
+    def _snapshot(self, job: pb.JobInfo, revision: int) -> bytes:
+        return self._event_of(pb.JOB_EVENT_TYPE_SNAPSHOT, self._queue_state.described(job), revision)
+
+    def _event_of(self, event_type: pb.JobEventType.ValueType, job: pb.JobInfo, revision: int) -> bytes:
+        return pb.JobEvent(
+            type=event_type,
+            revision=revision,
+            time=self._clock.now(),
+            job=job,
+            terminal=job.status in lifecycle.TERMINAL,
+        ).SerializeToString()
+
+    def _bookmark(self, revision: int) -> bytes:
+        event = pb.JobEvent(type=pb.JOB_EVENT_TYPE_BOOKMARK, revision=revision, time=self._clock.now())
+        return event.SerializeToString()
+
+    def _require_running(self) -> None:
+        if self._stopping:
+            raise ServerStoppingError(
+                "the server is stopping: watch again from the last revision", retry_delay_seconds=_RETRY_DELAY_SECONDS
+            )

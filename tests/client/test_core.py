@@ -1,0 +1,478 @@
+"""The parts of the client that do no input or output."""
+
+import hashlib
+import json
+import math
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from fake_server import JOB_ID, details_of, job_at
+from google.protobuf import json_format
+from google.protobuf.struct_pb2 import Struct
+from google.rpc import error_details_pb2, status_pb2
+
+from evalrpc import errors
+from evalrpc.client import core
+from evalrpc.client.arguments import parse_arguments
+from evalrpc.client.download import PartialFile, is_complete, select, target_path
+from evalrpc.client.failures import STATUS_DETAILS_KEY, build_error, from_rpc_error, parse_details
+from evalrpc.client.reconnect import Patience
+from evalrpc.client.resumable import AllJobsWatch, ArtifactBytes, JobWatch, LogBytes
+from evalrpc.errors import DOMAIN, EvalrpcError, FieldViolation
+from evalrpc.v1.evaluation_service_pb2 import Artifact, ReadArtifactResponse, ReadLogResponse
+from evalrpc.v1.job_pb2 import JobEvent, JobEventType, JobStatus
+
+
+class FakeRpcError(grpc.RpcError):
+    def __init__(self, code: grpc.StatusCode, details: str = "why", status: bytes = b"") -> None:
+        self._code, self._details, self._status = code, details, status
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return self._details
+
+    def trailing_metadata(self) -> Any:
+        return ((STATUS_DETAILS_KEY, self._status),) if self._status else None
+
+
+UNAVAILABLE = FakeRpcError(grpc.StatusCode.UNAVAILABLE)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def event(kind: str, revision: int, *, terminal: bool = False) -> JobEvent:
+    status = JobStatus.JOB_STATUS_COMPLETED if terminal else JobStatus.JOB_STATUS_RUNNING
+    kind_value = JobEventType.Value(f"JOB_EVENT_TYPE_{kind}")
+    job = None if kind == "BOOKMARK" else job_at(status, revision)
+    return JobEvent(type=kind_value, revision=revision, job=job, terminal=terminal)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [
+        errors.InvalidRequestError,
+        errors.JobNotFoundError,
+        errors.ArtifactNotFoundError,
+        errors.RequestIdReusedError,
+        errors.JobFinishedError,
+        errors.JobNotFinishedError,
+        errors.CatalogUnavailableError,
+        errors.QueueFullError,
+        errors.RevisionCompactedError,
+        errors.RevisionInFutureError,
+        errors.OffsetOutOfRangeError,
+        errors.ServerStoppingError,
+        errors.StoreUnavailableError,
+        errors.InternalError,
+    ],
+)
+def test_an_error_of_the_server_comes_back_as_the_same_class_with_all_it_said(cls: type[EvalrpcError]) -> None:
+    sent = cls("what went wrong", metadata={"key": "value"}, retry_delay_seconds=1.5)
+
+    got = from_rpc_error(FakeRpcError(grpc.StatusCode[cls.code], sent.message, details_of(sent)))
+
+    assert type(got) is cls
+    assert got.message == "what went wrong"
+    assert got.metadata == {"key": "value"}
+    assert got.retry_delay_seconds == 1.5
+
+
+def test_every_bad_field_is_kept() -> None:
+    violations = (FieldViolation("request.model", "is required"), FieldViolation("request.tasks[1]", "is a duplicate"))
+    sent = errors.InvalidRequestError("bad", violations=violations)
+
+    got = build_error("INVALID_ARGUMENT", "bad", parse_details(details_of(sent)))
+
+    assert isinstance(got, errors.InvalidRequestError)
+    assert got.violations == violations
+
+
+@pytest.mark.parametrize(
+    ("code", "cls"),
+    [
+        (grpc.StatusCode.INVALID_ARGUMENT, errors.InvalidRequestError),
+        (grpc.StatusCode.NOT_FOUND, errors.NotFoundError),
+        (grpc.StatusCode.FAILED_PRECONDITION, errors.PreconditionError),
+        (grpc.StatusCode.OUT_OF_RANGE, errors.OutOfRangeError),
+        (grpc.StatusCode.UNAVAILABLE, errors.UnavailableError),
+        (grpc.StatusCode.UNIMPLEMENTED, errors.UnimplementedError),
+        (grpc.StatusCode.INTERNAL, errors.InternalError),
+        (grpc.StatusCode.DATA_LOSS, EvalrpcError),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, TimeoutError),
+    ],
+)
+def test_an_error_without_details_becomes_the_class_of_its_code(code: grpc.StatusCode, cls: type[Exception]) -> None:
+    assert type(from_rpc_error(FakeRpcError(code))) is cls
+
+
+def test_a_reason_of_a_newer_server_falls_back_to_the_class_of_the_code() -> None:
+    info = error_details_pb2.ErrorInfo(reason="MOON_IN_THE_WAY", domain=DOMAIN, metadata={"moon": "full"})
+    status = status_pb2.Status()
+    status.details.add().Pack(info)
+
+    got = build_error("NOT_FOUND", "no", parse_details(status.SerializeToString()))
+
+    assert type(got) is errors.NotFoundError
+    assert got.metadata == {"moon": "full"}
+
+
+def test_a_reason_of_another_domain_means_nothing() -> None:
+    status = status_pb2.Status()
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason="JOB_NOT_FOUND", domain="googleapis.com"))
+
+    assert parse_details(status.SerializeToString()).reason is None
+
+
+def test_damaged_details_count_as_absent() -> None:
+    assert type(from_rpc_error(FakeRpcError(grpc.StatusCode.NOT_FOUND, status=b"\xff\xff"))) is errors.NotFoundError
+
+
+def test_a_limit_of_grpc_itself_is_no_full_queue() -> None:
+    got = from_rpc_error(FakeRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, "message larger than max"))
+
+    assert type(got) is EvalrpcError
+
+
+# Requests
+
+
+def test_a_request_keeps_absent_and_zero_apart() -> None:
+    bare = core.evaluate_request("m", ["t"])
+    zero = core.evaluate_request("m", ["t"], num_fewshot=0, limit=0, num_gpus=0, log_samples=False)
+
+    assert not bare.HasField("num_fewshot")
+    assert not bare.HasField("limit")
+    assert (bare.num_gpus, bare.log_samples) == (1, True)
+    assert all(zero.HasField(name) for name in ("num_fewshot", "limit", "num_gpus", "log_samples"))
+
+
+def test_a_request_takes_plain_values() -> None:
+    request = core.evaluate_request(
+        "m", "mme", {"a": [1, None, {"b": True}]}, batch_size=8, gen_kwargs="temperature=0,until=end", harness="h"
+    )
+
+    assert json_format.MessageToDict(request.model_args) == {"a": [1, None, {"b": True}]}
+    assert json_format.MessageToDict(request.gen_kwargs) == {"temperature": 0, "until": "end"}
+    assert (list(request.tasks), request.batch_size, request.harness) == (["mme"], "8", "h")
+
+
+def test_a_row_of_samples_is_plain_values_with_whole_numbers_and_nan() -> None:
+    struct = Struct()
+    struct.update({"doc_id": 3, "score": 0.5, "nested": {"list": [1, None, True, "x"]}, "bad": float("nan")})
+
+    row = core.plain_row(struct)
+
+    assert math.isnan(row.pop("bad"))
+    assert row == {"doc_id": 3, "score": 0.5, "nested": {"list": [1, None, True, "x"]}}
+    assert isinstance(row["doc_id"], int)
+
+
+def test_every_submission_has_a_request_id_of_its_own() -> None:
+    first, second = (core.submit_request(core.evaluate_request("m", ["t"])) for _ in range(2))
+
+    assert first.request_id
+    assert first.request_id != second.request_id
+    assert core.submit_request(first.request, request_id="mine").request_id == "mine"
+
+
+@pytest.mark.parametrize("timeout", [90, 90.0, timedelta(minutes=1, seconds=30)])
+def test_a_timeout_is_seconds_or_a_timedelta(timeout: float | timedelta) -> None:
+    assert core.submit_request(core.evaluate_request("m", ["t"]), timeout=timeout).timeout.seconds == 90
+
+
+def test_no_timeout_stays_absent() -> None:
+    assert not core.submit_request(core.evaluate_request("m", ["t"])).HasField("timeout")
+
+
+def test_only_calls_that_are_safe_to_repeat_are_repeated_and_only_when_the_server_is_unavailable() -> None:
+    (config,) = json.loads(core.service_config())["methodConfig"]
+
+    names = {entry["method"] for entry in config["name"]}
+    assert config["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
+    assert {"SubmitJob", "GetJob", "CancelJob"} <= names
+    assert not names & {"DeleteJob", "WatchJob", "WatchJobs", "ReadLog", "ReadArtifact"}
+
+
+def test_the_address_comes_from_the_argument_then_the_environment_then_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EVALRPC_ADDRESS", raising=False)
+    assert core.server_address(None) == "127.0.0.1:50051"
+    monkeypatch.setenv("EVALRPC_ADDRESS", "there:1")
+    assert core.server_address(None) == "there:1"
+    assert core.server_address("here:2") == "here:2"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", {}),
+        ("pretrained=acme/model", {"pretrained": "acme/model"}),
+        ("a=1,b=0.5,c=true,d=null,e=x", {"a": 1, "b": 0.5, "c": True, "d": None, "e": "x"}),
+        ('sizes=[1,2],name="a,b",map={"k":[1,2]}', {"sizes": [1, 2], "name": "a,b", "map": {"k": [1, 2]}}),
+        ("url=http://h/?q=1", {"url": "http://h/?q=1"}),
+        ('{"a": {"b": 1}}', {"a": {"b": 1}}),
+    ],
+)
+def test_arguments_are_json_or_pairs(text: str, expected: dict[str, Any]) -> None:
+    assert parse_arguments(text) == expected
+
+
+@pytest.mark.parametrize("text", ["a", "=1", '{"a": ', '{"a": 1} b'])
+def test_bad_arguments_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"JSON|key=value"):
+        parse_arguments(text)
+
+
+# Patience
+
+
+def test_delays_double_with_full_jitter_up_to_a_limit_and_begin_anew_after_a_success() -> None:
+    patience = Patience(jitter=lambda: 1.0)
+    error = errors.UnavailableError("gone")
+
+    assert [patience.delay_seconds(error) for _ in range(8)] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+    patience.succeeded()
+    assert patience.delay_seconds(error) == 0.1
+    assert Patience(jitter=lambda: 0.0).delay_seconds(error) == 0.0
+
+
+def test_a_delay_that_the_server_asks_for_is_kept() -> None:
+    error = errors.ServerStoppingError("stopping", retry_delay_seconds=3)
+
+    assert Patience(jitter=lambda: 1.0).delay_seconds(error) == 3.1
+
+
+def test_patience_ends_when_nothing_succeeded_for_too_long() -> None:
+    clock = Clock()
+    patience = Patience(10, clock=clock)
+    error = errors.UnavailableError("gone")
+
+    patience.delay_seconds(error)
+    clock.now += 9
+    patience.delay_seconds(error)
+    clock.now += 1
+    with pytest.raises(errors.UnavailableError):
+        patience.delay_seconds(error)
+
+
+def test_no_call_and_no_delay_lasts_longer_than_the_time_to_wait() -> None:
+    clock = Clock()
+    patience = Patience(timeout_seconds=5, clock=clock, jitter=lambda: 1.0)
+
+    assert patience.delay_seconds(errors.UnavailableError("gone", retry_delay_seconds=60)) == 5
+    clock.now += 4
+    assert patience.remaining_seconds() == 1
+    clock.now += 1
+    with pytest.raises(TimeoutError):
+        patience.remaining_seconds()
+
+
+def test_whoever_asked_hears_of_every_break() -> None:
+    heard: list[tuple[EvalrpcError, float]] = []
+    patience = Patience(on_disconnect=lambda error, delay: heard.append((error, delay)), jitter=lambda: 1.0)
+    error = errors.UnavailableError("gone")
+
+    patience.delay_seconds(error)
+
+    assert heard == [(error, 0.1)]
+
+
+# Watching one job
+
+
+def test_a_watch_goes_on_after_the_last_revision_it_saw() -> None:
+    watch = JobWatch(JOB_ID)
+    assert watch.request().after_revision == 0
+
+    watch.accept(event("SNAPSHOT", 3))
+    watch.accept(event("PROGRESS", 3))
+    watch.accept(event("BOOKMARK", 7))
+    watch.failed(UNAVAILABLE)
+
+    assert watch.request().after_revision == 7
+
+
+def test_a_watch_never_repeats_an_event() -> None:
+    watch = JobWatch(JOB_ID, after_revision=5)
+
+    assert list(watch.accept(event("STATUS", 5))) == []
+    assert list(watch.accept(event("SNAPSHOT", 4))) == []
+    assert list(watch.accept(event("STATUS", 6))) == [event("STATUS", 6)]
+    assert list(watch.accept(event("PROGRESS", 6))) == [event("PROGRESS", 6)]
+    assert watch.request().after_revision == 6
+
+
+def test_a_watch_ends_with_the_terminal_event_even_if_it_lies_before_the_revision_asked_for() -> None:
+    watch = JobWatch(JOB_ID, after_revision=9)
+    end = event("SNAPSHOT", 4, terminal=True)
+
+    assert list(watch.accept(end)) == [end]
+    assert watch.is_finished()
+    assert watch.request().after_revision == 9
+
+
+def test_a_watch_that_ends_too_early_goes_on() -> None:
+    watch = JobWatch(JOB_ID, patience=Patience(jitter=lambda: 1.0))
+
+    assert watch.ended() == 0.1
+    assert not watch.is_finished()
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
+def test_a_stream_that_was_cut_goes_on(code: grpc.StatusCode) -> None:
+    assert JobWatch(JOB_ID, patience=Patience(jitter=lambda: 1.0)).failed(FakeRpcError(code)) == 0.1
+
+
+@pytest.mark.parametrize(
+    ("code", "cls"),
+    [
+        (grpc.StatusCode.NOT_FOUND, errors.NotFoundError),
+        (grpc.StatusCode.OUT_OF_RANGE, errors.OutOfRangeError),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, TimeoutError),
+    ],
+)
+def test_what_another_call_would_not_mend_is_raised_from_its_cause(code: grpc.StatusCode, cls: type[Exception]) -> None:
+    error = FakeRpcError(code)
+    with pytest.raises(cls) as caught:
+        JobWatch(JOB_ID).failed(error)
+    assert caught.value.__cause__ is error
+
+
+def test_a_heartbeat_is_asked_for_only_if_wanted() -> None:
+    assert not JobWatch(JOB_ID).request().HasField("heartbeat_interval")
+    assert JobWatch(JOB_ID, 0, 0.5).request().heartbeat_interval.ToMilliseconds() == 500
+
+
+# Watching all jobs
+
+
+def test_snapshots_are_held_until_they_are_whole_so_that_a_break_among_them_loses_nothing() -> None:
+    watch = AllJobsWatch()
+    watch.request()
+
+    assert list(watch.accept(event("SNAPSHOT", 8))) == []
+    watch.failed(UNAVAILABLE)
+    assert watch.request().after_revision == 0
+    assert list(watch.accept(event("SNAPSHOT", 9))) == []
+    assert list(watch.accept(event("BOOKMARK", 9))) == [event("SNAPSHOT", 9), event("BOOKMARK", 9)]
+    assert watch.request().after_revision == 9
+
+
+def test_an_empty_server_is_watched_from_its_first_revision() -> None:
+    watch = AllJobsWatch()
+    watch.request()
+    watch.accept(event("BOOKMARK", 0))
+
+    assert list(watch.accept(event("STATUS", 1))) == [event("STATUS", 1)]
+    assert watch.request().after_revision == 1
+
+
+def test_a_watch_of_all_jobs_resumes_without_repeating_and_never_ends() -> None:
+    watch = AllJobsWatch(after_revision=5)
+    assert watch.request().after_revision == 5
+
+    assert list(watch.accept(event("STATUS", 5, terminal=True))) == []
+    assert list(watch.accept(event("STATUS", 6, terminal=True))) == [event("STATUS", 6, terminal=True)]
+    assert not watch.is_finished()
+    assert watch.ended() >= 0
+
+
+# Bytes
+
+
+@pytest.mark.parametrize(
+    ("reader", "message"),
+    [(LogBytes(JOB_ID, 1, offset=10), ReadLogResponse), (ArtifactBytes(JOB_ID, "name", 10), ReadArtifactResponse)],
+)
+def test_bytes_go_on_where_they_broke_off_and_none_comes_twice(reader: Any, message: Any) -> None:
+    assert list(reader.accept(message(data=b"abc", offset=10))) == [b"abc"]
+    reader.failed(UNAVAILABLE)
+    assert reader.request().offset == 13
+    assert list(reader.accept(message(data=b"bcd", offset=11))) == [b"d"]
+    assert list(reader.accept(message(data=b"", offset=14))) == []
+    assert reader.ended() == 0
+    assert reader.is_finished()
+
+
+# Files
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "", ".", "a\\..\\x", "a\0b", "link/x"])
+def test_a_name_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path)
+
+    with pytest.raises(errors.InvalidRequestError):
+        target_path(folder, name)
+
+
+def artifact(data: bytes, name: str = "model/results.json") -> Artifact:
+    return Artifact(name=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    with PartialFile(tmp_path, artifact(b"abcd")) as part:
+        part.write(b"abcd")
+        assert not part.path.exists()
+        assert part.finish().read_bytes() == b"abcd"
+    assert is_complete(tmp_path, artifact(b"abcd"))
+    assert not is_complete(tmp_path, artifact(b"abce"))
+    assert [path.name for path in part.path.parent.iterdir()] == ["results.json"]
+
+
+def test_a_broken_download_goes_on(tmp_path: Path) -> None:
+    with PartialFile(tmp_path, artifact(b"abcd")) as part:
+        part.write(b"ab")
+    with PartialFile(tmp_path, artifact(b"abcd")) as part:
+        assert part.offset == 2
+        part.write(b"cd")
+        assert part.finish().read_bytes() == b"abcd"
+
+
+def test_a_broken_download_of_another_file_is_left_alone(tmp_path: Path) -> None:
+    with PartialFile(tmp_path, artifact(b"abcd")) as part:
+        part.write(b"ab")
+    with PartialFile(tmp_path, artifact(b"xyz")) as part:
+        assert part.offset == 0
+
+
+def test_wrong_bytes_are_refused_and_removed(tmp_path: Path) -> None:
+    with PartialFile(tmp_path, artifact(b"abcd")) as part:
+        part.write(b"abXX")
+        with pytest.raises(EvalrpcError, match="checksum"):
+            part.finish()
+    assert list(part.path.parent.iterdir()) == []
+
+
+def test_a_file_without_checksum_begins_anew_each_time(tmp_path: Path) -> None:
+    growing = Artifact(name="log.txt", size_bytes=2)
+    with PartialFile(tmp_path, growing) as part:
+        part.write(b"ab")
+    with PartialFile(tmp_path, growing) as part:
+        assert part.offset == 0
+        part.write(b"abc")
+        assert part.finish().read_bytes() == b"abc"
+    assert not is_complete(tmp_path, growing)
+
+
+def test_a_name_that_the_job_does_not_have_is_an_error() -> None:
+    listed = [artifact(b"", "a"), artifact(b"", "b")]
+
+    assert select(listed, ["b"]) == listed[1:]
+    assert select(listed, None) == listed
+    with pytest.raises(errors.ArtifactNotFoundError):
+        select(listed, ["c"])

@@ -1,0 +1,91 @@
+"""GPUs whose memory does not come back are set aside, and taken back when it does."""
+
+import threading
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from evalrpc.executors.local.gpu_memory import RELEASE_SECONDS, SLACK_BYTES, GpuGuard, NvmlMemory
+
+GIB = 1 << 30
+
+
+class SteppingClock:
+    """Goes on by a second whenever it is asked."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def now(self) -> Timestamp:
+        return Timestamp()
+
+    def monotonic(self) -> float:
+        self.seconds += 1
+        return self.seconds
+
+
+class FakeMemory:
+    """Gives the readings in turn, and the last one for ever."""
+
+    def __init__(self, *readings: int | None) -> None:
+        self.readings = list(readings)
+
+    def used_bytes(self, gpu: str) -> int | None:
+        return self.readings.pop(0) if len(self.readings) > 1 else self.readings[0]
+
+
+class NeverStopping(threading.Event):
+    def wait(self, timeout: float | None = None) -> bool:
+        return False
+
+
+def guard_of(*readings: int | None) -> tuple[GpuGuard, FakeMemory, SteppingClock]:
+    memory, clock = FakeMemory(*readings), SteppingClock()
+    return GpuGuard(memory, clock), memory, clock
+
+
+def test_a_gpu_is_given_back_once_its_memory_is_what_it_was() -> None:
+    guard, memory, _ = guard_of(GIB, 40 * GIB, 20 * GIB, GIB + SLACK_BYTES)
+    guard.take(["0"])
+    guard.give_back(["0"], NeverStopping())
+    assert guard.set_aside() == {}
+    assert memory.readings == [GIB + SLACK_BYTES], "it waited through all the readings before"
+
+
+def test_a_gpu_whose_memory_stays_in_use_is_set_aside_with_the_reason_after_a_bound() -> None:
+    guard, memory, clock = guard_of(GIB, 5 * GIB)
+    guard.take(["0", "1"])
+    memory.readings = [6 * GIB]
+    guard.give_back(["0"], NeverStopping())
+    assert list(guard.set_aside()) == ["0"]
+    assert "MiB are still in use" in guard.set_aside()["0"]
+    assert clock.seconds <= RELEASE_SECONDS + 3
+
+
+def test_a_gpu_that_is_set_aside_comes_back_when_its_memory_does() -> None:
+    guard, memory, _ = guard_of(0, 5 * GIB)
+    guard.take(["0"])
+    guard.give_back(["0"], NeverStopping())
+    assert not guard.recheck()
+    memory.readings = [0]
+    assert guard.recheck()
+    assert guard.set_aside() == {}
+
+
+def test_memory_is_missed_though_another_server_saw_the_run_begin() -> None:
+    noted = guard_of(GIB)[0].take(["0"])
+    assert noted == {"0": GIB}
+    guard, _, _ = guard_of(5 * GIB)
+    guard.take_up(noted)
+    guard.give_back(["0"], NeverStopping())
+    assert list(guard.set_aside()) == ["0"]
+
+
+def test_without_a_driver_no_gpu_is_set_aside() -> None:
+    guard, _, _ = guard_of(None)
+    assert guard.take(["0"]) == {}
+    guard.give_back(["0"], NeverStopping())
+    assert guard.set_aside() == {}
+
+
+def test_the_driver_is_asked_and_says_nothing_of_a_gpu_that_it_does_not_know() -> None:
+    assert NvmlMemory().used_bytes("GPU-of-no-machine") is None

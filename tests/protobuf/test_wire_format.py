@@ -1,0 +1,49 @@
+"""Messages that are put together from bytes are those that protobuf would have made."""
+
+import os
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evalrpc.protobuf import wire_format
+from evalrpc.v1.evaluation_service_pb2 import ReadArtifactResponse
+from evalrpc.v1.job_pb2 import JobEvent, JobInfo
+
+NUMBER = ReadArtifactResponse.DATA_FIELD_NUMBER
+
+
+@given(st.text(max_size=300), st.integers(0, 2**40))
+def test_a_field_that_is_appended_is_part_of_the_message(message: str, revision: int) -> None:
+    job = JobInfo(job_id="a", wait_reason=message)
+    joined = JobEvent(revision=revision).SerializeToString() + wire_format.message_field(
+        JobEvent.JOB_FIELD_NUMBER, job.SerializeToString()
+    )
+    assert JobEvent.FromString(joined) == JobEvent(revision=revision, job=job)
+
+
+@given(st.binary(max_size=400), st.integers(0, 400), st.integers(1, 400))
+def test_a_chunk_has_the_bytes_of_the_file_also_where_that_ends_before_the_chunk(data: bytes, offset: int, size: int) -> None:
+    rest = ReadArtifactResponse(offset=offset, size_bytes=len(data))
+    descriptor = os.memfd_create("file")
+    try:
+        os.write(descriptor, data)
+        message, read_bytes = wire_format.file_chunk(NUMBER, rest.SerializeToString(), descriptor, offset, size)
+    finally:
+        os.close(descriptor)
+    expected = data[offset : offset + size]
+    assert read_bytes == len(expected)
+    assert ReadArtifactResponse.FromString(message) == ReadArtifactResponse(data=expected, offset=offset, size_bytes=len(data))
+
+
+def test_reading_at_once_or_not_at_all_gives_what_the_kernel_has_at_hand(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"at hand")
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        message, read_bytes = wire_format.file_chunk(NUMBER, b"", descriptor, 0, 7, os.RWF_NOWAIT)
+    except OSError:
+        return  # a file system that can't tell
+    finally:
+        os.close(descriptor)
+    assert (ReadArtifactResponse.FromString(message).data, read_bytes) == (b"at hand", 7)

@@ -1,0 +1,131 @@
+"""The results of several runs, put together."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+from google.protobuf.struct_pb2 import Struct
+
+from evalrpc.errors import RunFailedError
+from evalrpc.protobuf.bounds import MAX_DURATION_NS, MAX_SECONDS
+from evalrpc.results import merging
+from evalrpc.results.merging import MergedResults, Results
+from evalrpc.v1.job_pb2 import Metric, ModelResult, TaskResult
+
+
+def merged(parts: Iterable[Results]) -> Results:
+    together = MergedResults()
+    for part in parts:
+        together.add(part)
+    return together.results()
+
+
+def result_of(task: str, value: float = 0.5, **fields: Any) -> ModelResult:
+    return ModelResult(
+        results=f"/{task}/results.json",
+        samples=[f"/{task}/samples.jsonl"],
+        metrics=[Metric(task=task, metric="acc", value=value)],
+        tasks=[TaskResult(task=task)],
+        **fields,
+    )
+
+
+def test_of_one_run_nothing_changes() -> None:
+    part = {"m": result_of("a", harness_versions={"x": "1"})}
+    assert merged([part]) == part
+    assert merged([part])["m"] is not part["m"]
+    assert merged([]) == {}
+
+
+def test_metrics_tasks_and_samples_come_together_sorted_each_with_its_file() -> None:
+    result = merged([{"m": result_of("b")}, {"m": result_of("a")}, {"m": result_of("c")}])["m"]
+    assert [metric.task for metric in result.metrics] == ["a", "b", "c"]
+    assert [(task.task, task.results) for task in result.tasks] == [
+        ("a", "/a/results.json"),
+        ("b", ""),
+        ("c", "/c/results.json"),
+    ]
+    assert result.results == "/b/results.json"
+    assert list(result.samples) == ["/a/samples.jsonl", "/b/samples.jsonl", "/c/samples.jsonl"]
+
+
+def test_times_add_up_and_versions_come_together() -> None:
+    parts = [result_of(task, total_evaluation_time={"seconds": 2}, harness_versions={task: "1"}) for task in ("a", "b")]
+    result = merged([{"m": part} for part in (*parts, result_of("c"))])["m"]
+    assert result.total_evaluation_time.seconds == 4
+    assert dict(result.harness_versions) == {"a": "1", "b": "1"}
+    assert not merged([{"m": result_of("a")}, {"m": result_of("b")}])["m"].HasField("total_evaluation_time")
+
+
+def test_of_what_nobody_knows_only_that_stays_which_all_say() -> None:
+    first, second = Struct(), Struct()
+    first.update({"seed": 1, "date": "monday"})
+    second.update({"seed": 1, "date": "tuesday"})
+    assert dict(merged([{"m": result_of("a", extra=first)}, {"m": result_of("b", extra=second)}])["m"].extra) == {"seed": 1}
+    assert not merged([{"m": result_of("a", extra=first)}, {"m": result_of("b")}])["m"].HasField("extra")
+
+
+def test_a_task_that_was_run_twice_is_there_once_as_of_last() -> None:
+    result = merged([{"m": result_of("a", 1)}, {"m": result_of("a", 2)}])["m"]
+    assert [metric.value for metric in result.metrics] == [2]
+    assert len(result.tasks) == 1
+
+
+def test_a_model_is_one_whatever_name_each_run_gave_it() -> None:
+    assert merged([{"i82qcls7": result_of("a")}, {"qdpv68r5": result_of("b")}]).keys() == {"i82qcls7"}
+
+
+def test_several_models_of_a_run_stay_apart() -> None:
+    both = {"x": result_of("a", 1), "y": result_of("a", 2)}
+    more = {"x": result_of("b", 3), "y": result_of("b", 4)}
+    assert {name: [m.value for m in result.metrics] for name, result in merged([both, more]).items()} == {
+        "x": [1, 3],
+        "y": [2, 4],
+    }
+
+
+def test_what_is_too_much_is_refused_and_leaves_the_rest_as_it_was() -> None:
+    together = MergedResults()
+    together.add({"m": result_of("a")})
+    before = together.results()
+    large = [Metric(task=f"task {number}", metric="acc", value=1) for number in range(40_000)]
+    together.add({"m": ModelResult(metrics=large[:30_000])})
+    both = together.results()
+    assert both is not before
+    with pytest.raises(RunFailedError, match="the results of all tasks so far take"):
+        together.add({"m": ModelResult(metrics=[Metric(task=f"more {number}", metric="acc") for number in range(90_000)])})
+    assert together.results() is both
+    together.add({"m": ModelResult(metrics=large)})
+    assert len(together.results()["m"].metrics) == 1 + len(large), "what replaces something takes no more room"
+
+
+def test_results_are_the_same_object_until_there_is_more_and_never_change() -> None:
+    together = MergedResults()
+    together.add({"m": result_of("a")})
+    first = together.results()
+    kept = ModelResult()
+    kept.CopyFrom(first["m"])
+    assert together.results() is first
+    together.add({"m": result_of("b")})
+    assert together.results() is not first
+    assert first["m"] == kept
+
+
+@pytest.mark.parametrize("count", [1, 2, 50])
+def test_each_part_is_looked_into_once_however_many_come_before(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    message = merging._message
+    monkeypatch.setattr(merging, "_message", lambda entries: sizes.append(len(entries)) or message(entries))
+    together = MergedResults()
+    for number in range(count):
+        sizes.clear()
+        together.add({"m": result_of(f"t{number}")})
+        assert sum(sizes) == 3, "its metric, its task and its file of samples"
+
+
+def test_times_add_up_to_no_more_than_a_field_holds() -> None:
+    years = {"seconds": MAX_SECONDS}
+    result = merged({"m": result_of(f"t{number}", total_evaluation_time=years)} for number in range(1000))["m"]
+    assert result.total_evaluation_time.ToNanoseconds() == MAX_DURATION_NS
+    assert json_format.MessageToJson(result)

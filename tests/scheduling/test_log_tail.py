@@ -1,0 +1,187 @@
+"""Reading the log of a run."""
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from evalrpc.scheduling.log_tail import MAX_TAIL_BYTES, MAX_TAIL_LINES, LogFollower, plain, read_tail
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log"
+
+
+def append(log: Path, data: bytes) -> None:
+    with log.open("ab") as file:
+        file.write(data)
+
+
+def test_a_log_that_is_not_there_yet_has_nothing(log: Path) -> None:
+    follower = LogFollower(log)
+    assert list(follower.new_lines()) == []
+    assert follower.last_line() == ""
+    assert follower.last_output_ns() is None
+    assert read_tail(log) == []
+
+
+def test_each_line_is_given_once_however_it_arrives(log: Path) -> None:
+    follower = LogFollower(log)
+    append(log, b"one\ntw")
+    assert list(follower.new_lines()) == ["one"]
+    assert follower.last_line() == "tw"
+    append(log, b"o\nthree\n")
+    assert list(follower.new_lines()) == ["two", "three"]
+    assert follower.last_line() == ""
+    assert list(follower.new_lines()) == []
+    assert follower.last_output_ns() == log.stat().st_mtime_ns
+
+
+def test_an_empty_log_was_never_written_to(log: Path) -> None:
+    log.touch()
+    assert LogFollower(log).last_output_ns() is None
+
+
+def test_a_progress_bar_shows_every_state_and_the_cursor_stands_in_the_last(log: Path) -> None:
+    follower = LogFollower(log)
+    append(log, b"\r 10%|# | 1/10\r 20%|##| 2/10\r 30%")
+    assert [line for line in follower.new_lines() if line] == [" 10%|# | 1/10", " 20%|##| 2/10"]
+    assert follower.last_line() == " 30%"
+
+
+def test_a_line_without_end_is_given_in_pieces_and_memory_stays_bounded(log: Path) -> None:
+    follower = LogFollower(log)
+    append(log, b"x" * 1_900_000)
+    pieces = list(follower.new_lines())
+    assert max(map(len, pieces)) < 2_000_000
+    assert sum(map(len, pieces)) + len(follower.last_line()) == 1_900_000
+    assert len(follower.last_line()) <= 64 * 1024
+    append(log, b"y\nnext\n")
+    assert list(follower.new_lines())[-1] == "next"
+
+
+def test_one_look_ends_though_the_log_grows_all_the_time(log: Path) -> None:
+    follower = LogFollower(log)
+    chunk = b"a line of a loud harness\n" * 50_000
+    append(log, chunk)
+    for seen, _ in enumerate(follower.new_lines(), start=1):
+        if seen % 20_000 == 0:
+            append(log, chunk)  # the harness writes faster than it is read
+        assert seen < 500_000, "one look went on and on"
+
+
+def test_one_look_reads_a_few_megabytes_at_the_most(log: Path) -> None:
+    append(log, b"ab\n" * 6_000_000)
+    lines = LogFollower(log).new_lines()
+    assert next(islice(lines, 2_000_000, None), None) is None
+
+
+def test_a_log_that_was_cut_short_breaks_nothing(log: Path) -> None:
+    follower = LogFollower(log)
+    append(log, b"one\ntwo\n")
+    assert list(follower.new_lines()) == ["one", "two"]
+    log.write_bytes(b"")
+    assert list(follower.new_lines()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (b"\x1b[31mred\x1b[0m", "red"),
+        (b"\x1b[1;38;5;208mbold\x1b[m end  ", "bold end"),
+        (b"\x1b[2K\x1b[1Aup", "up"),
+        (b"a\tb", "a\tb"),
+        (b"bell\x07 and null\x00", "bell and null"),
+        (b"caf\xc3\xa9", "café"),
+        (b"\xff\xfe broken", "\ufffd\ufffd broken"),
+        (b"", ""),
+    ],
+)
+def test_a_line_is_plain_text(line: bytes, expected: str) -> None:
+    assert plain(line) == expected
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_become_plain_text(data: bytes) -> None:
+    text = plain(data)
+    assert not any(ord(character) < 32 and character not in "\t\n" for character in text)
+    text.encode()
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.binary(max_size=40), max_size=12))
+def test_the_lines_do_not_depend_on_how_the_bytes_arrive(tmp_path: Path, chunks: list[bytes]) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"")
+    follower = LogFollower(log)
+    seen: list[str] = []
+    for chunk in chunks:
+        append(log, chunk)
+        seen += follower.new_lines()
+    whole = LogFollower(log)
+    assert seen == list(whole.new_lines())
+    assert follower.last_line() == whole.last_line()
+
+
+def test_the_tail_has_the_last_lines_oldest_first(log: Path) -> None:
+    append(log, b"".join(b"line %d\n" % number for number in range(1000)))
+    tail = read_tail(log)
+    assert tail == [f"line {number}" for number in range(950, 1000)]
+    assert len(tail) == MAX_TAIL_LINES == 50
+
+
+def test_the_tail_has_no_empty_lines_and_no_colours(log: Path) -> None:
+    append(log, b"\n\n  \n\x1b[31mred\x1b[0m\r\n\n\nend without newline")
+    assert read_tail(log) == ["red", "end without newline"]
+
+
+def test_the_tail_shows_the_last_state_of_a_progress_bar(log: Path) -> None:
+    append(log, b"start\n" + b"".join(b"\r%3d%%" % number for number in range(101)) + b"\ndone\n")
+    assert read_tail(log) == ["start", "100%", "done"]
+
+
+@pytest.mark.parametrize("line", [b"x" * 1000, b"\xc3\xa9" * 500, b"\xff" * 400, b"x" * 30_000])
+def test_the_tail_is_at_most_16_kib(log: Path, line: bytes) -> None:
+    append(log, (line + b"\n") * 100)
+    tail = read_tail(log)
+    assert 0 < sum(len(text.encode()) for text in tail) <= MAX_TAIL_BYTES == 16 * 1024
+    assert len(tail) <= MAX_TAIL_LINES
+    assert tail[-1].endswith(plain(line)[-10:])
+
+
+def test_the_tail_of_five_megabytes_without_a_newline_is_their_end(log: Path) -> None:
+    append(log, b"x" * 5_000_000 + b"the end")
+    (line,) = read_tail(log)
+    assert line.endswith("the end")
+    assert len(line) == MAX_TAIL_BYTES
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=3000))
+def test_any_log_has_a_tail_within_its_limits(tmp_path: Path, data: bytes) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(data * 20)
+    tail = read_tail(log)
+    assert len(tail) <= MAX_TAIL_LINES
+    assert sum(len(line.encode()) for line in tail) <= MAX_TAIL_BYTES
+    assert all(line.strip() for line in tail)
+
+
+def test_reading_lines_is_lazy_enough_to_stop_midway(log: Path) -> None:
+    append(log, b"1\n2\n3\n")
+    assert list(islice(LogFollower(log).new_lines(), 2)) == ["1", "2"]
+
+
+@pytest.mark.parametrize("place", [100, 10**30])
+def test_a_stretch_that_would_be_past_the_end_is_empty(log: Path, place: int) -> None:
+    append(log, b"one\ntwo\n")
+    assert read_tail(log, end=place) == ["one", "two"]
+    assert read_tail(log, begin=place) == []
+    follower = LogFollower(log)
+    assert list(follower.new_lines(place)) == ["one", "two"]
+    append(log, b"three\n")
+    assert list(follower.new_lines(place)) == ["three"]

@@ -1,0 +1,242 @@
+"""The queue in memory against a model that sorts everything anew each time."""
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evalrpc.scheduling.placement import Capacity
+from evalrpc.scheduling.queue_state import QueueState
+from evalrpc.store.base import Change, ListedJob, QueuedRow
+from evalrpc.v1 import job_pb2 as pb
+
+QUEUED, RUNNING, COMPLETED = pb.JOB_STATUS_QUEUED, pb.JOB_STATUS_RUNNING, pb.JOB_STATUS_COMPLETED
+CAPACITY = Capacity(("0", "1", "2", "3"), 2, 6)
+
+
+class StoppedClock:
+    """The first second of all time, unless a test sets it."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def now(self) -> Timestamp:
+        timestamp = Timestamp()
+        timestamp.FromNanoseconds(int(self.seconds * 1e9))
+        return timestamp
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+def job_at(
+    number: int, status: int, *, priority: int = 0, num_gpus: int = 1, gpus: tuple[str, ...] = (), started: int = 0
+) -> pb.JobInfo:
+    job = pb.JobInfo(job_id=f"job-{number}", status=status, priority=priority, gpus=gpus)
+    job.request.num_gpus = num_gpus
+    job.created_at.FromSeconds(number)
+    if started:
+        job.started_at.FromSeconds(started)
+    return job
+
+
+def change(job: pb.JobInfo, sequence: int, previous: int = QUEUED, *, deleted: bool = False) -> Change:
+    return Change(job, sequence, previous, b"event", deleted)
+
+
+def state_of(*jobs: tuple[int, pb.JobInfo]) -> QueueState:
+    state = QueueState(CAPACITY, StoppedClock())
+    state.apply([change(job, sequence, pb.JOB_STATUS_UNSPECIFIED) for sequence, job in jobs])
+    return state
+
+
+STARTED_MEANWHILE = pb.JobInfo(position_in_queue=0, wait_reason="about to start")
+
+
+def describe(state: QueueState, job_id: str, status: int = QUEUED) -> pb.JobInfo:
+    """What the queue adds to what the store has: the same for a message and for its bytes, however often it is asked."""
+    job = pb.JobInfo(job_id=job_id, status=status)
+    told = state.described(job)
+    for _ in range(2):
+        assert pb.JobInfo.FromString(state.describe(job_id, job.status, job.SerializeToString())) == told
+    told.ClearField("job_id")
+    told.ClearField("status")
+    return told
+
+
+def test_a_queued_job_has_its_position_and_reason() -> None:
+    state = state_of((1, job_at(1, QUEUED, num_gpus=8)), (2, job_at(2, QUEUED, num_gpus=1)))
+    assert describe(state, "job-1").position_in_queue == 0
+    second = describe(state, "job-2")
+    assert second.HasField("position_in_queue")
+    assert second.position_in_queue == 1
+    assert second.wait_reason
+
+
+def test_what_a_job_waits_for_is_told_anew_when_the_server_is_about_to_stop() -> None:
+    state = state_of((1, job_at(1, QUEUED, num_gpus=4)), (2, job_at(2, QUEUED)))
+    before = describe(state, "job-2").wait_reason
+    state.draining = True
+    assert before != describe(state, "job-2").wait_reason == describe(state, "job-1").wait_reason
+
+
+def test_a_job_that_is_not_live_has_nothing_to_describe() -> None:
+    state = state_of((1, job_at(1, QUEUED)))
+    state.apply([change(job_at(1, RUNNING, gpus=("0",)), 1), change(job_at(1, COMPLETED), 1, RUNNING)])
+    assert describe(state, "job-1") == STARTED_MEANWHILE
+    assert describe(state, "nobody", COMPLETED) == pb.JobInfo()
+    assert describe(state, "job-1", RUNNING) == pb.JobInfo()
+    assert state.queued_count == 0
+    assert not state.running_jobs()
+
+
+def test_progress_is_taken_only_for_a_running_job_and_forgotten_with_its_end() -> None:
+    state = state_of((1, job_at(1, QUEUED)))
+    assert state.set_progress("job-1", pb.Progress(done=1)) is None
+    state.apply([change(job_at(1, RUNNING), 1)])
+    told = state.set_progress("job-1", pb.Progress(done=2))
+    assert told is not None
+    assert told.progress.done == 2
+    assert describe(state, "job-1", RUNNING).progress.done == 2
+    running = state.running_job("job-1")
+    assert running is not None
+    assert not running.HasField("progress"), "the job in the queue state must stay as it was committed"
+    state.apply([change(job_at(1, COMPLETED), 1, RUNNING)])
+    assert describe(state, "job-1") == STARTED_MEANWHILE
+    assert state.set_progress("job-1", pb.Progress(done=3)) is None
+
+
+def test_a_new_attempt_begins_without_the_progress_of_the_one_before() -> None:
+    state = state_of((1, job_at(1, RUNNING)))
+    state.set_progress("job-1", pb.Progress(done=7, total=9))
+    state.apply([change(job_at(1, QUEUED), 1, RUNNING)])
+    assert not describe(state, "job-1", RUNNING).HasField("progress")
+    state.apply([change(job_at(1, RUNNING), 1)])
+    assert not describe(state, "job-1", RUNNING).HasField("progress")
+
+
+def test_running_jobs_hold_their_gpus_and_the_longest_running_comes_first() -> None:
+    state = state_of(
+        (1, job_at(1, RUNNING, gpus=("0", "2"), started=20)),
+        (2, job_at(2, RUNNING, num_gpus=0, started=10)),
+        (3, job_at(3, QUEUED)),
+    )
+    assert [job.job_id for job in state.running_jobs()] == ["job-2", "job-1"]
+    assert state.free() == Capacity(("1", "3"), 1, 4)
+
+
+def test_a_deleted_job_is_gone() -> None:
+    state = state_of((1, job_at(1, QUEUED)))
+    state.apply([change(job_at(1, pb.JOB_STATUS_CANCELLED), 1, deleted=True)])
+    assert state.queued_job_ids(10) == []
+
+
+def test_choosing_leaves_out_what_the_scheduler_has_already() -> None:
+    state = state_of(*((number, job_at(number, QUEUED, num_gpus=number % 3)) for number in range(1, 7)))
+    taken: dict[str, object] = {}
+    while (job := state.choose(CAPACITY, 600.0, taken, 0.0)) is not None:
+        taken[job.job_id] = ()
+    assert list(taken) == [f"job-{number}" for number in range(1, 7)]
+
+
+steps = st.lists(
+    st.tuples(st.integers(0, 12), st.sampled_from(["queue", "run", "end", "delete"]), st.integers(-2, 2), st.integers(0, 3)),
+    max_size=80,
+)
+
+
+@settings(deadline=None)
+@given(steps)
+def test_positions_equal_a_model_that_sorts_anew_after_every_change(script: list[tuple[int, str, int, int]]) -> None:
+    state = QueueState(CAPACITY, StoppedClock())
+    model: dict[str, tuple[int, int]] = {}  # priority negated, sequence
+    running: set[str] = set()
+    fixed: dict[int, int] = {}
+    for number, kind, priority, width in script:
+        priority = fixed.setdefault(number, priority)
+        job_id = f"job-{number}"
+        model.pop(job_id, None)
+        running.discard(job_id)
+        if kind == "queue":
+            model[job_id] = (-priority, number)
+            state.apply([change(job_at(number, QUEUED, priority=priority, num_gpus=width), number)])
+        elif kind == "run":
+            running.add(job_id)
+            state.apply([change(job_at(number, RUNNING, priority=priority, num_gpus=width), number)])
+        else:
+            state.apply([change(job_at(number, COMPLETED), number, RUNNING, deleted=kind == "delete")])
+        expected = sorted(model, key=lambda name: model[name])
+        assert state.queued_job_ids(1000) == expected
+        assert state.queued_job_ids(2) == expected[:2]
+        assert state.queued_count == len(expected)
+        assert {job.job_id for job in state.running_jobs()} == running
+        for position, name in enumerate(expected):
+            assert describe(state, name).position_in_queue == position
+        if expected:
+            unlimited = Capacity(CAPACITY.gpus, 99, 99)
+            head = state.choose(unlimited, 600.0, {}, 0.0)
+            assert head is not None
+            assert head.job_id == expected[0]
+
+
+def test_what_was_queued_and_running_when_the_store_was_opened_is_loaded_in_order() -> None:
+    state = QueueState(CAPACITY, StoppedClock())
+    rows = [QueuedRow("late", 3, 0, 1, 0, 0), QueuedRow("early", 1, 0, 2, 0, 0), QueuedRow("urgent", 4, 5, 0, 0, 0)]
+    state.load(rows, [ListedJob(2, job_at(2, RUNNING, gpus=("1",)))])
+    assert state.queued_job_ids(9) == ["urgent", "early", "late"]
+    assert state.free().gpus == ("0", "2", "3")
+
+
+def test_a_job_that_is_to_be_tried_again_waits_until_it_is_ready_and_lets_others_pass() -> None:
+    clock = StoppedClock()
+    state = QueueState(CAPACITY, clock)
+    state.load([QueuedRow("again", 1, 0, 1, 0, 5 * 10**9), QueuedRow("other", 2, 0, 1, 0, 0)], [])
+    assert state.choose(CAPACITY, 600.0, {}, clock.seconds).job_id == "other"
+    assert state.choose(CAPACITY, 600.0, {"other": ()}, clock.seconds) is None
+    assert state.seconds_until_ready() == 5.0
+    assert "tried again" in describe(state, "again").wait_reason
+    clock.seconds = 5.0
+    assert state.choose(CAPACITY, 600.0, {}, clock.seconds).job_id == "again"
+    assert state.seconds_until_ready() is None
+
+
+def test_only_what_fits_the_status_of_the_answer_is_added_to_it() -> None:
+    state = state_of((1, job_at(1, QUEUED)))
+    assert describe(state, "job-1", RUNNING) == pb.JobInfo()
+    state.apply([change(job_at(1, RUNNING), 1)])
+    state.set_progress("job-1", pb.Progress(done=2))
+    assert describe(state, "job-1", QUEUED) == STARTED_MEANWHILE
+
+
+def test_a_job_that_is_cancelled_is_not_chosen_whether_its_time_to_be_tried_again_has_come_or_not() -> None:
+    for seconds in (0.0, 5.0):
+        clock = StoppedClock()
+        state = QueueState(CAPACITY, clock)
+        state.load([QueuedRow("job-1", 1, 0, 1, 0, 5 * 10**9)], [])
+        clock.seconds = seconds
+        state.choose(CAPACITY, 600.0, {"job-1": ()}, seconds)
+        state.apply([change(job_at(1, pb.JOB_STATUS_CANCELLED), 1)])
+        assert state.choose(CAPACITY, 600.0, {}, 5.0) is None
+        assert state.seconds_until_ready() is None
+
+
+def test_a_job_behind_one_that_has_waited_long_is_told_for_whom_the_gpus_are_kept() -> None:
+    wide, narrow = job_at(1, QUEUED, num_gpus=4), job_at(2, QUEUED)
+    state = state_of((1, wide), (2, narrow))
+    state.apply([change(job_at(3, RUNNING, gpus=("0",)), 3)])
+    assert state.choose(state.free(), 600.0, {}, 601.0) is None
+    assert "GPUs are kept for job job-1" in describe(state, "job-2").wait_reason
+    state.apply([change(job_at(1, pb.JOB_STATUS_CANCELLED), 1)])
+    assert state.choose(state.free(), 600.0, {}, 601.0).job_id == "job-2"
+    assert describe(state, "job-2").wait_reason == "about to start"
+
+
+def test_a_job_that_needs_a_gpu_which_is_set_aside_says_so_and_keeps_the_others_from_nobody() -> None:
+    set_aside: dict[str, str] = {}
+    state = QueueState(CAPACITY, StoppedClock(), lambda: set_aside)
+    wide, narrow = job_at(1, QUEUED, num_gpus=4), job_at(2, QUEUED)
+    state.apply([change(job, number, pb.JOB_STATUS_UNSPECIFIED) for number, job in enumerate((wide, narrow), 1)])
+    set_aside["3"] = "its memory is still in use"
+    assert state.choose(state.free(), 0.0, {}, 9.0).job_id == "job-2"
+    assert "3 free, 1 set aside, see GetQueue" in describe(state, "job-1").wait_reason
+    set_aside.clear()
+    assert state.choose(state.free(), 0.0, {}, 9.0).job_id == "job-1"

@@ -1,0 +1,219 @@
+"""What has come of a run so far, by what lies in its folders."""
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+from harness_cases import request_of
+
+from evalrpc.config import HarnessSettings
+from evalrpc.errors import RunFailedError
+from evalrpc.harnesses.base import Exit, Run
+from evalrpc.harnesses.command import CommandHarness
+from evalrpc.harnesses.inspect_ai.harness import InspectHarness
+from evalrpc.harnesses.steps import steps_of
+from evalrpc.scheduling.results_reader import ResultsReader
+from evalrpc.scheduling.run_results import RunResults
+
+INSPECT_SETTINGS = HarnessSettings("x", "inspect-ai")
+COMMAND_SETTINGS = HarnessSettings("x", "command", command=("program",))
+INSPECT = ResultsReader(InspectHarness(INSPECT_SETTINGS), INSPECT_SETTINGS)
+COMMAND = ResultsReader(CommandHarness(COMMAND_SETTINGS), COMMAND_SETTINGS)
+
+
+class Handle:
+    """A run of which it is only known how its steps ended."""
+
+    def __init__(self) -> None:
+        self.exits: list[Exit] = []
+        self.ends: list[int] = []
+        self.last = Exit()
+
+    def step_ends(self) -> list[int]:
+        return self.ends
+
+    def exit_status(self, step: int = 0) -> Exit:
+        return self.exits[step] if step < len(self.exits) else self.last
+
+    def end_step(self, log: Path, code: int = 0) -> None:
+        self.exits.append(Exit(code=code))
+        self.ends.append(log.stat().st_size)
+
+    def wait(self, timeout_seconds: float) -> bool:
+        return True
+
+    def interrupt(self) -> None: ...
+
+    def end(self, grace_seconds: float) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def found_in(folder: Path, reader: ResultsReader, handle: Handle, *tasks: str) -> tuple[RunResults, list[Run]]:
+    request = request_of(model="m", tasks=list(tasks), tasks_separately=reader is COMMAND)
+    steps = list(steps_of(Run("job", 1, request, folder, folder / "output", ())))
+    for step in steps:
+        step.output_dir.mkdir(parents=True)
+    (folder / "log").touch()
+    return RunResults(reader, steps, handle, folder / "log"), steps
+
+
+def inspect_log(folder: Path, task: str, status: str) -> None:
+    content = {"status": status, "eval": {"task": task}, "results": {"completed_samples": 1}}
+    (folder / f"2026-02-14T10-30-45-00-00_{task}_x.json").write_text(json.dumps(content))
+
+
+def write_results(folder: Path, task: str, value: float = 0.5) -> None:
+    (folder / "20260214_103045_results.json").write_text(json.dumps({"results": {task: {"acc": value}}}))
+
+
+def tasks_of(found: RunResults) -> list[str]:
+    return [task.task for result in found.results.values() for task in result.tasks]
+
+
+def test_tasks_that_the_harness_reports_are_taken_in_as_they_come(tmp_path: Path) -> None:
+    found, (step,) = found_in(tmp_path, INSPECT, Handle(), "a", "b")
+    found.look()
+    assert found.results == {}
+    inspect_log(step.output_dir, "a", "success")
+    inspect_log(step.output_dir, "b", "started")
+    found.look()
+    assert tasks_of(found) == ["a"]
+    inspect_log(step.output_dir, "b", "success")
+    found.look()
+    assert tasks_of(found) == ["a", "b"]
+
+
+def test_where_nothing_is_new_the_results_stay_the_same_object(tmp_path: Path) -> None:
+    found, (step,) = found_in(tmp_path, INSPECT, Handle(), "a", "b")
+    inspect_log(step.output_dir, "a", "success")
+    found.look()
+    before = found.results
+    inspect_log(step.output_dir, "b", "started")
+    found.look()
+    assert found.results is before
+
+
+def test_a_log_is_read_when_it_has_come_or_changed_and_then_not_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = [f"t{number}" for number in range(20)]
+    found, (step,) = found_in(tmp_path, INSPECT, Handle(), *tasks)
+    opened: list[str] = []
+    read_finished = InspectHarness.read_finished
+    monkeypatch.setattr(
+        InspectHarness, "read_finished", lambda self, run, name: opened.append(name) or read_finished(self, run, name)
+    )
+    for number, task in enumerate(tasks, start=1):
+        inspect_log(step.output_dir, task, "success")
+        found.look()
+        found.look()
+        assert len(tasks_of(found)) == number
+    assert len(opened) == len(tasks)
+    assert RunResults(INSPECT, [step], Handle(), tmp_path / "log").results == {}
+    again = RunResults(INSPECT, [step], Handle(), tmp_path / "log")
+    again.look()
+    assert tasks_of(again) == tasks_of(found), "made anew, it finds the same again"
+
+
+@pytest.mark.parametrize("name", ["20260214_103045_results.json", "2026-02-14T10-30-46-00-00_a_y.json"])
+def test_what_can_not_be_read_meanwhile_fails_no_run(tmp_path: Path, name: str) -> None:
+    found, (step,) = found_in(tmp_path, INSPECT, Handle(), "a", "b")
+    (step.output_dir / "dangling").symlink_to("/nonexistent")
+    (step.output_dir / name).write_text("{")
+    found.look()
+    assert found.results == {}
+
+
+def test_steps_are_taken_in_as_they_end_but_the_last_one_at_the_end_of_the_run(tmp_path: Path) -> None:
+    handle = Handle()
+    found, steps = found_in(tmp_path, COMMAND, handle, "a", "b")
+    write_results(steps[0].output_dir, "a")
+    found.look()
+    assert found.results == {}
+    handle.end_step(tmp_path / "log")
+    found.look()
+    assert tasks_of(found) == ["a"]
+    write_results(steps[1].output_dir, "b")
+    handle.end_step(tmp_path / "log")
+    found.look()
+    assert tasks_of(found) == ["a"]
+    found.finish()
+    assert tasks_of(found) == ["a", "b"]
+
+
+def test_a_failure_is_explained_by_the_step_s_own_part_of_the_log(tmp_path: Path) -> None:
+    handle, log = Handle(), tmp_path / "log"
+    found, steps = found_in(tmp_path, COMMAND, handle, "a", "b", "c")
+    for code, step, text in zip((0, 1, 0), steps, ("KeyError: fine\n", "ValueError: bad\n", "IndexError: fine\n"), strict=True):
+        with log.open("a") as file:
+            file.write(text)
+        handle.end_step(log, code)
+        if not code:
+            write_results(step.output_dir, step.request.tasks[0])
+    with pytest.raises(RunFailedError) as caught:
+        found.finish()
+    error = caught.value.job_error
+    assert (error.message, error.exit_code, list(error.log_tail)) == ("b: ValueError: bad", 1, ["ValueError: bad"])
+    assert tasks_of(found) == ["a", "c"]
+
+
+def test_steps_that_never_began_are_named(tmp_path: Path) -> None:
+    handle = Handle()
+    found, _ = found_in(tmp_path, COMMAND, handle, "a", "b", "c")
+    handle.end_step(tmp_path / "log", 2)
+    with pytest.raises(RunFailedError) as caught:
+        found.finish()
+    assert caught.value.job_error.message == ("a: the harness exited with code 2 and wrote nothing; also failed: b; not run: c")
+
+
+def test_more_than_a_job_can_carry_fails_the_step_that_is_too_much(tmp_path: Path) -> None:
+    handle = Handle()
+    found, steps = found_in(tmp_path, COMMAND, handle, "a", "b")
+    for step in steps:
+        rows = {f"{step.request.tasks[0]} {number}": {"acc": 1} for number in range(30_000)}
+        (step.output_dir / "20260214_103045_results.json").write_text(json.dumps({"results": rows}))
+        handle.end_step(tmp_path / "log")
+    with pytest.raises(RunFailedError, match="at most 2097152 fit"):
+        found.finish()
+    assert len(tasks_of(found)) == 30_000
+
+
+@pytest.mark.parametrize("lack", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+@pytest.mark.parametrize("read", ["look", "finish"])
+def test_a_step_that_could_not_be_read_for_want_of_something_is_read_by_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lack: Exception, read: str
+) -> None:
+    handle = Handle()
+    found, steps = found_in(tmp_path, COMMAND, handle, "a", "b")
+    for step in steps:
+        write_results(step.output_dir, step.request.tasks[0])
+        handle.end_step(tmp_path / "log")
+    read_results, lacks = CommandHarness.read_results, [lack]
+
+    def lacking(harness: CommandHarness, run: Run, exit_status: Exit, log_tail: list[str]) -> object:
+        if lacks:
+            raise lacks.pop()
+        return read_results(harness, run, exit_status, log_tail)
+
+    monkeypatch.setattr(CommandHarness, "read_results", lacking)
+    with pytest.raises(type(lack)):
+        getattr(found, read)()
+    found.finish()
+    assert tasks_of(found) == ["a", "b"]
+
+
+def test_a_finished_task_that_could_not_be_read_for_want_of_something_is_read_by_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, (step,) = found_in(tmp_path, INSPECT, Handle(), "a", "b")
+    inspect_log(step.output_dir, "a", "success")
+
+    def lacking(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InspectHarness, "read_finished", lacking)
+        found.look()
+    assert found.results == {}
+    found.look()
+    assert tasks_of(found) == ["a"]

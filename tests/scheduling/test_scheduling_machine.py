@@ -1,0 +1,150 @@
+"""Placement, transitions and the queue together, as a machine that hypothesis drives: any order of what can happen."""
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+
+from evalrpc.jobs import lifecycle, transitions
+from evalrpc.scheduling.placement import capacity, fits
+from evalrpc.scheduling.queue_state import QueueState
+from evalrpc.store.base import Change
+from evalrpc.v1 import job_pb2 as pb
+
+GPUS = ("0", "1", "2", "3")
+RESERVATION_SECONDS = 100.0
+
+
+class MachineClock:
+    seconds = 0.0
+
+    def now(self) -> Timestamp:
+        timestamp = Timestamp()
+        timestamp.FromNanoseconds(int(self.seconds * 1e9))
+        return timestamp
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+class SchedulingMachine(RuleBasedStateMachine):
+    queued = Bundle("queued")
+    running = Bundle("running")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = MachineClock()
+        self.state = QueueState(capacity(GPUS, 0), self.clock)
+        self.jobs: dict[str, pb.JobInfo] = {}
+        self.sequences: dict[str, int] = {}
+
+    def commit(self, job: pb.JobInfo) -> None:
+        """What the store does: refuse what the lifecycle does not have, then tell the queue."""
+        previous = self.jobs[job.job_id].status if job.job_id in self.jobs else pb.JOB_STATUS_UNSPECIFIED
+        lifecycle.require_transition(previous, job.status)
+        self.jobs[job.job_id] = job
+        sequence = self.sequences.setdefault(job.job_id, len(self.sequences))
+        self.state.apply([Change(job, sequence, previous, b"event")])
+
+    def changed(self, job_id: str) -> pb.JobInfo:
+        job = pb.JobInfo()
+        job.CopyFrom(self.jobs[job_id])
+        return job
+
+    @rule(target=queued, width=st.integers(0, 4), priority=st.integers(-2, 2), attempts=st.integers(1, 3))
+    def submit(self, width: int, priority: int, attempts: int) -> str:
+        job = pb.JobInfo(job_id=f"job-{len(self.jobs)}", status=pb.JOB_STATUS_QUEUED, priority=priority, max_attempts=attempts)
+        job.request.num_gpus = width
+        job.created_at.CopyFrom(self.clock.now())
+        self.commit(job)
+        return job.job_id
+
+    @rule(target=running)
+    def start_all_that_can_start(self) -> object:
+        started = []
+        while (entry := self.state.choose(self.state.free(), RESERVATION_SECONDS, {}, self.clock.seconds)) is not None:
+            job = self.changed(entry.job_id)
+            transitions.begin_attempt(job, self.state.free().gpus[: entry.num_gpus], "/out", self.clock.now())
+            self.commit(job)
+            started.append(entry.job_id)
+        self.nothing_that_fits_is_left_waiting()
+        return multiple(*started)
+
+    @rule(job_id=consumes(running), how=st.sampled_from(["complete", "fail", "lose", "cancel"]))
+    def end(self, job_id: str, how: str) -> None:
+        if self.jobs[job_id].status != pb.JOB_STATUS_RUNNING:
+            return  # an earlier attempt of a job that was tried again
+        job, now = self.changed(job_id), self.clock.now()
+        if how == "complete":
+            transitions.complete(job, {}, now)
+        elif how == "cancel":
+            transitions.request_cancel(job, "", now)
+            transitions.cancel(job, now)
+        else:
+            transitions.fail(job, pb.JobError(reason="RUN_LOST" if how == "lose" else "HARNESS_FAILED"), now)
+        self.commit(job)
+
+    @rule(job_id=queued)
+    def cancel_if_queued(self, job_id: str) -> None:
+        if self.jobs[job_id].status == pb.JOB_STATUS_QUEUED:
+            job = self.changed(job_id)
+            transitions.request_cancel(job, "no more", self.clock.now())
+            self.commit(job)
+
+    @rule(seconds=st.floats(0.1, 200))
+    def time_goes_on(self, seconds: float) -> None:
+        self.clock.seconds += seconds
+
+    def nothing_that_fits_is_left_waiting(self) -> None:
+        """No GPU is idle while a job could use it, unless it is kept for a wide one that has waited too long."""
+        free, now = self.state.free(), self.clock.seconds
+        waiting = [job for job in self.jobs.values() if job.status == pb.JOB_STATUS_QUEUED and self.ready(job, now)]
+        kept = any(
+            job.request.num_gpus and not fits(job.request.num_gpus, free) and now - self.created(job) >= RESERVATION_SECONDS
+            for job in waiting
+        )
+        for job in waiting:
+            if fits(job.request.num_gpus, free):
+                assert job.request.num_gpus, f"{job.job_id} needs no GPU, so nothing may keep it"
+                assert kept, f"{job.job_id} fits and waits though nothing is kept"
+
+    def ready(self, job: pb.JobInfo, now: float) -> bool:
+        return job.retry_at.ToNanoseconds() / 1e9 <= now
+
+    def created(self, job: pb.JobInfo) -> float:
+        return job.created_at.ToNanoseconds() / 1e9
+
+    @invariant()
+    def no_gpu_is_held_twice(self) -> None:
+        held = [gpu for job in self.jobs.values() if job.status == pb.JOB_STATUS_RUNNING for gpu in job.gpus]
+        assert len(held) == len(set(held))
+        assert set(held) | set(self.state.free().gpus) == set(GPUS)
+
+    @invariant()
+    def every_job_holds_just_what_it_asked_for_and_only_while_it_runs(self) -> None:
+        for job in self.jobs.values():
+            assert len(job.gpus) == (job.request.num_gpus if job.status == pb.JOB_STATUS_RUNNING else 0)
+
+    @invariant()
+    def every_attempt_that_is_over_has_an_end(self) -> None:
+        for job in self.jobs.values():
+            open_attempts = [attempt for attempt in job.attempts if not attempt.HasField("completed_at")]
+            assert len(open_attempts) == (job.status == pb.JOB_STATUS_RUNNING)
+            assert len(job.attempts) == job.attempt <= job.max_attempts
+
+    def teardown(self) -> None:
+        """Whatever happened, everything comes to an end: nobody starves."""
+        for _ in range(4 * len(self.jobs) + 1):
+            if all(job.status in lifecycle.TERMINAL for job in self.jobs.values()):
+                return
+            self.clock.seconds += 2 * RESERVATION_SECONDS
+            self.start_all_that_can_start()
+            for job_id in [job_id for job_id, job in self.jobs.items() if job.status == pb.JOB_STATUS_RUNNING]:
+                job = self.changed(job_id)
+                transitions.complete(job, {}, self.clock.now())
+                self.commit(job)
+        raise AssertionError("a job starves")
+
+
+TestScheduling = SchedulingMachine.TestCase
+TestScheduling.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

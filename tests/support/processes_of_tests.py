@@ -1,0 +1,66 @@
+"""Finding and ending what a test has started."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from waiting import eventually
+
+from evalrpc.executors.local.environment import JOB_ID_VARIABLE
+from evalrpc.executors.local.executor import _is_living
+from evalrpc.executors.local.processes import processes_of_job
+from evalrpc.executors.local.traces import read_pid
+
+PROC = Path("/proc")
+
+
+def processes_with(mark: bytes) -> list[int]:
+    """Return the living processes that have this in their environment."""
+    return [int(folder.name) for folder in PROC.iterdir() if folder.name.isdigit() and _has(folder, mark)]
+
+
+def _has(folder: Path, mark: bytes) -> bool:
+    try:
+        return mark in (folder / "environ").read_bytes()
+    except OSError:
+        return False
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether the process is there and no zombie."""
+    try:
+        return (PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except OSError:
+        return False
+
+
+def parents_of_runs(data_dir: Path, job_id: str = "*") -> list[int]:
+    """Return the living processes that wait for the programs of a job, or of all; they don't carry its id themselves."""
+    recorded = filter(None, map(read_pid, data_dir.glob(f"jobs/{job_id}/attempt-*/run")))
+    return [pid for pid, start_time in recorded if _is_living(pid, start_time) and is_alive(pid)]
+
+
+def kill_all(find: Callable[[], list[int]]) -> None:
+    """Kill what is found until nothing is."""
+
+    def gone() -> bool:
+        left = [pid for pid in find() if is_alive(pid)]
+        for pid in left:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        return not left
+
+    eventually(gone, "for processes to die")
+
+
+def kill_job(job_id: str) -> None:
+    kill_all(lambda: processes_of_job(job_id))
+
+
+def kill_runs_with(mark: str) -> None:
+    """Kill every run of a job that has the mark in its environment, and nothing else."""
+    job = f"{JOB_ID_VARIABLE}=".encode()
+    kill_all(lambda: [pid for pid in processes_with(mark.encode()) if _has(PROC / str(pid), job)])

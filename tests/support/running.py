@@ -1,0 +1,52 @@
+"""Runs of a test: started, found again, and ended with it."""
+
+import os
+import sys
+
+from processes_of_tests import kill_job
+from waiting import DEADLINE_SECONDS as SECONDS
+from waiting import eventually
+
+from evalrpc.executors.base import RunKey
+from evalrpc.executors.local.executor import LocalExecutor, LocalRun
+from evalrpc.harnesses.base import Command, Exit
+
+
+class Runs:
+    """Starts runs of Python programs, and lets go of them when the test is over."""
+
+    def __init__(self, key: RunKey) -> None:
+        self.key = key
+        self.executor = LocalExecutor({**os.environ, "RANK": "3", "INHERITED": "yes"})
+        self._handles: list[LocalRun] = []
+
+    def start(self, program: str, *arguments: str, gpus: tuple[str, ...] = (), **command: object) -> LocalRun:
+        argv = (sys.executable, "-c", program, *arguments)
+        return self.keep(self.executor.start(self.key, Command(argv, **command), gpus))  # type: ignore[arg-type]
+
+    def keep(self, handle: LocalRun) -> LocalRun:
+        self._handles.append(handle)
+        return handle
+
+    def find(self) -> LocalRun:
+        handle = LocalExecutor().find(self.key)
+        assert handle is not None
+        return self.keep(handle)
+
+    def close(self) -> None:
+        self.executor.close()
+        for handle in self._handles:
+            handle.end(0.0)
+            handle.close()
+        kill_job(self.key.job_id)
+
+    def log(self) -> str:
+        return self.key.log_path.read_text()
+
+    def wait_for_log(self, text: str) -> None:
+        eventually(lambda: self.key.log_path.exists() and text in self.log(), f"for {text!r} in the log")
+
+
+def ended(handle: LocalRun) -> Exit:
+    assert handle.wait(SECONDS)
+    return handle.exit_status()

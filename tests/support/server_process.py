@@ -1,0 +1,82 @@
+"""A real server as a process of its own, which can be killed and started again."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from processes_of_tests import parents_of_runs
+from waiting import DEADLINE_SECONDS
+
+from evalrpc.client import EvalClient
+from evalrpc.executors.local import shim
+from evalrpc.executors.local.processes import processes_of_job, processes_of_script, send_signal
+
+EVALRPC = str(Path(sys.executable).with_name("evalrpc"))
+
+
+class ServerProcess:
+    """`evalrpc serve` on a free port, with a data folder that outlives it. `start` and `kill` may be called in turn."""
+
+    def __init__(self, data_dir: Path, config: str) -> None:
+        self.data_dir = data_dir
+        self._config_path = data_dir.parent / "evalrpc.toml"
+        self._config_path.write_text(config)
+        self._process: subprocess.Popen[str] | None = None
+        self._listen = "127.0.0.1:0"
+
+    @property
+    def address(self) -> str:
+        return self._listen
+
+    def start(self) -> "ServerProcess":
+        command = (EVALRPC, "serve", "--listen", self._listen, "--data-dir", str(self.data_dir))
+        self._process = subprocess.Popen(
+            (*command, "--config", str(self._config_path)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line.startswith("evalrpc listening on "), line
+        self._listen = line.split()[-1]  # a restart takes the same port
+        return self
+
+    def kill(self) -> None:
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> int:
+        return self._end(signal.SIGTERM)
+
+    def client(self) -> EvalClient:
+        """Return a client that lets every call take its time: to list its names, a harness imports all that it has."""
+        return EvalClient(self.address, timeout_seconds=None)
+
+    def processes_of_jobs(self) -> list[int]:
+        jobs = self.data_dir / "jobs"
+        return parents_of_runs(self.data_dir) + [pid for folder in jobs.glob("*") for pid in processes_of_job(folder.name)]
+
+    def parents_of(self, job_id: str) -> list[int]:
+        """Return the living parents of the job's runs, which wait for its programs."""
+        return parents_of_runs(self.data_dir, job_id)
+
+    def nurseries(self) -> list[int]:
+        """Return the process that forks the parents of the server's runs, if it is there."""
+        assert self._process is not None
+        return [
+            process.pid
+            for process in processes_of_script(Path(shim.__file__), 2)
+            if process.name == shim.NURSERY_NAME and process.parent == self._process.pid
+        ]
+
+    def _end(self, number: signal.Signals) -> int:
+        assert self._process is not None
+        self._process.send_signal(number)
+        code = self._process.wait(DEADLINE_SECONDS)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._process = None
+        return code
+
+    def clean_up(self) -> None:
+        if self._process is not None:
+            self.kill()
+        send_signal(self.processes_of_jobs(), signal.SIGKILL)

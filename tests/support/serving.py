@@ -1,0 +1,286 @@
+"""Real servers, in this process or as one of their own, and short words for calling them."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import error_details_pb2, status_pb2
+from processes_of_tests import kill_all, kill_runs_with, parents_of_runs
+from waiting import DEADLINE_SECONDS as SECONDS
+from waiting import eventually
+
+from evalrpc.clock import Clock, SystemClock
+from evalrpc.config import Settings, load_settings
+from evalrpc.executors.local.processes import processes_of_job
+from evalrpc.server.app import running_server
+from evalrpc.v1 import evaluation_service_pb2 as calls
+from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+
+QUEUED, RUNNING = pb.JOB_STATUS_QUEUED, pb.JOB_STATUS_RUNNING
+COMPLETED, FAILED, CANCELLED = pb.JOB_STATUS_COMPLETED, pb.JOB_STATUS_FAILED, pb.JOB_STATUS_CANCELLED
+TERMINAL = (COMPLETED, FAILED, CANCELLED)
+SNAPSHOT, STATUS = pb.JOB_EVENT_TYPE_SNAPSHOT, pb.JOB_EVENT_TYPE_STATUS
+PROGRESS, BOOKMARK = pb.JOB_EVENT_TYPE_PROGRESS, pb.JOB_EVENT_TYPE_BOOKMARK
+
+NOWHERE = "0b54e7a6-3a51-4f2c-9d5e-6f6c4f1a2b3c"
+PROGRAM = Path(__file__).with_name("harness_program.py")
+
+
+class Site:
+    """A data folder, a config file with the toy harness, and what the toy harness leaves."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.mark = f"TOY_MARK={uuid.uuid4()}"
+        self.toy_dir = folder / "toy"
+        (self.toy_dir / "release").mkdir(parents=True)
+        name, _, value = self.mark.partition("=")
+        command = [sys.executable, "-S", str(PROGRAM), "{model}", "{output_dir}", "{job_id}", "{tasks}"]
+        self.config = folder / "evalrpc.toml"
+        self.config.write_text(
+            'data_dir = "data"\nlisten = "127.0.0.1:0"\ngpus = "2"\ngrace_seconds = 0.3\nstop_seconds = 5.0\n'
+            f'[harnesses.toy]\nkind = "command"\ncommand = {json.dumps(command)}\n'
+            f"env = {{ TOY_DIR = {json.dumps(str(self.toy_dir))}, {name} = {json.dumps(value)} }}\n"
+        )
+
+    def set_up(self, **settings: Any) -> None:
+        """Change settings in the config file."""
+        kept = [line for line in self.config.read_text().splitlines() if line.partition(" =")[0] not in settings]
+        changed = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+        self.config.write_text("\n".join([*changed, *kept]) + "\n")
+
+    def settings(self, **flags: Any) -> Settings:
+        return load_settings(flags, {}, self.config)
+
+    def release(self, job_id: str = "all") -> None:
+        (self.toy_dir / "release" / job_id).touch()
+
+    def starts(self, job_id: str) -> list[str]:
+        """Return the attempt that each start of the job's program belonged to."""
+        path = self.toy_dir / "starts" / job_id
+        return [line.split()[1] for line in path.read_text().splitlines()] if path.exists() else []
+
+    def log_of(self, job_id: str, attempt: int = 1) -> str:
+        path = self.folder / "data" / "jobs" / job_id / f"attempt-{attempt}" / "log"
+        return path.read_text() if path.exists() else ""
+
+    def wait_for_log(self, job_id: str, text: str = "ready", times: int = 1) -> None:
+        eventually(lambda: self.log_of(job_id).count(text) >= times, f"for {text!r} in the log of {job_id}")
+
+    def kill_runs(self) -> None:
+        """Kill all runs, the parents first, so that nobody notes how they ended."""
+        kill_all(lambda: parents_of_runs(self.folder / "data"))
+        kill_runs_with(self.mark)
+
+
+class Api:
+    """The calls of one server."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1), ("grpc.enable_retries", 0)]
+        self.channel = grpc.insecure_channel(address, options=options)
+        self.stub = EvaluationServiceStub(self.channel)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """Return a call by its name: it takes the fields of its message, or the message."""
+        method = calls.DESCRIPTOR.services_by_name["EvaluationService"].methods_by_name.get(name)
+        if method is None:
+            raise AttributeError(name)
+        message_class = GetMessageClass(method.input_type)
+
+        def call(message: Message | None = None, /, **fields: Any) -> Any:
+            return getattr(self.stub, name)(message or message_class(**fields), timeout=SECONDS)
+
+        return call
+
+    def submit(self, model: str = "good", **fields: Any) -> pb.JobInfo:
+        return self.SubmitJob(submission(model, **fields))
+
+    def get(self, job_id: str) -> pb.JobInfo:
+        return self.GetJob(job_id=job_id)
+
+    def wait_for(self, job_id: str, *statuses: int) -> pb.JobInfo:
+        """Wait until the job is in one of the statuses."""
+
+        def there() -> pb.JobInfo | None:
+            job = self.get(job_id)
+            return job if job.status in statuses else None
+
+        job = eventually(there, f"for {job_id} to be in {statuses}")
+        assert job is not None
+        return job
+
+    def run(self, model: str = "good", **fields: Any) -> pb.JobInfo:
+        """Submit a job and wait for its end."""
+        return self.wait_for(self.submit(model, **fields).job_id, *TERMINAL)
+
+    def watch(self, job_id: str, **fields: Any) -> Iterator[pb.JobEvent]:
+        return self.WatchJob(job_id=job_id, **fields)
+
+    def head(self) -> int:
+        return self.GetServerInfo().head_revision
+
+    def close(self) -> None:
+        self.channel.close()
+
+
+def submission(model: str = "good", **fields: Any) -> calls.SubmitJobRequest:
+    """Return a good submission of a job without GPUs; `request` changes the EvaluateRequest."""
+    request = {"harness": "toy", "model": model, "tasks": ["t"], "num_gpus": 0} | fields.pop("request", {})
+    return calls.SubmitJobRequest(request=pb.EvaluateRequest(**request), **fields)
+
+
+class MovableClock(SystemClock):
+    """The machine's clock, whose time of day can be set ahead: then what takes long need not be waited for."""
+
+    def __init__(self) -> None:
+        self._ahead_seconds = 0
+
+    def move_ahead(self, seconds: int) -> None:
+        self._ahead_seconds += seconds
+
+    def now(self) -> Timestamp:
+        now = super().now()
+        now.seconds += self._ahead_seconds
+        return now
+
+
+class ServerHere:
+    """A server in this process, on an event loop in a thread of its own."""
+
+    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+        self._clock = clock
+        self._started = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(settings,), name="server")
+        self._thread.start()
+        assert self._started.wait(SECONDS)
+        if self._failure is not None:
+            self._thread.join()
+            raise self._failure
+        self.api = Api(self.server.address)
+
+    def _run(self, settings: Settings) -> None:
+        asyncio.run(self._serve(settings))
+
+    async def _serve(self, settings: Settings) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        try:
+            async with running_server(settings, self._clock) as self.server:
+                self._started.set()
+                await self._stop.wait()
+        except Exception as error:  # noqa: BLE001 - it is raised where the server is started
+            self._failure = error
+            self._started.set()
+
+    def start_no_more(self) -> None:
+        """Keep it from starting jobs that are still queued."""
+        self.server._scheduler._draining = True
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs, or it was stopped already."""
+        return not self._thread.is_alive() or not self.server._scheduler._placed
+
+    def begin_stop(self) -> None:
+        """Ask it to stop, as SIGTERM does."""
+        self._loop.call_soon_threadsafe(self._stop.set)
+
+    def stop(self) -> None:
+        self.api.close()
+        if self._thread.is_alive():
+            self.begin_stop()
+        self._thread.join(SECONDS)
+        assert not self._thread.is_alive(), "the server does not stop"
+        if self._failure is not None:
+            raise self._failure
+
+
+class ServerThere:
+    """A server as a process of its own."""
+
+    def __init__(self, site: Site, *flags: str) -> None:
+        self.log_path = site.folder / "server.log"
+        program = "from evalrpc.cli import main; main()"
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                (sys.executable, "-c", program, "serve", "--config", str(site.config), *flags),
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line.startswith("evalrpc listening on "):
+            self.kill()
+            raise AssertionError(f"the server did not start: {line}{self.log_path.read_text()}")
+        self.api = Api(line.split()[-1])
+
+    def kill(self) -> None:
+        """Kill it as a crash does."""
+        self.process.kill()
+        self._end()
+
+    def terminate(self) -> int:
+        """Stop it gracefully."""
+        self.process.send_signal(signal.SIGTERM)
+        return self._end()
+
+    def _end(self) -> int:
+        code = self.process.wait(SECONDS)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        if hasattr(self, "api"):
+            self.api.close()
+        return code
+
+
+def status_of(error: grpc.RpcError) -> status_pb2.Status:
+    """Return the google.rpc.Status that came with an error."""
+    metadata = dict(error.trailing_metadata() or ())
+    status = status_pb2.Status.FromString(metadata.get("grpc-status-details-bin", b""))
+    assert status.code == error.code().value[0]
+    assert status.message == error.details()
+    return status
+
+
+def detail(error: grpc.RpcError, kind: Any) -> Any:
+    """Return the detail of this kind, which must be there just once."""
+    found = [any_ for any_ in status_of(error).details if any_.Is(kind.DESCRIPTOR)]
+    assert len(found) == 1, f"{kind.DESCRIPTOR.name} is there {len(found)} times"
+    message = kind()
+    found[0].Unpack(message)
+    return message
+
+
+def reason_of(error: grpc.RpcError) -> str:
+    """Return the reason in the ErrorInfo that every error carries."""
+    info = detail(error, error_details_pb2.ErrorInfo)
+    assert info.domain == "evalrpc"
+    return info.reason
+
+
+def fields_of(error: grpc.RpcError) -> list[str]:
+    """Return the bad fields that an INVALID_ARGUMENT names."""
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert reason_of(error) == "INVALID_REQUEST"
+    violations = detail(error, error_details_pb2.BadRequest).field_violations
+    assert all(violation.description for violation in violations)
+    return [violation.field for violation in violations]
+
+
+def nothing_left_of(job_id: str) -> bool:
+    return not processes_of_job(job_id)

@@ -1,0 +1,65 @@
+"""Short words for what the store tests do over and over."""
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from waiting import DEADLINE_SECONDS as SECONDS
+
+from evalrpc.clock import Clock, SystemClock
+from evalrpc.jobs import transitions
+from evalrpc.store.base import Store, Submission
+from evalrpc.store.sqlite.store import SqliteStore
+from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1.evaluation_service_pb2 import JobFilter
+
+CLOCK = SystemClock()
+
+Opener = Callable[..., Store]
+
+
+def open_sqlite(data_dir: Path, max_queued: int, clock: Clock = CLOCK) -> Store:
+    return SqliteStore(data_dir, clock, max_queued)
+
+
+OPENERS: dict[str, Callable[..., Store]] = {"sqlite": open_sqlite}
+"""Every store joins the contract suite here."""
+
+
+def new_job(**fields: Any) -> pb.JobInfo:
+    request = {"harness": "h", "model": "m", "tasks": ["t"]} | fields.pop("request", {})
+    return pb.JobInfo(job_id=str(uuid.uuid4()), request=pb.EvaluateRequest(**request), max_attempts=1, **fields)
+
+
+def submit(store: Store, request_id: str = "", fingerprint: bytes = b"f", cache_key: bytes = b"", **fields: Any) -> pb.JobInfo:
+    return store.submit(Submission(new_job(**fields), request_id, fingerprint, cache_key)).result(SECONDS)
+
+
+def begin(job: pb.JobInfo) -> None:
+    transitions.begin_attempt(job, (), "/out", CLOCK.now())
+
+
+def complete(job: pb.JobInfo) -> None:
+    transitions.complete(job, {}, CLOCK.now())
+
+
+def run(store: Store, job_id: str) -> pb.JobInfo:
+    return store.update(job_id, begin).result(SECONDS)
+
+
+def finish(store: Store, job_id: str) -> pb.JobInfo:
+    run(store, job_id)
+    return store.update(job_id, complete).result(SECONDS)
+
+
+def read(store: Store, job_id: str) -> pb.JobInfo:
+    return store.job(job_id).parse()
+
+
+def listed(store: Store, before: int | None = None, limit: int = 1000, **conditions: Any) -> list[str]:
+    return [job.job_id for _, job in store.list_jobs(JobFilter(**conditions), before, limit)]
+
+
+def events(store: Store, after: int = 0, limit: int = 10_000, job_id: str | None = None) -> list[pb.JobEvent]:
+    return [pb.JobEvent.FromString(event.event) for event in store.events_after(after, limit, job_id)]
