@@ -8,7 +8,7 @@ from typing import Any, Unpack
 
 from evalrpc.client import comparing, core
 from evalrpc.client.download import OnProgress, PartialFile, is_complete, select, target_path
-from evalrpc.client.reconnect import OnDisconnect, Patience
+from evalrpc.client.reconnect import OnDisconnect, ReconnectPolicy
 from evalrpc.client.resumable import AllJobsWatch, ArtifactBytes, JobWatch, LogBytes
 from evalrpc.client.transport import AsyncTransport
 from evalrpc.v1.comparison_pb2 import CompareJobsResponse
@@ -105,8 +105,8 @@ class AsyncEvalClient(AsyncTransport):
         on_disconnect: OnDisconnect | None = None,
     ) -> AsyncGenerator[JobEvent, None]:
         """Yield the job's state, then every change in order and once, and end after the terminal event."""
-        patience = Patience(reconnect_timeout_seconds, on_disconnect=on_disconnect)
-        return self._read(self._stub.WatchJob, JobWatch(job_id, after_revision, heartbeat_interval_seconds, patience))
+        policy = ReconnectPolicy(reconnect_timeout_seconds, on_disconnect=on_disconnect)
+        return self._read(self._stub.WatchJob, JobWatch(job_id, after_revision, heartbeat_interval_seconds, policy))
 
     def watch_all(
         self,
@@ -118,8 +118,8 @@ class AsyncEvalClient(AsyncTransport):
         on_disconnect: OnDisconnect | None = None,
     ) -> AsyncGenerator[JobEvent, None]:
         """Yield the state of every job that is not terminal, a BOOKMARK, then all that happens, without end."""
-        patience = Patience(reconnect_timeout_seconds, on_disconnect=on_disconnect)
-        return self._read(self._stub.WatchJobs, AllJobsWatch(filter, after_revision, heartbeat_interval_seconds, patience))
+        policy = ReconnectPolicy(reconnect_timeout_seconds, on_disconnect=on_disconnect)
+        return self._read(self._stub.WatchJobs, AllJobsWatch(filter, after_revision, heartbeat_interval_seconds, policy))
 
     async def wait_for_job(
         self,
@@ -132,7 +132,7 @@ class AsyncEvalClient(AsyncTransport):
         """Wait until the job is terminal, and return it. `on_event` hears of every event."""
         job = JobInfo()
         async with aclosing(
-            self._read(self._stub.WatchJob, JobWatch(job_id, patience=Patience(None, timeout_seconds)))
+            self._read(self._stub.WatchJob, JobWatch(job_id, policy=ReconnectPolicy(None, timeout_seconds)))
         ) as events:
             async for event in events:
                 job = event.job

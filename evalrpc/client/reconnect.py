@@ -14,7 +14,7 @@ OnDisconnect = Callable[[EvalrpcError, float], None]
 """Told of every break: its cause, and the seconds until the next try."""
 
 
-class Patience:
+class ReconnectPolicy:
     """Counts the failures of one stream and decides what follows from each.
 
     The delay is random (full jitter) up to a bound that doubles from 0.1 s to 5 s, on top of what the server asks for. Success

@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from evalrpc.client.failures import from_rpc_error
-from evalrpc.client.reconnect import Patience
+from evalrpc.client.reconnect import ReconnectPolicy
 from evalrpc.errors import UnavailableError
 from evalrpc.v1.evaluation_service_pb2 import (
     JobFilter,
@@ -37,9 +37,9 @@ _BROKEN_OFF = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 class Reader(ABC, Generic[RequestT, MessageT, ItemT]):
     """One stream, read to its end over as many calls as it takes."""
 
-    def __init__(self, patience: Patience | None = None) -> None:
+    def __init__(self, policy: ReconnectPolicy | None = None) -> None:
         self._finished = False
-        self._patience = patience or Patience()
+        self._policy = policy or ReconnectPolicy()
 
     def is_finished(self) -> bool:
         """Tell whether all was read."""
@@ -55,16 +55,16 @@ class Reader(ABC, Generic[RequestT, MessageT, ItemT]):
 
     def accept(self, message: MessageT) -> Iterable[ItemT]:
         """Take a message and return what the caller has not seen yet."""
-        self._patience.succeeded()
+        self._policy.succeeded()
         return self._take(message)
 
     def timeout_seconds(self) -> float | None:
         """Tell how long the next call may take. Raises TimeoutError when the time is over."""
-        return self._patience.remaining_seconds()
+        return self._policy.remaining_seconds()
 
     def ended(self) -> float:
         """Take note that the call ended with OK, and return the seconds to wait before the next one, if any."""
-        return self._patience.delay_seconds(UnavailableError("the stream ended before its last event"))
+        return self._policy.delay_seconds(UnavailableError("the stream ended before its last event"))
 
     def failed(self, error: grpc.RpcError) -> float:
         """Return the seconds to wait before the next call. Raises what another call would not mend."""
@@ -72,7 +72,7 @@ class Reader(ABC, Generic[RequestT, MessageT, ItemT]):
         failure.__cause__ = error
         if isinstance(failure, TimeoutError) or error.code() not in _BROKEN_OFF:
             raise failure
-        return self._patience.delay_seconds(failure)
+        return self._policy.delay_seconds(failure)
 
 
 class JobWatch(Reader[WatchJobRequest, JobEvent, JobEvent]):
@@ -83,9 +83,9 @@ class JobWatch(Reader[WatchJobRequest, JobEvent, JobEvent]):
         job_id: str,
         after_revision: int = 0,
         heartbeat_interval_seconds: float | None = None,
-        patience: Patience | None = None,
+        policy: ReconnectPolicy | None = None,
     ) -> None:
-        super().__init__(patience)
+        super().__init__(policy)
         self._request = WatchJobRequest(job_id=job_id, heartbeat_interval=_heartbeat(heartbeat_interval_seconds))
         self._after_revision = after_revision
 
@@ -114,9 +114,9 @@ class AllJobsWatch(Reader[WatchJobsRequest, JobEvent, JobEvent]):
         job_filter: JobFilter | None = None,
         after_revision: int = 0,
         heartbeat_interval_seconds: float | None = None,
-        patience: Patience | None = None,
+        policy: ReconnectPolicy | None = None,
     ) -> None:
-        super().__init__(patience)
+        super().__init__(policy)
         self._request = WatchJobsRequest(filter=job_filter, heartbeat_interval=_heartbeat(heartbeat_interval_seconds))
         self._after_revision = after_revision
         self._snapshots: list[JobEvent] | None = None
@@ -147,8 +147,8 @@ class AllJobsWatch(Reader[WatchJobsRequest, JobEvent, JobEvent]):
 class _Bytes(Reader[RequestT, MessageT, bytes]):
     """A stream of bytes: each byte once, in order."""
 
-    def __init__(self, offset: int, patience: Patience | None = None) -> None:
-        super().__init__(patience)
+    def __init__(self, offset: int, policy: ReconnectPolicy | None = None) -> None:
+        super().__init__(policy)
         self.offset = offset
         """The offset of the next byte."""
 
@@ -167,9 +167,9 @@ class LogBytes(_Bytes[ReadLogRequest, ReadLogResponse]):
     """ReadLog: the log of one attempt from an offset."""
 
     def __init__(
-        self, job_id: str, attempt: int, *, follow: bool = False, offset: int = 0, patience: Patience | None = None
+        self, job_id: str, attempt: int, *, follow: bool = False, offset: int = 0, policy: ReconnectPolicy | None = None
     ) -> None:
-        super().__init__(offset, patience)
+        super().__init__(offset, policy)
         self._request = ReadLogRequest(job_id=job_id, attempt=attempt, follow=follow)
 
     def request(self) -> ReadLogRequest:
@@ -184,8 +184,10 @@ class LogBytes(_Bytes[ReadLogRequest, ReadLogResponse]):
 class ArtifactBytes(_Bytes[ReadArtifactRequest, ReadArtifactResponse]):
     """ReadArtifact: one file of an attempt from an offset; attempt 0 is the latest."""
 
-    def __init__(self, job_id: str, name: str, offset: int = 0, patience: Patience | None = None, attempt: int = 0) -> None:
-        super().__init__(offset, patience)
+    def __init__(
+        self, job_id: str, name: str, offset: int = 0, policy: ReconnectPolicy | None = None, attempt: int = 0
+    ) -> None:
+        super().__init__(offset, policy)
         self._request = ReadArtifactRequest(job_id=job_id, name=name, attempt=attempt)
 
     def request(self) -> ReadArtifactRequest:

@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 from evalrpc.client import comparing, core
 from evalrpc.client.download import OnProgress, PartialFile, is_complete, select, target_path
-from evalrpc.client.reconnect import OnDisconnect, Patience
+from evalrpc.client.reconnect import OnDisconnect, ReconnectPolicy
 from evalrpc.client.resumable import AllJobsWatch, ArtifactBytes, JobWatch, LogBytes
 from evalrpc.client.transport import SyncTransport
 from evalrpc.v1.comparison_pb2 import CompareJobsResponse
@@ -118,8 +118,8 @@ class EvalClient(SyncTransport):
         UnavailableError. `on_disconnect` hears of every break. Raises JobNotFoundError, RevisionCompactedError and
         RevisionInFutureError.
         """
-        patience = Patience(reconnect_timeout_seconds, on_disconnect=on_disconnect)
-        return self._read(self._stub.WatchJob, JobWatch(job_id, after_revision, heartbeat_interval_seconds, patience))
+        policy = ReconnectPolicy(reconnect_timeout_seconds, on_disconnect=on_disconnect)
+        return self._read(self._stub.WatchJob, JobWatch(job_id, after_revision, heartbeat_interval_seconds, policy))
 
     def watch_all(
         self,
@@ -135,8 +135,8 @@ class EvalClient(SyncTransport):
         With `after_revision` it begins with what happened since. Connects again as `watch` does. Raises RevisionCompactedError
         and RevisionInFutureError.
         """
-        patience = Patience(reconnect_timeout_seconds, on_disconnect=on_disconnect)
-        return self._read(self._stub.WatchJobs, AllJobsWatch(filter, after_revision, heartbeat_interval_seconds, patience))
+        policy = ReconnectPolicy(reconnect_timeout_seconds, on_disconnect=on_disconnect)
+        return self._read(self._stub.WatchJobs, AllJobsWatch(filter, after_revision, heartbeat_interval_seconds, policy))
 
     def wait_for_job(
         self,
@@ -151,7 +151,7 @@ class EvalClient(SyncTransport):
         Raises JobFailedError or JobCancelledError, which carry the job, and TimeoutError. None of them touches the job.
         """
         job = JobInfo()
-        reader = JobWatch(job_id, patience=Patience(None, timeout_seconds))
+        reader = JobWatch(job_id, policy=ReconnectPolicy(None, timeout_seconds))
         with closing(self._read(self._stub.WatchJob, reader)) as events:
             for event in events:
                 job = event.job

@@ -79,8 +79,8 @@ def _first_without_gpus(heads: Iterable[QueuedJob], free: Capacity) -> QueuedJob
     return next((job for job in sorted(heads) if not job.num_gpus and fits(0, free)), None)
 
 
-def wait_reason(job: QueuedJob, position: int, free: Capacity, set_aside: int = 0, reserving: QueuedJob | None = None) -> str:
-    """Say in words why a queued job does not run yet. `set_aside` GPUs can't be used at present, and what is free may be kept
+def wait_reason(job: QueuedJob, position: int, free: Capacity, quarantined: int = 0, reserving: QueuedJob | None = None) -> str:
+    """Say in words why a queued job does not run yet. `quarantined` GPUs can't be used at present, and what is free may be kept
     for the job `reserving`."""
     before = f"{_jobs(position)} before this one"
     if free.slots < 1:
@@ -93,7 +93,7 @@ def wait_reason(job: QueuedJob, position: int, free: Capacity, set_aside: int = 
         return f"{needs}; {kept}; {before}"
     if fits(job.num_gpus, free) and position == 0:
         return "about to start"
-    return f"{needs}, {set_aside} set aside, see GetQueue; {before}" if set_aside else f"{needs}; {before}"
+    return f"{needs}, {quarantined} set aside, see GetQueue; {before}" if quarantined else f"{needs}; {before}"
 
 
 def _jobs(count: int) -> str:

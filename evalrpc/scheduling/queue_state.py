@@ -28,9 +28,9 @@ _NOTHING: Final = pb.JobInfo()
 class QueueState:
     """What is queued, in the order of service, and what runs on which GPUs."""
 
-    def __init__(self, capacity: Capacity, clock: Clock, set_aside: Callable[[], Mapping[str, str]] = dict) -> None:
+    def __init__(self, capacity: Capacity, clock: Clock, quarantined: Callable[[], Mapping[str, str]] = dict) -> None:
         self.capacity = capacity
-        self._set_aside = set_aside
+        self._quarantined = quarantined
         self._clock = clock
         self._lock = threading.Lock()
         self._queued: dict[str, QueuedJob] = {}
@@ -94,7 +94,7 @@ class QueueState:
 
     def _waiting(self, job_id: str) -> bytes:
         """Return the position and wait reason of a queued job, serialised. They are kept until what they say may change."""
-        state = self.generation, self._reserving, self.draining, self._set_aside()
+        state = self.generation, self._reserving, self.draining, self._quarantined()
         told_state, told = self._told
         if told_state != state or len(told) == _MAX_TOLD:
             told = {}
@@ -138,7 +138,7 @@ class QueueState:
         with self._lock:
             while self._delayed and self._delayed[0].ready_seconds <= now_seconds:
                 self._offer(self._delayed.pop(0))
-            usable = len(self.capacity.gpus) - len(self._set_aside())
+            usable = len(self.capacity.gpus) - len(self._quarantined())
             orders = [order for width, order in self._by_width.items() if width <= usable]
             heads = [head for order in orders if (head := _first(order, passed))]
             chosen = placement.next_job(heads, free, now_seconds, reservation_seconds)
@@ -181,7 +181,7 @@ class QueueState:
 
     def _free(self, placed: Mapping[str, tuple[str, ...]]) -> Capacity:
         holders = {job_id: tuple(job.gpus) for job_id, job in self._running.items()} | dict(placed)
-        held = {gpu for gpus in holders.values() for gpu in gpus} | self._set_aside().keys()
+        held = {gpu for gpus in holders.values() for gpu in gpus} | self._quarantined().keys()
         return Capacity(
             tuple(gpu for gpu in self.capacity.gpus if gpu not in held),
             self.capacity.slots_without_gpus - sum(1 for gpus in holders.values() if not gpus),
@@ -190,7 +190,7 @@ class QueueState:
 
     def _free_now(self) -> Capacity:
         """Return what is free, which every queued job is told of. It is worked out anew when a run begins or ends."""
-        if self._set_aside():
+        if self._quarantined():
             return self._free({})
         if self._known_free is None:
             self._known_free = self._free({})
@@ -203,7 +203,7 @@ class QueueState:
             return "waits for a while before it is tried again, see retry_at"
         if entry.num_gpus > len(self.capacity.gpus):
             return f"needs {entry.num_gpus} GPUs, and this server has {len(self.capacity.gpus)} in all"
-        return placement.wait_reason(entry, position, self._free_now(), len(self._set_aside()), self._reserving)
+        return placement.wait_reason(entry, position, self._free_now(), len(self._quarantined()), self._reserving)
 
     def _place(self, change: Change) -> None:
         if change.job.status == pb.JOB_STATUS_RUNNING:

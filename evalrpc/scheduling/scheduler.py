@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
-from evalrpc.scheduling.supervisor import Supervisor, Workshop
+from evalrpc.scheduling.supervisor import RunDependencies, Supervisor
 from evalrpc.store.base import Change
 
 _RECHECK_SECONDS: Final = 5.0
@@ -23,8 +23,8 @@ _log = logging.getLogger(__name__)
 class Scheduler:
     """Starts queued jobs as GPUs come free. It changes jobs through the store alone, and hears of changes from it."""
 
-    def __init__(self, workshop: Workshop, reservation_seconds: float) -> None:
-        self._workshop = workshop
+    def __init__(self, dependencies: RunDependencies, reservation_seconds: float) -> None:
+        self._dependencies = dependencies
         self._reservation_seconds = reservation_seconds
         self._condition = threading.Condition()
         self._placed: dict[str, tuple[str, ...]] = {}
@@ -36,10 +36,10 @@ class Scheduler:
 
     def start(self) -> None:
         """Take up the runs that an earlier server left, then start what is queued."""
-        running = self._workshop.queue_state.running_jobs()
+        running = self._dependencies.queue_state.running_jobs()
         self._set_leftovers_aside({job.job_id for job in running})
         # A server that has shrunk since may have taken over more runs than it would start.
-        threads = max(self._workshop.queue_state.capacity.slots, len(running))
+        threads = max(self._dependencies.queue_state.capacity.slots, len(running))
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="run")
         for job in running:
             _log.info("taking up a run of an earlier server", extra={"job_id": job.job_id})
@@ -50,13 +50,13 @@ class Scheduler:
     def drain(self, timeout_seconds: float) -> bool:
         """Start nothing more, and wait until all runs have ended. Tell whether they have, in that time."""
         with self._condition:
-            self._draining = self._workshop.queue_state.draining = True
-            stopping = self._workshop.stopping
+            self._draining = self._dependencies.queue_state.draining = True
+            stopping = self._dependencies.stopping
             return self._condition.wait_for(lambda: not self._placed or stopping.is_set(), timeout_seconds)
 
     def stop(self) -> None:
         """Let go of all runs, which go on, and wait for the threads."""
-        self._workshop.stopping.set()
+        self._dependencies.stopping.set()
         with self._condition:
             supervisors = list(self._supervisors.values())
             self._condition.notify_all()
@@ -88,9 +88,9 @@ class Scheduler:
     def _set_leftovers_aside(self, running: Set[str]) -> None:
         """Give the GPUs of runs that have ended to nobody while processes of theirs are left, which an earlier server could not
         end."""
-        store = self._workshop.store
+        store = self._dependencies.store
         try:
-            left = self._workshop.executor.jobs_with_processes() - running
+            left = self._dependencies.executor.jobs_with_processes() - running
         except OSError as error:
             _log.warning("can't look for processes that earlier runs have left: %s", error)
             return
@@ -98,41 +98,41 @@ class Scheduler:
             job = store.job(job_id).parse()
             if job.attempts:
                 _log.warning("processes are left of a run that has ended", extra={"job_id": job_id})
-                self._workshop.condemn(job, "processes of it are left")
+                self._dependencies.quarantine(job, "processes of it are left")
 
     def _dispatch(self) -> None:
         """Run on the dispatcher thread: whenever something changed, start all that can start. What is raised here is a bug: it
         ends the thread, and with it the server."""
-        while not self._workshop.stopping.is_set():
+        while not self._dependencies.stopping.is_set():
             with self._condition:
-                now_seconds = self._workshop.queue_state.now_seconds()
+                now_seconds = self._dependencies.queue_state.now_seconds()
                 while self._start_next(now_seconds):
                     pass
                 self._dirty = False
                 patience = self._patience_seconds()
-                self._condition.wait_for(lambda: self._dirty or self._workshop.stopping.is_set(), patience)
-            if self._workshop.gpu_guard.has_suspects():
-                self._workshop.gpu_guard.recheck()
+                self._condition.wait_for(lambda: self._dirty or self._dependencies.stopping.is_set(), patience)
+            if self._dependencies.gpu_guard.has_quarantined():
+                self._dependencies.gpu_guard.recheck()
 
     def _patience_seconds(self) -> float | None:
         """Return how long nothing can change by itself: until a job is ready, or a GPU that is set aside may be good again."""
-        waits = [self._workshop.queue_state.seconds_until_ready()]
-        if self._workshop.gpu_guard.has_suspects():
+        waits = [self._dependencies.queue_state.seconds_until_ready()]
+        if self._dependencies.gpu_guard.has_quarantined():
             waits.append(_RECHECK_SECONDS)
         return min((wait for wait in waits if wait is not None), default=None)
 
     def _start_next(self, now_seconds: float) -> bool:
         """Hand the next job to a worker, if one can start now. Called with the condition held."""
-        free = self._workshop.queue_state.free(self._placed)
-        job = self._workshop.queue_state.choose(free, self._reservation_seconds, self._placed, now_seconds)
-        if job is None or self._draining or self._workshop.stopping.is_set():
+        free = self._dependencies.queue_state.free(self._placed)
+        job = self._dependencies.queue_state.choose(free, self._reservation_seconds, self._placed, now_seconds)
+        if job is None or self._draining or self._dependencies.stopping.is_set():
             return False
         gpus = free.gpus[: job.num_gpus]
         self._hand_over(job.job_id, gpus, lambda supervisor: supervisor.run(gpus))
         return True
 
     def _hand_over(self, job_id: str, gpus: tuple[str, ...], task: Callable[[Supervisor], None]) -> None:
-        supervisor = Supervisor(self._workshop, job_id)
+        supervisor = Supervisor(self._dependencies, job_id)
         self._placed[job_id] = gpus
         self._supervisors[job_id] = supervisor
         assert self._workers is not None  # noqa: S101 - `start` makes them

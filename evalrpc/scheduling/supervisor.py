@@ -55,7 +55,7 @@ _Change = Callable[[pb.JobInfo], None]
 
 
 @dataclass(frozen=True)
-class Workshop:
+class RunDependencies:
     """What every supervisor works with."""
 
     store: Store
@@ -76,10 +76,10 @@ class Workshop:
         """Return which run the latest attempt of a job is."""
         return RunKey(job.job_id, job.attempt, attempt_dir(self.data_dir, job.job_id, job.attempt))
 
-    def condemn(self, job: pb.JobInfo, problem: str) -> None:
+    def quarantine(self, job: pb.JobInfo, problem: str) -> None:
         """Give the GPUs of a job's latest attempt to nobody until nothing is left of it."""
         is_gone = partial(self.executor.kill_leftovers, self.run_key(job))
-        self.gpu_guard.condemn(job.attempts[-1].gpus, f"job {job.job_id}: {problem}", is_gone)
+        self.gpu_guard.quarantine(job.attempts[-1].gpus, f"job {job.job_id}: {problem}", is_gone)
 
 
 class _Ending(enum.Enum):
@@ -94,8 +94,8 @@ class _Ending(enum.Enum):
 class Supervisor:
     """Takes one job through one attempt. `run` or `resume` is called once, on the worker thread, and `abandon` if it raised."""
 
-    def __init__(self, workshop: Workshop, job_id: str) -> None:
-        self._workshop = workshop
+    def __init__(self, dependencies: RunDependencies, job_id: str) -> None:
+        self._dependencies = dependencies
         self._job_id = job_id
         self._lock = threading.Lock()  # guards the handle against an interrupt while it is closed
         self._reader = InterruptibleReader()
@@ -112,15 +112,15 @@ class Supervisor:
         """Begin a new attempt on these GPUs and see it through. Does nothing if the job is not QUEUED any more."""
         try:
             run = self._prepare(gpus)
-            job = self._workshop.store.update(self._job_id, lambda job: self._begin(job, run)).result()
+            job = self._dependencies.store.update(self._job_id, lambda job: self._begin(job, run)).result()
         except (IllegalTransitionError, JobNotFoundError):
             pass  # cancelled or deleted meanwhile
         except RunFailedError as error:
             failure = error.job_error
-            self._commit(lambda job: transitions.fail(job, failure, self._workshop.clock.now()))
+            self._commit(lambda job: transitions.fail(job, failure, self._dependencies.clock.now()))
         except StoreUnavailableError as error:
             _log.warning("can't start the job yet: %s", error, extra={"job_id": self._job_id})
-            self._workshop.stopping.wait(_RETRY_SECONDS)
+            self._dependencies.stopping.wait(_RETRY_SECONDS)
         else:
             self._see_through(job)
 
@@ -141,31 +141,31 @@ class Supervisor:
         if self._committed:
             return
         error = pb.JobError(reason="SERVER_ERROR", message=_describe(cause))
-        job = self._workshop.queue_state.running_job(self._job_id)
+        job = self._dependencies.queue_state.running_job(self._job_id)
         if job is not None:
             error = self._end_for_good(job) or error
-        if not self._workshop.stopping.is_set():
-            self._commit(lambda job: transitions.fail(job, error, self._workshop.clock.now()))
+        if not self._dependencies.stopping.is_set():
+            self._commit(lambda job: transitions.fail(job, error, self._dependencies.clock.now()))
 
     def _end_for_good(self, job: pb.JobInfo) -> pb.JobError | None:
         """End the run. Return why it can't be ended, if it can't: then its GPUs go to nobody until nothing is left of it."""
-        key, problem = self._workshop.run_key(job), ""
+        key, problem = self._dependencies.run_key(job), ""
         for _ in range(_TRIES):
             try:
-                handle = self._workshop.executor.find(key)
+                handle = self._dependencies.executor.find(key)
                 if handle is not None:
                     with closing(handle):
-                        self._end(handle, job, self._workshop.grace_seconds)
+                        self._end(handle, job, self._dependencies.grace_seconds)
             except RunFailedError as error:
                 return error.job_error
             except Exception as error:  # noqa: BLE001 - see above
                 problem = f"it can't be told whether processes of the run are left: {_reason(error)}"
                 _log.warning("%s", problem, extra={"job_id": self._job_id})
-                if self._workshop.stopping.wait(_RETRY_SECONDS):
+                if self._dependencies.stopping.wait(_RETRY_SECONDS):
                     return None
             else:
                 return None
-        self._workshop.condemn(job, problem)
+        self._dependencies.quarantine(job, problem)
         return pb.JobError(reason=transitions.UNKILLABLE_REASON, message=transitions.shorten(problem))
 
     def _prepare(self, gpus: tuple[str, ...]) -> Run:
@@ -173,28 +173,28 @@ class Supervisor:
 
         Raises RunFailedError, StoreUnavailableError, JobNotFoundError.
         """
-        job = self._workshop.store.job(self._job_id).parse()
+        job = self._dependencies.store.job(self._job_id).parse()
         attempt = job.attempt + 1
-        output_base = job_output_dir(self._workshop.data_dir, self._workshop.output_root, job)
-        output_dir = attempt_output_dir(self._workshop.data_dir, output_base, job, attempt)
-        folder = attempt_dir(self._workshop.data_dir, self._job_id, attempt)
+        output_base = job_output_dir(self._dependencies.data_dir, self._dependencies.output_root, job)
+        output_dir = attempt_output_dir(self._dependencies.data_dir, output_base, job, attempt)
+        folder = attempt_dir(self._dependencies.data_dir, self._job_id, attempt)
         run = Run(self._job_id, attempt, job.request, folder, output_dir, gpus)
         steps = steps_of(run)
         try:
             self._make_folders(steps)
-            self._workshop.executor.make_room(RunKey(self._job_id, attempt, folder), len(steps))
+            self._dependencies.executor.make_room(RunKey(self._job_id, attempt, folder), len(steps))
         except OSError as error:
             message = f"the folder of the run can't be made: {_reason(error)}"
             raise (StoreUnavailableError(message) if is_shortage(error) else RunFailedError("START_FAILED", message)) from error
         return run
 
     def _begin(self, job: pb.JobInfo, run: Run) -> None:
-        transitions.begin_attempt(job, run.gpus, str(run.output_dir), self._workshop.clock.now())
+        transitions.begin_attempt(job, run.gpus, str(run.output_dir), self._dependencies.clock.now())
 
     def _see_through(self, job: pb.JobInfo) -> None:
         """Supervise the attempt to its end and commit its outcome, or leave it to the next server."""
         try:
-            outcome = self._try_for_outcome(job, self._workshop.run_key(job))
+            outcome = self._try_for_outcome(job, self._dependencies.run_key(job))
             if outcome is not None:
                 self._commit(outcome)
         finally:
@@ -217,7 +217,7 @@ class Supervisor:
                 _log.warning("can't supervise the run: %r", error, extra={"job_id": self._job_id})
                 if not tries_left:
                     raise
-                if self._workshop.stopping.wait(_RETRY_SECONDS):
+                if self._dependencies.stopping.wait(_RETRY_SECONDS):
                     break
         return None
 
@@ -231,24 +231,24 @@ class Supervisor:
     def _supervise(self, job: pb.JobInfo, key: RunKey) -> _Change | None:
         """Start the run, unless it has begun, and follow it to its end. Raises RunFailedError, OSError."""
         self._find(key)
-        harness = self._workshop.harnesses.get(job.request.harness)
+        harness = self._dependencies.harnesses.get(job.request.harness)
         if harness is None:
             if self._handle is not None:
-                self._end(self._handle, job, self._workshop.grace_seconds)
+                self._end(self._handle, job, self._dependencies.grace_seconds)
             raise RunFailedError("HARNESS_UNAVAILABLE", f"this server has no harness {job.request.harness!r} any more")
         output_dir = Path(job.attempts[-1].output_dir)
         run = Run(job.job_id, job.attempt, job.request, key.attempt_dir, output_dir, tuple(job.gpus))
         steps = steps_of(run)
         handle = self._handle = self._handle or self._start(harness, run, steps, key)
         reader = self._results_reader = self._results_reader or ResultsReader(
-            harness, self._workshop.harness_settings[job.request.harness]
+            harness, self._dependencies.harness_settings[job.request.harness]
         )
         found = self._found = RunResults(reader, steps, handle, key.log_path)
         progress = self._progress = self._new_progress(job, harness, steps, handle, key)
         ending = self._ending = self._ending or self._follow(handle, job, progress, found)
         if ending is _Ending.LET_GO:
             return None
-        self._end(handle, job, 0.0 if ending is _Ending.BY_ITSELF else self._workshop.grace_seconds)
+        self._end(handle, job, 0.0 if ending is _Ending.BY_ITSELF else self._dependencies.grace_seconds)
         read = found.finish if ending is _Ending.BY_ITSELF else found.look
         timeout_seconds = _LAST_LOOK_SECONDS if ending is _Ending.CANCELLED else None
         ending = self._reader.read(read, self._reason_to_stop, timeout_seconds) or ending
@@ -264,41 +264,41 @@ class Supervisor:
     def _find(self, key: RunKey) -> None:
         """Take hold of the run if it has begun, under an earlier server or in an earlier try."""
         if self._handle is None and self._may_have_begun:
-            self._handle = self._workshop.executor.find(key)
+            self._handle = self._dependencies.executor.find(key)
             if self._handle is not None:
-                self._workshop.gpu_guard.take_up(_read_gpu_memory(key))
+                self._dependencies.gpu_guard.restore(_read_gpu_memory(key))
 
     def _start(self, harness: Harness, run: Run, steps: Sequence[Run], key: RunKey) -> RunHandle:
         if not run.output_dir.exists():  # a power cut has taken the folders
             with suppress(OSError):  # what this means to the run, the run will tell
                 self._make_folders(steps)
-        _write_gpu_memory(key, self._workshop.gpu_guard.take(run.gpus))
-        command = replace(command_of(harness, steps), umask=self._workshop.output_access.umask_in(run.output_dir))
+        _write_gpu_memory(key, self._dependencies.gpu_guard.acquire(run.gpus))
+        command = replace(command_of(harness, steps), umask=self._dependencies.output_access.umask_in(run.output_dir))
         _log.info("starting %s", command.argv[0], extra={"job_id": run.job_id, "attempt": run.attempt, "gpus": run.gpus})
         self._may_have_begun = True
-        return self._workshop.executor.start(key, command, run.gpus)
+        return self._dependencies.executor.start(key, command, run.gpus)
 
     def _make_folders(self, steps: Sequence[Run]) -> None:
         """Make the folders of a run. Raises OSError."""
         for step in steps:
             step.attempt_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._workshop.output_access.make_folder(step.output_dir)
+            self._dependencies.output_access.make_folder(step.output_dir)
 
     def _end(self, handle: RunHandle, job: pb.JobInfo, grace_seconds: float) -> None:
         """End all that is left of the run, and see its GPUs free again; those of one that can't be ended are set aside."""
         try:
             handle.end(grace_seconds)
         except RunFailedError as error:
-            self._workshop.condemn(job, error.message)
+            self._dependencies.quarantine(job, error.message)
             raise
-        self._workshop.gpu_guard.give_back(job.gpus, self._workshop.stopping)
+        self._dependencies.gpu_guard.release(job.gpus, self._dependencies.stopping)
 
     def _new_progress(
         self, job: pb.JobInfo, harness: Harness, steps: Sequence[Run], handle: RunHandle, key: RunKey
     ) -> RunProgress:
         tasks = [step.request.tasks[0] for step in steps] if len(steps) > 1 else [""]
         log = LogFollower(key.log_path)
-        return RunProgress(job, log, harness, self._workshop.clock, self._publish, tasks, handle.step_ends)
+        return RunProgress(job, log, harness, self._dependencies.clock, self._publish, tasks, handle.step_ends)
 
     def _follow(self, handle: RunHandle, job: pb.JobInfo, progress: RunProgress, found: RunResults) -> _Ending:
         """Wait for a reason to stop, and report progress meanwhile."""
@@ -315,17 +315,17 @@ class Supervisor:
         return _Ending.BY_ITSELF
 
     def _reason_to_stop(self) -> _Ending | None:
-        current = self._workshop.queue_state.running_job(self._job_id)
+        current = self._dependencies.queue_state.running_job(self._job_id)
         if current is not None and current.HasField("cancel_requested_at"):
             return _Ending.CANCELLED
-        return _Ending.LET_GO if self._workshop.stopping.is_set() else None
+        return _Ending.LET_GO if self._dependencies.stopping.is_set() else None
 
     def _keep(self, results: Mapping[str, pb.ModelResult]) -> None:
         """Commit what has finished, if there is more of it. Whoever watches gets it at once, as progress."""
         if results is self._kept or not results:
             return
         try:
-            self._workshop.store.update(self._job_id, lambda job: transitions.keep_results(job, results)).result()
+            self._dependencies.store.update(self._job_id, lambda job: transitions.keep_results(job, results)).result()
         except StoreUnavailableError as error:
             _log.warning("can't commit results yet: %s", error, extra={"job_id": self._job_id})
         else:
@@ -334,14 +334,14 @@ class Supervisor:
     def _completion(self, results: Mapping[str, pb.ModelResult], progress: pb.Progress) -> _Change:
         def complete(job: pb.JobInfo) -> None:
             job.progress.CopyFrom(progress)
-            transitions.complete(job, results, self._workshop.clock.now())
+            transitions.complete(job, results, self._dependencies.clock.now())
 
         return complete
 
     def _cancellation(self, results: Mapping[str, pb.ModelResult]) -> _Change:
         def cancel(job: pb.JobInfo) -> None:
             transitions.keep_results(job, results)
-            transitions.cancel(job, self._workshop.clock.now())
+            transitions.cancel(job, self._dependencies.clock.now())
 
         return cancel
 
@@ -356,24 +356,24 @@ class Supervisor:
                 job.progress.CopyFrom(progress)
             if self._found is not None:
                 transitions.keep_results(job, self._found.results)
-            transitions.fail(job, error, self._workshop.clock.now())
+            transitions.fail(job, error, self._dependencies.clock.now())
 
         return fail
 
     def _publish(self, progress: pb.Progress) -> None:
-        job = self._workshop.queue_state.set_progress(self._job_id, progress)
+        job = self._dependencies.queue_state.set_progress(self._job_id, progress)
         if job is not None:
-            self._workshop.publish_progress(job)
+            self._dependencies.publish_progress(job)
 
     def _commit(self, change: _Change) -> None:
         """Commit the outcome, and try again for as long as the store does not take it: an outcome is never dropped. One that
         this server can't commit is seen again by the next."""
         while True:
             try:
-                job = self._workshop.store.update(self._job_id, change).result()
+                job = self._dependencies.store.update(self._job_id, change).result()
             except StoreUnavailableError as error:
                 _log.warning("can't commit the outcome yet: %s", error, extra={"job_id": self._job_id})
-                if self._workshop.stopping.wait(_RETRY_SECONDS):
+                if self._dependencies.stopping.wait(_RETRY_SECONDS):
                     return
             except (IllegalTransitionError, JobNotFoundError):
                 return  # it was ended meanwhile by someone else

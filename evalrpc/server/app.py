@@ -29,7 +29,7 @@ from evalrpc.reading.job_reader import JobReader
 from evalrpc.scheduling import placement
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.scheduling.scheduler import Scheduler
-from evalrpc.scheduling.supervisor import Workshop
+from evalrpc.scheduling.supervisor import RunDependencies
 from evalrpc.server.catalog import Catalog
 from evalrpc.server.handlers import generic_handler
 from evalrpc.server.housekeeping import Housekeeper
@@ -98,10 +98,10 @@ class Server:
         self._catalog = Catalog(harnesses, data_dir := settings.data_dir.absolute())
         gpu_guard = GpuGuard(NvmlMemory(), clock)
         capacity = placement.capacity([gpu.id for gpu in gpus], settings.max_running)
-        queue_state = QueueState(capacity, clock, gpu_guard.set_aside)
+        queue_state = QueueState(capacity, clock, gpu_guard.quarantined)
         self._feed = Feed(self._store, queue_state, clock, self._readers)
         self._executor = LocalExecutor()
-        workshop = Workshop(
+        dependencies = RunDependencies(
             store=self._store,
             queue_state=queue_state,
             executor=self._executor,
@@ -115,7 +115,7 @@ class Server:
             publish_progress=self._feed.publish_progress,
             gpu_guard=gpu_guard,
         )
-        self._scheduler = Scheduler(workshop, settings.reservation_seconds)
+        self._scheduler = Scheduler(dependencies, settings.reservation_seconds)
         self._listen_to_store(queue_state)
         self._service = EvaluationService(
             store=self._store,

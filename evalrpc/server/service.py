@@ -182,7 +182,7 @@ class EvaluationService:
 
     async def GetQueue(self, request: calls.GetQueueRequest, context: _Context) -> bytes:
         """Return what is queued and running, and who holds which GPU. It is put together anew only after a change."""
-        state = self.queue_state.generation, self.gpu_guard.set_aside()
+        state = self.queue_state.generation, self.gpu_guard.quarantined()
         if self._queue is None or self._queue[0] != state:
             self._queue = state, self._describe_queue(state[1]).SerializeToString()
         return self._queue[1]
@@ -265,7 +265,7 @@ class EvaluationService:
         return await asyncio.get_running_loop().run_in_executor(self.readers, read)
 
     async def _as_if_submitted(self, job: JobInfo, key: bytes) -> JobInfo:
-        twin = await self._read(lambda: self.store.find_twin(key)) if key else None
+        twin = await self._read(lambda: self.store.find_identical(key)) if key else None
         if twin is None:
             job.status = JOB_STATUS_QUEUED
             job.created_at.CopyFrom(self.clock.now())
@@ -277,7 +277,7 @@ class EvaluationService:
         answer.ClearField("job_id")
         return answer
 
-    def _describe_queue(self, set_aside: Mapping[str, str]) -> calls.GetQueueResponse:
+    def _describe_queue(self, quarantined: Mapping[str, str]) -> calls.GetQueueResponse:
         running = self.queue_state.running_jobs()
         holders = {gpu: job.job_id for job in running for gpu in job.gpus}
         return calls.GetQueueResponse(
@@ -287,10 +287,12 @@ class EvaluationService:
             running_job_ids=[job.job_id for job in running],
             status_counts=self._status_counts(),
             gpus=[
-                calls.Gpu(id=gpu.id, name=gpu.name, job_id=holders.get(gpu.id, ""), set_aside_reason=set_aside.get(gpu.id, ""))
+                calls.Gpu(
+                    id=gpu.id, name=gpu.name, job_id=holders.get(gpu.id, ""), set_aside_reason=quarantined.get(gpu.id, "")
+                )
                 for gpu in self.gpus
             ],
-            free_gpu_count=sum(1 for gpu in self.gpus if gpu.id not in holders and gpu.id not in set_aside),
+            free_gpu_count=sum(1 for gpu in self.gpus if gpu.id not in holders and gpu.id not in quarantined),
             max_running=self.queue_state.capacity.slots,
             max_queued=self.settings.max_queued,
         )

@@ -109,7 +109,7 @@ class Store(Protocol):
     """Jobs and their journal."""
 
     def submit(self, submission: Submission) -> Future[JobInfo]:
-        """Add a QUEUED job, or find the one that the same request_id got, or else a twin: see `find_twin`.
+        """Add a QUEUED job, or find the one that the same request_id got, or else a twin: see `find_identical`.
 
         A new job cancels the queued ones with the same supersede key, in the same commit. A twin has `cached` set, is left as
         it is, and is what the same request_id gets from then on.
@@ -135,7 +135,7 @@ class Store(Protocol):
     def list_jobs(self, job_filter: JobFilter, before_sequence: int | None, limit: int) -> list[ListedJob]:
         """Return jobs that the filter takes, newest first, of those that arrived before `before_sequence`."""
 
-    def find_twin(self, cache_key: bytes) -> JobInfo | None:
+    def find_identical(self, cache_key: bytes) -> JobInfo | None:
         """Return a job with this cache key, with `cached` set: the latest that is COMPLETED, or else the latest that is QUEUED
         or RUNNING without a wish to cancel it."""
 

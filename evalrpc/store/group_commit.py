@@ -8,11 +8,11 @@ from evalrpc.clock import Clock
 _Item = TypeVar("_Item")
 
 _FEW: Final = 4
-_PATIENCE: Final = 2.0
-_MAX_PATIENCE_SECONDS: Final = 0.01
+_LINGER_FACTOR: Final = 2.0
+_MAX_LINGER_SECONDS: Final = 0.01
 
 
-class Batches(Generic[_Item]):
+class CommitQueue(Generic[_Item]):
     """Items on their way to the thread that takes them, in order.
 
     A batch is taken at once, unless the last one had more than a few items. Then as many are waited for, since those who put
@@ -41,11 +41,11 @@ class Batches(Generic[_Item]):
 
     def take(self) -> list[_Item]:
         """Block until there is something, and return all there is; nothing, once closed and empty. For one thread."""
-        patience_seconds = min(_PATIENCE * (self._clock.monotonic() - self._last_taken_seconds), _MAX_PATIENCE_SECONDS)
+        linger_seconds = min(_LINGER_FACTOR * (self._clock.monotonic() - self._last_taken_seconds), _MAX_LINGER_SECONDS)
         self._enough.wait()
         if self._last_size > _FEW:
             self._want(self._last_size)
-            self._enough.wait(patience_seconds)
+            self._enough.wait(linger_seconds)
         with self._lock:
             items, self._items = self._items, []
         self._want(1)

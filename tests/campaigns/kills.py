@@ -1,4 +1,4 @@
-"""Kill the server, its nursery, a harness, its parent, its group, or several of them, at random moments under load; then count.
+"""Kill the server, its fork server, a harness, its parent, its group, or several of them, at random under load; then count.
 
     make campaign KILLS=200 SEED=1
 
@@ -56,8 +56,8 @@ kind = "command"
 command = ["{sys.executable}", "-S", "program.py", "{{output_dir}}", "{{job_id}}", "{{attempt}}", "{{model}}"]
 """
 
-TARGETS = ("server", "nursery", "harness", "parent", "group", "server and group")
-"""The parent is the process that waits for the harness; the group is both. The nursery is what forks the parents."""
+TARGETS = ("server", "fork server", "harness", "parent", "group", "server and group")
+"""The parent is the process that waits for the harness; the group is both. The fork server is what forks the parents."""
 
 KINDS = ("quick", "quick", "quick", "slow", "children", "stubborn", "failing")
 
@@ -141,8 +141,8 @@ def kill_something(server: ServerProcess, trial: Trial, dice: random.Random) -> 
     running = sorted(job_id for job_id in trial.acknowledged - trial.ended if server.parents_of(job_id))
     target = dice.choice(TARGETS) if running else "server"
     trial.kills[target] += 1
-    if target == "nursery":
-        send_signal(server.nurseries(), signal.SIGKILL)
+    if target == "fork server":
+        send_signal(server.fork_servers(), signal.SIGKILL)
     elif target != "server":
         victim = dice.choice(running)
         pids = server.parents_of(victim) if target != "harness" else []

@@ -19,7 +19,7 @@ from evalrpc.client import core
 from evalrpc.client.arguments import parse_arguments
 from evalrpc.client.download import PartialFile, is_complete, select, target_path
 from evalrpc.client.failures import STATUS_DETAILS_KEY, build_error, from_rpc_error, parse_details
-from evalrpc.client.reconnect import Patience
+from evalrpc.client.reconnect import ReconnectPolicy
 from evalrpc.client.resumable import AllJobsWatch, ArtifactBytes, JobWatch, LogBytes
 from evalrpc.errors import DOMAIN, EvalrpcError, FieldViolation
 from evalrpc.v1.evaluation_service_pb2 import Artifact, ReadArtifactResponse, ReadLogResponse
@@ -236,56 +236,56 @@ def test_bad_arguments_are_refused(text: str) -> None:
         parse_arguments(text)
 
 
-# Patience
+# ReconnectPolicy
 
 
 def test_delays_double_with_full_jitter_up_to_a_limit_and_begin_anew_after_a_success() -> None:
-    patience = Patience(jitter=lambda: 1.0)
+    policy = ReconnectPolicy(jitter=lambda: 1.0)
     error = errors.UnavailableError("gone")
 
-    assert [patience.delay_seconds(error) for _ in range(8)] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
-    patience.succeeded()
-    assert patience.delay_seconds(error) == 0.1
-    assert Patience(jitter=lambda: 0.0).delay_seconds(error) == 0.0
+    assert [policy.delay_seconds(error) for _ in range(8)] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+    policy.succeeded()
+    assert policy.delay_seconds(error) == 0.1
+    assert ReconnectPolicy(jitter=lambda: 0.0).delay_seconds(error) == 0.0
 
 
 def test_a_delay_that_the_server_asks_for_is_kept() -> None:
     error = errors.ServerStoppingError("stopping", retry_delay_seconds=3)
 
-    assert Patience(jitter=lambda: 1.0).delay_seconds(error) == 3.1
+    assert ReconnectPolicy(jitter=lambda: 1.0).delay_seconds(error) == 3.1
 
 
 def test_patience_ends_when_nothing_succeeded_for_too_long() -> None:
     clock = Clock()
-    patience = Patience(10, clock=clock)
+    policy = ReconnectPolicy(10, clock=clock)
     error = errors.UnavailableError("gone")
 
-    patience.delay_seconds(error)
+    policy.delay_seconds(error)
     clock.now += 9
-    patience.delay_seconds(error)
+    policy.delay_seconds(error)
     clock.now += 1
     with pytest.raises(errors.UnavailableError):
-        patience.delay_seconds(error)
+        policy.delay_seconds(error)
 
 
 def test_no_call_and_no_delay_lasts_longer_than_the_time_to_wait() -> None:
     clock = Clock()
-    patience = Patience(timeout_seconds=5, clock=clock, jitter=lambda: 1.0)
+    policy = ReconnectPolicy(timeout_seconds=5, clock=clock, jitter=lambda: 1.0)
 
-    assert patience.delay_seconds(errors.UnavailableError("gone", retry_delay_seconds=60)) == 5
+    assert policy.delay_seconds(errors.UnavailableError("gone", retry_delay_seconds=60)) == 5
     clock.now += 4
-    assert patience.remaining_seconds() == 1
+    assert policy.remaining_seconds() == 1
     clock.now += 1
     with pytest.raises(TimeoutError):
-        patience.remaining_seconds()
+        policy.remaining_seconds()
 
 
 def test_whoever_asked_hears_of_every_break() -> None:
     heard: list[tuple[EvalrpcError, float]] = []
-    patience = Patience(on_disconnect=lambda error, delay: heard.append((error, delay)), jitter=lambda: 1.0)
+    policy = ReconnectPolicy(on_disconnect=lambda error, delay: heard.append((error, delay)), jitter=lambda: 1.0)
     error = errors.UnavailableError("gone")
 
-    patience.delay_seconds(error)
+    policy.delay_seconds(error)
 
     assert heard == [(error, 0.1)]
 
@@ -325,7 +325,7 @@ def test_a_watch_ends_with_the_terminal_event_even_if_it_lies_before_the_revisio
 
 
 def test_a_watch_that_ends_too_early_goes_on() -> None:
-    watch = JobWatch(JOB_ID, patience=Patience(jitter=lambda: 1.0))
+    watch = JobWatch(JOB_ID, policy=ReconnectPolicy(jitter=lambda: 1.0))
 
     assert watch.ended() == 0.1
     assert not watch.is_finished()
@@ -333,7 +333,7 @@ def test_a_watch_that_ends_too_early_goes_on() -> None:
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
 def test_a_stream_that_was_cut_goes_on(code: grpc.StatusCode) -> None:
-    assert JobWatch(JOB_ID, patience=Patience(jitter=lambda: 1.0)).failed(FakeRpcError(code)) == 0.1
+    assert JobWatch(JOB_ID, policy=ReconnectPolicy(jitter=lambda: 1.0)).failed(FakeRpcError(code)) == 0.1
 
 
 @pytest.mark.parametrize(

@@ -45,46 +45,46 @@ def guard_of(*readings: int | None) -> tuple[GpuGuard, FakeMemory, SteppingClock
 
 def test_a_gpu_is_given_back_once_its_memory_is_what_it_was() -> None:
     guard, memory, _ = guard_of(GIB, 40 * GIB, 20 * GIB, GIB + SLACK_BYTES)
-    guard.take(["0"])
-    guard.give_back(["0"], NeverStopping())
-    assert guard.set_aside() == {}
+    guard.acquire(["0"])
+    guard.release(["0"], NeverStopping())
+    assert guard.quarantined() == {}
     assert memory.readings == [GIB + SLACK_BYTES], "it waited through all the readings before"
 
 
 def test_a_gpu_whose_memory_stays_in_use_is_set_aside_with_the_reason_after_a_bound() -> None:
     guard, memory, clock = guard_of(GIB, 5 * GIB)
-    guard.take(["0", "1"])
+    guard.acquire(["0", "1"])
     memory.readings = [6 * GIB]
-    guard.give_back(["0"], NeverStopping())
-    assert list(guard.set_aside()) == ["0"]
-    assert "MiB are still in use" in guard.set_aside()["0"]
+    guard.release(["0"], NeverStopping())
+    assert list(guard.quarantined()) == ["0"]
+    assert "MiB are still in use" in guard.quarantined()["0"]
     assert clock.seconds <= RELEASE_SECONDS + 3
 
 
 def test_a_gpu_that_is_set_aside_comes_back_when_its_memory_does() -> None:
     guard, memory, _ = guard_of(0, 5 * GIB)
-    guard.take(["0"])
-    guard.give_back(["0"], NeverStopping())
+    guard.acquire(["0"])
+    guard.release(["0"], NeverStopping())
     assert not guard.recheck()
     memory.readings = [0]
     assert guard.recheck()
-    assert guard.set_aside() == {}
+    assert guard.quarantined() == {}
 
 
 def test_memory_is_missed_though_another_server_saw_the_run_begin() -> None:
     noted = guard_of(GIB)[0].take(["0"])
     assert noted == {"0": GIB}
     guard, _, _ = guard_of(5 * GIB)
-    guard.take_up(noted)
-    guard.give_back(["0"], NeverStopping())
-    assert list(guard.set_aside()) == ["0"]
+    guard.restore(noted)
+    guard.release(["0"], NeverStopping())
+    assert list(guard.quarantined()) == ["0"]
 
 
 def test_without_a_driver_no_gpu_is_set_aside() -> None:
     guard, _, _ = guard_of(None)
-    assert guard.take(["0"]) == {}
-    guard.give_back(["0"], NeverStopping())
-    assert guard.set_aside() == {}
+    assert guard.acquire(["0"]) == {}
+    guard.release(["0"], NeverStopping())
+    assert guard.quarantined() == {}
 
 
 def test_the_driver_is_asked_and_says_nothing_of_a_gpu_that_it_does_not_know() -> None:

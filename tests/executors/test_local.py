@@ -24,7 +24,7 @@ from evalrpc.errors import RunFailedError
 from evalrpc.executors.base import RunKey
 from evalrpc.executors.local import executor, shim
 from evalrpc.executors.local.executor import TRACES_DIR, LocalRun, _about_to_begin
-from evalrpc.executors.local.fork_server import Nursery
+from evalrpc.executors.local.fork_server import ForkServer
 from evalrpc.executors.local.processes import processes_of_job
 from evalrpc.harnesses.base import Command, Exit
 
@@ -399,7 +399,7 @@ def test_a_stopped_parent_does_not_keep_a_run_from_being_ended(runs: Runs, monke
     assert processes_of_job(runs.key.job_id) == []
 
 
-# The nursery.
+# The fork server.
 
 
 def kill(pid: int | None) -> None:
@@ -407,47 +407,47 @@ def kill(pid: int | None) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def nursery_of(runs: Runs) -> int:
+def fork_server_of(runs: Runs) -> int:
     runs.executor.prepare()
-    assert runs.executor._nursery is not None
-    return runs.executor._nursery.pid
+    assert runs.executor._fork_server is not None
+    return runs.executor._fork_server.pid
 
 
-def test_a_run_starts_also_when_the_nursery_was_killed(runs: Runs) -> None:
-    kill(nursery_of(runs))
+def test_a_run_starts_also_when_the_fork_server_was_killed(runs: Runs) -> None:
+    kill(fork_server_of(runs))
     assert ended(runs.start("raise SystemExit(3)")) == Exit(code=3)
 
 
-def test_a_run_goes_on_and_tells_how_it_ended_though_its_nursery_was_killed(runs: Runs, tmp_path: Path) -> None:
+def test_a_run_goes_on_and_tells_how_it_ended_though_its_fork_server_was_killed(runs: Runs, tmp_path: Path) -> None:
     flag = tmp_path / "flag"
     handle = runs.start(WAITS.format(flag=str(flag), end="raise SystemExit(3)"))
-    kill(nursery_of(runs))
+    kill(fork_server_of(runs))
     assert not handle.wait(0.01)
     flag.touch()
     assert ended(handle) == Exit(code=3)
 
 
-def test_an_order_that_a_killed_nursery_had_not_read_is_carried_out_once_by_the_next(runs: Runs) -> None:
-    first = nursery_of(runs)
+def test_an_order_that_a_killed_fork_server_had_not_read_is_carried_out_once_by_the_next(runs: Runs) -> None:
+    first = fork_server_of(runs)
     os.kill(first, signal.SIGSTOP)
     timer = threading.Thread(target=lambda: (eventually(lambda: unread(first)), kill(first)))
     timer.start()
     assert ended(runs.start("print('once')")) == Exit(code=0)
     timer.join()
-    assert nursery_of(runs) != first
+    assert fork_server_of(runs) != first
     assert runs.log() == "once\n"
 
 
-def test_an_order_that_a_killed_nursery_had_carried_out_is_not_carried_out_again(
+def test_an_order_that_a_killed_fork_server_had_carried_out_is_not_carried_out_again(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed_before_it_answers(nursery: Nursery, order: Mapping[str, object]) -> int:
-        fork(nursery, order)
-        kill(nursery.pid)
+    def killed_before_it_answers(fork_server: ForkServer, order: Mapping[str, object]) -> int:
+        fork(fork_server, order)
+        kill(fork_server.pid)
         raise BrokenPipeError
 
-    fork = Nursery.fork
-    monkeypatch.setattr(Nursery, "fork", killed_before_it_answers)
+    fork = ForkServer.fork
+    monkeypatch.setattr(ForkServer, "fork", killed_before_it_answers)
     assert ended(runs.start("print('once'); raise SystemExit(3)")) == Exit(code=3)
     assert runs.log() == "once\n"
 
@@ -460,37 +460,37 @@ def test_nurseries_that_end_at_once_are_a_start_failure(runs: Runs, monkeypatch:
 
 
 def test_an_order_of_a_killed_server_is_carried_out_and_found(runs: Runs) -> None:
-    """It lies in the pipe to the nursery, and nothing else tells of it yet."""
-    with server_elsewhere(runs, "print('once', flush=True); raise SystemExit(3)") as (server, nursery):
-        os.kill(nursery, signal.SIGSTOP)
+    """It lies in the pipe to the fork server, and nothing else tells of it yet."""
+    with server_elsewhere(runs, "print('once', flush=True); raise SystemExit(3)") as (server, fork_server):
+        os.kill(fork_server, signal.SIGSTOP)
         tell(server)
-        eventually(lambda: unread(nursery), "for the order to lie in the pipe")
+        eventually(lambda: unread(fork_server), "for the order to lie in the pipe")
         server.kill()
-    threading.Timer(0.2, os.kill, [nursery, signal.SIGCONT]).start()
+    threading.Timer(0.2, os.kill, [fork_server, signal.SIGCONT]).start()
     assert ended(runs.find()) == Exit(code=3)
     assert runs.log() == "once\n"
 
 
-def test_the_nursery_heeds_no_signal_that_asks_it_to_end(runs: Runs) -> None:
+def test_the_fork_server_heeds_no_signal_that_asks_it_to_end(runs: Runs) -> None:
     """Whoever stops a service may signal all its processes, and the server may yet drain."""
-    pid = nursery_of(runs)
-    eventually(lambda: Path(f"/proc/{pid}/comm").read_text() == f"{shim.NURSERY_NAME}\n")
+    pid = fork_server_of(runs)
+    eventually(lambda: Path(f"/proc/{pid}/comm").read_text() == f"{shim.FORK_SERVER_NAME}\n")
     eventually(lambda: blocks(pid, signal.SIGTERM))
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         os.kill(pid, number)
     assert ended(runs.start("raise SystemExit(3)")) == Exit(code=3)
-    assert nursery_of(runs) == pid
+    assert fork_server_of(runs) == pid
 
 
 def test_nothing_is_left_of_a_server_that_was_killed_before_it_had_a_run(runs: Runs) -> None:
-    with server_elsewhere(runs, "") as (server, nursery):
+    with server_elsewhere(runs, "") as (server, fork_server):
         server.kill()
-    eventually(lambda: not is_alive(nursery))
+    eventually(lambda: not is_alive(fork_server))
     eventually(lambda: not _about_to_begin())  # those of other servers on this machine are about to begin but for a moment
 
 
 def test_a_closed_executor_leaves_nothing_behind(runs: Runs) -> None:
-    pid = nursery_of(runs)
+    pid = fork_server_of(runs)
     runs.executor.close()
     runs.executor.close()
     assert not Path(f"/proc/{pid}").exists()
@@ -520,7 +520,7 @@ from evalrpc.harnesses.base import Command
 job_id, attempt_dir, *command = sys.argv[1:]
 executor = LocalExecutor()
 executor.prepare()
-print(executor._nursery.pid, flush=True)
+print(executor._fork_server.pid, flush=True)
 input()
 executor.start(RunKey(job_id, 1, Path(attempt_dir)), Command((sys.executable, "-c", *command)), ())
 print("started", flush=True)
@@ -530,7 +530,7 @@ time.sleep(1000)
 
 @contextmanager
 def server_elsewhere(runs: Runs, *command: str) -> Iterator[tuple["subprocess.Popen[str]", int]]:
-    """Give a server that starts the run when it is told to, and its nursery."""
+    """Give a server that starts the run when it is told to, and its fork_server."""
     arguments = (sys.executable, "-c", SERVER, runs.key.job_id, str(runs.key.attempt_dir), *command)
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None

@@ -231,12 +231,12 @@ def test_a_job_behind_one_that_has_waited_long_is_told_for_whom_the_gpus_are_kep
 
 
 def test_a_job_that_needs_a_gpu_which_is_set_aside_says_so_and_keeps_the_others_from_nobody() -> None:
-    set_aside: dict[str, str] = {}
-    state = QueueState(CAPACITY, StoppedClock(), lambda: set_aside)
+    quarantined: dict[str, str] = {}
+    state = QueueState(CAPACITY, StoppedClock(), lambda: quarantined)
     wide, narrow = job_at(1, QUEUED, num_gpus=4), job_at(2, QUEUED)
     state.apply([change(job, number, pb.JOB_STATUS_UNSPECIFIED) for number, job in enumerate((wide, narrow), 1)])
-    set_aside["3"] = "its memory is still in use"
+    quarantined["3"] = "its memory is still in use"
     assert state.choose(state.free(), 0.0, {}, 9.0).job_id == "job-2"
     assert "3 free, 1 set aside, see GetQueue" in describe(state, "job-1").wait_reason
-    set_aside.clear()
+    quarantined.clear()
     assert state.choose(state.free(), 0.0, {}, 9.0).job_id == "job-1"

@@ -26,7 +26,7 @@ from evalrpc.scheduling import scheduler, supervisor
 from evalrpc.scheduling.placement import capacity
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.scheduling.scheduler import Scheduler
-from evalrpc.scheduling.supervisor import Workshop
+from evalrpc.scheduling.supervisor import RunDependencies
 from evalrpc.store.base import Change, Submission
 from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.v1 import job_pb2 as pb
@@ -131,8 +131,8 @@ class House:
         self.executor = executor or FakeExecutor()
         self.gpu_memory = FakeMemory()
         self.gpu_guard = GpuGuard(self.gpu_memory, ImpatientClock())
-        self.queue_state = QueueState(capacity(("0", "1"), 0), CLOCK, self.gpu_guard.set_aside)
-        self.workshop = Workshop(
+        self.queue_state = QueueState(capacity(("0", "1"), 0), CLOCK, self.gpu_guard.quarantined)
+        self.dependencies = RunDependencies(
             store=self.store,
             queue_state=self.queue_state,
             executor=self.executor,
@@ -146,7 +146,7 @@ class House:
             publish_progress=lambda _: None,
             gpu_guard=self.gpu_guard,
         )
-        self.scheduler = Scheduler(self.workshop, 600.0)
+        self.scheduler = Scheduler(self.dependencies, 600.0)
         self.store.subscribe(self.queue_state.apply)
         self.store.subscribe(self.scheduler.on_changes)
         self.count = 0
@@ -269,7 +269,7 @@ def test_a_run_that_can_not_be_ended_fails_its_job_and_its_gpus_go_to_nobody(hou
     failed = house.wait_for(job_id, FAILED, CANCELLED)
     assert (failed.status, failed.error.reason) == (FAILED, "PROCESS_UNKILLABLE"), "it must not be CANCELLED while it is there"
     (gpu,) = run.gpus
-    assert "process 7" in house.workshop.gpu_guard.set_aside()[gpu]
+    assert "process 7" in house.dependencies.gpu_guard.quarantined()[gpu]
     assert house.wait_until_running(house.submit()).gpus != run.gpus
     waiting = house.job(house.submit())
     assert "1 set aside" in house.queue_state.described(waiting).wait_reason
@@ -288,9 +288,9 @@ def test_the_memory_of_a_run_is_missed_by_the_server_that_took_it_up(tmp_path: P
     second.scheduler.start()
     second.cancel(job_id)
     second.wait_for(job_id, CANCELLED)
-    assert list(second.gpu_guard.set_aside()) == list(run.gpus)
+    assert list(second.gpu_guard.quarantined()) == list(run.gpus)
     second.gpu_memory.used = 1 << 30
-    eventually(lambda: not second.gpu_guard.set_aside(), "for the GPU to be good again")
+    eventually(lambda: not second.gpu_guard.quarantined(), "for the GPU to be good again")
     second.close()
 
 
@@ -339,7 +339,7 @@ def test_a_run_whose_end_can_not_be_proved_fails_its_job_and_its_gpus_come_back_
     failed = house.wait_for(job_id, FAILED)
     assert failed.error.reason == "PROCESS_UNKILLABLE"
     assert bug.args[-1] in failed.error.message
-    assert sorted(house.gpu_guard.set_aside()) == ["0", "1"]
+    assert sorted(house.gpu_guard.quarantined()) == ["0", "1"]
     house.executor.nothing_left = True
     house.wait_until_running(house.submit(num_gpus=2)).finish()
     eventually(house.is_empty)
@@ -358,7 +358,7 @@ def test_a_server_gives_the_gpus_of_a_run_to_nobody_that_an_earlier_one_could_no
     second = House(tmp_path, first.executor)
     second.count = first.count
     second.scheduler.start()
-    assert sorted(second.gpu_guard.set_aside()) == ["0", "1"]
+    assert sorted(second.gpu_guard.quarantined()) == ["0", "1"]
     waiting = second.submit()
     second.executor.nothing_left = True
     second.wait_until_running(waiting).finish()

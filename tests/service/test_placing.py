@@ -37,7 +37,7 @@ def test_a_wide_job_that_has_waited_gets_the_next_gpus_and_the_others_are_told(s
 
 def test_a_gpu_that_is_set_aside_is_shown_and_given_to_nobody(serve: Serve, site: Site) -> None:
     server = serve()
-    server.server._service.gpu_guard.condemn(["0"], "job x: process 7 could not be killed", lambda: False)
+    server.server._service.gpu_guard.quarantine(["0"], "job x: process 7 could not be killed", lambda: False)
     queue = server.api.GetQueue()
     assert [gpu.set_aside_reason for gpu in queue.gpus] == ["job x: process 7 could not be killed", ""]
     assert queue.free_gpu_count == 1

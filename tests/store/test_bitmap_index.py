@@ -19,7 +19,7 @@ from test_listing import filters as job_filters
 from evalrpc.jobs.lifecycle import TERMINAL
 from evalrpc.store.base import Store, fields_match
 from evalrpc.store.sqlite import bitmap_index, filters
-from evalrpc.store.sqlite.bitmap_index import Condition, JobSets
+from evalrpc.store.sqlite.bitmap_index import BitmapIndex, Condition
 from evalrpc.store.sqlite.filters import find_jobs
 from evalrpc.store.sqlite.store import DATABASE_NAME
 from evalrpc.v1 import job_pb2 as pb
@@ -40,8 +40,8 @@ def nothing_but_sets() -> Iterator[None]:
 class Reader:
     """A reader of a store's database, with sets of its own, that counts how many it reads."""
 
-    def __init__(self, data_dir: Path, kept: JobSets | None = None) -> None:
-        self.kept = kept or JobSets(1_000_000)
+    def __init__(self, data_dir: Path, kept: BitmapIndex | None = None) -> None:
+        self.kept = kept or BitmapIndex(1_000_000)
         self.connection = sqlite3.connect(data_dir / DATABASE_NAME, isolation_level=None)
         self.sets_read = 0
         self.connection.set_trace_callback(self._count)
@@ -170,7 +170,7 @@ def test_a_set_of_a_later_state_does_not_show_it_to_an_earlier_snapshot(store: S
 def test_what_meets_is_told_within_bounds_newest_first(store: Store, reader: Reader) -> None:
     never_meet(store)
     with_a = Condition("jobs WHERE model = {}", [("a",)])
-    assert list(reader.kept.meeting(reader.connection, [with_a], 2, 2 * BLOCK + 1)) == [9, 7, 5, 3]
+    assert list(reader.kept.intersect(reader.connection, [with_a], 2, 2 * BLOCK + 1)) == [9, 7, 5, 3]
 
 
 def test_a_set_is_read_once(store: Store, reader: Reader) -> None:
@@ -227,13 +227,13 @@ def test_sets_take_no_more_memory_than_they_may(block: int, monkeypatch: pytest.
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.execute("CREATE TABLE jobs (sequence INTEGER PRIMARY KEY, model TEXT)")
         connection.executemany("INSERT INTO jobs VALUES (?, '')", [(sequence,) for sequence in range(2 * block)])
-        job_sets = JobSets(max_bytes)
+        job_sets = BitmapIndex(max_bytes)
         tracemalloc.start()
         try:
             for number in range(max_bytes // (300 + block // 8)):
                 all_jobs = Condition("jobs WHERE model <> {}", [(f"model {number}",)])
-                assert next(job_sets.meeting(connection, [all_jobs], 0, 2 * block)) == 2 * block - 1
-                next(job_sets.meeting(connection, [all_jobs], 0, block - 1))
+                assert next(job_sets.intersect(connection, [all_jobs], 0, 2 * block)) == 2 * block - 1
+                next(job_sets.intersect(connection, [all_jobs], 0, block - 1))
             taken, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()

@@ -246,7 +246,7 @@ def test_an_identical_evaluation_gets_the_earlier_job_as_it_stands(store: Store,
 def test_a_job_that_came_to_nothing_serves_no_other(store: Store, step: Callable[..., None]) -> None:
     job = submit(store, cache_key=b"k")
     step(store, job.job_id)
-    assert store.find_twin(b"k") is None
+    assert store.find_identical(b"k") is None
     new = submit(store, cache_key=b"k")
     assert not new.cached
     assert new.job_id != job.job_id
@@ -312,7 +312,7 @@ def test_a_twin_is_found_in_a_full_queue_and_after_reopening(open_store: Opener)
 
 def test_looking_for_a_twin_changes_nothing(store: Store) -> None:
     job = submit(store, "r1", cache_key=b"k")
-    twin = store.find_twin(b"k")
+    twin = store.find_identical(b"k")
     assert twin is not None
     assert (twin.job_id, twin.cached) == (job.job_id, True)
     assert (listed(store), store.head_revision) == ([job.job_id], 1)

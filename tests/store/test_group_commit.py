@@ -1,4 +1,4 @@
-"""Batches of writes: nothing is lost or reordered, many are waited for, few are not."""
+"""CommitQueue of writes: nothing is lost or reordered, many are waited for, few are not."""
 
 import threading
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.store import group_commit
-from evalrpc.store.group_commit import Batches
+from evalrpc.store.group_commit import CommitQueue
 
 MANY = 6
 FEW = 4
@@ -28,8 +28,8 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """A clock, and patience without end for a batch after one that took a minute."""
-    monkeypatch.setattr(group_commit, "_MAX_PATIENCE_SECONDS", 60.0)
+    """A clock, and linger without end for a batch after one that took a minute."""
+    monkeypatch.setattr(group_commit, "_MAX_LINGER_SECONDS", 60.0)
     return Clock()
 
 
@@ -39,11 +39,11 @@ def taker() -> Iterator[ThreadPoolExecutor]:
         yield executor
 
 
-def put_all(target: Batches[int], *items: int) -> None:
+def put_all(target: CommitQueue[int], *items: int) -> None:
     assert all(target.put(item) for item in items)
 
 
-def take_after(target: Batches[int], count: int, seconds: float, clock: Clock) -> None:
+def take_after(target: CommitQueue[int], count: int, seconds: float, clock: Clock) -> None:
     """Take a batch of so many, which takes so long."""
     put_all(target, *range(count))
     assert target.take() == list(range(count))
@@ -51,7 +51,7 @@ def take_after(target: Batches[int], count: int, seconds: float, clock: Clock) -
 
 
 def test_everything_is_taken_once_and_in_order(clock: Clock) -> None:
-    queue = Batches[int](clock)
+    queue = CommitQueue[int](clock)
     put_all(queue, 1, 2, 3)
     assert queue.take() == [1, 2, 3]
     put_all(queue, 4)
@@ -59,14 +59,14 @@ def test_everything_is_taken_once_and_in_order(clock: Clock) -> None:
 
 
 def test_one_who_takes_waits_for_the_first(clock: Clock, taker: ThreadPoolExecutor) -> None:
-    queue = Batches[int](clock)
+    queue = CommitQueue[int](clock)
     taken: Future[list[int]] = taker.submit(queue.take)
     put_all(queue, 1)
     assert taken.result() == [1]
 
 
 def test_after_many_as_many_are_waited_for(clock: Clock, taker: ThreadPoolExecutor) -> None:
-    queue = Batches[int](clock)
+    queue = CommitQueue[int](clock)
     take_after(queue, MANY, 60, clock)
     taken: Future[list[int]] = taker.submit(queue.take)
     put_all(queue, *range(MANY))
@@ -74,21 +74,21 @@ def test_after_many_as_many_are_waited_for(clock: Clock, taker: ThreadPoolExecut
 
 
 def test_after_few_nothing_is_waited_for(clock: Clock) -> None:
-    queue = Batches[int](clock)
+    queue = CommitQueue[int](clock)
     take_after(queue, FEW, 60, clock)
     put_all(queue, 1)
     assert queue.take() == [1]
 
 
 def test_no_longer_is_waited_than_the_last_batch_allows(clock: Clock) -> None:
-    queue = Batches[int](clock)
+    queue = CommitQueue[int](clock)
     take_after(queue, MANY, 0, clock)
     put_all(queue, 1)
     assert queue.take() == [1]
 
 
 def test_what_comes_before_the_close_is_taken_and_nothing_after(clock: Clock) -> None:
-    queue = Batches[int](clock)
+    queue = CommitQueue[int](clock)
     put_all(queue, 1)
     queue.close()
     assert not queue.put(2)
@@ -98,7 +98,7 @@ def test_what_comes_before_the_close_is_taken_and_nothing_after(clock: Clock) ->
 
 
 def test_a_close_ends_every_wait(clock: Clock, taker: ThreadPoolExecutor) -> None:
-    queue = Batches[int](clock)
+    queue = CommitQueue[int](clock)
     take_after(queue, MANY, 60, clock)
     put_all(queue, 1)
     taken: Future[list[int]] = taker.submit(queue.take)
@@ -107,7 +107,7 @@ def test_a_close_ends_every_wait(clock: Clock, taker: ThreadPoolExecutor) -> Non
 
 
 def test_many_threads_lose_nothing(taker: ThreadPoolExecutor) -> None:
-    queue = Batches[int](Clock())
+    queue = CommitQueue[int](Clock())
     threads = [threading.Thread(target=put_all, args=(queue, *range(first, 400, 4))) for first in range(4)]
     taken: Future[list[int]] = taker.submit(lambda: [item for batch in iter(queue.take, []) for item in batch])
     for thread in threads:

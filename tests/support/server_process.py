@@ -58,13 +58,13 @@ class ServerProcess:
         """Return the living parents of the job's runs, which wait for its programs."""
         return parents_of_runs(self.data_dir, job_id)
 
-    def nurseries(self) -> list[int]:
+    def fork_servers(self) -> list[int]:
         """Return the process that forks the parents of the server's runs, if it is there."""
         assert self._process is not None
         return [
             process.pid
             for process in processes_of_script(Path(shim.__file__), 2)
-            if process.name == shim.NURSERY_NAME and process.parent == self._process.pid
+            if process.name == shim.FORK_SERVER_NAME and process.parent == self._process.pid
         ]
 
     def _end(self, number: signal.Signals) -> int:

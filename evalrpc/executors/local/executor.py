@@ -18,7 +18,7 @@ from evalrpc.errors import RunFailedError
 from evalrpc.executors.base import RunKey
 from evalrpc.executors.local import shim
 from evalrpc.executors.local.environment import build_environment
-from evalrpc.executors.local.fork_server import Nursery
+from evalrpc.executors.local.fork_server import ForkServer
 from evalrpc.executors.local.processes import (
     ScriptProcess,
     jobs_with_processes,
@@ -37,25 +37,25 @@ TRACES_DIR: Final = "run"
 _SURVIVOR_CHECK_SECONDS: Final = 0.02
 _KILL_SECONDS: Final = 30.0
 _START_SECONDS: Final = 30.0
-_NURSERIES: Final = 3  # how many may be killed before a run is given up
+_FORK_SERVERS: Final = 3  # how many may be killed before a run is given up
 _PARENT_SECONDS: Final = 5.0  # how long a parent may take to see that none is left
 
 
 class LocalExecutor:
     """The executor for the GPUs of this machine. `environment` is what runs inherit. May be used from several threads.
 
-    The nursery, which forks the parents of runs, is started by the first run or by `prepare`.
+    The fork server, which forks the parents of runs, is started by the first run or by `prepare`.
     """
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self._environment = environment
         self._lock = threading.Lock()
-        self._nursery: Nursery | None = None
+        self._fork_server: ForkServer | None = None
 
     def prepare(self) -> None:
-        """Start the nursery, unless it is there. Where that fails, the next run will say why."""
+        """Start the fork server, unless it is there. Where that fails, the next run will say why."""
         with suppress(OSError):
-            self._get_nursery()
+            self._get_fork_server()
 
     def make_room(self, key: RunKey, step_count: int) -> None:
         """Make the folder of a run's traces, with room for them. Raises OSError."""
@@ -68,8 +68,8 @@ class LocalExecutor:
         wake = os.eventfd(0)  # first: where no descriptor is left, nothing is started
         try:
             make_private_folder(_traces_dir(key))
-            pid, nursery = self._hand_over(key, self._order(key, command, gpus))
-            return LocalRun(key, pid, nursery, wake)
+            pid, fork_server = self._hand_over(key, self._order(key, command, gpus))
+            return LocalRun(key, pid, fork_server, wake)
         except OSError as error:
             os.close(wake)
             require_no_shortage(error)
@@ -99,11 +99,11 @@ class LocalExecutor:
         return not survivors
 
     def close(self) -> None:
-        """End the nursery; runs go on."""
+        """End the fork server; runs go on."""
         with self._lock:
-            nursery = self._nursery
-        if nursery is not None:
-            self._discard(nursery)
+            fork_server = self._fork_server
+        if fork_server is not None:
+            self._discard(fork_server)
 
     def _order(self, key: RunKey, command: Command, gpus: tuple[str, ...]) -> Mapping[str, Any]:
         return {
@@ -116,30 +116,30 @@ class LocalExecutor:
             "traces_dir": str(_traces_dir(key)),
         }
 
-    def _hand_over(self, key: RunKey, order: Mapping[str, Any]) -> tuple[int | None, Nursery | None]:
-        """Give the order to the nursery, or to a new one if it is gone. Return the parent that it has forked, unless that has
-        ended, and which nursery did, if that is still there. Raises OSError."""
-        for _ in range(_NURSERIES):
-            nursery = self._get_nursery()
+    def _hand_over(self, key: RunKey, order: Mapping[str, Any]) -> tuple[int | None, ForkServer | None]:
+        """Give the order to the fork server, or to a new one if it is gone. Return the parent that it has forked, unless
+        that has ended, and which fork server did, if that is still there. Raises OSError."""
+        for _ in range(_FORK_SERVERS):
+            fork_server = self._get_fork_server()
             try:
-                return nursery.fork(order), nursery
+                return fork_server.fork(order), fork_server
             except BrokenPipeError:  # somebody killed it
-                self._discard(nursery)
+                self._discard(fork_server)
             if _has_begun(key):  # it had carried out the order before
                 return _living_pid(key), None
         raise OSError("the process that starts runs ends by itself")
 
-    def _get_nursery(self) -> Nursery:
+    def _get_fork_server(self) -> ForkServer:
         with self._lock:
-            if self._nursery is None:
-                self._nursery = Nursery()
-            return self._nursery
+            if self._fork_server is None:
+                self._fork_server = ForkServer()
+            return self._fork_server
 
-    def _discard(self, nursery: Nursery) -> None:
+    def _discard(self, fork_server: ForkServer) -> None:
         with self._lock:
-            if self._nursery is nursery:
-                self._nursery = None
-        nursery.close()
+            if self._fork_server is fork_server:
+                self._fork_server = None
+        fork_server.close()
 
 
 def _traces_dir(key: RunKey) -> Path:
@@ -162,26 +162,26 @@ def _has_begun(key: RunKey) -> bool:
 
 
 def _about_to_begin() -> list[int]:
-    """Return processes that may yet begin a run: parents that have just been forked, and nurseries whose server has ended."""
+    """Return processes that may yet begin a run: parents just forked, and fork servers whose server has ended."""
     return [
         process.pid
         for process in processes_of_script(Path(shim.__file__), 2)
-        if process.name != shim.RUN_NAME and not _is_nursery_at_work(process)
+        if process.name != shim.RUN_NAME and not _is_fork_server_at_work(process)
     ]
 
 
-def _is_nursery_at_work(process: ScriptProcess) -> bool:
+def _is_fork_server_at_work(process: ScriptProcess) -> bool:
     server, start_time = process.arguments
     return process.parent == int(server) and _is_living(int(server), start_time)
 
 
 class LocalRun:
-    """A run on this machine. `pid` is that of its parent, and None if that has ended already; `nursery` is what forked it, and
-    None if that is unknown. `wake` is an eventfd, which is its own from then on. Raises OSError."""
+    """A run on this machine. `pid` is that of its parent, and None if that has ended already; `fork_server` is what forked it,
+    and None if that is unknown. `wake` is an eventfd, which is its own from then on. Raises OSError."""
 
-    def __init__(self, key: RunKey, pid: int | None, nursery: Nursery | None, wake: int) -> None:
+    def __init__(self, key: RunKey, pid: int | None, fork_server: ForkServer | None, wake: int) -> None:
         self._key = key
-        self._nursery = nursery
+        self._fork_server = fork_server
         self._exit_code: int | None = None
         self._parent = pid  # seen alive by this server, so its number stays taken while its session has members
         self._since_ticks = _started_ticks(pid)
@@ -274,9 +274,9 @@ class LocalRun:
 
     def _reap(self) -> int | None:
         """Let go of the parent, which has ended, and return how it did, if that can be known."""
-        if self._nursery is not None and self._parent is not None:
-            self._exit_code = self._nursery.reap(self._parent)
-            self._nursery = None
+        if self._fork_server is not None and self._parent is not None:
+            self._exit_code = self._fork_server.reap(self._parent)
+            self._fork_server = None
         return self._exit_code
 
 
@@ -288,9 +288,9 @@ def _living_pid(key: RunKey) -> int | None:
 
 
 def _is_parent(pid: int) -> bool:
-    """Tell by its name whether a process is a parent of runs; one that has just begun has the nursery's. Raises OSError."""
+    """Tell by its name whether a process is a parent of runs; one that has just begun has the fork server's. Raises OSError."""
     try:
-        return name_of(pid) in (shim.RUN_NAME, shim.NURSERY_NAME)
+        return name_of(pid) in (shim.RUN_NAME, shim.FORK_SERVER_NAME)
     except OSError as error:
         require_no_shortage(error)
         return False

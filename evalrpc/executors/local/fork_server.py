@@ -1,4 +1,4 @@
-"""The server's side of the nursery: a process that forks the parents of runs, so that none waits for an interpreter."""
+"""The server's side of the fork server: a process that forks the parents of runs, so that none waits for an interpreter."""
 
 import marshal
 import os
@@ -12,8 +12,8 @@ from typing import Any
 from evalrpc.executors.local import shim
 
 
-class Nursery:
-    """A nursery of this server. It ends with the server; what it has forked goes on. May be used from several threads.
+class ForkServer:
+    """A fork server of this server. It ends with the server; what it has forked goes on. May be used from several threads.
 
     Raises OSError if it can't be started.
     """
@@ -37,7 +37,7 @@ class Nursery:
     def fork(self, order: Mapping[str, Any]) -> int:
         """Fork the parent of a run, and return its process id, which no other process gets until it is reaped.
 
-        Raises OSError if that is impossible; BrokenPipeError if the nursery is gone, which may have forked it all the same.
+        Raises OSError if that is impossible; BrokenPipeError if the fork server is gone, which may have forked it all the same.
         """
         pid = int(self._ask(order))
         if pid < 0:
@@ -64,13 +64,13 @@ class Nursery:
         with self._lock:
             stdin, stdout = self._pipes()
             if stdin.closed:
-                raise BrokenPipeError("the nursery is closed")
+                raise BrokenPipeError("the fork server is closed")
             try:
                 marshal.dump(message, stdin)
                 stdin.flush()
                 return marshal.load(stdout)  # noqa: S302 - from a program of ours
             except EOFError as error:
-                raise BrokenPipeError("the nursery was killed") from error
+                raise BrokenPipeError("the fork server was killed") from error
 
     def _pipes(self) -> tuple[Any, Any]:
         return self._process.stdin, self._process.stdout

@@ -64,22 +64,22 @@ class GpuGuard:
         self._memory = memory
         self._clock = clock
         self._used_before: dict[str, int] = {}
-        self._set_aside: dict[str, str] = {}
+        self._quarantined: dict[str, str] = {}
         self._unended: list[_Unended] = []
         self._lock = threading.Lock()
 
-    def take(self, gpus: Iterable[str]) -> dict[str, int]:
-        """Note what is in use before a run takes the GPUs, and return it in bytes, for `take_up`."""
+    def acquire(self, gpus: Iterable[str]) -> dict[str, int]:
+        """Note what is in use before a run takes the GPUs, and return it in bytes, for `restore`."""
         used = {gpu: used_bytes for gpu in gpus if (used_bytes := self._memory.used_bytes(gpu)) is not None}
-        self.take_up(used)
+        self.restore(used)
         return used
 
-    def take_up(self, used_before: Mapping[str, int]) -> None:
+    def restore(self, used_before: Mapping[str, int]) -> None:
         """Note what was in use before a run of an earlier server took its GPUs."""
         with self._lock:
             self._used_before.update(used_before)
 
-    def give_back(self, gpus: Iterable[str], give_up: threading.Event) -> None:
+    def release(self, gpus: Iterable[str], give_up: threading.Event) -> None:
         """Wait until the memory that a run held is free, and set a GPU aside where it does not become so."""
         deadline = self._clock.monotonic() + RELEASE_SECONDS
         for gpu in gpus:
@@ -88,9 +88,9 @@ class GpuGuard:
                     return
             if problem:
                 with self._lock:
-                    self._set_aside[gpu] = problem
+                    self._quarantined[gpu] = problem
 
-    def condemn(self, gpus: Iterable[str], reason: str, is_gone: Callable[[], bool]) -> None:
+    def quarantine(self, gpus: Iterable[str], reason: str, is_gone: Callable[[], bool]) -> None:
         """Set GPUs aside because a process that could not be ended may still use them, until `is_gone` says that none is left.
 
         `is_gone` is asked now and then, on the thread that calls `recheck`. An OSError of it means that this can't be told yet.
@@ -98,31 +98,31 @@ class GpuGuard:
         with self._lock:
             self._unended.append(_Unended(tuple(gpus), reason, is_gone))
 
-    def has_suspects(self) -> bool:
+    def has_quarantined(self) -> bool:
         """Tell whether there is something that `recheck` would look at."""
         with self._lock:
-            return bool(self._set_aside or self._unended)
+            return bool(self._quarantined or self._unended)
 
     def recheck(self) -> bool:
         """Look again at the GPUs that are set aside; tell whether one is good again."""
         with self._lock:
-            suspects, unended = list(self._set_aside), list(self._unended)
+            suspects, unended = list(self._quarantined), list(self._unended)
         recovered = [gpu for gpu in suspects if not self._problem(gpu)]
         gone = [run for run in unended if _is_gone(run)]
         problems = {gpu: self._problem(gpu) for run in gone for gpu in run.gpus}
         with self._lock:
             for gpu in recovered:
-                del self._set_aside[gpu]
+                del self._quarantined[gpu]
             for run in gone:
                 self._unended.remove(run)
                 # What its processes held may take the driver some time yet.
-                self._set_aside |= {gpu: problem for gpu in run.gpus if (problem := problems.get(gpu))}
+                self._quarantined |= {gpu: problem for gpu in run.gpus if (problem := problems.get(gpu))}
         return bool(recovered or gone)
 
-    def set_aside(self) -> dict[str, str]:
+    def quarantined(self) -> dict[str, str]:
         """Return the GPUs that must not be used, each with the reason."""
         with self._lock:
-            return self._set_aside | {gpu: run.reason for run in self._unended for gpu in run.gpus}
+            return self._quarantined | {gpu: run.reason for run in self._unended for gpu in run.gpus}
 
     def _problem(self, gpu: str) -> str:
         with self._lock:

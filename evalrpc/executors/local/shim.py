@@ -1,5 +1,5 @@
 # ruff: noqa: PTH104, PTH118, PTH123 - it is run by a bare interpreter, without pathlib
-"""The parents of runs, and the nursery, which forks one for each order of the server.
+"""The parents of runs, and the fork server, which forks one for each order of the server.
 
 A parent starts the programs of its run one after the other, waits for each, and writes down how it ended. It outlives the
 server, so a server that comes back still learns the outcome. It is forked, since that takes a fraction of a millisecond, and an
@@ -7,8 +7,8 @@ interpreter ten to start; and not by the server, whose threads and gRPC would no
 
     python -I -S parent.py PID START_TIME
 
-is the nursery of the server that PID and START_TIME name, and ends when that has ended. Both talk in Python's own marshal
-format: they are of one installation, and a value tells where it ends. The nursery takes
+is the fork server of the server that PID and START_TIME name, and ends when that has ended. Both talk in Python's own marshal
+format: they are of one installation, and a value tells where it ends. The fork server takes
 
     an order     a dict with `steps` (programs with their arguments), `files` (to be written first, by path), `env`, `cwd`,
                  `umask` (of the programs), `log` (of all output) and `traces_dir`. It answers with the process id of the
@@ -38,7 +38,7 @@ from typing import Any
 PID_FILE = "pid"
 EXIT_FILE = "exit"
 NONE_LEFT = "none left"
-NURSERY_NAME = "evalrpc-nursery"
+FORK_SERVER_NAME = "evalrpc-fork"
 RUN_NAME = "evalrpc-run"
 
 KILL_REQUEST = signal.SIGUSR1
@@ -55,7 +55,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 def main() -> None:
     """Fork a parent for each order, until there is no server any more."""
-    set_name(NURSERY_NAME)
+    set_name(FORK_SERVER_NAME)
     os.umask(_PRIVATE_UMASK)
     asked: list[int] = []
     # They are for the parents, which let them through. A handler, unlike SIG_IGN, is not passed on to a program.

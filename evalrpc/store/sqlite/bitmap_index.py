@@ -39,7 +39,7 @@ class Condition(NamedTuple):
     """Of which one suffices."""
 
 
-class JobSets:
+class BitmapIndex:
     """The sets that were used last, up to a number of bytes. The lock is held for a few lines only."""
 
     def __init__(self, max_bytes: int) -> None:
@@ -48,7 +48,7 @@ class JobSets:
         self._sets: OrderedDict[tuple[str, Value, int], int] = OrderedDict()
         self._lock = threading.Lock()
 
-    def meeting(
+    def intersect(
         self, connection: sqlite3.Connection, conditions: Sequence[Condition], oldest: int, newest: int
     ) -> Iterator[int]:
         """Yield the sequences from `newest` down to `oldest` that meet all conditions; among them may be some that don't any

@@ -12,8 +12,8 @@ ORDER BY status = ?2 DESC, sequence DESC
 """
 
 
-def find_twin(connection: sqlite3.Connection, cache_key: bytes) -> ListedJob | None:
-    """See Store.find_twin."""
+def find_identical(connection: sqlite3.Connection, cache_key: bytes) -> ListedJob | None:
+    """See Store.find_identical."""
     statuses = (pb.JOB_STATUS_COMPLETED, pb.JOB_STATUS_QUEUED, pb.JOB_STATUS_RUNNING)
     for row in connection.execute(_TWINS, (cache_key, *statuses)):
         job = StoredJob(*row).parse()
@@ -23,7 +23,7 @@ def find_twin(connection: sqlite3.Connection, cache_key: bytes) -> ListedJob | N
     return None
 
 
-def add_twin(connection: sqlite3.Connection, submission: Submission, sequence: int) -> None:
+def add_cache_key(connection: sqlite3.Connection, submission: Submission, sequence: int) -> None:
     """Note the key of a new job."""
     connection.execute("INSERT INTO twins VALUES (?, ?)", (submission.cache_key, sequence))
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from typing import Final, NamedTuple
 
-from evalrpc.store.sqlite.bitmap_index import STATUS_ROWS, Condition, JobSets
+from evalrpc.store.sqlite.bitmap_index import STATUS_ROWS, BitmapIndex, Condition
 from evalrpc.v1.evaluation_service_pb2 import JobFilter
 
 _END: Final = 2**63 - 1
@@ -52,13 +52,13 @@ class _Bounds(NamedTuple):
 
 
 def find_jobs(
-    connection: sqlite3.Connection, sets: JobSets, job_filter: JobFilter, before_sequence: int | None, limit: int
+    connection: sqlite3.Connection, bitmaps: BitmapIndex, job_filter: JobFilter, before_sequence: int | None, limit: int
 ) -> list[tuple[int, bytes]]:
     """Return the newest jobs that the filter takes, each with its sequence. To be called within one transaction."""
     conditions = list(_conditions(job_filter))
     bounds = _bounds(connection, job_filter, before_sequence)
     jobs, newest = _walk(connection, conditions, bounds, limit)
-    sequences = sets.meeting(connection, conditions, bounds.oldest, newest)
+    sequences = bitmaps.intersect(connection, conditions, bounds.oldest, newest)
     times_and_statuses = (bounds.after_ns, bounds.before_ns, not job_filter.statuses, json.dumps(list(job_filter.statuses)))
     while len(jobs) < limit and (some := list(islice(sequences, limit))):
         jobs += connection.execute(_ROWS, (json.dumps(some), *times_and_statuses, limit - len(jobs))).fetchall()

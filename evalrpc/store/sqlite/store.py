@@ -40,9 +40,9 @@ from evalrpc.store.base import (
     parse_job,
 )
 from evalrpc.store.cache import JobCache
-from evalrpc.store.group_commit import Batches
+from evalrpc.store.group_commit import CommitQueue
 from evalrpc.store.sqlite import deduplication
-from evalrpc.store.sqlite.bitmap_index import JobSets
+from evalrpc.store.sqlite.bitmap_index import BitmapIndex
 from evalrpc.store.sqlite.filters import find_jobs
 from evalrpc.store.sqlite.lock import lock_data_dir
 from evalrpc.store.sqlite.opening import open_database
@@ -73,11 +73,11 @@ class SqliteStore:
         self._lock_file = lock_data_dir(data_dir)
         self._listeners: list[Listener] = []
         self._cache = JobCache(_CACHE_BYTES)
-        self._sets = JobSets(_SETS_BYTES)
+        self._sets = BitmapIndex(_SETS_BYTES)
         self._local = threading.local()
         self._readers: list[sqlite3.Connection] = []
         self._readers_lock = threading.Lock()
-        self._operations: Batches[tuple[_Operation, Future[Any]]] = Batches(clock)
+        self._operations: CommitQueue[tuple[_Operation, Future[Any]]] = CommitQueue(clock)
         self._closed = False
         with ExitStack() as stack:
             stack.callback(self._lock_file.close)  # whoever can't open the database must not keep it locked
@@ -251,10 +251,10 @@ class SqliteStore:
             rows = find_jobs(connection, self._sets, job_filter, before_sequence, limit)
         return [ListedJob(sequence, parse_job(job)) for sequence, job in rows]
 
-    def find_twin(self, cache_key: bytes) -> pb.JobInfo | None:
+    def find_identical(self, cache_key: bytes) -> pb.JobInfo | None:
         """Return a job of an identical evaluation."""
         with self._reading() as connection:
-            twin = deduplication.find_twin(connection, cache_key)
+            twin = deduplication.find_identical(connection, cache_key)
         return twin.job if twin else None
 
     def queued_rows(self) -> list[QueuedRow]:

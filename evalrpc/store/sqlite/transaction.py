@@ -150,7 +150,7 @@ class Transaction:
         if not submission.cache_key:
             return None
         self.flush()
-        twin = deduplication.find_twin(self.connection, submission.cache_key)
+        twin = deduplication.find_identical(self.connection, submission.cache_key)
         if twin is None:
             return None
         if submission.request_id:
@@ -179,7 +179,7 @@ class Transaction:
         if submission.request_id:
             self._requests[submission.request_id] = (submission.fingerprint, job.job_id, False)
         if submission.cache_key:
-            deduplication.add_twin(self.connection, submission, sequence)
+            deduplication.add_cache_key(self.connection, submission, sequence)
         self._note(Change(job, sequence, pb.JOB_STATUS_UNSPECIFIED, event), serialized)
 
     def _load(self, job_id: str) -> StoredJob:
