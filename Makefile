@@ -1,6 +1,6 @@
-# Everything one does with this repository. `make` alone lists it.
+# All tasks of this repository. `make` alone lists them.
 
-# The interpreter that the environments are made with, 3.11 or newer. Empty: the first that fits.
+# The interpreter for the environments, 3.11 or newer. Empty: the first suitable one.
 PYTHON ?=
 # More arguments for pytest, such as ARGS="-k watch", or for the benchmarks, such as ARGS="--scale small".
 ARGS ?=
@@ -22,7 +22,7 @@ BASELINE := protos/v1.baseline.binpb
 .DELETE_ON_ERROR:
 .PHONY: help setup envs envs-more envs-peer demo test test-all test-fast campaign bench check format proto baseline clean
 
-help: ## List what there is
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(SERVER_READY) ## Set up the server and its tools in .venv
@@ -31,12 +31,12 @@ envs: $(LMMS_READY) ## Set up lmms-eval in .envs/lmms
 
 envs-more: $(LM_EVAL_READY) $(INSPECT_READY) ## Set up lm-eval and inspect-ai in .envs too
 
-envs-peer: $(PEER_READY) ## Set up lmms-eval's own HTTP server in .envs/peer, for `make bench` to compare with
+envs-peer: $(PEER_READY) ## Set up lmms-eval's own HTTP server in .envs/peer, as a peer for `make bench`
 
-demo: setup envs $(TINY_LLAVA) ## Run a real evaluation on a server of its own, and watch it
+demo: setup envs $(TINY_LLAVA) ## Start a server, run a real evaluation on it, and watch it
 	@$(SERVER)/bin/python demo/demo.py
 
-# What the tests of real parts use. Where a variable is not set, these tests are skipped, with a word.
+# What the tests with real harnesses use. Tests whose variable is not set are skipped, with a message.
 LMMS_PARTS = EVALRPC_TEST_LMMS_PYTHON=$(CURDIR)/$(LMMS)/bin/python EVALRPC_TEST_TINY_LLAVA=$(CURDIR)/$(TINY_LLAVA)
 MORE_PARTS = EVALRPC_TEST_LM_EVAL_PYTHON=$(CURDIR)/$(LM_EVAL)/bin/python \
 	EVALRPC_TEST_INSPECT_PYTHON=$(CURDIR)/$(INSPECT)/bin/python
@@ -50,14 +50,14 @@ test-all: setup envs envs-more $(TINY_LLAVA) ## Run all tests, with every harnes
 test-fast: setup ## Run the tests that are not slow, without lmms-eval
 	$(SERVER)/bin/python -m pytest -m "not slow" $(ARGS)
 
-# How many kills the campaign has, and what its dice are thrown from.
+# The number of kills in the campaign, and the seed of its random choices.
 KILLS ?= 200
 SEED ?= 1
 
 campaign: setup ## Kill servers and harnesses at random under load, and count what was lost
 	PYTHONPATH=tests:tests/support $(SERVER)/bin/python -m campaigns.kills --kills $(KILLS) --seed $(SEED)
 
-bench: setup envs-peer ## Measure speed beside its limit and the peer, in the same run; ARGS="--scale small" takes minutes
+bench: setup envs-peer ## Measure speed against its limit and the peer, in the same run; ARGS="--scale small" takes minutes
 	$(SERVER)/bin/python -m benchmarks $(ARGS)
 
 check: setup ## Check format, lint, types, imports, stubs and schema
@@ -70,18 +70,18 @@ check: setup ## Check format, lint, types, imports, stubs and schema
 	$(SERVER)/bin/buf lint
 	$(SERVER)/bin/buf breaking --against $(BASELINE)
 
-format: setup ## Format the code, and mend what lint can mend
+format: setup ## Format the code, and fix what lint can fix
 	$(SERVER)/bin/ruff check --fix
 	$(SERVER)/bin/ruff format
 
 proto: setup ## Generate evalrpc/v1 from protos/
 	scripts/generate-stubs .
 
-# `make check` refuses a schema that breaks clients of the baseline. So this is done once per release, and never to silence it.
-baseline: setup ## Take the schema as it is for the one last released
+# `make check` rejects a schema that breaks clients of the baseline. Run this once per release, and never to silence the check.
+baseline: setup ## Record the current schema as the last released one
 	$(SERVER)/bin/buf build --exclude-source-info --output $(BASELINE)
 
-clean: ## Remove the environments, and all that was generated beside the source
+clean: ## Remove the environments and all other untracked output
 	rm -rf $(SERVER) .envs .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -112,6 +112,6 @@ $(LMMS_READY): scripts/requirements-torch.txt $(wildcard scripts/requirements-lm
 	@scripts/install-lmms $(LMMS)
 	@touch $@
 
-# The folder appears whole or not at all, so that its name is enough.
+# The folder is created atomically, so its existence is enough.
 $(TINY_LLAVA): demo/make_tiny_llava.py | $(LMMS_READY)
 	$(LMMS)/bin/python demo/make_tiny_llava.py $@

@@ -1,6 +1,6 @@
 """`python -m benchmarks`."""
 
-if __name__ == "__main__":  # the processes that make the load import this module too, and need nothing of it
+if __name__ == "__main__":  # the load processes import this module too, and need nothing of it
     from benchmarks.command_line import main
 
     main()

@@ -1,4 +1,4 @@
-"""Single calls: GetJob, SubmitJob, GetQueue, ListJobs, each as fast as the store and the queue let it be."""
+"""Throughput and latency of single calls: GetJob, SubmitJob, GetQueue, ListJobs."""
 
 import os
 import statistics
@@ -23,7 +23,7 @@ _FSYNCS = 100
 
 
 class Load(NamedTuple):
-    """What is asked of a server, and how often."""
+    """The calls to make on one server, and how many."""
 
     server: Server
     requests: Sequence[AnyRequest]
@@ -36,7 +36,7 @@ class Load(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """What a load of calls on one server came to."""
+    """The measurements of a load of calls on one server."""
 
     per_second: float
     p50: float
@@ -44,7 +44,7 @@ class Measured:
     server_cpu: float
     """Processor seconds of the server per call."""
     client_share: float
-    """How much of a processor the busiest client process took: below 1, or the client is the limit."""
+    """The share of a processor that the busiest client process used. Near 1, the client is the limit."""
 
 
 def measure(server: Server, requests: Sequence[AnyRequest], count: int, in_flight: int, clients: int = 1) -> Measured:
@@ -149,7 +149,7 @@ def _submit_alone(scale: Scale, ours: Server, bare: Server, folder: Path) -> Row
 
 
 def _fsync_seconds(folder: Path) -> float:
-    """Return the median time to append a page to a file and see it on the disk."""
+    """Return the median time to append a page to a file and sync it to disk."""
     times = []
     with (folder / "fsync").open("wb", buffering=0) as file:
         for _ in range(_FSYNCS):

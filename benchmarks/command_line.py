@@ -44,7 +44,7 @@ COMPARISONS: Final[Mapping[str, Callable[[Scale], Iterator[report.Row]]]] = {
 
 
 def main() -> None:
-    """Run the comparisons that are named, or all; print one table, and write it as JSON and Markdown."""
+    """Run the named comparisons, or all; print one table, and write it as JSON and Markdown."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that nothing is left running
     options = _options()
     scale = _scale(options)
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def _missing(name: str) -> str:
-    """Say what a comparison needs and does not find; empty: nothing."""
+    """Return what a comparison needs and can't find; empty: nothing."""
     if name.startswith("peer-") and not PEER_PYTHON.exists():
         return "the peer is not installed: `make envs-peer` installs it"
     if name == "load-client" and not crosscheck.is_installed():

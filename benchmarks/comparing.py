@@ -1,4 +1,4 @@
-"""What a comparison is worth and what it costs: how often it cries wolf, how often it sees one, and how long it takes."""
+"""The quality and cost of a comparison: its false alarms, its power, and the time it takes."""
 
 import json
 import sys
@@ -30,7 +30,7 @@ GAIN: Final = 0.04
 _TESTS: Final = {"acc": "0 or 1, McNemar", "score": "0 to 1, bootstrap"}
 _CLAIMS: Final = (Verdict.VERDICT_BETTER, Verdict.VERDICT_WORSE)
 
-# It leaves as many samples as its model's name says, of 1 KB each.
+# Writes as many samples as its model's name says, of 1 KB each.
 _PROGRAM: Final = """\
 import json, random, sys
 from pathlib import Path
@@ -48,7 +48,7 @@ with (folder / "20260101_000000_samples_t.jsonl").open("w") as file:
 
 
 def verdicts(scale: Scale) -> Iterator[Row]:
-    """Verdicts on pairs of models of which it is known whether they differ, by the files that two runs of them leave."""
+    """Verdicts on pairs of models that are known to differ or not, from the files that two runs of them leave."""
     pairs = PAIRS if scale.name == "full" else PAIRS // 10
     note = f"{pairs} pairs, {SAMPLES} samples each; yardstick: alpha; aim: that and three standard errors"
     bound = ALPHA + 3 * (ALPHA * (1 - ALPHA) / pairs) ** 0.5
@@ -64,7 +64,7 @@ def verdicts(scale: Scale) -> Iterator[Row]:
 
 
 def time_taken(scale: Scale) -> Iterator[Row]:
-    """A CompareJobs of two metrics, beside a loop that only decodes the lines of the same files; and what stays in memory."""
+    """CompareJobs of two metrics, against a loop that only decodes the lines of the same files; and the memory it keeps."""
     with _server() as server, EvalClient(server.address, timeout_seconds=600) as client:
         before = server.memory()
         for count in (1000, 100_000):
@@ -90,7 +90,7 @@ def _claimed(pairs: int, gain: float, *, with_samples: bool = True) -> dict[str,
     call = CompareJobsRequest(alpha=ALPHA)
     with workplace() as folder:
         for _ in range(pairs):
-            ability = dice.beta(1.5, 1.0, size=SAMPLES)  # of both models, by sample: some are hard for both
+            ability = dice.beta(1.5, 1.0, size=SAMPLES)  # of both models, per sample: some are hard for both
             jobs = [_job(folder / name, dice, np.clip(ability + more, 0, 1)) for name, more in (("a", 0.0), ("b", gain))]
             if not with_samples:
                 for job in jobs:
@@ -101,7 +101,7 @@ def _claimed(pairs: int, gain: float, *, with_samples: bool = True) -> dict[str,
 
 
 def _job(folder: Path, dice: np.random.Generator, ability: Any) -> JobInfo:
-    """Let a model of this ability answer once, and return the job that its files make."""
+    """Simulate one run of a model with this ability, write its files, and return the job with its results."""
     scores = {"acc": dice.binomial(1, ability), "score": np.clip(dice.normal(ability, 0.3), 0, 1)}
     row = {f"{name},none": values.mean() for name, values in scores.items()}
     row |= {f"{name}_stderr,none": values.std(ddof=1) / SAMPLES**0.5 for name, values in scores.items()}

@@ -1,4 +1,4 @@
-"""Is the load client itself in the way? The same calls made by h2load, which is native, against the same bare server."""
+"""Is the load client the bottleneck? The same calls made by h2load, a native client, against the same bare server."""
 
 import re
 import shutil
@@ -15,7 +15,7 @@ from benchmarks.scale import Scale
 
 
 def is_installed() -> bool:
-    """Tell whether h2load is there. Debian has it in `nghttp2-client`."""
+    """Return whether h2load is installed. Debian has it in `nghttp2-client`."""
     return shutil.which("h2load") is not None
 
 

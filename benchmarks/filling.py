@@ -1,4 +1,4 @@
-"""Fills a store before a server starts on it, by the store's own transactions, which wait for no disk here."""
+"""Fills a store before a server starts on it, with the store's own transactions, which don't wait for the disk here."""
 
 import sqlite3
 from collections import Counter
@@ -76,7 +76,7 @@ def _batches(count: int) -> Iterator[list[pb.JobInfo]]:
 
 
 def _job(number: int) -> pb.JobInfo:
-    """One in ten jobs has the same model and task; all have the label `team`, one in ten with the value `red`."""
+    """Return a job: one in ten has the same model and task; all have the label `team`, one in ten with the value `red`."""
     kind = number % _MODELS
     return messages.new_job(f"model_{kind}", f"task_{kind}", "blue" if kind else "red")
 

@@ -1,6 +1,6 @@
-"""As much of HTTP/1.1 as a load client needs: the counterpart of `http2` for the peer, as lean, and driven by the same loop.
+"""The part of HTTP/1.1 that a load client needs: the equally lean counterpart of `http2` for the peer, driven by the same loop.
 
-A connection carries one request at a time, as those of real clients do, so there are as many as requests are in flight.
+As in real clients, a connection carries one request at a time, so there is one connection per request in flight.
 """
 
 import select
@@ -25,7 +25,7 @@ class Request:
     message: bytes = b""
 
     def connect(self, address: str, in_flight: int) -> "Connections":
-        """Return what can make requests like this one, so many at a time."""
+        """Return connections that can make requests like this one, `in_flight` at a time."""
         return Connections(address, in_flight)
 
     @cached_property
@@ -38,7 +38,7 @@ class Request:
 
 
 class Connections:
-    """Connections to a server, with one request in flight on each. A stream is the number of a request."""
+    """Connections to a server, with one request in flight on each. A stream number is that of a request."""
 
     def __init__(self, address: str, count: int) -> None:
         host, _, port = address.rpartition(":")
@@ -64,10 +64,10 @@ class Connections:
         return self._last_stream
 
     def flush(self) -> None:
-        """Do nothing: what is called is sent."""
+        """Do nothing: `call` has already sent its request."""
 
     def receive(self) -> list[Piece]:
-        """Wait for bytes and return the answers that are complete. Raises ConnectionError when the server hangs up."""
+        """Wait for bytes and return the answers that are complete. Raises ConnectionError if the server closes a connection."""
         pieces = []
         for descriptor, _ in self._poll.poll():
             received = self._sockets[descriptor].recv(_RECEIVE_BYTES)
@@ -82,7 +82,7 @@ class Connections:
         return pieces
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connections."""
         for connection in self._sockets.values():
             connection.close()
         self._poll.close()
@@ -98,6 +98,6 @@ def _is_complete(answer: bytes) -> bool:
 
 
 def _body(answer: bytes) -> memoryview:
-    """Return the body of an answer that says OK, and nothing of another, so that it counts as failed."""
+    """Return the body of a 200 answer; empty for any other, so that it counts as failed."""
     begin = answer.index(_HEAD_END) + len(_HEAD_END) if answer.startswith(b"HTTP/1.1 200 ") else len(answer)
     return memoryview(answer)[begin:]

@@ -1,10 +1,10 @@
-"""As much of HTTP/2 as a load client needs, and no more.
+"""The part of HTTP/2 that a load client needs, and no more.
 
-A client made with a gRPC library costs about as much per call as the server that it measures, so on a small machine it would
-measure itself. This one sends frames made beforehand and only counts what comes back, at some microseconds per call. What it
-sends is ordinary gRPC: a HEADERS frame, a DATA frame with one message, a window as large as real clients grow theirs to.
+A client built on a gRPC library costs about as much per call as the server, so on a small machine it would measure itself. This
+one sends precomputed frames and only counts what comes back, at a few microseconds per call. Its traffic is ordinary gRPC: a
+HEADERS frame, a DATA frame with one message, and a window as large as real clients grow theirs to.
 
-It does not heed the server's windows, since a load keeps only some kilobytes of requests under way.
+It ignores the server's flow-control windows, since a load keeps only a few kilobytes of requests in flight.
 """
 
 import socket
@@ -28,7 +28,7 @@ _INITIAL_WINDOW_SIZE, _MAX_FRAME_SIZE = 4, 5
 
 
 class Piece(NamedTuple):
-    """Something that came on a stream: bytes of messages, its end, or both."""
+    """What arrived on a stream: bytes of messages, its end, or both."""
 
     stream: int
     data: memoryview
@@ -43,7 +43,7 @@ class Request:
     message: bytes
 
     def connect(self, address: str, _in_flight: int) -> "Connection":
-        """Return what can make calls like this one: any number at a time."""
+        """Return a connection that can make any number of calls like this one at a time."""
         return Connection(address)
 
     def frames(self, stream: int) -> bytes:
@@ -54,12 +54,12 @@ class Request:
 
     @property
     def body(self) -> bytes:
-        """The message as gRPC frames it: neither compressed nor longer than said."""
+        """The message with gRPC's prefix: a zero for no compression, then its length."""
         return b"\0" + len(self.message).to_bytes(4) + self.message
 
     @cached_property
     def _parts(self) -> tuple[bytes, bytes, bytes]:
-        """What stands before, between and after the two places that name the stream."""
+        """The bytes before, between and after the two stream ids."""
         headers = _frame(_HEADERS, _END_HEADERS, 0, self._headers())
         data = _frame(_DATA, _END_STREAM, 0, self.body)
         return headers[:5], headers[9:] + data[:5], data[9:]
@@ -108,13 +108,13 @@ class Connection:
         self._outgoing.append(_frame(_RST_STREAM, 0, stream, _CANCEL.to_bytes(4)))
 
     def flush(self) -> None:
-        """Send what is to be sent."""
+        """Send all pending frames."""
         if self._outgoing:
             self.socket.sendall(b"".join(self._outgoing))
             self._outgoing.clear()
 
     def receive(self) -> list[Piece]:
-        """Wait for bytes and return what they hold. Raises ConnectionError when the server hangs up."""
+        """Wait for bytes and return the pieces in them. Raises ConnectionError if the server closes the connection."""
         received = self.socket.recv(_RECEIVE_BYTES)
         if not received:
             raise ConnectionError("the server closed the connection")
@@ -142,7 +142,7 @@ class Connection:
         self._rest = buffer[start:]
 
     def _answer(self, kind: int, flags: int, payload: bytes) -> None:
-        """Give the connection's own frames their due."""
+        """Handle a frame of the connection itself. Raises ConnectionError for a GOAWAY."""
         if kind == _GOAWAY:
             raise ConnectionError(f"the server hung up: {payload[8:].decode(errors='replace')}")
         if kind == _PING and not flags & _ACK:
@@ -151,7 +151,7 @@ class Connection:
             self._outgoing.append(_frame(_SETTINGS, _ACK, 0, b""))
 
     def _credit(self, stream: int, size: int) -> None:
-        """Let the server send on, once a quarter of a window is used up."""
+        """Extend the server's window once a quarter of it is used up."""
         for number in (0, stream):
             owed = self._owed.get(number, 0) + size
             if owed > WINDOW // 4:
@@ -173,5 +173,5 @@ def _setting(name: int, value: int) -> bytes:
 
 
 def _text(text: bytes) -> bytes:
-    """Return a string of less than 127 bytes as HPACK has it."""
+    """Encode a string of less than 127 bytes for HPACK."""
     return len(text).to_bytes(1) + text

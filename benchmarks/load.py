@@ -1,6 +1,7 @@
-"""The load client: each function here runs in a process of its own, apart from the server and from the others.
+"""The load client: functions that run in separate processes, apart from the server and from each other.
 
-A function gets a `Link` first. What must begin at the same time in several of them stands behind `link.meet()`.
+A function gets a `Link` as its first argument. `link.meet()` is the barrier for work that must begin at the same time in
+several of them.
 """
 
 import resource
@@ -25,7 +26,7 @@ _HANG_SECONDS = 3600.0
 
 @dataclass
 class Calls:
-    """What a load of single calls came to. Times are of the monotonic clock, which all processes share."""
+    """The measurements of a load of single calls. Times are of the monotonic clock, which all processes share."""
 
     begin: float
     end: float
@@ -33,23 +34,23 @@ class Calls:
     """Seconds from the sending to the end of the answer, in order of the answers."""
     failures: int
     cpu_seconds: float
-    """What the client itself took."""
+    """Processor time of the client itself."""
 
 
 @dataclass
 class Link:
-    """A process's connection to the one that started it."""
+    """A load process's connection to the process that started it."""
 
     pipe: Pipe
 
     def meet(self) -> None:
-        """Say that all is ready, and wait for the sign to go on."""
+        """Report that this process is ready, and wait for the signal to go on."""
         self.pipe.send("ready")
         self.pipe.recv()
 
 
 class Task:
-    """A function of this module at work in a process of its own."""
+    """A function of this module running in a separate process."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self._pipe, theirs = _SPAWN.Pipe()
@@ -58,19 +59,19 @@ class Task:
         theirs.close()
 
     def wait_ready(self) -> None:
-        """Wait until the function meets."""
+        """Wait until the function has called `meet`."""
         self._receive()
 
     def go(self) -> None:
-        """Let a function that met go on."""
+        """Release the function from `meet`."""
         self._pipe.send("go")
 
     def result(self) -> Any:
-        """Wait for what the function returns. Raises RuntimeError with its traceback if it failed."""
+        """Wait for the function's return value. Raises RuntimeError with the error's type and message if it failed."""
         return self._receive()
 
     def end(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process, whatever it is doing."""
         self._process.kill()
         self._process.join()
         self._pipe.close()
@@ -98,20 +99,20 @@ def tasks(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) ->
 
 
 def go(started: Sequence[Task]) -> list[Any]:
-    """Let all go on at once, and return the next thing that each has to say."""
+    """Release all tasks at once, and return the next message of each."""
     for task in started:
         task.go()
     return [task.result() for task in started]
 
 
 def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a function that meets once in a process of its own, and return its result."""
+    """Run a function that calls `meet` once in a separate process, and return its result."""
     with tasks(function, [arguments]) as started:
         return go(started)[0]
 
 
 def call(link: Link, address: str, requests: Sequence[AnyRequest], count: int, in_flight: int, warm_up: int = 0) -> Calls:
-    """Make `count` calls, the requests in turn, always `in_flight` at the same time."""
+    """Make `count` calls, cycling through the requests, always with `in_flight` at the same time."""
     connection = requests[0].connect(address, in_flight)
     _closed_loop(connection, requests, warm_up, in_flight)
     link.meet()
@@ -131,8 +132,8 @@ def call_now(address: str, request: AnyRequest) -> float:
 
 
 def watch(link: Link, address: str, requests: Sequence[Request], connections: int, messages: int) -> float:
-    """Open one watcher per request, spread over connections, meet when each has its first message, and return the time when
-    the last one has got `messages` more."""
+    """Open one watcher per request, spread over connections, meet when each has its first message, and return the time when the
+    last one has received `messages` more."""
     watchers = Watchers([Connection(address) for _ in range(connections)])
     try:
         watchers.open(requests)
@@ -168,7 +169,7 @@ def open_and_drop(link: Link, address: str, request: Request, count: int, at_onc
 
 
 def never_read(link: Link, address: str, request: Request, count: int) -> None:
-    """Open watchers, each on a connection of its own with the smallest usual window, and never read what comes."""
+    """Open watchers, each on a separate connection with the smallest usual window, and never read from them."""
     connections = [Connection(address, window=65_535) for _ in range(count)]
     for connection in connections:
         connection.call(request)
@@ -199,7 +200,7 @@ def read_bytes(link: Link, address: str, request: Request, size: int) -> float:
 
 @dataclass
 class Watchers:
-    """Open streams over several connections, with the number of messages that each has got."""
+    """Open streams over several connections, with the number of messages that each has received."""
 
     connections: list[Connection]
     counts: dict[tuple[Connection, int], int] = field(default_factory=dict)
@@ -210,7 +211,7 @@ class Watchers:
             self._selector.register(connection, selectors.EVENT_READ)
 
     def open(self, requests: Sequence[Request]) -> None:
-        """Open one stream per request, the connections in turn."""
+        """Open one stream per request, cycling through the connections."""
         for index, request in enumerate(requests):
             connection = self.connections[index % len(self.connections)]
             self.counts[connection, connection.call(request)] = 0
@@ -218,7 +219,7 @@ class Watchers:
             connection.flush()
 
     def wait_messages(self, wanted: int) -> float:
-        """Wait until each stream has got so many messages, and return the time when the last one did."""
+        """Wait until each stream has received `wanted` messages, and return the time when the last one did."""
         left = sum(1 for count in self.counts.values() if count < wanted)
         while left:
             ready = self._selector.select(_QUIET_SECONDS)
@@ -228,13 +229,13 @@ class Watchers:
         return time.monotonic()
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connections."""
         for connection in self.connections:
             connection.close()
         self._selector.close()
 
     def _take(self, connection: Any, wanted: int) -> int:
-        """Count what came on a connection; return for how many streams that was the message waited for."""
+        """Count the messages that arrived on a connection; return how many streams have reached the wanted number with them."""
         complete = 0
         for piece in connection.receive():
             if piece.data:
@@ -293,7 +294,7 @@ def _wait_for_data(connection: Connection) -> None:
 
 
 def _messages(data: memoryview) -> int:
-    """Count the messages in a piece; those that are watched for are never cut in two."""
+    """Count the messages in a piece. Those that watchers wait for are never split across pieces."""
     count = position = 0
     while position < len(data):
         position += 5 + int.from_bytes(data[position + 1 : position + 5])

@@ -1,4 +1,4 @@
-"""The messages that the benchmarks send, and those that the yardstick answers with: the same sizes on both sides."""
+"""The requests of the benchmarks, and the answers of the yardstick, which are as large as the server's."""
 
 import uuid
 from typing import Final
@@ -8,7 +8,7 @@ from evalrpc.v1 import evaluation_service_pb2 as calls
 from evalrpc.v1 import job_pb2 as pb
 
 HARNESS: Final = "hold"
-"""The harness of the benchmarks' own servers: its runs hold their GPU until the benchmark is over."""
+"""The harness of the measured servers. Its runs hold their GPU until the benchmark is over."""
 
 LABEL: Final = "team"
 
@@ -16,7 +16,7 @@ _SERVICE: Final = "/evalrpc.v1.EvaluationService/"
 
 
 def evaluate_request(harness: str = HARNESS, model: str = "llava_hf", task: str = "mme") -> pb.EvaluateRequest:
-    """Return a request as people send them."""
+    """Return a typical request."""
     request = pb.EvaluateRequest(harness=harness, model=model, tasks=[task, "mmmu_val"], batch_size="1", num_gpus=1, limit=100)
     request.model_args.update({"pretrained": "llava-hf/llava-interleave-qwen-0.5b-hf", "dtype": "bfloat16"})
     return request
@@ -29,7 +29,7 @@ def new_job(model: str = "llava_hf", task: str = "mme", team: str = "blue") -> p
 
 
 def constant_job(status: pb.JobStatus.ValueType = pb.JOB_STATUS_QUEUED) -> pb.JobInfo:
-    """Return a job as the server answers it."""
+    """Return a job as the server sends it."""
     job = new_job()
     job.status = status
     job.created_at.GetCurrentTime()
@@ -44,7 +44,7 @@ def constant_job(status: pb.JobStatus.ValueType = pb.JOB_STATUS_QUEUED) -> pb.Jo
 
 
 def constant_event(status: pb.JobStatus.ValueType) -> pb.JobEvent:
-    """Return an event as watchers get it."""
+    """Return an event as the server sends it to watchers."""
     queued = status == pb.JOB_STATUS_QUEUED
     event_type = pb.JOB_EVENT_TYPE_SNAPSHOT if queued else pb.JOB_EVENT_TYPE_STATUS
     event = pb.JobEvent(type=event_type, revision=10_000, job=constant_job(status), terminal=not queued)
@@ -74,7 +74,7 @@ def watch_job(job_id: str) -> Request:
 
 
 def watch_jobs() -> Request:
-    """Watch all jobs that are running, so that the stream begins with few."""
+    """Watch all jobs."""
     message = calls.WatchJobsRequest()
     return Request(f"{_SERVICE}WatchJobs", message.SerializeToString())
 

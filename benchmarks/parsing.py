@@ -1,7 +1,7 @@
-"""An output folder with a million samples, against one with a thousand: what it costs to read the results of a run.
+"""The cost of reading the results of a run: an output folder with a million samples, against one with a thousand.
 
-Each is read by a process of its own, whose memory is then its own too: `python -m benchmarks.parsing KIND FOLDER WHAT` reads
-the `results` of one, or the `first-page` of its samples, and prints the seconds that it took and the peak of its memory.
+Each is read by a separate process, so that its memory can be measured: `python -m benchmarks.parsing KIND FOLDER WHAT` reads
+the `results` of a folder, or the `first-page` of its samples, and prints the seconds that took and the peak memory in MB.
 """
 
 import json
@@ -40,7 +40,7 @@ class _Cost(NamedTuple):
 
 
 class _Case(NamedTuple):
-    """A folder to be read, and what reading it a thousand times as large may cost."""
+    """A kind of folder to read, and what many samples may cost relative to few."""
 
     figure: str
     kind: str
@@ -137,7 +137,7 @@ def _read(kind: str, folder: Path, what: str) -> _Cost:
     read = partial(_read_page, folder, harnesses, read_results()) if what == _FIRST_PAGE else read_results
     Path("/proc/self/clear_refs").write_text("5")
     begin = time.perf_counter()
-    with suppress(RunFailedError):  # that no answer was good
+    with suppress(RunFailedError):  # raised if no answer was good
         read()
     return _Cost(time.perf_counter() - begin, _status()["VmHWM"] / 1e6)
 

@@ -1,4 +1,4 @@
-"""The peer: lmms-eval's own HTTP server, driven by a client as lean as ours. What a client of both would ask, side by side."""
+"""The peer: lmms-eval's own HTTP server. The same requests to both servers, made by equally lean clients."""
 
 import json
 import subprocess
@@ -24,10 +24,10 @@ from evalrpc.client import EvalClient
 
 _FEW_QUEUED: Final = 10
 _SLOWER: Final = 20
-"""With a long queue the peer gets so many times fewer calls, or it would take most of an hour."""
+"""With a long queue the peer gets fewer calls by this factor; otherwise it would take most of an hour."""
 
 _POLL_SECONDS: Final = 5.0
-"""How often the peer's client asks by itself."""
+"""The default polling interval of the peer's client."""
 
 _NOTE: Final = "yardstick: the peer"
 
@@ -46,7 +46,7 @@ for seconds in sys.argv[2:]:
 
 
 def single_calls(scale: Scale) -> Iterator[Row]:
-    """GetJob with a short queue, and SubmitJob: durable here, kept in memory only there."""
+    """GetJob with a short queue, and SubmitJob: durable in our server, kept only in memory by the peer."""
     with _both(_FEW_QUEUED) as (ours, get_ours, peer, get_theirs):
         getting = Load(ours, get_ours, scale.calls), Load(peer, get_theirs, scale.calls)
         for in_flight in (1, 32):
@@ -72,9 +72,9 @@ def long_queue(scale: Scale) -> Iterator[Row]:
 
 
 def time_to_know(scale: Scale) -> Iterator[Row]:
-    """From the end of a job's program to its client knowing: by the stream here, by the peer's own polling client there."""
+    """The time from the end of a job's program until its client knows: by our stream, and by the peer's own polling client."""
     count = max(4, scale.changes // 25)
-    run_seconds = [0.2 + _POLL_SECONDS * number / count for number in range(count)]  # to end at any moment between two polls
+    run_seconds = [0.2 + _POLL_SECONDS * number / count for number in range(count)]  # evenly spread between two polls
     with timed_server(0) as ours, EvalClient(ours.address) as client:
         watched = [one_run(client, seconds)[1] for seconds in run_seconds]
     with workplace() as folder:
@@ -88,7 +88,7 @@ def time_to_know(scale: Scale) -> Iterator[Row]:
 
 
 def at_rest(scale: Scale) -> Iterator[Row]:
-    """Start and memory, with nothing to do."""
+    """Start time and memory of idle servers."""
     with workplace() as folder:
         sides = in_turn(
             min(scale.rounds, 3),
@@ -102,7 +102,7 @@ def at_rest(scale: Scale) -> Iterator[Row]:
 
 @contextmanager
 def _both(queued: int) -> Iterator[tuple[Server, Sequence[AnyRequest], Server, Sequence[AnyRequest]]]:
-    """Run both servers, with jobs queued behind one that holds the GPU; each with its requests for the last ten of them."""
+    """Run both servers, with jobs queued behind one that holds the GPU; yield each with its requests for the last ten."""
     with workplace() as folder, peer_server(folder, folder / "hold.sh") as peer:
         ours = [messages.get_job(job_id) for job_id in fill(folder / "data", queued=queued + 1)[-_FEW_QUEUED:]]
         load.in_process(load.call, peer.address, [_post()], queued + 1 - _FEW_QUEUED, 64)
@@ -112,7 +112,7 @@ def _both(queued: int) -> Iterator[tuple[Server, Sequence[AnyRequest], Server, S
 
 
 def _post() -> Request:
-    """Submit the job that `messages.submit` submits; with two GPUs, as `peer_server` wants it."""
+    """Submit the job that `messages.submit` submits, but with two GPUs, as `peer_server` requires."""
     request = messages.evaluate_request()
     request.num_gpus = 2
     return Request("POST", "/evaluate", json.dumps(MessageToDict(request, preserving_proto_field_name=True)).encode())

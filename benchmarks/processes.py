@@ -1,4 +1,4 @@
-"""The servers that are measured, each a process of its own, and what the kernel says of them."""
+"""The measured servers, each in a separate process, and what the kernel reports about them."""
 
 import os
 import select
@@ -18,7 +18,7 @@ from evalrpc.cli import serve
 
 REPOSITORY: Final = Path(__file__).parent.parent
 PEER_PYTHON: Final = REPOSITORY / ".envs" / "peer" / "bin" / "python"
-"""Has lmms-eval with what its own HTTP server needs: `make envs-peer`."""
+"""The interpreter of an environment with lmms-eval and what its HTTP server needs; `make envs-peer` makes it."""
 
 _HOLD: Final = "hold"
 _START_SECONDS: Final = 120.0
@@ -42,19 +42,19 @@ class Server:
         """From the start of the process to the moment when it listens."""
 
     def memory(self) -> int:
-        """Return the bytes of memory that the process has now."""
+        """Return the resident memory of the process, in bytes."""
         return self._status("VmRSS")
 
     def peak_memory(self) -> int:
-        """Return the most memory that it has had since `reset_peak`."""
+        """Return the peak of its resident memory since `reset_peak`, in bytes."""
         return self._status("VmHWM")
 
     def reset_peak(self) -> None:
-        """Begin to look for the peak anew."""
+        """Reset the peak."""
         (self._proc / "clear_refs").write_text("5")
 
     def cpu_seconds(self) -> float:
-        """Return the processor time that it has taken so far."""
+        """Return the processor time that it has used so far."""
         fields = (self._proc / "stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS
 
@@ -65,7 +65,7 @@ class Server:
 
 @contextmanager
 def workplace() -> Iterator[Path]:
-    """Give a folder for one comparison, with the file that the runs of `evalrpc_server` wait for; remove it afterwards."""
+    """Yield a temporary folder for one comparison, with the file whose removal ends the runs of `evalrpc_server`."""
     with tempfile.TemporaryDirectory(prefix="evalrpc-bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         (folder / _HOLD).touch()
@@ -90,7 +90,7 @@ def evalrpc_server(folder: Path, data_dir: str = "data", gpus: int = 1) -> Itera
 @contextmanager
 def yardstick_server(folder: Path) -> Iterator[Server]:
     """Run the bare server."""
-    # The same listener as evalrpc/cli/serve.py takes; gRPC reads this when it is imported.
+    # The listener that evalrpc/cli/serve.py chooses; gRPC reads the variable when it is imported.
     command = ("env", f"GRPC_EXPERIMENTS={serve.GRPC_EXPERIMENTS}", sys.executable, "-m", "benchmarks.yardstick")
     with _running(command, folder / "yardstick.log") as server:
         yield server
@@ -98,10 +98,10 @@ def yardstick_server(folder: Path) -> Iterator[Server]:
 
 @contextmanager
 def peer_server(folder: Path, program: Path) -> Iterator[Server]:
-    """Run lmms-eval's own HTTP server as its package has it, where a job of two GPUs runs `sh PROGRAM MODEL OUTPUT_DIR`.
+    """Run lmms-eval's own HTTP server, unmodified, where a job with two GPUs runs `sh PROGRAM MODEL OUTPUT_DIR`.
 
     For such a job it starts `python -m accelerate.commands.launch` with the model and the folder among its arguments. A module
-    of that name in its working folder stands in for the evaluation, and the server itself is untouched.
+    of that name in its working folder replaces the evaluation.
     """
     launcher = folder / "peer" / "accelerate" / "commands" / "launch.py"
     launcher.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def both(folder: Path) -> Iterator[tuple[Server, Server]]:
 
 @contextmanager
 def _running(command: Sequence[str], log: Path, cwd: Path = REPOSITORY, port: int | None = None) -> Iterator[Server]:
-    """Run a server, which says on stdout where it listens if it was not told the port."""
+    """Run a server. If no port is given, it must print its address to stdout."""
     begin = time.monotonic()
     with log.open("ab") as output:
         stdout = subprocess.PIPE if port is None else output
@@ -160,7 +160,7 @@ def _free_port() -> int:
 
 
 def _open_address(process: subprocess.Popen[bytes], port: int) -> str:
-    """Wait until the port takes connections."""
+    """Wait until the port accepts connections."""
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         with suppress(ConnectionRefusedError), closing(socket.create_connection(("127.0.0.1", port))):
@@ -178,7 +178,7 @@ def _config(folder: Path) -> str:
 
 
 def _wait_for_runs(folder: Path) -> None:
-    """The runs outlive their server. They end when the file that they wait for is gone; see that they do."""
+    """Wait for the runs to end: they outlive their server until the file that they poll is gone."""
     deadline = time.monotonic() + _STOP_SECONDS
     for path in folder.glob("*/jobs/*/attempt-*/run/pid"):
         with suppress(OSError, ValueError):

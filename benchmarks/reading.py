@@ -1,4 +1,4 @@
-"""A large artifact read from afar, against a bare gRPC byte stream."""
+"""ReadArtifact of a large file, against a bare gRPC byte stream."""
 
 from collections.abc import Iterator
 from typing import Final

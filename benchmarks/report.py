@@ -1,4 +1,4 @@
-"""What came of a comparison: rows, as a table for people, as Markdown and as JSON."""
+"""The results of a comparison: rows, as a terminal table, as Markdown and as JSON."""
 
 import json
 import os
@@ -17,7 +17,7 @@ _HEADINGS = ("figure", "ours", "yardstick", "ratio", "rounds", "aim", "met", "no
 
 @dataclass(frozen=True)
 class Aim:
-    """What a figure should come to: the ratio, or our own figure."""
+    """The target for a figure: a bound on the ratio, or on our own figure."""
 
     of: str
     """`ratio` or `ours`."""
@@ -25,7 +25,7 @@ class Aim:
     bound: float
 
     def is_met(self, row: "Row") -> bool | None:
-        """Tell whether a row reaches it; None where it can't be told."""
+        """Return whether a row meets it; None if the row has no such value."""
         value = row.ratio if self.of == "ratio" else row.ours
         if value is None:
             return None
@@ -85,7 +85,7 @@ def compare(
 
 
 def in_turn(rounds: int, ours: Callable[[], T], yardstick: Callable[[], T]) -> tuple[list[T], list[T]]:
-    """Measure both several times, in turn, so that what slows the machine down for a while slows both."""
+    """Measure both several times, alternating, so that a temporary slowdown of the machine affects both."""
     pairs = []
     for number in range(rounds):
         if number % 2:
@@ -120,7 +120,7 @@ def write(rows: Sequence[Row], folder: Path, scale: str) -> None:
 
 
 def machine() -> str:
-    """Say in one line where and when this runs."""
+    """Describe in one line where and when this runs."""
     cpus = len(os.sched_getaffinity(0))
     model = next((line.partition(": ")[2] for line in _cpu_lines() if line.startswith("model name")), platform.machine())
     load = os.getloadavg()[0]

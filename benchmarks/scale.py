@@ -1,4 +1,4 @@
-"""How large the comparisons are."""
+"""The sizes of the comparisons."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -14,7 +14,7 @@ class Scale:
     """Calls per round."""
     watchers: int
     connections: int
-    """What the watchers are spread over."""
+    """Connections that the watchers are spread over."""
     changes: int
     """Changes that are watched one by one, per round."""
     dropped: int
@@ -32,7 +32,7 @@ class Scale:
     kept: int
     """Jobs in a store that is very full, one in ten of them queued."""
     clients: int = 1
-    """Processes that make the load."""
+    """Load processes."""
 
 
 SMALL: Final = Scale(

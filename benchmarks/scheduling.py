@@ -1,4 +1,4 @@
-"""How well jobs are packed onto GPUs, and what the service adds to a run."""
+"""How well jobs are packed onto GPUs, and the overhead of the service per run."""
 
 import random
 import subprocess
@@ -26,7 +26,7 @@ mkdir "$2/m"
 echo '{"results": {"t": {"acc,none": 1.0}}}' > "$2/m/20260101_000000_results.json"
 date +%s%N > "$2/ended"
 """
-"""Notes when it starts and ends, by the clock, and runs for as long as its model's name says."""
+"""Records its wall-clock start and end, and runs for as many seconds as its model's name says."""
 
 
 class Shape(NamedTuple):
@@ -37,7 +37,7 @@ class Shape(NamedTuple):
 
 
 def packing(scale: Scale) -> Iterator[Row]:
-    """Mixed jobs on eight GPU slots: the time until the last has ended, against what no order could beat."""
+    """Mixed jobs on eight GPU slots: the makespan, against a bound that no schedule can beat."""
     dice = random.Random(8)
     longest = 3.0 if scale.name == "full" else 1.0
     shapes = [Shape(dice.choice(WIDTHS), round(dice.uniform(0.1, 1.0) * longest, 2)) for _ in range(JOBS)]
@@ -53,7 +53,7 @@ def packing(scale: Scale) -> Iterator[Row]:
 
 
 def overhead(scale: Scale) -> Iterator[Row]:
-    """From SubmitJob's answer to the program's start, and from its end to the terminal event; beside a bare Popen."""
+    """From SubmitJob's answer to the program's start, and from its end to the terminal event; against a bare Popen."""
     count = scale.changes // 5
     with timed_server(0) as server, EvalClient(server.address) as client, workplace() as folder:
         starts, ends = zip(*(one_run(client) for _ in range(count)), strict=True)

@@ -1,4 +1,4 @@
-"""How processor time grows with what there is of one kind: at 1, 10 and 100 times the size. What is linear has a slope of 1."""
+"""How processor time grows with the size of one input: at 1, 10 and 100 times the size. Linear growth has a slope of 1."""
 
 import json
 import math
@@ -34,22 +34,22 @@ from evalrpc.v1.job_pb2 import (
 )
 
 _STEPS: Final = (1, 10, 100)
-_MAX_STEP_RATIO: Final = 15.0  # above 10, since caches are left behind; quadratic is 100
+_MAX_STEP_RATIO: Final = 15.0  # above 10, since larger inputs outgrow the caches; quadratic is 100
 _MAX_SLOPE: Final = 1.15
 _SAMPLES: Final = 10
 
 
 class _Case(NamedTuple):
-    """Something of which there may be more or less, and the smallest number of it."""
+    """One kind of input, and its smallest size."""
 
     figure: str
     size: int
     prepare: Callable[[Path, int], Callable[[], object]]
-    """Makes so much of it, in a folder, and returns what is measured."""
+    """Creates an input of a given size, in a folder, and returns the function to measure."""
 
 
 def growth(scale: Scale) -> Iterator[Row]:
-    """Processor time at ten times the size against the size before, and the slope of all of it."""
+    """Processor time at each size against a tenth of that size, and the slope over all sizes."""
     for case in _CASES:
         with workplace() as folder:
             works = {case.size * step: case.prepare(folder, case.size * step) for step in _STEPS}
@@ -79,7 +79,7 @@ def _compared_tasks(folder: Path, count: int) -> Callable[[], object]:
 
 
 def _job(folder: Path, count: int) -> JobInfo:
-    """Return a job of so many tasks, each with a file of samples."""
+    """Return a job of `count` tasks, each with a file of samples."""
     folder.mkdir()
     lines = "".join(json.dumps({"doc_id": number, "acc": number % 2}) + "\n" for number in range(_SAMPLES))
     paths = [folder / f"20260101_000000_samples_t{number}.jsonl" for number in range(count)]

@@ -1,4 +1,4 @@
-"""What a server costs before anyone calls it, on an empty store and on full ones, and how fast it answers on a full one."""
+"""Start time and memory of an idle server on an empty store and on full ones, and its speed on a full one."""
 
 import random
 import time
@@ -67,7 +67,7 @@ def idle(start: Callable[[], AbstractContextManager[Server]], request: AnyReques
 def _rates(
     scale: Scale, many: Server, wanted: Sequence[str], few: Server, queued: Sequence[str]
 ) -> tuple[list[float], list[float]]:
-    """Measure GetJob of `wanted`, other ones of them in every round, against that of the last of a few."""
+    """Measure GetJob of `wanted`, a different part of them in every round, against GetJob of the last of a few."""
     shares = [wanted[number :: scale.rounds] or wanted for number in range(scale.rounds)]
     return in_turn(scale.rounds, lambda: _rate(many, shares.pop(), scale), lambda: _rate(few, queued[-1:], scale))
 

@@ -1,4 +1,4 @@
-"""Watchers: how fast all hear of a change, what each costs, and what those that misbehave cost the others."""
+"""Watchers: how fast all are notified of a change, what each costs, and how misbehaving ones affect the others."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ _SETTLE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Notified:
-    """How a change came to all watchers."""
+    """The cost of notifying all watchers of a change."""
 
     seconds: float
     """From sending the change until the last one had its event."""
@@ -41,7 +41,7 @@ def one_job(scale: Scale) -> Iterator[Row]:
 
 
 def many_jobs(scale: Scale) -> Iterator[Row]:
-    """As many jobs with a watcher each; each job is changed by a call of its own."""
+    """As many jobs as watchers, one watcher each; each job is changed by a separate call."""
     with workplace() as folder:
         ids = fill(folder / "data", queued=scale.watchers * scale.rounds + 1)[1:]
         batches = iter([ids[begin : begin + scale.watchers] for begin in range(0, len(ids), scale.watchers)])
@@ -57,7 +57,7 @@ def many_jobs(scale: Scale) -> Iterator[Row]:
 
 
 def one_change(scale: Scale) -> Iterator[Row]:
-    """The way of a change to one watcher, against an empty unary call."""
+    """The latency from a change to its watcher, against an empty unary call."""
     with workplace() as folder:
         ids = fill(folder / "data", queued=scale.changes * scale.rounds + 1)[1:]
         batches = iter([ids[begin : begin + scale.changes] for begin in range(0, len(ids), scale.changes)])
@@ -75,10 +75,10 @@ def one_change(scale: Scale) -> Iterator[Row]:
 
 
 def dropped(scale: Scale) -> Iterator[Row]:
-    """Streams that are opened and dropped: the memory stays as it was after the first fifth of them.
+    """Streams that are opened and dropped: memory must not grow after the first fifth of them.
 
-    gRPC itself loses about a hundred bytes when a stream is dropped in the moment of a write (its issue 43360). So the
-    streams are dropped when they are quiet; dropping at once is measured beside it.
+    gRPC itself leaks about a hundred bytes when a stream is dropped during a write (its issue 43360). So the streams are
+    dropped while they are quiet; dropping them at once is measured separately.
     """
     name = f"memory growth over {scale.dropped:,} streams opened and dropped"
     with workplace() as folder:
@@ -113,7 +113,7 @@ def never_reading(scale: Scale) -> Iterator[Row]:
 
 
 def _notify(server: Server, job_ids: Sequence[str], scale: Scale) -> Notified:
-    """Watch jobs, change each, and see how long it takes until all watchers know."""
+    """Watch jobs, change each, and measure how long it takes until all watchers are notified."""
     requests = [messages.watch_job(job_ids[number % len(job_ids)]) for number in range(scale.watchers)]
     clients = max(1, min(scale.clients, scale.connections))
     shares = [(server.address, requests[n::clients], scale.connections // clients, 1) for n in range(clients)]
@@ -143,7 +143,7 @@ def _watch_changes(server: Server, job_ids: Sequence[str]) -> list[float]:
 
 
 def _growth_by_drops(server: Server, request: Request, count: int, pause_seconds: float) -> float:
-    """Return the growth in megabytes."""
+    """Return the memory growth in megabytes after the first fifth of the streams."""
     load.in_process(load.open_and_drop, server.address, request, count // 5, _DROPPED_AT_ONCE, pause_seconds)
     time.sleep(_SETTLE_SECONDS)
     before = server.memory()
@@ -153,7 +153,7 @@ def _growth_by_drops(server: Server, request: Request, count: int, pause_seconds
 
 
 def _memory_row(figure: str, ours: list[Notified], bare: list[Notified]) -> Row:
-    """Only the first round begins on a server that has had no watchers yet."""
+    """Return the memory per watcher in the first round, the only one on a server that has had no watchers yet."""
     first = [side[0].watcher_kilobytes for side in (ours, bare)]
     return Row(figure, "KB", first[0], first[1], first[0] / first[1], aim=at_most(30.0))
 

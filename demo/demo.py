@@ -1,7 +1,7 @@
-"""The demo: start a server, submit a real evaluation, watch it, show what it leaves, and stop what was started.
+"""The demo: start a server, submit a real evaluation, watch it, show its results, and stop what was started.
 
-`make demo` prepares what it needs and runs it: the server's environment, lmms-eval's, and the tiny model. Everything that it
-writes lies in `.demo/`.
+`make demo` prepares what it needs (the server's environment, lmms-eval's, and the tiny model) and runs it. It writes only to
+`.demo/`.
 """
 
 import os
@@ -33,7 +33,7 @@ _SAMPLES = 3
 
 
 class DemoError(Exception):
-    """What keeps the demo from going on, in words for people."""
+    """Why the demo can't continue, in words for people."""
 
 
 def main() -> int:
@@ -57,7 +57,7 @@ def main() -> int:
 
 @contextmanager
 def running_server() -> Iterator[str]:
-    """Start a server on a free port, give its address, and stop it. Raises DemoError."""
+    """Start a server on a free port, yield its address, and stop it. Raises DemoError."""
     if not MODEL.is_dir():
         raise DemoError(f"There is no model at {short(MODEL)}: run make demo, which makes it.")
     heading("Server")
@@ -71,7 +71,7 @@ def running_server() -> Iterator[str]:
 
 
 def start_server() -> subprocess.Popen[str]:
-    """Start `evalrpc serve`, out of reach of the terminal's Ctrl-C: the demo cancels its job first."""
+    """Start `evalrpc serve` in its own session, out of reach of Ctrl-C: the demo cancels its job first."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("EVALRPC_")}
     environment |= {"HF_HOME": str(WORK / "huggingface"), "XDG_DATA_HOME": str(WORK / "share")}
     program = Path(sys.executable).with_name("evalrpc")
@@ -89,7 +89,7 @@ def start_server() -> subprocess.Popen[str]:
 
 
 def read_address(server: subprocess.Popen[str]) -> str:
-    """Wait for the line that says where the server listens. Raises DemoError if it ends without it."""
+    """Wait for the line with the server's address. Raises DemoError if the server exits without one."""
     for line in server.stdout or ():
         if line.startswith(_READY):
             return line.removeprefix(_READY).strip()
@@ -107,7 +107,7 @@ def stop(process: subprocess.Popen[str]) -> None:
 
 
 def evaluate(client: EvalClient) -> JobInfo:
-    """Submit the evaluation, print the stream of its events, and return the job once it is completed. Raises DemoError."""
+    """Submit the evaluation, print its events, and return the job once it is completed. Raises DemoError."""
     heading("Job")
     job = client.evaluate(
         "llava_hf", TASKS, {"pretrained": str(MODEL), "device_map": "cpu"}, device="cpu", batch_size=1, num_gpus=0
@@ -124,7 +124,7 @@ def evaluate(client: EvalClient) -> JobInfo:
 
 
 def follow(client: EvalClient, job: JobInfo) -> JobInfo:
-    """Print the job as it was submitted, and then whenever an event says something new. Returns it as it ended."""
+    """Print the submitted job, then every event that says something new. Returns the job's last state."""
     heading("Stream")
     began, shown = time.monotonic(), ""
     events = client.watch(job.job_id, reconnect_timeout_seconds=_STOP_SECONDS)
@@ -137,7 +137,7 @@ def follow(client: EvalClient, job: JobInfo) -> JobInfo:
 
 
 def end(client: EvalClient, job_id: str) -> None:
-    """Cancel the job and wait until nothing of it runs. A second Ctrl-C does not come in between."""
+    """Cancel the job and wait until nothing of it runs. A second Ctrl-C is ignored."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(EvalrpcError, TimeoutError):
         client.cancel_job(job_id, "the demo was stopped")
@@ -158,7 +158,7 @@ def show_samples(client: EvalClient, job: JobInfo) -> None:
 
 
 def show_files(job: JobInfo) -> None:
-    """Print where everything lies."""
+    """Print where the files are."""
     heading("Files")
     for result in job.results.values():
         for path in (result.results, *result.samples):
@@ -178,7 +178,7 @@ def heading(text: str) -> None:
 
 
 def short(path: Path) -> str:
-    """Name a path from the repository on."""
+    """Return the path relative to the repository, if it is inside."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 

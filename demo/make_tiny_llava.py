@@ -1,7 +1,7 @@
 """Make a LLaVA with random weights, small enough for any machine: make_tiny_llava.py FOLDER
 
-It goes through the same code as the real one and answers in words of the demo's questions, but knows nothing. Runs in the
-environment of lmms-eval. Needs no network.
+It exercises the same code as the real one and answers with words from the demo's data, but knows nothing. Runs in lmms-eval's
+environment. Needs no network.
 """
 
 import json
@@ -28,7 +28,7 @@ _IMAGE_SIDE = 28
 _PATCH_SIDE = 14
 _MAX_TOKENS = 2048
 _SPREAD = 0.2
-"""How far the weights lie apart: enough for answers that differ from picture to picture."""
+"""Standard deviation of the initial weights: enough for answers that differ between images."""
 _END, _UNKNOWN, _IMAGE = "<end>", "<unknown>", "<image>"
 _CHAT_TEMPLATE = """
 {%- for message in messages %}{{ message['role'] }}:
@@ -41,7 +41,7 @@ _CHAT_TEMPLATE = """
 
 
 def make_tiny_llava(folder: Path) -> None:
-    """Write model, tokenizer and image processor to the folder, which appears whole or not at all."""
+    """Write model, tokenizer and image processor to the folder, which appears complete or not at all."""
     torch.manual_seed(2)
     tokenizer = make_tokenizer()
     unfinished = folder.with_name(f"{folder.name}.unfinished")
@@ -102,7 +102,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenerat
 
 
 def make_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
-    """Make the processor that puts images and text together."""
+    """Make the processor that combines images and text."""
     side = {"height": _IMAGE_SIDE, "width": _IMAGE_SIDE}
     return LlavaProcessor(
         image_processor=CLIPImageProcessorPil(size={"shortest_edge": _IMAGE_SIDE}, crop_size=side),

@@ -1,4 +1,4 @@
-"""A gRPC service that queues model evaluations, runs the real harness, and streams every change to whoever watches."""
+"""A gRPC service that queues model evaluations, runs the real harness, and streams every change to watchers."""
 
 from importlib.metadata import PackageNotFoundError, version
 

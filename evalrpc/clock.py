@@ -1,4 +1,4 @@
-"""The one seam through which time comes in, so that tests can stand in for it."""
+"""The only source of time, so that tests can replace it."""
 
 import time
 from typing import Protocol
@@ -7,13 +7,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 
 class Clock(Protocol):
-    """Tells the time of day, and measures."""
+    """Tells the time of day and measures intervals."""
 
     def now(self) -> Timestamp:
         """Return the time of day, in UTC. It may jump."""
 
     def monotonic(self) -> float:
-        """Return seconds since some moment in the past. Never falls."""
+        """Return seconds since an arbitrary moment. Never decreases."""
 
 
 class SystemClock:

@@ -1,8 +1,8 @@
 """The server's settings: flags over environment over TOML file over defaults, validated once, then frozen.
 
-The TOML file has the names of the fields of `Settings` at its top level and one `[harnesses.NAME]` table per harness. Relative
-paths in it are relative to the file. The environment variable of a setting is `EVALRPC_` and its name in capitals; one that is
-empty counts as absent.
+The TOML file has the fields of `Settings` at its top level and one `[harnesses.NAME]` table per harness. Relative paths in it
+are relative to the file. The environment variable of a setting is `EVALRPC_` plus its name in capitals; an empty one counts as
+unset.
 """
 
 import os
@@ -31,11 +31,11 @@ class HarnessSettings:
 
     name: str
     kind: str
-    """`lmms-eval`, `lm-eval`, `inspect-ai`, `command`, or that of a plugin. Default: the table's name."""
+    """`lmms-eval`, `lm-eval`, `inspect-ai`, `command`, or a plugin's kind. Default: the table's name."""
     python: Path = field(default_factory=lambda: Path(sys.executable))
     """The interpreter of the harness's own environment. Default: the server's."""
     include_path: tuple[Path, ...] = ()
-    """The operator's own task folders. The tasks in them run code of their authors."""
+    """The operator's task folders. Tasks in them run their authors' code."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to the environment of every run. May hold secrets, so it is never logged or shown."""
     command: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ class HarnessSettings:
     working_dir: Path = field(default_factory=Path.cwd)
     """The folder that runs start in. Default: the config file's folder, so that `command` may name programs beside it."""
     args: tuple[str, ...] = ()
-    """Arguments added to every command line of a harness with one of its own."""
+    """Arguments added to every command line that the harness builds itself."""
 
 
 @dataclass(frozen=True)
@@ -51,47 +51,45 @@ class Settings:
     """Every setting of a server."""
 
     listen: str = "127.0.0.1:50051"
-    """HOST:PORT. Port 0 takes a free one. There is no authentication: listen on loopback or a trusted network only."""
+    """HOST:PORT. Port 0 picks a free one. There is no authentication: listen on loopback or a trusted network only."""
     data_dir: Path = Path("evalrpc-data")
-    """The folder that holds the database, the logs and the results. One server at a time. Nobody else gets to read it."""
+    """The folder that holds the database, the logs and the results. One server at a time, readable by its account only."""
     gpus: str = "auto"
     """`auto`: those that CUDA_VISIBLE_DEVICES or the driver shows. N: the first N. `0,2,3`: these. `0` or empty: none."""
     max_running: int = 0
-    """Jobs that run at the same time. 0: one per GPU and two more. See placement.Capacity for what is left to jobs that need
-    no GPU."""
+    """The most jobs that run at once. 0: one per GPU plus two. See placement.capacity for the slots of jobs without GPUs."""
     max_queued: int = 100_000
-    """Jobs that wait at the most; past that SubmitJob answers RESOURCE_EXHAUSTED."""
+    """The most jobs that wait; beyond that SubmitJob answers RESOURCE_EXHAUSTED."""
     max_request_bytes: int = 16 * 1024 * 1024
-    """The largest message that the server accepts. Well above what a request may hold, so that one that is too large gets an
-    answer which names the field."""
+    """The largest message that the server accepts. Well above what a request may hold, so that an oversized request gets an
+    answer that names the field."""
     output_root: Path | None = None
     """The folder below which a request's `output_dir` must lie. Default: no request may name one."""
     output_mode: int = 0o640
-    """The rights of the files below `output_root`, an octal number; whoever may read a file may enter its folder. A program can
-    still give a file fewer."""
+    """The permissions of files below `output_root`, as an octal number. Whoever may read a file may enter its folder. A program
+    can still restrict its files further."""
     output_group: str = ""
-    """The group, by name or number, that files and folders below `output_root` belong to. Empty: the server's own."""
+    """The group, by name or number, of files and folders below `output_root`. Empty: the server's own."""
     reservation_seconds: float = 600.0
-    """How long smaller jobs may pass one that needs more GPUs than are free; then GPUs are kept for it."""
+    """How long smaller jobs may overtake one that needs more GPUs than are free; after that, GPUs are reserved for it."""
     grace_seconds: float = 10.0
-    """How long a run that is being ended has between SIGTERM and SIGKILL."""
+    """The time between SIGTERM and SIGKILL for a run that is being stopped."""
     stop_seconds: float = 10.0
-    """How long calls that are under way have in a graceful stop, besides the drain. Five seconds later the server ends by
-    force."""
+    """How long a graceful stop waits for calls in progress, besides the drain. Five seconds later the server exits by force."""
     drain: bool = False
-    """Whether a graceful stop waits for the runs instead of leaving them to the next server. None is started meanwhile."""
+    """Whether a graceful stop waits for the runs instead of leaving them to the next server. No run is started meanwhile."""
     drain_seconds: float = 3600.0
-    """How long a drain may take; then what still runs is left to the next server."""
+    """How long a drain may take; runs that remain are left to the next server."""
     journal_max_events: int = 1_000_000
     """How many events the journal keeps for watchers that resume."""
     journal_max_age_seconds: float = 7 * 24 * 3600.0
     """How long the journal keeps an event."""
     retention_max_age_seconds: float = 0.0
-    """How long a job is kept after its end, with its files. 0: for ever."""
+    """How long a job and its files are kept after its end. 0: forever."""
     retention_max_jobs: int = 0
-    """How many jobs that have ended are kept, the latest of them. 0: all."""
+    """How many finished jobs are kept, the latest first. 0: all."""
     unknown_tasks: str = "warn"
-    """What becomes of a job with a task that the harness does not list, once the server has that list: `warn` or `refuse`."""
+    """How to treat a job with a task that the harness does not list, once the server has the list: `warn` or `refuse`."""
     log_format: str = "text"
     """`text` for people or `json` for machines."""
     harnesses: Mapping[str, HarnessSettings] = field(
@@ -100,7 +98,7 @@ class Settings:
     """The harnesses by name. Default: `lmms-eval` in the server's own environment."""
 
     def __post_init__(self) -> None:
-        """Refuse what can't work, naming the setting."""
+        """Reject invalid settings, naming the setting."""
         parse_listen(self.listen)
         for name in ("max_queued", "max_request_bytes", "journal_max_events"):
             _require(getattr(self, name) >= 1, name, "must be at least 1")
@@ -156,7 +154,7 @@ def load_settings(
 
 
 def parse_listen(listen: str) -> tuple[str, int]:
-    """Split HOST:PORT. An IPv6 host stands in brackets. Raises ConfigurationError."""
+    """Split HOST:PORT. An IPv6 host is in brackets. Raises ConfigurationError."""
     host, separator, port = listen.rpartition(":")
     _require(bool(separator and host), "listen", "must be HOST:PORT")
     _require(port.isascii() and port.isdigit() and int(port) <= 65535, "listen", "the port must be 0 to 65535")
@@ -281,7 +279,7 @@ def _harness(name: str, table: Any, base: Path) -> HarnessSettings:
 
 
 def _interpreter(python: str, base: Path) -> Path:
-    """Take a bare name from PATH and anything else from the file's folder. Links stay: a venv's python is one."""
+    """Leave a bare name to PATH; resolve others against the file's folder, but keep links: a venv's python is one."""
     if "/" not in python:
         return Path(python)
     return _absolute(base / python)

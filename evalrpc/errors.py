@@ -19,12 +19,13 @@ it into a status in one place, and the client turns the status back into the sam
     │   ├── CatalogUnavailableError
     │   ├── NoResultsError
     │   └── FileUnreadableError
-    ├── QueueFullError              RESOURCE_EXHAUSTED   with a delay to retry after
+    ├── ConflictError               ABORTED              read the job again, and retry
+    ├── QueueFullError              RESOURCE_EXHAUSTED   with a retry delay
     ├── OutOfRangeError             OUT_OF_RANGE
     │   ├── RevisionCompactedError
     │   ├── RevisionInFutureError
     │   └── OffsetOutOfRangeError
-    ├── UnavailableError            UNAVAILABLE          with a delay to retry after
+    ├── UnavailableError            UNAVAILABLE          with a retry delay
     │   ├── ServerStoppingError
     │   ├── StoreUnavailableError
     │   └── FileUnavailableError
@@ -56,8 +57,8 @@ class FieldViolation(NamedTuple):
 
 
 class EvalrpcError(Exception):
-    """Base of all. `metadata` goes into ErrorInfo; `retry_delay_seconds` into RetryInfo. A client gives it as it is, with the
-    reason that came, for an answer that it has no class for."""
+    """Base class. `metadata` goes into ErrorInfo, `retry_delay_seconds` into RetryInfo. Clients raise it directly, with the
+    received reason, for an answer that no subclass matches."""
 
     reason: str = "UNKNOWN"
     code: ClassVar[str] = "UNKNOWN"
@@ -95,7 +96,7 @@ class InvalidRequestError(EvalrpcError):
 
 
 class NotFoundError(EvalrpcError):
-    """What was named does not exist. `metadata` names it by `resource_type` and `resource_name`."""
+    """The named resource does not exist. `metadata` has its `resource_type` and `resource_name`."""
 
     reason = "NOT_FOUND"
     code = "NOT_FOUND"
@@ -132,14 +133,14 @@ class MetricNotFoundError(NotFoundError):
 
 
 class RequestIdReusedError(EvalrpcError):
-    """The `request_id` belongs to a submission with other contents."""
+    """The `request_id` belongs to a submission with different contents."""
 
     reason = "REQUEST_ID_REUSED"
     code = "ALREADY_EXISTS"
 
 
 class PreconditionError(EvalrpcError):
-    """The call does not fit the state that the job or the server is in."""
+    """The call does not fit the current state of the job or the server."""
 
     reason = "FAILED_PRECONDITION"
     code = "FAILED_PRECONDITION"
@@ -176,39 +177,46 @@ class NoResultsError(PreconditionError):
 
 
 class FileUnreadableError(PreconditionError):
-    """A file of the job is there, and the server may not read it. `metadata["errno"]` names the cause, such as EACCES."""
+    """A file of the job exists, but the server can't read it. `metadata["errno"]` names the cause, such as EACCES."""
 
     reason = "FILE_UNREADABLE"
 
 
+class ConflictError(EvalrpcError):
+    """The job is not in the state that the change expected: it was changed meanwhile."""
+
+    reason = "CONFLICT"
+    code = "ABORTED"
+
+
 class QueueFullError(EvalrpcError):
-    """As many jobs are queued as the operator allows."""
+    """The queue holds as many jobs as the operator allows."""
 
     reason = "QUEUE_FULL"
     code = "RESOURCE_EXHAUSTED"
 
 
 class OutOfRangeError(EvalrpcError):
-    """An offset or revision lies outside what there is."""
+    """An offset or revision is out of range."""
 
     reason = "OUT_OF_RANGE"
     code = "OUT_OF_RANGE"
 
 
 class RevisionCompactedError(OutOfRangeError):
-    """The journal no longer reaches back to `after_revision`. `metadata["oldest_revision"]` is the oldest that is good."""
+    """The journal no longer reaches back to `after_revision`. `metadata["oldest_revision"]` is the oldest usable one."""
 
     reason = "REVISION_COMPACTED"
 
 
 class RevisionInFutureError(OutOfRangeError):
-    """`after_revision` lies beyond the head, so it comes from another server. `metadata["head_revision"]` is the newest."""
+    """`after_revision` is beyond the head, so it comes from another server. `metadata["head_revision"]` is the newest."""
 
     reason = "REVISION_IN_FUTURE"
 
 
 class OffsetOutOfRangeError(OutOfRangeError):
-    """The offset lies past the end. `metadata["size_bytes"]` is the end."""
+    """The offset is past the end. `metadata["size_bytes"]` is the end."""
 
     reason = "OFFSET_OUT_OF_RANGE"
 
@@ -221,13 +229,13 @@ class UnavailableError(EvalrpcError):
 
 
 class ServerStoppingError(UnavailableError):
-    """The server shuts down."""
+    """The server is shutting down."""
 
     reason = "SERVER_STOPPING"
 
 
 class StoreUnavailableError(UnavailableError):
-    """The server's disk does not take writes at present; nothing was changed."""
+    """The server's disk does not accept writes at present; nothing was changed."""
 
     reason = "STORE_UNAVAILABLE"
 
@@ -239,14 +247,14 @@ class FileUnavailableError(UnavailableError):
 
 
 class UnimplementedError(EvalrpcError):
-    """This server does not have the call yet."""
+    """This server does not implement the call yet."""
 
     reason = "UNIMPLEMENTED"
     code = "UNIMPLEMENTED"
 
 
 class InternalError(EvalrpcError):
-    """A bug of the server. Its log has the traceback."""
+    """A bug in the server. Its log has the traceback."""
 
     reason = "INTERNAL"
     code = "INTERNAL"
@@ -259,13 +267,13 @@ class ConfigurationError(EvalrpcError):
 
 
 class DataDirectoryInUseError(ConfigurationError):
-    """Another server works on this data directory."""
+    """Another server uses this data directory."""
 
     reason = "DATA_DIRECTORY_IN_USE"
 
 
 class RunFailedError(EvalrpcError):
-    """A run did not succeed. `job_error` says why, without log tail, which the scheduler adds."""
+    """A run failed. `job_error` says why, without the log tail, which the scheduler adds."""
 
     reason = "RUN_FAILED"
 

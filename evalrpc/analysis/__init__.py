@@ -1,1 +1,1 @@
-"""Jobs beside one another: comparison with a baseline, and metrics over time."""
+"""Analysis across jobs: comparison with a baseline, and metrics over time."""

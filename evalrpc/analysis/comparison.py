@@ -1,7 +1,7 @@
-"""Jobs' results beside those of a baseline: what belongs together, what is tested how, and what comes of it.
+"""Comparison of jobs with a baseline: match their metrics, test each difference, and judge it.
 
-This module and what it imports load NumPy and SciPy, 90 MB of memory that a server which compares nothing should not pay for:
-so it is imported by the first comparison only.
+This module and its imports load NumPy and SciPy, 90 MB of memory that a server which compares nothing should not pay for: so
+only the first comparison imports it.
 """
 
 import math
@@ -37,10 +37,10 @@ def compare(
     harnesses: Mapping[str, Harness],
     stop: threading.Event,
 ) -> pb.CompareJobsResponse:
-    """Compare the candidates with the baseline. Blocks on the disk, and takes seconds where there are many samples: once `stop`
-    is set, it raises CancelledError after the row or the metric at hand.
+    """Compare the candidates with the baseline. Blocks on the disk, and takes seconds if there are many samples: once `stop` is
+    set, it raises CancelledError after the current row or metric.
 
-    The samples of one task of the baseline and of one candidate are in memory at a time. Raises NoResultsError and
+    Only the samples of one task of the baseline and of one candidate are in memory at a time. Raises NoResultsError and
     MetricNotFoundError.
     """
     for job in (baseline, *candidates):
@@ -59,11 +59,11 @@ def compare(
     return pb.CompareJobsResponse(candidates=comparisons, confidence_level=1 - alpha)
 
 
-# What belongs together
+# Matching metrics
 
 
 def _line_up(baseline: JobInfo, candidate: JobInfo) -> Iterator[pb.MetricComparison]:
-    """Yield every metric that either job has, with what its results say."""
+    """Yield every metric that either job has, with the values from their results."""
     for our_model, their_model in _model_pairs(baseline, candidate):
         ours, theirs = _metrics(baseline, our_model), _metrics(candidate, their_model)
         for key in sorted(ours.keys() | theirs.keys()):
@@ -96,7 +96,7 @@ def _facts(side: str, metric: Metric | None) -> dict[str, Any]:
 
 
 def _model_pairs(baseline: JobInfo, candidate: JobInfo) -> list[tuple[str, str]]:
-    """Pair the models by name; a single one with a single one whatever they are called."""
+    """Pair the models by name; if each job has a single model, pair those whatever their names."""
     ours, theirs = set(baseline.results), set(candidate.results)
     if len(ours) == len(theirs) == 1:
         return [(ours.pop(), theirs.pop())]
@@ -109,7 +109,7 @@ def _metrics(job: JobInfo, model: str) -> dict[_Key, Metric]:
 
 
 def _require_results(job: JobInfo) -> None:
-    if job.results and job.status == JobStatus.JOB_STATUS_COMPLETED:  # another may have those of some tasks
+    if job.results and job.status == JobStatus.JOB_STATUS_COMPLETED:  # other states may have results of some tasks
         return
     status = JobStatus.Name(job.status).removeprefix("JOB_STATUS_")
     raise NoResultsError(
@@ -136,7 +136,7 @@ def _require_known(call: pb.CompareJobsRequest, metrics: Collection[pb.MetricCom
             )
 
 
-# What is tested how
+# Testing differences
 
 
 class _Tester:
@@ -150,7 +150,7 @@ class _Tester:
         self._files: dict[tuple[str, str], Mapping[str, str]] = {}
 
     def test_all(self, lined_up: Iterable[tuple[JobInfo, Sequence[pb.MetricComparison]]]) -> None:
-        """Test what both sides have a value of, task by task, so that each file is read once."""
+        """Test the metrics that both sides have a value of, task by task, so that each file is read once."""
         pairs = [(job, metric) for job, metrics in lined_up for metric in metrics if _set_difference(metric)]
         pairs.sort(key=_file)
         for (model, task), of_file in groupby(pairs, key=_file):
@@ -165,7 +165,7 @@ class _Tester:
                     _test(metric, ours, theirs, self._alpha)
 
     def _read(self, job: JobInfo, model: str, task: str, metrics: Iterable[pb.MetricComparison]) -> _Values:
-        """Read the samples of a task; none where they were not logged, are gone or can't be read to their end."""
+        """Read the samples of a task; none if they were not logged, are gone or can't be read to their end."""
         path = self._files_of(job, model).get(task)
         if path is None or not job.attempts:
             return {}
@@ -177,7 +177,7 @@ class _Tester:
             return {}
 
     def _files_of(self, job: JobInfo, model: str) -> Mapping[str, str]:
-        """Return the files of samples by task, which are looked up once."""
+        """Return the sample files by task, which are looked up once."""
         key = job.job_id, model
         if key not in self._files:
             self._files[key] = samples_by_task(job.results[model])
@@ -200,7 +200,7 @@ def _file(pair: tuple[JobInfo, pb.MetricComparison]) -> tuple[str, str]:
 
 
 def _set_difference(metric: pb.MetricComparison) -> bool:
-    """Set the difference of the values. Returns whether there is one."""
+    """Set the difference of the values, and return whether there is one."""
     metric.method = pb.TEST_METHOD_NONE
     difference = metric.candidate_value - metric.baseline_value
     if not metric.HasField("baseline_value"):
@@ -222,7 +222,7 @@ def _test(metric: pb.MetricComparison, ours: _Values, theirs: _Values, alpha: fl
 
 
 def _test_paired(metric: pb.MetricComparison, ours: SampleValues, theirs: SampleValues, alpha: float) -> Difference | None:
-    """Test the samples that both have, or note why not."""
+    """Test the samples that both jobs have, or note why not."""
     metric.note = _misfit("baseline", ours, metric.baseline_value) or _misfit("candidate", theirs, metric.candidate_value)
     if metric.note:
         return None
@@ -242,7 +242,7 @@ def _test_paired(metric: pb.MetricComparison, ours: SampleValues, theirs: Sample
 
 
 def _misfit(side: str, samples: SampleValues, value: float) -> str:
-    """Say why a test of the samples would be none of the metric. Empty where it would."""
+    """Return why a test of the samples would not be a test of the metric; empty if it would."""
     if not len(samples.ids):
         return f"the {side} has no value of any sample"
     return "" if samples.mean_is(value) else f"the {side}'s value is not the mean of its samples"

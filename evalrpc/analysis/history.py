@@ -1,4 +1,4 @@
-"""Metrics over many jobs. The store is read page by page, and only what was asked for is kept, up to a size."""
+"""Metrics over many jobs. The store is read page by page, and only what was requested is kept, up to a maximum size."""
 
 import math
 import re
@@ -19,7 +19,7 @@ _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 class History:
-    """The answer to one GetHistory in the making: read all pages, then take the answer. For one thread at a time; blocks."""
+    """Builds the answer to one GetHistory: read all pages, then get the answer. For one thread at a time; blocks."""
 
     def __init__(self, store: Store, call: GetHistoryRequest) -> None:
         self._store = store
@@ -35,7 +35,7 @@ class History:
         self._truncated = False
 
     def read_page(self) -> bool:
-        """Read the next page of jobs, newest first; tell whether there may be more."""
+        """Read the next page of jobs, newest first; return whether there may be more."""
         page = self._store.list_jobs(self._filter, self._before, _PAGE)
         for self._before, job in page:
             points = list(self._points(job))
@@ -48,7 +48,7 @@ class History:
         return len(page) == _PAGE
 
     def answer(self) -> GetHistoryResponse:
-        """Put what was read in order."""
+        """Return the points by step if all have one, else oldest first."""
         points = [point for job in reversed(self._points_by_job) for point in job]
         if all(point.HasField("step") for point in points):
             points.sort(key=lambda point: point.step)

@@ -1,7 +1,7 @@
-"""What each sample of a task scored, read from any number of rows into a few flat arrays, and paired with another job's.
+"""The score of each sample of a task, read from any number of rows into a few flat arrays, and paired with another job's.
 
-A row gives a metric's value under the metric's name, or under `metric,filter` as the aggregate file has it; either may stand in
-a table `metrics`. A row with a `filter` is of that one alone. What is no number or boolean counts as absent.
+A row gives a metric's value under the metric's name, or under `metric,filter` as in the aggregate file; either may be in a
+table `metrics`. A row with a `filter` belongs to that filter only. Anything but a number or boolean counts as absent.
 """
 
 import json
@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_VALUES: Final = 8_000_000
-"""Values of a task that are read, of all metrics together; those after them count as absent."""
+"""Values that are read per task, over all metrics; those after them count as absent."""
 
-_MAX_VALUE: Final = 1e100  # no sum of such values overflows; anything larger spoils the mean, as it should
+_MAX_VALUE: Final = 1e100  # no sum of such values overflows; a larger one makes the mean NaN, as it should
 _TOLERANCE: Final = 1e-4
 
 
@@ -35,11 +35,11 @@ class SampleValues:
     """One value for each sample. Several rows of one sample are averaged."""
 
     ids: NDArray[np.int64]
-    """What stands for the samples' ids; sorted, none twice."""
+    """Numbers that stand for the samples' ids; sorted and unique."""
     values: NDArray[np.float64]
 
     def mean_is(self, value: float) -> bool:
-        """Tell whether a metric's value is the mean of these, to four digits: then a test of the mean is one of the metric."""
+        """Return whether a metric's value is the mean of these, to four digits: then a test of the mean tests the metric."""
         return bool(len(self.values)) and math.isclose(self.values.mean(), value, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
 
 
@@ -48,16 +48,16 @@ NO_VALUES: Final = SampleValues(np.empty(0, np.int64), np.empty(0))
 
 @dataclass(frozen=True)
 class Pairs:
-    """What two jobs say of the samples that both have a value of."""
+    """The values of two jobs for the samples that both have a value of."""
 
     baseline: NDArray[np.float64]
     candidate: NDArray[np.float64]
     unpaired_count: int
-    """Samples that only one of them has a value of."""
+    """Samples that only one of the jobs has a value of."""
 
     @property
     def count(self) -> int:
-        """How many pairs there are."""
+        """Number of pairs."""
         return len(self.baseline)
 
     @property
@@ -67,28 +67,28 @@ class Pairs:
 
     @property
     def gains(self) -> int:
-        """Pairs of which the candidate's value is the larger one."""
+        """Number of pairs in which the candidate's value is larger."""
         return int(np.count_nonzero(self.candidate > self.baseline))
 
     @property
     def losses(self) -> int:
-        """Pairs of which the candidate's value is the smaller one."""
+        """Number of pairs in which the candidate's value is smaller."""
         return int(np.count_nonzero(self.candidate < self.baseline))
 
     def are_zero_or_one(self) -> bool:
-        """Tell whether no value is anything else."""
+        """Return whether every value is 0 or 1."""
         return all(bool(np.all((values == 0) | (values == 1))) for values in (self.baseline, self.candidate))
 
 
 def pair(baseline: SampleValues, candidate: SampleValues) -> Pairs:
-    """Pair the samples that have the same id."""
+    """Pair the samples with the same id."""
     common, ours, theirs = np.intersect1d(baseline.ids, candidate.ids, assume_unique=True, return_indices=True)
     unpaired_count = len(baseline.ids) + len(candidate.ids) - 2 * len(common)
     return Pairs(baseline.values[ours], candidate.values[theirs], unpaired_count)
 
 
 def read_values(rows: Iterable[Mapping[str, object]], wanted: Collection[MetricKey]) -> Mapping[MetricKey, SampleValues]:
-    """Take the values of the metrics that are wanted out of the rows of a task. Memory is 16 bytes per value."""
+    """Extract the values of the wanted metrics from the rows of a task. Memory is 16 bytes per value."""
     columns = [_Column(key) for key in wanted]
     of_rows = _Columns(columns)
     values_left = MAX_VALUES
@@ -110,7 +110,7 @@ class _Column:
         self._values = array("d")
 
     def take(self, sample_id: int, value: float) -> None:
-        """Take a value of a sample."""
+        """Add a value of a sample."""
         self._ids.append(sample_id)
         self._values.append(value if abs(value) <= _MAX_VALUE else math.nan)
 
@@ -122,7 +122,7 @@ class _Column:
 
 
 class _Columns:
-    """Finds the columns that a row has values of by what stands in the row, however many columns there are."""
+    """Finds the columns that a row has values of by the row's keys, however many columns there are."""
 
     def __init__(self, columns: Iterable[_Column]) -> None:
         self._all = _ByName()
@@ -132,7 +132,7 @@ class _Columns:
             self._of_filter[column.key.filter].add(column)
 
     def take(self, sample_id: int, row: Mapping[str, object]) -> int:
-        """Take the values in a row. Returns how many there are."""
+        """Add the values in a row, and return how many there are."""
         if "filter" not in row:
             return self._all.take(sample_id, row)
         answer_filter = row["filter"]
@@ -141,7 +141,7 @@ class _Columns:
 
 
 class _ByName:
-    """Columns by the names that their values may stand under."""
+    """Columns by the keys that their values may have in a row."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -155,7 +155,7 @@ class _ByName:
         self._full[f"{column.key.metric},{column.key.filter}"].append(column)
 
     def take(self, sample_id: int, row: Mapping[str, object]) -> int:
-        """Take the first value that a row has of each column. Returns how many there are."""
+        """Add the first value that a row has of each column, and return how many there are."""
         taken: set[_Column] = set()
         nested = row.get("metrics")
         for table in (row, nested) if isinstance(nested, dict) else (row,):
@@ -173,7 +173,7 @@ class _ByName:
 
 
 def _id(doc_id: object) -> int | None:
-    """Return a number of 64 bits for an id: itself where it is such a number, else a digest."""
+    """Return a 64-bit integer for an id: the id itself if it is one, else a digest; None for what can't be an id."""
     if isinstance(doc_id, int) and -(2**63) <= doc_id < 2**63:
         return int(doc_id)
     if not isinstance(doc_id, str | int | float):

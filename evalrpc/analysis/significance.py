@@ -1,7 +1,6 @@
-"""Is a difference more than chance? The tests behind CompareJobs, on plain numbers.
+"""Significance tests for CompareJobs, on plain numbers.
 
-Pure, and the same input gives the same answer. `alpha` is the chance of a false alarm that is accepted; the intervals have the
-level 1 - `alpha`.
+Pure and deterministic. `alpha` is the accepted false positive rate; the intervals have the confidence level 1 - `alpha`.
 """
 
 import math
@@ -14,16 +13,16 @@ from scipy.stats import binomtest, bootstrap, norm, t
 
 RESAMPLES: Final = 9_999
 MAX_RESAMPLED: Final = 5_000
-"""More differences than this are averaged in so many groups, and the groups resampled, so that time and memory are bounded."""
+"""More differences than this are averaged in this many groups, and the groups resampled, to bound time and memory."""
 MIN_SAMPLES: Final = 10
-"""Fewer samples than this say too little of their own spread for any test but McNemar's."""
+"""Fewer samples than this say too little about their spread for any test but McNemar's."""
 
 _SEED: Final = 20_250_101
-_BATCH: Final = 64  # resamples that are in memory at once
+_BATCH: Final = 64  # resamples in memory at once
 
 
 class Difference(NamedTuple):
-    """A difference, its confidence interval, and how probable one as large as this is where there is none."""
+    """A difference, its confidence interval, and how probable one at least as large is if there is none."""
 
     value: float
     lower: float
@@ -34,7 +33,7 @@ class Difference(NamedTuple):
 def mcnemar(losses: int, gains: int, pairs: int, alpha: float) -> Difference:
     """Test pairs of 0 and 1, of which `losses` went from 1 to 0 and `gains` from 0 to 1: McNemar's exact test.
 
-    The interval is the adjusted Wald interval of Bonett and Price (2012). Of no pairs at all nothing can be said.
+    The interval is the adjusted Wald interval of Bonett and Price (2012). `pairs` must be at least 1.
     """
     p_value = binomtest(gains, gains + losses).pvalue if gains + losses else 1.0
     gained, lost = (gains + 1) / (pairs + 2), (losses + 1) / (pairs + 2)
@@ -62,13 +61,13 @@ def paired_bootstrap(differences: NDArray[np.float64], alpha: float) -> Differen
 
 
 def unpaired_z(difference: float, stderr: float, alpha: float) -> Difference:
-    """Test a difference with a standard error above zero, which is taken for normal."""
+    """Test a difference with a standard error above zero, assuming a normal distribution: z-test."""
     reach = float(norm.isf(alpha / 2)) * stderr
     return Difference(difference, difference - reach, difference + reach, float(2 * norm.sf(abs(difference) / stderr)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for there being many, in their order: so that any false alarm at all has the chance `alpha`."""
+    """Adjust p-values by Holm's method, keeping their order: the chance of any false positive is then at most `alpha`."""
     adjusted = [0.0] * len(p_values)
     largest = 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
@@ -78,9 +77,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _grouped(deviations: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return at most MAX_RESAMPLED numbers with the same mean, and whose mean has the same standard error.
+    """Return at most MAX_RESAMPLED numbers with the same mean and the same standard error of the mean.
 
-    The deviations have the mean zero, so that it does not matter that some groups have one more of them than others.
+    The deviations have mean zero, so it does not matter that some groups have one more of them than others.
     """
     count = len(deviations)
     if count <= MAX_RESAMPLED:
@@ -91,7 +90,7 @@ def _grouped(deviations: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _widening(count: int, alpha: float) -> float:
-    """Return how much wider the spread has to be, by Bessel's correction and Student's t, which matter for few samples.
+    """Return the factor that widens the spread, by Bessel's correction and Student's t, which matter for few samples.
 
     See Hesterberg, What Teachers Should Know About the Bootstrap (2015), on expanded percentile intervals.
     """

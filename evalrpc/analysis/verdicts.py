@@ -1,6 +1,6 @@
-"""By which thresholds the metrics of a comparison are judged, and what is to be thought of each. Pure.
+"""The thresholds that apply to the metrics of a comparison, and the verdict on each. Pure.
 
-The rule stands in the schema, at `Verdict`.
+The rule is in the schema, at `Verdict`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ ValueT = TypeVar("ValueT")
 
 
 def judge(call: pb.CompareJobsRequest, metrics: Sequence[pb.MetricComparison], alpha: float) -> None:
-    """Set the thresholds that hold for metrics that were tested, their adjusted p-values, and the verdicts."""
+    """Set the thresholds, adjusted p-values and verdicts of tested metrics."""
     if call.correction == pb.CORRECTION_HOLM:
         _adjust([metric for metric in metrics if metric.HasField("p_value")])
     thresholds = _Thresholds(call)
@@ -24,7 +24,7 @@ def judge(call: pb.CompareJobsRequest, metrics: Sequence[pb.MetricComparison], a
 
 
 def verdict(metric: pb.MetricComparison, alpha: float) -> "pb.Verdict.ValueType":
-    """Return what is to be thought of a metric whose difference was tested."""
+    """Return the verdict on a metric whose difference was tested."""
     if not metric.HasField("difference"):
         return pb.VERDICT_INCONCLUSIVE
     if _is_same(metric):
@@ -35,7 +35,7 @@ def verdict(metric: pb.MetricComparison, alpha: float) -> "pb.Verdict.ValueType"
 
 
 class _Thresholds:
-    """What holds for which metrics, with the place of each threshold in the call: the last that sets a value counts."""
+    """The thresholds of a call by selector, each with its position: the last one that sets a value wins."""
 
     def __init__(self, call: pb.CompareJobsRequest) -> None:
         self._call = call
@@ -49,7 +49,7 @@ class _Thresholds:
                 self._directions[parts] = place, threshold.higher_is_better
 
     def set_for(self, metric: pb.MetricComparison) -> None:
-        """Set the tolerance, and the direction where the harness has set none or the call overrules it."""
+        """Set the tolerance, and the direction if the harness has set none or a threshold overrides it."""
         tolerance, higher_is_better = _last(self._tolerances, metric), _last(self._directions, metric)
         metric.tolerance = self._call.tolerance if tolerance is None else tolerance
         if higher_is_better is not None:
@@ -59,7 +59,7 @@ class _Thresholds:
 
 
 def _last(values: Mapping[Parts, tuple[int, ValueT]], metric: pb.MetricComparison) -> ValueT | None:
-    """Return the value of the last threshold that takes a metric."""
+    """Return the value of the last threshold that applies to a metric."""
     found = [values[parts] for parts in parts_taking(metric) if parts in values] if values else ()
     return max(found, key=lambda placed: placed[0])[1] if found else None
 

@@ -1,7 +1,7 @@
-"""The command line: `evalrpc serve` and all that a person or a script does with a server.
+"""The command line: `evalrpc serve` and the client commands for people and scripts.
 
-Exit codes: 0 done; 1 the job failed or was cancelled, or a metric that is compared is WORSE; 2 the call was wrong; 3 the server
-can't be reached; 130 Ctrl-C.
+Exit codes: 0 success; 1 the job failed or was cancelled, a compared metric is WORSE, or `doctor` found a problem; 2 the call
+was invalid or refused; 3 the server can't be reached; 130 Ctrl-C.
 """
 
 import os
@@ -37,10 +37,10 @@ _MODULES: Final = {
 
 
 class _LazyGroup(click.Group):
-    """Imports a command's module only when the command is used, so that none waits for what another needs."""
+    """Imports a command's module only when the command is used, so that none waits for another's imports."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Name the commands in the order of the manual."""
+        """List the commands in the order of the help text."""
         del ctx
         return list(_MODULES)
 
@@ -61,5 +61,5 @@ class _LazyGroup(click.Group):
 def main(context: click.Context, address: str | None) -> None:
     """Evaluate models on an evalrpc server: submit jobs, follow them, and fetch their results."""
     if context.invoked_subcommand != "serve":
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC would write its own lines among ours
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # keeps gRPC's own log lines out of our output
     context.obj = address

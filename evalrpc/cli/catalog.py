@@ -1,4 +1,4 @@
-"""The commands that tell what a server has."""
+"""The commands that show what a server offers."""
 
 from collections.abc import Iterable
 
@@ -46,7 +46,7 @@ def models_command(query: str, harness: str, address: str | None, as_json: bool)
 @click.command()
 @client_options
 def harnesses_command(address: str | None, as_json: bool) -> None:
-    """List the harnesses that the server is set up with."""
+    """List the harnesses that are configured on the server."""
     with connect(address) as client:
         harnesses = client.list_harnesses()
     if as_json:

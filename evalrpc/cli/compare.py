@@ -1,4 +1,4 @@
-"""The command that compares jobs, for people and for a pipeline that goes on only with what is no worse."""
+"""`evalrpc compare`: for people, and for pipelines that continue only if nothing got worse."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +46,7 @@ def compare_command(
 ) -> None:
     """Compare jobs with a baseline. Exits with 1 if any metric is WORSE.
 
-    A NAME is TASK/METRIC, METRIC of any task, or TASK/ for all of a task, with `,FILTER` behind it where it matters.
+    A NAME is TASK/METRIC, METRIC of any task, or TASK/ for all metrics of a task, with an optional `,FILTER` suffix.
     """
     general_tolerance, tolerances = _by_name(tolerance, _number)
     is_higher_better, directions = _by_name(direction, _is_higher)
@@ -73,7 +73,7 @@ def compare_command(
 
 
 def _by_name(texts: Sequence[str], read: Callable[[str], ValueT]) -> tuple[ValueT | None, dict[str, ValueT]]:
-    """Read `VALUE` and `NAME=VALUE`, each any number of times: the last value without a name, and those with one."""
+    """Parse repeated `VALUE` and `NAME=VALUE` texts into the last value without a name, and the named ones."""
     general, named = None, {}
     for text in texts:
         name, _, value = text.rpartition("=")
@@ -98,7 +98,7 @@ def _is_higher(text: str) -> bool:
 
 
 def _print(response: CompareJobsResponse) -> None:
-    """Print a table. A person is spared the model and the job where there is only one."""
+    """Print a table. On a terminal, it omits the model and the job if there is only one."""
     interval = f"{response.confidence_level:.4g} interval"
     columns = ("verdict", "metric", "baseline", "candidate", "difference", interval, "p", "test", "model", "job")
     rows = list(_rows(response))

@@ -1,4 +1,4 @@
-"""The way from a command to the server."""
+"""How a command connects to the server."""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -11,25 +11,25 @@ from evalrpc.cli.exit_codes import reported
 from evalrpc.client import EvalClient
 
 PATIENT_SECONDS: Final = 600.0
-"""For calls that may take long the first time: a harness is asked what it knows, large files are summed up."""
+"""For calls that may be slow the first time: a harness lists its catalog, large files are checksummed."""
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
 def client_options(function: FunctionT) -> FunctionT:
-    """Add what every command that asks a server has: `--json`, and `--address` behind the command's name as well."""
+    """Add the options of every client command: `--json`, and `--address`, so that it may also follow the command's name."""
     function = click.option("--json", "as_json", is_flag=True, help="Print protobuf JSON.")(function)
     return click.option("--address", metavar="HOST:PORT", callback=_or_group_address, help="The server.")(function)
 
 
 @contextmanager
 def connect(address: str | None, timeout_seconds: float = 30.0) -> Iterator[EvalClient]:
-    """Give a client whose single calls are bounded by the timeout, and report what goes wrong with it."""
+    """Yield a client with this timeout for unary calls, and report its errors."""
     try:
         with EvalClient(address, timeout_seconds=timeout_seconds) as client, reported(client.address):
             yield client
     finally:
-        # Collected only while the interpreter ends, a call of gRPC waits for a lock of a thread that is no more, and hangs.
+        # A gRPC call that is collected only at interpreter exit waits for the lock of a dead thread, and hangs.
         gc.collect()
 
 

@@ -1,4 +1,4 @@
-"""`evalrpc doctor`: whether a server could run here, and what to do where it could not."""
+"""`evalrpc doctor`: whether a server could run here, and what to do if not."""
 
 import json
 import os
@@ -19,12 +19,12 @@ _PROBE_TIMEOUT_SECONDS = 3.0
 
 
 class Finding(NamedTuple):
-    """What a check found."""
+    """The result of a check."""
 
     subject: str
     good: bool
     detail: str
-    """What there is, or what is wrong and what to do."""
+    """What was found, or what is wrong and what to do."""
 
 
 @click.command()
@@ -49,7 +49,7 @@ def doctor_command(config: Path | None, as_json: bool, **flags: Any) -> None:
 
 
 def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield what every check finds. Changes nothing."""
+    """Yield the findings of every check. Changes nothing."""
     yield from _guarded("harnesses", lambda: check_harnesses(settings))
     yield from _guarded("GPUs", lambda: check_gpus(settings, environment))
     yield check_data_dir(settings.data_dir)
@@ -57,7 +57,7 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Find
 
 
 def check_harnesses(settings: Settings) -> Iterator[Finding]:
-    """Ask every configured harness whether its program is there."""
+    """Check that the program of every configured harness is available."""
     from evalrpc.harnesses.registry import build_harnesses
 
     for name, harness in sorted(build_harnesses(settings).items()):
@@ -67,7 +67,7 @@ def check_harnesses(settings: Settings) -> Iterator[Finding]:
 
 
 def check_gpus(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Look which GPUs a server would hand out. None is good where none was asked for, or `auto`."""
+    """Check which GPUs a server would hand out. None is fine if none were asked for, or with `auto`."""
     from evalrpc.executors.local.gpus import find_gpus
 
     gpus = find_gpus(settings.gpus, environment)
@@ -78,7 +78,7 @@ def check_gpus(settings: Settings, environment: Mapping[str, str]) -> Iterator[F
 
 
 def check_data_dir(data_dir: Path) -> Finding:
-    """Look whether the data folder can be written, or be made."""
+    """Check that the data folder is writable or can be created."""
     nearest = next(folder for folder in (data_dir.absolute(), *data_dir.absolute().parents) if folder.exists())
     if not nearest.is_dir():
         return Finding("data folder", False, f"{nearest} is no folder; choose another --data-dir")
@@ -88,7 +88,7 @@ def check_data_dir(data_dir: Path) -> Finding:
 
 
 def check_port(listen: str) -> Finding:
-    """Look whether the port is free, or a server of ours has it."""
+    """Check that the port is free or held by an evalrpc server."""
     host, port = parse_listen(listen)
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
@@ -109,7 +109,7 @@ def _who_has_port(listen: str, error: OSError) -> Finding:
 
 
 def _guarded(subject: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """Let one check that can't be made at all not keep the others from being made."""
+    """Turn a check that can't run into a finding, so that the others still run."""
     try:
         yield from check()
     except ConfigurationError as error:

@@ -1,4 +1,4 @@
-"""The way from an error to a readable line and an exit code."""
+"""Maps an error to a readable line and an exit code."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ INTERRUPTED: Final = 130
 
 @contextmanager
 def reported(address: str = "") -> Iterator[None]:
-    """Turn every error that is to be expected into a line on stderr and an exit code."""
+    """Turn every expected error into lines on stderr and an exit code."""
     try:
         yield
     except (UnavailableError, TimeoutError) as error:
@@ -34,7 +34,7 @@ def reported(address: str = "") -> Iterator[None]:
 
 
 def fail(exit_code: int, *lines: str) -> NoReturn:
-    """Print lines on stderr and leave with this exit code."""
+    """Print lines on stderr and exit with this code."""
     for line in lines:
         click.echo(f"evalrpc: {line}", err=True)
     raise click.exceptions.Exit(exit_code)
@@ -48,6 +48,6 @@ def _violation_lines(error: InvalidRequestError) -> list[str]:
 
 
 def _violation_line(field: str, description: str, flags: dict[str, str]) -> str:
-    """Put the flag that sets the field before the field's path, where the command has one."""
+    """Prefix the field's path with the flag that sets it, if the command has one."""
     name = field.removeprefix("request.").partition("[")[0].partition(".")[0]
     return f"{flags[name]} ({field}): {description}" if name in flags else f"{field}: {description}"

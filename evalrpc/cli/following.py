@@ -1,4 +1,4 @@
-"""Following a job to its end: as JSON events for a program, as lines in a log, or as a live line for a person."""
+"""Follows a job to its end: as JSON events for a program, as lines in a log, or as a live line on a terminal."""
 
 from collections.abc import Generator, Iterable
 from contextlib import suppress
@@ -32,7 +32,7 @@ def follow(client: EvalClient, job_id: str, reconnect_timeout: timedelta, *, as_
 
 
 def follow_all(client: EvalClient, job_filter: JobFilter, *, as_json: bool) -> None:
-    """Print a line for every job and for each of its changes, until Ctrl-C."""
+    """Print a line for every job and each of its changes, until Ctrl-C."""
     shown: dict[str, str] = {}
     breaks = _Breaks(client)
     with suppress(KeyboardInterrupt):
@@ -48,7 +48,7 @@ def follow_all(client: EvalClient, job_filter: JobFilter, *, as_json: bool) -> N
 
 
 def show_outcome(job: JobInfo) -> None:
-    """Print the metrics of a job and, on stderr, where its files are, and why it did not complete if it did not."""
+    """Print a job's metrics and, on stderr, where its files are and, if it did not complete, why."""
     if job.status != JobStatus.JOB_STATUS_COMPLETED:
         for line in (*job.error.log_tail, f"evalrpc: job {job.job_id}: {wording.describe(job)}"):
             click.echo(line, err=True)
@@ -80,7 +80,7 @@ def _watch(
 
 
 class _Breaks:
-    """Tells on stderr of the first of several breaks in a row."""
+    """Reports on stderr the first of several consecutive disconnects."""
 
     def __init__(self, client: EvalClient) -> None:
         self._client = client
@@ -97,7 +97,7 @@ class _Breaks:
 
 
 def _states(client: EvalClient, events: Iterable[JobEvent]) -> Generator[JobInfo, None, None]:
-    """Yield the job after each event. Its place in the queue changes without one, so heartbeats ask for it."""
+    """Yield the job after each event. Its queue position changes without an event, so it is fetched on heartbeats."""
     job = JobInfo()
     for event in events:
         if event.HasField("job"):
@@ -133,13 +133,13 @@ def _show_lines(states: Iterable[JobInfo]) -> JobInfo:
 
 
 class _Finished:
-    """What has been told of tasks that finished before the job did."""
+    """The metrics already printed of tasks that finished before the job."""
 
     def __init__(self) -> None:
         self._told: set[str] = set()
 
     def news(self, job: JobInfo) -> list[str]:
-        """Return a line for each new metric of a job that runs on: those of one that has ended come in a table."""
+        """Return a line for each new metric of an unfinished job: those of a finished one come in a table."""
         if job.status in wording.TERMINAL:
             return []
         lines = [line for line in wording.metric_lines(job) if line not in self._told]

@@ -1,4 +1,4 @@
-"""`evalrpc history`: metrics over many jobs, as a table, as a plot in the terminal, or in a file."""
+"""`evalrpc history`: metrics across jobs, as a table, as a plot in the terminal, or in a file."""
 
 import math
 import shutil
@@ -27,7 +27,7 @@ _Row = tuple[HistoryPoint, Metric]
 
 
 class _Name(NamedTuple):
-    """What makes values one series."""
+    """The key of a series."""
 
     task: str
     metric: str
@@ -63,9 +63,9 @@ def history_command(
     address: str | None,
     as_json: bool,
 ) -> None:
-    """Print metrics over jobs, such as the checkpoints of a training run, in the order of their steps.
+    """Print metrics across jobs, such as the checkpoints of a training run, ordered by step.
 
-    Without --status, of those that are completed.
+    Without --status, only completed jobs count.
     """
     with connect(address, PATIENT_SECONDS) as client:
         history = client.get_history(job_filter, metrics, step_label)
@@ -87,7 +87,7 @@ def _title(job_filter: JobFilter) -> str:
 
 
 def _by_series(history: GetHistoryResponse) -> dict[_Name, list[_Row]]:
-    """Part the values by series, each in the order of the answer."""
+    """Group the values by series, each in the order of the response."""
     rows: defaultdict[_Name, list[_Row]] = defaultdict(list)
     for point in history.points:
         for value in point.metrics:
@@ -134,7 +134,7 @@ def _drawable_series(rows: Mapping[_Name, Sequence[_Row]], step_label: str) -> l
 
 
 def _series(name: _Name, rows: Sequence[_Row], step_label: str) -> plotting.Series:
-    """Lay a series out along its steps, or, without a label for them, job by job."""
+    """Place a series along its steps or, without a step label, job by job."""
     filter_words = f" ({name.filter})" if name.filter else ""
     better = wording.better(rows[-1][1])
     return plotting.Series(

@@ -23,7 +23,7 @@ _LARGEST_PAGE = 1000
 def watch_command(job_id: str, reconnect_timeout: timedelta, address: str | None, as_json: bool) -> None:
     """Follow a job until it ends; exit with 1 if it does not complete."""
     with connect(address) as client:
-        client.get_job(job_id)  # fails at once where a watch would try again
+        client.get_job(job_id)  # fails at once where a watch would retry
         follow(client, job_id, reconnect_timeout, as_json=as_json)
 
 
@@ -31,7 +31,7 @@ def watch_command(job_id: str, reconnect_timeout: timedelta, address: str | None
 @click.argument("job_id", metavar="JOB")
 @client_options
 def get_command(job_id: str, address: str | None, as_json: bool) -> None:
-    """Show a job as it stands."""
+    """Show a job's current state."""
     with connect(address) as client:
         job = client.get_job(job_id)
     if as_json:
@@ -44,9 +44,9 @@ def get_command(job_id: str, address: str | None, as_json: bool) -> None:
 @filter_options
 @client_options
 def watch_all_command(job_filter: JobFilter, address: str | None, as_json: bool) -> None:
-    """Follow all jobs, or those of a filter, until Ctrl-C: how each stands, then every change."""
+    """Follow all jobs, or those that match a filter, until Ctrl-C: each job's state, then every change."""
     with connect(address) as client:
-        client.get_server_info()  # fails at once where a watch would try again
+        client.get_server_info()  # fails at once where a watch would retry
         follow_all(client, job_filter, as_json=as_json)
 
 
@@ -55,7 +55,7 @@ def watch_all_command(job_filter: JobFilter, address: str | None, as_json: bool)
 @click.option("--limit", default=50, show_default=True, help="At most so many; 0 is all.")
 @client_options
 def list_command(job_filter: JobFilter, limit: int, address: str | None, as_json: bool) -> None:
-    """List jobs, newest first. Conditions must all hold; of a repeated one, but for labels, any one suffices."""
+    """List jobs, newest first. All conditions must hold; any value of a repeated one suffices, but all labels must match."""
     with connect(address) as client:
         jobs = islice(client.list_jobs(job_filter, min(limit, _LARGEST_PAGE)), limit or None)
         if as_json:
@@ -95,7 +95,7 @@ def cancel_command(job_id: str, reason: str, address: str | None, as_json: bool)
 @click.argument("job_id", metavar="JOB")
 @client_options
 def delete_command(job_id: str, address: str | None, as_json: bool) -> None:
-    """Delete a finished job with all that the server created for it."""
+    """Delete a finished job and everything that the server created for it."""
     with connect(address) as client:
         client.delete_job(job_id)
     if as_json:

@@ -1,4 +1,4 @@
-"""What is printed: JSON for programs, tables for people, and lines with tabs where the output is no terminal."""
+"""Output: JSON for programs, tables on a terminal, and tab-separated lines elsewhere."""
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 
 def print_json(message: Message) -> None:
-    """Print a message as protobuf JSON over several lines."""
+    """Print a message as protobuf JSON on several lines."""
     click.echo(json_format.MessageToJson(message, preserving_proto_field_name=True))
 
 
@@ -22,7 +22,7 @@ def print_json_line(message: Message) -> None:
 def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], styles: Mapping[str, str] = MappingProxyType({})
 ) -> None:
-    """Print a table on a terminal, and otherwise a line per row, with tabs and no header. `styles` has those of whole cells."""
+    """Print a table on a terminal, else a tab-separated line per row, without a header. `styles` maps whole cells to styles."""
     if is_terminal():
         _print_rich_table(columns, rows, styles)
         return
@@ -31,7 +31,7 @@ def print_table(
 
 
 def is_terminal() -> bool:
-    """Tell whether a person reads what is printed."""
+    """Return whether stdout is a terminal."""
     return sys.stdout.isatty()
 
 

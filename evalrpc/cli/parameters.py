@@ -1,4 +1,4 @@
-"""The kinds of values that flags take."""
+"""The types of flag values, and the flags that filter jobs."""
 
 import re
 from collections.abc import Callable
@@ -22,14 +22,14 @@ STATUS_NAMES: Final = [name.removeprefix("JOB_STATUS_").lower() for name in JobS
 
 
 def parse_duration(text: str) -> timedelta:
-    """Read `90`, `90s`, `1h30m`, `1.5h`, `2d`; a bare number is in seconds. Raises ValueError."""
+    """Parse `90`, `90s`, `1h30m`, `1.5h`, `2d`; a bare number is in seconds. Raises ValueError."""
     if _DURATION.fullmatch(text):
         return timedelta(seconds=sum(float(number) * _UNIT_SECONDS[unit] for number, unit in _DURATION_PART.findall(text)))
     return timedelta(seconds=float(text))
 
 
 def duration(text: str) -> timedelta:
-    """Read a span of time for a flag."""
+    """Parse a duration for a flag."""
     try:
         return parse_duration(text)
     except (ValueError, OverflowError) as error:
@@ -37,7 +37,7 @@ def duration(text: str) -> timedelta:
 
 
 def time(text: str) -> Timestamp:
-    """Read a time for a flag: ISO 8601, local where it names no zone, or a duration back from now."""
+    """Parse a time for a flag: ISO 8601, local if it names no zone, or a duration back from now."""
     timestamp = Timestamp()
     try:
         timestamp.FromDatetime(_parse_time(text))
@@ -47,7 +47,7 @@ def time(text: str) -> Timestamp:
 
 
 def arguments(text: str) -> dict[str, Any]:
-    """Read a JSON object or `k=v,k2=v2` for a flag."""
+    """Parse a JSON object or `k=v,k2=v2` for a flag."""
     try:
         return parse_arguments(text)
     except ValueError as error:
@@ -55,7 +55,7 @@ def arguments(text: str) -> dict[str, Any]:
 
 
 def label(text: str) -> tuple[str, str]:
-    """Read one label, `k=v`, for a flag."""
+    """Parse one label, `k=v`, for a flag."""
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise click.BadParameter(f"{text!r} is not of the form key=value")
@@ -70,12 +70,12 @@ def _parse_time(text: str) -> datetime:
 
 
 def split_commas(texts: tuple[str, ...]) -> list[str]:
-    """Split `A,B` and drop what is empty."""
+    """Split `A,B` and drop empty parts."""
     return [part.strip() for text in texts for part in text.split(",") if part.strip()]
 
 
 def filter_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the flags that choose jobs. The command gets them as `job_filter`."""
+    """Add the flags that select jobs. The command gets them as `job_filter`."""
 
     @wraps(function)
     def command(

@@ -1,5 +1,5 @@
-"""Plots of metrics over jobs: as text by plotext, in a file by matplotlib. Both belong to the extra `plot`, and are imported
-when something is drawn: ModuleNotFoundError says that they are not there."""
+"""Plots of metrics across jobs: as text by plotext, in a file by matplotlib. Both belong to the extra `plot` and are imported
+only to draw, which raises ModuleNotFoundError if they are missing."""
 
 import html
 import io
@@ -43,7 +43,7 @@ td, th {{ padding: 0.2em 0.8em; text-align: left; border-bottom: 1px solid #ddd;
 
 
 class Series(NamedTuple):
-    """One metric over jobs, ready to be drawn."""
+    """One metric across jobs, ready to be drawn."""
 
     title: str
     x_title: str
@@ -73,8 +73,7 @@ def draw_text(series: Series, width: int, *, colourless: bool) -> str:
 def draw_file(
     path: Path, title: str, all_series: Sequence[Series], columns: Iterable[str], rows: Iterable[Iterable[str]]
 ) -> None:
-    """Draw all metrics into a file of the kind that its suffix says. A page of HTML has the table as well, and needs nothing
-    beside itself."""
+    """Draw all metrics into a file in the format of its suffix. An HTML page also has the table, and is self-contained."""
     kind = path.suffix.lower().removeprefix(".")
     if kind == "html":
         drawing = _draw(title="", all_series=all_series, kind="svg").decode()
@@ -89,9 +88,9 @@ def _draw(title: str, all_series: Sequence[Series], kind: str) -> bytes:
     """Draw with matplotlib's own canvases, which need no display."""
     import matplotlib as mpl
 
-    style = mpl.rc_context({"text.parse_math": False, "svg.hashsalt": "evalrpc", "font.size": 9.0})  # `$` in a name is a `$`
+    style = mpl.rc_context({"text.parse_math": False, "svg.hashsalt": "evalrpc", "font.size": 9.0})  # `$` is literal
     with style, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box stands for it
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # drawn as a box
         figure = _figure(title, all_series)
         file = io.BytesIO()
         figure.savefig(file, format=kind, dpi=144, metadata={"Date": None} if kind == "svg" else None)
@@ -126,7 +125,7 @@ def _draw_panel(axes: "Axes", series: Series) -> None:
 
 
 def _finite(series: Series) -> tuple[list[float], list[float], list[float]]:
-    """Leave out what has no place on paper. No bar is one of length 0."""
+    """Drop points whose value is not finite. A missing error bar has length 0."""
     points = [point for point in zip(series.x, series.y, series.stderr, strict=True) if math.isfinite(point[1])]
     bars = [stderr if math.isfinite(stderr) and stderr > 0 else 0.0 for _, _, stderr in points]
     return [x for x, _, _ in points], [y for _, y, _ in points], bars

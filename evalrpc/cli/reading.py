@@ -1,4 +1,4 @@
-"""The commands that read what a job leaves."""
+"""The commands that read a job's log, results and files."""
 
 import json
 import sys
@@ -77,7 +77,7 @@ def samples_command(job_id: str, model: str, task: str, limit: int, address: str
 def download_command(
     job_id: str, directory: Path, names: tuple[str, ...], attempt: int, address: str | None, as_json: bool
 ) -> None:
-    """Copy a job's files into a folder and print their paths. Goes on where an earlier download broke off."""
+    """Download a job's files into a folder and print their paths. Resumes where an earlier download broke off."""
     with connect(address, PATIENT_SECONDS) as client:
         chosen = list(names) or None
         paths = _download(client, job_id, directory, chosen, attempt)

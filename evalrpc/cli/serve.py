@@ -13,8 +13,8 @@ from evalrpc.config import load_settings
 from evalrpc.errors import UnavailableError
 
 GRPC_EXPERIMENTS: Final = "-event_engine_listener"
-"""With gRPC's newer listener every call passes through one more thread, which costs it half as much time again. A gRPC that has
-no other any more says so in its log, and goes on."""
+"""gRPC's newer listener passes every call through one more thread, which makes it take half as long again. A gRPC without the
+older listener logs this, and continues."""
 
 _VARIABLE: Final = "GRPC_EXPERIMENTS"
 
@@ -46,7 +46,7 @@ def serve_command(config: Path | None, **flags: Any) -> None:
 
 @contextmanager
 def _grpc_experiments() -> Iterator[None]:
-    """Set what gRPC reads from the environment when it is imported, unless the operator has. No run is to inherit it."""
+    """Set the variable that gRPC reads on import, unless the operator has set it. Runs must not inherit it."""
     if _VARIABLE in os.environ:
         yield
         return

@@ -100,7 +100,7 @@ def _parse_submission(values: Any) -> SubmitJobRequest:
 
 
 def apply_flags(submission: SubmitJobRequest, flags: Mapping[str, Any]) -> None:
-    """Set what was given as a flag; None was not. Raises click.UsageError for a number that does not fit its field."""
+    """Set the fields whose flags are not None. Raises click.UsageError for a number that does not fit its field."""
     try:
         for name in _REQUEST_FIELDS:
             _set(submission.request, name, flags[name])
@@ -124,7 +124,7 @@ def _apply_compound_flags(submission: SubmitJobRequest, flags: Mapping[str, Any]
 
 
 def submit_options(submission: SubmitJobRequest) -> SubmitOptions:
-    """Take the options out of the message."""
+    """Extract the options from the message."""
     return SubmitOptions(
         request_id=submission.request_id,
         priority=submission.priority,

@@ -1,4 +1,4 @@
-"""Jobs in words for people. Pure."""
+"""Human-readable descriptions of jobs. Pure functions."""
 
 from collections.abc import Iterator
 from datetime import UTC
@@ -16,12 +16,12 @@ TERMINAL: Final = (JobStatus.JOB_STATUS_COMPLETED, JobStatus.JOB_STATUS_FAILED, 
 
 
 def status_name(status: "JobStatus.ValueType") -> str:
-    """Name a status, such as RUNNING; one of a newer server by its number."""
+    """Return the name of a status, such as RUNNING; the number for one of a newer server."""
     return JobStatus.Name(status).removeprefix("JOB_STATUS_") if status in JobStatus.values() else f"STATUS_{status:d}"
 
 
 def describe(job: JobInfo) -> str:
-    """Say in one line how the job stands."""
+    """Describe the state of the job in one line."""
     return ", ".join((status_name(job.status), *_particulars(job)))
 
 
@@ -40,7 +40,7 @@ def _particulars(job: JobInfo) -> Iterator[str]:
 
 
 def progress_words(progress: Progress) -> Iterator[str]:
-    """Yield what is known of the progress, bit by bit."""
+    """Yield the known parts of the progress."""
     if progress.phase in Progress.Phase.values()[1:]:
         yield Progress.Phase.Name(progress.phase).removeprefix("PHASE_").lower()
     if progress.current_task:
@@ -54,7 +54,7 @@ def progress_words(progress: Progress) -> Iterator[str]:
 
 
 def metric_rows(job: JobInfo) -> Iterator[tuple[str, ...]]:
-    """Yield a row of METRIC_COLUMNS for every metric: by model, the groups after the tasks, and then in the server's order."""
+    """Yield a row of METRIC_COLUMNS for every metric: by model, then tasks before groups, then in the server's order."""
     for model, result in sorted(job.results.items()):
         tasks = {task.task: task for task in result.tasks}
         for metric in sorted(result.metrics, key=lambda metric: metric.is_group):
@@ -64,7 +64,7 @@ def metric_rows(job: JobInfo) -> Iterator[tuple[str, ...]]:
 
 
 def metric_numbers(metric: Metric) -> tuple[str, str, str, str]:
-    """Write value, standard error, direction and number of samples."""
+    """Format value, standard error, direction and number of samples."""
     return (
         f"{metric.value:.4f}",
         f"{metric.stderr:.4f}" if metric.HasField("stderr") else "",
@@ -74,12 +74,12 @@ def metric_numbers(metric: Metric) -> tuple[str, str, str, str]:
 
 
 def better(metric: Metric) -> str:
-    """Say which direction is better; empty where the harness does not."""
+    """Return which direction is better; empty if the harness does not say."""
     return ("higher" if metric.higher_is_better else "lower") if metric.HasField("higher_is_better") else ""
 
 
 def metric_lines(job: JobInfo) -> Iterator[str]:
-    """Say each metric in one line, such as `mme: score,none 0.7500 ± 0.0100`."""
+    """Yield a line per metric, such as `mme: score,none 0.7500 ± 0.0100`."""
     for _, result in sorted(job.results.items()):
         for metric in result.metrics:
             name = ",".join(filter(None, (metric.metric, metric.filter)))
@@ -88,26 +88,26 @@ def metric_lines(job: JobInfo) -> Iterator[str]:
 
 
 def provenance(result: ModelResult) -> str:
-    """Say in one line which versions gave the results, and how long that took."""
+    """Describe in one line which versions produced the results, and how long that took."""
     versions = [f"{package} {version}" for package, version in sorted(result.harness_versions.items())]
     took = [duration_text(result.total_evaluation_time)] if result.HasField("total_evaluation_time") else []
     return ", ".join(versions + took)
 
 
 def job_row(job: JobInfo) -> tuple[str, ...]:
-    """Put a job into a row of JOB_COLUMNS."""
+    """Return a job as a row of JOB_COLUMNS."""
     progress = ", ".join(_particulars(job))
     tasks = ",".join(job.request.tasks)
     return (job.job_id, status_name(job.status), job.request.model, tasks, time_text(job.created_at), progress)
 
 
 def time_text(time: Timestamp) -> str:
-    """Write a time in the local zone; an absent one is empty."""
+    """Format a time in the local zone; an absent one is empty."""
     return time.ToDatetime(tzinfo=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S") if time.seconds else ""
 
 
 def duration_text(duration: Duration) -> str:
-    """Write a span of time with its two largest units, such as `1h05m`."""
+    """Format a duration with its two largest units, such as `1h05m`."""
     seconds = round(duration.ToTimedelta().total_seconds())
     minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
     if days:

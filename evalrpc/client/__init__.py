@@ -1,4 +1,4 @@
-"""The Python client: `EvalClient` for ordinary code, `AsyncEvalClient` for asyncio. Needs grpcio and protobuf, no server."""
+"""The Python client: `EvalClient` is blocking, `AsyncEvalClient` is for asyncio. Needs grpcio and protobuf, no server."""
 
 from evalrpc.client.aio import AsyncEvalClient
 from evalrpc.client.core import SubmitOptions

@@ -1,4 +1,4 @@
-"""The client for asyncio."""
+"""The asyncio client."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -35,10 +35,10 @@ from evalrpc.v1.job_pb2 import EvaluateRequest, JobEvent, JobInfo
 
 
 class AsyncEvalClient(AsyncTransport):
-    """EvalClient for asyncio: the same methods with the same arguments, answers and errors, where they are described.
+    """EvalClient for asyncio: the same methods, arguments, results and errors, which are documented there.
 
-    Belongs to the event loop that it was made in. A task that is cancelled ends its call on the server as well. An iteration
-    that is left early ends its stream when it is closed: `async with contextlib.aclosing(client.watch(job_id)) as events`.
+    Bound to the event loop it was created in. Cancelling a task also ends its call on the server. An iteration that is left
+    early ends its stream when it is closed: `async with contextlib.aclosing(client.watch(job_id)) as events`.
 
         async with AsyncEvalClient("127.0.0.1:50051") as client:
             job = await client.evaluate("llava_hf", ["mme"], {"pretrained": "acme/model"})
@@ -66,7 +66,7 @@ class AsyncEvalClient(AsyncTransport):
         tasks_separately: bool = False,
         **options: Unpack[core.SubmitOptions],
     ) -> JobInfo:
-        """Submit an evaluation from plain values, and return the queued job. See `submit` for options and errors."""
+        """Submit an evaluation from plain values and return the queued job. See `submit` for options and errors."""
         request = core.evaluate_request(
             model,
             tasks,
@@ -86,13 +86,13 @@ class AsyncEvalClient(AsyncTransport):
         return await self.submit(request, **options)
 
     async def submit(self, request: EvaluateRequest, **options: Unpack[core.SubmitOptions]) -> JobInfo:
-        """Submit an evaluation, and return the queued job; it is on the server's disk by then."""
+        """Submit an evaluation and return the queued job, which is on the server's disk by then."""
         return await self._call(self._stub.SubmitJob, core.submit_request(request, **options))
 
     # Following
 
     async def get_job(self, job_id: str) -> JobInfo:
-        """Return the job as it stands now. Raises JobNotFoundError."""
+        """Return the job's current state. Raises JobNotFoundError."""
         return await self._call(self._stub.GetJob, GetJobRequest(job_id=job_id))
 
     def watch(
@@ -104,7 +104,7 @@ class AsyncEvalClient(AsyncTransport):
         reconnect_timeout_seconds: float | None = None,
         on_disconnect: OnDisconnect | None = None,
     ) -> AsyncGenerator[JobEvent, None]:
-        """Yield the job's state, then every change in order and once, and end after the terminal event."""
+        """Yield the job's state, then every change once and in order, and end after the terminal event."""
         policy = ReconnectPolicy(reconnect_timeout_seconds, on_disconnect=on_disconnect)
         return self._read(self._stub.WatchJob, JobWatch(job_id, after_revision, heartbeat_interval_seconds, policy))
 
@@ -117,7 +117,7 @@ class AsyncEvalClient(AsyncTransport):
         reconnect_timeout_seconds: float | None = None,
         on_disconnect: OnDisconnect | None = None,
     ) -> AsyncGenerator[JobEvent, None]:
-        """Yield the state of every job that is not terminal, a BOOKMARK, then all that happens, without end."""
+        """Yield the state of every non-terminal job, a BOOKMARK, then every change, without end."""
         policy = ReconnectPolicy(reconnect_timeout_seconds, on_disconnect=on_disconnect)
         return self._read(self._stub.WatchJobs, AllJobsWatch(filter, after_revision, heartbeat_interval_seconds, policy))
 
@@ -129,7 +129,7 @@ class AsyncEvalClient(AsyncTransport):
         on_event: Callable[[JobEvent], None] | None = None,
         raise_on_failure: bool = True,
     ) -> JobInfo:
-        """Wait until the job is terminal, and return it. `on_event` hears of every event."""
+        """Wait until the job is terminal and return it. `on_event` is called for every event."""
         job = JobInfo()
         async with aclosing(
             self._read(self._stub.WatchJob, JobWatch(job_id, policy=ReconnectPolicy(None, timeout_seconds)))
@@ -141,11 +141,11 @@ class AsyncEvalClient(AsyncTransport):
         return core.completed(job, raise_on_failure=raise_on_failure)
 
     async def cancel_job(self, job_id: str, reason: str = "") -> JobInfo:
-        """Cancel the job, and return it as it stands: a running one ends a little later."""
+        """Cancel the job and return its current state: a running job ends a little later."""
         return await self._call(self._stub.CancelJob, CancelJobRequest(job_id=job_id, reason=reason))
 
     async def delete_job(self, job_id: str) -> None:
-        """Delete a terminal job with all that the server created for it. Raises JobNotFoundError, JobNotFinishedError."""
+        """Delete a terminal job and everything that the server created for it. Raises JobNotFoundError, JobNotFinishedError."""
         await self._call(self._stub.DeleteJob, DeleteJobRequest(job_id=job_id))
 
     async def list_jobs(
@@ -153,13 +153,13 @@ class AsyncEvalClient(AsyncTransport):
         filter: JobFilter | None = None,  # noqa: A002 (the schema's name)
         page_size: int = 0,
     ) -> AsyncIterator[JobInfo]:
-        """Yield jobs, newest first. `page_size` is how many are fetched at a time; 0 leaves it to the server."""
+        """Yield jobs, newest first. `page_size` is how many are fetched at a time; 0 lets the server choose."""
         request = ListJobsRequest(filter=filter, page_size=page_size)
         async for page in self._pages(self._stub.ListJobs, request):
             for job in page.jobs:
                 yield job
 
-    # Reading what a job leaves
+    # Reading logs and results
 
     async def logs(
         self, job_id: str, *, follow: bool = False, offset: int = 0, attempt: int = 0
@@ -172,7 +172,7 @@ class AsyncEvalClient(AsyncTransport):
                 yield data
 
     async def _latest_attempt(self, job_id: str, *, wait: bool) -> int:
-        """Name the attempt, so that a log read over several connections is that of one attempt."""
+        """Resolve the attempt once, so that a log read over several connections is that of one attempt."""
         job = await self.get_job(job_id)
         if job.attempt or not wait:
             return job.attempt
@@ -180,7 +180,7 @@ class AsyncEvalClient(AsyncTransport):
             return await anext((event.job.attempt async for event in events if event.job.attempt), 0)
 
     async def list_artifacts(self, job_id: str, attempt: int = 0) -> list[Artifact]:
-        """List the files that an attempt of the job left, sorted by name; 0 is the latest.
+        """List the files that an attempt left, sorted by name; attempt 0 is the latest.
 
         Raises JobNotFoundError, AttemptNotFoundError.
         """
@@ -195,7 +195,7 @@ class AsyncEvalClient(AsyncTransport):
         on_progress: OnProgress | None = None,
         attempt: int = 0,
     ) -> list[Path]:
-        """Copy files of an attempt (default: all of the latest) into a folder, and return their paths there, sorted by name."""
+        """Download files of an attempt (default: all of the latest) into a folder and return their paths, sorted by name."""
         chosen = select(await self.list_artifacts(job_id, attempt), names)
         return [await self._download_file(job_id, attempt, artifact, Path(directory), on_progress) for artifact in chosen]
 
@@ -214,7 +214,7 @@ class AsyncEvalClient(AsyncTransport):
             return await asyncio.to_thread(part.finish)
 
     async def samples(self, job_id: str, model: str = "", task: str = "", page_size: int = 0) -> AsyncIterator[dict[str, Any]]:
-        """Yield the predictions of one model and task, in the harness's order. Empty names take the job's only one."""
+        """Yield the predictions of one model and task, in the harness's order. Empty names select the job's only one."""
         request = ListSamplesRequest(job_id=job_id, model=model, task=task, page_size=page_size)
         async for page in self._pages(self._stub.ListSamples, request):
             for sample in page.samples:
@@ -226,27 +226,27 @@ class AsyncEvalClient(AsyncTransport):
         metrics: Sequence[str] = (),
         step_label: str = "",
     ) -> GetHistoryResponse:
-        """Return metrics over many jobs, in the order of their steps, which the label gives (default: `step`)."""
+        """Return metrics across jobs, ordered by the step in the label `step_label` (default: `step`)."""
         return await self._call(self._stub.GetHistory, core.history_request(filter, metrics, step_label))
 
     async def compare(
         self, baseline_job_id: str, candidate_job_ids: Sequence[str] | str, **options: Unpack[comparing.CompareOptions]
     ) -> CompareJobsResponse:
-        """Compare the results of jobs with those of a baseline: every difference with its interval, and a verdict on it."""
+        """Compare jobs with a baseline: for every metric the difference, its confidence interval and a verdict."""
         request = comparing.compare_request(baseline_job_id, candidate_job_ids, **options)
         return await self._call(self._stub.CompareJobs, request)
 
     # What the server has
 
     async def list_tasks(self, query: str = "", harness: str = "") -> AsyncIterator[str]:
-        """Yield the names of the harness's tasks that contain the query, sorted. Raises CatalogUnavailableError."""
+        """Yield the harness's task names that contain the query, sorted. Raises CatalogUnavailableError."""
         request = ListTasksRequest(query=query, harness=harness, page_size=core.NAMES_PAGE_SIZE)
         async for page in self._pages(self._stub.ListTasks, request):
             for task in page.tasks:
                 yield task
 
     async def list_models(self, query: str = "", harness: str = "") -> AsyncIterator[str]:
-        """Yield the names of the harness's model types that contain the query, sorted. Raises CatalogUnavailableError."""
+        """Yield the harness's model type names that contain the query, sorted. Raises CatalogUnavailableError."""
         request = ListModelsRequest(query=query, harness=harness, page_size=core.NAMES_PAGE_SIZE)
         async for page in self._pages(self._stub.ListModels, request):
             for model in page.models:

@@ -1,4 +1,4 @@
-"""Short notations: `k=v,k2=v2` for arguments, where a value is JSON if it can be and text otherwise; `task/metric`."""
+"""Short notations: `k=v,k2=v2` for arguments, each value parsed as JSON if possible, else text; `task/metric`."""
 
 import json
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ _OPENING, _CLOSING = "[{", "]}"
 
 
 def parse_arguments(text: str) -> dict[str, Any]:
-    """Read a JSON object or `k=v,k2=v2`. Commas within brackets, braces and double quotes part nothing.
+    """Parse a JSON object or `k=v,k2=v2`. Commas inside brackets, braces and double quotes do not split.
 
-    Raises ValueError, saying what is wrong.
+    Raises ValueError that says what is wrong.
     """
     if text.lstrip().startswith("{"):
         return _parse_object(text)
@@ -20,7 +20,7 @@ def parse_arguments(text: str) -> dict[str, Any]:
 
 
 def parse_metric(text: str) -> MetricSelector:
-    """Read TASK/METRIC, METRIC of any task, or TASK/ for all of a task, with `,FILTER` behind it where it matters."""
+    """Parse TASK/METRIC, METRIC of any task, or TASK/ for all metrics of a task, with an optional `,FILTER` suffix."""
     name, _, answer_filter = text.partition(",")
     task, _, metric = name.rpartition("/")
     return MetricSelector(task=task, metric=metric, filter=answer_filter)
@@ -49,7 +49,7 @@ def _parse_value(text: str) -> Any:
 
 
 def _split(text: str) -> Iterator[str]:
-    """Yield the parts between the commas that stand outside of brackets, braces and double quotes."""
+    """Split at the commas outside brackets, braces and double quotes."""
     start, depth, quoted = 0, 0, False
     for index, character in enumerate(text):
         if character == '"':

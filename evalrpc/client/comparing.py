@@ -1,4 +1,4 @@
-"""What is asked of CompareJobs, from plain values."""
+"""Builds CompareJobs requests from plain values."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
@@ -13,25 +13,25 @@ from evalrpc.v1.comparison_pb2 import (
 
 
 class CompareOptions(TypedDict, total=False):
-    """What to compare, and by which thresholds. See CompareJobsRequest in the schema.
+    """What to compare, and with which thresholds. See CompareJobsRequest in the schema.
 
-    A metric is named as TASK/METRIC, METRIC of any task, or TASK/ for all of a task, with `,FILTER` behind it where it matters.
+    A metric is TASK/METRIC, METRIC of any task, or TASK/ for all metrics of a task, with an optional `,FILTER` suffix.
     """
 
     metrics: Sequence[str]
     """Only these. Default: all."""
     alpha: float | None
-    """The chance of a false alarm that is accepted. Default: 0.05."""
+    """The accepted false alarm rate. Default: 0.05."""
     tolerance: float | None
     """The largest difference that does not matter. Default: 0."""
     tolerances: Mapping[str, float] | None
-    """The tolerance of some metrics."""
+    """Tolerances of individual metrics."""
     higher_is_better: bool | None
-    """The direction of metrics whose harness does not say. Default: not known, and no verdict on which is better."""
+    """The direction of metrics whose harness gives none. Default: unknown, so no verdict on which is better."""
     directions: Mapping[str, bool] | None
-    """Whether higher is better, of some metrics, whatever the harness says."""
+    """Whether higher is better, for individual metrics; overrides the harness."""
     holm: bool
-    """Adjust the p-values for there being many. Default: False."""
+    """Adjust the p-values for multiple comparisons (Holm). Default: False."""
 
 
 def compare_request(

@@ -1,4 +1,4 @@
-"""What both faces of the client share: the channel's options and the requests."""
+"""What both clients share: channel options, requests, conversions of responses."""
 
 import json
 import os
@@ -26,7 +26,7 @@ DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
 ADDRESS_VARIABLE: Final = "EVALRPC_ADDRESS"
 MAX_RECEIVE_BYTES: Final = 64 * 1024 * 1024
 NAMES_PAGE_SIZE: Final = 1000
-"""How many names of tasks or models are fetched at a time; a harness may have many thousands."""
+"""How many task or model names are fetched per page; a harness may have many thousands."""
 
 HEALTH_CHECK_METHOD: Final = "/grpc.health.v1.Health/Check"
 HEALTH_CHECK_REQUEST: Final = b""
@@ -49,44 +49,44 @@ RETRIED_METHODS: Final = (
     "ListHarnesses",
     "GetServerInfo",
 )
-"""The calls that may be repeated blindly; SubmitJob because every one of ours carries a `request_id`."""
+"""The calls that may be retried blindly; SubmitJob because ours always carries a `request_id`."""
 
 
 class SubmitOptions(TypedDict, total=False):
-    """The options of a submission, beside what is to be evaluated. See SubmitJobRequest in the schema."""
+    """The options of a submission, besides the evaluation itself. See SubmitJobRequest in the schema."""
 
     request_id: str | None
     """Makes the call safe to repeat. Default: a fresh UUID."""
     priority: int
     """Higher starts first. Default: 0."""
     labels: Mapping[str, str] | None
-    """Free labels, to filter by."""
+    """Free-form labels to filter by."""
     timeout: timedelta | float | None
     """Bound on the run time of one attempt; a number is in seconds. Default: none."""
     max_attempts: int
-    """How often the job may be tried in all. Default: 1."""
+    """The maximum number of attempts. Default: 1."""
     supersede_key: str
-    """Cancels the queued jobs of the same key. Default: none."""
+    """Cancels the queued jobs with the same key. Default: none."""
     validate_only: bool
-    """Only check; the answer has no `job_id`. Default: False."""
+    """Only validate; the response has no `job_id`. Default: False."""
     cache: bool
-    """Whether the job of an identical evaluation may be the answer: see CACHE_MODE_ALLOW. Default: False."""
+    """Whether the job of an identical evaluation may be returned: see CACHE_MODE_ALLOW. Default: False."""
 
 
 def server_address(address: str | None) -> str:
-    """Take the address given, else the one of EVALRPC_ADDRESS, else the default."""
+    """Return the given address, else that in EVALRPC_ADDRESS, else the default."""
     return address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
 
 
 def channel_options() -> list[tuple[str, Any]]:
-    """Build the options of the channel: retries, limits, and signs of life at a pace that the server permits."""
+    """Build the channel options: retries, limits, and keepalive at a rate that the server permits."""
     return [
         ("grpc.service_config", service_config()),
         ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.http2.max_pings_without_data", 0),
-        # gRPC's own defaults wait up to two minutes before they look for a restarted server again.
+        # By default gRPC waits up to two minutes before it reconnects to a restarted server.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 5_000),
         ("grpc.max_reconnect_backoff_ms", 5_000),
@@ -94,7 +94,7 @@ def channel_options() -> list[tuple[str, Any]]:
 
 
 def service_config() -> str:
-    """Build gRPC's service config, as JSON: which calls it repeats by itself, on UNAVAILABLE only."""
+    """Build gRPC's service config as JSON: which calls gRPC retries, on UNAVAILABLE only."""
     service = DESCRIPTOR.services_by_name["EvaluationService"].full_name
     policy = {
         "maxAttempts": 5,
@@ -173,7 +173,7 @@ def submit_request(
 
 
 def history_request(job_filter: JobFilter | None, metrics: Sequence[str], step_label: str) -> GetHistoryRequest:
-    """Build the request for metrics over many jobs."""
+    """Build the request for metrics across jobs."""
     return GetHistoryRequest(filter=job_filter, metrics=map(parse_metric, metrics), step_label=step_label)
 
 
@@ -185,7 +185,7 @@ def duration(value: timedelta | float) -> Duration:
 
 
 def completed(job: JobInfo, *, raise_on_failure: bool = True) -> JobInfo:
-    """Return the terminal job. Raises JobFailedError or JobCancelledError if it is one, unless told not to."""
+    """Return the terminal job. Unless disabled, raises JobFailedError or JobCancelledError if it did not complete."""
     if raise_on_failure and job.status == JobStatus.JOB_STATUS_FAILED:
         raise JobFailedError(job)
     if raise_on_failure and job.status == JobStatus.JOB_STATUS_CANCELLED:
@@ -194,7 +194,7 @@ def completed(job: JobInfo, *, raise_on_failure: bool = True) -> JobInfo:
 
 
 def plain_row(struct: Struct) -> dict[str, Any]:
-    """Turn a Struct into a dict. A Struct knows no whole numbers, so those without a fraction become ints."""
+    """Convert a Struct to a dict. A Struct has no integers, so numbers without a fraction become ints."""
     return {key: _plain(value) for key, value in struct.fields.items()}
 
 

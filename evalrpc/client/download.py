@@ -1,4 +1,4 @@
-"""Files of a job on the client's disk: where they may go, and how one grows until it is whole."""
+"""Downloaded job files: where they may go, and partial files that are resumed."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
@@ -10,20 +10,20 @@ from evalrpc.errors import ArtifactNotFoundError, EvalrpcError, FieldViolation, 
 from evalrpc.v1.evaluation_service_pb2 import Artifact
 
 OnProgress = Callable[[Artifact, int], None]
-"""Told after every chunk: the file, and how many bytes of it are here."""
+"""Called after every chunk with the file and how many of its bytes have arrived."""
 
 _READ_BYTES: Final = 1024 * 1024
 
 
 class ChecksumMismatchError(EvalrpcError):
-    """The bytes that arrived are not those that the server has listed. What arrived was removed; download again."""
+    """The bytes received do not match the listed checksum. They were removed; download again."""
 
     reason = "CHECKSUM_MISMATCH"
     code = "DATA_LOSS"
 
 
 def select(artifacts: Iterable[Artifact], names: Sequence[str] | None) -> list[Artifact]:
-    """Take the files of these names, in the server's order; None takes all. Raises ArtifactNotFoundError."""
+    """Select the files with these names, in the server's order; None selects all. Raises ArtifactNotFoundError."""
     by_name = {artifact.name: artifact for artifact in artifacts}
     for name in names or ():
         if name not in by_name:
@@ -33,7 +33,7 @@ def select(artifacts: Iterable[Artifact], names: Sequence[str] | None) -> list[A
 
 
 def target_path(directory: Path, name: str) -> Path:
-    """Find the place of a file below the directory. Raises InvalidRequestError for a name that leaves it."""
+    """Return the path of a file below the directory. Raises InvalidRequestError for a name that leaves it."""
     parts = PurePosixPath(name).parts
     path = directory.joinpath(*parts) if parts and ".." not in parts and not set(name) & {"\\", "\0"} else directory
     if path == directory or not path.resolve().is_relative_to(directory.resolve()):
@@ -42,21 +42,21 @@ def target_path(directory: Path, name: str) -> Path:
 
 
 class PartialFile:
-    """A file that grows under a name of its own beside its place, and moves there in one step when it is whole.
+    """A file that is written under a temporary name next to its target, and renamed atomically once complete.
 
-    The name has the checksum in it, so that a later download goes on where this one broke off, but never with the bytes
-    of another file. A context manager: what was written stays on disk whatever happens.
+    The temporary name contains the checksum, so a later download resumes where this one broke off, but never with the bytes
+    of another file. A context manager: leaving it keeps what was written on disk.
     """
 
     def __init__(self, directory: Path, artifact: Artifact) -> None:
         """Raises InvalidRequestError for a name that leaves the directory."""
         self.path = target_path(directory, artifact.name)
-        """Where the file is when it is whole."""
+        """Where the complete file goes."""
         self._artifact = artifact
         self._part = self.path.with_name(f".{self.path.name[:200]}.{artifact.sha256[:16] or 'unverified'}.part")
         self._hash = hashlib.sha256()
         self.offset = 0
-        """How many bytes are here."""
+        """How many bytes have arrived."""
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ class PartialFile:
         self._file.close()
 
     def _may_go_on(self) -> bool:
-        """Without a checksum nothing tells whose bytes lie there; too many are the trace of two downloads at once."""
+        """Return whether to resume: not without a checksum to identify the bytes, nor with too many (concurrent downloads)."""
         part = self._part
         return bool(self._artifact.sha256) and part.is_file() and part.stat().st_size <= self._artifact.size_bytes
 
@@ -81,7 +81,7 @@ class PartialFile:
         self.offset += len(data)
 
     def finish(self) -> Path:
-        """Check the bytes and move the file to its place. Raises ChecksumMismatchError."""
+        """Verify the checksum and move the file to its target. Raises ChecksumMismatchError."""
         self._file.close()
         if self._artifact.sha256 and self._hash.hexdigest() != self._artifact.sha256:
             self._part.unlink()
@@ -91,7 +91,7 @@ class PartialFile:
 
 
 def is_complete(directory: Path, artifact: Artifact) -> bool:
-    """Tell whether this very file is in its place already. Raises InvalidRequestError for a name that leaves the directory."""
+    """Return whether this exact file is already in place. Raises InvalidRequestError for a name that leaves the directory."""
     path = target_path(directory, artifact.name)
     if not artifact.sha256 or not path.is_file() or path.stat().st_size != artifact.size_bytes:
         return False

@@ -1,4 +1,4 @@
-"""From the status of a failed call to the class of `evalrpc.errors` that the server raised."""
+"""Maps the status of a failed call to the class of `evalrpc.errors` that the server raised."""
 
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
@@ -19,13 +19,13 @@ from evalrpc.errors import (
 )
 
 STATUS_DETAILS_KEY: Final = "grpc-status-details-bin"
-"""The trailing metadata that carries a serialised google.rpc.Status."""
+"""The trailing metadata key that carries a serialised google.rpc.Status."""
 
 _NEVER_ON_THE_WIRE: Final = (ConfigurationError, RunFailedError, JobNotCompletedError)
 
 
 class ErrorDetails(NamedTuple):
-    """What a status carries beside its code and message. Absent details are None or empty."""
+    """What a status carries besides its code and message. Absent details are None or empty."""
 
     reason: str | None = None
     metadata: dict[str, str] | None = None
@@ -34,9 +34,9 @@ class ErrorDetails(NamedTuple):
 
 
 def from_rpc_error(error: grpc.RpcError) -> EvalrpcError | TimeoutError:
-    """Build the error that a failed call stands for, to be raised from it.
+    """Build the error for a failed call, to be raised from it.
 
-    The class is found by the reason in ErrorInfo, else by the status code. A deadline becomes a TimeoutError.
+    The reason in ErrorInfo determines the class, else the status code. DEADLINE_EXCEEDED becomes a TimeoutError.
     """
     code, message = error.code().name, error.details() or error.code().name
     if code == grpc.StatusCode.DEADLINE_EXCEEDED.name:
@@ -46,7 +46,7 @@ def from_rpc_error(error: grpc.RpcError) -> EvalrpcError | TimeoutError:
 
 
 def build_error(code: str, message: str, details: ErrorDetails) -> EvalrpcError:
-    """Build the error of this status code and these details."""
+    """Build the error for this status code and these details."""
     cls = _error_class(code, details.reason)
     options: dict[str, Any] = {"metadata": details.metadata, "retry_delay_seconds": details.retry_delay_seconds}
     if issubclass(cls, InvalidRequestError):
@@ -57,7 +57,7 @@ def build_error(code: str, message: str, details: ErrorDetails) -> EvalrpcError:
 
 
 def parse_details(serialised_status: bytes) -> ErrorDetails:
-    """Read the details of a serialised google.rpc.Status. Kinds that are not known, and damage, count as absent."""
+    """Parse the details of a serialised google.rpc.Status. Unknown kinds and damaged details count as absent."""
     status = status_pb2.Status()
     found = ErrorDetails()
     try:
@@ -95,7 +95,7 @@ _BY_CODE: Final = {cls.code: cls for cls in _WIRE_CLASSES if cls.__base__ is Eva
 
 
 def _error_class(code: str, reason: str | None) -> type[EvalrpcError]:
-    """Find the class. Without a reason RESOURCE_EXHAUSTED is gRPC's own, such as a message too large, and no full queue."""
+    """Find the class. RESOURCE_EXHAUSTED without a reason is gRPC's own (such as a message too large), not a full queue."""
     if reason is None and code == grpc.StatusCode.RESOURCE_EXHAUSTED.name:
         return EvalrpcError
     return _BY_REASON.get(reason or "") or _BY_CODE.get(code, EvalrpcError)

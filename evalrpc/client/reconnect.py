@@ -11,14 +11,14 @@ BACKOFF_BASE_SECONDS: Final = 0.1
 BACKOFF_LIMIT_SECONDS: Final = 5.0
 
 OnDisconnect = Callable[[EvalrpcError, float], None]
-"""Told of every break: its cause, and the seconds until the next try."""
+"""Called on every disconnect with its cause and the seconds until the next try."""
 
 
 class ReconnectPolicy:
-    """Counts the failures of one stream and decides what follows from each.
+    """Exponential backoff with full jitter for the failures of one stream.
 
-    The delay is random (full jitter) up to a bound that doubles from 0.1 s to 5 s, on top of what the server asks for. Success
-    sets the bound back.
+    The delay is random up to a bound that doubles from 0.1 s to 5 s, on top of what the server asks for. Success resets
+    the bound.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class ReconnectPolicy:
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        """Give up when failing for `reconnect_timeout_seconds`, or `timeout_seconds` from now; None is never."""
+        """Give up after failing for `reconnect_timeout_seconds`, or `timeout_seconds` from now; None means never."""
         self._reconnect_timeout_seconds = reconnect_timeout_seconds
         self._deadline = None if timeout_seconds is None else clock() + timeout_seconds
         self._on_disconnect = on_disconnect
@@ -40,7 +40,7 @@ class ReconnectPolicy:
         self._bound_seconds = BACKOFF_BASE_SECONDS
 
     def remaining_seconds(self) -> float | None:
-        """Tell how long the next call may take; None is for ever. Raises TimeoutError when the time is over."""
+        """Return how long the next call may take; None means no limit. Raises TimeoutError when the time is up."""
         if self._deadline is None:
             return None
         remaining = self._deadline - self._clock()
@@ -49,12 +49,12 @@ class ReconnectPolicy:
         return remaining
 
     def succeeded(self) -> None:
-        """Note that something arrived."""
+        """Record that a message arrived."""
         self._failing_since = None
         self._bound_seconds = BACKOFF_BASE_SECONDS
 
     def delay_seconds(self, error: EvalrpcError) -> float:
-        """Tell how long to wait after this failure. Raises it if it lasts too long, TimeoutError when the time is over."""
+        """Return how long to wait after this failure. Raises it after failing too long, TimeoutError when the time is up."""
         now = self._clock()
         self._failing_since = now if self._failing_since is None else self._failing_since
         if self._reconnect_timeout_seconds is not None and now - self._failing_since >= self._reconnect_timeout_seconds:

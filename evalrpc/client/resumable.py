@@ -1,7 +1,7 @@
-"""How a stream is read to its end across broken connections, as state machines that do no input or output.
+"""Reading a stream to its end across broken connections, as sans-I/O state machines.
 
-A face of the client opens the call that `request()` describes, gives every message to `accept()` and yields what that returns,
-and when the call ends asks `ended()` or `failed()` how long to wait before it opens the next one, until `is_finished()`.
+The transport opens the call that `request()` describes, passes every message to `accept()` and yields what that returns. When
+the call ends, `ended()` or `failed()` says how long to wait before the next one. This repeats until `is_finished()`.
 """
 
 from abc import ABC, abstractmethod
@@ -31,7 +31,7 @@ MessageT = TypeVar("MessageT")
 ItemT = TypeVar("ItemT")
 
 _BROKEN_OFF = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-"""CANCELLED that arrives here is never our own: a server or a proxy cut the stream."""
+"""A CANCELLED seen here is never our own: the server or a proxy cut the stream."""
 
 
 class Reader(ABC, Generic[RequestT, MessageT, ItemT]):
@@ -42,12 +42,12 @@ class Reader(ABC, Generic[RequestT, MessageT, ItemT]):
         self._policy = policy or ReconnectPolicy()
 
     def is_finished(self) -> bool:
-        """Tell whether all was read."""
+        """Return whether everything was read."""
         return self._finished
 
     @abstractmethod
     def request(self) -> RequestT:
-        """Build the request that goes on where the last call broke off."""
+        """Build the request that resumes where the last call broke off."""
 
     @abstractmethod
     def _take(self, message: MessageT) -> Iterable[ItemT]:
@@ -59,15 +59,15 @@ class Reader(ABC, Generic[RequestT, MessageT, ItemT]):
         return self._take(message)
 
     def timeout_seconds(self) -> float | None:
-        """Tell how long the next call may take. Raises TimeoutError when the time is over."""
+        """Return how long the next call may take. Raises TimeoutError when the time is up."""
         return self._policy.remaining_seconds()
 
     def ended(self) -> float:
-        """Take note that the call ended with OK, and return the seconds to wait before the next one, if any."""
+        """Handle the end of a call with OK. Return the seconds to wait before the next one, if any."""
         return self._policy.delay_seconds(UnavailableError("the stream ended before its last event"))
 
     def failed(self, error: grpc.RpcError) -> float:
-        """Return the seconds to wait before the next call. Raises what another call would not mend."""
+        """Return the seconds to wait before the next call. Raises what a retry would not fix."""
         failure = from_rpc_error(error)
         failure.__cause__ = error
         if isinstance(failure, TimeoutError) or error.code() not in _BROKEN_OFF:
@@ -90,7 +90,7 @@ class JobWatch(Reader[WatchJobRequest, JobEvent, JobEvent]):
         self._after_revision = after_revision
 
     def request(self) -> WatchJobRequest:
-        """Ask for all after the last revision seen."""
+        """Request everything after the last revision seen."""
         self._request.after_revision = self._after_revision
         return self._request
 
@@ -105,8 +105,8 @@ class JobWatch(Reader[WatchJobRequest, JobEvent, JobEvent]):
 class AllJobsWatch(Reader[WatchJobsRequest, JobEvent, JobEvent]):
     """WatchJobs: each event once, in order, without end.
 
-    The snapshots at the beginning are held back until the BOOKMARK that ends them: if the call broke among them, a new one
-    might lack a job that ended meanwhile, and its end would be lost.
+    The initial snapshots are buffered until the BOOKMARK that ends them: if the call broke off among them, the next one might
+    lack a job that ended in between, and its end would be lost.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class AllJobsWatch(Reader[WatchJobsRequest, JobEvent, JobEvent]):
         self._snapshots: list[JobEvent] | None = None
 
     def request(self) -> WatchJobsRequest:
-        """Ask for all after the last revision seen."""
+        """Request everything after the last revision seen."""
         self._snapshots = None if self._after_revision else []
         self._request.after_revision = self._after_revision
         return self._request
@@ -153,7 +153,7 @@ class _Bytes(Reader[RequestT, MessageT, bytes]):
         """The offset of the next byte."""
 
     def ended(self) -> float:
-        """Take note that this was all."""
+        """Record that everything was read."""
         self._finished = True
         return 0.0
 
@@ -173,7 +173,7 @@ class LogBytes(_Bytes[ReadLogRequest, ReadLogResponse]):
         self._request = ReadLogRequest(job_id=job_id, attempt=attempt, follow=follow)
 
     def request(self) -> ReadLogRequest:
-        """Ask for the bytes that are left."""
+        """Request the remaining bytes."""
         self._request.offset = self.offset
         return self._request
 
@@ -191,7 +191,7 @@ class ArtifactBytes(_Bytes[ReadArtifactRequest, ReadArtifactResponse]):
         self._request = ReadArtifactRequest(job_id=job_id, name=name, attempt=attempt)
 
     def request(self) -> ReadArtifactRequest:
-        """Ask for the bytes that are left."""
+        """Request the remaining bytes."""
         self._request.offset = self.offset
         return self._request
 

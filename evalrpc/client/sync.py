@@ -1,4 +1,4 @@
-"""The client for ordinary, blocking code."""
+"""The blocking client."""
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -34,13 +34,13 @@ from evalrpc.v1.job_pb2 import EvaluateRequest, JobEvent, JobInfo
 
 
 class EvalClient(SyncTransport):
-    """Submits evaluations to an evalrpc server, follows them, and fetches what they leave.
+    """Submits evaluations to an evalrpc server, follows them, and fetches their logs and results.
 
-    Every method that asks the server raises a subclass of `evalrpc.errors.EvalrpcError` for what the server refuses,
-    UnavailableError where it can't be reached, and TimeoutError where it does not answer in time. Calls that are safe to repeat
-    are repeated for a second or two while the server is unavailable; streams go on by themselves where they broke off.
+    Every method that calls the server raises a subclass of `evalrpc.errors.EvalrpcError` if the server refuses the call,
+    UnavailableError if it can't be reached, and TimeoutError if it does not answer in time. Calls that are safe to repeat are
+    retried for a second or two while the server is unavailable; streams resume where they broke off.
 
-    May be used by several threads at once.
+    Thread-safe.
 
         with EvalClient("127.0.0.1:50051") as client:
             job = client.evaluate("llava_hf", ["mme"], {"pretrained": "acme/model"})
@@ -68,9 +68,9 @@ class EvalClient(SyncTransport):
         tasks_separately: bool = False,
         **options: Unpack[core.SubmitOptions],
     ) -> JobInfo:
-        """Submit an evaluation from plain values, and return the queued job. See `submit` for options and errors.
+        """Submit an evaluation from plain values and return the queued job. See `submit` for options and errors.
 
-        None leaves a field to its default, which the schema describes at EvaluateRequest.
+        None leaves a field at its default; see EvaluateRequest in the schema.
         """
         request = core.evaluate_request(
             model,
@@ -91,7 +91,7 @@ class EvalClient(SyncTransport):
         return self.submit(request, **options)
 
     def submit(self, request: EvaluateRequest, **options: Unpack[core.SubmitOptions]) -> JobInfo:
-        """Submit an evaluation, and return the queued job; it is on the server's disk by then.
+        """Submit an evaluation and return the queued job, which is on the server's disk by then.
 
         Raises InvalidRequestError with every bad field, RequestIdReusedError, QueueFullError.
         """
@@ -100,7 +100,7 @@ class EvalClient(SyncTransport):
     # Following
 
     def get_job(self, job_id: str) -> JobInfo:
-        """Return the job as it stands now. Raises JobNotFoundError."""
+        """Return the job's current state. Raises JobNotFoundError."""
         return self._call(self._stub.GetJob, GetJobRequest(job_id=job_id))
 
     def watch(
@@ -112,10 +112,10 @@ class EvalClient(SyncTransport):
         reconnect_timeout_seconds: float | None = None,
         on_disconnect: OnDisconnect | None = None,
     ) -> Generator[JobEvent, None, None]:
-        """Yield the job's state, then every change in order and once, and end after the terminal event.
+        """Yield the job's state, then every change once and in order, and end after the terminal event.
 
-        Connects again by itself, for ever or until no connection came about for `reconnect_timeout_seconds`: then raises
-        UnavailableError. `on_disconnect` hears of every break. Raises JobNotFoundError, RevisionCompactedError and
+        Reconnects automatically, forever or until it has failed for `reconnect_timeout_seconds`, then raises UnavailableError.
+        `on_disconnect` is called on every disconnect. Raises JobNotFoundError, RevisionCompactedError and
         RevisionInFutureError.
         """
         policy = ReconnectPolicy(reconnect_timeout_seconds, on_disconnect=on_disconnect)
@@ -130,10 +130,10 @@ class EvalClient(SyncTransport):
         reconnect_timeout_seconds: float | None = None,
         on_disconnect: OnDisconnect | None = None,
     ) -> Generator[JobEvent, None, None]:
-        """Yield the state of every job that is not terminal, a BOOKMARK, then all that happens, without end.
+        """Yield the state of every non-terminal job, a BOOKMARK, then every change, without end.
 
-        With `after_revision` it begins with what happened since. Connects again as `watch` does. Raises RevisionCompactedError
-        and RevisionInFutureError.
+        With `after_revision`, starts with the changes since then. Reconnects as `watch` does. Raises RevisionCompactedError and
+        RevisionInFutureError.
         """
         policy = ReconnectPolicy(reconnect_timeout_seconds, on_disconnect=on_disconnect)
         return self._read(self._stub.WatchJobs, AllJobsWatch(filter, after_revision, heartbeat_interval_seconds, policy))
@@ -146,9 +146,9 @@ class EvalClient(SyncTransport):
         on_event: Callable[[JobEvent], None] | None = None,
         raise_on_failure: bool = True,
     ) -> JobInfo:
-        """Wait until the job is terminal, and return it. `on_event` hears of every event.
+        """Wait until the job is terminal and return it. `on_event` is called for every event.
 
-        Raises JobFailedError or JobCancelledError, which carry the job, and TimeoutError. None of them touches the job.
+        Raises JobFailedError or JobCancelledError, which carry the job, and TimeoutError. None of them affects the job.
         """
         job = JobInfo()
         reader = JobWatch(job_id, policy=ReconnectPolicy(None, timeout_seconds))
@@ -160,14 +160,14 @@ class EvalClient(SyncTransport):
         return core.completed(job, raise_on_failure=raise_on_failure)
 
     def cancel_job(self, job_id: str, reason: str = "") -> JobInfo:
-        """Cancel the job, and return it as it stands: a running one ends a little later.
+        """Cancel the job and return its current state: a running job ends a little later.
 
         Raises JobNotFoundError, and JobFinishedError for one that is COMPLETED or FAILED.
         """
         return self._call(self._stub.CancelJob, CancelJobRequest(job_id=job_id, reason=reason))
 
     def delete_job(self, job_id: str) -> None:
-        """Delete a terminal job with all that the server created for it. Raises JobNotFoundError, JobNotFinishedError."""
+        """Delete a terminal job and everything that the server created for it. Raises JobNotFoundError, JobNotFinishedError."""
         self._call(self._stub.DeleteJob, DeleteJobRequest(job_id=job_id))
 
     def list_jobs(
@@ -175,24 +175,24 @@ class EvalClient(SyncTransport):
         filter: JobFilter | None = None,  # noqa: A002 (the schema's name)
         page_size: int = 0,
     ) -> Iterator[JobInfo]:
-        """Yield jobs, newest first. `page_size` is how many are fetched at a time; 0 leaves it to the server."""
+        """Yield jobs, newest first. `page_size` is how many are fetched at a time; 0 lets the server choose."""
         request = ListJobsRequest(filter=filter, page_size=page_size)
         for page in self._pages(self._stub.ListJobs, request):
             yield from page.jobs
 
-    # Reading what a job leaves
+    # Reading logs and results
 
     def logs(self, job_id: str, *, follow: bool = False, offset: int = 0, attempt: int = 0) -> Generator[bytes, None, None]:
         """Yield the log's bytes from an offset, each once. `attempt` 0 is the latest.
 
-        With `follow` it waits for a queued job to start and goes on until the job ends. Raises JobNotFoundError,
+        With `follow`, waits for a queued job to start and continues until the job ends. Raises JobNotFoundError,
         AttemptNotFoundError, OffsetOutOfRangeError.
         """
         attempt = attempt or self._latest_attempt(job_id, wait=follow)
         yield from self._read(self._stub.ReadLog, LogBytes(job_id, attempt, follow=follow, offset=offset))
 
     def _latest_attempt(self, job_id: str, *, wait: bool) -> int:
-        """Name the attempt, so that a log read over several connections is that of one attempt."""
+        """Resolve the attempt once, so that a log read over several connections is that of one attempt."""
         job = self.get_job(job_id)
         if job.attempt or not wait:
             return job.attempt
@@ -200,7 +200,7 @@ class EvalClient(SyncTransport):
             return next((event.job.attempt for event in events if event.job.attempt), 0)
 
     def list_artifacts(self, job_id: str, attempt: int = 0) -> list[Artifact]:
-        """List the files that an attempt of the job left, sorted by name; 0 is the latest.
+        """List the files that an attempt left, sorted by name; attempt 0 is the latest.
 
         Raises JobNotFoundError, AttemptNotFoundError.
         """
@@ -214,10 +214,10 @@ class EvalClient(SyncTransport):
         on_progress: OnProgress | None = None,
         attempt: int = 0,
     ) -> list[Path]:
-        """Copy files of an attempt (default: all of the latest) into a folder, and return their paths there, sorted by name.
+        """Download files of an attempt (default: all of the latest) into a folder and return their paths, sorted by name.
 
-        Files that are here already are left alone, and broken downloads go on. Each file appears under its name only when it is
-        whole and its checksum is right. Raises JobNotFoundError, AttemptNotFoundError, ArtifactNotFoundError,
+        Files already present are skipped, and interrupted downloads are resumed. A file appears under its name only when it is
+        complete and its checksum matches. Raises JobNotFoundError, AttemptNotFoundError, ArtifactNotFoundError,
         ChecksumMismatchError, and InvalidRequestError for a name that leaves the folder.
         """
         chosen = select(self.list_artifacts(job_id, attempt), names)
@@ -236,7 +236,7 @@ class EvalClient(SyncTransport):
             return part.finish()
 
     def samples(self, job_id: str, model: str = "", task: str = "", page_size: int = 0) -> Iterator[dict[str, Any]]:
-        """Yield the predictions of one model and task, in the harness's order. Empty names take the job's only one.
+        """Yield the predictions of one model and task, in the harness's order. Empty names select the job's only one.
 
         Raises JobNotFoundError, SamplesNotFoundError.
         """
@@ -250,19 +250,19 @@ class EvalClient(SyncTransport):
         metrics: Sequence[str] = (),
         step_label: str = "",
     ) -> GetHistoryResponse:
-        """Return metrics over many jobs, in the order of their steps, which the label gives (default: `step`).
+        """Return metrics across jobs, ordered by the step in the label `step_label` (default: `step`).
 
-        `metrics` are TASK/METRIC, METRIC of any task, or TASK/ for all of a task, with `,FILTER` behind it where it matters;
-        none takes all. A filter without a status takes COMPLETED jobs.
+        `metrics` are TASK/METRIC, METRIC of any task, or TASK/ for all metrics of a task, with an optional `,FILTER` suffix;
+        none selects all. A filter without a status selects COMPLETED jobs.
         """
         return self._call(self._stub.GetHistory, core.history_request(filter, metrics, step_label))
 
     def compare(
         self, baseline_job_id: str, candidate_job_ids: Sequence[str] | str, **options: Unpack[comparing.CompareOptions]
     ) -> CompareJobsResponse:
-        """Compare the results of jobs with those of a baseline: every difference with its interval, and a verdict on it.
+        """Compare jobs with a baseline: for every metric the difference, its confidence interval and a verdict.
 
-        A large comparison takes longer than the timeout of other calls. Raises JobNotFoundError, NoResultsError,
+        A large comparison may need a longer `timeout_seconds` than other calls. Raises JobNotFoundError, NoResultsError,
         MetricNotFoundError.
         """
         request = comparing.compare_request(baseline_job_id, candidate_job_ids, **options)
@@ -271,13 +271,13 @@ class EvalClient(SyncTransport):
     # What the server has
 
     def list_tasks(self, query: str = "", harness: str = "") -> Iterator[str]:
-        """Yield the names of the harness's tasks that contain the query, sorted. Raises CatalogUnavailableError."""
+        """Yield the harness's task names that contain the query, sorted. Raises CatalogUnavailableError."""
         request = ListTasksRequest(query=query, harness=harness, page_size=core.NAMES_PAGE_SIZE)
         for page in self._pages(self._stub.ListTasks, request):
             yield from page.tasks
 
     def list_models(self, query: str = "", harness: str = "") -> Iterator[str]:
-        """Yield the names of the harness's model types that contain the query, sorted. Raises CatalogUnavailableError."""
+        """Yield the harness's model type names that contain the query, sorted. Raises CatalogUnavailableError."""
         request = ListModelsRequest(query=query, harness=harness, page_size=core.NAMES_PAGE_SIZE)
         for page in self._pages(self._stub.ListModels, request):
             yield from page.models

@@ -1,9 +1,9 @@
-"""A connection to the server and the three ways to call it: a single call, a listing by pages, a stream read to its end.
+"""A connection to the server and the three kinds of calls: unary, a paged listing, a stream read to its end.
 
-The two classes do the same, one blocking and one for asyncio; what they decide is in `reading` and `failures`.
+The two classes do the same, one blocking and one for asyncio; the decisions are in `resumable` and `failures`.
 """
 
-from __future__ import annotations  # grpc's classes take type arguments in its stubs only
+from __future__ import annotations  # grpc's classes are generic only in its type stubs
 
 import asyncio
 import time
@@ -29,7 +29,7 @@ class PageRequest(Protocol):
 
 
 class Page(Protocol):
-    """What every listing's answer has."""
+    """What every listing's response has."""
 
     next_page_token: str
 
@@ -39,10 +39,10 @@ PageT = TypeVar("PageT", bound=Page)
 
 
 class SyncTransport:
-    """Blocking calls. May be used by several threads at once."""
+    """Blocking calls. Thread-safe."""
 
     def __init__(self, address: str | None = None, *, timeout_seconds: float | None = 30.0) -> None:
-        """Name the server (default: EVALRPC_ADDRESS, else 127.0.0.1:50051) and bound each single call; None is no bound."""
+        """Set the server (default: EVALRPC_ADDRESS, else 127.0.0.1:50051) and the timeout of unary calls; None means none."""
         self.address = core.server_address(address)
         self._timeout_seconds = timeout_seconds
         self._channel = grpc.insecure_channel(self.address, options=core.channel_options())
@@ -55,11 +55,11 @@ class SyncTransport:
         self.close()
 
     def close(self) -> None:
-        """Close the connection and end every call on it. May be called again."""
+        """Close the connection and end every call on it. Idempotent."""
         self._channel.close()
 
     def is_healthy(self) -> bool:
-        """Tell whether the server answers and is ready to serve. Raises nothing."""
+        """Return whether the server answers and is ready to serve. Raises nothing."""
         check: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(core.HEALTH_CHECK_METHOD)
         try:
             return check(core.HEALTH_CHECK_REQUEST, timeout=self._timeout_seconds) == core.HEALTH_SERVING
@@ -99,10 +99,10 @@ class SyncTransport:
 
 
 class AsyncTransport:
-    """Calls for asyncio. Belongs to the event loop that it was made in."""
+    """Calls for asyncio. Bound to the event loop it was created in."""
 
     def __init__(self, address: str | None = None, *, timeout_seconds: float | None = 30.0) -> None:
-        """Name the server (default: EVALRPC_ADDRESS, else 127.0.0.1:50051) and bound each single call; None is no bound."""
+        """Set the server (default: EVALRPC_ADDRESS, else 127.0.0.1:50051) and the timeout of unary calls; None means none."""
         self.address = core.server_address(address)
         self._timeout_seconds = timeout_seconds
         self._channel = grpc.aio.insecure_channel(self.address, options=core.channel_options())
@@ -117,11 +117,11 @@ class AsyncTransport:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection and end every call on it. May be called again."""
+        """Close the connection and end every call on it. Idempotent."""
         await self._channel.close()
 
     async def is_healthy(self) -> bool:
-        """Tell whether the server answers and is ready to serve. Raises nothing."""
+        """Return whether the server answers and is ready to serve. Raises nothing."""
         check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(core.HEALTH_CHECK_METHOD)
         try:
             return await check(core.HEALTH_CHECK_REQUEST, timeout=self._timeout_seconds) == core.HEALTH_SERVING

@@ -1,1 +1,1 @@
-"""How runs are started, seen to end, ended, and found again."""
+"""Executors: start runs, wait for them, end them, and find them again."""

@@ -1,6 +1,6 @@
-"""The contract of an executor: run a command somewhere, see it end, end it, and find it again after a restart.
+"""The executor contract: run a command somewhere, wait for it, end it, and find it again after a restart.
 
-An executor knows no harness and no job beyond the id that marks its processes.
+An executor knows nothing of harnesses, and of a job only the id that marks its processes.
 """
 
 from collections.abc import Sequence, Set
@@ -14,7 +14,7 @@ from evalrpc.jobs.paths import log_path
 
 @dataclass(frozen=True)
 class RunKey:
-    """Which run is meant: one attempt of one job, and the folder in which the executor keeps its traces."""
+    """Identifies a run: one attempt of one job, with the folder where the executor keeps its traces."""
 
     job_id: str
     attempt: int
@@ -22,28 +22,28 @@ class RunKey:
 
     @property
     def log_path(self) -> Path:
-        """The file that takes the run's output."""
+        """The file that receives the run's output."""
         return log_path(self.attempt_dir)
 
 
 class RunHandle(Protocol):
-    """A run that was started or found again. Used by one thread, but for `interrupt`.
+    """A run that was started or found again. Used by one thread, except for `interrupt`.
 
-    An OSError of `step_ends`, `exit_status` or `end` means that the server lacks something at present: call it again.
+    An OSError from `step_ends`, `exit_status` or `end` means that the server is temporarily short of a resource: call it again.
     """
 
     def wait(self, timeout_seconds: float) -> bool:
-        """Wait until the run has ended, `interrupt` is called, or time is up. Tell whether it has ended."""
+        """Wait until the run has ended, `interrupt` is called, or time is up. Return whether the run has ended."""
 
     def interrupt(self) -> None:
-        """Make a `wait`, now or the next, return early. May be called from any thread."""
+        """Make the current or the next `wait` return early. May be called from any thread."""
 
     def step_ends(self) -> Sequence[int]:
-        """Return the size of the log at the end of each step that has ended, in their order. Cheap, also while the run goes on.
-        What the log has further down is of the steps that follow."""
+        """Return the size of the log at the end of each step that has ended, in order. Cheap, even while the run goes on.
+        The log beyond the last of these sizes belongs to later steps."""
 
     def exit_status(self, step: int = 0) -> Exit:
-        """Say how a step ended, once it or the whole run has. Neither code nor signal where nobody saw it.
+        """Return how a step ended, once the step or the whole run has. Neither code nor signal if nobody saw it end.
 
         Raises RunFailedError with reason START_FAILED if the program could not be started at all.
         """
@@ -51,36 +51,36 @@ class RunHandle(Protocol):
     def end(self, grace_seconds: float) -> None:
         """End every process of the run: ask first, kill after the grace period. Returns once none is left. May be called again.
 
-        Raises RunFailedError with reason PROCESS_UNKILLABLE if some can't be killed.
+        Raises RunFailedError with reason PROCESS_UNKILLABLE if a process can't be killed.
         """
 
     def close(self) -> None:
-        """Let go of the run; it goes on if it still runs."""
+        """Release the handle; a run that still runs goes on."""
 
 
 class Executor(Protocol):
     """Starts runs and finds them again.
 
-    An OSError of any call means that the server lacks something at present. It tells nothing of the run, which may have begun:
-    `find` will tell.
+    An OSError from any call means that the server is temporarily short of a resource. It says nothing about the run, which may
+    have begun: ask `find`.
     """
 
     def make_room(self, key: RunKey, step_count: int) -> None:
-        """See to it that the end of a run with so many steps can be noted, also where the disk is full by then. May be called
-        again before the start. Raises OSError."""
+        """Reserve space to record the end of a run with this many steps, even if the disk is full by then. May be called again
+        before the start. Raises OSError."""
 
     def start(self, key: RunKey, command: Command, gpus: tuple[str, ...]) -> RunHandle:
         """Start a run. Raises RunFailedError with reason START_FAILED, or lets `exit_status` raise it."""
 
     def find(self, key: RunKey) -> RunHandle | None:
         """Find a run that an earlier server started, whether it still runs, has ended, or vanished. None: it never started,
-        so starting it now makes no second one."""
+        so starting it now does not run it twice."""
 
     def jobs_with_processes(self) -> Set[str]:
-        """Return the ids of the jobs of which processes are there, also those of other servers."""
+        """Return the ids of the jobs that have living processes, including jobs of other servers."""
 
     def kill_leftovers(self, key: RunKey) -> bool:
         """Kill what is left of a run that could not be ended, without waiting for it. Return whether nothing was left."""
 
     def close(self) -> None:
-        """Let go of whatever it keeps for runs to come. Runs go on."""
+        """Release what is kept for future runs. Current runs go on."""

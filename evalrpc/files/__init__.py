@@ -1,1 +1,1 @@
-"""Files that runs and servers leave: opened so that nothing leads astray, and with the rights that they should have."""
+"""Files that runs and servers leave: safe opening, permissions, checksums and change detection."""

@@ -14,7 +14,7 @@ _MAX_CHECKSUMS: Final = 10_000
 
 
 class Checksums:
-    """SHA-256 of files, computed once for as long as a file is not written to. May be used from several threads."""
+    """SHA-256 of files, cached until a file is modified. Thread-safe."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[Path, FoundFile], str] = OrderedDict()

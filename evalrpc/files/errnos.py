@@ -1,7 +1,6 @@
-"""What an error of the operating system says: that the server lacks something at present, or that a file can't be read.
+"""Classifies OS errors: a temporary resource shortage of the server, or a file that can't be read.
 
-Only a file that is not there counts as nothing. Where the server lacks the rights, a descriptor or a disk that
-works, that is said.
+Only a missing file counts as nothing. Missing permissions, a lack of descriptors and a failing disk are reported.
 """
 
 import errno
@@ -18,18 +17,18 @@ _RETRY_DELAY_SECONDS: Final = 1.0
 
 
 def is_shortage(error: OSError) -> bool:
-    """Tell whether an error says that the server lacks something at present, and nothing about the file."""
+    """Tell whether an error means a temporary resource shortage of the server, and so says nothing about the file."""
     return error.errno in _SHORTAGES
 
 
 def require_no_shortage(error: OSError) -> None:
-    """Raise an error that says nothing about the file, so that whoever reads a run's files does not judge the run by it."""
+    """Raise the error if it is a shortage, so that callers who read a run's files don't judge the run by it."""
     if is_shortage(error):
         raise error
 
 
 def unreadable(error: OSError) -> EvalrpcError:
-    """Return what a client is told of a file that is there and can't be read."""
+    """Return the error to send to a client for a file that exists but can't be read."""
     name = errno.errorcode.get(error.errno or 0, "")
     what = Path(os.fsdecode(error.filename)).name if isinstance(error.filename, str | bytes) else "a file of the job"
     message = f"{ascii(what)[1:-1]} can't be read: {error.strerror} ({name})"

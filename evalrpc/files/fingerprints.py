@@ -1,4 +1,4 @@
-"""What files look like from outside, so that a change is noticed without reading them."""
+"""Fingerprints of file metadata, which detect changes without reading the files."""
 
 import hashlib
 import os
@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Final
 
 MAX_FILES: Final = 10_000
-"""Files and folders that are looked at, at the most."""
+"""The most files and folders that are examined."""
 
-_DERIVED: Final = "__pycache__"  # Python writes it where it reads
+_DERIVED: Final = "__pycache__"  # Python writes it beside what it imports
 
 
 def fingerprint_files(paths: Iterable[Path]) -> bytes | None:
-    """Return a digest of the names, sizes and times of all files at and below the paths, through links.
+    """Return a digest of the names, sizes and times of all files at and below the paths, following links.
 
-    None where there are more than MAX_FILES, or where something can't be read. A path that does not exist is fine.
+    None if there are more than MAX_FILES, or if something can't be read. A path that does not exist is fine.
     """
     digest = hashlib.sha256()
     pending = [os.fspath(path) for path in paths][::-1]
@@ -35,7 +35,7 @@ def fingerprint_files(paths: Iterable[Path]) -> bytes | None:
 
 
 def _look_at(path: str, pending: list[str], limit: int) -> bytes:
-    """Describe a file, or a folder, whose entries are left to be looked at next."""
+    """Describe a file or a folder, and push a folder's entries onto `pending`."""
     try:
         status = os.stat(path)  # noqa: PTH116 - faster than Path, for thousands
     except (FileNotFoundError, NotADirectoryError):

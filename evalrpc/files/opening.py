@@ -1,9 +1,9 @@
-"""The files that a run left, read without ever leaving its folder.
+"""Opens the files that a run left, without ever leaving its folder.
 
-Names come from clients, and what lies in the folder comes from a harness: so a name is walked part by part, each opened
-relative to the one before, and a link is never followed. There is no moment between a check and its use.
+Names come from clients, and the folder's content from a harness. So a name is opened part by part, each relative to the one
+before, and links are never followed. There is no gap between a check and its use (TOCTOU).
 
-Only what is not there counts as nothing; `evalrpc.files.errnos` has the rest.
+Only a missing file counts as nothing; see `evalrpc.files.errnos`.
 """
 
 import errno
@@ -20,7 +20,7 @@ from evalrpc.files.errnos import unreadable
 
 _NO_FILE: Final = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG}
-)  # nothing of this name, a link, or a socket
+)  # no such name, a link, or a socket
 
 
 @dataclass(frozen=True, order=True)
@@ -34,18 +34,18 @@ class FoundFile:
 
 
 def list_files(folder: Path) -> list[FoundFile]:
-    """Return the regular files in a folder and below, sorted by name, without links. Empty where there is no folder.
+    """Return the regular files in a folder and below, sorted by name, without links. Empty if the folder does not exist.
 
-    Raises OSError where one of the folders can't be read.
+    Raises OSError if one of the folders can't be read.
     """
     return sorted(_walk(folder, ""))
 
 
 @contextmanager
 def open_regular_file(path: Path) -> Iterator[int | None]:
-    """Open a file of the server's own folders for reading, and give its descriptor; None where no regular file is there.
+    """Open a file in the server's own folders for reading and yield its descriptor; None if there is no regular file.
 
-    A link, a FIFO or a device that a run has put in its place is none, and blocks nothing. Raises OSError.
+    A link, a FIFO or a device that a run has put in its place counts as none, and never blocks. Raises OSError.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -62,10 +62,10 @@ def open_regular_file(path: Path) -> Iterator[int | None]:
 
 @contextmanager
 def open_file(folder: Path, name: str) -> Iterator[int]:
-    """Open a regular file inside a folder for reading, and give its descriptor.
+    """Open a regular file inside a folder for reading and yield its descriptor.
 
-    Raises InvalidRequestError for a name that leaves the folder, ArtifactNotFoundError where there is no such file,
-    FileUnavailableError and FileUnreadableError where it is there and can't be read.
+    Raises InvalidRequestError for a name that leaves the folder, ArtifactNotFoundError if there is no such file,
+    FileUnavailableError and FileUnreadableError if it exists but can't be read.
     """
     descriptor = _open(folder, _parts(name), name)
     try:
@@ -88,7 +88,7 @@ def _walk(folder: Path, prefix: str) -> Iterator[FoundFile]:
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(folder / entry.name, f"{prefix}{entry.name}/")
         elif entry.is_file(follow_symlinks=False):
-            with suppress(FileNotFoundError):  # it was removed meanwhile
+            with suppress(FileNotFoundError):  # removed meanwhile
                 status = entry.stat(follow_symlinks=False)
                 yield FoundFile(prefix + entry.name, status.st_size, status.st_mtime_ns)
 

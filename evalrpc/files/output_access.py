@@ -1,6 +1,6 @@
-"""Who may read what runs leave below the output root: the account of the server, and whom the operator lets in.
+"""Permissions of what runs leave below the output root: the server's account, and whomever the operator lets in.
 
-All else that a server makes is for its own account alone.
+Everything else that a server creates is private to its account.
 """
 
 import grp
@@ -19,17 +19,17 @@ _MAX_GROUP_ID: Final = 2**32 - 2  # one more means: leave it as it is
 
 @dataclass(frozen=True)
 class OutputAccess:
-    """The rights of files and folders below the output root, which is absolute and has no links in it."""
+    """The permissions of files and folders below the output root, which is absolute and free of links."""
 
     root: Path | None
     """None: there is none."""
     file_mode: int
     group_id: int | None = None
-    """The group that they belong to. None: that of the server's account."""
+    """The group that owns them. None: that of the server's account."""
 
     @property
     def folder_mode(self) -> int:
-        """Who may read a file may enter its folder. New files get the group of a folder that has one set."""
+        """Whoever may read a file may enter its folder. Setgid passes a configured group on to new files."""
         mode = self.file_mode | (self.file_mode & _READ) >> 2
         return mode if self.group_id is None else mode | 0o2000
 
@@ -38,7 +38,7 @@ class OutputAccess:
         return _ALL & ~self.folder_mode if self._is_below_root(folder) else PRIVATE_UMASK
 
     def make_folder(self, folder: Path) -> None:
-        """Make a folder, and those above it that are not there yet; none that is there is changed. Raises OSError."""
+        """Create a folder and its missing parents. Existing folders stay unchanged. Raises OSError."""
         if not self._is_below_root(folder):
             make_private_folder(folder)
             return
@@ -47,10 +47,10 @@ class OutputAccess:
             try:
                 path.mkdir(mode=0o700)
             except FileExistsError:
-                continue  # another run was faster
+                continue  # another run created it first
             if self.group_id is not None:
                 os.chown(path, -1, self.group_id)
-            path.chmod(self.folder_mode)  # last: a change of the group takes rights away
+            path.chmod(self.folder_mode)  # last: changing the group clears permissions
 
     def _is_below_root(self, folder: Path) -> bool:
         return self.root is not None and folder.is_relative_to(self.root)

@@ -1,6 +1,6 @@
-"""What turns a request into a command, and an output folder into results.
+"""Harnesses turn a request into a command, and an output folder into results.
 
-The names below are the API for harnesses of other packages; docs/harnesses.md says how to write one.
+The names below are the API for harnesses in other packages; docs/harnesses.md explains how to write one.
 """
 
 from evalrpc.harnesses.base import Command, Exit, Harness, Run, SampleReader, SampleRow, StepsHarness, TaskReporter

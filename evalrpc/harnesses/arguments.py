@@ -1,4 +1,4 @@
-"""The arguments of a request, Structs of any values, as Python values, and as text that a harness's own parser reads back."""
+"""Converts a request's arguments, which are Structs, to Python values and to text that a harness's parser reads back."""
 
 import math
 import re
@@ -15,7 +15,7 @@ _LARGEST_EXACT_INTEGER: Final = 2**53
 
 
 def violations(field: str, struct: Struct, problem: Callable[[Any], str | None] = lambda _: None) -> Iterator[FieldViolation]:
-    """Yield every argument with a name that can't be one, or with a plain value that `problem` objects to."""
+    """Yield every argument with an invalid name, or with a plain value that `problem` rejects."""
     for key, value in sorted(struct.fields.items()):
         if not _ARGUMENT_NAME.fullmatch(key):
             yield FieldViolation(field, f"{shorten(repr(key))} is not the name of an argument: letters, digits and `_`")
@@ -29,7 +29,7 @@ def plain_arguments(struct: Struct) -> dict[str, Any]:
 
 
 def plain(value: Value) -> Any:
-    """Return a value as Python's own, a whole number as an integer."""
+    """Return a value as a Python object, a whole number as an int."""
     match value.WhichOneof("kind"):
         case "struct_value":
             return {key: plain(item) for key, item in value.struct_value.fields.items()}
@@ -47,13 +47,13 @@ def plain(value: Value) -> Any:
 
 
 def number_text(number: float) -> str:
-    """Write a number, and a whole one as an integer."""
+    """Format a number, a whole one as an integer."""
     integral = math.isfinite(number) and float(number).is_integer() and abs(number) < _LARGEST_EXACT_INTEGER
     return str(int(number)) if integral else repr(number)
 
 
 def yaml_text(value: Any) -> str:
-    """Write a plain value as YAML on one line, in ASCII, so that no reader's locale matters."""
+    """Format a plain value as single-line YAML in ASCII, so that no reader's locale matters."""
     match value:
         case str():
             return _yaml_string(value)
@@ -64,7 +64,7 @@ def yaml_text(value: Any) -> str:
         case list():
             return f"[{', '.join(map(yaml_text, value))}]"
         case dict():
-            # `?` since a key that is not marked as one must be short.
+            # `?`, since YAML limits the length of keys without it.
             return f"{{{', '.join(f'? {_yaml_string(key)} : {yaml_text(item)}' for key, item in sorted(value.items()))}}}"
         case _:
             return "null"
@@ -78,6 +78,6 @@ def _yaml_string(text: str) -> str:
 
 
 def _yaml_number(number: float) -> str:
-    """Write a number with the dot without which YAML 1.1 takes one with an exponent for a text."""
+    """Format a number. YAML 1.1 reads an exponent without a dot as text, so a dot is added."""
     mantissa, exponent, power = number_text(number).partition("e")
     return f"{mantissa}.0e{power}" if exponent and "." not in mantissa else f"{mantissa}{exponent}{power}"

@@ -1,7 +1,7 @@
 """The contract of a harness: a request becomes a command, a log line becomes progress, an output folder becomes results.
 
 A harness is pure. It starts no process, keeps no state between calls, and may be called from several threads at once. It writes
-nothing but, where the results come in a layout of their own, files beside them in the output folder.
+nothing, except that it may convert results in another layout to files beside them in the output folder.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,16 +23,16 @@ class Run:
     attempt: int
     request: EvaluateRequest
     attempt_dir: Path
-    """A folder of this attempt alone, on the server's own data disk: for files that the harness needs beside its output."""
+    """A folder for this attempt only, on the server's data disk, for files that the harness needs besides its output."""
     output_dir: Path
-    """A folder of this attempt alone, empty when the run starts, in which the harness leaves its results."""
+    """A folder for this attempt only, empty when the run starts, where the harness leaves its results."""
     gpus: tuple[str, ...]
-    """The GPUs that it holds. The executor sets CUDA_VISIBLE_DEVICES from them; within the run they count from 0."""
+    """The GPUs that it holds. The executor sets CUDA_VISIBLE_DEVICES from them; the run numbers them from 0."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """What an executor is to run. No shell is involved."""
+    """What an executor runs. No shell is involved."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
@@ -42,16 +42,16 @@ class Command:
     cwd: Path | None = None
     """The folder to run in. None: the server's own."""
     further_steps: tuple[tuple[str, ...], ...] = ()
-    """Command lines to run after `argv`, one after the other, whatever became of those before. No harness sets it."""
+    """Command lines to run after `argv`, in sequence, even if earlier ones fail. Not set by harnesses."""
     umask: int = PRIVATE_UMASK
-    """The rights that what it makes must not have. No harness sets it."""
+    """The permissions that its files must not have. Not set by harnesses."""
     watched_dirs: tuple[Path, ...] = ()
-    """Folders on whose files the outcome depends, besides the installation. It may be remembered until they change."""
+    """Folders whose files the outcome depends on, besides the installation. It may be cached until they change."""
 
 
 @dataclass(frozen=True)
 class Exit:
-    """How a run ended: an exit code or a signal; neither where nobody could see it end, so that only the results can tell."""
+    """How a run ended: an exit code or a signal; neither if nobody observed its end, so that only the results can tell."""
 
     code: int | None = None
     signal: int | None = None
@@ -59,7 +59,7 @@ class Exit:
 
 @runtime_checkable
 class StepsHarness(Protocol):
-    """What a harness also is if it can build many commands at less cost than one by one."""
+    """Optional interface of a harness that builds many commands at less cost than one by one."""
 
     def commands(self, runs: Iterable[Run]) -> Sequence[Command]:
         """Build what `Harness.command` would for each run. Raises what that raises."""
@@ -67,14 +67,13 @@ class StepsHarness(Protocol):
 
 @runtime_checkable
 class TaskReporter(Protocol):
-    """What a harness also is if its program leaves the results of each task as soon as the task has finished."""
+    """Optional interface of a harness whose program leaves each task's results as soon as the task has finished."""
 
     def read_finished(self, run: Run, name: str) -> Mapping[str, ModelResult]:
-        """Read the results of the tasks that have finished, as a file right in the output folder says, while the run goes on or
-        after it has failed. Called for every file when it has come or changed, so it must be quick however many samples there
-        are.
+        """Read the results of finished tasks from a file directly in the output folder, during the run or after it has failed.
+        Called for every file that is new or has changed, so it must be fast however many samples there are.
 
-        What can't be read has not finished: it may just be being written.
+        A file that can't be read counts as unfinished: the program may still be writing it.
         """
 
 
@@ -82,30 +81,30 @@ class SampleRow(NamedTuple):
     """One sample of a file."""
 
     values: Mapping[str, object]
-    """What is known of it, under the names that docs/harnesses.md gives."""
+    """Its values, under the names that docs/harnesses.md gives."""
     end: int
-    """The offset from which those after it can be read."""
+    """The offset from which the next samples can be read."""
 
 
 @runtime_checkable
 class SampleReader(Protocol):
-    """What a harness also is if its results name files of samples in a format of its own, which are read where they lie.
+    """Optional interface of a harness whose samples files have their own format and are read in place.
 
-    Such a file is of the tasks whose aggregate file it is too. Others, with names as in `evalrpc.results.layout`, have a JSON
-    object on every line, and no harness is asked to read them.
+    Such a file holds the samples of the tasks whose aggregate file it also is. Files named as in `evalrpc.results.layout` have
+    a JSON object on every line, and are read without the harness.
     """
 
     def read_samples(self, file: BinaryIO, offset: int) -> Iterator[SampleRow]:
-        """Yield the samples of a file from an offset on: 0, or the `end` of a row. So a page costs as much as its own rows.
+        """Yield the samples of a file from an offset on: 0, or the `end` of a row. So a page costs only its own rows.
 
-        The file is open for this call alone. Raises ValueError or RecursionError where it can't be understood from there on,
-        and OSError.
+        The file is open for this call only. Raises ValueError or RecursionError where it can't be parsed any further, and
+        OSError.
         """
 
 
 @runtime_checkable
 class Harness(Protocol):
-    """What the scheduler and the service need of a harness."""
+    """What the scheduler and the service need from a harness."""
 
     name: str
     """The name by which clients ask for it."""
@@ -113,31 +112,31 @@ class Harness(Protocol):
     """Which implementation it is, such as `lmms-eval` or `command`."""
 
     def info(self) -> HarnessInfo:
-        """Say what is installed. Reads the disk but starts nothing; never raises for what is missing."""
+        """Report what is installed. Reads the disk but starts nothing; never raises for what is missing."""
 
     def violations(self, request: EvaluateRequest) -> Iterable[FieldViolation]:
-        """Yield what this harness can't take of a request that is well-formed as such. Paths begin at the request, such as
+        """Yield the fields of a well-formed request that this harness can't accept. Paths begin at the request, such as
         `tasks[1]`."""
 
     def command(self, run: Run) -> Command:
-        """Build the command line. It is equal for equal runs, and so tells whether two evaluations are identical. May read the
-        operator's folders, so it is called on a thread that may block.
+        """Build the command line. Equal runs have equal commands, which is how identical evaluations are recognised. May read
+        the operator's folders, so it is called on a thread that may block.
 
-        Raises RunFailedError for a request without violations only where those folders don't hold what it asks for.
+        Raises RunFailedError for a request without violations only if those folders lack what it asks for.
         """
 
     def catalog_command(self) -> Command | None:
         """Build the command that prints, as its last line, `{"tasks": [...], "models": [...]}`: the names that the installed
-        harness knows. None: it can't tell."""
+        harness knows. None if it can't list them."""
 
     def read_progress(self, line: str, progress: Progress) -> bool:
-        """Take one line of the log (parted by newline or carriage return, without it) into `progress`; tell whether it
-        changed anything. Lines come in order; most say nothing. Raises nothing: a line at which it does says nothing."""
+        """Apply one line of the log (split at newline or carriage return, without it) to `progress`; return whether that
+        changed anything. Lines come in order; most have no effect. Must not raise: a line at which it does is ignored."""
 
     def read_results(self, run: Run, exit_status: Exit, log_tail: list[str]) -> Mapping[str, ModelResult]:
-        """Read what a finished run left. `log_tail` is the end of the log, some hundred lines, without colour codes.
+        """Read what a finished run left. `log_tail` is the end of the log, a few hundred lines, without colour codes.
 
-        Raises RunFailedError, with a reason and one readable line, unless the run really succeeded: exit codes can't be
-        trusted alone. An OSError means that the server lacks something at present, such as descriptors: it is called again for
-        some seconds. Where the run left much, it is called in a process of its own (`evalrpc.scheduling.results_reader`).
+        Raises RunFailedError, with a reason and one readable line, unless the run really succeeded: exit codes alone can't be
+        trusted. An OSError means a temporary resource shortage of the server, such as descriptors: the call is retried for some
+        seconds. Large results are read in a separate process (`evalrpc.scheduling.results_reader`).
         """

@@ -1,4 +1,4 @@
-"""Any program of the operator's own, as a harness."""
+"""Runs any program of the operator's as a harness."""
 
 import re
 import shutil
@@ -18,7 +18,7 @@ from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
 
 KIND: Final = "command"
 PLACEHOLDERS: Final = ("request_json", "output_dir", "model", "tasks", "job_id", "attempt")
-"""What may stand in braces in the command line."""
+"""The names allowed in braces in the command line."""
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _REQUEST_NAME = "request.json"
@@ -51,13 +51,13 @@ class CommandHarness:
         return HarnessInfo(name=self.name, kind=self.kind, available=not reason, unavailable_reason=reason)
 
     def violations(self, request: EvaluateRequest) -> Iterable[FieldViolation]:
-        """Yield tasks that the program would take for several."""
+        """Yield tasks that the program would read as several."""
         for index, task in enumerate(request.tasks):
             if "," in task:
                 yield FieldViolation(f"tasks[{index}]", "must be one task's name: no comma")
 
     def command(self, run: Run) -> Command:
-        """Fill in the placeholders, each argument by itself."""
+        """Fill in the placeholders, separately in each argument."""
         request_path = run.attempt_dir / _REQUEST_NAME
         values = {
             "request_json": str(request_path),
@@ -77,10 +77,10 @@ class CommandHarness:
         )
 
     def catalog_command(self) -> None:
-        """Nobody but the operator knows what the program takes."""
+        """Return None: only the operator knows what the program accepts."""
 
     def read_progress(self, line: str, progress: Progress) -> bool:
-        """Take in a progress bar such as `4/20` or tqdm's."""
+        """Read a progress bar such as `4/20` or tqdm's."""
         bar = read_bar(line)
         if bar is None:
             return False
@@ -92,7 +92,7 @@ class CommandHarness:
         return progress != before
 
     def read_results(self, run: Run, exit_status: Exit, log_tail: list[str]) -> Mapping[str, ModelResult]:
-        """Read what the program left. It succeeded if it exited with 0 and left at least one result."""
+        """Read what the program left. It succeeded if it left at least one result and no failed exit was seen."""
         check_exit(exit_status, log_tail)
         results = read_results(run.output_dir, run.request.model)
         if not results:

@@ -1,4 +1,4 @@
-"""Why a run failed, in one line that a person understands, out of the end of its log."""
+"""Finds the reason why a run failed, as one readable line, in the end of its log."""
 
 import re
 import signal
@@ -18,29 +18,29 @@ _EXCEPTION = re.compile(
 )
 _LMMS_EVAL_ERROR = re.compile(r".*?\bError during evaluation: (?P<line>.+?)(?:\. Please set `--verbosity=DEBUG`.*)?")
 _USAGE_ERROR = re.compile(r"[^\s:]+(?: [^\s:]+)*: error: (?P<line>.+)")
-# Of the machine, of PyTorch on either side, of C++ below.
+# As Python, PyTorch (on a device or the CPU), the OS and C++ report it.
 _OUT_OF_MEMORY = re.compile(
     r"(?:[\w.]+\.)?(?:_?\w*MemoryError\b|OutOfMemory\w*\b)"
     r"|.*(?:\b(?:CUDA|HIP|XPU) (?:error: )?out of memory|can't allocate memory|Cannot allocate memory|std::bad_alloc)"
 )
-# What is said of a process that a signal ended: by torchrun of the first that failed, by subprocess, by PyTorch's DataLoader.
+# A process killed by a signal, as torchrun (for the first that failed), subprocess and PyTorch's DataLoader report it.
 _ROOT_CAUSE = "Root Cause (first observed failure)"
 _CHILD_SIGNALLED = re.compile(
     r"\s*traceback : Signal ([0-9]{1,3}) \(\w+\) received by PID \d+|.*\bdied with <Signals\.\w+: ([0-9]{1,3})>\.?"
     r"|.*\bDataLoader worker \(pid \d+\) is killed by signal: (Killed)\b.*"
 )
-# A shell's exit code for a program that one of these ended.
+# A shell's exit code for a program killed by one of these signals.
 _SHELL_CODES: Final = {
     128 + number: number for number in (signal.SIGABRT, signal.SIGBUS, signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM)
 }
-# What only says that something else failed.
+# Exceptions that only report that something else failed.
 _WRAPPER = re.compile(r"(?:[\w.]+\.)?(?:RetryError: RetryError\[<Future|ChildFailedError\b|CalledProcessError\b)")
 
 
 def find_failure(log_tail: Iterable[str]) -> str | None:
-    """Find the line that says why: the last Python exception, else lmms-eval's own error, else that of an argument parser.
+    """Find the line that says why: the last Python exception, else lmms-eval's own error, else an argument parser's.
 
-    An exception that only wraps another, such as tenacity's RetryError, gives way to the one before it.
+    Exceptions that only wrap another, such as tenacity's RetryError, count only if there is no other.
     """
     lines = [clean for line in log_tail for clean in _clean(line)]
     exceptions = _matches(_EXCEPTION, lines)
@@ -52,7 +52,7 @@ def find_failure(log_tail: Iterable[str]) -> str | None:
 
 
 def check_exit(exit_status: Exit, log_tail: Sequence[str]) -> None:
-    """Raise RunFailedError unless the process exited with 0, or nobody could see how it ended."""
+    """Raise RunFailedError unless the process exited with 0, or its end was not observed."""
     reason = find_failure(log_tail)
     if exit_status.signal is not None:
         raise _signalled("the harness", exit_status.signal, reason)
@@ -64,13 +64,13 @@ def check_exit(exit_status: Exit, log_tail: Sequence[str]) -> None:
 
 
 def failed(message: str, reason: str = "HARNESS_FAILED") -> RunFailedError:
-    """Build the error for a run that failed with this message. Whatever the harness made of it, a lack of memory is told apart:
-    another attempt may find what it needs."""
+    """Build the error for a run that failed with this message. Running out of memory always gets its own reason, since another
+    attempt may find enough."""
     return RunFailedError("OUT_OF_MEMORY" if _OUT_OF_MEMORY.match(message) else reason, message)
 
 
 def shorten(text: str) -> str:
-    """Cut to one readable line, at the end of a word."""
+    """Shorten to one readable line, cut at the end of a word."""
     line = next((clean for clean in _clean(text) if clean), "")
     if len(line) <= MAX_MESSAGE_CHARACTERS:
         return line
@@ -100,7 +100,7 @@ def _signalled(what: str, number: int, reason: str | None) -> RunFailedError:
 
 
 def _signal_of_child(log_tail: Sequence[str]) -> int | None:
-    """Return the signal that ended the process which a launcher names as the first to fail."""
+    """Return the signal that killed the process that a launcher reports as the first to fail."""
     lines = [clean for line in log_tail for clean in _clean(line)]
     root_cause = next((index for index, line in enumerate(lines) if line.startswith(_ROOT_CAUSE)), 0)
     for match in filter(None, map(_CHILD_SIGNALLED.fullmatch, lines[root_cause:])):

@@ -1,4 +1,4 @@
-"""What is installed in a harness's own environment: read from the disk, and how to ask it."""
+"""What is installed in a harness's own environment, read from the disk, and the command that queries it."""
 
 import json
 import re
@@ -16,16 +16,16 @@ _VERSION: Final = r"(.+)\.dist-info"
 
 
 class Package(NamedTuple):
-    """A harness as it is installed."""
+    """The package of a harness."""
 
     title: str
-    """What people call it, such as `lmms-eval`."""
+    """Its display name, such as `lmms-eval`."""
     name: str
-    """The folder of its metadata begins with it, such as `lmms_eval`."""
+    """Its name in the metadata folder, such as `lmms_eval`."""
 
 
 def describe(settings: HarnessSettings, kind: str, package: Package) -> HarnessInfo:
-    """Say which version is installed beside the interpreter, or what to do."""
+    """Report which version is installed beside the interpreter, or what to do."""
     python = shutil.which(settings.python)
     version = _installed_version(Path(python), package) if python else None
     reason = _unavailable_reason(settings, python, version, package)
@@ -33,7 +33,7 @@ def describe(settings: HarnessSettings, kind: str, package: Package) -> HarnessI
 
 
 def note_version(settings: HarnessSettings, package: Package, results: Mapping[str, ModelResult]) -> None:
-    """Put the installed version into the results. lmms-eval's own word is the commit of whatever repository it lies in."""
+    """Put the installed version into the results. lmms-eval itself reports the commit of whatever repository it is in."""
     python = shutil.which(settings.python)
     version = _installed_version(Path(python), package) if python else None
     for result in results.values():
@@ -51,7 +51,7 @@ def _unavailable_reason(settings: HarnessSettings, python: str | None, version: 
 
 
 def _installed_version(python: Path, package: Package) -> str | None:
-    """Find the package in an environment, by the path of its interpreter."""
+    """Return the package's version in an environment, given the path of its interpreter."""
     pattern = re.compile(re.escape(package.name) + "-" + _VERSION)
     folders = [folder for folder in python.parent.parent.glob("lib*/python*/*-packages") if folder.is_dir()]
     names = (pattern.fullmatch(entry.name) for folder in folders for entry in sorted(folder.iterdir()))
@@ -59,7 +59,7 @@ def _installed_version(python: Path, package: Package) -> str | None:
 
 
 def catalog_command(settings: HarnessSettings, script: str) -> Command:
-    """Build the command that asks the installed harness what it knows: `script` gets the operator's folders as JSON."""
+    """Build the command that asks the installed harness for its names: `script` gets the operator's folders as JSON."""
     folders = json.dumps([str(folder) for folder in settings.include_path])
     return Command(
         argv=(str(settings.python), "-c", script, folders),

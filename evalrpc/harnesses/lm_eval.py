@@ -1,7 +1,7 @@
 """lm-eval (EleutherAI's harness), driven through its command line.
 
-What a client can do with `model_args` is what it can do with lmms-eval's: they become keyword arguments of lm-eval's model
-class, and a client is trusted with whatever the account of the server may read, write and reach.
+As with lmms-eval, `model_args` become keyword arguments of lm-eval's model class, so a client is trusted with whatever the
+server's account may read, write and reach.
 """
 
 import re
@@ -43,7 +43,7 @@ class LmEvalHarness:
         self._settings = settings
 
     def info(self) -> HarnessInfo:
-        """Say which lm-eval is installed beside the interpreter."""
+        """Report which lm-eval is installed beside the interpreter."""
         return describe(self._settings, self.kind, _PACKAGE)
 
     def violations(self, request: EvaluateRequest) -> Iterable[FieldViolation]:
@@ -54,7 +54,7 @@ class LmEvalHarness:
         yield from _model_args_violations(request)
 
     def command(self, run: Run) -> Command:
-        """Build the command line. Model and generation arguments go through a file, which carries every value as it is."""
+        """Build the command line. Model and generation arguments go into a file, which preserves every value."""
         config_path = run.attempt_dir / _CONFIG_NAME
         config = self._config(run.request)
         return Command(
@@ -73,11 +73,11 @@ class LmEvalHarness:
         )
 
     def catalog_command(self) -> Command:
-        """Ask lm-eval's own registries: tasks, groups and tags, and the names of models with their aliases."""
+        """Query lm-eval's registries: tasks, groups and tags, and the names of models with their aliases."""
         return catalog_command(self._settings, _CATALOG_SCRIPT)
 
     def read_progress(self, line: str, progress: Progress) -> bool:
-        """Take in a line of lm-eval's log or one drawing of its progress bars, one for every kind of request."""
+        """Read a line of lm-eval's log or an update of its progress bars, one for every kind of request."""
         before = Progress()
         before.CopyFrom(progress)
         lm_eval_family.read_phase(line, progress)
@@ -86,13 +86,13 @@ class LmEvalHarness:
         return progress != before
 
     def read_results(self, run: Run, exit_status: Exit, log_tail: list[str]) -> Mapping[str, ModelResult]:
-        """Read the results, and doubt them: lm-eval exits with 0 where it could not write them."""
+        """Read and verify the results: lm-eval exits with 0 even if it could not write them."""
         results = lm_eval_family.read_good_results(run, exit_status, log_tail, _PACKAGE.title)
         note_version(self._settings, _PACKAGE, results)
         return results
 
     def _config(self, request: EvaluateRequest) -> bytes:
-        """Write what the command line holds at most once (`--include_path`) or would read as something else, as YAML."""
+        """Return as YAML what the command line accepts only once (`--include_path`) or would misread."""
         entries = {
             "include_path": [str(folder) for folder in self._settings.include_path],
             "model_args": plain_arguments(request.model_args),
@@ -104,7 +104,7 @@ class LmEvalHarness:
 def _options(run: Run) -> Iterator[str]:
     tasks = run.request.tasks
     yield f"--model={run.request.model}"
-    # A single name that a folder in the working directory has too would be taken for the folder. lm-eval drops duplicates.
+    # A single name would be read as a folder if the working directory has one of that name. lm-eval drops duplicates.
     yield f"--tasks={','.join(tasks if len(tasks) > 1 else [*tasks, *tasks])}"
     yield f"--output_path={run.output_dir}"
     yield from lm_eval_family.options(run.request)
@@ -114,7 +114,7 @@ def _model_args_violations(request: EvaluateRequest) -> Iterator[FieldViolation]
     for key in ("batch_size", "device"):
         if key in request.model_args.fields:
             yield FieldViolation(f"model_args.{key}", f"lm-eval passes it on already: use the request's own `{key}`")
-    # lm-eval names the results folder after a model argument, and would leave the output folder.
+    # lm-eval names the results folder after a model argument, so `..` would leave the output folder.
     for key, value in plain_arguments(request.model_args).items():
         if value == "..":
             yield FieldViolation(f"model_args.{key}", "must not be `..`")

@@ -1,4 +1,4 @@
-"""What lm-eval and lmms-eval have in common, since the latter grew out of the former: options, log and results."""
+"""Options, log and results that lm-eval and lmms-eval share, since the latter is derived from the former."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +15,7 @@ from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
 _MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _BATCH_SIZE = re.compile(r"auto(:[1-9][0-9]{0,8})?|[1-9][0-9]{0,8}")
 _NOT_SAVED = re.compile(r".*(?: - |\] )(?P<error>\w+(?:Error|Exception)\(.*\))")
-_MAX_LINE_CHARACTERS: Final = 2000  # the time to match one grows with its square
+_MAX_LINE_CHARACTERS: Final = 2000  # matching takes quadratic time
 _PHASES: Final = (
     (re.compile(r"Verbosity set to|Including path:"), Progress.PHASE_STARTING),
     (re.compile(r"Selected Tasks|Running on rank|Building contexts for (?P<task>\S{1,200})"), Progress.PHASE_LOADING),
@@ -25,7 +25,7 @@ _PHASES: Final = (
 
 
 def violations(request: EvaluateRequest, title: str) -> Iterator[FieldViolation]:
-    """Yield what the options can't take. `title` is the harness's name for people."""
+    """Yield what the options can't express. `title` is the harness's display name."""
     if not _MODEL.fullmatch(request.model):
         yield FieldViolation("model", f"must be the name of a model type of {title}: letters, digits, `_`, `.` and `-`")
     for index, task in enumerate(request.tasks):
@@ -37,14 +37,14 @@ def violations(request: EvaluateRequest, title: str) -> Iterator[FieldViolation]
 
 
 def launcher(gpu_count: int) -> Iterator[str]:
-    """Start one process per GPU. Port 0 takes a free one, so that runs side by side don't meet."""
+    """Yield the arguments that start one process per GPU. Port 0 picks a free one, so concurrent runs don't collide."""
     if gpu_count > 1:
         yield from ("-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={gpu_count}", "--num_machines=1")
         yield from ("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0")
 
 
 def options(request: EvaluateRequest) -> Iterator[str]:
-    """Yield the options that the request asks for, apart from its names and arguments."""
+    """Yield the options that the request sets, apart from its names and arguments."""
     if request.HasField("num_fewshot"):
         yield f"--num_fewshot={request.num_fewshot}"
     if request.HasField("limit"):
@@ -60,7 +60,7 @@ def options(request: EvaluateRequest) -> Iterator[str]:
 
 
 def read_phase(line: str, progress: Progress) -> None:
-    """Move on to the phase that the line speaks of, never back: an answer in the log may say anything."""
+    """Advance to the phase that the line indicates, never back: an answer in the log may say anything."""
     for pattern, phase in _PHASES:
         match = pattern.search(line)
         if match and phase >= progress.phase:
@@ -73,7 +73,7 @@ def read_phase(line: str, progress: Progress) -> None:
 
 
 def read_good_results(run: Run, exit_status: Exit, log_tail: list[str], title: str) -> Mapping[str, ModelResult]:
-    """Read the results, and doubt them: an exit with 0 proves nothing. Raises RunFailedError."""
+    """Read and verify the results: exit code 0 proves nothing. Raises RunFailedError."""
     check_exit(exit_status, log_tail)
     results = read_results(run.output_dir, run.request.model)
     if not results:

@@ -1,4 +1,4 @@
-"""What may be a name on a harness's command line: never an option, a path, a pattern or a list."""
+"""Names allowed on a harness's command line: never an option, a path, a pattern or a list."""
 
 import re
 from typing import Final
@@ -11,7 +11,7 @@ _FILE_SUFFIXES: Final = (".yaml", ".yml", ".json", ".py")
 
 
 def task_problem(task: str) -> str | None:
-    """Say why it is no task's name."""
+    """Say why it is not a task's name; None if it is."""
     if not task or task != task.strip() or not task.isprintable():
         return "must be a task's name"
     if task[0] in "-." or any(character in task for character in ",/\\*?[]"):
@@ -22,7 +22,7 @@ def task_problem(task: str) -> str | None:
 
 
 def device_violations(request: EvaluateRequest) -> list[FieldViolation]:
-    """Object to what is no device."""
+    """Return a violation for an invalid device."""
     if not request.device or _DEVICE.fullmatch(request.device):
         return []
     return [FieldViolation("device", "must be a device such as `cuda`, `cuda:0`, `cpu` or `mps`")]

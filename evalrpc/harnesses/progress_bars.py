@@ -1,4 +1,4 @@
-"""Progress bars in a log, as tqdm and its like draw them."""
+"""Reads progress bars in a log, as drawn by tqdm and similar tools."""
 
 import math
 import re
@@ -19,10 +19,10 @@ _FACTORS = (3600, 60, 1)
 
 @dataclass(frozen=True)
 class Bar:
-    """One drawing of a bar."""
+    """One update of a progress bar."""
 
     label: str
-    """What stands before it."""
+    """The text before it."""
     done: int
     total: int
     rate_per_second: float | None
@@ -46,9 +46,9 @@ def read_bar(line: str) -> Bar | None:
 
 
 def advance(progress: Progress, bar: Bar) -> None:
-    """Count a bar into the whole, to which bars that follow each other add up. `done` never falls.
+    """Add a bar to the overall progress, in which consecutive bars add up. `done` never falls.
 
-    A bar of more than a field holds counts for nothing.
+    A bar whose total does not fit the field is ignored.
     """
     if bar.total > MAX_COUNT:
         return
@@ -82,7 +82,7 @@ def _rate(text: str | None, inverse: bool) -> float | None:
 
 
 def _seconds(text: str | None) -> int | None:
-    """Read `1:02:03`, `02:03`, or `1h02m`, `2m03s`. An estimate that is longer than any run means nothing."""
+    """Parse `1:02:03`, `02:03`, or `1h02m`, `2m03s`. An estimate longer than any run is meaningless: None."""
     match = _CLOCK.fullmatch(text or "") or _UNITS.fullmatch(text or "")
     if match is None or not match[0]:
         return None

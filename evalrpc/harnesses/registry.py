@@ -1,4 +1,4 @@
-"""The kinds of harnesses: those of this package, and the entry points of the group `evalrpc.harnesses` of any other."""
+"""The kinds of harnesses: those of this package, and entry points of the group `evalrpc.harnesses` in any other."""
 
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -12,7 +12,7 @@ from evalrpc.harnesses.inspect_ai import harness as inspect_ai
 from evalrpc.harnesses.lmms_eval import harness as lmms_eval
 
 ENTRY_POINT_GROUP: Final = "evalrpc.harnesses"
-"""An entry point's name is the kind, and it loads what builds a Harness from its HarnessSettings."""
+"""An entry point's name is the kind. It loads a callable that builds a Harness from its HarnessSettings."""
 
 _KINDS: Final[Mapping[str, Callable[[HarnessSettings], Harness]]] = {
     command.KIND: command.CommandHarness,
@@ -23,12 +23,12 @@ _KINDS: Final[Mapping[str, Callable[[HarnessSettings], Harness]]] = {
 
 
 def build_harnesses(settings: Settings) -> dict[str, Harness]:
-    """Build every configured harness, by name. Raises ConfigurationError for an unknown kind or one that is set up wrongly."""
+    """Build every configured harness, by name. Raises ConfigurationError for an unknown kind or invalid settings."""
     return {name: build_harness(harness) for name, harness in settings.harnesses.items()}
 
 
 def build_harness(settings: HarnessSettings) -> Harness:
-    """Build one. Raises what `build_harnesses` raises."""
+    """Build one harness. Raises what `build_harnesses` raises."""
     if settings.kind in _KINDS:
         return _KINDS[settings.kind](settings)
     plugins = {plugin.name: plugin for plugin in metadata.entry_points(group=ENTRY_POINT_GROUP)}
@@ -44,7 +44,7 @@ def _build_plugin(plugin: metadata.EntryPoint, settings: HarnessSettings) -> Har
         harness = plugin.load()(settings)
     except ConfigurationError:
         raise
-    except Exception as error:  # a stranger's code, of which anything may come when it is imported
+    except Exception as error:  # third-party code, which may raise anything
         raise ConfigurationError(f"{where} can't be loaded: {type(error).__name__}: {error}") from error
     if not isinstance(harness, Harness):
         raise ConfigurationError(f"{where} builds a {type(harness).__name__}, which is no Harness")

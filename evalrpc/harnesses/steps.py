@@ -1,7 +1,7 @@
-"""An attempt as one run of the harness for all tasks, or as one after the other for each task, where the request asks for it.
+"""Splits an attempt into harness runs: one for all tasks, or one per task in sequence, if the request asks for it.
 
-output_dir/task-1/      what the run of the first task leaves
-output_dir/task-2/      that of the second
+output_dir/task-1/      output of the first task's run
+output_dir/task-2/      output of the second task's run
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from evalrpc.v1.job_pb2 import EvaluateRequest
 
 
 def steps_of(run: Run) -> Sequence[Run]:
-    """Return the runs of the harness that an attempt consists of, in the order of the request's tasks."""
+    """Return the harness runs of an attempt, in the order of the request's tasks."""
     tasks = run.request.tasks
     if not run.request.tasks_separately or len(tasks) == 1:
         return (run,)
@@ -24,7 +24,7 @@ def steps_of(run: Run) -> Sequence[Run]:
 
 
 def command_of(harness: Harness, steps: Sequence[Run]) -> Command:
-    """Build the command that runs them one after the other, in the environment and the folder of the first.
+    """Build the command that runs the steps in sequence, in the environment and the folder of the first.
 
     Raises what `Harness.command` raises.
     """
@@ -39,5 +39,5 @@ def command_of(harness: Harness, steps: Sequence[Run]) -> Command:
 def _step(run: Run, shared: EvaluateRequest, number: int, task: str) -> Run:
     request = EvaluateRequest(tasks=[task])
     request.MergeFrom(shared)
-    name = f"task-{number}"  # a task's own name may be longer than a file's, or mean something to a harness in a path
+    name = f"task-{number}"  # a task's name may be too long for a file's, or have a meaning to a harness in a path
     return replace(run, request=request, attempt_dir=run.attempt_dir / name, output_dir=run.output_dir / name)

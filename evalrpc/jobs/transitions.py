@@ -1,19 +1,19 @@
 """What happens to a job's message at each step of its life. Pure: each function changes the message that it is given, and the
-store commits it."""
+store commits it. Each raises IllegalTransitionError, and changes nothing, where the lifecycle has no such step."""
 
 from collections.abc import Mapping
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from evalrpc.errors import JobFinishedError
+from evalrpc.errors import IllegalTransitionError, JobFinishedError
 from evalrpc.jobs import lifecycle
 from evalrpc.v1 import job_pb2 as pb
 
 MAX_MESSAGE_BYTES: Final = 2048
 
 RETRYABLE_REASONS: Final = frozenset({"RUN_LOST", "PROCESS_SIGNALLED", "OUT_OF_MEMORY"})
-"""Causes that another attempt may mend. A wrong task name is none."""
+"""Failures that another attempt may fix. A wrong task name is none of them."""
 
 UNKILLABLE_REASON: Final = "PROCESS_UNKILLABLE"
 """Some process of the run could not be ended."""
@@ -24,7 +24,7 @@ MAX_BACKOFF_SECONDS: Final = 60.0
 
 def begin_attempt(job: pb.JobInfo, gpus: tuple[str, ...], output_dir: str, now: Timestamp) -> None:
     """QUEUED to RUNNING, with a new attempt."""
-    job.status = pb.JOB_STATUS_RUNNING
+    _move(job, pb.JOB_STATUS_RUNNING)
     job.attempt += 1
     job.ClearField("retry_at")
     job.ClearField("results")
@@ -34,7 +34,8 @@ def begin_attempt(job: pb.JobInfo, gpus: tuple[str, ...], output_dir: str, now: 
 
 
 def keep_results(job: pb.JobInfo, results: Mapping[str, pb.ModelResult]) -> None:
-    """Note what has finished so far, in place of what was noted before."""
+    """Record what a RUNNING job has finished so far, replacing what was recorded before."""
+    _require(job, pb.JOB_STATUS_RUNNING)
     job.ClearField("results")
     for model, result in results.items():
         job.results[model].CopyFrom(result)
@@ -43,26 +44,28 @@ def keep_results(job: pb.JobInfo, results: Mapping[str, pb.ModelResult]) -> None
 def complete(job: pb.JobInfo, results: Mapping[str, pb.ModelResult], now: Timestamp) -> None:
     """RUNNING to COMPLETED."""
     keep_results(job, results)
-    _end(job, pb.JOB_STATUS_COMPLETED, now)
+    _move(job, pb.JOB_STATUS_COMPLETED)
+    _end(job, now)
 
 
 def fail(job: pb.JobInfo, error: pb.JobError, now: Timestamp) -> None:
-    """RUNNING to FAILED, or back to QUEUED where another attempt may mend it and one is left.
+    """RUNNING to FAILED, or back to QUEUED where another attempt may fix it and one is left.
 
     Where a cancel was asked for, to CANCELLED: whatever ended the run, that is what was wanted, and nothing of it is left.
     """
     if job.HasField("cancel_requested_at") and error.reason != UNKILLABLE_REASON:
         cancel(job, now)
         return
+    is_retried = error.reason in RETRYABLE_REASONS and job.attempt < job.max_attempts
+    _move(job, pb.JOB_STATUS_QUEUED if is_retried else pb.JOB_STATUS_FAILED)
     _end_attempt(job, error, now)
-    if error.reason in RETRYABLE_REASONS and job.attempt < job.max_attempts:
-        job.status = pb.JOB_STATUS_QUEUED
+    if is_retried:
         job.ClearField("started_at")
         job.ClearField("progress")
         job.retry_at.FromNanoseconds(now.ToNanoseconds() + int(backoff_seconds(job.attempt) * 1e9))
         return
     job.error.CopyFrom(error)
-    _end(job, pb.JOB_STATUS_FAILED, now)
+    _end(job, now)
 
 
 def backoff_seconds(attempts: int) -> float:
@@ -71,7 +74,7 @@ def backoff_seconds(attempts: int) -> float:
 
 
 def request_cancel(job: pb.JobInfo, reason: str, now: Timestamp) -> None:
-    """QUEUED to CANCELLED at once; RUNNING only notes the wish, which the scheduler carries out.
+    """QUEUED to CANCELLED at once; RUNNING only records the request, which the scheduler carries out.
 
     Asking again changes nothing. Raises JobFinishedError for a job that is COMPLETED or FAILED.
     """
@@ -91,10 +94,20 @@ def request_cancel(job: pb.JobInfo, reason: str, now: Timestamp) -> None:
 
 
 def cancel(job: pb.JobInfo, now: Timestamp) -> None:
-    """To CANCELLED, once no process of it is left."""
+    """QUEUED or RUNNING to CANCELLED, once no process of it is left."""
+    _move(job, pb.JOB_STATUS_CANCELLED)
     job.error.CopyFrom(pb.JobError(reason="CANCELLED", message=job.cancel_reason or "cancelled on request"))
     _end_attempt(job, job.error, now)
-    _end(job, pb.JOB_STATUS_CANCELLED, now)
+    _end(job, now)
+
+
+def supersede(job: pb.JobInfo, by_job_id: str, now: Timestamp) -> None:
+    """QUEUED to CANCELLED, since a newer job has the same supersede key."""
+    _require(job, pb.JOB_STATUS_QUEUED)
+    _move(job, pb.JOB_STATUS_CANCELLED)
+    job.error.reason = "SUPERSEDED"
+    job.error.message = f"superseded by job {by_job_id}, which has the same supersede_key"
+    _end(job, now)
 
 
 def shorten(message: str) -> str:
@@ -106,8 +119,18 @@ def shorten(message: str) -> str:
     return encoded[: MAX_MESSAGE_BYTES - 3].decode(errors="ignore") + "…"
 
 
-def _end(job: pb.JobInfo, status: lifecycle.Status, now: Timestamp) -> None:
+def _require(job: pb.JobInfo, status: lifecycle.Status) -> None:
+    if job.status != status:
+        expected, found = lifecycle.status_name(status), lifecycle.status_name(job.status)
+        raise IllegalTransitionError(f"job {job.job_id} is {found}, where this needs one that is {expected}")
+
+
+def _move(job: pb.JobInfo, status: lifecycle.Status) -> None:
+    lifecycle.require_transition(job.status, status)
     job.status = status
+
+
+def _end(job: pb.JobInfo, now: Timestamp) -> None:
     job.completed_at.CopyFrom(now)
     job.ClearField("retry_at")
     _end_attempt(job, None, now)

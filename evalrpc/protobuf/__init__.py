@@ -1,1 +1,1 @@
-"""Protobuf messages beyond what its library does: Structs of any values, numbers within bounds, fields joined as bytes."""
+"""What the protobuf library lacks: Structs of any values, numbers within bounds, messages assembled from bytes."""

@@ -1,6 +1,6 @@
-"""What a harness writes and nobody here knows, kept as Structs that every client can read and write as JSON. Pure.
+"""Keeps unknown harness output in Structs that every client can read and write as JSON. Pure.
 
-A job travels whole in every event, so there what is large is left out. What is left out stands in the harness's own file.
+Every event carries the whole job, so large values are left out of it. They remain in the harness's own file.
 """
 
 import json
@@ -11,16 +11,16 @@ from typing import Any, Final
 from google.protobuf.struct_pb2 import Struct
 
 MAX_DEPTH: Final = 8
-"""Lists and objects within one another."""
+"""Nesting depth of lists and objects."""
 
 MAX_SAMPLE_DEPTH: Final = 16
-"""The same within a sample. Protobuf reads messages up to a depth of 100, of which each of these takes up to three."""
+"""The same for samples. Protobuf parses messages up to a depth of 100, and each level here takes up to three."""
 
 _LARGEST_NAME: Final = 200
 
 
 def bounded_struct(entries: Iterable[tuple[str, object]], max_bytes: int, max_entry_bytes: int) -> Struct | None:
-    """Return the entries that are not empty and within bounds, as many as fit in their order; None where there are none."""
+    """Return the non-empty entries within bounds, in order, without those that no longer fit; None if there are none."""
     struct = Struct()
     for name, value in entries:
         entry = _entry(name, value, max_entry_bytes)
@@ -30,7 +30,7 @@ def bounded_struct(entries: Iterable[tuple[str, object]], max_bytes: int, max_en
 
 
 def sample_struct(values: Mapping[str, object]) -> Struct:
-    """Return a JSON object as a Struct. Numbers become doubles; those that are not finite, and what is nested deeper than
+    """Return a JSON object as a Struct. Numbers become doubles; non-finite ones, and values nested deeper than
     MAX_SAMPLE_DEPTH, become text."""
     struct = Struct()
     struct.update({wire_text(name): _plain(value, MAX_SAMPLE_DEPTH - 1, _json) for name, value in values.items()})
@@ -38,7 +38,7 @@ def sample_struct(values: Mapping[str, object]) -> Struct:
 
 
 def wire_text(text: str) -> str:
-    """Replace what JSON can say but UTF-8 can't."""
+    """Replace lone surrogates, which JSON can express but UTF-8 can't."""
     return text.encode(errors="replace").decode()
 
 
@@ -56,7 +56,7 @@ def _entry(name: str, value: object, max_bytes: int) -> Struct | None:
 
 
 def _is_longer(value: object, max_bytes: int) -> bool:
-    """Tell whether a value takes more than so much as JSON. What is very large is written only as far as that."""
+    """Tell whether a value takes more than `max_bytes` as JSON. Encoding stops at that point."""
     left = max_bytes
     for part in json.JSONEncoder().iterencode(value):
         left -= len(part)
@@ -66,7 +66,7 @@ def _is_longer(value: object, max_bytes: int) -> bool:
 
 
 def _plain(value: object, depth: int, deeper: Callable[[object], str]) -> Any:
-    """Return a JSON value as one that a Struct holds and that protobuf can write as JSON; `deeper` writes what is too deep."""
+    """Return a JSON value that a Struct can hold and protobuf can write as JSON; `deeper` converts what is nested too deep."""
     match value:
         case str():
             return wire_text(value)

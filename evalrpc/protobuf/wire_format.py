@@ -1,4 +1,4 @@
-"""Protobuf's wire format, as far as it saves work: something is added to a message that is already serialised.
+"""The part of protobuf's wire format that saves work: appending to a message that is already serialised.
 
 See https://protobuf.dev/programming-guides/encoding/: fields may come in any order, and a message that is appended to another
 is merged into it.
@@ -17,11 +17,11 @@ def message_field(number: int, serialized: bytes) -> bytes:
 
 
 def file_chunk(number: int, rest: bytes, descriptor: int, offset: int, size_bytes: int, flags: int = 0) -> tuple[bytes, int]:
-    """Read from an open file into the bytes field `number` of a serialised message that has the fields of `rest` besides.
+    """Read from an open file into the bytes field `number` of a serialised message whose other fields are `rest`.
 
-    Returns the message and how many bytes were read: fewer than `size_bytes`, which is at least 1, where the file ends before.
-    The bytes are copied once, from the kernel to where they stay: a BytesIO gives its buffer away as it is. `flags` are those
-    of preadv. Raises OSError.
+    Returns the message and how many bytes were read: fewer than `size_bytes` (at least 1) if the file ends earlier. The bytes
+    are copied once, from the kernel into the message: BytesIO hands out its buffer without a copy. `flags` are those of preadv.
+    Raises OSError.
     """
     before = rest + _field_head(number, size_bytes)
     buffer = io.BytesIO()

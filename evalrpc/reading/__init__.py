@@ -1,1 +1,1 @@
-"""What a job left, read for a caller: logs, files, samples."""
+"""Reading what a job left: logs, files, samples."""

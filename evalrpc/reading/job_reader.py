@@ -1,7 +1,7 @@
-"""What clients read of a job from afar: its log, its files, its samples.
+"""What remote clients read of a job: its log, its files, its samples.
 
-Runs on the event loop; what has to wait for the disk goes to a thread. The kernel reads files ahead, so most chunks are at hand
-when their turn comes, and need no thread. Memory stays at one chunk however large a file is.
+Runs on the event loop; what has to wait for the disk goes to a thread. The kernel reads files ahead, so most chunks are in the
+page cache when their turn comes, and need no thread. Memory stays at one chunk however large a file is.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ _Send = Callable[[bytes], Awaitable[object]]
 
 
 class JobReader:
-    """Reads what jobs left on the disk. `readers` takes short reads, `hashers` the long ones."""
+    """Reads what jobs left on disk. Short reads go to `readers`, long ones to `hashers`."""
 
     def __init__(
         self, feed: Feed, data_dir: Path, harnesses: Mapping[str, Harness], readers: Executor, hashers: Executor
@@ -53,7 +53,7 @@ class JobReader:
         self._checksums = Checksums()
 
     async def read_log(self, job_id: str, call: calls.ReadLogRequest, send: _Send) -> None:
-        """Send the bytes of a log, and with `follow` what is added until the attempt has ended.
+        """Send the bytes of a log, and with `follow` what is appended until the attempt has ended.
 
         Raises JobNotFoundError, AttemptNotFoundError, OffsetOutOfRangeError, ServerStoppingError, FileUnavailableError,
         FileUnreadableError.
@@ -67,7 +67,7 @@ class JobReader:
         offset = call.offset
         _require_inside(offset, await self._read(lambda: _size(path)))
         while True:
-            # The status is read before the file: what is written before the end of the attempt is then in the file.
+            # Read the status before the file, so that the file has everything written before the end of the attempt.
             job = await self._feed.read_job(job_id)
             while data := await self._read(lambda at=offset: _read_at(path, at, LOG_CHUNK_BYTES)):  # type: ignore[misc]
                 await send(calls.ReadLogResponse(data=data, offset=offset, attempt=attempt).SerializeToString())
@@ -77,7 +77,7 @@ class JobReader:
             await self._feed.wait_for_change(job_id, _FOLLOW_SECONDS)
 
     async def list_artifacts(self, job_id: str, attempt: int) -> calls.ListArtifactsResponse:
-        """List the files of an attempt; 0 is the latest. Their checksums are told when the job has ended.
+        """List the files of an attempt; 0 is the latest. Their checksums are set once the job has ended.
 
         Raises JobNotFoundError, AttemptNotFoundError, FileUnavailableError, FileUnreadableError.
         """
@@ -113,10 +113,10 @@ class JobReader:
                 await send(message)
 
     async def _next_message(self, file: "_FileRange") -> bytes:
-        """Return the next message of a file, at once if the kernel has its bytes at hand, and through a thread otherwise."""
+        """Return the next message of a file: at once if its bytes are in the page cache, otherwise through a thread."""
         try:
             return file.next_message(os.RWF_NOWAIT)
-        except OSError:  # not at hand, or on a disk that can't tell
+        except OSError:  # not cached, or on a file system that can't tell
             pending = asyncio.ensure_future(self._read(file.next_message))
         try:
             return await asyncio.shield(pending)
@@ -144,7 +144,7 @@ class JobReader:
             return read_page(rows, page_size)
 
     async def remove_files(self, job: JobInfo) -> None:
-        """Remove all that the server itself created on the disk for a job that is deleted."""
+        """Remove everything that the server itself created on disk for a deleted job."""
         await self._read(lambda: remove_files(self._data_dir, job))
 
     async def _read(self, read: Callable[[], _T]) -> _T:
@@ -160,7 +160,7 @@ class JobReader:
 
 @dataclass
 class _FileRange:
-    """What is still to be sent of an open file. Used by one thread at a time."""
+    """The part of an open file that is still to be sent. Used by one thread at a time."""
 
     descriptor: int
     offset: int
@@ -170,7 +170,7 @@ class _FileRange:
     def next_message(self, flags: int = 0) -> bytes:
         """Return the next chunk as a serialised ReadArtifactResponse, empty at the end. `flags` are those of preadv.
 
-        Blocks on the disk unless told not to: then it raises BlockingIOError where it would.
+        Blocks on the disk, unless `flags` say otherwise: then it raises BlockingIOError instead.
         """
         size = min(FILE_CHUNK_BYTES, self.end - self.offset)
         if not size:
@@ -180,7 +180,7 @@ class _FileRange:
             calls.ReadArtifactResponse.DATA_FIELD_NUMBER, rest, self.descriptor, self.offset, size, flags
         )
         if not read_bytes and flags:
-            raise BlockingIOError  # or the file has become shorter: the disk will tell
+            raise BlockingIOError  # or the file was truncated: a read without flags will tell
         self.offset += read_bytes
         return message if read_bytes else b""
 
@@ -194,14 +194,14 @@ def _attempt_number(job: JobInfo, wanted: int) -> int:
 
 
 def _output_dir(job: JobInfo, attempt: int = 0) -> Path | None:
-    """Return the folder of an attempt; None where the latest is meant and none has begun. Raises AttemptNotFoundError."""
+    """Return the output folder of an attempt; None if the latest is meant and none has begun. Raises AttemptNotFoundError."""
     if not attempt and not job.attempts:
         return None
     return Path(job.attempts[_attempt_number(job, attempt) - 1].output_dir)
 
 
 def _artifact(file: FoundFile, sha256: str) -> calls.Artifact:
-    modified_at = timestamp_of_ns(file.modified_ns)  # a run may set what it likes
+    modified_at = timestamp_of_ns(file.modified_ns)  # a run may set any time
     return calls.Artifact(name=file.name, size_bytes=file.size_bytes, sha256=sha256, modified_at=modified_at)
 
 
@@ -213,12 +213,12 @@ def _require_inside(offset: int, size_bytes: int) -> None:
 
 
 def _size(path: Path) -> int:
-    """Return the size of a file in bytes; 0 where there is none. Raises OSError."""
+    """Return the size of a file in bytes; 0 if there is none. Raises OSError."""
     with open_regular_file(path) as descriptor:
         return 0 if descriptor is None else os.fstat(descriptor).st_size
 
 
 def _read_at(path: Path, offset: int, size_bytes: int) -> bytes:
-    """Read a piece of a file; nothing where there is none. Raises OSError."""
+    """Read part of a file; nothing if there is none. Raises OSError."""
     with open_regular_file(path) as descriptor:
         return b"" if descriptor is None else os.pread(descriptor, size_bytes, offset)

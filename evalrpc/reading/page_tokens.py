@@ -1,4 +1,4 @@
-"""Page tokens: where the next page begins, opaque to clients, and good only for the listing that gave them."""
+"""Page tokens: where the next page begins, opaque to clients, and valid only for the listing that issued them."""
 
 import base64
 import binascii
@@ -10,12 +10,12 @@ from evalrpc.errors import FieldViolation, InvalidRequestError
 
 
 def encode(position: int, listing: Message) -> str:
-    """Return the token for what comes after `position` in a listing, which the message describes."""
+    """Return the token for `position` in the listing that the message describes."""
     return base64.urlsafe_b64encode(f"{position}.{_digest(listing)}".encode()).decode().rstrip("=")
 
 
 def decode(token: str, listing: Message) -> int | None:
-    """Return the position of a token; None for the empty one. Raises InvalidRequestError for one of another listing."""
+    """Return the position of a token; None for the empty one. Raises InvalidRequestError unless it is of this listing."""
     if not token:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Files of samples, row by row: a JSON object on every line, or a format of a harness's own, which that reads itself."""
+"""Sample files, row by row: a JSON object per line, or a harness's own format, which that harness reads."""
 
 import json
 import os
@@ -21,12 +21,12 @@ _DECODER: Final = json.JSONDecoder(parse_int=json_integer)
 
 @contextmanager
 def open_samples(job: JobInfo, path: str, harnesses: Mapping[str, Harness], offset: int = 0) -> Iterator[Iterator[SampleRow]]:
-    """Open a file of samples of the latest attempt, and give its rows from an offset on: 0, or the `end` of a row. Blocks on
-    the disk. One row is in memory at a time.
+    """Open a sample file of the latest attempt, and yield its rows from an offset on: 0, or the `end` of a row. Blocks on the
+    disk. One row is in memory at a time.
 
     Raises ArtifactNotFoundError if the file is gone, FileUnavailableError and FileUnreadableError if it can't be read,
-    InvalidRequestError for an offset past its end. The rows raise SamplesNotFoundError from where the file can't be understood;
-    of a JSON object per line what is none is passed over.
+    InvalidRequestError for an offset past its end. The rows raise SamplesNotFoundError where the file can't be parsed any
+    further; lines that should be JSON objects and are not are skipped.
     """
     read = _reader(job, path, harnesses)
     folder = Path(job.attempts[-1].output_dir)
@@ -37,7 +37,7 @@ def open_samples(job: JobInfo, path: str, harnesses: Mapping[str, Harness], offs
 
 
 def read_lines(file: BinaryIO, offset: int) -> Iterator[SampleRow]:
-    """Yield the JSON objects of a file that has one on every line, from an offset on. Other lines are passed over."""
+    """Yield the JSON objects of a file that has one per line, from an offset on. Other lines are skipped."""
     file.seek(offset)
     while line := file.readline(_MAX_LINE_BYTES):
         offset += len(line)
@@ -54,7 +54,7 @@ def _decode(line: bytes) -> object:
 
 
 def _reader(job: JobInfo, path: str, harnesses: Mapping[str, Harness]) -> Callable[[BinaryIO, int], Iterator[SampleRow]]:
-    """Return what reads a file, by its name: that of a file with an object on every line gives its task."""
+    """Return the reader of a file, by its name: only the name of a file with an object per line gives its task."""
     if samples_task(path) is not None:
         return read_lines
     harness = harnesses.get(job.request.harness)

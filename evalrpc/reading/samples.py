@@ -1,4 +1,4 @@
-"""Per-sample predictions, a page at a time. A page is named by the byte where it begins, so the last costs as much as the
+"""Per-sample predictions, a page at a time. A page is identified by the byte where it begins, so the last costs as much as the
 first, and no index is needed."""
 
 from collections.abc import Iterable
@@ -13,20 +13,20 @@ from evalrpc.results.layout import samples_by_task
 from evalrpc.v1.job_pb2 import JobInfo
 
 MAX_PAGE_BYTES: Final = 4 * 1024 * 1024
-"""A page ends before its rows have more than this, but it has at least one row."""
+"""A page ends before its rows exceed this, but has at least one row."""
 
 
 class SamplesPage(NamedTuple):
-    """Some rows, and where the next begin; None at the end."""
+    """Some rows, and the offset of the next; None at the end."""
 
     rows: list[Struct]
     next_offset: int | None
 
 
 def samples_file(job: JobInfo, model: str, task: str) -> str:
-    """Return the path of the samples of one model and task. Empty names stand for the only one.
+    """Return the path of the samples of one model and task. An empty name stands for the only one.
 
-    Raises SamplesNotFoundError, saying what there is.
+    Raises SamplesNotFoundError, which lists what there is.
     """
     models = job.results
     if model not in models and (model or len(models) != 1):
@@ -39,7 +39,7 @@ def samples_file(job: JobInfo, model: str, task: str) -> str:
 
 
 def read_page(rows: Iterable[SampleRow], page_size: int) -> SamplesPage:
-    """Take a page from the front of the rows, which are read no further than one past it."""
+    """Take a page from the front of the rows, reading at most one row past it."""
     page: list[Struct] = []
     size_bytes = end = 0
     for values, next_end in rows:

@@ -1,1 +1,1 @@
-"""What a harness leaves becomes typed metrics."""
+"""Turns harness output into typed metrics."""

@@ -1,4 +1,4 @@
-"""An output directory becomes a results map: a model's name to its files and metrics.
+"""Reads an output directory into a results map: a model's name to its files and metrics.
 
 The layout is that of lmms-eval, which the `command` harness shares, or that of lm-eval:
 
@@ -8,8 +8,8 @@ The layout is that of lmms-eval, which the `command` harness shares, or that of 
     output_dir/MODEL/results_2026-02-14T10-30-45.274536.json
     output_dir/MODEL/samples_TASK_2026-02-14T10-30-45.274536.jsonl
 
-The files may also lie in `output_dir` itself. Of several timestamps in one folder the latest counts. Links are never followed,
-so nothing outside the directory is read. Whatever a harness has written there, the outcome is a result or a RunFailedError.
+The files may also be in `output_dir` itself. The latest timestamp in a folder counts. Links are never followed, so nothing
+outside the directory is read. Whatever a harness has written there, the outcome is a result or a RunFailedError.
 """
 
 import json
@@ -35,14 +35,14 @@ _SAMPLES_NAMES: Final = (
     re.compile(rf"samples_{_TASK}_{_ISO_STAMP}\.jsonl", re.DOTALL),
 )
 _MAX_RESULTS_BYTES: Final = 128 * 1024 * 1024
-_MAX_MESSAGE_BYTES: Final = 2 * 1024 * 1024  # of the 4 MiB that a gRPC client takes unless told otherwise
+_MAX_MESSAGE_BYTES: Final = 2 * 1024 * 1024  # of the 4 MiB that a gRPC client accepts by default
 
 
 def read_results(output_dir: Path, model: str) -> dict[str, ModelResult]:
-    """Read the latest results of every model folder; files that lie in `output_dir` itself go under the name `model`.
+    """Read the latest results of every model folder; files in `output_dir` itself go under the name `model`.
 
-    Raises RunFailedError with reason RESULTS_INVALID for a results file that can't be read, or with more than a job can carry;
-    OSError where the server lacks something at present.
+    Raises RunFailedError with reason RESULTS_INVALID for a results file that can't be read, or for more than a job can carry;
+    OSError for a temporary resource shortage of the server.
     """
     folders = {model: output_dir}
     folders |= {wire_name(entry.name): output_dir / entry.name for entry in _entries(output_dir) if _is_folder(entry)}
@@ -59,16 +59,16 @@ def require_size(results: Mapping[str, ModelResult]) -> None:
 
 
 def require_bytes(size_bytes: int, what: str) -> None:
-    """Do the same for results of which only the size is known, and `what` they are."""
+    """Do the same for results of a known size; `what` describes them."""
     if size_bytes > _MAX_MESSAGE_BYTES:
         raise _invalid(f"{what} take {size_bytes} bytes; at most {_MAX_MESSAGE_BYTES} fit")
 
 
 def missing_tasks(result: ModelResult, tasks: Iterable[str]) -> list[str]:
-    """Name those of the tasks asked for that the result does not cover.
+    """Return the requested tasks that the result does not cover.
 
-    A group is covered where the harness lists it. A tag may leave no name of its own behind, only those of its tasks: so
-    nothing counts as missing while there are tasks that nobody named.
+    A group is covered if the harness lists it. A tag may leave only the names of its tasks in the results, so nothing counts as
+    missing while there are tasks that were not requested.
     """
     document = _read_document(Path(result.results))
     named = set(tasks)
@@ -80,13 +80,13 @@ def missing_tasks(result: ModelResult, tasks: Iterable[str]) -> list[str]:
 
 
 def samples_task(path: str) -> str | None:
-    """Return the task that a samples file is of, by its name; None for another file."""
+    """Return the task in the name of a samples file; None for any other file."""
     match = _match(_SAMPLES_NAMES, Path(path).name)
     return match["task"] if match else None
 
 
 def samples_by_task(result: ModelResult) -> dict[str, str]:
-    """Return the paths of the files of samples by task: the one in the file's name, or those whose aggregate file it is too."""
+    """Return samples files by task: the task in the file's name, or else the tasks whose aggregate file it also is."""
     tasks_in: dict[str, list[str]] = {}
     for task in result.tasks:
         tasks_in.setdefault(task.results or result.results, []).append(task.task)
@@ -98,7 +98,7 @@ def samples_by_task(result: ModelResult) -> dict[str, str]:
 
 
 def wire_name(name: str) -> str:
-    """Return a name, or a path, that a message can carry. Raises RunFailedError with reason RESULTS_INVALID for another."""
+    """Return a name or path if a message can carry it. Raises RunFailedError with reason RESULTS_INVALID otherwise."""
     if name != wire_text(name):
         raise _invalid(f"the name {ascii(name)[:200]} is not UTF-8")
     return name

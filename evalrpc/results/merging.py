@@ -1,4 +1,4 @@
-"""The results of several runs of a harness become those of one job. Pure."""
+"""Merges the results of several harness runs into those of one job. Pure."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ Results = Mapping[str, ModelResult]
 """Results by model, as in `JobInfo.results`."""
 
 _Entries = dict[tuple[str, ...], Any]
-"""What there is one of for each name: metrics, tasks, samples and versions, by the field of ModelResult and the name."""
+"""What is unique by name: metrics, tasks, samples and versions, keyed by the field of ModelResult and the name."""
 
 
 class MergedResults:
-    """The results of the parts that were added so far. To add one costs what it has itself, however many came before."""
+    """The results of all parts added so far. The cost of adding one depends on its own size only."""
 
     def __init__(self) -> None:
         self._models: dict[str, _Model] = {}
@@ -27,9 +27,9 @@ class MergedResults:
         self._results: Results | None = {}
 
     def add(self, part: Results) -> None:
-        """Add what a run left. Where several parts have the same task, the last one counts.
+        """Add the results of a run. If several parts have the same task, the last one counts.
 
-        Raises RunFailedError with reason RESULTS_INVALID, and adds nothing, if that would be more than a job can carry.
+        Raises RunFailedError with reason RESULTS_INVALID, and adds nothing, if the total is more than a job can carry.
         """
         if not part:
             return
@@ -45,30 +45,30 @@ class MergedResults:
         self._results = None
 
     def results(self) -> Results:
-        """Return the results by model: another object when there is more, never modified."""
+        """Return the results by model, in an object that is never modified: later additions make a new one."""
         if self._results is None:
             self._results = {name: model.result() for name, model in self._models.items()}
         return self._results
 
     def _name(self, name: str, part: Results) -> str:
-        """Return the name that the model has already: a request has one, which lm-eval may call by a new name in every run."""
+        """Return the name the model already has: a request has one model, which lm-eval may rename in every run."""
         return next(iter(self._models)) if len(part) == 1 and len(self._models) == 1 else name
 
 
 class _Model:
-    """What several runs say of one model."""
+    """The results of several runs for one model."""
 
     def __init__(self) -> None:
         self._entries: _Entries = {}
         self._rest: ModelResult | None = None
 
     def growth_bytes(self, entries: _Entries) -> int:
-        """Return how much larger a message becomes by the entries of one more result, in place of those of the same name."""
+        """Return by how much a message grows if these entries replace those of the same name."""
         replaced = {key: self._entries[key] for key in entries if key in self._entries}
         return _message(entries).ByteSize() - _message(replaced).ByteSize()
 
     def add(self, entries: _Entries, result: ModelResult) -> None:
-        """Take in one more result, with its entries."""
+        """Add a result and its entries."""
         self._entries |= entries
         if self._rest is None:
             time = result.total_evaluation_time if result.HasField("total_evaluation_time") else None
@@ -79,7 +79,7 @@ class _Model:
             self._rest = ModelResult(results=self._rest.results, total_evaluation_time=time, extra=extra)
 
     def result(self) -> ModelResult:
-        """Return all of it, sorted."""
+        """Return the merged result, sorted."""
         result = _message(self._entries)
         result.MergeFrom(self._rest or ModelResult())
         return result
@@ -92,7 +92,7 @@ class _Model:
         return entries | {("harness_versions", name): (name, version) for name, version in result.harness_versions.items()}
 
     def _with_file(self, task: TaskResult, result: ModelResult) -> TaskResult:
-        """Return a task with the aggregate file that it is from, unless that is the model's first."""
+        """Return a task with its aggregate file, unless that is the model's first one."""
         if self._rest is None:
             return task
         own = TaskResult(results=result.results)

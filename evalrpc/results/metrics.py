@@ -1,9 +1,9 @@
-"""The aggregate document of a harness becomes typed metrics. Pure: whatever the document holds, the outcome is a message.
+"""Turns a harness's aggregate document into typed metrics. Pure: whatever the document holds, the outcome is a message.
 
-lm-eval and lmms-eval write it this way, and so does every other harness here:
+lm-eval and lmms-eval write this format, and every other harness here provides it:
 
     results             {TASK: {"METRIC,FILTER": value, "METRIC_stderr,FILTER": value}}, groups among the tasks
-    groups              the same, of the groups alone
+    groups              the same, for groups only
     group_subtasks      {GROUP: [TASK]}
     configs             {TASK: configuration}
     versions, n-shot, n-samples, higher_is_better, task_hashes     {TASK: ...}
@@ -28,7 +28,7 @@ MAX_TASK_EXTRA_BYTES: Final = 512
 _DERIVED_NAME = re.compile(r"(.+)_stderr(?:_clt|_clustered)?", re.DOTALL)
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _NO_METRICS: Final = frozenset({"alias", "name", " ", "samples", "sample_len", "sample_count"})
-"""What stands in a row beside the metrics: names of the task, and counts."""
+"""Row entries that are no metrics: names of the task, and counts."""
 _VERSION_SUFFIX: Final = "_version"
 _TABLES: Final = frozenset(
     {
@@ -40,7 +40,7 @@ _MAX_WORD_LENGTH: Final = 200
 
 
 def model_result(document: Mapping[str, object]) -> ModelResult:
-    """Return all that the document says of a model, without the paths of files."""
+    """Return all that the document says about a model, without file paths."""
     tables = _Tables(document)
     rows = rows_of(document)
     metrics = (metric for task, row in rows.items() for metric in _task_metrics(task, mapping(row), tables))
@@ -76,7 +76,7 @@ def strings(value: object) -> Iterator[str]:
 
 
 class _Tables:
-    """What the document says of tasks outside of their rows."""
+    """What the document says about tasks outside their rows."""
 
     def __init__(self, document: Mapping[str, object]) -> None:
         self.directions = mapping(document.get("higher_is_better"))
@@ -85,7 +85,7 @@ class _Tables:
         self.shots = mapping(document.get("n-shot"))
         self.hashes = mapping(document.get("task_hashes"))
         self.configs = mapping(document.get("configs"))
-        # lm-eval's `metadata` has the model's arguments and the path of the file among its own.
+        # lm-eval mixes the model's arguments and the config file's path into `metadata`.
         self.not_of_configs = {*mapping(mapping(document.get("config")).get("model_args")), "config_source"}
         self.subtasks = {group: list(strings(tasks)) for group, tasks in mapping(document.get("group_subtasks")).items()}
         # lmms-eval lists every task as a group without subtasks.
@@ -112,7 +112,7 @@ def _task_metrics(task: str, row: Mapping[str, object], tables: _Tables) -> Iter
 
 
 def _values(row: Mapping[str, object]) -> Iterator[tuple[str, float]]:
-    """Yield the metrics of a row with their keys: numbers that are no standard error of another one."""
+    """Yield the metrics of a row with their keys: numbers that are not the standard error of another one."""
     for key, cell in row.items():
         value = _number(cell)
         if value is not None and key not in _NO_METRICS and _is_error_of(key, row) is None:
@@ -120,7 +120,7 @@ def _values(row: Mapping[str, object]) -> Iterator[tuple[str, float]]:
 
 
 def _is_error_of(key: str, row: Mapping[str, object]) -> str | None:
-    """Return the key of the metric that this one is a standard error of, in one of its kinds."""
+    """Return the key of the metric whose standard error, of any kind, this is; None if there is none."""
     metric, comma, answer_filter = key.partition(",")
     match = _DERIVED_NAME.fullmatch(metric)
     of = f"{match[1]}{comma}{answer_filter}" if match else ""
@@ -144,7 +144,7 @@ def _task_result(task: str, row: Mapping[str, object], tables: _Tables) -> TaskR
 
 
 def _unknown_cells(row: Mapping[str, object]) -> Iterator[tuple[str, object]]:
-    """Yield what is neither a metric nor the standard error that stands beside it."""
+    """Yield the cells that are neither metrics nor their plain standard errors."""
     metrics = {key for key, _ in _values(row)}
     for key, cell in row.items():
         plain_error = "_stderr," in f"{key}," and _is_error_of(key, row) in metrics
@@ -153,7 +153,7 @@ def _unknown_cells(row: Mapping[str, object]) -> Iterator[tuple[str, object]]:
 
 
 def _config_hash(config: object, left_out: Set[str]) -> str:
-    """Sum up a task's configuration, without these entries of its metadata."""
+    """Hash a task's configuration, without the `left_out` entries of its metadata."""
     if not mapping(config):
         return ""
     metadata = {key: value for key, value in mapping(mapping(config).get("metadata")).items() if key not in left_out}
@@ -184,7 +184,7 @@ def _number(value: object) -> float | None:
 
 
 def _duration(value: object) -> Duration | None:
-    """Read seconds, which lm-eval writes as text."""
+    """Parse seconds, which lm-eval writes as text."""
     try:
         seconds = float(value) if isinstance(value, str) else _number(value)
     except ValueError:
@@ -193,6 +193,6 @@ def _duration(value: object) -> Duration | None:
 
 
 def _word(value: object) -> str:
-    """Write a version or a digest, which may be a number; empty for what is none."""
+    """Return a version or a digest, which may be a number, as text; empty for anything else."""
     text = value if isinstance(value, str) else json.dumps(value) if _number(value) is not None else ""
     return wire_text(text) if text != "N/A" and len(text) <= _MAX_WORD_LENGTH else ""

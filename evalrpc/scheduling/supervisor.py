@@ -20,7 +20,7 @@ from typing import Final
 
 from evalrpc.clock import Clock
 from evalrpc.config import HarnessSettings
-from evalrpc.errors import IllegalTransitionError, JobNotFoundError, RunFailedError, StoreUnavailableError
+from evalrpc.errors import ConflictError, IllegalTransitionError, JobNotFoundError, RunFailedError, StoreUnavailableError
 from evalrpc.executors.base import Executor, RunHandle, RunKey
 from evalrpc.executors.local.gpu_memory import GpuGuard
 from evalrpc.files.errnos import is_shortage
@@ -35,7 +35,7 @@ from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.scheduling.results_reader import ResultsReader
 from evalrpc.scheduling.run_progress import RunProgress
 from evalrpc.scheduling.run_results import RunResults
-from evalrpc.store.base import Store
+from evalrpc.store.base import ANY, Expected, Store
 from evalrpc.v1 import job_pb2 as pb
 
 PROGRESS_SECONDS: Final = 0.5
@@ -46,6 +46,9 @@ _TRIES: Final = 10
 _LAST_LOOK_SECONDS: Final = 0.5
 _LACKS: Final = (OSError, MemoryError)
 """What says that the server can't do something at present."""
+
+_ENDED_BY_OTHERS: Final = (ConflictError, IllegalTransitionError, JobNotFoundError)
+"""What says that the job was cancelled, deleted or ended meanwhile, so that there is nothing left to commit."""
 
 _GPU_MEMORY_NAME: Final = "gpu-memory.json"
 
@@ -106,14 +109,16 @@ class Supervisor:
         self._results_reader: ResultsReader | None = None
         self._found: RunResults | None = None
         self._kept: Mapping[str, pb.ModelResult] = {}
+        self._expected = ANY  # what the job is as long as nobody else has ended it
         self._committed = False
 
     def run(self, gpus: tuple[str, ...]) -> None:
         """Begin a new attempt on these GPUs and see it through. Does nothing if the job is not QUEUED any more."""
         try:
             run = self._prepare(gpus)
-            job = self._dependencies.store.update(self._job_id, lambda job: self._begin(job, run)).result()
-        except (IllegalTransitionError, JobNotFoundError):
+            self._expected = Expected(pb.JOB_STATUS_QUEUED, run.attempt - 1)
+            job = self._update(lambda job: self._begin(job, run))
+        except _ENDED_BY_OTHERS:
             pass  # cancelled or deleted meanwhile
         except RunFailedError as error:
             failure = error.job_error
@@ -193,6 +198,7 @@ class Supervisor:
 
     def _see_through(self, job: pb.JobInfo) -> None:
         """Supervise the attempt to its end and commit its outcome, or leave it to the next server."""
+        self._expected = Expected(pb.JOB_STATUS_RUNNING, job.attempt)
         try:
             outcome = self._try_for_outcome(job, self._dependencies.run_key(job))
             if outcome is not None:
@@ -325,7 +331,7 @@ class Supervisor:
         if results is self._kept or not results:
             return
         try:
-            self._dependencies.store.update(self._job_id, lambda job: transitions.keep_results(job, results)).result()
+            self._update(lambda job: transitions.keep_results(job, results))
         except StoreUnavailableError as error:
             _log.warning("can't commit results yet: %s", error, extra={"job_id": self._job_id})
         else:
@@ -370,17 +376,21 @@ class Supervisor:
         this server can't commit is seen again by the next."""
         while True:
             try:
-                job = self._dependencies.store.update(self._job_id, change).result()
+                job = self._update(change)
             except StoreUnavailableError as error:
                 _log.warning("can't commit the outcome yet: %s", error, extra={"job_id": self._job_id})
                 if self._dependencies.stopping.wait(_RETRY_SECONDS):
                     return
-            except (IllegalTransitionError, JobNotFoundError):
-                return  # it was ended meanwhile by someone else
+            except _ENDED_BY_OTHERS:
+                return
             else:
                 self._committed = True
                 _log.info("attempt ended", extra={"job_id": self._job_id, "status": pb.JobStatus.Name(job.status)})
                 return
+
+    def _update(self, change: _Change) -> pb.JobInfo:
+        """Commit a change of the job, unless it has been ended, or is in another attempt. Raises what `Store.update` raises."""
+        return self._dependencies.store.update(self._job_id, change, self._expected).result()
 
 
 def _describe(cause: Exception) -> str:

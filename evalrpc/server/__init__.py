@@ -1,1 +1,1 @@
-"""The server: the calls, what they check, and all that is wired together."""
+"""The gRPC server: handlers, validation, retention and wiring."""

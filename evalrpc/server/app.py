@@ -1,4 +1,4 @@
-"""Wires everything together, and runs it until it is told to stop."""
+"""Wire the server together, and run it until it is asked to stop."""
 
 import asyncio
 import gc
@@ -9,7 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
 import grpc
 import uvloop
@@ -31,6 +31,7 @@ from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.scheduling.scheduler import Scheduler
 from evalrpc.scheduling.supervisor import RunDependencies
 from evalrpc.server.catalog import Catalog
+from evalrpc.server.channel import channel_options
 from evalrpc.server.handlers import generic_handler
 from evalrpc.server.housekeeping import Housekeeper
 from evalrpc.server.logging import set_up_logging
@@ -41,7 +42,7 @@ from evalrpc.watching.feed import Feed
 
 SERVICE: Final = evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"]
 
-_COLLECTED_AT: Final = 5000  # so many new objects; Python's own 700 are those of a few calls, which are under way yet
+_COLLECTED_AT: Final = 5000  # new objects per collection; Python's default of 700 is reached by a few calls still in flight
 _READER_THREADS: Final = 4
 _HASHER_THREADS: Final = 2
 _TELLING_SECONDS: Final = 0.1
@@ -53,10 +54,10 @@ _log = logging.getLogger(__name__)
 def serve(settings: Settings) -> None:
     """Run a server until SIGTERM or SIGINT. Prints `evalrpc listening on HOST:PORT` when it is ready.
 
-    Raises ConfigurationError if it can't start, UnavailableError if it can't go on.
+    Raises ConfigurationError if it can't start, UnavailableError if it can't continue.
     """
     set_up_logging(settings.log_format)
-    os.umask(PRIVATE_UMASK)  # jobs are nobody's business but their owners'
+    os.umask(PRIVATE_UMASK)  # files of jobs are private to this account
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings))
 
@@ -67,14 +68,14 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with running_server(settings) as server:
-        gc.freeze()  # what is there by now stays, so the collector need not look through it again and again
+        gc.freeze()  # startup objects live on, so keep the collector from scanning them repeatedly
         gc.set_threshold(_COLLECTED_AT)
         print(f"evalrpc listening on {server.address}", flush=True)
         await _first_of(stop.wait(), server.wait_broken())
         if is_broken := not stop.is_set():
             _log.error("a bug has ended a thread that the server can't do without: stopping")
         elif settings.drain:
-            stop.clear()  # told to stop once more, it does so at once
+            stop.clear()  # a second signal stops it at once
             await _first_of(server.drain(), stop.wait())
         _end_in_time(settings.stop_seconds)
     if is_broken:
@@ -84,11 +85,11 @@ async def _serve(settings: Settings) -> None:
 
 
 class Server:
-    """A server that runs. Made by `running_server`."""
+    """A running server. Created by `running_server`."""
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         self._settings = settings
-        # What the settings may get wrong comes first, before anything is opened.
+        # Check everything that settings can get wrong before opening anything.
         gpus = find_gpus(settings.gpus, os.environ)
         harnesses = build_harnesses(settings)
         access = output_access(settings.output_root, settings.output_mode, settings.output_group)
@@ -140,7 +141,7 @@ class Server:
         """Where it listens, as HOST:PORT."""
 
     async def start(self) -> None:
-        """Listen, take up what an earlier server left, and serve. Raises ConfigurationError if the port is taken."""
+        """Bind the port, take over what an earlier server left, and serve. Raises ConfigurationError if the port is taken."""
         self.address = self._bind()
         self._executor.prepare()
         self._scheduler.start()
@@ -151,14 +152,14 @@ class Server:
         self._hashers.submit(self._catalog.load)
 
     async def drain(self) -> None:
-        """Refuse new jobs and start no more, and wait until what runs has ended, within the bound of the settings."""
+        """Refuse new jobs, start no queued ones, and wait up to `drain_seconds` until all runs have ended."""
         _log.info("draining: waiting for the runs to end")
         self._service.stopping = True
         await self._health.enter_graceful_shutdown()
         await asyncio.get_running_loop().run_in_executor(None, self._scheduler.drain, self._settings.drain_seconds)
 
     async def stop(self) -> None:
-        """Refuse new jobs, end the streams, let go of the runs, which go on, and close the store."""
+        """Refuse new jobs, end the streams, detach from the runs, which continue, and close the store."""
         _log.info("stopping; runs go on and are taken up at the next start")
         self._service.stopping = True
         await self._health.enter_graceful_shutdown()
@@ -167,7 +168,7 @@ class Server:
             self._housekeeping.cancel()
             self._housekeeper.stop()
         loop = asyncio.get_running_loop()
-        # Whoever calls just when gRPC stops gets CANCELLED, which says nothing: so callers are told for a moment first.
+        # Calls made just as gRPC stops get CANCELLED without a reason: so answer with the reason for a moment first.
         await asyncio.gather(loop.run_in_executor(None, self._scheduler.stop), asyncio.sleep(_TELLING_SECONDS))
         await loop.run_in_executor(None, self._executor.close)
         await self._grpc.stop(self._settings.stop_seconds)
@@ -177,18 +178,18 @@ class Server:
         self._store.close()
 
     async def wait_broken(self) -> None:
-        """Wait until a bug keeps the store from writing, or the scheduler from starting anything."""
+        """Wait until a bug keeps the store from writing, or the scheduler from starting jobs."""
         loop = asyncio.get_running_loop()
         await _first_of(*(loop.run_in_executor(None, wait) for wait in (self._store.wait_closed, self._scheduler.wait_stopped)))
 
     def _listen_to_store(self, queue_state: QueueState) -> None:
-        """Tell of every commit: the queue first, so that whoever else hears of it finds it there."""
+        """Subscribe to commits, the queue first so that the others find it up to date, and load the queue."""
         for listener in (queue_state.apply, self._scheduler.on_changes, self._feed.publish):
             self._store.subscribe(listener)
         queue_state.load(self._store.queued_rows(), self._store.running_jobs())
 
     def _build_grpc_server(self) -> grpc.aio.Server:
-        server = grpc.aio.server(options=_channel_options(self._settings))
+        server = grpc.aio.server(options=channel_options(self._settings.max_request_bytes))
         server.add_generic_rpc_handlers((generic_handler(SERVICE, self._service),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -210,7 +211,7 @@ class Server:
 
 @asynccontextmanager
 async def running_server(settings: Settings, clock: Clock | None = None) -> AsyncIterator[Server]:
-    """Start a server, give it, and stop it gracefully. Raises ConfigurationError."""
+    """Start a server, yield it, and stop it gracefully. Raises ConfigurationError."""
     server = Server(settings, clock or SystemClock())
     try:
         await server.start()
@@ -219,26 +220,10 @@ async def running_server(settings: Settings, clock: Clock | None = None) -> Asyn
         await server.stop()
 
 
-def _channel_options(settings: Settings) -> list[tuple[str, Any]]:
-    return [
-        ("grpc.max_receive_message_length", settings.max_request_bytes),
-        ("grpc.max_send_message_length", -1),
-        # Two servers on one port would share the calls between them, and clients would lose every second job.
-        ("grpc.so_reuseport", 0),
-        # Ten thousand watchers that come back at once after a restart are no attack.
-        ("grpc.server.max_pending_requests", 100_000),
-        ("grpc.server.max_pending_requests_hard_limit", 100_000),
-        # A watcher of a quiet job may ping to keep its connection.
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-        ("grpc.http2.max_ping_strikes", 0),
-    ]
-
-
 def _end_in_time(stop_seconds: float) -> None:
-    """End the process by force if a stop takes much longer than it may: a thread that hangs on a disk can't be told to end.
+    """Exit by force if stopping takes much longer than allowed: a thread that hangs on a disk can't be interrupted.
 
-    Nothing is lost by that: what was acknowledged is on the disk, and runs are taken up at the next start.
+    Nothing is lost: what was acknowledged is on disk, and runs are taken over at the next start.
     """
     timer = threading.Timer(stop_seconds + _FORCE_SECONDS, _end_by_force)
     timer.daemon = True

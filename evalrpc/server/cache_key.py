@@ -1,7 +1,7 @@
-"""Which evaluations are identical: those for which the harness would be started in the same way, on the same files.
+"""Cache keys: evaluations are identical if the harness would be started in the same way, on the same files.
 
-So what counts is the command that the harness builds, with what the operator's settings add to it, and not how the request put
-it. Blocks: runs on a thread.
+So the key covers the command that the harness builds, including what the operator's settings add, and not how the request was
+written. Blocks: runs on a thread.
 """
 
 import hashlib
@@ -18,11 +18,11 @@ from evalrpc.harnesses.base import Command, Harness, Run
 from evalrpc.jobs.defaults import gpus_needed
 from evalrpc.v1.job_pb2 import EvaluateRequest, JobInfo
 
-_NOWHERE: Final = Path("/evalrpc")  # stands for the folders of an attempt, which differ from job to job
+_NOWHERE: Final = Path("/evalrpc")  # stands for the folders of an attempt, which differ between jobs
 
 
 def cache_key(harness: Harness, job: JobInfo) -> bytes:
-    """Return a digest that is equal for identical evaluations. Where that can't be told it is empty, and the job gets a warning
+    """Return a digest that is equal for identical evaluations; empty if that can't be decided, and then the job gets a warning
     that says why."""
     if job.request.output_dir:
         return _no_key(job, "output_dir asks for results in a folder of the job's own")
@@ -57,8 +57,8 @@ def _named_files(command: Command) -> Iterator[Path]:
 
 
 def _model_paths(request: EvaluateRequest, cwd: Path | None) -> Iterator[Path]:
-    """Yield the files and folders that the model or one of its arguments names; other text is just text."""
-    texts = sorted({request.model, *_texts(request.model_args)})  # a Struct's own order differs from process to process
+    """Yield the files and folders that the model or one of its arguments names; ignore other text."""
+    texts = sorted({request.model, *_texts(request.model_args)})  # the order of a Struct differs between processes
     return (path for text in texts if (path := _path(text, cwd)))
 
 

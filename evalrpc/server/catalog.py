@@ -1,7 +1,7 @@
 """The tasks and models that a harness knows, as the installed harness itself reports them.
 
-Asking takes seconds, so the answer is kept on disk for as long as the installation and the operator's task folders stay as they
-are. Blocks: runs on a thread, but for `lists_all`.
+Asking takes seconds, so the answer is cached on disk until the installation or the operator's task folders change. Blocks: runs
+on a thread, except `lists_all`.
 """
 
 import difflib
@@ -37,14 +37,14 @@ _THIS_SERVER: Final = uuid.uuid4().bytes
 
 @dataclass(frozen=True)
 class Names:
-    """What a harness knows, each list sorted."""
+    """The names that a harness knows, each list sorted."""
 
     tasks: tuple[str, ...]
     models: tuple[str, ...]
 
 
 class Catalog:
-    """The names of every harness, asked for when they are first needed. May be used from several threads."""
+    """The names of every harness, fetched when first needed. Thread-safe."""
 
     def __init__(self, harnesses: Mapping[str, Harness], data_dir: Path) -> None:
         self._harnesses = harnesses
@@ -54,7 +54,7 @@ class Catalog:
         self._locks = {name: threading.Lock() for name in harnesses}
 
     def load(self) -> None:
-        """Take in what an earlier server left on the disk, so that the first submission is checked already. Asks nothing."""
+        """Load what an earlier server cached on disk, so that even the first submission is checked. Asks no harness."""
         for name, harness in self._harnesses.items():
             command = harness.catalog_command()
             fingerprint = _fingerprint(harness, command) if command else ""
@@ -63,14 +63,14 @@ class Catalog:
                 self._known.setdefault(name, (fingerprint, names))
 
     def names(self, harness_name: str) -> Names:
-        """Return what a configured harness knows. Raises CatalogUnavailableError."""
+        """Return the names that a configured harness knows. Raises CatalogUnavailableError."""
         harness = self._harnesses[harness_name]
         command = harness.catalog_command()
         if command is None:
             raise CatalogUnavailableError(
                 f"harness {harness_name} is a program of the operator's, which can't tell what it knows"
             )
-        with self._locks[harness_name]:  # the second who asks waits for the answer to the first
+        with self._locks[harness_name]:  # a second caller waits for the answer to the first
             fingerprint = _fingerprint(harness, command)
             known = self._known.get(harness_name)
             if known is None or known[0] != fingerprint:
@@ -79,14 +79,14 @@ class Catalog:
             return known[1]
 
     def lists_all(self, harness_name: str, tasks: Sequence[str]) -> bool:
-        """Tell whether the harness lists all these tasks, as far as its list is in memory. Blocks nothing."""
+        """Return whether the harness lists all these tasks, or its list is not in memory. Never blocks."""
         known = self._known.get(harness_name)
         return known is None or all(_is_listed(task, known[1].tasks) for task in tasks)
 
     def unknown_tasks(self, harness_name: str, tasks: Sequence[str]) -> dict[int, str]:
-        """Say which of the tasks the harness does not list, by their index, the first few with the nearest names that it does.
+        """Return a message for each task that the harness does not list, by index; the first few suggest the nearest names.
 
-        Nothing is unknown as long as nobody has asked for the list, or when the harness has changed since.
+        Nothing is unknown while the list is not in memory, or if the harness has changed since.
         """
         known = self._known.get(harness_name)
         harness = self._harnesses[harness_name]
@@ -106,7 +106,7 @@ class Catalog:
             return None
 
     def close(self) -> None:
-        """End what is being asked; whoever waits for it gets CatalogUnavailableError."""
+        """Kill running listings; callers that wait for them get CatalogUnavailableError."""
         for process in list(self._asking):
             process.kill()
 
@@ -116,7 +116,7 @@ class Catalog:
             names = _names(document)
         except (KeyError, TypeError, ValueError) as error:
             raise CatalogUnavailableError(f"harness {harness.name} answered with something else than names: {error}") from error
-        with suppress(OSError):  # on a disk that is full it is asked again after the next start
+        with suppress(OSError):  # if the disk is full, the harness is asked again after the next start
             self._cache_dir.mkdir(parents=True, exist_ok=True)
             temporary = self._cache_dir / f"{harness.name}.json.new"
             temporary.write_text(json.dumps(document))
@@ -124,7 +124,7 @@ class Catalog:
         return names
 
     def _run(self, harness_name: str, command: Command) -> dict[str, object]:
-        """Run the harness's own listing, which prints one JSON object as its last line."""
+        """Run the harness's listing command, which prints one JSON object as its last line."""
         try:
             stdout, stderr = self._output(command)
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -163,8 +163,8 @@ def _is_listed(task: str, names: tuple[str, ...]) -> bool:
 
 
 def _hint(task: str, names: tuple[str, ...]) -> str:
-    """Name what is nearest. Comparing with thousands takes difflib the better part of a second, so it only gets the names that
-    have most pairs of characters in common with the task."""
+    """Suggest the nearest names. difflib takes most of a second for thousands of names, so it only gets those that share most
+    pairs of characters with the task."""
     text = task[:_MAX_HINT_CHARACTERS]
     pairs = {text[start : start + 2] for start in range(len(text) - 1)}
     candidates = nlargest(_CANDIDATES, names, lambda name: sum([pair in name for pair in pairs]) / (len(text) + len(name)))
@@ -183,7 +183,7 @@ def _sorted(names: object) -> tuple[str, ...]:
 
 
 def _fingerprint(harness: Harness, command: Command) -> str:
-    """Return what changes when the installation, the command or one of the operator's task files does. Where these are too many
-    to look at, it changes with every start of the server."""
+    """Return a digest that changes when the installation, the command or one of the operator's task files does. If the files
+    are too many or unreadable, it changes with every start of the server."""
     facts = (harness.info().version, command.argv, fingerprint_files(command.watched_dirs) or _THIS_SERVER)
     return hashlib.sha256(repr(facts).encode()).hexdigest()

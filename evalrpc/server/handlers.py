@@ -1,6 +1,6 @@
-"""What stands around every handler: the message is decoded, and an error becomes a status.
+"""The wrapper around every handler: it decodes the message, and turns an error into a status.
 
-Handlers are wrapped once, when the server is built, so a call pays for no interceptor of its own.
+Handlers are wrapped once, when the server is built, so no call pays for an interceptor.
 """
 
 import logging
@@ -28,8 +28,8 @@ from evalrpc.errors import (
 
 DETAILS_KEY: Final = "grpc-status-details-bin"
 
-# The status travels in HTTP/2 trailers, and many clients refuse those over 8 KiB. The message is in them twice, once with three
-# characters for each byte that is not ASCII, and the details in base64.
+# The status travels in HTTP/2 trailers, and many clients refuse those over 8 KiB. They hold the message twice, once with three
+# characters for each non-ASCII byte, and the details in base64.
 _MAX_MESSAGE_BYTES: Final = 800
 _MAX_VIOLATIONS_BYTES: Final = 2500
 _MAX_DESCRIPTION_BYTES: Final = 300
@@ -44,8 +44,8 @@ StreamHandler = Callable[[Any, Context], Awaitable[None]]
 def generic_handler(service: ServiceDescriptor, implementation: object) -> grpc.GenericRpcHandler:
     """Build the handlers of a service from its descriptor. A call that `implementation` lacks answers UNIMPLEMENTED.
 
-    A unary handler returns its answer; a streaming one writes to the context, since a generator in between would cost each of
-    ten thousand watchers a third of what an event costs. Either gives messages, or bytes that are sent as they are.
+    A unary handler returns its answer. A streaming one writes to the context, since a generator in between would add a
+    third of the cost of an event for each of ten thousand watchers. Either yields messages, or bytes that are sent unchanged.
     """
     handlers = {method.name: _method_handler(method, implementation) for method in service.methods}
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
@@ -156,7 +156,7 @@ def _details(error: EvalrpcError) -> Iterator[Message]:
 
 
 def _bounded(violations: tuple[FieldViolation, ...]) -> Iterator[error_details_pb2.BadRequest.FieldViolation]:
-    """Yield as many as fit into a status; a last one tells how many more there are."""
+    """Yield as many as fit into a status; a last one says how many more there are."""
     left = _MAX_VIOLATIONS_BYTES
     for index, (field, description) in enumerate(violations):
         violation = error_details_pb2.BadRequest.FieldViolation(

@@ -1,4 +1,4 @@
-"""What a server does now and then, besides its calls: the journal is compacted, and what need not be kept is removed."""
+"""Periodic background work: compact the journal, and remove what need not be kept."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class Housekeeper:
-    """Keeps house on the event loop; what blocks goes to `executor`."""
+    """Runs on the event loop; blocking work goes to `executor`."""
 
     def __init__(self, store: Store, clock: Clock, data_dir: Path, settings: Settings, executor: Executor) -> None:
         self._store = store
@@ -29,7 +29,7 @@ class Housekeeper:
         self._orphans_removed = False
 
     async def run(self) -> None:
-        """Keep house at once, and then ever again, until cancelled. A disk that is full now may not be so later."""
+        """Run at once, then periodically, until cancelled. Disk errors are retried: a full disk may have room later."""
         while True:
             try:
                 await self._keep_house()
@@ -38,7 +38,7 @@ class Housekeeper:
             await asyncio.sleep(INTERVAL_SECONDS)
 
     def stop(self) -> None:
-        """Break off what is being removed; the next server goes on."""
+        """Interrupt a removal in progress; the next server continues it."""
         self._retention.stop()
 
     async def _keep_house(self) -> None:
@@ -50,7 +50,7 @@ class Housekeeper:
         await loop.run_in_executor(self._executor, self._retention.sweep)
 
     async def _compact_journal(self) -> None:
-        """Drop what is past the settings, a bounded number of events at a time."""
+        """Drop what exceeds the settings, a bounded number of events at a time."""
         cutoff = self._clock.now()
         cutoff.FromNanoseconds(max(0, cutoff.ToNanoseconds() - int(self._settings.journal_max_age_seconds * 1e9)))
         before = -1

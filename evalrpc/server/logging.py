@@ -1,4 +1,4 @@
-"""How the server's own log looks: one line per event, for people or for machines. It goes to standard error."""
+"""The server's own log on standard error: one line per event, for people or for machines."""
 
 import json
 import logging

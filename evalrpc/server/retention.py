@@ -1,4 +1,4 @@
-"""What is removed from the disk: jobs that are too old or too many, folders that belong to no job."""
+"""Removal of jobs that are too old or too many, and of folders that belong to no job."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 class Retention:
-    """Removes terminal jobs, with their files, that are past an age or a number. Never a live one. Blocks: runs on a thread."""
+    """Removes terminal jobs beyond a maximum age or number, with their files; never live jobs. Blocks: runs on a thread."""
 
     def __init__(self, store: Store, clock: Clock, data_dir: Path, max_age_seconds: float, max_jobs: int) -> None:
         self._store = store
@@ -34,7 +34,7 @@ class Retention:
         self._stopping = threading.Event()
 
     def stop(self) -> None:
-        """Make `sweep` and `remove_orphans` return after the folder at hand. May be called from any thread."""
+        """Make `sweep` and `remove_orphans` return after the current folder. May be called from any thread."""
         self._stopping.set()
 
     def sweep(self) -> int:
@@ -50,11 +50,11 @@ class Retention:
         return removed
 
     def remove_orphans(self) -> int:
-        """Remove the folders of jobs that do not exist: a server died between a job's end and that of its files."""
+        """Remove the folders of jobs that do not exist: a server died after deleting a job and before deleting its files."""
         folder, removed = self._data_dir / JOBS_DIR, 0
         if not folder.is_dir():
             return removed
-        with os.scandir(folder) as entries:  # read bit by bit, since there may be very many
+        with os.scandir(folder) as entries:  # read in batches, since there may be very many
             while page := [entry.name for entry in islice(entries, _PAGE)]:
                 for name in set(page) - self._store.known_jobs(page):
                     if self._stopping.is_set():
@@ -77,5 +77,5 @@ class Retention:
         try:
             remove_files(self._data_dir, self._store.delete(job_id).result())
         except JobNotFoundError:
-            return 0  # a client was faster
+            return 0  # a client deleted it first
         return 1

@@ -1,7 +1,7 @@
-"""The calls, each in a few lines: check the message, ask or tell the store, answer.
+"""The RPC handlers, each in a few lines: validate the message, read or write the store, answer.
 
-Runs on the event loop. What may block goes to thread pools: short reads to `readers`, what takes long to `hashers`. Writes are
-futures of the store.
+Runs on the event loop. Blocking work goes to thread pools: short reads to `readers`, long work to `hashers`. Writes are futures
+of the store.
 """
 
 import asyncio
@@ -99,12 +99,12 @@ class EvaluationService:
         return self.queue_state.describe(job_id, stored.status, stored.serialized)
 
     def WatchJob(self, request: calls.WatchJobRequest, context: _Context) -> Awaitable[None]:
-        """Stream one job to its end."""
+        """Stream one job until it ends."""
         job_id = validation.require_job_id(request.job_id)
         return self.feed.watch_job(job_id, request.after_revision, _heartbeat_seconds(request), context.write)
 
     def WatchJobs(self, request: calls.WatchJobsRequest, context: _Context) -> Awaitable[None]:
-        """Stream all jobs that the filter takes."""
+        """Stream all jobs that match the filter."""
         validation.require(validation.job_filter(request.filter))
         return self.feed.watch_jobs(request.filter, request.after_revision, _heartbeat_seconds(request), context.write)
 
@@ -119,7 +119,7 @@ class EvaluationService:
         return calls.ListJobsResponse(jobs=[self.queue_state.described(job) for _, job in page], next_page_token=token)
 
     async def CancelJob(self, request: calls.CancelJobRequest, context: _Context) -> bytes:
-        """Cancel a queued job at once, or ask for the end of a running one."""
+        """Cancel a queued job at once, or request the end of a running one."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.cancel_reason(request.reason))
         change = lambda job: transitions.request_cancel(job, request.reason, self.clock.now())  # noqa: E731
@@ -164,7 +164,7 @@ class EvaluationService:
         validation.require(validation.history(request))
         history = History(self.store, request)
         while await self._read(history.read_page):
-            pass  # a page at a time, so that other reads get their turn, and a client that leaves ends it
+            pass  # a page at a time, so that other reads get their turn, and a client that disconnects ends it
         return await self._read(history.answer)
 
     async def CompareJobs(self, request: CompareJobsRequest, context: _Context) -> CompareJobsResponse:
@@ -178,10 +178,10 @@ class EvaluationService:
                 self.hashers, _compare, request, baseline, candidates, self.harnesses, stop
             )
         finally:
-            stop.set()  # whoever asked has the answer, or has gone
+            stop.set()  # the caller has the answer, or has gone
 
     async def GetQueue(self, request: calls.GetQueueRequest, context: _Context) -> bytes:
-        """Return what is queued and running, and who holds which GPU. It is put together anew only after a change."""
+        """Return what is queued and running, and which job holds which GPU. Rebuilt only after a change."""
         state = self.queue_state.generation, self.gpu_guard.quarantined()
         if self._queue is None or self._queue[0] != state:
             self._queue = state, self._describe_queue(state[1]).SerializeToString()
@@ -229,7 +229,7 @@ class EvaluationService:
     async def _list_names(
         self, request: calls.ListTasksRequest | calls.ListModelsRequest, choose: Callable[[Names], Sequence[str]]
     ) -> tuple[Sequence[str], str]:
-        """Return a page of names that contain the query, and the token of the next."""
+        """Return a page of names that contain the query, and the token of the next page."""
         harness = request.harness or DEFAULT_HARNESS
         validation.require(validation.harness_name(harness, self.harnesses))
         page_size = validation.require_page_size(request.page_size, DEFAULT_NAMES_SIZE, MAX_PAGE_SIZE)
@@ -242,7 +242,7 @@ class EvaluationService:
         return page, "" if following is None else page_tokens.encode(following, listing)
 
     async def _check_tasks(self, job: JobInfo) -> None:
-        """Warn of tasks that the harness does not list, or refuse them, by the settings."""
+        """Warn about tasks that the harness does not list, or refuse them, depending on the settings."""
         harness, tasks = job.request.harness, list(job.request.tasks)
         if self.catalog.lists_all(harness, tasks):
             return
@@ -252,11 +252,11 @@ class EvaluationService:
         job.warnings.extend(unknown.values())
 
     def _answer(self, job: JobInfo) -> bytes:
-        """Return a job that was just committed as a client gets it."""
+        """Return a job that was just committed, serialised as clients get it."""
         return self.queue_state.describe(job.job_id, job.status, job.SerializeToString())
 
     async def _cache_key(self, mode: calls.CacheMode.ValueType, job: JobInfo) -> bytes:
-        """Return what identical evaluations have in common; empty where none may serve another."""
+        """Return the key that identical evaluations share; empty if the cache can't be used."""
         if mode != calls.CACHE_MODE_ALLOW:
             return b""
         return await self._read(lambda: cache_key(self.harnesses[job.request.harness], job))
@@ -303,7 +303,7 @@ class EvaluationService:
 
 
 def _bounded(listed: Sequence[ListedJob]) -> Sequence[ListedJob]:
-    """Return as many jobs from the front as fit into a message that any client takes, and at least one."""
+    """Return as many jobs from the front as fit into a message that any client accepts, and at least one."""
     size_bytes = 0
     for index, (_, job) in enumerate(listed):
         size_bytes += job.ByteSize()
@@ -313,7 +313,7 @@ def _bounded(listed: Sequence[ListedJob]) -> Sequence[ListedJob]:
 
 
 def _names_page(names: Sequence[str], query: str, start: int, page_size: int) -> tuple[list[str], int | None]:
-    """Return the names from a place on that contain the query, and the place of the next that does; None at the end."""
+    """Return the names from `start` on that contain the query, and the index of the next match; None at the end."""
     page: list[str] = []
     for place in range(start, len(names)):
         if query in names[place].lower():
@@ -339,7 +339,7 @@ def _new_job(job_id: str, call: calls.SubmitJobRequest) -> JobInfo:
 
 
 def _note_differences(job: JobInfo, submitted: JobInfo) -> None:
-    """Where a submission has got an earlier job, let its warnings say what that does not have of the submission."""
+    """If an earlier job answers a submission, add a warning that names the options in which they differ."""
     if job.cached and (different := [name for name in _OPTIONS if getattr(job, name) != getattr(submitted, name)]):
         job.warnings.append(f"this is an earlier job, which keeps its own {', '.join(different)}")
 
@@ -357,7 +357,7 @@ def _compare(
 
 
 def _fingerprint(call: calls.SubmitJobRequest) -> bytes:
-    """Return a digest that is equal for submissions of equal contents, whatever their request_id."""
+    """Return a digest that is equal for submissions with equal contents, regardless of request_id."""
     contents = calls.SubmitJobRequest()
     contents.CopyFrom(call)
     contents.ClearField("request_id")
@@ -365,7 +365,7 @@ def _fingerprint(call: calls.SubmitJobRequest) -> bytes:
 
 
 def _heartbeat_seconds(call: calls.WatchJobRequest | calls.WatchJobsRequest) -> float | None:
-    """Return the heartbeat interval of a watch whose options are sound. Raises InvalidRequestError."""
+    """Validate the options of a watch, and return its heartbeat interval. Raises InvalidRequestError."""
     heartbeat = call.heartbeat_interval if call.HasField("heartbeat_interval") else None
     validation.require(validation.watch(call.after_revision, heartbeat))
     return heartbeat.ToNanoseconds() / 1e9 if heartbeat is not None else None

@@ -1,4 +1,4 @@
-"""A call's message to every bad field in it, each with its path. What a single harness can't take, the harness says itself."""
+"""Find every bad field of a request, with its path. What a particular harness can't accept, it reports itself."""
 
 import math
 import re
@@ -38,12 +38,12 @@ MAX_ALPHA: Final = 0.5
 MIN_HEARTBEAT_SECONDS: Final = 0.1
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_CONTROL_IN_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # a value may have tabs and line ends
+_CONTROL_IN_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # a value may have tabs and line breaks
 _BATCH_SIZE = re.compile(r"auto(:[1-9][0-9]{0,5})?|[1-9][0-9]{0,5}")
 _DEVICE = re.compile(r"[a-z]{2,16}(:[0-9]{1,3})?")
 _LABEL = re.compile(r"[A-Za-z0-9_./-]{1,63}")
 _JOB_ID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
-_PART = re.compile(r"[.\[]")  # what a part of a field begins with
+_PART = re.compile(r"[.\[]")  # what each part of a field's path begins with
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 _Violations = Iterator[FieldViolation]
@@ -128,13 +128,13 @@ def history(call: GetHistoryRequest) -> _Violations:
 
 
 def offsets(**fields: int) -> _Violations:
-    """Yield which of these numbers are negative."""
+    """Yield a violation for each negative number."""
     for field, number in fields.items():
         yield from _not_negative(field, number)
 
 
 def harness_name(name: str, harnesses: Mapping[str, Harness]) -> _Violations:
-    """Yield that there is no such harness."""
+    """Yield a violation if there is no such harness."""
     if name not in harnesses:
         known = ", ".join(sorted(harnesses))
         yield FieldViolation("harness", f"this server has no harness {_quote(name)}; it has: {known}")
@@ -209,8 +209,8 @@ def _request(
 
 
 class _NamedFields:
-    """Fields that were named already, of which there may be many. A field is among them by itself, or as a part or the whole of
-    another."""
+    """Fields already reported, of which there may be many. A field is among them if it, a part of it or something that contains
+    it was reported."""
 
     def __init__(self, fields: Iterable[str]) -> None:
         self._fields = set(fields)
@@ -311,14 +311,14 @@ def _arguments(field: str, arguments: Struct) -> _Violations:
     if _look_into_struct(field, arguments, MAX_NESTING, found):
         yield from found
     else:
-        yield FieldViolation(field, f"is nested more than {MAX_NESTING} deep")  # and no client could read it in a list of jobs
+        yield FieldViolation(field, f"is nested more than {MAX_NESTING} deep")  # clients could not decode it in a list of jobs
 
 
-# These two add to a list, since a generator per value would take longer than the looking.
+# These two append to a list, since a generator per value would take longer than the check.
 
 
 def _look_into_struct(path: str, struct: Struct, levels: int, found: list[FieldViolation]) -> bool:
-    """Find bad keys and values in a struct, and return whether it has at most so many levels."""
+    """Append bad keys and values of a struct to `found`, and return whether it has at most `levels` levels."""
     shallow = True
     for key, value in struct.fields.items():
         inner = f"{path}.{key[:64]}"

@@ -15,8 +15,8 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from evalrpc.errors import StoreUnavailableError
-from evalrpc.jobs.lifecycle import Status
+from evalrpc.errors import ConflictError, StoreUnavailableError
+from evalrpc.jobs.lifecycle import Status, status_name
 from evalrpc.v1.evaluation_service_pb2 import JobFilter
 from evalrpc.v1.job_pb2 import JobEvent, JobInfo
 
@@ -101,6 +101,23 @@ class QueuedRow(NamedTuple):
     """Time of day before which it must not start; 0 where it may at once."""
 
 
+class Expected(NamedTuple):
+    """What an update expects of the job. None accepts anything."""
+
+    status: Status | None = None
+    attempt: int | None = None
+    """The number of the latest attempt; 0 before the first."""
+
+    def require(self, job: JobInfo) -> None:
+        """Raise ConflictError unless the job is as expected."""
+        if self.status not in (None, job.status) or self.attempt not in (None, job.attempt):
+            raise ConflictError(
+                f"job {job.job_id} was changed meanwhile: it is {status_name(job.status)}, with {job.attempt} attempts"
+            )
+
+
+ANY: Final = Expected()
+
 Listener = Callable[[Sequence[Change]], None]
 """Takes the changes of one commit, in order. Runs on the writer thread: it must be quick and must not wait for a write."""
 
@@ -116,11 +133,11 @@ class Store(Protocol):
         Raises RequestIdReusedError, QueueFullError, StoreUnavailableError.
         """
 
-    def update(self, job_id: str, change: Callable[[JobInfo], None]) -> Future[JobInfo]:
-        """Change a job: `change` runs on the writer thread, modifies the message it is given, and may raise an EvalrpcError
-        to leave the job as it is.
+    def update(self, job_id: str, change: Callable[[JobInfo], None], expect: Expected = ANY) -> Future[JobInfo]:
+        """Change a job that is as expected: `change` modifies the message it is given, and may raise an EvalrpcError to leave
+        the job as it is. It runs on the writer thread, and may be called again, with another message, before one call counts.
 
-        Raises JobNotFoundError, IllegalTransitionError, StoreUnavailableError, and what `change` raises.
+        Raises JobNotFoundError, ConflictError, IllegalTransitionError, StoreUnavailableError, and what `change` raises.
         """
 
     def delete(self, job_id: str) -> Future[JobInfo]:

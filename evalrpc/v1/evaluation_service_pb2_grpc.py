@@ -29,7 +29,7 @@ if _version_not_supported:
 
 
 class EvaluationServiceStub(object):
-    """Queues model evaluations, runs each as a process of a real harness, streams its status, and hands back its results.
+    """Queues model evaluations, runs each as a process of a real harness, streams its status, and returns its results.
     """
 
     def __init__(self, channel):
@@ -131,15 +131,15 @@ class EvaluationServiceStub(object):
 
 
 class EvaluationServiceServicer(object):
-    """Queues model evaluations, runs each as a process of a real harness, streams its status, and hands back its results.
+    """Queues model evaluations, runs each as a process of a real harness, streams its status, and returns its results.
     """
 
     def SubmitJob(self, request, context):
-        """Accepts an evaluation. When it answers OK the job is on disk and survives any crash of the server. The answer is QUEUED
-        with its position, or, for a repeated `request_id` and for one that `cache` finds, the job as it stands now.
+        """Accepts an evaluation. When it answers OK, the job is on disk and survives any crash of the server. The answer is the job:
+        QUEUED with its position, or, for a repeated `request_id` or one found by `cache`, as it stands now.
 
         Errors: INVALID_ARGUMENT (every bad field at once), ALREADY_EXISTS (`request_id` was used with other contents),
-        RESOURCE_EXHAUSTED (the queue is full; RetryInfo), UNAVAILABLE (the server stops, or its disk does not take writes;
+        RESOURCE_EXHAUSTED (the queue is full; RetryInfo), UNAVAILABLE (the server is stopping, or its disk rejects writes;
         RetryInfo).
         Retry: safe on UNAVAILABLE and DEADLINE_EXCEEDED with a `request_id`; without one a retry may submit a second job.
         """
@@ -150,7 +150,7 @@ class EvaluationServiceServicer(object):
     def GetJob(self, request, context):
         """Returns a job as it stands now.
 
-        Errors: INVALID_ARGUMENT (the id is no UUID), NOT_FOUND.
+        Errors: INVALID_ARGUMENT (the id is not a UUID), NOT_FOUND.
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -158,14 +158,14 @@ class EvaluationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchJob(self, request, context):
-        """Streams one job: a SNAPSHOT of its current state, then every status change in order and exactly once, with PROGRESS
-        between them, then OK right after the terminal event. With `after_revision` there is no snapshot: all changes after
-        that revision come instead. A job that FAILED is a call that succeeded: the stream ends with OK, and it never does so
-        without a terminal event: for a job that was terminal already at `after_revision`, it is a SNAPSHOT of that end.
-        A watcher that leaves never touches the job.
+        """Streams one job: a SNAPSHOT of its current state, then every status change in order and exactly once, with PROGRESS between
+        them, then OK right after the terminal event. With `after_revision` there is no snapshot: all changes after that revision
+        come instead. For a FAILED job, too, the call succeeds: the stream ends with OK, and never without a terminal event. If the
+        job was already terminal at `after_revision`, that event is a SNAPSHOT of its final state. A watcher that disconnects does
+        not affect the job.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND, OUT_OF_RANGE (`REVISION_COMPACTED` with `oldest_revision`, or `REVISION_IN_FUTURE`
-        with `head_revision`, in the metadata), UNAVAILABLE (the server stops; RetryInfo).
+        with `head_revision`, in the metadata), UNAVAILABLE (the server is stopping; RetryInfo).
         Retry: on UNAVAILABLE, with `after_revision` set to the revision of the last event seen.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -173,11 +173,11 @@ class EvaluationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchJobs(self, request, context):
-        """Streams every job that the filter takes: a SNAPSHOT of each, terminal ones too, newest first, with revision 0; a BOOKMARK
-        that ends them; then live events until the client leaves. With `after_revision` it begins with all changes after that
-        revision instead. A client that leaves before the first BOOKMARK begins anew.
+        """Streams every job that matches the filter: a SNAPSHOT of each, including terminal ones, newest first, with revision 0; a
+        BOOKMARK that ends them; then live events until the client disconnects. With `after_revision` it begins with all changes
+        after that revision instead. A client that disconnects before the first BOOKMARK starts over.
 
-        Errors: INVALID_ARGUMENT, OUT_OF_RANGE (as WatchJob), UNAVAILABLE (the server stops; RetryInfo).
+        Errors: INVALID_ARGUMENT, OUT_OF_RANGE (as WatchJob), UNAVAILABLE (the server is stopping; RetryInfo).
         Retry: on UNAVAILABLE, with `after_revision` set to the revision of the last event seen.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -185,9 +185,9 @@ class EvaluationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """Lists jobs, newest first, page by page. Jobs submitted while one pages appear only in a new listing.
+        """Lists jobs, newest first, page by page. Jobs submitted while a client pages appear only in a new listing.
 
-        Errors: INVALID_ARGUMENT (a bad filter or page size, or a token of another filter).
+        Errors: INVALID_ARGUMENT (a bad filter or page size, or a token from another filter).
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -196,8 +196,8 @@ class EvaluationServiceServicer(object):
 
     def CancelJob(self, request, context):
         """Cancels a job. A queued job is CANCELLED at once. A running job is answered with `cancel_requested_at` set: its whole
-        process tree is ended, and it becomes CANCELLED when nothing of it is left, or COMPLETED if its results were read first.
-        Cancelling again while a cancel is under way, or a job that is already CANCELLED, answers OK with the job as it is.
+        process tree is terminated, and it becomes CANCELLED once no process is left, or COMPLETED if its results were read first.
+        Cancelling a job that is being cancelled or is already CANCELLED answers OK with the job as it is.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is COMPLETED or FAILED), UNAVAILABLE.
         Retry: always safe.
@@ -207,19 +207,19 @@ class EvaluationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteJob(self, request, context):
-        """Deletes a terminal job with its log and all that the server itself created for it on disk.
+        """Deletes a terminal job with its log and everything that the server itself created for it on disk.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is not terminal), UNAVAILABLE.
-        Retry: safe; NOT_FOUND then means that an earlier try did it.
+        Retry: safe; NOT_FOUND then means that an earlier call deleted it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetQueue(self, request, context):
-        """Returns what is queued and running, and who holds which GPU.
+        """Returns the queued and running jobs, and which job holds which GPU.
 
-        Errors: none of its own.
+        Errors: only those of every call.
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -227,11 +227,11 @@ class EvaluationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ReadLog(self, request, context):
-        """Streams the raw bytes of a job's log, from `offset`. With `follow` it goes on as the log grows and ends with OK when the
-        job has ended and all is sent; without, it ends at the current end.
+        """Streams the raw bytes of a job's log, from `offset`. With `follow` it continues as the log grows and ends with OK when the
+        job has ended and everything is sent; without, it ends at the current end.
 
-        Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), OUT_OF_RANGE (the offset lies past the end),
-        UNAVAILABLE (the server stops, or `FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
+        Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), OUT_OF_RANGE (the offset is past the end), UNAVAILABLE (the
+        server is stopping, or `FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
         Retry: on UNAVAILABLE, from `offset` plus the length of the last chunk.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -252,8 +252,8 @@ class EvaluationServiceServicer(object):
     def ReadArtifact(self, request, context):
         """Streams the bytes of one file, from `offset`, in chunks, then OK.
 
-        Errors: INVALID_ARGUMENT (the name leaves the folder), NOT_FOUND (no such job, attempt or file), OUT_OF_RANGE (the offset lies
-        past the end), UNAVAILABLE, FAILED_PRECONDITION (`FILE_UNREADABLE`).
+        Errors: INVALID_ARGUMENT (the name points outside the folder), NOT_FOUND (no such job, attempt or file), OUT_OF_RANGE (the
+        offset is past the end), UNAVAILABLE, FAILED_PRECONDITION (`FILE_UNREADABLE`).
         Retry: on UNAVAILABLE, from `offset` plus the length of the last chunk.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -263,8 +263,8 @@ class EvaluationServiceServicer(object):
     def ListSamples(self, request, context):
         """Lists per-sample predictions of one model and task, page by page, in the order of the harness's file.
 
-        Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, no samples were logged, or their file can't be understood
-        to its end), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
+        Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, no samples were logged, or their file can't be parsed to
+        its end), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -272,7 +272,7 @@ class EvaluationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetHistory(self, request, context):
-        """Returns metrics over many jobs at once, such as those of every checkpoint of a training run, in the order of its steps.
+        """Returns metrics over many jobs at once, such as those of every checkpoint of a training run, ordered by step.
 
         Errors: INVALID_ARGUMENT (a bad filter, selector or label).
         Retry: always safe.
@@ -283,11 +283,11 @@ class EvaluationServiceServicer(object):
 
     def CompareJobs(self, request, context):
         """Compares the results of jobs with those of a baseline, metric by metric: the difference, its confidence interval from a
-        test on the samples that both have, and a verdict. Takes seconds where there are many samples, and changes nothing.
+        test on the samples that both have, and a verdict. Takes seconds with many samples, and changes nothing.
 
-        Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`JOB_NOT_FOUND`, or `METRIC_NOT_FOUND` for a metric that
-        is named and that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `FILE_UNREADABLE`),
-        UNAVAILABLE (`FILE_UNAVAILABLE`).
+        Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`JOB_NOT_FOUND`, or `METRIC_NOT_FOUND` for a named metric
+        that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `FILE_UNREADABLE`), UNAVAILABLE
+        (`FILE_UNAVAILABLE`).
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -317,7 +317,7 @@ class EvaluationServiceServicer(object):
     def ListHarnesses(self, request, context):
         """Lists the harnesses that the operator configured, sorted by name.
 
-        Errors: none of its own.
+        Errors: only those of every call.
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -327,7 +327,7 @@ class EvaluationServiceServicer(object):
     def GetServerInfo(self, request, context):
         """Returns the server's version, limits and capabilities.
 
-        Errors: none of its own.
+        Errors: only those of every call.
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -436,7 +436,7 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EvaluationService(object):
-    """Queues model evaluations, runs each as a process of a real harness, streams its status, and hands back its results.
+    """Queues model evaluations, runs each as a process of a real harness, streams its status, and returns its results.
     """
 
     @staticmethod

@@ -1,1 +1,1 @@
-"""Changes of jobs on their way to whoever watches."""
+"""Delivery of job changes to watchers."""

@@ -1,12 +1,12 @@
-"""Committed events to live watchers.
+"""Delivery of committed events to live watchers.
 
-A watcher is a cursor, not a queue: it remembers the last revision that it sent, and reads on from what its topic holds. So an
+A watcher is a cursor, not a queue: it remembers the last revision that it sent, and continues with what its topic holds. So an
 event is serialised and kept once, however many watch it, and a slow watcher costs no more than its cursor. Progress is one slot
-per job, in which only the latest stays. A watcher of all jobs that falls behind the recent events reads on from the journal.
+per job, which keeps only the latest. A watcher of all jobs that falls behind the recent events catches up from the journal.
 
-Threads: the store's writer and the scheduler's workers hand over with `publish` and `publish_progress`; all else runs on the
-event loop. A watcher joins its topic first and reads the journal second, so what is committed between the two is seen twice
-and told apart by its revision; the other way round it could be missed.
+Threads: the store's writer and the scheduler's workers call `publish` and `publish_progress`; all else runs on the event loop.
+A watcher joins its topic first and reads the journal second, so what is committed in between is seen twice and deduplicated by
+revision; in the other order it could be missed.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ _T = TypeVar("_T")
 
 
 class _Event(NamedTuple):
-    """A committed event, shared by all who watch."""
+    """A committed event, shared by all watchers."""
 
     revision: int
     serialized: bytes
@@ -61,7 +61,7 @@ class _Progress(NamedTuple):
 
 @dataclass(slots=True)
 class _Topic:
-    """What happened to one job since somebody began to watch it: a handful of events, and the latest progress."""
+    """What happened to one job since its first watcher joined: a few events, and the latest progress."""
 
     events: list[_Event] = field(default_factory=list)
     progress: _Progress | None = None
@@ -70,7 +70,7 @@ class _Topic:
 
 
 class Feed:
-    """Tells watchers what happens. Made on the event loop that serves them; blocking reads go to `readers`."""
+    """Notifies watchers. Created on the event loop that serves them; blocking reads go to `readers`."""
 
     def __init__(self, store: Store, queue_state: QueueState, clock: Clock, readers: Executor) -> None:
         self._store = store
@@ -82,19 +82,19 @@ class Feed:
         self._head = store.head_revision
         self._recent: deque[_Event] = deque()
         self._recent_bytes = 0
-        self._progress: OrderedDict[str, _Progress] = OrderedDict()  # by the time of the last progress
+        self._progress: OrderedDict[str, _Progress] = OrderedDict()  # ordered by the time of the last progress
         self._progress_count = 0
         self._all_waiters = Waiters()
         self._stopping = False
 
-    # Handing over, from other threads.
+    # Publishing, from other threads.
 
     def publish(self, changes: Sequence[Change]) -> None:
-        """Take a commit. A listener of the store."""
+        """Accept a commit. A listener of the store."""
         self._loop.call_soon_threadsafe(self._deliver, changes)
 
     def publish_progress(self, job: pb.JobInfo) -> None:
-        """Take a running job with its latest progress, which must not be modified afterwards."""
+        """Accept a running job with its latest progress, which must not be modified afterwards."""
         self._loop.call_soon_threadsafe(self._deliver_progress, job)
 
     def stop(self) -> None:
@@ -107,12 +107,12 @@ class Feed:
     # Watching.
 
     async def watch_job(self, job_id: str, after_revision: int, heartbeat_seconds: float | None, send: Send) -> None:
-        """Send the serialised JobEvents of one job up to its terminal one, as the schema says of WatchJob.
+        """Send the serialised JobEvents of one job up to its terminal one, as the schema specifies for WatchJob.
 
         Raises JobNotFoundError, RevisionCompactedError, RevisionInFutureError, ServerStoppingError.
         """
         with self._watching(job_id) as topic:
-            head = self._head  # taken before the job is read: all up to it is in what is read
+            head = self._head  # taken before the job is read, so the job includes all changes up to it
             job = await self.read_job(job_id)
             progress, cursor = topic.progress, after_revision
             if after_revision:
@@ -126,11 +126,11 @@ class Feed:
                 cursor = max(head, job.revision)
                 await send(self._snapshot(job, cursor))
             if not ended_before:
-                del job  # a watcher may wait for days: it keeps its cursor and no copy of the job
+                del job  # a watcher may wait for days: it keeps its cursor but no copy of the job
                 await self._live_of_job(topic, cursor, progress, heartbeat_seconds, send)
 
     async def watch_jobs(self, job_filter: JobFilter, after_revision: int, heartbeat_seconds: float | None, send: Send) -> None:
-        """Send the serialised JobEvents of all jobs that the filter takes, without end, as the schema says of WatchJobs.
+        """Send the serialised JobEvents of all jobs that match the filter, without end, as the schema specifies for WatchJobs.
 
         Raises RevisionCompactedError, RevisionInFutureError, ServerStoppingError.
         """
@@ -150,13 +150,13 @@ class Feed:
         await self._live_of_all(job_filter, cursor, ahead, heartbeat_seconds, send)
 
     async def wait_for_change(self, job_id: str, timeout_seconds: float) -> None:
-        """Wait until something happens to a job, or time is up. Raises ServerStoppingError."""
+        """Wait until something happens to a job, or the timeout expires. Raises ServerStoppingError."""
         with self._watching(job_id) as topic:
             await topic.waiters.wait(timeout_seconds)
         self._require_running()
 
     async def stored_job(self, job_id: str) -> StoredJob:
-        """Return a job as it is kept. Raises JobNotFoundError."""
+        """Return a job in its stored form. Raises JobNotFoundError."""
         cached = self._store.cached_job(job_id)
         return cached if cached is not None else await self._blocking(lambda: self._store.job(job_id))
 
@@ -207,7 +207,7 @@ class Feed:
             newest = self._progress_count
             for progress in self._progress_after(progress_number):
                 if progress.revision > cursor:
-                    break  # its place is after events that are still to be sent
+                    break  # it belongs after events that are still to be sent
                 progress_number = progress.number
                 if fields_match(progress.job, job_filter):
                     await send(progress.serialized)
@@ -234,7 +234,7 @@ class Feed:
             if not topic.watcher_count:
                 del self._topics[job_id]
 
-    # Taking over, on the event loop.
+    # Delivery, on the event loop.
 
     def _deliver(self, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -255,7 +255,7 @@ class Feed:
             topic.waiters.wake()
 
     def _remember(self, event: _Event) -> None:
-        """Keep the event at hand for those who watch all jobs, within bounds of number and size."""
+        """Keep the event in memory for watchers of all jobs, bounded in number and size."""
         if len(self._recent) == _RECENT_EVENTS:
             self._recent_bytes -= len(self._recent.popleft().serialized)
         self._recent.append(event)
@@ -277,7 +277,7 @@ class Feed:
     # Reading.
 
     async def _events_after(self, cursor: int) -> AsyncGenerator[_Event, None]:
-        """Yield the events after `cursor` up to the head, from memory where it reaches back so far."""
+        """Yield the events after `cursor` up to the head, from memory if it reaches back that far."""
         while cursor != self._head:
             missing = self._head - cursor
             if 0 <= missing <= len(self._recent):
@@ -302,7 +302,7 @@ class Feed:
         return [_Event(event.revision, event.event, event.parse().job) for event in page]
 
     async def _matching_jobs(self, job_filter: JobFilter) -> AsyncGenerator[pb.JobInfo, None]:
-        """Yield the jobs that the filter takes as of now, newest first."""
+        """Yield the jobs that currently match the filter, newest first."""
         before: int | None = None
         while page := await self._job_page(job_filter, before):
             for listed in page:

@@ -1,4 +1,4 @@
-"""How coroutines wait on the event loop: a watcher for something new and for its next heartbeat, a call for another thread."""
+"""Waiting on the event loop: a watcher waits for news and for its next heartbeat, a call for another thread."""
 
 import asyncio
 from collections import deque
@@ -11,18 +11,18 @@ _T = TypeVar("_T")
 
 @dataclass(slots=True)
 class Waiters:
-    """Those who wait for something new. Each has a future of its own, so that one who leaves disturbs no other."""
+    """Coroutines that wait for something new. Each has its own future, so that one that leaves does not disturb the others."""
 
     futures: set[asyncio.Future[None]] = field(default_factory=set)
 
     def wake(self) -> None:
-        """Wake all who wait."""
+        """Wake all waiters."""
         for future in self.futures:
             _resolve(future)
         self.futures.clear()
 
     async def wait(self, timeout_seconds: float | None) -> None:
-        """Wait to be woken, or until the time is up."""
+        """Wait until woken, or until the timeout expires."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         self.futures.add(future)
@@ -36,7 +36,7 @@ class Waiters:
 
 
 class Heartbeat:
-    """Tells when nothing was sent for so long that a BOOKMARK is due."""
+    """Decides when nothing was sent for so long that a BOOKMARK is due."""
 
     __slots__ = ("_interval_seconds", "_last", "_loop")
 
@@ -46,23 +46,23 @@ class Heartbeat:
         self._last = self._loop.time()
 
     def sent(self) -> None:
-        """Note that something was sent."""
+        """Record that something was sent."""
         self._last = self._loop.time()
 
     def seconds_left(self) -> float | None:
-        """Return how long to wait; None where no heartbeat was asked for."""
+        """Return how long to wait; None if no heartbeat was requested."""
         if self._interval_seconds is None:
             return None
         return max(0.0, self._last + self._interval_seconds - self._loop.time())
 
     def is_due(self) -> bool:
-        """Tell whether it is time for one."""
+        """Return whether a heartbeat is due."""
         return self.seconds_left() == 0.0
 
 
 class Results:
-    """Brings the results of another thread to the coroutines that wait for them. However many come at once, the loop is woken
-    once, where `asyncio.wrap_future` would wake it for each. Made on the event loop."""
+    """Delivers the results of another thread to the coroutines that wait for them. However many come at once, the loop is woken
+    once, where `asyncio.wrap_future` would wake it for each. Created on the event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -70,13 +70,13 @@ class Results:
         self._waking = False
 
     def of(self, future: Future[_T]) -> asyncio.Future[_T]:
-        """Return what to await for the result. Whoever stops waiting does not touch the work."""
+        """Return a future to await for the result. Cancelling it does not affect the work."""
         waiter: asyncio.Future[_T] = self._loop.create_future()
         future.add_done_callback(lambda done: self._take(done, waiter))
         return waiter
 
     def _take(self, future: Future[Any], waiter: asyncio.Future[Any]) -> None:
-        """Run on the other thread. The entry comes before the look at the flag: either `_hand_out` sees it, or is called."""
+        """Run on the other thread. Append first, then read the flag: either `_hand_out` sees the entry, or it is called."""
         self._done.append((future, waiter))
         if not self._waking:
             self._waking = True

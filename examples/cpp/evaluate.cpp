@@ -2,8 +2,8 @@
 //
 //   evaluate --harness H --model M --tasks A,B [--num-gpus N] [--patience SECONDS]
 //
-// EVALRPC_ADDRESS names the server. Exits with 0 when the job completed, 1 when it failed or was cancelled, 2 when the call was
-// wrong, 3 when the server can't be reached.
+// EVALRPC_ADDRESS sets the server. Exits with 0 if the job completed, 1 if it failed or was cancelled, 2 if the call was
+// invalid or refused, 3 if the server can't be reached.
 
 #include <getopt.h>
 #include <grpcpp/grpcpp.h>
@@ -37,7 +37,7 @@ struct Flags {
   duration<double> patience{60};
 };
 
-// Waits between tries: a random part of a bound that doubles, until the patience is over without a success.
+// Exponential backoff with full jitter, until `patience` has passed without a success.
 class Backoff {
  public:
   explicit Backoff(duration<double> patience) : patience_(patience) {}
@@ -47,7 +47,7 @@ class Backoff {
     deadline_.reset();
   }
 
-  // Returns false once the patience is over.
+  // Returns false once `patience` is used up.
   bool Wait(const grpc::Status& error) {
     const auto now = steady_clock::now();
     if (!deadline_) {
@@ -73,7 +73,7 @@ std::string StatusName(const JobInfo& job) {
   return name.rfind(prefix, 0) == 0 ? name.substr(prefix.size()) : std::to_string(job.status());
 }
 
-// Follows one job, and knows how far it has seen it.
+// Follows one job and tracks the last revision seen.
 class Watcher {
  public:
   Watcher(const std::string& address, duration<double> patience)
@@ -81,12 +81,12 @@ class Watcher {
         server_(EvaluationService::NewStub(channel_)),
         backoff_(patience) {}
 
-  // Leaves the job at its end in `job()`, unless it returns an error.
+  // Leaves the finished job in `job()`, unless it returns an error.
   grpc::Status Evaluate(const SubmitJobRequest& submission) {
     for (;;) {
       const auto status = Try(submission);
       if (status.error_code() != grpc::StatusCode::UNAVAILABLE || !backoff_.Wait(status)) return status;
-      // gRPC connects only while it is called, so a mere sleep would find the server late.
+      // gRPC connects only during a call into it, so a mere sleep would delay the reconnect.
       channel_->WaitForConnected(std::chrono::system_clock::now() + std::chrono::seconds(5));
     }
   }
@@ -96,15 +96,15 @@ class Watcher {
  private:
   static grpc::ChannelArguments ChannelArguments() {
     grpc::ChannelArguments arguments;
-    // gRPC's own defaults wait up to two minutes before they look for a restarted server again.
+    // By default gRPC waits up to two minutes before it reconnects to a restarted server.
     arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
     arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 5000);
-    // Notices a server that is gone without a word, also while a job is silent.
+    // Detects a server that vanished silently, even while a job sends no events.
     arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 30000);
     return arguments;
   }
 
-  // Submits the job if that is still to be done, and watches it until it ends or the connection breaks.
+  // Submits the job unless already done, and watches it until it ends or the connection breaks.
   grpc::Status Try(const SubmitJobRequest& submission) {
     if (job_.job_id().empty()) {
       grpc::ClientContext context;
@@ -133,7 +133,7 @@ class Watcher {
   std::unique_ptr<EvaluationService::Stub> server_;
   Backoff backoff_;
   JobInfo job_;
-  int64_t revision_ = 0;  // all changes up to it are printed
+  int64_t revision_ = 0;  // all changes up to here are printed
 };
 
 void PrintOutcome(const JobInfo& job) {
@@ -155,7 +155,7 @@ void PrintOutcome(const JobInfo& job) {
   }
 }
 
-// Prints the error, and returns the exit code. Its reason comes in google.rpc.ErrorInfo, for which the distribution has no C++ classes.
+// Prints the error and returns the exit code. Its reason is in google.rpc.ErrorInfo, for which Debian has no C++ classes.
 int Report(const grpc::Status& error) {
   const bool unreachable = error.error_code() == grpc::StatusCode::UNAVAILABLE;
   std::cerr << "evaluate: " << (unreachable ? "UNAVAILABLE" : "code " + std::to_string(error.error_code())) << ": "
@@ -163,7 +163,7 @@ int Report(const grpc::Status& error) {
   return unreachable ? 3 : 2;
 }
 
-// Throws std::logic_error where the command line is wrong.
+// Throws std::logic_error if the command line is invalid.
 Flags ParseFlags(int argc, char** argv) {
   const option options[] = {{"harness", required_argument, nullptr, 'h'},  {"model", required_argument, nullptr, 'm'},
                             {"tasks", required_argument, nullptr, 't'},    {"num-gpus", required_argument, nullptr, 'g'},
@@ -187,7 +187,7 @@ Flags ParseFlags(int argc, char** argv) {
   return flags;
 }
 
-// A fresh id makes it safe to submit again when the answer got lost.
+// A fresh id makes it safe to resubmit if the response is lost.
 std::string RandomId() {
   std::random_device random;
   std::ostringstream id;

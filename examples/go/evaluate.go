@@ -2,8 +2,8 @@
 //
 //	evaluate --harness H --model M --tasks A,B [--num-gpus N] [--patience SECONDS]
 //
-// EVALRPC_ADDRESS names the server. Exits with 0 when the job completed, 1 when it failed or was cancelled, 2 when the call was
-// wrong, 3 when the server can't be reached.
+// EVALRPC_ADDRESS sets the server. Exits with 0 if the job completed, 1 if it failed or was cancelled, 2 if the call was
+// invalid or refused, 3 if the server can't be reached.
 package main
 
 import (
@@ -63,7 +63,7 @@ func run() int {
 			Tasks:   strings.Split(*tasks, ","),
 			NumGpus: proto.Int32(int32(*numGPUs)),
 		},
-		// The id makes it safe to submit again when the answer got lost.
+		// The id makes it safe to resubmit if the response is lost.
 		RequestId: randomID(),
 	})
 	if err != nil {
@@ -83,20 +83,20 @@ func connect() (*grpc.ClientConn, error) {
 	}
 	// Newer releases of gRPC have insecure.NewCredentials() in place of WithInsecure.
 	return grpc.Dial(address, grpc.WithInsecure(),
-		// Notices a server that is gone without a word, also while a job is silent.
+		// Detects a server that vanished silently, even while a job sends no events.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second}))
 }
 
-// watcher follows one job, and knows how far it has seen it.
+// watcher follows one job and tracks the last revision seen.
 type watcher struct {
 	connection *grpc.ClientConn
 	client     pb.EvaluationServiceClient
 	backoff    backoff
 	job        *pb.JobInfo
-	revision   int64 // all changes up to it are printed
+	revision   int64 // all changes up to here are printed
 }
 
-// evaluate returns the job at its end.
+// evaluate returns the finished job.
 func (w *watcher) evaluate(ctx context.Context, submission *pb.SubmitJobRequest) (*pb.JobInfo, error) {
 	for {
 		err := w.try(ctx, submission)
@@ -109,12 +109,12 @@ func (w *watcher) evaluate(ctx context.Context, submission *pb.SubmitJobRequest)
 		if err := w.backoff.wait(err); err != nil {
 			return nil, err
 		}
-		// Looks for the server now; gRPC by itself waits up to two minutes.
+		// Reconnects now; by default gRPC waits up to two minutes.
 		w.connection.ResetConnectBackoff()
 	}
 }
 
-// try submits the job if that is still to be done, and watches it until it ends or the connection breaks.
+// try submits the job unless already done, and watches it until it ends or the connection breaks.
 func (w *watcher) try(ctx context.Context, submission *pb.SubmitJobRequest) error {
 	if w.job == nil {
 		job, err := w.client.SubmitJob(ctx, submission)
@@ -146,18 +146,18 @@ func (w *watcher) try(ctx context.Context, submission *pb.SubmitJobRequest) erro
 	}
 }
 
-// backoff waits between tries: a random part of a bound that doubles, until `patience` went by without a success.
+// backoff is exponential with full jitter, until `patience` has passed without a success.
 type backoff struct {
 	patience time.Duration
 	bound    time.Duration
-	deadline time.Time // zero while all is well
+	deadline time.Time // zero unless failing
 }
 
 func (b *backoff) reset() {
 	b.bound, b.deadline = firstBackoff, time.Time{}
 }
 
-// wait returns the error once patience is over.
+// wait returns the error once `patience` is used up.
 func (b *backoff) wait(err error) error {
 	if b.deadline.IsZero() {
 		b.deadline = time.Now().Add(b.patience)
@@ -199,7 +199,7 @@ func statusName(job *pb.JobInfo) string {
 	return strings.TrimPrefix(job.Status.String(), "JOB_STATUS_")
 }
 
-// report prints the error with its reason, and returns the exit code.
+// report prints the error with its reason and returns the exit code.
 func report(err error) int {
 	failure := status.Convert(err)
 	reason := ""

@@ -24,8 +24,8 @@ import java.util.concurrent.TimeUnit;
  *
  * <pre>java -jar evaluate.jar --harness H --model M --tasks A,B [--num-gpus N] [--patience SECONDS]</pre>
  *
- * EVALRPC_ADDRESS names the server. Exits with 0 when the job completed, 1 when it failed or was cancelled, 2 when the call was
- * wrong, 3 when the server can't be reached.
+ * EVALRPC_ADDRESS sets the server. Exits with 0 if the job completed, 1 if it failed or was cancelled, 2 if the call was
+ * invalid or refused, 3 if the server can't be reached.
  */
 public final class Evaluate {
     private static final List<String> FLAGS = List.of("--harness", "--model", "--tasks", "--num-gpus", "--patience");
@@ -34,7 +34,7 @@ public final class Evaluate {
     private final EvaluationServiceBlockingStub server;
     private final Backoff backoff;
     private JobInfo job;
-    /** All changes up to it are printed. */
+    /** All changes up to this one are printed. */
     private long revision;
 
     private Evaluate(ManagedChannel channel, Duration patience) {
@@ -60,7 +60,7 @@ public final class Evaluate {
         }
         var channel = ManagedChannelBuilder.forTarget(System.getenv().getOrDefault("EVALRPC_ADDRESS", "127.0.0.1:50051"))
                 .usePlaintext()
-                // Notices a server that is gone without a word, also while a job is silent.
+                // Detects a server that vanished silently, even while a job sends no events.
                 .keepAliveTime(30, TimeUnit.SECONDS)
                 .build();
         try {
@@ -93,11 +93,11 @@ public final class Evaluate {
                 .setModel(flags.getOrDefault("--model", ""))
                 .addAllTasks(List.of(flags.getOrDefault("--tasks", "").split(",")))
                 .setNumGpus(Integer.parseInt(flags.getOrDefault("--num-gpus", "1")));
-        // The id makes it safe to submit again when the answer got lost.
+        // The id makes it safe to resubmit if the response is lost.
         return SubmitJobRequest.newBuilder().setRequest(request).setRequestId(UUID.randomUUID().toString()).build();
     }
 
-    /** Returns the job at its end. */
+    /** Returns the finished job. */
     private JobInfo evaluate(SubmitJobRequest submission) throws InterruptedException {
         while (true) {
             try {
@@ -110,7 +110,7 @@ public final class Evaluate {
                     throw error;
                 }
                 backoff.await(error);
-                // Looks for the server now; gRPC by itself waits up to two minutes.
+                // Reconnects now; by default gRPC waits up to two minutes.
                 channel.resetConnectBackoff();
             }
         }
@@ -127,7 +127,7 @@ public final class Evaluate {
         var request = WatchJobRequest.newBuilder().setJobId(job.getJobId()).setAfterRevision(revision).build();
         var events = server.watchJob(request);
         while (true) {
-            var event = events.next(); // the stream never ends before the terminal event, unless with an error
+            var event = events.next(); // without an error, the stream never ends before the terminal event
             backoff.reset();
             if (event.getJob().getRevision() > revision) {
                 printStatus(event.getJob());
@@ -165,7 +165,7 @@ public final class Evaluate {
         return String.format(Locale.ROOT, "%.4f", value);
     }
 
-    /** Waits between tries: a random part of a bound that doubles, until the patience is over without a success. */
+    /** Exponential backoff with full jitter, until `patience` has passed without a success. */
     private static final class Backoff {
         private static final long FIRST_MILLIS = 100;
         private static final long LONGEST_MILLIS = 5000;
@@ -184,7 +184,7 @@ public final class Evaluate {
             deadline = null;
         }
 
-        /** Throws the error once the patience is over. */
+        /** Throws the error once `patience` is used up. */
         void await(StatusRuntimeException error) throws InterruptedException {
             if (deadline == null) {
                 deadline = Instant.now().plus(patience);

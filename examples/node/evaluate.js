@@ -3,8 +3,8 @@
 //
 //   node evaluate.js --harness H --model M --tasks A,B [--num-gpus N] [--patience SECONDS]
 //
-// EVALRPC_ADDRESS names the server. Exits with 0 when the job completed, 1 when it failed or was cancelled, 2 when the call was
-// wrong, 3 when the server can't be reached.
+// EVALRPC_ADDRESS sets the server. Exits with 0 if the job completed, 1 if it failed or was cancelled, 2 if the call was
+// invalid or refused, 3 if the server can't be reached.
 
 import { randomUUID } from 'node:crypto'
 import { fileURLToPath } from 'node:url'
@@ -20,14 +20,14 @@ const FIRST_BACKOFF_MS = 100
 const LONGEST_BACKOFF_MS = 5000
 
 const CHANNEL_OPTIONS = {
-  // gRPC's own defaults wait up to two minutes before they look for a restarted server again.
+  // By default gRPC waits up to two minutes before it reconnects to a restarted server.
   'grpc.initial_reconnect_backoff_ms': FIRST_BACKOFF_MS,
   'grpc.max_reconnect_backoff_ms': LONGEST_BACKOFF_MS,
-  // Notices a server that is gone without a word, also while a job is silent.
+  // Detects a server that vanished silently, even while a job sends no events.
   'grpc.keepalive_time_ms': 30_000
 }
 
-// What an error carries beside its code and message, as far as it is used here.
+// The parts of google.rpc.Status, which carries error details, that are used here.
 const ERROR_DETAILS = protobuf.parse(`
   syntax = "proto3";
   message Status { repeated Any details = 3; }
@@ -35,7 +35,7 @@ const ERROR_DETAILS = protobuf.parse(`
   message ErrorInfo { string reason = 1; }
 `).root
 
-// How long to wait between tries: a random part of a bound that doubles, until `patience` seconds went by without a success.
+// Exponential backoff with full jitter, until `patience` seconds have passed without a success.
 class Backoff {
   constructor (patience) {
     this.patienceMs = patience * 1000
@@ -47,7 +47,7 @@ class Backoff {
     this.deadline = null
   }
 
-  // Throws the error once patience is over.
+  // Throws the error once `patience` is used up.
   async wait (error) {
     if (this.deadline === null) {
       this.deadline = Date.now() + this.patienceMs
@@ -63,19 +63,19 @@ function connect (address) {
   const definition = protoLoader.loadSync('evalrpc/v1/evaluation_service.proto', {
     includeDirs: [PROTOS],
     enums: String,
-    longs: Number, // revisions count changes of jobs: they stay far below 2^53
+    longs: Number, // revisions count job changes and stay far below 2^53
     defaults: true
   })
   const { EvaluationService } = grpc.loadPackageDefinition(definition).evalrpc.v1
   return new EvaluationService(address, grpc.credentials.createInsecure(), CHANNEL_OPTIONS)
 }
 
-// Returns the job at its end.
+// Returns the finished job.
 async function evaluate (client, submission, patience) {
   const submitJob = promisify(client.submitJob).bind(client)
   const backoff = new Backoff(patience)
   let job = null
-  let revision = 0 // all changes up to it are printed
+  let revision = 0 // all changes up to here are printed
 
   for (;;) {
     try {
@@ -159,7 +159,7 @@ async function main () {
   }
   const client = connect(process.env.EVALRPC_ADDRESS || '127.0.0.1:50051')
   try {
-    // The id makes it safe to submit again when the answer got lost.
+    // The id makes it safe to resubmit if the response is lost.
     const submission = { request: flags.request, requestId: randomUUID() }
     const job = await evaluate(client, submission, flags.patience)
     printOutcome(job)

@@ -1,4 +1,4 @@
-"""What a comparison costs: each of its parts is looked at once, however many tasks and selectors there are."""
+"""The cost of a comparison: each part is looked at once, however many tasks and selectors there are."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Metrics over many jobs, out of a real store."""
+"""Metrics over many jobs, from a real store."""
 
 import uuid
 from collections.abc import Iterator, Mapping

@@ -38,7 +38,7 @@ def values_of(path: Path, *key: str) -> list[float]:
 
 
 def plainly_read(rows: list[dict[str, Any]], key: MetricKey) -> list[float]:
-    """The values of one metric, looked for in every row."""
+    """Reference implementation: look for one metric in every row."""
     values = []
     for row in rows:
         if row.get("filter", key.filter) == key.filter:
@@ -67,7 +67,7 @@ def test_of_many_metrics_each_is_read_as_if_it_were_the_only_one(rows: list[dict
 
 
 class CountingRow(dict[str, object]):
-    """A row that counts how often a value is taken out of it."""
+    """A row that counts how often its values are read."""
 
     taken = 0
 

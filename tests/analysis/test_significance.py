@@ -1,4 +1,4 @@
-"""The tests of significance against references that are computed another way, on random data."""
+"""The significance tests against independently computed references, on random data."""
 
 import itertools
 from fractions import Fraction
@@ -18,7 +18,7 @@ ALPHAS = st.sampled_from([0.001, 0.01, 0.05, 0.2, 0.5])
 
 
 def exact_p_value(losses: int, gains: int) -> Fraction:
-    """Sum the binomial probabilities that are no larger than that of what was seen, in whole numbers."""
+    """Sum the binomial probabilities that are no larger than that of the observation, in exact arithmetic."""
     discordant = losses + gains
     seen = comb(discordant, gains)
     return Fraction(sum(comb(discordant, k) for k in range(discordant + 1) if comb(discordant, k) <= seen), 2**discordant)

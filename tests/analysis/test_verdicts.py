@@ -1,4 +1,4 @@
-"""The rule by which a comparison is judged, case by case, and the thresholds that hold for a metric."""
+"""The verdict rule, case by case, and the thresholds that apply to a metric."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ SAME, INCONCLUSIVE = pb.VERDICT_SAME, pb.VERDICT_INCONCLUSIVE
 
 
 def metric(lower: float | None, upper: float | None, **fields: Any) -> pb.MetricComparison:
-    """A metric of which higher is better, and whose difference was tested unless there is no interval."""
+    """A metric for which higher is better, and whose difference was tested unless there is no interval."""
     is_tested = lower is not None and upper is not None
     given = {
         "task": "t",
@@ -37,23 +37,23 @@ def metric(lower: float | None, upper: float | None, **fields: Any) -> pb.Metric
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        # The interval beside zero.
+        # Interval relative to zero.
         (metric(0.01, 0.05), BETTER),
         (metric(-0.05, -0.01), WORSE),
         (metric(-0.01, 0.05), INCONCLUSIVE),
         (metric(0.0, 0.05, p_value=0.01), INCONCLUSIVE),
-        # The direction.
+        # Direction.
         (metric(0.01, 0.05, higher_is_better=False), WORSE),
         (metric(-0.05, -0.01, higher_is_better=False), BETTER),
         (metric(0.01, 0.05, higher_is_better=None), INCONCLUSIVE),
         (metric(-0.005, 0.005, higher_is_better=None, tolerance=0.01), SAME),
-        # The tolerance: all of the interval within it, its ends too.
+        # Tolerance: the whole interval must be within it, ends included.
         (metric(-0.01, 0.01, tolerance=0.01), SAME),
         (metric(0.005, 0.01, tolerance=0.01), SAME),
         (metric(-0.005, 0.011, tolerance=0.01), INCONCLUSIVE),
         (metric(0.005, 0.011, tolerance=0.01), BETTER),
         (metric(-0.03, -0.001, tolerance=0.01), WORSE),
-        # The p-value, adjusted where it is.
+        # The p-value, or the adjusted one if there is one.
         (metric(0.01, 0.05, p_value=0.06), INCONCLUSIVE),
         (metric(0.01, 0.05, p_value=0.05), INCONCLUSIVE),
         (metric(0.01, 0.05, p_value=0.01, adjusted_p_value=0.2), INCONCLUSIVE),

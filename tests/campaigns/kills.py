@@ -1,9 +1,9 @@
-"""Kill the server, its fork server, a harness, its parent, its group, or several of them, at random under load; then count.
+"""Kill the server, its fork server, a harness, its shim, its group, or several of them, at random under load; then check.
 
     make campaign KILLS=200 SEED=1
 
-At the end every job that was acknowledged has exactly one outcome, every attempt ran at most once, and exactly once where it
-brought a result, no process is left, and a watcher of everything has seen every revision once, in order.
+At the end every acknowledged job has exactly one outcome, every attempt ran at most once, and exactly once if it produced a
+result, no process is left, and a watcher of all jobs has seen every revision once, in order.
 """
 
 import argparse
@@ -56,8 +56,8 @@ kind = "command"
 command = ["{sys.executable}", "-S", "program.py", "{{output_dir}}", "{{job_id}}", "{{attempt}}", "{{model}}"]
 """
 
-TARGETS = ("server", "fork server", "harness", "parent", "group", "server and group")
-"""The parent is the process that waits for the harness; the group is both. The fork server is what forks the parents."""
+TARGETS = ("server", "fork server", "harness", "shim", "group", "server and group")
+"""The shim is the process that waits for the harness; the group is both. The fork server forks the shims."""
 
 KINDS = ("quick", "quick", "quick", "slow", "children", "stubborn", "failing")
 
@@ -82,7 +82,7 @@ class Trial:
 
 
 async def run_trial(server: ServerProcess, kills: int, jobs_per_kill: int, seed: int) -> Trial:
-    """Submit, cancel, watch and kill, until so many kills were done and every job has ended."""
+    """Submit, cancel, watch and kill until all kills are done and every job has ended."""
     trial, dice = Trial(), random.Random(seed)
     async with AsyncEvalClient(server.address) as client:
         first = await client.submit(request_of("quick"))
@@ -120,7 +120,7 @@ async def submit_and_cancel(client: AsyncEvalClient, trial: Trial, dice: random.
 
 
 async def until_served(call: Callable[[], Awaitable[pb.JobInfo]]) -> pb.JobInfo:
-    """Call again for as long as the server is away, as the schema allows for both calls."""
+    """Retry for as long as the server is unavailable, as the schema allows for both calls."""
     while True:
         try:
             return await call()
@@ -137,16 +137,16 @@ async def watch_everything(client: AsyncEvalClient, trial: Trial, after_revision
 
 
 def kill_something(server: ServerProcess, trial: Trial, dice: random.Random) -> None:
-    """Kill one of the targets; where nothing runs, that is the server."""
-    running = sorted(job_id for job_id in trial.acknowledged - trial.ended if server.parents_of(job_id))
+    """Kill one of the targets; the server if nothing runs."""
+    running = sorted(job_id for job_id in trial.acknowledged - trial.ended if server.shims_of(job_id))
     target = dice.choice(TARGETS) if running else "server"
     trial.kills[target] += 1
     if target == "fork server":
         send_signal(server.fork_servers(), signal.SIGKILL)
     elif target != "server":
         victim = dice.choice(running)
-        pids = server.parents_of(victim) if target != "harness" else []
-        pids += processes_of_job(victim) if target != "parent" else []
+        pids = server.shims_of(victim) if target != "harness" else []
+        pids += processes_of_job(victim) if target != "shim" else []
         send_signal(pids, signal.SIGKILL)
     if "server" in target:
         server.kill()
@@ -158,7 +158,7 @@ def request_of(kind: str, num_gpus: int = 0) -> pb.EvaluateRequest:
 
 
 def check(trial: Trial, starts: list[tuple[str, int]], jobs: dict[str, pb.JobInfo], first_revision: int) -> list[str]:
-    """Return what is wrong; nothing, if all promises were kept."""
+    """Return the problems found; none if all guarantees held."""
     problems = []
     revisions = [revision for revision, _, _ in trial.events]
     if revisions != list(range(first_revision + 1, first_revision + 1 + len(revisions))):
@@ -184,7 +184,7 @@ def problems_of(job: pb.JobInfo, history: list[int], starts: list[tuple[str, int
 
 
 def run_campaign(folder: Path, kills: int, jobs_per_kill: int, seed: int) -> dict[str, object]:
-    """Run a campaign in a folder and return its counts, among them the problems."""
+    """Run a campaign in a folder and return its counts and problems."""
     (folder / "program.py").write_text(PROGRAM)
     server = ServerProcess(folder / "data", CONFIG)
     server.start()

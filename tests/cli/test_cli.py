@@ -1,4 +1,4 @@
-"""The command line as scripts and people meet it: what it prints where, and how it exits."""
+"""The command line as seen by scripts and people: what it prints where, and its exit codes."""
 
 import json
 import signal
@@ -50,7 +50,7 @@ def service(server: FakeServer) -> FakeService:
 
 @pytest.fixture
 def run(server: FakeServer) -> Run:
-    """Run a command against the server, in this process, with stdout and stderr apart."""
+    """Run a command against the server, in this process, with separate stdout and stderr."""
 
     def run(*args: str, **options: Any) -> Result:
         result = CliRunner().invoke(main, list(args), env={"EVALRPC_ADDRESS": server.address}, **options)
@@ -391,7 +391,7 @@ def test_a_folder_that_can_not_be_written_is_a_wrong_call(run: Run, service: Fak
 
 
 def compared(**verdicts: Verdict) -> CompareJobsResponse:
-    """Build an answer with these verdicts on metrics of these names."""
+    """Build a response with these verdicts by metric name."""
     tested = {"difference": -0.125, "interval_lower": -0.2, "interval_upper": -0.05, "p_value": 0.0021}
     metrics = [
         MetricComparison(
@@ -653,7 +653,7 @@ def test_doctor_says_what_is_wrong(config: Path, tmp_path: Path) -> None:
     (tmp_path / "program").unlink()
     (tmp_path / "data").write_text("a file")
     with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))  # bound but deaf: no server of ours answers there
+        other.bind(("127.0.0.1", 0))  # bound but not listening: no evalrpc server answers there
         exit_code, findings = doctor("--config", str(config), "--listen", f"127.0.0.1:{other.getsockname()[1]}")
 
     assert exit_code == 1

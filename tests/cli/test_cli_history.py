@@ -1,4 +1,4 @@
-"""`evalrpc history`: the table, the plots, and what is said where they can't be drawn."""
+"""`evalrpc history`: the table, the plots, and the errors when they can't be drawn."""
 
 import sys
 import xml.etree.ElementTree as ET
@@ -45,7 +45,7 @@ def run(server: FakeServer) -> Run:
 
 
 def answer(*steps: float, odd: str = "mme") -> GetHistoryResponse:
-    """Two metrics at each step; one has neither error nor direction."""
+    """Build two metrics at each step; one has neither error nor direction."""
     points = [
         HistoryPoint(
             job_id=f"job-{step:g}",

@@ -1,4 +1,4 @@
-"""The parts of the client that do no input or output."""
+"""The parts of the client that do no I/O."""
 
 import hashlib
 import json

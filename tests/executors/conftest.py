@@ -21,8 +21,8 @@ def key(tmp_path: Path) -> Iterator[RunKey]:
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give parents all the time that they need on a busy machine."""
-    for bound in ("_START_SECONDS", "_PARENT_SECONDS"):
+    """Give shims all the time that they need on a busy machine."""
+    for bound in ("_START_SECONDS", "_SHIM_SECONDS"):
         monkeypatch.setattr(executor, bound, SECONDS)
 
 

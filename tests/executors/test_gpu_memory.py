@@ -1,4 +1,4 @@
-"""GPUs whose memory does not come back are set aside, and taken back when it does."""
+"""GPUs whose memory is not freed are quarantined, and released when it is."""
 
 import threading
 
@@ -10,7 +10,7 @@ GIB = 1 << 30
 
 
 class SteppingClock:
-    """Goes on by a second whenever it is asked."""
+    """Advances by a second on every call of `monotonic`."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -24,7 +24,7 @@ class SteppingClock:
 
 
 class FakeMemory:
-    """Gives the readings in turn, and the last one for ever."""
+    """Returns the readings in turn, then repeats the last one."""
 
     def __init__(self, *readings: int | None) -> None:
         self.readings = list(readings)
@@ -72,7 +72,7 @@ def test_a_gpu_that_is_set_aside_comes_back_when_its_memory_does() -> None:
 
 
 def test_memory_is_missed_though_another_server_saw_the_run_begin() -> None:
-    noted = guard_of(GIB)[0].take(["0"])
+    noted = guard_of(GIB)[0].acquire(["0"])
     assert noted == {"0": GIB}
     guard, _, _ = guard_of(5 * GIB)
     guard.restore(noted)

@@ -1,4 +1,4 @@
-"""Runs on this machine: started, seen to end, ended, and found again."""
+"""Runs on this machine: started, waited for, ended, and found again."""
 
 import array
 import fcntl
@@ -91,14 +91,14 @@ def test_a_run_that_has_ended_leaves_no_zombie(runs: Runs) -> None:
     handle = runs.executor.start(runs.key, Command(program("pass")), ())
     ended(handle)
     handle.close()
-    assert not Path(f"/proc/{handle._parent}").exists()
+    assert not Path(f"/proc/{handle._shim}").exists()
 
 
 def test_a_run_that_was_ended_leaves_no_zombie(runs: Runs) -> None:
     handle = runs.executor.start(runs.key, Command(SLEEPS), ())
     handle.end(SECONDS)
     handle.close()
-    assert not Path(f"/proc/{handle._parent}").exists()
+    assert not Path(f"/proc/{handle._shim}").exists()
 
 
 # What a run is given.
@@ -170,7 +170,7 @@ def test_a_program_whose_reader_is_gone_is_ended_by_that_as_in_any_shell(runs: R
     assert sorted(runs.log().split()) == [str(128 + signal.SIGPIPE), "y"]
 
 
-# Ending a run. Its processes write their lines in one piece: a print without a buffer writes word by word.
+# Ending a run. Its processes write each line with one call: an unbuffered print writes word by word.
 
 IGNORES = """
 import os, signal, sys, time
@@ -189,7 +189,7 @@ time.sleep(1000)
 
 
 def family(runs: Runs) -> list[int]:
-    """Return a process of the run, its child, and a child that left the session, once all three are there."""
+    """Return the ids of a process of the run, its child, and a child that left the session, once all three are there."""
     eventually(lambda: runs.key.log_path.exists() and runs.log().count("ready") == 2 and "parent" in runs.log())
     return [int(line.split()[1]) for line in runs.log().splitlines()]
 
@@ -259,7 +259,7 @@ def test_ending_twice_is_ending_once(runs: Runs) -> None:
     assert handle.wait(0)
 
 
-# What is left behind by a program that has ended, or was ended, wherever it went.
+# What a program leaves behind when it ends or is ended, wherever it went.
 
 ESCAPES = """
 import os, sys, time
@@ -282,7 +282,7 @@ SLEEPING = "time.sleep(1000)"
 
 
 def escape(runs: Runs, end: str, then: str = SLEEPING) -> tuple[str, str, str]:
-    """Return a program that starts another, which leaves its session, has another environment, and loses its parent."""
+    """Return a program that starts another one that leaves its session, has another environment, and loses its parent."""
     return ESCAPES + end, ESCAPED + then, str(runs.key.log_path)
 
 
@@ -314,7 +314,7 @@ def test_a_cancel_by_another_server_leaves_nothing_of_it_either(runs: Runs) -> N
 
 @pytest.mark.parametrize("end", ["sys.exit(7)", SLEEPING])
 def test_what_forks_and_ends_without_end_is_caught(runs: Runs, tmp_path: Path, end: str) -> None:
-    """Each of its processes lives for some milliseconds, in a session of its own."""
+    """Each of its processes lives for some milliseconds, in its own session."""
     beat = tmp_path / "beat"
     then = f"""
 while True:
@@ -388,12 +388,12 @@ time.sleep(1000)
     assert not handle.wait(0)
 
 
-def test_a_stopped_parent_does_not_keep_a_run_from_being_ended(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "_PARENT_SECONDS", 0.1)
+def test_a_stopped_shim_does_not_keep_a_run_from_being_ended(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "_SHIM_SECONDS", 0.1)
     handle = runs.start(SLEEPS[-1])
     runs.wait_for_log("ready")
-    assert handle._parent is not None
-    os.kill(handle._parent, signal.SIGSTOP)
+    assert handle._shim is not None
+    os.kill(handle._shim, signal.SIGSTOP)
     handle.end(0.1)
     assert handle.wait(0)
     assert processes_of_job(runs.key.job_id) == []
@@ -460,7 +460,7 @@ def test_nurseries_that_end_at_once_are_a_start_failure(runs: Runs, monkeypatch:
 
 
 def test_an_order_of_a_killed_server_is_carried_out_and_found(runs: Runs) -> None:
-    """It lies in the pipe to the fork server, and nothing else tells of it yet."""
+    """The order is in the pipe to the fork server, and has left no other trace yet."""
     with server_elsewhere(runs, "print('once', flush=True); raise SystemExit(3)") as (server, fork_server):
         os.kill(fork_server, signal.SIGSTOP)
         tell(server)
@@ -472,7 +472,7 @@ def test_an_order_of_a_killed_server_is_carried_out_and_found(runs: Runs) -> Non
 
 
 def test_the_fork_server_heeds_no_signal_that_asks_it_to_end(runs: Runs) -> None:
-    """Whoever stops a service may signal all its processes, and the server may yet drain."""
+    """A service manager may signal all processes of a service while the server still drains."""
     pid = fork_server_of(runs)
     eventually(lambda: Path(f"/proc/{pid}/comm").read_text() == f"{shim.FORK_SERVER_NAME}\n")
     eventually(lambda: blocks(pid, signal.SIGTERM))
@@ -486,7 +486,7 @@ def test_nothing_is_left_of_a_server_that_was_killed_before_it_had_a_run(runs: R
     with server_elsewhere(runs, "") as (server, fork_server):
         server.kill()
     eventually(lambda: not is_alive(fork_server))
-    eventually(lambda: not _about_to_begin())  # those of other servers on this machine are about to begin but for a moment
+    eventually(lambda: not _about_to_begin())  # other servers on this machine may have some, but only for a moment
 
 
 def test_a_closed_executor_leaves_nothing_behind(runs: Runs) -> None:
@@ -497,7 +497,7 @@ def test_a_closed_executor_leaves_nothing_behind(runs: Runs) -> None:
 
 
 def unread(pid: int) -> int:
-    """Return how many bytes lie in the pipe that is the standard input of a process."""
+    """Return how many unread bytes are in the pipe that is the standard input of a process."""
     count = array.array("i", [0])
     with Path(f"/proc/{pid}/fd/0").open("rb") as pipe:
         fcntl.ioctl(pipe, termios.FIONREAD, count)
@@ -530,7 +530,7 @@ time.sleep(1000)
 
 @contextmanager
 def server_elsewhere(runs: Runs, *command: str) -> Iterator[tuple["subprocess.Popen[str]", int]]:
-    """Give a server that starts the run when it is told to, and its fork_server."""
+    """Yield a server that starts the run on `tell`, and the process id of its fork server."""
     arguments = (sys.executable, "-c", SERVER, runs.key.job_id, str(runs.key.attempt_dir), *command)
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
@@ -544,7 +544,7 @@ def tell(server: "subprocess.Popen[str]") -> None:
 
 
 def start_elsewhere_and_kill(runs: Runs, *command: str) -> None:
-    """Let a server start the run, and kill that server at once."""
+    """Let a server start the run, then kill that server at once."""
     with server_elsewhere(runs, *command) as (server, _):
         tell(server)
         assert server.stdout is not None
@@ -617,7 +617,7 @@ def test_a_run_whose_child_script_was_killed_vanished(runs: Runs) -> None:
 def test_a_run_whose_child_script_is_killed_under_our_eyes_is_seen_to_end(runs: Runs) -> None:
     handle = runs.start("import time; print('ready', flush=True); time.sleep(1000)")
     runs.wait_for_log("ready")
-    kill(handle._parent)
+    kill(handle._shim)
     assert ended(handle) == Exit(signal=int(signal.SIGKILL))
     handle.end(0.1)
     assert processes_of_job(runs.key.job_id) == []
@@ -647,7 +647,7 @@ def test_a_broken_pid_file_is_a_run_that_vanished(runs: Runs, content: str) -> N
 def test_a_process_without_a_pid_file_is_waited_for_rather_than_started_twice(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server died right after the start, and the parent has not written its file yet when the next one looks first."""
+    """The server died right after the start, and the shim has not written its file yet when the next server first looks."""
     start_elsewhere_and_kill(runs, SLEEPS[-1])
     runs.wait_for_log("ready")
     pid_file = runs.key.attempt_dir / TRACES_DIR / shim.PID_FILE
@@ -683,7 +683,7 @@ def test_no_descriptors_are_left_open(runs: Runs) -> None:
 def test_a_start_time_tells_processes_of_one_number_apart() -> None:
     mine = shim.start_time(os.getpid())
     assert mine == shim.start_time(os.getpid())
-    time.sleep(0.02)  # a tick of the kernel
+    time.sleep(0.02)  # more than a kernel tick
     with subprocess.Popen((sys.executable, "-c", "input()"), stdin=subprocess.PIPE) as other:
         assert shim.start_time(other.pid) != mine
 

@@ -1,4 +1,4 @@
-"""What a run leaves of its end: written whatever the disk is like, read whatever stands there."""
+"""The recorded end of a run: written even to a full disk, read whatever the file contains."""
 
 import errno
 import os
@@ -49,7 +49,7 @@ def write_exits(folder: Path, content: bytes) -> Path:
     return path
 
 
-def test_what_a_parent_writes_is_read_back(tmp_path: Path) -> None:
+def test_what_a_shim_writes_is_read_back(tmp_path: Path) -> None:
     content = b"5 code 0\n7 signal 9\n9 code 255\n9 error /no/such: No such file\nnone left\n"
     write_exits(tmp_path, content + b"\0" * 1000)
     steps = [StepEnd(5, code=0), StepEnd(7, signal=9), StepEnd(9, code=255), StepEnd(9, error="/no/such: No such file")]
@@ -57,7 +57,7 @@ def test_what_a_parent_writes_is_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("nonsense", NONSENSE, ids=[ascii(line)[:30] for line in NONSENSE])
-def test_from_a_line_on_that_no_parent_writes_nothing_is_believed(tmp_path: Path, nonsense: bytes) -> None:
+def test_from_a_line_on_that_no_shim_writes_nothing_is_believed(tmp_path: Path, nonsense: bytes) -> None:
     write_exits(tmp_path, b"5 code 0\n" + nonsense + b"7 code 0\nnone left\n")
     assert read_exits(tmp_path) == Exits([StepEnd(5, code=0)], none_left=False)
 
@@ -124,7 +124,7 @@ def test_a_run_that_has_removed_its_process_id_is_not_started_again(runs: Runs, 
     assert found.wait(0)
 
 
-def test_a_process_that_is_no_parent_of_runs_is_not_taken_for_one_whatever_its_number_and_start(runs: Runs) -> None:
+def test_a_process_that_is_no_shim_is_not_taken_for_one_whatever_its_number_and_start(runs: Runs) -> None:
     own = os.getpid()
     folder = runs.key.attempt_dir / TRACES_DIR
     folder.mkdir(parents=True)
@@ -134,7 +134,7 @@ def test_a_process_that_is_no_parent_of_runs_is_not_taken_for_one_whatever_its_n
     assert runs.executor.kill_leftovers(runs.key), "nothing of the run is left, and nothing else was killed"
 
 
-def test_a_fifo_in_the_place_of_its_process_id_holds_up_no_parent(runs: Runs) -> None:
+def test_a_fifo_in_the_place_of_its_process_id_holds_up_no_shim(runs: Runs) -> None:
     program = "import os, sys; os.unlink(sys.argv[1]); os.mkfifo(sys.argv[1]); os.unlink(sys.argv[2]); os.mkfifo(sys.argv[2])"
     trapped = (str(runs.key.attempt_dir / TRACES_DIR / shim.PID_FILE), str(runs.key.log_path))
     handle = runs.start(program, *trapped, further_steps=(("true",),))
@@ -218,7 +218,7 @@ def test_where_no_room_can_be_kept_a_run_starts_all_the_same(runs: Runs, monkeyp
 
 @contextmanager
 def no_descriptors() -> Iterator[None]:
-    """Let this process open no file any more."""
+    """Use up the descriptors of this process, so that it can't open a file."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (8, limits[1]))
     held = []

@@ -1,4 +1,4 @@
-"""Whether a change of files is noticed from outside."""
+"""Changes of files are detected from their metadata."""
 
 import os
 from collections.abc import Callable

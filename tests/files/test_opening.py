@@ -1,4 +1,4 @@
-"""Files that a run left: what is not there is nothing, and what can't be read is an error that says so."""
+"""Files that a run left: a missing one counts as nothing, and an unreadable one is an error that says so."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""The command harness: any program of the operator's own."""
+"""The command harness: any program of the operator's."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What evalrpc/harnesses/base.py demands, of every harness: this package's own, and the plugin of docs/harnesses.md."""
+"""The contract of evalrpc/harnesses/base.py, for every harness: this package's own, and the plugin of docs/harnesses.md."""
 
 import json
 import math
@@ -33,7 +33,7 @@ DOCUMENTATION = Path(__file__).parents[2] / "docs" / "harnesses.md"
 
 @dataclass(frozen=True)
 class Subject:
-    """A harness, a request that it takes, and what a good run of it left."""
+    """A harness, a request that it accepts, and the output of a good run."""
 
     kind: str
     good_run: Path

@@ -219,7 +219,7 @@ def test_reading_writes_nothing_and_twice_gives_the_same(tmp_path: Path) -> None
 
 
 def with_samples(folder: Path, count: int, **document: Any) -> Path:
-    """Write a log as inspect-ai does: what came of it stands before the samples, and their ids even before that."""
+    """Write a log as inspect-ai does: the outcome precedes the samples, and their ids precede the outcome."""
     spec = {"task": "tiny", "dataset": {"samples": count, "sample_ids": list(range(count))}}
     results = {"completed_samples": count, "scores": [scored(accuracy=1)]}
     samples = [{"id": number, "scores": {"s": {"value": "C"}}} for number in range(count)]

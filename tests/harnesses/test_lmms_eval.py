@@ -267,7 +267,7 @@ VALUES = st.recursive(
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.integers(-(2**53), 2**53)
     | st.text(max_size=10)
-    # Where the parser's own characters are dense.
+    # Texts dense with the parser's special characters.
     | st.text(alphabet="\"'\\,{}[]= a1", max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(alphabet="\"'\\,ab", max_size=3), inner, max_size=3),
     max_leaves=6,

@@ -1,4 +1,4 @@
-"""Whether any answer was good, by what lmms-eval wrote and by what no sane program would write, in files of any size."""
+"""Whether any answer was good, in what lmms-eval wrote and in what no sane program would write, in files of any size."""
 
 import json
 import tracemalloc
@@ -23,7 +23,7 @@ BAD = "[LMMS_EVAL_REQUEST_FAILED after 1 retries] Error code: 500 - stub failure
 
 
 def real(case: str) -> list[str]:
-    """The files of samples of a real run."""
+    """The samples files of a real run."""
     results = read_results(DATA / "lmms_eval" / case / "output", "dummy")
     return [path for result in results.values() for path in result.samples]
 
@@ -121,7 +121,7 @@ def test_of_a_few_long_samples_none_is_missed(length: int, tmp_path: Path) -> No
 
 
 def test_a_sample_that_begins_just_where_a_stretch_does_is_not_missed(tmp_path: Path) -> None:
-    line = MAX_WHOLE_BYTES // 32  # a whole number of lines in every stretch: one
+    line = MAX_WHOLE_BYTES // 32  # exactly one line in every stretch
     row = json.dumps({"filtered_resps": FAILED_ANSWER_MARK})
     samples = [row.ljust(line - 1)] * STRETCHES
     found = failed_answers([samples_file(tmp_path, *samples)])

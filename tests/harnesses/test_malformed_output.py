@@ -1,5 +1,5 @@
-"""Whatever lies in an output folder is a result or a clear error: every real tree read by every harness, and real trees after
-changes that no one thought of."""
+"""Any output folder gives a result or a clear error: every real tree read by every harness, and real trees after random
+changes."""
 
 import copy
 import json
@@ -63,7 +63,7 @@ ODD_KEYS = ("", ",", "acc,", ",none", "acc_stderr", "_stderr,none", "alias", "x"
 
 
 def places(document: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield every container with every key or index of it."""
+    """Yield every container with each of its keys or indices."""
     keys = document if isinstance(document, dict) else range(len(document)) if isinstance(document, list) else ()
     for key in keys:
         yield document, key

@@ -1,4 +1,4 @@
-"""Whatever a program prints, its progress can be sent and written as JSON; and so can whatever it leaves as results."""
+"""Whatever a program prints or leaves, its progress and results can be sent and written as JSON."""
 
 import json
 import math

@@ -5,7 +5,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalrpc.errors import JobFinishedError
+from evalrpc.errors import IllegalTransitionError, JobFinishedError
 from evalrpc.jobs import lifecycle, transitions
 from evalrpc.v1 import job_pb2 as pb
 
@@ -166,3 +166,31 @@ def test_a_long_message_keeps_its_beginning_and_shows_that_it_was_cut(text: str)
     assert transitions.MAX_MESSAGE_BYTES - 8 <= len(line.encode()) <= transitions.MAX_MESSAGE_BYTES
     assert line.endswith("…")
     assert line[:2] == text[:2]
+
+
+STEPS = {
+    "begin_attempt": (lambda job: transitions.begin_attempt(job, ("0",), "/out/2", at(30)), {QUEUED}),
+    "keep_results": (lambda job: transitions.keep_results(job, {"m": pb.ModelResult()}), {RUNNING}),
+    "complete": (lambda job: transitions.complete(job, {"m": pb.ModelResult()}, at(30)), {RUNNING}),
+    "fail": (lambda job: transitions.fail(job, pb.JobError(reason="HARNESS_FAILED"), at(30)), {QUEUED, RUNNING}),
+    "fail for a while": (lambda job: transitions.fail(job, pb.JobError(reason="RUN_LOST"), at(30)), {RUNNING}),
+    "cancel": (lambda job: transitions.cancel(job, at(30)), {QUEUED, RUNNING}),
+    "supersede": (lambda job: transitions.supersede(job, "job-2", at(30)), {QUEUED}),
+}
+
+
+@pytest.mark.parametrize("status", [QUEUED, RUNNING, COMPLETED, FAILED, CANCELLED])
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_is_taken_only_from_a_status_that_it_may_follow(name: str, status: lifecycle.Status) -> None:
+    step, allowed = STEPS[name]
+    job = running_job(max_attempts=3)
+    job.status = status
+    before = pb.JobInfo()
+    before.CopyFrom(job)
+    if status in allowed:
+        step(job)
+        assert job != before
+    else:
+        with pytest.raises(IllegalTransitionError):
+            step(job)
+        assert job == before, "nothing is changed"

@@ -1,4 +1,4 @@
-"""Whatever number comes from outside, a message can hold what becomes of it, and protobuf can write that as JSON."""
+"""Any untrusted number becomes a value that a message can hold and protobuf can write as JSON."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Messages that are put together from bytes are those that protobuf would have made."""
+"""Messages assembled from bytes equal those that protobuf would build."""
 
 import os
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_reading_at_once_or_not_at_all_gives_what_the_kernel_has_at_hand(tmp_pat
     try:
         message, read_bytes = wire_format.file_chunk(NUMBER, b"", descriptor, 0, 7, os.RWF_NOWAIT)
     except OSError:
-        return  # a file system that can't tell
+        return  # a file system without RWF_NOWAIT
     finally:
         os.close(descriptor)
     assert (ReadArtifactResponse.FromString(message).data, read_bytes) == (b"at hand", 7)

@@ -1,4 +1,4 @@
-"""Files of samples, opened as the server opens them."""
+"""Sample files, opened as the server opens them."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ HARNESS = CommandHarness(HarnessSettings("mine", "command", command=("program",)
 
 
 class PairsHarness(CommandHarness):
-    """Has samples in a format of its own: an id and a value, separated by a colon, each on a line."""
+    """Has its own sample format: an id and a value per line, separated by a colon."""
 
     def read_samples(self, file: BinaryIO, offset: int) -> Iterator[SampleRow]:
         file.seek(offset)

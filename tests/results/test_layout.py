@@ -1,4 +1,4 @@
-"""What is read from output directories: the real ones of lmms-eval, and ones that no sane program would write."""
+"""Reading output directories: real ones of lmms-eval, and ones that no sane program would write."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The results of several runs, put together."""
+"""Merging the results of several runs."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a harness's aggregate document says besides plain numbers: groups, versions, hashes, time, and what nobody knows."""
+"""What a harness's aggregate document says besides plain numbers: groups, versions, hashes, time, and unknown entries."""
 
 import json
 import math

@@ -27,7 +27,7 @@ from evalrpc.scheduling.placement import capacity
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.scheduling.scheduler import Scheduler
 from evalrpc.scheduling.supervisor import RunDependencies
-from evalrpc.store.base import Change, Submission
+from evalrpc.store.base import Change, Expected, Submission
 from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.v1 import job_pb2 as pb
 
@@ -370,11 +370,11 @@ def test_a_job_that_can_not_be_supervised_ends_whatever_else_fails(house: House,
     tries: list[str] = []
     update = house.store.update
 
-    def refuse(job_id: str, change: Callable[[pb.JobInfo], None]) -> Any:
+    def refuse(job_id: str, change: Callable[[pb.JobInfo], None], expect: Expected) -> Any:
         tries.append(job_id)
         if len(tries) < 5:
             raise StoreUnavailableError("the disk is full")
-        return update(job_id, change)
+        return update(job_id, change, expect)
 
     def bug(_: RunKey) -> None:
         monkeypatch.setattr(house.store, "update", refuse)
@@ -571,11 +571,11 @@ def test_a_job_cancelled_while_its_start_is_refused_sets_its_gpus_free(house: Ho
     update = house.store.update
     seen: list[str] = []
 
-    def overtaken(job_id: str, change: Callable[[pb.JobInfo], None]) -> Any:
+    def overtaken(job_id: str, change: Callable[[pb.JobInfo], None], expect: Expected) -> Any:
         if not seen:  # the first that comes is the refusal
             seen.append(job_id)
             update(job_id, lambda job: transitions.request_cancel(job, "", CLOCK.now())).result(SECONDS)
-        return update(job_id, change)
+        return update(job_id, change, expect)
 
     monkeypatch.setattr(house.store, "update", overtaken)
     job = pb.JobInfo(job_id="job-x", max_attempts=1)

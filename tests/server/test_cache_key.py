@@ -1,4 +1,4 @@
-"""Which evaluations are identical, by the real harnesses over environments that are only folders."""
+"""Which evaluations are identical, for the real harnesses over environments that are only folders."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The names that a harness knows: asked for once, kept on disk, and used for suggestions without asking."""
+"""The names that a harness knows: fetched once, cached on disk, and used for suggestions without asking again."""
 
 import difflib
 import json
@@ -87,7 +87,7 @@ def test_another_version_or_a_changed_task_file_is_asked_anew(folder: Path) -> N
 
 def test_task_folders_too_large_to_look_at_are_no_reason_to_ask_each_time(folder: Path) -> None:
     for name in ("a", "b"):
-        (folder / "tasks" / name).symlink_to(folder / "tasks")  # a folder without end
+        (folder / "tasks" / name).symlink_to(folder / "tasks")  # a symlink loop
     catalog = catalog_of(folder, Listing(folder))
     assert catalog.names("listing") == catalog.names("listing")
     assert times_asked(folder) == 1

@@ -1,4 +1,4 @@
-"""What is removed in time, and what never is."""
+"""What retention removes, and what it never removes."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ from evalrpc.v1 import job_pb2 as pb
 
 
 class SetClock:
-    """A time of day that the test sets."""
+    """A clock that the test sets."""
 
     seconds = 1000.0
 

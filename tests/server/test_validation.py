@@ -1,4 +1,4 @@
-"""A call's message to every bad field in it."""
+"""Validation finds every bad field of a request."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -43,7 +43,7 @@ def fields(call: SubmitJobRequest, **options: Any) -> list[str]:
     return [violation.field for violation in violations(call, **options)]
 
 
-# Good.
+# Valid requests.
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_request_that_names_no_harness_and_no_num_gpus_has_the_defaults() -> N
     ]
 
 
-# Bad, one by one.
+# Invalid fields, one by one.
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_a_description_never_repeats_a_huge_value(text: str, other: str) -> None
         assert "\n" not in description
 
 
-# Where results may go.
+# Output folders.
 
 
 @pytest.mark.parametrize(
@@ -424,7 +424,7 @@ def test_a_token_with_a_position_that_no_job_can_have_is_refused(position: int) 
         page_tokens.decode(token, JobFilter())
 
 
-# Depth.
+# Nesting depth.
 
 
 def nested(depth: int) -> SubmitJobRequest:

@@ -1,4 +1,4 @@
-"""Servers for the tests of the service. Whatever a test starts is ended with it."""
+"""Servers for the service tests. Whatever a test starts is stopped when it ends."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +26,7 @@ def clock() -> MovableClock:
 
 @pytest.fixture
 def long_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a job of a server in this process wait for its next attempt until the test is over."""
+    """Make jobs of servers in this process wait for their next attempt until the test is over."""
     monkeypatch.setattr(transitions, "backoff_seconds", lambda _: 3600.0)
 
 
@@ -66,7 +66,7 @@ def api(server: ServerHere) -> Api:
 
 @pytest.fixture
 def launch(site: Site, request: pytest.FixtureRequest) -> Iterator[Callable[..., ServerThere]]:
-    """Start a server as a process of its own, with flags of the command line."""
+    """Start a server in a separate process, with command line flags."""
     servers: list[ServerThere] = []
 
     def start(*flags: str) -> ServerThere:

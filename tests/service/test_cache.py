@@ -1,4 +1,4 @@
-"""Identical evaluations: one job serves all who allow it, and nobody else."""
+"""Deduplicated evaluations: one job serves every caller that allows it, and no other."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""Cancelling and deleting jobs: at once, or when nothing of them is left."""
+"""Cancelling and deleting jobs: at once, or when none of their processes is left."""
 
 import threading
 from collections.abc import Callable

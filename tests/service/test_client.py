@@ -1,4 +1,4 @@
-"""Both clients against a server in this process that is broken, killed and started again as the test wants."""
+"""Both clients against a server in this process that the test breaks, kills and restarts."""
 
 import asyncio
 import inspect
@@ -28,7 +28,7 @@ COMPLETED, FAILED, CANCELLED = (
 
 
 class BlockingFace:
-    """Lets a test call the asyncio client as if it were the blocking one: its loop runs in a thread."""
+    """Lets a test call the asyncio client like the blocking one: its loop runs in a thread."""
 
     def __init__(self, address: str, **options: Any) -> None:
         self._loop = asyncio.new_event_loop()
@@ -82,7 +82,7 @@ def service(server: FakeServer) -> FakeService:
 
 @pytest.fixture(params=["sync", "asyncio"])
 def connect(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
-    """Make clients of either kind and close them in the end."""
+    """Create clients of either kind, and close them at the end."""
     made: list[Any] = []
 
     def connect(address: str, **options: Any) -> Any:
@@ -238,7 +238,7 @@ def test_a_server_that_is_not_there_is_unavailable(client: Any, server: FakeServ
 
 
 def test_a_call_that_takes_too_long_is_a_timeout(connect: Callable[..., Any], server: FakeServer) -> None:
-    with server.service.changed, pytest.raises(TimeoutError):  # which holds up the answer
+    with server.service.changed, pytest.raises(TimeoutError):  # holding the lock delays the answer
         connect(server.address, timeout_seconds=0.2).submit(EvaluateRequest())
 
 
@@ -465,7 +465,7 @@ def test_a_name_that_leaves_the_folder_is_never_written(client: Any, service: Fa
     assert list(tmp_path.iterdir()) == []
 
 
-# What only asyncio has
+# Asyncio only
 
 
 def test_a_cancelled_task_ends_its_call_on_the_server(server: FakeServer, service: FakeService) -> None:

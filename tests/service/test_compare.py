@@ -1,4 +1,4 @@
-"""Jobs compared on a real server: real result files of all layouts, and what is missing, broken or not comparable in them."""
+"""Jobs compared on a real server: result files of all layouts, and files with missing, broken or incomparable contents."""
 
 import json
 import math
@@ -28,11 +28,11 @@ shutil.copytree(sys.argv[1], sys.argv[2], dirs_exist_ok=True)
 """
 
 Scores = Mapping[str, Sequence[Any]]
-"""What each sample of a task scored, by the name of the metric."""
+"""The score of each sample of a task, by metric name."""
 
 
 class Bench:
-    """Makes jobs out of result files, and compares them."""
+    """Creates jobs from result files, and compares them."""
 
     def __init__(self, api: Api, site: Site) -> None:
         self.api = api
@@ -52,7 +52,7 @@ class Bench:
         return self.api.CompareJobs(baseline_job_id=baseline, candidate_job_ids=candidates, **fields)
 
     def metrics(self, baseline: str, candidate: str, **fields: Any) -> dict[str, pb.MetricComparison]:
-        """Compare two jobs, and return what came of it by task and metric."""
+        """Compare two jobs, and return the comparisons by task and metric."""
         (comparison,) = self.compare(baseline, candidate, **fields).candidates
         return {f"{metric.task}/{metric.metric}": metric for metric in comparison.metrics}
 
@@ -101,13 +101,13 @@ def lm_eval(scores: Scores, model: str = "m") -> dict[str, str]:
 
 
 def aggregate(row: Mapping[str, Any], model: str = "m", **document: Any) -> dict[str, str]:
-    """A file of results, and no samples."""
+    """A results file without samples."""
     return {f"{model}/20260214_103045_results.json": results_of(row, **document)}
 
 
 HALF = [1, 0] * 20
-BETTER_HALF = [1] * 10 + HALF[10:]  # five that were wrong are right
-MOST = [1] * 30 + HALF[30:]  # fifteen that were wrong are right
+BETTER_HALF = [1] * 10 + HALF[10:]  # five wrong answers become right
+MOST = [1] * 30 + HALF[30:]  # fifteen wrong answers become right
 
 
 # Paired samples.
@@ -176,7 +176,7 @@ def test_several_candidates_are_each_held_against_the_baseline(bench: Bench) -> 
     assert [comparison.metrics[0].verdict for comparison in response.candidates] == [BETTER, SAME]
 
 
-# What is not there, and what takes its place.
+# Missing data, and fallbacks.
 
 
 def test_without_samples_the_standard_errors_count(bench: Bench) -> None:
@@ -266,7 +266,7 @@ def test_samples_that_are_damaged_or_gone_break_nothing(bench: Bench, tmp_path: 
     assert metric.note.startswith("the candidate")
 
 
-# What is asked for.
+# Selection and thresholds.
 
 
 def test_only_what_is_asked_for_is_compared_and_by_its_own_thresholds(bench: Bench) -> None:
@@ -333,7 +333,7 @@ def test_jobs_that_do_not_exist_are_not_found(bench: Bench) -> None:
         assert (error.value.code(), reason_of(error.value)) == (grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND")
 
 
-# The clients, and what the server pays.
+# The clients, and the cost to the server.
 
 
 def test_the_clients_compare_jobs_by_plain_values(bench: Bench) -> None:

@@ -1,4 +1,4 @@
-"""Every error has its code, its reason and its details, and none is INTERNAL for what a client sent."""
+"""Every error has a code, a reason and details, and nothing that a client sends causes INTERNAL."""
 
 import math
 import struct
@@ -43,7 +43,7 @@ BY_JOB = [method.name for method in METHODS if "job_id" in method.input_type.fie
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerHere]:
-    """One server for all the calls that leave no trace."""
+    """One server for all calls that change no state."""
     site = Site(tmp_path_factory.mktemp("shared"))
     server = ServerHere(site.settings(max_queued=5))
     yield server
@@ -58,7 +58,7 @@ def api(shared: ServerHere) -> Api:
 
 
 def error_of(call: Callable[[], Any]) -> grpc.RpcError:
-    """Call, read a stream to its end, and return the error that comes of it."""
+    """Call, read a stream to its end, and return the resulting error."""
 
     def answer() -> object:
         given = call()
@@ -70,7 +70,7 @@ def error_of(call: Callable[[], Any]) -> grpc.RpcError:
 
 
 def comparing(**fields: Any) -> dict[str, Any]:
-    """Return the fields of a comparison, good but for those that are given."""
+    """Return the fields of a comparison, valid except for those given."""
     return {"baseline_job_id": NOWHERE, "candidate_job_ids": [ELSEWHERE], **fields}
 
 
@@ -248,7 +248,7 @@ def test_a_job_that_was_accepted_can_be_listed_and_watched(serve: Callable[..., 
     api.wait_for(accepted.job_id, *TERMINAL)
 
 
-# Calls that are not there.
+# Unimplemented calls.
 
 
 def test_a_call_that_is_not_built_yet_says_so_and_is_no_capability(api: Api) -> None:
@@ -297,7 +297,7 @@ def test_reflection_knows_the_services(api: Api) -> None:
     assert {"evalrpc.v1.EvaluationService", "grpc.health.v1.Health"} <= names
 
 
-# Whatever is sent.
+# Fuzzing.
 
 PLAIN_CODES = {
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -311,7 +311,7 @@ PLAIN_CODES = {
 
 
 def send(api: Api, method: MethodDescriptor, data: bytes) -> grpc.RpcError | None:
-    """Send bytes, whatever they are, and read the answer for as long as there is no reason to wait."""
+    """Send any bytes, and read the answer up to the first event after which a stream may stay quiet."""
     path = f"/{method.containing_service.full_name}/{method.name}"
     try:
         if not method.server_streaming:

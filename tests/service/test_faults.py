@@ -1,6 +1,6 @@
-"""A server whose database can't be written or read for a while: it says so, loses nothing, and goes on when the cause is gone.
+"""A server whose database can't be written or read for a while: it reports that, loses nothing, and recovers.
 
-The faults are real ones: `faulty_disk.c` is preloaded into the server and makes its calls to the kernel fail.
+The faults are real: `faulty_disk.c` is preloaded into the server and makes its system calls fail.
 """
 
 import errno
@@ -43,14 +43,14 @@ WRITE_ONCE = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('CREATE 
 
 
 class FaultyDisk:
-    """The disk below the databases of the servers that a test starts."""
+    """The disk under the databases of the servers that a test starts."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @contextmanager
     def failing(self, call: str, number: int) -> Iterator[None]:
-        """Let a call to the kernel fail: `pwrite`, `pread` or `fdatasync`. With the number 0 it never comes back."""
+        """Make a system call fail with this errno: `pwrite`, `pread` or `fdatasync`. With 0 it never returns."""
         self.folder.joinpath("next").write_text(str(number))
         self.folder.joinpath("next").rename(self.folder / call)
         try:
@@ -61,7 +61,7 @@ class FaultyDisk:
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compile the shim, and see that the sqlite3 of this Python goes through it."""
+    """Compile the library, and check that this Python's sqlite3 goes through it."""
     folder = tmp_path_factory.mktemp("faulty")
     path = folder / "faulty_disk.so"
     compiler = shutil.which("cc")
@@ -86,7 +86,7 @@ def disk(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Faul
 
 
 def refusal(call: Callable[[], Any]) -> str:
-    """Make a call that the store refuses; return the message, after a look at what a program needs to know."""
+    """Make a call that the store refuses; check its code, reason and retry delay, and return the message."""
     with pytest.raises(grpc.RpcError) as caught:
         list(answer) if hasattr(answer := call(), "__next__") else answer
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE, caught.value.details()
@@ -96,7 +96,7 @@ def refusal(call: Callable[[], Any]) -> str:
 
 
 def until_accepted(api: Api, model: str = "good", **fields: Any) -> pb.JobInfo:
-    """Submit as a client does that was told to try again."""
+    """Submit like a client that was asked to retry."""
 
     refusals: list[grpc.StatusCode] = []
 
@@ -188,7 +188,7 @@ def test_while_nothing_can_be_read_calls_say_so_and_later_answer_as_before(
     job = server.api.run("good")
     listed = server.api.ListJobs()
     server.kill()
-    api = launch().api  # with nothing in its memory
+    api = launch().api  # with empty caches
     with disk.failing("pread", errno.EIO):
         for call in (
             lambda: api.get(job.job_id),
@@ -216,7 +216,7 @@ def test_a_thread_that_hangs_on_a_disk_does_not_hold_up_a_stop(launch: Launch, s
     first = launch()
     job = first.api.run("good")
     first.kill()
-    server = launch()  # with nothing in its memory
+    server = launch()  # with empty caches
     with disk.failing("pread", 0):
         call = server.api.stub.GetJob.future(calls.GetJobRequest(job_id=job.job_id))
         eventually((disk.folder / "hanging").exists, "for the disk to hang")
@@ -244,7 +244,7 @@ def test_while_another_process_locks_the_database_calls_say_so_and_nothing_is_lo
     assert all_revisions(api) == list(range(2, api.head() + 1))
 
 
-# A database that breaks while the server runs. What is gone is gone: it must be said, and nothing be made worse.
+# A database damaged while the server runs. The loss is final: it must be reported, and not be made worse.
 
 
 def broken(how: str, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The feed by itself: real store, real event loop, no network. What watchers see, however all of it interleaves."""
+"""The feed on its own: real store, real event loop, no network. What watchers see under any interleaving."""
 
 import asyncio
 import threading
@@ -34,7 +34,7 @@ _T = TypeVar("_T")
 
 
 class Watcher:
-    """Takes a stream in a task of its own, and keeps what it saw."""
+    """Reads a stream in its own task, and keeps what it saw."""
 
     def __init__(self, watch: Callable[[Send], Awaitable[None]], after: int = 0) -> None:
         self.after = after
@@ -324,11 +324,11 @@ def test_a_heartbeat_comes_when_nothing_else_does(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
-# Races, made certain.
+# Races, made deterministic.
 
 
 class SlowReads:
-    """Holds up reads of a job from the disk until the test has done something else; the cache is empty, as after a restart."""
+    """Delays reads of a job from disk until the test has done something else; the cache is empty, as after a restart."""
 
     def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reading, self.release = threading.Event(), threading.Event()
@@ -363,7 +363,7 @@ def test_a_job_that_ends_while_it_is_read_still_ends_the_stream(tmp_path: Path, 
 
 
 def test_a_heartbeat_never_claims_an_event_that_was_not_sent(tmp_path: Path) -> None:
-    """The timer goes off, and before the watcher runs an event arrives."""
+    """The timer fires, and an event arrives before the watcher runs."""
 
     async def scenario(world: World) -> None:
         job_id = await world.submit()
@@ -391,7 +391,7 @@ def test_a_watcher_whose_filter_takes_nothing_still_gets_its_heartbeats(tmp_path
     async def scenario(world: World) -> None:
         watcher = world.watch_all(heartbeat=0.1, labels={"nobody": "has"})
         await until(lambda: watcher.seen)
-        while watcher.seen[-1].revision <= 1:  # else it could never resume from later on
+        while watcher.seen[-1].revision <= 1:  # otherwise it could never resume from a later revision
             await world.submit()
             await asyncio.sleep(0.01)
 
@@ -497,14 +497,14 @@ STEP = st.one_of(
 
 
 class Play:
-    """Plays a script without ever waiting for a write, and checks all that was seen in the end."""
+    """Plays a script without ever waiting for a write, and finally checks everything that was seen."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.pending: list[asyncio.Future[Any]] = []
         self.single: list[tuple[str, Watcher]] = []
         self.all_of_them: list[Watcher] = []
-        self.lines: dict[str, list[pb.JobEvent]] = {}  # what a client that is cut and resumes puts together
+        self.lines: dict[str, list[pb.JobEvent]] = {}  # what a client that is cut off and resumes puts together
 
     async def play(self, script: list[tuple[str, int]]) -> None:
         for kind, number in script:
@@ -554,7 +554,7 @@ class Play:
                     self._resume(watcher)
 
     def _resume(self, cut: Watcher) -> None:
-        """Begin again where a watcher was cut off, and put the two together."""
+        """Resume where a watcher was cut off, and join the two streams."""
         for job_id, watcher in self.single:
             if watcher is cut and not cut.seen[-1].terminal:
                 again = self.world.watch(job_id, cut.seen[-1].revision)
@@ -594,7 +594,7 @@ class Play:
 
 
 def _covered(watcher: Watcher) -> int:
-    """Return the revision up to which the watcher knows all."""
+    """Return the revision up to which the watcher has seen everything."""
     known = [event.revision for event in watcher.seen]
     known += [event.job.revision for event in watcher.seen if event.type == SNAPSHOT]
     return max(known, default=0)
@@ -623,7 +623,7 @@ def check_all(watcher: Watcher, journal: list[pb.JobEvent]) -> None:
     statuses = watcher.statuses()
     assert statuses == sorted(set(statuses)), "in order, and none twice"
     if not bookmarks:
-        return  # it left before it was told all: it begins anew
+        return  # it left before its snapshots were complete, so it has to start over
     first = watcher.seen[bookmarks[0]]
     start = watcher.after or first.revision
     end = max([start, *statuses])
@@ -636,7 +636,7 @@ def check_all(watcher: Watcher, journal: list[pb.JobEvent]) -> None:
 
 
 def check_states(seen: list[pb.JobEvent]) -> None:
-    """Of one job, no state is older than one that was sent before."""
+    """Check that no state of a job is older than one sent before it."""
     latest: dict[str, int] = {}
     for event in seen:
         if event.HasField("job"):

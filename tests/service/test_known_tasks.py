@@ -1,4 +1,4 @@
-"""The tasks that a harness lists, and what is said of a task that it does not list."""
+"""The tasks that a harness lists, and the response to a task that it does not list."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ echo '{{"tasks": ["gsm8k", "mmlu", "MMLU_pro"], "models": ["hf"]}}'
 
 @pytest.fixture
 def listing(site: Site) -> Site:
-    """A harness whose interpreter only tells what it knows."""
+    """A harness whose interpreter only prints the names that it knows."""
     python = site.folder / "env" / "bin" / "python"
     (site.folder / "env" / "lib" / "python3.11" / "site-packages" / "lm_eval-0.4.1.dist-info").mkdir(parents=True)
     python.parent.mkdir()

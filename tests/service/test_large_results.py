@@ -1,4 +1,4 @@
-"""A run that leaves more than one wants to parse: nobody else waits for it, and it ends when nobody wants it any more."""
+"""A run with large results: reading them delays nobody else, and stops when nobody needs them any more."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ class Endless(CommandHarness):
 
 @pytest.fixture
 def endless(serve: Callable[..., ServerHere], site: Site, plugin: Callable[[str, str], None]) -> ServerHere:
-    """A server whose harness `endless` never comes to an end with reading what is large."""
+    """A server whose harness `endless` never finishes reading large results."""
     plugin("acme_evalrpc:Endless", PLUGIN)
     toy = site.config.read_text().partition("[harnesses.toy]")[2]
     with site.config.open("a") as config:
@@ -31,7 +31,7 @@ def endless(serve: Callable[..., ServerHere], site: Site, plugin: Callable[[str,
 
 
 def begin_reading(api: Api) -> tuple[str, int]:
-    """Run a job up to where its results are read. Returns it, and the process that reads them."""
+    """Run a job until its results are being read. Returns its id, and the pid of the process that reads them."""
     job = api.submit("large", request={"harness": "endless", "num_gpus": 2})
     output_dir = Path(api.wait_for(job.job_id, RUNNING).attempts[0].output_dir)
     eventually((output_dir / "reader").exists)

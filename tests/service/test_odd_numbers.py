@@ -1,4 +1,4 @@
-"""A run that prints and leaves numbers and times which no message can hold neither fails nor spoils an answer to anyone."""
+"""A run whose output has numbers and times that no message can hold neither fails nor breaks an answer to anyone."""
 
 from google.protobuf import json_format
 from serving import COMPLETED, RUNNING, Api, Site

@@ -1,4 +1,4 @@
-"""What a server and its runs write is for its own account, but for what the operator lets others have."""
+"""Files of a server and its runs are private to its account, except those that the operator shares."""
 
 import os
 import stat

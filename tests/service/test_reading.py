@@ -1,4 +1,4 @@
-"""What a client far away reads: logs, files, samples. Never a byte from outside the job's own folder."""
+"""What a remote client reads: logs, files, samples. Never a byte from outside the job's own folder."""
 
 import hashlib
 import json
@@ -266,7 +266,7 @@ def test_old_jobs_are_removed_with_their_files_and_live_ones_never(launch: Calla
     site.wait_for_log(slow.job_id)
     server.kill()
     (site.folder / "data" / "jobs" / NOWHERE).mkdir()
-    api = launch().api  # it keeps house when it starts
+    api = launch().api  # housekeeping runs at start
     kept = {slow.job_id, last.job_id}
     eventually(lambda: names_in(site.folder / "data" / "jobs") == kept, "for what is old and what is nobody's to go")
     with pytest.raises(grpc.RpcError) as error:

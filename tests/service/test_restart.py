@@ -1,4 +1,4 @@
-"""Servers that are killed or stopped in the middle, and those that come after them."""
+"""Servers that are killed or stopped at work, and their successors."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from processes_of_tests import parents_of_runs
+from processes_of_tests import shims_of_runs
 from serving import (
     CANCELLED,
     COMPLETED,
@@ -81,7 +81,7 @@ def test_traces_that_were_spoilt_while_no_server_was_there_hold_up_nothing(launc
     site.wait_for_log(job.job_id)
     server.kill()
     site.release()
-    eventually(lambda: not parents_of_runs(site.folder / "data", job.job_id))
+    eventually(lambda: not shims_of_runs(site.folder / "data", job.job_id))
     traces = site.folder / "data" / "jobs" / job.job_id / "attempt-1" / "run"
     (traces / "exit").write_bytes(b"\xff\xfe\n")
     (traces / "pid").write_bytes(b"\xff\xfe")
@@ -188,7 +188,7 @@ def test_revisions_go_on_where_they_stopped(launch: Launch) -> None:
 
 
 def test_a_crash_between_the_begin_and_the_start_of_a_run_starts_it_once(launch: Launch, site: Site) -> None:
-    """Killed at arbitrary moments around the start: in the end each attempt had one process."""
+    """Killed at arbitrary moments around the start: each attempt still has exactly one process."""
     job_ids: list[str] = []
     for _ in range(3):
         server = launch()
@@ -320,11 +320,11 @@ def test_a_queued_job_whose_harness_the_operator_removed_fails(launch: Launch, s
     assert (ended.status, ended.error.reason) == (FAILED, "HARNESS_UNAVAILABLE")
 
 
-# Many.
+# Many jobs.
 
 
 def submit_until_dead(api: Api, count: int, in_flight: int) -> set[str]:
-    """Submit with so many in flight until there are enough or the server dies; return what was acknowledged."""
+    """Submit `count` jobs, `in_flight` at a time; return the ids acknowledged before the server died."""
     acknowledged: set[str] = set()
 
     def one(_: int) -> None:

@@ -1,4 +1,4 @@
-"""Samples that a harness reads where they lie, in the logs of inspect-ai, through a real server; and comparisons of them."""
+"""Samples that a harness reads in place from inspect-ai logs, through a real server, and comparisons of them."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ from evalrpc.v1 import comparison_pb2 as comparisons
 from evalrpc.v1 import job_pb2 as pb
 from evalrpc.v1.evaluation_service_pb2 import ListArtifactsResponse
 
-# Leaves the logs, of the tasks asked for, of what its model is called. It is no inspect-ai, but is called like one.
+# A stand-in with inspect-ai's command line: it copies the logs of the requested tasks from a folder named by the model.
 INSPECT = """#!{python} -S
 import pathlib, shutil, sys
 options = dict(argument.partition("=")[::2] for argument in sys.argv)
@@ -32,7 +32,7 @@ MOST = "C" * 30 + "CI" * 5
 
 
 class Bench:
-    """Makes jobs out of logs."""
+    """Creates jobs from logs."""
 
     def __init__(self, api: Api, site: Site) -> None:
         self.api = api
@@ -79,7 +79,7 @@ def add_inspect(site: Site) -> None:
 
 
 def log(letters: str = "CI", task: str = "t", status: str = "success") -> str:
-    """A log as inspect-ai writes it: what each sample scored is a letter."""
+    """A log as inspect-ai writes it: the score of each sample is a letter."""
     metrics = {"accuracy": {"value": letters.count("C") / len(letters)}, "stderr": {"value": 0.05}}
     samples = [{"id": n, "scores": {"match": {"value": letter}}, "events": ["é" * n] * n} for n, letter in enumerate(letters)]
     document = {
@@ -158,11 +158,11 @@ def test_samples_read_in_place_are_compared_one_by_one(bench: Bench) -> None:
     assert (metric.baseline_value, metric.candidate_value, metric.paired_sample_count) == (0.5, 0.875, 40)
 
 
-# Comparisons that nobody waits for any more.
+# Abandoned comparisons.
 
 
 class Endless:
-    """Samples without end, which tell when someone reads them and when nobody does any more."""
+    """Endless samples, which signal when reading begins and when it ends."""
 
     def __init__(self) -> None:
         self.begun, self.ended = threading.Event(), threading.Event()
@@ -184,7 +184,7 @@ def endless(monkeypatch: pytest.MonkeyPatch) -> Endless:
 
 
 def begun(bench: Bench, endless: Endless, request: comparisons.CompareJobsRequest) -> grpc.Future:
-    """Call with the shortest of some deadlines that leaves the server the time to begin."""
+    """Call with the shortest of several deadlines that leaves the server time to begin."""
     for seconds in (2.0, 8.0, 32.0, SECONDS):
         call = bench.api.stub.CompareJobs.future(request, timeout=seconds)
         if endless.begun.wait(seconds):

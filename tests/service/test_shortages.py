@@ -1,4 +1,4 @@
-"""A server that lacks descriptors or room on its disk: it says so, waits, and loses no run, no GPU and no outcome."""
+"""A server short of file descriptors or disk space: it reports that, waits, and loses no run, GPU or outcome."""
 
 import resource
 from collections.abc import Callable, Iterator
@@ -26,12 +26,12 @@ from waiting import eventually
 
 Launch = Callable[..., ServerThere]
 
-_FEW = 8  # fewer than any server has open, and as many as it waits for at a time, which the kernel checks too
+_FEW = 8  # fewer than any server has open, and as many as it polls at a time, since the kernel checks that too
 
 
 @contextmanager
 def no_descriptors(server: ServerThere) -> Iterator[None]:
-    """Let a server open no file any more. What it has open goes on."""
+    """Keep a server from opening files. Those already open still work."""
     pid = server.process.pid
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (_FEW, limits[1]))
@@ -50,7 +50,7 @@ def refusal(call: Callable[[], Any]) -> grpc.RpcError:
 def test_without_descriptors_a_job_waits_in_the_queue_and_can_be_cancelled(launch: Launch, site: Site) -> None:
     server = launch()
     api = server.api
-    api.run("good")  # what the server opens once is open now
+    api.run("good")  # what the server opens only once is open now
     with no_descriptors(server):
         first, second = (api.submit("good", request={"num_gpus": 2}) for _ in range(2))
         eventually(lambda: "can't start the job yet" in server.log_path.read_text())

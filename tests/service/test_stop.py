@@ -1,4 +1,4 @@
-"""How a server stops: it says so first, keeps nobody waiting beyond a bound, and loses nothing, whatever hangs."""
+"""How a server stops: it announces it first, stops within a bounded time, and loses nothing, whatever hangs."""
 
 import signal
 import subprocess
@@ -105,12 +105,12 @@ def test_a_run_that_does_not_end_does_not_hold_up_a_stop_and_the_next_server_end
     assert nothing_left_of(job.job_id)
 
 
-# Stopped before it has started, and by a bug.
+# Stopped during startup, and by a bug.
 
 
 @pytest.fixture
 def popen(site: Site) -> Iterator[Callable[[str], "subprocess.Popen[str]"]]:
-    """Start a server with some code of the test before it."""
+    """Start a server in a process that first runs some code of the test."""
     started: list[subprocess.Popen[str]] = []
 
     def start(code: str = "") -> "subprocess.Popen[str]":

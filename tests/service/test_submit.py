@@ -1,4 +1,4 @@
-"""Submitting a job, and its way to the end."""
+"""Submitting a job, and its course to the end."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Tasks that are run one after the other: what is known of each at once, and what is kept whatever happens to the others."""
+"""Tasks run one after the other: the results of each are available at once, and kept whatever happens to the others."""
 
 import os
 import signal

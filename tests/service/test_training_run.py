@@ -15,7 +15,7 @@ from evalrpc.v1.job_pb2 import MetricSelector
 
 @pytest.fixture
 def run_x(api: Api) -> list[str]:
-    """The checkpoints of a run, by step: submitted in another order, with one that failed and one of another run."""
+    """The checkpoints of a run, by step: submitted in another order, along with a failed one and one of another run."""
     models = {"1000": "good", "20": "better", "300": "good"}
     made = {step: api.run(model, labels={"run": "x", "step": step}).job_id for step, model in models.items()}
     api.run("fails", labels={"run": "x", "step": "400"})

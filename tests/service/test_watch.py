@@ -41,7 +41,7 @@ HEARTBEAT = Duration(nanos=100_000_000)
 
 
 class Watching:
-    """Reads a stream in a thread, and keeps what came and how it ended."""
+    """Reads a stream in a thread, and records its events and how it ended."""
 
     def __init__(self, stream: Iterator[pb.JobEvent]) -> None:
         self.stream = stream
@@ -124,7 +124,7 @@ def test_resuming_after_each_revision_gives_the_rest_exactly_once(api: Api) -> N
 
 
 def test_a_stream_cut_at_any_event_is_resumed_without_a_gap_or_a_double(api: Api) -> None:
-    """Even while the job goes on: cut after each event, resume from its revision."""
+    """Even while the job runs: cut after each event, resume from its revision."""
     job = api.submit("flaky", max_attempts=2)
     seen: list[pb.JobEvent] = []
     after = 0
@@ -161,7 +161,7 @@ def test_a_revision_that_the_journal_no_longer_has_is_compacted(serve: Callable[
         list(stream)
     api.run("good")
     server.server._store.compact(2, job.created_at).result(SECONDS)
-    server.server._feed._recent.clear()  # as after a restart: what is in memory is given, though the journal has dropped it
+    server.server._feed._recent.clear()  # as after a restart: events in memory are served even if the journal has dropped them
     for stream in (api.watch(job.job_id, after_revision=1), api.WatchJobs(after_revision=1)):
         with pytest.raises(grpc.RpcError) as caught:
             list(itertools.islice(stream, 100))
@@ -304,7 +304,7 @@ def test_a_slow_watcher_of_all_costs_the_others_nothing_and_misses_nothing(api: 
     quick.cancel()
 
 
-# When the server goes.
+# Server shutdown.
 
 
 def test_a_server_that_stops_ends_its_streams_with_unavailable_and_when_to_come_back(

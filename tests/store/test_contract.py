@@ -13,6 +13,7 @@ from store_jobs import CLOCK, OPENERS, SECONDS, Opener, begin, complete, events,
 from waiting import eventually
 
 from evalrpc.errors import (
+    ConflictError,
     IllegalTransitionError,
     JobFinishedError,
     JobNotFinishedError,
@@ -24,7 +25,7 @@ from evalrpc.errors import (
     StoreUnavailableError,
 )
 from evalrpc.jobs import transitions
-from evalrpc.store.base import Change, Store, Submission, fields_match
+from evalrpc.store.base import Change, Expected, Store, Submission, fields_match
 from evalrpc.v1 import job_pb2 as pb
 from evalrpc.v1.evaluation_service_pb2 import JobFilter
 
@@ -357,6 +358,41 @@ def test_what_the_lifecycle_forbids_is_refused_and_changes_nothing(store: Store)
         with pytest.raises(IllegalTransitionError):
             store.update(job.job_id, change).result(SECONDS)
     assert read(store, job.job_id) == done
+
+
+def test_a_second_step_of_the_same_kind_is_refused_though_the_status_would_stay(store: Store) -> None:
+    job_id = submit(store).job_id
+    running = run(store, job_id)
+    with pytest.raises(IllegalTransitionError):
+        run(store, job_id)
+    assert read(store, job_id) == running
+    done = store.update(job_id, complete).result(SECONDS)
+    with pytest.raises(IllegalTransitionError):
+        store.update(job_id, complete).result(SECONDS)
+    assert read(store, job_id) == done
+
+
+def test_an_update_of_a_job_that_is_not_as_expected_is_refused_and_never_runs(store: Store) -> None:
+    job_id = submit(store).job_id
+    changed: list[pb.JobInfo] = []
+    for expect in (Expected(RUNNING), Expected(QUEUED, 1), Expected(attempt=1)):
+        with pytest.raises(ConflictError):
+            store.update(job_id, changed.append, expect).result(SECONDS)
+    assert changed == []
+    assert store.update(job_id, begin, Expected(QUEUED, 0)).result(SECONDS).status == RUNNING
+    with pytest.raises(ConflictError, match="it is RUNNING, with 1 attempts"):
+        store.update(job_id, complete, Expected(RUNNING, 2)).result(SECONDS)
+    assert store.update(job_id, complete, Expected(RUNNING, 1)).result(SECONDS).status == COMPLETED
+
+
+def test_of_two_updates_that_expect_the_same_in_one_commit_the_first_counts(store: Store) -> None:
+    job_id = submit(store).job_id
+    gate = Gate(store)
+    first, second = (store.update(job_id, begin, Expected(QUEUED, 0)) for _ in range(2))
+    gate.open()
+    assert first.result(SECONDS).attempt == 1
+    with pytest.raises(ConflictError):
+        second.result(SECONDS)
 
 
 def test_a_change_that_raises_leaves_the_job_as_it_was(store: Store) -> None:

@@ -1,4 +1,4 @@
-"""A model behind OpenAI's API, as far as harnesses need one: it answers every chat with the same word."""
+"""A stub of OpenAI's API with just what harnesses need: it answers every chat with the same text."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class ChatStub(ThreadingHTTPServer):
-    """`requests` are the bodies of all requests so far. `status` is that of the answers."""
+    """`requests` has the bodies of all requests so far. `status` is the HTTP status of the answers."""
 
     def __init__(self, answer: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -46,7 +46,7 @@ class _Handler(BaseHTTPRequestHandler):
         }
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager

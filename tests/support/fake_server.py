@@ -1,4 +1,4 @@
-"""An evalrpc server of a few lines for the tests of the client and the command line: it does what the test tells it to."""
+"""A minimal evalrpc server for the tests of the client and the command line; the test controls what it does."""
 
 import hashlib
 import threading
@@ -25,7 +25,7 @@ TERMINAL = (JobStatus.JOB_STATUS_COMPLETED, JobStatus.JOB_STATUS_FAILED, JobStat
 
 
 def details_of(error: EvalrpcError) -> bytes:
-    """Serialise the google.rpc.Status that stands for the error, as a server sends it."""
+    """Serialise the google.rpc.Status of the error, as a server sends it."""
     status = status_pb2.Status(code=grpc.StatusCode[error.code].value[0], message=error.message)
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
     status.details.add().Pack(info)
@@ -47,7 +47,7 @@ def job_at(status: JobStatus, revision: int = 1, **fields: Any) -> JobInfo:
 
 
 class FakeService(EvaluationServiceServicer):
-    """Keeps jobs and a journal as a real server does, also while no server is up."""
+    """Keeps jobs and a journal as a real server does, even while no server is up."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, JobInfo] = {}
@@ -70,7 +70,7 @@ class FakeService(EvaluationServiceServicer):
         self.watchers = 0
 
     def change(self, job: JobInfo) -> None:
-        """Store a status change and tell the watchers."""
+        """Store a status change and notify the watchers."""
         with self.changed:
             job.revision = len(self.journal) + 1
             self.jobs[job.job_id] = job
@@ -78,14 +78,14 @@ class FakeService(EvaluationServiceServicer):
             self.changed.notify_all()
 
     def finish_log(self, data: bytes) -> None:
-        """Write the end of the log."""
+        """Append the last part of the log."""
         with self.changed:
             self.log += data
             self.log_is_whole = True
             self.changed.notify_all()
 
     def wait_for_watchers(self, count: int) -> None:
-        """Wait until so many streams are open."""
+        """Wait until this many streams are open."""
         with self.changed:
             assert self.changed.wait_for(lambda: self.watchers == count, timeout=DEADLINE_SECONDS)
 
@@ -279,7 +279,7 @@ class _Watching:
 
 
 class FakeServer:
-    """Serves a FakeService on a free loopback port; may be killed and started again on the same one."""
+    """Serves a FakeService on a free loopback port; may be killed and restarted on the same port."""
 
     def __init__(self) -> None:
         self.service = FakeService()

@@ -1,4 +1,4 @@
-"""Real runs of the harnesses, as tests/data keeps them: a folder per run with its output, its log and its exit code."""
+"""Real runs of the harnesses, as kept in tests/data: a folder per run with its output, its log and its exit code."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -26,7 +26,7 @@ def run_of(request: EvaluateRequest, output_dir: Path = Path("/d/out"), gpus: tu
 
 
 def log_of(case: Path) -> list[str]:
-    """The lines of its log, each drawing of a bar for itself."""
+    """The lines of its log, each update of a progress bar on its own."""
     files = (case / name for name in ("stdout.log", "stderr.log", "combined.log"))
     return [line for file in files if file.exists() for line in re.split(r"[\r\n]", file.read_text())]
 
@@ -65,7 +65,7 @@ def judge(harness: Harness, run: Run, exit_status: Exit = GOOD_EXIT, log: list[s
 
 
 def rows_of(harness: Harness, output_dir: Path, path: str, offset: int = 0) -> list[SampleRow]:
-    """The rows of a file of samples, as the server reads them."""
+    """The rows of a samples file, as the server reads them."""
     job = JobInfo(job_id="job", attempts=[JobAttempt(output_dir=str(output_dir))])
     job.request.harness = harness.name
     with open_samples(job, path, {harness.name: harness}, offset) as rows:
@@ -73,7 +73,7 @@ def rows_of(harness: Harness, output_dir: Path, path: str, offset: int = 0) -> l
 
 
 def look_in_between(reporter: TaskReporter, run: Run) -> None:
-    """As during the run: it may come to nothing, but nothing of it is wrong."""
+    """Read as during the run: there may be no results, but none that are wrong."""
     for name in (path.name for path in run.output_dir.glob("*") if path.is_file() and not path.is_symlink()):
         with suppress(RunFailedError):
             for result in reporter.read_finished(run, name).values():

@@ -1,9 +1,9 @@
 # ruff: noqa: PTH103, PTH108, PTH110, PTH123
-"""A harness of a few lines that does what the name of its model says, or that of its task if the model is `each`. Run by a bare
+"""A tiny harness that does what the name of its model says, or that of its task if the model is `each`. Run by a bare
 interpreter, so it imports next to nothing.
 
-TOY_DIR holds what it shares with the test: `starts/JOB` gets a line whenever it starts, and it waits for `release/JOB` or
-`release/all`, or for the number of a step, `release/N`.
+TOY_DIR is shared with the test: each start adds a line to `starts/JOB`, and the program waits for `release/JOB` or
+`release/all`, or for a step number, `release/N`.
 """
 
 import json
@@ -35,7 +35,7 @@ def wait_for_release(name=job_id):
 
 
 def say(text):
-    os.write(1, f"{text}\n".encode())  # in one piece, also where several of its processes speak
+    os.write(1, f"{text}\n".encode())  # in one write, as several of its processes may write at once
 
 
 def write_results(value=0.5):
@@ -57,7 +57,7 @@ def good():
 
 
 def large():
-    """Leaves a file that takes some time to parse."""
+    """Writes a file that takes some time to parse."""
     write_results()
     with open(f"{output_dir}/toy/20260101_000000_results.json", "r+b") as file:
         file.seek(-1, os.SEEK_END)
@@ -126,7 +126,7 @@ def starved():
 
 
 def fills():
-    """Fills the disk that its results are on, once it has written them."""
+    """Fills the disk that holds its results, after writing them."""
     write_results()
     with open(f"{output_dir}/filling", "wb", buffering=0) as file:
         try:
@@ -137,7 +137,7 @@ def fills():
 
 
 def spoils():
-    """Puts something in the place of what its parent has noted."""
+    """Replaces what its shim has recorded with garbage."""
     good()
     path = f"{output_dir}/../run/exit"
     os.unlink(path)
@@ -160,7 +160,7 @@ def stubborn():
 
 
 def lingers():
-    """Takes its time to end when it is asked to."""
+    """Delays its end after SIGTERM until it is released."""
     asked = []
     signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
     say("ready")
@@ -180,7 +180,7 @@ def loud():
 
 
 def wild():
-    """Prints and leaves numbers and times that no message can hold."""
+    """Prints and stores numbers and times that no message can hold."""
     write_results()
     results, samples = (f"{output_dir}/toy/20260101_000000_{name}" for name in ("results.json", "samples_t.jsonl"))
     with open(results, "w") as file:
@@ -199,7 +199,7 @@ def wild():
 
 
 def chatter():
-    """Writes faster than anybody reads, within bounds."""
+    """Writes faster than anybody reads, up to a limit."""
     say("ready")
     for _ in range(3000):
         os.write(1, b"ab\n" * 20_000)

@@ -1,4 +1,4 @@
-"""Finding and ending what a test has started."""
+"""Find and kill the processes that a test has started."""
 
 import os
 import signal
@@ -28,21 +28,21 @@ def _has(folder: Path, mark: bytes) -> bool:
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether the process is there and no zombie."""
+    """Tell whether the process exists and is not a zombie."""
     try:
         return (PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
     except OSError:
         return False
 
 
-def parents_of_runs(data_dir: Path, job_id: str = "*") -> list[int]:
-    """Return the living processes that wait for the programs of a job, or of all; they don't carry its id themselves."""
+def shims_of_runs(data_dir: Path, job_id: str = "*") -> list[int]:
+    """Return the living shims of a job's runs, or of all runs; they don't carry the job's id themselves."""
     recorded = filter(None, map(read_pid, data_dir.glob(f"jobs/{job_id}/attempt-*/run")))
     return [pid for pid, start_time in recorded if _is_living(pid, start_time) and is_alive(pid)]
 
 
 def kill_all(find: Callable[[], list[int]]) -> None:
-    """Kill what is found until nothing is."""
+    """Kill what `find` returns until nothing is left."""
 
     def gone() -> bool:
         left = [pid for pid in find() if is_alive(pid)]

@@ -1,4 +1,4 @@
-"""Runs of a test: started, found again, and ended with it."""
+"""Runs of a test: started, found again, and ended when the test is over."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ from evalrpc.harnesses.base import Command, Exit
 
 
 class Runs:
-    """Starts runs of Python programs, and lets go of them when the test is over."""
+    """Starts runs of Python programs, and ends them when the test is over."""
 
     def __init__(self, key: RunKey) -> None:
         self.key = key

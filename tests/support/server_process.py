@@ -1,11 +1,11 @@
-"""A real server as a process of its own, which can be killed and started again."""
+"""A real server in its own process, which can be killed and restarted."""
 
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from processes_of_tests import parents_of_runs
+from processes_of_tests import shims_of_runs
 from waiting import DEADLINE_SECONDS
 
 from evalrpc.client import EvalClient
@@ -47,19 +47,19 @@ class ServerProcess:
         return self._end(signal.SIGTERM)
 
     def client(self) -> EvalClient:
-        """Return a client that lets every call take its time: to list its names, a harness imports all that it has."""
+        """Return a client without timeouts: to list its names, a harness imports everything it has."""
         return EvalClient(self.address, timeout_seconds=None)
 
     def processes_of_jobs(self) -> list[int]:
         jobs = self.data_dir / "jobs"
-        return parents_of_runs(self.data_dir) + [pid for folder in jobs.glob("*") for pid in processes_of_job(folder.name)]
+        return shims_of_runs(self.data_dir) + [pid for folder in jobs.glob("*") for pid in processes_of_job(folder.name)]
 
-    def parents_of(self, job_id: str) -> list[int]:
-        """Return the living parents of the job's runs, which wait for its programs."""
-        return parents_of_runs(self.data_dir, job_id)
+    def shims_of(self, job_id: str) -> list[int]:
+        """Return the living shims of the job's runs, which wait for its programs."""
+        return shims_of_runs(self.data_dir, job_id)
 
     def fork_servers(self) -> list[int]:
-        """Return the process that forks the parents of the server's runs, if it is there."""
+        """Return the server's fork server, if it is there."""
         assert self._process is not None
         return [
             process.pid

@@ -1,4 +1,4 @@
-"""Real servers, in this process or as one of their own, and short words for calling them."""
+"""Real servers, in this process or in their own, and shorthands for calling them."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2, status_pb2
-from processes_of_tests import kill_all, kill_runs_with, parents_of_runs
+from processes_of_tests import kill_all, kill_runs_with, shims_of_runs
 from waiting import DEADLINE_SECONDS as SECONDS
 from waiting import eventually
 
@@ -39,7 +39,7 @@ PROGRAM = Path(__file__).with_name("harness_program.py")
 
 
 class Site:
-    """A data folder, a config file with the toy harness, and what the toy harness leaves."""
+    """A data folder, a config file with the toy harness, and the files that the toy harness leaves."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -80,8 +80,8 @@ class Site:
         eventually(lambda: self.log_of(job_id).count(text) >= times, f"for {text!r} in the log of {job_id}")
 
     def kill_runs(self) -> None:
-        """Kill all runs, the parents first, so that nobody notes how they ended."""
-        kill_all(lambda: parents_of_runs(self.folder / "data"))
+        """Kill all runs, the shims first, so that nobody records how they ended."""
+        kill_all(lambda: shims_of_runs(self.folder / "data"))
         kill_runs_with(self.mark)
 
 
@@ -95,7 +95,7 @@ class Api:
         self.stub = EvaluationServiceStub(self.channel)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        """Return a call by its name: it takes the fields of its message, or the message."""
+        """Return an RPC by name; it takes the fields of its message, or the message itself."""
         method = calls.DESCRIPTOR.services_by_name["EvaluationService"].methods_by_name.get(name)
         if method is None:
             raise AttributeError(name)
@@ -138,13 +138,13 @@ class Api:
 
 
 def submission(model: str = "good", **fields: Any) -> calls.SubmitJobRequest:
-    """Return a good submission of a job without GPUs; `request` changes the EvaluateRequest."""
+    """Return a valid submission of a job without GPUs; `request` changes the EvaluateRequest."""
     request = {"harness": "toy", "model": model, "tasks": ["t"], "num_gpus": 0} | fields.pop("request", {})
     return calls.SubmitJobRequest(request=pb.EvaluateRequest(**request), **fields)
 
 
 class MovableClock(SystemClock):
-    """The machine's clock, whose time of day can be set ahead: then what takes long need not be waited for."""
+    """The machine's clock, with a time of day that can be set ahead so that tests need not wait."""
 
     def __init__(self) -> None:
         self._ahead_seconds = 0
@@ -159,7 +159,7 @@ class MovableClock(SystemClock):
 
 
 class ServerHere:
-    """A server in this process, on an event loop in a thread of its own."""
+    """A server in this process, on an event loop in its own thread."""
 
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         self._clock = clock
@@ -210,7 +210,7 @@ class ServerHere:
 
 
 class ServerThere:
-    """A server as a process of its own."""
+    """A server in its own process."""
 
     def __init__(self, site: Site, *flags: str) -> None:
         self.log_path = site.folder / "server.log"
@@ -230,7 +230,7 @@ class ServerThere:
         self.api = Api(line.split()[-1])
 
     def kill(self) -> None:
-        """Kill it as a crash does."""
+        """Kill it, as a crash would."""
         self.process.kill()
         self._end()
 
@@ -258,7 +258,7 @@ def status_of(error: grpc.RpcError) -> status_pb2.Status:
 
 
 def detail(error: grpc.RpcError, kind: Any) -> Any:
-    """Return the detail of this kind, which must be there just once."""
+    """Return the detail of this kind, which must be there exactly once."""
     found = [any_ for any_ in status_of(error).details if any_.Is(kind.DESCRIPTOR)]
     assert len(found) == 1, f"{kind.DESCRIPTOR.name} is there {len(found)} times"
     message = kind()

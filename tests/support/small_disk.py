@@ -1,4 +1,4 @@
-"""A small file system of its own, to fill."""
+"""A small file system that a test can fill."""
 
 import subprocess
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import pytest
 
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """Mount one at a new folder, for as long as the test takes. `size` is such as `1m`."""
+    """Mount one at a new folder, for as long as the test takes. `size` is, for example, `1m`."""
     folder.mkdir()
     mounted = subprocess.run(("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder), capture_output=True, check=False)
     if mounted.returncode:

@@ -1,4 +1,4 @@
-"""Short words for what the store tests do over and over."""
+"""Shorthands for what the store tests do over and over."""
 
 import uuid
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def open_sqlite(data_dir: Path, max_queued: int, clock: Clock = CLOCK) -> Store:
 
 
 OPENERS: dict[str, Callable[..., Store]] = {"sqlite": open_sqlite}
-"""Every store joins the contract suite here."""
+"""The contract suite runs on every store in this table."""
 
 
 def new_job(**fields: Any) -> pb.JobInfo:

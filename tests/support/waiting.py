@@ -1,4 +1,4 @@
-"""Waiting for a condition, with an end."""
+"""Wait for a condition, with a deadline."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import TypeVar
 _T = TypeVar("_T")
 
 DEADLINE_SECONDS = 120.0
-"""No test waits longer for anything. Far above what is normal: only what never comes fails a test, not a busy machine."""
+"""No test waits longer for anything. Far above normal: a busy machine must not fail a test."""
 
 
 def eventually(condition: Callable[[], _T], what: str = "") -> _T:

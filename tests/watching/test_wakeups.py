@@ -1,4 +1,4 @@
-"""Results that come from another thread reach the coroutines that wait for them."""
+"""Results from another thread reach the coroutines that wait for them."""
 
 import asyncio
 import threading

@@ -1,1 +1,1 @@
-"""Runs on this machine, as process trees of its own."""
+"""Runs on this machine, each as its own process tree."""

@@ -1,16 +1,16 @@
-"""The environment of a run: the server's own, without what would mislead a harness, with what it needs."""
+"""The environment of a run: the server's own, minus what would mislead a harness, plus what it needs."""
 
 from collections.abc import Mapping
 from typing import Final
 
 JOB_ID_VARIABLE: Final = "EVALRPC_JOB_ID"
-"""Marks every process of a run, wherever it went."""
+"""Marks every process of a run, even one that leaves its session."""
 
 ATTEMPT_VARIABLE: Final = "EVALRPC_ATTEMPT"
-"""Which attempt of the job."""
+"""The attempt of the job."""
 
-# Launchers (torchrun, accelerate, srun, mpirun) leave these behind. A harness that finds them takes itself for one rank of many
-# and waits for the others.
+# Launchers (torchrun, accelerate, srun, mpirun) set these. A harness that finds them takes itself for one rank of many and
+# waits for the others.
 _LAUNCHER_VARIABLES: Final = frozenset(
     {
         "RANK",
@@ -29,16 +29,16 @@ _LAUNCHER_VARIABLES: Final = frozenset(
 )
 _LAUNCHER_PREFIXES: Final = ("SLURM_", "PMI_", "PMIX_", "OMPI_", "MPI_", "TORCHELASTIC_", "ACCELERATE_")
 
-# These point into the server's own Python, and the harness has another one.
+# These point to the server's own Python; the harness has another one.
 _PYTHON_VARIABLES: Final = frozenset({"PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"})
 
 
 def build_environment(
     inherited: Mapping[str, str], added: Mapping[str, str], gpus: tuple[str, ...], job_id: str, attempt: int
 ) -> dict[str, str]:
-    """Return the whole environment of a run. `added`, the operator's, wins over all but the GPUs and the marks."""
+    """Return the whole environment of a run. `added`, set by the operator, overrides all but the GPUs, job id and attempt."""
     return {
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # so that an index means the same GPU as to the driver's own tools
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # so that an index means the same GPU as in the driver's tools
         **{name: value for name, value in inherited.items() if not _misleads(name)},
         "PYTHONUNBUFFERED": "1",
         **added,

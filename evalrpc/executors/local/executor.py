@@ -1,7 +1,7 @@
-"""Runs commands on this machine, each in a session of its own, writing straight to a log file.
+"""Run commands on this machine, each in its own session, writing straight to a log file.
 
-A run's traces on the disk are all that is needed to find it again: its parent (`shim.py`) writes them, in `attempt_dir/run`.
-Waiting works on a pidfd, which any process may have of any other, so a run found again is handled just as one that was started.
+A run's traces on disk are all that is needed to find it again: its shim (`shim.py`) writes them, in `attempt_dir/run`. Waiting
+uses a pidfd, which any process can open for any other, so a run found again is handled like one that was started.
 """
 
 import os
@@ -37,14 +37,14 @@ TRACES_DIR: Final = "run"
 _SURVIVOR_CHECK_SECONDS: Final = 0.02
 _KILL_SECONDS: Final = 30.0
 _START_SECONDS: Final = 30.0
-_FORK_SERVERS: Final = 3  # how many may be killed before a run is given up
-_PARENT_SECONDS: Final = 5.0  # how long a parent may take to see that none is left
+_FORK_SERVERS: Final = 3  # how many may be killed before the start is given up
+_SHIM_SECONDS: Final = 5.0  # how long a shim may take to see that no process is left
 
 
 class LocalExecutor:
     """The executor for the GPUs of this machine. `environment` is what runs inherit. May be used from several threads.
 
-    The fork server, which forks the parents of runs, is started by the first run or by `prepare`.
+    The fork server, which forks the shims of runs, is started by the first run or by `prepare`.
     """
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
@@ -53,19 +53,19 @@ class LocalExecutor:
         self._fork_server: ForkServer | None = None
 
     def prepare(self) -> None:
-        """Start the fork server, unless it is there. Where that fails, the next run will say why."""
+        """Start the fork server, unless it is there. If that fails, the next run reports why."""
         with suppress(OSError):
             self._get_fork_server()
 
     def make_room(self, key: RunKey, step_count: int) -> None:
-        """Make the folder of a run's traces, with room for them. Raises OSError."""
+        """Make the folder of a run's traces, with space reserved for them. Raises OSError."""
         make_room(_traces_dir(key), step_count)
 
     def start(self, key: RunKey, command: Command, gpus: tuple[str, ...]) -> "LocalRun":
         """Start a run. Raises RunFailedError with reason START_FAILED; what only shows when the program is started, such as a
-        program that does not exist, is raised by `exit_status` instead. Raises OSError where this server lacks something at
-        present; then `find` tells whether the run has begun all the same."""
-        wake = os.eventfd(0)  # first: where no descriptor is left, nothing is started
+        program that does not exist, is raised by `exit_status` instead. Raises OSError if this server is temporarily short of
+        a resource; then `find` tells whether the run has begun anyway."""
+        wake = os.eventfd(0)  # first: if no descriptor is left, nothing is started
         try:
             make_private_folder(_traces_dir(key))
             pid, fork_server = self._hand_over(key, self._order(key, command, gpus))
@@ -76,7 +76,7 @@ class LocalExecutor:
             raise RunFailedError("START_FAILED", f"the run could not be started: {error}") from error
 
     def find(self, key: RunKey) -> "LocalRun | None":
-        """Find a run that an earlier server started, alive, ended or vanished. None: it never started. Raises OSError."""
+        """Find a run that an earlier server started: alive, ended or vanished. None: it never started. Raises OSError."""
         if not _has_begun(key):
             return None
         pid, wake = _living_pid(key), os.eventfd(0)
@@ -87,14 +87,14 @@ class LocalExecutor:
             raise
 
     def jobs_with_processes(self) -> set[str]:
-        """Return the ids of the jobs of which processes are there, also those of other servers. Raises OSError."""
+        """Return the ids of the jobs that have living processes, including jobs of other servers. Raises OSError."""
         return jobs_with_processes()
 
     def kill_leftovers(self, key: RunKey) -> bool:
-        """Kill what is left of a run, without waiting for it. Return whether nothing was. Raises OSError."""
-        parent_pid = _living_pid(key)
-        # A look can miss a process that is forked meanwhile, so it takes two to believe that none is left.
-        survivors = processes_of_job(key.job_id, parent_pid) or processes_of_job(key.job_id, parent_pid)
+        """Kill what is left of a run, without waiting for it. Return whether nothing was left. Raises OSError."""
+        shim_pid = _living_pid(key)
+        # A scan can miss a process that is forked during it, so it takes two to believe that none is left.
+        survivors = processes_of_job(key.job_id, shim_pid) or processes_of_job(key.job_id, shim_pid)
         send_signal(survivors, signal.SIGKILL)
         return not survivors
 
@@ -117,15 +117,15 @@ class LocalExecutor:
         }
 
     def _hand_over(self, key: RunKey, order: Mapping[str, Any]) -> tuple[int | None, ForkServer | None]:
-        """Give the order to the fork server, or to a new one if it is gone. Return the parent that it has forked, unless
-        that has ended, and which fork server did, if that is still there. Raises OSError."""
+        """Send the order to the fork server, or to a new one if it is gone. Return the pid of the shim, or None if that has
+        ended, and the fork server that forked it, or None if that is gone. Raises OSError."""
         for _ in range(_FORK_SERVERS):
             fork_server = self._get_fork_server()
             try:
                 return fork_server.fork(order), fork_server
             except BrokenPipeError:  # somebody killed it
                 self._discard(fork_server)
-            if _has_begun(key):  # it had carried out the order before
+            if _has_begun(key):  # it had already carried out the order
                 return _living_pid(key), None
         raise OSError("the process that starts runs ends by itself")
 
@@ -147,11 +147,11 @@ def _traces_dir(key: RunKey) -> Path:
 
 
 def _has_begun(key: RunKey) -> bool:
-    """Tell whether there is, or was, a parent of a run. If not, there will be none."""
+    """Tell whether a run has, or had, a shim. If not, it never will."""
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
-        # What was to fork it may have died just before the parent wrote the file. So the processes come first: one that is not
-        # about to write it any more has written it. A look can miss what is forked meanwhile, so it takes two.
+        # The fork server may have died just before the shim wrote the file. So look at the processes before the file: one that
+        # is no longer about to write it has written it. A scan can miss a process that is forked during it, so it takes two.
         about_to_begin = processes_of_job(key.job_id) or _about_to_begin() or _about_to_begin()
         if has_pid(_traces_dir(key)):
             break
@@ -162,7 +162,7 @@ def _has_begun(key: RunKey) -> bool:
 
 
 def _about_to_begin() -> list[int]:
-    """Return processes that may yet begin a run: parents just forked, and fork servers whose server has ended."""
+    """Return processes that may yet begin a run: shims just forked, and fork servers whose server has ended."""
     return [
         process.pid
         for process in processes_of_script(Path(shim.__file__), 2)
@@ -176,14 +176,14 @@ def _is_fork_server_at_work(process: ScriptProcess) -> bool:
 
 
 class LocalRun:
-    """A run on this machine. `pid` is that of its parent, and None if that has ended already; `fork_server` is what forked it,
-    and None if that is unknown. `wake` is an eventfd, which is its own from then on. Raises OSError."""
+    """A run on this machine. `pid` is that of its shim, None if that has ended already. `fork_server` forked the shim, None if
+    that is unknown. `wake` is an eventfd, which the run owns from then on. Raises OSError."""
 
     def __init__(self, key: RunKey, pid: int | None, fork_server: ForkServer | None, wake: int) -> None:
         self._key = key
         self._fork_server = fork_server
         self._exit_code: int | None = None
-        self._parent = pid  # seen alive by this server, so its number stays taken while its session has members
+        self._shim = pid  # this server saw it alive, so its id is not reused while its session has members
         self._since_ticks = _started_ticks(pid)
         self._pidfd = _open_pidfd(pid)
         self._wake = wake
@@ -193,7 +193,7 @@ class LocalRun:
             self._poll.register(self._pidfd, select.POLLIN)
 
     def wait(self, timeout_seconds: float) -> bool:
-        """Wait until the run has ended, `interrupt` is called, or time is up. Tell whether it has ended."""
+        """Wait until the run has ended, `interrupt` is called, or time is up. Return whether the run has ended."""
         if self._pidfd is None:
             return True
         ready = {descriptor for descriptor, _ in self._poll.poll(timeout_seconds * 1000)}
@@ -202,7 +202,7 @@ class LocalRun:
         return self._pidfd in ready
 
     def interrupt(self) -> None:
-        """Make a `wait`, now or the next, return early."""
+        """Make the current or the next `wait` return early."""
         os.eventfd_write(self._wake, 1)
 
     def step_ends(self) -> list[int]:
@@ -210,10 +210,10 @@ class LocalRun:
         return [step.log_size_bytes for step in self._read_exits().steps]
 
     def exit_status(self, step: int = 0) -> Exit:
-        """Say how a step of an ended run ended, by what its parent wrote down. Raises RunFailedError, OSError."""
+        """Return how a step of an ended run ended, as its shim recorded it. Raises RunFailedError, OSError."""
         steps = self._read_exits().steps
         if step >= len(steps):
-            return self._exit_of_parent()
+            return self._exit_of_shim()
         end = steps[step]
         if end.error is not None:
             raise RunFailedError("START_FAILED", f"the program could not be started: {end.error}")
@@ -222,38 +222,38 @@ class LocalRun:
     def end(self, grace_seconds: float) -> None:
         """End every process of the run: SIGTERM, a grace period, SIGKILL. Returns once none is left.
 
-        The parent is killed last, and only if it does not end by itself: it adopts what has lost its own parent. Raises OSError
-        where it can't be seen which are left.
+        The shim is killed last, and only if it does not end by itself, because it adopts orphaned processes of the run. Raises
+        RunFailedError if some can't be killed, and OSError if it can't be determined which are left.
         """
         if self.wait(0) and self._read_exits().none_left:
             return
         if not (
             self._gone_after(signal.SIGTERM, signal.SIGTERM, grace_seconds)
-            or self._gone_after(signal.SIGKILL, shim.KILL_REQUEST, _PARENT_SECONDS)
+            or self._gone_after(signal.SIGKILL, shim.KILL_REQUEST, _SHIM_SECONDS)
             or self._gone_after(signal.SIGKILL, signal.SIGKILL, _KILL_SECONDS)
         ):
             left = ", ".join(map(str, self._survivors()))
             raise RunFailedError("PROCESS_UNKILLABLE", f"processes {left} of the run could not be killed")
 
     def close(self) -> None:
-        """Let go of the run's descriptors, and of its parent if that has ended."""
+        """Close the run's descriptors, and reap its shim if that has ended."""
         if self.wait(0):
             self._reap()
         for descriptor in (self._pidfd, self._wake):
             if descriptor is not None:
                 os.close(descriptor)
 
-    def _gone_after(self, number: signal.Signals, to_parent: signal.Signals, seconds: float) -> bool:
-        """Signal what is left of the run until none is, or time is up. New processes of it get the signal too.
+    def _gone_after(self, number: signal.Signals, to_shim: signal.Signals, seconds: float) -> bool:
+        """Signal what is left of the run until nothing is, or time is up. New processes of the run get the signal too.
 
-        A look at /proc can miss a process that is forked meanwhile, so it takes two to believe that all are gone.
+        A scan of /proc can miss a process forked during it, so after a signal it takes two to believe that all are gone.
         """
         deadline = time.monotonic() + seconds
         signalled: set[int] = set()
         while survivors := self._survivors() or (signalled and self._survivors()):
             new = set(survivors) - signalled
-            send_signal(new & {self._parent}, to_parent)  # first, so that it starts no further step
-            send_signal(new - {self._parent}, number)
+            send_signal(new & {self._shim}, to_shim)  # first, so that it starts no further step
+            send_signal(new - {self._shim}, number)
             signalled |= new
             if time.monotonic() >= deadline:
                 return False
@@ -261,34 +261,34 @@ class LocalRun:
         return True
 
     def _survivors(self) -> list[int]:
-        return processes_of_job(self._key.job_id, self._parent, self._since_ticks)
+        return processes_of_job(self._key.job_id, self._shim, self._since_ticks)
 
     def _read_exits(self) -> Exits:
         return read_exits(_traces_dir(self._key))
 
-    def _exit_of_parent(self) -> Exit:
-        """Judge by the parent itself, which was killed before it could write anything down."""
+    def _exit_of_shim(self) -> Exit:
+        """Judge by the shim itself, which was killed before it could record the end of the step."""
         exit_code = self._reap()
-        # It ended by itself without a word only where the disk took none: then nobody knows how the program ended.
+        # A shim that exits by itself without a record could not write one: then nobody knows how the program ended.
         return Exit(signal=-exit_code) if exit_code is not None and exit_code < 0 else Exit()
 
     def _reap(self) -> int | None:
-        """Let go of the parent, which has ended, and return how it did, if that can be known."""
-        if self._fork_server is not None and self._parent is not None:
-            self._exit_code = self._fork_server.reap(self._parent)
+        """Reap the shim, which has ended, and return its exit code, if that can be known."""
+        if self._fork_server is not None and self._shim is not None:
+            self._exit_code = self._fork_server.reap(self._shim)
             self._fork_server = None
         return self._exit_code
 
 
 def _living_pid(key: RunKey) -> int | None:
-    """Return the recorded process if it still runs and is a parent of runs, for a run may write there what it likes. Raises
-    OSError where that can't be told."""
+    """Return the recorded process if it still runs and is a shim; a run may write anything into the record. Raises OSError if
+    that can't be determined."""
     recorded = read_pid(_traces_dir(key))
-    return recorded[0] if recorded and _is_living(*recorded) and _is_parent(recorded[0]) else None
+    return recorded[0] if recorded and _is_living(*recorded) and _is_shim(recorded[0]) else None
 
 
-def _is_parent(pid: int) -> bool:
-    """Tell by its name whether a process is a parent of runs; one that has just begun has the fork server's. Raises OSError."""
+def _is_shim(pid: int) -> bool:
+    """Tell by its name whether a process is a shim; one just forked still has the fork server's name. Raises OSError."""
     try:
         return name_of(pid) in (shim.RUN_NAME, shim.FORK_SERVER_NAME)
     except OSError as error:
@@ -297,7 +297,7 @@ def _is_parent(pid: int) -> bool:
 
 
 def _is_living(pid: int, start_time: str) -> bool:
-    """Tell whether the process still runs, and not another one that got its number. Raises OSError where that can't be told."""
+    """Tell whether the process still runs, and its id was not reused. Raises OSError if that can't be determined."""
     try:
         return shim.start_time(pid) == start_time
     except OSError as error:
@@ -306,7 +306,7 @@ def _is_living(pid: int, start_time: str) -> bool:
 
 
 def _started_ticks(pid: int | None) -> int:
-    """Return when a process started, and 0 for one that is gone: then anything may belong to its run."""
+    """Return when a process started, in kernel ticks; 0 if it is gone: then any process may belong to its run."""
     try:
         return int(shim.start_time(pid)) if pid is not None else 0
     except OSError as error:

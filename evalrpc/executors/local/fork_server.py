@@ -1,4 +1,4 @@
-"""The server's side of the fork server: a process that forks the parents of runs, so that none waits for an interpreter."""
+"""The server's side of the fork server, a process that forks the shims of runs so that no run waits for an interpreter."""
 
 import marshal
 import os
@@ -13,14 +13,14 @@ from evalrpc.executors.local import shim
 
 
 class ForkServer:
-    """A fork server of this server. It ends with the server; what it has forked goes on. May be used from several threads.
+    """This server's fork server. It ends with the server; the shims that it forked go on. May be used from several threads.
 
     Raises OSError if it can't be started.
     """
 
     def __init__(self) -> None:
         server = os.getpid()
-        self._lock = threading.Lock()  # one question after the other, each with its answer
+        self._lock = threading.Lock()  # one request at a time, each with its reply
         self._process = subprocess.Popen(
             (sys.executable, "-I", "-S", shim.__file__, str(server), shim.start_time(server)),
             stdin=subprocess.PIPE,
@@ -35,9 +35,9 @@ class ForkServer:
         return self._process.pid
 
     def fork(self, order: Mapping[str, Any]) -> int:
-        """Fork the parent of a run, and return its process id, which no other process gets until it is reaped.
+        """Fork the shim of a run, and return its process id, which is not reused until it is reaped.
 
-        Raises OSError if that is impossible; BrokenPipeError if the fork server is gone, which may have forked it all the same.
+        Raises OSError if that is impossible; BrokenPipeError if the fork server is gone, which may still have forked the shim.
         """
         pid = int(self._ask(order))
         if pid < 0:
@@ -45,7 +45,7 @@ class ForkServer:
         return pid
 
     def reap(self, pid: int) -> int | None:
-        """Let go of a parent that has ended, and return its exit code as `subprocess` has it; None if nobody can know it."""
+        """Reap a shim that has ended, and return its exit code as `subprocess` does; None if it can't be known."""
         try:
             status = self._ask(pid)
         except BrokenPipeError:

@@ -1,7 +1,7 @@
-"""Whether a GPU's memory is really free again after a run: one whose memory is not is set aside, and nothing is placed on it.
+"""Check that a GPU's memory is free again after a run. If it is not, the GPU is quarantined: no run is placed on it.
 
-A driver gives memory back when the last process that holds it is gone, and that may take a while, or never happen after a crash
-in the driver. Processes of others on the same GPU are none of our business, so what counts is what was used before the run.
+The driver frees memory when the last process that holds it is gone. That may take a while, or never happen after a crash in the
+driver. Other users' processes on the same GPU don't count, so the baseline is what was in use before the run.
 """
 
 import threading
@@ -15,23 +15,23 @@ import pynvml
 from evalrpc.clock import Clock
 
 SLACK_BYTES: Final = 512 * 1024 * 1024
-"""How much more than before a run may be in use after it."""
+"""How much more memory may be in use after a run than before it."""
 
 RELEASE_SECONDS: Final = 15.0
-"""How long the driver has to give the memory back, before the GPU is set aside."""
+"""How long the driver has to free the memory before the GPU is quarantined."""
 
 _CHECK_SECONDS: Final = 0.1
 
 
 class GpuMemory(Protocol):
-    """Tells how much memory of a GPU is in use."""
+    """Reports how much memory of a GPU is in use."""
 
     def used_bytes(self, gpu: str) -> int | None:
-        """Return the bytes in use, by whomever; None where that can't be told."""
+        """Return the bytes in use by any process; None if unknown."""
 
 
 class NvmlMemory:
-    """Asks NVIDIA's driver."""
+    """Queries NVIDIA's driver."""
 
     def used_bytes(self, gpu: str) -> int | None:
         """Return the bytes in use; None without a driver, or for an id that it does not know."""
@@ -58,7 +58,7 @@ class _Unended:
 
 
 class GpuGuard:
-    """Knows which GPUs are set aside, and why. May be used from several threads; each GPU is one run's at a time."""
+    """Tracks which GPUs are quarantined, and why. May be used from several threads; each GPU has one run at a time."""
 
     def __init__(self, memory: GpuMemory, clock: Clock) -> None:
         self._memory = memory
@@ -69,18 +69,18 @@ class GpuGuard:
         self._lock = threading.Lock()
 
     def acquire(self, gpus: Iterable[str]) -> dict[str, int]:
-        """Note what is in use before a run takes the GPUs, and return it in bytes, for `restore`."""
+        """Record the bytes in use before a run takes the GPUs, and return them for `restore`."""
         used = {gpu: used_bytes for gpu in gpus if (used_bytes := self._memory.used_bytes(gpu)) is not None}
         self.restore(used)
         return used
 
     def restore(self, used_before: Mapping[str, int]) -> None:
-        """Note what was in use before a run of an earlier server took its GPUs."""
+        """Record the bytes in use before a run of an earlier server took its GPUs."""
         with self._lock:
             self._used_before.update(used_before)
 
     def release(self, gpus: Iterable[str], give_up: threading.Event) -> None:
-        """Wait until the memory that a run held is free, and set a GPU aside where it does not become so."""
+        """Wait until the memory that a run held is free; quarantine a GPU whose memory is not. `give_up` ends the wait."""
         deadline = self._clock.monotonic() + RELEASE_SECONDS
         for gpu in gpus:
             while (problem := self._problem(gpu)) and self._clock.monotonic() < deadline:
@@ -91,20 +91,20 @@ class GpuGuard:
                     self._quarantined[gpu] = problem
 
     def quarantine(self, gpus: Iterable[str], reason: str, is_gone: Callable[[], bool]) -> None:
-        """Set GPUs aside because a process that could not be ended may still use them, until `is_gone` says that none is left.
+        """Quarantine GPUs that a process that could not be ended may still use, until `is_gone` reports that none is left.
 
-        `is_gone` is asked now and then, on the thread that calls `recheck`. An OSError of it means that this can't be told yet.
+        `recheck` calls `is_gone` on its caller's thread. An OSError from it means that the answer is not known yet.
         """
         with self._lock:
             self._unended.append(_Unended(tuple(gpus), reason, is_gone))
 
     def has_quarantined(self) -> bool:
-        """Tell whether there is something that `recheck` would look at."""
+        """Tell whether `recheck` has anything to check."""
         with self._lock:
             return bool(self._quarantined or self._unended)
 
     def recheck(self) -> bool:
-        """Look again at the GPUs that are set aside; tell whether one is good again."""
+        """Check the quarantined GPUs again, and return whether anything has improved."""
         with self._lock:
             suspects, unended = list(self._quarantined), list(self._unended)
         recovered = [gpu for gpu in suspects if not self._problem(gpu)]
@@ -115,7 +115,7 @@ class GpuGuard:
                 del self._quarantined[gpu]
             for run in gone:
                 self._unended.remove(run)
-                # What its processes held may take the driver some time yet.
+                # The driver may need more time to free what its processes held.
                 self._quarantined |= {gpu: problem for gpu in run.gpus if (problem := problems.get(gpu))}
         return bool(recovered or gone)
 

@@ -10,10 +10,10 @@ from evalrpc.v1.evaluation_service_pb2 import Gpu
 
 
 def find_gpus(setting: str, environment: Mapping[str, str]) -> tuple[Gpu, ...]:
-    """Return the GPUs of the setting `gpus`, in order, by what CUDA_VISIBLE_DEVICES takes.
+    """Return the GPUs of the setting `gpus`, in order, with the ids that CUDA_VISIBLE_DEVICES takes.
 
-    `auto`: those that the server's own CUDA_VISIBLE_DEVICES shows, or else all that the driver knows. N: the first N of these,
-    where they are enough, else 0 to N-1. A list: these, as they stand. Raises ConfigurationError for a list with doubles.
+    `auto`: those in the server's own CUDA_VISIBLE_DEVICES, or all that the driver knows if it is unset. N: the first N of these
+    if there are enough, else 0 to N-1. A list: exactly these. Raises ConfigurationError for a list with duplicates.
     """
     if "," in setting or not (setting == "auto" or setting.isdigit() or not setting):
         return _listed(setting)
@@ -33,7 +33,7 @@ def _listed(setting: str) -> tuple[Gpu, ...]:
 
 
 def _found(environment: Mapping[str, str]) -> tuple[Gpu, ...]:
-    """Return what a program started here would see."""
+    """Return the GPUs that a program started here would see."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return _of_driver()
@@ -49,7 +49,7 @@ def _of_driver() -> tuple[Gpu, ...]:
 
 @contextmanager
 def _driver() -> Iterator[int]:
-    """Give the number of GPUs that NVIDIA's driver knows; 0 where there is no driver."""
+    """Yield the number of GPUs that NVIDIA's driver knows; 0 without a driver."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:

@@ -1,4 +1,4 @@
-"""Finding processes by the job that they carry in their environment, and ending them. Linux only: it reads /proc."""
+"""Find processes by the job id in their environment, and signal them. Linux only: it reads /proc."""
 
 import os
 import signal
@@ -10,17 +10,17 @@ from typing import Final, NamedTuple
 from evalrpc.executors.local.environment import JOB_ID_VARIABLE
 
 _GONE_OR_FOREIGN: Final = (FileNotFoundError, ProcessLookupError, PermissionError)
-"""What reading of a process raises that has ended, or is another user's. Anything else tells nothing of it."""
+"""Raised on reading a process that has ended or is another user's. Any other error says nothing about the process."""
 
 
 def processes_of_job(job_id: str, session: int | None = None, since_ticks: int = 0) -> list[int]:
-    """Return the ids of all living processes that carry the job's id, or that belong to the session, with their descendants.
+    """Return the ids of all living processes that carry the job's id or belong to the session, and of their descendants.
 
-    All are needed: a worker may leave the session, and one that sets its own title overwrites its environment. Name a session
-    only while its number can't have passed to another one. Processes that started before `since_ticks`, in the kernel's ticks
-    since boot, are passed over, which saves most of the reading: a process carries what it was given when it started.
+    All are needed: a worker may leave the session, and one that sets its own title overwrites its environment. Pass a session
+    only while its id can't have been reused. Processes that started before `since_ticks` (kernel ticks since boot) are skipped,
+    which saves most of the reading: a process gets its environment when it starts.
 
-    Raises OSError where this process lacks what it takes to look, such as descriptors: then nothing is known.
+    Raises OSError if this process lacks a resource that the scan needs, such as descriptors: then nothing is known.
     """
     mark = f"{JOB_ID_VARIABLE}={job_id}".encode()
     found: set[int] = set()
@@ -74,7 +74,7 @@ def name_of(pid: int) -> str:
 
 
 def send_signal(pids: Iterable[int], number: signal.Signals) -> None:
-    """Send a signal to those that still exist and may be signalled."""
+    """Send a signal to the processes that still exist and may be signalled."""
     for pid in pids:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)
@@ -88,16 +88,16 @@ def _process_ids() -> Iterator[int]:
 
 
 def _line_of(pid: int, parents: dict[int, int]) -> Iterator[int]:
-    """Yield a process and those it descends from, as far as they are known."""
+    """Yield a process and its known ancestors."""
     line: set[int] = set()
-    while pid in parents and pid not in line:  # numbers that change hands between two looks could make a circle
+    while pid in parents and pid not in line:  # ids reused between two reads could form a cycle
         line.add(pid)
         yield pid
         pid = parents[pid]
 
 
 def _stat(pid: int) -> tuple[str, list[bytes]]:
-    """Return a process's name and what the kernel tells after it: its state, its parent, its group, its session, and so on."""
+    """Return a process's name and the fields after it in `stat`: state, parent, group, session, and so on."""
     head, _, fields = _read(pid, "stat").rpartition(b")")
     return head.partition(b"(")[2].decode(errors="replace"), fields.split(maxsplit=20)
 

@@ -1,28 +1,28 @@
 # ruff: noqa: PTH104, PTH118, PTH123 - it is run by a bare interpreter, without pathlib
-"""The parents of runs, and the fork server, which forks one for each order of the server.
+"""The shim of a run, and the fork server, which forks a shim for each order from the server.
 
-A parent starts the programs of its run one after the other, waits for each, and writes down how it ended. It outlives the
-server, so a server that comes back still learns the outcome. It is forked, since that takes a fraction of a millisecond, and an
-interpreter ten to start; and not by the server, whose threads and gRPC would not outlive a fork.
+A shim starts the programs of its run one after the other, waits for each, and records how it ended. It outlives the server, so
+a restarted server still learns the outcome. Forking a shim takes a fraction of a millisecond, starting an interpreter ten.
+The server can't fork it itself: its threads and gRPC would not survive a fork.
 
-    python -I -S parent.py PID START_TIME
+    python -I -S shim.py PID START_TIME
 
-is the fork server of the server that PID and START_TIME name, and ends when that has ended. Both talk in Python's own marshal
-format: they are of one installation, and a value tells where it ends. The fork server takes
+runs the fork server of the server that PID and START_TIME identify; it ends with that server. Both sides use Python's marshal
+format: they belong to one installation, and marshalled values are self-delimiting. The fork server takes
 
     an order     a dict with `steps` (programs with their arguments), `files` (to be written first, by path), `env`, `cwd`,
-                 `umask` (of the programs), `log` (of all output) and `traces_dir`. It answers with the process id of the
-                 parent, or with a negative errno where there is none.
-    a number     that of a parent that is known to have ended. It answers with its wait status, or None if it has none. Only
-                 then may another process get that number.
+                 `umask` (of the programs), `log` (for all output) and `traces_dir`. The reply is the process id of the shim,
+                 or a negative errno if there is none.
+    a number     the process id of a shim that is known to have ended. The reply is its wait status, or None if it has none.
+                 Only then can the id be reused.
 
-In `traces_dir` a parent leaves `pid`: its own process id and start time, and `exit`: a line for every step that has ended, with
-the size of the log then, and `code N`, `signal N`, or `error TEXT` where the program could not be started. NONE_LEFT follows
-when no process of the run is left. It can tell, for it adopts those that lose their own parent, wherever they went. The server
-has made `exit` with room for that (`traces.py`), so a full disk does not lose it; and whatever can't be written, the parent
-stays until no process is left.
+In `traces_dir` a shim leaves two files. `pid` holds its process id and start time. `exit` has a line for every step that has
+ended, with the size of the log at that point, and `code N`, `signal N`, or `error TEXT` if the program could not be started.
+NONE_LEFT follows once no process of the run is left. The shim can tell, because it is a subreaper: it adopts the run's orphans,
+wherever they went. The server has preallocated `exit` (`traces.py`), so a full disk does not lose it. Even if a write fails,
+the shim stays until no process is left, up to a time limit.
 
-Once its `pid` is written it takes the name RUN_NAME. Until then it may still be about to begin a run.
+Once its `pid` is written, a shim takes the name RUN_NAME. Until then it may still be about to begin a run.
 """
 
 import errno
@@ -42,23 +42,23 @@ FORK_SERVER_NAME = "evalrpc-fork"
 RUN_NAME = "evalrpc-run"
 
 KILL_REQUEST = signal.SIGUSR1
-"""Makes a parent kill what is left of its run, once its program has ended."""
+"""Makes a shim kill what is left of its run once its program has ended."""
 
 _REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, KILL_REQUEST)
 _LINGER_SECONDS = 30.0
 _LOOK_SECONDS = 0.01
 _PRIVATE_UMASK = 0o077
 _PRIVATE_MODE = 0o600
-_NO_TRAP = os.O_NOFOLLOW | os.O_NONBLOCK  # a link or a FIFO that the run has put there leads nowhere and holds up nobody
+_NO_TRAP = os.O_NOFOLLOW | os.O_NONBLOCK  # a link or FIFO planted by the run is not followed and does not block
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 def main() -> None:
-    """Fork a parent for each order, until there is no server any more."""
+    """Fork a shim for each order until the server is gone."""
     set_name(FORK_SERVER_NAME)
     os.umask(_PRIVATE_UMASK)
     asked: list[int] = []
-    # They are for the parents, which let them through. A handler, unlike SIG_IGN, is not passed on to a program.
+    # Blocked here; shims unblock them. Unlike SIG_IGN, a handler is not inherited by a program.
     signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS)
     for number in _REQUESTS:
         signal.signal(number, lambda number, _: asked.append(number))
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def reap(pid: int) -> int | None:
-    """Let go of a parent that has ended, and return its wait status."""
+    """Reap a shim that has ended, and return its wait status; None if it has none."""
     try:
         ended, status = os.waitpid(pid, os.WNOHANG)
     except ChildProcessError:
@@ -80,7 +80,7 @@ def reap(pid: int) -> int | None:
 
 
 def fork(order: dict[str, Any], asked: list[int], adopt_orphans: Callable[[], bool]) -> int:
-    """Fork a parent for the order. Return its process id, or a negative errno where there is none."""
+    """Fork a shim for the order. Return its process id, or a negative errno if there is none."""
     try:
         pid = os.fork()
     except OSError as error:
@@ -89,12 +89,12 @@ def fork(order: dict[str, Any], asked: list[int], adopt_orphans: Callable[[], bo
         try:
             carry_out(order, asked, adopt_orphans)
         finally:
-            os._exit(0)  # whatever happened, it must not take orders itself; and the server waits for this end
+            os._exit(0)  # whatever happened, it must not take orders itself; and the server waits for this exit
     return pid
 
 
 def carry_out(order: dict[str, Any], asked: list[int], adopt_orphans: Callable[[], bool]) -> None:
-    """Be the parent of a run. Once `asked` holds a signal, start no more steps of it."""
+    """Be the shim of a run. Once `asked` holds a signal, start no more of its steps."""
     os.setsid()
     redirect(os.devnull, os.O_RDWR, 0, 1, 2)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)
@@ -108,7 +108,7 @@ def carry_out(order: dict[str, Any], asked: list[int], adopt_orphans: Callable[[
             if asked:
                 break
             outcome = failure or run(argv, order, pid_path)
-            # Before the next one starts: what stands further down in the log is then known not to be of this one.
+            # Before the next step starts, so that later output in the log is known not to be from this one.
             note(exits, f"{os.fstat(1).st_size} {outcome}")
     finally:
         if adopts and outlives_all(asked):
@@ -116,7 +116,7 @@ def carry_out(order: dict[str, Any], asked: list[int], adopt_orphans: Callable[[
 
 
 def write_pid(path: str) -> str | None:
-    """Leave the id of this process, in one step, and describe what went wrong, if anything did."""
+    """Write the id of this process, atomically. Return a description of the error, if any."""
     try:
         with open(path + ".new", "w") as file:
             file.write(f"{os.getpid()} {start_time(os.getpid())}")
@@ -127,7 +127,7 @@ def write_pid(path: str) -> str | None:
 
 
 def write_files(files: dict[str, bytes]) -> str | None:
-    """Write what the programs need, and describe what went wrong, if anything did."""
+    """Write the files that the programs need. Return a description of the error, if any."""
     for path, content in files.items():
         try:
             with open(path, "wb") as file:
@@ -140,7 +140,7 @@ def write_files(files: dict[str, bytes]) -> str | None:
 def run(argv: list[str], order: dict[str, Any], pid_path: str) -> str:
     """Start the program, wait for it, and describe its end."""
     try:
-        os.environ["PATH"] = order["env"].get("PATH", os.defpath)  # in which the program is looked for
+        os.environ["PATH"] = order["env"].get("PATH", os.defpath)  # posix_spawnp looks for the program there
         os.chdir(order["cwd"])
         redirect(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | _NO_TRAP, 1, 2)
         os.umask(order["umask"])
@@ -148,7 +148,7 @@ def run(argv: list[str], order: dict[str, Any], pid_path: str) -> str:
         pid = os.posix_spawnp(argv[0], argv, order["env"], setsigdef=(signal.SIGPIPE, signal.SIGXFSZ))
     except (OSError, ValueError) as error:
         return f"error {argv[0]}: {getattr(error, 'strerror', None) or error}"
-    with suppress(OSError):  # which takes a disk its time, and can be done while the program starts
+    with suppress(OSError):  # slow on a disk, so it is done while the program starts
         sync(pid_path)
     status = wait(pid)
     if os.WIFSIGNALED(status):
@@ -157,7 +157,7 @@ def run(argv: list[str], order: dict[str, Any], pid_path: str) -> str:
 
 
 def wait(pid: int) -> int:
-    """Return the wait status of a program when it has ended. Lets go meanwhile of whatever else ends."""
+    """Wait for a program, and return its wait status. Meanwhile, reap any other child that ends."""
     while True:
         ended, status = os.waitpid(-1, 0)
         if ended == pid:
@@ -165,12 +165,12 @@ def wait(pid: int) -> int:
 
 
 def outlives_all(asked: list[int]) -> bool:
-    """Stay until no process of the run is left, and tell whether it came to that.
+    """Stay until no process of the run is left, up to a time limit, and return whether none is.
 
-    What the programs have left behind is killed, unless the run was asked to end: then it has the time that the server gives.
+    What the programs have left behind is killed, unless the run was asked to end: then it has the server's grace period.
     """
     deadline = time.monotonic() + _LINGER_SECONDS
-    with suppress(OSError):  # this kernel does not tell of children, and the server has to look for them
+    with suppress(OSError):  # this kernel does not list children: the server has to look for them
         while time.monotonic() < deadline:
             if not reap_children():
                 return True
@@ -181,7 +181,7 @@ def outlives_all(asked: list[int]) -> bool:
 
 
 def reap_children() -> bool:
-    """Let go of all children that have ended, and tell whether there are others."""
+    """Reap all children that have ended, and return whether there are others."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -191,14 +191,14 @@ def reap_children() -> bool:
 
 
 def kill_children() -> None:
-    """Kill all children. Theirs become children of this process, so doing it again ends any tree. Raises OSError."""
+    """Kill all children. Their own children are then adopted by this process, so repeating it ends any tree. Raises OSError."""
     with open("/proc/thread-self/children") as children:
         for pid in map(int, children.read().split()):
-            os.kill(pid, signal.SIGKILL)  # its number is taken until it is let go of
+            os.kill(pid, signal.SIGKILL)  # its id is not reused until it is reaped
 
 
 def load_adoption() -> Callable[[], bool]:
-    """Return what makes the process that calls it adopt its descendants that lose their parent, if that is possible here."""
+    """Return a function that makes the calling process a subreaper, and returns whether that worked."""
     try:
         import ctypes  # not every Python has it
 
@@ -218,9 +218,9 @@ def redirect(path: str, flags: int, *descriptors: int) -> None:
 
 
 def start_time(pid: int) -> str:
-    """Return when a process started, in the kernel's ticks: with the pid it names the process for ever."""
+    """Return when a process started, in kernel ticks. Together with the pid, this identifies the process for good."""
     with open(f"/proc/{pid}/stat", "rb") as stat:
-        # The second field, the name, may hold spaces and parentheses, so count from its end; the start is the 22nd field.
+        # The second field, the name, may hold spaces and parentheses, so count from its end. The start time is the 22nd field.
         return stat.read().rpartition(b")")[2].split()[19].decode()
 
 
@@ -231,16 +231,16 @@ def set_name(name: str) -> None:
 
 
 def note(exits: int, line: str) -> None:
-    """Add a line to what is known of the run's end. In one piece, and whoever reads it takes only lines that are whole."""
-    with suppress(OSError):  # what is left of the run has to be ended all the same
+    """Append a line to the record of the run's end, in one write. Readers accept only complete lines."""
+    with suppress(OSError):  # what is left of the run has to be ended anyway
         os.write(exits, (line.replace("\n", " ") + "\n").encode(errors="replace"))
 
 
 def sync(path: str) -> None:
-    """See a file onto the disk.
+    """Flush a file to disk.
 
-    For `pid` this is so that after a power cut too nobody takes the run for one that never began. The program does not wait for
-    it: what it leaves on this disk comes after `pid` in the journal of the file system.
+    For `pid`, so that even after a power cut nobody takes the run for one that never began. The program does not wait for it:
+    what it writes to this disk comes after `pid` in the file system's journal.
     """
     descriptor = os.open(path, os.O_RDONLY | _NO_TRAP)
     os.fsync(descriptor)
@@ -249,4 +249,4 @@ def sync(path: str) -> None:
 
 if __name__ == "__main__":
     main()
-    os._exit(0)  # nothing is left to tidy up
+    os._exit(0)  # there is nothing to clean up

@@ -1,7 +1,7 @@
-"""What the parent of a run leaves in `attempt_dir/run`, as a server makes room for it and reads it.
+"""Reserve space for what the shim of a run leaves in `attempt_dir/run`, and read it.
 
-A run may write there too, so nothing in it is believed that no parent would have written: from the first such line on, nothing
-is known of how the run ended.
+A run may write there too, so only what a shim would write is believed: from the first other line on, nothing is known of how
+the run ended.
 """
 
 import errno
@@ -17,7 +17,7 @@ from evalrpc.files.opening import open_regular_file
 from evalrpc.files.private import make_private_folder
 
 _STEP_BYTES: Final = 64
-_LEAST_BYTES: Final = 4096  # a block, which also takes why a program could not be started
+_LEAST_BYTES: Final = 4096  # one block, which also holds the reason why a program could not be started
 _MAX_EXITS_BYTES: Final = 4 * 1024 * 1024
 _STEP: Final = re.compile(rb"(?P<log_size>\d{1,18}) (?:code (?P<code>\d{1,3})|signal (?P<signal>\d{1,3})|error (?P<error>.*))")
 _PID: Final = re.compile(rb"(\d{1,10}) (\d{1,20})")
@@ -25,7 +25,7 @@ _NOT_SUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
 
 class StepEnd(NamedTuple):
-    """How a step ended. One of the last three is set."""
+    """How a step ended. One of the last three fields is set."""
 
     log_size_bytes: int
     code: int | None = None
@@ -35,18 +35,18 @@ class StepEnd(NamedTuple):
 
 
 class Exits(NamedTuple):
-    """How the steps ended that have."""
+    """How the finished steps ended."""
 
     steps: list[StepEnd]
     none_left: bool
-    """Whether the parent has seen that no process of the run is left."""
+    """Whether the shim has seen that no process of the run is left."""
 
 
 def make_room(folder: Path, step_count: int) -> None:
-    """Make the folder, with room for what the parent will write at the end. A disk that is full by then does not lose how the
-    run ended, unless its file system can't keep room.
+    """Make the folder and preallocate what the shim will write at the end. A disk that is full by then does not lose how the
+    run ended, unless its file system can't preallocate.
 
-    Raises OSError, also where the disk is full already.
+    Raises OSError, also if the disk is full already.
     """
     make_private_folder(folder)
     descriptor = os.open(folder / EXIT_FILE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -60,17 +60,17 @@ def make_room(folder: Path, step_count: int) -> None:
 
 
 def has_pid(folder: Path) -> bool:
-    """Tell whether the parent of a run has left its process id. Raises OSError, as `read_exits`."""
+    """Tell whether the shim of a run has left its process id. Raises OSError, as `read_exits`."""
     return _may_exist(folder / PID_FILE)
 
 
 def has_output(folder: Path, log_path: Path) -> bool:
-    """Tell whether a run has left anything else, for it may have removed the process id. Raises OSError, as `read_exits`."""
+    """Tell whether a run has left anything else, as it may have removed the process id. Raises OSError, as `read_exits`."""
     return _may_exist(log_path) or _read(folder / EXIT_FILE)[:1] not in (b"", b"\0")
 
 
 def read_exits(folder: Path) -> Exits:
-    """Read how the steps of a run ended. Raises OSError where the server lacks something at present."""
+    """Read how the steps of a run ended. Raises OSError if the server is temporarily short of a resource."""
     steps: list[StepEnd] = []
     for line in _read(folder / EXIT_FILE).partition(b"\0")[0].split(b"\n")[:-1]:
         if line == NONE_LEFT.encode():
@@ -83,8 +83,7 @@ def read_exits(folder: Path) -> Exits:
 
 
 def read_pid(folder: Path) -> tuple[int, str] | None:
-    """Read the process id and the start time of the parent; None where that is not there, or nonsense. Raises OSError, as
-    `read_exits`."""
+    """Read the process id and the start time of the shim; None if missing or malformed. Raises OSError, as `read_exits`."""
     match = _PID.fullmatch(_read(folder / PID_FILE))
     return (int(match[1]), match[2].decode()) if match else None
 
@@ -104,7 +103,7 @@ def _parse_step(line: bytes) -> StepEnd | None:
 
 
 def _read(path: Path) -> bytes:
-    """Read a file; nothing where the run has left none that can be read."""
+    """Read a file; empty if the run has left none that can be read."""
     try:
         with open_regular_file(path) as descriptor:
             return b"" if descriptor is None else os.pread(descriptor, _MAX_EXITS_BYTES, 0)
@@ -114,7 +113,7 @@ def _read(path: Path) -> bytes:
 
 
 def _may_exist(path: Path) -> bool:
-    """Tell whether something is there. It is, where that can't be told."""
+    """Tell whether a path exists; True if that can't be determined. Raises OSError, as `read_exits`."""
     try:
         path.lstat()
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """inspect-ai (UK AISI's harness), driven through its command line.
 
-A task is asked for by its name, and found in the operator's `include_path`: a client never names a file. What a client can do
-with `model_args` is what it can do with lmms-eval's: they become arguments of inspect-ai's model provider.
+A client requests a task by its name, never by a file; the task is looked up in the operator's `include_path`. `model_args`
+become arguments of inspect-ai's model provider, so a client is trusted as much as with lmms-eval's.
 """
 
 import json
@@ -29,7 +29,7 @@ KIND: Final = "inspect-ai"
 _PACKAGE: Final = Package(title="inspect-ai", name="inspect_ai")
 _MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_:.@+-]+)+")
 _BATCH_SIZE = re.compile(r"auto|[1-9][0-9]{0,8}")
-_MAX_TASK_BYTES: Final = 200  # with a date before and an ending after it, it is a file's name
+_MAX_TASK_BYTES: Final = 200  # it becomes a file's name, with a date before and a suffix after it
 _RESERVED_ARGUMENTS: Final = ("config", "default", "memoize", "model", "required", "role")
 _STATUS_LINE = re.compile(
     r"\bSteps: +(?P<done>[0-9]{1,15})/(?P<steps>[0-9]{1,15}) +[0-9]+% \| Samples: +[0-9]+/ *(?P<samples>[0-9]{1,15})\b"
@@ -56,7 +56,7 @@ class InspectHarness:
         self._settings = settings
 
     def info(self) -> HarnessInfo:
-        """Say which inspect-ai is installed beside the interpreter."""
+        """Report which inspect-ai is installed beside the interpreter."""
         return describe(self._settings, self.kind, _PACKAGE)
 
     def violations(self, request: EvaluateRequest) -> Iterable[FieldViolation]:
@@ -76,12 +76,12 @@ class InspectHarness:
         return self.commands([run])[0]
 
     def commands(self, runs: Iterable[Run]) -> list[Command]:
-        """Build the command lines of several runs with one look into `include_path`. Raises RunFailedError, as `command`."""
+        """Build the command lines of several runs with one scan of `include_path`. Raises RunFailedError, as `command`."""
         files = task_files(self._settings.include_path)
         return [self._command(run, files) for run in runs]
 
     def _command(self, run: Run, files: Mapping[str, Path]) -> Command:
-        """Build a command line. Model and generation arguments go through files, which carry every value as it is."""
+        """Build a command line. Model and generation arguments go into files, which preserve every value."""
         configs = {"model": _model_args(run.request), "generate": plain_arguments(run.request.gen_kwargs)}
         paths = {name: run.attempt_dir / f"{name}.json" for name, config in configs.items() if config}
         return Command(
@@ -98,11 +98,11 @@ class InspectHarness:
         )
 
     def catalog_command(self) -> Command:
-        """Ask inspect-ai's own lists: the tasks in the operator's folders, and the providers of models."""
+        """Query inspect-ai for the tasks in the operator's folders and the model providers."""
         return catalog_command(self._settings, _CATALOG_SCRIPT)
 
     def read_progress(self, line: str, progress: Progress) -> bool:
-        """Take in a line of `--display plain`: samples, of one task after the other."""
+        """Read a line of `--display plain`, which counts the samples of one task after the other."""
         before = Progress()
         before.CopyFrom(progress)
         text = strip_colours(line[:1000])
@@ -115,7 +115,7 @@ class InspectHarness:
         return progress != before
 
     def read_results(self, run: Run, exit_status: Exit, log_tail: list[str]) -> Mapping[str, ModelResult]:
-        """Read what the logs say: inspect-ai exits with 0 also where a task failed."""
+        """Read what the logs say: inspect-ai exits with 0 even if a task failed."""
         check_exit(exit_status, log_tail)
         logs = read_logs(run.output_dir)
         if not logs:
@@ -131,7 +131,7 @@ class InspectHarness:
         return {run.request.model: result_of_logs(good)} if good else {}
 
     def read_samples(self, file: BinaryIO, offset: int) -> Iterator[SampleRow]:
-        """Read the samples of a log: its tasks have no other files of samples."""
+        """Read the samples of a log: its tasks have no other samples files."""
         return read_samples(file, offset)
 
     def _task_specs(self, tasks: Sequence[str], files: Mapping[str, Path]) -> list[str]:
@@ -202,14 +202,14 @@ def _begin(task: str, samples: int, progress: Progress) -> None:
 
 
 def _end(progress: Progress) -> None:
-    """All tasks are done. Their titles have come once more, over the results, and were taken for more to do."""
+    """Finish: all tasks are done. The results repeat the tasks' titles, which were counted as more to do."""
     progress.phase = Progress.PHASE_SCORING
     progress.current_task = ""
     progress.total = progress.done
 
 
 def _count(done_steps: int, steps: int, samples: int, progress: Progress) -> None:
-    """Count samples by the steps done: of the samples themselves a task's last line may come short."""
+    """Count samples by the steps done: a task's last line may count too few of the samples themselves."""
     if progress.phase > Progress.PHASE_EVALUATING or not steps or not samples:
         return
     progress.phase = Progress.PHASE_EVALUATING
@@ -218,18 +218,18 @@ def _count(done_steps: int, steps: int, samples: int, progress: Progress) -> Non
 
 
 def _latest(logs: Sequence[Log]) -> dict[str, Log]:
-    """Return the latest log of every task, by each of the names that it goes by."""
+    """Return the latest log of every task, under each of the task's names."""
     return {name: log for log in logs for name in log.names}
 
 
 def _good_logs(logs: Sequence[Log], tasks: Iterable[str]) -> dict[str, Log]:
-    """Return the latest log of every task whose status says success."""
+    """Return the latest log of each of these tasks, if its status is success."""
     latest = _latest(logs)
     return {task: latest[task] for task in tasks if task in latest and latest[task].status == SUCCESS}
 
 
 def _require_all_good(logs: Sequence[Log], tasks: Sequence[str]) -> None:
-    """Raise RunFailedError unless every task has a log and the status of its latest says success."""
+    """Raise RunFailedError unless every task has a log and the status of its latest one is success."""
     latest = _latest(logs)
     for task, log in ((task, latest[task]) for task in tasks if task in latest):
         if log.status != SUCCESS:

@@ -1,4 +1,4 @@
-"""A JSON file larger than one wants in memory, read member by member. Offsets are those of bytes."""
+"""Reads JSON files that are too large for memory, member by member. Offsets are in bytes."""
 
 import json
 import re
@@ -9,18 +9,18 @@ from typing import BinaryIO, Final, NamedTuple
 from evalrpc.protobuf.bounds import json_integer
 
 MAX_VALUE_CHARACTERS: Final = 256 * 1024 * 1024
-"""No single value may be longer."""
+"""The longest single value."""
 
 _READ_BYTES: Final = 256 * 1024
-_NUMBER_REST: Final = len("e+1")  # so much after a number proves that it was not cut off
+_NUMBER_REST: Final = len("e+1")  # this much text after a number proves that it is not cut off
 _BLANKS: Final = " \t\r\n"
 _DECODER: Final = json.JSONDecoder(parse_int=json_integer)
 _PLAIN_VALUES: Final = re.compile(r'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
-"""Numbers, strings and what stands between them, as far as to a bracket or a string that is cut off."""
+"""Numbers, strings and separators, up to a bracket or a string that is cut off."""
 
 
 class Member(NamedTuple):
-    """A member of the object that a file holds, or one element of the array that is streamed."""
+    """A member of the file's top-level object, or one element of the streamed array."""
 
     name: str
     value: object
@@ -29,10 +29,10 @@ class Member(NamedTuple):
 
 
 def members(file: BinaryIO, streamed: str, left_out: str = "") -> Iterator[Member]:
-    """Yield the members of the object that the file holds, and those of the array named `streamed` one by one, each with the
-    array's name. Arrays named `left_out`, of numbers and strings, are read as empty, at whatever depth of objects they stand.
+    """Yield the members of the file's top-level object, and the elements of the array named `streamed` one by one, each with
+    the array's name. Arrays of numbers and strings named `left_out` are read as empty, at any depth of objects.
 
-    Raises ValueError or RecursionError where it is no JSON, OSError where it can't be read.
+    Raises ValueError or RecursionError for invalid JSON, OSError if the file can't be read.
     """
     text = _Text(file, 0)
     text.expect("{")
@@ -54,7 +54,7 @@ def members(file: BinaryIO, streamed: str, left_out: str = "") -> Iterator[Membe
 def elements(file: BinaryIO, offset: int) -> Iterator[tuple[object, int]]:
     """Yield the elements of an array from an offset on, each with the offset after it, from which the rest can be read.
 
-    Raises ValueError or RecursionError where it is no JSON, OSError where it can't be read.
+    Raises ValueError or RecursionError for invalid JSON, OSError if the file can't be read.
     """
     text = _Text(file, offset)
     if text.next_is(","):
@@ -65,7 +65,7 @@ def elements(file: BinaryIO, offset: int) -> Iterator[tuple[object, int]]:
 
 
 class _Text:
-    """The file's text from where it is read on. What was read is forgotten."""
+    """A sliding window over the file's text. What has been read is discarded."""
 
     def __init__(self, file: BinaryIO, offset: int) -> None:
         file.seek(offset)
@@ -74,10 +74,10 @@ class _Text:
         self._text = ""
         self._position = 0
         self._offset = offset
-        self._measured = 0  # the position that `_offset` is of
+        self._measured = 0  # the position that has `_offset`
 
     def offset(self) -> int:
-        """Return the byte at which what comes next begins, after blanks."""
+        """Skip blanks and return the offset of what comes next."""
         self._skip_blanks()
         return self._measure()
 
@@ -103,7 +103,7 @@ class _Text:
             return value
 
     def value_without(self, left_out: str) -> object:
-        """Read a value of any kind. In an object, and in the objects in it, arrays of this name are read as empty."""
+        """Read a value of any kind. Arrays of this name, in an object and in objects within it, are read as empty."""
         if not (left_out and self.next_is("{")):
             return self.value()
         self.expect("{")
@@ -119,7 +119,7 @@ class _Text:
         return members
 
     def items(self, closing: str) -> Iterator[None]:
-        """Yield before every item, and read the commas between them and the end."""
+        """Yield before every item, and read the commas between them and the closing character."""
         if not self.next_is(closing):
             yield
             while self.next_is(","):
@@ -134,7 +134,7 @@ class _Text:
         self._position += 1
 
     def next_is(self, character: str) -> bool:
-        """Tell whether it comes next, after blanks."""
+        """Tell whether this character comes next, after blanks."""
         self._skip_blanks()
         return self._text.startswith(character, self._position)
 
@@ -144,11 +144,11 @@ class _Text:
         return self._position == len(self._text)
 
     def _pass_over_array(self) -> None:
-        """Pass over an array of numbers and strings, of which there may be as many as one wants in no memory."""
+        """Skip an array of numbers and strings, which may be too large for memory."""
         self.expect("[")
         while True:
             if all(self._text.find(mark, self._position) < 0 for mark in ('"', "]")):
-                self._position = len(self._text)  # numbers alone, which need no second look
+                self._position = len(self._text)  # only numbers, which need no parsing
             elif match := _PLAIN_VALUES.match(self._text, self._position):
                 self._position = match.end()
             is_cut_off = self._text[self._position : self._position + 1] in ("", '"')
@@ -169,12 +169,12 @@ class _Text:
         return self._offset
 
     def _read_more(self) -> bool:
-        """Read as much again as is not understood yet, so that all attempts together take linear time."""
+        """Read at least as much again as is not parsed yet, so that all attempts together take linear time."""
         rest = self._text[self._position :]
         if len(rest) > MAX_VALUE_CHARACTERS:
             raise ValueError(f"a value is longer than {MAX_VALUE_CHARACTERS} characters")
         more = ""
-        while not more:  # a few bytes may be no whole character
+        while not more:  # a few bytes may not complete a character
             data = self._file.read(max(_READ_BYTES, len(rest)))
             more = self._decoder.decode(data, final=not data)
             if not data:

@@ -1,9 +1,9 @@
-"""inspect-ai's logs, one JSON file per task, read where they lie.
+"""Reads inspect-ai's logs, one JSON file per task, in place.
 
     output_dir/2026-02-14T10-30-45-00-00_TASK_ID.json     status, results, samples, every event
 
-What decides over a run stands before the samples, of which there may be very many: they are read when someone asks for them. A
-scorer counts as a filter: `accuracy` of the scorer `match` is the metric `accuracy` with the filter `match`.
+The outcome of a run precedes the samples. There may be very many of those, so they are read only on request. A scorer counts as
+a filter: `accuracy` of the scorer `match` is the metric `accuracy` with the filter `match`.
 """
 
 import os
@@ -31,36 +31,36 @@ _LOG_NAME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}-[0-9]{2}-[0-9]{2}.*
 _HEADER: Final = frozenset({"status", "eval", "plan", "results", "stats", "error"})
 _SAMPLES: Final = "samples"
 _SAMPLE_IDS: Final = "sample_ids"
-"""The list, in `eval.dataset`, of all the samples' ids."""
+"""The list of all sample ids, in `eval.dataset`."""
 _TAIL_BYTES: Final = 256
 _NOT_IN_SAMPLES: Final = frozenset({"events", "events_data"})
-"""What happened within a sample, which is most of a log and stands there."""
+"""What happened within a sample. It makes up most of a log and stays there."""
 _MEANS: Final = ("accuracy", "mean")
-"""The metrics that are means of the samples' values, and that `stderr` beside them is the standard error of."""
+"""Metrics that are means of the samples' values. A `stderr` beside them is their standard error."""
 _VALUES: Final = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
-"""What inspect-ai counts its letters as: correct, partial, incorrect, no answer."""
+"""The values of inspect-ai's letters: correct, partial, incorrect, no answer."""
 _CONFIG: Final = ("task_args", "task_attribs", "scorers", "model_roles", "sandbox")
-"""What of a log's `eval` makes the task what it is. The model, the limit and the like are of the run."""
+"""Members of a log's `eval` that define the task. The model, the limit and the like belong to the run."""
 _DATASET: Final = ("name", "location", "samples", "shuffled")
 _CONNECTION: Final = frozenset(
     {"max_connections", "adaptive_connections", "max_retries", "timeout", "attempt_timeout", "batch", "cache"}
 )
-"""What of a plan's generation options is about the way to the model."""
+"""Generation options of a plan that only concern the connection to the model."""
 
 
 @dataclass(frozen=True)
 class Log:
-    """What a log says, apart from its samples."""
+    """A log without its samples."""
 
     path: Path
     names: frozenset[str]
-    """The names that the task goes by."""
+    """The names of the task."""
     status: str
     error: str
     header: Mapping[str, object]
-    """Its members but for the samples."""
+    """Its members without the samples."""
     samples_offset: int | None
-    """The byte at which the first sample begins. None: it has no samples."""
+    """The offset of the first sample. None: it has no samples."""
 
     @property
     def spec(self) -> Mapping[str, object]:
@@ -69,7 +69,7 @@ class Log:
 
     @property
     def results(self) -> Mapping[str, object]:
-        """What came of it."""
+        """The outcome."""
         return mapping(self.header.get("results"))
 
 
@@ -79,8 +79,8 @@ def read_logs(folder: Path) -> list[Log]:
 
 
 def read_finished_log(folder: Path, name: str) -> Log | None:
-    """Read a log of a folder by its file's name; None for another file, and for one that can't be read: it may just be being
-    written."""
+    """Read a log of a folder by its file name; None for another file, and for one that can't be read, perhaps because it is
+    still being written."""
     if _LOG_NAME.fullmatch(name):
         with suppress(RunFailedError):
             return _read_log(folder / name)
@@ -88,7 +88,7 @@ def read_finished_log(folder: Path, name: str) -> Log | None:
 
 
 def result_of_logs(logs: Mapping[str, Log]) -> ModelResult:
-    """Return the metrics of logs, which are given by task, and their paths.
+    """Return the metrics and the paths of the logs, which are given by task.
 
     Raises RunFailedError with reason RESULTS_INVALID for a path that no message can carry.
     """
@@ -147,8 +147,8 @@ def _read_log(path: Path) -> Log:
 
 
 def _read_header(file: BinaryIO) -> tuple[Mapping[str, object], int | None]:
-    """Return the members of a log that tell what came of it, and where its samples begin. It is read as far as to those, unless
-    something that tells comes after them, and its last bytes. Raises ValueError, RecursionError and OSError."""
+    """Return a log's outcome members and the offset of its samples. Reads up to the samples, or further if some of those
+    members come later, and the last bytes. Raises ValueError, RecursionError and OSError."""
     header: dict[str, object] = {}
     samples_offset: int | None = None
     for name, value, begin in members(file, _SAMPLES, left_out=_SAMPLE_IDS):
@@ -167,20 +167,20 @@ def _is_complete(header: Mapping[str, object]) -> bool:
 
 
 def _require_end(file: BinaryIO) -> None:
-    """Raise ValueError for a log that is cut off, as far as its last bytes tell."""
+    """Raise ValueError if the last bytes of a log show that it is cut off."""
     file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
     if not file.read().rstrip().endswith(b"}"):
         raise ValueError("it is cut off")
 
 
 def _error(error: Mapping[str, object]) -> str:
-    """Return the exception as Python names it, else the message, which may be only its repr."""
+    """Return the exception from the traceback, else the message, which may be only its repr."""
     traceback = str(error.get("traceback") or "")
     return find_failure(traceback.splitlines()) or shorten(str(error.get("message") or ""))
 
 
 def _aggregate(logs: Mapping[str, Log]) -> Mapping[str, object]:
-    """Put the logs into the shape that `evalrpc.results.metrics` reads."""
+    """Convert the logs to the format that `evalrpc.results.metrics` reads."""
     return {
         "results": {task: dict(_row(log.results)) for task, log in logs.items()},
         "configs": {task: _config(log) for task, log in logs.items()},
@@ -195,7 +195,7 @@ def _aggregate(logs: Mapping[str, Log]) -> Mapping[str, object]:
 
 
 def _config(log: Log) -> Mapping[str, object]:
-    """Return what makes the task what it is."""
+    """Return what defines the task."""
     dataset = mapping(log.spec.get("dataset"))
     run = mapping(log.spec.get("config"))
     plan = mapping(log.header.get("plan"))
@@ -228,7 +228,7 @@ def _time(text: object) -> datetime | None:
 
 
 def _row(results: Mapping[str, object]) -> Iterator[tuple[str, object]]:
-    """Yield the metrics as `evalrpc.results.layout` has them: `metric,filter` and `metric_stderr,filter`."""
+    """Yield the metrics as `evalrpc.results.metrics` reads them: `metric,filter` and `metric_stderr,filter`."""
     for score in _scores(results):
         values = {key: mapping(metric).get("value") for key, metric in mapping(score.get("metrics")).items()}
         scorer = _scorer(score)
@@ -249,7 +249,7 @@ def _scorer(score: Mapping[str, object]) -> str:
 
 
 def _sample_row(sample: Mapping[str, object], results: Mapping[str, object]) -> Mapping[str, object]:
-    """Return a sample under inspect-ai's own names, and id, answer and metrics under those that all harnesses share."""
+    """Return a sample under inspect-ai's own names, plus id, answer and metrics under the names that all harnesses share."""
     rest = {key: value for key, value in sample.items() if key not in _NOT_IN_SAMPLES}
     answer = mapping(sample.get("output")).get("completion")
     metrics = dict(_sample_metrics(mapping(sample.get("scores")), results))
@@ -257,7 +257,7 @@ def _sample_row(sample: Mapping[str, object], results: Mapping[str, object]) -> 
 
 
 def _sample_metrics(scores: Mapping[str, object], results: Mapping[str, object]) -> Iterator[tuple[str, float]]:
-    """Yield the sample's part in every metric that is a mean. A scorer of several values has them in a table."""
+    """Yield the sample's value for every metric that is a mean. A scorer with several values has them in a table."""
     for score in _scores(results):
         name, scorer = str(score.get("name")), str(score.get("scorer"))
         value = mapping(scores.get(name)).get("value", mapping(mapping(scores.get(scorer)).get("value")).get(name))

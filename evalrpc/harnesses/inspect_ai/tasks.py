@@ -1,4 +1,4 @@
-"""The tasks in an operator's folders, by inspect-ai's own rule: functions at the top of a file, decorated with `@task`."""
+"""Finds tasks in an operator's folders by inspect-ai's own rule: top-level functions decorated with `@task`."""
 
 import ast
 import os
@@ -10,7 +10,7 @@ _SKIPPED_NAMES: Final = frozenset({"env", "venv", "tests"})
 
 
 def task_files(folders: Iterable[Path]) -> dict[str, Path]:
-    """Return the file of every task by its name. Of two tasks of one name the first counts, in order of folders and paths."""
+    """Return the file of every task by its name. If two have the same name, the first counts, by order of folders and paths."""
     files: dict[str, Path] = {}
     for folder in folders:
         for path in sorted(_python_files(folder)):
@@ -30,7 +30,7 @@ def _is_skipped(name: str) -> bool:
 
 
 def _task_names(path: Path) -> list[str]:
-    """Name the tasks of a file. One that can't be read or understood has none."""
+    """Return the names of a file's tasks. A file that can't be read or parsed has none."""
     try:
         tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
@@ -40,7 +40,7 @@ def _task_names(path: Path) -> list[str]:
 
 
 def _name(function: ast.FunctionDef, decorator: ast.expr) -> str | None:
-    """Return the name that a decorator gives to a task, None for another decorator."""
+    """Return the task name that a decorator gives; None for any other decorator."""
     if isinstance(decorator, ast.Call) and _is_task(decorator.func):
         given = [keyword.value for keyword in decorator.keywords if keyword.arg == "name"]
         named = [value.value for value in given if isinstance(value, ast.Constant) and isinstance(value.value, str)]

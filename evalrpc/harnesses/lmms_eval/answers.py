@@ -1,4 +1,4 @@
-"""Whether lmms-eval got any answer from the model: it goes on without, scores what it has, and exits with 0."""
+"""Checks whether lmms-eval got any answer from the model: without one it carries on, scores what it has, and exits with 0."""
 
 import json
 import os
@@ -10,33 +10,33 @@ from evalrpc.files.errnos import require_no_shortage
 from evalrpc.results.metrics import mapping, strings
 
 FAILED_ANSWER_MARK: Final = "[LMMS_EVAL_REQUEST_FAILED"
-"""What an answer begins with where there was none."""
+"""The beginning of the text that stands for a missing answer."""
 
 MAX_WHOLE_BYTES: Final = 1024 * 1024
-"""A file of samples that is larger is not read whole."""
+"""A larger samples file is not read whole."""
 
 STRETCHES: Final = 64
 STRETCH_SAMPLES: Final = 8
-"""Of a larger file so many samples are looked at, from the front of so many stretches of the same length."""
+"""A larger file is sampled: this many samples from the start of each of STRETCHES stretches of equal length."""
 
 _MAX_SAMPLE_BYTES: Final = 16 * 1024 * 1024
 
 
 class FailedAnswers(NamedTuple):
-    """What was found where no answer was good."""
+    """The finding if every answer has failed."""
 
     first: str
-    """The first of them."""
+    """The first failed answer."""
     sample_count: int
-    """How many samples with answers were looked at."""
+    """How many samples with answers were checked."""
     is_all: bool
-    """Whether that is all there are."""
+    """Whether those are all there are."""
 
 
 def failed_answers(paths: Iterable[str]) -> FailedAnswers | None:
-    """Look at the answers in files of samples. None unless there are some, and every one has failed.
+    """Check the answers in samples files. None unless there are some, and every one has failed.
 
-    Reads line by line and stops at the first good answer, and takes no longer for more samples than fit into MAX_WHOLE_BYTES.
+    Reads line by line and stops at the first good answer. Samples beyond MAX_WHOLE_BYTES of a file cost no more time.
     Raises RunFailedError with reason RESULTS_INVALID for a file that can't be read.
     """
     first, sample_count, is_all = "", 0, True
@@ -57,14 +57,14 @@ def failed_answers(paths: Iterable[str]) -> FailedAnswers | None:
 
 
 def _lines(file: BinaryIO, size_bytes: int) -> Iterator[bytes]:
-    """Yield all lines of a small file. Of a large one the first that begin in each stretch: all of them, if they are long."""
+    """Yield all lines of a small file; of a large one, the first that begin in each stretch: all of them, if they are long."""
     if size_bytes <= MAX_WHOLE_BYTES:
         yield from iter(lambda: file.readline(_MAX_SAMPLE_BYTES), b"")
         return
     for number in range(STRETCHES):
         position, end = (size_bytes * edge // STRETCHES for edge in (number, number + 1))
         if position:
-            file.seek(position - 1)  # what is left of the line before may be just its end
+            file.seek(position - 1)  # the rest of the previous line may be just its newline
             position += len(file.readline(_MAX_SAMPLE_BYTES)) - 1
         for _ in range(STRETCH_SAMPLES):
             if position >= end:
@@ -75,10 +75,10 @@ def _lines(file: BinaryIO, size_bytes: int) -> Iterator[bytes]:
 
 
 def _answers(line: bytes) -> list[str]:
-    """Return what the model answered to one sample, as far as the line can be understood."""
+    """Return the model's answers to one sample; none if the line can't be parsed."""
     try:
         sample = mapping(json.loads(line.decode(errors="replace")))
     except (ValueError, RecursionError):
         return []
-    # `resps` is what the model said, and left out where the filters changed nothing.
+    # `resps` is what the model said. It is left out if the filters changed nothing.
     return list(strings(sample.get("resps", sample.get("filtered_resps"))))

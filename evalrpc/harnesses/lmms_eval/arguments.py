@@ -1,9 +1,9 @@
 """Model and generation arguments in lmms-eval's own notation, `key=value,key=value`.
 
-lmms-eval's parser decides what a value may be. It reads numbers and booleans wherever a text looks like one, parts arguments
-at every comma outside quotes and brackets, keeps the quotes, and knows neither escapes nor null. So not every value has a text
-from which the parser reads it back; `violations` names those that have none. Lists and structs travel as JSON text, which is
-lmms-eval's own convention: the model class parses it.
+lmms-eval's parser decides what a value may be. It reads any text that looks like a number or boolean as one, splits arguments
+at every comma outside quotes and brackets, keeps the quotes, and has neither escapes nor null. So some values have no text from
+which the parser reads them back; `violations` reports those. Lists and structs are passed as JSON text, which is lmms-eval's
+own convention: the model class parses it.
 """
 
 import json
@@ -20,12 +20,12 @@ from evalrpc.harnesses.arguments import number_text, plain_arguments
 
 
 def violations(field: str, struct: Struct, nested: bool) -> Iterator[FieldViolation]:
-    """Yield every argument that lmms-eval's parser would not read back as it is. `nested` allows lists and structs."""
+    """Yield every argument that lmms-eval's parser would not read back unchanged. `nested` allows lists and structs."""
     return arguments.violations(field, struct, partial(_problem, nested=nested))
 
 
 def _problem(value: Any, nested: bool) -> str | None:
-    """Say why lmms-eval would not read the value back as it is."""
+    """Say why lmms-eval would not read the value back unchanged; None if it would."""
     if value is None:
         return "lmms-eval has no null: leave the argument out"
     if isinstance(value, str):
@@ -56,7 +56,7 @@ def _reads_as_other(text: str) -> bool:
 
 
 def is_one_argument(text: str) -> bool:
-    """Follow lmms-eval's parser: a comma parts arguments unless it stands in quotes or brackets."""
+    """Follow lmms-eval's parser: a comma splits arguments unless it is in quotes or brackets."""
     depth, quote = 0, ""
     for previous, character in pairwise("=" + text):
         if character in "\"'" and previous != "\\" and quote in ("", character):
@@ -71,7 +71,7 @@ def is_one_argument(text: str) -> bool:
 
 
 def argument_string(struct: Struct) -> str:
-    """Write `key=value,key=value`, from which lmms-eval's parser reads the same values."""
+    """Format `key=value,key=value`, from which lmms-eval's parser reads the same values."""
     return ",".join(f"{key}={_argument_text(value)}" for key, value in plain_arguments(struct).items())
 
 
@@ -88,7 +88,7 @@ def _argument_text(value: Any) -> str:
 
 
 def _json(value: Any) -> str:
-    """Write JSON in which every quote that the parser counts opens or closes a string: it takes a backslash before a quote for
-    an escape, whatever stands before."""
+    """Format JSON in which every quote that the parser counts opens or closes a string. The parser treats a backslash before a
+    quote as an escape, whatever precedes it."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
     return text.replace("\\\\", "\\u005c").replace('\\"', "\\u0022")

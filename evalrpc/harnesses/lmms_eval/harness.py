@@ -1,9 +1,9 @@
 """lmms-eval, driven through its command line.
 
-What a client can do with `model_args`: they become keyword arguments of lmms-eval's model class. So a client chooses which
-weights and which remote code are loaded (`pretrained`, `trust_remote_code`), which addresses are called (`base_url`), and for
-some model classes which files are written (`response_persistent_folder`). A key or value never becomes another argument,
-option or program, but a client is trusted with whatever the account of the server may read, write and reach.
+`model_args` become keyword arguments of lmms-eval's model class. So a client chooses which weights and which remote code are
+loaded (`pretrained`, `trust_remote_code`), which addresses are called (`base_url`), and for some model classes which files are
+written (`response_persistent_folder`). A key or value never becomes another argument, option or program, but a client is
+trusted with whatever the server's account may read, write and reach.
 """
 
 import re
@@ -48,7 +48,7 @@ class LmmsEvalHarness:
         self._settings = settings
 
     def info(self) -> HarnessInfo:
-        """Say which lmms-eval is installed beside the interpreter."""
+        """Report which lmms-eval is installed beside the interpreter."""
         return describe(self._settings, self.kind, _PACKAGE)
 
     def violations(self, request: EvaluateRequest) -> Iterable[FieldViolation]:
@@ -65,7 +65,7 @@ class LmmsEvalHarness:
         yield from arguments.violations("gen_kwargs", request.gen_kwargs, nested=False)
 
     def command(self, run: Run) -> Command:
-        """Build the command line. Model and generation arguments go through a file: there they have no limit of size."""
+        """Build the command line. Model and generation arguments go into a file, where their size is not limited."""
         config_path = run.attempt_dir / _CONFIG_NAME
         config = self._config(run.request)
         return Command(
@@ -84,11 +84,11 @@ class LmmsEvalHarness:
         )
 
     def catalog_command(self) -> Command:
-        """Ask lmms-eval's own registries: tasks, groups and tags, and the names of models with their aliases."""
+        """Query lmms-eval's registries: tasks, groups and tags, and the names of models with their aliases."""
         return catalog_command(self._settings, _CATALOG_SCRIPT)
 
     def read_progress(self, line: str, progress: Progress) -> bool:
-        """Take in a line of lmms-eval's log or one drawing of its progress bar."""
+        """Read a line of lmms-eval's log or an update of its progress bar."""
         before = Progress()
         before.CopyFrom(progress)
         lm_eval_family.read_phase(line, progress)
@@ -97,14 +97,14 @@ class LmmsEvalHarness:
         return progress != before
 
     def read_results(self, run: Run, exit_status: Exit, log_tail: list[str]) -> Mapping[str, ModelResult]:
-        """Read the results, and doubt them: lmms-eval exits with 0 after most failures."""
+        """Read and verify the results: lmms-eval exits with 0 after most failures."""
         results = lm_eval_family.read_good_results(run, exit_status, log_tail, _PACKAGE.title)
         _check_answers(results)
         note_version(self._settings, _PACKAGE, results)
         return results
 
     def _config(self, request: EvaluateRequest) -> bytes:
-        """Write what the command line holds at most once (`--include_path`) or only up to 128 KiB, as YAML."""
+        """Return as YAML what the command line accepts only once (`--include_path`) or only up to 128 KiB."""
         folders = [str(folder) for folder in self._settings.include_path]
         entries = {
             "include_path": yaml_text(folders) if folders else "",
@@ -128,14 +128,14 @@ def _model_args_violations(request: EvaluateRequest) -> Iterator[FieldViolation]
     for key, given in (("batch_size", True), ("device", bool(request.device))):
         if given and key in request.model_args.fields:
             yield FieldViolation(f"model_args.{key}", f"lmms-eval passes it on already: use the request's own `{key}`")
-    # lmms-eval names the results folder after a model argument, and would leave the output folder.
+    # lmms-eval names the results folder after a model argument, so `..` would leave the output folder.
     if re.search(r"=\.\.(,|$)", argument_string(request.model_args)):
         yield FieldViolation("model_args", "a value must not be `..`")
 
 
 def _read_responding_bar(line: str, progress: Progress) -> None:
     bar = read_bar(line)
-    # With several processes each speaks for its own share; the first stands for all.
+    # With several processes, each reports its own share; the first represents all.
     if bar is None or "Responding" not in bar.label or re.search(r"\[rank (?!0\])", bar.label):
         return
     progress.phase = Progress.PHASE_EVALUATING

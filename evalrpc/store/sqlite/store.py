@@ -30,7 +30,9 @@ from evalrpc.errors import (
 )
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.store.base import (
+    ANY,
     RETRY_DELAY_SECONDS,
+    Expected,
     JournalEvent,
     ListedJob,
     Listener,
@@ -98,9 +100,9 @@ class SqliteStore:
         """Add a QUEUED job, or find the one that the same request_id got, or a twin."""
         return self._write(lambda transaction: transaction.submit(submission))
 
-    def update(self, job_id: str, change: Callable[[pb.JobInfo], None]) -> Future[pb.JobInfo]:
+    def update(self, job_id: str, change: Callable[[pb.JobInfo], None], expect: Expected = ANY) -> Future[pb.JobInfo]:
         """Change a job on the writer thread."""
-        return self._write(lambda transaction: transaction.update(job_id, change))
+        return self._write(lambda transaction: transaction.update(job_id, change, expect))
 
     def delete(self, job_id: str) -> Future[pb.JobInfo]:
         """Remove a terminal job."""

@@ -10,10 +10,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.clock import Clock
 from evalrpc.errors import JobNotFinishedError, JobNotFoundError, QueueFullError, RequestIdReusedError
-from evalrpc.jobs import lifecycle
+from evalrpc.jobs import lifecycle, transitions
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.protobuf import wire_format
-from evalrpc.store.base import RETRY_DELAY_SECONDS, Change, StoredJob, Submission
+from evalrpc.store.base import ANY, RETRY_DELAY_SECONDS, Change, Expected, StoredJob, Submission
 from evalrpc.store.sqlite import deduplication
 from evalrpc.store.sqlite.rows import Rows
 from evalrpc.v1 import job_pb2 as pb
@@ -71,15 +71,16 @@ class Transaction:
                 retry_delay_seconds=RETRY_DELAY_SECONDS,
             )
         for job_id in superseded:
-            self.update(job_id, lambda old: _supersede(old, job.job_id, self.clock.now()))
+            self.update(job_id, lambda old: transitions.supersede(old, job.job_id, self.clock.now()))
         job.status = pb.JOB_STATUS_QUEUED
         self._insert(job, submission)
         return job
 
-    def update(self, job_id: str, change: Callable[[pb.JobInfo], None]) -> pb.JobInfo:
+    def update(self, job_id: str, change: Callable[[pb.JobInfo], None], expect: Expected = ANY) -> pb.JobInfo:
         """See Store.update."""
         stored = self._load(job_id)
         job = stored.parse()
+        expect.require(job)
         change(job)
         if job.status == stored.status:
             self._save(Change(job, stored.sequence, stored.status, None), job.SerializeToString())
@@ -210,14 +211,6 @@ class Transaction:
         ).SerializeToString() + wire_format.message_field(pb.JobEvent.JOB_FIELD_NUMBER, serialized)
         self._rows.journal(self.head, sequence, now.ToNanoseconds(), event)
         return serialized, event
-
-
-def _supersede(job: pb.JobInfo, by_job_id: str, now: Timestamp) -> None:
-    job.status = pb.JOB_STATUS_CANCELLED
-    job.completed_at.CopyFrom(now)
-    job.ClearField("retry_at")
-    job.error.reason = "SUPERSEDED"
-    job.error.message = f"superseded by job {by_job_id}, which has the same supersede_key"
 
 
 def job_not_found(job_id: str) -> JobNotFoundError:
