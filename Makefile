@@ -81,7 +81,7 @@ proto: setup ## Generate evalrpc/v1 from protos/
 baseline: setup ## Record the current schema as the last released one
 	$(SERVER)/bin/buf build --exclude-source-info --output $(BASELINE)
 
-clean: ## Remove the environments and all other untracked output
+clean: ## Remove the environments, build output and caches
 	rm -rf $(SERVER) .envs .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -34,7 +34,7 @@ class Aim:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure beside its yardstick, both measured in the same run."""
+    """One figure next to its yardstick, both measured in the same run."""
 
     figure: str
     unit: str

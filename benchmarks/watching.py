@@ -91,7 +91,7 @@ def dropped(scale: Scale) -> Iterator[Row]:
 
 
 def never_reading(scale: Scale) -> Iterator[Row]:
-    """Watchers of all jobs that never read, beside a load of submissions; the yardstick is a server without them."""
+    """Watchers of all jobs that never read, during a load of submissions; the yardstick is a server without them."""
     with workplace() as folder:
         for data_dir in ("with", "without"):
             fill(folder / data_dir, queued=100)

@@ -32,10 +32,11 @@ from evalrpc.scheduling.scheduler import Scheduler
 from evalrpc.scheduling.supervisor import RunDependencies
 from evalrpc.server.catalog import Catalog
 from evalrpc.server.channel import channel_options
-from evalrpc.server.handlers import generic_handler
+from evalrpc.server.handlers import handlers_of
 from evalrpc.server.housekeeping import Housekeeper
 from evalrpc.server.logging import set_up_logging
 from evalrpc.server.service import EvaluationService
+from evalrpc.server.transports.grpc import generic_handler
 from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.v1 import evaluation_service_pb2
 from evalrpc.watching.feed import Feed
@@ -190,7 +191,7 @@ class Server:
 
     def _build_grpc_server(self) -> grpc.aio.Server:
         server = grpc.aio.server(options=channel_options(self._settings.max_request_bytes))
-        server.add_generic_rpc_handlers((generic_handler(SERVICE, self._service),))
+        server.add_generic_rpc_handlers((generic_handler(SERVICE, handlers_of(SERVICE, self._service)),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)

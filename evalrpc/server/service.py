@@ -10,9 +10,8 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
-import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 import evalrpc
@@ -29,6 +28,7 @@ from evalrpc.reading.job_reader import JobReader
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.server import validation
 from evalrpc.server.cache_key import cache_key
+from evalrpc.server.call import Call
 from evalrpc.server.catalog import Catalog, Names
 from evalrpc.store.base import ListedJob, Store, Submission
 from evalrpc.v1 import evaluation_service_pb2 as calls
@@ -48,7 +48,6 @@ _RETRY_DELAY_SECONDS: Final = 1.0
 _OPTIONS: Final = ("priority", "labels", "timeout", "max_attempts", "supersede_key")
 
 _T = TypeVar("_T")
-_Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @dataclass
@@ -73,7 +72,7 @@ class EvaluationService:
     stopping: bool = False
     _queue: tuple[object, bytes] | None = None
 
-    async def SubmitJob(self, request: calls.SubmitJobRequest, context: _Context) -> JobInfo | bytes:
+    async def SubmitJob(self, request: calls.SubmitJobRequest, call: Call) -> JobInfo | bytes:
         """Accept an evaluation."""
         if self.stopping:
             raise ServerStoppingError(
@@ -92,23 +91,23 @@ class EvaluationService:
         _note_differences(got, job)
         return self._answer(got)
 
-    async def GetJob(self, request: calls.GetJobRequest, context: _Context) -> bytes:
+    async def GetJob(self, request: calls.GetJobRequest, call: Call) -> bytes:
         """Return a job as it stands now."""
         job_id = validation.require_job_id(request.job_id)
         stored = await self.feed.stored_job(job_id)
         return self.queue_state.describe(job_id, stored.status, stored.serialized)
 
-    def WatchJob(self, request: calls.WatchJobRequest, context: _Context) -> Awaitable[None]:
+    def WatchJob(self, request: calls.WatchJobRequest, call: Call) -> Awaitable[None]:
         """Stream one job until it ends."""
         job_id = validation.require_job_id(request.job_id)
-        return self.feed.watch_job(job_id, request.after_revision, _heartbeat_seconds(request), context.write)
+        return self.feed.watch_job(job_id, request.after_revision, _heartbeat_seconds(request), call.send)
 
-    def WatchJobs(self, request: calls.WatchJobsRequest, context: _Context) -> Awaitable[None]:
+    def WatchJobs(self, request: calls.WatchJobsRequest, call: Call) -> Awaitable[None]:
         """Stream all jobs that match the filter."""
         validation.require(validation.job_filter(request.filter))
-        return self.feed.watch_jobs(request.filter, request.after_revision, _heartbeat_seconds(request), context.write)
+        return self.feed.watch_jobs(request.filter, request.after_revision, _heartbeat_seconds(request), call.send)
 
-    async def ListJobs(self, request: calls.ListJobsRequest, context: _Context) -> calls.ListJobsResponse:
+    async def ListJobs(self, request: calls.ListJobsRequest, call: Call) -> calls.ListJobsResponse:
         """List jobs, newest first."""
         validation.require(validation.job_filter(request.filter))
         page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
@@ -118,48 +117,48 @@ class EvaluationService:
         token = page_tokens.encode(page[-1].sequence, request.filter) if len(listed) > len(page) else ""
         return calls.ListJobsResponse(jobs=[self.queue_state.described(job) for _, job in page], next_page_token=token)
 
-    async def CancelJob(self, request: calls.CancelJobRequest, context: _Context) -> bytes:
+    async def CancelJob(self, request: calls.CancelJobRequest, call: Call) -> bytes:
         """Cancel a queued job at once, or request the end of a running one."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.cancel_reason(request.reason))
         change = lambda job: transitions.request_cancel(job, request.reason, self.clock.now())  # noqa: E731
         return self._answer(await self.results.of(self.store.update(job_id, change)))
 
-    async def DeleteJob(self, request: calls.DeleteJobRequest, context: _Context) -> calls.DeleteJobResponse:
+    async def DeleteJob(self, request: calls.DeleteJobRequest, call: Call) -> calls.DeleteJobResponse:
         """Delete a terminal job with its files."""
         job_id = validation.require_job_id(request.job_id)
         await self.reader.remove_files(await self.results.of(self.store.delete(job_id)))
         return calls.DeleteJobResponse()
 
-    def ReadLog(self, request: calls.ReadLogRequest, context: _Context) -> Awaitable[None]:
+    def ReadLog(self, request: calls.ReadLogRequest, call: Call) -> Awaitable[None]:
         """Stream the bytes of a job's log."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.offsets(offset=request.offset, attempt=request.attempt))
-        return self.reader.read_log(job_id, request, context.write)
+        return self.reader.read_log(job_id, request, call.send)
 
     async def ListArtifacts(
         self,
         request: calls.ListArtifactsRequest,
-        context: _Context,
+        call: Call,
     ) -> calls.ListArtifactsResponse:
         """List the files that a job left."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.offsets(attempt=request.attempt))
         return await self.reader.list_artifacts(job_id, request.attempt)
 
-    def ReadArtifact(self, request: calls.ReadArtifactRequest, context: _Context) -> Awaitable[None]:
+    def ReadArtifact(self, request: calls.ReadArtifactRequest, call: Call) -> Awaitable[None]:
         """Stream the bytes of one file."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.offsets(offset=request.offset, limit=request.limit, attempt=request.attempt))
-        return self.reader.read_artifact(job_id, request, context.write)
+        return self.reader.read_artifact(job_id, request, call.send)
 
-    async def ListSamples(self, request: calls.ListSamplesRequest, context: _Context) -> calls.ListSamplesResponse:
+    async def ListSamples(self, request: calls.ListSamplesRequest, call: Call) -> calls.ListSamplesResponse:
         """List per-sample predictions."""
         job_id = validation.require_job_id(request.job_id)
         page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         return await self.reader.list_samples(job_id, request, page_size)
 
-    async def GetHistory(self, request: calls.GetHistoryRequest, context: _Context) -> GetHistoryResponse:
+    async def GetHistory(self, request: calls.GetHistoryRequest, call: Call) -> GetHistoryResponse:
         """Return metrics over many jobs."""
         validation.require(validation.history(request))
         history = History(self.store, request)
@@ -167,7 +166,7 @@ class EvaluationService:
             pass  # a page at a time, so that other reads get their turn, and a client that disconnects ends it
         return await self._read(history.answer)
 
-    async def CompareJobs(self, request: CompareJobsRequest, context: _Context) -> CompareJobsResponse:
+    async def CompareJobs(self, request: CompareJobsRequest, call: Call) -> CompareJobsResponse:
         """Compare jobs with a baseline, metric by metric."""
         validation.require(validation.comparison(request))
         baseline = await self.feed.read_job(request.baseline_job_id.lower())
@@ -180,19 +179,19 @@ class EvaluationService:
         finally:
             stop.set()  # the caller has the answer, or has gone
 
-    async def GetQueue(self, request: calls.GetQueueRequest, context: _Context) -> bytes:
+    async def GetQueue(self, request: calls.GetQueueRequest, call: Call) -> bytes:
         """Return what is queued and running, and which job holds which GPU. Rebuilt only after a change."""
         state = self.queue_state.generation, self.gpu_guard.quarantined()
         if self._queue is None or self._queue[0] != state:
             self._queue = state, self._describe_queue(state[1]).SerializeToString()
         return self._queue[1]
 
-    async def ListTasks(self, request: calls.ListTasksRequest, context: _Context) -> calls.ListTasksResponse:
+    async def ListTasks(self, request: calls.ListTasksRequest, call: Call) -> calls.ListTasksResponse:
         """List the tasks that a harness knows."""
         names, token = await self._list_names(request, lambda names: names.tasks)
         return calls.ListTasksResponse(tasks=names, next_page_token=token)
 
-    async def ListModels(self, request: calls.ListModelsRequest, context: _Context) -> calls.ListModelsResponse:
+    async def ListModels(self, request: calls.ListModelsRequest, call: Call) -> calls.ListModelsResponse:
         """List the model types that a harness knows."""
         names, token = await self._list_names(request, lambda names: names.models)
         return calls.ListModelsResponse(models=names, next_page_token=token)
@@ -200,7 +199,7 @@ class EvaluationService:
     async def ListHarnesses(
         self,
         request: calls.ListHarnessesRequest,
-        context: _Context,
+        call: Call,
     ) -> calls.ListHarnessesResponse:
         """List the harnesses that the operator configured."""
         harnesses = [self.harnesses[name] for name in sorted(self.harnesses)]
@@ -210,7 +209,7 @@ class EvaluationService:
     async def GetServerInfo(
         self,
         request: calls.GetServerInfoRequest,
-        context: _Context,
+        call: Call,
     ) -> calls.GetServerInfoResponse:
         """Return the server's version, limits and capabilities."""
         methods = calls.DESCRIPTOR.services_by_name["EvaluationService"].methods

@@ -358,13 +358,13 @@ class MetricComparison(_message.Message):
     baseline_value: _builtins.float
     """The baseline's value, as in its results. Absent: it has no such metric. May be NaN or infinite."""
     baseline_stderr: _builtins.float
-    """Its standard error. Absent where the harness gives none."""
+    """Its standard error. Absent if the harness gives none."""
     baseline_sample_count: _builtins.int
     """The number of samples it is computed from. Absent if the harness does not say."""
     candidate_value: _builtins.float
     """The candidate's value. Absent: it has no such metric. May be NaN or infinite."""
     candidate_stderr: _builtins.float
-    """Its standard error. Absent where the harness gives none."""
+    """Its standard error. Absent if the harness gives none."""
     candidate_sample_count: _builtins.int
     """The number of samples it is computed from. Absent if the harness does not say."""
     higher_is_better: _builtins.bool

@@ -574,11 +574,11 @@ class TaskResult(_message.Message):
     number. Empty if there is none.
     """
     num_fewshot: _builtins.int
-    """Examples shown before each question. Absent where the harness does not say."""
+    """Examples shown before each question. Absent if the harness does not say."""
     original_sample_count: _builtins.int
-    """Total number of samples of the task. Absent where the harness does not say."""
+    """Total number of samples of the task. Absent if the harness does not say."""
     effective_sample_count: _builtins.int
-    """Number of samples that were evaluated: fewer with a `limit`. Absent where the harness does not say."""
+    """Number of samples that were evaluated: fewer with a `limit`. Absent if the harness does not say."""
     results: _builtins.str
     """Path on the server of the aggregate file that contains the task. Empty if it is `ModelResult.results`."""
     @_builtins.property
@@ -648,11 +648,11 @@ class Metric(_message.Message):
     value: _builtins.float
     """The value. May be NaN or infinite if the harness wrote that."""
     stderr: _builtins.float
-    """Standard error of the value. Absent where the harness gives none."""
+    """Standard error of the value. Absent if the harness gives none."""
     higher_is_better: _builtins.bool
-    """Whether a larger value is better. Absent where the harness does not say."""
+    """Whether a larger value is better. Absent if the harness does not say."""
     sample_count: _builtins.int
-    """Number of samples that the value is computed from. Absent where the harness does not say."""
+    """Number of samples that the value is computed from. Absent if the harness does not say."""
     is_group: _builtins.bool
     """Whether `task` is a group, so that the value aggregates those of its subtasks."""
     def __init__(

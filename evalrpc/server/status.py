@@ -1,0 +1,74 @@
+"""An error as a google.rpc.Status, which every transport can carry."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from evalrpc.errors import (
+    DOMAIN,
+    EvalrpcError,
+    FieldViolation,
+    InvalidRequestError,
+    NotFoundError,
+    PreconditionError,
+    QueueFullError,
+)
+
+# In gRPC the status travels in HTTP/2 trailers, and many clients refuse those over 8 KiB. They hold the message twice, once
+# with three characters for each non-ASCII byte, and the details in base64.
+_MAX_MESSAGE_BYTES: Final = 800
+_MAX_VIOLATIONS_BYTES: Final = 2500
+_MAX_DESCRIPTION_BYTES: Final = 300
+
+
+def status_of(error: EvalrpcError) -> status_pb2.Status:
+    """Return the error as a google.rpc.Status with its details."""
+    message = _cut(error.message, _MAX_MESSAGE_BYTES)
+    status = status_pb2.Status(code=code_pb2.Code.Value(error.code), message=message)
+    for detail in _details(error):
+        status.details.add().Pack(detail)
+    return status
+
+
+def _details(error: EvalrpcError) -> Iterator[Message]:
+    description = _cut(error.message, _MAX_DESCRIPTION_BYTES)
+    resource = error.metadata.get("resource_name", "")
+    yield error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+    if error.retry_delay_seconds is not None:
+        delay = Duration()
+        delay.FromNanoseconds(int(error.retry_delay_seconds * 1e9))
+        yield error_details_pb2.RetryInfo(retry_delay=delay)
+    if isinstance(error, InvalidRequestError):
+        yield error_details_pb2.BadRequest(field_violations=list(_bounded(error.violations)))
+    if isinstance(error, NotFoundError):
+        kind = error.metadata.get("resource_type", "")
+        yield error_details_pb2.ResourceInfo(resource_type=kind, resource_name=resource, description=description)
+    if isinstance(error, PreconditionError):
+        failed = error_details_pb2.PreconditionFailure.Violation(type=error.reason, subject=resource, description=description)
+        yield error_details_pb2.PreconditionFailure(violations=[failed])
+    if isinstance(error, QueueFullError):
+        quota = error_details_pb2.QuotaFailure.Violation(subject="queue", description=description)
+        yield error_details_pb2.QuotaFailure(violations=[quota])
+
+
+def _bounded(violations: tuple[FieldViolation, ...]) -> Iterator[error_details_pb2.BadRequest.FieldViolation]:
+    """Yield as many as fit into a status; a last one says how many more there are."""
+    left = _MAX_VIOLATIONS_BYTES
+    for index, (field, description) in enumerate(violations):
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=_cut(field, _MAX_DESCRIPTION_BYTES), description=_cut(description, _MAX_DESCRIPTION_BYTES)
+        )
+        left -= violation.ByteSize()
+        if left < 0:
+            more = f"{len(violations) - index} more fields are wrong; mend these first"
+            yield error_details_pb2.BadRequest.FieldViolation(field=_cut(field, _MAX_DESCRIPTION_BYTES), description=more)
+            return
+        yield violation
+
+
+def _cut(text: str, max_bytes: int) -> str:
+    encoded = text.encode(errors="replace")
+    return text if len(encoded) <= max_bytes else encoded[: max_bytes - 3].decode(errors="ignore") + "…"

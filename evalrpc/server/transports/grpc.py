@@ -1,0 +1,59 @@
+"""gRPC over HTTP/2."""
+
+from collections.abc import Mapping
+from typing import Any, Final, NoReturn
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+
+from evalrpc.errors import EvalrpcError
+from evalrpc.server.call import ANONYMOUS, Call
+from evalrpc.server.handlers import Handler
+from evalrpc.server.status import status_of
+
+DETAILS_KEY: Final = "grpc-status-details-bin"
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def generic_handler(service: ServiceDescriptor, handlers: Mapping[str, Handler]) -> grpc.GenericRpcHandler:
+    """Return what a gRPC server needs to serve these handlers, which are given by method."""
+    methods = {method.name: _method_handler(method, handlers[method.name]) for method in service.methods}
+    return grpc.method_handlers_generic_handler(service.full_name, methods)
+
+
+def _method_handler(method: MethodDescriptor, handler: Handler) -> "grpc.RpcMethodHandler[Any, Any]":
+    if method.server_streaming:
+        return grpc.unary_stream_rpc_method_handler(_stream(handler))
+    return grpc.unary_unary_rpc_method_handler(_unary(handler))
+
+
+def _unary(handler: Handler) -> Any:
+    async def call(request: bytes, context: _Context) -> bytes:
+        try:
+            return await handler(request, Call(ANONYMOUS, context.write))
+        except EvalrpcError as error:
+            failure = error
+        return await _abort(context, failure)  # not inside the handler of the exception, which would become its context
+
+    return call
+
+
+def _stream(handler: Handler) -> Any:
+    async def call(request: bytes, context: _Context) -> None:
+        try:
+            await handler(request, Call(ANONYMOUS, context.write))
+        except EvalrpcError as error:
+            failure = error
+        else:
+            return
+        await _abort(context, failure)
+
+    return call
+
+
+async def _abort(context: _Context, error: EvalrpcError) -> NoReturn:
+    status = status_of(error)
+    code = getattr(grpc.StatusCode, error.code)
+    await context.abort(code, status.message, ((DETAILS_KEY, status.SerializeToString()),))
+    raise AssertionError  # abort always raises; this tells the type checker

@@ -1,0 +1,1 @@
+"""What helps to test this package and those that extend it."""

@@ -1,0 +1,196 @@
+"""What every way into the server promises: gRPC, and calls within the process."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from typing import Any, Protocol
+
+import grpc
+import pytest
+from waiting import DEADLINE_SECONDS
+
+from evalrpc.client.failures import from_rpc_error
+from evalrpc.errors import EvalrpcError, InternalError, InvalidRequestError, JobNotFoundError, UnimplementedError
+from evalrpc.server.app import SERVICE
+from evalrpc.server.call import Call, Principal
+from evalrpc.server.handlers import Handler, handlers_of
+from evalrpc.server.transports.grpc import generic_handler
+from evalrpc.testing.in_process import InProcessTransport
+from evalrpc.v1 import evaluation_service_pb2 as calls
+from evalrpc.v1 import job_pb2 as pb
+
+REQUEST = calls.GetJobRequest(job_id="j").SerializeToString()
+
+
+class Transport(Protocol):
+    async def unary(self, method: str, request: bytes) -> bytes: ...
+
+    def stream(self, method: str, request: bytes) -> AsyncIterator[bytes]: ...
+
+
+class GrpcTransport:
+    """A client over a real channel, which speaks bytes."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+
+    async def unary(self, method: str, request: bytes) -> bytes:
+        try:
+            return bytes(await self._channel.unary_unary(f"/{SERVICE.full_name}/{method}")(request))
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+
+    async def stream(self, method: str, request: bytes) -> AsyncIterator[bytes]:
+        call = self._channel.unary_stream(f"/{SERVICE.full_name}/{method}")(request)
+        try:
+            async for message in call:
+                yield message
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+        finally:
+            call.cancel()
+
+
+@asynccontextmanager
+async def over_grpc(handlers: Mapping[str, Handler]) -> AsyncIterator[Transport]:
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((generic_handler(SERVICE, handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield GrpcTransport(channel)
+    await server.stop(None)
+
+
+@asynccontextmanager
+async def in_process(handlers: Mapping[str, Handler]) -> AsyncIterator[Transport]:
+    yield InProcessTransport(handlers)
+
+
+class Service:
+    """Answers with what it is given, and remembers its last call."""
+
+    def __init__(self) -> None:
+        self.call: Call | None = None
+        self.is_ended = asyncio.Event()
+
+    async def GetJob(self, request: calls.GetJobRequest, call: Call) -> pb.JobInfo:
+        self.call = call
+        return pb.JobInfo(job_id=request.job_id)
+
+    async def GetQueue(self, request: calls.GetQueueRequest, call: Call) -> bytes:
+        return calls.GetQueueResponse(queued_count=7).SerializeToString()
+
+    async def CancelJob(self, request: calls.CancelJobRequest, call: Call) -> pb.JobInfo:
+        raise JobNotFoundError("there is no job j", metadata={"resource_name": "j"}, retry_delay_seconds=2.0)
+
+    async def DeleteJob(self, request: calls.DeleteJobRequest, call: Call) -> None:
+        raise ZeroDivisionError("a secret")
+
+    async def WatchJob(self, request: calls.WatchJobRequest, call: Call) -> None:
+        for revision in range(1, 4):
+            await call.send(pb.JobEvent(revision=revision).SerializeToString())
+        if request.after_revision:
+            raise JobNotFoundError("it was deleted")
+
+    async def WatchJobs(self, request: calls.WatchJobsRequest, call: Call) -> None:
+        try:
+            while True:
+                await call.send(pb.JobEvent(revision=1).SerializeToString())
+        finally:
+            self.is_ended.set()
+
+
+Opener = Callable[[Mapping[str, Handler]], AbstractAsyncContextManager[Transport]]
+Use = Callable[[Transport, Service], Awaitable[None]]
+
+
+@pytest.fixture(params=[over_grpc, in_process])
+def use(request: pytest.FixtureRequest) -> Callable[[Use], None]:
+    """Run a coroutine with a transport and the service behind it."""
+    opener: Opener = request.param
+
+    async def within(coroutine: Use) -> None:
+        service = Service()
+        async with asyncio.timeout(DEADLINE_SECONDS), opener(handlers_of(SERVICE, service)) as transport:
+            await coroutine(transport, service)
+
+    return lambda coroutine: asyncio.run(within(coroutine))
+
+
+async def failure_of(answer: Awaitable[Any]) -> EvalrpcError:
+    with pytest.raises(EvalrpcError) as caught:
+        await answer
+    return caught.value
+
+
+async def receive(messages: AsyncIterator[bytes], revisions: list[int]) -> list[int]:
+    async for message in messages:
+        revisions.append(pb.JobEvent.FromString(message).revision)
+    return revisions
+
+
+def test_a_unary_call_is_answered_with_its_message_or_its_bytes(use: Callable[[Use], None]) -> None:
+    async def call(transport: Transport, service: Service) -> None:
+        assert pb.JobInfo.FromString(await transport.unary("GetJob", REQUEST)).job_id == "j"
+        assert calls.GetQueueResponse.FromString(await transport.unary("GetQueue", b"")).queued_count == 7
+        assert service.call is not None
+        assert service.call.principal == Principal("anonymous")
+
+    use(call)
+
+
+def test_an_error_arrives_as_the_same_class_with_all_that_it_says(use: Callable[[Use], None]) -> None:
+    async def call(transport: Transport, _: Service) -> None:
+        error = await failure_of(transport.unary("CancelJob", b""))
+        assert type(error) is JobNotFoundError
+        assert (error.message, error.retry_delay_seconds) == ("there is no job j", 2.0)
+        assert error.metadata["resource_name"] == "j"
+
+    use(call)
+
+
+def test_a_bug_is_internal_and_tells_nothing(use: Callable[[Use], None], caplog: pytest.LogCaptureFixture) -> None:
+    async def call(transport: Transport, _: Service) -> None:
+        error = await failure_of(transport.unary("DeleteJob", b""))
+        assert type(error) is InternalError
+        assert "secret" not in error.message
+
+    use(call)
+    assert "a bug in DeleteJob" in caplog.text
+    assert "a secret" in caplog.text
+
+
+def test_what_can_not_be_decoded_and_what_is_not_there_is_refused(use: Callable[[Use], None]) -> None:
+    async def call(transport: Transport, _: Service) -> None:
+        assert type(await failure_of(transport.unary("GetJob", b"\xff"))) is InvalidRequestError
+        assert type(await failure_of(receive(transport.stream("WatchJob", b"\xff"), []))) is InvalidRequestError
+        assert type(await failure_of(transport.unary("ListSamples", b""))) is UnimplementedError
+
+    use(call)
+
+
+def test_a_stream_arrives_in_order_and_ends(use: Callable[[Use], None]) -> None:
+    async def call(transport: Transport, _: Service) -> None:
+        assert await receive(transport.stream("WatchJob", b""), []) == [1, 2, 3]
+
+    use(call)
+
+
+def test_an_error_comes_after_what_was_sent_before_it(use: Callable[[Use], None]) -> None:
+    async def call(transport: Transport, _: Service) -> None:
+        revisions: list[int] = []
+        messages = transport.stream("WatchJob", calls.WatchJobRequest(after_revision=1).SerializeToString())
+        assert type(await failure_of(receive(messages, revisions))) is JobNotFoundError
+        assert revisions == [1, 2, 3]
+
+    use(call)
+
+
+def test_a_reader_that_leaves_ends_the_handler(use: Callable[[Use], None]) -> None:
+    async def call(transport: Transport, service: Service) -> None:
+        async with aclosing(transport.stream("WatchJobs", b"")) as messages:  # type: ignore[type-var]
+            assert await anext(messages)
+        await service.is_ended.wait()
+
+    use(call)
