@@ -126,7 +126,7 @@ async def failure_of(answer: Awaitable[Any]) -> EvalrpcError:
 
 async def receive(messages: AsyncIterator[bytes], revisions: list[int]) -> list[int]:
     async for message in messages:
-        revisions.append(pb.JobEvent.FromString(message).revision)
+        revisions += [pb.JobEvent.FromString(message).revision]
     return revisions
 
 
