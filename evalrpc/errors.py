@@ -31,6 +31,7 @@ it into a status in one place, and the client turns the status back into the sam
     │   └── FileUnavailableError
     ├── UnimplementedError          UNIMPLEMENTED
     ├── InternalError               INTERNAL
+    ├── ChangesMissedError          never crosses the wire: whoever follows a store reads its state again
     ├── ConfigurationError          never crosses the wire: the server does not start
     │   └── DataDirectoryInUseError
     ├── RunFailedError              becomes the JobError of a job
@@ -258,6 +259,12 @@ class InternalError(EvalrpcError):
 
     reason = "INTERNAL"
     code = "INTERNAL"
+
+
+class ChangesMissedError(EvalrpcError):
+    """The store no longer has all the changes after the given number."""
+
+    reason = "CHANGES_MISSED"
 
 
 class ConfigurationError(EvalrpcError):

@@ -65,8 +65,7 @@ class QueueState:
         """Follow a commit. A listener of the store."""
         with self._lock:
             for change in changes:
-                if change.previous != pb.JOB_STATUS_UNSPECIFIED:
-                    self._remove(change)
+                self._remove(change)  # also what is new: it may have been loaded already
                 self._place(change)
             self.generation += 1  # last, so that nothing half done is taken for the new state
 

@@ -184,10 +184,11 @@ class Server:
         await _first_of(*(loop.run_in_executor(None, wait) for wait in (self._store.wait_closed, self._scheduler.wait_stopped)))
 
     def _listen_to_store(self, queue_state: QueueState) -> None:
-        """Subscribe to commits, the queue first so that the others find it up to date, and load the queue."""
-        for listener in (queue_state.apply, self._scheduler.on_changes, self._feed.publish):
-            self._store.subscribe(listener)
+        """Load the queue and follow the changes, the queue first so that the others find it up to date."""
+        position = self._store.position
         queue_state.load(self._store.queued_rows(), self._store.running_jobs())
+        for listener in (queue_state.apply, self._scheduler.on_changes, self._feed.publish):
+            self._store.follow(position, listener)
 
     def _build_grpc_server(self) -> grpc.aio.Server:
         server = grpc.aio.server(options=channel_options(self._settings.max_request_bytes))

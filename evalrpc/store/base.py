@@ -1,7 +1,8 @@
-"""The contract of a store: the only place where a job changes.
+"""The contracts of a store, the only place where a job changes, and of the feed of its changes.
 
-Writes are durable once their future has a result. A status change and its journal event are committed together, get the next
-revision of the whole store, and are told to the listeners in the order of their revisions, before the future has its result.
+Writes are durable once their future has a result. A status change and its journal event are committed together and get a
+revision of the whole store, higher than all before. Whoever follows the changes has been passed a write of this server, and
+reads see it, before its future has a result. There may be other writers, of whose changes followers hear in the same order.
 
 Every method may be called from any thread. Reads block on the disk, so the event loop calls them through a thread pool; only
 `cached_job` never blocks.
@@ -43,8 +44,10 @@ class Submission:
 class Change(NamedTuple):
     """A committed change of one job. Listeners must not modify `job`."""
 
+    number: int
+    """Its place among all changes of the store, also those without a revision. Numbers grow; some may be missing."""
     job: JobInfo
-    """The job after the change."""
+    """The job after the change; for a deletion, the job before it."""
     sequence: int
     """Its place in the order of arrival."""
     previous: Status
@@ -119,17 +122,18 @@ class Expected(NamedTuple):
 ANY: Final = Expected()
 
 Listener = Callable[[Sequence[Change]], None]
-"""Takes the changes of one commit, in order. Runs on the writer thread: it must be quick and must not wait for a write."""
+"""Receives committed changes in the order of their numbers, on a thread of the store: it must be quick, and must not wait for a
+write."""
 
 
 class Store(Protocol):
     """Jobs and their journal."""
 
     def submit(self, submission: Submission) -> Future[JobInfo]:
-        """Add a QUEUED job, or find the one that the same request_id got, or else a twin: see `find_identical`.
+        """Add a QUEUED job, or find the one that the same request_id got, or else an identical one: see `find_identical`.
 
-        A new job cancels the queued ones with the same supersede key, in the same commit. A twin has `cached` set, is left as
-        it is, and is what the same request_id gets from then on.
+        A new job cancels the queued ones with the same supersede key, in the same commit. An identical one has `cached` set, is
+        left as it is, and is what the same request_id gets from then on.
         Raises RequestIdReusedError, QueueFullError, StoreUnavailableError.
         """
 
@@ -144,7 +148,7 @@ class Store(Protocol):
         """Remove a terminal job; its events stay in the journal. Raises JobNotFoundError, JobNotFinishedError."""
 
     def cached_job(self, job_id: str) -> StoredJob | None:
-        """Return a job if it is in memory, without blocking."""
+        """Return a job if it is in memory, without blocking. It has at least the changes that have been passed on."""
 
     def job(self, job_id: str) -> StoredJob:
         """Return a job. Raises JobNotFoundError."""
@@ -154,7 +158,7 @@ class Store(Protocol):
 
     def find_identical(self, cache_key: bytes) -> JobInfo | None:
         """Return a job with this cache key, with `cached` set: the latest that is COMPLETED, or else the latest that is QUEUED
-        or RUNNING without a wish to cancel it."""
+        or RUNNING without a cancel request."""
 
     def queued_rows(self) -> list[QueuedRow]:
         """Return what the queue needs of all QUEUED jobs, in order of arrival."""
@@ -169,7 +173,7 @@ class Store(Protocol):
         """Return those of the ids that are ids of jobs."""
 
     def events_after(self, revision: int, limit: int, job_id: str | None = None) -> list[JournalEvent]:
-        """Return journal events with a later revision, of one job or of all, in order.
+        """Return journal events with a later revision, of one job or of all, in order, up to `head_revision`.
 
         Raises RevisionCompactedError, RevisionInFutureError.
         """
@@ -177,11 +181,9 @@ class Store(Protocol):
     def status_counts(self) -> Mapping[Status, int]:
         """Return how many jobs there are in each status."""
 
-    def subscribe(self, listener: Listener) -> None:
-        """Tell `listener` of every later commit."""
-
     def compact(self, max_events: int, older_than: Timestamp) -> Future[int]:
-        """Drop journal events past `max_events` or older than a time; return the oldest revision to resume after."""
+        """Drop journal events that are older than a time, or not among the newest `max_events` revisions. Return the oldest
+        revision to resume after."""
 
     def wait_closed(self) -> None:
         """Block until the store is closed, or can't write any more because of a bug."""
@@ -191,11 +193,29 @@ class Store(Protocol):
 
     @property
     def head_revision(self) -> int:
-        """The newest revision; 0 in an empty store."""
+        """The newest revision of which the followers have been notified; 0 in an empty store."""
 
     @property
     def oldest_revision(self) -> int:
         """The oldest revision that one can resume after."""
+
+
+class ChangeFeed(Protocol):
+    """The changes of a store, whoever makes them. What has been passed on is in all that the store then reads.
+
+    To follow from a known state: take the position, read, then follow from that position. What was read may be newer than the
+    position, so a change may be received that is in it already.
+    """
+
+    @property
+    def position(self) -> int:
+        """The number of the latest change that has been passed on; 0 before the first."""
+
+    def follow(self, after: int, listener: Listener) -> None:
+        """Pass every change with a number above `after` to the listener, once and in order. Gaps between numbers are normal.
+
+        Raises ChangesMissedError if it no longer has all of them: read the state again, and follow from there.
+        """
 
 
 def parse_job(serialized: bytes) -> JobInfo:

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Seque
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice, takewhile
+from itertools import takewhile
 from typing import Final, NamedTuple, TypeVar
 
 from evalrpc.clock import Clock
@@ -70,7 +70,10 @@ class _Topic:
 
 
 class Feed:
-    """Notifies watchers. Created on the event loop that serves them; blocking reads go to `readers`."""
+    """Notifies watchers. Created on the event loop that serves them; blocking reads go to `readers`.
+
+    Revisions may have gaps, and an event may be in the journal before it is published here.
+    """
 
     def __init__(self, store: Store, queue_state: QueueState, clock: Clock, readers: Executor) -> None:
         self._store = store
@@ -80,7 +83,8 @@ class Feed:
         self._loop = asyncio.get_running_loop()
         self._topics: dict[str, _Topic] = {}
         self._head = store.head_revision
-        self._recent: deque[_Event] = deque()
+        self._recent: deque[_Event] = deque()  # all events after the revision `_recent_after`
+        self._recent_after = self._head
         self._recent_bytes = 0
         self._progress: OrderedDict[str, _Progress] = OrderedDict()  # ordered by the time of the last progress
         self._progress_count = 0
@@ -121,13 +125,16 @@ class Feed:
                     cursor = event.revision
                     if event.terminal:
                         return
-            ended_before = job.status in lifecycle.TERMINAL  # and seen by the watcher, since the journal had no more
+            is_terminal = job.status in lifecycle.TERMINAL
+            # Its end has been seen by the watcher if the journal had no more, unless the job was read ahead of the journal.
+            ended_before = is_terminal and job.revision <= max(cursor, head)
             if not after_revision or ended_before:
                 cursor = max(head, job.revision)
                 await send(self._snapshot(job, cursor))
-            if not ended_before:
-                del job  # a watcher may wait for days: it keeps its cursor but no copy of the job
-                await self._live_of_job(topic, cursor, progress, heartbeat_seconds, send)
+                if is_terminal:
+                    return
+            del job  # a watcher may wait for days: it keeps its cursor but no copy of the job
+            await self._live_of_job(topic, cursor, progress, heartbeat_seconds, send)
 
     async def watch_jobs(self, job_filter: JobFilter, after_revision: int, heartbeat_seconds: float | None, send: Send) -> None:
         """Send the serialised JobEvents of all jobs that match the filter, without end, as the schema specifies for WatchJobs.
@@ -256,12 +263,12 @@ class Feed:
 
     def _remember(self, event: _Event) -> None:
         """Keep the event in memory for watchers of all jobs, bounded in number and size."""
-        if len(self._recent) == _RECENT_EVENTS:
-            self._recent_bytes -= len(self._recent.popleft().serialized)
         self._recent.append(event)
         self._recent_bytes += len(event.serialized)
-        while self._recent_bytes > _RECENT_BYTES:
-            self._recent_bytes -= len(self._recent.popleft().serialized)
+        while len(self._recent) > _RECENT_EVENTS or self._recent_bytes > _RECENT_BYTES:
+            forgotten = self._recent.popleft()
+            self._recent_after = forgotten.revision
+            self._recent_bytes -= len(forgotten.serialized)
 
     def _deliver_progress(self, job: pb.JobInfo) -> None:
         self._progress_count += 1
@@ -278,10 +285,11 @@ class Feed:
 
     async def _events_after(self, cursor: int) -> AsyncGenerator[_Event, None]:
         """Yield the events after `cursor` up to the head, from memory if it reaches back that far."""
-        while cursor != self._head:
-            missing = self._head - cursor
-            if 0 <= missing <= len(self._recent):
-                events = list(islice(reversed(self._recent), missing))[::-1]
+        if cursor > self._head:
+            await self._journal_page(cursor)  # raises, unless it is only ahead of what has been published here
+        while cursor < self._head:
+            if cursor >= self._recent_after:
+                events = list(takewhile(lambda event: event.revision > cursor, reversed(self._recent)))[::-1]  # noqa: B023
             else:
                 events = await self._journal_page(cursor)
             for event in events:

@@ -40,7 +40,7 @@ def job_at(
 
 
 def change(job: pb.JobInfo, sequence: int, previous: int = QUEUED, *, deleted: bool = False) -> Change:
-    return Change(job, sequence, previous, b"event", deleted)
+    return Change(1, job, sequence, previous, b"event", deleted)
 
 
 def state_of(*jobs: tuple[int, pb.JobInfo]) -> QueueState:

@@ -147,8 +147,8 @@ class House:
             gpu_guard=self.gpu_guard,
         )
         self.scheduler = Scheduler(self.dependencies, 600.0)
-        self.store.subscribe(self.queue_state.apply)
-        self.store.subscribe(self.scheduler.on_changes)
+        self.store.follow(self.store.position, self.queue_state.apply)
+        self.store.follow(self.store.position, self.scheduler.on_changes)
         self.count = 0
 
     def submit(self, num_gpus: int = 1, **fields: Any) -> str:
@@ -635,7 +635,7 @@ def job_at(status: int, retry_at: int = 0) -> pb.JobInfo:
 def test_a_job_that_becomes_ready_between_the_choice_and_the_wait_is_not_forgotten() -> None:
     clock = SteppedClock(99.9999)
     state = QueueState(capacity(("0",), 0), clock)
-    state.apply([Change(job_at(QUEUED, retry_at=100), 1, RUNNING, b"event")])
+    state.apply([Change(1, job_at(QUEUED, retry_at=100), 1, RUNNING, b"event")])
     looked_at = state.now_seconds()
     assert state.choose(state.free(), 600.0, {}, looked_at) is None
     clock.seconds = 100.0001
@@ -646,7 +646,7 @@ def test_a_job_that_becomes_ready_between_the_choice_and_the_wait_is_not_forgott
 
 def test_a_queued_job_always_has_a_position_even_if_it_started_meanwhile() -> None:
     state = QueueState(capacity(("0",), 0), SteppedClock(5))
-    state.apply([Change(job_at(RUNNING), 1, QUEUED, b"event")])
+    state.apply([Change(1, job_at(RUNNING), 1, QUEUED, b"event")])
     described = state.described(job_at(QUEUED))
     assert described.HasField("position_in_queue")
     assert described.position_in_queue == 0

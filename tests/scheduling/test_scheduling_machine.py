@@ -44,7 +44,7 @@ class SchedulingMachine(RuleBasedStateMachine):
         lifecycle.require_transition(previous, job.status)
         self.jobs[job.job_id] = job
         sequence = self.sequences.setdefault(job.job_id, len(self.sequences))
-        self.state.apply([Change(job, sequence, previous, b"event")])
+        self.state.apply([Change(1, job, sequence, previous, b"event")])
 
     def changed(self, job_id: str) -> pb.JobInfo:
         job = pb.JobInfo()

@@ -2,9 +2,9 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,13 +22,17 @@ from evalrpc.scheduling.placement import Capacity
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.store.base import Submission
 from evalrpc.store.sqlite.store import SqliteStore
+from evalrpc.testing.shared_store import Database, SharedStore
 from evalrpc.v1 import job_pb2 as pb
 from evalrpc.v1.evaluation_service_pb2 import JobFilter
+from evalrpc.watching import feed as feed_module
 from evalrpc.watching.feed import Feed, Send
 
 SNAPSHOT, STATUS = pb.JOB_EVENT_TYPE_SNAPSHOT, pb.JOB_EVENT_TYPE_STATUS
 PROGRESS, BOOKMARK = pb.JOB_EVENT_TYPE_PROGRESS, pb.JOB_EVENT_TYPE_BOOKMARK
 CLOCK = SystemClock()
+
+AnyStore = SqliteStore | SharedStore
 
 _T = TypeVar("_T")
 
@@ -78,14 +82,15 @@ class Watcher:
 
 
 class World:
-    """A store and a feed as the server wires them."""
+    """A store and a feed as the server wires them. What is written is written through `writer`."""
 
-    def __init__(self, store: SqliteStore, readers: ThreadPoolExecutor) -> None:
+    def __init__(self, store: AnyStore, writer: AnyStore, readers: ThreadPoolExecutor) -> None:
         self.store = store
+        self.writer = writer
         self.queue_state = QueueState(Capacity(("0",), 2, 4), CLOCK)
         self.feed = Feed(store, self.queue_state, CLOCK, readers)
-        store.subscribe(self.queue_state.apply)
-        store.subscribe(self.feed.publish)
+        store.follow(store.position, self.queue_state.apply)
+        store.follow(store.position, self.feed.publish)
         self.watchers: list[Watcher] = []
         self.count = 0
 
@@ -93,10 +98,10 @@ class World:
         self.count += 1
         job = pb.JobInfo(job_id=f"job-{self.count}", max_attempts=9, **fields)
         job.request.model = "m"
-        return (await asyncio.wrap_future(self.store.submit(Submission(job)))).job_id
+        return (await asyncio.wrap_future(self.writer.submit(Submission(job)))).job_id
 
     async def change(self, job_id: str, change: Callable[[pb.JobInfo], None]) -> pb.JobInfo:
-        return await asyncio.wrap_future(self.store.update(job_id, change))
+        return await asyncio.wrap_future(self.writer.update(job_id, change))
 
     async def begin(self, job_id: str) -> pb.JobInfo:
         return await self.change(job_id, begin)
@@ -121,7 +126,7 @@ class World:
         return watcher
 
     def journal(self, job_id: str | None = None) -> list[pb.JobEvent]:
-        return [pb.JobEvent.FromString(event.event) for event in self.store.events_after(0, 10_000, job_id)]
+        return [pb.JobEvent.FromString(event.event) for event in self.writer.events_after(0, 10_000, job_id)]
 
 
 def begin(job: pb.JobInfo) -> None:
@@ -136,11 +141,30 @@ def lose(job: pb.JobInfo) -> None:
     transitions.fail(job, pb.JobError(reason="RUN_LOST"), CLOCK.now())
 
 
+@contextmanager
+def one_writer(data_dir: Path) -> Iterator[tuple[AnyStore, AnyStore]]:
+    with closing(SqliteStore(data_dir, CLOCK, 1000)) as store:
+        yield store, store
+
+
+@contextmanager
+def another_writer(data_dir: Path) -> Iterator[tuple[AnyStore, AnyStore]]:
+    """Give a store that hears of what was written through the other one, later and with gaps."""
+    with (
+        closing(Database(data_dir, CLOCK, 1000)) as database,
+        closing(SharedStore(database)) as store,
+        closing(SharedStore(database)) as writer,
+    ):
+        yield store, writer
+
+
+Opener = Callable[[Path], AbstractContextManager[tuple[AnyStore, AnyStore]]]
+
+
 @asynccontextmanager
-async def world_in(folder: Path) -> AsyncIterator[World]:
-    store = SqliteStore(folder / "data", CLOCK, 1000)
-    with ThreadPoolExecutor(2) as readers:
-        world = World(store, readers)
+async def world_in(folder: Path, opener: Opener) -> AsyncIterator[World]:
+    with opener(folder / "data") as stores, ThreadPoolExecutor(2) as readers:
+        world = World(*stores, readers)
         try:
             yield world
         finally:
@@ -148,12 +172,11 @@ async def world_in(folder: Path) -> AsyncIterator[World]:
                 await watcher.leave()
             await asyncio.sleep(0)
             assert not world.feed._topics, "a watcher that left leaves nothing behind"
-    store.close()
 
 
-def run(folder: Path, scenario: Callable[[World], Awaitable[_T]]) -> _T:
+def run(folder: Path, scenario: Callable[[World], Awaitable[_T]], opener: Opener = one_writer) -> _T:
     async def play() -> _T:
-        async with world_in(folder) as world:
+        async with world_in(folder, opener) as world:
             return await asyncio.wait_for(scenario(world), 3 * SECONDS)
 
     return asyncio.run(play())
@@ -371,7 +394,7 @@ def test_a_heartbeat_never_claims_an_event_that_was_not_sent(tmp_path: Path) -> 
         await until(lambda: watcher.seen and world.feed._topics[job_id].waiters.futures)
         committed: list[Any] = []
         world.feed.publish = committed.append  # type: ignore[method-assign]
-        world.store._listeners[-1] = committed.append
+        world.store._changes._listeners[-1] = committed.append
         await world.begin(job_id)
         for future in world.feed._topics[job_id].waiters.futures:
             future.set_result(None)  # what the timer does
@@ -472,7 +495,7 @@ def test_a_watcher_of_all_that_falls_far_behind_reads_on_from_the_journal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario(world: World) -> None:
-        world.feed._recent = type(world.feed._recent)(maxlen=4)
+        monkeypatch.setattr(feed_module, "_RECENT_EVENTS", 4)
         watcher = world.watch_all()
         await until(lambda: watcher.seen)
         watcher.pause()
@@ -575,7 +598,7 @@ class Play:
         for _, watcher in self.single:
             if not watcher.task.cancelled():
                 await asyncio.wait_for(asyncio.wait([watcher.task]), SECONDS)
-        head = self.world.store.head_revision
+        head = self.world.writer.head_revision
         for watcher in self.all_of_them:
             if not watcher.task.done() and watcher.error is None:
                 await until(lambda watcher=watcher: _covered(watcher) >= head or watcher.error)
@@ -644,12 +667,63 @@ def check_states(seen: list[pb.JobEvent]) -> None:
             latest[event.job.job_id] = event.job.revision
 
 
+@pytest.mark.parametrize("opener", [one_writer, another_writer])
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-@given(st.lists(STEP, max_size=50))
+@given(script=st.lists(STEP, max_size=50))
 def test_whatever_happens_every_watcher_sees_every_change_once_and_in_order(
-    tmp_path_factory: pytest.TempPathFactory, script: list[tuple[str, int]]
+    opener: Opener, tmp_path_factory: pytest.TempPathFactory, script: list[tuple[str, int]]
 ) -> None:
     def scenario(world: World) -> Coroutine[Any, Any, None]:
         return Play(world).play(script)
 
-    run(tmp_path_factory.mktemp("feed"), scenario)
+    run(tmp_path_factory.mktemp("feed"), scenario, opener)
+
+
+# Another writer.
+
+
+def test_a_watcher_sees_what_another_server_has_written(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        everything = world.watch_all()
+        await until(lambda: everything.seen)
+        job_id = await world.submit()
+        watcher = world.watch(job_id)
+        await world.finish(job_id)
+        revisions = [event.revision for event in world.journal()]
+        assert revisions == [5, 10, 15], "there are gaps"
+        assert (await watcher.end())[-1].terminal
+        await until(lambda: everything.statuses() == revisions)
+        assert world.queue_state.queued_count == 0
+
+    run(tmp_path, scenario, another_writer)
+
+
+def test_a_job_that_was_read_ahead_of_its_events_still_brings_each_of_them(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        job_id = await world.submit()
+        await until(lambda: world.store.head_revision == 5)
+        world.store.hold()
+        await world.finish(job_id)
+        anew, resumed = world.watch(job_id), world.watch(job_id, 5)
+        (snapshot,) = await anew.end()
+        assert (snapshot.type, snapshot.terminal, snapshot.revision) == (SNAPSHOT, True, 15)
+        world.store.release()
+        assert [(event.type, event.revision) for event in await resumed.end()] == [(STATUS, 10), (STATUS, 15)]
+
+    run(tmp_path, scenario, another_writer)
+
+
+def test_a_watcher_that_resumes_after_what_this_server_has_not_heard_of_waits_for_what_follows(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        job_id = await world.submit()
+        await until(lambda: world.store.head_revision == 5)
+        world.store.hold()
+        running = await world.begin(job_id)
+        one, everything = world.watch(job_id, running.revision), world.watch_all(running.revision)
+        await until(lambda: everything.seen)
+        done = await world.change(job_id, complete)
+        world.store.release()
+        assert [event.revision for event in await one.end()] == [done.revision]
+        await until(lambda: everything.statuses() == [done.revision])
+
+    run(tmp_path, scenario, another_writer)

@@ -9,10 +9,11 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from store_jobs import CLOCK, OPENERS, SECONDS, Opener, begin, complete, events, finish, listed, new_job, read, run, submit
+from store_jobs import CLOCK, OPENERS, SECONDS, Opener, begin, complete, events, finish, listed, new_job, nth, read, run, submit
 from waiting import eventually
 
 from evalrpc.errors import (
+    ChangesMissedError,
     ConflictError,
     IllegalTransitionError,
     JobFinishedError,
@@ -74,7 +75,7 @@ def test_a_submitted_job_is_queued_with_its_time_and_revision(store: Store) -> N
     job = submit(store, labels={"a": "b"}, priority=3)
     assert job.status == QUEUED
     assert before <= job.created_at.ToNanoseconds() <= CLOCK.now().ToNanoseconds()
-    assert job.revision == store.head_revision == 1
+    assert job.revision == store.head_revision == nth(store, 1)
     assert read(store, job.job_id) == job
     assert job.labels == {"a": "b"}
 
@@ -99,7 +100,7 @@ def test_everything_is_there_after_reopening(open_store: Opener) -> None:
     assert store.head_revision == head
     assert [row.job_id for row in store.queued_rows()] == [queued.job_id]
     assert [job for _, job in store.running_jobs()] == [running]
-    assert submit(store).revision == head + 1
+    assert submit(store).revision > head
 
 
 def test_a_request_id_gives_the_same_job_again_as_it_stands_now(open_store: Opener) -> None:
@@ -112,7 +113,7 @@ def test_a_request_id_gives_the_same_job_again_as_it_stands_now(open_store: Open
     again = submit(store, "r1", b"same")
     assert (again.job_id, again.status) == (job.job_id, RUNNING)
     assert len(listed(store)) == 1
-    assert store.head_revision == 2
+    assert store.head_revision == nth(store, 2)
 
 
 def test_a_request_id_with_other_contents_is_refused_and_changes_nothing(store: Store) -> None:
@@ -121,7 +122,7 @@ def test_a_request_id_with_other_contents_is_refused_and_changes_nothing(store: 
         submit(store, "r1", b"two")
     assert caught.value.metadata["request_id"] == "r1"
     assert listed(store) == [job.job_id]
-    assert store.head_revision == 1
+    assert store.head_revision == job.revision
 
 
 def test_the_same_request_id_in_one_commit_makes_one_job(store: Store) -> None:
@@ -180,7 +181,7 @@ def test_a_new_job_supersedes_the_queued_ones_with_its_key_in_one_commit(store: 
     old, other = submit(store, supersede_key="k"), submit(store, supersede_key="other")
     running = submit(store, supersede_key="k2")
     run(store, running.job_id)
-    store.subscribe(recorder)
+    store.follow(store.position, recorder)
     new = submit(store, supersede_key="k")
     ended = read(store, old.job_id)
     assert (ended.status, ended.error.reason) == (CANCELLED, "SUPERSEDED")
@@ -316,7 +317,7 @@ def test_looking_for_a_twin_changes_nothing(store: Store) -> None:
     twin = store.find_identical(b"k")
     assert twin is not None
     assert (twin.job_id, twin.cached) == (job.job_id, True)
-    assert (listed(store), store.head_revision) == ([job.job_id], 1)
+    assert (listed(store), store.head_revision) == ([job.job_id], job.revision)
 
 
 # Changing.
@@ -325,9 +326,9 @@ def test_looking_for_a_twin_changes_nothing(store: Store) -> None:
 def test_a_status_change_has_the_next_revision_and_its_event_in_the_journal(store: Store) -> None:
     job = submit(store)
     running = run(store, job.job_id)
-    assert running.revision == 2
+    assert running.revision == nth(store, 2)
     last = events(store)[-1]
-    assert (last.type, last.revision, last.terminal) == (pb.JOB_EVENT_TYPE_STATUS, 2, False)
+    assert (last.type, last.revision, last.terminal) == (pb.JOB_EVENT_TYPE_STATUS, running.revision, False)
     assert last.job == running
     done = store.update(job.job_id, complete).result(SECONDS)
     assert events(store)[-1].terminal
@@ -338,9 +339,9 @@ def test_a_change_within_a_status_makes_no_event(store: Store) -> None:
     job = submit(store)
     run(store, job.job_id)
     recorder = Recorder()
-    store.subscribe(recorder)
+    store.follow(store.position, recorder)
     changed = store.update(job.job_id, lambda job: transitions.request_cancel(job, "why", CLOCK.now())).result(SECONDS)
-    assert changed.revision == store.head_revision == 2
+    assert changed.revision == store.head_revision == nth(store, 2)
     assert read(store, job.job_id).cancel_reason == "why"
     assert len(events(store)) == 2
     (change,) = recorder.changes
@@ -352,7 +353,7 @@ def test_what_the_lifecycle_forbids_is_refused_and_changes_nothing(store: Store)
     with pytest.raises(IllegalTransitionError):
         store.update(job.job_id, complete).result(SECONDS)
     assert read(store, job.job_id) == job
-    assert store.head_revision == 1
+    assert store.head_revision == job.revision
     done = finish(store, job.job_id)
     for change in (begin, lambda job: transitions.fail(job, pb.JobError(reason="X"), CLOCK.now())):
         with pytest.raises(IllegalTransitionError):
@@ -423,12 +424,8 @@ def test_a_refused_write_leaves_its_neighbours_in_the_commit_alone(store: Store)
     gate.open()
     outcomes = [type(error).__name__ if (error := future.exception(SECONDS)) else "done" for future in futures]
     assert outcomes == ["done", "IllegalTransitionError", "JobNotFoundError", "JobNotFinishedError", "done", "done", "done"]
-    assert [future.result().revision for future in futures if not future.exception()] == [
-        head + 1,
-        head + 2,
-        head + 3,
-        head + 4,
-    ]
+    revisions = [future.result().revision for future in futures if not future.exception()]
+    assert revisions == [head + nth(store, number) for number in range(1, 5)]
     assert read(store, job.job_id).status == COMPLETED
 
 
@@ -472,7 +469,7 @@ def test_a_bug_in_a_change_leaves_no_caller_waiting(store: Store) -> None:
 
 def test_many_writers_at_once_lose_nothing_and_share_commits(store: Store) -> None:
     recorder = Recorder()
-    store.subscribe(recorder)
+    store.follow(store.position, recorder)
     ids: list[str] = []
 
     def work() -> None:
@@ -484,14 +481,17 @@ def test_many_writers_at_once_lose_nothing_and_share_commits(store: Store) -> No
     for thread in threads:
         thread.join()
     assert sorted(ids) == sorted(listed(store))
-    assert [change.job.revision for change in recorder.changes] == list(range(1, 401))
+    assert [change.job.revision for change in recorder.changes] == [nth(store, number) for number in range(1, 401)]
+    numbers = [change.number for change in recorder.changes]
+    assert numbers == sorted(set(numbers))
+    assert numbers[-1] == store.position
     assert store.status_counts()[QUEUED] == 400
 
 
 def test_writes_that_wait_are_committed_together(store: Store) -> None:
     recorder = Recorder()
     gate = Gate(store)
-    store.subscribe(recorder)
+    store.follow(store.position, recorder)
     futures = [store.submit(Submission(new_job())) for _ in range(100)]
     gate.open()
     for future in futures:
@@ -502,7 +502,7 @@ def test_writes_that_wait_are_committed_together(store: Store) -> None:
 # Listeners.
 
 
-def test_listeners_are_told_in_order_and_before_the_caller(store: Store) -> None:
+def test_listeners_are_notified_in_order_and_before_the_caller(store: Store) -> None:
     told: list[tuple[str, int]] = []
     first_told = threading.Event()
     release = threading.Event()
@@ -512,27 +512,55 @@ def test_listeners_are_told_in_order_and_before_the_caller(store: Store) -> None
         first_told.set()
         assert release.wait(SECONDS)
 
-    store.subscribe(slow)
-    store.subscribe(lambda changes: told.extend(("second", change.job.revision) for change in changes))
+    store.follow(store.position, slow)
+    store.follow(store.position, lambda changes: told.extend(("second", change.job.revision) for change in changes))
     future = store.submit(Submission(new_job()))
     assert first_told.wait(SECONDS)
     assert not future.done(), "a caller must not know before the listeners"
-    assert store.head_revision == 1, "a listener finds what it is told of"
+    assert store.head_revision == nth(store, 1), "a listener finds what it is told of"
     release.set()
     future.result(SECONDS)
-    assert told == [("first", 1), ("second", 1)]
+    assert told == [("first", nth(store, 1)), ("second", nth(store, 1))]
 
 
 def test_a_listener_that_hears_of_a_job_can_read_it(store: Store) -> None:
     read_back: list[tuple[int, int]] = []
-    store.subscribe(lambda changes: read_back.extend((read(store, c.job.job_id).revision, c.job.revision) for c in changes))
+    store.follow(
+        store.position, lambda changes: read_back.extend((read(store, c.job.job_id).revision, c.job.revision) for c in changes)
+    )
     finish(store, submit(store).job_id)
-    assert read_back == [(1, 1), (2, 2), (3, 3)]
+    assert read_back == [(nth(store, number), nth(store, number)) for number in (1, 2, 3)]
+
+
+def test_every_change_has_a_number_also_one_without_a_revision(store: Store) -> None:
+    recorder = Recorder()
+    store.follow(store.position, recorder)
+    job_id = submit(store).job_id
+    run(store, job_id)
+    store.update(job_id, lambda job: transitions.keep_results(job, {"m": pb.ModelResult()})).result(SECONDS)
+    store.update(job_id, lambda job: transitions.request_cancel(job, "", CLOCK.now())).result(SECONDS)
+    store.update(job_id, lambda job: transitions.cancel(job, CLOCK.now())).result(SECONDS)
+    store.delete(job_id).result(SECONDS)
+    numbers = [change.number for change in recorder.changes]
+    assert len(numbers) == 6
+    assert numbers == sorted(set(numbers))
+    assert numbers[-1] == store.position
+
+
+def test_whoever_follows_from_a_position_that_is_past_has_to_read_again(store: Store) -> None:
+    position = store.position
+    submit(store)
+    with pytest.raises(ChangesMissedError):
+        store.follow(position, Recorder())
+    recorder = Recorder()
+    store.follow(store.position, recorder)
+    job = submit(store)
+    assert [change.job for change in recorder.changes] == [job]
 
 
 def test_a_change_says_what_was_before_and_where_the_job_stands_in_the_order_of_arrival(store: Store) -> None:
     recorder = Recorder()
-    store.subscribe(recorder)
+    store.follow(store.position, recorder)
     first = submit(store)
     second = submit(store)
     finish(store, first.job_id)
@@ -578,7 +606,7 @@ def test_a_deleted_job_is_gone_but_its_events_stay(open_store: Opener) -> None:
         assert events(store) == journal
         store.close()
         store = open_store()
-    assert submit(store).revision == 4
+    assert submit(store).revision == nth(store, 4)
 
 
 # Listing.
@@ -675,18 +703,19 @@ def test_a_filter_means_what_the_schema_says(store: Store) -> None:
 def test_events_are_given_in_order_after_a_revision_and_of_one_job_if_asked(store: Store) -> None:
     first, second = submit(store), submit(store)
     finish(store, first.job_id)
-    assert [event.revision for event in events(store)] == [1, 2, 3, 4]
-    assert [event.revision for event in events(store, after=2)] == [3, 4]
-    assert [event.revision for event in events(store, after=1, limit=2)] == [2, 3]
-    assert [event.revision for event in events(store, job_id=second.job_id)] == [2]
-    assert events(store, after=4) == []
+    revisions = [nth(store, number) for number in (1, 2, 3, 4)]
+    assert [event.revision for event in events(store)] == revisions
+    assert [event.revision for event in events(store, after=revisions[1])] == revisions[2:]
+    assert [event.revision for event in events(store, after=revisions[0], limit=2)] == revisions[1:3]
+    assert [event.revision for event in events(store, job_id=second.job_id)] == [second.revision]
+    assert events(store, after=revisions[3]) == []
 
 
 def test_a_revision_beyond_the_head_is_in_the_future(store: Store) -> None:
-    submit(store)
+    head = submit(store).revision
     with pytest.raises(RevisionInFutureError) as caught:
-        store.events_after(2, 10)
-    assert caught.value.metadata == {"head_revision": "1"}
+        store.events_after(head + 1, 10)
+    assert caught.value.metadata == {"head_revision": str(head)}
 
 
 def test_compaction_keeps_the_newest_events_and_says_where_the_journal_begins(open_store: Opener) -> None:
@@ -694,14 +723,15 @@ def test_compaction_keeps_the_newest_events_and_says_where_the_journal_begins(op
     for _ in range(10):
         submit(store)
     assert store.oldest_revision == 0
-    assert store.compact(4, NEVER).result(SECONDS) == 6
+    revisions = [nth(store, number) for number in range(1, 11)]
+    assert store.compact(nth(store, 4), NEVER).result(SECONDS) == revisions[5]
     for _ in range(2):
-        assert store.oldest_revision == 6
-        assert [event.revision for event in events(store, after=6)] == [7, 8, 9, 10]
+        assert store.oldest_revision == revisions[5]
+        assert [event.revision for event in events(store, after=revisions[5])] == revisions[6:]
         with pytest.raises(RevisionCompactedError) as caught:
-            store.events_after(5, 10)
-        assert caught.value.metadata == {"oldest_revision": "6"}
-        assert store.head_revision == 10
+            store.events_after(revisions[4], 10)
+        assert caught.value.metadata == {"oldest_revision": str(revisions[5])}
+        assert store.head_revision == revisions[9]
         store.close()
         store = open_store()
 
@@ -712,21 +742,23 @@ def test_old_events_are_dropped_by_age_and_the_head_stays(open_store: Opener) ->
         submit(store)
     later = Timestamp()
     later.FromNanoseconds(CLOCK.now().ToNanoseconds() + 10**9)
-    assert store.compact(1000, later).result(SECONDS) == 3
-    assert store.events_after(3, 10) == []
+    assert store.compact(1000, later).result(SECONDS) == nth(store, 3)
+    assert store.events_after(nth(store, 3), 10) == []
     store.close()
     store = open_store()
-    assert (store.head_revision, store.oldest_revision) == (3, 3)
-    assert submit(store).revision == 4
+    assert (store.head_revision, store.oldest_revision) == (nth(store, 3), nth(store, 3))
+    assert submit(store).revision == nth(store, 4)
 
 
 def test_compacting_again_or_with_nothing_to_drop_changes_nothing(store: Store) -> None:
     submit(store)
-    assert store.compact(10, NEVER).result(SECONDS) == 0
-    assert store.compact(1, NEVER).result(SECONDS) == 0
+    one = nth(store, 1)
+    assert store.compact(10 * one, NEVER).result(SECONDS) < one
+    assert store.compact(one, NEVER).result(SECONDS) < one
+    assert len(events(store, after=store.oldest_revision)) == 1
     submit(store)
-    assert store.compact(1, NEVER).result(SECONDS) == 1
-    assert store.compact(1, NEVER).result(SECONDS) == 1
+    assert store.compact(one, NEVER).result(SECONDS) == one
+    assert store.compact(one, NEVER).result(SECONDS) == one
 
 
 def test_nobody_reads_past_a_gap_while_the_journal_is_compacted(store: Store) -> None:
@@ -745,7 +777,7 @@ def test_nobody_reads_past_a_gap_while_the_journal_is_compacted(store: Store) ->
             except RevisionInFutureError as error:
                 problems.append(f"a revision that the journal itself gave: {error}")
                 return
-            if [event.revision for event in page] != list(range(after + 1, after + 1 + len(page))):
+            if [event.revision for event in page] != [after + nth(store, number + 1) for number in range(len(page))]:
                 problems.append(f"after {after}: {[event.revision for event in page]}")
             if page:
                 after = page[-1].revision
@@ -755,7 +787,7 @@ def test_nobody_reads_past_a_gap_while_the_journal_is_compacted(store: Store) ->
         reader.start()
     for _ in range(60):
         submit(store)
-        store.compact(3, NEVER).result(SECONDS)
+        store.compact(nth(store, 3), NEVER).result(SECONDS)
     stop.set()
     for reader in readers:
         reader.join()

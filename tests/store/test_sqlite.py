@@ -251,7 +251,7 @@ def test_a_full_disk_refuses_writes_and_takes_them_again_when_there_is_room(stor
 
 def test_a_write_that_failed_leaves_no_trace_in_memory_or_on_the_disk(store: SqliteStore, data_dir: Path) -> None:
     told: list[str] = []
-    store.subscribe(lambda changes: told.extend(change.job.job_id for change in changes))
+    store.follow(store.position, lambda changes: told.extend(change.job.job_id for change in changes))
     fill_disk(store)
     accepted = submit_until_full(store)
     job = new_job(request={"model": "m" * 100_000})

@@ -11,6 +11,7 @@ from evalrpc.clock import Clock, SystemClock
 from evalrpc.jobs import transitions
 from evalrpc.store.base import Store, Submission
 from evalrpc.store.sqlite.store import SqliteStore
+from evalrpc.testing.shared_store import REVISION_STEP, SharedStore, open_shared
 from evalrpc.v1 import job_pb2 as pb
 from evalrpc.v1.evaluation_service_pb2 import JobFilter
 
@@ -23,8 +24,17 @@ def open_sqlite(data_dir: Path, max_queued: int, clock: Clock = CLOCK) -> Store:
     return SqliteStore(data_dir, clock, max_queued)
 
 
-OPENERS: dict[str, Callable[..., Store]] = {"sqlite": open_sqlite}
+def open_shared_store(data_dir: Path, max_queued: int, clock: Clock = CLOCK) -> Store:
+    return open_shared(data_dir, max_queued, clock)
+
+
+OPENERS: dict[str, Callable[..., Store]] = {"shared": open_shared_store, "sqlite": open_sqlite}
 """The contract suite runs on every store in this table."""
+
+
+def nth(store: Store, number: int) -> int:
+    """Return the n-th revision of an empty store, or how far one lies from the n-th after it: some stores leave gaps."""
+    return number * (REVISION_STEP if isinstance(store, SharedStore) else 1)
 
 
 def new_job(**fields: Any) -> pb.JobInfo:

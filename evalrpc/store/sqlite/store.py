@@ -1,8 +1,8 @@
 """A store in one SQLite file, written by one thread.
 
 Threads: every write is a job for the writer thread, which takes all that are waiting, runs them in one transaction, commits
-once, tells the listeners, and only then gives the callers their results. Readers have a connection per thread and see what is
-committed (WAL). The in-memory numbers (`_head`, `_counts`) are the writer's own; others read them without a lock, since each
+once, notifies the followers, and only then gives the callers their results. Readers have a connection per thread and see what
+is committed (WAL). The in-memory numbers (`_head`, `_counts`) are the writer's own; others read them without a lock, since each
 is one reference.
 
 A write checks first and raises before its first statement that changes anything. So one that is refused leaves its
@@ -42,6 +42,7 @@ from evalrpc.store.base import (
     parse_job,
 )
 from evalrpc.store.cache import JobCache
+from evalrpc.store.change_log import ChangeLog
 from evalrpc.store.group_commit import CommitQueue
 from evalrpc.store.sqlite import deduplication
 from evalrpc.store.sqlite.bitmap_index import BitmapIndex
@@ -68,12 +69,14 @@ class SqliteStore:
     Raises DataDirectoryInUseError, ConfigurationError.
     """
 
+    transaction_class = Transaction
+
     def __init__(self, data_dir: Path, clock: Clock, max_queued: int) -> None:
         self._path = data_dir / DATABASE_NAME
         self._clock = clock
         self._max_queued = max_queued
         self._lock_file = lock_data_dir(data_dir)
-        self._listeners: list[Listener] = []
+        self._changes = ChangeLog()
         self._cache = JobCache(_CACHE_BYTES)
         self._sets = BitmapIndex(_SETS_BYTES)
         self._local = threading.local()
@@ -97,7 +100,7 @@ class SqliteStore:
     # Writing.
 
     def submit(self, submission: Submission) -> Future[pb.JobInfo]:
-        """Add a QUEUED job, or find the one that the same request_id got, or a twin."""
+        """Add a QUEUED job, or find the one that the same request_id got, or an identical one."""
         return self._write(lambda transaction: transaction.submit(submission))
 
     def update(self, job_id: str, change: Callable[[pb.JobInfo], None], expect: Expected = ANY) -> Future[pb.JobInfo]:
@@ -112,9 +115,14 @@ class SqliteStore:
         """Drop old journal events, at most some thousands at a time, so that no write waits long."""
         return self._write(lambda transaction: transaction.compact(max_events, older_than.ToNanoseconds()))
 
-    def subscribe(self, listener: Listener) -> None:
-        """Tell `listener` of every later commit, on the writer thread."""
-        self._listeners.append(listener)
+    @property
+    def position(self) -> int:
+        """The number of the latest change. Numbers begin anew with every opening, since nobody follows from one to the next."""
+        return self._changes.position
+
+    def follow(self, after: int, listener: Listener) -> None:
+        """Pass every later change to the listener, on the writer thread."""
+        self._changes.follow(after, listener)
 
     def wait_closed(self) -> None:
         """Block until the store is closed, or can't write any more because of a bug."""
@@ -158,13 +166,14 @@ class SqliteStore:
                 future.set_exception(_unavailable("the store is closed"))
 
     def _commit(self, batch: list[tuple[_Operation, Future[Any]]]) -> None:
-        transaction = Transaction(
+        transaction = self.transaction_class(
             self._connection,
             self._clock,
             self._max_queued,
             self._head,
             self._last_sequence,
             self._last_created_ns,
+            self._changes.position,
             self._counts,
             self._cache.get,
         )
@@ -209,9 +218,7 @@ class SqliteStore:
             else:
                 self._cache.put(change.job.job_id, StoredJob(change.sequence, change.job.status, serialized))
         if transaction.changes:
-            changes = [change for change, _ in transaction.changes]
-            for listener in self._listeners:
-                listener(changes)
+            self._changes.pass_on([change for change, _ in transaction.changes])
 
     # Reading.
 

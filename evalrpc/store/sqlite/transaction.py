@@ -41,6 +41,7 @@ class Transaction:
     head: int
     last_sequence: int
     last_created_ns: int
+    last_number: int
     counts: Counter[Status]
     cached_job: Callable[[str], StoredJob | None]
 
@@ -83,12 +84,12 @@ class Transaction:
         expect.require(job)
         change(job)
         if job.status == stored.status:
-            self._save(Change(job, stored.sequence, stored.status, None), job.SerializeToString())
+            self._save(Change(self._next_number(), job, stored.sequence, stored.status, None), job.SerializeToString())
             return job
         lifecycle.require_transition(stored.status, job.status)
         self.counts[stored.status] -= 1
         serialized, event = self._journal(job, stored.sequence, self.clock.now())
-        self._save(Change(job, stored.sequence, stored.status, event), serialized)
+        self._save(Change(self._next_number(), job, stored.sequence, stored.status, event), serialized)
         return job
 
     def delete(self, job_id: str) -> pb.JobInfo:
@@ -109,7 +110,7 @@ class Transaction:
             )
         deduplication.forget(self.connection, stored.sequence)
         self.counts[stored.status] -= 1
-        self.changes.append((Change(job, stored.sequence, stored.status, None, deleted=True), b""))
+        self.changes.append((Change(self._next_number(), job, stored.sequence, stored.status, None, deleted=True), b""))
         self._jobs[job_id] = _DELETED
         return job
 
@@ -123,11 +124,20 @@ class Transaction:
         ).fetchone()
         aged = young[0] - 1 if young else self.head
         through = min(max(aged, self.head - max_events), oldest + _COMPACTION_CHUNK)
-        if through > oldest:
-            self.connection.execute("DELETE FROM journal WHERE revision <= ?", (through,))
-            self.connection.execute("UPDATE compaction SET oldest_revision = ?", (through,))
-            self.oldest = oldest = through
+        (dropped,) = self.connection.execute("SELECT max(revision) FROM journal WHERE revision <= ?", (through,)).fetchone()
+        if dropped is not None:
+            self.connection.execute("DELETE FROM journal WHERE revision <= ?", (dropped,))
+            self.connection.execute("UPDATE compaction SET oldest_revision = ?", (dropped,))
+            self.oldest = oldest = dropped
         return int(oldest)
+
+    def next_revision(self) -> int:
+        """Return a revision that is higher than all before."""
+        return self.head + 1
+
+    def _next_number(self) -> int:
+        self.last_number += 1
+        return self.last_number
 
     def _find_request(self, submission: Submission) -> pb.JobInfo | None:
         if not submission.request_id:
@@ -181,7 +191,7 @@ class Transaction:
             self._requests[submission.request_id] = (submission.fingerprint, job.job_id, False)
         if submission.cache_key:
             deduplication.add_cache_key(self.connection, submission, sequence)
-        self._note(Change(job, sequence, pb.JOB_STATUS_UNSPECIFIED, event), serialized)
+        self._note(Change(self._next_number(), job, sequence, pb.JOB_STATUS_UNSPECIFIED, event), serialized)
 
     def _load(self, job_id: str) -> StoredJob:
         stored = self._jobs.get(job_id) or self.cached_job(job_id)
@@ -202,8 +212,7 @@ class Transaction:
 
     def _journal(self, job: pb.JobInfo, sequence: int, now: Timestamp) -> tuple[bytes, bytes]:
         """Give the job the next revision and write its event. Returns both serialised."""
-        self.head += 1
-        job.revision = self.head
+        job.revision = self.head = self.next_revision()
         self.counts[job.status] += 1
         serialized = job.SerializeToString()
         event = pb.JobEvent(
