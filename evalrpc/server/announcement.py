@@ -11,7 +11,7 @@ _log = logging.getLogger(__name__)
 
 
 def announce(address: str, config_file: Path | None, data_dir: Path, harnesses: Mapping[str, Harness]) -> None:
-    """Log what runs here, and what each harness lacks. Reads the harnesses' environments, so it runs on a thread."""
+    """Log what runs here, and what each harness lacks. Blocks: reads the harnesses' environments."""
     _log.info("evalrpc %s listens on %s", evalrpc.__version__, address)
     _log.info("config file: %s", config_file.absolute() if config_file else "none")
     _log.info("data folder: %s", data_dir.absolute())

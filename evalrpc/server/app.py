@@ -78,7 +78,8 @@ async def _serve(settings: Settings, config_file: Path | None) -> None:
         gc.freeze()  # startup objects live on, so keep the collector from scanning them repeatedly
         gc.set_threshold(_COLLECTED_AT)
         print(f"evalrpc listening on {server.address}", flush=True)
-        loop.run_in_executor(None, announce, server.address, config_file, settings.data_dir, server.harnesses)
+        announced = (server.address, config_file, settings.data_dir, server.harnesses)
+        threading.Thread(target=announce, args=announced, name="announcement", daemon=True).start()  # a stop won't wait for it
         await _first_of(stop.wait(), server.wait_broken())
         if is_broken := not stop.is_set():
             _log.error("a bug has ended a thread that the server can't do without: stopping")
