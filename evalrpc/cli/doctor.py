@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +10,11 @@ import click
 
 from evalrpc.cli.exit_codes import JOB_NOT_COMPLETED, fail, reported
 from evalrpc.cli.output import print_table
+from evalrpc.cli.setting_flags import setting_flags
 from evalrpc.client import EvalClient
-from evalrpc.config import Settings, load_settings, parse_listen
+from evalrpc.config import Settings, load_settings
 from evalrpc.errors import ConfigurationError, EvalrpcError
+from evalrpc.server.listening import find_refusal
 
 _PROBE_TIMEOUT_SECONDS = 3.0
 
@@ -28,16 +29,13 @@ class Finding(NamedTuple):
 
 
 @click.command()
-@click.option("--config", metavar="FILE", type=click.Path(path_type=Path), help="The server's settings as TOML.")
-@click.option("--data-dir", metavar="DIR", type=click.Path(path_type=Path), help="As for serve.")
-@click.option("--listen", metavar="HOST:PORT", help="As for serve.")
-@click.option("--gpus", metavar="auto|N|0,2,3", help="As for serve.")
+@setting_flags("listen", "data_dir", "gpus")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per check.")
 def doctor_command(config: Path | None, as_json: bool, **flags: Any) -> None:
     """Check the harnesses, the GPUs, the data folder and the port. Exits with 1 if something is wrong."""
     with reported():
         settings = load_settings(flags, os.environ, config)
-        findings = list(examine(settings, os.environ))
+        findings = [Finding("config file", True, str(config or "none")), *examine(settings, os.environ)]
     if as_json:
         for finding in findings:
             click.echo(json.dumps(finding._asdict()))
@@ -89,15 +87,8 @@ def check_data_dir(data_dir: Path) -> Finding:
 
 def check_port(listen: str) -> Finding:
     """Check that the port is free or held by an evalrpc server."""
-    host, port = parse_listen(listen)
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        return _who_has_port(listen, error)
-    return Finding("port", True, f"{listen} is free")
+    refusal = find_refusal(listen)
+    return _who_has_port(listen, refusal) if refusal else Finding("port", True, f"{listen} is free")
 
 
 def _who_has_port(listen: str, error: OSError) -> Finding:

@@ -9,6 +9,7 @@ from typing import Any, Final
 import click
 
 from evalrpc.cli.exit_codes import WRONG_CALL, fail, reported
+from evalrpc.cli.setting_flags import setting_flags
 from evalrpc.config import load_settings
 from evalrpc.errors import UnavailableError
 
@@ -20,15 +21,7 @@ _VARIABLE: Final = "GRPC_EXPERIMENTS"
 
 
 @click.command()
-@click.option("--listen", metavar="HOST:PORT", help="Where to listen; port 0 takes a free one. Default: 127.0.0.1:50051.")
-@click.option("--data-dir", metavar="DIR", type=click.Path(path_type=Path), help="Database, logs and results.")
-@click.option("--gpus", metavar="auto|N|0,2,3", help="The GPUs to hand out. Default: auto.")
-@click.option("--max-running", type=int, metavar="N", help="Jobs that run at the same time.")
-@click.option("--max-queued", type=int, metavar="N", help="Jobs that wait at the most.")
-@click.option("--output-root", metavar="DIR", type=click.Path(path_type=Path), help="Where a request may put its results.")
-@click.option("--drain", is_flag=True, default=None, help="When stopping, wait for the runs instead of leaving them alone.")
-@click.option("--log-format", type=click.Choice(["text", "json"]), help="The log on stderr. Default: text.")
-@click.option("--config", metavar="FILE", type=click.Path(path_type=Path), help="Settings as TOML; flags override them.")
+@setting_flags()
 def serve_command(config: Path | None, **flags: Any) -> None:
     """Run the server until SIGTERM or Ctrl-C."""
     with reported():
@@ -39,7 +32,7 @@ def serve_command(config: Path | None, **flags: Any) -> None:
         except ModuleNotFoundError as error:
             fail(WRONG_CALL, f"{error.name} is missing; install the server: pip install 'evalrpc[server]'")
         try:
-            serve(settings)
+            serve(settings, config)
         except UnavailableError as error:
             fail(WRONG_CALL, f"the server can't go on: {error}")
 

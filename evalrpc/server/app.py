@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Final
 
 import grpc
@@ -30,10 +31,12 @@ from evalrpc.scheduling import placement
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.scheduling.scheduler import Scheduler
 from evalrpc.scheduling.supervisor import RunDependencies
+from evalrpc.server.announcement import announce
 from evalrpc.server.catalog import Catalog
 from evalrpc.server.channel import channel_options
 from evalrpc.server.handlers import handlers_of
 from evalrpc.server.housekeeping import Housekeeper
+from evalrpc.server.listening import require_descriptors, require_free
 from evalrpc.server.logging import set_up_logging
 from evalrpc.server.service import EvaluationService
 from evalrpc.server.transports.grpc import generic_handler
@@ -48,22 +51,25 @@ _READER_THREADS: Final = 4
 _HASHER_THREADS: Final = 2
 _TELLING_SECONDS: Final = 0.1
 _FORCE_SECONDS: Final = 5.0
+_START_DESCRIPTORS: Final = 64  # a server without clients and runs has 30 open
 
 _log = logging.getLogger(__name__)
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, config_file: Path | None = None) -> None:
     """Run a server until SIGTERM or SIGINT. Prints `evalrpc listening on HOST:PORT` when it is ready.
 
-    Raises ConfigurationError if it can't start, UnavailableError if it can't continue.
+    The file, if any, is where settings came from. Raises ConfigurationError if it can't start, UnavailableError if it can't
+    continue.
     """
+    require_descriptors(_START_DESCRIPTORS)
     set_up_logging(settings.log_format)
     os.umask(PRIVATE_UMASK)  # files of jobs are private to this account
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings))
+        runner.run(_serve(settings, config_file))
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, config_file: Path | None) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -72,12 +78,15 @@ async def _serve(settings: Settings) -> None:
         gc.freeze()  # startup objects live on, so keep the collector from scanning them repeatedly
         gc.set_threshold(_COLLECTED_AT)
         print(f"evalrpc listening on {server.address}", flush=True)
+        announced = (server.address, config_file, settings.data_dir, server.harnesses)
+        threading.Thread(target=announce, args=announced, name="announcement", daemon=True).start()  # a stop won't wait for it
         await _first_of(stop.wait(), server.wait_broken())
         if is_broken := not stop.is_set():
             _log.error("a bug has ended a thread that the server can't do without: stopping")
         elif settings.drain:
             stop.clear()  # a second signal stops it at once
             await _first_of(server.drain(), stop.wait())
+        _log.info("stopping; runs go on and are taken up at the next start")
         _end_in_time(settings.stop_seconds)
     if is_broken:
         raise UnavailableError(
@@ -92,7 +101,7 @@ class Server:
         self._settings = settings
         # Check everything that settings can get wrong before opening anything.
         gpus = find_gpus(settings.gpus, os.environ)
-        harnesses = build_harnesses(settings)
+        self.harnesses = harnesses = build_harnesses(settings)
         access = output_access(settings.output_root, settings.output_mode, settings.output_group)
         self._store = SqliteStore(settings.data_dir, clock, settings.max_queued)
         self._readers = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="reader")
@@ -161,7 +170,6 @@ class Server:
 
     async def stop(self) -> None:
         """Refuse new jobs, end the streams, detach from the runs, which continue, and close the store."""
-        _log.info("stopping; runs go on and are taken up at the next start")
         self._service.stopping = True
         await self._health.enter_graceful_shutdown()
         self._feed.stop()
@@ -199,16 +207,13 @@ class Server:
         return server
 
     def _bind(self) -> str:
-        host, _ = parse_listen(self._settings.listen)
+        listen = self._settings.listen
+        require_free(listen)
         try:
-            port = self._grpc.add_insecure_port(self._settings.listen)
-        except RuntimeError:
-            port = 0
-        if not port:
-            raise ConfigurationError(
-                f"setting listen: {self._settings.listen} is not free: another program listens there; port 0 takes a free one"
-            )
-        return f"{host}:{port}"
+            port = self._grpc.add_insecure_port(listen)
+        except RuntimeError as error:
+            raise ConfigurationError(f"setting listen: gRPC can't listen on {listen}; its log line says why") from error
+        return f"{parse_listen(listen)[0]}:{port}"
 
 
 @asynccontextmanager

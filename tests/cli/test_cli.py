@@ -614,7 +614,8 @@ def test_serve_refuses_settings_that_can_not_work(tmp_path: Path) -> None:
 
     assert "max_running" in CliRunner().invoke(main, ["serve", "--config", str(config)]).stderr
     result = CliRunner().invoke(main, ["serve", "--listen", "nowhere"])
-    assert (result.exit_code, result.stderr) == (2, "evalrpc: setting listen: must be HOST:PORT\n")
+    message = "evalrpc: setting listen: must be HOST:PORT, with a port from 0 to 65535 (from --listen)\n"
+    assert (result.exit_code, result.stderr) == (2, message)
 
 
 def doctor(*flags: str) -> tuple[int, dict[str, dict[str, Any]]]:
@@ -636,7 +637,8 @@ def test_doctor_finds_nothing_wrong_where_nothing_is(config: Path, tmp_path: Pat
     exit_code, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0")
 
     assert {subject for subject, finding in findings.items() if not finding["good"]} == set()
-    assert set(findings) == {"harness nightly", "GPUs", "data folder", "port"}
+    assert findings["config file"]["detail"] == str(config)
+    assert set(findings) == {"config file", "harness nightly", "GPUs", "data folder", "port"}
     assert exit_code == 0
     assert not (tmp_path / "data").exists()
 

@@ -3,7 +3,6 @@
 import math
 import struct
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -23,7 +22,6 @@ from serving import (
     TERMINAL,
     Api,
     ServerHere,
-    ServerThere,
     Site,
     detail,
     fields_of,
@@ -32,7 +30,6 @@ from serving import (
     submission,
 )
 
-from evalrpc.errors import ConfigurationError
 from evalrpc.v1 import evaluation_service_pb2 as calls
 from evalrpc.v1 import job_pb2 as pb
 
@@ -424,18 +421,3 @@ def test_any_submission_that_is_almost_good_gets_a_plain_answer(api: Api, data: 
     check(
         send(api, calls.DESCRIPTOR.services_by_name["EvaluationService"].methods_by_name["SubmitJob"], call.SerializeToString())
     )
-
-
-# Starting.
-
-
-def test_a_port_that_is_taken_is_a_configuration_error(shared: ServerHere, tmp_path: Path) -> None:
-    site = Site(tmp_path / "other")
-    with pytest.raises(ConfigurationError, match="listen"):
-        ServerHere(site.settings(listen=shared.api.address))
-
-
-def test_a_server_that_can_not_start_says_why_and_exits(site: Site, launch: Callable[..., ServerThere]) -> None:
-    launch()
-    with pytest.raises(AssertionError, match="another evalrpc server works on"):
-        launch()

@@ -126,6 +126,27 @@ def test_a_bad_setting_is_named(name: str, value: str) -> None:
     assert f"setting {name}" in caught.value.message
 
 
+@pytest.mark.parametrize("source", ["--max-queued", "EVALRPC_MAX_QUEUED", "evalrpc.toml"])
+@pytest.mark.parametrize("value", ["many", "0"])
+def test_the_source_of_a_bad_setting_is_named(tmp_path: Path, source: str, value: str) -> None:
+    path = write(tmp_path, f"max_queued = {toml(value if source == 'evalrpc.toml' else 5)}\n")
+    flags = {"max_queued": value} if source == "--max-queued" else {}
+    environment = {"EVALRPC_MAX_QUEUED": value} if source == "EVALRPC_MAX_QUEUED" else {}
+    with pytest.raises(ConfigurationError, match=rf"setting max_queued: must .*\(from .*{source}\)"):
+        load_settings(flags, environment, path)
+
+
+def test_settings_that_come_from_no_source_are_checked_too() -> None:
+    with pytest.raises(ConfigurationError, match="setting log_format: must be `text` or `json`"):
+        Settings(log_format="xml")
+
+
+def test_a_bad_environment_of_a_harness_is_not_shown(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"harnesses\.a\.env") as caught:
+        load_settings({}, {}, write(tmp_path, "[harnesses.a]\nenv = {'A-B' = 'secret'}\n"))
+    assert "secret" not in caught.value.message
+
+
 def test_a_negative_number_of_gpus_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="setting gpus"):
         load_settings({"gpus": "-1"}, {})

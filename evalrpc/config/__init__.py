@@ -1,0 +1,9 @@
+"""The server's settings: flags over environment over TOML file over defaults, validated once, then frozen.
+
+Each is declared once, in evalrpc/config/settings.py. Its flag, its variable, its checks and docs/settings.md follow from that.
+"""
+
+from evalrpc.config.loading import load_settings
+from evalrpc.config.settings import DEFAULT_HARNESS, SETTINGS, HarnessSettings, Settings, parse_listen
+
+__all__ = ["DEFAULT_HARNESS", "SETTINGS", "HarnessSettings", "Settings", "load_settings", "parse_listen"]

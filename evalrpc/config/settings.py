@@ -1,0 +1,208 @@
+"""Every setting of the server and every key of a `[harnesses.NAME]` table, each declared once."""
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from evalrpc.config.declaration import (
+    BOOLEAN,
+    FOLDER,
+    FOLDERS,
+    INTEGER,
+    NUMBER,
+    OCTAL_NUMBER,
+    PROGRAM,
+    STRING,
+    STRING_OR_INTEGER,
+    STRINGS,
+    VARIABLES,
+    Rule,
+    at_least,
+    metadata,
+    one_of,
+    setting,
+    settings_of,
+)
+
+DEFAULT_HARNESS: Final = "lmms-eval"
+"""The harness of a request that names none."""
+
+_ADDRESS: Final = re.compile(r"(.+):([0-9]{1,5})", re.DOTALL)
+_GPUS: Final = re.compile(r"auto|\d*|\w[\w.:/-]*(,\w[\w.:/-]*)*")
+
+
+def _is_address(text: str) -> bool:
+    match = _ADDRESS.fullmatch(text)
+    return match is not None and int(match[2]) <= 65535
+
+
+def _is_file_mode(mode: int) -> bool:
+    return 0 <= mode <= 0o777 and mode & 0o700 == 0o600 and not mode & 0o111
+
+
+_ADDRESS_RULE: Final = Rule("be HOST:PORT, with a port from 0 to 65535", _is_address, "HOST:PORT")
+_GPUS_RULE: Final = Rule(
+    "be `auto`, a number, or a list such as `0,2,3`", lambda gpus: _GPUS.fullmatch(gpus) is not None, "auto|N|0,2,3"
+)
+_MODE_RULE: Final = Rule("be the rights of a file that its owner may read and write, such as 0640", _is_file_mode)
+_FINITE: Final = Rule("be finite and not negative", lambda number: 0 <= number < float("inf"))
+_PLAIN_PATH: Final = Rule(
+    "have no comma or quote, which lmms-eval would misread", lambda path: not set(",'\"") & set(str(path))
+)
+
+
+def _seconds(default: float, description: str) -> float:
+    return setting(default, NUMBER, description, unit="seconds", rule=_FINITE)
+
+
+def _count(default: int, unit: str, minimum: int, description: str) -> int:
+    return setting(default, INTEGER, description, unit=unit, rule=at_least(minimum))
+
+
+@dataclass(frozen=True)
+class HarnessSettings:
+    """One `[harnesses.NAME]` table."""
+
+    name: str
+    kind: str = field(
+        metadata=metadata(
+            STRING, "`lmms-eval`, `lm-eval`, `inspect-ai`, `command`, or a plugin's kind.", default_text="the table's name"
+        )
+    )
+    python: Path = setting(
+        Path(sys.executable), PROGRAM, "The interpreter of the harness's own environment.", default_text="the server's"
+    )
+    include_path: tuple[Path, ...] = setting(
+        (),
+        FOLDERS,
+        "The operator's task folders. Tasks in them run their authors' code, so no request can name one.",
+        default_text="none",
+    )
+    env: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata=metadata(
+            VARIABLES,
+            "Added to the environment of every run. May hold secrets, so it is never logged or shown.",
+            default_text="none",
+        ),
+    )
+    command: tuple[str, ...] = setting(
+        (), STRINGS, "The command line, for the kind `command`, which needs it.", default_text="none"
+    )
+    working_dir: Path = field(
+        default_factory=Path.cwd,
+        metadata=metadata(
+            FOLDER,
+            "The folder that runs start in. By default `command` may name programs beside the config file.",
+            default_text="the config file's folder",
+        ),
+    )
+    args: tuple[str, ...] = setting(
+        (), STRINGS, "Arguments added to every command line that the harness builds itself.", default_text="none"
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting of a server. Raises ConfigurationError, naming the setting, for a value that it may not have."""
+
+    listen: str = setting(
+        "127.0.0.1:50051",
+        STRING,
+        "The address. Port 0 takes a free one. There is no authentication: listen on loopback or a trusted network only.",
+        rule=_ADDRESS_RULE,
+    )
+    data_dir: Path = setting(
+        Path("evalrpc-data"),
+        FOLDER,
+        "The folder of the database, the logs and the results. One server at a time, readable by its account only.",
+        rule=_PLAIN_PATH,
+    )
+    gpus: str = setting(
+        "auto",
+        STRING_OR_INTEGER,
+        "The GPUs to hand out. `auto`: those that CUDA_VISIBLE_DEVICES or the driver shows. N: the first N. `0,2,3`: these. "
+        "`0` or empty: none.",
+        rule=_GPUS_RULE,
+    )
+    max_running: int = _count(
+        0,
+        "jobs",
+        0,
+        "The most jobs that run at once. 0: one per GPU plus two. Jobs without GPUs get the slots that GPU jobs can't fill, "
+        "and at least one.",
+    )
+    max_queued: int = _count(100_000, "jobs", 1, "The most jobs that wait; beyond that SubmitJob answers RESOURCE_EXHAUSTED.")
+    # Well above what a request may hold, so that an oversized request gets an answer that names the field.
+    max_request_bytes: int = _count(16 * 1024 * 1024, "bytes", 1, "The largest message that the server accepts.")
+    output_root: Path | None = setting(
+        None,
+        FOLDER,
+        "The folder below which a request's `output_dir` must lie.",
+        rule=_PLAIN_PATH,
+        default_text="no request may name an `output_dir`",
+    )
+    output_mode: int = setting(
+        0o640,
+        OCTAL_NUMBER,
+        "The permissions of files below `output_root`. Whoever may read a file may enter its folder. A program can still "
+        "restrict its files further.",
+        rule=_MODE_RULE,
+    )
+    output_group: str = setting(
+        "",
+        STRING_OR_INTEGER,
+        "The group, by name or number, of files and folders below `output_root`.",
+        default_text="the server's own",
+    )
+    reservation_seconds: float = _seconds(
+        600.0,
+        "How long smaller jobs may overtake one that needs more GPUs than are free; after that, GPUs are reserved for it.",
+    )
+    grace_seconds: float = _seconds(10.0, "The time between SIGTERM and SIGKILL for a run that is being stopped.")
+    stop_seconds: float = _seconds(
+        10.0,
+        "How long a graceful stop waits for calls in progress, besides the drain. Five seconds later it exits by force.",
+    )
+    drain: bool = setting(
+        False,
+        BOOLEAN,
+        "Whether a graceful stop waits for the runs instead of leaving them to the next server. No run is started meanwhile.",
+    )
+    drain_seconds: float = _seconds(3600.0, "How long a drain may take; runs that remain are left to the next server.")
+    journal_max_events: int = _count(1_000_000, "events", 1, "How many events the journal keeps for watchers that resume.")
+    journal_max_age_seconds: float = _seconds(7 * 24 * 3600.0, "How long the journal keeps an event.")
+    retention_max_age_seconds: float = _seconds(0.0, "How long a job and its files are kept after its end. 0: forever.")
+    retention_max_jobs: int = _count(0, "jobs", 0, "How many finished jobs are kept, the latest first. 0: all.")
+    unknown_tasks: str = setting(
+        "warn",
+        STRING,
+        "How to treat a job with a task that the harness does not list, once the server has the list.",
+        rule=one_of("warn", "refuse"),
+    )
+    log_format: str = setting(
+        "text", STRING, "The log on standard error: `text` for people or `json` for machines.", rule=one_of("text", "json")
+    )
+    harnesses: Mapping[str, HarnessSettings] = field(
+        default_factory=lambda: {DEFAULT_HARNESS: HarnessSettings(DEFAULT_HARNESS, DEFAULT_HARNESS)}
+    )
+    """The harnesses by name. Default: `lmms-eval` in the server's own environment."""
+
+    def __post_init__(self) -> None:
+        """Reject invalid settings."""
+        for name, declared in SETTINGS.items():
+            declared.check(getattr(self, name))
+
+
+SETTINGS: Final = settings_of(Settings)
+"""The declaration of each setting but `harnesses`, which are tables of the config file only."""
+
+
+def parse_listen(listen: str) -> tuple[str, int]:
+    """Split HOST:PORT. An IPv6 host is in brackets. Raises ConfigurationError."""
+    SETTINGS["listen"].check(listen)
+    host, _, port = listen.rpartition(":")
+    return host, int(port)

@@ -1,0 +1,124 @@
+"""What a flag, a variable and a key of the config file say reaches the server alike, and which config file is read."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from evalrpc.cli import main
+from evalrpc.config import Settings
+
+# For each setting, a value as the config file may say it, which is not the default.
+VALUES: dict[str, Any] = {
+    "listen": "127.0.0.1:1",
+    "data_dir": "/d",
+    "gpus": "0,2",
+    "max_running": 3,
+    "max_queued": 3,
+    "max_request_bytes": 3,
+    "output_root": "/o",
+    "output_mode": "0600",
+    "output_group": "staff",
+    "reservation_seconds": 2.5,
+    "grace_seconds": 2.5,
+    "stop_seconds": 2.5,
+    "drain": True,
+    "drain_seconds": 2.5,
+    "journal_max_events": 3,
+    "journal_max_age_seconds": 2.5,
+    "retention_max_age_seconds": 2.5,
+    "retention_max_jobs": 3,
+    "unknown_tasks": "refuse",
+    "log_format": "json",
+}
+
+
+class Serve:
+    """Runs `evalrpc serve` with a server that only keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.settings: Settings | None = None
+        self.config_file: Path | None = None
+
+    def __call__(self, settings: Settings, config_file: Path | None) -> None:
+        self.settings, self.config_file = settings, config_file
+
+    def run(self, *flags: str, **environment: str) -> Settings:
+        result = CliRunner().invoke(main, ["serve", *flags], env=environment)
+        assert result.exit_code == 0, result.stderr
+        assert self.settings is not None
+        return self.settings
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Serve:
+    serve = Serve()
+    monkeypatch.setattr("evalrpc.server.app.serve", serve)
+    monkeypatch.chdir(tmp_path)
+    return serve
+
+
+def write(path: Path, **settings: Any) -> Path:
+    path.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
+    return path
+
+
+def test_every_setting_is_tested_here() -> None:
+    assert {field.name for field in dataclasses.fields(Settings)} == {*VALUES, "harnesses"}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_setting_reaches_the_server_from_a_flag_a_variable_and_the_file_alike(
+    serve: Serve, name: str, tmp_path: Path
+) -> None:
+    value = VALUES[name]
+    text = json.dumps(value).strip('"')
+    flag = f"--{name.replace('_', '-')}"
+
+    from_flag = serve.run(flag) if value is True else serve.run(flag, text)
+    from_variable = serve.run(**{f"EVALRPC_{name.upper()}": text})
+    from_file = serve.run("--config", str(write(tmp_path / "settings.toml", **{name: value})))
+
+    assert from_flag == from_variable == from_file
+    assert getattr(from_flag, name) != getattr(Settings(), name)
+
+
+def test_a_flag_can_take_back_what_a_variable_switches_on(serve: Serve) -> None:
+    assert serve.run(EVALRPC_DRAIN="1").drain
+    assert not serve.run("--no-drain", EVALRPC_DRAIN="1").drain
+
+
+def test_the_help_has_every_setting_with_its_default() -> None:
+    text = " ".join(CliRunner().invoke(main, ["serve", "--help"]).output.split())
+    for name in VALUES:
+        assert f"--{name.replace('_', '-')}" in text
+    assert "Default: 100000 jobs." in text
+
+
+def test_a_config_file_is_found_by_flag_then_by_variable_then_in_the_working_directory(serve: Serve, tmp_path: Path) -> None:
+    here, by_variable, by_flag = (
+        write(tmp_path / name, max_queued=number)
+        for number, name in enumerate(("evalrpc.toml", "by-variable.toml", "by-flag.toml"), start=1)
+    )
+
+    assert serve.run("--config", str(by_flag), EVALRPC_CONFIG=str(by_variable)).max_queued == 3
+    assert serve.run(EVALRPC_CONFIG=str(by_variable)).max_queued == 2
+    assert serve.run(EVALRPC_CONFIG="").max_queued == 1
+    assert serve.config_file == Path("evalrpc.toml")
+    here.unlink()
+    assert serve.run() == Settings()
+    assert serve.config_file is None
+
+
+def test_doctor_checks_the_file_that_serve_would_read(serve: Serve, tmp_path: Path) -> None:
+    write(tmp_path / "evalrpc.toml", max_queued=0)
+
+    for command in ("serve", "doctor"):
+        result = CliRunner().invoke(main, [command])
+        assert (result.exit_code, result.stderr) == (
+            2,
+            "evalrpc: setting max_queued: must be at least 1 (from evalrpc.toml)\n",
+        )

@@ -1,0 +1,45 @@
+"""docs/settings.md has every setting, and its example works."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from evalrpc.config import SETTINGS, HarnessSettings, load_settings
+from evalrpc.config.declaration import settings_of
+from evalrpc.harnesses.registry import build_harnesses
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "settings.md").read_text()
+EXAMPLE = ROOT / "docs" / "evalrpc.toml"
+HARNESS_KEYS = settings_of(HarnessSettings, "harnesses.NAME.")
+SECTIONS = {section.partition("\n")[0]: section.replace("\n", " ") for section in PAGE.split("\n### ")[1:]}
+
+
+def test_it_has_a_section_for_every_setting_and_for_every_key_of_a_harness() -> None:
+    assert list(SECTIONS) == [setting.name for setting in (*SETTINGS.values(), *HARNESS_KEYS.values())]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_has_its_flag_its_variable_its_default_and_what_it_does(name: str) -> None:
+    flag = f"`--{name.replace('_', '-')}"
+    for text in (flag, f"`EVALRPC_{name.upper()}`", f"default: {SETTINGS[name].default_text}", SETTINGS[name].description):
+        assert text in SECTIONS[name]
+
+
+def test_it_is_what_the_declarations_say() -> None:
+    result = subprocess.run((sys.executable, ROOT / "scripts" / "generate-settings-doc", "--check"), check=False)
+    assert result.returncode == 0
+
+
+def test_its_example_can_be_loaded_and_has_every_key_of_a_harness() -> None:
+    text = EXAMPLE.read_text()
+    assert text in PAGE
+    assert {name for name, key in HARNESS_KEYS.items() if f"\n{name} = " not in text} == set()
+
+    settings = load_settings({}, {}, EXAMPLE)
+
+    assert settings.data_dir == EXAMPLE.parent / "data"
+    assert settings.drain
+    assert {harness.kind for harness in build_harnesses(settings).values()} == {"lmms-eval", "lm-eval", "inspect-ai", "command"}

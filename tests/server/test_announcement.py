@@ -1,0 +1,27 @@
+"""What a server says when it has started."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from evalrpc.config import HarnessSettings
+from evalrpc.harnesses.command import CommandHarness
+from evalrpc.server.announcement import announce
+from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
+
+
+class BrokenHarness(CommandHarness):
+    def info(self) -> HarnessInfo:
+        raise ZeroDivisionError("broken")
+
+
+def test_a_harness_that_can_not_describe_itself_does_not_hide_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    settings = HarnessSettings("x", "command", command=("true",))
+    with caplog.at_level(logging.INFO):
+        announce("127.0.0.1:1", None, Path("/d"), {"a": BrokenHarness(settings), "b": CommandHarness(settings)})
+
+    assert caplog.messages[-2:] == [
+        "harness a (command) can't say whether it is available: ZeroDivisionError: broken",
+        "harness b: command",
+    ]
