@@ -23,7 +23,7 @@ BASELINE := protos/v1.baseline.binpb
 .PHONY: help setup envs envs-more envs-peer demo test test-all test-fast campaign bench check format proto sync-client baseline clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(SERVER_READY) ## Set up the server and its tools in .venv
 
