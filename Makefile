@@ -20,10 +20,10 @@ BASELINE := protos/v1.baseline.binpb
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup envs envs-more envs-peer demo test test-all test-fast campaign bench check format proto docs baseline clean
+.PHONY: help setup envs envs-more envs-peer demo test test-all test-fast campaign bench check format proto sync-client docs baseline clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(SERVER_READY) ## Set up the server and its tools in .venv
 
@@ -60,13 +60,14 @@ campaign: setup ## Kill servers and harnesses at random under load, and count wh
 bench: setup envs-peer ## Measure speed against its limit and the peer, in the same run; ARGS="--scale small" takes minutes
 	$(SERVER)/bin/python -m benchmarks $(ARGS)
 
-check: setup ## Check format, lint, types, imports, stubs, settings and schema
+check: setup ## Check format, lint, types, imports, generated code and docs, and the schema
 	$(SERVER)/bin/ruff format --check
 	$(SERVER)/bin/ruff check
 	$(SERVER)/bin/mypy
 	$(SERVER)/bin/mypy demo/demo.py
 	$(SERVER)/bin/lint-imports
 	scripts/check-stubs
+	scripts/generate-sync-client --check
 	$(SERVER)/bin/python scripts/generate-settings-doc --check
 	$(SERVER)/bin/buf lint
 	$(SERVER)/bin/buf breaking --against $(BASELINE)
@@ -77,6 +78,9 @@ format: setup ## Format the code, and fix what lint can fix
 
 proto: setup ## Generate evalrpc/v1 from protos/
 	scripts/generate-stubs .
+
+sync-client: setup ## Generate the blocking client from the asyncio one
+	scripts/generate-sync-client
 
 docs: setup ## Generate docs/settings.md from evalrpc/config/settings.py
 	$(SERVER)/bin/python scripts/generate-settings-doc

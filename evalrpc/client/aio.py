@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from evalrpc.client import comparing, core
+from evalrpc.client.aio_transport import AsyncTransport
 from evalrpc.client.download import OnProgress, PartialFile, is_complete, select, target_path
 from evalrpc.client.reconnect import OnDisconnect, ReconnectPolicy
 from evalrpc.client.resumable import AllJobsWatch, ArtifactBytes, JobWatch, LogBytes
-from evalrpc.client.transport import AsyncTransport
 from evalrpc.v1.comparison_pb2 import CompareJobsResponse
 from evalrpc.v1.evaluation_service_pb2 import (
     Artifact,
@@ -35,14 +35,21 @@ from evalrpc.v1.job_pb2 import EvaluateRequest, JobEvent, JobInfo
 
 
 class AsyncEvalClient(AsyncTransport):
-    """EvalClient for asyncio: the same methods, arguments, results and errors, which are documented there.
+    """Submits evaluations to an evalrpc server, follows them, and fetches their logs and results.
 
-    Bound to the event loop it was created in. Cancelling a task also ends its call on the server. An iteration that is left
-    early ends its stream when it is closed: `async with contextlib.aclosing(client.watch(job_id)) as events`.
+    Every method that calls the server raises a subclass of `evalrpc.errors.EvalrpcError` if the server refuses the call,
+    UnavailableError if it can't be reached, and TimeoutError if it does not answer in time. Calls that are safe to repeat are
+    retried for a second or two while the server is unavailable; streams resume where they broke off.
+
+    An iteration that is left early ends its stream when it is closed:
+    `async with contextlib.aclosing(client.watch(job_id)) as events`.
+
+    Bound to the event loop it was created in. Cancelling a task also ends its call on the server.
 
         async with AsyncEvalClient("127.0.0.1:50051") as client:
             job = await client.evaluate("llava_hf", ["mme"], {"pretrained": "acme/model"})
-            print((await client.wait_for_job(job.job_id)).results)
+            job = await client.wait_for_job(job.job_id)
+            print(job.results)
     """
 
     # Submitting
@@ -66,7 +73,10 @@ class AsyncEvalClient(AsyncTransport):
         tasks_separately: bool = False,
         **options: Unpack[core.SubmitOptions],
     ) -> JobInfo:
-        """Submit an evaluation from plain values and return the queued job. See `submit` for options and errors."""
+        """Submit an evaluation from plain values and return the queued job. See `submit` for options and errors.
+
+        None leaves a field at its default; see EvaluateRequest in the schema.
+        """
         request = core.evaluate_request(
             model,
             tasks,
@@ -86,7 +96,10 @@ class AsyncEvalClient(AsyncTransport):
         return await self.submit(request, **options)
 
     async def submit(self, request: EvaluateRequest, **options: Unpack[core.SubmitOptions]) -> JobInfo:
-        """Submit an evaluation and return the queued job, which is on the server's disk by then."""
+        """Submit an evaluation and return the queued job, which is on the server's disk by then.
+
+        Raises InvalidRequestError with every bad field, RequestIdReusedError, QueueFullError.
+        """
         return await self._call(self._stub.SubmitJob, core.submit_request(request, **options))
 
     # Following
@@ -104,7 +117,12 @@ class AsyncEvalClient(AsyncTransport):
         reconnect_timeout_seconds: float | None = None,
         on_disconnect: OnDisconnect | None = None,
     ) -> AsyncGenerator[JobEvent, None]:
-        """Yield the job's state, then every change once and in order, and end after the terminal event."""
+        """Yield the job's state, then every change once and in order, and end after the terminal event.
+
+        Reconnects automatically, forever or until it has failed for `reconnect_timeout_seconds`, then raises UnavailableError.
+        `on_disconnect` is called on every disconnect. Raises JobNotFoundError, RevisionCompactedError and
+        RevisionInFutureError.
+        """
         policy = ReconnectPolicy(reconnect_timeout_seconds, on_disconnect=on_disconnect)
         return self._read(self._stub.WatchJob, JobWatch(job_id, after_revision, heartbeat_interval_seconds, policy))
 
@@ -117,7 +135,11 @@ class AsyncEvalClient(AsyncTransport):
         reconnect_timeout_seconds: float | None = None,
         on_disconnect: OnDisconnect | None = None,
     ) -> AsyncGenerator[JobEvent, None]:
-        """Yield the state of every non-terminal job, a BOOKMARK, then every change, without end."""
+        """Yield the state of every non-terminal job, a BOOKMARK, then every change, without end.
+
+        With `after_revision`, starts with the changes since then. Reconnects as `watch` does. Raises RevisionCompactedError and
+        RevisionInFutureError.
+        """
         policy = ReconnectPolicy(reconnect_timeout_seconds, on_disconnect=on_disconnect)
         return self._read(self._stub.WatchJobs, AllJobsWatch(filter, after_revision, heartbeat_interval_seconds, policy))
 
@@ -129,11 +151,13 @@ class AsyncEvalClient(AsyncTransport):
         on_event: Callable[[JobEvent], None] | None = None,
         raise_on_failure: bool = True,
     ) -> JobInfo:
-        """Wait until the job is terminal and return it. `on_event` is called for every event."""
+        """Wait until the job is terminal and return it. `on_event` is called for every event.
+
+        Raises JobFailedError or JobCancelledError, which carry the job, and TimeoutError. None of them affects the job.
+        """
         job = JobInfo()
-        async with aclosing(
-            self._read(self._stub.WatchJob, JobWatch(job_id, policy=ReconnectPolicy(None, timeout_seconds)))
-        ) as events:
+        reader = JobWatch(job_id, policy=ReconnectPolicy(None, timeout_seconds))
+        async with aclosing(self._read(self._stub.WatchJob, reader)) as events:
             async for event in events:
                 job = event.job
                 if on_event:
@@ -141,7 +165,10 @@ class AsyncEvalClient(AsyncTransport):
         return core.completed(job, raise_on_failure=raise_on_failure)
 
     async def cancel_job(self, job_id: str, reason: str = "") -> JobInfo:
-        """Cancel the job and return its current state: a running job ends a little later."""
+        """Cancel the job and return its current state: a running job ends a little later.
+
+        Raises JobNotFoundError, and JobFinishedError for one that is COMPLETED or FAILED.
+        """
         return await self._call(self._stub.CancelJob, CancelJobRequest(job_id=job_id, reason=reason))
 
     async def delete_job(self, job_id: str) -> None:
@@ -164,7 +191,11 @@ class AsyncEvalClient(AsyncTransport):
     async def logs(
         self, job_id: str, *, follow: bool = False, offset: int = 0, attempt: int = 0
     ) -> AsyncGenerator[bytes, None]:
-        """Yield the log's bytes from an offset, each once. `attempt` 0 is the latest."""
+        """Yield the log's bytes from an offset, each once. `attempt` 0 is the latest.
+
+        With `follow`, waits for a queued job to start and continues until the job ends. Raises JobNotFoundError,
+        AttemptNotFoundError, OffsetOutOfRangeError.
+        """
         attempt = attempt or await self._latest_attempt(job_id, wait=follow)
         reader = LogBytes(job_id, attempt, follow=follow, offset=offset)
         async with aclosing(self._read(self._stub.ReadLog, reader)) as chunks:
@@ -195,7 +226,12 @@ class AsyncEvalClient(AsyncTransport):
         on_progress: OnProgress | None = None,
         attempt: int = 0,
     ) -> list[Path]:
-        """Download files of an attempt (default: all of the latest) into a folder and return their paths, sorted by name."""
+        """Download files of an attempt (default: all of the latest) into a folder and return their paths, sorted by name.
+
+        Files already present are skipped, and interrupted downloads are resumed. A file appears under its name only when it is
+        complete and its checksum matches. Raises JobNotFoundError, AttemptNotFoundError, ArtifactNotFoundError,
+        ChecksumMismatchError, and InvalidRequestError for a name that leaves the folder.
+        """
         chosen = select(await self.list_artifacts(job_id, attempt), names)
         return [await self._download_file(job_id, attempt, artifact, Path(directory), on_progress) for artifact in chosen]
 
@@ -214,7 +250,10 @@ class AsyncEvalClient(AsyncTransport):
             return await asyncio.to_thread(part.finish)
 
     async def samples(self, job_id: str, model: str = "", task: str = "", page_size: int = 0) -> AsyncIterator[dict[str, Any]]:
-        """Yield the predictions of one model and task, in the harness's order. Empty names select the job's only one."""
+        """Yield the predictions of one model and task, in the harness's order. Empty names select the job's only one.
+
+        Raises JobNotFoundError, SamplesNotFoundError.
+        """
         request = ListSamplesRequest(job_id=job_id, model=model, task=task, page_size=page_size)
         async for page in self._pages(self._stub.ListSamples, request):
             for sample in page.samples:
@@ -226,13 +265,21 @@ class AsyncEvalClient(AsyncTransport):
         metrics: Sequence[str] = (),
         step_label: str = "",
     ) -> GetHistoryResponse:
-        """Return metrics across jobs, ordered by the step in the label `step_label` (default: `step`)."""
+        """Return metrics across jobs, ordered by the step in the label `step_label` (default: `step`).
+
+        `metrics` are TASK/METRIC, METRIC of any task, or TASK/ for all metrics of a task, with an optional `,FILTER` suffix;
+        none selects all. A filter without a status selects COMPLETED jobs.
+        """
         return await self._call(self._stub.GetHistory, core.history_request(filter, metrics, step_label))
 
     async def compare(
         self, baseline_job_id: str, candidate_job_ids: Sequence[str] | str, **options: Unpack[comparing.CompareOptions]
     ) -> CompareJobsResponse:
-        """Compare jobs with a baseline: for every metric the difference, its confidence interval and a verdict."""
+        """Compare jobs with a baseline: for every metric the difference, its confidence interval and a verdict.
+
+        A large comparison may need a longer `timeout_seconds` than other calls. Raises JobNotFoundError, NoResultsError,
+        MetricNotFoundError.
+        """
         request = comparing.compare_request(baseline_job_id, candidate_job_ids, **options)
         return await self._call(self._stub.CompareJobs, request)
 

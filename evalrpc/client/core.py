@@ -2,7 +2,6 @@
 
 import json
 import os
-import uuid
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final, TypedDict
@@ -11,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct, Value
 
 from evalrpc.client.arguments import parse_arguments, parse_metric
+from evalrpc.client.request_ids import new_request_id
 from evalrpc.errors import JobCancelledError, JobFailedError
 from evalrpc.v1.evaluation_service_pb2 import (
     CACHE_MODE_ALLOW,
@@ -161,7 +161,7 @@ def submit_request(
     """Build the submission. It always has a `request_id`, so that a retry never submits a second job."""
     return SubmitJobRequest(
         request=request,
-        request_id=request_id or str(uuid.uuid4()),
+        request_id=request_id or new_request_id(),
         priority=priority,
         labels=labels,
         timeout=None if timeout is None else duration(timeout),

@@ -1,3 +1,4 @@
+# Generated from aio.py by scripts/generate-sync-client: do not edit.
 """The blocking client."""
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -9,7 +10,7 @@ from evalrpc.client import comparing, core
 from evalrpc.client.download import OnProgress, PartialFile, is_complete, select, target_path
 from evalrpc.client.reconnect import OnDisconnect, ReconnectPolicy
 from evalrpc.client.resumable import AllJobsWatch, ArtifactBytes, JobWatch, LogBytes
-from evalrpc.client.transport import SyncTransport
+from evalrpc.client.sync_transport import Transport
 from evalrpc.v1.comparison_pb2 import CompareJobsResponse
 from evalrpc.v1.evaluation_service_pb2 import (
     Artifact,
@@ -33,18 +34,22 @@ from evalrpc.v1.history_pb2 import GetHistoryResponse
 from evalrpc.v1.job_pb2 import EvaluateRequest, JobEvent, JobInfo
 
 
-class EvalClient(SyncTransport):
+class EvalClient(Transport):
     """Submits evaluations to an evalrpc server, follows them, and fetches their logs and results.
 
     Every method that calls the server raises a subclass of `evalrpc.errors.EvalrpcError` if the server refuses the call,
     UnavailableError if it can't be reached, and TimeoutError if it does not answer in time. Calls that are safe to repeat are
     retried for a second or two while the server is unavailable; streams resume where they broke off.
 
+    An iteration that is left early ends its stream when it is closed:
+    `with contextlib.closing(client.watch(job_id)) as events`.
+
     Thread-safe.
 
         with EvalClient("127.0.0.1:50051") as client:
             job = client.evaluate("llava_hf", ["mme"], {"pretrained": "acme/model"})
-            print(client.wait_for_job(job.job_id).results)
+            job = client.wait_for_job(job.job_id)
+            print(job.results)
     """
 
     # Submitting
@@ -189,7 +194,9 @@ class EvalClient(SyncTransport):
         AttemptNotFoundError, OffsetOutOfRangeError.
         """
         attempt = attempt or self._latest_attempt(job_id, wait=follow)
-        yield from self._read(self._stub.ReadLog, LogBytes(job_id, attempt, follow=follow, offset=offset))
+        reader = LogBytes(job_id, attempt, follow=follow, offset=offset)
+        with closing(self._read(self._stub.ReadLog, reader)) as chunks:
+            yield from chunks
 
     def _latest_attempt(self, job_id: str, *, wait: bool) -> int:
         """Resolve the attempt once, so that a log read over several connections is that of one attempt."""
@@ -204,7 +211,8 @@ class EvalClient(SyncTransport):
 
         Raises JobNotFoundError, AttemptNotFoundError.
         """
-        return list(self._call(self._stub.ListArtifacts, ListArtifactsRequest(job_id=job_id, attempt=attempt)).artifacts)
+        answer = self._call(self._stub.ListArtifacts, ListArtifactsRequest(job_id=job_id, attempt=attempt))
+        return list(answer.artifacts)
 
     def download(
         self,
@@ -229,10 +237,12 @@ class EvalClient(SyncTransport):
         if is_complete(directory, artifact):
             return target_path(directory, artifact.name)
         with PartialFile(directory, artifact) as part:
-            for data in self._read(self._stub.ReadArtifact, ArtifactBytes(job_id, artifact.name, part.offset, attempt=attempt)):
-                part.write(data)
-                if on_progress:
-                    on_progress(artifact, part.offset)
+            reader = ArtifactBytes(job_id, artifact.name, part.offset, attempt=attempt)
+            with closing(self._read(self._stub.ReadArtifact, reader)) as chunks:
+                for data in chunks:
+                    part.write(data)
+                    if on_progress:
+                        on_progress(artifact, part.offset)
             return part.finish()
 
     def samples(self, job_id: str, model: str = "", task: str = "", page_size: int = 0) -> Iterator[dict[str, Any]]:
@@ -242,7 +252,8 @@ class EvalClient(SyncTransport):
         """
         request = ListSamplesRequest(job_id=job_id, model=model, task=task, page_size=page_size)
         for page in self._pages(self._stub.ListSamples, request):
-            yield from (core.plain_row(sample) for sample in page.samples)
+            for sample in page.samples:
+                yield core.plain_row(sample)
 
     def get_history(
         self,
@@ -284,7 +295,8 @@ class EvalClient(SyncTransport):
 
     def list_harnesses(self) -> list[HarnessInfo]:
         """List the harnesses that the operator configured, sorted by name."""
-        return list(self._call(self._stub.ListHarnesses, ListHarnessesRequest()).harnesses)
+        answer = self._call(self._stub.ListHarnesses, ListHarnessesRequest())
+        return list(answer.harnesses)
 
     def get_queue_status(self) -> GetQueueResponse:
         """Return what is queued and running, and who holds which GPU."""

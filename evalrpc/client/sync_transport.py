@@ -1,18 +1,17 @@
-"""A connection to the server and the three kinds of calls: unary, a paged listing, a stream read to its end.
+# Generated from aio_transport.py by scripts/generate-sync-client: do not edit.
+"""The blocking client's connection, with its three kinds of calls: unary, a paged listing, a stream read to its end.
 
-The two classes do the same, one blocking and one for asyncio; the decisions are in `resumable` and `failures`.
+The decisions are in `resumable` and `failures`.
 """
 
 from __future__ import annotations  # grpc's classes are generic only in its type stubs
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from collections.abc import Generator, Iterator
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 import grpc
-import grpc.aio
 
 from evalrpc.client import core
 from evalrpc.client.failures import from_rpc_error
@@ -38,8 +37,8 @@ PageRequestT = TypeVar("PageRequestT", bound=PageRequest)
 PageT = TypeVar("PageT", bound=Page)
 
 
-class SyncTransport:
-    """Blocking calls. Thread-safe."""
+class Transport:
+    """A connection to the server."""
 
     def __init__(self, address: str | None = None, *, timeout_seconds: float | None = 30.0) -> None:
         """Set the server (default: EVALRPC_ADDRESS, else 127.0.0.1:50051) and the timeout of unary calls; None means none."""
@@ -96,68 +95,3 @@ class SyncTransport:
             finally:
                 call.cancel()
             time.sleep(delay_seconds)
-
-
-class AsyncTransport:
-    """Calls for asyncio. Bound to the event loop it was created in."""
-
-    def __init__(self, address: str | None = None, *, timeout_seconds: float | None = 30.0) -> None:
-        """Set the server (default: EVALRPC_ADDRESS, else 127.0.0.1:50051) and the timeout of unary calls; None means none."""
-        self.address = core.server_address(address)
-        self._timeout_seconds = timeout_seconds
-        self._channel = grpc.aio.insecure_channel(self.address, options=core.channel_options())
-        self._stub = EvaluationServiceStub(self._channel)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close the connection and end every call on it. Idempotent."""
-        await self._channel.close()
-
-    async def is_healthy(self) -> bool:
-        """Return whether the server answers and is ready to serve. Raises nothing."""
-        check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(core.HEALTH_CHECK_METHOD)
-        try:
-            return await check(core.HEALTH_CHECK_REQUEST, timeout=self._timeout_seconds) == core.HEALTH_SERVING
-        except grpc.RpcError:
-            return False
-
-    async def _call(self, method: grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT], request: RequestT) -> ResponseT:
-        try:
-            return await method(request, timeout=self._timeout_seconds)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
-
-    async def _pages(
-        self, method: grpc.aio.UnaryUnaryMultiCallable[PageRequestT, PageT], request: PageRequestT
-    ) -> AsyncIterator[PageT]:
-        while True:
-            page = await self._call(method, request)
-            yield page
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
-
-    async def _read(
-        self, method: grpc.aio.UnaryStreamMultiCallable[RequestT, MessageT], reader: Reader[RequestT, MessageT, ItemT]
-    ) -> AsyncGenerator[ItemT, None]:
-        while not reader.is_finished():
-            call = method(reader.request(), timeout=reader.timeout_seconds())
-            try:
-                async for message in call:
-                    for item in reader.accept(message):
-                        yield item
-                    if reader.is_finished():
-                        return
-                delay_seconds = reader.ended()
-            except grpc.RpcError as error:
-                delay_seconds = reader.failed(error)
-            finally:
-                call.cancel()
-            await asyncio.sleep(delay_seconds)
