@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness_cases import DATA, exit_of, follow, log_of, request_of, rows_of, run_of
+from harness_cases import DATA, run_of
 
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import RunFailedError, SamplesNotFoundError
@@ -19,6 +19,7 @@ from evalrpc.harnesses.inspect_ai.tasks import task_files
 from evalrpc.harnesses.steps import command_of, steps_of
 from evalrpc.results.layout import samples_by_task
 from evalrpc.results.merging import MergedResults
+from evalrpc.testing.recorded_runs import exit_of, follow, log_of, request_of, rows_of
 from evalrpc.v1.job_pb2 import EvaluateRequest, Metric, ModelResult, Progress
 
 CASES = DATA / "inspect"
