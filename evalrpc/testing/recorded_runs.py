@@ -60,10 +60,11 @@ def follow(harness: Harness, lines: Iterable[str]) -> list[Progress]:
     return changes
 
 
-def judge(harness: Harness, run: Run, exit_status: Exit = GOOD_EXIT, log: Iterable[str] = ()) -> Mapping[str, ModelResult]:
-    """Return the results that a harness reads, with all their samples read once; none if it says why the run failed.
+def results_of(harness: Harness, run: Run, exit_status: Exit = GOOD_EXIT, log: Iterable[str] = ()) -> Mapping[str, ModelResult]:
+    """Return the results that a harness reads, after reading all their samples once.
 
-    Anything else is an AssertionError: no results and no reason, files outside the output folder, a reason that can't be shown.
+    Raises RunFailedError if the harness says that the run failed, and AssertionError if it says so in no readable way, or
+    has no results, or names files outside the output folder.
     """
     if isinstance(harness, TaskReporter):
         _look_in_between(harness, run)
@@ -71,7 +72,7 @@ def judge(harness: Harness, run: Run, exit_status: Exit = GOOD_EXIT, log: Iterab
         results = harness.read_results(run, exit_status, list(log))
     except RunFailedError as error:
         _require_readable(error.job_error)
-        return {}
+        raise
     assert results, "read_results returned nothing: raise RunFailedError where there are no results"
     for result in results.values():
         _require_within(run.output_dir, result)
@@ -79,6 +80,14 @@ def judge(harness: Harness, run: Run, exit_status: Exit = GOOD_EXIT, log: Iterab
             with suppress(SamplesNotFoundError):
                 rows_of(harness, run.output_dir, path)
     return results
+
+
+def judge(harness: Harness, run: Run, exit_status: Exit = GOOD_EXIT, log: Iterable[str] = ()) -> Mapping[str, ModelResult]:
+    """Return what `results_of` does, and nothing for a run that failed. For output that may be either, but nothing else."""
+    try:
+        return results_of(harness, run, exit_status, log)
+    except RunFailedError:
+        return {}
 
 
 def rows_of(harness: Harness, output_dir: Path, path: str, offset: int = 0) -> list[SampleRow]:
