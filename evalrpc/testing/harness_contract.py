@@ -151,7 +151,7 @@ class HarnessContract:
     def test_a_good_request_has_no_violations(self, harness: Harness, tmp_path: Path) -> None:
         run = self._run(tmp_path, **self.subject.options)
         violations = list(harness.violations(run.request))
-        assert violations == [], "violations() refuses the request of the subject"
+        assert not violations, f"violations() refuses the request that the subject describes: {violations}"
 
     def test_a_command_keeps_to_its_folders_and_passes_the_operators_environment_on(
         self, harness: Harness, tmp_path: Path
@@ -177,9 +177,9 @@ class HarnessContract:
         command = command_of(harness, steps)
         argvs = [command.argv, *command.further_steps]
         assert argvs == [each.argv for each in single], "commands() builds other command lines than command()"
-        files = {path: content for each in single for path, content in each.files.items()}
-        assert command.files == files, "commands() writes other files than command()"
-        assert len(files) == sum(len(each.files) for each in single), "two runs of one job write the same file"
+        contents = {path: content for each in single for path, content in each.files.items()}
+        assert command.files == contents, "commands() writes other files than command()"
+        assert len(contents) == sum(len(each.files) for each in single), "two runs of one job write the same file"
 
     def test_it_is_pure(self, harness: Harness, tmp_path: Path) -> None:
         run = self._run(tmp_path, **self.subject.options)
@@ -243,7 +243,8 @@ class HarnessContract:
     def test_a_good_run_has_results_of_its_tasks(self, harness: Harness, finished_run: Run) -> None:
         result = self._good_result(harness, finished_run)
         tasks = set(self.subject.tasks)
-        assert {metric.task for metric in result.metrics} == tasks, "the metrics are not those of the tasks of the run"
+        measured = {metric.task for metric in result.metrics}
+        assert measured == tasks, f"the metrics must be those of {sorted(tasks)}, and are of {sorted(measured)}"
         with_samples = set(samples_by_task(result))
         expected = tasks if self.subject.has_samples else set()
         assert with_samples == expected, f"the samples must be those of {sorted(expected)}, and are of {sorted(with_samples)}"
