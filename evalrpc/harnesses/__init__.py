@@ -1,8 +1,56 @@
 """Harnesses turn a request into a command, and an output folder into results.
 
-The names below are the API for harnesses in other packages; docs/harnesses.md explains how to write one.
+The names in `__all__` are the public API for harnesses in other packages; docs/harnesses.md explains how to write one.
+`evalrpc.testing` has what tests them. Importing this package loads no server, no gRPC and no other harness.
 """
 
+from evalrpc.config import HarnessSettings
+from evalrpc.errors import ConfigurationError, FieldViolation, RunFailedError
+from evalrpc.files.errnos import require_no_shortage
+from evalrpc.harnesses import arguments, installation
 from evalrpc.harnesses.base import Command, Exit, Harness, Run, SampleReader, SampleRow, StepsHarness, TaskReporter
+from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
+from evalrpc.harnesses.names import device_violations, task_problem
+from evalrpc.harnesses.progress_bars import Bar, advance, follow_bar, read_bar
+from evalrpc.protobuf import bounds
+from evalrpc.results.layout import missing_tasks, read_results
+from evalrpc.results.metrics import model_result
+from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
+from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
 
-__all__ = ["Command", "Exit", "Harness", "Run", "SampleReader", "SampleRow", "StepsHarness", "TaskReporter"]
+__all__ = [
+    "Bar",
+    "Command",
+    "ConfigurationError",
+    "EvaluateRequest",
+    "Exit",
+    "FieldViolation",
+    "Harness",
+    "HarnessInfo",
+    "HarnessSettings",
+    "ModelResult",
+    "Progress",
+    "Run",
+    "RunFailedError",
+    "SampleReader",
+    "SampleRow",
+    "StepsHarness",
+    "TaskReporter",
+    "advance",
+    "arguments",
+    "bounds",
+    "check_exit",
+    "device_violations",
+    "failed",
+    "find_failure",
+    "follow_bar",
+    "installation",
+    "missing_tasks",
+    "model_result",
+    "read_bar",
+    "read_results",
+    "require_no_shortage",
+    "shorten",
+    "strip_colours",
+    "task_problem",
+]

@@ -11,7 +11,7 @@ from evalrpc.config import HarnessSettings
 from evalrpc.errors import ConfigurationError, FieldViolation
 from evalrpc.harnesses.base import Command, Exit, Run
 from evalrpc.harnesses.failures import check_exit, failed, find_failure
-from evalrpc.harnesses.progress_bars import advance, read_bar
+from evalrpc.harnesses.progress_bars import follow_bar
 from evalrpc.results.layout import read_results
 from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
 from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
@@ -81,15 +81,7 @@ class CommandHarness:
 
     def read_progress(self, line: str, progress: Progress) -> bool:
         """Read a progress bar such as `4/20` or tqdm's."""
-        bar = read_bar(line)
-        if bar is None:
-            return False
-        before = Progress()
-        before.CopyFrom(progress)
-        progress.phase = Progress.PHASE_EVALUATING
-        progress.unit = "items"
-        advance(progress, bar)
-        return progress != before
+        return follow_bar(line, progress, "items")
 
     def read_results(self, run: Run, exit_status: Exit, log_tail: list[str]) -> Mapping[str, ModelResult]:
         """Read what the program left. It succeeded if it left at least one result and no failed exit was seen."""

@@ -45,6 +45,20 @@ def read_bar(line: str) -> Bar | None:
     )
 
 
+def follow_bar(line: str, progress: Progress, unit: str) -> bool:
+    """Apply a line with a progress bar to `progress`, and return whether that changed anything: `Harness.read_progress` for a
+    program that reports nothing else. `unit` is what the bar counts, such as `samples`."""
+    bar = read_bar(line)
+    if bar is None:
+        return False
+    before = Progress()
+    before.CopyFrom(progress)
+    progress.phase = Progress.PHASE_EVALUATING
+    progress.unit = unit
+    advance(progress, bar)
+    return progress != before
+
+
 def advance(progress: Progress, bar: Bar) -> None:
     """Add a bar to the overall progress, in which consecutive bars add up. `done` never falls.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness_cases import DATA, exit_of, log_of, request_of, rows_of, run_of
+from harness_cases import DATA, run_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +17,7 @@ from evalrpc.analysis.sample_values import NO_VALUES, MetricKey, SampleValues, p
 from evalrpc.config import HarnessSettings
 from evalrpc.harnesses.inspect_ai.harness import InspectHarness
 from evalrpc.reading.sample_files import read_lines
+from evalrpc.testing.recorded_runs import exit_of, log_of, request_of, rows_of
 
 ACC = MetricKey("acc", "none")
 

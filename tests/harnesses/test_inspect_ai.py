@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness_cases import DATA, exit_of, follow, log_of, request_of, rows_of, run_of
+from harness_cases import DATA, run_of
 
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import RunFailedError, SamplesNotFoundError
@@ -19,6 +19,7 @@ from evalrpc.harnesses.inspect_ai.tasks import task_files
 from evalrpc.harnesses.steps import command_of, steps_of
 from evalrpc.results.layout import samples_by_task
 from evalrpc.results.merging import MergedResults
+from evalrpc.testing.recorded_runs import exit_of, follow, judge, log_of, request_of, rows_of
 from evalrpc.v1.job_pb2 import EvaluateRequest, Metric, ModelResult, Progress
 
 CASES = DATA / "inspect"
@@ -308,6 +309,13 @@ def test_a_log_that_was_never_finished_fails_the_run(tmp_path: Path) -> None:
     log.write_text(log.read_text().replace('"status": "success"', '"status": "started"', 1))
     with pytest.raises(RunFailedError, match="inspect-ai left task tiny with the status started"):
         read("ok_json", output)
+
+
+def test_a_status_that_nobody_can_read_is_cut(tmp_path: Path) -> None:
+    output = copy_of("ok_json", tmp_path)
+    (log,) = output.iterdir()
+    log.write_text(log.read_text().replace('"status": "success"', f'"status": "{"x" * 5000}"', 1))
+    assert not judge(harness(), run_of(inspect_request(), output))
 
 
 def test_no_logs_at_all_is_said_so(tmp_path: Path) -> None:

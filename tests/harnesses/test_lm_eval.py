@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness_cases import DATA, exit_of, follow, log_of, request_of, run_of
+from harness_cases import DATA, run_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +17,7 @@ from evalrpc.errors import RunFailedError
 from evalrpc.harnesses.base import Command
 from evalrpc.harnesses.lm_eval import LmEvalHarness
 from evalrpc.results.layout import samples_task
+from evalrpc.testing.recorded_runs import exit_of, follow, log_of, request_of
 from evalrpc.v1.job_pb2 import EvaluateRequest, Metric, ModelResult, Progress
 
 CASES = DATA / "lm_eval"

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness_cases import DATA, judge, log_of, request_of, run_of
+from harness_cases import DATA, run_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evalrpc.config import HarnessSettings, Settings
 from evalrpc.harnesses.base import Harness
 from evalrpc.harnesses.registry import build_harnesses
+from evalrpc.testing.recorded_runs import judge, log_of, request_of
 
 KINDS = ("lmms-eval", "lm-eval", "inspect-ai", "command")
 TREES = sorted(path.parent for path in DATA.glob("*/*/output"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from google.protobuf import json_format
-from harness_cases import request_of, run_of
+from harness_cases import run_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +19,7 @@ from evalrpc.harnesses.registry import build_harnesses
 from evalrpc.protobuf.bounds import MAX_COUNT, MAX_SECONDS
 from evalrpc.results.layout import read_results
 from evalrpc.results.metrics import model_result
+from evalrpc.testing.recorded_runs import request_of
 from evalrpc.v1.job_pb2 import Progress
 
 KINDS = ("lmms-eval", "lm-eval", "inspect-ai", "command")

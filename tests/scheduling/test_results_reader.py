@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness_cases import DATA, GOOD_EXIT, request_of
+from harness_cases import DATA
 from waiting import DEADLINE_SECONDS, eventually
 
 from evalrpc.config import HarnessSettings
@@ -16,6 +16,7 @@ from evalrpc.errors import RunFailedError
 from evalrpc.harnesses.base import Run
 from evalrpc.harnesses.registry import build_harness
 from evalrpc.scheduling.results_reader import IN_PLACE_BYTES, Limits, ResultsReader
+from evalrpc.testing.recorded_runs import GOOD_EXIT, request_of
 
 LIMITS = Limits()
 RUNS = [

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import pytest
-from harness_cases import request_of
 
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import RunFailedError
@@ -15,6 +14,7 @@ from evalrpc.harnesses.inspect_ai.harness import InspectHarness
 from evalrpc.harnesses.steps import steps_of
 from evalrpc.scheduling.results_reader import ResultsReader
 from evalrpc.scheduling.run_results import RunResults
+from evalrpc.testing.recorded_runs import request_of
 
 INSPECT_SETTINGS = HarnessSettings("x", "inspect-ai")
 COMMAND_SETTINGS = HarnessSettings("x", "command", command=("program",))

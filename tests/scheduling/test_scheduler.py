@@ -29,82 +29,13 @@ from evalrpc.scheduling.scheduler import Scheduler
 from evalrpc.scheduling.supervisor import RunDependencies
 from evalrpc.store.base import Change, Expected, Submission
 from evalrpc.store.sqlite.store import SqliteStore
+from evalrpc.testing.executor import FakeExecutor, FakeRun
 from evalrpc.v1 import job_pb2 as pb
 
 QUEUED, RUNNING = pb.JOB_STATUS_QUEUED, pb.JOB_STATUS_RUNNING
 COMPLETED, FAILED, CANCELLED = pb.JOB_STATUS_COMPLETED, pb.JOB_STATUS_FAILED, pb.JOB_STATUS_CANCELLED
 CLOCK = SystemClock()
 SETTINGS = HarnessSettings("h", "command", command=("true",))
-
-
-class FakeRun:
-    """A run that ends when it is told to."""
-
-    def __init__(self, key: RunKey, gpus: tuple[str, ...]) -> None:
-        self.key = key
-        self.gpus = gpus
-        self.exit = Exit()
-        self.ended = threading.Event()
-        self.closed = False
-        self._wake = threading.Event()
-
-    def finish(self, code: int = 1) -> None:
-        self.exit = Exit(code=code)
-        self.ended.set()
-        self._wake.set()
-
-    def wait(self, timeout_seconds: float) -> bool:
-        self._wake.wait(timeout_seconds)
-        if not self.ended.is_set():
-            self._wake.clear()
-        return self.ended.is_set()
-
-    def interrupt(self) -> None:
-        self._wake.set()
-
-    def step_ends(self) -> list[int]:
-        return [0] if self.ended.is_set() else []
-
-    def exit_status(self, step: int = 0) -> Exit:
-        return self.exit
-
-    def end(self, grace_seconds: float) -> None:
-        self.finish()
-
-    def close(self) -> None:
-        self.closed = True
-
-
-class FakeExecutor:
-    """Keeps what was started."""
-
-    def __init__(self) -> None:
-        self.runs: dict[str, FakeRun] = {}
-        self.started: list[str] = []
-        self.on_start: Callable[[RunKey], None] = lambda _: None
-        self.nothing_left = False
-        self.left: set[str] = set()
-
-    def start(self, key: RunKey, command: Command, gpus: tuple[str, ...]) -> FakeRun:
-        self.started.append(key.job_id)
-        self.on_start(key)
-        self.runs[key.job_id] = FakeRun(key, gpus)
-        return self.runs[key.job_id]
-
-    def make_room(self, key: RunKey, step_count: int) -> None:
-        pass
-
-    def find(self, key: RunKey) -> FakeRun | None:
-        return self.runs.get(key.job_id)
-
-    def jobs_with_processes(self) -> set[str]:
-        return self.left
-
-    def kill_leftovers(self, key: RunKey) -> bool:
-        return self.nothing_left
-
-    def close(self) -> None:
-        pass
 
 
 class FakeMemory:
@@ -205,7 +136,7 @@ def test_a_cancelled_run_is_ended_before_the_job_is_cancelled(house: House) -> N
     run = house.wait_until_running(job_id)
     house.cancel(job_id)
     assert house.wait_for(job_id, CANCELLED)
-    assert run.ended.is_set()
+    assert run.has_ended
     eventually(house.is_empty)
 
 
@@ -298,7 +229,7 @@ def test_a_stop_leaves_the_runs_alone(house: House) -> None:
     job_id = house.submit()
     run = house.wait_until_running(job_id)
     house.scheduler.stop()
-    assert not run.ended.is_set()
+    assert not run.has_ended
     assert run.closed
     assert house.job(job_id).status == RUNNING
 
@@ -340,7 +271,7 @@ def test_a_run_whose_end_can_not_be_proved_fails_its_job_and_its_gpus_come_back_
     assert failed.error.reason == "PROCESS_UNKILLABLE"
     assert bug.args[-1] in failed.error.message
     assert sorted(house.gpu_guard.quarantined()) == ["0", "1"]
-    house.executor.nothing_left = True
+    house.executor.can_kill_leftovers = True
     house.wait_until_running(house.submit(num_gpus=2)).finish()
     eventually(house.is_empty)
 
@@ -353,14 +284,14 @@ def test_a_server_gives_the_gpus_of_a_run_to_nobody_that_an_earlier_one_could_no
     first.wait_until_running(job_id).finish()
     first.wait_for(job_id, FAILED)
     eventually(first.is_empty)
-    first.executor.left = {job_id, "a job of another server"}
+    first.executor.leftovers = {job_id, "a job of another server"}
     first.close()
     second = House(tmp_path, first.executor)
     second.count = first.count
     second.scheduler.start()
     assert sorted(second.gpu_guard.quarantined()) == ["0", "1"]
     waiting = second.submit()
-    second.executor.nothing_left = True
+    second.executor.can_kill_leftovers = True
     second.wait_until_running(waiting).finish()
     second.close()
 
@@ -430,7 +361,7 @@ def test_where_no_thread_can_be_started_for_a_while_a_run_loses_nothing(house: H
 def test_a_run_that_has_begun_though_its_start_failed_is_not_started_again(house: House) -> None:
     def begin_and_fail(key: RunKey) -> None:
         house.executor.on_start = lambda _: None
-        house.executor.runs[key.job_id] = FakeRun(key, ("0",))
+        house.executor.runs[key.job_id] = FakeRun(key, Command(("true",)), ("0",))
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     house.executor.on_start = begin_and_fail

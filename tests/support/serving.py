@@ -1,11 +1,9 @@
 """Real servers, in this process or in their own, and shorthands for calling them."""
 
-import asyncio
 import json
 import signal
 import subprocess
 import sys
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +21,7 @@ from waiting import eventually
 from evalrpc.clock import Clock, SystemClock
 from evalrpc.config import Settings, load_settings
 from evalrpc.executors.local.processes import processes_of_job
-from evalrpc.server.app import running_server
+from evalrpc.testing.server import ServerThread
 from evalrpc.v1 import evaluation_service_pb2 as calls
 from evalrpc.v1 import job_pb2 as pb
 from evalrpc.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
@@ -158,33 +156,12 @@ class MovableClock(SystemClock):
         return now
 
 
-class ServerHere:
+class ServerHere(ServerThread):
     """A server in this process, on an event loop in its own thread."""
 
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
-        self._clock = clock
-        self._started = threading.Event()
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(settings,), name="server")
-        self._thread.start()
-        assert self._started.wait(SECONDS)
-        if self._failure is not None:
-            self._thread.join()
-            raise self._failure
-        self.api = Api(self.server.address)
-
-    def _run(self, settings: Settings) -> None:
-        asyncio.run(self._serve(settings))
-
-    async def _serve(self, settings: Settings) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        try:
-            async with running_server(settings, self._clock) as self.server:
-                self._started.set()
-                await self._stop.wait()
-        except Exception as error:  # noqa: BLE001 - it is raised where the server is started
-            self._failure = error
-            self._started.set()
+        super().__init__(settings, clock)
+        self.api = Api(self.address)
 
     def start_no_more(self) -> None:
         """Keep it from starting jobs that are still queued."""
@@ -193,20 +170,11 @@ class ServerHere:
     @property
     def idle(self) -> bool:
         """Whether nothing runs, or it was stopped already."""
-        return not self._thread.is_alive() or not self.server._scheduler._placed
-
-    def begin_stop(self) -> None:
-        """Ask it to stop, as SIGTERM does."""
-        self._loop.call_soon_threadsafe(self._stop.set)
+        return not self.is_alive or not self.server._scheduler._placed
 
     def stop(self) -> None:
         self.api.close()
-        if self._thread.is_alive():
-            self.begin_stop()
-        self._thread.join(SECONDS)
-        assert not self._thread.is_alive(), "the server does not stop"
-        if self._failure is not None:
-            raise self._failure
+        super().stop()
 
 
 class ServerThere:

@@ -233,7 +233,7 @@ def _require_all_good(logs: Sequence[Log], tasks: Sequence[str]) -> None:
     latest = _latest(logs)
     for task, log in ((task, latest[task]) for task in tasks if task in latest):
         if log.status != SUCCESS:
-            raise failed(log.error or f"inspect-ai left task {task} with the status {log.status}")
+            raise failed(log.error or shorten(f"inspect-ai left task {task} with the status {log.status}"))
     missing = [task for task in tasks if task not in latest]
     if missing:
         raise RunFailedError("TASKS_MISSING", shorten(f"there are logs, but none of: {', '.join(missing)}"))
