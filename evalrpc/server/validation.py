@@ -36,6 +36,7 @@ MAX_CANDIDATES: Final = 16
 MIN_ALPHA: Final = 0.001
 MAX_ALPHA: Final = 0.5
 MIN_HEARTBEAT_SECONDS: Final = 0.1
+_YEAR_2200_SECONDS: Final = 7_258_118_400
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _CONTROL_IN_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # a value may have tabs and line breaks
@@ -111,7 +112,7 @@ def job_filter(jobs: JobFilter) -> _Violations:
         if len(values) > MAX_TASKS:
             yield FieldViolation(f"filter.{name}", f"has {len(values)} values; at most {MAX_TASKS} are allowed")
     for name, time in (("created_after", jobs.created_after), ("created_before", jobs.created_before)):
-        if not (0 <= time.seconds < 1 << 33 and 0 <= time.nanos < 10**9):
+        if not (0 <= time.seconds < _YEAR_2200_SECONDS and 0 <= time.nanos < 10**9):
             yield FieldViolation(f"filter.{name}", "must be a time from 1970 to 2200")
 
 

@@ -348,6 +348,8 @@ def named(found: Iterable[FieldViolation]) -> list[str]:
         (JobFilter(models=["m"] * 1001), ["filter.models"]),
         (JobFilter(tasks=["m"] * 1001, harnesses=["m"] * 1001), ["filter.tasks", "filter.harnesses"]),
         (JobFilter(created_after=Timestamp(seconds=-1)), ["filter.created_after"]),
+        (JobFilter(created_before=Timestamp(seconds=7_258_118_399)), []),  # the last second before 2200
+        (JobFilter(created_before=Timestamp(seconds=7_258_118_400)), ["filter.created_before"]),
         (JobFilter(created_before=Timestamp(seconds=2**62)), ["filter.created_before"]),
         (JobFilter(created_before=Timestamp(nanos=-1)), ["filter.created_before"]),
         (JobFilter(created_before=Timestamp(nanos=10**9)), ["filter.created_before"]),
