@@ -51,8 +51,3 @@ def test_the_table_has_every_call() -> None:
     rows = [line.split("|")[1] for line in README.splitlines() if line.startswith("| `")]
     named = {name for row in rows for name in re.findall(r"`([A-Z]\w+)`", row)}
     assert named == set(service.methods_by_name)
-
-
-@pytest.mark.parametrize("target", re.findall(r"\]\(([^)#:]+)\)", README))
-def test_linked_file_exists(target: str) -> None:
-    assert (ROOT / target).exists()

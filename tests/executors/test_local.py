@@ -345,7 +345,7 @@ def test_a_run_that_leaves_nothing_is_ended_without_a_search(runs: Runs, monkeyp
 def test_where_no_process_can_be_adopted_a_search_ends_what_is_left(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = tmp_path / "parent.py"
+    script = tmp_path / "shim.py"
     script.write_text(Path(shim.__file__).read_text().replace("_PR_SET_CHILD_SUBREAPER = 36", "_PR_SET_CHILD_SUBREAPER = -1"))
     monkeypatch.setattr(shim, "__file__", str(script))
     handle = runs.start("import subprocess, sys; print(subprocess.Popen(sys.argv[1:]).pid); sys.exit(7)", *SLEEPS)

@@ -4,7 +4,7 @@ Every condition of a filter has an index that holds its jobs in the order of arr
 each tells its newest job at or below a place, and the lowest of these is the next place, since no newer job is in all of them.
 Where all tell the same is a job. So it takes two steps per job found, and in between not many more than the rarest condition
 has jobs. Common conditions that hardly ever meet would take many steps that get past a few jobs only. So the walk ends after
-some hundreds, and the search goes on from there with sets of jobs in memory (`sets.py`).
+some hundreds, and the search goes on from there with sets of jobs in memory (`bitmap_index.py`).
 """
 
 import json
