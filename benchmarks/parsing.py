@@ -24,7 +24,7 @@ from evalrpc.harnesses.base import Exit, Harness, Run
 from evalrpc.harnesses.lmms_eval.answers import FAILED_ANSWER_MARK
 from evalrpc.harnesses.registry import build_harnesses
 from evalrpc.reading.sample_files import open_samples
-from evalrpc.reading.samples import read_page, samples_file
+from evalrpc.reading.sample_pages import read_page, samples_file
 from evalrpc.v1.job_pb2 import EvaluateRequest, JobAttempt, JobInfo, ModelResult
 
 _FEW: Final = 1000

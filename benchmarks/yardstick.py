@@ -17,7 +17,7 @@ import grpc
 import uvloop
 
 from benchmarks import messages
-from evalrpc.server.channel import channel_options
+from evalrpc.server.transports.grpc_options import channel_options
 from evalrpc.v1 import evaluation_service_pb2 as calls
 from evalrpc.v1 import job_pb2 as pb
 

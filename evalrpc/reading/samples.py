@@ -1,60 +1,43 @@
-"""Per-sample predictions, a page at a time. A page is identified by the byte where it begins, so the last costs as much as the
-first, and no index is needed."""
+"""Per-sample predictions, a page at a time."""
 
-from collections.abc import Iterable
-from typing import Final, NamedTuple
-
-from google.protobuf.struct_pb2 import Struct
+from collections.abc import Mapping
+from concurrent.futures import Executor
 
 from evalrpc.errors import SamplesNotFoundError
-from evalrpc.harnesses.base import SampleRow
-from evalrpc.protobuf.structs import sample_struct
-from evalrpc.results.layout import samples_by_task
+from evalrpc.harnesses.base import Harness
+from evalrpc.reading import page_tokens
+from evalrpc.reading.disk import read_on
+from evalrpc.reading.sample_files import open_samples
+from evalrpc.reading.sample_pages import SamplesPage, read_page, samples_file
+from evalrpc.v1 import evaluation_service_pb2 as calls
 from evalrpc.v1.job_pb2 import JobInfo
-
-MAX_PAGE_BYTES: Final = 4 * 1024 * 1024
-"""A page ends before its rows exceed this, but has at least one row."""
+from evalrpc.watching.feed import Feed
 
 
-class SamplesPage(NamedTuple):
-    """Some rows, and the offset of the next; None at the end."""
+class SampleLister:
+    """Lists samples for callers. Runs on the event loop."""
 
-    rows: list[Struct]
-    next_offset: int | None
+    def __init__(self, feed: Feed, harnesses: Mapping[str, Harness], readers: Executor) -> None:
+        self._feed = feed
+        self._harnesses = harnesses
+        self._readers = readers
 
+    async def list_samples(self, job_id: str, call: calls.ListSamplesRequest, page_size: int) -> calls.ListSamplesResponse:
+        """List a page of samples.
 
-def samples_file(job: JobInfo, model: str, task: str) -> str:
-    """Return the path of the samples of one model and task. An empty name stands for the only one.
+        Raises JobNotFoundError, SamplesNotFoundError, FileUnavailableError, FileUnreadableError, InvalidRequestError for a bad
+        token.
+        """
+        job = await self._feed.read_job(job_id)
+        listing = calls.ListSamplesRequest(job_id=job_id, model=call.model, task=call.task)
+        offset = page_tokens.decode(call.page_token, listing) or 0
+        if not job.attempts:
+            raise SamplesNotFoundError(f"job {job_id} has not run yet, so it has no samples")
+        path = samples_file(job, call.model, call.task)
+        page = await read_on(self._readers, lambda: self._samples_page(job, path, offset, page_size))
+        token = "" if page.next_offset is None else page_tokens.encode(page.next_offset, listing)
+        return calls.ListSamplesResponse(samples=page.rows, next_page_token=token)
 
-    Raises SamplesNotFoundError, which lists what there is.
-    """
-    models = job.results
-    if model not in models and (model or len(models) != 1):
-        raise _not_found(job, f"model {model!r}" if model else "a model that need not be named", sorted(models))
-    result = models[model] if model else next(iter(models.values()))
-    by_task = samples_by_task(result)
-    if task not in by_task and (task or len(by_task) != 1):
-        raise _not_found(job, f"task {task!r}" if task else "a task that need not be named", sorted(by_task))
-    return by_task[task] if task else next(iter(by_task.values()))
-
-
-def read_page(rows: Iterable[SampleRow], page_size: int) -> SamplesPage:
-    """Take a page from the front of the rows, reading at most one row past it."""
-    page: list[Struct] = []
-    size_bytes = end = 0
-    for values, next_end in rows:
-        row = sample_struct(values)
-        size_bytes += row.ByteSize()
-        if page and (len(page) == page_size or size_bytes > MAX_PAGE_BYTES):
-            return SamplesPage(page, end)
-        page.append(row)
-        end = next_end
-    return SamplesPage(page, None)
-
-
-def _not_found(job: JobInfo, what: str, there_is: list[str]) -> SamplesNotFoundError:
-    known = ", ".join(there_is) or "none"
-    return SamplesNotFoundError(
-        f"job {job.job_id} has no samples of {what}; it has: {known}",
-        metadata={"resource_type": "evalrpc.v1.JobInfo", "resource_name": job.job_id},
-    )
+    def _samples_page(self, job: JobInfo, path: str, offset: int, page_size: int) -> SamplesPage:
+        with open_samples(job, path, self._harnesses, offset) as rows:
+            return read_page(rows, page_size)

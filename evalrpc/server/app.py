@@ -26,20 +26,22 @@ from evalrpc.executors.local.gpus import find_gpus
 from evalrpc.files.output_access import output_access
 from evalrpc.files.private import PRIVATE_UMASK
 from evalrpc.harnesses.registry import build_harnesses
-from evalrpc.reading.job_reader import JobReader
+from evalrpc.reading.artifacts import ArtifactReader
+from evalrpc.reading.logs import LogReader
+from evalrpc.reading.samples import SampleLister
 from evalrpc.scheduling import placement
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.scheduling.scheduler import Scheduler
 from evalrpc.scheduling.supervisor import RunDependencies
 from evalrpc.server.announcement import announce
 from evalrpc.server.catalog import Catalog
-from evalrpc.server.channel import channel_options
 from evalrpc.server.handlers import handlers_of
 from evalrpc.server.housekeeping import Housekeeper
 from evalrpc.server.listening import require_descriptors, require_free
 from evalrpc.server.logging import set_up_logging
 from evalrpc.server.service import EvaluationService
 from evalrpc.server.transports.grpc import generic_handler
+from evalrpc.server.transports.grpc_options import channel_options
 from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.v1 import evaluation_service_pb2
 from evalrpc.watching.feed import Feed
@@ -131,12 +133,15 @@ class Server:
         self._service = EvaluationService(
             store=self._store,
             feed=self._feed,
-            reader=JobReader(self._feed, data_dir, harnesses, self._readers, self._hashers),
+            logs=LogReader(self._feed, data_dir, self._readers),
+            artifacts=ArtifactReader(self._feed, self._readers, self._hashers),
+            samples=SampleLister(self._feed, harnesses, self._readers),
             queue_state=queue_state,
             harnesses=harnesses,
             gpus=gpus,
             gpu_guard=gpu_guard,
             settings=settings,
+            data_dir=data_dir,
             clock=clock,
             readers=self._readers,
             hashers=self._hashers,

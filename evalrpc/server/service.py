@@ -10,6 +10,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -23,8 +24,12 @@ from evalrpc.executors.local.gpu_memory import GpuGuard
 from evalrpc.harnesses.base import Harness
 from evalrpc.jobs import transitions
 from evalrpc.jobs.ids import job_ids
+from evalrpc.jobs.removal import remove_files
 from evalrpc.reading import page_tokens
-from evalrpc.reading.job_reader import JobReader
+from evalrpc.reading.artifacts import ArtifactReader
+from evalrpc.reading.disk import read_on
+from evalrpc.reading.logs import LogReader
+from evalrpc.reading.samples import SampleLister
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.server import validation
 from evalrpc.server.cache_key import cache_key
@@ -56,12 +61,15 @@ class EvaluationService:
 
     store: Store
     feed: Feed
-    reader: JobReader
+    logs: LogReader
+    artifacts: ArtifactReader
+    samples: SampleLister
     queue_state: QueueState
     harnesses: Mapping[str, Harness]
     gpus: Sequence[calls.Gpu]
     gpu_guard: GpuGuard
     settings: Settings
+    data_dir: Path
     clock: Clock
     readers: Executor
     hashers: Executor
@@ -127,14 +135,15 @@ class EvaluationService:
     async def DeleteJob(self, request: calls.DeleteJobRequest, call: Call) -> calls.DeleteJobResponse:
         """Delete a terminal job with its files."""
         job_id = validation.require_job_id(request.job_id)
-        await self.reader.remove_files(await self.results.of(self.store.delete(job_id)))
+        job = await self.results.of(self.store.delete(job_id))
+        await read_on(self.readers, lambda: remove_files(self.data_dir, job))
         return calls.DeleteJobResponse()
 
     def ReadLog(self, request: calls.ReadLogRequest, call: Call) -> Awaitable[None]:
         """Stream the bytes of a job's log."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.offsets(offset=request.offset, attempt=request.attempt))
-        return self.reader.read_log(job_id, request, call.send)
+        return self.logs.read_log(job_id, request, call.send)
 
     async def ListArtifacts(
         self,
@@ -144,19 +153,19 @@ class EvaluationService:
         """List the files that a job left."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.offsets(attempt=request.attempt))
-        return await self.reader.list_artifacts(job_id, request.attempt)
+        return await self.artifacts.list_artifacts(job_id, request.attempt)
 
     def ReadArtifact(self, request: calls.ReadArtifactRequest, call: Call) -> Awaitable[None]:
         """Stream the bytes of one file."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.offsets(offset=request.offset, limit=request.limit, attempt=request.attempt))
-        return self.reader.read_artifact(job_id, request, call.send)
+        return self.artifacts.read_artifact(job_id, request, call.send)
 
     async def ListSamples(self, request: calls.ListSamplesRequest, call: Call) -> calls.ListSamplesResponse:
         """List per-sample predictions."""
         job_id = validation.require_job_id(request.job_id)
         page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
-        return await self.reader.list_samples(job_id, request, page_size)
+        return await self.samples.list_samples(job_id, request, page_size)
 
     async def GetHistory(self, request: calls.GetHistoryRequest, call: Call) -> GetHistoryResponse:
         """Return metrics over many jobs."""

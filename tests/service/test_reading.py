@@ -13,7 +13,7 @@ from waiting import eventually
 
 from evalrpc.files.opening import list_files
 from evalrpc.reading.sample_files import read_lines
-from evalrpc.reading.samples import read_page
+from evalrpc.reading.sample_pages import read_page
 
 
 def read(api: Api, job_id: str, name: str, **fields: int) -> bytes:

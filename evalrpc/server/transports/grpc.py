@@ -8,8 +8,8 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from evalrpc.errors import EvalrpcError
 from evalrpc.server.call import ANONYMOUS, Call
+from evalrpc.server.error_status import status_of
 from evalrpc.server.handlers import Handler
-from evalrpc.server.status import status_of
 
 DETAILS_KEY: Final = "grpc-status-details-bin"
 

@@ -1,0 +1,63 @@
+"""The log of a run, read while it is written."""
+
+import os
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Final
+
+from evalrpc.files.opening import open_regular_file
+from evalrpc.jobs.paths import attempt_dir, log_path
+from evalrpc.reading.attempts import attempt_number
+from evalrpc.reading.disk import read_on, require_inside
+from evalrpc.v1 import evaluation_service_pb2 as calls
+from evalrpc.v1.job_pb2 import JOB_STATUS_QUEUED, JOB_STATUS_RUNNING
+from evalrpc.watching.feed import Feed, Send
+
+CHUNK_BYTES: Final = 256 * 1024
+
+_FOLLOW_SECONDS: Final = 0.25
+
+
+class LogReader:
+    """Reads logs for callers. Runs on the event loop; memory stays at one chunk however large a log is."""
+
+    def __init__(self, feed: Feed, data_dir: Path, readers: Executor) -> None:
+        self._feed = feed
+        self._data_dir = data_dir
+        self._readers = readers
+
+    async def read_log(self, job_id: str, call: calls.ReadLogRequest, send: Send) -> None:
+        """Send the bytes of a log, and with `follow` what is appended until the attempt has ended.
+
+        Raises JobNotFoundError, AttemptNotFoundError, OffsetOutOfRangeError, ServerStoppingError, FileUnavailableError,
+        FileUnreadableError.
+        """
+        job = await self._feed.read_job(job_id)
+        while call.follow and not call.attempt and not job.attempt and job.status == JOB_STATUS_QUEUED:
+            await self._feed.wait_for_change(job_id, _FOLLOW_SECONDS)
+            job = await self._feed.read_job(job_id)
+        attempt = attempt_number(job, call.attempt)
+        path = log_path(attempt_dir(self._data_dir, job_id, attempt))
+        offset = call.offset
+        require_inside(offset, await read_on(self._readers, lambda: _size(path)))
+        while True:
+            # Read the status before the file, so that the file has everything written before the end of the attempt.
+            job = await self._feed.read_job(job_id)
+            while data := await read_on(self._readers, lambda at=offset: _read_at(path, at, CHUNK_BYTES)):  # type: ignore[misc]
+                await send(calls.ReadLogResponse(data=data, offset=offset, attempt=attempt).SerializeToString())
+                offset += len(data)
+            if not call.follow or job.status != JOB_STATUS_RUNNING or job.attempt != attempt:
+                return
+            await self._feed.wait_for_change(job_id, _FOLLOW_SECONDS)
+
+
+def _size(path: Path) -> int:
+    """Return the size of a file in bytes; 0 if there is none. Raises OSError."""
+    with open_regular_file(path) as descriptor:
+        return 0 if descriptor is None else os.fstat(descriptor).st_size
+
+
+def _read_at(path: Path, offset: int, size_bytes: int) -> bytes:
+    """Read part of a file; nothing if there is none. Raises OSError."""
+    with open_regular_file(path) as descriptor:
+        return b"" if descriptor is None else os.pread(descriptor, size_bytes, offset)
