@@ -20,6 +20,7 @@ from evalrpc.files.errnos import require_no_shortage
 from evalrpc.harnesses.base import SampleRow
 from evalrpc.harnesses.failures import find_failure, shorten
 from evalrpc.harnesses.inspect_ai.json_stream import elements, members
+from evalrpc.protobuf.structs import wire_text
 from evalrpc.results.layout import wire_name
 from evalrpc.results.metrics import mapping, model_result
 from evalrpc.v1.job_pb2 import ModelResult
@@ -139,7 +140,7 @@ def _read_log(path: Path) -> Log:
     return Log(
         path=path,
         names=frozenset(name for name in names if isinstance(name, str)),
-        status=str(header.get("status")),
+        status=wire_text(str(header.get("status"))),
         error=_error(mapping(header.get("error"))),
         header=header,
         samples_offset=samples_offset,
