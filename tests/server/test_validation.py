@@ -36,7 +36,7 @@ def call_of(call: dict[str, Any] | None = None, **request: Any) -> SubmitJobRequ
 
 
 def violations(call: SubmitJobRequest, gpus: int = 2, output_root: Path | None = None) -> list[FieldViolation]:
-    return list(validation.submission(call, HARNESSES, gpus, output_root))
+    return list(validation.submission(call, HARNESSES, (gpus,), output_root))
 
 
 def fields(call: SubmitJobRequest, **options: Any) -> list[str]:
@@ -87,8 +87,8 @@ def test_what_the_contract_allows_is_taken(call: SubmitJobRequest) -> None:
 
 def test_a_request_that_names_no_harness_and_no_num_gpus_has_the_defaults() -> None:
     call = SubmitJobRequest(request=EvaluateRequest(model="m", tasks=["t"]))
-    assert list(validation.submission(call, {"lmms-eval": HARNESS}, 1, None)) == []
-    assert [violation.field for violation in validation.submission(call, {"lmms-eval": HARNESS}, 0, None)] == [
+    assert list(validation.submission(call, {"lmms-eval": HARNESS}, (1,), None)) == []
+    assert [violation.field for violation in validation.submission(call, {"lmms-eval": HARNESS}, (0,), None)] == [
         "request.num_gpus"
     ]
 
