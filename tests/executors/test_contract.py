@@ -25,7 +25,7 @@ class Site(Protocol):
     def finish_step(self, run: RunHandle, step: int, code: int) -> None: ...
 
     def restart(self) -> None:
-        """Replace the executor by the one of the next server."""
+        """Close the executor and replace it by the one of the next server."""
 
 
 WAITS = """
@@ -38,10 +38,14 @@ sys.exit(int(open(sys.argv[1]).read()))
 class LocalSite:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.restart()
+        self.executor = self._executor()
 
     def restart(self) -> None:
-        self.executor = LocalExecutor(devices=[Device("0", "H200"), Device("1", "H200")])
+        self.executor.close()
+        self.executor = self._executor()
+
+    def _executor(self) -> LocalExecutor:
+        return LocalExecutor(devices=[Device("0", "H200"), Device("1", "H200")])
 
     def command(self, steps: int) -> Command:
         argvs = [(sys.executable, "-S", "-c", WAITS, str(self._folder / str(step))) for step in range(steps)]
@@ -176,7 +180,6 @@ def test_another_attempt_is_not_found(site: Site, key: RunKey, run: RunHandle, t
 def test_the_next_server_finds_a_run_where_it_is_and_sees_its_end(site: Site, key: RunKey, resources: Resources) -> None:
     run = start(site, key, resources)
     run.close()
-    site.executor.close()
     site.restart()
     run = found(site, key)
     assert (run.node, run.devices) == resources
@@ -190,7 +193,6 @@ def test_the_next_server_finds_a_run_where_it_is_and_sees_its_end(site: Site, ke
 def test_the_next_server_finds_a_run_that_has_ended(site: Site, key: RunKey, run: RunHandle, resources: Resources) -> None:
     site.finish_step(run, 0, 7)
     assert run.wait(SECONDS)
-    site.executor.close()
     site.restart()
     again = found(site, key)
     assert (again.node, again.devices) == resources
@@ -208,7 +210,7 @@ def test_the_next_server_can_end_a_run(site: Site, key: RunKey, run: RunHandle) 
 
 
 def test_a_job_has_processes_until_its_run_is_ended(site: Site, key: RunKey, run: RunHandle) -> None:
-    eventually(lambda: key.job_id in site.executor.jobs_with_processes())
+    wait_for_processes(site, key)
     run.end(0.0)
     assert key.job_id not in site.executor.jobs_with_processes()
 
@@ -221,6 +223,7 @@ def test_devices_can_be_used_again_after_an_end(site: Site, run: RunHandle) -> N
 def test_only_the_devices_of_a_run_that_is_left_are_quarantined_and_they_come_back_when_it_is_gone(
     site: Site, key: RunKey, run: RunHandle, resources: Resources
 ) -> None:
+    wait_for_processes(site, key)
     site.executor.quarantine(key, resources.devices, "process 7 could not be killed")
     told = reasons(site.executor.nodes())
     assert {id_ for id_, reason in told.items() if reason} == set(resources.devices)
@@ -233,11 +236,16 @@ def test_only_the_devices_of_a_run_that_is_left_are_quarantined_and_they_come_ba
 def test_what_is_left_of_a_run_without_devices_is_killed_too(site: Site, key: RunKey, resources: Resources) -> None:
     run = start(site, key, resources._replace(devices=()))
     assert run.devices == ()
+    wait_for_processes(site, key)
     site.executor.quarantine(key, (), "process 7 could not be killed")
     assert not any(reasons(site.executor.nodes()).values())
     recheck_until_all_is_well(site)
     assert run.wait(SECONDS)
     run.close()
+
+
+def wait_for_processes(site: Site, key: RunKey) -> None:
+    eventually(lambda: key.job_id in site.executor.jobs_with_processes(), "for the program of the run")
 
 
 def recheck_until_all_is_well(site: Site) -> None:

@@ -24,13 +24,13 @@ class ShortCommands:
     def run(self, command: Command, timeout_seconds: float) -> CommandOutput:
         """Run a command, and return what it printed. Raises OSError if it can't be started, takes too long, or is ended by
         `close`."""
-        process = self._start(command)
-        try:
-            stdout, stderr = process.communicate(timeout=timeout_seconds)
-        except subprocess.TimeoutExpired as error:
-            raise TimeoutError(f"it takes longer than {timeout_seconds:g} seconds") from error
-        finally:
-            self._end(process)
+        with self._start(command) as process:
+            try:
+                stdout, stderr = process.communicate(timeout=timeout_seconds)
+            except subprocess.TimeoutExpired as error:
+                raise TimeoutError(f"it takes longer than {timeout_seconds:g} seconds") from error
+            finally:
+                self._kill(process)
         if self._closed:
             raise OSError(_CLOSED)
         return CommandOutput(stdout, stderr)
@@ -57,8 +57,7 @@ class ShortCommands:
             self._running.add(process)
             return process
 
-    def _end(self, process: "subprocess.Popen[bytes]") -> None:
+    def _kill(self, process: "subprocess.Popen[bytes]") -> None:
         with self._lock:
             self._running.discard(process)
         process.kill()
-        process.wait()
