@@ -115,8 +115,8 @@ class Executor(Protocol):
         """Get ready, so that the first run need not wait for it. What can't be done yet is done, or reported, by that run."""
 
     def nodes(self) -> Sequence[Node]:
-        """Return what runs can be placed on, in the order of preference. Cheap, never blocks, and called for every choice: the
-        same object is returned until something changes."""
+        """Return what runs can be placed on, in an order that stays. Cheap, never blocks, and called for every choice: the same
+        object is returned until something changes."""
 
     def needs_recheck(self) -> bool:
         """Tell whether `recheck` should be called every few seconds: `nodes` may change though no run ends. Never blocks."""

@@ -7,6 +7,8 @@ that need no GPU have slots of their own, so neither kind keeps the other waitin
 """
 
 from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from evalrpc.executors.base import Node, Resources
@@ -45,12 +47,33 @@ class Slots(NamedTuple):
     """Jobs that need no GPU."""
 
 
-class Capacity(NamedTuple):
+@dataclass(frozen=True)
+class Capacity:
     """What there is for new jobs."""
 
     nodes: tuple[NodeCapacity, ...]
     slots: Slots
     """Those that are free."""
+
+    @cached_property
+    def free_count(self) -> int:
+        """How many devices are free on all nodes together."""
+        return sum(len(node.free) for node in self.nodes)
+
+    @cached_property
+    def most_free(self) -> int:
+        """How many devices are free on the node that has most."""
+        return max((len(node.free) for node in self.nodes), default=0)
+
+    @cached_property
+    def widest(self) -> int:
+        """How many devices the largest node has, whether free or not."""
+        return max((node.device_count for node in self.nodes), default=0)
+
+    @cached_property
+    def quarantined_count(self) -> int:
+        """How many devices can't be used at present."""
+        return sum(node.device_count - node.usable_count for node in self.nodes)
 
 
 class Placement(NamedTuple):
@@ -122,7 +145,11 @@ def _node_for(num_gpus: int, nodes: Sequence[NodeCapacity], free: Slots) -> Node
     """Return the node with the fewest free devices that suffice."""
     if free.total < 1 or (not num_gpus and free.without_gpus < 1):
         return None
-    return min((node for node in nodes if num_gpus <= len(node.free)), key=lambda node: len(node.free), default=None)
+    best = None
+    for node in nodes:
+        if num_gpus <= len(node.free) and (best is None or len(node.free) < len(best.free)):
+            best = node
+    return best
 
 
 def _node_to_keep(num_gpus: int, nodes: Sequence[NodeCapacity]) -> NodeCapacity | None:
@@ -134,9 +161,8 @@ def _node_to_keep(num_gpus: int, nodes: Sequence[NodeCapacity]) -> NodeCapacity 
 def wait_reason(job: QueuedJob, position: int, free: Capacity, reservation: Reservation | None = None) -> str:
     """Say in words why a queued job does not run yet. GPUs that are free may be kept for another job."""
     before = f"{_jobs(position)} before this one"
-    widest = max((node.device_count for node in free.nodes), default=0)
-    if job.num_gpus > widest:
-        return _too_wide(job.num_gpus, widest, len(free.nodes))
+    if job.num_gpus > free.widest:
+        return _too_wide(job.num_gpus, free)
     if free.slots.total < 1:
         return f"all slots for running jobs are taken; {before}"
     if job.num_gpus == 0:
@@ -144,16 +170,16 @@ def wait_reason(job: QueuedJob, position: int, free: Capacity, reservation: Rese
     needs = _needs(job.num_gpus, free)
     if reservation is not None and reservation.job < job:
         return f"{needs}; {_kept(reservation, free)}; {before}"
-    if fits(job.num_gpus, free) and position == 0:
+    if position == 0 and fits(job.num_gpus, free):
         return "about to start"
-    quarantined = sum(node.device_count - node.usable_count for node in free.nodes)
-    return f"{needs}, {quarantined} set aside, see GetQueue; {before}" if quarantined else f"{needs}; {before}"
+    set_aside = f", {free.quarantined_count} set aside, see GetQueue" if free.quarantined_count else ""
+    return f"{needs}{set_aside}; {before}"
 
 
-def _too_wide(num_gpus: int, widest: int, node_count: int) -> str:
-    if node_count > 1:
-        return f"needs {_gpus(num_gpus)} on one node, and no node of this server has more than {widest}"
-    return f"needs {num_gpus} GPUs, and this server has {widest} in all"
+def _too_wide(num_gpus: int, free: Capacity) -> str:
+    if len(free.nodes) > 1:
+        return f"needs {_gpus(num_gpus)} on one node, and no node of this server has more than {free.widest}"
+    return f"needs {num_gpus} GPUs, and this server has {free.widest} in all"
 
 
 def _missing_without_gpus(free: Capacity) -> str:
@@ -161,10 +187,9 @@ def _missing_without_gpus(free: Capacity) -> str:
 
 
 def _needs(num_gpus: int, free: Capacity) -> str:
-    counts = [len(node.free) for node in free.nodes]
-    if num_gpus == 1 or len(counts) == 1:
-        return f"needs {_gpus(num_gpus)}, {sum(counts)} free"
-    return f"needs {_gpus(num_gpus)} on one node, at most {max(counts, default=0)} free on one"
+    if num_gpus == 1 or len(free.nodes) == 1:
+        return f"needs {_gpus(num_gpus)}, {free.free_count} free"
+    return f"needs {_gpus(num_gpus)} on one node, at most {free.most_free} free on one"
 
 
 def _kept(reservation: Reservation, free: Capacity) -> str:

@@ -29,8 +29,9 @@ _NOTHING: Final = pb.JobInfo()
 class QueueState:
     """What is queued, in the order of service, and what runs on which GPUs.
 
-    `nodes` is `Executor.nodes`. Of the running jobs, those that `owns` accepts belong to this server: they take its slots and
-    devices, and its scheduler sees them through. `max_running` 0 means one per GPU that there is now, and two more.
+    `nodes` is `Executor.nodes`. Of the running jobs, those that `owns` accepts when they are loaded or committed belong to this
+    server: they take its slots and devices, and its scheduler sees them through. `max_running` 0 means one per GPU that there is
+    now, and two more.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class QueueState:
         self._by_width: SortedDict[int, SortedList[QueuedJob]] = SortedDict()
         self._delayed = _by_readiness()  # those that are not in `_by_width` yet, since they are to be tried again later
         self._running: dict[str, pb.JobInfo] = {}
+        self._held: dict[str, tuple[str, ...]] = {}  # the devices of the running jobs of this server
         self._progress: dict[str, pb.Progress] = {}
         self._known_free: tuple[Sequence[Node], Capacity] | None = None
         self.generation = 0
@@ -74,6 +76,7 @@ class QueueState:
                 by_width.setdefault(entry.num_gpus, []).append(entry)
         self._by_width = SortedDict({width: SortedList(of_width) for width, of_width in by_width.items()})
         self._running = {job.job_id: job for _, job in running}
+        self._held = {job_id: tuple(job.gpus) for job_id, job in self._running.items() if self.owns(job)}
         self._known_free = None
 
     def apply(self, changes: Sequence[Change]) -> None:
@@ -177,7 +180,7 @@ class QueueState:
 
     def own_running_jobs(self) -> list[pb.JobInfo]:
         """Return those of the running jobs that belong to this server. They must not be modified."""
-        return [job for job in self.running_jobs() if self.owns(job)]
+        return [job for job in self.running_jobs() if job.job_id in self._held]
 
     def running_job(self, job_id: str) -> pb.JobInfo | None:
         """Return a running job. It must not be modified."""
@@ -195,9 +198,9 @@ class QueueState:
             return self._free(self.nodes(), placed or {})
 
     def _free(self, nodes: Sequence[Node], placed: Mapping[str, tuple[str, ...]]) -> Capacity:
-        holders = {job_id: tuple(job.gpus) for job_id, job in self._running.items() if self.owns(job)} | dict(placed)
+        holders = {**self._held, **placed}
         held = {device for devices in holders.values() for device in devices}
-        without_gpus = sum(1 for devices in holders.values() if not devices)
+        without_gpus = sum([not devices for devices in holders.values()])
         return Capacity(
             tuple(placement.node_capacity(node, held) for node in nodes),
             Slots(self.slots.total - len(holders), self.slots.without_gpus - without_gpus),
@@ -220,6 +223,8 @@ class QueueState:
     def _place(self, change: Change) -> None:
         if change.job.status == pb.JOB_STATUS_RUNNING:
             self._running[change.job.job_id] = change.job
+            if self.owns(change.job):
+                self._held[change.job.job_id] = tuple(change.job.gpus)
             self._known_free = None
         elif change.job.status == pb.JOB_STATUS_QUEUED:
             self._enqueue(_entry(_row(change)))
@@ -245,6 +250,7 @@ class QueueState:
             self._order.remove(entry)
             self._withdraw(entry)
         if self._running.pop(job_id, None) is not None:
+            self._held.pop(job_id, None)
             self._known_free = None
 
     def _withdraw(self, entry: QueuedJob) -> None:

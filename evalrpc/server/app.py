@@ -174,7 +174,7 @@ class Server:
         # Calls made just as gRPC stops get CANCELLED without a reason: so answer with the reason for a moment first.
         await asyncio.gather(loop.run_in_executor(None, self._scheduler.stop), asyncio.sleep(_TELLING_SECONDS))
         await self._grpc.stop(self._settings.stop_seconds)
-        await loop.run_in_executor(None, self._executor.close)  # ends listings that calls have waited for
+        await loop.run_in_executor(None, self._executor.close)  # only now: calls may have waited for a short command
         self._readers.shutdown(wait=True, cancel_futures=True)
         self._hashers.shutdown(wait=True, cancel_futures=True)
         self._store.close()

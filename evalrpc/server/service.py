@@ -280,7 +280,7 @@ class EvaluationService:
 
     def _describe_queue(self, nodes: Sequence[Node]) -> calls.GetQueueResponse:
         running = self.queue_state.running_jobs()
-        gpus = _gpus(nodes, {gpu: job.job_id for job in running if self.queue_state.owns(job) for gpu in job.gpus})
+        gpus = _gpus(nodes, {gpu: job.job_id for job in self.queue_state.own_running_jobs() for gpu in job.gpus})
         return calls.GetQueueResponse(
             queued_count=self.queue_state.queued_count,
             running_count=len(running),

@@ -108,7 +108,8 @@ class FakeExecutor:
         """Whether nothing is left of a run once its leftovers were killed."""
         self._devices = devices
         self._nodes = nodes_of(devices)
-        self._quarantined: Sequence[_Quarantined] = []
+        self._quarantined: list[_Quarantined] = []
+        self._lock = threading.Lock()  # held while quarantines change
 
     def prepare(self) -> None:
         """Prepare nothing."""
@@ -128,9 +129,11 @@ class FakeExecutor:
     def recheck(self) -> None:
         """End what is quarantined, if `can_kill_leftovers`."""
         if self.can_kill_leftovers:
-            for run in filter(None, (self.find(each.key) for each in self._quarantined)):
-                run.kill()
-            self._set_quarantined([])
+            with self._lock:
+                for run in filter(None, (self.find(each.key) for each in self._quarantined)):
+                    run.kill()
+                self._quarantined = []
+                self._nodes = nodes_of(self._devices)
 
     def make_room(self, key: RunKey, step_count: int) -> None:
         """Reserve nothing."""
@@ -153,7 +156,9 @@ class FakeExecutor:
 
     def quarantine(self, key: RunKey, devices: Sequence[str], reason: str) -> None:
         """Keep runs from the devices until nothing is left of this one."""
-        self._set_quarantined([*self._quarantined, _Quarantined(key, tuple(devices), reason)])
+        with self._lock:
+            self._quarantined = [*self._quarantined, _Quarantined(key, tuple(devices), reason)]
+            self._nodes = nodes_of(self._devices, self.quarantined())
 
     def run_to_end(self, command: Command, timeout_seconds: float) -> CommandOutput:  # noqa: ARG002 - it takes no time
         """Return what `on_command` does."""
@@ -164,7 +169,3 @@ class FakeExecutor:
 
     def close(self) -> None:
         """Keep nothing."""
-
-    def _set_quarantined(self, quarantined: Sequence[_Quarantined]) -> None:
-        self._quarantined = quarantined
-        self._nodes = nodes_of(self._devices, self.quarantined())
