@@ -30,8 +30,8 @@ class QueueState:
     """What is queued, in the order of service, and what runs on which GPUs.
 
     `nodes` is `Executor.nodes`. Of the running jobs, those that `owns` accepts when they are loaded or committed belong to this
-    server: they take its slots and devices, and its scheduler sees them through. `max_running` 0 means one per GPU that there is
-    now, and two more.
+    server: they take its slots and devices, and its scheduler sees them through. `max_running` 0 means one per GPU that there
+    is now, and two more.
     """
 
     def __init__(

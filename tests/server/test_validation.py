@@ -81,12 +81,6 @@ def fields(call: SubmitJobRequest, **options: Any) -> list[str]:
         call_of({"supersede_key": "k" * 255}),
     ],
 )
-def test_a_job_must_fit_the_widest_node_since_it_runs_on_one() -> None:
-    assert not list(validation.submission(call_of(num_gpus=4), HARNESSES, (2, 4), None))
-    ((field, description),) = validation.submission(call_of(num_gpus=5), HARNESSES, (2, 4), None)
-    assert (field, description) == ("request.num_gpus", "asks for 5 GPUs, and no node of this server has more than 4")
-
-
 def test_what_the_contract_allows_is_taken(call: SubmitJobRequest) -> None:
     assert violations(call) == []
 
@@ -466,3 +460,9 @@ def test_a_field_was_named_already_by_itself_or_as_a_part_or_the_whole_of_anothe
     pairs = [pair for other in named for pair in ((field, other), (other, field))]
     expected = any(whole == part or part.startswith((f"{whole}.", f"{whole}[")) for whole, part in pairs)
     assert (field in validation._NamedFields(named)) == expected
+
+
+def test_a_job_must_fit_the_widest_node_since_it_runs_on_one() -> None:
+    assert not list(validation.submission(call_of(num_gpus=4), HARNESSES, (2, 4), None))
+    ((field, description),) = validation.submission(call_of(num_gpus=5), HARNESSES, (2, 4), None)
+    assert (field, description) == ("request.num_gpus", "asks for 5 GPUs, and no node of this server has more than 4")
