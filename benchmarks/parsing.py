@@ -131,7 +131,7 @@ def _status() -> Mapping[str, int]:
 def _read(kind: str, folder: Path, what: str) -> _Cost:
     """Read the results of a folder, as a supervisor does when a run has ended, or the first page of its samples."""
     settings = Settings(harnesses={kind: HarnessSettings(kind, kind, python="/none/bin/python")})
-    run = Run("job", 1, EvaluateRequest(model="m", tasks=[_TASK]), folder, folder, ())
+    run = Run("job", 1, EvaluateRequest(model="m", tasks=[_TASK]), folder, folder, 0)
     harnesses = build_harnesses(settings)
     read_results = partial(harnesses[kind].read_results, run, Exit(code=0), [])
     read = partial(_read_page, folder, harnesses, read_results()) if what == _FIRST_PAGE else read_results

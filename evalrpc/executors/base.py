@@ -1,12 +1,16 @@
 """The executor contract: run a command somewhere, wait for it, end it, and find it again after a restart.
 
-An executor knows nothing of harnesses, and of a job only the id that marks its processes.
+An executor knows nothing of harnesses, and of a job only the id that marks its processes. It has nodes, each with devices, and
+knows which of these can't be used at present. Which run gets which is decided by the scheduler.
+
+The server reads a run's log and results itself. So a node that is another machine must share the disk that holds the data
+directory and the output folders, under the same paths.
 """
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from evalrpc.harnesses.base import Command, Exit
 from evalrpc.jobs.paths import log_path
@@ -26,11 +30,52 @@ class RunKey:
         return log_path(self.attempt_dir)
 
 
+class Device(NamedTuple):
+    """A device, such as a GPU, that one run at a time may hold."""
+
+    id: str
+    """Unique among all nodes of an executor."""
+    name: str = ""
+    """What it is, such as `NVIDIA H200`; empty if unknown."""
+    quarantine_reason: str = ""
+    """Why no run may be placed on it at present; empty if it can be used."""
+
+
+class Node(NamedTuple):
+    """A machine that runs are placed on."""
+
+    name: str
+    devices: tuple[Device, ...]
+
+
+class Resources(NamedTuple):
+    """What a run is placed on."""
+
+    node: str
+    devices: tuple[str, ...] = ()
+    """The ids of the devices that it holds, all of this node. The run sees them in this order, numbered from 0."""
+
+
+class CommandOutput(NamedTuple):
+    """What a short command printed."""
+
+    stdout: bytes
+    stderr: bytes
+
+
 class RunHandle(Protocol):
     """A run that was started or found again. Used by one thread, except for `interrupt`.
 
     An OSError from `step_ends`, `exit_status` or `end` means that the server is temporarily short of a resource: call it again.
     """
+
+    @property
+    def node(self) -> str:
+        """The node that it was placed on."""
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The ids of the devices that it was given; empty if that was not recorded, as on a full disk."""
 
     def wait(self, timeout_seconds: float) -> bool:
         """Wait until the run has ended, `interrupt` is called, or time is up. Return whether the run has ended."""
@@ -49,9 +94,10 @@ class RunHandle(Protocol):
         """
 
     def end(self, grace_seconds: float) -> None:
-        """End every process of the run: ask first, kill after the grace period. Returns once none is left. May be called again.
+        """End every process of the run: ask first, kill after the grace period. Returns once none is left, and its devices are
+        usable again or quarantined. May be called again.
 
-        Raises RunFailedError with reason PROCESS_UNKILLABLE if a process can't be killed.
+        Raises RunFailedError with reason PROCESS_UNKILLABLE if a process can't be killed: then call `Executor.quarantine`.
         """
 
     def close(self) -> None:
@@ -59,17 +105,30 @@ class RunHandle(Protocol):
 
 
 class Executor(Protocol):
-    """Starts runs and finds them again.
+    """Starts runs and finds them again. May be used from several threads.
 
     An OSError from any call means that the server is temporarily short of a resource. It says nothing about the run, which may
     have begun: ask `find`.
     """
 
+    def prepare(self) -> None:
+        """Get ready, so that the first run need not wait for it. What can't be done yet is done, or reported, by that run."""
+
+    def nodes(self) -> Sequence[Node]:
+        """Return what runs can be placed on, in an order that stays. Cheap, never blocks, and called for every choice: the same
+        object is returned until something changes."""
+
+    def needs_recheck(self) -> bool:
+        """Tell whether `recheck` should be called every few seconds: `nodes` may change though no run ends. Never blocks."""
+
+    def recheck(self) -> None:
+        """Look again at what is quarantined. What has recovered is usable in `nodes` from then on. Blocks for a moment."""
+
     def make_room(self, key: RunKey, step_count: int) -> None:
         """Reserve space to record the end of a run with this many steps, even if the disk is full by then. May be called again
         before the start. Raises OSError."""
 
-    def start(self, key: RunKey, command: Command, gpus: tuple[str, ...]) -> RunHandle:
+    def start(self, key: RunKey, command: Command, resources: Resources) -> RunHandle:
         """Start a run. Raises RunFailedError with reason START_FAILED, or lets `exit_status` raise it."""
 
     def find(self, key: RunKey) -> RunHandle | None:
@@ -79,8 +138,19 @@ class Executor(Protocol):
     def jobs_with_processes(self) -> Set[str]:
         """Return the ids of the jobs that have living processes, including jobs of other servers."""
 
-    def kill_leftovers(self, key: RunKey) -> bool:
-        """Kill what is left of a run that could not be ended, without waiting for it. Return whether nothing was left."""
+    def quarantine(self, key: RunKey, devices: Sequence[str], reason: str) -> None:
+        """Keep other runs from the devices of a run that could not be ended, until nothing is left of it. `recheck` kills what
+        is left, also of a run without devices."""
+
+    def run_to_end(self, command: Command, timeout_seconds: float) -> CommandOutput:
+        """Run a short command that needs no device, on any node, and return what it printed, however it ended. Its files and
+        further steps are ignored. It does not outlive the server.
+
+        Raises OSError if it can't be started, takes too long (TimeoutError), or the executor is closed meanwhile.
+        """
+
+    def begin_close(self) -> None:
+        """Announce `close`: an `end` that only waits for devices to be usable again returns at once."""
 
     def close(self) -> None:
-        """Release what is kept for future runs. Current runs go on."""
+        """End the commands of `run_to_end`, and release what is kept for future runs. Current runs go on."""

@@ -26,8 +26,8 @@ class Run:
     """A folder for this attempt only, on the server's data disk, for files that the harness needs besides its output."""
     output_dir: Path
     """A folder for this attempt only, empty when the run starts, where the harness leaves its results."""
-    gpus: tuple[str, ...]
-    """The GPUs that it holds. The executor sets CUDA_VISIBLE_DEVICES from them; the run numbers them from 0."""
+    num_gpus: int
+    """How many GPUs it holds. It sees no others, and numbers them from 0."""
 
 
 @dataclass(frozen=True)

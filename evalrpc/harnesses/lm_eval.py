@@ -60,7 +60,7 @@ class LmEvalHarness:
         return Command(
             argv=(
                 str(self._settings.python),
-                *lm_eval_family.launcher(len(run.gpus)),
+                *lm_eval_family.launcher(run.num_gpus),
                 *("-m", "lm_eval", "run"),
                 *([f"--config={config_path}"] if config else []),
                 *_options(run),

@@ -2,7 +2,6 @@
 
 data_dir/jobs/JOB_ID/attempt-N/log              what the harness printed
 data_dir/jobs/JOB_ID/attempt-N/run/             the executor's traces
-data_dir/jobs/JOB_ID/attempt-N/gpu-memory.json  what was in use on its GPUs before it
 data_dir/jobs/JOB_ID/attempt-N/output/          what the harness wrote, unless the request names an `output_dir`
 output_root/OUTPUT_DIR/JOB_ID/attempt-N/        what it wrote, where the request does
 """

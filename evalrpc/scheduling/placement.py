@@ -1,12 +1,17 @@
-"""Which queued job starts next, and on which GPUs. Pure: no threads, no clock, no processes.
+"""Which queued job starts next, and on which devices of which node. Pure: no threads, no clock, no processes.
 
-Jobs start by priority, then in order of arrival. A smaller job may pass a wide one that does not fit yet, but only until the
-wide one has waited for `reservation_seconds`; from then on the GPUs that come free are kept for it. Jobs that need no GPU have
-slots of their own, so neither kind keeps the other waiting.
+Jobs start by priority, then in order of arrival. All GPUs of a job lie on one node: of those that have enough free, the one
+with the fewest, so that wide jobs find room on the others. A smaller job may pass a wide one that does not fit yet, but only
+until the wide one has waited for `reservation_seconds`; from then on the GPUs that come free on one node are kept for it. Jobs
+that need no GPU have slots of their own, so neither kind keeps the other waiting.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
+
+from evalrpc.executors.base import Node, Resources
 
 
 class QueuedJob(NamedTuple):
@@ -22,78 +27,174 @@ class QueuedJob(NamedTuple):
     """Time of day before which it must not start: after a failed attempt."""
 
 
-class Capacity(NamedTuple):
-    """What there is, or what of it is free."""
+class NodeCapacity(NamedTuple):
+    """What a node has."""
 
-    gpus: tuple[str, ...]
-    slots_without_gpus: int
-    """For jobs that need no GPU."""
-    slots: int
-    """For jobs of both kinds together."""
+    name: str
+    free: tuple[str, ...]
+    """The devices that can be used and that no job holds."""
+    usable_count: int
+    """How many devices are not quarantined, whether free or not."""
+    device_count: int
 
 
-def capacity(gpus: Sequence[str], max_running: int) -> Capacity:
-    """Return what a server has. Jobs without GPUs get the slots that GPU jobs can't fill, and at least one.
+class Slots(NamedTuple):
+    """How many jobs may run at once."""
+
+    total: int
+    """Jobs of both kinds together."""
+    without_gpus: int
+    """Jobs that need no GPU."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What there is for new jobs."""
+
+    nodes: tuple[NodeCapacity, ...]
+    slots: Slots
+    """Those that are free."""
+
+    @cached_property
+    def free_count(self) -> int:
+        """How many devices are free on all nodes together."""
+        return sum(len(node.free) for node in self.nodes)
+
+    @cached_property
+    def most_free(self) -> int:
+        """How many devices are free on the node that has most."""
+        return max((len(node.free) for node in self.nodes), default=0)
+
+    @cached_property
+    def widest(self) -> int:
+        """How many devices the largest node has, whether free or not."""
+        return max((node.device_count for node in self.nodes), default=0)
+
+    @cached_property
+    def quarantined_count(self) -> int:
+        """How many devices can't be used at present."""
+        return sum(node.device_count - node.usable_count for node in self.nodes)
+
+
+class Placement(NamedTuple):
+    """A job, and what it is to start on."""
+
+    job: QueuedJob
+    node: str
+    devices: tuple[str, ...]
+
+
+class Reservation(NamedTuple):
+    """A job that has waited long, and the node whose GPUs are kept for it."""
+
+    job: QueuedJob
+    node: str
+
+
+def slots(device_count: int, max_running: int) -> Slots:
+    """Return how many jobs a server runs at once. Jobs without GPUs get the slots that GPU jobs can't fill, and at least one.
 
     `max_running` 0 means one per GPU and two more.
     """
-    slots = max_running or len(gpus) + 2
-    return Capacity(tuple(gpus), max(1, slots - len(gpus)), slots)
+    total = max_running or device_count + 2
+    return Slots(total, max(1, total - device_count))
 
 
-def next_job(heads: Iterable[QueuedJob], free: Capacity, now_seconds: float, reservation_seconds: float) -> QueuedJob | None:
-    """Return the job to start now, or None while nothing fits.
+def node_capacity(node: Node, held: Set[str]) -> NodeCapacity:
+    """Return what a node has, where jobs hold these devices."""
+    usable = [device.id for device in node.devices if not device.quarantine_reason]
+    return NodeCapacity(node.name, tuple(device for device in usable if device not in held), len(usable), len(node.devices))
+
+
+def resources_of(devices: Sequence[str], nodes: Sequence[Node]) -> Resources:
+    """Return where a job with these devices was placed, since their ids are unique. If no node has them any more, or the job
+    holds none, this is the first node."""
+    held = set(devices)
+    having = (node.name for node in nodes if not held.isdisjoint(device.id for device in node.devices))
+    return Resources(next(having, nodes[0].name if nodes else ""), tuple(devices))
+
+
+def next_placement(
+    heads: Iterable[QueuedJob], free: Capacity, now_seconds: float, reservation_seconds: float
+) -> tuple[Placement | None, Reservation | None]:
+    """Return the job to start now, or None while nothing fits; and the first job before it that GPUs are kept for, if any.
 
     `heads` holds, for each number of GPUs that is asked for, the first job in the order of service that is ready.
     """
-    if free.slots < 1:
-        return None
+    if free.slots.total < 1:
+        return None, None
+    reservation = None
+    nodes = list(free.nodes)  # without those that are kept
     for job in sorted(heads):
-        if fits(job.num_gpus, free):
-            return job
-        if _reserves(job, free, now_seconds, reservation_seconds):
-            return _first_without_gpus(heads, free)
-    return None
-
-
-def reserving_job(
-    heads: Iterable[QueuedJob], free: Capacity, now_seconds: float, reservation_seconds: float
-) -> QueuedJob | None:
-    """Return the job that free GPUs are kept for, or None. Asked of the same as `next_job`, when that has none to start."""
-    return next((job for job in sorted(heads) if _reserves(job, free, now_seconds, reservation_seconds)), None)
+        node = _node_for(job.num_gpus, nodes if job.num_gpus else free.nodes, free.slots)
+        if node is not None:
+            return Placement(job, node.name, node.free[: job.num_gpus]), reservation
+        has_waited = now_seconds - job.created_seconds >= reservation_seconds
+        if job.num_gpus and has_waited and (kept := _node_to_keep(job.num_gpus, nodes)):
+            nodes.remove(kept)
+            reservation = reservation or Reservation(job, kept.name)
+    return None, reservation
 
 
 def fits(num_gpus: int, free: Capacity) -> bool:
     """Tell whether a job of this width can start on what is free."""
-    if free.slots < 1:
-        return False
-    return num_gpus <= len(free.gpus) if num_gpus else free.slots_without_gpus > 0
+    return _node_for(num_gpus, free.nodes, free.slots) is not None
 
 
-def _reserves(job: QueuedJob, free: Capacity, now_seconds: float, reservation_seconds: float) -> bool:
-    has_waited = now_seconds - job.created_seconds >= reservation_seconds
-    return job.num_gpus > 0 and not fits(job.num_gpus, free) and has_waited
+def _node_for(num_gpus: int, nodes: Sequence[NodeCapacity], free: Slots) -> NodeCapacity | None:
+    """Return the node with the fewest free devices that suffice."""
+    if free.total < 1 or (not num_gpus and free.without_gpus < 1):
+        return None
+    best = None
+    for node in nodes:
+        if num_gpus <= len(node.free) and (best is None or len(node.free) < len(best.free)):
+            best = node
+    return best
 
 
-def _first_without_gpus(heads: Iterable[QueuedJob], free: Capacity) -> QueuedJob | None:
-    return next((job for job in sorted(heads) if not job.num_gpus and fits(0, free)), None)
+def _node_to_keep(num_gpus: int, nodes: Sequence[NodeCapacity]) -> NodeCapacity | None:
+    """Return the node to keep for a job: the one that lacks least. No later job is placed there, so it lacks ever less."""
+    wide_enough = (node for node in nodes if num_gpus <= node.usable_count)
+    return max(wide_enough, key=lambda node: len(node.free), default=None)
 
 
-def wait_reason(job: QueuedJob, position: int, free: Capacity, quarantined: int = 0, reserving: QueuedJob | None = None) -> str:
-    """Say in words why a queued job does not run yet. `quarantined` GPUs can't be used at present, and what is free may be kept
-    for the job `reserving`."""
+def wait_reason(job: QueuedJob, position: int, free: Capacity, reservation: Reservation | None = None) -> str:
+    """Say in words why a queued job does not run yet. GPUs that are free may be kept for another job."""
     before = f"{_jobs(position)} before this one"
-    if free.slots < 1:
+    if job.num_gpus > free.widest:
+        return _too_wide(job.num_gpus, free)
+    if free.slots.total < 1:
         return f"all slots for running jobs are taken; {before}"
     if job.num_gpus == 0:
-        return "about to start" if fits(0, free) else f"all slots for jobs without GPUs are taken; {before}"
-    needs = f"needs {_gpus(job.num_gpus)}, {len(free.gpus)} free"
-    if reserving is not None and reserving < job:
-        kept = f"GPUs are kept for job {reserving.job_id}, which needs {reserving.num_gpus} and has waited long"
-        return f"{needs}; {kept}; {before}"
-    if fits(job.num_gpus, free) and position == 0:
+        return "about to start" if fits(0, free) else f"{_missing_without_gpus(free)}; {before}"
+    needs = _needs(job.num_gpus, free)
+    if reservation is not None and reservation.job < job:
+        return f"{needs}; {_kept(reservation, free)}; {before}"
+    if position == 0 and fits(job.num_gpus, free):
         return "about to start"
-    return f"{needs}, {quarantined} set aside, see GetQueue; {before}" if quarantined else f"{needs}; {before}"
+    set_aside = f", {free.quarantined_count} set aside, see GetQueue" if free.quarantined_count else ""
+    return f"{needs}{set_aside}; {before}"
+
+
+def _too_wide(num_gpus: int, free: Capacity) -> str:
+    if len(free.nodes) > 1:
+        return f"needs {_gpus(num_gpus)} on one node, and no node of this server has more than {free.widest}"
+    return f"needs {num_gpus} GPUs, and this server has {free.widest} in all"
+
+
+def _missing_without_gpus(free: Capacity) -> str:
+    return "all slots for jobs without GPUs are taken" if free.nodes else "there is no node to run on"
+
+
+def _needs(num_gpus: int, free: Capacity) -> str:
+    if num_gpus == 1 or len(free.nodes) == 1:
+        return f"needs {_gpus(num_gpus)}, {free.free_count} free"
+    return f"needs {_gpus(num_gpus)} on one node, at most {free.most_free} free on one"
+
+
+def _kept(reservation: Reservation, free: Capacity) -> str:
+    gpus = f"GPUs of node {reservation.node}" if len(free.nodes) > 1 else "GPUs"
+    return f"{gpus} are kept for job {reservation.job.job_id}, which needs {reservation.job.num_gpus} and has waited long"
 
 
 def _jobs(count: int) -> str:

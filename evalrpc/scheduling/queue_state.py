@@ -12,11 +12,12 @@ from typing import Final
 from sortedcontainers import SortedDict, SortedKeyList, SortedList
 
 from evalrpc.clock import Clock
+from evalrpc.executors.base import Node
 from evalrpc.jobs import lifecycle
 from evalrpc.jobs.defaults import gpus_needed
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.scheduling import placement
-from evalrpc.scheduling.placement import Capacity, QueuedJob
+from evalrpc.scheduling.placement import Capacity, Placement, QueuedJob, Reservation, Slots
 from evalrpc.store.base import Change, ListedJob, QueuedRow
 from evalrpc.v1 import job_pb2 as pb
 
@@ -26,11 +27,26 @@ _NOTHING: Final = pb.JobInfo()
 
 
 class QueueState:
-    """What is queued, in the order of service, and what runs on which GPUs."""
+    """What is queued, in the order of service, and what runs on which GPUs.
 
-    def __init__(self, capacity: Capacity, clock: Clock, quarantined: Callable[[], Mapping[str, str]] = dict) -> None:
-        self.capacity = capacity
-        self._quarantined = quarantined
+    `nodes` is `Executor.nodes`. Of the running jobs, those that `owns` accepts when they are loaded or committed belong to this
+    server: they take its slots and devices, and its scheduler sees them through. `max_running` 0 means one per GPU that there
+    is now, and two more.
+    """
+
+    def __init__(
+        self,
+        nodes: Callable[[], Sequence[Node]],
+        max_running: int,
+        clock: Clock,
+        owns: Callable[[pb.JobInfo], bool] = lambda _: True,
+    ) -> None:
+        self.slots: Slots = placement.slots(sum(len(node.devices) for node in nodes()), max_running)
+        """How many jobs may run at once."""
+        self.nodes = nodes
+        """What runs can be placed on."""
+        self.owns = owns
+        """Whether a running job belongs to this server."""
         self._clock = clock
         self._lock = threading.Lock()
         self._queued: dict[str, QueuedJob] = {}
@@ -38,11 +54,12 @@ class QueueState:
         self._by_width: SortedDict[int, SortedList[QueuedJob]] = SortedDict()
         self._delayed = _by_readiness()  # those that are not in `_by_width` yet, since they are to be tried again later
         self._running: dict[str, pb.JobInfo] = {}
+        self._held: dict[str, tuple[str, ...]] = {}  # the devices of the running jobs of this server
         self._progress: dict[str, pb.Progress] = {}
-        self._known_free: Capacity | None = None
+        self._known_free: tuple[Sequence[Node], Capacity] | None = None
         self.generation = 0
         """Grows with every commit that was followed: what was read before holds as long as it stays."""
-        self._reserving: QueuedJob | None = None  # as of the last choice
+        self._reservation: Reservation | None = None  # as of the last choice
         self._told: tuple[object, dict[str, bytes]] = None, {}  # what `_waiting` has said of jobs, as of a state
         self.draining = False
         """Whether no more jobs are started, which those that wait are told."""
@@ -59,6 +76,7 @@ class QueueState:
                 by_width.setdefault(entry.num_gpus, []).append(entry)
         self._by_width = SortedDict({width: SortedList(of_width) for width, of_width in by_width.items()})
         self._running = {job.job_id: job for _, job in running}
+        self._held = {job_id: tuple(job.gpus) for job_id, job in self._running.items() if self.owns(job)}
         self._known_free = None
 
     def apply(self, changes: Sequence[Change]) -> None:
@@ -93,7 +111,7 @@ class QueueState:
 
     def _waiting(self, job_id: str) -> bytes:
         """Return the position and wait reason of a queued job, serialised. They are kept until what they say may change."""
-        state = self.generation, self._reserving, self.draining, self._quarantined()
+        state = self.generation, self._reservation, self.draining, self.nodes()
         told_state, told = self._told
         if told_state != state or len(told) == _MAX_TOLD:
             told = {}
@@ -128,20 +146,17 @@ class QueueState:
 
     def choose(
         self, free: Capacity, reservation_seconds: float, passed: Mapping[str, object], now_seconds: float
-    ) -> QueuedJob | None:
+    ) -> Placement | None:
         """Return the job to start now on `free`, leaving out those in `passed`: the scheduler has them already.
 
-        A job that is wider than the whole server, because that has lost GPUs since or some are set aside, waits without keeping
-        any for itself.
+        A job that is wider than any node, because that has lost GPUs since or some are quarantined, waits, and none are kept
+        for it.
         """
         with self._lock:
             while self._delayed and self._delayed[0].ready_seconds <= now_seconds:
                 self._offer(self._delayed.pop(0))
-            usable = len(self.capacity.gpus) - len(self._quarantined())
-            orders = [order for width, order in self._by_width.items() if width <= usable]
-            heads = [head for order in orders if (head := _first(order, passed))]
-            chosen = placement.next_job(heads, free, now_seconds, reservation_seconds)
-            self._reserving = placement.reserving_job(heads, free, now_seconds, reservation_seconds) if not chosen else None
+            heads = [head for order in self._by_width.values() if (head := _first(order, passed))]
+            chosen, self._reservation = placement.next_placement(heads, free, now_seconds, reservation_seconds)
             return chosen
 
     def seconds_until_ready(self) -> float | None:
@@ -163,6 +178,10 @@ class QueueState:
         with self._lock:
             return sorted(self._running.values(), key=lambda job: job.started_at.ToNanoseconds())
 
+    def own_running_jobs(self) -> list[pb.JobInfo]:
+        """Return those of the running jobs that belong to this server. They must not be modified."""
+        return [job for job in self.running_jobs() if job.job_id in self._held]
+
     def running_job(self, job_id: str) -> pb.JobInfo | None:
         """Return a running job. It must not be modified."""
         return self._running.get(job_id)
@@ -173,40 +192,39 @@ class QueueState:
         return len(self._queued)
 
     def free(self, placed: Mapping[str, tuple[str, ...]] | None = None) -> Capacity:
-        """Return what no job holds: neither a running one, nor one in `placed`, by job id with its GPUs. GPUs that are set
-        aside count as held."""
+        """Return what no job of this server holds: neither a running one, nor one in `placed`, by job id with its devices.
+        Quarantined devices are not free."""
         with self._lock:
-            return self._free(placed or {})
+            return self._free(self.nodes(), placed or {})
 
-    def _free(self, placed: Mapping[str, tuple[str, ...]]) -> Capacity:
-        holders = {job_id: tuple(job.gpus) for job_id, job in self._running.items()} | dict(placed)
-        held = {gpu for gpus in holders.values() for gpu in gpus} | self._quarantined().keys()
+    def _free(self, nodes: Sequence[Node], placed: Mapping[str, tuple[str, ...]]) -> Capacity:
+        holders = {**self._held, **placed}
+        held = {device for devices in holders.values() for device in devices}
+        without_gpus = sum([not devices for devices in holders.values()])
         return Capacity(
-            tuple(gpu for gpu in self.capacity.gpus if gpu not in held),
-            self.capacity.slots_without_gpus - sum(1 for gpus in holders.values() if not gpus),
-            self.capacity.slots - len(holders),
+            tuple(placement.node_capacity(node, held) for node in nodes),
+            Slots(self.slots.total - len(holders), self.slots.without_gpus - without_gpus),
         )
 
     def _free_now(self) -> Capacity:
         """Return what is free, which every queued job is told of. It is worked out anew when a run begins or ends."""
-        if self._quarantined():
-            return self._free({})
-        if self._known_free is None:
-            self._known_free = self._free({})
-        return self._known_free
+        nodes = self.nodes()
+        if self._known_free is None or self._known_free[0] is not nodes:
+            self._known_free = nodes, self._free(nodes, {})
+        return self._known_free[1]
 
     def _wait_reason(self, entry: QueuedJob, position: int) -> str:
         if self.draining:
             return "the server is about to stop and starts no more jobs; this one starts after the restart"
         if entry.ready_seconds and entry.ready_seconds > self.now_seconds():
             return "waits for a while before it is tried again, see retry_at"
-        if entry.num_gpus > len(self.capacity.gpus):
-            return f"needs {entry.num_gpus} GPUs, and this server has {len(self.capacity.gpus)} in all"
-        return placement.wait_reason(entry, position, self._free_now(), len(self._quarantined()), self._reserving)
+        return placement.wait_reason(entry, position, self._free_now(), self._reservation)
 
     def _place(self, change: Change) -> None:
         if change.job.status == pb.JOB_STATUS_RUNNING:
             self._running[change.job.job_id] = change.job
+            if self.owns(change.job):
+                self._held[change.job.job_id] = tuple(change.job.gpus)
             self._known_free = None
         elif change.job.status == pb.JOB_STATUS_QUEUED:
             self._enqueue(_entry(_row(change)))
@@ -232,6 +250,7 @@ class QueueState:
             self._order.remove(entry)
             self._withdraw(entry)
         if self._running.pop(job_id, None) is not None:
+            self._held.pop(job_id, None)
             self._known_free = None
 
     def _withdraw(self, entry: QueuedJob) -> None:

@@ -1,8 +1,8 @@
 """The thread pool that runs jobs: one dispatcher chooses what starts next, and one worker thread supervises each run.
 
 Threads: `on_changes` runs on the store's writer thread, the dispatcher on its own, each Supervisor on a worker. `_condition`
-guards `_placed`, the jobs that a worker has, with their GPUs: from the moment of the choice until the worker is done. A GPU is
-free when neither `_placed` nor a running job in the store holds it.
+guards `_placed`, the jobs that a worker has, with their devices: from the moment of the choice until the worker is done. A
+device is free when neither `_placed` nor a running job of this server in the store holds it.
 """
 
 import logging
@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
+from evalrpc.executors.base import Resources
 from evalrpc.scheduling.supervisor import RunDependencies, Supervisor
 from evalrpc.store.base import Change
 
@@ -21,7 +22,10 @@ _log = logging.getLogger(__name__)
 
 
 class Scheduler:
-    """Starts queued jobs as GPUs come free. It changes jobs through the store alone, and hears of changes from it."""
+    """Starts queued jobs as GPUs come free. It changes jobs through the store alone, and hears of changes from it.
+
+    It sees through the running jobs that `QueueState.owns` accepts, and leaves all others alone.
+    """
 
     def __init__(self, dependencies: RunDependencies, reservation_seconds: float) -> None:
         self._dependencies = dependencies
@@ -36,10 +40,11 @@ class Scheduler:
 
     def start(self) -> None:
         """Take up the runs that an earlier server left, then start what is queued."""
-        running = self._dependencies.queue_state.running_jobs()
-        self._set_leftovers_aside({job.job_id for job in running})
+        queue_state = self._dependencies.queue_state
+        running = queue_state.own_running_jobs()
+        self._quarantine_leftovers({job.job_id for job in queue_state.running_jobs()})
         # A server that has shrunk since may have taken over more runs than it would start.
-        threads = max(self._dependencies.queue_state.capacity.slots, len(running))
+        threads = max(queue_state.slots.total, len(running))
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="run")
         for job in running:
             _log.info("taking up a run of an earlier server", extra={"job_id": job.job_id})
@@ -57,6 +62,7 @@ class Scheduler:
     def stop(self) -> None:
         """Let go of all runs, which go on, and wait for the threads."""
         self._dependencies.stopping.set()
+        self._dependencies.executor.begin_close()
         with self._condition:
             supervisors = list(self._supervisors.values())
             self._condition.notify_all()
@@ -85,8 +91,8 @@ class Scheduler:
         for supervisor in cancelled:
             supervisor.interrupt()
 
-    def _set_leftovers_aside(self, running: Set[str]) -> None:
-        """Give the GPUs of runs that have ended to nobody while processes of theirs are left, which an earlier server could not
+    def _quarantine_leftovers(self, running: Set[str]) -> None:
+        """Quarantine the devices of runs that have ended while processes of theirs are left, which an earlier server could not
         end."""
         store = self._dependencies.store
         try:
@@ -96,7 +102,7 @@ class Scheduler:
             return
         for job_id in store.known_jobs(sorted(left)):
             job = store.job(job_id).parse()
-            if job.attempts:
+            if job.attempts and self._dependencies.queue_state.owns(job):
                 _log.warning("processes are left of a run that has ended", extra={"job_id": job_id})
                 self._dependencies.quarantine(job, "processes of it are left")
 
@@ -111,29 +117,29 @@ class Scheduler:
                 self._dirty = False
                 patience = self._patience_seconds()
                 self._condition.wait_for(lambda: self._dirty or self._dependencies.stopping.is_set(), patience)
-            if self._dependencies.gpu_guard.has_quarantined():
-                self._dependencies.gpu_guard.recheck()
+            if self._dependencies.executor.needs_recheck():
+                self._dependencies.executor.recheck()
 
     def _patience_seconds(self) -> float | None:
-        """Return how long nothing can change by itself: until a job is ready, or a GPU that is set aside may be good again."""
+        """Return how long nothing can change by itself: until a job is ready, or what is quarantined may be usable again."""
         waits = [self._dependencies.queue_state.seconds_until_ready()]
-        if self._dependencies.gpu_guard.has_quarantined():
+        if self._dependencies.executor.needs_recheck():
             waits.append(_RECHECK_SECONDS)
         return min((wait for wait in waits if wait is not None), default=None)
 
     def _start_next(self, now_seconds: float) -> bool:
         """Hand the next job to a worker, if one can start now. Called with the condition held."""
         free = self._dependencies.queue_state.free(self._placed)
-        job = self._dependencies.queue_state.choose(free, self._reservation_seconds, self._placed, now_seconds)
-        if job is None or self._draining or self._dependencies.stopping.is_set():
+        chosen = self._dependencies.queue_state.choose(free, self._reservation_seconds, self._placed, now_seconds)
+        if chosen is None or self._draining or self._dependencies.stopping.is_set():
             return False
-        gpus = free.gpus[: job.num_gpus]
-        self._hand_over(job.job_id, gpus, lambda supervisor: supervisor.run(gpus))
+        resources = Resources(chosen.node, chosen.devices)
+        self._hand_over(chosen.job.job_id, chosen.devices, partial(Supervisor.run, resources=resources))
         return True
 
-    def _hand_over(self, job_id: str, gpus: tuple[str, ...], task: Callable[[Supervisor], None]) -> None:
+    def _hand_over(self, job_id: str, devices: tuple[str, ...], task: Callable[[Supervisor], None]) -> None:
         supervisor = Supervisor(self._dependencies, job_id)
-        self._placed[job_id] = gpus
+        self._placed[job_id] = devices
         self._supervisors[job_id] = supervisor
         assert self._workers is not None  # noqa: S101 - `start` makes them
         self._workers.submit(self._work, job_id, supervisor, task)

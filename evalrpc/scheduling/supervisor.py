@@ -8,21 +8,18 @@ What does not pass, or is a bug, ends the run and fails the job (`abandon`).
 """
 
 import enum
-import json
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Final
 
 from evalrpc.clock import Clock
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import ConflictError, IllegalTransitionError, JobNotFoundError, RunFailedError, StoreUnavailableError
-from evalrpc.executors.base import Executor, RunHandle, RunKey
-from evalrpc.executors.local.gpu_memory import GpuGuard
+from evalrpc.executors.base import Executor, Resources, RunHandle, RunKey
 from evalrpc.files.errnos import is_shortage
 from evalrpc.files.output_access import OutputAccess
 from evalrpc.harnesses.base import Harness, Run
@@ -31,6 +28,7 @@ from evalrpc.jobs import transitions
 from evalrpc.jobs.paths import attempt_dir, attempt_output_dir, job_output_dir
 from evalrpc.scheduling.interruptible import InterruptibleReader
 from evalrpc.scheduling.log_tail import LogFollower, read_tail
+from evalrpc.scheduling.placement import resources_of
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.scheduling.results_reader import ResultsReader
 from evalrpc.scheduling.run_progress import RunProgress
@@ -49,8 +47,6 @@ _LACKS: Final = (OSError, MemoryError)
 
 _ENDED_BY_OTHERS: Final = (ConflictError, IllegalTransitionError, JobNotFoundError)
 """What says that the job was cancelled, deleted or ended meanwhile, so that there is nothing left to commit."""
-
-_GPU_MEMORY_NAME: Final = "gpu-memory.json"
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +68,6 @@ class RunDependencies:
     output_access: OutputAccess
     grace_seconds: float
     publish_progress: Callable[[pb.JobInfo], None]
-    gpu_guard: GpuGuard
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def run_key(self, job: pb.JobInfo) -> RunKey:
@@ -80,9 +75,8 @@ class RunDependencies:
         return RunKey(job.job_id, job.attempt, attempt_dir(self.data_dir, job.job_id, job.attempt))
 
     def quarantine(self, job: pb.JobInfo, problem: str) -> None:
-        """Give the GPUs of a job's latest attempt to nobody until nothing is left of it."""
-        is_gone = partial(self.executor.kill_leftovers, self.run_key(job))
-        self.gpu_guard.quarantine(job.attempts[-1].gpus, f"job {job.job_id}: {problem}", is_gone)
+        """Give the devices of a job's latest attempt to nobody until nothing is left of it."""
+        self.executor.quarantine(self.run_key(job), job.attempts[-1].gpus, f"job {job.job_id}: {problem}")
 
 
 class _Ending(enum.Enum):
@@ -103,6 +97,7 @@ class Supervisor:
         self._lock = threading.Lock()  # guards the handle against an interrupt while it is closed
         self._reader = InterruptibleReader()
         self._handle: RunHandle | None = None
+        self._resources = Resources(node="")
         self._may_have_begun = False
         self._ending: _Ending | None = None
         self._progress: RunProgress | None = None
@@ -112,10 +107,11 @@ class Supervisor:
         self._expected = ANY  # what the job is as long as nobody else has ended it
         self._committed = False
 
-    def run(self, gpus: tuple[str, ...]) -> None:
-        """Begin a new attempt on these GPUs and see it through. Does nothing if the job is not QUEUED any more."""
+    def run(self, resources: Resources) -> None:
+        """Begin a new attempt on these devices and see it through. Does nothing if the job is not QUEUED any more."""
+        self._resources = resources
         try:
-            run = self._prepare(gpus)
+            run = self._prepare(len(resources.devices))
             self._expected = Expected(pb.JOB_STATUS_QUEUED, run.attempt - 1)
             job = self._update(lambda job: self._begin(job, run))
         except _ENDED_BY_OTHERS:
@@ -132,6 +128,7 @@ class Supervisor:
     def resume(self, job: pb.JobInfo) -> None:
         """See through the attempt of this job that an earlier server began."""
         self._may_have_begun = True
+        self._resources = resources_of(job.gpus, self._dependencies.executor.nodes())
         self._see_through(job)
 
     def interrupt(self) -> None:
@@ -173,7 +170,7 @@ class Supervisor:
         self._dependencies.quarantine(job, problem)
         return pb.JobError(reason=transitions.UNKILLABLE_REASON, message=transitions.shorten(problem))
 
-    def _prepare(self, gpus: tuple[str, ...]) -> Run:
+    def _prepare(self, num_gpus: int) -> Run:
         """Return the job's next attempt, with its folders made. So a job for which there is no room on the disk stays QUEUED.
 
         Raises RunFailedError, StoreUnavailableError, JobNotFoundError.
@@ -183,7 +180,7 @@ class Supervisor:
         output_base = job_output_dir(self._dependencies.data_dir, self._dependencies.output_root, job)
         output_dir = attempt_output_dir(self._dependencies.data_dir, output_base, job, attempt)
         folder = attempt_dir(self._dependencies.data_dir, self._job_id, attempt)
-        run = Run(self._job_id, attempt, job.request, folder, output_dir, gpus)
+        run = Run(self._job_id, attempt, job.request, folder, output_dir, num_gpus)
         steps = steps_of(run)
         try:
             self._make_folders(steps)
@@ -194,7 +191,7 @@ class Supervisor:
         return run
 
     def _begin(self, job: pb.JobInfo, run: Run) -> None:
-        transitions.begin_attempt(job, run.gpus, str(run.output_dir), self._dependencies.clock.now())
+        transitions.begin_attempt(job, self._resources.devices, str(run.output_dir), self._dependencies.clock.now())
 
     def _see_through(self, job: pb.JobInfo) -> None:
         """Supervise the attempt to its end and commit its outcome, or leave it to the next server."""
@@ -243,7 +240,7 @@ class Supervisor:
                 self._end(self._handle, job, self._dependencies.grace_seconds)
             raise RunFailedError("HARNESS_UNAVAILABLE", f"this server has no harness {job.request.harness!r} any more")
         output_dir = Path(job.attempts[-1].output_dir)
-        run = Run(job.job_id, job.attempt, job.request, key.attempt_dir, output_dir, tuple(job.gpus))
+        run = Run(job.job_id, job.attempt, job.request, key.attempt_dir, output_dir, len(job.gpus))
         steps = steps_of(run)
         handle = self._handle = self._handle or self._start(harness, run, steps, key)
         reader = self._results_reader = self._results_reader or ResultsReader(
@@ -271,18 +268,16 @@ class Supervisor:
         """Take hold of the run if it has begun, under an earlier server or in an earlier try."""
         if self._handle is None and self._may_have_begun:
             self._handle = self._dependencies.executor.find(key)
-            if self._handle is not None:
-                self._dependencies.gpu_guard.restore(_read_gpu_memory(key))
 
     def _start(self, harness: Harness, run: Run, steps: Sequence[Run], key: RunKey) -> RunHandle:
         if not run.output_dir.exists():  # a power cut has taken the folders
             with suppress(OSError):  # what this means to the run, the run will tell
                 self._make_folders(steps)
-        _write_gpu_memory(key, self._dependencies.gpu_guard.acquire(run.gpus))
         command = replace(command_of(harness, steps), umask=self._dependencies.output_access.umask_in(run.output_dir))
-        _log.info("starting %s", command.argv[0], extra={"job_id": run.job_id, "attempt": run.attempt, "gpus": run.gpus})
+        place = {"node": self._resources.node, "gpus": self._resources.devices}
+        _log.info("starting %s", command.argv[0], extra={"job_id": run.job_id, "attempt": run.attempt, **place})
         self._may_have_begun = True
-        return self._dependencies.executor.start(key, command, run.gpus)
+        return self._dependencies.executor.start(key, command, self._resources)
 
     def _make_folders(self, steps: Sequence[Run]) -> None:
         """Make the folders of a run. Raises OSError."""
@@ -291,13 +286,12 @@ class Supervisor:
             self._dependencies.output_access.make_folder(step.output_dir)
 
     def _end(self, handle: RunHandle, job: pb.JobInfo, grace_seconds: float) -> None:
-        """End all that is left of the run, and see its GPUs free again; those of one that can't be ended are set aside."""
+        """End all that is left of the run. The devices of one that can't be ended are quarantined."""
         try:
             handle.end(grace_seconds)
         except RunFailedError as error:
             self._dependencies.quarantine(job, error.message)
             raise
-        self._dependencies.gpu_guard.release(job.gpus, self._dependencies.stopping)
 
     def _new_progress(
         self, job: pb.JobInfo, harness: Harness, steps: Sequence[Run], handle: RunHandle, key: RunKey
@@ -403,17 +397,3 @@ def _describe(cause: Exception) -> str:
 def _reason(cause: Exception) -> str:
     """Say what went wrong, without paths, which are the server's own business."""
     return (cause.strerror if isinstance(cause, OSError) else None) or str(cause) or type(cause).__name__
-
-
-def _write_gpu_memory(key: RunKey, used_before: Mapping[str, int]) -> None:
-    """Let a later server know what was in use before the run. Without it, it only can't tell whether all was given back."""
-    if used_before:
-        with suppress(OSError):
-            (key.attempt_dir / _GPU_MEMORY_NAME).write_text(json.dumps(used_before))
-
-
-def _read_gpu_memory(key: RunKey) -> Mapping[str, int]:
-    try:
-        return dict(json.loads((key.attempt_dir / _GPU_MEMORY_NAME).read_text()))
-    except (OSError, ValueError):
-        return {}

@@ -21,7 +21,6 @@ from evalrpc.clock import Clock, SystemClock
 from evalrpc.config import Settings, parse_listen
 from evalrpc.errors import ConfigurationError, UnavailableError
 from evalrpc.executors.local.executor import LocalExecutor
-from evalrpc.executors.local.gpu_memory import GpuGuard, NvmlMemory
 from evalrpc.executors.local.gpus import find_gpus
 from evalrpc.files.output_access import output_access
 from evalrpc.files.private import PRIVATE_UMASK
@@ -29,7 +28,6 @@ from evalrpc.harnesses.registry import build_harnesses
 from evalrpc.reading.artifacts import ArtifactReader
 from evalrpc.reading.logs import LogReader
 from evalrpc.reading.samples import SampleLister
-from evalrpc.scheduling import placement
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.scheduling.scheduler import Scheduler
 from evalrpc.scheduling.supervisor import RunDependencies
@@ -102,18 +100,16 @@ class Server:
     def __init__(self, settings: Settings, clock: Clock) -> None:
         self._settings = settings
         # Check everything that settings can get wrong before opening anything.
-        gpus = find_gpus(settings.gpus, os.environ)
+        devices = find_gpus(settings.gpus, os.environ)
         self.harnesses = harnesses = build_harnesses(settings)
         access = output_access(settings.output_root, settings.output_mode, settings.output_group)
         self._store = SqliteStore(settings.data_dir, clock, settings.max_queued)
         self._readers = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="reader")
         self._hashers = ThreadPoolExecutor(_HASHER_THREADS, thread_name_prefix="hasher")
-        self._catalog = Catalog(harnesses, data_dir := settings.data_dir.absolute())
-        gpu_guard = GpuGuard(NvmlMemory(), clock)
-        capacity = placement.capacity([gpu.id for gpu in gpus], settings.max_running)
-        queue_state = QueueState(capacity, clock, gpu_guard.quarantined)
+        data_dir = settings.data_dir.absolute()
+        self._executor = LocalExecutor(devices=devices)
+        queue_state = QueueState(self._executor.nodes, settings.max_running, clock)
         self._feed = Feed(self._store, queue_state, clock, self._readers)
-        self._executor = LocalExecutor()
         dependencies = RunDependencies(
             store=self._store,
             queue_state=queue_state,
@@ -126,10 +122,10 @@ class Server:
             output_access=access,
             grace_seconds=settings.grace_seconds,
             publish_progress=self._feed.publish_progress,
-            gpu_guard=gpu_guard,
         )
         self._scheduler = Scheduler(dependencies, settings.reservation_seconds)
         self._listen_to_store(queue_state)
+        self._catalog = Catalog(harnesses, self._executor, data_dir)
         self._service = EvaluationService(
             store=self._store,
             feed=self._feed,
@@ -138,8 +134,6 @@ class Server:
             samples=SampleLister(self._feed, harnesses, self._readers),
             queue_state=queue_state,
             harnesses=harnesses,
-            gpus=gpus,
-            gpu_guard=gpu_guard,
             settings=settings,
             data_dir=data_dir,
             clock=clock,
@@ -184,9 +178,8 @@ class Server:
         loop = asyncio.get_running_loop()
         # Calls made just as gRPC stops get CANCELLED without a reason: so answer with the reason for a moment first.
         await asyncio.gather(loop.run_in_executor(None, self._scheduler.stop), asyncio.sleep(_TELLING_SECONDS))
-        await loop.run_in_executor(None, self._executor.close)
         await self._grpc.stop(self._settings.stop_seconds)
-        self._catalog.close()
+        await loop.run_in_executor(None, self._executor.close)  # only now: calls may have waited for a short command
         self._readers.shutdown(wait=True, cancel_futures=True)
         self._hashers.shutdown(wait=True, cancel_futures=True)
         self._store.close()

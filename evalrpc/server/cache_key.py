@@ -47,8 +47,7 @@ def _no_key(job: JobInfo, reason: str) -> bytes:
 
 
 def _run(request: EvaluateRequest) -> Run:
-    gpus = tuple(str(index) for index in range(gpus_needed(request)))
-    return Run("", 1, request, attempt_dir=_NOWHERE, output_dir=_NOWHERE / "output", gpus=gpus)
+    return Run("", 1, request, attempt_dir=_NOWHERE, output_dir=_NOWHERE / "output", num_gpus=gpus_needed(request))
 
 
 def _named_files(command: Command) -> Iterator[Path]:

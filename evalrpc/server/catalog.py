@@ -7,8 +7,6 @@ on a thread, except `lists_all`.
 import difflib
 import hashlib
 import json
-import os
-import subprocess
 import threading
 import uuid
 from bisect import bisect_left
@@ -20,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from evalrpc.errors import CatalogUnavailableError
-from evalrpc.executors.local.environment import build_environment
+from evalrpc.executors.base import CommandOutput, Executor
 from evalrpc.files.fingerprints import fingerprint_files
 from evalrpc.harnesses.base import Command, Harness
 from evalrpc.protobuf.structs import wire_text
@@ -44,13 +42,13 @@ class Names:
 
 
 class Catalog:
-    """The names of every harness, fetched when first needed. Thread-safe."""
+    """The names of every harness, fetched when first needed, with a command that the executor runs. Thread-safe."""
 
-    def __init__(self, harnesses: Mapping[str, Harness], data_dir: Path) -> None:
+    def __init__(self, harnesses: Mapping[str, Harness], executor: Executor, data_dir: Path) -> None:
         self._harnesses = harnesses
+        self._executor = executor
         self._cache_dir = data_dir / CATALOG_DIR
         self._known: dict[str, tuple[str, Names]] = {}
-        self._asking: set[subprocess.Popen[bytes]] = set()
         self._locks = {name: threading.Lock() for name in harnesses}
 
     def load(self) -> None:
@@ -105,11 +103,6 @@ class Catalog:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def close(self) -> None:
-        """Kill running listings; callers that wait for them get CatalogUnavailableError."""
-        for process in list(self._asking):
-            process.kill()
-
     def _ask(self, harness: Harness, command: Command, fingerprint: str) -> Names:
         document = {"fingerprint": fingerprint, **self._run(harness.name, command)}
         try:
@@ -126,35 +119,21 @@ class Catalog:
     def _run(self, harness_name: str, command: Command) -> dict[str, object]:
         """Run the harness's listing command, which prints one JSON object as its last line."""
         try:
-            stdout, stderr = self._output(command)
-        except (OSError, subprocess.TimeoutExpired) as error:
+            output = self._executor.run_to_end(command, _ASKING_SECONDS)
+        except OSError as error:
             raise CatalogUnavailableError(f"harness {harness_name} can't be asked what it knows: {error}") from error
         try:
-            document = json.loads(stdout.strip().rpartition(b"\n")[2])
+            document = json.loads(output.stdout.strip().rpartition(b"\n")[2])
         except ValueError:
             document = None
         if not isinstance(document, dict):
-            last = next((plain(line) for line in reversed(stderr.splitlines()) if line.strip()), "it printed nothing")
-            raise CatalogUnavailableError(f"harness {harness_name} can't say what it knows: {last[:500]}")
+            raise CatalogUnavailableError(f"harness {harness_name} can't say what it knows: {_last_words(output)}")
         return document
 
-    def _output(self, command: Command) -> tuple[bytes, bytes]:
-        environment = build_environment(os.environ, command.env, gpus=(), job_id="", attempt=0)
-        process = subprocess.Popen(
-            command.argv,
-            env=environment,
-            cwd=command.cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        self._asking.add(process)
-        try:
-            return process.communicate(timeout=_ASKING_SECONDS)
-        finally:
-            process.kill()
-            process.wait()
-            self._asking.discard(process)
+
+def _last_words(output: CommandOutput) -> str:
+    last = next((plain(line) for line in reversed(output.stderr.splitlines()) if line.strip()), "it printed nothing")
+    return last[:500]
 
 
 def _is_listed(task: str, names: tuple[str, ...]) -> bool:

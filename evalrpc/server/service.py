@@ -20,7 +20,7 @@ from evalrpc.analysis.history import History
 from evalrpc.clock import Clock
 from evalrpc.config import DEFAULT_HARNESS, Settings
 from evalrpc.errors import FieldViolation, ServerStoppingError
-from evalrpc.executors.local.gpu_memory import GpuGuard
+from evalrpc.executors.base import Node
 from evalrpc.harnesses.base import Harness
 from evalrpc.jobs import transitions
 from evalrpc.jobs.ids import job_ids
@@ -66,8 +66,6 @@ class EvaluationService:
     samples: SampleLister
     queue_state: QueueState
     harnesses: Mapping[str, Harness]
-    gpus: Sequence[calls.Gpu]
-    gpu_guard: GpuGuard
     settings: Settings
     data_dir: Path
     clock: Clock
@@ -87,7 +85,7 @@ class EvaluationService:
                 "the server is stopping: submit again when it is back", retry_delay_seconds=_RETRY_DELAY_SECONDS
             )
         output_root = self.settings.output_root
-        violations = validation.submission(request, self.harnesses, len(self.gpus), output_root)
+        violations = validation.submission(request, self.harnesses, self._gpu_counts(), output_root)
         validation.require(violations)
         job = _new_job(next(self.job_ids), request)
         await self._check_tasks(job)
@@ -190,7 +188,7 @@ class EvaluationService:
 
     async def GetQueue(self, request: calls.GetQueueRequest, call: Call) -> bytes:
         """Return what is queued and running, and which job holds which GPU. Rebuilt only after a change."""
-        state = self.queue_state.generation, self.gpu_guard.quarantined()
+        state = self.queue_state.generation, self.queue_state.nodes()
         if self._queue is None or self._queue[0] != state:
             self._queue = state, self._describe_queue(state[1]).SerializeToString()
         return self._queue[1]
@@ -227,10 +225,10 @@ class EvaluationService:
             started_at=self.started_at,
             head_revision=self.store.head_revision,
             oldest_revision=self.store.oldest_revision,
-            gpu_count=len(self.gpus),
+            gpu_count=sum(self._gpu_counts()),
             max_request_bytes=self.settings.max_request_bytes,
             max_queued=self.settings.max_queued,
-            max_running=self.queue_state.capacity.slots,
+            max_running=self.queue_state.slots.total,
             capabilities=[method.name for method in methods if hasattr(self, method.name)],
         )
 
@@ -285,29 +283,37 @@ class EvaluationService:
         answer.ClearField("job_id")
         return answer
 
-    def _describe_queue(self, quarantined: Mapping[str, str]) -> calls.GetQueueResponse:
+    def _gpu_counts(self) -> list[int]:
+        """Return how many GPUs each node has."""
+        return [len(node.devices) for node in self.queue_state.nodes()]
+
+    def _describe_queue(self, nodes: Sequence[Node]) -> calls.GetQueueResponse:
         running = self.queue_state.running_jobs()
-        holders = {gpu: job.job_id for job in running for gpu in job.gpus}
+        gpus = _gpus(nodes, {gpu: job.job_id for job in self.queue_state.own_running_jobs() for gpu in job.gpus})
         return calls.GetQueueResponse(
             queued_count=self.queue_state.queued_count,
             running_count=len(running),
             queued_job_ids=self.queue_state.queued_job_ids(MAX_QUEUED_IDS),
             running_job_ids=[job.job_id for job in running],
             status_counts=self._status_counts(),
-            gpus=[
-                calls.Gpu(
-                    id=gpu.id, name=gpu.name, job_id=holders.get(gpu.id, ""), set_aside_reason=quarantined.get(gpu.id, "")
-                )
-                for gpu in self.gpus
-            ],
-            free_gpu_count=sum(1 for gpu in self.gpus if gpu.id not in holders and gpu.id not in quarantined),
-            max_running=self.queue_state.capacity.slots,
+            gpus=gpus,
+            free_gpu_count=sum(1 for gpu in gpus if not gpu.job_id and not gpu.set_aside_reason),
+            max_running=self.queue_state.slots.total,
             max_queued=self.settings.max_queued,
         )
 
     def _status_counts(self) -> list[calls.StatusCount]:
         counts = self.store.status_counts()
         return [calls.StatusCount(status=status, count=counts[status]) for status in sorted(counts) if counts[status]]
+
+
+def _gpus(nodes: Sequence[Node], holders: Mapping[str, str]) -> list[calls.Gpu]:
+    """Return the GPUs of all nodes, with the jobs that hold them."""
+    return [
+        calls.Gpu(id=gpu.id, name=gpu.name, job_id=holders.get(gpu.id, ""), set_aside_reason=gpu.quarantine_reason)
+        for node in nodes
+        for gpu in node.devices
+    ]
 
 
 def _bounded(listed: Sequence[ListedJob]) -> Sequence[ListedJob]:

@@ -3,7 +3,7 @@
 import math
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -70,13 +70,13 @@ def require_page_size(page_size: int, default: int, maximum: int) -> int:
 
 
 def submission(
-    call: SubmitJobRequest, harnesses: Mapping[str, Harness], gpu_count: int, output_root: Path | None
+    call: SubmitJobRequest, harnesses: Mapping[str, Harness], gpu_counts: Sequence[int], output_root: Path | None
 ) -> _Violations:
-    """Yield what is wrong with a SubmitJobRequest."""
+    """Yield what is wrong with a SubmitJobRequest. `gpu_counts`: how many GPUs each node has, since a job runs on one."""
     if not call.HasField("request"):
         yield FieldViolation("request", "is required")
     else:
-        for field, description in _request(call.request, harnesses, gpu_count, output_root):
+        for field, description in _request(call.request, harnesses, gpu_counts, output_root):
             yield FieldViolation(f"request.{field}", description)
     if call.request_id and not _REQUEST_ID.fullmatch(call.request_id):
         yield FieldViolation("request_id", "must be 1 to 128 printable ASCII characters without spaces")
@@ -201,9 +201,9 @@ def _tolerance(field: str, tolerance: float) -> _Violations:
 
 
 def _request(
-    request: EvaluateRequest, harnesses: Mapping[str, Harness], gpu_count: int, output_root: Path | None
+    request: EvaluateRequest, harnesses: Mapping[str, Harness], gpu_counts: Sequence[int], output_root: Path | None
 ) -> _Violations:
-    found = list(_well_formed(request, gpu_count, output_root))
+    found = list(_well_formed(request, gpu_counts, output_root))
     yield from found
     named = _NamedFields(violation.field for violation in found)
     yield from (violation for violation in _harness(request, harnesses) if violation.field not in named)
@@ -230,7 +230,7 @@ class _NamedFields:
         return first < len(self._sorted) and self._sorted[first].startswith(prefix)
 
 
-def _well_formed(request: EvaluateRequest, gpu_count: int, output_root: Path | None) -> _Violations:
+def _well_formed(request: EvaluateRequest, gpu_counts: Sequence[int], output_root: Path | None) -> _Violations:
     yield from _name("model", request.model, MAX_MODEL_LENGTH)
     yield from _tasks(request)
     for field, arguments in (("model_args", request.model_args), ("gen_kwargs", request.gen_kwargs)):
@@ -242,7 +242,7 @@ def _well_formed(request: EvaluateRequest, gpu_count: int, output_root: Path | N
     if request.device and not _DEVICE.fullmatch(request.device):
         yield FieldViolation("device", "must be a torch device such as `cuda`, `cuda:0` or `cpu`")
     yield from _limit(request)
-    yield from _gpus(request, gpu_count)
+    yield from _gpus(request, gpu_counts)
     yield from _output_dir(request.output_dir, output_root)
 
 
@@ -281,12 +281,13 @@ def _limit(request: EvaluateRequest) -> _Violations:
         yield FieldViolation("limit", f"must be a fraction below 1 or a whole number, not {limit:g}")
 
 
-def _gpus(request: EvaluateRequest, gpu_count: int) -> _Violations:
+def _gpus(request: EvaluateRequest, gpu_counts: Sequence[int]) -> _Violations:
     wanted = gpus_needed(request)
     if wanted < 0:
         yield FieldViolation("num_gpus", f"must not be negative, and is {wanted}")
-    elif wanted > gpu_count:
-        has = f"this server has {gpu_count}" if gpu_count else "this server has none: set it to 0 to run without"
+    elif wanted > (widest := max(gpu_counts, default=0)):
+        has = f"no node of this server has more than {widest}" if len(gpu_counts) > 1 else f"this server has {widest}"
+        has = has if widest else "this server has none: set it to 0 to run without"
         asked = wanted if request.HasField("num_gpus") else f"{wanted} (the default)"
         yield FieldViolation("num_gpus", f"asks for {asked} GPUs, and {has}")
 

@@ -316,7 +316,7 @@ def _refused(harness: Harness, request: EvaluateRequest) -> set[str]:
     """Return the fields that a server with this harness refuses."""
     request.harness = NAME
     request.num_gpus = 0
-    return {field for field, _ in validation.submission(SubmitJobRequest(request=request), {NAME: harness}, 0, None)}
+    return {field for field, _ in validation.submission(SubmitJobRequest(request=request), {NAME: harness}, (), None)}
 
 
 def _options(harness: Harness, run: Run) -> set[str]:

@@ -32,9 +32,9 @@ def request_of(**fields: Any) -> EvaluateRequest:
     return ParseDict(fields, EvaluateRequest())
 
 
-def run_in(folder: Path, request: EvaluateRequest, gpus: tuple[str, ...] = ()) -> Run:
+def run_in(folder: Path, request: EvaluateRequest, num_gpus: int = 0) -> Run:
     """Return a run of the request whose folder is this one, and whose output is in `output` there."""
-    return Run("job-id", 1, request, folder, folder / "output", gpus)
+    return Run("job-id", 1, request, folder, folder / "output", num_gpus)
 
 
 def log_of(recorded_run: Path) -> list[str]:

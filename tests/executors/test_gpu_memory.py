@@ -1,10 +1,14 @@
 """GPUs whose memory is not freed are quarantined, and released when it is."""
 
+import sys
 import threading
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from evalrpc.executors.base import Device, Resources, RunKey
+from evalrpc.executors.local.executor import LOCAL_NODE, LocalExecutor
 from evalrpc.executors.local.gpu_memory import RELEASE_SECONDS, SLACK_BYTES, GpuGuard, NvmlMemory
+from evalrpc.harnesses.base import Command
 
 GIB = 1 << 30
 
@@ -65,9 +69,10 @@ def test_a_gpu_that_is_set_aside_comes_back_when_its_memory_does() -> None:
     guard, memory, _ = guard_of(0, 5 * GIB)
     guard.acquire(["0"])
     guard.release(["0"], NeverStopping())
-    assert not guard.recheck()
+    guard.recheck()
+    assert list(guard.quarantined()) == ["0"]
     memory.readings = [0]
-    assert guard.recheck()
+    guard.recheck()
     assert guard.quarantined() == {}
 
 
@@ -89,3 +94,41 @@ def test_without_a_driver_no_gpu_is_set_aside() -> None:
 
 def test_the_driver_is_asked_and_says_nothing_of_a_gpu_that_it_does_not_know() -> None:
     assert NvmlMemory().used_bytes("GPU-of-no-machine") is None
+
+
+def executor_of(*readings: int | None) -> tuple[LocalExecutor, FakeMemory]:
+    guard, memory, _ = guard_of(*readings)
+    return LocalExecutor(devices=[Device("0", "H200"), Device("1")], gpu_guard=guard), memory
+
+
+SLEEPS = Command((sys.executable, "-S", "-c", "import time; time.sleep(1000)"))
+
+
+def test_the_memory_of_a_run_is_missed_by_the_server_that_took_it_up(key: RunKey) -> None:
+    first, _ = executor_of(GIB)
+    first.start(key, SLEEPS, Resources(LOCAL_NODE, ("0",))).close()
+    first.close()
+    second, memory = executor_of(9 * GIB)
+    run = second.find(key)
+    assert run is not None
+    assert run.devices == ("0",)
+    run.end(0.0)
+    run.close()
+    ((_, devices),) = second.nodes()
+    assert [(device.name, bool(device.quarantine_reason)) for device in devices] == [("H200", True), ("", False)]
+    assert second.needs_recheck()
+    memory.readings = [GIB]
+    second.recheck()
+    assert not second.needs_recheck()
+    assert not any(device.quarantine_reason for device in second.nodes()[0].devices)
+
+
+def test_an_end_does_not_wait_for_memory_once_the_server_stops(key: RunKey) -> None:
+    executor, memory = executor_of(GIB)
+    run = executor.start(key, SLEEPS, Resources(LOCAL_NODE, ("0",)))
+    memory.readings = [9 * GIB]
+    executor.begin_close()
+    run.end(0.0)
+    run.close()
+    executor.close()
+    assert not executor.needs_recheck(), "nobody has waited long enough to tell"

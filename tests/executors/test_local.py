@@ -21,12 +21,14 @@ from running import SECONDS, Runs, ended
 from waiting import eventually
 
 from evalrpc.errors import RunFailedError
-from evalrpc.executors.base import RunKey
+from evalrpc.executors.base import Resources, RunKey
 from evalrpc.executors.local import executor, shim
 from evalrpc.executors.local.executor import TRACES_DIR, LocalRun, _about_to_begin
 from evalrpc.executors.local.fork_server import ForkServer
 from evalrpc.executors.local.processes import processes_of_job
 from evalrpc.harnesses.base import Command, Exit
+
+NOWHERE = Resources("local")
 
 # How a run ends.
 
@@ -43,7 +45,7 @@ def test_the_signal_is_the_one_that_ended_the_program(runs: Runs, number: signal
 
 
 def test_a_program_that_does_not_exist_is_a_start_failure(runs: Runs, key: RunKey) -> None:
-    handle = runs.keep(runs.executor.start(key, Command(("/nonexistent/program",)), ()))
+    handle = runs.keep(runs.executor.start(key, Command(("/nonexistent/program",)), NOWHERE))
     assert handle.wait(SECONDS)
     with pytest.raises(RunFailedError) as caught:
         handle.exit_status()
@@ -64,7 +66,7 @@ def test_a_program_that_does_not_exist_is_a_start_failure(runs: Runs, key: RunKe
 )
 def test_what_can_not_be_started_is_a_start_failure(runs: Runs, key: RunKey, command: Command) -> None:
     with pytest.raises(RunFailedError) as caught:
-        ended(runs.keep(runs.executor.start(key, command, ())))
+        ended(runs.keep(runs.executor.start(key, command, NOWHERE)))
     assert caught.value.job_error.reason == "START_FAILED"
     assert processes_of_job(key.job_id) == []
 
@@ -88,14 +90,14 @@ def test_an_ended_run_stays_ended(runs: Runs) -> None:
 
 
 def test_a_run_that_has_ended_leaves_no_zombie(runs: Runs) -> None:
-    handle = runs.executor.start(runs.key, Command(program("pass")), ())
+    handle = runs.executor.start(runs.key, Command(program("pass")), NOWHERE)
     ended(handle)
     handle.close()
     assert not Path(f"/proc/{handle._shim}").exists()
 
 
 def test_a_run_that_was_ended_leaves_no_zombie(runs: Runs) -> None:
-    handle = runs.executor.start(runs.key, Command(SLEEPS), ())
+    handle = runs.executor.start(runs.key, Command(SLEEPS), NOWHERE)
     handle.end(SECONDS)
     handle.close()
     assert not Path(f"/proc/{handle._shim}").exists()
@@ -166,7 +168,7 @@ print([signal.getsignal(n) for n in (1, 10, 15)] == [signal.SIG_DFL] * 3, signal
 
 
 def test_a_program_whose_reader_is_gone_is_ended_by_that_as_in_any_shell(runs: Runs) -> None:
-    ended(runs.keep(runs.executor.start(runs.key, Command(("sh", "-c", "(yes; echo $? >&2) | head -n 1")), ())))
+    ended(runs.keep(runs.executor.start(runs.key, Command(("sh", "-c", "(yes; echo $? >&2) | head -n 1")), NOWHERE)))
     assert sorted(runs.log().split()) == [str(128 + signal.SIGPIPE), "y"]
 
 
@@ -455,7 +457,7 @@ def test_an_order_that_a_killed_fork_server_had_carried_out_is_not_carried_out_a
 def test_nurseries_that_end_at_once_are_a_start_failure(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", shutil.which("true"))
     with pytest.raises(RunFailedError) as caught:
-        runs.executor.start(runs.key, Command(("true",)), ())
+        runs.executor.start(runs.key, Command(("true",)), NOWHERE)
     assert caught.value.job_error.reason == "START_FAILED"
 
 
@@ -514,7 +516,7 @@ def blocks(pid: int, number: signal.Signals) -> bool:
 SERVER = """
 import sys, time
 from pathlib import Path
-from evalrpc.executors.base import RunKey
+from evalrpc.executors.base import Resources, RunKey
 from evalrpc.executors.local.executor import LocalExecutor
 from evalrpc.harnesses.base import Command
 job_id, attempt_dir, *command = sys.argv[1:]
@@ -522,7 +524,7 @@ executor = LocalExecutor()
 executor.prepare()
 print(executor._fork_server.pid, flush=True)
 input()
-executor.start(RunKey(job_id, 1, Path(attempt_dir)), Command((sys.executable, "-c", *command)), ())
+executor.start(RunKey(job_id, 1, Path(attempt_dir)), Command((sys.executable, "-c", *command)), Resources("local"))
 print("started", flush=True)
 time.sleep(1000)
 """
@@ -580,7 +582,7 @@ def test_a_run_that_ended_while_no_server_was_there_still_tells_how(runs: Runs, 
 
 
 def test_a_run_that_could_not_be_started_still_tells_so_after_a_restart(runs: Runs, key: RunKey) -> None:
-    first = runs.keep(runs.executor.start(key, Command(("/nonexistent/program",)), ()))
+    first = runs.keep(runs.executor.start(key, Command(("/nonexistent/program",)), NOWHERE))
     assert first.wait(SECONDS)
     with pytest.raises(RunFailedError):
         runs.find().exit_status()
@@ -674,7 +676,7 @@ def test_no_descriptors_are_left_open(runs: Runs) -> None:
     for round_number in range(3):
         if round_number == 1:
             before = descriptors()
-        handle = runs.executor.start(runs.key, Command((sys.executable, "-c", "pass")), ())
+        handle = runs.executor.start(runs.key, Command((sys.executable, "-c", "pass")), NOWHERE)
         assert handle.wait(SECONDS)
         handle.close()
     assert descriptors() == before
@@ -692,7 +694,7 @@ def test_a_start_time_tells_processes_of_one_number_apart() -> None:
 
 
 def start_steps(runs: Runs, *steps: tuple[str, ...]) -> LocalRun:
-    return runs.keep(runs.executor.start(runs.key, Command(steps[0], further_steps=steps[1:]), ()))
+    return runs.keep(runs.executor.start(runs.key, Command(steps[0], further_steps=steps[1:]), NOWHERE))
 
 
 def program(text: str) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ def harness(*command: str, **more: Any) -> CommandHarness:
 
 
 def run_of(request: EvaluateRequest = REQUEST, output_dir: Path = Path("/d/out")) -> Run:
-    return Run("job-1", 2, request, Path("/d"), output_dir, ())
+    return Run("job-1", 2, request, Path("/d"), output_dir, 0)
 
 
 def test_every_placeholder_is_filled_in() -> None:

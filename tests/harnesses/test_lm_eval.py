@@ -44,8 +44,8 @@ def lm_request(**fields: Any) -> EvaluateRequest:
     return request_of(**{"model": "dummy", "tasks": ["tiny_mc", "tiny_gen"], **fields})
 
 
-def command(request: EvaluateRequest, gpus: tuple[str, ...] = (), **more: Any) -> Command:
-    return harness(**more).command(run_of(request, gpus=gpus))
+def command(request: EvaluateRequest, num_gpus: int = 0, **more: Any) -> Command:
+    return harness(**more).command(run_of(request, num_gpus=num_gpus))
 
 
 def config(request: EvaluateRequest, **more: Any) -> str:
@@ -102,7 +102,7 @@ def test_every_include_path_is_passed_on() -> None:
 
 
 def test_several_gpus_get_a_process_each() -> None:
-    argv = command(lm_request(), ("0", "2")).argv
+    argv = command(lm_request(), 2).argv
     assert argv[1:5] == ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2")
     assert argv.index("-m", 3) < argv.index("lm_eval") < argv.index("run")
 

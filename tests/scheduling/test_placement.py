@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evalrpc.executors.base import Node, Resources
 from evalrpc.jobs import defaults
 from evalrpc.scheduling import placement
-from evalrpc.scheduling.placement import Capacity, QueuedJob
+from evalrpc.scheduling.placement import Capacity, NodeCapacity, Placement, QueuedJob, Reservation, Slots
+from evalrpc.testing.executor import nodes_of
 from evalrpc.v1.job_pb2 import EvaluateRequest
 
 RESERVATION = 600.0
@@ -18,12 +20,22 @@ def queued(sequence: int, num_gpus: int, *, priority: int = 0, created: float = 
     return QueuedJob(-priority, sequence, f"job-{sequence}", num_gpus, created)
 
 
-def free(gpus: int, slots_without_gpus: int = 2, slots: int = 10) -> Capacity:
-    return Capacity(tuple(str(index) for index in range(gpus)), slots_without_gpus, slots)
+def free(gpus: int, slots_without_gpus: int = 2, slots: int = 10, quarantined: int = 0) -> Capacity:
+    """A server with one node of eight GPUs, of which some are free."""
+    return Capacity((node("local", gpus, 8, quarantined),), Slots(slots, slots_without_gpus))
+
+
+def node(name: str, free_count: int, device_count: int, quarantined: int = 0) -> NodeCapacity:
+    devices = tuple(f"{name}{index}" for index in range(free_count))
+    return NodeCapacity(name, devices, device_count - quarantined, device_count)
+
+
+def cluster(*nodes: NodeCapacity) -> Capacity:
+    return Capacity(nodes, Slots(99, 99))
 
 
 def heads(jobs: Sequence[QueuedJob]) -> list[QueuedJob]:
-    """Return what next_job is promised: the first of each width."""
+    """Return what next_placement is promised: the first of each width."""
     first: dict[int, QueuedJob] = {}
     for job in sorted(jobs):
         first.setdefault(job.num_gpus, job)
@@ -31,8 +43,16 @@ def heads(jobs: Sequence[QueuedJob]) -> list[QueuedJob]:
 
 
 def chosen(jobs: Sequence[QueuedJob], capacity: Capacity, now: float = 0.0) -> int | None:
-    job = placement.next_job(heads(jobs), capacity, now, RESERVATION)
-    return None if job is None else job.sequence
+    chosen = placed(jobs, capacity, now)
+    return None if chosen is None else chosen.job.sequence
+
+
+def placed(jobs: Sequence[QueuedJob], capacity: Capacity, now: float = 0.0) -> Placement | None:
+    return placement.next_placement(heads(jobs), capacity, now, RESERVATION)[0]
+
+
+def reservation(jobs: Sequence[QueuedJob], capacity: Capacity, now: float = RESERVATION) -> Reservation | None:
+    return placement.next_placement(heads(jobs), capacity, now, RESERVATION)[1]
 
 
 def test_equals_start_in_order_of_arrival() -> None:
@@ -94,16 +114,16 @@ def test_busy_gpus_never_hold_up_jobs_without_gpus() -> None:
 @pytest.mark.parametrize(
     ("gpus", "max_running", "expected"),
     [
-        (0, 0, Capacity((), 2, 2)),
-        (2, 0, Capacity(("0", "1"), 2, 4)),
-        (2, 8, Capacity(("0", "1"), 6, 8)),
-        (2, 2, Capacity(("0", "1"), 1, 2)),
-        (4, 1, Capacity(("0", "1", "2", "3"), 1, 1)),
-        (0, 1, Capacity((), 1, 1)),
+        (0, 0, Slots(2, 2)),
+        (2, 0, Slots(4, 2)),
+        (2, 8, Slots(8, 6)),
+        (2, 2, Slots(2, 1)),
+        (4, 1, Slots(1, 1)),
+        (0, 1, Slots(1, 1)),
     ],
 )
-def test_the_slots_follow_from_gpus_and_max_running(gpus: int, max_running: int, expected: Capacity) -> None:
-    assert placement.capacity([str(index) for index in range(gpus)], max_running) == expected
+def test_the_slots_follow_from_gpus_and_max_running(gpus: int, max_running: int, expected: Slots) -> None:
+    assert placement.slots(gpus, max_running) == expected
 
 
 def test_a_request_without_num_gpus_asks_for_one() -> None:
@@ -118,23 +138,87 @@ def test_the_wait_reason_says_what_is_missing() -> None:
     assert placement.wait_reason(none, 5, free(0)) == "about to start", "jobs with GPUs don't keep it waiting"
     assert placement.wait_reason(four, 0, free(1)) == "needs 4 GPUs, 1 free; 0 jobs before this one"
     assert placement.wait_reason(one, 1, free(0)) == "needs 1 GPU, 0 free; 1 job before this one"
-    assert placement.wait_reason(one, 0, free(0), 2) == "needs 1 GPU, 0 free, 2 set aside, see GetQueue; 0 jobs before this one"
+    assert (
+        placement.wait_reason(one, 0, free(0, quarantined=2))
+        == "needs 1 GPU, 0 free, 2 set aside, see GetQueue; 0 jobs before this one"
+    )
     assert placement.wait_reason(none, 2, free(1, slots_without_gpus=0)).startswith("all slots for jobs without GPUs are taken")
     assert placement.wait_reason(one, 2, free(1, slots=0)).startswith("all slots for running jobs are taken")
 
 
 def test_the_wait_reason_names_the_job_that_gpus_are_kept_for() -> None:
     jobs = [queued(1, 4), queued(2, 1, created=1.0), queued(3, 1, priority=1, created=1.0)]
-    assert placement.reserving_job(heads(jobs), free(0), RESERVATION - 1, RESERVATION) is None
-    wide = placement.reserving_job(heads(jobs[:2]), free(2), RESERVATION, RESERVATION)
-    assert wide == jobs[0]
-    reason = placement.wait_reason(jobs[1], 1, free(2), reserving=wide)
+    assert reservation(jobs, free(0), RESERVATION - 1) is None
+    kept = reservation(jobs[:2], free(2))
+    assert kept == Reservation(jobs[0], "local")
     assert (
-        reason
-        == f"needs 1 GPU, 2 free; GPUs are kept for job {wide.job_id}, which needs 4 and has waited long; 1 job before this one"
+        placement.wait_reason(jobs[1], 1, free(2), kept)
+        == "needs 1 GPU, 2 free; GPUs are kept for job job-1, which needs 4 and has waited long; 1 job before this one"
     )
-    assert placement.wait_reason(jobs[2], 0, free(2), reserving=wide) == "about to start", "it is served before that one"
-    assert placement.wait_reason(wide, 0, free(2), reserving=wide) == "needs 4 GPUs, 2 free; 0 jobs before this one"
+    assert placement.wait_reason(jobs[2], 0, free(2), kept) == "about to start", "it is served before that one"
+    assert placement.wait_reason(jobs[0], 0, free(2), kept) == "needs 4 GPUs, 2 free; 0 jobs before this one"
+
+
+# Several nodes.
+
+
+def test_a_job_gets_the_tightest_node_that_suffices_whatever_their_order() -> None:
+    nodes = node("a", 4, 4), node("b", 2, 2), node("c", 3, 4)
+    for order in (nodes, nodes[::-1]):
+        assert placed([queued(1, 1)], cluster(*order)) == Placement(queued(1, 1), "b", ("b0",))
+        assert placed([queued(1, 3)], cluster(*order)) == Placement(queued(1, 3), "c", ("c0", "c1", "c2"))
+        assert placed([queued(1, 4)], cluster(*order)) == Placement(queued(1, 4), "a", ("a0", "a1", "a2", "a3"))
+
+
+def test_gpus_of_two_nodes_are_never_put_together() -> None:
+    assert placed([queued(1, 4)], cluster(node("a", 3, 4), node("b", 3, 4))) is None
+
+
+def test_one_node_is_kept_for_a_wide_job_and_the_others_go_on() -> None:
+    jobs = [queued(1, 4), queued(2, 1, created=1.0)]
+    nodes = cluster(node("a", 1, 4), node("b", 2, 4), node("c", 2, 2))
+    assert reservation(jobs, nodes) == Reservation(jobs[0], "b"), "it lacks least"
+    for _ in range(3):
+        chosen = placed(jobs, nodes, RESERVATION)
+        assert chosen is not None
+        assert (chosen.job, chosen.node) != (jobs[1], "b")
+        taken = [each._replace(free=each.free[1:]) if each.name == chosen.node else each for each in nodes.nodes]
+        nodes = cluster(*taken)
+    assert placed(jobs, nodes, RESERVATION) is None
+
+
+def test_no_node_is_kept_that_lacks_gpus_for_the_job() -> None:
+    jobs = [queued(1, 4), queued(2, 3, created=1.0)]
+    nodes = cluster(node("a", 3, 4, quarantined=1), node("b", 0, 4))
+    assert reservation(jobs, nodes) == Reservation(jobs[0], "b")
+    assert chosen(jobs, nodes, RESERVATION) == 2
+    assert reservation(jobs, cluster(node("a", 3, 4, quarantined=1), node("b", 2, 2))) is None
+
+
+def test_the_wait_reason_counts_by_node_where_there_are_several() -> None:
+    nodes = cluster(node("a", 1, 4), node("b", 3, 4))
+    one, four = queued(2, 1), queued(1, 4)
+    assert placement.wait_reason(four, 0, nodes) == "needs 4 GPUs on one node, at most 3 free on one; 0 jobs before this one"
+    assert placement.wait_reason(one, 1, nodes) == "needs 1 GPU, 4 free; 1 job before this one"
+    kept = placement.wait_reason(one, 1, nodes, Reservation(four, "b"))
+    assert "; GPUs of node b are kept for job job-1, which needs 4 and has waited long; " in kept
+    too_wide = "needs 5 GPUs on one node, and no node of this server has more than 4"
+    assert placement.wait_reason(queued(3, 5), 0, nodes) == too_wide
+    quarantined = cluster(node("a", 1, 4, quarantined=3), node("b", 0, 4, quarantined=1))
+    assert "at most 1 free on one, 4 set aside, see GetQueue; " in placement.wait_reason(four, 0, quarantined)
+
+
+def test_without_a_node_nothing_starts() -> None:
+    assert placed([queued(1, 0), queued(2, 1)], cluster()) is None
+    assert placement.wait_reason(queued(1, 0), 0, cluster()) == "there is no node to run on; 0 jobs before this one"
+
+
+def test_where_a_job_was_placed_follows_from_its_devices() -> None:
+    nodes = nodes_of({"a": ("a0",), "b": ("b0", "b1")})
+    assert placement.resources_of(["b1"], nodes) == Resources("b", ("b1",))
+    assert placement.resources_of([], nodes) == Resources("a")
+    assert placement.resources_of(["gone"], nodes) == Resources("a", ("gone",))
+    assert placement.resources_of([], []) == Resources("")
 
 
 @settings(deadline=None)
@@ -152,29 +236,30 @@ def test_every_waiting_job_has_a_wait_reason_of_one_line(num_gpus: int, position
 
 
 class Model:
-    """A server whose jobs start only by next_job and end when told to."""
+    """A server whose jobs start only by next_placement and end when told to."""
 
-    def __init__(self, gpus: int, max_running: int) -> None:
-        self.capacity = placement.capacity([str(index) for index in range(gpus)], max_running)
+    def __init__(self, nodes: Sequence[Node], max_running: int) -> None:
+        self.nodes = nodes
+        self.slots = placement.slots(sum(len(node.devices) for node in nodes), max_running)
         self.queue: list[QueuedJob] = []
-        self.running: dict[QueuedJob, tuple[str, ...]] = {}
+        self.running: dict[QueuedJob, Placement] = {}
         self.now = 0.0
 
     def free(self) -> Capacity:
-        held = [gpu for gpus in self.running.values() for gpu in gpus]
+        held = [device for placed in self.running.values() for device in placed.devices]
         assert len(held) == len(set(held)), "a GPU was given twice"
-        return Capacity(
-            tuple(gpu for gpu in self.capacity.gpus if gpu not in held),
-            self.capacity.slots_without_gpus - sum(1 for gpus in self.running.values() if not gpus),
-            self.capacity.slots - len(self.running),
-        )
+        without_gpus = sum(1 for job in self.running if not job.num_gpus)
+        slots = Slots(self.slots.total - len(self.running), self.slots.without_gpus - without_gpus)
+        return Capacity(tuple(placement.node_capacity(node, set(held)) for node in self.nodes), slots)
 
     def start_all(self) -> None:
-        while (job := placement.next_job(heads(self.queue), self.free(), self.now, RESERVATION)) is not None:
-            available = self.free()
-            assert placement.fits(job.num_gpus, available)
+        while (chosen := placed(self.queue, self.free(), self.now)) is not None:
+            job, name, devices = chosen
+            assert placement.fits(job.num_gpus, self.free())
+            assert len(devices) == job.num_gpus
+            assert set(devices) <= {device.id for node in self.nodes if node.name == name for device in node.devices}
             self.queue.remove(job)
-            self.running[job] = available.gpus[: job.num_gpus]
+            self.running[job] = chosen
         self.check_nothing_idles()
 
     def check_nothing_idles(self) -> None:
@@ -184,6 +269,10 @@ class Model:
             fits = placement.fits(job.num_gpus, available)
             assert not fits or (reserved and job.num_gpus > 0), "a job that fits was left waiting with nothing reserved"
             reserved = reserved or (job.num_gpus > 0 and not fits and self.now - job.created_seconds >= RESERVATION)
+
+
+def nodes_with(*gpus: int) -> Sequence[Node]:
+    return nodes_of({str(number): [f"{number}-{index}" for index in range(count)] for number, count in enumerate(gpus)})
 
 
 operations = st.lists(
@@ -197,14 +286,14 @@ operations = st.lists(
 
 
 @settings(deadline=None)
-@given(gpus=st.integers(0, 4), max_running=st.integers(0, 7), steps=operations)
+@given(gpus=st.lists(st.integers(0, 4), min_size=1, max_size=3), max_running=st.integers(0, 7), steps=operations)
 def test_no_gpu_twice_none_idle_without_reason_and_everyone_runs_in_the_end(
-    gpus: int, max_running: int, steps: list[tuple[str, int, int]]
+    gpus: list[int], max_running: int, steps: list[tuple[str, int, int]]
 ) -> None:
-    model = Model(gpus, max_running)
+    model = Model(nodes_with(*gpus), max_running)
     for sequence, (kind, number, priority) in enumerate(steps):
         if kind == "submit":
-            model.queue.append(queued(sequence, min(number, gpus), priority=priority, created=model.now))
+            model.queue.append(queued(sequence, min(number, max(gpus)), priority=priority, created=model.now))
         elif kind == "pass":
             model.now += number
         elif model.running:
@@ -219,8 +308,9 @@ def test_no_gpu_twice_none_idle_without_reason_and_everyone_runs_in_the_end(
     assert not model.queue
 
 
-def test_a_wide_job_does_not_starve_under_an_endless_stream_of_small_ones() -> None:
-    model = Model(gpus=2, max_running=0)
+@pytest.mark.parametrize("others", [(), (1,), (2, 2)])
+def test_a_wide_job_does_not_starve_under_an_endless_stream_of_small_ones(others: tuple[int, ...]) -> None:
+    model = Model(nodes_with(2, *others), max_running=0)
     wide = queued(0, 2)
     sequence = 0
     model.queue.append(wide)

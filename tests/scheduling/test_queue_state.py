@@ -4,13 +4,22 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalrpc.scheduling.placement import Capacity
+from evalrpc.scheduling.placement import Capacity, NodeCapacity, Slots
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.store.base import Change, ListedJob, QueuedRow
+from evalrpc.testing.executor import nodes_of
 from evalrpc.v1 import job_pb2 as pb
 
 QUEUED, RUNNING, COMPLETED = pb.JOB_STATUS_QUEUED, pb.JOB_STATUS_RUNNING, pb.JOB_STATUS_COMPLETED
-CAPACITY = Capacity(("0", "1", "2", "3"), 2, 6)
+DEVICES = ("0", "1", "2", "3")
+NODES = nodes_of({"local": DEVICES})
+
+
+def free_of(*devices: str, slots: int = 6, without_gpus: int = 2) -> Capacity:
+    return Capacity((NodeCapacity("local", devices, 4, 4),), Slots(slots, without_gpus))
+
+
+CAPACITY = free_of(*DEVICES)
 
 
 class StoppedClock:
@@ -44,9 +53,15 @@ def change(job: pb.JobInfo, sequence: int, previous: int = QUEUED, *, deleted: b
 
 
 def state_of(*jobs: tuple[int, pb.JobInfo]) -> QueueState:
-    state = QueueState(CAPACITY, StoppedClock())
+    state = QueueState(lambda: NODES, 0, StoppedClock())
     state.apply([change(job, sequence, pb.JOB_STATUS_UNSPECIFIED) for sequence, job in jobs])
     return state
+
+
+def chosen_id(state: QueueState, free: Capacity, reservation_seconds: float = 600.0, now: float = 0.0) -> str:
+    chosen = state.choose(free, reservation_seconds, {}, now)
+    assert chosen is not None
+    return chosen.job.job_id
 
 
 STARTED_MEANWHILE = pb.JobInfo(position_in_queue=0, wait_reason="about to start")
@@ -121,7 +136,7 @@ def test_running_jobs_hold_their_gpus_and_the_longest_running_comes_first() -> N
         (3, job_at(3, QUEUED)),
     )
     assert [job.job_id for job in state.running_jobs()] == ["job-2", "job-1"]
-    assert state.free() == Capacity(("1", "3"), 1, 4)
+    assert state.free() == free_of("1", "3", slots=4, without_gpus=1)
 
 
 def test_a_deleted_job_is_gone() -> None:
@@ -133,8 +148,8 @@ def test_a_deleted_job_is_gone() -> None:
 def test_choosing_leaves_out_what_the_scheduler_has_already() -> None:
     state = state_of(*((number, job_at(number, QUEUED, num_gpus=number % 3)) for number in range(1, 7)))
     taken: dict[str, object] = {}
-    while (job := state.choose(CAPACITY, 600.0, taken, 0.0)) is not None:
-        taken[job.job_id] = ()
+    while (chosen := state.choose(CAPACITY, 600.0, taken, 0.0)) is not None:
+        taken[chosen.job.job_id] = ()
     assert list(taken) == [f"job-{number}" for number in range(1, 7)]
 
 
@@ -147,7 +162,7 @@ steps = st.lists(
 @settings(deadline=None)
 @given(steps)
 def test_positions_equal_a_model_that_sorts_anew_after_every_change(script: list[tuple[int, str, int, int]]) -> None:
-    state = QueueState(CAPACITY, StoppedClock())
+    state = QueueState(lambda: NODES, 0, StoppedClock())
     model: dict[str, tuple[int, int]] = {}  # priority negated, sequence
     running: set[str] = set()
     fixed: dict[int, int] = {}
@@ -172,30 +187,27 @@ def test_positions_equal_a_model_that_sorts_anew_after_every_change(script: list
         for position, name in enumerate(expected):
             assert describe(state, name).position_in_queue == position
         if expected:
-            unlimited = Capacity(CAPACITY.gpus, 99, 99)
-            head = state.choose(unlimited, 600.0, {}, 0.0)
-            assert head is not None
-            assert head.job_id == expected[0]
+            assert chosen_id(state, free_of(*DEVICES, slots=99, without_gpus=99)) == expected[0]
 
 
 def test_what_was_queued_and_running_when_the_store_was_opened_is_loaded_in_order() -> None:
-    state = QueueState(CAPACITY, StoppedClock())
+    state = QueueState(lambda: NODES, 0, StoppedClock())
     rows = [QueuedRow("late", 3, 0, 1, 0, 0), QueuedRow("early", 1, 0, 2, 0, 0), QueuedRow("urgent", 4, 5, 0, 0, 0)]
     state.load(rows, [ListedJob(2, job_at(2, RUNNING, gpus=("1",)))])
     assert state.queued_job_ids(9) == ["urgent", "early", "late"]
-    assert state.free().gpus == ("0", "2", "3")
+    assert state.free().nodes[0].free == ("0", "2", "3")
 
 
 def test_a_job_that_is_to_be_tried_again_waits_until_it_is_ready_and_lets_others_pass() -> None:
     clock = StoppedClock()
-    state = QueueState(CAPACITY, clock)
+    state = QueueState(lambda: NODES, 0, clock)
     state.load([QueuedRow("again", 1, 0, 1, 0, 5 * 10**9), QueuedRow("other", 2, 0, 1, 0, 0)], [])
-    assert state.choose(CAPACITY, 600.0, {}, clock.seconds).job_id == "other"
+    assert chosen_id(state, CAPACITY, now=clock.seconds) == "other"
     assert state.choose(CAPACITY, 600.0, {"other": ()}, clock.seconds) is None
     assert state.seconds_until_ready() == 5.0
     assert "tried again" in describe(state, "again").wait_reason
     clock.seconds = 5.0
-    assert state.choose(CAPACITY, 600.0, {}, clock.seconds).job_id == "again"
+    assert chosen_id(state, CAPACITY, now=clock.seconds) == "again"
     assert state.seconds_until_ready() is None
 
 
@@ -210,7 +222,7 @@ def test_only_what_fits_the_status_of_the_answer_is_added_to_it() -> None:
 def test_a_job_that_is_cancelled_is_not_chosen_whether_its_time_to_be_tried_again_has_come_or_not() -> None:
     for seconds in (0.0, 5.0):
         clock = StoppedClock()
-        state = QueueState(CAPACITY, clock)
+        state = QueueState(lambda: NODES, 0, clock)
         state.load([QueuedRow("job-1", 1, 0, 1, 0, 5 * 10**9)], [])
         clock.seconds = seconds
         state.choose(CAPACITY, 600.0, {"job-1": ()}, seconds)
@@ -226,17 +238,17 @@ def test_a_job_behind_one_that_has_waited_long_is_told_for_whom_the_gpus_are_kep
     assert state.choose(state.free(), 600.0, {}, 601.0) is None
     assert "GPUs are kept for job job-1" in describe(state, "job-2").wait_reason
     state.apply([change(job_at(1, pb.JOB_STATUS_CANCELLED), 1)])
-    assert state.choose(state.free(), 600.0, {}, 601.0).job_id == "job-2"
+    assert chosen_id(state, state.free(), now=601.0) == "job-2"
     assert describe(state, "job-2").wait_reason == "about to start"
 
 
 def test_a_job_that_needs_a_gpu_which_is_set_aside_says_so_and_keeps_the_others_from_nobody() -> None:
     quarantined: dict[str, str] = {}
-    state = QueueState(CAPACITY, StoppedClock(), lambda: quarantined)
+    state = QueueState(lambda: nodes_of({"local": DEVICES}, quarantined), 0, StoppedClock())
     wide, narrow = job_at(1, QUEUED, num_gpus=4), job_at(2, QUEUED)
     state.apply([change(job, number, pb.JOB_STATUS_UNSPECIFIED) for number, job in enumerate((wide, narrow), 1)])
     quarantined["3"] = "its memory is still in use"
-    assert state.choose(state.free(), 0.0, {}, 9.0).job_id == "job-2"
+    assert chosen_id(state, state.free(), 0.0, 9.0) == "job-2"
     assert "3 free, 1 set aside, see GetQueue" in describe(state, "job-1").wait_reason
     quarantined.clear()
-    assert state.choose(state.free(), 0.0, {}, 9.0).job_id == "job-1"
+    assert chosen_id(state, state.free(), 0.0, 9.0) == "job-1"

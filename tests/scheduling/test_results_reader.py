@@ -33,7 +33,7 @@ def reader_of(settings: HarnessSettings, limits: Limits = LIMITS) -> ResultsRead
 def run_in(folder: Path, model: str = "m", tasks: tuple[str, ...] = ("t",)) -> Run:
     output_dir = folder / "output"
     output_dir.mkdir(exist_ok=True)
-    return Run("job", 1, request_of(model=model, tasks=list(tasks)), folder, output_dir, ())
+    return Run("job", 1, request_of(model=model, tasks=list(tasks)), folder, output_dir, 0)
 
 
 def make_large(folder: Path) -> None:

@@ -52,7 +52,7 @@ class Handle:
 
 def found_in(folder: Path, reader: ResultsReader, handle: Handle, *tasks: str) -> tuple[RunResults, list[Run]]:
     request = request_of(model="m", tasks=list(tasks), tasks_separately=reader is COMMAND)
-    steps = list(steps_of(Run("job", 1, request, folder, folder / "output", ())))
+    steps = list(steps_of(Run("job", 1, request, folder, folder / "output", 0)))
     for step in steps:
         step.output_dir.mkdir(parents=True)
     (folder / "log").touch()

@@ -10,102 +10,20 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from scheduler_house import CANCELLED, CLOCK, COMPLETED, FAILED, QUEUED, RUNNING, SETTINGS, House
 from waiting import DEADLINE_SECONDS as SECONDS
 from waiting import eventually
 
-from evalrpc.clock import SystemClock
-from evalrpc.config import HarnessSettings
 from evalrpc.errors import RunFailedError, StoreUnavailableError
-from evalrpc.executors.base import RunKey
-from evalrpc.executors.local.gpu_memory import GpuGuard
-from evalrpc.files.output_access import OutputAccess
+from evalrpc.executors.base import Resources, RunKey
 from evalrpc.harnesses.base import Command, Exit, Run
 from evalrpc.harnesses.command import CommandHarness
 from evalrpc.jobs import transitions
 from evalrpc.scheduling import scheduler, supervisor
-from evalrpc.scheduling.placement import capacity
 from evalrpc.scheduling.queue_state import QueueState
-from evalrpc.scheduling.scheduler import Scheduler
-from evalrpc.scheduling.supervisor import RunDependencies
 from evalrpc.store.base import Change, Expected, Submission
-from evalrpc.store.sqlite.store import SqliteStore
-from evalrpc.testing.executor import FakeExecutor, FakeRun
+from evalrpc.testing.executor import FakeRun, nodes_of
 from evalrpc.v1 import job_pb2 as pb
-
-QUEUED, RUNNING = pb.JOB_STATUS_QUEUED, pb.JOB_STATUS_RUNNING
-COMPLETED, FAILED, CANCELLED = pb.JOB_STATUS_COMPLETED, pb.JOB_STATUS_FAILED, pb.JOB_STATUS_CANCELLED
-CLOCK = SystemClock()
-SETTINGS = HarnessSettings("h", "command", command=("true",))
-
-
-class FakeMemory:
-    """The memory of each GPU that is in use; None without a driver."""
-
-    used: int | None = None
-
-    def used_bytes(self, gpu: str) -> int | None:
-        return self.used
-
-
-class ImpatientClock(SystemClock):
-    """Whoever waits for a while has waited long enough."""
-
-    def monotonic(self) -> float:
-        return 1000 * super().monotonic()
-
-
-class House:
-    """A scheduler with a real store."""
-
-    def __init__(self, folder: Path, executor: FakeExecutor | None = None, harness: CommandHarness | None = None) -> None:
-        self.store = SqliteStore(folder / "data", CLOCK, 1000)
-        self.executor = executor or FakeExecutor()
-        self.gpu_memory = FakeMemory()
-        self.gpu_guard = GpuGuard(self.gpu_memory, ImpatientClock())
-        self.queue_state = QueueState(capacity(("0", "1"), 0), CLOCK, self.gpu_guard.quarantined)
-        self.dependencies = RunDependencies(
-            store=self.store,
-            queue_state=self.queue_state,
-            executor=self.executor,
-            harnesses={"h": harness or CommandHarness(SETTINGS)},
-            harness_settings={"h": SETTINGS},
-            clock=CLOCK,
-            data_dir=folder / "data",
-            output_root=None,
-            output_access=OutputAccess(None, 0o640),
-            grace_seconds=0.1,
-            publish_progress=lambda _: None,
-            gpu_guard=self.gpu_guard,
-        )
-        self.scheduler = Scheduler(self.dependencies, 600.0)
-        self.store.follow(self.store.position, self.queue_state.apply)
-        self.store.follow(self.store.position, self.scheduler.on_changes)
-        self.count = 0
-
-    def submit(self, num_gpus: int = 1, **fields: Any) -> str:
-        self.count += 1
-        job = pb.JobInfo(job_id=f"job-{self.count}", max_attempts=fields.pop("max_attempts", 1), **fields)
-        job.request.MergeFrom(pb.EvaluateRequest(harness="h", model="m", tasks=["t"], num_gpus=num_gpus))
-        return self.store.submit(Submission(job)).result(SECONDS).job_id
-
-    def job(self, job_id: str) -> pb.JobInfo:
-        return self.store.job(job_id).parse()
-
-    def wait_for(self, job_id: str, *statuses: int) -> pb.JobInfo:
-        return eventually(lambda: (job := self.job(job_id)).status in statuses and job, f"for {job_id} to be {statuses}")
-
-    def wait_until_running(self, job_id: str) -> FakeRun:
-        return eventually(lambda: self.executor.runs.get(job_id), f"for the run of {job_id}")
-
-    def cancel(self, job_id: str) -> None:
-        self.store.update(job_id, lambda job: transitions.request_cancel(job, "", CLOCK.now())).result(SECONDS)
-
-    def is_empty(self) -> bool:
-        return not self.scheduler._placed and not self.scheduler._supervisors
-
-    def close(self) -> None:
-        self.scheduler.stop()
-        self.store.close()
 
 
 @pytest.fixture
@@ -119,11 +37,11 @@ def house(tmp_path: Path) -> Iterator[House]:
 def test_jobs_start_as_gpus_come_free_and_no_gpu_is_given_twice(house: House) -> None:
     jobs = [house.submit() for _ in range(4)]
     first, second = (house.wait_until_running(job_id) for job_id in jobs[:2])
-    assert sorted(first.gpus + second.gpus) == ["0", "1"]
+    assert sorted(first.devices + second.devices) == ["0", "1"]
     assert set(house.executor.started) == set(jobs[:2])
     second.finish()
     third = house.wait_until_running(jobs[2])
-    assert third.gpus == second.gpus
+    assert third.devices == second.devices
     for job_id in jobs:
         house.wait_until_running(job_id).finish()
         assert house.wait_for(job_id, FAILED).error.reason == "HARNESS_FAILED"
@@ -199,30 +117,42 @@ def test_a_run_that_can_not_be_ended_fails_its_job_and_its_gpus_go_to_nobody(hou
         run.finish()
     failed = house.wait_for(job_id, FAILED, CANCELLED)
     assert (failed.status, failed.error.reason) == (FAILED, "PROCESS_UNKILLABLE"), "it must not be CANCELLED while it is there"
-    (gpu,) = run.gpus
-    assert "process 7" in house.dependencies.gpu_guard.quarantined()[gpu]
-    assert house.wait_until_running(house.submit()).gpus != run.gpus
+    (gpu,) = run.devices
+    assert "process 7" in house.executor.quarantined()[gpu]
+    assert house.wait_until_running(house.submit()).devices != run.devices
     waiting = house.job(house.submit())
     assert "1 set aside" in house.queue_state.described(waiting).wait_reason
 
 
-def test_the_memory_of_a_run_is_missed_by_the_server_that_took_it_up(tmp_path: Path) -> None:
+def test_a_run_that_an_earlier_server_started_is_seen_to_its_end(tmp_path: Path) -> None:
     first = House(tmp_path)
-    first.gpu_memory.used = 1 << 30
     first.scheduler.start()
     job_id = first.submit()
     run = first.wait_until_running(job_id)
     first.close()
     second = House(tmp_path, first.executor)
-    second.gpu_memory.used = 9 << 30
-    second.queue_state.load([], second.store.running_jobs())
     second.scheduler.start()
-    second.cancel(job_id)
-    second.wait_for(job_id, CANCELLED)
-    assert list(second.gpu_guard.quarantined()) == list(run.gpus)
-    second.gpu_memory.used = 1 << 30
-    eventually(lambda: not second.gpu_guard.quarantined(), "for the GPU to be good again")
+    run.finish()
+    second.wait_for(job_id, FAILED)
+    assert second.executor.started == [job_id]
     second.close()
+
+
+def test_a_running_job_of_another_owner_is_left_alone_and_holds_nothing_of_this_server(tmp_path: Path) -> None:
+    house = House(tmp_path, owns=lambda job: job.job_id != "job-1")
+    foreign = house.submit(num_gpus=2)
+    begin = lambda job: transitions.begin_attempt(job, ("0", "1"), "/out", CLOCK.now())  # noqa: E731
+    house.store.update(foreign, begin).result(SECONDS)
+    house.executor.leftovers = {foreign}
+    house.scheduler.start()
+    own = house.submit(num_gpus=2)
+    house.wait_until_running(own).finish()
+    house.wait_for(own, FAILED)
+    eventually(house.is_empty)
+    assert house.executor.started == [own]
+    assert house.executor.quarantined() == {}
+    assert house.job(foreign).status == RUNNING
+    house.close()
 
 
 def test_a_stop_leaves_the_runs_alone(house: House) -> None:
@@ -270,7 +200,7 @@ def test_a_run_whose_end_can_not_be_proved_fails_its_job_and_its_gpus_come_back_
     failed = house.wait_for(job_id, FAILED)
     assert failed.error.reason == "PROCESS_UNKILLABLE"
     assert bug.args[-1] in failed.error.message
-    assert sorted(house.gpu_guard.quarantined()) == ["0", "1"]
+    assert sorted(house.executor.quarantined()) == ["0", "1"]
     house.executor.can_kill_leftovers = True
     house.wait_until_running(house.submit(num_gpus=2)).finish()
     eventually(house.is_empty)
@@ -287,9 +217,8 @@ def test_a_server_gives_the_gpus_of_a_run_to_nobody_that_an_earlier_one_could_no
     first.executor.leftovers = {job_id, "a job of another server"}
     first.close()
     second = House(tmp_path, first.executor)
-    second.count = first.count
     second.scheduler.start()
-    assert sorted(second.gpu_guard.quarantined()) == ["0", "1"]
+    assert sorted(second.executor.quarantined()) == ["0", "1"]
     waiting = second.submit()
     second.executor.can_kill_leftovers = True
     second.wait_until_running(waiting).finish()
@@ -361,7 +290,7 @@ def test_where_no_thread_can_be_started_for_a_while_a_run_loses_nothing(house: H
 def test_a_run_that_has_begun_though_its_start_failed_is_not_started_again(house: House) -> None:
     def begin_and_fail(key: RunKey) -> None:
         house.executor.on_start = lambda _: None
-        house.executor.runs[key.job_id] = FakeRun(key, Command(("true",)), ("0",))
+        house.executor.runs[key.job_id] = FakeRun(key, Command(("true",)), Resources("local", ("0",)))
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     house.executor.on_start = begin_and_fail
@@ -565,7 +494,7 @@ def job_at(status: int, retry_at: int = 0) -> pb.JobInfo:
 
 def test_a_job_that_becomes_ready_between_the_choice_and_the_wait_is_not_forgotten() -> None:
     clock = SteppedClock(99.9999)
-    state = QueueState(capacity(("0",), 0), clock)
+    state = QueueState(lambda: nodes_of({"local": ("0",)}), 0, clock)
     state.apply([Change(1, job_at(QUEUED, retry_at=100), 1, RUNNING, b"event")])
     looked_at = state.now_seconds()
     assert state.choose(state.free(), 600.0, {}, looked_at) is None
@@ -576,7 +505,7 @@ def test_a_job_that_becomes_ready_between_the_choice_and_the_wait_is_not_forgott
 
 
 def test_a_queued_job_always_has_a_position_even_if_it_started_meanwhile() -> None:
-    state = QueueState(capacity(("0",), 0), SteppedClock(5))
+    state = QueueState(lambda: nodes_of({"local": ("0",)}), 0, SteppedClock(5))
     state.apply([Change(1, job_at(RUNNING), 1, QUEUED, b"event")])
     described = state.described(job_at(QUEUED))
     assert described.HasField("position_in_queue")

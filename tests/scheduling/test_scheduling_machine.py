@@ -6,12 +6,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
 from evalrpc.jobs import lifecycle, transitions
-from evalrpc.scheduling.placement import capacity, fits
+from evalrpc.scheduling.placement import fits
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.store.base import Change
+from evalrpc.testing.executor import nodes_of
 from evalrpc.v1 import job_pb2 as pb
 
-GPUS = ("0", "1", "2", "3")
+NODES = nodes_of({"a": ("a0", "a1", "a2", "a3"), "b": ("b0", "b1")})
+NODE_OF = {device.id: node.name for node in NODES for device in node.devices}
 RESERVATION_SECONDS = 100.0
 
 
@@ -34,9 +36,10 @@ class SchedulingMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = MachineClock()
-        self.state = QueueState(capacity(GPUS, 0), self.clock)
+        self.state = QueueState(lambda: NODES, 0, self.clock)
         self.jobs: dict[str, pb.JobInfo] = {}
         self.sequences: dict[str, int] = {}
+        self.nodes: list[tuple[str, tuple[str, ...]]] = []
 
     def commit(self, job: pb.JobInfo) -> None:
         """What the store does: refuse what the lifecycle does not have, then tell the queue."""
@@ -62,11 +65,12 @@ class SchedulingMachine(RuleBasedStateMachine):
     @rule(target=running)
     def start_all_that_can_start(self) -> object:
         started = []
-        while (entry := self.state.choose(self.state.free(), RESERVATION_SECONDS, {}, self.clock.seconds)) is not None:
-            job = self.changed(entry.job_id)
-            transitions.begin_attempt(job, self.state.free().gpus[: entry.num_gpus], "/out", self.clock.now())
+        while (chosen := self.state.choose(self.state.free(), RESERVATION_SECONDS, {}, self.clock.seconds)) is not None:
+            job = self.changed(chosen.job.job_id)
+            transitions.begin_attempt(job, chosen.devices, "/out", self.clock.now())
             self.commit(job)
-            started.append(entry.job_id)
+            started.append(job.job_id)
+            self.nodes.append((chosen.node, chosen.devices))
         self.nothing_that_fits_is_left_waiting()
         return multiple(*started)
 
@@ -118,7 +122,12 @@ class SchedulingMachine(RuleBasedStateMachine):
     def no_gpu_is_held_twice(self) -> None:
         held = [gpu for job in self.jobs.values() if job.status == pb.JOB_STATUS_RUNNING for gpu in job.gpus]
         assert len(held) == len(set(held))
-        assert set(held) | set(self.state.free().gpus) == set(GPUS)
+        free = [device for node in self.state.free().nodes for device in node.free]
+        assert sorted(held + free) == sorted(NODE_OF)
+
+    @invariant()
+    def every_run_lies_on_the_node_that_it_was_placed_on(self) -> None:
+        assert all(NODE_OF[device] == node for node, devices in self.nodes for device in devices)
 
     @invariant()
     def every_job_holds_just_what_it_asked_for_and_only_while_it_runs(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from evalrpc.errors import CatalogUnavailableError
+from evalrpc.executors.local.executor import LocalExecutor
 from evalrpc.harnesses.base import Command
 from evalrpc.server.catalog import Catalog
 from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
@@ -49,7 +50,7 @@ def times_asked(folder: Path) -> int:
 
 
 def catalog_of(folder: Path, harness: Listing) -> Catalog:
-    return Catalog({"listing": harness}, folder / "data")
+    return Catalog({"listing": harness}, LocalExecutor(), folder / "data")
 
 
 def test_names_are_sorted_and_without_doubles(folder: Path) -> None:

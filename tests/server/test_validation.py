@@ -36,7 +36,7 @@ def call_of(call: dict[str, Any] | None = None, **request: Any) -> SubmitJobRequ
 
 
 def violations(call: SubmitJobRequest, gpus: int = 2, output_root: Path | None = None) -> list[FieldViolation]:
-    return list(validation.submission(call, HARNESSES, gpus, output_root))
+    return list(validation.submission(call, HARNESSES, (gpus,), output_root))
 
 
 def fields(call: SubmitJobRequest, **options: Any) -> list[str]:
@@ -87,8 +87,8 @@ def test_what_the_contract_allows_is_taken(call: SubmitJobRequest) -> None:
 
 def test_a_request_that_names_no_harness_and_no_num_gpus_has_the_defaults() -> None:
     call = SubmitJobRequest(request=EvaluateRequest(model="m", tasks=["t"]))
-    assert list(validation.submission(call, {"lmms-eval": HARNESS}, 1, None)) == []
-    assert [violation.field for violation in validation.submission(call, {"lmms-eval": HARNESS}, 0, None)] == [
+    assert list(validation.submission(call, {"lmms-eval": HARNESS}, (1,), None)) == []
+    assert [violation.field for violation in validation.submission(call, {"lmms-eval": HARNESS}, (0,), None)] == [
         "request.num_gpus"
     ]
 
@@ -462,3 +462,9 @@ def test_a_field_was_named_already_by_itself_or_as_a_part_or_the_whole_of_anothe
     pairs = [pair for other in named for pair in ((field, other), (other, field))]
     expected = any(whole == part or part.startswith((f"{whole}.", f"{whole}[")) for whole, part in pairs)
     assert (field in validation._NamedFields(named)) == expected
+
+
+def test_a_job_must_fit_the_widest_node_since_it_runs_on_one() -> None:
+    assert not list(validation.submission(call_of(num_gpus=4), HARNESSES, (2, 4), None))
+    ((field, description),) = validation.submission(call_of(num_gpus=5), HARNESSES, (2, 4), None)
+    assert (field, description) == ("request.num_gpus", "asks for 5 GPUs, and no node of this server has more than 4")

@@ -18,10 +18,10 @@ from waiting import DEADLINE_SECONDS as SECONDS
 from evalrpc.clock import SystemClock
 from evalrpc.errors import JobNotFoundError, RevisionCompactedError, RevisionInFutureError, ServerStoppingError
 from evalrpc.jobs import transitions
-from evalrpc.scheduling.placement import Capacity
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.store.base import Submission
 from evalrpc.store.sqlite.store import SqliteStore
+from evalrpc.testing.executor import nodes_of
 from evalrpc.testing.shared_store import Database, SharedStore
 from evalrpc.v1 import job_pb2 as pb
 from evalrpc.v1.evaluation_service_pb2 import JobFilter
@@ -87,7 +87,7 @@ class World:
     def __init__(self, store: AnyStore, writer: AnyStore, readers: ThreadPoolExecutor) -> None:
         self.store = store
         self.writer = writer
-        self.queue_state = QueueState(Capacity(("0",), 2, 4), CLOCK)
+        self.queue_state = QueueState(lambda: nodes_of({"local": ("0",)}), 0, CLOCK)
         self.feed = Feed(store, self.queue_state, CLOCK, readers)
         store.follow(store.position, self.queue_state.apply)
         store.follow(store.position, self.feed.publish)

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 
+import pytest
 from google.protobuf.duration_pb2 import Duration
 from serving import COMPLETED, QUEUED, RUNNING, TERMINAL, Api, MovableClock, ServerHere, Site
 from waiting import eventually
+
+from evalrpc.executors.base import RunKey
 
 Serve = Callable[..., ServerHere]
 
@@ -35,9 +38,13 @@ def test_a_wide_job_that_has_waited_gets_the_next_gpus_and_the_others_are_told(s
     assert ended[0].started_at.ToNanoseconds() < ended[1].started_at.ToNanoseconds()
 
 
-def test_a_gpu_that_is_set_aside_is_shown_and_given_to_nobody(serve: Serve, site: Site) -> None:
+def test_a_gpu_that_is_set_aside_is_shown_and_given_to_nobody(
+    serve: Serve, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = serve()
-    server.server._service.gpu_guard.quarantine(["0"], "job x: process 7 could not be killed", lambda: False)
+    executor = server.server._executor
+    monkeypatch.setattr(executor, "kill_leftovers", lambda _: False)
+    executor.quarantine(RunKey("x", 1, site.folder), ["0"], "job x: process 7 could not be killed")
     queue = server.api.GetQueue()
     assert [gpu.set_aside_reason for gpu in queue.gpus] == ["job x: process 7 could not be killed", ""]
     assert queue.free_gpu_count == 1

@@ -8,5 +8,5 @@ from evalrpc.v1.job_pb2 import EvaluateRequest
 DATA = Path(__file__).parents[1] / "data"
 
 
-def run_of(request: EvaluateRequest, output_dir: Path = Path("/d/out"), gpus: tuple[str, ...] = ()) -> Run:
-    return Run("job", 1, request, Path("/d"), output_dir, gpus)
+def run_of(request: EvaluateRequest, output_dir: Path = Path("/d/out"), num_gpus: int = 0) -> Run:
+    return Run("job", 1, request, Path("/d"), output_dir, num_gpus)

@@ -7,8 +7,8 @@ from processes_of_tests import kill_job
 from waiting import DEADLINE_SECONDS as SECONDS
 from waiting import eventually
 
-from evalrpc.executors.base import RunKey
-from evalrpc.executors.local.executor import LocalExecutor, LocalRun
+from evalrpc.executors.base import Resources, RunKey
+from evalrpc.executors.local.executor import LOCAL_NODE, LocalExecutor, LocalRun
 from evalrpc.harnesses.base import Command, Exit
 
 
@@ -22,7 +22,7 @@ class Runs:
 
     def start(self, program: str, *arguments: str, gpus: tuple[str, ...] = (), **command: object) -> LocalRun:
         argv = (sys.executable, "-c", program, *arguments)
-        return self.keep(self.executor.start(self.key, Command(argv, **command), gpus))  # type: ignore[arg-type]
+        return self.keep(self.executor.start(self.key, Command(argv, **command), Resources(LOCAL_NODE, gpus)))  # type: ignore[arg-type]
 
     def keep(self, handle: LocalRun) -> LocalRun:
         self._handles.append(handle)

@@ -9,16 +9,19 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from evalrpc.clock import SystemClock
 from evalrpc.errors import RunFailedError
-from evalrpc.executors.base import RunKey
+from evalrpc.executors.base import CommandOutput, Device, Node, Resources, RunKey
 from evalrpc.executors.local import shim
 from evalrpc.executors.local.environment import build_environment
 from evalrpc.executors.local.fork_server import ForkServer
+from evalrpc.executors.local.gpu_memory import GpuGuard, NvmlMemory
 from evalrpc.executors.local.processes import (
     ScriptProcess,
     jobs_with_processes,
@@ -27,11 +30,22 @@ from evalrpc.executors.local.processes import (
     processes_of_script,
     send_signal,
 )
-from evalrpc.executors.local.traces import Exits, has_output, has_pid, make_room, read_exits, read_pid
+from evalrpc.executors.local.short_commands import ShortCommands
+from evalrpc.executors.local.traces import (
+    Exits,
+    has_output,
+    has_pid,
+    make_room,
+    read_devices,
+    read_exits,
+    read_pid,
+    write_devices,
+)
 from evalrpc.files.errnos import require_no_shortage
 from evalrpc.files.private import make_private_folder
 from evalrpc.harnesses.base import Command, Exit
 
+LOCAL_NODE: Final = "local"
 TRACES_DIR: Final = "run"
 
 _SURVIVOR_CHECK_SECONDS: Final = 0.02
@@ -42,13 +56,24 @@ _SHIM_SECONDS: Final = 5.0  # how long a shim may take to see that no process is
 
 
 class LocalExecutor:
-    """The executor for the GPUs of this machine. `environment` is what runs inherit. May be used from several threads.
+    """The executor for the GPUs of this machine, its only node. `environment` is what runs inherit. May be used from several
+    threads.
 
     The fork server, which forks the shims of runs, is started by the first run or by `prepare`.
     """
 
-    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self,
+        environment: Mapping[str, str] = os.environ,
+        devices: Sequence[Device] = (),
+        gpu_guard: GpuGuard | None = None,
+    ) -> None:
         self._environment = environment
+        self._devices = devices
+        self._gpu_guard = gpu_guard or GpuGuard(NvmlMemory(), SystemClock())
+        self._known: tuple[Mapping[str, str] | None, Sequence[Node]] = None, ()  # the nodes, and which quarantine they show
+        self._short_commands = ShortCommands(environment)
+        self._closing = threading.Event()
         self._lock = threading.Lock()
         self._fork_server: ForkServer | None = None
 
@@ -57,19 +82,37 @@ class LocalExecutor:
         with suppress(OSError):
             self._get_fork_server()
 
+    def nodes(self) -> Sequence[Node]:
+        """Return the one node with its GPUs: the same object until something changes. Never blocks."""
+        quarantined = self._gpu_guard.quarantined()
+        known = self._known
+        if quarantined is not known[0]:
+            known = self._known = quarantined, _nodes(self._devices, quarantined)
+        return known[1]
+
+    def needs_recheck(self) -> bool:
+        """Tell whether anything is quarantined."""
+        return self._gpu_guard.needs_recheck()
+
+    def recheck(self) -> None:
+        """Look whether the memory of quarantined GPUs is free, and kill what is left of runs that could not be ended."""
+        self._gpu_guard.recheck()
+
     def make_room(self, key: RunKey, step_count: int) -> None:
         """Make the folder of a run's traces, with space reserved for them. Raises OSError."""
         make_room(_traces_dir(key), step_count)
 
-    def start(self, key: RunKey, command: Command, gpus: tuple[str, ...]) -> "LocalRun":
+    def start(self, key: RunKey, command: Command, resources: Resources) -> "LocalRun":
         """Start a run. Raises RunFailedError with reason START_FAILED; what only shows when the program is started, such as a
         program that does not exist, is raised by `exit_status` instead. Raises OSError if this server is temporarily short of
         a resource; then `find` tells whether the run has begun anyway."""
         wake = os.eventfd(0)  # first: if no descriptor is left, nothing is started
         try:
             make_private_folder(_traces_dir(key))
-            pid, fork_server = self._hand_over(key, self._order(key, command, gpus))
-            return LocalRun(key, pid, fork_server, wake)
+            used_bytes = self._gpu_guard.acquire(resources.devices)
+            write_devices(_traces_dir(key), {device: used_bytes.get(device) for device in resources.devices})
+            pid, fork_server = self._hand_over(key, self._order(key, command, resources.devices))
+            return self._run(key, pid, fork_server, wake, resources.devices)
         except OSError as error:
             os.close(wake)
             require_no_shortage(error)
@@ -79,9 +122,11 @@ class LocalExecutor:
         """Find a run that an earlier server started: alive, ended or vanished. None: it never started. Raises OSError."""
         if not _has_begun(key):
             return None
-        pid, wake = _living_pid(key), os.eventfd(0)
+        pid, devices = _living_pid(key), read_devices(_traces_dir(key))
+        self._gpu_guard.restore({device: used for device, used in devices.items() if used is not None})
+        wake = os.eventfd(0)
         try:
-            return LocalRun(key, pid, None, wake)
+            return self._run(key, pid, None, wake, tuple(devices))
         except OSError:
             os.close(wake)
             raise
@@ -89,6 +134,10 @@ class LocalExecutor:
     def jobs_with_processes(self) -> set[str]:
         """Return the ids of the jobs that have living processes, including jobs of other servers. Raises OSError."""
         return jobs_with_processes()
+
+    def quarantine(self, key: RunKey, devices: Sequence[str], reason: str) -> None:
+        """Place no run on these GPUs until nothing is left of the run; `recheck` kills what is left."""
+        self._gpu_guard.quarantine(devices, reason, partial(self.kill_leftovers, key))
 
     def kill_leftovers(self, key: RunKey) -> bool:
         """Kill what is left of a run, without waiting for it. Return whether nothing was left. Raises OSError."""
@@ -98,18 +147,32 @@ class LocalExecutor:
         send_signal(survivors, signal.SIGKILL)
         return not survivors
 
+    def run_to_end(self, command: Command, timeout_seconds: float) -> CommandOutput:
+        """Run a short command, and return what it printed. Raises OSError, TimeoutError."""
+        return self._short_commands.run(command, timeout_seconds)
+
+    def begin_close(self) -> None:
+        """Make each `end` that waits for the memory of GPUs return."""
+        self._closing.set()
+
     def close(self) -> None:
-        """End the fork server; runs go on."""
+        """End the fork server and the short commands; runs go on."""
+        self._short_commands.close()
         with self._lock:
             fork_server = self._fork_server
         if fork_server is not None:
             self._discard(fork_server)
 
-    def _order(self, key: RunKey, command: Command, gpus: tuple[str, ...]) -> Mapping[str, Any]:
+    def _run(
+        self, key: RunKey, pid: int | None, fork_server: ForkServer | None, wake: int, devices: tuple[str, ...]
+    ) -> "LocalRun":
+        return LocalRun(key, pid, fork_server, wake, devices, partial(self._gpu_guard.release, devices, self._closing))
+
+    def _order(self, key: RunKey, command: Command, devices: tuple[str, ...]) -> Mapping[str, Any]:
         return {
             "steps": [command.argv, *command.further_steps],
             "files": {str(path): content for path, content in command.files.items()},
-            "env": build_environment(self._environment, command.env, gpus, key.job_id, key.attempt),
+            "env": build_environment(self._environment, command.env, devices, key.job_id, key.attempt),
             "cwd": str(Path.cwd() / (command.cwd or "")),
             "umask": command.umask,
             "log": str(key.log_path),
@@ -140,6 +203,10 @@ class LocalExecutor:
             if self._fork_server is fork_server:
                 self._fork_server = None
         fork_server.close()
+
+
+def _nodes(devices: Sequence[Device], quarantined: Mapping[str, str]) -> Sequence[Node]:
+    return (Node(LOCAL_NODE, tuple(device._replace(quarantine_reason=quarantined.get(device.id, "")) for device in devices)),)
 
 
 def _traces_dir(key: RunKey) -> Path:
@@ -177,10 +244,23 @@ def _is_fork_server_at_work(process: ScriptProcess) -> bool:
 
 class LocalRun:
     """A run on this machine. `pid` is that of its shim, None if that has ended already. `fork_server` forked the shim, None if
-    that is unknown. `wake` is an eventfd, which the run owns from then on. Raises OSError."""
+    that is unknown. `wake` is an eventfd, which the run owns from then on. `release` gives its devices back, once nothing of it
+    is left. Raises OSError."""
 
-    def __init__(self, key: RunKey, pid: int | None, fork_server: ForkServer | None, wake: int) -> None:
+    node: Final = LOCAL_NODE
+
+    def __init__(
+        self,
+        key: RunKey,
+        pid: int | None,
+        fork_server: ForkServer | None,
+        wake: int,
+        devices: tuple[str, ...],
+        release: Callable[[], None],
+    ) -> None:
         self._key = key
+        self._devices = devices
+        self._release = release
         self._fork_server = fork_server
         self._exit_code: int | None = None
         self._shim = pid  # this server saw it alive, so its id is not reused while its session has members
@@ -191,6 +271,11 @@ class LocalRun:
         self._poll.register(self._wake, select.POLLIN)
         if self._pidfd is not None:
             self._poll.register(self._pidfd, select.POLLIN)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The GPUs that it was given."""
+        return self._devices
 
     def wait(self, timeout_seconds: float) -> bool:
         """Wait until the run has ended, `interrupt` is called, or time is up. Return whether the run has ended."""
@@ -220,11 +305,16 @@ class LocalRun:
         return Exit(code=end.code, signal=end.signal)
 
     def end(self, grace_seconds: float) -> None:
-        """End every process of the run: SIGTERM, a grace period, SIGKILL. Returns once none is left.
+        """End every process of the run: SIGTERM, a grace period, SIGKILL. Returns once none is left, and the memory of its GPUs
+        is free, or these are quarantined.
 
         The shim is killed last, and only if it does not end by itself, because it adopts orphaned processes of the run. Raises
         RunFailedError if some can't be killed, and OSError if it can't be determined which are left.
         """
+        self._end_processes(grace_seconds)
+        self._release()
+
+    def _end_processes(self, grace_seconds: float) -> None:
         if self.wait(0) and self._read_exits().none_left:
             return
         if not (

@@ -66,6 +66,7 @@ class GpuGuard:
         self._used_before: dict[str, int] = {}
         self._quarantined: dict[str, str] = {}
         self._unended: list[_Unended] = []
+        self._reasons: Mapping[str, str] = {}
         self._lock = threading.Lock()
 
     def acquire(self, gpus: Iterable[str]) -> dict[str, int]:
@@ -89,6 +90,7 @@ class GpuGuard:
             if problem:
                 with self._lock:
                     self._quarantined[gpu] = problem
+                    self._publish()
 
     def quarantine(self, gpus: Iterable[str], reason: str, is_gone: Callable[[], bool]) -> None:
         """Quarantine GPUs that a process that could not be ended may still use, until `is_gone` reports that none is left.
@@ -97,14 +99,15 @@ class GpuGuard:
         """
         with self._lock:
             self._unended.append(_Unended(tuple(gpus), reason, is_gone))
+            self._publish()
 
-    def has_quarantined(self) -> bool:
+    def needs_recheck(self) -> bool:
         """Tell whether `recheck` has anything to check."""
         with self._lock:
             return bool(self._quarantined or self._unended)
 
-    def recheck(self) -> bool:
-        """Check the quarantined GPUs again, and return whether anything has improved."""
+    def recheck(self) -> None:
+        """Check the quarantined GPUs again."""
         with self._lock:
             suspects, unended = list(self._quarantined), list(self._unended)
         recovered = [gpu for gpu in suspects if not self._problem(gpu)]
@@ -117,12 +120,16 @@ class GpuGuard:
                 self._unended.remove(run)
                 # The driver may need more time to free what its processes held.
                 self._quarantined |= {gpu: problem for gpu in run.gpus if (problem := problems.get(gpu))}
-        return bool(recovered or gone)
+            if recovered or gone:
+                self._publish()
 
-    def quarantined(self) -> dict[str, str]:
-        """Return the GPUs that must not be used, each with the reason."""
-        with self._lock:
-            return self._quarantined | {gpu: run.reason for run in self._unended for gpu in run.gpus}
+    def quarantined(self) -> Mapping[str, str]:
+        """Return the GPUs that must not be used, each with the reason: the same object until something changes."""
+        return self._reasons
+
+    def _publish(self) -> None:
+        """Called with the lock held."""
+        self._reasons = self._quarantined | {gpu: run.reason for run in self._unended for gpu in run.gpus}
 
     def _problem(self, gpu: str) -> str:
         with self._lock:

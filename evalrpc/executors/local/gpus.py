@@ -6,10 +6,10 @@ from contextlib import contextmanager
 import pynvml
 
 from evalrpc.errors import ConfigurationError
-from evalrpc.v1.evaluation_service_pb2 import Gpu
+from evalrpc.executors.base import Device
 
 
-def find_gpus(setting: str, environment: Mapping[str, str]) -> tuple[Gpu, ...]:
+def find_gpus(setting: str, environment: Mapping[str, str]) -> tuple[Device, ...]:
     """Return the GPUs of the setting `gpus`, in order, with the ids that CUDA_VISIBLE_DEVICES takes.
 
     `auto`: those in the server's own CUDA_VISIBLE_DEVICES, or all that the driver knows if it is unset. N: the first N of these
@@ -21,18 +21,18 @@ def find_gpus(setting: str, environment: Mapping[str, str]) -> tuple[Gpu, ...]:
     if setting == "auto":
         return found
     count = int(setting or 0)
-    return found[:count] if count <= len(found) else tuple(Gpu(id=str(index)) for index in range(count))
+    return found[:count] if count <= len(found) else tuple(Device(id=str(index)) for index in range(count))
 
 
-def _listed(setting: str) -> tuple[Gpu, ...]:
+def _listed(setting: str) -> tuple[Device, ...]:
     ids = [part.strip() for part in setting.split(",")]
     if len(set(ids)) != len(ids):
         raise ConfigurationError(f"setting gpus: {setting} names a GPU twice")
     names = {gpu.id: gpu.name for gpu in _of_driver()}
-    return tuple(Gpu(id=gpu_id, name=names.get(gpu_id, "")) for gpu_id in ids)
+    return tuple(Device(id=gpu_id, name=names.get(gpu_id, "")) for gpu_id in ids)
 
 
-def _found(environment: Mapping[str, str]) -> tuple[Gpu, ...]:
+def _found(environment: Mapping[str, str]) -> tuple[Device, ...]:
     """Return the GPUs that a program started here would see."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
@@ -41,10 +41,10 @@ def _found(environment: Mapping[str, str]) -> tuple[Gpu, ...]:
     return _listed(",".join(ids)) if ids else ()
 
 
-def _of_driver() -> tuple[Gpu, ...]:
+def _of_driver() -> tuple[Device, ...]:
     with _driver() as count:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
-        return tuple(Gpu(id=str(index), name=pynvml.nvmlDeviceGetName(handle)) for index, handle in enumerate(handles))
+        return tuple(Device(id=str(index), name=pynvml.nvmlDeviceGetName(handle)) for index, handle in enumerate(handles))
 
 
 @contextmanager

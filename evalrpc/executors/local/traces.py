@@ -5,9 +5,12 @@ the run ended.
 """
 
 import errno
+import json
 import os
 import re
 import signal
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -15,6 +18,8 @@ from evalrpc.executors.local.shim import EXIT_FILE, NONE_LEFT, PID_FILE
 from evalrpc.files.errnos import require_no_shortage
 from evalrpc.files.opening import open_regular_file
 from evalrpc.files.private import make_private_folder
+
+DEVICES_FILE: Final = "devices.json"
 
 _STEP_BYTES: Final = 64
 _LEAST_BYTES: Final = 4096  # one block, which also holds the reason why a program could not be started
@@ -57,6 +62,23 @@ def make_room(folder: Path, step_count: int) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def write_devices(folder: Path, devices: Mapping[str, int | None]) -> None:
+    """Record which devices a run holds, and how many bytes of each were in use before it. Without this record, as on a full
+    disk, a later server only can't tell whether their memory was freed."""
+    with suppress(OSError):
+        (folder / DEVICES_FILE).write_text(json.dumps(devices))
+
+
+def read_devices(folder: Path) -> Mapping[str, int | None]:
+    """Read what `write_devices` wrote; empty if missing or malformed. Raises OSError, as `read_exits`."""
+    try:
+        devices = json.loads(_read(folder / DEVICES_FILE))
+    except (ValueError, RecursionError):
+        return {}
+    is_sound = isinstance(devices, dict) and all(used is None or isinstance(used, int) for used in devices.values())
+    return devices if is_sound else {}
 
 
 def has_pid(folder: Path) -> bool:

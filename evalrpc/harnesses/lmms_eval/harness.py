@@ -71,7 +71,7 @@ class LmmsEvalHarness:
         return Command(
             argv=(
                 str(self._settings.python),
-                *lm_eval_family.launcher(len(run.gpus)),
+                *lm_eval_family.launcher(run.num_gpus),
                 *("-m", "lmms_eval"),
                 *([f"--config={config_path}"] if config else []),
                 *_options(run),

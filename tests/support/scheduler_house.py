@@ -1,0 +1,84 @@
+"""A scheduler with a real store and an executor of the test."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from waiting import DEADLINE_SECONDS as SECONDS
+from waiting import eventually
+
+from evalrpc.clock import SystemClock
+from evalrpc.config import HarnessSettings
+from evalrpc.files.output_access import OutputAccess
+from evalrpc.harnesses.command import CommandHarness
+from evalrpc.jobs import transitions
+from evalrpc.scheduling.queue_state import QueueState
+from evalrpc.scheduling.scheduler import Scheduler
+from evalrpc.scheduling.supervisor import RunDependencies
+from evalrpc.store.base import Submission
+from evalrpc.store.sqlite.store import SqliteStore
+from evalrpc.testing.executor import FakeExecutor, FakeRun
+from evalrpc.v1 import job_pb2 as pb
+
+QUEUED, RUNNING = pb.JOB_STATUS_QUEUED, pb.JOB_STATUS_RUNNING
+COMPLETED, FAILED, CANCELLED = pb.JOB_STATUS_COMPLETED, pb.JOB_STATUS_FAILED, pb.JOB_STATUS_CANCELLED
+CLOCK = SystemClock()
+SETTINGS = HarnessSettings("h", "command", command=("true",))
+
+
+class House:
+    """A scheduler with a real store."""
+
+    def __init__(
+        self,
+        folder: Path,
+        executor: FakeExecutor | None = None,
+        harness: CommandHarness | None = None,
+        owns: Callable[[pb.JobInfo], bool] = lambda _: True,
+    ) -> None:
+        self.store = SqliteStore(folder / "data", CLOCK, 1000)
+        self.executor = executor or FakeExecutor()
+        self.queue_state = QueueState(self.executor.nodes, 0, CLOCK, owns)
+        self.queue_state.load(self.store.queued_rows(), self.store.running_jobs())
+        self.dependencies = RunDependencies(
+            store=self.store,
+            queue_state=self.queue_state,
+            executor=self.executor,
+            harnesses={"h": harness or CommandHarness(SETTINGS)},
+            harness_settings={"h": SETTINGS},
+            clock=CLOCK,
+            data_dir=folder / "data",
+            output_root=None,
+            output_access=OutputAccess(None, 0o640),
+            grace_seconds=0.1,
+            publish_progress=lambda _: None,
+        )
+        self.scheduler = Scheduler(self.dependencies, 600.0)
+        self.store.follow(self.store.position, self.queue_state.apply)
+        self.store.follow(self.store.position, self.scheduler.on_changes)
+        self.count = sum(self.store.status_counts().values())
+
+    def submit(self, num_gpus: int = 1, **fields: Any) -> str:
+        self.count += 1
+        job = pb.JobInfo(job_id=f"job-{self.count}", max_attempts=fields.pop("max_attempts", 1), **fields)
+        job.request.MergeFrom(pb.EvaluateRequest(harness="h", model="m", tasks=["t"], num_gpus=num_gpus))
+        return self.store.submit(Submission(job)).result(SECONDS).job_id
+
+    def job(self, job_id: str) -> pb.JobInfo:
+        return self.store.job(job_id).parse()
+
+    def wait_for(self, job_id: str, *statuses: int) -> pb.JobInfo:
+        return eventually(lambda: (job := self.job(job_id)).status in statuses and job, f"for {job_id} to be {statuses}")
+
+    def wait_until_running(self, job_id: str) -> FakeRun:
+        return eventually(lambda: self.executor.runs.get(job_id), f"for the run of {job_id}")
+
+    def cancel(self, job_id: str) -> None:
+        self.store.update(job_id, lambda job: transitions.request_cancel(job, "", CLOCK.now())).result(SECONDS)
+
+    def is_empty(self) -> bool:
+        return not self.scheduler._placed and not self.scheduler._supervisors
+
+    def close(self) -> None:
+        self.scheduler.stop()
+        self.store.close()
