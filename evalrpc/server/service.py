@@ -36,7 +36,6 @@ from evalrpc.v1.comparison_pb2 import CompareJobsRequest, CompareJobsResponse
 from evalrpc.v1.history_pb2 import GetHistoryResponse
 from evalrpc.v1.job_pb2 import JOB_STATUS_QUEUED, JobInfo
 from evalrpc.watching.feed import Feed
-from evalrpc.watching.wakeups import Results
 
 DEFAULT_PAGE_SIZE: Final = 50
 DEFAULT_NAMES_SIZE: Final = 100
@@ -67,7 +66,6 @@ class EvaluationService:
     hashers: Executor
     catalog: Catalog
     started_at: Timestamp
-    results: Results = field(default_factory=Results)
     job_ids: Iterator[str] = field(default_factory=job_ids)
     stopping: bool = False
     _queue: tuple[object, bytes] | None = None
@@ -87,7 +85,7 @@ class EvaluationService:
         if request.validate_only:
             return await self._as_if_submitted(job, key)
         submission = Submission(job, request.request_id, _fingerprint(request) if request.request_id else b"", key)
-        got = await self.results.of(self.store.submit(submission))
+        got = await asyncio.wrap_future(self.store.submit(submission))
         _note_differences(got, job)
         return self._answer(got)
 
@@ -122,12 +120,12 @@ class EvaluationService:
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.cancel_reason(request.reason))
         change = lambda job: transitions.request_cancel(job, request.reason, self.clock.now())  # noqa: E731
-        return self._answer(await self.results.of(self.store.update(job_id, change)))
+        return self._answer(await asyncio.wrap_future(self.store.update(job_id, change)))
 
     async def DeleteJob(self, request: calls.DeleteJobRequest, call: Call) -> calls.DeleteJobResponse:
         """Delete a terminal job with its files."""
         job_id = validation.require_job_id(request.job_id)
-        await self.reader.remove_files(await self.results.of(self.store.delete(job_id)))
+        await self.reader.remove_files(await asyncio.wrap_future(self.store.delete(job_id)))
         return calls.DeleteJobResponse()
 
     def ReadLog(self, request: calls.ReadLogRequest, call: Call) -> Awaitable[None]:

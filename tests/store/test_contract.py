@@ -438,13 +438,12 @@ def test_an_unknown_job_is_not_found(store: Store) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_write_that_its_caller_gave_up_does_the_store_no_harm(store: Store) -> None:
+def test_a_write_that_its_caller_gave_up_is_committed_with_the_others(store: Store) -> None:
     gate = Gate(store)
-    given_up = store.submit(Submission(new_job()))
-    given_up.cancel()
-    kept = store.submit(Submission(new_job()))
+    given_up, kept = (store.submit(Submission(new_job())) for _ in range(2))
+    assert not given_up.cancel()
     gate.open()
-    assert kept.result(SECONDS).status == QUEUED
+    assert given_up.result(SECONDS).status == kept.result(SECONDS).status == QUEUED
     assert submit(store).status == QUEUED
 
 
