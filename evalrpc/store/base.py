@@ -127,7 +127,7 @@ write."""
 
 
 class Store(Protocol):
-    """Jobs and their journal. The future of a write can't be cancelled: whoever stops waiting for it does not stop the write."""
+    """Jobs and their journal. The future of a write can't be cancelled: a caller that stops waiting does not stop the write."""
 
     def submit(self, submission: Submission) -> Future[JobInfo]:
         """Add a QUEUED job, or find the one that the same request_id got, or else an identical one: see `find_identical`.

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,29 +35,6 @@ COMPLETED, FAILED, CANCELLED = (
 )
 
 Run = Callable[..., Result]
-
-
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
-    with FakeServer() as server:
-        yield server
-
-
-@pytest.fixture
-def service(server: FakeServer) -> FakeService:
-    return server.service
-
-
-@pytest.fixture
-def run(server: FakeServer) -> Run:
-    """Run a command against the server, in this process, with separate stdout and stderr."""
-
-    def run(*args: str, **options: Any) -> Result:
-        result = CliRunner().invoke(main, list(args), env={"EVALRPC_ADDRESS": server.address}, **options)
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
-        return result
-
-    return run
 
 
 def completed_job() -> JobInfo:

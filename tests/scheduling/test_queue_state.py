@@ -1,6 +1,6 @@
 """The queue in memory against a model that sorts everything anew each time."""
 
-from google.protobuf.timestamp_pb2 import Timestamp
+from clocks import ManualClock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,21 +11,6 @@ from evalrpc.v1 import job_pb2 as pb
 
 QUEUED, RUNNING, COMPLETED = pb.JOB_STATUS_QUEUED, pb.JOB_STATUS_RUNNING, pb.JOB_STATUS_COMPLETED
 CAPACITY = Capacity(("0", "1", "2", "3"), 2, 6)
-
-
-class StoppedClock:
-    """The first second of all time, unless a test sets it."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def now(self) -> Timestamp:
-        timestamp = Timestamp()
-        timestamp.FromNanoseconds(int(self.seconds * 1e9))
-        return timestamp
-
-    def monotonic(self) -> float:
-        return self.seconds
 
 
 def job_at(
@@ -44,7 +29,7 @@ def change(job: pb.JobInfo, sequence: int, previous: int = QUEUED, *, deleted: b
 
 
 def state_of(*jobs: tuple[int, pb.JobInfo]) -> QueueState:
-    state = QueueState(CAPACITY, StoppedClock())
+    state = QueueState(CAPACITY, ManualClock())
     state.apply([change(job, sequence, pb.JOB_STATUS_UNSPECIFIED) for sequence, job in jobs])
     return state
 
@@ -147,7 +132,7 @@ steps = st.lists(
 @settings(deadline=None)
 @given(steps)
 def test_positions_equal_a_model_that_sorts_anew_after_every_change(script: list[tuple[int, str, int, int]]) -> None:
-    state = QueueState(CAPACITY, StoppedClock())
+    state = QueueState(CAPACITY, ManualClock())
     model: dict[str, tuple[int, int]] = {}  # priority negated, sequence
     running: set[str] = set()
     fixed: dict[int, int] = {}
@@ -179,7 +164,7 @@ def test_positions_equal_a_model_that_sorts_anew_after_every_change(script: list
 
 
 def test_what_was_queued_and_running_when_the_store_was_opened_is_loaded_in_order() -> None:
-    state = QueueState(CAPACITY, StoppedClock())
+    state = QueueState(CAPACITY, ManualClock())
     rows = [QueuedRow("late", 3, 0, 1, 0, 0), QueuedRow("early", 1, 0, 2, 0, 0), QueuedRow("urgent", 4, 5, 0, 0, 0)]
     state.load(rows, [ListedJob(2, job_at(2, RUNNING, gpus=("1",)))])
     assert state.queued_job_ids(9) == ["urgent", "early", "late"]
@@ -187,7 +172,7 @@ def test_what_was_queued_and_running_when_the_store_was_opened_is_loaded_in_orde
 
 
 def test_a_job_that_is_to_be_tried_again_waits_until_it_is_ready_and_lets_others_pass() -> None:
-    clock = StoppedClock()
+    clock = ManualClock()
     state = QueueState(CAPACITY, clock)
     state.load([QueuedRow("again", 1, 0, 1, 0, 5 * 10**9), QueuedRow("other", 2, 0, 1, 0, 0)], [])
     assert state.choose(CAPACITY, 600.0, {}, clock.seconds).job_id == "other"
@@ -209,7 +194,7 @@ def test_only_what_fits_the_status_of_the_answer_is_added_to_it() -> None:
 
 def test_a_job_that_is_cancelled_is_not_chosen_whether_its_time_to_be_tried_again_has_come_or_not() -> None:
     for seconds in (0.0, 5.0):
-        clock = StoppedClock()
+        clock = ManualClock()
         state = QueueState(CAPACITY, clock)
         state.load([QueuedRow("job-1", 1, 0, 1, 0, 5 * 10**9)], [])
         clock.seconds = seconds
@@ -232,7 +217,7 @@ def test_a_job_behind_one_that_has_waited_long_is_told_for_whom_the_gpus_are_kep
 
 def test_a_job_that_needs_a_gpu_which_is_set_aside_says_so_and_keeps_the_others_from_nobody() -> None:
     quarantined: dict[str, str] = {}
-    state = QueueState(CAPACITY, StoppedClock(), lambda: quarantined)
+    state = QueueState(CAPACITY, ManualClock(), lambda: quarantined)
     wide, narrow = job_at(1, QUEUED, num_gpus=4), job_at(2, QUEUED)
     state.apply([change(job, number, pb.JOB_STATUS_UNSPECIFIED) for number, job in enumerate((wide, narrow), 1)])
     quarantined["3"] = "its memory is still in use"

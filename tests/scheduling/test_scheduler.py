@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import ManualClock
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 from waiting import DEADLINE_SECONDS as SECONDS
 from waiting import eventually
 
@@ -542,19 +542,6 @@ def test_a_drain_tells_the_jobs_that_wait_why(house: House) -> None:
 # What the queue tells the scheduler and the service.
 
 
-class SteppedClock:
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-
-    def now(self) -> Timestamp:
-        timestamp = Timestamp()
-        timestamp.FromNanoseconds(int(self.seconds * 1e9))
-        return timestamp
-
-    def monotonic(self) -> float:
-        return self.seconds
-
-
 def job_at(status: int, retry_at: int = 0) -> pb.JobInfo:
     job = pb.JobInfo(job_id="job-1", status=status)
     job.created_at.FromSeconds(1)
@@ -564,7 +551,7 @@ def job_at(status: int, retry_at: int = 0) -> pb.JobInfo:
 
 
 def test_a_job_that_becomes_ready_between_the_choice_and_the_wait_is_not_forgotten() -> None:
-    clock = SteppedClock(99.9999)
+    clock = ManualClock(99.9999)
     state = QueueState(capacity(("0",), 0), clock)
     state.apply([Change(1, job_at(QUEUED, retry_at=100), 1, RUNNING, b"event")])
     looked_at = state.now_seconds()
@@ -576,7 +563,7 @@ def test_a_job_that_becomes_ready_between_the_choice_and_the_wait_is_not_forgott
 
 
 def test_a_queued_job_always_has_a_position_even_if_it_started_meanwhile() -> None:
-    state = QueueState(capacity(("0",), 0), SteppedClock(5))
+    state = QueueState(capacity(("0",), 0), ManualClock(5))
     state.apply([Change(1, job_at(RUNNING), 1, QUEUED, b"event")])
     described = state.described(job_at(QUEUED))
     assert described.HasField("position_in_queue")

@@ -8,7 +8,19 @@ from typing import Any
 import grpc
 import pytest
 from click.testing import CliRunner
-from serving import COMPLETED, FAILED, QUEUED, RUNNING, TERMINAL, Api, ServerHere, ServerThere, Site, fields_of, submission
+from serving import (
+    COMPLETED,
+    FAILED,
+    QUEUED,
+    RUNNING,
+    TERMINAL,
+    Api,
+    Launch,
+    ServerHere,
+    Site,
+    fields_of,
+    submission,
+)
 
 from evalrpc.cli import main
 from evalrpc.client import EvalClient
@@ -109,7 +121,7 @@ def test_another_version_of_the_harness_evaluates_anew(serve: Callable[..., Serv
     assert ask(api, request=request).job_id != job.job_id
 
 
-def test_the_key_is_the_same_in_another_server_process(launch: Callable[..., ServerThere]) -> None:
+def test_the_key_is_the_same_in_another_server_process(launch: Launch) -> None:
     server = launch()
     job = completed(server.api, model_args=ARGS)
     server.terminate()

@@ -40,7 +40,7 @@ _T = TypeVar("_T")
 class Watcher:
     """Reads a stream in its own task, and keeps what it saw."""
 
-    def __init__(self, watch: Callable[[Send], Awaitable[None]], after: int = 0) -> None:
+    def __init__(self, watch: Callable[[Send], Awaitable[None]], after: int) -> None:
         self.after = after
         self.seen: list[pb.JobEvent] = []
         self.error: Exception | None = None

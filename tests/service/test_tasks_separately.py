@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from serving import (
     RUNNING,
     TERMINAL,
     Api,
+    Launch,
     MovableClock,
-    ServerThere,
     Site,
     nothing_left_of,
 )
@@ -106,7 +105,7 @@ def test_the_reason_is_that_of_the_first_and_the_others_are_named(api: Api) -> N
     assert job.error.message.endswith("; also failed: fails, killed")
 
 
-def test_what_has_finished_survives_a_crash_of_the_server(launch: Callable[..., ServerThere], site: Site) -> None:
+def test_what_has_finished_survives_a_crash_of_the_server(launch: Launch, site: Site) -> None:
     first = launch()
     job_id = submit(first.api, "good", "slow", "also_good")
     before = wait_for_tasks(first.api, job_id, "good")
@@ -121,7 +120,7 @@ def test_what_has_finished_survives_a_crash_of_the_server(launch: Callable[..., 
     assert site.starts(job_id) == ["1", "1", "1"]
 
 
-def test_tasks_go_on_and_are_found_while_no_server_is_there(launch: Callable[..., ServerThere], site: Site) -> None:
+def test_tasks_go_on_and_are_found_while_no_server_is_there(launch: Launch, site: Site) -> None:
     first = launch()
     job_id = submit(first.api, "slow", "fails", "good")
     site.wait_for_log(job_id)
