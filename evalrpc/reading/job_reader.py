@@ -193,7 +193,7 @@ def _attempt_number(job: JobInfo, wanted: int) -> int:
     return number
 
 
-def _output_dir(job: JobInfo, attempt: int) -> Path | None:
+def _output_dir(job: JobInfo, attempt: int = 0) -> Path | None:
     """Return the output folder of an attempt; None if the latest is meant and none has begun. Raises AttemptNotFoundError."""
     if not attempt and not job.attempts:
         return None

@@ -262,15 +262,15 @@ class EvaluationService:
         return await asyncio.get_running_loop().run_in_executor(self.readers, read)
 
     async def _as_if_submitted(self, job: JobInfo, key: bytes) -> JobInfo:
-        twin = await self._read(lambda: self.store.find_identical(key)) if key else None
-        if twin is None:
+        identical = await self._read(lambda: self.store.find_identical(key)) if key else None
+        if identical is None:
             job.status = JOB_STATUS_QUEUED
             job.created_at.CopyFrom(self.clock.now())
             job.position_in_queue = self.queue_state.position_for(job.priority)
             answer = job
         else:
-            _note_differences(twin, job)
-            answer = self.queue_state.described(twin)
+            _note_differences(identical, job)
+            answer = self.queue_state.described(identical)
         answer.ClearField("job_id")
         return answer
 

@@ -164,7 +164,7 @@ def test_nothing_to_draw_and_too_much_to_draw_are_wrong_calls(run: Run, service:
     assert (result.exit_code, "61 metrics" in result.stderr, "--metric" in result.stderr) == (2, True, True)
 
 
-def test_a_history_that_was_cut_is_told(run: Run, service: FakeService) -> None:
+def test_a_history_that_was_cut_says_so(run: Run, service: FakeService) -> None:
     service.history.truncated = True
     assert "oldest jobs are not shown" in run().stderr
 

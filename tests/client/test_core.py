@@ -248,7 +248,7 @@ def test_a_delay_that_the_server_asks_for_is_kept() -> None:
     assert ReconnectPolicy(jitter=lambda: 1.0).delay_seconds(error) == 3.1
 
 
-def test_patience_ends_when_nothing_succeeded_for_too_long() -> None:
+def test_a_policy_gives_up_when_nothing_succeeded_for_too_long() -> None:
     clock = ManualClock()
     policy = ReconnectPolicy(10, clock=clock.monotonic)
     error = errors.UnavailableError("gone")

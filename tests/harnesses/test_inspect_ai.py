@@ -330,7 +330,7 @@ def finished(output: Path, *tasks: str) -> Mapping[str, ModelResult]:
     return together.results()
 
 
-def test_a_task_that_has_finished_is_told_while_the_others_run(tmp_path: Path) -> None:
+def test_a_task_that_has_finished_is_reported_while_the_others_run(tmp_path: Path) -> None:
     output = copy_of("two_tasks_json_flag", tmp_path)
     result = finished(output, "bad", "tiny")["mockllm/model"]
     assert {metric.task for metric in result.metrics} == {"tiny"}

@@ -40,12 +40,12 @@ STARTED_MEANWHILE = pb.JobInfo(position_in_queue=0, wait_reason="about to start"
 def describe(state: QueueState, job_id: str, status: int = QUEUED) -> pb.JobInfo:
     """What the queue adds to what the store has: the same for a message and for its bytes, however often it is asked."""
     job = pb.JobInfo(job_id=job_id, status=status)
-    told = state.described(job)
+    described = state.described(job)
     for _ in range(2):
-        assert pb.JobInfo.FromString(state.describe(job_id, job.status, job.SerializeToString())) == told
-    told.ClearField("job_id")
-    told.ClearField("status")
-    return told
+        assert pb.JobInfo.FromString(state.describe(job_id, job.status, job.SerializeToString())) == described
+    described.ClearField("job_id")
+    described.ClearField("status")
+    return described
 
 
 def test_a_queued_job_has_its_position_and_reason() -> None:
@@ -57,7 +57,7 @@ def test_a_queued_job_has_its_position_and_reason() -> None:
     assert second.wait_reason
 
 
-def test_what_a_job_waits_for_is_told_anew_when_the_server_is_about_to_stop() -> None:
+def test_what_a_job_waits_for_is_described_anew_when_the_server_is_about_to_stop() -> None:
     state = state_of((1, job_at(1, QUEUED, num_gpus=4)), (2, job_at(2, QUEUED)))
     before = describe(state, "job-2").wait_reason
     state.draining = True
@@ -78,9 +78,9 @@ def test_progress_is_taken_only_for_a_running_job_and_forgotten_with_its_end() -
     state = state_of((1, job_at(1, QUEUED)))
     assert state.set_progress("job-1", pb.Progress(done=1)) is None
     state.apply([change(job_at(1, RUNNING), 1)])
-    told = state.set_progress("job-1", pb.Progress(done=2))
-    assert told is not None
-    assert told.progress.done == 2
+    described = state.set_progress("job-1", pb.Progress(done=2))
+    assert described is not None
+    assert described.progress.done == 2
     assert describe(state, "job-1", RUNNING).progress.done == 2
     running = state.running_job("job-1")
     assert running is not None
@@ -204,7 +204,7 @@ def test_a_job_that_is_cancelled_is_not_chosen_whether_its_time_to_be_tried_agai
         assert state.seconds_until_ready() is None
 
 
-def test_a_job_behind_one_that_has_waited_long_is_told_for_whom_the_gpus_are_kept() -> None:
+def test_a_job_behind_one_that_has_waited_long_says_for_whom_the_gpus_are_kept() -> None:
     wide, narrow = job_at(1, QUEUED, num_gpus=4), job_at(2, QUEUED)
     state = state_of((1, wide), (2, narrow))
     state.apply([change(job_at(3, RUNNING, gpus=("0",)), 3)])
@@ -215,7 +215,7 @@ def test_a_job_behind_one_that_has_waited_long_is_told_for_whom_the_gpus_are_kep
     assert describe(state, "job-2").wait_reason == "about to start"
 
 
-def test_a_job_that_needs_a_gpu_which_is_set_aside_says_so_and_keeps_the_others_from_nobody() -> None:
+def test_a_job_that_needs_a_quarantined_gpu_says_so_and_keeps_the_others_from_nobody() -> None:
     quarantined: dict[str, str] = {}
     state = QueueState(CAPACITY, ManualClock(), lambda: quarantined)
     wide, narrow = job_at(1, QUEUED, num_gpus=4), job_at(2, QUEUED)

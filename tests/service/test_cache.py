@@ -56,7 +56,7 @@ def test_only_those_who_both_allow_it_share_a_job(api: Api, first: int, second: 
     assert (again.job_id != job.job_id, again.cached, again.status) == (True, False, QUEUED)
 
 
-def test_a_queued_and_a_running_twin_are_joined(api: Api, site: Site) -> None:
+def test_a_queued_and_a_running_identical_job_are_joined(api: Api, site: Site) -> None:
     blocker = api.submit("hangs", request={"num_gpus": 2})
     api.wait_for(blocker.job_id, RUNNING)
     waiting = ask(api, "slow", request={"num_gpus": 1})

@@ -256,7 +256,7 @@ def broken(how: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["emptied", "cut", "overwritten"])
-def test_a_database_that_breaks_under_a_server_is_told_of_and_comes_back_with_its_backup(
+def test_a_database_that_breaks_under_a_server_is_reported_and_comes_back_with_its_backup(
     launch: Launch, site: Site, how: str
 ) -> None:
     server = launch()

@@ -108,7 +108,7 @@ def test_a_run_that_ends_while_no_server_is_there_is_judged_by_what_it_left(
     assert site.starts(job.job_id) == ["1"]
 
 
-def test_a_run_that_was_killed_with_its_parent_while_no_server_was_there_is_lost(launch: Launch, site: Site) -> None:
+def test_a_run_that_was_killed_with_its_shim_while_no_server_was_there_is_lost(launch: Launch, site: Site) -> None:
     server = launch()
     job = server.api.submit("slow")
     site.wait_for_log(job.job_id)

@@ -152,7 +152,7 @@ def test_a_timeout_bounds_all_tasks_together_and_keeps_what_has_finished(api: Ap
     assert nothing_left_of(job.job_id)
 
 
-def test_a_run_whose_parent_is_killed_says_what_was_not_run(api: Api, site: Site) -> None:
+def test_a_run_whose_shim_is_killed_says_what_was_not_run(api: Api, site: Site) -> None:
     job_id = submit(api, "good", "hangs", "also_good")
     wait_for_tasks(api, job_id, "good")
     site.wait_for_log(job_id)
