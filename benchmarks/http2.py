@@ -80,7 +80,6 @@ class Connection:
         host, _, port = address.rpartition(":")
         self.socket = socket.create_connection((host, int(port)))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._window = window
         self._next_stream = 1
         self._rest = b""
         self._owed: dict[int, int] = {}

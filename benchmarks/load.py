@@ -250,7 +250,7 @@ class Watchers:
 def _run(pipe: Pipe, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     try:
         pipe.send(function(Link(pipe), *arguments))
-    except Exception as error:  # noqa: BLE001 - told to the process that started this one
+    except Exception as error:  # noqa: BLE001 - reported to the process that started this one
         pipe.send(RuntimeError(f"{function.__name__}: {type(error).__name__}: {error}"))
 
 

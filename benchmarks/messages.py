@@ -90,11 +90,6 @@ def list_jobs(job_filter: calls.JobFilter) -> Request:
     return Request(f"{_SERVICE}ListJobs", message.SerializeToString())
 
 
-def list_artifacts(job_id: str) -> Request:
-    """Ask for the names of a job's files."""
-    return Request(f"{_SERVICE}ListArtifacts", calls.ListArtifactsRequest(job_id=job_id).SerializeToString())
-
-
 def read_artifact(job_id: str, name: str, limit: int) -> Request:
     """Read a file."""
     message = calls.ReadArtifactRequest(job_id=job_id, name=name, limit=limit)

@@ -74,9 +74,9 @@ def one_run(client: EvalClient, seconds: float = 0) -> tuple[float, float]:
     answered = time.time()
     for event in client.watch(job.job_id, after_revision=job.revision):
         if event.terminal:
-            told = time.time()
+            notified = time.time()
             started, ended = _times(Path(event.job.attempts[0].output_dir))
-            return started - answered, told - ended
+            return started - answered, notified - ended
     raise AssertionError
 
 

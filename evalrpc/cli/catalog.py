@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import click
 
 from evalrpc.cli import wording
-from evalrpc.cli.connection import PATIENT_SECONDS, client_options, connect
+from evalrpc.cli.connection import SLOW_CALL_SECONDS, client_options, connect
 from evalrpc.cli.output import print_json, print_table
 from evalrpc.v1.evaluation_service_pb2 import (
     GetServerInfoResponse,
@@ -21,7 +21,7 @@ from evalrpc.v1.evaluation_service_pb2 import (
 @client_options
 def tasks_command(query: str, harness: str, address: str | None, as_json: bool) -> None:
     """List the tasks whose names contain QUERY."""
-    with connect(address, PATIENT_SECONDS) as client:
+    with connect(address, SLOW_CALL_SECONDS) as client:
         names = client.list_tasks(query, harness)
         if as_json:
             print_json(ListTasksResponse(tasks=names))
@@ -35,7 +35,7 @@ def tasks_command(query: str, harness: str, address: str | None, as_json: bool) 
 @client_options
 def models_command(query: str, harness: str, address: str | None, as_json: bool) -> None:
     """List the model types whose names contain QUERY."""
-    with connect(address, PATIENT_SECONDS) as client:
+    with connect(address, SLOW_CALL_SECONDS) as client:
         names = client.list_models(query, harness)
         if as_json:
             print_json(ListModelsResponse(models=names))

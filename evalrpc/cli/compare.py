@@ -6,7 +6,7 @@ from typing import Final, TypeVar
 
 import click
 
-from evalrpc.cli.connection import PATIENT_SECONDS, client_options, connect
+from evalrpc.cli.connection import SLOW_CALL_SECONDS, client_options, connect
 from evalrpc.cli.output import is_terminal, print_json, print_table
 from evalrpc.v1.comparison_pb2 import CompareJobsResponse, MetricComparison, TestMethod, Verdict
 
@@ -50,7 +50,7 @@ def compare_command(
     """
     general_tolerance, tolerances = _by_name(tolerance, _number)
     is_higher_better, directions = _by_name(direction, _is_higher)
-    with connect(address, PATIENT_SECONDS) as client:
+    with connect(address, SLOW_CALL_SECONDS) as client:
         response = client.compare(
             baseline_job_id,
             candidate_job_ids,

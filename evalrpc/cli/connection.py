@@ -10,7 +10,7 @@ import click
 from evalrpc.cli.exit_codes import reported
 from evalrpc.client import EvalClient
 
-PATIENT_SECONDS: Final = 600.0
+SLOW_CALL_SECONDS: Final = 600.0
 """For calls that may be slow the first time: a harness lists its catalog, large files are checksummed."""
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])

@@ -36,7 +36,7 @@ def follow_all(client: EvalClient, job_filter: JobFilter, *, as_json: bool) -> N
     shown: dict[str, str] = {}
     breaks = _Breaks(client)
     with suppress(KeyboardInterrupt):
-        for event in client.watch_all(job_filter, on_disconnect=breaks.tell):
+        for event in client.watch_all(job_filter, on_disconnect=breaks.report):
             breaks.over()
             if as_json:
                 print_json_line(event)
@@ -73,7 +73,7 @@ def _watch(
         job_id,
         heartbeat_interval_seconds=heartbeat_seconds,
         reconnect_timeout_seconds=reconnect_timeout.total_seconds() or None,
-        on_disconnect=breaks.tell,
+        on_disconnect=breaks.report,
     ):
         breaks.over()
         yield event
@@ -84,16 +84,16 @@ class _Breaks:
 
     def __init__(self, client: EvalClient) -> None:
         self._client = client
-        self._told = False
+        self._reported = False
 
-    def tell(self, error: EvalrpcError, delay_seconds: float) -> None:
+    def report(self, error: EvalrpcError, delay_seconds: float) -> None:
         del delay_seconds
-        if not self._told:
+        if not self._reported:
             click.echo(f"evalrpc: lost the server at {self._client.address}, trying again ({error.message})", err=True)
-        self._told = True
+        self._reported = True
 
     def over(self) -> None:
-        self._told = False
+        self._reported = False
 
 
 def _states(client: EvalClient, events: Iterable[JobEvent]) -> Generator[JobInfo, None, None]:
@@ -136,14 +136,14 @@ class _Finished:
     """The metrics already printed of tasks that finished before the job."""
 
     def __init__(self) -> None:
-        self._told: set[str] = set()
+        self._shown: set[str] = set()
 
     def news(self, job: JobInfo) -> list[str]:
         """Return a line for each new metric of an unfinished job: those of a finished one come in a table."""
         if job.status in wording.TERMINAL:
             return []
-        lines = [line for line in wording.metric_lines(job) if line not in self._told]
-        self._told.update(lines)
+        lines = [line for line in wording.metric_lines(job) if line not in self._shown]
+        self._shown.update(lines)
         return lines
 
 

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import click
 
 from evalrpc.cli import plotting, wording
-from evalrpc.cli.connection import PATIENT_SECONDS, client_options, connect
+from evalrpc.cli.connection import SLOW_CALL_SECONDS, client_options, connect
 from evalrpc.cli.exit_codes import WRONG_CALL, fail
 from evalrpc.cli.output import is_terminal, print_json, print_table
 from evalrpc.cli.parameters import filter_options
@@ -67,7 +67,7 @@ def history_command(
 
     Without --status, only completed jobs count.
     """
-    with connect(address, PATIENT_SECONDS) as client:
+    with connect(address, SLOW_CALL_SECONDS) as client:
         history = client.get_history(job_filter, metrics, step_label)
         if history.truncated:
             click.echo("evalrpc: the oldest jobs are not shown: it would be too much; name a --metric or --label", err=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from evalrpc.cli import wording
-from evalrpc.cli.connection import PATIENT_SECONDS, client_options, connect
+from evalrpc.cli.connection import SLOW_CALL_SECONDS, client_options, connect
 from evalrpc.cli.exit_codes import JOB_NOT_COMPLETED, WRONG_CALL, fail
 from evalrpc.cli.following import show_outcome
 from evalrpc.cli.output import is_terminal, print_json, print_json_line
@@ -78,7 +78,7 @@ def download_command(
     job_id: str, directory: Path, names: tuple[str, ...], attempt: int, address: str | None, as_json: bool
 ) -> None:
     """Download a job's files into a folder and print their paths. Resumes where an earlier download broke off."""
-    with connect(address, PATIENT_SECONDS) as client:
+    with connect(address, SLOW_CALL_SECONDS) as client:
         chosen = list(names) or None
         paths = _download(client, job_id, directory, chosen, attempt)
         if as_json:

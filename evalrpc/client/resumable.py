@@ -29,6 +29,8 @@ from evalrpc.v1.job_pb2 import JobEvent, JobEventType
 RequestT = TypeVar("RequestT")
 MessageT = TypeVar("MessageT")
 ItemT = TypeVar("ItemT")
+BytesRequestT = TypeVar("BytesRequestT", ReadLogRequest, ReadArtifactRequest)
+BytesMessageT = TypeVar("BytesMessageT", ReadLogResponse, ReadArtifactResponse)
 
 _BROKEN_OFF = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 """A CANCELLED seen here is never our own: the server or a proxy cut the stream."""
@@ -144,59 +146,43 @@ class AllJobsWatch(Reader[WatchJobsRequest, JobEvent, JobEvent]):
         return snapshots
 
 
-class _Bytes(Reader[RequestT, MessageT, bytes]):
+class _Bytes(Reader[BytesRequestT, BytesMessageT, bytes]):
     """A stream of bytes: each byte once, in order."""
 
-    def __init__(self, offset: int, policy: ReconnectPolicy | None = None) -> None:
-        super().__init__(policy)
-        self.offset = offset
+    def __init__(self, request: BytesRequestT) -> None:
+        super().__init__()
+        self._request: BytesRequestT = request
+        self.offset = request.offset
         """The offset of the next byte."""
+
+    def request(self) -> BytesRequestT:
+        """Request the remaining bytes."""
+        self._request.offset = self.offset
+        return self._request
 
     def ended(self) -> float:
         """Record that everything was read."""
         self._finished = True
         return 0.0
 
-    def _take_bytes(self, data: bytes, offset: int) -> Iterable[bytes]:
-        fresh = data[max(0, self.offset - offset) :]
-        self.offset = max(self.offset, offset + len(data))
+    def _take(self, message: BytesMessageT) -> Iterable[bytes]:
+        fresh = message.data[max(0, self.offset - message.offset) :]
+        self.offset = max(self.offset, message.offset + len(message.data))
         return (fresh,) if fresh else ()
 
 
 class LogBytes(_Bytes[ReadLogRequest, ReadLogResponse]):
     """ReadLog: the log of one attempt from an offset."""
 
-    def __init__(
-        self, job_id: str, attempt: int, *, follow: bool = False, offset: int = 0, policy: ReconnectPolicy | None = None
-    ) -> None:
-        super().__init__(offset, policy)
-        self._request = ReadLogRequest(job_id=job_id, attempt=attempt, follow=follow)
-
-    def request(self) -> ReadLogRequest:
-        """Request the remaining bytes."""
-        self._request.offset = self.offset
-        return self._request
-
-    def _take(self, message: ReadLogResponse) -> Iterable[bytes]:
-        return self._take_bytes(message.data, message.offset)
+    def __init__(self, job_id: str, attempt: int, *, follow: bool = False, offset: int = 0) -> None:
+        super().__init__(ReadLogRequest(job_id=job_id, attempt=attempt, follow=follow, offset=offset))
 
 
 class ArtifactBytes(_Bytes[ReadArtifactRequest, ReadArtifactResponse]):
     """ReadArtifact: one file of an attempt from an offset; attempt 0 is the latest."""
 
-    def __init__(
-        self, job_id: str, name: str, offset: int = 0, policy: ReconnectPolicy | None = None, attempt: int = 0
-    ) -> None:
-        super().__init__(offset, policy)
-        self._request = ReadArtifactRequest(job_id=job_id, name=name, attempt=attempt)
-
-    def request(self) -> ReadArtifactRequest:
-        """Request the remaining bytes."""
-        self._request.offset = self.offset
-        return self._request
-
-    def _take(self, message: ReadArtifactResponse) -> Iterable[bytes]:
-        return self._take_bytes(message.data, message.offset)
+    def __init__(self, job_id: str, name: str, offset: int = 0, attempt: int = 0) -> None:
+        super().__init__(ReadArtifactRequest(job_id=job_id, name=name, offset=offset, attempt=attempt))
 
 
 def _heartbeat(interval_seconds: float | None) -> Duration | None:

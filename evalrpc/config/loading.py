@@ -4,7 +4,6 @@ The TOML file has the fields of `Settings` at its top level and one `[harnesses.
 are relative to the file, others to the working directory. An environment variable that is empty counts as unset.
 """
 
-import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -30,7 +29,7 @@ class _Given(NamedTuple):
 
 def load_settings(
     flags: Mapping[str, Any],
-    environment: Mapping[str, str] = os.environ,
+    environment: Mapping[str, str],
     config_file: Path | None = None,
 ) -> Settings:
     """Merge the sources into Settings. A flag that is None was not given.

@@ -17,7 +17,7 @@ _RETRY_DELAY_SECONDS: Final = 1.0
 
 
 def is_shortage(error: OSError) -> bool:
-    """Tell whether an error means a temporary resource shortage of the server, and so says nothing about the file."""
+    """Return whether an error means a temporary resource shortage of the server, and so says nothing about the file."""
     return error.errno in _SHORTAGES
 
 

@@ -7,6 +7,7 @@ from typing import Final
 
 from evalrpc.errors import RunFailedError
 from evalrpc.harnesses.base import Exit
+from evalrpc.protobuf.structs import wire_text
 
 MAX_MESSAGE_CHARACTERS: Final = 300
 """The longest message. The contract allows 2 KiB, but a line should be readable."""
@@ -44,8 +45,8 @@ def find_failure(log_tail: Iterable[str]) -> str | None:
     """
     lines = [clean for line in log_tail for clean in _clean(line)]
     exceptions = _matches(_EXCEPTION, lines)
-    telling = [line for line in exceptions if not _WRAPPER.match(line)]
-    for found in (telling, exceptions, _matches(_LMMS_EVAL_ERROR, lines), _matches(_USAGE_ERROR, lines)):
+    specific = [line for line in exceptions if not _WRAPPER.match(line)]
+    for found in (specific, exceptions, _matches(_LMMS_EVAL_ERROR, lines), _matches(_USAGE_ERROR, lines)):
         if found:
             return shorten(found[-1])
     return None
@@ -84,7 +85,7 @@ def strip_colours(line: str) -> str:
 
 
 def _clean(line: str) -> list[str]:
-    parts = re.split(r"[\r\n]", strip_colours(line))
+    parts = re.split(r"[\r\n]", wire_text(strip_colours(line)))
     return ["".join(character for character in part if character.isprintable() or character == "\t").rstrip() for part in parts]
 
 

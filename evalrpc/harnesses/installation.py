@@ -26,22 +26,20 @@ class Package(NamedTuple):
 
 def describe(settings: HarnessSettings, kind: str, package: Package) -> HarnessInfo:
     """Report which version is installed beside the interpreter, or what to do."""
-    python = shutil.which(settings.python)
-    version = _installed_version(Path(python), package) if python else None
-    reason = _unavailable_reason(settings, python, version, package)
+    version = _installed_version(settings, package)
+    reason = _unavailable_reason(settings, version, package)
     return HarnessInfo(name=settings.name, kind=kind, version=version or "", available=not reason, unavailable_reason=reason)
 
 
 def note_version(settings: HarnessSettings, package: Package, results: Mapping[str, ModelResult]) -> None:
     """Put the installed version into the results. lmms-eval itself reports the commit of whatever repository it is in."""
-    python = shutil.which(settings.python)
-    version = _installed_version(Path(python), package) if python else None
-    for result in results.values():
-        if version:
+    if version := _installed_version(settings, package):
+        for result in results.values():
             result.harness_versions[package.name] = version
 
 
-def _unavailable_reason(settings: HarnessSettings, python: str | None, version: str | None, package: Package) -> str:
+def _unavailable_reason(settings: HarnessSettings, version: str | None, package: Package) -> str:
+    python = shutil.which(settings.python)
     if python is None:
         return f"there is no program {settings.python}: set harnesses.{settings.name}.python to {package.title}'s interpreter"
     if version is None:
@@ -50,10 +48,13 @@ def _unavailable_reason(settings: HarnessSettings, python: str | None, version: 
     return f"harnesses.{settings.name}.include_path: there is no folder {', '.join(missing)}" if missing else ""
 
 
-def _installed_version(python: Path, package: Package) -> str | None:
-    """Return the package's version in an environment, given the path of its interpreter."""
+def _installed_version(settings: HarnessSettings, package: Package) -> str | None:
+    """Return the version of the package that is installed beside the interpreter; None without either."""
+    python = shutil.which(settings.python)
+    if python is None:
+        return None
     pattern = re.compile(re.escape(package.name) + "-" + _VERSION)
-    folders = [folder for folder in python.parent.parent.glob("lib*/python*/*-packages") if folder.is_dir()]
+    folders = [folder for folder in Path(python).parent.parent.glob("lib*/python*/*-packages") if folder.is_dir()]
     names = (pattern.fullmatch(entry.name) for folder in folders for entry in sorted(folder.iterdir()))
     return next((match[1] for match in names if match), None)
 

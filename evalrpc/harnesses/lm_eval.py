@@ -55,22 +55,8 @@ class LmEvalHarness:
 
     def command(self, run: Run) -> Command:
         """Build the command line. Model and generation arguments go into a file, which preserves every value."""
-        config_path = run.attempt_dir / _CONFIG_NAME
         config = self._config(run.request)
-        return Command(
-            argv=(
-                str(self._settings.python),
-                *lm_eval_family.launcher(run.num_gpus),
-                *("-m", "lm_eval", "run"),
-                *([f"--config={config_path}"] if config else []),
-                *_options(run),
-                *self._settings.args,
-            ),
-            env=self._settings.env,
-            files={config_path: config} if config else {},
-            cwd=self._settings.working_dir,
-            watched_dirs=self._settings.include_path,
-        )
+        return lm_eval_family.command(self._settings, run, ("lm_eval", "run"), _options(run), _CONFIG_NAME, config)
 
     def catalog_command(self) -> Command:
         """Query lm-eval's registries: tasks, groups and tags, and the names of models with their aliases."""

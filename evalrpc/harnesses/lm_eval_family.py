@@ -4,9 +4,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
+from evalrpc.config import HarnessSettings
 from evalrpc.errors import FieldViolation, RunFailedError
 from evalrpc.harnesses.arguments import number_text
-from evalrpc.harnesses.base import Exit, Run
+from evalrpc.harnesses.base import Command, Exit, Run
 from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
 from evalrpc.harnesses.names import device_violations, task_problem
 from evalrpc.results.layout import missing_tasks, read_results
@@ -36,11 +37,25 @@ def violations(request: EvaluateRequest, title: str) -> Iterator[FieldViolation]
     yield from device_violations(request)
 
 
-def launcher(gpu_count: int) -> Iterator[str]:
-    """Yield the arguments that start one process per GPU. Port 0 picks a free one, so concurrent runs don't collide."""
-    if gpu_count > 1:
-        yield from ("-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={gpu_count}", "--num_machines=1")
-        yield from ("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0")
+def command(
+    settings: HarnessSettings, run: Run, program: Iterable[str], options: Iterable[str], config_name: str, config: bytes
+) -> Command:
+    """Build the command line of a Python module, `program`, with a config file unless that is empty."""
+    config_path = run.attempt_dir / config_name
+    return Command(
+        argv=(
+            str(settings.python),
+            *_launcher(run.num_gpus),
+            *("-m", *program),
+            *([f"--config={config_path}"] if config else []),
+            *options,
+            *settings.args,
+        ),
+        env=settings.env,
+        files={config_path: config} if config else {},
+        cwd=settings.working_dir,
+        watched_dirs=settings.include_path,
+    )
 
 
 def options(request: EvaluateRequest) -> Iterator[str]:
@@ -57,6 +72,13 @@ def options(request: EvaluateRequest) -> Iterator[str]:
         yield "--log_samples"
     if request.predict_only:
         yield "--predict_only"
+
+
+def _launcher(num_gpus: int) -> Iterator[str]:
+    """Yield the arguments that start one process per GPU. Port 0 picks a free one, so concurrent runs don't collide."""
+    if num_gpus > 1:
+        yield from ("-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={num_gpus}", "--num_machines=1")
+        yield from ("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0")
 
 
 def read_phase(line: str, progress: Progress) -> None:

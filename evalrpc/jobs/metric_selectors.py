@@ -28,5 +28,5 @@ class Selection:
         self._parts = set(map(parts_of, selectors))
 
     def takes(self, metric: Metric | MetricComparison) -> bool:
-        """Tell whether some selector takes a metric."""
+        """Return whether some selector takes a metric."""
         return not self._parts or not self._parts.isdisjoint(parts_taking(metric))

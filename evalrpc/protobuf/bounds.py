@@ -59,7 +59,7 @@ def duration_of_ns(nanoseconds: int) -> Duration | None:
 
 
 def is_span(duration: Duration) -> bool:
-    """Tell whether a Duration is within 0 to MAX_SECONDS, which protobuf can also write as JSON."""
+    """Return whether a Duration is within 0 to MAX_SECONDS, which protobuf can also write as JSON."""
     return 0 <= duration.seconds <= MAX_SECONDS and 0 <= duration.nanos < _SECOND_NS
 
 

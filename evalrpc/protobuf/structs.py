@@ -56,7 +56,7 @@ def _entry(name: str, value: object, max_bytes: int) -> Struct | None:
 
 
 def _is_longer(value: object, max_bytes: int) -> bool:
-    """Tell whether a value takes more than `max_bytes` as JSON. Encoding stops at that point."""
+    """Return whether a value takes more than `max_bytes` as JSON. Encoding stops at that point."""
     left = max_bytes
     for part in json.JSONEncoder().iterencode(value):
         left -= len(part)

@@ -32,7 +32,7 @@ class LogFollower:
         self._partial = b""
 
     def new_lines(self, end: int | None = None) -> Iterator[str]:
-        """Yield the lines that were completed since the last call, parted by newline or carriage return; only up to byte `end`.
+        """Yield the lines that were completed since the last call, split at newline or carriage return; only up to byte `end`.
 
         A line that never ends is given in pieces, so memory stays bounded. What is added during the call waits for the next,
         and of a very long stretch only the end is read, so a call ends however loud the harness is.

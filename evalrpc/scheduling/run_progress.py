@@ -30,8 +30,8 @@ class RunProgress:
         harness: Harness,
         clock: Clock,
         publish: Callable[[pb.Progress], None],
-        tasks: Sequence[str] = ("",),
-        step_ends: Callable[[], Sequence[int]] = tuple,
+        tasks: Sequence[str],
+        step_ends: Callable[[], Sequence[int]],
     ) -> None:
         self._job = job
         self._log = log

@@ -47,7 +47,7 @@ class Scheduler:
         threads = max(queue_state.slots.total, len(running))
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="run")
         for job in running:
-            _log.info("taking up a run of an earlier server", extra={"job_id": job.job_id})
+            _log.info("restoring a run of an earlier server", extra={"job_id": job.job_id})
             with self._condition:
                 self._hand_over(job.job_id, tuple(job.gpus), partial(Supervisor.resume, job=job))
         self._dispatcher.start()

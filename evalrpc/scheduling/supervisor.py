@@ -161,7 +161,7 @@ class Supervisor:
             except RunFailedError as error:
                 return error.job_error
             except Exception as error:  # noqa: BLE001 - see above
-                problem = f"it can't be told whether processes of the run are left: {_reason(error)}"
+                problem = f"it is unknown whether processes of the run are left: {_reason(error)}"
                 _log.warning("%s", problem, extra={"job_id": self._job_id})
                 if self._dependencies.stopping.wait(_RETRY_SECONDS):
                     return None

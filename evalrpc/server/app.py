@@ -49,7 +49,7 @@ SERVICE: Final = evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationS
 _COLLECTED_AT: Final = 5000  # new objects per collection; Python's default of 700 is reached by a few calls still in flight
 _READER_THREADS: Final = 4
 _HASHER_THREADS: Final = 2
-_TELLING_SECONDS: Final = 0.1
+_REFUSAL_SECONDS: Final = 0.1
 _FORCE_SECONDS: Final = 5.0
 _START_DESCRIPTORS: Final = 64  # a server without clients and runs has 30 open
 
@@ -86,11 +86,11 @@ async def _serve(settings: Settings, config_file: Path | None) -> None:
         elif settings.drain:
             stop.clear()  # a second signal stops it at once
             await _first_of(server.drain(), stop.wait())
-        _log.info("stopping; runs go on and are taken up at the next start")
+        _log.info("stopping; runs go on and are picked up at the next start")
         _end_in_time(settings.stop_seconds)
     if is_broken:
         raise UnavailableError(
-            "a bug has stopped it; its log has the traceback. Runs go on, and are taken up at the next start"
+            "a bug has stopped it; its log has the traceback. Runs go on, and are picked up at the next start"
         )
 
 
@@ -124,7 +124,7 @@ class Server:
             publish_progress=self._feed.publish_progress,
         )
         self._scheduler = Scheduler(dependencies, settings.reservation_seconds)
-        self._listen_to_store(queue_state)
+        self._follow_store(queue_state)
         self._catalog = Catalog(harnesses, self._executor, data_dir)
         self._service = EvaluationService(
             store=self._store,
@@ -177,7 +177,7 @@ class Server:
             self._housekeeper.stop()
         loop = asyncio.get_running_loop()
         # Calls made just as gRPC stops get CANCELLED without a reason: so answer with the reason for a moment first.
-        await asyncio.gather(loop.run_in_executor(None, self._scheduler.stop), asyncio.sleep(_TELLING_SECONDS))
+        await asyncio.gather(loop.run_in_executor(None, self._scheduler.stop), asyncio.sleep(_REFUSAL_SECONDS))
         await self._grpc.stop(self._settings.stop_seconds)
         await loop.run_in_executor(None, self._executor.close)  # only now: calls may have waited for a short command
         self._readers.shutdown(wait=True, cancel_futures=True)
@@ -189,7 +189,7 @@ class Server:
         loop = asyncio.get_running_loop()
         await _first_of(*(loop.run_in_executor(None, wait) for wait in (self._store.wait_closed, self._scheduler.wait_stopped)))
 
-    def _listen_to_store(self, queue_state: QueueState) -> None:
+    def _follow_store(self, queue_state: QueueState) -> None:
         """Load the queue and follow the changes, the queue first so that the others find it up to date."""
         position = self._store.position
         queue_state.load(self._store.queued_rows(), self._store.running_jobs())
@@ -236,7 +236,7 @@ def _end_in_time(stop_seconds: float) -> None:
 
 
 def _end_by_force() -> None:
-    _log.error("the stop takes too long: ending by force; runs go on and are taken up at the next start")
+    _log.error("the stop takes too long: ending by force; runs go on and are picked up at the next start")
     os._exit(1)
 
 

@@ -63,7 +63,7 @@ def _bounded(violations: tuple[FieldViolation, ...]) -> Iterator[error_details_p
         )
         left -= violation.ByteSize()
         if left < 0:
-            more = f"{len(violations) - index} more fields are wrong; mend these first"
+            more = f"{len(violations) - index} more fields are wrong; fix these first"
             yield error_details_pb2.BadRequest.FieldViolation(field=_cut(field, _MAX_DESCRIPTION_BYTES), description=more)
             return
         yield violation

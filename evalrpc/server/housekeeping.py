@@ -32,16 +32,16 @@ class Housekeeper:
         """Run at once, then periodically, until cancelled. Disk errors are retried: a full disk may have room later."""
         while True:
             try:
-                await self._keep_house()
+                await self._clean_up()
             except (StoreUnavailableError, OSError) as error:
-                _log.warning("can't keep house yet: %s", error)
+                _log.warning("can't clean up yet: %s", error)
             await asyncio.sleep(INTERVAL_SECONDS)
 
     def stop(self) -> None:
         """Interrupt a removal in progress; the next server continues it."""
         self._retention.stop()
 
-    async def _keep_house(self) -> None:
+    async def _clean_up(self) -> None:
         loop = asyncio.get_running_loop()
         if not self._orphans_removed:
             await loop.run_in_executor(self._executor, self._retention.remove_orphans)

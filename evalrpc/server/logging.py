@@ -9,11 +9,11 @@ from typing import Any, Final
 _STANDARD_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
-def set_up_logging(log_format: str, level: int = logging.INFO) -> None:
+def set_up_logging(log_format: str) -> None:
     """Send the log to standard error, as `text` or `json`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
 class _TextFormatter(logging.Formatter):

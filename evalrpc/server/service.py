@@ -41,7 +41,6 @@ from evalrpc.v1.comparison_pb2 import CompareJobsRequest, CompareJobsResponse
 from evalrpc.v1.history_pb2 import GetHistoryResponse
 from evalrpc.v1.job_pb2 import JOB_STATUS_QUEUED, JobInfo
 from evalrpc.watching.feed import Feed
-from evalrpc.watching.wakeups import Results
 
 DEFAULT_PAGE_SIZE: Final = 50
 DEFAULT_NAMES_SIZE: Final = 100
@@ -73,7 +72,6 @@ class EvaluationService:
     hashers: Executor
     catalog: Catalog
     started_at: Timestamp
-    results: Results = field(default_factory=Results)
     job_ids: Iterator[str] = field(default_factory=job_ids)
     stopping: bool = False
     _queue: tuple[object, bytes] | None = None
@@ -93,7 +91,7 @@ class EvaluationService:
         if request.validate_only:
             return await self._as_if_submitted(job, key)
         submission = Submission(job, request.request_id, _fingerprint(request) if request.request_id else b"", key)
-        got = await self.results.of(self.store.submit(submission))
+        got = await asyncio.wrap_future(self.store.submit(submission))
         _note_differences(got, job)
         return self._answer(got)
 
@@ -128,12 +126,12 @@ class EvaluationService:
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.cancel_reason(request.reason))
         change = lambda job: transitions.request_cancel(job, request.reason, self.clock.now())  # noqa: E731
-        return self._answer(await self.results.of(self.store.update(job_id, change)))
+        return self._answer(await asyncio.wrap_future(self.store.update(job_id, change)))
 
     async def DeleteJob(self, request: calls.DeleteJobRequest, call: Call) -> calls.DeleteJobResponse:
         """Delete a terminal job with its files."""
         job_id = validation.require_job_id(request.job_id)
-        job = await self.results.of(self.store.delete(job_id))
+        job = await asyncio.wrap_future(self.store.delete(job_id))
         await read_on(self.readers, lambda: remove_files(self.data_dir, job))
         return calls.DeleteJobResponse()
 
@@ -271,15 +269,15 @@ class EvaluationService:
         return await asyncio.get_running_loop().run_in_executor(self.readers, read)
 
     async def _as_if_submitted(self, job: JobInfo, key: bytes) -> JobInfo:
-        twin = await self._read(lambda: self.store.find_identical(key)) if key else None
-        if twin is None:
+        identical = await self._read(lambda: self.store.find_identical(key)) if key else None
+        if identical is None:
             job.status = JOB_STATUS_QUEUED
             job.created_at.CopyFrom(self.clock.now())
             job.position_in_queue = self.queue_state.position_for(job.priority)
             answer = job
         else:
-            _note_differences(twin, job)
-            answer = self.queue_state.described(twin)
+            _note_differences(identical, job)
+            answer = self.queue_state.described(identical)
         answer.ClearField("job_id")
         return answer
 

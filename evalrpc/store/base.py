@@ -22,7 +22,7 @@ from evalrpc.v1.evaluation_service_pb2 import JobFilter
 from evalrpc.v1.job_pb2 import JobEvent, JobInfo
 
 RETRY_DELAY_SECONDS: Final = 1.0
-"""What a client is told to wait when the store could not take its write."""
+"""How long a client is asked to wait when the store could not take its write."""
 
 _M = TypeVar("_M", JobInfo, JobEvent)
 
@@ -127,7 +127,7 @@ write."""
 
 
 class Store(Protocol):
-    """Jobs and their journal."""
+    """Jobs and their journal. The future of a write can't be cancelled: a caller that stops waiting does not stop the write."""
 
     def submit(self, submission: Submission) -> Future[JobInfo]:
         """Add a QUEUED job, or find the one that the same request_id got, or else an identical one: see `find_identical`.
@@ -234,7 +234,7 @@ def _parse(message_class: type[_M], serialized: bytes) -> _M:
 
 
 def fields_match(job: JobInfo, job_filter: JobFilter) -> bool:
-    """Tell whether the filter takes the job. For events; a listing filters in the database."""
+    """Return whether the filter takes the job. For events; a listing filters in the database."""
     request = job.request
     return (
         _any_of(job_filter.statuses, (job.status,))

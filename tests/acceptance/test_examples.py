@@ -235,7 +235,9 @@ def test_it_submits_watches_and_prints_the_metrics(evaluate: Callable[..., Clien
     assert_statuses(lines[:3], server, "QUEUED", "RUNNING", "COMPLETED")
 
 
-def test_a_job_that_fails_is_told_with_its_reason(evaluate: Callable[..., Client], server: ServerProcess, gate: Path) -> None:
+def test_a_job_that_fails_is_reported_with_its_reason(
+    evaluate: Callable[..., Client], server: ServerProcess, gate: Path
+) -> None:
     gate.touch()
     code, lines, errors = evaluate("broken").finish()
     assert code == 1

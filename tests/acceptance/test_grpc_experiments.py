@@ -13,7 +13,7 @@ from evalrpc.client import EvalClient
 
 CONFIG = """
 gpus = "0"
-[harnesses.told]
+[harnesses.reporter]
 kind = "command"
 command = ["sh", "-c", "echo it is ${GRPC_EXPERIMENTS-not set}"]
 """
@@ -21,7 +21,7 @@ command = ["sh", "-c", "echo it is ${GRPC_EXPERIMENTS-not set}"]
 
 def log_of_a_run(server: ServerProcess) -> str:
     with EvalClient(server.address) as client:
-        job = client.evaluate("m", ["t"], harness="told", num_gpus=0)
+        job = client.evaluate("m", ["t"], harness="reporter", num_gpus=0)
         client.wait_for_job(job.job_id, raise_on_failure=False)
         return b"".join(client.logs(job.job_id)).decode()
 

@@ -72,6 +72,6 @@ def test_a_wrong_field_is_named_to_a_generic_client(server: ServerProcess) -> No
     assert "request.tasks" in done.stderr
 
 
-def test_health_is_told_to_a_generic_client(server: ServerProcess) -> None:
+def test_health_is_reported_to_a_generic_client(server: ServerProcess) -> None:
     done = curl(server, "--data", "{}", method="grpc.health.v1.Health/Check")
     assert json.loads(done.stdout) == {"status": "SERVING"}, done.stderr

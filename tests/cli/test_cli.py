@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,29 +35,6 @@ COMPLETED, FAILED, CANCELLED = (
 )
 
 Run = Callable[..., Result]
-
-
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
-    with FakeServer() as server:
-        yield server
-
-
-@pytest.fixture
-def service(server: FakeServer) -> FakeService:
-    return server.service
-
-
-@pytest.fixture
-def run(server: FakeServer) -> Run:
-    """Run a command against the server, in this process, with separate stdout and stderr."""
-
-    def run(*args: str, **options: Any) -> Result:
-        result = CliRunner().invoke(main, list(args), env={"EVALRPC_ADDRESS": server.address}, **options)
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
-        return result
-
-    return run
 
 
 def completed_job() -> JobInfo:
@@ -319,7 +296,7 @@ def test_what_has_finished_is_shown_although_the_job_failed_or_runs_on(run: Run,
         assert (printed.stdout.split("\t")[:3], printed.exit_code) == (["model", "mme", "score"], exit_code)
 
 
-def test_watch_tells_of_each_task_once_as_it_finishes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_watch_shows_each_task_once_as_it_finishes(capsys: pytest.CaptureFixture[str]) -> None:
     score, wer = completed_job().results["model"].metrics
     states = [job_at(RUNNING, results={"model": ModelResult(metrics=metrics)}) for metrics in ([], [score], [score, wer])]
 
@@ -679,7 +656,7 @@ def test_doctor_goes_on_where_one_check_can_not_be_made(tmp_path: Path) -> None:
 # Words
 
 
-def test_progress_is_told_in_one_line() -> None:
+def test_progress_is_shown_in_one_line() -> None:
     progress = Progress(phase=Progress.Phase.PHASE_EVALUATING, done=120, total=900, unit="requests", rate_per_second=3.25)
     progress.time_left.FromSeconds(240)
 
@@ -689,7 +666,7 @@ def test_progress_is_told_in_one_line() -> None:
     )
 
 
-def test_times_are_told_in_the_local_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_are_shown_in_the_local_zone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "UTC-5")
     time.tzset()
     try:

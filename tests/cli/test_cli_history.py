@@ -2,16 +2,15 @@
 
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
-from fake_server import FakeServer, FakeService
+from click.testing import Result
+from fake_server import FakeService
 from google.protobuf import json_format
 
-from evalrpc.cli import main
 from evalrpc.v1.history_pb2 import GetHistoryResponse, HistoryPoint
 from evalrpc.v1.job_pb2 import JobStatus, Metric, MetricSelector
 
@@ -22,26 +21,10 @@ ODD_NAME = "<a> $x^{ 中文 " + "long" * 100
 
 
 @pytest.fixture
-def server() -> Iterator[FakeServer]:
-    with FakeServer() as server:
-        server.service.history = answer()
-        yield server
-
-
-@pytest.fixture
-def service(server: FakeServer) -> FakeService:
-    return server.service
-
-
-@pytest.fixture
-def run(server: FakeServer) -> Run:
-    def run(*args: str, **options: Any) -> Result:
-        environment = {"EVALRPC_ADDRESS": server.address, "COLUMNS": "80"}
-        result = CliRunner().invoke(main, ["history", *args], env=environment, **options)
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
-        return result
-
-    return run
+def run(run: Run, service: FakeService) -> Run:
+    """Run `evalrpc history` against a server that has an answer."""
+    service.history = answer()
+    return partial(run, "history")
 
 
 def answer(*steps: float, odd: str = "mme") -> GetHistoryResponse:
@@ -181,7 +164,7 @@ def test_nothing_to_draw_and_too_much_to_draw_are_wrong_calls(run: Run, service:
     assert (result.exit_code, "61 metrics" in result.stderr, "--metric" in result.stderr) == (2, True, True)
 
 
-def test_a_history_that_was_cut_is_told(run: Run, service: FakeService) -> None:
+def test_a_history_that_was_cut_says_so(run: Run, service: FakeService) -> None:
     service.history.truncated = True
     assert "oldest jobs are not shown" in run().stderr
 

@@ -20,7 +20,7 @@ def key(tmp_path: Path) -> Iterator[RunKey]:
 
 
 @pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def long_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give shims all the time that they need on a busy machine."""
     for bound in ("_START_SECONDS", "_SHIM_SECONDS"):
         monkeypatch.setattr(executor, bound, SECONDS)

@@ -47,7 +47,7 @@ def guard_of(*readings: int | None) -> tuple[GpuGuard, FakeMemory, SteppingClock
     return GpuGuard(memory, clock), memory, clock
 
 
-def test_a_gpu_is_given_back_once_its_memory_is_what_it_was() -> None:
+def test_a_gpu_is_released_once_its_memory_is_what_it_was() -> None:
     guard, memory, _ = guard_of(GIB, 40 * GIB, 20 * GIB, GIB + SLACK_BYTES)
     guard.acquire(["0"])
     guard.release(["0"], NeverStopping())
@@ -55,7 +55,7 @@ def test_a_gpu_is_given_back_once_its_memory_is_what_it_was() -> None:
     assert memory.readings == [GIB + SLACK_BYTES], "it waited through all the readings before"
 
 
-def test_a_gpu_whose_memory_stays_in_use_is_set_aside_with_the_reason_after_a_bound() -> None:
+def test_a_gpu_whose_memory_stays_in_use_is_quarantined_with_the_reason_after_a_bound() -> None:
     guard, memory, clock = guard_of(GIB, 5 * GIB)
     guard.acquire(["0", "1"])
     memory.readings = [6 * GIB]
@@ -65,7 +65,7 @@ def test_a_gpu_whose_memory_stays_in_use_is_set_aside_with_the_reason_after_a_bo
     assert clock.seconds <= RELEASE_SECONDS + 3
 
 
-def test_a_gpu_that_is_set_aside_comes_back_when_its_memory_does() -> None:
+def test_a_quarantined_gpu_comes_back_when_its_memory_does() -> None:
     guard, memory, _ = guard_of(0, 5 * GIB)
     guard.acquire(["0"])
     guard.release(["0"], NeverStopping())
@@ -85,7 +85,7 @@ def test_memory_is_missed_though_another_server_saw_the_run_begin() -> None:
     assert list(guard.quarantined()) == ["0"]
 
 
-def test_without_a_driver_no_gpu_is_set_aside() -> None:
+def test_without_a_driver_no_gpu_is_quarantined() -> None:
     guard, _, _ = guard_of(None)
     assert guard.acquire(["0"]) == {}
     guard.release(["0"], NeverStopping())

@@ -454,7 +454,7 @@ def test_an_order_that_a_killed_fork_server_had_carried_out_is_not_carried_out_a
     assert runs.log() == "once\n"
 
 
-def test_nurseries_that_end_at_once_are_a_start_failure(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fork_servers_that_end_at_once_are_a_start_failure(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", shutil.which("true"))
     with pytest.raises(RunFailedError) as caught:
         runs.executor.start(runs.key, Command(("true",)), NOWHERE)

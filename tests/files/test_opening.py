@@ -21,7 +21,7 @@ def failing(number: int) -> Any:
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO])
-def test_what_may_pass_is_told_as_such_with_its_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_what_may_pass_is_reported_as_such_with_its_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     monkeypatch.setattr(opening.os, "open", failing(number))
     with pytest.raises(FileUnavailableError) as caught, open_file(tmp_path, "log"):
         pass

@@ -38,7 +38,7 @@ def log(case: str) -> list[str]:
         ("fail_usage_rc2", "unrecognized arguments: --nosuchflag 3"),
     ],
 )
-def test_a_real_failure_is_told_in_its_own_words(case: str, message: str) -> None:
+def test_a_real_failure_is_reported_in_its_own_words(case: str, message: str) -> None:
     assert find_failure(log(case)) == message
 
 

@@ -181,8 +181,8 @@ def test_metrics_of_a_real_run_are_those_of_its_log(tmp_path: Path) -> None:
     ]
 
 
-def sample_rows(output: Path, result: ModelResult, task: str = "tiny") -> list[Mapping[str, Any]]:
-    return [row.values for row in rows_of(harness(), output, samples_by_task(result)[task])]
+def sample_rows(output: Path, result: ModelResult) -> list[Mapping[str, Any]]:
+    return [row.values for row in rows_of(harness(), output, samples_by_task(result)["tiny"])]
 
 
 def test_samples_of_a_real_run_are_read_where_they_lie_without_their_events(tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ def finished(output: Path, *tasks: str) -> Mapping[str, ModelResult]:
     return together.results()
 
 
-def test_a_task_that_has_finished_is_told_while_the_others_run(tmp_path: Path) -> None:
+def test_a_task_that_has_finished_is_reported_while_the_others_run(tmp_path: Path) -> None:
     output = copy_of("two_tasks_json_flag", tmp_path)
     result = finished(output, "bad", "tiny")["mockllm/model"]
     assert {metric.task for metric in result.metrics} == {"tiny"}

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 from google.protobuf.json_format import ParseDict
+from harness_cases import run_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalrpc.config import HarnessSettings, Settings
 from evalrpc.errors import ConfigurationError, FieldViolation, RunFailedError
-from evalrpc.harnesses.base import Command, Exit, Run
+from evalrpc.harnesses.base import Command, Exit
 from evalrpc.harnesses.lmms_eval.arguments import argument_string
 from evalrpc.harnesses.lmms_eval.harness import LmmsEvalHarness
 from evalrpc.harnesses.registry import build_harnesses
@@ -37,12 +38,8 @@ def request_of(**fields: Any) -> EvaluateRequest:
     return ParseDict({"model": "dummy", "tasks": ["tiny_gen"], **fields}, EvaluateRequest())
 
 
-def run_of(request: EvaluateRequest, num_gpus: int = 0, output_dir: Path = Path("/d/out")) -> Run:
-    return Run("job", 1, request, Path("/d"), output_dir, num_gpus)
-
-
 def command(request: EvaluateRequest, num_gpus: int = 0, **more: Any) -> Command:
-    return harness(**more).command(run_of(request, num_gpus))
+    return harness(**more).command(run_of(request, num_gpus=num_gpus))
 
 
 def bad_fields(**fields: Any) -> list[str]:

@@ -111,7 +111,7 @@ def test_a_signal_of_many_digits_explains_nothing_and_breaks_nothing(digits: int
         harness.read_results(run_of(request_of(model="m", tasks=["t"])), Exit(code=1), lines)
 
 
-def test_a_failure_in_text_that_is_no_unicode_can_be_told(tmp_path: Path) -> None:
+def test_a_failure_in_text_that_is_no_unicode_is_reported(tmp_path: Path) -> None:
     log = {"status": "\ud800", "eval": {"task": "t"}, "results": {}}
     (tmp_path / "2026-02-14T10-30-45-00-00_t_x.json").write_text(json.dumps(log))
     inspect = next(harness for harness in HARNESSES if harness.kind == "inspect-ai")

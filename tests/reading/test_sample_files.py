@@ -62,7 +62,7 @@ def test_without_a_harness_that_reads_the_file_it_is_said_so(harness: Harness | 
 
 
 @pytest.mark.parametrize("content", [b"a:1\nb\n", b"a:1\n\xff:1\n"])
-def test_what_the_harness_does_not_understand_is_told_where_it_comes(content: bytes, tmp_path: Path) -> None:
+def test_what_the_harness_does_not_understand_is_reported_where_it_comes(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "pairs").write_bytes(content)
     with pytest.raises(SamplesNotFoundError, match=r"the samples in pairs can't be read to their end: .+; ReadArtifact gives"):
         rows(tmp_path, "pairs", PAIRS)

@@ -1,6 +1,6 @@
 """The queue in memory against a model that sorts everything anew each time."""
 
-from google.protobuf.timestamp_pb2 import Timestamp
+from clocks import ManualClock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,21 +22,6 @@ def free_of(*devices: str, slots: int = 6, without_gpus: int = 2) -> Capacity:
 CAPACITY = free_of(*DEVICES)
 
 
-class StoppedClock:
-    """The first second of all time, unless a test sets it."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def now(self) -> Timestamp:
-        timestamp = Timestamp()
-        timestamp.FromNanoseconds(int(self.seconds * 1e9))
-        return timestamp
-
-    def monotonic(self) -> float:
-        return self.seconds
-
-
 def job_at(
     number: int, status: int, *, priority: int = 0, num_gpus: int = 1, gpus: tuple[str, ...] = (), started: int = 0
 ) -> pb.JobInfo:
@@ -53,7 +38,7 @@ def change(job: pb.JobInfo, sequence: int, previous: int = QUEUED, *, deleted: b
 
 
 def state_of(*jobs: tuple[int, pb.JobInfo]) -> QueueState:
-    state = QueueState(lambda: NODES, 0, StoppedClock())
+    state = QueueState(lambda: NODES, 0, ManualClock())
     state.apply([change(job, sequence, pb.JOB_STATUS_UNSPECIFIED) for sequence, job in jobs])
     return state
 
@@ -70,12 +55,12 @@ STARTED_MEANWHILE = pb.JobInfo(position_in_queue=0, wait_reason="about to start"
 def describe(state: QueueState, job_id: str, status: int = QUEUED) -> pb.JobInfo:
     """What the queue adds to what the store has: the same for a message and for its bytes, however often it is asked."""
     job = pb.JobInfo(job_id=job_id, status=status)
-    told = state.described(job)
+    described = state.described(job)
     for _ in range(2):
-        assert pb.JobInfo.FromString(state.describe(job_id, job.status, job.SerializeToString())) == told
-    told.ClearField("job_id")
-    told.ClearField("status")
-    return told
+        assert pb.JobInfo.FromString(state.describe(job_id, job.status, job.SerializeToString())) == described
+    described.ClearField("job_id")
+    described.ClearField("status")
+    return described
 
 
 def test_a_queued_job_has_its_position_and_reason() -> None:
@@ -87,7 +72,7 @@ def test_a_queued_job_has_its_position_and_reason() -> None:
     assert second.wait_reason
 
 
-def test_what_a_job_waits_for_is_told_anew_when_the_server_is_about_to_stop() -> None:
+def test_what_a_job_waits_for_is_described_anew_when_the_server_is_about_to_stop() -> None:
     state = state_of((1, job_at(1, QUEUED, num_gpus=4)), (2, job_at(2, QUEUED)))
     before = describe(state, "job-2").wait_reason
     state.draining = True
@@ -108,9 +93,9 @@ def test_progress_is_taken_only_for_a_running_job_and_forgotten_with_its_end() -
     state = state_of((1, job_at(1, QUEUED)))
     assert state.set_progress("job-1", pb.Progress(done=1)) is None
     state.apply([change(job_at(1, RUNNING), 1)])
-    told = state.set_progress("job-1", pb.Progress(done=2))
-    assert told is not None
-    assert told.progress.done == 2
+    described = state.set_progress("job-1", pb.Progress(done=2))
+    assert described is not None
+    assert described.progress.done == 2
     assert describe(state, "job-1", RUNNING).progress.done == 2
     running = state.running_job("job-1")
     assert running is not None
@@ -162,7 +147,7 @@ steps = st.lists(
 @settings(deadline=None)
 @given(steps)
 def test_positions_equal_a_model_that_sorts_anew_after_every_change(script: list[tuple[int, str, int, int]]) -> None:
-    state = QueueState(lambda: NODES, 0, StoppedClock())
+    state = QueueState(lambda: NODES, 0, ManualClock())
     model: dict[str, tuple[int, int]] = {}  # priority negated, sequence
     running: set[str] = set()
     fixed: dict[int, int] = {}
@@ -191,7 +176,7 @@ def test_positions_equal_a_model_that_sorts_anew_after_every_change(script: list
 
 
 def test_what_was_queued_and_running_when_the_store_was_opened_is_loaded_in_order() -> None:
-    state = QueueState(lambda: NODES, 0, StoppedClock())
+    state = QueueState(lambda: NODES, 0, ManualClock())
     rows = [QueuedRow("late", 3, 0, 1, 0, 0), QueuedRow("early", 1, 0, 2, 0, 0), QueuedRow("urgent", 4, 5, 0, 0, 0)]
     state.load(rows, [ListedJob(2, job_at(2, RUNNING, gpus=("1",)))])
     assert state.queued_job_ids(9) == ["urgent", "early", "late"]
@@ -199,7 +184,7 @@ def test_what_was_queued_and_running_when_the_store_was_opened_is_loaded_in_orde
 
 
 def test_a_job_that_is_to_be_tried_again_waits_until_it_is_ready_and_lets_others_pass() -> None:
-    clock = StoppedClock()
+    clock = ManualClock()
     state = QueueState(lambda: NODES, 0, clock)
     state.load([QueuedRow("again", 1, 0, 1, 0, 5 * 10**9), QueuedRow("other", 2, 0, 1, 0, 0)], [])
     assert chosen_id(state, CAPACITY, now=clock.seconds) == "other"
@@ -221,7 +206,7 @@ def test_only_what_fits_the_status_of_the_answer_is_added_to_it() -> None:
 
 def test_a_job_that_is_cancelled_is_not_chosen_whether_its_time_to_be_tried_again_has_come_or_not() -> None:
     for seconds in (0.0, 5.0):
-        clock = StoppedClock()
+        clock = ManualClock()
         state = QueueState(lambda: NODES, 0, clock)
         state.load([QueuedRow("job-1", 1, 0, 1, 0, 5 * 10**9)], [])
         clock.seconds = seconds
@@ -231,7 +216,7 @@ def test_a_job_that_is_cancelled_is_not_chosen_whether_its_time_to_be_tried_agai
         assert state.seconds_until_ready() is None
 
 
-def test_a_job_behind_one_that_has_waited_long_is_told_for_whom_the_gpus_are_kept() -> None:
+def test_a_job_behind_one_that_has_waited_long_says_for_whom_the_gpus_are_kept() -> None:
     wide, narrow = job_at(1, QUEUED, num_gpus=4), job_at(2, QUEUED)
     state = state_of((1, wide), (2, narrow))
     state.apply([change(job_at(3, RUNNING, gpus=("0",)), 3)])
@@ -242,9 +227,9 @@ def test_a_job_behind_one_that_has_waited_long_is_told_for_whom_the_gpus_are_kep
     assert describe(state, "job-2").wait_reason == "about to start"
 
 
-def test_a_job_that_needs_a_gpu_which_is_set_aside_says_so_and_keeps_the_others_from_nobody() -> None:
+def test_a_job_that_needs_a_quarantined_gpu_says_so_and_keeps_the_others_from_nobody() -> None:
     quarantined: dict[str, str] = {}
-    state = QueueState(lambda: nodes_of({"local": DEVICES}, quarantined), 0, StoppedClock())
+    state = QueueState(lambda: nodes_of({"local": DEVICES}, quarantined), 0, ManualClock())
     wide, narrow = job_at(1, QUEUED, num_gpus=4), job_at(2, QUEUED)
     state.apply([change(job, number, pb.JOB_STATUS_UNSPECIFIED) for number, job in enumerate((wide, narrow), 1)])
     quarantined["3"] = "its memory is still in use"

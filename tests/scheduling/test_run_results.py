@@ -64,8 +64,8 @@ def inspect_log(folder: Path, task: str, status: str) -> None:
     (folder / f"2026-02-14T10-30-45-00-00_{task}_x.json").write_text(json.dumps(content))
 
 
-def write_results(folder: Path, task: str, value: float = 0.5) -> None:
-    (folder / "20260214_103045_results.json").write_text(json.dumps({"results": {task: {"acc": value}}}))
+def write_results(folder: Path, task: str) -> None:
+    (folder / "20260214_103045_results.json").write_text(json.dumps({"results": {task: {"acc": 0.5}}}))
 
 
 def tasks_of(found: RunResults) -> list[str]:

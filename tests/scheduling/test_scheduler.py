@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import ManualClock
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 from scheduler_house import CANCELLED, CLOCK, COMPLETED, FAILED, QUEUED, RUNNING, SETTINGS, House
 from waiting import DEADLINE_SECONDS as SECONDS
 from waiting import eventually
@@ -178,13 +178,13 @@ def test_a_bug_in_the_server_fails_the_job_and_sets_its_gpus_free(house: House) 
 
 
 @pytest.fixture
-def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nobody wait between two tries."""
+def immediate_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try again at once."""
     monkeypatch.setattr(supervisor, "_RETRY_SECONDS", 0.001)
     monkeypatch.setattr(scheduler, "_RECHECK_SECONDS", 0.001)
 
 
-@pytest.mark.usefixtures("no_patience")
+@pytest.mark.usefixtures("immediate_retries")
 @pytest.mark.parametrize("bug", [ZeroDivisionError("a bug"), OSError(errno.EMFILE, "Too many open files"), MemoryError("full")])
 def test_a_run_whose_end_can_not_be_proved_fails_its_job_and_its_gpus_come_back_with_the_proof(
     house: House, bug: Exception
@@ -206,7 +206,7 @@ def test_a_run_whose_end_can_not_be_proved_fails_its_job_and_its_gpus_come_back_
     eventually(house.is_empty)
 
 
-@pytest.mark.usefixtures("no_patience")
+@pytest.mark.usefixtures("immediate_retries")
 def test_a_server_gives_the_gpus_of_a_run_to_nobody_that_an_earlier_one_could_not_end(tmp_path: Path) -> None:
     first = House(tmp_path)
     first.scheduler.start()
@@ -225,7 +225,7 @@ def test_a_server_gives_the_gpus_of_a_run_to_nobody_that_an_earlier_one_could_no
     second.close()
 
 
-@pytest.mark.usefixtures("no_patience")
+@pytest.mark.usefixtures("immediate_retries")
 def test_a_job_that_can_not_be_supervised_ends_whatever_else_fails(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     tries: list[str] = []
     update = house.store.update
@@ -246,7 +246,7 @@ def test_a_job_that_can_not_be_supervised_ends_whatever_else_fails(house: House,
     eventually(house.is_empty)
 
 
-@pytest.mark.usefixtures("no_patience")
+@pytest.mark.usefixtures("immediate_retries")
 @pytest.mark.parametrize("call", ["end", "exit_status", "step_ends"])
 @pytest.mark.parametrize("lack", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
 def test_what_the_server_lacks_for_a_while_costs_a_run_nothing(house: House, call: str, lack: Exception) -> None:
@@ -267,7 +267,7 @@ def test_what_the_server_lacks_for_a_while_costs_a_run_nothing(house: House, cal
     eventually(house.is_empty)
 
 
-@pytest.mark.usefixtures("no_patience")
+@pytest.mark.usefixtures("immediate_retries")
 def test_where_no_thread_can_be_started_for_a_while_a_run_loses_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     job_id = house.submit()
     run = house.wait_until_running(job_id)
@@ -286,7 +286,7 @@ def test_where_no_thread_can_be_started_for_a_while_a_run_loses_nothing(house: H
     assert refused.is_set()
 
 
-@pytest.mark.usefixtures("no_patience")
+@pytest.mark.usefixtures("immediate_retries")
 def test_a_run_that_has_begun_though_its_start_failed_is_not_started_again(house: House) -> None:
     def begin_and_fail(key: RunKey) -> None:
         house.executor.on_start = lambda _: None
@@ -300,7 +300,7 @@ def test_a_run_that_has_begun_though_its_start_failed_is_not_started_again(house
     assert house.executor.started == [job_id]
 
 
-@pytest.mark.usefixtures("no_patience")
+@pytest.mark.usefixtures("immediate_retries")
 def test_a_run_that_timed_out_says_so_though_its_end_took_several_tries(house: House) -> None:
     job_id = house.submit(max_attempts=2, timeout=Duration(nanos=1))
     run = house.wait_until_running(job_id)
@@ -471,19 +471,6 @@ def test_a_drain_tells_the_jobs_that_wait_why(house: House) -> None:
 # What the queue tells the scheduler and the service.
 
 
-class SteppedClock:
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-
-    def now(self) -> Timestamp:
-        timestamp = Timestamp()
-        timestamp.FromNanoseconds(int(self.seconds * 1e9))
-        return timestamp
-
-    def monotonic(self) -> float:
-        return self.seconds
-
-
 def job_at(status: int, retry_at: int = 0) -> pb.JobInfo:
     job = pb.JobInfo(job_id="job-1", status=status)
     job.created_at.FromSeconds(1)
@@ -493,19 +480,19 @@ def job_at(status: int, retry_at: int = 0) -> pb.JobInfo:
 
 
 def test_a_job_that_becomes_ready_between_the_choice_and_the_wait_is_not_forgotten() -> None:
-    clock = SteppedClock(99.9999)
+    clock = ManualClock(99.9999)
     state = QueueState(lambda: nodes_of({"local": ("0",)}), 0, clock)
     state.apply([Change(1, job_at(QUEUED, retry_at=100), 1, RUNNING, b"event")])
     looked_at = state.now_seconds()
     assert state.choose(state.free(), 600.0, {}, looked_at) is None
     clock.seconds = 100.0001
-    patience = state.seconds_until_ready()
-    assert patience is not None, "the dispatcher would wait until something else happens"
-    assert patience <= 0.1
+    timeout_seconds = state.seconds_until_ready()
+    assert timeout_seconds is not None, "the dispatcher would wait until something else happens"
+    assert timeout_seconds <= 0.1
 
 
 def test_a_queued_job_always_has_a_position_even_if_it_started_meanwhile() -> None:
-    state = QueueState(lambda: nodes_of({"local": ("0",)}), 0, SteppedClock(5))
+    state = QueueState(lambda: nodes_of({"local": ("0",)}), 0, ManualClock(5))
     state.apply([Change(1, job_at(RUNNING), 1, QUEUED, b"event")])
     described = state.described(job_at(QUEUED))
     assert described.HasField("position_in_queue")

@@ -1,6 +1,6 @@
 """Placement, transitions and the queue together, as a machine that hypothesis drives: any order of what can happen."""
 
-from google.protobuf.timestamp_pb2 import Timestamp
+from clocks import ManualClock
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
@@ -17,25 +17,13 @@ NODE_OF = {device.id: node.name for node in NODES for device in node.devices}
 RESERVATION_SECONDS = 100.0
 
 
-class MachineClock:
-    seconds = 0.0
-
-    def now(self) -> Timestamp:
-        timestamp = Timestamp()
-        timestamp.FromNanoseconds(int(self.seconds * 1e9))
-        return timestamp
-
-    def monotonic(self) -> float:
-        return self.seconds
-
-
 class SchedulingMachine(RuleBasedStateMachine):
     queued = Bundle("queued")
     running = Bundle("running")
 
     def __init__(self) -> None:
         super().__init__()
-        self.clock = MachineClock()
+        self.clock = ManualClock()
         self.state = QueueState(lambda: NODES, 0, self.clock)
         self.jobs: dict[str, pb.JobInfo] = {}
         self.sequences: dict[str, int] = {}

@@ -58,13 +58,13 @@ def test_names_are_sorted_and_without_doubles(folder: Path) -> None:
     assert (names.tasks, names.models) == (("mme", "mmmu_val"), ("llava",))
 
 
-def test_a_name_that_no_message_can_carry_is_told_as_far_as_it_can_be(folder: Path) -> None:
+def test_a_name_that_no_message_can_carry_is_reported_as_far_as_it_can_be(folder: Path) -> None:
     script = 'import json; print(json.dumps({"tasks": ["half \\ud800"], "models": [1]}))'
     names = catalog_of(folder, Listing(folder, script)).names("listing")
     assert (names.tasks, names.models) == (("half ?",), ("1",))
 
 
-def test_names_that_the_disk_does_not_take_are_told_all_the_same(folder: Path) -> None:
+def test_names_that_the_disk_does_not_take_are_reported_all_the_same(folder: Path) -> None:
     (folder / "data").write_text("no folder, so nothing can be kept in it")
     assert catalog_of(folder, Listing(folder)).names("listing").models == ("llava",)
 
@@ -123,7 +123,7 @@ def test_asking_is_not_undone_by_what_python_leaves_in_the_task_folder(folder: P
     assert times_asked(folder) == 1
 
 
-def test_unknown_tasks_are_told_with_the_nearest_names_and_only_once_the_list_is_known(folder: Path) -> None:
+def test_unknown_tasks_are_reported_with_the_nearest_names_and_only_once_the_list_is_known(folder: Path) -> None:
     catalog = catalog_of(folder, Listing(folder))
     assert catalog.lists_all("listing", ["mmmu_vla"])
     assert catalog.unknown_tasks("listing", ["mmmu_vla"]) == {}
@@ -163,9 +163,9 @@ def test_nothing_is_unknown_to_a_harness_that_has_changed_since(folder: Path) ->
 def test_only_the_first_few_unknown_tasks_get_suggestions(folder: Path) -> None:
     catalog = catalog_of(folder, Listing(folder))
     catalog.names("listing")
-    told = catalog.unknown_tasks("listing", [f"mmmu_val{number}" for number in range(1000)])
-    assert len(told) == 1000
-    assert ["did you mean" in text for text in told.values()] == [True] * 5 + [False] * 995
+    warnings = catalog.unknown_tasks("listing", [f"mmmu_val{number}" for number in range(1000)])
+    assert len(warnings) == 1000
+    assert ["did you mean" in text for text in warnings.values()] == [True] * 5 + [False] * 995
 
 
 def test_of_many_names_the_first_that_is_suggested_is_the_nearest_of_all(folder: Path) -> None:
@@ -178,5 +178,5 @@ def test_of_many_names_the_first_that_is_suggested_is_the_nearest_of_all(folder:
     for name in dice.sample(names, 5):
         typo = name.replace("a", "e", 1) + "x"
         (nearest,) = difflib.get_close_matches(typo, names, n=1, cutoff=0.6)
-        (told,) = catalog.unknown_tasks("listing", [typo]).values()
-        assert f"; did you mean {nearest}," in told
+        (warning,) = catalog.unknown_tasks("listing", [typo]).values()
+        assert f"; did you mean {nearest}," in warning

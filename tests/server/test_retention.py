@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from google.protobuf.timestamp_pb2 import Timestamp
+from clocks import ManualClock
 from waiting import DEADLINE_SECONDS as SECONDS
 
 from evalrpc.jobs import transitions
@@ -14,26 +14,12 @@ from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.v1 import job_pb2 as pb
 
 
-class SetClock:
-    """A clock that the test sets."""
-
-    seconds = 1000.0
-
-    def now(self) -> Timestamp:
-        timestamp = Timestamp()
-        timestamp.FromNanoseconds(int(self.seconds * 1e9))
-        return timestamp
-
-    def monotonic(self) -> float:
-        return self.seconds
-
-
 class Keeper:
     """A store with jobs and their folders."""
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
-        self.clock = SetClock()
+        self.clock = ManualClock(1000.0)
         self.store = SqliteStore(data_dir, self.clock, 1000)
 
     def job(self, job_id: str, end: Callable[[pb.JobInfo], None] | None = None, *, runs: bool = True) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Api, MovableClock, ServerHere, ServerThere, Site
+from serving import Api, Launch, MovableClock, ServerHere, ServerThere, Site
 from waiting import eventually
 
 from evalrpc.jobs import transitions
@@ -65,7 +65,7 @@ def api(server: ServerHere) -> Api:
 
 
 @pytest.fixture
-def launch(site: Site, request: pytest.FixtureRequest) -> Iterator[Callable[..., ServerThere]]:
+def launch(site: Site, request: pytest.FixtureRequest) -> Iterator[Launch]:
     """Start a server in a separate process, with command line flags."""
     servers: list[ServerThere] = []
 

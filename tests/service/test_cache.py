@@ -8,7 +8,19 @@ from typing import Any
 import grpc
 import pytest
 from click.testing import CliRunner
-from serving import COMPLETED, FAILED, QUEUED, RUNNING, TERMINAL, Api, ServerHere, ServerThere, Site, fields_of, submission
+from serving import (
+    COMPLETED,
+    FAILED,
+    QUEUED,
+    RUNNING,
+    TERMINAL,
+    Api,
+    Launch,
+    ServerHere,
+    Site,
+    fields_of,
+    submission,
+)
 
 from evalrpc.cli import main
 from evalrpc.client import EvalClient
@@ -44,7 +56,7 @@ def test_only_those_who_both_allow_it_share_a_job(api: Api, first: int, second: 
     assert (again.job_id != job.job_id, again.cached, again.status) == (True, False, QUEUED)
 
 
-def test_a_queued_and_a_running_twin_are_joined(api: Api, site: Site) -> None:
+def test_a_queued_and_a_running_identical_job_are_joined(api: Api, site: Site) -> None:
     blocker = api.submit("hangs", request={"num_gpus": 2})
     api.wait_for(blocker.job_id, RUNNING)
     waiting = ask(api, "slow", request={"num_gpus": 1})
@@ -109,7 +121,7 @@ def test_another_version_of_the_harness_evaluates_anew(serve: Callable[..., Serv
     assert ask(api, request=request).job_id != job.job_id
 
 
-def test_the_key_is_the_same_in_another_server_process(launch: Callable[..., ServerThere]) -> None:
+def test_the_key_is_the_same_in_another_server_process(launch: Launch) -> None:
     server = launch()
     job = completed(server.api, model_args=ARGS)
     server.terminate()

@@ -17,6 +17,7 @@ from serving import (
     RUNNING,
     TERMINAL,
     Api,
+    Launch,
     ServerHere,
     ServerThere,
     Site,
@@ -67,7 +68,7 @@ def test_a_tree_that_ignores_sigterm_and_left_its_session_is_ended_whole(api: Ap
 
 
 @pytest.mark.slow
-def test_a_run_that_writes_without_end_can_be_cancelled(launch: Callable[..., ServerThere], site: Site) -> None:
+def test_a_run_that_writes_without_end_can_be_cancelled(launch: Launch, site: Site) -> None:
     server = launch()
 
     def bytes_read() -> int:
@@ -169,7 +170,7 @@ def test_cancelling_a_job_between_two_attempts_ends_it(api: Api) -> None:
 # With restarts.
 
 
-def test_a_cancel_is_carried_out_by_the_next_server(launch: Callable[..., ServerThere], site: Site) -> None:
+def test_a_cancel_is_carried_out_by_the_next_server(launch: Launch, site: Site) -> None:
     site.set_up(grace_seconds=60.0)
     server = launch()
     job = server.api.submit("lingers")
@@ -183,37 +184,34 @@ def test_a_cancel_is_carried_out_by_the_next_server(launch: Callable[..., Server
     assert nothing_left_of(job.job_id)
 
 
-def test_a_job_whose_cancel_was_carried_out_while_no_server_was_there_is_cancelled(
-    launch: Callable[..., ServerThere], site: Site
-) -> None:
+def with_a_cancel_in_progress(launch: Launch, site: Site) -> tuple[ServerThere, str]:
+    """Start a server with a job that was asked to end and lingers; return the job's id too."""
     site.set_up(grace_seconds=60.0)
     server = launch()
     job = server.api.submit("lingers")
     site.wait_for_log(job.job_id)
     server.api.CancelJob(job_id=job.job_id)
     site.wait_for_log(job.job_id, "asked to end")
+    return server, job.job_id
+
+
+def test_a_job_whose_cancel_was_carried_out_while_no_server_was_there_is_cancelled(launch: Launch, site: Site) -> None:
+    server, job_id = with_a_cancel_in_progress(launch, site)
     server.kill()
     site.release()
-    eventually(lambda: nothing_left_of(job.job_id))
-    ended = launch().api.wait_for(job.job_id, *TERMINAL)
+    eventually(lambda: nothing_left_of(job_id))
+    ended = launch().api.wait_for(job_id, *TERMINAL)
     assert ended.status == CANCELLED
 
 
-def test_a_graceful_stop_in_the_middle_of_a_cancel_still_ends_in_cancelled(
-    launch: Callable[..., ServerThere], site: Site
-) -> None:
-    site.set_up(grace_seconds=60.0)
-    server = launch()
-    job = server.api.submit("lingers")
-    site.wait_for_log(job.job_id)
-    server.api.CancelJob(job_id=job.job_id)
-    site.wait_for_log(job.job_id, "asked to end")
+def test_a_graceful_stop_in_the_middle_of_a_cancel_still_ends_in_cancelled(launch: Launch, site: Site) -> None:
+    server, job_id = with_a_cancel_in_progress(launch, site)
     stopper = threading.Thread(target=server.terminate)
     stopper.start()
     eventually(lambda: "stopping" in server.log_path.read_text())
     site.release()
     stopper.join()
-    ended = launch().api.wait_for(job.job_id, *TERMINAL)
+    ended = launch().api.wait_for(job_id, *TERMINAL)
     assert ended.status == CANCELLED
 
 

@@ -24,7 +24,7 @@ from serving import (
     STATUS,
     TERMINAL,
     Api,
-    ServerThere,
+    Launch,
     Site,
     detail,
     reason_of,
@@ -35,8 +35,6 @@ from waiting import eventually
 from evalrpc.store.sqlite.store import DATABASE_NAME
 from evalrpc.v1 import evaluation_service_pb2 as calls
 from evalrpc.v1 import job_pb2 as pb
-
-Launch = Callable[..., ServerThere]
 
 SOURCE = Path(__file__).parent.parent / "data" / "faulty_disk.c"
 WRITE_ONCE = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('CREATE TABLE t (x)')"
@@ -95,14 +93,14 @@ def refusal(call: Callable[[], Any]) -> str:
     return caught.value.details() or ""
 
 
-def until_accepted(api: Api, model: str = "good", **fields: Any) -> pb.JobInfo:
+def until_accepted(api: Api, **fields: Any) -> pb.JobInfo:
     """Submit like a client that was asked to retry."""
 
     refusals: list[grpc.StatusCode] = []
 
     def accepted() -> pb.JobInfo | None:
         try:
-            return api.SubmitJob(submission(model, **fields))
+            return api.SubmitJob(submission("good", **fields))
         except grpc.RpcError as error:
             refusals.append(error.code())
             return None
@@ -258,7 +256,7 @@ def broken(how: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["emptied", "cut", "overwritten"])
-def test_a_database_that_breaks_under_a_server_is_told_of_and_comes_back_with_its_backup(
+def test_a_database_that_breaks_under_a_server_is_reported_and_comes_back_with_its_backup(
     launch: Launch, site: Site, how: str
 ) -> None:
     server = launch()

@@ -40,7 +40,7 @@ _T = TypeVar("_T")
 class Watcher:
     """Reads a stream in its own task, and keeps what it saw."""
 
-    def __init__(self, watch: Callable[[Send], Awaitable[None]], after: int = 0) -> None:
+    def __init__(self, watch: Callable[[Send], Awaitable[None]], after: int) -> None:
         self.after = after
         self.seen: list[pb.JobEvent] = []
         self.error: Exception | None = None
@@ -421,7 +421,7 @@ def test_a_watcher_whose_filter_takes_nothing_still_gets_its_heartbeats(tmp_path
     run(tmp_path, scenario)
 
 
-def test_a_watcher_that_resumes_while_events_are_committed_is_never_told_of_a_future(tmp_path: Path) -> None:
+def test_a_watcher_that_resumes_while_events_are_committed_is_never_ahead_of_the_store(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         job_id = await world.submit()
 

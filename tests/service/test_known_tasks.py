@@ -47,11 +47,11 @@ def test_an_unknown_task_is_warned_of_from_the_first_submission_after_a_restart(
     assert warnings(server.api, "gsm8j") == []
     server.api.ListTasks(harness="lm-eval")
     assert warnings(server.api, "gsm8k") == []
-    told = ["the harness lists no task 'gsm8j'; did you mean gsm8k?"]
-    assert warnings(server.api, "gsm8j") == told
+    expected = ["the harness lists no task 'gsm8j'; did you mean gsm8k?"]
+    assert warnings(server.api, "gsm8j") == expected
     server.stop()
     api = serve().api
-    eventually(lambda: warnings(api, "gsm8j") == told, "for the list to be loaded")
+    eventually(lambda: warnings(api, "gsm8j") == expected, "for the list to be loaded")
     assert (listing.folder / "asked").read_text() == "x\n"
 
 

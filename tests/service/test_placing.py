@@ -24,7 +24,7 @@ def test_a_smaller_job_passes_a_wide_one_that_does_not_fit_yet(api: Api, site: S
     assert api.wait_for(wide.job_id, *TERMINAL).status == COMPLETED
 
 
-def test_a_wide_job_that_has_waited_gets_the_next_gpus_and_the_others_are_told(serve: Serve, site: Site) -> None:
+def test_a_wide_job_that_has_waited_gets_the_next_gpus_and_the_others_say_so(serve: Serve, site: Site) -> None:
     api = serve(reservation_seconds=0.0).api
     first = api.submit("slow", request={"num_gpus": 1})
     api.wait_for(first.job_id, RUNNING)
@@ -38,9 +38,7 @@ def test_a_wide_job_that_has_waited_gets_the_next_gpus_and_the_others_are_told(s
     assert ended[0].started_at.ToNanoseconds() < ended[1].started_at.ToNanoseconds()
 
 
-def test_a_gpu_that_is_set_aside_is_shown_and_given_to_nobody(
-    serve: Serve, site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_quarantined_gpu_is_shown_and_given_to_nobody(serve: Serve, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     server = serve()
     executor = server.server._executor
     monkeypatch.setattr(executor, "kill_leftovers", lambda _: False)

@@ -2,13 +2,11 @@
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serving import COMPLETED, ServerThere, Site
-
-Launch = Callable[..., ServerThere]
+from serving import COMPLETED, Launch, ServerThere, Site
 
 
 def mode_of(path: Path) -> int:

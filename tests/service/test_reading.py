@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from serving import CANCELLED, COMPLETED, NOWHERE, Api, ServerHere, ServerThere, Site, fields_of, reason_of
+from serving import CANCELLED, COMPLETED, NOWHERE, Api, Launch, ServerHere, Site, fields_of, reason_of
 from waiting import eventually
 
 from evalrpc.files.opening import list_files
@@ -258,7 +258,7 @@ def test_deleting_takes_only_the_jobs_own_part_of_a_chosen_output_folder(serve: 
     assert names_in(root / "mine") == {"notes"}
 
 
-def test_old_jobs_are_removed_with_their_files_and_live_ones_never(launch: Callable[..., ServerThere], site: Site) -> None:
+def test_old_jobs_are_removed_with_their_files_and_live_ones_never(launch: Launch, site: Site) -> None:
     site.config.write_text("retention_max_jobs = 1\n" + site.config.read_text())
     server = launch()
     slow = server.api.submit("slow")
@@ -276,7 +276,7 @@ def test_old_jobs_are_removed_with_their_files_and_live_ones_never(launch: Calla
     api.wait_for(slow.job_id, COMPLETED)
 
 
-def test_a_drain_waits_for_what_runs_and_starts_nothing_more(launch: Callable[..., ServerThere], site: Site) -> None:
+def test_a_drain_waits_for_what_runs_and_starts_nothing_more(launch: Launch, site: Site) -> None:
     server = launch("--drain", "--gpus", "1")
     running = server.api.submit("slow", request={"num_gpus": 1})
     waiting = server.api.submit("good", request={"num_gpus": 1})

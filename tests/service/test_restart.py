@@ -22,9 +22,9 @@ from serving import (
     STATUS,
     TERMINAL,
     Api,
+    Launch,
     MovableClock,
     ServerHere,
-    ServerThere,
     Site,
     nothing_left_of,
     submission,
@@ -32,8 +32,6 @@ from serving import (
 from waiting import eventually
 
 from evalrpc.executors.local.environment import JOB_ID_VARIABLE
-
-Launch = Callable[..., ServerThere]
 
 
 @pytest.mark.parametrize("how", ["kill", "terminate"])
@@ -110,7 +108,7 @@ def test_a_run_that_ends_while_no_server_is_there_is_judged_by_what_it_left(
     assert site.starts(job.job_id) == ["1"]
 
 
-def test_a_run_that_was_killed_with_its_parent_while_no_server_was_there_is_lost(launch: Launch, site: Site) -> None:
+def test_a_run_that_was_killed_with_its_shim_while_no_server_was_there_is_lost(launch: Launch, site: Site) -> None:
     server = launch()
     job = server.api.submit("slow")
     site.wait_for_log(job.job_id)
@@ -269,31 +267,27 @@ def test_a_job_that_no_longer_fits_the_server_keeps_nobody_waiting(launch: Launc
     assert api.get(wide.job_id).status in (FAILED, QUEUED)
 
 
-@pytest.mark.slow
-def test_a_run_taken_up_beyond_the_limit_can_be_cancelled(launch: Launch, site: Site) -> None:
+def with_runs_beyond_the_limit(launch: Launch, site: Site, count: int) -> tuple[Api, str]:
+    """Restart a server with runs and with room for just one; return the last one's id too."""
     site.set_up(max_running=4, gpus="0")
     server = launch()
-    jobs = [server.api.submit("slow") for _ in range(3)]
-    for job in jobs:
+    for job in [server.api.submit("slow") for _ in range(count)]:
         site.wait_for_log(job.job_id)
     server.kill()
     site.set_up(max_running=1, gpus="0")
     api = launch().api
-    last = api.GetQueue().running_job_ids[-1]
+    return api, api.GetQueue().running_job_ids[-1]
+
+
+@pytest.mark.slow
+def test_a_run_restored_beyond_the_limit_can_be_cancelled(launch: Launch, site: Site) -> None:
+    api, last = with_runs_beyond_the_limit(launch, site, 3)
     api.CancelJob(job_id=last)
     eventually(lambda: api.get(last).status == CANCELLED)
 
 
-def test_a_run_taken_up_beyond_the_limit_is_seen_to_end(launch: Launch, site: Site) -> None:
-    site.set_up(max_running=4, gpus="0")
-    server = launch()
-    jobs = [server.api.submit("slow") for _ in range(2)]
-    for job in jobs:
-        site.wait_for_log(job.job_id)
-    server.kill()
-    site.set_up(max_running=1, gpus="0")
-    api = launch().api
-    last = api.GetQueue().running_job_ids[-1]
+def test_a_run_restored_beyond_the_limit_is_seen_to_end(launch: Launch, site: Site) -> None:
+    api, last = with_runs_beyond_the_limit(launch, site, 2)
     site.release(last)
     eventually(lambda: api.get(last).status == COMPLETED)
 

@@ -120,7 +120,7 @@ def test_tasks_that_are_run_one_by_one_have_each_its_own_samples(bench: Bench) -
     assert (bench.ids(job, "t"), bench.ids(job, "u")) == ([0, 1, 2], [0, 1])
 
 
-def test_a_log_that_ends_in_the_middle_is_told_by_whoever_needs_its_samples(bench: Bench) -> None:
+def test_a_log_that_ends_in_the_middle_is_reported_by_whoever_needs_its_samples(bench: Bench) -> None:
     content = log(HALF)
     cut = bench.job("cut", content[: content.index('"id": 20')].rpartition(",")[0])
     whole = bench.job("whole", log(MOST))

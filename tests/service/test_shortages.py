@@ -15,6 +15,7 @@ from serving import (
     QUEUED,
     RUNNING,
     TERMINAL,
+    Launch,
     ServerThere,
     Site,
     detail,
@@ -23,8 +24,6 @@ from serving import (
 )
 from small_disk import small_disk
 from waiting import eventually
-
-Launch = Callable[..., ServerThere]
 
 _FEW = 8  # fewer than any server has open, and as many as it polls at a time, since the kernel checks that too
 

@@ -2,15 +2,12 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pytest
-from serving import SECONDS, ServerThere, Site
+from serving import SECONDS, Launch, Site
 from waiting import eventually
 
 import evalrpc
-
-Launch = Callable[..., ServerThere]
 
 
 def test_it_says_what_it_is_where_it_is_and_what_its_harnesses_lack(site: Site, launch: Launch) -> None:

@@ -17,15 +17,13 @@ from serving import (
     SECONDS,
     TERMINAL,
     Api,
-    ServerThere,
+    Launch,
     Site,
     detail,
     nothing_left_of,
     reason_of,
 )
 from waiting import eventually
-
-Launch = Callable[..., ServerThere]
 
 
 def health(api: Api) -> int:

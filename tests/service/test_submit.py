@@ -17,8 +17,8 @@ from serving import (
     SECONDS,
     TERMINAL,
     Api,
+    Launch,
     ServerHere,
-    ServerThere,
     Site,
     nothing_left_of,
     reason_of,
@@ -282,7 +282,7 @@ def test_a_full_queue_says_when_to_try_again(serve: Callable[..., ServerHere]) -
     assert reason_of(caught.value) == "QUEUE_FULL"
 
 
-def test_clients_that_give_up_in_the_middle_of_a_submission_do_the_server_no_harm(launch: Callable[..., ServerThere]) -> None:
+def test_clients_that_give_up_in_the_middle_of_a_submission_do_the_server_no_harm(launch: Launch) -> None:
     server = launch()
     for _ in range(20):
         calls = [server.api.stub.SubmitJob.future(submission("good", request={"num_gpus": 2})) for _ in range(50)]

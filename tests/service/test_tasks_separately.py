@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from serving import (
     RUNNING,
     TERMINAL,
     Api,
+    Launch,
     MovableClock,
-    ServerThere,
     Site,
     nothing_left_of,
 )
@@ -106,7 +105,7 @@ def test_the_reason_is_that_of_the_first_and_the_others_are_named(api: Api) -> N
     assert job.error.message.endswith("; also failed: fails, killed")
 
 
-def test_what_has_finished_survives_a_crash_of_the_server(launch: Callable[..., ServerThere], site: Site) -> None:
+def test_what_has_finished_survives_a_crash_of_the_server(launch: Launch, site: Site) -> None:
     first = launch()
     job_id = submit(first.api, "good", "slow", "also_good")
     before = wait_for_tasks(first.api, job_id, "good")
@@ -121,7 +120,7 @@ def test_what_has_finished_survives_a_crash_of_the_server(launch: Callable[..., 
     assert site.starts(job_id) == ["1", "1", "1"]
 
 
-def test_tasks_go_on_and_are_found_while_no_server_is_there(launch: Callable[..., ServerThere], site: Site) -> None:
+def test_tasks_go_on_and_are_found_while_no_server_is_there(launch: Launch, site: Site) -> None:
     first = launch()
     job_id = submit(first.api, "slow", "fails", "good")
     site.wait_for_log(job_id)
@@ -153,7 +152,7 @@ def test_a_timeout_bounds_all_tasks_together_and_keeps_what_has_finished(api: Ap
     assert nothing_left_of(job.job_id)
 
 
-def test_a_run_whose_parent_is_killed_says_what_was_not_run(api: Api, site: Site) -> None:
+def test_a_run_whose_shim_is_killed_says_what_was_not_run(api: Api, site: Site) -> None:
     job_id = submit(api, "good", "hangs", "also_good")
     wait_for_tasks(api, job_id, "good")
     site.wait_for_log(job_id)

@@ -26,8 +26,8 @@ from serving import (
     STATUS,
     TERMINAL,
     Api,
+    Launch,
     ServerHere,
-    ServerThere,
     Site,
     detail,
     reason_of,
@@ -308,9 +308,7 @@ def test_a_slow_watcher_of_all_costs_the_others_nothing_and_misses_nothing(api: 
 # Server shutdown.
 
 
-def test_a_server_that_stops_ends_its_streams_with_unavailable_and_when_to_come_back(
-    launch: Callable[..., ServerThere], site: Site
-) -> None:
+def test_a_server_that_stops_ends_its_streams_with_unavailable_and_when_to_come_back(launch: Launch, site: Site) -> None:
     server = launch()
     api = server.api
     job = api.submit("slow")
@@ -342,7 +340,7 @@ def test_a_submission_to_a_server_that_stops_is_unavailable(serve: Callable[...,
     assert detail(caught.value, error_details_pb2.RetryInfo).retry_delay.ToNanoseconds() > 0
 
 
-def test_a_revision_seen_before_a_crash_is_good_after_it(launch: Callable[..., ServerThere], site: Site) -> None:
+def test_a_revision_seen_before_a_crash_is_good_after_it(launch: Launch, site: Site) -> None:
     server = launch()
     job = server.api.submit("slow")
     site.wait_for_log(job.job_id)

@@ -29,7 +29,7 @@ BLOCK = 4
 
 
 @pytest.fixture(scope="module", autouse=True)
-def nothing_but_sets() -> Iterator[None]:
+def nothing_but_bitmaps() -> Iterator[None]:
     """Let the walk end at its first step, and let a set be of few jobs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(filters, "_MAX_STEPS", 1)
@@ -73,7 +73,7 @@ def never_meet(store: Store, count: int = 4 * BLOCK) -> list[pb.JobInfo]:
 
 
 class Reference:
-    """The jobs of a store, as its answers to writes tell them, newest first; and a change of it at random."""
+    """The jobs of a store, as its answers to writes give them, newest first; and a change of it at random."""
 
     def __init__(self, store: Store, dice: random.Random) -> None:
         self._store, self._dice = store, dice
@@ -167,7 +167,7 @@ def test_a_set_of_a_later_state_does_not_show_it_to_an_earlier_snapshot(store: S
     assert reader.find(**completed) == [4]
 
 
-def test_what_meets_is_told_within_bounds_newest_first(store: Store, reader: Reader) -> None:
+def test_what_matches_is_found_within_bounds_newest_first(store: Store, reader: Reader) -> None:
     never_meet(store)
     with_a = Condition("jobs WHERE model = {}", [("a",)])
     assert list(reader.kept.intersect(reader.connection, [with_a], 2, 2 * BLOCK + 1)) == [9, 7, 5, 3]
@@ -227,13 +227,13 @@ def test_sets_take_no_more_memory_than_they_may(block: int, monkeypatch: pytest.
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.execute("CREATE TABLE jobs (sequence INTEGER PRIMARY KEY, model TEXT)")
         connection.executemany("INSERT INTO jobs VALUES (?, '')", [(sequence,) for sequence in range(2 * block)])
-        job_sets = BitmapIndex(max_bytes)
+        bitmaps = BitmapIndex(max_bytes)
         tracemalloc.start()
         try:
             for number in range(max_bytes // (300 + block // 8)):
                 all_jobs = Condition("jobs WHERE model <> {}", [(f"model {number}",)])
-                assert next(job_sets.intersect(connection, [all_jobs], 0, 2 * block)) == 2 * block - 1
-                next(job_sets.intersect(connection, [all_jobs], 0, block - 1))
+                assert next(bitmaps.intersect(connection, [all_jobs], 0, 2 * block)) == 2 * block - 1
+                next(bitmaps.intersect(connection, [all_jobs], 0, block - 1))
             taken, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()

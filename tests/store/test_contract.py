@@ -36,7 +36,7 @@ NEVER = Timestamp()
 
 
 class Recorder:
-    """A listener that keeps what it is told."""
+    """A listener that keeps what it is notified of."""
 
     def __init__(self) -> None:
         self.commits: list[list[Change]] = []
@@ -236,10 +236,10 @@ def test_an_identical_evaluation_gets_the_earlier_job_as_it_stands(store: Store,
     job = submit(store, cache_key=b"k", labels={"a": "b"})
     step(store, job.job_id)
     head, before = store.head_revision, read(store, job.job_id)
-    twin = submit(store, cache_key=b"k", labels={"c": "d"}, priority=3)
-    assert twin.cached
-    twin.cached = False
-    assert twin == before == read(store, job.job_id)
+    identical = submit(store, cache_key=b"k", labels={"c": "d"}, priority=3)
+    assert identical.cached
+    identical.cached = False
+    assert identical == before == read(store, job.job_id)
     assert store.head_revision == head
     assert listed(store) == [job.job_id]
 
@@ -260,7 +260,7 @@ def test_a_job_with_another_key_or_none_serves_no_other(store: Store) -> None:
     assert not any(job.cached for job in jobs)
 
 
-def test_of_several_twins_a_completed_one_is_the_answer(store: Store) -> None:
+def test_of_several_identical_jobs_a_completed_one_is_the_answer(store: Store) -> None:
     first = submit(store, cache_key=b"k")
     cancel_running(store, first.job_id)
     second = submit(store, cache_key=b"k")
@@ -281,7 +281,7 @@ def test_identical_evaluations_in_one_commit_make_one_job(store: Store) -> None:
     assert len(listed(store)) == 2
 
 
-def test_a_request_id_stays_with_the_twin_that_it_got(open_store: Opener) -> None:
+def test_a_request_id_stays_with_the_identical_job_that_it_got(open_store: Opener) -> None:
     store = open_store()
     job = submit(store, "r1", cache_key=b"k")
     assert submit(store, "r2", cache_key=b"k").job_id == job.job_id
@@ -296,7 +296,7 @@ def test_a_request_id_stays_with_the_twin_that_it_got(open_store: Opener) -> Non
     assert submit(store, "r3", cache_key=b"k").job_id != job.job_id
 
 
-def test_the_request_id_that_got_a_twin_is_free_again_once_that_is_deleted(store: Store) -> None:
+def test_the_request_id_that_got_an_identical_job_is_free_again_once_that_is_deleted(store: Store) -> None:
     job = submit(store, cache_key=b"k")
     submit(store, "r", cache_key=b"k")
     delete(store, job.job_id)
@@ -304,7 +304,7 @@ def test_the_request_id_that_got_a_twin_is_free_again_once_that_is_deleted(store
     assert (new.job_id != job.job_id, new.cached) == (True, False)
 
 
-def test_a_twin_is_found_in_a_full_queue_and_after_reopening(open_store: Opener) -> None:
+def test_an_identical_job_is_found_in_a_full_queue_and_after_reopening(open_store: Opener) -> None:
     store = open_store(max_queued=1)
     job = submit(store, cache_key=b"k")
     store.close()
@@ -312,11 +312,11 @@ def test_a_twin_is_found_in_a_full_queue_and_after_reopening(open_store: Opener)
     assert submit(store, cache_key=b"k").job_id == job.job_id
 
 
-def test_looking_for_a_twin_changes_nothing(store: Store) -> None:
+def test_looking_for_an_identical_job_changes_nothing(store: Store) -> None:
     job = submit(store, "r1", cache_key=b"k")
-    twin = store.find_identical(b"k")
-    assert twin is not None
-    assert (twin.job_id, twin.cached) == (job.job_id, True)
+    identical = store.find_identical(b"k")
+    assert identical is not None
+    assert (identical.job_id, identical.cached) == (job.job_id, True)
     assert (listed(store), store.head_revision) == ([job.job_id], job.revision)
 
 
@@ -438,13 +438,12 @@ def test_an_unknown_job_is_not_found(store: Store) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_write_that_its_caller_gave_up_does_the_store_no_harm(store: Store) -> None:
+def test_a_write_that_its_caller_gave_up_is_committed_with_the_others(store: Store) -> None:
     gate = Gate(store)
-    given_up = store.submit(Submission(new_job()))
-    given_up.cancel()
-    kept = store.submit(Submission(new_job()))
+    given_up, kept = (store.submit(Submission(new_job())) for _ in range(2))
+    assert not given_up.cancel()
     gate.open()
-    assert kept.result(SECONDS).status == QUEUED
+    assert given_up.result(SECONDS).status == kept.result(SECONDS).status == QUEUED
     assert submit(store).status == QUEUED
 
 
@@ -503,24 +502,24 @@ def test_writes_that_wait_are_committed_together(store: Store) -> None:
 
 
 def test_listeners_are_notified_in_order_and_before_the_caller(store: Store) -> None:
-    told: list[tuple[str, int]] = []
+    notified: list[tuple[str, int]] = []
     first_told = threading.Event()
     release = threading.Event()
 
     def slow(changes: Sequence[Change]) -> None:
-        told.extend(("first", change.job.revision) for change in changes)
+        notified.extend(("first", change.job.revision) for change in changes)
         first_told.set()
         assert release.wait(SECONDS)
 
     store.follow(store.position, slow)
-    store.follow(store.position, lambda changes: told.extend(("second", change.job.revision) for change in changes))
+    store.follow(store.position, lambda changes: notified.extend(("second", change.job.revision) for change in changes))
     future = store.submit(Submission(new_job()))
     assert first_told.wait(SECONDS)
     assert not future.done(), "a caller must not know before the listeners"
-    assert store.head_revision == nth(store, 1), "a listener finds what it is told of"
+    assert store.head_revision == nth(store, 1), "a listener finds what it is notified of"
     release.set()
     future.result(SECONDS)
-    assert told == [("first", nth(store, 1)), ("second", nth(store, 1))]
+    assert notified == [("first", nth(store, 1)), ("second", nth(store, 1))]
 
 
 def test_a_listener_that_hears_of_a_job_can_read_it(store: Store) -> None:

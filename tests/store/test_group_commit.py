@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-from google.protobuf.timestamp_pb2 import Timestamp
+from clocks import ManualClock
 
 from evalrpc.store import group_commit
 from evalrpc.store.group_commit import CommitQueue
@@ -14,23 +14,11 @@ MANY = 6
 FEW = 4
 
 
-class Clock:
-    """Measures what it is told."""
-
-    seconds = 0.0
-
-    def now(self) -> Timestamp:
-        return Timestamp()
-
-    def monotonic(self) -> float:
-        return self.seconds
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
     """A clock, and linger without end for a batch after one that took a minute."""
     monkeypatch.setattr(group_commit, "_MAX_LINGER_SECONDS", 60.0)
-    return Clock()
+    return ManualClock()
 
 
 @pytest.fixture
@@ -43,14 +31,14 @@ def put_all(target: CommitQueue[int], *items: int) -> None:
     assert all(target.put(item) for item in items)
 
 
-def take_after(target: CommitQueue[int], count: int, seconds: float, clock: Clock) -> None:
+def take_after(target: CommitQueue[int], count: int, seconds: float, clock: ManualClock) -> None:
     """Take a batch of so many, which takes so long."""
     put_all(target, *range(count))
     assert target.take() == list(range(count))
     clock.seconds += seconds
 
 
-def test_everything_is_taken_once_and_in_order(clock: Clock) -> None:
+def test_everything_is_taken_once_and_in_order(clock: ManualClock) -> None:
     queue = CommitQueue[int](clock)
     put_all(queue, 1, 2, 3)
     assert queue.take() == [1, 2, 3]
@@ -58,14 +46,14 @@ def test_everything_is_taken_once_and_in_order(clock: Clock) -> None:
     assert queue.take() == [4]
 
 
-def test_one_who_takes_waits_for_the_first(clock: Clock, taker: ThreadPoolExecutor) -> None:
+def test_one_who_takes_waits_for_the_first(clock: ManualClock, taker: ThreadPoolExecutor) -> None:
     queue = CommitQueue[int](clock)
     taken: Future[list[int]] = taker.submit(queue.take)
     put_all(queue, 1)
     assert taken.result() == [1]
 
 
-def test_after_many_as_many_are_waited_for(clock: Clock, taker: ThreadPoolExecutor) -> None:
+def test_after_many_as_many_are_waited_for(clock: ManualClock, taker: ThreadPoolExecutor) -> None:
     queue = CommitQueue[int](clock)
     take_after(queue, MANY, 60, clock)
     taken: Future[list[int]] = taker.submit(queue.take)
@@ -73,21 +61,21 @@ def test_after_many_as_many_are_waited_for(clock: Clock, taker: ThreadPoolExecut
     assert taken.result() == list(range(MANY))
 
 
-def test_after_few_nothing_is_waited_for(clock: Clock) -> None:
+def test_after_few_nothing_is_waited_for(clock: ManualClock) -> None:
     queue = CommitQueue[int](clock)
     take_after(queue, FEW, 60, clock)
     put_all(queue, 1)
     assert queue.take() == [1]
 
 
-def test_no_longer_is_waited_than_the_last_batch_allows(clock: Clock) -> None:
+def test_no_longer_is_waited_than_the_last_batch_allows(clock: ManualClock) -> None:
     queue = CommitQueue[int](clock)
     take_after(queue, MANY, 0, clock)
     put_all(queue, 1)
     assert queue.take() == [1]
 
 
-def test_what_comes_before_the_close_is_taken_and_nothing_after(clock: Clock) -> None:
+def test_what_comes_before_the_close_is_taken_and_nothing_after(clock: ManualClock) -> None:
     queue = CommitQueue[int](clock)
     put_all(queue, 1)
     queue.close()
@@ -97,7 +85,7 @@ def test_what_comes_before_the_close_is_taken_and_nothing_after(clock: Clock) ->
     assert queue.take() == []
 
 
-def test_a_close_ends_every_wait(clock: Clock, taker: ThreadPoolExecutor) -> None:
+def test_a_close_ends_every_wait(clock: ManualClock, taker: ThreadPoolExecutor) -> None:
     queue = CommitQueue[int](clock)
     take_after(queue, MANY, 60, clock)
     put_all(queue, 1)
@@ -107,7 +95,7 @@ def test_a_close_ends_every_wait(clock: Clock, taker: ThreadPoolExecutor) -> Non
 
 
 def test_many_threads_lose_nothing(taker: ThreadPoolExecutor) -> None:
-    queue = CommitQueue[int](Clock())
+    queue = CommitQueue[int](ManualClock())
     threads = [threading.Thread(target=put_all, args=(queue, *range(first, 400, 4))) for first in range(4)]
     taken: Future[list[int]] = taker.submit(lambda: [item for batch in iter(queue.take, []) for item in batch])
     for thread in threads:

@@ -185,7 +185,7 @@ def set_version(path: Path, version: int) -> None:
     connection.close()
 
 
-def test_what_is_committed_is_on_the_disk_before_it_is_told(store: SqliteStore) -> None:
+def test_what_is_committed_is_on_the_disk_before_anyone_is_notified(store: SqliteStore) -> None:
     assert store._connection.execute("PRAGMA synchronous").fetchone() == (2,)
     assert store._connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
@@ -250,14 +250,14 @@ def test_a_full_disk_refuses_writes_and_takes_them_again_when_there_is_room(stor
 
 
 def test_a_write_that_failed_leaves_no_trace_in_memory_or_on_the_disk(store: SqliteStore, data_dir: Path) -> None:
-    told: list[str] = []
-    store.follow(store.position, lambda changes: told.extend(change.job.job_id for change in changes))
+    notified: list[str] = []
+    store.follow(store.position, lambda changes: notified.extend(change.job.job_id for change in changes))
     fill_disk(store)
     accepted = submit_until_full(store)
     job = new_job(request={"model": "m" * 100_000})
     with pytest.raises(StoreUnavailableError):
         store.submit(Submission(job, "r1")).result(SECONDS)
-    assert told == accepted
+    assert notified == accepted
     assert store.cached_job(job.job_id) is None
     make_room(store)
     assert store.submit(Submission(job, "r1")).result(SECONDS).job_id == job.job_id
@@ -286,7 +286,7 @@ def test_a_running_job_keeps_its_state_while_the_disk_is_full(store: SqliteStore
 # A disk that gives back something else.
 
 
-def test_a_job_that_the_disk_has_garbled_is_told_of_and_stops_nothing_else(store: SqliteStore, data_dir: Path) -> None:
+def test_a_job_that_the_disk_has_garbled_is_reported_and_stops_nothing_else(store: SqliteStore, data_dir: Path) -> None:
     garbled, job = submit(store).job_id, submit(store).job_id
     store.close()
     connection = sqlite3.connect(database(data_dir))

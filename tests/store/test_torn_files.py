@@ -85,10 +85,10 @@ def check(store: Store, expected: dict[str, pb.JobInfo]) -> None:
     """Compare a store with what was acknowledged, and see that it takes jobs again."""
     assert sorted(listed(store)) == sorted(expected)
     assert all(read(store, job_id) == job for job_id, job in expected.items())
-    told = events(store)
-    assert [event.revision for event in told] == list(range(1, store.head_revision + 1))
-    assert {event.job.job_id: event.job for event in told} == expected, "the journal and the jobs say the same"
-    assert submit(store).revision == len(told) + 1
+    found = events(store)
+    assert [event.revision for event in found] == list(range(1, store.head_revision + 1))
+    assert {event.job.job_id: event.job for event in found} == expected, "the journal and the jobs say the same"
+    assert submit(store).revision == len(found) + 1
 
 
 @TORN

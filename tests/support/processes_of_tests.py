@@ -28,7 +28,7 @@ def _has(folder: Path, mark: bytes) -> bool:
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether the process exists and is not a zombie."""
+    """Return whether the process exists and is not a zombie."""
     try:
         return (PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
     except OSError:

@@ -70,8 +70,8 @@ class Site:
         path = self.toy_dir / "starts" / job_id
         return [line.split()[1] for line in path.read_text().splitlines()] if path.exists() else []
 
-    def log_of(self, job_id: str, attempt: int = 1) -> str:
-        path = self.folder / "data" / "jobs" / job_id / f"attempt-{attempt}" / "log"
+    def log_of(self, job_id: str) -> str:
+        path = self.folder / "data" / "jobs" / job_id / "attempt-1" / "log"
         return path.read_text() if path.exists() else ""
 
     def wait_for_log(self, job_id: str, text: str = "ready", times: int = 1) -> None:
@@ -214,6 +214,10 @@ class ServerThere:
         if hasattr(self, "api"):
             self.api.close()
         return code
+
+
+Launch = Callable[..., ServerThere]
+"""Starts a server process on the site of a test."""
 
 
 def status_of(error: grpc.RpcError) -> status_pb2.Status:

@@ -134,12 +134,12 @@ class _Text:
         self._position += 1
 
     def next_is(self, character: str) -> bool:
-        """Tell whether this character comes next, after blanks."""
+        """Return whether this character comes next, after blanks."""
         self._skip_blanks()
         return self._text.startswith(character, self._position)
 
     def is_at_end(self) -> bool:
-        """Tell whether nothing but blanks is left."""
+        """Return whether nothing but blanks is left."""
         self._skip_blanks()
         return self._position == len(self._text)
 

@@ -45,7 +45,7 @@ class BitmapIndex:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._sets: OrderedDict[tuple[str, Value, int], int] = OrderedDict()
+        self._bitmaps: OrderedDict[tuple[str, Value, int], int] = OrderedDict()
         self._lock = threading.Lock()
 
     def intersect(
@@ -73,9 +73,9 @@ class BitmapIndex:
     def _set(self, connection: sqlite3.Connection, rows: str, value: Value, block: int, last: int) -> int:
         key = (rows, value, block)
         with self._lock:
-            if key in self._sets:
-                self._sets.move_to_end(key)
-                return self._sets[key]
+            if key in self._bitmaps:
+                self._bitmaps.move_to_end(key)
+                return self._bitmaps[key]
         jobs = _scan(connection, rows, value, block)
         if last >= (block + 1) * _BLOCK - 1 and not (rows == STATUS_ROWS and _has_live(connection, block)):
             self._keep(key, jobs)
@@ -83,11 +83,11 @@ class BitmapIndex:
 
     def _keep(self, key: tuple[str, Value, int], jobs: int) -> None:
         with self._lock:
-            if key not in self._sets:  # another reader may have been here first
-                self._sets[key] = jobs
+            if key not in self._bitmaps:  # another reader may have been here first
+                self._bitmaps[key] = jobs
                 self._bytes += _size_bytes(key, jobs)
             while self._bytes > self._max_bytes:
-                self._bytes -= _size_bytes(*self._sets.popitem(last=False))
+                self._bytes -= _size_bytes(*self._bitmaps.popitem(last=False))
 
 
 def _size_bytes(key: tuple[str, Value, int], jobs: int) -> int:

@@ -6,7 +6,7 @@ from typing import Final
 from evalrpc.store.base import ListedJob, StoredJob, Submission
 from evalrpc.v1 import job_pb2 as pb
 
-_TWINS: Final = """
+_IDENTICAL: Final = """
 SELECT sequence, status, job FROM twins JOIN jobs USING (sequence) WHERE cache_key = ?1 AND status IN (?2, ?3, ?4)
 ORDER BY status = ?2 DESC, sequence DESC
 """
@@ -15,7 +15,7 @@ ORDER BY status = ?2 DESC, sequence DESC
 def find_identical(connection: sqlite3.Connection, cache_key: bytes) -> ListedJob | None:
     """See Store.find_identical."""
     statuses = (pb.JOB_STATUS_COMPLETED, pb.JOB_STATUS_QUEUED, pb.JOB_STATUS_RUNNING)
-    for row in connection.execute(_TWINS, (cache_key, *statuses)):
+    for row in connection.execute(_IDENTICAL, (cache_key, *statuses)):
         job = StoredJob(*row).parse()
         if job.status == pb.JOB_STATUS_COMPLETED or not job.HasField("cancel_requested_at"):
             job.cached = True

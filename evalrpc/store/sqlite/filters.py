@@ -1,8 +1,8 @@
 """Jobs by a filter, newest first, without a look at most of those that don't match.
 
 Every condition of a filter has an index that holds its jobs in the order of arrival. The search goes down all of them at once:
-each tells its newest job at or below a place, and the lowest of these is the next place, since no newer job is in all of them.
-Where all tell the same is a job. So it takes two steps per job found, and in between not many more than the rarest condition
+each gives its newest job at or below a place, and the lowest of these is the next place, since no newer job is in all of them.
+Where all give the same is a job. So it takes two steps per job found, and in between not many more than the rarest condition
 has jobs. Common conditions that hardly ever meet would take many steps that get past a few jobs only. So the walk ends after
 some hundreds, and the search goes on from there with sets of jobs in memory (`bitmap_index.py`).
 """
@@ -26,14 +26,14 @@ _WALK: Final = """
     WITH RECURSIVE walk (place, found, steps) AS (
         VALUES (-1, ?, 0)
         UNION ALL
-        SELECT {place}, min({place}, {told}), steps + 1 FROM walk WHERE found >= ? AND steps < ?
+        SELECT {place}, min({place}, {newest}), steps + 1 FROM walk WHERE found >= ? AND steps < ?
     )
     SELECT sequence, job, found = place AND created_ns >= ? AND created_ns < ? AS matches, steps
     FROM walk CROSS JOIN jobs ON sequence = found
     WHERE matches OR steps = ?
     LIMIT ?
 """
-_PLACE: Final = "found - (found = place)"  # just below a job; or where it is to be seen whether all tell the same
+_PLACE: Final = "found - (found = place)"  # just below a job; or where it is to be seen whether all give the same
 
 _ROWS: Final = """
     SELECT sequence, job FROM json_each(?) CROSS JOIN jobs ON sequence = value
@@ -83,7 +83,7 @@ def _walk(
     connection: sqlite3.Connection, conditions: Sequence[Condition], bounds: _Bounds, limit: int
 ) -> tuple[list[tuple[int, bytes]], int]:
     """Return the jobs that were found, and the sequence from which on downward there may be more; -1: there are none."""
-    query = _WALK.format(place=_PLACE, told=", ".join(map(_told_by, conditions)) or _told("jobs WHERE TRUE"))
+    query = _WALK.format(place=_PLACE, newest=", ".join(map(_newest_of, conditions)) or _newest("jobs WHERE TRUE"))
     values = chain.from_iterable(chain.from_iterable(condition.values for condition in conditions))
     bound = (bounds.oldest, _MAX_STEPS, bounds.after_ns, bounds.before_ns, _MAX_STEPS, limit)
     rows = connection.execute(query, (bounds.newest, *values, *bound)).fetchall()
@@ -108,15 +108,15 @@ def _conditions(job_filter: JobFilter) -> Iterator[Condition]:
         yield Condition(STATUS_ROWS, [(status,) for status in job_filter.statuses])
 
 
-def _told_by(condition: Condition) -> str:
-    """Return the expression of what a condition tells."""
+def _newest_of(condition: Condition) -> str:
+    """Return the expression of a condition's newest job at or below the place."""
     if len(condition.values) == 1:
-        return _told(condition.rows.format("?", "?"))
-    told = _told(condition.rows.format("column1"))  # those of several values have one column
-    return f"(SELECT max({told}) FROM (VALUES {', '.join(['(?)'] * len(condition.values))}))"  # noqa: S608
+        return _newest(condition.rows.format("?", "?"))
+    newest = _newest(condition.rows.format("column1"))  # those of several values have one column
+    return f"(SELECT max({newest}) FROM (VALUES {', '.join(['(?)'] * len(condition.values))}))"  # noqa: S608
 
 
-def _told(rows: str) -> str:
+def _newest(rows: str) -> str:
     return f"(SELECT max(sequence) FROM {rows} AND sequence <= {_PLACE})"  # noqa: S608
 
 

@@ -56,7 +56,7 @@ from evalrpc.v1.evaluation_service_pb2 import JobFilter
 DATABASE_NAME: Final = "evalrpc.sqlite3"
 
 _CACHE_BYTES: Final = 16 * 1024 * 1024
-_SETS_BYTES: Final = 8 * 1024 * 1024
+_BITMAPS_BYTES: Final = 8 * 1024 * 1024
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class SqliteStore:
         self._lock_file = lock_data_dir(data_dir)
         self._changes = ChangeLog()
         self._cache = JobCache(_CACHE_BYTES)
-        self._sets = BitmapIndex(_SETS_BYTES)
+        self._bitmaps = BitmapIndex(_BITMAPS_BYTES)
         self._local = threading.local()
         self._readers: list[sqlite3.Connection] = []
         self._readers_lock = threading.Lock()
@@ -257,14 +257,14 @@ class SqliteStore:
     def list_jobs(self, job_filter: JobFilter, before_sequence: int | None, limit: int) -> list[ListedJob]:
         """Return jobs that the filter takes, newest first."""
         with self._reading() as connection, _snapshot(connection):
-            rows = find_jobs(connection, self._sets, job_filter, before_sequence, limit)
+            rows = find_jobs(connection, self._bitmaps, job_filter, before_sequence, limit)
         return [ListedJob(sequence, parse_job(job)) for sequence, job in rows]
 
     def find_identical(self, cache_key: bytes) -> pb.JobInfo | None:
         """Return a job of an identical evaluation."""
         with self._reading() as connection:
-            twin = deduplication.find_identical(connection, cache_key)
-        return twin.job if twin else None
+            identical = deduplication.find_identical(connection, cache_key)
+        return identical.job if identical else None
 
     def queued_rows(self) -> list[QueuedRow]:
         """Return what the queue needs of all QUEUED jobs, in order of arrival."""
@@ -294,7 +294,7 @@ class SqliteStore:
 
     def events_after(self, revision: int, limit: int, job_id: str | None = None) -> list[JournalEvent]:
         """Return journal events with a later revision, in order."""
-        head = self._head  # what is committed past it was not told to the listeners yet, so nobody may see it
+        head = self._head  # the listeners were not yet notified of what is committed past it, so nobody may see that
         if revision > head:
             raise RevisionInFutureError(
                 f"after_revision {revision} lies beyond the newest revision {head}: does it come from another server?",

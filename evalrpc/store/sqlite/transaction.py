@@ -60,7 +60,7 @@ class Transaction:
 
     def submit(self, submission: Submission) -> pb.JobInfo:
         """See Store.submit."""
-        found = self._find_request(submission) or self._join_twin(submission)
+        found = self._find_request(submission) or self._join_identical(submission)
         if found is not None:
             return found
         job = pb.JobInfo()
@@ -156,17 +156,17 @@ class Transaction:
         job.cached = bool(joined)
         return job
 
-    def _join_twin(self, submission: Submission) -> pb.JobInfo | None:
+    def _join_identical(self, submission: Submission) -> pb.JobInfo | None:
         """Find a job of an identical evaluation, and note that this is what the request_id has got."""
         if not submission.cache_key:
             return None
         self.flush()
-        twin = deduplication.find_identical(self.connection, submission.cache_key)
-        if twin is None:
+        identical = deduplication.find_identical(self.connection, submission.cache_key)
+        if identical is None:
             return None
         if submission.request_id:
-            deduplication.add_request(self.connection, submission, twin.sequence)
-        return twin.job
+            deduplication.add_request(self.connection, submission, identical.sequence)
+        return identical.job
 
     def _queued_with_key(self, supersede_key: str) -> Sequence[str]:
         if not supersede_key:
