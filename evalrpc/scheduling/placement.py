@@ -172,8 +172,8 @@ def wait_reason(job: QueuedJob, position: int, free: Capacity, reservation: Rese
         return f"{needs}; {_kept(reservation, free)}; {before}"
     if position == 0 and fits(job.num_gpus, free):
         return "about to start"
-    set_aside = f", {free.quarantined_count} set aside, see GetQueue" if free.quarantined_count else ""
-    return f"{needs}{set_aside}; {before}"
+    quarantined = f", {free.quarantined_count} quarantined, see GetQueue" if free.quarantined_count else ""
+    return f"{needs}{quarantined}; {before}"
 
 
 def _too_wide(num_gpus: int, free: Capacity) -> str:

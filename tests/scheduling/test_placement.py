@@ -140,7 +140,7 @@ def test_the_wait_reason_says_what_is_missing() -> None:
     assert placement.wait_reason(one, 1, free(0)) == "needs 1 GPU, 0 free; 1 job before this one"
     assert (
         placement.wait_reason(one, 0, free(0, quarantined=2))
-        == "needs 1 GPU, 0 free, 2 set aside, see GetQueue; 0 jobs before this one"
+        == "needs 1 GPU, 0 free, 2 quarantined, see GetQueue; 0 jobs before this one"
     )
     assert placement.wait_reason(none, 2, free(1, slots_without_gpus=0)).startswith("all slots for jobs without GPUs are taken")
     assert placement.wait_reason(one, 2, free(1, slots=0)).startswith("all slots for running jobs are taken")
@@ -205,7 +205,7 @@ def test_the_wait_reason_counts_by_node_where_there_are_several() -> None:
     too_wide = "needs 5 GPUs on one node, and no node of this server has more than 4"
     assert placement.wait_reason(queued(3, 5), 0, nodes) == too_wide
     quarantined = cluster(node("a", 1, 4, quarantined=3), node("b", 0, 4, quarantined=1))
-    assert "at most 1 free on one, 4 set aside, see GetQueue; " in placement.wait_reason(four, 0, quarantined)
+    assert "at most 1 free on one, 4 quarantined, see GetQueue; " in placement.wait_reason(four, 0, quarantined)
 
 
 def test_without_a_node_nothing_starts() -> None:

@@ -234,6 +234,6 @@ def test_a_job_that_needs_a_quarantined_gpu_says_so_and_keeps_the_others_from_no
     state.apply([change(job, number, pb.JOB_STATUS_UNSPECIFIED) for number, job in enumerate((wide, narrow), 1)])
     quarantined["3"] = "its memory is still in use"
     assert chosen_id(state, state.free(), 0.0, 9.0) == "job-2"
-    assert "3 free, 1 set aside, see GetQueue" in describe(state, "job-1").wait_reason
+    assert "3 free, 1 quarantined, see GetQueue" in describe(state, "job-1").wait_reason
     quarantined.clear()
     assert chosen_id(state, state.free(), 0.0, 9.0) == "job-1"

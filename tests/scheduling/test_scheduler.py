@@ -121,7 +121,7 @@ def test_a_run_that_can_not_be_ended_fails_its_job_and_its_gpus_go_to_nobody(hou
     assert "process 7" in house.executor.quarantined()[gpu]
     assert house.wait_until_running(house.submit()).devices != run.devices
     waiting = house.job(house.submit())
-    assert "1 set aside" in house.queue_state.described(waiting).wait_reason
+    assert "1 quarantined" in house.queue_state.described(waiting).wait_reason
 
 
 def test_a_run_that_an_earlier_server_started_is_seen_to_its_end(tmp_path: Path) -> None:

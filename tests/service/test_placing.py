@@ -47,7 +47,7 @@ def test_a_quarantined_gpu_is_shown_and_given_to_nobody(serve: Serve, site: Site
     assert [gpu.set_aside_reason for gpu in queue.gpus] == ["job x: process 7 could not be killed", ""]
     assert queue.free_gpu_count == 1
     wide = server.api.submit("good", request={"num_gpus": 2})
-    assert "1 set aside, see GetQueue" in server.api.get(wide.job_id).wait_reason
+    assert "1 quarantined, see GetQueue" in server.api.get(wide.job_id).wait_reason
     small = server.api.run("good", request={"num_gpus": 1})
     assert (small.status, list(small.attempts[0].gpus)) == (COMPLETED, ["1"])
 
