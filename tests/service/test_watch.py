@@ -161,8 +161,8 @@ def test_a_revision_that_the_journal_no_longer_has_is_compacted(serve: Callable[
         list(stream)
     api.run("good")
     server.server._store.compact(2, job.created_at).result(SECONDS)
-    server.server._feed._recent_after = server.server._feed._head
-    server.server._feed._recent.clear()  # as after a restart: events in memory are served even if the journal has dropped them
+    server.stop()  # its events in memory would be served even if the journal has dropped them
+    api = serve(journal_max_events=2).api
     for stream in (api.watch(job.job_id, after_revision=1), api.WatchJobs(after_revision=1)):
         with pytest.raises(grpc.RpcError) as caught:
             list(itertools.islice(stream, 100))
