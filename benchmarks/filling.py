@@ -44,6 +44,7 @@ def _fill(link: Link, data_dir: Path, finished: int, queued: int) -> list[str]:
             head=0,
             last_sequence=0,
             last_created_ns=0,
+            last_number=0,
             counts=Counter(),
             cached_job=lambda _: None,
         )
