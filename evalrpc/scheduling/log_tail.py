@@ -8,6 +8,7 @@ from typing import Final
 
 from evalrpc.files.errnos import require_no_shortage
 from evalrpc.files.opening import open_regular_file
+from evalrpc.harnesses.failures import strip_colours
 
 MAX_TAIL_LINES: Final = 50
 MAX_TAIL_BYTES: Final = 16 * 1024
@@ -16,7 +17,6 @@ _READ_BYTES: Final = 1024 * 1024
 _MAX_STRETCH_BYTES: Final = 2 * 1024 * 1024
 _MAX_LINE_BYTES: Final = 64 * 1024
 _LINE_END: Final = re.compile(rb"[\r\n]")
-_COLOUR: Final = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -102,7 +102,7 @@ def read_tail(
 
 def plain(line: bytes) -> str:
     """Return a line of a log without colour codes and control characters."""
-    return _CONTROL.sub("", _COLOUR.sub("", line.decode(errors="replace"))).rstrip()
+    return _CONTROL.sub("", strip_colours(line.decode(errors="replace"))).rstrip()
 
 
 def _read_end(path: Path, begin: int, end: int | None) -> bytes:

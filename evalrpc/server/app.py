@@ -126,22 +126,7 @@ class Server:
         self._scheduler = Scheduler(dependencies, settings.reservation_seconds)
         self._follow_store(queue_state)
         self._catalog = Catalog(harnesses, self._executor, data_dir)
-        self._service = EvaluationService(
-            store=self._store,
-            feed=self._feed,
-            logs=LogReader(self._feed, data_dir, self._readers),
-            artifacts=ArtifactReader(self._feed, self._readers, self._hashers),
-            samples=SampleLister(self._feed, harnesses, self._readers),
-            queue_state=queue_state,
-            harnesses=harnesses,
-            settings=settings,
-            data_dir=data_dir,
-            clock=clock,
-            readers=self._readers,
-            hashers=self._hashers,
-            catalog=self._catalog,
-            started_at=clock.now(),
-        )
+        self._service = self._build_service(queue_state, clock, data_dir)
         self._housekeeper = Housekeeper(self._store, clock, data_dir, settings, self._hashers)
         self._housekeeping: asyncio.Task[None] | None = None
         self._health = health.aio.HealthServicer()
@@ -195,6 +180,24 @@ class Server:
         queue_state.load(self._store.queued_rows(), self._store.running_jobs())
         for listener in (queue_state.apply, self._scheduler.on_changes, self._feed.publish):
             self._store.follow(position, listener)
+
+    def _build_service(self, queue_state: QueueState, clock: Clock, data_dir: Path) -> EvaluationService:
+        return EvaluationService(
+            store=self._store,
+            feed=self._feed,
+            logs=LogReader(self._feed, data_dir, self._readers),
+            artifacts=ArtifactReader(self._feed, self._readers, self._hashers),
+            samples=SampleLister(self._feed, self.harnesses, self._readers),
+            queue_state=queue_state,
+            harnesses=self.harnesses,
+            settings=self._settings,
+            data_dir=data_dir,
+            clock=clock,
+            readers=self._readers,
+            hashers=self._hashers,
+            catalog=self._catalog,
+            started_at=clock.now(),
+        )
 
     def _build_grpc_server(self) -> grpc.aio.Server:
         server = grpc.aio.server(options=channel_options(self._settings.max_request_bytes))

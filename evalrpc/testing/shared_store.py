@@ -8,12 +8,10 @@ import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from evalrpc.clock import Clock
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.store.base import ANY, Change, Expected, JournalEvent, ListedJob, Listener, QueuedRow, StoredJob, Submission
 from evalrpc.store.change_log import ChangeLog
@@ -175,11 +173,6 @@ class SharedStore:
         self.release()
         self._deliveries.put(None)
         self._deliverer.join()
-
-
-def open_shared(data_dir: Path, max_queued: int, clock: Clock) -> "SoleSharedStore":
-    """Open a database and a store of one server on it."""
-    return SoleSharedStore(Database(data_dir, clock, max_queued))
 
 
 class SoleSharedStore(SharedStore):

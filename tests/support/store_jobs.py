@@ -11,7 +11,7 @@ from evalrpc.clock import Clock, SystemClock
 from evalrpc.jobs import transitions
 from evalrpc.store.base import Store, Submission
 from evalrpc.store.sqlite.store import SqliteStore
-from evalrpc.testing.shared_store import REVISION_STEP, SharedStore, open_shared
+from evalrpc.testing.shared_store import REVISION_STEP, Database, SharedStore, SoleSharedStore
 from evalrpc.v1 import job_pb2 as pb
 from evalrpc.v1.evaluation_service_pb2 import JobFilter
 
@@ -25,7 +25,7 @@ def open_sqlite(data_dir: Path, max_queued: int, clock: Clock = CLOCK) -> Store:
 
 
 def open_shared_store(data_dir: Path, max_queued: int, clock: Clock = CLOCK) -> Store:
-    return open_shared(data_dir, max_queued, clock)
+    return SoleSharedStore(Database(data_dir, clock, max_queued))
 
 
 OPENERS: dict[str, Callable[..., Store]] = {"shared": open_shared_store, "sqlite": open_sqlite}

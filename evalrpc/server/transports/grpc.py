@@ -23,31 +23,19 @@ def generic_handler(service: ServiceDescriptor, handlers: Mapping[str, Handler])
 
 
 def _method_handler(method: MethodDescriptor, handler: Handler) -> "grpc.RpcMethodHandler[Any, Any]":
-    if method.server_streaming:
-        return grpc.unary_stream_rpc_method_handler(_stream(handler))
-    return grpc.unary_unary_rpc_method_handler(_unary(handler))
+    build = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
+    return build(_adapted(handler))
 
 
-def _unary(handler: Handler) -> Any:
+def _adapted(handler: Handler) -> Any:
+    """Return the handler as gRPC calls it. What a streaming one returns is ignored."""
+
     async def call(request: bytes, context: _Context) -> bytes:
         try:
             return await handler(request, Call(ANONYMOUS, context.write))
         except EvalrpcError as error:
             failure = error
         return await _abort(context, failure)  # not inside the handler of the exception, which would become its context
-
-    return call
-
-
-def _stream(handler: Handler) -> Any:
-    async def call(request: bytes, context: _Context) -> None:
-        try:
-            await handler(request, Call(ANONYMOUS, context.write))
-        except EvalrpcError as error:
-            failure = error
-        else:
-            return
-        await _abort(context, failure)
 
     return call
 
