@@ -3,14 +3,14 @@
 import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import load, messages
+from benchmarks import messages
 from benchmarks.filling import fill
-from benchmarks.load import AnyRequest
+from benchmarks.h2load import Call, GrpcCall
 from benchmarks.processes import Server, both, evalrpc_server, workplace
 from benchmarks.report import Aim, Row, compare, in_turn, ratio_at_least, ratio_at_most
 from benchmarks.scale import Scale
@@ -20,18 +20,19 @@ from evalrpc.v1.job_pb2 import JOB_STATUS_CANCELLED
 _FEW_QUEUED = 10
 _FEW_LISTED = 1000
 _FSYNCS = 100
+_WARM_UP_CALLS = 200
 
 
 class Load(NamedTuple):
-    """The calls to make on one server, and how many."""
+    """The call to repeat on one server, and how often."""
 
     server: Server
-    requests: Sequence[AnyRequest]
+    call: Call
     count: int
 
     def measure(self, scale: Scale, in_flight: int) -> "Measured":
         """Make the calls."""
-        return measure(self.server, self.requests, self.count, in_flight, scale.clients)
+        return measure(self.server, self.call, self.count, in_flight, scale.clients)
 
 
 @dataclass(frozen=True)
@@ -44,36 +45,30 @@ class Measured:
     server_cpu: float
     """Processor seconds of the server per call."""
     client_share: float
-    """The share of a processor that the busiest client process used. Near 1, the client is the limit."""
+    """The share of a processor that the client used. Near 1, the client is the limit."""
 
 
-def measure(server: Server, requests: Sequence[AnyRequest], count: int, in_flight: int, clients: int = 1) -> Measured:
-    """Load a server with calls from several processes. Raises RuntimeError if any call fails."""
-    clients = min(clients, in_flight)
-    share = (server.address, requests, count // clients, in_flight // clients, min(count // clients, 200))
-    with load.tasks(load.call, [share] * clients) as started:
-        cpu_before = server.cpu_seconds()
-        results: list[load.Calls] = load.go(started)
-        cpu_seconds = server.cpu_seconds() - cpu_before
-    if failures := sum(result.failures for result in results):
-        raise RuntimeError(f"{failures} calls of {requests[0].path} failed")
-    latencies = sorted(latency for result in results for latency in result.latencies)
-    seconds = max(result.end for result in results) - min(result.begin for result in results)
+def measure(server: Server, call: Call, count: int, in_flight: int, clients: int = 1) -> Measured:
+    """Repeat a call, from `clients` threads. Raises RuntimeError if any fails."""
+    call.repeat(server.address, min(count, _WARM_UP_CALLS), in_flight, clients)
+    cpu_before = server.cpu_seconds()
+    answered = call.repeat(server.address, count, in_flight, clients)
+    cpu_seconds = server.cpu_seconds() - cpu_before
     return Measured(
-        per_second=len(latencies) / seconds,
-        p50=latencies[len(latencies) // 2],
-        p99=latencies[len(latencies) * 99 // 100],
-        server_cpu=cpu_seconds / len(latencies),
-        client_share=max(result.cpu_seconds / (result.end - result.begin) for result in results),
+        per_second=answered.per_second,
+        p50=answered.latencies[count // 2],
+        p99=answered.latencies[count * 99 // 100],
+        server_cpu=cpu_seconds / count,
+        client_share=answered.client_share,
     )
 
 
 def get_job(scale: Scale) -> Iterator[Row]:
-    """GetJob of queued jobs, against the empty handler."""
+    """GetJob of a queued job, against the empty handler."""
     with workplace() as folder:
-        requests = [messages.get_job(job_id) for job_id in fill(folder / "data", queued=100)[1:]]
+        call = GrpcCall(messages.get_job(fill(folder / "data", queued=100)[-1]))
         with both(folder) as (ours, bare):
-            loads = [Load(server, requests, scale.calls) for server in (ours, bare)]
+            loads = [Load(server, call, scale.calls) for server in (ours, bare)]
             for in_flight in (1, 32):
                 yield from rates("GetJob", scale, *loads, in_flight, ratio_at_least(0.90))
 
@@ -84,8 +79,8 @@ def get_job_of_last(scale: Scale) -> Iterator[Row]:
         last_of_many = fill(folder / "many", queued=scale.queued)[-1]
         last_of_few = fill(folder / "few", queued=_FEW_QUEUED)[-1]
         with evalrpc_server(folder, "many") as many, evalrpc_server(folder, "few") as few:
-            of_many = Load(many, [messages.get_job(last_of_many)], scale.calls)
-            of_few = Load(few, [messages.get_job(last_of_few)], scale.calls)
+            of_many = Load(many, GrpcCall(messages.get_job(last_of_many)), scale.calls)
+            of_few = Load(few, GrpcCall(messages.get_job(last_of_few)), scale.calls)
             measured = in_turn(scale.rounds, lambda: of_many.measure(scale, 32), lambda: of_few.measure(scale, 32))
     figure = f"GetJob of the last of {scale.queued:,} queued, against the last of {_FEW_QUEUED}"
     yield _rate_row(figure, *measured, ratio_at_least(0.95))
@@ -96,16 +91,16 @@ def get_queue(scale: Scale) -> Iterator[Row]:
     with workplace() as folder:
         fill(folder / "data", queued=scale.queued)
         with both(folder) as (ours, bare):
-            loads = [Load(server, [messages.get_queue()], scale.calls) for server in (ours, bare)]
+            loads = [Load(server, GrpcCall(messages.get_queue()), scale.calls) for server in (ours, bare)]
             yield from rates(f"GetQueue, {scale.queued:,} queued", scale, *loads, 1)
 
 
 def submit_job(scale: Scale) -> Iterator[Row]:
     """SubmitJob: durable, against the empty handler."""
     with workplace() as folder, both(folder) as (ours, bare):
-        requests = [messages.submit()]
-        load.in_process(load.call, ours.address, requests, 1, 1)  # this one runs, and keeps the GPU
-        loads = [Load(server, requests, scale.calls) for server in (ours, bare)]
+        call = GrpcCall(messages.submit())
+        call.repeat(ours.address, 1, 1, 1)  # this one runs, and keeps the GPU
+        loads = [Load(server, call, scale.calls) for server in (ours, bare)]
         yield from rates("SubmitJob", scale, *loads, 64, ratio_at_least(0.60))
         yield _submit_alone(scale, ours, bare, folder)
 
@@ -137,12 +132,12 @@ def _rate_row(figure: str, ours: list[Measured], yardstick: list[Measured], aim:
 
 
 def _submit_alone(scale: Scale, ours: Server, bare: Server, folder: Path) -> Row:
-    requests, count = [messages.submit()], max(100, scale.calls // 20)
+    call, count = GrpcCall(messages.submit()), max(100, scale.calls // 20)
 
     def limit() -> float:
-        return measure(bare, requests, count, 1).p50 + _fsync_seconds(folder)
+        return measure(bare, call, count, 1).p50 + _fsync_seconds(folder)
 
-    pairs = in_turn(scale.rounds, lambda: measure(ours, requests, count, 1).p50, limit)
+    pairs = in_turn(scale.rounds, lambda: measure(ours, call, count, 1).p50, limit)
     milliseconds = [[seconds * 1e3 for seconds in side] for side in pairs]
     note = f"yardstick: empty handler and one fsync, last {_fsync_seconds(folder) * 1e3:.2f} ms"
     return compare("SubmitJob alone, p50", "ms", *milliseconds, ratio_at_most(1.0), note)
@@ -178,9 +173,9 @@ def _filters() -> dict[str, JobFilter]:
 
 
 def _listing(name: str, job_filter: JobFilter, scale: Scale, many: Server, few: Server) -> Row:
-    request, count = [messages.list_jobs(job_filter)], max(20, scale.calls // 200)
+    call, count = GrpcCall(messages.list_jobs(job_filter)), max(20, scale.calls // 200)
     measured = in_turn(
-        scale.rounds, lambda: measure(many, request, count, 1).p50 * 1e3, lambda: measure(few, request, count, 1).p50 * 1e3
+        scale.rounds, lambda: measure(many, call, count, 1).p50 * 1e3, lambda: measure(few, call, count, 1).p50 * 1e3
     )
     figure = f"ListJobs, 50 of {scale.listed:,} against 50 of {_FEW_LISTED:,}: {name}"
     return compare(figure, "ms", *measured, ratio_at_most(3.0))

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from benchmarks import calls, comparing, crosscheck, parsing, peer, reading, report, scheduling, sizes, store_size, watching
+from benchmarks import calls, comparing, h2load, parsing, peer, reading, report, scheduling, sizes, store_size, watching
 from benchmarks.processes import PEER_PYTHON
 from benchmarks.scale import SCALES, Scale
 
@@ -31,7 +31,6 @@ COMPARISONS: Final[Mapping[str, Callable[[Scale], Iterator[report.Row]]]] = {
     "packing": scheduling.packing,
     "overhead": scheduling.overhead,
     "start-up": store_size.start_up,
-    "load-client": crosscheck.load_client,
     "peer-calls": peer.single_calls,
     "peer-long-queue": peer.long_queue,
     "peer-time-to-know": peer.time_to_know,
@@ -41,6 +40,13 @@ COMPARISONS: Final[Mapping[str, Callable[[Scale], Iterator[report.Row]]]] = {
     "full-store": store_size.full_store,
 }
 """The comparisons by name, in the order in which they run."""
+
+_SINGLE_CALLS: Final = frozenset(
+    {
+        *("get-job", "get-job-of-last", "submit-job", "get-queue", "list-jobs", "watch-never-reading"),
+        *("start-up", "full-store", "peer-calls", "peer-long-queue", "peer-at-rest"),
+    }
+)
 
 
 def main() -> None:
@@ -65,7 +71,7 @@ def _missing(name: str) -> str:
     """Return what a comparison needs and can't find; empty: nothing."""
     if name.startswith("peer-") and not PEER_PYTHON.exists():
         return "the peer is not installed: `make envs-peer` installs it"
-    if name == "load-client" and not crosscheck.is_installed():
+    if name in _SINGLE_CALLS and not h2load.is_installed():
         return "h2load is not installed: Debian has it in nghttp2-client"
     return ""
 
@@ -75,7 +81,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to compare; default: all of {', '.join(COMPARISONS)}")
     parser.add_argument("--scale", choices=list(SCALES), default="full", help="how large; default: full, as the aims are meant")
     parser.add_argument("--rounds", type=int, help="how often each pair is measured")
-    parser.add_argument("--clients", type=int, help="processes that make the load; default: one per CPU but one, at most four")
+    parser.add_argument("--clients", type=int, help="threads that make the load; default: one per CPU but one, at most four")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out"), help="where the results go; default: %(default)s")
     options = parser.parse_args()
     if unknown := set(options.names) - set(COMPARISONS):

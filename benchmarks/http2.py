@@ -1,14 +1,15 @@
-"""The part of HTTP/2 that a load client needs, and no more.
+"""The part of HTTP/2 that a client of many streams needs, and no more.
 
-A client built on a gRPC library costs about as much per call as the server, so on a small machine it would measure itself. This
-one sends precomputed frames and only counts what comes back, at a few microseconds per call. Its traffic is ordinary gRPC: a
-HEADERS frame, a DATA frame with one message, and a window as large as real clients grow theirs to.
+h2load makes the load of single calls, but it can't hold a stream open. This client sends precomputed frames and only counts
+what comes back, at a few microseconds per call. Its traffic is ordinary gRPC: a HEADERS frame, a DATA frame with one message,
+and a window as large as real clients grow theirs to.
 
 It ignores the server's flow-control windows, since a load keeps only a few kilobytes of requests in flight.
 """
 
 import socket
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, NamedTuple
@@ -42,10 +43,6 @@ class Request:
     path: str
     message: bytes
 
-    def connect(self, address: str, _in_flight: int) -> "Connection":
-        """Return a connection that can make any number of calls like this one at a time."""
-        return Connection(address)
-
     def frames(self, stream: int) -> bytes:
         """Return the frames that make this call on a new stream."""
         before, between, after = self._parts
@@ -56,6 +53,21 @@ class Request:
     def body(self) -> bytes:
         """The message with gRPC's prefix: a zero for no compression, then its length."""
         return b"\0" + len(self.message).to_bytes(4) + self.message
+
+    def answer_bytes(self, address: str) -> int:
+        """Make the call once, and return the length of its answer. Raises RuntimeError if it fails."""
+        with closing(Connection(address)) as connection:
+            connection.call(self)
+            connection.flush()
+            size, ended = 0, False
+            while not ended:
+                for piece in connection.receive():
+                    size += len(piece.data)
+                    ended = ended or piece.ended
+                connection.flush()
+        if not size:
+            raise RuntimeError(f"{self.path} failed")
+        return size
 
     @cached_property
     def _parts(self) -> tuple[bytes, bytes, bytes]:

@@ -4,37 +4,29 @@ A function gets a `Link` as its first argument. `link.meet()` is the barrier for
 several of them.
 """
 
-import resource
 import selectors
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection as Pipe
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
-from benchmarks import http1
 from benchmarks.http2 import Connection, Request
-
-AnyRequest: TypeAlias = Request | http1.Request
 
 _SPAWN = get_context("spawn")
 _QUIET_SECONDS = 120.0
 _HANG_SECONDS = 3600.0
 
 
-@dataclass
-class Calls:
-    """The measurements of a load of single calls. Times are of the monotonic clock, which all processes share."""
+class Calls(NamedTuple):
+    """The measurements of calls that were made once each."""
 
     begin: float
-    end: float
-    latencies: list[float]
-    """Seconds from the sending to the end of the answer, in order of the answers."""
-    failures: int
-    cpu_seconds: float
-    """Processor time of the client itself."""
+    """When the first was sent, on the monotonic clock, which all processes share."""
+    per_second: float
 
 
 @dataclass
@@ -111,24 +103,17 @@ def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
         return go(started)[0]
 
 
-def call(link: Link, address: str, requests: Sequence[AnyRequest], count: int, in_flight: int, warm_up: int = 0) -> Calls:
-    """Make `count` calls, cycling through the requests, always with `in_flight` at the same time."""
-    connection = requests[0].connect(address, in_flight)
-    _closed_loop(connection, requests, warm_up, in_flight)
+def call_each(link: Link, address: str, requests: Sequence[Request], in_flight: int) -> Calls:
+    """Make each of these calls once, `in_flight` at the same time. Raises RuntimeError if any fails."""
+    connection = Connection(address)
     link.meet()
-    return _closed_loop(connection, requests, count, in_flight)
+    return _closed_loop(connection, requests, in_flight)
 
 
-def call_now(address: str, request: AnyRequest) -> float:
+def call_now(address: str, request: Request) -> float:
     """Make one call from this process, and return when it was sent. Raises RuntimeError if it fails."""
-    connection = request.connect(address, 1)
-    try:
-        calls = _closed_loop(connection, [request], 1, 1)
-    finally:
-        connection.close()
-    if calls.failures:
-        raise RuntimeError(f"{request.path} failed")
-    return calls.begin
+    with closing(Connection(address)) as connection:
+        return _closed_loop(connection, [request], 1).begin
 
 
 def watch(link: Link, address: str, requests: Sequence[Request], connections: int, messages: int) -> float:
@@ -254,25 +239,19 @@ def _run(pipe: Pipe, function: Callable[..., Any], arguments: tuple[Any, ...]) -
         pipe.send(RuntimeError(f"{function.__name__}: {type(error).__name__}: {error}"))
 
 
-def _closed_loop(connection: Any, requests: Sequence[AnyRequest], count: int, in_flight: int) -> Calls:
-    cpu_begin, begin = _cpu_seconds(), time.monotonic()
-    sent: dict[int, float] = {}
-    latencies: list[float] = []
-    answered: set[int] = set()
-    failures = started = 0
-    while len(latencies) < count:
-        while started < count and len(sent) < in_flight:
-            sent[connection.call(requests[started % len(requests)])] = time.monotonic()
-            started += 1
+def _closed_loop(connection: Connection, requests: Sequence[Request], in_flight: int) -> Calls:
+    begin = time.monotonic()
+    waiting = iter(requests)
+    unanswered = {connection.call(request): False for request in islice(waiting, in_flight)}
+    while unanswered:
         connection.flush()
         for piece in connection.receive():
-            if piece.data:
-                answered.add(piece.stream)
+            unanswered[piece.stream] |= bool(piece.data)
             if piece.ended:
-                latencies.append(time.monotonic() - sent.pop(piece.stream))
-                failures += piece.stream not in answered
-                answered.discard(piece.stream)
-    return Calls(begin, time.monotonic(), latencies, failures, _cpu_seconds() - cpu_begin)
+                if not unanswered.pop(piece.stream):
+                    raise RuntimeError(f"a call of {requests[0].path} failed")
+                unanswered.update((connection.call(request), False) for request in islice(waiting, 1))
+    return Calls(begin, len(requests) / (time.monotonic() - begin))
 
 
 def _change_one(watching: Connection, changing: Connection, watch_one: Request, change: Request) -> float:
@@ -300,8 +279,3 @@ def _messages(data: memoryview) -> int:
         position += 5 + int.from_bytes(data[position + 1 : position + 5])
         count += 1
     return count
-
-
-def _cpu_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime

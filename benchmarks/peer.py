@@ -10,11 +10,10 @@ from typing import Final
 
 from google.protobuf.json_format import MessageToDict
 
-from benchmarks import load, messages
+from benchmarks import messages
 from benchmarks.calls import Load, rates
 from benchmarks.filling import fill
-from benchmarks.http1 import Request
-from benchmarks.load import AnyRequest
+from benchmarks.h2load import GrpcCall, HttpCall
 from benchmarks.processes import PEER_PYTHON, Server, evalrpc_server, peer_server, workplace
 from benchmarks.report import Row, compare, in_turn, ratio_at_least
 from benchmarks.scale import Scale
@@ -52,7 +51,7 @@ def single_calls(scale: Scale) -> Iterator[Row]:
         for in_flight in (1, 32):
             name = f"GetJob, {_FEW_QUEUED} queued, beside the peer"
             yield from rates(name, scale, *getting, in_flight, ratio_at_least(1.0), _NOTE)
-        submitting = Load(ours, [messages.submit()], scale.calls), Load(peer, [_post()], scale.calls)
+        submitting = Load(ours, GrpcCall(messages.submit()), scale.calls), Load(peer, _post(), scale.calls)
         note = "yardstick: the peer, which keeps nothing on the disk"
         yield from rates("SubmitJob, durable, beside the peer", scale, *submitting, 64, ratio_at_least(1.0), note)
 
@@ -61,10 +60,10 @@ def long_queue(scale: Scale) -> Iterator[Row]:
     """GetJob of the last of many queued jobs, and the queue itself."""
     with _both(scale.queued) as (ours, get_ours, peer, get_theirs):
         fewer = scale.calls // _SLOWER
-        last = Load(ours, get_ours[-1:], scale.calls), Load(peer, get_theirs[-1:], fewer)
+        last = Load(ours, get_ours, scale.calls), Load(peer, get_theirs, fewer)
         name = f"GetJob of the last of {scale.queued:,} queued, beside the peer"
         yield from rates(name, scale, *last, 32, ratio_at_least(10.0), _NOTE)
-        queue = Load(ours, [messages.get_queue()], scale.calls), Load(peer, [Request("GET", "/queue")], fewer)
+        queue = Load(ours, GrpcCall(messages.get_queue()), scale.calls), Load(peer, HttpCall("/queue"), fewer)
         note = "yardstick: the peer, which answers all ids; ours answers the first 1,000"
         for in_flight in (1, 32):
             name = f"GetQueue, {scale.queued:,} queued, beside the peer"
@@ -92,8 +91,8 @@ def at_rest(scale: Scale) -> Iterator[Row]:
     with workplace() as folder:
         sides = in_turn(
             min(scale.rounds, 3),
-            lambda: idle(lambda: evalrpc_server(folder), messages.get_queue()),
-            lambda: idle(lambda: peer_server(folder, folder / "hold.sh"), Request("GET", "/queue")),
+            lambda: idle(lambda: evalrpc_server(folder), GrpcCall(messages.get_queue())),
+            lambda: idle(lambda: peer_server(folder, folder / "hold.sh"), HttpCall("/queue")),
         )
     seconds, megabytes = ([[each[index] for each in side] for side in sides] for index in (0, 1))
     yield compare("start, beside the peer", "s", *seconds, note=f"until it listens; {_NOTE}")
@@ -101,28 +100,28 @@ def at_rest(scale: Scale) -> Iterator[Row]:
 
 
 @contextmanager
-def _both(queued: int) -> Iterator[tuple[Server, Sequence[AnyRequest], Server, Sequence[AnyRequest]]]:
-    """Run both servers, with jobs queued behind one that holds the GPU; yield each with its requests for the last ten."""
+def _both(queued: int) -> Iterator[tuple[Server, GrpcCall, Server, HttpCall]]:
+    """Run both servers, with jobs queued behind one that holds the GPU; yield each with its request for the last."""
     with workplace() as folder, peer_server(folder, folder / "hold.sh") as peer:
-        ours = [messages.get_job(job_id) for job_id in fill(folder / "data", queued=queued + 1)[-_FEW_QUEUED:]]
-        load.in_process(load.call, peer.address, [_post()], queued + 1 - _FEW_QUEUED, 64)
-        theirs = [Request("GET", f"/jobs/{_submit(peer)}") for _ in range(_FEW_QUEUED)]
+        ours = GrpcCall(messages.get_job(fill(folder / "data", queued=queued + 1)[-1]))
+        _post().repeat(peer.address, queued, min(queued, 64), 1)
+        theirs = HttpCall(f"/jobs/{_submit(peer)}")
         with evalrpc_server(folder) as server:
             yield server, ours, peer, theirs
 
 
-def _post() -> Request:
+def _post() -> HttpCall:
     """Submit the job that `messages.submit` submits, but with two GPUs, as `peer_server` requires."""
     request = messages.evaluate_request()
     request.num_gpus = 2
-    return Request("POST", "/evaluate", json.dumps(MessageToDict(request, preserving_proto_field_name=True)).encode())
+    return HttpCall("/evaluate", json.dumps(MessageToDict(request, preserving_proto_field_name=True)).encode())
 
 
 def _submit(peer: Server) -> str:
     """Submit a job and return its id."""
     post = _post()
     headers = {"content-type": "application/json"}
-    request = urllib.request.Request(f"http://{peer.address}{post.path}", post.message, headers)
+    request = urllib.request.Request(f"http://{peer.address}{post.path}", post.body, headers)
     with urllib.request.urlopen(request) as answer:
         return str(json.load(answer)["job_id"])
 

@@ -4,13 +4,13 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Final
 
 from benchmarks import load, messages
-from benchmarks.calls import measure
 from benchmarks.filling import fill
-from benchmarks.load import AnyRequest
+from benchmarks.h2load import Call, GrpcCall
 from benchmarks.processes import Server, evalrpc_server, workplace, yardstick_server
 from benchmarks.report import Aim, Row, at_most, compare, in_turn, ratio_at_least
 from benchmarks.scale import Scale
@@ -18,6 +18,7 @@ from benchmarks.scale import Scale
 _SETTLE_SECONDS: Final = 1.0
 _MAX_ROUNDS: Final = 3
 _FEW_QUEUED: Final = 10
+_IN_FLIGHT: Final = 32
 
 
 def start_up(scale: Scale) -> Iterator[Row]:
@@ -48,18 +49,18 @@ def full_store(scale: Scale) -> Iterator[Row]:
 def _start(name: str, scale: Scale, folder: Path, data_dir: str, *, seconds: Aim | None = None, memory: Aim) -> Iterator[Row]:
     sides = in_turn(
         min(scale.rounds, _MAX_ROUNDS),
-        lambda: idle(lambda: evalrpc_server(folder, data_dir), messages.get_queue()),
-        lambda: idle(lambda: yardstick_server(folder), messages.get_queue()),
+        lambda: idle(lambda: evalrpc_server(folder, data_dir), GrpcCall(messages.get_queue())),
+        lambda: idle(lambda: yardstick_server(folder), GrpcCall(messages.get_queue())),
     )
     times, megabytes = ([[each[index] for each in side] for side in sides] for index in (0, 1))
     yield compare(f"start on {name}", "s", *times, seconds, "until it listens")
     yield compare(f"memory of an idle server with {name}", "MB", *megabytes, memory, "after one call")
 
 
-def idle(start: Callable[[], AbstractContextManager[Server]], request: AnyRequest) -> tuple[float, float]:
+def idle(start: Callable[[], AbstractContextManager[Server]], call: Call) -> tuple[float, float]:
     """Start a server and make one call. Return the seconds until it listened, and its megabytes a moment after the call."""
     with start() as server:
-        load.call_now(server.address, request)
+        call.repeat(server.address, 1, 1, 1)
         time.sleep(_SETTLE_SECONDS)
         return server.start_seconds, server.memory() / 1e6
 
@@ -73,4 +74,6 @@ def _rates(
 
 
 def _rate(server: Server, job_ids: Sequence[str], scale: Scale) -> float:
-    return measure(server, [messages.get_job(job_id) for job_id in job_ids], scale.calls, 32, scale.clients).per_second
+    requests = [messages.get_job(job_id) for job_id in islice(cycle(job_ids), scale.calls)]
+    calls: load.Calls = load.in_process(load.call_each, server.address, requests, _IN_FLIGHT)
+    return calls.per_second

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from benchmarks import load, messages
 from benchmarks.calls import measure
 from benchmarks.filling import fill
+from benchmarks.h2load import GrpcCall
 from benchmarks.http2 import Request
 from benchmarks.processes import Server, both, evalrpc_server, workplace
 from benchmarks.report import Row, at_most, compare, in_turn, ratio_at_least, ratio_at_most
@@ -101,8 +102,8 @@ def never_reading(scale: Scale) -> Iterator[Row]:
                 before = [server.memory() for server in (ours, quiet)]
                 submits = in_turn(
                     scale.rounds,
-                    lambda: measure(ours, [messages.submit()], scale.calls, 64, scale.clients),
-                    lambda: measure(quiet, [messages.submit()], scale.calls, 64, scale.clients),
+                    lambda: measure(ours, GrpcCall(messages.submit()), scale.calls, 64, scale.clients),
+                    lambda: measure(quiet, GrpcCall(messages.submit()), scale.calls, 64, scale.clients),
                 )
                 growth = [(server.memory() - old) / 1e6 for server, old in zip((ours, quiet), before, strict=True)]
     name = f"{scale.never_reading} watchers that never read"
@@ -130,7 +131,7 @@ def _notify(server: Server, job_ids: Sequence[str], scale: Scale) -> Notified:
 def _change(server: Server, requests: Sequence[Request]) -> float:
     """Make these calls, some at a time, and return when the first was sent."""
     if len(requests) > 1:
-        result: load.Calls = load.in_process(load.call, server.address, requests, len(requests), 64)
+        result: load.Calls = load.in_process(load.call_each, server.address, requests, 64)
         return result.begin
     return load.call_now(server.address, requests[0])
 
