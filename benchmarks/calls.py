@@ -14,8 +14,7 @@ from benchmarks.h2load import Call, GrpcCall
 from benchmarks.processes import Server, both, evalrpc_server, workplace
 from benchmarks.report import Aim, Row, compare, in_turn, ratio_at_least, ratio_at_most
 from benchmarks.scale import Scale
-from evalrpc.v1.evaluation_service_pb2 import JobFilter
-from evalrpc.v1.job_pb2 import JOB_STATUS_CANCELLED
+from evalrpc.v1.jobs_pb2 import JOB_STATUS_CANCELLED, JobFilter
 
 _FEW_QUEUED = 10
 _FEW_LISTED = 1000

@@ -19,7 +19,7 @@ from evalrpc.analysis.comparison import compare as compare_jobs
 from evalrpc.client import EvalClient
 from evalrpc.results.layout import read_results
 from evalrpc.v1.comparison_pb2 import CompareJobsRequest, Verdict
-from evalrpc.v1.job_pb2 import JOB_STATUS_COMPLETED, JobAttempt, JobInfo
+from evalrpc.v1.jobs_pb2 import JOB_STATUS_COMPLETED, JobAttempt, JobInfo
 
 PAIRS: Final = 1000
 GAINING_PAIRS: Final = 200

@@ -18,7 +18,7 @@ from evalrpc.jobs import transitions
 from evalrpc.store.base import Submission
 from evalrpc.store.sqlite.store import DATABASE_NAME, SqliteStore
 from evalrpc.store.sqlite.transaction import Transaction
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
 
 _BATCH: Final = 1000
 _MODELS: Final = 10

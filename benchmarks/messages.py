@@ -4,8 +4,17 @@ import uuid
 from typing import Final
 
 from benchmarks.http2 import Request
-from evalrpc.v1 import evaluation_service_pb2 as calls
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
+from evalrpc.v1.files_pb2 import ReadArtifactRequest
+from evalrpc.v1.jobs_pb2 import (
+    CancelJobRequest,
+    GetJobRequest,
+    JobFilter,
+    ListJobsRequest,
+    SubmitJobRequest,
+    WatchJobRequest,
+    WatchJobsRequest,
+)
 
 HARNESS: Final = "hold"
 """The harness of the measured servers. Its runs hold their GPU until the benchmark is over."""
@@ -54,28 +63,28 @@ def constant_event(status: pb.JobStatus.ValueType) -> pb.JobEvent:
 
 def submit(harness: str = HARNESS) -> Request:
     """Submit a job."""
-    message = calls.SubmitJobRequest(request=evaluate_request(harness), labels={LABEL: "blue"})
+    message = SubmitJobRequest(request=evaluate_request(harness), labels={LABEL: "blue"})
     return Request(f"{_SERVICE}SubmitJob", message.SerializeToString())
 
 
 def get_job(job_id: str) -> Request:
     """Ask for a job."""
-    return Request(f"{_SERVICE}GetJob", calls.GetJobRequest(job_id=job_id).SerializeToString())
+    return Request(f"{_SERVICE}GetJob", GetJobRequest(job_id=job_id).SerializeToString())
 
 
 def cancel(job_id: str) -> Request:
     """Cancel a job."""
-    return Request(f"{_SERVICE}CancelJob", calls.CancelJobRequest(job_id=job_id).SerializeToString())
+    return Request(f"{_SERVICE}CancelJob", CancelJobRequest(job_id=job_id).SerializeToString())
 
 
 def watch_job(job_id: str) -> Request:
     """Watch a job."""
-    return Request(f"{_SERVICE}WatchJob", calls.WatchJobRequest(job_id=job_id).SerializeToString())
+    return Request(f"{_SERVICE}WatchJob", WatchJobRequest(job_id=job_id).SerializeToString())
 
 
 def watch_jobs() -> Request:
     """Watch all jobs."""
-    message = calls.WatchJobsRequest()
+    message = WatchJobsRequest()
     return Request(f"{_SERVICE}WatchJobs", message.SerializeToString())
 
 
@@ -84,13 +93,13 @@ def get_queue() -> Request:
     return Request(f"{_SERVICE}GetQueue", b"")
 
 
-def list_jobs(job_filter: calls.JobFilter) -> Request:
+def list_jobs(job_filter: JobFilter) -> Request:
     """Ask for a page of 50."""
-    message = calls.ListJobsRequest(filter=job_filter, page_size=50)
+    message = ListJobsRequest(filter=job_filter, page_size=50)
     return Request(f"{_SERVICE}ListJobs", message.SerializeToString())
 
 
 def read_artifact(job_id: str, name: str, limit: int) -> Request:
     """Read a file."""
-    message = calls.ReadArtifactRequest(job_id=job_id, name=name, limit=limit)
+    message = ReadArtifactRequest(job_id=job_id, name=name, limit=limit)
     return Request(f"{_SERVICE}ReadArtifact", message.SerializeToString())

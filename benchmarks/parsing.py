@@ -25,7 +25,8 @@ from evalrpc.harnesses.lmms_eval.answers import FAILED_ANSWER_MARK
 from evalrpc.harnesses.registry import build_harnesses
 from evalrpc.reading.sample_files import open_samples
 from evalrpc.reading.sample_pages import read_page, samples_file
-from evalrpc.v1.job_pb2 import EvaluateRequest, JobAttempt, JobInfo, ModelResult
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobAttempt, JobInfo
+from evalrpc.v1.results_pb2 import ModelResult
 
 _FEW: Final = 1000
 _PAGE_SIZE: Final = 50

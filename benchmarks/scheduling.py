@@ -13,7 +13,7 @@ from benchmarks.processes import Server, evalrpc_server, workplace
 from benchmarks.report import Row, ratio_at_most
 from benchmarks.scale import Scale
 from evalrpc.client import EvalClient
-from evalrpc.v1.job_pb2 import EvaluateRequest, JobInfo
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo
 
 GPUS: Final = 8
 JOBS: Final = 60

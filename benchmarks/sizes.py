@@ -21,17 +21,8 @@ from evalrpc.results.merging import MergedResults
 from evalrpc.results.metrics import model_result
 from evalrpc.server import validation
 from evalrpc.v1.comparison_pb2 import CompareJobsRequest, MetricThreshold
-from evalrpc.v1.evaluation_service_pb2 import SubmitJobRequest
-from evalrpc.v1.job_pb2 import (
-    JOB_STATUS_COMPLETED,
-    EvaluateRequest,
-    JobAttempt,
-    JobInfo,
-    Metric,
-    MetricSelector,
-    ModelResult,
-    TaskResult,
-)
+from evalrpc.v1.jobs_pb2 import JOB_STATUS_COMPLETED, EvaluateRequest, JobAttempt, JobInfo, SubmitJobRequest
+from evalrpc.v1.results_pb2 import Metric, MetricSelector, ModelResult, TaskResult
 
 _STEPS: Final = (1, 10, 100)
 _MAX_STEP_RATIO: Final = 15.0  # above 10, since larger inputs outgrow the caches; quadratic is 100

@@ -66,7 +66,7 @@ def one_change(scale: Scale) -> Iterator[Row]:
             changes, unary = in_turn(
                 scale.rounds,
                 lambda: _watch_changes(ours, next(batches)),
-                lambda: measure(bare, [messages.get_job(ids[0])], scale.changes, 1),
+                lambda: measure(bare, GrpcCall(messages.get_job(ids[0])), scale.changes, 1),
             )
     for name, quantile in (("p50", 50), ("p99", 99)):
         ours_ms = [_percentile(round_, quantile) * 1e3 for round_ in changes]

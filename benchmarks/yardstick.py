@@ -18,8 +18,10 @@ import uvloop
 
 from benchmarks import messages
 from evalrpc.server.transports.grpc_options import channel_options
-from evalrpc.v1 import evaluation_service_pb2 as calls
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
+from evalrpc.v1.files_pb2 import ReadArtifactRequest, ReadArtifactResponse
+from evalrpc.v1.jobs_pb2 import CancelJobRequest, GetJobRequest, SubmitJobRequest, WatchJobRequest
+from evalrpc.v1.queue_pb2 import GetQueueRequest, GetQueueResponse
 
 MAX_REQUEST_BYTES: Final = 16 * 1024 * 1024
 """The server's default. Importing `evalrpc.config` for it would add a megabyte to the yardstick's memory."""
@@ -37,8 +39,8 @@ class Yardstick:
         self._snapshot = messages.constant_event(pb.JOB_STATUS_QUEUED).SerializeToString()
         self._event = messages.constant_event(pb.JOB_STATUS_CANCELLED).SerializeToString()
         ids = [messages.new_job().job_id] * 1000
-        self._queue = calls.GetQueueResponse(queued_count=10_000, queued_job_ids=ids).SerializeToString()
-        self._chunk = calls.ReadArtifactResponse(data=bytes(CHUNK_BYTES), offset=1, size_bytes=1 << 31).SerializeToString()
+        self._queue = GetQueueResponse(queued_count=10_000, queued_job_ids=ids).SerializeToString()
+        self._chunk = ReadArtifactResponse(data=bytes(CHUNK_BYTES), offset=1, size_bytes=1 << 31).SerializeToString()
         self._changes: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
 
     async def answer_job(self, _request: Any, _context: _Context) -> bytes:
@@ -49,19 +51,19 @@ class Yardstick:
         """Answer GetQueue with a thousand ids."""
         return self._queue
 
-    async def wake(self, request: calls.CancelJobRequest, _context: _Context) -> bytes:
+    async def wake(self, request: CancelJobRequest, _context: _Context) -> bytes:
         """Answer CancelJob, and wake the job's watchers."""
         self._changes.pop(request.job_id, asyncio.Event()).set()
         return self._job
 
-    async def watch(self, request: calls.WatchJobRequest, context: _Context) -> None:
+    async def watch(self, request: WatchJobRequest, context: _Context) -> None:
         """Answer WatchJob."""
         change = self._changes[request.job_id]
         await context.write(self._snapshot)
         await change.wait()
         await context.write(self._event)
 
-    async def send_bytes(self, request: calls.ReadArtifactRequest, context: _Context) -> None:
+    async def send_bytes(self, request: ReadArtifactRequest, context: _Context) -> None:
         """Answer ReadArtifact with the requested number of bytes."""
         for _ in range(request.limit // CHUNK_BYTES):
             await context.write(self._chunk)
@@ -77,12 +79,12 @@ def handlers(yardstick: Yardstick) -> grpc.GenericRpcHandler:
         return grpc.unary_stream_rpc_method_handler(handler, request_deserializer=request.FromString)
 
     methods = {
-        "GetJob": unary(calls.GetJobRequest, yardstick.answer_job),
-        "SubmitJob": unary(calls.SubmitJobRequest, yardstick.answer_job),
-        "GetQueue": unary(calls.GetQueueRequest, yardstick.answer_queue),
-        "CancelJob": unary(calls.CancelJobRequest, yardstick.wake),
-        "WatchJob": stream(calls.WatchJobRequest, yardstick.watch),
-        "ReadArtifact": stream(calls.ReadArtifactRequest, yardstick.send_bytes),
+        "GetJob": unary(GetJobRequest, yardstick.answer_job),
+        "SubmitJob": unary(SubmitJobRequest, yardstick.answer_job),
+        "GetQueue": unary(GetQueueRequest, yardstick.answer_queue),
+        "CancelJob": unary(CancelJobRequest, yardstick.wake),
+        "WatchJob": stream(WatchJobRequest, yardstick.watch),
+        "ReadArtifact": stream(ReadArtifactRequest, yardstick.send_bytes),
     }
     return grpc.method_handlers_generic_handler("evalrpc.v1.EvaluationService", methods)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from evalrpc.cli import wording
 from evalrpc.client import EvalClient
 from evalrpc.errors import EvalrpcError
-from evalrpc.v1.job_pb2 import JobInfo, JobStatus
+from evalrpc.v1.jobs_pb2 import JobInfo, JobStatus
 
 DEMO = Path(__file__).absolute().parent
 ROOT = DEMO.parent

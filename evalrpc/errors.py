@@ -44,7 +44,7 @@ from collections.abc import Iterable, Mapping
 from typing import ClassVar, NamedTuple
 
 from evalrpc.protobuf.structs import wire_text
-from evalrpc.v1.job_pb2 import JobError, JobInfo
+from evalrpc.v1.jobs_pb2 import JobError, JobInfo
 
 DOMAIN = "evalrpc"
 """The `domain` of every google.rpc.ErrorInfo."""

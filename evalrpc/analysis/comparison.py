@@ -19,8 +19,18 @@ from evalrpc.harnesses.base import Harness, SampleRow
 from evalrpc.jobs.metric_selectors import Selection, parts_of, parts_taking
 from evalrpc.reading.sample_files import open_samples
 from evalrpc.results.layout import samples_by_task
-from evalrpc.v1 import comparison_pb2 as pb
-from evalrpc.v1.job_pb2 import JobInfo, JobStatus, Metric
+from evalrpc.v1.comparison_pb2 import (
+    TEST_METHOD_MCNEMAR,
+    TEST_METHOD_NONE,
+    TEST_METHOD_PAIRED_BOOTSTRAP,
+    TEST_METHOD_UNPAIRED_Z,
+    CompareJobsRequest,
+    CompareJobsResponse,
+    JobComparison,
+    MetricComparison,
+)
+from evalrpc.v1.jobs_pb2 import JobInfo, JobStatus
+from evalrpc.v1.results_pb2 import Metric
 
 DEFAULT_ALPHA: Final = 0.05
 
@@ -31,12 +41,12 @@ _Values = Mapping[MetricKey, SampleValues]
 
 
 def compare(
-    call: pb.CompareJobsRequest,
+    call: CompareJobsRequest,
     baseline: JobInfo,
     candidates: Sequence[JobInfo],
     harnesses: Mapping[str, Harness],
     stop: threading.Event,
-) -> pb.CompareJobsResponse:
+) -> CompareJobsResponse:
     """Compare the candidates with the baseline. Blocks on the disk, and takes seconds if there are many samples: once `stop` is
     set, it raises CancelledError after the current row or metric.
 
@@ -53,16 +63,15 @@ def compare(
     _Tester(baseline, harnesses, stop, alpha).test_all(zip(candidates, asked_for, strict=True))
     verdicts.judge(call, list(chain.from_iterable(asked_for)), alpha)
     comparisons = [
-        pb.JobComparison(candidate_job_id=job.job_id, metrics=metrics)
-        for job, metrics in zip(candidates, asked_for, strict=True)
+        JobComparison(candidate_job_id=job.job_id, metrics=metrics) for job, metrics in zip(candidates, asked_for, strict=True)
     ]
-    return pb.CompareJobsResponse(candidates=comparisons, confidence_level=1 - alpha)
+    return CompareJobsResponse(candidates=comparisons, confidence_level=1 - alpha)
 
 
 # Matching metrics
 
 
-def _line_up(baseline: JobInfo, candidate: JobInfo) -> Iterator[pb.MetricComparison]:
+def _line_up(baseline: JobInfo, candidate: JobInfo) -> Iterator[MetricComparison]:
     """Yield every metric that either job has, with the values from their results."""
     for our_model, their_model in _model_pairs(baseline, candidate):
         ours, theirs = _metrics(baseline, our_model), _metrics(candidate, their_model)
@@ -72,10 +81,10 @@ def _line_up(baseline: JobInfo, candidate: JobInfo) -> Iterator[pb.MetricCompari
             yield lined_up
 
 
-def _lined_up(key: _Key, ours: Metric | None, theirs: Metric | None) -> pb.MetricComparison:
+def _lined_up(key: _Key, ours: Metric | None, theirs: Metric | None) -> MetricComparison:
     task, metric, answer_filter = key
     directions = {m.higher_is_better for m in (ours, theirs) if m is not None and m.HasField("higher_is_better")}
-    return pb.MetricComparison(
+    return MetricComparison(
         task=task,
         metric=metric,
         filter=answer_filter,
@@ -90,7 +99,7 @@ def _facts(side: str, metric: Metric | None) -> dict[str, Any]:
         return {}
     return {
         f"{side}_value": metric.value,
-        f"{side}_stderr": metric.stderr if metric.HasField("stderr") else None,
+        f"{side}_standard_error": metric.standard_error if metric.HasField("standard_error") else None,
         f"{side}_sample_count": metric.sample_count if metric.HasField("sample_count") else None,
     }
 
@@ -118,7 +127,7 @@ def _require_results(job: JobInfo) -> None:
     )
 
 
-def _require_known(call: pb.CompareJobsRequest, metrics: Collection[pb.MetricComparison]) -> None:
+def _require_known(call: CompareJobsRequest, metrics: Collection[MetricComparison]) -> None:
     selectors = [*call.metrics, *(threshold.selector for threshold in call.metric_thresholds)]
     unknown = set(map(parts_of, selectors))
     for metric in metrics:
@@ -149,7 +158,7 @@ class _Tester:
         self._alpha = alpha
         self._files: dict[tuple[str, str], Mapping[str, str]] = {}
 
-    def test_all(self, lined_up: Iterable[tuple[JobInfo, Sequence[pb.MetricComparison]]]) -> None:
+    def test_all(self, lined_up: Iterable[tuple[JobInfo, Sequence[MetricComparison]]]) -> None:
         """Test the metrics that both sides have a value of, task by task, so that each file is read once."""
         pairs = [(job, metric) for job, metrics in lined_up for metric in metrics if _set_difference(metric)]
         pairs.sort(key=_file)
@@ -164,7 +173,7 @@ class _Tester:
                     self._go_on()
                     _test(metric, ours, theirs, self._alpha)
 
-    def _read(self, job: JobInfo, model: str, task: str, metrics: Iterable[pb.MetricComparison]) -> _Values:
+    def _read(self, job: JobInfo, model: str, task: str, metrics: Iterable[MetricComparison]) -> _Values:
         """Read the samples of a task; none if they were not logged, are gone or can't be read to their end."""
         path = self._files_of(job, model).get(task)
         if path is None or not job.attempts:
@@ -194,14 +203,14 @@ class _Tester:
             raise CancelledError
 
 
-def _file(pair: tuple[JobInfo, pb.MetricComparison]) -> tuple[str, str]:
+def _file(pair: tuple[JobInfo, MetricComparison]) -> tuple[str, str]:
     """Name the baseline's samples file of a metric."""
     return pair[1].baseline_model, pair[1].task
 
 
-def _set_difference(metric: pb.MetricComparison) -> bool:
+def _set_difference(metric: MetricComparison) -> bool:
     """Set the difference of the values, and return whether there is one."""
-    metric.method = pb.TEST_METHOD_NONE
+    metric.method = TEST_METHOD_NONE
     difference = metric.candidate_value - metric.baseline_value
     if not metric.HasField("baseline_value"):
         metric.note = "the baseline has no such metric"
@@ -214,14 +223,14 @@ def _set_difference(metric: pb.MetricComparison) -> bool:
     return metric.HasField("difference")
 
 
-def _test(metric: pb.MetricComparison, ours: _Values, theirs: _Values, alpha: float) -> None:
+def _test(metric: MetricComparison, ours: _Values, theirs: _Values, alpha: float) -> None:
     key = MetricKey(metric.metric, metric.filter)
     found = _test_paired(metric, ours.get(key, NO_VALUES), theirs.get(key, NO_VALUES), alpha) or _test_unpaired(metric, alpha)
     if found is not None:
         metric.difference, metric.interval_lower, metric.interval_upper, metric.p_value = found
 
 
-def _test_paired(metric: pb.MetricComparison, ours: SampleValues, theirs: SampleValues, alpha: float) -> Difference | None:
+def _test_paired(metric: MetricComparison, ours: SampleValues, theirs: SampleValues, alpha: float) -> Difference | None:
     """Test the samples that both jobs have, or note why not."""
     metric.note = _misfit("baseline", ours, metric.baseline_value) or _misfit("candidate", theirs, metric.candidate_value)
     if metric.note:
@@ -235,9 +244,9 @@ def _test_paired(metric: pb.MetricComparison, ours: SampleValues, theirs: Sample
     metric.differing_sample_count = pairs.losses + pairs.gains
     metric.unpaired_sample_count = pairs.unpaired_count
     if is_binary:
-        metric.method = pb.TEST_METHOD_MCNEMAR
+        metric.method = TEST_METHOD_MCNEMAR
         return significance.mcnemar(pairs.losses, pairs.gains, pairs.count, alpha)
-    metric.method = pb.TEST_METHOD_PAIRED_BOOTSTRAP
+    metric.method = TEST_METHOD_PAIRED_BOOTSTRAP
     return significance.paired_bootstrap(pairs.differences, alpha)
 
 
@@ -248,11 +257,11 @@ def _misfit(side: str, samples: SampleValues, value: float) -> str:
     return "" if samples.mean_is(value) else f"the {side}'s value is not the mean of its samples"
 
 
-def _test_unpaired(metric: pb.MetricComparison, alpha: float) -> Difference | None:
-    stderr = math.hypot(metric.baseline_stderr, metric.candidate_stderr)
-    has_both = metric.HasField("baseline_stderr") and metric.HasField("candidate_stderr")
+def _test_unpaired(metric: MetricComparison, alpha: float) -> Difference | None:
+    stderr = math.hypot(metric.baseline_standard_error, metric.candidate_standard_error)
+    has_both = metric.HasField("baseline_standard_error") and metric.HasField("candidate_standard_error")
     counts = [getattr(metric, name) for name in ("baseline_sample_count", "candidate_sample_count") if metric.HasField(name)]
     if not (has_both and 0 < stderr < math.inf) or min(counts, default=MIN_SAMPLES) < MIN_SAMPLES:
         return None
-    metric.method = pb.TEST_METHOD_UNPAIRED_Z
+    metric.method = TEST_METHOD_UNPAIRED_Z
     return significance.unpaired_z(metric.difference, stderr, alpha)

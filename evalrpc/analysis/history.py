@@ -7,9 +7,8 @@ from typing import Final
 
 from evalrpc.jobs.metric_selectors import Selection
 from evalrpc.store.base import Store
-from evalrpc.v1.evaluation_service_pb2 import GetHistoryRequest, JobFilter
-from evalrpc.v1.history_pb2 import GetHistoryResponse, HistoryPoint
-from evalrpc.v1.job_pb2 import JOB_STATUS_COMPLETED, JobInfo
+from evalrpc.v1.history_pb2 import GetHistoryRequest, GetHistoryResponse, HistoryPoint
+from evalrpc.v1.jobs_pb2 import JOB_STATUS_COMPLETED, JobFilter, JobInfo
 
 DEFAULT_STEP_LABEL: Final = "step"
 MAX_HISTORY_BYTES: Final = 3 * 1024 * 1024
@@ -52,7 +51,7 @@ class History:
         points = [point for job in reversed(self._points_by_job) for point in job]
         if all(point.HasField("step") for point in points):
             points.sort(key=lambda point: point.step)
-        return GetHistoryResponse(points=points, truncated=self._truncated)
+        return GetHistoryResponse(points=points)
 
     def _points(self, job: JobInfo) -> Iterator[HistoryPoint]:
         for model, result in sorted(job.results.items()):

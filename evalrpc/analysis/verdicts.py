@@ -8,14 +8,24 @@ from typing import TypeVar
 
 from evalrpc.analysis import significance
 from evalrpc.jobs.metric_selectors import Parts, parts_of, parts_taking
-from evalrpc.v1 import comparison_pb2 as pb
+from evalrpc.v1.comparison_pb2 import (
+    CORRECTION_HOLM,
+    TEST_METHOD_NONE,
+    VERDICT_BETTER,
+    VERDICT_INCONCLUSIVE,
+    VERDICT_SAME,
+    VERDICT_WORSE,
+    CompareJobsRequest,
+    MetricComparison,
+    Verdict,
+)
 
 ValueT = TypeVar("ValueT")
 
 
-def judge(call: pb.CompareJobsRequest, metrics: Sequence[pb.MetricComparison], alpha: float) -> None:
+def judge(call: CompareJobsRequest, metrics: Sequence[MetricComparison], alpha: float) -> None:
     """Set the thresholds, adjusted p-values and verdicts of tested metrics."""
-    if call.correction == pb.CORRECTION_HOLM:
+    if call.correction == CORRECTION_HOLM:
         _adjust([metric for metric in metrics if metric.HasField("p_value")])
     thresholds = _Thresholds(call)
     for metric in metrics:
@@ -23,21 +33,21 @@ def judge(call: pb.CompareJobsRequest, metrics: Sequence[pb.MetricComparison], a
         metric.verdict = verdict(metric, alpha)
 
 
-def verdict(metric: pb.MetricComparison, alpha: float) -> "pb.Verdict.ValueType":
+def verdict(metric: MetricComparison, alpha: float) -> "Verdict.ValueType":
     """Return the verdict on a metric whose difference was tested."""
     if not metric.HasField("difference"):
-        return pb.VERDICT_INCONCLUSIVE
+        return VERDICT_INCONCLUSIVE
     if _is_same(metric):
-        return pb.VERDICT_SAME
+        return VERDICT_SAME
     if not (metric.HasField("higher_is_better") and _is_different(metric, alpha)):
-        return pb.VERDICT_INCONCLUSIVE
-    return pb.VERDICT_BETTER if (metric.difference > 0) == metric.higher_is_better else pb.VERDICT_WORSE
+        return VERDICT_INCONCLUSIVE
+    return VERDICT_BETTER if (metric.difference > 0) == metric.higher_is_better else VERDICT_WORSE
 
 
 class _Thresholds:
     """The thresholds of a call by selector, each with its position: the last one that sets a value wins."""
 
-    def __init__(self, call: pb.CompareJobsRequest) -> None:
+    def __init__(self, call: CompareJobsRequest) -> None:
         self._call = call
         self._tolerances: dict[Parts, tuple[int, float]] = {}
         self._directions: dict[Parts, tuple[int, bool]] = {}
@@ -48,7 +58,7 @@ class _Thresholds:
             if threshold.HasField("higher_is_better"):
                 self._directions[parts] = place, threshold.higher_is_better
 
-    def set_for(self, metric: pb.MetricComparison) -> None:
+    def set_for(self, metric: MetricComparison) -> None:
         """Set the tolerance, and the direction if the harness has set none or a threshold overrides it."""
         tolerance, higher_is_better = _last(self._tolerances, metric), _last(self._directions, metric)
         metric.tolerance = self._call.tolerance if tolerance is None else tolerance
@@ -58,27 +68,27 @@ class _Thresholds:
             metric.higher_is_better = self._call.higher_is_better
 
 
-def _last(values: Mapping[Parts, tuple[int, ValueT]], metric: pb.MetricComparison) -> ValueT | None:
+def _last(values: Mapping[Parts, tuple[int, ValueT]], metric: MetricComparison) -> ValueT | None:
     """Return the value of the last threshold that applies to a metric."""
     found = [values[parts] for parts in parts_taking(metric) if parts in values] if values else ()
     return max(found, key=lambda placed: placed[0])[1] if found else None
 
 
-def _adjust(tested: Sequence[pb.MetricComparison]) -> None:
+def _adjust(tested: Sequence[MetricComparison]) -> None:
     for metric, p_value in zip(tested, significance.holm([metric.p_value for metric in tested]), strict=True):
         metric.adjusted_p_value = p_value
 
 
-def _is_same(metric: pb.MetricComparison) -> bool:
-    if metric.method == pb.TEST_METHOD_NONE:
+def _is_same(metric: MetricComparison) -> bool:
+    if metric.method == TEST_METHOD_NONE:
         return abs(metric.difference) <= metric.tolerance
     if metric.paired_sample_count and not metric.differing_sample_count and not metric.unpaired_sample_count:
         return True
     return -metric.tolerance <= metric.interval_lower and metric.interval_upper <= metric.tolerance
 
 
-def _is_different(metric: pb.MetricComparison, alpha: float) -> bool:
-    if metric.method == pb.TEST_METHOD_NONE:
+def _is_different(metric: MetricComparison, alpha: float) -> bool:
+    if metric.method == TEST_METHOD_NONE:
         return False
     p_value = metric.adjusted_p_value if metric.HasField("adjusted_p_value") else metric.p_value
     return p_value < alpha and (metric.interval_lower > 0 or metric.interval_upper < 0)

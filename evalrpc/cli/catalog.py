@@ -7,12 +7,7 @@ import click
 from evalrpc.cli import wording
 from evalrpc.cli.connection import SLOW_CALL_SECONDS, client_options, connect
 from evalrpc.cli.output import print_json, print_table
-from evalrpc.v1.evaluation_service_pb2 import (
-    GetServerInfoResponse,
-    ListHarnessesResponse,
-    ListModelsResponse,
-    ListTasksResponse,
-)
+from evalrpc.v1.catalog_pb2 import GetServerInfoResponse, ListHarnessesResponse, ListModelsResponse, ListTasksResponse
 
 
 @click.command()

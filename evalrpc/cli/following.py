@@ -11,8 +11,7 @@ from evalrpc.cli.exit_codes import INTERRUPTED, JOB_NOT_COMPLETED, fail
 from evalrpc.cli.output import is_terminal, print_json_line, print_table
 from evalrpc.client import EvalClient
 from evalrpc.errors import EvalrpcError, UnavailableError
-from evalrpc.v1.evaluation_service_pb2 import JobFilter
-from evalrpc.v1.job_pb2 import JobEvent, JobInfo, JobStatus
+from evalrpc.v1.jobs_pb2 import JobEvent, JobFilter, JobInfo, JobStatus
 
 _HEARTBEAT_SECONDS = 5.0
 

@@ -14,9 +14,9 @@ from evalrpc.cli.connection import SLOW_CALL_SECONDS, client_options, connect
 from evalrpc.cli.exit_codes import WRONG_CALL, fail
 from evalrpc.cli.output import is_terminal, print_json, print_table
 from evalrpc.cli.parameters import filter_options
-from evalrpc.v1.evaluation_service_pb2 import JobFilter
 from evalrpc.v1.history_pb2 import GetHistoryResponse, HistoryPoint
-from evalrpc.v1.job_pb2 import Metric
+from evalrpc.v1.jobs_pb2 import JobFilter
+from evalrpc.v1.results_pb2 import Metric
 
 DEFAULT_STEP_LABEL: Final = "step"
 
@@ -69,8 +69,6 @@ def history_command(
     """
     with connect(address, SLOW_CALL_SECONDS) as client:
         history = client.get_history(job_filter, metrics, step_label)
-        if history.truncated:
-            click.echo("evalrpc: the oldest jobs are not shown: it would be too much; name a --metric or --label", err=True)
         rows = _by_series(history)
         if as_json:
             print_json(history)
@@ -143,5 +141,5 @@ def _series(name: _Name, rows: Sequence[_Row], step_label: str) -> plotting.Seri
         y_title=f"{better} is better" if better else name.metric,
         x=[point.step if step_label else float(place) for place, (point, _) in enumerate(rows, start=1)],
         y=[value.value for _, value in rows],
-        stderr=[value.stderr if value.HasField("stderr") else math.nan for _, value in rows],
+        stderr=[value.standard_error if value.HasField("standard_error") else math.nan for _, value in rows],
     )

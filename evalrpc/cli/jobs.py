@@ -10,8 +10,8 @@ from evalrpc.cli.connection import client_options, connect
 from evalrpc.cli.following import follow, follow_all
 from evalrpc.cli.output import print_json, print_json_line, print_table
 from evalrpc.cli.parameters import duration, filter_options
-from evalrpc.v1.evaluation_service_pb2 import DeleteJobResponse, GetQueueResponse, JobFilter
-from evalrpc.v1.job_pb2 import JobInfo
+from evalrpc.v1.jobs_pb2 import DeleteJobResponse, JobFilter, JobInfo
+from evalrpc.v1.queue_pb2 import GetQueueResponse
 
 _LARGEST_PAGE = 1000
 
@@ -130,7 +130,7 @@ def _queue_facts(queue: GetQueueResponse) -> list[tuple[str, str]]:
         ("queued", f"{queue.queued_count} of {queue.max_queued}"),
         ("running", f"{queue.running_count} of {queue.max_running}"),
         *((wording.status_name(entry.status).lower(), str(entry.count)) for entry in ended),
-        *((f"GPU {gpu.id}", gpu.set_aside_reason or gpu.job_id or "free") for gpu in queue.gpus),
+        *((f"GPU {gpu.id}", gpu.quarantine_reason or gpu.job_id or "free") for gpu in queue.gpus),
         *(("runs", job_id) for job_id in queue.running_job_ids),
         *((f"next {place}", job_id) for place, job_id in enumerate(queue.queued_job_ids)),
     ]

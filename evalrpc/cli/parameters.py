@@ -10,8 +10,7 @@ import click
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.client.arguments import parse_arguments
-from evalrpc.v1.evaluation_service_pb2 import JobFilter
-from evalrpc.v1.job_pb2 import JobStatus
+from evalrpc.v1.jobs_pb2 import JobFilter, JobStatus
 
 _UNIT_SECONDS: Final = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _DURATION: Final = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[dhms]))+")

@@ -14,8 +14,8 @@ from evalrpc.cli.following import show_outcome
 from evalrpc.cli.output import is_terminal, print_json, print_json_line
 from evalrpc.client import EvalClient
 from evalrpc.client.download import select
-from evalrpc.v1.evaluation_service_pb2 import Artifact, ListArtifactsResponse, ReadLogResponse
-from evalrpc.v1.job_pb2 import JobInfo, JobStatus
+from evalrpc.v1.files_pb2 import Artifact, ListArtifactsResponse, ReadLogResponse
+from evalrpc.v1.jobs_pb2 import JobInfo, JobStatus
 
 
 @click.command()

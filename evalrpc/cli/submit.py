@@ -16,8 +16,7 @@ from evalrpc.cli.following import follow
 from evalrpc.cli.output import print_json
 from evalrpc.cli.parameters import arguments, duration, label, split_commas
 from evalrpc.client import SubmitOptions
-from evalrpc.v1.evaluation_service_pb2 import CACHE_MODE_ALLOW, SubmitJobRequest
-from evalrpc.v1.job_pb2 import JobInfo
+from evalrpc.v1.jobs_pb2 import CACHE_MODE_ALLOW, JobInfo, SubmitJobRequest
 
 _REQUEST_FIELDS: Final = (
     "harness",
@@ -147,7 +146,7 @@ def _print_submitted(job: JobInfo) -> None:
         click.echo("the request is valid")
         return
     click.echo(job.job_id)
-    if job.cached:
-        click.echo(f"an earlier job of the same evaluation: {wording.describe(job)}", err=True)
+    if job.cached_from:
+        click.echo(f"it shares the run of job {job.cached_from}, of the same evaluation: {wording.describe(job)}", err=True)
     if sys.stderr.isatty():
         click.echo(f"to watch it: evalrpc watch {job.job_id}", err=True)

@@ -7,7 +7,8 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from evalrpc.v1.job_pb2 import JobInfo, JobStatus, Metric, ModelResult, Progress, TaskResult
+from evalrpc.v1.jobs_pb2 import JobInfo, JobStatus, Progress
+from evalrpc.v1.results_pb2 import Metric, ModelResult, TaskResult
 
 METRIC_COLUMNS: Final = ("model", "task", "metric", "filter", "value", "stderr", "better", "samples", "version", "group")
 JOB_COLUMNS: Final = ("job", "status", "model", "tasks", "created", "progress")
@@ -67,7 +68,7 @@ def metric_numbers(metric: Metric) -> tuple[str, str, str, str]:
     """Format value, standard error, direction and number of samples."""
     return (
         f"{metric.value:.4f}",
-        f"{metric.stderr:.4f}" if metric.HasField("stderr") else "",
+        f"{metric.standard_error:.4f}" if metric.HasField("standard_error") else "",
         better(metric),
         str(metric.sample_count) if metric.HasField("sample_count") else "",
     )
@@ -83,7 +84,7 @@ def metric_lines(job: JobInfo) -> Iterator[str]:
     for _, result in sorted(job.results.items()):
         for metric in result.metrics:
             name = ",".join(filter(None, (metric.metric, metric.filter)))
-            error = f" ± {metric.stderr:.4f}" if metric.HasField("stderr") else ""
+            error = f" ± {metric.standard_error:.4f}" if metric.HasField("standard_error") else ""
             yield f"{metric.task}: {name} {metric.value:.4f}{error}"
 
 

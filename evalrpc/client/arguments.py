@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from evalrpc.v1.job_pb2 import MetricSelector
+from evalrpc.v1.results_pb2 import MetricSelector
 
 _OPENING, _CLOSING = "[{", "]}"
 

@@ -4,12 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 from evalrpc.client.arguments import parse_metric
-from evalrpc.v1.comparison_pb2 import (
-    CORRECTION_HOLM,
-    CORRECTION_UNSPECIFIED,
-    CompareJobsRequest,
-    MetricThreshold,
-)
+from evalrpc.v1.comparison_pb2 import CORRECTION_HOLM, CORRECTION_UNSPECIFIED, CompareJobsRequest, MetricThreshold
 
 
 class CompareOptions(TypedDict, total=False):

@@ -12,15 +12,17 @@ from google.protobuf.struct_pb2 import Struct, Value
 from evalrpc.client.arguments import parse_arguments, parse_metric
 from evalrpc.client.request_ids import new_request_id
 from evalrpc.errors import JobCancelledError, JobFailedError
-from evalrpc.v1.evaluation_service_pb2 import (
+from evalrpc.v1.evaluation_service_pb2 import DESCRIPTOR
+from evalrpc.v1.history_pb2 import GetHistoryRequest
+from evalrpc.v1.jobs_pb2 import (
     CACHE_MODE_ALLOW,
     CACHE_MODE_UNSPECIFIED,
-    DESCRIPTOR,
-    GetHistoryRequest,
+    EvaluateRequest,
     JobFilter,
+    JobInfo,
+    JobStatus,
     SubmitJobRequest,
 )
-from evalrpc.v1.job_pb2 import EvaluateRequest, JobInfo, JobStatus
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
 ADDRESS_VARIABLE: Final = "EVALRPC_ADDRESS"

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from evalrpc.errors import ArtifactNotFoundError, EvalrpcError, FieldViolation, InvalidRequestError
-from evalrpc.v1.evaluation_service_pb2 import Artifact
+from evalrpc.v1.files_pb2 import Artifact
 
 OnProgress = Callable[[Artifact, int], None]
 """Called after every chunk with the file and how many of its bytes have arrived."""

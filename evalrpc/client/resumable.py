@@ -15,16 +15,8 @@ from google.protobuf.duration_pb2 import Duration
 from evalrpc.client.failures import from_rpc_error
 from evalrpc.client.reconnect import ReconnectPolicy
 from evalrpc.errors import UnavailableError
-from evalrpc.v1.evaluation_service_pb2 import (
-    JobFilter,
-    ReadArtifactRequest,
-    ReadArtifactResponse,
-    ReadLogRequest,
-    ReadLogResponse,
-    WatchJobRequest,
-    WatchJobsRequest,
-)
-from evalrpc.v1.job_pb2 import JobEvent, JobEventType
+from evalrpc.v1.files_pb2 import ReadArtifactRequest, ReadArtifactResponse, ReadLogRequest, ReadLogResponse
+from evalrpc.v1.jobs_pb2 import JobEvent, JobEventType, JobFilter, WatchJobRequest, WatchJobsRequest
 
 RequestT = TypeVar("RequestT")
 MessageT = TypeVar("MessageT")

@@ -11,27 +11,29 @@ from evalrpc.client.download import OnProgress, PartialFile, is_complete, select
 from evalrpc.client.reconnect import OnDisconnect, ReconnectPolicy
 from evalrpc.client.resumable import AllJobsWatch, ArtifactBytes, JobWatch, LogBytes
 from evalrpc.client.sync_transport import Transport
-from evalrpc.v1.comparison_pb2 import CompareJobsResponse
-from evalrpc.v1.evaluation_service_pb2 import (
-    Artifact,
-    CancelJobRequest,
-    DeleteJobRequest,
-    GetJobRequest,
-    GetQueueRequest,
-    GetQueueResponse,
+from evalrpc.v1.catalog_pb2 import (
     GetServerInfoRequest,
     GetServerInfoResponse,
     HarnessInfo,
-    JobFilter,
-    ListArtifactsRequest,
     ListHarnessesRequest,
-    ListJobsRequest,
     ListModelsRequest,
-    ListSamplesRequest,
     ListTasksRequest,
 )
+from evalrpc.v1.comparison_pb2 import CompareJobsResponse
+from evalrpc.v1.files_pb2 import Artifact, ListArtifactsRequest
 from evalrpc.v1.history_pb2 import GetHistoryResponse
-from evalrpc.v1.job_pb2 import EvaluateRequest, JobEvent, JobInfo
+from evalrpc.v1.jobs_pb2 import (
+    CancelJobRequest,
+    DeleteJobRequest,
+    EvaluateRequest,
+    GetJobRequest,
+    JobEvent,
+    JobFilter,
+    JobInfo,
+    ListJobsRequest,
+)
+from evalrpc.v1.queue_pb2 import GetQueueRequest, GetQueueResponse
+from evalrpc.v1.samples_pb2 import ListSamplesRequest
 
 
 class EvalClient(Transport):

@@ -15,8 +15,9 @@ from evalrpc.harnesses.progress_bars import Bar, advance, follow_bar, read_bar
 from evalrpc.protobuf import bounds
 from evalrpc.results.layout import missing_tasks, read_results
 from evalrpc.results.metrics import model_result
-from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
-from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
+from evalrpc.v1.catalog_pb2 import HarnessInfo
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, Progress
+from evalrpc.v1.results_pb2 import ModelResult
 
 __all__ = [
     "Bar",

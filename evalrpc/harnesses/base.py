@@ -11,8 +11,9 @@ from typing import BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 from evalrpc.errors import FieldViolation
 from evalrpc.files.private import PRIVATE_UMASK
-from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
-from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
+from evalrpc.v1.catalog_pb2 import HarnessInfo
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, Progress
+from evalrpc.v1.results_pb2 import ModelResult
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from evalrpc.harnesses.base import Command, Exit, Run
 from evalrpc.harnesses.failures import check_exit, failed, find_failure
 from evalrpc.harnesses.progress_bars import follow_bar
 from evalrpc.results.layout import read_results
-from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
-from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
+from evalrpc.v1.catalog_pb2 import HarnessInfo
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, Progress
+from evalrpc.v1.results_pb2 import ModelResult
 
 KIND: Final = "command"
 PLACEHOLDERS: Final = ("request_json", "output_dir", "model", "tasks", "job_id", "attempt")

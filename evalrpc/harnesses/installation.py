@@ -9,8 +9,8 @@ from typing import Final, NamedTuple
 
 from evalrpc.config import HarnessSettings
 from evalrpc.harnesses.base import Command
-from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
-from evalrpc.v1.job_pb2 import ModelResult
+from evalrpc.v1.catalog_pb2 import HarnessInfo
+from evalrpc.v1.results_pb2 import ModelResult
 
 _VERSION: Final = r"(.+)\.dist-info"
 

@@ -15,8 +15,9 @@ from evalrpc.harnesses.arguments import plain_arguments, yaml_text
 from evalrpc.harnesses.base import Command, Exit, Run
 from evalrpc.harnesses.installation import Package, catalog_command, describe, note_version
 from evalrpc.harnesses.progress_bars import advance, read_bar
-from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
-from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
+from evalrpc.v1.catalog_pb2 import HarnessInfo
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, Progress
+from evalrpc.v1.results_pb2 import ModelResult
 
 KIND: Final = "lm-eval"
 

@@ -11,7 +11,8 @@ from evalrpc.harnesses.base import Command, Exit, Run
 from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
 from evalrpc.harnesses.names import device_violations, task_problem
 from evalrpc.results.layout import missing_tasks, read_results
-from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, Progress
+from evalrpc.v1.results_pb2 import ModelResult
 
 _MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _BATCH_SIZE = re.compile(r"auto(:[1-9][0-9]{0,8})?|[1-9][0-9]{0,8}")

@@ -4,7 +4,7 @@ import re
 from typing import Final
 
 from evalrpc.errors import FieldViolation
-from evalrpc.v1.job_pb2 import EvaluateRequest
+from evalrpc.v1.jobs_pb2 import EvaluateRequest
 
 _DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu|npu|hpu|mlu)(:[0-9]{1,3})?")
 _FILE_SUFFIXES: Final = (".yaml", ".yml", ".json", ".py")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from evalrpc.harnesses.failures import strip_colours
 from evalrpc.protobuf.bounds import MAX_COUNT, MAX_SECONDS
-from evalrpc.v1.job_pb2 import Progress
+from evalrpc.v1.jobs_pb2 import Progress
 
 _MAX_LINE_CHARACTERS = 1000
 _COUNT = r"(?P<done>[0-9]{1,15})/(?P<total>[0-9]{1,15})"

@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import chain
 
 from evalrpc.harnesses.base import Command, Harness, Run, StepsHarness
-from evalrpc.v1.job_pb2 import EvaluateRequest
+from evalrpc.v1.jobs_pb2 import EvaluateRequest
 
 
 def steps_of(run: Run) -> Sequence[Run]:

@@ -1,6 +1,6 @@
 """What a request means where it leaves a field out."""
 
-from evalrpc.v1.job_pb2 import EvaluateRequest
+from evalrpc.v1.jobs_pb2 import EvaluateRequest
 
 
 def gpus_needed(request: EvaluateRequest) -> int:

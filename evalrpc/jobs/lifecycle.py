@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Final, TypeAlias
 
 from evalrpc.errors import IllegalTransitionError
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
 
 Status: TypeAlias = pb.JobStatus.ValueType
 """A JobStatus, as the generated messages type it."""

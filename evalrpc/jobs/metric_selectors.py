@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from itertools import product
 
 from evalrpc.v1.comparison_pb2 import MetricComparison
-from evalrpc.v1.job_pb2 import Metric, MetricSelector
+from evalrpc.v1.results_pb2 import Metric, MetricSelector
 
 Parts = tuple[str, str, str]
 """Task, metric and filter of a selector."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from evalrpc.errors import RunFailedError
-from evalrpc.v1.job_pb2 import JobInfo
+from evalrpc.v1.jobs_pb2 import JobInfo
 
 JOBS_DIR: Final = "jobs"
 

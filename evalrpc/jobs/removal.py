@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from evalrpc.jobs.paths import job_dir
-from evalrpc.v1.job_pb2 import JobInfo
+from evalrpc.v1.jobs_pb2 import JobInfo
 
 
 def remove_files(data_dir: Path, job: JobInfo) -> None:

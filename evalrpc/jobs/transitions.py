@@ -8,7 +8,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.errors import IllegalTransitionError, JobFinishedError
 from evalrpc.jobs import lifecycle
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
+from evalrpc.v1.results_pb2 import ModelResult
 
 MAX_MESSAGE_BYTES: Final = 2048
 
@@ -33,7 +34,7 @@ def begin_attempt(job: pb.JobInfo, gpus: tuple[str, ...], output_dir: str, now: 
     job.attempts.add(number=job.attempt, started_at=now, gpus=gpus, output_dir=output_dir)
 
 
-def keep_results(job: pb.JobInfo, results: Mapping[str, pb.ModelResult]) -> None:
+def keep_results(job: pb.JobInfo, results: Mapping[str, ModelResult]) -> None:
     """Record what a RUNNING job has finished so far, replacing what was recorded before."""
     _require(job, pb.JOB_STATUS_RUNNING)
     job.ClearField("results")
@@ -41,7 +42,7 @@ def keep_results(job: pb.JobInfo, results: Mapping[str, pb.ModelResult]) -> None
         job.results[model].CopyFrom(result)
 
 
-def complete(job: pb.JobInfo, results: Mapping[str, pb.ModelResult], now: Timestamp) -> None:
+def complete(job: pb.JobInfo, results: Mapping[str, ModelResult], now: Timestamp) -> None:
     """RUNNING to COMPLETED."""
     keep_results(job, results)
     _move(job, pb.JOB_STATUS_COMPLETED)

@@ -19,7 +19,7 @@ from evalrpc.protobuf import wire_format
 from evalrpc.protobuf.bounds import timestamp_of_ns
 from evalrpc.reading.attempts import output_dir
 from evalrpc.reading.disk import read_on, require_inside
-from evalrpc.v1 import evaluation_service_pb2 as calls
+from evalrpc.v1.files_pb2 import Artifact, ListArtifactsResponse, ReadArtifactRequest, ReadArtifactResponse
 from evalrpc.watching.feed import Feed, Send
 
 CHUNK_BYTES: Final = 1024 * 1024
@@ -34,7 +34,7 @@ class ArtifactReader:
         self._hashers = hashers
         self._checksums = Checksums()
 
-    async def list_artifacts(self, job_id: str, attempt: int) -> calls.ListArtifactsResponse:
+    async def list_artifacts(self, job_id: str, attempt: int) -> ListArtifactsResponse:
         """List the files of an attempt; 0 is the latest. Their checksums are set once the job has ended.
 
         Raises JobNotFoundError, AttemptNotFoundError, FileUnavailableError, FileUnreadableError.
@@ -42,16 +42,16 @@ class ArtifactReader:
         job = await self._feed.read_job(job_id)
         folder = output_dir(job, attempt)
         if folder is None:
-            return calls.ListArtifactsResponse()
+            return ListArtifactsResponse()
         files = await read_on(self._readers, lambda: list_files(folder))
         if job.status not in TERMINAL:
-            return calls.ListArtifactsResponse(artifacts=[_artifact(file, "") for file in files])
+            return ListArtifactsResponse(artifacts=[_artifact(file, "") for file in files])
         checksums = await asyncio.gather(
             *(read_on(self._hashers, lambda file=file: self._checksums.sha256(folder, file)) for file in files)  # type: ignore[misc]
         )
-        return calls.ListArtifactsResponse(artifacts=list(map(_artifact, files, checksums)))
+        return ListArtifactsResponse(artifacts=list(map(_artifact, files, checksums)))
 
-    async def read_artifact(self, job_id: str, call: calls.ReadArtifactRequest, send: Send) -> None:
+    async def read_artifact(self, job_id: str, call: ReadArtifactRequest, send: Send) -> None:
         """Send the bytes of a file as serialised ReadArtifactResponses.
 
         Raises JobNotFoundError, AttemptNotFoundError, InvalidRequestError, ArtifactNotFoundError, OffsetOutOfRangeError,
@@ -65,7 +65,7 @@ class ArtifactReader:
             require_inside(call.offset, size_bytes)
             end = min(size_bytes, call.offset + call.limit) if call.limit else size_bytes
             if call.offset == end:
-                await send(calls.ReadArtifactResponse(offset=end, size_bytes=size_bytes).SerializeToString())
+                await send(ReadArtifactResponse(offset=end, size_bytes=size_bytes).SerializeToString())
             file = _FileRange(descriptor, call.offset, end, size_bytes)
             while message := await self._next_message(file):
                 await send(message)
@@ -99,9 +99,9 @@ class _FileRange:
         size = min(CHUNK_BYTES, self.end - self.offset)
         if not size:
             return b""
-        rest = calls.ReadArtifactResponse(offset=self.offset, size_bytes=self.size_bytes).SerializeToString()
+        rest = ReadArtifactResponse(offset=self.offset, size_bytes=self.size_bytes).SerializeToString()
         message, read_bytes = wire_format.file_chunk(
-            calls.ReadArtifactResponse.DATA_FIELD_NUMBER, rest, self.descriptor, self.offset, size, flags
+            ReadArtifactResponse.DATA_FIELD_NUMBER, rest, self.descriptor, self.offset, size, flags
         )
         if not read_bytes and flags:
             raise BlockingIOError  # or the file was truncated: a read without flags will tell
@@ -109,6 +109,6 @@ class _FileRange:
         return message if read_bytes else b""
 
 
-def _artifact(file: FoundFile, sha256: str) -> calls.Artifact:
+def _artifact(file: FoundFile, sha256: str) -> Artifact:
     modified_at = timestamp_of_ns(file.modified_ns)  # a run may set any time
-    return calls.Artifact(name=file.name, size_bytes=file.size_bytes, sha256=sha256, modified_at=modified_at)
+    return Artifact(name=file.name, size_bytes=file.size_bytes, sha256=sha256, modified_at=modified_at)

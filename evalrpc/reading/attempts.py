@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from evalrpc.errors import AttemptNotFoundError
-from evalrpc.v1.job_pb2 import JobInfo
+from evalrpc.v1.jobs_pb2 import JobInfo
 
 
 def attempt_number(job: JobInfo, wanted: int) -> int:

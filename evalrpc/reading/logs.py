@@ -9,8 +9,8 @@ from evalrpc.files.opening import open_regular_file
 from evalrpc.jobs.paths import attempt_dir, log_path
 from evalrpc.reading.attempts import attempt_number
 from evalrpc.reading.disk import read_on, require_inside
-from evalrpc.v1 import evaluation_service_pb2 as calls
-from evalrpc.v1.job_pb2 import JOB_STATUS_QUEUED, JOB_STATUS_RUNNING
+from evalrpc.v1.files_pb2 import ReadLogRequest, ReadLogResponse
+from evalrpc.v1.jobs_pb2 import JOB_STATUS_QUEUED, JOB_STATUS_RUNNING
 from evalrpc.watching.feed import Feed, Send
 
 CHUNK_BYTES: Final = 256 * 1024
@@ -26,7 +26,7 @@ class LogReader:
         self._data_dir = data_dir
         self._readers = readers
 
-    async def read_log(self, job_id: str, call: calls.ReadLogRequest, send: Send) -> None:
+    async def read_log(self, job_id: str, call: ReadLogRequest, send: Send) -> None:
         """Send the bytes of a log, and with `follow` what is appended until the attempt has ended.
 
         Raises JobNotFoundError, AttemptNotFoundError, OffsetOutOfRangeError, ServerStoppingError, FileUnavailableError,
@@ -44,7 +44,7 @@ class LogReader:
             # Read the status before the file, so that the file has everything written before the end of the attempt.
             job = await self._feed.read_job(job_id)
             while data := await read_on(self._readers, lambda at=offset: _read_at(path, at, CHUNK_BYTES)):  # type: ignore[misc]
-                await send(calls.ReadLogResponse(data=data, offset=offset, attempt=attempt).SerializeToString())
+                await send(ReadLogResponse(data=data, offset=offset, attempt=attempt).SerializeToString())
                 offset += len(data)
             if not call.follow or job.status != JOB_STATUS_RUNNING or job.attempt != attempt:
                 return

@@ -13,7 +13,7 @@ from evalrpc.files.opening import open_file
 from evalrpc.harnesses.base import Harness, SampleReader, SampleRow
 from evalrpc.protobuf.bounds import json_integer
 from evalrpc.results.layout import samples_task
-from evalrpc.v1.job_pb2 import JobInfo
+from evalrpc.v1.jobs_pb2 import JobInfo
 
 _MAX_LINE_BYTES: Final = 64 * 1024 * 1024
 _DECODER: Final = json.JSONDecoder(parse_int=json_integer)

@@ -10,7 +10,7 @@ from evalrpc.errors import SamplesNotFoundError
 from evalrpc.harnesses.base import SampleRow
 from evalrpc.protobuf.structs import sample_struct
 from evalrpc.results.layout import samples_by_task
-from evalrpc.v1.job_pb2 import JobInfo
+from evalrpc.v1.jobs_pb2 import JobInfo
 
 MAX_PAGE_BYTES: Final = 4 * 1024 * 1024
 """A page ends before its rows exceed this, but has at least one row."""

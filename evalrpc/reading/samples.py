@@ -9,8 +9,8 @@ from evalrpc.reading import page_tokens
 from evalrpc.reading.disk import read_on
 from evalrpc.reading.sample_files import open_samples
 from evalrpc.reading.sample_pages import SamplesPage, read_page, samples_file
-from evalrpc.v1 import evaluation_service_pb2 as calls
-from evalrpc.v1.job_pb2 import JobInfo
+from evalrpc.v1.jobs_pb2 import JobInfo
+from evalrpc.v1.samples_pb2 import ListSamplesRequest, ListSamplesResponse
 from evalrpc.watching.feed import Feed
 
 
@@ -22,21 +22,21 @@ class SampleLister:
         self._harnesses = harnesses
         self._readers = readers
 
-    async def list_samples(self, job_id: str, call: calls.ListSamplesRequest, page_size: int) -> calls.ListSamplesResponse:
+    async def list_samples(self, job_id: str, call: ListSamplesRequest, page_size: int) -> ListSamplesResponse:
         """List a page of samples.
 
         Raises JobNotFoundError, SamplesNotFoundError, FileUnavailableError, FileUnreadableError, InvalidRequestError for a bad
         token.
         """
         job = await self._feed.read_job(job_id)
-        listing = calls.ListSamplesRequest(job_id=job_id, model=call.model, task=call.task)
+        listing = ListSamplesRequest(job_id=job_id, model=call.model, task=call.task)
         offset = page_tokens.decode(call.page_token, listing) or 0
         if not job.attempts:
             raise SamplesNotFoundError(f"job {job_id} has not run yet, so it has no samples")
         path = samples_file(job, call.model, call.task)
         page = await read_on(self._readers, lambda: self._samples_page(job, path, offset, page_size))
         token = "" if page.next_offset is None else page_tokens.encode(page.next_offset, listing)
-        return calls.ListSamplesResponse(samples=page.rows, next_page_token=token)
+        return ListSamplesResponse(samples=page.rows, next_page_token=token)
 
     def _samples_page(self, job: JobInfo, path: str, offset: int, page_size: int) -> SamplesPage:
         with open_samples(job, path, self._harnesses, offset) as rows:

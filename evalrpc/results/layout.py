@@ -24,7 +24,7 @@ from evalrpc.files.errnos import require_no_shortage
 from evalrpc.protobuf.bounds import json_integer
 from evalrpc.protobuf.structs import wire_text
 from evalrpc.results.metrics import mapping, model_result, rows_of, strings
-from evalrpc.v1.job_pb2 import ModelResult
+from evalrpc.v1.results_pb2 import ModelResult
 
 _STAMP: Final = r"(?P<stamp>[0-9]{8}_[0-9]{6})"
 _ISO_STAMP: Final = r"(?P<stamp>[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}-[0-9]{2}-[0-9]{2}(?:\.[0-9]{6})?)"

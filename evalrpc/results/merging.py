@@ -9,7 +9,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from evalrpc.protobuf.bounds import MAX_DURATION_NS, duration_of_ns
 from evalrpc.results.layout import require_bytes
-from evalrpc.v1.job_pb2 import ModelResult, TaskResult
+from evalrpc.v1.results_pb2 import ModelResult, TaskResult
 
 Results = Mapping[str, ModelResult]
 """Results by model, as in `JobInfo.results`."""

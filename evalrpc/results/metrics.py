@@ -19,7 +19,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from evalrpc.protobuf.bounds import count, duration_of_seconds
 from evalrpc.protobuf.structs import bounded_struct, wire_text
-from evalrpc.v1.job_pb2 import Metric, ModelResult, TaskResult
+from evalrpc.v1.results_pb2 import Metric, ModelResult, TaskResult
 
 MAX_EXTRA_BYTES: Final = 4 * 1024
 MAX_EXTRA_ENTRY_BYTES: Final = 512
@@ -104,7 +104,7 @@ def _task_metrics(task: str, row: Mapping[str, object], tables: _Tables) -> Iter
             metric=wire_text(metric),
             filter=wire_text(answer_filter),
             value=value,
-            stderr=_number(row.get(f"{metric}_stderr{comma}{answer_filter}")),
+            standard_error=_number(row.get(f"{metric}_stderr{comma}{answer_filter}")),
             higher_is_better=direction if isinstance(direction, bool) else None,
             sample_count=count(counts.get(key, size)),
             is_group=task in tables.groups,

@@ -19,7 +19,7 @@ from evalrpc.jobs.lifecycle import Status
 from evalrpc.scheduling import placement
 from evalrpc.scheduling.placement import Capacity, Placement, QueuedJob, Reservation, Slots
 from evalrpc.store.base import Change, ListedJob, QueuedRow
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
 
 _AFTER_ALL: Final = 2**63
 _MAX_TOLD: Final = 10_000

@@ -26,7 +26,7 @@ from evalrpc.harnesses.base import Exit, Harness, Run, TaskReporter
 from evalrpc.harnesses.registry import build_harness
 from evalrpc.results.layout import require_size
 from evalrpc.results.merging import Results
-from evalrpc.v1.job_pb2 import JobError
+from evalrpc.v1.jobs_pb2 import JobError
 
 IN_PLACE_BYTES: Final = 256 * 1024
 """Up to this size files are read in the server itself."""

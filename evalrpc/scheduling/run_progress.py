@@ -9,7 +9,7 @@ from evalrpc.clock import Clock
 from evalrpc.harnesses.base import Harness
 from evalrpc.protobuf.bounds import MAX_COUNT, is_span, timestamp_of_ns
 from evalrpc.scheduling.log_tail import LogFollower
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
 
 _ALIVE_SECONDS: Final = 5.0
 
@@ -108,8 +108,11 @@ class RunProgress:
         """Return the progress of the step at work, with the units of those before."""
         progress = pb.Progress()
         progress.CopyFrom(self._message)
-        progress.done = min(progress.done + self._before.done, MAX_COUNT)
-        progress.total = min(progress.total + self._before.total, MAX_COUNT)
+        done, total = progress.done + self._before.done, progress.total + self._before.total
+        if done or total:  # 0 of 8 says something, 0 of nobody knows how many does not
+            progress.done = min(done, MAX_COUNT)
+        if total:
+            progress.total = min(total, MAX_COUNT)
         progress.unit = progress.unit or self._before.unit
         progress.current_task = self._tasks[self._step] or progress.current_task
         return progress

@@ -12,7 +12,8 @@ from evalrpc.protobuf.bounds import int32
 from evalrpc.results.merging import MergedResults, Results
 from evalrpc.scheduling.log_tail import read_tail
 from evalrpc.scheduling.results_reader import ResultsReader
-from evalrpc.v1.job_pb2 import JobError, ModelResult
+from evalrpc.v1.jobs_pb2 import JobError
+from evalrpc.v1.results_pb2 import ModelResult
 
 _JUDGED_LINES: Final = 400  # the cause of a failure may stand well before the last lines
 _JUDGED_BYTES: Final = 128 * 1024

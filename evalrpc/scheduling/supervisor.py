@@ -34,7 +34,8 @@ from evalrpc.scheduling.results_reader import ResultsReader
 from evalrpc.scheduling.run_progress import RunProgress
 from evalrpc.scheduling.run_results import RunResults
 from evalrpc.store.base import ANY, Expected, Store
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
+from evalrpc.v1.results_pb2 import ModelResult
 
 PROGRESS_SECONDS: Final = 0.5
 """How often the log is looked at."""
@@ -103,7 +104,7 @@ class Supervisor:
         self._progress: RunProgress | None = None
         self._results_reader: ResultsReader | None = None
         self._found: RunResults | None = None
-        self._kept: Mapping[str, pb.ModelResult] = {}
+        self._kept: Mapping[str, ModelResult] = {}
         self._expected = ANY  # what the job is as long as nobody else has ended it
         self._committed = False
 
@@ -320,7 +321,7 @@ class Supervisor:
             return _Ending.CANCELLED
         return _Ending.LET_GO if self._dependencies.stopping.is_set() else None
 
-    def _keep(self, results: Mapping[str, pb.ModelResult]) -> None:
+    def _keep(self, results: Mapping[str, ModelResult]) -> None:
         """Commit what has finished, if there is more of it. Whoever watches gets it at once, as progress."""
         if results is self._kept or not results:
             return
@@ -331,14 +332,14 @@ class Supervisor:
         else:
             self._kept = results
 
-    def _completion(self, results: Mapping[str, pb.ModelResult], progress: pb.Progress) -> _Change:
+    def _completion(self, results: Mapping[str, ModelResult], progress: pb.Progress) -> _Change:
         def complete(job: pb.JobInfo) -> None:
             job.progress.CopyFrom(progress)
             transitions.complete(job, results, self._dependencies.clock.now())
 
         return complete
 
-    def _cancellation(self, results: Mapping[str, pb.ModelResult]) -> _Change:
+    def _cancellation(self, results: Mapping[str, ModelResult]) -> _Change:
         def cancel(job: pb.JobInfo) -> None:
             transitions.keep_results(job, results)
             transitions.cancel(job, self._dependencies.clock.now())

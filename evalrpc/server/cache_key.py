@@ -16,7 +16,7 @@ from evalrpc.errors import RunFailedError
 from evalrpc.files.fingerprints import MAX_FILES, fingerprint_files
 from evalrpc.harnesses.base import Command, Harness, Run
 from evalrpc.jobs.defaults import gpus_needed
-from evalrpc.v1.job_pb2 import EvaluateRequest, JobInfo
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo
 
 _NOWHERE: Final = Path("/evalrpc")  # stands for the folders of an attempt, which differ between jobs
 

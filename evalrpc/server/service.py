@@ -37,9 +37,36 @@ from evalrpc.server.call import Call
 from evalrpc.server.catalog import Catalog, Names
 from evalrpc.store.base import ListedJob, Store, Submission
 from evalrpc.v1 import evaluation_service_pb2 as calls
+from evalrpc.v1.catalog_pb2 import (
+    GetServerInfoRequest,
+    GetServerInfoResponse,
+    ListHarnessesRequest,
+    ListHarnessesResponse,
+    ListModelsRequest,
+    ListModelsResponse,
+    ListTasksRequest,
+    ListTasksResponse,
+)
 from evalrpc.v1.comparison_pb2 import CompareJobsRequest, CompareJobsResponse
-from evalrpc.v1.history_pb2 import GetHistoryResponse
-from evalrpc.v1.job_pb2 import JOB_STATUS_QUEUED, JobInfo
+from evalrpc.v1.files_pb2 import ListArtifactsRequest, ListArtifactsResponse, ReadArtifactRequest, ReadLogRequest
+from evalrpc.v1.history_pb2 import GetHistoryRequest, GetHistoryResponse
+from evalrpc.v1.jobs_pb2 import (
+    CACHE_MODE_ALLOW,
+    JOB_STATUS_QUEUED,
+    CacheMode,
+    CancelJobRequest,
+    DeleteJobRequest,
+    DeleteJobResponse,
+    GetJobRequest,
+    JobInfo,
+    ListJobsRequest,
+    ListJobsResponse,
+    SubmitJobRequest,
+    WatchJobRequest,
+    WatchJobsRequest,
+)
+from evalrpc.v1.queue_pb2 import GetQueueRequest, GetQueueResponse, Gpu, StatusCount
+from evalrpc.v1.samples_pb2 import ListSamplesRequest, ListSamplesResponse
 from evalrpc.watching.feed import Feed
 
 DEFAULT_PAGE_SIZE: Final = 50
@@ -76,7 +103,7 @@ class EvaluationService:
     stopping: bool = False
     _queue: tuple[object, bytes] | None = None
 
-    async def SubmitJob(self, request: calls.SubmitJobRequest, call: Call) -> JobInfo | bytes:
+    async def SubmitJob(self, request: SubmitJobRequest, call: Call) -> JobInfo | bytes:
         """Accept an evaluation."""
         if self.stopping:
             raise ServerStoppingError(
@@ -95,23 +122,23 @@ class EvaluationService:
         _note_differences(got, job)
         return self._answer(got)
 
-    async def GetJob(self, request: calls.GetJobRequest, call: Call) -> bytes:
+    async def GetJob(self, request: GetJobRequest, call: Call) -> bytes:
         """Return a job as it stands now."""
         job_id = validation.require_job_id(request.job_id)
         stored = await self.feed.stored_job(job_id)
         return self.queue_state.describe(job_id, stored.status, stored.serialized)
 
-    def WatchJob(self, request: calls.WatchJobRequest, call: Call) -> Awaitable[None]:
+    def WatchJob(self, request: WatchJobRequest, call: Call) -> Awaitable[None]:
         """Stream one job until it ends."""
         job_id = validation.require_job_id(request.job_id)
         return self.feed.watch_job(job_id, request.after_revision, _heartbeat_seconds(request), call.send)
 
-    def WatchJobs(self, request: calls.WatchJobsRequest, call: Call) -> Awaitable[None]:
+    def WatchJobs(self, request: WatchJobsRequest, call: Call) -> Awaitable[None]:
         """Stream all jobs that match the filter."""
         validation.require(validation.job_filter(request.filter))
         return self.feed.watch_jobs(request.filter, request.after_revision, _heartbeat_seconds(request), call.send)
 
-    async def ListJobs(self, request: calls.ListJobsRequest, call: Call) -> calls.ListJobsResponse:
+    async def ListJobs(self, request: ListJobsRequest, call: Call) -> ListJobsResponse:
         """List jobs, newest first."""
         validation.require(validation.job_filter(request.filter))
         page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
@@ -119,23 +146,23 @@ class EvaluationService:
         listed = await self._read(lambda: self.store.list_jobs(request.filter, before, page_size + 1))
         page = _bounded(listed[:page_size])
         token = page_tokens.encode(page[-1].sequence, request.filter) if len(listed) > len(page) else ""
-        return calls.ListJobsResponse(jobs=[self.queue_state.described(job) for _, job in page], next_page_token=token)
+        return ListJobsResponse(jobs=[self.queue_state.described(job) for _, job in page], next_page_token=token)
 
-    async def CancelJob(self, request: calls.CancelJobRequest, call: Call) -> bytes:
+    async def CancelJob(self, request: CancelJobRequest, call: Call) -> bytes:
         """Cancel a queued job at once, or request the end of a running one."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.cancel_reason(request.reason))
         change = lambda job: transitions.request_cancel(job, request.reason, self.clock.now())  # noqa: E731
         return self._answer(await asyncio.wrap_future(self.store.update(job_id, change)))
 
-    async def DeleteJob(self, request: calls.DeleteJobRequest, call: Call) -> calls.DeleteJobResponse:
+    async def DeleteJob(self, request: DeleteJobRequest, call: Call) -> DeleteJobResponse:
         """Delete a terminal job with its files."""
         job_id = validation.require_job_id(request.job_id)
         job = await asyncio.wrap_future(self.store.delete(job_id))
         await read_on(self.readers, lambda: remove_files(self.data_dir, job))
-        return calls.DeleteJobResponse()
+        return DeleteJobResponse()
 
-    def ReadLog(self, request: calls.ReadLogRequest, call: Call) -> Awaitable[None]:
+    def ReadLog(self, request: ReadLogRequest, call: Call) -> Awaitable[None]:
         """Stream the bytes of a job's log."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.offsets(offset=request.offset, attempt=request.attempt))
@@ -143,27 +170,27 @@ class EvaluationService:
 
     async def ListArtifacts(
         self,
-        request: calls.ListArtifactsRequest,
+        request: ListArtifactsRequest,
         call: Call,
-    ) -> calls.ListArtifactsResponse:
+    ) -> ListArtifactsResponse:
         """List the files that a job left."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.offsets(attempt=request.attempt))
         return await self.artifacts.list_artifacts(job_id, request.attempt)
 
-    def ReadArtifact(self, request: calls.ReadArtifactRequest, call: Call) -> Awaitable[None]:
+    def ReadArtifact(self, request: ReadArtifactRequest, call: Call) -> Awaitable[None]:
         """Stream the bytes of one file."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.offsets(offset=request.offset, limit=request.limit, attempt=request.attempt))
         return self.artifacts.read_artifact(job_id, request, call.send)
 
-    async def ListSamples(self, request: calls.ListSamplesRequest, call: Call) -> calls.ListSamplesResponse:
+    async def ListSamples(self, request: ListSamplesRequest, call: Call) -> ListSamplesResponse:
         """List per-sample predictions."""
         job_id = validation.require_job_id(request.job_id)
         page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         return await self.samples.list_samples(job_id, request, page_size)
 
-    async def GetHistory(self, request: calls.GetHistoryRequest, call: Call) -> GetHistoryResponse:
+    async def GetHistory(self, request: GetHistoryRequest, call: Call) -> GetHistoryResponse:
         """Return metrics over many jobs."""
         validation.require(validation.history(request))
         history = History(self.store, request)
@@ -184,41 +211,41 @@ class EvaluationService:
         finally:
             stop.set()  # the caller has the answer, or has gone
 
-    async def GetQueue(self, request: calls.GetQueueRequest, call: Call) -> bytes:
+    async def GetQueue(self, request: GetQueueRequest, call: Call) -> bytes:
         """Return what is queued and running, and which job holds which GPU. Rebuilt only after a change."""
         state = self.queue_state.generation, self.queue_state.nodes()
         if self._queue is None or self._queue[0] != state:
             self._queue = state, self._describe_queue(state[1]).SerializeToString()
         return self._queue[1]
 
-    async def ListTasks(self, request: calls.ListTasksRequest, call: Call) -> calls.ListTasksResponse:
+    async def ListTasks(self, request: ListTasksRequest, call: Call) -> ListTasksResponse:
         """List the tasks that a harness knows."""
         names, token = await self._list_names(request, lambda names: names.tasks)
-        return calls.ListTasksResponse(tasks=names, next_page_token=token)
+        return ListTasksResponse(tasks=names, next_page_token=token)
 
-    async def ListModels(self, request: calls.ListModelsRequest, call: Call) -> calls.ListModelsResponse:
+    async def ListModels(self, request: ListModelsRequest, call: Call) -> ListModelsResponse:
         """List the model types that a harness knows."""
         names, token = await self._list_names(request, lambda names: names.models)
-        return calls.ListModelsResponse(models=names, next_page_token=token)
+        return ListModelsResponse(models=names, next_page_token=token)
 
     async def ListHarnesses(
         self,
-        request: calls.ListHarnessesRequest,
+        request: ListHarnessesRequest,
         call: Call,
-    ) -> calls.ListHarnessesResponse:
+    ) -> ListHarnessesResponse:
         """List the harnesses that the operator configured."""
         harnesses = [self.harnesses[name] for name in sorted(self.harnesses)]
         infos = await self._read(lambda: [harness.info() for harness in harnesses])
-        return calls.ListHarnessesResponse(harnesses=infos)
+        return ListHarnessesResponse(harnesses=infos)
 
     async def GetServerInfo(
         self,
-        request: calls.GetServerInfoRequest,
+        request: GetServerInfoRequest,
         call: Call,
-    ) -> calls.GetServerInfoResponse:
+    ) -> GetServerInfoResponse:
         """Return the server's version, limits and capabilities."""
         methods = calls.DESCRIPTOR.services_by_name["EvaluationService"].methods
-        return calls.GetServerInfoResponse(
+        return GetServerInfoResponse(
             version=evalrpc.__version__,
             started_at=self.started_at,
             head_revision=self.store.head_revision,
@@ -231,7 +258,7 @@ class EvaluationService:
         )
 
     async def _list_names(
-        self, request: calls.ListTasksRequest | calls.ListModelsRequest, choose: Callable[[Names], Sequence[str]]
+        self, request: ListTasksRequest | ListModelsRequest, choose: Callable[[Names], Sequence[str]]
     ) -> tuple[Sequence[str], str]:
         """Return a page of names that contain the query, and the token of the next page."""
         harness = request.harness or DEFAULT_HARNESS
@@ -259,9 +286,9 @@ class EvaluationService:
         """Return a job that was just committed, serialised as clients get it."""
         return self.queue_state.describe(job.job_id, job.status, job.SerializeToString())
 
-    async def _cache_key(self, mode: calls.CacheMode.ValueType, job: JobInfo) -> bytes:
+    async def _cache_key(self, mode: CacheMode.ValueType, job: JobInfo) -> bytes:
         """Return the key that identical evaluations share; empty if the cache can't be used."""
-        if mode != calls.CACHE_MODE_ALLOW:
+        if mode != CACHE_MODE_ALLOW:
             return b""
         return await self._read(lambda: cache_key(self.harnesses[job.request.harness], job))
 
@@ -285,30 +312,30 @@ class EvaluationService:
         """Return how many GPUs each node has."""
         return [len(node.devices) for node in self.queue_state.nodes()]
 
-    def _describe_queue(self, nodes: Sequence[Node]) -> calls.GetQueueResponse:
+    def _describe_queue(self, nodes: Sequence[Node]) -> GetQueueResponse:
         running = self.queue_state.running_jobs()
         gpus = _gpus(nodes, {gpu: job.job_id for job in self.queue_state.own_running_jobs() for gpu in job.gpus})
-        return calls.GetQueueResponse(
+        return GetQueueResponse(
             queued_count=self.queue_state.queued_count,
             running_count=len(running),
             queued_job_ids=self.queue_state.queued_job_ids(MAX_QUEUED_IDS),
             running_job_ids=[job.job_id for job in running],
             status_counts=self._status_counts(),
             gpus=gpus,
-            free_gpu_count=sum(1 for gpu in gpus if not gpu.job_id and not gpu.set_aside_reason),
+            free_gpu_count=sum(1 for gpu in gpus if not gpu.job_id and not gpu.quarantine_reason),
             max_running=self.queue_state.slots.total,
             max_queued=self.settings.max_queued,
         )
 
-    def _status_counts(self) -> list[calls.StatusCount]:
+    def _status_counts(self) -> list[StatusCount]:
         counts = self.store.status_counts()
-        return [calls.StatusCount(status=status, count=counts[status]) for status in sorted(counts) if counts[status]]
+        return [StatusCount(status=status, count=counts[status]) for status in sorted(counts) if counts[status]]
 
 
-def _gpus(nodes: Sequence[Node], holders: Mapping[str, str]) -> list[calls.Gpu]:
+def _gpus(nodes: Sequence[Node], holders: Mapping[str, str]) -> list[Gpu]:
     """Return the GPUs of all nodes, with the jobs that hold them."""
     return [
-        calls.Gpu(id=gpu.id, name=gpu.name, job_id=holders.get(gpu.id, ""), set_aside_reason=gpu.quarantine_reason)
+        Gpu(id=gpu.id, name=gpu.name, job_id=holders.get(gpu.id, ""), quarantine_reason=gpu.quarantine_reason)
         for node in nodes
         for gpu in node.devices
     ]
@@ -335,7 +362,7 @@ def _names_page(names: Sequence[str], query: str, start: int, page_size: int) ->
     return page, None
 
 
-def _new_job(job_id: str, call: calls.SubmitJobRequest) -> JobInfo:
+def _new_job(job_id: str, call: SubmitJobRequest) -> JobInfo:
     job = JobInfo(
         job_id=job_id,
         request=call.request,
@@ -352,7 +379,7 @@ def _new_job(job_id: str, call: calls.SubmitJobRequest) -> JobInfo:
 
 def _note_differences(job: JobInfo, submitted: JobInfo) -> None:
     """If an earlier job answers a submission, add a warning that names the options in which they differ."""
-    if job.cached and (different := [name for name in _OPTIONS if getattr(job, name) != getattr(submitted, name)]):
+    if job.cached_from and (different := [name for name in _OPTIONS if getattr(job, name) != getattr(submitted, name)]):
         job.warnings.append(f"this is an earlier job, which keeps its own {', '.join(different)}")
 
 
@@ -368,15 +395,15 @@ def _compare(
     return compare(request, baseline, candidates, harnesses, stop)
 
 
-def _fingerprint(call: calls.SubmitJobRequest) -> bytes:
+def _fingerprint(call: SubmitJobRequest) -> bytes:
     """Return a digest that is equal for submissions with equal contents, regardless of request_id."""
-    contents = calls.SubmitJobRequest()
+    contents = SubmitJobRequest()
     contents.CopyFrom(call)
     contents.ClearField("request_id")
     return hashlib.sha256(contents.SerializeToString(deterministic=True)).digest()
 
 
-def _heartbeat_seconds(call: calls.WatchJobRequest | calls.WatchJobsRequest) -> float | None:
+def _heartbeat_seconds(call: WatchJobRequest | WatchJobsRequest) -> float | None:
     """Validate the options of a watch, and return its heartbeat interval. Raises InvalidRequestError."""
     heartbeat = call.heartbeat_interval if call.HasField("heartbeat_interval") else None
     validation.require(validation.watch(call.after_revision, heartbeat))

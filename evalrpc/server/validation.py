@@ -16,9 +16,10 @@ from evalrpc.harnesses.base import Harness
 from evalrpc.jobs import lifecycle
 from evalrpc.jobs.defaults import gpus_needed
 from evalrpc.jobs.paths import allowed_output_dir
-from evalrpc.v1 import comparison_pb2
-from evalrpc.v1.evaluation_service_pb2 import CacheMode, GetHistoryRequest, JobFilter, SubmitJobRequest
-from evalrpc.v1.job_pb2 import EvaluateRequest, MetricSelector
+from evalrpc.v1.comparison_pb2 import CompareJobsRequest, Correction
+from evalrpc.v1.history_pb2 import GetHistoryRequest
+from evalrpc.v1.jobs_pb2 import CacheMode, EvaluateRequest, JobFilter, SubmitJobRequest
+from evalrpc.v1.results_pb2 import MetricSelector
 
 MAX_ARGS_BYTES: Final = 1024 * 1024
 MAX_NAME_LENGTH: Final = 255
@@ -141,14 +142,14 @@ def harness_name(name: str, harnesses: Mapping[str, Harness]) -> _Violations:
         yield FieldViolation("harness", f"this server has no harness {_quote(name)}; it has: {known}")
 
 
-def comparison(call: comparison_pb2.CompareJobsRequest) -> _Violations:
+def comparison(call: CompareJobsRequest) -> _Violations:
     """Yield what is wrong with a CompareJobsRequest."""
     yield from _job_id("baseline_job_id", call.baseline_job_id)
     yield from _candidates(call)
     if call.HasField("alpha") and not MIN_ALPHA <= call.alpha <= MAX_ALPHA:
         yield FieldViolation("alpha", f"must be from {MIN_ALPHA} to {MAX_ALPHA}, and is {call.alpha:g}")
     yield from _tolerance("tolerance", call.tolerance)
-    if call.correction not in comparison_pb2.Correction.values():
+    if call.correction not in Correction.values():
         yield FieldViolation("correction", f"{call.correction} is no correction that this server knows")
     for name, values in (("metrics", call.metrics), ("metric_thresholds", call.metric_thresholds)):
         if len(values) > MAX_SELECTORS:
@@ -174,7 +175,7 @@ def _job_id(field: str, job_id: str) -> _Violations:
         yield FieldViolation(field, problem)
 
 
-def _candidates(call: comparison_pb2.CompareJobsRequest) -> _Violations:
+def _candidates(call: CompareJobsRequest) -> _Violations:
     job_ids = call.candidate_job_ids
     if not 1 <= len(job_ids) <= MAX_CANDIDATES:
         yield FieldViolation("candidate_job_ids", f"has {len(job_ids)} jobs; from 1 to {MAX_CANDIDATES} are allowed")

@@ -18,8 +18,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.errors import ConflictError, StoreUnavailableError
 from evalrpc.jobs.lifecycle import Status, status_name
-from evalrpc.v1.evaluation_service_pb2 import JobFilter
-from evalrpc.v1.job_pb2 import JobEvent, JobInfo
+from evalrpc.v1.jobs_pb2 import JobEvent, JobFilter, JobInfo
 
 RETRY_DELAY_SECONDS: Final = 1.0
 """How long a client is asked to wait when the store could not take its write."""

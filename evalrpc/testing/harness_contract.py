@@ -29,8 +29,8 @@ from evalrpc.results.layout import samples_by_task
 from evalrpc.server import validation
 from evalrpc.testing.damage import DAMAGES, Damage, files, link_out, rewrite
 from evalrpc.testing.recorded_runs import GOOD_EXIT, follow, judge, log_of, request_of, results_of, rows_of, run_in
-from evalrpc.v1.evaluation_service_pb2 import SubmitJobRequest
-from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, Progress, SubmitJobRequest
+from evalrpc.v1.results_pb2 import ModelResult
 
 NAME: Final = "nightly"
 """The name under which the harness is configured: that of an operator, which need not be its kind."""

@@ -19,7 +19,8 @@ from google.protobuf.json_format import ParseDict
 from evalrpc.errors import RunFailedError, SamplesNotFoundError
 from evalrpc.harnesses.base import Exit, Harness, Run, SampleRow, TaskReporter
 from evalrpc.reading.sample_files import open_samples
-from evalrpc.v1.job_pb2 import EvaluateRequest, JobAttempt, JobError, JobInfo, ModelResult, Progress
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobAttempt, JobError, JobInfo, Progress
+from evalrpc.v1.results_pb2 import ModelResult
 
 GOOD_EXIT: Final = Exit(code=0)
 

@@ -19,8 +19,7 @@ from evalrpc.clock import Clock
 from evalrpc.config import Settings
 from evalrpc.errors import JobFinishedError
 from evalrpc.server import app
-from evalrpc.v1.evaluation_service_pb2 import JobFilter
-from evalrpc.v1.job_pb2 import JOB_STATUS_QUEUED, JOB_STATUS_RUNNING
+from evalrpc.v1.jobs_pb2 import JOB_STATUS_QUEUED, JOB_STATUS_RUNNING, JobFilter
 
 __all__ = ["ServerThread", "Settings", "running_server"]
 

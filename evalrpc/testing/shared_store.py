@@ -17,8 +17,7 @@ from evalrpc.store.base import ANY, Change, Expected, JournalEvent, ListedJob, L
 from evalrpc.store.change_log import ChangeLog
 from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.store.sqlite.transaction import Transaction
-from evalrpc.v1.evaluation_service_pb2 import JobFilter
-from evalrpc.v1.job_pb2 import JobInfo
+from evalrpc.v1.jobs_pb2 import JobFilter, JobInfo
 
 NUMBER_STEP: Final = 3
 REVISION_STEP: Final = 5

@@ -22,31 +22,31 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from evalrpc.v1 import job_pb2 as evalrpc_dot_v1_dot_job__pb2
+from evalrpc.v1 import results_pb2 as evalrpc_dot_v1_dot_results__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65valrpc/v1/comparison.proto\x12\nevalrpc.v1\x1a\x14\x65valrpc/v1/job.proto\"\xd1\x02\n\x12\x43ompareJobsRequest\x12\x17\n\x0f\x62\x61seline_job_id\x18\x01 \x01(\t\x12\x19\n\x11\x63\x61ndidate_job_ids\x18\x02 \x03(\t\x12+\n\x07metrics\x18\x03 \x03(\x0b\x32\x1a.evalrpc.v1.MetricSelector\x12\x12\n\x05\x61lpha\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\ttolerance\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x1d\n\x10higher_is_better\x18\x06 \x01(\x08H\x02\x88\x01\x01\x12\x36\n\x11metric_thresholds\x18\x07 \x03(\x0b\x32\x1b.evalrpc.v1.MetricThreshold\x12*\n\ncorrection\x18\x08 \x01(\x0e\x32\x16.evalrpc.v1.CorrectionB\x08\n\x06_alphaB\x0c\n\n_toleranceB\x13\n\x11_higher_is_better\"\x99\x01\n\x0fMetricThreshold\x12,\n\x08selector\x18\x01 \x01(\x0b\x32\x1a.evalrpc.v1.MetricSelector\x12\x16\n\ttolerance\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x1d\n\x10higher_is_better\x18\x03 \x01(\x08H\x01\x88\x01\x01\x42\x0c\n\n_toleranceB\x13\n\x11_higher_is_better\"^\n\x13\x43ompareJobsResponse\x12-\n\ncandidates\x18\x01 \x03(\x0b\x32\x19.evalrpc.v1.JobComparison\x12\x18\n\x10\x63onfidence_level\x18\x02 \x01(\x01\"X\n\rJobComparison\x12\x18\n\x10\x63\x61ndidate_job_id\x18\x01 \x01(\t\x12-\n\x07metrics\x18\x02 \x03(\x0b\x32\x1c.evalrpc.v1.MetricComparison\"\x94\x07\n\x10MetricComparison\x12\x16\n\x0e\x62\x61seline_model\x18\x01 \x01(\t\x12\x17\n\x0f\x63\x61ndidate_model\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\x12\x0e\n\x06metric\x18\x04 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x05 \x01(\t\x12\x1b\n\x0e\x62\x61seline_value\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x1c\n\x0f\x62\x61seline_stderr\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12\"\n\x15\x62\x61seline_sample_count\x18\x08 \x01(\x03H\x02\x88\x01\x01\x12\x1c\n\x0f\x63\x61ndidate_value\x18\t \x01(\x01H\x03\x88\x01\x01\x12\x1d\n\x10\x63\x61ndidate_stderr\x18\n \x01(\x01H\x04\x88\x01\x01\x12#\n\x16\x63\x61ndidate_sample_count\x18\x0b \x01(\x03H\x05\x88\x01\x01\x12\x1d\n\x10higher_is_better\x18\x0c \x01(\x08H\x06\x88\x01\x01\x12\x11\n\ttolerance\x18\r \x01(\x01\x12\x17\n\ndifference\x18\x0e \x01(\x01H\x07\x88\x01\x01\x12\x1b\n\x0einterval_lower\x18\x0f \x01(\x01H\x08\x88\x01\x01\x12\x1b\n\x0einterval_upper\x18\x10 \x01(\x01H\t\x88\x01\x01\x12\x14\n\x07p_value\x18\x11 \x01(\x01H\n\x88\x01\x01\x12\x1d\n\x10\x61\x64justed_p_value\x18\x12 \x01(\x01H\x0b\x88\x01\x01\x12\x1b\n\x13paired_sample_count\x18\x13 \x01(\x03\x12\x1e\n\x16\x64iffering_sample_count\x18\x14 \x01(\x03\x12\x1d\n\x15unpaired_sample_count\x18\x15 \x01(\x03\x12&\n\x06method\x18\x16 \x01(\x0e\x32\x16.evalrpc.v1.TestMethod\x12$\n\x07verdict\x18\x17 \x01(\x0e\x32\x13.evalrpc.v1.Verdict\x12\x0c\n\x04note\x18\x18 \x01(\tB\x11\n\x0f_baseline_valueB\x12\n\x10_baseline_stderrB\x18\n\x16_baseline_sample_countB\x12\n\x10_candidate_valueB\x13\n\x11_candidate_stderrB\x19\n\x17_candidate_sample_countB\x13\n\x11_higher_is_betterB\r\n\x0b_differenceB\x11\n\x0f_interval_lowerB\x11\n\x0f_interval_upperB\n\n\x08_p_valueB\x13\n\x11_adjusted_p_value*=\n\nCorrection\x12\x1a\n\x16\x43ORRECTION_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43ORRECTION_HOLM\x10\x01*\x96\x01\n\nTestMethod\x12\x1b\n\x17TEST_METHOD_UNSPECIFIED\x10\x00\x12\x17\n\x13TEST_METHOD_MCNEMAR\x10\x01\x12 \n\x1cTEST_METHOD_PAIRED_BOOTSTRAP\x10\x02\x12\x1a\n\x16TEST_METHOD_UNPAIRED_Z\x10\x03\x12\x14\n\x10TEST_METHOD_NONE\x10\x04*u\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x12\n\x0eVERDICT_BETTER\x10\x01\x12\x11\n\rVERDICT_WORSE\x10\x02\x12\x10\n\x0cVERDICT_SAME\x10\x03\x12\x18\n\x14VERDICT_INCONCLUSIVE\x10\x04\x42$\n\nevalrpc.v1P\x01Z\x14\x65valrpc/v1;evalrpcv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65valrpc/v1/comparison.proto\x12\nevalrpc.v1\x1a\x18\x65valrpc/v1/results.proto\"\xd1\x02\n\x12\x43ompareJobsRequest\x12\x17\n\x0f\x62\x61seline_job_id\x18\x01 \x01(\t\x12\x19\n\x11\x63\x61ndidate_job_ids\x18\x02 \x03(\t\x12+\n\x07metrics\x18\x03 \x03(\x0b\x32\x1a.evalrpc.v1.MetricSelector\x12\x12\n\x05\x61lpha\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\ttolerance\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x1d\n\x10higher_is_better\x18\x06 \x01(\x08H\x02\x88\x01\x01\x12\x36\n\x11metric_thresholds\x18\x07 \x03(\x0b\x32\x1b.evalrpc.v1.MetricThreshold\x12*\n\ncorrection\x18\x08 \x01(\x0e\x32\x16.evalrpc.v1.CorrectionB\x08\n\x06_alphaB\x0c\n\n_toleranceB\x13\n\x11_higher_is_better\"\x99\x01\n\x0fMetricThreshold\x12,\n\x08selector\x18\x01 \x01(\x0b\x32\x1a.evalrpc.v1.MetricSelector\x12\x16\n\ttolerance\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x1d\n\x10higher_is_better\x18\x03 \x01(\x08H\x01\x88\x01\x01\x42\x0c\n\n_toleranceB\x13\n\x11_higher_is_better\"^\n\x13\x43ompareJobsResponse\x12-\n\ncandidates\x18\x01 \x03(\x0b\x32\x19.evalrpc.v1.JobComparison\x12\x18\n\x10\x63onfidence_level\x18\x02 \x01(\x01\"X\n\rJobComparison\x12\x18\n\x10\x63\x61ndidate_job_id\x18\x01 \x01(\t\x12-\n\x07metrics\x18\x02 \x03(\x0b\x32\x1c.evalrpc.v1.MetricComparison\"\xa3\x08\n\x10MetricComparison\x12\x16\n\x0e\x62\x61seline_model\x18\x01 \x01(\t\x12\x17\n\x0f\x63\x61ndidate_model\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\x12\x0e\n\x06metric\x18\x04 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x05 \x01(\t\x12\x1b\n\x0e\x62\x61seline_value\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12$\n\x17\x62\x61seline_standard_error\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12\"\n\x15\x62\x61seline_sample_count\x18\x08 \x01(\x03H\x02\x88\x01\x01\x12\x1c\n\x0f\x63\x61ndidate_value\x18\t \x01(\x01H\x03\x88\x01\x01\x12%\n\x18\x63\x61ndidate_standard_error\x18\n \x01(\x01H\x04\x88\x01\x01\x12#\n\x16\x63\x61ndidate_sample_count\x18\x0b \x01(\x03H\x05\x88\x01\x01\x12\x1d\n\x10higher_is_better\x18\x0c \x01(\x08H\x06\x88\x01\x01\x12\x16\n\ttolerance\x18\r \x01(\x01H\x07\x88\x01\x01\x12\x17\n\ndifference\x18\x0e \x01(\x01H\x08\x88\x01\x01\x12\x1b\n\x0einterval_lower\x18\x0f \x01(\x01H\t\x88\x01\x01\x12\x1b\n\x0einterval_upper\x18\x10 \x01(\x01H\n\x88\x01\x01\x12\x14\n\x07p_value\x18\x11 \x01(\x01H\x0b\x88\x01\x01\x12\x1d\n\x10\x61\x64justed_p_value\x18\x12 \x01(\x01H\x0c\x88\x01\x01\x12 \n\x13paired_sample_count\x18\x13 \x01(\x03H\r\x88\x01\x01\x12#\n\x16\x64iffering_sample_count\x18\x14 \x01(\x03H\x0e\x88\x01\x01\x12\"\n\x15unpaired_sample_count\x18\x15 \x01(\x03H\x0f\x88\x01\x01\x12&\n\x06method\x18\x16 \x01(\x0e\x32\x16.evalrpc.v1.TestMethod\x12$\n\x07verdict\x18\x17 \x01(\x0e\x32\x13.evalrpc.v1.Verdict\x12\x0c\n\x04note\x18\x18 \x01(\tB\x11\n\x0f_baseline_valueB\x1a\n\x18_baseline_standard_errorB\x18\n\x16_baseline_sample_countB\x12\n\x10_candidate_valueB\x1b\n\x19_candidate_standard_errorB\x19\n\x17_candidate_sample_countB\x13\n\x11_higher_is_betterB\x0c\n\n_toleranceB\r\n\x0b_differenceB\x11\n\x0f_interval_lowerB\x11\n\x0f_interval_upperB\n\n\x08_p_valueB\x13\n\x11_adjusted_p_valueB\x16\n\x14_paired_sample_countB\x19\n\x17_differing_sample_countB\x18\n\x16_unpaired_sample_count*=\n\nCorrection\x12\x1a\n\x16\x43ORRECTION_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43ORRECTION_HOLM\x10\x01*\x96\x01\n\nTestMethod\x12\x1b\n\x17TEST_METHOD_UNSPECIFIED\x10\x00\x12\x17\n\x13TEST_METHOD_MCNEMAR\x10\x01\x12 \n\x1cTEST_METHOD_PAIRED_BOOTSTRAP\x10\x02\x12\x1a\n\x16TEST_METHOD_UNPAIRED_Z\x10\x03\x12\x14\n\x10TEST_METHOD_NONE\x10\x04*u\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x12\n\x0eVERDICT_BETTER\x10\x01\x12\x11\n\rVERDICT_WORSE\x10\x02\x12\x10\n\x0cVERDICT_SAME\x10\x03\x12\x18\n\x14VERDICT_INCONCLUSIVE\x10\x04\x42\x31\n\nevalrpc.v1P\x01Z\x14\x65valrpc/v1;evalrpcv1\xaa\x02\nEvalrpc.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'evalrpc.v1.comparison_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
-  _globals['DESCRIPTOR']._serialized_options = b'\n\nevalrpc.v1P\001Z\024evalrpc/v1;evalrpcv1'
-  _globals['_CORRECTION']._serialized_start=1666
-  _globals['_CORRECTION']._serialized_end=1727
-  _globals['_TESTMETHOD']._serialized_start=1730
-  _globals['_TESTMETHOD']._serialized_end=1880
-  _globals['_VERDICT']._serialized_start=1882
-  _globals['_VERDICT']._serialized_end=1999
-  _globals['_COMPAREJOBSREQUEST']._serialized_start=66
-  _globals['_COMPAREJOBSREQUEST']._serialized_end=403
-  _globals['_METRICTHRESHOLD']._serialized_start=406
-  _globals['_METRICTHRESHOLD']._serialized_end=559
-  _globals['_COMPAREJOBSRESPONSE']._serialized_start=561
-  _globals['_COMPAREJOBSRESPONSE']._serialized_end=655
-  _globals['_JOBCOMPARISON']._serialized_start=657
-  _globals['_JOBCOMPARISON']._serialized_end=745
-  _globals['_METRICCOMPARISON']._serialized_start=748
-  _globals['_METRICCOMPARISON']._serialized_end=1664
+  _globals['DESCRIPTOR']._serialized_options = b'\n\nevalrpc.v1P\001Z\024evalrpc/v1;evalrpcv1\252\002\nEvalrpc.V1'
+  _globals['_CORRECTION']._serialized_start=1813
+  _globals['_CORRECTION']._serialized_end=1874
+  _globals['_TESTMETHOD']._serialized_start=1877
+  _globals['_TESTMETHOD']._serialized_end=2027
+  _globals['_VERDICT']._serialized_start=2029
+  _globals['_VERDICT']._serialized_end=2146
+  _globals['_COMPAREJOBSREQUEST']._serialized_start=70
+  _globals['_COMPAREJOBSREQUEST']._serialized_end=407
+  _globals['_METRICTHRESHOLD']._serialized_start=410
+  _globals['_METRICTHRESHOLD']._serialized_end=563
+  _globals['_COMPAREJOBSRESPONSE']._serialized_start=565
+  _globals['_COMPAREJOBSRESPONSE']._serialized_end=659
+  _globals['_JOBCOMPARISON']._serialized_start=661
+  _globals['_JOBCOMPARISON']._serialized_end=749
+  _globals['_METRICCOMPARISON']._serialized_start=752
+  _globals['_METRICCOMPARISON']._serialized_end=1811
 # @@protoc_insertion_point(module_scope)

@@ -4,7 +4,7 @@ isort:skip_file
 Comparison of jobs' results with a baseline: differences, their uncertainty, and a verdict on each."""
 
 from collections import abc as _abc
-from evalrpc.v1 import job_pb2 as _job_pb2
+from evalrpc.v1 import results_pb2 as _results_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -35,7 +35,7 @@ class _CorrectionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Correction
     """
 
 class Correction(_Correction, metaclass=_CorrectionEnumTypeWrapper):
-    """How p-values are adjusted for multiple testing."""
+    """How p-values are adjusted for multiple testing. Values may be added; one that the server does not know is rejected."""
 
 CORRECTION_UNSPECIFIED: Correction.ValueType  # 0
 """Not at all."""
@@ -110,7 +110,8 @@ class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.Value
     """The data do not decide."""
 
 class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
-    """The conclusion about the candidate: the first of these that holds.
+    """The conclusion about the candidate: the first of these that holds. Values may be added: a client treats one that it does not
+    know as INCONCLUSIVE.
 
     1. INCONCLUSIVE: either value is missing or not finite.
     2. SAME: the whole interval lies from -`tolerance` to +`tolerance` (an equivalence test), or all samples are paired and each
@@ -172,9 +173,10 @@ class CompareJobsRequest(_message.Message):
         """The UUIDs of the jobs to judge: 1 to 16, without duplicates and without the baseline."""
 
     @_builtins.property
-    def metrics(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.MetricSelector]:
+    def metrics(self) -> _containers.RepeatedCompositeFieldContainer[_results_pb2.MetricSelector]:
         """The metrics to compare: those that match any of these selectors. At most 100. Empty: all. A selector that matches no metric
-        of any job is answered with NOT_FOUND, so that a misspelled name is not a silent success.
+        of any job is answered with NOT_FOUND, so that a misspelled name is not a silent success. If the answer would exceed 3 MiB,
+        it is INVALID_ARGUMENT on this field: select fewer, or pass fewer candidates.
         """
 
     @_builtins.property
@@ -188,7 +190,7 @@ class CompareJobsRequest(_message.Message):
         *,
         baseline_job_id: _builtins.str = ...,
         candidate_job_ids: _abc.Iterable[_builtins.str] | None = ...,
-        metrics: _abc.Iterable[_job_pb2.MetricSelector] | None = ...,
+        metrics: _abc.Iterable[_results_pb2.MetricSelector] | None = ...,
         alpha: _builtins.float | None = ...,
         tolerance: _builtins.float | None = ...,
         higher_is_better: _builtins.bool | None = ...,
@@ -228,13 +230,13 @@ class MetricThreshold(_message.Message):
     higher_is_better: _builtins.bool
     """Their direction, overriding the harness. Absent: as the harness says."""
     @_builtins.property
-    def selector(self) -> _job_pb2.MetricSelector:
+    def selector(self) -> _results_pb2.MetricSelector:
         """The metrics. Required."""
 
     def __init__(
         self,
         *,
-        selector: _job_pb2.MetricSelector | None = ...,
+        selector: _results_pb2.MetricSelector | None = ...,
         tolerance: _builtins.float | None = ...,
         higher_is_better: _builtins.bool | None = ...,
     ) -> None: ...
@@ -327,10 +329,10 @@ class MetricComparison(_message.Message):
     METRIC_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     BASELINE_VALUE_FIELD_NUMBER: _builtins.int
-    BASELINE_STDERR_FIELD_NUMBER: _builtins.int
+    BASELINE_STANDARD_ERROR_FIELD_NUMBER: _builtins.int
     BASELINE_SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
     CANDIDATE_VALUE_FIELD_NUMBER: _builtins.int
-    CANDIDATE_STDERR_FIELD_NUMBER: _builtins.int
+    CANDIDATE_STANDARD_ERROR_FIELD_NUMBER: _builtins.int
     CANDIDATE_SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
     HIGHER_IS_BETTER_FIELD_NUMBER: _builtins.int
     TOLERANCE_FIELD_NUMBER: _builtins.int
@@ -357,20 +359,20 @@ class MetricComparison(_message.Message):
     """As in `Metric`."""
     baseline_value: _builtins.float
     """The baseline's value, as in its results. Absent: it has no such metric. May be NaN or infinite."""
-    baseline_stderr: _builtins.float
+    baseline_standard_error: _builtins.float
     """Its standard error. Absent if the harness gives none."""
     baseline_sample_count: _builtins.int
     """The number of samples it is computed from. Absent if the harness does not say."""
     candidate_value: _builtins.float
     """The candidate's value. Absent: it has no such metric. May be NaN or infinite."""
-    candidate_stderr: _builtins.float
+    candidate_standard_error: _builtins.float
     """Its standard error. Absent if the harness gives none."""
     candidate_sample_count: _builtins.int
     """The number of samples it is computed from. Absent if the harness does not say."""
     higher_is_better: _builtins.bool
     """The direction that the verdict assumes. Absent: unknown."""
     tolerance: _builtins.float
-    """The largest difference that the verdict treats as none."""
+    """The largest difference that the verdict treats as none. Always set."""
     difference: _builtins.float
     """Candidate minus baseline, whatever the direction: over the paired samples with MCNEMAR and PAIRED_BOOTSTRAP, otherwise of
     the values. Absent if either value is missing or not finite.
@@ -384,7 +386,9 @@ class MetricComparison(_message.Message):
     adjusted_p_value: _builtins.float
     """The p-value after the requested correction. Absent without a correction and with the method NONE."""
     paired_sample_count: _builtins.int
-    """Samples for which both jobs have a value. Zero without a paired test, like the next two."""
+    """Samples for which both jobs have a value. Zero without a paired test, like the next two. Always
+    set, like them.
+    """
     differing_sample_count: _builtins.int
     """Of these, those whose values differ."""
     unpaired_sample_count: _builtins.int
@@ -404,45 +408,47 @@ class MetricComparison(_message.Message):
         metric: _builtins.str = ...,
         filter: _builtins.str = ...,
         baseline_value: _builtins.float | None = ...,
-        baseline_stderr: _builtins.float | None = ...,
+        baseline_standard_error: _builtins.float | None = ...,
         baseline_sample_count: _builtins.int | None = ...,
         candidate_value: _builtins.float | None = ...,
-        candidate_stderr: _builtins.float | None = ...,
+        candidate_standard_error: _builtins.float | None = ...,
         candidate_sample_count: _builtins.int | None = ...,
         higher_is_better: _builtins.bool | None = ...,
-        tolerance: _builtins.float = ...,
+        tolerance: _builtins.float | None = ...,
         difference: _builtins.float | None = ...,
         interval_lower: _builtins.float | None = ...,
         interval_upper: _builtins.float | None = ...,
         p_value: _builtins.float | None = ...,
         adjusted_p_value: _builtins.float | None = ...,
-        paired_sample_count: _builtins.int = ...,
-        differing_sample_count: _builtins.int = ...,
-        unpaired_sample_count: _builtins.int = ...,
+        paired_sample_count: _builtins.int | None = ...,
+        differing_sample_count: _builtins.int | None = ...,
+        unpaired_sample_count: _builtins.int | None = ...,
         method: Global___TestMethod.ValueType = ...,
         verdict: Global___Verdict.ValueType = ...,
         note: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_adjusted_p_value", b"_adjusted_p_value", "_baseline_sample_count", b"_baseline_sample_count", "_baseline_stderr", b"_baseline_stderr", "_baseline_value", b"_baseline_value", "_candidate_sample_count", b"_candidate_sample_count", "_candidate_stderr", b"_candidate_stderr", "_candidate_value", b"_candidate_value", "_difference", b"_difference", "_higher_is_better", b"_higher_is_better", "_interval_lower", b"_interval_lower", "_interval_upper", b"_interval_upper", "_p_value", b"_p_value", "adjusted_p_value", b"adjusted_p_value", "baseline_sample_count", b"baseline_sample_count", "baseline_stderr", b"baseline_stderr", "baseline_value", b"baseline_value", "candidate_sample_count", b"candidate_sample_count", "candidate_stderr", b"candidate_stderr", "candidate_value", b"candidate_value", "difference", b"difference", "higher_is_better", b"higher_is_better", "interval_lower", b"interval_lower", "interval_upper", b"interval_upper", "p_value", b"p_value"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_adjusted_p_value", b"_adjusted_p_value", "_baseline_sample_count", b"_baseline_sample_count", "_baseline_standard_error", b"_baseline_standard_error", "_baseline_value", b"_baseline_value", "_candidate_sample_count", b"_candidate_sample_count", "_candidate_standard_error", b"_candidate_standard_error", "_candidate_value", b"_candidate_value", "_difference", b"_difference", "_differing_sample_count", b"_differing_sample_count", "_higher_is_better", b"_higher_is_better", "_interval_lower", b"_interval_lower", "_interval_upper", b"_interval_upper", "_p_value", b"_p_value", "_paired_sample_count", b"_paired_sample_count", "_tolerance", b"_tolerance", "_unpaired_sample_count", b"_unpaired_sample_count", "adjusted_p_value", b"adjusted_p_value", "baseline_sample_count", b"baseline_sample_count", "baseline_standard_error", b"baseline_standard_error", "baseline_value", b"baseline_value", "candidate_sample_count", b"candidate_sample_count", "candidate_standard_error", b"candidate_standard_error", "candidate_value", b"candidate_value", "difference", b"difference", "differing_sample_count", b"differing_sample_count", "higher_is_better", b"higher_is_better", "interval_lower", b"interval_lower", "interval_upper", b"interval_upper", "p_value", b"p_value", "paired_sample_count", b"paired_sample_count", "tolerance", b"tolerance", "unpaired_sample_count", b"unpaired_sample_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adjusted_p_value", b"_adjusted_p_value", "_baseline_sample_count", b"_baseline_sample_count", "_baseline_stderr", b"_baseline_stderr", "_baseline_value", b"_baseline_value", "_candidate_sample_count", b"_candidate_sample_count", "_candidate_stderr", b"_candidate_stderr", "_candidate_value", b"_candidate_value", "_difference", b"_difference", "_higher_is_better", b"_higher_is_better", "_interval_lower", b"_interval_lower", "_interval_upper", b"_interval_upper", "_p_value", b"_p_value", "adjusted_p_value", b"adjusted_p_value", "baseline_model", b"baseline_model", "baseline_sample_count", b"baseline_sample_count", "baseline_stderr", b"baseline_stderr", "baseline_value", b"baseline_value", "candidate_model", b"candidate_model", "candidate_sample_count", b"candidate_sample_count", "candidate_stderr", b"candidate_stderr", "candidate_value", b"candidate_value", "difference", b"difference", "differing_sample_count", b"differing_sample_count", "filter", b"filter", "higher_is_better", b"higher_is_better", "interval_lower", b"interval_lower", "interval_upper", b"interval_upper", "method", b"method", "metric", b"metric", "note", b"note", "p_value", b"p_value", "paired_sample_count", b"paired_sample_count", "task", b"task", "tolerance", b"tolerance", "unpaired_sample_count", b"unpaired_sample_count", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adjusted_p_value", b"_adjusted_p_value", "_baseline_sample_count", b"_baseline_sample_count", "_baseline_standard_error", b"_baseline_standard_error", "_baseline_value", b"_baseline_value", "_candidate_sample_count", b"_candidate_sample_count", "_candidate_standard_error", b"_candidate_standard_error", "_candidate_value", b"_candidate_value", "_difference", b"_difference", "_differing_sample_count", b"_differing_sample_count", "_higher_is_better", b"_higher_is_better", "_interval_lower", b"_interval_lower", "_interval_upper", b"_interval_upper", "_p_value", b"_p_value", "_paired_sample_count", b"_paired_sample_count", "_tolerance", b"_tolerance", "_unpaired_sample_count", b"_unpaired_sample_count", "adjusted_p_value", b"adjusted_p_value", "baseline_model", b"baseline_model", "baseline_sample_count", b"baseline_sample_count", "baseline_standard_error", b"baseline_standard_error", "baseline_value", b"baseline_value", "candidate_model", b"candidate_model", "candidate_sample_count", b"candidate_sample_count", "candidate_standard_error", b"candidate_standard_error", "candidate_value", b"candidate_value", "difference", b"difference", "differing_sample_count", b"differing_sample_count", "filter", b"filter", "higher_is_better", b"higher_is_better", "interval_lower", b"interval_lower", "interval_upper", b"interval_upper", "method", b"method", "metric", b"metric", "note", b"note", "p_value", b"p_value", "paired_sample_count", b"paired_sample_count", "task", b"task", "tolerance", b"tolerance", "unpaired_sample_count", b"unpaired_sample_count", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__adjusted_p_value: _TypeAlias = _typing.Literal["adjusted_p_value"]  # noqa: Y015
     _WhichOneofArgType__adjusted_p_value: _TypeAlias = _typing.Literal["_adjusted_p_value", b"_adjusted_p_value"]  # noqa: Y015
     _WhichOneofReturnType__baseline_sample_count: _TypeAlias = _typing.Literal["baseline_sample_count"]  # noqa: Y015
     _WhichOneofArgType__baseline_sample_count: _TypeAlias = _typing.Literal["_baseline_sample_count", b"_baseline_sample_count"]  # noqa: Y015
-    _WhichOneofReturnType__baseline_stderr: _TypeAlias = _typing.Literal["baseline_stderr"]  # noqa: Y015
-    _WhichOneofArgType__baseline_stderr: _TypeAlias = _typing.Literal["_baseline_stderr", b"_baseline_stderr"]  # noqa: Y015
+    _WhichOneofReturnType__baseline_standard_error: _TypeAlias = _typing.Literal["baseline_standard_error"]  # noqa: Y015
+    _WhichOneofArgType__baseline_standard_error: _TypeAlias = _typing.Literal["_baseline_standard_error", b"_baseline_standard_error"]  # noqa: Y015
     _WhichOneofReturnType__baseline_value: _TypeAlias = _typing.Literal["baseline_value"]  # noqa: Y015
     _WhichOneofArgType__baseline_value: _TypeAlias = _typing.Literal["_baseline_value", b"_baseline_value"]  # noqa: Y015
     _WhichOneofReturnType__candidate_sample_count: _TypeAlias = _typing.Literal["candidate_sample_count"]  # noqa: Y015
     _WhichOneofArgType__candidate_sample_count: _TypeAlias = _typing.Literal["_candidate_sample_count", b"_candidate_sample_count"]  # noqa: Y015
-    _WhichOneofReturnType__candidate_stderr: _TypeAlias = _typing.Literal["candidate_stderr"]  # noqa: Y015
-    _WhichOneofArgType__candidate_stderr: _TypeAlias = _typing.Literal["_candidate_stderr", b"_candidate_stderr"]  # noqa: Y015
+    _WhichOneofReturnType__candidate_standard_error: _TypeAlias = _typing.Literal["candidate_standard_error"]  # noqa: Y015
+    _WhichOneofArgType__candidate_standard_error: _TypeAlias = _typing.Literal["_candidate_standard_error", b"_candidate_standard_error"]  # noqa: Y015
     _WhichOneofReturnType__candidate_value: _TypeAlias = _typing.Literal["candidate_value"]  # noqa: Y015
     _WhichOneofArgType__candidate_value: _TypeAlias = _typing.Literal["_candidate_value", b"_candidate_value"]  # noqa: Y015
     _WhichOneofReturnType__difference: _TypeAlias = _typing.Literal["difference"]  # noqa: Y015
     _WhichOneofArgType__difference: _TypeAlias = _typing.Literal["_difference", b"_difference"]  # noqa: Y015
+    _WhichOneofReturnType__differing_sample_count: _TypeAlias = _typing.Literal["differing_sample_count"]  # noqa: Y015
+    _WhichOneofArgType__differing_sample_count: _TypeAlias = _typing.Literal["_differing_sample_count", b"_differing_sample_count"]  # noqa: Y015
     _WhichOneofReturnType__higher_is_better: _TypeAlias = _typing.Literal["higher_is_better"]  # noqa: Y015
     _WhichOneofArgType__higher_is_better: _TypeAlias = _typing.Literal["_higher_is_better", b"_higher_is_better"]  # noqa: Y015
     _WhichOneofReturnType__interval_lower: _TypeAlias = _typing.Literal["interval_lower"]  # noqa: Y015
@@ -451,22 +457,30 @@ class MetricComparison(_message.Message):
     _WhichOneofArgType__interval_upper: _TypeAlias = _typing.Literal["_interval_upper", b"_interval_upper"]  # noqa: Y015
     _WhichOneofReturnType__p_value: _TypeAlias = _typing.Literal["p_value"]  # noqa: Y015
     _WhichOneofArgType__p_value: _TypeAlias = _typing.Literal["_p_value", b"_p_value"]  # noqa: Y015
+    _WhichOneofReturnType__paired_sample_count: _TypeAlias = _typing.Literal["paired_sample_count"]  # noqa: Y015
+    _WhichOneofArgType__paired_sample_count: _TypeAlias = _typing.Literal["_paired_sample_count", b"_paired_sample_count"]  # noqa: Y015
+    _WhichOneofReturnType__tolerance: _TypeAlias = _typing.Literal["tolerance"]  # noqa: Y015
+    _WhichOneofArgType__tolerance: _TypeAlias = _typing.Literal["_tolerance", b"_tolerance"]  # noqa: Y015
+    _WhichOneofReturnType__unpaired_sample_count: _TypeAlias = _typing.Literal["unpaired_sample_count"]  # noqa: Y015
+    _WhichOneofArgType__unpaired_sample_count: _TypeAlias = _typing.Literal["_unpaired_sample_count", b"_unpaired_sample_count"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__adjusted_p_value) -> _WhichOneofReturnType__adjusted_p_value | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__baseline_sample_count) -> _WhichOneofReturnType__baseline_sample_count | None: ...
     @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__baseline_stderr) -> _WhichOneofReturnType__baseline_stderr | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__baseline_standard_error) -> _WhichOneofReturnType__baseline_standard_error | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__baseline_value) -> _WhichOneofReturnType__baseline_value | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__candidate_sample_count) -> _WhichOneofReturnType__candidate_sample_count | None: ...
     @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__candidate_stderr) -> _WhichOneofReturnType__candidate_stderr | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__candidate_standard_error) -> _WhichOneofReturnType__candidate_standard_error | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__candidate_value) -> _WhichOneofReturnType__candidate_value | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__difference) -> _WhichOneofReturnType__difference | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__differing_sample_count) -> _WhichOneofReturnType__differing_sample_count | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__higher_is_better) -> _WhichOneofReturnType__higher_is_better | None: ...
     @_typing.overload
@@ -475,5 +489,11 @@ class MetricComparison(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__interval_upper) -> _WhichOneofReturnType__interval_upper | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__p_value) -> _WhichOneofReturnType__p_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__paired_sample_count) -> _WhichOneofReturnType__paired_sample_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tolerance) -> _WhichOneofReturnType__tolerance | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__unpaired_sample_count) -> _WhichOneofReturnType__unpaired_sample_count | None: ...
 
 Global___MetricComparison: _TypeAlias = MetricComparison  # noqa: Y015

@@ -22,98 +22,56 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from evalrpc.v1 import history_pb2 as evalrpc_dot_v1_dot_history__pb2
+from evalrpc.v1 import catalog_pb2 as evalrpc_dot_v1_dot_catalog__pb2
 from evalrpc.v1 import comparison_pb2 as evalrpc_dot_v1_dot_comparison__pb2
-from evalrpc.v1 import job_pb2 as evalrpc_dot_v1_dot_job__pb2
-from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
-from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
-from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from evalrpc.v1 import files_pb2 as evalrpc_dot_v1_dot_files__pb2
+from evalrpc.v1 import history_pb2 as evalrpc_dot_v1_dot_history__pb2
+from evalrpc.v1 import jobs_pb2 as evalrpc_dot_v1_dot_jobs__pb2
+from evalrpc.v1 import queue_pb2 as evalrpc_dot_v1_dot_queue__pb2
+from evalrpc.v1 import results_pb2 as evalrpc_dot_v1_dot_results__pb2
+from evalrpc.v1 import samples_pb2 as evalrpc_dot_v1_dot_samples__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#evalrpc/v1/evaluation_service.proto\x12\nevalrpc.v1\x1a\x18\x65valrpc/v1/history.proto\x1a\x1b\x65valrpc/v1/comparison.proto\x1a\x14\x65valrpc/v1/job.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe5\x02\n\x10SubmitJobRequest\x12,\n\x07request\x18\x01 \x01(\x0b\x32\x1b.evalrpc.v1.EvaluateRequest\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x10\n\x08priority\x18\x03 \x01(\x05\x12\x38\n\x06labels\x18\x04 \x03(\x0b\x32(.evalrpc.v1.SubmitJobRequest.LabelsEntry\x12*\n\x07timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cmax_attempts\x18\x06 \x01(\x05\x12\x15\n\rsupersede_key\x18\x07 \x01(\t\x12\x15\n\rvalidate_only\x18\x08 \x01(\x08\x12$\n\x05\x63\x61\x63he\x18\t \x01(\x0e\x32\x15.evalrpc.v1.CacheMode\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"p\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_revision\x18\x02 \x01(\x03\x12\x35\n\x12heartbeat_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x88\x01\n\x10WatchJobsRequest\x12%\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x15.evalrpc.v1.JobFilter\x12\x16\n\x0e\x61\x66ter_revision\x18\x02 \x01(\x03\x12\x35\n\x12heartbeat_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xaf\x02\n\tJobFilter\x12\'\n\x08statuses\x18\x01 \x03(\x0e\x32\x15.evalrpc.v1.JobStatus\x12\x31\n\x06labels\x18\x02 \x03(\x0b\x32!.evalrpc.v1.JobFilter.LabelsEntry\x12\x0e\n\x06models\x18\x03 \x03(\t\x12\r\n\x05tasks\x18\x04 \x03(\t\x12\x11\n\tharnesses\x18\x05 \x03(\t\x12\x31\n\rcreated_after\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x63reated_before\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"_\n\x0fListJobsRequest\x12%\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x15.evalrpc.v1.JobFilter\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"N\n\x10ListJobsResponse\x12!\n\x04jobs\x18\x01 \x03(\x0b\x32\x13.evalrpc.v1.JobInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\"\n\x10\x44\x65leteJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\x13\n\x11\x44\x65leteJobResponse\"\x11\n\x0fGetQueueRequest\"\x80\x02\n\x10GetQueueResponse\x12\x14\n\x0cqueued_count\x18\x01 \x01(\x03\x12\x15\n\rrunning_count\x18\x02 \x01(\x03\x12\x16\n\x0equeued_job_ids\x18\x03 \x03(\t\x12\x17\n\x0frunning_job_ids\x18\x04 \x03(\t\x12.\n\rstatus_counts\x18\x05 \x03(\x0b\x32\x17.evalrpc.v1.StatusCount\x12\x1d\n\x04gpus\x18\x06 \x03(\x0b\x32\x0f.evalrpc.v1.Gpu\x12\x16\n\x0e\x66ree_gpu_count\x18\x07 \x01(\x05\x12\x13\n\x0bmax_running\x18\x08 \x01(\x05\x12\x12\n\nmax_queued\x18\t \x01(\x03\"C\n\x0bStatusCount\x12%\n\x06status\x18\x01 \x01(\x0e\x32\x15.evalrpc.v1.JobStatus\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\"I\n\x03Gpu\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06job_id\x18\x03 \x01(\t\x12\x18\n\x10set_aside_reason\x18\x04 \x01(\t\"Q\n\x0eReadLogRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\"@\n\x0fReadLogResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\"7\n\x14ListArtifactsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\"@\n\x15ListArtifactsResponse\x12\'\n\tartifacts\x18\x01 \x03(\x0b\x32\x14.evalrpc.v1.Artifact\"m\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12/\n\x0bmodified_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"c\n\x13ReadArtifactRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\r\n\x05limit\x18\x04 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\"H\n\x14ReadArtifactResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"h\n\x12ListSamplesRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"X\n\x13ListSamplesResponse\x12(\n\x07samples\x18\x01 \x03(\x0b\x32\x17.google.protobuf.Struct\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"{\n\x11GetHistoryRequest\x12%\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x15.evalrpc.v1.JobFilter\x12+\n\x07metrics\x18\x02 \x03(\x0b\x32\x1a.evalrpc.v1.MetricSelector\x12\x12\n\nstep_label\x18\x03 \x01(\t\"Y\n\x10ListTasksRequest\x12\x0f\n\x07harness\x18\x01 \x01(\t\x12\r\n\x05query\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\";\n\x11ListTasksResponse\x12\r\n\x05tasks\x18\x01 \x03(\t\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Z\n\x11ListModelsRequest\x12\x0f\n\x07harness\x18\x01 \x01(\t\x12\r\n\x05query\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"=\n\x12ListModelsResponse\x12\x0e\n\x06models\x18\x01 \x03(\t\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x16\n\x14ListHarnessesRequest\"C\n\x15ListHarnessesResponse\x12*\n\tharnesses\x18\x01 \x03(\x0b\x32\x17.evalrpc.v1.HarnessInfo\"i\n\x0bHarnessInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x11\n\tavailable\x18\x04 \x01(\x08\x12\x1a\n\x12unavailable_reason\x18\x05 \x01(\t\"\x16\n\x14GetServerInfoRequest\"\xf5\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstarted_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rhead_revision\x18\x03 \x01(\x03\x12\x17\n\x0foldest_revision\x18\x04 \x01(\x03\x12\x11\n\tgpu_count\x18\x05 \x01(\x05\x12\x19\n\x11max_request_bytes\x18\x06 \x01(\x03\x12\x12\n\nmax_queued\x18\x07 \x01(\x03\x12\x13\n\x0bmax_running\x18\x08 \x01(\x05\x12\x14\n\x0c\x63\x61pabilities\x18\t \x03(\t*=\n\tCacheMode\x12\x1a\n\x16\x43\x41\x43HE_MODE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43\x41\x43HE_MODE_ALLOW\x10\x01\x32\xca\n\n\x11\x45valuationService\x12>\n\tSubmitJob\x12\x1c.evalrpc.v1.SubmitJobRequest\x1a\x13.evalrpc.v1.JobInfo\x12\x38\n\x06GetJob\x12\x19.evalrpc.v1.GetJobRequest\x1a\x13.evalrpc.v1.JobInfo\x12?\n\x08WatchJob\x12\x1b.evalrpc.v1.WatchJobRequest\x1a\x14.evalrpc.v1.JobEvent0\x01\x12\x41\n\tWatchJobs\x12\x1c.evalrpc.v1.WatchJobsRequest\x1a\x14.evalrpc.v1.JobEvent0\x01\x12\x45\n\x08ListJobs\x12\x1b.evalrpc.v1.ListJobsRequest\x1a\x1c.evalrpc.v1.ListJobsResponse\x12>\n\tCancelJob\x12\x1c.evalrpc.v1.CancelJobRequest\x1a\x13.evalrpc.v1.JobInfo\x12H\n\tDeleteJob\x12\x1c.evalrpc.v1.DeleteJobRequest\x1a\x1d.evalrpc.v1.DeleteJobResponse\x12\x45\n\x08GetQueue\x12\x1b.evalrpc.v1.GetQueueRequest\x1a\x1c.evalrpc.v1.GetQueueResponse\x12\x44\n\x07ReadLog\x12\x1a.evalrpc.v1.ReadLogRequest\x1a\x1b.evalrpc.v1.ReadLogResponse0\x01\x12T\n\rListArtifacts\x12 .evalrpc.v1.ListArtifactsRequest\x1a!.evalrpc.v1.ListArtifactsResponse\x12S\n\x0cReadArtifact\x12\x1f.evalrpc.v1.ReadArtifactRequest\x1a .evalrpc.v1.ReadArtifactResponse0\x01\x12N\n\x0bListSamples\x12\x1e.evalrpc.v1.ListSamplesRequest\x1a\x1f.evalrpc.v1.ListSamplesResponse\x12K\n\nGetHistory\x12\x1d.evalrpc.v1.GetHistoryRequest\x1a\x1e.evalrpc.v1.GetHistoryResponse\x12N\n\x0b\x43ompareJobs\x12\x1e.evalrpc.v1.CompareJobsRequest\x1a\x1f.evalrpc.v1.CompareJobsResponse\x12H\n\tListTasks\x12\x1c.evalrpc.v1.ListTasksRequest\x1a\x1d.evalrpc.v1.ListTasksResponse\x12K\n\nListModels\x12\x1d.evalrpc.v1.ListModelsRequest\x1a\x1e.evalrpc.v1.ListModelsResponse\x12T\n\rListHarnesses\x12 .evalrpc.v1.ListHarnessesRequest\x1a!.evalrpc.v1.ListHarnessesResponse\x12T\n\rGetServerInfo\x12 .evalrpc.v1.GetServerInfoRequest\x1a!.evalrpc.v1.GetServerInfoResponseB$\n\nevalrpc.v1P\x01Z\x14\x65valrpc/v1;evalrpcv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#evalrpc/v1/evaluation_service.proto\x12\nevalrpc.v1\x1a\x18\x65valrpc/v1/catalog.proto\x1a\x1b\x65valrpc/v1/comparison.proto\x1a\x16\x65valrpc/v1/files.proto\x1a\x18\x65valrpc/v1/history.proto\x1a\x15\x65valrpc/v1/jobs.proto\x1a\x16\x65valrpc/v1/queue.proto\x1a\x18\x65valrpc/v1/results.proto\x1a\x18\x65valrpc/v1/samples.proto2\xaa\x0c\n\x11\x45valuationService\x12>\n\tSubmitJob\x12\x1c.evalrpc.v1.SubmitJobRequest\x1a\x13.evalrpc.v1.JobInfo\x12=\n\x06GetJob\x12\x19.evalrpc.v1.GetJobRequest\x1a\x13.evalrpc.v1.JobInfo\"\x03\x90\x02\x01\x12\x44\n\x08WatchJob\x12\x1b.evalrpc.v1.WatchJobRequest\x1a\x14.evalrpc.v1.JobEvent\"\x03\x90\x02\x01\x30\x01\x12\x46\n\tWatchJobs\x12\x1c.evalrpc.v1.WatchJobsRequest\x1a\x14.evalrpc.v1.JobEvent\"\x03\x90\x02\x01\x30\x01\x12J\n\x08ListJobs\x12\x1b.evalrpc.v1.ListJobsRequest\x1a\x1c.evalrpc.v1.ListJobsResponse\"\x03\x90\x02\x01\x12>\n\tCancelJob\x12\x1c.evalrpc.v1.CancelJobRequest\x1a\x13.evalrpc.v1.JobInfo\x12>\n\tUpdateJob\x12\x1c.evalrpc.v1.UpdateJobRequest\x1a\x13.evalrpc.v1.JobInfo\x12H\n\tDeleteJob\x12\x1c.evalrpc.v1.DeleteJobRequest\x1a\x1d.evalrpc.v1.DeleteJobResponse\x12J\n\x08GetQueue\x12\x1b.evalrpc.v1.GetQueueRequest\x1a\x1c.evalrpc.v1.GetQueueResponse\"\x03\x90\x02\x01\x12I\n\x07ReadLog\x12\x1a.evalrpc.v1.ReadLogRequest\x1a\x1b.evalrpc.v1.ReadLogResponse\"\x03\x90\x02\x01\x30\x01\x12Y\n\rListArtifacts\x12 .evalrpc.v1.ListArtifactsRequest\x1a!.evalrpc.v1.ListArtifactsResponse\"\x03\x90\x02\x01\x12X\n\x0cReadArtifact\x12\x1f.evalrpc.v1.ReadArtifactRequest\x1a .evalrpc.v1.ReadArtifactResponse\"\x03\x90\x02\x01\x30\x01\x12S\n\x0bListSamples\x12\x1e.evalrpc.v1.ListSamplesRequest\x1a\x1f.evalrpc.v1.ListSamplesResponse\"\x03\x90\x02\x01\x12S\n\x0bListMetrics\x12\x1e.evalrpc.v1.ListMetricsRequest\x1a\x1f.evalrpc.v1.ListMetricsResponse\"\x03\x90\x02\x01\x12P\n\nGetHistory\x12\x1d.evalrpc.v1.GetHistoryRequest\x1a\x1e.evalrpc.v1.GetHistoryResponse\"\x03\x90\x02\x01\x12S\n\x0b\x43ompareJobs\x12\x1e.evalrpc.v1.CompareJobsRequest\x1a\x1f.evalrpc.v1.CompareJobsResponse\"\x03\x90\x02\x01\x12M\n\tListTasks\x12\x1c.evalrpc.v1.ListTasksRequest\x1a\x1d.evalrpc.v1.ListTasksResponse\"\x03\x90\x02\x01\x12P\n\nListModels\x12\x1d.evalrpc.v1.ListModelsRequest\x1a\x1e.evalrpc.v1.ListModelsResponse\"\x03\x90\x02\x01\x12Y\n\rListHarnesses\x12 .evalrpc.v1.ListHarnessesRequest\x1a!.evalrpc.v1.ListHarnessesResponse\"\x03\x90\x02\x01\x12Y\n\rGetServerInfo\x12 .evalrpc.v1.GetServerInfoRequest\x1a!.evalrpc.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x42\x31\n\nevalrpc.v1P\x01Z\x14\x65valrpc/v1;evalrpcv1\xaa\x02\nEvalrpc.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'evalrpc.v1.evaluation_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
-  _globals['DESCRIPTOR']._serialized_options = b'\n\nevalrpc.v1P\001Z\024evalrpc/v1;evalrpcv1'
-  _globals['_SUBMITJOBREQUEST_LABELSENTRY']._loaded_options = None
-  _globals['_SUBMITJOBREQUEST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_JOBFILTER_LABELSENTRY']._loaded_options = None
-  _globals['_JOBFILTER_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_CACHEMODE']._serialized_start=3541
-  _globals['_CACHEMODE']._serialized_end=3602
-  _globals['_SUBMITJOBREQUEST']._serialized_start=224
-  _globals['_SUBMITJOBREQUEST']._serialized_end=581
-  _globals['_SUBMITJOBREQUEST_LABELSENTRY']._serialized_start=536
-  _globals['_SUBMITJOBREQUEST_LABELSENTRY']._serialized_end=581
-  _globals['_GETJOBREQUEST']._serialized_start=583
-  _globals['_GETJOBREQUEST']._serialized_end=614
-  _globals['_WATCHJOBREQUEST']._serialized_start=616
-  _globals['_WATCHJOBREQUEST']._serialized_end=728
-  _globals['_WATCHJOBSREQUEST']._serialized_start=731
-  _globals['_WATCHJOBSREQUEST']._serialized_end=867
-  _globals['_JOBFILTER']._serialized_start=870
-  _globals['_JOBFILTER']._serialized_end=1173
-  _globals['_JOBFILTER_LABELSENTRY']._serialized_start=536
-  _globals['_JOBFILTER_LABELSENTRY']._serialized_end=581
-  _globals['_LISTJOBSREQUEST']._serialized_start=1175
-  _globals['_LISTJOBSREQUEST']._serialized_end=1270
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1272
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1350
-  _globals['_CANCELJOBREQUEST']._serialized_start=1352
-  _globals['_CANCELJOBREQUEST']._serialized_end=1402
-  _globals['_DELETEJOBREQUEST']._serialized_start=1404
-  _globals['_DELETEJOBREQUEST']._serialized_end=1438
-  _globals['_DELETEJOBRESPONSE']._serialized_start=1440
-  _globals['_DELETEJOBRESPONSE']._serialized_end=1459
-  _globals['_GETQUEUEREQUEST']._serialized_start=1461
-  _globals['_GETQUEUEREQUEST']._serialized_end=1478
-  _globals['_GETQUEUERESPONSE']._serialized_start=1481
-  _globals['_GETQUEUERESPONSE']._serialized_end=1737
-  _globals['_STATUSCOUNT']._serialized_start=1739
-  _globals['_STATUSCOUNT']._serialized_end=1806
-  _globals['_GPU']._serialized_start=1808
-  _globals['_GPU']._serialized_end=1881
-  _globals['_READLOGREQUEST']._serialized_start=1883
-  _globals['_READLOGREQUEST']._serialized_end=1964
-  _globals['_READLOGRESPONSE']._serialized_start=1966
-  _globals['_READLOGRESPONSE']._serialized_end=2030
-  _globals['_LISTARTIFACTSREQUEST']._serialized_start=2032
-  _globals['_LISTARTIFACTSREQUEST']._serialized_end=2087
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=2089
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=2153
-  _globals['_ARTIFACT']._serialized_start=2155
-  _globals['_ARTIFACT']._serialized_end=2264
-  _globals['_READARTIFACTREQUEST']._serialized_start=2266
-  _globals['_READARTIFACTREQUEST']._serialized_end=2365
-  _globals['_READARTIFACTRESPONSE']._serialized_start=2367
-  _globals['_READARTIFACTRESPONSE']._serialized_end=2439
-  _globals['_LISTSAMPLESREQUEST']._serialized_start=2441
-  _globals['_LISTSAMPLESREQUEST']._serialized_end=2545
-  _globals['_LISTSAMPLESRESPONSE']._serialized_start=2547
-  _globals['_LISTSAMPLESRESPONSE']._serialized_end=2635
-  _globals['_GETHISTORYREQUEST']._serialized_start=2637
-  _globals['_GETHISTORYREQUEST']._serialized_end=2760
-  _globals['_LISTTASKSREQUEST']._serialized_start=2762
-  _globals['_LISTTASKSREQUEST']._serialized_end=2851
-  _globals['_LISTTASKSRESPONSE']._serialized_start=2853
-  _globals['_LISTTASKSRESPONSE']._serialized_end=2912
-  _globals['_LISTMODELSREQUEST']._serialized_start=2914
-  _globals['_LISTMODELSREQUEST']._serialized_end=3004
-  _globals['_LISTMODELSRESPONSE']._serialized_start=3006
-  _globals['_LISTMODELSRESPONSE']._serialized_end=3067
-  _globals['_LISTHARNESSESREQUEST']._serialized_start=3069
-  _globals['_LISTHARNESSESREQUEST']._serialized_end=3091
-  _globals['_LISTHARNESSESRESPONSE']._serialized_start=3093
-  _globals['_LISTHARNESSESRESPONSE']._serialized_end=3160
-  _globals['_HARNESSINFO']._serialized_start=3162
-  _globals['_HARNESSINFO']._serialized_end=3267
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=3269
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=3291
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=3294
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=3539
-  _globals['_EVALUATIONSERVICE']._serialized_start=3605
-  _globals['_EVALUATIONSERVICE']._serialized_end=4959
+  _globals['DESCRIPTOR']._serialized_options = b'\n\nevalrpc.v1P\001Z\024evalrpc/v1;evalrpcv1\252\002\nEvalrpc.V1'
+  _globals['_EVALUATIONSERVICE'].methods_by_name['GetJob']._loaded_options = None
+  _globals['_EVALUATIONSERVICE'].methods_by_name['GetJob']._serialized_options = b'\220\002\001'
+  _globals['_EVALUATIONSERVICE'].methods_by_name['WatchJob']._loaded_options = None
+  _globals['_EVALUATIONSERVICE'].methods_by_name['WatchJob']._serialized_options = b'\220\002\001'
+  _globals['_EVALUATIONSERVICE'].methods_by_name['WatchJobs']._loaded_options = None
+  _globals['_EVALUATIONSERVICE'].methods_by_name['WatchJobs']._serialized_options = b'\220\002\001'
+  _globals['_EVALUATIONSERVICE'].methods_by_name['ListJobs']._loaded_options = None
+  _globals['_EVALUATIONSERVICE'].methods_by_name['ListJobs']._serialized_options = b'\220\002\001'
+  _globals['_EVALUATIONSERVICE'].methods_by_name['GetQueue']._loaded_options = None
+  _globals['_EVALUATIONSERVICE'].methods_by_name['GetQueue']._serialized_options = b'\220\002\001'
+  _globals['_EVALUATIONSERVICE'].methods_by_name['ReadLog']._loaded_options = None
+  _globals['_EVALUATIONSERVICE'].methods_by_name['ReadLog']._serialized_options = b'\220\002\001'
+  _globals['_EVALUATIONSERVICE'].methods_by_name['ListArtifacts']._loaded_options = None
+  _globals['_EVALUATIONSERVICE'].methods_by_name['ListArtifacts']._serialized_options = b'\220\002\001'
+  _globals['_EVALUATIONSERVICE'].methods_by_name['ReadArtifact']._loaded_options = None
+  _globals['_EVALUATIONSERVICE'].methods_by_name['ReadArtifact']._serialized_options = b'\220\002\001'
+  _globals['_EVALUATIONSERVICE'].methods_by_name['ListSamples']._loaded_options = None
+  _globals['_EVALUATIONSERVICE'].methods_by_name['ListSamples']._serialized_options = b'\220\002\001'
+  _globals['_EVALUATIONSERVICE'].methods_by_name['ListMetrics']._loaded_options = None
+  _globals['_EVALUATIONSERVICE'].methods_by_name['ListMetrics']._serialized_options = b'\220\002\001'
+  _globals['_EVALUATIONSERVICE'].methods_by_name['GetHistory']._loaded_options = None
+  _globals['_EVALUATIONSERVICE'].methods_by_name['GetHistory']._serialized_options = b'\220\002\001'
+  _globals['_EVALUATIONSERVICE'].methods_by_name['CompareJobs']._loaded_options = None
+  _globals['_EVALUATIONSERVICE'].methods_by_name['CompareJobs']._serialized_options = b'\220\002\001'
+  _globals['_EVALUATIONSERVICE'].methods_by_name['ListTasks']._loaded_options = None
+  _globals['_EVALUATIONSERVICE'].methods_by_name['ListTasks']._serialized_options = b'\220\002\001'
+  _globals['_EVALUATIONSERVICE'].methods_by_name['ListModels']._loaded_options = None
+  _globals['_EVALUATIONSERVICE'].methods_by_name['ListModels']._serialized_options = b'\220\002\001'
+  _globals['_EVALUATIONSERVICE'].methods_by_name['ListHarnesses']._loaded_options = None
+  _globals['_EVALUATIONSERVICE'].methods_by_name['ListHarnesses']._serialized_options = b'\220\002\001'
+  _globals['_EVALUATIONSERVICE'].methods_by_name['GetServerInfo']._loaded_options = None
+  _globals['_EVALUATIONSERVICE'].methods_by_name['GetServerInfo']._serialized_options = b'\220\002\001'
+  _globals['_EVALUATIONSERVICE']._serialized_start=256
+  _globals['_EVALUATIONSERVICE']._serialized_end=1834
 # @@protoc_insertion_point(module_scope)

@@ -3,10 +3,14 @@
 import grpc
 import warnings
 
+from evalrpc.v1 import catalog_pb2 as evalrpc_dot_v1_dot_catalog__pb2
 from evalrpc.v1 import comparison_pb2 as evalrpc_dot_v1_dot_comparison__pb2
-from evalrpc.v1 import evaluation_service_pb2 as evalrpc_dot_v1_dot_evaluation__service__pb2
+from evalrpc.v1 import files_pb2 as evalrpc_dot_v1_dot_files__pb2
 from evalrpc.v1 import history_pb2 as evalrpc_dot_v1_dot_history__pb2
-from evalrpc.v1 import job_pb2 as evalrpc_dot_v1_dot_job__pb2
+from evalrpc.v1 import jobs_pb2 as evalrpc_dot_v1_dot_jobs__pb2
+from evalrpc.v1 import queue_pb2 as evalrpc_dot_v1_dot_queue__pb2
+from evalrpc.v1 import results_pb2 as evalrpc_dot_v1_dot_results__pb2
+from evalrpc.v1 import samples_pb2 as evalrpc_dot_v1_dot_samples__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
@@ -40,67 +44,77 @@ class EvaluationServiceStub(object):
         """
         self.SubmitJob = channel.unary_unary(
                 '/evalrpc.v1.EvaluationService/SubmitJob',
-                request_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.SubmitJobRequest.SerializeToString,
-                response_deserializer=evalrpc_dot_v1_dot_job__pb2.JobInfo.FromString,
+                request_serializer=evalrpc_dot_v1_dot_jobs__pb2.SubmitJobRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_jobs__pb2.JobInfo.FromString,
                 _registered_method=True)
         self.GetJob = channel.unary_unary(
                 '/evalrpc.v1.EvaluationService/GetJob',
-                request_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.GetJobRequest.SerializeToString,
-                response_deserializer=evalrpc_dot_v1_dot_job__pb2.JobInfo.FromString,
+                request_serializer=evalrpc_dot_v1_dot_jobs__pb2.GetJobRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_jobs__pb2.JobInfo.FromString,
                 _registered_method=True)
         self.WatchJob = channel.unary_stream(
                 '/evalrpc.v1.EvaluationService/WatchJob',
-                request_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.WatchJobRequest.SerializeToString,
-                response_deserializer=evalrpc_dot_v1_dot_job__pb2.JobEvent.FromString,
+                request_serializer=evalrpc_dot_v1_dot_jobs__pb2.WatchJobRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_jobs__pb2.JobEvent.FromString,
                 _registered_method=True)
         self.WatchJobs = channel.unary_stream(
                 '/evalrpc.v1.EvaluationService/WatchJobs',
-                request_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.WatchJobsRequest.SerializeToString,
-                response_deserializer=evalrpc_dot_v1_dot_job__pb2.JobEvent.FromString,
+                request_serializer=evalrpc_dot_v1_dot_jobs__pb2.WatchJobsRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_jobs__pb2.JobEvent.FromString,
                 _registered_method=True)
         self.ListJobs = channel.unary_unary(
                 '/evalrpc.v1.EvaluationService/ListJobs',
-                request_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ListJobsRequest.SerializeToString,
-                response_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ListJobsResponse.FromString,
+                request_serializer=evalrpc_dot_v1_dot_jobs__pb2.ListJobsRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_jobs__pb2.ListJobsResponse.FromString,
                 _registered_method=True)
         self.CancelJob = channel.unary_unary(
                 '/evalrpc.v1.EvaluationService/CancelJob',
-                request_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.CancelJobRequest.SerializeToString,
-                response_deserializer=evalrpc_dot_v1_dot_job__pb2.JobInfo.FromString,
+                request_serializer=evalrpc_dot_v1_dot_jobs__pb2.CancelJobRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_jobs__pb2.JobInfo.FromString,
+                _registered_method=True)
+        self.UpdateJob = channel.unary_unary(
+                '/evalrpc.v1.EvaluationService/UpdateJob',
+                request_serializer=evalrpc_dot_v1_dot_jobs__pb2.UpdateJobRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_jobs__pb2.JobInfo.FromString,
                 _registered_method=True)
         self.DeleteJob = channel.unary_unary(
                 '/evalrpc.v1.EvaluationService/DeleteJob',
-                request_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.DeleteJobRequest.SerializeToString,
-                response_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.DeleteJobResponse.FromString,
+                request_serializer=evalrpc_dot_v1_dot_jobs__pb2.DeleteJobRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_jobs__pb2.DeleteJobResponse.FromString,
                 _registered_method=True)
         self.GetQueue = channel.unary_unary(
                 '/evalrpc.v1.EvaluationService/GetQueue',
-                request_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.GetQueueRequest.SerializeToString,
-                response_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.GetQueueResponse.FromString,
+                request_serializer=evalrpc_dot_v1_dot_queue__pb2.GetQueueRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_queue__pb2.GetQueueResponse.FromString,
                 _registered_method=True)
         self.ReadLog = channel.unary_stream(
                 '/evalrpc.v1.EvaluationService/ReadLog',
-                request_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ReadLogRequest.SerializeToString,
-                response_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ReadLogResponse.FromString,
+                request_serializer=evalrpc_dot_v1_dot_files__pb2.ReadLogRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_files__pb2.ReadLogResponse.FromString,
                 _registered_method=True)
         self.ListArtifacts = channel.unary_unary(
                 '/evalrpc.v1.EvaluationService/ListArtifacts',
-                request_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ListArtifactsRequest.SerializeToString,
-                response_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ListArtifactsResponse.FromString,
+                request_serializer=evalrpc_dot_v1_dot_files__pb2.ListArtifactsRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_files__pb2.ListArtifactsResponse.FromString,
                 _registered_method=True)
         self.ReadArtifact = channel.unary_stream(
                 '/evalrpc.v1.EvaluationService/ReadArtifact',
-                request_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ReadArtifactRequest.SerializeToString,
-                response_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ReadArtifactResponse.FromString,
+                request_serializer=evalrpc_dot_v1_dot_files__pb2.ReadArtifactRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_files__pb2.ReadArtifactResponse.FromString,
                 _registered_method=True)
         self.ListSamples = channel.unary_unary(
                 '/evalrpc.v1.EvaluationService/ListSamples',
-                request_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ListSamplesRequest.SerializeToString,
-                response_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ListSamplesResponse.FromString,
+                request_serializer=evalrpc_dot_v1_dot_samples__pb2.ListSamplesRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_samples__pb2.ListSamplesResponse.FromString,
+                _registered_method=True)
+        self.ListMetrics = channel.unary_unary(
+                '/evalrpc.v1.EvaluationService/ListMetrics',
+                request_serializer=evalrpc_dot_v1_dot_results__pb2.ListMetricsRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_results__pb2.ListMetricsResponse.FromString,
                 _registered_method=True)
         self.GetHistory = channel.unary_unary(
                 '/evalrpc.v1.EvaluationService/GetHistory',
-                request_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.GetHistoryRequest.SerializeToString,
+                request_serializer=evalrpc_dot_v1_dot_history__pb2.GetHistoryRequest.SerializeToString,
                 response_deserializer=evalrpc_dot_v1_dot_history__pb2.GetHistoryResponse.FromString,
                 _registered_method=True)
         self.CompareJobs = channel.unary_unary(
@@ -110,23 +124,23 @@ class EvaluationServiceStub(object):
                 _registered_method=True)
         self.ListTasks = channel.unary_unary(
                 '/evalrpc.v1.EvaluationService/ListTasks',
-                request_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ListTasksRequest.SerializeToString,
-                response_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ListTasksResponse.FromString,
+                request_serializer=evalrpc_dot_v1_dot_catalog__pb2.ListTasksRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_catalog__pb2.ListTasksResponse.FromString,
                 _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/evalrpc.v1.EvaluationService/ListModels',
-                request_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ListModelsRequest.SerializeToString,
-                response_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ListModelsResponse.FromString,
+                request_serializer=evalrpc_dot_v1_dot_catalog__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_catalog__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
         self.ListHarnesses = channel.unary_unary(
                 '/evalrpc.v1.EvaluationService/ListHarnesses',
-                request_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ListHarnessesRequest.SerializeToString,
-                response_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ListHarnessesResponse.FromString,
+                request_serializer=evalrpc_dot_v1_dot_catalog__pb2.ListHarnessesRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_catalog__pb2.ListHarnessesResponse.FromString,
                 _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/evalrpc.v1.EvaluationService/GetServerInfo',
-                request_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.GetServerInfoRequest.SerializeToString,
-                response_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.GetServerInfoResponse.FromString,
+                request_serializer=evalrpc_dot_v1_dot_catalog__pb2.GetServerInfoRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_catalog__pb2.GetServerInfoResponse.FromString,
                 _registered_method=True)
 
 
@@ -136,7 +150,8 @@ class EvaluationServiceServicer(object):
 
     def SubmitJob(self, request, context):
         """Accepts an evaluation. When it answers OK, the job is on disk and survives any crash of the server. The answer is the job:
-        QUEUED with its position, or, for a repeated `request_id` or one found by `cache`, as it stands now.
+        QUEUED with its position, COMPLETED if it shares the run of another job (see CacheMode), or, for a repeated `request_id`,
+        as it stands now.
 
         Errors: INVALID_ARGUMENT (every bad field at once), ALREADY_EXISTS (`request_id` was used with other contents),
         RESOURCE_EXHAUSTED (the queue is full; RetryInfo), UNAVAILABLE (the server is stopping, or its disk rejects writes;
@@ -158,11 +173,11 @@ class EvaluationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchJob(self, request, context):
-        """Streams one job: a SNAPSHOT of its current state, then every status change in order and exactly once, with PROGRESS between
-        them, then OK right after the terminal event. With `after_revision` there is no snapshot: all changes after that revision
-        come instead. For a FAILED job, too, the call succeeds: the stream ends with OK, and never without a terminal event. If the
-        job was already terminal at `after_revision`, that event is a SNAPSHOT of its final state. A watcher that disconnects does
-        not affect the job.
+        """Streams one job: a SNAPSHOT of its current state, then every change in order and exactly once (STATUS and UPDATED), with
+        PROGRESS between them, then OK right after the terminal event. With `after_revision` there is no snapshot: all changes
+        after that revision come instead. For a FAILED job, too, the call succeeds: the stream ends with OK, and never without a
+        terminal event. If the job was already terminal at `after_revision`, that event is a SNAPSHOT of its final state. A watcher
+        that disconnects does not affect the job.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND, OUT_OF_RANGE (`REVISION_COMPACTED` with `oldest_revision`, or `REVISION_IN_FUTURE`
         with `head_revision`, in the metadata), UNAVAILABLE (the server is stopping; RetryInfo).
@@ -199,15 +214,28 @@ class EvaluationServiceServicer(object):
         process tree is terminated, and it becomes CANCELLED once no process is left, or COMPLETED if its results were read first.
         Cancelling a job that is being cancelled or is already CANCELLED answers OK with the job as it is.
 
-        Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is COMPLETED or FAILED), UNAVAILABLE.
+        Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is COMPLETED or FAILED; `JOB_NOT_QUEUED` with
+        `queued_only`), UNAVAILABLE.
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateJob(self, request, context):
+        """Changes the labels of any job, or the priority of one that is not terminal.
+
+        Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND, ABORTED (`CONFLICT`: the revision is not
+        `expected_revision`), FAILED_PRECONDITION (`JOB_FINISHED`: the priority of a terminal job), UNAVAILABLE.
+        Retry: safe; with `expected_revision`, ABORTED may mean that an earlier call changed it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteJob(self, request, context):
-        """Deletes a terminal job with its log and everything that the server itself created for it on disk.
+        """Deletes a terminal job with its log and everything that the server itself created for it on disk. Files that other
+        jobs share (see `JobInfo.cached_from`) are removed with the last of these.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is not terminal), UNAVAILABLE.
         Retry: safe; NOT_FOUND then means that an earlier call deleted it.
@@ -265,6 +293,17 @@ class EvaluationServiceServicer(object):
 
         Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, no samples were logged, or their file can't be parsed to
         its end), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
+        Retry: always safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListMetrics(self, request, context):
+        """Lists the metrics of a job, page by page; also those that are not in `JobInfo.results` because there are too many.
+
+        Errors: INVALID_ARGUMENT (a bad selector, page size or token), NOT_FOUND (no such job, or `METRIC_NOT_FOUND` for a model
+        that it does not have), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -339,67 +378,77 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'SubmitJob': grpc.unary_unary_rpc_method_handler(
                     servicer.SubmitJob,
-                    request_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.SubmitJobRequest.FromString,
-                    response_serializer=evalrpc_dot_v1_dot_job__pb2.JobInfo.SerializeToString,
+                    request_deserializer=evalrpc_dot_v1_dot_jobs__pb2.SubmitJobRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_jobs__pb2.JobInfo.SerializeToString,
             ),
             'GetJob': grpc.unary_unary_rpc_method_handler(
                     servicer.GetJob,
-                    request_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.GetJobRequest.FromString,
-                    response_serializer=evalrpc_dot_v1_dot_job__pb2.JobInfo.SerializeToString,
+                    request_deserializer=evalrpc_dot_v1_dot_jobs__pb2.GetJobRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_jobs__pb2.JobInfo.SerializeToString,
             ),
             'WatchJob': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchJob,
-                    request_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.WatchJobRequest.FromString,
-                    response_serializer=evalrpc_dot_v1_dot_job__pb2.JobEvent.SerializeToString,
+                    request_deserializer=evalrpc_dot_v1_dot_jobs__pb2.WatchJobRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_jobs__pb2.JobEvent.SerializeToString,
             ),
             'WatchJobs': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchJobs,
-                    request_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.WatchJobsRequest.FromString,
-                    response_serializer=evalrpc_dot_v1_dot_job__pb2.JobEvent.SerializeToString,
+                    request_deserializer=evalrpc_dot_v1_dot_jobs__pb2.WatchJobsRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_jobs__pb2.JobEvent.SerializeToString,
             ),
             'ListJobs': grpc.unary_unary_rpc_method_handler(
                     servicer.ListJobs,
-                    request_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ListJobsRequest.FromString,
-                    response_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ListJobsResponse.SerializeToString,
+                    request_deserializer=evalrpc_dot_v1_dot_jobs__pb2.ListJobsRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_jobs__pb2.ListJobsResponse.SerializeToString,
             ),
             'CancelJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelJob,
-                    request_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.CancelJobRequest.FromString,
-                    response_serializer=evalrpc_dot_v1_dot_job__pb2.JobInfo.SerializeToString,
+                    request_deserializer=evalrpc_dot_v1_dot_jobs__pb2.CancelJobRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_jobs__pb2.JobInfo.SerializeToString,
+            ),
+            'UpdateJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateJob,
+                    request_deserializer=evalrpc_dot_v1_dot_jobs__pb2.UpdateJobRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_jobs__pb2.JobInfo.SerializeToString,
             ),
             'DeleteJob': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteJob,
-                    request_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.DeleteJobRequest.FromString,
-                    response_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.DeleteJobResponse.SerializeToString,
+                    request_deserializer=evalrpc_dot_v1_dot_jobs__pb2.DeleteJobRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_jobs__pb2.DeleteJobResponse.SerializeToString,
             ),
             'GetQueue': grpc.unary_unary_rpc_method_handler(
                     servicer.GetQueue,
-                    request_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.GetQueueRequest.FromString,
-                    response_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.GetQueueResponse.SerializeToString,
+                    request_deserializer=evalrpc_dot_v1_dot_queue__pb2.GetQueueRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_queue__pb2.GetQueueResponse.SerializeToString,
             ),
             'ReadLog': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadLog,
-                    request_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ReadLogRequest.FromString,
-                    response_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ReadLogResponse.SerializeToString,
+                    request_deserializer=evalrpc_dot_v1_dot_files__pb2.ReadLogRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_files__pb2.ReadLogResponse.SerializeToString,
             ),
             'ListArtifacts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListArtifacts,
-                    request_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ListArtifactsRequest.FromString,
-                    response_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ListArtifactsResponse.SerializeToString,
+                    request_deserializer=evalrpc_dot_v1_dot_files__pb2.ListArtifactsRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_files__pb2.ListArtifactsResponse.SerializeToString,
             ),
             'ReadArtifact': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadArtifact,
-                    request_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ReadArtifactRequest.FromString,
-                    response_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ReadArtifactResponse.SerializeToString,
+                    request_deserializer=evalrpc_dot_v1_dot_files__pb2.ReadArtifactRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_files__pb2.ReadArtifactResponse.SerializeToString,
             ),
             'ListSamples': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSamples,
-                    request_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ListSamplesRequest.FromString,
-                    response_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ListSamplesResponse.SerializeToString,
+                    request_deserializer=evalrpc_dot_v1_dot_samples__pb2.ListSamplesRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_samples__pb2.ListSamplesResponse.SerializeToString,
+            ),
+            'ListMetrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMetrics,
+                    request_deserializer=evalrpc_dot_v1_dot_results__pb2.ListMetricsRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_results__pb2.ListMetricsResponse.SerializeToString,
             ),
             'GetHistory': grpc.unary_unary_rpc_method_handler(
                     servicer.GetHistory,
-                    request_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.GetHistoryRequest.FromString,
+                    request_deserializer=evalrpc_dot_v1_dot_history__pb2.GetHistoryRequest.FromString,
                     response_serializer=evalrpc_dot_v1_dot_history__pb2.GetHistoryResponse.SerializeToString,
             ),
             'CompareJobs': grpc.unary_unary_rpc_method_handler(
@@ -409,23 +458,23 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
             ),
             'ListTasks': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTasks,
-                    request_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ListTasksRequest.FromString,
-                    response_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ListTasksResponse.SerializeToString,
+                    request_deserializer=evalrpc_dot_v1_dot_catalog__pb2.ListTasksRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_catalog__pb2.ListTasksResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
-                    request_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ListModelsRequest.FromString,
-                    response_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ListModelsResponse.SerializeToString,
+                    request_deserializer=evalrpc_dot_v1_dot_catalog__pb2.ListModelsRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_catalog__pb2.ListModelsResponse.SerializeToString,
             ),
             'ListHarnesses': grpc.unary_unary_rpc_method_handler(
                     servicer.ListHarnesses,
-                    request_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ListHarnessesRequest.FromString,
-                    response_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.ListHarnessesResponse.SerializeToString,
+                    request_deserializer=evalrpc_dot_v1_dot_catalog__pb2.ListHarnessesRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_catalog__pb2.ListHarnessesResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
-                    request_deserializer=evalrpc_dot_v1_dot_evaluation__service__pb2.GetServerInfoRequest.FromString,
-                    response_serializer=evalrpc_dot_v1_dot_evaluation__service__pb2.GetServerInfoResponse.SerializeToString,
+                    request_deserializer=evalrpc_dot_v1_dot_catalog__pb2.GetServerInfoRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_catalog__pb2.GetServerInfoResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -454,8 +503,8 @@ class EvaluationService(object):
             request,
             target,
             '/evalrpc.v1.EvaluationService/SubmitJob',
-            evalrpc_dot_v1_dot_evaluation__service__pb2.SubmitJobRequest.SerializeToString,
-            evalrpc_dot_v1_dot_job__pb2.JobInfo.FromString,
+            evalrpc_dot_v1_dot_jobs__pb2.SubmitJobRequest.SerializeToString,
+            evalrpc_dot_v1_dot_jobs__pb2.JobInfo.FromString,
             options,
             channel_credentials,
             insecure,
@@ -481,8 +530,8 @@ class EvaluationService(object):
             request,
             target,
             '/evalrpc.v1.EvaluationService/GetJob',
-            evalrpc_dot_v1_dot_evaluation__service__pb2.GetJobRequest.SerializeToString,
-            evalrpc_dot_v1_dot_job__pb2.JobInfo.FromString,
+            evalrpc_dot_v1_dot_jobs__pb2.GetJobRequest.SerializeToString,
+            evalrpc_dot_v1_dot_jobs__pb2.JobInfo.FromString,
             options,
             channel_credentials,
             insecure,
@@ -508,8 +557,8 @@ class EvaluationService(object):
             request,
             target,
             '/evalrpc.v1.EvaluationService/WatchJob',
-            evalrpc_dot_v1_dot_evaluation__service__pb2.WatchJobRequest.SerializeToString,
-            evalrpc_dot_v1_dot_job__pb2.JobEvent.FromString,
+            evalrpc_dot_v1_dot_jobs__pb2.WatchJobRequest.SerializeToString,
+            evalrpc_dot_v1_dot_jobs__pb2.JobEvent.FromString,
             options,
             channel_credentials,
             insecure,
@@ -535,8 +584,8 @@ class EvaluationService(object):
             request,
             target,
             '/evalrpc.v1.EvaluationService/WatchJobs',
-            evalrpc_dot_v1_dot_evaluation__service__pb2.WatchJobsRequest.SerializeToString,
-            evalrpc_dot_v1_dot_job__pb2.JobEvent.FromString,
+            evalrpc_dot_v1_dot_jobs__pb2.WatchJobsRequest.SerializeToString,
+            evalrpc_dot_v1_dot_jobs__pb2.JobEvent.FromString,
             options,
             channel_credentials,
             insecure,
@@ -562,8 +611,8 @@ class EvaluationService(object):
             request,
             target,
             '/evalrpc.v1.EvaluationService/ListJobs',
-            evalrpc_dot_v1_dot_evaluation__service__pb2.ListJobsRequest.SerializeToString,
-            evalrpc_dot_v1_dot_evaluation__service__pb2.ListJobsResponse.FromString,
+            evalrpc_dot_v1_dot_jobs__pb2.ListJobsRequest.SerializeToString,
+            evalrpc_dot_v1_dot_jobs__pb2.ListJobsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -589,8 +638,35 @@ class EvaluationService(object):
             request,
             target,
             '/evalrpc.v1.EvaluationService/CancelJob',
-            evalrpc_dot_v1_dot_evaluation__service__pb2.CancelJobRequest.SerializeToString,
-            evalrpc_dot_v1_dot_job__pb2.JobInfo.FromString,
+            evalrpc_dot_v1_dot_jobs__pb2.CancelJobRequest.SerializeToString,
+            evalrpc_dot_v1_dot_jobs__pb2.JobInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evalrpc.v1.EvaluationService/UpdateJob',
+            evalrpc_dot_v1_dot_jobs__pb2.UpdateJobRequest.SerializeToString,
+            evalrpc_dot_v1_dot_jobs__pb2.JobInfo.FromString,
             options,
             channel_credentials,
             insecure,
@@ -616,8 +692,8 @@ class EvaluationService(object):
             request,
             target,
             '/evalrpc.v1.EvaluationService/DeleteJob',
-            evalrpc_dot_v1_dot_evaluation__service__pb2.DeleteJobRequest.SerializeToString,
-            evalrpc_dot_v1_dot_evaluation__service__pb2.DeleteJobResponse.FromString,
+            evalrpc_dot_v1_dot_jobs__pb2.DeleteJobRequest.SerializeToString,
+            evalrpc_dot_v1_dot_jobs__pb2.DeleteJobResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -643,8 +719,8 @@ class EvaluationService(object):
             request,
             target,
             '/evalrpc.v1.EvaluationService/GetQueue',
-            evalrpc_dot_v1_dot_evaluation__service__pb2.GetQueueRequest.SerializeToString,
-            evalrpc_dot_v1_dot_evaluation__service__pb2.GetQueueResponse.FromString,
+            evalrpc_dot_v1_dot_queue__pb2.GetQueueRequest.SerializeToString,
+            evalrpc_dot_v1_dot_queue__pb2.GetQueueResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -670,8 +746,8 @@ class EvaluationService(object):
             request,
             target,
             '/evalrpc.v1.EvaluationService/ReadLog',
-            evalrpc_dot_v1_dot_evaluation__service__pb2.ReadLogRequest.SerializeToString,
-            evalrpc_dot_v1_dot_evaluation__service__pb2.ReadLogResponse.FromString,
+            evalrpc_dot_v1_dot_files__pb2.ReadLogRequest.SerializeToString,
+            evalrpc_dot_v1_dot_files__pb2.ReadLogResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -697,8 +773,8 @@ class EvaluationService(object):
             request,
             target,
             '/evalrpc.v1.EvaluationService/ListArtifacts',
-            evalrpc_dot_v1_dot_evaluation__service__pb2.ListArtifactsRequest.SerializeToString,
-            evalrpc_dot_v1_dot_evaluation__service__pb2.ListArtifactsResponse.FromString,
+            evalrpc_dot_v1_dot_files__pb2.ListArtifactsRequest.SerializeToString,
+            evalrpc_dot_v1_dot_files__pb2.ListArtifactsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -724,8 +800,8 @@ class EvaluationService(object):
             request,
             target,
             '/evalrpc.v1.EvaluationService/ReadArtifact',
-            evalrpc_dot_v1_dot_evaluation__service__pb2.ReadArtifactRequest.SerializeToString,
-            evalrpc_dot_v1_dot_evaluation__service__pb2.ReadArtifactResponse.FromString,
+            evalrpc_dot_v1_dot_files__pb2.ReadArtifactRequest.SerializeToString,
+            evalrpc_dot_v1_dot_files__pb2.ReadArtifactResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -751,8 +827,35 @@ class EvaluationService(object):
             request,
             target,
             '/evalrpc.v1.EvaluationService/ListSamples',
-            evalrpc_dot_v1_dot_evaluation__service__pb2.ListSamplesRequest.SerializeToString,
-            evalrpc_dot_v1_dot_evaluation__service__pb2.ListSamplesResponse.FromString,
+            evalrpc_dot_v1_dot_samples__pb2.ListSamplesRequest.SerializeToString,
+            evalrpc_dot_v1_dot_samples__pb2.ListSamplesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evalrpc.v1.EvaluationService/ListMetrics',
+            evalrpc_dot_v1_dot_results__pb2.ListMetricsRequest.SerializeToString,
+            evalrpc_dot_v1_dot_results__pb2.ListMetricsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -778,7 +881,7 @@ class EvaluationService(object):
             request,
             target,
             '/evalrpc.v1.EvaluationService/GetHistory',
-            evalrpc_dot_v1_dot_evaluation__service__pb2.GetHistoryRequest.SerializeToString,
+            evalrpc_dot_v1_dot_history__pb2.GetHistoryRequest.SerializeToString,
             evalrpc_dot_v1_dot_history__pb2.GetHistoryResponse.FromString,
             options,
             channel_credentials,
@@ -832,8 +935,8 @@ class EvaluationService(object):
             request,
             target,
             '/evalrpc.v1.EvaluationService/ListTasks',
-            evalrpc_dot_v1_dot_evaluation__service__pb2.ListTasksRequest.SerializeToString,
-            evalrpc_dot_v1_dot_evaluation__service__pb2.ListTasksResponse.FromString,
+            evalrpc_dot_v1_dot_catalog__pb2.ListTasksRequest.SerializeToString,
+            evalrpc_dot_v1_dot_catalog__pb2.ListTasksResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -859,8 +962,8 @@ class EvaluationService(object):
             request,
             target,
             '/evalrpc.v1.EvaluationService/ListModels',
-            evalrpc_dot_v1_dot_evaluation__service__pb2.ListModelsRequest.SerializeToString,
-            evalrpc_dot_v1_dot_evaluation__service__pb2.ListModelsResponse.FromString,
+            evalrpc_dot_v1_dot_catalog__pb2.ListModelsRequest.SerializeToString,
+            evalrpc_dot_v1_dot_catalog__pb2.ListModelsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -886,8 +989,8 @@ class EvaluationService(object):
             request,
             target,
             '/evalrpc.v1.EvaluationService/ListHarnesses',
-            evalrpc_dot_v1_dot_evaluation__service__pb2.ListHarnessesRequest.SerializeToString,
-            evalrpc_dot_v1_dot_evaluation__service__pb2.ListHarnessesResponse.FromString,
+            evalrpc_dot_v1_dot_catalog__pb2.ListHarnessesRequest.SerializeToString,
+            evalrpc_dot_v1_dot_catalog__pb2.ListHarnessesResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -913,8 +1016,8 @@ class EvaluationService(object):
             request,
             target,
             '/evalrpc.v1.EvaluationService/GetServerInfo',
-            evalrpc_dot_v1_dot_evaluation__service__pb2.GetServerInfoRequest.SerializeToString,
-            evalrpc_dot_v1_dot_evaluation__service__pb2.GetServerInfoResponse.FromString,
+            evalrpc_dot_v1_dot_catalog__pb2.GetServerInfoRequest.SerializeToString,
+            evalrpc_dot_v1_dot_catalog__pb2.GetServerInfoResponse.FromString,
             options,
             channel_credentials,
             insecure,

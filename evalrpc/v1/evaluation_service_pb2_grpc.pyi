@@ -13,10 +13,14 @@ the name of the errno as `errno` in the metadata. Only a file that does not exis
 """
 
 from collections import abc as _abc
+from evalrpc.v1 import catalog_pb2 as _catalog_pb2
 from evalrpc.v1 import comparison_pb2 as _comparison_pb2
-from evalrpc.v1 import evaluation_service_pb2 as _evaluation_service_pb2
+from evalrpc.v1 import files_pb2 as _files_pb2
 from evalrpc.v1 import history_pb2 as _history_pb2
-from evalrpc.v1 import job_pb2 as _job_pb2
+from evalrpc.v1 import jobs_pb2 as _jobs_pb2
+from evalrpc.v1 import queue_pb2 as _queue_pb2
+from evalrpc.v1 import results_pb2 as _results_pb2
+from evalrpc.v1 import samples_pb2 as _samples_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
@@ -45,33 +49,34 @@ class EvaluationServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EvaluationServiceAsyncStub: ...
-    SubmitJob: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.SubmitJobRequest, _job_pb2.JobInfo]
+    SubmitJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.SubmitJobRequest, _jobs_pb2.JobInfo]
     """Accepts an evaluation. When it answers OK, the job is on disk and survives any crash of the server. The answer is the job:
-    QUEUED with its position, or, for a repeated `request_id` or one found by `cache`, as it stands now.
+    QUEUED with its position, COMPLETED if it shares the run of another job (see CacheMode), or, for a repeated `request_id`,
+    as it stands now.
 
     Errors: INVALID_ARGUMENT (every bad field at once), ALREADY_EXISTS (`request_id` was used with other contents),
     RESOURCE_EXHAUSTED (the queue is full; RetryInfo), UNAVAILABLE (the server is stopping, or its disk rejects writes;
     RetryInfo).
     Retry: safe on UNAVAILABLE and DEADLINE_EXCEEDED with a `request_id`; without one a retry may submit a second job.
     """
-    GetJob: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetJobRequest, _job_pb2.JobInfo]
+    GetJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetJobRequest, _jobs_pb2.JobInfo]
     """Returns a job as it stands now.
 
     Errors: INVALID_ARGUMENT (the id is not a UUID), NOT_FOUND.
     Retry: always safe.
     """
-    WatchJob: _grpc.UnaryStreamMultiCallable[_evaluation_service_pb2.WatchJobRequest, _job_pb2.JobEvent]
-    """Streams one job: a SNAPSHOT of its current state, then every status change in order and exactly once, with PROGRESS between
-    them, then OK right after the terminal event. With `after_revision` there is no snapshot: all changes after that revision
-    come instead. For a FAILED job, too, the call succeeds: the stream ends with OK, and never without a terminal event. If the
-    job was already terminal at `after_revision`, that event is a SNAPSHOT of its final state. A watcher that disconnects does
-    not affect the job.
+    WatchJob: _grpc.UnaryStreamMultiCallable[_jobs_pb2.WatchJobRequest, _jobs_pb2.JobEvent]
+    """Streams one job: a SNAPSHOT of its current state, then every change in order and exactly once (STATUS and UPDATED), with
+    PROGRESS between them, then OK right after the terminal event. With `after_revision` there is no snapshot: all changes
+    after that revision come instead. For a FAILED job, too, the call succeeds: the stream ends with OK, and never without a
+    terminal event. If the job was already terminal at `after_revision`, that event is a SNAPSHOT of its final state. A watcher
+    that disconnects does not affect the job.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND, OUT_OF_RANGE (`REVISION_COMPACTED` with `oldest_revision`, or `REVISION_IN_FUTURE`
     with `head_revision`, in the metadata), UNAVAILABLE (the server is stopping; RetryInfo).
     Retry: on UNAVAILABLE, with `after_revision` set to the revision of the last event seen.
     """
-    WatchJobs: _grpc.UnaryStreamMultiCallable[_evaluation_service_pb2.WatchJobsRequest, _job_pb2.JobEvent]
+    WatchJobs: _grpc.UnaryStreamMultiCallable[_jobs_pb2.WatchJobsRequest, _jobs_pb2.JobEvent]
     """Streams every job that matches the filter: a SNAPSHOT of each, including terminal ones, newest first, with revision 0; a
     BOOKMARK that ends them; then live events until the client disconnects. With `after_revision` it begins with all changes
     after that revision instead. A client that disconnects before the first BOOKMARK starts over.
@@ -79,33 +84,42 @@ class EvaluationServiceStub:
     Errors: INVALID_ARGUMENT, OUT_OF_RANGE (as WatchJob), UNAVAILABLE (the server is stopping; RetryInfo).
     Retry: on UNAVAILABLE, with `after_revision` set to the revision of the last event seen.
     """
-    ListJobs: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListJobsRequest, _evaluation_service_pb2.ListJobsResponse]
+    ListJobs: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListJobsRequest, _jobs_pb2.ListJobsResponse]
     """Lists jobs, newest first, page by page. Jobs submitted while a client pages appear only in a new listing.
 
     Errors: INVALID_ARGUMENT (a bad filter or page size, or a token from another filter).
     Retry: always safe.
     """
-    CancelJob: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.CancelJobRequest, _job_pb2.JobInfo]
+    CancelJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.CancelJobRequest, _jobs_pb2.JobInfo]
     """Cancels a job. A queued job is CANCELLED at once. A running job is answered with `cancel_requested_at` set: its whole
     process tree is terminated, and it becomes CANCELLED once no process is left, or COMPLETED if its results were read first.
     Cancelling a job that is being cancelled or is already CANCELLED answers OK with the job as it is.
 
-    Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is COMPLETED or FAILED), UNAVAILABLE.
+    Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is COMPLETED or FAILED; `JOB_NOT_QUEUED` with
+    `queued_only`), UNAVAILABLE.
     Retry: always safe.
     """
-    DeleteJob: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.DeleteJobRequest, _evaluation_service_pb2.DeleteJobResponse]
-    """Deletes a terminal job with its log and everything that the server itself created for it on disk.
+    UpdateJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.UpdateJobRequest, _jobs_pb2.JobInfo]
+    """Changes the labels of any job, or the priority of one that is not terminal.
+
+    Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND, ABORTED (`CONFLICT`: the revision is not
+    `expected_revision`), FAILED_PRECONDITION (`JOB_FINISHED`: the priority of a terminal job), UNAVAILABLE.
+    Retry: safe; with `expected_revision`, ABORTED may mean that an earlier call changed it.
+    """
+    DeleteJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.DeleteJobRequest, _jobs_pb2.DeleteJobResponse]
+    """Deletes a terminal job with its log and everything that the server itself created for it on disk. Files that other
+    jobs share (see `JobInfo.cached_from`) are removed with the last of these.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is not terminal), UNAVAILABLE.
     Retry: safe; NOT_FOUND then means that an earlier call deleted it.
     """
-    GetQueue: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetQueueRequest, _evaluation_service_pb2.GetQueueResponse]
+    GetQueue: _grpc.UnaryUnaryMultiCallable[_queue_pb2.GetQueueRequest, _queue_pb2.GetQueueResponse]
     """Returns the queued and running jobs, and which job holds which GPU.
 
     Errors: only those of every call.
     Retry: always safe.
     """
-    ReadLog: _grpc.UnaryStreamMultiCallable[_evaluation_service_pb2.ReadLogRequest, _evaluation_service_pb2.ReadLogResponse]
+    ReadLog: _grpc.UnaryStreamMultiCallable[_files_pb2.ReadLogRequest, _files_pb2.ReadLogResponse]
     """Streams the raw bytes of a job's log, from `offset`. With `follow` it continues as the log grows and ends with OK when the
     job has ended and everything is sent; without, it ends at the current end.
 
@@ -113,28 +127,35 @@ class EvaluationServiceStub:
     server is stopping, or `FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
     Retry: on UNAVAILABLE, from `offset` plus the length of the last chunk.
     """
-    ListArtifacts: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListArtifactsRequest, _evaluation_service_pb2.ListArtifactsResponse]
+    ListArtifacts: _grpc.UnaryUnaryMultiCallable[_files_pb2.ListArtifactsRequest, _files_pb2.ListArtifactsResponse]
     """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION
     (`FILE_UNREADABLE`: a folder or a file of it can't be read).
     Retry: always safe.
     """
-    ReadArtifact: _grpc.UnaryStreamMultiCallable[_evaluation_service_pb2.ReadArtifactRequest, _evaluation_service_pb2.ReadArtifactResponse]
+    ReadArtifact: _grpc.UnaryStreamMultiCallable[_files_pb2.ReadArtifactRequest, _files_pb2.ReadArtifactResponse]
     """Streams the bytes of one file, from `offset`, in chunks, then OK.
 
     Errors: INVALID_ARGUMENT (the name points outside the folder), NOT_FOUND (no such job, attempt or file), OUT_OF_RANGE (the
     offset is past the end), UNAVAILABLE, FAILED_PRECONDITION (`FILE_UNREADABLE`).
     Retry: on UNAVAILABLE, from `offset` plus the length of the last chunk.
     """
-    ListSamples: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListSamplesRequest, _evaluation_service_pb2.ListSamplesResponse]
+    ListSamples: _grpc.UnaryUnaryMultiCallable[_samples_pb2.ListSamplesRequest, _samples_pb2.ListSamplesResponse]
     """Lists per-sample predictions of one model and task, page by page, in the order of the harness's file.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, no samples were logged, or their file can't be parsed to
     its end), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
     Retry: always safe.
     """
-    GetHistory: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetHistoryRequest, _history_pb2.GetHistoryResponse]
+    ListMetrics: _grpc.UnaryUnaryMultiCallable[_results_pb2.ListMetricsRequest, _results_pb2.ListMetricsResponse]
+    """Lists the metrics of a job, page by page; also those that are not in `JobInfo.results` because there are too many.
+
+    Errors: INVALID_ARGUMENT (a bad selector, page size or token), NOT_FOUND (no such job, or `METRIC_NOT_FOUND` for a model
+    that it does not have), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
+    Retry: always safe.
+    """
+    GetHistory: _grpc.UnaryUnaryMultiCallable[_history_pb2.GetHistoryRequest, _history_pb2.GetHistoryResponse]
     """Returns metrics over many jobs at once, such as those of every checkpoint of a training run, ordered by step.
 
     Errors: INVALID_ARGUMENT (a bad filter, selector or label).
@@ -149,25 +170,25 @@ class EvaluationServiceStub:
     (`FILE_UNAVAILABLE`).
     Retry: always safe.
     """
-    ListTasks: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListTasksRequest, _evaluation_service_pb2.ListTasksResponse]
+    ListTasks: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ListTasksRequest, _catalog_pb2.ListTasksResponse]
     """Lists the tasks that a harness knows, sorted by name, as the installed harness itself reports them. Cached.
 
     Errors: INVALID_ARGUMENT (unknown harness), FAILED_PRECONDITION (the harness can't list its tasks).
     Retry: always safe.
     """
-    ListModels: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListModelsRequest, _evaluation_service_pb2.ListModelsResponse]
+    ListModels: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ListModelsRequest, _catalog_pb2.ListModelsResponse]
     """Lists the model types that a harness knows, sorted by name, as the installed harness itself reports them. Cached.
 
     Errors: INVALID_ARGUMENT (unknown harness), FAILED_PRECONDITION (the harness can't list its models).
     Retry: always safe.
     """
-    ListHarnesses: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListHarnessesRequest, _evaluation_service_pb2.ListHarnessesResponse]
+    ListHarnesses: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ListHarnessesRequest, _catalog_pb2.ListHarnessesResponse]
     """Lists the harnesses that the operator configured, sorted by name.
 
     Errors: only those of every call.
     Retry: always safe.
     """
-    GetServerInfo: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetServerInfoRequest, _evaluation_service_pb2.GetServerInfoResponse]
+    GetServerInfo: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.GetServerInfoRequest, _catalog_pb2.GetServerInfoResponse]
     """Returns the server's version, limits and capabilities.
 
     Errors: only those of every call.
@@ -179,33 +200,34 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     """Queues model evaluations, runs each as a process of a real harness, streams its status, and returns its results."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    SubmitJob: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.SubmitJobRequest, _job_pb2.JobInfo]  # type: ignore[assignment]
+    SubmitJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.SubmitJobRequest, _jobs_pb2.JobInfo]  # type: ignore[assignment]
     """Accepts an evaluation. When it answers OK, the job is on disk and survives any crash of the server. The answer is the job:
-    QUEUED with its position, or, for a repeated `request_id` or one found by `cache`, as it stands now.
+    QUEUED with its position, COMPLETED if it shares the run of another job (see CacheMode), or, for a repeated `request_id`,
+    as it stands now.
 
     Errors: INVALID_ARGUMENT (every bad field at once), ALREADY_EXISTS (`request_id` was used with other contents),
     RESOURCE_EXHAUSTED (the queue is full; RetryInfo), UNAVAILABLE (the server is stopping, or its disk rejects writes;
     RetryInfo).
     Retry: safe on UNAVAILABLE and DEADLINE_EXCEEDED with a `request_id`; without one a retry may submit a second job.
     """
-    GetJob: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetJobRequest, _job_pb2.JobInfo]  # type: ignore[assignment]
+    GetJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetJobRequest, _jobs_pb2.JobInfo]  # type: ignore[assignment]
     """Returns a job as it stands now.
 
     Errors: INVALID_ARGUMENT (the id is not a UUID), NOT_FOUND.
     Retry: always safe.
     """
-    WatchJob: _aio.UnaryStreamMultiCallable[_evaluation_service_pb2.WatchJobRequest, _job_pb2.JobEvent]  # type: ignore[assignment]
-    """Streams one job: a SNAPSHOT of its current state, then every status change in order and exactly once, with PROGRESS between
-    them, then OK right after the terminal event. With `after_revision` there is no snapshot: all changes after that revision
-    come instead. For a FAILED job, too, the call succeeds: the stream ends with OK, and never without a terminal event. If the
-    job was already terminal at `after_revision`, that event is a SNAPSHOT of its final state. A watcher that disconnects does
-    not affect the job.
+    WatchJob: _aio.UnaryStreamMultiCallable[_jobs_pb2.WatchJobRequest, _jobs_pb2.JobEvent]  # type: ignore[assignment]
+    """Streams one job: a SNAPSHOT of its current state, then every change in order and exactly once (STATUS and UPDATED), with
+    PROGRESS between them, then OK right after the terminal event. With `after_revision` there is no snapshot: all changes
+    after that revision come instead. For a FAILED job, too, the call succeeds: the stream ends with OK, and never without a
+    terminal event. If the job was already terminal at `after_revision`, that event is a SNAPSHOT of its final state. A watcher
+    that disconnects does not affect the job.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND, OUT_OF_RANGE (`REVISION_COMPACTED` with `oldest_revision`, or `REVISION_IN_FUTURE`
     with `head_revision`, in the metadata), UNAVAILABLE (the server is stopping; RetryInfo).
     Retry: on UNAVAILABLE, with `after_revision` set to the revision of the last event seen.
     """
-    WatchJobs: _aio.UnaryStreamMultiCallable[_evaluation_service_pb2.WatchJobsRequest, _job_pb2.JobEvent]  # type: ignore[assignment]
+    WatchJobs: _aio.UnaryStreamMultiCallable[_jobs_pb2.WatchJobsRequest, _jobs_pb2.JobEvent]  # type: ignore[assignment]
     """Streams every job that matches the filter: a SNAPSHOT of each, including terminal ones, newest first, with revision 0; a
     BOOKMARK that ends them; then live events until the client disconnects. With `after_revision` it begins with all changes
     after that revision instead. A client that disconnects before the first BOOKMARK starts over.
@@ -213,33 +235,42 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     Errors: INVALID_ARGUMENT, OUT_OF_RANGE (as WatchJob), UNAVAILABLE (the server is stopping; RetryInfo).
     Retry: on UNAVAILABLE, with `after_revision` set to the revision of the last event seen.
     """
-    ListJobs: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListJobsRequest, _evaluation_service_pb2.ListJobsResponse]  # type: ignore[assignment]
+    ListJobs: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListJobsRequest, _jobs_pb2.ListJobsResponse]  # type: ignore[assignment]
     """Lists jobs, newest first, page by page. Jobs submitted while a client pages appear only in a new listing.
 
     Errors: INVALID_ARGUMENT (a bad filter or page size, or a token from another filter).
     Retry: always safe.
     """
-    CancelJob: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.CancelJobRequest, _job_pb2.JobInfo]  # type: ignore[assignment]
+    CancelJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.CancelJobRequest, _jobs_pb2.JobInfo]  # type: ignore[assignment]
     """Cancels a job. A queued job is CANCELLED at once. A running job is answered with `cancel_requested_at` set: its whole
     process tree is terminated, and it becomes CANCELLED once no process is left, or COMPLETED if its results were read first.
     Cancelling a job that is being cancelled or is already CANCELLED answers OK with the job as it is.
 
-    Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is COMPLETED or FAILED), UNAVAILABLE.
+    Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is COMPLETED or FAILED; `JOB_NOT_QUEUED` with
+    `queued_only`), UNAVAILABLE.
     Retry: always safe.
     """
-    DeleteJob: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.DeleteJobRequest, _evaluation_service_pb2.DeleteJobResponse]  # type: ignore[assignment]
-    """Deletes a terminal job with its log and everything that the server itself created for it on disk.
+    UpdateJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.UpdateJobRequest, _jobs_pb2.JobInfo]  # type: ignore[assignment]
+    """Changes the labels of any job, or the priority of one that is not terminal.
+
+    Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND, ABORTED (`CONFLICT`: the revision is not
+    `expected_revision`), FAILED_PRECONDITION (`JOB_FINISHED`: the priority of a terminal job), UNAVAILABLE.
+    Retry: safe; with `expected_revision`, ABORTED may mean that an earlier call changed it.
+    """
+    DeleteJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.DeleteJobRequest, _jobs_pb2.DeleteJobResponse]  # type: ignore[assignment]
+    """Deletes a terminal job with its log and everything that the server itself created for it on disk. Files that other
+    jobs share (see `JobInfo.cached_from`) are removed with the last of these.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is not terminal), UNAVAILABLE.
     Retry: safe; NOT_FOUND then means that an earlier call deleted it.
     """
-    GetQueue: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetQueueRequest, _evaluation_service_pb2.GetQueueResponse]  # type: ignore[assignment]
+    GetQueue: _aio.UnaryUnaryMultiCallable[_queue_pb2.GetQueueRequest, _queue_pb2.GetQueueResponse]  # type: ignore[assignment]
     """Returns the queued and running jobs, and which job holds which GPU.
 
     Errors: only those of every call.
     Retry: always safe.
     """
-    ReadLog: _aio.UnaryStreamMultiCallable[_evaluation_service_pb2.ReadLogRequest, _evaluation_service_pb2.ReadLogResponse]  # type: ignore[assignment]
+    ReadLog: _aio.UnaryStreamMultiCallable[_files_pb2.ReadLogRequest, _files_pb2.ReadLogResponse]  # type: ignore[assignment]
     """Streams the raw bytes of a job's log, from `offset`. With `follow` it continues as the log grows and ends with OK when the
     job has ended and everything is sent; without, it ends at the current end.
 
@@ -247,28 +278,35 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     server is stopping, or `FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
     Retry: on UNAVAILABLE, from `offset` plus the length of the last chunk.
     """
-    ListArtifacts: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListArtifactsRequest, _evaluation_service_pb2.ListArtifactsResponse]  # type: ignore[assignment]
+    ListArtifacts: _aio.UnaryUnaryMultiCallable[_files_pb2.ListArtifactsRequest, _files_pb2.ListArtifactsResponse]  # type: ignore[assignment]
     """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION
     (`FILE_UNREADABLE`: a folder or a file of it can't be read).
     Retry: always safe.
     """
-    ReadArtifact: _aio.UnaryStreamMultiCallable[_evaluation_service_pb2.ReadArtifactRequest, _evaluation_service_pb2.ReadArtifactResponse]  # type: ignore[assignment]
+    ReadArtifact: _aio.UnaryStreamMultiCallable[_files_pb2.ReadArtifactRequest, _files_pb2.ReadArtifactResponse]  # type: ignore[assignment]
     """Streams the bytes of one file, from `offset`, in chunks, then OK.
 
     Errors: INVALID_ARGUMENT (the name points outside the folder), NOT_FOUND (no such job, attempt or file), OUT_OF_RANGE (the
     offset is past the end), UNAVAILABLE, FAILED_PRECONDITION (`FILE_UNREADABLE`).
     Retry: on UNAVAILABLE, from `offset` plus the length of the last chunk.
     """
-    ListSamples: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListSamplesRequest, _evaluation_service_pb2.ListSamplesResponse]  # type: ignore[assignment]
+    ListSamples: _aio.UnaryUnaryMultiCallable[_samples_pb2.ListSamplesRequest, _samples_pb2.ListSamplesResponse]  # type: ignore[assignment]
     """Lists per-sample predictions of one model and task, page by page, in the order of the harness's file.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, no samples were logged, or their file can't be parsed to
     its end), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
     Retry: always safe.
     """
-    GetHistory: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetHistoryRequest, _history_pb2.GetHistoryResponse]  # type: ignore[assignment]
+    ListMetrics: _aio.UnaryUnaryMultiCallable[_results_pb2.ListMetricsRequest, _results_pb2.ListMetricsResponse]  # type: ignore[assignment]
+    """Lists the metrics of a job, page by page; also those that are not in `JobInfo.results` because there are too many.
+
+    Errors: INVALID_ARGUMENT (a bad selector, page size or token), NOT_FOUND (no such job, or `METRIC_NOT_FOUND` for a model
+    that it does not have), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
+    Retry: always safe.
+    """
+    GetHistory: _aio.UnaryUnaryMultiCallable[_history_pb2.GetHistoryRequest, _history_pb2.GetHistoryResponse]  # type: ignore[assignment]
     """Returns metrics over many jobs at once, such as those of every checkpoint of a training run, ordered by step.
 
     Errors: INVALID_ARGUMENT (a bad filter, selector or label).
@@ -283,25 +321,25 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     (`FILE_UNAVAILABLE`).
     Retry: always safe.
     """
-    ListTasks: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListTasksRequest, _evaluation_service_pb2.ListTasksResponse]  # type: ignore[assignment]
+    ListTasks: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ListTasksRequest, _catalog_pb2.ListTasksResponse]  # type: ignore[assignment]
     """Lists the tasks that a harness knows, sorted by name, as the installed harness itself reports them. Cached.
 
     Errors: INVALID_ARGUMENT (unknown harness), FAILED_PRECONDITION (the harness can't list its tasks).
     Retry: always safe.
     """
-    ListModels: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListModelsRequest, _evaluation_service_pb2.ListModelsResponse]  # type: ignore[assignment]
+    ListModels: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ListModelsRequest, _catalog_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the model types that a harness knows, sorted by name, as the installed harness itself reports them. Cached.
 
     Errors: INVALID_ARGUMENT (unknown harness), FAILED_PRECONDITION (the harness can't list its models).
     Retry: always safe.
     """
-    ListHarnesses: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListHarnessesRequest, _evaluation_service_pb2.ListHarnessesResponse]  # type: ignore[assignment]
+    ListHarnesses: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ListHarnessesRequest, _catalog_pb2.ListHarnessesResponse]  # type: ignore[assignment]
     """Lists the harnesses that the operator configured, sorted by name.
 
     Errors: only those of every call.
     Retry: always safe.
     """
-    GetServerInfo: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetServerInfoRequest, _evaluation_service_pb2.GetServerInfoResponse]  # type: ignore[assignment]
+    GetServerInfo: _aio.UnaryUnaryMultiCallable[_catalog_pb2.GetServerInfoRequest, _catalog_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """Returns the server's version, limits and capabilities.
 
     Errors: only those of every call.
@@ -314,11 +352,12 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def SubmitJob(
         self,
-        request: _evaluation_service_pb2.SubmitJobRequest,
+        request: _jobs_pb2.SubmitJobRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_job_pb2.JobInfo, _abc.Awaitable[_job_pb2.JobInfo]]:
+    ) -> _typing.Union[_jobs_pb2.JobInfo, _abc.Awaitable[_jobs_pb2.JobInfo]]:
         """Accepts an evaluation. When it answers OK, the job is on disk and survives any crash of the server. The answer is the job:
-        QUEUED with its position, or, for a repeated `request_id` or one found by `cache`, as it stands now.
+        QUEUED with its position, COMPLETED if it shares the run of another job (see CacheMode), or, for a repeated `request_id`,
+        as it stands now.
 
         Errors: INVALID_ARGUMENT (every bad field at once), ALREADY_EXISTS (`request_id` was used with other contents),
         RESOURCE_EXHAUSTED (the queue is full; RetryInfo), UNAVAILABLE (the server is stopping, or its disk rejects writes;
@@ -329,9 +368,9 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def GetJob(
         self,
-        request: _evaluation_service_pb2.GetJobRequest,
+        request: _jobs_pb2.GetJobRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_job_pb2.JobInfo, _abc.Awaitable[_job_pb2.JobInfo]]:
+    ) -> _typing.Union[_jobs_pb2.JobInfo, _abc.Awaitable[_jobs_pb2.JobInfo]]:
         """Returns a job as it stands now.
 
         Errors: INVALID_ARGUMENT (the id is not a UUID), NOT_FOUND.
@@ -341,14 +380,14 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def WatchJob(
         self,
-        request: _evaluation_service_pb2.WatchJobRequest,
+        request: _jobs_pb2.WatchJobRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_job_pb2.JobEvent], _abc.AsyncIterator[_job_pb2.JobEvent]]:
-        """Streams one job: a SNAPSHOT of its current state, then every status change in order and exactly once, with PROGRESS between
-        them, then OK right after the terminal event. With `after_revision` there is no snapshot: all changes after that revision
-        come instead. For a FAILED job, too, the call succeeds: the stream ends with OK, and never without a terminal event. If the
-        job was already terminal at `after_revision`, that event is a SNAPSHOT of its final state. A watcher that disconnects does
-        not affect the job.
+    ) -> _typing.Union[_abc.Iterator[_jobs_pb2.JobEvent], _abc.AsyncIterator[_jobs_pb2.JobEvent]]:
+        """Streams one job: a SNAPSHOT of its current state, then every change in order and exactly once (STATUS and UPDATED), with
+        PROGRESS between them, then OK right after the terminal event. With `after_revision` there is no snapshot: all changes
+        after that revision come instead. For a FAILED job, too, the call succeeds: the stream ends with OK, and never without a
+        terminal event. If the job was already terminal at `after_revision`, that event is a SNAPSHOT of its final state. A watcher
+        that disconnects does not affect the job.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND, OUT_OF_RANGE (`REVISION_COMPACTED` with `oldest_revision`, or `REVISION_IN_FUTURE`
         with `head_revision`, in the metadata), UNAVAILABLE (the server is stopping; RetryInfo).
@@ -358,9 +397,9 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def WatchJobs(
         self,
-        request: _evaluation_service_pb2.WatchJobsRequest,
+        request: _jobs_pb2.WatchJobsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_job_pb2.JobEvent], _abc.AsyncIterator[_job_pb2.JobEvent]]:
+    ) -> _typing.Union[_abc.Iterator[_jobs_pb2.JobEvent], _abc.AsyncIterator[_jobs_pb2.JobEvent]]:
         """Streams every job that matches the filter: a SNAPSHOT of each, including terminal ones, newest first, with revision 0; a
         BOOKMARK that ends them; then live events until the client disconnects. With `after_revision` it begins with all changes
         after that revision instead. A client that disconnects before the first BOOKMARK starts over.
@@ -372,9 +411,9 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ListJobs(
         self,
-        request: _evaluation_service_pb2.ListJobsRequest,
+        request: _jobs_pb2.ListJobsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_evaluation_service_pb2.ListJobsResponse, _abc.Awaitable[_evaluation_service_pb2.ListJobsResponse]]:
+    ) -> _typing.Union[_jobs_pb2.ListJobsResponse, _abc.Awaitable[_jobs_pb2.ListJobsResponse]]:
         """Lists jobs, newest first, page by page. Jobs submitted while a client pages appear only in a new listing.
 
         Errors: INVALID_ARGUMENT (a bad filter or page size, or a token from another filter).
@@ -384,24 +423,39 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def CancelJob(
         self,
-        request: _evaluation_service_pb2.CancelJobRequest,
+        request: _jobs_pb2.CancelJobRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_job_pb2.JobInfo, _abc.Awaitable[_job_pb2.JobInfo]]:
+    ) -> _typing.Union[_jobs_pb2.JobInfo, _abc.Awaitable[_jobs_pb2.JobInfo]]:
         """Cancels a job. A queued job is CANCELLED at once. A running job is answered with `cancel_requested_at` set: its whole
         process tree is terminated, and it becomes CANCELLED once no process is left, or COMPLETED if its results were read first.
         Cancelling a job that is being cancelled or is already CANCELLED answers OK with the job as it is.
 
-        Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is COMPLETED or FAILED), UNAVAILABLE.
+        Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is COMPLETED or FAILED; `JOB_NOT_QUEUED` with
+        `queued_only`), UNAVAILABLE.
         Retry: always safe.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateJob(
+        self,
+        request: _jobs_pb2.UpdateJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.JobInfo, _abc.Awaitable[_jobs_pb2.JobInfo]]:
+        """Changes the labels of any job, or the priority of one that is not terminal.
+
+        Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND, ABORTED (`CONFLICT`: the revision is not
+        `expected_revision`), FAILED_PRECONDITION (`JOB_FINISHED`: the priority of a terminal job), UNAVAILABLE.
+        Retry: safe; with `expected_revision`, ABORTED may mean that an earlier call changed it.
         """
 
     @_abc_1.abstractmethod
     def DeleteJob(
         self,
-        request: _evaluation_service_pb2.DeleteJobRequest,
+        request: _jobs_pb2.DeleteJobRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_evaluation_service_pb2.DeleteJobResponse, _abc.Awaitable[_evaluation_service_pb2.DeleteJobResponse]]:
-        """Deletes a terminal job with its log and everything that the server itself created for it on disk.
+    ) -> _typing.Union[_jobs_pb2.DeleteJobResponse, _abc.Awaitable[_jobs_pb2.DeleteJobResponse]]:
+        """Deletes a terminal job with its log and everything that the server itself created for it on disk. Files that other
+        jobs share (see `JobInfo.cached_from`) are removed with the last of these.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is not terminal), UNAVAILABLE.
         Retry: safe; NOT_FOUND then means that an earlier call deleted it.
@@ -410,9 +464,9 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def GetQueue(
         self,
-        request: _evaluation_service_pb2.GetQueueRequest,
+        request: _queue_pb2.GetQueueRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_evaluation_service_pb2.GetQueueResponse, _abc.Awaitable[_evaluation_service_pb2.GetQueueResponse]]:
+    ) -> _typing.Union[_queue_pb2.GetQueueResponse, _abc.Awaitable[_queue_pb2.GetQueueResponse]]:
         """Returns the queued and running jobs, and which job holds which GPU.
 
         Errors: only those of every call.
@@ -422,9 +476,9 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ReadLog(
         self,
-        request: _evaluation_service_pb2.ReadLogRequest,
+        request: _files_pb2.ReadLogRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_evaluation_service_pb2.ReadLogResponse], _abc.AsyncIterator[_evaluation_service_pb2.ReadLogResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_files_pb2.ReadLogResponse], _abc.AsyncIterator[_files_pb2.ReadLogResponse]]:
         """Streams the raw bytes of a job's log, from `offset`. With `follow` it continues as the log grows and ends with OK when the
         job has ended and everything is sent; without, it ends at the current end.
 
@@ -436,9 +490,9 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ListArtifacts(
         self,
-        request: _evaluation_service_pb2.ListArtifactsRequest,
+        request: _files_pb2.ListArtifactsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_evaluation_service_pb2.ListArtifactsResponse, _abc.Awaitable[_evaluation_service_pb2.ListArtifactsResponse]]:
+    ) -> _typing.Union[_files_pb2.ListArtifactsResponse, _abc.Awaitable[_files_pb2.ListArtifactsResponse]]:
         """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION
@@ -449,9 +503,9 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ReadArtifact(
         self,
-        request: _evaluation_service_pb2.ReadArtifactRequest,
+        request: _files_pb2.ReadArtifactRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_evaluation_service_pb2.ReadArtifactResponse], _abc.AsyncIterator[_evaluation_service_pb2.ReadArtifactResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_files_pb2.ReadArtifactResponse], _abc.AsyncIterator[_files_pb2.ReadArtifactResponse]]:
         """Streams the bytes of one file, from `offset`, in chunks, then OK.
 
         Errors: INVALID_ARGUMENT (the name points outside the folder), NOT_FOUND (no such job, attempt or file), OUT_OF_RANGE (the
@@ -462,9 +516,9 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ListSamples(
         self,
-        request: _evaluation_service_pb2.ListSamplesRequest,
+        request: _samples_pb2.ListSamplesRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_evaluation_service_pb2.ListSamplesResponse, _abc.Awaitable[_evaluation_service_pb2.ListSamplesResponse]]:
+    ) -> _typing.Union[_samples_pb2.ListSamplesResponse, _abc.Awaitable[_samples_pb2.ListSamplesResponse]]:
         """Lists per-sample predictions of one model and task, page by page, in the order of the harness's file.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, no samples were logged, or their file can't be parsed to
@@ -473,9 +527,22 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def ListMetrics(
+        self,
+        request: _results_pb2.ListMetricsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_results_pb2.ListMetricsResponse, _abc.Awaitable[_results_pb2.ListMetricsResponse]]:
+        """Lists the metrics of a job, page by page; also those that are not in `JobInfo.results` because there are too many.
+
+        Errors: INVALID_ARGUMENT (a bad selector, page size or token), NOT_FOUND (no such job, or `METRIC_NOT_FOUND` for a model
+        that it does not have), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
+        Retry: always safe.
+        """
+
+    @_abc_1.abstractmethod
     def GetHistory(
         self,
-        request: _evaluation_service_pb2.GetHistoryRequest,
+        request: _history_pb2.GetHistoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_history_pb2.GetHistoryResponse, _abc.Awaitable[_history_pb2.GetHistoryResponse]]:
         """Returns metrics over many jobs at once, such as those of every checkpoint of a training run, ordered by step.
@@ -502,9 +569,9 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ListTasks(
         self,
-        request: _evaluation_service_pb2.ListTasksRequest,
+        request: _catalog_pb2.ListTasksRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_evaluation_service_pb2.ListTasksResponse, _abc.Awaitable[_evaluation_service_pb2.ListTasksResponse]]:
+    ) -> _typing.Union[_catalog_pb2.ListTasksResponse, _abc.Awaitable[_catalog_pb2.ListTasksResponse]]:
         """Lists the tasks that a harness knows, sorted by name, as the installed harness itself reports them. Cached.
 
         Errors: INVALID_ARGUMENT (unknown harness), FAILED_PRECONDITION (the harness can't list its tasks).
@@ -514,9 +581,9 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ListModels(
         self,
-        request: _evaluation_service_pb2.ListModelsRequest,
+        request: _catalog_pb2.ListModelsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_evaluation_service_pb2.ListModelsResponse, _abc.Awaitable[_evaluation_service_pb2.ListModelsResponse]]:
+    ) -> _typing.Union[_catalog_pb2.ListModelsResponse, _abc.Awaitable[_catalog_pb2.ListModelsResponse]]:
         """Lists the model types that a harness knows, sorted by name, as the installed harness itself reports them. Cached.
 
         Errors: INVALID_ARGUMENT (unknown harness), FAILED_PRECONDITION (the harness can't list its models).
@@ -526,9 +593,9 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ListHarnesses(
         self,
-        request: _evaluation_service_pb2.ListHarnessesRequest,
+        request: _catalog_pb2.ListHarnessesRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_evaluation_service_pb2.ListHarnessesResponse, _abc.Awaitable[_evaluation_service_pb2.ListHarnessesResponse]]:
+    ) -> _typing.Union[_catalog_pb2.ListHarnessesResponse, _abc.Awaitable[_catalog_pb2.ListHarnessesResponse]]:
         """Lists the harnesses that the operator configured, sorted by name.
 
         Errors: only those of every call.
@@ -538,9 +605,9 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def GetServerInfo(
         self,
-        request: _evaluation_service_pb2.GetServerInfoRequest,
+        request: _catalog_pb2.GetServerInfoRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_evaluation_service_pb2.GetServerInfoResponse, _abc.Awaitable[_evaluation_service_pb2.GetServerInfoResponse]]:
+    ) -> _typing.Union[_catalog_pb2.GetServerInfoResponse, _abc.Awaitable[_catalog_pb2.GetServerInfoResponse]]:
         """Returns the server's version, limits and capabilities.
 
         Errors: only those of every call.

@@ -22,24 +22,27 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from evalrpc.v1 import job_pb2 as evalrpc_dot_v1_dot_job__pb2
+from evalrpc.v1 import jobs_pb2 as evalrpc_dot_v1_dot_jobs__pb2
+from evalrpc.v1 import results_pb2 as evalrpc_dot_v1_dot_results__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65valrpc/v1/history.proto\x12\nevalrpc.v1\x1a\x14\x65valrpc/v1/job.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"Q\n\x12GetHistoryResponse\x12(\n\x06points\x18\x01 \x03(\x0b\x32\x18.evalrpc.v1.HistoryPoint\x12\x11\n\ttruncated\x18\x02 \x01(\x08\"\xb5\x02\n\x0cHistoryPoint\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12.\n\ncreated_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63ompleted_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x06labels\x18\x04 \x03(\x0b\x32$.evalrpc.v1.HistoryPoint.LabelsEntry\x12\x11\n\x04step\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05model\x18\x06 \x01(\t\x12#\n\x07metrics\x18\x07 \x03(\x0b\x32\x12.evalrpc.v1.Metric\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05_stepB$\n\nevalrpc.v1P\x01Z\x14\x65valrpc/v1;evalrpcv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65valrpc/v1/history.proto\x12\nevalrpc.v1\x1a\x15\x65valrpc/v1/jobs.proto\x1a\x18\x65valrpc/v1/results.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa2\x01\n\x11GetHistoryRequest\x12%\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x15.evalrpc.v1.JobFilter\x12+\n\x07metrics\x18\x02 \x03(\x0b\x32\x1a.evalrpc.v1.MetricSelector\x12\x12\n\nstep_label\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"h\n\x12GetHistoryResponse\x12(\n\x06points\x18\x01 \x03(\x0b\x32\x18.evalrpc.v1.HistoryPoint\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\tJ\x04\x08\x02\x10\x03R\ttruncated\"\xb5\x02\n\x0cHistoryPoint\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12.\n\ncreated_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63ompleted_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x06labels\x18\x04 \x03(\x0b\x32$.evalrpc.v1.HistoryPoint.LabelsEntry\x12\x11\n\x04step\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05model\x18\x06 \x01(\t\x12#\n\x07metrics\x18\x07 \x03(\x0b\x32\x12.evalrpc.v1.Metric\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05_stepB1\n\nevalrpc.v1P\x01Z\x14\x65valrpc/v1;evalrpcv1\xaa\x02\nEvalrpc.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'evalrpc.v1.history_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
-  _globals['DESCRIPTOR']._serialized_options = b'\n\nevalrpc.v1P\001Z\024evalrpc/v1;evalrpcv1'
+  _globals['DESCRIPTOR']._serialized_options = b'\n\nevalrpc.v1P\001Z\024evalrpc/v1;evalrpcv1\252\002\nEvalrpc.V1'
   _globals['_HISTORYPOINT_LABELSENTRY']._loaded_options = None
   _globals['_HISTORYPOINT_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_GETHISTORYRESPONSE']._serialized_start=95
-  _globals['_GETHISTORYRESPONSE']._serialized_end=176
-  _globals['_HISTORYPOINT']._serialized_start=179
-  _globals['_HISTORYPOINT']._serialized_end=488
-  _globals['_HISTORYPOINT_LABELSENTRY']._serialized_start=434
-  _globals['_HISTORYPOINT_LABELSENTRY']._serialized_end=479
+  _globals['_GETHISTORYREQUEST']._serialized_start=123
+  _globals['_GETHISTORYREQUEST']._serialized_end=285
+  _globals['_GETHISTORYRESPONSE']._serialized_start=287
+  _globals['_GETHISTORYRESPONSE']._serialized_end=391
+  _globals['_HISTORYPOINT']._serialized_start=394
+  _globals['_HISTORYPOINT']._serialized_end=703
+  _globals['_HISTORYPOINT_LABELSENTRY']._serialized_start=649
+  _globals['_HISTORYPOINT_LABELSENTRY']._serialized_end=694
 # @@protoc_insertion_point(module_scope)

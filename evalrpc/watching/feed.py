@@ -23,8 +23,8 @@ from evalrpc.errors import ServerStoppingError
 from evalrpc.jobs import lifecycle
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.store.base import Change, ListedJob, Store, StoredJob, fields_match
-from evalrpc.v1 import job_pb2 as pb
-from evalrpc.v1.evaluation_service_pb2 import JobFilter
+from evalrpc.v1 import jobs_pb2 as pb
+from evalrpc.v1.jobs_pb2 import JobFilter
 from evalrpc.watching.wakeups import Heartbeat, Waiters
 
 _PAGE: Final = 256

@@ -147,7 +147,7 @@ void PrintOutcome(const JobInfo& job) {
       if (!metric.filter().empty()) std::cout << ',' << metric.filter();
       std::cout << ' ' << metric.value() << ' ';
       if (metric.has_stderr()) {
-        std::cout << metric.stderr() << std::endl;
+        std::cout << metric.standard_error() << std::endl;
       } else {
         std::cout << '-' << std::endl;
       }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from evalrpc.clock import SystemClock
 from evalrpc.store.sqlite.store import SqliteStore
-from evalrpc.v1.job_pb2 import JOB_STATUS_CANCELLED, JOB_STATUS_QUEUED
+from evalrpc.v1.jobs_pb2 import JOB_STATUS_CANCELLED, JOB_STATUS_QUEUED
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """

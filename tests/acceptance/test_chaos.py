@@ -10,7 +10,7 @@ import pytest
 from server_process import ServerProcess
 
 from evalrpc.client import AsyncEvalClient
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
 
 pytestmark = pytest.mark.slow
 

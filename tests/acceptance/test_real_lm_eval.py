@@ -10,7 +10,7 @@ from server_process import ServerProcess
 
 from evalrpc.client import EvalClient
 from evalrpc.errors import InvalidRequestError, JobFailedError
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.comparison_pb2 import TestMethod, Verdict
 
 pytestmark = pytest.mark.slow

@@ -13,9 +13,9 @@ from evalrpc.clock import SystemClock
 from evalrpc.jobs import transitions
 from evalrpc.store.base import Submission
 from evalrpc.store.sqlite.store import SqliteStore
-from evalrpc.v1.evaluation_service_pb2 import GetHistoryRequest, JobFilter
-from evalrpc.v1.history_pb2 import GetHistoryResponse
-from evalrpc.v1.job_pb2 import JOB_STATUS_QUEUED, EvaluateRequest, JobInfo, Metric, MetricSelector, ModelResult
+from evalrpc.v1.history_pb2 import GetHistoryRequest, GetHistoryResponse
+from evalrpc.v1.jobs_pb2 import JOB_STATUS_QUEUED, EvaluateRequest, JobFilter, JobInfo
+from evalrpc.v1.results_pb2 import Metric, MetricSelector, ModelResult
 
 CLOCK = SystemClock()
 ACC = Metric(task="t", metric="acc", filter="none", value=0.5)
@@ -96,7 +96,7 @@ def test_a_metric_is_taken_that_any_selector_takes(
 
 
 def test_every_model_of_a_job_has_a_point_and_a_metric_comes_as_it_is(store: SqliteStore) -> None:
-    full = Metric(task="t", metric="acc", value=float("nan"), stderr=0.1, higher_is_better=False, sample_count=7)
+    full = Metric(task="t", metric="acc", value=float("nan"), standard_error=0.1, higher_is_better=False, sample_count=7)
     complete(store, {"b": [full], "a": [ACC], "none": []}, run="x")
     points = read(store).points
     assert [point.model for point in points] == ["a", "b"]
@@ -122,7 +122,7 @@ def test_more_jobs_than_a_page_has_are_all_there(store: SqliteStore) -> None:
 
 
 def test_an_answer_that_would_be_too_large_leaves_out_the_oldest_jobs(store: SqliteStore) -> None:
-    many = [Metric(task=f"task_{number}", metric="acc", filter="none", value=0.5, stderr=0.1) for number in range(20_000)]
+    many = [Metric(task=f"task_{number}", metric="acc", filter="none", value=0.5, standard_error=0.1) for number in range(20_000)]
     made = [complete(store, {"m": many}) for _ in range(5)]
     answer = read(store)
     assert answer.truncated

@@ -8,14 +8,25 @@ from hypothesis import strategies as st
 
 from evalrpc.analysis import verdicts
 from evalrpc.jobs.metric_selectors import Selection, parts_of
-from evalrpc.v1 import comparison_pb2 as pb
-from evalrpc.v1.job_pb2 import MetricSelector
+from evalrpc.v1.comparison_pb2 import (
+    CORRECTION_HOLM,
+    TEST_METHOD_MCNEMAR,
+    TEST_METHOD_NONE,
+    VERDICT_BETTER,
+    VERDICT_INCONCLUSIVE,
+    VERDICT_SAME,
+    VERDICT_WORSE,
+    CompareJobsRequest,
+    MetricComparison,
+    MetricThreshold,
+)
+from evalrpc.v1.results_pb2 import MetricSelector
 
-BETTER, WORSE = pb.VERDICT_BETTER, pb.VERDICT_WORSE
-SAME, INCONCLUSIVE = pb.VERDICT_SAME, pb.VERDICT_INCONCLUSIVE
+BETTER, WORSE = VERDICT_BETTER, VERDICT_WORSE
+SAME, INCONCLUSIVE = VERDICT_SAME, VERDICT_INCONCLUSIVE
 
 
-def metric(lower: float | None, upper: float | None, **fields: Any) -> pb.MetricComparison:
+def metric(lower: float | None, upper: float | None, **fields: Any) -> MetricComparison:
     """A metric for which higher is better, and whose difference was tested unless there is no interval."""
     is_tested = lower is not None and upper is not None
     given = {
@@ -27,11 +38,11 @@ def metric(lower: float | None, upper: float | None, **fields: Any) -> pb.Metric
         "interval_upper": upper,
         "p_value": (0.5 if lower <= 0 <= upper else 0.01) if is_tested else None,
         "higher_is_better": True,
-        "method": pb.TEST_METHOD_MCNEMAR if is_tested else pb.TEST_METHOD_NONE,
+        "method": TEST_METHOD_MCNEMAR if is_tested else TEST_METHOD_NONE,
         "paired_sample_count": 100 if is_tested else 0,
         "differing_sample_count": 10 if is_tested else 0,
     }
-    return pb.MetricComparison(**(given | fields))
+    return MetricComparison(**(given | fields))
 
 
 @pytest.mark.parametrize(
@@ -69,7 +80,7 @@ def metric(lower: float | None, upper: float | None, **fields: Any) -> pb.Metric
         (metric(None, None, tolerance=1.0), INCONCLUSIVE),
     ],
 )
-def test_verdict(found: pb.MetricComparison, expected: int) -> None:
+def test_verdict(found: MetricComparison, expected: int) -> None:
     assert verdicts.verdict(found, alpha=0.05) == expected
 
 
@@ -100,29 +111,29 @@ def test_a_selector_takes_what_agrees_with_all_that_it_names(selector: dict[str,
     assert Selection([MetricSelector(**selector)]).takes(metric(0, 1)) == expected
 
 
-def plainly_takes(selector: MetricSelector, found: pb.MetricComparison) -> bool:
+def plainly_takes(selector: MetricSelector, found: MetricComparison) -> bool:
     return all(getattr(selector, part) in ("", getattr(found, part)) for part in ("task", "metric", "filter"))
 
 
 NAMES = st.sampled_from(("", "a", "b"))
 SELECTORS = st.builds(MetricSelector, task=NAMES, metric=NAMES, filter=NAMES)
-METRICS = st.builds(pb.MetricComparison, task=NAMES, metric=NAMES, filter=NAMES)
+METRICS = st.builds(MetricComparison, task=NAMES, metric=NAMES, filter=NAMES)
 
 
 @given(selectors=st.lists(SELECTORS), found=METRICS)
 def test_of_many_selectors_any_may_take_a_metric_and_without_one_all_are_taken(
-    selectors: list[MetricSelector], found: pb.MetricComparison
+    selectors: list[MetricSelector], found: MetricComparison
 ) -> None:
     expected = not selectors or any(plainly_takes(selector, found) for selector in selectors)
     assert Selection(selectors).takes(found) == expected
 
 
-def threshold(selector: dict[str, str], **fields: Any) -> pb.MetricThreshold:
-    return pb.MetricThreshold(selector=MetricSelector(**selector), **fields)
+def threshold(selector: dict[str, str], **fields: Any) -> MetricThreshold:
+    return MetricThreshold(selector=MetricSelector(**selector), **fields)
 
 
-def judged(found: pb.MetricComparison, *thresholds: pb.MetricThreshold, **fields: Any) -> pb.MetricComparison:
-    verdicts.judge(pb.CompareJobsRequest(metric_thresholds=thresholds, **fields), [found], 0.05)
+def judged(found: MetricComparison, *thresholds: MetricThreshold, **fields: Any) -> MetricComparison:
+    verdicts.judge(CompareJobsRequest(metric_thresholds=thresholds, **fields), [found], 0.05)
     return found
 
 
@@ -135,7 +146,7 @@ def test_the_thresholds_of_a_metric_come_before_those_of_all() -> None:
 
 
 THRESHOLDS = st.builds(
-    pb.MetricThreshold,
+    MetricThreshold,
     selector=SELECTORS,
     tolerance=st.none() | st.floats(0, 1),
     higher_is_better=st.none() | st.booleans(),
@@ -144,7 +155,7 @@ THRESHOLDS = st.builds(
 
 @given(thresholds=st.lists(THRESHOLDS), found=METRICS)
 def test_of_many_thresholds_the_last_that_sets_a_value_counts(
-    thresholds: list[pb.MetricThreshold], found: pb.MetricComparison
+    thresholds: list[MetricThreshold], found: MetricComparison
 ) -> None:
     taking = [threshold for threshold in thresholds if plainly_takes(threshold.selector, found)]
     tolerances = [threshold.tolerance for threshold in taking if threshold.HasField("tolerance")]
@@ -159,7 +170,7 @@ def test_each_threshold_is_looked_at_once_however_many_metrics_there_are(monkeyp
     monkeypatch.setattr(verdicts, "parts_of", lambda selector: looked_at.append(selector) or parts_of(selector))
     thresholds = [threshold({"task": f"t{number}"}, tolerance=number) for number in range(50)]
     metrics = [metric(0, 1, task=f"t{number}") for number in range(50)]
-    verdicts.judge(pb.CompareJobsRequest(metric_thresholds=thresholds), metrics, 0.05)
+    verdicts.judge(CompareJobsRequest(metric_thresholds=thresholds), metrics, 0.05)
     assert [found.tolerance for found in metrics] == list(range(50))
     assert len(looked_at) == 50
 
@@ -184,9 +195,9 @@ def test_the_direction_is_the_metrics_own_then_the_harness_s_then_that_of_all(
 
 def test_holm_is_over_all_that_were_tested_and_only_where_asked_for() -> None:
     found = [metric(0.01, 0.05, p_value=0.03), metric(None, None, difference=0.1), metric(0.01, 0.05, p_value=0.04)]
-    verdicts.judge(pb.CompareJobsRequest(), found, 0.05)
+    verdicts.judge(CompareJobsRequest(), found, 0.05)
     assert [m.verdict for m in found] == [BETTER, INCONCLUSIVE, BETTER]
     assert not any(m.HasField("adjusted_p_value") for m in found)
-    verdicts.judge(pb.CompareJobsRequest(correction=pb.CORRECTION_HOLM), found, 0.05)
+    verdicts.judge(CompareJobsRequest(correction=CORRECTION_HOLM), found, 0.05)
     assert [m.adjusted_p_value for m in found] == [0.06, 0, 0.06]
     assert [m.verdict for m in found] == [INCONCLUSIVE] * 3

@@ -27,7 +27,7 @@ from evalrpc.client import AsyncEvalClient
 from evalrpc.errors import PreconditionError, UnavailableError
 from evalrpc.executors.local.processes import processes_of_job, send_signal
 from evalrpc.jobs.lifecycle import TERMINAL, TRANSITIONS, status_name
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
 
 PROGRAM = """
 import json, os, pathlib, signal, subprocess, sys, time

@@ -23,9 +23,11 @@ from evalrpc.cli import following, main, wording
 from evalrpc.cli.parameters import parse_duration
 from evalrpc.cli.submit import submit_command
 from evalrpc.errors import FieldViolation
+from evalrpc.v1.catalog_pb2 import GetServerInfoResponse
 from evalrpc.v1.comparison_pb2 import CompareJobsResponse, JobComparison, MetricComparison, TestMethod, Verdict
-from evalrpc.v1.evaluation_service_pb2 import GetQueueResponse, GetServerInfoResponse, SubmitJobRequest
-from evalrpc.v1.job_pb2 import JobError, JobEvent, JobInfo, JobStatus, Metric, ModelResult, Progress, TaskResult
+from evalrpc.v1.jobs_pb2 import JobError, JobEvent, JobInfo, JobStatus, Progress, SubmitJobRequest
+from evalrpc.v1.queue_pb2 import GetQueueResponse
+from evalrpc.v1.results_pb2 import Metric, ModelResult, TaskResult
 
 QUEUED, RUNNING = JobStatus.JOB_STATUS_QUEUED, JobStatus.JOB_STATUS_RUNNING
 COMPLETED, FAILED, CANCELLED = (
@@ -39,7 +41,7 @@ Run = Callable[..., Result]
 
 def completed_job() -> JobInfo:
     metrics = [
-        Metric(task="mme", metric="score", filter="none", value=0.75, stderr=0.01, higher_is_better=True, sample_count=8),
+        Metric(task="mme", metric="score", filter="none", value=0.75, standard_error=0.01, higher_is_better=True, sample_count=8),
         Metric(task="mme", metric="wer", value=float("nan")),
     ]
     result = ModelResult(results="/srv/results.json", metrics=metrics, tasks=[TaskResult(task="mme", version="1.0")])

@@ -12,7 +12,8 @@ from fake_server import FakeService
 from google.protobuf import json_format
 
 from evalrpc.v1.history_pb2 import GetHistoryResponse, HistoryPoint
-from evalrpc.v1.job_pb2 import JobStatus, Metric, MetricSelector
+from evalrpc.v1.jobs_pb2 import JobStatus
+from evalrpc.v1.results_pb2 import Metric, MetricSelector
 
 Run = Callable[..., Result]
 
@@ -36,7 +37,7 @@ def answer(*steps: float, odd: str = "mme") -> GetHistoryResponse:
             step=step,
             model="m",
             metrics=[
-                Metric(task=odd, metric="acc", filter="none", value=step / 100, stderr=0.1, higher_is_better=True),
+                Metric(task=odd, metric="acc", filter="none", value=step / 100, standard_error=0.1, higher_is_better=True),
                 Metric(task="wer", metric="rate", value=float("nan") if step == 20 else 1 / step),
             ],
         )

@@ -23,8 +23,8 @@ from evalrpc.client.failures import STATUS_DETAILS_KEY, build_error, from_rpc_er
 from evalrpc.client.reconnect import ReconnectPolicy
 from evalrpc.client.resumable import AllJobsWatch, ArtifactBytes, JobWatch, LogBytes
 from evalrpc.errors import DOMAIN, EvalrpcError, FieldViolation
-from evalrpc.v1.evaluation_service_pb2 import Artifact, ReadArtifactResponse, ReadLogResponse
-from evalrpc.v1.job_pb2 import JobEvent, JobEventType, JobStatus
+from evalrpc.v1.files_pb2 import Artifact, ReadArtifactResponse, ReadLogResponse
+from evalrpc.v1.jobs_pb2 import JobEvent, JobEventType, JobStatus
 
 
 class FakeRpcError(grpc.RpcError):

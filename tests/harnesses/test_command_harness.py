@@ -12,7 +12,7 @@ from evalrpc.config import HarnessSettings
 from evalrpc.errors import ConfigurationError, RunFailedError
 from evalrpc.harnesses.base import Exit, Run
 from evalrpc.harnesses.command import CommandHarness
-from evalrpc.v1.job_pb2 import EvaluateRequest, Progress
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, Progress
 
 REQUEST = EvaluateRequest(harness="nightly", model="acme/m", tasks=["a", "b"], num_fewshot=0, limit=0.5)
 

@@ -20,7 +20,8 @@ from evalrpc.harnesses.steps import command_of, steps_of
 from evalrpc.results.layout import samples_by_task
 from evalrpc.results.merging import MergedResults
 from evalrpc.testing.recorded_runs import exit_of, follow, judge, log_of, request_of, rows_of
-from evalrpc.v1.job_pb2 import EvaluateRequest, Metric, ModelResult, Progress
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, Progress
+from evalrpc.v1.results_pb2 import Metric, ModelResult
 
 CASES = DATA / "inspect"
 TASKS = """
@@ -174,7 +175,7 @@ def test_metrics_of_a_real_run_are_those_of_its_log(tmp_path: Path) -> None:
             metric="accuracy",
             filter=score["name"],
             value=score["metrics"]["accuracy"]["value"],
-            stderr=score["metrics"]["stderr"]["value"],
+            standard_error=score["metrics"]["stderr"]["value"],
             sample_count=3,
         )
         for score in sorted(scores, key=lambda score: score["name"])
@@ -386,7 +387,7 @@ def scored(**metrics: float) -> Mapping[str, Any]:
 def metrics_of(folder: Path, *scores: Mapping[str, Any]) -> dict[tuple[str, str], tuple[float, float | None]]:
     log_file(folder, "2026-02-14T10-30-45", {"results": {"scores": scores}})
     ((_, result),) = read("ok_json", folder).items()
-    return {(m.metric, m.filter): (m.value, m.stderr if m.HasField("stderr") else None) for m in result.metrics}
+    return {(m.metric, m.filter): (m.value, m.standard_error if m.HasField("standard_error") else None) for m in result.metrics}
 
 
 def test_the_standard_error_belongs_to_the_mean(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from evalrpc.harnesses.base import Command
 from evalrpc.harnesses.lm_eval import LmEvalHarness
 from evalrpc.results.layout import samples_task
 from evalrpc.testing.recorded_runs import exit_of, follow, log_of, request_of
-from evalrpc.v1.job_pb2 import EvaluateRequest, Metric, ModelResult, Progress
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, Progress
+from evalrpc.v1.results_pb2 import Metric, ModelResult
 
 CASES = DATA / "lm_eval"
 REAL_PYTHON = "EVALRPC_TEST_LM_EVAL_PYTHON"
@@ -195,14 +196,14 @@ def test_a_metric_has_its_error_direction_and_count() -> None:
         metric="acc",
         filter="none",
         value=0.25,
-        stderr=0.09933992677987828,
+        standard_error=0.09933992677987828,
         higher_is_better=True,
         sample_count=20,
     )
 
 
 def test_a_stderr_that_is_not_available_is_absent() -> None:
-    assert not any(metric.HasField("stderr") for metric in read("ok_limit1_na_stderr")["qdpv68r5"].metrics)
+    assert not any(metric.HasField("standard_error") for metric in read("ok_limit1_na_stderr")["qdpv68r5"].metrics)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from evalrpc.harnesses.base import Command, Exit
 from evalrpc.harnesses.lmms_eval.arguments import argument_string
 from evalrpc.harnesses.lmms_eval.harness import LmmsEvalHarness
 from evalrpc.harnesses.registry import build_harnesses
-from evalrpc.v1.job_pb2 import EvaluateRequest, Progress
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, Progress
 
 DATA = Path(__file__).parent.parent / "data" / "lmms_eval"
 REAL_PYTHON = "EVALRPC_TEST_LMMS_PYTHON"

@@ -20,7 +20,7 @@ from evalrpc.protobuf.bounds import MAX_COUNT, MAX_SECONDS
 from evalrpc.results.layout import read_results
 from evalrpc.results.metrics import model_result
 from evalrpc.testing.recorded_runs import request_of
-from evalrpc.v1.job_pb2 import Progress
+from evalrpc.v1.jobs_pb2 import Progress
 
 KINDS = ("lmms-eval", "lm-eval", "inspect-ai", "command")
 HARNESSES = list(

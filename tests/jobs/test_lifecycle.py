@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from evalrpc.errors import IllegalTransitionError
 from evalrpc.jobs import lifecycle
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
 
 ALL = tuple(pb.JobStatus.values())
 PAIRS = [(before, after) for before in ALL for after in ALL]

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from evalrpc.errors import IllegalTransitionError, JobFinishedError
 from evalrpc.jobs import lifecycle, transitions
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
+from evalrpc.v1.results_pb2 import ModelResult
 
 QUEUED, RUNNING = pb.JOB_STATUS_QUEUED, pb.JOB_STATUS_RUNNING
 COMPLETED, FAILED, CANCELLED = pb.JOB_STATUS_COMPLETED, pb.JOB_STATUS_FAILED, pb.JOB_STATUS_CANCELLED
@@ -38,7 +39,7 @@ def test_an_attempt_begins_with_its_gpus_its_folder_and_its_time() -> None:
 
 def test_completing_sets_results_and_times_and_lets_go_of_the_gpus() -> None:
     job = running_job()
-    transitions.complete(job, {"m": pb.ModelResult(results="/out/1/m/results.json")}, at(20))
+    transitions.complete(job, {"m": ModelResult(results="/out/1/m/results.json")}, at(20))
     assert (job.status, job.completed_at, list(job.gpus)) == (COMPLETED, at(20), [])
     assert job.results["m"].results == "/out/1/m/results.json"
     assert job.attempts[0].completed_at == at(20)
@@ -170,8 +171,8 @@ def test_a_long_message_keeps_its_beginning_and_shows_that_it_was_cut(text: str)
 
 STEPS = {
     "begin_attempt": (lambda job: transitions.begin_attempt(job, ("0",), "/out/2", at(30)), {QUEUED}),
-    "keep_results": (lambda job: transitions.keep_results(job, {"m": pb.ModelResult()}), {RUNNING}),
-    "complete": (lambda job: transitions.complete(job, {"m": pb.ModelResult()}, at(30)), {RUNNING}),
+    "keep_results": (lambda job: transitions.keep_results(job, {"m": ModelResult()}), {RUNNING}),
+    "complete": (lambda job: transitions.complete(job, {"m": ModelResult()}, at(30)), {RUNNING}),
     "fail": (lambda job: transitions.fail(job, pb.JobError(reason="HARNESS_FAILED"), at(30)), {QUEUED, RUNNING}),
     "fail for a while": (lambda job: transitions.fail(job, pb.JobError(reason="RUN_LOST"), at(30)), {RUNNING}),
     "cancel": (lambda job: transitions.cancel(job, at(30)), {QUEUED, RUNNING}),

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from evalrpc.protobuf import bounds
 from evalrpc.protobuf.structs import MAX_SAMPLE_DEPTH, sample_struct
-from evalrpc.v1.job_pb2 import JobError, Metric
+from evalrpc.v1.jobs_pb2 import JobError
+from evalrpc.v1.results_pb2 import Metric
 
 NUMBERS = st.integers(-(10**40), 10**40) | st.floats() | st.sampled_from((10**400, -(10**400), 2**63 - 1, 2**63, 1e308))
 JSON_VALUES = st.recursive(

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evalrpc.protobuf import wire_format
-from evalrpc.v1.evaluation_service_pb2 import ReadArtifactResponse
-from evalrpc.v1.job_pb2 import JobEvent, JobInfo
+from evalrpc.v1.files_pb2 import ReadArtifactResponse
+from evalrpc.v1.jobs_pb2 import JobEvent, JobInfo
 
 NUMBER = ReadArtifactResponse.DATA_FIELD_NUMBER
 

@@ -12,7 +12,7 @@ from evalrpc.errors import ArtifactNotFoundError, InvalidRequestError, SamplesNo
 from evalrpc.harnesses.base import Harness, SampleRow
 from evalrpc.harnesses.command import CommandHarness
 from evalrpc.reading.sample_files import open_samples
-from evalrpc.v1.job_pb2 import JobAttempt, JobInfo
+from evalrpc.v1.jobs_pb2 import JobAttempt, JobInfo
 
 LINES = "20260214_103045_samples_t.jsonl"
 HARNESS = CommandHarness(HarnessSettings("mine", "command", command=("program",)))

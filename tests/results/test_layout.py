@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from evalrpc.errors import RunFailedError
 from evalrpc.results.layout import missing_tasks, read_results, samples_task
-from evalrpc.v1.job_pb2 import Metric, ModelResult
+from evalrpc.v1.results_pb2 import Metric, ModelResult
 
 DATA = Path(__file__).parent.parent / "data" / "lmms_eval"
 WITH_RESULTS = sorted(case.name for case in DATA.iterdir() if (case / "output").is_dir())
@@ -82,7 +82,7 @@ def test_two_tasks_have_sorted_metrics_and_a_samples_file_each() -> None:
         metric="tiny_acc",
         filter="none",
         value=0.25,
-        stderr=0.09933992677987828,
+        standard_error=0.09933992677987828,
         higher_is_better=True,
         sample_count=20,
     )
@@ -90,7 +90,7 @@ def test_two_tasks_have_sorted_metrics_and_a_samples_file_each() -> None:
 
 def test_a_stderr_that_is_not_available_is_absent() -> None:
     (metric,) = real("ok_limit1_na_stderr")["acme__m"].metrics
-    assert not metric.HasField("stderr")
+    assert not metric.HasField("standard_error")
     assert metric.sample_count == 1
 
 
@@ -144,7 +144,7 @@ def test_nan_and_infinity_survive(tmp_path: Path) -> None:
     a, b = read_results(tmp_path, "x")["m"].metrics
     assert math.isnan(a.value)
     assert b.value == -math.inf
-    assert math.isnan(b.stderr)
+    assert math.isnan(b.standard_error)
 
 
 def test_what_is_not_a_number_is_no_metric(tmp_path: Path) -> None:
@@ -163,16 +163,16 @@ def test_what_is_not_a_number_is_no_metric(tmp_path: Path) -> None:
 
 def test_derived_errors_are_no_metrics_of_their_own(tmp_path: Path) -> None:
     row = {"acc,f": 1, "acc_stderr,f": 0.5, "acc_stderr_clt,f": 0.6, "acc_stderr_clustered,f": 0.7}
-    assert metrics_of(tmp_path, row) == [Metric(task="task", metric="acc", filter="f", value=1, stderr=0.5)]
+    assert metrics_of(tmp_path, row) == [Metric(task="task", metric="acc", filter="f", value=1, standard_error=0.5)]
 
 
 def test_a_metric_without_a_filter_has_an_empty_one(tmp_path: Path) -> None:
-    assert metrics_of(tmp_path, {"acc": 1, "acc_stderr": 2}) == [Metric(task="task", metric="acc", value=1, stderr=2)]
+    assert metrics_of(tmp_path, {"acc": 1, "acc_stderr": 2}) == [Metric(task="task", metric="acc", value=1, standard_error=2)]
 
 
 def test_filters_of_one_metric_are_metrics_side_by_side(tmp_path: Path) -> None:
     row = {"em,strict": 1, "em,flexible": 2, "em_stderr,strict": 3}
-    assert [(m.filter, m.value, m.HasField("stderr")) for m in metrics_of(tmp_path, row)] == [
+    assert [(m.filter, m.value, m.HasField("standard_error")) for m in metrics_of(tmp_path, row)] == [
         ("flexible", 2, False),
         ("strict", 1, True),
     ]

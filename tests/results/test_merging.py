@@ -11,7 +11,7 @@ from evalrpc.errors import RunFailedError
 from evalrpc.protobuf.bounds import MAX_DURATION_NS, MAX_SECONDS
 from evalrpc.results import merging
 from evalrpc.results.merging import MergedResults, Results
-from evalrpc.v1.job_pb2 import Metric, ModelResult, TaskResult
+from evalrpc.v1.results_pb2 import Metric, ModelResult, TaskResult
 
 
 def merged(parts: Iterable[Results]) -> Results:

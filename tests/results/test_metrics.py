@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from evalrpc.results.layout import read_results
 from evalrpc.results.metrics import MAX_EXTRA_BYTES, MAX_TASK_EXTRA_BYTES, model_result
-from evalrpc.v1.job_pb2 import ModelResult, TaskResult
+from evalrpc.v1.results_pb2 import ModelResult, TaskResult
 
 
 def real(case: str) -> ModelResult:

@@ -11,7 +11,7 @@ from evalrpc.jobs import defaults
 from evalrpc.scheduling import placement
 from evalrpc.scheduling.placement import Capacity, NodeCapacity, Placement, QueuedJob, Reservation, Slots
 from evalrpc.testing.executor import nodes_of
-from evalrpc.v1.job_pb2 import EvaluateRequest
+from evalrpc.v1.jobs_pb2 import EvaluateRequest
 
 RESERVATION = 600.0
 

@@ -8,7 +8,7 @@ from evalrpc.scheduling.placement import Capacity, NodeCapacity, Slots
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.store.base import Change, ListedJob, QueuedRow
 from evalrpc.testing.executor import nodes_of
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
 
 QUEUED, RUNNING, COMPLETED = pb.JOB_STATUS_QUEUED, pb.JOB_STATUS_RUNNING, pb.JOB_STATUS_COMPLETED
 DEVICES = ("0", "1", "2", "3")

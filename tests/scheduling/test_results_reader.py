@@ -57,7 +57,7 @@ def reader_that(plugin: Callable[[str, str], None]) -> Callable[..., ResultsRead
             import json, os, sys, time
             from evalrpc.errors import RunFailedError
             from evalrpc.harnesses.command import CommandHarness
-            from evalrpc.v1.job_pb2 import ModelResult
+            from evalrpc.v1.results_pb2 import ModelResult
             class Harness(CommandHarness):
                 def read_results(self, run, exit_status, log_tail):
         """

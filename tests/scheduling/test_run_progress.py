@@ -15,7 +15,7 @@ from evalrpc.harnesses.base import Harness
 from evalrpc.harnesses.command import CommandHarness
 from evalrpc.scheduling.log_tail import LogFollower
 from evalrpc.scheduling.run_progress import RunProgress
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
 
 HARNESS_SETTINGS = HarnessSettings("x", "command", command=("program",))
 HARNESS = CommandHarness(HARNESS_SETTINGS)

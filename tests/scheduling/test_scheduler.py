@@ -23,7 +23,8 @@ from evalrpc.scheduling import scheduler, supervisor
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.store.base import Change, Expected, Submission
 from evalrpc.testing.executor import FakeRun, nodes_of
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
+from evalrpc.v1.results_pb2 import ModelResult
 
 
 @pytest.fixture
@@ -327,10 +328,10 @@ class SlowHarness(CommandHarness):
         self.reading = threading.Event()
         self.go_on = threading.Event()
 
-    def read_results(self, run: Run, exit_status: Exit, log_tail: list[str]) -> dict[str, pb.ModelResult]:
+    def read_results(self, run: Run, exit_status: Exit, log_tail: list[str]) -> dict[str, ModelResult]:
         self.reading.set()
         assert self.go_on.wait(SECONDS)
-        return {"m": pb.ModelResult(results="/r.json")}
+        return {"m": ModelResult(results="/r.json")}
 
 
 @pytest.fixture
@@ -361,7 +362,7 @@ class SlowReporter(SlowHarness):
         super().__init__()
         self.readers = 0
 
-    def read_finished(self, run: Run, name: str) -> dict[str, pb.ModelResult]:
+    def read_finished(self, run: Run, name: str) -> dict[str, ModelResult]:
         self.readers += 1
         self.reading.set()
         assert self.go_on.wait(SECONDS)
@@ -406,7 +407,7 @@ def test_results_that_were_read_in_time_complete_the_job(slow_harness: tuple[Hou
 def test_a_bug_in_a_harness_fails_its_job_alone(slow_harness: tuple[House, SlowHarness]) -> None:
     house, harness = slow_harness
 
-    def bug(*_: object) -> dict[str, pb.ModelResult]:
+    def bug(*_: object) -> dict[str, ModelResult]:
         raise ZeroDivisionError
 
     harness.read_results = bug  # type: ignore[method-assign]

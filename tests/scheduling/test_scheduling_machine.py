@@ -10,7 +10,7 @@ from evalrpc.scheduling.placement import fits
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.store.base import Change
 from evalrpc.testing.executor import nodes_of
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
 
 NODES = nodes_of({"a": ("a0", "a1", "a2", "a3"), "b": ("b0", "b1")})
 NODE_OF = {device.id: node.name for node in NODES for device in node.devices}

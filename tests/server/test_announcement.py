@@ -8,7 +8,7 @@ import pytest
 from evalrpc.config import HarnessSettings
 from evalrpc.harnesses.command import CommandHarness
 from evalrpc.server.announcement import announce
-from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
+from evalrpc.v1.catalog_pb2 import HarnessInfo
 
 
 class BrokenHarness(CommandHarness):

@@ -10,7 +10,7 @@ from evalrpc.config import HarnessSettings, Settings
 from evalrpc.harnesses.base import Harness
 from evalrpc.harnesses.registry import build_harnesses
 from evalrpc.server.cache_key import cache_key
-from evalrpc.v1.job_pb2 import EvaluateRequest, JobInfo
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo
 
 PACKAGES = {"lm-eval": "lm_eval", "lmms-eval": "lmms_eval", "inspect-ai": "inspect_ai"}
 

@@ -12,7 +12,7 @@ from evalrpc.errors import CatalogUnavailableError
 from evalrpc.executors.local.executor import LocalExecutor
 from evalrpc.harnesses.base import Command
 from evalrpc.server.catalog import Catalog
-from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
+from evalrpc.v1.catalog_pb2 import HarnessInfo
 
 SCRIPT = """
 import json, pathlib, sys

@@ -11,7 +11,7 @@ from evalrpc.jobs import transitions
 from evalrpc.server.retention import Retention
 from evalrpc.store.base import Submission
 from evalrpc.store.sqlite.store import SqliteStore
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
 
 
 class Keeper:

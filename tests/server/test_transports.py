@@ -16,10 +16,11 @@ from evalrpc.server.call import Call, Principal
 from evalrpc.server.handlers import Handler, handlers_of
 from evalrpc.server.transports.grpc import generic_handler
 from evalrpc.testing.in_process import InProcessTransport
-from evalrpc.v1 import evaluation_service_pb2 as calls
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
+from evalrpc.v1.jobs_pb2 import CancelJobRequest, DeleteJobRequest, GetJobRequest, WatchJobRequest, WatchJobsRequest
+from evalrpc.v1.queue_pb2 import GetQueueRequest, GetQueueResponse
 
-REQUEST = calls.GetJobRequest(job_id="j").SerializeToString()
+REQUEST = GetJobRequest(job_id="j").SerializeToString()
 
 
 class Transport(Protocol):
@@ -74,26 +75,26 @@ class Service:
         self.call: Call | None = None
         self.is_ended = asyncio.Event()
 
-    async def GetJob(self, request: calls.GetJobRequest, call: Call) -> pb.JobInfo:
+    async def GetJob(self, request: GetJobRequest, call: Call) -> pb.JobInfo:
         self.call = call
         return pb.JobInfo(job_id=request.job_id)
 
-    async def GetQueue(self, request: calls.GetQueueRequest, call: Call) -> bytes:
-        return calls.GetQueueResponse(queued_count=7).SerializeToString()
+    async def GetQueue(self, request: GetQueueRequest, call: Call) -> bytes:
+        return GetQueueResponse(queued_count=7).SerializeToString()
 
-    async def CancelJob(self, request: calls.CancelJobRequest, call: Call) -> pb.JobInfo:
+    async def CancelJob(self, request: CancelJobRequest, call: Call) -> pb.JobInfo:
         raise JobNotFoundError("there is no job j", metadata={"resource_name": "j"}, retry_delay_seconds=2.0)
 
-    async def DeleteJob(self, request: calls.DeleteJobRequest, call: Call) -> None:
+    async def DeleteJob(self, request: DeleteJobRequest, call: Call) -> None:
         raise ZeroDivisionError("a secret")
 
-    async def WatchJob(self, request: calls.WatchJobRequest, call: Call) -> None:
+    async def WatchJob(self, request: WatchJobRequest, call: Call) -> None:
         for revision in range(1, 4):
             await call.send(pb.JobEvent(revision=revision).SerializeToString())
         if request.after_revision:
             raise JobNotFoundError("it was deleted")
 
-    async def WatchJobs(self, request: calls.WatchJobsRequest, call: Call) -> None:
+    async def WatchJobs(self, request: WatchJobsRequest, call: Call) -> None:
         try:
             while True:
                 await call.send(pb.JobEvent(revision=1).SerializeToString())
@@ -133,7 +134,7 @@ async def receive(messages: AsyncIterator[bytes], revisions: list[int]) -> list[
 def test_a_unary_call_is_answered_with_its_message_or_its_bytes(use: Callable[[Use], None]) -> None:
     async def call(transport: Transport, service: Service) -> None:
         assert pb.JobInfo.FromString(await transport.unary("GetJob", REQUEST)).job_id == "j"
-        assert calls.GetQueueResponse.FromString(await transport.unary("GetQueue", b"")).queued_count == 7
+        assert GetQueueResponse.FromString(await transport.unary("GetQueue", b"")).queued_count == 7
         assert service.call is not None
         assert service.call.principal == Principal("anonymous")
 
@@ -180,7 +181,7 @@ def test_a_stream_arrives_in_order_and_ends(use: Callable[[Use], None]) -> None:
 def test_an_error_comes_after_what_was_sent_before_it(use: Callable[[Use], None]) -> None:
     async def call(transport: Transport, _: Service) -> None:
         revisions: list[int] = []
-        messages = transport.stream("WatchJob", calls.WatchJobRequest(after_revision=1).SerializeToString())
+        messages = transport.stream("WatchJob", WatchJobRequest(after_revision=1).SerializeToString())
         assert type(await failure_of(receive(messages, revisions))) is JobNotFoundError
         assert revisions == [1, 2, 3]
 

@@ -17,8 +17,7 @@ from evalrpc.errors import FieldViolation, InvalidRequestError
 from evalrpc.harnesses.command import CommandHarness
 from evalrpc.reading import page_tokens
 from evalrpc.server import validation
-from evalrpc.v1.evaluation_service_pb2 import JobFilter, ListJobsResponse, SubmitJobRequest
-from evalrpc.v1.job_pb2 import EvaluateRequest, JobEvent, JobInfo
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobEvent, JobFilter, JobInfo, ListJobsResponse, SubmitJobRequest
 
 HARNESS = CommandHarness(HarnessSettings("nightly", "command", command=("true",)))
 HARNESSES = {"nightly": HARNESS}

@@ -24,8 +24,8 @@ from serving import (
 
 from evalrpc.cli import main
 from evalrpc.client import EvalClient
-from evalrpc.v1 import job_pb2 as pb
-from evalrpc.v1.evaluation_service_pb2 import CACHE_MODE_ALLOW
+from evalrpc.v1 import jobs_pb2 as pb
+from evalrpc.v1.jobs_pb2 import CACHE_MODE_ALLOW
 
 ARGS = {"pretrained": "acme/model", "dtype": "float32", "nested": {"x": [1, 2]}, "revision": "main"}
 

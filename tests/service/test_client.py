@@ -16,8 +16,7 @@ from evalrpc import errors
 from evalrpc.client import AsyncEvalClient, ChecksumMismatchError, EvalClient
 from evalrpc.errors import FieldViolation
 from evalrpc.v1.comparison_pb2 import CORRECTION_HOLM, CompareJobsRequest
-from evalrpc.v1.evaluation_service_pb2 import JobFilter
-from evalrpc.v1.job_pb2 import EvaluateRequest, JobError, JobEvent, JobEventType, JobInfo, JobStatus
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobError, JobEvent, JobEventType, JobFilter, JobInfo, JobStatus
 
 QUEUED, RUNNING = JobStatus.JOB_STATUS_QUEUED, JobStatus.JOB_STATUS_RUNNING
 COMPLETED, FAILED, CANCELLED = (

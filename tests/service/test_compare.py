@@ -15,12 +15,24 @@ from serving import COMPLETED, NOWHERE, Api, ServerHere, Site, detail, reason_of
 
 from evalrpc.client import EvalClient
 from evalrpc.errors import MetricNotFoundError, NoResultsError
-from evalrpc.v1 import comparison_pb2 as pb
+from evalrpc.v1.comparison_pb2 import (
+    CORRECTION_HOLM,
+    TEST_METHOD_MCNEMAR,
+    TEST_METHOD_NONE,
+    TEST_METHOD_PAIRED_BOOTSTRAP,
+    TEST_METHOD_UNPAIRED_Z,
+    VERDICT_BETTER,
+    VERDICT_INCONCLUSIVE,
+    VERDICT_SAME,
+    VERDICT_WORSE,
+    CompareJobsResponse,
+    MetricComparison,
+)
 
-BETTER, WORSE = pb.VERDICT_BETTER, pb.VERDICT_WORSE
-SAME, INCONCLUSIVE = pb.VERDICT_SAME, pb.VERDICT_INCONCLUSIVE
-MCNEMAR, BOOTSTRAP = pb.TEST_METHOD_MCNEMAR, pb.TEST_METHOD_PAIRED_BOOTSTRAP
-UNPAIRED_Z, UNTESTED = pb.TEST_METHOD_UNPAIRED_Z, pb.TEST_METHOD_NONE
+BETTER, WORSE = VERDICT_BETTER, VERDICT_WORSE
+SAME, INCONCLUSIVE = VERDICT_SAME, VERDICT_INCONCLUSIVE
+MCNEMAR, BOOTSTRAP = TEST_METHOD_MCNEMAR, TEST_METHOD_PAIRED_BOOTSTRAP
+UNPAIRED_Z, UNTESTED = TEST_METHOD_UNPAIRED_Z, TEST_METHOD_NONE
 
 COPIER = """
 import shutil, sys
@@ -48,15 +60,15 @@ class Bench:
         assert job.status == COMPLETED, job.error
         return job.job_id
 
-    def compare(self, baseline: str, *candidates: str, **fields: Any) -> pb.CompareJobsResponse:
+    def compare(self, baseline: str, *candidates: str, **fields: Any) -> CompareJobsResponse:
         return self.api.CompareJobs(baseline_job_id=baseline, candidate_job_ids=candidates, **fields)
 
-    def metrics(self, baseline: str, candidate: str, **fields: Any) -> dict[str, pb.MetricComparison]:
+    def metrics(self, baseline: str, candidate: str, **fields: Any) -> dict[str, MetricComparison]:
         """Compare two jobs, and return the comparisons by task and metric."""
         (comparison,) = self.compare(baseline, candidate, **fields).candidates
         return {f"{metric.task}/{metric.metric}": metric for metric in comparison.metrics}
 
-    def metric(self, baseline: str, candidate: str, **fields: Any) -> pb.MetricComparison:
+    def metric(self, baseline: str, candidate: str, **fields: Any) -> MetricComparison:
         (metric,) = self.metrics(baseline, candidate, **fields).values()
         return metric
 
@@ -290,7 +302,7 @@ def test_holm_makes_many_metrics_as_sure_as_one(bench: Bench) -> None:
     baseline = bench.job("a", lmms_eval({"acc": HALF, "loss": HALF}))
     candidate = bench.job("b", lmms_eval({"acc": flips, "loss": changed}))
     assert bench.metrics(baseline, candidate)["t/acc"].verdict == BETTER
-    corrected = bench.metrics(baseline, candidate, correction=pb.CORRECTION_HOLM)["t/acc"]
+    corrected = bench.metrics(baseline, candidate, correction=CORRECTION_HOLM)["t/acc"]
     assert (corrected.p_value, corrected.adjusted_p_value) == (pytest.approx(1 / 32), pytest.approx(1 / 16))
     assert corrected.verdict == INCONCLUSIVE
 

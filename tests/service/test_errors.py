@@ -31,7 +31,9 @@ from serving import (
 )
 
 from evalrpc.v1 import evaluation_service_pb2 as calls
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
+from evalrpc.v1.files_pb2 import ReadLogRequest
+from evalrpc.v1.jobs_pb2 import JobFilter, SubmitJobRequest
 
 METHODS = calls.DESCRIPTOR.services_by_name["EvaluationService"].methods
 ELSEWHERE = "1b54e7a6-3a51-4f2c-9d5e-6f6c4f1a2b3c"
@@ -141,7 +143,7 @@ def test_all_bad_fields_of_a_submission_are_named_at_once(api: Api) -> None:
 
 
 def test_an_empty_submission_names_what_is_missing(api: Api) -> None:
-    assert fields_of(error_of(lambda: api.SubmitJob(calls.SubmitJobRequest()))) == ["request"]
+    assert fields_of(error_of(lambda: api.SubmitJob(SubmitJobRequest()))) == ["request"]
 
 
 def test_five_mebibytes_of_arguments_are_refused_by_name(api: Api) -> None:
@@ -183,9 +185,9 @@ def test_an_error_about_text_in_any_script_arrives_whole(api: Api, letter: str) 
     [
         ("ListJobs", {"page_size": -1}, ["page_size"]),
         ("ListJobs", {"page_token": "x"}, ["page_token"]),
-        ("ListJobs", {"filter": calls.JobFilter(statuses=[0, 99])}, ["filter.statuses[0]", "filter.statuses[1]"]),
-        ("ListJobs", {"filter": calls.JobFilter(labels={"a b": "c"})}, ["filter.labels"]),
-        ("WatchJobs", {"filter": calls.JobFilter(statuses=[99])}, ["filter.statuses[0]"]),
+        ("ListJobs", {"filter": JobFilter(statuses=[0, 99])}, ["filter.statuses[0]", "filter.statuses[1]"]),
+        ("ListJobs", {"filter": JobFilter(labels={"a b": "c"})}, ["filter.labels"]),
+        ("WatchJobs", {"filter": JobFilter(statuses=[99])}, ["filter.statuses[0]"]),
         ("WatchJobs", {"after_revision": -1}, ["after_revision"]),
         ("WatchJobs", {"heartbeat_interval": Duration(nanos=1)}, ["heartbeat_interval"]),
         ("WatchJob", {"job_id": NOWHERE, "after_revision": -1}, ["after_revision"]),
@@ -222,7 +224,7 @@ def test_a_bad_field_of_any_call_is_named(api: Api, call: str, fields: dict[str,
 
 
 def test_a_filter_with_very_many_statuses_is_the_clients_fault(api: Api) -> None:
-    assert fields_of(error_of(lambda: api.ListJobs(filter=calls.JobFilter(statuses=[1] * 300_000)))) == ["filter.statuses"]
+    assert fields_of(error_of(lambda: api.ListJobs(filter=JobFilter(statuses=[1] * 300_000)))) == ["filter.statuses"]
 
 
 def test_a_job_that_was_accepted_can_be_listed_and_watched(serve: Callable[..., ServerHere]) -> None:
@@ -403,9 +405,9 @@ def messages_of(draw: st.DrawFn, message_class: type[Message], depth: int = 4) -
 @given(data=st.data(), method=st.sampled_from(list(METHODS)))
 def test_any_fields_get_a_plain_answer(api: Api, data: st.DataObject, method: MethodDescriptor) -> None:
     message = data.draw(messages_of(GetMessageClass(method.input_type)))
-    if isinstance(message, calls.SubmitJobRequest):
+    if isinstance(message, SubmitJobRequest):
         message.validate_only = True
-    if isinstance(message, calls.ReadLogRequest):
+    if isinstance(message, ReadLogRequest):
         message.follow = False
     check(send(api, method, message.SerializeToString()))
 
@@ -414,7 +416,7 @@ def test_any_fields_get_a_plain_answer(api: Api, data: st.DataObject, method: Me
 @given(data=st.data())
 def test_any_submission_that_is_almost_good_gets_a_plain_answer(api: Api, data: st.DataObject) -> None:
     call = submission()
-    call.MergeFrom(data.draw(messages_of(calls.SubmitJobRequest)))
+    call.MergeFrom(data.draw(messages_of(SubmitJobRequest)))
     call.validate_only = data.draw(st.booleans())
     call.request.harness = "toy"
     call.request.num_gpus = 2

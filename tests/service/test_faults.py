@@ -33,8 +33,8 @@ from serving import (
 from waiting import eventually
 
 from evalrpc.store.sqlite.store import DATABASE_NAME
-from evalrpc.v1 import evaluation_service_pb2 as calls
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
+from evalrpc.v1.jobs_pb2 import GetJobRequest
 
 SOURCE = Path(__file__).parent.parent / "data" / "faulty_disk.c"
 WRITE_ONCE = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('CREATE TABLE t (x)')"
@@ -216,7 +216,7 @@ def test_a_thread_that_hangs_on_a_disk_does_not_hold_up_a_stop(launch: Launch, s
     first.kill()
     server = launch()  # with empty caches
     with disk.failing("pread", 0):
-        call = server.api.stub.GetJob.future(calls.GetJobRequest(job_id=job.job_id))
+        call = server.api.stub.GetJob.future(GetJobRequest(job_id=job.job_id))
         eventually((disk.folder / "hanging").exists, "for the disk to hang")
         assert server.terminate() == 1
     assert "ending by force" in server.log_path.read_text()

@@ -23,8 +23,8 @@ from evalrpc.store.base import Submission
 from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.testing.executor import nodes_of
 from evalrpc.testing.shared_store import Database, SharedStore
-from evalrpc.v1 import job_pb2 as pb
-from evalrpc.v1.evaluation_service_pb2 import JobFilter
+from evalrpc.v1 import jobs_pb2 as pb
+from evalrpc.v1.jobs_pb2 import JobFilter
 from evalrpc.watching import feed as feed_module
 from evalrpc.watching.feed import Feed, Send
 

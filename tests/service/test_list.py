@@ -7,8 +7,8 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from serving import COMPLETED, FAILED, QUEUED, RUNNING, Api, Site, fields_of
 
-from evalrpc.v1 import evaluation_service_pb2 as calls
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
+from evalrpc.v1.jobs_pb2 import JobFilter
 
 
 def ids(jobs: Any) -> list[str]:
@@ -27,7 +27,7 @@ def queued(api: Api) -> list[pb.JobInfo]:
 
 
 def listed(api: Api, **conditions: Any) -> list[str]:
-    return ids(api.ListJobs(filter=calls.JobFilter(**conditions)).jobs)
+    return ids(api.ListJobs(filter=JobFilter(**conditions)).jobs)
 
 
 def test_no_jobs_are_an_empty_list(api: Api) -> None:
@@ -37,7 +37,7 @@ def test_no_jobs_are_an_empty_list(api: Api) -> None:
 
 
 def test_jobs_are_listed_newest_first_with_their_positions(api: Api, queued: list[pb.JobInfo]) -> None:
-    jobs = api.ListJobs(filter=calls.JobFilter(statuses=[QUEUED])).jobs
+    jobs = api.ListJobs(filter=JobFilter(statuses=[QUEUED])).jobs
     assert ids(jobs) == ids(queued[::-1])
     assert [job.position_in_queue for job in jobs] == list(range(6, -1, -1))
     assert all(job.wait_reason for job in jobs)
@@ -45,7 +45,7 @@ def test_jobs_are_listed_newest_first_with_their_positions(api: Api, queued: lis
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 1000, 5000])
 def test_pages_together_are_the_whole_list_though_jobs_arrive_meanwhile(api: Api, queued: list[pb.JobInfo], size: int) -> None:
-    condition = calls.JobFilter(labels={"team": "a"})
+    condition = JobFilter(labels={"team": "a"})
     found: list[str] = []
     token = ""
     while True:
@@ -73,7 +73,7 @@ def test_a_page_has_fifty_jobs_unless_told_otherwise(api: Api, queued: list[pb.J
 def test_a_token_is_good_only_for_its_filter(api: Api, queued: list[pb.JobInfo]) -> None:
     token = api.ListJobs(page_size=1).next_page_token
     with pytest.raises(grpc.RpcError) as caught:
-        api.ListJobs(page_size=1, page_token=token, filter=calls.JobFilter(statuses=[QUEUED]))
+        api.ListJobs(page_size=1, page_token=token, filter=JobFilter(statuses=[QUEUED]))
     assert fields_of(caught.value) == ["page_token"]
 
 

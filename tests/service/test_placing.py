@@ -44,7 +44,7 @@ def test_a_quarantined_gpu_is_shown_and_given_to_nobody(serve: Serve, site: Site
     monkeypatch.setattr(executor, "kill_leftovers", lambda _: False)
     executor.quarantine(RunKey("x", 1, site.folder), ["0"], "job x: process 7 could not be killed")
     queue = server.api.GetQueue()
-    assert [gpu.set_aside_reason for gpu in queue.gpus] == ["job x: process 7 could not be killed", ""]
+    assert [gpu.quarantine_reason for gpu in queue.gpus] == ["job x: process 7 could not be killed", ""]
     assert queue.free_gpu_count == 1
     wide = server.api.submit("good", request={"num_gpus": 2})
     assert "1 quarantined, see GetQueue" in server.api.get(wide.job_id).wait_reason

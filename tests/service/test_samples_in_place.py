@@ -13,9 +13,9 @@ from serving import COMPLETED, FAILED, SECONDS, TERMINAL, Api, ServerHere, Site,
 
 from evalrpc.harnesses.base import SampleRow
 from evalrpc.harnesses.inspect_ai.harness import InspectHarness
-from evalrpc.v1 import comparison_pb2 as comparisons
-from evalrpc.v1 import job_pb2 as pb
-from evalrpc.v1.evaluation_service_pb2 import ListArtifactsResponse
+from evalrpc.v1 import jobs_pb2 as pb
+from evalrpc.v1.comparison_pb2 import TEST_METHOD_MCNEMAR, TEST_METHOD_UNPAIRED_Z, VERDICT_BETTER, CompareJobsRequest
+from evalrpc.v1.files_pb2 import ListArtifactsResponse
 
 # A stand-in with inspect-ai's command line: it copies the logs of the requested tasks from a folder named by the model.
 INSPECT = """#!{python} -S
@@ -130,7 +130,7 @@ def test_a_log_that_ends_in_the_middle_is_reported_by_whoever_needs_its_samples(
     assert reason_of(error.value) == "SAMPLES_NOT_FOUND"
     (comparison,) = bench.api.CompareJobs(baseline_job_id=cut.job_id, candidate_job_ids=[whole.job_id]).candidates
     (metric,) = comparison.metrics
-    assert (metric.method, metric.note) == (comparisons.TEST_METHOD_UNPAIRED_Z, "the baseline has no value of any sample")
+    assert (metric.method, metric.note) == (TEST_METHOD_UNPAIRED_Z, "the baseline has no value of any sample")
 
 
 def test_a_server_that_has_lost_the_harness_says_what_it_would_need(serve: Callable[..., ServerHere], site: Site) -> None:
@@ -154,7 +154,7 @@ def test_samples_read_in_place_are_compared_one_by_one(bench: Bench) -> None:
     ).candidates
     (metric,) = comparison.metrics
     assert (metric.task, metric.metric, metric.filter) == ("t", "accuracy", "match")
-    assert (metric.method, metric.verdict) == (comparisons.TEST_METHOD_MCNEMAR, comparisons.VERDICT_BETTER)
+    assert (metric.method, metric.verdict) == (TEST_METHOD_MCNEMAR, VERDICT_BETTER)
     assert (metric.baseline_value, metric.candidate_value, metric.paired_sample_count) == (0.5, 0.875, 40)
 
 
@@ -183,7 +183,7 @@ def endless(monkeypatch: pytest.MonkeyPatch) -> Endless:
     return endless
 
 
-def begun(bench: Bench, endless: Endless, request: comparisons.CompareJobsRequest) -> grpc.Future:
+def begun(bench: Bench, endless: Endless, request: CompareJobsRequest) -> grpc.Future:
     """Call with the shortest of several deadlines that leaves the server time to begin."""
     for seconds in (2.0, 8.0, 32.0, SECONDS):
         call = bench.api.stub.CompareJobs.future(request, timeout=seconds)
@@ -195,7 +195,7 @@ def begun(bench: Bench, endless: Endless, request: comparisons.CompareJobsReques
 @pytest.mark.parametrize("code", [grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED])
 def test_a_comparison_ends_when_its_client_has_gone(bench: Bench, endless: Endless, code: grpc.StatusCode) -> None:
     jobs = [bench.job(name, log()).job_id for name in "ab"]
-    request = comparisons.CompareJobsRequest(baseline_job_id=jobs[0], candidate_job_ids=jobs[1:])
+    request = CompareJobsRequest(baseline_job_id=jobs[0], candidate_job_ids=jobs[1:])
     call = begun(bench, endless, request)
     if code is grpc.StatusCode.CANCELLED:
         call.cancel()

@@ -26,7 +26,7 @@ from serving import (
 )
 from waiting import eventually
 
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
 
 
 def seconds(job: pb.JobInfo, field: str) -> float:

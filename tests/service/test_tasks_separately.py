@@ -22,7 +22,7 @@ from serving import (
 )
 from waiting import eventually
 
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
 
 
 def submit(api: Api, *tasks: str, **fields: Any) -> str:

@@ -9,8 +9,8 @@ from serving import Api, fields_of
 
 from evalrpc.cli import main
 from evalrpc.client import EvalClient
-from evalrpc.v1.evaluation_service_pb2 import JobFilter
-from evalrpc.v1.job_pb2 import MetricSelector
+from evalrpc.v1.jobs_pb2 import JobFilter
+from evalrpc.v1.results_pb2 import MetricSelector
 
 
 @pytest.fixture

@@ -34,8 +34,8 @@ from serving import (
 )
 from waiting import eventually
 
-from evalrpc.v1 import evaluation_service_pb2 as calls
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
+from evalrpc.v1.jobs_pb2 import JobFilter
 
 HEARTBEAT = Duration(nanos=100_000_000)
 
@@ -254,7 +254,7 @@ def test_all_jobs_are_watched_with_snapshots_a_bookmark_and_then_live(api: Api) 
 
 
 def test_a_watch_of_many_jobs_takes_only_what_its_filter_takes(api: Api) -> None:
-    stream = api.WatchJobs(filter=calls.JobFilter(labels={"team": "a"}, statuses=list(TERMINAL)))
+    stream = api.WatchJobs(filter=JobFilter(labels={"team": "a"}, statuses=list(TERMINAL)))
     assert next(stream).type == BOOKMARK
     api.run("good", labels={"team": "b"})
     mine = api.run("fails", labels={"team": "a"})

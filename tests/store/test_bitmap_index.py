@@ -22,8 +22,8 @@ from evalrpc.store.sqlite import bitmap_index, filters
 from evalrpc.store.sqlite.bitmap_index import BitmapIndex, Condition
 from evalrpc.store.sqlite.filters import find_jobs
 from evalrpc.store.sqlite.store import DATABASE_NAME
-from evalrpc.v1 import job_pb2 as pb
-from evalrpc.v1.evaluation_service_pb2 import JobFilter
+from evalrpc.v1 import jobs_pb2 as pb
+from evalrpc.v1.jobs_pb2 import JobFilter
 
 BLOCK = 4
 

@@ -27,8 +27,9 @@ from evalrpc.errors import (
 )
 from evalrpc.jobs import transitions
 from evalrpc.store.base import Change, Expected, Store, Submission, fields_match
-from evalrpc.v1 import job_pb2 as pb
-from evalrpc.v1.evaluation_service_pb2 import JobFilter
+from evalrpc.v1 import jobs_pb2 as pb
+from evalrpc.v1.jobs_pb2 import JobFilter
+from evalrpc.v1.results_pb2 import ModelResult
 
 QUEUED, RUNNING = pb.JOB_STATUS_QUEUED, pb.JOB_STATUS_RUNNING
 COMPLETED, FAILED, CANCELLED = pb.JOB_STATUS_COMPLETED, pb.JOB_STATUS_FAILED, pb.JOB_STATUS_CANCELLED
@@ -536,7 +537,7 @@ def test_every_change_has_a_number_also_one_without_a_revision(store: Store) -> 
     store.follow(store.position, recorder)
     job_id = submit(store).job_id
     run(store, job_id)
-    store.update(job_id, lambda job: transitions.keep_results(job, {"m": pb.ModelResult()})).result(SECONDS)
+    store.update(job_id, lambda job: transitions.keep_results(job, {"m": ModelResult()})).result(SECONDS)
     store.update(job_id, lambda job: transitions.request_cancel(job, "", CLOCK.now())).result(SECONDS)
     store.update(job_id, lambda job: transitions.cancel(job, CLOCK.now())).result(SECONDS)
     store.delete(job_id).result(SECONDS)

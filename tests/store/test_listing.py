@@ -16,8 +16,8 @@ from evalrpc.store.sqlite import bitmap_index
 from evalrpc.store.sqlite import filters as filters_module
 from evalrpc.store.sqlite.migrations import MIGRATIONS
 from evalrpc.store.sqlite.store import DATABASE_NAME
-from evalrpc.v1 import job_pb2 as pb
-from evalrpc.v1.evaluation_service_pb2 import JobFilter
+from evalrpc.v1 import jobs_pb2 as pb
+from evalrpc.v1.jobs_pb2 import JobFilter
 
 JOBS = 200
 MODELS, TASKS, HARNESSES = ["m1", "m2", "m3", "m4"], ["t1", "t2", "t3", "t4"], ["h1", "h2"]

@@ -15,7 +15,7 @@ from store_jobs import SECONDS, begin, complete, events, listed, read, submit
 from evalrpc.clock import SystemClock
 from evalrpc.store.base import Store
 from evalrpc.store.sqlite.store import DATABASE_NAME, SqliteStore
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
 
 JOURNAL_NAME = f"{DATABASE_NAME}-wal"
 PAGE_BYTES = 4096

@@ -14,11 +14,47 @@ from google.rpc import error_details_pb2, status_pb2
 from waiting import DEADLINE_SECONDS
 
 from evalrpc.errors import DOMAIN, EvalrpcError, InvalidRequestError, JobNotFoundError
-from evalrpc.v1 import evaluation_service_pb2 as pb
+from evalrpc.v1.catalog_pb2 import (
+    GetServerInfoRequest,
+    GetServerInfoResponse,
+    HarnessInfo,
+    ListHarnessesRequest,
+    ListHarnessesResponse,
+    ListModelsRequest,
+    ListModelsResponse,
+    ListTasksRequest,
+    ListTasksResponse,
+)
 from evalrpc.v1.comparison_pb2 import CompareJobsRequest, CompareJobsResponse
 from evalrpc.v1.evaluation_service_pb2_grpc import EvaluationServiceServicer, add_EvaluationServiceServicer_to_server
-from evalrpc.v1.history_pb2 import GetHistoryResponse
-from evalrpc.v1.job_pb2 import JobError, JobEvent, JobEventType, JobInfo, JobStatus
+from evalrpc.v1.files_pb2 import (
+    Artifact,
+    ListArtifactsRequest,
+    ListArtifactsResponse,
+    ReadArtifactRequest,
+    ReadArtifactResponse,
+    ReadLogRequest,
+    ReadLogResponse,
+)
+from evalrpc.v1.history_pb2 import GetHistoryRequest, GetHistoryResponse
+from evalrpc.v1.jobs_pb2 import (
+    CancelJobRequest,
+    DeleteJobRequest,
+    DeleteJobResponse,
+    GetJobRequest,
+    JobError,
+    JobEvent,
+    JobEventType,
+    JobInfo,
+    JobStatus,
+    ListJobsRequest,
+    ListJobsResponse,
+    SubmitJobRequest,
+    WatchJobRequest,
+    WatchJobsRequest,
+)
+from evalrpc.v1.queue_pb2 import GetQueueRequest, GetQueueResponse, Gpu
+from evalrpc.v1.samples_pb2 import ListSamplesRequest, ListSamplesResponse
 
 JOB_ID = "7b0b8d5e-6f1e-4f0e-9d51-0d5fb3a1c001"
 TERMINAL = (JobStatus.JOB_STATUS_COMPLETED, JobStatus.JOB_STATUS_FAILED, JobStatus.JOB_STATUS_CANCELLED)
@@ -100,7 +136,7 @@ class FakeService(EvaluationServiceServicer):
             _abort(context, _job_not_found(job_id))
         return self.jobs[job_id]
 
-    def SubmitJob(self, request: pb.SubmitJobRequest, context: grpc.ServicerContext) -> JobInfo:  # noqa: N802
+    def SubmitJob(self, request: SubmitJobRequest, context: grpc.ServicerContext) -> JobInfo:  # noqa: N802
         self._take(request, context)
         job = JobInfo(job_id=JOB_ID, status=JobStatus.JOB_STATUS_QUEUED, position_in_queue=0, request=request.request)
         if request.validate_only:
@@ -110,63 +146,63 @@ class FakeService(EvaluationServiceServicer):
             self.on_submit()
         return job
 
-    def GetJob(self, request: pb.GetJobRequest, context: grpc.ServicerContext) -> JobInfo:  # noqa: N802
+    def GetJob(self, request: GetJobRequest, context: grpc.ServicerContext) -> JobInfo:  # noqa: N802
         self._take(request, context)
         return self._job(request.job_id, context)
 
-    def CancelJob(self, request: pb.CancelJobRequest, context: grpc.ServicerContext) -> JobInfo:  # noqa: N802
+    def CancelJob(self, request: CancelJobRequest, context: grpc.ServicerContext) -> JobInfo:  # noqa: N802
         self._take(request, context)
         job = self._job(request.job_id, context)
         self.change(job_at(JobStatus.JOB_STATUS_CANCELLED, error=JobError(reason="CANCELLED", message=request.reason)))
         return self.jobs[job.job_id]
 
-    def DeleteJob(self, request: pb.DeleteJobRequest, context: grpc.ServicerContext) -> pb.DeleteJobResponse:  # noqa: N802
+    def DeleteJob(self, request: DeleteJobRequest, context: grpc.ServicerContext) -> DeleteJobResponse:  # noqa: N802
         self._take(request, context)
         self.jobs.pop(self._job(request.job_id, context).job_id)
-        return pb.DeleteJobResponse()
+        return DeleteJobResponse()
 
-    def GetQueue(self, request: pb.GetQueueRequest, context: grpc.ServicerContext) -> pb.GetQueueResponse:  # noqa: N802
+    def GetQueue(self, request: GetQueueRequest, context: grpc.ServicerContext) -> GetQueueResponse:  # noqa: N802
         self._take(request, context)
-        gpus = [pb.Gpu(id="0", name="H200", job_id=JOB_ID), pb.Gpu(id="1", name="H200")]
-        return pb.GetQueueResponse(queued_count=3, running_count=1, running_job_ids=[JOB_ID], gpus=gpus, max_running=2)
+        gpus = [Gpu(id="0", name="H200", job_id=JOB_ID), Gpu(id="1", name="H200")]
+        return GetQueueResponse(queued_count=3, running_count=1, running_job_ids=[JOB_ID], gpus=gpus, max_running=2)
 
     def GetServerInfo(  # noqa: N802
-        self, request: pb.GetServerInfoRequest, context: grpc.ServicerContext
-    ) -> pb.GetServerInfoResponse:
+        self, request: GetServerInfoRequest, context: grpc.ServicerContext
+    ) -> GetServerInfoResponse:
         self._take(request, context)
-        return pb.GetServerInfoResponse(version="9.9.9", gpu_count=2, capabilities=["GetJob"])
+        return GetServerInfoResponse(version="9.9.9", gpu_count=2, capabilities=["GetJob"])
 
     def ListHarnesses(  # noqa: N802
-        self, request: pb.ListHarnessesRequest, context: grpc.ServicerContext
-    ) -> pb.ListHarnessesResponse:
+        self, request: ListHarnessesRequest, context: grpc.ServicerContext
+    ) -> ListHarnessesResponse:
         self._take(request, context)
-        missing = pb.HarnessInfo(name="nightly", kind="command", unavailable_reason="no such program")
-        return pb.ListHarnessesResponse(harnesses=[pb.HarnessInfo(name="lmms-eval", version="0.5", available=True), missing])
+        missing = HarnessInfo(name="nightly", kind="command", unavailable_reason="no such program")
+        return ListHarnessesResponse(harnesses=[HarnessInfo(name="lmms-eval", version="0.5", available=True), missing])
 
-    def ListJobs(self, request: pb.ListJobsRequest, context: grpc.ServicerContext) -> pb.ListJobsResponse:  # noqa: N802
+    def ListJobs(self, request: ListJobsRequest, context: grpc.ServicerContext) -> ListJobsResponse:  # noqa: N802
         self._take(request, context)
         page, token = self._page(list(self.jobs.values()), request.page_token)
-        return pb.ListJobsResponse(jobs=page, next_page_token=token)
+        return ListJobsResponse(jobs=page, next_page_token=token)
 
-    def ListTasks(self, request: pb.ListTasksRequest, context: grpc.ServicerContext) -> pb.ListTasksResponse:  # noqa: N802
+    def ListTasks(self, request: ListTasksRequest, context: grpc.ServicerContext) -> ListTasksResponse:  # noqa: N802
         self._take(request, context)
         page, token = self._page([name for name in self.names if request.query in name], request.page_token)
-        return pb.ListTasksResponse(tasks=page, next_page_token=token)
+        return ListTasksResponse(tasks=page, next_page_token=token)
 
-    def ListModels(self, request: pb.ListModelsRequest, context: grpc.ServicerContext) -> pb.ListModelsResponse:  # noqa: N802
+    def ListModels(self, request: ListModelsRequest, context: grpc.ServicerContext) -> ListModelsResponse:  # noqa: N802
         self._take(request, context)
         page, token = self._page([name for name in self.names if request.query in name], request.page_token)
-        return pb.ListModelsResponse(models=page, next_page_token=token)
+        return ListModelsResponse(models=page, next_page_token=token)
 
     def ListSamples(  # noqa: N802
-        self, request: pb.ListSamplesRequest, context: grpc.ServicerContext
-    ) -> pb.ListSamplesResponse:
+        self, request: ListSamplesRequest, context: grpc.ServicerContext
+    ) -> ListSamplesResponse:
         self._take(request, context)
         page, token = self._page([_struct(row) for row in self.samples], request.page_token)
-        return pb.ListSamplesResponse(samples=page, next_page_token=token)
+        return ListSamplesResponse(samples=page, next_page_token=token)
 
     def GetHistory(  # noqa: N802
-        self, request: pb.GetHistoryRequest, context: grpc.ServicerContext
+        self, request: GetHistoryRequest, context: grpc.ServicerContext
     ) -> GetHistoryResponse:
         self._take(request, context)
         return self.history
@@ -176,19 +212,19 @@ class FakeService(EvaluationServiceServicer):
         return self.comparison
 
     def ListArtifacts(  # noqa: N802
-        self, request: pb.ListArtifactsRequest, context: grpc.ServicerContext
-    ) -> pb.ListArtifactsResponse:
+        self, request: ListArtifactsRequest, context: grpc.ServicerContext
+    ) -> ListArtifactsResponse:
         self._take(request, context)
-        return pb.ListArtifactsResponse(
+        return ListArtifactsResponse(
             artifacts=[
-                pb.Artifact(name=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+                Artifact(name=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
                 for name, data in sorted(self.files.items())
             ]
         )
 
     def ReadArtifact(  # noqa: N802
-        self, request: pb.ReadArtifactRequest, context: grpc.ServicerContext
-    ) -> Iterator[pb.ReadArtifactResponse]:
+        self, request: ReadArtifactRequest, context: grpc.ServicerContext
+    ) -> Iterator[ReadArtifactResponse]:
         self._take(request, context)
         data = self.files[request.name]
         for offset in range(request.offset, len(data), self.chunk_size):
@@ -196,14 +232,14 @@ class FakeService(EvaluationServiceServicer):
             if self.errors["ReadArtifact"]:
                 _abort(context, self.errors["ReadArtifact"].pop(0))
             chunk = self.files[request.name][offset : offset + self.chunk_size]
-            yield pb.ReadArtifactResponse(data=chunk, offset=offset, size_bytes=len(data))
+            yield ReadArtifactResponse(data=chunk, offset=offset, size_bytes=len(data))
 
-    def ReadLog(self, request: pb.ReadLogRequest, context: grpc.ServicerContext) -> Iterator[pb.ReadLogResponse]:  # noqa: N802
+    def ReadLog(self, request: ReadLogRequest, context: grpc.ServicerContext) -> Iterator[ReadLogResponse]:  # noqa: N802
         self._take(request, context)
         offset = request.offset
         with self._watching(context):
             while chunk := self._next_log_chunk(offset, follow=request.follow, context=context):
-                yield pb.ReadLogResponse(data=chunk, offset=offset)
+                yield ReadLogResponse(data=chunk, offset=offset)
                 offset += len(chunk)
 
     def _next_log_chunk(self, offset: int, *, follow: bool, context: grpc.ServicerContext) -> bytes:
@@ -212,7 +248,7 @@ class FakeService(EvaluationServiceServicer):
             self.changed.wait_for(lambda: len(self.log) > offset or self.log_is_whole or not (waits and context.is_active()))
             return self.log[offset : offset + self.chunk_size]
 
-    def WatchJob(self, request: pb.WatchJobRequest, context: grpc.ServicerContext) -> Iterator[JobEvent]:  # noqa: N802
+    def WatchJob(self, request: WatchJobRequest, context: grpc.ServicerContext) -> Iterator[JobEvent]:  # noqa: N802
         self._take(request, context)
         job = self._job(request.job_id, context)
         if request.after_revision == 0 or (job.status in TERMINAL and job.revision <= request.after_revision):
@@ -225,7 +261,7 @@ class FakeService(EvaluationServiceServicer):
                 if event.terminal:
                     return
 
-    def WatchJobs(self, request: pb.WatchJobsRequest, context: grpc.ServicerContext) -> Iterator[JobEvent]:  # noqa: N802
+    def WatchJobs(self, request: WatchJobsRequest, context: grpc.ServicerContext) -> Iterator[JobEvent]:  # noqa: N802
         self._take(request, context)
         head = len(self.journal)
         if request.after_revision == 0:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from evalrpc.harnesses.base import Run
-from evalrpc.v1.job_pb2 import EvaluateRequest
+from evalrpc.v1.jobs_pb2 import EvaluateRequest
 
 DATA = Path(__file__).parents[1] / "data"
 

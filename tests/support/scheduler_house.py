@@ -18,7 +18,7 @@ from evalrpc.scheduling.supervisor import RunDependencies
 from evalrpc.store.base import Submission
 from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.testing.executor import FakeExecutor, FakeRun
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
 
 QUEUED, RUNNING = pb.JOB_STATUS_QUEUED, pb.JOB_STATUS_RUNNING
 COMPLETED, FAILED, CANCELLED = pb.JOB_STATUS_COMPLETED, pb.JOB_STATUS_FAILED, pb.JOB_STATUS_CANCELLED

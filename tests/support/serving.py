@@ -23,8 +23,9 @@ from evalrpc.config import Settings, load_settings
 from evalrpc.executors.local.processes import processes_of_job
 from evalrpc.testing.server import ServerThread
 from evalrpc.v1 import evaluation_service_pb2 as calls
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from evalrpc.v1.jobs_pb2 import SubmitJobRequest
 
 QUEUED, RUNNING = pb.JOB_STATUS_QUEUED, pb.JOB_STATUS_RUNNING
 COMPLETED, FAILED, CANCELLED = pb.JOB_STATUS_COMPLETED, pb.JOB_STATUS_FAILED, pb.JOB_STATUS_CANCELLED
@@ -135,10 +136,10 @@ class Api:
         self.channel.close()
 
 
-def submission(model: str = "good", **fields: Any) -> calls.SubmitJobRequest:
+def submission(model: str = "good", **fields: Any) -> SubmitJobRequest:
     """Return a valid submission of a job without GPUs; `request` changes the EvaluateRequest."""
     request = {"harness": "toy", "model": model, "tasks": ["t"], "num_gpus": 0} | fields.pop("request", {})
-    return calls.SubmitJobRequest(request=pb.EvaluateRequest(**request), **fields)
+    return SubmitJobRequest(request=pb.EvaluateRequest(**request), **fields)
 
 
 class MovableClock(SystemClock):

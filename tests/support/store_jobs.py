@@ -12,8 +12,8 @@ from evalrpc.jobs import transitions
 from evalrpc.store.base import Store, Submission
 from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.testing.shared_store import REVISION_STEP, Database, SharedStore, SoleSharedStore
-from evalrpc.v1 import job_pb2 as pb
-from evalrpc.v1.evaluation_service_pb2 import JobFilter
+from evalrpc.v1 import jobs_pb2 as pb
+from evalrpc.v1.jobs_pb2 import JobFilter
 
 CLOCK = SystemClock()
 

@@ -125,7 +125,7 @@ def contents(folder: Path) -> dict[str, list[object]]:
 
 def test_the_results_on_the_page_fill_the_fields_that_it_says(project: Path) -> None:
     (result,) = harnesses.read_results(project / "recorded_run" / "output", "acme/tiny").values()
-    metrics = [(each.task, each.metric, each.filter, each.value, each.stderr) for each in result.metrics]
+    metrics = [(each.task, each.metric, each.filter, each.value, each.standard_error) for each in result.metrics]
     assert metrics == [("arithmetic", "acc", "none", 0.5, 0.5), ("geography", "acc", "none", 1.0, 0.0)]
     assert all(metric.higher_is_better and metric.sample_count == 2 for metric in result.metrics)
     assert [(task.version, task.original_sample_count) for task in result.tasks] == [("1.0", 2)] * 2

@@ -11,7 +11,7 @@ from evalrpc.client import EvalClient
 from evalrpc.config import HarnessSettings, Settings
 from evalrpc.errors import ConfigurationError, UnavailableError
 from evalrpc.testing.server import ServerThread, running_server
-from evalrpc.v1.job_pb2 import JOB_STATUS_CANCELLED, JOB_STATUS_COMPLETED, JOB_STATUS_RUNNING
+from evalrpc.v1.jobs_pb2 import JOB_STATUS_CANCELLED, JOB_STATUS_COMPLETED, JOB_STATUS_RUNNING
 
 SLEEPER = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('pid', os.getpid()); time.sleep(1000)"
 WRITER = "import sys; open(sys.argv[1] + '/20260214_103045_results.json', 'w').write('{\"results\": {\"t\": {\"acc\": 1}}}')"

@@ -21,8 +21,9 @@ from evalrpc.harnesses.inspect_ai.tasks import task_files
 from evalrpc.harnesses.installation import Package, catalog_command, describe
 from evalrpc.harnesses.names import device_violations, task_problem
 from evalrpc.harnesses.progress_bars import Bar, advance
-from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
-from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
+from evalrpc.v1.catalog_pb2 import HarnessInfo
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, Progress
+from evalrpc.v1.results_pb2 import ModelResult
 
 KIND: Final = "inspect-ai"
 

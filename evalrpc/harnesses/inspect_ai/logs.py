@@ -23,7 +23,7 @@ from evalrpc.harnesses.inspect_ai.json_stream import elements, members
 from evalrpc.protobuf.structs import wire_text
 from evalrpc.results.layout import wire_name
 from evalrpc.results.metrics import mapping, model_result
-from evalrpc.v1.job_pb2 import ModelResult
+from evalrpc.v1.results_pb2 import ModelResult
 
 SUCCESS: Final = "success"
 """The status of a log whose task has been evaluated."""

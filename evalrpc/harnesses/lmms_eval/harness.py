@@ -21,8 +21,9 @@ from evalrpc.harnesses.lmms_eval import arguments
 from evalrpc.harnesses.lmms_eval.answers import failed_answers
 from evalrpc.harnesses.lmms_eval.arguments import argument_string, is_one_argument
 from evalrpc.harnesses.progress_bars import advance, read_bar
-from evalrpc.v1.evaluation_service_pb2 import HarnessInfo
-from evalrpc.v1.job_pb2 import EvaluateRequest, ModelResult, Progress
+from evalrpc.v1.catalog_pb2 import HarnessInfo
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, Progress
+from evalrpc.v1.results_pb2 import ModelResult
 
 KIND: Final = "lmms-eval"
 

@@ -4,7 +4,7 @@ import sqlite3
 from typing import Final
 
 from evalrpc.store.base import ListedJob, StoredJob, Submission
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
 
 _IDENTICAL: Final = """
 SELECT sequence, status, job FROM twins JOIN jobs USING (sequence) WHERE cache_key = ?1 AND status IN (?2, ?3, ?4)
@@ -18,7 +18,7 @@ def find_identical(connection: sqlite3.Connection, cache_key: bytes) -> ListedJo
     for row in connection.execute(_IDENTICAL, (cache_key, *statuses)):
         job = StoredJob(*row).parse()
         if job.status == pb.JOB_STATUS_COMPLETED or not job.HasField("cancel_requested_at"):
-            job.cached = True
+            job.cached_from = job.job_id
             return ListedJob(row[0], job)
     return None
 

@@ -15,7 +15,7 @@ from itertools import chain, islice
 from typing import Final, NamedTuple
 
 from evalrpc.store.sqlite.bitmap_index import STATUS_ROWS, BitmapIndex, Condition
-from evalrpc.v1.evaluation_service_pb2 import JobFilter
+from evalrpc.v1.jobs_pb2 import JobFilter
 
 _END: Final = 2**63 - 1
 _MAX_STEPS: Final = 500

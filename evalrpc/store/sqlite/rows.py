@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from evalrpc.jobs.defaults import gpus_needed
 from evalrpc.store.base import Submission
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
 
 _MAX_ROWS: Final = 512
 """At most so many in one statement. SQLite takes 32,766 values."""

@@ -50,8 +50,8 @@ from evalrpc.store.sqlite.filters import find_jobs
 from evalrpc.store.sqlite.lock import lock_data_dir
 from evalrpc.store.sqlite.opening import open_database
 from evalrpc.store.sqlite.transaction import Transaction, job_not_found
-from evalrpc.v1 import job_pb2 as pb
-from evalrpc.v1.evaluation_service_pb2 import JobFilter
+from evalrpc.v1 import jobs_pb2 as pb
+from evalrpc.v1.jobs_pb2 import JobFilter
 
 DATABASE_NAME: Final = "evalrpc.sqlite3"
 

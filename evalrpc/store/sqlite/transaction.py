@@ -16,7 +16,7 @@ from evalrpc.protobuf import wire_format
 from evalrpc.store.base import ANY, RETRY_DELAY_SECONDS, Change, Expected, StoredJob, Submission
 from evalrpc.store.sqlite import deduplication
 from evalrpc.store.sqlite.rows import Rows
-from evalrpc.v1 import job_pb2 as pb
+from evalrpc.v1 import jobs_pb2 as pb
 
 _COMPACTION_CHUNK: Final = 10_000
 _DELETED: Final = StoredJob(0, pb.JOB_STATUS_UNSPECIFIED, b"")
@@ -74,6 +74,7 @@ class Transaction:
         for job_id in superseded:
             self.update(job_id, lambda old: transitions.supersede(old, job.job_id, self.clock.now()))
         job.status = pb.JOB_STATUS_QUEUED
+        job.attempt = 0
         self._insert(job, submission)
         return job
 
@@ -153,7 +154,7 @@ class Transaction:
                 metadata={"request_id": submission.request_id},
             )
         job = self._load(job_id).parse()
-        job.cached = bool(joined)
+        job.cached_from = job.job_id if joined else ""
         return job
 
     def _join_identical(self, submission: Submission) -> pb.JobInfo | None:
