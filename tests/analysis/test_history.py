@@ -122,7 +122,9 @@ def test_more_jobs_than_a_page_has_are_all_there(store: SqliteStore) -> None:
 
 
 def test_an_answer_that_would_be_too_large_leaves_out_the_oldest_jobs(store: SqliteStore) -> None:
-    many = [Metric(task=f"task_{number}", metric="acc", filter="none", value=0.5, standard_error=0.1) for number in range(20_000)]
+    many = [
+        Metric(task=f"task_{number}", metric="acc", filter="none", value=0.5, standard_error=0.1) for number in range(20_000)
+    ]
     made = [complete(store, {"m": many}) for _ in range(5)]
     answer = read(store)
     assert answer.truncated

@@ -41,7 +41,9 @@ Run = Callable[..., Result]
 
 def completed_job() -> JobInfo:
     metrics = [
-        Metric(task="mme", metric="score", filter="none", value=0.75, standard_error=0.01, higher_is_better=True, sample_count=8),
+        Metric(
+            task="mme", metric="score", filter="none", value=0.75, standard_error=0.01, higher_is_better=True, sample_count=8
+        ),
         Metric(task="mme", metric="wer", value=float("nan")),
     ]
     result = ModelResult(results="/srv/results.json", metrics=metrics, tasks=[TaskResult(task="mme", version="1.0")])
