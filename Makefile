@@ -64,7 +64,7 @@ check: setup ## Check format, lint, types, imports, generated code and docs, and
 	$(SERVER)/bin/ruff format --check
 	$(SERVER)/bin/ruff check
 	$(SERVER)/bin/mypy
-	$(SERVER)/bin/mypy demo/demo.py
+	$(SERVER)/bin/mypy demo/demo.py benchmarks
 	$(SERVER)/bin/lint-imports
 	scripts/check-stubs
 	scripts/generate-sync-client --check

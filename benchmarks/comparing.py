@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks.processes import Server, evalrpc_server, workplace
-from benchmarks.report import Row, at_most, compare, in_turn
+from benchmarks.report import Row, at_most, compare, figures, in_turn
 from benchmarks.scale import Scale
 from evalrpc.analysis.comparison import compare as compare_jobs
 from evalrpc.client import EvalClient
@@ -75,10 +75,8 @@ def time_taken(scale: Scale) -> Iterator[Row]:
                 lambda ids=(baseline.job_id, candidate.job_id): _seconds(lambda: client.compare(*ids)),  # type: ignore[misc]
                 lambda paths=files: _seconds(lambda: _decode(paths)),  # type: ignore[misc]
             )
-            times = [[1e3 * seconds for seconds in side] for side in measured]
-            yield compare(
-                f"CompareJobs of {count:,} samples", "ms", *times, note="McNemar and bootstrap; yardstick: json.loads"
-            )
+            times = figures(measured, lambda seconds: 1e3 * seconds)
+            yield compare(f"CompareJobs of {count:,} samples", "ms", times, note="McNemar and bootstrap; yardstick: json.loads")
         note = "NumPy, SciPy and what the comparisons left; before it, the server had loaded neither"
         yield Row("memory of a server after it has compared", "MB", server.memory() / 1e6, before / 1e6, note=note)
 

@@ -49,7 +49,7 @@ def growth(scale: Scale) -> Iterator[Row]:
         for size, before in ((middle, small), (large, middle)):
             figure = f"{case.figure}, {size:,} against {before:,}"
             times, times_before = ([each[at] for each in rounds] for at in (size, before))
-            yield compare(figure, "ms", times, times_before, ratio_at_most(_MAX_STEP_RATIO), "processor time")
+            yield compare(figure, "ms", (times, times_before), ratio_at_most(_MAX_STEP_RATIO), "processor time")
         slope = statistics.median(math.log(each[large] / each[small], large / small) for each in rounds)
         yield Row(f"{case.figure}: slope", "", slope, aim=at_most(_MAX_SLOPE), note=f"from {small:,} to {large:,}; linear: 1")
 
@@ -115,10 +115,10 @@ def _merge(parts: list[ModelResult]) -> object:
 
 
 def _bad_fields(_: Path, count: int) -> Callable[[], object]:
-    harnesses = build_harnesses(Settings(harnesses={"x": HarnessSettings("x", "lmms-eval", python="/none/bin/python")}))
+    harnesses = build_harnesses(Settings(harnesses={"x": HarnessSettings("x", "lmms-eval", python=Path("/none/bin/python"))}))
     call = SubmitJobRequest(request=EvaluateRequest(harness="x", model="m", tasks=["t"], num_gpus=0))
     call.request.model_args.update({f"a{number}": "\x01, true" for number in range(count)})
-    return lambda: list(validation.submission(call, harnesses, 0, None))
+    return lambda: list(validation.submission(call, harnesses, [], None))
 
 
 _CASES: Final = (

@@ -1,7 +1,6 @@
 """Wire the server together, and run it until it is asked to stop."""
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -33,6 +32,7 @@ from evalrpc.scheduling.scheduler import Scheduler
 from evalrpc.scheduling.supervisor import RunDependencies
 from evalrpc.server.announcement import announce
 from evalrpc.server.catalog import Catalog
+from evalrpc.server.collector import tune_collector
 from evalrpc.server.handlers import handlers_of
 from evalrpc.server.housekeeping import Housekeeper
 from evalrpc.server.listening import require_descriptors, require_free
@@ -46,7 +46,6 @@ from evalrpc.watching.feed import Feed
 
 SERVICE: Final = evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"]
 
-_COLLECTED_AT: Final = 5000  # new objects per collection; Python's default of 700 is reached by a few calls still in flight
 _READER_THREADS: Final = 4
 _HASHER_THREADS: Final = 2
 _REFUSAL_SECONDS: Final = 0.1
@@ -75,8 +74,7 @@ async def _serve(settings: Settings, config_file: Path | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with running_server(settings) as server:
-        gc.freeze()  # startup objects live on, so keep the collector from scanning them repeatedly
-        gc.set_threshold(_COLLECTED_AT)
+        tune_collector()
         print(f"evalrpc listening on {server.address}", flush=True)
         announced = (server.address, config_file, settings.data_dir, server.harnesses)
         threading.Thread(target=announce, args=announced, name="announcement", daemon=True).start()  # a stop won't wait for it
