@@ -3,8 +3,8 @@
 A set has the jobs with one value, of one block of sequences, as the bits of an int. It is read from that part of the value's
 index, and kept only when no job can come into it any more: sequences are given in the order of the commits, so a block is
 closed once there is a job past its end; and statuses stay once all jobs of the block are terminal. Labels may change later, and
-each change is counted with its block, so a set of a label is kept for one count, and a later reader reads another. So no set is
-ever brought up to date, and the writer knows nothing of them. What is deleted later stays in them.
+each change is counted with its block (`labels.py`), so a set of a label is kept for one count, and read anew for the next. So
+no set is ever brought up to date, and the writer knows nothing of them. What is deleted later stays in them.
 
 Threads: readers share the sets, so one may meet a set that was read from a later state than its own snapshot. What that lacks
 was deleted, or got another status, while the call was under way, and may be missing from the answer. What it has too much, and
