@@ -14,6 +14,7 @@ from benchmarks.h2load import Call, GrpcCall
 from benchmarks.processes import Server, both, evalrpc_server, workplace
 from benchmarks.report import Aim, Row, Sides, compare, figures, in_turn, ratio_at_least, ratio_at_most
 from benchmarks.scale import Scale
+from evalrpc.client import EvalClient
 from evalrpc.v1.jobs_pb2 import JOB_STATUS_CANCELLED, JobFilter
 
 _FEW_QUEUED = 10
@@ -112,7 +113,9 @@ def list_jobs(scale: Scale) -> Iterator[Row]:
         fill(folder / "few", finished=_FEW_LISTED)
         with evalrpc_server(folder, "many") as many, evalrpc_server(folder, "few") as few:
             for name, job_filter in _filters().items():
-                yield _listing(name, job_filter, scale, many, few)
+                yield _listing(name, scale, (many, job_filter), (few, job_filter))
+            by_prefix = [(server, JobFilter(job_id_prefix=_newest_job_id(server)[:8])) for server in (many, few)]
+            yield _listing("the first 8 characters of an id, so 1 job", scale, *by_prefix)
 
 
 def rates(
@@ -170,13 +173,26 @@ def _filters() -> dict[str, JobFilter]:
         ),
         "three models and two tasks": JobFilter(models=["model_3", "model_4", "model_5"], tasks=["task_3", "task_5"]),
         "a model and a label that never meet": JobFilter(models=["model_3"], labels={messages.LABEL: "red"}),
+        "selector team=blue,draft!=yes, 8 in 10": JobFilter(label_selector="team=blue,draft!=yes"),
+        "selector team in (red,green),!draft, 1 in 10": JobFilter(label_selector="team in (red,green),!draft"),
+        "selector draft, 1 in 10": JobFilter(label_selector="draft"),
+        "selector !draft, 9 in 10": JobFilter(label_selector="!draft"),
+        "selector team!=blue, 1 in 10": JobFilter(label_selector="team!=blue"),
+        "selector !team, none": JobFilter(label_selector="!team"),
     }
 
 
-def _listing(name: str, job_filter: JobFilter, scale: Scale, many: Server, few: Server) -> Row:
-    call, count = GrpcCall(messages.list_jobs(job_filter)), max(20, scale.calls // 200)
-    measured = in_turn(
-        scale.rounds, lambda: measure(many, call, count, 1).p50 * 1e3, lambda: measure(few, call, count, 1).p50 * 1e3
-    )
+def _newest_job_id(server: Server) -> str:
+    with EvalClient(server.address) as client:
+        return next(client.list_jobs()).job_id
+
+
+def _listing(name: str, scale: Scale, many: tuple[Server, JobFilter], few: tuple[Server, JobFilter]) -> Row:
+    count = max(20, scale.calls // 200)
+
+    def milliseconds(server: Server, job_filter: JobFilter) -> float:
+        return measure(server, GrpcCall(messages.list_jobs(job_filter)), count, 1).p50 * 1e3
+
+    measured = in_turn(scale.rounds, lambda: milliseconds(*many), lambda: milliseconds(*few))
     figure = f"ListJobs, 50 of {scale.listed:,} against 50 of {_FEW_LISTED:,}: {name}"
     return compare(figure, "ms", measured, ratio_at_most(3.0))

@@ -77,9 +77,11 @@ def _batches(count: int) -> Iterator[list[pb.JobInfo]]:
 
 
 def _job(number: int) -> pb.JobInfo:
-    """Return a job: one in ten has the same model and task; all have the label `team`, one in ten with the value `red`."""
+    """Return a job: one in ten has the same model and task; all have the label `team`, one in ten with the value `red`; and one
+    in ten has the label `draft`."""
     kind = number % _MODELS
-    return messages.new_job(f"model_{kind}", f"task_{kind}", "blue" if kind else "red")
+    labels = {"draft": "yes"} if kind == 1 else {}
+    return messages.new_job(f"model_{kind}", f"task_{kind}", "blue" if kind else "red", **labels)
 
 
 def _compact(data_dir: Path) -> None:

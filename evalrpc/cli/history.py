@@ -81,7 +81,8 @@ def history_command(
 
 
 def _title(job_filter: JobFilter) -> str:
-    return ", ".join(f"{key}={value}" for key, value in sorted(job_filter.labels.items())) or "evalrpc history"
+    labels = [f"{key}={value}" for key, value in sorted(job_filter.labels.items())]
+    return ", ".join(filter(None, [*labels, job_filter.label_selector])) or "evalrpc history"
 
 
 def _by_series(history: GetHistoryResponse) -> dict[_Name, list[_Row]]:

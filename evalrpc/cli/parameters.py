@@ -80,6 +80,7 @@ def filter_options(function: Callable[..., None]) -> Callable[..., None]:
     def command(
         statuses: tuple[str, ...],
         labels: tuple[tuple[str, str], ...],
+        selectors: tuple[str, ...],
         since: Timestamp | None,
         until: Timestamp | None,
         models: tuple[str, ...],
@@ -95,6 +96,7 @@ def filter_options(function: Callable[..., None]) -> Callable[..., None]:
             harnesses=harnesses,
             created_after=since,
             created_before=until,
+            label_selector=",".join(text for text in selectors if text.strip()),
         )
         function(job_filter=job_filter, **others)
 
@@ -106,6 +108,12 @@ def filter_options(function: Callable[..., None]) -> Callable[..., None]:
 _FILTER_OPTIONS: Final = (
     click.option("--status", "statuses", multiple=True, type=click.Choice(STATUS_NAMES, case_sensitive=False)),
     click.option("--label", "labels", type=label, multiple=True, metavar="K=V", help="With this label; of several, all."),
+    click.option(
+        *("-l", "--selector", "selectors"),
+        multiple=True,
+        metavar="SELECTOR",
+        help="With labels as Kubernetes selects them, such as 'run=x,step!=5,team in (a,b),!draft'.",
+    ),
     click.option("--model", "models", multiple=True),
     click.option("--task", "tasks", multiple=True),
     click.option("--harness", "harnesses", multiple=True),

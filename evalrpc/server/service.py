@@ -10,6 +10,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -135,12 +136,12 @@ class EvaluationService:
 
     def WatchJobs(self, request: WatchJobsRequest, call: Call) -> Awaitable[None]:
         """Stream all jobs that match the filter."""
-        validation.require(validation.job_filter(request.filter))
+        validation.require(chain(validation.job_filter(request.filter), _bad_options(request)))
         return self.feed.watch_jobs(request.filter, request.after_revision, _heartbeat_seconds(request), call.send)
 
     async def ListJobs(self, request: ListJobsRequest, call: Call) -> ListJobsResponse:
         """List jobs, newest first."""
-        validation.require(validation.job_filter(request.filter))
+        validation.require(chain(validation.job_filter(request.filter), validation.offsets(page_size=request.page_size)))
         page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         before = page_tokens.decode(request.page_token, request.filter)
         listed = await self._read(lambda: self.store.list_jobs(request.filter, before, page_size + 1))
@@ -405,6 +406,9 @@ def _fingerprint(call: SubmitJobRequest) -> bytes:
 
 def _heartbeat_seconds(call: WatchJobRequest | WatchJobsRequest) -> float | None:
     """Validate the options of a watch, and return its heartbeat interval. Raises InvalidRequestError."""
-    heartbeat = call.heartbeat_interval if call.HasField("heartbeat_interval") else None
-    validation.require(validation.watch(call.after_revision, heartbeat))
-    return heartbeat.ToNanoseconds() / 1e9 if heartbeat is not None else None
+    validation.require(_bad_options(call))
+    return call.heartbeat_interval.ToNanoseconds() / 1e9 if call.HasField("heartbeat_interval") else None
+
+
+def _bad_options(call: WatchJobRequest | WatchJobsRequest) -> Iterator[FieldViolation]:
+    return validation.watch(call.after_revision, call.heartbeat_interval if call.HasField("heartbeat_interval") else None)

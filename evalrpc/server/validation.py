@@ -3,7 +3,7 @@
 import math
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +15,8 @@ from evalrpc.errors import FieldViolation, InvalidRequestError
 from evalrpc.harnesses.base import Harness
 from evalrpc.jobs import lifecycle
 from evalrpc.jobs.defaults import gpus_needed
+from evalrpc.jobs.filters import canonical_prefix
+from evalrpc.jobs.label_selectors import parse_selector
 from evalrpc.jobs.paths import allowed_output_dir
 from evalrpc.v1.comparison_pb2 import CompareJobsRequest, Correction
 from evalrpc.v1.history_pb2 import GetHistoryRequest
@@ -115,6 +117,8 @@ def job_filter(jobs: JobFilter) -> _Violations:
     for name, time in (("created_after", jobs.created_after), ("created_before", jobs.created_before)):
         if not (0 <= time.seconds < _YEAR_2200_SECONDS and 0 <= time.nanos < 10**9):
             yield FieldViolation(f"filter.{name}", "must be a time from 1970 to 2200")
+    yield from _parsed("filter.label_selector", jobs.label_selector, parse_selector)
+    yield from _parsed("filter.job_id_prefix", jobs.job_id_prefix, canonical_prefix)
 
 
 def history(call: GetHistoryRequest) -> _Violations:
@@ -347,6 +351,13 @@ def _look_into_value(path: str, value: Value, levels: int, found: list[FieldViol
             items = enumerate(value.list_value.values)
             return all(_look_into_value(f"{path}[{index}]", item, levels - 1, found) for index, item in items)
     return True
+
+
+def _parsed(field: str, text: str, parse: Callable[[str], object]) -> _Violations:
+    try:
+        parse(text)
+    except ValueError as error:
+        yield FieldViolation(field, str(error))
 
 
 def _labels(field: str, labels: Mapping[str, str]) -> _Violations:

@@ -8,7 +8,7 @@ Every method may be called from any thread. Reads block on the disk, so the even
 `cached_job` never blocks.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol, TypeVar
@@ -230,27 +230,3 @@ def _parse(message_class: type[_M], serialized: bytes) -> _M:
             f"the server's store is damaged: it has a {message_class.DESCRIPTOR.name} that can't be read; bring back a backup",
             retry_delay_seconds=RETRY_DELAY_SECONDS,
         ) from error
-
-
-def fields_match(job: JobInfo, job_filter: JobFilter) -> bool:
-    """Return whether the filter takes the job. For events; a listing filters in the database."""
-    request = job.request
-    return (
-        _any_of(job_filter.statuses, (job.status,))
-        and _any_of(job_filter.models, (request.model,))
-        and _any_of(job_filter.tasks, request.tasks)
-        and _any_of(job_filter.harnesses, (request.harness,))
-        and all(job.labels.get(key) == value for key, value in job_filter.labels.items())
-        and (
-            not job_filter.HasField("created_after")
-            or job.created_at.ToNanoseconds() >= job_filter.created_after.ToNanoseconds()
-        )
-        and (
-            not job_filter.HasField("created_before")
-            or job.created_at.ToNanoseconds() < job_filter.created_before.ToNanoseconds()
-        )
-    )
-
-
-def _any_of(wanted: Sequence[object], present: Iterable[object]) -> bool:
-    return not wanted or not set(wanted).isdisjoint(present)

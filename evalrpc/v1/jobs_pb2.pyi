@@ -987,11 +987,11 @@ class JobFilter(_message.Message):
     label_selector: _builtins.str
     """Requirements on the labels, all of which must hold, in Kubernetes' grammar: `run=x,step!=5,team in (a,b),!draft`. Also
     `==`, `notin`, and a key alone, which must exist. `!=` and `notin` also match jobs without the key. A value with other
-    characters than `[A-Za-z0-9_./-]` is written in double quotes, with a backslash before a quote or a backslash. At most 4096
-    characters and 100 requirements. Empty: all jobs.
+    characters than `[A-Za-z0-9_./-]` is written in double quotes, with a backslash before a quote or a backslash. Keys and
+    values as in SubmitJobRequest; at most 4096 characters and 100 requirements. Empty: all jobs.
     """
     job_id_prefix: _builtins.str
-    """Jobs whose UUID begins with this: 4 to 36 characters. Empty: all."""
+    """Jobs whose UUID begins with this: 4 to 36 characters, in lower or upper case. Empty: all."""
     @_builtins.property
     def statuses(self) -> _containers.RepeatedScalarFieldContainer[Global___JobStatus.ValueType]:
         """Any of these statuses."""

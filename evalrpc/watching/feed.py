@@ -21,8 +21,9 @@ from typing import Final, NamedTuple, TypeVar
 from evalrpc.clock import Clock
 from evalrpc.errors import ServerStoppingError
 from evalrpc.jobs import lifecycle
+from evalrpc.jobs.filters import JobMatcher
 from evalrpc.scheduling.queue_state import QueueState
-from evalrpc.store.base import Change, ListedJob, Store, StoredJob, fields_match
+from evalrpc.store.base import Change, ListedJob, Store, StoredJob
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.jobs_pb2 import JobFilter
 from evalrpc.watching.wakeups import Heartbeat, Waiters
@@ -141,6 +142,7 @@ class Feed:
 
         Raises RevisionCompactedError, RevisionInFutureError, ServerStoppingError.
         """
+        matcher = JobMatcher(job_filter)
         cursor = after_revision or self._head
         ahead: dict[str, int] = {}  # snapshots that are newer than the cursor
         if not after_revision:
@@ -151,10 +153,10 @@ class Feed:
         else:
             async for event in self._events_after(cursor):
                 cursor = event.revision
-                if fields_match(event.job, job_filter):
+                if matcher.matches(event.job):
                     await send(event.serialized)
         await send(self._bookmark(cursor))
-        await self._live_of_all(job_filter, cursor, ahead, heartbeat_seconds, send)
+        await self._live_of_all(matcher, cursor, ahead, heartbeat_seconds, send)
 
     async def wait_for_change(self, job_id: str, timeout_seconds: float) -> None:
         """Wait until something happens to a job, or the timeout expires. Raises ServerStoppingError."""
@@ -200,7 +202,7 @@ class Feed:
                 await topic.waiters.wait(heartbeat.seconds_left())
 
     async def _live_of_all(
-        self, job_filter: JobFilter, cursor: int, ahead: dict[str, int], heartbeat_seconds: float | None, send: Send
+        self, matcher: JobMatcher, cursor: int, ahead: dict[str, int], heartbeat_seconds: float | None, send: Send
     ) -> None:
         """Send what comes after `cursor`, without end."""
         progress_number = self._progress_count
@@ -208,7 +210,7 @@ class Feed:
         while True:
             async for event in self._events_after(cursor):
                 cursor = event.revision
-                if event.revision > ahead.get(event.job.job_id, 0) and fields_match(event.job, job_filter):
+                if event.revision > ahead.get(event.job.job_id, 0) and matcher.matches(event.job):
                     await send(event.serialized)
                     heartbeat.sent()
             newest = self._progress_count
@@ -216,7 +218,7 @@ class Feed:
                 if progress.revision > cursor:
                     break  # it belongs after events that are still to be sent
                 progress_number = progress.number
-                if fields_match(progress.job, job_filter):
+                if matcher.matches(progress.job):
                     await send(progress.serialized)
                     heartbeat.sent()
             else:

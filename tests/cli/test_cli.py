@@ -20,6 +20,8 @@ from waiting import DEADLINE_SECONDS
 
 from evalrpc import errors
 from evalrpc.cli import following, main, wording
+from evalrpc.cli.history import history_command
+from evalrpc.cli.jobs import list_command, watch_all_command
 from evalrpc.cli.parameters import parse_duration
 from evalrpc.cli.submit import submit_command
 from evalrpc.errors import FieldViolation
@@ -508,13 +510,20 @@ def test_list_passes_every_condition_on(run: Run, service: FakeService) -> None:
     run(
         *("list", "--status", "failed", "--status", "CANCELLED", "--label", "a=b", "--model", "m", "--task", "t"),
         *("--harness", "h", "--since", "2026-02-14T10:00:00+00:00", "--until", "1h", "--limit", "5"),
+        *("-l", "run=x,step!=5", "--selector", " ", "--selector", '!draft,note="a, b"'),
     )
 
     (request,) = service.received["ListJobs"]
+    assert request.filter.label_selector == 'run=x,step!=5,!draft,note="a, b"'  # type: ignore[attr-defined]
     assert list(request.filter.statuses) == [FAILED, CANCELLED]  # type: ignore[attr-defined]
     assert request.filter.created_after.ToJsonString() == "2026-02-14T10:00:00Z"  # type: ignore[attr-defined]
     assert request.filter.created_before.seconds > request.filter.created_after.seconds  # type: ignore[attr-defined]
     assert request.page_size == 5  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("command", [list_command, watch_all_command, history_command], ids=["list", "watch-all", "history"])
+def test_every_command_that_takes_a_filter_takes_a_selector(command: click.Command) -> None:
+    assert ["-l", "--selector"] in [parameter.opts for parameter in command.params]
 
 
 def test_list_stops_at_its_limit(run: Run, service: FakeService) -> None:

@@ -73,6 +73,8 @@ def test_every_flag_reaches_the_server(run: Run, service: FakeService) -> None:
         "failed",
         "--task",
         "t",
+        "-l",
+        "step!=5",
     )
     assert run(*jobs, *flags).exit_code == 0
     (request,) = service.received["GetHistory"]
@@ -83,6 +85,7 @@ def test_every_flag_reaches_the_server(run: Run, service: FakeService) -> None:
         MetricSelector(task="x/y", metric="z"),
     ]
     assert (request.filter.labels, request.filter.models, request.filter.harnesses) == ({"run": "x"}, ["m"], ["h"])
+    assert request.filter.label_selector == "step!=5"
     assert (request.filter.statuses, request.filter.tasks) == ([JobStatus.JOB_STATUS_FAILED], ["t"])
     assert (request.filter.created_after.seconds, request.step_label) == (1_767_225_600, "tokens")
 
@@ -110,10 +113,10 @@ def test_a_picture_is_a_png(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_page_needs_nothing_beside_itself_and_has_the_drawing_and_the_table(run: Run, tmp_path: Path) -> None:
-    assert run("--label", "run=x", "--output", str(tmp_path / "run.html")).exit_code == 0
+    assert run("--label", "run=x", "--selector", "step!=5", "--output", str(tmp_path / "run.html")).exit_code == 0
     page = (tmp_path / "run.html").read_text()
     root = ET.fromstring(page.removeprefix("<!DOCTYPE html>").replace('<meta charset="utf-8">', ""))
-    assert [title.text for title in root.iter("title")] == ["run=x"]
+    assert [title.text for title in root.iter("title")] == ["run=x, step!=5"]
     assert len(list(root.iter("{http://www.w3.org/2000/svg}svg"))) == 1
     assert [cell.text for cell in list(root.iter("tr"))[1]][:5] == ["mme", "acc", "none", "10", "0.1000"]
     assert not {"script", "link", "img"} & {element.tag for element in root.iter()}

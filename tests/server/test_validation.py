@@ -352,10 +352,24 @@ def named(found: Iterable[FieldViolation]) -> list[str]:
         (JobFilter(created_before=Timestamp(seconds=2**62)), ["filter.created_before"]),
         (JobFilter(created_before=Timestamp(nanos=-1)), ["filter.created_before"]),
         (JobFilter(created_before=Timestamp(nanos=10**9)), ["filter.created_before"]),
+        (JobFilter(label_selector="run=x,step!=5,team in (a,b),!draft", job_id_prefix="0B54E7A6-3a"), []),
+        (JobFilter(label_selector="run==x==y"), ["filter.label_selector"]),
+        (JobFilter(label_selector="x" * 4097), ["filter.label_selector"]),
+        (JobFilter(job_id_prefix="0b5"), ["filter.job_id_prefix"]),
+        (
+            JobFilter(statuses=[77], label_selector="!", job_id_prefix="x"),
+            ["filter.statuses[0]", "filter.label_selector", "filter.job_id_prefix"],
+        ),
     ],
 )
 def test_every_bad_field_of_a_filter_is_named(jobs: JobFilter, expected: list[str]) -> None:
     assert named(validation.job_filter(jobs)) == expected
+
+
+def test_a_bad_selector_is_refused_with_the_place_and_what_was_expected() -> None:
+    (violation,) = validation.job_filter(JobFilter(label_selector="run=x,step>5"))
+    expected = "at character 11: expected an operator (= == != in notin), `,` or the end, found `>`"
+    assert violation == FieldViolation("filter.label_selector", expected)
 
 
 def test_a_filter_of_very_many_statuses_is_refused() -> None:

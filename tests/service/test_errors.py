@@ -36,6 +36,7 @@ from evalrpc.v1.files_pb2 import ReadLogRequest
 from evalrpc.v1.jobs_pb2 import JobFilter, SubmitJobRequest
 
 METHODS = calls.DESCRIPTOR.services_by_name["EvaluationService"].methods
+BAD_SELECTION = JobFilter(label_selector="run=x,step>5", job_id_prefix="0b5")
 ELSEWHERE = "1b54e7a6-3a51-4f2c-9d5e-6f6c4f1a2b3c"
 BY_JOB = [method.name for method in METHODS if "job_id" in method.input_type.fields_by_name]
 
@@ -188,6 +189,21 @@ def test_an_error_about_text_in_any_script_arrives_whole(api: Api, letter: str) 
         ("ListJobs", {"filter": JobFilter(statuses=[0, 99])}, ["filter.statuses[0]", "filter.statuses[1]"]),
         ("ListJobs", {"filter": JobFilter(labels={"a b": "c"})}, ["filter.labels"]),
         ("WatchJobs", {"filter": JobFilter(statuses=[99])}, ["filter.statuses[0]"]),
+        (
+            "ListJobs",
+            {"filter": BAD_SELECTION, "page_size": -1},
+            ["filter.label_selector", "filter.job_id_prefix", "page_size"],
+        ),
+        (
+            "WatchJobs",
+            {"filter": BAD_SELECTION, "after_revision": -1},
+            ["filter.label_selector", "filter.job_id_prefix", "after_revision"],
+        ),
+        (
+            "GetHistory",
+            {"filter": BAD_SELECTION, "step_label": "a b"},
+            ["filter.label_selector", "filter.job_id_prefix", "step_label"],
+        ),
         ("WatchJobs", {"after_revision": -1}, ["after_revision"]),
         ("WatchJobs", {"heartbeat_interval": Duration(nanos=1)}, ["heartbeat_interval"]),
         ("WatchJob", {"job_id": NOWHERE, "after_revision": -1}, ["after_revision"]),

@@ -72,9 +72,19 @@ def test_a_page_has_fifty_jobs_unless_told_otherwise(api: Api, queued: list[pb.J
 
 def test_a_token_is_good_only_for_its_filter(api: Api, queued: list[pb.JobInfo]) -> None:
     token = api.ListJobs(page_size=1).next_page_token
-    with pytest.raises(grpc.RpcError) as caught:
-        api.ListJobs(page_size=1, page_token=token, filter=JobFilter(statuses=[QUEUED]))
-    assert fields_of(caught.value) == ["page_token"]
+    for other in (JobFilter(statuses=[QUEUED]), JobFilter(label_selector="team"), JobFilter(job_id_prefix="0b54")):
+        with pytest.raises(grpc.RpcError) as caught:
+            api.ListJobs(page_size=1, page_token=token, filter=other)
+        assert fields_of(caught.value) == ["page_token"]
+
+
+def test_a_selection_is_paged_like_any_list(api: Api, queued: list[pb.JobInfo]) -> None:
+    selection = JobFilter(label_selector="n notin (2,5),team")
+    first = api.ListJobs(filter=selection, page_size=3)
+    second = api.ListJobs(filter=selection, page_size=3, page_token=first.next_page_token)
+    wanted = [job for job in queued[::-1] if job.labels["n"] not in ("2", "5")]
+    assert ids(first.jobs) + ids(second.jobs) == ids(wanted)
+    assert not second.next_page_token
 
 
 def test_every_filter_narrows_the_list(api: Api) -> None:
@@ -85,6 +95,12 @@ def test_every_filter_narrows_the_list(api: Api) -> None:
     assert listed(api, statuses=[COMPLETED, FAILED]) == [bad.job_id, good.job_id]
     assert listed(api, labels={"team": "a"}) == [bad.job_id, good.job_id]
     assert listed(api, labels={"team": "a", "x": "1"}) == [good.job_id]
+    assert listed(api, label_selector="team=a,x!=1") == [bad.job_id]
+    assert listed(api, label_selector="team in (a,b),x") == [good.job_id]
+    assert listed(api, label_selector="!team") == []
+    assert listed(api, label_selector=" ") == [bad.job_id, good.job_id]
+    assert listed(api, job_id_prefix=good.job_id[:8].upper()) == [good.job_id]
+    assert listed(api, job_id_prefix=good.job_id, label_selector="!x") == []
     assert listed(api, models=["fails"]) == [bad.job_id]
     assert listed(api, tasks=["t"]) == [good.job_id]
     assert listed(api, harnesses=["toy"]) == [bad.job_id, good.job_id]

@@ -263,6 +263,21 @@ def test_a_watch_of_many_jobs_takes_only_what_its_filter_takes(api: Api) -> None
     assert (event.job.job_id, event.type, event.terminal) == (mine.job_id, STATUS, True)
 
 
+def test_a_watch_selects_by_labels_and_by_the_beginning_of_ids(api: Api) -> None:
+    mine = api.run("good", labels={"team": "a", "draft": ""})
+    other = api.run("good", labels={"team": "a"})
+    for selection, job in (
+        (JobFilter(label_selector="team=a,draft"), mine),
+        (JobFilter(label_selector="team in (a,b),!draft"), other),
+        (JobFilter(job_id_prefix=mine.job_id[:20].upper()), mine),
+    ):
+        for after in (0, 1):  # from the store, and from the events
+            stream = api.WatchJobs(filter=selection, after_revision=after)
+            seen = {event.job.job_id for event in itertools.takewhile(lambda event: event.type != BOOKMARK, stream)}
+            stream.cancel()
+            assert seen == {job.job_id}
+
+
 def test_a_watch_of_many_jobs_is_resumed_without_a_gap_or_a_double(api: Api) -> None:
     for _ in range(3):
         api.run("good")

@@ -26,7 +26,8 @@ from evalrpc.errors import (
     StoreUnavailableError,
 )
 from evalrpc.jobs import transitions
-from evalrpc.store.base import Change, Expected, Store, Submission, fields_match
+from evalrpc.jobs.filters import JobMatcher
+from evalrpc.store.base import Change, Expected, Store, Submission
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.jobs_pb2 import JobFilter
 from evalrpc.v1.results_pb2 import ModelResult
@@ -677,7 +678,7 @@ def test_every_filter_takes_just_the_jobs_that_match(
                 job_filter.created_after.CopyFrom(jobs[after % len(jobs)].created_at)
             if jobs and before is not None:
                 job_filter.created_before.CopyFrom(jobs[before % len(jobs)].created_at)
-            expected = [job for job in jobs[::-1] if fields_match(job, job_filter)]
+            expected = [job for job in jobs[::-1] if JobMatcher(job_filter).matches(job)]
             assert [job for _, job in store.list_jobs(job_filter, None, 100)] == expected
             assert [job for _, job in store.list_jobs(job_filter, None, 2)] == expected[:2]
         finally:

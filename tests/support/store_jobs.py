@@ -39,7 +39,8 @@ def nth(store: Store, number: int) -> int:
 
 def new_job(**fields: Any) -> pb.JobInfo:
     request = {"harness": "h", "model": "m", "tasks": ["t"]} | fields.pop("request", {})
-    return pb.JobInfo(job_id=str(uuid.uuid4()), request=pb.EvaluateRequest(**request), max_attempts=1, **fields)
+    job_id = fields.pop("job_id", str(uuid.uuid4()))
+    return pb.JobInfo(job_id=job_id, request=pb.EvaluateRequest(**request), max_attempts=1, **fields)
 
 
 def submit(store: Store, request_id: str = "", fingerprint: bytes = b"f", cache_key: bytes = b"", **fields: Any) -> pb.JobInfo:

@@ -150,6 +150,24 @@ MIGRATIONS: Final = (
         WHERE created_ns < previous_ns;
     DROP INDEX jobs_by_creation;
     """,
+    # Selectors ask for a label whatever its value, and for jobs without it. And the labels of a job may change.
+    """
+    CREATE TABLE new_job_labels (
+        label TEXT NOT NULL,
+        sequence INTEGER NOT NULL,
+        value TEXT NOT NULL,
+        PRIMARY KEY (label, sequence)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO new_job_labels SELECT label, sequence, value FROM job_labels ORDER BY label, sequence;
+    DROP TABLE job_labels;
+    ALTER TABLE new_job_labels RENAME TO job_labels;
+    CREATE INDEX job_labels_by_value ON job_labels (label, value, sequence);
+
+    CREATE TABLE label_changes (
+        block INTEGER PRIMARY KEY,                   -- of sequences, as bitmap_index.py divides them
+        changes INTEGER NOT NULL                     -- how often a job of the block got other labels; no row: never
+    ) STRICT;
+    """,
 )
 
 

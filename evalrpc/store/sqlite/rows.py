@@ -21,7 +21,7 @@ _UPDATE_JOBS: Final = (
     " FROM (VALUES {rows}) AS new WHERE jobs.sequence = new.column1"
 )
 _INSERT_TASKS: Final = f"INSERT INTO job_tasks (task, sequence) {_GIVEN}"
-_INSERT_LABELS: Final = f"INSERT INTO job_labels (label, value, sequence) {_GIVEN}"
+_INSERT_LABELS: Final = f"INSERT INTO job_labels (label, sequence, value) {_GIVEN}"
 _INSERT_SETBACKS: Final = f"INSERT INTO clock_setbacks (sequence, setback_ns) {_GIVEN}"
 _INSERT_EVENTS: Final = f"INSERT INTO journal (revision, sequence, created_ns, event) {_GIVEN}"
 
@@ -59,7 +59,11 @@ class Rows:
         new = [(sequence, *self._changed.pop(sequence), submission) for sequence, submission in self._inserts.items()]
         _write(connection, _INSERT_JOBS, [_new_row(*each) for each in new])
         _write(connection, _INSERT_TASKS, [(task, sequence) for sequence, job, *_ in new for task in set(job.request.tasks)])
-        _write(connection, _INSERT_LABELS, [(*label, sequence) for sequence, job, *_ in new for label in job.labels.items()])
+        _write(
+            connection,
+            _INSERT_LABELS,
+            [(label, sequence, value) for sequence, job, *_ in new for label, value in job.labels.items()],
+        )
         _write(connection, _UPDATE_JOBS, [_changed_row(sequence, *changed) for sequence, changed in self._changed.items()])
         _write(connection, _INSERT_SETBACKS, self._setbacks)
         _write(connection, _INSERT_EVENTS, self._events)

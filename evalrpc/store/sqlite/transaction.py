@@ -105,10 +105,8 @@ class Transaction:
         self.connection.execute("DELETE FROM jobs WHERE sequence = ?", (stored.sequence,))
         for task in job.request.tasks:
             self.connection.execute("DELETE FROM job_tasks WHERE task = ? AND sequence = ?", (task, stored.sequence))
-        for label in job.labels.items():
-            self.connection.execute(
-                "DELETE FROM job_labels WHERE label = ? AND value = ? AND sequence = ?", (*label, stored.sequence)
-            )
+        for label in job.labels:
+            self.connection.execute("DELETE FROM job_labels WHERE label = ? AND sequence = ?", (label, stored.sequence))
         deduplication.forget(self.connection, stored.sequence)
         self.counts[stored.status] -= 1
         self.changes.append((Change(self._next_number(), job, stored.sequence, stored.status, None, deleted=True), b""))
