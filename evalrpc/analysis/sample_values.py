@@ -1,7 +1,8 @@
 """The score of each sample of a task, read from any number of rows into a few flat arrays, and paired with another job's.
 
 A row gives a metric's value under the metric's name, or under `metric,filter` as in the aggregate file; either may be in a
-table `metrics`. A row with a `filter` belongs to that filter only. Anything but a number or boolean counts as absent.
+table `metrics`. A row with a `filter` belongs to that filter only. Anything but a number or boolean, which may be written as
+text, counts as absent; so does NaN, which stands for a sample that was not scored.
 """
 
 import json
@@ -16,11 +17,14 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evalrpc.results.metrics import number
+
 MAX_VALUES: Final = 8_000_000
 """Values that are read per task, over all metrics; those after them count as absent."""
 
 _MAX_VALUE: Final = 1e100  # no sum of such values overflows; a larger one makes the mean NaN, as it should
 _TOLERANCE: Final = 1e-4
+_TRUTH: Final = {"True": True, "False": False}
 
 
 class MetricKey(NamedTuple):
@@ -161,8 +165,8 @@ class _ByName:
         for table in (row, nested) if isinstance(nested, dict) else (row,):
             for columns in (self._plain, self._full):
                 for name in table.keys() & columns.keys():
-                    value = table[name]
-                    if isinstance(value, int | float):
+                    value = _value(table[name])
+                    if value is not None:
                         new = [column for column in columns[name] if column not in taken]
                         for column in new:
                             column.take(sample_id, value)
@@ -170,6 +174,12 @@ class _ByName:
                 if len(taken) == self._count:
                     return self._count
         return len(taken)
+
+
+def _value(cell: object) -> float | None:
+    if isinstance(cell, str):
+        cell = _TRUTH.get(cell, number(cell))
+    return cell if isinstance(cell, int | float) and cell == cell else None  # noqa: PLR0124 - NaN is not equal to itself
 
 
 def _id(doc_id: object) -> int | None:
