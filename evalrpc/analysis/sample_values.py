@@ -179,7 +179,7 @@ class _ByName:
 def _value(cell: object) -> float | None:
     if isinstance(cell, str):
         cell = _TRUTH.get(cell, number(cell))
-    return cell if isinstance(cell, int | float) and cell == cell else None  # noqa: PLR0124 - NaN is not equal to itself
+    return cell if isinstance(cell, int | float) and cell == cell else None  # NaN is not equal to itself
 
 
 def _id(doc_id: object) -> int | None:

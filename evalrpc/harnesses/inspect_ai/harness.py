@@ -15,8 +15,9 @@ from evalrpc.errors import FieldViolation, RunFailedError
 from evalrpc.harnesses import arguments
 from evalrpc.harnesses.arguments import plain_arguments
 from evalrpc.harnesses.base import Command, Exit, Run, SampleRow
+from evalrpc.harnesses.failed_answers import require_answers
 from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
-from evalrpc.harnesses.inspect_ai.logs import SUCCESS, Log, read_finished_log, read_logs, read_samples, result_of_logs
+from evalrpc.harnesses.inspect_ai.logs import SUCCESS, Log, failed_samples, read_finished_log, read_logs, read_samples, result_of_logs
 from evalrpc.harnesses.inspect_ai.tasks import task_files
 from evalrpc.harnesses.installation import Package, catalog_command, describe
 from evalrpc.harnesses.names import device_violations, task_problem
@@ -123,7 +124,12 @@ class InspectHarness:
             message = find_failure(log_tail) or "inspect-ai left no log"
             raise failed(message, "RESULTS_MISSING")
         _require_all_good(logs, run.request.tasks)
-        return {run.request.model: result_of_logs(_good_logs(logs, run.request.tasks))}
+        good = _good_logs(logs, run.request.tasks)
+        failed_answers = {f"samples of task {task}": failed_samples(log) for task, log in good.items()}
+        warnings = require_answers(failed_answers, run.request)
+        result = result_of_logs(good)
+        result.warnings.extend(warnings)
+        return {run.request.model: result}
 
     def read_finished(self, run: Run, name: str) -> Mapping[str, ModelResult]:
         """Read the log of a task, which inspect-ai writes when the task ends."""
