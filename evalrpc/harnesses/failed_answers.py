@@ -1,14 +1,15 @@
 """Answers that a run has not got from its model. Some harnesses go on without them, score what they have, and exit with 0."""
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from evalrpc.errors import RunFailedError
 from evalrpc.harnesses.failures import shorten
 from evalrpc.v1.jobs_pb2 import EvaluateRequest
 
 
-class FailedAnswers(NamedTuple):
+@dataclass(frozen=True)
+class FailedAnswers:
     """How many of the answers to one task, or to all, have failed."""
 
     count: int

@@ -267,8 +267,8 @@ class EvaluateRequest(_message.Message):
     then ends FAILED. The cost is one start of the harness per task. Default: false, one run for all.
     """
     gpu_mode: Global___GpuMode.ValueType
-    """How the processes of the run share the GPUs of the job. Default: the harness decides. MODEL_PARALLEL is rejected by
-    harnesses that always start one process per GPU, DATA_PARALLEL by those that never do.
+    """How the processes of the run share the GPUs of the job. Default: the harness decides. Rejected by harnesses that have only
+    one way: inspect-ai and `command`, whose one process sees all GPUs.
     """
     max_bad_answer_ratio: _builtins.float
     """The largest share of answers that may have failed, from 0 to 1: above it, the job is FAILED with `TOO_MANY_BAD_ANSWERS`.

@@ -17,7 +17,15 @@ from evalrpc.harnesses.arguments import plain_arguments
 from evalrpc.harnesses.base import Command, Exit, Run, SampleRow
 from evalrpc.harnesses.failed_answers import require_answers
 from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
-from evalrpc.harnesses.inspect_ai.logs import SUCCESS, Log, failed_samples, read_finished_log, read_logs, read_samples, result_of_logs
+from evalrpc.harnesses.inspect_ai.logs import (
+    SUCCESS,
+    Log,
+    failed_samples,
+    read_finished_log,
+    read_logs,
+    read_samples,
+    result_of_logs,
+)
 from evalrpc.harnesses.inspect_ai.tasks import task_files
 from evalrpc.harnesses.installation import Package, catalog_command, describe
 from evalrpc.harnesses.names import device_violations, task_problem

@@ -109,13 +109,13 @@ def result_of_logs(logs: Mapping[str, Log]) -> ModelResult:
 def failed_samples(log: Log) -> FailedAnswers:
     """Return how many samples failed. inspect-ai may go on without them, and end with success.
 
-    Reads samples only where some have failed, or where the log does not say. Raises RunFailedError with reason RESULTS_INVALID.
+    Reads samples only where some have failed, or where nothing was scored. Raises RunFailedError with reason RESULTS_INVALID.
     """
     total, completed = log.results.get("total_samples"), log.results.get("completed_samples")
     if isinstance(total, int) and isinstance(completed, int) and total > 0:
         failed = 0 if log.results.get("early_stopping") else total - completed
         return FailedAnswers(failed, total, next(filter(None, _sample_errors(log)), "") if failed > 0 else "")
-    errors = list(_sample_errors(log))
+    errors = [] if log.results.get("scores") else list(_sample_errors(log))
     failures = [error for error in errors if error is not None]
     return FailedAnswers(len(failures), len(errors), failures[0] if failures else "")
 
@@ -216,7 +216,9 @@ def _error(error: Mapping[str, object]) -> str:
 def _aggregate(logs: Mapping[str, Log]) -> Mapping[str, object]:
     """Convert the logs to the format that `evalrpc.results.metrics` reads."""
     return {
-        "results": {task: {**dict(_row(log.results)), "sample_count": _sample_counts(log.results)} for task, log in logs.items()},
+        "results": {
+            task: {**dict(_row(log.results)), "sample_count": _sample_counts(log.results)} for task, log in logs.items()
+        },
         "configs": {task: _config(log) for task, log in logs.items()},
         "versions": {task: log.spec.get("task_version") for task, log in logs.items()},
         "n-samples": {task: _sizes(log) for task, log in logs.items()},
