@@ -21,7 +21,7 @@ from evalrpc.v1.results_pb2 import ModelResult
 
 KIND: Final = "lm-eval"
 
-_PACKAGE: Final = Package(title="lm-eval", name="lm_eval")
+_PACKAGE: Final = Package(title="lm-eval", name="lm_eval", oldest="0.4.10")
 _CONFIG_NAME: Final = "lm-eval.yaml"
 _REQUESTS_LABEL = re.compile(r"(Running \w+ requests|Requesting API)?")
 _CATALOG_SCRIPT: Final = """

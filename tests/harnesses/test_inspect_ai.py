@@ -62,8 +62,9 @@ def test_the_smallest_request_has_the_smallest_command(tasks: Path) -> None:
     assert harness(tasks).command(run_of(inspect_request())) == Command(
         (
             *("/env/bin/python", "-m", "inspect_ai", "eval", f"{tasks}/some.py@tiny", "--model=mockllm/model"),
-            *("--log-dir=/d/out", "--log-format=json", "--display=plain", "--ctl-server=false"),
+            *("--log-dir=/d/out", "--log-format=json", "--display=plain"),
         ),
+        env={"INSPECT_EVAL_CTL_SERVER": "false"},
         cwd=Path("/srv"),
         watched_dirs=(tasks,),
     )
@@ -84,7 +85,7 @@ def test_every_field_of_the_request_has_its_option(tasks: Path) -> None:
     assert command.argv[4:] == (
         *(f"{tasks}/some.py@another name", f"{tasks}/some.py@tiny"),
         *("--model-config=/d/model.json", "--generate-config=/d/generate.json", "--model=mockllm/model", "--log-dir=/d/out"),
-        *("--log-format=json", "--display=plain", "--ctl-server=false", "--model-base-url=http://127.0.0.1:1/v1"),
+        *("--log-format=json", "--display=plain", "--model-base-url=http://127.0.0.1:1/v1"),
         *("--limit=20", "--max-connections=8", "--no-log-samples", "--no-score", "--max-tasks=2"),
     )
     assert {path.name: json.loads(content) for path, content in command.files.items()} == {

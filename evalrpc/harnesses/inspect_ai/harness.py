@@ -37,6 +37,8 @@ from evalrpc.v1.results_pb2 import ModelResult
 KIND: Final = "inspect-ai"
 
 _PACKAGE: Final = Package(title="inspect-ai", name="inspect_ai")
+_ENVIRONMENT: Final = {"INSPECT_EVAL_CTL_SERVER": "false"}
+"""No server to control the run. Versions that have none know the variable as little as they would know the option."""
 _MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_:.@+-]+)+")
 _BATCH_SIZE = re.compile(r"auto|[1-9][0-9]{0,8}")
 _MAX_TASK_BYTES: Final = 200  # it becomes a file's name, with a date before and a suffix after it
@@ -101,7 +103,7 @@ class InspectHarness:
                 *_options(run),
                 *self._settings.args,
             ),
-            env=self._settings.env,
+            env={**_ENVIRONMENT, **self._settings.env},
             files={path: json.dumps(configs[name], sort_keys=True).encode() for name, path in paths.items()},
             cwd=self._settings.working_dir,
             watched_dirs=self._settings.include_path,
@@ -162,7 +164,7 @@ def _options(run: Run) -> Iterator[str]:
     request = run.request
     yield f"--model={request.model}"
     yield f"--log-dir={run.output_dir}"
-    yield from ("--log-format=json", "--display=plain", "--ctl-server=false")
+    yield from ("--log-format=json", "--display=plain")
     if base_url := plain_arguments(request.model_args).get("base_url"):
         yield f"--model-base-url={base_url}"
     if request.HasField("limit"):
