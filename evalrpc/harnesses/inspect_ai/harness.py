@@ -36,7 +36,7 @@ from evalrpc.v1.results_pb2 import ModelResult
 
 KIND: Final = "inspect-ai"
 
-_PACKAGE: Final = Package(title="inspect-ai", name="inspect_ai")
+_PACKAGE: Final = Package(title="inspect-ai", name="inspect_ai", oldest="0.3.188")
 _ENVIRONMENT: Final = {"INSPECT_EVAL_CTL_SERVER": "false"}
 """No server to control the run. Versions that have none know the variable as little as they would know the option."""
 _MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_:.@+-]+)+")
