@@ -177,6 +177,12 @@ class NoResultsError(PreconditionError):
     reason = "NO_RESULTS"
 
 
+class DefinitionsDifferError(PreconditionError):
+    """The jobs answered different questions, and the comparison is strict."""
+
+    reason = "DEFINITIONS_DIFFER"
+
+
 class FileUnreadableError(PreconditionError):
     """A file of the job exists, but the server can't read it. `metadata["errno"]` names the cause, such as EACCES."""
 

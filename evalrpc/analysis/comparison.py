@@ -14,7 +14,7 @@ from typing import Any, Final
 from evalrpc.analysis import significance, verdicts
 from evalrpc.analysis.sample_values import NO_VALUES, MetricKey, SampleValues, pair, read_values
 from evalrpc.analysis.significance import MIN_SAMPLES, Difference
-from evalrpc.errors import InvalidRequestError, MetricNotFoundError, NoResultsError, NotFoundError
+from evalrpc.errors import DefinitionsDifferError, InvalidRequestError, MetricNotFoundError, NoResultsError, NotFoundError
 from evalrpc.harnesses.base import Harness, SampleRow
 from evalrpc.jobs.metric_selectors import Selection, parts_of, parts_taking
 from evalrpc.reading.sample_files import open_samples
@@ -30,7 +30,7 @@ from evalrpc.v1.comparison_pb2 import (
     MetricComparison,
 )
 from evalrpc.v1.jobs_pb2 import JobInfo, JobStatus
-from evalrpc.v1.results_pb2 import Metric
+from evalrpc.v1.results_pb2 import Metric, TaskResult
 
 DEFAULT_ALPHA: Final = 0.05
 
@@ -61,6 +61,8 @@ def compare(
     selection = Selection(call.metrics)
     asked_for = [[metric for metric in metrics if selection.takes(metric)] for metrics in found]
     _Tester(baseline, harnesses, stop, alpha).test_all(zip(candidates, asked_for, strict=True))
+    if call.strict:
+        _require_same_definitions(list(chain.from_iterable(asked_for)))
     verdicts.judge(call, list(chain.from_iterable(asked_for)), alpha)
     comparisons = [
         JobComparison(candidate_job_id=job.job_id, metrics=metrics) for job, metrics in zip(candidates, asked_for, strict=True)
@@ -75,9 +77,11 @@ def _line_up(baseline: JobInfo, candidate: JobInfo) -> Iterator[MetricComparison
     """Yield every metric that either job has, with the values from their results."""
     for our_model, their_model in _model_pairs(baseline, candidate):
         ours, theirs = _metrics(baseline, our_model), _metrics(candidate, their_model)
+        differences = _definition_differences(_tasks(baseline, our_model), _tasks(candidate, their_model))
         for key in sorted(ours.keys() | theirs.keys()):
             lined_up = _lined_up(key, ours.get(key), theirs.get(key))
             lined_up.baseline_model, lined_up.candidate_model = our_model, their_model
+            lined_up.definition_differences.extend(differences.get(lined_up.task, ()))
             yield lined_up
 
 
@@ -115,6 +119,34 @@ def _model_pairs(baseline: JobInfo, candidate: JobInfo) -> list[tuple[str, str]]
 def _metrics(job: JobInfo, model: str) -> dict[_Key, Metric]:
     metrics = job.results[model].metrics if model in job.results else ()
     return {(metric.task, metric.metric, metric.filter): metric for metric in metrics}
+
+
+def _tasks(job: JobInfo, model: str) -> dict[str, TaskResult]:
+    return {task.task: task for task in job.results[model].tasks} if model in job.results else {}
+
+
+def _definition_differences(ours: Mapping[str, TaskResult], theirs: Mapping[str, TaskResult]) -> dict[str, list[str]]:
+    """Return by task in what its definition differs between the two jobs, as far as both say."""
+    return {name: list(_differences(ours[name], theirs[name])) for name in ours.keys() & theirs.keys()}
+
+
+def _differences(ours: TaskResult, theirs: TaskResult) -> Iterator[str]:
+    if ours.version and theirs.version and ours.version != theirs.version:
+        yield f"version {ours.version} and {theirs.version}"
+    if ours.HasField("num_fewshot") and theirs.HasField("num_fewshot") and ours.num_fewshot != theirs.num_fewshot:
+        yield f"num_fewshot {ours.num_fewshot} and {theirs.num_fewshot}"
+    if ours.config_hash and theirs.config_hash and ours.config_hash != theirs.config_hash:
+        yield "another configuration (config_hash)"
+
+
+def _require_same_definitions(metrics: Iterable[MetricComparison]) -> None:
+    different = [metric for metric in metrics if metric.definition_differences]
+    if different:
+        first = different[0]
+        raise DefinitionsDifferError(
+            f"{len(different)} of the metrics are of different questions, such as {first.task}/{first.metric}: "
+            f"{', '.join(first.definition_differences)}; compare without `strict`, or select others"
+        )
 
 
 def _require_results(job: JobInfo) -> None:
@@ -236,6 +268,9 @@ def _test_paired(metric: MetricComparison, ours: SampleValues, theirs: SampleVal
     if metric.note:
         return None
     pairs = pair(ours, theirs)
+    if pairs.other_document_count:
+        of = pairs.other_document_count + pairs.count
+        metric.definition_differences.append(f"another document under {pairs.other_document_count} of {of} ids")
     is_binary = pairs.are_zero_or_one()
     if pairs.count < (1 if is_binary else MIN_SAMPLES):
         metric.note = f"too few samples are in both jobs: {pairs.count}"

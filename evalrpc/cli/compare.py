@@ -32,6 +32,7 @@ ValueT = TypeVar("ValueT")
 @click.option("--alpha", type=float, help="The chance of a false alarm that you accept. Default: 0.05.")
 @click.option("--direction", multiple=True, metavar="[NAME=]higher|lower", help="What is better, where the harness is silent.")
 @click.option("--holm", is_flag=True, help="Keep the chance of any false alarm at all below alpha, over all metrics.")
+@click.option("--strict", is_flag=True, help="Refuse if tasks, shots or documents differ between the jobs.")
 @client_options
 def compare_command(
     baseline_job_id: str,
@@ -41,6 +42,7 @@ def compare_command(
     alpha: float | None,
     direction: tuple[str, ...],
     holm: bool,
+    strict: bool,
     address: str | None,
     as_json: bool,
 ) -> None:
@@ -61,15 +63,29 @@ def compare_command(
             higher_is_better=is_higher_better,
             directions=directions,
             holm=holm,
+            strict=strict,
         )
     verdicts = Counter(_verdict(metric) for candidate in response.candidates for metric in candidate.metrics)
     if as_json:
         print_json(response)
     else:
         _print(response)
+        _warn_of_differences(response)
         click.echo(", ".join(f"{count} {name}" for name, count in sorted(verdicts.items())), err=True)
     if verdicts["WORSE"]:
         raise click.exceptions.Exit(SOMETHING_IS_WORSE)
+
+
+def _warn_of_differences(response: CompareJobsResponse) -> None:
+    """Say which tasks asked different questions in the two jobs."""
+    found = {
+        (candidate.candidate_job_id, metric.task): ", ".join(metric.definition_differences)
+        for candidate in response.candidates
+        for metric in candidate.metrics
+        if metric.definition_differences
+    }
+    for (job_id, task), differences in found.items():
+        click.echo(f"evalrpc: {task} is not the same in job {job_id}: {differences}", err=True)
 
 
 def _by_name(texts: Sequence[str], read: Callable[[str], ValueT]) -> tuple[ValueT | None, dict[str, ValueT]]:

@@ -16,7 +16,7 @@ from evalrpc.cli.following import follow
 from evalrpc.cli.output import print_json
 from evalrpc.cli.parameters import arguments, duration, label, split_commas
 from evalrpc.client import SubmitOptions
-from evalrpc.v1.jobs_pb2 import CACHE_MODE_ALLOW, JobInfo, SubmitJobRequest
+from evalrpc.v1.jobs_pb2 import CACHE_MODE_ALLOW, GPU_MODE_DATA_PARALLEL, GPU_MODE_MODEL_PARALLEL, JobInfo, SubmitJobRequest
 
 _REQUEST_FIELDS: Final = (
     "harness",
@@ -30,7 +30,10 @@ _REQUEST_FIELDS: Final = (
     "num_gpus",
     "output_dir",
     "tasks_separately",
+    "gpu_mode",
+    "max_bad_answer_ratio",
 )
+_GPU_MODES: Final = {"data-parallel": GPU_MODE_DATA_PARALLEL, "model-parallel": GPU_MODE_MODEL_PARALLEL}
 _SUBMISSION_FIELDS: Final = ("request_id", "priority", "max_attempts", "supersede_key", "validate_only", "cache")
 
 
@@ -48,6 +51,18 @@ _SUBMISSION_FIELDS: Final = ("request_id", "priority", "max_attempts", "supersed
 @click.option("--log-samples/--no-log-samples", default=None, help="Keep per-sample predictions. Default: yes.")
 @click.option("--predict-only", is_flag=True, default=None, help="Only generate predictions, without metrics.")
 @click.option("--num-gpus", type=int, help="GPUs that the job holds. Default: 1; 0 is none.")
+@click.option(
+    "--gpu-mode",
+    type=click.Choice(["data-parallel", "model-parallel"]),
+    callback=lambda _context, _option, name: None if name is None else _GPU_MODES[name],
+    help="A process per GPU, or one that sees all. Default: as suits the model.",
+)
+@click.option(
+    "--max-bad-answer-ratio",
+    type=float,
+    metavar="RATIO",
+    help="Fail if a larger share of answers failed. Default: 1.",
+)
 @click.option("--output-dir", metavar="DIR", help="Folder on the server for the results.")
 @click.option("--tasks-separately", is_flag=True, default=None, help="Run the tasks one by one, with results of each at once.")
 @click.option("--request-id", metavar="ID", help="Makes the submission safe to repeat. Default: a fresh one.")

@@ -27,6 +27,8 @@ class CompareOptions(TypedDict, total=False):
     """Whether higher is better, for individual metrics; overrides the harness."""
     holm: bool
     """Adjust the p-values for multiple comparisons (Holm). Default: False."""
+    strict: bool
+    """Refuse to compare what answered different questions. Default: False."""
 
 
 def compare_request(
@@ -40,6 +42,7 @@ def compare_request(
     higher_is_better: bool | None = None,
     directions: Mapping[str, bool] | None = None,
     holm: bool = False,
+    strict: bool = False,
 ) -> CompareJobsRequest:
     """Build the request. A single candidate may be a plain string."""
     thresholds = [MetricThreshold(selector=parse_metric(name), tolerance=value) for name, value in (tolerances or {}).items()]
@@ -53,4 +56,5 @@ def compare_request(
         higher_is_better=higher_is_better,
         metric_thresholds=thresholds,
         correction=CORRECTION_HOLM if holm else CORRECTION_UNSPECIFIED,
+        strict=strict,
     )

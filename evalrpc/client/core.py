@@ -18,6 +18,7 @@ from evalrpc.v1.jobs_pb2 import (
     CACHE_MODE_ALLOW,
     CACHE_MODE_UNSPECIFIED,
     EvaluateRequest,
+    GpuMode,
     JobFilter,
     JobInfo,
     JobStatus,
@@ -125,6 +126,8 @@ def evaluate_request(
     *,
     harness: str = "",
     tasks_separately: bool = False,
+    gpu_mode: GpuMode.ValueType = GpuMode.GPU_MODE_UNSPECIFIED,
+    max_bad_answer_ratio: float | None = None,
 ) -> EvaluateRequest:
     """Build the request from plain values. None leaves a field absent; a single task may be a plain string.
 
@@ -145,6 +148,8 @@ def evaluate_request(
         num_gpus=num_gpus,
         output_dir=output_dir or "",
         tasks_separately=tasks_separately,
+        gpu_mode=gpu_mode,
+        max_bad_answer_ratio=max_bad_answer_ratio,
     )
 
 

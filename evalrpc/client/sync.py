@@ -27,6 +27,7 @@ from evalrpc.v1.jobs_pb2 import (
     DeleteJobRequest,
     EvaluateRequest,
     GetJobRequest,
+    GpuMode,
     JobEvent,
     JobFilter,
     JobInfo,
@@ -73,6 +74,8 @@ class EvalClient(Transport):
         *,
         harness: str = "",
         tasks_separately: bool = False,
+        gpu_mode: GpuMode.ValueType = GpuMode.GPU_MODE_UNSPECIFIED,
+        max_bad_answer_ratio: float | None = None,
         **options: Unpack[core.SubmitOptions],
     ) -> JobInfo:
         """Submit an evaluation from plain values and return the queued job. See `submit` for options and errors.
@@ -94,6 +97,8 @@ class EvalClient(Transport):
             output_dir,
             harness=harness,
             tasks_separately=tasks_separately,
+            gpu_mode=gpu_mode,
+            max_bad_answer_ratio=max_bad_answer_ratio,
         )
         return self.submit(request, **options)
 

@@ -23,7 +23,13 @@ FIRST_BACKOFF_SECONDS: Final = 1.0
 MAX_BACKOFF_SECONDS: Final = 60.0
 
 
-def begin_attempt(job: pb.JobInfo, gpus: tuple[str, ...], output_dir: str, now: Timestamp) -> None:
+def begin_attempt(
+    job: pb.JobInfo,
+    gpus: tuple[str, ...],
+    output_dir: str,
+    now: Timestamp,
+    gpu_mode: pb.GpuMode.ValueType = pb.GPU_MODE_UNSPECIFIED,
+) -> None:
     """QUEUED to RUNNING, with a new attempt."""
     _move(job, pb.JOB_STATUS_RUNNING)
     job.attempt += 1
@@ -31,7 +37,7 @@ def begin_attempt(job: pb.JobInfo, gpus: tuple[str, ...], output_dir: str, now: 
     job.ClearField("results")
     job.started_at.CopyFrom(now)
     job.gpus[:] = gpus
-    job.attempts.add(number=job.attempt, started_at=now, gpus=gpus, output_dir=output_dir)
+    job.attempts.add(number=job.attempt, started_at=now, gpus=gpus, output_dir=output_dir, gpu_mode=gpu_mode)
 
 
 def keep_results(job: pb.JobInfo, results: Mapping[str, ModelResult]) -> None:
@@ -43,8 +49,10 @@ def keep_results(job: pb.JobInfo, results: Mapping[str, ModelResult]) -> None:
 
 
 def complete(job: pb.JobInfo, results: Mapping[str, ModelResult], now: Timestamp) -> None:
-    """RUNNING to COMPLETED."""
+    """RUNNING to COMPLETED, with the warnings of the results among those of the job."""
     keep_results(job, results)
+    warnings = (warning for _, result in sorted(results.items()) for warning in result.warnings)
+    job.warnings.extend(dict.fromkeys(warning for warning in warnings if warning not in job.warnings))
     _move(job, pb.JOB_STATUS_COMPLETED)
     _end(job, now)
 

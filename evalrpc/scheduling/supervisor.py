@@ -22,7 +22,7 @@ from evalrpc.errors import ConflictError, IllegalTransitionError, JobNotFoundErr
 from evalrpc.executors.base import Executor, Resources, RunHandle, RunKey
 from evalrpc.files.errnos import is_shortage
 from evalrpc.files.output_access import OutputAccess
-from evalrpc.harnesses.base import Harness, Run
+from evalrpc.harnesses.base import Harness, ParallelHarness, Run
 from evalrpc.harnesses.steps import command_of, steps_of
 from evalrpc.jobs import transitions
 from evalrpc.jobs.paths import attempt_dir, attempt_output_dir, job_output_dir
@@ -192,7 +192,10 @@ class Supervisor:
         return run
 
     def _begin(self, job: pb.JobInfo, run: Run) -> None:
-        transitions.begin_attempt(job, self._resources.devices, str(run.output_dir), self._dependencies.clock.now())
+        harness: object = self._dependencies.harnesses.get(job.request.harness)
+        gpu_mode = harness.gpu_mode(run) if isinstance(harness, ParallelHarness) else pb.GPU_MODE_UNSPECIFIED
+        now = self._dependencies.clock.now()
+        transitions.begin_attempt(job, self._resources.devices, str(run.output_dir), now, gpu_mode)
 
     def _see_through(self, job: pb.JobInfo) -> None:
         """Supervise the attempt to its end and commit its outcome, or leave it to the next server."""

@@ -235,8 +235,7 @@ class EvaluationService:
         call: Call,
     ) -> ListHarnessesResponse:
         """List the harnesses that the operator configured."""
-        harnesses = [self.harnesses[name] for name in sorted(self.harnesses)]
-        infos = await self._read(lambda: [harness.info() for harness in harnesses])
+        infos = await self._read(lambda: [self.catalog.describe(name) for name in sorted(self.harnesses)])
         return ListHarnessesResponse(harnesses=infos)
 
     async def GetServerInfo(
@@ -274,8 +273,13 @@ class EvaluationService:
         return page, "" if following is None else page_tokens.encode(following, listing)
 
     async def _check_tasks(self, job: JobInfo) -> None:
-        """Warn about tasks that the harness does not list, or refuse them, depending on the settings."""
+        """Warn about a harness that is not available, and about tasks that it does not list, or refuse these, depending on the
+        settings."""
         harness, tasks = job.request.harness, list(job.request.tasks)
+        if self.catalog.may_be_unavailable(harness):
+            info = await self._read(lambda: self.catalog.describe(harness))
+            if not info.available:
+                job.warnings.append(f"harness {harness} is not available: {info.unavailable_reason}")
         if self.catalog.lists_all(harness, tasks):
             return
         unknown = await self._read(lambda: self.catalog.unknown_tasks(harness, tasks))

@@ -12,7 +12,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 
 from evalrpc.config import DEFAULT_HARNESS
 from evalrpc.errors import FieldViolation, InvalidRequestError
-from evalrpc.harnesses.base import Harness
+from evalrpc.harnesses.base import Harness, ParallelHarness
 from evalrpc.jobs import lifecycle
 from evalrpc.jobs.defaults import gpus_needed
 from evalrpc.jobs.filters import canonical_prefix
@@ -20,7 +20,7 @@ from evalrpc.jobs.label_selectors import parse_selector
 from evalrpc.jobs.paths import allowed_output_dir
 from evalrpc.v1.comparison_pb2 import CompareJobsRequest, Correction
 from evalrpc.v1.history_pb2 import GetHistoryRequest
-from evalrpc.v1.jobs_pb2 import CacheMode, EvaluateRequest, JobFilter, SubmitJobRequest
+from evalrpc.v1.jobs_pb2 import CacheMode, EvaluateRequest, GpuMode, JobFilter, SubmitJobRequest
 from evalrpc.v1.results_pb2 import MetricSelector
 
 MAX_ARGS_BYTES: Final = 1024 * 1024
@@ -249,12 +249,18 @@ def _well_formed(request: EvaluateRequest, gpu_counts: Sequence[int], output_roo
     yield from _limit(request)
     yield from _gpus(request, gpu_counts)
     yield from _output_dir(request.output_dir, output_root)
+    if request.gpu_mode not in GpuMode.values():
+        yield FieldViolation("gpu_mode", f"{request.gpu_mode} is no mode that this server knows; leave it out")
+    if request.HasField("max_bad_answer_ratio") and not 0 <= request.max_bad_answer_ratio <= 1:
+        yield FieldViolation("max_bad_answer_ratio", f"must be from 0 to 1, not {request.max_bad_answer_ratio:g}")
 
 
 def _harness(request: EvaluateRequest, harnesses: Mapping[str, Harness]) -> _Violations:
     name = request.harness or DEFAULT_HARNESS
     unknown = list(harness_name(name, harnesses))
     yield from unknown or harnesses[name].violations(request)
+    if not unknown and request.gpu_mode and not isinstance(harnesses[name], ParallelHarness):
+        yield FieldViolation("gpu_mode", f"harness {name} has only one way to use its GPUs; leave it out")
 
 
 def _tasks(request: EvaluateRequest) -> _Violations:

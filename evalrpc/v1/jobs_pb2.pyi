@@ -60,6 +60,36 @@ JOB_STATUS_CANCELLED: JobStatus.ValueType  # 5
 """Terminal: ended on request, and none of its processes is left. `JobInfo.error` carries the reason given."""
 Global___JobStatus: _TypeAlias = JobStatus  # noqa: Y015
 
+class _GpuMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GpuModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GpuMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GPU_MODE_UNSPECIFIED: _GpuMode.ValueType  # 0
+    """In a request: the harness decides. For lm-eval and lmms-eval: MODEL_PARALLEL if the model is served by vllm or sglang, or its
+    arguments split it (`parallelize`, `device_map`, `tensor_parallel_size` and the like above 1), otherwise DATA_PARALLEL.
+    In an attempt: it holds at most one GPU, or the harness does not say.
+    """
+    GPU_MODE_DATA_PARALLEL: _GpuMode.ValueType  # 1
+    """One process per GPU, each with a copy of the model and a part of the documents."""
+    GPU_MODE_MODEL_PARALLEL: _GpuMode.ValueType  # 2
+    """One process that sees all GPUs."""
+
+class GpuMode(_GpuMode, metaclass=_GpuModeEnumTypeWrapper):
+    """How the processes of a run share its GPUs. Values may be added; one that the server does not know is rejected."""
+
+GPU_MODE_UNSPECIFIED: GpuMode.ValueType  # 0
+"""In a request: the harness decides. For lm-eval and lmms-eval: MODEL_PARALLEL if the model is served by vllm or sglang, or its
+arguments split it (`parallelize`, `device_map`, `tensor_parallel_size` and the like above 1), otherwise DATA_PARALLEL.
+In an attempt: it holds at most one GPU, or the harness does not say.
+"""
+GPU_MODE_DATA_PARALLEL: GpuMode.ValueType  # 1
+"""One process per GPU, each with a copy of the model and a part of the documents."""
+GPU_MODE_MODEL_PARALLEL: GpuMode.ValueType  # 2
+"""One process that sees all GPUs."""
+Global___GpuMode: _TypeAlias = GpuMode  # noqa: Y015
+
 class _JobEventType:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -201,6 +231,8 @@ class EvaluateRequest(_message.Message):
     NUM_GPUS_FIELD_NUMBER: _builtins.int
     OUTPUT_DIR_FIELD_NUMBER: _builtins.int
     TASKS_SEPARATELY_FIELD_NUMBER: _builtins.int
+    GPU_MODE_FIELD_NUMBER: _builtins.int
+    MAX_BAD_ANSWER_RATIO_FIELD_NUMBER: _builtins.int
     harness: _builtins.str
     """The harness that runs the job, by the name that the operator configured (see ListHarnesses). Empty: the
     operator's default; without one, the only harness that is configured, else `lmms-eval`.
@@ -233,6 +265,15 @@ class EvaluateRequest(_message.Message):
     """Whether to run the harness once per task, one after the other in the order of `tasks`, within one attempt. The results of
     each task are available as soon as it has ended (see `JobInfo.results`). If a task fails, the others still run, and the job
     then ends FAILED. The cost is one start of the harness per task. Default: false, one run for all.
+    """
+    gpu_mode: Global___GpuMode.ValueType
+    """How the processes of the run share the GPUs of the job. Default: the harness decides. Rejected by harnesses that have only
+    one way: inspect-ai and `command`, whose one process sees all GPUs.
+    """
+    max_bad_answer_ratio: _builtins.float
+    """The largest share of answers that may have failed, from 0 to 1: above it, the job is FAILED with `TOO_MANY_BAD_ANSWERS`.
+    For harnesses that go on after a failed answer: lmms-eval and inspect-ai. Absent: some good answer suffices, and
+    `JobInfo.warnings` says how many failed.
     """
     @_builtins.property
     def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -270,15 +311,19 @@ class EvaluateRequest(_message.Message):
         num_gpus: _builtins.int | None = ...,
         output_dir: _builtins.str = ...,
         tasks_separately: _builtins.bool = ...,
+        gpu_mode: Global___GpuMode.ValueType = ...,
+        max_bad_answer_ratio: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "gen_kwargs", b"gen_kwargs", "limit", b"limit", "log_samples", b"log_samples", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_max_bad_answer_ratio", b"_max_bad_answer_ratio", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "gen_kwargs", b"gen_kwargs", "limit", b"limit", "log_samples", b"log_samples", "max_bad_answer_ratio", b"max_bad_answer_ratio", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "batch_size", b"batch_size", "device", b"device", "gen_kwargs", b"gen_kwargs", "harness", b"harness", "limit", b"limit", "log_samples", b"log_samples", "model", b"model", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus", "output_dir", b"output_dir", "predict_only", b"predict_only", "tasks", b"tasks", "tasks_separately", b"tasks_separately"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_max_bad_answer_ratio", b"_max_bad_answer_ratio", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "batch_size", b"batch_size", "device", b"device", "gen_kwargs", b"gen_kwargs", "gpu_mode", b"gpu_mode", "harness", b"harness", "limit", b"limit", "log_samples", b"log_samples", "max_bad_answer_ratio", b"max_bad_answer_ratio", "model", b"model", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus", "output_dir", b"output_dir", "predict_only", b"predict_only", "tasks", b"tasks", "tasks_separately", b"tasks_separately"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
     _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
     _WhichOneofReturnType__log_samples: _TypeAlias = _typing.Literal["log_samples"]  # noqa: Y015
     _WhichOneofArgType__log_samples: _TypeAlias = _typing.Literal["_log_samples", b"_log_samples"]  # noqa: Y015
+    _WhichOneofReturnType__max_bad_answer_ratio: _TypeAlias = _typing.Literal["max_bad_answer_ratio"]  # noqa: Y015
+    _WhichOneofArgType__max_bad_answer_ratio: _TypeAlias = _typing.Literal["_max_bad_answer_ratio", b"_max_bad_answer_ratio"]  # noqa: Y015
     _WhichOneofReturnType__num_fewshot: _TypeAlias = _typing.Literal["num_fewshot"]  # noqa: Y015
     _WhichOneofArgType__num_fewshot: _TypeAlias = _typing.Literal["_num_fewshot", b"_num_fewshot"]  # noqa: Y015
     _WhichOneofReturnType__num_gpus: _TypeAlias = _typing.Literal["num_gpus"]  # noqa: Y015
@@ -287,6 +332,8 @@ class EvaluateRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__log_samples) -> _WhichOneofReturnType__log_samples | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_bad_answer_ratio) -> _WhichOneofReturnType__max_bad_answer_ratio | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__num_fewshot) -> _WhichOneofReturnType__num_fewshot | None: ...
     @_typing.overload
@@ -456,7 +503,7 @@ class JobInfo(_message.Message):
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Warnings about the submission, for humans, such as a task that the harness does not know."""
+        """Warnings about the submission and the results, for humans, such as a task that the harness does not know."""
 
     def __init__(
         self,
@@ -519,10 +566,13 @@ class JobAttempt(_message.Message):
     GPUS_FIELD_NUMBER: _builtins.int
     OUTPUT_DIR_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    GPU_MODE_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """From 1."""
     output_dir: _builtins.str
     """Its output folder on the server. Clients read it with ListArtifacts and ReadArtifact."""
+    gpu_mode: Global___GpuMode.ValueType
+    """How its processes share its GPUs."""
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
         """When it began."""
@@ -548,10 +598,11 @@ class JobAttempt(_message.Message):
         gpus: _abc.Iterable[_builtins.str] | None = ...,
         output_dir: _builtins.str = ...,
         error: Global___JobError | None = ...,
+        gpu_mode: Global___GpuMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "error", b"error", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "error", b"error", "gpus", b"gpus", "number", b"number", "output_dir", b"output_dir", "started_at", b"started_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "error", b"error", "gpu_mode", b"gpu_mode", "gpus", b"gpus", "number", b"number", "output_dir", b"output_dir", "started_at", b"started_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -570,7 +621,7 @@ class JobError(_message.Message):
     LOG_TAIL_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """Stable, in UPPER_SNAKE, for programs: `HARNESS_FAILED`, `RESULTS_MISSING`, `RESULTS_INVALID`, `TASKS_MISSING`,
-    `ALL_REQUESTS_FAILED`, `PROCESS_SIGNALLED`, `OUT_OF_MEMORY`, `PROCESS_UNKILLABLE`, `START_FAILED`, `HARNESS_UNAVAILABLE`,
+    `ALL_REQUESTS_FAILED`, `TOO_MANY_BAD_ANSWERS`, `PROCESS_SIGNALLED`, `OUT_OF_MEMORY`, `PROCESS_UNKILLABLE`, `START_FAILED`, `HARNESS_UNAVAILABLE`,
     `TIMED_OUT`, `RUN_LOST`, `CANCELLED`, `SUPERSEDED`, `SERVER_ERROR`. Reasons may be added.
     """
     message: _builtins.str

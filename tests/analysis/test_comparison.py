@@ -8,9 +8,9 @@ import pytest
 
 from evalrpc.analysis import comparison
 from evalrpc.analysis.comparison import compare
-from evalrpc.errors import MetricNotFoundError
+from evalrpc.errors import DefinitionsDifferError, MetricNotFoundError
 from evalrpc.results.layout import read_results, samples_by_task
-from evalrpc.v1.comparison_pb2 import CompareJobsRequest, MetricThreshold
+from evalrpc.v1.comparison_pb2 import TEST_METHOD_UNPAIRED_Z, CompareJobsRequest, MetricThreshold
 from evalrpc.v1.jobs_pb2 import JOB_STATUS_COMPLETED, JobAttempt, JobInfo
 from evalrpc.v1.results_pb2 import MetricSelector
 
@@ -60,3 +60,49 @@ def test_the_first_selector_that_takes_nothing_is_named(jobs: list[JobInfo]) -> 
     thresholds = [MetricThreshold(selector=selector, tolerance=1) for selector in selectors("t1", "odd")]
     with pytest.raises(MetricNotFoundError, match="none of the jobs has a metric odd/"):
         compare(CompareJobsRequest(metric_thresholds=thresholds), jobs[0], jobs[1:], {}, Event())
+
+
+def defined_job(folder: Path, version: str, shots: int, prompt: str, documents: str) -> JobInfo:
+    """A job of one task by this definition."""
+    (folder / "m").mkdir(parents=True)
+    table = {
+        "results": {"t": {"acc,none": 0.5, "acc_stderr,none": 0.05}},
+        "versions": {"t": version},
+        "n-shot": {"t": shots},
+        "configs": {"t": {"doc_to_text": prompt}},
+    }
+    (folder / "m" / "20260101_000000_results.json").write_text(json.dumps(table))
+    rows = ({"doc_id": number, "acc": number % 2, "doc_hash": f"{documents}{number}"} for number in range(20))
+    (folder / "m" / "20260101_000000_samples_t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    attempts = [JobAttempt(output_dir=str(folder))]
+    return JobInfo(job_id=folder.name, status=JOB_STATUS_COMPLETED, attempts=attempts, results=read_results(folder, "m"))
+
+
+def test_in_what_two_jobs_answered_different_questions_is_named(tmp_path: Path) -> None:
+    jobs = [defined_job(tmp_path / "a", "1.0", 5, "Q:", "x"), defined_job(tmp_path / "b", "3.0", 0, "Question:", "y")]
+    ((metric,),) = (candidate.metrics for candidate in compare(CompareJobsRequest(), jobs[0], jobs[1:], {}, Event()).candidates)
+    assert list(metric.definition_differences) == [
+        "version 1.0 and 3.0",
+        "num_fewshot 5 and 0",
+        "another configuration (config_hash)",
+        "another document under 20 of 20 ids",
+    ]
+    assert (metric.paired_sample_count, metric.method) == (0, TEST_METHOD_UNPAIRED_Z)
+
+
+def test_the_same_question_has_no_differences(tmp_path: Path) -> None:
+    jobs = [defined_job(tmp_path / name, "1.0", 5, "Q:", "x") for name in "ab"]
+    ((metric,),) = (
+        candidate.metrics for candidate in compare(CompareJobsRequest(strict=True), jobs[0], jobs[1:], {}, Event()).candidates
+    )
+    assert not metric.definition_differences
+    assert metric.paired_sample_count == 20
+
+
+@pytest.mark.parametrize(
+    "other", [("3.0", 5, "Q:", "x"), ("1.0", 0, "Q:", "x"), ("1.0", 5, "Question:", "x"), ("1.0", 5, "Q:", "y")]
+)
+def test_a_strict_comparison_of_different_questions_is_refused(other: tuple[str, int, str, str], tmp_path: Path) -> None:
+    jobs = [defined_job(tmp_path / "a", "1.0", 5, "Q:", "x"), defined_job(tmp_path / "b", *other)]
+    with pytest.raises(DefinitionsDifferError, match=r"1 of the metrics are of different questions, such as t/acc: "):
+        compare(CompareJobsRequest(strict=True), jobs[0], jobs[1:], {}, Event())

@@ -37,6 +37,12 @@ def test_an_attempt_begins_with_its_gpus_its_folder_and_its_time() -> None:
     assert not job.HasField("completed_at")
 
 
+def test_an_attempt_says_how_its_processes_share_its_gpus() -> None:
+    job = queued_job()
+    transitions.begin_attempt(job, ("0", "1"), "/out", at(5), pb.GPU_MODE_MODEL_PARALLEL)
+    assert job.attempts[-1].gpu_mode == pb.GPU_MODE_MODEL_PARALLEL
+
+
 def test_completing_sets_results_and_times_and_lets_go_of_the_gpus() -> None:
     job = running_job()
     transitions.complete(job, {"m": ModelResult(results="/out/1/m/results.json")}, at(20))
@@ -46,6 +52,16 @@ def test_completing_sets_results_and_times_and_lets_go_of_the_gpus() -> None:
     assert list(job.attempts[0].gpus) == ["0", "3"], "an attempt remembers what it held"
     assert not job.HasField("error")
     assert not job.attempts[0].HasField("error")
+
+
+def test_the_warnings_of_the_results_are_among_those_of_the_job_once() -> None:
+    job = running_job()
+    job.warnings.append("the harness lists no task 't'")
+    results = {
+        name: ModelResult(warnings=["1 of 2 answers failed: why", "the harness lists no task 't'"]) for name in ("m", "n")
+    }
+    transitions.complete(job, results, at(9))
+    assert list(job.warnings) == ["the harness lists no task 't'", "1 of 2 answers failed: why"]
 
 
 def test_failing_sets_the_error_and_keeps_the_log_tail_out_of_the_attempt() -> None:
