@@ -323,8 +323,9 @@ class MetricComparison(_message.Message):
 
     If both jobs have exactly one model, the two are compared whatever their names, since checkpoints of one training run have
     different names; otherwise models are matched by name. Samples are paired by `doc_id`, unless both have a `doc_hash` and
-    these differ; values with the same id are averaged first. Samples are used if they are numbers or booleans whose mean equals the metric's value to four digits in both jobs.
-    Otherwise (a perplexity, a corpus-level F1, a group of tasks, no samples logged) the standard errors are used.
+    these differ; values with the same id are averaged first. Samples are used if they are numbers or booleans whose mean equals
+    the metric's value to four digits in both jobs. Otherwise (a perplexity, a corpus-level F1, a group of tasks, no samples
+    logged) the standard errors are used.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

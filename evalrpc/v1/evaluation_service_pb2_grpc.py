@@ -325,8 +325,8 @@ class EvaluationServiceServicer(object):
         test on the samples that both have, and a verdict. Takes seconds with many samples, and changes nothing.
 
         Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`JOB_NOT_FOUND`, or `METRIC_NOT_FOUND` for a named metric
-        that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `DEFINITIONS_DIFFER` with `strict`; `FILE_UNREADABLE`), UNAVAILABLE
-        (`FILE_UNAVAILABLE`).
+        that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `DEFINITIONS_DIFFER` with `strict`;
+        `FILE_UNREADABLE`), UNAVAILABLE (`FILE_UNAVAILABLE`).
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

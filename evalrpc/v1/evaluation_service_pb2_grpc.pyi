@@ -166,8 +166,8 @@ class EvaluationServiceStub:
     test on the samples that both have, and a verdict. Takes seconds with many samples, and changes nothing.
 
     Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`JOB_NOT_FOUND`, or `METRIC_NOT_FOUND` for a named metric
-    that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `DEFINITIONS_DIFFER` with `strict`; `FILE_UNREADABLE`), UNAVAILABLE
-    (`FILE_UNAVAILABLE`).
+    that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `DEFINITIONS_DIFFER` with `strict`;
+    `FILE_UNREADABLE`), UNAVAILABLE (`FILE_UNAVAILABLE`).
     Retry: always safe.
     """
     ListTasks: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ListTasksRequest, _catalog_pb2.ListTasksResponse]
@@ -317,8 +317,8 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     test on the samples that both have, and a verdict. Takes seconds with many samples, and changes nothing.
 
     Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`JOB_NOT_FOUND`, or `METRIC_NOT_FOUND` for a named metric
-    that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `DEFINITIONS_DIFFER` with `strict`; `FILE_UNREADABLE`), UNAVAILABLE
-    (`FILE_UNAVAILABLE`).
+    that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `DEFINITIONS_DIFFER` with `strict`;
+    `FILE_UNREADABLE`), UNAVAILABLE (`FILE_UNAVAILABLE`).
     Retry: always safe.
     """
     ListTasks: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ListTasksRequest, _catalog_pb2.ListTasksResponse]  # type: ignore[assignment]
@@ -561,8 +561,8 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         test on the samples that both have, and a verdict. Takes seconds with many samples, and changes nothing.
 
         Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`JOB_NOT_FOUND`, or `METRIC_NOT_FOUND` for a named metric
-        that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `DEFINITIONS_DIFFER` with `strict`; `FILE_UNREADABLE`), UNAVAILABLE
-        (`FILE_UNAVAILABLE`).
+        that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `DEFINITIONS_DIFFER` with `strict`;
+        `FILE_UNREADABLE`), UNAVAILABLE (`FILE_UNAVAILABLE`).
         Retry: always safe.
         """
 

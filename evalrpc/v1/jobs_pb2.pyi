@@ -67,8 +67,8 @@ class _GpuMode:
 class _GpuModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GpuMode.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     GPU_MODE_UNSPECIFIED: _GpuMode.ValueType  # 0
-    """In a request: the harness decides. For lm-eval and lmms-eval: MODEL_PARALLEL if the model is served by vllm or sglang, or its
-    arguments split it (`parallelize`, `device_map`, `tensor_parallel_size` and the like above 1), otherwise DATA_PARALLEL.
+    """In a request: the harness decides. For lm-eval and lmms-eval: MODEL_PARALLEL if the model is served by vllm or sglang, or
+    its arguments split it (`parallelize`, `device_map`, `tensor_parallel_size` and the like above 1), otherwise DATA_PARALLEL.
     In an attempt: it holds at most one GPU, or the harness does not say.
     """
     GPU_MODE_DATA_PARALLEL: _GpuMode.ValueType  # 1
@@ -80,8 +80,8 @@ class GpuMode(_GpuMode, metaclass=_GpuModeEnumTypeWrapper):
     """How the processes of a run share its GPUs. Values may be added; one that the server does not know is rejected."""
 
 GPU_MODE_UNSPECIFIED: GpuMode.ValueType  # 0
-"""In a request: the harness decides. For lm-eval and lmms-eval: MODEL_PARALLEL if the model is served by vllm or sglang, or its
-arguments split it (`parallelize`, `device_map`, `tensor_parallel_size` and the like above 1), otherwise DATA_PARALLEL.
+"""In a request: the harness decides. For lm-eval and lmms-eval: MODEL_PARALLEL if the model is served by vllm or sglang, or
+its arguments split it (`parallelize`, `device_map`, `tensor_parallel_size` and the like above 1), otherwise DATA_PARALLEL.
 In an attempt: it holds at most one GPU, or the harness does not say.
 """
 GPU_MODE_DATA_PARALLEL: GpuMode.ValueType  # 1
@@ -621,8 +621,8 @@ class JobError(_message.Message):
     LOG_TAIL_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """Stable, in UPPER_SNAKE, for programs: `HARNESS_FAILED`, `RESULTS_MISSING`, `RESULTS_INVALID`, `TASKS_MISSING`,
-    `ALL_REQUESTS_FAILED`, `TOO_MANY_BAD_ANSWERS`, `PROCESS_SIGNALLED`, `OUT_OF_MEMORY`, `PROCESS_UNKILLABLE`, `START_FAILED`, `HARNESS_UNAVAILABLE`,
-    `TIMED_OUT`, `RUN_LOST`, `CANCELLED`, `SUPERSEDED`, `SERVER_ERROR`. Reasons may be added.
+    `ALL_REQUESTS_FAILED`, `TOO_MANY_BAD_ANSWERS`, `PROCESS_SIGNALLED`, `OUT_OF_MEMORY`, `PROCESS_UNKILLABLE`, `START_FAILED`,
+    `HARNESS_UNAVAILABLE`, `TIMED_OUT`, `RUN_LOST`, `CANCELLED`, `SUPERSEDED`, `SERVER_ERROR`. Reasons may be added.
     """
     message: _builtins.str
     """One readable line for humans, at most 2 KiB: the harness's last exception if there is one."""
