@@ -202,8 +202,8 @@ class EvaluateRequest(_message.Message):
     OUTPUT_DIR_FIELD_NUMBER: _builtins.int
     TASKS_SEPARATELY_FIELD_NUMBER: _builtins.int
     harness: _builtins.str
-    """The harness that runs the job, by the name that the operator configured (see ListHarnesses). Empty: the
-    operator's default; without one, the only harness that is configured, else `lmms-eval`.
+    """The harness that runs the job, by the name that the operator configured (see ListHarnesses). Empty: the operator's default;
+    without one, the only harness that is configured, else `lmms-eval`. Required on a server that has none of these.
     """
     model: _builtins.str
     """The model type in the harness's own terms, such as `llava_hf`. Required."""
