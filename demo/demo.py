@@ -109,9 +109,7 @@ def stop(process: subprocess.Popen[str]) -> None:
 def evaluate(client: EvalClient) -> JobInfo:
     """Submit the evaluation, print its events, and return the job once it is completed. Raises DemoError."""
     heading("Job")
-    job = client.evaluate(
-        "llava_hf", TASKS, {"pretrained": str(MODEL), "device_map": "cpu"}, device="cpu", batch_size=1, num_gpus=0
-    )
+    job = client.evaluate("llava_hf", TASKS, {"pretrained": str(MODEL), "device_map": "cpu"}, device="cpu", batch_size=1)
     print(f"{job.job_id}: {job.request.model} on {', '.join(job.request.tasks)}")
     try:
         job = follow(client, job)

@@ -12,7 +12,7 @@ from evalrpc.v1.catalog_pb2 import GetServerInfoResponse, ListHarnessesResponse,
 
 @click.command()
 @click.argument("query", default="")
-@click.option("--harness", default="", help="The harness. Default: lmms-eval.")
+@click.option("--harness", default="", help="The harness. Default: the server's.")
 @client_options
 def tasks_command(query: str, harness: str, address: str | None, as_json: bool) -> None:
     """List the tasks whose names contain QUERY."""
@@ -26,7 +26,7 @@ def tasks_command(query: str, harness: str, address: str | None, as_json: bool) 
 
 @click.command()
 @click.argument("query", default="")
-@click.option("--harness", default="", help="The harness. Default: lmms-eval.")
+@click.option("--harness", default="", help="The harness. Default: the server's.")
 @client_options
 def models_command(query: str, harness: str, address: str | None, as_json: bool) -> None:
     """List the model types whose names contain QUERY."""

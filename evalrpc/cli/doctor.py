@@ -50,6 +50,7 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Find
     """Yield the findings of every check. Changes nothing."""
     yield from _guarded("harnesses", lambda: check_harnesses(settings))
     yield from _guarded("GPUs", lambda: check_gpus(settings, environment))
+    yield from _guarded("defaults", lambda: check_defaults(settings, environment))
     yield check_data_dir(settings.data_dir)
     yield check_port(settings.listen)
 
@@ -72,7 +73,17 @@ def check_gpus(settings: Settings, environment: Mapping[str, str]) -> Iterator[F
     names = ", ".join(f"{gpu.id} ({gpu.name or 'not known to the driver'})" for gpu in gpus)
     advice = f"the driver does not know all that `gpus = {settings.gpus}` names; run nvidia-smi to see what it knows"
     known = all(gpu.name for gpu in gpus)
-    yield Finding("GPUs", known, (names if known else f"{names}: {advice}") or "none; jobs must ask for --num-gpus 0")
+    yield Finding("GPUs", known, (names if known else f"{names}: {advice}") or "none")
+
+
+def check_defaults(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Check that the server has what a request gets that leaves out the harness and the GPUs."""
+    from evalrpc.executors.local.gpus import find_gpus
+    from evalrpc.jobs.defaults import request_defaults
+
+    defaults = request_defaults(settings, len(find_gpus(settings.gpus, environment)))
+    harness = f"harness {defaults.harness}" if defaults.harness else "no harness: a request must name one"
+    yield Finding("defaults", True, f"{harness}; GPUs: {defaults.num_gpus}")
 
 
 def check_data_dir(data_dir: Path) -> Finding:

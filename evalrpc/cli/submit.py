@@ -39,7 +39,7 @@ _SUBMISSION_FIELDS: Final = ("request_id", "priority", "max_attempts", "supersed
 
 @click.command()
 @click.option("--file", "file", metavar="FILE", help="A whole EvaluateRequest or SubmitJobRequest as JSON; - reads stdin.")
-@click.option("--harness", help="The harness. Default: lmms-eval.")
+@click.option("--harness", help="The harness. Default: the server's.")
 @click.option("--model", help="The model type, as `evalrpc models` lists them.")
 @click.option("--tasks", multiple=True, metavar="A,B", help="Tasks, as `evalrpc tasks` lists them. May be repeated.")
 @click.option("--model-args", type=arguments, metavar="JSON|k=v,...", help="Arguments of the model.")
@@ -50,7 +50,7 @@ _SUBMISSION_FIELDS: Final = ("request_id", "priority", "max_attempts", "supersed
 @click.option("--gen-kwargs", type=arguments, metavar="JSON|k=v,...", help="Arguments of the generation.")
 @click.option("--log-samples/--no-log-samples", default=None, help="Keep per-sample predictions. Default: yes.")
 @click.option("--predict-only", is_flag=True, default=None, help="Only generate predictions, without metrics.")
-@click.option("--num-gpus", type=int, help="GPUs that the job holds. Default: 1; 0 is none.")
+@click.option("--num-gpus", type=int, help="GPUs that the job holds; 0 is none. Default: the server's.")
 @click.option(
     "--gpu-mode",
     type=click.Choice(["data-parallel", "model-parallel"]),

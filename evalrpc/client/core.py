@@ -121,7 +121,7 @@ def evaluate_request(
     gen_kwargs: Mapping[str, Any] | str | None = None,
     log_samples: bool = True,
     predict_only: bool = False,
-    num_gpus: int = 1,
+    num_gpus: int | None = None,
     output_dir: str | None = None,
     *,
     harness: str = "",

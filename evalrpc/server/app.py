@@ -24,6 +24,7 @@ from evalrpc.executors.local.gpus import find_gpus
 from evalrpc.files.output_access import output_access
 from evalrpc.files.private import PRIVATE_UMASK
 from evalrpc.harnesses.registry import build_harnesses
+from evalrpc.jobs.defaults import request_defaults
 from evalrpc.reading.artifacts import ArtifactReader
 from evalrpc.reading.logs import LogReader
 from evalrpc.reading.samples import SampleLister
@@ -100,6 +101,7 @@ class Server:
         # Check everything that settings can get wrong before opening anything.
         devices = find_gpus(settings.gpus, os.environ)
         self.harnesses = harnesses = build_harnesses(settings)
+        self._defaults = request_defaults(settings, len(devices))
         access = output_access(settings.output_root, settings.output_mode, settings.output_group)
         self._store = SqliteStore(settings.data_dir, clock, settings.max_queued)
         self._readers = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="reader")
@@ -189,6 +191,7 @@ class Server:
             queue_state=queue_state,
             harnesses=self.harnesses,
             settings=self._settings,
+            defaults=self._defaults,
             data_dir=data_dir,
             clock=clock,
             readers=self._readers,

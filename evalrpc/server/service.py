@@ -19,11 +19,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 import evalrpc
 from evalrpc.analysis.history import History
 from evalrpc.clock import Clock
-from evalrpc.config import DEFAULT_HARNESS, Settings
+from evalrpc.config import Settings
 from evalrpc.errors import FieldViolation, ServerStoppingError
 from evalrpc.executors.base import Node
 from evalrpc.harnesses.base import Harness
 from evalrpc.jobs import transitions
+from evalrpc.jobs.defaults import RequestDefaults
 from evalrpc.jobs.ids import job_ids
 from evalrpc.jobs.removal import remove_files
 from evalrpc.reading import page_tokens
@@ -94,6 +95,7 @@ class EvaluationService:
     queue_state: QueueState
     harnesses: Mapping[str, Harness]
     settings: Settings
+    defaults: RequestDefaults
     data_dir: Path
     clock: Clock
     readers: Executor
@@ -110,6 +112,9 @@ class EvaluationService:
             raise ServerStoppingError(
                 "the server is stopping: submit again when it is back", retry_delay_seconds=_RETRY_DELAY_SECONDS
             )
+        fingerprint = _fingerprint(request) if request.request_id else b""  # before the operator's defaults, which may change
+        if request.HasField("request"):
+            self.defaults.fill_in(request.request)
         output_root = self.settings.output_root
         violations = validation.submission(request, self.harnesses, self._gpu_counts(), output_root)
         validation.require(violations)
@@ -118,7 +123,7 @@ class EvaluationService:
         key = await self._cache_key(request.cache, job)
         if request.validate_only:
             return await self._as_if_submitted(job, key)
-        submission = Submission(job, request.request_id, _fingerprint(request) if request.request_id else b"", key)
+        submission = Submission(job, request.request_id, fingerprint, key)
         got = await asyncio.wrap_future(self.store.submit(submission))
         _note_differences(got, job)
         return self._answer(got)
@@ -255,13 +260,15 @@ class EvaluationService:
             max_queued=self.settings.max_queued,
             max_running=self.queue_state.slots.total,
             capabilities=[method.name for method in methods if hasattr(self, method.name)],
+            default_harness=self.defaults.harness,
+            default_num_gpus=self.defaults.num_gpus,
         )
 
     async def _list_names(
         self, request: ListTasksRequest | ListModelsRequest, choose: Callable[[Names], Sequence[str]]
     ) -> tuple[Sequence[str], str]:
         """Return a page of names that contain the query, and the token of the next page."""
-        harness = request.harness or DEFAULT_HARNESS
+        harness = request.harness or self.defaults.harness
         validation.require(validation.harness_name(harness, self.harnesses))
         page_size = validation.require_page_size(request.page_size, DEFAULT_NAMES_SIZE, MAX_PAGE_SIZE)
         listing = type(request)(harness=harness, query=request.query)
@@ -376,7 +383,6 @@ def _new_job(job_id: str, call: SubmitJobRequest) -> JobInfo:
         max_attempts=call.max_attempts or 1,
         supersede_key=call.supersede_key,
     )
-    job.request.harness = call.request.harness or DEFAULT_HARNESS
     if call.HasField("timeout"):
         job.timeout.CopyFrom(call.timeout)
     return job

@@ -10,7 +10,6 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct, Value
 
-from evalrpc.config import DEFAULT_HARNESS
 from evalrpc.errors import FieldViolation, InvalidRequestError
 from evalrpc.harnesses.base import Harness, ParallelHarness
 from evalrpc.jobs import lifecycle
@@ -75,7 +74,8 @@ def require_page_size(page_size: int, default: int, maximum: int) -> int:
 def submission(
     call: SubmitJobRequest, harnesses: Mapping[str, Harness], gpu_counts: Sequence[int], output_root: Path | None
 ) -> _Violations:
-    """Yield what is wrong with a SubmitJobRequest. `gpu_counts`: how many GPUs each node has, since a job runs on one."""
+    """Yield what is wrong with a SubmitJobRequest, in which the defaults are filled in. `gpu_counts`: how many GPUs each node
+    has, since a job runs on one."""
     if not call.HasField("request"):
         yield FieldViolation("request", "is required")
     else:
@@ -140,10 +140,11 @@ def offsets(**fields: int) -> _Violations:
 
 
 def harness_name(name: str, harnesses: Mapping[str, Harness]) -> _Violations:
-    """Yield a violation if there is no such harness."""
+    """Yield a violation if there is no such harness, or the name is empty because the server has no default."""
     if name not in harnesses:
         known = ", ".join(sorted(harnesses))
-        yield FieldViolation("harness", f"this server has no harness {_quote(name)}; it has: {known}")
+        problem = f"this server has no harness {_quote(name)}; it has" if name else "must name one of this server's harnesses"
+        yield FieldViolation("harness", f"{problem}: {known}")
 
 
 def comparison(call: CompareJobsRequest) -> _Violations:
@@ -256,7 +257,7 @@ def _well_formed(request: EvaluateRequest, gpu_counts: Sequence[int], output_roo
 
 
 def _harness(request: EvaluateRequest, harnesses: Mapping[str, Harness]) -> _Violations:
-    name = request.harness or DEFAULT_HARNESS
+    name = request.harness
     unknown = list(harness_name(name, harnesses))
     yield from unknown or harnesses[name].violations(request)
     if not unknown and request.gpu_mode and not isinstance(harnesses[name], ParallelHarness):
@@ -298,9 +299,9 @@ def _gpus(request: EvaluateRequest, gpu_counts: Sequence[int]) -> _Violations:
         yield FieldViolation("num_gpus", f"must not be negative, and is {wanted}")
     elif wanted > (widest := max(gpu_counts, default=0)):
         has = f"no node of this server has more than {widest}" if len(gpu_counts) > 1 else f"this server has {widest}"
-        has = has if widest else "this server has none: set it to 0 to run without"
-        asked = wanted if request.HasField("num_gpus") else f"{wanted} (the default)"
-        yield FieldViolation("num_gpus", f"asks for {asked} GPUs, and {has}")
+        yield FieldViolation(
+            "num_gpus", f"asks for {wanted} GPUs, and {has if widest else 'this server has none: leave it out'}"
+        )
 
 
 def _output_dir(output_dir: str, output_root: Path | None) -> _Violations:

@@ -234,8 +234,8 @@ class EvaluateRequest(_message.Message):
     GPU_MODE_FIELD_NUMBER: _builtins.int
     MAX_BAD_ANSWER_RATIO_FIELD_NUMBER: _builtins.int
     harness: _builtins.str
-    """The harness that runs the job, by the name that the operator configured (see ListHarnesses). Empty: the
-    operator's default; without one, the only harness that is configured, else `lmms-eval`.
+    """The harness that runs the job, by the name that the operator configured (see ListHarnesses). Empty: the operator's default;
+    without one, the only harness that is configured, else `lmms-eval`. Required on a server that has none of these.
     """
     model: _builtins.str
     """The model type in the harness's own terms, such as `llava_hf`. Required."""

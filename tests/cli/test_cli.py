@@ -628,7 +628,8 @@ def test_doctor_finds_nothing_wrong_where_nothing_is(config: Path, tmp_path: Pat
 
     assert {subject for subject, finding in findings.items() if not finding["good"]} == set()
     assert findings["config file"]["detail"] == str(config)
-    assert set(findings) == {"config file", "harness nightly", "GPUs", "data folder", "port"}
+    assert findings["defaults"]["detail"] == "harness nightly; GPUs: 0"
+    assert set(findings) == {"config file", "harness nightly", "GPUs", "defaults", "data folder", "port"}
     assert exit_code == 0
     assert not (tmp_path / "data").exists()
 
@@ -644,12 +645,15 @@ def test_doctor_knows_a_server_of_ours(config: Path, server: FakeServer, monkeyp
 def test_doctor_says_what_is_wrong(config: Path, tmp_path: Path) -> None:
     (tmp_path / "program").unlink()
     (tmp_path / "data").write_text("a file")
+    config.write_text(f"default_num_gpus = 1\n{config.read_text()}")
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))  # bound but not listening: no evalrpc server answers there
         exit_code, findings = doctor("--config", str(config), "--listen", f"127.0.0.1:{other.getsockname()[1]}")
 
     assert exit_code == 1
+    assert findings["defaults"]["detail"] == "setting default_num_gpus: 1 is more than the 0 GPUs of this server"
     assert {subject for subject, finding in findings.items() if not finding["good"]} >= {
+        "defaults",
         "data folder",
         "port",
         "harness nightly",

@@ -149,7 +149,8 @@ def test_a_request_keeps_absent_and_zero_apart() -> None:
 
     assert not bare.HasField("num_fewshot")
     assert not bare.HasField("limit")
-    assert (bare.num_gpus, bare.log_samples) == (1, True)
+    assert not bare.HasField("num_gpus")
+    assert bare.log_samples
     assert all(zero.HasField(name) for name in ("num_fewshot", "limit", "num_gpus", "log_samples"))
 
 

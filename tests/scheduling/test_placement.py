@@ -7,11 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalrpc.executors.base import Node, Resources
-from evalrpc.jobs import defaults
 from evalrpc.scheduling import placement
 from evalrpc.scheduling.placement import Capacity, NodeCapacity, Placement, QueuedJob, Reservation, Slots
 from evalrpc.testing.executor import nodes_of
-from evalrpc.v1.jobs_pb2 import EvaluateRequest
 
 RESERVATION = 600.0
 
@@ -124,12 +122,6 @@ def test_busy_gpus_never_hold_up_jobs_without_gpus() -> None:
 )
 def test_the_slots_follow_from_gpus_and_max_running(gpus: int, max_running: int, expected: Slots) -> None:
     assert placement.slots(gpus, max_running) == expected
-
-
-def test_a_request_without_num_gpus_asks_for_one() -> None:
-    assert defaults.gpus_needed(EvaluateRequest()) == 1
-    assert defaults.gpus_needed(EvaluateRequest(num_gpus=0)) == 0
-    assert defaults.gpus_needed(EvaluateRequest(num_gpus=3)) == 3
 
 
 def test_the_wait_reason_says_what_is_missing() -> None:

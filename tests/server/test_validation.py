@@ -84,14 +84,6 @@ def test_what_the_contract_allows_is_taken(call: SubmitJobRequest) -> None:
     assert violations(call) == []
 
 
-def test_a_request_that_names_no_harness_and_no_num_gpus_has_the_defaults() -> None:
-    call = SubmitJobRequest(request=EvaluateRequest(model="m", tasks=["t"]))
-    assert list(validation.submission(call, {"lmms-eval": HARNESS}, (1,), None)) == []
-    assert [violation.field for violation in validation.submission(call, {"lmms-eval": HARNESS}, (0,), None)] == [
-        "request.num_gpus"
-    ]
-
-
 # Invalid fields, one by one.
 
 
@@ -100,6 +92,7 @@ def test_a_request_that_names_no_harness_and_no_num_gpus_has_the_defaults() -> N
     [
         (SubmitJobRequest(), ["request"]),
         (call_of(harness="other"), ["request.harness"]),
+        (call_of(harness=""), ["request.harness"]),
         (call_of(harness="x" * 100_000), ["request.harness"]),
         (call_of(model=""), ["request.model"]),
         (call_of(model="  "), ["request.model"]),

@@ -51,7 +51,7 @@ def test_a_job_runs_and_its_results_come_back(api: Api, site: Site) -> None:
     assert site.starts(job.job_id) == ["1"]
 
 
-def test_the_request_comes_back_as_it_was_with_the_harness_filled_in(api: Api) -> None:
+def test_the_request_comes_back_as_it_was(api: Api) -> None:
     call = submission(
         "good",
         request={"num_fewshot": 0, "limit": 0.5, "log_samples": False, "batch_size": "auto", "device": "cpu"},
