@@ -11,6 +11,9 @@ from evalrpc.cli.tables import Cell, Column, Kind
 from evalrpc.v1.jobs_pb2 import JobInfo, JobStatus, Progress
 from evalrpc.v1.results_pb2 import Metric, ModelMetric, ModelResult, TaskResult
 
+_SHORT_REASON_CHARACTERS: Final = 20
+"""A line with a shorter text may have it by chance."""
+
 METRIC_COLUMNS: Final = (
     Column("task"),
     Column("metric"),
@@ -134,12 +137,9 @@ def provenance(result: ModelResult) -> str:
 
 def new_lines(log_tail: Sequence[str], message: str) -> list[str]:
     """Return the last lines of a log without those that say the same as the message, which is printed below them."""
-    return [line for line in log_tail if not _repeats(line, message)]
-
-
-def _repeats(line: str, message: str) -> bool:
-    said = line.strip()
-    return bool(said) and (said in message or message in said)
+    exception, _, reason = message.partition("Error: ")
+    said = reason if exception.isidentifier() and len(reason) > _SHORT_REASON_CHARACTERS else message
+    return [line for line in log_tail if not said or (said not in line and line.strip() not in message)]
 
 
 def run_time(job: JobInfo, now: Timestamp) -> str:

@@ -16,6 +16,7 @@ from evalrpc.harnesses.base import Harness
 from evalrpc.jobs import lifecycle
 from evalrpc.jobs.defaults import gpus_needed
 from evalrpc.jobs.paths import allowed_output_dir
+from evalrpc.printable import first_unprintable
 from evalrpc.v1.comparison_pb2 import CompareJobsRequest, Correction
 from evalrpc.v1.history_pb2 import GetHistoryRequest
 from evalrpc.v1.jobs_pb2 import CacheMode, EvaluateRequest, JobFilter, SubmitJobRequest
@@ -32,15 +33,15 @@ MAX_NESTING: Final = 16
 MAX_ATTEMPTS: Final = 10
 MAX_PRIORITY: Final = 1000
 MAX_REASON_LENGTH: Final = 1000
-MAX_TIMEOUT_SECONDS: Final = 366 * 24 * 3600
+_SECONDS_PER_DAY: Final = 24 * 3600
+MAX_TIMEOUT_SECONDS: Final = 366 * _SECONDS_PER_DAY
 MAX_CANDIDATES: Final = 16
 MIN_ALPHA: Final = 0.001
 MAX_ALPHA: Final = 0.5
 MIN_HEARTBEAT_SECONDS: Final = 0.1
 _YEAR_2200_SECONDS: Final = 7_258_118_400
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_CONTROL_IN_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # a value may have tabs and line breaks
+_CONTROL_IN_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # an argument is data, and may hold all else
 _BATCH_SIZE = re.compile(r"auto(:[1-9][0-9]{0,5})?|[1-9][0-9]{0,5}")
 _DEVICE = re.compile(r"[a-z]{2,16}(:[0-9]{1,3})?")
 _LABEL = re.compile(r"[A-Za-z0-9_./-]{1,63}")
@@ -289,8 +290,9 @@ def _gpus(request: EvaluateRequest, gpu_counts: Sequence[int]) -> _Violations:
     elif wanted > (widest := max(gpu_counts, default=0)):
         has = f"no node of this server has more than {widest}" if len(gpu_counts) > 1 else f"this server has {widest}"
         has = has if widest else "this server has none: set it to 0 to run without"
-        asked = wanted if request.HasField("num_gpus") else f"{wanted} (the default)"
-        yield FieldViolation("num_gpus", f"asks for {asked} GPUs, and {has}")
+        asked = "1 GPU" if wanted == 1 else f"{wanted} GPUs"
+        default = "" if request.HasField("num_gpus") else ", the default"
+        yield FieldViolation("num_gpus", f"asks for {asked}{default}, and {has}")
 
 
 def _output_dir(output_dir: str, output_root: Path | None) -> _Violations:
@@ -371,14 +373,22 @@ def _name(field: str, name: str, max_length: int) -> _Violations:
 def _text(field: str, text: str, max_length: int) -> _Violations:
     if len(text) > max_length:
         yield FieldViolation(field, f"has {len(text)} characters; at most {max_length} are allowed")
-    elif _CONTROL.search(text):
-        yield FieldViolation(field, "must have no control characters")
+    elif (character := first_unprintable(text)) is not None:
+        yield FieldViolation(field, f"must have no control or invisible characters, and has {character}")
 
 
 def _duration(field: str, duration: Duration, minimum_seconds: float, maximum_seconds: float) -> _Violations:
     seconds = duration.seconds + duration.nanos / 1e9
     if not (minimum_seconds <= seconds <= maximum_seconds and 0 <= duration.nanos < 10**9):
-        yield FieldViolation(field, f"must be from {minimum_seconds:g} to {maximum_seconds:g} seconds")
+        yield FieldViolation(field, f"must be from {_seconds(minimum_seconds)} to {_seconds(maximum_seconds)}")
+
+
+def _seconds(seconds: float) -> str:
+    """Write a bound in words: `100 ms`, `366 days`."""
+    if seconds < 1:
+        return f"{seconds * 1000:g} ms"
+    days = seconds / _SECONDS_PER_DAY
+    return f"{days:g} days" if days.is_integer() else f"{seconds:g} seconds"
 
 
 def _not_negative(field: str, number: int) -> _Violations:
