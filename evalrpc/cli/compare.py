@@ -15,6 +15,7 @@ from evalrpc.cli.tables import Cell, Column, Kind
 from evalrpc.v1.comparison_pb2 import CompareJobsResponse, JobComparison, MetricComparison, TestMethod
 
 _STYLES: Final = {"BETTER": "green", "WORSE": "bold red", "INCONCLUSIVE": "yellow"}
+_MAX_FAILURES: Final = 20
 _TESTS: Final = {
     TestMethod.TEST_METHOD_MCNEMAR: "McNemar",
     TestMethod.TEST_METHOD_PAIRED_BOOTSTRAP: "bootstrap",
@@ -37,10 +38,10 @@ ValueT = TypeVar("ValueT")
 @click.option("--holm", is_flag=True, help="Keep the chance of any false alarm at all below alpha, over all metrics.")
 @click.option(
     "--gate",
+    metavar="GATE",
     type=click.Choice(list(GATES)),
     default=DEFAULT_GATE,
-    show_default=True,
-    help="Exit with 1 unless no metric is WORSE (no-significant-drop), all are BETTER or SAME (no-worse), or BETTER (better).",
+    help="Exit with 1 unless all metrics pass this gate.",
 )
 @click.option(
     "--allow-missing", is_flag=True, help="Leave metrics out of the gate that a job lacks or for which it has no number."
@@ -59,11 +60,18 @@ def compare_command(
     address: str | None,
     form: Form,
 ) -> None:
-    """Compare jobs with a baseline. Exits with 1 if the gate does not pass.
+    """Compare jobs with a baseline. Exits with 1 if the metrics do not pass the gate.
 
     A NAME is TASK/METRIC, METRIC of any task, or TASK/ for all metrics of a task, with an optional `,FILTER` suffix.
 
-    A metric that is missing or NaN fails every gate unless --allow-missing is given. A comparison without metrics always does.
+    A GATE is what each metric has to be:
+
+    \b
+      no-significant-drop  anything but WORSE; this is the default
+      no-worse             BETTER or SAME
+      better               BETTER
+
+    A metric that is missing or NaN fails every gate, unless --allow-missing is given. A comparison without metrics always does.
     """
     general_tolerance, tolerances = _by_name(tolerance, _number)
     is_higher_better, directions = _by_name(direction, _is_higher)
@@ -90,7 +98,9 @@ def _pass_gate(response: CompareJobsResponse, gate: str, *, allow_missing: bool)
         print_line(", ".join(f"{count} {name}" for name, count in sorted(verdicts.items())), err=True)
     failures = list(gates.failures(response, gate, allow_missing=allow_missing))
     if failures:
-        fail(ExitCode.NOT_PASSED, *(f"the gate {gate} does not pass: {failure}" for failure in failures))
+        shown = [f"  {failure}" for failure in failures[:_MAX_FAILURES]]
+        more = len(failures) - len(shown)
+        fail(ExitCode.NOT_PASSED, f"the gate {gate} does not pass:", *shown, *([f"  and {more} more"] if more else []))
 
 
 def _by_name(texts: Sequence[str], read: Callable[[str], ValueT]) -> tuple[ValueT | None, dict[str, ValueT]]:
@@ -125,7 +135,7 @@ def _columns(response: CompareJobsResponse) -> tuple[Column, ...]:
         Column("baseline", Kind.NUMBER),
         Column("candidate", Kind.NUMBER),
         Column("difference", Kind.NUMBER, "+.4f"),
-        Column(f"{response.confidence_level:.4g} interval", Kind.WHOLE),
+        Column(f"{response.confidence_level * 100:.4g}% interval", Kind.WHOLE),
         Column("p", Kind.NUMBER, ".2g"),
         Column("test"),
         Column("model", optional=True),

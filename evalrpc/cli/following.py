@@ -8,7 +8,7 @@ import click
 
 from evalrpc.cli import wording
 from evalrpc.cli.exit_codes import ExitCode, fail
-from evalrpc.cli.job_table import job_columns, job_row
+from evalrpc.cli.job_table import job_columns, job_row, typical_row
 from evalrpc.cli.output import Form, GrowingTable, is_terminal, print_items, print_json_line, print_line, terminal_cells
 from evalrpc.cli.tables import Cell
 from evalrpc.client import EvalClient
@@ -50,7 +50,7 @@ class _EventTable:
 
     def __init__(self, label_columns: Sequence[str], form: Form) -> None:
         self._label_columns = label_columns
-        self._table = GrowingTable(form, job_columns(label_columns))
+        self._table = GrowingTable(form, job_columns(label_columns), typical_row(label_columns))
         self._shown: dict[str, tuple[Cell, ...]] = {}
 
     def show(self, event: JobEvent) -> None:

@@ -24,10 +24,10 @@ DEFAULT_STEP_LABEL: Final = "step"
 _COLUMNS: Final = (
     Column("task"),
     Column("metric"),
-    Column("filter"),
     Column("step", Kind.NUMBER),
     Column("value", Kind.NUMBER),
     Column("stderr", Kind.NUMBER),
+    Column("filter"),
     Column("better", Kind.WHOLE),
     Column("samples", Kind.NUMBER),
     Column("model"),
@@ -147,7 +147,8 @@ def _rows(history: _History) -> Iterator[tuple[Cell, ...]]:
         for point, metric in sorted(rows, key=lambda row: _group(history, row.point)):
             created = wording.time_text(point.created_at)
             step = point.labels.get(history.step_label, "")
-            yield (*_group(history, point), *name, step, *wording.metric_numbers(metric), point.model, created, point.job_id)
+            cells = (name.task, name.metric, step, *wording.metric_cells(metric), point.model, created, point.job_id)
+            yield (*_group(history, point), *cells)
 
 
 def _print_wide(history: _History) -> None:

@@ -42,6 +42,22 @@ def job_columns(label_columns: Sequence[str]) -> tuple[Column, ...]:
     )
 
 
+def typical_row(label_columns: Sequence[str]) -> tuple[str, ...]:
+    """Return a row that is as wide as those of most jobs, for a table whose rows are not known yet."""
+    return (
+        "x" * 36,
+        "COMPLETED",
+        "",
+        *("x" * 8 for _ in label_columns),
+        "x" * 12,
+        "x" * 16,
+        "x" * 40,
+        "x" * 19,
+        "x" * 9,
+        "x" * 20,
+    )
+
+
 def job_row(job: JobInfo, label_columns: Sequence[str]) -> tuple[Cell, ...]:
     """Return a job as a row of these columns."""
     return (

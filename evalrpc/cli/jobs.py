@@ -125,7 +125,7 @@ def _job_facts(job: JobInfo) -> list[tuple[str, Cell]]:
         ("started", wording.time_text(job.started_at)),
         ("completed", wording.time_text(job.completed_at)),
         ("duration", wording.run_time(job, job_table.clock.now())),
-        *((f"results of {model}", result.results) for model, result in sorted(job.results.items())),
+        *(("results", f"{model}: {result.results}") for model, result in sorted(job.results.items())),
         *(("warning", warning) for warning in job.warnings),
     ]
     return [(name, value) for name, value in facts if value]

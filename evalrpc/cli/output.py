@@ -105,24 +105,26 @@ def print_facts(form: Form, facts: Iterable[tuple[str, Cell]], message: Message)
 def print_folded(facts: Iterable[tuple[str, Cell]]) -> None:
     """Print names with their values for a terminal, where values that are too long go on below themselves."""
     texts = [tables.texts(_FACT_COLUMNS, fact) for fact in facts]
-    margin = max((tables.cell_width(name) for name, _ in texts), default=0) + 2
+    longest = max((tables.cell_width(name) for name, _ in texts), default=0)
+    margin = min(longest, terminal_cells() // 4) + 2
     for name, value in texts:
-        first, *more = tables.folded(value, max(tables.MIN_TEXT_CELLS, terminal_cells() - margin))
-        click.echo(f"{name}{' ' * (margin - tables.cell_width(name))}{first}")
-        for line in more:
+        lines = tables.folded(value, max(tables.MIN_TEXT_CELLS, terminal_cells() - margin))
+        padding = margin - tables.cell_width(name)
+        click.echo(f"{name}{' ' * padding}{lines.pop(0)}" if padding > 1 else name)
+        for line in lines:
             click.echo(f"{' ' * margin}{line}")
 
 
 class GrowingTable:
     """A table whose rows are printed as they come. On a terminal, its columns grow with what they hold."""
 
-    def __init__(self, form: Form, columns: Sequence[Column]) -> None:
-        """Prints the header."""
+    def __init__(self, form: Form, columns: Sequence[Column], typical: Sequence[str] = ()) -> None:
+        """Prints the header. `typical` is a row as wide as most will be."""
         self._form = form
         self._columns = columns
         self._shown = [index for index, column in enumerate(columns) if form is not Form.TABLE or not column.only_wide]
         self._is_terminal = is_terminal() and form is not Form.CSV
-        self._widest = [column.name.upper() for column in columns]
+        self._widest = list(typical) or [""] * len(columns)
         self._print_header()
 
     def print_row(self, row: Sequence[Cell]) -> None:

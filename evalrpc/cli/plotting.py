@@ -197,7 +197,9 @@ def _draw_panel(axes: "Axes", panel: Panel) -> None:
         if gaps := _gaps(line):
             at_bottom = axes.get_xaxis_transform()  # x in the data's units, y in the panel's
             axes.plot(gaps, [0.02] * len(gaps), "x", color=colour, label=label, transform=at_bottom, clip_on=False)
-            axes.annotate("no number", (gaps[0], 0.02), xycoords=at_bottom, xytext=(5, 0), textcoords="offset points", color=colour)
+            axes.annotate(
+                "no number", (gaps[0], 0.02), xycoords=at_bottom, xytext=(5, 0), textcoords="offset points", color=colour
+            )
     axes.set_title(_shorten(panel.title, _MAX_TITLE_CELLS))
     axes.set_xlabel(_shorten(panel.x_title, _MAX_TITLE_CELLS))
     axes.set_ylabel(_shorten(panel.y_title, _MAX_TITLE_CELLS))

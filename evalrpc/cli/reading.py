@@ -91,7 +91,7 @@ def samples_command(job_id: str, model: str, task: str, limit: int, address: str
     del as_json
     with connect(address) as client:
         for row in islice(client.samples(job_id, model, task, min(limit, 1000)), limit or None):
-            print_json_text(json.dumps(row, ensure_ascii=False))
+            print_json_text(json.dumps(row, ensure_ascii=False, sort_keys=True))
 
 
 @click.command(short_help="Download the files of a job.")

@@ -1,6 +1,6 @@
 """Tables that fit a terminal. Pure, apart from loading rich, which knows how wide characters are.
 
-A table never wraps. If it is too wide, texts are cut, the last columns first; then the last columns are dropped. Ids, numbers
+A table never wraps. If it is too wide, long texts are cut, and what does not fit then is dropped from the right. Ids, numbers
 and other short cells are shown whole or not at all, and the first column always is.
 """
 
@@ -17,8 +17,11 @@ from evalrpc.printable import printable
 Cell = str | int | float | None
 """None is an empty cell."""
 
-MIN_TEXT_CELLS: Final = 8
-"""A column of texts that would get less is dropped."""
+MIN_TEXT_CELLS: Final = 10
+"""A column of texts is not cut to less, unless it is the last one."""
+
+MIN_LAST_CELLS: Final = 8
+"""That one is dropped if it would get less."""
 
 _NUMBER: Final = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?|nan|[+-]?inf")
 _GAP: Final = "  "
@@ -89,17 +92,12 @@ def layout(columns: Sequence[Column], rows: Sequence[Sequence[str]], max_cells: 
     natural = [max(map(cell_width, (columns[index].name.upper(), *(row[index] for row in rows)))) for index in indices]
     if max_cells is None:
         return Layout(columns, indices, natural, right)
-    least = [
-        min(width, MIN_TEXT_CELLS) if columns[index].kind is Kind.TEXT else width
-        for index, width in zip(indices, natural, strict=True)
-    ]
-    while len(least) > 1 and sum(least) + len(_GAP) * (len(least) - 1) > max_cells:
+    least = [_least_width(columns[index], width) for index, width in zip(indices, natural, strict=True)]
+    while len(least) > 1 and _needed_cells(least) > max_cells:
         least.pop()
-    spare = max(0, max_cells - sum(least) - len(_GAP) * (len(least) - 1))
-    widths = []
-    for width, wanted in zip(least, natural, strict=False):
-        widths.append(min(wanted, width + spare))
-        spare -= widths[-1] - width
+        last = len(least) - 1
+        least[last] = _least_width(columns[indices[last]], natural[last], MIN_LAST_CELLS)
+    widths = _grown(least, natural[: len(least)], max_cells)
     return Layout(columns, indices[: len(widths)], widths, right)
 
 
@@ -152,6 +150,30 @@ def _text(column: Column, cell: Cell) -> str:
         case float():
             return f"{cell:{column.number_format if abs(cell) < 1e9 else '.6g'}}"
     return printable(str(cell))
+
+
+def _least_width(column: Column, natural: int, minimum: int = MIN_TEXT_CELLS) -> int:
+    return min(natural, minimum) if column.kind is Kind.TEXT else natural
+
+
+def _grown(least: Sequence[int], natural: Sequence[int], max_cells: int) -> list[int]:
+    """Share out what is left of the width: the longest columns are cut to the same, and the first get what remains."""
+
+    def capped(cap: int) -> list[int]:
+        return [max(low, min(high, cap)) for low, high in zip(least, natural, strict=True)]
+
+    caps = range(max(natural) + 1)
+    widths = capped(bisect_right(caps, max_cells, key=lambda cap: _needed_cells(capped(cap))) - 1)
+    spare = max_cells - _needed_cells(widths)
+    for place, high in enumerate(natural):
+        extra = max(0, min(spare, high - widths[place]))
+        widths[place] += extra
+        spare -= extra
+    return widths
+
+
+def _needed_cells(widths: Sequence[int]) -> int:
+    return sum(widths) + len(_GAP) * (len(widths) - 1)
 
 
 def _is_right(column: Column, index: int, rows: Sequence[Sequence[str]]) -> bool:

@@ -17,13 +17,13 @@ _SHORT_REASON_CHARACTERS: Final = 20
 METRIC_COLUMNS: Final = (
     Column("task"),
     Column("metric"),
-    Column("filter"),
     Column("value", Kind.NUMBER),
     Column("stderr", Kind.NUMBER),
+    Column("filter"),
     Column("better", Kind.WHOLE),
     Column("samples", Kind.NUMBER),
     Column("model", optional=True),
-    Column("version", Kind.WHOLE),
+    Column("version", Kind.WHOLE, optional=True),
     Column("group", Kind.WHOLE, optional=True),
 )
 
@@ -91,14 +91,15 @@ def metric_rows(job: JobInfo) -> Iterator[tuple[Cell, ...]]:
         metric = item.metric
         task = tasks.get((item.model, metric.task), TaskResult())
         group = f"of {len(task.subtasks)}" if metric.is_group else ""
-        yield (metric.task, metric.metric, metric.filter, *metric_numbers(metric), item.model, task.version, group)
+        yield (metric.task, metric.metric, *metric_cells(metric), item.model, task.version, group)
 
 
-def metric_numbers(metric: Metric) -> tuple[Cell, Cell, Cell, Cell]:
-    """Return value, standard error, direction and number of samples."""
+def metric_cells(metric: Metric) -> tuple[Cell, Cell, Cell, Cell, Cell]:
+    """Return value, standard error, filter, direction and number of samples."""
     return (
         metric.value,
         metric.standard_error if metric.HasField("standard_error") else None,
+        metric.filter,
         better(metric),
         metric.sample_count if metric.HasField("sample_count") else None,
     )

@@ -63,8 +63,8 @@ def find_failure(log_tail: Iterable[str]) -> str | None:
 
 
 def without_listing(line: str) -> str:
-    """Return a line of a log, with the nearest names instead of the list of all models that a harness prints for one that it does
-    not know."""
+    """Return a line of a log. Of the list of all models that a harness prints for one that it does not know, the nearest names
+    are kept."""
     match = _UNKNOWN_MODEL.search(line)
     if match is None:
         return line

@@ -159,8 +159,8 @@ def _node_to_keep(num_gpus: int, nodes: Sequence[NodeCapacity]) -> NodeCapacity 
 
 
 def wait_reason(job: QueuedJob, position: int, free: Capacity, reservation: Reservation | None = None) -> str:
-    """Say in words why a queued job does not run yet. GPUs that are free may be kept for another job. How many jobs are before it
-    is said by its position."""
+    """Say in words why a queued job does not run yet. GPUs that are free may be kept for another job. The position says how
+    many jobs are before it."""
     if job.num_gpus > free.widest:
         return _too_wide(job.num_gpus, free)
     if free.slots.total < 1:

@@ -46,7 +46,7 @@ def test_a_real_failure_is_reported_in_its_own_words(case: str, message: str) ->
             "ValueError: there is no model 'llava-hf'; did you mean llava_hf, llava?",
         ),
         (
-            "ValueError: Attempted to load model 'hff', but no model for this name found! Supported model names: dummy, hf, vllm",
+            "ValueError: Attempted to load model 'hff', but no model for this name found! Supported model names: hf, vllm",
             "ValueError: there is no model 'hff'; did you mean hf?",
         ),
         (
