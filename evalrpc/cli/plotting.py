@@ -121,7 +121,7 @@ def draw_file(path: Path, title: str, panels: Sequence[Panel], columns: Iterable
 
 def tick_text(value: float) -> str:
     """Write the number at a tick: plain, a whole one as an integer, and with an exponent only where it would be very long."""
-    if value.is_integer() and abs(value) < 1e15:
+    if _is_whole(value) and abs(value) < 1e15:
         return f"{value:.0f}"
     return f"{value:.10g}"
 
@@ -141,7 +141,7 @@ def nice_ticks(low: float, high: float, count: int, *, whole: bool) -> list[floa
 def _set_ticks(figure: Any, panel: Panel, width: int) -> None:
     x = [step for line in panel.lines for step in line.x]
     y = [point.y for line in panel.lines for point in _finite(line)]
-    whole = all(step.is_integer() for step in x)
+    whole = all(map(_is_whole, x))
     for axis, values, count in ((0, x, max(2, width // _TERMINAL_TICK_CELLS)), (1, y, _TERMINAL_Y_TICKS)):
         if values:
             ticks = nice_ticks(min(values), max(values), count, whole=whole and axis == 0)
@@ -205,12 +205,16 @@ def _draw_panel(axes: "Axes", panel: Panel) -> None:
     axes.set_ylabel(_shorten(panel.y_title, _MAX_TITLE_CELLS))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    whole = all(step.is_integer() for line in panel.lines for step in line.x)
+    whole = all(_is_whole(step) for line in panel.lines for step in line.x)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=whole))
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(float(value))))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
     if any(line.name for line in panel.lines):
         axes.legend(fontsize="small", framealpha=0.6)
+
+
+def _is_whole(number: float) -> bool:
+    return float(number).is_integer()  # ints have no such method before Python 3.12
 
 
 def _points(line: Line) -> list[_Point]:

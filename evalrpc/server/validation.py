@@ -16,7 +16,7 @@ from evalrpc.harnesses.base import Harness
 from evalrpc.jobs import lifecycle
 from evalrpc.jobs.defaults import gpus_needed
 from evalrpc.jobs.paths import allowed_output_dir
-from evalrpc.printable import first_unprintable
+from evalrpc.printable import first_unprintable, printable
 from evalrpc.v1.comparison_pb2 import CompareJobsRequest, Correction
 from evalrpc.v1.history_pb2 import GetHistoryRequest
 from evalrpc.v1.jobs_pb2 import CacheMode, EvaluateRequest, JobFilter, SubmitJobRequest
@@ -41,7 +41,6 @@ MAX_ALPHA: Final = 0.5
 MIN_HEARTBEAT_SECONDS: Final = 0.1
 _YEAR_2200_SECONDS: Final = 7_258_118_400
 
-_CONTROL_IN_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # an argument is data, and may hold all else
 _BATCH_SIZE = re.compile(r"auto(:[1-9][0-9]{0,5})?|[1-9][0-9]{0,5}")
 _DEVICE = re.compile(r"[a-z]{2,16}(:[0-9]{1,3})?")
 _LABEL = re.compile(r"[A-Za-z0-9_./-]{1,63}")
@@ -327,8 +326,8 @@ def _look_into_struct(path: str, struct: Struct, levels: int, found: list[FieldV
     shallow = True
     for key, value in struct.fields.items():
         inner = f"{path}.{key[:64]}"
-        if _CONTROL_IN_TEXT.search(key):
-            found.append(FieldViolation(inner, "must have no control characters"))
+        if (character := first_unprintable(key)) is not None:
+            found.append(FieldViolation(printable(inner), _unprintable(character)))
         shallow &= _look_into_value(inner, value, levels, found)
     return shallow
 
@@ -338,8 +337,8 @@ def _look_into_value(path: str, value: Value, levels: int, found: list[FieldViol
         return False
     match value.WhichOneof("kind"):
         case "string_value":
-            if _CONTROL_IN_TEXT.search(value.string_value):
-                found.append(FieldViolation(path, "must have no control characters"))
+            if "\0" in value.string_value:  # other characters are data; no program takes this one
+                found.append(FieldViolation(path, _unprintable("\\x00")))
         case "number_value":
             if not math.isfinite(value.number_value):
                 found.append(FieldViolation(path, "must be finite"))
@@ -374,7 +373,11 @@ def _text(field: str, text: str, max_length: int) -> _Violations:
     if len(text) > max_length:
         yield FieldViolation(field, f"has {len(text)} characters; at most {max_length} are allowed")
     elif (character := first_unprintable(text)) is not None:
-        yield FieldViolation(field, f"must have no control or invisible characters, and has {character}")
+        yield FieldViolation(field, _unprintable(character))
+
+
+def _unprintable(character: str) -> str:
+    return f"must have no control or invisible characters, and has {character}"
 
 
 def _duration(field: str, duration: Duration, minimum_seconds: float, maximum_seconds: float) -> _Violations:

@@ -243,8 +243,8 @@ class EvaluateRequest(_message.Message):
     @_builtins.property
     def model_args(self) -> _struct_pb2.Struct:
         """Arguments of the model, such as `{"pretrained": "acme/model", "dtype": "float32"}`. Values may be strings, numbers,
-        booleans, null, lists and structs. Empty: none. At most 512 KiB when serialised, and 100,000 values together with
-        `gen_kwargs`.
+        booleans, null, lists and structs; a string may have any character but NUL. Empty: none. At most 512 KiB when serialised,
+        and 100,000 values together with `gen_kwargs`.
         """
 
     @_builtins.property

@@ -30,7 +30,7 @@ def fill(service: FakeService) -> None:
     service.page_size = 50
     for job in _jobs():
         service.change(job)
-    service.log = b"\x1b[32mINFO\x1b[0m loading weights\n 50%|##  |\r100%|####|\nFileNotFoundError: no checkpoint here\n"
+    service.log = f"\x1b[32mINFO\x1b[0m loading weights\r\n 50%|##  |\r100%|####|\nFileNotFoundError: 中文\n{HOSTILE}".encode()
     service.chunk_size = 7
     service.files = {"acme__lm/results.json": b"{}", "acme__lm/samples_mme.jsonl": b"[]"}
     service.samples = [{"doc_id": number, "answer": text} for number, text in enumerate(("yes", "中文 🙂", HOSTILE))]
