@@ -138,7 +138,11 @@ def _by_metric(history: _History) -> dict[_Name, list[_Row]]:
 
 
 def _columns(history: _History) -> list[Column]:
-    return [*([Column(history.by)] if history.by else []), *_COLUMNS]
+    return [*_leading_columns(history), *_COLUMNS]
+
+
+def _leading_columns(history: _History) -> list[Column]:
+    return [Column(history.by, is_key=True)] if history.by else []
 
 
 def _rows(history: _History) -> Iterator[tuple[Cell, ...]]:
@@ -154,8 +158,9 @@ def _rows(history: _History) -> Iterator[tuple[Cell, ...]]:
 def _print_wide(history: _History) -> None:
     """Print a row for each step, that is for each model of each job, and a column for each metric."""
     names = list(_by_metric(history))
-    leading = [*([Column(history.by)] if history.by else []), Column(history.step_label, Kind.NUMBER)]
-    columns = [*leading, *(Column(name.text(), Kind.NUMBER) for name in names), Column("model"), Column("job", Kind.WHOLE)]
+    keys = (history.step_label, *(name.text() for name in names))
+    values = [Column(key, Kind.NUMBER, is_key=True) for key in keys]
+    columns = [*_leading_columns(history), *values, Column("model"), Column("job", Kind.WHOLE)]
     points = sorted(history.points, key=lambda point: _group(history, point))
     print_table(Form.WIDE, columns, (_wide_row(history, point, names) for point in points))
 

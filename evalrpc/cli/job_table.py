@@ -32,7 +32,7 @@ def job_columns(label_columns: Sequence[str]) -> tuple[Column, ...]:
         Column("job", Kind.WHOLE),
         Column("status", Kind.WHOLE),
         Column("duration", Kind.NUMBER),
-        *(Column(label) for label in label_columns),
+        *(Column(label, is_key=True) for label in label_columns),
         Column("model"),
         Column("tasks"),
         Column("detail"),

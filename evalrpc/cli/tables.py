@@ -50,6 +50,12 @@ class Column(NamedTuple):
     """Whether it is left out unless all columns are asked for."""
     optional: bool = False
     """Whether a terminal does without it if every row has the same there."""
+    is_key: bool = False
+    """Whether the name is that of a label or a metric, to be shown as it is."""
+
+    def title(self) -> str:
+        """Return what a terminal shows above the column."""
+        return printable(self.name) if self.is_key else self.name.upper()
 
 
 class Layout(NamedTuple):
@@ -63,7 +69,7 @@ class Layout(NamedTuple):
 
     def header(self) -> list[str]:
         """Return the names of the columns, padded."""
-        return self.cells([column.name.upper() for column in self.columns])
+        return self.cells([column.title() for column in self.columns])
 
     def cells(self, row: Sequence[str]) -> list[str]:
         """Return the cells of a row, cut and padded, with the gaps between them."""
@@ -89,7 +95,7 @@ def layout(columns: Sequence[Column], rows: Sequence[Sequence[str]], max_cells: 
     """Choose what to show of a table on a terminal of this width; None shows all of it."""
     indices = [index for index, column in enumerate(columns) if max_cells is None or _is_needed(column, index, rows)]
     right = frozenset(index for index in indices if _is_right(columns[index], index, rows))
-    natural = [max(map(cell_width, (columns[index].name.upper(), *(row[index] for row in rows)))) for index in indices]
+    natural = [max(map(cell_width, (columns[index].title(), *(row[index] for row in rows)))) for index in indices]
     if max_cells is None:
         return Layout(columns, indices, natural, right)
     least = [_least_width(columns[index], width) for index, width in zip(indices, natural, strict=True)]

@@ -56,7 +56,7 @@ def _chosen(job: JobInfo, kind: str, name: str, there_are: Iterable[str]) -> str
     if not names:
         problem = "has no samples"
     elif name:
-        problem = f"has no samples of the {kind} {name!r}; it has some of: {', '.join(names)}"
+        problem = f"has no samples of the {kind} {name!r}; it has: {', '.join(names)}"
     else:
         problem = f"has samples of several {kind}s, so name one: {', '.join(names)}"
     raise SamplesNotFoundError(

@@ -216,9 +216,9 @@ def test_watch_ends_with_the_metrics_and_where_the_files_are(run: Run, service: 
 
     assert result.stdout.splitlines() == [
         "COMPLETED",
-        "task\tmetric\tfilter\tvalue\tstderr\tbetter\tsamples\tmodel\tversion\tgroup",
-        "mme\tscore\tnone\t0.7500\t0.0100\thigher\t8\tmodel\t1.0\t",
-        "mme\twer\t\tnan\t\t\t\tmodel\t1.0\t",
+        "task\tmetric\tvalue\tstderr\tfilter\tbetter\tsamples\tmodel\tversion\tgroup",
+        "mme\tscore\t0.7500\t0.0100\tnone\thigher\t8\tmodel\t1.0\t",
+        "mme\twer\tnan\t\t\t\t\tmodel\t1.0\t",
     ]
     assert "/srv/results.json" in result.stderr
     assert f"evalrpc download {JOB_ID}" in result.stderr
@@ -288,7 +288,7 @@ def test_watch_goes_on_when_the_server_starts_again(server: FakeServer, service:
 def test_results_are_a_table_of_metrics(run: Run, service: FakeService) -> None:
     service.change(completed_job())
 
-    assert run("results", JOB_ID).stdout.splitlines()[1] == "mme\tscore\tnone\t0.7500\t0.0100\thigher\t8\tmodel\t1.0\t"
+    assert run("results", JOB_ID).stdout.splitlines()[1] == "mme\tscore\t0.7500\t0.0100\tnone\thigher\t8\tmodel\t1.0\t"
     assert json_format.Parse(run("results", JOB_ID, "--json").stdout, JobInfo()).results["model"].metrics[0].value == 0.75
 
 
@@ -415,7 +415,8 @@ def test_compare_prints_a_line_per_metric_and_fails_where_one_is_worse(run: Run,
     ]
     assert result.stderr.splitlines() == [
         "1 SAME, 1 VERDICT_99, 1 WORSE",
-        "evalrpc: the gate no-significant-drop does not pass: t/acc,none is WORSE",
+        "evalrpc: the gate no-significant-drop does not pass:",
+        "evalrpc:   t/acc,none is WORSE",
     ]
 
 
