@@ -30,6 +30,8 @@ it into a status in one place, and the client turns the status back into the sam
     │   ├── StoreUnavailableError
     │   └── FileUnavailableError
     ├── UnimplementedError          UNIMPLEMENTED
+    ├── UnauthenticatedError        UNAUTHENTICATED
+    ├── PermissionDeniedError       PERMISSION_DENIED
     ├── InternalError               INTERNAL
     ├── ChangesMissedError          never crosses the wire: whoever follows a store reads its state again
     ├── ConfigurationError          never crosses the wire: the server does not start
@@ -258,6 +260,20 @@ class UnimplementedError(EvalrpcError):
 
     reason = "UNIMPLEMENTED"
     code = "UNIMPLEMENTED"
+
+
+class UnauthenticatedError(EvalrpcError):
+    """The caller is not signed in. Servers don't ask for it themselves; a proxy before them may."""
+
+    reason = "UNAUTHENTICATED"
+    code = "UNAUTHENTICATED"
+
+
+class PermissionDeniedError(EvalrpcError):
+    """The caller is not allowed to make this call. Servers don't refuse anybody themselves; a proxy before them may."""
+
+    reason = "PERMISSION_DENIED"
+    code = "PERMISSION_DENIED"
 
 
 class InternalError(EvalrpcError):

@@ -16,7 +16,7 @@ from evalrpc.analysis.sample_values import NO_VALUES, MetricKey, SampleValues, p
 from evalrpc.analysis.significance import MIN_SAMPLES, Difference
 from evalrpc.errors import DefinitionsDifferError, InvalidRequestError, MetricNotFoundError, NoResultsError, NotFoundError
 from evalrpc.harnesses.base import Harness, SampleRow
-from evalrpc.jobs.metric_selectors import Selection, parts_of, parts_taking
+from evalrpc.jobs.metric_selectors import Selection, parts_of, parts_taking, selector_text, selector_words
 from evalrpc.reading.sample_files import open_samples
 from evalrpc.results.layout import samples_by_task
 from evalrpc.v1.comparison_pb2 import (
@@ -170,10 +170,9 @@ def _require_known(call: CompareJobsRequest, metrics: Collection[MetricCompariso
         if parts_of(selector) in unknown:
             known = sorted({f"{metric.task}/{metric.metric}" for metric in metrics})
             more = ", ..." if len(known) > _MAX_NAMED else ""
-            name = f"{selector.task}/{selector.metric}" + (f",{selector.filter}" if selector.filter else "")
             raise MetricNotFoundError(
-                f"none of the jobs has a metric {name}; they have: {', '.join(known[:_MAX_NAMED])}{more}",
-                metadata={"resource_type": "evalrpc.v1.Metric", "resource_name": name[:255]},
+                f"none of the jobs has {selector_words(selector)}; they have: {', '.join(known[:_MAX_NAMED])}{more}",
+                metadata={"resource_type": "evalrpc.v1.Metric", "resource_name": selector_text(selector)[:255]},
             )
 
 

@@ -1,5 +1,6 @@
 """Maps the status of a failed call to the class of `evalrpc.errors` that the server raised."""
 
+import re
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
@@ -36,13 +37,15 @@ class ErrorDetails(NamedTuple):
 def from_rpc_error(error: grpc.RpcError) -> EvalrpcError | TimeoutError:
     """Build the error for a failed call, to be raised from it.
 
-    The reason in ErrorInfo determines the class, else the status code. DEADLINE_EXCEEDED becomes a TimeoutError.
+    The reason in ErrorInfo determines the class, else the status code. DEADLINE_EXCEEDED becomes a TimeoutError. Where gRPC
+    speaks, not the server, its internals are left out of the message; the cause has them.
     """
     code, message = error.code().name, error.details() or error.code().name
     if code == grpc.StatusCode.DEADLINE_EXCEEDED.name:
-        return TimeoutError(message)
+        return TimeoutError("no answer in time")
     details = parse_details(_status_details(error))
-    return build_error(code, message, details)
+    is_of_grpc = details.reason is None and code in _CODES_OF_GRPC
+    return build_error(code, _in_words(message) if is_of_grpc else message, details)
 
 
 def build_error(code: str, message: str, details: ErrorDetails) -> EvalrpcError:
@@ -78,6 +81,30 @@ def _read_detail(detail: Any) -> dict[str, Any]:
     if detail.Unpack(retry):
         return {"retry_delay_seconds": retry.retry_delay.ToTimedelta().total_seconds()}
     return {}
+
+
+_CODES_OF_GRPC: Final = frozenset({"CANCELLED", "INTERNAL", "UNAVAILABLE", "UNKNOWN"})
+
+_WORDS: Final = (
+    (re.compile(r"Connection refused"), "connection refused; no server listens there"),
+    (re.compile(r"DNS|Name or service not known|name resolution|nodename nor servname"), "there is no host of this name"),
+    (re.compile(r"No route to host|Network is unreachable"), "the network has no way to this host"),
+    (re.compile(r"Timeout occurred|timed out|Deadline Exceeded", re.IGNORECASE), "no answer in time"),
+    (
+        re.compile(r"SSL|TLS|handshake|http1|first SETTINGS frame", re.IGNORECASE),
+        "what listens there does not speak gRPC as asked",
+    ),
+    (
+        re.compile(r"Stream removed|RST_STREAM|GOAWAY|[Ss]ocket closed|Connection reset|Broken pipe|recvmsg|Transport closed"),
+        "the connection broke off",
+    ),
+)
+"""What gRPC's own messages come down to. The first that matches counts."""
+
+
+def _in_words(message: str) -> str:
+    """Return a message of gRPC's own in plain words, if they are known."""
+    return next((words for pattern, words in _WORDS if pattern.search(message)), message)
 
 
 def _status_details(error: grpc.RpcError) -> bytes:

@@ -142,7 +142,7 @@ class EvalClient(Transport):
         reconnect_timeout_seconds: float | None = None,
         on_disconnect: OnDisconnect | None = None,
     ) -> Generator[JobEvent, None, None]:
-        """Yield the state of every non-terminal job, a BOOKMARK, then every change, without end.
+        """Yield the state of every job that matches, a BOOKMARK, then every change, without end.
 
         With `after_revision`, starts with the changes since then. Reconnects as `watch` does. Raises RevisionCompactedError and
         RevisionInFutureError.

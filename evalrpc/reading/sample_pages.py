@@ -28,14 +28,8 @@ def samples_file(job: JobInfo, model: str, task: str) -> str:
 
     Raises SamplesNotFoundError, which lists what there is.
     """
-    models = job.results
-    if model not in models and (model or len(models) != 1):
-        raise _not_found(job, f"model {model!r}" if model else "a model that need not be named", sorted(models))
-    result = models[model] if model else next(iter(models.values()))
-    by_task = samples_by_task(result)
-    if task not in by_task and (task or len(by_task) != 1):
-        raise _not_found(job, f"task {task!r}" if task else "a task that need not be named", sorted(by_task))
-    return by_task[task] if task else next(iter(by_task.values()))
+    by_task = samples_by_task(job.results[_chosen(job, "model", model, job.results)])
+    return by_task[_chosen(job, "task", task, by_task)]
 
 
 def read_page(rows: Iterable[SampleRow], page_size: int) -> SamplesPage:
@@ -52,9 +46,19 @@ def read_page(rows: Iterable[SampleRow], page_size: int) -> SamplesPage:
     return SamplesPage(page, None)
 
 
-def _not_found(job: JobInfo, what: str, there_is: list[str]) -> SamplesNotFoundError:
-    known = ", ".join(there_is) or "none"
-    return SamplesNotFoundError(
-        f"job {job.job_id} has no samples of {what}; it has: {known}",
-        metadata={"resource_type": "evalrpc.v1.JobInfo", "resource_name": job.job_id},
+def _chosen(job: JobInfo, kind: str, name: str, there_are: Iterable[str]) -> str:
+    """Return the name, or the only one if it is empty. Raises SamplesNotFoundError."""
+    names = sorted(there_are)
+    if name in names:
+        return name
+    if len(names) == 1 and not name:
+        return names[0]
+    if not names:
+        problem = "has no samples"
+    elif name:
+        problem = f"has no samples of the {kind} {name!r}; it has: {', '.join(names)}"
+    else:
+        problem = f"has samples of several {kind}s, so name one: {', '.join(names)}"
+    raise SamplesNotFoundError(
+        f"job {job.job_id} {problem}", metadata={"resource_type": "evalrpc.v1.JobInfo", "resource_name": job.job_id}
     )

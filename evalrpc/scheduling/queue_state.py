@@ -217,7 +217,7 @@ class QueueState:
         if self.draining:
             return "the server is about to stop and starts no more jobs; this one starts after the restart"
         if entry.ready_seconds and entry.ready_seconds > self.now_seconds():
-            return "waits for a while before it is tried again, see retry_at"
+            return "waits for a while before it is tried again, until retry_at"
         return placement.wait_reason(entry, position, self._free_now(), self._reservation)
 
     def _place(self, change: Change) -> None:

@@ -23,6 +23,7 @@ from evalrpc.executors.base import Executor, Resources, RunHandle, RunKey
 from evalrpc.files.errnos import is_shortage
 from evalrpc.files.output_access import OutputAccess
 from evalrpc.harnesses.base import Harness, ParallelHarness, Run
+from evalrpc.harnesses.failures import without_listing
 from evalrpc.harnesses.steps import command_of, steps_of
 from evalrpc.jobs import transitions
 from evalrpc.jobs.paths import attempt_dir, attempt_output_dir, job_output_dir
@@ -352,7 +353,7 @@ class Supervisor:
     def _failure(self, error: pb.JobError, key: RunKey) -> _Change:
         error.message = transitions.shorten(error.message)
         if not error.log_tail:  # of a step it has its own
-            error.log_tail[:] = read_tail(key.log_path)
+            error.log_tail[:] = map(without_listing, read_tail(key.log_path))
         progress = self._progress.finish() if self._progress is not None else None
 
         def fail(job: pb.JobInfo) -> None:

@@ -17,6 +17,7 @@ from evalrpc.jobs.defaults import gpus_needed
 from evalrpc.jobs.filters import canonical_prefix
 from evalrpc.jobs.label_selectors import parse_selector
 from evalrpc.jobs.paths import allowed_output_dir
+from evalrpc.printable import first_unprintable, printable
 from evalrpc.v1.comparison_pb2 import CompareJobsRequest, Correction
 from evalrpc.v1.history_pb2 import GetHistoryRequest
 from evalrpc.v1.jobs_pb2 import CacheMode, EvaluateRequest, GpuMode, JobFilter, SubmitJobRequest
@@ -33,15 +34,14 @@ MAX_NESTING: Final = 16
 MAX_ATTEMPTS: Final = 10
 MAX_PRIORITY: Final = 1000
 MAX_REASON_LENGTH: Final = 1000
-MAX_TIMEOUT_SECONDS: Final = 366 * 24 * 3600
+_SECONDS_PER_DAY: Final = 24 * 3600
+MAX_TIMEOUT_SECONDS: Final = 366 * _SECONDS_PER_DAY
 MAX_CANDIDATES: Final = 16
 MIN_ALPHA: Final = 0.001
 MAX_ALPHA: Final = 0.5
 MIN_HEARTBEAT_SECONDS: Final = 0.1
 _YEAR_2200_SECONDS: Final = 7_258_118_400
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_CONTROL_IN_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # a value may have tabs and line breaks
 _BATCH_SIZE = re.compile(r"auto(:[1-9][0-9]{0,5})?|[1-9][0-9]{0,5}")
 _DEVICE = re.compile(r"[a-z]{2,16}(:[0-9]{1,3})?")
 _LABEL = re.compile(r"[A-Za-z0-9_./-]{1,63}")
@@ -299,9 +299,8 @@ def _gpus(request: EvaluateRequest, gpu_counts: Sequence[int]) -> _Violations:
         yield FieldViolation("num_gpus", f"must not be negative, and is {wanted}")
     elif wanted > (widest := max(gpu_counts, default=0)):
         has = f"no node of this server has more than {widest}" if len(gpu_counts) > 1 else f"this server has {widest}"
-        yield FieldViolation(
-            "num_gpus", f"asks for {wanted} GPUs, and {has if widest else 'this server has none: leave it out'}"
-        )
+        asked = "1 GPU" if wanted == 1 else f"{wanted} GPUs"
+        yield FieldViolation("num_gpus", f"asks for {asked}, and {has if widest else 'this server has none: leave it out'}")
 
 
 def _output_dir(output_dir: str, output_root: Path | None) -> _Violations:
@@ -336,8 +335,8 @@ def _look_into_struct(path: str, struct: Struct, levels: int, found: list[FieldV
     shallow = True
     for key, value in struct.fields.items():
         inner = f"{path}.{key[:64]}"
-        if _CONTROL_IN_TEXT.search(key):
-            found.append(FieldViolation(inner, "must have no control characters"))
+        if (character := first_unprintable(key)) is not None:
+            found.append(FieldViolation(printable(inner), _unprintable(character)))
         shallow &= _look_into_value(inner, value, levels, found)
     return shallow
 
@@ -347,8 +346,8 @@ def _look_into_value(path: str, value: Value, levels: int, found: list[FieldViol
         return False
     match value.WhichOneof("kind"):
         case "string_value":
-            if _CONTROL_IN_TEXT.search(value.string_value):
-                found.append(FieldViolation(path, "must have no control characters"))
+            if "\0" in value.string_value:  # other characters are data; no program takes this one
+                found.append(FieldViolation(path, _unprintable("\\x00")))
         case "number_value":
             if not math.isfinite(value.number_value):
                 found.append(FieldViolation(path, "must be finite"))
@@ -389,14 +388,26 @@ def _name(field: str, name: str, max_length: int) -> _Violations:
 def _text(field: str, text: str, max_length: int) -> _Violations:
     if len(text) > max_length:
         yield FieldViolation(field, f"has {len(text)} characters; at most {max_length} are allowed")
-    elif _CONTROL.search(text):
-        yield FieldViolation(field, "must have no control characters")
+    elif (character := first_unprintable(text)) is not None:
+        yield FieldViolation(field, _unprintable(character))
+
+
+def _unprintable(character: str) -> str:
+    return f"must have no control or invisible characters, and has {character}"
 
 
 def _duration(field: str, duration: Duration, minimum_seconds: float, maximum_seconds: float) -> _Violations:
     seconds = duration.seconds + duration.nanos / 1e9
     if not (minimum_seconds <= seconds <= maximum_seconds and 0 <= duration.nanos < 10**9):
-        yield FieldViolation(field, f"must be from {minimum_seconds:g} to {maximum_seconds:g} seconds")
+        yield FieldViolation(field, f"must be from {_seconds(minimum_seconds)} to {_seconds(maximum_seconds)}")
+
+
+def _seconds(seconds: float) -> str:
+    """Write a bound in words: `100 ms`, `366 days`."""
+    if seconds < 1:
+        return f"{seconds * 1000:g} ms"
+    days = seconds / _SECONDS_PER_DAY
+    return f"{days:g} days" if days.is_integer() else f"{seconds:g} seconds"
 
 
 def _not_negative(field: str, number: int) -> _Violations:

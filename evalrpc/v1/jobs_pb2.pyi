@@ -284,8 +284,8 @@ class EvaluateRequest(_message.Message):
     @_builtins.property
     def model_args(self) -> _struct_pb2.Struct:
         """Arguments of the model, such as `{"pretrained": "acme/model", "dtype": "float32"}`. Values may be strings, numbers,
-        booleans, null, lists and structs. Empty: none. At most 512 KiB when serialised, and 100,000 values together with
-        `gen_kwargs`.
+        booleans, null, lists and structs; a string may have any character but NUL. Empty: none. At most 512 KiB when serialised,
+        and 100,000 values together with `gen_kwargs`.
         """
 
     @_builtins.property
@@ -845,7 +845,7 @@ class SubmitJobRequest(_message.Message):
     CACHE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the call safe to repeat: the same id with the same contents returns the same job, for as long as the job is kept. 1
-    to 128 printable ASCII characters; a fresh UUID is a good choice. Empty: every call submits a new job.
+    to 128 printable ASCII characters without spaces; a fresh UUID is a good choice. Empty: every call submits a new job.
     """
     priority: _builtins.int
     """Jobs with a higher priority start first; equal ones start in order of arrival. -1000 to 1000. Default: 0."""
@@ -854,8 +854,8 @@ class SubmitJobRequest(_message.Message):
     `OUT_OF_MEMORY`. The next attempt waits for 1 s, then 2 s, up to a minute. 1 to 10. Zero: 1.
     """
     supersede_key: _builtins.str
-    """A new job cancels the queued jobs with the same key, with the reason `SUPERSEDED` in their error. At most 255 characters
-    without control characters. Empty: supersedes nothing.
+    """A new job cancels the queued jobs with the same key, with the reason `SUPERSEDED` in their error. At most 255 characters.
+    Empty: supersedes nothing.
     """
     validate_only: _builtins.bool
     """Only check the request: answer as SubmitJob would, with an empty `job_id`, and queue nothing. Default: false."""
@@ -868,7 +868,9 @@ class SubmitJobRequest(_message.Message):
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free-form labels to filter by. At most 64; keys of 1 to 63 characters from `[A-Za-z0-9_./-]`, values of at most 255
-        characters without control characters.
+        characters, none of them a control or an invisible character: C0, C1, bidirectional controls, zero-width characters, line
+        and paragraph separators. The same holds for `supersede_key`, the reason of a cancel, and the model, the tasks and the
+        output folder of the request, so that none of them can deceive who reads it on a terminal.
         """
 
     @_builtins.property
@@ -1174,7 +1176,9 @@ class CancelJobRequest(_message.Message):
     job_id: _builtins.str
     """The job's UUID. Required."""
     reason: _builtins.str
-    """The reason, for humans; it becomes the message of the job's error. At most 1000 characters. Empty: a default message."""
+    """The reason, for humans; it becomes the message of the job's error. At most 1000 characters, without control or invisible
+    ones. Empty: a default message.
+    """
     queued_only: _builtins.bool
     """Only cancel a job that is QUEUED; one that runs is answered with FAILED_PRECONDITION (`JOB_NOT_QUEUED`). Default: false."""
     def __init__(

@@ -59,8 +59,8 @@ class ModelResult(_message.Message):
     METRIC_COUNT_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     results: _builtins.str
-    """Path on the server of the harness's aggregate file. ReadArtifact returns its bytes. If there are several, because tasks ran
-    or finished one by one, that of the first; the others are in `TaskResult.results`.
+    """Path on the server of the harness's aggregate file; ReadArtifact takes `results_artifact`. If there are several, because
+    tasks ran or finished one by one, that of the first; the others are in `TaskResult.results`.
     """
     results_artifact: _builtins.str
     """The name of `results` for ReadArtifact. Empty if it is not below the output folder."""

@@ -55,10 +55,10 @@ def test_the_files_of_a_job_are_looked_up_once_and_each_is_opened_once(
 
 def test_the_first_selector_that_takes_nothing_is_named(jobs: list[JobInfo]) -> None:
     call = CompareJobsRequest(metrics=selectors("t1", "typo", "t2", "worse"))
-    with pytest.raises(MetricNotFoundError, match="none of the jobs has a metric typo/"):
+    with pytest.raises(MetricNotFoundError, match="none of the jobs has a metric of the task typo;"):
         compare(call, jobs[0], jobs[1:], {}, Event())
     thresholds = [MetricThreshold(selector=selector, tolerance=1) for selector in selectors("t1", "odd")]
-    with pytest.raises(MetricNotFoundError, match="none of the jobs has a metric odd/"):
+    with pytest.raises(MetricNotFoundError, match="none of the jobs has a metric of the task odd;"):
         compare(CompareJobsRequest(metric_thresholds=thresholds), jobs[0], jobs[1:], {}, Event())
 
 

@@ -218,8 +218,9 @@ def test_watch_ends_with_the_metrics_and_where_the_files_are(run: Run, service: 
 
     assert result.stdout.splitlines() == [
         "COMPLETED",
-        "model\tmme\tscore\tnone\t0.7500\t0.0100\thigher\t8\t1.0\t",
-        "model\tmme\twer\t\tnan\t\t\t\t1.0\t",
+        "task\tmetric\tvalue\tstderr\tfilter\tbetter\tsamples\tmodel\tversion\tgroup",
+        "mme\tscore\t0.7500\t0.0100\tnone\thigher\t8\tmodel\t1.0\t",
+        "mme\twer\tnan\t\t\t\t\tmodel\t1.0\t",
     ]
     assert "/srv/results.json" in result.stderr
     assert f"evalrpc download {JOB_ID}" in result.stderr
@@ -289,7 +290,7 @@ def test_watch_goes_on_when_the_server_starts_again(server: FakeServer, service:
 def test_results_are_a_table_of_metrics(run: Run, service: FakeService) -> None:
     service.change(completed_job())
 
-    assert run("results", JOB_ID).stdout.splitlines()[0] == "model\tmme\tscore\tnone\t0.7500\t0.0100\thigher\t8\t1.0\t"
+    assert run("results", JOB_ID).stdout.splitlines()[1] == "mme\tscore\t0.7500\t0.0100\tnone\thigher\t8\tmodel\t1.0\t"
     assert json_format.Parse(run("results", JOB_ID, "--json").stdout, JobInfo()).results["model"].metrics[0].value == 0.75
 
 
@@ -299,7 +300,7 @@ def test_what_has_finished_is_shown_although_the_job_failed_or_runs_on(run: Run,
         job.results["model"].CopyFrom(completed_job().results["model"])
         service.change(job)
         printed = run("results", JOB_ID)
-        assert (printed.stdout.split("\t")[:3], printed.exit_code) == (["model", "mme", "score"], exit_code)
+        assert (printed.stdout.splitlines()[1].split("\t")[:2], printed.exit_code) == (["mme", "score"], exit_code)
 
 
 def test_watch_shows_each_task_once_as_it_finishes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -323,7 +324,7 @@ def test_groups_come_after_the_tasks_and_versions_below_the_table(run: Run, serv
 
     printed = run("results", JOB_ID)
 
-    assert [line.split("\t")[1] for line in printed.stdout.splitlines()] == ["mme", "mme", "all"]
+    assert [line.split("\t")[0] for line in printed.stdout.splitlines()] == ["task", "mme", "mme", "all"]
     assert printed.stdout.splitlines()[-1].endswith("\tof 2")
     assert "evaluated with lm_eval 0.4.13, transformers 5.1, 2m05s" in printed.stderr
 
@@ -400,7 +401,7 @@ def test_compare_prints_a_line_per_metric_and_fails_where_one_is_worse(run: Run,
     result = run("compare", "A", JOB_ID)
 
     assert result.exit_code == 1
-    assert result.stdout.splitlines()[0].split("\t") == [
+    assert result.stdout.splitlines()[1].split("\t") == [
         *(
             "WORSE",
             "t/acc,none",
@@ -414,7 +415,11 @@ def test_compare_prints_a_line_per_metric_and_fails_where_one_is_worse(run: Run,
             JOB_ID,
         )
     ]
-    assert result.stderr == "1 SAME, 1 VERDICT_99, 1 WORSE\n"
+    assert result.stderr.splitlines() == [
+        "1 SAME, 1 VERDICT_99, 1 WORSE",
+        "evalrpc: the gate no-significant-drop does not pass:",
+        "evalrpc:   t/acc,none is WORSE",
+    ]
 
 
 @pytest.mark.parametrize("verdict", ["BETTER", "SAME", "INCONCLUSIVE"])
@@ -431,7 +436,7 @@ def test_compare_says_what_is_missing_and_why_nothing_was_paired(run: Run, servi
     metric.method, metric.note = TestMethod.TEST_METHOD_NONE, "the candidate has no such metric"
     service.comparison = CompareJobsResponse(candidates=[JobComparison(candidate_job_id=JOB_ID, metrics=[metric])])
 
-    cells = run("compare", "A", JOB_ID).stdout.rstrip("\n").split("\t")
+    cells = run("compare", "A", JOB_ID).stdout.splitlines()[1].split("\t")
     assert cells == ["INCONCLUSIVE", "t/acc", "0.5000", "", "", "", "", "none, the candidate has no such metric", "m", JOB_ID]
 
 
@@ -500,8 +505,8 @@ def test_get_list_cancel_and_delete(run: Run, service: FakeService) -> None:
     service.change(job_at(RUNNING, labels={"team": "vision"}))
 
     assert "team=vision" in run("get", JOB_ID).stdout
-    assert run("list").stdout.startswith(f"{JOB_ID}\tRUNNING")
-    assert run("cancel", JOB_ID, "--reason", "enough").stdout == "CANCELLED, CANCELLED: enough\n"
+    assert run("list").stdout.splitlines()[1].startswith(f"{JOB_ID}\tRUNNING")
+    assert run("cancel", JOB_ID, "--reason", "enough").stdout == "CANCELLED: enough\n"
     assert run("delete", JOB_ID).stdout == f"deleted {JOB_ID}\n"
     assert run("get", JOB_ID).exit_code == 2
 
@@ -518,7 +523,7 @@ def test_list_passes_every_condition_on(run: Run, service: FakeService) -> None:
     assert list(request.filter.statuses) == [FAILED, CANCELLED]  # type: ignore[attr-defined]
     assert request.filter.created_after.ToJsonString() == "2026-02-14T10:00:00Z"  # type: ignore[attr-defined]
     assert request.filter.created_before.seconds > request.filter.created_after.seconds  # type: ignore[attr-defined]
-    assert request.page_size == 5  # type: ignore[attr-defined]
+    assert request.page_size == 6  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("command", [list_command, watch_all_command, history_command], ids=["list", "watch-all", "history"])
@@ -530,8 +535,12 @@ def test_list_stops_at_its_limit(run: Run, service: FakeService) -> None:
     for number in range(5):
         service.change(job_at(RUNNING, job_id=str(number)))
 
-    assert len(run("list", "--limit", "3").stdout.splitlines()) == 3
-    assert len(run("list", "--limit", "0", "--json").stdout.splitlines()) == 5
+    limited = run("list", "--limit", "3")
+    assert len(limited.stdout.splitlines()) == 1 + 3
+    assert limited.stderr == "evalrpc: more jobs match: --limit 0 shows all\n"
+    for limit in ("5", "0"):
+        everything = run("list", "--limit", limit, "--json")
+        assert (len(everything.stdout.splitlines()), everything.stderr) == (5, "")
 
 
 @pytest.mark.parametrize(
@@ -544,7 +553,7 @@ def test_json_is_the_message_itself(run: Run, command: str, message: Any) -> Non
 def test_the_catalog_is_printed_line_by_line(run: Run) -> None:
     assert run("tasks", "mmm").stdout == "mmmu_val\n"
     assert run("models").stdout.splitlines() == ["mme", "mmmu_val", "mmstar"]
-    assert run("harnesses").stdout.splitlines()[1] == "nightly\tcommand\t\tno such program"
+    assert run("harnesses").stdout.splitlines()[2] == "nightly\tcommand\t\tno such program"
     assert "9.9.9" in run("info").stdout
     assert "GPU 1\tfree" in run("queue").stdout
 

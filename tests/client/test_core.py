@@ -70,6 +70,8 @@ def event(kind: str, revision: int, *, terminal: bool = False) -> JobEvent:
         errors.OffsetOutOfRangeError,
         errors.ServerStoppingError,
         errors.StoreUnavailableError,
+        errors.UnauthenticatedError,
+        errors.PermissionDeniedError,
         errors.InternalError,
     ],
 )
@@ -103,6 +105,8 @@ def test_every_bad_field_is_kept() -> None:
         (grpc.StatusCode.OUT_OF_RANGE, errors.OutOfRangeError),
         (grpc.StatusCode.UNAVAILABLE, errors.UnavailableError),
         (grpc.StatusCode.UNIMPLEMENTED, errors.UnimplementedError),
+        (grpc.StatusCode.UNAUTHENTICATED, errors.UnauthenticatedError),
+        (grpc.StatusCode.PERMISSION_DENIED, errors.PermissionDeniedError),
         (grpc.StatusCode.INTERNAL, errors.InternalError),
         (grpc.StatusCode.DATA_LOSS, EvalrpcError),
         (grpc.StatusCode.DEADLINE_EXCEEDED, TimeoutError),
@@ -132,6 +136,43 @@ def test_a_reason_of_another_domain_means_nothing() -> None:
 
 def test_damaged_details_count_as_absent() -> None:
     assert type(from_rpc_error(FakeRpcError(grpc.StatusCode.NOT_FOUND, status=b"\xff\xff"))) is errors.NotFoundError
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "said"),
+    [
+        ("DEADLINE_EXCEEDED", "Stream removed (Deadline Exceeded)", "no answer in time"),
+        ("UNKNOWN", "Stream removed (RST_STREAM (Received RST_STREAM with error code 2))", "the connection broke off"),
+        ("UNAVAILABLE", "Stream removed (RST_STREAM (Received RST_STREAM with error code 2))", "the connection broke off"),
+        ("UNAVAILABLE", "Socket closed", "the connection broke off"),
+        ("UNAVAILABLE", "recvmsg:Connection reset by peer", "the connection broke off"),
+        ("UNAVAILABLE", "GOAWAY received; Error code: 0; Debug Text: Server shutdown", "the connection broke off"),
+        (
+            "UNAVAILABLE",
+            "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: connect: Connection refused (111)",
+            "connection refused; no server listens there",
+        ),
+        (
+            "UNAVAILABLE",
+            "DNS resolution failed for nowhere:1: C-ares status is not ARES_SUCCESS",
+            "there is no host of this name",
+        ),
+        (
+            "UNAVAILABLE",
+            "ipv4:10.0.0.1:1: Failed to connect to remote host: Timeout occurred: FD Shutdown",
+            "no answer in time",
+        ),
+        ("UNAVAILABLE", "the bridge is out", "the bridge is out"),
+        ("NOT_FOUND", "the file handshake.txt is not there", "the file handshake.txt is not there"),
+    ],
+)
+def test_what_grpc_itself_says_is_put_into_plain_words(code: str, details: str, said: str) -> None:
+    assert str(from_rpc_error(FakeRpcError(grpc.StatusCode[code], details))) == said
+
+
+def test_what_the_server_says_is_left_as_it_is() -> None:
+    sent = errors.StoreUnavailableError("Socket closed by the janitor")
+    assert str(from_rpc_error(FakeRpcError(grpc.StatusCode.UNAVAILABLE, sent.message, details_of(sent)))) == sent.message
 
 
 def test_a_limit_of_grpc_itself_is_no_full_queue() -> None:

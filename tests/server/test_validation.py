@@ -132,7 +132,8 @@ def test_what_the_contract_allows_is_taken(call: SubmitJobRequest) -> None:
         (call_of(num_gpus=2**31 - 1), ["request.num_gpus"]),
         (call_of(output_dir="out"), ["request.output_dir"]),
         (call_of(model_args={"a": "x\0y"}), ["request.model_args.a"]),
-        (call_of(gen_kwargs={"a": ["b", "\x1b[31m"]}), ["request.gen_kwargs.a[1]"]),
+        (call_of(gen_kwargs={"a": ["b", "\0"]}), ["request.gen_kwargs.a[1]"]),
+        (call_of(gen_kwargs={"a": {"\x1b": 1}}), [r"request.gen_kwargs.a.\x1b"]),
         (call_of(model_args={"a": "x" * 2**20}), ["request.model_args"]),
         (call_of(gen_kwargs={"a": "x" * 5 * 2**20}), ["request.gen_kwargs"]),
         (call_of({"request_id": "a b"}), ["request_id"]),
@@ -159,6 +160,78 @@ def test_what_the_contract_allows_is_taken(call: SubmitJobRequest) -> None:
 )
 def test_what_the_contract_refuses_is_named_by_its_path(call: SubmitJobRequest, expected: list[str]) -> None:
     assert fields(call) == expected
+
+
+UNPRINTABLE = {
+    "\x1b": r"\x1b",
+    "\n": r"\x0a",
+    "\x7f": r"\x7f",
+    "\x9b": r"\x9b",
+    "\u202e": r"\u202e",
+    "\u2066": r"\u2066",
+    "\u200b": r"\u200b",
+    "\u2028": r"\u2028",
+    "\ufeff": r"\ufeff",
+    "\U000e0041": r"\U000e0041",
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "call"),
+    [
+        ("request.model", lambda text: call_of(model=text)),
+        ("request.tasks[1]", lambda text: call_of(tasks=["t", text])),
+        ("labels['a']", lambda text: call_of({"labels": {"a": text}})),
+        ("supersede_key", lambda text: call_of({"supersede_key": text})),
+    ],
+    ids=["model", "tasks", "labels", "supersede_key"],
+)
+@pytest.mark.parametrize(("character", "escape"), UNPRINTABLE.items(), ids=UNPRINTABLE.values())
+def test_a_character_that_acts_on_a_display_or_hides_is_named_with_its_field(
+    field: str, call: Callable[[str], SubmitJobRequest], character: str, escape: str
+) -> None:
+    found = violations(call(f"a{character}b"))
+
+    assert found == [(field, f"must have no control or invisible characters, and has {escape}")]
+
+
+def test_the_output_folder_and_the_reason_of_a_cancel_have_none_of_them_either(tmp_path: Path) -> None:
+    call = call_of(output_dir="a\u202eb")
+    (found,) = violations(call, output_root=tmp_path)
+    assert found == ("request.output_dir", r"must have no control or invisible characters, and has \u202e")
+    assert list(validation.cancel_reason("a\x1b")) == [
+        ("reason", r"must have no control or invisible characters, and has \x1b")
+    ]
+
+
+def test_in_the_values_of_arguments_they_are_data() -> None:
+    text = "".join(UNPRINTABLE)
+    assert violations(call_of(gen_kwargs={"until": [text]}, model_args={"prompt": text})) == []
+
+
+@pytest.mark.parametrize("text", ["中文", "🙂", "❤️", "e\u0301", "שלום"])
+def test_what_people_write_in_labels_is_taken(text: str) -> None:
+    assert violations(call_of({"labels": {"a": text}, "supersede_key": text}, tasks=[text])) == []
+
+
+def test_the_bounds_of_durations_are_in_words() -> None:
+    ((_, timeout),) = violations(call_of({"timeout": Duration()}))
+    assert timeout == "must be from 1 ms to 366 days"
+    ((_, heartbeat),) = validation.watch(0, Duration(nanos=1))
+    assert heartbeat == "must be from 100 ms to 366 days"
+
+
+@pytest.mark.parametrize(
+    ("request_fields", "has", "text"),
+    [
+        ({}, (0,), "asks for 1 GPU, the default, and this server has none: set it to 0 to run without"),
+        ({"num_gpus": 1}, (0,), "asks for 1 GPU, and this server has none: set it to 0 to run without"),
+        ({"num_gpus": 3}, (2,), "asks for 3 GPUs, and this server has 2"),
+    ],
+)
+def test_too_many_gpus_are_counted_in_words(request_fields: dict[str, int], has: tuple[int, ...], text: str) -> None:
+    call = SubmitJobRequest(request=EvaluateRequest(model="m", tasks=["t"], **request_fields))
+    assert list(validation.submission(call, {"lmms-eval": HARNESS}, has, None)) == [("request.num_gpus", text)]
 
 
 NOT_FINITE = [

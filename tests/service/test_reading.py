@@ -192,7 +192,7 @@ def test_samples_that_do_not_exist_are_a_clear_error_that_says_what_there_is(api
             api.ListSamples(job_id=job.job_id, **fields)
         assert reason_of(error.value) == "SAMPLES_NOT_FOUND"
     failed = api.run("fails")
-    with pytest.raises(grpc.RpcError, match="it has: none"):
+    with pytest.raises(grpc.RpcError, match=f"job {failed.job_id} has no samples"):
         api.ListSamples(job_id=failed.job_id)
 
 

@@ -95,8 +95,13 @@ class FakeService(EvaluationServiceServicer):
         self.chunk_size = 4
         self.samples: list[dict[str, Any]] = []
         self.history = GetHistoryResponse()
-
+        gpus = [Gpu(id="0", name="H200", job_id=JOB_ID), Gpu(id="1", name="H200")]
+        self.queue = GetQueueResponse(queued_count=3, running_count=1, running_job_ids=[JOB_ID], gpus=gpus, max_running=2)
         self.comparison = CompareJobsResponse()
+        missing = HarnessInfo(name="nightly", kind="command", unavailable_reason="no such program")
+        self.harnesses = [HarnessInfo(name="lmms-eval", version="0.5", available=True), missing]
+        self.info = GetServerInfoResponse(version="9.9.9", gpu_count=2, capabilities=["GetJob"])
+        self.warnings: list[str] = []
         self.names = ["mme", "mmmu_val", "mmstar"]
         self.received: defaultdict[str, list[Message]] = defaultdict(list)
         self.errors: defaultdict[str, list[EvalrpcError]] = defaultdict(list)
@@ -138,7 +143,13 @@ class FakeService(EvaluationServiceServicer):
 
     def SubmitJob(self, request: SubmitJobRequest, context: grpc.ServicerContext) -> JobInfo:  # noqa: N802
         self._take(request, context)
-        job = JobInfo(job_id=JOB_ID, status=JobStatus.JOB_STATUS_QUEUED, position_in_queue=0, request=request.request)
+        job = JobInfo(
+            job_id=JOB_ID,
+            status=JobStatus.JOB_STATUS_QUEUED,
+            position_in_queue=0,
+            request=request.request,
+            warnings=self.warnings,
+        )
         if request.validate_only:
             job.job_id = ""
         else:
@@ -163,21 +174,19 @@ class FakeService(EvaluationServiceServicer):
 
     def GetQueue(self, request: GetQueueRequest, context: grpc.ServicerContext) -> GetQueueResponse:  # noqa: N802
         self._take(request, context)
-        gpus = [Gpu(id="0", name="H200", job_id=JOB_ID), Gpu(id="1", name="H200")]
-        return GetQueueResponse(queued_count=3, running_count=1, running_job_ids=[JOB_ID], gpus=gpus, max_running=2)
+        return self.queue
 
     def GetServerInfo(  # noqa: N802
         self, request: GetServerInfoRequest, context: grpc.ServicerContext
     ) -> GetServerInfoResponse:
         self._take(request, context)
-        return GetServerInfoResponse(version="9.9.9", gpu_count=2, capabilities=["GetJob"])
+        return self.info
 
     def ListHarnesses(  # noqa: N802
         self, request: ListHarnessesRequest, context: grpc.ServicerContext
     ) -> ListHarnessesResponse:
         self._take(request, context)
-        missing = HarnessInfo(name="nightly", kind="command", unavailable_reason="no such program")
-        return ListHarnessesResponse(harnesses=[HarnessInfo(name="lmms-eval", version="0.5", available=True), missing])
+        return ListHarnessesResponse(harnesses=self.harnesses)
 
     def ListJobs(self, request: ListJobsRequest, context: grpc.ServicerContext) -> ListJobsResponse:  # noqa: N802
         self._take(request, context)
