@@ -23,8 +23,45 @@ FIRST_BACKOFF_SECONDS: Final = 1.0
 MAX_BACKOFF_SECONDS: Final = 60.0
 
 
+def is_follower(job: pb.JobInfo) -> bool:
+    """Return whether a job waits for another job of the same evaluation, whose results it will share."""
+    return job.status == pb.JOB_STATUS_QUEUED and bool(job.cached_from)
+
+
+def follow(job: pb.JobInfo, source_id: str) -> None:
+    """Let a new or QUEUED job wait for another one of the same evaluation."""
+    _require_waiting(job)
+    job.cached_from = source_id
+
+
+def unfollow(job: pb.JobInfo) -> None:
+    """Let a QUEUED job run itself, since the one that it followed did not complete."""
+    _require_waiting(job)
+    job.ClearField("cached_from")
+
+
+def share_results(job: pb.JobInfo, source: pb.JobInfo, now: Timestamp) -> None:
+    """Complete a new job, or one that follows `source`, with the results of `source`, which is COMPLETED. It names the job that
+    really ran, which `source` may not have done itself."""
+    _require_waiting(job)
+    _move(job, pb.JOB_STATUS_COMPLETED)
+    job.cached_from = source.cached_from or source.job_id
+    job.cached_from_attempt = source.cached_from_attempt or source.attempt
+    for model, result in source.results.items():
+        job.results[model].CopyFrom(result)
+    job.started_at.CopyFrom(now)
+    _end(job, now)
+
+
+def raise_priority(job: pb.JobInfo, priority: int) -> None:
+    """Let a live job be served no later than a job that follows it."""
+    job.priority = max(job.priority, priority)
+
+
 def begin_attempt(job: pb.JobInfo, gpus: tuple[str, ...], output_dir: str, now: Timestamp) -> None:
-    """QUEUED to RUNNING, with a new attempt."""
+    """QUEUED to RUNNING, with a new attempt. Never of a job that follows another."""
+    if is_follower(job):
+        raise IllegalTransitionError(f"job {job.job_id} follows job {job.cached_from}, so it must not run")
     _move(job, pb.JOB_STATUS_RUNNING)
     job.attempt += 1
     job.ClearField("retry_at")
@@ -126,6 +163,13 @@ def _require(job: pb.JobInfo, status: lifecycle.Status) -> None:
         raise IllegalTransitionError(f"job {job.job_id} is {found}, where this needs one that is {expected}")
 
 
+def _require_waiting(job: pb.JobInfo) -> None:
+    """Require a job that is new, or QUEUED, and never ran."""
+    if job.status not in (pb.JOB_STATUS_UNSPECIFIED, pb.JOB_STATUS_QUEUED) or job.attempt:
+        state = f"{lifecycle.status_name(job.status)}, with {job.attempt} attempts"
+        raise IllegalTransitionError(f"job {job.job_id} is {state}: it can't share the run of another any more")
+
+
 def _move(job: pb.JobInfo, status: lifecycle.Status) -> None:
     lifecycle.require_transition(job.status, status)
     job.status = status
@@ -134,6 +178,8 @@ def _move(job: pb.JobInfo, status: lifecycle.Status) -> None:
 def _end(job: pb.JobInfo, now: Timestamp) -> None:
     job.completed_at.CopyFrom(now)
     job.ClearField("retry_at")
+    if job.status != pb.JOB_STATUS_COMPLETED:
+        job.ClearField("cached_from")  # it followed a job, and shares nothing now
     _end_attempt(job, None, now)
 
 
