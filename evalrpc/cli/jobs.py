@@ -114,6 +114,7 @@ def _job_facts(job: JobInfo) -> list[tuple[str, str]]:
         ("labels", ", ".join(f"{key}={value}" for key, value in sorted(job.labels.items()))),
         ("priority", str(job.priority) if job.priority else ""),
         ("attempt", f"{job.attempt} of {job.max_attempts}" if job.attempt else ""),
+        ("shares", f"attempt {job.cached_from_attempt} of job {job.cached_from}" if job.cached_from_attempt else ""),
         ("GPUs", ", ".join(job.gpus)),
         ("created", wording.time_text(job.created_at)),
         ("started", wording.time_text(job.started_at)),
@@ -126,8 +127,9 @@ def _job_facts(job: JobInfo) -> list[tuple[str, str]]:
 
 def _queue_facts(queue: GetQueueResponse) -> list[tuple[str, str]]:
     ended = [entry for entry in queue.status_counts if entry.status in wording.TERMINAL]
+    following = f", {queue.following_count} of them follow another job" if queue.following_count else ""
     return [
-        ("queued", f"{queue.queued_count} of {queue.max_queued}"),
+        ("queued", f"{queue.queued_count} of {queue.max_queued}{following}"),
         ("running", f"{queue.running_count} of {queue.max_running}"),
         *((wording.status_name(entry.status).lower(), str(entry.count)) for entry in ended),
         *((f"GPU {gpu.id}", gpu.quarantine_reason or gpu.job_id or "free") for gpu in queue.gpus),

@@ -58,7 +58,7 @@ _SUBMISSION_FIELDS: Final = ("request_id", "priority", "max_attempts", "supersed
 @click.option("--supersede-key", metavar="KEY", help="Cancels queued jobs of the same key.")
 @click.option("--validate-only", is_flag=True, default=None, help="Only check the request; queue nothing.")
 @click.option(
-    "--cache", flag_value=CACHE_MODE_ALLOW, type=int, help="An identical evaluation that was submitted so may answer."
+    "--cache", flag_value=CACHE_MODE_ALLOW, type=int, help="Share the run of an identical evaluation that was submitted so too."
 )
 @click.option("--watch", is_flag=True, help="Follow the job until it ends; exit with 1 if it does not complete.")
 @click.option("--reconnect-timeout", type=duration, default="10m", show_default=True, help="With --watch; 0 is for ever.")
@@ -73,6 +73,8 @@ def submit_command(
         job = client.submit(submission.request, **submit_options(submission))
         for warning in job.warnings:
             click.echo(f"evalrpc: {warning}", err=True)
+        if submission.cache == CACHE_MODE_ALLOW:
+            click.echo(f"evalrpc: {wording.sharing(job)}", err=True)
         if watch and job.job_id:
             follow(client, job.job_id, reconnect_timeout, as_json=as_json)
         elif as_json:
@@ -146,7 +148,5 @@ def _print_submitted(job: JobInfo) -> None:
         click.echo("the request is valid")
         return
     click.echo(job.job_id)
-    if job.cached_from:
-        click.echo(f"it shares the run of job {job.cached_from}, of the same evaluation: {wording.describe(job)}", err=True)
     if sys.stderr.isatty():
         click.echo(f"to watch it: evalrpc watch {job.job_id}", err=True)
