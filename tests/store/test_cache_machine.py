@@ -224,4 +224,4 @@ class SharedCacheMachine(CacheMachine):
 
 TestSqliteCache = SqliteCacheMachine.TestCase
 TestSharedCache = SharedCacheMachine.TestCase
-TestSqliteCache.settings = TestSharedCache.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+TestSqliteCache.settings = TestSharedCache.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
