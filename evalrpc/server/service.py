@@ -299,16 +299,16 @@ class EvaluationService:
         job.ClearField("job_id")
         job.attempt = 0
         job.created_at.CopyFrom(self.clock.now())
-        if identical is not None and identical.status == JOB_STATUS_COMPLETED:
-            transitions.share_results(job, identical, job.created_at)
+        if identical is None:
+            job.status = JOB_STATUS_QUEUED
+            job.position_in_queue = self.queue_state.position_for(job.priority)
             return job
-        if identical is not None:
+        if identical.status == JOB_STATUS_COMPLETED:
+            transitions.share_results(job, identical, job.created_at)
+        else:
             transitions.follow(job, identical.job_id)
-        job.status = JOB_STATUS_QUEUED
-        if identical is not None:
-            return self.queue_state.described(job)
-        job.position_in_queue = self.queue_state.position_for(job.priority)
-        return job
+            job.status = JOB_STATUS_QUEUED
+        return self.queue_state.described(job)
 
     def _gpu_counts(self) -> list[int]:
         """Return how many GPUs each node has."""

@@ -2,7 +2,7 @@
 
 Writes are durable once their future has a result. A status change and its journal event are committed together and get a
 revision of the whole store, higher than all before. Whoever follows the changes has been passed a write of this server, and
-reads see it, before its future has a result. There may be other writers, of whose changes followers hear in the same order.
+reads see it, before its future has a result. There may be other writers, of whose changes listeners hear in the same order.
 
 Every method may be called from any thread. Reads block on the disk, so the event loop calls them through a thread pool; only
 `cached_job` never blocks.
@@ -209,7 +209,7 @@ class Store(Protocol):
 
     @property
     def head_revision(self) -> int:
-        """The newest revision of which the followers have been notified; 0 in an empty store."""
+        """The newest revision of which the listeners have been notified; 0 in an empty store."""
 
     @property
     def oldest_revision(self) -> int:

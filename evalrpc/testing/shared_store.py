@@ -92,10 +92,10 @@ class SharedStore:
             delivery()
 
     def _pass_on(self, changes: Sequence[Change]) -> None:
-        self._head = max([self._head, *(change.job.revision for change in changes)])  # first: followers look for it
+        self._head = max([self._head, *(change.job.revision for change in changes)])  # first: listeners look for it
         self._changes.pass_on([change._replace(number=NUMBER_STEP * change.number) for change in changes])
 
-    # Writing. A write of this server has been passed on to its followers before its result is there.
+    # Writing. A write of this server has been passed on to its listeners before its result is there.
 
     def submit(self, submission: Submission) -> Future[JobInfo]:
         """See Store.submit."""

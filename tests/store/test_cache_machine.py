@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from hypothesis import settings
@@ -23,7 +24,7 @@ from evalrpc.v1.results_pb2 import ModelResult
 QUEUED, RUNNING, COMPLETED = pb.JOB_STATUS_QUEUED, pb.JOB_STATUS_RUNNING, pb.JOB_STATUS_COMPLETED
 NODES = nodes_of({"local": ("0", "1")})
 
-keys = st.sampled_from([b"", b"a", b"b"])
+keys = st.sampled_from([b"a", b"a", b"b", b""])
 supersede_keys = st.sampled_from(["", "", "s", "t"])
 numbers = st.integers(0, 50)
 priorities = st.integers(-2, 2)
@@ -69,8 +70,12 @@ class CacheMachine(RuleBasedStateMachine):
 
     # What happens.
 
-    @rule(key=keys, priority=priorities, supersede_key=supersede_keys, attempts=st.integers(1, 2))
-    def submit(self, key: bytes, priority: int, supersede_key: str, attempts: int) -> None:
+    @rule(key=keys, priority=priorities, supersede_key=supersede_keys, attempts=st.integers(1, 2), count=st.integers(1, 3))
+    def submit(self, key: bytes, priority: int, supersede_key: str, attempts: int, count: int) -> None:
+        for _ in range(count):
+            self.submit_one(key, priority, supersede_key, attempts)
+
+    def submit_one(self, key: bytes, priority: int, supersede_key: str, attempts: int) -> None:
         expected = self.store.find_identical(key, supersede_key) if key else None
         job = new_job(priority=priority, supersede_key=supersede_key, max_attempts=attempts)
         got = self.store.submit(Submission(job, cache_key=key)).result(SECONDS)
@@ -97,16 +102,18 @@ class CacheMachine(RuleBasedStateMachine):
         (folder / "output").mkdir(parents=True)
         self.change(job_id, lambda job: transitions.begin_attempt(job, (), str(folder / "output"), CLOCK.now()))
 
-    @rule(number=numbers)
-    def complete(self, number: int) -> None:
+    @rule(number=numbers, how=st.sampled_from(["complete", "complete", "fail", "lose"]))
+    def end(self, number: int, how: str) -> None:
+        """End any that runs; if none does, the next one."""
+        if not self.those(RUNNING):
+            self.start(0)
         for job_id in self.pick(self.those(RUNNING), number):
             results = results_of(job_id, self.job(job_id).attempt)
-            self.change(job_id, lambda job, results=results: transitions.complete(job, results, CLOCK.now()))  # type: ignore[misc]
-
-    @rule(number=numbers, reason=st.sampled_from(["HARNESS_FAILED", "RUN_LOST"]))
-    def fail(self, number: int, reason: str) -> None:
-        for job_id in self.pick(self.those(RUNNING), number):
-            self.change(job_id, lambda job: transitions.fail(job, pb.JobError(reason=reason), CLOCK.now()))
+            error = pb.JobError(reason="RUN_LOST" if how == "lose" else "HARNESS_FAILED")
+            if how == "complete":
+                self.change(job_id, partial(transitions.complete, results=results, now=CLOCK.now()))
+            else:
+                self.change(job_id, partial(transitions.fail, error=error, now=CLOCK.now()))
 
     @rule(number=numbers)
     def cancel(self, number: int) -> None:
@@ -118,17 +125,16 @@ class CacheMachine(RuleBasedStateMachine):
         for job_id in self.pick(self.those(QUEUED, RUNNING), number):
             self.change(job_id, lambda job: setattr(job, "priority", priority))
 
-    @rule(number=numbers)
-    def delete(self, number: int) -> None:
+    @rule(number=numbers, dies=st.booleans())
+    def delete(self, number: int, dies: bool) -> None:
+        """Delete any that has ended; the server may die before it has removed the files."""
         for job_id in self.pick(self.those(*lifecycle.TERMINAL), number):
-            self.delete_from_store(job_id)
-
-    @rule(number=numbers)
-    def delete_and_die_before_the_files_are_removed(self, number: int) -> None:
-        for job_id in self.pick(self.those(*lifecycle.TERMINAL), number):
-            self.store.delete(job_id).result(SECONDS)
-            self.jobs.remove(job_id)
-            self.restart()
+            if dies:
+                self.store.delete(job_id).result(SECONDS)
+                self.jobs.remove(job_id)
+                self.restart()
+            else:
+                self.delete_from_store(job_id)
 
     def delete_from_store(self, job_id: str) -> None:
         deleted = self.store.delete(job_id).result(SECONDS)

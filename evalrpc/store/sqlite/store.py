@@ -1,7 +1,7 @@
 """A store in one SQLite file, written by one thread.
 
 Threads: every write is a job for the writer thread, which takes all that are waiting, runs them in one transaction, commits
-once, notifies the followers, and only then gives the callers their results. Readers have a connection per thread and see what
+once, notifies the listeners, and only then gives the callers their results. Readers have a connection per thread and see what
 is committed (WAL). The in-memory numbers (`_head`, `_counts`) are the writer's own; others read them without a lock, since each
 is one reference.
 
@@ -214,7 +214,7 @@ class SqliteStore:
         self._last_created_ns = transaction.last_created_ns
         self._counts = transaction.counts
         self._followed |= transaction.newly_followed
-        self._followed -= transaction.left
+        self._followed -= transaction.settled
         if transaction.oldest is not None:
             self._oldest = transaction.oldest
         for change, serialized in transaction.changes:

@@ -58,8 +58,8 @@ class Transaction:
         self.oldest: int | None = None
         self._jobs: dict[str, StoredJob] = {}
         self.newly_followed: set[str] = set()
-        self.left: set[str] = set()
-        """The jobs that have no followers any more, since they ended."""
+        self.settled: set[str] = set()
+        """The jobs that nobody follows any more, since they have ended."""
         self._requests: dict[str, tuple[bytes, str]] = {}
         self._rows = Rows()
 
@@ -225,7 +225,7 @@ class Transaction:
         """Complete the followers of a job that has ended, or let the first one run, and the others follow that."""
         if not self._has_followers(source.job_id):
             return
-        self.left.add(source.job_id)
+        self.settled.add(source.job_id)
         self.flush()
         followers = [job.job_id for _, job in deduplication.followers(self.connection, source.job_id)]
         if source.status == pb.JOB_STATUS_COMPLETED:
