@@ -93,7 +93,7 @@ def _claimed(pairs: int, gain: float, *, with_samples: bool = True) -> dict[str,
             if not with_samples:
                 for job in jobs:
                     job.results["m"].ClearField("samples")
-            for metric in compare_jobs(call, jobs[0], jobs[1:], {}, Event()).candidates[0].metrics:
+            for metric in compare_jobs(call, jobs[0], jobs[1:], {}, Path(), Event()).candidates[0].metrics:
                 claims[metric.metric] += metric.verdict in _CLAIMS
     return {metric: claims[metric] / pairs for metric in _TESTS}
 
@@ -109,8 +109,9 @@ def _job(folder: Path, dice: np.random.Generator, ability: Any) -> JobInfo:
     (folder / "m" / "20260101_000000_results.json").write_text(json.dumps(document))
     lines = "".join(json.dumps(sample) + "\n" for sample in samples)
     (folder / "m" / "20260101_000000_samples_t.jsonl").write_text(lines)
-    attempts = [JobAttempt(output_dir=str(folder))]
-    return JobInfo(job_id=folder.name, status=JOB_STATUS_COMPLETED, attempts=attempts, results=read_results(folder, "m"))
+    attempts = [JobAttempt(number=1, output_dir=str(folder))]
+    results = read_results(folder, "m")
+    return JobInfo(job_id=folder.name, status=JOB_STATUS_COMPLETED, attempt=1, attempts=attempts, results=results)
 
 
 def _finished_job(client: EvalClient, model: str) -> JobInfo:

@@ -46,6 +46,7 @@ def _fill(link: Link, data_dir: Path, finished: int, queued: int) -> list[str]:
             last_created_ns=0,
             last_number=0,
             counts=Counter(),
+            followed=frozenset(),
             cached_job=lambda _: None,
         )
         for batch in _batches(finished):

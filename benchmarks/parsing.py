@@ -26,7 +26,7 @@ from evalrpc.harnesses.lmms_eval.answers import FAILED_ANSWER_MARK
 from evalrpc.harnesses.registry import build_harnesses
 from evalrpc.reading.sample_files import open_samples
 from evalrpc.reading.sample_pages import read_page, samples_file
-from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobAttempt, JobInfo
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo
 from evalrpc.v1.results_pb2 import ModelResult
 
 _FEW: Final = 1000
@@ -146,8 +146,8 @@ def _read(kind: str, folder: Path, what: str) -> _Cost:
 
 def _read_page(folder: Path, harnesses: Mapping[str, Harness], results: Mapping[str, ModelResult]) -> None:
     (harness,) = harnesses
-    job = JobInfo(attempts=[JobAttempt(output_dir=str(folder))], request=EvaluateRequest(harness=harness), results=results)
-    with open_samples(job, samples_file(job, "", _TASK), harnesses) as rows:
+    job = JobInfo(request=EvaluateRequest(harness=harness), results=results)
+    with open_samples(job, folder, samples_file(job, "", _TASK), harnesses) as rows:
         read_page(rows, _PAGE_SIZE)
 
 

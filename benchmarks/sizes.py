@@ -66,7 +66,7 @@ def _metrics_of_one_task(_: Path, count: int) -> Callable[[], object]:
 
 def _compared_tasks(folder: Path, count: int) -> Callable[[], object]:
     baseline, candidate = (_job(folder / f"{name}-{count}", count) for name in ("a", "b"))
-    return partial(compare_jobs, CompareJobsRequest(), baseline, [candidate], {}, Event())
+    return partial(compare_jobs, CompareJobsRequest(), baseline, [candidate], {}, Path(), Event())
 
 
 def _job(folder: Path, count: int) -> JobInfo:
@@ -81,8 +81,8 @@ def _job(folder: Path, count: int) -> JobInfo:
         tasks=[TaskResult(task=f"t{number}") for number in range(count)],
         samples=map(str, paths),
     )
-    attempts = [JobAttempt(output_dir=str(folder))]
-    return JobInfo(job_id=folder.name, status=JOB_STATUS_COMPLETED, attempts=attempts, results={"m": result})
+    attempts = [JobAttempt(number=1, output_dir=str(folder))]
+    return JobInfo(job_id=folder.name, status=JOB_STATUS_COMPLETED, attempt=1, attempts=attempts, results={"m": result})
 
 
 def _compared_by_selectors(_: Path, count: int) -> Callable[[], object]:
@@ -91,7 +91,7 @@ def _compared_by_selectors(_: Path, count: int) -> Callable[[], object]:
     selectors = [MetricSelector(task=f"t{number}") for number in range(count)]
     thresholds = [MetricThreshold(selector=selector, tolerance=0.1) for selector in selectors]
     call = CompareJobsRequest(metrics=selectors, metric_thresholds=thresholds)
-    return partial(compare_jobs, call, jobs[0], jobs[1:], {}, Event())
+    return partial(compare_jobs, call, jobs[0], jobs[1:], {}, Path(), Event())
 
 
 def _merged_tasks(_: Path, count: int) -> Callable[[], object]:

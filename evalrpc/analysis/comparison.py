@@ -9,6 +9,7 @@ import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from itertools import chain, groupby
+from pathlib import Path
 from typing import Any, Final
 
 from evalrpc.analysis import significance, verdicts
@@ -17,6 +18,7 @@ from evalrpc.analysis.significance import MIN_SAMPLES, Difference
 from evalrpc.errors import DefinitionsDifferError, InvalidRequestError, MetricNotFoundError, NoResultsError, NotFoundError
 from evalrpc.harnesses.base import Harness, SampleRow
 from evalrpc.jobs.metric_selectors import Selection, parts_of, parts_taking, selector_text, selector_words
+from evalrpc.reading.attempts import output_dir
 from evalrpc.reading.sample_files import open_samples
 from evalrpc.results.layout import samples_by_task
 from evalrpc.v1.comparison_pb2 import (
@@ -45,6 +47,7 @@ def compare(
     baseline: JobInfo,
     candidates: Sequence[JobInfo],
     harnesses: Mapping[str, Harness],
+    data_dir: Path,
     stop: threading.Event,
 ) -> CompareJobsResponse:
     """Compare the candidates with the baseline. Blocks on the disk, and takes seconds if there are many samples: once `stop` is
@@ -60,7 +63,7 @@ def compare(
     _require_known(call, list(chain.from_iterable(found)))
     selection = Selection(call.metrics)
     asked_for = [[metric for metric in metrics if selection.takes(metric)] for metrics in found]
-    _Tester(baseline, harnesses, stop, alpha).test_all(zip(candidates, asked_for, strict=True))
+    _Tester(baseline, harnesses, data_dir, stop, alpha).test_all(zip(candidates, asked_for, strict=True))
     if call.strict:
         _require_same_definitions(list(chain.from_iterable(asked_for)))
     verdicts.judge(call, list(chain.from_iterable(asked_for)), alpha)
@@ -182,9 +185,12 @@ def _require_known(call: CompareJobsRequest, metrics: Collection[MetricCompariso
 class _Tester:
     """Tests the metrics of one comparison."""
 
-    def __init__(self, baseline: JobInfo, harnesses: Mapping[str, Harness], stop: threading.Event, alpha: float) -> None:
+    def __init__(
+        self, baseline: JobInfo, harnesses: Mapping[str, Harness], data_dir: Path, stop: threading.Event, alpha: float
+    ) -> None:
         self._baseline = baseline
         self._harnesses = harnesses
+        self._data_dir = data_dir
         self._stop = stop
         self._alpha = alpha
         self._files: dict[tuple[str, str], Mapping[str, str]] = {}
@@ -207,11 +213,12 @@ class _Tester:
     def _read(self, job: JobInfo, model: str, task: str, metrics: Iterable[MetricComparison]) -> _Values:
         """Read the samples of a task; none if they were not logged, are gone or can't be read to their end."""
         path = self._files_of(job, model).get(task)
-        if path is None or not job.attempts:
+        folder = output_dir(self._data_dir, job)
+        if path is None or folder is None:
             return {}
         keys = {MetricKey(metric.metric, metric.filter) for metric in metrics}
         try:
-            with open_samples(job, path, self._harnesses) as rows:
+            with open_samples(job, folder, path, self._harnesses) as rows:
                 return read_values(self._values(rows), keys)
         except (NotFoundError, InvalidRequestError):  # gone, or cut off
             return {}

@@ -120,6 +120,7 @@ def _job_facts(job: JobInfo) -> list[tuple[str, Cell]]:
         ("labels", wording.labels_text(job.labels)),
         ("priority", str(job.priority) if job.priority else ""),
         ("attempt", f"{job.attempt} of {job.max_attempts}" if job.attempt else ""),
+        ("shares", f"attempt {job.cached_from_attempt} of job {job.cached_from}" if job.cached_from_attempt else ""),
         ("GPUs", ", ".join(job.gpus)),
         ("created", wording.time_text(job.created_at)),
         ("started", wording.time_text(job.started_at)),
@@ -132,7 +133,8 @@ def _job_facts(job: JobInfo) -> list[tuple[str, Cell]]:
 
 
 def _queue_facts(queue: GetQueueResponse, max_queued: int | None) -> Iterator[tuple[str, Cell]]:
-    yield "queued", f"{queue.queued_count} of at most {queue.max_queued}"
+    following = f", {queue.following_count} of them follow another job" if queue.following_count else ""
+    yield "queued", f"{queue.queued_count} of at most {queue.max_queued}{following}"
     yield "running", f"{queue.running_count} of at most {queue.max_running}"
     for entry in queue.status_counts:
         if entry.status in wording.TERMINAL:

@@ -95,6 +95,8 @@ def submit_command(
         job = client.submit(submission.request, **submit_options(submission))
         for warning in job.warnings:
             print_line(f"evalrpc: {warning}", err=True)
+        if submission.cache == CACHE_MODE_ALLOW:
+            print_line(f"evalrpc: {wording.sharing(job)}", err=True)
         if watch and job.job_id:
             follow(client, job.job_id, reconnect_timeout, form)
         elif form is Form.JSON:
@@ -170,7 +172,5 @@ def _print_submitted(job: JobInfo) -> None:
         print_line("the request is valid")
         return
     print_line(job.job_id)
-    if job.cached_from:
-        print_line(f"it shares the run of job {job.cached_from}, of the same evaluation: {wording.describe(job)}", err=True)
     if sys.stderr.isatty():
         print_line(f"to watch it: evalrpc watch {job.job_id}", err=True)

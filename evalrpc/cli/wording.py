@@ -61,6 +61,17 @@ def _particulars(job: JobInfo) -> Iterator[str]:
     elif job.HasField("error"):
         is_said = job.error.reason == status_name(job.status)
         yield ": ".join(filter(None, ("" if is_said else job.error.reason, job.error.message)))
+    elif job.cached_from:
+        yield f"with the results of job {job.cached_from}"
+
+
+def sharing(job: JobInfo) -> str:
+    """Say in a sentence whether a job that may share the run of another does so."""
+    if not job.cached_from:
+        return "the job has a run of its own"
+    if job.status == JobStatus.JOB_STATUS_QUEUED:
+        return f"job {job.cached_from} is the same evaluation: the job completes with it, or runs itself if that one does not"
+    return f"job {job.cached_from} was the same evaluation: the job has its results, and does not run"
 
 
 def progress_words(progress: Progress) -> Iterator[str]:

@@ -78,7 +78,7 @@ class AsyncEvalClient(AsyncTransport):
         max_bad_answer_ratio: float | None = None,
         **options: Unpack[core.SubmitOptions],
     ) -> JobInfo:
-        """Submit an evaluation from plain values and return the queued job. See `submit` for options and errors.
+        """Submit an evaluation from plain values and return the job. See `submit` for options and errors.
 
         None leaves a field at its default; see EvaluateRequest in the schema.
         """
@@ -103,7 +103,8 @@ class AsyncEvalClient(AsyncTransport):
         return await self.submit(request, **options)
 
     async def submit(self, request: EvaluateRequest, **options: Unpack[core.SubmitOptions]) -> JobInfo:
-        """Submit an evaluation and return the queued job, which is on the server's disk by then.
+        """Submit an evaluation and return the job, which is on the server's disk by then: QUEUED, or with `cache=True` perhaps
+        COMPLETED already.
 
         Raises InvalidRequestError with every bad field, RequestIdReusedError, QueueFullError.
         """

@@ -73,7 +73,8 @@ class SubmitOptions(TypedDict, total=False):
     validate_only: bool
     """Only validate; the response has no `job_id`. Default: False."""
     cache: bool
-    """Whether the job of an identical evaluation may be returned: see CACHE_MODE_ALLOW. Default: False."""
+    """Whether the job may share the run of an identical evaluation instead of running itself; it is a new job all the same. See
+    CACHE_MODE_ALLOW and `JobInfo.cached_from`. Default: False."""
 
 
 def server_address(address: str | None) -> str:

@@ -23,6 +23,42 @@ FIRST_BACKOFF_SECONDS: Final = 1.0
 MAX_BACKOFF_SECONDS: Final = 60.0
 
 
+def is_follower(job: pb.JobInfo) -> bool:
+    """Return whether a job waits for another job of the same evaluation, whose results it will share."""
+    return job.status == pb.JOB_STATUS_QUEUED and bool(job.cached_from)
+
+
+def follow(job: pb.JobInfo, source_id: str) -> None:
+    """Let a new or QUEUED job wait for another one of the same evaluation."""
+    _require_waiting(job)
+    job.cached_from = source_id
+
+
+def unfollow(job: pb.JobInfo) -> None:
+    """Let a QUEUED job run itself, since the one that it followed did not complete."""
+    _require_waiting(job)
+    job.ClearField("cached_from")
+
+
+def share_results(job: pb.JobInfo, source: pb.JobInfo, now: Timestamp) -> None:
+    """Complete a new job, or one that follows `source`, with the results of `source`, which is COMPLETED. It names the job that
+    really ran, which `source` may not have done itself."""
+    _require_waiting(job)
+    _move(job, pb.JOB_STATUS_COMPLETED)
+    job.cached_from = source.cached_from or source.job_id
+    job.cached_from_attempt = source.cached_from_attempt or source.attempt
+    for model, result in source.results.items():
+        job.results[model].CopyFrom(result)
+    _add_warnings(job)
+    job.started_at.CopyFrom(now)
+    _end(job, now)
+
+
+def raise_priority(job: pb.JobInfo, priority: int) -> None:
+    """Let a live job be served no later than a job that follows it."""
+    job.priority = max(job.priority, priority)
+
+
 def begin_attempt(
     job: pb.JobInfo,
     gpus: tuple[str, ...],
@@ -30,7 +66,9 @@ def begin_attempt(
     now: Timestamp,
     gpu_mode: pb.GpuMode.ValueType = pb.GPU_MODE_UNSPECIFIED,
 ) -> None:
-    """QUEUED to RUNNING, with a new attempt."""
+    """QUEUED to RUNNING, with a new attempt. Never of a job that follows another."""
+    if is_follower(job):
+        raise IllegalTransitionError(f"job {job.job_id} follows job {job.cached_from}, so it must not run")
     _move(job, pb.JOB_STATUS_RUNNING)
     job.attempt += 1
     job.ClearField("retry_at")
@@ -51,8 +89,7 @@ def keep_results(job: pb.JobInfo, results: Mapping[str, ModelResult]) -> None:
 def complete(job: pb.JobInfo, results: Mapping[str, ModelResult], now: Timestamp) -> None:
     """RUNNING to COMPLETED, with the warnings of the results among those of the job."""
     keep_results(job, results)
-    warnings = (warning for _, result in sorted(results.items()) for warning in result.warnings)
-    job.warnings.extend(dict.fromkeys(warning for warning in warnings if warning not in job.warnings))
+    _add_warnings(job)
     _move(job, pb.JOB_STATUS_COMPLETED)
     _end(job, now)
 
@@ -128,10 +165,23 @@ def shorten(message: str) -> str:
     return encoded[: MAX_MESSAGE_BYTES - 3].decode(errors="ignore") + "…"
 
 
+def _add_warnings(job: pb.JobInfo) -> None:
+    """Put what is doubtful about the results among the warnings of the job."""
+    warnings = (warning for _, result in sorted(job.results.items()) for warning in result.warnings)
+    job.warnings.extend(dict.fromkeys(warning for warning in warnings if warning not in job.warnings))
+
+
 def _require(job: pb.JobInfo, status: lifecycle.Status) -> None:
     if job.status != status:
         expected, found = lifecycle.status_name(status), lifecycle.status_name(job.status)
         raise IllegalTransitionError(f"job {job.job_id} is {found}, where this needs one that is {expected}")
+
+
+def _require_waiting(job: pb.JobInfo) -> None:
+    """Require a job that is new, or QUEUED, and never ran."""
+    if job.status not in (pb.JOB_STATUS_UNSPECIFIED, pb.JOB_STATUS_QUEUED) or job.attempt:
+        state = f"{lifecycle.status_name(job.status)}, with {job.attempt} attempts"
+        raise IllegalTransitionError(f"job {job.job_id} is {state}: it can't share the run of another any more")
 
 
 def _move(job: pb.JobInfo, status: lifecycle.Status) -> None:
@@ -142,6 +192,8 @@ def _move(job: pb.JobInfo, status: lifecycle.Status) -> None:
 def _end(job: pb.JobInfo, now: Timestamp) -> None:
     job.completed_at.CopyFrom(now)
     job.ClearField("retry_at")
+    if job.status != pb.JOB_STATUS_COMPLETED:
+        job.ClearField("cached_from")  # it followed a job, and shares nothing now
     _end_attempt(job, None, now)
 
 

@@ -28,8 +28,9 @@ CHUNK_BYTES: Final = 1024 * 1024
 class ArtifactReader:
     """Lists and reads files for callers. Checksums, which take long, are made by `hashers`, all else by `readers`."""
 
-    def __init__(self, feed: Feed, readers: Executor, hashers: Executor) -> None:
+    def __init__(self, feed: Feed, data_dir: Path, readers: Executor, hashers: Executor) -> None:
         self._feed = feed
+        self._data_dir = data_dir
         self._readers = readers
         self._hashers = hashers
         self._checksums = Checksums()
@@ -40,7 +41,7 @@ class ArtifactReader:
         Raises JobNotFoundError, AttemptNotFoundError, FileUnavailableError, FileUnreadableError.
         """
         job = await self._feed.read_job(job_id)
-        folder = output_dir(job, attempt)
+        folder = output_dir(self._data_dir, job, attempt)
         if folder is None:
             return ListArtifactsResponse()
         files = await read_on(self._readers, lambda: list_files(folder))
@@ -58,7 +59,7 @@ class ArtifactReader:
         FileUnavailableError, FileUnreadableError.
         """
         job = await self._feed.read_job(job_id)
-        folder = output_dir(job, call.attempt) or Path(os.devnull)
+        folder = output_dir(self._data_dir, job, call.attempt) or Path(os.devnull)
         with ExitStack() as stack:
             descriptor = await read_on(self._readers, lambda: stack.enter_context(open_file(folder, call.name)))
             size_bytes = os.fstat(descriptor).st_size

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from evalrpc.files.opening import open_regular_file
-from evalrpc.jobs.paths import attempt_dir, log_path
-from evalrpc.reading.attempts import attempt_number
+from evalrpc.jobs.paths import log_path
+from evalrpc.reading.attempts import attempt_number, run_dir
 from evalrpc.reading.disk import read_on, require_inside
 from evalrpc.v1.files_pb2 import ReadLogRequest, ReadLogResponse
 from evalrpc.v1.jobs_pb2 import JOB_STATUS_QUEUED, JOB_STATUS_RUNNING
@@ -37,7 +37,7 @@ class LogReader:
             await self._feed.wait_for_change(job_id, _FOLLOW_SECONDS)
             job = await self._feed.read_job(job_id)
         attempt = attempt_number(job, call.attempt)
-        path = log_path(attempt_dir(self._data_dir, job_id, attempt))
+        path = log_path(run_dir(self._data_dir, job, attempt))
         offset = call.offset
         require_inside(offset, await read_on(self._readers, lambda: _size(path)))
         while True:

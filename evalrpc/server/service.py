@@ -54,6 +54,7 @@ from evalrpc.v1.files_pb2 import ListArtifactsRequest, ListArtifactsResponse, Re
 from evalrpc.v1.history_pb2 import GetHistoryRequest, GetHistoryResponse
 from evalrpc.v1.jobs_pb2 import (
     CACHE_MODE_ALLOW,
+    JOB_STATUS_COMPLETED,
     JOB_STATUS_QUEUED,
     CacheMode,
     CancelJobRequest,
@@ -78,7 +79,6 @@ MAX_PAGE_BYTES: Final = 3 * 1024 * 1024
 MAX_QUEUED_IDS: Final = 1000
 
 _RETRY_DELAY_SECONDS: Final = 1.0
-_OPTIONS: Final = ("priority", "labels", "timeout", "max_attempts", "supersede_key")
 
 _T = TypeVar("_T")
 
@@ -124,9 +124,7 @@ class EvaluationService:
         if request.validate_only:
             return await self._as_if_submitted(job, key)
         submission = Submission(job, request.request_id, fingerprint, key)
-        got = await asyncio.wrap_future(self.store.submit(submission))
-        _note_differences(got, job)
-        return self._answer(got)
+        return self._answer(await asyncio.wrap_future(self.store.submit(submission)))
 
     async def GetJob(self, request: GetJobRequest, call: Call) -> bytes:
         """Return a job as it stands now."""
@@ -162,10 +160,11 @@ class EvaluationService:
         return self._answer(await asyncio.wrap_future(self.store.update(job_id, change)))
 
     async def DeleteJob(self, request: DeleteJobRequest, call: Call) -> DeleteJobResponse:
-        """Delete a terminal job with its files."""
+        """Delete a terminal job, with its files if no other job refers to them."""
         job_id = validation.require_job_id(request.job_id)
-        job = await asyncio.wrap_future(self.store.delete(job_id))
-        await read_on(self.readers, lambda: remove_files(self.data_dir, job))
+        deleted = await asyncio.wrap_future(self.store.delete(job_id))
+        if deleted.files_of:
+            await read_on(self.readers, lambda: remove_files(self.data_dir, deleted.files_of, deleted.job))
         return DeleteJobResponse()
 
     def ReadLog(self, request: ReadLogRequest, call: Call) -> Awaitable[None]:
@@ -212,7 +211,7 @@ class EvaluationService:
         stop = threading.Event()
         try:
             return await asyncio.get_running_loop().run_in_executor(
-                self.hashers, _compare, request, baseline, candidates, self.harnesses, stop
+                self.hashers, _compare, request, baseline, candidates, self.harnesses, self.data_dir, stop
             )
         finally:
             stop.set()  # the caller has the answer, or has gone
@@ -308,17 +307,20 @@ class EvaluationService:
         return await asyncio.get_running_loop().run_in_executor(self.readers, read)
 
     async def _as_if_submitted(self, job: JobInfo, key: bytes) -> JobInfo:
-        identical = await self._read(lambda: self.store.find_identical(key)) if key else None
+        identical = await self._read(lambda: self.store.find_identical(key, job.supersede_key)) if key else None
+        job.ClearField("job_id")
+        job.attempt = 0
+        job.created_at.CopyFrom(self.clock.now())
         if identical is None:
             job.status = JOB_STATUS_QUEUED
-            job.created_at.CopyFrom(self.clock.now())
             job.position_in_queue = self.queue_state.position_for(job.priority)
-            answer = job
+            return job
+        if identical.status == JOB_STATUS_COMPLETED:
+            transitions.share_results(job, identical, job.created_at)
         else:
-            _note_differences(identical, job)
-            answer = self.queue_state.described(identical)
-        answer.ClearField("job_id")
-        return answer
+            transitions.follow(job, identical.job_id)
+            job.status = JOB_STATUS_QUEUED
+        return self.queue_state.described(job)
 
     def _gpu_counts(self) -> list[int]:
         """Return how many GPUs each node has."""
@@ -330,6 +332,7 @@ class EvaluationService:
         return GetQueueResponse(
             queued_count=self.queue_state.queued_count,
             running_count=len(running),
+            following_count=self.queue_state.following_count,
             queued_job_ids=self.queue_state.queued_job_ids(MAX_QUEUED_IDS),
             running_job_ids=[job.job_id for job in running],
             status_counts=self._status_counts(),
@@ -388,22 +391,17 @@ def _new_job(job_id: str, call: SubmitJobRequest) -> JobInfo:
     return job
 
 
-def _note_differences(job: JobInfo, submitted: JobInfo) -> None:
-    """If an earlier job answers a submission, add a warning that names the options in which they differ."""
-    if job.cached_from and (different := [name for name in _OPTIONS if getattr(job, name) != getattr(submitted, name)]):
-        job.warnings.append(f"this is an earlier job, which keeps its own {', '.join(different)}")
-
-
 def _compare(
     request: CompareJobsRequest,
     baseline: JobInfo,
     candidates: Sequence[JobInfo],
     harnesses: Mapping[str, Harness],
+    data_dir: Path,
     stop: threading.Event,
 ) -> CompareJobsResponse:
     from evalrpc.analysis.comparison import compare  # here, so that a server that compares nothing never loads NumPy and SciPy
 
-    return compare(request, baseline, candidates, harnesses, stop)
+    return compare(request, baseline, candidates, harnesses, data_dir, stop)
 
 
 def _fingerprint(call: SubmitJobRequest) -> bytes:

@@ -2,7 +2,7 @@
 
 Writes are durable once their future has a result. A status change and its journal event are committed together and get a
 revision of the whole store, higher than all before. Whoever follows the changes has been passed a write of this server, and
-reads see it, before its future has a result. There may be other writers, of whose changes followers hear in the same order.
+reads see it, before its future has a result. There may be other writers, of whose changes listeners hear in the same order.
 
 Every method may be called from any thread. Reads block on the disk, so the event loop calls them through a thread pool; only
 `cached_job` never blocks.
@@ -37,7 +37,15 @@ class Submission:
     fingerprint: bytes = b""
     """Equal for submissions of equal contents."""
     cache_key: bytes = b""
-    """Equal for identical evaluations, of which one job may serve all. Empty: it is a job of its own."""
+    """Equal for identical evaluations, of which one run may serve all. Empty: the job runs, and serves no other."""
+
+
+class Deleted(NamedTuple):
+    """A job that was deleted."""
+
+    job: JobInfo
+    files_of: str
+    """The job whose files no job refers to any more, so that they are to be removed; empty where some still does."""
 
 
 class Change(NamedTuple):
@@ -101,6 +109,8 @@ class QueuedRow(NamedTuple):
     created_ns: int
     retry_ns: int
     """Time of day before which it must not start; 0 where it may at once."""
+    follows: str = ""
+    """The job that it follows, so that it is not served itself; empty where it is."""
 
 
 class Expected(NamedTuple):
@@ -129,21 +139,25 @@ class Store(Protocol):
     """Jobs and their journal. The future of a write can't be cancelled: a caller that stops waiting does not stop the write."""
 
     def submit(self, submission: Submission) -> Future[JobInfo]:
-        """Add a QUEUED job, or find the one that the same request_id got, or else an identical one: see `find_identical`.
+        """Add a QUEUED job, or return the one that the same request_id got.
 
-        A new job cancels the queued ones with the same supersede key, in the same commit. An identical one has `cached` set, is
-        left as it is, and is what the same request_id gets from then on.
-        Raises RequestIdReusedError, QueueFullError, StoreUnavailableError.
+        It cancels the queued ones with the same supersede key, in the same commit. If there is a job of an identical evaluation
+        then, it shares the run of that one: see `find_identical`. It is COMPLETED at once if that one is, and follows it
+        otherwise: see `update`.
+        Raises RequestIdReusedError, QueueFullError (never for a job that is COMPLETED at once), StoreUnavailableError.
         """
 
     def update(self, job_id: str, change: Callable[[JobInfo], None], expect: Expected = ANY) -> Future[JobInfo]:
         """Change a job that is as expected: `change` modifies the message it is given, and may raise an EvalrpcError to leave
         the job as it is. It runs on the writer thread, and may be called again, with another message, before one call counts.
 
+        In the same commit the jobs that follow this one complete with it. If it ends otherwise, the first of them in the order
+        of service follows nobody any more, and the others follow that one. A job has at least the priority of each follower.
+
         Raises JobNotFoundError, ConflictError, IllegalTransitionError, StoreUnavailableError, and what `change` raises.
         """
 
-    def delete(self, job_id: str) -> Future[JobInfo]:
+    def delete(self, job_id: str) -> Future[Deleted]:
         """Remove a terminal job; its events stay in the journal. Raises JobNotFoundError, JobNotFinishedError."""
 
     def cached_job(self, job_id: str) -> StoredJob | None:
@@ -155,9 +169,9 @@ class Store(Protocol):
     def list_jobs(self, job_filter: JobFilter, before_sequence: int | None, limit: int) -> list[ListedJob]:
         """Return jobs that the filter takes, newest first, of those that arrived before `before_sequence`."""
 
-    def find_identical(self, cache_key: bytes) -> JobInfo | None:
-        """Return a job with this cache key, with `cached` set: the latest that is COMPLETED, or else the latest that is QUEUED
-        or RUNNING without a cancel request."""
+    def find_identical(self, cache_key: bytes, supersede_key: str = "") -> JobInfo | None:
+        """Return the job whose run a submission with these keys would share: one that is COMPLETED, of those that ran the
+        latest, else any; or else the latest that is QUEUED or RUNNING without a cancel request and follows no other."""
 
     def queued_rows(self) -> list[QueuedRow]:
         """Return what the queue needs of all QUEUED jobs, in order of arrival."""
@@ -170,6 +184,9 @@ class Store(Protocol):
 
     def known_jobs(self, job_ids: Sequence[str]) -> set[str]:
         """Return those of the ids that are ids of jobs."""
+
+    def jobs_with_files(self, job_ids: Sequence[str]) -> set[str]:
+        """Return those of the ids whose files must be kept: of jobs, and of deleted ones whose run some job shares."""
 
     def events_after(self, revision: int, limit: int, job_id: str | None = None) -> list[JournalEvent]:
         """Return journal events with a later revision, of one job or of all, in order, up to `head_revision`.
@@ -192,7 +209,7 @@ class Store(Protocol):
 
     @property
     def head_revision(self) -> int:
-        """The newest revision of which the followers have been notified; 0 in an empty store."""
+        """The newest revision of which the listeners have been notified; 0 in an empty store."""
 
     @property
     def oldest_revision(self) -> int:

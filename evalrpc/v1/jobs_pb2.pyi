@@ -151,8 +151,8 @@ class _CacheModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CacheMode.V
     itself: see `JobInfo.cached_from`. If that job is COMPLETED, the new one is COMPLETED at once, with the same results. If it
     is queued or running and no cancel was requested, the new job follows it: it stays QUEUED, holds no GPU, and completes in
     the same moment. If the other job does not complete, the new one runs itself, in its old place in the queue; of several,
-    the first runs and the others follow it. A queued job takes the highest priority of those that follow it. Otherwise a new
-    job is created that runs.
+    the first runs and the others follow it. A job takes the highest priority of those that follow it, and keeps it. Otherwise
+    the new job runs.
 
     Evaluations are identical if the harness would be started in the same way: the same harness and version, command line,
     input files and number of GPUs; the same operator settings; and, with the same names, sizes and times, the files below any
@@ -172,8 +172,8 @@ CACHE_MODE_ALLOW: CacheMode.ValueType  # 1
 itself: see `JobInfo.cached_from`. If that job is COMPLETED, the new one is COMPLETED at once, with the same results. If it
 is queued or running and no cancel was requested, the new job follows it: it stays QUEUED, holds no GPU, and completes in
 the same moment. If the other job does not complete, the new one runs itself, in its old place in the queue; of several,
-the first runs and the others follow it. A queued job takes the highest priority of those that follow it. Otherwise a new
-job is created that runs.
+the first runs and the others follow it. A job takes the highest priority of those that follow it, and keeps it. Otherwise
+the new job runs.
 
 Evaluations are identical if the harness would be started in the same way: the same harness and version, command line,
 input files and number of GPUs; the same operator settings; and, with the same names, sizes and times, the files below any
@@ -430,7 +430,9 @@ class JobInfo(_message.Message):
     wait_reason: _builtins.str
     """Why a queued job is not running yet, for humans. Empty unless QUEUED."""
     priority: _builtins.int
-    """The priority given at submission or by UpdateJob since, or that of a job that follows this one, if higher. Always set."""
+    """The priority given at submission or by UpdateJob since, or the highest of the jobs that have followed this one since, if
+    that is higher. Always set.
+    """
     max_attempts: _builtins.int
     """The maximum number of attempts, as submitted; at least 1."""
     supersede_key: _builtins.str
@@ -440,7 +442,7 @@ class JobInfo(_message.Message):
     cached_from: _builtins.str
     """The UUID of the job whose run this job shares, because `SubmitJobRequest.cache` allowed it: the job itself never ran. While
     QUEUED: the job that it follows. Its results, files and log are those of that run, and stay readable through this job after
-    the other one was deleted. Empty: the job has runs of its own.
+    the other one was deleted, as attempt 0, the only one that it has. Empty: the job shares no run.
     """
     cached_from_attempt: _builtins.int
     """The attempt of that job which the results are of. Zero while QUEUED, and without `cached_from`."""

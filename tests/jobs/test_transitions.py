@@ -1,5 +1,7 @@
 """What happens to a job's message at each step of its life."""
 
+from collections.abc import Callable
+
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given, settings
@@ -211,3 +213,75 @@ def test_a_step_is_taken_only_from_a_status_that_it_may_follow(name: str, status
         with pytest.raises(IllegalTransitionError):
             step(job)
         assert job == before, "nothing is changed"
+
+
+# Jobs that share the run of another.
+
+
+def completed_job() -> pb.JobInfo:
+    job = running_job()
+    transitions.complete(job, {"m": ModelResult(results="/out/1/m/results.json")}, at(20))
+    return job
+
+
+def follower() -> pb.JobInfo:
+    job = pb.JobInfo(job_id="job-2", status=QUEUED, created_at=at(5), max_attempts=1)
+    transitions.follow(job, "job-1")
+    return job
+
+
+@pytest.mark.parametrize("job", [pb.JobInfo(job_id="job-2", created_at=at(5)), follower()])
+def test_a_job_that_shares_a_run_has_its_results_and_no_attempt(job: pb.JobInfo) -> None:
+    transitions.share_results(job, completed_job(), at(25))
+    assert (job.status, job.started_at, job.completed_at, job.created_at) == (COMPLETED, at(25), at(25), at(5))
+    assert (job.cached_from, job.cached_from_attempt, job.attempt, list(job.attempts)) == ("job-1", 1, 0, [])
+    assert job.results == completed_job().results
+    third = pb.JobInfo(job_id="job-3")
+    transitions.share_results(third, job, at(30))
+    assert (third.cached_from, third.cached_from_attempt, third.results) == ("job-1", 1, job.results)
+
+
+def test_a_follower_must_not_run_and_may_when_it_follows_nobody() -> None:
+    job = follower()
+    assert transitions.is_follower(job)
+    before = pb.JobInfo()
+    before.CopyFrom(job)
+    with pytest.raises(IllegalTransitionError, match="job-2 follows job job-1"):
+        transitions.begin_attempt(job, (), "/out", at(10))
+    assert job == before
+    transitions.unfollow(job)
+    assert not transitions.is_follower(job)
+    transitions.begin_attempt(job, (), "/out", at(10))
+    assert job.status == RUNNING
+
+
+@pytest.mark.parametrize(
+    "end", [lambda job: transitions.request_cancel(job, "", at(9)), lambda job: transitions.supersede(job, "job-3", at(9))]
+)
+def test_a_follower_that_is_ended_shares_nothing(end: Callable[[pb.JobInfo], None]) -> None:
+    job = follower()
+    end(job)
+    assert (job.status, job.cached_from, job.HasField("started_at")) == (CANCELLED, "", False)
+
+
+@pytest.mark.parametrize("make", [running_job, completed_job])
+def test_a_job_that_ran_shares_no_other_run(make: Callable[[], pb.JobInfo]) -> None:
+    tried_again = running_job(max_attempts=2)
+    transitions.fail(tried_again, pb.JobError(reason="RUN_LOST"), at(20))
+    for job in (make(), tried_again):
+        before = pb.JobInfo()
+        before.CopyFrom(job)
+        for step in (
+            lambda job: transitions.follow(job, "job-9"),
+            lambda job: transitions.share_results(job, completed_job(), at(30)),
+        ):
+            with pytest.raises(IllegalTransitionError):
+                step(job)
+        assert job == before
+
+
+def test_a_priority_is_raised_and_never_lowered_by_followers() -> None:
+    job = queued_job()
+    for priority, expected in ((3, 3), (-1, 3), (4, 4)):
+        transitions.raise_priority(job, priority)
+        assert job.priority == expected

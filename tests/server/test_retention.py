@@ -23,15 +23,21 @@ class Keeper:
         self.store = SqliteStore(data_dir, self.clock, 1000)
 
     def job(self, job_id: str, end: Callable[[pb.JobInfo], None] | None = None, *, runs: bool = True) -> str:
+        self.submit(job_id)
+        self.begin(job_id, runs=runs)
+        if end is not None:
+            self.change(job_id, end)
+        return job_id
+
+    def submit(self, job_id: str, cache_key: bytes = b"") -> None:
         job = pb.JobInfo(job_id=job_id, max_attempts=1, request=pb.EvaluateRequest(harness="h", model="m", tasks=["t"]))
-        self.store.submit(Submission(job)).result(SECONDS)
+        self.store.submit(Submission(job, cache_key=cache_key)).result(SECONDS)
+
+    def begin(self, job_id: str, *, runs: bool = True) -> None:
         output_dir = self.data_dir / "jobs" / job_id / "attempt-1" / "output"
         output_dir.mkdir(parents=True)
         if runs:
             self.change(job_id, lambda job: transitions.begin_attempt(job, (), str(output_dir), self.clock.now()))
-        if end is not None:
-            self.change(job_id, end)
-        return job_id
 
     def ended(self, job_id: str) -> str:
         return self.job(job_id, lambda job: transitions.complete(job, {}, self.clock.now()))
@@ -95,6 +101,24 @@ def test_more_jobs_than_are_looked_at_at_once_are_all_removed(keeper: Keeper, mo
         keeper.ended(f"job-{number}")
     keeper.clock.seconds += 100
     assert keeper.retention(max_age_seconds=1).sweep() == 10
+    assert keeper.left() == (set(), set())
+
+
+def test_files_are_kept_for_the_jobs_that_share_them_and_removed_with_the_last(keeper: Keeper) -> None:
+    keeper.submit("old", b"k")
+    keeper.begin("old")
+    keeper.submit("follower", b"k")
+    keeper.clock.seconds += 100
+    keeper.change("old", lambda job: transitions.complete(job, {}, keeper.clock.now()))
+    keeper.clock.seconds += 100
+    keeper.submit("hit", b"k")
+    assert keeper.store.job("hit").status == pb.JOB_STATUS_COMPLETED
+    assert keeper.retention(max_age_seconds=50).sweep() == 2
+    assert keeper.store.known_jobs(["old", "follower", "hit"]) == {"hit"}
+    assert keeper.retention().remove_orphans() == 0
+    assert keeper.left()[1] == {"old"}
+    keeper.clock.seconds += 51
+    assert keeper.retention(max_age_seconds=50).sweep() == 1
     assert keeper.left() == (set(), set())
 
 

@@ -9,7 +9,24 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from store_jobs import CLOCK, OPENERS, SECONDS, Opener, begin, complete, events, finish, listed, new_job, nth, read, run, submit
+from store_jobs import (
+    CLOCK,
+    OPENERS,
+    SECONDS,
+    Gate,
+    Opener,
+    Recorder,
+    begin,
+    complete,
+    events,
+    finish,
+    listed,
+    new_job,
+    nth,
+    read,
+    run,
+    submit,
+)
 from waiting import eventually
 
 from evalrpc.errors import (
@@ -35,38 +52,6 @@ from evalrpc.v1.results_pb2 import ModelResult
 QUEUED, RUNNING = pb.JOB_STATUS_QUEUED, pb.JOB_STATUS_RUNNING
 COMPLETED, FAILED, CANCELLED = pb.JOB_STATUS_COMPLETED, pb.JOB_STATUS_FAILED, pb.JOB_STATUS_CANCELLED
 NEVER = Timestamp()
-
-
-class Recorder:
-    """A listener that keeps what it is notified of."""
-
-    def __init__(self) -> None:
-        self.commits: list[list[Change]] = []
-
-    def __call__(self, changes: Sequence[Change]) -> None:
-        self.commits.append(list(changes))
-
-    @property
-    def changes(self) -> list[Change]:
-        return [change for commit in self.commits for change in commit]
-
-
-class Gate:
-    """Holds up the writer thread within a write, so that a test can pile up others behind it."""
-
-    def __init__(self, store: Store) -> None:
-        self._entered, self._opened = threading.Event(), threading.Event()
-        job = submit(store)
-        self._future = store.update(job.job_id, self._hold)
-        assert self._entered.wait(SECONDS)
-
-    def open(self) -> None:
-        self._opened.set()
-        self._future.result(SECONDS)
-
-    def _hold(self, job: pb.JobInfo) -> None:
-        self._entered.set()
-        assert self._opened.wait(SECONDS)
 
 
 # Submitting.
@@ -209,117 +194,6 @@ def test_a_repeated_submission_does_not_supersede_its_own_job(store: Store) -> N
     job = submit(store, "r1", supersede_key="k")
     assert submit(store, "r1", supersede_key="k").job_id == job.job_id
     assert read(store, job.job_id).status == QUEUED
-
-
-# Identical evaluations.
-
-
-def cancel_running(store: Store, job_id: str) -> None:
-    run(store, job_id)
-    store.update(job_id, lambda job: transitions.request_cancel(job, "", CLOCK.now())).result(SECONDS)
-
-
-def fail(store: Store, job_id: str) -> None:
-    run(store, job_id)
-    store.update(job_id, lambda job: transitions.fail(job, pb.JobError(reason="R"), CLOCK.now())).result(SECONDS)
-
-
-def cancel_queued(store: Store, job_id: str) -> None:
-    store.update(job_id, lambda job: transitions.request_cancel(job, "", CLOCK.now())).result(SECONDS)
-
-
-def delete(store: Store, job_id: str) -> None:
-    finish(store, job_id)
-    store.delete(job_id).result(SECONDS)
-
-
-@pytest.mark.parametrize("step", [read, run, finish], ids=["queued", "running", "completed"])
-def test_an_identical_evaluation_gets_the_earlier_job_as_it_stands(store: Store, step: Callable[..., pb.JobInfo]) -> None:
-    job = submit(store, cache_key=b"k", labels={"a": "b"})
-    step(store, job.job_id)
-    head, before = store.head_revision, read(store, job.job_id)
-    identical = submit(store, cache_key=b"k", labels={"c": "d"}, priority=3)
-    assert identical.cached
-    identical.cached = False
-    assert identical == before == read(store, job.job_id)
-    assert store.head_revision == head
-    assert listed(store) == [job.job_id]
-
-
-@pytest.mark.parametrize("step", [fail, cancel_queued, cancel_running, delete])
-def test_a_job_that_came_to_nothing_serves_no_other(store: Store, step: Callable[..., None]) -> None:
-    job = submit(store, cache_key=b"k")
-    step(store, job.job_id)
-    assert store.find_identical(b"k") is None
-    new = submit(store, cache_key=b"k")
-    assert not new.cached
-    assert new.job_id != job.job_id
-
-
-def test_a_job_with_another_key_or_none_serves_no_other(store: Store) -> None:
-    jobs = [submit(store), submit(store), submit(store, cache_key=b"k"), submit(store, cache_key=b"other")]
-    assert len({job.job_id for job in jobs}) == 4
-    assert not any(job.cached for job in jobs)
-
-
-def test_of_several_identical_jobs_a_completed_one_is_the_answer(store: Store) -> None:
-    first = submit(store, cache_key=b"k")
-    cancel_running(store, first.job_id)
-    second = submit(store, cache_key=b"k")
-    assert submit(store, cache_key=b"k").job_id == second.job_id
-    store.update(first.job_id, complete).result(SECONDS)  # it succeeded before it was ended
-    assert submit(store, cache_key=b"k").job_id == first.job_id
-    finish(store, second.job_id)
-    assert submit(store, cache_key=b"k").job_id == second.job_id
-
-
-def test_identical_evaluations_in_one_commit_make_one_job(store: Store) -> None:
-    gate = Gate(store)
-    futures = [store.submit(Submission(new_job(), f"r{number}", b"f", b"k")) for number in range(50)]
-    gate.open()
-    jobs = [future.result(SECONDS) for future in futures]
-    assert len({job.job_id for job in jobs}) == 1
-    assert [job.cached for job in jobs] == [False] + [True] * 49
-    assert len(listed(store)) == 2
-
-
-def test_a_request_id_stays_with_the_identical_job_that_it_got(open_store: Opener) -> None:
-    store = open_store()
-    job = submit(store, "r1", cache_key=b"k")
-    assert submit(store, "r2", cache_key=b"k").job_id == job.job_id
-    fail(store, job.job_id)
-    store.close()
-    store = open_store()
-    again = submit(store, "r2", cache_key=b"k")
-    assert (again.job_id, again.status, again.cached) == (job.job_id, FAILED, True)
-    assert not submit(store, "r1", cache_key=b"k").cached, "it made the job itself"
-    with pytest.raises(RequestIdReusedError):
-        submit(store, "r2", b"other", cache_key=b"k")
-    assert submit(store, "r3", cache_key=b"k").job_id != job.job_id
-
-
-def test_the_request_id_that_got_an_identical_job_is_free_again_once_that_is_deleted(store: Store) -> None:
-    job = submit(store, cache_key=b"k")
-    submit(store, "r", cache_key=b"k")
-    delete(store, job.job_id)
-    new = submit(store, "r", b"other", cache_key=b"k")
-    assert (new.job_id != job.job_id, new.cached) == (True, False)
-
-
-def test_an_identical_job_is_found_in_a_full_queue_and_after_reopening(open_store: Opener) -> None:
-    store = open_store(max_queued=1)
-    job = submit(store, cache_key=b"k")
-    store.close()
-    store = open_store(max_queued=1)
-    assert submit(store, cache_key=b"k").job_id == job.job_id
-
-
-def test_looking_for_an_identical_job_changes_nothing(store: Store) -> None:
-    job = submit(store, "r1", cache_key=b"k")
-    identical = store.find_identical(b"k")
-    assert identical is not None
-    assert (identical.job_id, identical.cached) == (job.job_id, True)
-    assert (listed(store), store.head_revision) == ([job.job_id], job.revision)
 
 
 # Changing.

@@ -168,6 +168,16 @@ MIGRATIONS: Final = (
         changes INTEGER NOT NULL                     -- how often a job of the block got other labels; no row: never
     ) STRICT;
     """,
+    # A submission that shares a run is a job of its own. So a request_id that got an earlier job makes one when it is repeated.
+    """
+    ALTER TABLE jobs ADD COLUMN cache_key BLOB;      -- equal for identical evaluations
+    ALTER TABLE jobs ADD COLUMN cached_from TEXT;    -- the job whose run this one shares: while QUEUED, it follows that
+    UPDATE jobs SET cache_key = twins.cache_key FROM twins WHERE jobs.sequence = twins.sequence;
+    DROP TABLE twins;
+    DROP TABLE joined_requests;
+    CREATE INDEX jobs_by_cache_key ON jobs (cache_key, status, cached_from) WHERE cache_key IS NOT NULL;
+    CREATE INDEX jobs_by_source ON jobs (cached_from, status) WHERE cached_from IS NOT NULL;
+    """,
 )
 
 

@@ -13,12 +13,12 @@ _MAX_ROWS: Final = 512
 
 _GIVEN: Final = "SELECT * FROM (VALUES {rows}) WHERE column1 IS NOT NULL"
 _INSERT_JOBS: Final = (
-    "INSERT INTO jobs (sequence, status, retry_ns, completed_ns, job, job_id, harness, model, priority, num_gpus,"
-    f" supersede_key, request_id, fingerprint, created_ns) {_GIVEN}"
+    "INSERT INTO jobs (sequence, status, priority, retry_ns, completed_ns, cached_from, job, job_id, harness, model, num_gpus,"
+    f" supersede_key, request_id, fingerprint, cache_key, created_ns) {_GIVEN}"
 )
 _UPDATE_JOBS: Final = (
-    "UPDATE jobs SET status = new.column2, retry_ns = new.column3, completed_ns = new.column4, job = new.column5"
-    " FROM (VALUES {rows}) AS new WHERE jobs.sequence = new.column1"
+    "UPDATE jobs SET status = new.column2, priority = new.column3, retry_ns = new.column4, completed_ns = new.column5,"
+    " cached_from = new.column6, job = new.column7 FROM (VALUES {rows}) AS new WHERE jobs.sequence = new.column1"
 )
 _INSERT_TASKS: Final = f"INSERT INTO job_tasks (task, sequence) {_GIVEN}"
 _INSERT_LABELS: Final = f"INSERT INTO job_labels (label, sequence, value) {_GIVEN}"
@@ -75,18 +75,26 @@ def _new_row(sequence: int, job: pb.JobInfo, serialized: bytes, submission: Subm
         job.job_id,
         job.request.harness,
         job.request.model,
-        job.priority,
         gpus_needed(job.request),
         job.supersede_key or None,
         submission.request_id or None,
         submission.fingerprint,
+        submission.cache_key or None,
         job.created_at.ToNanoseconds(),
     )
 
 
 def _changed_row(sequence: int, job: pb.JobInfo, serialized: bytes) -> _Row:
     completed_ns = job.completed_at.ToNanoseconds() if job.HasField("completed_at") else None
-    return sequence, job.status, job.retry_at.ToNanoseconds(), completed_ns, serialized
+    return (
+        sequence,
+        job.status,
+        job.priority,
+        job.retry_at.ToNanoseconds(),
+        completed_ns,
+        job.cached_from or None,
+        serialized,
+    )
 
 
 def _write(connection: sqlite3.Connection, statement: str, rows: Sequence[_Row]) -> None:

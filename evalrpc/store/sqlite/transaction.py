@@ -2,29 +2,32 @@
 
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.clock import Clock
-from evalrpc.errors import JobNotFinishedError, JobNotFoundError, QueueFullError, RequestIdReusedError
+from evalrpc.errors import (
+    JobNotFinishedError,
+    JobNotFoundError,
+    QueueFullError,
+    RequestIdReusedError,
+    StoreUnavailableError,
+)
 from evalrpc.jobs import lifecycle, transitions
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.protobuf import wire_format
-from evalrpc.store.base import ANY, RETRY_DELAY_SECONDS, Change, Expected, StoredJob, Submission
+from evalrpc.store.base import ANY, RETRY_DELAY_SECONDS, Change, Deleted, Expected, StoredJob, Submission
 from evalrpc.store.sqlite import deduplication
 from evalrpc.store.sqlite.rows import Rows
 from evalrpc.v1 import jobs_pb2 as pb
 
 _COMPACTION_CHUNK: Final = 10_000
 _DELETED: Final = StoredJob(0, pb.JOB_STATUS_UNSPECIFIED, b"")
-_REQUEST: Final = """
-SELECT fingerprint, job_id, FALSE FROM jobs WHERE request_id = ?1
-UNION ALL
-SELECT joined.fingerprint, job_id, TRUE FROM joined_requests AS joined JOIN jobs USING (sequence) WHERE joined.request_id = ?1
-"""
 
 
 @dataclass
@@ -33,6 +36,8 @@ class Transaction:
 
     What it writes is gathered and written all at once, since a statement costs more than its rows: each lets other threads have
     the interpreter, and has to get it back. So jobs are looked up here first, and `flush` comes before any other query.
+
+    Nearly no job has followers, and most jobs end without a query: so the ids of those that have are in memory.
     """
 
     connection: sqlite3.Connection
@@ -44,13 +49,18 @@ class Transaction:
     last_number: int
     counts: Counter[Status]
     cached_job: Callable[[str], StoredJob | None]
+    followed: Set[str]
+    """The jobs that some job followed before this commit."""
 
     def __post_init__(self) -> None:
         self.counts = self.counts.copy()
         self.changes: list[tuple[Change, bytes]] = []
         self.oldest: int | None = None
         self._jobs: dict[str, StoredJob] = {}
-        self._requests: dict[str, tuple[bytes, str, bool]] = {}
+        self.newly_followed: set[str] = set()
+        self.settled: set[str] = set()
+        """The jobs that nobody follows any more, since they have ended."""
+        self._requests: dict[str, tuple[bytes, str]] = {}
         self._rows = Rows()
 
     def flush(self) -> None:
@@ -60,22 +70,24 @@ class Transaction:
 
     def submit(self, submission: Submission) -> pb.JobInfo:
         """See Store.submit."""
-        found = self._find_request(submission) or self._join_identical(submission)
+        found = self._find_request(submission)
         if found is not None:
             return found
         job = pb.JobInfo()
         job.CopyFrom(submission.job)
+        job.attempt = 0
         superseded = self._queued_with_key(job.supersede_key)
-        if self.counts[pb.JOB_STATUS_QUEUED] - len(superseded) >= self.max_queued:
-            raise QueueFullError(
-                f"the queue is full: {self.max_queued} jobs wait already; try again later",
-                retry_delay_seconds=RETRY_DELAY_SECONDS,
-            )
+        completed = self._find_completed(submission.cache_key)
+        if completed is None:
+            self._require_room(len(superseded))
         for job_id in superseded:
             self.update(job_id, lambda old: transitions.supersede(old, job.job_id, self.clock.now()))
-        job.status = pb.JOB_STATUS_QUEUED
-        job.attempt = 0
-        self._insert(job, submission)
+        now = self.clock.now()
+        if completed is not None:
+            transitions.share_results(job, completed, now)
+        else:
+            self._queue(job, submission.cache_key)
+        self._insert(job, submission, now)
         return job
 
     def update(self, job_id: str, change: Callable[[pb.JobInfo], None], expect: Expected = ANY) -> pb.JobInfo:
@@ -83,17 +95,27 @@ class Transaction:
         stored = self._load(job_id)
         job = stored.parse()
         expect.require(job)
+        priority = job.priority
         change(job)
+        if job.priority < priority:
+            self._keep_priority_of_followers(job)
+        self._save_changed(job, stored)
+        if job.priority > priority and transitions.is_follower(job):
+            self._raise_priority(job.cached_from, job.priority)
+        if job.status in lifecycle.TERMINAL and stored.status in lifecycle.LIVE:
+            self._settle_followers(job)
+        return job
+
+    def _save_changed(self, job: pb.JobInfo, stored: StoredJob) -> None:
         if job.status == stored.status:
             self._save(Change(self._next_number(), job, stored.sequence, stored.status, None), job.SerializeToString())
-            return job
+            return
         lifecycle.require_transition(stored.status, job.status)
         self.counts[stored.status] -= 1
         serialized, event = self._journal(job, stored.sequence, self.clock.now())
         self._save(Change(self._next_number(), job, stored.sequence, stored.status, event), serialized)
-        return job
 
-    def delete(self, job_id: str) -> pb.JobInfo:
+    def delete(self, job_id: str) -> Deleted:
         """See Store.delete."""
         stored = self._load(job_id)
         if stored.status not in lifecycle.TERMINAL:
@@ -107,11 +129,11 @@ class Transaction:
             self.connection.execute("DELETE FROM job_tasks WHERE task = ? AND sequence = ?", (task, stored.sequence))
         for label in job.labels:
             self.connection.execute("DELETE FROM job_labels WHERE label = ? AND sequence = ?", (label, stored.sequence))
-        deduplication.forget(self.connection, stored.sequence)
         self.counts[stored.status] -= 1
         self.changes.append((Change(self._next_number(), job, stored.sequence, stored.status, None, deleted=True), b""))
         self._jobs[job_id] = _DELETED
-        return job
+        owner_id = job.cached_from or job_id
+        return Deleted(job, "" if deduplication.referred_to(self.connection, [owner_id]) else owner_id)
 
     def compact(self, max_events: int, older_than_ns: int) -> int:
         """See Store.compact."""
@@ -141,31 +163,77 @@ class Transaction:
     def _find_request(self, submission: Submission) -> pb.JobInfo | None:
         if not submission.request_id:
             return None
-        request_id = submission.request_id
-        found = self._requests.get(request_id) or self.connection.execute(_REQUEST, (request_id,)).fetchone()
+        found = self._requests.get(submission.request_id)
+        if found is None:
+            query = "SELECT fingerprint, job_id FROM jobs WHERE request_id = ?"
+            found = self.connection.execute(query, (submission.request_id,)).fetchone()
         if found is None:
             return None
-        fingerprint, job_id, joined = found
+        fingerprint, job_id = found
         if fingerprint != submission.fingerprint:
             raise RequestIdReusedError(
                 f"request_id {submission.request_id!r} was used for another submission: choose a fresh one",
                 metadata={"request_id": submission.request_id},
             )
-        job = self._load(job_id).parse()
-        job.cached_from = job.job_id if joined else ""
-        return job
+        return self._load(job_id).parse()
 
-    def _join_identical(self, submission: Submission) -> pb.JobInfo | None:
-        """Find a job of an identical evaluation, and note that this is what the request_id has got."""
-        if not submission.cache_key:
+    def _find_completed(self, cache_key: bytes) -> pb.JobInfo | None:
+        if not cache_key:
             return None
         self.flush()
-        identical = deduplication.find_identical(self.connection, submission.cache_key)
-        if identical is None:
-            return None
-        if submission.request_id:
-            deduplication.add_request(self.connection, submission, identical.sequence)
-        return identical.job
+        return deduplication.find_completed(self.connection, cache_key)
+
+    def _require_room(self, leaving_count: int) -> None:
+        if self.counts[pb.JOB_STATUS_QUEUED] - leaving_count >= self.max_queued:
+            raise QueueFullError(
+                f"the queue is full: {self.max_queued} jobs wait already; try again later",
+                retry_delay_seconds=RETRY_DELAY_SECONDS,
+            )
+
+    def _queue(self, job: pb.JobInfo, cache_key: bytes) -> None:
+        """Let a new job wait: for a job of an identical evaluation, if there is one, else for its turn."""
+        if cache_key:
+            self.flush()  # the superseded ones
+            if source := deduplication.find_live(self.connection, cache_key):
+                self._follow(job, source.job_id)
+                self._raise_priority(source.job_id, job.priority)
+        job.status = pb.JOB_STATUS_QUEUED
+
+    def _follow(self, job: pb.JobInfo, source_id: str) -> None:
+        transitions.follow(job, source_id)
+        self.newly_followed.add(source_id)
+
+    def _has_followers(self, job_id: str) -> bool:
+        return job_id in self.newly_followed or job_id in self.followed
+
+    def _keep_priority_of_followers(self, job: pb.JobInfo) -> None:
+        """Undo the part of a change that puts a job behind one that follows it."""
+        if self._has_followers(job.job_id):
+            self.flush()
+            for _, first in islice(deduplication.followers(self.connection, job.job_id), 1):
+                transitions.raise_priority(job, first.priority)
+
+    def _raise_priority(self, source_id: str, priority: int) -> None:
+        """Let a job be served no later than one that follows it."""
+        with suppress(StoreUnavailableError):  # it can't be read; that must not stop the follower
+            if self._load(source_id).parse().priority < priority:
+                self.update(source_id, lambda source: transitions.raise_priority(source, priority))
+
+    def _settle_followers(self, source: pb.JobInfo) -> None:
+        """Complete the followers of a job that has ended, or let the first one run, and the others follow that."""
+        if not self._has_followers(source.job_id):
+            return
+        self.settled.add(source.job_id)
+        self.flush()
+        followers = [job.job_id for _, job in deduplication.followers(self.connection, source.job_id)]
+        if source.status == pb.JOB_STATUS_COMPLETED:
+            for job_id in followers:
+                self.update(job_id, lambda job: transitions.share_results(job, source, source.completed_at))
+            return
+        for job_id in followers[:1]:
+            self.update(job_id, transitions.unfollow)
+        for job_id in followers[1:]:
+            self.update(job_id, lambda job: self._follow(job, followers[0]))
 
     def _queued_with_key(self, supersede_key: str) -> Sequence[str]:
         if not supersede_key:
@@ -176,9 +244,8 @@ class Transaction:
         )
         return [job_id for (job_id,) in rows]
 
-    def _insert(self, job: pb.JobInfo, submission: Submission) -> None:
+    def _insert(self, job: pb.JobInfo, submission: Submission, now: Timestamp) -> None:
         self.last_sequence = sequence = self.last_sequence + 1
-        now = self.clock.now()
         job.created_at.CopyFrom(now)
         created_ns = now.ToNanoseconds()
         if created_ns < self.last_created_ns:
@@ -187,9 +254,7 @@ class Transaction:
         serialized, event = self._journal(job, sequence, now)
         self._rows.insert(sequence, job, serialized, submission)
         if submission.request_id:
-            self._requests[submission.request_id] = (submission.fingerprint, job.job_id, False)
-        if submission.cache_key:
-            deduplication.add_cache_key(self.connection, submission, sequence)
+            self._requests[submission.request_id] = (submission.fingerprint, job.job_id)
         self._note(Change(self._next_number(), job, sequence, pb.JOB_STATUS_UNSPECIFIED, event), serialized)
 
     def _load(self, job_id: str) -> StoredJob:
