@@ -95,7 +95,7 @@ def _who_has_port(listen: str, error: OSError) -> Finding:
     try:
         with EvalClient(listen, timeout_seconds=_PROBE_TIMEOUT_SECONDS) as client:
             return Finding("port", True, f"evalrpc {client.get_server_info().version} answers at {listen}")
-    except (EvalrpcError, TimeoutError):
+    except (EvalrpcError, TimeoutError, ValueError):
         return Finding("port", False, f"can't listen on {listen} ({error.strerror}); choose another --listen")
 
 
