@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import click
 
-from evalrpc.cli.exit_codes import JOB_NOT_COMPLETED, fail, reported
+from evalrpc import extras
+from evalrpc.cli.exit_codes import JOB_NOT_COMPLETED, fail, reported, require_linux
 from evalrpc.cli.output import print_table
 from evalrpc.cli.setting_flags import setting_flags
 from evalrpc.client import EvalClient
 from evalrpc.config import Settings, load_settings
 from evalrpc.errors import ConfigurationError, EvalrpcError
-from evalrpc.server.listening import find_refusal
 
 _PROBE_TIMEOUT_SECONDS = 3.0
 
@@ -33,6 +33,7 @@ class Finding(NamedTuple):
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per check.")
 def doctor_command(config: Path | None, as_json: bool, **flags: Any) -> None:
     """Check the harnesses, the GPUs, the data folder and the port. Exits with 1 if something is wrong."""
+    require_linux()
     with reported():
         settings = load_settings(flags, os.environ, config)
         findings = [Finding("config file", True, str(config or "none")), *examine(settings, os.environ)]
@@ -87,6 +88,8 @@ def check_data_dir(data_dir: Path) -> Finding:
 
 def check_port(listen: str) -> Finding:
     """Check that the port is free or held by an evalrpc server."""
+    from evalrpc.server.listening import find_refusal
+
     refusal = find_refusal(listen)
     return _who_has_port(listen, refusal) if refusal else Finding("port", True, f"{listen} is free")
 
@@ -106,7 +109,7 @@ def _guarded(subject: str, check: Callable[[], Iterator[Finding]]) -> Iterator[F
     except ConfigurationError as error:
         yield Finding(subject, False, error.message)
     except ModuleNotFoundError as error:
-        yield Finding(subject, False, f"{error.name} is missing; install the server: pip install 'evalrpc[server]'")
+        yield Finding(subject, False, extras.missing(error, "server"))
 
 
 def _row(finding: Finding) -> tuple[str, str, str]:

@@ -1,5 +1,6 @@
 """Maps an error to a readable line and an exit code."""
 
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, NoReturn
@@ -38,6 +39,13 @@ def fail(exit_code: int, *lines: str) -> NoReturn:
     for line in lines:
         click.echo(f"evalrpc: {line}", err=True)
     raise click.exceptions.Exit(exit_code)
+
+
+def require_linux() -> None:
+    """Exit with a sentence where no server can run."""
+    if platform.system() != "Linux":
+        system = platform.system() or "another system"
+        fail(WRONG_CALL, f"the server needs Linux, and this is {system}; the other commands work here, with --address")
 
 
 def _violation_lines(error: InvalidRequestError) -> list[str]:

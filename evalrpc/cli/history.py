@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 import click
 
+from evalrpc import extras
 from evalrpc.cli import plotting, wording
 from evalrpc.cli.connection import SLOW_CALL_SECONDS, client_options, connect
 from evalrpc.cli.exit_codes import WRONG_CALL, fail
@@ -119,7 +120,7 @@ def _draw_file(path: Path, rows: Mapping[_Name, Sequence[_Row]], step_label: str
 
 
 def _fail_without(error: ModuleNotFoundError) -> None:
-    fail(WRONG_CALL, f"{error.name} is missing, which draws plots; install it: pip install 'evalrpc[plot]'")
+    fail(WRONG_CALL, extras.missing(error))
 
 
 def _drawable_series(rows: Mapping[_Name, Sequence[_Row]], step_label: str) -> list[plotting.Series]:
