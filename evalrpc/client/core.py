@@ -241,8 +241,8 @@ def completed(job: JobInfo, *, raise_on_failure: bool = True) -> JobInfo:
 
 
 def plain_row(struct: Struct) -> dict[str, Any]:
-    """Convert a Struct to a dict. A Struct has no integers, so numbers without a fraction become ints."""
-    return {key: _plain(value) for key, value in struct.fields.items()}
+    """Convert a Struct to a dict, sorted by key. A Struct has no integers, so numbers without a fraction become ints."""
+    return {key: _plain(value) for key, value in sorted(struct.fields.items())}
 
 
 def _plain(value: Value) -> Any:

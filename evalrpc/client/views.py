@@ -35,6 +35,9 @@ _MAX_CELL_CHARACTERS: Final = 80
 _HIDDEN: Final = ("baseline_sample_count", "candidate_sample_count", "is_group", "tolerance")
 """Columns that only `to_pandas` has, so that a table fits."""
 
+_ONE_LINE: Final = (HistoryPoint, JobInfo, Metric, MetricComparison, ModelMetric)
+"""What often stands in a list, at a prompt, so that each is one line there."""
+
 Row = dict[str, Any]
 
 
@@ -122,7 +125,8 @@ def _rows_of_point(point: HistoryPoint) -> Iterator[Row]:
 
 def _rows_of_comparison(comparison: JobComparison) -> Iterator[Row]:
     for metric in comparison.metrics:
-        yield {"candidate_job_id": comparison.candidate_job_id, **_row(metric)}
+        row = _row(metric)
+        yield {"candidate_job_id": comparison.candidate_job_id, "verdict": row["verdict"], **row}
 
 
 _ROWS: Final[Mapping[type, Callable[[Any], Iterable[Row]]]] = {
@@ -152,6 +156,12 @@ def describe(message: Any) -> str:
             words = _describe_job(message)
         case Metric():
             words = _describe_metric(message)
+        case ModelMetric():
+            words = f"{message.model} {_describe_metric(message.metric)}"
+        case MetricComparison():
+            words = _describe_comparison(message)
+        case HistoryPoint():
+            words = f"{message.job_id} {', '.join((*_labels(message), message.model, *map(_describe_metric, message.metrics)))}"
         case _:
             count = sum(1 for _ in rows_of(message))
             noun = "sample" if isinstance(message, ListSamplesResponse) else "metric"
@@ -160,17 +170,18 @@ def describe(message: Any) -> str:
 
 
 def text_of(message: Any) -> str:
-    """Return the line of `describe` in angle brackets, and the rows below it as an aligned table, if there are any."""
+    """Return the line of `describe` in angle brackets, and of an answer of the server its rows below, as an aligned table."""
+    line = f"<{describe(message)}>"
+    if isinstance(message, _ONE_LINE):
+        return line
     columns, cells, left_out = _table(message)
-    lines = [f"<{describe(message)}>"]
-    if cells:
-        widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-        lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (columns, *cells)]
-    return "\n".join([*lines, *left_out])
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    rows = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (columns, *cells)] if cells else []
+    return "\n".join([line, *rows, *left_out])
 
 
 def _describe_job(job: JobInfo) -> str:
-    parts = [f"{job.request.model} on {', '.join(job.request.tasks)}", *(f"{k}={v}" for k, v in sorted(job.labels.items()))]
+    parts = [f"{job.request.model} on {', '.join(job.request.tasks)}", *_labels(job)]
     if job.progress.HasField("done"):
         total = job.progress.total if job.progress.HasField("total") else "?"
         parts.append(f"{job.progress.done}/{total} {job.progress.unit}".rstrip())
@@ -180,9 +191,22 @@ def _describe_job(job: JobInfo) -> str:
 
 
 def _describe_metric(metric: Metric) -> str:
-    name = ",".join(filter(None, (metric.metric, metric.filter)))
     error = f" ± {_cell(metric.standard_error)}" if metric.HasField("standard_error") else ""
-    return f"{metric.task}/{name} = {_cell(metric.value)}{error}"
+    return f"{_metric_name(metric)} = {_cell(metric.value)}{error}"
+
+
+def _describe_comparison(metric: MetricComparison) -> str:
+    row = _row(metric)
+    values = " -> ".join(_cell(row[name]) or "none" for name in ("baseline_value", "candidate_value"))
+    return f"{_metric_name(metric)}: {values}, {row['verdict']}"
+
+
+def _metric_name(metric: Metric | MetricComparison) -> str:
+    return f"{metric.task}/{','.join(filter(None, (metric.metric, metric.filter)))}"
+
+
+def _labels(message: JobInfo | HistoryPoint) -> list[str]:
+    return [f"{key}={text}" for key, text in sorted(message.labels.items())]
 
 
 def _status(job: JobInfo) -> str:
@@ -217,24 +241,24 @@ def _visible(text: str) -> str:
 
 
 def _table(message: Any) -> tuple[list[str], list[list[str]], list[str]]:
-    """Return the columns that have something in any row, the cells, and a line for rows that are left out."""
-    if isinstance(message, Metric | MetricComparison | ModelMetric):
-        return [], [], []  # the line says it all
+    """Return the columns that have something in any row, the cells, and a line for rows that are left out, all visible."""
     rows = list(rows_of(message))
     shown = rows[:MAX_SHOWN_ROWS]
     names = dict.fromkeys(name for row in shown for name in row)
     columns = [name for name in names if name not in _HIDDEN and any(row.get(name) not in (None, "", []) for row in shown)]
-    cells = [[_shortened(_visible(_cell(row.get(name)))) for name in columns] for row in shown]
+    cells = [[_shortened(_visible(_cell(row.get(name), name))) for name in columns] for row in shown]
     left_out = [f"… {len(rows) - len(shown)} more rows: to_pandas() has them all"] if len(rows) > len(shown) else []
-    return columns, cells, left_out
+    return [_shortened(_visible(name)) for name in columns], cells, left_out
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, column: str = "value") -> str:
     match value:
         case None:
             return ""
         case str():
             return value
+        case float() if column == "step":
+            return f"{value:.15g}"
         case float():
             plain = value == 0 or 1e-3 <= abs(value) < 1e6 or not math.isfinite(value)
             return f"{value:.4f}" if plain else f"{value:.4g}"

@@ -423,6 +423,40 @@ def test_following_a_queued_job_waits_for_its_first_attempt(client: Any, service
     starter.join()
 
 
+def test_samples_become_one_table(server: FakeServer, service: FakeService) -> None:
+    pytest.importorskip("pandas", reason="pandas is not installed: the extra `pandas`")
+    service.samples = [{"doc_id": number, "score": number / 4} for number in range(5)]
+
+    async def table() -> Any:
+        async with AsyncEvalClient(server.address) as client:
+            return await client.samples(JOB_ID).to_pandas()
+
+    with EvalClient(server.address) as client:
+        rows = client.samples(JOB_ID)
+        assert next(rows) == {"doc_id": 0, "score": 0}
+        rest = rows.to_pandas()
+    assert list(rest["doc_id"]) == [1, 2, 3, 4]
+    assert list(asyncio.run(table())["score"]) == [0, 0.25, 0.5, 0.75, 1]
+
+
+def test_an_iteration_over_samples_that_is_closed_fetches_no_more(client: Any, service: FakeService) -> None:
+    service.samples = [{"doc_id": number} for number in range(5)]
+
+    with closing(client.samples(JOB_ID)) as rows:
+        assert next(rows) == {"doc_id": 0}
+    assert len(service.received["ListSamples"]) == 1
+
+
+def test_a_wrong_argument_is_named_before_any_call(client: Any, service: FakeService) -> None:
+    with pytest.raises(TypeError, match=r"^job_id must be text, not an evalrpc\.v1\.jobs_pb2\.JobInfo$"):
+        next(client.watch(job_at(RUNNING)))
+    with pytest.raises(TypeError, match=r"^job_id must be text, not 5 \(an int\)$"):
+        client.get_job(5)
+    with pytest.raises(TypeError, match=r"^model_args\['p'\]: a set has no order"):
+        client.evaluate("m", ["t"], {"p": {1}})
+    assert not any(service.received.values())
+
+
 def test_files_are_downloaded_whole_and_only_once(client: Any, service: FakeService, tmp_path: Path) -> None:
     service.files = {"m/results.json": b"0123456789", "m/empty.jsonl": b""}
     progress: list[tuple[str, int]] = []
