@@ -19,6 +19,7 @@ _SCHEME: Final = re.compile(r"(?P<scheme>https?|dns|ipv4|ipv6|unix|unix-abstract
 _HOST_AND_PORT: Final = re.compile(r"(?P<host>\[[^\[\]]*\]|[^:\[\]]*)(?::(?P<port>.*))?", re.DOTALL)
 _HOST_NAME: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
 _ONLY_NUMBERS: Final = re.compile(r"[0-9.]+")
+_USER_INFO: Final = re.compile(r"(^|//)[^/]*@")  # may have a password, which no message repeats
 _PORT: Final = re.compile(r"[0-9]{1,5}")
 
 
@@ -56,7 +57,8 @@ def parse_address(text: str) -> Address:
     try:
         return _parse(text)
     except ValueError as error:
-        raise ValueError(f"the address {text!r} {error}") from None
+        shown = _USER_INFO.sub(r"\1***@", text)
+        raise ValueError(f"the address {shown!r} {error}") from None
 
 
 def _parse(text: str) -> Address:
@@ -88,9 +90,7 @@ def _url(scheme: str, rest: str) -> Address:
         raise ValueError(f"is no URL: write {scheme}://HOST:PORT")
     authority, path = match.groups()
     if path not in ("", "/"):
-        raise ValueError(f"has a path, which gRPC can't use: write {scheme}://{authority}")
-    if "@" in authority:
-        raise ValueError(f"has a user name or a password, which nothing here reads: write {scheme}://HOST:PORT")
+        raise ValueError(f"has a path, which gRPC can't use: write {scheme}://{authority.rpartition('@')[2]}")
     endpoint = _endpoint(authority, HTTPS_PORT if scheme == "https" else DEFAULT_PORT)
     return Address(str(endpoint), uses_tls=scheme == "https", is_local=endpoint.is_local)
 
@@ -112,6 +112,8 @@ def _socket(scheme: str, rest: str) -> Address:
 
 
 def _endpoint(text: str, default_port: int = DEFAULT_PORT) -> _Endpoint:
+    if "@" in text:
+        raise ValueError("has a user name or a password, which nothing here reads: leave it out")
     if _is_ip(text, 6):
         return _Endpoint(text, default_port)
     match = _HOST_AND_PORT.fullmatch(text)
