@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from evalrpc.cli.exit_codes import reported
+from evalrpc.cli.exit_codes import ExitCode, fail, reported
 from evalrpc.cli.output import Form
 from evalrpc.client import EvalClient
 
@@ -48,13 +48,20 @@ def form_options(function: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def connect(address: str | None, timeout_seconds: float = 30.0) -> Iterator[EvalClient]:
-    """Yield a client with this timeout for unary calls, and report its errors."""
+    """Yield a client with this timeout for unary calls, and report its errors, and an address that makes no sense."""
     try:
-        with EvalClient(address, timeout_seconds=timeout_seconds) as client, reported(client.address):
+        with _client(address, timeout_seconds) as client, reported(client.address):
             yield client
     finally:
         # A gRPC call that is collected only at interpreter exit waits for the lock of a dead thread, and hangs.
         gc.collect()
+
+
+def _client(address: str | None, timeout_seconds: float) -> EvalClient:
+    try:
+        return EvalClient(address, timeout_seconds=timeout_seconds)
+    except ValueError as error:
+        fail(ExitCode.WRONG_CALL, str(error))
 
 
 def _or_group_address(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:

@@ -8,15 +8,15 @@ from typing import Any, Final, NamedTuple
 
 import click
 
+from evalrpc import extras
 from evalrpc.cli.connection import form_options
-from evalrpc.cli.exit_codes import ExitCode, fail, reported
+from evalrpc.cli.exit_codes import ExitCode, fail, reported, require_linux
 from evalrpc.cli.output import Form, is_terminal, print_folded, print_json_text, print_table
 from evalrpc.cli.setting_flags import setting_flags
 from evalrpc.cli.tables import Column, Kind
 from evalrpc.client import EvalClient
 from evalrpc.config import Settings, load_settings
 from evalrpc.errors import ConfigurationError, EvalrpcError
-from evalrpc.server.listening import find_refusal
 
 _PROBE_TIMEOUT_SECONDS = 3.0
 _COLUMNS: Final = (Column("check"), Column("result", Kind.WHOLE), Column("detail"))
@@ -36,6 +36,7 @@ class Finding(NamedTuple):
 @form_options
 def doctor_command(config: Path | None, form: Form, **flags: Any) -> None:
     """Check the harnesses, the GPUs, the data folder and the port. Exits with 1 if something is wrong."""
+    require_linux()
     with reported():
         settings = load_settings(flags, os.environ, config)
         findings = [Finding("config file", True, str(config or "none")), *examine(settings, os.environ)]
@@ -101,6 +102,8 @@ def check_data_dir(data_dir: Path) -> Finding:
 
 def check_port(listen: str) -> Finding:
     """Check that the port is free or held by an evalrpc server."""
+    from evalrpc.server.listening import find_refusal
+
     refusal = find_refusal(listen)
     return _who_has_port(listen, refusal) if refusal else Finding("port", True, f"{listen} is free")
 
@@ -109,7 +112,7 @@ def _who_has_port(listen: str, error: OSError) -> Finding:
     try:
         with EvalClient(listen, timeout_seconds=_PROBE_TIMEOUT_SECONDS) as client:
             return Finding("port", True, f"evalrpc {client.get_server_info().version} answers at {listen}")
-    except (EvalrpcError, TimeoutError):
+    except (EvalrpcError, TimeoutError, ValueError):
         return Finding("port", False, f"can't listen on {listen} ({error.strerror}); choose another --listen")
 
 
@@ -120,7 +123,7 @@ def _guarded(subject: str, check: Callable[[], Iterator[Finding]]) -> Iterator[F
     except ConfigurationError as error:
         yield Finding(subject, False, error.message)
     except ModuleNotFoundError as error:
-        yield Finding(subject, False, f"{error.name} is missing; install the server: pip install 'evalrpc[server]'")
+        yield Finding(subject, False, extras.missing(error, "server"))
 
 
 def _print(form: Form, findings: Sequence[Finding]) -> None:

@@ -1,5 +1,6 @@
 """The exit codes, and the errors that lead to them."""
 
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -83,6 +84,13 @@ def _lines(error: Exception, address: str) -> list[str]:
         case OSError():
             return [f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)]
     return [str(error)]
+
+
+def require_linux() -> None:
+    """Exit with a sentence where no server can run."""
+    if platform.system() != "Linux":
+        system = platform.system() or "another system"
+        fail(ExitCode.WRONG_CALL, f"the server needs Linux, and this is {system}; the other commands work here, with --address")
 
 
 def _violation_lines(error: InvalidRequestError) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 import click
 
+from evalrpc import extras
 from evalrpc.cli import plotting, tables, wording
 from evalrpc.cli.connection import SLOW_CALL_SECONDS, connect, table_options
 from evalrpc.cli.exit_codes import ExitCode, fail
@@ -200,7 +201,7 @@ def _draw_file(path: Path, history: _History, title: str) -> None:
 
 
 def _fail_without(error: ModuleNotFoundError) -> None:
-    fail(ExitCode.WRONG_CALL, f"{error.name} is missing, which draws plots; install it: pip install 'evalrpc[plot]'")
+    fail(ExitCode.WRONG_CALL, extras.missing(error))
 
 
 def _panels(history: _History) -> list[plotting.Panel]:

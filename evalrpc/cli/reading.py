@@ -16,7 +16,7 @@ from evalrpc.cli.connection import SLOW_CALL_SECONDS, client_options, connect, t
 from evalrpc.cli.exit_codes import ExitCode, fail
 from evalrpc.cli.following import show_outcome
 from evalrpc.cli.output import Form, is_terminal, print_json, print_json_line, print_json_text, print_line
-from evalrpc.client import EvalClient
+from evalrpc.client import DownloadError, EvalClient
 from evalrpc.client.download import select
 from evalrpc.printable import printable, without_colours
 from evalrpc.v1.files_pb2 import Artifact, ListArtifactsResponse, ReadLogResponse
@@ -103,15 +103,25 @@ def samples_command(job_id: str, model: str, task: str, limit: int, address: str
 def download_command(
     job_id: str, directory: Path, names: tuple[str, ...], attempt: int, address: str | None, as_json: bool
 ) -> None:
-    """Download the files of a job into a folder and print their paths. Resumes where an earlier download broke off."""
+    """Download the files of a job into a folder and print their paths. Resumes where an earlier download broke off.
+
+    A file that can't be downloaded does not stop the others: it is named on stderr, and the command exits with 1.
+    """
     with connect(address, SLOW_CALL_SECONDS) as client:
         chosen = list(names) or None
-        paths = _download(client, job_id, directory, chosen, attempt)
+        errors: dict[str, Exception] = {}
+        try:
+            paths = _download(client, job_id, directory, chosen, attempt)
+        except DownloadError as error:
+            paths, errors = error.paths, error.errors
         if as_json:
-            print_json(ListArtifactsResponse(artifacts=select(client.list_artifacts(job_id, attempt), chosen)))
-            return
-    for path in paths:
-        print_line(str(path))
+            listed = select(client.list_artifacts(job_id, attempt), chosen)
+            print_json(ListArtifactsResponse(artifacts=[artifact for artifact in listed if artifact.name not in errors]))
+        else:
+            for path in paths:
+                print_line(str(path))
+    if errors:
+        fail(ExitCode.NOT_PASSED, *(f"{name!r} is missing: {error}" for name, error in errors.items()))
 
 
 def _download(client: EvalClient, job_id: str, directory: Path, names: list[str] | None, attempt: int) -> list[Path]:

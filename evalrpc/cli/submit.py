@@ -15,7 +15,7 @@ from evalrpc.cli.connection import connect, table_options
 from evalrpc.cli.following import follow
 from evalrpc.cli.output import Form, print_json, print_json_line, print_line
 from evalrpc.cli.parameters import arguments, duration, label, reconnect_timeout_option, split_commas
-from evalrpc.client import SubmitOptions
+from evalrpc.client import SubmitOptions, values
 from evalrpc.v1.jobs_pb2 import CACHE_MODE_ALLOW, GPU_MODE_DATA_PARALLEL, GPU_MODE_MODEL_PARALLEL, JobInfo, SubmitJobRequest
 
 _REQUEST_FIELDS: Final = (
@@ -131,9 +131,9 @@ def apply_flags(submission: SubmitJobRequest, flags: Mapping[str, Any]) -> None:
             _set(submission.request, name, flags[name])
         for name in _SUBMISSION_FIELDS:
             _set(submission, name, flags[name])
-    except ValueError as error:
+        _apply_compound_flags(submission, flags)
+    except (TypeError, ValueError) as error:
         raise click.UsageError(str(error)) from error
-    _apply_compound_flags(submission, flags)
 
 
 def _apply_compound_flags(submission: SubmitJobRequest, flags: Mapping[str, Any]) -> None:
@@ -141,8 +141,7 @@ def _apply_compound_flags(submission: SubmitJobRequest, flags: Mapping[str, Any]
         submission.request.tasks[:] = split_commas(flags["tasks"])
     for name in ("model_args", "gen_kwargs"):
         if flags[name] is not None:
-            submission.request.ClearField(name)
-            getattr(submission.request, name).update(flags[name])
+            getattr(submission.request, name).CopyFrom(values.arguments(name, flags[name]))
     submission.labels.update(dict(flags["labels"]))
     if flags["timeout"] is not None:
         submission.timeout.FromTimedelta(flags["timeout"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import ssl
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final, TypedDict
@@ -9,7 +10,9 @@ from typing import Any, Final, TypedDict
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct, Value
 
-from evalrpc.client.arguments import parse_arguments, parse_metric
+from evalrpc.client import values
+from evalrpc.client.addresses import Address, parse_address
+from evalrpc.client.arguments import parse_metric
 from evalrpc.client.request_ids import new_request_id
 from evalrpc.errors import JobCancelledError, JobFailedError
 from evalrpc.v1.evaluation_service_pb2 import DESCRIPTOR
@@ -27,6 +30,7 @@ from evalrpc.v1.jobs_pb2 import (
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
 ADDRESS_VARIABLE: Final = "EVALRPC_ADDRESS"
+ROOTS_VARIABLE: Final = "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"
 MAX_RECEIVE_BYTES: Final = 64 * 1024 * 1024
 NAMES_PAGE_SIZE: Final = 1000
 """How many task or model names are fetched per page; a harness may have many thousands."""
@@ -62,8 +66,8 @@ class SubmitOptions(TypedDict, total=False):
     """Makes the call safe to repeat. Default: a fresh UUID."""
     priority: int
     """Higher starts first. Default: 0."""
-    labels: Mapping[str, str] | None
-    """Free-form labels to filter by."""
+    labels: Mapping[str, object] | None
+    """Free-form labels to filter by: text, numbers, booleans, and what `evalrpc.client.values` lists."""
     timeout: timedelta | float | None
     """Bound on the run time of one attempt; a number is in seconds. Default: none."""
     max_attempts: int
@@ -77,15 +81,27 @@ class SubmitOptions(TypedDict, total=False):
     CACHE_MODE_ALLOW and `JobInfo.cached_from`. Default: False."""
 
 
-def server_address(address: str | None) -> str:
-    """Return the given address, else that in EVALRPC_ADDRESS, else the default."""
-    return address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
+def server_address(address: str | None) -> Address:
+    """Parse the given address, else that in EVALRPC_ADDRESS, else the default. Raises ValueError that says what is wrong."""
+    if address:
+        return parse_address(address)
+    variable = os.environ.get(ADDRESS_VARIABLE)
+    if not variable:
+        return parse_address(DEFAULT_ADDRESS)
+    try:
+        return parse_address(variable)
+    except ValueError as error:
+        raise ValueError(f"{ADDRESS_VARIABLE}: {error}") from None
 
 
-def channel_options() -> list[tuple[str, Any]]:
-    """Build the channel options: retries, limits, and keepalive at a rate that the server permits."""
+def channel_options(*, use_proxy: bool = True) -> list[tuple[str, Any]]:
+    """Build the channel options: retries, limits, and keepalive at a rate that the server permits.
+
+    `use_proxy`: whether the variables http_proxy, https_proxy and no_proxy count, as gRPC reads them.
+    """
     return [
         ("grpc.service_config", service_config()),
+        ("grpc.enable_http_proxy", int(use_proxy)),
         ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
@@ -95,6 +111,26 @@ def channel_options() -> list[tuple[str, Any]]:
         ("grpc.min_reconnect_backoff_ms", 5_000),
         ("grpc.max_reconnect_backoff_ms", 5_000),
     ]
+
+
+def require_channel(address: str | None, channel: object, kind: type) -> None:
+    """Raise ValueError for a channel beside an address, and TypeError for one that is not of this kind."""
+    if address is not None:
+        raise ValueError("give either an address or a channel, not both")
+    if not isinstance(channel, kind):
+        takes, given = (cls.__module__.partition("._")[0] for cls in (kind, type(channel)))
+        raise TypeError(f"this client takes a channel of {takes}, not of {given}")
+
+
+def root_certificates() -> bytes | None:
+    """Return the certificates that this machine trusts, as PEM; None leaves the choice to gRPC, which has a list of its own.
+
+    That is the case if the machine has none, and if gRPC's variable GRPC_DEFAULT_SSL_ROOTS_FILE_PATH names a file.
+    """
+    if os.environ.get(ROOTS_VARIABLE):
+        return None
+    certificates = ssl.create_default_context().get_ca_certs(binary_form=True)
+    return "".join(map(ssl.DER_cert_to_PEM_cert, certificates)).encode() or None
 
 
 def service_config() -> str:
@@ -113,8 +149,8 @@ def service_config() -> str:
 
 def evaluate_request(
     model: str,
-    tasks: Sequence[str],
-    model_args: Mapping[str, Any] | None = None,
+    tasks: Sequence[str] | str,
+    model_args: Mapping[str, Any] | str | None = None,
     num_fewshot: int | None = None,
     batch_size: int | str | None = None,
     device: str | None = None,
@@ -132,22 +168,23 @@ def evaluate_request(
 ) -> EvaluateRequest:
     """Build the request from plain values. None leaves a field absent; a single task may be a plain string.
 
-    Raises ValueError for arguments that have no JSON form.
+    Raises TypeError or ValueError that names the argument, or the key in it, which can't be sent.
     """
-    return EvaluateRequest(
+    return values.build(
+        EvaluateRequest,
         harness=harness,
         model=model,
-        tasks=[tasks] if isinstance(tasks, str) else tasks,
-        model_args=_struct(model_args),
+        tasks=values.texts("tasks", tasks),
+        model_args=values.arguments("model_args", model_args),
         num_fewshot=num_fewshot,
-        batch_size="" if batch_size is None else str(batch_size),
-        device=device or "",
+        batch_size=_batch_size(batch_size),
+        device=device,
         limit=limit,
-        gen_kwargs=_struct(parse_arguments(gen_kwargs) if isinstance(gen_kwargs, str) else gen_kwargs),
+        gen_kwargs=values.arguments("gen_kwargs", gen_kwargs),
         log_samples=log_samples,
         predict_only=predict_only,
         num_gpus=num_gpus,
-        output_dir=output_dir or "",
+        output_dir=output_dir,
         tasks_separately=tasks_separately,
         gpu_mode=gpu_mode,
         max_bad_answer_ratio=max_bad_answer_ratio,
@@ -159,20 +196,24 @@ def submit_request(
     *,
     request_id: str | None = None,
     priority: int = 0,
-    labels: Mapping[str, str] | None = None,
+    labels: Mapping[str, object] | None = None,
     timeout: timedelta | float | None = None,
     max_attempts: int = 1,
     supersede_key: str = "",
     validate_only: bool = False,
     cache: bool = False,
 ) -> SubmitJobRequest:
-    """Build the submission. It always has a `request_id`, so that a retry never submits a second job."""
-    return SubmitJobRequest(
+    """Build the submission. It always has a `request_id`, so that a retry never submits a second job.
+
+    Raises TypeError or ValueError that names the argument, or the key in it, which can't be sent.
+    """
+    return values.build(
+        SubmitJobRequest,
         request=request,
         request_id=request_id or new_request_id(),
         priority=priority,
-        labels=labels,
-        timeout=None if timeout is None else duration(timeout),
+        labels=values.labels(labels),
+        timeout=None if timeout is None else duration("timeout", timeout),
         max_attempts=max_attempts,
         supersede_key=supersede_key,
         validate_only=validate_only,
@@ -180,15 +221,19 @@ def submit_request(
     )
 
 
-def history_request(job_filter: JobFilter | None, metrics: Sequence[str], step_label: str) -> GetHistoryRequest:
+def history_request(job_filter: JobFilter | None, metrics: Sequence[str] | str, step_label: str) -> GetHistoryRequest:
     """Build the request for metrics across jobs."""
-    return GetHistoryRequest(filter=job_filter, metrics=map(parse_metric, metrics), step_label=step_label)
+    selectors = map(parse_metric, values.texts("metrics", metrics))
+    return values.build(GetHistoryRequest, filter=job_filter, metrics=selectors, step_label=step_label)
 
 
-def duration(value: timedelta | float) -> Duration:
-    """Build a Duration; a number is in seconds."""
+def duration(name: str, value: timedelta | float) -> Duration:
+    """Build the Duration of the argument `name`; a number is in seconds. Raises TypeError or ValueError that names it."""
     message = Duration()
-    message.FromTimedelta(value if isinstance(value, timedelta) else timedelta(seconds=value))
+    try:
+        message.FromTimedelta(value if isinstance(value, timedelta) else timedelta(seconds=values.number(name, value)))
+    except (OverflowError, ValueError):
+        raise ValueError(f"{name} must be a finite number of seconds, not {value}") from None
     return message
 
 
@@ -202,8 +247,8 @@ def completed(job: JobInfo, *, raise_on_failure: bool = True) -> JobInfo:
 
 
 def plain_row(struct: Struct) -> dict[str, Any]:
-    """Convert a Struct to a dict. A Struct has no integers, so numbers without a fraction become ints."""
-    return {key: _plain(value) for key, value in struct.fields.items()}
+    """Convert a Struct to a dict, sorted by key. A Struct has no integers, so numbers without a fraction become ints."""
+    return {key: _plain(value) for key, value in sorted(struct.fields.items())}
 
 
 def _plain(value: Value) -> Any:
@@ -221,9 +266,5 @@ def _plain(value: Value) -> Any:
     return None
 
 
-def _struct(values: Mapping[str, Any] | None) -> Struct | None:
-    if values is None:
-        return None
-    struct = Struct()
-    struct.update(dict(values))
-    return struct
+def _batch_size(value: int | str | None) -> str | None:
+    return value if value is None or isinstance(value, str) else str(values.whole_number("batch_size", value))

@@ -7,14 +7,15 @@ the call ends, `ended()` or `failed()` says how long to wait before the next one
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from evalrpc.client.failures import from_rpc_error
 from evalrpc.client.reconnect import ReconnectPolicy
-from evalrpc.errors import UnavailableError
+from evalrpc.client.values import build
+from evalrpc.errors import FileUnavailableError, UnavailableError
 from evalrpc.v1.files_pb2 import ReadArtifactRequest, ReadArtifactResponse, ReadLogRequest, ReadLogResponse
 from evalrpc.v1.jobs_pb2 import JobEvent, JobEventType, JobFilter, WatchJobRequest, WatchJobsRequest
 
@@ -23,6 +24,9 @@ MessageT = TypeVar("MessageT")
 ItemT = TypeVar("ItemT")
 BytesRequestT = TypeVar("BytesRequestT", ReadLogRequest, ReadArtifactRequest)
 BytesMessageT = TypeVar("BytesMessageT", ReadLogResponse, ReadArtifactResponse)
+
+MAX_TRIES_OF_AN_UNREADABLE_FILE: Final = 5
+"""In a row, without a byte of it, a second or more apart as the server asks."""
 
 _BROKEN_OFF = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 """A CANCELLED seen here is never our own: the server or a proxy cut the stream."""
@@ -80,7 +84,7 @@ class JobWatch(Reader[WatchJobRequest, JobEvent, JobEvent]):
         policy: ReconnectPolicy | None = None,
     ) -> None:
         super().__init__(policy)
-        self._request = WatchJobRequest(job_id=job_id, heartbeat_interval=_heartbeat(heartbeat_interval_seconds))
+        self._request = build(WatchJobRequest, job_id=job_id, heartbeat_interval=_heartbeat(heartbeat_interval_seconds))
         self._after_revision = after_revision
 
     def request(self) -> WatchJobRequest:
@@ -111,7 +115,7 @@ class AllJobsWatch(Reader[WatchJobsRequest, JobEvent, JobEvent]):
         policy: ReconnectPolicy | None = None,
     ) -> None:
         super().__init__(policy)
-        self._request = WatchJobsRequest(filter=job_filter, heartbeat_interval=_heartbeat(heartbeat_interval_seconds))
+        self._request = build(WatchJobsRequest, filter=job_filter, heartbeat_interval=_heartbeat(heartbeat_interval_seconds))
         self._after_revision = after_revision
         self._snapshots: list[JobEvent] | None = None
 
@@ -167,14 +171,27 @@ class LogBytes(_Bytes[ReadLogRequest, ReadLogResponse]):
     """ReadLog: the log of one attempt from an offset."""
 
     def __init__(self, job_id: str, attempt: int, *, follow: bool = False, offset: int = 0) -> None:
-        super().__init__(ReadLogRequest(job_id=job_id, attempt=attempt, follow=follow, offset=offset))
+        super().__init__(build(ReadLogRequest, job_id=job_id, attempt=attempt, follow=follow, offset=offset))
 
 
 class ArtifactBytes(_Bytes[ReadArtifactRequest, ReadArtifactResponse]):
     """ReadArtifact: one file of an attempt from an offset; attempt 0 is the latest."""
 
     def __init__(self, job_id: str, name: str, offset: int = 0, attempt: int = 0) -> None:
-        super().__init__(ReadArtifactRequest(job_id=job_id, name=name, offset=offset, attempt=attempt))
+        super().__init__(build(ReadArtifactRequest, job_id=job_id, name=name, offset=offset, attempt=attempt))
+        self._unreadable_times = 0
+
+    def failed(self, error: grpc.RpcError) -> float:
+        """As for any stream, except that a file which the server itself can't read is given up after some tries."""
+        failure = from_rpc_error(error)
+        self._unreadable_times = self._unreadable_times + 1 if isinstance(failure, FileUnavailableError) else 0
+        if self._unreadable_times >= MAX_TRIES_OF_AN_UNREADABLE_FILE:
+            raise failure from error
+        return super().failed(error)
+
+    def _take(self, message: ReadArtifactResponse) -> Iterable[bytes]:
+        self._unreadable_times = 0
+        return super()._take(message)
 
 
 def _heartbeat(interval_seconds: float | None) -> Duration | None:

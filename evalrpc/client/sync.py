@@ -4,13 +4,16 @@
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from evalrpc.client import comparing, core
-from evalrpc.client.download import OnProgress, PartialFile, is_complete, select, target_path
+from evalrpc.client.download import Download, OnProgress, PartialFile, is_complete, select, target_path
 from evalrpc.client.reconnect import OnDisconnect, ReconnectPolicy
 from evalrpc.client.resumable import AllJobsWatch, ArtifactBytes, JobWatch, LogBytes
 from evalrpc.client.sync_transport import Transport
+from evalrpc.client.values import build, texts
+from evalrpc.client.views import to_pandas
+from evalrpc.errors import EvalrpcError
 from evalrpc.v1.catalog_pb2 import (
     GetServerInfoRequest,
     GetServerInfoResponse,
@@ -36,6 +39,9 @@ from evalrpc.v1.jobs_pb2 import (
 from evalrpc.v1.queue_pb2 import GetQueueRequest, GetQueueResponse
 from evalrpc.v1.samples_pb2 import ListSamplesRequest
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 class EvalClient(Transport):
     """Submits evaluations to an evalrpc server, follows them, and fetches their logs and results.
@@ -60,8 +66,8 @@ class EvalClient(Transport):
     def evaluate(
         self,
         model: str,
-        tasks: Sequence[str],
-        model_args: Mapping[str, Any] | None = None,
+        tasks: Sequence[str] | str,
+        model_args: Mapping[str, Any] | str | None = None,
         num_fewshot: int | None = None,
         batch_size: int | str | None = None,
         device: str | None = None,
@@ -80,7 +86,11 @@ class EvalClient(Transport):
     ) -> JobInfo:
         """Submit an evaluation from plain values and return the job. See `submit` for options and errors.
 
-        None leaves a field at its default; see EvaluateRequest in the schema.
+        None leaves a field at its default; see EvaluateRequest in the schema. A single task may be a plain string.
+        `model_args` and `gen_kwargs` are dicts of JSON values, or text as lmms-eval reads it (see
+        `evalrpc.client.arguments`); paths, dates, enums and NumPy's numbers and small arrays become JSON values.
+
+        Raises TypeError or ValueError that names the argument, or the key in it, which can't be sent.
         """
         request = core.evaluate_request(
             model,
@@ -114,7 +124,7 @@ class EvalClient(Transport):
 
     def get_job(self, job_id: str) -> JobInfo:
         """Return the job's current state. Raises JobNotFoundError."""
-        return self._call(self._stub.GetJob, GetJobRequest(job_id=job_id))
+        return self._call(self._stub.GetJob, build(GetJobRequest, job_id=job_id))
 
     def watch(
         self,
@@ -177,11 +187,11 @@ class EvalClient(Transport):
 
         Raises JobNotFoundError, and JobFinishedError for one that is COMPLETED or FAILED.
         """
-        return self._call(self._stub.CancelJob, CancelJobRequest(job_id=job_id, reason=reason))
+        return self._call(self._stub.CancelJob, build(CancelJobRequest, job_id=job_id, reason=reason))
 
     def delete_job(self, job_id: str) -> None:
         """Delete a terminal job and everything that the server created for it. Raises JobNotFoundError, JobNotFinishedError."""
-        self._call(self._stub.DeleteJob, DeleteJobRequest(job_id=job_id))
+        self._call(self._stub.DeleteJob, build(DeleteJobRequest, job_id=job_id))
 
     def list_jobs(
         self,
@@ -189,7 +199,7 @@ class EvalClient(Transport):
         page_size: int = 0,
     ) -> Iterator[JobInfo]:
         """Yield jobs, newest first. `page_size` is how many are fetched at a time; 0 lets the server choose."""
-        request = ListJobsRequest(filter=filter, page_size=page_size)
+        request = build(ListJobsRequest, filter=filter, page_size=page_size)
         for page in self._pages(self._stub.ListJobs, request):
             yield from page.jobs
 
@@ -219,25 +229,33 @@ class EvalClient(Transport):
 
         Raises JobNotFoundError, AttemptNotFoundError.
         """
-        answer = self._call(self._stub.ListArtifacts, ListArtifactsRequest(job_id=job_id, attempt=attempt))
+        answer = self._call(self._stub.ListArtifacts, build(ListArtifactsRequest, job_id=job_id, attempt=attempt))
         return list(answer.artifacts)
 
     def download(
         self,
         job_id: str,
         directory: str | Path,
-        names: Sequence[str] | None = None,
+        names: Sequence[str] | str | None = None,
         on_progress: OnProgress | None = None,
         attempt: int = 0,
     ) -> list[Path]:
         """Download files of an attempt (default: all of the latest) into a folder and return their paths, sorted by name.
 
         Files already present are skipped, and interrupted downloads are resumed. A file appears under its name only when it is
-        complete and its checksum matches. Raises JobNotFoundError, AttemptNotFoundError, ArtifactNotFoundError,
-        ChecksumMismatchError, and InvalidRequestError for a name that leaves the folder.
+        complete and its checksum matches. A file that can't be downloaded does not stop the others: at the end, DownloadError
+        says which are missing and why. Raises JobNotFoundError, AttemptNotFoundError, ArtifactNotFoundError.
         """
-        chosen = select(self.list_artifacts(job_id, attempt), names)
-        return [self._download_file(job_id, attempt, artifact, Path(directory), on_progress) for artifact in chosen]
+        chosen = select(self.list_artifacts(job_id, attempt), None if names is None else texts("names", names))
+        download = Download(Path(directory))
+        for artifact in chosen:
+            try:
+                download.require_own_place(artifact)
+                path = self._download_file(job_id, attempt, artifact, Path(directory), on_progress)
+                download.add(artifact, path)
+            except (EvalrpcError, OSError) as error:
+                download.add_failure(artifact, error)
+        return download.finish()
 
     def _download_file(
         self, job_id: str, attempt: int, artifact: Artifact, directory: Path, on_progress: OnProgress | None
@@ -253,12 +271,15 @@ class EvalClient(Transport):
                         on_progress(artifact, part.offset)
             return part.finish()
 
-    def samples(self, job_id: str, model: str = "", task: str = "", page_size: int = 0) -> Iterator[dict[str, Any]]:
+    def samples(self, job_id: str, model: str = "", task: str = "", page_size: int = 0) -> "SampleRows":
         """Yield the predictions of one model and task, in the harness's order. Empty names select the job's only one.
 
-        Raises JobNotFoundError, SamplesNotFoundError.
+        `client.samples(job_id).to_pandas()` has all of them in one table. Raises JobNotFoundError, SamplesNotFoundError.
         """
-        request = ListSamplesRequest(job_id=job_id, model=model, task=task, page_size=page_size)
+        request = build(ListSamplesRequest, job_id=job_id, model=model, task=task, page_size=page_size)
+        return SampleRows(self._samples(request))
+
+    def _samples(self, request: ListSamplesRequest) -> Generator[dict[str, Any], None, None]:
         for page in self._pages(self._stub.ListSamples, request):
             for sample in page.samples:
                 yield core.plain_row(sample)
@@ -266,7 +287,7 @@ class EvalClient(Transport):
     def get_history(
         self,
         filter: JobFilter | None = None,  # noqa: A002 (the schema's name)
-        metrics: Sequence[str] = (),
+        metrics: Sequence[str] | str = (),
         step_label: str = "",
     ) -> GetHistoryResponse:
         """Return metrics across jobs, ordered by the step in the label `step_label` (default: `step`).
@@ -291,13 +312,13 @@ class EvalClient(Transport):
 
     def list_tasks(self, query: str = "", harness: str = "") -> Iterator[str]:
         """Yield the harness's task names that contain the query, sorted. Raises CatalogUnavailableError."""
-        request = ListTasksRequest(query=query, harness=harness, page_size=core.NAMES_PAGE_SIZE)
+        request = build(ListTasksRequest, query=query, harness=harness, page_size=core.NAMES_PAGE_SIZE)
         for page in self._pages(self._stub.ListTasks, request):
             yield from page.tasks
 
     def list_models(self, query: str = "", harness: str = "") -> Iterator[str]:
         """Yield the harness's model type names that contain the query, sorted. Raises CatalogUnavailableError."""
-        request = ListModelsRequest(query=query, harness=harness, page_size=core.NAMES_PAGE_SIZE)
+        request = build(ListModelsRequest, query=query, harness=harness, page_size=core.NAMES_PAGE_SIZE)
         for page in self._pages(self._stub.ListModels, request):
             yield from page.models
 
@@ -313,3 +334,24 @@ class EvalClient(Transport):
     def get_server_info(self) -> GetServerInfoResponse:
         """Return the server's version, limits and capabilities."""
         return self._call(self._stub.GetServerInfo, GetServerInfoRequest())
+
+
+class SampleRows(Iterator[dict[str, Any]]):
+    """The rows of samples, each a dict, fetched a page at a time as they are iterated over."""
+
+    def __init__(self, rows: Generator[dict[str, Any], None, None]) -> None:
+        self._rows = rows
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        return next(self._rows)
+
+    def close(self) -> None:
+        """Fetch no more."""
+        self._rows.close()
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return the rows that are left as a DataFrame. Raises ModuleNotFoundError that says what to install without pandas."""
+        return to_pandas(list(self))

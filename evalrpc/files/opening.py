@@ -17,6 +17,7 @@ from typing import Final
 
 from evalrpc.errors import ArtifactNotFoundError, FieldViolation, InvalidRequestError
 from evalrpc.files.errnos import unreadable
+from evalrpc.protobuf.file_names import disk_name, wire_name
 
 _NO_FILE: Final = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG}
@@ -28,7 +29,7 @@ class FoundFile:
     """A regular file in a folder."""
 
     name: str
-    """Its path within the folder, with `/`."""
+    """Its path within the folder, with `/`, as `evalrpc.protobuf.file_names` writes it."""
     size_bytes: int
     modified_ns: int
 
@@ -62,7 +63,7 @@ def open_regular_file(path: Path) -> Iterator[int | None]:
 
 @contextmanager
 def open_file(folder: Path, name: str) -> Iterator[int]:
-    """Open a regular file inside a folder for reading and yield its descriptor.
+    """Open a regular file inside a folder for reading and yield its descriptor. `name` is as in FoundFile.
 
     Raises InvalidRequestError for a name that leaves the folder, ArtifactNotFoundError if there is no such file,
     FileUnavailableError and FileUnreadableError if it exists but can't be read.
@@ -83,27 +84,18 @@ def _walk(folder: Path, prefix: str) -> Iterator[FoundFile]:
     except FileNotFoundError:
         return
     for entry in entries:
-        if not _is_text(entry.name):
-            continue  # a name that no message can carry
+        name = f"{prefix}{wire_name(entry.name)}"
         if entry.is_dir(follow_symlinks=False):
-            yield from _walk(folder / entry.name, f"{prefix}{entry.name}/")
+            yield from _walk(folder / entry.name, f"{name}/")
         elif entry.is_file(follow_symlinks=False):
             with suppress(FileNotFoundError):  # removed meanwhile
                 status = entry.stat(follow_symlinks=False)
-                yield FoundFile(prefix + entry.name, status.st_size, status.st_mtime_ns)
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+                yield FoundFile(name, status.st_size, status.st_mtime_ns)
 
 
 def _parts(name: str) -> list[str]:
-    parts = name.split("/")
-    if not name or "\0" in name or any(part in ("", ".", "..") for part in parts):
+    parts = disk_name(name).split("/")
+    if not name or any("\0" in part for part in parts) or any(part in ("", ".", "..") for part in parts):
         problem = (
             "must be a name from ListArtifacts: a relative path without `.`, `..` or empty parts" if name else "is required"
         )

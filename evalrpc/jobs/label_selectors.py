@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple, NoReturn
 
+from evalrpc.printable import first_unprintable, printable
+
 MAX_CHARACTERS: Final = 4096
 MAX_REQUIREMENTS: Final = 100
 MAX_KEY_LENGTH: Final = 63
@@ -30,7 +32,6 @@ _TOKEN: Final = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _WORD: Final = re.compile(r"[A-Za-z0-9_./-]+")
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _VALUE: Final = "a value (A-Z a-z 0-9 _ . / -, or anything in double quotes)"
 
 
@@ -154,8 +155,8 @@ class _Parser:
         text = re.sub(r"\\(.)", r"\1", token.text) if token.kind == "quoted" else token.text
         if len(text) > MAX_VALUE_LENGTH:
             raise ValueError(f"at character {token.place}: the value must have at most {MAX_VALUE_LENGTH} characters")
-        if _CONTROL.search(text):
-            raise ValueError(f"at character {token.place}: the value must have no control characters")
+        if (character := first_unprintable(text)) is not None:
+            raise ValueError(f"at character {token.place}: the value must not have the character {printable(character)}")
         self._advance()
         return text
 

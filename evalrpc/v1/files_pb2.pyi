@@ -167,7 +167,9 @@ class Artifact(_message.Message):
     SHA256_FIELD_NUMBER: _builtins.int
     MODIFIED_AT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Path within the attempt's output folder, with `/`."""
+    """Path within the attempt's output folder, with `/`. Each byte of it that is not UTF-8 is given as a NUL character and two
+    hex digits, since a protobuf string is UTF-8 and no file's name contains NUL.
+    """
     size_bytes: _builtins.int
     """Its size. Always set."""
     sha256: _builtins.str

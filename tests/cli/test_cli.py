@@ -365,10 +365,39 @@ def test_a_folder_that_can_not_be_written_is_a_wrong_call(run: Run, service: Fak
     service.files = {"a/b": b"x"}
     (tmp_path / "a").write_text("a file where a folder is needed")
 
-    result = run("download", JOB_ID, str(tmp_path))
+    result = run("download", JOB_ID, str(tmp_path / "a"))
 
     assert result.exit_code == 2
     assert str(tmp_path / "a") in result.stderr
+
+
+def test_download_names_the_files_that_are_missing_and_brings_the_others(
+    run: Run, service: FakeService, tmp_path: Path
+) -> None:
+    service.files = {"../evil\x1b[2J": b"x", "good": b"g"}
+
+    result = run("download", JOB_ID, str(tmp_path / "out"))
+
+    assert (result.exit_code, result.stdout) == (1, f"{tmp_path / 'out' / 'good'}\n")
+    assert result.stderr == ("evalrpc: '../evil\\x1b[2J' is missing: name: '../evil\\x1b[2J' is no path within the folder\n")
+
+
+def test_download_as_json_has_the_files_that_are_there(run: Run, service: FakeService, tmp_path: Path) -> None:
+    service.files = {"../evil": b"x", "good": b"g"}
+
+    result = run("download", JOB_ID, str(tmp_path), "--json")
+
+    assert result.exit_code == 1
+    assert [artifact["name"] for artifact in json.loads(result.stdout)["artifacts"]] == ["good"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:port", "http://127.0.0.1:1/v1", "ftp://127.0.0.1", "50051"])
+def test_an_address_that_makes_no_sense_is_a_wrong_call(run: Run, address: str) -> None:
+    result = run("list", "--address", address)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"evalrpc: the address {address!r} ")
+    assert result.stderr.count("\n") == 1
 
 
 # Comparing

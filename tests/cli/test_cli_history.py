@@ -11,6 +11,7 @@ from click.testing import Result
 from fake_server import FakeService
 from google.protobuf import json_format
 
+from evalrpc import extras
 from evalrpc.cli import history, plotting
 from evalrpc.v1.history_pb2 import GetHistoryResponse, HistoryPoint
 from evalrpc.v1.jobs_pb2 import JobStatus
@@ -150,7 +151,7 @@ def test_a_missing_extra_is_named_with_what_to_install(
     monkeypatch.setitem(sys.modules, missing, None)
     result = run(*flags)
     assert result.exit_code == 2
-    assert result.stderr == f"evalrpc: {missing} is missing, which draws plots; install it: pip install 'evalrpc[plot]'\n"
+    assert result.stderr == f"evalrpc: {missing} is missing; install it: {extras.install_command('plot')}\n"
 
 
 def test_a_table_needs_no_extra(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

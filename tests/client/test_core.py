@@ -1,10 +1,8 @@
 """The parts of the client that do no I/O."""
 
-import hashlib
 import json
 import math
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,13 +15,11 @@ from google.rpc import error_details_pb2, status_pb2
 
 from evalrpc import errors
 from evalrpc.client import core
-from evalrpc.client.arguments import parse_arguments
-from evalrpc.client.download import PartialFile, is_complete, select, target_path
 from evalrpc.client.failures import STATUS_DETAILS_KEY, build_error, from_rpc_error, parse_details
 from evalrpc.client.reconnect import ReconnectPolicy
-from evalrpc.client.resumable import AllJobsWatch, ArtifactBytes, JobWatch, LogBytes
+from evalrpc.client.resumable import MAX_TRIES_OF_AN_UNREADABLE_FILE, AllJobsWatch, ArtifactBytes, JobWatch, LogBytes
 from evalrpc.errors import DOMAIN, EvalrpcError, FieldViolation
-from evalrpc.v1.files_pb2 import Artifact, ReadArtifactResponse, ReadLogResponse
+from evalrpc.v1.files_pb2 import ReadArtifactResponse, ReadLogResponse
 from evalrpc.v1.jobs_pb2 import JobEvent, JobEventType, JobStatus
 
 
@@ -242,35 +238,6 @@ def test_only_calls_that_are_safe_to_repeat_are_repeated_and_only_when_the_serve
     assert not names & {"DeleteJob", "WatchJob", "WatchJobs", "ReadLog", "ReadArtifact"}
 
 
-def test_the_address_comes_from_the_argument_then_the_environment_then_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("EVALRPC_ADDRESS", raising=False)
-    assert core.server_address(None) == "127.0.0.1:50051"
-    monkeypatch.setenv("EVALRPC_ADDRESS", "there:1")
-    assert core.server_address(None) == "there:1"
-    assert core.server_address("here:2") == "here:2"
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", {}),
-        ("pretrained=acme/model", {"pretrained": "acme/model"}),
-        ("a=1,b=0.5,c=true,d=null,e=x", {"a": 1, "b": 0.5, "c": True, "d": None, "e": "x"}),
-        ('sizes=[1,2],name="a,b",map={"k":[1,2]}', {"sizes": [1, 2], "name": "a,b", "map": {"k": [1, 2]}}),
-        ("url=http://h/?q=1", {"url": "http://h/?q=1"}),
-        ('{"a": {"b": 1}}', {"a": {"b": 1}}),
-    ],
-)
-def test_arguments_are_json_or_pairs(text: str, expected: dict[str, Any]) -> None:
-    assert parse_arguments(text) == expected
-
-
-@pytest.mark.parametrize("text", ["a", "=1", '{"a": ', '{"a": 1} b'])
-def test_bad_arguments_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"JSON|key=value"):
-        parse_arguments(text)
-
-
 # ReconnectPolicy
 
 
@@ -442,72 +409,18 @@ def test_bytes_go_on_where_they_broke_off_and_none_comes_twice(reader: Any, mess
     assert reader.is_finished()
 
 
-# Files
+def test_a_file_that_the_server_can_not_read_is_given_up_after_some_tries() -> None:
+    reader = ArtifactBytes(JOB_ID, "name")
+    sent = errors.FileUnavailableError("input/output error", metadata={"errno": "EIO"})
+    unreadable = FakeRpcError(grpc.StatusCode.UNAVAILABLE, sent.message, details_of(sent))
 
-
-@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "", ".", "a\\..\\x", "a\0b", "link/x"])
-def test_a_name_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / "link").symlink_to(tmp_path)
-
-    with pytest.raises(errors.InvalidRequestError):
-        target_path(folder, name)
-
-
-def artifact(data: bytes, name: str = "model/results.json") -> Artifact:
-    return Artifact(name=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-
-
-def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
-    with PartialFile(tmp_path, artifact(b"abcd")) as part:
-        part.write(b"abcd")
-        assert not part.path.exists()
-        assert part.finish().read_bytes() == b"abcd"
-    assert is_complete(tmp_path, artifact(b"abcd"))
-    assert not is_complete(tmp_path, artifact(b"abce"))
-    assert [path.name for path in part.path.parent.iterdir()] == ["results.json"]
-
-
-def test_a_broken_download_goes_on(tmp_path: Path) -> None:
-    with PartialFile(tmp_path, artifact(b"abcd")) as part:
-        part.write(b"ab")
-    with PartialFile(tmp_path, artifact(b"abcd")) as part:
-        assert part.offset == 2
-        part.write(b"cd")
-        assert part.finish().read_bytes() == b"abcd"
-
-
-def test_a_broken_download_of_another_file_is_left_alone(tmp_path: Path) -> None:
-    with PartialFile(tmp_path, artifact(b"abcd")) as part:
-        part.write(b"ab")
-    with PartialFile(tmp_path, artifact(b"xyz")) as part:
-        assert part.offset == 0
-
-
-def test_wrong_bytes_are_refused_and_removed(tmp_path: Path) -> None:
-    with PartialFile(tmp_path, artifact(b"abcd")) as part:
-        part.write(b"abXX")
-        with pytest.raises(EvalrpcError, match="checksum"):
-            part.finish()
-    assert list(part.path.parent.iterdir()) == []
-
-
-def test_a_file_without_checksum_begins_anew_each_time(tmp_path: Path) -> None:
-    growing = Artifact(name="log.txt", size_bytes=2)
-    with PartialFile(tmp_path, growing) as part:
-        part.write(b"ab")
-    with PartialFile(tmp_path, growing) as part:
-        assert part.offset == 0
-        part.write(b"abc")
-        assert part.finish().read_bytes() == b"abc"
-    assert not is_complete(tmp_path, growing)
-
-
-def test_a_name_that_the_job_does_not_have_is_an_error() -> None:
-    listed = [artifact(b"", "a"), artifact(b"", "b")]
-
-    assert select(listed, ["b"]) == listed[1:]
-    assert select(listed, None) == listed
-    with pytest.raises(errors.ArtifactNotFoundError):
-        select(listed, ["c"])
+    for _ in range(MAX_TRIES_OF_AN_UNREADABLE_FILE - 1):
+        reader.failed(unreadable)
+    reader.failed(UNAVAILABLE)  # a restart of the server has nothing to do with it
+    for _ in range(MAX_TRIES_OF_AN_UNREADABLE_FILE - 1):
+        reader.failed(unreadable)
+    reader.accept(ReadArtifactResponse(data=b"a"))
+    for _ in range(MAX_TRIES_OF_AN_UNREADABLE_FILE - 1):
+        reader.failed(unreadable)
+    with pytest.raises(errors.FileUnavailableError):
+        reader.failed(unreadable)

@@ -1,7 +1,8 @@
 """Both clients against a server in this process that the test breaks, kills and restarts."""
 
 import asyncio
-import inspect
+import os
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, closing
@@ -13,7 +14,7 @@ from fake_server import JOB_ID, FakeServer, FakeService, job_at
 from waiting import DEADLINE_SECONDS
 
 from evalrpc import errors
-from evalrpc.client import AsyncEvalClient, ChecksumMismatchError, EvalClient
+from evalrpc.client import AsyncEvalClient, ChecksumMismatchError, DownloadError, EvalClient
 from evalrpc.errors import FieldViolation
 from evalrpc.v1.comparison_pb2 import CORRECTION_HOLM, CompareJobsRequest
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobError, JobEvent, JobEventType, JobFilter, JobInfo, JobStatus
@@ -49,7 +50,7 @@ class BlockingFace:
 
     def _invoke(self, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = method(*args, **kwargs)
-        return self._iterate(result) if inspect.isasyncgen(result) else self._run(result)
+        return self._iterate(result) if hasattr(result, "__anext__") else self._run(result)
 
     def _iterate(self, items: Any) -> Iterator[Any]:
         try:
@@ -422,6 +423,40 @@ def test_following_a_queued_job_waits_for_its_first_attempt(client: Any, service
     starter.join()
 
 
+def test_samples_become_one_table(server: FakeServer, service: FakeService) -> None:
+    pytest.importorskip("pandas", reason="pandas is not installed: the extra `pandas`")
+    service.samples = [{"doc_id": number, "score": number / 4} for number in range(5)]
+
+    async def table() -> Any:
+        async with AsyncEvalClient(server.address) as client:
+            return await client.samples(JOB_ID).to_pandas()
+
+    with EvalClient(server.address) as client:
+        rows = client.samples(JOB_ID)
+        assert next(rows) == {"doc_id": 0, "score": 0}
+        rest = rows.to_pandas()
+    assert list(rest["doc_id"]) == [1, 2, 3, 4]
+    assert list(asyncio.run(table())["score"]) == [0, 0.25, 0.5, 0.75, 1]
+
+
+def test_an_iteration_over_samples_that_is_closed_fetches_no_more(client: Any, service: FakeService) -> None:
+    service.samples = [{"doc_id": number} for number in range(5)]
+
+    with closing(client.samples(JOB_ID)) as rows:
+        assert next(rows) == {"doc_id": 0}
+    assert len(service.received["ListSamples"]) == 1
+
+
+def test_a_wrong_argument_is_named_before_any_call(client: Any, service: FakeService) -> None:
+    with pytest.raises(TypeError, match=r"^job_id must be text, not an evalrpc\.v1\.jobs_pb2\.JobInfo$"):
+        next(client.watch(job_at(RUNNING)))
+    with pytest.raises(TypeError, match=r"^job_id must be text, not 5 \(an int\)$"):
+        client.get_job(5)
+    with pytest.raises(TypeError, match=r"^model_args\['p'\]: a set has no order"):
+        client.evaluate("m", ["t"], {"p": {1}})
+    assert not any(service.received.values())
+
+
 def test_files_are_downloaded_whole_and_only_once(client: Any, service: FakeService, tmp_path: Path) -> None:
     service.files = {"m/results.json": b"0123456789", "m/empty.jsonl": b""}
     progress: list[tuple[str, int]] = []
@@ -446,22 +481,70 @@ def test_a_download_goes_on_over_a_broken_connection(client: Any, service: FakeS
     assert [sent.offset for sent in service.received["ReadArtifact"]] == [0, 4]
 
 
-def test_a_download_with_a_wrong_checksum_leaves_nothing(client: Any, service: FakeService, tmp_path: Path) -> None:
-    service.files = {"a": b"0123456789"}
-    service.on_chunk = lambda offset: service.files.update(a=b"0123XXXX89")
+def test_a_bad_file_does_not_stop_the_others_and_is_named(client: Any, service: FakeService, tmp_path: Path) -> None:
+    service.files = {"../evil": b"x", "a": b"aa", "b": b"0123456789", "c/d": b"cc"}
+    service.on_chunk = lambda offset: service.files.update(b=b"0123XXXX89")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "c").write_text("a file where a folder is needed")
 
-    with pytest.raises(ChecksumMismatchError):
+    with pytest.raises(DownloadError) as caught:
+        client.download(JOB_ID, tmp_path / "folder")
+
+    error = caught.value
+    assert [path.read_bytes() for path in error.paths] == [b"aa"]
+    assert {name: type(cause) for name, cause in error.errors.items()} == {
+        "../evil": errors.InvalidRequestError,
+        "b": ChecksumMismatchError,
+        "c/d": FileExistsError,
+    }
+    assert error.message.startswith("3 of 4 files are missing: '../evil': ")
+    assert {path.name for path in tmp_path.rglob("*")} == {"folder", "a", "c"}
+
+
+def test_a_download_that_failed_is_resumed_by_the_next(client: Any, service: FakeService, tmp_path: Path) -> None:
+    service.files = {"a": b"0123456789", "b": b"bb"}
+    failures = [errors.FileUnreadableError("a can't be read")]
+    service.on_chunk = lambda offset: (
+        service.errors["ReadArtifact"].append(failures.pop()) if offset == 4 and failures else None
+    )
+
+    with pytest.raises(DownloadError) as caught:
         client.download(JOB_ID, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    paths = client.download(JOB_ID, tmp_path)
+
+    assert list(caught.value.errors) == ["a"]
+    assert [path.read_bytes() for path in paths] == [b"0123456789", b"bb"]
+    assert [(sent.name, sent.offset) for sent in service.received["ReadArtifact"]] == [("a", 0), ("b", 0), ("a", 4)]
 
 
-def test_a_name_that_leaves_the_folder_is_never_written(client: Any, service: FakeService, tmp_path: Path) -> None:
-    service.files = {"../evil": b"x"}
-    folder = tmp_path / "folder"
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems don't take every name")
+def test_a_file_is_kept_whatever_its_name(client: Any, service: FakeService, tmp_path: Path) -> None:
+    names = {
+        "a\\b": b"a\\b",
+        "字" * 80: ("字" * 80).encode(),
+        "x" * 255: b"x" * 255,
+        "Results.json": b"Results.json",
+        "results.json": b"results.json",
+        "line\nfeed \u202e": "line\nfeed \u202e".encode(),
+        "caf\0e9/\0ff\0fe.bin": b"caf\xe9/\xff\xfe.bin",
+        "-rf *": b"-rf *",
+    }
+    service.files = {name: name.encode() for name in names}
 
-    with pytest.raises(errors.InvalidRequestError):
-        client.download(JOB_ID, folder)
-    assert list(tmp_path.iterdir()) == []
+    paths = client.download(JOB_ID, tmp_path)
+
+    assert [path.read_bytes().decode() for path in paths] == sorted(names)
+    found = {os.fsencode(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == set(names.values())
+
+
+def test_a_folder_that_can_not_be_made_is_told_at_once(client: Any, service: FakeService, tmp_path: Path) -> None:
+    service.files = {"a": b"aa", "b": b"bb"}
+    (tmp_path / "file").touch()
+
+    with pytest.raises(FileExistsError):
+        client.download(JOB_ID, tmp_path / "file")
+    assert service.received["ReadArtifact"] == []
 
 
 # Asyncio only
