@@ -150,6 +150,11 @@ MIGRATIONS: Final = (
         WHERE created_ns < previous_ns;
     DROP INDEX jobs_by_creation;
     """,
+    # What a job was before an event, so that a watcher can be told that the job has left its filter.
+    """
+    ALTER TABLE journal ADD COLUMN previous INTEGER;   -- the status; 0 of a new job, NULL where it is not known
+    ALTER TABLE journal ADD COLUMN labels_before TEXT; -- the labels as JSON, where they changed
+    """,
 )
 
 

@@ -1,11 +1,12 @@
 """Rows on their way into the database: gathered by a transaction, then written with as few statements as can be."""
 
+import json
 import sqlite3
 from collections.abc import Sequence
 from typing import Any, Final
 
 from evalrpc.jobs.defaults import gpus_needed
-from evalrpc.store.base import Submission
+from evalrpc.store.base import JournalEvent, Submission
 from evalrpc.v1 import jobs_pb2 as pb
 
 _MAX_ROWS: Final = 512
@@ -13,17 +14,18 @@ _MAX_ROWS: Final = 512
 
 _GIVEN: Final = "SELECT * FROM (VALUES {rows}) WHERE column1 IS NOT NULL"
 _INSERT_JOBS: Final = (
-    "INSERT INTO jobs (sequence, status, retry_ns, completed_ns, job, job_id, harness, model, priority, num_gpus,"
+    "INSERT INTO jobs (sequence, status, priority, retry_ns, completed_ns, job, job_id, harness, model, num_gpus,"
     f" supersede_key, request_id, fingerprint, created_ns) {_GIVEN}"
 )
 _UPDATE_JOBS: Final = (
-    "UPDATE jobs SET status = new.column2, retry_ns = new.column3, completed_ns = new.column4, job = new.column5"
+    "UPDATE jobs SET status = new.column2, priority = new.column3, retry_ns = new.column4, completed_ns = new.column5,"
+    " job = new.column6"
     " FROM (VALUES {rows}) AS new WHERE jobs.sequence = new.column1"
 )
 _INSERT_TASKS: Final = f"INSERT INTO job_tasks (task, sequence) {_GIVEN}"
 _INSERT_LABELS: Final = f"INSERT INTO job_labels (label, value, sequence) {_GIVEN}"
 _INSERT_SETBACKS: Final = f"INSERT INTO clock_setbacks (sequence, setback_ns) {_GIVEN}"
-_INSERT_EVENTS: Final = f"INSERT INTO journal (revision, sequence, created_ns, event) {_GIVEN}"
+_INSERT_EVENTS: Final = f"INSERT INTO journal (revision, sequence, created_ns, event, previous, labels_before) {_GIVEN}"
 
 _Row = tuple[Any, ...]
 
@@ -50,9 +52,10 @@ class Rows:
         """Note that the clock was set back before a new job."""
         self._setbacks.append((sequence, setback_ns))
 
-    def journal(self, revision: int, sequence: int, created_ns: int, event: bytes) -> None:
+    def journal(self, sequence: int, created_ns: int, event: JournalEvent) -> None:
         """Add an event."""
-        self._events.append((revision, sequence, created_ns, event))
+        labels_before = None if event.labels_before is None else json.dumps(event.labels_before)
+        self._events.append((event.revision, sequence, created_ns, event.event, event.previous, labels_before))
 
     def write(self, connection: sqlite3.Connection) -> None:
         """Write all, once. Raises sqlite3.Error."""
@@ -71,7 +74,6 @@ def _new_row(sequence: int, job: pb.JobInfo, serialized: bytes, submission: Subm
         job.job_id,
         job.request.harness,
         job.request.model,
-        job.priority,
         gpus_needed(job.request),
         job.supersede_key or None,
         submission.request_id or None,
@@ -82,7 +84,7 @@ def _new_row(sequence: int, job: pb.JobInfo, serialized: bytes, submission: Subm
 
 def _changed_row(sequence: int, job: pb.JobInfo, serialized: bytes) -> _Row:
     completed_ns = job.completed_at.ToNanoseconds() if job.HasField("completed_at") else None
-    return sequence, job.status, job.retry_at.ToNanoseconds(), completed_ns, serialized
+    return sequence, job.status, job.priority, job.retry_at.ToNanoseconds(), completed_ns, serialized
 
 
 def _write(connection: sqlite3.Connection, statement: str, rows: Sequence[_Row]) -> None:

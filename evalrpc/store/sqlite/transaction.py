@@ -2,29 +2,42 @@
 
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.clock import Clock
 from evalrpc.errors import JobNotFinishedError, JobNotFoundError, QueueFullError, RequestIdReusedError
 from evalrpc.jobs import lifecycle, transitions
+from evalrpc.jobs.events import deleted_event
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.protobuf import wire_format
-from evalrpc.store.base import ANY, RETRY_DELAY_SECONDS, Change, Expected, StoredJob, Submission
-from evalrpc.store.sqlite import deduplication
+from evalrpc.store.base import ANY, RETRY_DELAY_SECONDS, Change, Expected, JournalEvent, StoredJob, Submission
+from evalrpc.store.sqlite import deduplication, journal
+from evalrpc.store.sqlite.labels import relabel
 from evalrpc.store.sqlite.rows import Rows
 from evalrpc.v1 import jobs_pb2 as pb
 
-_COMPACTION_CHUNK: Final = 10_000
 _DELETED: Final = StoredJob(0, pb.JOB_STATUS_UNSPECIFIED, b"")
 _REQUEST: Final = """
 SELECT fingerprint, job_id, FALSE FROM jobs WHERE request_id = ?1
 UNION ALL
 SELECT joined.fingerprint, job_id, TRUE FROM joined_requests AS joined JOIN jobs USING (sequence) WHERE joined.request_id = ?1
 """
+
+
+class _Wanted(NamedTuple):
+    """What a client may change of a job, which makes an event though the status stays."""
+
+    labels: dict[str, str]
+    priority: int
+    cancel_ns: int
+
+    @staticmethod
+    def of(job: pb.JobInfo) -> "_Wanted":
+        return _Wanted(dict(job.labels), job.priority, job.cancel_requested_at.ToNanoseconds())
 
 
 @dataclass
@@ -83,13 +96,20 @@ class Transaction:
         stored = self._load(job_id)
         job = stored.parse()
         expect.require(job)
+        before = _Wanted.of(job)
         change(job)
-        if job.status == stored.status:
-            self._save(Change(self._next_number(), job, stored.sequence, stored.status, None), job.SerializeToString())
-            return job
-        lifecycle.require_transition(stored.status, job.status)
-        self.counts[stored.status] -= 1
-        serialized, event = self._journal(job, stored.sequence, self.clock.now())
+        after = _Wanted.of(job)
+        if job.status != stored.status:
+            lifecycle.require_transition(stored.status, job.status)
+            self.counts[stored.status] -= 1
+            self.counts[job.status] += 1
+        elif after == before:
+            return self._update_quietly(job, stored)
+        labels_before = before.labels if after.labels != before.labels else None
+        if labels_before is not None:
+            self.flush()
+            relabel(self.connection, stored.sequence, before.labels, after.labels)
+        serialized, event = self._journal(job, stored.sequence, self.clock.now(), stored.status, labels_before)
         self._save(Change(self._next_number(), job, stored.sequence, stored.status, event), serialized)
         return job
 
@@ -110,27 +130,23 @@ class Transaction:
                 "DELETE FROM job_labels WHERE label = ? AND value = ? AND sequence = ?", (*label, stored.sequence)
             )
         deduplication.forget(self.connection, stored.sequence)
+        journal.blank_events(self.connection, job_id, stored.sequence)
         self.counts[stored.status] -= 1
-        self.changes.append((Change(self._next_number(), job, stored.sequence, stored.status, None, deleted=True), b""))
+        self.head, now = self.next_revision(), self.clock.now()
+        event = JournalEvent(self.head, deleted_event(job_id, self.head, now))
+        self._rows.journal(stored.sequence, now.ToNanoseconds(), event)
+        self.changes.append((Change(self._next_number(), job, stored.sequence, stored.status, event, deleted=True), b""))
         self._jobs[job_id] = _DELETED
         return job
 
     def compact(self, max_events: int, older_than_ns: int) -> int:
         """See Store.compact."""
         self.flush()
-        (oldest,) = self.connection.execute("SELECT oldest_revision FROM compaction").fetchone()
-        # Oldest first, so that this reads no more than what is dropped.
-        young = self.connection.execute(
-            "SELECT revision FROM journal WHERE created_ns >= ? ORDER BY revision LIMIT 1", (older_than_ns,)
-        ).fetchone()
-        aged = young[0] - 1 if young else self.head
-        through = min(max(aged, self.head - max_events), oldest + _COMPACTION_CHUNK)
-        (dropped,) = self.connection.execute("SELECT max(revision) FROM journal WHERE revision <= ?", (through,)).fetchone()
-        if dropped is not None:
-            self.connection.execute("DELETE FROM journal WHERE revision <= ?", (dropped,))
-            self.connection.execute("UPDATE compaction SET oldest_revision = ?", (dropped,))
-            self.oldest = oldest = dropped
-        return int(oldest)
+        dropped = journal.compact(self.connection, self.head, max_events, older_than_ns)
+        if dropped is None:
+            return journal.oldest_revision(self.connection)
+        self.oldest = dropped
+        return dropped
 
     def next_revision(self) -> int:
         """Return a revision that is higher than all before."""
@@ -192,6 +208,7 @@ class Transaction:
             self._requests[submission.request_id] = (submission.fingerprint, job.job_id, False)
         if submission.cache_key:
             deduplication.add_cache_key(self.connection, submission, sequence)
+        self.counts[job.status] += 1
         self._note(Change(self._next_number(), job, sequence, pb.JOB_STATUS_UNSPECIFIED, event), serialized)
 
     def _load(self, job_id: str) -> StoredJob:
@@ -203,6 +220,13 @@ class Transaction:
             raise job_not_found(job_id)
         return stored
 
+    def _update_quietly(self, job: pb.JobInfo, stored: StoredJob) -> pb.JobInfo:
+        """Save a change that has no revision, such as partial results. What changes nothing is no change."""
+        serialized = job.SerializeToString()
+        if serialized != stored.serialized:
+            self._save(Change(self._next_number(), job, stored.sequence, stored.status, None), serialized)
+        return job
+
     def _save(self, change: Change, serialized: bytes) -> None:
         self._rows.update(change.sequence, change.job, serialized)
         self._note(change, serialized)
@@ -211,15 +235,26 @@ class Transaction:
         self._jobs[change.job.job_id] = StoredJob(change.sequence, change.job.status, serialized)
         self.changes.append((change, serialized))
 
-    def _journal(self, job: pb.JobInfo, sequence: int, now: Timestamp) -> tuple[bytes, bytes]:
-        """Give the job the next revision and write its event. Returns both serialised."""
+    def _journal(
+        self,
+        job: pb.JobInfo,
+        sequence: int,
+        now: Timestamp,
+        previous: Status = pb.JOB_STATUS_UNSPECIFIED,
+        labels_before: Mapping[str, str] | None = None,
+    ) -> tuple[bytes, JournalEvent]:
+        """Give the job the next revision and write its event. Returns the job, serialised, and the event."""
         job.revision = self.head = self.next_revision()
-        self.counts[job.status] += 1
         serialized = job.SerializeToString()
-        event = pb.JobEvent(
-            type=pb.JOB_EVENT_TYPE_STATUS, revision=self.head, time=now, terminal=job.status in lifecycle.TERMINAL
-        ).SerializeToString() + wire_format.message_field(pb.JobEvent.JOB_FIELD_NUMBER, serialized)
-        self._rows.journal(self.head, sequence, now.ToNanoseconds(), event)
+        head = pb.JobEvent(
+            type=pb.JOB_EVENT_TYPE_UPDATED if job.status == previous else pb.JOB_EVENT_TYPE_STATUS,
+            revision=self.head,
+            time=now,
+            terminal=job.status in lifecycle.TERMINAL,
+        ).SerializeToString()
+        wrapped = head + wire_format.message_field(pb.JobEvent.JOB_FIELD_NUMBER, serialized)
+        event = JournalEvent(self.head, wrapped, previous, labels_before)
+        self._rows.journal(sequence, now.ToNanoseconds(), event)
         return serialized, event
 
 
