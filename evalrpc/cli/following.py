@@ -11,9 +11,10 @@ from evalrpc.cli.exit_codes import INTERRUPTED, JOB_NOT_COMPLETED, fail
 from evalrpc.cli.output import is_terminal, print_json_line, print_table
 from evalrpc.client import EvalClient
 from evalrpc.errors import EvalrpcError, UnavailableError
-from evalrpc.v1.jobs_pb2 import JobEvent, JobFilter, JobInfo, JobStatus
+from evalrpc.v1.jobs_pb2 import JobEvent, JobEventType, JobFilter, JobInfo, JobStatus
 
 _HEARTBEAT_SECONDS = 5.0
+_POSITION_MAY_HAVE_CHANGED = (JobEventType.JOB_EVENT_TYPE_BOOKMARK, JobEventType.JOB_EVENT_TYPE_UPDATED)
 
 
 def follow(client: EvalClient, job_id: str, reconnect_timeout: timedelta, *, as_json: bool) -> None:
@@ -39,10 +40,10 @@ def follow_all(client: EvalClient, job_filter: JobFilter, *, as_json: bool) -> N
             breaks.over()
             if as_json:
                 print_json_line(event)
-            elif event.HasField("job") and shown.get(event.job.job_id) != (line := wording.describe(event.job)):
+            elif event.HasField("job") and shown.get(event.job.job_id) != (line := wording.describe_event(event)):
                 shown[event.job.job_id] = line
                 click.echo(f"{event.job.job_id}  {line}")
-            if event.terminal:
+            if event.terminal or event.type == JobEventType.JOB_EVENT_TYPE_DELETED:
                 shown.pop(event.job.job_id, None)
 
 
@@ -96,12 +97,12 @@ class _Breaks:
 
 
 def _states(client: EvalClient, events: Iterable[JobEvent]) -> Generator[JobInfo, None, None]:
-    """Yield the job after each event. Its queue position changes without an event, so it is fetched on heartbeats."""
+    """Yield the job after each event. Its queue position is in snapshots only, so it is fetched on heartbeats and updates."""
     job = JobInfo()
     for event in events:
         if event.HasField("job"):
             job = event.job
-        elif job.status == JobStatus.JOB_STATUS_QUEUED:
+        if job.status == JobStatus.JOB_STATUS_QUEUED and event.type in _POSITION_MAY_HAVE_CHANGED:
             with suppress(UnavailableError, TimeoutError):
                 job = client.get_job(job.job_id)
         yield job
@@ -120,9 +121,9 @@ def _show(states: Iterable[JobInfo]) -> JobInfo:
 
 
 def _show_lines(states: Iterable[JobInfo]) -> JobInfo:
-    job, shown, finished = JobInfo(), "", _Finished()
+    job, shown, news = JobInfo(), "", _News()
     for job in states:
-        for line in finished.news(job):
+        for line in news.of(job):
             click.echo(line)
         line = wording.describe(job)
         if line != shown:
@@ -131,13 +132,20 @@ def _show_lines(states: Iterable[JobInfo]) -> JobInfo:
     return job
 
 
-class _Finished:
-    """The metrics already printed of tasks that finished before the job."""
+class _News:
+    """What is printed once: the metrics of tasks that finish before the job, and what clients change of it."""
 
     def __init__(self) -> None:
         self._shown: set[str] = set()
+        self._settings = ""
 
-    def news(self, job: JobInfo) -> list[str]:
+    def of(self, job: JobInfo) -> list[str]:
+        """Return the lines that are new."""
+        settings, self._settings = self._settings, wording.settings(job)
+        updated = [f"updated: {self._settings}"] if settings not in ("", self._settings) else []
+        return updated + self._metrics(job)
+
+    def _metrics(self, job: JobInfo) -> list[str]:
         """Return a line for each new metric of an unfinished job: those of a finished one come in a table."""
         if job.status in wording.TERMINAL:
             return []
@@ -150,12 +158,12 @@ def _show_live(states: Iterable[JobInfo]) -> JobInfo:
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     words = TextColumn("{task.description}", markup=False)
-    job, finished = JobInfo(), _Finished()
+    job, news = JobInfo(), _News()
     with Progress(SpinnerColumn(), BarColumn(bar_width=30), TimeElapsedColumn(), words, transient=True) as display:
         line = display.add_task("", total=None)
         for job in states:
-            for news in finished.news(job):
-                display.console.print(news, markup=False, highlight=False)
+            for new_line in news.of(job):
+                display.console.print(new_line, markup=False, highlight=False)
             done, total = job.progress.done, job.progress.total or None
             display.update(line, description=wording.describe(job), completed=done, total=total)
     return job

@@ -1,5 +1,7 @@
 """The commands that follow and manage jobs."""
 
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from itertools import islice
 
@@ -9,7 +11,9 @@ from evalrpc.cli import wording
 from evalrpc.cli.connection import client_options, connect
 from evalrpc.cli.following import follow, follow_all
 from evalrpc.cli.output import print_json, print_json_line, print_table
-from evalrpc.cli.parameters import duration, filter_options
+from evalrpc.cli.parameters import duration, filter_options, label
+from evalrpc.client import EvalClient
+from evalrpc.errors import ConflictError
 from evalrpc.v1.jobs_pb2 import DeleteJobResponse, JobFilter, JobInfo
 from evalrpc.v1.queue_pb2 import GetQueueResponse
 
@@ -80,15 +84,41 @@ def queue_command(address: str | None, as_json: bool) -> None:
 @click.command()
 @click.argument("job_id", metavar="JOB")
 @click.option("--reason", default="", help="Why, for those who look later.")
+@click.option("--queued-only", is_flag=True, help="Let it run if it has begun: exit with 2 then.")
 @client_options
-def cancel_command(job_id: str, reason: str, address: str | None, as_json: bool) -> None:
+def cancel_command(job_id: str, reason: str, queued_only: bool, address: str | None, as_json: bool) -> None:
     """Cancel a job. A running one is ended with all its processes, which takes a moment."""
     with connect(address) as client:
-        job = client.cancel_job(job_id, reason)
+        job = client.cancel_job(job_id, reason, queued_only=queued_only)
     if as_json:
         print_json(job)
     else:
         click.echo(wording.describe(job))
+
+
+@click.command()
+@click.argument("job_id", metavar="JOB")
+@click.option("--label", "labels", type=label, metavar="K=V", multiple=True, help="Set this label. May be repeated.")
+@click.option("--remove-label", "removed", metavar="K", multiple=True, help="Remove this label. May be repeated.")
+@click.option("--priority", type=int, help="Higher starts first.")
+@client_options
+def update_command(
+    job_id: str,
+    labels: tuple[tuple[str, str], ...],
+    removed: tuple[str, ...],
+    priority: int | None,
+    address: str | None,
+    as_json: bool,
+) -> None:
+    """Change the labels of a job, or its priority. Labels that are not named stay."""
+    if not labels and not removed and priority is None:
+        raise click.UsageError("nothing to change: give --label, --remove-label or --priority")
+    with connect(address) as client:
+        job = _update(client, job_id, dict(labels), removed, priority)
+    if as_json:
+        print_json(job)
+    else:
+        click.echo(f"{wording.describe(job)}, {wording.settings(job)}")
 
 
 @click.command()
@@ -104,6 +134,19 @@ def delete_command(job_id: str, address: str | None, as_json: bool) -> None:
         click.echo(f"deleted {job_id}")
 
 
+def _update(
+    client: EvalClient, job_id: str, labels: Mapping[str, str], removed: Sequence[str], priority: int | None
+) -> JobInfo:
+    """Change labels one by one, though a call replaces all of them: whoever was overtaken looks at the job again."""
+    if not labels and not removed:
+        return client.update_job(job_id, priority=priority)
+    while True:
+        job = client.get_job(job_id)
+        changed = {key: value for key, value in job.labels.items() if key not in removed} | dict(labels)
+        with suppress(ConflictError):
+            return client.update_job(job_id, labels=changed, priority=priority, expected_revision=job.revision)
+
+
 def _job_facts(job: JobInfo) -> list[tuple[str, str]]:
     facts = [
         ("job", job.job_id),
@@ -111,7 +154,7 @@ def _job_facts(job: JobInfo) -> list[tuple[str, str]]:
         ("harness", job.request.harness),
         ("model", job.request.model),
         ("tasks", ", ".join(job.request.tasks)),
-        ("labels", ", ".join(f"{key}={value}" for key, value in sorted(job.labels.items()))),
+        ("labels", wording.labels_text(job)),
         ("priority", str(job.priority) if job.priority else ""),
         ("attempt", f"{job.attempt} of {job.max_attempts}" if job.attempt else ""),
         ("GPUs", ", ".join(job.gpus)),

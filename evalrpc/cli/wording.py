@@ -7,7 +7,7 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from evalrpc.v1.jobs_pb2 import JobInfo, JobStatus, Progress
+from evalrpc.v1.jobs_pb2 import JobEvent, JobEventType, JobInfo, JobStatus, Progress
 from evalrpc.v1.results_pb2 import Metric, ModelResult, TaskResult
 
 METRIC_COLUMNS: Final = ("model", "task", "metric", "filter", "value", "stderr", "better", "samples", "version", "group")
@@ -24,6 +24,25 @@ def status_name(status: "JobStatus.ValueType") -> str:
 def describe(job: JobInfo) -> str:
     """Describe the state of the job in one line."""
     return ", ".join((status_name(job.status), *_particulars(job)))
+
+
+def describe_event(event: JobEvent) -> str:
+    """Describe what an event says of its job in one line."""
+    if event.type == JobEventType.JOB_EVENT_TYPE_DELETED:
+        return "DELETED" if event.terminal else "no longer of the filter"
+    if event.type == JobEventType.JOB_EVENT_TYPE_UPDATED:
+        return f"{describe(event.job)}, {settings(event.job)}"
+    return describe(event.job)
+
+
+def settings(job: JobInfo) -> str:
+    """Describe what `evalrpc update` changes of a job."""
+    return f"priority {job.priority}, labels {labels_text(job) or 'none'}"
+
+
+def labels_text(job: JobInfo) -> str:
+    """Format the labels, sorted by key."""
+    return ", ".join(f"{key}={value}" for key, value in sorted(job.labels.items()))
 
 
 def _particulars(job: JobInfo) -> Iterator[str]:
