@@ -477,3 +477,25 @@ def test_the_command_line_follows_all_jobs_of_a_filter(api: Api, site: Site, as_
     assert (watching.returncode, errors) == (0, "")
     ids = {json.loads(line).get("job", {}).get("job_id", job.job_id) if as_json else line.split()[0] for line in lines}
     assert ids <= {before.job_id, job.job_id}, "the other job is not of the filter"
+
+
+def test_the_command_line_says_which_jobs_were_changed_and_which_are_gone(api: Api) -> None:
+    first, second = api.run("good", labels={"run": "x"}), api.run("good", labels={"run": "x"})
+    program = "from evalrpc.cli import main; main()"
+    command = (sys.executable, "-c", program, "watch-all", "--label", "run=x", "--address", api.address)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        before = [watching.stdout.readline() for _ in range(2)]
+        update_labels(api, first.job_id, run="x", note="y")
+        update_labels(api, first.job_id, run="z")
+        api.DeleteJob(job_id=second.job_id)
+        after = [watching.stdout.readline() for _ in range(3)]
+        watching.send_signal(signal.SIGINT)
+        _, errors = watching.communicate(timeout=SECONDS)
+    assert (watching.returncode, errors) == (0, "")
+    assert before == [f"{job.job_id}  COMPLETED\n" for job in (second, first)]
+    assert after == [
+        f"{first.job_id}  COMPLETED, priority 0, labels note=y, run=x\n",
+        f"{first.job_id}  no longer of the filter\n",
+        f"{second.job_id}  DELETED\n",
+    ]
