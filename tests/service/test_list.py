@@ -9,7 +9,7 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from serving import BOOKMARK, CANCELLED, COMPLETED, DELETED, FAILED, QUEUED, RUNNING, Api, Site, fields_of
+from serving import BOOKMARK, CANCELLED, COMPLETED, DELETED, FAILED, QUEUED, RUNNING, Api, ServerHere, Site, fields_of
 
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.jobs_pb2 import JobFilter
@@ -112,6 +112,30 @@ def test_all_pages_have_the_revision_of_the_first(api: Api, queued: list[pb.JobI
         page = api.ListJobs(page_size=3, page_token=page.next_page_token)
         assert page.revision == head
     assert api.ListJobs().revision == api.head() > head
+
+
+def test_what_changes_while_a_page_is_read_comes_to_whoever_watches_on(
+    server: ServerHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, store = server.api, server.server._store
+    done = [api.run("good", labels={"a": "1"}) for _ in range(4)]
+    changes = {
+        1: lambda: api.UpdateJob(job_id=done[3].job_id, labels={"a": "1", "b": "1"}),
+        2: lambda: (api.DeleteJob(job_id=done[2].job_id), api.UpdateJob(job_id=done[0].job_id, labels={"a": "2"})),
+    }
+    read = store.list_jobs
+
+    def read_and_be_overtaken(*arguments: Any) -> Any:
+        page = read(*arguments)
+        changes.pop(3 - len(changes))()
+        return page
+
+    monkeypatch.setattr(store, "list_jobs", read_and_be_overtaken)
+    jobs, stream = list_and_watch(api, JobFilter(labels={"a": "1"}))
+    assert not changes, "it was overtaken on both pages"
+    monkeypatch.undo()
+    final = {job.job_id: job.revision for job in api.ListJobs(filter=JobFilter(labels={"a": "1"})).jobs}
+    assert follow(jobs, stream, api.head()) == final
 
 
 @pytest.mark.parametrize("conditions", [{}, {"labels": {"a": "1"}}, {"statuses": [QUEUED, CANCELLED], "labels": {"a": "1"}}])
