@@ -119,8 +119,11 @@ class Expected(NamedTuple):
 
     def require(self, job: JobInfo) -> None:
         """Raise ConflictError unless the job is as expected."""
-        wanted = zip(self, (job.status, job.attempt, job.revision), strict=True)
-        if any(value not in (None, found) for value, found in wanted):
+        if (
+            self.status not in (None, job.status)
+            or self.attempt not in (None, job.attempt)
+            or self.revision not in (None, job.revision)
+        ):
             raise ConflictError(
                 f"job {job.job_id} was changed meanwhile: it is {status_name(job.status)}, with {job.attempt} attempts, at "
                 f"revision {job.revision}",
@@ -149,6 +152,7 @@ class Store(Protocol):
     def update(self, job_id: str, change: Callable[[JobInfo], None], expect: Expected = ANY) -> Future[JobInfo]:
         """Change a job that is as expected: `change` modifies the message it is given, and may raise an EvalrpcError to leave
         the job as it is. It runs on the writer thread, and may be called again, with another message, before one call counts.
+        It changes the status or the labels, never both.
 
         Raises JobNotFoundError, ConflictError, IllegalTransitionError, StoreUnavailableError, and what `change` raises.
         """

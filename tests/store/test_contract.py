@@ -403,17 +403,12 @@ def test_an_event_says_what_the_job_was_before(store: Store) -> None:
     job_id = submit(store, labels={"a": "1"}).job_id
     relabel(store, job_id, b="2")
     prioritise(store, job_id, 1)
-
-    def begin_with_other_labels(job: pb.JobInfo) -> None:
-        begin(job)
-        transitions.update(job, {}, None)
-
-    store.update(job_id, begin_with_other_labels).result(SECONDS)
+    run(store, job_id)
     assert [(event.previous, event.labels_before) for event in store.events_after(0, 10)] == [
         (pb.JOB_STATUS_UNSPECIFIED, None),
         (QUEUED, {"a": "1"}),
         (QUEUED, None),
-        (QUEUED, {"b": "2"}),
+        (QUEUED, None),
     ]
     assert [event.type for event in events(store)] == [
         pb.JOB_EVENT_TYPE_STATUS,

@@ -4,7 +4,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -26,18 +26,6 @@ SELECT fingerprint, job_id, FALSE FROM jobs WHERE request_id = ?1
 UNION ALL
 SELECT joined.fingerprint, job_id, TRUE FROM joined_requests AS joined JOIN jobs USING (sequence) WHERE joined.request_id = ?1
 """
-
-
-class _Wanted(NamedTuple):
-    """What a client may change of a job, which makes an event though the status stays."""
-
-    labels: dict[str, str]
-    priority: int
-    cancel_ns: int
-
-    @staticmethod
-    def of(job: pb.JobInfo) -> "_Wanted":
-        return _Wanted(dict(job.labels), job.priority, job.cancel_requested_at.ToNanoseconds())
 
 
 @dataclass
@@ -96,22 +84,20 @@ class Transaction:
         stored = self._load(job_id)
         job = stored.parse()
         expect.require(job)
-        before = _Wanted.of(job)
         change(job)
-        after = _Wanted.of(job)
         if job.status != stored.status:
             lifecycle.require_transition(stored.status, job.status)
             self.counts[stored.status] -= 1
             self.counts[job.status] += 1
-        elif after == before:
-            return self._update_quietly(job, stored)
-        labels_before = before.labels if after.labels != before.labels else None
-        if labels_before is not None:
+            return self._save_event(job, stored)
+        before = stored.parse()  # only now, since what changes the status, as most updates do, leaves the labels
+        if job.labels != before.labels:
             self.flush()
-            relabel(self.connection, stored.sequence, before.labels, after.labels)
-        serialized, event = self._journal(job, stored.sequence, self.clock.now(), stored.status, labels_before)
-        self._save(Change(self._next_number(), job, stored.sequence, stored.status, event), serialized)
-        return job
+            relabel(self.connection, stored.sequence, dict(before.labels), dict(job.labels))
+            return self._save_event(job, stored, dict(before.labels))
+        if (job.priority, job.cancel_requested_at) != (before.priority, before.cancel_requested_at):
+            return self._save_event(job, stored)
+        return self._save_quietly(job, stored)
 
     def delete(self, job_id: str) -> pb.JobInfo:
         """See Store.delete."""
@@ -220,7 +206,13 @@ class Transaction:
             raise job_not_found(job_id)
         return stored
 
-    def _update_quietly(self, job: pb.JobInfo, stored: StoredJob) -> pb.JobInfo:
+    def _save_event(self, job: pb.JobInfo, stored: StoredJob, labels_before: Mapping[str, str] | None = None) -> pb.JobInfo:
+        """Save a change, with an event."""
+        serialized, event = self._journal(job, stored.sequence, self.clock.now(), stored.status, labels_before)
+        self._save(Change(self._next_number(), job, stored.sequence, stored.status, event), serialized)
+        return job
+
+    def _save_quietly(self, job: pb.JobInfo, stored: StoredJob) -> pb.JobInfo:
         """Save a change that has no revision, such as partial results. What changes nothing is no change."""
         serialized = job.SerializeToString()
         if serialized != stored.serialized:
