@@ -15,6 +15,7 @@ it into a status in one place, and the client turns the status back into the sam
     ├── PreconditionError           FAILED_PRECONDITION
     │   ├── JobFinishedError
     │   ├── JobNotFinishedError
+    │   ├── JobNotQueuedError
     │   ├── IllegalTransitionError
     │   ├── CatalogUnavailableError
     │   ├── NoResultsError
@@ -150,7 +151,7 @@ class PreconditionError(EvalrpcError):
 
 
 class JobFinishedError(PreconditionError):
-    """The job is already COMPLETED or FAILED, so it can't be cancelled."""
+    """The job is already COMPLETED or FAILED, so it can't be cancelled; or it is terminal, so its priority can't change."""
 
     reason = "JOB_FINISHED"
 
@@ -159,6 +160,12 @@ class JobNotFinishedError(PreconditionError):
     """The job is not terminal yet, so it can't be deleted."""
 
     reason = "JOB_NOT_FINISHED"
+
+
+class JobNotQueuedError(PreconditionError):
+    """The job runs already, and only a queued one was to be cancelled."""
+
+    reason = "JOB_NOT_QUEUED"
 
 
 class IllegalTransitionError(PreconditionError):
@@ -192,7 +199,7 @@ class FileUnreadableError(PreconditionError):
 
 
 class ConflictError(EvalrpcError):
-    """The job is not in the state that the change expected: it was changed meanwhile."""
+    """The job is not in the state that the change expected: it was changed meanwhile. `metadata["revision"]` is that of now."""
 
     reason = "CONFLICT"
     code = "ABORTED"

@@ -20,6 +20,7 @@ _MODULES: Final = {
     "list": "jobs",
     "queue": "jobs",
     "cancel": "jobs",
+    "update": "jobs",
     "delete": "jobs",
     "logs": "reading",
     "results": "reading",

@@ -18,6 +18,7 @@ from evalrpc.v1.jobs_pb2 import JobEvent, JobEventType, JobFilter, JobInfo, JobS
 
 _HEARTBEAT_SECONDS = 5.0
 _BAR_CELLS = 30
+_POSITION_MAY_HAVE_CHANGED = (JobEventType.JOB_EVENT_TYPE_BOOKMARK, JobEventType.JOB_EVENT_TYPE_UPDATED)
 
 
 def follow(client: EvalClient, job_id: str, reconnect_timeout: timedelta, form: Form) -> None:
@@ -59,7 +60,7 @@ class _EventTable:
             return
         job_id, status, duration, *others = job_row(event.job, self._label_columns)
         if event.type == JobEventType.JOB_EVENT_TYPE_DELETED:
-            status = "DELETED"
+            status = "DELETED" if event.terminal else "LEFT"
         if self._shown.get(event.job.job_id) != (status, *others):
             self._table.print_row((job_id, status, duration, *others))
         self._shown[event.job.job_id] = (status, *others)
@@ -118,12 +119,12 @@ class _Breaks:
 
 
 def _states(client: EvalClient, events: Iterable[JobEvent]) -> Generator[JobInfo, None, None]:
-    """Yield the job after each event. Its queue position changes without an event, so it is fetched on heartbeats."""
+    """Yield the job after each event. Its queue position is in snapshots only, so it is fetched on heartbeats and updates."""
     job = JobInfo()
     for event in events:
         if event.HasField("job"):
             job = event.job
-        elif job.status == JobStatus.JOB_STATUS_QUEUED:
+        if job.status == JobStatus.JOB_STATUS_QUEUED and event.type in _POSITION_MAY_HAVE_CHANGED:
             with suppress(UnavailableError, TimeoutError):
                 job = client.get_job(job.job_id)
         yield job
@@ -144,9 +145,9 @@ def _show(states: Iterable[JobInfo], form: Form) -> JobInfo:
 
 
 def _show_lines(states: Iterable[JobInfo], *, err: bool = False) -> JobInfo:
-    job, shown, finished = JobInfo(), "", _Finished()
+    job, shown, news = JobInfo(), "", _News()
     for job in states:
-        for line in finished.news(job):
+        for line in news.of(job):
             print_line(line, err=err)
         line = wording.describe(job)
         if line != shown:
@@ -155,13 +156,20 @@ def _show_lines(states: Iterable[JobInfo], *, err: bool = False) -> JobInfo:
     return job
 
 
-class _Finished:
-    """The metrics already printed of tasks that finished before the job."""
+class _News:
+    """What is printed once: the metrics of tasks that finish before the job, and what clients change of it."""
 
     def __init__(self) -> None:
         self._shown: set[str] = set()
+        self._settings = ""
 
-    def news(self, job: JobInfo) -> list[str]:
+    def of(self, job: JobInfo) -> list[str]:
+        """Return the lines that are new."""
+        settings, self._settings = self._settings, wording.settings(job)
+        updated = [f"updated: {self._settings}"] if settings not in ("", self._settings) else []
+        return updated + self._metrics(job)
+
+    def _metrics(self, job: JobInfo) -> list[str]:
         """Return a line for each new metric of an unfinished job: those of a finished one come in a table."""
         if job.status in wording.TERMINAL:
             return []
@@ -176,12 +184,12 @@ def _show_live(states: Iterable[JobInfo]) -> JobInfo:
 
     words = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
     bar = BarColumn(bar_width=min(_BAR_CELLS, terminal_cells() // 4))
-    job, finished = JobInfo(), _Finished()
+    job, news = JobInfo(), _News()
     with Progress(SpinnerColumn(), bar, TimeElapsedColumn(), words, transient=True) as display:
         line = display.add_task("", total=None)
         for job in states:
-            for news in finished.news(job):
-                display.console.print(printable(news), markup=False, highlight=False)
+            for new_line in news.of(job):
+                display.console.print(printable(new_line), markup=False, highlight=False)
             done, total = job.progress.done, job.progress.total or None
             display.update(line, description=printable(wording.describe(job)), completed=done, total=total)
     return job

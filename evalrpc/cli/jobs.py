@@ -1,6 +1,7 @@
 """The commands that follow and manage jobs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from itertools import islice
 
@@ -11,8 +12,10 @@ from evalrpc.cli.connection import client_options, connect, table_options
 from evalrpc.cli.following import follow, follow_all
 from evalrpc.cli.job_table import job_columns, job_row, label_columns_option
 from evalrpc.cli.output import Form, print_facts, print_items, print_json, print_line
-from evalrpc.cli.parameters import filter_options, reconnect_timeout_option
+from evalrpc.cli.parameters import filter_options, label, reconnect_timeout_option
 from evalrpc.cli.tables import Cell
+from evalrpc.client import EvalClient
+from evalrpc.errors import ConflictError
 from evalrpc.v1.jobs_pb2 import DeleteJobResponse, JobFilter, JobInfo
 from evalrpc.v1.queue_pb2 import GetQueueResponse
 
@@ -86,15 +89,41 @@ def queue_command(address: str | None, form: Form) -> None:
 @click.command(short_help="Cancel a job.")
 @click.argument("job_id", metavar="JOB")
 @click.option("--reason", default="", metavar="TEXT", help="Say why, for those who look later.")
+@click.option("--queued-only", is_flag=True, help="Let a job that runs go on, and exit with 2 then.")
 @client_options
-def cancel_command(job_id: str, reason: str, address: str | None, as_json: bool) -> None:
+def cancel_command(job_id: str, reason: str, queued_only: bool, address: str | None, as_json: bool) -> None:
     """Cancel a job. A running job is ended with all its processes, which takes a moment."""
     with connect(address) as client:
-        job = client.cancel_job(job_id, reason)
+        job = client.cancel_job(job_id, reason, queued_only=queued_only)
     if as_json:
         print_json(job)
     else:
         print_line(wording.describe(job))
+
+
+@click.command(short_help="Change the labels or the priority of a job.")
+@click.argument("job_id", metavar="JOB")
+@click.option("--label", "labels", type=label, metavar="K=V", multiple=True, help="Set this label. May be repeated.")
+@click.option("--remove-label", "removed", metavar="K", multiple=True, help="Remove this label. May be repeated.")
+@click.option("--priority", type=int, metavar="N", help="Start before jobs of a lower priority.")
+@client_options
+def update_command(
+    job_id: str,
+    labels: tuple[tuple[str, str], ...],
+    removed: tuple[str, ...],
+    priority: int | None,
+    address: str | None,
+    as_json: bool,
+) -> None:
+    """Change the labels of a job, or its priority. Labels that are not named stay."""
+    if not labels and not removed and priority is None:
+        raise click.UsageError("nothing to change: give --label, --remove-label or --priority")
+    with connect(address) as client:
+        job = _update(client, job_id, dict(labels), removed, priority)
+    if as_json:
+        print_json(job)
+    else:
+        print_line(f"{wording.describe(job)}, {wording.settings(job)}")
 
 
 @click.command(short_help="Delete a job that has ended, with its files.")
@@ -108,6 +137,19 @@ def delete_command(job_id: str, address: str | None, as_json: bool) -> None:
         print_json(DeleteJobResponse())
     else:
         print_line(f"deleted {job_id}")
+
+
+def _update(
+    client: EvalClient, job_id: str, labels: Mapping[str, str], removed: Sequence[str], priority: int | None
+) -> JobInfo:
+    """Change labels one by one, though a call replaces all of them: whoever was overtaken looks at the job again."""
+    if not labels and not removed:
+        return client.update_job(job_id, priority=priority)
+    while True:
+        job = client.get_job(job_id)
+        changed = {key: value for key, value in job.labels.items() if key not in removed} | dict(labels)
+        with suppress(ConflictError):
+            return client.update_job(job_id, labels=changed, priority=priority, expected_revision=job.revision)
 
 
 def _job_facts(job: JobInfo) -> list[tuple[str, Cell]]:

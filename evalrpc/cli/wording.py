@@ -48,6 +48,11 @@ def detail(job: JobInfo) -> str:
     return ", ".join(_particulars(job))
 
 
+def settings(job: JobInfo) -> str:
+    """Describe what `evalrpc update` changes of a job."""
+    return f"priority {job.priority}, labels {labels_text(job.labels) or 'none'}"
+
+
 def _particulars(job: JobInfo) -> Iterator[str]:
     if job.status == JobStatus.JOB_STATUS_QUEUED:
         if job.HasField("position_in_queue"):

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any, Final, TypedDict
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Struct, Value
 
 from evalrpc.client import values
@@ -26,6 +27,7 @@ from evalrpc.v1.jobs_pb2 import (
     JobInfo,
     JobStatus,
     SubmitJobRequest,
+    UpdateJobRequest,
 )
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
@@ -46,6 +48,7 @@ RETRIED_METHODS: Final = (
     "GetJob",
     "ListJobs",
     "CancelJob",
+    "UpdateJob",
     "GetQueue",
     "ListArtifacts",
     "ListSamples",
@@ -218,6 +221,20 @@ def submit_request(
         supersede_key=supersede_key,
         validate_only=validate_only,
         cache=CACHE_MODE_ALLOW if cache else CACHE_MODE_UNSPECIFIED,
+    )
+
+
+def update_request(
+    job_id: str, labels: Mapping[str, str] | None, priority: int | None, expected_revision: int | None
+) -> UpdateJobRequest:
+    """Build the request for a change of a job. What is None is not in its mask, so it stays."""
+    changed = {"labels": labels is not None, "priority": priority is not None}
+    return UpdateJobRequest(
+        job_id=job_id,
+        labels=labels,
+        priority=priority or 0,
+        update_mask=FieldMask(paths=[name for name, is_given in changed.items() if is_given]),
+        expected_revision=expected_revision,
     )
 
 

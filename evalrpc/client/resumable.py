@@ -17,7 +17,7 @@ from evalrpc.client.reconnect import ReconnectPolicy
 from evalrpc.client.values import build
 from evalrpc.errors import FileUnavailableError, UnavailableError
 from evalrpc.v1.files_pb2 import ReadArtifactRequest, ReadArtifactResponse, ReadLogRequest, ReadLogResponse
-from evalrpc.v1.jobs_pb2 import JobEvent, JobEventType, JobFilter, WatchJobRequest, WatchJobsRequest
+from evalrpc.v1.jobs_pb2 import JobEvent, JobEventType, JobFilter, JobView, WatchJobRequest, WatchJobsRequest
 
 RequestT = TypeVar("RequestT")
 MessageT = TypeVar("MessageT")
@@ -30,6 +30,14 @@ MAX_TRIES_OF_AN_UNREADABLE_FILE: Final = 5
 
 _BROKEN_OFF = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 """A CANCELLED seen here is never our own: the server or a proxy cut the stream."""
+
+_STATES = (
+    JobEventType.JOB_EVENT_TYPE_SNAPSHOT,
+    JobEventType.JOB_EVENT_TYPE_STATUS,
+    JobEventType.JOB_EVENT_TYPE_UPDATED,
+    JobEventType.JOB_EVENT_TYPE_DELETED,
+)
+"""Whoever has seen their revision has seen these events."""
 
 
 class Reader(ABC, Generic[RequestT, MessageT, ItemT]):
@@ -113,9 +121,18 @@ class AllJobsWatch(Reader[WatchJobsRequest, JobEvent, JobEvent]):
         after_revision: int = 0,
         heartbeat_interval_seconds: float | None = None,
         policy: ReconnectPolicy | None = None,
+        *,
+        view: JobView.ValueType = JobView.JOB_VIEW_UNSPECIFIED,
+        skip_snapshots: bool = False,
     ) -> None:
         super().__init__(policy)
-        self._request = build(WatchJobsRequest, filter=job_filter, heartbeat_interval=_heartbeat(heartbeat_interval_seconds))
+        self._request = build(
+            WatchJobsRequest,
+            filter=job_filter,
+            heartbeat_interval=_heartbeat(heartbeat_interval_seconds),
+            view=view,
+            skip_snapshots=skip_snapshots,
+        )
         self._after_revision = after_revision
         self._snapshots: list[JobEvent] | None = None
 
@@ -139,6 +156,7 @@ class AllJobsWatch(Reader[WatchJobsRequest, JobEvent, JobEvent]):
             return ()
         self._snapshots = None
         self._after_revision = event.revision
+        self._request.skip_snapshots = False  # at revision 0 there is nothing to resume after: all jobs are new then
         return snapshots
 
 
@@ -203,5 +221,4 @@ def _heartbeat(interval_seconds: float | None) -> Duration | None:
 
 
 def _is_repeat(event: JobEvent, after_revision: int) -> bool:
-    states = (JobEventType.JOB_EVENT_TYPE_SNAPSHOT, JobEventType.JOB_EVENT_TYPE_STATUS)
-    return event.type in states and event.revision <= after_revision
+    return event.type in _STATES and event.revision <= after_revision

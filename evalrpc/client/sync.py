@@ -34,6 +34,7 @@ from evalrpc.v1.jobs_pb2 import (
     JobEvent,
     JobFilter,
     JobInfo,
+    JobView,
     ListJobsRequest,
 )
 from evalrpc.v1.queue_pb2 import GetQueueRequest, GetQueueResponse
@@ -149,17 +150,24 @@ class EvalClient(Transport):
         filter: JobFilter | None = None,  # noqa: A002 (the schema's name)
         after_revision: int = 0,
         *,
+        view: JobView.ValueType = JobView.JOB_VIEW_UNSPECIFIED,
+        skip_snapshots: bool = False,
         heartbeat_interval_seconds: float | None = None,
         reconnect_timeout_seconds: float | None = None,
         on_disconnect: OnDisconnect | None = None,
     ) -> Generator[JobEvent, None, None]:
         """Yield the state of every job that matches, a BOOKMARK, then every change, without end.
 
-        With `after_revision`, starts with the changes since then. Reconnects as `watch` does. Raises RevisionCompactedError and
-        RevisionInFutureError.
+        A job that was deleted, or that the filter does not match any more, comes as DELETED, with its id alone.
+
+        With `after_revision`, starts with the changes since then; with `skip_snapshots`, with the BOOKMARK. JOB_VIEW_BASIC
+        leaves out metrics and log tails. Reconnects as `watch` does. Raises RevisionCompactedError and RevisionInFutureError.
         """
         policy = ReconnectPolicy(reconnect_timeout_seconds, on_disconnect=on_disconnect)
-        return self._read(self._stub.WatchJobs, AllJobsWatch(filter, after_revision, heartbeat_interval_seconds, policy))
+        reader = AllJobsWatch(
+            filter, after_revision, heartbeat_interval_seconds, policy, view=view, skip_snapshots=skip_snapshots
+        )
+        return self._read(self._stub.WatchJobs, reader)
 
     def wait_for_job(
         self,
@@ -182,12 +190,30 @@ class EvalClient(Transport):
                     on_event(event)
         return core.completed(job, raise_on_failure=raise_on_failure)
 
-    def cancel_job(self, job_id: str, reason: str = "") -> JobInfo:
+    def cancel_job(self, job_id: str, reason: str = "", *, queued_only: bool = False) -> JobInfo:
         """Cancel the job and return its current state: a running job ends a little later.
 
-        Raises JobNotFoundError, and JobFinishedError for one that is COMPLETED or FAILED.
+        Raises JobNotFoundError, JobFinishedError for one that is COMPLETED or FAILED, and JobNotQueuedError for one that runs
+        if `queued_only`.
         """
-        return self._call(self._stub.CancelJob, build(CancelJobRequest, job_id=job_id, reason=reason))
+        request = build(CancelJobRequest, job_id=job_id, reason=reason, queued_only=queued_only)
+        return self._call(self._stub.CancelJob, request)
+
+    def update_job(
+        self,
+        job_id: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        priority: int | None = None,
+        expected_revision: int | None = None,
+    ) -> JobInfo:
+        """Replace all labels of the job, or its priority, and return its current state. None leaves what it is.
+
+        With `expected_revision`, only if that is the job's revision. Raises JobNotFoundError, ConflictError (which then may
+        also mean that a repeated call has changed the job itself), and JobFinishedError for the priority of a terminal job.
+        """
+        request = core.update_request(job_id, labels, priority, expected_revision)
+        return self._call(self._stub.UpdateJob, request)
 
     def delete_job(self, job_id: str) -> None:
         """Delete a terminal job and everything that the server created for it. Raises JobNotFoundError, JobNotFinishedError."""
@@ -197,9 +223,14 @@ class EvalClient(Transport):
         self,
         filter: JobFilter | None = None,  # noqa: A002 (the schema's name)
         page_size: int = 0,
+        *,
+        view: JobView.ValueType = JobView.JOB_VIEW_UNSPECIFIED,
     ) -> Iterator[JobInfo]:
-        """Yield jobs, newest first. `page_size` is how many are fetched at a time; 0 lets the server choose."""
-        request = build(ListJobsRequest, filter=filter, page_size=page_size)
+        """Yield jobs, newest first. `page_size` is how many are fetched at a time; 0 lets the server choose.
+
+        JOB_VIEW_BASIC leaves out metrics and log tails.
+        """
+        request = build(ListJobsRequest, filter=filter, page_size=page_size, view=view)
         for page in self._pages(self._stub.ListJobs, request):
             yield from page.jobs
 

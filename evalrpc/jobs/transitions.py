@@ -6,7 +6,7 @@ from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from evalrpc.errors import IllegalTransitionError, JobFinishedError
+from evalrpc.errors import IllegalTransitionError, JobFinishedError, JobNotQueuedError
 from evalrpc.jobs import lifecycle
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.results_pb2 import ModelResult
@@ -119,10 +119,27 @@ def backoff_seconds(attempts: int) -> float:
     return float(min(FIRST_BACKOFF_SECONDS * 2 ** (attempts - 1), MAX_BACKOFF_SECONDS))
 
 
-def request_cancel(job: pb.JobInfo, reason: str, now: Timestamp) -> None:
+def update(job: pb.JobInfo, labels: Mapping[str, str] | None, priority: int | None) -> None:
+    """Replace the labels, and the priority, of a job in any status. None leaves them.
+
+    Raises JobFinishedError for the priority of a terminal job.
+    """
+    if priority is not None:
+        if job.status in lifecycle.TERMINAL:
+            raise JobFinishedError(
+                f"job {job.job_id} is already {lifecycle.status_name(job.status)}: its priority means nothing any more"
+            )
+        job.priority = priority
+    if labels is not None:
+        job.ClearField("labels")
+        job.labels.update(labels)
+
+
+def request_cancel(job: pb.JobInfo, reason: str, now: Timestamp, *, queued_only: bool = False) -> None:
     """QUEUED to CANCELLED at once; RUNNING only records the request, which the scheduler carries out.
 
-    Asking again changes nothing. Raises JobFinishedError for a job that is COMPLETED or FAILED.
+    Asking again changes nothing. Raises JobFinishedError for a job that is COMPLETED or FAILED, and JobNotQueuedError for one
+    that is RUNNING if `queued_only`.
     """
     if job.status == pb.JOB_STATUS_CANCELLED:
         return
@@ -130,6 +147,8 @@ def request_cancel(job: pb.JobInfo, reason: str, now: Timestamp) -> None:
         raise JobFinishedError(
             f"job {job.job_id} is already {lifecycle.status_name(job.status)}: there is nothing left to cancel"
         )
+    if queued_only and job.status == pb.JOB_STATUS_RUNNING:
+        raise JobNotQueuedError(f"job {job.job_id} is RUNNING: cancel it without queued_only, or let it run")
     if job.HasField("cancel_requested_at"):
         return
     job.cancel_reason = reason

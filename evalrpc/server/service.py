@@ -27,6 +27,7 @@ from evalrpc.jobs import transitions
 from evalrpc.jobs.defaults import RequestDefaults
 from evalrpc.jobs.ids import job_ids
 from evalrpc.jobs.removal import remove_files
+from evalrpc.jobs.views import reduce_to_view
 from evalrpc.reading import page_tokens
 from evalrpc.reading.artifacts import ArtifactReader
 from evalrpc.reading.disk import read_on
@@ -37,7 +38,7 @@ from evalrpc.server import validation
 from evalrpc.server.cache_key import cache_key
 from evalrpc.server.call import Call
 from evalrpc.server.catalog import Catalog, Names
-from evalrpc.store.base import ListedJob, Store, Submission
+from evalrpc.store.base import Expected, ListedJob, Store, Submission
 from evalrpc.v1 import evaluation_service_pb2 as calls
 from evalrpc.v1.catalog_pb2 import (
     GetServerInfoRequest,
@@ -65,6 +66,7 @@ from evalrpc.v1.jobs_pb2 import (
     ListJobsRequest,
     ListJobsResponse,
     SubmitJobRequest,
+    UpdateJobRequest,
     WatchJobRequest,
     WatchJobsRequest,
 )
@@ -139,25 +141,52 @@ class EvaluationService:
 
     def WatchJobs(self, request: WatchJobsRequest, call: Call) -> Awaitable[None]:
         """Stream all jobs that match the filter."""
-        validation.require(chain(validation.job_filter(request.filter), _bad_options(request)))
-        return self.feed.watch_jobs(request.filter, request.after_revision, _heartbeat_seconds(request), call.send)
+        bad_filter, bad_view = validation.job_filter(request.filter), validation.view(request.view)
+        validation.require(chain(bad_filter, bad_view, _bad_options(request)))
+        return self.feed.watch_jobs(
+            request.filter,
+            request.after_revision,
+            _heartbeat_seconds(request),
+            call.send,
+            view=request.view,
+            skip_snapshots=request.skip_snapshots,
+        )
 
     async def ListJobs(self, request: ListJobsRequest, call: Call) -> ListJobsResponse:
         """List jobs, newest first."""
-        validation.require(chain(validation.job_filter(request.filter), validation.offsets(page_size=request.page_size)))
+        bad_filter, bad_view = validation.job_filter(request.filter), validation.view(request.view)
+        validation.require(chain(bad_filter, bad_view, validation.offsets(page_size=request.page_size)))
         page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
-        before = page_tokens.decode(request.page_token, request.filter)
+        listing = ListJobsRequest(filter=request.filter, view=request.view)
+        place = page_tokens.decode_place(request.page_token, listing)
+        before, revision = place or (None, self.store.head_revision)  # before the page is read, which so has all up to it
         listed = await self._read(lambda: self.store.list_jobs(request.filter, before, page_size + 1))
+        for _, job in listed:
+            reduce_to_view(job, request.view)
         page = _bounded(listed[:page_size])
-        token = page_tokens.encode(page[-1].sequence, request.filter) if len(listed) > len(page) else ""
-        return ListJobsResponse(jobs=[self.queue_state.described(job) for _, job in page], next_page_token=token)
+        token = page_tokens.encode(page[-1].sequence, listing, revision) if len(listed) > len(page) else ""
+        jobs = [self.queue_state.described(job) for _, job in page]
+        return ListJobsResponse(jobs=jobs, next_page_token=token, revision=revision)
 
     async def CancelJob(self, request: CancelJobRequest, call: Call) -> bytes:
         """Cancel a queued job at once, or request the end of a running one."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.cancel_reason(request.reason))
-        change = lambda job: transitions.request_cancel(job, request.reason, self.clock.now())  # noqa: E731
+
+        def change(job: JobInfo) -> None:
+            transitions.request_cancel(job, request.reason, self.clock.now(), queued_only=request.queued_only)
+
         return self._answer(await asyncio.wrap_future(self.store.update(job_id, change)))
+
+    async def UpdateJob(self, request: UpdateJobRequest, call: Call) -> bytes:
+        """Change the labels or the priority of a job."""
+        validation.require(validation.update(request))
+        fields = validation.updated_fields(request)
+        labels = dict(request.labels) if "labels" in fields else None
+        priority = request.priority if "priority" in fields else None
+        expect = Expected(revision=request.expected_revision if request.HasField("expected_revision") else None)
+        change = lambda job: transitions.update(job, labels, priority)  # noqa: E731
+        return self._answer(await asyncio.wrap_future(self.store.update(request.job_id.lower(), change, expect)))
 
     async def DeleteJob(self, request: DeleteJobRequest, call: Call) -> DeleteJobResponse:
         """Delete a terminal job, with its files if no other job refers to them."""

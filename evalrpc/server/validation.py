@@ -3,7 +3,7 @@
 import math
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +20,15 @@ from evalrpc.jobs.paths import allowed_output_dir
 from evalrpc.printable import first_unprintable, printable
 from evalrpc.v1.comparison_pb2 import CompareJobsRequest, Correction
 from evalrpc.v1.history_pb2 import GetHistoryRequest
-from evalrpc.v1.jobs_pb2 import CacheMode, EvaluateRequest, GpuMode, JobFilter, SubmitJobRequest
+from evalrpc.v1.jobs_pb2 import (
+    CacheMode,
+    EvaluateRequest,
+    GpuMode,
+    JobFilter,
+    JobView,
+    SubmitJobRequest,
+    UpdateJobRequest,
+)
 from evalrpc.v1.results_pb2 import MetricSelector
 
 MAX_ARGS_BYTES: Final = 1024 * 1024
@@ -37,9 +45,12 @@ MAX_REASON_LENGTH: Final = 1000
 _SECONDS_PER_DAY: Final = 24 * 3600
 MAX_TIMEOUT_SECONDS: Final = 366 * _SECONDS_PER_DAY
 MAX_CANDIDATES: Final = 16
+MAX_PATHS: Final = 100
 MIN_ALPHA: Final = 0.001
 MAX_ALPHA: Final = 0.5
 MIN_HEARTBEAT_SECONDS: Final = 0.1
+UPDATABLE: Final = frozenset({"labels", "priority"})
+"""What UpdateJob can change of a job."""
 _YEAR_2200_SECONDS: Final = 7_258_118_400
 
 _BATCH_SIZE = re.compile(r"auto(:[1-9][0-9]{0,5})?|[1-9][0-9]{0,5}")
@@ -83,8 +94,7 @@ def submission(
             yield FieldViolation(f"request.{field}", description)
     if call.request_id and not _REQUEST_ID.fullmatch(call.request_id):
         yield FieldViolation("request_id", "must be 1 to 128 printable ASCII characters without spaces")
-    if abs(call.priority) > MAX_PRIORITY:
-        yield FieldViolation("priority", f"must be from -{MAX_PRIORITY} to {MAX_PRIORITY}")
+    yield from _priority(call.priority)
     yield from _labels("labels", call.labels)
     if call.HasField("timeout"):
         yield from _duration("timeout", call.timeout, 0.001, MAX_TIMEOUT_SECONDS)
@@ -119,6 +129,34 @@ def job_filter(jobs: JobFilter) -> _Violations:
             yield FieldViolation(f"filter.{name}", "must be a time from 1970 to 2200")
     yield from _parsed("filter.label_selector", jobs.label_selector, parse_selector)
     yield from _parsed("filter.job_id_prefix", jobs.job_id_prefix, canonical_prefix)
+
+
+def view(chosen: JobView.ValueType) -> _Violations:
+    """Yield a violation unless this server knows the view."""
+    if chosen not in JobView.values():
+        yield FieldViolation("view", f"{chosen} is no view that this server knows: set JOB_VIEW_BASIC, or JOB_VIEW_FULL")
+
+
+def update(call: UpdateJobRequest) -> _Violations:
+    """Yield what is wrong with an UpdateJobRequest. Fields that it does not change don't matter."""
+    yield from _job_id("job_id", call.job_id)
+    yield from _update_mask(call)
+    changed = updated_fields(call)
+    if "labels" in changed:
+        yield from _labels("labels", call.labels)
+    if "priority" in changed:
+        yield from _priority(call.priority)
+    if call.HasField("expected_revision"):
+        yield from _not_negative("expected_revision", call.expected_revision)
+
+
+def updated_fields(call: UpdateJobRequest) -> Set[str]:
+    """Return the fields that an UpdateJobRequest changes: those that the mask names, or, without one, those that are set."""
+    if "*" in call.update_mask.paths:
+        return UPDATABLE
+    if call.update_mask.paths:
+        return UPDATABLE.intersection(call.update_mask.paths)
+    return {name for name in UPDATABLE if getattr(call, name)}
 
 
 def history(call: GetHistoryRequest) -> _Violations:
@@ -364,6 +402,24 @@ def _parsed(field: str, text: str, parse: Callable[[str], object]) -> _Violation
         parse(text)
     except ValueError as error:
         yield FieldViolation(field, str(error))
+
+
+def _update_mask(call: UpdateJobRequest) -> _Violations:
+    known = ", ".join(sorted(UPDATABLE))
+    paths = call.update_mask.paths
+    if len(paths) > MAX_PATHS:
+        yield FieldViolation("update_mask", f"has {len(paths)} paths; at most {MAX_PATHS} are allowed")
+    elif not paths and not updated_fields(call):
+        yield FieldViolation("update_mask", f"is required where no field is set, and names what to change: {known}")
+    else:
+        for index, path in enumerate(paths):
+            if path != "*" and path not in UPDATABLE:
+                yield FieldViolation(f"update_mask.paths[{index}]", f"{_quote(path)} can't be changed; these can: {known}")
+
+
+def _priority(priority: int) -> _Violations:
+    if abs(priority) > MAX_PRIORITY:
+        yield FieldViolation("priority", f"must be from -{MAX_PRIORITY} to {MAX_PRIORITY}")
 
 
 def _labels(field: str, labels: Mapping[str, str]) -> _Violations:

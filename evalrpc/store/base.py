@@ -1,8 +1,9 @@
 """The contracts of a store, the only place where a job changes, and of the feed of its changes.
 
-Writes are durable once their future has a result. A status change and its journal event are committed together and get a
-revision of the whole store, higher than all before. Whoever follows the changes has been passed a write of this server, and
-reads see it, before its future has a result. There may be other writers, of whose changes listeners hear in the same order.
+Writes are durable once their future has a result. A change of a job's status, or of its labels, its priority or the request to
+cancel it, or its deletion, is committed together with its journal event and gets a revision of the whole store, higher than all
+before. Whoever follows the changes has been passed a write of this server, and reads see it, before its future has a result.
+There may be other writers, of whose changes listeners hear in the same order.
 
 Every method may be called from any thread. Reads block on the disk, so the event loop calls them through a thread pool; only
 `cached_job` never blocks.
@@ -48,6 +49,22 @@ class Deleted(NamedTuple):
     """The job whose files no job refers to any more, so that they are to be removed; empty where some still does."""
 
 
+class JournalEvent(NamedTuple):
+    """A JobEvent as it was committed, with what a watcher needs to know of the job before it."""
+
+    revision: int
+    event: bytes
+    """The JobEvent, serialised. DELETED for all events of a deleted job, with nothing else left of it."""
+    previous: Status | None = None
+    """The status before; UNSPECIFIED for a new job, None where it is not known."""
+    labels_before: Mapping[str, str] | None = None
+    """The labels before; None where they stayed as they were."""
+
+    def parse(self) -> JobEvent:
+        """Return the event as a message of its own. Raises StoreUnavailableError."""
+        return _parse(JobEvent, self.event)
+
+
 class Change(NamedTuple):
     """A committed change of one job. Listeners must not modify `job`."""
 
@@ -59,25 +76,14 @@ class Change(NamedTuple):
     """Its place in the order of arrival."""
     previous: Status
     """The status before; UNSPECIFIED for a new job."""
-    event: bytes | None
-    """The JobEvent that was journalled; None where the status did not change."""
+    event: JournalEvent | None
+    """What was journalled, with the revision of the change; None where it has none."""
     deleted: bool = False
 
     @property
     def status_changed(self) -> bool:
-        """Whether this change has a revision of its own."""
-        return self.event is not None
-
-
-class JournalEvent(NamedTuple):
-    """A serialised JobEvent, as it was committed."""
-
-    revision: int
-    event: bytes
-
-    def parse(self) -> JobEvent:
-        """Return the event as a message of its own. Raises StoreUnavailableError."""
-        return _parse(JobEvent, self.event)
+        """Whether the job has another status than before."""
+        return self.job.status != self.previous
 
 
 class ListedJob(NamedTuple):
@@ -119,12 +125,19 @@ class Expected(NamedTuple):
     status: Status | None = None
     attempt: int | None = None
     """The number of the latest attempt; 0 before the first."""
+    revision: int | None = None
 
     def require(self, job: JobInfo) -> None:
         """Raise ConflictError unless the job is as expected."""
-        if self.status not in (None, job.status) or self.attempt not in (None, job.attempt):
+        if (
+            self.status not in (None, job.status)
+            or self.attempt not in (None, job.attempt)
+            or self.revision not in (None, job.revision)
+        ):
             raise ConflictError(
-                f"job {job.job_id} was changed meanwhile: it is {status_name(job.status)}, with {job.attempt} attempts"
+                f"job {job.job_id} was changed meanwhile: it is {status_name(job.status)}, with {job.attempt} attempts, at "
+                f"revision {job.revision}",
+                metadata={"revision": str(job.revision)},
             )
 
 
@@ -150,6 +163,7 @@ class Store(Protocol):
     def update(self, job_id: str, change: Callable[[JobInfo], None], expect: Expected = ANY) -> Future[JobInfo]:
         """Change a job that is as expected: `change` modifies the message it is given, and may raise an EvalrpcError to leave
         the job as it is. It runs on the writer thread, and may be called again, with another message, before one call counts.
+        It changes the status or the labels, never both.
 
         In the same commit the jobs that follow this one complete with it. If it ends otherwise, the first of them in the order
         of service follows nobody any more, and the others follow that one. A job has at least the priority of each follower.
@@ -158,7 +172,11 @@ class Store(Protocol):
         """
 
     def delete(self, job_id: str) -> Future[Deleted]:
-        """Remove a terminal job; its events stay in the journal. Raises JobNotFoundError, JobNotFinishedError."""
+        """Remove a terminal job, with a DELETED event. Its earlier events in the journal become DELETED too, in the same
+        commit: of what they had, only their revisions, their times and the job's id are left.
+
+        Raises JobNotFoundError, JobNotFinishedError.
+        """
 
     def cached_job(self, job_id: str) -> StoredJob | None:
         """Return a job if it is in memory, without blocking. It has at least the changes that have been passed on."""
@@ -191,7 +209,7 @@ class Store(Protocol):
     def events_after(self, revision: int, limit: int, job_id: str | None = None) -> list[JournalEvent]:
         """Return journal events with a later revision, of one job or of all, in order, up to `head_revision`.
 
-        Raises RevisionCompactedError, RevisionInFutureError.
+        Raises RevisionCompactedError, RevisionInFutureError, and JobNotFoundError if that job was deleted.
         """
 
     def status_counts(self) -> Mapping[Status, int]:

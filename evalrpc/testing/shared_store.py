@@ -92,7 +92,8 @@ class SharedStore:
             delivery()
 
     def _pass_on(self, changes: Sequence[Change]) -> None:
-        self._head = max([self._head, *(change.job.revision for change in changes)])  # first: listeners look for it
+        revisions = [change.event.revision for change in changes if change.event is not None]
+        self._head = max([self._head, *revisions])  # first: followers look for it
         self._changes.pass_on([change._replace(number=NUMBER_STEP * change.number) for change in changes])
 
     # Writing. A write of this server has been passed on to its listeners before its result is there.

@@ -202,7 +202,7 @@ class EvaluationServiceServicer(object):
     def ListJobs(self, request, context):
         """Lists jobs, newest first, page by page. Jobs submitted while a client pages appear only in a new listing.
 
-        Errors: INVALID_ARGUMENT (a bad filter or page size, or a token from another filter).
+        Errors: INVALID_ARGUMENT (a bad filter, view or page size, or a token from another filter or view).
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -226,7 +226,8 @@ class EvaluationServiceServicer(object):
         """Changes the labels of any job, or the priority of one that is not terminal.
 
         Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND, ABORTED (`CONFLICT`: the revision is not
-        `expected_revision`), FAILED_PRECONDITION (`JOB_FINISHED`: the priority of a terminal job), UNAVAILABLE.
+        `expected_revision`, but `revision` in the metadata), FAILED_PRECONDITION (`JOB_FINISHED`: the priority of a terminal
+        job), UNAVAILABLE.
         Retry: safe; with `expected_revision`, ABORTED may mean that an earlier call changed it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

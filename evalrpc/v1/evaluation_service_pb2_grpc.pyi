@@ -87,7 +87,7 @@ class EvaluationServiceStub:
     ListJobs: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListJobsRequest, _jobs_pb2.ListJobsResponse]
     """Lists jobs, newest first, page by page. Jobs submitted while a client pages appear only in a new listing.
 
-    Errors: INVALID_ARGUMENT (a bad filter or page size, or a token from another filter).
+    Errors: INVALID_ARGUMENT (a bad filter, view or page size, or a token from another filter or view).
     Retry: always safe.
     """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.CancelJobRequest, _jobs_pb2.JobInfo]
@@ -103,7 +103,8 @@ class EvaluationServiceStub:
     """Changes the labels of any job, or the priority of one that is not terminal.
 
     Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND, ABORTED (`CONFLICT`: the revision is not
-    `expected_revision`), FAILED_PRECONDITION (`JOB_FINISHED`: the priority of a terminal job), UNAVAILABLE.
+    `expected_revision`, but `revision` in the metadata), FAILED_PRECONDITION (`JOB_FINISHED`: the priority of a terminal
+    job), UNAVAILABLE.
     Retry: safe; with `expected_revision`, ABORTED may mean that an earlier call changed it.
     """
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.DeleteJobRequest, _jobs_pb2.DeleteJobResponse]
@@ -238,7 +239,7 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     ListJobs: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListJobsRequest, _jobs_pb2.ListJobsResponse]  # type: ignore[assignment]
     """Lists jobs, newest first, page by page. Jobs submitted while a client pages appear only in a new listing.
 
-    Errors: INVALID_ARGUMENT (a bad filter or page size, or a token from another filter).
+    Errors: INVALID_ARGUMENT (a bad filter, view or page size, or a token from another filter or view).
     Retry: always safe.
     """
     CancelJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.CancelJobRequest, _jobs_pb2.JobInfo]  # type: ignore[assignment]
@@ -254,7 +255,8 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     """Changes the labels of any job, or the priority of one that is not terminal.
 
     Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND, ABORTED (`CONFLICT`: the revision is not
-    `expected_revision`), FAILED_PRECONDITION (`JOB_FINISHED`: the priority of a terminal job), UNAVAILABLE.
+    `expected_revision`, but `revision` in the metadata), FAILED_PRECONDITION (`JOB_FINISHED`: the priority of a terminal
+    job), UNAVAILABLE.
     Retry: safe; with `expected_revision`, ABORTED may mean that an earlier call changed it.
     """
     DeleteJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.DeleteJobRequest, _jobs_pb2.DeleteJobResponse]  # type: ignore[assignment]
@@ -416,7 +418,7 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_jobs_pb2.ListJobsResponse, _abc.Awaitable[_jobs_pb2.ListJobsResponse]]:
         """Lists jobs, newest first, page by page. Jobs submitted while a client pages appear only in a new listing.
 
-        Errors: INVALID_ARGUMENT (a bad filter or page size, or a token from another filter).
+        Errors: INVALID_ARGUMENT (a bad filter, view or page size, or a token from another filter or view).
         Retry: always safe.
         """
 
@@ -444,7 +446,8 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         """Changes the labels of any job, or the priority of one that is not terminal.
 
         Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND, ABORTED (`CONFLICT`: the revision is not
-        `expected_revision`), FAILED_PRECONDITION (`JOB_FINISHED`: the priority of a terminal job), UNAVAILABLE.
+        `expected_revision`, but `revision` in the metadata), FAILED_PRECONDITION (`JOB_FINISHED`: the priority of a terminal
+        job), UNAVAILABLE.
         Retry: safe; with `expected_revision`, ABORTED may mean that an earlier call changed it.
         """
 

@@ -784,7 +784,9 @@ class JobEvent(_message.Message):
     DELETED it is the revision of the change itself.
     """
     terminal: _builtins.bool
-    """Whether the job is terminal and has no further events. WatchJob ends with OK right after this event."""
+    """Whether the job is terminal: its status stays, though its labels may change. WatchJob ends with OK right after this event.
+    On DELETED: whether the job itself was deleted, rather than only left the filter.
+    """
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When it happened: the time of the change on STATUS, UPDATED and DELETED, otherwise the time of sending."""
@@ -1109,7 +1111,7 @@ class ListJobsRequest(_message.Message):
     page_size: _builtins.int
     """The maximum number of jobs. 0: 50. More than 1000 counts as 1000; negative is rejected."""
     page_token: _builtins.str
-    """`next_page_token` of the page before, with the same filter. Empty: the first page."""
+    """`next_page_token` of the page before, with the same filter and view. Empty: the first page."""
     view: Global___JobView.ValueType
     """How much of each job to send. Default: all."""
     @_builtins.property
@@ -1241,7 +1243,9 @@ class UpdateJobRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Which fields to change: `labels`, `priority`. Absent: those that are set, so an empty map or a zero needs the mask."""
+        """Which fields to change: `labels`, `priority`; `*` is both. The others don't matter. Absent: those that are set, so an empty
+        map or a zero needs the mask.
+        """
 
     def __init__(
         self,

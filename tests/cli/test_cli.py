@@ -27,7 +27,7 @@ from evalrpc.cli.submit import submit_command
 from evalrpc.errors import FieldViolation
 from evalrpc.v1.catalog_pb2 import GetServerInfoResponse
 from evalrpc.v1.comparison_pb2 import CompareJobsResponse, JobComparison, MetricComparison, TestMethod, Verdict
-from evalrpc.v1.jobs_pb2 import JobError, JobEvent, JobInfo, JobStatus, Progress, SubmitJobRequest
+from evalrpc.v1.jobs_pb2 import JobError, JobEvent, JobEventType, JobInfo, JobStatus, Progress, SubmitJobRequest
 from evalrpc.v1.queue_pb2 import GetQueueResponse
 from evalrpc.v1.results_pb2 import Metric, ModelResult, TaskResult
 
@@ -313,6 +313,25 @@ def test_watch_shows_each_task_once_as_it_finishes(capsys: pytest.CaptureFixture
     assert capsys.readouterr().out.splitlines() == lines
 
 
+def test_watch_shows_what_was_changed_of_the_job(capsys: pytest.CaptureFixture[str]) -> None:
+    following._show_lines([job_at(RUNNING), job_at(RUNNING, priority=2), job_at(RUNNING, priority=2, labels={"a": "1"})])
+
+    lines = ["RUNNING", "updated: priority 2, labels none", "updated: priority 2, labels a=1"]
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_events_of_all_jobs_say_what_happened() -> None:
+    job = job_at(RUNNING, labels={"b": "2", "a": "1"})
+    updated = JobEvent(type=JobEventType.JOB_EVENT_TYPE_UPDATED, job=job)
+    deleted = JobEvent(type=JobEventType.JOB_EVENT_TYPE_DELETED, job=JobInfo(job_id=JOB_ID, revision=3), terminal=True)
+    left = JobEvent(type=JobEventType.JOB_EVENT_TYPE_DELETED, job=JobInfo(job_id=JOB_ID, revision=3))
+
+    assert wording.describe_event(JobEvent(type=JobEventType.JOB_EVENT_TYPE_STATUS, job=job)) == "RUNNING"
+    assert wording.describe_event(updated) == "RUNNING, priority 0, labels a=1, b=2"
+    assert wording.describe_event(deleted) == "DELETED"
+    assert wording.describe_event(left) == "no longer of the filter"
+
+
 def test_groups_come_after_the_tasks_and_versions_below_the_table(run: Run, service: FakeService) -> None:
     job = completed_job()
     result = job.results["model"]
@@ -538,6 +557,67 @@ def test_get_list_cancel_and_delete(run: Run, service: FakeService) -> None:
     assert run("cancel", JOB_ID, "--reason", "enough").stdout == "CANCELLED: enough\n"
     assert run("delete", JOB_ID).stdout == f"deleted {JOB_ID}\n"
     assert run("get", JOB_ID).exit_code == 2
+
+
+def test_cancel_of_queued_jobs_only_is_refused_for_one_that_runs(run: Run, service: FakeService) -> None:
+    service.change(job_at(RUNNING))
+    service.errors["CancelJob"] = [errors.JobNotQueuedError("job j is RUNNING")]
+
+    result = run("cancel", JOB_ID, "--queued-only")
+
+    assert (result.exit_code, result.stderr) == (2, "evalrpc: job j is RUNNING\n")
+    (request,) = service.received["CancelJob"]
+    assert request.queued_only  # type: ignore[attr-defined]
+
+
+def test_update_changes_the_labels_that_are_named_and_leaves_the_others(run: Run, service: FakeService) -> None:
+    service.change(job_at(QUEUED, labels={"keep": "1", "drop": "2", "change": "3"}, priority=1))
+
+    result = run("update", JOB_ID, "--label", "change=4", "--label", "new=5", "--remove-label", "drop", "--remove-label", "no")
+
+    assert result.stdout == "QUEUED, priority 1, labels change=4, keep=1, new=5\n"
+    assert service.jobs[JOB_ID].labels == {"keep": "1", "change": "4", "new": "5"}
+    (request,) = service.received["UpdateJob"]
+    assert list(request.update_mask.paths) == ["labels"]  # type: ignore[attr-defined]
+    assert request.expected_revision == 1  # type: ignore[attr-defined]
+
+
+def test_update_of_a_job_that_was_changed_meanwhile_looks_at_it_again(run: Run, service: FakeService) -> None:
+    service.change(job_at(QUEUED, labels={"a": "1"}))
+    service.errors["UpdateJob"] = [errors.ConflictError("changed meanwhile")] * 3
+
+    result = run("update", JOB_ID, "--label", "b=2", "--priority", "7", "--json")
+
+    updated = json_format.Parse(result.stdout, JobInfo())
+    assert (result.exit_code, updated.priority, dict(updated.labels)) == (0, 7, {"a": "1", "b": "2"})
+    assert len(service.received["UpdateJob"]) == len(service.received["GetJob"]) == 4
+
+
+def test_update_of_the_priority_alone_leaves_the_labels_to_others(run: Run, service: FakeService) -> None:
+    service.change(job_at(QUEUED, labels={"a": "1"}, priority=3))
+
+    assert run("update", JOB_ID, "--priority", "0").stdout == "QUEUED, priority 0, labels a=1\n"
+    (request,) = service.received["UpdateJob"]
+    assert list(request.update_mask.paths) == ["priority"]  # type: ignore[attr-defined]
+    assert not request.HasField("expected_revision")
+
+
+@pytest.mark.parametrize("flags", [[], ["--label", "a"], ["--label", "=b"], ["--priority", "high"]])
+def test_update_that_makes_no_sense_is_a_wrong_call(run: Run, service: FakeService, flags: list[str]) -> None:
+    result = run("update", JOB_ID, *flags)
+
+    assert (result.exit_code, service.received["UpdateJob"]) == (2, [])
+    assert "Traceback" not in result.output
+
+
+def test_update_names_the_flag_of_a_bad_field(run: Run, service: FakeService) -> None:
+    service.change(job_at(QUEUED))
+    violation = FieldViolation("priority", "must be from -1000 to 1000")
+    service.errors["UpdateJob"] = [errors.InvalidRequestError(violations=[violation])]
+
+    result = run("update", JOB_ID, "--priority", "2000")
+
+    assert (result.exit_code, result.stderr) == (2, "evalrpc: --priority (priority): must be from -1000 to 1000\n")
 
 
 def test_list_passes_every_condition_on(run: Run, service: FakeService) -> None:

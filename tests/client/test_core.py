@@ -59,6 +59,8 @@ def event(kind: str, revision: int, *, terminal: bool = False) -> JobEvent:
         errors.RequestIdReusedError,
         errors.JobFinishedError,
         errors.JobNotFinishedError,
+        errors.JobNotQueuedError,
+        errors.ConflictError,
         errors.CatalogUnavailableError,
         errors.QueueFullError,
         errors.RevisionCompactedError,
@@ -234,7 +236,7 @@ def test_only_calls_that_are_safe_to_repeat_are_repeated_and_only_when_the_serve
 
     names = {entry["method"] for entry in config["name"]}
     assert config["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
-    assert {"SubmitJob", "GetJob", "CancelJob"} <= names
+    assert {"SubmitJob", "GetJob", "CancelJob", "UpdateJob"} <= names
     assert not names & {"DeleteJob", "WatchJob", "WatchJobs", "ReadLog", "ReadArtifact"}
 
 
@@ -380,6 +382,35 @@ def test_an_empty_server_is_watched_from_its_first_revision() -> None:
 
     assert list(watch.accept(event("STATUS", 1))) == [event("STATUS", 1)]
     assert watch.request().after_revision == 1
+
+
+def test_a_watch_that_skips_snapshots_asks_for_what_came_after_an_empty_server() -> None:
+    watch = AllJobsWatch(skip_snapshots=True)
+    assert watch.request().skip_snapshots
+    watch.failed(UNAVAILABLE)
+    assert watch.request().skip_snapshots, "it has seen nothing yet"
+    assert list(watch.accept(event("BOOKMARK", 0))) == [event("BOOKMARK", 0)]
+    watch.failed(UNAVAILABLE)
+
+    again = watch.request()
+
+    assert (again.after_revision, again.skip_snapshots) == (0, False), "what was submitted meanwhile comes as snapshots"
+    assert list(watch.accept(event("SNAPSHOT", 0))) == []
+    assert list(watch.accept(event("BOOKMARK", 3))) == [event("SNAPSHOT", 0), event("BOOKMARK", 3)]
+    assert watch.request().after_revision == 3
+
+
+@pytest.mark.parametrize("kind", ["STATUS", "UPDATED", "DELETED"])
+@pytest.mark.parametrize("reader", [JobWatch, AllJobsWatch])
+def test_every_change_comes_once_and_is_resumed_after(reader: Any, kind: str) -> None:
+    watch = AllJobsWatch(after_revision=5) if reader is AllJobsWatch else JobWatch(JOB_ID, after_revision=5)
+    watch.request()
+
+    assert list(watch.accept(event(kind, 5))) == []
+    assert list(watch.accept(event(kind, 7))) == [event(kind, 7)]
+    assert list(watch.accept(event(kind, 7))) == []
+    assert list(watch.accept(event(kind, 6))) == []
+    assert watch.request().after_revision == 7
 
 
 def test_a_watch_of_all_jobs_resumes_without_repeating_and_never_ends() -> None:

@@ -7,7 +7,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalrpc.errors import IllegalTransitionError, JobFinishedError
+from evalrpc.errors import IllegalTransitionError, JobFinishedError, JobNotQueuedError
 from evalrpc.jobs import lifecycle, transitions
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.results_pb2 import ModelResult
@@ -130,6 +130,42 @@ def test_cancelling_a_running_job_only_notes_the_wish() -> None:
     assert (job.status, job.completed_at, job.error.message) == (CANCELLED, at(20), "enough")
     assert job.cancel_requested_at == at(15), "it stays on the terminal job"
     assert job.attempts[0].error.reason == "CANCELLED"
+
+
+def test_only_a_queued_job_is_cancelled_where_that_is_asked_for() -> None:
+    job = running_job()
+    before = job.SerializeToString(deterministic=True)
+    with pytest.raises(JobNotQueuedError):
+        transitions.request_cancel(job, "", at(15), queued_only=True)
+    assert job.SerializeToString(deterministic=True) == before
+    transitions.request_cancel(job, "", at(16))
+    with pytest.raises(JobNotQueuedError):
+        transitions.request_cancel(job, "", at(17), queued_only=True)
+    job = queued_job()
+    transitions.request_cancel(job, "", at(5), queued_only=True)
+    assert job.status == CANCELLED
+
+
+def test_an_update_changes_what_is_given_and_nothing_else() -> None:
+    job = queued_job()
+    job.labels["a"] = "1"
+    transitions.update(job, None, 4)
+    assert (job.priority, job.labels) == (4, {"a": "1"})
+    transitions.update(job, {"b": "2"}, None)
+    assert (job.priority, job.labels) == (4, {"b": "2"})
+    transitions.update(job, {}, 0)
+    assert (job.priority, job.labels) == (0, {})
+
+
+def test_a_terminal_job_keeps_its_priority() -> None:
+    job = queued_job()
+    transitions.request_cancel(job, "", at(5))
+    before = job.SerializeToString(deterministic=True)
+    with pytest.raises(JobFinishedError):
+        transitions.update(job, {"a": "1"}, 1)
+    assert job.SerializeToString(deterministic=True) == before
+    transitions.update(job, {"a": "1"}, None)
+    assert job.labels == {"a": "1"}
 
 
 def test_asking_again_changes_nothing() -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from evalrpc.scheduling.placement import Capacity, NodeCapacity, Slots
 from evalrpc.scheduling.queue_state import QueueState
-from evalrpc.store.base import Change, ListedJob, QueuedRow
+from evalrpc.store.base import Change, JournalEvent, ListedJob, QueuedRow
 from evalrpc.testing.executor import nodes_of
 from evalrpc.v1 import jobs_pb2 as pb
 
@@ -34,7 +34,7 @@ def job_at(
 
 
 def change(job: pb.JobInfo, sequence: int, previous: int = QUEUED, *, deleted: bool = False) -> Change:
-    return Change(1, job, sequence, previous, b"event", deleted)
+    return Change(1, job, sequence, previous, JournalEvent(1, b"event"), deleted)
 
 
 def state_of(*jobs: tuple[int, pb.JobInfo]) -> QueueState:
@@ -112,6 +112,17 @@ def test_a_new_attempt_begins_without_the_progress_of_the_one_before() -> None:
     assert not describe(state, "job-1", RUNNING).HasField("progress")
     state.apply([change(job_at(1, RUNNING), 1)])
     assert not describe(state, "job-1", RUNNING).HasField("progress")
+
+
+def test_an_update_within_a_status_reorders_the_queue_and_leaves_progress_and_gpus() -> None:
+    state = state_of((1, job_at(1, QUEUED)), (2, job_at(2, QUEUED)), (3, job_at(3, RUNNING, gpus=("0",))))
+    state.set_progress("job-3", pb.Progress(done=7))
+    state.apply([change(job_at(2, QUEUED, priority=5), 2), change(job_at(3, RUNNING, priority=1, gpus=("0",)), 3, RUNNING)])
+    assert state.queued_job_ids(10) == ["job-2", "job-1"]
+    assert chosen_id(state, CAPACITY) == "job-2"
+    assert describe(state, "job-1").position_in_queue == 1
+    assert describe(state, "job-3", RUNNING).progress.done == 7
+    assert state.free() == free_of("1", "2", "3", slots=5, without_gpus=2)
 
 
 def test_running_jobs_hold_their_gpus_and_the_longest_running_comes_first() -> None:

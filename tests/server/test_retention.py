@@ -61,6 +61,17 @@ def keeper(tmp_path: Path) -> Iterator[Keeper]:
     keeper.store.close()
 
 
+def test_a_job_that_is_removed_is_deleted_for_its_watchers(keeper: Keeper) -> None:
+    keeper.ended("old")
+    assert keeper.retention(max_jobs=0, max_age_seconds=10).sweep() == 0
+    keeper.clock.seconds += 100
+    assert keeper.retention(max_age_seconds=10).sweep() == 1
+    events = [event.parse() for event in keeper.store.events_after(0, 10)]
+    assert [(event.type, event.revision, event.job.job_id) for event in events] == [
+        (pb.JOB_EVENT_TYPE_DELETED, revision, "old") for revision in (1, 2, 3, 4)
+    ]
+
+
 def test_jobs_that_ended_long_ago_go_with_their_files_and_live_ones_never(keeper: Keeper) -> None:
     keeper.job("queued", runs=False)
     keeper.job("running")

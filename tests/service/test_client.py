@@ -17,7 +17,7 @@ from evalrpc import errors
 from evalrpc.client import AsyncEvalClient, ChecksumMismatchError, DownloadError, EvalClient
 from evalrpc.errors import FieldViolation
 from evalrpc.v1.comparison_pb2 import CORRECTION_HOLM, CompareJobsRequest
-from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobError, JobEvent, JobEventType, JobFilter, JobInfo, JobStatus
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobError, JobEvent, JobEventType, JobFilter, JobInfo, JobStatus, JobView
 
 QUEUED, RUNNING = JobStatus.JOB_STATUS_QUEUED, JobStatus.JOB_STATUS_RUNNING
 COMPLETED, FAILED, CANCELLED = (
@@ -177,6 +177,50 @@ def test_jobs_are_read_cancelled_and_deleted(client: Any, service: FakeService) 
     with pytest.raises(errors.JobNotFoundError) as caught:
         client.get_job(JOB_ID)
     assert caught.value.metadata["resource_name"] == JOB_ID
+
+
+def test_an_update_changes_only_what_it_names(client: Any, service: FakeService) -> None:
+    service.change(job_at(QUEUED, labels={"a": "1"}, priority=2))
+
+    assert client.update_job(JOB_ID, labels={"b": "2"}).labels == {"b": "2"}
+    assert client.update_job(JOB_ID, priority=0).priority == 0
+    assert client.update_job(JOB_ID, labels={}, priority=-1, expected_revision=3).labels == {}
+
+    sent = service.received["UpdateJob"]
+    assert [list(request.update_mask.paths) for request in sent] == [["labels"], ["priority"], ["labels", "priority"]]
+    assert [request.HasField("expected_revision") for request in sent] == [False, False, True]
+    assert (service.jobs[JOB_ID].priority, service.jobs[JOB_ID].labels) == (-1, {})
+
+
+def test_an_update_of_another_revision_is_a_conflict_that_names_it(client: Any, service: FakeService) -> None:
+    service.change(job_at(QUEUED))
+    service.change(job_at(RUNNING))
+
+    with pytest.raises(errors.ConflictError) as caught:
+        client.update_job(JOB_ID, priority=1, expected_revision=1)
+    assert caught.value.metadata == {"revision": "2"}
+
+
+def test_a_cancel_of_queued_jobs_only_says_if_the_job_runs(client: Any, service: FakeService) -> None:
+    service.change(job_at(RUNNING))
+    service.errors["CancelJob"] = [errors.JobNotQueuedError("it runs")]
+
+    with pytest.raises(errors.JobNotQueuedError):
+        client.cancel_job(JOB_ID, queued_only=True)
+    (sent,) = service.received["CancelJob"]
+    assert sent.queued_only
+
+
+def test_a_view_and_skipped_snapshots_are_asked_for(client: Any, service: FakeService) -> None:
+    service.change(job_at(RUNNING))
+
+    list(client.list_jobs(view=JobView.JOB_VIEW_BASIC))
+    with closing(client.watch_all(view=JobView.JOB_VIEW_BASIC, skip_snapshots=True)) as events:
+        next(events)
+
+    assert service.received["ListJobs"][0].view == JobView.JOB_VIEW_BASIC
+    sent = service.received["WatchJobs"][0]
+    assert (sent.view, sent.skip_snapshots) == (JobView.JOB_VIEW_BASIC, True)
 
 
 def test_listings_run_over_all_pages(client: Any, service: FakeService) -> None:
@@ -340,6 +384,26 @@ def test_a_watch_of_all_jobs_goes_on_when_the_server_is_killed_and_started_again
         (bookmark, ""),
     ]
     assert service.received["WatchJobs"][-1].after_revision == 2
+
+
+def test_updates_and_deletions_come_once_and_in_order_over_restarts(
+    client: Any, server: FakeServer, service: FakeService
+) -> None:
+    service.change(job_at(QUEUED, labels={"n": "0"}))
+    seen: list[JobEvent] = []
+    with closing(client.watch_all(after_revision=1)) as events:
+        for number in range(1, 4):
+            service.change(job_at(RUNNING, labels={"n": str(number)}), JobEventType.JOB_EVENT_TYPE_UPDATED)
+            server.restart()
+            service.change(job_at(RUNNING, labels={"n": str(number), "x": ""}), JobEventType.JOB_EVENT_TYPE_UPDATED)
+        service.delete(JOB_ID)
+        for event in events:
+            seen.append(event)
+            if event.type == JobEventType.JOB_EVENT_TYPE_DELETED:
+                break
+
+    changes = [event.revision for event in seen if event.type != JobEventType.JOB_EVENT_TYPE_BOOKMARK]
+    assert changes == list(range(2, 9))
 
 
 # Waiting

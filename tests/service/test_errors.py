@@ -76,11 +76,13 @@ def comparing(**fields: Any) -> dict[str, Any]:
 
 # Jobs that do not exist.
 
+REQUIRED: dict[str, dict[str, Any]] = {"ReadArtifact": {"name": "x"}, "UpdateJob": {"priority": 1}}
+"""What a call needs besides the job's id."""
+
 
 @pytest.mark.parametrize("name", BY_JOB)
 def test_every_call_about_a_job_says_that_there_is_none(api: Api, name: str) -> None:
-    fields = {"name": "x"} if name == "ReadArtifact" else {}
-    error = error_of(lambda: getattr(api, name)(job_id=NOWHERE, **fields))
+    error = error_of(lambda: getattr(api, name)(job_id=NOWHERE, **REQUIRED.get(name, {})))
     assert error.code() is grpc.StatusCode.NOT_FOUND
     assert reason_of(error) == "JOB_NOT_FOUND"
     resource = detail(error, error_details_pb2.ResourceInfo)
@@ -90,12 +92,12 @@ def test_every_call_about_a_job_says_that_there_is_none(api: Api, name: str) -> 
 @pytest.mark.parametrize("job_id", ["x", "0b54e7a6", NOWHERE + "0", NOWHERE.replace("-", ""), " ", "é" * 36, "x" * 100_000])
 @pytest.mark.parametrize("name", BY_JOB)
 def test_every_call_about_a_job_refuses_what_is_no_uuid(api: Api, name: str, job_id: str) -> None:
-    assert fields_of(error_of(lambda: getattr(api, name)(job_id=job_id))) == ["job_id"]
+    assert fields_of(error_of(lambda: getattr(api, name)(job_id=job_id, **REQUIRED.get(name, {})))) == ["job_id"]
 
 
 @pytest.mark.parametrize("name", BY_JOB)
 def test_every_call_about_a_job_requires_its_id(api: Api, name: str) -> None:
-    assert fields_of(error_of(lambda: getattr(api, name)())) == ["job_id"]
+    assert fields_of(error_of(lambda: getattr(api, name)(**REQUIRED.get(name, {})))) == ["job_id"]
 
 
 def test_an_id_in_capitals_is_the_same_id(serve: Callable[..., ServerHere]) -> None:
@@ -205,6 +207,9 @@ def test_an_error_about_text_in_any_script_arrives_whole(api: Api, letter: str) 
             ["filter.label_selector", "filter.job_id_prefix", "step_label"],
         ),
         ("WatchJobs", {"after_revision": -1}, ["after_revision"]),
+        ("WatchJobs", {"view": 3, "filter": JobFilter(labels={"a b": "c"})}, ["filter.labels", "view"]),
+        ("ListJobs", {"view": -1}, ["view"]),
+        ("UpdateJob", {"job_id": "x"}, ["job_id", "update_mask"]),
         ("WatchJobs", {"heartbeat_interval": Duration(nanos=1)}, ["heartbeat_interval"]),
         ("WatchJob", {"job_id": NOWHERE, "after_revision": -1}, ["after_revision"]),
         ("WatchJob", {"job_id": NOWHERE, "heartbeat_interval": Duration(seconds=-1)}, ["heartbeat_interval"]),
@@ -275,6 +280,7 @@ def test_a_call_that_is_not_built_yet_says_so_and_is_no_capability(api: Api) -> 
         "WatchJobs",
         "ListJobs",
         "CancelJob",
+        "UpdateJob",
         "GetQueue",
         "GetServerInfo",
     } <= capabilities
@@ -319,6 +325,7 @@ PLAIN_CODES = {
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.ALREADY_EXISTS,
     grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.ABORTED,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.OUT_OF_RANGE,
     grpc.StatusCode.UNIMPLEMENTED,

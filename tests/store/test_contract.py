@@ -57,6 +57,11 @@ NEVER = Timestamp()
 # Submitting.
 
 
+def delete(store: Store, job_id: str) -> None:
+    finish(store, job_id)
+    store.delete(job_id).result(SECONDS)
+
+
 def test_a_submitted_job_is_queued_with_its_time_and_revision(store: Store) -> None:
     before = CLOCK.now().ToNanoseconds()
     job = submit(store, labels={"a": "b"}, priority=3)
@@ -211,17 +216,125 @@ def test_a_status_change_has_the_next_revision_and_its_event_in_the_journal(stor
     assert events(store)[-1].job == done
 
 
-def test_a_change_within_a_status_makes_no_event(store: Store) -> None:
+def relabel(store: Store, job_id: str, **labels: str) -> pb.JobInfo:
+    return store.update(job_id, lambda job: transitions.update(job, labels, None)).result(SECONDS)
+
+
+def prioritise(store: Store, job_id: str, priority: int) -> pb.JobInfo:
+    return store.update(job_id, lambda job: transitions.update(job, None, priority)).result(SECONDS)
+
+
+def test_partial_results_make_no_event(store: Store) -> None:
     job = submit(store)
     run(store, job.job_id)
     recorder = Recorder()
     store.follow(store.position, recorder)
-    changed = store.update(job.job_id, lambda job: transitions.request_cancel(job, "why", CLOCK.now())).result(SECONDS)
+    results = {"m": ModelResult(results="/r.json")}
+    changed = store.update(job.job_id, lambda job: transitions.keep_results(job, results)).result(SECONDS)
     assert changed.revision == store.head_revision == nth(store, 2)
-    assert read(store, job.job_id).cancel_reason == "why"
+    assert read(store, job.job_id).results["m"].results == "/r.json"
     assert len(events(store)) == 2
     (change,) = recorder.changes
+    assert change.event is None
     assert not change.status_changed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda job: transitions.update(job, {"a": "2"}, None),
+        lambda job: transitions.update(job, {}, None),
+        lambda job: transitions.update(job, None, 5),
+        lambda job: transitions.request_cancel(job, "why", CLOCK.now()),
+    ],
+    ids=["labels", "no labels", "priority", "cancel"],
+)
+def test_what_clients_change_within_a_status_has_a_revision_and_an_event_of_its_own(
+    store: Store, change: Callable[[pb.JobInfo], None]
+) -> None:
+    job = run(store, submit(store, labels={"a": "1"}).job_id)
+    recorder = Recorder()
+    store.follow(store.position, recorder)
+    changed = store.update(job.job_id, change).result(SECONDS)
+    assert changed.revision == store.head_revision == nth(store, 3)
+    assert read(store, job.job_id) == changed
+    last = events(store)[-1]
+    assert (last.type, last.revision, last.terminal) == (pb.JOB_EVENT_TYPE_UPDATED, changed.revision, False)
+    assert last.job == changed
+    assert last.HasField("time")
+    (told,) = recorder.changes
+    assert told.event is not None
+    assert told.event == store.events_after(job.revision, 10)[0]
+    assert (told.previous, told.status_changed) == (RUNNING, False)
+
+
+def test_an_update_that_changes_nothing_is_no_change(store: Store) -> None:
+    job = run(store, submit(store, labels={"a": "1"}, priority=3).job_id)
+    recorder = Recorder()
+    store.follow(store.position, recorder)
+    same = store.update(job.job_id, lambda job: transitions.update(job, {"a": "1"}, 3)).result(SECONDS)
+    assert same == job
+    assert store.head_revision == job.revision
+    assert len(events(store)) == 2
+    assert recorder.changes == []
+
+
+def test_an_event_says_what_the_job_was_before(store: Store) -> None:
+    job_id = submit(store, labels={"a": "1"}).job_id
+    relabel(store, job_id, b="2")
+    prioritise(store, job_id, 1)
+    run(store, job_id)
+    assert [(event.previous, event.labels_before) for event in store.events_after(0, 10)] == [
+        (pb.JOB_STATUS_UNSPECIFIED, None),
+        (QUEUED, {"a": "1"}),
+        (QUEUED, None),
+        (QUEUED, None),
+    ]
+    assert [event.type for event in events(store)] == [
+        pb.JOB_EVENT_TYPE_STATUS,
+        pb.JOB_EVENT_TYPE_UPDATED,
+        pb.JOB_EVENT_TYPE_UPDATED,
+        pb.JOB_EVENT_TYPE_STATUS,
+    ]
+
+
+def test_jobs_are_found_by_their_labels_of_now_and_queued_by_their_priority_of_now(open_store: Opener) -> None:
+    store = open_store()
+    job, other = submit(store, labels={"a": "1", "b": "1"}), submit(store)
+    relabel(store, job.job_id, a="2", c="3")
+    prioritise(store, job.job_id, 7)
+    for _ in range(2):
+        assert listed(store, labels={"a": "2"}) == listed(store, labels={"c": "3"}) == [job.job_id]
+        assert listed(store, labels={"a": "1"}) == listed(store, labels={"b": "1"}) == []
+        assert [(row.job_id, row.priority) for row in store.queued_rows()] == [(job.job_id, 7), (other.job_id, 0)]
+        store.close()
+        store = open_store()
+    delete(store, job.job_id)
+    assert listed(store, labels={"a": "2"}) == []
+
+
+def test_a_job_can_be_submitted_changed_and_deleted_in_one_commit(store: Store) -> None:
+    job = new_job(labels={"a": "1"})
+    gate = Gate(store)
+    steps: list[Future[Any]] = [
+        store.submit(Submission(job)),
+        store.update(job.job_id, lambda job: transitions.update(job, {"a": "2"}, 4)),
+        store.update(job.job_id, begin),
+        store.update(job.job_id, lambda job: transitions.update(job, {"b": "3"}, None)),
+    ]
+    gate.open()
+    for step in steps:
+        step.result(SECONDS)
+    assert listed(store, labels={"b": "3"}) == [job.job_id]
+    assert listed(store, labels={"a": "1"}) == listed(store, labels={"a": "2"}) == []
+    gate = Gate(store)
+    steps = [store.update(job.job_id, complete), store.delete(job.job_id)]
+    gate.open()
+    for step in steps:
+        step.result(SECONDS)
+    kinds = [event.type for event in events(store) if event.job.job_id == job.job_id]
+    assert kinds == [pb.JOB_EVENT_TYPE_DELETED] * 6
+    assert listed(store, labels={"b": "3"}) == []
 
 
 def test_what_the_lifecycle_forbids_is_refused_and_changes_nothing(store: Store) -> None:
@@ -260,6 +373,16 @@ def test_an_update_of_a_job_that_is_not_as_expected_is_refused_and_never_runs(st
     with pytest.raises(ConflictError, match="it is RUNNING, with 1 attempts"):
         store.update(job_id, complete, Expected(RUNNING, 2)).result(SECONDS)
     assert store.update(job_id, complete, Expected(RUNNING, 1)).result(SECONDS).status == COMPLETED
+
+
+def test_an_update_that_expects_another_revision_is_refused_with_that_of_now(store: Store) -> None:
+    job = submit(store)
+    changed = prioritise(store, job.job_id, 1)
+    with pytest.raises(ConflictError) as caught:
+        store.update(job.job_id, begin, Expected(revision=job.revision)).result(SECONDS)
+    assert caught.value.metadata == {"revision": str(changed.revision)}
+    assert read(store, job.job_id) == changed
+    assert store.update(job.job_id, begin, Expected(revision=changed.revision)).result(SECONDS).status == RUNNING
 
 
 def test_of_two_updates_that_expect_the_same_in_one_commit_the_first_counts(store: Store) -> None:
@@ -451,8 +574,9 @@ def test_a_change_says_what_was_before_and_where_the_job_stands_in_the_order_of_
     sequences = {change.job.job_id: change.sequence for change in recorder.changes}
     assert sequences[first.job_id] < sequences[second.job_id]
     for change in recorder.changes:
-        if change.event is not None:
-            assert pb.JobEvent.FromString(change.event).job == change.job
+        assert change.event is not None
+        if not change.deleted:
+            assert change.event.parse().job == change.job
 
 
 # Deleting.
@@ -466,22 +590,113 @@ def test_a_live_job_can_not_be_deleted(store: Store, make: Callable[[Store, pb.J
     assert read(store, job.job_id) == job
 
 
-def test_a_deleted_job_is_gone_but_its_events_stay(open_store: Opener) -> None:
+def test_a_deleted_job_is_gone_and_its_events_are_blank(open_store: Opener) -> None:
     store = open_store()
-    job = submit(store, labels={"a": "b"})
+    job, other = submit(store, labels={"a": "b"}), submit(store)
+    relabel(store, job.job_id, a="c")
     finish(store, job.job_id)
+    recorder = Recorder()
+    store.follow(store.position, recorder)
     journal = events(store)
     store.delete(job.job_id).result(SECONDS)
+    revision = nth(store, 6)
+    (change,) = recorder.changes
+    assert change.deleted
+    assert change.event == store.events_after(nth(store, 5), 10)[0]
     for _ in range(2):
+        assert store.head_revision == revision
         assert store.cached_job(job.job_id) is None
         with pytest.raises(JobNotFoundError):
             store.job(job.job_id)
-        assert listed(store) == listed(store, labels={"a": "b"}) == listed(store, tasks=["t"]) == []
+        with pytest.raises(JobNotFoundError):
+            events(store, job_id=job.job_id)
+        assert listed(store) == [other.job_id]
+        assert listed(store, labels={"a": "c"}) == []
         assert store.status_counts()[COMPLETED] == 0
-        assert events(store) == journal
+        blanked = events(store)
+        assert [event.revision for event in blanked] == [*(event.revision for event in journal), revision]
+        for before, event in zip(journal, blanked, strict=False):
+            gone = pb.JobInfo(job_id=job.job_id, revision=event.revision)
+            kind = pb.JOB_EVENT_TYPE_DELETED
+            if event.job.job_id == job.job_id:
+                assert event == pb.JobEvent(type=kind, revision=event.revision, time=before.time, job=gone, terminal=True)
+            else:
+                assert event == before
+        assert (blanked[-1].type, blanked[-1].job.job_id, blanked[-1].terminal) == (kind, job.job_id, True)
+        assert all(event.previous is None and event.labels_before is None for event in store.events_after(nth(store, 2), 10))
         store.close()
         store = open_store()
-    assert submit(store).revision == nth(store, 4)
+    assert submit(store).revision == nth(store, 7)
+
+
+def test_a_deletion_is_compacted_as_any_event_and_its_revision_never_comes_again(open_store: Opener) -> None:
+    store = open_store()
+    delete(store, submit(store).job_id)
+    assert store.compact(nth(store, 2), NEVER).result(SECONDS) == nth(store, 2)
+    assert [event.type for event in events(store, after=nth(store, 2))] == [pb.JOB_EVENT_TYPE_DELETED] * 2
+    later = Timestamp()
+    later.FromNanoseconds(CLOCK.now().ToNanoseconds() + 10**9)
+    assert store.compact(1000, later).result(SECONDS) == nth(store, 4)
+    store.close()
+    store = open_store()
+    assert (store.head_revision, store.oldest_revision) == (nth(store, 4), nth(store, 4))
+    assert submit(store).revision == nth(store, 5)
+
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["submit", "begin", "complete", "lose", "labels", "priority", "cancel", "delete"]), st.integers(0, 3)
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(script=steps)
+def test_revisions_grow_with_every_event_and_the_journal_is_what_followers_heard_but_for_deleted_jobs(
+    tmp_path_factory: pytest.TempPathFactory, script: list[tuple[str, int]]
+) -> None:
+    changes: dict[str, Callable[[pb.JobInfo], None]] = {
+        "begin": begin,
+        "complete": complete,
+        "lose": lambda job: transitions.fail(job, pb.JobError(reason="R"), CLOCK.now()),
+        "labels": lambda job: transitions.update(job, {"a": str(len(job.attempts)), "b": str(job.priority)}, None),
+        "priority": lambda job: transitions.update(job, None, job.priority + 1),
+        "cancel": lambda job: transitions.request_cancel(job, "", CLOCK.now()),
+    }
+    for name in OPENERS:
+        store = OPENERS[name](tmp_path_factory.mktemp("store") / "data", 1000)
+        try:
+            recorder = Recorder()
+            store.follow(store.position, recorder)
+            ids: list[str] = []
+            writes: list[Future[Any]] = []
+            for kind, number in script:
+                job_id = ids[number % len(ids)] if ids else "nobody"
+                if kind == "submit":
+                    ids.append(submit(store).job_id)
+                elif kind == "delete":
+                    writes.append(store.delete(job_id))
+                else:
+                    writes.append(store.update(job_id, changes[kind]))
+            for write in writes:
+                write.exception(SECONDS)
+            heard = [change.event for change in recorder.changes if change.event is not None]
+            revisions = [event.revision for event in heard]
+            assert revisions == [nth(store, number + 1) for number in range(len(heard))]
+            assert store.head_revision == max(revisions, default=0)
+            gone = {change.job.job_id for change in recorder.changes if change.deleted}
+            for event, journalled in zip(heard, store.events_after(0, 1000), strict=True):
+                assert event.revision == journalled.revision
+                if journalled.parse().job.job_id in gone:
+                    assert journalled.parse().type == pb.JOB_EVENT_TYPE_DELETED
+                else:
+                    assert event == journalled
+            for job_id in set(ids) - gone:
+                assert read(store, job_id) == events(store, job_id=job_id)[-1].job
+                assert listed(store, labels=dict(read(store, job_id).labels)).count(job_id) == 1
+        finally:
+            store.close()
 
 
 # Listing.

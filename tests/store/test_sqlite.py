@@ -206,6 +206,36 @@ def test_jobs_of_a_store_in_which_a_hit_was_no_job_are_shared_by_new_ones(data_d
     store.close()
 
 
+def test_events_of_an_earlier_version_do_not_say_what_was_before(data_dir: Path) -> None:
+    data_dir.mkdir()
+    connection = sqlite3.connect(database(data_dir))
+    connection.executescript("".join(MIGRATIONS[:4]) + "PRAGMA user_version = 4;")
+    connection.execute("INSERT INTO journal VALUES (3, 7, 1, ?)", (b"",))
+    connection.commit()
+    connection.close()
+    store = open_store(data_dir)
+    assert [(event.previous, event.labels_before) for event in store.events_after(0, 10)] == [(None, None)]
+    store.close()
+
+
+def test_nothing_of_a_deleted_job_is_left_in_any_table(store: SqliteStore, data_dir: Path) -> None:
+    job = submit(store, labels={"label": "findme-1"}, request={"model": "findme-2", "tasks": ["findme-3"]})
+    store.update(job.job_id, lambda job: transitions.update(job, {"label": "findme-4"}, None)).result(SECONDS)
+    finish(store, job.job_id)
+    assert "findme" in "".join(dump(data_dir))
+    store.delete(job.job_id).result(SECONDS)
+    assert "findme" not in "".join(dump(data_dir))
+
+
+def dump(data_dir: Path) -> list[str]:
+    """Return all rows of all tables, with what is in their blobs."""
+    connection = sqlite3.connect(database(data_dir))
+    tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    rows = [repr(row) for table in tables for row in connection.execute(f"SELECT * FROM {table}")]
+    connection.close()
+    return rows
+
+
 def set_version(path: Path, version: int) -> None:
     connection = sqlite3.connect(path)
     connection.execute(f"PRAGMA user_version = {version}")

@@ -13,7 +13,7 @@ from google.protobuf.struct_pb2 import Struct
 from google.rpc import error_details_pb2, status_pb2
 from waiting import DEADLINE_SECONDS
 
-from evalrpc.errors import DOMAIN, EvalrpcError, InvalidRequestError, JobNotFoundError
+from evalrpc.errors import DOMAIN, ConflictError, EvalrpcError, InvalidRequestError, JobNotFoundError
 from evalrpc.v1.catalog_pb2 import (
     GetServerInfoRequest,
     GetServerInfoResponse,
@@ -50,6 +50,7 @@ from evalrpc.v1.jobs_pb2 import (
     ListJobsRequest,
     ListJobsResponse,
     SubmitJobRequest,
+    UpdateJobRequest,
     WatchJobRequest,
     WatchJobsRequest,
 )
@@ -110,12 +111,21 @@ class FakeService(EvaluationServiceServicer):
         self.changed = threading.Condition()
         self.watchers = 0
 
-    def change(self, job: JobInfo) -> None:
-        """Store a status change and notify the watchers."""
+    def change(self, job: JobInfo, kind: JobEventType = JobEventType.JOB_EVENT_TYPE_STATUS) -> None:
+        """Store a change and notify the watchers."""
         with self.changed:
             job.revision = len(self.journal) + 1
             self.jobs[job.job_id] = job
-            self.journal.append(_event(JobEventType.JOB_EVENT_TYPE_STATUS, job))
+            self.journal.append(_event(kind, job))
+            self.changed.notify_all()
+
+    def delete(self, job_id: str) -> None:
+        """Forget a job and notify the watchers."""
+        with self.changed:
+            del self.jobs[job_id]
+            gone = JobInfo(job_id=job_id, revision=len(self.journal) + 1)
+            kind = JobEventType.JOB_EVENT_TYPE_DELETED
+            self.journal.append(JobEvent(type=kind, revision=gone.revision, job=gone, terminal=True))
             self.changed.notify_all()
 
     def finish_log(self, data: bytes) -> None:
@@ -169,8 +179,20 @@ class FakeService(EvaluationServiceServicer):
 
     def DeleteJob(self, request: DeleteJobRequest, context: grpc.ServicerContext) -> DeleteJobResponse:  # noqa: N802
         self._take(request, context)
-        self.jobs.pop(self._job(request.job_id, context).job_id)
+        self.delete(self._job(request.job_id, context).job_id)
         return DeleteJobResponse()
+
+    def UpdateJob(self, request: UpdateJobRequest, context: grpc.ServicerContext) -> JobInfo:  # noqa: N802
+        self._take(request, context)
+        job = JobInfo()
+        job.CopyFrom(self._job(request.job_id, context))
+        if request.HasField("expected_revision") and request.expected_revision != job.revision:
+            _abort(context, ConflictError("changed meanwhile", metadata={"revision": str(job.revision)}))
+        for path in request.update_mask.paths:
+            job.ClearField(path)
+        job.MergeFrom(JobInfo(**{path: getattr(request, path) for path in request.update_mask.paths}))
+        self.change(job, JobEventType.JOB_EVENT_TYPE_UPDATED)
+        return job
 
     def GetQueue(self, request: GetQueueRequest, context: grpc.ServicerContext) -> GetQueueResponse:  # noqa: N802
         self._take(request, context)

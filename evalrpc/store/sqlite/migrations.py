@@ -178,6 +178,11 @@ MIGRATIONS: Final = (
     CREATE INDEX jobs_by_cache_key ON jobs (cache_key, status, cached_from) WHERE cache_key IS NOT NULL;
     CREATE INDEX jobs_by_source ON jobs (cached_from, status) WHERE cached_from IS NOT NULL;
     """,
+    # What a job was before an event, so that a watcher can be told that the job has left its filter.
+    """
+    ALTER TABLE journal ADD COLUMN previous INTEGER;   -- the status; 0 of a new job, NULL where it is not known
+    ALTER TABLE journal ADD COLUMN labels_before TEXT; -- the labels as JSON, where they changed
+    """,
 )
 
 

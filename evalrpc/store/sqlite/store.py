@@ -45,7 +45,7 @@ from evalrpc.store.base import (
 from evalrpc.store.cache import JobCache
 from evalrpc.store.change_log import ChangeLog
 from evalrpc.store.group_commit import CommitQueue
-from evalrpc.store.sqlite import deduplication
+from evalrpc.store.sqlite import deduplication, journal
 from evalrpc.store.sqlite.bitmap_index import BitmapIndex
 from evalrpc.store.sqlite.filters import find_jobs
 from evalrpc.store.sqlite.lock import lock_data_dir
@@ -311,17 +311,16 @@ class SqliteStore:
                 f"after_revision {revision} lies beyond the newest revision {head}: does it come from another server?",
                 metadata={"head_revision": str(head)},
             )
-        of_job = " AND sequence = (SELECT sequence FROM jobs WHERE job_id = ?)" if job_id else ""
-        query = f"SELECT revision, event FROM journal WHERE revision > ? AND revision <= ?{of_job} ORDER BY revision LIMIT ?"  # noqa: S608
-        with self._reading() as connection:
-            rows = connection.execute(query, (revision, head, *([job_id] if job_id else []), limit)).fetchall()
-            (oldest,) = connection.execute("SELECT oldest_revision FROM compaction").fetchone()
-        if revision < oldest:  # read after the events, so that none can have been dropped unseen
+        with self._reading() as connection, _snapshot(connection):
+            sequence = _sequence_of(connection, job_id) if job_id else None
+            events = journal.read_events(connection, revision, head, limit, sequence)
+            oldest = journal.oldest_revision(connection)
+        if revision < oldest:
             raise RevisionCompactedError(
                 f"the journal reaches back to revision {oldest} only: begin anew with after_revision 0",
                 metadata={"oldest_revision": str(oldest)},
             )
-        return [JournalEvent(*row) for row in rows]
+        return events
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -341,6 +340,14 @@ class SqliteStore:
             with self._readers_lock:
                 self._readers.append(connection)
         return connection
+
+
+def _sequence_of(connection: sqlite3.Connection, job_id: str) -> int:
+    """Return the place of a job in the order of arrival. Raises JobNotFoundError."""
+    row = connection.execute("SELECT sequence FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+    if row is None:
+        raise job_not_found(job_id)
+    return int(row[0])
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -19,14 +19,15 @@ from evalrpc.errors import (
     StoreUnavailableError,
 )
 from evalrpc.jobs import lifecycle, transitions
+from evalrpc.jobs.events import deleted_event
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.protobuf import wire_format
-from evalrpc.store.base import ANY, RETRY_DELAY_SECONDS, Change, Deleted, Expected, StoredJob, Submission
-from evalrpc.store.sqlite import deduplication
+from evalrpc.store.base import ANY, RETRY_DELAY_SECONDS, Change, Deleted, Expected, JournalEvent, StoredJob, Submission
+from evalrpc.store.sqlite import deduplication, journal
+from evalrpc.store.sqlite.labels import relabel
 from evalrpc.store.sqlite.rows import Rows
 from evalrpc.v1 import jobs_pb2 as pb
 
-_COMPACTION_CHUNK: Final = 10_000
 _DELETED: Final = StoredJob(0, pb.JOB_STATUS_UNSPECIFIED, b"")
 
 
@@ -107,13 +108,22 @@ class Transaction:
         return job
 
     def _save_changed(self, job: pb.JobInfo, stored: StoredJob) -> None:
-        if job.status == stored.status:
-            self._save(Change(self._next_number(), job, stored.sequence, stored.status, None), job.SerializeToString())
+        """Save a change, with an event if clients must not miss it."""
+        if job.status != stored.status:
+            lifecycle.require_transition(stored.status, job.status)
+            self.counts[stored.status] -= 1
+            self.counts[job.status] += 1
+            self._save_event(job, stored)
             return
-        lifecycle.require_transition(stored.status, job.status)
-        self.counts[stored.status] -= 1
-        serialized, event = self._journal(job, stored.sequence, self.clock.now())
-        self._save(Change(self._next_number(), job, stored.sequence, stored.status, event), serialized)
+        before = stored.parse()  # only now, since what changes the status, as most updates do, leaves the labels
+        if job.labels != before.labels:
+            self.flush()
+            relabel(self.connection, stored.sequence, dict(before.labels), dict(job.labels))
+            self._save_event(job, stored, dict(before.labels))
+        elif _noteworthy(job) != _noteworthy(before):
+            self._save_event(job, stored)
+        else:
+            self._save_quietly(job, stored)
 
     def delete(self, job_id: str) -> Deleted:
         """See Store.delete."""
@@ -129,8 +139,12 @@ class Transaction:
             self.connection.execute("DELETE FROM job_tasks WHERE task = ? AND sequence = ?", (task, stored.sequence))
         for label in job.labels:
             self.connection.execute("DELETE FROM job_labels WHERE label = ? AND sequence = ?", (label, stored.sequence))
+        journal.blank_events(self.connection, job_id, stored.sequence)
         self.counts[stored.status] -= 1
-        self.changes.append((Change(self._next_number(), job, stored.sequence, stored.status, None, deleted=True), b""))
+        self.head, now = self.next_revision(), self.clock.now()
+        event = JournalEvent(self.head, deleted_event(job_id, self.head, now))
+        self._rows.journal(stored.sequence, now.ToNanoseconds(), event)
+        self.changes.append((Change(self._next_number(), job, stored.sequence, stored.status, event, deleted=True), b""))
         self._jobs[job_id] = _DELETED
         owner_id = job.cached_from or job_id
         return Deleted(job, "" if deduplication.referred_to(self.connection, [owner_id]) else owner_id)
@@ -138,19 +152,11 @@ class Transaction:
     def compact(self, max_events: int, older_than_ns: int) -> int:
         """See Store.compact."""
         self.flush()
-        (oldest,) = self.connection.execute("SELECT oldest_revision FROM compaction").fetchone()
-        # Oldest first, so that this reads no more than what is dropped.
-        young = self.connection.execute(
-            "SELECT revision FROM journal WHERE created_ns >= ? ORDER BY revision LIMIT 1", (older_than_ns,)
-        ).fetchone()
-        aged = young[0] - 1 if young else self.head
-        through = min(max(aged, self.head - max_events), oldest + _COMPACTION_CHUNK)
-        (dropped,) = self.connection.execute("SELECT max(revision) FROM journal WHERE revision <= ?", (through,)).fetchone()
-        if dropped is not None:
-            self.connection.execute("DELETE FROM journal WHERE revision <= ?", (dropped,))
-            self.connection.execute("UPDATE compaction SET oldest_revision = ?", (dropped,))
-            self.oldest = oldest = dropped
-        return int(oldest)
+        dropped = journal.compact(self.connection, self.head, max_events, older_than_ns)
+        if dropped is None:
+            return journal.oldest_revision(self.connection)
+        self.oldest = dropped
+        return dropped
 
     def next_revision(self) -> int:
         """Return a revision that is higher than all before."""
@@ -255,6 +261,7 @@ class Transaction:
         self._rows.insert(sequence, job, serialized, submission)
         if submission.request_id:
             self._requests[submission.request_id] = (submission.fingerprint, job.job_id)
+        self.counts[job.status] += 1
         self._note(Change(self._next_number(), job, sequence, pb.JOB_STATUS_UNSPECIFIED, event), serialized)
 
     def _load(self, job_id: str) -> StoredJob:
@@ -266,6 +273,17 @@ class Transaction:
             raise job_not_found(job_id)
         return stored
 
+    def _save_event(self, job: pb.JobInfo, stored: StoredJob, labels_before: Mapping[str, str] | None = None) -> None:
+        """Save a change, with an event."""
+        serialized, event = self._journal(job, stored.sequence, self.clock.now(), stored.status, labels_before)
+        self._save(Change(self._next_number(), job, stored.sequence, stored.status, event), serialized)
+
+    def _save_quietly(self, job: pb.JobInfo, stored: StoredJob) -> None:
+        """Save a change that has no revision, such as partial results. What changes nothing is no change."""
+        serialized = job.SerializeToString()
+        if serialized != stored.serialized:
+            self._save(Change(self._next_number(), job, stored.sequence, stored.status, None), serialized)
+
     def _save(self, change: Change, serialized: bytes) -> None:
         self._rows.update(change.sequence, change.job, serialized)
         self._note(change, serialized)
@@ -274,16 +292,32 @@ class Transaction:
         self._jobs[change.job.job_id] = StoredJob(change.sequence, change.job.status, serialized)
         self.changes.append((change, serialized))
 
-    def _journal(self, job: pb.JobInfo, sequence: int, now: Timestamp) -> tuple[bytes, bytes]:
-        """Give the job the next revision and write its event. Returns both serialised."""
+    def _journal(
+        self,
+        job: pb.JobInfo,
+        sequence: int,
+        now: Timestamp,
+        previous: Status = pb.JOB_STATUS_UNSPECIFIED,
+        labels_before: Mapping[str, str] | None = None,
+    ) -> tuple[bytes, JournalEvent]:
+        """Give the job the next revision and write its event. Returns the job, serialised, and the event."""
         job.revision = self.head = self.next_revision()
-        self.counts[job.status] += 1
         serialized = job.SerializeToString()
-        event = pb.JobEvent(
-            type=pb.JOB_EVENT_TYPE_STATUS, revision=self.head, time=now, terminal=job.status in lifecycle.TERMINAL
-        ).SerializeToString() + wire_format.message_field(pb.JobEvent.JOB_FIELD_NUMBER, serialized)
-        self._rows.journal(self.head, sequence, now.ToNanoseconds(), event)
+        head = pb.JobEvent(
+            type=pb.JOB_EVENT_TYPE_UPDATED if job.status == previous else pb.JOB_EVENT_TYPE_STATUS,
+            revision=self.head,
+            time=now,
+            terminal=job.status in lifecycle.TERMINAL,
+        ).SerializeToString()
+        wrapped = head + wire_format.message_field(pb.JobEvent.JOB_FIELD_NUMBER, serialized)
+        event = JournalEvent(self.head, wrapped, previous, labels_before)
+        self._rows.journal(sequence, now.ToNanoseconds(), event)
         return serialized, event
+
+
+def _noteworthy(job: pb.JobInfo) -> tuple[object, ...]:
+    """Return what, beside status and labels, has an event when it changes."""
+    return job.priority, job.cancel_requested_at, job.cached_from
 
 
 def job_not_found(job_id: str) -> JobNotFoundError:
