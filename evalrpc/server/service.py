@@ -68,6 +68,7 @@ from evalrpc.v1.jobs_pb2 import (
 from evalrpc.v1.queue_pb2 import GetQueueRequest, GetQueueResponse, Gpu, StatusCount
 from evalrpc.v1.samples_pb2 import ListSamplesRequest, ListSamplesResponse
 from evalrpc.watching.feed import Feed
+from evalrpc.watching.wakeups import Intervals, default_interval
 
 DEFAULT_PAGE_SIZE: Final = 50
 DEFAULT_NAMES_SIZE: Final = 100
@@ -100,6 +101,7 @@ class EvaluationService:
     catalog: Catalog
     started_at: Timestamp
     job_ids: Iterator[str] = field(default_factory=job_ids)
+    default_interval: Intervals = default_interval
     stopping: bool = False
     _queue: tuple[object, bytes] | None = None
 
@@ -131,12 +133,13 @@ class EvaluationService:
     def WatchJob(self, request: WatchJobRequest, call: Call) -> Awaitable[None]:
         """Stream one job until it ends."""
         job_id = validation.require_job_id(request.job_id)
-        return self.feed.watch_job(job_id, request.after_revision, _heartbeat_seconds(request), call.send)
+        validation.require(validation.watch(request))
+        return self.feed.watch_job(job_id, request.after_revision, self._heartbeats(request), call.send)
 
     def WatchJobs(self, request: WatchJobsRequest, call: Call) -> Awaitable[None]:
         """Stream all jobs that match the filter."""
-        validation.require(validation.job_filter(request.filter))
-        return self.feed.watch_jobs(request.filter, request.after_revision, _heartbeat_seconds(request), call.send)
+        validation.require((*validation.job_filter(request.filter), *validation.watch(request)))
+        return self.feed.watch_jobs(request.filter, request.after_revision, self._heartbeats(request), call.send)
 
     async def ListJobs(self, request: ListJobsRequest, call: Call) -> ListJobsResponse:
         """List jobs, newest first."""
@@ -165,8 +168,8 @@ class EvaluationService:
     def ReadLog(self, request: ReadLogRequest, call: Call) -> Awaitable[None]:
         """Stream the bytes of a job's log."""
         job_id = validation.require_job_id(request.job_id)
-        validation.require(validation.offsets(offset=request.offset, attempt=request.attempt))
-        return self.logs.read_log(job_id, request, call.send)
+        validation.require(validation.log(request))
+        return self.logs.read_log(job_id, request, self._heartbeats(request), call.send)
 
     async def ListArtifacts(
         self,
@@ -281,6 +284,13 @@ class EvaluationService:
         if self.settings.unknown_tasks == "refuse":
             validation.require(FieldViolation(f"request.tasks[{index}]", text) for index, text in unknown.items())
         job.warnings.extend(unknown.values())
+
+    def _heartbeats(self, call: WatchJobRequest | WatchJobsRequest | ReadLogRequest) -> Intervals | None:
+        """Return the intervals between the heartbeats of a stream; None for none."""
+        if not call.HasField("heartbeat_interval"):
+            return self.default_interval
+        seconds = call.heartbeat_interval.ToNanoseconds() / 1e9
+        return (lambda: seconds) if seconds else None
 
     def _answer(self, job: JobInfo) -> bytes:
         """Return a job that was just committed, serialised as clients get it."""
@@ -401,10 +411,3 @@ def _fingerprint(call: SubmitJobRequest) -> bytes:
     contents.CopyFrom(call)
     contents.ClearField("request_id")
     return hashlib.sha256(contents.SerializeToString(deterministic=True)).digest()
-
-
-def _heartbeat_seconds(call: WatchJobRequest | WatchJobsRequest) -> float | None:
-    """Validate the options of a watch, and return its heartbeat interval. Raises InvalidRequestError."""
-    heartbeat = call.heartbeat_interval if call.HasField("heartbeat_interval") else None
-    validation.require(validation.watch(call.after_revision, heartbeat))
-    return heartbeat.ToNanoseconds() / 1e9 if heartbeat is not None else None

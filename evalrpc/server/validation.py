@@ -17,8 +17,9 @@ from evalrpc.jobs import lifecycle
 from evalrpc.jobs.defaults import gpus_needed
 from evalrpc.jobs.paths import allowed_output_dir
 from evalrpc.v1.comparison_pb2 import CompareJobsRequest, Correction
+from evalrpc.v1.files_pb2 import ReadLogRequest
 from evalrpc.v1.history_pb2 import GetHistoryRequest
-from evalrpc.v1.jobs_pb2 import CacheMode, EvaluateRequest, JobFilter, SubmitJobRequest
+from evalrpc.v1.jobs_pb2 import CacheMode, EvaluateRequest, JobFilter, SubmitJobRequest, WatchJobRequest, WatchJobsRequest
 from evalrpc.v1.results_pb2 import MetricSelector
 
 MAX_ARGS_BYTES: Final = 1024 * 1024
@@ -93,11 +94,16 @@ def submission(
         yield FieldViolation("cache", f"{call.cache} is no mode that this server knows: CACHE_MODE_ALLOW, or leave it out")
 
 
-def watch(after_revision: int, heartbeat_interval: Duration | None) -> _Violations:
+def watch(call: WatchJobRequest | WatchJobsRequest) -> _Violations:
     """Yield what is wrong with the options of a watch."""
-    yield from _not_negative("after_revision", after_revision)
-    if heartbeat_interval is not None:
-        yield from _duration("heartbeat_interval", heartbeat_interval, MIN_HEARTBEAT_SECONDS, MAX_TIMEOUT_SECONDS)
+    yield from _not_negative("after_revision", call.after_revision)
+    yield from _heartbeat(call.heartbeat_interval)
+
+
+def log(call: ReadLogRequest) -> _Violations:
+    """Yield what is wrong with a ReadLogRequest, besides its `job_id`."""
+    yield from offsets(offset=call.offset, attempt=call.attempt)
+    yield from _heartbeat(call.heartbeat_interval)
 
 
 def job_filter(jobs: JobFilter) -> _Violations:
@@ -379,6 +385,12 @@ def _duration(field: str, duration: Duration, minimum_seconds: float, maximum_se
     seconds = duration.seconds + duration.nanos / 1e9
     if not (minimum_seconds <= seconds <= maximum_seconds and 0 <= duration.nanos < 10**9):
         yield FieldViolation(field, f"must be from {minimum_seconds:g} to {maximum_seconds:g} seconds")
+
+
+def _heartbeat(interval: Duration) -> _Violations:
+    """Yield what is wrong with the interval of heartbeats; 0 means none."""
+    if interval.seconds or interval.nanos:
+        yield from _duration("heartbeat_interval", interval, MIN_HEARTBEAT_SECONDS, MAX_TIMEOUT_SECONDS)
 
 
 def _not_negative(field: str, number: int) -> _Violations:

@@ -324,29 +324,111 @@ def test_a_watch_that_ends_too_early_goes_on() -> None:
     assert not watch.is_finished()
 
 
-@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
-def test_a_stream_that_was_cut_goes_on(code: grpc.StatusCode) -> None:
-    assert JobWatch(JOB_ID, policy=ReconnectPolicy(jitter=lambda: 1.0)).failed(FakeRpcError(code)) == 0.1
+FINAL_WITHOUT_A_REASON = {
+    "UNAUTHENTICATED": EvalrpcError,
+    "PERMISSION_DENIED": EvalrpcError,
+    "UNIMPLEMENTED": errors.UnimplementedError,
+    "INVALID_ARGUMENT": errors.InvalidRequestError,
+    "NOT_FOUND": errors.NotFoundError,
+    "ALREADY_EXISTS": errors.RequestIdReusedError,
+    "FAILED_PRECONDITION": errors.PreconditionError,
+    "OUT_OF_RANGE": errors.OutOfRangeError,
+}
+BROKEN_OFF = [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK and code.name not in FINAL_WITHOUT_A_REASON]
 
 
-@pytest.mark.parametrize(
-    ("code", "cls"),
-    [
-        (grpc.StatusCode.NOT_FOUND, errors.NotFoundError),
-        (grpc.StatusCode.OUT_OF_RANGE, errors.OutOfRangeError),
-        (grpc.StatusCode.DEADLINE_EXCEEDED, TimeoutError),
-    ],
-)
-def test_what_another_call_would_not_mend_is_raised_from_its_cause(code: grpc.StatusCode, cls: type[Exception]) -> None:
+@pytest.mark.parametrize("code", BROKEN_OFF)
+def test_a_stream_that_breaks_without_an_answer_of_the_server_goes_on(code: grpc.StatusCode) -> None:
+    heard: list[EvalrpcError] = []
+    policy = ReconnectPolicy(jitter=lambda: 1.0, on_disconnect=lambda error, _: heard.append(error))
     error = FakeRpcError(code)
+
+    assert JobWatch(JOB_ID, policy=policy).failed(error) == 0.1
+    assert isinstance(heard[0], errors.UnavailableError)
+    assert "why" in heard[0].message
+    assert heard[0].__cause__ is error
+
+
+@pytest.mark.parametrize("code", BROKEN_OFF)
+def test_what_breaks_for_too_long_is_raised_as_unavailable_whatever_its_code(code: grpc.StatusCode) -> None:
+    watch = JobWatch(JOB_ID, policy=ReconnectPolicy(reconnect_timeout_seconds=0))
+    with pytest.raises(errors.UnavailableError, match="why"):
+        watch.failed(FakeRpcError(code))
+
+
+@pytest.mark.parametrize(("name", "cls"), FINAL_WITHOUT_A_REASON.items())
+def test_what_another_call_would_not_mend_is_raised_from_its_cause(name: str, cls: type[Exception]) -> None:
+    error = FakeRpcError(grpc.StatusCode[name])
     with pytest.raises(cls) as caught:
         JobWatch(JOB_ID).failed(error)
     assert caught.value.__cause__ is error
 
 
-def test_a_heartbeat_is_asked_for_only_if_wanted() -> None:
-    assert not JobWatch(JOB_ID).request().HasField("heartbeat_interval")
-    assert JobWatch(JOB_ID, 0, 0.5).request().heartbeat_interval.ToMilliseconds() == 500
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
+def test_an_answer_of_the_server_is_final_unless_it_is_unavailable(code: grpc.StatusCode) -> None:
+    answer = errors.EvalrpcError("why")
+    answer.reason = "OF_A_NEWER_SERVER"
+    error = FakeRpcError(code, status=details_of(answer))
+    watch = JobWatch(JOB_ID, policy=ReconnectPolicy(jitter=lambda: 1.0))
+
+    if code is grpc.StatusCode.UNAVAILABLE:
+        assert watch.failed(error) == 0.1
+    else:
+        with pytest.raises((EvalrpcError, TimeoutError)) as caught:
+            watch.failed(error)
+        assert caught.value.__cause__ is error
+
+
+def test_a_deadline_is_ours_if_the_time_is_up_and_that_of_a_proxy_otherwise() -> None:
+    clock = ManualClock()
+    error = FakeRpcError(grpc.StatusCode.DEADLINE_EXCEEDED)
+    policy = ReconnectPolicy(timeout_seconds=5, clock=clock.monotonic, jitter=lambda: 1.0)
+    watch = JobWatch(JOB_ID, policy=policy)
+
+    assert watch.failed(error) == 0.1
+    clock.seconds = 5
+    with pytest.raises(TimeoutError):
+        watch.failed(error)
+
+
+def test_a_heartbeat_interval_is_sent_only_if_the_caller_has_one_and_zero_is_one() -> None:
+    def interval(seconds: float | None) -> int | None:
+        requests = [
+            JobWatch(JOB_ID, 0, seconds).request(),
+            AllJobsWatch(None, 0, seconds).request(),
+            LogBytes(JOB_ID, 1, heartbeat_interval_seconds=seconds).request(),
+        ]
+        (sent,) = {
+            request.heartbeat_interval.ToMilliseconds() if request.HasField("heartbeat_interval") else None
+            for request in requests
+        }
+        return sent
+
+    assert [interval(seconds) for seconds in (None, 0, 0.5)] == [None, 0, 500]
+
+
+def test_heartbeats_of_the_server_move_the_revision_but_are_not_for_the_caller() -> None:
+    one, all_of_them = JobWatch(JOB_ID), AllJobsWatch(after_revision=1)
+    for watch in (one, all_of_them):
+        watch.request()
+        watch.accept(event("BOOKMARK", 5))
+        assert list(watch.accept(event("BOOKMARK", 7))) == []
+        assert watch.request().after_revision == 7
+
+
+def test_heartbeats_that_the_caller_wants_are_for_the_caller() -> None:
+    for watch in (JobWatch(JOB_ID, 1, 0.5), AllJobsWatch(None, 1, 0.5)):
+        assert [list(watch.accept(event("BOOKMARK", 5))) for _ in range(2)] == [[event("BOOKMARK", 5)]] * 2
+
+
+def test_the_first_bookmark_of_all_jobs_is_always_for_the_caller() -> None:
+    resumed, fresh = AllJobsWatch(after_revision=1), AllJobsWatch()
+    fresh.request()
+    for watch in (resumed, fresh):
+        assert list(watch.accept(event("BOOKMARK", 5))) == [event("BOOKMARK", 5)]
+        watch.failed(UNAVAILABLE)
+        watch.request()
+        assert list(watch.accept(event("BOOKMARK", 6))) == []
 
 
 # Watching all jobs
