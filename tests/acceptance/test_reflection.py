@@ -204,7 +204,7 @@ def test_every_unary_call_of_the_server_is_answered(client: GenericClient) -> No
     request = {"harness": "small", "model": "m", "tasks": ["t"], "numGpus": 0}
     messages: dict[str, dict[str, Any]] = {
         "SubmitJob": {"request": request, "validateOnly": True, "labels": {"run": "x"}},
-        "CompareJobs": {"baselineJobId": job_id, "candidateJobIds": [job_id]},
+        "CompareJobs": {"baselineJobId": job_id, "candidateJobIds": [evaluated(client)["jobId"]]},
         "ListSamples": {"jobId": job_id, "model": "m", "task": "t"},
         "UpdateJob": {"jobId": job_id, "labels": {"run": "y"}, "updateMask": client.mask("labels")},
         "ListTasks": {"harness": "small"},
