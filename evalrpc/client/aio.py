@@ -41,7 +41,7 @@ class AsyncEvalClient(AsyncTransport):
 
     Every method that calls the server raises a subclass of `evalrpc.errors.EvalrpcError` if the server refuses the call,
     UnavailableError if it can't be reached, and TimeoutError if it does not answer in time. Calls that are safe to repeat are
-    retried for a second or two while the server is unavailable; streams resume where they broke off.
+    retried for about two seconds while the server is unavailable; streams resume where they broke off.
 
     An iteration that is left early ends its stream when it is closed:
     `async with contextlib.aclosing(client.watch(job_id)) as events`.

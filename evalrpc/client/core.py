@@ -1,6 +1,5 @@
 """What both clients share: channel options, requests, conversions of responses."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -12,7 +11,6 @@ from google.protobuf.struct_pb2 import Struct, Value
 from evalrpc.client.arguments import parse_arguments, parse_metric
 from evalrpc.client.request_ids import new_request_id
 from evalrpc.errors import JobCancelledError, JobFailedError
-from evalrpc.v1.evaluation_service_pb2 import DESCRIPTOR
 from evalrpc.v1.history_pb2 import GetHistoryRequest
 from evalrpc.v1.jobs_pb2 import (
     CACHE_MODE_ALLOW,
@@ -35,23 +33,6 @@ HEALTH_CHECK_REQUEST: Final = b""
 """A grpc.health.v1.HealthCheckRequest that asks for the server as a whole."""
 HEALTH_SERVING: Final = b"\x08\x01"
 """The grpc.health.v1.HealthCheckResponse whose status is SERVING."""
-
-RETRIED_METHODS: Final = (
-    "SubmitJob",
-    "GetJob",
-    "ListJobs",
-    "CancelJob",
-    "GetQueue",
-    "ListArtifacts",
-    "ListSamples",
-    "GetHistory",
-    "CompareJobs",
-    "ListTasks",
-    "ListModels",
-    "ListHarnesses",
-    "GetServerInfo",
-)
-"""The calls that may be retried blindly; SubmitJob because ours always carries a `request_id`."""
 
 
 class SubmitOptions(TypedDict, total=False):
@@ -81,9 +62,8 @@ def server_address(address: str | None) -> str:
 
 
 def channel_options() -> list[tuple[str, Any]]:
-    """Build the channel options: retries, limits, and keepalive at a rate that the server permits."""
+    """Build the channel options: limits, and keepalive at a rate that the server permits."""
     return [
-        ("grpc.service_config", service_config()),
         ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
@@ -93,20 +73,6 @@ def channel_options() -> list[tuple[str, Any]]:
         ("grpc.min_reconnect_backoff_ms", 5_000),
         ("grpc.max_reconnect_backoff_ms", 5_000),
     ]
-
-
-def service_config() -> str:
-    """Build gRPC's service config as JSON: which calls gRPC retries, on UNAVAILABLE only."""
-    service = DESCRIPTOR.services_by_name["EvaluationService"].full_name
-    policy = {
-        "maxAttempts": 5,
-        "initialBackoff": "0.1s",
-        "maxBackoff": "2s",
-        "backoffMultiplier": 2,
-        "retryableStatusCodes": ["UNAVAILABLE"],
-    }
-    names = [{"service": service, "method": method} for method in RETRIED_METHODS]
-    return json.dumps({"methodConfig": [{"name": names, "retryPolicy": policy}]})
 
 
 def evaluate_request(

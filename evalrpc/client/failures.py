@@ -34,10 +34,10 @@ _ABOUT_THE_REQUEST: Final = (
     grpc.StatusCode.FAILED_PRECONDITION,
     grpc.StatusCode.OUT_OF_RANGE,
 )
-"""The codes that end a stream for good even without our ErrorInfo.
+"""The codes that are final even without our ErrorInfo.
 
-Not among them: CANCELLED, which is never our own where it is judged; DEADLINE_EXCEEDED, since our own deadline is checked
-before each call, and else a proxy has limited the stream; RESOURCE_EXHAUSTED, which a proxy that asks for calm (RST_STREAM)
+Not among them: CANCELLED, which is never our own where it is judged; DEADLINE_EXCEEDED, since the deadline of a stream
+is checked before each call, and else a proxy has limited it; RESOURCE_EXHAUSTED, which a proxy that asks for calm (RST_STREAM)
 causes, while our messages are never too large; UNKNOWN, INTERNAL, ABORTED and DATA_LOSS, which a bug of our server would send
 with an ErrorInfo.
 """
@@ -67,10 +67,10 @@ def from_rpc_error(error: grpc.RpcError) -> EvalrpcError | TimeoutError:
 
 
 def is_broken_off(error: grpc.RpcError) -> bool:
-    """Return whether a stream was only broken off on the way, so that the same request, resumed, may succeed.
+    """Return whether a call was only broken off on the way, so that the same request, or the rest of it, may succeed.
 
     What carries our ErrorInfo is the server's answer, and final unless it is UNAVAILABLE. What lacks it is not from our
-    server: a proxy has reset the stream or answered itself, the connection was lost, or gRPC gave up. It counts as broken off
+    server: a proxy has reset the call or answered itself, the connection was lost, or gRPC gave up. It counts as broken off
     whatever its code, unless the code can only be about the request.
     """
     code = error.code()
@@ -79,12 +79,12 @@ def is_broken_off(error: grpc.RpcError) -> bool:
     return code not in _ABOUT_THE_REQUEST
 
 
-def from_broken_stream(error: grpc.RpcError) -> UnavailableError:
-    """Build the error for a stream that was broken off, whatever its code."""
+def from_broken_call(error: grpc.RpcError) -> UnavailableError:
+    """Build the error for a call that was broken off, whatever its code."""
     failure = from_rpc_error(error)
     if isinstance(failure, UnavailableError):
         return failure
-    return UnavailableError(f"the stream was broken off: {error.code().name}: {error.details()}")
+    return UnavailableError(f"the call was broken off: {error.code().name}: {error.details()}")
 
 
 def build_error(code: str, message: str, details: ErrorDetails) -> EvalrpcError:

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
-from evalrpc.client.failures import from_broken_stream, from_rpc_error, is_broken_off
+from evalrpc.client.failures import from_broken_call, from_rpc_error, is_broken_off
 from evalrpc.client.reconnect import ReconnectPolicy
 from evalrpc.errors import UnavailableError
 from evalrpc.v1.files_pb2 import ReadArtifactRequest, ReadArtifactResponse, ReadLogRequest, ReadLogResponse
@@ -63,7 +63,7 @@ class Reader(ABC, Generic[RequestT, MessageT, ItemT]):
         """Return the seconds to wait before the next call. Raises what a retry would not fix, and TimeoutError."""
         if not is_broken_off(error):
             raise from_rpc_error(error) from error
-        failure = from_broken_stream(error)
+        failure = from_broken_call(error)
         failure.__cause__ = error
         return self._policy.delay_seconds(failure)
 

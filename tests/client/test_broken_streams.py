@@ -220,3 +220,13 @@ def test_what_is_about_the_request_ends_the_stream_for_good(name: str, collect: 
 def test_a_stream_that_keeps_breaking_is_unavailable_when_the_time_to_reconnect_is_over(name: str, collect: Collect) -> None:
     with Http2Stub([BREAKS[name]]) as stub, pytest.raises(errors.UnavailableError):
         collect(stub.address, "watch", JOB_ID, reconnect_timeout_seconds=0)
+
+
+# Unary calls.
+
+
+@pytest.mark.parametrize("name", sorted({*BEFORE_ANY_MESSAGE} - {"status DEADLINE_EXCEEDED"}))
+def test_a_call_that_is_broken_off_is_repeated(name: str) -> None:
+    job = job_at(JobStatus.JOB_STATUS_RUNNING, 1)
+    with Http2Stub([BREAKS[name], sent_then(job, then=Exchange.end)]) as stub, EvalClient(stub.address) as client:
+        assert client.get_job(JOB_ID) == job

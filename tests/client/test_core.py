@@ -1,7 +1,6 @@
 """The parts of the client that do no I/O."""
 
 import hashlib
-import json
 import math
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from clocks import ManualClock
 from fake_server import JOB_ID, details_of, job_at
 from google.protobuf import json_format
+from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.struct_pb2 import Struct
 from google.rpc import error_details_pb2, status_pb2
 
@@ -22,9 +22,11 @@ from evalrpc.client.download import PartialFile, is_complete, select, target_pat
 from evalrpc.client.failures import STATUS_DETAILS_KEY, build_error, from_rpc_error, parse_details
 from evalrpc.client.reconnect import ReconnectPolicy
 from evalrpc.client.resumable import AllJobsWatch, ArtifactBytes, JobWatch, LogBytes
+from evalrpc.client.retrying import RETRIED_METHODS, RETRY_SECONDS, Retries
 from evalrpc.errors import DOMAIN, EvalrpcError, FieldViolation
+from evalrpc.v1.evaluation_service_pb2 import DESCRIPTOR
 from evalrpc.v1.files_pb2 import Artifact, ReadArtifactResponse, ReadLogResponse
-from evalrpc.v1.jobs_pb2 import JobEvent, JobEventType, JobStatus
+from evalrpc.v1.jobs_pb2 import GetJobRequest, JobEvent, JobEventType, JobStatus
 
 
 class FakeRpcError(grpc.RpcError):
@@ -191,15 +193,6 @@ def test_no_timeout_stays_absent() -> None:
     assert not core.submit_request(core.evaluate_request("m", ["t"])).HasField("timeout")
 
 
-def test_only_calls_that_are_safe_to_repeat_are_repeated_and_only_when_the_server_is_unavailable() -> None:
-    (config,) = json.loads(core.service_config())["methodConfig"]
-
-    names = {entry["method"] for entry in config["name"]}
-    assert config["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
-    assert {"SubmitJob", "GetJob", "CancelJob"} <= names
-    assert not names & {"DeleteJob", "WatchJob", "WatchJobs", "ReadLog", "ReadArtifact"}
-
-
 def test_the_address_comes_from_the_argument_then_the_environment_then_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EVALRPC_ADDRESS", raising=False)
     assert core.server_address(None) == "127.0.0.1:50051"
@@ -281,6 +274,54 @@ def test_whoever_asked_hears_of_every_break() -> None:
     policy.delay_seconds(error)
 
     assert heard == [(error, 0.1)]
+
+
+# Retries
+
+
+def retries(request: Any, clock: ManualClock | None = None) -> Retries:
+    return Retries(request, ReconnectPolicy(RETRY_SECONDS, 30, clock=(clock or ManualClock()).monotonic, jitter=lambda: 1.0))
+
+
+def test_only_calls_that_are_safe_to_repeat_are_repeated() -> None:
+    methods = DESCRIPTOR.services_by_name["EvaluationService"].methods_by_name
+    assert set(RETRIED_METHODS) <= set(methods)
+    assert not {"DeleteJob", "WatchJob", "WatchJobs", "ReadLog", "ReadArtifact"} & set(RETRIED_METHODS)
+    for name, method in methods.items():
+        request = GetMessageClass(method.input_type)()
+        if name in RETRIED_METHODS:
+            assert retries(request).failed(UNAVAILABLE) == 0.1
+        else:
+            with pytest.raises(errors.UnavailableError) as caught:
+                retries(request).failed(UNAVAILABLE)
+            assert caught.value.__cause__ is UNAVAILABLE
+
+
+def test_a_call_is_repeated_for_two_seconds_and_then_unavailable() -> None:
+    clock = ManualClock()
+    call = retries(GetJobRequest(), clock)
+    assert call.timeout_seconds() == 30
+    assert [call.failed(UNAVAILABLE) for _ in range(3)] == [0.1, 0.2, 0.4]
+    clock.seconds = 2
+    assert call.timeout_seconds() == 28
+    with pytest.raises(errors.UnavailableError):
+        call.failed(UNAVAILABLE)
+
+
+def test_a_call_that_a_proxy_breaks_is_repeated_and_one_that_the_server_answers_or_that_takes_too_long_is_not() -> None:
+    assert retries(GetJobRequest()).failed(FakeRpcError(grpc.StatusCode.INTERNAL, "RST_STREAM")) == 0.1
+    stopping = errors.ServerStoppingError("stopping", retry_delay_seconds=1)
+    answered = FakeRpcError(grpc.StatusCode.UNAVAILABLE, "stopping", details_of(stopping))
+    assert retries(GetJobRequest()).failed(answered) == 1.1
+    final = {
+        FakeRpcError(grpc.StatusCode.INTERNAL, "a bug", details_of(errors.InternalError("a bug"))): errors.InternalError,
+        FakeRpcError(grpc.StatusCode.NOT_FOUND): errors.NotFoundError,
+        FakeRpcError(grpc.StatusCode.DEADLINE_EXCEEDED): TimeoutError,
+    }
+    for error, cls in final.items():
+        with pytest.raises(cls) as caught:
+            retries(GetJobRequest()).failed(error)
+        assert caught.value.__cause__ is error
 
 
 # Watching one job
