@@ -74,7 +74,9 @@ class ReadLogResponse(_message.Message):
     offset: _builtins.int
     """The offset of the first byte. Always set."""
     attempt: _builtins.int
-    """The attempt whose log it is. Pass it when resuming, since another may have begun meanwhile."""
+    """The attempt whose log it is. Pass it when resuming, since another may have begun meanwhile. 0 in heartbeats before the first
+    attempt has begun.
+    """
     def __init__(
         self,
         *,
