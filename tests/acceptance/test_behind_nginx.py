@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from nginx import Nginx
 from server_process import EVALRPC, ServerProcess
-from test_examples import LANGUAGES
+from test_examples import LANGUAGES, built
 from waiting import DEADLINE_SECONDS, eventually
 
 from evalrpc.client import AsyncEvalClient, EvalClient
@@ -161,7 +161,7 @@ def build_examples(folders: pytest.TempPathFactory) -> dict[str, Sequence[str]]:
     for name, language in LANGUAGES.items():
         if not language.missing():
             with suppress(pytest.skip.Exception):  # raised by one whose packages can't be fetched
-                commands[name] = language.build(folders.mktemp(name))
+                commands[name] = built(name, folders)
     return commands
 
 
