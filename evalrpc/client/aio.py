@@ -49,7 +49,7 @@ class AsyncEvalClient(AsyncTransport):
 
     Every method that calls the server raises a subclass of `evalrpc.errors.EvalrpcError` if the server refuses the call,
     UnavailableError if it can't be reached, and TimeoutError if it does not answer in time. Calls that are safe to repeat are
-    retried for a second or two while the server is unavailable; streams resume where they broke off.
+    retried for about two seconds while the server is unavailable; streams resume where they broke off.
 
     An iteration that is left early ends its stream when it is closed:
     `async with contextlib.aclosing(client.watch(job_id)) as events`.
@@ -139,8 +139,10 @@ class AsyncEvalClient(AsyncTransport):
         """Yield the job's state, then every change once and in order, and end after the terminal event.
 
         Reconnects automatically, forever or until it has failed for `reconnect_timeout_seconds`, then raises UnavailableError.
-        `on_disconnect` is called on every disconnect. Raises JobNotFoundError, RevisionCompactedError and
-        RevisionInFutureError.
+        `on_disconnect` is called on every disconnect. With `heartbeat_interval_seconds`, a BOOKMARK is yielded whenever the
+        server has sent nothing else for this long. None: the server sends one after 20 s at most, which only keeps the stream
+        open and is not yielded. 0: it sends none, and a proxy may cut a quiet stream. Raises JobNotFoundError,
+        RevisionCompactedError and RevisionInFutureError.
         """
         policy = ReconnectPolicy(reconnect_timeout_seconds, on_disconnect=on_disconnect)
         return self._read(self._stub.WatchJob, JobWatch(job_id, after_revision, heartbeat_interval_seconds, policy))
@@ -161,7 +163,8 @@ class AsyncEvalClient(AsyncTransport):
         A job that was deleted, or that the filter does not match any more, comes as DELETED, with its id alone.
 
         With `after_revision`, starts with the changes since then; with `skip_snapshots`, with the BOOKMARK. JOB_VIEW_BASIC
-        leaves out metrics and log tails. Reconnects as `watch` does. Raises RevisionCompactedError and RevisionInFutureError.
+        leaves out metrics and log tails. Reconnects and has heartbeats as `watch` does. Raises RevisionCompactedError and
+        RevisionInFutureError.
         """
         policy = ReconnectPolicy(reconnect_timeout_seconds, on_disconnect=on_disconnect)
         reader = AllJobsWatch(
@@ -238,15 +241,21 @@ class AsyncEvalClient(AsyncTransport):
     # Reading logs and results
 
     async def logs(
-        self, job_id: str, *, follow: bool = False, offset: int = 0, attempt: int = 0
+        self,
+        job_id: str,
+        *,
+        follow: bool = False,
+        offset: int = 0,
+        attempt: int = 0,
+        heartbeat_interval_seconds: float | None = None,
     ) -> AsyncGenerator[bytes, None]:
         """Yield the log's bytes from an offset, each once. `attempt` 0 is the latest.
 
-        With `follow`, waits for a queued job to start and continues until the job ends. Raises JobNotFoundError,
-        AttemptNotFoundError, OffsetOutOfRangeError.
+        With `follow`, waits for a queued job to start and continues until the job ends. Heartbeats are sent as for `watch`, and
+        never yielded. Raises JobNotFoundError, AttemptNotFoundError, OffsetOutOfRangeError.
         """
         attempt = attempt or await self._latest_attempt(job_id, wait=follow)
-        reader = LogBytes(job_id, attempt, follow=follow, offset=offset)
+        reader = LogBytes(job_id, attempt, follow=follow, offset=offset, heartbeat_interval_seconds=heartbeat_interval_seconds)
         async with aclosing(self._read(self._stub.ReadLog, reader)) as chunks:
             async for data in chunks:
                 yield data

@@ -1,6 +1,6 @@
 """The asyncio client's connection, with its three kinds of calls: unary, a paged listing, a stream read to its end.
 
-The decisions are in `resumable` and `failures`.
+The decisions are in `resumable`, `retrying` and `failures`.
 """
 
 from __future__ import annotations  # grpc's classes are generic only in its type stubs
@@ -13,8 +13,9 @@ from typing import Protocol, Self, TypeVar
 import grpc.aio
 
 from evalrpc.client import core
-from evalrpc.client.failures import from_rpc_error
+from evalrpc.client.reconnect import ReconnectPolicy
 from evalrpc.client.resumable import ItemT, MessageT, Reader, RequestT
+from evalrpc.client.retrying import RETRY_SECONDS, Retries
 from evalrpc.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 
 ResponseT = TypeVar("ResponseT")
@@ -81,10 +82,13 @@ class AsyncTransport:
             return False
 
     async def _call(self, method: grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT], request: RequestT) -> ResponseT:
-        try:
-            return await method(request, timeout=self._timeout_seconds)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        retries = Retries(request, ReconnectPolicy(RETRY_SECONDS, self._timeout_seconds))
+        while True:
+            try:
+                return await method(request, timeout=retries.timeout_seconds())
+            except grpc.RpcError as error:
+                delay_seconds = retries.failed(error)
+            await asyncio.sleep(delay_seconds)
 
     async def _pages(
         self, method: grpc.aio.UnaryUnaryMultiCallable[PageRequestT, PageT], request: PageRequestT

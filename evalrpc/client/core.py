@@ -1,6 +1,5 @@
 """What both clients share: channel options, requests, conversions of responses."""
 
-import json
 import os
 import ssl
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,6 @@ from evalrpc.client.addresses import Address, parse_address
 from evalrpc.client.arguments import parse_metric
 from evalrpc.client.request_ids import new_request_id
 from evalrpc.errors import JobCancelledError, JobFailedError
-from evalrpc.v1.evaluation_service_pb2 import DESCRIPTOR
 from evalrpc.v1.history_pb2 import GetHistoryRequest
 from evalrpc.v1.jobs_pb2 import (
     CACHE_MODE_ALLOW,
@@ -42,24 +40,6 @@ HEALTH_CHECK_REQUEST: Final = b""
 """A grpc.health.v1.HealthCheckRequest that asks for the server as a whole."""
 HEALTH_SERVING: Final = b"\x08\x01"
 """The grpc.health.v1.HealthCheckResponse whose status is SERVING."""
-
-RETRIED_METHODS: Final = (
-    "SubmitJob",
-    "GetJob",
-    "ListJobs",
-    "CancelJob",
-    "UpdateJob",
-    "GetQueue",
-    "ListArtifacts",
-    "ListSamples",
-    "GetHistory",
-    "CompareJobs",
-    "ListTasks",
-    "ListModels",
-    "ListHarnesses",
-    "GetServerInfo",
-)
-"""The calls that may be retried blindly; SubmitJob because ours always carries a `request_id`."""
 
 
 class SubmitOptions(TypedDict, total=False):
@@ -98,12 +78,11 @@ def server_address(address: str | None) -> Address:
 
 
 def channel_options(*, use_proxy: bool = True) -> list[tuple[str, Any]]:
-    """Build the channel options: retries, limits, and keepalive at a rate that the server permits.
+    """Build the channel options: limits, and keepalive at a rate that the server permits.
 
     `use_proxy`: whether the variables http_proxy, https_proxy and no_proxy count, as gRPC reads them.
     """
     return [
-        ("grpc.service_config", service_config()),
         ("grpc.enable_http_proxy", int(use_proxy)),
         ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
         ("grpc.keepalive_time_ms", 30_000),
@@ -134,20 +113,6 @@ def root_certificates() -> bytes | None:
         return None
     certificates = ssl.create_default_context().get_ca_certs(binary_form=True)
     return "".join(map(ssl.DER_cert_to_PEM_cert, certificates)).encode() or None
-
-
-def service_config() -> str:
-    """Build gRPC's service config as JSON: which calls gRPC retries, on UNAVAILABLE only."""
-    service = DESCRIPTOR.services_by_name["EvaluationService"].full_name
-    policy = {
-        "maxAttempts": 5,
-        "initialBackoff": "0.1s",
-        "maxBackoff": "2s",
-        "backoffMultiplier": 2,
-        "retryableStatusCodes": ["UNAVAILABLE"],
-    }
-    names = [{"service": service, "method": method} for method in RETRIED_METHODS]
-    return json.dumps({"methodConfig": [{"name": names, "retryPolicy": policy}]})
 
 
 def evaluate_request(

@@ -17,10 +17,31 @@ from evalrpc.errors import (
     InvalidRequestError,
     JobNotCompletedError,
     RunFailedError,
+    UnavailableError,
 )
 
 STATUS_DETAILS_KEY: Final = "grpc-status-details-bin"
 """The trailing metadata key that carries a serialised google.rpc.Status."""
+
+_ABOUT_THE_REQUEST: Final = (
+    # A proxy, or a server of another kind, asks who calls (HTTP 401), forbids it (403), or has nothing there (404).
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNIMPLEMENTED,
+    # Neither gRPC nor a proxy makes these by itself: another program has read the request, and answers it.
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.OUT_OF_RANGE,
+)
+"""The codes that are final even without our ErrorInfo.
+
+Not among them: CANCELLED, which is never our own where it is judged; DEADLINE_EXCEEDED, since the deadline of a stream
+is checked before each call, and else a proxy has limited it; RESOURCE_EXHAUSTED, which a proxy that asks for calm (RST_STREAM)
+causes, while our messages are never too large; UNKNOWN, INTERNAL, ABORTED and DATA_LOSS, which a bug of our server would send
+with an ErrorInfo.
+"""
 
 _NEVER_ON_THE_WIRE: Final = (ConfigurationError, RunFailedError, JobNotCompletedError)
 
@@ -46,6 +67,27 @@ def from_rpc_error(error: grpc.RpcError) -> EvalrpcError | TimeoutError:
     details = parse_details(_status_details(error))
     is_of_grpc = details.reason is None and code in _CODES_OF_GRPC
     return build_error(code, _in_words(message) if is_of_grpc else message, details)
+
+
+def is_broken_off(error: grpc.RpcError) -> bool:
+    """Return whether a call was only broken off on the way, so that the same request, or the rest of it, may succeed.
+
+    What carries our ErrorInfo is the server's answer, and final unless it is UNAVAILABLE. What lacks it is not from our
+    server: a proxy has reset the call or answered itself, the connection was lost, or gRPC gave up. It counts as broken off
+    whatever its code, unless the code can only be about the request.
+    """
+    code = error.code()
+    if parse_details(_status_details(error)).reason is not None:
+        return code is grpc.StatusCode.UNAVAILABLE
+    return code not in _ABOUT_THE_REQUEST
+
+
+def from_broken_call(error: grpc.RpcError) -> UnavailableError:
+    """Build the error for a call that was broken off, whatever its code."""
+    failure = from_rpc_error(error)
+    if isinstance(failure, UnavailableError):
+        return failure
+    return UnavailableError(f"the call was broken off: {error.code().name}: {error.details()}")
 
 
 def build_error(code: str, message: str, details: ErrorDetails) -> EvalrpcError:

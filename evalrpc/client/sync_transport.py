@@ -1,7 +1,7 @@
 # Generated from aio_transport.py by scripts/generate-sync-client: do not edit.
 """The blocking client's connection, with its three kinds of calls: unary, a paged listing, a stream read to its end.
 
-The decisions are in `resumable` and `failures`.
+The decisions are in `resumable`, `retrying` and `failures`.
 """
 
 from __future__ import annotations  # grpc's classes are generic only in its type stubs
@@ -14,8 +14,9 @@ from typing import Protocol, Self, TypeVar
 import grpc
 
 from evalrpc.client import core
-from evalrpc.client.failures import from_rpc_error
+from evalrpc.client.reconnect import ReconnectPolicy
 from evalrpc.client.resumable import ItemT, MessageT, Reader, RequestT
+from evalrpc.client.retrying import RETRY_SECONDS, Retries
 from evalrpc.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 
 ResponseT = TypeVar("ResponseT")
@@ -80,10 +81,13 @@ class Transport:
             return False
 
     def _call(self, method: grpc.UnaryUnaryMultiCallable[RequestT, ResponseT], request: RequestT) -> ResponseT:
-        try:
-            return method(request, timeout=self._timeout_seconds)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        retries = Retries(request, ReconnectPolicy(RETRY_SECONDS, self._timeout_seconds))
+        while True:
+            try:
+                return method(request, timeout=retries.timeout_seconds())
+            except grpc.RpcError as error:
+                delay_seconds = retries.failed(error)
+            time.sleep(delay_seconds)
 
     def _pages(self, method: grpc.UnaryUnaryMultiCallable[PageRequestT, PageT], request: PageRequestT) -> Iterator[PageT]:
         while True:

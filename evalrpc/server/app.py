@@ -14,7 +14,6 @@ from typing import Final
 import grpc
 import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from evalrpc.clock import Clock, SystemClock
 from evalrpc.config import Settings, parse_listen
@@ -31,6 +30,7 @@ from evalrpc.reading.samples import SampleLister
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.scheduling.scheduler import Scheduler
 from evalrpc.scheduling.supervisor import RunDependencies
+from evalrpc.server import reflection
 from evalrpc.server.announcement import announce
 from evalrpc.server.catalog import Catalog
 from evalrpc.server.collector import tune_collector
@@ -38,8 +38,9 @@ from evalrpc.server.handlers import handlers_of
 from evalrpc.server.housekeeping import Housekeeper
 from evalrpc.server.listening import require_descriptors, require_free
 from evalrpc.server.logging import set_up_logging
+from evalrpc.server.reflection import Reflection
 from evalrpc.server.service import EvaluationService
-from evalrpc.server.transports.grpc import generic_handler
+from evalrpc.server.transports.grpc import dialogue_handler, generic_handler
 from evalrpc.server.transports.grpc_options import channel_options
 from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.v1 import evaluation_service_pb2
@@ -204,8 +205,8 @@ class Server:
         server = grpc.aio.server(options=channel_options(self._settings.max_request_bytes))
         server.add_generic_rpc_handlers((generic_handler(SERVICE, handlers_of(SERVICE, self._service)),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
+        answer = Reflection((health_pb2.DESCRIPTOR,)).answer
+        server.add_generic_rpc_handlers(dialogue_handler(name, reflection.METHOD, answer) for name in reflection.SERVICES)
         return server
 
     def _bind(self) -> str:

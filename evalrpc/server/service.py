@@ -73,6 +73,7 @@ from evalrpc.v1.jobs_pb2 import (
 from evalrpc.v1.queue_pb2 import GetQueueRequest, GetQueueResponse, Gpu, StatusCount
 from evalrpc.v1.samples_pb2 import ListSamplesRequest, ListSamplesResponse
 from evalrpc.watching.feed import Feed
+from evalrpc.watching.wakeups import Intervals, default_interval
 
 DEFAULT_PAGE_SIZE: Final = 50
 DEFAULT_NAMES_SIZE: Final = 100
@@ -105,6 +106,7 @@ class EvaluationService:
     catalog: Catalog
     started_at: Timestamp
     job_ids: Iterator[str] = field(default_factory=job_ids)
+    default_interval: Intervals = default_interval
     stopping: bool = False
     _queue: tuple[object, bytes] | None = None
 
@@ -137,16 +139,17 @@ class EvaluationService:
     def WatchJob(self, request: WatchJobRequest, call: Call) -> Awaitable[None]:
         """Stream one job until it ends."""
         job_id = validation.require_job_id(request.job_id)
-        return self.feed.watch_job(job_id, request.after_revision, _heartbeat_seconds(request), call.send)
+        validation.require(validation.watch(request))
+        return self.feed.watch_job(job_id, request.after_revision, self._heartbeats(request), call.send)
 
     def WatchJobs(self, request: WatchJobsRequest, call: Call) -> Awaitable[None]:
         """Stream all jobs that match the filter."""
         bad_filter, bad_view = validation.job_filter(request.filter), validation.view(request.view)
-        validation.require(chain(bad_filter, bad_view, _bad_options(request)))
+        validation.require(chain(bad_filter, bad_view, validation.watch(request)))
         return self.feed.watch_jobs(
             request.filter,
             request.after_revision,
-            _heartbeat_seconds(request),
+            self._heartbeats(request),
             call.send,
             view=request.view,
             skip_snapshots=request.skip_snapshots,
@@ -199,8 +202,8 @@ class EvaluationService:
     def ReadLog(self, request: ReadLogRequest, call: Call) -> Awaitable[None]:
         """Stream the bytes of a job's log."""
         job_id = validation.require_job_id(request.job_id)
-        validation.require(validation.offsets(offset=request.offset, attempt=request.attempt))
-        return self.logs.read_log(job_id, request, call.send)
+        validation.require(validation.log(request))
+        return self.logs.read_log(job_id, request, self._heartbeats(request), call.send)
 
     async def ListArtifacts(
         self,
@@ -322,6 +325,13 @@ class EvaluationService:
             validation.require(FieldViolation(f"request.tasks[{index}]", text) for index, text in unknown.items())
         job.warnings.extend(unknown.values())
 
+    def _heartbeats(self, call: WatchJobRequest | WatchJobsRequest | ReadLogRequest) -> Intervals | None:
+        """Return the intervals between the heartbeats of a stream; None for none."""
+        if not call.HasField("heartbeat_interval"):
+            return self.default_interval
+        seconds = call.heartbeat_interval.ToNanoseconds() / 1e9
+        return (lambda: seconds) if seconds else None
+
     def _answer(self, job: JobInfo) -> bytes:
         """Return a job that was just committed, serialised as clients get it."""
         return self.queue_state.describe(job.job_id, job.status, job.SerializeToString())
@@ -439,13 +449,3 @@ def _fingerprint(call: SubmitJobRequest) -> bytes:
     contents.CopyFrom(call)
     contents.ClearField("request_id")
     return hashlib.sha256(contents.SerializeToString(deterministic=True)).digest()
-
-
-def _heartbeat_seconds(call: WatchJobRequest | WatchJobsRequest) -> float | None:
-    """Validate the options of a watch, and return its heartbeat interval. Raises InvalidRequestError."""
-    validation.require(_bad_options(call))
-    return call.heartbeat_interval.ToNanoseconds() / 1e9 if call.HasField("heartbeat_interval") else None
-
-
-def _bad_options(call: WatchJobRequest | WatchJobsRequest) -> Iterator[FieldViolation]:
-    return validation.watch(call.after_revision, call.heartbeat_interval if call.HasField("heartbeat_interval") else None)

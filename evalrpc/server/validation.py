@@ -19,6 +19,7 @@ from evalrpc.jobs.label_selectors import parse_selector
 from evalrpc.jobs.paths import allowed_output_dir
 from evalrpc.printable import first_unprintable, printable
 from evalrpc.v1.comparison_pb2 import CompareJobsRequest, Correction
+from evalrpc.v1.files_pb2 import ReadLogRequest
 from evalrpc.v1.history_pb2 import GetHistoryRequest
 from evalrpc.v1.jobs_pb2 import (
     CacheMode,
@@ -28,6 +29,8 @@ from evalrpc.v1.jobs_pb2 import (
     JobView,
     SubmitJobRequest,
     UpdateJobRequest,
+    WatchJobRequest,
+    WatchJobsRequest,
 )
 from evalrpc.v1.results_pb2 import MetricSelector
 
@@ -105,11 +108,16 @@ def submission(
         yield FieldViolation("cache", f"{call.cache} is no mode that this server knows: CACHE_MODE_ALLOW, or leave it out")
 
 
-def watch(after_revision: int, heartbeat_interval: Duration | None) -> _Violations:
+def watch(call: WatchJobRequest | WatchJobsRequest) -> _Violations:
     """Yield what is wrong with the options of a watch."""
-    yield from _not_negative("after_revision", after_revision)
-    if heartbeat_interval is not None:
-        yield from _duration("heartbeat_interval", heartbeat_interval, MIN_HEARTBEAT_SECONDS, MAX_TIMEOUT_SECONDS)
+    yield from _not_negative("after_revision", call.after_revision)
+    yield from _heartbeat(call.heartbeat_interval)
+
+
+def log(call: ReadLogRequest) -> _Violations:
+    """Yield what is wrong with a ReadLogRequest, besides its `job_id`."""
+    yield from offsets(offset=call.offset, attempt=call.attempt)
+    yield from _heartbeat(call.heartbeat_interval)
 
 
 def job_filter(jobs: JobFilter) -> _Violations:
@@ -464,6 +472,12 @@ def _seconds(seconds: float) -> str:
         return f"{seconds * 1000:g} ms"
     days = seconds / _SECONDS_PER_DAY
     return f"{days:g} days" if days.is_integer() else f"{seconds:g} seconds"
+
+
+def _heartbeat(interval: Duration) -> _Violations:
+    """Yield what is wrong with the interval of heartbeats; 0 means none."""
+    if interval.seconds or interval.nanos:
+        yield from _duration("heartbeat_interval", interval, MIN_HEARTBEAT_SECONDS, MAX_TIMEOUT_SECONDS)
 
 
 def _not_negative(field: str, number: int) -> _Violations:

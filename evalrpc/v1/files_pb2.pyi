@@ -75,7 +75,7 @@ class ReadLogResponse(_message.Message):
     """The offset of the first byte. Always set."""
     attempt: _builtins.int
     """The attempt whose log it is. Pass it when resuming, since another may have begun meanwhile. Zero if the job shares the run
-    of another: see `JobInfo.cached_from`.
+    of another (see `JobInfo.cached_from`), and in heartbeats before the first attempt has begun.
     """
     def __init__(
         self,

@@ -941,8 +941,8 @@ class WatchJobRequest(_message.Message):
     """The last revision that the client saw; 0 begins with a snapshot. Never negative."""
     @_builtins.property
     def heartbeat_interval(self) -> _duration_pb2.Duration:
-        """Send a BOOKMARK whenever nothing else was sent for this long. 0, or at least 100 ms. 0: no
-        heartbeats. Absent: 20 s, with jitter, since proxies cut streams that are quiet for a minute.
+        """Send a BOOKMARK whenever nothing else was sent for this long, at least 100 ms. 0: no heartbeats. Absent: after 15 to 20 s,
+        at random, since proxies cut streams that are quiet for a minute.
         """
 
     def __init__(

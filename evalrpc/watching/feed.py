@@ -31,7 +31,7 @@ from evalrpc.store.base import Change, ListedJob, Store, StoredJob
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.jobs_pb2 import JobFilter
 from evalrpc.watching.events import CommittedEvent, Progress
-from evalrpc.watching.wakeups import Heartbeat, Waiters
+from evalrpc.watching.wakeups import Heartbeat, Intervals, Waiters
 
 _PAGE: Final = 256
 _RECENT_EVENTS: Final = 1024
@@ -96,7 +96,7 @@ class Feed:
 
     # Watching.
 
-    async def watch_job(self, job_id: str, after_revision: int, heartbeat_seconds: float | None, send: Send) -> None:
+    async def watch_job(self, job_id: str, after_revision: int, heartbeats: Intervals | None, send: Send) -> None:
         """Send the serialised JobEvents of one job up to its terminal one, as the schema specifies for WatchJob.
 
         Raises JobNotFoundError, RevisionCompactedError, RevisionInFutureError, ServerStoppingError.
@@ -122,13 +122,14 @@ class Feed:
                 if is_terminal:
                     return
             del job  # a watcher may wait for days: it keeps its cursor but no copy of the job
-            await self._live_of_job(topic, cursor, progress, heartbeat_seconds, send)
+            with Heartbeat(heartbeats) as heartbeat:
+                await self._live_of_job(topic, cursor, progress, heartbeat, send)
 
     async def watch_jobs(
         self,
         job_filter: JobFilter,
         after_revision: int,
-        heartbeat_seconds: float | None,
+        heartbeats: Intervals | None,
         send: Send,
         *,
         view: pb.JobView.ValueType = pb.JOB_VIEW_FULL,
@@ -152,7 +153,8 @@ class Feed:
                     ahead[job.job_id] = job.revision
                 await send(self._snapshot(job, 0, view))
         await send(self._bookmark(cursor))
-        await self._live_of_all(matcher, view, cursor, ahead, heartbeat_seconds, send)
+        with Heartbeat(heartbeats) as heartbeat:
+            await self._live_of_all(matcher, view, cursor, ahead, heartbeat, send)
 
     async def wait_for_change(self, job_id: str, timeout_seconds: float) -> None:
         """Wait until something happens to a job, or the timeout expires. Raises ServerStoppingError."""
@@ -170,11 +172,10 @@ class Feed:
         return (await self.stored_job(job_id)).parse()
 
     async def _live_of_job(
-        self, topic: _Topic, cursor: int, progress: Progress | None, heartbeat_seconds: float | None, send: Send
+        self, topic: _Topic, cursor: int, progress: Progress | None, heartbeat: Heartbeat, send: Send
     ) -> None:
         """Send what comes after `cursor` and `progress`, up to the terminal event."""
         position = 0
-        heartbeat = Heartbeat(heartbeat_seconds)
         while True:
             while position < len(topic.events):
                 event = topic.events[position]
@@ -195,7 +196,7 @@ class Feed:
                 heartbeat.sent()
             else:
                 self._require_running()
-                await topic.waiters.wait(heartbeat.seconds_left())
+                await heartbeat.wait(topic.waiters)
 
     async def _live_of_all(
         self,
@@ -203,12 +204,11 @@ class Feed:
         view: pb.JobView.ValueType,
         cursor: int,
         ahead: dict[str, int],
-        heartbeat_seconds: float | None,
+        heartbeat: Heartbeat,
         send: Send,
     ) -> None:
         """Send what comes after `cursor`, without end."""
         progress_number = self._progress_count
-        heartbeat = Heartbeat(heartbeat_seconds)
         while True:
             async for event in self._events_after(cursor):
                 cursor = event.revision
@@ -233,7 +233,7 @@ class Feed:
                 heartbeat.sent()
             else:
                 self._require_running()
-                await self._all_waiters.wait(heartbeat.seconds_left())
+                await heartbeat.wait(self._all_waiters)
 
     @contextmanager
     def _watching(self, job_id: str) -> Iterator[_Topic]:

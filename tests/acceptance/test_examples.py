@@ -193,13 +193,23 @@ LANGUAGES = {
 }
 
 
+_BUILT: dict[str, Sequence[str]] = {}
+
+
+def built(name: str, folders: pytest.TempPathFactory) -> Sequence[str]:
+    """Build the example of one language, once for all tests, and return the command that runs it."""
+    if name not in _BUILT:
+        _BUILT[name] = LANGUAGES[name].build(folders.mktemp(name))
+    return _BUILT[name]
+
+
 @pytest.fixture(scope="module", params=LANGUAGES)
 def example(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Sequence[str]:
     """Build the example of one language, and give the command that runs it."""
     language = LANGUAGES[request.param]
     if missing := language.missing():
         pytest.skip(f"the example for {request.param} can't be built here: {missing}; see examples/README.md")
-    return language.build(tmp_path_factory.mktemp(request.param))
+    return built(request.param, tmp_path_factory)
 
 
 @pytest.fixture

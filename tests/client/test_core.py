@@ -1,6 +1,5 @@
 """The parts of the client that do no I/O."""
 
-import json
 import math
 from datetime import timedelta
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 from clocks import ManualClock
 from fake_server import JOB_ID, details_of, job_at
 from google.protobuf import json_format
+from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.struct_pb2 import Struct
 from google.rpc import error_details_pb2, status_pb2
 
@@ -18,9 +18,11 @@ from evalrpc.client import core
 from evalrpc.client.failures import STATUS_DETAILS_KEY, build_error, from_rpc_error, parse_details
 from evalrpc.client.reconnect import ReconnectPolicy
 from evalrpc.client.resumable import MAX_TRIES_OF_AN_UNREADABLE_FILE, AllJobsWatch, ArtifactBytes, JobWatch, LogBytes
+from evalrpc.client.retrying import RETRIED_METHODS, RETRY_SECONDS, Retries
 from evalrpc.errors import DOMAIN, EvalrpcError, FieldViolation
+from evalrpc.v1.evaluation_service_pb2 import DESCRIPTOR
 from evalrpc.v1.files_pb2 import ReadArtifactResponse, ReadLogResponse
-from evalrpc.v1.jobs_pb2 import JobEvent, JobEventType, JobStatus
+from evalrpc.v1.jobs_pb2 import GetJobRequest, JobEvent, JobEventType, JobStatus
 
 
 class FakeRpcError(grpc.RpcError):
@@ -231,15 +233,6 @@ def test_no_timeout_stays_absent() -> None:
     assert not core.submit_request(core.evaluate_request("m", ["t"])).HasField("timeout")
 
 
-def test_only_calls_that_are_safe_to_repeat_are_repeated_and_only_when_the_server_is_unavailable() -> None:
-    (config,) = json.loads(core.service_config())["methodConfig"]
-
-    names = {entry["method"] for entry in config["name"]}
-    assert config["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
-    assert {"SubmitJob", "GetJob", "CancelJob", "UpdateJob"} <= names
-    assert not names & {"DeleteJob", "WatchJob", "WatchJobs", "ReadLog", "ReadArtifact"}
-
-
 # ReconnectPolicy
 
 
@@ -294,6 +287,54 @@ def test_whoever_asked_hears_of_every_break() -> None:
     assert heard == [(error, 0.1)]
 
 
+# Retries
+
+
+def retries(request: Any, clock: ManualClock | None = None) -> Retries:
+    return Retries(request, ReconnectPolicy(RETRY_SECONDS, 30, clock=(clock or ManualClock()).monotonic, jitter=lambda: 1.0))
+
+
+def test_only_calls_that_are_safe_to_repeat_are_repeated() -> None:
+    methods = DESCRIPTOR.services_by_name["EvaluationService"].methods_by_name
+    assert set(RETRIED_METHODS) <= set(methods)
+    assert not {"DeleteJob", "WatchJob", "WatchJobs", "ReadLog", "ReadArtifact"} & set(RETRIED_METHODS)
+    for name, method in methods.items():
+        request = GetMessageClass(method.input_type)()
+        if name in RETRIED_METHODS:
+            assert retries(request).failed(UNAVAILABLE) == 0.1
+        else:
+            with pytest.raises(errors.UnavailableError) as caught:
+                retries(request).failed(UNAVAILABLE)
+            assert caught.value.__cause__ is UNAVAILABLE
+
+
+def test_a_call_is_repeated_for_two_seconds_and_then_unavailable() -> None:
+    clock = ManualClock()
+    call = retries(GetJobRequest(), clock)
+    assert call.timeout_seconds() == 30
+    assert [call.failed(UNAVAILABLE) for _ in range(3)] == [0.1, 0.2, 0.4]
+    clock.seconds = 2
+    assert call.timeout_seconds() == 28
+    with pytest.raises(errors.UnavailableError):
+        call.failed(UNAVAILABLE)
+
+
+def test_a_call_that_a_proxy_breaks_is_repeated_and_one_that_the_server_answers_or_that_takes_too_long_is_not() -> None:
+    assert retries(GetJobRequest()).failed(FakeRpcError(grpc.StatusCode.INTERNAL, "RST_STREAM")) == 0.1
+    stopping = errors.ServerStoppingError("stopping", retry_delay_seconds=1)
+    answered = FakeRpcError(grpc.StatusCode.UNAVAILABLE, "stopping", details_of(stopping))
+    assert retries(GetJobRequest()).failed(answered) == 1.1
+    final = {
+        FakeRpcError(grpc.StatusCode.INTERNAL, "a bug", details_of(errors.InternalError("a bug"))): errors.InternalError,
+        FakeRpcError(grpc.StatusCode.NOT_FOUND): errors.NotFoundError,
+        FakeRpcError(grpc.StatusCode.DEADLINE_EXCEEDED): TimeoutError,
+    }
+    for error, cls in final.items():
+        with pytest.raises(cls) as caught:
+            retries(GetJobRequest()).failed(error)
+        assert caught.value.__cause__ is error
+
+
 # Watching one job
 
 
@@ -335,29 +376,111 @@ def test_a_watch_that_ends_too_early_goes_on() -> None:
     assert not watch.is_finished()
 
 
-@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
-def test_a_stream_that_was_cut_goes_on(code: grpc.StatusCode) -> None:
-    assert JobWatch(JOB_ID, policy=ReconnectPolicy(jitter=lambda: 1.0)).failed(FakeRpcError(code)) == 0.1
+FINAL_WITHOUT_A_REASON = {
+    "UNAUTHENTICATED": EvalrpcError,
+    "PERMISSION_DENIED": EvalrpcError,
+    "UNIMPLEMENTED": errors.UnimplementedError,
+    "INVALID_ARGUMENT": errors.InvalidRequestError,
+    "NOT_FOUND": errors.NotFoundError,
+    "ALREADY_EXISTS": errors.RequestIdReusedError,
+    "FAILED_PRECONDITION": errors.PreconditionError,
+    "OUT_OF_RANGE": errors.OutOfRangeError,
+}
+BROKEN_OFF = [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK and code.name not in FINAL_WITHOUT_A_REASON]
 
 
-@pytest.mark.parametrize(
-    ("code", "cls"),
-    [
-        (grpc.StatusCode.NOT_FOUND, errors.NotFoundError),
-        (grpc.StatusCode.OUT_OF_RANGE, errors.OutOfRangeError),
-        (grpc.StatusCode.DEADLINE_EXCEEDED, TimeoutError),
-    ],
-)
-def test_what_another_call_would_not_mend_is_raised_from_its_cause(code: grpc.StatusCode, cls: type[Exception]) -> None:
+@pytest.mark.parametrize("code", BROKEN_OFF)
+def test_a_stream_that_breaks_without_an_answer_of_the_server_goes_on(code: grpc.StatusCode) -> None:
+    heard: list[EvalrpcError] = []
+    policy = ReconnectPolicy(jitter=lambda: 1.0, on_disconnect=lambda error, _: heard.append(error))
     error = FakeRpcError(code)
+
+    assert JobWatch(JOB_ID, policy=policy).failed(error) == 0.1
+    assert isinstance(heard[0], errors.UnavailableError)
+    assert "why" in heard[0].message
+    assert heard[0].__cause__ is error
+
+
+@pytest.mark.parametrize("code", BROKEN_OFF)
+def test_what_breaks_for_too_long_is_raised_as_unavailable_whatever_its_code(code: grpc.StatusCode) -> None:
+    watch = JobWatch(JOB_ID, policy=ReconnectPolicy(reconnect_timeout_seconds=0))
+    with pytest.raises(errors.UnavailableError, match="why"):
+        watch.failed(FakeRpcError(code))
+
+
+@pytest.mark.parametrize(("name", "cls"), FINAL_WITHOUT_A_REASON.items())
+def test_what_another_call_would_not_mend_is_raised_from_its_cause(name: str, cls: type[Exception]) -> None:
+    error = FakeRpcError(grpc.StatusCode[name])
     with pytest.raises(cls) as caught:
         JobWatch(JOB_ID).failed(error)
     assert caught.value.__cause__ is error
 
 
-def test_a_heartbeat_is_asked_for_only_if_wanted() -> None:
-    assert not JobWatch(JOB_ID).request().HasField("heartbeat_interval")
-    assert JobWatch(JOB_ID, 0, 0.5).request().heartbeat_interval.ToMilliseconds() == 500
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
+def test_an_answer_of_the_server_is_final_unless_it_is_unavailable(code: grpc.StatusCode) -> None:
+    answer = errors.EvalrpcError("why")
+    answer.reason = "OF_A_NEWER_SERVER"
+    error = FakeRpcError(code, status=details_of(answer))
+    watch = JobWatch(JOB_ID, policy=ReconnectPolicy(jitter=lambda: 1.0))
+
+    if code is grpc.StatusCode.UNAVAILABLE:
+        assert watch.failed(error) == 0.1
+    else:
+        with pytest.raises((EvalrpcError, TimeoutError)) as caught:
+            watch.failed(error)
+        assert caught.value.__cause__ is error
+
+
+def test_a_deadline_is_ours_if_the_time_is_up_and_that_of_a_proxy_otherwise() -> None:
+    clock = ManualClock()
+    error = FakeRpcError(grpc.StatusCode.DEADLINE_EXCEEDED)
+    policy = ReconnectPolicy(timeout_seconds=5, clock=clock.monotonic, jitter=lambda: 1.0)
+    watch = JobWatch(JOB_ID, policy=policy)
+
+    assert watch.failed(error) == 0.1
+    clock.seconds = 5
+    with pytest.raises(TimeoutError):
+        watch.failed(error)
+
+
+def test_a_heartbeat_interval_is_sent_only_if_the_caller_has_one_and_zero_is_one() -> None:
+    def interval(seconds: float | None) -> int | None:
+        requests = [
+            JobWatch(JOB_ID, 0, seconds).request(),
+            AllJobsWatch(None, 0, seconds).request(),
+            LogBytes(JOB_ID, 1, heartbeat_interval_seconds=seconds).request(),
+        ]
+        (sent,) = {
+            request.heartbeat_interval.ToMilliseconds() if request.HasField("heartbeat_interval") else None
+            for request in requests
+        }
+        return sent
+
+    assert [interval(seconds) for seconds in (None, 0, 0.5)] == [None, 0, 500]
+
+
+def test_heartbeats_of_the_server_move_the_revision_but_are_not_for_the_caller() -> None:
+    one, all_of_them = JobWatch(JOB_ID), AllJobsWatch(after_revision=1)
+    for watch in (one, all_of_them):
+        watch.request()
+        watch.accept(event("BOOKMARK", 5))
+        assert list(watch.accept(event("BOOKMARK", 7))) == []
+        assert watch.request().after_revision == 7
+
+
+def test_heartbeats_that_the_caller_wants_are_for_the_caller() -> None:
+    for watch in (JobWatch(JOB_ID, 1, 0.5), AllJobsWatch(None, 1, 0.5)):
+        assert [list(watch.accept(event("BOOKMARK", 5))) for _ in range(2)] == [[event("BOOKMARK", 5)]] * 2
+
+
+def test_the_first_bookmark_of_all_jobs_is_always_for_the_caller() -> None:
+    resumed, fresh = AllJobsWatch(after_revision=1), AllJobsWatch()
+    fresh.request()
+    for watch in (resumed, fresh):
+        assert list(watch.accept(event("BOOKMARK", 5))) == [event("BOOKMARK", 5)]
+        watch.failed(UNAVAILABLE)
+        watch.request()
+        assert list(watch.accept(event("BOOKMARK", 6))) == []
 
 
 # Watching all jobs

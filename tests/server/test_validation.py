@@ -17,7 +17,17 @@ from evalrpc.errors import FieldViolation, InvalidRequestError
 from evalrpc.harnesses.command import CommandHarness
 from evalrpc.reading import page_tokens
 from evalrpc.server import validation
-from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobEvent, JobFilter, JobInfo, ListJobsResponse, SubmitJobRequest
+from evalrpc.v1.files_pb2 import ReadLogRequest
+from evalrpc.v1.jobs_pb2 import (
+    EvaluateRequest,
+    JobEvent,
+    JobFilter,
+    JobInfo,
+    ListJobsResponse,
+    SubmitJobRequest,
+    WatchJobRequest,
+    WatchJobsRequest,
+)
 
 HARNESS = CommandHarness(HarnessSettings("nightly", "command", command=("true",)))
 HARNESSES = {"nightly": HARNESS}
@@ -256,7 +266,7 @@ def test_a_number_that_is_not_finite_is_named_once(call: SubmitJobRequest, expec
 )
 def test_a_malformed_duration_is_refused(timeout: Duration) -> None:
     assert fields(call_of({"timeout": timeout})) == ["timeout"]
-    assert list(validation.watch(0, timeout))
+    assert list(validation.watch(WatchJobRequest(heartbeat_interval=timeout)))
 
 
 def test_all_bad_fields_are_named_at_once() -> None:
@@ -448,13 +458,20 @@ def test_a_filter_of_very_many_statuses_is_refused() -> None:
         (0, None, []),
         (2**63 - 1, Duration(nanos=100_000_000), []),
         (-1, None, ["after_revision"]),
-        (0, Duration(), ["heartbeat_interval"]),
+        (0, Duration(), []),
         (0, Duration(nanos=99_000_000), ["heartbeat_interval"]),
         (-5, Duration(seconds=-1), ["after_revision", "heartbeat_interval"]),
     ],
 )
 def test_every_bad_option_of_a_watch_is_named(after: int, heartbeat: Duration | None, expected: list[str]) -> None:
-    assert named(validation.watch(after, heartbeat)) == expected
+    for call in (WatchJobRequest, WatchJobsRequest):
+        assert named(validation.watch(call(after_revision=after, heartbeat_interval=heartbeat))) == expected
+
+
+def test_every_bad_option_of_a_log_is_named() -> None:
+    bad = ReadLogRequest(offset=-1, attempt=-1, heartbeat_interval=Duration(nanos=1))
+    assert named(validation.log(bad)) == ["offset", "attempt", "heartbeat_interval"]
+    assert named(validation.log(ReadLogRequest(heartbeat_interval=Duration()))) == []
 
 
 def test_a_cancel_reason_is_one_line_of_at_most_1000_characters() -> None:

@@ -373,7 +373,7 @@ def test_a_watch_of_all_jobs_goes_on_when_the_server_is_killed_and_started_again
         server.kill()
         service.change(job_at(COMPLETED, job_id="a"))
         server.start()
-        seen += [next(events), next(events)]
+        seen.append(next(events))
 
     snapshot, bookmark, status = "SNAPSHOT", "BOOKMARK", "STATUS"
     assert [(JobEventType.Name(event.type).rpartition("_")[2], event.job.job_id) for event in seen] == [
@@ -381,7 +381,6 @@ def test_a_watch_of_all_jobs_goes_on_when_the_server_is_killed_and_started_again
         (snapshot, "b"),
         (bookmark, ""),
         (status, "a"),
-        (bookmark, ""),
     ]
     assert service.received["WatchJobs"][-1].after_revision == 2
 

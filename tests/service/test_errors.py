@@ -216,6 +216,8 @@ def test_an_error_about_text_in_any_script_arrives_whole(api: Api, letter: str) 
         ("CancelJob", {"job_id": NOWHERE, "reason": "x" * 1001}, ["reason"]),
         ("CancelJob", {"job_id": NOWHERE, "reason": "a\nb"}, ["reason"]),
         ("ReadLog", {"job_id": NOWHERE, "offset": -1, "attempt": -1}, ["offset", "attempt"]),
+        ("ReadLog", {"job_id": NOWHERE, "heartbeat_interval": Duration(nanos=99_999_999)}, ["heartbeat_interval"]),
+        ("WatchJobs", {"filter": JobFilter(statuses=[99]), "after_revision": -1}, ["filter.statuses[0]", "after_revision"]),
         ("ReadArtifact", {"job_id": NOWHERE, "name": "x", "offset": -1, "limit": -1}, ["offset", "limit"]),
         ("ListSamples", {"job_id": NOWHERE, "page_size": -1}, ["page_size"]),
         ("CompareJobs", {}, ["baseline_job_id", "candidate_job_ids"]),

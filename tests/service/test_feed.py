@@ -131,7 +131,7 @@ class World:
             self.feed.publish_progress(job)
 
     def watch(self, job_id: str, after: int = 0, heartbeat: float | None = None) -> Watcher:
-        return self._keep(Watcher(partial(self.feed.watch_job, job_id, after, heartbeat), after))
+        return self._keep(Watcher(partial(self.feed.watch_job, job_id, after, every(heartbeat)), after))
 
     def watch_all(
         self,
@@ -141,7 +141,7 @@ class World:
         **conditions: Any,
     ) -> Watcher:
         """Watch all jobs of a filter with these conditions."""
-        watch = partial(self.feed.watch_jobs, JobFilter(**conditions), after, heartbeat, **options)
+        watch = partial(self.feed.watch_jobs, JobFilter(**conditions), after, every(heartbeat), **options)
         return self._keep(Watcher(watch, after))
 
     def _keep(self, watcher: Watcher) -> Watcher:
@@ -150,6 +150,10 @@ class World:
 
     def journal(self, job_id: str | None = None) -> list[pb.JobEvent]:
         return [pb.JobEvent.FromString(event.event) for event in self.writer.events_after(0, 10_000, job_id)]
+
+
+def every(seconds: float | None) -> Callable[[], float] | None:
+    return None if seconds is None else lambda: seconds
 
 
 def begin(job: pb.JobInfo) -> None:

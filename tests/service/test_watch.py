@@ -190,10 +190,6 @@ def test_heartbeats_come_while_nothing_else_does(api: Api, site: Site) -> None:
     assert [status for status in statuses(rest) if status] == [RUNNING, COMPLETED]
 
 
-def test_without_being_asked_there_are_no_heartbeats(api: Api) -> None:
-    assert not any(event.type == BOOKMARK for event in api.watch(api.submit("good").job_id))
-
-
 def test_a_watcher_that_leaves_touches_neither_the_job_nor_the_server(server: ServerHere, site: Site) -> None:
     api = server.api
     job = api.submit("slow")
