@@ -27,7 +27,7 @@ from evalrpc.cli.submit import submit_command
 from evalrpc.errors import FieldViolation
 from evalrpc.v1.catalog_pb2 import GetServerInfoResponse
 from evalrpc.v1.comparison_pb2 import CompareJobsResponse, JobComparison, MetricComparison, TestMethod, Verdict
-from evalrpc.v1.jobs_pb2 import JobError, JobEvent, JobEventType, JobInfo, JobStatus, Progress, SubmitJobRequest
+from evalrpc.v1.jobs_pb2 import JobError, JobEvent, JobInfo, JobStatus, Progress, SubmitJobRequest
 from evalrpc.v1.queue_pb2 import GetQueueResponse
 from evalrpc.v1.results_pb2 import Metric, ModelResult, TaskResult
 
@@ -318,18 +318,6 @@ def test_watch_shows_what_was_changed_of_the_job(capsys: pytest.CaptureFixture[s
 
     lines = ["RUNNING", "updated: priority 2, labels none", "updated: priority 2, labels a=1"]
     assert capsys.readouterr().out.splitlines() == lines
-
-
-def test_events_of_all_jobs_say_what_happened() -> None:
-    job = job_at(RUNNING, labels={"b": "2", "a": "1"})
-    updated = JobEvent(type=JobEventType.JOB_EVENT_TYPE_UPDATED, job=job)
-    deleted = JobEvent(type=JobEventType.JOB_EVENT_TYPE_DELETED, job=JobInfo(job_id=JOB_ID, revision=3), terminal=True)
-    left = JobEvent(type=JobEventType.JOB_EVENT_TYPE_DELETED, job=JobInfo(job_id=JOB_ID, revision=3))
-
-    assert wording.describe_event(JobEvent(type=JobEventType.JOB_EVENT_TYPE_STATUS, job=job)) == "RUNNING"
-    assert wording.describe_event(updated) == "RUNNING, priority 0, labels a=1, b=2"
-    assert wording.describe_event(deleted) == "DELETED"
-    assert wording.describe_event(left) == "no longer of the filter"
 
 
 def test_groups_come_after_the_tasks_and_versions_below_the_table(run: Run, service: FakeService) -> None:

@@ -479,6 +479,8 @@ def test_the_command_line_follows_all_jobs_of_a_filter(api: Api, site: Site, as_
     command = (sys.executable, "-c", program, "watch-all", *flags)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
         assert watching.stdout is not None
+        header = "" if as_json else watching.stdout.readline()
+        assert header.split() == [] if as_json else header.startswith("job\t")
         assert before.job_id in watching.stdout.readline()
         api.submit(labels={"run": "other"})
         job = api.submit(labels={"run": "x"})
@@ -493,20 +495,21 @@ def test_the_command_line_follows_all_jobs_of_a_filter(api: Api, site: Site, as_
 def test_the_command_line_says_which_jobs_were_changed_and_which_are_gone(api: Api) -> None:
     first, second = api.run("good", labels={"run": "x"}), api.run("good", labels={"run": "x"})
     program = "from evalrpc.cli import main; main()"
-    command = (sys.executable, "-c", program, "watch-all", "--label", "run=x", "--address", api.address)
+    command = (sys.executable, "-c", program, "watch-all", "--label", "run=x", "-L", "run,note", "--address", api.address)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
         assert watching.stdout is not None
-        before = [watching.stdout.readline() for _ in range(2)]
+        assert watching.stdout.readline().split("\t")[:5] == ["job", "status", "duration", "run", "note"]
+        before = [watching.stdout.readline().split("\t") for _ in range(2)]
         update_labels(api, first.job_id, run="x", note="y")
         update_labels(api, first.job_id, run="z")
         api.DeleteJob(job_id=second.job_id)
-        after = [watching.stdout.readline() for _ in range(3)]
+        after = [watching.stdout.readline().split("\t") for _ in range(3)]
         watching.send_signal(signal.SIGINT)
         _, errors = watching.communicate(timeout=SECONDS)
     assert (watching.returncode, errors) == (0, "")
-    assert before == [f"{job.job_id}  COMPLETED\n" for job in (second, first)]
-    assert after == [
-        f"{first.job_id}  COMPLETED, priority 0, labels note=y, run=x\n",
-        f"{first.job_id}  no longer of the filter\n",
-        f"{second.job_id}  DELETED\n",
+    assert [row[:2] for row in before] == [[job.job_id, "COMPLETED"] for job in (second, first)]
+    assert [(row[0], row[1], row[3], row[4]) for row in after] == [
+        (first.job_id, "COMPLETED", "x", "y"),
+        (first.job_id, "LEFT", "", ""),
+        (second.job_id, "DELETED", "", ""),
     ]
