@@ -227,20 +227,19 @@ def test_what_people_write_in_labels_is_taken(text: str) -> None:
 def test_the_bounds_of_durations_are_in_words() -> None:
     ((_, timeout),) = violations(call_of({"timeout": Duration()}))
     assert timeout == "must be from 1 ms to 366 days"
-    ((_, heartbeat),) = validation.watch(0, Duration(nanos=1))
+    ((_, heartbeat),) = validation.watch(WatchJobRequest(heartbeat_interval=Duration(nanos=1)))
     assert heartbeat == "must be from 100 ms to 366 days"
 
 
 @pytest.mark.parametrize(
     ("request_fields", "has", "text"),
     [
-        ({}, (0,), "asks for 1 GPU, the default, and this server has none: set it to 0 to run without"),
-        ({"num_gpus": 1}, (0,), "asks for 1 GPU, and this server has none: set it to 0 to run without"),
+        ({"num_gpus": 1}, (0,), "asks for 1 GPU, and this server has none: leave it out"),
         ({"num_gpus": 3}, (2,), "asks for 3 GPUs, and this server has 2"),
     ],
 )
 def test_too_many_gpus_are_counted_in_words(request_fields: dict[str, int], has: tuple[int, ...], text: str) -> None:
-    call = SubmitJobRequest(request=EvaluateRequest(model="m", tasks=["t"], **request_fields))
+    call = SubmitJobRequest(request=EvaluateRequest(harness="lmms-eval", model="m", tasks=["t"], **request_fields))
     assert list(validation.submission(call, {"lmms-eval": HARNESS}, has, None)) == [("request.num_gpus", text)]
 
 

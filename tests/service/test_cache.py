@@ -286,7 +286,7 @@ def test_if_a_queued_source_ends_the_first_follower_runs_in_its_old_place_and_th
 
 
 def die(api: Api, site: Site, source: pb.JobInfo) -> None:
-    site.kill_runs()
+    site.kill_run(source.job_id)
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,10 @@ def test_the_client_and_the_command_line_say_the_same(api: Api, run_x: list[str]
     assert values == [0.75, 0.5, 0.5]
     command = ["--address", api.address, "history", "--label", "run=x", "--metric", "t/acc"]
     result = CliRunner().invoke(main, command)
-    rows = [line.split("\t") for line in result.stdout.splitlines()]
-    assert [(row[0], row[1], row[3], row[4], row[-1]) for row in rows] == [
-        ("t", "acc", step, f"{value:.4f}", job_id)
+    columns, *rows = (line.split("\t") for line in result.stdout.splitlines())
+    rows = [[row[columns.index(name)] for name in ("task", "metric", "step", "value", "job")] for row in rows]
+    assert rows == [
+        ["t", "acc", step, f"{value:.4f}", job_id]
         for step, value, job_id in zip(("20", "300", "1000"), values, run_x, strict=True)
     ]
 

@@ -84,6 +84,11 @@ class Site:
         kill_all(lambda: shims_of_runs(self.folder / "data"))
         kill_runs_with(self.mark)
 
+    def kill_run(self, job_id: str) -> None:
+        """Do so with the run of one job."""
+        kill_all(lambda: shims_of_runs(self.folder / "data", job_id))
+        kill_all(lambda: processes_of_job(job_id))
+
 
 class Api:
     """The calls of one server."""
