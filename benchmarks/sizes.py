@@ -17,6 +17,7 @@ from benchmarks.scale import Scale
 from evalrpc.analysis.comparison import compare as compare_jobs
 from evalrpc.config import HarnessSettings, Settings
 from evalrpc.harnesses.registry import build_harnesses
+from evalrpc.reading.job_results import JobResults
 from evalrpc.results.merging import MergedResults
 from evalrpc.results.metrics import model_result
 from evalrpc.server import validation
@@ -66,7 +67,7 @@ def _metrics_of_one_task(_: Path, count: int) -> Callable[[], object]:
 
 def _compared_tasks(folder: Path, count: int) -> Callable[[], object]:
     baseline, candidate = (_job(folder / f"{name}-{count}", count) for name in ("a", "b"))
-    return partial(compare_jobs, CompareJobsRequest(), baseline, [candidate], {}, Event())
+    return partial(compare_jobs, CompareJobsRequest(), baseline, [candidate], {}, JobResults(folder), Event())
 
 
 def _job(folder: Path, count: int) -> JobInfo:
@@ -85,13 +86,13 @@ def _job(folder: Path, count: int) -> JobInfo:
     return JobInfo(job_id=folder.name, status=JOB_STATUS_COMPLETED, attempts=attempts, results={"m": result})
 
 
-def _compared_by_selectors(_: Path, count: int) -> Callable[[], object]:
+def _compared_by_selectors(folder: Path, count: int) -> Callable[[], object]:
     metrics = [Metric(task=f"t{number}", metric="acc", value=0.5) for number in range(count)]
     jobs = [JobInfo(job_id=name, status=JOB_STATUS_COMPLETED, results={"m": ModelResult(metrics=metrics)}) for name in "ab"]
     selectors = [MetricSelector(task=f"t{number}") for number in range(count)]
     thresholds = [MetricThreshold(selector=selector, tolerance=0.1) for selector in selectors]
     call = CompareJobsRequest(metrics=selectors, metric_thresholds=thresholds)
-    return partial(compare_jobs, call, jobs[0], jobs[1:], {}, Event())
+    return partial(compare_jobs, call, jobs[0], jobs[1:], {}, JobResults(folder), Event())
 
 
 def _merged_tasks(_: Path, count: int) -> Callable[[], object]:
@@ -118,7 +119,7 @@ def _bad_fields(_: Path, count: int) -> Callable[[], object]:
     harnesses = build_harnesses(Settings(harnesses={"x": HarnessSettings("x", "lmms-eval", python="/none/bin/python")}))
     call = SubmitJobRequest(request=EvaluateRequest(harness="x", model="m", tasks=["t"], num_gpus=0))
     call.request.model_args.update({f"a{number}": "\x01, true" for number in range(count)})
-    return lambda: list(validation.submission(call, harnesses, 0, None))
+    return lambda: list(validation.submission(call, harnesses, (0,), None))
 
 
 _CASES: Final = (

@@ -61,6 +61,9 @@ def _show_results(job: JobInfo) -> None:
         if provenance := wording.provenance(result):
             click.echo(f"evaluated with {provenance}", err=True)
         click.echo(f"results on the server: {result.results}", err=True)
+        if result.metrics_truncated:
+            shown = f"{len(result.metrics)} of {result.metric_count} metrics are shown"
+            click.echo(f"{shown}; all of them: evalrpc metrics {job.job_id}", err=True)
     click.echo(f"to copy them here: evalrpc download {job.job_id} DIR", err=True)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from evalrpc.cli import wording
 from evalrpc.cli.connection import SLOW_CALL_SECONDS, client_options, connect
 from evalrpc.cli.exit_codes import JOB_NOT_COMPLETED, WRONG_CALL, fail
 from evalrpc.cli.following import show_outcome
-from evalrpc.cli.output import is_terminal, print_json, print_json_line
+from evalrpc.cli.output import is_terminal, print_json, print_json_line, print_table
 from evalrpc.client import EvalClient
 from evalrpc.client.download import select
 from evalrpc.v1.files_pb2 import Artifact, ListArtifactsResponse, ReadLogResponse
 from evalrpc.v1.jobs_pb2 import JobInfo, JobStatus
+from evalrpc.v1.results_pb2 import ListMetricsResponse
 
 
 @click.command()
@@ -56,6 +58,24 @@ def results_command(job_id: str, address: str | None, as_json: bool) -> None:
 
 @click.command()
 @click.argument("job_id", metavar="JOB")
+@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Only TASK/METRIC or METRIC. May be repeated.")
+@click.option("--model", default="", help="Only this model of the results. Default: all.")
+@client_options
+def metrics_command(job_id: str, metrics: tuple[str, ...], model: str, address: str | None, as_json: bool) -> None:
+    """Print all metrics of a job, however many. Those of a running job are the ones it has so far.
+
+    A NAME is TASK/METRIC, METRIC of any task, or TASK/ for all metrics of a task, with an optional `,FILTER` suffix.
+    """
+    with connect(address) as client:
+        found = client.list_metrics(job_id, metrics, model)
+        if as_json:
+            print_json(ListMetricsResponse(metrics=found))
+        else:
+            print_table(wording.LISTED_METRIC_COLUMNS, map(wording.listed_metric_row, found))
+
+
+@click.command()
+@click.argument("job_id", metavar="JOB")
 @click.option("--model", default="", help="A model of the results. Default: the job's only one.")
 @click.option("--task", default="", help="A task of the job. Default: its only one.")
 @click.option("--limit", default=0, help="At most so many rows. Default: all.")
@@ -64,8 +84,13 @@ def samples_command(job_id: str, model: str, task: str, limit: int, address: str
     """Print per-sample predictions, one JSON object per line with or without --json."""
     del as_json
     with connect(address) as client:
-        for row in islice(client.samples(job_id, model, task, min(limit, 1000)), limit or None):
+        samples = client.samples(job_id, model, task, min(limit, 1000), on_truncated=_warn_of_cut)
+        for row in islice(samples, limit or None):
             click.echo(json.dumps(row, ensure_ascii=False))
+
+
+def _warn_of_cut(paths: Sequence[str]) -> None:
+    click.echo(f"evalrpc: rows over 2 MiB are cut, `evalrpc download` has them whole: {', '.join(paths)}", err=True)
 
 
 @click.command()

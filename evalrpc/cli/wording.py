@@ -8,9 +8,10 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.v1.jobs_pb2 import JobInfo, JobStatus, Progress
-from evalrpc.v1.results_pb2 import Metric, ModelResult, TaskResult
+from evalrpc.v1.results_pb2 import Metric, ModelMetric, ModelResult, TaskResult
 
 METRIC_COLUMNS: Final = ("model", "task", "metric", "filter", "value", "stderr", "better", "samples", "version", "group")
+LISTED_METRIC_COLUMNS: Final = ("model", "task", "metric", "filter", "value", "stderr", "better", "samples")
 JOB_COLUMNS: Final = ("job", "status", "model", "tasks", "created", "progress")
 
 TERMINAL: Final = (JobStatus.JOB_STATUS_COMPLETED, JobStatus.JOB_STATUS_FAILED, JobStatus.JOB_STATUS_CANCELLED)
@@ -62,6 +63,12 @@ def metric_rows(job: JobInfo) -> Iterator[tuple[str, ...]]:
             task = tasks.get(metric.task, TaskResult())
             group = f"of {len(task.subtasks)}" if metric.is_group else ""
             yield (model, metric.task, metric.metric, metric.filter, *metric_numbers(metric), task.version, group)
+
+
+def listed_metric_row(listed: ModelMetric) -> tuple[str, ...]:
+    """Return a metric as a row of LISTED_METRIC_COLUMNS."""
+    metric = listed.metric
+    return (listed.model, metric.task, metric.metric, metric.filter, *metric_numbers(metric))
 
 
 def metric_numbers(metric: Metric) -> tuple[str, str, str, str]:

@@ -33,6 +33,7 @@ from evalrpc.v1.jobs_pb2 import (
     ListJobsRequest,
 )
 from evalrpc.v1.queue_pb2 import GetQueueRequest, GetQueueResponse
+from evalrpc.v1.results_pb2 import ModelMetric
 from evalrpc.v1.samples_pb2 import ListSamplesRequest
 
 
@@ -217,8 +218,11 @@ class AsyncEvalClient(AsyncTransport):
 
         Raises JobNotFoundError, AttemptNotFoundError.
         """
-        answer = await self._call(self._stub.ListArtifacts, ListArtifactsRequest(job_id=job_id, attempt=attempt))
-        return list(answer.artifacts)
+        request = ListArtifactsRequest(job_id=job_id, attempt=attempt)
+        artifacts: list[Artifact] = []
+        async for page in self._pages(self._stub.ListArtifacts, request):
+            artifacts.extend(page.artifacts)
+        return artifacts
 
     async def download(
         self,
@@ -251,15 +255,38 @@ class AsyncEvalClient(AsyncTransport):
                         on_progress(artifact, part.offset)
             return await asyncio.to_thread(part.finish)
 
-    async def samples(self, job_id: str, model: str = "", task: str = "", page_size: int = 0) -> AsyncIterator[dict[str, Any]]:
+    async def samples(
+        self,
+        job_id: str,
+        model: str = "",
+        task: str = "",
+        page_size: int = 0,
+        *,
+        on_truncated: Callable[[Sequence[str]], None] | None = None,
+    ) -> AsyncIterator[dict[str, Any]]:
         """Yield the predictions of one model and task, in the harness's order. Empty names select the job's only one.
 
-        Raises JobNotFoundError, SamplesNotFoundError.
+        The server cuts rows larger than 2 MiB; `on_truncated` is called with what was cut, as paths such as `samples[3].resps`,
+        where 3 is the place on a page. Raises JobNotFoundError, SamplesNotFoundError.
         """
         request = ListSamplesRequest(job_id=job_id, model=model, task=task, page_size=page_size)
         async for page in self._pages(self._stub.ListSamples, request):
+            if on_truncated and page.truncated_fields:
+                on_truncated(page.truncated_fields)
             for sample in page.samples:
                 yield core.plain_row(sample)
+
+    async def list_metrics(self, job_id: str, metrics: Sequence[str] = (), model: str = "") -> AsyncIterator[ModelMetric]:
+        """Yield the metrics of a job, sorted by model, task, metric and filter; also those that its `results` lack because of
+        their number. An empty `model` selects all.
+
+        `metrics` are TASK/METRIC, METRIC of any task, or TASK/ for all metrics of a task, with an optional `,FILTER` suffix;
+        none selects all. Raises JobNotFoundError, and MetricNotFoundError for a model that the job does not have.
+        """
+        request = core.metrics_request(job_id, metrics, model)
+        async for page in self._pages(self._stub.ListMetrics, request):
+            for metric in page.metrics:
+                yield metric
 
     async def get_history(
         self,
@@ -270,9 +297,13 @@ class AsyncEvalClient(AsyncTransport):
         """Return metrics across jobs, ordered by the step in the label `step_label` (default: `step`).
 
         `metrics` are TASK/METRIC, METRIC of any task, or TASK/ for all metrics of a task, with an optional `,FILTER` suffix;
-        none selects all. A filter without a status selects COMPLETED jobs.
+        none selects all. A filter without a status selects COMPLETED jobs. All pages are joined into one answer, and a point
+        that came in several parts is one.
         """
-        return await self._call(self._stub.GetHistory, core.history_request(filter, metrics, step_label))
+        history = GetHistoryResponse()
+        async for page in self._pages(self._stub.GetHistory, core.history_request(filter, metrics, step_label)):
+            core.add_points(history, page.points)
+        return history
 
     async def compare(
         self, baseline_job_id: str, candidate_job_ids: Sequence[str] | str, **options: Unpack[comparing.CompareOptions]

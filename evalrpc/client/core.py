@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final, TypedDict
 
@@ -13,7 +13,7 @@ from evalrpc.client.arguments import parse_arguments, parse_metric
 from evalrpc.client.request_ids import new_request_id
 from evalrpc.errors import JobCancelledError, JobFailedError
 from evalrpc.v1.evaluation_service_pb2 import DESCRIPTOR
-from evalrpc.v1.history_pb2 import GetHistoryRequest
+from evalrpc.v1.history_pb2 import GetHistoryRequest, GetHistoryResponse, HistoryPoint
 from evalrpc.v1.jobs_pb2 import (
     CACHE_MODE_ALLOW,
     CACHE_MODE_UNSPECIFIED,
@@ -23,12 +23,15 @@ from evalrpc.v1.jobs_pb2 import (
     JobStatus,
     SubmitJobRequest,
 )
+from evalrpc.v1.results_pb2 import ListMetricsRequest
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
 ADDRESS_VARIABLE: Final = "EVALRPC_ADDRESS"
 MAX_RECEIVE_BYTES: Final = 64 * 1024 * 1024
 NAMES_PAGE_SIZE: Final = 1000
 """How many task or model names are fetched per page; a harness may have many thousands."""
+METRICS_PAGE_SIZE: Final = 10_000
+"""The same for the metrics of a job."""
 
 HEALTH_CHECK_METHOD: Final = "/grpc.health.v1.Health/Check"
 HEALTH_CHECK_REQUEST: Final = b""
@@ -43,6 +46,7 @@ RETRIED_METHODS: Final = (
     "CancelJob",
     "GetQueue",
     "ListArtifacts",
+    "ListMetrics",
     "ListSamples",
     "GetHistory",
     "CompareJobs",
@@ -177,6 +181,21 @@ def submit_request(
 def history_request(job_filter: JobFilter | None, metrics: Sequence[str], step_label: str) -> GetHistoryRequest:
     """Build the request for metrics across jobs."""
     return GetHistoryRequest(filter=job_filter, metrics=map(parse_metric, metrics), step_label=step_label)
+
+
+def metrics_request(job_id: str, metrics: Sequence[str], model: str) -> ListMetricsRequest:
+    """Build the request for all metrics of a job, in large pages."""
+    return ListMetricsRequest(job_id=job_id, metrics=map(parse_metric, metrics), model=model, page_size=METRICS_PAGE_SIZE)
+
+
+def add_points(history: GetHistoryResponse, points: Iterable[HistoryPoint]) -> None:
+    """Add the points of a page. One that goes on from the page before is joined with its beginning."""
+    for point in points:
+        last = history.points[-1] if history.points else None
+        if last is not None and (last.job_id, last.model) == (point.job_id, point.model):
+            last.metrics.extend(point.metrics)
+        else:
+            history.points.append(point)
 
 
 def duration(value: timedelta | float) -> Duration:

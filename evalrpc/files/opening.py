@@ -13,10 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from evalrpc.errors import ArtifactNotFoundError, FieldViolation, InvalidRequestError
 from evalrpc.files.errnos import unreadable
+
+MAX_NAME_BYTES: Final = 4096
+"""The size of a name within a folder, which is that of a path."""
 
 _NO_FILE: Final = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG}
@@ -33,12 +36,24 @@ class FoundFile:
     modified_ns: int
 
 
-def list_files(folder: Path) -> list[FoundFile]:
-    """Return the regular files in a folder and below, sorted by name, without links. Empty if the folder does not exist.
+def list_files(folder: Path, after: str = "") -> Iterator[FoundFile]:
+    """Yield the regular files in a folder and below, sorted by name, without links: those with a name greater than `after`.
 
-    Raises OSError if one of the folders can't be read.
+    Only folders that have such files are looked into, and only files that are yielded, so a page costs little more than itself.
+    Nothing if the folder does not exist. A name of more than MAX_NAME_BYTES is left out. Raises OSError if one of the folders
+    can't be read.
     """
-    return sorted(_walk(folder, ""))
+    pending = [iter(_entries(folder, "", after))]  # no recursion: folders may be nested a thousand deep
+    while pending:
+        found = next(pending[-1], None)
+        if found is None:
+            pending.pop()
+        elif found.name.endswith("/"):
+            pending.append(iter(_entries(found.path, found.name, after)))
+        else:
+            with suppress(FileNotFoundError):  # removed meanwhile
+                status = found.path.lstat()
+                yield FoundFile(found.name, status.st_size, status.st_mtime_ns)
 
 
 @contextmanager
@@ -76,21 +91,33 @@ def open_file(folder: Path, name: str) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _walk(folder: Path, prefix: str) -> Iterator[FoundFile]:
+class _Entry(NamedTuple):
+    """An entry of a folder, by its name within the top folder; that of a folder ends with `/`."""
+
+    name: str
+    path: Path
+
+
+def _entries(folder: Path, prefix: str, after: str) -> list[_Entry]:
+    """Return the files and folders in a folder in the order of their names, which is that of all files below them."""
     try:
         with os.scandir(folder) as found:
-            entries = list(found)
-    except FileNotFoundError:
-        return
-    for entry in entries:
-        if not _is_text(entry.name):
-            continue  # a name that no message can carry
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(folder / entry.name, f"{prefix}{entry.name}/")
-        elif entry.is_file(follow_symlinks=False):
-            with suppress(FileNotFoundError):  # removed meanwhile
-                status = entry.stat(follow_symlinks=False)
-                yield FoundFile(prefix + entry.name, status.st_size, status.st_mtime_ns)
+            entries = [_Entry(name, Path(entry.path)) for entry in found if (name := _listed_name(entry, prefix))]
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
+            return []
+        raise
+    return sorted(entry for entry in entries if entry.name > after or (after.startswith(entry.name) and entry.name[-1] == "/"))
+
+
+def _listed_name(entry: "os.DirEntry[str]", prefix: str) -> str:
+    """Return the name of an entry; empty for one that is not listed, such as a link."""
+    name = f"{prefix}{entry.name}"
+    if not _is_text(entry.name) or len(name.encode()) > MAX_NAME_BYTES:
+        return ""
+    if entry.is_dir(follow_symlinks=False):
+        return f"{name}/"
+    return name if entry.is_file(follow_symlinks=False) else ""
 
 
 def _is_text(name: str) -> bool:

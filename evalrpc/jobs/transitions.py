@@ -8,10 +8,16 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.errors import IllegalTransitionError, JobFinishedError
 from evalrpc.jobs import lifecycle
+from evalrpc.protobuf.texts import bounded_name, cut, last_lines
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.results_pb2 import ModelResult
 
 MAX_MESSAGE_BYTES: Final = 2048
+"""The size of a JobError's message."""
+
+MAX_TAIL_LINES: Final = 50
+MAX_TAIL_BYTES: Final = 16 * 1024
+"""The size of a JobError's log tail."""
 
 RETRYABLE_REASONS: Final = frozenset({"RUN_LOST", "PROCESS_SIGNALLED", "OUT_OF_MEMORY"})
 """Failures that another attempt may fix. A wrong task name is none of them."""
@@ -59,6 +65,7 @@ def fail(job: pb.JobInfo, error: pb.JobError, now: Timestamp) -> None:
         return
     is_retried = error.reason in RETRYABLE_REASONS and job.attempt < job.max_attempts
     _move(job, pb.JOB_STATUS_QUEUED if is_retried else pb.JOB_STATUS_FAILED)
+    error = _bounded(error)
     _end_attempt(job, error, now)
     if is_retried:
         job.ClearField("started_at")
@@ -97,7 +104,7 @@ def request_cancel(job: pb.JobInfo, reason: str, now: Timestamp) -> None:
 def cancel(job: pb.JobInfo, now: Timestamp) -> None:
     """QUEUED or RUNNING to CANCELLED, once no process of it is left."""
     _move(job, pb.JOB_STATUS_CANCELLED)
-    job.error.CopyFrom(pb.JobError(reason="CANCELLED", message=job.cancel_reason or "cancelled on request"))
+    job.error.CopyFrom(_bounded(pb.JobError(reason="CANCELLED", message=job.cancel_reason or "cancelled on request")))
     _end_attempt(job, job.error, now)
     _end(job, now)
 
@@ -113,11 +120,7 @@ def supersede(job: pb.JobInfo, by_job_id: str, now: Timestamp) -> None:
 
 def shorten(message: str) -> str:
     """Cut a message to one line of the size that a JobError may have."""
-    line = " ".join(message.split())
-    encoded = line.encode()
-    if len(encoded) <= MAX_MESSAGE_BYTES:
-        return line
-    return encoded[: MAX_MESSAGE_BYTES - 3].decode(errors="ignore") + "…"
+    return cut(" ".join(message.split()), MAX_MESSAGE_BYTES)
 
 
 def _require(job: pb.JobInfo, status: lifecycle.Status) -> None:
@@ -129,6 +132,17 @@ def _require(job: pb.JobInfo, status: lifecycle.Status) -> None:
 def _move(job: pb.JobInfo, status: lifecycle.Status) -> None:
     lifecycle.require_transition(job.status, status)
     job.status = status
+
+
+def _bounded(error: pb.JobError) -> pb.JobError:
+    """Return an error within its bounds, whoever has written it: a harness may be a plugin."""
+    return pb.JobError(
+        reason=bounded_name(error.reason),
+        message=cut(error.message, MAX_MESSAGE_BYTES),
+        exit_code=error.exit_code if error.HasField("exit_code") else None,
+        signal=error.signal if error.HasField("signal") else None,
+        log_tail=last_lines(error.log_tail, MAX_TAIL_LINES, MAX_TAIL_BYTES),
+    )
 
 
 def _end(job: pb.JobInfo, now: Timestamp) -> None:

@@ -7,6 +7,7 @@ from evalrpc.errors import SamplesNotFoundError
 from evalrpc.harnesses.base import Harness
 from evalrpc.reading import page_tokens
 from evalrpc.reading.disk import read_on
+from evalrpc.reading.job_results import JobResults
 from evalrpc.reading.sample_files import open_samples
 from evalrpc.reading.sample_pages import SamplesPage, read_page, samples_file
 from evalrpc.v1.jobs_pb2 import JobInfo
@@ -17,8 +18,9 @@ from evalrpc.watching.feed import Feed
 class SampleLister:
     """Lists samples for callers. Runs on the event loop."""
 
-    def __init__(self, feed: Feed, harnesses: Mapping[str, Harness], readers: Executor) -> None:
+    def __init__(self, feed: Feed, results: JobResults, harnesses: Mapping[str, Harness], readers: Executor) -> None:
         self._feed = feed
+        self._results = results
         self._harnesses = harnesses
         self._readers = readers
 
@@ -33,11 +35,11 @@ class SampleLister:
         offset = page_tokens.decode(call.page_token, listing) or 0
         if not job.attempts:
             raise SamplesNotFoundError(f"job {job_id} has not run yet, so it has no samples")
-        path = samples_file(job, call.model, call.task)
-        page = await read_on(self._readers, lambda: self._samples_page(job, path, offset, page_size))
+        page = await read_on(self._readers, lambda: self._samples_page(job, call, offset, page_size))
         token = "" if page.next_offset is None else page_tokens.encode(page.next_offset, listing)
-        return ListSamplesResponse(samples=page.rows, next_page_token=token)
+        return ListSamplesResponse(samples=page.rows, next_page_token=token, truncated_fields=page.truncated_fields)
 
-    def _samples_page(self, job: JobInfo, path: str, offset: int, page_size: int) -> SamplesPage:
+    def _samples_page(self, job: JobInfo, call: ListSamplesRequest, offset: int, page_size: int) -> SamplesPage:
+        path = samples_file(job, self._results.heads(job), call.model, call.task)
         with open_samples(job, path, self._harnesses, offset) as rows:
             return read_page(rows, page_size)

@@ -26,7 +26,9 @@ from evalrpc.files.output_access import output_access
 from evalrpc.files.private import PRIVATE_UMASK
 from evalrpc.harnesses.registry import build_harnesses
 from evalrpc.reading.artifacts import ArtifactReader
+from evalrpc.reading.job_results import JobResults
 from evalrpc.reading.logs import LogReader
+from evalrpc.reading.metrics import MetricLister
 from evalrpc.reading.samples import SampleLister
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.scheduling.scheduler import Scheduler
@@ -182,12 +184,15 @@ class Server:
             self._store.follow(position, listener)
 
     def _build_service(self, queue_state: QueueState, clock: Clock, data_dir: Path) -> EvaluationService:
+        results = JobResults(data_dir)
         return EvaluationService(
             store=self._store,
             feed=self._feed,
             logs=LogReader(self._feed, data_dir, self._readers),
             artifacts=ArtifactReader(self._feed, self._readers, self._hashers),
-            samples=SampleLister(self._feed, self.harnesses, self._readers),
+            metrics=MetricLister(self._feed, results, self._readers),
+            samples=SampleLister(self._feed, results, self.harnesses, self._readers),
+            results=results,
             queue_state=queue_state,
             harnesses=self.harnesses,
             settings=self._settings,

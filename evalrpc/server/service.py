@@ -7,16 +7,17 @@ of the store.
 import asyncio
 import hashlib
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Final, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 import evalrpc
-from evalrpc.analysis.history import History
+from evalrpc.analysis.history import MAX_POINTS, History
 from evalrpc.clock import Clock
 from evalrpc.config import DEFAULT_HARNESS, Settings
 from evalrpc.errors import FieldViolation, ServerStoppingError
@@ -25,17 +26,22 @@ from evalrpc.harnesses.base import Harness
 from evalrpc.jobs import transitions
 from evalrpc.jobs.ids import job_ids
 from evalrpc.jobs.removal import remove_files
+from evalrpc.jobs.size_limits import MAX_WARNING_BYTES, MAX_WARNINGS
+from evalrpc.protobuf.texts import cut
 from evalrpc.reading import page_tokens
 from evalrpc.reading.artifacts import ArtifactReader
 from evalrpc.reading.disk import read_on
+from evalrpc.reading.job_results import JobResults
 from evalrpc.reading.logs import LogReader
+from evalrpc.reading.metrics import MetricLister
+from evalrpc.reading.page_bound import PageBound
 from evalrpc.reading.samples import SampleLister
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.server import validation
 from evalrpc.server.cache_key import cache_key
 from evalrpc.server.call import Call
 from evalrpc.server.catalog import Catalog, Names
-from evalrpc.store.base import ListedJob, Store, Submission
+from evalrpc.store.base import Store, Submission
 from evalrpc.v1 import evaluation_service_pb2 as calls
 from evalrpc.v1.catalog_pb2 import (
     GetServerInfoRequest,
@@ -66,14 +72,17 @@ from evalrpc.v1.jobs_pb2 import (
     WatchJobsRequest,
 )
 from evalrpc.v1.queue_pb2 import GetQueueRequest, GetQueueResponse, Gpu, StatusCount
+from evalrpc.v1.results_pb2 import ListMetricsRequest, ListMetricsResponse
 from evalrpc.v1.samples_pb2 import ListSamplesRequest, ListSamplesResponse
 from evalrpc.watching.feed import Feed
 
 DEFAULT_PAGE_SIZE: Final = 50
 DEFAULT_NAMES_SIZE: Final = 100
+DEFAULT_METRICS_SIZE: Final = 1000
 MAX_PAGE_SIZE: Final = 1000
-MAX_PAGE_BYTES: Final = 3 * 1024 * 1024
+MAX_METRICS_SIZE: Final = 10_000
 MAX_QUEUED_IDS: Final = 1000
+MAX_RUNNING_IDS: Final = 10_000
 
 _RETRY_DELAY_SECONDS: Final = 1.0
 _OPTIONS: Final = ("priority", "labels", "timeout", "max_attempts", "supersede_key")
@@ -89,7 +98,9 @@ class EvaluationService:
     feed: Feed
     logs: LogReader
     artifacts: ArtifactReader
+    metrics: MetricLister
     samples: SampleLister
+    results: JobResults
     queue_state: QueueState
     harnesses: Mapping[str, Harness]
     settings: Settings
@@ -109,6 +120,7 @@ class EvaluationService:
             raise ServerStoppingError(
                 "the server is stopping: submit again when it is back", retry_delay_seconds=_RETRY_DELAY_SECONDS
             )
+        request.DiscardUnknownFields()  # they would be in every message of the job
         output_root = self.settings.output_root
         violations = validation.submission(request, self.harnesses, self._gpu_counts(), output_root)
         validation.require(violations)
@@ -144,9 +156,11 @@ class EvaluationService:
         page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         before = page_tokens.decode(request.page_token, request.filter)
         listed = await self._read(lambda: self.store.list_jobs(request.filter, before, page_size + 1))
-        page = _bounded(listed[:page_size])
-        token = page_tokens.encode(page[-1].sequence, request.filter) if len(listed) > len(page) else ""
-        return ListJobsResponse(jobs=[self.queue_state.described(job) for _, job in page], next_page_token=token)
+        bound = PageBound(page_size)
+        described = (self.queue_state.described(job) for _, job in listed)
+        jobs = list(takewhile(bound.takes, described))
+        token = page_tokens.encode(listed[len(jobs) - 1].sequence, request.filter) if len(listed) > len(jobs) else ""
+        return ListJobsResponse(jobs=jobs, next_page_token=token)
 
     async def CancelJob(self, request: CancelJobRequest, call: Call) -> bytes:
         """Cancel a queued job at once, or request the end of a running one."""
@@ -176,7 +190,8 @@ class EvaluationService:
         """List the files that a job left."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.offsets(attempt=request.attempt))
-        return await self.artifacts.list_artifacts(job_id, request.attempt)
+        page_size = validation.require_page_size(request.page_size, MAX_PAGE_SIZE, MAX_PAGE_SIZE)
+        return await self.artifacts.list_artifacts(job_id, request, page_size)
 
     def ReadArtifact(self, request: ReadArtifactRequest, call: Call) -> Awaitable[None]:
         """Stream the bytes of one file."""
@@ -190,13 +205,21 @@ class EvaluationService:
         page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         return await self.samples.list_samples(job_id, request, page_size)
 
+    async def ListMetrics(self, request: ListMetricsRequest, call: Call) -> ListMetricsResponse:
+        """List the metrics of a job."""
+        job_id = validation.require_job_id(request.job_id)
+        validation.require(validation.metric_selectors("metrics", request.metrics))
+        page_size = validation.require_page_size(request.page_size, DEFAULT_METRICS_SIZE, MAX_METRICS_SIZE)
+        return await self.metrics.list_metrics(job_id, request, page_size)
+
     async def GetHistory(self, request: GetHistoryRequest, call: Call) -> GetHistoryResponse:
         """Return metrics over many jobs."""
         validation.require(validation.history(request))
-        history = History(self.store, request)
-        while await self._read(history.read_page):
-            pass  # a page at a time, so that other reads get their turn, and a client that disconnects ends it
-        return await self._read(history.answer)
+        page_size = validation.require_page_size(request.page_size, MAX_POINTS, MAX_POINTS)
+        history = History(self.store, self.results, request, page_size)
+        while await self._read(history.scan):
+            pass  # some jobs at a time, so that other reads get their turn, and a client that disconnects ends it
+        return await self._read(history.page)
 
     async def CompareJobs(self, request: CompareJobsRequest, call: Call) -> CompareJobsResponse:
         """Compare jobs with a baseline, metric by metric."""
@@ -206,7 +229,7 @@ class EvaluationService:
         stop = threading.Event()
         try:
             return await asyncio.get_running_loop().run_in_executor(
-                self.hashers, _compare, request, baseline, candidates, self.harnesses, stop
+                self.hashers, _compare, request, baseline, candidates, self.harnesses, self.results, stop
             )
         finally:
             stop.set()  # the caller has the answer, or has gone
@@ -280,7 +303,7 @@ class EvaluationService:
         unknown = await self._read(lambda: self.catalog.unknown_tasks(harness, tasks))
         if self.settings.unknown_tasks == "refuse":
             validation.require(FieldViolation(f"request.tasks[{index}]", text) for index, text in unknown.items())
-        job.warnings.extend(unknown.values())
+        job.warnings.extend(_bounded_warnings(unknown.values()))
 
     def _answer(self, job: JobInfo) -> bytes:
         """Return a job that was just committed, serialised as clients get it."""
@@ -298,7 +321,7 @@ class EvaluationService:
     async def _as_if_submitted(self, job: JobInfo, key: bytes) -> JobInfo:
         identical = await self._read(lambda: self.store.find_identical(key)) if key else None
         if identical is None:
-            job.status = JOB_STATUS_QUEUED
+            job.status, job.attempt = JOB_STATUS_QUEUED, 0
             job.created_at.CopyFrom(self.clock.now())
             job.position_in_queue = self.queue_state.position_for(job.priority)
             answer = job
@@ -319,7 +342,7 @@ class EvaluationService:
             queued_count=self.queue_state.queued_count,
             running_count=len(running),
             queued_job_ids=self.queue_state.queued_job_ids(MAX_QUEUED_IDS),
-            running_job_ids=[job.job_id for job in running],
+            running_job_ids=[job.job_id for job in running[:MAX_RUNNING_IDS]],
             status_counts=self._status_counts(),
             gpus=gpus,
             free_gpu_count=sum(1 for gpu in gpus if not gpu.job_id and not gpu.quarantine_reason),
@@ -341,22 +364,13 @@ def _gpus(nodes: Sequence[Node], holders: Mapping[str, str]) -> list[Gpu]:
     ]
 
 
-def _bounded(listed: Sequence[ListedJob]) -> Sequence[ListedJob]:
-    """Return as many jobs from the front as fit into a message that any client accepts, and at least one."""
-    size_bytes = 0
-    for index, (_, job) in enumerate(listed):
-        size_bytes += job.ByteSize()
-        if index and size_bytes > MAX_PAGE_BYTES:
-            return listed[:index]
-    return listed
-
-
 def _names_page(names: Sequence[str], query: str, start: int, page_size: int) -> tuple[list[str], int | None]:
     """Return the names from `start` on that contain the query, and the index of the next match; None at the end."""
     page: list[str] = []
+    bound = PageBound(page_size)
     for place in range(start, len(names)):
         if query in names[place].lower():
-            if len(page) == page_size:
+            if not bound.takes(names[place]):
                 return page, place
             page.append(names[place])
     return page, None
@@ -377,6 +391,14 @@ def _new_job(job_id: str, call: SubmitJobRequest) -> JobInfo:
     return job
 
 
+def _bounded_warnings(warnings: Collection[str]) -> Iterator[str]:
+    """Yield the first warnings, and how many more there are: a job takes them along in every message."""
+    shown = list(islice(warnings, MAX_WARNINGS - 1))
+    yield from (cut(warning, MAX_WARNING_BYTES) for warning in shown)
+    if len(warnings) > len(shown):
+        yield f"and {len(warnings) - len(shown)} more tasks that the harness does not list"
+
+
 def _note_differences(job: JobInfo, submitted: JobInfo) -> None:
     """If an earlier job answers a submission, add a warning that names the options in which they differ."""
     if job.cached_from and (different := [name for name in _OPTIONS if getattr(job, name) != getattr(submitted, name)]):
@@ -388,11 +410,12 @@ def _compare(
     baseline: JobInfo,
     candidates: Sequence[JobInfo],
     harnesses: Mapping[str, Harness],
+    results: JobResults,
     stop: threading.Event,
 ) -> CompareJobsResponse:
     from evalrpc.analysis.comparison import compare  # here, so that a server that compares nothing never loads NumPy and SciPy
 
-    return compare(request, baseline, candidates, harnesses, stop)
+    return compare(request, baseline, candidates, harnesses, results, stop)
 
 
 def _fingerprint(call: SubmitJobRequest) -> bytes:

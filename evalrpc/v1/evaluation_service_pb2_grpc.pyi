@@ -3,6 +3,8 @@
 isort:skip_file
 The calls of the evaluation service. The same port also serves grpc.health.v1.Health and server reflection.
 
+Every answer, and every message of a stream, has at most 4 MiB, so that clients with gRPC's default options can read all.
+
 Every error carries a google.rpc.ErrorInfo with a stable `reason` and the domain `evalrpc`; all bad fields are listed at once
 in a google.rpc.BadRequest. Any call may be answered with UNAVAILABLE while the server starts or stops (retry after the
 RetryInfo), and with INTERNAL for a bug in the server.
@@ -128,7 +130,7 @@ class EvaluationServiceStub:
     Retry: on UNAVAILABLE, from `offset` plus the length of the last chunk.
     """
     ListArtifacts: _grpc.UnaryUnaryMultiCallable[_files_pb2.ListArtifactsRequest, _files_pb2.ListArtifactsResponse]
-    """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum.
+    """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum, page by page.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION
     (`FILE_UNREADABLE`: a folder or a file of it can't be read).
@@ -156,9 +158,10 @@ class EvaluationServiceStub:
     Retry: always safe.
     """
     GetHistory: _grpc.UnaryUnaryMultiCallable[_history_pb2.GetHistoryRequest, _history_pb2.GetHistoryResponse]
-    """Returns metrics over many jobs at once, such as those of every checkpoint of a training run, ordered by step.
+    """Returns metrics over many jobs, such as those of every checkpoint of a training run, ordered by step, page by page.
 
-    Errors: INVALID_ARGUMENT (a bad filter, selector or label).
+    Errors: INVALID_ARGUMENT (a bad filter, selector, label, page size or token), UNAVAILABLE (`FILE_UNAVAILABLE`),
+    FAILED_PRECONDITION (`FILE_UNREADABLE`: a job has more metrics than its JobInfo holds, and the others can't be read).
     Retry: always safe.
     """
     CompareJobs: _grpc.UnaryUnaryMultiCallable[_comparison_pb2.CompareJobsRequest, _comparison_pb2.CompareJobsResponse]
@@ -279,7 +282,7 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     Retry: on UNAVAILABLE, from `offset` plus the length of the last chunk.
     """
     ListArtifacts: _aio.UnaryUnaryMultiCallable[_files_pb2.ListArtifactsRequest, _files_pb2.ListArtifactsResponse]  # type: ignore[assignment]
-    """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum.
+    """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum, page by page.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION
     (`FILE_UNREADABLE`: a folder or a file of it can't be read).
@@ -307,9 +310,10 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     Retry: always safe.
     """
     GetHistory: _aio.UnaryUnaryMultiCallable[_history_pb2.GetHistoryRequest, _history_pb2.GetHistoryResponse]  # type: ignore[assignment]
-    """Returns metrics over many jobs at once, such as those of every checkpoint of a training run, ordered by step.
+    """Returns metrics over many jobs, such as those of every checkpoint of a training run, ordered by step, page by page.
 
-    Errors: INVALID_ARGUMENT (a bad filter, selector or label).
+    Errors: INVALID_ARGUMENT (a bad filter, selector, label, page size or token), UNAVAILABLE (`FILE_UNAVAILABLE`),
+    FAILED_PRECONDITION (`FILE_UNREADABLE`: a job has more metrics than its JobInfo holds, and the others can't be read).
     Retry: always safe.
     """
     CompareJobs: _aio.UnaryUnaryMultiCallable[_comparison_pb2.CompareJobsRequest, _comparison_pb2.CompareJobsResponse]  # type: ignore[assignment]
@@ -493,7 +497,7 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _files_pb2.ListArtifactsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_files_pb2.ListArtifactsResponse, _abc.Awaitable[_files_pb2.ListArtifactsResponse]]:
-        """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum.
+        """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum, page by page.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION
         (`FILE_UNREADABLE`: a folder or a file of it can't be read).
@@ -545,9 +549,10 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _history_pb2.GetHistoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_history_pb2.GetHistoryResponse, _abc.Awaitable[_history_pb2.GetHistoryResponse]]:
-        """Returns metrics over many jobs at once, such as those of every checkpoint of a training run, ordered by step.
+        """Returns metrics over many jobs, such as those of every checkpoint of a training run, ordered by step, page by page.
 
-        Errors: INVALID_ARGUMENT (a bad filter, selector or label).
+        Errors: INVALID_ARGUMENT (a bad filter, selector, label, page size or token), UNAVAILABLE (`FILE_UNAVAILABLE`),
+        FAILED_PRECONDITION (`FILE_UNREADABLE`: a job has more metrics than its JobInfo holds, and the others can't be read).
         Retry: always safe.
         """
 

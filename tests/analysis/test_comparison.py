@@ -9,11 +9,13 @@ import pytest
 from evalrpc.analysis import comparison
 from evalrpc.analysis.comparison import compare
 from evalrpc.errors import MetricNotFoundError
+from evalrpc.reading.job_results import JobResults
 from evalrpc.results.layout import read_results, samples_by_task
 from evalrpc.v1.comparison_pb2 import CompareJobsRequest, MetricThreshold
 from evalrpc.v1.jobs_pb2 import JOB_STATUS_COMPLETED, JobAttempt, JobInfo
 from evalrpc.v1.results_pb2 import MetricSelector
 
+RESULTS = JobResults(Path("/none"))
 TASKS = [f"t{number}" for number in range(30)]
 
 
@@ -47,7 +49,7 @@ def test_the_files_of_a_job_are_looked_up_once_and_each_is_opened_once(
     monkeypatch.setattr(
         comparison, "open_samples", lambda job, path, known: opened.append(path) or open_samples(job, path, known)
     )
-    answer = compare(CompareJobsRequest(), jobs[0], jobs[1:], {}, Event())
+    answer = compare(CompareJobsRequest(), jobs[0], jobs[1:], {}, RESULTS, Event())
     assert [metric.paired_sample_count for candidate in answer.candidates for metric in candidate.metrics] == [2] * 60
     assert len(looked_up) == len(jobs)
     assert sorted(opened) == sorted(path for job in jobs for path in job.results["m"].samples)
@@ -56,7 +58,7 @@ def test_the_files_of_a_job_are_looked_up_once_and_each_is_opened_once(
 def test_the_first_selector_that_takes_nothing_is_named(jobs: list[JobInfo]) -> None:
     call = CompareJobsRequest(metrics=selectors("t1", "typo", "t2", "worse"))
     with pytest.raises(MetricNotFoundError, match="none of the jobs has a metric typo/"):
-        compare(call, jobs[0], jobs[1:], {}, Event())
+        compare(call, jobs[0], jobs[1:], {}, RESULTS, Event())
     thresholds = [MetricThreshold(selector=selector, tolerance=1) for selector in selectors("t1", "odd")]
     with pytest.raises(MetricNotFoundError, match="none of the jobs has a metric odd/"):
-        compare(CompareJobsRequest(metric_thresholds=thresholds), jobs[0], jobs[1:], {}, Event())
+        compare(CompareJobsRequest(metric_thresholds=thresholds), jobs[0], jobs[1:], {}, RESULTS, Event())
