@@ -3,7 +3,7 @@
 A JobInfo has at most MAX_JOB_BYTES:
 
     model_args, gen_kwargs          2 * MAX_ARGS_BYTES                     1024 KiB
-    tasks, other fields             MAX_TASK_NAMES_BYTES and 16 KiB         144 KiB
+    tasks, other fields             MAX_TASK_NAMES_BYTES and 24 KiB         144 KiB
     results                         what `results_room` leaves           >= 1520 KiB
         metrics                     at most MAX_METRICS_BYTES
         paths, versions, extras     at most MAX_PATHS_BYTES
@@ -25,8 +25,9 @@ MAX_PAGE_BYTES: Final = 3 * MIB
 MAX_JOB_BYTES: Final = 3 * MIB
 MAX_ARGS_BYTES: Final = 512 * KIB
 """The size of `model_args`, and that of `gen_kwargs`."""
-MAX_TASK_NAMES_BYTES: Final = 128 * KIB
-"""The size of all task names of a request together."""
+MAX_TASK_NAMES_BYTES: Final = 120 * KIB
+"""The size of all task names of a request together. With commas between them they are one argument of a program, and Linux takes
+none of 128 KiB."""
 MAX_WARNINGS: Final = 32
 MAX_WARNING_BYTES: Final = 1 * KIB
 RESERVED_BYTES: Final = 384 * KIB

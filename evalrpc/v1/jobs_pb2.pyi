@@ -237,7 +237,7 @@ class EvaluateRequest(_message.Message):
     @_builtins.property
     def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Task names in the harness's own terms. At least one and at most 1000, no duplicates, of at most 255 characters each and
-        128 KiB together. A name is never a path: only the operator configures task folders.
+        120 KiB together. A name is never a path: only the operator configures task folders.
         """
 
     @_builtins.property

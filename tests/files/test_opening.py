@@ -124,16 +124,17 @@ def test_a_name_that_is_too_long_is_left_out_and_hides_no_other(tmp_path: Path) 
 
 def test_folders_may_be_nested_deeper_than_a_function_may_call_itself(tmp_path: Path) -> None:
     depth = sys.getrecursionlimit() + 100
-    paths = [f"{tmp_path}{'/d' * number}" for number in range(1, depth + 1)]
+    paths = [Path(f"{tmp_path}{'/d' * number}") for number in range(1, depth + 1)]
     for path in paths:
-        os.mkdir(path)
-    Path(paths[-1], "file").touch()
+        path.mkdir()
+    file = Path(f"{paths[-1]}/file")
+    file.touch()
     try:
         assert [file.name for file in list_files(tmp_path)] == ["d/" * depth + "file"]
     finally:
-        os.unlink(f"{paths[-1]}/file")
+        file.unlink()
         for path in reversed(paths):  # pytest would call itself too often
-            os.rmdir(path)
+            path.rmdir()
 
 
 def test_a_name_that_is_no_text_is_shown_as_far_as_it_is() -> None:
