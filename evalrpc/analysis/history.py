@@ -1,27 +1,29 @@
 """Metrics over many jobs, a page at a time.
 
-A page takes two passes. The first looks at all jobs that the filter takes, page by page of the store, and remembers which come
-next: only their places, so memory is bounded. The second reads those jobs and builds their points until the page is full.
-
-A token holds the place at which the next page begins, and what the first page has decided: the order, and the newest job.
+The first page looks at all jobs that the filter takes, page by page of the store, and notes the places of those with points.
+Then it reads jobs in their order and builds points until the page is full. Its token holds the place at which the next page
+begins, and what has been decided: the order, and the newest job. The places are remembered for the next page, which so costs no
+more than its own jobs; if they were forgotten, it looks again.
 """
 
-import heapq
 import json
 import math
 import re
+import threading
+from array import array
+from bisect import bisect_left
+from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import groupby, islice
 from typing import Final, NamedTuple
 
-from evalrpc.errors import JobNotFoundError
 from evalrpc.jobs.metric_selectors import Selection
 from evalrpc.jobs.size_limits import MAX_PAGE_BYTES
 from evalrpc.protobuf.wire_format import field_size
 from evalrpc.reading import page_tokens
 from evalrpc.reading.job_results import JobResults
 from evalrpc.reading.page_bound import PageBound
-from evalrpc.store.base import ListedJob, Store
+from evalrpc.store.base import Store
 from evalrpc.v1.history_pb2 import GetHistoryRequest, GetHistoryResponse, HistoryPoint
 from evalrpc.v1.jobs_pb2 import JOB_STATUS_COMPLETED, JobFilter, JobInfo
 from evalrpc.v1.results_pb2 import Metric
@@ -31,17 +33,40 @@ MAX_POINTS: Final = 1000
 
 _PAGE: Final = 100
 _LENGTH_BYTES: Final = 8  # by which the length of a point grows with its metrics
+_MAX_REMEMBERED: Final = 500_000  # places, of all listings
 _NEWEST: Final = 2**63 - 1
+_ANY_JOB: Final = JobFilter()
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
-class _Place(NamedTuple):
-    """The place of a job among all of a listing."""
+class _Places(NamedTuple):
+    """Where the points of a listing are, in its order: 16 bytes for each job."""
 
-    step: float
-    """What the listing is ordered by first; 0 in one by time of creation, infinity for a job that has lost its step."""
-    sequence: int
-    job_id: str
+    by_step: bool
+    steps: "array[float]"
+    """0 in a listing by time of creation, infinity for a job that has lost its step."""
+    sequences: "array[int]"
+
+
+class HistoryPlaces:
+    """The places of recent listings, so that their next pages need not look at all jobs again. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[bytes, _Places] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: bytes) -> _Places | None:
+        """Return the places of a listing, if they are remembered."""
+        with self._lock:
+            return self._known.get(key)
+
+    def put(self, key: bytes, places: _Places) -> None:
+        """Remember the places of a listing, and forget older ones that are too many by now."""
+        with self._lock:
+            self._known[key] = places
+            self._known.move_to_end(key)
+            while len(self._known) > 1 and sum(len(each.steps) for each in self._known.values()) > _MAX_REMEMBERED:
+                self._known.popitem(last=False)
 
 
 class _Position(NamedTuple):
@@ -75,9 +100,12 @@ class History:
     Raises InvalidRequestError for a bad token.
     """
 
-    def __init__(self, store: Store, results: JobResults, call: GetHistoryRequest, page_size: int) -> None:
+    def __init__(
+        self, store: Store, results: JobResults, remembered: HistoryPlaces, call: GetHistoryRequest, page_size: int
+    ) -> None:
         self._store = store
         self._results = results
+        self._remembered = remembered
         self._page_size = page_size
         self._filter = JobFilter()
         self._filter.CopyFrom(call.filter)
@@ -87,53 +115,56 @@ class History:
         self._step_label = call.step_label or DEFAULT_STEP_LABEL
         self._listing = GetHistoryRequest(filter=call.filter, metrics=call.metrics, step_label=self._step_label)
         self._position = _decode(call.page_token, self._listing)
-        self._before = self._position.newest + 1 if self._position else None
         self._newest = self._position.newest if self._position else 0
-        self._by_step = _FirstPlaces(page_size + 1)
-        self._by_creation = _FirstPlaces(page_size + 1)
+        self._before = self._newest + 1 if self._position else None
+        self._found: list[tuple[float, int]] = []
         self._all_have_steps = True
+        self._places = remembered.get(self._key(self._position.by_step)) if self._position else None
 
     def scan(self) -> bool:
-        """Look at the next jobs of the store, newest first; return whether there may be more."""
+        """Look at the next jobs of the store, newest first, unless that is remembered; return whether there may be more."""
+        if self._places is not None:
+            return False
         listed = self._store.list_jobs(self._filter, self._before, _PAGE)
-        for each in listed:
-            self._before = each.sequence
-            self._newest = max(self._newest, each.sequence)
-            self._place(each)
+        for sequence, job in listed:
+            self._before = sequence
+            self._newest = max(self._newest, sequence)
+            if self._has_points(job):
+                step = _number(job.labels.get(self._step_label, ""))
+                self._all_have_steps = self._all_have_steps and step is not None
+                self._found.append((math.inf if step is None else step, sequence))
         return len(listed) == _PAGE
 
     def page(self) -> GetHistoryResponse:
         """Return the page: by step if all points of the listing have one, else in the order of creation."""
-        by_step = self._position.by_step if self._position else self._all_have_steps
-        places = (self._by_step if by_step else self._by_creation).sorted()
+        places = self._sorted_places() if self._places is None else self._places
         points: list[HistoryPoint] = []
         bound = PageBound(self._page_size)
-        for place in places:
-            for piece in self._pieces_at(place):
+        for index in range(self._first_index(places), len(places.sequences)):
+            for piece in self._pieces_at(places.sequences[index]):
                 if not bound.takes(piece.point):
-                    position = _Position(by_step, self._newest, place.step, place.sequence, piece.point.model, piece.begin)
+                    self._remembered.put(self._key(places.by_step), places)
+                    step, sequence = places.steps[index], places.sequences[index]
+                    position = _Position(places.by_step, self._newest, step, sequence, piece.point.model, piece.begin)
                     return GetHistoryResponse(points=points, next_page_token=position.encode(self._listing))
                 points.append(piece.point)
-        token = self._after(places[-1], by_step).encode(self._listing) if len(places) > self._page_size else ""
-        return GetHistoryResponse(points=points, next_page_token=token)
+        return GetHistoryResponse(points=points)
 
-    def _after(self, place: _Place, by_step: bool) -> _Position:
-        """Return where to go on after a job: some before it were deleted since the scan, so the page is not full."""
-        return _Position(by_step, self._newest, place.step, place.sequence + 1, "", 0)
+    def _key(self, by_step: bool) -> bytes:
+        """Return what tells this listing from others."""
+        return b"%d %d %s" % (by_step, self._newest, self._listing.SerializeToString(deterministic=True))
 
-    def _place(self, listed: ListedJob) -> None:
-        """Remember a job that has points, and that is not on the pages before."""
-        step = _number(listed.job.labels.get(self._step_label, ""))
-        by_step = _Place(math.inf if step is None else step, listed.sequence, listed.job.job_id)
-        by_creation = _Place(0.0, listed.sequence, listed.job.job_id)
-        if self._position is not None:
-            place = by_step if self._position.by_step else by_creation
-            if place[:2] < (self._position.step, self._position.sequence):
-                return
-        if self._has_points(listed.job):
-            self._all_have_steps = self._all_have_steps and step is not None
-            self._by_step.add(by_step)
-            self._by_creation.add(by_creation)
+    def _sorted_places(self) -> _Places:
+        by_step = self._position.by_step if self._position else self._all_have_steps
+        found = sorted(self._found if by_step else ((0.0, sequence) for _, sequence in self._found))
+        return _Places(by_step, array("d", (step for step, _ in found)), array("q", (sequence for _, sequence in found)))
+
+    def _first_index(self, places: _Places) -> int:
+        """Return the index of the place at which the page begins."""
+        if self._position is None:
+            return 0
+        begin = (self._position.step, self._position.sequence)
+        return bisect_left(range(len(places.steps)), begin, key=lambda index: (places.steps[index], places.sequences[index]))
 
     def _has_points(self, job: JobInfo) -> bool:
         if any(self._selection.takes(metric) for result in job.results.values() for metric in result.metrics):
@@ -141,15 +172,15 @@ class History:
         is_truncated = any(result.metrics_truncated for result in job.results.values())
         return is_truncated and any(self._selection.takes(each.metric) for each in self._results.metrics(job))
 
-    def _pieces_at(self, place: _Place) -> Iterator[_Piece]:
+    def _pieces_at(self, sequence: int) -> Iterator[_Piece]:
         """Yield the points of a job, without those on the pages before."""
-        try:
-            job = self._store.job(place.job_id).parse()
-        except JobNotFoundError:
-            return  # deleted since the scan
+        listed = self._store.list_jobs(_ANY_JOB, sequence + 1, 1)
+        if not listed or listed[0].sequence != sequence:
+            return  # deleted since
+        job = listed[0].job
         position = self._position
         model, count = "", 0
-        if position is not None and position.sequence == place.sequence:
+        if position is not None and position.sequence == sequence:
             model, count = position.model, position.metric_count
         for name, of_model in groupby(self._results.metrics(job), key=lambda each: each.model):
             if name >= model:
@@ -178,24 +209,6 @@ class History:
             piece.append(metric)
         if piece:
             yield _Piece(_with_metrics(empty, piece), begin)
-
-
-class _FirstPlaces:
-    """The first few of very many places, in their order."""
-
-    def __init__(self, max_count: int) -> None:
-        self._max_count = max_count
-        self._places: list[_Place] = []
-
-    def add(self, place: _Place) -> None:
-        """Take one, and forget those that can't be among the first any more."""
-        self._places.append(place)
-        if len(self._places) >= 2 * self._max_count:
-            self._places = self.sorted()
-
-    def sorted(self) -> list[_Place]:
-        """Return the first ones of all that were added."""
-        return heapq.nsmallest(self._max_count, self._places)
 
 
 def _with_metrics(empty: HistoryPoint, metrics: list[Metric]) -> HistoryPoint:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from evalrpc.errors import ArtifactNotFoundError, FieldViolation, InvalidRequestError
 from evalrpc.files.errnos import unreadable
@@ -43,17 +43,17 @@ def list_files(folder: Path, after: str = "") -> Iterator[FoundFile]:
     Nothing if the folder does not exist. A name of more than MAX_NAME_BYTES is left out. Raises OSError if one of the folders
     can't be read.
     """
-    pending = [iter(_entries(folder, "", after))]  # no recursion: folders may be nested a thousand deep
+    pending = [iter(_names(os.fspath(folder), "", after))]  # no recursion: folders may be nested a thousand deep
     while pending:
-        found = next(pending[-1], None)
-        if found is None:
+        name = next(pending[-1], None)
+        if name is None:
             pending.pop()
-        elif found.name.endswith("/"):
-            pending.append(iter(_entries(found.path, found.name, after)))
+        elif name.endswith("/"):
+            pending.append(iter(_names(f"{folder}/{name}", name, after)))
         else:
             with suppress(FileNotFoundError):  # removed meanwhile
-                status = found.path.lstat()
-                yield FoundFile(found.name, status.st_size, status.st_mtime_ns)
+                status = os.lstat(f"{folder}/{name}")
+                yield FoundFile(name, status.st_size, status.st_mtime_ns)
 
 
 @contextmanager
@@ -91,41 +91,35 @@ def open_file(folder: Path, name: str) -> Iterator[int]:
         os.close(descriptor)
 
 
-class _Entry(NamedTuple):
-    """An entry of a folder, by its name within the top folder; that of a folder ends with `/`."""
+def _names(folder: str, prefix: str, after: str) -> list[str]:
+    """Return the names of the files and folders in a folder, with the prefix, in their order, which is also that of all files
+    below them. The name of a folder ends with `/`. Left out are files up to `after`, and folders that have no later ones.
 
-    name: str
-    path: Path
-
-
-def _entries(folder: Path, prefix: str, after: str) -> list[_Entry]:
-    """Return the files and folders in a folder in the order of their names, which is that of all files below them."""
+    There may be very many, of which a page takes a few: so what is left out costs next to nothing.
+    """
+    names: list[str] = []
     try:
-        with os.scandir(folder) as found:
-            entries = [_Entry(name, Path(entry.path)) for entry in found if (name := _listed_name(entry, prefix))]
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = prefix + entry.name
+                as_folder = f"{name}/"
+                if (as_folder > after or after.startswith(as_folder)) and _is_text(name):
+                    if entry.is_dir(follow_symlinks=False):
+                        names.append(as_folder)
+                    elif name > after and entry.is_file(follow_symlinks=False):
+                        names.append(name)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
-            return []
-        raise
-    return sorted(entry for entry in entries if entry.name > after or (after.startswith(entry.name) and entry.name[-1] == "/"))
-
-
-def _listed_name(entry: "os.DirEntry[str]", prefix: str) -> str:
-    """Return the name of an entry; empty for one that is not listed, such as a link."""
-    name = f"{prefix}{entry.name}"
-    if not _is_text(entry.name) or len(name.encode()) > MAX_NAME_BYTES:
-        return ""
-    if entry.is_dir(follow_symlinks=False):
-        return f"{name}/"
-    return name if entry.is_file(follow_symlinks=False) else ""
+        if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
+            raise
+    return sorted(names)
 
 
 def _is_text(name: str) -> bool:
+    """Return whether a message can carry the name."""
     try:
-        name.encode()
+        return len(name.encode()) <= MAX_NAME_BYTES
     except UnicodeEncodeError:
         return False
-    return True
 
 
 def _parts(name: str) -> list[str]:

@@ -26,8 +26,8 @@ MAX_JOB_BYTES: Final = 3 * MIB
 MAX_ARGS_BYTES: Final = 512 * KIB
 """The size of `model_args`, and that of `gen_kwargs`."""
 MAX_TASK_NAMES_BYTES: Final = 120 * KIB
-"""The size of all task names of a request together. With commas between them they are one argument of a program, and Linux takes
-none of 128 KiB."""
+"""The size of all task names of a request together. With commas between them they are one argument of a program, which Linux
+takes up to 128 KiB."""
 MAX_WARNINGS: Final = 32
 MAX_WARNING_BYTES: Final = 1 * KIB
 RESERVED_BYTES: Final = 384 * KIB

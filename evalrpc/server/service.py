@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 from google.protobuf.timestamp_pb2 import Timestamp
 
 import evalrpc
-from evalrpc.analysis.history import MAX_POINTS, History
+from evalrpc.analysis.history import MAX_POINTS, History, HistoryPlaces
 from evalrpc.clock import Clock
 from evalrpc.config import DEFAULT_HARNESS, Settings
 from evalrpc.errors import FieldViolation, ServerStoppingError
@@ -111,6 +111,7 @@ class EvaluationService:
     catalog: Catalog
     started_at: Timestamp
     job_ids: Iterator[str] = field(default_factory=job_ids)
+    history_places: HistoryPlaces = field(default_factory=HistoryPlaces)
     stopping: bool = False
     _queue: tuple[object, bytes] | None = None
 
@@ -216,7 +217,7 @@ class EvaluationService:
         """Return metrics over many jobs."""
         validation.require(validation.history(request))
         page_size = validation.require_page_size(request.page_size, MAX_POINTS, MAX_POINTS)
-        history = History(self.store, self.results, request, page_size)
+        history = History(self.store, self.results, self.history_places, request, page_size)
         while await self._read(history.scan):
             pass  # some jobs at a time, so that other reads get their turn, and a client that disconnects ends it
         return await self._read(history.page)

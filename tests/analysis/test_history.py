@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from waiting import DEADLINE_SECONDS as SECONDS
 
-from evalrpc.analysis.history import History
+from evalrpc.analysis import history as history_module
+from evalrpc.analysis.history import History, HistoryPlaces
 from evalrpc.clock import SystemClock
 from evalrpc.errors import InvalidRequestError
 from evalrpc.jobs import transitions
@@ -22,6 +23,7 @@ from evalrpc.v1.jobs_pb2 import JOB_STATUS_QUEUED, EvaluateRequest, JobFilter, J
 from evalrpc.v1.results_pb2 import Metric, MetricSelector, ModelResult
 
 CLOCK = SystemClock()
+RESULTS = JobResults(Path("/none"))
 ACC = Metric(task="t", metric="acc", filter="none", value=0.5)
 
 
@@ -43,17 +45,19 @@ def complete(store: SqliteStore, results: Mapping[str, list[Metric]], **labels: 
     return job.job_id
 
 
-def read_page(store: SqliteStore, page_size: int = 1000, **fields: Any) -> GetHistoryResponse:
-    history = History(store, JobResults(Path("/none")), GetHistoryRequest(**fields), page_size)
+def read_page(
+    store: SqliteStore, page_size: int = 1000, places: HistoryPlaces | None = None, **fields: Any
+) -> GetHistoryResponse:
+    history = History(store, RESULTS, places or HistoryPlaces(), GetHistoryRequest(**fields), page_size)
     while history.scan():
         pass
     return history.page()
 
 
 def pages(store: SqliteStore, page_size: int = 1000, **fields: Any) -> Iterator[GetHistoryResponse]:
-    token = ""
+    token, places = "", HistoryPlaces()
     while True:
-        page = read_page(store, page_size, page_token=token, **fields)
+        page = read_page(store, page_size, places, page_token=token, **fields)
         assert page.ByteSize() <= MAX_PAGE_BYTES + 1000, "the token comes on top"
         yield page
         token = page.next_page_token
@@ -172,14 +176,60 @@ def test_a_job_that_is_deleted_while_a_client_pages_hides_no_other(store: Sqlite
 
 def test_jobs_deleted_between_the_scan_and_the_page_end_no_listing(store: SqliteStore) -> None:
     made = [complete(store, {"m": [ACC]}) for _ in range(6)]
-    history = History(store, JobResults(Path("/none")), GetHistoryRequest(), 2)
+    history = History(store, RESULTS, HistoryPlaces(), GetHistoryRequest(), 2)
     while history.scan():
         pass
     for job_id in made[:3]:
         store.delete(job_id).result(SECONDS)
     page = history.page()
-    assert not page.points
-    assert list(pages_after(store, page.next_page_token)) == made[3:]
+    assert [*ids(page), *pages_after(store, page.next_page_token)] == made[3:]
+
+
+@pytest.mark.parametrize("step", ["{}", ""])
+def test_places_that_were_forgotten_are_found_again(store: SqliteStore, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    made = [complete(store, {"m": [ACC]}, **({"step": step.format(number)} if step else {})) for number in range(5)]
+    token, found = "", []
+    while True:
+        page = read_page(store, 2, HistoryPlaces(), page_token=token)
+        found += ids(page)
+        token = page.next_page_token
+        if not token:
+            break
+        complete(store, {"m": [ACC]}, step="1")
+    assert found == made
+
+
+def test_the_next_pages_read_no_more_than_their_own_jobs(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(210):
+        complete(store, {"m": [ACC]}, step=str(number))
+    places = HistoryPlaces()
+    token = read_page(store, 3, places).next_page_token
+    read: list[int] = []
+    list_jobs = store.list_jobs
+    monkeypatch.setattr(store, "list_jobs", lambda *args: read.append(args[2]) or list_jobs(*args))
+    assert len(read_page(store, 3, places, page_token=token).points) == 3
+    assert sum(read) <= 4
+
+
+def test_places_are_remembered_up_to_a_number(monkeypatch: pytest.MonkeyPatch, store: SqliteStore) -> None:
+    monkeypatch.setattr(history_module, "_MAX_REMEMBERED", 7)
+    for number in range(3):
+        complete(store, {"m": [ACC]}, step=str(number))
+    places = HistoryPlaces()
+    for label in ("step", "a", "b", "c"):
+        assert read_page(store, 1, places, step_label=label).next_page_token
+    assert len(places._known) == 2
+
+
+def test_listings_in_different_orders_do_not_disturb_each_other(store: SqliteStore) -> None:
+    made = [complete(store, {"m": [ACC]}, step=str(9 - number)) for number in range(4)]
+    places = HistoryPlaces()
+    first = read_page(store, 1, places)
+    store.delete(made[0]).result(SECONDS)
+    store.update(made[3], lambda job: job.labels.clear()).result(SECONDS)  # what a listing takes may change
+    assert ids(read_page(store, 1, places)) == [made[1]], "by creation now"
+    second = read_page(store, 1, places, page_token=first.next_page_token)
+    assert (ids(first), ids(second)) == ([made[3]], [made[2]])
 
 
 def many_metrics(count: int) -> list[Metric]:
