@@ -27,7 +27,6 @@ from evalrpc.v1.results_pb2 import ListMetricsRequest
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
 ADDRESS_VARIABLE: Final = "EVALRPC_ADDRESS"
-MAX_RECEIVE_BYTES: Final = 64 * 1024 * 1024
 NAMES_PAGE_SIZE: Final = 1000
 """How many task or model names are fetched per page; a harness may have many thousands."""
 METRICS_PAGE_SIZE: Final = 10_000
@@ -85,10 +84,10 @@ def server_address(address: str | None) -> str:
 
 
 def channel_options() -> list[tuple[str, Any]]:
-    """Build the channel options: retries, limits, and keepalive at a rate that the server permits."""
+    """Build the channel options: retries, and keepalive at a rate that the server permits. Every answer fits into 4 MiB, gRPC's
+    own limit."""
     return [
         ("grpc.service_config", service_config()),
-        ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.http2.max_pings_without_data", 0),

@@ -56,9 +56,14 @@ def read_results(output_dir: Path, model: str) -> dict[str, ModelResult]:
 def require_size(results: Mapping[str, ModelResult]) -> None:
     """Raise RunFailedError with reason RESULTS_INVALID for more than the server keeps of a job."""
     metrics = sum(len(result.metrics) for result in results.values())
-    if len(results) > _MAX_MODELS:
-        raise _invalid(f"there are results of {len(results)} models; at most {_MAX_MODELS} are kept")
+    require_models(len(results))
     require_bytes(sum(result.ByteSize() for result in results.values()), f"{metrics} metrics of {len(results)} models")
+
+
+def require_models(count: int) -> None:
+    """Do the same for results of so many models."""
+    if count > _MAX_MODELS:
+        raise _invalid(f"there are results of {count} models; at most {_MAX_MODELS} are kept")
 
 
 def require_bytes(size_bytes: int, what: str) -> None:

@@ -9,7 +9,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from evalrpc.protobuf.bounds import MAX_DURATION_NS, duration_of_ns
 from evalrpc.protobuf.texts import MAX_NAME_LENGTH, bounded_name
-from evalrpc.results.layout import require_bytes
+from evalrpc.results.layout import require_bytes, require_models
 from evalrpc.v1.results_pb2 import Metric, ModelResult, TaskResult
 
 _MAX_MODEL_LENGTH: Final = 1024
@@ -42,6 +42,7 @@ class MergedResults:
         models = {name: self._models.get(name) or _Model() for name in named}
         entries = {name: models[name].entries_of(result) for name, result in named.items()}
         size_bytes = self._size_bytes + sum(models[name].growth_bytes(entries[name]) for name in named)
+        require_models(len(self._models.keys() | models.keys()))
         require_bytes(size_bytes, "the results of all tasks so far")
         for name, result in named.items():
             models[name].add(entries[name], result)

@@ -378,7 +378,7 @@ def test_results_that_lack_metrics_say_where_all_are(run: Run, service: FakeServ
     job.results["model"].metrics_truncated, job.results["model"].metric_count = True, 40_000
     service.change(job)
 
-    assert f"1 of 40000 metrics are shown; all of them: evalrpc metrics {JOB_ID}" in run("results", JOB_ID).stderr
+    assert f"2 of 40000 metrics are shown; all of them: evalrpc metrics {JOB_ID}" in run("results", JOB_ID).stderr
 
 
 def test_download_prints_the_paths(run: Run, service: FakeService, tmp_path: Path) -> None:

@@ -101,6 +101,14 @@ def test_what_is_too_much_is_refused_and_leaves_the_rest_as_it_was(monkeypatch: 
     assert len(together.results()["m"].metrics) == 1 + len(large), "what replaces something takes no more room"
 
 
+def test_more_models_than_are_kept_are_refused() -> None:
+    together = MergedResults()
+    together.add({f"m{number}": result_of("a") for number in range(64)})
+    with pytest.raises(RunFailedError, match="results of 65 models; at most 64 are kept"):
+        together.add({"more": result_of("a"), "m1": result_of("b")})
+    assert len(together.results()) == 64
+
+
 def test_results_are_the_same_object_until_there_is_more_and_never_change() -> None:
     together = MergedResults()
     together.add({"m": result_of("a")})
