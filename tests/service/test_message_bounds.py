@@ -53,6 +53,11 @@ def table(count: int) -> dict[str, Any]:
     return {"results": {f"task {number:06}": {"acc,none": number / 2} for number in range(count)}}
 
 
+def wide(count: int) -> dict[str, Any]:
+    """A document with so many metrics, each of 280 bytes as a message: a small file, and more than a job carries."""
+    return {"results": {"t" * 255: {f"m{number:06}": number for number in range(count)}}}
+
+
 def pages(call: Callable[..., Any], **fields: Any) -> Iterator[Any]:
     """Yield all pages of a listing."""
     token = ""
@@ -267,7 +272,7 @@ def test_a_token_holds_for_its_listing_only(api: Api, site: Site) -> None:
 
 
 def test_metrics_of_tasks_that_have_finished_are_listed_while_others_run(api: Api, site: Site) -> None:
-    prepare(site, table(40_000))
+    prepare(site, wide(5000))
     job = api.submit("each", request={"tasks": ["prepared", "slow", "also_good"], "tasks_separately": True})
     site.wait_for_log(job.job_id)
     eventually(lambda: api.get(job.job_id).results, "for the results of the first task")
@@ -275,21 +280,21 @@ def test_metrics_of_tasks_that_have_finished_are_listed_while_others_run(api: Ap
     assert running.status == RUNNING
     assert running.results["toy"].metrics_truncated
     page = api.ListMetrics(job_id=job.job_id, page_size=1)
-    assert len([each for page in pages(api.ListMetrics, job_id=job.job_id) for each in page.metrics]) == 40_000
+    assert len([each for page in pages(api.ListMetrics, job_id=job.job_id) for each in page.metrics]) == 5000
     site.release()
     ended = api.wait_for(job.job_id, *TERMINAL)
-    assert (ended.status, ended.results["toy"].metric_count) == (COMPLETED, 40_002)
-    assert len([each for page in pages(api.ListMetrics, job_id=job.job_id) for each in page.metrics]) == 40_002
+    assert (ended.status, ended.results["toy"].metric_count) == (COMPLETED, 5002)
+    assert len([each for page in pages(api.ListMetrics, job_id=job.job_id) for each in page.metrics]) == 5002
     with pytest.raises(grpc.RpcError) as error:
         api.ListMetrics(job_id=job.job_id, page_token=page.next_page_token)
     assert fields_of(error.value) == ["page_token"], "a token of results that are no more"
 
 
 def test_a_job_that_fails_keeps_the_metrics_of_what_has_finished(api: Api, site: Site) -> None:
-    prepare(site, table(40_000))
+    prepare(site, wide(5000))
     job = api.run("each", request={"tasks": ["prepared", "fails"], "tasks_separately": True})
-    assert (job.status, job.results["toy"].metric_count) == (FAILED, 40_000)
-    assert len([each for page in pages(api.ListMetrics, job_id=job.job_id) for each in page.metrics]) == 40_000
+    assert (job.status, job.results["toy"].metric_count) == (FAILED, 5000)
+    assert len([each for page in pages(api.ListMetrics, job_id=job.job_id) for each in page.metrics]) == 5000
 
 
 def results_file(site: Site, job_id: str) -> Path:
@@ -297,10 +302,10 @@ def results_file(site: Site, job_id: str) -> Path:
 
 
 def test_the_file_of_the_metrics_is_no_artifact_and_goes_with_the_job(api: Api, site: Site) -> None:
-    prepare(site, table(40_000))
+    prepare(site, wide(5000))
     job = api.run("prepared")
     file = results_file(site, job.job_id)
-    assert len(list(read_metrics(file))) == 40_000
+    assert len(list(read_metrics(file))) == 5000
     assert [each.name for each in api.ListArtifacts(job_id=job.job_id).artifacts] == [f"toy/{STAMP}_results.json"]
     api.DeleteJob(job_id=job.job_id)
     assert not file.exists()
@@ -308,7 +313,7 @@ def test_the_file_of_the_metrics_is_no_artifact_and_goes_with_the_job(api: Api, 
 
 @pytest.mark.parametrize("damage", ["gone", "cut off", "another"])
 def test_a_file_that_is_lost_is_an_error_and_never_fewer_metrics(api: Api, site: Site, damage: str) -> None:
-    prepare(site, table(40_000))
+    prepare(site, wide(5000))
     job = api.run("prepared")
     file = results_file(site, job.job_id)
     match damage:
@@ -330,38 +335,38 @@ def test_a_file_that_is_lost_is_an_error_and_never_fewer_metrics(api: Api, site:
 
 
 def test_results_are_read_after_a_restart(site: Site, serve: Callable[..., ServerHere]) -> None:
-    prepare(site, table(40_000))
+    prepare(site, wide(5000))
     server = serve()
     job = server.api.run("prepared")
     server.stop()
     api = serve().api
-    assert len([each for page in pages(api.ListMetrics, job_id=job.job_id) for each in page.metrics]) == 40_000
+    assert len([each for page in pages(api.ListMetrics, job_id=job.job_id) for each in page.metrics]) == 5000
 
 
 # Histories and comparisons
 
 
 def test_a_history_has_all_metrics_of_a_job_and_fits(api: Api, site: Site, client: EvalClient) -> None:
-    prepare(site, {"results": {f"task {number:06}": {"acc,none": 0.5, "f" * 200: 1} for number in range(20_000)}})
+    prepare(site, {"results": {"t" * 255: {f"m{number:06}": 1 for number in range(20_000)}}})
     job_id = api.run("prepared", labels={"step": "1"}).job_id
     found = list(pages(api.GetHistory))
     assert len(found) > 1
     assert {point.job_id for page in found for point in page.points} == {job_id}
     (point,) = client.get_history().points
-    assert (len(point.metrics), point.step) == (40_000, 1)
-    (page,) = pages(api.GetHistory, metrics=[MetricSelector(task="task 019999", metric="acc")])
-    assert [metric.task for metric in page.points[0].metrics] == ["task 019999"], "one that the message does not have"
+    assert (len(point.metrics), point.step) == (20_000, 1)
+    (page,) = pages(api.GetHistory, metrics=[MetricSelector(metric="m019999")])
+    assert [metric.metric for metric in page.points[0].metrics] == ["m019999"], "one that the message does not have"
 
 
 def test_a_comparison_uses_metrics_that_the_messages_do_not_have(api: Api, site: Site) -> None:
-    prepare(site, table(30_000))
+    prepare(site, wide(5000))
     baseline, candidate = api.run("prepared"), api.run("prepared")
-    selector = MetricSelector(task="task 029999")
+    selector = MetricSelector(metric="m004999")
     answer = api.CompareJobs(baseline_job_id=baseline.job_id, candidate_job_ids=[candidate.job_id], metrics=[selector])
     ((metric,),) = (each.metrics for each in answer.candidates)
-    assert (metric.task, metric.baseline_value, metric.difference) == ("task 029999", 29_999 / 2, 0)
-    selector = MetricSelector(task="task 030000")
-    with pytest.raises(grpc.RpcError, match="none of the jobs has a metric task 030000/; they have: task 000000/acc") as error:
+    assert (metric.metric, metric.baseline_value, metric.difference) == ("m004999", 4999, 0)
+    selector = MetricSelector(metric="m005000")
+    with pytest.raises(grpc.RpcError, match="none of the jobs has a metric /m005000; they have: ttt") as error:
         api.CompareJobs(baseline_job_id=baseline.job_id, candidate_job_ids=[candidate.job_id], metrics=[selector])
     assert reason_of(error.value) == "METRIC_NOT_FOUND"
 
@@ -544,7 +549,7 @@ def test_many_long_names_of_tasks_come_in_pages(site: Site, serve: Callable[...,
 
 
 def test_a_list_of_large_jobs_comes_in_pages_that_fit(api: Api, site: Site) -> None:
-    prepare(site, table(20_000))
+    prepare(site, wide(3000))
     job_ids = [api.run("prepared").job_id for _ in range(6)]
     found: list[Message] = list(pages(api.ListJobs, page_size=1000))
     assert len(found) > 1
