@@ -20,7 +20,7 @@ BASELINE := protos/v1.baseline.binpb
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup envs envs-more envs-peer demo test test-all test-fast campaign bench check format proto sync-client docs baseline clean
+.PHONY: help setup envs envs-more envs-peer demo test test-all test-fast campaign bench check format proto sync-client docs dist baseline clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,7 +64,7 @@ check: setup ## Check format, lint, types, imports, generated code and docs, and
 	$(SERVER)/bin/ruff format --check
 	$(SERVER)/bin/ruff check
 	$(SERVER)/bin/mypy
-	$(SERVER)/bin/mypy demo/demo.py
+	$(SERVER)/bin/mypy demo/demo.py benchmarks
 	$(SERVER)/bin/lint-imports
 	scripts/check-stubs
 	scripts/generate-sync-client --check
@@ -84,6 +84,9 @@ sync-client: setup ## Generate the blocking client from the asyncio one
 
 docs: setup ## Generate docs/settings.md from evalrpc/config/settings.py
 	$(SERVER)/bin/python scripts/generate-settings-doc
+
+dist: setup ## Build the sdist, and the wheel from it, in dist/
+	$(SERVER)/bin/python -m build --no-isolation
 
 # `make check` rejects a schema that breaks clients of the baseline. Run this once per release, and never to silence the check.
 baseline: setup ## Record the current schema as the last released one

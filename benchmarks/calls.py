@@ -12,8 +12,9 @@ from benchmarks import messages
 from benchmarks.filling import fill
 from benchmarks.h2load import Call, GrpcCall
 from benchmarks.processes import Server, both, evalrpc_server, workplace
-from benchmarks.report import Aim, Row, compare, in_turn, ratio_at_least, ratio_at_most
+from benchmarks.report import Aim, Row, Sides, compare, figures, in_turn, ratio_at_least, ratio_at_most
 from benchmarks.scale import Scale
+from evalrpc.client import EvalClient
 from evalrpc.v1.jobs_pb2 import JOB_STATUS_CANCELLED, JobFilter
 
 _FEW_QUEUED = 10
@@ -27,11 +28,11 @@ class Load(NamedTuple):
 
     server: Server
     call: Call
-    count: int
+    calls: int
 
     def measure(self, scale: Scale, in_flight: int) -> "Measured":
         """Make the calls."""
-        return measure(self.server, self.call, self.count, in_flight, scale.clients)
+        return measure(self.server, self.call, self.calls, in_flight, scale.clients)
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,9 @@ def get_job(scale: Scale) -> Iterator[Row]:
     with workplace() as folder:
         call = GrpcCall(messages.get_job(fill(folder / "data", queued=100)[-1]))
         with both(folder) as (ours, bare):
-            loads = [Load(server, call, scale.calls) for server in (ours, bare)]
+            loads = Load(ours, call, scale.calls), Load(bare, call, scale.calls)
             for in_flight in (1, 32):
-                yield from rates("GetJob", scale, *loads, in_flight, ratio_at_least(0.90))
+                yield from rates("GetJob", scale, loads, in_flight, ratio_at_least(0.90))
 
 
 def get_job_of_last(scale: Scale) -> Iterator[Row]:
@@ -82,7 +83,7 @@ def get_job_of_last(scale: Scale) -> Iterator[Row]:
             of_few = Load(few, GrpcCall(messages.get_job(last_of_few)), scale.calls)
             measured = in_turn(scale.rounds, lambda: of_many.measure(scale, 32), lambda: of_few.measure(scale, 32))
     figure = f"GetJob of the last of {scale.queued:,} queued, against the last of {_FEW_QUEUED}"
-    yield _rate_row(figure, *measured, ratio_at_least(0.95))
+    yield _rate_row(figure, measured, ratio_at_least(0.95))
 
 
 def get_queue(scale: Scale) -> Iterator[Row]:
@@ -90,8 +91,9 @@ def get_queue(scale: Scale) -> Iterator[Row]:
     with workplace() as folder:
         fill(folder / "data", queued=scale.queued)
         with both(folder) as (ours, bare):
-            loads = [Load(server, GrpcCall(messages.get_queue()), scale.calls) for server in (ours, bare)]
-            yield from rates(f"GetQueue, {scale.queued:,} queued", scale, *loads, 1)
+            call = GrpcCall(messages.get_queue())
+            loads = Load(ours, call, scale.calls), Load(bare, call, scale.calls)
+            yield from rates(f"GetQueue, {scale.queued:,} queued", scale, loads, 1)
 
 
 def submit_job(scale: Scale) -> Iterator[Row]:
@@ -99,8 +101,8 @@ def submit_job(scale: Scale) -> Iterator[Row]:
     with workplace() as folder, both(folder) as (ours, bare):
         call = GrpcCall(messages.submit())
         call.repeat(ours.address, 1, 1, 1)  # this one runs, and keeps the GPU
-        loads = [Load(server, call, scale.calls) for server in (ours, bare)]
-        yield from rates("SubmitJob", scale, *loads, 64, ratio_at_least(0.60))
+        loads = Load(ours, call, scale.calls), Load(bare, call, scale.calls)
+        yield from rates("SubmitJob", scale, loads, 64, ratio_at_least(0.60))
         yield _submit_alone(scale, ours, bare, folder)
 
 
@@ -111,23 +113,26 @@ def list_jobs(scale: Scale) -> Iterator[Row]:
         fill(folder / "few", finished=_FEW_LISTED)
         with evalrpc_server(folder, "many") as many, evalrpc_server(folder, "few") as few:
             for name, job_filter in _filters().items():
-                yield _listing(name, job_filter, scale, many, few)
+                yield _listing(name, scale, (many, job_filter), (few, job_filter))
+            by_prefix = [(server, JobFilter(job_id_prefix=_newest_job_id(server)[:8])) for server in (many, few)]
+            yield _listing("the first 8 characters of an id, so 1 job", scale, *by_prefix)
 
 
 def rates(
-    name: str, scale: Scale, ours: Load, yardstick: Load, in_flight: int, aim: Aim | None = None, note: str = ""
+    name: str, scale: Scale, loads: tuple[Load, Load], in_flight: int, aim: Aim | None = None, note: str = ""
 ) -> Iterator[Row]:
     """Yield calls per second and the server's processor time per call."""
+    ours, yardstick = loads
     measured = in_turn(scale.rounds, lambda: ours.measure(scale, in_flight), lambda: yardstick.measure(scale, in_flight))
-    yield _rate_row(f"{name}, {in_flight} in flight", *measured, aim, note)
-    cpu = [[each.server_cpu * 1e6 for each in side] for side in measured]
-    yield compare(f"{name}, {in_flight} in flight: server CPU per call", "µs", *cpu, note=note)
+    yield _rate_row(f"{name}, {in_flight} in flight", measured, aim, note)
+    cpu = figures(measured, lambda each: each.server_cpu * 1e6)
+    yield compare(f"{name}, {in_flight} in flight: server CPU per call", "µs", cpu, note=note)
 
 
-def _rate_row(figure: str, ours: list[Measured], yardstick: list[Measured], aim: Aim | None, note: str = "") -> Row:
-    share = statistics.median(each.client_share for each in yardstick)
-    per_second = [[each.per_second for each in side] for side in (ours, yardstick)]
-    return compare(figure, "calls/s", *per_second, aim, "; ".join(filter(None, (note, f"client at {share:.0%} of a CPU"))))
+def _rate_row(figure: str, measured: Sides[Measured], aim: Aim | None, note: str = "") -> Row:
+    share = statistics.median(each.client_share for each in measured[1])
+    per_second = figures(measured, lambda each: each.per_second)
+    return compare(figure, "calls/s", per_second, aim, "; ".join(filter(None, (note, f"client at {share:.0%} of a CPU"))))
 
 
 def _submit_alone(scale: Scale, ours: Server, bare: Server, folder: Path) -> Row:
@@ -137,9 +142,9 @@ def _submit_alone(scale: Scale, ours: Server, bare: Server, folder: Path) -> Row
         return measure(bare, call, count, 1).p50 + _fsync_seconds(folder)
 
     pairs = in_turn(scale.rounds, lambda: measure(ours, call, count, 1).p50, limit)
-    milliseconds = [[seconds * 1e3 for seconds in side] for side in pairs]
+    milliseconds = figures(pairs, lambda seconds: seconds * 1e3)
     note = f"yardstick: empty handler and one fsync, last {_fsync_seconds(folder) * 1e3:.2f} ms"
-    return compare("SubmitJob alone, p50", "ms", *milliseconds, ratio_at_most(1.0), note)
+    return compare("SubmitJob alone, p50", "ms", milliseconds, ratio_at_most(1.0), note)
 
 
 def _fsync_seconds(folder: Path) -> float:
@@ -168,13 +173,26 @@ def _filters() -> dict[str, JobFilter]:
         ),
         "three models and two tasks": JobFilter(models=["model_3", "model_4", "model_5"], tasks=["task_3", "task_5"]),
         "a model and a label that never meet": JobFilter(models=["model_3"], labels={messages.LABEL: "red"}),
+        "selector team=blue,draft!=yes, 8 in 10": JobFilter(label_selector="team=blue,draft!=yes"),
+        "selector team in (red,green),!draft, 1 in 10": JobFilter(label_selector="team in (red,green),!draft"),
+        "selector draft, 1 in 10": JobFilter(label_selector="draft"),
+        "selector !draft, 9 in 10": JobFilter(label_selector="!draft"),
+        "selector team!=blue, 1 in 10": JobFilter(label_selector="team!=blue"),
+        "selector !team, none": JobFilter(label_selector="!team"),
     }
 
 
-def _listing(name: str, job_filter: JobFilter, scale: Scale, many: Server, few: Server) -> Row:
-    call, count = GrpcCall(messages.list_jobs(job_filter)), max(20, scale.calls // 200)
-    measured = in_turn(
-        scale.rounds, lambda: measure(many, call, count, 1).p50 * 1e3, lambda: measure(few, call, count, 1).p50 * 1e3
-    )
+def _newest_job_id(server: Server) -> str:
+    with EvalClient(server.address) as client:
+        return next(client.list_jobs()).job_id
+
+
+def _listing(name: str, scale: Scale, many: tuple[Server, JobFilter], few: tuple[Server, JobFilter]) -> Row:
+    count = max(20, scale.calls // 200)
+
+    def milliseconds(server: Server, job_filter: JobFilter) -> float:
+        return measure(server, GrpcCall(messages.list_jobs(job_filter)), count, 1).p50 * 1e3
+
+    measured = in_turn(scale.rounds, lambda: milliseconds(*many), lambda: milliseconds(*few))
     figure = f"ListJobs, 50 of {scale.listed:,} against 50 of {_FEW_LISTED:,}: {name}"
-    return compare(figure, "ms", *measured, ratio_at_most(3.0))
+    return compare(figure, "ms", measured, ratio_at_most(3.0))

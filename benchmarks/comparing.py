@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks.processes import Server, evalrpc_server, workplace
-from benchmarks.report import Row, at_most, compare, in_turn
+from benchmarks.report import Row, at_most, compare, figures, in_turn
 from benchmarks.scale import Scale
 from evalrpc.analysis.comparison import compare as compare_jobs
 from evalrpc.client import EvalClient
@@ -75,10 +75,8 @@ def time_taken(scale: Scale) -> Iterator[Row]:
                 lambda ids=(baseline.job_id, candidate.job_id): _seconds(lambda: client.compare(*ids)),  # type: ignore[misc]
                 lambda paths=files: _seconds(lambda: _decode(paths)),  # type: ignore[misc]
             )
-            times = [[1e3 * seconds for seconds in side] for side in measured]
-            yield compare(
-                f"CompareJobs of {count:,} samples", "ms", *times, note="McNemar and bootstrap; yardstick: json.loads"
-            )
+            times = figures(measured, lambda seconds: 1e3 * seconds)
+            yield compare(f"CompareJobs of {count:,} samples", "ms", times, note="McNemar and bootstrap; yardstick: json.loads")
         note = "NumPy, SciPy and what the comparisons left; before it, the server had loaded neither"
         yield Row("memory of a server after it has compared", "MB", server.memory() / 1e6, before / 1e6, note=note)
 
@@ -95,7 +93,7 @@ def _claimed(pairs: int, gain: float, *, with_samples: bool = True) -> dict[str,
             if not with_samples:
                 for job in jobs:
                     job.results["m"].ClearField("samples")
-            for metric in compare_jobs(call, jobs[0], jobs[1:], {}, Event()).candidates[0].metrics:
+            for metric in compare_jobs(call, jobs[0], jobs[1:], {}, Path(), Event()).candidates[0].metrics:
                 claims[metric.metric] += metric.verdict in _CLAIMS
     return {metric: claims[metric] / pairs for metric in _TESTS}
 
@@ -111,8 +109,9 @@ def _job(folder: Path, dice: np.random.Generator, ability: Any) -> JobInfo:
     (folder / "m" / "20260101_000000_results.json").write_text(json.dumps(document))
     lines = "".join(json.dumps(sample) + "\n" for sample in samples)
     (folder / "m" / "20260101_000000_samples_t.jsonl").write_text(lines)
-    attempts = [JobAttempt(output_dir=str(folder))]
-    return JobInfo(job_id=folder.name, status=JOB_STATUS_COMPLETED, attempts=attempts, results=read_results(folder, "m"))
+    attempts = [JobAttempt(number=1, output_dir=str(folder))]
+    results = read_results(folder, "m")
+    return JobInfo(job_id=folder.name, status=JOB_STATUS_COMPLETED, attempt=1, attempts=attempts, results=results)
 
 
 def _finished_job(client: EvalClient, model: str) -> JobInfo:

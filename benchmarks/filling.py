@@ -46,6 +46,7 @@ def _fill(link: Link, data_dir: Path, finished: int, queued: int) -> list[str]:
             last_created_ns=0,
             last_number=0,
             counts=Counter(),
+            followed=frozenset(),
             cached_job=lambda _: None,
         )
         for batch in _batches(finished):
@@ -77,9 +78,11 @@ def _batches(count: int) -> Iterator[list[pb.JobInfo]]:
 
 
 def _job(number: int) -> pb.JobInfo:
-    """Return a job: one in ten has the same model and task; all have the label `team`, one in ten with the value `red`."""
+    """Return a job: one in ten has the same model and task; all have the label `team`, one in ten with the value `red`; and one
+    in ten has the label `draft`."""
     kind = number % _MODELS
-    return messages.new_job(f"model_{kind}", f"task_{kind}", "blue" if kind else "red")
+    labels = {"draft": "yes"} if kind == 1 else {}
+    return messages.new_job(f"model_{kind}", f"task_{kind}", "blue" if kind else "red", **labels)
 
 
 def _compact(data_dir: Path) -> None:

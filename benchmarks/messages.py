@@ -31,10 +31,10 @@ def evaluate_request(harness: str = HARNESS, model: str = "llava_hf", task: str 
     return request
 
 
-def new_job(model: str = "llava_hf", task: str = "mme", team: str = "blue") -> pb.JobInfo:
+def new_job(model: str = "llava_hf", task: str = "mme", team: str = "blue", **labels: str) -> pb.JobInfo:
     """Return a job as the service hands it to the store."""
     request = evaluate_request(model=model, task=task)
-    return pb.JobInfo(job_id=str(uuid.uuid4()), request=request, labels={LABEL: team}, max_attempts=1)
+    return pb.JobInfo(job_id=str(uuid.uuid4()), request=request, labels={LABEL: team, **labels}, max_attempts=1)
 
 
 def constant_job(status: pb.JobStatus.ValueType = pb.JOB_STATUS_QUEUED) -> pb.JobInfo:

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from itertools import chain, repeat
+from operator import itemgetter
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from benchmarks.processes import REPOSITORY, workplace
-from benchmarks.report import Aim, Row, compare, in_turn, ratio_at_most
+from benchmarks.report import Aim, Row, compare, figures, in_turn, ratio_at_most
 from benchmarks.scale import Scale
 from evalrpc.config import HarnessSettings, Settings
 from evalrpc.errors import RunFailedError
@@ -25,7 +26,7 @@ from evalrpc.harnesses.lmms_eval.answers import FAILED_ANSWER_MARK
 from evalrpc.harnesses.registry import build_harnesses
 from evalrpc.reading.sample_files import open_samples
 from evalrpc.reading.sample_pages import read_page, samples_file
-from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobAttempt, JobInfo
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo
 from evalrpc.v1.results_pb2 import ModelResult
 
 _FEW: Final = 1000
@@ -59,11 +60,11 @@ def output_folders(scale: Scale) -> Iterator[Row]:
             many, few = (_written(folder / str(count), case, count) for count in (scale.samples, _FEW))
             measure = partial(_measure, case)
             measured = in_turn(scale.rounds, partial(measure, many), partial(measure, few))
-        times, peaks = ([[cost[index] for cost in side] for side in measured] for index in (0, 1))
+        times, peaks = (figures(measured, itemgetter(index)) for index in (0, 1))
         name = f"{case.figure}, {scale.samples:,} samples against {_FEW:,}"
-        milliseconds = [[seconds * 1e3 for seconds in side] for side in times]
-        yield compare(f"{name}: time", "ms", *milliseconds, case.time, case.note)
-        yield compare(f"{name}: peak of memory", "MB", *peaks, case.memory, "with the interpreter")
+        milliseconds = figures(times, lambda seconds: seconds * 1e3)
+        yield compare(f"{name}: time", "ms", milliseconds, case.time, case.note)
+        yield compare(f"{name}: peak of memory", "MB", peaks, case.memory, "with the interpreter")
 
 
 def _written(folder: Path, case: _Case, count: int) -> Path:
@@ -131,7 +132,7 @@ def _status() -> Mapping[str, int]:
 
 def _read(kind: str, folder: Path, what: str) -> _Cost:
     """Read the results of a folder, as a supervisor does when a run has ended, or the first page of its samples."""
-    settings = Settings(harnesses={kind: HarnessSettings(kind, kind, python="/none/bin/python")})
+    settings = Settings(harnesses={kind: HarnessSettings(kind, kind, python=Path("/none/bin/python"))})
     run = Run("job", 1, EvaluateRequest(model="m", tasks=[_TASK]), folder, folder, 0)
     harnesses = build_harnesses(settings)
     read_results = partial(harnesses[kind].read_results, run, Exit(code=0), [])
@@ -145,8 +146,8 @@ def _read(kind: str, folder: Path, what: str) -> _Cost:
 
 def _read_page(folder: Path, harnesses: Mapping[str, Harness], results: Mapping[str, ModelResult]) -> None:
     (harness,) = harnesses
-    job = JobInfo(attempts=[JobAttempt(output_dir=str(folder))], request=EvaluateRequest(harness=harness), results=results)
-    with open_samples(job, samples_file(job, job.results, "", _TASK), harnesses) as rows:
+    job = JobInfo(request=EvaluateRequest(harness=harness), results=results)
+    with open_samples(job, folder, samples_file(job, job.results, "", _TASK), harnesses) as rows:
         read_page(rows, _PAGE_SIZE)
 
 

@@ -5,6 +5,7 @@ import subprocess
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from statistics import median
 from typing import Final
 
@@ -15,7 +16,7 @@ from benchmarks.calls import Load, rates
 from benchmarks.filling import fill
 from benchmarks.h2load import GrpcCall, HttpCall
 from benchmarks.processes import PEER_PYTHON, Server, evalrpc_server, peer_server, workplace
-from benchmarks.report import Row, compare, in_turn, ratio_at_least
+from benchmarks.report import Row, compare, figures, in_turn, ratio_at_least
 from benchmarks.scale import Scale
 from benchmarks.scheduling import PROGRAM, one_run, timed_server
 from benchmarks.store_size import idle
@@ -50,10 +51,10 @@ def single_calls(scale: Scale) -> Iterator[Row]:
         getting = Load(ours, get_ours, scale.calls), Load(peer, get_theirs, scale.calls)
         for in_flight in (1, 32):
             name = f"GetJob, {_FEW_QUEUED} queued, beside the peer"
-            yield from rates(name, scale, *getting, in_flight, ratio_at_least(1.0), _NOTE)
+            yield from rates(name, scale, getting, in_flight, ratio_at_least(1.0), _NOTE)
         submitting = Load(ours, GrpcCall(messages.submit()), scale.calls), Load(peer, _post(), scale.calls)
         note = "yardstick: the peer, which keeps nothing on the disk"
-        yield from rates("SubmitJob, durable, beside the peer", scale, *submitting, 64, ratio_at_least(1.0), note)
+        yield from rates("SubmitJob, durable, beside the peer", scale, submitting, 64, ratio_at_least(1.0), note)
 
 
 def long_queue(scale: Scale) -> Iterator[Row]:
@@ -62,12 +63,12 @@ def long_queue(scale: Scale) -> Iterator[Row]:
         fewer = scale.calls // _SLOWER
         last = Load(ours, get_ours, scale.calls), Load(peer, get_theirs, fewer)
         name = f"GetJob of the last of {scale.queued:,} queued, beside the peer"
-        yield from rates(name, scale, *last, 32, ratio_at_least(10.0), _NOTE)
+        yield from rates(name, scale, last, 32, ratio_at_least(10.0), _NOTE)
         queue = Load(ours, GrpcCall(messages.get_queue()), scale.calls), Load(peer, HttpCall("/queue"), fewer)
         note = "yardstick: the peer, which answers all ids; ours answers the first 1,000"
         for in_flight in (1, 32):
             name = f"GetQueue, {scale.queued:,} queued, beside the peer"
-            yield from rates(name, scale, *queue, in_flight, ratio_at_least(20.0), note)
+            yield from rates(name, scale, queue, in_flight, ratio_at_least(20.0), note)
 
 
 def time_to_know(scale: Scale) -> Iterator[Row]:
@@ -82,8 +83,8 @@ def time_to_know(scale: Scale) -> Iterator[Row]:
             polled = _wait_as_the_peer_does(server, run_seconds)
     figure = "the program's end to the client knowing, median, beside the peer"
     note = f"{count} jobs of 0.2 to 5.2 s in turn; yardstick: the peer's own client, which polls every {_POLL_SECONDS:.0f} s"
-    ours, peers = median(watched) * 1e3, median(polled) * 1e3
-    yield Row(figure, "ms", ours, peers, ours / peers, note=note)
+    ours_ms, peers_ms = median(watched) * 1e3, median(polled) * 1e3
+    yield Row(figure, "ms", ours_ms, peers_ms, ours_ms / peers_ms, note=note)
 
 
 def at_rest(scale: Scale) -> Iterator[Row]:
@@ -94,9 +95,9 @@ def at_rest(scale: Scale) -> Iterator[Row]:
             lambda: idle(lambda: evalrpc_server(folder), GrpcCall(messages.get_queue())),
             lambda: idle(lambda: peer_server(folder, folder / "hold.sh"), HttpCall("/queue")),
         )
-    seconds, megabytes = ([[each[index] for each in side] for side in sides] for index in (0, 1))
-    yield compare("start, beside the peer", "s", *seconds, note=f"until it listens; {_NOTE}")
-    yield compare("memory of an idle server, beside the peer", "MB", *megabytes, note=f"after one call; {_NOTE}")
+    seconds, megabytes = (figures(sides, itemgetter(index)) for index in (0, 1))
+    yield compare("start, beside the peer", "s", seconds, note=f"until it listens; {_NOTE}")
+    yield compare("memory of an idle server, beside the peer", "MB", megabytes, note=f"after one call; {_NOTE}")
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Final
 from benchmarks import load, messages
 from benchmarks.http2 import Request
 from benchmarks.processes import Server, both, workplace
-from benchmarks.report import Row, at_most, compare, in_turn, ratio_at_least
+from benchmarks.report import Row, at_most, compare, figures, in_turn, ratio_at_least
 from benchmarks.scale import Scale
 from evalrpc.client import EvalClient
 
@@ -39,9 +39,9 @@ def artifact(scale: Scale) -> Iterator[Row]:
             )
             growth = ours.peak_memory() - before
     name = f"ReadArtifact of {size >> 20} MiB"
-    rates = [[rate / 1e6 for rate in side] for side in measured]
+    rates = figures(measured, lambda rate: rate / 1e6)
     note = "from the page cache; yardstick: 1 MiB messages from memory"
-    yield compare(name, "MB/s", *rates, ratio_at_least(0.80), note)
+    yield compare(name, "MB/s", rates, ratio_at_least(0.80), note)
     yield Row(f"{name}: peak of the server's memory over its start", "MB", growth / 1e6, aim=at_most(16.0))
 
 

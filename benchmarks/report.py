@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 T = TypeVar("T")
+
+Sides: TypeAlias = tuple[Sequence[T], Sequence[T]]
+"""What was measured in each round: of our server, and of its yardstick."""
 
 _HEADINGS = ("figure", "ours", "yardstick", "ratio", "rounds", "aim", "met", "note")
 
@@ -67,10 +70,9 @@ def at_most(bound: float) -> Aim:
     return Aim("ours", True, bound)
 
 
-def compare(
-    figure: str, unit: str, ours: Sequence[float], yardstick: Sequence[float], aim: Aim | None = None, note: str = ""
-) -> Row:
+def compare(figure: str, unit: str, sides: Sides[float], aim: Aim | None = None, note: str = "") -> Row:
     """Return the row for figures that were measured in turn: medians, and the median of the rounds' ratios."""
+    ours, yardstick = sides
     ratios = [a / b for a, b in zip(ours, yardstick, strict=True)]
     return Row(
         figure,
@@ -84,7 +86,7 @@ def compare(
     )
 
 
-def in_turn(rounds: int, ours: Callable[[], T], yardstick: Callable[[], T]) -> tuple[list[T], list[T]]:
+def in_turn(rounds: int, ours: Callable[[], T], yardstick: Callable[[], T]) -> Sides[T]:
     """Measure both several times, alternating, so that a temporary slowdown of the machine affects both."""
     pairs = []
     for number in range(rounds):
@@ -95,6 +97,12 @@ def in_turn(rounds: int, ours: Callable[[], T], yardstick: Callable[[], T]) -> t
             first = ours()
             pairs.append((first, yardstick()))
     return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def figures(sides: Sides[T], figure: Callable[[T], float]) -> Sides[float]:
+    """Return one figure of what was measured."""
+    ours, yardstick = sides
+    return list(map(figure, ours)), list(map(figure, yardstick))
 
 
 def table(rows: Iterable[Row]) -> str:

@@ -65,7 +65,7 @@ def growth(scale: Scale) -> Iterator[Row]:
         for size, before in ((middle, small), (large, middle)):
             figure = f"{case.figure}, {size:,} against {before:,}"
             times, times_before = ([each[at] for each in rounds] for at in (size, before))
-            yield compare(figure, "ms", times, times_before, ratio_at_most(_MAX_STEP_RATIO), "processor time")
+            yield compare(figure, "ms", (times, times_before), ratio_at_most(_MAX_STEP_RATIO), "processor time")
         slope = statistics.median(math.log(each[large] / each[small], large / small) for each in rounds)
         yield Row(f"{case.figure}: slope", "", slope, aim=at_most(_MAX_SLOPE), note=f"from {small:,} to {large:,}; linear: 1")
 
@@ -82,7 +82,7 @@ def _metrics_of_one_task(_: Path, count: int) -> Callable[[], object]:
 
 def _compared_tasks(folder: Path, count: int) -> Callable[[], object]:
     baseline, candidate = (_job(folder / f"{name}-{count}", count) for name in ("a", "b"))
-    return partial(compare_jobs, CompareJobsRequest(), baseline, [candidate], {}, JobResults(folder), Event())
+    return partial(compare_jobs, CompareJobsRequest(), baseline, [candidate], {}, Path(), Event())
 
 
 def _job(folder: Path, count: int) -> JobInfo:
@@ -97,17 +97,17 @@ def _job(folder: Path, count: int) -> JobInfo:
         tasks=[TaskResult(task=f"t{number}") for number in range(count)],
         samples=map(str, paths),
     )
-    attempts = [JobAttempt(output_dir=str(folder))]
-    return JobInfo(job_id=folder.name, status=JOB_STATUS_COMPLETED, attempts=attempts, results={"m": result})
+    attempts = [JobAttempt(number=1, output_dir=str(folder))]
+    return JobInfo(job_id=folder.name, status=JOB_STATUS_COMPLETED, attempt=1, attempts=attempts, results={"m": result})
 
 
-def _compared_by_selectors(folder: Path, count: int) -> Callable[[], object]:
+def _compared_by_selectors(_: Path, count: int) -> Callable[[], object]:
     metrics = [Metric(task=f"t{number}", metric="acc", value=0.5) for number in range(count)]
     jobs = [JobInfo(job_id=name, status=JOB_STATUS_COMPLETED, results={"m": ModelResult(metrics=metrics)}) for name in "ab"]
     selectors = [MetricSelector(task=f"t{number}") for number in range(count)]
     thresholds = [MetricThreshold(selector=selector, tolerance=0.1) for selector in selectors]
     call = CompareJobsRequest(metrics=selectors, metric_thresholds=thresholds)
-    return partial(compare_jobs, call, jobs[0], jobs[1:], {}, JobResults(folder), Event())
+    return partial(compare_jobs, call, jobs[0], jobs[1:], {}, Path(), Event())
 
 
 def _merged_tasks(_: Path, count: int) -> Callable[[], object]:
@@ -131,10 +131,10 @@ def _merge(parts: list[ModelResult]) -> object:
 
 
 def _bad_fields(_: Path, count: int) -> Callable[[], object]:
-    harnesses = build_harnesses(Settings(harnesses={"x": HarnessSettings("x", "lmms-eval", python="/none/bin/python")}))
+    harnesses = build_harnesses(Settings(harnesses={"x": HarnessSettings("x", "lmms-eval", python=Path("/none/bin/python"))}))
     call = SubmitJobRequest(request=EvaluateRequest(harness="x", model="m", tasks=["t"], num_gpus=0))
     call.request.model_args.update({f"a{number}": "\x01, true" for number in range(count)})
-    return lambda: list(validation.submission(call, harnesses, (0,), None))
+    return lambda: list(validation.submission(call, harnesses, [], None))
 
 
 def _taken_over_metrics(folder: Path, count: int) -> Callable[[], object]:
@@ -180,7 +180,7 @@ def _listed_files(folder: Path, count: int) -> Callable[[], object]:
     job = JobInfo(job_id="j", attempt=1, status=JOB_STATUS_COMPLETED, attempts=attempts)
 
     async def listed(readers: ThreadPoolExecutor) -> int:
-        reader = ArtifactReader(cast(Feed, _OneJob(job)), readers, readers)
+        reader = ArtifactReader(cast(Feed, _OneJob(job)), folder, readers, readers)
         call = ListArtifactsRequest(job_id="j")
         found = 0
         while True:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import cycle, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +13,7 @@ from benchmarks import load, messages
 from benchmarks.filling import fill
 from benchmarks.h2load import Call, GrpcCall
 from benchmarks.processes import Server, evalrpc_server, workplace, yardstick_server
-from benchmarks.report import Aim, Row, at_most, compare, in_turn, ratio_at_least
+from benchmarks.report import Aim, Row, Sides, at_most, compare, figures, in_turn, ratio_at_least
 from benchmarks.scale import Scale
 
 _SETTLE_SECONDS: Final = 1.0
@@ -40,10 +41,10 @@ def full_store(scale: Scale) -> Iterator[Row]:
         random.Random(1).shuffle(others := job_ids[1:-1])  # the first has started
         with evalrpc_server(folder, "many") as many_server, evalrpc_server(folder, "few") as few_server:
             figure = f"GetJob of the last of {queued:,} queued in {scale.kept:,}, against the last of {_FEW_QUEUED}"
-            yield compare(figure, "calls/s", *_rates(scale, many_server, job_ids[-1:], few_server, few), ratio_at_least(0.95))
+            yield compare(figure, "calls/s", _rates(scale, many_server, job_ids[-1:], few_server, few), ratio_at_least(0.95))
             figure = f"GetJob of others of {queued:,} queued in {scale.kept:,}, against the last of {_FEW_QUEUED}"
             note = "each for the first time, so from the file; yardstick: from memory"
-            yield compare(figure, "calls/s", *_rates(scale, many_server, others, few_server, few), note=note)
+            yield compare(figure, "calls/s", _rates(scale, many_server, others, few_server, few), note=note)
 
 
 def _start(name: str, scale: Scale, folder: Path, data_dir: str, *, seconds: Aim | None = None, memory: Aim) -> Iterator[Row]:
@@ -52,9 +53,9 @@ def _start(name: str, scale: Scale, folder: Path, data_dir: str, *, seconds: Aim
         lambda: idle(lambda: evalrpc_server(folder, data_dir), GrpcCall(messages.get_queue())),
         lambda: idle(lambda: yardstick_server(folder), GrpcCall(messages.get_queue())),
     )
-    times, megabytes = ([[each[index] for each in side] for side in sides] for index in (0, 1))
-    yield compare(f"start on {name}", "s", *times, seconds, "until it listens")
-    yield compare(f"memory of an idle server with {name}", "MB", *megabytes, memory, "after one call")
+    times, megabytes = (figures(sides, itemgetter(index)) for index in (0, 1))
+    yield compare(f"start on {name}", "s", times, seconds, "until it listens")
+    yield compare(f"memory of an idle server with {name}", "MB", megabytes, memory, "after one call")
 
 
 def idle(start: Callable[[], AbstractContextManager[Server]], call: Call) -> tuple[float, float]:
@@ -65,9 +66,7 @@ def idle(start: Callable[[], AbstractContextManager[Server]], call: Call) -> tup
         return server.start_seconds, server.memory() / 1e6
 
 
-def _rates(
-    scale: Scale, many: Server, wanted: Sequence[str], few: Server, queued: Sequence[str]
-) -> tuple[list[float], list[float]]:
+def _rates(scale: Scale, many: Server, wanted: Sequence[str], few: Server, queued: Sequence[str]) -> Sides[float]:
     """Measure GetJob of `wanted`, a different part of them in every round, against GetJob of the last of a few."""
     shares = [wanted[number :: scale.rounds] or wanted for number in range(scale.rounds)]
     return in_turn(scale.rounds, lambda: _rate(many, shares.pop(), scale), lambda: _rate(few, queued[-1:], scale))

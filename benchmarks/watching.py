@@ -10,7 +10,7 @@ from benchmarks.filling import fill
 from benchmarks.h2load import GrpcCall
 from benchmarks.http2 import Request
 from benchmarks.processes import Server, both, evalrpc_server, workplace
-from benchmarks.report import Row, at_most, compare, in_turn, ratio_at_least, ratio_at_most
+from benchmarks.report import Row, Sides, at_most, compare, figures, in_turn, ratio_at_least, ratio_at_most
 from benchmarks.scale import Scale
 
 _DROPPED_AT_ONCE = 100
@@ -36,9 +36,9 @@ def one_job(scale: Scale) -> Iterator[Row]:
         with both(folder) as (ours, bare):
             measured = in_turn(scale.rounds, lambda: _notify(ours, [next(fresh)], scale), lambda: _notify(bare, ids[:1], scale))
     name = f"{scale.watchers:,} watchers on one job over {scale.connections} connections"
-    times = [[each.seconds * 1e3 for each in side] for side in measured]
-    yield compare(f"{name}: last one notified", "ms", *times, ratio_at_most(1.25), "yardstick: a bare broadcast")
-    yield _memory_row(f"{name}: memory of each", *measured)
+    times = figures(measured, lambda each: each.seconds * 1e3)
+    yield compare(f"{name}: last one notified", "ms", times, ratio_at_most(1.25), "yardstick: a bare broadcast")
+    yield _memory_row(f"{name}: memory of each", measured)
 
 
 def many_jobs(scale: Scale) -> Iterator[Row]:
@@ -51,10 +51,10 @@ def many_jobs(scale: Scale) -> Iterator[Row]:
                 scale.rounds, lambda: _notify(ours, next(batches), scale), lambda: _notify(bare, ids[: scale.watchers], scale)
             )
     name = f"{scale.watchers:,} watchers on as many jobs"
-    times = [[each.seconds * 1e3 for each in side] for side in measured]
+    times = figures(measured, lambda each: each.seconds * 1e3)
     note = "each by a durable CancelJob of its own; yardstick: by an empty one"
-    yield compare(f"{name}, all changed: last one notified", "ms", *times, note=note)
-    yield _memory_row(f"{name}: memory of each", *measured)
+    yield compare(f"{name}, all changed: last one notified", "ms", times, note=note)
+    yield _memory_row(f"{name}: memory of each", measured)
 
 
 def one_change(scale: Scale) -> Iterator[Row]:
@@ -63,16 +63,15 @@ def one_change(scale: Scale) -> Iterator[Row]:
         ids = fill(folder / "data", queued=scale.changes * scale.rounds + 1)[1:]
         batches = iter([ids[begin : begin + scale.changes] for begin in range(0, len(ids), scale.changes)])
         with both(folder) as (ours, bare):
-            changes, unary = in_turn(
+            measured = in_turn(
                 scale.rounds,
                 lambda: _watch_changes(ours, next(batches)),
-                lambda: measure(bare, GrpcCall(messages.get_job(ids[0])), scale.changes, 1),
+                lambda: GrpcCall(messages.get_job(ids[0])).repeat(bare.address, scale.changes, 1, 1).latencies,
             )
     for name, quantile in (("p50", 50), ("p99", 99)):
-        ours_ms = [_percentile(round_, quantile) * 1e3 for round_ in changes]
-        bare_ms = [getattr(round_, name) * 1e3 for round_ in unary]
+        times = figures(measured, lambda seconds, quantile=quantile: _percentile(seconds, quantile) * 1e3)  # type: ignore[misc]
         note = "from sending CancelJob, so with its fsync; yardstick: an empty unary call"
-        yield compare(f"a change to its watcher, {name}", "ms", ours_ms, bare_ms, note=note)
+        yield compare(f"a change to its watcher, {name}", "ms", times, note=note)
 
 
 def dropped(scale: Scale) -> Iterator[Row]:
@@ -85,10 +84,10 @@ def dropped(scale: Scale) -> Iterator[Row]:
     with workplace() as folder:
         request = messages.watch_job(fill(folder / "data", queued=10)[-1])
         with both(folder) as (ours, bare):
-            quiet = [_growth_by_drops(server, request, scale.dropped, _QUIET_SECONDS) for server in (ours, bare)]
-            at_once = [_growth_by_drops(server, request, scale.dropped, 0.0) for server in (ours, bare)]
-    yield Row(name, "MB", *quiet, aim=at_most(2.0))
-    yield Row(f"{name} in the moment of a write", "MB", *at_once, note="see gRPC's issue 43360")
+            for pause_seconds, moment, aim in ((_QUIET_SECONDS, "", at_most(2.0)), (0.0, " in the moment of a write", None)):
+                grown, bare_grown = (_growth_by_drops(server, request, scale.dropped, pause_seconds) for server in (ours, bare))
+                note = "see gRPC's issue 43360" if moment else ""
+                yield Row(f"{name}{moment}", "MB", grown, bare_grown, aim=aim, note=note)
 
 
 def never_reading(scale: Scale) -> Iterator[Row]:
@@ -105,12 +104,12 @@ def never_reading(scale: Scale) -> Iterator[Row]:
                     lambda: measure(ours, GrpcCall(messages.submit()), scale.calls, 64, scale.clients),
                     lambda: measure(quiet, GrpcCall(messages.submit()), scale.calls, 64, scale.clients),
                 )
-                growth = [(server.memory() - old) / 1e6 for server, old in zip((ours, quiet), before, strict=True)]
+                grown, grown_quiet = ((server.memory() - old) / 1e6 for server, old in zip((ours, quiet), before, strict=True))
     name = f"{scale.never_reading} watchers that never read"
-    rates = [[each.per_second for each in side] for side in submits]
-    yield compare(f"{name}: SubmitJob, 64 in flight", "calls/s", *rates, ratio_at_least(0.95), "yardstick: without them")
+    rates = figures(submits, lambda each: each.per_second)
+    yield compare(f"{name}: SubmitJob, 64 in flight", "calls/s", rates, ratio_at_least(0.95), "yardstick: without them")
     note = f"over {scale.calls * scale.rounds:,} submissions; yardstick: without the watchers"
-    yield Row(f"{name}: memory growth", "MB", *growth, note=note)
+    yield Row(f"{name}: memory growth", "MB", grown, grown_quiet, note=note)
 
 
 def _notify(server: Server, job_ids: Sequence[str], scale: Scale) -> Notified:
@@ -153,10 +152,10 @@ def _growth_by_drops(server: Server, request: Request, count: int, pause_seconds
     return (server.memory() - before) / 1e6
 
 
-def _memory_row(figure: str, ours: list[Notified], bare: list[Notified]) -> Row:
+def _memory_row(figure: str, measured: Sides[Notified]) -> Row:
     """Return the memory per watcher in the first round, the only one on a server that has had no watchers yet."""
-    first = [side[0].watcher_kilobytes for side in (ours, bare)]
-    return Row(figure, "KB", first[0], first[1], first[0] / first[1], aim=at_most(30.0))
+    ours, bare = (side[0].watcher_kilobytes for side in measured)
+    return Row(figure, "KB", ours, bare, ours / bare, aim=at_most(30.0))
 
 
 def _percentile(ordered: Sequence[float], percent: int) -> float:

@@ -6,7 +6,6 @@ not from a file.
 """
 
 import asyncio
-import gc
 import signal
 import sys
 from collections import defaultdict
@@ -17,6 +16,7 @@ import grpc
 import uvloop
 
 from benchmarks import messages
+from evalrpc.server.collector import tune_collector
 from evalrpc.server.transports.grpc_options import channel_options
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.files_pb2 import ReadArtifactRequest, ReadArtifactResponse
@@ -100,8 +100,7 @@ async def serve() -> None:
     await server.start()
     sys.stdout.write(f"yardstick listening on 127.0.0.1:{port}\n")
     sys.stdout.flush()
-    gc.freeze()
-    gc.set_threshold(5000)  # as evalrpc.server does
+    tune_collector()
     await stop.wait()
     await server.stop(0)
 

@@ -14,9 +14,10 @@ from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
 
-from evalrpc.cli import wording
+from evalrpc.cli import tables, wording
 from evalrpc.client import EvalClient
 from evalrpc.errors import EvalrpcError
+from evalrpc.printable import printable
 from evalrpc.v1.jobs_pb2 import JobInfo, JobStatus
 
 DEMO = Path(__file__).absolute().parent
@@ -109,9 +110,7 @@ def stop(process: subprocess.Popen[str]) -> None:
 def evaluate(client: EvalClient) -> JobInfo:
     """Submit the evaluation, print its events, and return the job once it is completed. Raises DemoError."""
     heading("Job")
-    job = client.evaluate(
-        "llava_hf", TASKS, {"pretrained": str(MODEL), "device_map": "cpu"}, device="cpu", batch_size=1, num_gpus=0
-    )
+    job = client.evaluate("llava_hf", TASKS, {"pretrained": str(MODEL), "device_map": "cpu"}, device="cpu", batch_size=1)
     print(f"{job.job_id}: {job.request.model} on {', '.join(job.request.tasks)}")
     try:
         job = follow(client, job)
@@ -129,7 +128,7 @@ def follow(client: EvalClient, job: JobInfo) -> JobInfo:
     began, shown = time.monotonic(), ""
     events = client.watch(job.job_id, reconnect_timeout_seconds=_STOP_SECONDS)
     for state in chain([job], (event.job for event in events)):
-        line = wording.describe(state)
+        line = printable(wording.describe(state))
         if line != shown:
             print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)
             shown = line
@@ -147,14 +146,16 @@ def end(client: EvalClient, job_id: str) -> None:
 def show_metrics(job: JobInfo) -> None:
     """Print the metrics as a table."""
     heading("Metrics (the weights are random, so the model only guesses)")
-    show_table([wording.METRIC_COLUMNS, *wording.metric_rows(job)])
+    columns = wording.METRIC_COLUMNS
+    show_table([[column.name for column in columns], *(tables.texts(columns, row) for row in wording.metric_rows(job))])
 
 
 def show_samples(client: EvalClient, job: JobInfo) -> None:
     """Print the first answers of the first task."""
     heading(f"First samples of {TASKS[0]}")
     rows = islice(client.samples(job.job_id, task=TASKS[0], page_size=_SAMPLES), _SAMPLES)
-    show_table([("expected", "answer"), *((str(row["target"]), str(row["filtered_resps"])) for row in rows)])
+    answers = ((printable(str(row["target"])), printable(str(row["filtered_resps"]))) for row in rows)
+    show_table([("expected", "answer"), *answers])
 
 
 def show_files(job: JobInfo) -> None:

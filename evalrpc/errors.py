@@ -15,6 +15,7 @@ it into a status in one place, and the client turns the status back into the sam
     ├── PreconditionError           FAILED_PRECONDITION
     │   ├── JobFinishedError
     │   ├── JobNotFinishedError
+    │   ├── JobNotQueuedError
     │   ├── IllegalTransitionError
     │   ├── CatalogUnavailableError
     │   ├── NoResultsError
@@ -30,6 +31,8 @@ it into a status in one place, and the client turns the status back into the sam
     │   ├── StoreUnavailableError
     │   └── FileUnavailableError
     ├── UnimplementedError          UNIMPLEMENTED
+    ├── UnauthenticatedError        UNAUTHENTICATED
+    ├── PermissionDeniedError       PERMISSION_DENIED
     ├── InternalError               INTERNAL
     ├── ChangesMissedError          never crosses the wire: whoever follows a store reads its state again
     ├── ConfigurationError          never crosses the wire: the server does not start
@@ -148,7 +151,7 @@ class PreconditionError(EvalrpcError):
 
 
 class JobFinishedError(PreconditionError):
-    """The job is already COMPLETED or FAILED, so it can't be cancelled."""
+    """The job is already COMPLETED or FAILED, so it can't be cancelled; or it is terminal, so its priority can't change."""
 
     reason = "JOB_FINISHED"
 
@@ -157,6 +160,12 @@ class JobNotFinishedError(PreconditionError):
     """The job is not terminal yet, so it can't be deleted."""
 
     reason = "JOB_NOT_FINISHED"
+
+
+class JobNotQueuedError(PreconditionError):
+    """The job runs already, and only a queued one was to be cancelled."""
+
+    reason = "JOB_NOT_QUEUED"
 
 
 class IllegalTransitionError(PreconditionError):
@@ -177,6 +186,12 @@ class NoResultsError(PreconditionError):
     reason = "NO_RESULTS"
 
 
+class DefinitionsDifferError(PreconditionError):
+    """The jobs answered different questions, and the comparison is strict."""
+
+    reason = "DEFINITIONS_DIFFER"
+
+
 class FileUnreadableError(PreconditionError):
     """A file of the job exists, but the server can't read it. `metadata["errno"]` names the cause, such as EACCES."""
 
@@ -184,7 +199,7 @@ class FileUnreadableError(PreconditionError):
 
 
 class ConflictError(EvalrpcError):
-    """The job is not in the state that the change expected: it was changed meanwhile."""
+    """The job is not in the state that the change expected: it was changed meanwhile. `metadata["revision"]` is that of now."""
 
     reason = "CONFLICT"
     code = "ABORTED"
@@ -252,6 +267,20 @@ class UnimplementedError(EvalrpcError):
 
     reason = "UNIMPLEMENTED"
     code = "UNIMPLEMENTED"
+
+
+class UnauthenticatedError(EvalrpcError):
+    """The caller is not signed in. Servers don't ask for it themselves; a proxy before them may."""
+
+    reason = "UNAUTHENTICATED"
+    code = "UNAUTHENTICATED"
+
+
+class PermissionDeniedError(EvalrpcError):
+    """The caller is not allowed to make this call. Servers don't refuse anybody themselves; a proxy before them may."""
+
+    reason = "PERMISSION_DENIED"
+    code = "PERMISSION_DENIED"
 
 
 class InternalError(EvalrpcError):

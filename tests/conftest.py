@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rewrite-golden", action="store_true", help="write the files in tests/cli/golden anew")
+
+
 def pytest_configure() -> None:
     """Let Ctrl-C reach what a test starts: a shell that runs the tests in the background has them ignore it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -10,16 +10,25 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from itertools import chain, groupby
+from pathlib import Path
 from typing import Any, Final
 
 from evalrpc.analysis import significance, verdicts
 from evalrpc.analysis.sample_values import NO_VALUES, MetricKey, SampleValues, pair, read_values
 from evalrpc.analysis.significance import MIN_SAMPLES, Difference
-from evalrpc.errors import FieldViolation, InvalidRequestError, MetricNotFoundError, NoResultsError, NotFoundError
+from evalrpc.errors import (
+    DefinitionsDifferError,
+    FieldViolation,
+    InvalidRequestError,
+    MetricNotFoundError,
+    NoResultsError,
+    NotFoundError,
+)
 from evalrpc.harnesses.base import Harness, SampleRow
-from evalrpc.jobs.metric_selectors import Selection, parts_of, parts_taking
+from evalrpc.jobs.metric_selectors import Selection, parts_of, parts_taking, selector_text, selector_words
 from evalrpc.jobs.size_limits import MAX_PAGE_BYTES
 from evalrpc.protobuf.wire_format import field_size
+from evalrpc.reading.attempts import output_dir
 from evalrpc.reading.job_results import JobResults, metric_key
 from evalrpc.reading.sample_files import open_samples
 from evalrpc.results.layout import samples_by_task
@@ -34,7 +43,7 @@ from evalrpc.v1.comparison_pb2 import (
     MetricComparison,
 )
 from evalrpc.v1.jobs_pb2 import JobInfo, JobStatus
-from evalrpc.v1.results_pb2 import Metric
+from evalrpc.v1.results_pb2 import Metric, ModelResult, TaskResult
 
 DEFAULT_ALPHA: Final = 0.05
 
@@ -49,7 +58,7 @@ def compare(
     baseline: JobInfo,
     candidates: Sequence[JobInfo],
     harnesses: Mapping[str, Harness],
-    results: JobResults,
+    data_dir: Path,
     stop: threading.Event,
 ) -> CompareJobsResponse:
     """Compare the candidates with the baseline. Blocks on the disk, and takes seconds if there are many samples: once `stop` is
@@ -62,13 +71,16 @@ def compare(
     for job in (baseline, *candidates):
         _require_results(job)
     alpha = call.alpha if call.HasField("alpha") else DEFAULT_ALPHA
+    results = JobResults(data_dir)
     matching = _Matching(call, stop)
     for candidate in candidates:
         matching.add(_line_up(baseline, candidate, results))
     matching.require_known()
     matching.require_size()
     asked_for = matching.asked_for
-    _Tester(baseline, harnesses, results, stop, alpha).test_all(zip(candidates, asked_for, strict=True))
+    _Tester(baseline, harnesses, data_dir, stop, alpha).test_all(zip(candidates, asked_for, strict=True))
+    if call.strict:
+        _require_same_definitions(chain.from_iterable(asked_for))
     verdicts.judge(call, list(chain.from_iterable(asked_for)), alpha)
     comparisons = [
         JobComparison(candidate_job_id=job.job_id, metrics=metrics) for job, metrics in zip(candidates, asked_for, strict=True)
@@ -115,10 +127,9 @@ class _Matching:
             if parts_of(selector) in self._unknown:
                 known = sorted(self._known)
                 more = ", ..." if len(known) > _MAX_NAMED else ""
-                name = f"{selector.task}/{selector.metric}" + (f",{selector.filter}" if selector.filter else "")
                 raise MetricNotFoundError(
-                    f"none of the jobs has a metric {name}; they have: {', '.join(known[:_MAX_NAMED])}{more}",
-                    metadata={"resource_type": "evalrpc.v1.Metric", "resource_name": name[:255]},
+                    f"none of the jobs has {selector_words(selector)}; they have: {', '.join(known[:_MAX_NAMED])}{more}",
+                    metadata={"resource_type": "evalrpc.v1.Metric", "resource_name": selector_text(selector)[:255]},
                 )
 
     def require_size(self) -> None:
@@ -153,11 +164,16 @@ def _line_up(baseline: JobInfo, candidate: JobInfo, results: JobResults) -> Iter
     ours = ((models.key(each.model), metric_key(each.metric), 0, each.metric) for each in results.metrics(baseline))
     theirs = ((models.key(each.model), metric_key(each.metric), 1, each.metric) for each in results.metrics(candidate))
     merged = heapq.merge(ours, theirs, key=lambda each: each[:3])
-    for (model, key), same in groupby(merged, key=lambda each: each[:2]):
-        sides = {side: metric for _, _, side, metric in same}
-        lined_up = _lined_up(key, sides.get(0), sides.get(1))
-        lined_up.baseline_model, lined_up.candidate_model = models.names(model)
-        yield lined_up
+    our_heads, their_heads = results.heads(baseline), results.heads(candidate)
+    for model, of_model in groupby(merged, key=lambda each: each[0]):
+        our_model, their_model = models.names(model)
+        differences = _definition_differences(our_heads.get(our_model), their_heads.get(their_model))
+        for key, same in groupby(of_model, key=lambda each: each[1]):
+            sides = {side: metric for _, _, side, metric in same}
+            lined_up = _lined_up(key, sides.get(0), sides.get(1))
+            lined_up.baseline_model, lined_up.candidate_model = our_model, their_model
+            lined_up.definition_differences.extend(differences.get(lined_up.task, ()))
+            yield lined_up
 
 
 class _ModelPairs:
@@ -204,6 +220,33 @@ def _facts(side: str, metric: Metric | None) -> dict[str, Any]:
     }
 
 
+def _definition_differences(ours: ModelResult | None, theirs: ModelResult | None) -> dict[str, list[str]]:
+    """Return by task in what its definition differs between the two results, as far as both say."""
+    if ours is None or theirs is None:
+        return {}
+    defined = {task.task: task for task in ours.tasks}
+    return {task.task: list(_differences(defined[task.task], task)) for task in theirs.tasks if task.task in defined}
+
+
+def _differences(ours: TaskResult, theirs: TaskResult) -> Iterator[str]:
+    if ours.version and theirs.version and ours.version != theirs.version:
+        yield f"version {ours.version} and {theirs.version}"
+    if ours.HasField("num_fewshot") and theirs.HasField("num_fewshot") and ours.num_fewshot != theirs.num_fewshot:
+        yield f"num_fewshot {ours.num_fewshot} and {theirs.num_fewshot}"
+    if ours.config_hash and theirs.config_hash and ours.config_hash != theirs.config_hash:
+        yield "another configuration (config_hash)"
+
+
+def _require_same_definitions(metrics: Iterable[MetricComparison]) -> None:
+    different = [metric for metric in metrics if metric.definition_differences]
+    if different:
+        first = different[0]
+        raise DefinitionsDifferError(
+            f"{len(different)} of the metrics are of different questions, such as {first.task}/{first.metric}: "
+            f"{', '.join(first.definition_differences)}; compare without `strict`, or select others"
+        )
+
+
 def _require_results(job: JobInfo) -> None:
     if job.results and job.status == JobStatus.JOB_STATUS_COMPLETED:  # other states may have results of some tasks
         return
@@ -221,11 +264,12 @@ class _Tester:
     """Tests the metrics of one comparison."""
 
     def __init__(
-        self, baseline: JobInfo, harnesses: Mapping[str, Harness], results: JobResults, stop: threading.Event, alpha: float
+        self, baseline: JobInfo, harnesses: Mapping[str, Harness], data_dir: Path, stop: threading.Event, alpha: float
     ) -> None:
         self._baseline = baseline
         self._harnesses = harnesses
-        self._results = results
+        self._data_dir = data_dir
+        self._results = JobResults(data_dir)
         self._stop = stop
         self._alpha = alpha
         self._files: dict[tuple[str, str], Mapping[str, str]] = {}
@@ -248,11 +292,12 @@ class _Tester:
     def _read(self, job: JobInfo, model: str, task: str, metrics: Iterable[MetricComparison]) -> _Values:
         """Read the samples of a task; none if they were not logged, are gone or can't be read to their end."""
         path = self._files_of(job, model).get(task)
-        if path is None or not job.attempts:
+        folder = output_dir(self._data_dir, job)
+        if path is None or folder is None:
             return {}
         keys = {MetricKey(metric.metric, metric.filter) for metric in metrics}
         try:
-            with open_samples(job, path, self._harnesses) as rows:
+            with open_samples(job, folder, path, self._harnesses) as rows:
                 return read_values(self._values(rows), keys)
         except (NotFoundError, InvalidRequestError):  # gone, or cut off
             return {}
@@ -308,6 +353,9 @@ def _test_paired(metric: MetricComparison, ours: SampleValues, theirs: SampleVal
     if metric.note:
         return None
     pairs = pair(ours, theirs)
+    if pairs.other_document_count:
+        of = pairs.other_document_count + pairs.count
+        metric.definition_differences.append(f"another document under {pairs.other_document_count} of {of} ids")
     is_binary = pairs.are_zero_or_one()
     if pairs.count < (1 if is_binary else MIN_SAMPLES):
         metric.note = f"too few samples are in both jobs: {pairs.count}"

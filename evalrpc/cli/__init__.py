@@ -1,16 +1,15 @@
-"""The command line: `evalrpc serve` and the client commands for people and scripts.
-
-Exit codes: 0 success; 1 the job failed or was cancelled, a compared metric is WORSE, or `doctor` found a problem; 2 the call
-was invalid or refused; 3 the server can't be reached; 130 Ctrl-C.
-"""
+"""The command line: `evalrpc serve` and the client commands for people and scripts. `exit_codes` has the exit codes."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
-from typing import Final
+from typing import Any, Final
 
 import click
 
 from evalrpc import __version__
+from evalrpc.printable import printable
 
 _MODULES: Final = {
     "serve": "serve",
@@ -21,6 +20,7 @@ _MODULES: Final = {
     "list": "jobs",
     "queue": "jobs",
     "cancel": "jobs",
+    "update": "jobs",
     "delete": "jobs",
     "logs": "reading",
     "results": "reading",
@@ -54,9 +54,40 @@ class _LazyGroup(click.Group):
         command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return command
 
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the exit codes."""
+        del ctx
+        exit_codes = import_module("evalrpc.cli.exit_codes")
+        with formatter.section("Exit codes"):
+            formatter.write_dl([(str(code.value), f"{code.text[0].upper()}{code.text[1:]}.") for code in exit_codes.ExitCode])
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Parse the arguments before the command's name. Raises click.ClickException with a printable message."""
+        with _printable_messages():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Parse the rest and run the command. Raises click.ClickException with a printable message."""
+        with _printable_messages():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _printable_messages() -> Iterator[None]:
+    """Make printable what click says about arguments, which a script may have from anywhere."""
+    try:
+        yield
+    except click.ClickException as error:
+        vars(error)["message"] = printable(error.message)
+        raise
+
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--address", metavar="HOST:PORT", help="The server. Default: EVALRPC_ADDRESS, else 127.0.0.1:50051.")
+@click.option(
+    "--address",
+    metavar="HOST:PORT",
+    help="Use the server at this address. Default: EVALRPC_ADDRESS, else 127.0.0.1:50051.",
+)
 @click.version_option(__version__, prog_name="evalrpc")
 @click.pass_context
 def main(context: click.Context, address: str | None) -> None:

@@ -1,81 +1,92 @@
 """The commands that show what a server offers."""
 
 from collections.abc import Iterable
+from typing import Final
 
 import click
 
 from evalrpc.cli import wording
-from evalrpc.cli.connection import SLOW_CALL_SECONDS, client_options, connect
-from evalrpc.cli.output import print_json, print_table
+from evalrpc.cli.connection import SLOW_CALL_SECONDS, connect, table_options
+from evalrpc.cli.output import Form, print_facts, print_items, print_line, print_table
+from evalrpc.cli.tables import Cell, Column, Kind
 from evalrpc.v1.catalog_pb2 import GetServerInfoResponse, ListHarnessesResponse, ListModelsResponse, ListTasksResponse
 
+_HARNESS_COLUMNS: Final = (Column("harness"), Column("kind"), Column("version", Kind.WHOLE), Column("available"))
 
-@click.command()
+_harness_option = click.option("--harness", default="", metavar="NAME", help="Ask this harness. Default: the server's.")
+
+
+@click.command(short_help="List the tasks of a harness.")
 @click.argument("query", default="")
-@click.option("--harness", default="", help="The harness. Default: lmms-eval.")
-@client_options
-def tasks_command(query: str, harness: str, address: str | None, as_json: bool) -> None:
-    """List the tasks whose names contain QUERY."""
+@_harness_option
+@table_options
+def tasks_command(query: str, harness: str, address: str | None, form: Form) -> None:
+    """List the tasks of a harness whose names contain QUERY."""
     with connect(address, SLOW_CALL_SECONDS) as client:
         names = client.list_tasks(query, harness)
-        if as_json:
-            print_json(ListTasksResponse(tasks=names))
+        if form in (Form.JSON, Form.JSONL):
+            tasks = list(names)
+            print_items(form, (), (), (ListTasksResponse(tasks=[task]) for task in tasks), ListTasksResponse(tasks=tasks))
         else:
-            _print_names(names)
+            _print_names(form, "task", names)
 
 
-@click.command()
+@click.command(short_help="List the model types of a harness.")
 @click.argument("query", default="")
-@click.option("--harness", default="", help="The harness. Default: lmms-eval.")
-@client_options
-def models_command(query: str, harness: str, address: str | None, as_json: bool) -> None:
-    """List the model types whose names contain QUERY."""
+@_harness_option
+@table_options
+def models_command(query: str, harness: str, address: str | None, form: Form) -> None:
+    """List the model types of a harness whose names contain QUERY."""
     with connect(address, SLOW_CALL_SECONDS) as client:
         names = client.list_models(query, harness)
-        if as_json:
-            print_json(ListModelsResponse(models=names))
+        if form in (Form.JSON, Form.JSONL):
+            models = list(names)
+            print_items(
+                form, (), (), (ListModelsResponse(models=[model]) for model in models), ListModelsResponse(models=models)
+            )
         else:
-            _print_names(names)
+            _print_names(form, "model", names)
 
 
-@click.command()
-@client_options
-def harnesses_command(address: str | None, as_json: bool) -> None:
+@click.command(short_help="List the harnesses of the server.")
+@table_options
+def harnesses_command(address: str | None, form: Form) -> None:
     """List the harnesses that are configured on the server."""
     with connect(address) as client:
         harnesses = client.list_harnesses()
-    if as_json:
-        print_json(ListHarnessesResponse(harnesses=harnesses))
-        return
     rows = [(h.name, h.kind, h.version, "yes" if h.available else h.unavailable_reason or "no") for h in harnesses]
-    print_table(("harness", "kind", "version", "available"), rows)
+    print_items(form, _HARNESS_COLUMNS, rows, harnesses, ListHarnessesResponse(harnesses=harnesses))
 
 
-@click.command()
-@client_options
-def info_command(address: str | None, as_json: bool) -> None:
-    """Show the server's version, limits and capabilities."""
+@click.command(short_help="Show the version, limits and calls of the server.")
+@table_options
+def info_command(address: str | None, form: Form) -> None:
+    """Show the version, the limits and the calls of the server."""
     with connect(address) as client:
         info = client.get_server_info()
-    if as_json:
-        print_json(info)
-    else:
-        print_table(("server", ""), _facts(info))
+    print_facts(form, _facts(info), info)
 
 
-def _print_names(names: Iterable[str]) -> None:
+def _print_names(form: Form, column: str, names: Iterable[str]) -> None:
+    """Print plain lines, without a header unless as CSV: a list of names is no table."""
+    if form is Form.CSV:
+        print_table(form, [Column(column)], ([name] for name in names))
+        return
     for name in names:
-        click.echo(name)
+        print_line(name)
 
 
-def _facts(info: GetServerInfoResponse) -> list[tuple[str, str]]:
-    return [
+def _facts(info: GetServerInfoResponse) -> list[tuple[str, Cell]]:
+    facts = [
         ("version", info.version),
         ("started", wording.time_text(info.started_at)),
         ("GPUs", str(info.gpu_count)),
-        ("running at most", str(info.max_running)),
-        ("queued at most", str(info.max_queued)),
+        ("default harness", info.default_harness),
+        ("default GPUs of a job", str(info.default_num_gpus) if info.HasField("default_num_gpus") else ""),
+        ("running at most", f"{info.max_running} jobs"),
+        ("queued at most", f"{info.max_queued} jobs"),
         ("request at most", f"{info.max_request_bytes} bytes"),
         ("revisions", f"{info.oldest_revision} to {info.head_revision}"),
-        ("capabilities", ", ".join(info.capabilities)),
+        ("calls", ", ".join(info.capabilities)),
     ]
+    return [(name, value) for name, value in facts if value]

@@ -6,14 +6,16 @@ from typing import Final, TypeVar
 
 import click
 
-from evalrpc.cli.connection import SLOW_CALL_SECONDS, client_options, connect
-from evalrpc.cli.output import is_terminal, print_json, print_table
-from evalrpc.v1.comparison_pb2 import CompareJobsResponse, MetricComparison, TestMethod, Verdict
+from evalrpc.cli import gates
+from evalrpc.cli.connection import SLOW_CALL_SECONDS, connect, table_options
+from evalrpc.cli.exit_codes import ExitCode, fail
+from evalrpc.cli.gates import DEFAULT_GATE, GATES
+from evalrpc.cli.output import Form, print_items, print_line
+from evalrpc.cli.tables import Cell, Column, Kind
+from evalrpc.v1.comparison_pb2 import CompareJobsResponse, JobComparison, MetricComparison, TestMethod
 
-SOMETHING_IS_WORSE: Final = 1
-
-_IDS: Final = ("model", "job")
 _STYLES: Final = {"BETTER": "green", "WORSE": "bold red", "INCONCLUSIVE": "yellow"}
+_MAX_FAILURES: Final = 20
 _TESTS: Final = {
     TestMethod.TEST_METHOD_MCNEMAR: "McNemar",
     TestMethod.TEST_METHOD_PAIRED_BOOTSTRAP: "bootstrap",
@@ -24,15 +26,28 @@ _TESTS: Final = {
 ValueT = TypeVar("ValueT")
 
 
-@click.command()
+@click.command(short_help="Compare jobs with a baseline, as a gate for pipelines.")
 @click.argument("baseline_job_id", metavar="BASELINE")
 @click.argument("candidate_job_ids", metavar="CANDIDATE...", nargs=-1, required=True)
-@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Only TASK/METRIC or METRIC. May be repeated.")
-@click.option("--tolerance", multiple=True, metavar="[NAME=]NUMBER", help="The largest difference that does not matter.")
-@click.option("--alpha", type=float, help="The chance of a false alarm that you accept. Default: 0.05.")
-@click.option("--direction", multiple=True, metavar="[NAME=]higher|lower", help="What is better, where the harness is silent.")
+@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Compare only this metric. May be repeated.")
+@click.option("--tolerance", multiple=True, metavar="[NAME=]NUMBER", help="Ignore differences that are not larger. Default: 0.")
+@click.option("--alpha", type=float, metavar="NUMBER", help="Accept this chance of a false alarm. Default: 0.05.")
+@click.option(
+    "--direction", multiple=True, metavar="[NAME=]higher|lower", help="Say what is better, where the harness does not."
+)
 @click.option("--holm", is_flag=True, help="Keep the chance of any false alarm at all below alpha, over all metrics.")
-@client_options
+@click.option("--strict", is_flag=True, help="Refuse if tasks, shots or documents differ between the jobs.")
+@click.option(
+    "--gate",
+    metavar="GATE",
+    type=click.Choice(list(GATES)),
+    default=DEFAULT_GATE,
+    help="Exit with 1 unless all metrics pass this gate.",
+)
+@click.option(
+    "--allow-missing", is_flag=True, help="Leave metrics out of the gate that a job lacks or for which it has no number."
+)
+@table_options
 def compare_command(
     baseline_job_id: str,
     candidate_job_ids: tuple[str, ...],
@@ -41,12 +56,24 @@ def compare_command(
     alpha: float | None,
     direction: tuple[str, ...],
     holm: bool,
+    strict: bool,
+    gate: str,
+    allow_missing: bool,
     address: str | None,
-    as_json: bool,
+    form: Form,
 ) -> None:
-    """Compare jobs with a baseline. Exits with 1 if any metric is WORSE.
+    """Compare jobs with a baseline. Exits with 1 if the metrics do not pass the gate.
 
     A NAME is TASK/METRIC, METRIC of any task, or TASK/ for all metrics of a task, with an optional `,FILTER` suffix.
+
+    A GATE is what each metric has to be:
+
+    \b
+      no-significant-drop  anything but WORSE; this is the default
+      no-worse             BETTER or SAME
+      better               BETTER
+
+    A metric that is missing or NaN fails every gate, unless --allow-missing is given. A comparison without metrics always does.
     """
     general_tolerance, tolerances = _by_name(tolerance, _number)
     is_higher_better, directions = _by_name(direction, _is_higher)
@@ -61,15 +88,35 @@ def compare_command(
             higher_is_better=is_higher_better,
             directions=directions,
             holm=holm,
+            strict=strict,
         )
-    verdicts = Counter(_verdict(metric) for candidate in response.candidates for metric in candidate.metrics)
-    if as_json:
-        print_json(response)
-    else:
-        _print(response)
-        click.echo(", ".join(f"{count} {name}" for name, count in sorted(verdicts.items())), err=True)
-    if verdicts["WORSE"]:
-        raise click.exceptions.Exit(SOMETHING_IS_WORSE)
+    print_items(form, _columns(response), _rows(response), _items(response), response, _STYLES)
+    _warn_of_differences(response)
+    _pass_gate(response, gate, allow_missing=allow_missing)
+
+
+def _pass_gate(response: CompareJobsResponse, gate: str, *, allow_missing: bool) -> None:
+    """Say on stderr how it went. Exits with 1 if the gate does not pass."""
+    verdicts = Counter(gates.verdict_name(metric) for candidate in response.candidates for metric in candidate.metrics)
+    if verdicts:
+        print_line(", ".join(f"{count} {name}" for name, count in sorted(verdicts.items())), err=True)
+    failures = list(gates.failures(response, gate, allow_missing=allow_missing))
+    if failures:
+        shown = [f"  {failure}" for failure in failures[:_MAX_FAILURES]]
+        more = len(failures) - len(shown)
+        fail(ExitCode.NOT_PASSED, f"the gate {gate} does not pass:", *shown, *([f"  and {more} more"] if more else []))
+
+
+def _warn_of_differences(response: CompareJobsResponse) -> None:
+    """Say which tasks asked different questions in the two jobs."""
+    found = {
+        (candidate.candidate_job_id, metric.task): ", ".join(metric.definition_differences)
+        for candidate in response.candidates
+        for metric in candidate.metrics
+        if metric.definition_differences
+    }
+    for (job_id, task), differences in found.items():
+        print_line(f"evalrpc: {task} is not the same in job {job_id}: {differences}", err=True)
 
 
 def _by_name(texts: Sequence[str], read: Callable[[str], ValueT]) -> tuple[ValueT | None, dict[str, ValueT]]:
@@ -97,36 +144,49 @@ def _is_higher(text: str) -> bool:
     return text == "higher"
 
 
-def _print(response: CompareJobsResponse) -> None:
-    """Print a table. On a terminal, it omits the model and the job if there is only one."""
-    interval = f"{response.confidence_level:.4g} interval"
-    columns = ("verdict", "metric", "baseline", "candidate", "difference", interval, "p", "test", "model", "job")
-    rows = list(_rows(response))
-    shown = [n for n, name in enumerate(columns) if not (is_terminal() and name in _IDS and len({row[n] for row in rows}) == 1)]
-    print_table([columns[n] for n in shown], ([row[n] for n in shown] for row in rows), _STYLES)
+def _columns(response: CompareJobsResponse) -> tuple[Column, ...]:
+    return (
+        Column("verdict", Kind.WHOLE),
+        Column("metric"),
+        Column("baseline", Kind.NUMBER),
+        Column("candidate", Kind.NUMBER),
+        Column("difference", Kind.NUMBER, "+.4f"),
+        Column(f"{response.confidence_level * 100:.4g}% interval", Kind.WHOLE),
+        Column("p", Kind.NUMBER, ".2g"),
+        Column("test"),
+        Column("model", optional=True),
+        Column("job", Kind.WHOLE, optional=True),
+    )
 
 
-def _rows(response: CompareJobsResponse) -> Iterator[tuple[str, ...]]:
+def _rows(response: CompareJobsResponse) -> Iterator[tuple[Cell, ...]]:
+    for item in _items(response):
+        metric = item.metrics[0]
+        yield (
+            gates.verdict_name(metric),
+            gates.metric_name(metric),
+            *_numbers(metric),
+            _test(metric),
+            metric.candidate_model or metric.baseline_model,
+            item.candidate_job_id,
+        )
+
+
+def _items(response: CompareJobsResponse) -> Iterator[JobComparison]:
+    """Yield each metric with its candidate, as a comparison of this metric alone."""
     for candidate in response.candidates:
         for metric in candidate.metrics:
-            yield (
-                _verdict(metric),
-                f"{metric.task}/{metric.metric}" + (f",{metric.filter}" if metric.filter else ""),
-                *_numbers(metric),
-                _test(metric),
-                metric.candidate_model or metric.baseline_model,
-                candidate.candidate_job_id,
-            )
+            yield JobComparison(candidate_job_id=candidate.candidate_job_id, metrics=[metric])
 
 
-def _numbers(metric: MetricComparison) -> tuple[str, ...]:
+def _numbers(metric: MetricComparison) -> tuple[Cell, ...]:
     p_value = metric.adjusted_p_value if metric.HasField("adjusted_p_value") else metric.p_value
     return (
-        f"{metric.baseline_value:.4f}" if metric.HasField("baseline_value") else "",
-        f"{metric.candidate_value:.4f}" if metric.HasField("candidate_value") else "",
-        f"{metric.difference:+.4f}" if metric.HasField("difference") else "",
-        f"[{metric.interval_lower:+.4f}, {metric.interval_upper:+.4f}]" if metric.HasField("p_value") else "",
-        f"{p_value:.2g}" if metric.HasField("p_value") else "",
+        metric.baseline_value if metric.HasField("baseline_value") else None,
+        metric.candidate_value if metric.HasField("candidate_value") else None,
+        metric.difference if metric.HasField("difference") else None,
+        f"[{metric.interval_lower:+.4f}, {metric.interval_upper:+.4f}]" if metric.HasField("p_value") else None,
+        p_value if metric.HasField("p_value") else None,
     )
 
 
@@ -135,8 +195,3 @@ def _test(metric: MetricComparison) -> str:
     unpaired = f"{metric.unpaired_sample_count} unpaired" if metric.unpaired_sample_count else ""
     name = _TESTS.get(metric.method, f"method {metric.method:d}")
     return ", ".join(filter(None, (name, pairs, unpaired, metric.note)))
-
-
-def _verdict(metric: MetricComparison) -> str:
-    known = metric.verdict in Verdict.values()
-    return Verdict.Name(metric.verdict).removeprefix("VERDICT_") if known else f"VERDICT_{metric.verdict:d}"

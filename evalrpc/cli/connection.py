@@ -3,11 +3,13 @@
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any, Final, TypeVar
 
 import click
 
-from evalrpc.cli.exit_codes import reported
+from evalrpc.cli.exit_codes import ExitCode, fail, reported
+from evalrpc.cli.output import Form
 from evalrpc.client import EvalClient
 
 SLOW_CALL_SECONDS: Final = 600.0
@@ -15,24 +17,61 @@ SLOW_CALL_SECONDS: Final = 600.0
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
+_FORM_HELP: Final = "Print all columns uncut (wide), protobuf JSON (json), one line of it per item (jsonl), or CSV (csv)."
+
 
 def client_options(function: FunctionT) -> FunctionT:
-    """Add the options of every client command: `--json`, and `--address`, so that it may also follow the command's name."""
+    """Add the options of a client command that prints no table: `--json`, and `--address`, so that it may also follow the
+    command's name."""
     function = click.option("--json", "as_json", is_flag=True, help="Print protobuf JSON.")(function)
-    return click.option("--address", metavar="HOST:PORT", callback=_or_group_address, help="The server.")(function)
+    return _address_option(function)
+
+
+def table_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of a client command that prints a table: `--address`, and the form of the table as `form`."""
+    return _address_option(form_options(function))
+
+
+def form_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options for the form of a table. The command gets it as `form`."""
+
+    @wraps(function)
+    def command(*, as_json: bool, form: str | None, **others: Any) -> None:
+        if as_json and form not in (None, Form.JSON):
+            raise click.UsageError(f"--json means -o json, so it can't be combined with -o {form}")
+        function(form=Form.JSON if as_json else Form(form or Form.TABLE), **others)
+
+    forms = [form.value for form in Form if form is not Form.TABLE]
+    with_json = click.option("--json", "as_json", is_flag=True, help="Print protobuf JSON, as -o json does.")(command)
+    return click.option("-o", "--format", "form", type=click.Choice(forms), help=_FORM_HELP)(with_json)
 
 
 @contextmanager
 def connect(address: str | None, timeout_seconds: float = 30.0) -> Iterator[EvalClient]:
-    """Yield a client with this timeout for unary calls, and report its errors."""
+    """Yield a client with this timeout for unary calls, and report its errors, and an address that makes no sense."""
     try:
-        with EvalClient(address, timeout_seconds=timeout_seconds) as client, reported(client.address):
+        with _client(address, timeout_seconds) as client, reported(client.address):
             yield client
     finally:
         # A gRPC call that is collected only at interpreter exit waits for the lock of a dead thread, and hangs.
         gc.collect()
 
 
+def _client(address: str | None, timeout_seconds: float) -> EvalClient:
+    try:
+        return EvalClient(address, timeout_seconds=timeout_seconds)
+    except ValueError as error:
+        fail(ExitCode.WRONG_CALL, str(error))
+
+
 def _or_group_address(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     del parameter
     return value or context.find_object(str)
+
+
+_address_option: Final = click.option(
+    "--address",
+    metavar="HOST:PORT",
+    callback=_or_group_address,
+    help="Use the server at this address. Default: EVALRPC_ADDRESS, else 127.0.0.1:50051.",
+)

@@ -2,21 +2,24 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import click
 
-from evalrpc.cli.exit_codes import JOB_NOT_COMPLETED, fail, reported
-from evalrpc.cli.output import print_table
+from evalrpc import extras
+from evalrpc.cli.connection import form_options
+from evalrpc.cli.exit_codes import ExitCode, fail, reported, require_linux
+from evalrpc.cli.output import Form, is_terminal, print_folded, print_json_text, print_table
 from evalrpc.cli.setting_flags import setting_flags
+from evalrpc.cli.tables import Column, Kind
 from evalrpc.client import EvalClient
 from evalrpc.config import Settings, load_settings
 from evalrpc.errors import ConfigurationError, EvalrpcError
-from evalrpc.server.listening import find_refusal
 
 _PROBE_TIMEOUT_SECONDS = 3.0
+_COLUMNS: Final = (Column("check"), Column("result", Kind.WHOLE), Column("detail"))
 
 
 class Finding(NamedTuple):
@@ -28,28 +31,30 @@ class Finding(NamedTuple):
     """What was found, or what is wrong and what to do."""
 
 
-@click.command()
+@click.command(short_help="Check whether a server could run here.")
 @setting_flags("listen", "data_dir", "gpus")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per check.")
-def doctor_command(config: Path | None, as_json: bool, **flags: Any) -> None:
+@form_options
+def doctor_command(config: Path | None, form: Form, **flags: Any) -> None:
     """Check the harnesses, the GPUs, the data folder and the port. Exits with 1 if something is wrong."""
+    require_linux()
     with reported():
         settings = load_settings(flags, os.environ, config)
         findings = [Finding("config file", True, str(config or "none")), *examine(settings, os.environ)]
-    if as_json:
+    if form in (Form.JSON, Form.JSONL):
         for finding in findings:
-            click.echo(json.dumps(finding._asdict()))
+            print_json_text(json.dumps(finding._asdict()))
     else:
-        print_table(("check", "", "what there is, or what to do"), [_row(finding) for finding in findings])
+        _print(form, findings)
     wrong = sum(not finding.good for finding in findings)
     if wrong:
-        fail(JOB_NOT_COMPLETED, f"{wrong} of {len(findings)} checks found something wrong")
+        fail(ExitCode.NOT_PASSED, f"{wrong} of {len(findings)} checks found something wrong")
 
 
 def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
     """Yield the findings of every check. Changes nothing."""
     yield from _guarded("harnesses", lambda: check_harnesses(settings))
     yield from _guarded("GPUs", lambda: check_gpus(settings, environment))
+    yield from _guarded("defaults", lambda: check_defaults(settings, environment))
     yield check_data_dir(settings.data_dir)
     yield check_port(settings.listen)
 
@@ -72,7 +77,17 @@ def check_gpus(settings: Settings, environment: Mapping[str, str]) -> Iterator[F
     names = ", ".join(f"{gpu.id} ({gpu.name or 'not known to the driver'})" for gpu in gpus)
     advice = f"the driver does not know all that `gpus = {settings.gpus}` names; run nvidia-smi to see what it knows"
     known = all(gpu.name for gpu in gpus)
-    yield Finding("GPUs", known, (names if known else f"{names}: {advice}") or "none; jobs must ask for --num-gpus 0")
+    yield Finding("GPUs", known, (names if known else f"{names}: {advice}") or "none")
+
+
+def check_defaults(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Check that the server has what a request gets that leaves out the harness and the GPUs."""
+    from evalrpc.executors.local.gpus import find_gpus
+    from evalrpc.jobs.defaults import request_defaults
+
+    defaults = request_defaults(settings, len(find_gpus(settings.gpus, environment)))
+    harness = f"harness {defaults.harness}" if defaults.harness else "no harness: a request must name one"
+    yield Finding("defaults", True, f"{harness}; GPUs: {defaults.num_gpus}")
 
 
 def check_data_dir(data_dir: Path) -> Finding:
@@ -87,6 +102,8 @@ def check_data_dir(data_dir: Path) -> Finding:
 
 def check_port(listen: str) -> Finding:
     """Check that the port is free or held by an evalrpc server."""
+    from evalrpc.server.listening import find_refusal
+
     refusal = find_refusal(listen)
     return _who_has_port(listen, refusal) if refusal else Finding("port", True, f"{listen} is free")
 
@@ -95,7 +112,7 @@ def _who_has_port(listen: str, error: OSError) -> Finding:
     try:
         with EvalClient(listen, timeout_seconds=_PROBE_TIMEOUT_SECONDS) as client:
             return Finding("port", True, f"evalrpc {client.get_server_info().version} answers at {listen}")
-    except (EvalrpcError, TimeoutError):
+    except (EvalrpcError, TimeoutError, ValueError):
         return Finding("port", False, f"can't listen on {listen} ({error.strerror}); choose another --listen")
 
 
@@ -106,8 +123,13 @@ def _guarded(subject: str, check: Callable[[], Iterator[Finding]]) -> Iterator[F
     except ConfigurationError as error:
         yield Finding(subject, False, error.message)
     except ModuleNotFoundError as error:
-        yield Finding(subject, False, f"{error.name} is missing; install the server: pip install 'evalrpc[server]'")
+        yield Finding(subject, False, extras.missing(error, "server"))
 
 
-def _row(finding: Finding) -> tuple[str, str, str]:
-    return finding.subject, "ok" if finding.good else "WRONG", finding.detail
+def _print(form: Form, findings: Sequence[Finding]) -> None:
+    """Print a table; on a terminal, what to do is too long for one, so that it goes on below itself."""
+    rows = [(finding.subject, "ok" if finding.good else "WRONG", finding.detail) for finding in findings]
+    if form is Form.TABLE and is_terminal():
+        print_folded((subject, f"{result}: {detail}") for subject, result, detail in rows)
+    else:
+        print_table(form, _COLUMNS, rows)

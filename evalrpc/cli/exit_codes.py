@@ -1,17 +1,46 @@
-"""Maps an error to a readable line and an exit code."""
+"""The exit codes, and the errors that lead to them."""
 
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, NoReturn
+from enum import IntEnum
+from typing import Final, NoReturn, Self
 
 import click
 
-from evalrpc.errors import EvalrpcError, InvalidRequestError, UnavailableError
+from evalrpc.cli.output import print_line
+from evalrpc.errors import EvalrpcError, InvalidRequestError, PermissionDeniedError, UnauthenticatedError, UnavailableError
 
-JOB_NOT_COMPLETED: Final = 1
-WRONG_CALL: Final = 2
-UNREACHABLE: Final = 3
-INTERRUPTED: Final = 130
+
+class ExitCode(IntEnum):
+    """What a script may depend on. Each has a text for the help."""
+
+    DONE = 0, "done"
+    NOT_PASSED = 1, "the job failed or was cancelled, the gate of a comparison did not pass, or doctor found something wrong"
+    WRONG_CALL = 2, "the call was wrong, or the server refused it"
+    UNREACHABLE = 3, "the server can't be reached, or can't answer now"
+    NOT_ALLOWED = 4, "not signed in, or not allowed"
+    INTERRUPTED = 130, "Ctrl-C"
+
+    text: str
+
+    def __new__(cls, code: int, text: str) -> Self:
+        """Make a member: an int with a text."""
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.text = text
+        return member
+
+
+_BY_ERROR: Final[tuple[tuple[type[Exception], ExitCode], ...]] = (
+    (UnavailableError, ExitCode.UNREACHABLE),
+    (TimeoutError, ExitCode.UNREACHABLE),
+    (UnauthenticatedError, ExitCode.NOT_ALLOWED),
+    (PermissionDeniedError, ExitCode.NOT_ALLOWED),
+    (EvalrpcError, ExitCode.WRONG_CALL),
+    (OSError, ExitCode.WRONG_CALL),
+)
+"""The first class that an error belongs to counts."""
 
 
 @contextmanager
@@ -19,25 +48,49 @@ def reported(address: str = "") -> Iterator[None]:
     """Turn every expected error into lines on stderr and an exit code."""
     try:
         yield
-    except (UnavailableError, TimeoutError) as error:
-        fail(UNREACHABLE, f"can't reach the server at {address}: {error}")
-    except InvalidRequestError as error:
-        fail(WRONG_CALL, *(_violation_lines(error) or [error.message]))
-    except EvalrpcError as error:
-        fail(WRONG_CALL, error.message)
     except BrokenPipeError:
         raise
-    except OSError as error:
-        fail(WRONG_CALL, f"{error.filename or 'error'}: {error.strerror}")
+    except (EvalrpcError, OSError) as error:
+        fail(_exit_code(error), *_lines(error, address))
     except KeyboardInterrupt:
-        fail(INTERRUPTED)
+        fail(ExitCode.INTERRUPTED)
 
 
-def fail(exit_code: int, *lines: str) -> NoReturn:
+def fail(exit_code: ExitCode, *lines: str) -> NoReturn:
     """Print lines on stderr and exit with this code."""
     for line in lines:
-        click.echo(f"evalrpc: {line}", err=True)
+        print_line(f"evalrpc: {line}", err=True)
     raise click.exceptions.Exit(exit_code)
+
+
+def _exit_code(error: Exception) -> ExitCode:
+    return next(code for kind, code in _BY_ERROR if isinstance(error, kind))
+
+
+def _lines(error: Exception, address: str) -> list[str]:
+    match error:
+        case InvalidRequestError():
+            return _violation_lines(error) or [error.message]
+        case UnavailableError() if error.reason != UnavailableError.reason:  # the server itself said so
+            return [f"the server at {address} can't do this now: {error.message}"]
+        case UnavailableError() | TimeoutError():
+            return [f"can't reach the server at {address}: {error}"]
+        case UnauthenticatedError():
+            return [f"not signed in to the server at {address}: {error.message}"]
+        case PermissionDeniedError():
+            return [f"not allowed by the server at {address}: {error.message}"]
+        case EvalrpcError():
+            return [error.message]
+        case OSError():
+            return [f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)]
+    return [str(error)]
+
+
+def require_linux() -> None:
+    """Exit with a sentence where no server can run."""
+    if platform.system() != "Linux":
+        system = platform.system() or "another system"
+        fail(ExitCode.WRONG_CALL, f"the server needs Linux, and this is {system}; the other commands work here, with --address")
 
 
 def _violation_lines(error: InvalidRequestError) -> list[str]:

@@ -1,70 +1,93 @@
 """Follows a job to its end: as JSON events for a program, as lines in a log, or as a live line on a terminal."""
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 
 import click
 
 from evalrpc.cli import wording
-from evalrpc.cli.exit_codes import INTERRUPTED, JOB_NOT_COMPLETED, fail
-from evalrpc.cli.output import is_terminal, print_json_line, print_table
+from evalrpc.cli.exit_codes import ExitCode, fail
+from evalrpc.cli.job_table import job_columns, job_row, typical_row
+from evalrpc.cli.output import Form, GrowingTable, is_terminal, print_items, print_json_line, print_line, terminal_cells
+from evalrpc.cli.tables import Cell
 from evalrpc.client import EvalClient
 from evalrpc.errors import EvalrpcError, UnavailableError
-from evalrpc.v1.jobs_pb2 import JobEvent, JobFilter, JobInfo, JobStatus
+from evalrpc.printable import printable
+from evalrpc.v1.jobs_pb2 import JobEvent, JobEventType, JobFilter, JobInfo, JobStatus
 
 _HEARTBEAT_SECONDS = 5.0
+_BAR_CELLS = 30
+_POSITION_MAY_HAVE_CHANGED = (JobEventType.JOB_EVENT_TYPE_BOOKMARK, JobEventType.JOB_EVENT_TYPE_UPDATED)
 
 
-def follow(client: EvalClient, job_id: str, reconnect_timeout: timedelta, *, as_json: bool) -> None:
+def follow(client: EvalClient, job_id: str, reconnect_timeout: timedelta, form: Form) -> None:
     """Show the job until it ends, then its metrics. Exits with 1 if it did not complete, with 130 on Ctrl-C."""
+    as_json = form in (Form.JSON, Form.JSONL)
     events = _watch(client, job_id, reconnect_timeout, None if as_json else _HEARTBEAT_SECONDS)
     try:
-        job = _print_events(events) if as_json else _show(_states(client, events))
+        job = _print_events(events) if as_json else _show(_states(client, events), form)
     except KeyboardInterrupt:
         events.close()
-        fail(INTERRUPTED, f"the job runs on; to watch it again: evalrpc watch {job_id}")
+        fail(ExitCode.INTERRUPTED, f"the job runs on; to watch it again: evalrpc watch {job_id}")
     if not as_json:
-        show_outcome(job)
+        show_outcome(job, form)
     if job.status != JobStatus.JOB_STATUS_COMPLETED:
-        raise click.exceptions.Exit(JOB_NOT_COMPLETED)
+        raise click.exceptions.Exit(ExitCode.NOT_PASSED)
 
 
-def follow_all(client: EvalClient, job_filter: JobFilter, *, as_json: bool) -> None:
-    """Print a line for every job and each of its changes, until Ctrl-C."""
-    shown: dict[str, str] = {}
+def follow_all(client: EvalClient, job_filter: JobFilter, label_columns: Sequence[str], form: Form) -> None:
+    """Print a row, or an event as JSON, for every job and each of its changes, until Ctrl-C."""
+    show = print_json_line if form in (Form.JSON, Form.JSONL) else _EventTable(label_columns, form).show
     breaks = _Breaks(client)
     with suppress(KeyboardInterrupt):
         for event in client.watch_all(job_filter, on_disconnect=breaks.report):
             breaks.over()
-            if as_json:
-                print_json_line(event)
-            elif event.HasField("job") and shown.get(event.job.job_id) != (line := wording.describe(event.job)):
-                shown[event.job.job_id] = line
-                click.echo(f"{event.job.job_id}  {line}")
-            if event.terminal:
-                shown.pop(event.job.job_id, None)
+            show(event)
 
 
-def show_outcome(job: JobInfo) -> None:
+class _EventTable:
+    """A table with a row for each change of a job that can be seen in it, however much time has passed."""
+
+    def __init__(self, label_columns: Sequence[str], form: Form) -> None:
+        self._label_columns = label_columns
+        self._table = GrowingTable(form, job_columns(label_columns), typical_row(label_columns))
+        self._shown: dict[str, tuple[Cell, ...]] = {}
+
+    def show(self, event: JobEvent) -> None:
+        """Print the job of an event, unless it was printed like this before."""
+        if not event.HasField("job"):
+            return
+        job_id, status, duration, *others = job_row(event.job, self._label_columns)
+        if event.type == JobEventType.JOB_EVENT_TYPE_DELETED:
+            status = "DELETED" if event.terminal else "LEFT"
+        if self._shown.get(event.job.job_id) != (status, *others):
+            self._table.print_row((job_id, status, duration, *others))
+        self._shown[event.job.job_id] = (status, *others)
+        if event.terminal or event.type == JobEventType.JOB_EVENT_TYPE_DELETED:
+            del self._shown[event.job.job_id]
+
+
+def show_outcome(job: JobInfo, form: Form) -> None:
     """Print a job's metrics and, on stderr, where its files are and, if it did not complete, why."""
     if job.status != JobStatus.JOB_STATUS_COMPLETED:
-        for line in (*job.error.log_tail, f"evalrpc: job {job.job_id}: {wording.describe(job)}"):
-            click.echo(line, err=True)
+        for line in wording.new_lines(job.error.log_tail, job.error.message):
+            print_line(line, err=True)
+        print_line(f"evalrpc: job {job.job_id}: {wording.describe(job)}", err=True)
     if job.status == JobStatus.JOB_STATUS_COMPLETED or job.results:
-        _show_results(job)
+        _show_results(job, form)
 
 
-def _show_results(job: JobInfo) -> None:
-    print_table(wording.METRIC_COLUMNS, wording.metric_rows(job))
+def _show_results(job: JobInfo, form: Form) -> None:
+    print_items(form, wording.METRIC_COLUMNS, wording.metric_rows(job), wording.model_metrics(job))
     for result in job.results.values():
         if provenance := wording.provenance(result):
-            click.echo(f"evaluated with {provenance}", err=True)
-        click.echo(f"results on the server: {result.results}", err=True)
+            print_line(f"evaluated with {provenance}", err=True)
+        print_line(f"results on the server: {result.results}", err=True)
         if result.metrics_truncated:
             shown = f"{len(result.metrics)} of {result.metric_count} metrics are shown"
-            click.echo(f"{shown}; all of them: evalrpc metrics {job.job_id}", err=True)
-    click.echo(f"to copy them here: evalrpc download {job.job_id} DIR", err=True)
+            print_line(f"{shown}; all of them: evalrpc metrics {job.job_id}", err=True)
+    print_line(f"to copy them here: evalrpc download {job.job_id} DIR", err=True)
 
 
 def _watch(
@@ -91,7 +114,7 @@ class _Breaks:
     def report(self, error: EvalrpcError, delay_seconds: float) -> None:
         del delay_seconds
         if not self._reported:
-            click.echo(f"evalrpc: lost the server at {self._client.address}, trying again ({error.message})", err=True)
+            print_line(f"evalrpc: lost the server at {self._client.address}, trying again ({error.message})", err=True)
         self._reported = True
 
     def over(self) -> None:
@@ -99,12 +122,12 @@ class _Breaks:
 
 
 def _states(client: EvalClient, events: Iterable[JobEvent]) -> Generator[JobInfo, None, None]:
-    """Yield the job after each event. Its queue position changes without an event, so it is fetched on heartbeats."""
+    """Yield the job after each event. Its queue position is in snapshots only, so it is fetched on heartbeats and updates."""
     job = JobInfo()
     for event in events:
         if event.HasField("job"):
             job = event.job
-        elif job.status == JobStatus.JOB_STATUS_QUEUED:
+        if job.status == JobStatus.JOB_STATUS_QUEUED and event.type in _POSITION_MAY_HAVE_CHANGED:
             with suppress(UnavailableError, TimeoutError):
                 job = client.get_job(job.job_id)
         yield job
@@ -118,29 +141,38 @@ def _print_events(events: Iterable[JobEvent]) -> JobInfo:
     return job
 
 
-def _show(states: Iterable[JobInfo]) -> JobInfo:
-    return _show_live(states) if is_terminal() else _show_lines(states)
+def _show(states: Iterable[JobInfo], form: Form) -> JobInfo:
+    if is_terminal() and form is not Form.CSV:
+        return _show_live(states)
+    return _show_lines(states, err=form is Form.CSV)  # so that stdout has nothing but the table
 
 
-def _show_lines(states: Iterable[JobInfo]) -> JobInfo:
-    job, shown, finished = JobInfo(), "", _Finished()
+def _show_lines(states: Iterable[JobInfo], *, err: bool = False) -> JobInfo:
+    job, shown, news = JobInfo(), "", _News()
     for job in states:
-        for line in finished.news(job):
-            click.echo(line)
+        for line in news.of(job):
+            print_line(line, err=err)
         line = wording.describe(job)
         if line != shown:
-            click.echo(line)
+            print_line(line, err=err)
         shown = line
     return job
 
 
-class _Finished:
-    """The metrics already printed of tasks that finished before the job."""
+class _News:
+    """What is printed once: the metrics of tasks that finish before the job, and what clients change of it."""
 
     def __init__(self) -> None:
         self._shown: set[str] = set()
+        self._settings = ""
 
-    def news(self, job: JobInfo) -> list[str]:
+    def of(self, job: JobInfo) -> list[str]:
+        """Return the lines that are new."""
+        settings, self._settings = self._settings, wording.settings(job)
+        updated = [f"updated: {self._settings}"] if settings not in ("", self._settings) else []
+        return updated + self._metrics(job)
+
+    def _metrics(self, job: JobInfo) -> list[str]:
         """Return a line for each new metric of an unfinished job: those of a finished one come in a table."""
         if job.status in wording.TERMINAL:
             return []
@@ -151,14 +183,16 @@ class _Finished:
 
 def _show_live(states: Iterable[JobInfo]) -> JobInfo:
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.table import Column
 
-    words = TextColumn("{task.description}", markup=False)
-    job, finished = JobInfo(), _Finished()
-    with Progress(SpinnerColumn(), BarColumn(bar_width=30), TimeElapsedColumn(), words, transient=True) as display:
+    words = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
+    bar = BarColumn(bar_width=min(_BAR_CELLS, terminal_cells() // 4))
+    job, news = JobInfo(), _News()
+    with Progress(SpinnerColumn(), bar, TimeElapsedColumn(), words, transient=True) as display:
         line = display.add_task("", total=None)
         for job in states:
-            for news in finished.news(job):
-                display.console.print(news, markup=False, highlight=False)
+            for new_line in news.of(job):
+                display.console.print(printable(new_line), markup=False, highlight=False)
             done, total = job.progress.done, job.progress.total or None
-            display.update(line, description=wording.describe(job), completed=done, total=total)
+            display.update(line, description=printable(wording.describe(job)), completed=done, total=total)
     return job

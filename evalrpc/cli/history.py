@@ -1,37 +1,70 @@
 """`evalrpc history`: metrics across jobs, as a table, as a plot in the terminal, or in a file."""
 
 import math
-import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import click
 
-from evalrpc.cli import plotting, wording
-from evalrpc.cli.connection import SLOW_CALL_SECONDS, client_options, connect
-from evalrpc.cli.exit_codes import WRONG_CALL, fail
-from evalrpc.cli.output import is_terminal, print_json, print_table
+from evalrpc import extras
+from evalrpc.cli import plotting, tables, wording
+from evalrpc.cli.connection import SLOW_CALL_SECONDS, connect, table_options
+from evalrpc.cli.exit_codes import ExitCode, fail
+from evalrpc.cli.output import Form, is_terminal, print_drawing, print_items, print_line, print_table, terminal_cells
 from evalrpc.cli.parameters import filter_options
-from evalrpc.v1.history_pb2 import GetHistoryResponse, HistoryPoint
+from evalrpc.cli.tables import Cell, Column, Kind
+from evalrpc.v1.history_pb2 import HistoryPoint
 from evalrpc.v1.jobs_pb2 import JobFilter
 from evalrpc.v1.results_pb2 import Metric
 
 DEFAULT_STEP_LABEL: Final = "step"
 
-_COLUMNS: Final = ("task", "metric", "filter", "step", "value", "stderr", "better", "samples", "model", "created", "job")
+_COLUMNS: Final = (
+    Column("task"),
+    Column("metric"),
+    Column("step", Kind.NUMBER),
+    Column("value", Kind.NUMBER),
+    Column("stderr", Kind.NUMBER),
+    Column("filter"),
+    Column("better", Kind.WHOLE),
+    Column("samples", Kind.NUMBER),
+    Column("model"),
+    Column("created", Kind.WHOLE),
+    Column("job", Kind.WHOLE),
+)
 _MAX_PLOTS: Final = 60
-
-_Row = tuple[HistoryPoint, Metric]
+_MAX_LINES: Final = 20
 
 
 class _Name(NamedTuple):
-    """The key of a series."""
+    """The key of a metric."""
 
     task: str
     metric: str
     filter: str
+
+    def text(self) -> str:
+        """Write it as flags take it."""
+        return f"{self.task}/{self.metric}" + (f",{self.filter}" if self.filter else "")
+
+
+class _Row(NamedTuple):
+    """A value, and the point that it belongs to."""
+
+    point: HistoryPoint
+    metric: Metric
+
+
+class _History(NamedTuple):
+    """What was asked for, and how to show it."""
+
+    points: Sequence[HistoryPoint]
+    step_label: str
+    by: str
+    """The label whose values are told apart; empty if none is."""
 
 
 def _drawable(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
@@ -41,11 +74,14 @@ def _drawable(context: click.Context, parameter: click.Parameter, value: Path | 
     return value
 
 
-@click.command()
+@click.command(short_help="Show metrics across jobs, as a table or a plot.")
 @filter_options
-@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Only TASK/METRIC or METRIC. May be repeated.")
-@click.option("--step-label", default=DEFAULT_STEP_LABEL, show_default=True, help="The label that gives the step.")
-@click.option("--plot", is_flag=True, help="Draw in the terminal instead of the table.")
+@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Show only this metric. May be repeated.")
+@click.option(
+    "--step-label", default=DEFAULT_STEP_LABEL, show_default=True, metavar="KEY", help="Take the step from this label."
+)
+@click.option("--by", default="", metavar="KEY", help="Tell jobs with different values of this label apart, such as run.")
+@click.option("--plot", is_flag=True, help="Draw in the terminal instead of printing the table.")
 @click.option(
     "--output",
     metavar="FILE",
@@ -53,93 +89,178 @@ def _drawable(context: click.Context, parameter: click.Parameter, value: Path | 
     callback=_drawable,
     help="Draw into a file as well: .png, .svg or .html.",
 )
-@client_options
+@table_options
 def history_command(
     job_filter: JobFilter,
     metrics: tuple[str, ...],
     step_label: str,
+    by: str,
     plot: bool,
     output: Path | None,
     address: str | None,
-    as_json: bool,
+    form: Form,
 ) -> None:
     """Print metrics across jobs, such as the checkpoints of a training run, ordered by step.
+
+    A NAME is TASK/METRIC, METRIC of any task, or TASK/ for all metrics of a task, with an optional `,FILTER` suffix.
+
+    The table has a row for each value; with -o wide, it has a row for each step and a column for each metric. A plot has a line
+    for each value of the label --by, and for each model.
 
     Without --status, only completed jobs count.
     """
     with connect(address, SLOW_CALL_SECONDS) as client:
-        history = client.get_history(job_filter, metrics, step_label)
-        rows = _by_series(history)
-        if as_json:
-            print_json(history)
-        elif plot:
-            _plot(rows, step_label)
-        else:
-            print_table(_COLUMNS, _table(rows, step_label))
-        if output is not None:
-            _draw_file(output, rows, step_label, _title(job_filter))
+        response = client.get_history(job_filter, metrics, step_label)
+    history = _History(response.points, step_label, by)
+    if plot:
+        _plot(history)
+    elif form is Form.WIDE:
+        _print_wide(history)
+    else:
+        print_items(form, _columns(history), _rows(history), response.points, response)
+    if output is not None:
+        _draw_file(output, history, _title(job_filter))
 
 
 def _title(job_filter: JobFilter) -> str:
-    return ", ".join(f"{key}={value}" for key, value in sorted(job_filter.labels.items())) or "evalrpc history"
+    return ", ".join(filter(None, [wording.labels_text(job_filter.labels), job_filter.label_selector])) or "evalrpc history"
 
 
-def _by_series(history: GetHistoryResponse) -> dict[_Name, list[_Row]]:
-    """Group the values by series, each in the order of the response."""
+def _by_metric(history: _History) -> dict[_Name, list[_Row]]:
+    """Group the values by metric, each in the order of the response."""
     rows: defaultdict[_Name, list[_Row]] = defaultdict(list)
     for point in history.points:
         for value in point.metrics:
-            rows[_Name(value.task, value.metric, value.filter)].append((point, value))
+            rows[_Name(value.task, value.metric, value.filter)].append(_Row(point, value))
     return dict(sorted(rows.items()))
 
 
-def _table(rows: Mapping[_Name, Sequence[_Row]], step_label: str) -> Iterator[tuple[str, ...]]:
-    for name, series in rows.items():
-        for point, value in series:
-            step = point.labels.get(step_label, "")
+# Tables
+
+
+def _columns(history: _History) -> list[Column]:
+    return [*_leading_columns(history), *_COLUMNS]
+
+
+def _leading_columns(history: _History) -> list[Column]:
+    return [Column(history.by, is_key=True)] if history.by else []
+
+
+def _rows(history: _History) -> Iterator[tuple[Cell, ...]]:
+    """Yield a row for each value, metric by metric, and within a metric by the label that tells jobs apart."""
+    for name, rows in _by_metric(history).items():
+        for point, metric in sorted(rows, key=lambda row: _group(history, row.point)):
             created = wording.time_text(point.created_at)
-            yield (*name, step, *wording.metric_numbers(value), point.model, created, point.job_id)
+            step = point.labels.get(history.step_label, "")
+            cells = (name.task, name.metric, step, *wording.metric_cells(metric), point.model, created, point.job_id)
+            yield (*_group(history, point), *cells)
 
 
-def _plot(rows: Mapping[_Name, Sequence[_Row]], step_label: str) -> None:
-    width = shutil.get_terminal_size().columns
+def _print_wide(history: _History) -> None:
+    """Print a row for each step, that is for each model of each job, and a column for each metric."""
+    names = list(_by_metric(history))
+    keys = (history.step_label, *(name.text() for name in names))
+    values = [Column(key, Kind.NUMBER, is_key=True) for key in keys]
+    columns = [*_leading_columns(history), *values, Column("model"), Column("job", Kind.WHOLE)]
+    points = sorted(history.points, key=lambda point: _group(history, point))
+    print_table(Form.WIDE, columns, (_wide_row(history, point, names) for point in points))
+
+
+def _wide_row(history: _History, point: HistoryPoint, names: Sequence[_Name]) -> tuple[Cell, ...]:
+    values = {_Name(value.task, value.metric, value.filter): value.value for value in point.metrics}
+    step = point.labels.get(history.step_label, "")
+    return (*_group(history, point), step, *(values.get(name) for name in names), point.model, point.job_id)
+
+
+def _group(history: _History, point: HistoryPoint) -> tuple[str, ...]:
+    """Return the value of the label that tells jobs apart, if there is such a label."""
+    return (point.labels.get(history.by, ""),) if history.by else ()
+
+
+# Plots
+
+
+def _plot(history: _History) -> None:
     try:
-        for series in _drawable_series(rows, step_label):
-            click.echo(plotting.draw_text(series, width, colourless=not is_terminal()))
+        for panel in _panels(history):
+            print_drawing(plotting.draw_text(panel, terminal_cells(), colourless=not is_terminal()))
     except ModuleNotFoundError as error:
         _fail_without(error)
 
 
-def _draw_file(path: Path, rows: Mapping[_Name, Sequence[_Row]], step_label: str, title: str) -> None:
+def _draw_file(path: Path, history: _History, title: str) -> None:
+    columns = _columns(history)
+    names = [column.name for column in columns]
     try:
-        plotting.draw_file(path, title, _drawable_series(rows, step_label), _COLUMNS, _table(rows, step_label))
+        plotting.draw_file(path, title, _panels(history), names, (tables.texts(columns, row) for row in _rows(history)))
     except ModuleNotFoundError as error:
         _fail_without(error)
-    click.echo(f"evalrpc: wrote {path}", err=True)
+    except OSError as error:
+        fail(ExitCode.WRONG_CALL, f"{path}: {error.strerror}")
+    print_line(f"evalrpc: wrote {path}", err=True)
 
 
 def _fail_without(error: ModuleNotFoundError) -> None:
-    fail(WRONG_CALL, f"{error.name} is missing, which draws plots; install it: pip install 'evalrpc[plot]'")
+    fail(ExitCode.WRONG_CALL, extras.missing(error))
 
 
-def _drawable_series(rows: Mapping[_Name, Sequence[_Row]], step_label: str) -> list[plotting.Series]:
-    if not rows:
-        fail(WRONG_CALL, "there is nothing to draw: none of these jobs has such a metric")
-    if len(rows) > _MAX_PLOTS:
-        fail(WRONG_CALL, f"{len(rows)} metrics are too many to draw, at most {_MAX_PLOTS} are not: choose with --metric")
-    by_step = all(point.HasField("step") for series in rows.values() for point, _ in series)
-    return [_series(name, series, step_label if by_step else "") for name, series in rows.items()]
+def _panels(history: _History) -> list[plotting.Panel]:
+    by_metric = _by_metric(history)
+    if not by_metric:
+        fail(ExitCode.WRONG_CALL, "there is nothing to draw: none of these jobs has such a metric")
+    if len(by_metric) > _MAX_PLOTS:
+        fail(
+            ExitCode.WRONG_CALL,
+            f"{len(by_metric)} metrics are too many to draw, at most {_MAX_PLOTS} are not: choose with --metric",
+        )
+    by_step = all(point.HasField("step") for point in history.points)
+    return [_panel(history, name, rows, by_step=by_step) for name, rows in by_metric.items()]
 
 
-def _series(name: _Name, rows: Sequence[_Row], step_label: str) -> plotting.Series:
-    """Place a series along its steps or, without a step label, job by job."""
+def _panel(history: _History, name: _Name, rows: Sequence[_Row], *, by_step: bool) -> plotting.Panel:
+    """Place the values of a metric along their steps or, if some jobs have no step, job by job."""
     filter_words = f" ({name.filter})" if name.filter else ""
-    better = wording.better(rows[-1][1])
-    return plotting.Series(
+    better = wording.better(rows[-1].metric)
+    lines = _by_line(history, rows)
+    if len(lines) > _MAX_LINES:
+        fail(
+            ExitCode.WRONG_CALL, f"{len(lines)} lines are too many in one plot, at most {_MAX_LINES} are not: choose fewer jobs"
+        )
+    return plotting.Panel(
         title=f"{name.task}: {name.metric}{filter_words}",
-        x_title=step_label or "job, in order of creation",
+        x_title=history.step_label if by_step else "job, in order of creation",
         y_title=f"{better} is better" if better else name.metric,
-        x=[point.step if step_label else float(place) for place, (point, _) in enumerate(rows, start=1)],
-        y=[value.value for _, value in rows],
-        stderr=[value.standard_error if value.HasField("standard_error") else math.nan for _, value in rows],
+        lines=[_line(line, values, by_step=by_step) for line, values in lines.items()],
+    )
+
+
+def _by_line(history: _History, rows: Sequence[_Row]) -> dict[str, list[_Row]]:
+    """Split the values of a metric into lines: by the label that tells jobs apart, and by model, unless each step has a model
+    of its own, as the checkpoints of a run may have. A single line needs no name."""
+    lines: defaultdict[tuple[str, ...], list[_Row]] = defaultdict(list)
+    for group, members in groupby(
+        sorted(rows, key=lambda row: _group(history, row.point)), lambda row: _group(history, row.point)
+    ):
+        values = list(members)
+        are_apart = _are_models_apart([row.point for row in values])
+        for row in values:
+            lines[(*group, *([row.point.model] if are_apart else []))].append(row)
+    if len(lines) == 1:
+        return {"": next(iter(lines.values()))}
+    return {", ".join(part or "(none)" for part in name): values for name, values in lines.items()}
+
+
+def _are_models_apart(points: Sequence[HistoryPoint]) -> bool:
+    """Return whether a model was evaluated at several steps, or a step with several models."""
+    pairs = {(point.model, point.step if point.HasField("step") else point.job_id) for point in points}
+    models, steps = {model for model, _ in pairs}, {step for _, step in pairs}
+    return len(models) > 1 and (len(pairs) > len(models) or len(pairs) > len(steps))
+
+
+def _line(name: str, rows: Sequence[_Row], *, by_step: bool) -> plotting.Line:
+    return plotting.Line(
+        name=name,
+        x=[point.step if by_step else float(place) for place, (point, _) in enumerate(rows, start=1)],
+        y=[metric.value for _, metric in rows],
+        stderr=[metric.standard_error if metric.HasField("standard_error") else math.nan for _, metric in rows],
     )

@@ -1,136 +1,192 @@
 """The commands that follow and manage jobs."""
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from itertools import islice
 
 import click
 
-from evalrpc.cli import wording
-from evalrpc.cli.connection import client_options, connect
+from evalrpc.cli import job_table, wording
+from evalrpc.cli.connection import client_options, connect, table_options
 from evalrpc.cli.following import follow, follow_all
-from evalrpc.cli.output import print_json, print_json_line, print_table
-from evalrpc.cli.parameters import duration, filter_options
+from evalrpc.cli.job_table import job_columns, job_row, label_columns_option
+from evalrpc.cli.output import Form, print_facts, print_items, print_json, print_line
+from evalrpc.cli.parameters import filter_options, label, reconnect_timeout_option
+from evalrpc.cli.tables import Cell
+from evalrpc.client import EvalClient
+from evalrpc.errors import ConflictError
 from evalrpc.v1.jobs_pb2 import DeleteJobResponse, JobFilter, JobInfo
 from evalrpc.v1.queue_pb2 import GetQueueResponse
 
 _LARGEST_PAGE = 1000
+_MAX_QUEUED_SHOWN = 20
 
 
-@click.command()
+@click.command(short_help="Follow a job until it ends.")
 @click.argument("job_id", metavar="JOB")
-@click.option("--reconnect-timeout", type=duration, default="10m", show_default=True, help="0 is for ever.")
-@client_options
-def watch_command(job_id: str, reconnect_timeout: timedelta, address: str | None, as_json: bool) -> None:
-    """Follow a job until it ends; exit with 1 if it does not complete."""
+@reconnect_timeout_option
+@table_options
+def watch_command(job_id: str, reconnect_timeout: timedelta, address: str | None, form: Form) -> None:
+    """Follow a job until it ends, then print its metrics.
+
+    Exits with 1 if the job failed or was cancelled.
+    """
     with connect(address) as client:
         client.get_job(job_id)  # fails at once where a watch would retry
-        follow(client, job_id, reconnect_timeout, as_json=as_json)
+        follow(client, job_id, reconnect_timeout, form)
 
 
-@click.command()
+@click.command(short_help="Show the current state of a job.")
 @click.argument("job_id", metavar="JOB")
-@client_options
-def get_command(job_id: str, address: str | None, as_json: bool) -> None:
-    """Show a job's current state."""
+@table_options
+def get_command(job_id: str, address: str | None, form: Form) -> None:
+    """Show the current state of a job."""
     with connect(address) as client:
         job = client.get_job(job_id)
-    if as_json:
-        print_json(job)
-    else:
-        print_table(("field", "value"), _job_facts(job))
+    print_facts(form, _job_facts(job), job)
 
 
-@click.command()
+@click.command(short_help="Follow all jobs, or those that match a filter.")
 @filter_options
-@client_options
-def watch_all_command(job_filter: JobFilter, address: str | None, as_json: bool) -> None:
-    """Follow all jobs, or those that match a filter, until Ctrl-C: each job's state, then every change."""
+@label_columns_option
+@table_options
+def watch_all_command(job_filter: JobFilter, label_columns: list[str], address: str | None, form: Form) -> None:
+    """Follow all jobs, or those that match a filter, until Ctrl-C: first the state of each job, then every change."""
     with connect(address) as client:
         client.get_server_info()  # fails at once where a watch would retry
-        follow_all(client, job_filter, as_json=as_json)
+        follow_all(client, job_filter, label_columns, form)
 
 
-@click.command()
+@click.command(short_help="List jobs, newest first.")
 @filter_options
-@click.option("--limit", default=50, show_default=True, help="At most so many; 0 is all.")
-@client_options
-def list_command(job_filter: JobFilter, limit: int, address: str | None, as_json: bool) -> None:
-    """List jobs, newest first. All conditions must hold; any value of a repeated one suffices, but all labels must match."""
+@label_columns_option
+@click.option("--limit", default=50, show_default=True, metavar="N", help="Print at most this many jobs; 0 prints all.")
+@table_options
+def list_command(job_filter: JobFilter, label_columns: list[str], limit: int, address: str | None, form: Form) -> None:
+    """List jobs, newest first.
+
+    A job is listed if it matches all conditions. Of a condition that is repeated, any value suffices; but a job must have all
+    the labels.
+    """
     with connect(address) as client:
-        jobs = islice(client.list_jobs(job_filter, min(limit, _LARGEST_PAGE)), limit or None)
-        if as_json:
-            for job in jobs:
-                print_json_line(job)
-        else:
-            print_table(wording.JOB_COLUMNS, map(wording.job_row, jobs))
+        matching = client.list_jobs(job_filter, min(limit and limit + 1, _LARGEST_PAGE))
+        jobs = islice(matching, limit or None)
+        print_items(form, job_columns(label_columns), (job_row(job, label_columns) for job in jobs), jobs)
+        if next(matching, None) is not None:
+            print_line("evalrpc: more jobs match: --limit 0 shows all", err=True)
 
 
-@click.command()
-@client_options
-def queue_command(address: str | None, as_json: bool) -> None:
-    """Show what is queued and running, and who holds which GPU."""
+@click.command(short_help="Show the queue, and which job holds which GPU.")
+@table_options
+def queue_command(address: str | None, form: Form) -> None:
+    """Show what is queued and running, and which job holds which GPU."""
     with connect(address) as client:
         queue = client.get_queue_status()
-    if as_json:
-        print_json(queue)
-    else:
-        print_table(("queue", ""), _queue_facts(queue))
+    print_facts(form, _queue_facts(queue, None if form in (Form.WIDE, Form.CSV) else _MAX_QUEUED_SHOWN), queue)
 
 
-@click.command()
+@click.command(short_help="Cancel a job.")
 @click.argument("job_id", metavar="JOB")
-@click.option("--reason", default="", help="Why, for those who look later.")
+@click.option("--reason", default="", metavar="TEXT", help="Say why, for those who look later.")
+@click.option("--queued-only", is_flag=True, help="Let a job that runs go on, and exit with 2 then.")
 @client_options
-def cancel_command(job_id: str, reason: str, address: str | None, as_json: bool) -> None:
-    """Cancel a job. A running one is ended with all its processes, which takes a moment."""
+def cancel_command(job_id: str, reason: str, queued_only: bool, address: str | None, as_json: bool) -> None:
+    """Cancel a job. A running job is ended with all its processes, which takes a moment."""
     with connect(address) as client:
-        job = client.cancel_job(job_id, reason)
+        job = client.cancel_job(job_id, reason, queued_only=queued_only)
     if as_json:
         print_json(job)
     else:
-        click.echo(wording.describe(job))
+        print_line(wording.describe(job))
 
 
-@click.command()
+@click.command(short_help="Change the labels or the priority of a job.")
+@click.argument("job_id", metavar="JOB")
+@click.option("--label", "labels", type=label, metavar="K=V", multiple=True, help="Set this label. May be repeated.")
+@click.option("--remove-label", "removed", metavar="K", multiple=True, help="Remove this label. May be repeated.")
+@click.option("--priority", type=int, metavar="N", help="Start before jobs of a lower priority.")
+@client_options
+def update_command(
+    job_id: str,
+    labels: tuple[tuple[str, str], ...],
+    removed: tuple[str, ...],
+    priority: int | None,
+    address: str | None,
+    as_json: bool,
+) -> None:
+    """Change the labels of a job, or its priority. Labels that are not named stay."""
+    if not labels and not removed and priority is None:
+        raise click.UsageError("nothing to change: give --label, --remove-label or --priority")
+    with connect(address) as client:
+        job = _update(client, job_id, dict(labels), removed, priority)
+    if as_json:
+        print_json(job)
+    else:
+        print_line(f"{wording.describe(job)}, {wording.settings(job)}")
+
+
+@click.command(short_help="Delete a job that has ended, with its files.")
 @click.argument("job_id", metavar="JOB")
 @client_options
 def delete_command(job_id: str, address: str | None, as_json: bool) -> None:
-    """Delete a finished job and everything that the server created for it."""
+    """Delete a job that has ended, and everything that the server created for it."""
     with connect(address) as client:
         client.delete_job(job_id)
     if as_json:
         print_json(DeleteJobResponse())
     else:
-        click.echo(f"deleted {job_id}")
+        print_line(f"deleted {job_id}")
 
 
-def _job_facts(job: JobInfo) -> list[tuple[str, str]]:
+def _update(
+    client: EvalClient, job_id: str, labels: Mapping[str, str], removed: Sequence[str], priority: int | None
+) -> JobInfo:
+    """Change labels one by one, though a call replaces all of them: whoever was overtaken looks at the job again."""
+    if not labels and not removed:
+        return client.update_job(job_id, priority=priority)
+    while True:
+        job = client.get_job(job_id)
+        changed = {key: value for key, value in job.labels.items() if key not in removed} | dict(labels)
+        with suppress(ConflictError):
+            return client.update_job(job_id, labels=changed, priority=priority, expected_revision=job.revision)
+
+
+def _job_facts(job: JobInfo) -> list[tuple[str, Cell]]:
     facts = [
         ("job", job.job_id),
         ("status", wording.describe(job)),
         ("harness", job.request.harness),
         ("model", job.request.model),
         ("tasks", ", ".join(job.request.tasks)),
-        ("labels", ", ".join(f"{key}={value}" for key, value in sorted(job.labels.items()))),
+        ("labels", wording.labels_text(job.labels)),
         ("priority", str(job.priority) if job.priority else ""),
         ("attempt", f"{job.attempt} of {job.max_attempts}" if job.attempt else ""),
+        ("shares", f"attempt {job.cached_from_attempt} of job {job.cached_from}" if job.cached_from_attempt else ""),
         ("GPUs", ", ".join(job.gpus)),
         ("created", wording.time_text(job.created_at)),
         ("started", wording.time_text(job.started_at)),
         ("completed", wording.time_text(job.completed_at)),
-        *((f"results of {model}", result.results) for model, result in sorted(job.results.items())),
+        ("duration", wording.run_time(job, job_table.clock.now())),
+        *(("results", f"{model}: {result.results}") for model, result in sorted(job.results.items())),
         *(("warning", warning) for warning in job.warnings),
     ]
     return [(name, value) for name, value in facts if value]
 
 
-def _queue_facts(queue: GetQueueResponse) -> list[tuple[str, str]]:
-    ended = [entry for entry in queue.status_counts if entry.status in wording.TERMINAL]
-    return [
-        ("queued", f"{queue.queued_count} of {queue.max_queued}"),
-        ("running", f"{queue.running_count} of {queue.max_running}"),
-        *((wording.status_name(entry.status).lower(), str(entry.count)) for entry in ended),
-        *((f"GPU {gpu.id}", gpu.quarantine_reason or gpu.job_id or "free") for gpu in queue.gpus),
-        *(("runs", job_id) for job_id in queue.running_job_ids),
-        *((f"next {place}", job_id) for place, job_id in enumerate(queue.queued_job_ids)),
-    ]
+def _queue_facts(queue: GetQueueResponse, max_queued: int | None) -> Iterator[tuple[str, Cell]]:
+    following = f", {queue.following_count} of them follow another job" if queue.following_count else ""
+    yield "queued", f"{queue.queued_count} of at most {queue.max_queued}{following}"
+    yield "running", f"{queue.running_count} of at most {queue.max_running}"
+    for entry in queue.status_counts:
+        if entry.status in wording.TERMINAL:
+            yield wording.status_name(entry.status).lower(), entry.count
+    for gpu in queue.gpus:
+        yield f"GPU {gpu.id}", gpu.quarantine_reason or gpu.job_id or "free"
+    for job_id in queue.running_job_ids:
+        yield "runs", job_id
+    for place, job_id in enumerate(queue.queued_job_ids[:max_queued], start=1):
+        yield f"place {place}", job_id
+    left = len(queue.queued_job_ids) - len(queue.queued_job_ids[:max_queued])
+    if left:
+        yield "", f"and {left} more: -o wide shows them"

@@ -80,6 +80,7 @@ def filter_options(function: Callable[..., None]) -> Callable[..., None]:
     def command(
         statuses: tuple[str, ...],
         labels: tuple[tuple[str, str], ...],
+        selectors: tuple[str, ...],
         since: Timestamp | None,
         until: Timestamp | None,
         models: tuple[str, ...],
@@ -95,6 +96,7 @@ def filter_options(function: Callable[..., None]) -> Callable[..., None]:
             harnesses=harnesses,
             created_after=since,
             created_before=until,
+            label_selector=",".join(text for text in selectors if text.strip()),
         )
         function(job_filter=job_filter, **others)
 
@@ -104,11 +106,40 @@ def filter_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 _FILTER_OPTIONS: Final = (
-    click.option("--status", "statuses", multiple=True, type=click.Choice(STATUS_NAMES, case_sensitive=False)),
-    click.option("--label", "labels", type=label, multiple=True, metavar="K=V", help="With this label; of several, all."),
-    click.option("--model", "models", multiple=True),
-    click.option("--task", "tasks", multiple=True),
-    click.option("--harness", "harnesses", multiple=True),
-    click.option("--since", type=time, help="Created at this time or later: ISO 8601, or back from now, such as 2h."),
-    click.option("--until", type=time, help="Created before this time."),
+    click.option(
+        "--status",
+        "statuses",
+        multiple=True,
+        type=click.Choice(STATUS_NAMES, case_sensitive=False),
+        help="Only jobs with this status. May be repeated.",
+    ),
+    click.option(
+        "--label", "labels", type=label, multiple=True, metavar="K=V", help="Only jobs with this label. May be repeated."
+    ),
+    click.option(
+        *("-l", "--selector", "selectors"),
+        multiple=True,
+        metavar="SELECTOR",
+        help="Only jobs with labels as Kubernetes selects them, such as 'run=x,step!=5,team in (a,b),!draft'.",
+    ),
+    click.option("--model", "models", multiple=True, metavar="NAME", help="Only jobs of this model type. May be repeated."),
+    click.option("--task", "tasks", multiple=True, metavar="NAME", help="Only jobs with this task. May be repeated."),
+    click.option("--harness", "harnesses", multiple=True, metavar="NAME", help="Only jobs of this harness. May be repeated."),
+    click.option(
+        "--since",
+        type=time,
+        metavar="TIME",
+        help="Only jobs created at this time or later: 2026-02-14T10:30, or back from now, such as 2h.",
+    ),
+    click.option("--until", type=time, metavar="TIME", help="Only jobs created before this time."),
 )
+
+reconnect_timeout_option: Final[Callable[[Callable[..., Any]], Callable[..., Any]]] = click.option(
+    "--reconnect-timeout",
+    type=duration,
+    default="10m",
+    show_default=True,
+    metavar="DURATION",
+    help="Keep trying for this long to reach a server that is gone; 0 tries forever.",
+)
+"""Adds the flag for how long a watch outlives its server."""

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 import click
 
-from evalrpc.cli.exit_codes import WRONG_CALL, fail, reported
+from evalrpc import extras
+from evalrpc.cli.exit_codes import ExitCode, fail, reported, require_linux
 from evalrpc.cli.setting_flags import setting_flags
 from evalrpc.config import load_settings
 from evalrpc.errors import UnavailableError
@@ -20,21 +21,22 @@ older listener logs this, and continues."""
 _VARIABLE: Final = "GRPC_EXPERIMENTS"
 
 
-@click.command()
+@click.command(short_help="Run the server.")
 @setting_flags()
 def serve_command(config: Path | None, **flags: Any) -> None:
-    """Run the server until SIGTERM or Ctrl-C."""
+    """Run the server until SIGTERM or Ctrl-C. It needs Linux."""
+    require_linux()
     with reported():
         settings = load_settings(flags, os.environ, config)
         try:
             with _grpc_experiments():
                 from evalrpc.server.app import serve
         except ModuleNotFoundError as error:
-            fail(WRONG_CALL, f"{error.name} is missing; install the server: pip install 'evalrpc[server]'")
+            fail(ExitCode.WRONG_CALL, extras.missing(error, "server"))
         try:
             serve(settings, config)
         except UnavailableError as error:
-            fail(WRONG_CALL, f"the server can't go on: {error}")
+            fail(ExitCode.WRONG_CALL, f"the server can't go on: {error}")
 
 
 @contextmanager

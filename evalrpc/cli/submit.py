@@ -11,12 +11,12 @@ import click
 from google.protobuf import json_format
 
 from evalrpc.cli import wording
-from evalrpc.cli.connection import client_options, connect
+from evalrpc.cli.connection import connect, table_options
 from evalrpc.cli.following import follow
-from evalrpc.cli.output import print_json
-from evalrpc.cli.parameters import arguments, duration, label, split_commas
-from evalrpc.client import SubmitOptions
-from evalrpc.v1.jobs_pb2 import CACHE_MODE_ALLOW, JobInfo, SubmitJobRequest
+from evalrpc.cli.output import Form, print_json, print_json_line, print_line
+from evalrpc.cli.parameters import arguments, duration, label, reconnect_timeout_option, split_commas
+from evalrpc.client import SubmitOptions, values
+from evalrpc.v1.jobs_pb2 import CACHE_MODE_ALLOW, GPU_MODE_DATA_PARALLEL, GPU_MODE_MODEL_PARALLEL, JobInfo, SubmitJobRequest
 
 _REQUEST_FIELDS: Final = (
     "harness",
@@ -30,53 +30,79 @@ _REQUEST_FIELDS: Final = (
     "num_gpus",
     "output_dir",
     "tasks_separately",
+    "gpu_mode",
+    "max_bad_answer_ratio",
 )
+_GPU_MODES: Final = {"data-parallel": GPU_MODE_DATA_PARALLEL, "model-parallel": GPU_MODE_MODEL_PARALLEL}
 _SUBMISSION_FIELDS: Final = ("request_id", "priority", "max_attempts", "supersede_key", "validate_only", "cache")
 
 
-@click.command()
-@click.option("--file", "file", metavar="FILE", help="A whole EvaluateRequest or SubmitJobRequest as JSON; - reads stdin.")
-@click.option("--harness", help="The harness. Default: lmms-eval.")
-@click.option("--model", help="The model type, as `evalrpc models` lists them.")
-@click.option("--tasks", multiple=True, metavar="A,B", help="Tasks, as `evalrpc tasks` lists them. May be repeated.")
-@click.option("--model-args", type=arguments, metavar="JSON|k=v,...", help="Arguments of the model.")
-@click.option("--num-fewshot", type=int, help="Examples shown before each question. Default: the task's own.")
-@click.option("--batch-size", metavar="N|auto", help="Examples per forward pass.")
-@click.option("--device", help="Torch device, such as cuda or cpu.")
-@click.option("--limit", type=float, help="Documents per task: a number, or a fraction below 1. Default: all.")
-@click.option("--gen-kwargs", type=arguments, metavar="JSON|k=v,...", help="Arguments of the generation.")
-@click.option("--log-samples/--no-log-samples", default=None, help="Keep per-sample predictions. Default: yes.")
-@click.option("--predict-only", is_flag=True, default=None, help="Only generate predictions, without metrics.")
-@click.option("--num-gpus", type=int, help="GPUs that the job holds. Default: 1; 0 is none.")
-@click.option("--output-dir", metavar="DIR", help="Folder on the server for the results.")
-@click.option("--tasks-separately", is_flag=True, default=None, help="Run the tasks one by one, with results of each at once.")
-@click.option("--request-id", metavar="ID", help="Makes the submission safe to repeat. Default: a fresh one.")
-@click.option("--priority", type=int, help="Higher starts first. Default: 0.")
-@click.option("--label", "labels", type=label, metavar="K=V", multiple=True, help="A label to filter by. May be repeated.")
-@click.option("--timeout", type=duration, help="Bound on the run time of an attempt, such as 2h. Default: none.")
-@click.option("--max-attempts", type=int, help="How often the job may be tried in all. Default: 1.")
-@click.option("--supersede-key", metavar="KEY", help="Cancels queued jobs of the same key.")
-@click.option("--validate-only", is_flag=True, default=None, help="Only check the request; queue nothing.")
+@click.command(short_help="Submit an evaluation.")
+@click.option("--file", "file", metavar="FILE", help="Read an EvaluateRequest or SubmitJobRequest as JSON; - reads stdin.")
+@click.option("--harness", metavar="NAME", help="Run it with this harness. Default: the server's, see `evalrpc info`.")
+@click.option("--model", metavar="NAME", help="Evaluate a model of this type; `evalrpc models` lists them.")
 @click.option(
-    "--cache", flag_value=CACHE_MODE_ALLOW, type=int, help="An identical evaluation that was submitted so may answer."
+    "--tasks", multiple=True, metavar="A,B", help="Evaluate on these tasks; `evalrpc tasks` lists them. May be repeated."
+)
+@click.option("--model-args", type=arguments, metavar="JSON|k=v,...", help="Pass these arguments to the model.")
+@click.option(
+    "--num-fewshot", type=int, metavar="N", help="Show this many examples before each question. Default: the task's own."
+)
+@click.option("--batch-size", metavar="N|auto", help="Put this many examples into a forward pass. Default: the harness's own.")
+@click.option("--device", metavar="NAME", help="Use this torch device, such as cuda or cpu. Default: the harness's choice.")
+@click.option(
+    "--limit", type=float, metavar="N", help="Evaluate this many documents per task, or this fraction below 1. Default: all."
+)
+@click.option("--gen-kwargs", type=arguments, metavar="JSON|k=v,...", help="Pass these arguments to the generation.")
+@click.option("--log-samples/--no-log-samples", default=None, help="Keep the prediction for each sample. Default: yes.")
+@click.option("--predict-only", is_flag=True, default=None, help="Only generate predictions, and compute no metrics.")
+@click.option(
+    "--num-gpus", type=int, metavar="N", help="Hold this many GPUs; 0 holds none. Default: the server's, see `evalrpc info`."
+)
+@click.option(
+    "--gpu-mode",
+    type=click.Choice(["data-parallel", "model-parallel"]),
+    callback=lambda _context, _option, name: None if name is None else _GPU_MODES[name],
+    help="Run a process per GPU, or one that sees all. Default: as suits the model.",
+)
+@click.option(
+    "--max-bad-answer-ratio", type=float, metavar="RATIO", help="Fail if a larger share of answers failed. Default: 1."
+)
+@click.option("--output-dir", metavar="DIR", help="Write the results to this folder on the server.")
+@click.option("--tasks-separately", is_flag=True, default=None, help="Run the tasks one by one, each with its results at once.")
+@click.option("--request-id", metavar="ID", help="Make the submission safe to repeat with this id. Default: a fresh one.")
+@click.option("--priority", type=int, metavar="N", help="Start before jobs of a lower priority. Default: 0.")
+@click.option("--label", "labels", type=label, metavar="K=V", multiple=True, help="Give the job this label. May be repeated.")
+@click.option(
+    "--timeout", type=duration, metavar="DURATION", help="End an attempt that runs longer, such as 2h. Default: never."
+)
+@click.option("--max-attempts", type=int, metavar="N", help="Try at most this often in all. Default: 1.")
+@click.option("--supersede-key", metavar="KEY", help="Cancel the queued jobs that have the same key.")
+@click.option("--validate-only", is_flag=True, default=None, help="Only check the request, and queue nothing.")
+@click.option(
+    "--cache", flag_value=CACHE_MODE_ALLOW, type=int, help="Share the run of a job of an identical evaluation, if there is one."
 )
 @click.option("--watch", is_flag=True, help="Follow the job until it ends; exit with 1 if it does not complete.")
-@click.option("--reconnect-timeout", type=duration, default="10m", show_default=True, help="With --watch; 0 is for ever.")
-@client_options
+@reconnect_timeout_option
+@table_options
 def submit_command(
-    file: str | None, watch: bool, reconnect_timeout: timedelta, address: str | None, as_json: bool, **flags: Any
+    file: str | None, watch: bool, reconnect_timeout: timedelta, address: str | None, form: Form, **flags: Any
 ) -> None:
-    """Submit an evaluation and print the job's id. Flags override what --file says."""
+    """Submit an evaluation and print the id of its job. Flags override what --file says."""
     submission = read_submission(file) if file else SubmitJobRequest()
     apply_flags(submission, flags)
     with connect(address) as client:
         job = client.submit(submission.request, **submit_options(submission))
         for warning in job.warnings:
-            click.echo(f"evalrpc: {warning}", err=True)
+            print_line(f"evalrpc: {warning}", err=True)
+        if submission.cache == CACHE_MODE_ALLOW:
+            print_line(f"evalrpc: {wording.sharing(job)}", err=True)
         if watch and job.job_id:
-            follow(client, job.job_id, reconnect_timeout, as_json=as_json)
-        elif as_json:
+            follow(client, job.job_id, reconnect_timeout, form)
+        elif form is Form.JSON:
             print_json(job)
+        elif form is Form.JSONL:
+            print_json_line(job)
         else:
             _print_submitted(job)
 
@@ -105,9 +131,9 @@ def apply_flags(submission: SubmitJobRequest, flags: Mapping[str, Any]) -> None:
             _set(submission.request, name, flags[name])
         for name in _SUBMISSION_FIELDS:
             _set(submission, name, flags[name])
-    except ValueError as error:
+        _apply_compound_flags(submission, flags)
+    except (TypeError, ValueError) as error:
         raise click.UsageError(str(error)) from error
-    _apply_compound_flags(submission, flags)
 
 
 def _apply_compound_flags(submission: SubmitJobRequest, flags: Mapping[str, Any]) -> None:
@@ -115,8 +141,7 @@ def _apply_compound_flags(submission: SubmitJobRequest, flags: Mapping[str, Any]
         submission.request.tasks[:] = split_commas(flags["tasks"])
     for name in ("model_args", "gen_kwargs"):
         if flags[name] is not None:
-            submission.request.ClearField(name)
-            getattr(submission.request, name).update(flags[name])
+            getattr(submission.request, name).CopyFrom(values.arguments(name, flags[name]))
     submission.labels.update(dict(flags["labels"]))
     if flags["timeout"] is not None:
         submission.timeout.FromTimedelta(flags["timeout"])
@@ -143,10 +168,8 @@ def _set(message: Any, name: str, value: Any) -> None:
 
 def _print_submitted(job: JobInfo) -> None:
     if not job.job_id:
-        click.echo("the request is valid")
+        print_line("the request is valid")
         return
-    click.echo(job.job_id)
-    if job.cached_from:
-        click.echo(f"it shares the run of job {job.cached_from}, of the same evaluation: {wording.describe(job)}", err=True)
+    print_line(job.job_id)
     if sys.stderr.isatty():
-        click.echo(f"to watch it: evalrpc watch {job.job_id}", err=True)
+        print_line(f"to watch it: evalrpc watch {job.job_id}", err=True)

@@ -1,18 +1,33 @@
 """Human-readable descriptions of jobs. Pure functions."""
 
-from collections.abc import Iterator
-from datetime import UTC
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, timedelta
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from evalrpc.cli.tables import Cell, Column, Kind
 from evalrpc.v1.jobs_pb2 import JobInfo, JobStatus, Progress
 from evalrpc.v1.results_pb2 import Metric, ModelMetric, ModelResult, TaskResult
 
-METRIC_COLUMNS: Final = ("model", "task", "metric", "filter", "value", "stderr", "better", "samples", "version", "group")
-LISTED_METRIC_COLUMNS: Final = ("model", "task", "metric", "filter", "value", "stderr", "better", "samples")
-JOB_COLUMNS: Final = ("job", "status", "model", "tasks", "created", "progress")
+_SHORT_REASON_CHARACTERS: Final = 20
+"""A line with a shorter text may have it by chance."""
+
+METRIC_COLUMNS: Final = (
+    Column("task"),
+    Column("metric"),
+    Column("value", Kind.NUMBER),
+    Column("stderr", Kind.NUMBER),
+    Column("filter"),
+    Column("better", Kind.WHOLE),
+    Column("samples", Kind.NUMBER),
+    Column("model", optional=True),
+    Column("version", Kind.WHOLE, optional=True),
+    Column("group", Kind.WHOLE, optional=True),
+)
+LISTED_METRIC_COLUMNS: Final = METRIC_COLUMNS[:-2]
+"""Those of a metric by itself, without the results that it is of."""
 
 TERMINAL: Final = (JobStatus.JOB_STATUS_COMPLETED, JobStatus.JOB_STATUS_FAILED, JobStatus.JOB_STATUS_CANCELLED)
 
@@ -24,7 +39,20 @@ def status_name(status: "JobStatus.ValueType") -> str:
 
 def describe(job: JobInfo) -> str:
     """Describe the state of the job in one line."""
-    return ", ".join((status_name(job.status), *_particulars(job)))
+    status, particulars = status_name(job.status), detail(job)
+    if not particulars:
+        return status
+    return f"{status}{':' if job.error.reason == status else ','} {particulars}"
+
+
+def detail(job: JobInfo) -> str:
+    """Describe in one line what the status does not say: why a job waits, how far it is, why it did not complete."""
+    return ", ".join(_particulars(job))
+
+
+def settings(job: JobInfo) -> str:
+    """Describe what `evalrpc update` changes of a job."""
+    return f"priority {job.priority}, labels {labels_text(job.labels) or 'none'}"
 
 
 def _particulars(job: JobInfo) -> Iterator[str]:
@@ -38,7 +66,19 @@ def _particulars(job: JobInfo) -> Iterator[str]:
             yield "being cancelled"
         yield from progress_words(job.progress)
     elif job.HasField("error"):
-        yield f"{job.error.reason}: {job.error.message}"
+        is_said = job.error.reason == status_name(job.status)
+        yield ": ".join(filter(None, ("" if is_said else job.error.reason, job.error.message)))
+    elif job.cached_from:
+        yield f"with the results of job {job.cached_from}"
+
+
+def sharing(job: JobInfo) -> str:
+    """Say in a sentence whether a job that may share the run of another does so."""
+    if not job.cached_from:
+        return "the job has a run of its own"
+    if job.status == JobStatus.JOB_STATUS_QUEUED:
+        return f"job {job.cached_from} is the same evaluation: the job completes with it, or runs itself if that one does not"
+    return f"job {job.cached_from} was the same evaluation: the job has its results, and does not run"
 
 
 def progress_words(progress: Progress) -> Iterator[str]:
@@ -55,30 +95,48 @@ def progress_words(progress: Progress) -> Iterator[str]:
         yield f"{duration_text(progress.time_left)} left"
 
 
-def metric_rows(job: JobInfo) -> Iterator[tuple[str, ...]]:
-    """Yield a row of METRIC_COLUMNS for every metric: by model, then tasks before groups, then in the server's order."""
+def model_metrics(job: JobInfo) -> Iterator[ModelMetric]:
+    """Yield every metric with its model: by model, then tasks before groups, then in the server's order."""
     for model, result in sorted(job.results.items()):
-        tasks = {task.task: task for task in result.tasks}
         for metric in sorted(result.metrics, key=lambda metric: metric.is_group):
-            task = tasks.get(metric.task, TaskResult())
-            group = f"of {len(task.subtasks)}" if metric.is_group else ""
-            yield (model, metric.task, metric.metric, metric.filter, *metric_numbers(metric), task.version, group)
+            yield ModelMetric(model=model, metric=metric)
 
 
-def listed_metric_row(listed: ModelMetric) -> tuple[str, ...]:
+def metric_rows(job: JobInfo) -> Iterator[tuple[Cell, ...]]:
+    """Yield a row of METRIC_COLUMNS for every metric."""
+    tasks = {(model, task.task): task for model, result in job.results.items() for task in result.tasks}
+    for item in model_metrics(job):
+        metric = item.metric
+        task = tasks.get((item.model, metric.task), TaskResult())
+        group = f"of {len(task.subtasks)}" if metric.is_group else ""
+        yield (metric.task, metric.metric, *metric_cells(metric), item.model, task.version, group)
+
+
+def listed_metric_row(listed: ModelMetric) -> tuple[Cell, ...]:
     """Return a metric as a row of LISTED_METRIC_COLUMNS."""
     metric = listed.metric
-    return (listed.model, metric.task, metric.metric, metric.filter, *metric_numbers(metric))
+    return (metric.task, metric.metric, *metric_cells(metric), listed.model)
 
 
-def metric_numbers(metric: Metric) -> tuple[str, str, str, str]:
-    """Format value, standard error, direction and number of samples."""
+def metric_cells(metric: Metric) -> tuple[Cell, Cell, Cell, Cell, Cell]:
+    """Return value, standard error, filter, direction and number of samples."""
     return (
-        f"{metric.value:.4f}",
-        f"{metric.standard_error:.4f}" if metric.HasField("standard_error") else "",
+        metric.value,
+        metric.standard_error if metric.HasField("standard_error") else None,
+        metric.filter,
         better(metric),
-        str(metric.sample_count) if metric.HasField("sample_count") else "",
+        metric.sample_count if metric.HasField("sample_count") else None,
     )
+
+
+def labels_text(labels: Mapping[str, str]) -> str:
+    """Write labels as `key=value, key=value`."""
+    return ", ".join(f"{key}={value}" for key, value in sorted(labels.items()))
+
+
+def number_text(value: float) -> str:
+    """Write a number with four decimals, or a very large one with six digits."""
+    return f"{value:.4f}" if abs(value) < 1e9 else f"{value:.6g}"
 
 
 def better(metric: Metric) -> str:
@@ -91,8 +149,8 @@ def metric_lines(job: JobInfo) -> Iterator[str]:
     for _, result in sorted(job.results.items()):
         for metric in result.metrics:
             name = ",".join(filter(None, (metric.metric, metric.filter)))
-            error = f" ± {metric.standard_error:.4f}" if metric.HasField("standard_error") else ""
-            yield f"{metric.task}: {name} {metric.value:.4f}{error}"
+            error = f" ± {number_text(metric.standard_error)}" if metric.HasField("standard_error") else ""
+            yield f"{metric.task}: {name} {number_text(metric.value)}{error}"
 
 
 def provenance(result: ModelResult) -> str:
@@ -102,11 +160,21 @@ def provenance(result: ModelResult) -> str:
     return ", ".join(versions + took)
 
 
-def job_row(job: JobInfo) -> tuple[str, ...]:
-    """Return a job as a row of JOB_COLUMNS."""
-    progress = ", ".join(_particulars(job))
-    tasks = ",".join(job.request.tasks)
-    return (job.job_id, status_name(job.status), job.request.model, tasks, time_text(job.created_at), progress)
+def new_lines(log_tail: Sequence[str], message: str) -> list[str]:
+    """Return the last lines of a log without those that say the same as the message, which is printed below them."""
+    exception, _, reason = message.partition("Error: ")
+    said = reason if exception.isidentifier() and len(reason) > _SHORT_REASON_CHARACTERS else message
+    return [line for line in log_tail if not said or (said not in line and line.strip() not in message)]
+
+
+def run_time(job: JobInfo, now: Timestamp) -> str:
+    """Return how long the job has been running, or ran in all; empty if it never did."""
+    if not job.HasField("started_at") or job.status == JobStatus.JOB_STATUS_QUEUED:
+        return ""
+    if job.status == JobStatus.JOB_STATUS_RUNNING and job.progress.HasField("elapsed"):
+        return duration_text(job.progress.elapsed)
+    end = job.completed_at if job.HasField("completed_at") else now
+    return seconds_text(max(0.0, (end.ToNanoseconds() - job.started_at.ToNanoseconds()) / 1e9))
 
 
 def time_text(time: Timestamp) -> str:
@@ -116,10 +184,15 @@ def time_text(time: Timestamp) -> str:
 
 def duration_text(duration: Duration) -> str:
     """Format a duration with its two largest units, such as `1h05m`."""
-    seconds = round(duration.ToTimedelta().total_seconds())
-    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
+    return seconds_text(duration.ToTimedelta() / timedelta(seconds=1))
+
+
+def seconds_text(seconds: float) -> str:
+    """Format seconds with their two largest units, such as `1h05m`."""
+    whole = round(seconds)
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
     if days:
         return f"{days}d{hours % 24:02}h"
     if hours:
         return f"{hours}h{minutes % 60:02}m"
-    return f"{minutes}m{seconds % 60:02}s" if minutes else f"{seconds}s"
+    return f"{minutes}m{whole % 60:02}s" if minutes else f"{whole}s"

@@ -1,8 +1,24 @@
-"""The Python client: `EvalClient` is blocking, `AsyncEvalClient` is for asyncio. Needs grpcio and protobuf, no server."""
+"""The Python client: `EvalClient` is blocking, `AsyncEvalClient` is for asyncio. Needs grpcio and protobuf, no server.
 
+Both return the messages of the schema. Importing this package gives some of them a short `repr`, a table in notebooks, and
+`to_pandas()`: see `evalrpc.client.views`.
+"""
+
+from evalrpc.client import views
 from evalrpc.client.aio import AsyncEvalClient
-from evalrpc.client.core import SubmitOptions
-from evalrpc.client.download import ChecksumMismatchError
+from evalrpc.client.core import SubmitOptions, channel_options
+from evalrpc.client.download import ChecksumMismatchError, DownloadError
 from evalrpc.client.sync import EvalClient
+from evalrpc.client.views import to_pandas
 
-__all__ = ["AsyncEvalClient", "ChecksumMismatchError", "EvalClient", "SubmitOptions"]
+__all__ = [
+    "AsyncEvalClient",
+    "ChecksumMismatchError",
+    "DownloadError",
+    "EvalClient",
+    "SubmitOptions",
+    "channel_options",
+    "to_pandas",
+]
+
+views.attach()

@@ -4,13 +4,16 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from evalrpc.client import comparing, core
 from evalrpc.client.aio_transport import AsyncTransport
-from evalrpc.client.download import OnProgress, PartialFile, is_complete, select, target_path
+from evalrpc.client.download import Download, OnProgress, PartialFile, is_complete, select, target_path
 from evalrpc.client.reconnect import OnDisconnect, ReconnectPolicy
 from evalrpc.client.resumable import AllJobsWatch, ArtifactBytes, JobWatch, LogBytes
+from evalrpc.client.values import build, texts
+from evalrpc.client.views import to_pandas
+from evalrpc.errors import EvalrpcError
 from evalrpc.v1.catalog_pb2 import (
     GetServerInfoRequest,
     GetServerInfoResponse,
@@ -27,14 +30,19 @@ from evalrpc.v1.jobs_pb2 import (
     DeleteJobRequest,
     EvaluateRequest,
     GetJobRequest,
+    GpuMode,
     JobEvent,
     JobFilter,
     JobInfo,
+    JobView,
     ListJobsRequest,
 )
 from evalrpc.v1.queue_pb2 import GetQueueRequest, GetQueueResponse
 from evalrpc.v1.results_pb2 import ModelMetric
 from evalrpc.v1.samples_pb2 import ListSamplesRequest
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class AsyncEvalClient(AsyncTransport):
@@ -42,7 +50,7 @@ class AsyncEvalClient(AsyncTransport):
 
     Every method that calls the server raises a subclass of `evalrpc.errors.EvalrpcError` if the server refuses the call,
     UnavailableError if it can't be reached, and TimeoutError if it does not answer in time. Calls that are safe to repeat are
-    retried for a second or two while the server is unavailable; streams resume where they broke off.
+    retried for about two seconds while the server is unavailable; streams resume where they broke off.
 
     An iteration that is left early ends its stream when it is closed:
     `async with contextlib.aclosing(client.watch(job_id)) as events`.
@@ -60,8 +68,8 @@ class AsyncEvalClient(AsyncTransport):
     async def evaluate(
         self,
         model: str,
-        tasks: Sequence[str],
-        model_args: Mapping[str, Any] | None = None,
+        tasks: Sequence[str] | str,
+        model_args: Mapping[str, Any] | str | None = None,
         num_fewshot: int | None = None,
         batch_size: int | str | None = None,
         device: str | None = None,
@@ -69,16 +77,22 @@ class AsyncEvalClient(AsyncTransport):
         gen_kwargs: Mapping[str, Any] | str | None = None,
         log_samples: bool = True,
         predict_only: bool = False,
-        num_gpus: int = 1,
+        num_gpus: int | None = None,
         output_dir: str | None = None,
         *,
         harness: str = "",
         tasks_separately: bool = False,
+        gpu_mode: GpuMode.ValueType = GpuMode.GPU_MODE_UNSPECIFIED,
+        max_bad_answer_ratio: float | None = None,
         **options: Unpack[core.SubmitOptions],
     ) -> JobInfo:
-        """Submit an evaluation from plain values and return the queued job. See `submit` for options and errors.
+        """Submit an evaluation from plain values and return the job. See `submit` for options and errors.
 
-        None leaves a field at its default; see EvaluateRequest in the schema.
+        None leaves a field at its default; see EvaluateRequest in the schema. A single task may be a plain string.
+        `model_args` and `gen_kwargs` are dicts of JSON values, or text as lmms-eval reads it (see
+        `evalrpc.client.arguments`); paths, dates, enums and NumPy's numbers and small arrays become JSON values.
+
+        Raises TypeError or ValueError that names the argument, or the key in it, which can't be sent.
         """
         request = core.evaluate_request(
             model,
@@ -95,11 +109,14 @@ class AsyncEvalClient(AsyncTransport):
             output_dir,
             harness=harness,
             tasks_separately=tasks_separately,
+            gpu_mode=gpu_mode,
+            max_bad_answer_ratio=max_bad_answer_ratio,
         )
         return await self.submit(request, **options)
 
     async def submit(self, request: EvaluateRequest, **options: Unpack[core.SubmitOptions]) -> JobInfo:
-        """Submit an evaluation and return the queued job, which is on the server's disk by then.
+        """Submit an evaluation and return the job, which is on the server's disk by then: QUEUED, or with `cache=True` perhaps
+        COMPLETED already.
 
         Raises InvalidRequestError with every bad field, RequestIdReusedError, QueueFullError.
         """
@@ -109,7 +126,7 @@ class AsyncEvalClient(AsyncTransport):
 
     async def get_job(self, job_id: str) -> JobInfo:
         """Return the job's current state. Raises JobNotFoundError."""
-        return await self._call(self._stub.GetJob, GetJobRequest(job_id=job_id))
+        return await self._call(self._stub.GetJob, build(GetJobRequest, job_id=job_id))
 
     def watch(
         self,
@@ -123,8 +140,10 @@ class AsyncEvalClient(AsyncTransport):
         """Yield the job's state, then every change once and in order, and end after the terminal event.
 
         Reconnects automatically, forever or until it has failed for `reconnect_timeout_seconds`, then raises UnavailableError.
-        `on_disconnect` is called on every disconnect. Raises JobNotFoundError, RevisionCompactedError and
-        RevisionInFutureError.
+        `on_disconnect` is called on every disconnect. With `heartbeat_interval_seconds`, a BOOKMARK is yielded whenever the
+        server has sent nothing else for this long. None: the server sends one after 20 s at most, which only keeps the stream
+        open and is not yielded. 0: it sends none, and a proxy may cut a quiet stream. Raises JobNotFoundError,
+        RevisionCompactedError and RevisionInFutureError.
         """
         policy = ReconnectPolicy(reconnect_timeout_seconds, on_disconnect=on_disconnect)
         return self._read(self._stub.WatchJob, JobWatch(job_id, after_revision, heartbeat_interval_seconds, policy))
@@ -134,17 +153,25 @@ class AsyncEvalClient(AsyncTransport):
         filter: JobFilter | None = None,  # noqa: A002 (the schema's name)
         after_revision: int = 0,
         *,
+        view: JobView.ValueType = JobView.JOB_VIEW_UNSPECIFIED,
+        skip_snapshots: bool = False,
         heartbeat_interval_seconds: float | None = None,
         reconnect_timeout_seconds: float | None = None,
         on_disconnect: OnDisconnect | None = None,
     ) -> AsyncGenerator[JobEvent, None]:
-        """Yield the state of every non-terminal job, a BOOKMARK, then every change, without end.
+        """Yield the state of every job that matches, a BOOKMARK, then every change, without end.
 
-        With `after_revision`, starts with the changes since then. Reconnects as `watch` does. Raises RevisionCompactedError and
+        A job that was deleted, or that the filter does not match any more, comes as DELETED, with its id alone.
+
+        With `after_revision`, starts with the changes since then; with `skip_snapshots`, with the BOOKMARK. JOB_VIEW_BASIC
+        leaves out metrics and log tails. Reconnects and has heartbeats as `watch` does. Raises RevisionCompactedError and
         RevisionInFutureError.
         """
         policy = ReconnectPolicy(reconnect_timeout_seconds, on_disconnect=on_disconnect)
-        return self._read(self._stub.WatchJobs, AllJobsWatch(filter, after_revision, heartbeat_interval_seconds, policy))
+        reader = AllJobsWatch(
+            filter, after_revision, heartbeat_interval_seconds, policy, view=view, skip_snapshots=skip_snapshots
+        )
+        return self._read(self._stub.WatchJobs, reader)
 
     async def wait_for_job(
         self,
@@ -167,24 +194,47 @@ class AsyncEvalClient(AsyncTransport):
                     on_event(event)
         return core.completed(job, raise_on_failure=raise_on_failure)
 
-    async def cancel_job(self, job_id: str, reason: str = "") -> JobInfo:
+    async def cancel_job(self, job_id: str, reason: str = "", *, queued_only: bool = False) -> JobInfo:
         """Cancel the job and return its current state: a running job ends a little later.
 
-        Raises JobNotFoundError, and JobFinishedError for one that is COMPLETED or FAILED.
+        Raises JobNotFoundError, JobFinishedError for one that is COMPLETED or FAILED, and JobNotQueuedError for one that runs
+        if `queued_only`.
         """
-        return await self._call(self._stub.CancelJob, CancelJobRequest(job_id=job_id, reason=reason))
+        request = build(CancelJobRequest, job_id=job_id, reason=reason, queued_only=queued_only)
+        return await self._call(self._stub.CancelJob, request)
+
+    async def update_job(
+        self,
+        job_id: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        priority: int | None = None,
+        expected_revision: int | None = None,
+    ) -> JobInfo:
+        """Replace all labels of the job, or its priority, and return its current state. None leaves what it is.
+
+        With `expected_revision`, only if that is the job's revision. Raises JobNotFoundError, ConflictError (which then may
+        also mean that a repeated call has changed the job itself), and JobFinishedError for the priority of a terminal job.
+        """
+        request = core.update_request(job_id, labels, priority, expected_revision)
+        return await self._call(self._stub.UpdateJob, request)
 
     async def delete_job(self, job_id: str) -> None:
         """Delete a terminal job and everything that the server created for it. Raises JobNotFoundError, JobNotFinishedError."""
-        await self._call(self._stub.DeleteJob, DeleteJobRequest(job_id=job_id))
+        await self._call(self._stub.DeleteJob, build(DeleteJobRequest, job_id=job_id))
 
     async def list_jobs(
         self,
         filter: JobFilter | None = None,  # noqa: A002 (the schema's name)
         page_size: int = 0,
+        *,
+        view: JobView.ValueType = JobView.JOB_VIEW_UNSPECIFIED,
     ) -> AsyncIterator[JobInfo]:
-        """Yield jobs, newest first. `page_size` is how many are fetched at a time; 0 lets the server choose."""
-        request = ListJobsRequest(filter=filter, page_size=page_size)
+        """Yield jobs, newest first. `page_size` is how many are fetched at a time; 0 lets the server choose.
+
+        JOB_VIEW_BASIC leaves out metrics and log tails.
+        """
+        request = build(ListJobsRequest, filter=filter, page_size=page_size, view=view)
         async for page in self._pages(self._stub.ListJobs, request):
             for job in page.jobs:
                 yield job
@@ -192,15 +242,21 @@ class AsyncEvalClient(AsyncTransport):
     # Reading logs and results
 
     async def logs(
-        self, job_id: str, *, follow: bool = False, offset: int = 0, attempt: int = 0
+        self,
+        job_id: str,
+        *,
+        follow: bool = False,
+        offset: int = 0,
+        attempt: int = 0,
+        heartbeat_interval_seconds: float | None = None,
     ) -> AsyncGenerator[bytes, None]:
         """Yield the log's bytes from an offset, each once. `attempt` 0 is the latest.
 
-        With `follow`, waits for a queued job to start and continues until the job ends. Raises JobNotFoundError,
-        AttemptNotFoundError, OffsetOutOfRangeError.
+        With `follow`, waits for a queued job to start and continues until the job ends. Heartbeats are sent as for `watch`, and
+        never yielded. Raises JobNotFoundError, AttemptNotFoundError, OffsetOutOfRangeError.
         """
         attempt = attempt or await self._latest_attempt(job_id, wait=follow)
-        reader = LogBytes(job_id, attempt, follow=follow, offset=offset)
+        reader = LogBytes(job_id, attempt, follow=follow, offset=offset, heartbeat_interval_seconds=heartbeat_interval_seconds)
         async with aclosing(self._read(self._stub.ReadLog, reader)) as chunks:
             async for data in chunks:
                 yield data
@@ -218,7 +274,7 @@ class AsyncEvalClient(AsyncTransport):
 
         Raises JobNotFoundError, AttemptNotFoundError.
         """
-        request = ListArtifactsRequest(job_id=job_id, attempt=attempt)
+        request = build(ListArtifactsRequest, job_id=job_id, attempt=attempt)
         artifacts: list[Artifact] = []
         async for page in self._pages(self._stub.ListArtifacts, request):
             artifacts.extend(page.artifacts)
@@ -228,18 +284,26 @@ class AsyncEvalClient(AsyncTransport):
         self,
         job_id: str,
         directory: str | Path,
-        names: Sequence[str] | None = None,
+        names: Sequence[str] | str | None = None,
         on_progress: OnProgress | None = None,
         attempt: int = 0,
     ) -> list[Path]:
         """Download files of an attempt (default: all of the latest) into a folder and return their paths, sorted by name.
 
         Files already present are skipped, and interrupted downloads are resumed. A file appears under its name only when it is
-        complete and its checksum matches. Raises JobNotFoundError, AttemptNotFoundError, ArtifactNotFoundError,
-        ChecksumMismatchError, and InvalidRequestError for a name that leaves the folder.
+        complete and its checksum matches. A file that can't be downloaded does not stop the others: at the end, DownloadError
+        says which are missing and why. Raises JobNotFoundError, AttemptNotFoundError, ArtifactNotFoundError.
         """
-        chosen = select(await self.list_artifacts(job_id, attempt), names)
-        return [await self._download_file(job_id, attempt, artifact, Path(directory), on_progress) for artifact in chosen]
+        chosen = select(await self.list_artifacts(job_id, attempt), None if names is None else texts("names", names))
+        download = Download(Path(directory))
+        for artifact in chosen:
+            try:
+                download.require_own_place(artifact)
+                path = await self._download_file(job_id, attempt, artifact, Path(directory), on_progress)
+                download.add(artifact, path)
+            except (EvalrpcError, OSError) as error:
+                download.add_failure(artifact, error)
+        return download.finish()
 
     async def _download_file(
         self, job_id: str, attempt: int, artifact: Artifact, directory: Path, on_progress: OnProgress | None
@@ -255,7 +319,7 @@ class AsyncEvalClient(AsyncTransport):
                         on_progress(artifact, part.offset)
             return await asyncio.to_thread(part.finish)
 
-    async def samples(
+    def samples(
         self,
         job_id: str,
         model: str = "",
@@ -263,20 +327,26 @@ class AsyncEvalClient(AsyncTransport):
         page_size: int = 0,
         *,
         on_truncated: Callable[[Sequence[str]], None] | None = None,
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> "AsyncSampleRows":
         """Yield the predictions of one model and task, in the harness's order. Empty names select the job's only one.
 
-        The server cuts rows larger than 2 MiB; `on_truncated` is called with what was cut, as paths such as `samples[3].resps`,
-        where 3 is the place on a page. Raises JobNotFoundError, SamplesNotFoundError.
+        `await client.samples(job_id).to_pandas()` has all of them in one table. The server cuts rows larger than 2 MiB;
+        `on_truncated` is called with what was cut, as paths such as `samples[3].resps`, where 3 is the place on a page.
+        Raises JobNotFoundError, SamplesNotFoundError, and InvalidRequestError for an empty name where there are several.
         """
-        request = ListSamplesRequest(job_id=job_id, model=model, task=task, page_size=page_size)
+        request = build(ListSamplesRequest, job_id=job_id, model=model, task=task, page_size=page_size)
+        return AsyncSampleRows(self._samples(request, on_truncated))
+
+    async def _samples(
+        self, request: ListSamplesRequest, on_truncated: Callable[[Sequence[str]], None] | None
+    ) -> AsyncGenerator[dict[str, Any], None]:
         async for page in self._pages(self._stub.ListSamples, request):
             if on_truncated and page.truncated_fields:
                 on_truncated(page.truncated_fields)
             for sample in page.samples:
                 yield core.plain_row(sample)
 
-    async def list_metrics(self, job_id: str, metrics: Sequence[str] = (), model: str = "") -> AsyncIterator[ModelMetric]:
+    async def list_metrics(self, job_id: str, metrics: Sequence[str] | str = (), model: str = "") -> AsyncIterator[ModelMetric]:
         """Yield the metrics of a job, sorted by model, task, metric and filter; also those that its `results` lack because of
         their number. An empty `model` selects all.
 
@@ -291,7 +361,7 @@ class AsyncEvalClient(AsyncTransport):
     async def get_history(
         self,
         filter: JobFilter | None = None,  # noqa: A002 (the schema's name)
-        metrics: Sequence[str] = (),
+        metrics: Sequence[str] | str = (),
         step_label: str = "",
     ) -> GetHistoryResponse:
         """Return metrics across jobs, ordered by the step in the label `step_label` (default: `step`).
@@ -320,14 +390,14 @@ class AsyncEvalClient(AsyncTransport):
 
     async def list_tasks(self, query: str = "", harness: str = "") -> AsyncIterator[str]:
         """Yield the harness's task names that contain the query, sorted. Raises CatalogUnavailableError."""
-        request = ListTasksRequest(query=query, harness=harness, page_size=core.NAMES_PAGE_SIZE)
+        request = build(ListTasksRequest, query=query, harness=harness, page_size=core.NAMES_PAGE_SIZE)
         async for page in self._pages(self._stub.ListTasks, request):
             for task in page.tasks:
                 yield task
 
     async def list_models(self, query: str = "", harness: str = "") -> AsyncIterator[str]:
         """Yield the harness's model type names that contain the query, sorted. Raises CatalogUnavailableError."""
-        request = ListModelsRequest(query=query, harness=harness, page_size=core.NAMES_PAGE_SIZE)
+        request = build(ListModelsRequest, query=query, harness=harness, page_size=core.NAMES_PAGE_SIZE)
         async for page in self._pages(self._stub.ListModels, request):
             for model in page.models:
                 yield model
@@ -344,3 +414,24 @@ class AsyncEvalClient(AsyncTransport):
     async def get_server_info(self) -> GetServerInfoResponse:
         """Return the server's version, limits and capabilities."""
         return await self._call(self._stub.GetServerInfo, GetServerInfoRequest())
+
+
+class AsyncSampleRows(AsyncIterator[dict[str, Any]]):
+    """The rows of samples, each a dict, fetched a page at a time as they are iterated over."""
+
+    def __init__(self, rows: AsyncGenerator[dict[str, Any], None]) -> None:
+        self._rows = rows
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        return await anext(self._rows)
+
+    async def aclose(self) -> None:
+        """Fetch no more."""
+        await self._rows.aclose()
+
+    async def to_pandas(self) -> "pd.DataFrame":
+        """Return the rows that are left as a DataFrame. Raises ModuleNotFoundError that says what to install without pandas."""
+        return to_pandas([row async for row in self])

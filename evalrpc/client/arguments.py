@@ -1,4 +1,4 @@
-"""Short notations: `k=v,k2=v2` for arguments, each value parsed as JSON if possible, else text; `task/metric`."""
+"""Short notations: `k=v,k2=v2` for arguments, as lmms-eval reads it; `task/metric` for metrics."""
 
 import json
 from collections.abc import Iterator
@@ -6,17 +6,19 @@ from typing import Any
 
 from evalrpc.v1.results_pb2 import MetricSelector
 
-_OPENING, _CLOSING = "[{", "]}"
-
 
 def parse_arguments(text: str) -> dict[str, Any]:
-    """Parse a JSON object or `k=v,k2=v2`. Commas inside brackets, braces and double quotes do not split.
+    """Parse `k=v,k2=v2` as lmms-eval does, or a JSON object, for values that this notation lacks.
+
+    In the notation, `true` and `false` in any case are booleans, and what looks like a number is one. Everything else is text
+    as it stands: `None`, a list such as `[1,2]` and quotes, too, which the harness may read further. A comma inside quotes,
+    brackets or braces does not split, and only the first `=` separates.
 
     Raises ValueError that says what is wrong.
     """
     if text.lstrip().startswith("{"):
         return _parse_object(text)
-    return dict(_parse_pair(part) for part in _split(text) if part.strip())
+    return dict(_parse_pair(part) for part in _split(text.strip()))
 
 
 def parse_metric(text: str) -> MetricSelector:
@@ -38,25 +40,42 @@ def _parse_pair(pair: str) -> tuple[str, Any]:
     key, separator, value = pair.partition("=")
     if not separator or not key.strip():
         raise ValueError(f"`{pair}` is not of the form key=value")
-    return key.strip(), _parse_value(value.strip())
+    try:
+        return key, _parse_value(value)
+    except ValueError:
+        raise ValueError(f"`{pair}`: the value is neither text nor a number") from None
 
 
 def _parse_value(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if text.isnumeric():
+        return int(text)  # not of every numeric character: lmms-eval can't read a superscript either
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        return float(text)
+    except ValueError:
         return text
 
 
 def _split(text: str) -> Iterator[str]:
-    """Split at the commas outside brackets, braces and double quotes."""
-    start, depth, quoted = 0, 0, False
-    for index, character in enumerate(text):
-        if character == '"':
-            quoted = not quoted
-        elif not quoted:
-            depth += (character in _OPENING) - (character in _CLOSING)
+    """Split at the commas outside quotes, brackets and braces, and drop empty parts. A backslash escapes a quote."""
+    part, depth, quote, previous = "", 0, "", ""
+    for character in text:
+        if character in "\"'" and previous != "\\":
+            if not quote:
+                quote = character
+            elif quote == character:
+                quote = ""
+        elif not quote:
+            depth += (character in "{[") - (character in "}]")
             if character == "," and depth == 0:
-                yield text[start:index]
-                start = index + 1
-    yield text[start:]
+                yield from _stripped(part)
+                part, previous = "", character
+                continue
+        part, previous = part + character, character
+    yield from _stripped(part)
+
+
+def _stripped(part: str) -> Iterator[str]:
+    if part.strip():
+        yield part.strip()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
+from evalrpc.client import values
 from evalrpc.client.arguments import parse_metric
 from evalrpc.v1.comparison_pb2 import CORRECTION_HOLM, CORRECTION_UNSPECIFIED, CompareJobsRequest, MetricThreshold
 
@@ -13,7 +14,7 @@ class CompareOptions(TypedDict, total=False):
     A metric is TASK/METRIC, METRIC of any task, or TASK/ for all metrics of a task, with an optional `,FILTER` suffix.
     """
 
-    metrics: Sequence[str]
+    metrics: Sequence[str] | str
     """Only these. Default: all."""
     alpha: float | None
     """The accepted false alarm rate. Default: 0.05."""
@@ -27,30 +28,41 @@ class CompareOptions(TypedDict, total=False):
     """Whether higher is better, for individual metrics; overrides the harness."""
     holm: bool
     """Adjust the p-values for multiple comparisons (Holm). Default: False."""
+    strict: bool
+    """Refuse to compare what answered different questions. Default: False."""
 
 
 def compare_request(
     baseline_job_id: str,
     candidate_job_ids: Sequence[str] | str,
     *,
-    metrics: Sequence[str] = (),
+    metrics: Sequence[str] | str = (),
     alpha: float | None = None,
     tolerance: float | None = None,
     tolerances: Mapping[str, float] | None = None,
     higher_is_better: bool | None = None,
     directions: Mapping[str, bool] | None = None,
     holm: bool = False,
+    strict: bool = False,
 ) -> CompareJobsRequest:
-    """Build the request. A single candidate may be a plain string."""
-    thresholds = [MetricThreshold(selector=parse_metric(name), tolerance=value) for name, value in (tolerances or {}).items()]
-    thresholds += [MetricThreshold(selector=parse_metric(name), higher_is_better=up) for name, up in (directions or {}).items()]
-    return CompareJobsRequest(
+    """Build the request. A single candidate or metric may be a plain string.
+
+    Raises TypeError or ValueError that names the argument which can't be sent.
+    """
+    build = values.build
+    thresholds = [build(MetricThreshold, selector=parse_metric(n), tolerance=value) for n, value in (tolerances or {}).items()]
+    thresholds += [
+        build(MetricThreshold, selector=parse_metric(n), higher_is_better=up) for n, up in (directions or {}).items()
+    ]
+    return build(
+        CompareJobsRequest,
         baseline_job_id=baseline_job_id,
-        candidate_job_ids=[candidate_job_ids] if isinstance(candidate_job_ids, str) else candidate_job_ids,
-        metrics=map(parse_metric, metrics),
+        candidate_job_ids=values.texts("candidate_job_ids", candidate_job_ids),
+        metrics=map(parse_metric, values.texts("metrics", metrics)),
         alpha=alpha,
         tolerance=tolerance,
         higher_is_better=higher_is_better,
         metric_thresholds=thresholds,
         correction=CORRECTION_HOLM if holm else CORRECTION_UNSPECIFIED,
+        strict=strict,
     )

@@ -1,32 +1,37 @@
 """What both clients share: channel options, requests, conversions of responses."""
 
-import json
 import os
+import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final, TypedDict
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Struct, Value
 
-from evalrpc.client.arguments import parse_arguments, parse_metric
+from evalrpc.client import values
+from evalrpc.client.addresses import Address, parse_address
+from evalrpc.client.arguments import parse_metric
 from evalrpc.client.request_ids import new_request_id
 from evalrpc.errors import JobCancelledError, JobFailedError
-from evalrpc.v1.evaluation_service_pb2 import DESCRIPTOR
 from evalrpc.v1.history_pb2 import GetHistoryRequest, GetHistoryResponse, HistoryPoint
 from evalrpc.v1.jobs_pb2 import (
     CACHE_MODE_ALLOW,
     CACHE_MODE_UNSPECIFIED,
     EvaluateRequest,
+    GpuMode,
     JobFilter,
     JobInfo,
     JobStatus,
     SubmitJobRequest,
+    UpdateJobRequest,
 )
 from evalrpc.v1.results_pb2 import ListMetricsRequest
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
 ADDRESS_VARIABLE: Final = "EVALRPC_ADDRESS"
+ROOTS_VARIABLE: Final = "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"
 NAMES_PAGE_SIZE: Final = 1000
 """How many task or model names are fetched per page; a harness may have many thousands."""
 METRICS_PAGE_SIZE: Final = 10_000
@@ -38,24 +43,6 @@ HEALTH_CHECK_REQUEST: Final = b""
 HEALTH_SERVING: Final = b"\x08\x01"
 """The grpc.health.v1.HealthCheckResponse whose status is SERVING."""
 
-RETRIED_METHODS: Final = (
-    "SubmitJob",
-    "GetJob",
-    "ListJobs",
-    "CancelJob",
-    "GetQueue",
-    "ListArtifacts",
-    "ListMetrics",
-    "ListSamples",
-    "GetHistory",
-    "CompareJobs",
-    "ListTasks",
-    "ListModels",
-    "ListHarnesses",
-    "GetServerInfo",
-)
-"""The calls that may be retried blindly; SubmitJob because ours always carries a `request_id`."""
-
 
 class SubmitOptions(TypedDict, total=False):
     """The options of a submission, besides the evaluation itself. See SubmitJobRequest in the schema."""
@@ -64,8 +51,8 @@ class SubmitOptions(TypedDict, total=False):
     """Makes the call safe to repeat. Default: a fresh UUID."""
     priority: int
     """Higher starts first. Default: 0."""
-    labels: Mapping[str, str] | None
-    """Free-form labels to filter by."""
+    labels: Mapping[str, object] | None
+    """Free-form labels to filter by: text, numbers, booleans, and what `evalrpc.client.values` lists."""
     timeout: timedelta | float | None
     """Bound on the run time of one attempt; a number is in seconds. Default: none."""
     max_attempts: int
@@ -75,19 +62,30 @@ class SubmitOptions(TypedDict, total=False):
     validate_only: bool
     """Only validate; the response has no `job_id`. Default: False."""
     cache: bool
-    """Whether the job of an identical evaluation may be returned: see CACHE_MODE_ALLOW. Default: False."""
+    """Whether the job may share the run of an identical evaluation instead of running itself; it is a new job all the same. See
+    CACHE_MODE_ALLOW and `JobInfo.cached_from`. Default: False."""
 
 
-def server_address(address: str | None) -> str:
-    """Return the given address, else that in EVALRPC_ADDRESS, else the default."""
-    return address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
+def server_address(address: str | None) -> Address:
+    """Parse the given address, else that in EVALRPC_ADDRESS, else the default. Raises ValueError that says what is wrong."""
+    if address:
+        return parse_address(address)
+    variable = os.environ.get(ADDRESS_VARIABLE)
+    if not variable:
+        return parse_address(DEFAULT_ADDRESS)
+    try:
+        return parse_address(variable)
+    except ValueError as error:
+        raise ValueError(f"{ADDRESS_VARIABLE}: {error}") from None
 
 
-def channel_options() -> list[tuple[str, Any]]:
-    """Build the channel options: retries, and keepalive at a rate that the server permits. Every answer fits into 4 MiB, gRPC's
-    own limit."""
+def channel_options(*, use_proxy: bool = True) -> list[tuple[str, Any]]:
+    """Build the channel options: keepalive at a rate that the server permits. Every answer fits into 4 MiB, gRPC's own limit.
+
+    `use_proxy`: whether the variables http_proxy, https_proxy and no_proxy count, as gRPC reads them.
+    """
     return [
-        ("grpc.service_config", service_config()),
+        ("grpc.enable_http_proxy", int(use_proxy)),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.http2.max_pings_without_data", 0),
@@ -98,24 +96,30 @@ def channel_options() -> list[tuple[str, Any]]:
     ]
 
 
-def service_config() -> str:
-    """Build gRPC's service config as JSON: which calls gRPC retries, on UNAVAILABLE only."""
-    service = DESCRIPTOR.services_by_name["EvaluationService"].full_name
-    policy = {
-        "maxAttempts": 5,
-        "initialBackoff": "0.1s",
-        "maxBackoff": "2s",
-        "backoffMultiplier": 2,
-        "retryableStatusCodes": ["UNAVAILABLE"],
-    }
-    names = [{"service": service, "method": method} for method in RETRIED_METHODS]
-    return json.dumps({"methodConfig": [{"name": names, "retryPolicy": policy}]})
+def require_channel(address: str | None, channel: object, kind: type) -> None:
+    """Raise ValueError for a channel beside an address, and TypeError for one that is not of this kind."""
+    if address is not None:
+        raise ValueError("give either an address or a channel, not both")
+    if not isinstance(channel, kind):
+        takes, given = (cls.__module__.partition("._")[0] for cls in (kind, type(channel)))
+        raise TypeError(f"this client takes a channel of {takes}, not of {given}")
+
+
+def root_certificates() -> bytes | None:
+    """Return the certificates that this machine trusts, as PEM; None leaves the choice to gRPC, which has a list of its own.
+
+    That is the case if the machine has none, and if gRPC's variable GRPC_DEFAULT_SSL_ROOTS_FILE_PATH names a file.
+    """
+    if os.environ.get(ROOTS_VARIABLE):
+        return None
+    certificates = ssl.create_default_context().get_ca_certs(binary_form=True)
+    return "".join(map(ssl.DER_cert_to_PEM_cert, certificates)).encode() or None
 
 
 def evaluate_request(
     model: str,
-    tasks: Sequence[str],
-    model_args: Mapping[str, Any] | None = None,
+    tasks: Sequence[str] | str,
+    model_args: Mapping[str, Any] | str | None = None,
     num_fewshot: int | None = None,
     batch_size: int | str | None = None,
     device: str | None = None,
@@ -123,31 +127,36 @@ def evaluate_request(
     gen_kwargs: Mapping[str, Any] | str | None = None,
     log_samples: bool = True,
     predict_only: bool = False,
-    num_gpus: int = 1,
+    num_gpus: int | None = None,
     output_dir: str | None = None,
     *,
     harness: str = "",
     tasks_separately: bool = False,
+    gpu_mode: GpuMode.ValueType = GpuMode.GPU_MODE_UNSPECIFIED,
+    max_bad_answer_ratio: float | None = None,
 ) -> EvaluateRequest:
     """Build the request from plain values. None leaves a field absent; a single task may be a plain string.
 
-    Raises ValueError for arguments that have no JSON form.
+    Raises TypeError or ValueError that names the argument, or the key in it, which can't be sent.
     """
-    return EvaluateRequest(
+    return values.build(
+        EvaluateRequest,
         harness=harness,
         model=model,
-        tasks=[tasks] if isinstance(tasks, str) else tasks,
-        model_args=_struct(model_args),
+        tasks=values.texts("tasks", tasks),
+        model_args=values.arguments("model_args", model_args),
         num_fewshot=num_fewshot,
-        batch_size="" if batch_size is None else str(batch_size),
-        device=device or "",
+        batch_size=_batch_size(batch_size),
+        device=device,
         limit=limit,
-        gen_kwargs=_struct(parse_arguments(gen_kwargs) if isinstance(gen_kwargs, str) else gen_kwargs),
+        gen_kwargs=values.arguments("gen_kwargs", gen_kwargs),
         log_samples=log_samples,
         predict_only=predict_only,
         num_gpus=num_gpus,
-        output_dir=output_dir or "",
+        output_dir=output_dir,
         tasks_separately=tasks_separately,
+        gpu_mode=gpu_mode,
+        max_bad_answer_ratio=max_bad_answer_ratio,
     )
 
 
@@ -156,20 +165,24 @@ def submit_request(
     *,
     request_id: str | None = None,
     priority: int = 0,
-    labels: Mapping[str, str] | None = None,
+    labels: Mapping[str, object] | None = None,
     timeout: timedelta | float | None = None,
     max_attempts: int = 1,
     supersede_key: str = "",
     validate_only: bool = False,
     cache: bool = False,
 ) -> SubmitJobRequest:
-    """Build the submission. It always has a `request_id`, so that a retry never submits a second job."""
-    return SubmitJobRequest(
+    """Build the submission. It always has a `request_id`, so that a retry never submits a second job.
+
+    Raises TypeError or ValueError that names the argument, or the key in it, which can't be sent.
+    """
+    return values.build(
+        SubmitJobRequest,
         request=request,
         request_id=request_id or new_request_id(),
         priority=priority,
-        labels=labels,
-        timeout=None if timeout is None else duration(timeout),
+        labels=values.labels(labels),
+        timeout=None if timeout is None else duration("timeout", timeout),
         max_attempts=max_attempts,
         supersede_key=supersede_key,
         validate_only=validate_only,
@@ -177,14 +190,30 @@ def submit_request(
     )
 
 
-def history_request(job_filter: JobFilter | None, metrics: Sequence[str], step_label: str) -> GetHistoryRequest:
+def update_request(
+    job_id: str, labels: Mapping[str, str] | None, priority: int | None, expected_revision: int | None
+) -> UpdateJobRequest:
+    """Build the request for a change of a job. What is None is not in its mask, so it stays."""
+    changed = {"labels": labels is not None, "priority": priority is not None}
+    return UpdateJobRequest(
+        job_id=job_id,
+        labels=labels,
+        priority=priority or 0,
+        update_mask=FieldMask(paths=[name for name, is_given in changed.items() if is_given]),
+        expected_revision=expected_revision,
+    )
+
+
+def history_request(job_filter: JobFilter | None, metrics: Sequence[str] | str, step_label: str) -> GetHistoryRequest:
     """Build the request for metrics across jobs."""
-    return GetHistoryRequest(filter=job_filter, metrics=map(parse_metric, metrics), step_label=step_label)
+    selectors = map(parse_metric, values.texts("metrics", metrics))
+    return values.build(GetHistoryRequest, filter=job_filter, metrics=selectors, step_label=step_label)
 
 
-def metrics_request(job_id: str, metrics: Sequence[str], model: str) -> ListMetricsRequest:
+def metrics_request(job_id: str, metrics: Sequence[str] | str, model: str) -> ListMetricsRequest:
     """Build the request for all metrics of a job, in large pages."""
-    return ListMetricsRequest(job_id=job_id, metrics=map(parse_metric, metrics), model=model, page_size=METRICS_PAGE_SIZE)
+    selectors = map(parse_metric, values.texts("metrics", metrics))
+    return values.build(ListMetricsRequest, job_id=job_id, metrics=selectors, model=model, page_size=METRICS_PAGE_SIZE)
 
 
 def add_points(history: GetHistoryResponse, points: Iterable[HistoryPoint]) -> None:
@@ -197,10 +226,13 @@ def add_points(history: GetHistoryResponse, points: Iterable[HistoryPoint]) -> N
             history.points.append(point)
 
 
-def duration(value: timedelta | float) -> Duration:
-    """Build a Duration; a number is in seconds."""
+def duration(name: str, value: timedelta | float) -> Duration:
+    """Build the Duration of the argument `name`; a number is in seconds. Raises TypeError or ValueError that names it."""
     message = Duration()
-    message.FromTimedelta(value if isinstance(value, timedelta) else timedelta(seconds=value))
+    try:
+        message.FromTimedelta(value if isinstance(value, timedelta) else timedelta(seconds=values.number(name, value)))
+    except (OverflowError, ValueError):
+        raise ValueError(f"{name} must be a finite number of seconds, not {value}") from None
     return message
 
 
@@ -214,8 +246,8 @@ def completed(job: JobInfo, *, raise_on_failure: bool = True) -> JobInfo:
 
 
 def plain_row(struct: Struct) -> dict[str, Any]:
-    """Convert a Struct to a dict. A Struct has no integers, so numbers without a fraction become ints."""
-    return {key: _plain(value) for key, value in struct.fields.items()}
+    """Convert a Struct to a dict, sorted by key. A Struct has no integers, so numbers without a fraction become ints."""
+    return {key: _plain(value) for key, value in sorted(struct.fields.items())}
 
 
 def _plain(value: Value) -> Any:
@@ -233,9 +265,5 @@ def _plain(value: Value) -> Any:
     return None
 
 
-def _struct(values: Mapping[str, Any] | None) -> Struct | None:
-    if values is None:
-        return None
-    struct = Struct()
-    struct.update(dict(values))
-    return struct
+def _batch_size(value: int | str | None) -> str | None:
+    return value if value is None or isinstance(value, str) else str(values.whole_number("batch_size", value))

@@ -1,18 +1,23 @@
-"""Downloaded job files: where they may go, and partial files that are resumed."""
+"""Downloaded job files: where they may go, partial files that are resumed, and what became of each."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Final, Self
 
 from evalrpc.errors import ArtifactNotFoundError, EvalrpcError, FieldViolation, InvalidRequestError
+from evalrpc.protobuf.file_names import disk_name
 from evalrpc.v1.files_pb2 import Artifact
 
 OnProgress = Callable[[Artifact, int], None]
 """Called after every chunk with the file and how many of its bytes have arrived."""
 
 _READ_BYTES: Final = 1024 * 1024
+_NOT_IN_NAMES: Final = frozenset('\0<>:"|?*\\' if os.name == "nt" else "\0")
+_NAMED_FAILURES: Final = 5
 
 
 class ChecksumMismatchError(EvalrpcError):
@@ -20,6 +25,56 @@ class ChecksumMismatchError(EvalrpcError):
 
     reason = "CHECKSUM_MISMATCH"
     code = "DATA_LOSS"
+
+
+class DownloadError(EvalrpcError):
+    """Some files could not be downloaded; all others were. Repeating the download resumes it."""
+
+    reason = "DOWNLOAD_INCOMPLETE"
+
+    def __init__(self, paths: list[Path], errors: dict[str, Exception]) -> None:
+        self.paths = paths
+        """The files that are there now, sorted by name."""
+        self.errors = errors
+        """What is wrong with each of the others, by its name."""
+        named = [f"{name!r}: {error}" for name, error in islice(errors.items(), _NAMED_FAILURES)]
+        more = ["..."] if len(errors) > len(named) else []
+        super().__init__(f"{len(errors)} of {len(errors) + len(paths)} files are missing: {'; '.join(named + more)}")
+
+
+class Download:
+    """What became of the files of one download, so that a bad one does not stop the others."""
+
+    def __init__(self, directory: Path) -> None:
+        """Make the directory if it is missing. Raises OSError."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
+        self._paths: list[Path] = []
+        self._errors: dict[str, Exception] = {}
+        self._names: dict[tuple[int, int], str] = {}
+
+    def require_own_place(self, artifact: Artifact) -> None:
+        """Raise InvalidRequestError if the file would replace another one of this download, whose name the disk takes for the
+        same: many disks ignore case. Also raises it for a name that leaves the directory."""
+        path = target_path(self._directory, artifact.name)
+        other = self._names.get(_identity(path)) if path.exists() else None
+        if other is not None:
+            raise _bad_name(f"{artifact.name!r} is the name of {other!r} on this disk, too")
+
+    def add(self, artifact: Artifact, path: Path) -> None:
+        """Record a file that is there."""
+        self._paths.append(path)
+        self._names[_identity(path)] = artifact.name
+
+    def add_failure(self, artifact: Artifact, error: Exception) -> None:
+        """Record a file that could not be downloaded."""
+        self._errors[artifact.name] = error
+
+    def finish(self) -> list[Path]:
+        """Return the paths of all files. Raises DownloadError if any is missing."""
+        if self._errors:
+            raise DownloadError(self._paths, self._errors) from next(iter(self._errors.values()))
+        return self._paths
 
 
 def select(artifacts: Iterable[Artifact], names: Sequence[str] | None) -> list[Artifact]:
@@ -33,19 +88,24 @@ def select(artifacts: Iterable[Artifact], names: Sequence[str] | None) -> list[A
 
 
 def target_path(directory: Path, name: str) -> Path:
-    """Return the path of a file below the directory. Raises InvalidRequestError for a name that leaves it."""
-    parts = PurePosixPath(name).parts
-    path = directory.joinpath(*parts) if parts and ".." not in parts and not set(name) & {"\\", "\0"} else directory
+    """Return the path of a file below the directory. Raises InvalidRequestError for a name that leaves it, and for one that
+    the operating system can't have."""
+    on_disk = disk_name(name)
+    if unusable := sorted(set(on_disk) & _NOT_IN_NAMES):
+        raise _bad_name(f"{name!r} contains {unusable[0]!r}, which no file's name can have here")
+    parts = PurePosixPath(on_disk).parts
+    path = directory.joinpath(*parts) if parts and ".." not in parts else directory
     if path == directory or not path.resolve().is_relative_to(directory.resolve()):
-        raise InvalidRequestError(violations=[FieldViolation("name", f"{name!r} is no path within the folder")])
+        raise _bad_name(f"{name!r} is no path within the folder")
     return path
 
 
 class PartialFile:
     """A file that is written under a temporary name next to its target, and renamed atomically once complete.
 
-    The temporary name contains the checksum, so a later download resumes where this one broke off, but never with the bytes
-    of another file. A context manager: leaving it keeps what was written on disk.
+    The temporary name is derived from the name and the checksum, so a later download resumes where this one broke off, but
+    never with the bytes of another file; and it is short, however long the name is. A context manager: leaving it keeps what
+    was written on disk.
     """
 
     def __init__(self, directory: Path, artifact: Artifact) -> None:
@@ -53,7 +113,8 @@ class PartialFile:
         self.path = target_path(directory, artifact.name)
         """Where the complete file goes."""
         self._artifact = artifact
-        self._part = self.path.with_name(f".{self.path.name[:200]}.{artifact.sha256[:16] or 'unverified'}.part")
+        identity = hashlib.sha256(f"{artifact.name}\0{artifact.sha256}".encode()).hexdigest()
+        self._part = self.path.with_name(f".{identity[:32]}.part")
         self._hash = hashlib.sha256()
         self.offset = 0
         """How many bytes have arrived."""
@@ -88,6 +149,15 @@ class PartialFile:
             raise ChecksumMismatchError(f"{self._artifact.name}: the bytes that arrived have another checksum")
         self._part.replace(self.path)
         return self.path
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _bad_name(description: str) -> InvalidRequestError:
+    return InvalidRequestError(violations=[FieldViolation("name", description)])
 
 
 def is_complete(directory: Path, artifact: Artifact) -> bool:

@@ -1,5 +1,6 @@
 """Maps the status of a failed call to the class of `evalrpc.errors` that the server raised."""
 
+import re
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
@@ -16,10 +17,31 @@ from evalrpc.errors import (
     InvalidRequestError,
     JobNotCompletedError,
     RunFailedError,
+    UnavailableError,
 )
 
 STATUS_DETAILS_KEY: Final = "grpc-status-details-bin"
 """The trailing metadata key that carries a serialised google.rpc.Status."""
+
+_ABOUT_THE_REQUEST: Final = (
+    # A proxy, or a server of another kind, asks who calls (HTTP 401), forbids it (403), or has nothing there (404).
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNIMPLEMENTED,
+    # Neither gRPC nor a proxy makes these by itself: another program has read the request, and answers it.
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.OUT_OF_RANGE,
+)
+"""The codes that are final even without our ErrorInfo.
+
+Not among them: CANCELLED, which is never our own where it is judged; DEADLINE_EXCEEDED, since the deadline of a stream
+is checked before each call, and else a proxy has limited it; RESOURCE_EXHAUSTED, which a proxy that asks for calm (RST_STREAM)
+causes, while our messages are never too large; UNKNOWN, INTERNAL, ABORTED and DATA_LOSS, which a bug of our server would send
+with an ErrorInfo.
+"""
 
 _NEVER_ON_THE_WIRE: Final = (ConfigurationError, RunFailedError, JobNotCompletedError)
 
@@ -36,13 +58,36 @@ class ErrorDetails(NamedTuple):
 def from_rpc_error(error: grpc.RpcError) -> EvalrpcError | TimeoutError:
     """Build the error for a failed call, to be raised from it.
 
-    The reason in ErrorInfo determines the class, else the status code. DEADLINE_EXCEEDED becomes a TimeoutError.
+    The reason in ErrorInfo determines the class, else the status code. DEADLINE_EXCEEDED becomes a TimeoutError. Where gRPC
+    speaks, not the server, its internals are left out of the message; the cause has them.
     """
     code, message = error.code().name, error.details() or error.code().name
     if code == grpc.StatusCode.DEADLINE_EXCEEDED.name:
-        return TimeoutError(message)
+        return TimeoutError("no answer in time")
     details = parse_details(_status_details(error))
-    return build_error(code, message, details)
+    is_of_grpc = details.reason is None and code in _CODES_OF_GRPC
+    return build_error(code, _in_words(message) if is_of_grpc else message, details)
+
+
+def is_broken_off(error: grpc.RpcError) -> bool:
+    """Return whether a call was only broken off on the way, so that the same request, or the rest of it, may succeed.
+
+    What carries our ErrorInfo is the server's answer, and final unless it is UNAVAILABLE. What lacks it is not from our
+    server: a proxy has reset the call or answered itself, the connection was lost, or gRPC gave up. It counts as broken off
+    whatever its code, unless the code can only be about the request.
+    """
+    code = error.code()
+    if parse_details(_status_details(error)).reason is not None:
+        return code is grpc.StatusCode.UNAVAILABLE
+    return code not in _ABOUT_THE_REQUEST
+
+
+def from_broken_call(error: grpc.RpcError) -> UnavailableError:
+    """Build the error for a call that was broken off, whatever its code."""
+    failure = from_rpc_error(error)
+    if isinstance(failure, UnavailableError):
+        return failure
+    return UnavailableError(f"the call was broken off: {error.code().name}: {error.details()}")
 
 
 def build_error(code: str, message: str, details: ErrorDetails) -> EvalrpcError:
@@ -78,6 +123,30 @@ def _read_detail(detail: Any) -> dict[str, Any]:
     if detail.Unpack(retry):
         return {"retry_delay_seconds": retry.retry_delay.ToTimedelta().total_seconds()}
     return {}
+
+
+_CODES_OF_GRPC: Final = frozenset({"CANCELLED", "INTERNAL", "UNAVAILABLE", "UNKNOWN"})
+
+_WORDS: Final = (
+    (re.compile(r"Connection refused"), "connection refused; no server listens there"),
+    (re.compile(r"DNS|Name or service not known|name resolution|nodename nor servname"), "there is no host of this name"),
+    (re.compile(r"No route to host|Network is unreachable"), "the network has no way to this host"),
+    (re.compile(r"Timeout occurred|timed out|Deadline Exceeded", re.IGNORECASE), "no answer in time"),
+    (
+        re.compile(r"SSL|TLS|handshake|http1|first SETTINGS frame", re.IGNORECASE),
+        "what listens there does not speak gRPC as asked",
+    ),
+    (
+        re.compile(r"Stream removed|RST_STREAM|GOAWAY|[Ss]ocket closed|Connection reset|Broken pipe|recvmsg|Transport closed"),
+        "the connection broke off",
+    ),
+)
+"""What gRPC's own messages come down to. The first that matches counts."""
+
+
+def _in_words(message: str) -> str:
+    """Return a message of gRPC's own in plain words, if they are known."""
+    return next((words for pattern, words in _WORDS if pattern.search(message)), message)
 
 
 def _status_details(error: grpc.RpcError) -> bytes:

@@ -15,7 +15,7 @@ OnDisconnect = Callable[[EvalrpcError, float], None]
 
 
 class ReconnectPolicy:
-    """Exponential backoff with full jitter for the failures of one stream.
+    """Exponential backoff with full jitter for the failures of one stream or call.
 
     The delay is random up to a bound that doubles from 0.1 s to 5 s, on top of what the server asks for. Success resets
     the bound.

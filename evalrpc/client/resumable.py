@@ -2,21 +2,24 @@
 
 The transport opens the call that `request()` describes, passes every message to `accept()` and yields what that returns. When
 the call ends, `ended()` or `failed()` says how long to wait before the next one. This repeats until `is_finished()`.
+
+Which failures are resumed is decided in `failures`: whatever breaks a stream without being an answer of the server.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
-from evalrpc.client.failures import from_rpc_error
+from evalrpc.client.failures import from_broken_call, from_rpc_error, is_broken_off
 from evalrpc.client.reconnect import ReconnectPolicy
-from evalrpc.errors import UnavailableError
+from evalrpc.client.values import build
+from evalrpc.errors import FileUnavailableError, UnavailableError
 from evalrpc.v1.files_pb2 import ReadArtifactRequest, ReadArtifactResponse, ReadLogRequest, ReadLogResponse
-from evalrpc.v1.jobs_pb2 import JobEvent, JobEventType, JobFilter, WatchJobRequest, WatchJobsRequest
+from evalrpc.v1.jobs_pb2 import JobEvent, JobEventType, JobFilter, JobView, WatchJobRequest, WatchJobsRequest
 
 RequestT = TypeVar("RequestT")
 MessageT = TypeVar("MessageT")
@@ -24,8 +27,16 @@ ItemT = TypeVar("ItemT")
 BytesRequestT = TypeVar("BytesRequestT", ReadLogRequest, ReadArtifactRequest)
 BytesMessageT = TypeVar("BytesMessageT", ReadLogResponse, ReadArtifactResponse)
 
-_BROKEN_OFF = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-"""A CANCELLED seen here is never our own: the server or a proxy cut the stream."""
+MAX_TRIES_OF_AN_UNREADABLE_FILE: Final = 5
+"""In a row, without a byte of it, a second or more apart as the server asks."""
+
+_STATES = (
+    JobEventType.JOB_EVENT_TYPE_SNAPSHOT,
+    JobEventType.JOB_EVENT_TYPE_STATUS,
+    JobEventType.JOB_EVENT_TYPE_UPDATED,
+    JobEventType.JOB_EVENT_TYPE_DELETED,
+)
+"""Whoever has seen their revision has seen these events."""
 
 
 class Reader(ABC, Generic[RequestT, MessageT, ItemT]):
@@ -61,16 +72,19 @@ class Reader(ABC, Generic[RequestT, MessageT, ItemT]):
         return self._policy.delay_seconds(UnavailableError("the stream ended before its last event"))
 
     def failed(self, error: grpc.RpcError) -> float:
-        """Return the seconds to wait before the next call. Raises what a retry would not fix."""
-        failure = from_rpc_error(error)
+        """Return the seconds to wait before the next call. Raises what a retry would not fix, and TimeoutError."""
+        if not is_broken_off(error):
+            raise from_rpc_error(error) from error
+        failure = from_broken_call(error)
         failure.__cause__ = error
-        if isinstance(failure, TimeoutError) or error.code() not in _BROKEN_OFF:
-            raise failure
         return self._policy.delay_seconds(failure)
 
 
 class JobWatch(Reader[WatchJobRequest, JobEvent, JobEvent]):
-    """WatchJob: each event once, in order, up to the terminal one."""
+    """WatchJob: each event once, in order, up to the terminal one.
+
+    Heartbeats are for the caller only with an interval of the caller's own: those of the server only keep the stream open.
+    """
 
     def __init__(
         self,
@@ -80,7 +94,8 @@ class JobWatch(Reader[WatchJobRequest, JobEvent, JobEvent]):
         policy: ReconnectPolicy | None = None,
     ) -> None:
         super().__init__(policy)
-        self._request = WatchJobRequest(job_id=job_id, heartbeat_interval=_heartbeat(heartbeat_interval_seconds))
+        self._request = build(WatchJobRequest, job_id=job_id, heartbeat_interval=_duration(heartbeat_interval_seconds))
+        self._wants_heartbeats = heartbeat_interval_seconds is not None
         self._after_revision = after_revision
 
     def request(self) -> WatchJobRequest:
@@ -93,14 +108,15 @@ class JobWatch(Reader[WatchJobRequest, JobEvent, JobEvent]):
             return ()
         self._after_revision = max(self._after_revision, event.revision)
         self._finished = event.terminal
-        return (event,)
+        return () if _is_bookmark(event) and not self._wants_heartbeats else (event,)
 
 
 class AllJobsWatch(Reader[WatchJobsRequest, JobEvent, JobEvent]):
     """WatchJobs: each event once, in order, without end.
 
     The initial snapshots are buffered until the BOOKMARK that ends them: if the call broke off among them, the next one might
-    lack a job that ended in between, and its end would be lost.
+    lack a job that ended in between, and its end would be lost. The first BOOKMARK is always for the caller, who has caught up
+    then; the later ones are heartbeats, as in JobWatch.
     """
 
     def __init__(
@@ -109,11 +125,22 @@ class AllJobsWatch(Reader[WatchJobsRequest, JobEvent, JobEvent]):
         after_revision: int = 0,
         heartbeat_interval_seconds: float | None = None,
         policy: ReconnectPolicy | None = None,
+        *,
+        view: JobView.ValueType = JobView.JOB_VIEW_UNSPECIFIED,
+        skip_snapshots: bool = False,
     ) -> None:
         super().__init__(policy)
-        self._request = WatchJobsRequest(filter=job_filter, heartbeat_interval=_heartbeat(heartbeat_interval_seconds))
+        self._request = build(
+            WatchJobsRequest,
+            filter=job_filter,
+            heartbeat_interval=_duration(heartbeat_interval_seconds),
+            view=view,
+            skip_snapshots=skip_snapshots,
+        )
+        self._wants_heartbeats = heartbeat_interval_seconds is not None
         self._after_revision = after_revision
         self._snapshots: list[JobEvent] | None = None
+        self._caught_up = False
 
     def request(self) -> WatchJobsRequest:
         """Request everything after the last revision seen."""
@@ -127,14 +154,18 @@ class AllJobsWatch(Reader[WatchJobsRequest, JobEvent, JobEvent]):
         if _is_repeat(event, self._after_revision):
             return ()
         self._after_revision = max(self._after_revision, event.revision)
-        return (event,)
+        if not _is_bookmark(event):
+            return (event,)
+        is_heartbeat, self._caught_up = self._caught_up, True
+        return () if is_heartbeat and not self._wants_heartbeats else (event,)
 
     def _take_snapshot(self, snapshots: list[JobEvent], event: JobEvent) -> Iterable[JobEvent]:
         snapshots.append(event)
-        if event.type != JobEventType.JOB_EVENT_TYPE_BOOKMARK:
+        if not _is_bookmark(event):
             return ()
-        self._snapshots = None
+        self._snapshots, self._caught_up = None, True
         self._after_revision = event.revision
+        self._request.skip_snapshots = False  # at revision 0 there is nothing to resume after: all jobs are new then
         return snapshots
 
 
@@ -166,18 +197,43 @@ class _Bytes(Reader[BytesRequestT, BytesMessageT, bytes]):
 class LogBytes(_Bytes[ReadLogRequest, ReadLogResponse]):
     """ReadLog: the log of one attempt from an offset."""
 
-    def __init__(self, job_id: str, attempt: int, *, follow: bool = False, offset: int = 0) -> None:
-        super().__init__(ReadLogRequest(job_id=job_id, attempt=attempt, follow=follow, offset=offset))
+    def __init__(
+        self,
+        job_id: str,
+        attempt: int,
+        *,
+        follow: bool = False,
+        offset: int = 0,
+        heartbeat_interval_seconds: float | None = None,
+    ) -> None:
+        heartbeat = _duration(heartbeat_interval_seconds)
+        request = build(
+            ReadLogRequest, job_id=job_id, attempt=attempt, follow=follow, offset=offset, heartbeat_interval=heartbeat
+        )
+        super().__init__(request)
 
 
 class ArtifactBytes(_Bytes[ReadArtifactRequest, ReadArtifactResponse]):
     """ReadArtifact: one file of an attempt from an offset; attempt 0 is the latest."""
 
     def __init__(self, job_id: str, name: str, offset: int = 0, attempt: int = 0) -> None:
-        super().__init__(ReadArtifactRequest(job_id=job_id, name=name, offset=offset, attempt=attempt))
+        super().__init__(build(ReadArtifactRequest, job_id=job_id, name=name, offset=offset, attempt=attempt))
+        self._unreadable_times = 0
+
+    def failed(self, error: grpc.RpcError) -> float:
+        """As for any stream, except that a file which the server itself can't read is given up after some tries."""
+        failure = from_rpc_error(error)
+        self._unreadable_times = self._unreadable_times + 1 if isinstance(failure, FileUnavailableError) else 0
+        if self._unreadable_times >= MAX_TRIES_OF_AN_UNREADABLE_FILE:
+            raise failure from error
+        return super().failed(error)
+
+    def _take(self, message: ReadArtifactResponse) -> Iterable[bytes]:
+        self._unreadable_times = 0
+        return super()._take(message)
 
 
-def _heartbeat(interval_seconds: float | None) -> Duration | None:
+def _duration(interval_seconds: float | None) -> Duration | None:
     if interval_seconds is None:
         return None
     duration = Duration()
@@ -185,6 +241,9 @@ def _heartbeat(interval_seconds: float | None) -> Duration | None:
     return duration
 
 
+def _is_bookmark(event: JobEvent) -> bool:
+    return event.type == JobEventType.JOB_EVENT_TYPE_BOOKMARK
+
+
 def _is_repeat(event: JobEvent, after_revision: int) -> bool:
-    states = (JobEventType.JOB_EVENT_TYPE_SNAPSHOT, JobEventType.JOB_EVENT_TYPE_STATUS)
-    return event.type in states and event.revision <= after_revision
+    return event.type in _STATES and event.revision <= after_revision

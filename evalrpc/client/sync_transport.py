@@ -1,7 +1,7 @@
 # Generated from aio_transport.py by scripts/generate-sync-client: do not edit.
 """The blocking client's connection, with its three kinds of calls: unary, a paged listing, a stream read to its end.
 
-The decisions are in `resumable` and `failures`.
+The decisions are in `resumable`, `retrying` and `failures`.
 """
 
 from __future__ import annotations  # grpc's classes are generic only in its type stubs
@@ -14,8 +14,9 @@ from typing import Protocol, Self, TypeVar
 import grpc
 
 from evalrpc.client import core
-from evalrpc.client.failures import from_rpc_error
+from evalrpc.client.reconnect import ReconnectPolicy
 from evalrpc.client.resumable import ItemT, MessageT, Reader, RequestT
+from evalrpc.client.retrying import RETRY_SECONDS, Retries
 from evalrpc.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 
 ResponseT = TypeVar("ResponseT")
@@ -40,11 +41,24 @@ PageT = TypeVar("PageT", bound=Page)
 class Transport:
     """A connection to the server."""
 
-    def __init__(self, address: str | None = None, *, timeout_seconds: float | None = 30.0) -> None:
-        """Set the server (default: EVALRPC_ADDRESS, else 127.0.0.1:50051) and the timeout of unary calls; None means none."""
-        self.address = core.server_address(address)
+    def __init__(
+        self, address: str | None = None, *, channel: grpc.Channel | None = None, timeout_seconds: float | None = 30.0
+    ) -> None:
+        """Connect to a server when it is first called; `timeout_seconds` is the timeout of unary calls, and None means none.
+
+        `address` is HOST:PORT, a URL, or another of gRPC's own forms (see `evalrpc.client.addresses`). Default:
+        EVALRPC_ADDRESS, else 127.0.0.1:50051. A loopback address or a socket is never reached through a proxy.
+
+        Or pass a `channel` of your own, for credentials or interceptors of yours. It is used as it is and never closed here;
+        `evalrpc.client.channel_options()` has the retries and the keepalive of ours.
+
+        Raises ValueError for an address that makes no sense.
+        """
+        if channel is not None:
+            core.require_channel(address, channel, grpc.Channel)
+        self.address, self._channel = ("a given channel", channel) if channel is not None else _connect(address)
+        self._owns_channel = channel is None
         self._timeout_seconds = timeout_seconds
-        self._channel = grpc.insecure_channel(self.address, options=core.channel_options())
         self._stub = EvaluationServiceStub(self._channel)
 
     def __enter__(self) -> Self:
@@ -54,8 +68,9 @@ class Transport:
         self.close()
 
     def close(self) -> None:
-        """Close the connection and end every call on it. Idempotent."""
-        self._channel.close()
+        """Close the connection and end every call on it, unless the channel was given. Idempotent."""
+        if self._owns_channel:
+            self._channel.close()
 
     def is_healthy(self) -> bool:
         """Return whether the server answers and is ready to serve. Raises nothing."""
@@ -66,10 +81,13 @@ class Transport:
             return False
 
     def _call(self, method: grpc.UnaryUnaryMultiCallable[RequestT, ResponseT], request: RequestT) -> ResponseT:
-        try:
-            return method(request, timeout=self._timeout_seconds)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        retries = Retries(request, ReconnectPolicy(RETRY_SECONDS, self._timeout_seconds))
+        while True:
+            try:
+                return method(request, timeout=retries.timeout_seconds())
+            except grpc.RpcError as error:
+                delay_seconds = retries.failed(error)
+            time.sleep(delay_seconds)
 
     def _pages(self, method: grpc.UnaryUnaryMultiCallable[PageRequestT, PageT], request: PageRequestT) -> Iterator[PageT]:
         while True:
@@ -95,3 +113,12 @@ class Transport:
             finally:
                 call.cancel()
             time.sleep(delay_seconds)
+
+
+def _connect(address: str | None) -> tuple[str, grpc.Channel]:
+    server = core.server_address(address)
+    options = core.channel_options(use_proxy=not server.is_local)
+    if server.uses_tls:
+        credentials = grpc.ssl_channel_credentials(core.root_certificates())
+        return server.target, grpc.secure_channel(server.target, credentials, options=options)
+    return server.target, grpc.insecure_channel(server.target, options=options)

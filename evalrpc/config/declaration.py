@@ -79,8 +79,8 @@ class Setting:
         return parsed
 
     def check(self, value: Any, source: str = "") -> None:
-        """Raise ConfigurationError if the rule does not hold for a value."""
-        if self.rule and not self.rule.holds(value):
+        """Raise ConfigurationError if the rule does not hold for a value. None, which is unset, keeps every rule."""
+        if self.rule and value is not None and not self.rule.holds(value):
             raise self._refusal(self.rule.description, source)
 
     def _refusal(self, rule: str, source: str) -> ConfigurationError:

@@ -27,8 +27,8 @@ from evalrpc.config.declaration import (
     settings_of,
 )
 
-DEFAULT_HARNESS: Final = "lmms-eval"
-"""The harness of a request that names none."""
+LMMS_EVAL: Final = "lmms-eval"
+"""The harness of a server that configures none."""
 
 _ADDRESS: Final = re.compile(r"(.+):([0-9]{1,5})", re.DOTALL)
 _GPUS: Final = re.compile(r"auto|\d*|\w[\w.:/-]*(,\w[\w.:/-]*)*")
@@ -128,6 +128,20 @@ class Settings:
         "`0` or empty: none.",
         rule=_GPUS_RULE,
     )
+    default_harness: str = setting(
+        "",
+        STRING,
+        "The harness of a request that names none.",
+        default_text="the only one configured, else `lmms-eval` if it is configured, else none: then a request must name one",
+    )
+    default_num_gpus: int | None = setting(
+        None,
+        INTEGER,
+        "The number of GPUs of a request that does not say how many. No more than the server has.",
+        unit="GPUs",
+        rule=at_least(0),
+        default_text="1 where the server has GPUs, 0 where it has none",
+    )
     max_running: int = _count(
         0,
         "jobs",
@@ -186,9 +200,7 @@ class Settings:
     log_format: str = setting(
         "text", STRING, "The log on standard error: `text` for people or `json` for machines.", rule=one_of("text", "json")
     )
-    harnesses: Mapping[str, HarnessSettings] = field(
-        default_factory=lambda: {DEFAULT_HARNESS: HarnessSettings(DEFAULT_HARNESS, DEFAULT_HARNESS)}
-    )
+    harnesses: Mapping[str, HarnessSettings] = field(default_factory=lambda: {LMMS_EVAL: HarnessSettings(LMMS_EVAL, LMMS_EVAL)})
     """The harnesses by name. Default: `lmms-eval` in the server's own environment."""
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from typing import Final
 
 from evalrpc.errors import ArtifactNotFoundError, FieldViolation, InvalidRequestError
 from evalrpc.files.errnos import unreadable
+from evalrpc.protobuf.file_names import disk_name, wire_name
 
 MAX_NAME_BYTES: Final = 4096
 """The size of a name within a folder, which is that of a path."""
@@ -31,7 +32,7 @@ class FoundFile:
     """A regular file in a folder."""
 
     name: str
-    """Its path within the folder, with `/`."""
+    """Its path within the folder, with `/`, as `evalrpc.protobuf.file_names` writes it."""
     size_bytes: int
     modified_ns: int
 
@@ -49,10 +50,10 @@ def list_files(folder: Path, after: str = "") -> Iterator[FoundFile]:
         if name is None:
             pending.pop()
         elif name.endswith("/"):
-            pending.append(iter(_names(f"{folder}/{name}", name, after)))
+            pending.append(iter(_names(f"{folder}/{disk_name(name)}", name, after)))
         else:
             with suppress(FileNotFoundError):  # removed meanwhile
-                status = os.lstat(f"{folder}/{name}")
+                status = os.lstat(f"{folder}/{disk_name(name)}")
                 yield FoundFile(name, status.st_size, status.st_mtime_ns)
 
 
@@ -77,7 +78,7 @@ def open_regular_file(path: Path) -> Iterator[int | None]:
 
 @contextmanager
 def open_file(folder: Path, name: str) -> Iterator[int]:
-    """Open a regular file inside a folder for reading and yield its descriptor.
+    """Open a regular file inside a folder for reading and yield its descriptor. `name` is as in FoundFile.
 
     Raises InvalidRequestError for a name that leaves the folder, ArtifactNotFoundError if there is no such file,
     FileUnavailableError and FileUnreadableError if it exists but can't be read.
@@ -101,9 +102,9 @@ def _names(folder: str, prefix: str, after: str) -> list[str]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                name = prefix + entry.name
+                name = prefix + wire_name(entry.name)
                 as_folder = f"{name}/"
-                if (as_folder > after or after.startswith(as_folder)) and _is_text(name):
+                if (as_folder > after or after.startswith(as_folder)) and len(name.encode()) <= MAX_NAME_BYTES:
                     if entry.is_dir(follow_symlinks=False):
                         names.append(as_folder)
                     elif name > after and entry.is_file(follow_symlinks=False):
@@ -114,17 +115,9 @@ def _names(folder: str, prefix: str, after: str) -> list[str]:
     return sorted(names)
 
 
-def _is_text(name: str) -> bool:
-    """Return whether a message can carry the name."""
-    try:
-        return len(name.encode()) <= MAX_NAME_BYTES
-    except UnicodeEncodeError:
-        return False
-
-
 def _parts(name: str) -> list[str]:
-    parts = name.split("/")
-    if not name or "\0" in name or any(part in ("", ".", "..") for part in parts):
+    parts = disk_name(name).split("/")
+    if not name or any("\0" in part for part in parts) or any(part in ("", ".", "..") for part in parts):
         problem = (
             "must be a name from ListArtifacts: a relative path without `.`, `..` or empty parts" if name else "is required"
         )

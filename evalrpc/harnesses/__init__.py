@@ -8,7 +8,17 @@ from evalrpc.config import HarnessSettings
 from evalrpc.errors import ConfigurationError, FieldViolation, RunFailedError
 from evalrpc.files.errnos import require_no_shortage
 from evalrpc.harnesses import arguments, installation
-from evalrpc.harnesses.base import Command, Exit, Harness, Run, SampleReader, SampleRow, StepsHarness, TaskReporter
+from evalrpc.harnesses.base import (
+    Command,
+    Exit,
+    Harness,
+    ParallelHarness,
+    Run,
+    SampleReader,
+    SampleRow,
+    StepsHarness,
+    TaskReporter,
+)
 from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
 from evalrpc.harnesses.names import device_violations, task_problem
 from evalrpc.harnesses.progress_bars import Bar, advance, follow_bar, read_bar
@@ -16,7 +26,7 @@ from evalrpc.protobuf import bounds
 from evalrpc.results.layout import missing_tasks, read_results
 from evalrpc.results.metrics import model_result
 from evalrpc.v1.catalog_pb2 import HarnessInfo
-from evalrpc.v1.jobs_pb2 import EvaluateRequest, Progress
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, GpuMode, Progress
 from evalrpc.v1.results_pb2 import ModelResult
 
 __all__ = [
@@ -26,10 +36,12 @@ __all__ = [
     "EvaluateRequest",
     "Exit",
     "FieldViolation",
+    "GpuMode",
     "Harness",
     "HarnessInfo",
     "HarnessSettings",
     "ModelResult",
+    "ParallelHarness",
     "Progress",
     "Run",
     "RunFailedError",

@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple, Protocol, runtime_checkable
 from evalrpc.errors import FieldViolation
 from evalrpc.files.private import PRIVATE_UMASK
 from evalrpc.v1.catalog_pb2 import HarnessInfo
-from evalrpc.v1.jobs_pb2 import EvaluateRequest, Progress
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, GpuMode, Progress
 from evalrpc.v1.results_pb2 import ModelResult
 
 
@@ -64,6 +64,14 @@ class StepsHarness(Protocol):
 
     def commands(self, runs: Iterable[Run]) -> Sequence[Command]:
         """Build what `Harness.command` would for each run. Raises what that raises."""
+
+
+@runtime_checkable
+class ParallelHarness(Protocol):
+    """Optional interface of a harness that knows more than one way to share the GPUs of a run among processes."""
+
+    def gpu_mode(self, run: Run) -> GpuMode.ValueType:
+        """Return how the processes of a run share its GPUs: as the request says, or as suits its model."""
 
 
 @runtime_checkable

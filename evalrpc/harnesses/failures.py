@@ -1,5 +1,6 @@
 """Finds the reason why a run failed, as one readable line, in the end of its log."""
 
+import difflib
 import re
 import signal
 from collections.abc import Iterable, Sequence
@@ -34,6 +35,14 @@ _CHILD_SIGNALLED = re.compile(
 _SHELL_CODES: Final = {
     128 + number: number for number in (signal.SIGABRT, signal.SIGBUS, signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM)
 }
+# What lmms-eval and lm-eval print for a model that they do not know, with the names of all that they do.
+_UNKNOWN_MODEL = re.compile(
+    r"(?:Model '(?P<name>[^']{1,1024})' not found in available models: "
+    r"|Attempted to load model '(?P<name2>[^']{1,1024})', but no model for this name found! Supported model names: "
+    r"|Unknown model '(?P<name3>[^']{1,1024})'\.(?:\\n|\s)Available: )(?P<names>.*)"
+)
+_MAX_NAME_CHARACTERS: Final = 100
+_MAX_LISTED: Final = 2000
 # Exceptions that only report that something else failed.
 _WRAPPER = re.compile(r"(?:[\w.]+\.)?(?:RetryError: RetryError\[<Future|ChildFailedError\b|CalledProcessError\b)")
 
@@ -41,15 +50,30 @@ _WRAPPER = re.compile(r"(?:[\w.]+\.)?(?:RetryError: RetryError\[<Future|ChildFai
 def find_failure(log_tail: Iterable[str]) -> str | None:
     """Find the line that says why: the last Python exception, else lmms-eval's own error, else an argument parser's.
 
-    Exceptions that only wrap another, such as tenacity's RetryError, count only if there is no other.
+    Exceptions that only wrap another, such as tenacity's RetryError, count only if there is no other. Of the list of all models
+    that a harness prints for one that it does not know, the nearest names are kept.
     """
     lines = [clean for line in log_tail for clean in _clean(line)]
     exceptions = _matches(_EXCEPTION, lines)
     specific = [line for line in exceptions if not _WRAPPER.match(line)]
     for found in (specific, exceptions, _matches(_LMMS_EVAL_ERROR, lines), _matches(_USAGE_ERROR, lines)):
         if found:
-            return shorten(found[-1])
+            return shorten(without_listing(found[-1]))
     return None
+
+
+def without_listing(line: str) -> str:
+    """Return a line of a log. Of the list of all models that a harness prints for one that it does not know, the nearest names
+    are kept."""
+    match = _UNKNOWN_MODEL.search(line)
+    if match is None:
+        return line
+    name = (match["name"] or match["name2"] or match["name3"])[:_MAX_NAME_CHARACTERS]
+    listed = [known for known in match["names"].split(", ") if len(known) <= _MAX_NAME_CHARACTERS]
+    nearest = difflib.get_close_matches(name, listed[:_MAX_LISTED], n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(nearest)}?" if nearest else "ListModels has the names of all"
+    before = line[: match.start()].removesuffix('"')
+    return f"{before}there is no model {name!r}; {hint}"
 
 
 def check_exit(exit_status: Exit, log_tail: Sequence[str]) -> None:

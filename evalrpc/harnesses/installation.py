@@ -22,6 +22,8 @@ class Package(NamedTuple):
     """Its display name, such as `lmms-eval`."""
     name: str
     """Its name in the metadata folder, such as `lmms_eval`."""
+    oldest: str = ""
+    """The oldest version that takes the command line; empty: any. Newer ones are taken at their word."""
 
 
 def describe(settings: HarnessSettings, kind: str, package: Package) -> HarnessInfo:
@@ -44,8 +46,17 @@ def _unavailable_reason(settings: HarnessSettings, version: str | None, package:
         return f"there is no program {settings.python}: set harnesses.{settings.name}.python to {package.title}'s interpreter"
     if version is None:
         return f"{package.title} is not installed for {python}: run `{python} -m pip install {package.name}`"
+    if _parts(version) < _parts(package.oldest):
+        newer = f"'{package.name}>={package.oldest}'"
+        return f"{package.title} {version} of {python} is too old: run `{python} -m pip install {newer}`"
     missing = [str(folder) for folder in settings.include_path if not folder.is_dir()]
     return f"harnesses.{settings.name}.include_path: there is no folder {', '.join(missing)}" if missing else ""
+
+
+def _parts(version: str) -> list[int]:
+    """Return the numbers of a version, in order. What follows them, such as `rc1`, is ignored."""
+    numbers = re.match(r"[0-9.]*", version)
+    return [int(part) for part in (numbers[0] if numbers else "").split(".") if part]
 
 
 def _installed_version(settings: HarnessSettings, package: Package) -> str | None:

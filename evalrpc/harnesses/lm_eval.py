@@ -16,12 +16,12 @@ from evalrpc.harnesses.base import Command, Exit, Run
 from evalrpc.harnesses.installation import Package, catalog_command, describe, note_version
 from evalrpc.harnesses.progress_bars import advance, read_bar
 from evalrpc.v1.catalog_pb2 import HarnessInfo
-from evalrpc.v1.jobs_pb2 import EvaluateRequest, Progress
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, GpuMode, Progress
 from evalrpc.v1.results_pb2 import ModelResult
 
 KIND: Final = "lm-eval"
 
-_PACKAGE: Final = Package(title="lm-eval", name="lm_eval")
+_PACKAGE: Final = Package(title="lm-eval", name="lm_eval", oldest="0.4.10")
 _CONFIG_NAME: Final = "lm-eval.yaml"
 _REQUESTS_LABEL = re.compile(r"(Running \w+ requests|Requesting API)?")
 _CATALOG_SCRIPT: Final = """
@@ -58,6 +58,10 @@ class LmEvalHarness:
         """Build the command line. Model and generation arguments go into a file, which preserves every value."""
         config = self._config(run.request)
         return lm_eval_family.command(self._settings, run, ("lm_eval", "run"), _options(run), _CONFIG_NAME, config)
+
+    def gpu_mode(self, run: Run) -> GpuMode.ValueType:
+        """Return whether one process per GPU runs, or one that sees all."""
+        return lm_eval_family.gpu_mode(run)
 
     def catalog_command(self) -> Command:
         """Query lm-eval's registries: tasks, groups and tags, and the names of models with their aliases."""

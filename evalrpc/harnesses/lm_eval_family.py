@@ -1,22 +1,37 @@
 """Options, log and results that lm-eval and lmms-eval share, since the latter is derived from the former."""
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import FieldViolation, RunFailedError
-from evalrpc.harnesses.arguments import number_text
+from evalrpc.harnesses.arguments import number_text, plain_arguments
 from evalrpc.harnesses.base import Command, Exit, Run
 from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
 from evalrpc.harnesses.names import device_violations, task_problem
 from evalrpc.results.layout import missing_tasks, read_results
-from evalrpc.v1.jobs_pb2 import EvaluateRequest, Progress
+from evalrpc.results.metrics import number
+from evalrpc.v1.jobs_pb2 import (
+    GPU_MODE_DATA_PARALLEL,
+    GPU_MODE_MODEL_PARALLEL,
+    GPU_MODE_UNSPECIFIED,
+    EvaluateRequest,
+    GpuMode,
+    Progress,
+)
 from evalrpc.v1.results_pb2 import ModelResult
 
 _MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _BATCH_SIZE = re.compile(r"auto(:[1-9][0-9]{0,8})?|[1-9][0-9]{0,8}")
 _NOT_SAVED = re.compile(r".*(?: - |\] )(?P<error>\w+(?:Error|Exception)\(.*\))")
+_ENGINES: Final = frozenset({"vllm", "sglang"})
+"""Parts of the names of models that an engine runs, which has processes of its own."""
+_STRATEGIES: Final = ("auto", "balanced", "balanced_low_0", "sequential")
+"""The device maps of accelerate that spread a model."""
+_SIZES: Final = ("tensor_parallel_size", "tp_size", "tp", "pipeline_parallel_size", "pp_size", "data_parallel_size", "dp_size")
+"""Arguments that say over how many GPUs a process spreads its model, or copies of it."""
 _MAX_LINE_CHARACTERS: Final = 2000  # matching takes quadratic time
 _PHASES: Final = (
     (re.compile(r"Verbosity set to|Including path:"), Progress.PHASE_STARTING),
@@ -46,7 +61,7 @@ def command(
     return Command(
         argv=(
             str(settings.python),
-            *_launcher(run.num_gpus),
+            *_launcher(run),
             *("-m", *program),
             *([f"--config={config_path}"] if config else []),
             *options,
@@ -75,10 +90,34 @@ def options(request: EvaluateRequest) -> Iterator[str]:
         yield "--predict_only"
 
 
-def _launcher(num_gpus: int) -> Iterator[str]:
+def gpu_mode(run: Run) -> GpuMode.ValueType:
+    """Return how the processes of a run share its GPUs: see GpuMode in the schema."""
+    if run.num_gpus < 2:
+        return GPU_MODE_UNSPECIFIED
+    chosen = GPU_MODE_MODEL_PARALLEL if _splits_model(run.request) else GPU_MODE_DATA_PARALLEL
+    return run.request.gpu_mode or chosen
+
+
+def _splits_model(request: EvaluateRequest) -> bool:
+    """Return whether one process spreads the model over all GPUs that it sees: an engine does so, and so do some arguments."""
+    arguments = plain_arguments(request.model_args)
+    return (
+        not _ENGINES.isdisjoint(re.split(r"[-_]", request.model))
+        or str(arguments.get("parallelize")).lower() in ("true", "1")
+        or _is_spread(arguments.get("device_map"))
+        or any((number(arguments.get(name)) or 0) > 1 for name in _SIZES)
+    )
+
+
+def _is_spread(device_map: object) -> bool:
+    """Return whether a device map names a strategy, or a device for each part, rather than one device for the whole model."""
+    return isinstance(device_map, dict) or device_map in _STRATEGIES
+
+
+def _launcher(run: Run) -> Iterator[str]:
     """Yield the arguments that start one process per GPU. Port 0 picks a free one, so concurrent runs don't collide."""
-    if num_gpus > 1:
-        yield from ("-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={num_gpus}", "--num_machines=1")
+    if gpu_mode(run) == GPU_MODE_DATA_PARALLEL:
+        yield from ("-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={run.num_gpus}", "--num_machines=1")
         yield from ("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0")
 
 
@@ -102,7 +141,28 @@ def read_good_results(run: Run, exit_status: Exit, log_tail: list[str], title: s
     if not results:
         raise _no_results(log_tail, title)
     _check_tasks(results, run.request)
+    for warning in _ignored_shots(results, run.request):
+        warn(results, warning)
     return results
+
+
+def warn(results: Mapping[str, ModelResult], warning: str) -> None:
+    """Say of every model what is doubtful about its results."""
+    for result in results.values():
+        result.warnings.append(warning)
+
+
+def _ignored_shots(results: Mapping[str, ModelResult], request: EvaluateRequest) -> Iterator[str]:
+    """Yield a warning for each number of shots that a task has chosen itself, against the request."""
+    if not request.HasField("num_fewshot"):
+        return
+    shots = defaultdict[int, set[str]](set)
+    for task in (task for result in results.values() for task in result.tasks if not task.is_group):
+        if task.HasField("num_fewshot") and task.num_fewshot != request.num_fewshot:
+            shots[task.num_fewshot].add(task.task)
+    for shown, tasks in sorted(shots.items()):
+        names = ", ".join(sorted(tasks))
+        yield shorten(f"num_fewshot: {request.num_fewshot} asked for and {shown} shown, as the task itself says: {names}")
 
 
 def _no_results(log_tail: Iterable[str], title: str) -> RunFailedError:

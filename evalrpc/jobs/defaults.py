@@ -1,8 +1,54 @@
 """What a request means where it leaves a field out."""
 
+from dataclasses import dataclass
+
+from evalrpc.config import LMMS_EVAL, Settings
+from evalrpc.errors import ConfigurationError
 from evalrpc.v1.jobs_pb2 import EvaluateRequest
 
 
+@dataclass(frozen=True)
+class RequestDefaults:
+    """What the server fills in where a request leaves it out."""
+
+    harness: str
+    """Empty: a request must name one."""
+    num_gpus: int
+
+    def fill_in(self, request: EvaluateRequest) -> None:
+        """Set `harness` and `num_gpus` if they are absent."""
+        if not request.harness:
+            request.harness = self.harness
+        if not request.HasField("num_gpus"):
+            request.num_gpus = self.num_gpus
+
+
+def request_defaults(settings: Settings, gpu_count: int) -> RequestDefaults:
+    """Return the defaults of a server with that many GPUs. Raises ConfigurationError for one that it does not have."""
+    return RequestDefaults(_default_harness(settings), _default_num_gpus(settings, gpu_count))
+
+
 def gpus_needed(request: EvaluateRequest) -> int:
-    """Return how many GPUs a request asks for: one, unless it says otherwise."""
+    """Return how many GPUs a job's request asks for. It always says so, but for jobs stored by release 0.1, which meant one."""
     return request.num_gpus if request.HasField("num_gpus") else 1
+
+
+def _default_harness(settings: Settings) -> str:
+    chosen, configured = settings.default_harness, settings.harnesses
+    if chosen and chosen not in configured:
+        raise ConfigurationError(
+            f"setting default_harness: there is no harness {chosen}; configured are: {', '.join(sorted(configured))}"
+        )
+    if chosen or len(configured) == 1:
+        return chosen or next(iter(configured))
+    return LMMS_EVAL if LMMS_EVAL in configured else ""
+
+
+def _default_num_gpus(settings: Settings, gpu_count: int) -> int:
+    if settings.default_num_gpus is None:
+        return min(gpu_count, 1)
+    if settings.default_num_gpus > gpu_count:
+        raise ConfigurationError(
+            f"setting default_num_gpus: {settings.default_num_gpus} is more than the {gpu_count} GPUs of this server"
+        )
+    return settings.default_num_gpus

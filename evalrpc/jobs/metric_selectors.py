@@ -30,3 +30,17 @@ class Selection:
     def takes(self, metric: Metric | MetricComparison) -> bool:
         """Return whether some selector takes a metric."""
         return not self._parts or not self._parts.isdisjoint(parts_taking(metric))
+
+
+def selector_text(selector: MetricSelector) -> str:
+    """Write a selector as the command line takes it: TASK/METRIC, METRIC of any task, or TASK/, with an optional `,FILTER`."""
+    task = f"{selector.task}/" if selector.task else ""
+    return f"{task}{selector.metric}" + (f",{selector.filter}" if selector.filter else "")
+
+
+def selector_words(selector: MetricSelector) -> str:
+    """Say what a selector takes, in a sentence."""
+    if selector.metric:
+        return f"a metric {selector_text(selector)}"
+    answer_filter = f" with the filter {selector.filter}" if selector.filter else ""
+    return f"a metric of the task {selector.task}{answer_filter}"

@@ -37,6 +37,11 @@ def results_path(directory: Path) -> Path:
     return directory / "complete-results"
 
 
+def output_path(directory: Path) -> Path:
+    """Return the folder in an attempt's folder that takes the results, unless the request names an `output_dir`."""
+    return directory / "output"
+
+
 def job_output_dir(data_dir: Path, output_root: Path | None, job: JobInfo) -> Path:
     """Return the folder below which the results of all attempts of a job lie. Looks at the disk, for links.
 
@@ -53,7 +58,7 @@ def job_output_dir(data_dir: Path, output_root: Path | None, job: JobInfo) -> Pa
 def attempt_output_dir(data_dir: Path, output_base: Path, job: JobInfo, attempt: int) -> Path:
     """Return the folder that receives the results of one attempt, in what `job_output_dir` gave."""
     if output_base == job_dir(data_dir, job.job_id):
-        return attempt_dir(data_dir, job.job_id, attempt) / "output"
+        return output_path(attempt_dir(data_dir, job.job_id, attempt))
     return output_base / f"attempt-{attempt}"
 
 

@@ -1,13 +1,14 @@
 """What happens to a job's message at each step of its life. Pure: each function changes the message that it is given, and the
 store commits it. Each raises IllegalTransitionError, and changes nothing, where the lifecycle has no such step."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from evalrpc.errors import IllegalTransitionError, JobFinishedError
+from evalrpc.errors import IllegalTransitionError, JobFinishedError, JobNotQueuedError
 from evalrpc.jobs import lifecycle
+from evalrpc.jobs.size_limits import MAX_WARNING_BYTES, MAX_WARNINGS
 from evalrpc.protobuf.texts import bounded_name, cut, last_lines
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.results_pb2 import ModelResult
@@ -29,15 +30,59 @@ FIRST_BACKOFF_SECONDS: Final = 1.0
 MAX_BACKOFF_SECONDS: Final = 60.0
 
 
-def begin_attempt(job: pb.JobInfo, gpus: tuple[str, ...], output_dir: str, now: Timestamp) -> None:
-    """QUEUED to RUNNING, with a new attempt."""
+def is_follower(job: pb.JobInfo) -> bool:
+    """Return whether a job waits for another job of the same evaluation, whose results it will share."""
+    return job.status == pb.JOB_STATUS_QUEUED and bool(job.cached_from)
+
+
+def follow(job: pb.JobInfo, source_id: str) -> None:
+    """Let a new or QUEUED job wait for another one of the same evaluation."""
+    _require_waiting(job)
+    job.cached_from = source_id
+
+
+def unfollow(job: pb.JobInfo) -> None:
+    """Let a QUEUED job run itself, since the one that it followed did not complete."""
+    _require_waiting(job)
+    job.ClearField("cached_from")
+
+
+def share_results(job: pb.JobInfo, source: pb.JobInfo, now: Timestamp) -> None:
+    """Complete a new job, or one that follows `source`, with the results of `source`, which is COMPLETED. It names the job that
+    really ran, which `source` may not have done itself."""
+    _require_waiting(job)
+    _move(job, pb.JOB_STATUS_COMPLETED)
+    job.cached_from = source.cached_from or source.job_id
+    job.cached_from_attempt = source.cached_from_attempt or source.attempt
+    for model, result in source.results.items():
+        job.results[model].CopyFrom(result)
+    _take_over_warnings(job)
+    job.started_at.CopyFrom(now)
+    _end(job, now)
+
+
+def raise_priority(job: pb.JobInfo, priority: int) -> None:
+    """Let a live job be served no later than a job that follows it."""
+    job.priority = max(job.priority, priority)
+
+
+def begin_attempt(
+    job: pb.JobInfo,
+    gpus: tuple[str, ...],
+    output_dir: str,
+    now: Timestamp,
+    gpu_mode: pb.GpuMode.ValueType = pb.GPU_MODE_UNSPECIFIED,
+) -> None:
+    """QUEUED to RUNNING, with a new attempt. Never of a job that follows another."""
+    if is_follower(job):
+        raise IllegalTransitionError(f"job {job.job_id} follows job {job.cached_from}, so it must not run")
     _move(job, pb.JOB_STATUS_RUNNING)
     job.attempt += 1
     job.ClearField("retry_at")
     job.ClearField("results")
     job.started_at.CopyFrom(now)
     job.gpus[:] = gpus
-    job.attempts.add(number=job.attempt, started_at=now, gpus=gpus, output_dir=output_dir)
+    job.attempts.add(number=job.attempt, started_at=now, gpus=gpus, output_dir=output_dir, gpu_mode=gpu_mode)
 
 
 def keep_results(job: pb.JobInfo, results: Mapping[str, ModelResult]) -> None:
@@ -49,8 +94,9 @@ def keep_results(job: pb.JobInfo, results: Mapping[str, ModelResult]) -> None:
 
 
 def complete(job: pb.JobInfo, results: Mapping[str, ModelResult], now: Timestamp) -> None:
-    """RUNNING to COMPLETED."""
+    """RUNNING to COMPLETED, with the warnings of the results among those of the job."""
     keep_results(job, results)
+    _take_over_warnings(job)
     _move(job, pb.JOB_STATUS_COMPLETED)
     _end(job, now)
 
@@ -81,10 +127,27 @@ def backoff_seconds(attempts: int) -> float:
     return float(min(FIRST_BACKOFF_SECONDS * 2 ** (attempts - 1), MAX_BACKOFF_SECONDS))
 
 
-def request_cancel(job: pb.JobInfo, reason: str, now: Timestamp) -> None:
+def update(job: pb.JobInfo, labels: Mapping[str, str] | None, priority: int | None) -> None:
+    """Replace the labels, and the priority, of a job in any status. None leaves them.
+
+    Raises JobFinishedError for the priority of a terminal job.
+    """
+    if priority is not None:
+        if job.status in lifecycle.TERMINAL:
+            raise JobFinishedError(
+                f"job {job.job_id} is already {lifecycle.status_name(job.status)}: its priority means nothing any more"
+            )
+        job.priority = priority
+    if labels is not None:
+        job.ClearField("labels")
+        job.labels.update(labels)
+
+
+def request_cancel(job: pb.JobInfo, reason: str, now: Timestamp, *, queued_only: bool = False) -> None:
     """QUEUED to CANCELLED at once; RUNNING only records the request, which the scheduler carries out.
 
-    Asking again changes nothing. Raises JobFinishedError for a job that is COMPLETED or FAILED.
+    Asking again changes nothing. Raises JobFinishedError for a job that is COMPLETED or FAILED, and JobNotQueuedError for one
+    that is RUNNING if `queued_only`.
     """
     if job.status == pb.JOB_STATUS_CANCELLED:
         return
@@ -92,6 +155,8 @@ def request_cancel(job: pb.JobInfo, reason: str, now: Timestamp) -> None:
         raise JobFinishedError(
             f"job {job.job_id} is already {lifecycle.status_name(job.status)}: there is nothing left to cancel"
         )
+    if queued_only and job.status == pb.JOB_STATUS_RUNNING:
+        raise JobNotQueuedError(f"job {job.job_id} is RUNNING: cancel it without queued_only, or let it run")
     if job.HasField("cancel_requested_at"):
         return
     job.cancel_reason = reason
@@ -118,15 +183,33 @@ def supersede(job: pb.JobInfo, by_job_id: str, now: Timestamp) -> None:
     _end(job, now)
 
 
+def add_warnings(job: pb.JobInfo, warnings: Iterable[str]) -> None:
+    """Add warnings to a job in any status, each once: as many as a job may have, and each within its bound."""
+    known = [*job.warnings, *(cut(warning, MAX_WARNING_BYTES) for warning in warnings)]
+    job.warnings[:] = list(dict.fromkeys(known))[:MAX_WARNINGS]
+
+
 def shorten(message: str) -> str:
     """Cut a message to one line of the size that a JobError may have."""
     return cut(" ".join(message.split()), MAX_MESSAGE_BYTES)
+
+
+def _take_over_warnings(job: pb.JobInfo) -> None:
+    """Put what is doubtful about the results among the warnings of the job."""
+    add_warnings(job, (warning for _, result in sorted(job.results.items()) for warning in result.warnings))
 
 
 def _require(job: pb.JobInfo, status: lifecycle.Status) -> None:
     if job.status != status:
         expected, found = lifecycle.status_name(status), lifecycle.status_name(job.status)
         raise IllegalTransitionError(f"job {job.job_id} is {found}, where this needs one that is {expected}")
+
+
+def _require_waiting(job: pb.JobInfo) -> None:
+    """Require a job that is new, or QUEUED, and never ran."""
+    if job.status not in (pb.JOB_STATUS_UNSPECIFIED, pb.JOB_STATUS_QUEUED) or job.attempt:
+        state = f"{lifecycle.status_name(job.status)}, with {job.attempt} attempts"
+        raise IllegalTransitionError(f"job {job.job_id} is {state}: it can't share the run of another any more")
 
 
 def _move(job: pb.JobInfo, status: lifecycle.Status) -> None:
@@ -148,6 +231,8 @@ def _bounded(error: pb.JobError) -> pb.JobError:
 def _end(job: pb.JobInfo, now: Timestamp) -> None:
     job.completed_at.CopyFrom(now)
     job.ClearField("retry_at")
+    if job.status != pb.JOB_STATUS_COMPLETED:
+        job.ClearField("cached_from")  # it followed a job, and shares nothing now
     _end_attempt(job, None, now)
 
 

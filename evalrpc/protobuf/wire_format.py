@@ -43,6 +43,12 @@ def read_delimited(file: BinaryIO, max_bytes: int) -> bytes | None:
     return serialized
 
 
+def field_tag(number: int) -> bytes:
+    """Return the bytes before the length of a text field or a message. Bytes without them are a message without that field;
+    with them, they may have it."""
+    return _varint(number << 3 | _LENGTH_DELIMITED)
+
+
 def file_chunk(number: int, rest: bytes, descriptor: int, offset: int, size_bytes: int, flags: int = 0) -> tuple[bytes, int]:
     """Read from an open file into the bytes field `number` of a serialised message whose other fields are `rest`.
 
@@ -64,7 +70,7 @@ def file_chunk(number: int, rest: bytes, descriptor: int, offset: int, size_byte
 
 
 def _field_head(number: int, size_bytes: int) -> bytes:
-    return _varint(number << 3 | _LENGTH_DELIMITED) + _varint(size_bytes)
+    return field_tag(number) + _varint(size_bytes)
 
 
 def _read_varint(file: BinaryIO) -> int | None:

@@ -42,8 +42,9 @@ _MAX_ATTEMPT_DIGITS: Final = 10
 class ArtifactReader:
     """Lists and reads files for callers. Checksums, which take long, are made by `hashers`, all else by `readers`."""
 
-    def __init__(self, feed: Feed, readers: Executor, hashers: Executor) -> None:
+    def __init__(self, feed: Feed, data_dir: Path, readers: Executor, hashers: Executor) -> None:
         self._feed = feed
+        self._data_dir = data_dir
         self._readers = readers
         self._hashers = hashers
         self._checksums = Checksums()
@@ -57,7 +58,7 @@ class ArtifactReader:
         job = await self._feed.read_job(job_id)
         listing = ListArtifactsRequest(job_id=job_id, attempt=call.attempt)
         attempt, after = _position(call, job, listing)
-        folder = output_dir(job, attempt)
+        folder = output_dir(self._data_dir, job, attempt)
         if folder is None:
             return ListArtifactsResponse()
         page = await read_on(self._readers, lambda: _artifacts_page(folder, after, page_size))
@@ -77,7 +78,7 @@ class ArtifactReader:
         FileUnavailableError, FileUnreadableError.
         """
         job = await self._feed.read_job(job_id)
-        folder = output_dir(job, call.attempt) or Path(os.devnull)
+        folder = output_dir(self._data_dir, job, call.attempt) or Path(os.devnull)
         with ExitStack() as stack:
             descriptor = await read_on(self._readers, lambda: stack.enter_context(open_file(folder, call.name)))
             size_bytes = os.fstat(descriptor).st_size

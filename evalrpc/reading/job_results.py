@@ -7,7 +7,8 @@ from pathlib import Path
 
 from evalrpc.errors import FileUnreadableError
 from evalrpc.files.errnos import unreadable
-from evalrpc.jobs.paths import attempt_dir, results_path
+from evalrpc.jobs.paths import results_path
+from evalrpc.reading.attempts import run_dir
 from evalrpc.results.bounding import lacks_some
 from evalrpc.results.results_file import MetricRow, read_heads, read_metrics
 from evalrpc.v1.jobs_pb2 import JobInfo
@@ -44,8 +45,7 @@ class JobResults:
 
     def _path(self, job: JobInfo) -> Path:
         """Return the file of the run that the results are of, which may be that of another job."""
-        job_id, attempt = (job.cached_from, job.cached_from_attempt) if job.cached_from else (job.job_id, job.attempt)
-        return results_path(attempt_dir(self._data_dir, job_id, attempt))
+        return results_path(run_dir(self._data_dir, job, job.attempt))
 
 
 def metric_key(metric: Metric) -> tuple[str, str, str]:

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Final
 
 from evalrpc.files.opening import open_regular_file
-from evalrpc.jobs.paths import attempt_dir, log_path
-from evalrpc.reading.attempts import attempt_number
+from evalrpc.jobs.paths import log_path
+from evalrpc.reading.attempts import attempt_number, run_dir
 from evalrpc.reading.disk import read_on, require_inside
 from evalrpc.v1.files_pb2 import ReadLogRequest, ReadLogResponse
 from evalrpc.v1.jobs_pb2 import JOB_STATUS_QUEUED, JOB_STATUS_RUNNING
 from evalrpc.watching.feed import Feed, Send
+from evalrpc.watching.wakeups import Heartbeat, Intervals
 
 CHUNK_BYTES: Final = 256 * 1024
 
@@ -26,18 +27,19 @@ class LogReader:
         self._data_dir = data_dir
         self._readers = readers
 
-    async def read_log(self, job_id: str, call: ReadLogRequest, send: Send) -> None:
-        """Send the bytes of a log, and with `follow` what is appended until the attempt has ended.
+    async def read_log(self, job_id: str, call: ReadLogRequest, heartbeats: Intervals | None, send: Send) -> None:
+        """Send the bytes of a log, and with `follow` what is appended until the attempt has ended, and heartbeats.
 
         Raises JobNotFoundError, AttemptNotFoundError, OffsetOutOfRangeError, ServerStoppingError, FileUnavailableError,
         FileUnreadableError.
         """
+        heartbeat = Heartbeat(heartbeats)
         job = await self._feed.read_job(job_id)
         while call.follow and not call.attempt and not job.attempt and job.status == JOB_STATUS_QUEUED:
-            await self._feed.wait_for_change(job_id, _FOLLOW_SECONDS)
+            await self._wait(job_id, heartbeat, call.offset, 0, send)
             job = await self._feed.read_job(job_id)
         attempt = attempt_number(job, call.attempt)
-        path = log_path(attempt_dir(self._data_dir, job_id, attempt))
+        path = log_path(run_dir(self._data_dir, job, attempt))
         offset = call.offset
         require_inside(offset, await read_on(self._readers, lambda: _size(path)))
         while True:
@@ -45,10 +47,18 @@ class LogReader:
             job = await self._feed.read_job(job_id)
             while data := await read_on(self._readers, lambda at=offset: _read_at(path, at, CHUNK_BYTES)):  # type: ignore[misc]
                 await send(ReadLogResponse(data=data, offset=offset, attempt=attempt).SerializeToString())
+                heartbeat.sent()
                 offset += len(data)
             if not call.follow or job.status != JOB_STATUS_RUNNING or job.attempt != attempt:
                 return
-            await self._feed.wait_for_change(job_id, _FOLLOW_SECONDS)
+            await self._wait(job_id, heartbeat, offset, attempt, send)
+
+    async def _wait(self, job_id: str, heartbeat: Heartbeat, offset: int, attempt: int, send: Send) -> None:
+        """Wait a moment for more of the log, then send a heartbeat if one is due. Raises ServerStoppingError."""
+        await self._feed.wait_for_change(job_id, min(_FOLLOW_SECONDS, heartbeat.seconds_left()))
+        if heartbeat.is_due():
+            await send(ReadLogResponse(offset=offset, attempt=attempt).SerializeToString())
+            heartbeat.sent()
 
 
 def _size(path: Path) -> int:

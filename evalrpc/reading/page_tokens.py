@@ -3,29 +3,51 @@
 import base64
 import binascii
 import hashlib
+import re
+from typing import Final, NamedTuple
 
 from google.protobuf.message import Message
 
 from evalrpc.errors import FieldViolation, InvalidRequestError
 
+_NUMBER: Final = re.compile("[0-9]{1,19}")
+_MAX_NUMBER: Final = (1 << 63) - 1
 
-def encode(position: int, listing: Message) -> str:
-    """Return the token for `position` in the listing that the message describes."""
-    return encode_text(str(position), listing)
+
+class Place(NamedTuple):
+    """Where a page begins. `revision` is that of the first page, in a listing that has one."""
+
+    position: int
+    revision: int = 0
+
+
+def encode(position: int, listing: Message, revision: int = 0) -> str:
+    """Return the token for a place in the listing that the message describes."""
+    return encode_text(f"{position}.{revision}", listing)
 
 
 def decode(token: str, listing: Message) -> int | None:
     """Return the position of a token; None for the empty one. Raises InvalidRequestError unless it is of this listing."""
-    position = decode_text(token, listing)
-    if position is None:
+    place = decode_place(token, listing)
+    return None if place is None else place.position
+
+
+def decode_place(token: str, listing: Message) -> Place | None:
+    """Return the place of a token; None for the empty one. Raises InvalidRequestError unless it is of this listing."""
+    text = decode_text(token, listing)
+    if text is None:
         return None
-    if not (position.isascii() and position.isdecimal()) or len(position) > len(str(1 << 63)) or int(position) >= 1 << 63:
+    numbers = text.split(".")
+    if len(numbers) != len(Place._fields) or not all(map(_NUMBER.fullmatch, numbers)):
         raise invalid_token()
-    return int(position)
+    place = Place(*map(int, numbers))
+    if max(place) > _MAX_NUMBER:
+        raise invalid_token()
+    return place
 
 
 def encode_text(position: str, listing: Message) -> str:
-    """Return the token for a position that is no number."""
+    """Return the token for a position that is a text."""
     return base64.urlsafe_b64encode(f"{_digest(listing)}.{position}".encode()).decode().rstrip("=")
 
 

@@ -20,16 +20,17 @@ _DECODER: Final = json.JSONDecoder(parse_int=json_integer)
 
 
 @contextmanager
-def open_samples(job: JobInfo, path: str, harnesses: Mapping[str, Harness], offset: int = 0) -> Iterator[Iterator[SampleRow]]:
-    """Open a sample file of the latest attempt, and yield its rows from an offset on: 0, or the `end` of a row. Blocks on the
-    disk. One row is in memory at a time.
+def open_samples(
+    job: JobInfo, folder: Path, path: str, harnesses: Mapping[str, Harness], offset: int = 0
+) -> Iterator[Iterator[SampleRow]]:
+    """Open a sample file in the job's output folder, and yield its rows from an offset on: 0, or the `end` of a row. Blocks on
+    the disk. One row is in memory at a time.
 
     Raises ArtifactNotFoundError if the file is gone, FileUnavailableError and FileUnreadableError if it can't be read,
     InvalidRequestError for an offset past its end. The rows raise SamplesNotFoundError where the file can't be parsed any
     further; lines that should be JSON objects and are not are skipped.
     """
     read = _reader(job, path, harnesses)
-    folder = Path(job.attempts[-1].output_dir)
     with open_file(folder, os.path.relpath(path, folder)) as descriptor, open(descriptor, "rb", closefd=False) as file:
         if offset > os.fstat(descriptor).st_size:
             raise InvalidRequestError("page_token: lies past the end of the samples")

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from google.protobuf.struct_pb2 import Struct
 
-from evalrpc.errors import SamplesNotFoundError
+from evalrpc.errors import FieldViolation, InvalidRequestError, SamplesNotFoundError
 from evalrpc.harnesses.base import SampleRow
 from evalrpc.protobuf.structs import sample_struct
 from evalrpc.reading.page_bound import PageBound
@@ -30,15 +30,11 @@ class SamplesPage(NamedTuple):
 def samples_file(job: JobInfo, models: Mapping[str, ModelResult], model: str, task: str) -> str:
     """Return the path of the samples of one model and task, of all that a job has. An empty name stands for the only one.
 
-    Raises SamplesNotFoundError, which lists what there is.
+    Raises SamplesNotFoundError, and InvalidRequestError for an empty name where there are several. Both list what there is.
     """
-    if model not in models and (model or len(models) != 1):
-        raise _not_found(job, f"model {model!r}" if model else "a model that need not be named", sorted(models))
-    result = models[model] if model else next(iter(models.values()))
-    by_task = samples_by_task(result)
-    if task not in by_task and (task or len(by_task) != 1):
-        raise _not_found(job, f"task {task!r}" if task else "a task that need not be named", sorted(by_task))
-    return by_task[task] if task else next(iter(by_task.values()))
+    model = _chosen(job, "model", model, models)
+    by_task = samples_by_task(models[model])
+    return by_task[_chosen(job, "task", task, by_task)]
 
 
 def read_page(rows: Iterable[SampleRow], page_size: int) -> SamplesPage:
@@ -58,9 +54,18 @@ def read_page(rows: Iterable[SampleRow], page_size: int) -> SamplesPage:
     return SamplesPage(page, None, truncated)
 
 
-def _not_found(job: JobInfo, what: str, there_is: list[str]) -> SamplesNotFoundError:
-    known = ", ".join(there_is) or "none"
-    return SamplesNotFoundError(
-        f"job {job.job_id} has no samples of {what}; it has: {known}",
-        metadata={"resource_type": "evalrpc.v1.JobInfo", "resource_name": job.job_id},
+def _chosen(job: JobInfo, kind: str, name: str, there_are: Iterable[str]) -> str:
+    """Return the name, or the only one if it is empty. Raises SamplesNotFoundError, and InvalidRequestError
+    for the field `kind`, where it is empty and there are several."""
+    names = sorted(there_are)
+    if name in names:
+        return name
+    if len(names) == 1 and not name:
+        return names[0]
+    if names and not name:
+        problem = f"is required, since job {job.job_id} has samples of several {kind}s: {', '.join(names)}"
+        raise InvalidRequestError(violations=[FieldViolation(kind, problem)])
+    problem = f"has no samples of the {kind} {name!r}; it has: {', '.join(names)}" if names else "has no samples"
+    raise SamplesNotFoundError(
+        f"job {job.job_id} {problem}", metadata={"resource_type": "evalrpc.v1.JobInfo", "resource_name": job.job_id}
     )

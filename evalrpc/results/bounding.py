@@ -1,10 +1,19 @@
 """Holds results to the size that a job can carry. What a job's message lacks is in its results file. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Final, TypeVar
 
-from evalrpc.jobs.size_limits import KIB, MAX_METRICS_BYTES, MAX_PATHS_BYTES, MAX_TASK_RESULTS_BYTES
+from evalrpc.jobs.size_limits import (
+    KIB,
+    MAX_METRICS_BYTES,
+    MAX_PATHS_BYTES,
+    MAX_TASK_RESULTS_BYTES,
+    MAX_WARNING_BYTES,
+    MAX_WARNINGS,
+)
+from evalrpc.protobuf.texts import cut
 from evalrpc.protobuf.wire_format import field_size
 from evalrpc.results.merging import Results
 from evalrpc.results.metrics import MAX_EXTRA_BYTES
@@ -102,10 +111,11 @@ def _artifact_name(path: str, output_dir: Path) -> str:
 def _without_lists(results: Results) -> dict[str, ModelResult]:
     """Return the results without metrics, tasks and samples, and of each model only what there is room for."""
     left = _Budget(MAX_PATHS_BYTES - sum(len(model.encode()) + _MAX_ENTRY_HEAD_BYTES for model in results))
-    return {model: _head(results[model], left) for model in sorted(results)}
+    warnings_left = _Budget(MAX_WARNINGS * MAX_WARNING_BYTES)
+    return {model: _head(results[model], left, warnings_left) for model in sorted(results)}
 
 
-def _head(result: ModelResult, left: _Budget) -> ModelResult:
+def _head(result: ModelResult, left: _Budget, warnings_left: _Budget) -> ModelResult:
     head = ModelResult(metric_count=result.metric_count)
     paths = ModelResult(results=result.results, results_artifact=result.results_artifact)
     versions = ModelResult(harness_versions=_first_versions(result.harness_versions))
@@ -114,7 +124,8 @@ def _head(result: ModelResult, left: _Budget) -> ModelResult:
         total_evaluation_time=result.total_evaluation_time if has_time else None,
         extra=result.extra if result.HasField("extra") and result.extra.ByteSize() <= MAX_EXTRA_BYTES else None,
     )
-    for part in (paths, versions, rest):
+    warnings = ModelResult(warnings=_first_warnings(result.warnings, warnings_left))
+    for part in (paths, versions, warnings, rest):
         if left.takes(part.ByteSize()):
             head.MergeFrom(part)
     return head
@@ -127,6 +138,11 @@ def _first_versions(versions: Mapping[str, str]) -> dict[str, str]:
         if left.takes(_MAX_ENTRY_HEAD_BYTES + len(package.encode()) + len(versions[package].encode())):
             kept[package] = versions[package]
     return kept
+
+
+def _first_warnings(warnings: Sequence[str], left: _Budget) -> Iterator[str]:
+    texts = (cut(warning, MAX_WARNING_BYTES) for warning in warnings[:MAX_WARNINGS])
+    return takewhile(lambda text: left.takes(field_size(len(text.encode()))), texts)
 
 
 def _add_samples(result: ModelResult, whole: ModelResult, left: _Budget) -> None:

@@ -97,6 +97,7 @@ class _Model:
         entries: _Entries = {("metrics", each.task, each.metric, each.filter): each for each in result.metrics}
         entries |= {("tasks", task.task): self._with_file(task, result) for task in result.tasks}
         entries |= {("samples", path): path for path in result.samples}
+        entries |= {("warnings", warning): warning for warning in result.warnings}
         return entries | {("harness_versions", name): (name, version) for name, version in result.harness_versions.items()}
 
     def _with_file(self, task: TaskResult, result: ModelResult) -> TaskResult:

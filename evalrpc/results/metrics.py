@@ -29,6 +29,9 @@ _DERIVED_NAME = re.compile(r"(.+)_stderr(?:_clt|_clustered)?", re.DOTALL)
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _NO_METRICS: Final = frozenset({"alias", "name", " ", "samples", "sample_len", "sample_count"})
 """Row entries that are no metrics: names of the task, and counts."""
+_STAND_IN: Final = "bypass"
+"""The metric that lm-eval writes, as 999, where it was asked for none."""
+_NUMBER_TEXT: Final = re.compile(r"-?(?:[0-9]{1,400}(?:\.[0-9]{0,400})?|\.[0-9]{1,400})(?:[eE][+-]?[0-9]{1,4})?|nan|-?inf")
 _VERSION_SUFFIX: Final = "_version"
 _TABLES: Final = frozenset(
     {
@@ -104,7 +107,7 @@ def _task_metrics(task: str, row: Mapping[str, object], tables: _Tables) -> Iter
             metric=wire_text(metric),
             filter=wire_text(answer_filter),
             value=value,
-            standard_error=_number(row.get(f"{metric}_stderr{comma}{answer_filter}")),
+            standard_error=number(row.get(f"{metric}_stderr{comma}{answer_filter}")),
             higher_is_better=direction if isinstance(direction, bool) else None,
             sample_count=count(counts.get(key, size)),
             is_group=task in tables.groups,
@@ -114,8 +117,9 @@ def _task_metrics(task: str, row: Mapping[str, object], tables: _Tables) -> Iter
 def _values(row: Mapping[str, object]) -> Iterator[tuple[str, float]]:
     """Yield the metrics of a row with their keys: numbers that are not the standard error of another one."""
     for key, cell in row.items():
-        value = _number(cell)
-        if value is not None and key not in _NO_METRICS and _is_error_of(key, row) is None:
+        value = number(cell)
+        is_metric = key not in _NO_METRICS and key.partition(",")[0] != _STAND_IN
+        if value is not None and is_metric and _is_error_of(key, row) is None:
             yield key, value
 
 
@@ -148,7 +152,8 @@ def _unknown_cells(row: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     metrics = {key for key, _ in _values(row)}
     for key, cell in row.items():
         plain_error = "_stderr," in f"{key}," and _is_error_of(key, row) in metrics
-        if key not in metrics and key not in _NO_METRICS and not plain_error and cell != "N/A":
+        is_left_out = plain_error or key in _NO_METRICS or key.partition(",")[0] == _STAND_IN
+        if key not in metrics and not is_left_out and cell != "N/A":
             yield key, cell
 
 
@@ -174,8 +179,11 @@ def _unknown(document: Mapping[str, object]) -> Iterable[tuple[str, object]]:
     return ((key, value) for key, value in document.items() if key not in _TABLES and not key.endswith(_VERSION_SUFFIX))
 
 
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+def number(value: object) -> float | None:
+    """Return a number, also one that is written as text, as JSON writers do with NumPy's scalars; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    if isinstance(value, str) and not _NUMBER_TEXT.fullmatch(value):
         return None
     try:
         return float(value)
@@ -185,14 +193,11 @@ def _number(value: object) -> float | None:
 
 def _duration(value: object) -> Duration | None:
     """Parse seconds, which lm-eval writes as text."""
-    try:
-        seconds = float(value) if isinstance(value, str) else _number(value)
-    except ValueError:
-        return None
+    seconds = number(value)
     return None if seconds is None else duration_of_seconds(seconds)
 
 
 def _word(value: object) -> str:
     """Return a version or a digest, which may be a number, as text; empty for anything else."""
-    text = value if isinstance(value, str) else json.dumps(value) if _number(value) is not None else ""
+    text = value if isinstance(value, str) else json.dumps(value) if number(value) is not None else ""
     return wire_text(text) if text != "N/A" and len(text) <= _MAX_WORD_LENGTH else ""

@@ -159,27 +159,27 @@ def _node_to_keep(num_gpus: int, nodes: Sequence[NodeCapacity]) -> NodeCapacity 
 
 
 def wait_reason(job: QueuedJob, position: int, free: Capacity, reservation: Reservation | None = None) -> str:
-    """Say in words why a queued job does not run yet. GPUs that are free may be kept for another job."""
-    before = f"{_jobs(position)} before this one"
+    """Say in words why a queued job does not run yet. GPUs that are free may be kept for another job. The position says how
+    many jobs are before it."""
     if job.num_gpus > free.widest:
         return _too_wide(job.num_gpus, free)
     if free.slots.total < 1:
-        return f"all slots for running jobs are taken; {before}"
+        return "all slots for running jobs are taken"
     if job.num_gpus == 0:
-        return "about to start" if fits(0, free) else f"{_missing_without_gpus(free)}; {before}"
+        return "about to start" if fits(0, free) else _missing_without_gpus(free)
     needs = _needs(job.num_gpus, free)
     if reservation is not None and reservation.job < job:
-        return f"{needs}; {_kept(reservation, free)}; {before}"
-    if position == 0 and fits(job.num_gpus, free):
-        return "about to start"
+        return f"{needs}; {_kept(reservation, free)}"
+    if fits(job.num_gpus, free):
+        return f"{needs}; the jobs before it come first" if position else "about to start"
     quarantined = f", {free.quarantined_count} quarantined, see GetQueue" if free.quarantined_count else ""
-    return f"{needs}{quarantined}; {before}"
+    return f"{needs}{quarantined}"
 
 
 def _too_wide(num_gpus: int, free: Capacity) -> str:
     if len(free.nodes) > 1:
         return f"needs {_gpus(num_gpus)} on one node, and no node of this server has more than {free.widest}"
-    return f"needs {num_gpus} GPUs, and this server has {free.widest} in all"
+    return f"needs {_gpus(num_gpus)}, and this server has {free.widest} in all"
 
 
 def _missing_without_gpus(free: Capacity) -> str:
@@ -195,10 +195,6 @@ def _needs(num_gpus: int, free: Capacity) -> str:
 def _kept(reservation: Reservation, free: Capacity) -> str:
     gpus = f"GPUs of node {reservation.node}" if len(free.nodes) > 1 else "GPUs"
     return f"{gpus} are kept for job {reservation.job.job_id}, which needs {reservation.job.num_gpus} and has waited long"
-
-
-def _jobs(count: int) -> str:
-    return "1 job" if count == 1 else f"{count} jobs"
 
 
 def _gpus(count: int) -> str:

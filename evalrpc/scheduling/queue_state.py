@@ -13,9 +13,10 @@ from sortedcontainers import SortedDict, SortedKeyList, SortedList
 
 from evalrpc.clock import Clock
 from evalrpc.executors.base import Node
-from evalrpc.jobs import lifecycle
+from evalrpc.jobs import lifecycle, transitions
 from evalrpc.jobs.defaults import gpus_needed
 from evalrpc.jobs.lifecycle import Status
+from evalrpc.protobuf import wire_format
 from evalrpc.scheduling import placement
 from evalrpc.scheduling.placement import Capacity, Placement, QueuedJob, Reservation, Slots
 from evalrpc.store.base import Change, ListedJob, QueuedRow
@@ -24,6 +25,7 @@ from evalrpc.v1 import jobs_pb2 as pb
 _AFTER_ALL: Final = 2**63
 _MAX_TOLD: Final = 10_000
 _NOTHING: Final = pb.JobInfo()
+_CACHED_FROM: Final = wire_format.field_tag(pb.JobInfo.CACHED_FROM_FIELD_NUMBER)
 
 
 class QueueState:
@@ -49,7 +51,8 @@ class QueueState:
         """Whether a running job belongs to this server."""
         self._clock = clock
         self._lock = threading.Lock()
-        self._queued: dict[str, QueuedJob] = {}
+        self._queued: dict[str, QueuedJob] = {}  # those that are served, so not those that follow another job
+        self._following: set[str] = set()
         self._order: SortedList[QueuedJob] = SortedList()
         self._by_width: SortedDict[int, SortedList[QueuedJob]] = SortedDict()
         self._delayed = _by_readiness()  # those that are not in `_by_width` yet, since they are to be tried again later
@@ -66,7 +69,9 @@ class QueueState:
 
     def load(self, queued: Iterable[QueuedRow], running: Iterable[ListedJob]) -> None:
         """Take the jobs that were live when the store was opened."""
-        entries = [_entry(row) for row in queued]
+        rows = list(queued)
+        self._following = {row.job_id for row in rows if row.follows}
+        entries = [_entry(row) for row in rows if not row.follows]
         self._queued = {entry.job_id: entry for entry in entries}
         self._order = SortedList(entries)
         self._delayed = _by_readiness(entry for entry in entries if entry.ready_seconds)
@@ -100,12 +105,17 @@ class QueueState:
         """Return a copy of a job with what the store does not know of it."""
         described = pb.JobInfo()
         described.CopyFrom(job)
-        described.MergeFrom(self._unstored(job.job_id, job.status))
+        if transitions.is_follower(job):
+            described.wait_reason = f"follows job {job.cached_from}"
+        else:
+            described.MergeFrom(self._unstored(job.job_id, job.status))
         return described
 
     def describe(self, job_id: str, status: Status, serialized: bytes) -> bytes:
         """Do the same for a serialised job: what is appended to a message is merged into it."""
         if status == pb.JOB_STATUS_QUEUED:
+            if _CACHED_FROM in serialized:
+                return self.described(pb.JobInfo.FromString(serialized)).SerializeToString()
             return serialized + self._waiting(job_id)
         return serialized + self._unstored(job_id, status).SerializeToString()
 
@@ -125,7 +135,7 @@ class QueueState:
         return told[job_id]
 
     def _unstored(self, job_id: str, status: Status) -> pb.JobInfo:
-        """Return what the store does not know of a job: position and wait reason, or progress.
+        """Return what the store does not know of a job that follows no other: position and wait reason, or progress.
 
         The caller's job may be a moment older or newer than what is known here: only what fits its status is given.
         """
@@ -188,8 +198,13 @@ class QueueState:
 
     @property
     def queued_count(self) -> int:
-        """How many jobs are queued."""
-        return len(self._queued)
+        """How many jobs are queued, also those that follow another."""
+        return len(self._queued) + len(self._following)
+
+    @property
+    def following_count(self) -> int:
+        """How many of the queued jobs follow another."""
+        return len(self._following)
 
     def free(self, placed: Mapping[str, tuple[str, ...]] | None = None) -> Capacity:
         """Return what no job of this server holds: neither a running one, nor one in `placed`, by job id with its devices.
@@ -217,7 +232,7 @@ class QueueState:
         if self.draining:
             return "the server is about to stop and starts no more jobs; this one starts after the restart"
         if entry.ready_seconds and entry.ready_seconds > self.now_seconds():
-            return "waits for a while before it is tried again, see retry_at"
+            return "waits for a while before it is tried again, until retry_at"
         return placement.wait_reason(entry, position, self._free_now(), self._reservation)
 
     def _place(self, change: Change) -> None:
@@ -226,6 +241,8 @@ class QueueState:
             if self.owns(change.job):
                 self._held[change.job.job_id] = tuple(change.job.gpus)
             self._known_free = None
+        elif transitions.is_follower(change.job):
+            self._following.add(change.job.job_id)
         elif change.job.status == pb.JOB_STATUS_QUEUED:
             self._enqueue(_entry(_row(change)))
 
@@ -245,6 +262,7 @@ class QueueState:
         job_id = change.job.job_id
         if change.status_changed or change.deleted:
             self._progress.pop(job_id, None)
+        self._following.discard(job_id)
         entry = self._queued.pop(job_id, None)
         if entry is not None:
             self._order.remove(entry)

@@ -8,6 +8,7 @@ from typing import Final
 from evalrpc.errors import RunFailedError
 from evalrpc.executors.base import RunHandle
 from evalrpc.harnesses.base import Run
+from evalrpc.harnesses.failures import without_listing
 from evalrpc.jobs.paths import results_path
 from evalrpc.jobs.size_limits import results_room
 from evalrpc.protobuf.bounds import int32
@@ -91,7 +92,7 @@ class RunResults:
         try:
             self._merged.add(self._read_step(number, read_tail(self._log_path, _JUDGED_LINES, _JUDGED_BYTES, begin, end)))
         except RunFailedError as error:
-            error.job_error.log_tail[:] = read_tail(self._log_path, begin=begin, end=end)
+            error.job_error.log_tail[:] = map(without_listing, read_tail(self._log_path, begin=begin, end=end))
             self._failures.append((self._steps[number], error))
         self._judged += 1  # last: a step that could not be read for want of something is judged by the next look
 

@@ -22,7 +22,8 @@ from evalrpc.errors import ConflictError, IllegalTransitionError, JobNotFoundErr
 from evalrpc.executors.base import Executor, Resources, RunHandle, RunKey
 from evalrpc.files.errnos import is_shortage
 from evalrpc.files.output_access import OutputAccess
-from evalrpc.harnesses.base import Harness, Run
+from evalrpc.harnesses.base import Harness, ParallelHarness, Run
+from evalrpc.harnesses.failures import without_listing
 from evalrpc.harnesses.steps import command_of, steps_of
 from evalrpc.jobs import transitions
 from evalrpc.jobs.paths import attempt_dir, attempt_output_dir, job_output_dir
@@ -192,7 +193,10 @@ class Supervisor:
         return run
 
     def _begin(self, job: pb.JobInfo, run: Run) -> None:
-        transitions.begin_attempt(job, self._resources.devices, str(run.output_dir), self._dependencies.clock.now())
+        harness: object = self._dependencies.harnesses.get(job.request.harness)
+        gpu_mode = harness.gpu_mode(run) if isinstance(harness, ParallelHarness) else pb.GPU_MODE_UNSPECIFIED
+        now = self._dependencies.clock.now()
+        transitions.begin_attempt(job, self._resources.devices, str(run.output_dir), now, gpu_mode)
 
     def _see_through(self, job: pb.JobInfo) -> None:
         """Supervise the attempt to its end and commit its outcome, or leave it to the next server."""
@@ -349,7 +353,7 @@ class Supervisor:
     def _failure(self, error: pb.JobError, key: RunKey) -> _Change:
         error.message = transitions.shorten(error.message)
         if not error.log_tail:  # of a step it has its own
-            error.log_tail[:] = read_tail(key.log_path)
+            error.log_tail[:] = map(without_listing, read_tail(key.log_path))
         progress = self._progress.finish() if self._progress is not None else None
 
         def fail(job: pb.JobInfo) -> None:

@@ -1,7 +1,6 @@
 """Wire the server together, and run it until it is asked to stop."""
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -15,7 +14,6 @@ from typing import Final
 import grpc
 import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from evalrpc.clock import Clock, SystemClock
 from evalrpc.config import Settings, parse_listen
@@ -25,6 +23,7 @@ from evalrpc.executors.local.gpus import find_gpus
 from evalrpc.files.output_access import output_access
 from evalrpc.files.private import PRIVATE_UMASK
 from evalrpc.harnesses.registry import build_harnesses
+from evalrpc.jobs.defaults import request_defaults
 from evalrpc.reading.artifacts import ArtifactReader
 from evalrpc.reading.job_results import JobResults
 from evalrpc.reading.logs import LogReader
@@ -33,14 +32,17 @@ from evalrpc.reading.samples import SampleLister
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.scheduling.scheduler import Scheduler
 from evalrpc.scheduling.supervisor import RunDependencies
+from evalrpc.server import reflection
 from evalrpc.server.announcement import announce
 from evalrpc.server.catalog import Catalog
+from evalrpc.server.collector import tune_collector
 from evalrpc.server.handlers import handlers_of
 from evalrpc.server.housekeeping import Housekeeper
 from evalrpc.server.listening import require_descriptors, require_free
 from evalrpc.server.logging import set_up_logging
+from evalrpc.server.reflection import Reflection
 from evalrpc.server.service import EvaluationService
-from evalrpc.server.transports.grpc import generic_handler
+from evalrpc.server.transports.grpc import dialogue_handler, generic_handler
 from evalrpc.server.transports.grpc_options import channel_options
 from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.v1 import evaluation_service_pb2
@@ -48,7 +50,6 @@ from evalrpc.watching.feed import Feed
 
 SERVICE: Final = evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"]
 
-_COLLECTED_AT: Final = 5000  # new objects per collection; Python's default of 700 is reached by a few calls still in flight
 _READER_THREADS: Final = 4
 _HASHER_THREADS: Final = 2
 _REFUSAL_SECONDS: Final = 0.1
@@ -77,8 +78,7 @@ async def _serve(settings: Settings, config_file: Path | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with running_server(settings) as server:
-        gc.freeze()  # startup objects live on, so keep the collector from scanning them repeatedly
-        gc.set_threshold(_COLLECTED_AT)
+        tune_collector()
         print(f"evalrpc listening on {server.address}", flush=True)
         announced = (server.address, config_file, settings.data_dir, server.harnesses)
         threading.Thread(target=announce, args=announced, name="announcement", daemon=True).start()  # a stop won't wait for it
@@ -104,6 +104,7 @@ class Server:
         # Check everything that settings can get wrong before opening anything.
         devices = find_gpus(settings.gpus, os.environ)
         self.harnesses = harnesses = build_harnesses(settings)
+        self._defaults = request_defaults(settings, len(devices))
         access = output_access(settings.output_root, settings.output_mode, settings.output_group)
         self._store = SqliteStore(settings.data_dir, clock, settings.max_queued)
         self._readers = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="reader")
@@ -189,13 +190,14 @@ class Server:
             store=self._store,
             feed=self._feed,
             logs=LogReader(self._feed, data_dir, self._readers),
-            artifacts=ArtifactReader(self._feed, self._readers, self._hashers),
+            artifacts=ArtifactReader(self._feed, data_dir, self._readers, self._hashers),
             metrics=MetricLister(self._feed, results, self._readers),
-            samples=SampleLister(self._feed, results, self.harnesses, self._readers),
+            samples=SampleLister(self._feed, data_dir, self.harnesses, self._readers),
             results=results,
             queue_state=queue_state,
             harnesses=self.harnesses,
             settings=self._settings,
+            defaults=self._defaults,
             data_dir=data_dir,
             clock=clock,
             readers=self._readers,
@@ -208,8 +210,8 @@ class Server:
         server = grpc.aio.server(options=channel_options(self._settings.max_request_bytes))
         server.add_generic_rpc_handlers((generic_handler(SERVICE, handlers_of(SERVICE, self._service)),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
+        answer = Reflection((health_pb2.DESCRIPTOR,)).answer
+        server.add_generic_rpc_handlers(dialogue_handler(name, reflection.METHOD, answer) for name in reflection.SERVICES)
         return server
 
     def _bind(self) -> str:

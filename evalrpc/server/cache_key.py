@@ -15,6 +15,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 from evalrpc.errors import RunFailedError
 from evalrpc.files.fingerprints import MAX_FILES, fingerprint_files
 from evalrpc.harnesses.base import Command, Harness, Run
+from evalrpc.jobs import transitions
 from evalrpc.jobs.defaults import gpus_needed
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo
 
@@ -24,25 +25,27 @@ _NOWHERE: Final = Path("/evalrpc")  # stands for the folders of an attempt, whic
 def cache_key(harness: Harness, job: JobInfo) -> bytes:
     """Return a digest that is equal for identical evaluations; empty if that can't be decided, and then the job gets a warning
     that says why."""
-    if job.request.output_dir:
+    request = job.request
+    if request.output_dir:
         return _no_key(job, "output_dir asks for results in a folder of the job's own")
     try:
-        command = harness.command(_run(job.request))
+        command = harness.command(_run(request))
     except RunFailedError as error:
         return _no_key(job, error.message)
-    files = fingerprint_files([*command.watched_dirs, *_named_files(command), *_model_paths(job.request, command.cwd)])
+    files = fingerprint_files([*command.watched_dirs, *_named_files(command), *_model_paths(request, command.cwd)])
     if files is None:
         return _no_key(job, f"the files that the model or the harness is made of are more than {MAX_FILES}, or can't be read")
     facts = (
-        (harness.name, harness.kind, harness.info().version, gpus_needed(job.request)),
+        (harness.name, harness.kind, harness.info().version, gpus_needed(request)),
         (command.argv, sorted(command.env.items()), command.cwd, sorted(command.files.items())),
         files,
+        request.max_bad_answer_ratio if request.HasField("max_bad_answer_ratio") else None,
     )
     return hashlib.sha256(repr(facts).encode()).digest()
 
 
 def _no_key(job: JobInfo, reason: str) -> bytes:
-    job.warnings.append(f"the cache is not used: {reason}")
+    transitions.add_warnings(job, [f"the cache is not used: {reason}"])
     return b""
 
 

@@ -23,6 +23,7 @@ from evalrpc.files.fingerprints import fingerprint_files
 from evalrpc.harnesses.base import Command, Harness
 from evalrpc.protobuf.structs import wire_text
 from evalrpc.scheduling.log_tail import plain
+from evalrpc.v1.catalog_pb2 import HarnessInfo
 
 CATALOG_DIR: Final = "catalog"
 
@@ -50,11 +51,14 @@ class Catalog:
         self._executor = executor
         self._cache_dir = data_dir / CATALOG_DIR
         self._known: dict[str, tuple[str, Names]] = {}
+        self._unavailable: dict[str, bool] = {}
         self._locks = {name: threading.Lock() for name in harnesses}
 
     def load(self) -> None:
-        """Load what an earlier server cached on disk, so that even the first submission is checked. Asks no harness."""
+        """Load what an earlier server cached on disk, so that even the first submission is checked, and whether each harness is
+        available. Starts nothing."""
         for name, harness in self._harnesses.items():
+            self.describe(name)
             command = harness.catalog_command()
             fingerprint = _fingerprint(harness, command) if command else ""
             names = self._from_disk(name, fingerprint)
@@ -81,6 +85,16 @@ class Catalog:
         """Return whether the harness lists all these tasks, or its list is not in memory. Never blocks."""
         known = self._known.get(harness_name)
         return known is None or all(_is_listed(task, known[1].tasks) for task in tasks)
+
+    def describe(self, harness_name: str) -> HarnessInfo:
+        """Return what is installed of a harness."""
+        info = self._harnesses[harness_name].info()
+        self._unavailable[harness_name] = not info.available
+        return info
+
+    def may_be_unavailable(self, harness_name: str) -> bool:
+        """Return whether a harness was not available when it was last described. Never blocks."""
+        return self._unavailable.get(harness_name, False)
 
     def unknown_tasks(self, harness_name: str, tasks: Sequence[str]) -> dict[int, str]:
         """Return a message for each task that the harness does not list, by index; the first few suggest the nearest names.

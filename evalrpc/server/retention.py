@@ -23,7 +23,10 @@ _log = logging.getLogger(__name__)
 
 
 class Retention:
-    """Removes terminal jobs beyond a maximum age or number, with their files; never live jobs. Blocks: runs on a thread."""
+    """Removes terminal jobs beyond a maximum age or number, with the files that no other job refers to; never live jobs.
+
+    Blocks: runs on a thread.
+    """
 
     def __init__(self, store: Store, clock: Clock, data_dir: Path, max_age_seconds: float, max_jobs: int) -> None:
         self._store = store
@@ -50,13 +53,13 @@ class Retention:
         return removed
 
     def remove_orphans(self) -> int:
-        """Remove the folders of jobs that do not exist: a server died after deleting a job and before deleting its files."""
+        """Remove the folders that no job refers to: a server died after deleting a job and before deleting its files."""
         folder, removed = self._data_dir / JOBS_DIR, 0
         if not folder.is_dir():
             return removed
         with os.scandir(folder) as entries:  # read in batches, since there may be very many
             while page := [entry.name for entry in islice(entries, _PAGE)]:
-                for name in set(page) - self._store.known_jobs(page):
+                for name in set(page) - self._store.jobs_with_files(page):
                     if self._stopping.is_set():
                         return removed
                     shutil.rmtree(job_dir(self._data_dir, name), ignore_errors=True)
@@ -75,7 +78,9 @@ class Retention:
 
     def _remove(self, job_id: str) -> int:
         try:
-            remove_files(self._data_dir, self._store.delete(job_id).result())
+            deleted = self._store.delete(job_id).result()
         except JobNotFoundError:
             return 0  # a client deleted it first
+        if deleted.files_of:
+            remove_files(self._data_dir, deleted.files_of, deleted.job)
         return 1

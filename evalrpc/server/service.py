@@ -10,7 +10,7 @@ import threading
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from itertools import islice, takewhile
+from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -19,15 +19,15 @@ from google.protobuf.timestamp_pb2 import Timestamp
 import evalrpc
 from evalrpc.analysis.history import MAX_POINTS, History, HistoryPlaces
 from evalrpc.clock import Clock
-from evalrpc.config import DEFAULT_HARNESS, Settings
+from evalrpc.config import Settings
 from evalrpc.errors import FieldViolation, ServerStoppingError
 from evalrpc.executors.base import Node
 from evalrpc.harnesses.base import Harness
 from evalrpc.jobs import transitions
+from evalrpc.jobs.defaults import RequestDefaults
 from evalrpc.jobs.ids import job_ids
 from evalrpc.jobs.removal import remove_files
-from evalrpc.jobs.size_limits import MAX_WARNING_BYTES, MAX_WARNINGS
-from evalrpc.protobuf.texts import cut
+from evalrpc.jobs.views import reduce_to_view
 from evalrpc.reading import page_tokens
 from evalrpc.reading.artifacts import ArtifactReader
 from evalrpc.reading.disk import read_on
@@ -41,7 +41,7 @@ from evalrpc.server import validation
 from evalrpc.server.cache_key import cache_key
 from evalrpc.server.call import Call
 from evalrpc.server.catalog import Catalog, Names
-from evalrpc.store.base import Store, Submission
+from evalrpc.store.base import Expected, Store, Submission
 from evalrpc.v1 import evaluation_service_pb2 as calls
 from evalrpc.v1.catalog_pb2 import (
     GetServerInfoRequest,
@@ -58,6 +58,7 @@ from evalrpc.v1.files_pb2 import ListArtifactsRequest, ListArtifactsResponse, Re
 from evalrpc.v1.history_pb2 import GetHistoryRequest, GetHistoryResponse
 from evalrpc.v1.jobs_pb2 import (
     CACHE_MODE_ALLOW,
+    JOB_STATUS_COMPLETED,
     JOB_STATUS_QUEUED,
     CacheMode,
     CancelJobRequest,
@@ -65,9 +66,11 @@ from evalrpc.v1.jobs_pb2 import (
     DeleteJobResponse,
     GetJobRequest,
     JobInfo,
+    JobView,
     ListJobsRequest,
     ListJobsResponse,
     SubmitJobRequest,
+    UpdateJobRequest,
     WatchJobRequest,
     WatchJobsRequest,
 )
@@ -75,6 +78,7 @@ from evalrpc.v1.queue_pb2 import GetQueueRequest, GetQueueResponse, Gpu, StatusC
 from evalrpc.v1.results_pb2 import ListMetricsRequest, ListMetricsResponse
 from evalrpc.v1.samples_pb2 import ListSamplesRequest, ListSamplesResponse
 from evalrpc.watching.feed import Feed
+from evalrpc.watching.wakeups import Intervals, default_interval
 
 DEFAULT_PAGE_SIZE: Final = 50
 DEFAULT_NAMES_SIZE: Final = 100
@@ -83,9 +87,10 @@ MAX_PAGE_SIZE: Final = 1000
 MAX_METRICS_SIZE: Final = 10_000
 MAX_QUEUED_IDS: Final = 1000
 MAX_RUNNING_IDS: Final = 10_000
+MAX_TASK_WARNINGS: Final = 16
+"""How many tasks that the harness does not list a job names in its warnings, which so have room for others."""
 
 _RETRY_DELAY_SECONDS: Final = 1.0
-_OPTIONS: Final = ("priority", "labels", "timeout", "max_attempts", "supersede_key")
 
 _T = TypeVar("_T")
 
@@ -104,6 +109,7 @@ class EvaluationService:
     queue_state: QueueState
     harnesses: Mapping[str, Harness]
     settings: Settings
+    defaults: RequestDefaults
     data_dir: Path
     clock: Clock
     readers: Executor
@@ -111,6 +117,7 @@ class EvaluationService:
     catalog: Catalog
     started_at: Timestamp
     job_ids: Iterator[str] = field(default_factory=job_ids)
+    default_interval: Intervals = default_interval
     history_places: HistoryPlaces = field(default_factory=HistoryPlaces)
     stopping: bool = False
     _queue: tuple[object, bytes] | None = None
@@ -122,6 +129,9 @@ class EvaluationService:
                 "the server is stopping: submit again when it is back", retry_delay_seconds=_RETRY_DELAY_SECONDS
             )
         request.DiscardUnknownFields()  # they would be in every message of the job
+        fingerprint = _fingerprint(request) if request.request_id else b""  # before the operator's defaults, which may change
+        if request.HasField("request"):
+            self.defaults.fill_in(request.request)
         output_root = self.settings.output_root
         violations = validation.submission(request, self.harnesses, self._gpu_counts(), output_root)
         validation.require(violations)
@@ -130,10 +140,8 @@ class EvaluationService:
         key = await self._cache_key(request.cache, job)
         if request.validate_only:
             return await self._as_if_submitted(job, key)
-        submission = Submission(job, request.request_id, _fingerprint(request) if request.request_id else b"", key)
-        got = await asyncio.wrap_future(self.store.submit(submission))
-        _note_differences(got, job)
-        return self._answer(got)
+        submission = Submission(job, request.request_id, fingerprint, key)
+        return self._answer(await asyncio.wrap_future(self.store.submit(submission)))
 
     async def GetJob(self, request: GetJobRequest, call: Call) -> bytes:
         """Return a job as it stands now."""
@@ -144,44 +152,69 @@ class EvaluationService:
     def WatchJob(self, request: WatchJobRequest, call: Call) -> Awaitable[None]:
         """Stream one job until it ends."""
         job_id = validation.require_job_id(request.job_id)
-        return self.feed.watch_job(job_id, request.after_revision, _heartbeat_seconds(request), call.send)
+        validation.require(validation.watch(request))
+        return self.feed.watch_job(job_id, request.after_revision, self._heartbeats(request), call.send)
 
     def WatchJobs(self, request: WatchJobsRequest, call: Call) -> Awaitable[None]:
         """Stream all jobs that match the filter."""
-        validation.require(validation.job_filter(request.filter))
-        return self.feed.watch_jobs(request.filter, request.after_revision, _heartbeat_seconds(request), call.send)
+        bad_filter, bad_view = validation.job_filter(request.filter), validation.view(request.view)
+        validation.require(chain(bad_filter, bad_view, validation.watch(request)))
+        return self.feed.watch_jobs(
+            request.filter,
+            request.after_revision,
+            self._heartbeats(request),
+            call.send,
+            view=request.view,
+            skip_snapshots=request.skip_snapshots,
+        )
 
     async def ListJobs(self, request: ListJobsRequest, call: Call) -> ListJobsResponse:
         """List jobs, newest first."""
-        validation.require(validation.job_filter(request.filter))
+        bad_filter, bad_view = validation.job_filter(request.filter), validation.view(request.view)
+        validation.require(chain(bad_filter, bad_view, validation.offsets(page_size=request.page_size)))
         page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
-        before = page_tokens.decode(request.page_token, request.filter)
+        listing = ListJobsRequest(filter=request.filter, view=request.view)
+        place = page_tokens.decode_place(request.page_token, listing)
+        before, revision = place or (None, self.store.head_revision)  # before the page is read, which so has all up to it
         listed = await self._read(lambda: self.store.list_jobs(request.filter, before, page_size + 1))
         bound = PageBound(page_size)
-        described = (self.queue_state.described(job) for _, job in listed)
-        jobs = list(takewhile(bound.takes, described))
-        token = page_tokens.encode(listed[len(jobs) - 1].sequence, request.filter) if len(listed) > len(jobs) else ""
-        return ListJobsResponse(jobs=jobs, next_page_token=token)
+        jobs = list(takewhile(bound.takes, (self._viewed(job, request.view) for _, job in listed)))
+        token = page_tokens.encode(listed[len(jobs) - 1].sequence, listing, revision) if len(listed) > len(jobs) else ""
+        return ListJobsResponse(jobs=jobs, next_page_token=token, revision=revision)
 
     async def CancelJob(self, request: CancelJobRequest, call: Call) -> bytes:
         """Cancel a queued job at once, or request the end of a running one."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.cancel_reason(request.reason))
-        change = lambda job: transitions.request_cancel(job, request.reason, self.clock.now())  # noqa: E731
+
+        def change(job: JobInfo) -> None:
+            transitions.request_cancel(job, request.reason, self.clock.now(), queued_only=request.queued_only)
+
         return self._answer(await asyncio.wrap_future(self.store.update(job_id, change)))
 
+    async def UpdateJob(self, request: UpdateJobRequest, call: Call) -> bytes:
+        """Change the labels or the priority of a job."""
+        validation.require(validation.update(request))
+        fields = validation.updated_fields(request)
+        labels = dict(request.labels) if "labels" in fields else None
+        priority = request.priority if "priority" in fields else None
+        expect = Expected(revision=request.expected_revision if request.HasField("expected_revision") else None)
+        change = lambda job: transitions.update(job, labels, priority)  # noqa: E731
+        return self._answer(await asyncio.wrap_future(self.store.update(request.job_id.lower(), change, expect)))
+
     async def DeleteJob(self, request: DeleteJobRequest, call: Call) -> DeleteJobResponse:
-        """Delete a terminal job with its files."""
+        """Delete a terminal job, with its files if no other job refers to them."""
         job_id = validation.require_job_id(request.job_id)
-        job = await asyncio.wrap_future(self.store.delete(job_id))
-        await read_on(self.readers, lambda: remove_files(self.data_dir, job))
+        deleted = await asyncio.wrap_future(self.store.delete(job_id))
+        if deleted.files_of:
+            await read_on(self.readers, lambda: remove_files(self.data_dir, deleted.files_of, deleted.job))
         return DeleteJobResponse()
 
     def ReadLog(self, request: ReadLogRequest, call: Call) -> Awaitable[None]:
         """Stream the bytes of a job's log."""
         job_id = validation.require_job_id(request.job_id)
-        validation.require(validation.offsets(offset=request.offset, attempt=request.attempt))
-        return self.logs.read_log(job_id, request, call.send)
+        validation.require(validation.log(request))
+        return self.logs.read_log(job_id, request, self._heartbeats(request), call.send)
 
     async def ListArtifacts(
         self,
@@ -230,7 +263,7 @@ class EvaluationService:
         stop = threading.Event()
         try:
             return await asyncio.get_running_loop().run_in_executor(
-                self.hashers, _compare, request, baseline, candidates, self.harnesses, self.results, stop
+                self.hashers, _compare, request, baseline, candidates, self.harnesses, self.data_dir, stop
             )
         finally:
             stop.set()  # the caller has the answer, or has gone
@@ -258,8 +291,7 @@ class EvaluationService:
         call: Call,
     ) -> ListHarnessesResponse:
         """List the harnesses that the operator configured."""
-        harnesses = [self.harnesses[name] for name in sorted(self.harnesses)]
-        infos = await self._read(lambda: [harness.info() for harness in harnesses])
+        infos = await self._read(lambda: [self.catalog.describe(name) for name in sorted(self.harnesses)])
         return ListHarnessesResponse(harnesses=infos)
 
     async def GetServerInfo(
@@ -279,13 +311,15 @@ class EvaluationService:
             max_queued=self.settings.max_queued,
             max_running=self.queue_state.slots.total,
             capabilities=[method.name for method in methods if hasattr(self, method.name)],
+            default_harness=self.defaults.harness,
+            default_num_gpus=self.defaults.num_gpus,
         )
 
     async def _list_names(
         self, request: ListTasksRequest | ListModelsRequest, choose: Callable[[Names], Sequence[str]]
     ) -> tuple[Sequence[str], str]:
         """Return a page of names that contain the query, and the token of the next page."""
-        harness = request.harness or DEFAULT_HARNESS
+        harness = request.harness or self.defaults.harness
         validation.require(validation.harness_name(harness, self.harnesses))
         page_size = validation.require_page_size(request.page_size, DEFAULT_NAMES_SIZE, MAX_PAGE_SIZE)
         listing = type(request)(harness=harness, query=request.query)
@@ -297,14 +331,31 @@ class EvaluationService:
         return page, "" if following is None else page_tokens.encode(following, listing)
 
     async def _check_tasks(self, job: JobInfo) -> None:
-        """Warn about tasks that the harness does not list, or refuse them, depending on the settings."""
+        """Warn about a harness that is not available, and about tasks that it does not list, or refuse these, depending on the
+        settings."""
         harness, tasks = job.request.harness, list(job.request.tasks)
+        if self.catalog.may_be_unavailable(harness):
+            info = await self._read(lambda: self.catalog.describe(harness))
+            if not info.available:
+                transitions.add_warnings(job, [f"harness {harness} is not available: {info.unavailable_reason}"])
         if self.catalog.lists_all(harness, tasks):
             return
         unknown = await self._read(lambda: self.catalog.unknown_tasks(harness, tasks))
         if self.settings.unknown_tasks == "refuse":
             validation.require(FieldViolation(f"request.tasks[{index}]", text) for index, text in unknown.items())
-        job.warnings.extend(_bounded_warnings(unknown.values()))
+        transitions.add_warnings(job, _unlisted_warnings(unknown.values()))
+
+    def _heartbeats(self, call: WatchJobRequest | WatchJobsRequest | ReadLogRequest) -> Intervals | None:
+        """Return the intervals between the heartbeats of a stream; None for none."""
+        if not call.HasField("heartbeat_interval"):
+            return self.default_interval
+        seconds = call.heartbeat_interval.ToNanoseconds() / 1e9
+        return (lambda: seconds) if seconds else None
+
+    def _viewed(self, job: JobInfo, view: JobView.ValueType) -> JobInfo:
+        """Return a job as it is listed."""
+        reduce_to_view(job, view)
+        return self.queue_state.described(job)
 
     def _answer(self, job: JobInfo) -> bytes:
         """Return a job that was just committed, serialised as clients get it."""
@@ -320,17 +371,20 @@ class EvaluationService:
         return await asyncio.get_running_loop().run_in_executor(self.readers, read)
 
     async def _as_if_submitted(self, job: JobInfo, key: bytes) -> JobInfo:
-        identical = await self._read(lambda: self.store.find_identical(key)) if key else None
+        identical = await self._read(lambda: self.store.find_identical(key, job.supersede_key)) if key else None
+        job.ClearField("job_id")
+        job.attempt = 0
+        job.created_at.CopyFrom(self.clock.now())
         if identical is None:
-            job.status, job.attempt = JOB_STATUS_QUEUED, 0
-            job.created_at.CopyFrom(self.clock.now())
+            job.status = JOB_STATUS_QUEUED
             job.position_in_queue = self.queue_state.position_for(job.priority)
-            answer = job
+            return job
+        if identical.status == JOB_STATUS_COMPLETED:
+            transitions.share_results(job, identical, job.created_at)
         else:
-            _note_differences(identical, job)
-            answer = self.queue_state.described(identical)
-        answer.ClearField("job_id")
-        return answer
+            transitions.follow(job, identical.job_id)
+            job.status = JOB_STATUS_QUEUED
+        return self.queue_state.described(job)
 
     def _gpu_counts(self) -> list[int]:
         """Return how many GPUs each node has."""
@@ -342,6 +396,7 @@ class EvaluationService:
         return GetQueueResponse(
             queued_count=self.queue_state.queued_count,
             running_count=len(running),
+            following_count=self.queue_state.following_count,
             queued_job_ids=self.queue_state.queued_job_ids(MAX_QUEUED_IDS),
             running_job_ids=[job.job_id for job in running[:MAX_RUNNING_IDS]],
             status_counts=self._status_counts(),
@@ -386,24 +441,17 @@ def _new_job(job_id: str, call: SubmitJobRequest) -> JobInfo:
         max_attempts=call.max_attempts or 1,
         supersede_key=call.supersede_key,
     )
-    job.request.harness = call.request.harness or DEFAULT_HARNESS
     if call.HasField("timeout"):
         job.timeout.CopyFrom(call.timeout)
     return job
 
 
-def _bounded_warnings(warnings: Collection[str]) -> Iterator[str]:
+def _unlisted_warnings(warnings: Collection[str]) -> Iterator[str]:
     """Yield the first warnings, and how many more there are: a job takes them along in every message."""
-    shown = list(islice(warnings, MAX_WARNINGS - 1))
-    yield from (cut(warning, MAX_WARNING_BYTES) for warning in shown)
+    shown = list(islice(warnings, MAX_TASK_WARNINGS))
+    yield from shown
     if len(warnings) > len(shown):
         yield f"and {len(warnings) - len(shown)} more tasks that the harness does not list"
-
-
-def _note_differences(job: JobInfo, submitted: JobInfo) -> None:
-    """If an earlier job answers a submission, add a warning that names the options in which they differ."""
-    if job.cached_from and (different := [name for name in _OPTIONS if getattr(job, name) != getattr(submitted, name)]):
-        job.warnings.append(f"this is an earlier job, which keeps its own {', '.join(different)}")
 
 
 def _compare(
@@ -411,12 +459,12 @@ def _compare(
     baseline: JobInfo,
     candidates: Sequence[JobInfo],
     harnesses: Mapping[str, Harness],
-    results: JobResults,
+    data_dir: Path,
     stop: threading.Event,
 ) -> CompareJobsResponse:
     from evalrpc.analysis.comparison import compare  # here, so that a server that compares nothing never loads NumPy and SciPy
 
-    return compare(request, baseline, candidates, harnesses, results, stop)
+    return compare(request, baseline, candidates, harnesses, data_dir, stop)
 
 
 def _fingerprint(call: SubmitJobRequest) -> bytes:
@@ -425,10 +473,3 @@ def _fingerprint(call: SubmitJobRequest) -> bytes:
     contents.CopyFrom(call)
     contents.ClearField("request_id")
     return hashlib.sha256(contents.SerializeToString(deterministic=True)).digest()
-
-
-def _heartbeat_seconds(call: WatchJobRequest | WatchJobsRequest) -> float | None:
-    """Validate the options of a watch, and return its heartbeat interval. Raises InvalidRequestError."""
-    heartbeat = call.heartbeat_interval if call.HasField("heartbeat_interval") else None
-    validation.require(validation.watch(call.after_revision, heartbeat))
-    return heartbeat.ToNanoseconds() / 1e9 if heartbeat is not None else None

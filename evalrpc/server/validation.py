@@ -3,24 +3,37 @@
 import math
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import ListValue, Struct, Value
 
-from evalrpc.config import DEFAULT_HARNESS
 from evalrpc.errors import FieldViolation, InvalidRequestError
-from evalrpc.harnesses.base import Harness
+from evalrpc.harnesses.base import Harness, ParallelHarness
 from evalrpc.jobs import lifecycle
 from evalrpc.jobs.defaults import gpus_needed
+from evalrpc.jobs.filters import canonical_prefix
+from evalrpc.jobs.label_selectors import parse_selector
 from evalrpc.jobs.paths import allowed_output_dir
 from evalrpc.jobs.size_limits import MAX_ARGS_BYTES, MAX_TASK_NAMES_BYTES
+from evalrpc.printable import first_unprintable, printable
 from evalrpc.protobuf.texts import MAX_NAME_LENGTH
 from evalrpc.v1.comparison_pb2 import CompareJobsRequest, Correction
+from evalrpc.v1.files_pb2 import ReadLogRequest
 from evalrpc.v1.history_pb2 import GetHistoryRequest
-from evalrpc.v1.jobs_pb2 import CacheMode, EvaluateRequest, JobFilter, SubmitJobRequest
+from evalrpc.v1.jobs_pb2 import (
+    CacheMode,
+    EvaluateRequest,
+    GpuMode,
+    JobFilter,
+    JobView,
+    SubmitJobRequest,
+    UpdateJobRequest,
+    WatchJobRequest,
+    WatchJobsRequest,
+)
 from evalrpc.v1.results_pb2 import MetricSelector
 
 MAX_ARG_VALUES: Final = 100_000
@@ -35,16 +48,18 @@ MAX_NESTING: Final = 16
 MAX_ATTEMPTS: Final = 10
 MAX_PRIORITY: Final = 1000
 MAX_REASON_LENGTH: Final = 1000
-MAX_TIMEOUT_SECONDS: Final = 366 * 24 * 3600
+_SECONDS_PER_DAY: Final = 24 * 3600
+MAX_TIMEOUT_SECONDS: Final = 366 * _SECONDS_PER_DAY
 MAX_CANDIDATES: Final = 16
+MAX_PATHS: Final = 100
 MIN_ALPHA: Final = 0.001
 MAX_ALPHA: Final = 0.5
 MIN_HEARTBEAT_SECONDS: Final = 0.1
 _MAX_PATH_KEY: Final = 64  # characters of a key in the path of a field
+UPDATABLE: Final = frozenset({"labels", "priority"})
+"""What UpdateJob can change of a job."""
 _YEAR_2200_SECONDS: Final = 7_258_118_400
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_CONTROL_IN_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # a value may have tabs and line breaks
 _BATCH_SIZE = re.compile(r"auto(:[1-9][0-9]{0,5})?|[1-9][0-9]{0,5}")
 _DEVICE = re.compile(r"[a-z]{2,16}(:[0-9]{1,3})?")
 _LABEL = re.compile(r"[A-Za-z0-9_./-]{1,63}")
@@ -77,7 +92,8 @@ def require_page_size(page_size: int, default: int, maximum: int) -> int:
 def submission(
     call: SubmitJobRequest, harnesses: Mapping[str, Harness], gpu_counts: Sequence[int], output_root: Path | None
 ) -> _Violations:
-    """Yield what is wrong with a SubmitJobRequest. `gpu_counts`: how many GPUs each node has, since a job runs on one."""
+    """Yield what is wrong with a SubmitJobRequest, in which the defaults are filled in. `gpu_counts`: how many GPUs each node
+    has, since a job runs on one."""
     if not call.HasField("request"):
         yield FieldViolation("request", "is required")
     else:
@@ -85,8 +101,7 @@ def submission(
             yield FieldViolation(f"request.{field}", description)
     if call.request_id and not _REQUEST_ID.fullmatch(call.request_id):
         yield FieldViolation("request_id", "must be 1 to 128 printable ASCII characters without spaces")
-    if abs(call.priority) > MAX_PRIORITY:
-        yield FieldViolation("priority", f"must be from -{MAX_PRIORITY} to {MAX_PRIORITY}")
+    yield from _priority(call.priority)
     yield from _labels("labels", call.labels)
     if call.HasField("timeout"):
         yield from _duration("timeout", call.timeout, 0.001, MAX_TIMEOUT_SECONDS)
@@ -97,11 +112,16 @@ def submission(
         yield FieldViolation("cache", f"{call.cache} is no mode that this server knows: CACHE_MODE_ALLOW, or leave it out")
 
 
-def watch(after_revision: int, heartbeat_interval: Duration | None) -> _Violations:
+def watch(call: WatchJobRequest | WatchJobsRequest) -> _Violations:
     """Yield what is wrong with the options of a watch."""
-    yield from _not_negative("after_revision", after_revision)
-    if heartbeat_interval is not None:
-        yield from _duration("heartbeat_interval", heartbeat_interval, MIN_HEARTBEAT_SECONDS, MAX_TIMEOUT_SECONDS)
+    yield from _not_negative("after_revision", call.after_revision)
+    yield from _heartbeat(call.heartbeat_interval)
+
+
+def log(call: ReadLogRequest) -> _Violations:
+    """Yield what is wrong with a ReadLogRequest, besides its `job_id`."""
+    yield from offsets(offset=call.offset, attempt=call.attempt)
+    yield from _heartbeat(call.heartbeat_interval)
 
 
 def job_filter(jobs: JobFilter) -> _Violations:
@@ -119,6 +139,36 @@ def job_filter(jobs: JobFilter) -> _Violations:
     for name, time in (("created_after", jobs.created_after), ("created_before", jobs.created_before)):
         if not (0 <= time.seconds < _YEAR_2200_SECONDS and 0 <= time.nanos < 10**9):
             yield FieldViolation(f"filter.{name}", "must be a time from 1970 to 2200")
+    yield from _parsed("filter.label_selector", jobs.label_selector, parse_selector)
+    yield from _parsed("filter.job_id_prefix", jobs.job_id_prefix, canonical_prefix)
+
+
+def view(chosen: JobView.ValueType) -> _Violations:
+    """Yield a violation unless this server knows the view."""
+    if chosen not in JobView.values():
+        yield FieldViolation("view", f"{chosen} is no view that this server knows: set JOB_VIEW_BASIC, or JOB_VIEW_FULL")
+
+
+def update(call: UpdateJobRequest) -> _Violations:
+    """Yield what is wrong with an UpdateJobRequest. Fields that it does not change don't matter."""
+    yield from _job_id("job_id", call.job_id)
+    yield from _update_mask(call)
+    changed = updated_fields(call)
+    if "labels" in changed:
+        yield from _labels("labels", call.labels)
+    if "priority" in changed:
+        yield from _priority(call.priority)
+    if call.HasField("expected_revision"):
+        yield from _not_negative("expected_revision", call.expected_revision)
+
+
+def updated_fields(call: UpdateJobRequest) -> Set[str]:
+    """Return the fields that an UpdateJobRequest changes: those that the mask names, or, without one, those that are set."""
+    if "*" in call.update_mask.paths:
+        return UPDATABLE
+    if call.update_mask.paths:
+        return UPDATABLE.intersection(call.update_mask.paths)
+    return {name for name in UPDATABLE if getattr(call, name)}
 
 
 def history(call: GetHistoryRequest) -> _Violations:
@@ -136,10 +186,11 @@ def offsets(**fields: int) -> _Violations:
 
 
 def harness_name(name: str, harnesses: Mapping[str, Harness]) -> _Violations:
-    """Yield a violation if there is no such harness."""
+    """Yield a violation if there is no such harness, or the name is empty because the server has no default."""
     if name not in harnesses:
         known = ", ".join(sorted(harnesses))
-        yield FieldViolation("harness", f"this server has no harness {_quote(name)}; it has: {known}")
+        problem = f"this server has no harness {_quote(name)}; it has" if name else "must name one of this server's harnesses"
+        yield FieldViolation("harness", f"{problem}: {known}")
 
 
 def comparison(call: CompareJobsRequest) -> _Violations:
@@ -252,12 +303,18 @@ def _well_formed(request: EvaluateRequest, gpu_counts: Sequence[int], output_roo
     yield from _limit(request)
     yield from _gpus(request, gpu_counts)
     yield from _output_dir(request.output_dir, output_root)
+    if request.gpu_mode not in GpuMode.values():
+        yield FieldViolation("gpu_mode", f"{request.gpu_mode} is no mode that this server knows; leave it out")
+    if request.HasField("max_bad_answer_ratio") and not 0 <= request.max_bad_answer_ratio <= 1:
+        yield FieldViolation("max_bad_answer_ratio", f"must be from 0 to 1, not {request.max_bad_answer_ratio:g}")
 
 
 def _harness(request: EvaluateRequest, harnesses: Mapping[str, Harness]) -> _Violations:
-    name = request.harness or DEFAULT_HARNESS
+    name = request.harness
     unknown = list(harness_name(name, harnesses))
     yield from unknown or harnesses[name].violations(request)
+    if not unknown and request.gpu_mode and not isinstance(harnesses[name], ParallelHarness):
+        yield FieldViolation("gpu_mode", f"harness {name} has only one way to use its GPUs; leave it out")
 
 
 def _tasks(request: EvaluateRequest) -> _Violations:
@@ -299,9 +356,8 @@ def _gpus(request: EvaluateRequest, gpu_counts: Sequence[int]) -> _Violations:
         yield FieldViolation("num_gpus", f"must not be negative, and is {wanted}")
     elif wanted > (widest := max(gpu_counts, default=0)):
         has = f"no node of this server has more than {widest}" if len(gpu_counts) > 1 else f"this server has {widest}"
-        has = has if widest else "this server has none: set it to 0 to run without"
-        asked = wanted if request.HasField("num_gpus") else f"{wanted} (the default)"
-        yield FieldViolation("num_gpus", f"asks for {asked} GPUs, and {has}")
+        asked = "1 GPU" if wanted == 1 else f"{wanted} GPUs"
+        yield FieldViolation("num_gpus", f"asks for {asked}, and {has if widest else 'this server has none: leave it out'}")
 
 
 def _output_dir(output_dir: str, output_root: Path | None) -> _Violations:
@@ -364,8 +420,10 @@ class _Arguments:
             self.violations = [FieldViolation(field, f"is nested more than {MAX_NESTING} deep")]
 
     def _look_at(self, path: str, key: str, value: Value) -> None:
-        if _CONTROL_IN_TEXT.search(key) or (value.HasField("string_value") and _CONTROL_IN_TEXT.search(value.string_value)):
-            self.violations.append(FieldViolation(path, "must have no control characters"))
+        if (character := first_unprintable(key)) is not None:
+            self.violations.append(FieldViolation(printable(path), _unprintable(character)))
+        if value.HasField("string_value") and "\0" in value.string_value:  # no program takes it; others are data
+            self.violations.append(FieldViolation(printable(path), _unprintable("\\x00")))
         elif value.HasField("number_value") and not math.isfinite(value.number_value):
             self.violations.append(FieldViolation(path, "must be finite"))
 
@@ -376,6 +434,31 @@ def _fields_of(path: str, struct: Struct) -> Iterator[tuple[str, str, Value]]:
 
 def _items_of(path: str, values: ListValue) -> Iterator[tuple[str, str, Value]]:
     return ((f"{path}[{index}]", "", value) for index, value in enumerate(values.values))
+
+
+def _parsed(field: str, text: str, parse: Callable[[str], object]) -> _Violations:
+    try:
+        parse(text)
+    except ValueError as error:
+        yield FieldViolation(field, str(error))
+
+
+def _update_mask(call: UpdateJobRequest) -> _Violations:
+    known = ", ".join(sorted(UPDATABLE))
+    paths = call.update_mask.paths
+    if len(paths) > MAX_PATHS:
+        yield FieldViolation("update_mask", f"has {len(paths)} paths; at most {MAX_PATHS} are allowed")
+    elif not paths and not updated_fields(call):
+        yield FieldViolation("update_mask", f"is required where no field is set, and names what to change: {known}")
+    else:
+        for index, path in enumerate(paths):
+            if path != "*" and path not in UPDATABLE:
+                yield FieldViolation(f"update_mask.paths[{index}]", f"{_quote(path)} can't be changed; these can: {known}")
+
+
+def _priority(priority: int) -> _Violations:
+    if abs(priority) > MAX_PRIORITY:
+        yield FieldViolation("priority", f"must be from -{MAX_PRIORITY} to {MAX_PRIORITY}")
 
 
 def _labels(field: str, labels: Mapping[str, str]) -> _Violations:
@@ -400,14 +483,32 @@ def _name(field: str, name: str, max_length: int) -> _Violations:
 def _text(field: str, text: str, max_length: int) -> _Violations:
     if len(text) > max_length:
         yield FieldViolation(field, f"has {len(text)} characters; at most {max_length} are allowed")
-    elif _CONTROL.search(text):
-        yield FieldViolation(field, "must have no control characters")
+    elif (character := first_unprintable(text)) is not None:
+        yield FieldViolation(field, _unprintable(character))
+
+
+def _unprintable(character: str) -> str:
+    return f"must have no control or invisible characters, and has {character}"
 
 
 def _duration(field: str, duration: Duration, minimum_seconds: float, maximum_seconds: float) -> _Violations:
     seconds = duration.seconds + duration.nanos / 1e9
     if not (minimum_seconds <= seconds <= maximum_seconds and 0 <= duration.nanos < 10**9):
-        yield FieldViolation(field, f"must be from {minimum_seconds:g} to {maximum_seconds:g} seconds")
+        yield FieldViolation(field, f"must be from {_seconds(minimum_seconds)} to {_seconds(maximum_seconds)}")
+
+
+def _seconds(seconds: float) -> str:
+    """Write a bound in words: `100 ms`, `366 days`."""
+    if seconds < 1:
+        return f"{seconds * 1000:g} ms"
+    days = seconds / _SECONDS_PER_DAY
+    return f"{days:g} days" if days.is_integer() else f"{seconds:g} seconds"
+
+
+def _heartbeat(interval: Duration) -> _Violations:
+    """Yield what is wrong with the interval of heartbeats; 0 means none."""
+    if interval.seconds or interval.nanos:
+        yield from _duration("heartbeat_interval", interval, MIN_HEARTBEAT_SECONDS, MAX_TIMEOUT_SECONDS)
 
 
 def _not_negative(field: str, number: int) -> _Violations:

@@ -1,14 +1,15 @@
 """The contracts of a store, the only place where a job changes, and of the feed of its changes.
 
-Writes are durable once their future has a result. A status change and its journal event are committed together and get a
-revision of the whole store, higher than all before. Whoever follows the changes has been passed a write of this server, and
-reads see it, before its future has a result. There may be other writers, of whose changes followers hear in the same order.
+Writes are durable once their future has a result. A change of a job's status, or of its labels, its priority or the request to
+cancel it, or its deletion, is committed together with its journal event and gets a revision of the whole store, higher than all
+before. Whoever follows the changes has been passed a write of this server, and reads see it, before its future has a result.
+There may be other writers, of whose changes listeners hear in the same order.
 
 Every method may be called from any thread. Reads block on the disk, so the event loop calls them through a thread pool; only
 `cached_job` never blocks.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol, TypeVar
@@ -37,7 +38,31 @@ class Submission:
     fingerprint: bytes = b""
     """Equal for submissions of equal contents."""
     cache_key: bytes = b""
-    """Equal for identical evaluations, of which one job may serve all. Empty: it is a job of its own."""
+    """Equal for identical evaluations, of which one run may serve all. Empty: the job runs, and serves no other."""
+
+
+class Deleted(NamedTuple):
+    """A job that was deleted."""
+
+    job: JobInfo
+    files_of: str
+    """The job whose files no job refers to any more, so that they are to be removed; empty where some still does."""
+
+
+class JournalEvent(NamedTuple):
+    """A JobEvent as it was committed, with what a watcher needs to know of the job before it."""
+
+    revision: int
+    event: bytes
+    """The JobEvent, serialised. DELETED for all events of a deleted job, with nothing else left of it."""
+    previous: Status | None = None
+    """The status before; UNSPECIFIED for a new job, None where it is not known."""
+    labels_before: Mapping[str, str] | None = None
+    """The labels before; None where they stayed as they were."""
+
+    def parse(self) -> JobEvent:
+        """Return the event as a message of its own. Raises StoreUnavailableError."""
+        return _parse(JobEvent, self.event)
 
 
 class Change(NamedTuple):
@@ -51,25 +76,14 @@ class Change(NamedTuple):
     """Its place in the order of arrival."""
     previous: Status
     """The status before; UNSPECIFIED for a new job."""
-    event: bytes | None
-    """The JobEvent that was journalled; None where the status did not change."""
+    event: JournalEvent | None
+    """What was journalled, with the revision of the change; None where it has none."""
     deleted: bool = False
 
     @property
     def status_changed(self) -> bool:
-        """Whether this change has a revision of its own."""
-        return self.event is not None
-
-
-class JournalEvent(NamedTuple):
-    """A serialised JobEvent, as it was committed."""
-
-    revision: int
-    event: bytes
-
-    def parse(self) -> JobEvent:
-        """Return the event as a message of its own. Raises StoreUnavailableError."""
-        return _parse(JobEvent, self.event)
+        """Whether the job has another status than before."""
+        return self.job.status != self.previous
 
 
 class ListedJob(NamedTuple):
@@ -101,6 +115,8 @@ class QueuedRow(NamedTuple):
     created_ns: int
     retry_ns: int
     """Time of day before which it must not start; 0 where it may at once."""
+    follows: str = ""
+    """The job that it follows, so that it is not served itself; empty where it is."""
 
 
 class Expected(NamedTuple):
@@ -109,12 +125,19 @@ class Expected(NamedTuple):
     status: Status | None = None
     attempt: int | None = None
     """The number of the latest attempt; 0 before the first."""
+    revision: int | None = None
 
     def require(self, job: JobInfo) -> None:
         """Raise ConflictError unless the job is as expected."""
-        if self.status not in (None, job.status) or self.attempt not in (None, job.attempt):
+        if (
+            self.status not in (None, job.status)
+            or self.attempt not in (None, job.attempt)
+            or self.revision not in (None, job.revision)
+        ):
             raise ConflictError(
-                f"job {job.job_id} was changed meanwhile: it is {status_name(job.status)}, with {job.attempt} attempts"
+                f"job {job.job_id} was changed meanwhile: it is {status_name(job.status)}, with {job.attempt} attempts, at "
+                f"revision {job.revision}",
+                metadata={"revision": str(job.revision)},
             )
 
 
@@ -129,22 +152,31 @@ class Store(Protocol):
     """Jobs and their journal. The future of a write can't be cancelled: a caller that stops waiting does not stop the write."""
 
     def submit(self, submission: Submission) -> Future[JobInfo]:
-        """Add a QUEUED job, or find the one that the same request_id got, or else an identical one: see `find_identical`.
+        """Add a QUEUED job, or return the one that the same request_id got.
 
-        A new job cancels the queued ones with the same supersede key, in the same commit. An identical one has `cached` set, is
-        left as it is, and is what the same request_id gets from then on.
-        Raises RequestIdReusedError, QueueFullError, StoreUnavailableError.
+        It cancels the queued ones with the same supersede key, in the same commit. If there is a job of an identical evaluation
+        then, it shares the run of that one: see `find_identical`. It is COMPLETED at once if that one is, and follows it
+        otherwise: see `update`.
+        Raises RequestIdReusedError, QueueFullError (never for a job that is COMPLETED at once), StoreUnavailableError.
         """
 
     def update(self, job_id: str, change: Callable[[JobInfo], None], expect: Expected = ANY) -> Future[JobInfo]:
         """Change a job that is as expected: `change` modifies the message it is given, and may raise an EvalrpcError to leave
         the job as it is. It runs on the writer thread, and may be called again, with another message, before one call counts.
+        It changes the status or the labels, never both.
+
+        In the same commit the jobs that follow this one complete with it. If it ends otherwise, the first of them in the order
+        of service follows nobody any more, and the others follow that one. A job has at least the priority of each follower.
 
         Raises JobNotFoundError, ConflictError, IllegalTransitionError, StoreUnavailableError, and what `change` raises.
         """
 
-    def delete(self, job_id: str) -> Future[JobInfo]:
-        """Remove a terminal job; its events stay in the journal. Raises JobNotFoundError, JobNotFinishedError."""
+    def delete(self, job_id: str) -> Future[Deleted]:
+        """Remove a terminal job, with a DELETED event. Its earlier events in the journal become DELETED too, in the same
+        commit: of what they had, only their revisions, their times and the job's id are left.
+
+        Raises JobNotFoundError, JobNotFinishedError.
+        """
 
     def cached_job(self, job_id: str) -> StoredJob | None:
         """Return a job if it is in memory, without blocking. It has at least the changes that have been passed on."""
@@ -155,9 +187,9 @@ class Store(Protocol):
     def list_jobs(self, job_filter: JobFilter, before_sequence: int | None, limit: int) -> list[ListedJob]:
         """Return jobs that the filter takes, newest first, of those that arrived before `before_sequence`."""
 
-    def find_identical(self, cache_key: bytes) -> JobInfo | None:
-        """Return a job with this cache key, with `cached` set: the latest that is COMPLETED, or else the latest that is QUEUED
-        or RUNNING without a cancel request."""
+    def find_identical(self, cache_key: bytes, supersede_key: str = "") -> JobInfo | None:
+        """Return the job whose run a submission with these keys would share: one that is COMPLETED, of those that ran the
+        latest, else any; or else the latest that is QUEUED or RUNNING without a cancel request and follows no other."""
 
     def queued_rows(self) -> list[QueuedRow]:
         """Return what the queue needs of all QUEUED jobs, in order of arrival."""
@@ -171,10 +203,13 @@ class Store(Protocol):
     def known_jobs(self, job_ids: Sequence[str]) -> set[str]:
         """Return those of the ids that are ids of jobs."""
 
+    def jobs_with_files(self, job_ids: Sequence[str]) -> set[str]:
+        """Return those of the ids whose files must be kept: of jobs, and of deleted ones whose run some job shares."""
+
     def events_after(self, revision: int, limit: int, job_id: str | None = None) -> list[JournalEvent]:
         """Return journal events with a later revision, of one job or of all, in order, up to `head_revision`.
 
-        Raises RevisionCompactedError, RevisionInFutureError.
+        Raises RevisionCompactedError, RevisionInFutureError, and JobNotFoundError if that job was deleted.
         """
 
     def status_counts(self) -> Mapping[Status, int]:
@@ -192,7 +227,7 @@ class Store(Protocol):
 
     @property
     def head_revision(self) -> int:
-        """The newest revision of which the followers have been notified; 0 in an empty store."""
+        """The newest revision of which the listeners have been notified; 0 in an empty store."""
 
     @property
     def oldest_revision(self) -> int:
@@ -230,27 +265,3 @@ def _parse(message_class: type[_M], serialized: bytes) -> _M:
             f"the server's store is damaged: it has a {message_class.DESCRIPTOR.name} that can't be read; bring back a backup",
             retry_delay_seconds=RETRY_DELAY_SECONDS,
         ) from error
-
-
-def fields_match(job: JobInfo, job_filter: JobFilter) -> bool:
-    """Return whether the filter takes the job. For events; a listing filters in the database."""
-    request = job.request
-    return (
-        _any_of(job_filter.statuses, (job.status,))
-        and _any_of(job_filter.models, (request.model,))
-        and _any_of(job_filter.tasks, request.tasks)
-        and _any_of(job_filter.harnesses, (request.harness,))
-        and all(job.labels.get(key) == value for key, value in job_filter.labels.items())
-        and (
-            not job_filter.HasField("created_after")
-            or job.created_at.ToNanoseconds() >= job_filter.created_after.ToNanoseconds()
-        )
-        and (
-            not job_filter.HasField("created_before")
-            or job.created_at.ToNanoseconds() < job_filter.created_before.ToNanoseconds()
-        )
-    )
-
-
-def _any_of(wanted: Sequence[object], present: Iterable[object]) -> bool:
-    return not wanted or not set(wanted).isdisjoint(present)

@@ -10,7 +10,7 @@ from evalrpc.store.base import Change, Listener
 class ChangeLog:
     """A ChangeFeed that keeps no changes: one can only follow from where it is.
 
-    The lock is held while followers are notified, so nobody begins to follow in the middle of a commit.
+    The lock is held while listeners are notified, so nobody begins to follow in the middle of a commit.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class ChangeLog:
             self._listeners.append(listener)
 
     def pass_on(self, changes: Sequence[Change]) -> None:
-        """Notify all followers, in the order in which they came."""
+        """Notify all listeners, in the order in which they came."""
         with self._lock:
             for listener in self._listeners:
                 listener(changes)

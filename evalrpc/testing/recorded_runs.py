@@ -19,7 +19,7 @@ from google.protobuf.json_format import ParseDict
 from evalrpc.errors import RunFailedError, SamplesNotFoundError
 from evalrpc.harnesses.base import Exit, Harness, Run, SampleRow, TaskReporter
 from evalrpc.reading.sample_files import open_samples
-from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobAttempt, JobError, JobInfo, Progress
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobError, JobInfo, Progress
 from evalrpc.v1.results_pb2 import ModelResult
 
 GOOD_EXIT: Final = Exit(code=0)
@@ -93,9 +93,9 @@ def judge(harness: Harness, run: Run, exit_status: Exit = GOOD_EXIT, log: Iterab
 
 def rows_of(harness: Harness, output_dir: Path, path: str, offset: int = 0) -> list[SampleRow]:
     """Return the rows of a samples file from an offset on, as the server reads them. Raises what `open_samples` raises."""
-    job = JobInfo(job_id="job-id", attempts=[JobAttempt(output_dir=str(output_dir))])
+    job = JobInfo(job_id="job-id")
     job.request.harness = harness.name
-    with open_samples(job, path, {harness.name: harness}, offset) as rows:
+    with open_samples(job, output_dir, path, {harness.name: harness}, offset) as rows:
         return list(rows)
 
 

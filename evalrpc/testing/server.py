@@ -2,7 +2,7 @@
 
 settings = Settings(data_dir=tmp_path / "data", harnesses={"acme": HarnessSettings("acme", "acme-eval")})
 with running_server(settings) as client:
-    job = client.evaluate("acme/tiny", ["arithmetic"], harness="acme", num_gpus=0)
+    job = client.evaluate("acme/tiny", ["arithmetic"])
     print(client.wait_for_job(job.job_id).results)
 """
 

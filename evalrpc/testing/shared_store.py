@@ -13,7 +13,18 @@ from typing import Any, Final, TypeVar
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.jobs.lifecycle import Status
-from evalrpc.store.base import ANY, Change, Expected, JournalEvent, ListedJob, Listener, QueuedRow, StoredJob, Submission
+from evalrpc.store.base import (
+    ANY,
+    Change,
+    Deleted,
+    Expected,
+    JournalEvent,
+    ListedJob,
+    Listener,
+    QueuedRow,
+    StoredJob,
+    Submission,
+)
 from evalrpc.store.change_log import ChangeLog
 from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.store.sqlite.transaction import Transaction
@@ -81,10 +92,11 @@ class SharedStore:
             delivery()
 
     def _pass_on(self, changes: Sequence[Change]) -> None:
-        self._head = max([self._head, *(change.job.revision for change in changes)])  # first: followers look for it
+        revisions = [change.event.revision for change in changes if change.event is not None]
+        self._head = max([self._head, *revisions])  # first: followers look for it
         self._changes.pass_on([change._replace(number=NUMBER_STEP * change.number) for change in changes])
 
-    # Writing. A write of this server has been passed on to its followers before its result is there.
+    # Writing. A write of this server has been passed on to its listeners before its result is there.
 
     def submit(self, submission: Submission) -> Future[JobInfo]:
         """See Store.submit."""
@@ -101,7 +113,7 @@ class SharedStore:
 
         return self._after_its_changes(self._database.update(job_id, twice, expect))
 
-    def delete(self, job_id: str) -> Future[JobInfo]:
+    def delete(self, job_id: str) -> Future[Deleted]:
         """See Store.delete."""
         return self._after_its_changes(self._database.delete(job_id))
 
@@ -129,9 +141,9 @@ class SharedStore:
         """See Store.list_jobs."""
         return self._database.list_jobs(job_filter, before_sequence, limit)
 
-    def find_identical(self, cache_key: bytes) -> JobInfo | None:
+    def find_identical(self, cache_key: bytes, supersede_key: str = "") -> JobInfo | None:
         """See Store.find_identical."""
-        return self._database.find_identical(cache_key)
+        return self._database.find_identical(cache_key, supersede_key)
 
     def queued_rows(self) -> list[QueuedRow]:
         """See Store.queued_rows."""
@@ -148,6 +160,10 @@ class SharedStore:
     def known_jobs(self, job_ids: Sequence[str]) -> set[str]:
         """See Store.known_jobs."""
         return self._database.known_jobs(job_ids)
+
+    def jobs_with_files(self, job_ids: Sequence[str]) -> set[str]:
+        """See Store.jobs_with_files."""
+        return self._database.jobs_with_files(job_ids)
 
     def events_after(self, revision: int, limit: int, job_id: str | None = None) -> list[JournalEvent]:
         """See Store.events_after."""

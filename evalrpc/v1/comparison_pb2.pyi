@@ -150,6 +150,7 @@ class CompareJobsRequest(_message.Message):
     HIGHER_IS_BETTER_FIELD_NUMBER: _builtins.int
     METRIC_THRESHOLDS_FIELD_NUMBER: _builtins.int
     CORRECTION_FIELD_NUMBER: _builtins.int
+    STRICT_FIELD_NUMBER: _builtins.int
     baseline_job_id: _builtins.str
     """The UUID of the job that the candidates are compared with. Required."""
     alpha: _builtins.float
@@ -167,6 +168,10 @@ class CompareJobsRequest(_message.Message):
     correction: Global___Correction.ValueType
     """The correction for multiple testing. Default: none, so `alpha` holds for each metric alone: of 50 unchanged metrics, two or
     three are called BETTER or WORSE on average.
+    """
+    strict: _builtins.bool
+    """Whether to refuse to compare jobs that answered different questions: FAILED_PRECONDITION (`DEFINITIONS_DIFFER`) if any
+    metric of the answer had `definition_differences`. Default: false.
     """
     @_builtins.property
     def candidate_job_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -196,10 +201,11 @@ class CompareJobsRequest(_message.Message):
         higher_is_better: _builtins.bool | None = ...,
         metric_thresholds: _abc.Iterable[Global___MetricThreshold] | None = ...,
         correction: Global___Correction.ValueType = ...,
+        strict: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_higher_is_better", b"_higher_is_better", "_tolerance", b"_tolerance", "alpha", b"alpha", "higher_is_better", b"higher_is_better", "tolerance", b"tolerance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_higher_is_better", b"_higher_is_better", "_tolerance", b"_tolerance", "alpha", b"alpha", "baseline_job_id", b"baseline_job_id", "candidate_job_ids", b"candidate_job_ids", "correction", b"correction", "higher_is_better", b"higher_is_better", "metric_thresholds", b"metric_thresholds", "metrics", b"metrics", "tolerance", b"tolerance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_higher_is_better", b"_higher_is_better", "_tolerance", b"_tolerance", "alpha", b"alpha", "baseline_job_id", b"baseline_job_id", "candidate_job_ids", b"candidate_job_ids", "correction", b"correction", "higher_is_better", b"higher_is_better", "metric_thresholds", b"metric_thresholds", "metrics", b"metrics", "strict", b"strict", "tolerance", b"tolerance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
     _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015
@@ -316,9 +322,10 @@ class MetricComparison(_message.Message):
     """One metric of two jobs.
 
     If both jobs have exactly one model, the two are compared whatever their names, since checkpoints of one training run have
-    different names; otherwise models are matched by name. Samples are paired by `doc_id`; values with the same id are averaged
-    first. Samples are used if they are numbers or booleans whose mean equals the metric's value to four digits in both jobs.
-    Otherwise (a perplexity, a corpus-level F1, a group of tasks, no samples logged) the standard errors are used.
+    different names; otherwise models are matched by name. Samples are paired by `doc_id`, unless both have a `doc_hash` and
+    these differ; values with the same id are averaged first. Samples are used if they are numbers or booleans whose mean equals
+    the metric's value to four digits in both jobs. Otherwise (a perplexity, a corpus-level F1, a group of tasks, no samples
+    logged) the standard errors are used.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -347,6 +354,7 @@ class MetricComparison(_message.Message):
     METHOD_FIELD_NUMBER: _builtins.int
     VERDICT_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
+    DEFINITION_DIFFERENCES_FIELD_NUMBER: _builtins.int
     baseline_model: _builtins.str
     """The baseline's model, a key of `JobInfo.results`. Empty if it has none to compare."""
     candidate_model: _builtins.str
@@ -399,6 +407,12 @@ class MetricComparison(_message.Message):
     """The conclusion about the candidate."""
     note: _builtins.str
     """Why there is no paired test, for humans. Empty if there is one."""
+    @_builtins.property
+    def definition_differences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """In what the two jobs answered different questions, for humans: the task's version, the number of examples shown, the task's
+        configuration, its documents. Empty if nothing is known to differ.
+        """
+
     def __init__(
         self,
         *,
@@ -426,10 +440,11 @@ class MetricComparison(_message.Message):
         method: Global___TestMethod.ValueType = ...,
         verdict: Global___Verdict.ValueType = ...,
         note: _builtins.str = ...,
+        definition_differences: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_adjusted_p_value", b"_adjusted_p_value", "_baseline_sample_count", b"_baseline_sample_count", "_baseline_standard_error", b"_baseline_standard_error", "_baseline_value", b"_baseline_value", "_candidate_sample_count", b"_candidate_sample_count", "_candidate_standard_error", b"_candidate_standard_error", "_candidate_value", b"_candidate_value", "_difference", b"_difference", "_differing_sample_count", b"_differing_sample_count", "_higher_is_better", b"_higher_is_better", "_interval_lower", b"_interval_lower", "_interval_upper", b"_interval_upper", "_p_value", b"_p_value", "_paired_sample_count", b"_paired_sample_count", "_tolerance", b"_tolerance", "_unpaired_sample_count", b"_unpaired_sample_count", "adjusted_p_value", b"adjusted_p_value", "baseline_sample_count", b"baseline_sample_count", "baseline_standard_error", b"baseline_standard_error", "baseline_value", b"baseline_value", "candidate_sample_count", b"candidate_sample_count", "candidate_standard_error", b"candidate_standard_error", "candidate_value", b"candidate_value", "difference", b"difference", "differing_sample_count", b"differing_sample_count", "higher_is_better", b"higher_is_better", "interval_lower", b"interval_lower", "interval_upper", b"interval_upper", "p_value", b"p_value", "paired_sample_count", b"paired_sample_count", "tolerance", b"tolerance", "unpaired_sample_count", b"unpaired_sample_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adjusted_p_value", b"_adjusted_p_value", "_baseline_sample_count", b"_baseline_sample_count", "_baseline_standard_error", b"_baseline_standard_error", "_baseline_value", b"_baseline_value", "_candidate_sample_count", b"_candidate_sample_count", "_candidate_standard_error", b"_candidate_standard_error", "_candidate_value", b"_candidate_value", "_difference", b"_difference", "_differing_sample_count", b"_differing_sample_count", "_higher_is_better", b"_higher_is_better", "_interval_lower", b"_interval_lower", "_interval_upper", b"_interval_upper", "_p_value", b"_p_value", "_paired_sample_count", b"_paired_sample_count", "_tolerance", b"_tolerance", "_unpaired_sample_count", b"_unpaired_sample_count", "adjusted_p_value", b"adjusted_p_value", "baseline_model", b"baseline_model", "baseline_sample_count", b"baseline_sample_count", "baseline_standard_error", b"baseline_standard_error", "baseline_value", b"baseline_value", "candidate_model", b"candidate_model", "candidate_sample_count", b"candidate_sample_count", "candidate_standard_error", b"candidate_standard_error", "candidate_value", b"candidate_value", "difference", b"difference", "differing_sample_count", b"differing_sample_count", "filter", b"filter", "higher_is_better", b"higher_is_better", "interval_lower", b"interval_lower", "interval_upper", b"interval_upper", "method", b"method", "metric", b"metric", "note", b"note", "p_value", b"p_value", "paired_sample_count", b"paired_sample_count", "task", b"task", "tolerance", b"tolerance", "unpaired_sample_count", b"unpaired_sample_count", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adjusted_p_value", b"_adjusted_p_value", "_baseline_sample_count", b"_baseline_sample_count", "_baseline_standard_error", b"_baseline_standard_error", "_baseline_value", b"_baseline_value", "_candidate_sample_count", b"_candidate_sample_count", "_candidate_standard_error", b"_candidate_standard_error", "_candidate_value", b"_candidate_value", "_difference", b"_difference", "_differing_sample_count", b"_differing_sample_count", "_higher_is_better", b"_higher_is_better", "_interval_lower", b"_interval_lower", "_interval_upper", b"_interval_upper", "_p_value", b"_p_value", "_paired_sample_count", b"_paired_sample_count", "_tolerance", b"_tolerance", "_unpaired_sample_count", b"_unpaired_sample_count", "adjusted_p_value", b"adjusted_p_value", "baseline_model", b"baseline_model", "baseline_sample_count", b"baseline_sample_count", "baseline_standard_error", b"baseline_standard_error", "baseline_value", b"baseline_value", "candidate_model", b"candidate_model", "candidate_sample_count", b"candidate_sample_count", "candidate_standard_error", b"candidate_standard_error", "candidate_value", b"candidate_value", "definition_differences", b"definition_differences", "difference", b"difference", "differing_sample_count", b"differing_sample_count", "filter", b"filter", "higher_is_better", b"higher_is_better", "interval_lower", b"interval_lower", "interval_upper", b"interval_upper", "method", b"method", "metric", b"metric", "note", b"note", "p_value", b"p_value", "paired_sample_count", b"paired_sample_count", "task", b"task", "tolerance", b"tolerance", "unpaired_sample_count", b"unpaired_sample_count", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__adjusted_p_value: _TypeAlias = _typing.Literal["adjusted_p_value"]  # noqa: Y015
     _WhichOneofArgType__adjusted_p_value: _TypeAlias = _typing.Literal["_adjusted_p_value", b"_adjusted_p_value"]  # noqa: Y015

@@ -7,7 +7,9 @@ Every answer, and every message of a stream, has at most 4 MiB, so that clients 
 
 Every error carries a google.rpc.ErrorInfo with a stable `reason` and the domain `evalrpc`; all bad fields are listed at once
 in a google.rpc.BadRequest. Any call may be answered with UNAVAILABLE while the server starts or stops (retry after the
-RetryInfo), and with INTERNAL for a bug in the server.
+RetryInfo), and with INTERNAL for a bug in the server. An error without such an ErrorInfo is not the server's: a proxy or the
+network has cut the call, so a stream is resumed as after UNAVAILABLE, whatever the code; only UNAUTHENTICATED,
+PERMISSION_DENIED and UNIMPLEMENTED are final then too.
 
 A call that reads a job's files may be answered with UNAVAILABLE (`FILE_UNAVAILABLE`: the server is out of file descriptors,
 or its disk fails; RetryInfo) or FAILED_PRECONDITION (`FILE_UNREADABLE`: the server's account may not read the file), with

@@ -202,7 +202,7 @@ class EvaluationServiceServicer(object):
     def ListJobs(self, request, context):
         """Lists jobs, newest first, page by page. Jobs submitted while a client pages appear only in a new listing.
 
-        Errors: INVALID_ARGUMENT (a bad filter or page size, or a token from another filter).
+        Errors: INVALID_ARGUMENT (a bad filter, view or page size, or a token from another filter or view).
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -226,7 +226,8 @@ class EvaluationServiceServicer(object):
         """Changes the labels of any job, or the priority of one that is not terminal.
 
         Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND, ABORTED (`CONFLICT`: the revision is not
-        `expected_revision`), FAILED_PRECONDITION (`JOB_FINISHED`: the priority of a terminal job), UNAVAILABLE.
+        `expected_revision`, but `revision` in the metadata), FAILED_PRECONDITION (`JOB_FINISHED`: the priority of a terminal
+        job), UNAVAILABLE.
         Retry: safe; with `expected_revision`, ABORTED may mean that an earlier call changed it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -291,8 +292,9 @@ class EvaluationServiceServicer(object):
     def ListSamples(self, request, context):
         """Lists per-sample predictions of one model and task, page by page, in the order of the harness's file.
 
-        Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, no samples were logged, or their file can't be parsed to
-        its end), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
+        Errors: INVALID_ARGUMENT (also for an empty `model` or `task` where there are several), NOT_FOUND (no such job, model or
+        task, no samples were logged, or their file can't be parsed to its end), UNAVAILABLE (`FILE_UNAVAILABLE`),
+        FAILED_PRECONDITION (`FILE_UNREADABLE`).
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -326,8 +328,8 @@ class EvaluationServiceServicer(object):
         test on the samples that both have, and a verdict. Takes seconds with many samples, and changes nothing.
 
         Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`JOB_NOT_FOUND`, or `METRIC_NOT_FOUND` for a named metric
-        that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `FILE_UNREADABLE`), UNAVAILABLE
-        (`FILE_UNAVAILABLE`).
+        that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `DEFINITIONS_DIFFER` with `strict`;
+        `FILE_UNREADABLE`), UNAVAILABLE (`FILE_UNAVAILABLE`).
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -7,7 +7,9 @@ Every answer, and every message of a stream, has at most 4 MiB, so that clients 
 
 Every error carries a google.rpc.ErrorInfo with a stable `reason` and the domain `evalrpc`; all bad fields are listed at once
 in a google.rpc.BadRequest. Any call may be answered with UNAVAILABLE while the server starts or stops (retry after the
-RetryInfo), and with INTERNAL for a bug in the server.
+RetryInfo), and with INTERNAL for a bug in the server. An error without such an ErrorInfo is not the server's: a proxy or the
+network has cut the call, so a stream is resumed as after UNAVAILABLE, whatever the code; only UNAUTHENTICATED,
+PERMISSION_DENIED and UNIMPLEMENTED are final then too.
 
 A call that reads a job's files may be answered with UNAVAILABLE (`FILE_UNAVAILABLE`: the server is out of file descriptors,
 or its disk fails; RetryInfo) or FAILED_PRECONDITION (`FILE_UNREADABLE`: the server's account may not read the file), with
@@ -89,7 +91,7 @@ class EvaluationServiceStub:
     ListJobs: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListJobsRequest, _jobs_pb2.ListJobsResponse]
     """Lists jobs, newest first, page by page. Jobs submitted while a client pages appear only in a new listing.
 
-    Errors: INVALID_ARGUMENT (a bad filter or page size, or a token from another filter).
+    Errors: INVALID_ARGUMENT (a bad filter, view or page size, or a token from another filter or view).
     Retry: always safe.
     """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.CancelJobRequest, _jobs_pb2.JobInfo]
@@ -105,7 +107,8 @@ class EvaluationServiceStub:
     """Changes the labels of any job, or the priority of one that is not terminal.
 
     Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND, ABORTED (`CONFLICT`: the revision is not
-    `expected_revision`), FAILED_PRECONDITION (`JOB_FINISHED`: the priority of a terminal job), UNAVAILABLE.
+    `expected_revision`, but `revision` in the metadata), FAILED_PRECONDITION (`JOB_FINISHED`: the priority of a terminal
+    job), UNAVAILABLE.
     Retry: safe; with `expected_revision`, ABORTED may mean that an earlier call changed it.
     """
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.DeleteJobRequest, _jobs_pb2.DeleteJobResponse]
@@ -146,8 +149,9 @@ class EvaluationServiceStub:
     ListSamples: _grpc.UnaryUnaryMultiCallable[_samples_pb2.ListSamplesRequest, _samples_pb2.ListSamplesResponse]
     """Lists per-sample predictions of one model and task, page by page, in the order of the harness's file.
 
-    Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, no samples were logged, or their file can't be parsed to
-    its end), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
+    Errors: INVALID_ARGUMENT (also for an empty `model` or `task` where there are several), NOT_FOUND (no such job, model or
+    task, no samples were logged, or their file can't be parsed to its end), UNAVAILABLE (`FILE_UNAVAILABLE`),
+    FAILED_PRECONDITION (`FILE_UNREADABLE`).
     Retry: always safe.
     """
     ListMetrics: _grpc.UnaryUnaryMultiCallable[_results_pb2.ListMetricsRequest, _results_pb2.ListMetricsResponse]
@@ -169,8 +173,8 @@ class EvaluationServiceStub:
     test on the samples that both have, and a verdict. Takes seconds with many samples, and changes nothing.
 
     Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`JOB_NOT_FOUND`, or `METRIC_NOT_FOUND` for a named metric
-    that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `FILE_UNREADABLE`), UNAVAILABLE
-    (`FILE_UNAVAILABLE`).
+    that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `DEFINITIONS_DIFFER` with `strict`;
+    `FILE_UNREADABLE`), UNAVAILABLE (`FILE_UNAVAILABLE`).
     Retry: always safe.
     """
     ListTasks: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ListTasksRequest, _catalog_pb2.ListTasksResponse]
@@ -241,7 +245,7 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     ListJobs: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListJobsRequest, _jobs_pb2.ListJobsResponse]  # type: ignore[assignment]
     """Lists jobs, newest first, page by page. Jobs submitted while a client pages appear only in a new listing.
 
-    Errors: INVALID_ARGUMENT (a bad filter or page size, or a token from another filter).
+    Errors: INVALID_ARGUMENT (a bad filter, view or page size, or a token from another filter or view).
     Retry: always safe.
     """
     CancelJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.CancelJobRequest, _jobs_pb2.JobInfo]  # type: ignore[assignment]
@@ -257,7 +261,8 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     """Changes the labels of any job, or the priority of one that is not terminal.
 
     Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND, ABORTED (`CONFLICT`: the revision is not
-    `expected_revision`), FAILED_PRECONDITION (`JOB_FINISHED`: the priority of a terminal job), UNAVAILABLE.
+    `expected_revision`, but `revision` in the metadata), FAILED_PRECONDITION (`JOB_FINISHED`: the priority of a terminal
+    job), UNAVAILABLE.
     Retry: safe; with `expected_revision`, ABORTED may mean that an earlier call changed it.
     """
     DeleteJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.DeleteJobRequest, _jobs_pb2.DeleteJobResponse]  # type: ignore[assignment]
@@ -298,8 +303,9 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     ListSamples: _aio.UnaryUnaryMultiCallable[_samples_pb2.ListSamplesRequest, _samples_pb2.ListSamplesResponse]  # type: ignore[assignment]
     """Lists per-sample predictions of one model and task, page by page, in the order of the harness's file.
 
-    Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, no samples were logged, or their file can't be parsed to
-    its end), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
+    Errors: INVALID_ARGUMENT (also for an empty `model` or `task` where there are several), NOT_FOUND (no such job, model or
+    task, no samples were logged, or their file can't be parsed to its end), UNAVAILABLE (`FILE_UNAVAILABLE`),
+    FAILED_PRECONDITION (`FILE_UNREADABLE`).
     Retry: always safe.
     """
     ListMetrics: _aio.UnaryUnaryMultiCallable[_results_pb2.ListMetricsRequest, _results_pb2.ListMetricsResponse]  # type: ignore[assignment]
@@ -321,8 +327,8 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     test on the samples that both have, and a verdict. Takes seconds with many samples, and changes nothing.
 
     Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`JOB_NOT_FOUND`, or `METRIC_NOT_FOUND` for a named metric
-    that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `FILE_UNREADABLE`), UNAVAILABLE
-    (`FILE_UNAVAILABLE`).
+    that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `DEFINITIONS_DIFFER` with `strict`;
+    `FILE_UNREADABLE`), UNAVAILABLE (`FILE_UNAVAILABLE`).
     Retry: always safe.
     """
     ListTasks: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ListTasksRequest, _catalog_pb2.ListTasksResponse]  # type: ignore[assignment]
@@ -420,7 +426,7 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_jobs_pb2.ListJobsResponse, _abc.Awaitable[_jobs_pb2.ListJobsResponse]]:
         """Lists jobs, newest first, page by page. Jobs submitted while a client pages appear only in a new listing.
 
-        Errors: INVALID_ARGUMENT (a bad filter or page size, or a token from another filter).
+        Errors: INVALID_ARGUMENT (a bad filter, view or page size, or a token from another filter or view).
         Retry: always safe.
         """
 
@@ -448,7 +454,8 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         """Changes the labels of any job, or the priority of one that is not terminal.
 
         Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND, ABORTED (`CONFLICT`: the revision is not
-        `expected_revision`), FAILED_PRECONDITION (`JOB_FINISHED`: the priority of a terminal job), UNAVAILABLE.
+        `expected_revision`, but `revision` in the metadata), FAILED_PRECONDITION (`JOB_FINISHED`: the priority of a terminal
+        job), UNAVAILABLE.
         Retry: safe; with `expected_revision`, ABORTED may mean that an earlier call changed it.
         """
 
@@ -525,8 +532,9 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_samples_pb2.ListSamplesResponse, _abc.Awaitable[_samples_pb2.ListSamplesResponse]]:
         """Lists per-sample predictions of one model and task, page by page, in the order of the harness's file.
 
-        Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, no samples were logged, or their file can't be parsed to
-        its end), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
+        Errors: INVALID_ARGUMENT (also for an empty `model` or `task` where there are several), NOT_FOUND (no such job, model or
+        task, no samples were logged, or their file can't be parsed to its end), UNAVAILABLE (`FILE_UNAVAILABLE`),
+        FAILED_PRECONDITION (`FILE_UNREADABLE`).
         Retry: always safe.
         """
 
@@ -566,8 +574,8 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         test on the samples that both have, and a verdict. Takes seconds with many samples, and changes nothing.
 
         Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`JOB_NOT_FOUND`, or `METRIC_NOT_FOUND` for a named metric
-        that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `FILE_UNREADABLE`), UNAVAILABLE
-        (`FILE_UNAVAILABLE`).
+        that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `DEFINITIONS_DIFFER` with `strict`;
+        `FILE_UNREADABLE`), UNAVAILABLE (`FILE_UNAVAILABLE`).
         Retry: always safe.
         """
 

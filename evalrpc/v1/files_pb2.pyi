@@ -74,7 +74,9 @@ class ReadLogResponse(_message.Message):
     offset: _builtins.int
     """The offset of the first byte. Always set."""
     attempt: _builtins.int
-    """The attempt whose log it is. Pass it when resuming, since another may have begun meanwhile."""
+    """The attempt whose log it is. Pass it when resuming, since another may have begun meanwhile. Zero if the job shares the run
+    of another (see `JobInfo.cached_from`), and in heartbeats before the first attempt has begun.
+    """
     def __init__(
         self,
         *,
@@ -167,7 +169,10 @@ class Artifact(_message.Message):
     SHA256_FIELD_NUMBER: _builtins.int
     MODIFIED_AT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Path within the attempt's output folder, with `/`. At most 4096 bytes; files with longer ones are not listed."""
+    """Path within the attempt's output folder, with `/`. Each byte of it that is not UTF-8 is given as a NUL character and two
+    hex digits, since a protobuf string is UTF-8 and no file's name contains NUL. At most 4096 bytes; files with longer ones are
+    not listed.
+    """
     size_bytes: _builtins.int
     """Its size. Always set."""
     sha256: _builtins.str

@@ -60,6 +60,36 @@ JOB_STATUS_CANCELLED: JobStatus.ValueType  # 5
 """Terminal: ended on request, and none of its processes is left. `JobInfo.error` carries the reason given."""
 Global___JobStatus: _TypeAlias = JobStatus  # noqa: Y015
 
+class _GpuMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GpuModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GpuMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GPU_MODE_UNSPECIFIED: _GpuMode.ValueType  # 0
+    """In a request: the harness decides. For lm-eval and lmms-eval: MODEL_PARALLEL if the model is served by vllm or sglang, or
+    its arguments split it (`parallelize`, `device_map`, `tensor_parallel_size` and the like above 1), otherwise DATA_PARALLEL.
+    In an attempt: it holds at most one GPU, or the harness does not say.
+    """
+    GPU_MODE_DATA_PARALLEL: _GpuMode.ValueType  # 1
+    """One process per GPU, each with a copy of the model and a part of the documents."""
+    GPU_MODE_MODEL_PARALLEL: _GpuMode.ValueType  # 2
+    """One process that sees all GPUs."""
+
+class GpuMode(_GpuMode, metaclass=_GpuModeEnumTypeWrapper):
+    """How the processes of a run share its GPUs. Values may be added; one that the server does not know is rejected."""
+
+GPU_MODE_UNSPECIFIED: GpuMode.ValueType  # 0
+"""In a request: the harness decides. For lm-eval and lmms-eval: MODEL_PARALLEL if the model is served by vllm or sglang, or
+its arguments split it (`parallelize`, `device_map`, `tensor_parallel_size` and the like above 1), otherwise DATA_PARALLEL.
+In an attempt: it holds at most one GPU, or the harness does not say.
+"""
+GPU_MODE_DATA_PARALLEL: GpuMode.ValueType  # 1
+"""One process per GPU, each with a copy of the model and a part of the documents."""
+GPU_MODE_MODEL_PARALLEL: GpuMode.ValueType  # 2
+"""One process that sees all GPUs."""
+Global___GpuMode: _TypeAlias = GpuMode  # noqa: Y015
+
 class _JobEventType:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -121,8 +151,8 @@ class _CacheModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CacheMode.V
     itself: see `JobInfo.cached_from`. If that job is COMPLETED, the new one is COMPLETED at once, with the same results. If it
     is queued or running and no cancel was requested, the new job follows it: it stays QUEUED, holds no GPU, and completes in
     the same moment. If the other job does not complete, the new one runs itself, in its old place in the queue; of several,
-    the first runs and the others follow it. A queued job takes the highest priority of those that follow it. Otherwise a new
-    job is created that runs.
+    the first runs and the others follow it. A job takes the highest priority of those that follow it, and keeps it. Otherwise
+    the new job runs.
 
     Evaluations are identical if the harness would be started in the same way: the same harness and version, command line,
     input files and number of GPUs; the same operator settings; and, with the same names, sizes and times, the files below any
@@ -142,8 +172,8 @@ CACHE_MODE_ALLOW: CacheMode.ValueType  # 1
 itself: see `JobInfo.cached_from`. If that job is COMPLETED, the new one is COMPLETED at once, with the same results. If it
 is queued or running and no cancel was requested, the new job follows it: it stays QUEUED, holds no GPU, and completes in
 the same moment. If the other job does not complete, the new one runs itself, in its old place in the queue; of several,
-the first runs and the others follow it. A queued job takes the highest priority of those that follow it. Otherwise a new
-job is created that runs.
+the first runs and the others follow it. A job takes the highest priority of those that follow it, and keeps it. Otherwise
+the new job runs.
 
 Evaluations are identical if the harness would be started in the same way: the same harness and version, command line,
 input files and number of GPUs; the same operator settings; and, with the same names, sizes and times, the files below any
@@ -201,9 +231,11 @@ class EvaluateRequest(_message.Message):
     NUM_GPUS_FIELD_NUMBER: _builtins.int
     OUTPUT_DIR_FIELD_NUMBER: _builtins.int
     TASKS_SEPARATELY_FIELD_NUMBER: _builtins.int
+    GPU_MODE_FIELD_NUMBER: _builtins.int
+    MAX_BAD_ANSWER_RATIO_FIELD_NUMBER: _builtins.int
     harness: _builtins.str
-    """The harness that runs the job, by the name that the operator configured (see ListHarnesses). Empty: the
-    operator's default; without one, the only harness that is configured, else `lmms-eval`.
+    """The harness that runs the job, by the name that the operator configured (see ListHarnesses). Empty: the operator's default;
+    without one, the only harness that is configured, else `lmms-eval`. Required on a server that has none of these.
     """
     model: _builtins.str
     """The model type in the harness's own terms, such as `llava_hf`. Required. At most 1024 characters."""
@@ -234,6 +266,15 @@ class EvaluateRequest(_message.Message):
     each task are available as soon as it has ended (see `JobInfo.results`). If a task fails, the others still run, and the job
     then ends FAILED. The cost is one start of the harness per task. Default: false, one run for all.
     """
+    gpu_mode: Global___GpuMode.ValueType
+    """How the processes of the run share the GPUs of the job. Default: the harness decides. Rejected by harnesses that have only
+    one way: inspect-ai and `command`, whose one process sees all GPUs.
+    """
+    max_bad_answer_ratio: _builtins.float
+    """The largest share of answers that may have failed, from 0 to 1: above it, the job is FAILED with `TOO_MANY_BAD_ANSWERS`.
+    For harnesses that go on after a failed answer: lmms-eval and inspect-ai. Absent: some good answer suffices, and
+    `JobInfo.warnings` says how many failed.
+    """
     @_builtins.property
     def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Task names in the harness's own terms. At least one and at most 1000, no duplicates, of at most 255 characters each and
@@ -243,8 +284,8 @@ class EvaluateRequest(_message.Message):
     @_builtins.property
     def model_args(self) -> _struct_pb2.Struct:
         """Arguments of the model, such as `{"pretrained": "acme/model", "dtype": "float32"}`. Values may be strings, numbers,
-        booleans, null, lists and structs. Empty: none. At most 512 KiB when serialised, 16 levels deep, and 100,000 values
-        together with `gen_kwargs`: every element of a list and of a struct is one.
+        booleans, null, lists and structs; a string may have any character but NUL. Empty: none. At most 512 KiB when serialised, 16
+        levels deep, and 100,000 values together with `gen_kwargs`: every element of a list and of a struct is one.
         """
 
     @_builtins.property
@@ -270,15 +311,19 @@ class EvaluateRequest(_message.Message):
         num_gpus: _builtins.int | None = ...,
         output_dir: _builtins.str = ...,
         tasks_separately: _builtins.bool = ...,
+        gpu_mode: Global___GpuMode.ValueType = ...,
+        max_bad_answer_ratio: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "gen_kwargs", b"gen_kwargs", "limit", b"limit", "log_samples", b"log_samples", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_max_bad_answer_ratio", b"_max_bad_answer_ratio", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "gen_kwargs", b"gen_kwargs", "limit", b"limit", "log_samples", b"log_samples", "max_bad_answer_ratio", b"max_bad_answer_ratio", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "batch_size", b"batch_size", "device", b"device", "gen_kwargs", b"gen_kwargs", "harness", b"harness", "limit", b"limit", "log_samples", b"log_samples", "model", b"model", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus", "output_dir", b"output_dir", "predict_only", b"predict_only", "tasks", b"tasks", "tasks_separately", b"tasks_separately"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_max_bad_answer_ratio", b"_max_bad_answer_ratio", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "batch_size", b"batch_size", "device", b"device", "gen_kwargs", b"gen_kwargs", "gpu_mode", b"gpu_mode", "harness", b"harness", "limit", b"limit", "log_samples", b"log_samples", "max_bad_answer_ratio", b"max_bad_answer_ratio", "model", b"model", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus", "output_dir", b"output_dir", "predict_only", b"predict_only", "tasks", b"tasks", "tasks_separately", b"tasks_separately"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
     _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
     _WhichOneofReturnType__log_samples: _TypeAlias = _typing.Literal["log_samples"]  # noqa: Y015
     _WhichOneofArgType__log_samples: _TypeAlias = _typing.Literal["_log_samples", b"_log_samples"]  # noqa: Y015
+    _WhichOneofReturnType__max_bad_answer_ratio: _TypeAlias = _typing.Literal["max_bad_answer_ratio"]  # noqa: Y015
+    _WhichOneofArgType__max_bad_answer_ratio: _TypeAlias = _typing.Literal["_max_bad_answer_ratio", b"_max_bad_answer_ratio"]  # noqa: Y015
     _WhichOneofReturnType__num_fewshot: _TypeAlias = _typing.Literal["num_fewshot"]  # noqa: Y015
     _WhichOneofArgType__num_fewshot: _TypeAlias = _typing.Literal["_num_fewshot", b"_num_fewshot"]  # noqa: Y015
     _WhichOneofReturnType__num_gpus: _TypeAlias = _typing.Literal["num_gpus"]  # noqa: Y015
@@ -287,6 +332,8 @@ class EvaluateRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__log_samples) -> _WhichOneofReturnType__log_samples | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_bad_answer_ratio) -> _WhichOneofReturnType__max_bad_answer_ratio | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__num_fewshot) -> _WhichOneofReturnType__num_fewshot | None: ...
     @_typing.overload
@@ -383,7 +430,9 @@ class JobInfo(_message.Message):
     wait_reason: _builtins.str
     """Why a queued job is not running yet, for humans. Empty unless QUEUED."""
     priority: _builtins.int
-    """The priority given at submission or by UpdateJob since, or that of a job that follows this one, if higher. Always set."""
+    """The priority given at submission or by UpdateJob since, or the highest of the jobs that have followed this one since, if
+    that is higher. Always set.
+    """
     max_attempts: _builtins.int
     """The maximum number of attempts, as submitted; at least 1."""
     supersede_key: _builtins.str
@@ -393,7 +442,7 @@ class JobInfo(_message.Message):
     cached_from: _builtins.str
     """The UUID of the job whose run this job shares, because `SubmitJobRequest.cache` allowed it: the job itself never ran. While
     QUEUED: the job that it follows. Its results, files and log are those of that run, and stay readable through this job after
-    the other one was deleted. Empty: the job has runs of its own.
+    the other one was deleted, as attempt 0, the only one that it has. Empty: the job shares no run.
     """
     cached_from_attempt: _builtins.int
     """The attempt of that job which the results are of. Zero while QUEUED, and without `cached_from`."""
@@ -456,7 +505,9 @@ class JobInfo(_message.Message):
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Warnings about the submission, for humans, such as a task that the harness does not know. Of very many, the first."""
+        """Warnings about the submission and the results, for humans, such as a task that the harness does not know. Of very many, the
+        first.
+        """
 
     def __init__(
         self,
@@ -519,10 +570,13 @@ class JobAttempt(_message.Message):
     GPUS_FIELD_NUMBER: _builtins.int
     OUTPUT_DIR_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    GPU_MODE_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """From 1."""
     output_dir: _builtins.str
     """Its output folder on the server. Clients read it with ListArtifacts and ReadArtifact."""
+    gpu_mode: Global___GpuMode.ValueType
+    """How its processes share its GPUs."""
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
         """When it began."""
@@ -548,10 +602,11 @@ class JobAttempt(_message.Message):
         gpus: _abc.Iterable[_builtins.str] | None = ...,
         output_dir: _builtins.str = ...,
         error: Global___JobError | None = ...,
+        gpu_mode: Global___GpuMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "error", b"error", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "error", b"error", "gpus", b"gpus", "number", b"number", "output_dir", b"output_dir", "started_at", b"started_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "error", b"error", "gpu_mode", b"gpu_mode", "gpus", b"gpus", "number", b"number", "output_dir", b"output_dir", "started_at", b"started_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -570,8 +625,8 @@ class JobError(_message.Message):
     LOG_TAIL_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """Stable, in UPPER_SNAKE, for programs: `HARNESS_FAILED`, `RESULTS_MISSING`, `RESULTS_INVALID`, `TASKS_MISSING`,
-    `ALL_REQUESTS_FAILED`, `PROCESS_SIGNALLED`, `OUT_OF_MEMORY`, `PROCESS_UNKILLABLE`, `START_FAILED`, `HARNESS_UNAVAILABLE`,
-    `TIMED_OUT`, `RUN_LOST`, `CANCELLED`, `SUPERSEDED`, `SERVER_ERROR`. Reasons may be added.
+    `ALL_REQUESTS_FAILED`, `TOO_MANY_BAD_ANSWERS`, `PROCESS_SIGNALLED`, `OUT_OF_MEMORY`, `PROCESS_UNKILLABLE`, `START_FAILED`,
+    `HARNESS_UNAVAILABLE`, `TIMED_OUT`, `RUN_LOST`, `CANCELLED`, `SUPERSEDED`, `SERVER_ERROR`. Reasons may be added.
     """
     message: _builtins.str
     """One readable line for humans, at most 2 KiB: the harness's last exception if there is one."""
@@ -731,7 +786,9 @@ class JobEvent(_message.Message):
     DELETED it is the revision of the change itself.
     """
     terminal: _builtins.bool
-    """Whether the job is terminal and has no further events. WatchJob ends with OK right after this event."""
+    """Whether the job is terminal: its status stays, though its labels may change. WatchJob ends with OK right after this event.
+    On DELETED: whether the job itself was deleted, rather than only left the filter.
+    """
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When it happened: the time of the change on STATUS, UPDATED and DELETED, otherwise the time of sending."""
@@ -794,7 +851,7 @@ class SubmitJobRequest(_message.Message):
     CACHE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the call safe to repeat: the same id with the same contents returns the same job, for as long as the job is kept. 1
-    to 128 printable ASCII characters; a fresh UUID is a good choice. Empty: every call submits a new job.
+    to 128 printable ASCII characters without spaces; a fresh UUID is a good choice. Empty: every call submits a new job.
     """
     priority: _builtins.int
     """Jobs with a higher priority start first; equal ones start in order of arrival. -1000 to 1000. Default: 0."""
@@ -803,8 +860,8 @@ class SubmitJobRequest(_message.Message):
     `OUT_OF_MEMORY`. The next attempt waits for 1 s, then 2 s, up to a minute. 1 to 10. Zero: 1.
     """
     supersede_key: _builtins.str
-    """A new job cancels the queued jobs with the same key, with the reason `SUPERSEDED` in their error. At most 255 characters
-    without control characters. Empty: supersedes nothing.
+    """A new job cancels the queued jobs with the same key, with the reason `SUPERSEDED` in their error. At most 255 characters.
+    Empty: supersedes nothing.
     """
     validate_only: _builtins.bool
     """Only check the request: answer as SubmitJob would, with an empty `job_id`, and queue nothing. Default: false."""
@@ -817,7 +874,9 @@ class SubmitJobRequest(_message.Message):
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free-form labels to filter by. At most 64; keys of 1 to 63 characters from `[A-Za-z0-9_./-]`, values of at most 255
-        characters without control characters.
+        characters, none of them a control or an invisible character: C0, C1, bidirectional controls, zero-width characters, line
+        and paragraph separators. The same holds for `supersede_key`, the reason of a cancel, and the model, the tasks and the
+        output folder of the request, so that none of them can deceive who reads it on a terminal.
         """
 
     @_builtins.property
@@ -884,8 +943,8 @@ class WatchJobRequest(_message.Message):
     """The last revision that the client saw; 0 begins with a snapshot. Never negative."""
     @_builtins.property
     def heartbeat_interval(self) -> _duration_pb2.Duration:
-        """Send a BOOKMARK whenever nothing else was sent for this long. 0, or at least 100 ms. 0: no
-        heartbeats. Absent: 20 s, with jitter, since proxies cut streams that are quiet for a minute.
+        """Send a BOOKMARK whenever nothing else was sent for this long, at least 100 ms. 0: no heartbeats. Absent: after 15 to 20 s,
+        at random, since proxies cut streams that are quiet for a minute.
         """
 
     def __init__(
@@ -987,11 +1046,11 @@ class JobFilter(_message.Message):
     label_selector: _builtins.str
     """Requirements on the labels, all of which must hold, in Kubernetes' grammar: `run=x,step!=5,team in (a,b),!draft`. Also
     `==`, `notin`, and a key alone, which must exist. `!=` and `notin` also match jobs without the key. A value with other
-    characters than `[A-Za-z0-9_./-]` is written in double quotes, with a backslash before a quote or a backslash. At most 4096
-    characters and 100 requirements. Empty: all jobs.
+    characters than `[A-Za-z0-9_./-]` is written in double quotes, with a backslash before a quote or a backslash. Keys and
+    values as in SubmitJobRequest; at most 4096 characters and 100 requirements. Empty: all jobs.
     """
     job_id_prefix: _builtins.str
-    """Jobs whose UUID begins with this: 4 to 36 characters. Empty: all."""
+    """Jobs whose UUID begins with this: 4 to 36 characters, in lower or upper case. Empty: all."""
     @_builtins.property
     def statuses(self) -> _containers.RepeatedScalarFieldContainer[Global___JobStatus.ValueType]:
         """Any of these statuses."""
@@ -1054,7 +1113,7 @@ class ListJobsRequest(_message.Message):
     page_size: _builtins.int
     """The maximum number of jobs. 0: 50. More than 1000 counts as 1000; negative is rejected."""
     page_token: _builtins.str
-    """`next_page_token` of the page before, with the same filter. Empty: the first page."""
+    """`next_page_token` of the page before, with the same filter and view. Empty: the first page."""
     view: Global___JobView.ValueType
     """How much of each job to send. Default: all."""
     @_builtins.property
@@ -1123,7 +1182,9 @@ class CancelJobRequest(_message.Message):
     job_id: _builtins.str
     """The job's UUID. Required."""
     reason: _builtins.str
-    """The reason, for humans; it becomes the message of the job's error. At most 1000 characters. Empty: a default message."""
+    """The reason, for humans; it becomes the message of the job's error. At most 1000 characters, without control or invisible
+    ones. Empty: a default message.
+    """
     queued_only: _builtins.bool
     """Only cancel a job that is QUEUED; one that runs is answered with FAILED_PRECONDITION (`JOB_NOT_QUEUED`). Default: false."""
     def __init__(
@@ -1184,7 +1245,9 @@ class UpdateJobRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Which fields to change: `labels`, `priority`. Absent: those that are set, so an empty map or a zero needs the mask."""
+        """Which fields to change: `labels`, `priority`; `*` is both. The others don't matter. Absent: those that are set, so an empty
+        map or a zero needs the mask.
+        """
 
     def __init__(
         self,

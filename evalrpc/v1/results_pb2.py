@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65valrpc/v1/results.proto\x12\nevalrpc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xd8\x03\n\x0bModelResult\x12\x0f\n\x07results\x18\x01 \x01(\t\x12\x0f\n\x07samples\x18\x02 \x03(\t\x12#\n\x07metrics\x18\x03 \x03(\x0b\x32\x12.evalrpc.v1.Metric\x12%\n\x05tasks\x18\x04 \x03(\x0b\x32\x16.evalrpc.v1.TaskResult\x12\x46\n\x10harness_versions\x18\x05 \x03(\x0b\x32,.evalrpc.v1.ModelResult.HarnessVersionsEntry\x12\x38\n\x15total_evaluation_time\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x05\x65xtra\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x18\n\x10results_artifact\x18\x08 \x01(\t\x12\x18\n\x10sample_artifacts\x18\t \x03(\t\x12\x19\n\x11metrics_truncated\x18\n \x01(\x08\x12\x19\n\x0cmetric_count\x18\x0b \x01(\x03H\x00\x88\x01\x01\x1a\x36\n\x14HarnessVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0f\n\r_metric_count\"\xf5\x02\n\nTaskResult\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x10\n\x08is_group\x18\x02 \x01(\x08\x12\x10\n\x08subtasks\x18\x03 \x03(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x13\n\x0b\x63onfig_hash\x18\x05 \x01(\t\x12\x14\n\x0csamples_hash\x18\x06 \x01(\t\x12\x18\n\x0bnum_fewshot\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12\"\n\x15original_sample_count\x18\x08 \x01(\x03H\x01\x88\x01\x01\x12#\n\x16\x65\x66\x66\x65\x63tive_sample_count\x18\t \x01(\x03H\x02\x88\x01\x01\x12&\n\x05\x65xtra\x18\n \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0f\n\x07results\x18\x0b \x01(\t\x12\x18\n\x10results_artifact\x18\x0c \x01(\tB\x0e\n\x0c_num_fewshotB\x18\n\x16_original_sample_countB\x19\n\x17_effective_sample_count\"\xf6\x01\n\x06Metric\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x0e\n\x06metric\x18\x02 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\x12\x12\n\x05value\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0estandard_error\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x1d\n\x10higher_is_better\x18\x06 \x01(\x08H\x02\x88\x01\x01\x12\x19\n\x0csample_count\x18\x07 \x01(\x03H\x03\x88\x01\x01\x12\x10\n\x08is_group\x18\x08 \x01(\x08\x42\x08\n\x06_valueB\x11\n\x0f_standard_errorB\x13\n\x11_higher_is_betterB\x0f\n\r_sample_count\">\n\x0eMetricSelector\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x0e\n\x06metric\x18\x02 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\"\x87\x01\n\x12ListMetricsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12+\n\x07metrics\x18\x03 \x03(\x0b\x32\x1a.evalrpc.v1.MetricSelector\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"X\n\x13ListMetricsResponse\x12(\n\x07metrics\x18\x01 \x03(\x0b\x32\x17.evalrpc.v1.ModelMetric\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"@\n\x0bModelMetric\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x06metric\x18\x02 \x01(\x0b\x32\x12.evalrpc.v1.MetricB1\n\nevalrpc.v1P\x01Z\x14\x65valrpc/v1;evalrpcv1\xaa\x02\nEvalrpc.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65valrpc/v1/results.proto\x12\nevalrpc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xea\x03\n\x0bModelResult\x12\x0f\n\x07results\x18\x01 \x01(\t\x12\x0f\n\x07samples\x18\x02 \x03(\t\x12#\n\x07metrics\x18\x03 \x03(\x0b\x32\x12.evalrpc.v1.Metric\x12%\n\x05tasks\x18\x04 \x03(\x0b\x32\x16.evalrpc.v1.TaskResult\x12\x46\n\x10harness_versions\x18\x05 \x03(\x0b\x32,.evalrpc.v1.ModelResult.HarnessVersionsEntry\x12\x38\n\x15total_evaluation_time\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x05\x65xtra\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x18\n\x10results_artifact\x18\x08 \x01(\t\x12\x18\n\x10sample_artifacts\x18\t \x03(\t\x12\x19\n\x11metrics_truncated\x18\n \x01(\x08\x12\x19\n\x0cmetric_count\x18\x0b \x01(\x03H\x00\x88\x01\x01\x12\x10\n\x08warnings\x18\x0c \x03(\t\x1a\x36\n\x14HarnessVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0f\n\r_metric_count\"\xf5\x02\n\nTaskResult\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x10\n\x08is_group\x18\x02 \x01(\x08\x12\x10\n\x08subtasks\x18\x03 \x03(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x13\n\x0b\x63onfig_hash\x18\x05 \x01(\t\x12\x14\n\x0csamples_hash\x18\x06 \x01(\t\x12\x18\n\x0bnum_fewshot\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12\"\n\x15original_sample_count\x18\x08 \x01(\x03H\x01\x88\x01\x01\x12#\n\x16\x65\x66\x66\x65\x63tive_sample_count\x18\t \x01(\x03H\x02\x88\x01\x01\x12&\n\x05\x65xtra\x18\n \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0f\n\x07results\x18\x0b \x01(\t\x12\x18\n\x10results_artifact\x18\x0c \x01(\tB\x0e\n\x0c_num_fewshotB\x18\n\x16_original_sample_countB\x19\n\x17_effective_sample_count\"\xf6\x01\n\x06Metric\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x0e\n\x06metric\x18\x02 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\x12\x12\n\x05value\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0estandard_error\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x1d\n\x10higher_is_better\x18\x06 \x01(\x08H\x02\x88\x01\x01\x12\x19\n\x0csample_count\x18\x07 \x01(\x03H\x03\x88\x01\x01\x12\x10\n\x08is_group\x18\x08 \x01(\x08\x42\x08\n\x06_valueB\x11\n\x0f_standard_errorB\x13\n\x11_higher_is_betterB\x0f\n\r_sample_count\">\n\x0eMetricSelector\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x0e\n\x06metric\x18\x02 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\"\x87\x01\n\x12ListMetricsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12+\n\x07metrics\x18\x03 \x03(\x0b\x32\x1a.evalrpc.v1.MetricSelector\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"X\n\x13ListMetricsResponse\x12(\n\x07metrics\x18\x01 \x03(\x0b\x32\x17.evalrpc.v1.ModelMetric\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"@\n\x0bModelMetric\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x06metric\x18\x02 \x01(\x0b\x32\x12.evalrpc.v1.MetricB1\n\nevalrpc.v1P\x01Z\x14\x65valrpc/v1;evalrpcv1\xaa\x02\nEvalrpc.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,19 +37,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELRESULT_HARNESSVERSIONSENTRY']._loaded_options = None
   _globals['_MODELRESULT_HARNESSVERSIONSENTRY']._serialized_options = b'8\001'
   _globals['_MODELRESULT']._serialized_start=103
-  _globals['_MODELRESULT']._serialized_end=575
-  _globals['_MODELRESULT_HARNESSVERSIONSENTRY']._serialized_start=504
-  _globals['_MODELRESULT_HARNESSVERSIONSENTRY']._serialized_end=558
-  _globals['_TASKRESULT']._serialized_start=578
-  _globals['_TASKRESULT']._serialized_end=951
-  _globals['_METRIC']._serialized_start=954
-  _globals['_METRIC']._serialized_end=1200
-  _globals['_METRICSELECTOR']._serialized_start=1202
-  _globals['_METRICSELECTOR']._serialized_end=1264
-  _globals['_LISTMETRICSREQUEST']._serialized_start=1267
-  _globals['_LISTMETRICSREQUEST']._serialized_end=1402
-  _globals['_LISTMETRICSRESPONSE']._serialized_start=1404
-  _globals['_LISTMETRICSRESPONSE']._serialized_end=1492
-  _globals['_MODELMETRIC']._serialized_start=1494
-  _globals['_MODELMETRIC']._serialized_end=1558
+  _globals['_MODELRESULT']._serialized_end=593
+  _globals['_MODELRESULT_HARNESSVERSIONSENTRY']._serialized_start=522
+  _globals['_MODELRESULT_HARNESSVERSIONSENTRY']._serialized_end=576
+  _globals['_TASKRESULT']._serialized_start=596
+  _globals['_TASKRESULT']._serialized_end=969
+  _globals['_METRIC']._serialized_start=972
+  _globals['_METRIC']._serialized_end=1218
+  _globals['_METRICSELECTOR']._serialized_start=1220
+  _globals['_METRICSELECTOR']._serialized_end=1282
+  _globals['_LISTMETRICSREQUEST']._serialized_start=1285
+  _globals['_LISTMETRICSREQUEST']._serialized_end=1420
+  _globals['_LISTMETRICSRESPONSE']._serialized_start=1422
+  _globals['_LISTMETRICSRESPONSE']._serialized_end=1510
+  _globals['_MODELMETRIC']._serialized_start=1512
+  _globals['_MODELMETRIC']._serialized_end=1576
 # @@protoc_insertion_point(module_scope)

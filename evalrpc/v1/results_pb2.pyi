@@ -57,9 +57,10 @@ class ModelResult(_message.Message):
     SAMPLE_ARTIFACTS_FIELD_NUMBER: _builtins.int
     METRICS_TRUNCATED_FIELD_NUMBER: _builtins.int
     METRIC_COUNT_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     results: _builtins.str
-    """Path on the server of the harness's aggregate file. ReadArtifact returns its bytes. If there are several, because tasks ran
-    or finished one by one, that of the first; the others are in `TaskResult.results`.
+    """Path on the server of the harness's aggregate file; ReadArtifact takes `results_artifact`. If there are several, because
+    tasks ran or finished one by one, that of the first; the others are in `TaskResult.results`.
     """
     results_artifact: _builtins.str
     """The name of `results` for ReadArtifact. Empty if it is not below the output folder."""
@@ -107,6 +108,12 @@ class ModelResult(_message.Message):
     def sample_artifacts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The names of `samples` for ReadArtifact, in the same order."""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is doubtful about the results, for humans, such as `19 of 20 answers failed: Connection error.` Also in
+        `JobInfo.warnings`.
+        """
+
     def __init__(
         self,
         *,
@@ -121,10 +128,11 @@ class ModelResult(_message.Message):
         sample_artifacts: _abc.Iterable[_builtins.str] | None = ...,
         metrics_truncated: _builtins.bool = ...,
         metric_count: _builtins.int | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_metric_count", b"_metric_count", "extra", b"extra", "metric_count", b"metric_count", "total_evaluation_time", b"total_evaluation_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_metric_count", b"_metric_count", "extra", b"extra", "harness_versions", b"harness_versions", "metric_count", b"metric_count", "metrics", b"metrics", "metrics_truncated", b"metrics_truncated", "results", b"results", "results_artifact", b"results_artifact", "sample_artifacts", b"sample_artifacts", "samples", b"samples", "tasks", b"tasks", "total_evaluation_time", b"total_evaluation_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_metric_count", b"_metric_count", "extra", b"extra", "harness_versions", b"harness_versions", "metric_count", b"metric_count", "metrics", b"metrics", "metrics_truncated", b"metrics_truncated", "results", b"results", "results_artifact", b"results_artifact", "sample_artifacts", b"sample_artifacts", "samples", b"samples", "tasks", b"tasks", "total_evaluation_time", b"total_evaluation_time", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__metric_count: _TypeAlias = _typing.Literal["metric_count"]  # noqa: Y015
     _WhichOneofArgType__metric_count: _TypeAlias = _typing.Literal["_metric_count", b"_metric_count"]  # noqa: Y015

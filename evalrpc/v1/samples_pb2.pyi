@@ -33,9 +33,9 @@ class ListSamplesRequest(_message.Message):
     job_id: _builtins.str
     """The job's UUID. Required."""
     model: _builtins.str
-    """A key of `JobInfo.results`. Empty: the job's only model."""
+    """A key of `JobInfo.results`. Empty: the job's only model. Required if there are several."""
     task: _builtins.str
-    """One of the job's tasks. Empty: the job's only task."""
+    """One of the job's tasks. Empty: the job's only task. Required if there are several."""
     page_size: _builtins.int
     """The maximum number of rows. 0: 50. More than 1000 counts as 1000; negative is rejected. A page has at most 3 MiB."""
     page_token: _builtins.str

@@ -4,6 +4,9 @@ A watcher is a cursor, not a queue: it remembers the last revision that it sent,
 event is serialised and kept once, however many watch it, and a slow watcher costs no more than its cursor. Progress is one slot
 per job, which keeps only the latest. A watcher of all jobs that falls behind the recent events catches up from the journal.
 
+Of a deleted job only DELETED events are left, in the journal and in memory: to whom its events matter is not known any more, so
+every watcher of all jobs that resumes gets them.
+
 Threads: the store's writer and the scheduler's workers call `publish` and `publish_progress`; all else runs on the event loop.
 A watcher joins its topic first and reads the journal second, so what is committed in between is seen twice and deduplicated by
 revision; in the other order it could be missed.
@@ -11,25 +14,29 @@ revision; in the other order it could be missed.
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence, Set
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 from evalrpc.clock import Clock
 from evalrpc.errors import ServerStoppingError
 from evalrpc.jobs import lifecycle
+from evalrpc.jobs.filters import JobMatcher
+from evalrpc.jobs.views import reduce_to_view
 from evalrpc.scheduling.queue_state import QueueState
-from evalrpc.store.base import Change, ListedJob, Store, StoredJob, fields_match
+from evalrpc.store.base import Change, ListedJob, Store, StoredJob
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.jobs_pb2 import JobFilter
-from evalrpc.watching.wakeups import Heartbeat, Waiters
+from evalrpc.watching.events import CommittedEvent, Progress
+from evalrpc.watching.wakeups import Heartbeat, Intervals, Waiters
 
 _PAGE: Final = 256
 _RECENT_EVENTS: Final = 1024
 _RECENT_BYTES: Final = 16 * 1024 * 1024
+"""Of the events as they were committed. Their other forms are smaller."""
 _RETRY_DELAY_SECONDS: Final = 1.0
 
 Send = Callable[[bytes], Awaitable[object]]
@@ -38,33 +45,12 @@ Send = Callable[[bytes], Awaitable[object]]
 _T = TypeVar("_T")
 
 
-class _Event(NamedTuple):
-    """A committed event, shared by all watchers."""
-
-    revision: int
-    serialized: bytes
-    job: pb.JobInfo
-
-    @property
-    def terminal(self) -> bool:
-        return self.job.status in lifecycle.TERMINAL
-
-
-class _Progress(NamedTuple):
-    """The latest progress of one job. `revision` is the head when it was published."""
-
-    number: int
-    revision: int
-    serialized: bytes
-    job: pb.JobInfo
-
-
 @dataclass(slots=True)
 class _Topic:
     """What happened to one job since its first watcher joined: a few events, and the latest progress."""
 
-    events: list[_Event] = field(default_factory=list)
-    progress: _Progress | None = None
+    events: list[CommittedEvent] = field(default_factory=list)
+    progress: Progress | None = None
     waiters: Waiters = field(default_factory=Waiters)
     watcher_count: int = 0
 
@@ -83,10 +69,10 @@ class Feed:
         self._loop = asyncio.get_running_loop()
         self._topics: dict[str, _Topic] = {}
         self._head = store.head_revision
-        self._recent: deque[_Event] = deque()  # all events after the revision `_recent_after`
+        self._recent: deque[CommittedEvent] = deque()  # all events after the revision `_recent_after`
         self._recent_after = self._head
         self._recent_bytes = 0
-        self._progress: OrderedDict[str, _Progress] = OrderedDict()  # ordered by the time of the last progress
+        self._progress: OrderedDict[str, Progress] = OrderedDict()  # ordered by the time of the last progress
         self._progress_count = 0
         self._all_waiters = Waiters()
         self._stopping = False
@@ -110,7 +96,7 @@ class Feed:
 
     # Watching.
 
-    async def watch_job(self, job_id: str, after_revision: int, heartbeat_seconds: float | None, send: Send) -> None:
+    async def watch_job(self, job_id: str, after_revision: int, heartbeats: Intervals | None, send: Send) -> None:
         """Send the serialised JobEvents of one job up to its terminal one, as the schema specifies for WatchJob.
 
         Raises JobNotFoundError, RevisionCompactedError, RevisionInFutureError, ServerStoppingError.
@@ -121,7 +107,9 @@ class Feed:
             progress, cursor = topic.progress, after_revision
             if after_revision:
                 async for event in self._journal(after_revision, job_id):
-                    await send(event.serialized)
+                    if event.terminal and not event.status_changed:
+                        break  # it has seen the end, and only what was changed since is new: it gets that as a snapshot
+                    await send(event.full)
                     cursor = event.revision
                     if event.terminal:
                         return
@@ -134,27 +122,39 @@ class Feed:
                 if is_terminal:
                     return
             del job  # a watcher may wait for days: it keeps its cursor but no copy of the job
-            await self._live_of_job(topic, cursor, progress, heartbeat_seconds, send)
+            with Heartbeat(heartbeats) as heartbeat:
+                await self._live_of_job(topic, cursor, progress, heartbeat, send)
 
-    async def watch_jobs(self, job_filter: JobFilter, after_revision: int, heartbeat_seconds: float | None, send: Send) -> None:
+    async def watch_jobs(
+        self,
+        job_filter: JobFilter,
+        after_revision: int,
+        heartbeats: Intervals | None,
+        send: Send,
+        *,
+        view: pb.JobView.ValueType = pb.JOB_VIEW_FULL,
+        skip_snapshots: bool = False,
+    ) -> None:
         """Send the serialised JobEvents of all jobs that match the filter, without end, as the schema specifies for WatchJobs.
 
         Raises RevisionCompactedError, RevisionInFutureError, ServerStoppingError.
         """
+        matcher = JobMatcher(job_filter)
         cursor = after_revision or self._head
         ahead: dict[str, int] = {}  # snapshots that are newer than the cursor
-        if not after_revision:
+        if after_revision:
+            async for event in self._events_after(cursor):
+                cursor = event.revision
+                if message := event.for_watcher(matcher, view):
+                    await send(message)
+        elif not skip_snapshots:
             async for job in self._matching_jobs(job_filter):
                 if job.revision > cursor:
                     ahead[job.job_id] = job.revision
-                await send(self._snapshot(job, 0))
-        else:
-            async for event in self._events_after(cursor):
-                cursor = event.revision
-                if fields_match(event.job, job_filter):
-                    await send(event.serialized)
+                await send(self._snapshot(job, 0, view))
         await send(self._bookmark(cursor))
-        await self._live_of_all(job_filter, cursor, ahead, heartbeat_seconds, send)
+        with Heartbeat(heartbeats) as heartbeat:
+            await self._live_of_all(matcher, view, cursor, ahead, heartbeat, send)
 
     async def wait_for_change(self, job_id: str, timeout_seconds: float) -> None:
         """Wait until something happens to a job, or the timeout expires. Raises ServerStoppingError."""
@@ -172,17 +172,16 @@ class Feed:
         return (await self.stored_job(job_id)).parse()
 
     async def _live_of_job(
-        self, topic: _Topic, cursor: int, progress: _Progress | None, heartbeat_seconds: float | None, send: Send
+        self, topic: _Topic, cursor: int, progress: Progress | None, heartbeat: Heartbeat, send: Send
     ) -> None:
         """Send what comes after `cursor` and `progress`, up to the terminal event."""
         position = 0
-        heartbeat = Heartbeat(heartbeat_seconds)
         while True:
             while position < len(topic.events):
                 event = topic.events[position]
                 position += 1
                 if event.revision > cursor:
-                    await send(event.serialized)
+                    await send(event.full)
                     heartbeat.sent()
                     cursor = event.revision
                     if event.terminal:
@@ -190,34 +189,40 @@ class Feed:
             if topic.progress is not progress:
                 progress = topic.progress
                 if progress is not None:
-                    await send(progress.serialized)
+                    await send(progress.full)
                     heartbeat.sent()
             elif heartbeat.is_due():
                 await send(self._bookmark(max(cursor, self._head)))
                 heartbeat.sent()
             else:
                 self._require_running()
-                await topic.waiters.wait(heartbeat.seconds_left())
+                await heartbeat.wait(topic.waiters)
 
     async def _live_of_all(
-        self, job_filter: JobFilter, cursor: int, ahead: dict[str, int], heartbeat_seconds: float | None, send: Send
+        self,
+        matcher: JobMatcher,
+        view: pb.JobView.ValueType,
+        cursor: int,
+        ahead: dict[str, int],
+        heartbeat: Heartbeat,
+        send: Send,
     ) -> None:
         """Send what comes after `cursor`, without end."""
         progress_number = self._progress_count
-        heartbeat = Heartbeat(heartbeat_seconds)
         while True:
             async for event in self._events_after(cursor):
                 cursor = event.revision
-                if event.revision > ahead.get(event.job.job_id, 0) and fields_match(event.job, job_filter):
-                    await send(event.serialized)
+                is_new = event.revision > ahead.get(event.job.job_id, 0)
+                if is_new and (message := event.for_watcher(matcher, view)):
+                    await send(message)
                     heartbeat.sent()
             newest = self._progress_count
             for progress in self._progress_after(progress_number):
                 if progress.revision > cursor:
                     break  # it belongs after events that are still to be sent
                 progress_number = progress.number
-                if fields_match(progress.job, job_filter):
-                    await send(progress.serialized)
+                if matcher.matches(progress.job):
+                    await send(progress.seen_as(view))
                     heartbeat.sent()
             else:
                 progress_number = newest
@@ -228,7 +233,7 @@ class Feed:
                 heartbeat.sent()
             else:
                 self._require_running()
-                await self._all_waiters.wait(heartbeat.seconds_left())
+                await heartbeat.wait(self._all_waiters)
 
     @contextmanager
     def _watching(self, job_id: str) -> Iterator[_Topic]:
@@ -246,33 +251,42 @@ class Feed:
     def _deliver(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.event is not None:
-                self._deliver_event(_Event(change.job.revision, change.event, change.job))
-            elif change.job.status == pb.JOB_STATUS_RUNNING and not change.deleted:
+                self._deliver_event(CommittedEvent.from_change(change.event, change))
+            elif change.job.status == pb.JOB_STATUS_RUNNING:
                 self._deliver_progress(self._queue_state.described(change.job))
+        self._blank_recent({change.job.job_id for change in changes if change.deleted})
         self._all_waiters.wake()
 
-    def _deliver_event(self, event: _Event) -> None:
+    def _deliver_event(self, event: CommittedEvent) -> None:
         self._head = event.revision
         self._remember(event)
-        self._progress.pop(event.job.job_id, None)
+        progress = self._progress.pop(event.job.job_id, None)
         topic = self._topics.get(event.job.job_id)
-        if topic is not None:
+        if topic is not None and not event.deleted:  # those who watch the job itself have had its end
             topic.events.append(event)
             topic.progress = None
             topic.waiters.wake()
+        if progress is not None and not event.status_changed:
+            self._deliver_progress(self._queue_state.described(event.job))  # the attempt goes on, which the event does not say
 
-    def _remember(self, event: _Event) -> None:
+    def _blank_recent(self, job_ids: Set[str]) -> None:
+        """Keep nothing of deleted jobs in memory, just as the journal does not."""
+        if job_ids:
+            self._recent = deque(event.blanked() if event.job.job_id in job_ids else event for event in self._recent)
+            self._recent_bytes = sum(len(event.full) for event in self._recent)
+
+    def _remember(self, event: CommittedEvent) -> None:
         """Keep the event in memory for watchers of all jobs, bounded in number and size."""
         self._recent.append(event)
-        self._recent_bytes += len(event.serialized)
+        self._recent_bytes += len(event.full)
         while len(self._recent) > _RECENT_EVENTS or self._recent_bytes > _RECENT_BYTES:
             forgotten = self._recent.popleft()
             self._recent_after = forgotten.revision
-            self._recent_bytes -= len(forgotten.serialized)
+            self._recent_bytes -= len(forgotten.full)
 
     def _deliver_progress(self, job: pb.JobInfo) -> None:
         self._progress_count += 1
-        progress = _Progress(self._progress_count, self._head, self._event_of(pb.JOB_EVENT_TYPE_PROGRESS, job, self._head), job)
+        progress = Progress(self._progress_count, self._head, self._event_of(pb.JOB_EVENT_TYPE_PROGRESS, job, self._head), job)
         self._progress[job.job_id] = progress
         self._progress.move_to_end(job.job_id)
         self._all_waiters.wake()
@@ -283,7 +297,7 @@ class Feed:
 
     # Reading.
 
-    async def _events_after(self, cursor: int) -> AsyncGenerator[_Event, None]:
+    async def _events_after(self, cursor: int) -> AsyncGenerator[CommittedEvent, None]:
         """Yield the events after `cursor` up to the head, from memory if it reaches back that far."""
         if cursor > self._head:
             await self._journal_page(cursor)  # raises, unless it is only ahead of what has been published here
@@ -298,16 +312,16 @@ class Feed:
             if not events:
                 return
 
-    async def _journal(self, cursor: int, job_id: str) -> AsyncGenerator[_Event, None]:
+    async def _journal(self, cursor: int, job_id: str) -> AsyncGenerator[CommittedEvent, None]:
         """Yield the journal's events of one job after `cursor`."""
         while events := await self._journal_page(cursor, job_id):
             for event in events:
                 yield event
                 cursor = event.revision
 
-    async def _journal_page(self, cursor: int, job_id: str | None = None) -> list[_Event]:
+    async def _journal_page(self, cursor: int, job_id: str | None = None) -> list[CommittedEvent]:
         page = await self._blocking(lambda: self._store.events_after(cursor, _PAGE, job_id))
-        return [_Event(event.revision, event.event, event.parse().job) for event in page]
+        return list(map(CommittedEvent.from_journal, page))
 
     async def _matching_jobs(self, job_filter: JobFilter) -> AsyncGenerator[pb.JobInfo, None]:
         """Yield the jobs that currently match the filter, newest first."""
@@ -323,15 +337,17 @@ class Feed:
     async def _blocking(self, read: Callable[[], _T]) -> _T:
         return await self._loop.run_in_executor(self._readers, read)
 
-    def _progress_after(self, number: int) -> list[_Progress]:
+    def _progress_after(self, number: int) -> list[Progress]:
         """Return the latest progress of every job that has had any since `number`, oldest first."""
         newer = takewhile(lambda progress: progress.number > number, reversed(self._progress.values()))
         return list(newer)[::-1]
 
     # Building events.
 
-    def _snapshot(self, job: pb.JobInfo, revision: int) -> bytes:
-        return self._event_of(pb.JOB_EVENT_TYPE_SNAPSHOT, self._queue_state.described(job), revision)
+    def _snapshot(self, job: pb.JobInfo, revision: int, view: pb.JobView.ValueType = pb.JOB_VIEW_FULL) -> bytes:
+        described = self._queue_state.described(job)
+        reduce_to_view(described, view)
+        return self._event_of(pb.JOB_EVENT_TYPE_SNAPSHOT, described, revision)
 
     def _event_of(self, event_type: pb.JobEventType.ValueType, job: pb.JobInfo, revision: int) -> bytes:
         return pb.JobEvent(

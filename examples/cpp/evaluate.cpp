@@ -1,6 +1,6 @@
 // Submits an evaluation, watches it to its end across broken connections, and prints its metrics.
 //
-//   evaluate --harness H --model M --tasks A,B [--num-gpus N] [--patience SECONDS]
+//   evaluate [--harness H] --model M --tasks A,B [--num-gpus N] [--patience SECONDS]
 //
 // EVALRPC_ADDRESS sets the server. Exits with 0 if the job completed, 1 if it failed or was cancelled, 2 if the call was
 // invalid or refused, 3 if the server can't be reached.
@@ -21,6 +21,7 @@
 #include <string>
 #include <thread>
 
+#include "error_details.pb.h"
 #include "evalrpc/v1/evaluation_service.grpc.pb.h"
 
 namespace {
@@ -37,6 +38,34 @@ struct Flags {
   duration<double> patience{60};
 };
 
+// Returns the first detail of this kind that came with the error; the default if there is none.
+template <typename Detail>
+Detail DetailOf(const grpc::Status& error) {
+  google::rpc::Status status;
+  Detail detail;
+  if (!status.ParseFromString(error.error_details())) return detail;
+  for (const auto& any : status.details()) {
+    if (any.UnpackTo(&detail)) break;
+  }
+  return detail;
+}
+
+// Returns the server's own reason. Empty: something between here and the server failed.
+std::string ReasonOf(const grpc::Status& error) {
+  const auto info = DetailOf<google::rpc::ErrorInfo>(error);
+  return info.domain() == "evalrpc" ? info.reason() : "";
+}
+
+// Whether the server itself refused the call for good; whatever else ends a call is worth another try.
+bool IsFinal(const grpc::Status& error) {
+  return !ReasonOf(error).empty() && error.error_code() != grpc::StatusCode::UNAVAILABLE;
+}
+
+duration<double> RetryDelay(const grpc::Status& error) {
+  const auto delay = DetailOf<google::rpc::RetryInfo>(error).retry_delay();
+  return duration<double>(delay.seconds() + delay.nanos() / 1e9);
+}
+
 // Exponential backoff with full jitter, until `patience` has passed without a success.
 class Backoff {
  public:
@@ -47,15 +76,15 @@ class Backoff {
     deadline_.reset();
   }
 
-  // Returns false once `patience` is used up.
+  // Waits for at least as long as the server asks for. Returns false once `patience` is used up.
   bool Wait(const grpc::Status& error) {
     const auto now = steady_clock::now();
     if (!deadline_) {
       deadline_ = now + std::chrono::duration_cast<steady_clock::duration>(patience_);
-      std::cerr << "evaluate: no server, trying again: " << error.error_message() << std::endl;
+      std::cerr << "evaluate: trying again: " << error.error_message() << std::endl;
     }
     if (now >= *deadline_) return false;
-    std::this_thread::sleep_for(bound_ * std::uniform_real_distribution<>()(random_));
+    std::this_thread::sleep_for(RetryDelay(error) + bound_ * std::uniform_real_distribution<>()(random_));
     bound_ = std::min(2 * bound_, kLongestBackoff);
     return true;
   }
@@ -67,6 +96,7 @@ class Backoff {
   std::mt19937 random_{std::random_device()()};
 };
 
+// A status that this program does not know yet is shown by its number.
 std::string StatusName(const JobInfo& job) {
   const std::string prefix = "JOB_STATUS_";
   const std::string name = JobStatus_Name(job.status());
@@ -85,7 +115,7 @@ class Watcher {
   grpc::Status Evaluate(const SubmitJobRequest& submission) {
     for (;;) {
       const auto status = Try(submission);
-      if (status.error_code() != grpc::StatusCode::UNAVAILABLE || !backoff_.Wait(status)) return status;
+      if (status.ok() || IsFinal(status) || !backoff_.Wait(status)) return status;
       // gRPC connects only during a call into it, so a mere sleep would delay the reconnect.
       channel_->WaitForConnected(std::chrono::system_clock::now() + std::chrono::seconds(5));
     }
@@ -99,7 +129,7 @@ class Watcher {
     // By default gRPC waits up to two minutes before it reconnects to a restarted server.
     arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
     arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 5000);
-    // Detects a server that vanished silently, even while a job sends no events.
+    // Pings detect a server that vanished silently.
     arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 30000);
     return arguments;
   }
@@ -146,7 +176,7 @@ void PrintOutcome(const JobInfo& job) {
       std::cout << metric.task() << ' ' << metric.metric();
       if (!metric.filter().empty()) std::cout << ',' << metric.filter();
       std::cout << ' ' << metric.value() << ' ';
-      if (metric.has_stderr()) {
+      if (metric.has_standard_error()) {
         std::cout << metric.standard_error() << std::endl;
       } else {
         std::cout << '-' << std::endl;
@@ -155,12 +185,11 @@ void PrintOutcome(const JobInfo& job) {
   }
 }
 
-// Prints the error and returns the exit code. Its reason is in google.rpc.ErrorInfo, for which Debian has no C++ classes.
+// Prints the error with its reason and returns the exit code.
 int Report(const grpc::Status& error) {
-  const bool unreachable = error.error_code() == grpc::StatusCode::UNAVAILABLE;
-  std::cerr << "evaluate: " << (unreachable ? "UNAVAILABLE" : "code " + std::to_string(error.error_code())) << ": "
-            << error.error_message() << std::endl;
-  return unreachable ? 3 : 2;
+  const auto reason = ReasonOf(error);
+  std::cerr << "evaluate: " << (reason.empty() ? "no server" : reason) << ": " << error.error_message() << std::endl;
+  return IsFinal(error) ? 2 : 3;
 }
 
 // Throws std::logic_error if the command line is invalid.
@@ -169,7 +198,6 @@ Flags ParseFlags(int argc, char** argv) {
                             {"tasks", required_argument, nullptr, 't'},    {"num-gpus", required_argument, nullptr, 'g'},
                             {"patience", required_argument, nullptr, 'p'}, {}};
   Flags flags;
-  flags.request.set_num_gpus(1);
   for (int flag; (flag = getopt_long(argc, argv, "", options, nullptr)) != -1;) {
     switch (flag) {
       case 'h': flags.request.set_harness(optarg); break;

@@ -1,6 +1,6 @@
 // Submits an evaluation, watches it to its end across broken connections, and prints its metrics.
 //
-//	evaluate --harness H --model M --tasks A,B [--num-gpus N] [--patience SECONDS]
+//	evaluate [--harness H] --model M --tasks A,B [--num-gpus N] [--patience SECONDS]
 //
 // EVALRPC_ADDRESS sets the server. Exits with 0 if the job completed, 1 if it failed or was cancelled, 2 if the call was
 // invalid or refused, 3 if the server can't be reached.
@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"math/rand"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -40,7 +41,12 @@ func run() int {
 	harness := flag.String("harness", "", "the harness; empty is the server's default")
 	model := flag.String("model", "", "the model, in the harness's terms")
 	tasks := flag.String("tasks", "", "the tasks, comma-separated")
-	numGPUs := flag.Int("num-gpus", 1, "the GPUs to hold")
+	var numGPUs *int32
+	flag.Func("num-gpus", "the GPUs to hold; without it the server's default", func(text string) error {
+		number, err := strconv.ParseInt(text, 10, 32)
+		numGPUs = proto.Int32(int32(number))
+		return err
+	})
 	patience := flag.Float64("patience", 60, "how many `seconds` to go on trying without a server")
 	flag.Parse()
 
@@ -56,16 +62,9 @@ func run() int {
 		client:     pb.NewEvaluationServiceClient(connection),
 		backoff:    backoff{patience: time.Duration(*patience * float64(time.Second)), bound: firstBackoff},
 	}
-	job, err := watcher.evaluate(context.Background(), &pb.SubmitJobRequest{
-		Request: &pb.EvaluateRequest{
-			Harness: *harness,
-			Model:   *model,
-			Tasks:   strings.Split(*tasks, ","),
-			NumGpus: proto.Int32(int32(*numGPUs)),
-		},
-		// The id makes it safe to resubmit if the response is lost.
-		RequestId: randomID(),
-	})
+	request := &pb.EvaluateRequest{Harness: *harness, Model: *model, Tasks: strings.Split(*tasks, ","), NumGpus: numGPUs}
+	// The id makes it safe to resubmit if the response is lost.
+	job, err := watcher.evaluate(context.Background(), &pb.SubmitJobRequest{Request: request, RequestId: randomID()})
 	if err != nil {
 		return report(err)
 	}
@@ -83,7 +82,7 @@ func connect() (*grpc.ClientConn, error) {
 	}
 	// Newer releases of gRPC have insecure.NewCredentials() in place of WithInsecure.
 	return grpc.Dial(address, grpc.WithInsecure(),
-		// Detects a server that vanished silently, even while a job sends no events.
+		// Pings detect a server that vanished silently.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second}))
 }
 
@@ -103,7 +102,7 @@ func (w *watcher) evaluate(ctx context.Context, submission *pb.SubmitJobRequest)
 		if err == nil {
 			return w.job, nil
 		}
-		if status.Code(err) != codes.Unavailable {
+		if isFinal(err) {
 			return nil, err
 		}
 		if err := w.backoff.wait(err); err != nil {
@@ -157,20 +156,44 @@ func (b *backoff) reset() {
 	b.bound, b.deadline = firstBackoff, time.Time{}
 }
 
-// wait returns the error once `patience` is used up.
+// wait waits for at least as long as the server asks for. It returns the error once `patience` is used up.
 func (b *backoff) wait(err error) error {
 	if b.deadline.IsZero() {
 		b.deadline = time.Now().Add(b.patience)
-		fmt.Fprintln(os.Stderr, "evaluate: no server, trying again:", status.Convert(err).Message())
+		fmt.Fprintln(os.Stderr, "evaluate: trying again:", status.Convert(err).Message())
 	}
 	if time.Now().After(b.deadline) {
 		return err
 	}
-	time.Sleep(time.Duration(rand.Float64() * float64(b.bound)))
+	time.Sleep(retryDelay(err) + time.Duration(rand.Float64()*float64(b.bound)))
 	if b.bound *= 2; b.bound > longestBackoff {
 		b.bound = longestBackoff
 	}
 	return nil
+}
+
+// reasonOf returns the server's own reason. Empty: something between here and the server failed.
+func reasonOf(err error) string {
+	for _, detail := range status.Convert(err).Details() {
+		if info, ok := detail.(*errdetails.ErrorInfo); ok && info.Domain == "evalrpc" {
+			return info.Reason
+		}
+	}
+	return ""
+}
+
+// isFinal tells whether the server itself refused the call for good; whatever else ends a call is worth another try.
+func isFinal(err error) bool {
+	return reasonOf(err) != "" && status.Code(err) != codes.Unavailable
+}
+
+func retryDelay(err error) time.Duration {
+	for _, detail := range status.Convert(err).Details() {
+		if info, ok := detail.(*errdetails.RetryInfo); ok {
+			return info.RetryDelay.AsDuration()
+		}
+	}
+	return 0
 }
 
 func printStatus(job *pb.JobInfo) {
@@ -183,36 +206,34 @@ func printOutcome(job *pb.JobInfo) {
 	}
 	for _, result := range job.Results {
 		for _, metric := range result.Metrics {
-			name, stderr := metric.Metric, "-"
+			name, standardError := metric.Metric, "-"
 			if metric.Filter != "" {
 				name += "," + metric.Filter
 			}
-			if metric.Stderr != nil {
-				stderr = fmt.Sprintf("%.4f", *metric.Stderr)
+			if metric.StandardError != nil {
+				standardError = fmt.Sprintf("%.4f", *metric.StandardError)
 			}
-			fmt.Printf("%s %s %.4f %s\n", metric.Task, name, metric.Value, stderr)
+			fmt.Printf("%s %s %.4f %s\n", metric.Task, name, metric.GetValue(), standardError)
 		}
 	}
 }
 
+// statusName returns the number of a status that this program does not know yet.
 func statusName(job *pb.JobInfo) string {
 	return strings.TrimPrefix(job.Status.String(), "JOB_STATUS_")
 }
 
 // report prints the error with its reason and returns the exit code.
 func report(err error) int {
-	failure := status.Convert(err)
-	reason := ""
-	for _, detail := range failure.Details() {
-		if info, ok := detail.(*errdetails.ErrorInfo); ok {
-			reason = " " + info.Reason
-		}
+	reason := reasonOf(err)
+	if reason == "" {
+		reason = "no server"
 	}
-	fmt.Fprintf(os.Stderr, "evaluate: %s%s: %s\n", failure.Code(), reason, failure.Message())
-	if failure.Code() == codes.Unavailable {
-		return 3
+	fmt.Fprintf(os.Stderr, "evaluate: %s: %s\n", reason, status.Convert(err).Message())
+	if isFinal(err) {
+		return 2
 	}
-	return 2
+	return 3
 }
 
 func randomID() string {

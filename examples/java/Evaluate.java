@@ -1,3 +1,7 @@
+import com.google.protobuf.InvalidProtocolBufferException;
+import com.google.protobuf.Message;
+import evalrpc.example.ErrorInfo;
+import evalrpc.example.RetryInfo;
 import evalrpc.v1.EvaluateRequest;
 import evalrpc.v1.EvaluationServiceGrpc;
 import evalrpc.v1.EvaluationServiceGrpc.EvaluationServiceBlockingStub;
@@ -9,12 +13,14 @@ import io.grpc.ManagedChannel;
 import io.grpc.ManagedChannelBuilder;
 import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
+import io.grpc.protobuf.StatusProto;
 import java.time.Duration;
 import java.time.Instant;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import java.util.Optional;
 import java.util.UUID;
 import java.util.concurrent.ThreadLocalRandom;
 import java.util.concurrent.TimeUnit;
@@ -22,7 +28,7 @@ import java.util.concurrent.TimeUnit;
 /**
  * Submits an evaluation, watches it to its end across broken connections, and prints its metrics.
  *
- * <pre>java -jar evaluate.jar --harness H --model M --tasks A,B [--num-gpus N] [--patience SECONDS]</pre>
+ * <pre>java -jar evaluate.jar [--harness H] --model M --tasks A,B [--num-gpus N] [--patience SECONDS]</pre>
  *
  * EVALRPC_ADDRESS sets the server. Exits with 0 if the job completed, 1 if it failed or was cancelled, 2 if the call was
  * invalid or refused, 3 if the server can't be reached.
@@ -60,7 +66,7 @@ public final class Evaluate {
         }
         var channel = ManagedChannelBuilder.forTarget(System.getenv().getOrDefault("EVALRPC_ADDRESS", "127.0.0.1:50051"))
                 .usePlaintext()
-                // Detects a server that vanished silently, even while a job sends no events.
+                // Pings detect a server that vanished silently.
                 .keepAliveTime(30, TimeUnit.SECONDS)
                 .build();
         try {
@@ -68,9 +74,8 @@ public final class Evaluate {
             printOutcome(job);
             return job.getStatus() == JobStatus.JOB_STATUS_COMPLETED ? 0 : 1;
         } catch (StatusRuntimeException error) {
-            var status = error.getStatus();
-            System.err.printf("evaluate: %s: %s%n", status.getCode(), status.getDescription());
-            return status.getCode() == Status.Code.UNAVAILABLE ? 3 : 2;
+            System.err.printf("evaluate: %s: %s%n", reasonOf(error).orElse("no server"), error.getStatus().getDescription());
+            return isFinal(error) ? 2 : 3;
         } finally {
             channel.shutdownNow();
         }
@@ -91,8 +96,10 @@ public final class Evaluate {
         var request = EvaluateRequest.newBuilder()
                 .setHarness(flags.getOrDefault("--harness", ""))
                 .setModel(flags.getOrDefault("--model", ""))
-                .addAllTasks(List.of(flags.getOrDefault("--tasks", "").split(",")))
-                .setNumGpus(Integer.parseInt(flags.getOrDefault("--num-gpus", "1")));
+                .addAllTasks(List.of(flags.getOrDefault("--tasks", "").split(",")));
+        if (flags.containsKey("--num-gpus")) {
+            request.setNumGpus(Integer.parseInt(flags.get("--num-gpus")));
+        }
         // The id makes it safe to resubmit if the response is lost.
         return SubmitJobRequest.newBuilder().setRequest(request).setRequestId(UUID.randomUUID().toString()).build();
     }
@@ -106,7 +113,7 @@ public final class Evaluate {
                 }
                 return watch();
             } catch (StatusRuntimeException error) {
-                if (error.getStatus().getCode() != Status.Code.UNAVAILABLE) {
+                if (isFinal(error)) {
                     throw error;
                 }
                 backoff.await(error);
@@ -139,6 +146,35 @@ public final class Evaluate {
         }
     }
 
+    /** Returns the server's own reason. Empty: something between here and the server failed. */
+    private static Optional<String> reasonOf(StatusRuntimeException error) {
+        return detailOf(error, ErrorInfo.class).filter(info -> info.getDomain().equals("evalrpc")).map(ErrorInfo::getReason);
+    }
+
+    /** Whether the server itself refused the call for good; whatever else ends a call is worth another try. */
+    private static boolean isFinal(StatusRuntimeException error) {
+        return reasonOf(error).isPresent() && error.getStatus().getCode() != Status.Code.UNAVAILABLE;
+    }
+
+    private static long retryDelayMillis(StatusRuntimeException error) {
+        var delay = detailOf(error, RetryInfo.class).orElse(RetryInfo.getDefaultInstance()).getRetryDelay();
+        return delay.getSeconds() * 1000 + delay.getNanos() / 1_000_000;
+    }
+
+    /** Returns the first detail of this kind that came with the error. */
+    private static <T extends Message> Optional<T> detailOf(StatusRuntimeException error, Class<T> kind) {
+        for (var detail : StatusProto.fromThrowable(error).getDetailsList()) {
+            if (detail.is(kind)) {
+                try {
+                    return Optional.of(detail.unpack(kind));
+                } catch (InvalidProtocolBufferException damaged) {
+                    return Optional.empty();
+                }
+            }
+        }
+        return Optional.empty();
+    }
+
     private static void printStatus(JobInfo job) {
         System.out.println(job.getRevision() + " " + statusName(job));
     }
@@ -151,14 +187,16 @@ public final class Evaluate {
         for (var result : job.getResultsMap().values()) {
             for (var metric : result.getMetricsList()) {
                 var name = metric.getFilter().isEmpty() ? metric.getMetric() : metric.getMetric() + "," + metric.getFilter();
-                var stderr = metric.hasStderr() ? number(metric.getStderr()) : "-";
-                System.out.println(String.join(" ", metric.getTask(), name, number(metric.getValue()), stderr));
+                var standardError = metric.hasStandardError() ? number(metric.getStandardError()) : "-";
+                System.out.println(String.join(" ", metric.getTask(), name, number(metric.getValue()), standardError));
             }
         }
     }
 
+    /** A status that this program does not know yet is shown by its number. */
     private static String statusName(JobInfo job) {
-        return job.getStatus().name().replace("JOB_STATUS_", "");
+        var known = job.getStatus() != JobStatus.UNRECOGNIZED;
+        return known ? job.getStatus().name().replace("JOB_STATUS_", "") : String.valueOf(job.getStatusValue());
     }
 
     private static String number(double value) {
@@ -184,16 +222,16 @@ public final class Evaluate {
             deadline = null;
         }
 
-        /** Throws the error once `patience` is used up. */
+        /** Waits for at least as long as the server asks for. Throws the error once `patience` is used up. */
         void await(StatusRuntimeException error) throws InterruptedException {
             if (deadline == null) {
                 deadline = Instant.now().plus(patience);
-                System.err.println("evaluate: no server, trying again: " + error.getStatus().getDescription());
+                System.err.println("evaluate: trying again: " + error.getStatus().getDescription());
             }
             if (Instant.now().isAfter(deadline)) {
                 throw error;
             }
-            Thread.sleep(ThreadLocalRandom.current().nextLong(boundMillis + 1));
+            Thread.sleep(retryDelayMillis(error) + ThreadLocalRandom.current().nextLong(boundMillis + 1));
             boundMillis = Math.min(2 * boundMillis, LONGEST_MILLIS);
         }
     }

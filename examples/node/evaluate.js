@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 // Submits an evaluation, watches it to its end across broken connections, and prints its metrics.
 //
-//   node evaluate.js --harness H --model M --tasks A,B [--num-gpus N] [--patience SECONDS]
+//   node evaluate.js [--harness H] --model M --tasks A,B [--num-gpus N] [--patience SECONDS]
 //
 // EVALRPC_ADDRESS sets the server. Exits with 0 if the job completed, 1 if it failed or was cancelled, 2 if the call was
 // invalid or refused, 3 if the server can't be reached.
@@ -16,6 +16,7 @@ import protoLoader from '@grpc/proto-loader'
 import protobuf from 'protobufjs'
 
 const PROTOS = fileURLToPath(new URL('../../protos', import.meta.url))
+const ERROR_DETAILS = protobuf.loadSync(fileURLToPath(new URL('../error_details.proto', import.meta.url)))
 const FIRST_BACKOFF_MS = 100
 const LONGEST_BACKOFF_MS = 5000
 
@@ -23,17 +24,9 @@ const CHANNEL_OPTIONS = {
   // By default gRPC waits up to two minutes before it reconnects to a restarted server.
   'grpc.initial_reconnect_backoff_ms': FIRST_BACKOFF_MS,
   'grpc.max_reconnect_backoff_ms': LONGEST_BACKOFF_MS,
-  // Detects a server that vanished silently, even while a job sends no events.
+  // Pings detect a server that vanished silently.
   'grpc.keepalive_time_ms': 30_000
 }
-
-// The parts of google.rpc.Status, which carries error details, that are used here.
-const ERROR_DETAILS = protobuf.parse(`
-  syntax = "proto3";
-  message Status { repeated Any details = 3; }
-  message Any { string type_url = 1; bytes value = 2; }
-  message ErrorInfo { string reason = 1; }
-`).root
 
 // Exponential backoff with full jitter, until `patience` seconds have passed without a success.
 class Backoff {
@@ -47,14 +40,14 @@ class Backoff {
     this.deadline = null
   }
 
-  // Throws the error once `patience` is used up.
+  // Waits for at least as long as the server asks for. Throws the error once `patience` is used up.
   async wait (error) {
     if (this.deadline === null) {
       this.deadline = Date.now() + this.patienceMs
-      console.error(`evaluate: no server, trying again: ${error.details}`)
+      console.error(`evaluate: trying again: ${error.details}`)
     }
     if (Date.now() >= this.deadline) throw error
-    await sleep(Math.random() * this.boundMs)
+    await sleep(retryDelayMs(error) + Math.random() * this.boundMs)
     this.boundMs = Math.min(2 * this.boundMs, LONGEST_BACKOFF_MS)
   }
 }
@@ -92,10 +85,34 @@ async function evaluate (client, submission, patience) {
         if (event.terminal) return event.job
       }
     } catch (error) {
-      if (error.code !== grpc.status.UNAVAILABLE) throw error
+      if (!(error.metadata instanceof grpc.Metadata) || isFinal(error)) throw error
       await backoff.wait(error)
     }
   }
+}
+
+// Returns the first detail of this kind that came with the error; undefined if there is none.
+function detailOf (error, kind) {
+  const [bytes] = error.metadata.get('grpc-status-details-bin')
+  const details = bytes ? ERROR_DETAILS.lookupType('google.rpc.Status').decode(bytes).details : []
+  const detail = details.find(({ type_url: url }) => url.endsWith(`/${kind}`))
+  return detail && ERROR_DETAILS.lookupType(kind).decode(detail.value)
+}
+
+// Returns the server's own reason. Undefined: something between here and the server failed.
+function reasonOf (error) {
+  const info = detailOf(error, 'google.rpc.ErrorInfo')
+  return info?.domain === 'evalrpc' ? info.reason : undefined
+}
+
+// Whether the server itself refused the call for good; whatever else ends a call is worth another try.
+function isFinal (error) {
+  return reasonOf(error) !== undefined && error.code !== grpc.status.UNAVAILABLE
+}
+
+function retryDelayMs (error) {
+  const { seconds = 0, nanos = 0 } = detailOf(error, 'google.rpc.RetryInfo')?.retryDelay ?? {}
+  return Number(seconds) * 1000 + nanos / 1e6
 }
 
 function printStatus (job) {
@@ -105,23 +122,16 @@ function printStatus (job) {
 function printOutcome (job) {
   if (job.error) console.error(`evaluate: ${statusName(job)} ${job.error.reason}: ${job.error.message}`)
   for (const { metrics } of Object.values(job.results)) {
-    for (const { task, metric, filter, value, stderr } of metrics) {
+    for (const { task, metric, filter, value, standardError } of metrics) {
       const name = filter ? `${metric},${filter}` : metric
-      console.log(`${task} ${name} ${value.toFixed(4)} ${stderr?.toFixed(4) ?? '-'}`)
+      console.log(`${task} ${name} ${value.toFixed(4)} ${standardError?.toFixed(4) ?? '-'}`)
     }
   }
 }
 
+// A status that this program does not know yet is shown by its number.
 function statusName (job) {
   return String(job.status).replace('JOB_STATUS_', '')
-}
-
-function errorLine (error) {
-  const [bytes] = error.metadata.get('grpc-status-details-bin')
-  const details = bytes ? ERROR_DETAILS.lookupType('Status').decode(bytes).details : []
-  const info = details.find((detail) => detail.typeUrl.endsWith('/google.rpc.ErrorInfo'))
-  const reason = info ? ` ${ERROR_DETAILS.lookupType('ErrorInfo').decode(info.value).reason}` : ''
-  return `evaluate: ${grpc.status[error.code]}${reason}: ${error.details}`
 }
 
 function parseFlags () {
@@ -130,7 +140,7 @@ function parseFlags () {
       harness: { type: 'string' },
       model: { type: 'string' },
       tasks: { type: 'string' },
-      'num-gpus': { type: 'string', default: '1' },
+      'num-gpus': { type: 'string' },
       patience: { type: 'string', default: '60' }
     }
   })
@@ -138,7 +148,7 @@ function parseFlags () {
     harness: values.harness,
     model: values.model,
     tasks: values.tasks?.split(','),
-    numGpus: number(values['num-gpus'])
+    ...(values['num-gpus'] !== undefined && { numGpus: number(values['num-gpus']) })
   }
   return { request, patience: number(values.patience) }
 }
@@ -166,8 +176,8 @@ async function main () {
     return job.status === 'JOB_STATUS_COMPLETED' ? 0 : 1
   } catch (error) {
     if (!(error.metadata instanceof grpc.Metadata)) throw error
-    console.error(errorLine(error))
-    return error.code === grpc.status.UNAVAILABLE ? 3 : 2
+    console.error(`evaluate: ${reasonOf(error) ?? 'no server'}: ${error.details}`)
+    return isFinal(error) ? 2 : 3
   } finally {
     client.close()
   }

@@ -1,4 +1,4 @@
-"""The examples in other languages, built as their users build them, against the real server."""
+"""The examples, built as their users build them, against the real server and against one that breaks its streams."""
 
 import os
 import re
@@ -11,10 +11,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import pytest
+from fake_server import JOB_ID, FakeServer, FakeService, details_of, job_at
 from server_process import ServerProcess
 
 from evalrpc.client import EvalClient
+from evalrpc.errors import JobNotFoundError, ServerStoppingError
+from evalrpc.v1.jobs_pb2 import JobEvent, JobEventType, JobInfo, JobStatus, SubmitJobRequest, WatchJobRequest
+from evalrpc.v1.results_pb2 import Metric, ModelResult
 
 pytestmark = pytest.mark.slow
 
@@ -84,11 +89,35 @@ def version_of(tool: str) -> tuple[int, ...]:
 
 
 def build_node(folder: Path) -> Sequence[str]:
-    example = folder / "examples" / "node"
-    shutil.copytree(EXAMPLES / "node", example, ignore=shutil.ignore_patterns("node_modules"))
-    shutil.copytree(ROOT / "protos", folder / "protos")
+    example = copied("node", folder)
     run_quietly("npm", "ci", "--no-audit", "--no-fund", cwd=example)
     return ("node", str(example / "evaluate.js"))
+
+
+def build_typescript(folder: Path) -> Sequence[str]:
+    example = copied("typescript", folder)
+    run_quietly("npm", "ci", "--no-audit", "--no-fund", cwd=example)
+    run_quietly("npm", "run", "build", cwd=example)
+    return ("node", str(example / "build" / "evaluate.js"))
+
+
+def build_rust(folder: Path) -> Sequence[str]:
+    example = copied("rust", folder)
+    fetch_or_skip("cargo", "fetch", "--config", "net.retry=0", cwd=example)
+    run_quietly("cargo", "build", "--offline", "--target-dir", str(folder / "target"), cwd=example)
+    return (str(folder / "target" / "debug" / "evaluate"),)
+
+
+def build_csharp(folder: Path) -> Sequence[str]:
+    example = copied("csharp", folder)
+    fetch_or_skip("dotnet", "restore", cwd=example)
+    run_quietly("dotnet", "build", "--no-restore", "--output", str(folder / "build"), cwd=example)
+    return ("dotnet", str(folder / "build" / "evaluate.dll"))
+
+
+def build_python(folder: Path) -> Sequence[str]:
+    make("python", folder, f"PYTHON={sys.executable}")
+    return (sys.executable, str(folder / "evaluate.py"))
 
 
 def build_java(folder: Path) -> Sequence[str]:
@@ -104,8 +133,25 @@ def build_with_make(name: str) -> Callable[[Path], Sequence[str]]:
     return build
 
 
-def make(name: str, folder: Path) -> None:
-    run_quietly("make", "-C", str(EXAMPLES / name), f"BUILD={folder}")
+def copied(name: str, folder: Path) -> Path:
+    """Copy the example and what it reads, since its tools build beside the source."""
+    ignored = shutil.ignore_patterns("node_modules", "build", "gen", "target", "bin", "obj", "Cargo.lock")
+    shutil.copytree(EXAMPLES / name, folder / "examples" / name, ignore=ignored)
+    shutil.copy(EXAMPLES / "error_details.proto", folder / "examples")
+    shutil.copytree(ROOT / "protos", folder / "protos")
+    return folder / "examples" / name
+
+
+def make(name: str, folder: Path, *variables: str) -> None:
+    run_quietly("make", "-C", str(EXAMPLES / name), f"BUILD={folder}", *variables)
+
+
+def fetch_or_skip(*command: str, cwd: Path) -> None:
+    """Fetch the packages of an example, from a registry that not every machine reaches."""
+    done = subprocess.run(command, cwd=cwd, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        last_line = done.stdout.strip().rpartition("\n")[2]
+        pytest.skip(f"`{' '.join(command[:2])}` gets no packages here: {last_line}")
 
 
 def run_quietly(*command: str, cwd: Path | None = None) -> None:
@@ -114,7 +160,9 @@ def run_quietly(*command: str, cwd: Path | None = None) -> None:
 
 
 LANGUAGES = {
+    "python": Language(build_python, ("make",)),
     "node": Language(build_node, ("node", "npm")),
+    "typescript": Language(build_typescript, ("node", "npm", "protoc")),
     "go": Language(
         build_with_make("go"),
         ("make", "go", "protoc", "protoc-gen-go", "protoc-gen-go-grpc"),
@@ -140,7 +188,19 @@ LANGUAGES = {
     "cpp": Language(
         build_with_make("cpp"), ("make", "g++", "protoc", "grpc_cpp_plugin", "pkg-config"), packages=("grpc++", "protobuf")
     ),
+    "rust": Language(build_rust, ("cargo", "protoc")),
+    "csharp": Language(build_csharp, ("dotnet",)),
 }
+
+
+_BUILT: dict[str, Sequence[str]] = {}
+
+
+def built(name: str, folders: pytest.TempPathFactory) -> Sequence[str]:
+    """Build the example of one language, once for all tests, and return the command that runs it."""
+    if name not in _BUILT:
+        _BUILT[name] = LANGUAGES[name].build(folders.mktemp(name))
+    return _BUILT[name]
 
 
 @pytest.fixture(scope="module", params=LANGUAGES)
@@ -149,7 +209,7 @@ def example(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     language = LANGUAGES[request.param]
     if missing := language.missing():
         pytest.skip(f"the example for {request.param} can't be built here: {missing}; see examples/README.md")
-    return language.build(tmp_path_factory.mktemp(request.param))
+    return built(request.param, tmp_path_factory)
 
 
 @pytest.fixture
@@ -204,18 +264,67 @@ class Client:
             pass
 
 
+class UnsteadyService(FakeService):
+    """Breaks its streams: as a proxy does, without a reason, and once as a server that stops; sends a heartbeat, a status that
+    no client knows yet, and then the end."""
+
+    def WatchJob(self, request: WatchJobRequest, context: grpc.ServicerContext) -> Iterator[JobEvent]:  # noqa: N802
+        self._take(request, context)
+        match len(self.received["WatchJob"]):
+            case 1:
+                yield JobEvent(type=JobEventType.JOB_EVENT_TYPE_BOOKMARK, revision=1)
+                context.abort(grpc.StatusCode.INTERNAL, "Received RST_STREAM with error code 2")
+            case 2:
+                yield status_event(job_at(JobStatus.JOB_STATUS_RUNNING, 2))
+                context.set_trailing_metadata((("grpc-status-details-bin", details_of(STOPPING)),))
+                context.abort(grpc.StatusCode.UNAVAILABLE, STOPPING.message)
+            case 3:
+                yield status_event(job_at(99, 3))  # type: ignore[arg-type]
+                context.abort(grpc.StatusCode.CANCELLED, "the proxy is restarted")
+            case _:
+                metric = Metric(task="t", metric="acc", value=0.0, standard_error=0.0)
+                result = {"m": ModelResult(metrics=[metric])}
+                yield status_event(job_at(JobStatus.JOB_STATUS_COMPLETED, 4, results=result))
+
+
+STOPPING = ServerStoppingError("the server is stopping", retry_delay_seconds=0.2)
+
+
+def status_event(job: JobInfo) -> JobEvent:
+    is_last = job.status == JobStatus.JOB_STATUS_COMPLETED
+    return JobEvent(type=JobEventType.JOB_EVENT_TYPE_STATUS, revision=job.revision, job=job, terminal=is_last)
+
+
 @pytest.fixture
-def evaluate(example: Sequence[str], server: ServerProcess) -> Iterator[Callable[..., Client]]:
-    """Start the example; it is ended with the test."""
+def unsteady() -> Iterator[FakeServer]:
+    with FakeServer() as server:
+        server.kill()
+        server.service = UnsteadyService()
+        server.start()
+        yield server
+
+
+@pytest.fixture
+def run(example: Sequence[str]) -> Iterator[Callable[..., Client]]:
+    """Start the example with an address and flags; it is ended with the test."""
     with ExitStack() as stack:
 
-        def start(model: str = "m", *, num_gpus: str = "0", patience: str = "60") -> Client:
-            flags = ("--harness", "gated", "--model", model, "--tasks", "first,second")
-            client = Client((*example, *flags, "--num-gpus", num_gpus, "--patience", patience), server.address)
+        def start(address: str, *flags: str) -> Client:
+            client = Client((*example, *flags), address)
             stack.callback(client.clean_up)
             return client
 
         yield start
+
+
+@pytest.fixture
+def evaluate(run: Callable[..., Client], server: ServerProcess) -> Callable[..., Client]:
+    """Start the example against the real server."""
+
+    def start(model: str = "m", *flags: str) -> Client:
+        return run(server.address, "--model", model, "--tasks", "first,second", *flags)
+
+    return start
 
 
 def assert_statuses(lines: Sequence[str], server: ServerProcess, *expected: str) -> None:
@@ -288,14 +397,52 @@ def test_a_submission_waits_for_a_server_that_comes_late(
     assert_statuses(lines[:3], server, "QUEUED", "RUNNING", "COMPLETED")
 
 
-def test_a_request_that_the_server_refuses_is_a_wrong_call(evaluate: Callable[..., Client]) -> None:
-    code, lines, errors = evaluate(num_gpus="9").finish()
+def test_a_request_that_the_server_refuses_is_a_wrong_call_and_every_bad_field_is_named(
+    evaluate: Callable[..., Client],
+) -> None:
+    code, lines, errors = evaluate("", "--num-gpus", "9", "--harness", "other").finish()
     assert (code, lines) == (2, [])
-    assert "request.num_gpus" in errors
+    assert "evaluate: INVALID_REQUEST: " in errors
+    assert all(f"request.{field}: " in errors for field in ("model", "num_gpus", "harness"))
+
+
+@pytest.mark.parametrize("flags", [("--unheard-of", "1"), ("--num-gpus", "many")])
+def test_a_flag_that_is_wrong_is_a_wrong_call(evaluate: Callable[..., Client], flags: tuple[str, str]) -> None:
+    code, lines, errors = evaluate("m", *flags).finish()
+    assert (code, lines) == (2, [])
+    assert errors
 
 
 def test_a_server_that_stays_away_is_given_up(evaluate: Callable[..., Client], server: ServerProcess) -> None:
     server.kill()
-    code, lines, errors = evaluate(patience="0").finish()
+    code, lines, errors = evaluate("m", "--patience", "0").finish()
     assert (code, lines) == (3, [])
-    assert "UNAVAILABLE" in errors.upper()
+    assert "evaluate: no server: " in errors
+
+
+def test_a_stream_that_breaks_for_whatever_reason_is_resumed_and_a_status_of_a_newer_server_is_shown(
+    run: Callable[..., Client], unsteady: FakeServer
+) -> None:
+    code, lines, errors = run(unsteady.address, "--model", "m", "--tasks", "t").finish()
+    assert (code, lines) == (0, ["1 QUEUED", "2 RUNNING", "3 99", "4 COMPLETED", "t acc 0.0000 0.0000"]), errors
+    watches = unsteady.service.received["WatchJob"]
+    assert watches == [WatchJobRequest(job_id=JOB_ID, after_revision=revision) for revision in (1, 1, 2, 3)]
+
+
+def test_a_submission_is_repeated_with_its_own_request_id_and_what_is_left_out_is_absent(
+    run: Callable[..., Client], unsteady: FakeServer
+) -> None:
+    unsteady.service.errors["SubmitJob"] = [STOPPING, STOPPING]
+    code, _, errors = run(unsteady.address, "--model", "m", "--tasks", "t").finish()
+    assert code == 0, errors
+    first, second, third = (call for call in unsteady.service.received["SubmitJob"] if isinstance(call, SubmitJobRequest))
+    assert first == second == third
+    assert first.request_id
+    assert (first.request.harness, first.request.HasField("num_gpus")) == ("", False)
+
+
+def test_a_refusal_by_the_server_itself_ends_a_watch(run: Callable[..., Client], unsteady: FakeServer) -> None:
+    unsteady.service.errors["WatchJob"] = [JobNotFoundError("there is no such job")]
+    code, lines, errors = run(unsteady.address, "--model", "m", "--tasks", "t").finish()
+    assert (code, lines) == (2, ["1 QUEUED"])
+    assert "evaluate: JOB_NOT_FOUND: there is no such job" in errors

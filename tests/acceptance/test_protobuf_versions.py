@@ -25,6 +25,16 @@ with EvalClient(sys.argv[1]) as client:
         client.wait_for_job(job.job_id)
     except JobFailedError as error:
         assert error.job.error.exit_code == 3
+        assert repr(error.job).startswith(f"<JobInfo {job.job_id} FAILED, m on t")
+        assert "FAILED" in error.job._repr_html_()
+    try:
+        client.evaluate("m", ["t"], {"nested": {"set": {1}}})
+    except TypeError as error:
+        assert str(error).startswith("model_args['nested']['set']: a set has no order"), error
+    try:
+        client.evaluate("m", ["t"], num_fewshot="5")
+    except TypeError as error:
+        assert str(error) == "num_fewshot must be a whole number of 32 bits, not '5' (a str)", error
     try:
         client.evaluate("", [], num_gpus=-1)
     except InvalidRequestError as error:

@@ -116,7 +116,7 @@ def test_tasks_one_by_one_are_of_one_model_although_lm_eval_calls_it_by_chance(c
 @pytest.mark.parametrize(
     ("model", "task", "message"),
     [
-        ("no_such_model", "sums", "ValueError: Attempted to load model 'no_such_model', but no model for this name found!"),
+        ("no_such_model", "sums", "ValueError: there is no model 'no_such_model'"),
         ("dummy", "no_such_task", "ValueError: Tasks not found: no_such_task"),
         ("dummy", "tasks", "ValueError: Tasks not found: tasks"),  # the name of a folder where it runs
     ],

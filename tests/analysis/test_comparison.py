@@ -8,14 +8,12 @@ import pytest
 
 from evalrpc.analysis import comparison
 from evalrpc.analysis.comparison import compare
-from evalrpc.errors import MetricNotFoundError
-from evalrpc.reading.job_results import JobResults
+from evalrpc.errors import DefinitionsDifferError, MetricNotFoundError
 from evalrpc.results.layout import read_results, samples_by_task
-from evalrpc.v1.comparison_pb2 import CompareJobsRequest, MetricThreshold
-from evalrpc.v1.jobs_pb2 import JOB_STATUS_COMPLETED, JobAttempt, JobInfo
+from evalrpc.v1.comparison_pb2 import TEST_METHOD_UNPAIRED_Z, CompareJobsRequest, MetricThreshold
+from evalrpc.v1.jobs_pb2 import JOB_STATUS_COMPLETED, JobInfo
 from evalrpc.v1.results_pb2 import MetricSelector
 
-RESULTS = JobResults(Path("/none"))
 TASKS = [f"t{number}" for number in range(30)]
 
 
@@ -27,8 +25,9 @@ def job(folder: Path) -> JobInfo:
     for task in TASKS:
         lines = "".join(json.dumps({"doc_id": number, "acc": number % 2}) + "\n" for number in range(2))
         (folder / "m" / f"20260101_000000_samples_{task}.jsonl").write_text(lines)
-    attempts = [JobAttempt(output_dir=str(folder))]
-    return JobInfo(job_id=folder.name, status=JOB_STATUS_COMPLETED, attempts=attempts, results=read_results(folder, "m"))
+    job = JobInfo(job_id=folder.name, status=JOB_STATUS_COMPLETED, attempt=1, results=read_results(folder, "m"))
+    job.attempts.add(number=1, output_dir=str(folder))
+    return job
 
 
 @pytest.fixture
@@ -46,10 +45,8 @@ def test_the_files_of_a_job_are_looked_up_once_and_each_is_opened_once(
     looked_up, opened = [], []
     open_samples = comparison.open_samples
     monkeypatch.setattr(comparison, "samples_by_task", lambda result: looked_up.append(1) or samples_by_task(result))
-    monkeypatch.setattr(
-        comparison, "open_samples", lambda job, path, known: opened.append(path) or open_samples(job, path, known)
-    )
-    answer = compare(CompareJobsRequest(), jobs[0], jobs[1:], {}, RESULTS, Event())
+    monkeypatch.setattr(comparison, "open_samples", lambda *call: opened.append(call[2]) or open_samples(*call))
+    answer = compare(CompareJobsRequest(), jobs[0], jobs[1:], {}, Path(), Event())
     assert [metric.paired_sample_count for candidate in answer.candidates for metric in candidate.metrics] == [2] * 60
     assert len(looked_up) == len(jobs)
     assert sorted(opened) == sorted(path for job in jobs for path in job.results["m"].samples)
@@ -57,8 +54,58 @@ def test_the_files_of_a_job_are_looked_up_once_and_each_is_opened_once(
 
 def test_the_first_selector_that_takes_nothing_is_named(jobs: list[JobInfo]) -> None:
     call = CompareJobsRequest(metrics=selectors("t1", "typo", "t2", "worse"))
-    with pytest.raises(MetricNotFoundError, match="none of the jobs has a metric typo/"):
-        compare(call, jobs[0], jobs[1:], {}, RESULTS, Event())
+    with pytest.raises(MetricNotFoundError, match="none of the jobs has a metric of the task typo;"):
+        compare(call, jobs[0], jobs[1:], {}, Path(), Event())
     thresholds = [MetricThreshold(selector=selector, tolerance=1) for selector in selectors("t1", "odd")]
-    with pytest.raises(MetricNotFoundError, match="none of the jobs has a metric odd/"):
-        compare(CompareJobsRequest(metric_thresholds=thresholds), jobs[0], jobs[1:], {}, RESULTS, Event())
+    with pytest.raises(MetricNotFoundError, match="none of the jobs has a metric of the task odd;"):
+        compare(CompareJobsRequest(metric_thresholds=thresholds), jobs[0], jobs[1:], {}, Path(), Event())
+
+
+def defined_job(folder: Path, version: str, shots: int, prompt: str, documents: str) -> JobInfo:
+    """A job of one task by this definition."""
+    (folder / "m").mkdir(parents=True)
+    table = {
+        "results": {"t": {"acc,none": 0.5, "acc_stderr,none": 0.05}},
+        "versions": {"t": version},
+        "n-shot": {"t": shots},
+        "configs": {"t": {"doc_to_text": prompt}},
+    }
+    (folder / "m" / "20260101_000000_results.json").write_text(json.dumps(table))
+    rows = ({"doc_id": number, "acc": number % 2, "doc_hash": f"{documents}{number}"} for number in range(20))
+    (folder / "m" / "20260101_000000_samples_t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job = JobInfo(job_id=folder.name, status=JOB_STATUS_COMPLETED, attempt=1, results=read_results(folder, "m"))
+    job.attempts.add(number=1, output_dir=str(folder))
+    return job
+
+
+def test_in_what_two_jobs_answered_different_questions_is_named(tmp_path: Path) -> None:
+    jobs = [defined_job(tmp_path / "a", "1.0", 5, "Q:", "x"), defined_job(tmp_path / "b", "3.0", 0, "Question:", "y")]
+    ((metric,),) = (
+        candidate.metrics for candidate in compare(CompareJobsRequest(), jobs[0], jobs[1:], {}, Path(), Event()).candidates
+    )
+    assert list(metric.definition_differences) == [
+        "version 1.0 and 3.0",
+        "num_fewshot 5 and 0",
+        "another configuration (config_hash)",
+        "another document under 20 of 20 ids",
+    ]
+    assert (metric.paired_sample_count, metric.method) == (0, TEST_METHOD_UNPAIRED_Z)
+
+
+def test_the_same_question_has_no_differences(tmp_path: Path) -> None:
+    jobs = [defined_job(tmp_path / name, "1.0", 5, "Q:", "x") for name in "ab"]
+    ((metric,),) = (
+        candidate.metrics
+        for candidate in compare(CompareJobsRequest(strict=True), jobs[0], jobs[1:], {}, Path(), Event()).candidates
+    )
+    assert not metric.definition_differences
+    assert metric.paired_sample_count == 20
+
+
+@pytest.mark.parametrize(
+    "other", [("3.0", 5, "Q:", "x"), ("1.0", 0, "Q:", "x"), ("1.0", 5, "Question:", "x"), ("1.0", 5, "Q:", "y")]
+)
+def test_a_strict_comparison_of_different_questions_is_refused(other: tuple[str, int, str, str], tmp_path: Path) -> None:
+    jobs = [defined_job(tmp_path / "a", "1.0", 5, "Q:", "x"), defined_job(tmp_path / "b", *other)]
+    with pytest.raises(DefinitionsDifferError, match=r"1 of the metrics are of different questions, such as t/acc: "):
+        compare(CompareJobsRequest(strict=True), jobs[0], jobs[1:], {}, Path(), Event())

@@ -126,16 +126,23 @@ def test_numbers_and_booleans_are_values(tmp_path: Path, cell: object, value: fl
     assert read(tmp_path, [{"doc_id": 0, "acc": cell}]) == {0: value}
 
 
-@pytest.mark.parametrize("cell", ["1", None, [1], {"value": 1}, "C"])
+@pytest.mark.parametrize(
+    ("cell", "value"), [("0.25", 0.25), ("1", 1.0), ("-3", -3.0), ("1e-3", 0.001), ("True", 1.0), ("False", 0.0)]
+)
+def test_they_may_be_written_as_text(tmp_path: Path, cell: str, value: float) -> None:
+    assert read(tmp_path, [{"doc_id": 0, "acc": cell}]) == {0: value}
+
+
+@pytest.mark.parametrize("cell", [None, [1], {"value": 1}, "C", "", "1 2", "0x1", "1_000", "true", math.nan, "nan"])
 def test_nothing_else_is_a_value(tmp_path: Path, cell: object) -> None:
     assert read(tmp_path, [{"doc_id": 0, "acc": cell}, {"doc_id": 1, "acc": 1}]) == {1: 1.0}
 
 
-@pytest.mark.parametrize("cell", [math.nan, math.inf, -math.inf, 10**400, 1e200])
+@pytest.mark.parametrize("cell", [math.inf, -math.inf, 10**400, 1e200])
 def test_values_without_bounds_spoil_the_mean_and_break_nothing(tmp_path: Path, cell: float) -> None:
     found = read(tmp_path, [{"doc_id": 0, "acc": cell}, {"doc_id": 1, "acc": 1}])
     assert math.isnan(found[0])
-    values = SampleValues(np.array([0, 1]), np.array([found[0], 1.0]))
+    values = SampleValues(np.array([0, 1]), np.array([found[0], 1.0]), np.zeros(2, np.int64))
     assert not values.mean_is(1.0)
     assert not values.mean_is(math.nan)
 
@@ -201,7 +208,9 @@ def test_memory_holds_the_values_and_not_the_rows(tmp_path: Path) -> None:
 
 
 def samples(**values: float) -> SampleValues:
-    return SampleValues(np.array([ord(name) for name in values]), np.array(list(values.values())))
+    return SampleValues(
+        np.array([ord(name) for name in values]), np.array(list(values.values())), np.zeros(len(values), np.int64)
+    )
 
 
 def test_samples_are_paired_by_id_and_the_rest_is_counted() -> None:
@@ -211,6 +220,23 @@ def test_samples_are_paired_by_id_and_the_rest_is_counted() -> None:
     assert (pairs.gains, pairs.losses) == (1, 0)
     assert not pairs.are_zero_or_one()
     assert pair(samples(a=1, b=0), samples(a=0, b=0)).are_zero_or_one()
+
+
+def documents(folder: Path, *hashes: str | None) -> SampleValues:
+    folder.mkdir()
+    rows = ({"doc_id": number, "acc": 1} | ({"doc_hash": text} if text else {}) for number, text in enumerate(hashes))
+    (folder / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return read_file(folder / "s.jsonl")
+
+
+def test_samples_of_other_documents_are_no_pairs(tmp_path: Path) -> None:
+    pairs = pair(documents(tmp_path / "a", "x", "y", "z", None), documents(tmp_path / "b", "x", "Y", None, "w"))
+    assert (pairs.count, pairs.other_document_count, pairs.unpaired_count) == (3, 1, 2)
+
+
+def test_a_hash_that_all_documents_share_says_nothing(tmp_path: Path) -> None:
+    pairs = pair(documents(tmp_path / "a", "same", "same"), documents(tmp_path / "b", "other", "other"))
+    assert (pairs.count, pairs.other_document_count) == (2, 0)
 
 
 def test_nothing_pairs_with_nothing() -> None:

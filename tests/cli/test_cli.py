@@ -20,12 +20,14 @@ from waiting import DEADLINE_SECONDS
 
 from evalrpc import errors
 from evalrpc.cli import following, main, wording
+from evalrpc.cli.history import history_command
+from evalrpc.cli.jobs import list_command, watch_all_command
 from evalrpc.cli.parameters import parse_duration
 from evalrpc.cli.submit import submit_command
 from evalrpc.errors import FieldViolation
 from evalrpc.v1.catalog_pb2 import GetServerInfoResponse
 from evalrpc.v1.comparison_pb2 import CompareJobsResponse, JobComparison, MetricComparison, TestMethod, Verdict
-from evalrpc.v1.jobs_pb2 import JobError, JobEvent, JobInfo, JobStatus, Progress, SubmitJobRequest
+from evalrpc.v1.jobs_pb2 import JobError, JobEvent, JobEventType, JobInfo, JobStatus, Progress, SubmitJobRequest
 from evalrpc.v1.queue_pb2 import GetQueueResponse
 from evalrpc.v1.results_pb2 import ListMetricsResponse, Metric, MetricSelector, ModelMetric, ModelResult, TaskResult
 
@@ -216,8 +218,9 @@ def test_watch_ends_with_the_metrics_and_where_the_files_are(run: Run, service: 
 
     assert result.stdout.splitlines() == [
         "COMPLETED",
-        "model\tmme\tscore\tnone\t0.7500\t0.0100\thigher\t8\t1.0\t",
-        "model\tmme\twer\t\tnan\t\t\t\t1.0\t",
+        "task\tmetric\tvalue\tstderr\tfilter\tbetter\tsamples\tmodel\tversion\tgroup",
+        "mme\tscore\t0.7500\t0.0100\tnone\thigher\t8\tmodel\t1.0\t",
+        "mme\twer\tnan\t\t\t\t\tmodel\t1.0\t",
     ]
     assert "/srv/results.json" in result.stderr
     assert f"evalrpc download {JOB_ID}" in result.stderr
@@ -287,7 +290,7 @@ def test_watch_goes_on_when_the_server_starts_again(server: FakeServer, service:
 def test_results_are_a_table_of_metrics(run: Run, service: FakeService) -> None:
     service.change(completed_job())
 
-    assert run("results", JOB_ID).stdout.splitlines()[0] == "model\tmme\tscore\tnone\t0.7500\t0.0100\thigher\t8\t1.0\t"
+    assert run("results", JOB_ID).stdout.splitlines()[1] == "mme\tscore\t0.7500\t0.0100\tnone\thigher\t8\tmodel\t1.0\t"
     assert json_format.Parse(run("results", JOB_ID, "--json").stdout, JobInfo()).results["model"].metrics[0].value == 0.75
 
 
@@ -297,7 +300,7 @@ def test_what_has_finished_is_shown_although_the_job_failed_or_runs_on(run: Run,
         job.results["model"].CopyFrom(completed_job().results["model"])
         service.change(job)
         printed = run("results", JOB_ID)
-        assert (printed.stdout.split("\t")[:3], printed.exit_code) == (["model", "mme", "score"], exit_code)
+        assert (printed.stdout.splitlines()[1].split("\t")[:2], printed.exit_code) == (["mme", "score"], exit_code)
 
 
 def test_watch_shows_each_task_once_as_it_finishes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -308,6 +311,25 @@ def test_watch_shows_each_task_once_as_it_finishes(capsys: pytest.CaptureFixture
 
     lines = ["RUNNING", "mme: score,none 0.7500 ± 0.0100", "mme: wer nan", "COMPLETED"]
     assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_watch_shows_what_was_changed_of_the_job(capsys: pytest.CaptureFixture[str]) -> None:
+    following._show_lines([job_at(RUNNING), job_at(RUNNING, priority=2), job_at(RUNNING, priority=2, labels={"a": "1"})])
+
+    lines = ["RUNNING", "updated: priority 2, labels none", "updated: priority 2, labels a=1"]
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_events_of_all_jobs_say_what_happened() -> None:
+    job = job_at(RUNNING, labels={"b": "2", "a": "1"})
+    updated = JobEvent(type=JobEventType.JOB_EVENT_TYPE_UPDATED, job=job)
+    deleted = JobEvent(type=JobEventType.JOB_EVENT_TYPE_DELETED, job=JobInfo(job_id=JOB_ID, revision=3), terminal=True)
+    left = JobEvent(type=JobEventType.JOB_EVENT_TYPE_DELETED, job=JobInfo(job_id=JOB_ID, revision=3))
+
+    assert wording.describe_event(JobEvent(type=JobEventType.JOB_EVENT_TYPE_STATUS, job=job)) == "RUNNING"
+    assert wording.describe_event(updated) == "RUNNING, priority 0, labels a=1, b=2"
+    assert wording.describe_event(deleted) == "DELETED"
+    assert wording.describe_event(left) == "no longer of the filter"
 
 
 def test_groups_come_after_the_tasks_and_versions_below_the_table(run: Run, service: FakeService) -> None:
@@ -321,7 +343,7 @@ def test_groups_come_after_the_tasks_and_versions_below_the_table(run: Run, serv
 
     printed = run("results", JOB_ID)
 
-    assert [line.split("\t")[1] for line in printed.stdout.splitlines()] == ["mme", "mme", "all"]
+    assert [line.split("\t")[0] for line in printed.stdout.splitlines()] == ["task", "mme", "mme", "all"]
     assert printed.stdout.splitlines()[-1].endswith("\tof 2")
     assert "evaluated with lm_eval 0.4.13, transformers 5.1, 2m05s" in printed.stderr
 
@@ -394,10 +416,39 @@ def test_a_folder_that_can_not_be_written_is_a_wrong_call(run: Run, service: Fak
     service.files = {"a/b": b"x"}
     (tmp_path / "a").write_text("a file where a folder is needed")
 
-    result = run("download", JOB_ID, str(tmp_path))
+    result = run("download", JOB_ID, str(tmp_path / "a"))
 
     assert result.exit_code == 2
     assert str(tmp_path / "a") in result.stderr
+
+
+def test_download_names_the_files_that_are_missing_and_brings_the_others(
+    run: Run, service: FakeService, tmp_path: Path
+) -> None:
+    service.files = {"../evil\x1b[2J": b"x", "good": b"g"}
+
+    result = run("download", JOB_ID, str(tmp_path / "out"))
+
+    assert (result.exit_code, result.stdout) == (1, f"{tmp_path / 'out' / 'good'}\n")
+    assert result.stderr == ("evalrpc: '../evil\\x1b[2J' is missing: name: '../evil\\x1b[2J' is no path within the folder\n")
+
+
+def test_download_as_json_has_the_files_that_are_there(run: Run, service: FakeService, tmp_path: Path) -> None:
+    service.files = {"../evil": b"x", "good": b"g"}
+
+    result = run("download", JOB_ID, str(tmp_path), "--json")
+
+    assert result.exit_code == 1
+    assert [artifact["name"] for artifact in json.loads(result.stdout)["artifacts"]] == ["good"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:port", "http://127.0.0.1:1/v1", "ftp://127.0.0.1", "50051"])
+def test_an_address_that_makes_no_sense_is_a_wrong_call(run: Run, address: str) -> None:
+    result = run("list", "--address", address)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"evalrpc: the address {address!r} ")
+    assert result.stderr.count("\n") == 1
 
 
 # Comparing
@@ -430,7 +481,7 @@ def test_compare_prints_a_line_per_metric_and_fails_where_one_is_worse(run: Run,
     result = run("compare", "A", JOB_ID)
 
     assert result.exit_code == 1
-    assert result.stdout.splitlines()[0].split("\t") == [
+    assert result.stdout.splitlines()[1].split("\t") == [
         *(
             "WORSE",
             "t/acc,none",
@@ -444,7 +495,11 @@ def test_compare_prints_a_line_per_metric_and_fails_where_one_is_worse(run: Run,
             JOB_ID,
         )
     ]
-    assert result.stderr == "1 SAME, 1 VERDICT_99, 1 WORSE\n"
+    assert result.stderr.splitlines() == [
+        "1 SAME, 1 VERDICT_99, 1 WORSE",
+        "evalrpc: the gate no-significant-drop does not pass:",
+        "evalrpc:   t/acc,none is WORSE",
+    ]
 
 
 @pytest.mark.parametrize("verdict", ["BETTER", "SAME", "INCONCLUSIVE"])
@@ -461,7 +516,7 @@ def test_compare_says_what_is_missing_and_why_nothing_was_paired(run: Run, servi
     metric.method, metric.note = TestMethod.TEST_METHOD_NONE, "the candidate has no such metric"
     service.comparison = CompareJobsResponse(candidates=[JobComparison(candidate_job_id=JOB_ID, metrics=[metric])])
 
-    cells = run("compare", "A", JOB_ID).stdout.rstrip("\n").split("\t")
+    cells = run("compare", "A", JOB_ID).stdout.splitlines()[1].split("\t")
     assert cells == ["INCONCLUSIVE", "t/acc", "0.5000", "", "", "", "", "none, the candidate has no such metric", "m", JOB_ID]
 
 
@@ -530,31 +585,103 @@ def test_get_list_cancel_and_delete(run: Run, service: FakeService) -> None:
     service.change(job_at(RUNNING, labels={"team": "vision"}))
 
     assert "team=vision" in run("get", JOB_ID).stdout
-    assert run("list").stdout.startswith(f"{JOB_ID}\tRUNNING")
-    assert run("cancel", JOB_ID, "--reason", "enough").stdout == "CANCELLED, CANCELLED: enough\n"
+    assert run("list").stdout.splitlines()[1].startswith(f"{JOB_ID}\tRUNNING")
+    assert run("cancel", JOB_ID, "--reason", "enough").stdout == "CANCELLED: enough\n"
     assert run("delete", JOB_ID).stdout == f"deleted {JOB_ID}\n"
     assert run("get", JOB_ID).exit_code == 2
+
+
+def test_cancel_of_queued_jobs_only_is_refused_for_one_that_runs(run: Run, service: FakeService) -> None:
+    service.change(job_at(RUNNING))
+    service.errors["CancelJob"] = [errors.JobNotQueuedError("job j is RUNNING")]
+
+    result = run("cancel", JOB_ID, "--queued-only")
+
+    assert (result.exit_code, result.stderr) == (2, "evalrpc: job j is RUNNING\n")
+    (request,) = service.received["CancelJob"]
+    assert request.queued_only  # type: ignore[attr-defined]
+
+
+def test_update_changes_the_labels_that_are_named_and_leaves_the_others(run: Run, service: FakeService) -> None:
+    service.change(job_at(QUEUED, labels={"keep": "1", "drop": "2", "change": "3"}, priority=1))
+
+    result = run("update", JOB_ID, "--label", "change=4", "--label", "new=5", "--remove-label", "drop", "--remove-label", "no")
+
+    assert result.stdout == "QUEUED, priority 1, labels change=4, keep=1, new=5\n"
+    assert service.jobs[JOB_ID].labels == {"keep": "1", "change": "4", "new": "5"}
+    (request,) = service.received["UpdateJob"]
+    assert list(request.update_mask.paths) == ["labels"]  # type: ignore[attr-defined]
+    assert request.expected_revision == 1  # type: ignore[attr-defined]
+
+
+def test_update_of_a_job_that_was_changed_meanwhile_looks_at_it_again(run: Run, service: FakeService) -> None:
+    service.change(job_at(QUEUED, labels={"a": "1"}))
+    service.errors["UpdateJob"] = [errors.ConflictError("changed meanwhile")] * 3
+
+    result = run("update", JOB_ID, "--label", "b=2", "--priority", "7", "--json")
+
+    updated = json_format.Parse(result.stdout, JobInfo())
+    assert (result.exit_code, updated.priority, dict(updated.labels)) == (0, 7, {"a": "1", "b": "2"})
+    assert len(service.received["UpdateJob"]) == len(service.received["GetJob"]) == 4
+
+
+def test_update_of_the_priority_alone_leaves_the_labels_to_others(run: Run, service: FakeService) -> None:
+    service.change(job_at(QUEUED, labels={"a": "1"}, priority=3))
+
+    assert run("update", JOB_ID, "--priority", "0").stdout == "QUEUED, priority 0, labels a=1\n"
+    (request,) = service.received["UpdateJob"]
+    assert list(request.update_mask.paths) == ["priority"]  # type: ignore[attr-defined]
+    assert not request.HasField("expected_revision")
+
+
+@pytest.mark.parametrize("flags", [[], ["--label", "a"], ["--label", "=b"], ["--priority", "high"]])
+def test_update_that_makes_no_sense_is_a_wrong_call(run: Run, service: FakeService, flags: list[str]) -> None:
+    result = run("update", JOB_ID, *flags)
+
+    assert (result.exit_code, service.received["UpdateJob"]) == (2, [])
+    assert "Traceback" not in result.output
+
+
+def test_update_names_the_flag_of_a_bad_field(run: Run, service: FakeService) -> None:
+    service.change(job_at(QUEUED))
+    violation = FieldViolation("priority", "must be from -1000 to 1000")
+    service.errors["UpdateJob"] = [errors.InvalidRequestError(violations=[violation])]
+
+    result = run("update", JOB_ID, "--priority", "2000")
+
+    assert (result.exit_code, result.stderr) == (2, "evalrpc: --priority (priority): must be from -1000 to 1000\n")
 
 
 def test_list_passes_every_condition_on(run: Run, service: FakeService) -> None:
     run(
         *("list", "--status", "failed", "--status", "CANCELLED", "--label", "a=b", "--model", "m", "--task", "t"),
         *("--harness", "h", "--since", "2026-02-14T10:00:00+00:00", "--until", "1h", "--limit", "5"),
+        *("-l", "run=x,step!=5", "--selector", " ", "--selector", '!draft,note="a, b"'),
     )
 
     (request,) = service.received["ListJobs"]
+    assert request.filter.label_selector == 'run=x,step!=5,!draft,note="a, b"'  # type: ignore[attr-defined]
     assert list(request.filter.statuses) == [FAILED, CANCELLED]  # type: ignore[attr-defined]
     assert request.filter.created_after.ToJsonString() == "2026-02-14T10:00:00Z"  # type: ignore[attr-defined]
     assert request.filter.created_before.seconds > request.filter.created_after.seconds  # type: ignore[attr-defined]
-    assert request.page_size == 5  # type: ignore[attr-defined]
+    assert request.page_size == 6  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("command", [list_command, watch_all_command, history_command], ids=["list", "watch-all", "history"])
+def test_every_command_that_takes_a_filter_takes_a_selector(command: click.Command) -> None:
+    assert ["-l", "--selector"] in [parameter.opts for parameter in command.params]
 
 
 def test_list_stops_at_its_limit(run: Run, service: FakeService) -> None:
     for number in range(5):
         service.change(job_at(RUNNING, job_id=str(number)))
 
-    assert len(run("list", "--limit", "3").stdout.splitlines()) == 3
-    assert len(run("list", "--limit", "0", "--json").stdout.splitlines()) == 5
+    limited = run("list", "--limit", "3")
+    assert len(limited.stdout.splitlines()) == 1 + 3
+    assert limited.stderr == "evalrpc: more jobs match: --limit 0 shows all\n"
+    for limit in ("5", "0"):
+        everything = run("list", "--limit", limit, "--json")
+        assert (len(everything.stdout.splitlines()), everything.stderr) == (5, "")
 
 
 @pytest.mark.parametrize(
@@ -567,7 +694,7 @@ def test_json_is_the_message_itself(run: Run, command: str, message: Any) -> Non
 def test_the_catalog_is_printed_line_by_line(run: Run) -> None:
     assert run("tasks", "mmm").stdout == "mmmu_val\n"
     assert run("models").stdout.splitlines() == ["mme", "mmmu_val", "mmstar"]
-    assert run("harnesses").stdout.splitlines()[1] == "nightly\tcommand\t\tno such program"
+    assert run("harnesses").stdout.splitlines()[2] == "nightly\tcommand\t\tno such program"
     assert "9.9.9" in run("info").stdout
     assert "GPU 1\tfree" in run("queue").stdout
 
@@ -651,7 +778,8 @@ def test_doctor_finds_nothing_wrong_where_nothing_is(config: Path, tmp_path: Pat
 
     assert {subject for subject, finding in findings.items() if not finding["good"]} == set()
     assert findings["config file"]["detail"] == str(config)
-    assert set(findings) == {"config file", "harness nightly", "GPUs", "data folder", "port"}
+    assert findings["defaults"]["detail"] == "harness nightly; GPUs: 0"
+    assert set(findings) == {"config file", "harness nightly", "GPUs", "defaults", "data folder", "port"}
     assert exit_code == 0
     assert not (tmp_path / "data").exists()
 
@@ -667,12 +795,15 @@ def test_doctor_knows_a_server_of_ours(config: Path, server: FakeServer, monkeyp
 def test_doctor_says_what_is_wrong(config: Path, tmp_path: Path) -> None:
     (tmp_path / "program").unlink()
     (tmp_path / "data").write_text("a file")
+    config.write_text(f"default_num_gpus = 1\n{config.read_text()}")
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))  # bound but not listening: no evalrpc server answers there
         exit_code, findings = doctor("--config", str(config), "--listen", f"127.0.0.1:{other.getsockname()[1]}")
 
     assert exit_code == 1
+    assert findings["defaults"]["detail"] == "setting default_num_gpus: 1 is more than the 0 GPUs of this server"
     assert {subject for subject, finding in findings.items() if not finding["good"]} >= {
+        "defaults",
         "data folder",
         "port",
         "harness nightly",

@@ -11,6 +11,8 @@ from click.testing import Result
 from fake_server import FakeService
 from google.protobuf import json_format
 
+from evalrpc import extras
+from evalrpc.cli import history, plotting
 from evalrpc.v1.history_pb2 import GetHistoryResponse, HistoryPoint
 from evalrpc.v1.jobs_pb2 import JobStatus
 from evalrpc.v1.results_pb2 import Metric, MetricSelector
@@ -47,8 +49,8 @@ def answer(*steps: float, odd: str = "mme") -> GetHistoryResponse:
 
 
 def test_the_table_has_a_row_for_every_value_series_by_series(run: Run) -> None:
-    rows = [line.split("\t") for line in run("--label", "run=x").stdout.splitlines()]
-    assert [(row[0], row[3], row[4], row[5], row[6]) for row in rows] == [
+    rows = [line.split("\t") for line in run("--label", "run=x").stdout.splitlines()[1:]]
+    assert [(row[0], row[2], row[3], row[4], row[6]) for row in rows] == [
         ("mme", "10", "0.1000", "0.1000", "higher"),
         ("mme", "20", "0.2000", "0.1000", "higher"),
         ("mme", "30", "0.3000", "0.1000", "higher"),
@@ -73,6 +75,8 @@ def test_every_flag_reaches_the_server(run: Run, service: FakeService) -> None:
         "failed",
         "--task",
         "t",
+        "-l",
+        "step!=5",
     )
     assert run(*jobs, *flags).exit_code == 0
     request = service.received["GetHistory"][0]
@@ -83,6 +87,7 @@ def test_every_flag_reaches_the_server(run: Run, service: FakeService) -> None:
         MetricSelector(task="x/y", metric="z"),
     ]
     assert (request.filter.labels, request.filter.models, request.filter.harnesses) == ({"run": "x"}, ["m"], ["h"])
+    assert request.filter.label_selector == "step!=5"
     assert (request.filter.statuses, request.filter.tasks) == ([JobStatus.JOB_STATUS_FAILED], ["t"])
     assert (request.filter.created_after.seconds, request.step_label) == (1_767_225_600, "tokens")
 
@@ -106,16 +111,16 @@ def test_a_picture_is_a_png(run: Run, tmp_path: Path) -> None:
     result = run("--output", str(tmp_path / "run.PNG"))
     assert (result.exit_code, result.stderr) == (0, f"evalrpc: wrote {tmp_path / 'run.PNG'}\n")
     assert (tmp_path / "run.PNG").read_bytes().startswith(PNG_MAGIC)
-    assert len(result.stdout.splitlines()) == 6
+    assert len(result.stdout.splitlines()) == 1 + 6
 
 
 def test_a_page_needs_nothing_beside_itself_and_has_the_drawing_and_the_table(run: Run, tmp_path: Path) -> None:
-    assert run("--label", "run=x", "--output", str(tmp_path / "run.html")).exit_code == 0
+    assert run("--label", "run=x", "--selector", "step!=5", "--output", str(tmp_path / "run.html")).exit_code == 0
     page = (tmp_path / "run.html").read_text()
     root = ET.fromstring(page.removeprefix("<!DOCTYPE html>").replace('<meta charset="utf-8">', ""))
-    assert [title.text for title in root.iter("title")] == ["run=x"]
+    assert [title.text for title in root.iter("title")] == ["run=x, step!=5"]
     assert len(list(root.iter("{http://www.w3.org/2000/svg}svg"))) == 1
-    assert [cell.text for cell in list(root.iter("tr"))[1]][:5] == ["mme", "acc", "none", "10", "0.1000"]
+    assert [cell.text for cell in list(root.iter("tr"))[1]][:6] == ["mme", "acc", "10", "0.1000", "0.1000", "none"]
     assert not {"script", "link", "img"} & {element.tag for element in root.iter()}
 
 
@@ -146,7 +151,7 @@ def test_a_missing_extra_is_named_with_what_to_install(
     monkeypatch.setitem(sys.modules, missing, None)
     result = run(*flags)
     assert result.exit_code == 2
-    assert result.stderr == f"evalrpc: {missing} is missing, which draws plots; install it: pip install 'evalrpc[plot]'\n"
+    assert result.stderr == f"evalrpc: {missing} is missing; install it: {extras.install_command('plot')}\n"
 
 
 def test_a_table_needs_no_extra(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +162,7 @@ def test_a_table_needs_no_extra(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_nothing_to_draw_and_too_much_to_draw_are_wrong_calls(run: Run, service: FakeService) -> None:
     service.history = GetHistoryResponse()
-    assert (run().exit_code, run().stdout) == (0, "")
+    assert (run().exit_code, len(run().stdout.splitlines())) == (0, 1)
     assert run("--plot").exit_code == 2
     metrics = [Metric(task=f"t{number}", metric="acc") for number in range(61)]
     service.history = GetHistoryResponse(points=[HistoryPoint(job_id="j", model="m", metrics=metrics)])
@@ -177,3 +182,143 @@ def test_a_point_that_came_in_two_parts_is_one(run: Run, service: FakeService) -
 def test_a_flag_that_says_nothing_useful_is_refused(run: Run, service: FakeService, flags: list[str]) -> None:
     assert run(*flags).exit_code == 2
     assert not service.received["GetHistory"]
+
+
+# Runs and models beside each other
+
+
+def two_runs(models: Callable[[str, int], str] = lambda run, step: "m") -> GetHistoryResponse:
+    """Build two runs of three steps, the second value of the first being NaN."""
+    values = {"a": (0.1, float("nan"), 0.3), "b": (0.2, 0.3, 0.4)}
+    points = [
+        HistoryPoint(
+            job_id=f"{run}-{step}",
+            labels={"run": run, "step": str(step)},
+            step=step,
+            model=models(run, step),
+            metrics=[Metric(task="t", metric="acc", value=values[run][place])],
+        )
+        for place, step in enumerate((500, 1000, 1500))
+        for run in ("b", "a")
+    ]
+    return GetHistoryResponse(points=points)
+
+
+def lines_of(response: GetHistoryResponse, by: str) -> dict[str, list[float]]:
+    (panel,) = history._panels(history._History(response.points, "step", by))
+    return {line.name: list(line.x) for line in panel.lines}
+
+
+def test_a_plot_has_a_line_for_each_value_of_the_label() -> None:
+    assert lines_of(two_runs(), "run") == {"a": [500, 1000, 1500], "b": [500, 1000, 1500]}
+    assert lines_of(two_runs(), "other") == {"": [500, 500, 1000, 1000, 1500, 1500]}
+    assert lines_of(two_runs(), "") == {"": [500, 500, 1000, 1000, 1500, 1500]}
+
+
+def test_a_plot_has_a_line_for_each_model_unless_each_step_has_its_own() -> None:
+    by_run_and_model = lines_of(two_runs(lambda run, step: f"model {step > 500}"), "run")
+    assert by_run_and_model == {
+        "a, model False": [500],
+        "a, model True": [1000, 1500],
+        "b, model False": [500],
+        "b, model True": [1000, 1500],
+    }
+    assert set(lines_of(two_runs(lambda run, step: f"model of {run}"), "")) == {"model of a", "model of b"}
+    assert set(lines_of(two_runs(lambda run, step: f"checkpoint-{step}"), "run")) == {"a", "b"}
+
+
+def test_the_table_and_the_csv_tell_runs_apart(run: Run, service: FakeService) -> None:
+    service.history = two_runs()
+    header, *rows = [line.split("\t") for line in run("--by", "run").stdout.splitlines()]
+    assert header[0] == "run"
+    assert [(row[0], row[3], row[4]) for row in rows] == [
+        ("a", "500", "0.1000"),
+        ("a", "1000", "nan"),
+        ("a", "1500", "0.3000"),
+        ("b", "500", "0.2000"),
+        ("b", "1000", "0.3000"),
+        ("b", "1500", "0.4000"),
+    ]
+    assert [line.split(",")[0] for line in run("--by", "run", "-o", "csv").stdout.splitlines()] == ["run", *"aaabbb"]
+
+
+def test_the_wide_form_has_a_row_for_each_step_and_a_column_for_each_metric(run: Run) -> None:
+    rows = [line.split("\t") for line in run("-o", "wide").stdout.splitlines()]
+    assert rows == [
+        ["step", "mme/acc,none", "wer/rate", "model", "job"],
+        ["10", "0.1000", "0.1000", "m", "job-10"],
+        ["20", "0.2000", "nan", "m", "job-20"],
+        ["30", "0.3000", "0.0333", "m", "job-30"],
+    ]
+
+
+def test_too_many_lines_in_a_plot_are_a_wrong_call(run: Run, service: FakeService) -> None:
+    metric = Metric(task="t", metric="acc", value=1)
+    service.history = GetHistoryResponse(
+        points=[HistoryPoint(job_id=str(n), labels={"run": str(n)}, step=1, model="m", metrics=[metric]) for n in range(21)]
+    )
+    result = run("--by", "run", "--plot")
+    assert (result.exit_code, "21 lines are too many" in result.stderr) == (2, True)
+
+
+# What is drawn
+
+
+def test_a_nan_is_a_gap_with_a_mark_and_never_crossed_by_a_line() -> None:
+    line = plotting.Line("", x=[1, 2, 3, 4, 5], y=[0.1, 0.2, float("nan"), 0.4, float("inf")], stderr=[float("nan")] * 5)
+
+    assert [[point.x for point in run] for run in plotting._runs(line)] == [[1, 2], [4]]
+    assert plotting._gaps(line) == [3, 5]
+    figure = plotting._figure("", [plotting.Panel("t", "step", "acc", [line])])
+    (axes,) = figure.axes
+    drawn = [[float(x) for x in artist.get_xdata()] for artist in axes.get_lines() if artist.get_linestyle() == "-"]
+    assert [1.0, 2.0] in drawn
+    assert all(not (min(xs) < 3 < max(xs)) for xs in drawn if xs)
+    marked = [float(x) for artist in axes.get_lines() if artist.get_marker() == "x" for x in artist.get_xdata()]
+    assert marked == [3.0, 5.0]
+
+
+def test_a_plot_in_the_terminal_says_where_there_is_no_number(run: Run) -> None:
+    text = run("--plot").stdout
+    assert "x no number at step 20" in text
+    assert text.count("no number") == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (500.0, "500"),
+        (1_000_000.0, "1000000"),
+        (0.1, "0.1"),
+        (0.1 + 0.2, "0.3"),
+        (1234.5, "1234.5"),
+        (1e300, "1e+300"),
+        (0.00025, "0.00025"),
+        (-3.0, "-3"),
+        (0.0, "0"),
+    ],
+)
+def test_ticks_are_plain_numbers(value: float, text: str) -> None:
+    assert plotting.tick_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "count", "whole", "ticks"),
+    [
+        (500, 2000, 6, True, [500, 1000, 1500, 2000]),
+        (0.41, 0.6, 5, False, [0.45, 0.5, 0.55, 0.6]),
+        (1, 3, 9, True, [1, 2, 3]),
+        (7, 7, 5, True, [7]),
+    ],
+)
+def test_ticks_are_round_numbers_and_steps_are_integers(
+    low: float, high: float, count: int, whole: bool, ticks: list[float]
+) -> None:
+    assert plotting.nice_ticks(low, high, count, whole=whole) == pytest.approx(ticks)
+
+
+def test_a_bar_reaches_one_standard_error_up_and_down() -> None:
+    line = plotting.Line("", x=[1, 2], y=[0, 1], stderr=[2, 2])
+    text = plotting.draw_text(plotting.Panel("t", "step", "acc", [line]), 60, colourless=True)
+    rows = [row.split("┤")[0].strip() if "┤" in row else "" for row in text.splitlines()[2:13]]
+    assert rows.index("0") - rows.index("1") == 2, "from -2 to 3 in eleven rows, a unit takes two"

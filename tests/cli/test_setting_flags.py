@@ -16,6 +16,8 @@ VALUES: dict[str, Any] = {
     "listen": "127.0.0.1:1",
     "data_dir": "/d",
     "gpus": "0,2",
+    "default_harness": "lmms-eval",
+    "default_num_gpus": 3,
     "max_running": 3,
     "max_queued": 3,
     "max_request_bytes": 3,

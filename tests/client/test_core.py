@@ -1,10 +1,7 @@
 """The parts of the client that do no I/O."""
 
-import hashlib
-import json
 import math
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,19 +9,20 @@ import pytest
 from clocks import ManualClock
 from fake_server import JOB_ID, details_of, job_at
 from google.protobuf import json_format
+from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.struct_pb2 import Struct
 from google.rpc import error_details_pb2, status_pb2
 
 from evalrpc import errors
 from evalrpc.client import core
-from evalrpc.client.arguments import parse_arguments
-from evalrpc.client.download import PartialFile, is_complete, select, target_path
 from evalrpc.client.failures import STATUS_DETAILS_KEY, build_error, from_rpc_error, parse_details
 from evalrpc.client.reconnect import ReconnectPolicy
-from evalrpc.client.resumable import AllJobsWatch, ArtifactBytes, JobWatch, LogBytes
+from evalrpc.client.resumable import MAX_TRIES_OF_AN_UNREADABLE_FILE, AllJobsWatch, ArtifactBytes, JobWatch, LogBytes
+from evalrpc.client.retrying import RETRIED_METHODS, RETRY_SECONDS, Retries
 from evalrpc.errors import DOMAIN, EvalrpcError, FieldViolation
-from evalrpc.v1.files_pb2 import Artifact, ReadArtifactResponse, ReadLogResponse
-from evalrpc.v1.jobs_pb2 import JobEvent, JobEventType, JobStatus
+from evalrpc.v1.evaluation_service_pb2 import DESCRIPTOR
+from evalrpc.v1.files_pb2 import ReadArtifactResponse, ReadLogResponse
+from evalrpc.v1.jobs_pb2 import GetJobRequest, JobEvent, JobEventType, JobStatus
 
 
 class FakeRpcError(grpc.RpcError):
@@ -63,6 +61,8 @@ def event(kind: str, revision: int, *, terminal: bool = False) -> JobEvent:
         errors.RequestIdReusedError,
         errors.JobFinishedError,
         errors.JobNotFinishedError,
+        errors.JobNotQueuedError,
+        errors.ConflictError,
         errors.CatalogUnavailableError,
         errors.QueueFullError,
         errors.RevisionCompactedError,
@@ -70,6 +70,8 @@ def event(kind: str, revision: int, *, terminal: bool = False) -> JobEvent:
         errors.OffsetOutOfRangeError,
         errors.ServerStoppingError,
         errors.StoreUnavailableError,
+        errors.UnauthenticatedError,
+        errors.PermissionDeniedError,
         errors.InternalError,
     ],
 )
@@ -103,6 +105,8 @@ def test_every_bad_field_is_kept() -> None:
         (grpc.StatusCode.OUT_OF_RANGE, errors.OutOfRangeError),
         (grpc.StatusCode.UNAVAILABLE, errors.UnavailableError),
         (grpc.StatusCode.UNIMPLEMENTED, errors.UnimplementedError),
+        (grpc.StatusCode.UNAUTHENTICATED, errors.UnauthenticatedError),
+        (grpc.StatusCode.PERMISSION_DENIED, errors.PermissionDeniedError),
         (grpc.StatusCode.INTERNAL, errors.InternalError),
         (grpc.StatusCode.DATA_LOSS, EvalrpcError),
         (grpc.StatusCode.DEADLINE_EXCEEDED, TimeoutError),
@@ -134,6 +138,43 @@ def test_damaged_details_count_as_absent() -> None:
     assert type(from_rpc_error(FakeRpcError(grpc.StatusCode.NOT_FOUND, status=b"\xff\xff"))) is errors.NotFoundError
 
 
+@pytest.mark.parametrize(
+    ("code", "details", "said"),
+    [
+        ("DEADLINE_EXCEEDED", "Stream removed (Deadline Exceeded)", "no answer in time"),
+        ("UNKNOWN", "Stream removed (RST_STREAM (Received RST_STREAM with error code 2))", "the connection broke off"),
+        ("UNAVAILABLE", "Stream removed (RST_STREAM (Received RST_STREAM with error code 2))", "the connection broke off"),
+        ("UNAVAILABLE", "Socket closed", "the connection broke off"),
+        ("UNAVAILABLE", "recvmsg:Connection reset by peer", "the connection broke off"),
+        ("UNAVAILABLE", "GOAWAY received; Error code: 0; Debug Text: Server shutdown", "the connection broke off"),
+        (
+            "UNAVAILABLE",
+            "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: connect: Connection refused (111)",
+            "connection refused; no server listens there",
+        ),
+        (
+            "UNAVAILABLE",
+            "DNS resolution failed for nowhere:1: C-ares status is not ARES_SUCCESS",
+            "there is no host of this name",
+        ),
+        (
+            "UNAVAILABLE",
+            "ipv4:10.0.0.1:1: Failed to connect to remote host: Timeout occurred: FD Shutdown",
+            "no answer in time",
+        ),
+        ("UNAVAILABLE", "the bridge is out", "the bridge is out"),
+        ("NOT_FOUND", "the file handshake.txt is not there", "the file handshake.txt is not there"),
+    ],
+)
+def test_what_grpc_itself_says_is_put_into_plain_words(code: str, details: str, said: str) -> None:
+    assert str(from_rpc_error(FakeRpcError(grpc.StatusCode[code], details))) == said
+
+
+def test_what_the_server_says_is_left_as_it_is() -> None:
+    sent = errors.StoreUnavailableError("Socket closed by the janitor")
+    assert str(from_rpc_error(FakeRpcError(grpc.StatusCode.UNAVAILABLE, sent.message, details_of(sent)))) == sent.message
+
+
 def test_a_limit_of_grpc_itself_is_no_full_queue() -> None:
     got = from_rpc_error(FakeRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, "message larger than max"))
 
@@ -149,7 +190,8 @@ def test_a_request_keeps_absent_and_zero_apart() -> None:
 
     assert not bare.HasField("num_fewshot")
     assert not bare.HasField("limit")
-    assert (bare.num_gpus, bare.log_samples) == (1, True)
+    assert not bare.HasField("num_gpus")
+    assert bare.log_samples
     assert all(zero.HasField(name) for name in ("num_fewshot", "limit", "num_gpus", "log_samples"))
 
 
@@ -189,44 +231,6 @@ def test_a_timeout_is_seconds_or_a_timedelta(timeout: float | timedelta) -> None
 
 def test_no_timeout_stays_absent() -> None:
     assert not core.submit_request(core.evaluate_request("m", ["t"])).HasField("timeout")
-
-
-def test_only_calls_that_are_safe_to_repeat_are_repeated_and_only_when_the_server_is_unavailable() -> None:
-    (config,) = json.loads(core.service_config())["methodConfig"]
-
-    names = {entry["method"] for entry in config["name"]}
-    assert config["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
-    assert {"SubmitJob", "GetJob", "CancelJob"} <= names
-    assert not names & {"DeleteJob", "WatchJob", "WatchJobs", "ReadLog", "ReadArtifact"}
-
-
-def test_the_address_comes_from_the_argument_then_the_environment_then_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("EVALRPC_ADDRESS", raising=False)
-    assert core.server_address(None) == "127.0.0.1:50051"
-    monkeypatch.setenv("EVALRPC_ADDRESS", "there:1")
-    assert core.server_address(None) == "there:1"
-    assert core.server_address("here:2") == "here:2"
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", {}),
-        ("pretrained=acme/model", {"pretrained": "acme/model"}),
-        ("a=1,b=0.5,c=true,d=null,e=x", {"a": 1, "b": 0.5, "c": True, "d": None, "e": "x"}),
-        ('sizes=[1,2],name="a,b",map={"k":[1,2]}', {"sizes": [1, 2], "name": "a,b", "map": {"k": [1, 2]}}),
-        ("url=http://h/?q=1", {"url": "http://h/?q=1"}),
-        ('{"a": {"b": 1}}', {"a": {"b": 1}}),
-    ],
-)
-def test_arguments_are_json_or_pairs(text: str, expected: dict[str, Any]) -> None:
-    assert parse_arguments(text) == expected
-
-
-@pytest.mark.parametrize("text", ["a", "=1", '{"a": ', '{"a": 1} b'])
-def test_bad_arguments_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"JSON|key=value"):
-        parse_arguments(text)
 
 
 # ReconnectPolicy
@@ -283,6 +287,54 @@ def test_whoever_asked_hears_of_every_break() -> None:
     assert heard == [(error, 0.1)]
 
 
+# Retries
+
+
+def retries(request: Any, clock: ManualClock | None = None) -> Retries:
+    return Retries(request, ReconnectPolicy(RETRY_SECONDS, 30, clock=(clock or ManualClock()).monotonic, jitter=lambda: 1.0))
+
+
+def test_only_calls_that_are_safe_to_repeat_are_repeated() -> None:
+    methods = DESCRIPTOR.services_by_name["EvaluationService"].methods_by_name
+    assert set(RETRIED_METHODS) <= set(methods)
+    assert not {"DeleteJob", "WatchJob", "WatchJobs", "ReadLog", "ReadArtifact"} & set(RETRIED_METHODS)
+    for name, method in methods.items():
+        request = GetMessageClass(method.input_type)()
+        if name in RETRIED_METHODS:
+            assert retries(request).failed(UNAVAILABLE) == 0.1
+        else:
+            with pytest.raises(errors.UnavailableError) as caught:
+                retries(request).failed(UNAVAILABLE)
+            assert caught.value.__cause__ is UNAVAILABLE
+
+
+def test_a_call_is_repeated_for_two_seconds_and_then_unavailable() -> None:
+    clock = ManualClock()
+    call = retries(GetJobRequest(), clock)
+    assert call.timeout_seconds() == 30
+    assert [call.failed(UNAVAILABLE) for _ in range(3)] == [0.1, 0.2, 0.4]
+    clock.seconds = 2
+    assert call.timeout_seconds() == 28
+    with pytest.raises(errors.UnavailableError):
+        call.failed(UNAVAILABLE)
+
+
+def test_a_call_that_a_proxy_breaks_is_repeated_and_one_that_the_server_answers_or_that_takes_too_long_is_not() -> None:
+    assert retries(GetJobRequest()).failed(FakeRpcError(grpc.StatusCode.INTERNAL, "RST_STREAM")) == 0.1
+    stopping = errors.ServerStoppingError("stopping", retry_delay_seconds=1)
+    answered = FakeRpcError(grpc.StatusCode.UNAVAILABLE, "stopping", details_of(stopping))
+    assert retries(GetJobRequest()).failed(answered) == 1.1
+    final = {
+        FakeRpcError(grpc.StatusCode.INTERNAL, "a bug", details_of(errors.InternalError("a bug"))): errors.InternalError,
+        FakeRpcError(grpc.StatusCode.NOT_FOUND): errors.NotFoundError,
+        FakeRpcError(grpc.StatusCode.DEADLINE_EXCEEDED): TimeoutError,
+    }
+    for error, cls in final.items():
+        with pytest.raises(cls) as caught:
+            retries(GetJobRequest()).failed(error)
+        assert caught.value.__cause__ is error
+
+
 # Watching one job
 
 
@@ -324,29 +376,111 @@ def test_a_watch_that_ends_too_early_goes_on() -> None:
     assert not watch.is_finished()
 
 
-@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
-def test_a_stream_that_was_cut_goes_on(code: grpc.StatusCode) -> None:
-    assert JobWatch(JOB_ID, policy=ReconnectPolicy(jitter=lambda: 1.0)).failed(FakeRpcError(code)) == 0.1
+FINAL_WITHOUT_A_REASON = {
+    "UNAUTHENTICATED": EvalrpcError,
+    "PERMISSION_DENIED": EvalrpcError,
+    "UNIMPLEMENTED": errors.UnimplementedError,
+    "INVALID_ARGUMENT": errors.InvalidRequestError,
+    "NOT_FOUND": errors.NotFoundError,
+    "ALREADY_EXISTS": errors.RequestIdReusedError,
+    "FAILED_PRECONDITION": errors.PreconditionError,
+    "OUT_OF_RANGE": errors.OutOfRangeError,
+}
+BROKEN_OFF = [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK and code.name not in FINAL_WITHOUT_A_REASON]
 
 
-@pytest.mark.parametrize(
-    ("code", "cls"),
-    [
-        (grpc.StatusCode.NOT_FOUND, errors.NotFoundError),
-        (grpc.StatusCode.OUT_OF_RANGE, errors.OutOfRangeError),
-        (grpc.StatusCode.DEADLINE_EXCEEDED, TimeoutError),
-    ],
-)
-def test_what_another_call_would_not_mend_is_raised_from_its_cause(code: grpc.StatusCode, cls: type[Exception]) -> None:
+@pytest.mark.parametrize("code", BROKEN_OFF)
+def test_a_stream_that_breaks_without_an_answer_of_the_server_goes_on(code: grpc.StatusCode) -> None:
+    heard: list[EvalrpcError] = []
+    policy = ReconnectPolicy(jitter=lambda: 1.0, on_disconnect=lambda error, _: heard.append(error))
     error = FakeRpcError(code)
+
+    assert JobWatch(JOB_ID, policy=policy).failed(error) == 0.1
+    assert isinstance(heard[0], errors.UnavailableError)
+    assert "why" in heard[0].message
+    assert heard[0].__cause__ is error
+
+
+@pytest.mark.parametrize("code", BROKEN_OFF)
+def test_what_breaks_for_too_long_is_raised_as_unavailable_whatever_its_code(code: grpc.StatusCode) -> None:
+    watch = JobWatch(JOB_ID, policy=ReconnectPolicy(reconnect_timeout_seconds=0))
+    with pytest.raises(errors.UnavailableError, match="why"):
+        watch.failed(FakeRpcError(code))
+
+
+@pytest.mark.parametrize(("name", "cls"), FINAL_WITHOUT_A_REASON.items())
+def test_what_another_call_would_not_mend_is_raised_from_its_cause(name: str, cls: type[Exception]) -> None:
+    error = FakeRpcError(grpc.StatusCode[name])
     with pytest.raises(cls) as caught:
         JobWatch(JOB_ID).failed(error)
     assert caught.value.__cause__ is error
 
 
-def test_a_heartbeat_is_asked_for_only_if_wanted() -> None:
-    assert not JobWatch(JOB_ID).request().HasField("heartbeat_interval")
-    assert JobWatch(JOB_ID, 0, 0.5).request().heartbeat_interval.ToMilliseconds() == 500
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
+def test_an_answer_of_the_server_is_final_unless_it_is_unavailable(code: grpc.StatusCode) -> None:
+    answer = errors.EvalrpcError("why")
+    answer.reason = "OF_A_NEWER_SERVER"
+    error = FakeRpcError(code, status=details_of(answer))
+    watch = JobWatch(JOB_ID, policy=ReconnectPolicy(jitter=lambda: 1.0))
+
+    if code is grpc.StatusCode.UNAVAILABLE:
+        assert watch.failed(error) == 0.1
+    else:
+        with pytest.raises((EvalrpcError, TimeoutError)) as caught:
+            watch.failed(error)
+        assert caught.value.__cause__ is error
+
+
+def test_a_deadline_is_ours_if_the_time_is_up_and_that_of_a_proxy_otherwise() -> None:
+    clock = ManualClock()
+    error = FakeRpcError(grpc.StatusCode.DEADLINE_EXCEEDED)
+    policy = ReconnectPolicy(timeout_seconds=5, clock=clock.monotonic, jitter=lambda: 1.0)
+    watch = JobWatch(JOB_ID, policy=policy)
+
+    assert watch.failed(error) == 0.1
+    clock.seconds = 5
+    with pytest.raises(TimeoutError):
+        watch.failed(error)
+
+
+def test_a_heartbeat_interval_is_sent_only_if_the_caller_has_one_and_zero_is_one() -> None:
+    def interval(seconds: float | None) -> int | None:
+        requests = [
+            JobWatch(JOB_ID, 0, seconds).request(),
+            AllJobsWatch(None, 0, seconds).request(),
+            LogBytes(JOB_ID, 1, heartbeat_interval_seconds=seconds).request(),
+        ]
+        (sent,) = {
+            request.heartbeat_interval.ToMilliseconds() if request.HasField("heartbeat_interval") else None
+            for request in requests
+        }
+        return sent
+
+    assert [interval(seconds) for seconds in (None, 0, 0.5)] == [None, 0, 500]
+
+
+def test_heartbeats_of_the_server_move_the_revision_but_are_not_for_the_caller() -> None:
+    one, all_of_them = JobWatch(JOB_ID), AllJobsWatch(after_revision=1)
+    for watch in (one, all_of_them):
+        watch.request()
+        watch.accept(event("BOOKMARK", 5))
+        assert list(watch.accept(event("BOOKMARK", 7))) == []
+        assert watch.request().after_revision == 7
+
+
+def test_heartbeats_that_the_caller_wants_are_for_the_caller() -> None:
+    for watch in (JobWatch(JOB_ID, 1, 0.5), AllJobsWatch(None, 1, 0.5)):
+        assert [list(watch.accept(event("BOOKMARK", 5))) for _ in range(2)] == [[event("BOOKMARK", 5)]] * 2
+
+
+def test_the_first_bookmark_of_all_jobs_is_always_for_the_caller() -> None:
+    resumed, fresh = AllJobsWatch(after_revision=1), AllJobsWatch()
+    fresh.request()
+    for watch in (resumed, fresh):
+        assert list(watch.accept(event("BOOKMARK", 5))) == [event("BOOKMARK", 5)]
+        watch.failed(UNAVAILABLE)
+        watch.request()
+        assert list(watch.accept(event("BOOKMARK", 6))) == []
 
 
 # Watching all jobs
@@ -371,6 +505,35 @@ def test_an_empty_server_is_watched_from_its_first_revision() -> None:
 
     assert list(watch.accept(event("STATUS", 1))) == [event("STATUS", 1)]
     assert watch.request().after_revision == 1
+
+
+def test_a_watch_that_skips_snapshots_asks_for_what_came_after_an_empty_server() -> None:
+    watch = AllJobsWatch(skip_snapshots=True)
+    assert watch.request().skip_snapshots
+    watch.failed(UNAVAILABLE)
+    assert watch.request().skip_snapshots, "it has seen nothing yet"
+    assert list(watch.accept(event("BOOKMARK", 0))) == [event("BOOKMARK", 0)]
+    watch.failed(UNAVAILABLE)
+
+    again = watch.request()
+
+    assert (again.after_revision, again.skip_snapshots) == (0, False), "what was submitted meanwhile comes as snapshots"
+    assert list(watch.accept(event("SNAPSHOT", 0))) == []
+    assert list(watch.accept(event("BOOKMARK", 3))) == [event("SNAPSHOT", 0), event("BOOKMARK", 3)]
+    assert watch.request().after_revision == 3
+
+
+@pytest.mark.parametrize("kind", ["STATUS", "UPDATED", "DELETED"])
+@pytest.mark.parametrize("reader", [JobWatch, AllJobsWatch])
+def test_every_change_comes_once_and_is_resumed_after(reader: Any, kind: str) -> None:
+    watch = AllJobsWatch(after_revision=5) if reader is AllJobsWatch else JobWatch(JOB_ID, after_revision=5)
+    watch.request()
+
+    assert list(watch.accept(event(kind, 5))) == []
+    assert list(watch.accept(event(kind, 7))) == [event(kind, 7)]
+    assert list(watch.accept(event(kind, 7))) == []
+    assert list(watch.accept(event(kind, 6))) == []
+    assert watch.request().after_revision == 7
 
 
 def test_a_watch_of_all_jobs_resumes_without_repeating_and_never_ends() -> None:
@@ -400,72 +563,18 @@ def test_bytes_go_on_where_they_broke_off_and_none_comes_twice(reader: Any, mess
     assert reader.is_finished()
 
 
-# Files
+def test_a_file_that_the_server_can_not_read_is_given_up_after_some_tries() -> None:
+    reader = ArtifactBytes(JOB_ID, "name")
+    sent = errors.FileUnavailableError("input/output error", metadata={"errno": "EIO"})
+    unreadable = FakeRpcError(grpc.StatusCode.UNAVAILABLE, sent.message, details_of(sent))
 
-
-@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "", ".", "a\\..\\x", "a\0b", "link/x"])
-def test_a_name_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / "link").symlink_to(tmp_path)
-
-    with pytest.raises(errors.InvalidRequestError):
-        target_path(folder, name)
-
-
-def artifact(data: bytes, name: str = "model/results.json") -> Artifact:
-    return Artifact(name=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-
-
-def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
-    with PartialFile(tmp_path, artifact(b"abcd")) as part:
-        part.write(b"abcd")
-        assert not part.path.exists()
-        assert part.finish().read_bytes() == b"abcd"
-    assert is_complete(tmp_path, artifact(b"abcd"))
-    assert not is_complete(tmp_path, artifact(b"abce"))
-    assert [path.name for path in part.path.parent.iterdir()] == ["results.json"]
-
-
-def test_a_broken_download_goes_on(tmp_path: Path) -> None:
-    with PartialFile(tmp_path, artifact(b"abcd")) as part:
-        part.write(b"ab")
-    with PartialFile(tmp_path, artifact(b"abcd")) as part:
-        assert part.offset == 2
-        part.write(b"cd")
-        assert part.finish().read_bytes() == b"abcd"
-
-
-def test_a_broken_download_of_another_file_is_left_alone(tmp_path: Path) -> None:
-    with PartialFile(tmp_path, artifact(b"abcd")) as part:
-        part.write(b"ab")
-    with PartialFile(tmp_path, artifact(b"xyz")) as part:
-        assert part.offset == 0
-
-
-def test_wrong_bytes_are_refused_and_removed(tmp_path: Path) -> None:
-    with PartialFile(tmp_path, artifact(b"abcd")) as part:
-        part.write(b"abXX")
-        with pytest.raises(EvalrpcError, match="checksum"):
-            part.finish()
-    assert list(part.path.parent.iterdir()) == []
-
-
-def test_a_file_without_checksum_begins_anew_each_time(tmp_path: Path) -> None:
-    growing = Artifact(name="log.txt", size_bytes=2)
-    with PartialFile(tmp_path, growing) as part:
-        part.write(b"ab")
-    with PartialFile(tmp_path, growing) as part:
-        assert part.offset == 0
-        part.write(b"abc")
-        assert part.finish().read_bytes() == b"abc"
-    assert not is_complete(tmp_path, growing)
-
-
-def test_a_name_that_the_job_does_not_have_is_an_error() -> None:
-    listed = [artifact(b"", "a"), artifact(b"", "b")]
-
-    assert select(listed, ["b"]) == listed[1:]
-    assert select(listed, None) == listed
-    with pytest.raises(errors.ArtifactNotFoundError):
-        select(listed, ["c"])
+    for _ in range(MAX_TRIES_OF_AN_UNREADABLE_FILE - 1):
+        reader.failed(unreadable)
+    reader.failed(UNAVAILABLE)  # a restart of the server has nothing to do with it
+    for _ in range(MAX_TRIES_OF_AN_UNREADABLE_FILE - 1):
+        reader.failed(unreadable)
+    reader.accept(ReadArtifactResponse(data=b"a"))
+    for _ in range(MAX_TRIES_OF_AN_UNREADABLE_FILE - 1):
+        reader.failed(unreadable)
+    with pytest.raises(errors.FileUnavailableError):
+        reader.failed(unreadable)

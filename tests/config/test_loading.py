@@ -17,6 +17,8 @@ SOURCES: dict[str, tuple[Any, str, Any, tuple[Any, Any, Any]]] = {
     "listen": ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3", ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3")),
     "data_dir": ("/d/file", "/d/env", Path("/d/flag"), (Path("/d/file"), Path("/d/env"), Path("/d/flag"))),
     "gpus": (2, "3", "0,2", ("2", "3", "0,2")),
+    "default_harness": ("file", "env", "flag", ("file", "env", "flag")),
+    "default_num_gpus": (0, "1", 2, (0, 1, 2)),
     "max_running": (1, "2", 3, (1, 2, 3)),
     "max_queued": (1, "2", 3, (1, 2, 3)),
     "max_request_bytes": (1, "2", 3, (1, 2, 3)),

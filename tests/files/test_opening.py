@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from evalrpc.errors import ArtifactNotFoundError, FileUnavailableError, FileUnreadableError
+from evalrpc.errors import ArtifactNotFoundError, FileUnavailableError, FileUnreadableError, InvalidRequestError
 from evalrpc.files import opening
 from evalrpc.files.errnos import unreadable
 from evalrpc.files.opening import MAX_NAME_BYTES, list_files, open_file, open_regular_file
@@ -140,3 +140,31 @@ def test_folders_may_be_nested_deeper_than_a_function_may_call_itself(tmp_path: 
 def test_a_name_that_is_no_text_is_shown_as_far_as_it_is() -> None:
     error = OSError(errno.EIO, "Input/output error", b"/data/caf\xe9")
     assert unreadable(error).message.startswith("caf\\udce9 can't be read")
+
+
+@pytest.mark.parametrize(
+    ("on_disk", "listed"),
+    [
+        (b"caf\xe9", "caf\x00e9"),
+        (b"\xff\xfe/\x80", "\x00ff\x00fe/\x0080"),
+        ("größe/字".encode(), "größe/字"),
+        (b"a\\b", "a\\b"),
+        (b"%ff", "%ff"),
+    ],
+)
+def test_a_name_of_any_bytes_is_listed_and_opened_by_what_is_listed(tmp_path: Path, on_disk: bytes, listed: str) -> None:
+    path = tmp_path / os.fsdecode(on_disk)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"data")
+
+    (found,) = list_files(tmp_path)
+
+    assert found.name == listed
+    with open_file(tmp_path, found.name) as descriptor:
+        assert os.read(descriptor, 10) == b"data"
+
+
+@pytest.mark.parametrize("name", ["a\x00", "\x00", "a\x00zz", "a\x00FF", "\x002e\x002e/x", "a\x002fb"])
+def test_nul_is_only_taken_before_a_byte_that_is_not_utf8(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidRequestError), open_file(tmp_path, name):
+        pass

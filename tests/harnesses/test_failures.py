@@ -8,15 +8,11 @@ from hypothesis import strategies as st
 
 from evalrpc.errors import RunFailedError
 from evalrpc.harnesses.base import Exit
-from evalrpc.harnesses.failures import MAX_MESSAGE_CHARACTERS, check_exit, failed, find_failure, shorten
+from evalrpc.harnesses.failures import MAX_MESSAGE_CHARACTERS, check_exit, failed, find_failure, shorten, without_listing
 
 DATA = Path(__file__).parent.parent / "data" / "lmms_eval"
 
-UNKNOWN_MODEL = (
-    "ValueError: Model 'nosuchmodel' not found in available models: aero, aero_realtime_vllm, aero_realtime_vllm_chat, "
-    "aria, async_hf, async_hf_model, async_openai, async_openai_compatible, async_openai_compatible_chat, "
-    "audio_flamingo_3, auroracap, bagel, bagel_lmms_engine, bagel_umm, bagel_unig2u, …"
-)
+UNKNOWN_MODEL = "ValueError: there is no model 'nosuchmodel'; did you mean async_hf_model?"
 UNKNOWN_TASK = (
     "ValueError: Tasks not found: nosuchtask. Try `lmms-eval --tasks {list_groups,list_subtasks,list_tags,list}` "
     "to list out all available names for task groupings; only (sub)tasks; tags; or all of the above, or pass "
@@ -40,6 +36,34 @@ def log(case: str) -> list[str]:
 )
 def test_a_real_failure_is_reported_in_its_own_words(case: str, message: str) -> None:
     assert find_failure(log(case)) == message
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            "ValueError: Model 'llava-hf' not found in available models: aero, llava, llava_hf, whisper",
+            "ValueError: there is no model 'llava-hf'; did you mean llava_hf, llava?",
+        ),
+        (
+            "ValueError: Attempted to load model 'hff', but no model for this name found! Supported model names: hf, vllm",
+            "ValueError: there is no model 'hff'; did you mean hf?",
+        ),
+        (
+            r"""KeyError: "Unknown model 'xyz'.\nAvailable: dummy, hf, vllm... (37 total)\"""",
+            "KeyError: there is no model 'xyz'; ListModels has the names of all",
+        ),
+        ("ValueError: Model 'x' was not found", "ValueError: Model 'x' was not found"),
+    ],
+)
+def test_an_unknown_model_is_told_with_the_nearest_names_and_not_with_all(line: str, said: str) -> None:
+    assert without_listing(line) == said
+    assert find_failure([line]) == said
+
+
+@pytest.mark.parametrize("line", ["Model 'x' not found in available models: " + "a, " * 100_000, "Unknown model '" * 10_000])
+def test_a_listing_without_end_is_read_at_once(line: str) -> None:
+    without_listing(line)
 
 
 @pytest.mark.parametrize("case", ["ok_two_tasks", "ok_openai_stub", "ok_llava_hf_local_path", "ok_predict_only"])

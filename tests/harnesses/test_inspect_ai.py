@@ -1,6 +1,7 @@
 """The inspect-ai harness: its command line, its tasks, its progress, and its verdict on real runs."""
 
 import json
+import math
 import shutil
 import tracemalloc
 from collections.abc import Callable, Mapping
@@ -61,8 +62,9 @@ def test_the_smallest_request_has_the_smallest_command(tasks: Path) -> None:
     assert harness(tasks).command(run_of(inspect_request())) == Command(
         (
             *("/env/bin/python", "-m", "inspect_ai", "eval", f"{tasks}/some.py@tiny", "--model=mockllm/model"),
-            *("--log-dir=/d/out", "--log-format=json", "--display=plain", "--ctl-server=false"),
+            *("--log-dir=/d/out", "--log-format=json", "--display=plain"),
         ),
+        env={"INSPECT_EVAL_CTL_SERVER": "false"},
         cwd=Path("/srv"),
         watched_dirs=(tasks,),
     )
@@ -83,7 +85,7 @@ def test_every_field_of_the_request_has_its_option(tasks: Path) -> None:
     assert command.argv[4:] == (
         *(f"{tasks}/some.py@another name", f"{tasks}/some.py@tiny"),
         *("--model-config=/d/model.json", "--generate-config=/d/generate.json", "--model=mockllm/model", "--log-dir=/d/out"),
-        *("--log-format=json", "--display=plain", "--ctl-server=false", "--model-base-url=http://127.0.0.1:1/v1"),
+        *("--log-format=json", "--display=plain", "--model-base-url=http://127.0.0.1:1/v1"),
         *("--limit=20", "--max-connections=8", "--no-log-samples", "--no-score", "--max-tasks=2"),
     )
     assert {path.name: json.loads(content) for path, content in command.files.items()} == {
@@ -524,3 +526,107 @@ def test_the_commands_of_many_tasks_take_one_look_at_the_operator_s_files(
     assert [command.argv, *command.further_steps] == [subject.command(step).argv for step in steps]
     lines = [" ".join(argv) for argv in (command.argv, *command.further_steps)]
     assert all(f"{tmp_path}/f{number}.py@t{number}" in line for number, line in enumerate(lines))
+
+
+# Samples that failed, were not scored, or were repeated.
+
+
+def samples_of(*samples: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [{"id": number, "epoch": 1, **sample} for number, sample in enumerate(samples, start=1)]
+
+
+def broken(why: str) -> Mapping[str, Any]:
+    return {
+        "error": {
+            "message": f"RuntimeError('{why}')",
+            "traceback": f"Traceback (most recent call last):\nRuntimeError: {why}\n",
+        }
+    }
+
+
+@pytest.mark.parametrize("results", [{}, {"results": {"total_samples": 0, "completed_samples": 0, "scores": []}}])
+def test_a_run_whose_samples_all_failed_has_failed(results: Mapping[str, Any], tmp_path: Path) -> None:
+    log_file(tmp_path, "2026-02-14T10-30-45", {**results, "samples": samples_of(broken("no sandbox"), broken("other"))})
+    with pytest.raises(RunFailedError) as caught:
+        read("ok_json", tmp_path)
+    assert caught.value.job_error.reason == "ALL_REQUESTS_FAILED"
+    assert caught.value.job_error.message == "2 of 2 samples of task tiny failed: RuntimeError: no sandbox"
+
+
+def half_failed(folder: Path, **counts: Any) -> None:
+    results = {"total_samples": 4, "completed_samples": 2, "scores": [scored(mean=1)], **counts}
+    log_file(folder, "2026-02-14T10-30-45", {"results": results, "samples": samples_of({}, broken("a"), broken("b"), {})})
+
+
+def test_of_samples_that_failed_there_is_a_warning(tmp_path: Path) -> None:
+    half_failed(tmp_path)
+    ((_, result),) = read("ok_json", tmp_path).items()
+    assert list(result.warnings) == ["2 of 4 samples of task tiny failed: RuntimeError: a"]
+
+
+def test_too_many_failed_samples_fail_the_run(tmp_path: Path) -> None:
+    half_failed(tmp_path)
+    assert read("ok_json", tmp_path, max_bad_answer_ratio=0.5)
+    with pytest.raises(RunFailedError) as caught:
+        read("ok_json", tmp_path, max_bad_answer_ratio=0.49)
+    assert caught.value.job_error.reason == "TOO_MANY_BAD_ANSWERS"
+
+
+def test_samples_that_were_not_needed_have_not_failed(tmp_path: Path) -> None:
+    half_failed(tmp_path, early_stopping={"manager": "m"})
+    ((_, result),) = read("ok_json", tmp_path).items()
+    assert not result.warnings
+
+
+def test_a_run_that_is_not_scored_is_good(tmp_path: Path) -> None:
+    log_file(tmp_path, "2026-02-14T10-30-45", {"results": {"total_samples": 0, "scores": []}, "samples": samples_of({}, {})})
+    ((_, result),) = read("ok_json", tmp_path, predict_only=True).items()
+    assert not result.metrics
+    assert not result.warnings
+
+
+def test_a_sample_that_was_not_scored_is_not_counted(tmp_path: Path) -> None:
+    score = {**scored(accuracy=0.25, stderr=0.25), "scorer": "s", "scored_samples": 4, "unscored_samples": 2}
+    samples = samples_of(*({"scores": {"s": {"value": value}}} for value in (math.nan, math.nan, 1.0, 0, 0, 0)))
+    log_file(
+        tmp_path,
+        "2026-02-14T10-30-45",
+        {"results": {"total_samples": 6, "completed_samples": 6, "scores": [score]}, "samples": samples},
+    )
+    ((_, result),) = read("ok_json", tmp_path).items()
+    assert [(metric.metric, metric.sample_count) for metric in result.metrics] == [("accuracy", 4)]
+    assert result.tasks[0].effective_sample_count == 6
+    assert [sample.values["metrics"] for sample in rows_of(harness(), tmp_path, result.samples[0])] == [
+        *[{}, {}, {"accuracy,s": 1.0}],
+        *[{"accuracy,s": 0}] * 3,
+    ]
+
+
+def test_a_sample_that_is_repeated_counts_once(tmp_path: Path) -> None:
+    score = {**scored(accuracy=1), "scored_samples": 5}
+    log = {"eval": {"task": "tiny", "config": {"epochs": 4}, "dataset": {"samples": 5}}}
+    log_file(
+        tmp_path, "2026-02-14T10-30-45", {**log, "results": {"total_samples": 20, "completed_samples": 20, "scores": [score]}}
+    )
+    ((_, result),) = read("ok_json", tmp_path).items()
+    assert result.metrics[0].sample_count == 5
+    assert (result.tasks[0].original_sample_count, result.tasks[0].effective_sample_count) == (5, 5)
+
+
+def test_values_of_one_name_of_several_scorers_are_told_apart(tmp_path: Path) -> None:
+    scores = [
+        {**scored(mean=number), "name": name, "scorer": scorer}
+        for name, scorer, number in (("quality", "a", 1.0), ("style", "a", 0.25), ("quality", "b", 0.0), ("b", "b", 0.5))
+    ]
+    sample = {"a": {"value": {"quality": 1.0, "style": 0.1}}, "b": {"value": {"quality": 0.0, "b": 0.7}}}
+    samples = samples_of({"scores": sample})
+    log_file(tmp_path, "2026-02-14T10-30-45", {"results": {"scores": scores}, "samples": samples})
+    ((_, result),) = read("ok_json", tmp_path).items()
+    assert {metric.filter: metric.value for metric in result.metrics} == {
+        "a/quality": 1,
+        "style": 0.25,
+        "b/quality": 0,
+        "b": 0.5,
+    }
+    (row,) = rows_of(harness(), tmp_path, result.samples[0])
+    assert row.values["metrics"] == {"mean,a/quality": 1.0, "mean,style": 0.1, "mean,b/quality": 0.0, "mean,b": 0.7}

@@ -236,7 +236,7 @@ def test_a_failed_run_says_why(case: str, reason: str, message: str) -> None:
 
 
 def test_an_unknown_model_is_named() -> None:
-    with pytest.raises(RunFailedError, match="ValueError: Attempted to load model 'nosuchmodel', but no model for this name"):
+    with pytest.raises(RunFailedError, match=r"^ValueError: there is no model 'nosuchmodel'; ListModels has the names of all$"):
         read("fail_unknown_model_rc1")
 
 

@@ -13,9 +13,11 @@ PAIRS = [(before, after) for before in ALL for after in ALL]
 
 ALLOWED = {
     ("UNSPECIFIED", "QUEUED"),
+    ("UNSPECIFIED", "COMPLETED"),
     ("QUEUED", "RUNNING"),
     ("QUEUED", "CANCELLED"),
     ("QUEUED", "FAILED"),
+    ("QUEUED", "COMPLETED"),
     ("RUNNING", "QUEUED"),
     ("RUNNING", "COMPLETED"),
     ("RUNNING", "FAILED"),

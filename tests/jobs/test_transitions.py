@@ -1,11 +1,13 @@
 """What happens to a job's message at each step of its life."""
 
+from collections.abc import Callable
+
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalrpc.errors import IllegalTransitionError, JobFinishedError
+from evalrpc.errors import IllegalTransitionError, JobFinishedError, JobNotQueuedError
 from evalrpc.jobs import lifecycle, transitions
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.results_pb2 import ModelResult
@@ -37,6 +39,12 @@ def test_an_attempt_begins_with_its_gpus_its_folder_and_its_time() -> None:
     assert not job.HasField("completed_at")
 
 
+def test_an_attempt_says_how_its_processes_share_its_gpus() -> None:
+    job = queued_job()
+    transitions.begin_attempt(job, ("0", "1"), "/out", at(5), pb.GPU_MODE_MODEL_PARALLEL)
+    assert job.attempts[-1].gpu_mode == pb.GPU_MODE_MODEL_PARALLEL
+
+
 def test_completing_sets_results_and_times_and_lets_go_of_the_gpus() -> None:
     job = running_job()
     transitions.complete(job, {"m": ModelResult(results="/out/1/m/results.json")}, at(20))
@@ -46,6 +54,16 @@ def test_completing_sets_results_and_times_and_lets_go_of_the_gpus() -> None:
     assert list(job.attempts[0].gpus) == ["0", "3"], "an attempt remembers what it held"
     assert not job.HasField("error")
     assert not job.attempts[0].HasField("error")
+
+
+def test_the_warnings_of_the_results_are_among_those_of_the_job_once() -> None:
+    job = running_job()
+    job.warnings.append("the harness lists no task 't'")
+    results = {
+        name: ModelResult(warnings=["1 of 2 answers failed: why", "the harness lists no task 't'"]) for name in ("m", "n")
+    }
+    transitions.complete(job, results, at(9))
+    assert list(job.warnings) == ["the harness lists no task 't'", "1 of 2 answers failed: why"]
 
 
 def test_failing_sets_the_error_and_keeps_the_log_tail_out_of_the_attempt() -> None:
@@ -112,6 +130,42 @@ def test_cancelling_a_running_job_only_notes_the_wish() -> None:
     assert (job.status, job.completed_at, job.error.message) == (CANCELLED, at(20), "enough")
     assert job.cancel_requested_at == at(15), "it stays on the terminal job"
     assert job.attempts[0].error.reason == "CANCELLED"
+
+
+def test_only_a_queued_job_is_cancelled_where_that_is_asked_for() -> None:
+    job = running_job()
+    before = job.SerializeToString(deterministic=True)
+    with pytest.raises(JobNotQueuedError):
+        transitions.request_cancel(job, "", at(15), queued_only=True)
+    assert job.SerializeToString(deterministic=True) == before
+    transitions.request_cancel(job, "", at(16))
+    with pytest.raises(JobNotQueuedError):
+        transitions.request_cancel(job, "", at(17), queued_only=True)
+    job = queued_job()
+    transitions.request_cancel(job, "", at(5), queued_only=True)
+    assert job.status == CANCELLED
+
+
+def test_an_update_changes_what_is_given_and_nothing_else() -> None:
+    job = queued_job()
+    job.labels["a"] = "1"
+    transitions.update(job, None, 4)
+    assert (job.priority, job.labels) == (4, {"a": "1"})
+    transitions.update(job, {"b": "2"}, None)
+    assert (job.priority, job.labels) == (4, {"b": "2"})
+    transitions.update(job, {}, 0)
+    assert (job.priority, job.labels) == (0, {})
+
+
+def test_a_terminal_job_keeps_its_priority() -> None:
+    job = queued_job()
+    transitions.request_cancel(job, "", at(5))
+    before = job.SerializeToString(deterministic=True)
+    with pytest.raises(JobFinishedError):
+        transitions.update(job, {"a": "1"}, 1)
+    assert job.SerializeToString(deterministic=True) == before
+    transitions.update(job, {"a": "1"}, None)
+    assert job.labels == {"a": "1"}
 
 
 def test_asking_again_changes_nothing() -> None:
@@ -207,3 +261,84 @@ def test_an_error_is_held_to_its_bounds_whoever_wrote_it() -> None:
     assert job.error.log_tail[-1] == "x" * 1000
     assert sum(map(len, job.error.log_tail)) <= transitions.MAX_TAIL_BYTES
     assert not job.attempts[0].error.log_tail
+
+
+def test_warnings_are_held_to_their_bounds_and_each_is_there_once() -> None:
+    job = running_job()
+    transitions.add_warnings(job, ["about the submission"])
+    results = {name: ModelResult(warnings=[f"{number}" * 5000 for number in range(40)]) for name in "ab"}
+    transitions.complete(job, results, at(20))
+    assert (len(job.warnings), len(set(job.warnings)), job.warnings[0]) == (32, 32, "about the submission")
+    assert max(len(warning.encode()) for warning in job.warnings) == 1024
+
+
+# Jobs that share the run of another.
+
+
+def completed_job() -> pb.JobInfo:
+    job = running_job()
+    transitions.complete(job, {"m": ModelResult(results="/out/1/m/results.json")}, at(20))
+    return job
+
+
+def follower() -> pb.JobInfo:
+    job = pb.JobInfo(job_id="job-2", status=QUEUED, created_at=at(5), max_attempts=1)
+    transitions.follow(job, "job-1")
+    return job
+
+
+@pytest.mark.parametrize("job", [pb.JobInfo(job_id="job-2", created_at=at(5)), follower()])
+def test_a_job_that_shares_a_run_has_its_results_and_no_attempt(job: pb.JobInfo) -> None:
+    transitions.share_results(job, completed_job(), at(25))
+    assert (job.status, job.started_at, job.completed_at, job.created_at) == (COMPLETED, at(25), at(25), at(5))
+    assert (job.cached_from, job.cached_from_attempt, job.attempt, list(job.attempts)) == ("job-1", 1, 0, [])
+    assert job.results == completed_job().results
+    third = pb.JobInfo(job_id="job-3")
+    transitions.share_results(third, job, at(30))
+    assert (third.cached_from, third.cached_from_attempt, third.results) == ("job-1", 1, job.results)
+
+
+def test_a_follower_must_not_run_and_may_when_it_follows_nobody() -> None:
+    job = follower()
+    assert transitions.is_follower(job)
+    before = pb.JobInfo()
+    before.CopyFrom(job)
+    with pytest.raises(IllegalTransitionError, match="job-2 follows job job-1"):
+        transitions.begin_attempt(job, (), "/out", at(10))
+    assert job == before
+    transitions.unfollow(job)
+    assert not transitions.is_follower(job)
+    transitions.begin_attempt(job, (), "/out", at(10))
+    assert job.status == RUNNING
+
+
+@pytest.mark.parametrize(
+    "end", [lambda job: transitions.request_cancel(job, "", at(9)), lambda job: transitions.supersede(job, "job-3", at(9))]
+)
+def test_a_follower_that_is_ended_shares_nothing(end: Callable[[pb.JobInfo], None]) -> None:
+    job = follower()
+    end(job)
+    assert (job.status, job.cached_from, job.HasField("started_at")) == (CANCELLED, "", False)
+
+
+@pytest.mark.parametrize("make", [running_job, completed_job])
+def test_a_job_that_ran_shares_no_other_run(make: Callable[[], pb.JobInfo]) -> None:
+    tried_again = running_job(max_attempts=2)
+    transitions.fail(tried_again, pb.JobError(reason="RUN_LOST"), at(20))
+    for job in (make(), tried_again):
+        before = pb.JobInfo()
+        before.CopyFrom(job)
+        for step in (
+            lambda job: transitions.follow(job, "job-9"),
+            lambda job: transitions.share_results(job, completed_job(), at(30)),
+        ):
+            with pytest.raises(IllegalTransitionError):
+                step(job)
+        assert job == before
+
+
+def test_a_priority_is_raised_and_never_lowered_by_followers() -> None:
+    job = queued_job()
+    for priority, expected in ((3, 3), (-1, 3), (4, 4)):
+        transitions.raise_priority(job, priority)
+        assert job.priority == expected

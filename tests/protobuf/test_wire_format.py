@@ -22,6 +22,17 @@ def test_a_field_that_is_appended_is_part_of_the_message(message: str, revision:
     assert JobEvent.FromString(joined) == JobEvent(revision=revision, job=job)
 
 
+@given(st.builds(JobInfo, job_id=st.text(), cached_from=st.text(), wait_reason=st.text(), revision=st.integers(0, 2**40)))
+def test_a_message_without_the_tag_of_a_field_does_not_have_the_field(job: JobInfo) -> None:
+    has_tag = wire_format.field_tag(JobInfo.CACHED_FROM_FIELD_NUMBER) in job.SerializeToString()
+    assert has_tag or not job.cached_from
+
+
+def test_most_messages_without_a_field_are_seen_to_lack_it() -> None:
+    job = JobInfo(job_id="0b54e7a6-3a51-4f2c-9d5e-6f6c4f1a2b3c", wait_reason="needs 1 GPU, 0 free; 1 job before this one")
+    assert wire_format.field_tag(JobInfo.CACHED_FROM_FIELD_NUMBER) not in job.SerializeToString()
+
+
 @given(st.binary(max_size=400), st.integers(0, 400), st.integers(1, 400))
 def test_a_chunk_has_the_bytes_of_the_file_also_where_that_ends_before_the_chunk(data: bytes, offset: int, size: int) -> None:
     rest = ReadArtifactResponse(offset=offset, size_bytes=len(data))

@@ -12,7 +12,7 @@ from evalrpc.errors import ArtifactNotFoundError, InvalidRequestError, SamplesNo
 from evalrpc.harnesses.base import Harness, SampleRow
 from evalrpc.harnesses.command import CommandHarness
 from evalrpc.reading.sample_files import open_samples
-from evalrpc.v1.jobs_pb2 import JobAttempt, JobInfo
+from evalrpc.v1.jobs_pb2 import JobInfo
 
 LINES = "20260214_103045_samples_t.jsonl"
 HARNESS = CommandHarness(HarnessSettings("mine", "command", command=("program",)))
@@ -32,9 +32,9 @@ PAIRS = PairsHarness(HarnessSettings("mine", "command", command=("program",)))
 
 
 def rows(folder: Path, name: str, harness: Harness | None = HARNESS, offset: int = 0) -> list[SampleRow]:
-    job = JobInfo(job_id="job-1", attempts=[JobAttempt(output_dir="/gone"), JobAttempt(output_dir=str(folder))])
+    job = JobInfo(job_id="job-1")
     job.request.harness = "mine"
-    with open_samples(job, str(folder / name), {"mine": harness} if harness else {}, offset) as found:
+    with open_samples(job, folder, str(folder / name), {"mine": harness} if harness else {}, offset) as found:
         return list(found)
 
 

@@ -7,11 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalrpc.executors.base import Node, Resources
-from evalrpc.jobs import defaults
 from evalrpc.scheduling import placement
 from evalrpc.scheduling.placement import Capacity, NodeCapacity, Placement, QueuedJob, Reservation, Slots
 from evalrpc.testing.executor import nodes_of
-from evalrpc.v1.jobs_pb2 import EvaluateRequest
 
 RESERVATION = 600.0
 
@@ -126,24 +124,16 @@ def test_the_slots_follow_from_gpus_and_max_running(gpus: int, max_running: int,
     assert placement.slots(gpus, max_running) == expected
 
 
-def test_a_request_without_num_gpus_asks_for_one() -> None:
-    assert defaults.gpus_needed(EvaluateRequest()) == 1
-    assert defaults.gpus_needed(EvaluateRequest(num_gpus=0)) == 0
-    assert defaults.gpus_needed(EvaluateRequest(num_gpus=3)) == 3
-
-
 def test_the_wait_reason_says_what_is_missing() -> None:
     none, one, four = queued(1, 0), queued(2, 1), queued(3, 4)
     assert placement.wait_reason(one, 0, free(1)) == "about to start"
     assert placement.wait_reason(none, 5, free(0)) == "about to start", "jobs with GPUs don't keep it waiting"
-    assert placement.wait_reason(four, 0, free(1)) == "needs 4 GPUs, 1 free; 0 jobs before this one"
-    assert placement.wait_reason(one, 1, free(0)) == "needs 1 GPU, 0 free; 1 job before this one"
-    assert (
-        placement.wait_reason(one, 0, free(0, quarantined=2))
-        == "needs 1 GPU, 0 free, 2 quarantined, see GetQueue; 0 jobs before this one"
-    )
-    assert placement.wait_reason(none, 2, free(1, slots_without_gpus=0)).startswith("all slots for jobs without GPUs are taken")
-    assert placement.wait_reason(one, 2, free(1, slots=0)).startswith("all slots for running jobs are taken")
+    assert placement.wait_reason(four, 0, free(1)) == "needs 4 GPUs, 1 free"
+    assert placement.wait_reason(one, 1, free(0)) == "needs 1 GPU, 0 free"
+    assert placement.wait_reason(one, 1, free(1)) == "needs 1 GPU, 1 free; the jobs before it come first"
+    assert placement.wait_reason(one, 0, free(0, quarantined=2)) == "needs 1 GPU, 0 free, 2 quarantined, see GetQueue"
+    assert placement.wait_reason(none, 2, free(1, slots_without_gpus=0)) == "all slots for jobs without GPUs are taken"
+    assert placement.wait_reason(one, 2, free(1, slots=0)) == "all slots for running jobs are taken"
 
 
 def test_the_wait_reason_names_the_job_that_gpus_are_kept_for() -> None:
@@ -153,10 +143,10 @@ def test_the_wait_reason_names_the_job_that_gpus_are_kept_for() -> None:
     assert kept == Reservation(jobs[0], "local")
     assert (
         placement.wait_reason(jobs[1], 1, free(2), kept)
-        == "needs 1 GPU, 2 free; GPUs are kept for job job-1, which needs 4 and has waited long; 1 job before this one"
+        == "needs 1 GPU, 2 free; GPUs are kept for job job-1, which needs 4 and has waited long"
     )
     assert placement.wait_reason(jobs[2], 0, free(2), kept) == "about to start", "it is served before that one"
-    assert placement.wait_reason(jobs[0], 0, free(2), kept) == "needs 4 GPUs, 2 free; 0 jobs before this one"
+    assert placement.wait_reason(jobs[0], 0, free(2), kept) == "needs 4 GPUs, 2 free"
 
 
 # Several nodes.
@@ -198,19 +188,19 @@ def test_no_node_is_kept_that_lacks_gpus_for_the_job() -> None:
 def test_the_wait_reason_counts_by_node_where_there_are_several() -> None:
     nodes = cluster(node("a", 1, 4), node("b", 3, 4))
     one, four = queued(2, 1), queued(1, 4)
-    assert placement.wait_reason(four, 0, nodes) == "needs 4 GPUs on one node, at most 3 free on one; 0 jobs before this one"
-    assert placement.wait_reason(one, 1, nodes) == "needs 1 GPU, 4 free; 1 job before this one"
+    assert placement.wait_reason(four, 0, nodes) == "needs 4 GPUs on one node, at most 3 free on one"
+    assert placement.wait_reason(one, 1, nodes) == "needs 1 GPU, 4 free; the jobs before it come first"
     kept = placement.wait_reason(one, 1, nodes, Reservation(four, "b"))
-    assert "; GPUs of node b are kept for job job-1, which needs 4 and has waited long; " in kept
+    assert "; GPUs of node b are kept for job job-1, which needs 4 and has waited long" in kept
     too_wide = "needs 5 GPUs on one node, and no node of this server has more than 4"
     assert placement.wait_reason(queued(3, 5), 0, nodes) == too_wide
     quarantined = cluster(node("a", 1, 4, quarantined=3), node("b", 0, 4, quarantined=1))
-    assert "at most 1 free on one, 4 quarantined, see GetQueue; " in placement.wait_reason(four, 0, quarantined)
+    assert "at most 1 free on one, 4 quarantined, see GetQueue" in placement.wait_reason(four, 0, quarantined)
 
 
 def test_without_a_node_nothing_starts() -> None:
     assert placed([queued(1, 0), queued(2, 1)], cluster()) is None
-    assert placement.wait_reason(queued(1, 0), 0, cluster()) == "there is no node to run on; 0 jobs before this one"
+    assert placement.wait_reason(queued(1, 0), 0, cluster()) == "there is no node to run on"
 
 
 def test_where_a_job_was_placed_follows_from_its_devices() -> None:

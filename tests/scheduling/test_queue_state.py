@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from evalrpc.scheduling.placement import Capacity, NodeCapacity, Slots
 from evalrpc.scheduling.queue_state import QueueState
-from evalrpc.store.base import Change, ListedJob, QueuedRow
+from evalrpc.store.base import Change, JournalEvent, ListedJob, QueuedRow
 from evalrpc.testing.executor import nodes_of
 from evalrpc.v1 import jobs_pb2 as pb
 
@@ -34,7 +34,7 @@ def job_at(
 
 
 def change(job: pb.JobInfo, sequence: int, previous: int = QUEUED, *, deleted: bool = False) -> Change:
-    return Change(1, job, sequence, previous, b"event", deleted)
+    return Change(1, job, sequence, previous, JournalEvent(1, b"event"), deleted)
 
 
 def state_of(*jobs: tuple[int, pb.JobInfo]) -> QueueState:
@@ -112,6 +112,17 @@ def test_a_new_attempt_begins_without_the_progress_of_the_one_before() -> None:
     assert not describe(state, "job-1", RUNNING).HasField("progress")
     state.apply([change(job_at(1, RUNNING), 1)])
     assert not describe(state, "job-1", RUNNING).HasField("progress")
+
+
+def test_an_update_within_a_status_reorders_the_queue_and_leaves_progress_and_gpus() -> None:
+    state = state_of((1, job_at(1, QUEUED)), (2, job_at(2, QUEUED)), (3, job_at(3, RUNNING, gpus=("0",))))
+    state.set_progress("job-3", pb.Progress(done=7))
+    state.apply([change(job_at(2, QUEUED, priority=5), 2), change(job_at(3, RUNNING, priority=1, gpus=("0",)), 3, RUNNING)])
+    assert state.queued_job_ids(10) == ["job-2", "job-1"]
+    assert chosen_id(state, CAPACITY) == "job-2"
+    assert describe(state, "job-1").position_in_queue == 1
+    assert describe(state, "job-3", RUNNING).progress.done == 7
+    assert state.free() == free_of("1", "2", "3", slots=5, without_gpus=2)
 
 
 def test_running_jobs_hold_their_gpus_and_the_longest_running_comes_first() -> None:
@@ -237,3 +248,73 @@ def test_a_job_that_needs_a_quarantined_gpu_says_so_and_keeps_the_others_from_no
     assert "3 free, 1 quarantined, see GetQueue" in describe(state, "job-1").wait_reason
     quarantined.clear()
     assert chosen_id(state, state.free(), 0.0, 9.0) == "job-1"
+
+
+# Jobs that follow another.
+
+
+def follower(number: int, source: int, **fields: int) -> pb.JobInfo:
+    job = job_at(number, QUEUED, **fields)
+    job.cached_from = f"job-{source}"
+    return job
+
+
+def test_a_follower_is_counted_and_never_served() -> None:
+    state = state_of((1, follower(1, 9, priority=9)), (2, job_at(2, QUEUED)), (3, job_at(3, RUNNING, gpus=("0",))))
+    assert (state.queued_count, state.following_count, state.queued_job_ids(9)) == (2, 1, ["job-2"])
+    assert describe(state, "job-2").position_in_queue == 0
+    assert chosen_id(state, CAPACITY) == "job-2"
+    assert state.choose(CAPACITY, 600.0, {"job-2": ()}, 0.0) is None
+    assert state.position_for(9) == 0
+
+
+def test_a_follower_says_whom_it_follows_and_has_no_position() -> None:
+    job = follower(1, 9)
+    for state in (state_of((1, job)), state_of(), state_of((1, job_at(1, QUEUED)))):  # the answer may be older or newer
+        state.draining = True
+        described = state.described(job)
+        assert pb.JobInfo.FromString(state.describe(job.job_id, QUEUED, job.SerializeToString())) == described
+        assert (described.cached_from, described.wait_reason) == ("job-9", "follows job job-9")
+        assert not described.HasField("position_in_queue")
+
+
+def test_bytes_that_look_like_the_field_of_followers_make_no_follower() -> None:
+    state = state_of((1, job_at(1, QUEUED)))
+    job = job_at(1, QUEUED)
+    job.supersede_key = "x" * 210  # its length is written like the tag of `cached_from`
+    assert b"\xd2\x01" in job.SerializeToString()
+    described = state.described(job)
+    assert described.HasField("position_in_queue")
+    assert pb.JobInfo.FromString(state.describe(job.job_id, QUEUED, job.SerializeToString())) == described
+
+
+def test_a_follower_that_runs_itself_takes_its_old_place() -> None:
+    state = state_of(*((number, job_at(number, QUEUED)) for number in (1, 3)), (2, follower(2, 9)), (4, follower(4, 9)))
+    generation = state.generation
+    state.apply([Change(1, job_at(2, QUEUED), 2, QUEUED, None), Change(2, follower(4, 2), 4, QUEUED, None)])
+    assert state.generation > generation
+    assert state.queued_job_ids(9) == ["job-1", "job-2", "job-3"]
+    assert (state.queued_count, state.following_count) == (4, 1)
+
+
+def test_a_follower_that_ends_is_counted_no_more() -> None:
+    state = state_of((1, follower(1, 9)), (2, follower(2, 9)), (3, follower(3, 9)))
+    done = job_at(1, COMPLETED)
+    done.cached_from = "job-9"
+    state.apply([change(done, 1), change(job_at(2, pb.JOB_STATUS_CANCELLED), 2)])
+    assert (state.queued_count, state.following_count) == (1, 1)
+
+
+def test_a_source_whose_priority_is_raised_moves_in_the_queue_and_in_what_it_says() -> None:
+    state = state_of((1, job_at(1, QUEUED)), (2, job_at(2, QUEUED)))
+    assert describe(state, "job-2").position_in_queue == 1
+    state.apply([Change(1, job_at(2, QUEUED, priority=4), 2, QUEUED, None)])
+    assert state.queued_job_ids(9) == ["job-2", "job-1"]
+    assert describe(state, "job-2").position_in_queue == 0
+
+
+def test_followers_are_loaded_as_followers() -> None:
+    state = QueueState(lambda: NODES, 0, ManualClock())
+    state.load([QueuedRow("source", 1, 0, 1, 0, 0), QueuedRow("late", 2, 9, 1, 0, 0, "source")], [])
+    assert (state.queued_job_ids(9), state.queued_count, state.following_count) == (["source"], 2, 1)
+    assert chosen_id(state, CAPACITY) == "source"

@@ -21,7 +21,7 @@ from evalrpc.harnesses.command import CommandHarness
 from evalrpc.jobs import transitions
 from evalrpc.scheduling import scheduler, supervisor
 from evalrpc.scheduling.queue_state import QueueState
-from evalrpc.store.base import Change, Expected, Submission
+from evalrpc.store.base import Change, Expected, JournalEvent, Submission
 from evalrpc.testing.executor import FakeRun, nodes_of
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.results_pb2 import ModelResult
@@ -483,7 +483,7 @@ def job_at(status: int, retry_at: int = 0) -> pb.JobInfo:
 def test_a_job_that_becomes_ready_between_the_choice_and_the_wait_is_not_forgotten() -> None:
     clock = ManualClock(99.9999)
     state = QueueState(lambda: nodes_of({"local": ("0",)}), 0, clock)
-    state.apply([Change(1, job_at(QUEUED, retry_at=100), 1, RUNNING, b"event")])
+    state.apply([Change(1, job_at(QUEUED, retry_at=100), 1, RUNNING, JournalEvent(1, b"event"))])
     looked_at = state.now_seconds()
     assert state.choose(state.free(), 600.0, {}, looked_at) is None
     clock.seconds = 100.0001
@@ -494,7 +494,7 @@ def test_a_job_that_becomes_ready_between_the_choice_and_the_wait_is_not_forgott
 
 def test_a_queued_job_always_has_a_position_even_if_it_started_meanwhile() -> None:
     state = QueueState(lambda: nodes_of({"local": ("0",)}), 0, ManualClock(5))
-    state.apply([Change(1, job_at(RUNNING), 1, QUEUED, b"event")])
+    state.apply([Change(1, job_at(RUNNING), 1, QUEUED, JournalEvent(1, b"event"))])
     described = state.described(job_at(QUEUED))
     assert described.HasField("position_in_queue")
     assert described.position_in_queue == 0

@@ -8,7 +8,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from evalrpc.jobs import lifecycle, transitions
 from evalrpc.scheduling.placement import fits
 from evalrpc.scheduling.queue_state import QueueState
-from evalrpc.store.base import Change
+from evalrpc.store.base import Change, JournalEvent
 from evalrpc.testing.executor import nodes_of
 from evalrpc.v1 import jobs_pb2 as pb
 
@@ -35,7 +35,7 @@ class SchedulingMachine(RuleBasedStateMachine):
         lifecycle.require_transition(previous, job.status)
         self.jobs[job.job_id] = job
         sequence = self.sequences.setdefault(job.job_id, len(self.sequences))
-        self.state.apply([Change(1, job, sequence, previous, b"event")])
+        self.state.apply([Change(1, job, sequence, previous, JournalEvent(1, b"event"))])
 
     def changed(self, job_id: str) -> pb.JobInfo:
         job = pb.JobInfo()

@@ -32,7 +32,7 @@ def test_a_job_never_spans_nodes_and_waits_for_gpus_of_one(house: House) -> None
     first = started(house, 3)
     waiting = house.submit(3)
     assert first.devices == ("a0", "a1", "a2")
-    assert reason(house, waiting) == "needs 3 GPUs on one node, at most 2 free on one; 0 jobs before this one"
+    assert reason(house, waiting) == "needs 3 GPUs on one node, at most 2 free on one"
     first.finish()
     assert house.wait_until_running(waiting).devices == ("a0", "a1", "a2")
 
@@ -61,7 +61,7 @@ def test_a_job_waits_while_gpus_are_quarantined_and_starts_when_they_come_back(
     house.wait_for(run.key.job_id, FAILED)
     assert sorted(house.executor.quarantined()) == ["a0", "a1", "a2"]
     waiting = house.submit(3)
-    expected = "needs 3 GPUs on one node, at most 2 free on one, 3 quarantined, see GetQueue; 0 jobs before this one"
+    expected = "needs 3 GPUs on one node, at most 2 free on one, 3 quarantined, see GetQueue"
     assert reason(house, waiting) == expected
     assert started(house, 2).node == "b"
     house.executor.can_kill_leftovers = True

@@ -23,15 +23,21 @@ class Keeper:
         self.store = SqliteStore(data_dir, self.clock, 1000)
 
     def job(self, job_id: str, end: Callable[[pb.JobInfo], None] | None = None, *, runs: bool = True) -> str:
+        self.submit(job_id)
+        self.begin(job_id, runs=runs)
+        if end is not None:
+            self.change(job_id, end)
+        return job_id
+
+    def submit(self, job_id: str, cache_key: bytes = b"") -> None:
         job = pb.JobInfo(job_id=job_id, max_attempts=1, request=pb.EvaluateRequest(harness="h", model="m", tasks=["t"]))
-        self.store.submit(Submission(job)).result(SECONDS)
+        self.store.submit(Submission(job, cache_key=cache_key)).result(SECONDS)
+
+    def begin(self, job_id: str, *, runs: bool = True) -> None:
         output_dir = self.data_dir / "jobs" / job_id / "attempt-1" / "output"
         output_dir.mkdir(parents=True)
         if runs:
             self.change(job_id, lambda job: transitions.begin_attempt(job, (), str(output_dir), self.clock.now()))
-        if end is not None:
-            self.change(job_id, end)
-        return job_id
 
     def ended(self, job_id: str) -> str:
         return self.job(job_id, lambda job: transitions.complete(job, {}, self.clock.now()))
@@ -53,6 +59,17 @@ def keeper(tmp_path: Path) -> Iterator[Keeper]:
     keeper = Keeper(tmp_path)
     yield keeper
     keeper.store.close()
+
+
+def test_a_job_that_is_removed_is_deleted_for_its_watchers(keeper: Keeper) -> None:
+    keeper.ended("old")
+    assert keeper.retention(max_jobs=0, max_age_seconds=10).sweep() == 0
+    keeper.clock.seconds += 100
+    assert keeper.retention(max_age_seconds=10).sweep() == 1
+    events = [event.parse() for event in keeper.store.events_after(0, 10)]
+    assert [(event.type, event.revision, event.job.job_id) for event in events] == [
+        (pb.JOB_EVENT_TYPE_DELETED, revision, "old") for revision in (1, 2, 3, 4)
+    ]
 
 
 def test_jobs_that_ended_long_ago_go_with_their_files_and_live_ones_never(keeper: Keeper) -> None:
@@ -95,6 +112,24 @@ def test_more_jobs_than_are_looked_at_at_once_are_all_removed(keeper: Keeper, mo
         keeper.ended(f"job-{number}")
     keeper.clock.seconds += 100
     assert keeper.retention(max_age_seconds=1).sweep() == 10
+    assert keeper.left() == (set(), set())
+
+
+def test_files_are_kept_for_the_jobs_that_share_them_and_removed_with_the_last(keeper: Keeper) -> None:
+    keeper.submit("old", b"k")
+    keeper.begin("old")
+    keeper.submit("follower", b"k")
+    keeper.clock.seconds += 100
+    keeper.change("old", lambda job: transitions.complete(job, {}, keeper.clock.now()))
+    keeper.clock.seconds += 100
+    keeper.submit("hit", b"k")
+    assert keeper.store.job("hit").status == pb.JOB_STATUS_COMPLETED
+    assert keeper.retention(max_age_seconds=50).sweep() == 2
+    assert keeper.store.known_jobs(["old", "follower", "hit"]) == {"hit"}
+    assert keeper.retention().remove_orphans() == 0
+    assert keeper.left()[1] == {"old"}
+    keeper.clock.seconds += 51
+    assert keeper.retention(max_age_seconds=50).sweep() == 1
     assert keeper.left() == (set(), set())
 
 

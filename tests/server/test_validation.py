@@ -17,7 +17,17 @@ from evalrpc.errors import FieldViolation, InvalidRequestError
 from evalrpc.harnesses.command import CommandHarness
 from evalrpc.reading import page_tokens
 from evalrpc.server import validation
-from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobEvent, JobFilter, JobInfo, ListJobsResponse, SubmitJobRequest
+from evalrpc.v1.files_pb2 import ReadLogRequest
+from evalrpc.v1.jobs_pb2 import (
+    EvaluateRequest,
+    JobEvent,
+    JobFilter,
+    JobInfo,
+    ListJobsResponse,
+    SubmitJobRequest,
+    WatchJobRequest,
+    WatchJobsRequest,
+)
 
 HARNESS = CommandHarness(HarnessSettings("nightly", "command", command=("true",)))
 HARNESSES = {"nightly": HARNESS}
@@ -84,14 +94,6 @@ def test_what_the_contract_allows_is_taken(call: SubmitJobRequest) -> None:
     assert violations(call) == []
 
 
-def test_a_request_that_names_no_harness_and_no_num_gpus_has_the_defaults() -> None:
-    call = SubmitJobRequest(request=EvaluateRequest(model="m", tasks=["t"]))
-    assert list(validation.submission(call, {"lmms-eval": HARNESS}, (1,), None)) == []
-    assert [violation.field for violation in validation.submission(call, {"lmms-eval": HARNESS}, (0,), None)] == [
-        "request.num_gpus"
-    ]
-
-
 # Invalid fields, one by one.
 
 
@@ -100,6 +102,7 @@ def test_a_request_that_names_no_harness_and_no_num_gpus_has_the_defaults() -> N
     [
         (SubmitJobRequest(), ["request"]),
         (call_of(harness="other"), ["request.harness"]),
+        (call_of(harness=""), ["request.harness"]),
         (call_of(harness="x" * 100_000), ["request.harness"]),
         (call_of(model=""), ["request.model"]),
         (call_of(model="  "), ["request.model"]),
@@ -139,7 +142,8 @@ def test_a_request_that_names_no_harness_and_no_num_gpus_has_the_defaults() -> N
         (call_of(num_gpus=2**31 - 1), ["request.num_gpus"]),
         (call_of(output_dir="out"), ["request.output_dir"]),
         (call_of(model_args={"a": "x\0y"}), ["request.model_args.a"]),
-        (call_of(gen_kwargs={"a": ["b", "\x1b[31m"]}), ["request.gen_kwargs.a[1]"]),
+        (call_of(gen_kwargs={"a": ["b", "\0"]}), ["request.gen_kwargs.a[1]"]),
+        (call_of(gen_kwargs={"a": {"\x1b": 1}}), [r"request.gen_kwargs.a.\x1b"]),
         (call_of(model_args={"a": "x" * 2**20}), ["request.model_args"]),
         (call_of(gen_kwargs={"a": "x" * 5 * 2**20}), ["request.gen_kwargs"]),
         (call_of({"request_id": "a b"}), ["request_id"]),
@@ -168,6 +172,78 @@ def test_what_the_contract_refuses_is_named_by_its_path(call: SubmitJobRequest, 
     assert fields(call) == expected
 
 
+UNPRINTABLE = {
+    "\x1b": r"\x1b",
+    "\n": r"\x0a",
+    "\x7f": r"\x7f",
+    "\x9b": r"\x9b",
+    "\u202e": r"\u202e",
+    "\u2066": r"\u2066",
+    "\u200b": r"\u200b",
+    "\u2028": r"\u2028",
+    "\ufeff": r"\ufeff",
+    "\U000e0041": r"\U000e0041",
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "call"),
+    [
+        ("request.model", lambda text: call_of(model=text)),
+        ("request.tasks[1]", lambda text: call_of(tasks=["t", text])),
+        ("labels['a']", lambda text: call_of({"labels": {"a": text}})),
+        ("supersede_key", lambda text: call_of({"supersede_key": text})),
+    ],
+    ids=["model", "tasks", "labels", "supersede_key"],
+)
+@pytest.mark.parametrize(("character", "escape"), UNPRINTABLE.items(), ids=UNPRINTABLE.values())
+def test_a_character_that_acts_on_a_display_or_hides_is_named_with_its_field(
+    field: str, call: Callable[[str], SubmitJobRequest], character: str, escape: str
+) -> None:
+    found = violations(call(f"a{character}b"))
+
+    assert found == [(field, f"must have no control or invisible characters, and has {escape}")]
+
+
+def test_the_output_folder_and_the_reason_of_a_cancel_have_none_of_them_either(tmp_path: Path) -> None:
+    call = call_of(output_dir="a\u202eb")
+    (found,) = violations(call, output_root=tmp_path)
+    assert found == ("request.output_dir", r"must have no control or invisible characters, and has \u202e")
+    assert list(validation.cancel_reason("a\x1b")) == [
+        ("reason", r"must have no control or invisible characters, and has \x1b")
+    ]
+
+
+def test_in_the_values_of_arguments_they_are_data() -> None:
+    text = "".join(UNPRINTABLE)
+    assert violations(call_of(gen_kwargs={"until": [text]}, model_args={"prompt": text})) == []
+
+
+@pytest.mark.parametrize("text", ["中文", "🙂", "❤️", "e\u0301", "שלום"])
+def test_what_people_write_in_labels_is_taken(text: str) -> None:
+    assert violations(call_of({"labels": {"a": text}, "supersede_key": text}, tasks=[text])) == []
+
+
+def test_the_bounds_of_durations_are_in_words() -> None:
+    ((_, timeout),) = violations(call_of({"timeout": Duration()}))
+    assert timeout == "must be from 1 ms to 366 days"
+    ((_, heartbeat),) = validation.watch(0, Duration(nanos=1))
+    assert heartbeat == "must be from 100 ms to 366 days"
+
+
+@pytest.mark.parametrize(
+    ("request_fields", "has", "text"),
+    [
+        ({}, (0,), "asks for 1 GPU, the default, and this server has none: set it to 0 to run without"),
+        ({"num_gpus": 1}, (0,), "asks for 1 GPU, and this server has none: set it to 0 to run without"),
+        ({"num_gpus": 3}, (2,), "asks for 3 GPUs, and this server has 2"),
+    ],
+)
+def test_too_many_gpus_are_counted_in_words(request_fields: dict[str, int], has: tuple[int, ...], text: str) -> None:
+    call = SubmitJobRequest(request=EvaluateRequest(model="m", tasks=["t"], **request_fields))
+    assert list(validation.submission(call, {"lmms-eval": HARNESS}, has, None)) == [("request.num_gpus", text)]
+
+
 NOT_FINITE = [
     (call_of(model_args={"a": math.nan}), "request.model_args.a"),
     (call_of(model_args={"a": {"b": [0, math.inf]}}), "request.model_args.a.b[1]"),
@@ -190,7 +266,7 @@ def test_a_number_that_is_not_finite_is_named_once(call: SubmitJobRequest, expec
 )
 def test_a_malformed_duration_is_refused(timeout: Duration) -> None:
     assert fields(call_of({"timeout": timeout})) == ["timeout"]
-    assert list(validation.watch(0, timeout))
+    assert list(validation.watch(WatchJobRequest(heartbeat_interval=timeout)))
 
 
 def test_all_bad_fields_are_named_at_once() -> None:
@@ -352,10 +428,24 @@ def named(found: Iterable[FieldViolation]) -> list[str]:
         (JobFilter(created_before=Timestamp(seconds=2**62)), ["filter.created_before"]),
         (JobFilter(created_before=Timestamp(nanos=-1)), ["filter.created_before"]),
         (JobFilter(created_before=Timestamp(nanos=10**9)), ["filter.created_before"]),
+        (JobFilter(label_selector="run=x,step!=5,team in (a,b),!draft", job_id_prefix="0B54E7A6-3a"), []),
+        (JobFilter(label_selector="run==x==y"), ["filter.label_selector"]),
+        (JobFilter(label_selector="x" * 4097), ["filter.label_selector"]),
+        (JobFilter(job_id_prefix="0b5"), ["filter.job_id_prefix"]),
+        (
+            JobFilter(statuses=[77], label_selector="!", job_id_prefix="x"),
+            ["filter.statuses[0]", "filter.label_selector", "filter.job_id_prefix"],
+        ),
     ],
 )
 def test_every_bad_field_of_a_filter_is_named(jobs: JobFilter, expected: list[str]) -> None:
     assert named(validation.job_filter(jobs)) == expected
+
+
+def test_a_bad_selector_is_refused_with_the_place_and_what_was_expected() -> None:
+    (violation,) = validation.job_filter(JobFilter(label_selector="run=x,step>5"))
+    expected = "at character 11: expected an operator (= == != in notin), `,` or the end, found `>`"
+    assert violation == FieldViolation("filter.label_selector", expected)
 
 
 def test_a_filter_of_very_many_statuses_is_refused() -> None:
@@ -368,13 +458,20 @@ def test_a_filter_of_very_many_statuses_is_refused() -> None:
         (0, None, []),
         (2**63 - 1, Duration(nanos=100_000_000), []),
         (-1, None, ["after_revision"]),
-        (0, Duration(), ["heartbeat_interval"]),
+        (0, Duration(), []),
         (0, Duration(nanos=99_000_000), ["heartbeat_interval"]),
         (-5, Duration(seconds=-1), ["after_revision", "heartbeat_interval"]),
     ],
 )
 def test_every_bad_option_of_a_watch_is_named(after: int, heartbeat: Duration | None, expected: list[str]) -> None:
-    assert named(validation.watch(after, heartbeat)) == expected
+    for call in (WatchJobRequest, WatchJobsRequest):
+        assert named(validation.watch(call(after_revision=after, heartbeat_interval=heartbeat))) == expected
+
+
+def test_every_bad_option_of_a_log_is_named() -> None:
+    bad = ReadLogRequest(offset=-1, attempt=-1, heartbeat_interval=Duration(nanos=1))
+    assert named(validation.log(bad)) == ["offset", "attempt", "heartbeat_interval"]
+    assert named(validation.log(ReadLogRequest(heartbeat_interval=Duration()))) == []
 
 
 def test_a_cancel_reason_is_one_line_of_at_most_1000_characters() -> None:

@@ -91,6 +91,26 @@ def test_the_gpus_of_a_cancelled_job_go_to_the_next(api: Api, site: Site) -> Non
     assert second.started_at.ToNanoseconds() >= first.completed_at.ToNanoseconds()
 
 
+def test_only_queued_jobs_are_cancelled_where_that_is_asked_for(api: Api, site: Site) -> None:
+    running = api.submit("slow", request={"num_gpus": 2})
+    site.wait_for_log(running.job_id)
+    queued = api.submit("good", request={"num_gpus": 1})
+    head = api.head()
+    with pytest.raises(grpc.RpcError) as caught:
+        api.CancelJob(job_id=running.job_id, queued_only=True)
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert reason_of(caught.value) == "JOB_NOT_QUEUED"
+    assert api.head() == head
+    assert not api.get(running.job_id).HasField("cancel_requested_at")
+    for _ in range(2):
+        assert api.CancelJob(job_id=queued.job_id, queued_only=True).status == CANCELLED
+    site.release()
+    api.wait_for(running.job_id, COMPLETED)
+    with pytest.raises(grpc.RpcError) as caught:
+        api.CancelJob(job_id=running.job_id, queued_only=True)
+    assert reason_of(caught.value) == "JOB_FINISHED"
+
+
 def test_cancelling_again_answers_with_the_job_as_it_is(api: Api, site: Site) -> None:
     job = api.submit("stubborn")
     site.wait_for_log(job.job_id, times=3)

@@ -1,7 +1,8 @@
 """Both clients against a server in this process that the test breaks, kills and restarts."""
 
 import asyncio
-import inspect
+import os
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, closing
@@ -13,10 +14,10 @@ from fake_server import JOB_ID, FakeServer, FakeService, job_at
 from waiting import DEADLINE_SECONDS
 
 from evalrpc import errors
-from evalrpc.client import AsyncEvalClient, ChecksumMismatchError, EvalClient
+from evalrpc.client import AsyncEvalClient, ChecksumMismatchError, DownloadError, EvalClient
 from evalrpc.errors import FieldViolation
 from evalrpc.v1.comparison_pb2 import CORRECTION_HOLM, CompareJobsRequest
-from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobError, JobEvent, JobEventType, JobFilter, JobInfo, JobStatus
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobError, JobEvent, JobEventType, JobFilter, JobInfo, JobStatus, JobView
 
 QUEUED, RUNNING = JobStatus.JOB_STATUS_QUEUED, JobStatus.JOB_STATUS_RUNNING
 COMPLETED, FAILED, CANCELLED = (
@@ -49,7 +50,7 @@ class BlockingFace:
 
     def _invoke(self, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = method(*args, **kwargs)
-        return self._iterate(result) if inspect.isasyncgen(result) else self._run(result)
+        return self._iterate(result) if hasattr(result, "__anext__") else self._run(result)
 
     def _iterate(self, items: Any) -> Iterator[Any]:
         try:
@@ -176,6 +177,50 @@ def test_jobs_are_read_cancelled_and_deleted(client: Any, service: FakeService) 
     with pytest.raises(errors.JobNotFoundError) as caught:
         client.get_job(JOB_ID)
     assert caught.value.metadata["resource_name"] == JOB_ID
+
+
+def test_an_update_changes_only_what_it_names(client: Any, service: FakeService) -> None:
+    service.change(job_at(QUEUED, labels={"a": "1"}, priority=2))
+
+    assert client.update_job(JOB_ID, labels={"b": "2"}).labels == {"b": "2"}
+    assert client.update_job(JOB_ID, priority=0).priority == 0
+    assert client.update_job(JOB_ID, labels={}, priority=-1, expected_revision=3).labels == {}
+
+    sent = service.received["UpdateJob"]
+    assert [list(request.update_mask.paths) for request in sent] == [["labels"], ["priority"], ["labels", "priority"]]
+    assert [request.HasField("expected_revision") for request in sent] == [False, False, True]
+    assert (service.jobs[JOB_ID].priority, service.jobs[JOB_ID].labels) == (-1, {})
+
+
+def test_an_update_of_another_revision_is_a_conflict_that_names_it(client: Any, service: FakeService) -> None:
+    service.change(job_at(QUEUED))
+    service.change(job_at(RUNNING))
+
+    with pytest.raises(errors.ConflictError) as caught:
+        client.update_job(JOB_ID, priority=1, expected_revision=1)
+    assert caught.value.metadata == {"revision": "2"}
+
+
+def test_a_cancel_of_queued_jobs_only_says_if_the_job_runs(client: Any, service: FakeService) -> None:
+    service.change(job_at(RUNNING))
+    service.errors["CancelJob"] = [errors.JobNotQueuedError("it runs")]
+
+    with pytest.raises(errors.JobNotQueuedError):
+        client.cancel_job(JOB_ID, queued_only=True)
+    (sent,) = service.received["CancelJob"]
+    assert sent.queued_only
+
+
+def test_a_view_and_skipped_snapshots_are_asked_for(client: Any, service: FakeService) -> None:
+    service.change(job_at(RUNNING))
+
+    list(client.list_jobs(view=JobView.JOB_VIEW_BASIC))
+    with closing(client.watch_all(view=JobView.JOB_VIEW_BASIC, skip_snapshots=True)) as events:
+        next(events)
+
+    assert service.received["ListJobs"][0].view == JobView.JOB_VIEW_BASIC
+    sent = service.received["WatchJobs"][0]
+    assert (sent.view, sent.skip_snapshots) == (JobView.JOB_VIEW_BASIC, True)
 
 
 def test_listings_run_over_all_pages(client: Any, service: FakeService) -> None:
@@ -328,7 +373,7 @@ def test_a_watch_of_all_jobs_goes_on_when_the_server_is_killed_and_started_again
         server.kill()
         service.change(job_at(COMPLETED, job_id="a"))
         server.start()
-        seen += [next(events), next(events)]
+        seen.append(next(events))
 
     snapshot, bookmark, status = "SNAPSHOT", "BOOKMARK", "STATUS"
     assert [(JobEventType.Name(event.type).rpartition("_")[2], event.job.job_id) for event in seen] == [
@@ -336,9 +381,28 @@ def test_a_watch_of_all_jobs_goes_on_when_the_server_is_killed_and_started_again
         (snapshot, "b"),
         (bookmark, ""),
         (status, "a"),
-        (bookmark, ""),
     ]
     assert service.received["WatchJobs"][-1].after_revision == 2
+
+
+def test_updates_and_deletions_come_once_and_in_order_over_restarts(
+    client: Any, server: FakeServer, service: FakeService
+) -> None:
+    service.change(job_at(QUEUED, labels={"n": "0"}))
+    seen: list[JobEvent] = []
+    with closing(client.watch_all(after_revision=1)) as events:
+        for number in range(1, 4):
+            service.change(job_at(RUNNING, labels={"n": str(number)}), JobEventType.JOB_EVENT_TYPE_UPDATED)
+            server.restart()
+            service.change(job_at(RUNNING, labels={"n": str(number), "x": ""}), JobEventType.JOB_EVENT_TYPE_UPDATED)
+        service.delete(JOB_ID)
+        for event in events:
+            seen.append(event)
+            if event.type == JobEventType.JOB_EVENT_TYPE_DELETED:
+                break
+
+    changes = [event.revision for event in seen if event.type != JobEventType.JOB_EVENT_TYPE_BOOKMARK]
+    assert changes == list(range(2, 9))
 
 
 # Waiting
@@ -422,6 +486,40 @@ def test_following_a_queued_job_waits_for_its_first_attempt(client: Any, service
     starter.join()
 
 
+def test_samples_become_one_table(server: FakeServer, service: FakeService) -> None:
+    pytest.importorskip("pandas", reason="pandas is not installed: the extra `pandas`")
+    service.samples = [{"doc_id": number, "score": number / 4} for number in range(5)]
+
+    async def table() -> Any:
+        async with AsyncEvalClient(server.address) as client:
+            return await client.samples(JOB_ID).to_pandas()
+
+    with EvalClient(server.address) as client:
+        rows = client.samples(JOB_ID)
+        assert next(rows) == {"doc_id": 0, "score": 0}
+        rest = rows.to_pandas()
+    assert list(rest["doc_id"]) == [1, 2, 3, 4]
+    assert list(asyncio.run(table())["score"]) == [0, 0.25, 0.5, 0.75, 1]
+
+
+def test_an_iteration_over_samples_that_is_closed_fetches_no_more(client: Any, service: FakeService) -> None:
+    service.samples = [{"doc_id": number} for number in range(5)]
+
+    with closing(client.samples(JOB_ID)) as rows:
+        assert next(rows) == {"doc_id": 0}
+    assert len(service.received["ListSamples"]) == 1
+
+
+def test_a_wrong_argument_is_named_before_any_call(client: Any, service: FakeService) -> None:
+    with pytest.raises(TypeError, match=r"^job_id must be text, not an evalrpc\.v1\.jobs_pb2\.JobInfo$"):
+        next(client.watch(job_at(RUNNING)))
+    with pytest.raises(TypeError, match=r"^job_id must be text, not 5 \(an int\)$"):
+        client.get_job(5)
+    with pytest.raises(TypeError, match=r"^model_args\['p'\]: a set has no order"):
+        client.evaluate("m", ["t"], {"p": {1}})
+    assert not any(service.received.values())
+
+
 def test_files_are_downloaded_whole_and_only_once(client: Any, service: FakeService, tmp_path: Path) -> None:
     service.files = {"m/results.json": b"0123456789", "m/empty.jsonl": b""}
     progress: list[tuple[str, int]] = []
@@ -446,22 +544,70 @@ def test_a_download_goes_on_over_a_broken_connection(client: Any, service: FakeS
     assert [sent.offset for sent in service.received["ReadArtifact"]] == [0, 4]
 
 
-def test_a_download_with_a_wrong_checksum_leaves_nothing(client: Any, service: FakeService, tmp_path: Path) -> None:
-    service.files = {"a": b"0123456789"}
-    service.on_chunk = lambda offset: service.files.update(a=b"0123XXXX89")
+def test_a_bad_file_does_not_stop_the_others_and_is_named(client: Any, service: FakeService, tmp_path: Path) -> None:
+    service.files = {"../evil": b"x", "a": b"aa", "b": b"0123456789", "c/d": b"cc"}
+    service.on_chunk = lambda offset: service.files.update(b=b"0123XXXX89")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "c").write_text("a file where a folder is needed")
 
-    with pytest.raises(ChecksumMismatchError):
+    with pytest.raises(DownloadError) as caught:
+        client.download(JOB_ID, tmp_path / "folder")
+
+    error = caught.value
+    assert [path.read_bytes() for path in error.paths] == [b"aa"]
+    assert {name: type(cause) for name, cause in error.errors.items()} == {
+        "../evil": errors.InvalidRequestError,
+        "b": ChecksumMismatchError,
+        "c/d": FileExistsError,
+    }
+    assert error.message.startswith("3 of 4 files are missing: '../evil': ")
+    assert {path.name for path in tmp_path.rglob("*")} == {"folder", "a", "c"}
+
+
+def test_a_download_that_failed_is_resumed_by_the_next(client: Any, service: FakeService, tmp_path: Path) -> None:
+    service.files = {"a": b"0123456789", "b": b"bb"}
+    failures = [errors.FileUnreadableError("a can't be read")]
+    service.on_chunk = lambda offset: (
+        service.errors["ReadArtifact"].append(failures.pop()) if offset == 4 and failures else None
+    )
+
+    with pytest.raises(DownloadError) as caught:
         client.download(JOB_ID, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    paths = client.download(JOB_ID, tmp_path)
+
+    assert list(caught.value.errors) == ["a"]
+    assert [path.read_bytes() for path in paths] == [b"0123456789", b"bb"]
+    assert [(sent.name, sent.offset) for sent in service.received["ReadArtifact"]] == [("a", 0), ("b", 0), ("a", 4)]
 
 
-def test_a_name_that_leaves_the_folder_is_never_written(client: Any, service: FakeService, tmp_path: Path) -> None:
-    service.files = {"../evil": b"x"}
-    folder = tmp_path / "folder"
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems don't take every name")
+def test_a_file_is_kept_whatever_its_name(client: Any, service: FakeService, tmp_path: Path) -> None:
+    names = {
+        "a\\b": b"a\\b",
+        "字" * 80: ("字" * 80).encode(),
+        "x" * 255: b"x" * 255,
+        "Results.json": b"Results.json",
+        "results.json": b"results.json",
+        "line\nfeed \u202e": "line\nfeed \u202e".encode(),
+        "caf\0e9/\0ff\0fe.bin": b"caf\xe9/\xff\xfe.bin",
+        "-rf *": b"-rf *",
+    }
+    service.files = {name: name.encode() for name in names}
 
-    with pytest.raises(errors.InvalidRequestError):
-        client.download(JOB_ID, folder)
-    assert list(tmp_path.iterdir()) == []
+    paths = client.download(JOB_ID, tmp_path)
+
+    assert [path.read_bytes().decode() for path in paths] == sorted(names)
+    found = {os.fsencode(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == set(names.values())
+
+
+def test_a_folder_that_can_not_be_made_is_told_at_once(client: Any, service: FakeService, tmp_path: Path) -> None:
+    service.files = {"a": b"aa", "b": b"bb"}
+    (tmp_path / "file").touch()
+
+    with pytest.raises(FileExistsError):
+        client.download(JOB_ID, tmp_path / "file")
+    assert service.received["ReadArtifact"] == []
 
 
 # Asyncio only

@@ -36,6 +36,7 @@ from evalrpc.v1.files_pb2 import ReadLogRequest
 from evalrpc.v1.jobs_pb2 import JobFilter, SubmitJobRequest
 
 METHODS = calls.DESCRIPTOR.services_by_name["EvaluationService"].methods
+BAD_SELECTION = JobFilter(label_selector="run=x,step>5", job_id_prefix="0b5")
 ELSEWHERE = "1b54e7a6-3a51-4f2c-9d5e-6f6c4f1a2b3c"
 BY_JOB = [method.name for method in METHODS if "job_id" in method.input_type.fields_by_name]
 
@@ -75,11 +76,13 @@ def comparing(**fields: Any) -> dict[str, Any]:
 
 # Jobs that do not exist.
 
+REQUIRED: dict[str, dict[str, Any]] = {"ReadArtifact": {"name": "x"}, "UpdateJob": {"priority": 1}}
+"""What a call needs besides the job's id."""
+
 
 @pytest.mark.parametrize("name", BY_JOB)
 def test_every_call_about_a_job_says_that_there_is_none(api: Api, name: str) -> None:
-    fields = {"name": "x"} if name == "ReadArtifact" else {}
-    error = error_of(lambda: getattr(api, name)(job_id=NOWHERE, **fields))
+    error = error_of(lambda: getattr(api, name)(job_id=NOWHERE, **REQUIRED.get(name, {})))
     assert error.code() is grpc.StatusCode.NOT_FOUND
     assert reason_of(error) == "JOB_NOT_FOUND"
     resource = detail(error, error_details_pb2.ResourceInfo)
@@ -89,12 +92,12 @@ def test_every_call_about_a_job_says_that_there_is_none(api: Api, name: str) -> 
 @pytest.mark.parametrize("job_id", ["x", "0b54e7a6", NOWHERE + "0", NOWHERE.replace("-", ""), " ", "é" * 36, "x" * 100_000])
 @pytest.mark.parametrize("name", BY_JOB)
 def test_every_call_about_a_job_refuses_what_is_no_uuid(api: Api, name: str, job_id: str) -> None:
-    assert fields_of(error_of(lambda: getattr(api, name)(job_id=job_id))) == ["job_id"]
+    assert fields_of(error_of(lambda: getattr(api, name)(job_id=job_id, **REQUIRED.get(name, {})))) == ["job_id"]
 
 
 @pytest.mark.parametrize("name", BY_JOB)
 def test_every_call_about_a_job_requires_its_id(api: Api, name: str) -> None:
-    assert fields_of(error_of(lambda: getattr(api, name)())) == ["job_id"]
+    assert fields_of(error_of(lambda: getattr(api, name)(**REQUIRED.get(name, {})))) == ["job_id"]
 
 
 def test_an_id_in_capitals_is_the_same_id(serve: Callable[..., ServerHere]) -> None:
@@ -188,13 +191,33 @@ def test_an_error_about_text_in_any_script_arrives_whole(api: Api, letter: str) 
         ("ListJobs", {"filter": JobFilter(statuses=[0, 99])}, ["filter.statuses[0]", "filter.statuses[1]"]),
         ("ListJobs", {"filter": JobFilter(labels={"a b": "c"})}, ["filter.labels"]),
         ("WatchJobs", {"filter": JobFilter(statuses=[99])}, ["filter.statuses[0]"]),
+        (
+            "ListJobs",
+            {"filter": BAD_SELECTION, "page_size": -1},
+            ["filter.label_selector", "filter.job_id_prefix", "page_size"],
+        ),
+        (
+            "WatchJobs",
+            {"filter": BAD_SELECTION, "after_revision": -1},
+            ["filter.label_selector", "filter.job_id_prefix", "after_revision"],
+        ),
+        (
+            "GetHistory",
+            {"filter": BAD_SELECTION, "step_label": "a b"},
+            ["filter.label_selector", "filter.job_id_prefix", "step_label"],
+        ),
         ("WatchJobs", {"after_revision": -1}, ["after_revision"]),
+        ("WatchJobs", {"view": 3, "filter": JobFilter(labels={"a b": "c"})}, ["filter.labels", "view"]),
+        ("ListJobs", {"view": -1}, ["view"]),
+        ("UpdateJob", {"job_id": "x"}, ["job_id", "update_mask"]),
         ("WatchJobs", {"heartbeat_interval": Duration(nanos=1)}, ["heartbeat_interval"]),
         ("WatchJob", {"job_id": NOWHERE, "after_revision": -1}, ["after_revision"]),
         ("WatchJob", {"job_id": NOWHERE, "heartbeat_interval": Duration(seconds=-1)}, ["heartbeat_interval"]),
         ("CancelJob", {"job_id": NOWHERE, "reason": "x" * 1001}, ["reason"]),
         ("CancelJob", {"job_id": NOWHERE, "reason": "a\nb"}, ["reason"]),
         ("ReadLog", {"job_id": NOWHERE, "offset": -1, "attempt": -1}, ["offset", "attempt"]),
+        ("ReadLog", {"job_id": NOWHERE, "heartbeat_interval": Duration(nanos=99_999_999)}, ["heartbeat_interval"]),
+        ("WatchJobs", {"filter": JobFilter(statuses=[99]), "after_revision": -1}, ["filter.statuses[0]", "after_revision"]),
         ("ReadArtifact", {"job_id": NOWHERE, "name": "x", "offset": -1, "limit": -1}, ["offset", "limit"]),
         ("ListSamples", {"job_id": NOWHERE, "page_size": -1}, ["page_size"]),
         ("CompareJobs", {}, ["baseline_job_id", "candidate_job_ids"]),
@@ -259,6 +282,7 @@ def test_a_call_that_is_not_built_yet_says_so_and_is_no_capability(api: Api) -> 
         "WatchJobs",
         "ListJobs",
         "CancelJob",
+        "UpdateJob",
         "GetQueue",
         "GetServerInfo",
     } <= capabilities
@@ -303,6 +327,7 @@ PLAIN_CODES = {
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.ALREADY_EXISTS,
     grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.ABORTED,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.OUT_OF_RANGE,
     grpc.StatusCode.UNIMPLEMENTED,

@@ -2,11 +2,12 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager, closing, contextmanager
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import pytest
@@ -18,6 +19,7 @@ from waiting import DEADLINE_SECONDS as SECONDS
 from evalrpc.clock import SystemClock
 from evalrpc.errors import JobNotFoundError, RevisionCompactedError, RevisionInFutureError, ServerStoppingError
 from evalrpc.jobs import transitions
+from evalrpc.jobs.views import reduce_to_view
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.store.base import Submission
 from evalrpc.store.sqlite.store import SqliteStore
@@ -25,12 +27,15 @@ from evalrpc.testing.executor import nodes_of
 from evalrpc.testing.shared_store import Database, SharedStore
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.jobs_pb2 import JobFilter
+from evalrpc.watching import events as events_module
 from evalrpc.watching import feed as feed_module
 from evalrpc.watching.feed import Feed, Send
 
 SNAPSHOT, STATUS = pb.JOB_EVENT_TYPE_SNAPSHOT, pb.JOB_EVENT_TYPE_STATUS
 PROGRESS, BOOKMARK = pb.JOB_EVENT_TYPE_PROGRESS, pb.JOB_EVENT_TYPE_BOOKMARK
+UPDATED, DELETED = pb.JOB_EVENT_TYPE_UPDATED, pb.JOB_EVENT_TYPE_DELETED
 CLOCK = SystemClock()
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 AnyStore = SqliteStore | SharedStore
 
@@ -80,6 +85,10 @@ class Watcher:
     def statuses(self) -> list[int]:
         return [event.revision for event in self.seen if event.type == STATUS]
 
+    def changes(self) -> list[int]:
+        """Return the revisions of all events that have one of their own."""
+        return [event.revision for event in self.seen if event.type in (STATUS, UPDATED, DELETED)]
+
 
 class World:
     """A store and a feed as the server wires them. What is written is written through `writer`."""
@@ -103,6 +112,12 @@ class World:
     async def change(self, job_id: str, change: Callable[[pb.JobInfo], None]) -> pb.JobInfo:
         return await asyncio.wrap_future(self.writer.update(job_id, change))
 
+    async def relabel(self, job_id: str, **labels: str) -> pb.JobInfo:
+        return await self.change(job_id, lambda job: transitions.update(job, labels, None))
+
+    async def delete(self, job_id: str) -> pb.JobInfo:
+        return await asyncio.wrap_future(self.writer.delete(job_id))
+
     async def begin(self, job_id: str) -> pb.JobInfo:
         return await self.change(job_id, begin)
 
@@ -116,10 +131,18 @@ class World:
             self.feed.publish_progress(job)
 
     def watch(self, job_id: str, after: int = 0, heartbeat: float | None = None) -> Watcher:
-        return self._keep(Watcher(partial(self.feed.watch_job, job_id, after, heartbeat), after))
+        return self._keep(Watcher(partial(self.feed.watch_job, job_id, after, every(heartbeat)), after))
 
-    def watch_all(self, after: int = 0, heartbeat: float | None = None, **conditions: Any) -> Watcher:
-        return self._keep(Watcher(partial(self.feed.watch_jobs, JobFilter(**conditions), after, heartbeat), after))
+    def watch_all(
+        self,
+        after: int = 0,
+        heartbeat: float | None = None,
+        options: Mapping[str, Any] = NO_OPTIONS,
+        **conditions: Any,
+    ) -> Watcher:
+        """Watch all jobs of a filter with these conditions."""
+        watch = partial(self.feed.watch_jobs, JobFilter(**conditions), after, every(heartbeat), **options)
+        return self._keep(Watcher(watch, after))
 
     def _keep(self, watcher: Watcher) -> Watcher:
         self.watchers.append(watcher)
@@ -127,6 +150,10 @@ class World:
 
     def journal(self, job_id: str | None = None) -> list[pb.JobEvent]:
         return [pb.JobEvent.FromString(event.event) for event in self.writer.events_after(0, 10_000, job_id)]
+
+
+def every(seconds: float | None) -> Callable[[], float] | None:
+    return None if seconds is None else lambda: seconds
 
 
 def begin(job: pb.JobInfo) -> None:
@@ -471,11 +498,264 @@ def test_a_filter_is_applied_to_snapshots_and_to_each_event(tmp_path: Path) -> N
         await until(lambda: labelled.seen and running.seen and running.seen[-1].type == labelled.seen[-1].type == BOOKMARK)
         await world.finish(mine)
         await world.finish(other)
-        await until(lambda: len(running.seen) == 3 and len(labelled.seen) == 4)
+        await until(lambda: len(running.seen) == 5 and len(labelled.seen) == 4)
         assert [event.job.job_id for event in labelled.seen] == [mine, "", mine, mine]
-        assert [event.job.job_id for event in running.seen] == ["", mine, other]
+        assert [(event.type, event.job.job_id) for event in running.seen] == [
+            (BOOKMARK, ""),
+            (STATUS, mine),
+            (DELETED, mine),
+            (STATUS, other),
+            (DELETED, other),
+        ]
 
     run(tmp_path, scenario)
+
+
+def test_a_job_that_leaves_a_filter_is_deleted_for_its_watchers_live_and_when_they_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_module, "_RECENT_EVENTS", 2)  # some are read from the journal
+
+    async def scenario(world: World) -> None:
+        live = world.watch_all(labels={"me": "1"}, statuses=[pb.JOB_STATUS_QUEUED])
+        await until(lambda: live.seen)
+        job_id, other = await world.submit(labels={"me": "1"}), await world.submit(labels={"me": "2"})
+        await world.relabel(job_id, me="2")
+        await world.relabel(job_id, me="3")
+        await world.relabel(job_id, me="1", also="x")
+        await world.begin(job_id)
+        await world.relabel(job_id, me="4")
+        await world.finish(other)
+        expected = [(STATUS, 1, False), (DELETED, 3, False), (UPDATED, 5, False), (DELETED, 6, False)]
+        for after in range(10):
+            watcher = world.watch_all(after, labels={"me": "1"}, statuses=[pb.JOB_STATUS_QUEUED]) if after else live
+            await until(lambda watcher=watcher: _covered(watcher) >= 9 or len(watcher.seen) > 4)
+            seen = [(event.type, event.revision, event.terminal) for event in watcher.seen if event.type != BOOKMARK]
+            assert seen == [event for event in expected if event[1] > after]
+        for event in live.seen:
+            if event.type == DELETED:
+                assert event.job == pb.JobInfo(job_id=job_id, revision=event.revision)
+                assert event.HasField("time")
+
+    run(tmp_path, scenario)
+
+
+def test_watchers_of_a_deleted_job_get_its_id_and_nothing_else_of_it(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        mine, others = world.watch_all(labels={"me": "1"}), world.watch_all(labels={"me": "2"})
+        await until(lambda: mine.seen and others.seen)
+        job_id = await world.submit(labels={"me": "1"})
+        await world.finish(job_id)
+        await until(lambda: len(mine.seen) == 4)
+        await world.delete(job_id)
+        await world.submit(labels={"me": "2"})
+        await until(lambda: len(mine.seen) == 5 and len(others.seen) == 2)
+        gone = [pb.JobInfo(job_id=job_id, revision=revision) for revision in (1, 2, 3, 4)]
+        assert [event.type for event in mine.seen] == [BOOKMARK, STATUS, STATUS, STATUS, DELETED]
+        assert mine.seen[-1].job == gone[-1]
+        assert mine.seen[-1].terminal
+        assert [event.type for event in others.seen] == [BOOKMARK, STATUS], "it was never theirs"
+        resumed, anew = world.watch_all(1), world.watch_all()
+        await until(lambda: len(resumed.seen) == 5 and len(anew.seen) == 2)
+        assert [event.type for event in resumed.seen] == [DELETED, DELETED, DELETED, STATUS, BOOKMARK]
+        assert [event.job for event in resumed.seen[:3]] == gone[1:]
+        assert [event.type for event in anew.seen] == [SNAPSHOT, BOOKMARK]
+        assert job_id.encode() not in anew.seen[0].SerializeToString()
+        with pytest.raises(JobNotFoundError):
+            await world.watch(job_id, 1).end()
+
+    run(tmp_path, scenario)
+
+
+def test_a_deletion_that_is_read_from_the_journal_comes_to_every_watcher_since_whose_it_was_is_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_module, "_RECENT_EVENTS", 1)
+
+    async def scenario(world: World) -> None:
+        job_id = await world.submit(labels={"me": "1"})
+        await world.finish(job_id)
+        await world.delete(job_id)
+        await world.submit(labels={"me": "2"})
+        await until(lambda: world.feed._head == 5)
+        resumed = world.watch_all(1, labels={"me": "2"})
+        await until(lambda: len(resumed.seen) == 5)
+        assert [event.type for event in resumed.seen] == [DELETED, DELETED, DELETED, STATUS, BOOKMARK]
+        assert [event.job for event in resumed.seen[:3]] == [pb.JobInfo(job_id=job_id, revision=n) for n in (2, 3, 4)]
+
+    run(tmp_path, scenario)
+
+
+def test_whoever_watches_a_job_while_it_is_deleted_gets_its_end(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        job_id = await world.submit()
+        watcher = world.watch(job_id)
+        await until(lambda: watcher.seen)
+        watcher.pause()
+        await world.finish(job_id)
+        await world.delete(job_id)
+        await until(lambda: world.feed._head == 4)
+        assert [event.type for event in await watcher.end()] == [SNAPSHOT, STATUS, STATUS]
+
+    run(tmp_path, scenario)
+
+
+def test_an_update_comes_to_watchers_of_the_job_and_of_all_and_its_progress_stays(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        job_id = await world.submit()
+        one, everything = world.watch(job_id), world.watch_all()
+        await until(lambda: one.seen and everything.seen)
+        await world.begin(job_id)
+        world.progress(job_id, 7)
+        await until(lambda: one.seen[-1].type == everything.seen[-1].type == PROGRESS)
+        updated = await world.relabel(job_id, a="1")
+        for watcher in (one, everything):
+            await until(lambda watcher=watcher: watcher.seen[-1].type == PROGRESS and watcher.seen[-2].type == UPDATED)
+            assert watcher.seen[-2].job == updated
+            progress = watcher.seen[-1].job
+            assert (progress.progress.done, progress.revision, dict(progress.labels)) == (7, updated.revision, {"a": "1"})
+
+    run(tmp_path, scenario)
+
+
+def test_the_labels_of_a_finished_job_can_change_and_its_watchers_still_get_one_end(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        job_id = await world.submit()
+        await world.finish(job_id)
+        await world.relabel(job_id, a="1")
+        last = await world.relabel(job_id, a="2")
+        assert [(event.type, event.revision) for event in await world.watch(job_id, 1).end()] == [(STATUS, 2), (STATUS, 3)]
+        for after in (0, 3, 4, 5):
+            (event,) = await world.watch(job_id, after).end()
+            assert (event.type, event.terminal, event.job, event.revision) == (SNAPSHOT, True, last, 5)
+        watcher = world.watch_all(3)
+        await until(lambda: len(watcher.seen) == 3)
+        assert [(event.type, event.terminal) for event in watcher.seen[:2]] == [(UPDATED, True), (UPDATED, True)]
+
+    run(tmp_path, scenario)
+
+
+def test_watching_begins_with_the_bookmark_where_snapshots_are_skipped(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        job_id = await world.submit()
+        watcher = world.watch_all(options={"skip_snapshots": True})
+        await until(lambda: watcher.seen)
+        await world.begin(job_id)
+        await until(lambda: len(watcher.seen) == 2)
+        assert [(event.type, event.revision) for event in watcher.seen] == [(BOOKMARK, 1), (STATUS, 2)]
+
+    run(tmp_path, scenario)
+
+
+def with_much(job: pb.JobInfo) -> None:
+    """End a job with what the basic view leaves out."""
+    job.results["m"].results = "/r.json"
+    job.results["m"].metrics.add(task="t", metric="acc", value=0.5)
+    transitions.fail(job, pb.JobError(reason="R", message="why", log_tail=["line"]), CLOCK.now())
+
+
+def without_much(event: pb.JobEvent) -> pb.JobEvent:
+    event.job.results["m"].ClearField("metrics")
+    event.job.error.ClearField("log_tail")
+    return event
+
+
+def test_the_basic_view_leaves_out_metrics_and_log_tails_and_is_made_once_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[pb.JobInfo] = []
+
+    def reduce(job: pb.JobInfo, view: pb.JobView.ValueType) -> None:
+        made.append(job)
+        reduce_to_view(job, view)
+
+    monkeypatch.setattr(events_module, "reduce_to_view", reduce)
+    basic = {"view": pb.JOB_VIEW_BASIC}
+
+    async def scenario(world: World) -> None:
+        full, *few = [world.watch_all(), *(world.watch_all(options=basic) for _ in range(20))]
+        await until(lambda: all(watcher.seen for watcher in [full, *few]))
+        job_id = await world.submit()
+        await world.begin(job_id)
+        world.progress(job_id, 1)
+        await until(lambda: all(watcher.seen[-1].type == PROGRESS for watcher in [full, *few]))
+        assert len(made) == 3
+        await world.change(job_id, with_much)
+        await until(lambda: all(len(watcher.seen) == 5 for watcher in [full, *few]))
+        assert len(made) == 4, "once for each event, however many watch"
+        assert full.seen[-1].job.results["m"].metrics
+        assert full.seen[-1].job.error.log_tail
+        for watcher in few:
+            assert watcher.seen[-1] == without_much(pb.JobEvent.FromString(full.seen[-1].SerializeToString()))
+            assert watcher.seen[1:4] == full.seen[1:4], "there was nothing to leave out"
+        anew, resumed = world.watch_all(options=basic), world.watch_all(1, options=basic)
+        await until(lambda: len(anew.seen) == 2 and len(resumed.seen) == 3)
+        assert resumed.seen[1] == few[0].seen[-1]
+        assert anew.seen[0].job == few[0].seen[-1].job
+
+    run(tmp_path, scenario)
+
+
+FILTERS: list[dict[str, Any]] = [
+    {},
+    {"labels": {"a": "1"}},
+    {"statuses": [pb.JOB_STATUS_QUEUED, pb.JOB_STATUS_RUNNING]},
+    {"labels": {"a": "1"}, "statuses": [pb.JOB_STATUS_COMPLETED]},
+]
+
+
+def fold(events: list[pb.JobEvent], jobs: Mapping[str, pb.JobInfo]) -> dict[str, pb.JobInfo]:
+    """Return what a client makes of the events, beginning with what it had."""
+    state = dict(jobs)
+    for event in events:
+        if event.type == DELETED:
+            state.pop(event.job.job_id, None)
+        elif event.HasField("job"):
+            state[event.job.job_id] = event.job
+    return state
+
+
+@pytest.mark.parametrize("opener", [one_writer, another_writer])
+@pytest.mark.parametrize("recent", [1024, 3], ids=["from memory", "from the journal"])
+@pytest.mark.parametrize("conditions", FILTERS, ids=["all", "labels", "statuses", "both"])
+def test_whoever_resumes_at_any_revision_comes_to_the_same_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conditions: dict[str, Any], recent: int, opener: Opener
+) -> None:
+    monkeypatch.setattr(feed_module, "_RECENT_EVENTS", recent)
+
+    async def scenario(world: World) -> None:
+        live = world.watch_all(**conditions)
+        await until(lambda: live.seen)
+        first, second, third = [await world.submit(labels={"a": str(number % 2)}) for number in range(3)]
+        await world.relabel(first, a="1")
+        await world.begin(first)
+        await world.relabel(second, b="1")
+        await world.change(first, complete)
+        await world.relabel(first, a="2")
+        await world.finish(second)
+        await world.change(third, lambda job: transitions.update(job, None, 7))
+        await world.delete(first)
+        await world.relabel(second, a="1")
+        await world.finish(third)
+        await world.relabel(third, a="1")
+        await world.delete(second)
+        await world.relabel(third, a="1", c="x")
+        head = world.writer.head_revision
+        await until(lambda: world.feed._head == head)
+        anew = world.watch_all(**conditions)
+        await until(lambda: anew.seen and anew.seen[-1].type == BOOKMARK)
+        final = fold(anew.seen, {})
+        await until(lambda: fold(live.seen, {}) == final)
+        seen_at_once = [event for event in live.seen if event.type != BOOKMARK]
+        for after in range(1, head + 1):
+            resumed = world.watch_all(after, **conditions)
+            await until(lambda resumed=resumed: resumed.seen and resumed.seen[-1].type == BOOKMARK)
+            assert resumed.changes() == sorted(set(resumed.changes()))
+            assert all(revision > after for revision in resumed.changes())
+            known = fold([event for event in seen_at_once if event.revision <= after], {})
+            assert fold(resumed.seen, known) == final, f"after revision {after}"
+
+    run(tmp_path, scenario, opener)
 
 
 def test_resuming_all_jobs_gives_every_later_event_once_then_a_bookmark(tmp_path: Path) -> None:
@@ -513,7 +793,7 @@ def test_a_watcher_of_all_that_falls_far_behind_reads_on_from_the_journal(
 NUMBER = st.integers(0, 4)
 STEP = st.one_of(
     st.tuples(st.just("submit"), NUMBER),
-    st.tuples(st.sampled_from(["begin", "complete", "lose", "cancel", "progress", "touch"]), NUMBER),
+    st.tuples(st.sampled_from(["begin", "complete", "lose", "cancel", "progress", "touch", "label", "delete"]), NUMBER),
     st.tuples(st.sampled_from(["watch", "resume", "watch all", "resume all", "leave", "pause", "go on", "cut"]), NUMBER),
     st.tuples(st.sampled_from(["turn", "turn", "settle"]), NUMBER),
 )
@@ -538,11 +818,19 @@ class Play:
     async def _step(self, kind: str, number: int) -> None:
         world = self.world
         job_id = f"job-{number + 1}"
-        changes = {"begin": begin, "complete": complete, "lose": lose, "touch": lambda job: setattr(job, "priority", 1)}
+        changes = {
+            "begin": begin,
+            "complete": complete,
+            "lose": lose,
+            "touch": lambda job: setattr(job, "priority", 1),
+            "label": lambda job: transitions.update(job, {"a": str(number), "n": str(len(self.pending))}, None),
+        }
         if kind == "submit":
             self.pending.append(asyncio.ensure_future(world.submit()))
         elif kind in changes:
             self.pending.append(asyncio.ensure_future(world.change(job_id, changes[kind])))
+        elif kind == "delete":
+            self.pending.append(asyncio.ensure_future(world.delete(job_id)))
         elif kind == "cancel":
             self.pending.append(
                 asyncio.ensure_future(world.change(job_id, lambda job: transitions.request_cancel(job, "", CLOCK.now())))
@@ -610,7 +898,7 @@ class Play:
             if watcher.error is not None:
                 assert isinstance(watcher.error, JobNotFoundError), repr(watcher.error)
                 continue
-            check_one(watcher, self.world.journal(job_id))
+            check_one(watcher, [event for event in self.world.journal() if event.job.job_id == job_id])
         for watcher in self.all_of_them:
             assert watcher.error is None, repr(watcher.error)
             check_all(watcher, self.world.journal())
@@ -631,29 +919,28 @@ def check_one(watcher: Watcher, journal: list[pb.JobEvent]) -> None:
     if watcher.after == 0:
         assert first.type == SNAPSHOT
     known = first.job.revision if first.type == SNAPSHOT else watcher.after
-    expected = [event.revision for event in journal if event.revision > known]
-    statuses = watcher.statuses()
-    if first.type == SNAPSHOT and watcher.after and first.terminal:
+    if first.type == SNAPSHOT and first.terminal and (watcher.after or len(seen) == 1):
         assert len(seen) == 1
     else:
-        assert statuses == expected
+        assert seen[-1].type == STATUS
+        assert watcher.changes() == [event.revision for event in journal if known < event.revision <= seen[-1].revision]
     check_states(seen)
 
 
 def check_all(watcher: Watcher, journal: list[pb.JobEvent]) -> None:
     snapshots = {event.job.job_id: event.job.revision for event in watcher.seen if event.type == SNAPSHOT}
     bookmarks = [index for index, event in enumerate(watcher.seen) if event.type == BOOKMARK]
-    statuses = watcher.statuses()
-    assert statuses == sorted(set(statuses)), "in order, and none twice"
+    changes = watcher.changes()
+    assert changes == sorted(set(changes)), "in order, and none twice"
     if not bookmarks:
         return  # it left before its snapshots were complete, so it has to start over
     first = watcher.seen[bookmarks[0]]
     start = watcher.after or first.revision
-    end = max([start, *statuses])
+    end = max([start, *changes])
     expected = [e.revision for e in journal if start < e.revision <= end and e.revision > snapshots.get(e.job.job_id, 0)]
-    assert statuses == expected
+    assert changes == expected
     if not watcher.after:
-        before = {event.job.job_id for event in journal if event.revision <= start}
+        before = {event.job.job_id for event in journal if event.revision <= start and event.type != DELETED}
         assert before <= snapshots.keys(), "all that there was came as a snapshot"
     check_states(watcher.seen)
 

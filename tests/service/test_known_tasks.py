@@ -18,7 +18,7 @@ echo '{{"tasks": ["gsm8k", "mmlu", "MMLU_pro"], "models": ["hf"]}}'
 def listing(site: Site) -> Site:
     """A harness whose interpreter only prints the names that it knows."""
     python = site.folder / "env" / "bin" / "python"
-    (site.folder / "env" / "lib" / "python3.11" / "site-packages" / "lm_eval-0.4.1.dist-info").mkdir(parents=True)
+    (site.folder / "env" / "lib" / "python3.11" / "site-packages" / "lm_eval-0.4.13.dist-info").mkdir(parents=True)
     python.parent.mkdir()
     python.write_text(PYTHON.format(asked=site.folder / "asked"))
     python.chmod(0o755)
@@ -53,6 +53,19 @@ def test_an_unknown_task_is_warned_of_from_the_first_submission_after_a_restart(
     api = serve().api
     eventually(lambda: warnings(api, "gsm8j") == expected, "for the list to be loaded")
     assert (listing.folder / "asked").read_text() == "x\n"
+
+
+def test_a_harness_that_is_too_old_is_warned_of_until_it_is_not(listing: Site, serve: Callable[..., ServerHere]) -> None:
+    packages = listing.folder / "env" / "lib" / "python3.11" / "site-packages"
+    (packages / "lm_eval-0.4.13.dist-info").rename(packages / "lm_eval-0.4.9.2.dist-info")
+    api = serve().api
+    (harness,) = (each for each in api.ListHarnesses().harnesses if each.name == "lm-eval")
+    assert not harness.available
+    assert "lm-eval 0.4.9.2" in harness.unavailable_reason
+    assert "pip install 'lm_eval>=0.4.10'" in harness.unavailable_reason
+    assert warnings(api, "gsm8k") == [f"harness lm-eval is not available: {harness.unavailable_reason}"]
+    (packages / "lm_eval-0.4.9.2.dist-info").rename(packages / "lm_eval-0.4.10.dist-info")
+    assert warnings(api, "gsm8k") == []
 
 
 def test_an_unknown_task_is_refused_where_the_operator_wants_it_so(listing: Site, serve: Callable[..., ServerHere]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from serving import CANCELLED, COMPLETED, NOWHERE, Api, Launch, ServerHere, Site, fields_of, reason_of
 from waiting import eventually
 
+from evalrpc.client import EvalClient
 from evalrpc.files.opening import list_files
 from evalrpc.reading.sample_files import read_lines
 from evalrpc.reading.sample_pages import read_page
@@ -173,6 +174,35 @@ def test_a_folder_that_becomes_a_link_under_the_reader_leads_nowhere(tmp_path: P
     assert [file.name for file in list_files(tmp_path / "out")] == ["sub/file"]
 
 
+def test_a_client_downloads_every_file_whatever_its_name(server: ServerHere, tmp_path: Path) -> None:
+    job = server.api.run("good")
+    names = {
+        *(
+            b"back\\slash",
+            "字".encode() * 80,
+            b"x" * 255,
+            b"Name",
+            b"name",
+            b"caf\xe9/\xff\xfe",
+            b"new\nline",
+            b"\x1b[2J",
+            b"-rf *",
+        ),
+        *("größe.json".encode(), b"%ff", b"..."),
+    }
+    for name in names:
+        path = output_dir(server.api, job.job_id) / "odd" / os.fsdecode(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name)
+
+    with EvalClient(server.address) as client:
+        paths = client.download(job.job_id, tmp_path / "here")
+
+    odd = {os.fsencode(path.relative_to(tmp_path / "here" / "odd")): path for path in paths if "odd" in path.parts}
+    assert odd.keys() == names
+    assert all(path.read_bytes() == name for name, path in odd.items())
+
+
 def test_samples_come_in_pages_in_the_order_of_the_file(api: Api) -> None:
     job = api.run("good")
     token, rows = "", []
@@ -192,7 +222,7 @@ def test_samples_that_do_not_exist_are_a_clear_error_that_says_what_there_is(api
             api.ListSamples(job_id=job.job_id, **fields)
         assert reason_of(error.value) == "SAMPLES_NOT_FOUND"
     failed = api.run("fails")
-    with pytest.raises(grpc.RpcError, match="it has: none"):
+    with pytest.raises(grpc.RpcError, match=f"job {failed.job_id} has no samples"):
         api.ListSamples(job_id=failed.job_id)
 
 

@@ -62,3 +62,17 @@ def test_a_data_folder_in_use_is_one_line(site: Site, launch: Launch) -> None:
     stderr = refusal_to_start(site)
     assert "another evalrpc server works on" in stderr
     assert stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--default-harness", "nope"), "setting default_harness: there is no harness nope; configured are: toy"),
+        (("--default-num-gpus", "3"), "setting default_num_gpus: 3 is more than the 2 GPUs of this server"),
+        (("--default-num-gpus", "-1"), "setting default_num_gpus: must be at least 0 (from --default-num-gpus)"),
+        (("--default-num-gpus", "one"), "setting default_num_gpus: must be an integer, not 'one' (from --default-num-gpus)"),
+    ],
+)
+def test_a_default_that_the_server_does_not_have_is_one_line(site: Site, flags: tuple[str, ...], message: str) -> None:
+    assert refusal_to_start(site, *flags) == f"evalrpc: {message}\n"
+    assert not (site.folder / "data").exists()

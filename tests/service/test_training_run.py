@@ -50,6 +50,13 @@ def test_a_run_that_nobody_knows_has_no_points(api: Api) -> None:
     assert not api.GetHistory(filter=JobFilter(labels={"run": "z"})).points
 
 
+def test_a_run_is_selected_by_its_labels(api: Api, run_x: list[str]) -> None:
+    points = api.GetHistory(filter=JobFilter(label_selector="run=x,step notin (20,400)")).points
+    assert [point.job_id for point in points] == run_x[1:]
+    points = api.GetHistory(filter=JobFilter(label_selector="run=x", job_id_prefix=run_x[0])).points
+    assert [point.job_id for point in points] == run_x[:1]
+
+
 @pytest.mark.parametrize(
     ("fields", "named"),
     [

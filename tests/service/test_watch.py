@@ -12,11 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.rpc import error_details_pb2
 from serving import (
     BOOKMARK,
     CANCELLED,
     COMPLETED,
+    DELETED,
     FAILED,
     PROGRESS,
     QUEUED,
@@ -25,6 +27,7 @@ from serving import (
     SNAPSHOT,
     STATUS,
     TERMINAL,
+    UPDATED,
     Api,
     Launch,
     ServerHere,
@@ -187,10 +190,6 @@ def test_heartbeats_come_while_nothing_else_does(api: Api, site: Site) -> None:
     assert [status for status in statuses(rest) if status] == [RUNNING, COMPLETED]
 
 
-def test_without_being_asked_there_are_no_heartbeats(api: Api) -> None:
-    assert not any(event.type == BOOKMARK for event in api.watch(api.submit("good").job_id))
-
-
 def test_a_watcher_that_leaves_touches_neither_the_job_nor_the_server(server: ServerHere, site: Site) -> None:
     api = server.api
     job = api.submit("slow")
@@ -228,8 +227,38 @@ def test_watching_what_is_cancelled_ends_with_it(api: Api, site: Site) -> None:
     api.CancelJob(job_id=job.job_id, reason="enough")
     seen = watcher.end()
     assert (seen[-1].job.status, seen[-1].job.error.message) == (CANCELLED, "enough")
-    requested = [event for event in seen if event.job.HasField("cancel_requested_at") and not event.terminal]
-    assert all(event.type == PROGRESS for event in requested), "asking for a cancel is no change of status"
+    updates = [event for event in seen if event.type == UPDATED]
+    assert [event.job.HasField("cancel_requested_at") for event in updates] == [True], "asking is no change of status"
+    assert seen[0].revision < updates[0].revision < seen[-1].revision
+
+
+def update_labels(api: Api, job_id: str, **labels: str) -> pb.JobInfo:
+    return api.UpdateJob(job_id=job_id, labels=labels, update_mask=FieldMask(paths=["labels"]))
+
+
+def test_updates_come_between_the_changes_and_again_to_whoever_resumes(api: Api, site: Site) -> None:
+    job = api.submit("slow", labels={"n": "0"})
+    site.wait_for_log(job.job_id)
+    watcher = Watching(api.watch(job.job_id))
+    eventually(lambda: watcher.seen)
+    updated = [update_labels(api, job.job_id, n=str(number)) for number in (1, 2, 3)]
+    site.release()
+    seen = [event for event in watcher.end() if event.type in (STATUS, UPDATED)]
+    assert [(event.job.revision, event.job.labels) for event in seen if event.type == UPDATED] == [
+        (job.revision, job.labels) for job in updated
+    ]
+    first = watcher.seen[0].revision
+    for after in range(first, seen[-1].revision):
+        assert list(api.watch(job.job_id, after_revision=after)) == [event for event in seen if event.revision > after]
+
+
+def test_a_job_of_which_nothing_is_left_can_not_be_watched(api: Api) -> None:
+    job = api.run("good")
+    api.DeleteJob(job_id=job.job_id)
+    for after in (0, 1, job.revision, job.revision + 1):
+        with pytest.raises(grpc.RpcError) as caught:
+            next(api.watch(job.job_id, after_revision=after))
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 # Many jobs.
@@ -263,6 +292,21 @@ def test_a_watch_of_many_jobs_takes_only_what_its_filter_takes(api: Api) -> None
     assert (event.job.job_id, event.type, event.terminal) == (mine.job_id, STATUS, True)
 
 
+def test_a_watch_selects_by_labels_and_by_the_beginning_of_ids(api: Api) -> None:
+    mine = api.run("good", labels={"team": "a", "draft": ""})
+    other = api.run("good", labels={"team": "a"})
+    for selection, job in (
+        (JobFilter(label_selector="team=a,draft"), mine),
+        (JobFilter(label_selector="team in (a,b),!draft"), other),
+        (JobFilter(job_id_prefix=mine.job_id[:20].upper()), mine),
+    ):
+        for after in (0, 1):  # from the store, and from the events
+            stream = api.WatchJobs(filter=selection, after_revision=after)
+            seen = {event.job.job_id for event in itertools.takewhile(lambda event: event.type != BOOKMARK, stream)}
+            stream.cancel()
+            assert seen == {job.job_id}
+
+
 def test_a_watch_of_many_jobs_is_resumed_without_a_gap_or_a_double(api: Api) -> None:
     for _ in range(3):
         api.run("good")
@@ -272,6 +316,77 @@ def test_a_watch_of_many_jobs_is_resumed_without_a_gap_or_a_double(api: Api) -> 
         seen = list(itertools.takewhile(lambda event: event.type != BOOKMARK, stream))
         stream.cancel()
         assert [event.revision for event in seen] == list(range(after + 1, head + 1))
+
+
+def test_deleted_jobs_and_those_that_leave_a_filter_are_deleted_for_their_watchers(api: Api) -> None:
+    everything, mine = api.WatchJobs(), api.WatchJobs(filter=JobFilter(labels={"me": "1"}))
+    assert next(everything).type == next(mine).type == BOOKMARK
+    job = api.run("good", labels={"me": "1"})
+    update_labels(api, job.job_id, me="2")
+    update_labels(api, job.job_id, me="1")
+    api.DeleteJob(job_id=job.job_id)
+
+    def changes(stream: Iterator[pb.JobEvent], count: int) -> list[pb.JobEvent]:
+        found = list(itertools.islice((event for event in stream if event.type in (STATUS, UPDATED, DELETED)), count))
+        stream.cancel()  # type: ignore[attr-defined]
+        return found
+
+    revision = job.revision
+    seen = changes(mine, 6)
+    assert [event.type for event in seen] == [STATUS, STATUS, STATUS, DELETED, UPDATED, DELETED]
+    assert [event.terminal for event in seen[3:]] == [False, True, True], "it only left the filter, came back, was deleted"
+    assert [event.job for event in (seen[3], seen[5])] == [
+        pb.JobInfo(job_id=job.job_id, revision=revision + step) for step in (1, 3)
+    ]
+    assert [event.type for event in changes(everything, 6)] == [STATUS, STATUS, STATUS, UPDATED, UPDATED, DELETED]
+    resumed = changes(api.WatchJobs(after_revision=1), revision + 2)
+    assert {event.type for event in resumed} == {DELETED}, "what is gone is not sent again"
+    assert [event.revision for event in resumed] == list(range(2, revision + 4))
+
+
+def test_a_watch_resumes_over_a_deletion_after_a_restart(launch: Launch) -> None:
+    server = launch()
+    job, other = server.api.run("good"), server.api.run("good", labels={"a": "1"})
+    server.api.DeleteJob(job_id=job.job_id)
+    head = server.api.head()
+    server.terminate()
+    api = launch().api
+    assert api.head() == head
+    stream = api.WatchJobs(after_revision=1)
+    seen = list(itertools.takewhile(lambda event: event.type != BOOKMARK, stream))
+    stream.cancel()
+    assert [event.revision for event in seen] == list(range(2, head + 1))
+    assert [event.job.job_id for event in seen if event.type == DELETED] == [job.job_id] * 3
+    assert {event.job.job_id for event in seen if event.type == STATUS} == {other.job_id}
+
+
+def test_snapshots_can_be_skipped(api: Api) -> None:
+    api.run("good")
+    stream = api.WatchJobs(skip_snapshots=True)
+    first = next(stream)
+    assert (first.type, first.revision) == (BOOKMARK, api.head())
+    job = api.submit("good")
+    assert next(stream).job == pb.JobInfo.FromString(stored(job).SerializeToString())
+    stream.cancel()
+
+
+def stored(job: pb.JobInfo) -> pb.JobInfo:
+    """Return a queued job as its event has it."""
+    job.ClearField("position_in_queue")
+    job.ClearField("wait_reason")
+    return job
+
+
+def test_a_view_leaves_out_what_is_large(api: Api) -> None:
+    job = api.run("fails")
+    basic = pb.JobInfo.FromString(job.SerializeToString())
+    basic.error.ClearField("log_tail")
+    assert basic != job
+    for view, expected in ((pb.JOB_VIEW_BASIC, basic), (pb.JOB_VIEW_FULL, job), (pb.JOB_VIEW_UNSPECIFIED, job)):
+        for after in (0, 2):
+            stream = api.WatchJobs(view=view, after_revision=after)
+            assert next(stream).job == expected
+            stream.cancel()
 
 
 def test_a_watch_of_all_sees_every_change_of_a_busy_server_once(api: Api) -> None:
@@ -373,3 +488,25 @@ def test_the_command_line_follows_all_jobs_of_a_filter(api: Api, site: Site, as_
     assert (watching.returncode, errors) == (0, "")
     ids = {json.loads(line).get("job", {}).get("job_id", job.job_id) if as_json else line.split()[0] for line in lines}
     assert ids <= {before.job_id, job.job_id}, "the other job is not of the filter"
+
+
+def test_the_command_line_says_which_jobs_were_changed_and_which_are_gone(api: Api) -> None:
+    first, second = api.run("good", labels={"run": "x"}), api.run("good", labels={"run": "x"})
+    program = "from evalrpc.cli import main; main()"
+    command = (sys.executable, "-c", program, "watch-all", "--label", "run=x", "--address", api.address)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        before = [watching.stdout.readline() for _ in range(2)]
+        update_labels(api, first.job_id, run="x", note="y")
+        update_labels(api, first.job_id, run="z")
+        api.DeleteJob(job_id=second.job_id)
+        after = [watching.stdout.readline() for _ in range(3)]
+        watching.send_signal(signal.SIGINT)
+        _, errors = watching.communicate(timeout=SECONDS)
+    assert (watching.returncode, errors) == (0, "")
+    assert before == [f"{job.job_id}  COMPLETED\n" for job in (second, first)]
+    assert after == [
+        f"{first.job_id}  COMPLETED, priority 0, labels note=y, run=x\n",
+        f"{first.job_id}  no longer of the filter\n",
+        f"{second.job_id}  DELETED\n",
+    ]

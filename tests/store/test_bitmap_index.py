@@ -16,8 +16,9 @@ from store_jobs import OPENERS, SECONDS, begin, complete, finish, run, submit
 from test_listing import SetBackClock, one_job
 from test_listing import filters as job_filters
 
+from evalrpc.jobs.filters import JobMatcher
 from evalrpc.jobs.lifecycle import TERMINAL
-from evalrpc.store.base import Store, fields_match
+from evalrpc.store.base import Store
 from evalrpc.store.sqlite import bitmap_index, filters
 from evalrpc.store.sqlite.bitmap_index import BitmapIndex, Condition
 from evalrpc.store.sqlite.filters import find_jobs
@@ -96,7 +97,7 @@ class Reference:
             self.jobs = {job.job_id: job} | self.jobs
 
     def page(self, job_filter: JobFilter, older: list[str], size: int) -> list[pb.JobInfo]:
-        return [job for job in self.jobs.values() if job.job_id in older and fields_match(job, job_filter)][:size]
+        return [job for job in self.jobs.values() if job.job_id in older and JobMatcher(job_filter).matches(job)][:size]
 
 
 @settings(max_examples=40, deadline=None)

@@ -9,7 +9,24 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from store_jobs import CLOCK, OPENERS, SECONDS, Opener, begin, complete, events, finish, listed, new_job, nth, read, run, submit
+from store_jobs import (
+    CLOCK,
+    OPENERS,
+    SECONDS,
+    Gate,
+    Opener,
+    Recorder,
+    begin,
+    complete,
+    events,
+    finish,
+    listed,
+    new_job,
+    nth,
+    read,
+    run,
+    submit,
+)
 from waiting import eventually
 
 from evalrpc.errors import (
@@ -26,7 +43,8 @@ from evalrpc.errors import (
     StoreUnavailableError,
 )
 from evalrpc.jobs import transitions
-from evalrpc.store.base import Change, Expected, Store, Submission, fields_match
+from evalrpc.jobs.filters import JobMatcher
+from evalrpc.store.base import Change, Expected, Store, Submission
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.jobs_pb2 import JobFilter
 from evalrpc.v1.results_pb2 import ModelResult
@@ -36,39 +54,12 @@ COMPLETED, FAILED, CANCELLED = pb.JOB_STATUS_COMPLETED, pb.JOB_STATUS_FAILED, pb
 NEVER = Timestamp()
 
 
-class Recorder:
-    """A listener that keeps what it is notified of."""
-
-    def __init__(self) -> None:
-        self.commits: list[list[Change]] = []
-
-    def __call__(self, changes: Sequence[Change]) -> None:
-        self.commits.append(list(changes))
-
-    @property
-    def changes(self) -> list[Change]:
-        return [change for commit in self.commits for change in commit]
-
-
-class Gate:
-    """Holds up the writer thread within a write, so that a test can pile up others behind it."""
-
-    def __init__(self, store: Store) -> None:
-        self._entered, self._opened = threading.Event(), threading.Event()
-        job = submit(store)
-        self._future = store.update(job.job_id, self._hold)
-        assert self._entered.wait(SECONDS)
-
-    def open(self) -> None:
-        self._opened.set()
-        self._future.result(SECONDS)
-
-    def _hold(self, job: pb.JobInfo) -> None:
-        self._entered.set()
-        assert self._opened.wait(SECONDS)
-
-
 # Submitting.
+
+
+def delete(store: Store, job_id: str) -> None:
+    finish(store, job_id)
+    store.delete(job_id).result(SECONDS)
 
 
 def test_a_submitted_job_is_queued_with_its_time_and_revision(store: Store) -> None:
@@ -210,117 +201,6 @@ def test_a_repeated_submission_does_not_supersede_its_own_job(store: Store) -> N
     assert read(store, job.job_id).status == QUEUED
 
 
-# Identical evaluations.
-
-
-def cancel_running(store: Store, job_id: str) -> None:
-    run(store, job_id)
-    store.update(job_id, lambda job: transitions.request_cancel(job, "", CLOCK.now())).result(SECONDS)
-
-
-def fail(store: Store, job_id: str) -> None:
-    run(store, job_id)
-    store.update(job_id, lambda job: transitions.fail(job, pb.JobError(reason="R"), CLOCK.now())).result(SECONDS)
-
-
-def cancel_queued(store: Store, job_id: str) -> None:
-    store.update(job_id, lambda job: transitions.request_cancel(job, "", CLOCK.now())).result(SECONDS)
-
-
-def delete(store: Store, job_id: str) -> None:
-    finish(store, job_id)
-    store.delete(job_id).result(SECONDS)
-
-
-@pytest.mark.parametrize("step", [read, run, finish], ids=["queued", "running", "completed"])
-def test_an_identical_evaluation_gets_the_earlier_job_as_it_stands(store: Store, step: Callable[..., pb.JobInfo]) -> None:
-    job = submit(store, cache_key=b"k", labels={"a": "b"})
-    step(store, job.job_id)
-    head, before = store.head_revision, read(store, job.job_id)
-    identical = submit(store, cache_key=b"k", labels={"c": "d"}, priority=3)
-    assert identical.cached
-    identical.cached = False
-    assert identical == before == read(store, job.job_id)
-    assert store.head_revision == head
-    assert listed(store) == [job.job_id]
-
-
-@pytest.mark.parametrize("step", [fail, cancel_queued, cancel_running, delete])
-def test_a_job_that_came_to_nothing_serves_no_other(store: Store, step: Callable[..., None]) -> None:
-    job = submit(store, cache_key=b"k")
-    step(store, job.job_id)
-    assert store.find_identical(b"k") is None
-    new = submit(store, cache_key=b"k")
-    assert not new.cached
-    assert new.job_id != job.job_id
-
-
-def test_a_job_with_another_key_or_none_serves_no_other(store: Store) -> None:
-    jobs = [submit(store), submit(store), submit(store, cache_key=b"k"), submit(store, cache_key=b"other")]
-    assert len({job.job_id for job in jobs}) == 4
-    assert not any(job.cached for job in jobs)
-
-
-def test_of_several_identical_jobs_a_completed_one_is_the_answer(store: Store) -> None:
-    first = submit(store, cache_key=b"k")
-    cancel_running(store, first.job_id)
-    second = submit(store, cache_key=b"k")
-    assert submit(store, cache_key=b"k").job_id == second.job_id
-    store.update(first.job_id, complete).result(SECONDS)  # it succeeded before it was ended
-    assert submit(store, cache_key=b"k").job_id == first.job_id
-    finish(store, second.job_id)
-    assert submit(store, cache_key=b"k").job_id == second.job_id
-
-
-def test_identical_evaluations_in_one_commit_make_one_job(store: Store) -> None:
-    gate = Gate(store)
-    futures = [store.submit(Submission(new_job(), f"r{number}", b"f", b"k")) for number in range(50)]
-    gate.open()
-    jobs = [future.result(SECONDS) for future in futures]
-    assert len({job.job_id for job in jobs}) == 1
-    assert [job.cached for job in jobs] == [False] + [True] * 49
-    assert len(listed(store)) == 2
-
-
-def test_a_request_id_stays_with_the_identical_job_that_it_got(open_store: Opener) -> None:
-    store = open_store()
-    job = submit(store, "r1", cache_key=b"k")
-    assert submit(store, "r2", cache_key=b"k").job_id == job.job_id
-    fail(store, job.job_id)
-    store.close()
-    store = open_store()
-    again = submit(store, "r2", cache_key=b"k")
-    assert (again.job_id, again.status, again.cached) == (job.job_id, FAILED, True)
-    assert not submit(store, "r1", cache_key=b"k").cached, "it made the job itself"
-    with pytest.raises(RequestIdReusedError):
-        submit(store, "r2", b"other", cache_key=b"k")
-    assert submit(store, "r3", cache_key=b"k").job_id != job.job_id
-
-
-def test_the_request_id_that_got_an_identical_job_is_free_again_once_that_is_deleted(store: Store) -> None:
-    job = submit(store, cache_key=b"k")
-    submit(store, "r", cache_key=b"k")
-    delete(store, job.job_id)
-    new = submit(store, "r", b"other", cache_key=b"k")
-    assert (new.job_id != job.job_id, new.cached) == (True, False)
-
-
-def test_an_identical_job_is_found_in_a_full_queue_and_after_reopening(open_store: Opener) -> None:
-    store = open_store(max_queued=1)
-    job = submit(store, cache_key=b"k")
-    store.close()
-    store = open_store(max_queued=1)
-    assert submit(store, cache_key=b"k").job_id == job.job_id
-
-
-def test_looking_for_an_identical_job_changes_nothing(store: Store) -> None:
-    job = submit(store, "r1", cache_key=b"k")
-    identical = store.find_identical(b"k")
-    assert identical is not None
-    assert (identical.job_id, identical.cached) == (job.job_id, True)
-    assert (listed(store), store.head_revision) == ([job.job_id], job.revision)
-
-
 # Changing.
 
 
@@ -336,17 +216,125 @@ def test_a_status_change_has_the_next_revision_and_its_event_in_the_journal(stor
     assert events(store)[-1].job == done
 
 
-def test_a_change_within_a_status_makes_no_event(store: Store) -> None:
+def relabel(store: Store, job_id: str, **labels: str) -> pb.JobInfo:
+    return store.update(job_id, lambda job: transitions.update(job, labels, None)).result(SECONDS)
+
+
+def prioritise(store: Store, job_id: str, priority: int) -> pb.JobInfo:
+    return store.update(job_id, lambda job: transitions.update(job, None, priority)).result(SECONDS)
+
+
+def test_partial_results_make_no_event(store: Store) -> None:
     job = submit(store)
     run(store, job.job_id)
     recorder = Recorder()
     store.follow(store.position, recorder)
-    changed = store.update(job.job_id, lambda job: transitions.request_cancel(job, "why", CLOCK.now())).result(SECONDS)
+    results = {"m": ModelResult(results="/r.json")}
+    changed = store.update(job.job_id, lambda job: transitions.keep_results(job, results)).result(SECONDS)
     assert changed.revision == store.head_revision == nth(store, 2)
-    assert read(store, job.job_id).cancel_reason == "why"
+    assert read(store, job.job_id).results["m"].results == "/r.json"
     assert len(events(store)) == 2
     (change,) = recorder.changes
+    assert change.event is None
     assert not change.status_changed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda job: transitions.update(job, {"a": "2"}, None),
+        lambda job: transitions.update(job, {}, None),
+        lambda job: transitions.update(job, None, 5),
+        lambda job: transitions.request_cancel(job, "why", CLOCK.now()),
+    ],
+    ids=["labels", "no labels", "priority", "cancel"],
+)
+def test_what_clients_change_within_a_status_has_a_revision_and_an_event_of_its_own(
+    store: Store, change: Callable[[pb.JobInfo], None]
+) -> None:
+    job = run(store, submit(store, labels={"a": "1"}).job_id)
+    recorder = Recorder()
+    store.follow(store.position, recorder)
+    changed = store.update(job.job_id, change).result(SECONDS)
+    assert changed.revision == store.head_revision == nth(store, 3)
+    assert read(store, job.job_id) == changed
+    last = events(store)[-1]
+    assert (last.type, last.revision, last.terminal) == (pb.JOB_EVENT_TYPE_UPDATED, changed.revision, False)
+    assert last.job == changed
+    assert last.HasField("time")
+    (told,) = recorder.changes
+    assert told.event is not None
+    assert told.event == store.events_after(job.revision, 10)[0]
+    assert (told.previous, told.status_changed) == (RUNNING, False)
+
+
+def test_an_update_that_changes_nothing_is_no_change(store: Store) -> None:
+    job = run(store, submit(store, labels={"a": "1"}, priority=3).job_id)
+    recorder = Recorder()
+    store.follow(store.position, recorder)
+    same = store.update(job.job_id, lambda job: transitions.update(job, {"a": "1"}, 3)).result(SECONDS)
+    assert same == job
+    assert store.head_revision == job.revision
+    assert len(events(store)) == 2
+    assert recorder.changes == []
+
+
+def test_an_event_says_what_the_job_was_before(store: Store) -> None:
+    job_id = submit(store, labels={"a": "1"}).job_id
+    relabel(store, job_id, b="2")
+    prioritise(store, job_id, 1)
+    run(store, job_id)
+    assert [(event.previous, event.labels_before) for event in store.events_after(0, 10)] == [
+        (pb.JOB_STATUS_UNSPECIFIED, None),
+        (QUEUED, {"a": "1"}),
+        (QUEUED, None),
+        (QUEUED, None),
+    ]
+    assert [event.type for event in events(store)] == [
+        pb.JOB_EVENT_TYPE_STATUS,
+        pb.JOB_EVENT_TYPE_UPDATED,
+        pb.JOB_EVENT_TYPE_UPDATED,
+        pb.JOB_EVENT_TYPE_STATUS,
+    ]
+
+
+def test_jobs_are_found_by_their_labels_of_now_and_queued_by_their_priority_of_now(open_store: Opener) -> None:
+    store = open_store()
+    job, other = submit(store, labels={"a": "1", "b": "1"}), submit(store)
+    relabel(store, job.job_id, a="2", c="3")
+    prioritise(store, job.job_id, 7)
+    for _ in range(2):
+        assert listed(store, labels={"a": "2"}) == listed(store, labels={"c": "3"}) == [job.job_id]
+        assert listed(store, labels={"a": "1"}) == listed(store, labels={"b": "1"}) == []
+        assert [(row.job_id, row.priority) for row in store.queued_rows()] == [(job.job_id, 7), (other.job_id, 0)]
+        store.close()
+        store = open_store()
+    delete(store, job.job_id)
+    assert listed(store, labels={"a": "2"}) == []
+
+
+def test_a_job_can_be_submitted_changed_and_deleted_in_one_commit(store: Store) -> None:
+    job = new_job(labels={"a": "1"})
+    gate = Gate(store)
+    steps: list[Future[Any]] = [
+        store.submit(Submission(job)),
+        store.update(job.job_id, lambda job: transitions.update(job, {"a": "2"}, 4)),
+        store.update(job.job_id, begin),
+        store.update(job.job_id, lambda job: transitions.update(job, {"b": "3"}, None)),
+    ]
+    gate.open()
+    for step in steps:
+        step.result(SECONDS)
+    assert listed(store, labels={"b": "3"}) == [job.job_id]
+    assert listed(store, labels={"a": "1"}) == listed(store, labels={"a": "2"}) == []
+    gate = Gate(store)
+    steps = [store.update(job.job_id, complete), store.delete(job.job_id)]
+    gate.open()
+    for step in steps:
+        step.result(SECONDS)
+    kinds = [event.type for event in events(store) if event.job.job_id == job.job_id]
+    assert kinds == [pb.JOB_EVENT_TYPE_DELETED] * 6
+    assert listed(store, labels={"b": "3"}) == []
 
 
 def test_what_the_lifecycle_forbids_is_refused_and_changes_nothing(store: Store) -> None:
@@ -385,6 +373,16 @@ def test_an_update_of_a_job_that_is_not_as_expected_is_refused_and_never_runs(st
     with pytest.raises(ConflictError, match="it is RUNNING, with 1 attempts"):
         store.update(job_id, complete, Expected(RUNNING, 2)).result(SECONDS)
     assert store.update(job_id, complete, Expected(RUNNING, 1)).result(SECONDS).status == COMPLETED
+
+
+def test_an_update_that_expects_another_revision_is_refused_with_that_of_now(store: Store) -> None:
+    job = submit(store)
+    changed = prioritise(store, job.job_id, 1)
+    with pytest.raises(ConflictError) as caught:
+        store.update(job.job_id, begin, Expected(revision=job.revision)).result(SECONDS)
+    assert caught.value.metadata == {"revision": str(changed.revision)}
+    assert read(store, job.job_id) == changed
+    assert store.update(job.job_id, begin, Expected(revision=changed.revision)).result(SECONDS).status == RUNNING
 
 
 def test_of_two_updates_that_expect_the_same_in_one_commit_the_first_counts(store: Store) -> None:
@@ -576,8 +574,9 @@ def test_a_change_says_what_was_before_and_where_the_job_stands_in_the_order_of_
     sequences = {change.job.job_id: change.sequence for change in recorder.changes}
     assert sequences[first.job_id] < sequences[second.job_id]
     for change in recorder.changes:
-        if change.event is not None:
-            assert pb.JobEvent.FromString(change.event).job == change.job
+        assert change.event is not None
+        if not change.deleted:
+            assert change.event.parse().job == change.job
 
 
 # Deleting.
@@ -591,22 +590,113 @@ def test_a_live_job_can_not_be_deleted(store: Store, make: Callable[[Store, pb.J
     assert read(store, job.job_id) == job
 
 
-def test_a_deleted_job_is_gone_but_its_events_stay(open_store: Opener) -> None:
+def test_a_deleted_job_is_gone_and_its_events_are_blank(open_store: Opener) -> None:
     store = open_store()
-    job = submit(store, labels={"a": "b"})
+    job, other = submit(store, labels={"a": "b"}), submit(store)
+    relabel(store, job.job_id, a="c")
     finish(store, job.job_id)
+    recorder = Recorder()
+    store.follow(store.position, recorder)
     journal = events(store)
     store.delete(job.job_id).result(SECONDS)
+    revision = nth(store, 6)
+    (change,) = recorder.changes
+    assert change.deleted
+    assert change.event == store.events_after(nth(store, 5), 10)[0]
     for _ in range(2):
+        assert store.head_revision == revision
         assert store.cached_job(job.job_id) is None
         with pytest.raises(JobNotFoundError):
             store.job(job.job_id)
-        assert listed(store) == listed(store, labels={"a": "b"}) == listed(store, tasks=["t"]) == []
+        with pytest.raises(JobNotFoundError):
+            events(store, job_id=job.job_id)
+        assert listed(store) == [other.job_id]
+        assert listed(store, labels={"a": "c"}) == []
         assert store.status_counts()[COMPLETED] == 0
-        assert events(store) == journal
+        blanked = events(store)
+        assert [event.revision for event in blanked] == [*(event.revision for event in journal), revision]
+        for before, event in zip(journal, blanked, strict=False):
+            gone = pb.JobInfo(job_id=job.job_id, revision=event.revision)
+            kind = pb.JOB_EVENT_TYPE_DELETED
+            if event.job.job_id == job.job_id:
+                assert event == pb.JobEvent(type=kind, revision=event.revision, time=before.time, job=gone, terminal=True)
+            else:
+                assert event == before
+        assert (blanked[-1].type, blanked[-1].job.job_id, blanked[-1].terminal) == (kind, job.job_id, True)
+        assert all(event.previous is None and event.labels_before is None for event in store.events_after(nth(store, 2), 10))
         store.close()
         store = open_store()
-    assert submit(store).revision == nth(store, 4)
+    assert submit(store).revision == nth(store, 7)
+
+
+def test_a_deletion_is_compacted_as_any_event_and_its_revision_never_comes_again(open_store: Opener) -> None:
+    store = open_store()
+    delete(store, submit(store).job_id)
+    assert store.compact(nth(store, 2), NEVER).result(SECONDS) == nth(store, 2)
+    assert [event.type for event in events(store, after=nth(store, 2))] == [pb.JOB_EVENT_TYPE_DELETED] * 2
+    later = Timestamp()
+    later.FromNanoseconds(CLOCK.now().ToNanoseconds() + 10**9)
+    assert store.compact(1000, later).result(SECONDS) == nth(store, 4)
+    store.close()
+    store = open_store()
+    assert (store.head_revision, store.oldest_revision) == (nth(store, 4), nth(store, 4))
+    assert submit(store).revision == nth(store, 5)
+
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["submit", "begin", "complete", "lose", "labels", "priority", "cancel", "delete"]), st.integers(0, 3)
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(script=steps)
+def test_revisions_grow_with_every_event_and_the_journal_is_what_followers_heard_but_for_deleted_jobs(
+    tmp_path_factory: pytest.TempPathFactory, script: list[tuple[str, int]]
+) -> None:
+    changes: dict[str, Callable[[pb.JobInfo], None]] = {
+        "begin": begin,
+        "complete": complete,
+        "lose": lambda job: transitions.fail(job, pb.JobError(reason="R"), CLOCK.now()),
+        "labels": lambda job: transitions.update(job, {"a": str(len(job.attempts)), "b": str(job.priority)}, None),
+        "priority": lambda job: transitions.update(job, None, job.priority + 1),
+        "cancel": lambda job: transitions.request_cancel(job, "", CLOCK.now()),
+    }
+    for name in OPENERS:
+        store = OPENERS[name](tmp_path_factory.mktemp("store") / "data", 1000)
+        try:
+            recorder = Recorder()
+            store.follow(store.position, recorder)
+            ids: list[str] = []
+            writes: list[Future[Any]] = []
+            for kind, number in script:
+                job_id = ids[number % len(ids)] if ids else "nobody"
+                if kind == "submit":
+                    ids.append(submit(store).job_id)
+                elif kind == "delete":
+                    writes.append(store.delete(job_id))
+                else:
+                    writes.append(store.update(job_id, changes[kind]))
+            for write in writes:
+                write.exception(SECONDS)
+            heard = [change.event for change in recorder.changes if change.event is not None]
+            revisions = [event.revision for event in heard]
+            assert revisions == [nth(store, number + 1) for number in range(len(heard))]
+            assert store.head_revision == max(revisions, default=0)
+            gone = {change.job.job_id for change in recorder.changes if change.deleted}
+            for event, journalled in zip(heard, store.events_after(0, 1000), strict=True):
+                assert event.revision == journalled.revision
+                if journalled.parse().job.job_id in gone:
+                    assert journalled.parse().type == pb.JOB_EVENT_TYPE_DELETED
+                else:
+                    assert event == journalled
+            for job_id in set(ids) - gone:
+                assert read(store, job_id) == events(store, job_id=job_id)[-1].job
+                assert listed(store, labels=dict(read(store, job_id).labels)).count(job_id) == 1
+        finally:
+            store.close()
 
 
 # Listing.
@@ -677,7 +767,7 @@ def test_every_filter_takes_just_the_jobs_that_match(
                 job_filter.created_after.CopyFrom(jobs[after % len(jobs)].created_at)
             if jobs and before is not None:
                 job_filter.created_before.CopyFrom(jobs[before % len(jobs)].created_at)
-            expected = [job for job in jobs[::-1] if fields_match(job, job_filter)]
+            expected = [job for job in jobs[::-1] if JobMatcher(job_filter).matches(job)]
             assert [job for _, job in store.list_jobs(job_filter, None, 100)] == expected
             assert [job for _, job in store.list_jobs(job_filter, None, 2)] == expected[:2]
         finally:

@@ -1,7 +1,8 @@
-"""Any filter lists just what `fields_match` takes, whole and page by page, and even where the clock was set back meanwhile."""
+"""Any filter lists just what `JobMatcher` takes, whole and page by page, and even where the clock was set back meanwhile."""
 
 import random
 import sqlite3
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from selector_cases import selectors
 from store_jobs import OPENERS, SECONDS, finish, new_job, read, run, submit
 
-from evalrpc.store.base import Store, fields_match
+from evalrpc.jobs.filters import JobMatcher
+from evalrpc.store.base import Store
 from evalrpc.store.sqlite import bitmap_index
 from evalrpc.store.sqlite import filters as filters_module
 from evalrpc.store.sqlite.migrations import MIGRATIONS
@@ -22,6 +25,7 @@ from evalrpc.v1.jobs_pb2 import JobFilter
 JOBS = 200
 MODELS, TASKS, HARNESSES = ["m1", "m2", "m3", "m4"], ["t1", "t2", "t3", "t4"], ["h1", "h2"]
 LABELS, VALUES = ["a", "b", "c"], ["1", "2"]
+PREFIXES = ["0b54", "0b54e7a6-3a", "0b55"]
 STATUSES = [pb.JOB_STATUS_QUEUED, pb.JOB_STATUS_RUNNING, pb.JOB_STATUS_COMPLETED, pb.JOB_STATUS_FAILED]
 BEGIN = 1_700_000_000
 
@@ -74,10 +78,15 @@ def one_job(store: Store, dice: random.Random) -> pb.JobInfo:
     tasks = dice.sample(TASKS, dice.randint(1, 3))
     labels = {label: dice.choice(VALUES) for label in dice.sample(LABELS, dice.randint(0, 3))}
     request = {"model": dice.choice(MODELS), "tasks": tasks, "harness": dice.choice(HARNESSES)}
-    job = submit(store, request=request, labels=labels)
+    job = submit(store, job_id=job_id(dice), request=request, labels=labels)
     if dice.random() < 0.6:
         dice.choice((run, finish))(store, job.job_id)
     return read(store, job.job_id)
+
+
+def job_id(dice: random.Random) -> str:
+    prefix = dice.choice(PREFIXES)
+    return prefix + str(uuid.UUID(int=dice.getrandbits(128), version=4))[len(prefix) :]
 
 
 times = st.none() | st.integers(BEGIN, BEGIN + 2 * JOBS).map(lambda seconds: Timestamp(seconds=seconds))
@@ -90,13 +99,17 @@ filters = st.builds(
     labels=st.dictionaries(st.sampled_from(LABELS), st.sampled_from(VALUES)),
     created_after=times,
     created_before=times,
+    label_selector=selectors(st.sampled_from([*LABELS, "none"]), st.sampled_from([*VALUES, "", "none"])).map(
+        lambda selector: selector.text
+    ),
+    job_id_prefix=st.sampled_from(["", "", *PREFIXES, "0B54", "0b54f", "ffff"]),
 )
 
 
 @settings(max_examples=300, deadline=None)
 @given(job_filter=filters, page_size=st.integers(1, 20))
 def test_a_filter_lists_what_matches(filled: Filled, job_filter: JobFilter, page_size: int) -> None:
-    matching = [job for job in filled.jobs if fields_match(job, job_filter)]
+    matching = [job for job in filled.jobs if JobMatcher(job_filter).matches(job)]
     assert [job for _, job in filled.store.list_jobs(job_filter, None, JOBS)] == matching
     paged: list[pb.JobInfo] = []
     before = None

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from store_jobs import SECONDS, finish, listed, new_job, read, run, submit
+from store_jobs import SECONDS, Gate, complete, finish, listed, new_job, read, run, submit
 
 from evalrpc.clock import SystemClock
 from evalrpc.errors import ConfigurationError, DataDirectoryInUseError, StoreUnavailableError
+from evalrpc.jobs import transitions
 from evalrpc.store.base import StoredJob, Submission
 from evalrpc.store.cache import JobCache
 from evalrpc.store.sqlite.migrations import MIGRATIONS
@@ -21,6 +22,7 @@ from evalrpc.store.sqlite.store import DATABASE_NAME, SqliteStore
 from evalrpc.store.sqlite.transaction import Transaction
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.jobs_pb2 import JobFilter
+from evalrpc.v1.results_pb2 import ModelResult
 
 
 @pytest.fixture
@@ -175,8 +177,63 @@ def test_a_database_of_an_earlier_version_is_brought_up_to_date(data_dir: Path) 
     assert [event.revision for event in store.events_after(0, 10, "j")] == [3]
     assert [event.revision for event in store.events_after(0, 10)] == [3, 4]
     assert store.job(submit(store).job_id).sequence == 10
-    assert submit(store, cache_key=b"k").job_id == submit(store, cache_key=b"k").job_id
+    source = submit(store, cache_key=b"k")
+    assert submit(store, cache_key=b"k").cached_from == source.job_id
     store.close()
+
+
+def test_jobs_of_a_store_in_which_a_hit_was_no_job_are_shared_by_new_ones(data_dir: Path) -> None:
+    data_dir.mkdir()
+    connection = sqlite3.connect(database(data_dir))
+    connection.executescript(f"{''.join(MIGRATIONS[:4])} PRAGMA user_version = 4;")
+    for sequence, (job_id, status) in enumerate((("done", 3), ("other", 3), ("waiting", 1), ("failed", 4)), start=1):
+        job = pb.JobInfo(job_id=job_id, status=status, attempt=1)
+        row = (sequence, job_id, status, "h", "m", 0, 0, None, f"r{sequence}", b"f", 1, 0, 1 if status > 2 else None)
+        connection.execute(f"INSERT INTO jobs VALUES ({', '.join('?' * 14)})", (*row, job.SerializeToString()))
+    connection.execute("INSERT INTO twins VALUES (x'6b', 1), (x'6c', 3), (x'6d', 4)")
+    connection.execute("INSERT INTO joined_requests VALUES ('joined', x'66', 1)")
+    connection.commit()
+    connection.close()
+    store = open_store(data_dir)
+    assert submit(store, cache_key=b"k").cached_from == "done"
+    assert submit(store, cache_key=b"l").cached_from == "waiting"
+    assert submit(store, cache_key=b"m").cached_from == ""
+    assert submit(store, "r1", b"f").job_id == "done"
+    again = submit(store, "joined", b"f", cache_key=b"k")
+    assert (again.status, again.cached_from) == (pb.JOB_STATUS_COMPLETED, "done"), "a job that was submitted before is one now"
+    assert submit(store, "joined", b"f", cache_key=b"k") == again
+    assert store.delete("other").result(SECONDS).files_of == "other"
+    store.close()
+
+
+def test_events_of_an_earlier_version_do_not_say_what_was_before(data_dir: Path) -> None:
+    data_dir.mkdir()
+    connection = sqlite3.connect(database(data_dir))
+    connection.executescript("".join(MIGRATIONS[:4]) + "PRAGMA user_version = 4;")
+    connection.execute("INSERT INTO journal VALUES (3, 7, 1, ?)", (b"",))
+    connection.commit()
+    connection.close()
+    store = open_store(data_dir)
+    assert [(event.previous, event.labels_before) for event in store.events_after(0, 10)] == [(None, None)]
+    store.close()
+
+
+def test_nothing_of_a_deleted_job_is_left_in_any_table(store: SqliteStore, data_dir: Path) -> None:
+    job = submit(store, labels={"label": "findme-1"}, request={"model": "findme-2", "tasks": ["findme-3"]})
+    store.update(job.job_id, lambda job: transitions.update(job, {"label": "findme-4"}, None)).result(SECONDS)
+    finish(store, job.job_id)
+    assert "findme" in "".join(dump(data_dir))
+    store.delete(job.job_id).result(SECONDS)
+    assert "findme" not in "".join(dump(data_dir))
+
+
+def dump(data_dir: Path) -> list[str]:
+    """Return all rows of all tables, with what is in their blobs."""
+    connection = sqlite3.connect(database(data_dir))
+    tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    rows = [repr(row) for table in tables for row in connection.execute(f"SELECT * FROM {table}")]
+    connection.close()
+    return rows
 
 
 def set_version(path: Path, version: int) -> None:
@@ -283,6 +340,33 @@ def test_a_running_job_keeps_its_state_while_the_disk_is_full(store: SqliteStore
     assert len(store.update(job.job_id, grow).result(SECONDS).cancel_reason) == 100_000
 
 
+def test_a_follower_that_could_not_be_written_is_not_waited_for_and_one_that_was_is(store: SqliteStore) -> None:
+    source = run(store, submit(store, cache_key=b"k").job_id)
+    fill_disk(store)
+    submit_until_full(store)
+    with pytest.raises(StoreUnavailableError):
+        submit(store, cache_key=b"k", labels={"pad": "x" * 100_000})
+    assert store._followed == set()
+    make_room(store)
+    follower = submit(store, cache_key=b"k")
+    assert store.update(source.job_id, complete).result(SECONDS).status == read(store, follower.job_id).status
+
+
+def test_an_end_that_could_not_be_written_leaves_the_followers_and_is_written_with_them_later(store: SqliteStore) -> None:
+    source = run(store, submit(store, cache_key=b"k").job_id)
+    followers = [submit(store, cache_key=b"k").job_id for _ in range(2)]
+    before = [read(store, job_id) for job_id in followers]
+    fill_disk(store)
+    submit_until_full(store)
+    results = {"m": ModelResult(results="x" * 100_000)}
+    with pytest.raises(StoreUnavailableError):
+        store.update(source.job_id, lambda job: transitions.complete(job, results, SystemClock().now())).result(SECONDS)
+    assert [read(store, job_id) for job_id in (source.job_id, *followers)] == [source, *before]
+    make_room(store)
+    store.update(source.job_id, lambda job: transitions.complete(job, results, SystemClock().now())).result(SECONDS)
+    assert [read(store, job_id).results["m"].results for job_id in followers] == ["x" * 100_000] * 2
+
+
 # A disk that gives back something else.
 
 
@@ -305,6 +389,54 @@ def test_a_job_that_the_disk_has_garbled_is_reported_and_stops_nothing_else(stor
             read_it()
     assert finish(store, job).status == pb.JOB_STATUS_COMPLETED
     store.close()
+
+
+def test_a_garbled_follower_stops_neither_its_source_nor_the_others(data_dir: Path) -> None:
+    for end, expected in ((complete, pb.JOB_STATUS_COMPLETED), (cancel, pb.JOB_STATUS_QUEUED)):
+        store = open_store(data_dir)
+        source = run(store, submit(store, cache_key=b"k").job_id)
+        garbled, follower = submit(store, cache_key=b"k").job_id, submit(store, cache_key=b"k").job_id
+        store.close()
+        connection = sqlite3.connect(database(data_dir))
+        connection.execute("UPDATE jobs SET job = x'0aff' WHERE job_id = ?", (garbled,))
+        connection.commit()
+        connection.close()
+        store = open_store(data_dir)
+        store.update(source.job_id, end).result(SECONDS)
+        assert read(store, follower).status == expected
+        for job_id in (source.job_id, follower):  # so that the next round shares nothing
+            if read(store, job_id).status == pb.JOB_STATUS_QUEUED:
+                store.update(job_id, lambda job: transitions.cancel(job, SystemClock().now())).result(SECONDS)
+            store.delete(job_id).result(SECONDS)
+        store.close()
+
+
+def cancel(job: pb.JobInfo) -> None:
+    transitions.cancel(job, SystemClock().now())
+
+
+# What followers cost those who have none.
+
+
+def test_jobs_without_followers_end_without_a_query_and_are_not_remembered(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [run(store, submit(store, cache_key=b"%d" % number).job_id) for number in range(20)]
+    followed = run(store, submit(store, cache_key=b"k").job_id)
+    submit(store, cache_key=b"k")
+    assert store._followed == {followed.job_id}
+    flushes: list[int] = []
+    flush = Transaction.flush
+    monkeypatch.setattr(Transaction, "flush", lambda transaction: flushes.append(1) or flush(transaction))
+    gate = Gate(store)
+    before = len(flushes)
+    futures = [store.update(job.job_id, complete) for job in jobs]
+    gate.open()
+    for future in futures:
+        future.result(SECONDS)
+    assert len(flushes) - before <= 2, "one per commit: that of the gate, and that of all the others"
+    assert store.update(followed.job_id, complete).result(SECONDS).status == pb.JOB_STATUS_COMPLETED
+    assert store._followed == set()
 
 
 def test_a_database_that_is_gone_is_not_begun_anew_beside_its_journal_or_its_jobs(data_dir: Path) -> None:

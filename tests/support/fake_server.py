@@ -13,7 +13,7 @@ from google.protobuf.struct_pb2 import Struct
 from google.rpc import error_details_pb2, status_pb2
 from waiting import DEADLINE_SECONDS
 
-from evalrpc.errors import DOMAIN, EvalrpcError, InvalidRequestError, JobNotFoundError
+from evalrpc.errors import DOMAIN, ConflictError, EvalrpcError, InvalidRequestError, JobNotFoundError
 from evalrpc.v1.catalog_pb2 import (
     GetServerInfoRequest,
     GetServerInfoResponse,
@@ -50,6 +50,7 @@ from evalrpc.v1.jobs_pb2 import (
     ListJobsRequest,
     ListJobsResponse,
     SubmitJobRequest,
+    UpdateJobRequest,
     WatchJobRequest,
     WatchJobsRequest,
 )
@@ -98,8 +99,13 @@ class FakeService(EvaluationServiceServicer):
         self.truncated_fields: list[str] = []
         self.metrics: list[ModelMetric] = []
         self.history = GetHistoryResponse()
-
+        gpus = [Gpu(id="0", name="H200", job_id=JOB_ID), Gpu(id="1", name="H200")]
+        self.queue = GetQueueResponse(queued_count=3, running_count=1, running_job_ids=[JOB_ID], gpus=gpus, max_running=2)
         self.comparison = CompareJobsResponse()
+        missing = HarnessInfo(name="nightly", kind="command", unavailable_reason="no such program")
+        self.harnesses = [HarnessInfo(name="lmms-eval", version="0.5", available=True), missing]
+        self.info = GetServerInfoResponse(version="9.9.9", gpu_count=2, capabilities=["GetJob"])
+        self.warnings: list[str] = []
         self.names = ["mme", "mmmu_val", "mmstar"]
         self.received: defaultdict[str, list[Message]] = defaultdict(list)
         self.errors: defaultdict[str, list[EvalrpcError]] = defaultdict(list)
@@ -108,12 +114,21 @@ class FakeService(EvaluationServiceServicer):
         self.changed = threading.Condition()
         self.watchers = 0
 
-    def change(self, job: JobInfo) -> None:
-        """Store a status change and notify the watchers."""
+    def change(self, job: JobInfo, kind: JobEventType = JobEventType.JOB_EVENT_TYPE_STATUS) -> None:
+        """Store a change and notify the watchers."""
         with self.changed:
             job.revision = len(self.journal) + 1
             self.jobs[job.job_id] = job
-            self.journal.append(_event(JobEventType.JOB_EVENT_TYPE_STATUS, job))
+            self.journal.append(_event(kind, job))
+            self.changed.notify_all()
+
+    def delete(self, job_id: str) -> None:
+        """Forget a job and notify the watchers."""
+        with self.changed:
+            del self.jobs[job_id]
+            gone = JobInfo(job_id=job_id, revision=len(self.journal) + 1)
+            kind = JobEventType.JOB_EVENT_TYPE_DELETED
+            self.journal.append(JobEvent(type=kind, revision=gone.revision, job=gone, terminal=True))
             self.changed.notify_all()
 
     def finish_log(self, data: bytes) -> None:
@@ -141,7 +156,13 @@ class FakeService(EvaluationServiceServicer):
 
     def SubmitJob(self, request: SubmitJobRequest, context: grpc.ServicerContext) -> JobInfo:  # noqa: N802
         self._take(request, context)
-        job = JobInfo(job_id=JOB_ID, status=JobStatus.JOB_STATUS_QUEUED, position_in_queue=0, request=request.request)
+        job = JobInfo(
+            job_id=JOB_ID,
+            status=JobStatus.JOB_STATUS_QUEUED,
+            position_in_queue=0,
+            request=request.request,
+            warnings=self.warnings,
+        )
         if request.validate_only:
             job.job_id = ""
         else:
@@ -161,26 +182,36 @@ class FakeService(EvaluationServiceServicer):
 
     def DeleteJob(self, request: DeleteJobRequest, context: grpc.ServicerContext) -> DeleteJobResponse:  # noqa: N802
         self._take(request, context)
-        self.jobs.pop(self._job(request.job_id, context).job_id)
+        self.delete(self._job(request.job_id, context).job_id)
         return DeleteJobResponse()
+
+    def UpdateJob(self, request: UpdateJobRequest, context: grpc.ServicerContext) -> JobInfo:  # noqa: N802
+        self._take(request, context)
+        job = JobInfo()
+        job.CopyFrom(self._job(request.job_id, context))
+        if request.HasField("expected_revision") and request.expected_revision != job.revision:
+            _abort(context, ConflictError("changed meanwhile", metadata={"revision": str(job.revision)}))
+        for path in request.update_mask.paths:
+            job.ClearField(path)
+        job.MergeFrom(JobInfo(**{path: getattr(request, path) for path in request.update_mask.paths}))
+        self.change(job, JobEventType.JOB_EVENT_TYPE_UPDATED)
+        return job
 
     def GetQueue(self, request: GetQueueRequest, context: grpc.ServicerContext) -> GetQueueResponse:  # noqa: N802
         self._take(request, context)
-        gpus = [Gpu(id="0", name="H200", job_id=JOB_ID), Gpu(id="1", name="H200")]
-        return GetQueueResponse(queued_count=3, running_count=1, running_job_ids=[JOB_ID], gpus=gpus, max_running=2)
+        return self.queue
 
     def GetServerInfo(  # noqa: N802
         self, request: GetServerInfoRequest, context: grpc.ServicerContext
     ) -> GetServerInfoResponse:
         self._take(request, context)
-        return GetServerInfoResponse(version="9.9.9", gpu_count=2, capabilities=["GetJob"])
+        return self.info
 
     def ListHarnesses(  # noqa: N802
         self, request: ListHarnessesRequest, context: grpc.ServicerContext
     ) -> ListHarnessesResponse:
         self._take(request, context)
-        missing = HarnessInfo(name="nightly", kind="command", unavailable_reason="no such program")
-        return ListHarnessesResponse(harnesses=[HarnessInfo(name="lmms-eval", version="0.5", available=True), missing])
+        return ListHarnessesResponse(harnesses=self.harnesses)
 
     def ListJobs(self, request: ListJobsRequest, context: grpc.ServicerContext) -> ListJobsResponse:  # noqa: N802
         self._take(request, context)

@@ -1,7 +1,8 @@
 """Shorthands for what the store tests do over and over."""
 
+import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from waiting import DEADLINE_SECONDS as SECONDS
 
 from evalrpc.clock import Clock, SystemClock
 from evalrpc.jobs import transitions
-from evalrpc.store.base import Store, Submission
+from evalrpc.store.base import Change, Store, Submission
 from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.testing.shared_store import REVISION_STEP, Database, SharedStore, SoleSharedStore
 from evalrpc.v1 import jobs_pb2 as pb
@@ -39,7 +40,8 @@ def nth(store: Store, number: int) -> int:
 
 def new_job(**fields: Any) -> pb.JobInfo:
     request = {"harness": "h", "model": "m", "tasks": ["t"]} | fields.pop("request", {})
-    return pb.JobInfo(job_id=str(uuid.uuid4()), request=pb.EvaluateRequest(**request), max_attempts=1, **fields)
+    job_id = fields.pop("job_id", str(uuid.uuid4()))
+    return pb.JobInfo(job_id=job_id, request=pb.EvaluateRequest(**request), **{"max_attempts": 1} | fields)
 
 
 def submit(store: Store, request_id: str = "", fingerprint: bytes = b"f", cache_key: bytes = b"", **fields: Any) -> pb.JobInfo:
@@ -73,3 +75,35 @@ def listed(store: Store, before: int | None = None, limit: int = 1000, **conditi
 
 def events(store: Store, after: int = 0, limit: int = 10_000, job_id: str | None = None) -> list[pb.JobEvent]:
     return [pb.JobEvent.FromString(event.event) for event in store.events_after(after, limit, job_id)]
+
+
+class Recorder:
+    """A listener that keeps what it is notified of."""
+
+    def __init__(self) -> None:
+        self.commits: list[list[Change]] = []
+
+    def __call__(self, changes: Sequence[Change]) -> None:
+        self.commits.append(list(changes))
+
+    @property
+    def changes(self) -> list[Change]:
+        return [change for commit in self.commits for change in commit]
+
+
+class Gate:
+    """Holds up the writer thread within a write, so that a test can pile up others behind it."""
+
+    def __init__(self, store: Store) -> None:
+        self._entered, self._opened = threading.Event(), threading.Event()
+        job = submit(store)
+        self._future = store.update(job.job_id, self._hold)
+        assert self._entered.wait(SECONDS)
+
+    def open(self) -> None:
+        self._opened.set()
+        self._future.result(SECONDS)
+
+    def _hold(self, job: pb.JobInfo) -> None:
+        self._entered.set()
+        assert self._opened.wait(SECONDS)

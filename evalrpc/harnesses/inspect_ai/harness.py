@@ -15,8 +15,17 @@ from evalrpc.errors import FieldViolation, RunFailedError
 from evalrpc.harnesses import arguments
 from evalrpc.harnesses.arguments import plain_arguments
 from evalrpc.harnesses.base import Command, Exit, Run, SampleRow
+from evalrpc.harnesses.failed_answers import require_answers
 from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
-from evalrpc.harnesses.inspect_ai.logs import SUCCESS, Log, read_finished_log, read_logs, read_samples, result_of_logs
+from evalrpc.harnesses.inspect_ai.logs import (
+    SUCCESS,
+    Log,
+    failed_samples,
+    read_finished_log,
+    read_logs,
+    read_samples,
+    result_of_logs,
+)
 from evalrpc.harnesses.inspect_ai.tasks import task_files
 from evalrpc.harnesses.installation import Package, catalog_command, describe
 from evalrpc.harnesses.names import device_violations, task_problem
@@ -27,7 +36,9 @@ from evalrpc.v1.results_pb2 import ModelResult
 
 KIND: Final = "inspect-ai"
 
-_PACKAGE: Final = Package(title="inspect-ai", name="inspect_ai")
+_PACKAGE: Final = Package(title="inspect-ai", name="inspect_ai", oldest="0.3.188")
+_ENVIRONMENT: Final = {"INSPECT_EVAL_CTL_SERVER": "false"}
+"""No server to control the run. Versions that have none know the variable as little as they would know the option."""
 _MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_:.@+-]+)+")
 _BATCH_SIZE = re.compile(r"auto|[1-9][0-9]{0,8}")
 _MAX_TASK_BYTES: Final = 200  # it becomes a file's name, with a date before and a suffix after it
@@ -92,7 +103,7 @@ class InspectHarness:
                 *_options(run),
                 *self._settings.args,
             ),
-            env=self._settings.env,
+            env={**_ENVIRONMENT, **self._settings.env},
             files={path: json.dumps(configs[name], sort_keys=True).encode() for name, path in paths.items()},
             cwd=self._settings.working_dir,
             watched_dirs=self._settings.include_path,
@@ -123,7 +134,12 @@ class InspectHarness:
             message = find_failure(log_tail) or "inspect-ai left no log"
             raise failed(message, "RESULTS_MISSING")
         _require_all_good(logs, run.request.tasks)
-        return {run.request.model: result_of_logs(_good_logs(logs, run.request.tasks))}
+        good = _good_logs(logs, run.request.tasks)
+        failed_answers = {f"samples of task {task}": failed_samples(log) for task, log in good.items()}
+        warnings = require_answers(failed_answers, run.request)
+        result = result_of_logs(good)
+        result.warnings.extend(warnings)
+        return {run.request.model: result}
 
     def read_finished(self, run: Run, name: str) -> Mapping[str, ModelResult]:
         """Read the log of a task, which inspect-ai writes when the task ends."""
@@ -148,7 +164,7 @@ def _options(run: Run) -> Iterator[str]:
     request = run.request
     yield f"--model={request.model}"
     yield f"--log-dir={run.output_dir}"
-    yield from ("--log-format=json", "--display=plain", "--ctl-server=false")
+    yield from ("--log-format=json", "--display=plain")
     if base_url := plain_arguments(request.model_args).get("base_url"):
         yield f"--model-base-url={base_url}"
     if request.HasField("limit"):

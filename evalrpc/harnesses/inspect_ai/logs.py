@@ -6,8 +6,10 @@ The outcome of a run precedes the samples. There may be very many of those, so t
 a filter: `accuracy` of the scorer `match` is the metric `accuracy` with the filter `match`.
 """
 
+import math
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from typing import BinaryIO, Final
 from evalrpc.errors import RunFailedError
 from evalrpc.files.errnos import require_no_shortage
 from evalrpc.harnesses.base import SampleRow
+from evalrpc.harnesses.failed_answers import FailedAnswers
 from evalrpc.harnesses.failures import find_failure, shorten
 from evalrpc.harnesses.inspect_ai.json_stream import elements, members
 from evalrpc.protobuf.structs import wire_text
@@ -103,6 +106,20 @@ def result_of_logs(logs: Mapping[str, Log]) -> ModelResult:
     return result
 
 
+def failed_samples(log: Log) -> FailedAnswers:
+    """Return how many samples failed. inspect-ai may go on without them, and end with success.
+
+    Reads samples only where some have failed, or where nothing was scored. Raises RunFailedError with reason RESULTS_INVALID.
+    """
+    total, completed = log.results.get("total_samples"), log.results.get("completed_samples")
+    if isinstance(total, int) and isinstance(completed, int) and total > 0:
+        failed = 0 if log.results.get("early_stopping") else total - completed
+        return FailedAnswers(failed, total, next(filter(None, _sample_errors(log)), "") if failed > 0 else "")
+    errors = [] if log.results.get("scores") else list(_sample_errors(log))
+    failures = [error for error in errors if error is not None]
+    return FailedAnswers(len(failures), len(errors), failures[0] if failures else "")
+
+
 def read_samples(file: BinaryIO, offset: int) -> Iterator[SampleRow]:
     """Yield the samples of a log, without their events, from an offset on. See SampleReader."""
     header, begin = _read_header(file)
@@ -111,6 +128,22 @@ def read_samples(file: BinaryIO, offset: int) -> Iterator[SampleRow]:
     results = mapping(header.get("results"))
     for sample, end in elements(file, offset or begin):
         yield SampleRow(_sample_row(mapping(sample), results), end)
+
+
+def _sample_errors(log: Log) -> Iterator[str | None]:
+    """Yield the error of each sample; None for one without."""
+    if log.samples_offset is None:
+        return
+    try:
+        with log.path.open("rb") as file:
+            for sample, _ in elements(file, log.samples_offset):
+                error = mapping(sample).get("error")
+                yield _error(mapping(error)) or "an error without a message" if error else None
+    except OSError as error:
+        require_no_shortage(error)
+        raise _invalid(f"{log.path.name} can't be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise _invalid(f"{log.path.name} is not valid JSON: {error}") from error
 
 
 def _log_paths(folder: Path) -> list[Path]:
@@ -183,7 +216,9 @@ def _error(error: Mapping[str, object]) -> str:
 def _aggregate(logs: Mapping[str, Log]) -> Mapping[str, object]:
     """Convert the logs to the format that `evalrpc.results.metrics` reads."""
     return {
-        "results": {task: dict(_row(log.results)) for task, log in logs.items()},
+        "results": {
+            task: {**dict(_row(log.results)), "sample_count": _sample_counts(log.results)} for task, log in logs.items()
+        },
         "configs": {task: _config(log) for task, log in logs.items()},
         "versions": {task: log.spec.get("task_version") for task, log in logs.items()},
         "n-samples": {task: _sizes(log) for task, log in logs.items()},
@@ -211,7 +246,10 @@ def _config(log: Log) -> Mapping[str, object]:
 
 def _sizes(log: Log) -> Mapping[str, object]:
     original = mapping(log.spec.get("dataset")).get("samples")
-    return {"original": original, "effective": log.results.get("completed_samples")}
+    completed, epochs = log.results.get("completed_samples"), mapping(log.spec.get("config")).get("epochs")
+    if isinstance(completed, int) and isinstance(epochs, int) and epochs > 0:
+        completed = -(-completed // epochs)  # a sample that is repeated counts once
+    return {"original": original, "effective": completed}
 
 
 def _seconds(logs: Iterable[Log]) -> float | None:
@@ -230,9 +268,8 @@ def _time(text: object) -> datetime | None:
 
 def _row(results: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     """Yield the metrics as `evalrpc.results.metrics` reads them: `metric,filter` and `metric_stderr,filter`."""
-    for score in _scores(results):
+    for scorer, score in _scores(results):
         values = {key: mapping(metric).get("value") for key, metric in mapping(score.get("metrics")).items()}
-        scorer = _scorer(score)
         means = [mean for mean in _MEANS if mean in values]
         error = values.pop("stderr", None) if means else None
         # A comma would end the metric's name.
@@ -240,13 +277,31 @@ def _row(results: Mapping[str, object]) -> Iterator[tuple[str, object]]:
         yield from ((f"{mean}_stderr,{scorer}", error) for mean in means if error is not None)
 
 
-def _scores(results: Mapping[str, object]) -> list[Mapping[str, object]]:
-    scores = results.get("scores")
-    return [mapping(score) for score in scores] if isinstance(scores, list) else []
+def _sample_counts(results: Mapping[str, object]) -> Mapping[str, object]:
+    """Return by metric how many samples were scored, where the log says so: a scorer may abstain."""
+    return {
+        f"{name.replace(',', ';')},{scorer}": score["scored_samples"]
+        for scorer, score in _scores(results)
+        for name in mapping(score.get("metrics"))
+        if "scored_samples" in score
+    }
 
 
-def _scorer(score: Mapping[str, object]) -> str:
-    return "/".join(str(name) for name in (score.get("name"), score.get("reducer")) if name)
+def _scores(results: Mapping[str, object]) -> list[tuple[str, Mapping[str, object]]]:
+    """Return the scores, each with the name that tells it from the others. A scorer with several values has one for each, by a
+    name that another scorer's value may have too."""
+    listed = results.get("scores")
+    scores = [mapping(score) for score in listed] if isinstance(listed, list) else []
+    scorers: defaultdict[str, set[str]] = defaultdict(set)
+    for score in scores:
+        scorers[str(score.get("name"))].add(str(score.get("scorer")))
+    return [(_name(score, is_unique=len(scorers[str(score.get("name"))]) == 1), score) for score in scores]
+
+
+def _name(score: Mapping[str, object], *, is_unique: bool) -> str:
+    name, scorer = score.get("name"), score.get("scorer")
+    parts = (None if is_unique or scorer == name else scorer, name, score.get("reducer"))
+    return "/".join(str(part) for part in parts if part)
 
 
 def _sample_row(sample: Mapping[str, object], results: Mapping[str, object]) -> Mapping[str, object]:
@@ -258,14 +313,19 @@ def _sample_row(sample: Mapping[str, object], results: Mapping[str, object]) -> 
 
 
 def _sample_metrics(scores: Mapping[str, object], results: Mapping[str, object]) -> Iterator[tuple[str, float]]:
-    """Yield the sample's value for every metric that is a mean. A scorer with several values has them in a table."""
-    for score in _scores(results):
-        name, scorer = str(score.get("name")), str(score.get("scorer"))
-        value = mapping(scores.get(name)).get("value", mapping(mapping(scores.get(scorer)).get("value")).get(name))
+    """Yield the sample's value for every metric that is a mean. NaN stands for a sample that was not scored."""
+    for scorer, score in _scores(results):
+        value = _sample_value(scores, str(score.get("name")), str(score.get("scorer")))
         if isinstance(value, str):
             value = _VALUES.get(value)
-        if isinstance(value, int | float):
-            yield from ((f"{mean},{_scorer(score)}", value) for mean in _MEANS if mean in mapping(score.get("metrics")))
+        if isinstance(value, int | float) and not math.isnan(value):
+            yield from ((f"{mean},{scorer}", value) for mean in _MEANS if mean in mapping(score.get("metrics")))
+
+
+def _sample_value(scores: Mapping[str, object], name: str, scorer: str) -> object:
+    """Return a sample's value of a score. A scorer with several values has them in a table."""
+    table = mapping(mapping(scores.get(scorer)).get("value"))
+    return table[name] if name in table else mapping(scores.get(name)).get("value")
 
 
 def _invalid(message: str) -> RunFailedError:

@@ -11,18 +11,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from evalrpc.config import HarnessSettings
-from evalrpc.errors import FieldViolation, RunFailedError
+from evalrpc.errors import FieldViolation
 from evalrpc.harnesses import lm_eval_family
 from evalrpc.harnesses.arguments import yaml_text
 from evalrpc.harnesses.base import Command, Exit, Run
-from evalrpc.harnesses.failures import shorten
+from evalrpc.harnesses.failed_answers import require_answers
 from evalrpc.harnesses.installation import Package, catalog_command, describe, note_version
 from evalrpc.harnesses.lmms_eval import arguments
 from evalrpc.harnesses.lmms_eval.answers import failed_answers
 from evalrpc.harnesses.lmms_eval.arguments import argument_string, is_one_argument
 from evalrpc.harnesses.progress_bars import advance, read_bar
 from evalrpc.v1.catalog_pb2 import HarnessInfo
-from evalrpc.v1.jobs_pb2 import EvaluateRequest, Progress
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, GpuMode, Progress
 from evalrpc.v1.results_pb2 import ModelResult
 
 KIND: Final = "lmms-eval"
@@ -70,6 +70,10 @@ class LmmsEvalHarness:
         config = self._config(run.request)
         return lm_eval_family.command(self._settings, run, ("lmms_eval",), _options(run), _CONFIG_NAME, config)
 
+    def gpu_mode(self, run: Run) -> GpuMode.ValueType:
+        """Return whether one process per GPU runs, or one that sees all."""
+        return lm_eval_family.gpu_mode(run)
+
     def catalog_command(self) -> Command:
         """Query lmms-eval's registries: tasks, groups and tags, and the names of models with their aliases."""
         return catalog_command(self._settings, _CATALOG_SCRIPT)
@@ -86,7 +90,9 @@ class LmmsEvalHarness:
     def read_results(self, run: Run, exit_status: Exit, log_tail: list[str]) -> Mapping[str, ModelResult]:
         """Read and verify the results: lmms-eval exits with 0 after most failures."""
         results = lm_eval_family.read_good_results(run, exit_status, log_tail, _PACKAGE.title)
-        _check_answers(results)
+        failed = failed_answers([path for result in results.values() for path in result.samples])
+        for warning in require_answers({"answers": failed}, run.request):
+            lm_eval_family.warn(results, warning)
         note_version(self._settings, _PACKAGE, results)
         return results
 
@@ -128,11 +134,3 @@ def _read_responding_bar(line: str, progress: Progress) -> None:
     progress.phase = Progress.PHASE_EVALUATING
     progress.unit = "requests"
     advance(progress, bar)
-
-
-def _check_answers(results: Mapping[str, ModelResult]) -> None:
-    failed = failed_answers(path for result in results.values() for path in result.samples)
-    if failed is not None:
-        which = "the requests" if failed.is_all else f"{failed.sample_count} requests, spread evenly over all that there were"
-        why = failed.first.partition("] ")[2] or failed.first
-        raise RunFailedError("ALL_REQUESTS_FAILED", shorten(f"the model answered none of {which}: {why}"))

@@ -1,6 +1,6 @@
 """gRPC over HTTP/2."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final, NoReturn
 
 import grpc
@@ -20,6 +20,22 @@ def generic_handler(service: ServiceDescriptor, handlers: Mapping[str, Handler])
     """Return what a gRPC server needs to serve these handlers, which are given by method."""
     methods = {method.name: _method_handler(method, handlers[method.name]) for method in service.methods}
     return grpc.method_handlers_generic_handler(service.full_name, methods)
+
+
+def dialogue_handler(service: str, method: str, answer: Callable[[bytes], bytes]) -> grpc.GenericRpcHandler:
+    """Return what a gRPC server needs to serve a method that answers each message of a stream with one of its own."""
+
+    async def call(messages: AsyncIterator[bytes], context: _Context) -> None:
+        try:
+            async for message in messages:
+                await context.write(answer(message))
+        except EvalrpcError as error:
+            failure = error
+        else:
+            return
+        await _abort(context, failure)
+
+    return grpc.method_handlers_generic_handler(service, {method: grpc.stream_stream_rpc_method_handler(call)})
 
 
 def _method_handler(method: MethodDescriptor, handler: Handler) -> "grpc.RpcMethodHandler[Any, Any]":

@@ -1,40 +1,80 @@
-"""Identical evaluations, of which one job may serve all: which job has which key, and which request_id was answered with it."""
+"""Identical evaluations, of which one run may serve all: whose run a job would share, and which jobs share whose."""
 
+import json
 import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Final
 
-from evalrpc.store.base import ListedJob, StoredJob, Submission
+from evalrpc.errors import StoreUnavailableError
+from evalrpc.store.base import ListedJob, parse_job
 from evalrpc.v1 import jobs_pb2 as pb
 
-_IDENTICAL: Final = """
-SELECT sequence, status, job FROM twins JOIN jobs USING (sequence) WHERE cache_key = ?1 AND status IN (?2, ?3, ?4)
-ORDER BY status = ?2 DESC, sequence DESC
+_COMPLETED: Final = f"SELECT sequence, job FROM jobs WHERE cache_key = ? AND status = {pb.JOB_STATUS_COMPLETED}"  # noqa: S608
+_THAT_RAN: Final = f"{_COMPLETED} AND cached_from IS NULL ORDER BY sequence DESC LIMIT 1"
+_THAT_SHARES: Final = f"{_COMPLETED} AND cached_from IS NOT NULL ORDER BY cached_from, sequence LIMIT 1"
+_LIVE: Final = "SELECT sequence, job FROM jobs WHERE cache_key = ? AND status = ? AND cached_from IS NULL"
+_FOLLOWERS: Final = f"""
+SELECT sequence, job FROM jobs WHERE cached_from = ? AND status = {pb.JOB_STATUS_QUEUED} ORDER BY priority DESC, sequence
+"""  # noqa: S608
+_FOLLOWED: Final = f"""
+SELECT DISTINCT cached_from FROM jobs WHERE status = {pb.JOB_STATUS_QUEUED} AND cached_from IS NOT NULL
+"""  # noqa: S608
+_REFERRED_TO: Final = """
+SELECT value FROM json_each(?)
+WHERE EXISTS (SELECT 1 FROM jobs WHERE job_id = value) OR EXISTS (SELECT 1 FROM jobs WHERE cached_from = value)
 """
 
 
-def find_identical(connection: sqlite3.Connection, cache_key: bytes) -> ListedJob | None:
-    """See Store.find_identical."""
-    statuses = (pb.JOB_STATUS_COMPLETED, pb.JOB_STATUS_QUEUED, pb.JOB_STATUS_RUNNING)
-    for row in connection.execute(_IDENTICAL, (cache_key, *statuses)):
-        job = StoredJob(*row).parse()
-        if job.status == pb.JOB_STATUS_COMPLETED or not job.HasField("cancel_requested_at"):
-            job.cached_from = job.job_id
-            return ListedJob(row[0], job)
+def find_completed(connection: sqlite3.Connection, cache_key: bytes) -> pb.JobInfo | None:
+    """Return a COMPLETED job with this key: the latest that ran, or else one that shares the run of a job that was deleted."""
+    for query in (_THAT_RAN, _THAT_SHARES):
+        for _, job in _jobs(connection, query, cache_key):
+            return job
     return None
 
 
-def add_cache_key(connection: sqlite3.Connection, submission: Submission, sequence: int) -> None:
-    """Note the key of a new job."""
-    connection.execute("INSERT INTO twins VALUES (?, ?)", (submission.cache_key, sequence))
+def find_live(connection: sqlite3.Connection, cache_key: bytes, supersede_key: str = "") -> pb.JobInfo | None:
+    """Return the latest job with this key that others may follow, once the queued ones with a supersede key are cancelled."""
+    candidates = [
+        *_jobs(connection, _LIVE, cache_key, pb.JOB_STATUS_RUNNING),
+        *_jobs(connection, _LIVE, cache_key, pb.JOB_STATUS_QUEUED),
+    ]
+    heirs = (_heir(connection, candidate, supersede_key) for candidate in candidates)
+    latest = max((heir for heir in heirs if heir), key=lambda heir: heir.sequence, default=None)
+    return latest.job if latest else None
 
 
-def add_request(connection: sqlite3.Connection, submission: Submission, sequence: int) -> None:
-    """Note with which job a submission was answered."""
-    row = (submission.request_id, submission.fingerprint, sequence)
-    connection.execute("INSERT INTO joined_requests VALUES (?, ?, ?)", row)
+def _heir(connection: sqlite3.Connection, candidate: ListedJob, supersede_key: str) -> ListedJob | None:
+    """Return the candidate, or which of its followers runs if it is superseded; None if that is none, or one on its way out."""
+
+    def is_superseded(job: pb.JobInfo) -> bool:
+        return bool(supersede_key) and job.status == pb.JOB_STATUS_QUEUED and job.supersede_key == supersede_key
+
+    if candidate.job.HasField("cancel_requested_at"):
+        return None
+    if not is_superseded(candidate.job):
+        return candidate
+    return next((each for each in followers(connection, candidate.job.job_id) if not is_superseded(each.job)), None)
 
 
-def forget(connection: sqlite3.Connection, sequence: int) -> None:
-    """Drop all that is noted of a job that is deleted."""
-    for table in ("twins", "joined_requests"):
-        connection.execute(f"DELETE FROM {table} WHERE sequence = ?", (sequence,))  # noqa: S608
+def followers(connection: sqlite3.Connection, source_id: str) -> Iterator[ListedJob]:
+    """Yield the jobs that follow another one, in the order of service."""
+    return _jobs(connection, _FOLLOWERS, source_id)
+
+
+def followed_jobs(connection: sqlite3.Connection) -> set[str]:
+    """Return the ids of the jobs that some job follows."""
+    return {job_id for (job_id,) in connection.execute(_FOLLOWED)}
+
+
+def referred_to(connection: sqlite3.Connection, job_ids: Sequence[str]) -> set[str]:
+    """Return those of the ids that are ids of jobs, or of deleted ones whose run some job shares."""
+    return {job_id for (job_id,) in connection.execute(_REFERRED_TO, (json.dumps(list(job_ids)),))}
+
+
+def _jobs(connection: sqlite3.Connection, query: str, *values: object) -> Iterator[ListedJob]:
+    """Yield the jobs that a query finds, but for those that can't be read: they must not stop the others."""
+    for sequence, serialized in connection.execute(query, values).fetchall():
+        with suppress(StoreUnavailableError):
+            yield ListedJob(sequence, parse_job(serialized))

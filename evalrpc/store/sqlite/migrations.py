@@ -150,6 +150,39 @@ MIGRATIONS: Final = (
         WHERE created_ns < previous_ns;
     DROP INDEX jobs_by_creation;
     """,
+    # Selectors ask for a label whatever its value, and for jobs without it. And the labels of a job may change.
+    """
+    CREATE TABLE new_job_labels (
+        label TEXT NOT NULL,
+        sequence INTEGER NOT NULL,
+        value TEXT NOT NULL,
+        PRIMARY KEY (label, sequence)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO new_job_labels SELECT label, sequence, value FROM job_labels ORDER BY label, sequence;
+    DROP TABLE job_labels;
+    ALTER TABLE new_job_labels RENAME TO job_labels;
+    CREATE INDEX job_labels_by_value ON job_labels (label, value, sequence);
+
+    CREATE TABLE label_changes (
+        block INTEGER PRIMARY KEY,                   -- of sequences, as bitmap_index.py divides them
+        changes INTEGER NOT NULL                     -- how often a job of the block got other labels; no row: never
+    ) STRICT;
+    """,
+    # A submission that shares a run is a job of its own. So a request_id that got an earlier job makes one when it is repeated.
+    """
+    ALTER TABLE jobs ADD COLUMN cache_key BLOB;      -- equal for identical evaluations
+    ALTER TABLE jobs ADD COLUMN cached_from TEXT;    -- the job whose run this one shares: while QUEUED, it follows that
+    UPDATE jobs SET cache_key = twins.cache_key FROM twins WHERE jobs.sequence = twins.sequence;
+    DROP TABLE twins;
+    DROP TABLE joined_requests;
+    CREATE INDEX jobs_by_cache_key ON jobs (cache_key, status, cached_from) WHERE cache_key IS NOT NULL;
+    CREATE INDEX jobs_by_source ON jobs (cached_from, status) WHERE cached_from IS NOT NULL;
+    """,
+    # What a job was before an event, so that a watcher can be told that the job has left its filter.
+    """
+    ALTER TABLE journal ADD COLUMN previous INTEGER;   -- the status; 0 of a new job, NULL where it is not known
+    ALTER TABLE journal ADD COLUMN labels_before TEXT; -- the labels as JSON, where they changed
+    """,
 )
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from evalrpc.errors import ConfigurationError
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.jobs.paths import JOBS_DIR
+from evalrpc.store.sqlite import deduplication
 from evalrpc.store.sqlite.migrations import migrate
 
 
@@ -20,6 +21,8 @@ class Opened(NamedTuple):
     last_sequence: int
     last_created_ns: int
     counts: Counter[Status]
+    followed: set[str]
+    """The jobs that some job follows."""
 
 
 def open_database(path: Path) -> Opened:
@@ -35,6 +38,7 @@ def open_database(path: Path) -> Opened:
         last_sequence = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'").fetchone()
         last_created = connection.execute("SELECT created_ns FROM jobs ORDER BY sequence DESC LIMIT 1").fetchone()
         counts = Counter(dict(connection.execute("SELECT status, count(*) FROM jobs GROUP BY status").fetchall()))
+        followed = deduplication.followed_jobs(connection)
     except (sqlite3.Error, OSError, TypeError) as error:  # TypeError: a row is missing
         raise ConfigurationError(
             f"setting data_dir: the database {path} can't be opened: {error}; take another folder, or a backup"
@@ -46,6 +50,7 @@ def open_database(path: Path) -> Opened:
         last_sequence[0] if last_sequence else 0,
         last_created[0] if last_created else 0,
         counts,
+        followed,
     )
 
 

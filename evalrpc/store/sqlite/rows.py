@@ -1,11 +1,12 @@
 """Rows on their way into the database: gathered by a transaction, then written with as few statements as can be."""
 
+import json
 import sqlite3
 from collections.abc import Sequence
 from typing import Any, Final
 
 from evalrpc.jobs.defaults import gpus_needed
-from evalrpc.store.base import Submission
+from evalrpc.store.base import JournalEvent, Submission
 from evalrpc.v1 import jobs_pb2 as pb
 
 _MAX_ROWS: Final = 512
@@ -13,17 +14,17 @@ _MAX_ROWS: Final = 512
 
 _GIVEN: Final = "SELECT * FROM (VALUES {rows}) WHERE column1 IS NOT NULL"
 _INSERT_JOBS: Final = (
-    "INSERT INTO jobs (sequence, status, retry_ns, completed_ns, job, job_id, harness, model, priority, num_gpus,"
-    f" supersede_key, request_id, fingerprint, created_ns) {_GIVEN}"
+    "INSERT INTO jobs (sequence, status, priority, retry_ns, completed_ns, cached_from, job, job_id, harness, model, num_gpus,"
+    f" supersede_key, request_id, fingerprint, cache_key, created_ns) {_GIVEN}"
 )
 _UPDATE_JOBS: Final = (
-    "UPDATE jobs SET status = new.column2, retry_ns = new.column3, completed_ns = new.column4, job = new.column5"
-    " FROM (VALUES {rows}) AS new WHERE jobs.sequence = new.column1"
+    "UPDATE jobs SET status = new.column2, priority = new.column3, retry_ns = new.column4, completed_ns = new.column5,"
+    " cached_from = new.column6, job = new.column7 FROM (VALUES {rows}) AS new WHERE jobs.sequence = new.column1"
 )
 _INSERT_TASKS: Final = f"INSERT INTO job_tasks (task, sequence) {_GIVEN}"
-_INSERT_LABELS: Final = f"INSERT INTO job_labels (label, value, sequence) {_GIVEN}"
+_INSERT_LABELS: Final = f"INSERT INTO job_labels (label, sequence, value) {_GIVEN}"
 _INSERT_SETBACKS: Final = f"INSERT INTO clock_setbacks (sequence, setback_ns) {_GIVEN}"
-_INSERT_EVENTS: Final = f"INSERT INTO journal (revision, sequence, created_ns, event) {_GIVEN}"
+_INSERT_EVENTS: Final = f"INSERT INTO journal (revision, sequence, created_ns, event, previous, labels_before) {_GIVEN}"
 
 _Row = tuple[Any, ...]
 
@@ -50,16 +51,21 @@ class Rows:
         """Note that the clock was set back before a new job."""
         self._setbacks.append((sequence, setback_ns))
 
-    def journal(self, revision: int, sequence: int, created_ns: int, event: bytes) -> None:
+    def journal(self, sequence: int, created_ns: int, event: JournalEvent) -> None:
         """Add an event."""
-        self._events.append((revision, sequence, created_ns, event))
+        labels_before = None if event.labels_before is None else json.dumps(event.labels_before)
+        self._events.append((event.revision, sequence, created_ns, event.event, event.previous, labels_before))
 
     def write(self, connection: sqlite3.Connection) -> None:
         """Write all, once. Raises sqlite3.Error."""
         new = [(sequence, *self._changed.pop(sequence), submission) for sequence, submission in self._inserts.items()]
         _write(connection, _INSERT_JOBS, [_new_row(*each) for each in new])
         _write(connection, _INSERT_TASKS, [(task, sequence) for sequence, job, *_ in new for task in set(job.request.tasks)])
-        _write(connection, _INSERT_LABELS, [(*label, sequence) for sequence, job, *_ in new for label in job.labels.items()])
+        _write(
+            connection,
+            _INSERT_LABELS,
+            [(label, sequence, value) for sequence, job, *_ in new for label, value in job.labels.items()],
+        )
         _write(connection, _UPDATE_JOBS, [_changed_row(sequence, *changed) for sequence, changed in self._changed.items()])
         _write(connection, _INSERT_SETBACKS, self._setbacks)
         _write(connection, _INSERT_EVENTS, self._events)
@@ -71,18 +77,26 @@ def _new_row(sequence: int, job: pb.JobInfo, serialized: bytes, submission: Subm
         job.job_id,
         job.request.harness,
         job.request.model,
-        job.priority,
         gpus_needed(job.request),
         job.supersede_key or None,
         submission.request_id or None,
         submission.fingerprint,
+        submission.cache_key or None,
         job.created_at.ToNanoseconds(),
     )
 
 
 def _changed_row(sequence: int, job: pb.JobInfo, serialized: bytes) -> _Row:
     completed_ns = job.completed_at.ToNanoseconds() if job.HasField("completed_at") else None
-    return sequence, job.status, job.retry_at.ToNanoseconds(), completed_ns, serialized
+    return (
+        sequence,
+        job.status,
+        job.priority,
+        job.retry_at.ToNanoseconds(),
+        completed_ns,
+        job.cached_from or None,
+        serialized,
+    )
 
 
 def _write(connection: sqlite3.Connection, statement: str, rows: Sequence[_Row]) -> None:

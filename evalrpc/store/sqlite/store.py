@@ -1,7 +1,7 @@
 """A store in one SQLite file, written by one thread.
 
 Threads: every write is a job for the writer thread, which takes all that are waiting, runs them in one transaction, commits
-once, notifies the followers, and only then gives the callers their results. Readers have a connection per thread and see what
+once, notifies the listeners, and only then gives the callers their results. Readers have a connection per thread and see what
 is committed (WAL). The in-memory numbers (`_head`, `_counts`) are the writer's own; others read them without a lock, since each
 is one reference.
 
@@ -32,6 +32,7 @@ from evalrpc.jobs.lifecycle import Status
 from evalrpc.store.base import (
     ANY,
     RETRY_DELAY_SECONDS,
+    Deleted,
     Expected,
     JournalEvent,
     ListedJob,
@@ -44,7 +45,7 @@ from evalrpc.store.base import (
 from evalrpc.store.cache import JobCache
 from evalrpc.store.change_log import ChangeLog
 from evalrpc.store.group_commit import CommitQueue
-from evalrpc.store.sqlite import deduplication
+from evalrpc.store.sqlite import deduplication, journal
 from evalrpc.store.sqlite.bitmap_index import BitmapIndex
 from evalrpc.store.sqlite.filters import find_jobs
 from evalrpc.store.sqlite.lock import lock_data_dir
@@ -94,20 +95,21 @@ class SqliteStore:
         self._last_sequence = opened.last_sequence
         self._last_created_ns = opened.last_created_ns
         self._counts = opened.counts
+        self._followed = opened.followed
         self._writer = threading.Thread(target=self._write_batches, name="store-writer", daemon=True)
         self._writer.start()
 
     # Writing.
 
     def submit(self, submission: Submission) -> Future[pb.JobInfo]:
-        """Add a QUEUED job, or find the one that the same request_id got, or an identical one."""
+        """Add a job, or return the one that the same request_id got."""
         return self._write(lambda transaction: transaction.submit(submission))
 
     def update(self, job_id: str, change: Callable[[pb.JobInfo], None], expect: Expected = ANY) -> Future[pb.JobInfo]:
         """Change a job on the writer thread."""
         return self._write(lambda transaction: transaction.update(job_id, change, expect))
 
-    def delete(self, job_id: str) -> Future[pb.JobInfo]:
+    def delete(self, job_id: str) -> Future[Deleted]:
         """Remove a terminal job."""
         return self._write(lambda transaction: transaction.delete(job_id))
 
@@ -176,6 +178,7 @@ class SqliteStore:
             self._changes.position,
             self._counts,
             self._cache.get,
+            self._followed,
         )
         outcomes: list[tuple[Future[Any], Any]] = []
         try:
@@ -210,6 +213,8 @@ class SqliteStore:
         self._last_sequence = transaction.last_sequence
         self._last_created_ns = transaction.last_created_ns
         self._counts = transaction.counts
+        self._followed |= transaction.newly_followed
+        self._followed -= transaction.settled
         if transaction.oldest is not None:
             self._oldest = transaction.oldest
         for change, serialized in transaction.changes:
@@ -260,15 +265,16 @@ class SqliteStore:
             rows = find_jobs(connection, self._bitmaps, job_filter, before_sequence, limit)
         return [ListedJob(sequence, parse_job(job)) for sequence, job in rows]
 
-    def find_identical(self, cache_key: bytes) -> pb.JobInfo | None:
-        """Return a job of an identical evaluation."""
-        with self._reading() as connection:
-            identical = deduplication.find_identical(connection, cache_key)
-        return identical.job if identical else None
+    def find_identical(self, cache_key: bytes, supersede_key: str = "") -> pb.JobInfo | None:
+        """Return the job whose run a submission would share."""
+        with self._reading() as connection, _snapshot(connection):
+            completed = deduplication.find_completed(connection, cache_key)
+            return completed or deduplication.find_live(connection, cache_key, supersede_key)
 
     def queued_rows(self) -> list[QueuedRow]:
         """Return what the queue needs of all QUEUED jobs, in order of arrival."""
-        query = "SELECT job_id, sequence, priority, num_gpus, created_ns, retry_ns FROM jobs WHERE status = ? ORDER BY sequence"
+        columns = "job_id, sequence, priority, num_gpus, created_ns, retry_ns, ifnull(cached_from, '')"
+        query = f"SELECT {columns} FROM jobs WHERE status = ? ORDER BY sequence"  # noqa: S608
         with self._reading() as connection:
             return [QueuedRow(*row) for row in connection.execute(query, (pb.JOB_STATUS_QUEUED,))]
 
@@ -292,6 +298,11 @@ class SqliteStore:
         with self._reading() as connection:
             return {job_id for (job_id,) in connection.execute(query, (json.dumps(list(job_ids)),))}
 
+    def jobs_with_files(self, job_ids: Sequence[str]) -> set[str]:
+        """Return those of the ids whose files some job refers to."""
+        with self._reading() as connection:
+            return deduplication.referred_to(connection, job_ids)
+
     def events_after(self, revision: int, limit: int, job_id: str | None = None) -> list[JournalEvent]:
         """Return journal events with a later revision, in order."""
         head = self._head  # the listeners were not yet notified of what is committed past it, so nobody may see that
@@ -300,17 +311,16 @@ class SqliteStore:
                 f"after_revision {revision} lies beyond the newest revision {head}: does it come from another server?",
                 metadata={"head_revision": str(head)},
             )
-        of_job = " AND sequence = (SELECT sequence FROM jobs WHERE job_id = ?)" if job_id else ""
-        query = f"SELECT revision, event FROM journal WHERE revision > ? AND revision <= ?{of_job} ORDER BY revision LIMIT ?"  # noqa: S608
-        with self._reading() as connection:
-            rows = connection.execute(query, (revision, head, *([job_id] if job_id else []), limit)).fetchall()
-            (oldest,) = connection.execute("SELECT oldest_revision FROM compaction").fetchone()
-        if revision < oldest:  # read after the events, so that none can have been dropped unseen
+        with self._reading() as connection, _snapshot(connection):
+            sequence = _sequence_of(connection, job_id) if job_id else None
+            events = journal.read_events(connection, revision, head, limit, sequence)
+            oldest = journal.oldest_revision(connection)
+        if revision < oldest:
             raise RevisionCompactedError(
                 f"the journal reaches back to revision {oldest} only: begin anew with after_revision 0",
                 metadata={"oldest_revision": str(oldest)},
             )
-        return [JournalEvent(*row) for row in rows]
+        return events
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -330,6 +340,14 @@ class SqliteStore:
             with self._readers_lock:
                 self._readers.append(connection)
         return connection
+
+
+def _sequence_of(connection: sqlite3.Connection, job_id: str) -> int:
+    """Return the place of a job in the order of arrival. Raises JobNotFoundError."""
+    row = connection.execute("SELECT sequence FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+    if row is None:
+        raise job_not_found(job_id)
+    return int(row[0])
 
 
 @contextmanager

@@ -2,29 +2,33 @@
 
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.clock import Clock
-from evalrpc.errors import JobNotFinishedError, JobNotFoundError, QueueFullError, RequestIdReusedError
+from evalrpc.errors import (
+    JobNotFinishedError,
+    JobNotFoundError,
+    QueueFullError,
+    RequestIdReusedError,
+    StoreUnavailableError,
+)
 from evalrpc.jobs import lifecycle, transitions
+from evalrpc.jobs.events import deleted_event
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.protobuf import wire_format
-from evalrpc.store.base import ANY, RETRY_DELAY_SECONDS, Change, Expected, StoredJob, Submission
-from evalrpc.store.sqlite import deduplication
+from evalrpc.store.base import ANY, RETRY_DELAY_SECONDS, Change, Deleted, Expected, JournalEvent, StoredJob, Submission
+from evalrpc.store.sqlite import deduplication, journal
+from evalrpc.store.sqlite.labels import relabel
 from evalrpc.store.sqlite.rows import Rows
 from evalrpc.v1 import jobs_pb2 as pb
 
-_COMPACTION_CHUNK: Final = 10_000
 _DELETED: Final = StoredJob(0, pb.JOB_STATUS_UNSPECIFIED, b"")
-_REQUEST: Final = """
-SELECT fingerprint, job_id, FALSE FROM jobs WHERE request_id = ?1
-UNION ALL
-SELECT joined.fingerprint, job_id, TRUE FROM joined_requests AS joined JOIN jobs USING (sequence) WHERE joined.request_id = ?1
-"""
 
 
 @dataclass
@@ -33,6 +37,8 @@ class Transaction:
 
     What it writes is gathered and written all at once, since a statement costs more than its rows: each lets other threads have
     the interpreter, and has to get it back. So jobs are looked up here first, and `flush` comes before any other query.
+
+    Nearly no job has followers, and most jobs end without a query: so the ids of those that have are in memory.
     """
 
     connection: sqlite3.Connection
@@ -44,13 +50,18 @@ class Transaction:
     last_number: int
     counts: Counter[Status]
     cached_job: Callable[[str], StoredJob | None]
+    followed: Set[str]
+    """The jobs that some job followed before this commit."""
 
     def __post_init__(self) -> None:
         self.counts = self.counts.copy()
         self.changes: list[tuple[Change, bytes]] = []
         self.oldest: int | None = None
         self._jobs: dict[str, StoredJob] = {}
-        self._requests: dict[str, tuple[bytes, str, bool]] = {}
+        self.newly_followed: set[str] = set()
+        self.settled: set[str] = set()
+        """The jobs that nobody follows any more, since they have ended."""
+        self._requests: dict[str, tuple[bytes, str]] = {}
         self._rows = Rows()
 
     def flush(self) -> None:
@@ -60,22 +71,24 @@ class Transaction:
 
     def submit(self, submission: Submission) -> pb.JobInfo:
         """See Store.submit."""
-        found = self._find_request(submission) or self._join_identical(submission)
+        found = self._find_request(submission)
         if found is not None:
             return found
         job = pb.JobInfo()
         job.CopyFrom(submission.job)
+        job.attempt = 0
         superseded = self._queued_with_key(job.supersede_key)
-        if self.counts[pb.JOB_STATUS_QUEUED] - len(superseded) >= self.max_queued:
-            raise QueueFullError(
-                f"the queue is full: {self.max_queued} jobs wait already; try again later",
-                retry_delay_seconds=RETRY_DELAY_SECONDS,
-            )
+        completed = self._find_completed(submission.cache_key)
+        if completed is None:
+            self._require_room(len(superseded))
         for job_id in superseded:
             self.update(job_id, lambda old: transitions.supersede(old, job.job_id, self.clock.now()))
-        job.status = pb.JOB_STATUS_QUEUED
-        job.attempt = 0
-        self._insert(job, submission)
+        now = self.clock.now()
+        if completed is not None:
+            transitions.share_results(job, completed, now)
+        else:
+            self._queue(job, submission.cache_key)
+        self._insert(job, submission, now)
         return job
 
     def update(self, job_id: str, change: Callable[[pb.JobInfo], None], expect: Expected = ANY) -> pb.JobInfo:
@@ -83,17 +96,36 @@ class Transaction:
         stored = self._load(job_id)
         job = stored.parse()
         expect.require(job)
+        priority = job.priority
         change(job)
-        if job.status == stored.status:
-            self._save(Change(self._next_number(), job, stored.sequence, stored.status, None), job.SerializeToString())
-            return job
-        lifecycle.require_transition(stored.status, job.status)
-        self.counts[stored.status] -= 1
-        serialized, event = self._journal(job, stored.sequence, self.clock.now())
-        self._save(Change(self._next_number(), job, stored.sequence, stored.status, event), serialized)
+        if job.priority < priority:
+            self._keep_priority_of_followers(job)
+        self._save_changed(job, stored)
+        if job.priority > priority and transitions.is_follower(job):
+            self._raise_priority(job.cached_from, job.priority)
+        if job.status in lifecycle.TERMINAL and stored.status in lifecycle.LIVE:
+            self._settle_followers(job)
         return job
 
-    def delete(self, job_id: str) -> pb.JobInfo:
+    def _save_changed(self, job: pb.JobInfo, stored: StoredJob) -> None:
+        """Save a change, with an event if clients must not miss it."""
+        if job.status != stored.status:
+            lifecycle.require_transition(stored.status, job.status)
+            self.counts[stored.status] -= 1
+            self.counts[job.status] += 1
+            self._save_event(job, stored)
+            return
+        before = stored.parse()  # only now, since what changes the status, as most updates do, leaves the labels
+        if job.labels != before.labels:
+            self.flush()
+            relabel(self.connection, stored.sequence, dict(before.labels), dict(job.labels))
+            self._save_event(job, stored, dict(before.labels))
+        elif _noteworthy(job) != _noteworthy(before):
+            self._save_event(job, stored)
+        else:
+            self._save_quietly(job, stored)
+
+    def delete(self, job_id: str) -> Deleted:
         """See Store.delete."""
         stored = self._load(job_id)
         if stored.status not in lifecycle.TERMINAL:
@@ -105,32 +137,26 @@ class Transaction:
         self.connection.execute("DELETE FROM jobs WHERE sequence = ?", (stored.sequence,))
         for task in job.request.tasks:
             self.connection.execute("DELETE FROM job_tasks WHERE task = ? AND sequence = ?", (task, stored.sequence))
-        for label in job.labels.items():
-            self.connection.execute(
-                "DELETE FROM job_labels WHERE label = ? AND value = ? AND sequence = ?", (*label, stored.sequence)
-            )
-        deduplication.forget(self.connection, stored.sequence)
+        for label in job.labels:
+            self.connection.execute("DELETE FROM job_labels WHERE label = ? AND sequence = ?", (label, stored.sequence))
+        journal.blank_events(self.connection, job_id, stored.sequence)
         self.counts[stored.status] -= 1
-        self.changes.append((Change(self._next_number(), job, stored.sequence, stored.status, None, deleted=True), b""))
+        self.head, now = self.next_revision(), self.clock.now()
+        event = JournalEvent(self.head, deleted_event(job_id, self.head, now))
+        self._rows.journal(stored.sequence, now.ToNanoseconds(), event)
+        self.changes.append((Change(self._next_number(), job, stored.sequence, stored.status, event, deleted=True), b""))
         self._jobs[job_id] = _DELETED
-        return job
+        owner_id = job.cached_from or job_id
+        return Deleted(job, "" if deduplication.referred_to(self.connection, [owner_id]) else owner_id)
 
     def compact(self, max_events: int, older_than_ns: int) -> int:
         """See Store.compact."""
         self.flush()
-        (oldest,) = self.connection.execute("SELECT oldest_revision FROM compaction").fetchone()
-        # Oldest first, so that this reads no more than what is dropped.
-        young = self.connection.execute(
-            "SELECT revision FROM journal WHERE created_ns >= ? ORDER BY revision LIMIT 1", (older_than_ns,)
-        ).fetchone()
-        aged = young[0] - 1 if young else self.head
-        through = min(max(aged, self.head - max_events), oldest + _COMPACTION_CHUNK)
-        (dropped,) = self.connection.execute("SELECT max(revision) FROM journal WHERE revision <= ?", (through,)).fetchone()
-        if dropped is not None:
-            self.connection.execute("DELETE FROM journal WHERE revision <= ?", (dropped,))
-            self.connection.execute("UPDATE compaction SET oldest_revision = ?", (dropped,))
-            self.oldest = oldest = dropped
-        return int(oldest)
+        dropped = journal.compact(self.connection, self.head, max_events, older_than_ns)
+        if dropped is None:
+            return journal.oldest_revision(self.connection)
+        self.oldest = dropped
+        return dropped
 
     def next_revision(self) -> int:
         """Return a revision that is higher than all before."""
@@ -143,31 +169,77 @@ class Transaction:
     def _find_request(self, submission: Submission) -> pb.JobInfo | None:
         if not submission.request_id:
             return None
-        request_id = submission.request_id
-        found = self._requests.get(request_id) or self.connection.execute(_REQUEST, (request_id,)).fetchone()
+        found = self._requests.get(submission.request_id)
+        if found is None:
+            query = "SELECT fingerprint, job_id FROM jobs WHERE request_id = ?"
+            found = self.connection.execute(query, (submission.request_id,)).fetchone()
         if found is None:
             return None
-        fingerprint, job_id, joined = found
+        fingerprint, job_id = found
         if fingerprint != submission.fingerprint:
             raise RequestIdReusedError(
                 f"request_id {submission.request_id!r} was used for another submission: choose a fresh one",
                 metadata={"request_id": submission.request_id},
             )
-        job = self._load(job_id).parse()
-        job.cached_from = job.job_id if joined else ""
-        return job
+        return self._load(job_id).parse()
 
-    def _join_identical(self, submission: Submission) -> pb.JobInfo | None:
-        """Find a job of an identical evaluation, and note that this is what the request_id has got."""
-        if not submission.cache_key:
+    def _find_completed(self, cache_key: bytes) -> pb.JobInfo | None:
+        if not cache_key:
             return None
         self.flush()
-        identical = deduplication.find_identical(self.connection, submission.cache_key)
-        if identical is None:
-            return None
-        if submission.request_id:
-            deduplication.add_request(self.connection, submission, identical.sequence)
-        return identical.job
+        return deduplication.find_completed(self.connection, cache_key)
+
+    def _require_room(self, leaving_count: int) -> None:
+        if self.counts[pb.JOB_STATUS_QUEUED] - leaving_count >= self.max_queued:
+            raise QueueFullError(
+                f"the queue is full: {self.max_queued} jobs wait already; try again later",
+                retry_delay_seconds=RETRY_DELAY_SECONDS,
+            )
+
+    def _queue(self, job: pb.JobInfo, cache_key: bytes) -> None:
+        """Let a new job wait: for a job of an identical evaluation, if there is one, else for its turn."""
+        if cache_key:
+            self.flush()  # the superseded ones
+            if source := deduplication.find_live(self.connection, cache_key):
+                self._follow(job, source.job_id)
+                self._raise_priority(source.job_id, job.priority)
+        job.status = pb.JOB_STATUS_QUEUED
+
+    def _follow(self, job: pb.JobInfo, source_id: str) -> None:
+        transitions.follow(job, source_id)
+        self.newly_followed.add(source_id)
+
+    def _has_followers(self, job_id: str) -> bool:
+        return job_id in self.newly_followed or job_id in self.followed
+
+    def _keep_priority_of_followers(self, job: pb.JobInfo) -> None:
+        """Undo the part of a change that puts a job behind one that follows it."""
+        if self._has_followers(job.job_id):
+            self.flush()
+            for _, first in islice(deduplication.followers(self.connection, job.job_id), 1):
+                transitions.raise_priority(job, first.priority)
+
+    def _raise_priority(self, source_id: str, priority: int) -> None:
+        """Let a job be served no later than one that follows it."""
+        with suppress(StoreUnavailableError):  # it can't be read; that must not stop the follower
+            if self._load(source_id).parse().priority < priority:
+                self.update(source_id, lambda source: transitions.raise_priority(source, priority))
+
+    def _settle_followers(self, source: pb.JobInfo) -> None:
+        """Complete the followers of a job that has ended, or let the first one run, and the others follow that."""
+        if not self._has_followers(source.job_id):
+            return
+        self.settled.add(source.job_id)
+        self.flush()
+        followers = [job.job_id for _, job in deduplication.followers(self.connection, source.job_id)]
+        if source.status == pb.JOB_STATUS_COMPLETED:
+            for job_id in followers:
+                self.update(job_id, lambda job: transitions.share_results(job, source, source.completed_at))
+            return
+        for job_id in followers[:1]:
+            self.update(job_id, transitions.unfollow)
+        for job_id in followers[1:]:
+            self.update(job_id, lambda job: self._follow(job, followers[0]))
 
     def _queued_with_key(self, supersede_key: str) -> Sequence[str]:
         if not supersede_key:
@@ -178,9 +250,8 @@ class Transaction:
         )
         return [job_id for (job_id,) in rows]
 
-    def _insert(self, job: pb.JobInfo, submission: Submission) -> None:
+    def _insert(self, job: pb.JobInfo, submission: Submission, now: Timestamp) -> None:
         self.last_sequence = sequence = self.last_sequence + 1
-        now = self.clock.now()
         job.created_at.CopyFrom(now)
         created_ns = now.ToNanoseconds()
         if created_ns < self.last_created_ns:
@@ -189,9 +260,8 @@ class Transaction:
         serialized, event = self._journal(job, sequence, now)
         self._rows.insert(sequence, job, serialized, submission)
         if submission.request_id:
-            self._requests[submission.request_id] = (submission.fingerprint, job.job_id, False)
-        if submission.cache_key:
-            deduplication.add_cache_key(self.connection, submission, sequence)
+            self._requests[submission.request_id] = (submission.fingerprint, job.job_id)
+        self.counts[job.status] += 1
         self._note(Change(self._next_number(), job, sequence, pb.JOB_STATUS_UNSPECIFIED, event), serialized)
 
     def _load(self, job_id: str) -> StoredJob:
@@ -203,6 +273,17 @@ class Transaction:
             raise job_not_found(job_id)
         return stored
 
+    def _save_event(self, job: pb.JobInfo, stored: StoredJob, labels_before: Mapping[str, str] | None = None) -> None:
+        """Save a change, with an event."""
+        serialized, event = self._journal(job, stored.sequence, self.clock.now(), stored.status, labels_before)
+        self._save(Change(self._next_number(), job, stored.sequence, stored.status, event), serialized)
+
+    def _save_quietly(self, job: pb.JobInfo, stored: StoredJob) -> None:
+        """Save a change that has no revision, such as partial results. What changes nothing is no change."""
+        serialized = job.SerializeToString()
+        if serialized != stored.serialized:
+            self._save(Change(self._next_number(), job, stored.sequence, stored.status, None), serialized)
+
     def _save(self, change: Change, serialized: bytes) -> None:
         self._rows.update(change.sequence, change.job, serialized)
         self._note(change, serialized)
@@ -211,16 +292,32 @@ class Transaction:
         self._jobs[change.job.job_id] = StoredJob(change.sequence, change.job.status, serialized)
         self.changes.append((change, serialized))
 
-    def _journal(self, job: pb.JobInfo, sequence: int, now: Timestamp) -> tuple[bytes, bytes]:
-        """Give the job the next revision and write its event. Returns both serialised."""
+    def _journal(
+        self,
+        job: pb.JobInfo,
+        sequence: int,
+        now: Timestamp,
+        previous: Status = pb.JOB_STATUS_UNSPECIFIED,
+        labels_before: Mapping[str, str] | None = None,
+    ) -> tuple[bytes, JournalEvent]:
+        """Give the job the next revision and write its event. Returns the job, serialised, and the event."""
         job.revision = self.head = self.next_revision()
-        self.counts[job.status] += 1
         serialized = job.SerializeToString()
-        event = pb.JobEvent(
-            type=pb.JOB_EVENT_TYPE_STATUS, revision=self.head, time=now, terminal=job.status in lifecycle.TERMINAL
-        ).SerializeToString() + wire_format.message_field(pb.JobEvent.JOB_FIELD_NUMBER, serialized)
-        self._rows.journal(self.head, sequence, now.ToNanoseconds(), event)
+        head = pb.JobEvent(
+            type=pb.JOB_EVENT_TYPE_UPDATED if job.status == previous else pb.JOB_EVENT_TYPE_STATUS,
+            revision=self.head,
+            time=now,
+            terminal=job.status in lifecycle.TERMINAL,
+        ).SerializeToString()
+        wrapped = head + wire_format.message_field(pb.JobEvent.JOB_FIELD_NUMBER, serialized)
+        event = JournalEvent(self.head, wrapped, previous, labels_before)
+        self._rows.journal(sequence, now.ToNanoseconds(), event)
         return serialized, event
+
+
+def _noteworthy(job: pb.JobInfo) -> tuple[object, ...]:
+    """Return what, beside status and labels, has an event when it changes."""
+    return job.priority, job.cancel_requested_at, job.cached_from
 
 
 def job_not_found(job_id: str) -> JobNotFoundError:

@@ -1,0 +1,61 @@
+"""Gates: whether a comparison is good enough to go on. Pure."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from evalrpc.v1.comparison_pb2 import CompareJobsResponse, MetricComparison, Verdict
+
+DEFAULT_GATE: Final = "no-significant-drop"
+
+GATES: Final[dict[str, Callable[["Verdict.ValueType"], bool]]] = {
+    DEFAULT_GATE: lambda verdict: verdict != Verdict.VERDICT_WORSE,
+    "no-worse": lambda verdict: verdict in (Verdict.VERDICT_BETTER, Verdict.VERDICT_SAME),
+    "better": lambda verdict: verdict == Verdict.VERDICT_BETTER,
+}
+"""Which verdicts let a metric through. All metrics have to pass. A verdict of a newer server counts as INCONCLUSIVE."""
+
+
+def failures(response: CompareJobsResponse, gate: str, *, allow_missing: bool) -> Iterator[str]:
+    """Yield a line for each metric that does not pass, and one if there is no metric at all. None: the gate passed.
+
+    A value that is missing or not finite fails every gate, since nothing is known then, unless `allow_missing` leaves it out.
+    """
+    several = len(response.candidates) > 1
+    compared = 0
+    for candidate in response.candidates:
+        of_job = f" of job {candidate.candidate_job_id}" if several else ""
+        for metric in candidate.metrics:
+            missing = missing_value(metric)
+            if missing and allow_missing:
+                continue
+            compared += 1
+            if missing:
+                yield f"{metric_name(metric)}{of_job}: {missing}"
+            elif not GATES[gate](metric.verdict):
+                yield f"{metric_name(metric)}{of_job} is {verdict_name(metric)}"
+    if not compared:
+        yield "there is nothing to compare"
+
+
+def missing_value(metric: MetricComparison) -> str:
+    """Say which of the two values is missing or not finite; empty if both are numbers."""
+    candidate = metric.candidate_value if metric.HasField("candidate_value") else None
+    baseline = metric.baseline_value if metric.HasField("baseline_value") else None
+    for side, value in (("candidate", candidate), ("baseline", baseline)):
+        if value is None:
+            return f"the {side} has no value"
+        if not math.isfinite(value):
+            return f"the {side}'s value is {value}"
+    return ""
+
+
+def metric_name(metric: MetricComparison) -> str:
+    """Return a metric's name as flags take it: TASK/METRIC with an optional `,FILTER`."""
+    return f"{metric.task}/{metric.metric}" + (f",{metric.filter}" if metric.filter else "")
+
+
+def verdict_name(metric: MetricComparison) -> str:
+    """Return the verdict, such as WORSE; the number for one of a newer server."""
+    known = metric.verdict in Verdict.values()
+    return Verdict.Name(metric.verdict).removeprefix("VERDICT_") if known else f"VERDICT_{metric.verdict:d}"

@@ -1,0 +1,65 @@
+"""Which jobs a JobFilter takes. A listing searches the database instead (see `store/sqlite/filters.py`)."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from evalrpc.jobs.label_selectors import parse_selector
+from evalrpc.jobs.lifecycle import Status
+from evalrpc.v1.jobs_pb2 import JobFilter, JobInfo
+
+MIN_PREFIX_LENGTH: Final = 4
+
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_ANY_UUID: Final = "00000000-0000-0000-0000-000000000000"
+
+
+def canonical_prefix(job_id_prefix: str) -> str:
+    """Return the beginning of a UUID in lower case, as the ids of jobs are. Raises ValueError if no UUID begins so."""
+    prefix = job_id_prefix.lower()
+    if prefix and not (len(prefix) >= MIN_PREFIX_LENGTH and _UUID.fullmatch(prefix + _ANY_UUID[len(prefix) :])):
+        raise ValueError(f"must be the first {MIN_PREFIX_LENGTH} to {len(_ANY_UUID)} characters of a UUID, such as 0b54e7a6-3a")
+    return prefix
+
+
+class JobMatcher:
+    """A filter, made ready once to be held against many jobs. Raises ValueError for one that is not valid."""
+
+    def __init__(self, job_filter: JobFilter) -> None:
+        self._statuses = frozenset(job_filter.statuses)
+        self._models = frozenset(job_filter.models)
+        self._tasks = frozenset(job_filter.tasks)
+        self._harnesses = frozenset(job_filter.harnesses)
+        self._labels = dict(job_filter.labels)
+        self._requirements = parse_selector(job_filter.label_selector)
+        self._job_id_prefix = canonical_prefix(job_filter.job_id_prefix)
+        self._after_ns = job_filter.created_after.ToNanoseconds() if job_filter.HasField("created_after") else None
+        self._before_ns = job_filter.created_before.ToNanoseconds() if job_filter.HasField("created_before") else None
+
+    def matches(self, job: JobInfo) -> bool:
+        """Return whether the filter takes a job."""
+        return self.matched_before(job, job.status, job.labels)
+
+    def matched_before(self, job: JobInfo, status: Status, labels: Mapping[str, str]) -> bool:
+        """Return whether the filter took a job when it had another status or other labels; nothing else of a job that a filter
+        looks at can change."""
+        return (
+            _any_of(self._statuses, (status,))
+            and _any_of(self._models, (job.request.model,))
+            and _any_of(self._tasks, job.request.tasks)
+            and _any_of(self._harnesses, (job.request.harness,))
+            and all(key in labels and labels[key] == value for key, value in self._labels.items())
+            and all(requirement.matches(labels) for requirement in self._requirements)
+            and job.job_id.startswith(self._job_id_prefix)
+            and self._was_in_time(job)
+        )
+
+    def _was_in_time(self, job: JobInfo) -> bool:
+        created_ns = job.created_at.ToNanoseconds()
+        return (self._after_ns is None or created_ns >= self._after_ns) and (
+            self._before_ns is None or created_ns < self._before_ns
+        )
+
+
+def _any_of(wanted: frozenset[object], present: Iterable[object]) -> bool:
+    return not wanted or not wanted.isdisjoint(present)

@@ -1,0 +1,130 @@
+"""When a comparison is good enough to go on."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+from click.testing import Result
+from fake_server import JOB_ID, FakeService
+
+from evalrpc.cli import gates
+from evalrpc.v1.comparison_pb2 import CompareJobsResponse, JobComparison, MetricComparison, Verdict
+
+Run = Callable[..., Result]
+
+BETTER, WORSE, SAME, INCONCLUSIVE = (
+    Verdict.VERDICT_BETTER,
+    Verdict.VERDICT_WORSE,
+    Verdict.VERDICT_SAME,
+    Verdict.VERDICT_INCONCLUSIVE,
+)
+UNKNOWN = 99
+NAN = math.nan
+
+
+def metric(verdict: int, baseline: float | None = 0.5, candidate: float | None = 0.5) -> MetricComparison:
+    return MetricComparison(
+        task="t",
+        metric="acc",
+        filter="none",
+        verdict=verdict,  # type: ignore[arg-type]
+        baseline_value=baseline,
+        candidate_value=candidate,
+    )
+
+
+def compared(*metrics: MetricComparison) -> CompareJobsResponse:
+    return CompareJobsResponse(candidates=[JobComparison(candidate_job_id=JOB_ID, metrics=metrics)], confidence_level=0.95)
+
+
+def passes(gate: str, *metrics: MetricComparison, allow_missing: bool = False) -> bool:
+    return not list(gates.failures(compared(*metrics), gate, allow_missing=allow_missing))
+
+
+@pytest.mark.parametrize(
+    ("gate", "through"),
+    [
+        ("no-significant-drop", {BETTER, SAME, INCONCLUSIVE, UNKNOWN}),
+        ("no-worse", {BETTER, SAME}),
+        ("better", {BETTER}),
+    ],
+)
+def test_a_gate_lets_these_verdicts_through(gate: str, through: set[int]) -> None:
+    assert {verdict for verdict in (BETTER, WORSE, SAME, INCONCLUSIVE, UNKNOWN) if passes(gate, metric(verdict))} == through
+
+
+@pytest.mark.parametrize("gate", gates.GATES)
+@pytest.mark.parametrize(
+    ("baseline", "candidate"), [(0.5, NAN), (NAN, 0.5), (NAN, NAN), (0.5, None), (None, 0.5), (0.5, math.inf), (-math.inf, 0.5)]
+)
+def test_a_value_that_is_missing_or_no_number_fails_every_gate_unless_it_is_allowed(
+    gate: str, baseline: float | None, candidate: float | None
+) -> None:
+    missing = metric(INCONCLUSIVE, baseline, candidate)
+
+    assert not passes(gate, metric(BETTER), missing)
+    assert passes(gate, metric(BETTER), missing, allow_missing=True)
+
+
+@pytest.mark.parametrize("gate", gates.GATES)
+@pytest.mark.parametrize("allow_missing", [True, False])
+def test_nothing_to_compare_fails_every_gate(gate: str, allow_missing: bool) -> None:
+    assert not passes(gate, allow_missing=allow_missing)
+    assert not passes(gate, metric(INCONCLUSIVE, NAN, NAN), allow_missing=allow_missing)
+
+
+@pytest.mark.parametrize("gate", gates.GATES)
+def test_one_metric_that_does_not_pass_is_enough(gate: str) -> None:
+    assert not passes(gate, metric(BETTER), metric(WORSE))
+
+
+@pytest.mark.parametrize(
+    ("flags", "verdict", "exit_code"),
+    [
+        ([], INCONCLUSIVE, 0),
+        ([], WORSE, 1),
+        (["--gate", "no-significant-drop"], SAME, 0),
+        (["--gate", "no-worse"], INCONCLUSIVE, 1),
+        (["--gate", "no-worse"], SAME, 0),
+        (["--gate", "better"], SAME, 1),
+        (["--gate", "better"], BETTER, 0),
+        (["--gate", "best"], BETTER, 2),
+    ],
+)
+@pytest.mark.parametrize("form", [[], ["--json"], ["-o", "csv"]], ids=["table", "json", "csv"])
+def test_compare_exits_as_its_gate_says_in_every_form(
+    run: Run, service: FakeService, flags: list[str], verdict: int, exit_code: int, form: list[str]
+) -> None:
+    service.comparison = compared(metric(verdict))
+
+    assert run("compare", "A", JOB_ID, *flags, *form).exit_code == exit_code
+
+
+def test_compare_names_each_metric_that_does_not_pass_and_why(run: Run, service: FakeService) -> None:
+    service.comparison = compared(metric(WORSE), metric(INCONCLUSIVE, 0.5, NAN), metric(INCONCLUSIVE, 0.5, None), metric(SAME))
+
+    assert run("compare", "A", JOB_ID).stderr.splitlines() == [
+        "2 INCONCLUSIVE, 1 SAME, 1 WORSE",
+        "evalrpc: the gate no-significant-drop does not pass:",
+        "evalrpc:   t/acc,none is WORSE",
+        "evalrpc:   t/acc,none: the candidate's value is nan",
+        "evalrpc:   t/acc,none: the candidate has no value",
+    ]
+
+
+def test_compare_says_that_there_is_nothing_to_compare(run: Run, service: FakeService) -> None:
+    service.comparison = compared()
+
+    result = run("compare", "A", JOB_ID, "--allow-missing")
+
+    assert result.exit_code == 1
+    assert "there is nothing to compare" in result.stderr
+
+
+def test_of_very_many_failures_the_first_are_named_and_the_others_counted(run: Run, service: FakeService) -> None:
+    service.comparison = compared(*(metric(WORSE) for _ in range(50)))
+
+    lines = run("compare", "A", JOB_ID).stderr.splitlines()
+
+    assert len(lines) == 1 + 1 + 20 + 1
+    assert lines[-1] == "evalrpc:   and 30 more"

@@ -1,0 +1,242 @@
+"""A server with something to show for every command: the usual, the long, the wide and the hostile."""
+
+from typing import Any
+
+from fake_server import JOB_ID, FakeService, job_at
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from terminal_program import NOW_SECONDS
+
+from evalrpc.v1.comparison_pb2 import CompareJobsResponse, JobComparison, MetricComparison, TestMethod, Verdict
+from evalrpc.v1.history_pb2 import GetHistoryResponse, HistoryPoint
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobError, JobInfo, JobStatus, Progress
+from evalrpc.v1.results_pb2 import Metric, ModelResult, TaskResult
+
+RUNNING, COMPLETED, FAILED, QUEUED, CANCELLED, FOREIGN = (
+    JOB_ID,
+    *(f"{number}c2f{number}a40-3d1b-4c8e-9f6a-2b7d9e0f4a1{number}" for number in range(1, 6)),
+)
+
+HOSTILE = "\x1b[2J\x9b31m\x07a\u202eb\u200bc\u2028d\ne\rf\x7f\U000e0041"
+"""Clears the screen, colours, beeps, turns the direction, hides, and breaks the line."""
+
+
+def at(seconds_ago: int) -> Timestamp:
+    return Timestamp(seconds=NOW_SECONDS - seconds_ago)
+
+
+def fill(service: FakeService) -> None:
+    """Put everything in."""
+    service.page_size = 50
+    for job in _jobs():
+        service.change(job)
+    service.log = f"\x1b[32mINFO\x1b[0m loading weights\r\n 50%|##  |\r100%|####|\nFileNotFoundError: 中文\n{HOSTILE}".encode()
+    service.chunk_size = 7
+    service.files = {"acme__lm/results.json": b"{}", "acme__lm/samples_mme.jsonl": b"[]"}
+    service.samples = [{"doc_id": number, "answer": text} for number, text in enumerate(("yes", "中文 🙂", HOSTILE))]
+    service.history = history()
+    service.comparison = comparison()
+    service.queue.max_queued = 1000
+    service.queue.queued_job_ids.extend([QUEUED, *(f"{number:08d}-3d1b-4c8e-9f6a-000000000000" for number in range(25))])
+    service.queue.status_counts.add(status=JobStatus.JOB_STATUS_FAILED, count=2)
+    service.queue.gpus[1].quarantine_reason = "71 GiB of its memory stay in use although no job holds it"
+
+
+def _jobs() -> list[JobInfo]:
+    return [
+        _job(
+            RUNNING,
+            JobStatus.JOB_STATUS_RUNNING,
+            created_at=at(4000),
+            started_at=at(3900),
+            labels={"run": "sft-large", "step": "500"},
+            attempt=1,
+            max_attempts=1,
+            gpus=["0"],
+            progress=Progress(
+                phase=Progress.Phase.PHASE_EVALUATING,
+                done=120,
+                total=900,
+                unit="requests",
+                rate_per_second=3.25,
+                time_left=Duration(seconds=240),
+                elapsed=Duration(seconds=3900),
+            ),
+        ),
+        _job(
+            COMPLETED,
+            JobStatus.JOB_STATUS_COMPLETED,
+            created_at=at(9000),
+            started_at=at(8000),
+            completed_at=at(7875),
+            labels={"run": "sft-large", "step": "1000"},
+            attempt=1,
+            max_attempts=2,
+            results={"acme__lm-7b-instruct": result()},
+        ),
+        _job(
+            FAILED,
+            JobStatus.JOB_STATUS_FAILED,
+            created_at=at(90000),
+            started_at=at(89999),
+            completed_at=at(89940),
+            labels={"run": "sft-large", "step": "1500"},
+            error=JobError(
+                reason="HARNESS_FAILED",
+                message="FileNotFoundError: [Errno 2] No such file or directory: '/ckpt/sft-large/1500/model.safetensors'",
+                log_tail=[
+                    "Traceback (most recent call last):",
+                    '  File "eval.py", line 12, in <module>',
+                    "FileNotFoundError: [Errno 2] No such file or directory: '/ckpt/sft-large/1500/model.safetensors'",
+                ],
+            ),
+        ),
+        _job(
+            QUEUED,
+            JobStatus.JOB_STATUS_QUEUED,
+            created_at=at(60),
+            labels={"run": "ablation without a warm-up and with a long name", "step": "2000"},
+            position_in_queue=2,
+            wait_reason="needs 1 GPU, 0 free",
+        ),
+        _job(
+            CANCELLED,
+            JobStatus.JOB_STATUS_CANCELLED,
+            created_at=at(500),
+            completed_at=at(400),
+            error=JobError(reason="CANCELLED", message="cancelled on request"),
+        ),
+        hostile_job(),
+    ]
+
+
+def hostile_job(**fields: Any) -> JobInfo:
+    """Build a job, every text of which is hostile or takes two cells a character."""
+    error = JobError(reason="HARNESS_FAILED", message=f"ValueError: {HOSTILE}", log_tail=[HOSTILE, f"x{HOSTILE}"])
+    metric = Metric(task=HOSTILE, metric=HOSTILE, filter=HOSTILE, value=float("nan"))
+    return job_at(
+        **{
+            "status": JobStatus.JOB_STATUS_FAILED,
+            "job_id": FOREIGN,
+            "created_at": at(700),
+            "started_at": at(650),
+            "completed_at": at(600),
+            "request": EvaluateRequest(
+                harness="lmms-eval", model="通义千问-视觉语言模型", tasks=["中文测试🙂", "e\u0301tude", HOSTILE]
+            ),
+            "labels": {"run": HOSTILE, "step": "10", "note": "日本語 👍"},
+            "error": error,
+            "warnings": [HOSTILE],
+            "results": {HOSTILE: ModelResult(results=f"/srv/{HOSTILE}", metrics=[metric], harness_versions={HOSTILE: HOSTILE})},
+            **fields,
+        },
+    )
+
+
+def _job(job_id: str, status: "JobStatus.ValueType", **fields: Any) -> JobInfo:
+    request = EvaluateRequest(harness="lmms-eval", model="llava_hf", tasks=["mme", "mmmu_val", "demo_colour_naming"])
+    return job_at(status, job_id=job_id, request=request, **fields)
+
+
+def result() -> ModelResult:
+    """Build results with a group, a NaN and a very large value."""
+    metrics = [
+        Metric(
+            task="demo_colour_naming",
+            metric="exact_match",
+            filter="strict-match",
+            value=0.75,
+            standard_error=0.0125,
+            higher_is_better=True,
+            sample_count=1200,
+        ),
+        Metric(task="demo_colour_naming", metric="perplexity", value=12_345_678_901.5, higher_is_better=False),
+        Metric(task="mme", metric="wer", filter="none", value=float("nan"), sample_count=8),
+        Metric(task="all", metric="exact_match", filter="none", value=0.5, is_group=True),
+    ]
+    tasks = [
+        TaskResult(task="demo_colour_naming", version="1.0"),
+        TaskResult(task="all", is_group=True, subtasks=["mme", "demo_colour_naming"]),
+    ]
+    return ModelResult(
+        results="/srv/evalrpc/jobs/1c2f1a40/attempt-1/output/acme__lm-7b-instruct/20260214_results.json",
+        metrics=metrics,
+        tasks=tasks,
+        harness_versions={"lm_eval": "0.4.13", "transformers": "5.1"},
+        total_evaluation_time=Duration(seconds=125),
+    )
+
+
+def history() -> GetHistoryResponse:
+    """Build two runs of four steps, one of which has a NaN."""
+    values = {"sft-large": (0.41, 0.48, float("nan"), 0.6), "ablation": (0.4, 0.45, 0.5, 0.52)}
+    points = [
+        HistoryPoint(
+            job_id=f"{step:08d}-3d1b-4c8e-9f6a-{index:012d}",
+            created_at=at(10000 - step),
+            labels={"run": run, "step": str(step)},
+            step=step,
+            model="acme__lm",
+            metrics=[
+                Metric(
+                    task="gsm8k",
+                    metric="exact_match",
+                    filter="strict-match",
+                    value=values[run][place],
+                    standard_error=0.02,
+                    higher_is_better=True,
+                    sample_count=1319,
+                ),
+                Metric(task="wikitext", metric="perplexity", value=123_456.5 + place, higher_is_better=False),
+            ],
+        )
+        for place, step in enumerate((500, 1000, 1500, 2000))
+        for index, run in enumerate(values)
+    ]
+    return GetHistoryResponse(points=points)
+
+
+def comparison() -> CompareJobsResponse:
+    """Build one metric that is worse, one that is the same, and one that is NaN."""
+    worse = MetricComparison(
+        baseline_model="base",
+        candidate_model="acme__lm",
+        task="gsm8k",
+        metric="exact_match",
+        filter="strict-match",
+        baseline_value=0.5,
+        candidate_value=0.375,
+        difference=-0.125,
+        interval_lower=-0.2,
+        interval_upper=-0.05,
+        p_value=0.0021,
+        method=TestMethod.TEST_METHOD_MCNEMAR,
+        paired_sample_count=1319,
+        verdict=Verdict.VERDICT_WORSE,
+    )
+    same = MetricComparison(
+        baseline_model="base",
+        candidate_model="acme__lm",
+        task="mme",
+        metric="score",
+        baseline_value=0.5,
+        candidate_value=0.5,
+        difference=0.0,
+        method=TestMethod.TEST_METHOD_NONE,
+        verdict=Verdict.VERDICT_SAME,
+        note="neither job has samples",
+    )
+    nan = MetricComparison(
+        baseline_model="base",
+        candidate_model="acme__lm",
+        task="demo_colour_naming",
+        metric="acc",
+        filter="none",
+        baseline_value=0.5,
+        candidate_value=float("nan"),
+        method=TestMethod.TEST_METHOD_NONE,
+        verdict=Verdict.VERDICT_INCONCLUSIVE,
+    )
+    return CompareJobsResponse(
+        candidates=[JobComparison(candidate_job_id=COMPLETED, metrics=[nan, worse, same])], confidence_level=0.95
+    )
