@@ -147,7 +147,7 @@ def _read(kind: str, folder: Path, what: str) -> _Cost:
 def _read_page(folder: Path, harnesses: Mapping[str, Harness], results: Mapping[str, ModelResult]) -> None:
     (harness,) = harnesses
     job = JobInfo(request=EvaluateRequest(harness=harness), results=results)
-    with open_samples(job, folder, samples_file(job, "", _TASK), harnesses) as rows:
+    with open_samples(job, folder, samples_file(job, job.results, "", _TASK), harnesses) as rows:
         read_page(rows, _PAGE_SIZE)
 
 

@@ -1,33 +1,49 @@
 """How processor time grows with the size of one input: at 1, 10 and 100 times the size. Linear growth has a slope of 1."""
 
+import asyncio
 import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from threading import Event
 from timeit import timeit
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from benchmarks.processes import workplace
 from benchmarks.report import Row, at_most, compare, ratio_at_most
 from benchmarks.scale import Scale
 from evalrpc.analysis.comparison import compare as compare_jobs
+from evalrpc.analysis.history import MAX_POINTS, History, HistoryPlaces
 from evalrpc.config import HarnessSettings, Settings
 from evalrpc.harnesses.registry import build_harnesses
+from evalrpc.jobs.paths import attempt_dir, results_path
+from evalrpc.jobs.size_limits import results_room
+from evalrpc.reading.artifacts import ArtifactReader
+from evalrpc.reading.job_results import JobResults
+from evalrpc.reading.metrics import MetricLister
+from evalrpc.results.bounding import bounded, with_artifact_names
 from evalrpc.results.merging import MergedResults
 from evalrpc.results.metrics import model_result
+from evalrpc.results.results_file import write_results
 from evalrpc.server import validation
+from evalrpc.store.base import ListedJob, Store
 from evalrpc.v1.comparison_pb2 import CompareJobsRequest, MetricThreshold
-from evalrpc.v1.jobs_pb2 import JOB_STATUS_COMPLETED, EvaluateRequest, JobAttempt, JobInfo, SubmitJobRequest
-from evalrpc.v1.results_pb2 import Metric, MetricSelector, ModelResult, TaskResult
+from evalrpc.v1.files_pb2 import ListArtifactsRequest
+from evalrpc.v1.history_pb2 import GetHistoryRequest
+from evalrpc.v1.jobs_pb2 import JOB_STATUS_COMPLETED, EvaluateRequest, JobAttempt, JobFilter, JobInfo, SubmitJobRequest
+from evalrpc.v1.results_pb2 import ListMetricsRequest, Metric, MetricSelector, ModelResult, TaskResult
+from evalrpc.watching.feed import Feed
 
 _STEPS: Final = (1, 10, 100)
 _MAX_STEP_RATIO: Final = 15.0  # above 10, since larger inputs outgrow the caches; quadratic is 100
 _MAX_SLOPE: Final = 1.15
 _SAMPLES: Final = 10
+_METRICS_PAGE: Final = 1000
+_FILES_PAGE: Final = 1000
 
 
 class _Case(NamedTuple):
@@ -121,8 +137,122 @@ def _bad_fields(_: Path, count: int) -> Callable[[], object]:
     return lambda: list(validation.submission(call, harnesses, [], None))
 
 
+def _taken_over_metrics(folder: Path, count: int) -> Callable[[], object]:
+    results = {"m": _many_metrics(count)}
+
+    def take_over() -> None:
+        complete = with_artifact_names(results, folder)
+        bounded(complete, results_room(0))
+        write_results(folder / "complete-results", complete)
+
+    return take_over
+
+
+def _listed_metrics(folder: Path, count: int) -> Callable[[], object]:
+    """All pages of ListMetrics of a job whose metrics are in a file."""
+    data_dir = folder / f"metrics-{count}"
+    path = results_path(attempt_dir(data_dir, "j", 1))
+    path.parent.mkdir(parents=True)
+    write_results(path, {"m": _many_metrics(count)})
+    job = JobInfo(job_id="j", attempt=1, results={"m": ModelResult(metrics_truncated=True)})
+
+    async def listed(readers: ThreadPoolExecutor) -> int:
+        lister = MetricLister(cast(Feed, _OneJob(job)), JobResults(data_dir), readers)
+        call = ListMetricsRequest(job_id="j")
+        found = 0
+        while True:
+            page = await lister.list_metrics("j", call, _METRICS_PAGE)
+            found += len(page.metrics)
+            call.page_token = page.next_page_token
+            if not call.page_token:
+                return found
+
+    return partial(_on_a_loop, listed, count)
+
+
+def _listed_files(folder: Path, count: int) -> Callable[[], object]:
+    """All pages of ListArtifacts, with the checksums of small files."""
+    output_dir = folder / f"files-{count}"
+    output_dir.mkdir()
+    for number in range(count):
+        (output_dir / f"image-{number:06}.png").write_text("x")
+    attempts = [JobAttempt(number=1, output_dir=str(output_dir))]
+    job = JobInfo(job_id="j", attempt=1, status=JOB_STATUS_COMPLETED, attempts=attempts)
+
+    async def listed(readers: ThreadPoolExecutor) -> int:
+        reader = ArtifactReader(cast(Feed, _OneJob(job)), folder, readers, readers)
+        call = ListArtifactsRequest(job_id="j")
+        found = 0
+        while True:
+            page = await reader.list_artifacts("j", call, _FILES_PAGE)
+            found += len(page.artifacts)
+            call.page_token = page.next_page_token
+            if not call.page_token:
+                return found
+
+    return partial(_on_a_loop, listed, count)
+
+
+def _listed_history(_: Path, count: int) -> Callable[[], object]:
+    """All pages of GetHistory over jobs with a step each."""
+    results = {"m": ModelResult(metrics=[Metric(task="t", metric="acc", value=0.5)])}
+    jobs = [JobInfo(job_id=str(number), labels={"step": str(number)}, results=results) for number in range(count)]
+
+    def listed() -> None:
+        store, places, call = cast(Store, _StoredJobs(jobs)), HistoryPlaces(), GetHistoryRequest()
+        found = 0
+        while True:
+            history = History(store, JobResults(Path("/none")), places, call, MAX_POINTS)
+            while history.scan():
+                pass
+            page = history.page()
+            found += len(page.points)
+            call.page_token = page.next_page_token
+            if not call.page_token:
+                break
+        assert found == count
+
+    return listed
+
+
+def _many_metrics(count: int) -> ModelResult:
+    return ModelResult(
+        metrics=[Metric(task=f"t{number:06}", metric="acc", filter="none", value=0.5) for number in range(count)]
+    )
+
+
+def _on_a_loop(listed: Callable[[ThreadPoolExecutor], Coroutine[Any, Any, int]], count: int) -> None:
+    with ThreadPoolExecutor(1) as readers:
+        assert asyncio.run(listed(readers)) == count
+
+
+class _OneJob:
+    """A feed that has one job."""
+
+    def __init__(self, job: JobInfo) -> None:
+        self._job = job
+
+    async def read_job(self, _: str) -> JobInfo:
+        return self._job
+
+
+class _StoredJobs:
+    """A store that lists jobs from memory."""
+
+    def __init__(self, jobs: Sequence[JobInfo]) -> None:
+        self._jobs = jobs
+
+    def list_jobs(self, _: JobFilter, before: int | None, limit: int) -> list[ListedJob]:
+        end = len(self._jobs) if before is None else min(before - 1, len(self._jobs))
+        return [ListedJob(place + 1, self._jobs[place]) for place in range(end - 1, max(end - limit, 0) - 1, -1)]
+
+
 _CASES: Final = (
     _Case("metrics of one task in a results file", 160, _metrics_of_one_task),
+    _Case("metrics taken over at the end of a run, with their file", 160, _taken_over_metrics),
+    _Case("metrics of a job, listed page by page", 160, _listed_metrics),
+    _Case("files of a job, listed page by page", 160, _listed_files),
+    _Case("jobs of a history, page by page", 80, _listed_history),
     _Case("tasks of a comparison, with samples", 80, _compared_tasks),
     _Case("tasks and selectors of a comparison", 80, _compared_by_selectors),
     _Case("tasks run one by one, merged", 80, _merged_tasks),

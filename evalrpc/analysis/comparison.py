@@ -4,9 +4,10 @@ This module and its imports load NumPy and SciPy, 90 MB of memory that a server 
 only the first comparison imports it.
 """
 
+import heapq
 import math
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from itertools import chain, groupby
 from pathlib import Path
@@ -15,10 +16,20 @@ from typing import Any, Final
 from evalrpc.analysis import significance, verdicts
 from evalrpc.analysis.sample_values import NO_VALUES, MetricKey, SampleValues, pair, read_values
 from evalrpc.analysis.significance import MIN_SAMPLES, Difference
-from evalrpc.errors import DefinitionsDifferError, InvalidRequestError, MetricNotFoundError, NoResultsError, NotFoundError
+from evalrpc.errors import (
+    DefinitionsDifferError,
+    FieldViolation,
+    InvalidRequestError,
+    MetricNotFoundError,
+    NoResultsError,
+    NotFoundError,
+)
 from evalrpc.harnesses.base import Harness, SampleRow
 from evalrpc.jobs.metric_selectors import Selection, parts_of, parts_taking, selector_text, selector_words
+from evalrpc.jobs.size_limits import MAX_PAGE_BYTES
+from evalrpc.protobuf.wire_format import field_size
 from evalrpc.reading.attempts import output_dir
+from evalrpc.reading.job_results import JobResults, metric_key
 from evalrpc.reading.sample_files import open_samples
 from evalrpc.results.layout import samples_by_task
 from evalrpc.v1.comparison_pb2 import (
@@ -32,7 +43,7 @@ from evalrpc.v1.comparison_pb2 import (
     MetricComparison,
 )
 from evalrpc.v1.jobs_pb2 import JobInfo, JobStatus
-from evalrpc.v1.results_pb2 import Metric, TaskResult
+from evalrpc.v1.results_pb2 import Metric, ModelResult, TaskResult
 
 DEFAULT_ALPHA: Final = 0.05
 
@@ -53,39 +64,134 @@ def compare(
     """Compare the candidates with the baseline. Blocks on the disk, and takes seconds if there are many samples: once `stop` is
     set, it raises CancelledError after the current row or metric.
 
-    Only the samples of one task of the baseline and of one candidate are in memory at a time. Raises NoResultsError and
-    MetricNotFoundError.
+    Only the samples of one task of the baseline and of one candidate are in memory at a time, and no more metrics than the
+    answer may have. Raises NoResultsError, MetricNotFoundError, InvalidRequestError for an answer that would be too large,
+    FileUnavailableError and FileUnreadableError.
     """
     for job in (baseline, *candidates):
         _require_results(job)
     alpha = call.alpha if call.HasField("alpha") else DEFAULT_ALPHA
-    found = [list(_line_up(baseline, candidate)) for candidate in candidates]
-    _require_known(call, list(chain.from_iterable(found)))
-    selection = Selection(call.metrics)
-    asked_for = [[metric for metric in metrics if selection.takes(metric)] for metrics in found]
+    results = JobResults(data_dir)
+    matching = _Matching(call, stop)
+    for candidate in candidates:
+        matching.add(_line_up(baseline, candidate, results))
+    matching.require_known()
+    matching.require_size()
+    asked_for = matching.asked_for
     _Tester(baseline, harnesses, data_dir, stop, alpha).test_all(zip(candidates, asked_for, strict=True))
     if call.strict:
-        _require_same_definitions(list(chain.from_iterable(asked_for)))
+        _require_same_definitions(chain.from_iterable(asked_for))
     verdicts.judge(call, list(chain.from_iterable(asked_for)), alpha)
     comparisons = [
         JobComparison(candidate_job_id=job.job_id, metrics=metrics) for job, metrics in zip(candidates, asked_for, strict=True)
     ]
-    return CompareJobsResponse(candidates=comparisons, confidence_level=1 - alpha)
+    response = CompareJobsResponse(candidates=comparisons, confidence_level=1 - alpha)
+    _require_size(response.ByteSize(), sum(map(len, asked_for)), len(candidates), is_exact=True)
+    return response
 
 
 # Matching metrics
 
 
-def _line_up(baseline: JobInfo, candidate: JobInfo) -> Iterator[MetricComparison]:
-    """Yield every metric that either job has, with the values from their results."""
-    for our_model, their_model in _model_pairs(baseline, candidate):
-        ours, theirs = _metrics(baseline, our_model), _metrics(candidate, their_model)
-        differences = _definition_differences(_tasks(baseline, our_model), _tasks(candidate, their_model))
-        for key in sorted(ours.keys() | theirs.keys()):
-            lined_up = _lined_up(key, ours.get(key), theirs.get(key))
+class _Matching:
+    """The metrics of a comparison that are asked for, chosen from all that the jobs have, of which there may be very many."""
+
+    def __init__(self, call: CompareJobsRequest, stop: threading.Event) -> None:
+        self.asked_for: list[list[MetricComparison]] = []
+        """By candidate. Incomplete once they are more than an answer may have."""
+        self._stop = stop
+        self._selection = Selection(call.metrics)
+        self._selectors = [*call.metrics, *(threshold.selector for threshold in call.metric_thresholds)]
+        self._unknown = set(map(parts_of, self._selectors))
+        self._known: set[str] = set()  # names of a few metrics
+        self._count = 0
+        self._size_bytes = 0
+
+    def add(self, lined_up: Iterable[MetricComparison]) -> None:
+        """Choose from the metrics of a candidate and the baseline."""
+        asked_for: list[MetricComparison] = []
+        self.asked_for.append(asked_for)
+        for metric in lined_up:
+            if self._stop.is_set():
+                raise CancelledError
+            self._note(metric)
+            if self._selection.takes(metric):
+                self._count += 1
+                self._size_bytes += field_size(metric.ByteSize())
+                if self._size_bytes <= MAX_PAGE_BYTES:
+                    asked_for.append(metric)
+
+    def require_known(self) -> None:
+        """Raise MetricNotFoundError for the first selector that takes no metric of any job."""
+        for selector in self._selectors:
+            if parts_of(selector) in self._unknown:
+                known = sorted(self._known)
+                more = ", ..." if len(known) > _MAX_NAMED else ""
+                raise MetricNotFoundError(
+                    f"none of the jobs has {selector_words(selector)}; they have: {', '.join(known[:_MAX_NAMED])}{more}",
+                    metadata={"resource_type": "evalrpc.v1.Metric", "resource_name": selector_text(selector)[:255]},
+                )
+
+    def require_size(self) -> None:
+        """Raise InvalidRequestError if the answer would be too large even without the outcomes of the tests."""
+        _require_size(self._size_bytes, self._count, len(self.asked_for), is_exact=False)
+
+    def _note(self, metric: MetricComparison) -> None:
+        if self._unknown:
+            self._unknown -= parts_taking(metric)
+            self._known.add(f"{metric.task}/{metric.metric}")
+            if len(self._known) > _MAX_NAMED + 1:
+                self._known.remove(max(self._known))
+
+
+def _require_size(size_bytes: int, metric_count: int, candidate_count: int, *, is_exact: bool) -> None:
+    if size_bytes > MAX_PAGE_BYTES:
+        takes = f"{'' if is_exact else 'more than '}{size_bytes} bytes"
+        raise InvalidRequestError(
+            violations=[
+                FieldViolation(
+                    "metrics",
+                    f"the answer would have {metric_count} metrics of {candidate_count} candidates, which take {takes}; at most"
+                    f" {MAX_PAGE_BYTES} are allowed: select fewer metrics here, or pass fewer candidates",
+                )
+            ]
+        )
+
+
+def _line_up(baseline: JobInfo, candidate: JobInfo, results: JobResults) -> Iterator[MetricComparison]:
+    """Yield every metric that either job has, sorted by model, task, metric and filter. Both are read once, side by side."""
+    models = _ModelPairs(baseline, candidate)
+    ours = ((models.key(each.model), metric_key(each.metric), 0, each.metric) for each in results.metrics(baseline))
+    theirs = ((models.key(each.model), metric_key(each.metric), 1, each.metric) for each in results.metrics(candidate))
+    merged = heapq.merge(ours, theirs, key=lambda each: each[:3])
+    our_heads, their_heads = results.heads(baseline), results.heads(candidate)
+    for model, of_model in groupby(merged, key=lambda each: each[0]):
+        our_model, their_model = models.names(model)
+        differences = _definition_differences(our_heads.get(our_model), their_heads.get(their_model))
+        for key, same in groupby(of_model, key=lambda each: each[1]):
+            sides = {side: metric for _, _, side, metric in same}
+            lined_up = _lined_up(key, sides.get(0), sides.get(1))
             lined_up.baseline_model, lined_up.candidate_model = our_model, their_model
             lined_up.definition_differences.extend(differences.get(lined_up.task, ()))
             yield lined_up
+
+
+class _ModelPairs:
+    """Pairs models by name; if each job has a single model, pairs those whatever their names."""
+
+    def __init__(self, baseline: JobInfo, candidate: JobInfo) -> None:
+        self._ours, self._theirs = set(baseline.results), set(candidate.results)
+        self._are_single = len(self._ours) == len(self._theirs) == 1
+
+    def key(self, model: str) -> str:
+        """Return what the models of a pair have in common."""
+        return "" if self._are_single else model
+
+    def names(self, key: str) -> tuple[str, str]:
+        """Return the names of the baseline's and the candidate's model; empty where there is none."""
+        if self._are_single:
+            return next(iter(self._ours)), next(iter(self._theirs))
+        return key if key in self._ours else "", key if key in self._theirs else ""
 
 
 def _lined_up(key: _Key, ours: Metric | None, theirs: Metric | None) -> MetricComparison:
@@ -96,6 +202,9 @@ def _lined_up(key: _Key, ours: Metric | None, theirs: Metric | None) -> MetricCo
         metric=metric,
         filter=answer_filter,
         higher_is_better=directions.pop() if len(directions) == 1 else None,
+        paired_sample_count=0,
+        differing_sample_count=0,
+        unpaired_sample_count=0,
         **_facts("baseline", ours),
         **_facts("candidate", theirs),
     )
@@ -111,26 +220,12 @@ def _facts(side: str, metric: Metric | None) -> dict[str, Any]:
     }
 
 
-def _model_pairs(baseline: JobInfo, candidate: JobInfo) -> list[tuple[str, str]]:
-    """Pair the models by name; if each job has a single model, pair those whatever their names."""
-    ours, theirs = set(baseline.results), set(candidate.results)
-    if len(ours) == len(theirs) == 1:
-        return [(ours.pop(), theirs.pop())]
-    return [(name if name in ours else "", name if name in theirs else "") for name in sorted(ours | theirs)]
-
-
-def _metrics(job: JobInfo, model: str) -> dict[_Key, Metric]:
-    metrics = job.results[model].metrics if model in job.results else ()
-    return {(metric.task, metric.metric, metric.filter): metric for metric in metrics}
-
-
-def _tasks(job: JobInfo, model: str) -> dict[str, TaskResult]:
-    return {task.task: task for task in job.results[model].tasks} if model in job.results else {}
-
-
-def _definition_differences(ours: Mapping[str, TaskResult], theirs: Mapping[str, TaskResult]) -> dict[str, list[str]]:
-    """Return by task in what its definition differs between the two jobs, as far as both say."""
-    return {name: list(_differences(ours[name], theirs[name])) for name in ours.keys() & theirs.keys()}
+def _definition_differences(ours: ModelResult | None, theirs: ModelResult | None) -> dict[str, list[str]]:
+    """Return by task in what its definition differs between the two results, as far as both say."""
+    if ours is None or theirs is None:
+        return {}
+    defined = {task.task: task for task in ours.tasks}
+    return {task.task: list(_differences(defined[task.task], task)) for task in theirs.tasks if task.task in defined}
 
 
 def _differences(ours: TaskResult, theirs: TaskResult) -> Iterator[str]:
@@ -162,23 +257,6 @@ def _require_results(job: JobInfo) -> None:
     )
 
 
-def _require_known(call: CompareJobsRequest, metrics: Collection[MetricComparison]) -> None:
-    selectors = [*call.metrics, *(threshold.selector for threshold in call.metric_thresholds)]
-    unknown = set(map(parts_of, selectors))
-    for metric in metrics:
-        if not unknown:
-            return
-        unknown -= parts_taking(metric)
-    for selector in selectors:
-        if parts_of(selector) in unknown:
-            known = sorted({f"{metric.task}/{metric.metric}" for metric in metrics})
-            more = ", ..." if len(known) > _MAX_NAMED else ""
-            raise MetricNotFoundError(
-                f"none of the jobs has {selector_words(selector)}; they have: {', '.join(known[:_MAX_NAMED])}{more}",
-                metadata={"resource_type": "evalrpc.v1.Metric", "resource_name": selector_text(selector)[:255]},
-            )
-
-
 # Testing differences
 
 
@@ -191,6 +269,7 @@ class _Tester:
         self._baseline = baseline
         self._harnesses = harnesses
         self._data_dir = data_dir
+        self._results = JobResults(data_dir)
         self._stop = stop
         self._alpha = alpha
         self._files: dict[tuple[str, str], Mapping[str, str]] = {}
@@ -227,7 +306,7 @@ class _Tester:
         """Return the sample files by task, which are looked up once."""
         key = job.job_id, model
         if key not in self._files:
-            self._files[key] = samples_by_task(job.results[model])
+            self._files[key] = samples_by_task(self._results.heads(job)[model])
         return self._files[key]
 
     def _values(self, rows: Iterable[SampleRow]) -> Iterator[Mapping[str, object]]:

@@ -1,71 +1,234 @@
-"""Metrics over many jobs. The store is read page by page, and only what was requested is kept, up to a maximum size."""
+"""Metrics over many jobs, a page at a time.
 
+The first page looks at all jobs that the filter takes, page by page of the store, and notes the places of those with points.
+Then it reads jobs in their order and builds points until the page is full. Its token holds the place at which the next page
+begins, and what has been decided: the order, and the newest job. The places are remembered for the next page, which so costs no
+more than its own jobs; if they were forgotten, it looks again.
+"""
+
+import json
 import math
 import re
+import threading
+from array import array
+from bisect import bisect_left
+from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Final
+from itertools import groupby, islice
+from typing import Final, NamedTuple
 
 from evalrpc.jobs.metric_selectors import Selection
+from evalrpc.jobs.size_limits import MAX_PAGE_BYTES
+from evalrpc.protobuf.wire_format import field_size
+from evalrpc.reading import page_tokens
+from evalrpc.reading.job_results import JobResults
+from evalrpc.reading.page_bound import PageBound
 from evalrpc.store.base import Store
 from evalrpc.v1.history_pb2 import GetHistoryRequest, GetHistoryResponse, HistoryPoint
 from evalrpc.v1.jobs_pb2 import JOB_STATUS_COMPLETED, JobFilter, JobInfo
+from evalrpc.v1.results_pb2 import Metric
 
 DEFAULT_STEP_LABEL: Final = "step"
-MAX_HISTORY_BYTES: Final = 3 * 1024 * 1024
+MAX_POINTS: Final = 1000
 
 _PAGE: Final = 100
+_LENGTH_BYTES: Final = 8  # by which the length of a point grows with its metrics
+_MAX_REMEMBERED: Final = 500_000  # places, of all listings
+_NEWEST: Final = 2**63 - 1
+_ANY_JOB: Final = JobFilter()
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
-class History:
-    """Builds the answer to one GetHistory: read all pages, then get the answer. For one thread at a time; blocks."""
+class _Places(NamedTuple):
+    """Where the points of a listing are, in its order: 16 bytes for each job."""
 
-    def __init__(self, store: Store, call: GetHistoryRequest) -> None:
+    by_step: bool
+    steps: "array[float]"
+    """0 in a listing by time of creation, infinity for a job that has lost its step."""
+    sequences: "array[int]"
+
+
+class HistoryPlaces:
+    """The places of recent listings, so that their next pages need not look at all jobs again. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[bytes, _Places] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: bytes) -> _Places | None:
+        """Return the places of a listing, if they are remembered."""
+        with self._lock:
+            return self._known.get(key)
+
+    def put(self, key: bytes, places: _Places) -> None:
+        """Remember the places of a listing, and forget older ones that are too many by now."""
+        with self._lock:
+            self._known[key] = places
+            self._known.move_to_end(key)
+            while len(self._known) > 1 and sum(len(each.steps) for each in self._known.values()) > _MAX_REMEMBERED:
+                self._known.popitem(last=False)
+
+
+class _Position(NamedTuple):
+    """Where a page begins, and what its listing is like."""
+
+    by_step: bool
+    newest: int
+    """The last job in the order of arrival that the listing has."""
+    step: float
+    sequence: int
+    model: str
+    metric_count: int
+    """How many metrics of the first point were on the page before."""
+
+    def encode(self, listing: GetHistoryRequest) -> str:
+        """Return it as a token."""
+        return page_tokens.encode_text(json.dumps(self), listing)
+
+
+class _Piece(NamedTuple):
+    """A point, or as much of one as fits onto a page, and where it begins."""
+
+    point: HistoryPoint
+    begin: int
+    """How many metrics of the point are in the pieces before."""
+
+
+class History:
+    """Builds a page of GetHistory: scan all jobs, then get the page. For one thread at a time; blocks.
+
+    Raises InvalidRequestError for a bad token.
+    """
+
+    def __init__(
+        self, store: Store, results: JobResults, remembered: HistoryPlaces, call: GetHistoryRequest, page_size: int
+    ) -> None:
         self._store = store
+        self._results = results
+        self._remembered = remembered
+        self._page_size = page_size
         self._filter = JobFilter()
         self._filter.CopyFrom(call.filter)
         if not call.filter.statuses:
             self._filter.statuses.append(JOB_STATUS_COMPLETED)
         self._selection = Selection(call.metrics)
         self._step_label = call.step_label or DEFAULT_STEP_LABEL
-        self._before: int | None = None
-        self._points_by_job: list[list[HistoryPoint]] = []
-        self._size_bytes = 0
-        self._truncated = False
+        self._listing = GetHistoryRequest(filter=call.filter, metrics=call.metrics, step_label=self._step_label)
+        self._position = _decode(call.page_token, self._listing)
+        self._newest = self._position.newest if self._position else 0
+        self._before = self._newest + 1 if self._position else None
+        self._found: list[tuple[float, int]] = []
+        self._all_have_steps = True
+        self._places = remembered.get(self._key(self._position.by_step)) if self._position else None
 
-    def read_page(self) -> bool:
-        """Read the next page of jobs, newest first; return whether there may be more."""
-        page = self._store.list_jobs(self._filter, self._before, _PAGE)
-        for self._before, job in page:
-            points = list(self._points(job))
-            self._size_bytes += sum(point.ByteSize() for point in points)
-            if self._points_by_job and self._size_bytes > MAX_HISTORY_BYTES:
-                self._truncated = True
-                return False
-            if points:
-                self._points_by_job.append(points)
-        return len(page) == _PAGE
+    def scan(self) -> bool:
+        """Look at the next jobs of the store, newest first, unless that is remembered; return whether there may be more."""
+        if self._places is not None:
+            return False
+        listed = self._store.list_jobs(self._filter, self._before, _PAGE)
+        for sequence, job in listed:
+            self._before = sequence
+            self._newest = max(self._newest, sequence)
+            if self._has_points(job):
+                step = _number(job.labels.get(self._step_label, ""))
+                self._all_have_steps = self._all_have_steps and step is not None
+                self._found.append((math.inf if step is None else step, sequence))
+        return len(listed) == _PAGE
 
-    def answer(self) -> GetHistoryResponse:
-        """Return the points by step if all have one, else oldest first."""
-        points = [point for job in reversed(self._points_by_job) for point in job]
-        if all(point.HasField("step") for point in points):
-            points.sort(key=lambda point: point.step)
+    def page(self) -> GetHistoryResponse:
+        """Return the page: by step if all points of the listing have one, else in the order of creation."""
+        places = self._sorted_places() if self._places is None else self._places
+        points: list[HistoryPoint] = []
+        bound = PageBound(self._page_size)
+        for index in range(self._first_index(places), len(places.sequences)):
+            for piece in self._pieces_at(places.sequences[index]):
+                if not bound.takes(piece.point):
+                    self._remembered.put(self._key(places.by_step), places)
+                    step, sequence = places.steps[index], places.sequences[index]
+                    position = _Position(places.by_step, self._newest, step, sequence, piece.point.model, piece.begin)
+                    return GetHistoryResponse(points=points, next_page_token=position.encode(self._listing))
+                points.append(piece.point)
         return GetHistoryResponse(points=points)
 
-    def _points(self, job: JobInfo) -> Iterator[HistoryPoint]:
-        for model, result in sorted(job.results.items()):
-            metrics = [metric for metric in result.metrics if self._selection.takes(metric)]
-            if metrics:
-                yield HistoryPoint(
-                    job_id=job.job_id,
-                    created_at=job.created_at,
-                    completed_at=job.completed_at,
-                    labels=job.labels,
-                    step=_number(job.labels.get(self._step_label, "")),
-                    model=model,
-                    metrics=metrics,
-                )
+    def _key(self, by_step: bool) -> bytes:
+        """Return what tells this listing from others."""
+        return b"%d %d %s" % (by_step, self._newest, self._listing.SerializeToString(deterministic=True))
+
+    def _sorted_places(self) -> _Places:
+        by_step = self._position.by_step if self._position else self._all_have_steps
+        found = sorted(self._found if by_step else ((0.0, sequence) for _, sequence in self._found))
+        return _Places(by_step, array("d", (step for step, _ in found)), array("q", (sequence for _, sequence in found)))
+
+    def _first_index(self, places: _Places) -> int:
+        """Return the index of the place at which the page begins."""
+        if self._position is None:
+            return 0
+        begin = (self._position.step, self._position.sequence)
+        return bisect_left(range(len(places.steps)), begin, key=lambda index: (places.steps[index], places.sequences[index]))
+
+    def _has_points(self, job: JobInfo) -> bool:
+        if any(self._selection.takes(metric) for result in job.results.values() for metric in result.metrics):
+            return True
+        is_truncated = any(result.metrics_truncated for result in job.results.values())
+        return is_truncated and any(self._selection.takes(each.metric) for each in self._results.metrics(job))
+
+    def _pieces_at(self, sequence: int) -> Iterator[_Piece]:
+        """Yield the points of a job, without those on the pages before."""
+        listed = self._store.list_jobs(_ANY_JOB, sequence + 1, 1)
+        if not listed or listed[0].sequence != sequence:
+            return  # deleted since
+        job = listed[0].job
+        position = self._position
+        model, count = "", 0
+        if position is not None and position.sequence == sequence:
+            model, count = position.model, position.metric_count
+        for name, of_model in groupby(self._results.metrics(job), key=lambda each: each.model):
+            if name >= model:
+                metrics = (each.metric for each in of_model if self._selection.takes(each.metric))
+                yield from self._pieces(job, name, metrics, count if name == model else 0)
+
+    def _pieces(self, job: JobInfo, model: str, metrics: Iterator[Metric], begin: int) -> Iterator[_Piece]:
+        """Yield the point of a model, in pieces of which each fits onto a page, from one of its metrics on."""
+        empty = HistoryPoint(
+            job_id=job.job_id,
+            created_at=job.created_at,
+            completed_at=job.completed_at,
+            labels=job.labels,
+            step=_number(job.labels.get(self._step_label, "")),
+            model=model,
+        )
+        room_bytes = MAX_PAGE_BYTES - field_size(empty.ByteSize()) - _LENGTH_BYTES
+        piece: list[Metric] = []
+        left_bytes = room_bytes
+        for metric in islice(metrics, begin, None):
+            left_bytes -= field_size(metric.ByteSize())
+            if piece and left_bytes < 0:
+                yield _Piece(_with_metrics(empty, piece), begin)
+                begin += len(piece)
+                piece, left_bytes = [], room_bytes - field_size(metric.ByteSize())
+            piece.append(metric)
+        if piece:
+            yield _Piece(_with_metrics(empty, piece), begin)
+
+
+def _with_metrics(empty: HistoryPoint, metrics: list[Metric]) -> HistoryPoint:
+    point = HistoryPoint(metrics=metrics)
+    point.MergeFrom(empty)
+    return point
+
+
+def _decode(token: str, listing: GetHistoryRequest) -> _Position | None:
+    text = page_tokens.decode_text(token, listing)
+    if text is None:
+        return None
+    try:
+        by_step, newest, step, sequence, model, metric_count = json.loads(text)
+        position = _Position(bool(by_step), int(newest), float(step), int(sequence), str(model), int(metric_count))
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        raise page_tokens.invalid_token() from None
+    if not all(0 <= number < _NEWEST for number in (position.newest, position.sequence, position.metric_count)):
+        raise page_tokens.invalid_token()
+    return position
 
 
 def _number(text: str) -> float | None:

@@ -24,6 +24,7 @@ _MODULES: Final = {
     "delete": "jobs",
     "logs": "reading",
     "results": "reading",
+    "metrics": "reading",
     "samples": "reading",
     "download": "reading",
     "history": "history",

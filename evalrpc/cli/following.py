@@ -84,6 +84,9 @@ def _show_results(job: JobInfo, form: Form) -> None:
         if provenance := wording.provenance(result):
             print_line(f"evaluated with {provenance}", err=True)
         print_line(f"results on the server: {result.results}", err=True)
+        if result.metrics_truncated:
+            shown = f"{len(result.metrics)} of {result.metric_count} metrics are shown"
+            print_line(f"{shown}; all of them: evalrpc metrics {job.job_id}", err=True)
     print_line(f"to copy them here: evalrpc download {job.job_id} DIR", err=True)
 
 

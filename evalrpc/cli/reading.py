@@ -4,7 +4,7 @@ import codecs
 import io
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -15,12 +15,13 @@ from evalrpc.cli import wording
 from evalrpc.cli.connection import SLOW_CALL_SECONDS, client_options, connect, table_options
 from evalrpc.cli.exit_codes import ExitCode, fail
 from evalrpc.cli.following import show_outcome
-from evalrpc.cli.output import Form, is_terminal, print_json, print_json_line, print_json_text, print_line
+from evalrpc.cli.output import Form, is_terminal, print_items, print_json, print_json_line, print_json_text, print_line
 from evalrpc.client import DownloadError, EvalClient
 from evalrpc.client.download import select
 from evalrpc.printable import printable, without_colours
 from evalrpc.v1.files_pb2 import Artifact, ListArtifactsResponse, ReadLogResponse
 from evalrpc.v1.jobs_pb2 import JobInfo, JobStatus
+from evalrpc.v1.results_pb2 import ListMetricsResponse
 
 _MAX_LOG_LINE_CHARACTERS: Final = 64 * 1024
 
@@ -80,6 +81,22 @@ def results_command(job_id: str, address: str | None, form: Form) -> None:
         raise click.exceptions.Exit(ExitCode.NOT_PASSED if job.status in wording.TERMINAL else ExitCode.WRONG_CALL)
 
 
+@click.command(short_help="Print all metrics of a job, however many.")
+@click.argument("job_id", metavar="JOB")
+@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Print only this metric. May be repeated.")
+@click.option("--model", default="", metavar="NAME", help="Print those of this model of the results. Default: all.")
+@table_options
+def metrics_command(job_id: str, metrics: tuple[str, ...], model: str, address: str | None, form: Form) -> None:
+    """Print all metrics of a job, however many. Those of a running job are the ones it has so far.
+
+    A NAME is TASK/METRIC, METRIC of any task, or TASK/ for all metrics of a task, with an optional `,FILTER` suffix.
+    """
+    with connect(address) as client:
+        found = client.list_metrics(job_id, metrics, model)
+        message = ListMetricsResponse(metrics=found) if form is Form.JSON else None
+        print_items(form, wording.LISTED_METRIC_COLUMNS, map(wording.listed_metric_row, found), found, message)
+
+
 @click.command(short_help="Print the predictions of a job.")
 @click.argument("job_id", metavar="JOB")
 @click.option("--model", default="", metavar="NAME", help="Print those of this model of the results. Default: the only one.")
@@ -90,8 +107,13 @@ def samples_command(job_id: str, model: str, task: str, limit: int, address: str
     """Print the prediction for each sample, one JSON object per line with or without --json."""
     del as_json
     with connect(address) as client:
-        for row in islice(client.samples(job_id, model, task, min(limit, 1000)), limit or None):
+        samples = client.samples(job_id, model, task, min(limit, 1000), on_truncated=_warn_of_cut)
+        for row in islice(samples, limit or None):
             print_json_text(json.dumps(row, ensure_ascii=False, sort_keys=True))
+
+
+def _warn_of_cut(paths: Sequence[str]) -> None:
+    print_line(f"evalrpc: rows over 2 MiB are cut, `evalrpc download` has them whole: {', '.join(paths)}", err=True)
 
 
 @click.command(short_help="Download the files of a job.")

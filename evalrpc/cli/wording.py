@@ -26,6 +26,8 @@ METRIC_COLUMNS: Final = (
     Column("version", Kind.WHOLE, optional=True),
     Column("group", Kind.WHOLE, optional=True),
 )
+LISTED_METRIC_COLUMNS: Final = METRIC_COLUMNS[:-2]
+"""Those of a metric by itself, without the results that it is of."""
 
 TERMINAL: Final = (JobStatus.JOB_STATUS_COMPLETED, JobStatus.JOB_STATUS_FAILED, JobStatus.JOB_STATUS_CANCELLED)
 
@@ -108,6 +110,12 @@ def metric_rows(job: JobInfo) -> Iterator[tuple[Cell, ...]]:
         task = tasks.get((item.model, metric.task), TaskResult())
         group = f"of {len(task.subtasks)}" if metric.is_group else ""
         yield (metric.task, metric.metric, *metric_cells(metric), item.model, task.version, group)
+
+
+def listed_metric_row(listed: ModelMetric) -> tuple[Cell, ...]:
+    """Return a metric as a row of LISTED_METRIC_COLUMNS."""
+    metric = listed.metric
+    return (metric.task, metric.metric, *metric_cells(metric), listed.model)
 
 
 def metric_cells(metric: Metric) -> tuple[Cell, Cell, Cell, Cell, Cell]:

@@ -2,7 +2,7 @@
 
 import os
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final, TypedDict
 
@@ -15,7 +15,7 @@ from evalrpc.client.addresses import Address, parse_address
 from evalrpc.client.arguments import parse_metric
 from evalrpc.client.request_ids import new_request_id
 from evalrpc.errors import JobCancelledError, JobFailedError
-from evalrpc.v1.history_pb2 import GetHistoryRequest
+from evalrpc.v1.history_pb2 import GetHistoryRequest, GetHistoryResponse, HistoryPoint
 from evalrpc.v1.jobs_pb2 import (
     CACHE_MODE_ALLOW,
     CACHE_MODE_UNSPECIFIED,
@@ -27,13 +27,15 @@ from evalrpc.v1.jobs_pb2 import (
     SubmitJobRequest,
     UpdateJobRequest,
 )
+from evalrpc.v1.results_pb2 import ListMetricsRequest
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
 ADDRESS_VARIABLE: Final = "EVALRPC_ADDRESS"
 ROOTS_VARIABLE: Final = "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"
-MAX_RECEIVE_BYTES: Final = 64 * 1024 * 1024
 NAMES_PAGE_SIZE: Final = 1000
 """How many task or model names are fetched per page; a harness may have many thousands."""
+METRICS_PAGE_SIZE: Final = 10_000
+"""The same for the metrics of a job."""
 
 HEALTH_CHECK_METHOD: Final = "/grpc.health.v1.Health/Check"
 HEALTH_CHECK_REQUEST: Final = b""
@@ -78,13 +80,12 @@ def server_address(address: str | None) -> Address:
 
 
 def channel_options(*, use_proxy: bool = True) -> list[tuple[str, Any]]:
-    """Build the channel options: limits, and keepalive at a rate that the server permits.
+    """Build the channel options: keepalive at a rate that the server permits. Every answer fits into 4 MiB, gRPC's own limit.
 
     `use_proxy`: whether the variables http_proxy, https_proxy and no_proxy count, as gRPC reads them.
     """
     return [
         ("grpc.enable_http_proxy", int(use_proxy)),
-        ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.http2.max_pings_without_data", 0),
@@ -207,6 +208,22 @@ def history_request(job_filter: JobFilter | None, metrics: Sequence[str] | str, 
     """Build the request for metrics across jobs."""
     selectors = map(parse_metric, values.texts("metrics", metrics))
     return values.build(GetHistoryRequest, filter=job_filter, metrics=selectors, step_label=step_label)
+
+
+def metrics_request(job_id: str, metrics: Sequence[str] | str, model: str) -> ListMetricsRequest:
+    """Build the request for all metrics of a job, in large pages."""
+    selectors = map(parse_metric, values.texts("metrics", metrics))
+    return values.build(ListMetricsRequest, job_id=job_id, metrics=selectors, model=model, page_size=METRICS_PAGE_SIZE)
+
+
+def add_points(history: GetHistoryResponse, points: Iterable[HistoryPoint]) -> None:
+    """Add the points of a page. One that goes on from the page before is joined with its beginning."""
+    for point in points:
+        last = history.points[-1] if history.points else None
+        if last is not None and (last.job_id, last.model) == (point.job_id, point.model):
+            last.metrics.extend(point.metrics)
+        else:
+            history.points.append(point)
 
 
 def duration(name: str, value: timedelta | float) -> Duration:

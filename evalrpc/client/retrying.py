@@ -18,6 +18,7 @@ RETRIED_METHODS: Final = (
     "UpdateJob",
     "GetQueue",
     "ListArtifacts",
+    "ListMetrics",
     "ListSamples",
     "GetHistory",
     "CompareJobs",

@@ -38,6 +38,7 @@ from evalrpc.v1.jobs_pb2 import (
     ListJobsRequest,
 )
 from evalrpc.v1.queue_pb2 import GetQueueRequest, GetQueueResponse
+from evalrpc.v1.results_pb2 import ModelMetric
 from evalrpc.v1.samples_pb2 import ListSamplesRequest
 
 if TYPE_CHECKING:
@@ -271,8 +272,11 @@ class EvalClient(Transport):
 
         Raises JobNotFoundError, AttemptNotFoundError.
         """
-        answer = self._call(self._stub.ListArtifacts, build(ListArtifactsRequest, job_id=job_id, attempt=attempt))
-        return list(answer.artifacts)
+        request = build(ListArtifactsRequest, job_id=job_id, attempt=attempt)
+        artifacts: list[Artifact] = []
+        for page in self._pages(self._stub.ListArtifacts, request):
+            artifacts.extend(page.artifacts)
+        return artifacts
 
     def download(
         self,
@@ -313,18 +317,43 @@ class EvalClient(Transport):
                         on_progress(artifact, part.offset)
             return part.finish()
 
-    def samples(self, job_id: str, model: str = "", task: str = "", page_size: int = 0) -> "SampleRows":
+    def samples(
+        self,
+        job_id: str,
+        model: str = "",
+        task: str = "",
+        page_size: int = 0,
+        *,
+        on_truncated: Callable[[Sequence[str]], None] | None = None,
+    ) -> "SampleRows":
         """Yield the predictions of one model and task, in the harness's order. Empty names select the job's only one.
 
-        `client.samples(job_id).to_pandas()` has all of them in one table. Raises JobNotFoundError, SamplesNotFoundError.
+        `client.samples(job_id).to_pandas()` has all of them in one table. The server cuts rows larger than 2 MiB;
+        `on_truncated` is called with what was cut, as paths such as `samples[3].resps`, where 3 is the place on a page.
+        Raises JobNotFoundError, SamplesNotFoundError, and InvalidRequestError for an empty name where there are several.
         """
         request = build(ListSamplesRequest, job_id=job_id, model=model, task=task, page_size=page_size)
-        return SampleRows(self._samples(request))
+        return SampleRows(self._samples(request, on_truncated))
 
-    def _samples(self, request: ListSamplesRequest) -> Generator[dict[str, Any], None, None]:
+    def _samples(
+        self, request: ListSamplesRequest, on_truncated: Callable[[Sequence[str]], None] | None
+    ) -> Generator[dict[str, Any], None, None]:
         for page in self._pages(self._stub.ListSamples, request):
+            if on_truncated and page.truncated_fields:
+                on_truncated(page.truncated_fields)
             for sample in page.samples:
                 yield core.plain_row(sample)
+
+    def list_metrics(self, job_id: str, metrics: Sequence[str] | str = (), model: str = "") -> Iterator[ModelMetric]:
+        """Yield the metrics of a job, sorted by model, task, metric and filter; also those that its `results` lack because of
+        their number. An empty `model` selects all.
+
+        `metrics` are TASK/METRIC, METRIC of any task, or TASK/ for all metrics of a task, with an optional `,FILTER` suffix;
+        none selects all. Raises JobNotFoundError, and MetricNotFoundError for a model that the job does not have.
+        """
+        request = core.metrics_request(job_id, metrics, model)
+        for page in self._pages(self._stub.ListMetrics, request):
+            yield from page.metrics
 
     def get_history(
         self,
@@ -335,9 +364,13 @@ class EvalClient(Transport):
         """Return metrics across jobs, ordered by the step in the label `step_label` (default: `step`).
 
         `metrics` are TASK/METRIC, METRIC of any task, or TASK/ for all metrics of a task, with an optional `,FILTER` suffix;
-        none selects all. A filter without a status selects COMPLETED jobs.
+        none selects all. A filter without a status selects COMPLETED jobs. All pages are joined into one answer, and a point
+        that came in several parts is one.
         """
-        return self._call(self._stub.GetHistory, core.history_request(filter, metrics, step_label))
+        history = GetHistoryResponse()
+        for page in self._pages(self._stub.GetHistory, core.history_request(filter, metrics, step_label)):
+            core.add_points(history, page.points)
+        return history
 
     def compare(
         self, baseline_job_id: str, candidate_job_ids: Sequence[str] | str, **options: Unpack[comparing.CompareOptions]

@@ -19,6 +19,9 @@ from evalrpc.errors import ArtifactNotFoundError, FieldViolation, InvalidRequest
 from evalrpc.files.errnos import unreadable
 from evalrpc.protobuf.file_names import disk_name, wire_name
 
+MAX_NAME_BYTES: Final = 4096
+"""The size of a name within a folder, which is that of a path."""
+
 _NO_FILE: Final = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG}
 )  # no such name, a link, or a socket
@@ -34,12 +37,24 @@ class FoundFile:
     modified_ns: int
 
 
-def list_files(folder: Path) -> list[FoundFile]:
-    """Return the regular files in a folder and below, sorted by name, without links. Empty if the folder does not exist.
+def list_files(folder: Path, after: str = "") -> Iterator[FoundFile]:
+    """Yield the regular files in a folder and below, sorted by name, without links: those with a name greater than `after`.
 
-    Raises OSError if one of the folders can't be read.
+    Only folders that have such files are looked into, and only files that are yielded, so a page costs little more than itself.
+    Nothing if the folder does not exist. A name of more than MAX_NAME_BYTES is left out. Raises OSError if one of the folders
+    can't be read.
     """
-    return sorted(_walk(folder, ""))
+    pending = [iter(_names(os.fspath(folder), "", after))]  # no recursion: folders may be nested a thousand deep
+    while pending:
+        name = next(pending[-1], None)
+        if name is None:
+            pending.pop()
+        elif name.endswith("/"):
+            pending.append(iter(_names(f"{folder}/{disk_name(name)}", name, after)))
+        else:
+            with suppress(FileNotFoundError):  # removed meanwhile
+                status = os.lstat(f"{folder}/{disk_name(name)}")
+                yield FoundFile(name, status.st_size, status.st_mtime_ns)
 
 
 @contextmanager
@@ -77,20 +92,27 @@ def open_file(folder: Path, name: str) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _walk(folder: Path, prefix: str) -> Iterator[FoundFile]:
+def _names(folder: str, prefix: str, after: str) -> list[str]:
+    """Return the names of the files and folders in a folder, with the prefix, in their order, which is also that of all files
+    below them. The name of a folder ends with `/`. Left out are files up to `after`, and folders that have no later ones.
+
+    There may be very many, of which a page takes a few: so what is left out costs next to nothing.
+    """
+    names: list[str] = []
     try:
-        with os.scandir(folder) as found:
-            entries = list(found)
-    except FileNotFoundError:
-        return
-    for entry in entries:
-        name = f"{prefix}{wire_name(entry.name)}"
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(folder / entry.name, f"{name}/")
-        elif entry.is_file(follow_symlinks=False):
-            with suppress(FileNotFoundError):  # removed meanwhile
-                status = entry.stat(follow_symlinks=False)
-                yield FoundFile(name, status.st_size, status.st_mtime_ns)
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = prefix + wire_name(entry.name)
+                as_folder = f"{name}/"
+                if (as_folder > after or after.startswith(as_folder)) and len(name.encode()) <= MAX_NAME_BYTES:
+                    if entry.is_dir(follow_symlinks=False):
+                        names.append(as_folder)
+                    elif name > after and entry.is_file(follow_symlinks=False):
+                        names.append(name)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
+            raise
+    return sorted(names)
 
 
 def _parts(name: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 data_dir/jobs/JOB_ID/attempt-N/log              what the harness printed
 data_dir/jobs/JOB_ID/attempt-N/run/             the executor's traces
+data_dir/jobs/JOB_ID/attempt-N/complete-results the complete results, where the job's message can't hold them
 data_dir/jobs/JOB_ID/attempt-N/output/          what the harness wrote, unless the request names an `output_dir`
 output_root/OUTPUT_DIR/JOB_ID/attempt-N/        what it wrote, where the request does
 """
@@ -29,6 +30,11 @@ def attempt_dir(data_dir: Path, job_id: str, attempt: int) -> Path:
 def log_path(directory: Path) -> Path:
     """Return the file in an attempt's folder that takes the harness's output."""
     return directory / "log"
+
+
+def results_path(directory: Path) -> Path:
+    """Return the file in an attempt's folder that takes the complete results, where the job's message can't hold them."""
+    return directory / "complete-results"
 
 
 def output_path(directory: Path) -> Path:

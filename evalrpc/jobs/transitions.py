@@ -1,17 +1,24 @@
 """What happens to a job's message at each step of its life. Pure: each function changes the message that it is given, and the
 store commits it. Each raises IllegalTransitionError, and changes nothing, where the lifecycle has no such step."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.errors import IllegalTransitionError, JobFinishedError, JobNotQueuedError
 from evalrpc.jobs import lifecycle
+from evalrpc.jobs.size_limits import MAX_WARNING_BYTES, MAX_WARNINGS
+from evalrpc.protobuf.texts import bounded_name, cut, last_lines
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.results_pb2 import ModelResult
 
 MAX_MESSAGE_BYTES: Final = 2048
+"""The size of a JobError's message."""
+
+MAX_TAIL_LINES: Final = 50
+MAX_TAIL_BYTES: Final = 16 * 1024
+"""The size of a JobError's log tail."""
 
 RETRYABLE_REASONS: Final = frozenset({"RUN_LOST", "PROCESS_SIGNALLED", "OUT_OF_MEMORY"})
 """Failures that another attempt may fix. A wrong task name is none of them."""
@@ -49,7 +56,7 @@ def share_results(job: pb.JobInfo, source: pb.JobInfo, now: Timestamp) -> None:
     job.cached_from_attempt = source.cached_from_attempt or source.attempt
     for model, result in source.results.items():
         job.results[model].CopyFrom(result)
-    _add_warnings(job)
+    _take_over_warnings(job)
     job.started_at.CopyFrom(now)
     _end(job, now)
 
@@ -89,7 +96,7 @@ def keep_results(job: pb.JobInfo, results: Mapping[str, ModelResult]) -> None:
 def complete(job: pb.JobInfo, results: Mapping[str, ModelResult], now: Timestamp) -> None:
     """RUNNING to COMPLETED, with the warnings of the results among those of the job."""
     keep_results(job, results)
-    _add_warnings(job)
+    _take_over_warnings(job)
     _move(job, pb.JOB_STATUS_COMPLETED)
     _end(job, now)
 
@@ -104,6 +111,7 @@ def fail(job: pb.JobInfo, error: pb.JobError, now: Timestamp) -> None:
         return
     is_retried = error.reason in RETRYABLE_REASONS and job.attempt < job.max_attempts
     _move(job, pb.JOB_STATUS_QUEUED if is_retried else pb.JOB_STATUS_FAILED)
+    error = _bounded(error)
     _end_attempt(job, error, now)
     if is_retried:
         job.ClearField("started_at")
@@ -161,7 +169,7 @@ def request_cancel(job: pb.JobInfo, reason: str, now: Timestamp, *, queued_only:
 def cancel(job: pb.JobInfo, now: Timestamp) -> None:
     """QUEUED or RUNNING to CANCELLED, once no process of it is left."""
     _move(job, pb.JOB_STATUS_CANCELLED)
-    job.error.CopyFrom(pb.JobError(reason="CANCELLED", message=job.cancel_reason or "cancelled on request"))
+    job.error.CopyFrom(_bounded(pb.JobError(reason="CANCELLED", message=job.cancel_reason or "cancelled on request")))
     _end_attempt(job, job.error, now)
     _end(job, now)
 
@@ -175,19 +183,20 @@ def supersede(job: pb.JobInfo, by_job_id: str, now: Timestamp) -> None:
     _end(job, now)
 
 
+def add_warnings(job: pb.JobInfo, warnings: Iterable[str]) -> None:
+    """Add warnings to a job in any status, each once: as many as a job may have, and each within its bound."""
+    known = [*job.warnings, *(cut(warning, MAX_WARNING_BYTES) for warning in warnings)]
+    job.warnings[:] = list(dict.fromkeys(known))[:MAX_WARNINGS]
+
+
 def shorten(message: str) -> str:
     """Cut a message to one line of the size that a JobError may have."""
-    line = " ".join(message.split())
-    encoded = line.encode()
-    if len(encoded) <= MAX_MESSAGE_BYTES:
-        return line
-    return encoded[: MAX_MESSAGE_BYTES - 3].decode(errors="ignore") + "…"
+    return cut(" ".join(message.split()), MAX_MESSAGE_BYTES)
 
 
-def _add_warnings(job: pb.JobInfo) -> None:
+def _take_over_warnings(job: pb.JobInfo) -> None:
     """Put what is doubtful about the results among the warnings of the job."""
-    warnings = (warning for _, result in sorted(job.results.items()) for warning in result.warnings)
-    job.warnings.extend(dict.fromkeys(warning for warning in warnings if warning not in job.warnings))
+    add_warnings(job, (warning for _, result in sorted(job.results.items()) for warning in result.warnings))
 
 
 def _require(job: pb.JobInfo, status: lifecycle.Status) -> None:
@@ -206,6 +215,17 @@ def _require_waiting(job: pb.JobInfo) -> None:
 def _move(job: pb.JobInfo, status: lifecycle.Status) -> None:
     lifecycle.require_transition(job.status, status)
     job.status = status
+
+
+def _bounded(error: pb.JobError) -> pb.JobError:
+    """Return an error within its bounds, whoever has written it: a harness may be a plugin."""
+    return pb.JobError(
+        reason=bounded_name(error.reason),
+        message=cut(error.message, MAX_MESSAGE_BYTES),
+        exit_code=error.exit_code if error.HasField("exit_code") else None,
+        signal=error.signal if error.HasField("signal") else None,
+        log_tail=last_lines(error.log_tail, MAX_TAIL_LINES, MAX_TAIL_BYTES),
+    )
 
 
 def _end(job: pb.JobInfo, now: Timestamp) -> None:

@@ -12,6 +12,8 @@ _ESCAPED: Final = re.compile("\0([89a-f][0-9a-f])")
 
 def wire_name(name: str) -> str:
     """Return a name as it travels, of one that Python has read from disk (with surrogates in the place of bad bytes)."""
+    if name.isascii():
+        return name
     return "".join(f"\0{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in name)
 
 

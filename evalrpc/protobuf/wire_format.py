@@ -6,14 +6,41 @@ is merged into it.
 
 import io
 import os
-from typing import Final
+from typing import BinaryIO, Final
 
 _LENGTH_DELIMITED: Final = 2
+_MAX_VARINT_BITS: Final = 63
 
 
 def message_field(number: int, serialized: bytes) -> bytes:
     """Return a serialised message as a field of another, to be appended to it."""
     return _field_head(number, len(serialized)) + serialized
+
+
+def field_size(size_bytes: int) -> int:
+    """Return the size of a message or a text of so many bytes as a field with a number below 16."""
+    return 1 + len(_varint(size_bytes)) + size_bytes
+
+
+def delimited(serialized: bytes) -> bytes:
+    """Return a serialised message after its length, as one of many in a file."""
+    return _varint(len(serialized)) + serialized
+
+
+def read_delimited(file: BinaryIO, max_bytes: int) -> bytes | None:
+    """Return the next of the serialised messages in a file; None at its end.
+
+    Raises ValueError for one that is larger than `max_bytes`, or that is cut off.
+    """
+    size_bytes = _read_varint(file)
+    if size_bytes is None:
+        return None
+    if size_bytes > max_bytes:
+        raise ValueError(f"a message of {size_bytes} bytes")
+    serialized = file.read(size_bytes)
+    if len(serialized) < size_bytes:
+        raise ValueError("the last message is cut off")
+    return serialized
 
 
 def field_tag(number: int) -> bytes:
@@ -44,6 +71,20 @@ def file_chunk(number: int, rest: bytes, descriptor: int, offset: int, size_byte
 
 def _field_head(number: int, size_bytes: int) -> bytes:
     return field_tag(number) + _varint(size_bytes)
+
+
+def _read_varint(file: BinaryIO) -> int | None:
+    number = shift = 0
+    while byte := file.read(1):
+        number |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80:
+            return number
+        shift += 7
+        if shift > _MAX_VARINT_BITS:
+            raise ValueError("no length of a message")
+    if shift:
+        raise ValueError("the last message is cut off")
+    return None
 
 
 def _varint(number: int) -> bytes:

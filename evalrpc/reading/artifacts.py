@@ -6,23 +6,37 @@ page cache when their turn comes, and need no thread. Memory stays at one chunk 
 
 import asyncio
 import os
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from evalrpc.files.checksums import Checksums
 from evalrpc.files.opening import FoundFile, list_files, open_file
 from evalrpc.jobs.lifecycle import TERMINAL
 from evalrpc.protobuf import wire_format
 from evalrpc.protobuf.bounds import timestamp_of_ns
+from evalrpc.reading import page_tokens
 from evalrpc.reading.attempts import output_dir
 from evalrpc.reading.disk import read_on, require_inside
-from evalrpc.v1.files_pb2 import Artifact, ListArtifactsResponse, ReadArtifactRequest, ReadArtifactResponse
+from evalrpc.reading.page_bound import PageBound
+from evalrpc.v1.files_pb2 import (
+    Artifact,
+    ListArtifactsRequest,
+    ListArtifactsResponse,
+    ReadArtifactRequest,
+    ReadArtifactResponse,
+)
+from evalrpc.v1.jobs_pb2 import JobInfo
 from evalrpc.watching.feed import Feed, Send
 
 CHUNK_BYTES: Final = 1024 * 1024
+
+_ANY_CHECKSUM: Final = "0" * 64
+_MAX_ATTEMPT_DIGITS: Final = 10
 
 
 class ArtifactReader:
@@ -35,22 +49,27 @@ class ArtifactReader:
         self._hashers = hashers
         self._checksums = Checksums()
 
-    async def list_artifacts(self, job_id: str, attempt: int) -> ListArtifactsResponse:
-        """List the files of an attempt; 0 is the latest. Their checksums are set once the job has ended.
+    async def list_artifacts(self, job_id: str, call: ListArtifactsRequest, page_size: int) -> ListArtifactsResponse:
+        """List a page of the files of an attempt; 0 is the latest. Their checksums are set once the job has ended.
 
-        Raises JobNotFoundError, AttemptNotFoundError, FileUnavailableError, FileUnreadableError.
+        Raises JobNotFoundError, AttemptNotFoundError, FileUnavailableError, FileUnreadableError, InvalidRequestError for a bad
+        token.
         """
         job = await self._feed.read_job(job_id)
+        listing = ListArtifactsRequest(job_id=job_id, attempt=call.attempt)
+        attempt, after = _position(call, job, listing)
         folder = output_dir(self._data_dir, job, attempt)
         if folder is None:
             return ListArtifactsResponse()
-        files = await read_on(self._readers, lambda: list_files(folder))
-        if job.status not in TERMINAL:
-            return ListArtifactsResponse(artifacts=[_artifact(file, "") for file in files])
-        checksums = await asyncio.gather(
+        page = await read_on(self._readers, lambda: _artifacts_page(folder, after, page_size))
+        token = page_tokens.encode_text(f"{attempt}/{page.files[-1].name}", listing) if page.has_more else ""
+        checksums = await self._checksums_of(folder, page.files) if job.status in TERMINAL else repeat("")
+        return ListArtifactsResponse(artifacts=map(_artifact, page.files, checksums), next_page_token=token)
+
+    async def _checksums_of(self, folder: Path, files: Sequence[FoundFile]) -> Sequence[str]:
+        return await asyncio.gather(
             *(read_on(self._hashers, lambda file=file: self._checksums.sha256(folder, file)) for file in files)  # type: ignore[misc]
         )
-        return ListArtifactsResponse(artifacts=list(map(_artifact, files, checksums)))
 
     async def read_artifact(self, job_id: str, call: ReadArtifactRequest, send: Send) -> None:
         """Send the bytes of a file as serialised ReadArtifactResponses.
@@ -108,6 +127,37 @@ class _FileRange:
             raise BlockingIOError  # or the file was truncated: a read without flags will tell
         self.offset += read_bytes
         return message if read_bytes else b""
+
+
+class _Page(NamedTuple):
+    """Some files, and whether there are more after them."""
+
+    files: list[FoundFile]
+    has_more: bool
+
+
+def _position(call: ListArtifactsRequest, job: JobInfo, listing: ListArtifactsRequest) -> tuple[int, str]:
+    """Return the attempt whose files are listed, and the name after which the page begins.
+
+    A listing of the latest attempt stays with that attempt, even if another one has begun since.
+    """
+    position = page_tokens.decode_text(call.page_token, listing)
+    if position is None:
+        return call.attempt or job.attempt, ""
+    attempt, slash, after = position.partition("/")
+    if not (slash and attempt.isascii() and attempt.isdecimal() and len(attempt) < _MAX_ATTEMPT_DIGITS):
+        raise page_tokens.invalid_token()
+    return int(attempt), after
+
+
+def _artifacts_page(folder: Path, after: str, page_size: int) -> _Page:
+    files: list[FoundFile] = []
+    bound = PageBound(page_size)
+    for file in list_files(folder, after):
+        if not bound.takes(_artifact(file, _ANY_CHECKSUM)):
+            return _Page(files, has_more=True)
+        files.append(file)
+    return _Page(files, has_more=False)
 
 
 def _artifact(file: FoundFile, sha256: str) -> Artifact:

@@ -3,11 +3,15 @@
 import base64
 import binascii
 import hashlib
-from typing import NamedTuple
+import re
+from typing import Final, NamedTuple
 
 from google.protobuf.message import Message
 
 from evalrpc.errors import FieldViolation, InvalidRequestError
+
+_NUMBER: Final = re.compile("[0-9]{1,19}")
+_MAX_NUMBER: Final = (1 << 63) - 1
 
 
 class Place(NamedTuple):
@@ -19,7 +23,7 @@ class Place(NamedTuple):
 
 def encode(position: int, listing: Message, revision: int = 0) -> str:
     """Return the token for a place in the listing that the message describes."""
-    return base64.urlsafe_b64encode(f"{position}.{revision}.{_digest(listing)}".encode()).decode().rstrip("=")
+    return encode_text(f"{position}.{revision}", listing)
 
 
 def decode(token: str, listing: Message) -> int | None:
@@ -30,18 +34,44 @@ def decode(token: str, listing: Message) -> int | None:
 
 def decode_place(token: str, listing: Message) -> Place | None:
     """Return the place of a token; None for the empty one. Raises InvalidRequestError unless it is of this listing."""
+    text = decode_text(token, listing)
+    if text is None:
+        return None
+    numbers = text.split(".")
+    if len(numbers) != len(Place._fields) or not all(map(_NUMBER.fullmatch, numbers)):
+        raise invalid_token()
+    place = Place(*map(int, numbers))
+    if max(place) > _MAX_NUMBER:
+        raise invalid_token()
+    return place
+
+
+def encode_text(position: str, listing: Message) -> str:
+    """Return the token for a position that is a text."""
+    return base64.urlsafe_b64encode(f"{_digest(listing)}.{position}".encode()).decode().rstrip("=")
+
+
+def decode_text(token: str, listing: Message) -> str | None:
+    """Return the position of a token that `encode_text` made; None for the empty one.
+
+    Raises InvalidRequestError unless it is of this listing.
+    """
     if not token:
         return None
     try:
         padded = token.encode("ascii") + b"=" * (-len(token) % 4)
-        position, revision, digest = base64.b64decode(padded, b"-_", validate=True).decode("ascii").split(".")
-        place = Place(int(position), int(revision))
-        if digest == _digest(listing) and all(0 <= number < 1 << 63 for number in place):
-            return place
-    except (binascii.Error, UnicodeError, ValueError):
-        pass
+        digest, _, position = base64.b64decode(padded, b"-_", validate=True).decode().partition(".")
+    except (binascii.Error, UnicodeError):
+        raise invalid_token() from None
+    if digest != _digest(listing):
+        raise invalid_token()
+    return position
+
+
+def invalid_token() -> InvalidRequestError:
+    """Return the error for a token that this listing has not issued."""
     problem = "is no token of this listing: take next_page_token of the page before, and keep the other fields as they were"
-    raise InvalidRequestError(violations=[FieldViolation("page_token", problem)])
+    return InvalidRequestError(violations=[FieldViolation("page_token", problem)])
 
 
 def _digest(listing: Message) -> str:

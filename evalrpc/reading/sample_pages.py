@@ -1,64 +1,71 @@
 """Per-sample predictions, a page at a time. A page is identified by the byte where it begins, so the last costs as much as the
 first, and no index is needed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from google.protobuf.struct_pb2 import Struct
 
-from evalrpc.errors import SamplesNotFoundError
+from evalrpc.errors import FieldViolation, InvalidRequestError, SamplesNotFoundError
 from evalrpc.harnesses.base import SampleRow
 from evalrpc.protobuf.structs import sample_struct
+from evalrpc.reading.page_bound import PageBound
+from evalrpc.reading.row_cutting import cut_row
 from evalrpc.results.layout import samples_by_task
 from evalrpc.v1.jobs_pb2 import JobInfo
+from evalrpc.v1.results_pb2 import ModelResult
 
-MAX_PAGE_BYTES: Final = 4 * 1024 * 1024
-"""A page ends before its rows exceed this, but has at least one row."""
+MAX_ROW_BYTES: Final = 2 * 1024 * 1024
+"""A larger row is cut."""
 
 
 class SamplesPage(NamedTuple):
-    """Some rows, and the offset of the next; None at the end."""
+    """Some rows, the offset of the next, None at the end, and the paths of what was cut."""
 
     rows: list[Struct]
     next_offset: int | None
+    truncated_fields: list[str]
 
 
-def samples_file(job: JobInfo, model: str, task: str) -> str:
-    """Return the path of the samples of one model and task. An empty name stands for the only one.
+def samples_file(job: JobInfo, models: Mapping[str, ModelResult], model: str, task: str) -> str:
+    """Return the path of the samples of one model and task, of all that a job has. An empty name stands for the only one.
 
-    Raises SamplesNotFoundError, which lists what there is.
+    Raises SamplesNotFoundError, and InvalidRequestError for an empty name where there are several. Both list what there is.
     """
-    by_task = samples_by_task(job.results[_chosen(job, "model", model, job.results)])
+    model = _chosen(job, "model", model, models)
+    by_task = samples_by_task(models[model])
     return by_task[_chosen(job, "task", task, by_task)]
 
 
 def read_page(rows: Iterable[SampleRow], page_size: int) -> SamplesPage:
-    """Take a page from the front of the rows, reading at most one row past it."""
+    """Take a page from the front of the rows, reading at most one row past it. Rows that are too large for any page are cut."""
     page: list[Struct] = []
-    size_bytes = end = 0
+    truncated: list[str] = []
+    bound = PageBound(page_size)
+    end = 0
     for values, next_end in rows:
         row = sample_struct(values)
-        size_bytes += row.ByteSize()
-        if page and (len(page) == page_size or size_bytes > MAX_PAGE_BYTES):
-            return SamplesPage(page, end)
+        cut_fields = cut_row(row, MAX_ROW_BYTES)
+        if not bound.takes(row):
+            return SamplesPage(page, end, truncated)
+        truncated += (f"samples[{len(page)}]{field}" for field in cut_fields)
         page.append(row)
         end = next_end
-    return SamplesPage(page, None)
+    return SamplesPage(page, None, truncated)
 
 
 def _chosen(job: JobInfo, kind: str, name: str, there_are: Iterable[str]) -> str:
-    """Return the name, or the only one if it is empty. Raises SamplesNotFoundError."""
+    """Return the name, or the only one if it is empty. Raises SamplesNotFoundError, and InvalidRequestError
+    for the field `kind`, where it is empty and there are several."""
     names = sorted(there_are)
     if name in names:
         return name
     if len(names) == 1 and not name:
         return names[0]
-    if not names:
-        problem = "has no samples"
-    elif name:
-        problem = f"has no samples of the {kind} {name!r}; it has: {', '.join(names)}"
-    else:
-        problem = f"has samples of several {kind}s, so name one: {', '.join(names)}"
+    if names and not name:
+        problem = f"is required, since job {job.job_id} has samples of several {kind}s: {', '.join(names)}"
+        raise InvalidRequestError(violations=[FieldViolation(kind, problem)])
+    problem = f"has no samples of the {kind} {name!r}; it has: {', '.join(names)}" if names else "has no samples"
     raise SamplesNotFoundError(
         f"job {job.job_id} {problem}", metadata={"resource_type": "evalrpc.v1.JobInfo", "resource_name": job.job_id}
     )

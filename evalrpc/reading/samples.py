@@ -9,6 +9,7 @@ from evalrpc.harnesses.base import Harness
 from evalrpc.reading import page_tokens
 from evalrpc.reading.attempts import output_dir
 from evalrpc.reading.disk import read_on
+from evalrpc.reading.job_results import JobResults
 from evalrpc.reading.sample_files import open_samples
 from evalrpc.reading.sample_pages import SamplesPage, read_page, samples_file
 from evalrpc.v1.jobs_pb2 import JobInfo
@@ -22,6 +23,7 @@ class SampleLister:
     def __init__(self, feed: Feed, data_dir: Path, harnesses: Mapping[str, Harness], readers: Executor) -> None:
         self._feed = feed
         self._data_dir = data_dir
+        self._results = JobResults(data_dir)
         self._harnesses = harnesses
         self._readers = readers
 
@@ -37,11 +39,11 @@ class SampleLister:
         folder = output_dir(self._data_dir, job)
         if folder is None:
             raise SamplesNotFoundError(f"job {job_id} has not run yet, so it has no samples")
-        path = samples_file(job, call.model, call.task)
-        page = await read_on(self._readers, lambda: self._samples_page(job, folder, path, offset, page_size))
+        page = await read_on(self._readers, lambda: self._samples_page(job, call, folder, offset, page_size))
         token = "" if page.next_offset is None else page_tokens.encode(page.next_offset, listing)
-        return ListSamplesResponse(samples=page.rows, next_page_token=token)
+        return ListSamplesResponse(samples=page.rows, next_page_token=token, truncated_fields=page.truncated_fields)
 
-    def _samples_page(self, job: JobInfo, folder: Path, path: str, offset: int, page_size: int) -> SamplesPage:
+    def _samples_page(self, job: JobInfo, call: ListSamplesRequest, folder: Path, offset: int, page_size: int) -> SamplesPage:
+        path = samples_file(job, self._results.heads(job), call.model, call.task)
         with open_samples(job, folder, path, self._harnesses, offset) as rows:
             return read_page(rows, page_size)

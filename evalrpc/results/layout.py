@@ -35,13 +35,14 @@ _SAMPLES_NAMES: Final = (
     re.compile(rf"samples_{_TASK}_{_ISO_STAMP}\.jsonl", re.DOTALL),
 )
 _MAX_RESULTS_BYTES: Final = 128 * 1024 * 1024
-_MAX_MESSAGE_BYTES: Final = 2 * 1024 * 1024  # of the 4 MiB that a gRPC client accepts by default
+_MAX_KEPT_BYTES: Final = 32 * 1024 * 1024  # in memory while a run ends, which takes several times as much
+_MAX_MODELS: Final = 64
 
 
 def read_results(output_dir: Path, model: str) -> dict[str, ModelResult]:
     """Read the latest results of every model folder; files in `output_dir` itself go under the name `model`.
 
-    Raises RunFailedError with reason RESULTS_INVALID for a results file that can't be read, or for more than a job can carry;
+    Raises RunFailedError with reason RESULTS_INVALID for a results file that can't be read, or for more than is kept of a job;
     OSError for a temporary resource shortage of the server.
     """
     folders = {model: output_dir}
@@ -53,15 +54,22 @@ def read_results(output_dir: Path, model: str) -> dict[str, ModelResult]:
 
 
 def require_size(results: Mapping[str, ModelResult]) -> None:
-    """Raise RunFailedError with reason RESULTS_INVALID for more than a job can carry, since it travels whole in every event."""
+    """Raise RunFailedError with reason RESULTS_INVALID for more than the server keeps of a job."""
     metrics = sum(len(result.metrics) for result in results.values())
+    require_models(len(results))
     require_bytes(sum(result.ByteSize() for result in results.values()), f"{metrics} metrics of {len(results)} models")
+
+
+def require_models(count: int) -> None:
+    """Do the same for results of so many models."""
+    if count > _MAX_MODELS:
+        raise _invalid(f"there are results of {count} models; at most {_MAX_MODELS} are kept")
 
 
 def require_bytes(size_bytes: int, what: str) -> None:
     """Do the same for results of a known size; `what` describes them."""
-    if size_bytes > _MAX_MESSAGE_BYTES:
-        raise _invalid(f"{what} take {size_bytes} bytes; at most {_MAX_MESSAGE_BYTES} fit")
+    if size_bytes > _MAX_KEPT_BYTES:
+        raise _invalid(f"{what} take {size_bytes} bytes; at most {_MAX_KEPT_BYTES} are kept")
 
 
 def missing_tasks(result: ModelResult, tasks: Iterable[str]) -> list[str]:

@@ -2,14 +2,18 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct
 
 from evalrpc.protobuf.bounds import MAX_DURATION_NS, duration_of_ns
-from evalrpc.results.layout import require_bytes
-from evalrpc.v1.results_pb2 import ModelResult, TaskResult
+from evalrpc.protobuf.texts import MAX_NAME_LENGTH, bounded_name
+from evalrpc.results.layout import require_bytes, require_models
+from evalrpc.v1.results_pb2 import Metric, ModelResult, TaskResult
+
+_MAX_MODEL_LENGTH: Final = 1024
+"""That of `EvaluateRequest.model`, which is the name where no folder gives another."""
 
 Results = Mapping[str, ModelResult]
 """Results by model, as in `JobInfo.results`."""
@@ -29,14 +33,16 @@ class MergedResults:
     def add(self, part: Results) -> None:
         """Add the results of a run. If several parts have the same task, the last one counts.
 
-        Raises RunFailedError with reason RESULTS_INVALID, and adds nothing, if the total is more than a job can carry.
+        Names are bounded. Raises RunFailedError with reason RESULTS_INVALID, and adds nothing, if the total is more than is
+        kept of a job.
         """
         if not part:
             return
-        named = {self._name(name, part): result for name, result in part.items()}
+        named = {self._name(name, part): _with_bounded_names(result) for name, result in part.items()}
         models = {name: self._models.get(name) or _Model() for name in named}
         entries = {name: models[name].entries_of(result) for name, result in named.items()}
         size_bytes = self._size_bytes + sum(models[name].growth_bytes(entries[name]) for name in named)
+        require_models(len(self._models.keys() | models.keys()))
         require_bytes(size_bytes, "the results of all tasks so far")
         for name, result in named.items():
             models[name].add(entries[name], result)
@@ -52,7 +58,9 @@ class MergedResults:
 
     def _name(self, name: str, part: Results) -> str:
         """Return the name the model already has: a request has one model, which lm-eval may rename in every run."""
-        return next(iter(self._models)) if len(part) == 1 and len(self._models) == 1 else name
+        if len(part) == 1 and len(self._models) == 1:
+            return next(iter(self._models))
+        return name if len(name) <= _MAX_MODEL_LENGTH else bounded_name(name)
 
 
 class _Model:
@@ -99,6 +107,24 @@ class _Model:
         own = TaskResult(results=result.results)
         own.MergeFrom(task)
         return own
+
+
+def _with_bounded_names(result: ModelResult) -> ModelResult:
+    """Return the result with names that a selector can name and that fit into any page."""
+    if all(map(_has_short_names, result.metrics)) and all(len(task.task) <= MAX_NAME_LENGTH for task in result.tasks):
+        return result
+    renamed = ModelResult()
+    renamed.CopyFrom(result)
+    for metric in renamed.metrics:
+        metric.task, metric.metric, metric.filter = map(bounded_name, (metric.task, metric.metric, metric.filter))
+    for task in renamed.tasks:
+        task.task = bounded_name(task.task)
+        task.subtasks[:] = map(bounded_name, task.subtasks)
+    return renamed
+
+
+def _has_short_names(metric: Metric) -> bool:
+    return max(len(metric.task), len(metric.metric), len(metric.filter)) <= MAX_NAME_LENGTH
 
 
 def _message(entries: _Entries) -> ModelResult:

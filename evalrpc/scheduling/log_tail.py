@@ -9,9 +9,8 @@ from typing import Final
 from evalrpc.files.errnos import require_no_shortage
 from evalrpc.files.opening import open_regular_file
 from evalrpc.harnesses.failures import strip_colours
-
-MAX_TAIL_LINES: Final = 50
-MAX_TAIL_BYTES: Final = 16 * 1024
+from evalrpc.jobs.transitions import MAX_TAIL_BYTES, MAX_TAIL_LINES
+from evalrpc.protobuf.texts import last_lines
 
 _READ_BYTES: Final = 1024 * 1024
 _MAX_STRETCH_BYTES: Final = 2 * 1024 * 1024
@@ -97,7 +96,7 @@ def read_tail(
         require_no_shortage(error)
         return []
     lines = [plain(line.rstrip(b"\r").rpartition(b"\r")[2]) for line in data.split(b"\n")]
-    return _last_bytes([line for line in lines if line.strip()][-max_lines:], max_bytes)
+    return last_lines([line for line in lines if line.strip()], max_lines, max_bytes)
 
 
 def plain(line: bytes) -> str:
@@ -114,18 +113,3 @@ def _read_end(path: Path, begin: int, end: int | None) -> bytes:
         end = size_bytes if end is None else min(end, size_bytes)
         begin = min(max(begin, end - 4 * _MAX_LINE_BYTES), end)
         return os.pread(log, end - begin, begin)
-
-
-def _last_bytes(lines: list[str], max_bytes: int) -> list[str]:
-    """Drop what is over the size from the front; of a last line that is too long by itself, keep its end."""
-    kept: list[str] = []
-    left = max_bytes
-    for line in reversed(lines):
-        encoded = line.encode()
-        if len(encoded) > left:
-            if not kept:
-                kept.append(encoded[-left:].decode(errors="ignore"))
-            break
-        kept.append(line)
-        left -= len(encoded)
-    return kept[::-1]

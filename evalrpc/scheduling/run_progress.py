@@ -8,6 +8,7 @@ from typing import Final
 from evalrpc.clock import Clock
 from evalrpc.harnesses.base import Harness
 from evalrpc.protobuf.bounds import MAX_COUNT, is_span, timestamp_of_ns
+from evalrpc.protobuf.texts import bounded_name
 from evalrpc.scheduling.log_tail import LogFollower
 from evalrpc.v1 import jobs_pb2 as pb
 
@@ -135,3 +136,4 @@ def _forget_nonsense(progress: pb.Progress) -> None:
         progress.ClearField("time_left")
     if not (math.isfinite(progress.rate_per_second) and progress.rate_per_second >= 0):
         progress.ClearField("rate_per_second")
+    progress.unit, progress.current_task = bounded_name(progress.unit), bounded_name(progress.current_task)

@@ -9,8 +9,12 @@ from evalrpc.errors import RunFailedError
 from evalrpc.executors.base import RunHandle
 from evalrpc.harnesses.base import Run
 from evalrpc.harnesses.failures import without_listing
+from evalrpc.jobs.paths import results_path
+from evalrpc.jobs.size_limits import results_room
 from evalrpc.protobuf.bounds import int32
+from evalrpc.results.bounding import bounded, lacks_some, with_artifact_names
 from evalrpc.results.merging import MergedResults, Results
+from evalrpc.results.results_file import write_results
 from evalrpc.scheduling.log_tail import read_tail
 from evalrpc.scheduling.results_reader import ResultsReader
 from evalrpc.v1.jobs_pb2 import JobError
@@ -23,10 +27,12 @@ _JUDGED_BYTES: Final = 128 * 1024
 class RunResults:
     """Reads what the steps of one run leave. Made anew, after a restart, it finds the same again.
 
-    Used by one thread, but for `results`, which any may read meanwhile. What it asks of the run may raise OSError.
+    Used by one thread, but for `results`, which any may read meanwhile. What it asks of the run, and what it writes, may raise
+    OSError.
     """
 
-    def __init__(self, reader: ResultsReader, steps: Sequence[Run], handle: RunHandle, log_path: Path) -> None:
+    def __init__(self, run: Run, reader: ResultsReader, steps: Sequence[Run], handle: RunHandle, log_path: Path) -> None:
+        self._run = run
         self._reader = reader
         self._steps = steps
         self._handle = handle
@@ -36,9 +42,10 @@ class RunResults:
         self._files: dict[str, object] = {}
         self._merged = MergedResults()
         self._reported = MergedResults()
+        self._taken: Results = {}
 
         self.results: Results = {}
-        """Of all that has finished so far, by model. Another object when there is more; never modified."""
+        """What has finished so far, by model, as the job carries it. Another object when there is more; never modified."""
 
     def look(self) -> None:
         """Take in what has finished since the last look, which costs little where nothing has.
@@ -66,7 +73,18 @@ class RunResults:
             raise self._failure()
 
     def _publish(self) -> None:
-        self.results = self._merged.results() or self._reported.results()
+        found = self._merged.results() or self._reported.results()
+        if found is not self._taken:
+            self.results = self._take_over(found)
+            self._taken = found  # last: what could not be written for want of something is by the next look
+
+    def _take_over(self, found: Results) -> Results:
+        """Return what the job's message can hold. All that it lacks is on the disk by then."""
+        complete = with_artifact_names(found, self._run.output_dir)
+        kept = bounded(complete, results_room(self._run.request.ByteSize()))
+        if lacks_some(kept):
+            write_results(results_path(self._run.attempt_dir), complete)
+        return kept
 
     def _judge_next(self, ends: Sequence[int]) -> None:
         number = self._judged

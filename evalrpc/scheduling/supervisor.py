@@ -251,7 +251,7 @@ class Supervisor:
         reader = self._results_reader = self._results_reader or ResultsReader(
             harness, self._dependencies.harness_settings[job.request.harness]
         )
-        found = self._found = RunResults(reader, steps, handle, key.log_path)
+        found = self._found = RunResults(run, reader, steps, handle, key.log_path)
         progress = self._progress = self._new_progress(job, harness, steps, handle, key)
         ending = self._ending = self._ending or self._follow(handle, job, progress, found)
         if ending is _Ending.LET_GO:

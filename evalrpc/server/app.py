@@ -25,7 +25,9 @@ from evalrpc.files.private import PRIVATE_UMASK
 from evalrpc.harnesses.registry import build_harnesses
 from evalrpc.jobs.defaults import request_defaults
 from evalrpc.reading.artifacts import ArtifactReader
+from evalrpc.reading.job_results import JobResults
 from evalrpc.reading.logs import LogReader
+from evalrpc.reading.metrics import MetricLister
 from evalrpc.reading.samples import SampleLister
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.scheduling.scheduler import Scheduler
@@ -183,12 +185,15 @@ class Server:
             self._store.follow(position, listener)
 
     def _build_service(self, queue_state: QueueState, clock: Clock, data_dir: Path) -> EvaluationService:
+        results = JobResults(data_dir)
         return EvaluationService(
             store=self._store,
             feed=self._feed,
             logs=LogReader(self._feed, data_dir, self._readers),
             artifacts=ArtifactReader(self._feed, data_dir, self._readers, self._hashers),
+            metrics=MetricLister(self._feed, results, self._readers),
             samples=SampleLister(self._feed, data_dir, self.harnesses, self._readers),
+            results=results,
             queue_state=queue_state,
             harnesses=self.harnesses,
             settings=self._settings,

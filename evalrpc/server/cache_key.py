@@ -15,6 +15,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 from evalrpc.errors import RunFailedError
 from evalrpc.files.fingerprints import MAX_FILES, fingerprint_files
 from evalrpc.harnesses.base import Command, Harness, Run
+from evalrpc.jobs import transitions
 from evalrpc.jobs.defaults import gpus_needed
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo
 
@@ -44,7 +45,7 @@ def cache_key(harness: Harness, job: JobInfo) -> bytes:
 
 
 def _no_key(job: JobInfo, reason: str) -> bytes:
-    job.warnings.append(f"the cache is not used: {reason}")
+    transitions.add_warnings(job, [f"the cache is not used: {reason}"])
     return b""
 
 

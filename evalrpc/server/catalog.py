@@ -31,6 +31,7 @@ _ASKING_SECONDS: Final = 300.0
 _MAX_HINTS: Final = 5
 _MAX_HINT_CHARACTERS: Final = 64
 _CANDIDATES: Final = 50
+_MAX_NAME_LENGTH: Final = 1024  # a request can't name what is longer
 _THIS_SERVER: Final = uuid.uuid4().bytes
 
 
@@ -172,7 +173,7 @@ def _names(document: Mapping[str, object]) -> Names:
 def _sorted(names: object) -> tuple[str, ...]:
     if not isinstance(names, list):
         raise TypeError("no list")
-    return tuple(sorted({wire_text(str(name)) for name in names}))
+    return tuple(sorted({wire_text(str(name)) for name in names if len(str(name)) <= _MAX_NAME_LENGTH}))
 
 
 def _fingerprint(harness: Harness, command: Command) -> str:

@@ -16,6 +16,7 @@ from evalrpc.errors import (
     PreconditionError,
     QueueFullError,
 )
+from evalrpc.protobuf.texts import cut
 
 # In gRPC the status travels in HTTP/2 trailers, and many clients refuse those over 8 KiB. They hold the message twice, once
 # with three characters for each non-ASCII byte, and the details in base64.
@@ -26,7 +27,7 @@ _MAX_DESCRIPTION_BYTES: Final = 300
 
 def status_of(error: EvalrpcError) -> status_pb2.Status:
     """Return the error as a google.rpc.Status with its details."""
-    message = _cut(error.message, _MAX_MESSAGE_BYTES)
+    message = cut(error.message, _MAX_MESSAGE_BYTES)
     status = status_pb2.Status(code=code_pb2.Code.Value(error.code), message=message)
     for detail in _details(error):
         status.details.add().Pack(detail)
@@ -34,7 +35,7 @@ def status_of(error: EvalrpcError) -> status_pb2.Status:
 
 
 def _details(error: EvalrpcError) -> Iterator[Message]:
-    description = _cut(error.message, _MAX_DESCRIPTION_BYTES)
+    description = cut(error.message, _MAX_DESCRIPTION_BYTES)
     resource = error.metadata.get("resource_name", "")
     yield error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
     if error.retry_delay_seconds is not None:
@@ -59,16 +60,11 @@ def _bounded(violations: tuple[FieldViolation, ...]) -> Iterator[error_details_p
     left = _MAX_VIOLATIONS_BYTES
     for index, (field, description) in enumerate(violations):
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=_cut(field, _MAX_DESCRIPTION_BYTES), description=_cut(description, _MAX_DESCRIPTION_BYTES)
+            field=cut(field, _MAX_DESCRIPTION_BYTES), description=cut(description, _MAX_DESCRIPTION_BYTES)
         )
         left -= violation.ByteSize()
         if left < 0:
             more = f"{len(violations) - index} more fields are wrong; fix these first"
-            yield error_details_pb2.BadRequest.FieldViolation(field=_cut(field, _MAX_DESCRIPTION_BYTES), description=more)
+            yield error_details_pb2.BadRequest.FieldViolation(field=cut(field, _MAX_DESCRIPTION_BYTES), description=more)
             return
         yield violation
-
-
-def _cut(text: str, max_bytes: int) -> str:
-    encoded = text.encode(errors="replace")
-    return text if len(encoded) <= max_bytes else encoded[: max_bytes - 3].decode(errors="ignore") + "…"

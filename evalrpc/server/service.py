@@ -7,17 +7,17 @@ of the store.
 import asyncio
 import hashlib
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import Final, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 import evalrpc
-from evalrpc.analysis.history import History
+from evalrpc.analysis.history import MAX_POINTS, History, HistoryPlaces
 from evalrpc.clock import Clock
 from evalrpc.config import Settings
 from evalrpc.errors import FieldViolation, ServerStoppingError
@@ -31,14 +31,17 @@ from evalrpc.jobs.views import reduce_to_view
 from evalrpc.reading import page_tokens
 from evalrpc.reading.artifacts import ArtifactReader
 from evalrpc.reading.disk import read_on
+from evalrpc.reading.job_results import JobResults
 from evalrpc.reading.logs import LogReader
+from evalrpc.reading.metrics import MetricLister
+from evalrpc.reading.page_bound import PageBound
 from evalrpc.reading.samples import SampleLister
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.server import validation
 from evalrpc.server.cache_key import cache_key
 from evalrpc.server.call import Call
 from evalrpc.server.catalog import Catalog, Names
-from evalrpc.store.base import Expected, ListedJob, Store, Submission
+from evalrpc.store.base import Expected, Store, Submission
 from evalrpc.v1 import evaluation_service_pb2 as calls
 from evalrpc.v1.catalog_pb2 import (
     GetServerInfoRequest,
@@ -63,6 +66,7 @@ from evalrpc.v1.jobs_pb2 import (
     DeleteJobResponse,
     GetJobRequest,
     JobInfo,
+    JobView,
     ListJobsRequest,
     ListJobsResponse,
     SubmitJobRequest,
@@ -71,15 +75,20 @@ from evalrpc.v1.jobs_pb2 import (
     WatchJobsRequest,
 )
 from evalrpc.v1.queue_pb2 import GetQueueRequest, GetQueueResponse, Gpu, StatusCount
+from evalrpc.v1.results_pb2 import ListMetricsRequest, ListMetricsResponse
 from evalrpc.v1.samples_pb2 import ListSamplesRequest, ListSamplesResponse
 from evalrpc.watching.feed import Feed
 from evalrpc.watching.wakeups import Intervals, default_interval
 
 DEFAULT_PAGE_SIZE: Final = 50
 DEFAULT_NAMES_SIZE: Final = 100
+DEFAULT_METRICS_SIZE: Final = 1000
 MAX_PAGE_SIZE: Final = 1000
-MAX_PAGE_BYTES: Final = 3 * 1024 * 1024
+MAX_METRICS_SIZE: Final = 10_000
 MAX_QUEUED_IDS: Final = 1000
+MAX_RUNNING_IDS: Final = 10_000
+MAX_TASK_WARNINGS: Final = 16
+"""How many tasks that the harness does not list a job names in its warnings, which so have room for others."""
 
 _RETRY_DELAY_SECONDS: Final = 1.0
 
@@ -94,7 +103,9 @@ class EvaluationService:
     feed: Feed
     logs: LogReader
     artifacts: ArtifactReader
+    metrics: MetricLister
     samples: SampleLister
+    results: JobResults
     queue_state: QueueState
     harnesses: Mapping[str, Harness]
     settings: Settings
@@ -107,6 +118,7 @@ class EvaluationService:
     started_at: Timestamp
     job_ids: Iterator[str] = field(default_factory=job_ids)
     default_interval: Intervals = default_interval
+    history_places: HistoryPlaces = field(default_factory=HistoryPlaces)
     stopping: bool = False
     _queue: tuple[object, bytes] | None = None
 
@@ -116,6 +128,7 @@ class EvaluationService:
             raise ServerStoppingError(
                 "the server is stopping: submit again when it is back", retry_delay_seconds=_RETRY_DELAY_SECONDS
             )
+        request.DiscardUnknownFields()  # they would be in every message of the job
         fingerprint = _fingerprint(request) if request.request_id else b""  # before the operator's defaults, which may change
         if request.HasField("request"):
             self.defaults.fill_in(request.request)
@@ -164,11 +177,9 @@ class EvaluationService:
         place = page_tokens.decode_place(request.page_token, listing)
         before, revision = place or (None, self.store.head_revision)  # before the page is read, which so has all up to it
         listed = await self._read(lambda: self.store.list_jobs(request.filter, before, page_size + 1))
-        for _, job in listed:
-            reduce_to_view(job, request.view)
-        page = _bounded(listed[:page_size])
-        token = page_tokens.encode(page[-1].sequence, listing, revision) if len(listed) > len(page) else ""
-        jobs = [self.queue_state.described(job) for _, job in page]
+        bound = PageBound(page_size)
+        jobs = list(takewhile(bound.takes, (self._viewed(job, request.view) for _, job in listed)))
+        token = page_tokens.encode(listed[len(jobs) - 1].sequence, listing, revision) if len(listed) > len(jobs) else ""
         return ListJobsResponse(jobs=jobs, next_page_token=token, revision=revision)
 
     async def CancelJob(self, request: CancelJobRequest, call: Call) -> bytes:
@@ -213,7 +224,8 @@ class EvaluationService:
         """List the files that a job left."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.offsets(attempt=request.attempt))
-        return await self.artifacts.list_artifacts(job_id, request.attempt)
+        page_size = validation.require_page_size(request.page_size, MAX_PAGE_SIZE, MAX_PAGE_SIZE)
+        return await self.artifacts.list_artifacts(job_id, request, page_size)
 
     def ReadArtifact(self, request: ReadArtifactRequest, call: Call) -> Awaitable[None]:
         """Stream the bytes of one file."""
@@ -227,13 +239,21 @@ class EvaluationService:
         page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         return await self.samples.list_samples(job_id, request, page_size)
 
+    async def ListMetrics(self, request: ListMetricsRequest, call: Call) -> ListMetricsResponse:
+        """List the metrics of a job."""
+        job_id = validation.require_job_id(request.job_id)
+        validation.require(validation.metric_selectors("metrics", request.metrics))
+        page_size = validation.require_page_size(request.page_size, DEFAULT_METRICS_SIZE, MAX_METRICS_SIZE)
+        return await self.metrics.list_metrics(job_id, request, page_size)
+
     async def GetHistory(self, request: GetHistoryRequest, call: Call) -> GetHistoryResponse:
         """Return metrics over many jobs."""
         validation.require(validation.history(request))
-        history = History(self.store, request)
-        while await self._read(history.read_page):
-            pass  # a page at a time, so that other reads get their turn, and a client that disconnects ends it
-        return await self._read(history.answer)
+        page_size = validation.require_page_size(request.page_size, MAX_POINTS, MAX_POINTS)
+        history = History(self.store, self.results, self.history_places, request, page_size)
+        while await self._read(history.scan):
+            pass  # some jobs at a time, so that other reads get their turn, and a client that disconnects ends it
+        return await self._read(history.page)
 
     async def CompareJobs(self, request: CompareJobsRequest, call: Call) -> CompareJobsResponse:
         """Compare jobs with a baseline, metric by metric."""
@@ -317,13 +337,13 @@ class EvaluationService:
         if self.catalog.may_be_unavailable(harness):
             info = await self._read(lambda: self.catalog.describe(harness))
             if not info.available:
-                job.warnings.append(f"harness {harness} is not available: {info.unavailable_reason}")
+                transitions.add_warnings(job, [f"harness {harness} is not available: {info.unavailable_reason}"])
         if self.catalog.lists_all(harness, tasks):
             return
         unknown = await self._read(lambda: self.catalog.unknown_tasks(harness, tasks))
         if self.settings.unknown_tasks == "refuse":
             validation.require(FieldViolation(f"request.tasks[{index}]", text) for index, text in unknown.items())
-        job.warnings.extend(unknown.values())
+        transitions.add_warnings(job, _unlisted_warnings(unknown.values()))
 
     def _heartbeats(self, call: WatchJobRequest | WatchJobsRequest | ReadLogRequest) -> Intervals | None:
         """Return the intervals between the heartbeats of a stream; None for none."""
@@ -331,6 +351,11 @@ class EvaluationService:
             return self.default_interval
         seconds = call.heartbeat_interval.ToNanoseconds() / 1e9
         return (lambda: seconds) if seconds else None
+
+    def _viewed(self, job: JobInfo, view: JobView.ValueType) -> JobInfo:
+        """Return a job as it is listed."""
+        reduce_to_view(job, view)
+        return self.queue_state.described(job)
 
     def _answer(self, job: JobInfo) -> bytes:
         """Return a job that was just committed, serialised as clients get it."""
@@ -373,7 +398,7 @@ class EvaluationService:
             running_count=len(running),
             following_count=self.queue_state.following_count,
             queued_job_ids=self.queue_state.queued_job_ids(MAX_QUEUED_IDS),
-            running_job_ids=[job.job_id for job in running],
+            running_job_ids=[job.job_id for job in running[:MAX_RUNNING_IDS]],
             status_counts=self._status_counts(),
             gpus=gpus,
             free_gpu_count=sum(1 for gpu in gpus if not gpu.job_id and not gpu.quarantine_reason),
@@ -395,22 +420,13 @@ def _gpus(nodes: Sequence[Node], holders: Mapping[str, str]) -> list[Gpu]:
     ]
 
 
-def _bounded(listed: Sequence[ListedJob]) -> Sequence[ListedJob]:
-    """Return as many jobs from the front as fit into a message that any client accepts, and at least one."""
-    size_bytes = 0
-    for index, (_, job) in enumerate(listed):
-        size_bytes += job.ByteSize()
-        if index and size_bytes > MAX_PAGE_BYTES:
-            return listed[:index]
-    return listed
-
-
 def _names_page(names: Sequence[str], query: str, start: int, page_size: int) -> tuple[list[str], int | None]:
     """Return the names from `start` on that contain the query, and the index of the next match; None at the end."""
     page: list[str] = []
+    bound = PageBound(page_size)
     for place in range(start, len(names)):
         if query in names[place].lower():
-            if len(page) == page_size:
+            if not bound.takes(names[place]):
                 return page, place
             page.append(names[place])
     return page, None
@@ -428,6 +444,14 @@ def _new_job(job_id: str, call: SubmitJobRequest) -> JobInfo:
     if call.HasField("timeout"):
         job.timeout.CopyFrom(call.timeout)
     return job
+
+
+def _unlisted_warnings(warnings: Collection[str]) -> Iterator[str]:
+    """Yield the first warnings, and how many more there are: a job takes them along in every message."""
+    shown = list(islice(warnings, MAX_TASK_WARNINGS))
+    yield from shown
+    if len(warnings) > len(shown):
+        yield f"and {len(warnings) - len(shown)} more tasks that the harness does not list"
 
 
 def _compare(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.struct_pb2 import ListValue, Struct, Value
 
 from evalrpc.errors import FieldViolation, InvalidRequestError
 from evalrpc.harnesses.base import Harness, ParallelHarness
@@ -17,7 +17,9 @@ from evalrpc.jobs.defaults import gpus_needed
 from evalrpc.jobs.filters import canonical_prefix
 from evalrpc.jobs.label_selectors import parse_selector
 from evalrpc.jobs.paths import allowed_output_dir
+from evalrpc.jobs.size_limits import MAX_ARGS_BYTES, MAX_TASK_NAMES_BYTES
 from evalrpc.printable import first_unprintable, printable
+from evalrpc.protobuf.texts import MAX_NAME_LENGTH
 from evalrpc.v1.comparison_pb2 import CompareJobsRequest, Correction
 from evalrpc.v1.files_pb2 import ReadLogRequest
 from evalrpc.v1.history_pb2 import GetHistoryRequest
@@ -34,9 +36,10 @@ from evalrpc.v1.jobs_pb2 import (
 )
 from evalrpc.v1.results_pb2 import MetricSelector
 
-MAX_ARGS_BYTES: Final = 1024 * 1024
-MAX_NAME_LENGTH: Final = 255
+MAX_ARG_VALUES: Final = 100_000
+"""Values of `model_args` and `gen_kwargs` together: each element of a list and of a struct is one."""
 MAX_MODEL_LENGTH: Final = 1024
+MAX_OUTPUT_DIR_BYTES: Final = 4096
 MAX_TASKS: Final = 1000
 MAX_STATUSES: Final = 64
 MAX_LABELS: Final = 64
@@ -52,6 +55,7 @@ MAX_PATHS: Final = 100
 MIN_ALPHA: Final = 0.001
 MAX_ALPHA: Final = 0.5
 MIN_HEARTBEAT_SECONDS: Final = 0.1
+_MAX_PATH_KEY: Final = 64  # characters of a key in the path of a field
 UPDATABLE: Final = frozenset({"labels", "priority"})
 """What UpdateJob can change of a job."""
 _YEAR_2200_SECONDS: Final = 7_258_118_400
@@ -170,11 +174,7 @@ def updated_fields(call: UpdateJobRequest) -> Set[str]:
 def history(call: GetHistoryRequest) -> _Violations:
     """Yield what is wrong with a GetHistoryRequest."""
     yield from job_filter(call.filter)
-    if len(call.metrics) > MAX_SELECTORS:
-        yield FieldViolation("metrics", f"has {len(call.metrics)} selectors; at most {MAX_SELECTORS} are allowed")
-    else:
-        for index, selector in enumerate(call.metrics):
-            yield from _selector(f"metrics[{index}]", selector)
+    yield from metric_selectors("metrics", call.metrics)
     if call.step_label and not _LABEL.fullmatch(call.step_label):
         yield FieldViolation("step_label", f"{_quote(call.step_label)} must be 1 to 63 characters of A-Z a-z 0-9 _ . / -")
 
@@ -213,6 +213,15 @@ def comparison(call: CompareJobsRequest) -> _Violations:
         yield from _tolerance(f"{field}.tolerance", threshold.tolerance)
         if not (threshold.HasField("tolerance") or threshold.HasField("higher_is_better")):
             yield FieldViolation(field, "must set `tolerance` or `higher_is_better`")
+
+
+def metric_selectors(field: str, selectors: Sequence[MetricSelector]) -> _Violations:
+    """Yield what is wrong with selectors of metrics."""
+    if len(selectors) > MAX_SELECTORS:
+        yield FieldViolation(field, f"has {len(selectors)} selectors; at most {MAX_SELECTORS} are allowed")
+        return
+    for index, selector in enumerate(selectors):
+        yield from _selector(f"{field}[{index}]", selector)
 
 
 def cancel_reason(reason: str) -> _Violations:
@@ -285,9 +294,7 @@ class _NamedFields:
 def _well_formed(request: EvaluateRequest, gpu_counts: Sequence[int], output_root: Path | None) -> _Violations:
     yield from _name("model", request.model, MAX_MODEL_LENGTH)
     yield from _tasks(request)
-    for field, arguments in (("model_args", request.model_args), ("gen_kwargs", request.gen_kwargs)):
-        if arguments.fields:
-            yield from _arguments(field, arguments)
+    yield from _all_arguments({"model_args": request.model_args, "gen_kwargs": request.gen_kwargs})
     yield from _not_negative("num_fewshot", request.num_fewshot)
     if request.batch_size and not _BATCH_SIZE.fullmatch(request.batch_size):
         yield FieldViolation("batch_size", "must be a positive number, `auto`, or `auto:N`")
@@ -315,6 +322,10 @@ def _tasks(request: EvaluateRequest) -> _Violations:
         yield FieldViolation("tasks", "at least one task is required")
     if len(request.tasks) > MAX_TASKS:
         yield FieldViolation("tasks", f"has {len(request.tasks)} tasks; at most {MAX_TASKS} are allowed")
+        return
+    size_bytes = sum(len(task.encode()) for task in request.tasks)
+    if size_bytes > MAX_TASK_NAMES_BYTES:
+        yield FieldViolation("tasks", f"has names of {size_bytes} bytes; at most {MAX_TASK_NAMES_BYTES} are allowed together")
         return
     seen: set[str] = set()
     for index, task in enumerate(request.tasks):
@@ -352,57 +363,77 @@ def _gpus(request: EvaluateRequest, gpu_counts: Sequence[int]) -> _Violations:
 def _output_dir(output_dir: str, output_root: Path | None) -> _Violations:
     if not output_dir:
         return
-    problems = list(_text("output_dir", output_dir, 4096))
+    problems = list(_text("output_dir", output_dir, MAX_OUTPUT_DIR_BYTES))
     if problems:
         yield from problems
+    elif (size_bytes := len(output_dir.encode())) > MAX_OUTPUT_DIR_BYTES:
+        yield FieldViolation("output_dir", f"has {size_bytes} bytes; at most {MAX_OUTPUT_DIR_BYTES} are allowed")
     elif output_root is None:
         yield FieldViolation("output_dir", "this server allows none (its operator has set no output_root); leave it empty")
     elif allowed_output_dir(output_root, output_dir) is None:
         yield FieldViolation("output_dir", f"{_quote(output_dir)} leads outside the output root of this server")
 
 
-def _arguments(field: str, arguments: Struct) -> _Violations:
-    size_bytes = arguments.ByteSize()
-    if size_bytes > MAX_ARGS_BYTES:
-        yield FieldViolation(field, f"has {size_bytes} bytes; at most {MAX_ARGS_BYTES} are allowed")
-        return
-    found: list[FieldViolation] = []
-    if _look_into_struct(field, arguments, MAX_NESTING, found):
-        yield from found
-    else:
-        yield FieldViolation(field, f"is nested more than {MAX_NESTING} deep")  # clients could not decode it in a list of jobs
+def _all_arguments(arguments: Mapping[str, Struct]) -> _Violations:
+    """Yield what is wrong with the arguments of a request, by field."""
+    left = MAX_ARG_VALUES
+    for field, struct in arguments.items():
+        size_bytes = struct.ByteSize()
+        if size_bytes > MAX_ARGS_BYTES:
+            yield FieldViolation(field, f"has {size_bytes} bytes when serialised; at most {MAX_ARGS_BYTES} are allowed")
+            continue
+        checked = _Arguments(field, struct, left)
+        yield from checked.violations
+        left -= checked.value_count
+        if left < 0:
+            together = " and ".join(arguments)
+            yield FieldViolation(field, f"has too many values: at most {MAX_ARG_VALUES} are allowed in {together} together")
+            return
 
 
-# These two append to a list, since a generator per value would take longer than the check.
+class _Arguments:
+    """Looks into all values of a struct, up to a number of them, without recursion."""
 
+    def __init__(self, field: str, struct: Struct, max_values: int) -> None:
+        self.violations: list[FieldViolation] = []
+        self.value_count = 0
+        """How many values there are; more than `max_values` if there are more."""
+        is_deep = False
+        pending = [iter(_fields_of(field, struct))]  # of the struct or list that a value is in, and of all around it
+        while pending:
+            found = next(pending[-1], None)
+            if found is None:
+                pending.pop()
+                continue
+            path, key, value = found
+            self.value_count += 1
+            if self.value_count > max_values:
+                return
+            is_deep = is_deep or len(pending) > MAX_NESTING
+            if len(pending) <= MAX_NESTING:
+                self._look_at(path, key, value)
+                if value.HasField("struct_value"):
+                    pending.append(_fields_of(path, value.struct_value))
+                elif value.HasField("list_value"):
+                    pending.append(_items_of(path, value.list_value))
+        if is_deep:  # clients could not decode it in a list of jobs
+            self.violations = [FieldViolation(field, f"is nested more than {MAX_NESTING} deep")]
 
-def _look_into_struct(path: str, struct: Struct, levels: int, found: list[FieldViolation]) -> bool:
-    """Append bad keys and values of a struct to `found`, and return whether it has at most `levels` levels."""
-    shallow = True
-    for key, value in struct.fields.items():
-        inner = f"{path}.{key[:64]}"
+    def _look_at(self, path: str, key: str, value: Value) -> None:
         if (character := first_unprintable(key)) is not None:
-            found.append(FieldViolation(printable(inner), _unprintable(character)))
-        shallow &= _look_into_value(inner, value, levels, found)
-    return shallow
+            self.violations.append(FieldViolation(printable(path), _unprintable(character)))
+        if value.HasField("string_value") and "\0" in value.string_value:  # no program takes it; others are data
+            self.violations.append(FieldViolation(printable(path), _unprintable("\\x00")))
+        elif value.HasField("number_value") and not math.isfinite(value.number_value):
+            self.violations.append(FieldViolation(path, "must be finite"))
 
 
-def _look_into_value(path: str, value: Value, levels: int, found: list[FieldViolation]) -> bool:
-    if not levels:
-        return False
-    match value.WhichOneof("kind"):
-        case "string_value":
-            if "\0" in value.string_value:  # other characters are data; no program takes this one
-                found.append(FieldViolation(path, _unprintable("\\x00")))
-        case "number_value":
-            if not math.isfinite(value.number_value):
-                found.append(FieldViolation(path, "must be finite"))
-        case "struct_value":
-            return _look_into_struct(path, value.struct_value, levels - 1, found)
-        case "list_value":
-            items = enumerate(value.list_value.values)
-            return all(_look_into_value(f"{path}[{index}]", item, levels - 1, found) for index, item in items)
-    return True
+def _fields_of(path: str, struct: Struct) -> Iterator[tuple[str, str, Value]]:
+    return ((f"{path}.{key[:_MAX_PATH_KEY]}", key, value) for key, value in struct.fields.items())
+
+
+def _items_of(path: str, values: ListValue) -> Iterator[tuple[str, str, Value]]:
+    return ((f"{path}[{index}]", "", value) for index, value in enumerate(values.values))
 
 
 def _parsed(field: str, text: str, parse: Callable[[str], object]) -> _Violations:

@@ -245,6 +245,9 @@ class HarnessContract:
         tasks = set(self.subject.tasks)
         measured = {metric.task for metric in result.metrics}
         assert measured == tasks, f"the metrics must be those of {sorted(tasks)}, and are of {sorted(measured)}"
+        assert all(metric.HasField("value") for metric in result.metrics), (
+            "a metric without a value: set Metric.value, also if 0"
+        )
         with_samples = set(samples_by_task(result))
         expected = tasks if self.subject.has_samples else set()
         assert with_samples == expected, f"the samples must be those of {sorted(expected)}, and are of {sorted(with_samples)}"

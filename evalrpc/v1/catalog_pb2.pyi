@@ -34,7 +34,7 @@ class ListTasksRequest(_message.Message):
     query: _builtins.str
     """Only names that contain this, ignoring case. Empty: all."""
     page_size: _builtins.int
-    """The maximum number of names. 0: 100. More than 1000 counts as 1000; negative is rejected."""
+    """The maximum number of names. 0: 100. More than 1000 counts as 1000; negative is rejected. A page has at most 3 MiB."""
     page_token: _builtins.str
     """`next_page_token` of the page before. Empty: the first page."""
     def __init__(
@@ -65,7 +65,7 @@ class ListTasksResponse(_message.Message):
     """The token of the next page. Empty: this was the last."""
     @_builtins.property
     def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names, sorted."""
+        """Names, sorted. Those of more than 1024 characters, which no request can hold, are left out."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class ListModelsRequest(_message.Message):
     query: _builtins.str
     """Only names that contain this, ignoring case. Empty: all."""
     page_size: _builtins.int
-    """The maximum number of names. 0: 100. More than 1000 counts as 1000; negative is rejected."""
+    """The maximum number of names. 0: 100. More than 1000 counts as 1000; negative is rejected. A page has at most 3 MiB."""
     page_token: _builtins.str
     """`next_page_token` of the page before. Empty: the first page."""
     def __init__(
@@ -127,7 +127,7 @@ class ListModelsResponse(_message.Message):
     """The token of the next page. Empty: this was the last."""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names, sorted."""
+        """Names, sorted. Those of more than 1024 characters, which no request can hold, are left out."""
 
     def __init__(
         self,

@@ -3,6 +3,8 @@
 isort:skip_file
 The calls of the evaluation service. The same port also serves grpc.health.v1.Health and server reflection.
 
+Every answer, and every message of a stream, has at most 4 MiB, so that clients with gRPC's default options can read all.
+
 Every error carries a google.rpc.ErrorInfo with a stable `reason` and the domain `evalrpc`; all bad fields are listed at once
 in a google.rpc.BadRequest. Any call may be answered with UNAVAILABLE while the server starts or stops (retry after the
 RetryInfo), and with INTERNAL for a bug in the server. An error without such an ErrorInfo is not the server's: a proxy or the

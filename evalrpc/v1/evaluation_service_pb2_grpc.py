@@ -268,7 +268,7 @@ class EvaluationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListArtifacts(self, request, context):
-        """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum.
+        """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum, page by page.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION
         (`FILE_UNREADABLE`: a folder or a file of it can't be read).
@@ -292,8 +292,9 @@ class EvaluationServiceServicer(object):
     def ListSamples(self, request, context):
         """Lists per-sample predictions of one model and task, page by page, in the order of the harness's file.
 
-        Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, no samples were logged, or their file can't be parsed to
-        its end), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
+        Errors: INVALID_ARGUMENT (also for an empty `model` or `task` where there are several), NOT_FOUND (no such job, model or
+        task, no samples were logged, or their file can't be parsed to its end), UNAVAILABLE (`FILE_UNAVAILABLE`),
+        FAILED_PRECONDITION (`FILE_UNREADABLE`).
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -312,9 +313,10 @@ class EvaluationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetHistory(self, request, context):
-        """Returns metrics over many jobs at once, such as those of every checkpoint of a training run, ordered by step.
+        """Returns metrics over many jobs, such as those of every checkpoint of a training run, ordered by step, page by page.
 
-        Errors: INVALID_ARGUMENT (a bad filter, selector or label).
+        Errors: INVALID_ARGUMENT (a bad filter, selector, label, page size or token), UNAVAILABLE (`FILE_UNAVAILABLE`),
+        FAILED_PRECONDITION (`FILE_UNREADABLE`: a job has more metrics than its JobInfo holds, and the others can't be read).
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

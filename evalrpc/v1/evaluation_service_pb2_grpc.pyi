@@ -3,6 +3,8 @@
 isort:skip_file
 The calls of the evaluation service. The same port also serves grpc.health.v1.Health and server reflection.
 
+Every answer, and every message of a stream, has at most 4 MiB, so that clients with gRPC's default options can read all.
+
 Every error carries a google.rpc.ErrorInfo with a stable `reason` and the domain `evalrpc`; all bad fields are listed at once
 in a google.rpc.BadRequest. Any call may be answered with UNAVAILABLE while the server starts or stops (retry after the
 RetryInfo), and with INTERNAL for a bug in the server. An error without such an ErrorInfo is not the server's: a proxy or the
@@ -131,7 +133,7 @@ class EvaluationServiceStub:
     Retry: on UNAVAILABLE, from `offset` plus the length of the last chunk.
     """
     ListArtifacts: _grpc.UnaryUnaryMultiCallable[_files_pb2.ListArtifactsRequest, _files_pb2.ListArtifactsResponse]
-    """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum.
+    """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum, page by page.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION
     (`FILE_UNREADABLE`: a folder or a file of it can't be read).
@@ -147,8 +149,9 @@ class EvaluationServiceStub:
     ListSamples: _grpc.UnaryUnaryMultiCallable[_samples_pb2.ListSamplesRequest, _samples_pb2.ListSamplesResponse]
     """Lists per-sample predictions of one model and task, page by page, in the order of the harness's file.
 
-    Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, no samples were logged, or their file can't be parsed to
-    its end), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
+    Errors: INVALID_ARGUMENT (also for an empty `model` or `task` where there are several), NOT_FOUND (no such job, model or
+    task, no samples were logged, or their file can't be parsed to its end), UNAVAILABLE (`FILE_UNAVAILABLE`),
+    FAILED_PRECONDITION (`FILE_UNREADABLE`).
     Retry: always safe.
     """
     ListMetrics: _grpc.UnaryUnaryMultiCallable[_results_pb2.ListMetricsRequest, _results_pb2.ListMetricsResponse]
@@ -159,9 +162,10 @@ class EvaluationServiceStub:
     Retry: always safe.
     """
     GetHistory: _grpc.UnaryUnaryMultiCallable[_history_pb2.GetHistoryRequest, _history_pb2.GetHistoryResponse]
-    """Returns metrics over many jobs at once, such as those of every checkpoint of a training run, ordered by step.
+    """Returns metrics over many jobs, such as those of every checkpoint of a training run, ordered by step, page by page.
 
-    Errors: INVALID_ARGUMENT (a bad filter, selector or label).
+    Errors: INVALID_ARGUMENT (a bad filter, selector, label, page size or token), UNAVAILABLE (`FILE_UNAVAILABLE`),
+    FAILED_PRECONDITION (`FILE_UNREADABLE`: a job has more metrics than its JobInfo holds, and the others can't be read).
     Retry: always safe.
     """
     CompareJobs: _grpc.UnaryUnaryMultiCallable[_comparison_pb2.CompareJobsRequest, _comparison_pb2.CompareJobsResponse]
@@ -283,7 +287,7 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     Retry: on UNAVAILABLE, from `offset` plus the length of the last chunk.
     """
     ListArtifacts: _aio.UnaryUnaryMultiCallable[_files_pb2.ListArtifactsRequest, _files_pb2.ListArtifactsResponse]  # type: ignore[assignment]
-    """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum.
+    """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum, page by page.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION
     (`FILE_UNREADABLE`: a folder or a file of it can't be read).
@@ -299,8 +303,9 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     ListSamples: _aio.UnaryUnaryMultiCallable[_samples_pb2.ListSamplesRequest, _samples_pb2.ListSamplesResponse]  # type: ignore[assignment]
     """Lists per-sample predictions of one model and task, page by page, in the order of the harness's file.
 
-    Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, no samples were logged, or their file can't be parsed to
-    its end), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
+    Errors: INVALID_ARGUMENT (also for an empty `model` or `task` where there are several), NOT_FOUND (no such job, model or
+    task, no samples were logged, or their file can't be parsed to its end), UNAVAILABLE (`FILE_UNAVAILABLE`),
+    FAILED_PRECONDITION (`FILE_UNREADABLE`).
     Retry: always safe.
     """
     ListMetrics: _aio.UnaryUnaryMultiCallable[_results_pb2.ListMetricsRequest, _results_pb2.ListMetricsResponse]  # type: ignore[assignment]
@@ -311,9 +316,10 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     Retry: always safe.
     """
     GetHistory: _aio.UnaryUnaryMultiCallable[_history_pb2.GetHistoryRequest, _history_pb2.GetHistoryResponse]  # type: ignore[assignment]
-    """Returns metrics over many jobs at once, such as those of every checkpoint of a training run, ordered by step.
+    """Returns metrics over many jobs, such as those of every checkpoint of a training run, ordered by step, page by page.
 
-    Errors: INVALID_ARGUMENT (a bad filter, selector or label).
+    Errors: INVALID_ARGUMENT (a bad filter, selector, label, page size or token), UNAVAILABLE (`FILE_UNAVAILABLE`),
+    FAILED_PRECONDITION (`FILE_UNREADABLE`: a job has more metrics than its JobInfo holds, and the others can't be read).
     Retry: always safe.
     """
     CompareJobs: _aio.UnaryUnaryMultiCallable[_comparison_pb2.CompareJobsRequest, _comparison_pb2.CompareJobsResponse]  # type: ignore[assignment]
@@ -498,7 +504,7 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _files_pb2.ListArtifactsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_files_pb2.ListArtifactsResponse, _abc.Awaitable[_files_pb2.ListArtifactsResponse]]:
-        """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum.
+        """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum, page by page.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION
         (`FILE_UNREADABLE`: a folder or a file of it can't be read).
@@ -526,8 +532,9 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_samples_pb2.ListSamplesResponse, _abc.Awaitable[_samples_pb2.ListSamplesResponse]]:
         """Lists per-sample predictions of one model and task, page by page, in the order of the harness's file.
 
-        Errors: INVALID_ARGUMENT, NOT_FOUND (no such job, model or task, no samples were logged, or their file can't be parsed to
-        its end), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
+        Errors: INVALID_ARGUMENT (also for an empty `model` or `task` where there are several), NOT_FOUND (no such job, model or
+        task, no samples were logged, or their file can't be parsed to its end), UNAVAILABLE (`FILE_UNAVAILABLE`),
+        FAILED_PRECONDITION (`FILE_UNREADABLE`).
         Retry: always safe.
         """
 
@@ -550,9 +557,10 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _history_pb2.GetHistoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_history_pb2.GetHistoryResponse, _abc.Awaitable[_history_pb2.GetHistoryResponse]]:
-        """Returns metrics over many jobs at once, such as those of every checkpoint of a training run, ordered by step.
+        """Returns metrics over many jobs, such as those of every checkpoint of a training run, ordered by step, page by page.
 
-        Errors: INVALID_ARGUMENT (a bad filter, selector or label).
+        Errors: INVALID_ARGUMENT (a bad filter, selector, label, page size or token), UNAVAILABLE (`FILE_UNAVAILABLE`),
+        FAILED_PRECONDITION (`FILE_UNREADABLE`: a job has more metrics than its JobInfo holds, and the others can't be read).
         Retry: always safe.
         """
 

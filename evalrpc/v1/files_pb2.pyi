@@ -109,9 +109,11 @@ class ListArtifactsRequest(_message.Message):
     attempt: _builtins.int
     """Which attempt's files. 0: those of the latest."""
     page_size: _builtins.int
-    """The maximum number of files. 0: 1000. More than 1000 counts as 1000; negative is rejected."""
+    """The maximum number of files. 0: 1000. More than 1000 counts as 1000; negative is rejected. A page has at most 3 MiB."""
     page_token: _builtins.str
-    """`next_page_token` of the page before, with the same other fields. Empty: the first page."""
+    """`next_page_token` of the page before, with the same other fields. Empty: the first page. It names the last file, so files
+    that appear meanwhile shift nothing; a listing of the latest attempt stays with that one.
+    """
     def __init__(
         self,
         *,
@@ -168,7 +170,8 @@ class Artifact(_message.Message):
     MODIFIED_AT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Path within the attempt's output folder, with `/`. Each byte of it that is not UTF-8 is given as a NUL character and two
-    hex digits, since a protobuf string is UTF-8 and no file's name contains NUL.
+    hex digits, since a protobuf string is UTF-8 and no file's name contains NUL. At most 4096 bytes; files with longer ones are
+    not listed.
     """
     size_bytes: _builtins.int
     """Its size. Always set."""

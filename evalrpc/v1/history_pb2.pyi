@@ -35,7 +35,7 @@ class GetHistoryRequest(_message.Message):
     step_label: _builtins.str
     """The label that holds a job's step. Empty: `step`."""
     page_size: _builtins.int
-    """The maximum number of points. 0, and more than 1000: 1000; negative is rejected. A page is also bounded in bytes."""
+    """The maximum number of points. 0, and more than 1000: 1000; negative is rejected. A page has at most 3 MiB."""
     page_token: _builtins.str
     """`next_page_token` of the page before, with the same other fields. Empty: the first page."""
     @_builtins.property
@@ -78,7 +78,8 @@ class GetHistoryResponse(_message.Message):
     @_builtins.property
     def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___HistoryPoint]:
         """Sorted by `step`, smallest first, if every point has one; otherwise in the order in which the jobs were created. Points of
-        the same step are in order of creation, and those of one job are sorted by model.
+        the same step are in order of creation, and those of one job are sorted by model. A point that is larger than a page comes
+        in several: the next ones have the same job and model, and its further metrics.
         """
 
     def __init__(

@@ -238,7 +238,7 @@ class EvaluateRequest(_message.Message):
     without one, the only harness that is configured, else `lmms-eval`. Required on a server that has none of these.
     """
     model: _builtins.str
-    """The model type in the harness's own terms, such as `llava_hf`. Required."""
+    """The model type in the harness's own terms, such as `llava_hf`. Required. At most 1024 characters."""
     num_fewshot: _builtins.int
     """Examples shown before each question. Absent: the task's own default. Zero: none."""
     batch_size: _builtins.str
@@ -259,7 +259,7 @@ class EvaluateRequest(_message.Message):
     """
     output_dir: _builtins.str
     """Folder on the server for the results, with a separate subfolder for every attempt. Relative to, or inside, the operator's
-    output root; anything else is rejected. Empty: the job's own folder in the data directory.
+    output root; anything else is rejected. At most 4096 bytes. Empty: the job's own folder in the data directory.
     """
     tasks_separately: _builtins.bool
     """Whether to run the harness once per task, one after the other in the order of `tasks`, within one attempt. The results of
@@ -277,15 +277,15 @@ class EvaluateRequest(_message.Message):
     """
     @_builtins.property
     def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Task names in the harness's own terms. At least one, no duplicates. A name is never a path: only the operator configures
-        task folders.
+        """Task names in the harness's own terms. At least one and at most 1000, no duplicates, of at most 255 characters each and
+        120 KiB together. A name is never a path: only the operator configures task folders.
         """
 
     @_builtins.property
     def model_args(self) -> _struct_pb2.Struct:
         """Arguments of the model, such as `{"pretrained": "acme/model", "dtype": "float32"}`. Values may be strings, numbers,
-        booleans, null, lists and structs; a string may have any character but NUL. Empty: none. At most 512 KiB when serialised,
-        and 100,000 values together with `gen_kwargs`.
+        booleans, null, lists and structs; a string may have any character but NUL. Empty: none. At most 512 KiB when serialised, 16
+        levels deep, and 100,000 values together with `gen_kwargs`: every element of a list and of a struct is one.
         """
 
     @_builtins.property
@@ -505,7 +505,9 @@ class JobInfo(_message.Message):
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Warnings about the submission and the results, for humans, such as a task that the harness does not know."""
+        """Warnings about the submission and the results, for humans, such as a task that the harness does not know. Of very many, the
+        first.
+        """
 
     def __init__(
         self,

@@ -72,7 +72,7 @@ class GetQueueResponse(_message.Message):
 
     @_builtins.property
     def running_job_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The ids of the running jobs, longest running first."""
+        """The ids of the running jobs, longest running first; the first 10,000."""
 
     @_builtins.property
     def status_counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___StatusCount]:

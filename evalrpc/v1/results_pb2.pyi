@@ -22,7 +22,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ModelResult(_message.Message):
-    """The results of one model."""
+    """The results of one model. A job has at most 64 models."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -65,8 +65,9 @@ class ModelResult(_message.Message):
     results_artifact: _builtins.str
     """The name of `results` for ReadArtifact. Empty if it is not below the output folder."""
     metrics_truncated: _builtins.bool
-    """Whether `metrics` or `tasks` lack some, since a job has at most 1 MiB of each: the first ones in their order are kept.
-    ListMetrics returns all metrics.
+    """Whether some are left out, because a JobInfo has at most 1 MiB of metrics, 1 MiB of tasks and 448 KiB of paths, and 3 MiB in
+    all: `metrics`, `tasks` and `samples` then have the first ones in the order of models and their own. The server keeps all:
+    ListMetrics returns all metrics, ListSamples reads the samples of all tasks, and comparisons and histories use all.
     """
     metric_count: _builtins.int
     """The number of metrics, including those left out. Always set."""
@@ -242,7 +243,9 @@ class Metric(_message.Message):
     SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
     IS_GROUP_FIELD_NUMBER: _builtins.int
     task: _builtins.str
-    """The task, or the group of tasks, that the metric belongs to."""
+    """The task, or the group of tasks, that the metric belongs to. At most 255 characters, like the other names: the end of a
+    longer one is replaced by a digest.
+    """
     metric: _builtins.str
     """The metric's name in the harness, such as `exact_match`."""
     filter: _builtins.str
@@ -338,9 +341,11 @@ class ListMetricsRequest(_message.Message):
     model: _builtins.str
     """A key of `JobInfo.results`. Empty: all models."""
     page_size: _builtins.int
-    """The maximum number of metrics. 0: 1000. More than 10000 counts as 10000; negative is rejected."""
+    """The maximum number of metrics. 0: 1000. More than 10000 counts as 10000; negative is rejected. A page has at most 3 MiB."""
     page_token: _builtins.str
-    """`next_page_token` of the page before, with the same other fields. Empty: the first page."""
+    """`next_page_token` of the page before, with the same other fields. Empty: the first page. Once a running job has further
+    results, the tokens from before are refused: begin again.
+    """
     @_builtins.property
     def metrics(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetricSelector]:
         """The metrics to include: those that match any of these selectors. At most 100. Empty: all."""

@@ -33,11 +33,11 @@ class ListSamplesRequest(_message.Message):
     job_id: _builtins.str
     """The job's UUID. Required."""
     model: _builtins.str
-    """A key of `JobInfo.results`. Empty: the job's only model."""
+    """A key of `JobInfo.results`. Empty: the job's only model. Required if there are several."""
     task: _builtins.str
-    """One of the job's tasks. Empty: the job's only task."""
+    """One of the job's tasks. Empty: the job's only task. Required if there are several."""
     page_size: _builtins.int
-    """The maximum number of rows. 0: 50. More than 1000 counts as 1000; negative is rejected."""
+    """The maximum number of rows. 0: 50. More than 1000 counts as 1000; negative is rejected. A page has at most 3 MiB."""
     page_token: _builtins.str
     """`next_page_token` of the page before. Empty: the first page."""
     def __init__(
@@ -74,8 +74,9 @@ class ListSamplesResponse(_message.Message):
 
     @_builtins.property
     def truncated_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What was cut because a row is larger than 2 MiB, as paths such as `samples[3].resps`. The file has the whole row: see
-        ReadArtifact.
+        """What was cut because a row is larger than 2 MiB, as paths such as `samples[3].resps`: within these fields the longest
+        strings, which then end with `…`, or else the ends of lists, or else the fields as a whole. `samples[3]` alone stands for
+        more than 100 fields. The file has the whole row: see ReadArtifact.
         """
 
     def __init__(

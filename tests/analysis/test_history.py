@@ -8,9 +8,14 @@ from typing import Any
 import pytest
 from waiting import DEADLINE_SECONDS as SECONDS
 
-from evalrpc.analysis.history import MAX_HISTORY_BYTES, History
+from evalrpc.analysis import history as history_module
+from evalrpc.analysis.history import History, HistoryPlaces
 from evalrpc.clock import SystemClock
+from evalrpc.errors import InvalidRequestError
 from evalrpc.jobs import transitions
+from evalrpc.jobs.size_limits import MAX_PAGE_BYTES
+from evalrpc.reading import page_tokens
+from evalrpc.reading.job_results import JobResults
 from evalrpc.store.base import Submission
 from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.v1.history_pb2 import GetHistoryRequest, GetHistoryResponse
@@ -18,6 +23,7 @@ from evalrpc.v1.jobs_pb2 import JOB_STATUS_QUEUED, EvaluateRequest, JobFilter, J
 from evalrpc.v1.results_pb2 import Metric, MetricSelector, ModelResult
 
 CLOCK = SystemClock()
+RESULTS = JobResults(Path("/none"))
 ACC = Metric(task="t", metric="acc", filter="none", value=0.5)
 
 
@@ -39,11 +45,28 @@ def complete(store: SqliteStore, results: Mapping[str, list[Metric]], **labels: 
     return job.job_id
 
 
-def read(store: SqliteStore, **fields: Any) -> GetHistoryResponse:
-    history = History(store, GetHistoryRequest(**fields))
-    while history.read_page():
+def read_page(
+    store: SqliteStore, page_size: int = 1000, places: HistoryPlaces | None = None, **fields: Any
+) -> GetHistoryResponse:
+    history = History(store, RESULTS, places or HistoryPlaces(), GetHistoryRequest(**fields), page_size)
+    while history.scan():
         pass
-    return history.answer()
+    return history.page()
+
+
+def pages(store: SqliteStore, page_size: int = 1000, **fields: Any) -> Iterator[GetHistoryResponse]:
+    token, places = "", HistoryPlaces()
+    while True:
+        page = read_page(store, page_size, places, page_token=token, **fields)
+        assert page.ByteSize() <= MAX_PAGE_BYTES + 1000, "the token comes on top"
+        yield page
+        token = page.next_page_token
+        if not token:
+            return
+
+
+def read(store: SqliteStore, page_size: int = 1000, **fields: Any) -> GetHistoryResponse:
+    return GetHistoryResponse(points=[point for page in pages(store, page_size, **fields) for point in page.points])
 
 
 def ids(answer: GetHistoryResponse) -> list[str]:
@@ -114,21 +137,156 @@ def test_only_jobs_that_the_filter_takes_and_that_have_results(store: SqliteStor
     assert ids(read(store, filter=JobFilter(statuses=[JOB_STATUS_QUEUED]))) == []
 
 
-def test_more_jobs_than_a_page_has_are_all_there(store: SqliteStore) -> None:
-    made = [complete(store, {"m": [ACC]}, step=str(number)) for number in range(201)]
-    answer = read(store)
-    assert ids(answer) == made
-    assert not answer.truncated
+@pytest.mark.parametrize("page_size", [1, 7, 200, 201, 1000])
+@pytest.mark.parametrize("has_steps", [True, False])
+def test_pages_have_all_jobs_once_and_in_order(store: SqliteStore, page_size: int, has_steps: bool) -> None:
+    number_of = {}
+    for number in (5, 3, 3, 9, *range(10, 207)):
+        number_of[complete(store, {"m": [ACC], "n": [ACC]}, **({"step": str(number)} if has_steps else {}))] = number
+    expected = sorted(number_of, key=lambda job_id: number_of[job_id]) if has_steps else list(number_of)
+    answers = list(pages(store, page_size))
+    assert [point.job_id for answer in answers for point in answer.points] == [job_id for job_id in expected for _ in "mn"]
+    assert all(len(answer.points) == page_size for answer in answers[:-1])
 
 
-def test_an_answer_that_would_be_too_large_leaves_out_the_oldest_jobs(store: SqliteStore) -> None:
-    many = [
-        Metric(task=f"task_{number}", metric="acc", filter="none", value=0.5, standard_error=0.1) for number in range(20_000)
+@pytest.mark.parametrize("step", ["1", "", "3"])
+def test_a_job_that_comes_while_a_client_pages_is_only_in_a_new_listing(store: SqliteStore, step: str) -> None:
+    made = [complete(store, {"m": [ACC]}, step=str(number)) for number in (2, 4, 6)]
+    first = read_page(store, 1)
+    later = complete(store, {"m": [ACC]}, **({"step": step} if step else {}))
+    rest = [*pages_after(store, first.next_page_token)]
+    assert [*ids(first), *rest] == made, "and the order stays the one that the first page has decided"
+    assert later in ids(read(store))
+
+
+def pages_after(store: SqliteStore, token: str) -> Iterator[str]:
+    while token:
+        page = read_page(store, 1, page_token=token)
+        yield from ids(page)
+        token = page.next_page_token
+
+
+def test_a_job_that_is_deleted_while_a_client_pages_hides_no_other(store: SqliteStore) -> None:
+    made = [complete(store, {"m": [ACC]}, step=str(number)) for number in range(6)]
+    first = read_page(store, 2)
+    store.delete(made[2]).result(SECONDS)
+    store.delete(made[1]).result(SECONDS)
+    assert [*ids(first), *pages_after(store, first.next_page_token)] == [made[0], made[1], *made[3:]]
+
+
+def test_jobs_deleted_between_the_scan_and_the_page_end_no_listing(store: SqliteStore) -> None:
+    made = [complete(store, {"m": [ACC]}) for _ in range(6)]
+    history = History(store, RESULTS, HistoryPlaces(), GetHistoryRequest(), 2)
+    while history.scan():
+        pass
+    for job_id in made[:3]:
+        store.delete(job_id).result(SECONDS)
+    page = history.page()
+    assert [*ids(page), *pages_after(store, page.next_page_token)] == made[3:]
+
+
+@pytest.mark.parametrize("step", ["{}", ""])
+def test_places_that_were_forgotten_are_found_again(store: SqliteStore, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    made = [complete(store, {"m": [ACC]}, **({"step": step.format(number)} if step else {})) for number in range(5)]
+    token, found = "", []
+    while True:
+        page = read_page(store, 2, HistoryPlaces(), page_token=token)
+        found += ids(page)
+        token = page.next_page_token
+        if not token:
+            break
+        complete(store, {"m": [ACC]}, step="1")
+    assert found == made
+
+
+def test_the_next_pages_read_no_more_than_their_own_jobs(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(210):
+        complete(store, {"m": [ACC]}, step=str(number))
+    places = HistoryPlaces()
+    token = read_page(store, 3, places).next_page_token
+    read: list[int] = []
+    list_jobs = store.list_jobs
+    monkeypatch.setattr(store, "list_jobs", lambda *args: read.append(args[2]) or list_jobs(*args))
+    assert len(read_page(store, 3, places, page_token=token).points) == 3
+    assert sum(read) <= 4
+
+
+def test_places_are_remembered_up_to_a_number(monkeypatch: pytest.MonkeyPatch, store: SqliteStore) -> None:
+    monkeypatch.setattr(history_module, "_MAX_REMEMBERED", 7)
+    for number in range(3):
+        complete(store, {"m": [ACC]}, step=str(number))
+    places = HistoryPlaces()
+    for label in ("step", "a", "b", "c"):
+        assert read_page(store, 1, places, step_label=label).next_page_token
+    assert len(places._known) == 2
+
+
+def test_listings_in_different_orders_do_not_disturb_each_other(store: SqliteStore) -> None:
+    made = [complete(store, {"m": [ACC]}, step=str(9 - number)) for number in range(4)]
+    places = HistoryPlaces()
+    first = read_page(store, 1, places)
+    store.delete(made[0]).result(SECONDS)
+    store.update(made[3], lambda job: job.labels.clear()).result(SECONDS)  # what a listing takes may change
+    assert ids(read_page(store, 1, places)) == [made[1]], "by creation now"
+    second = read_page(store, 1, places, page_token=first.next_page_token)
+    assert (ids(first), ids(second)) == ([made[3]], [made[2]])
+
+
+def many_metrics(count: int) -> list[Metric]:
+    return [
+        Metric(task=f"task_{number:06}", metric="acc", filter="none", value=0.5, standard_error=0.1) for number in range(count)
     ]
-    made = [complete(store, {"m": many}) for _ in range(5)]
-    answer = read(store)
-    assert answer.truncated
-    assert 0 < len(answer.points) < 5
-    assert ids(answer) == made[-len(answer.points) :]
-    assert answer.ByteSize() <= MAX_HISTORY_BYTES + 1000
-    assert not read(store, metrics=[MetricSelector(task="task_7")]).truncated
+
+
+def test_pages_are_bounded_in_bytes_and_leave_nothing_out(store: SqliteStore) -> None:
+    made = [complete(store, {"m": many_metrics(20_000)}, step=str(number)) for number in range(7)]
+    answers = list(pages(store))
+    assert len(answers) > 1
+    assert [point.job_id for answer in answers for point in answer.points] == made
+    assert len(read_page(store, metrics=[MetricSelector(task="task_000007")]).points) == 7
+
+
+def test_a_point_larger_than_a_page_comes_in_several(store: SqliteStore) -> None:
+    before, large, after = (complete(store, {"a": [ACC], "m": many_metrics(count)}) for count in (1, 90_000, 1))
+    found = [point for answer in pages(store) for point in answer.points]
+    assert [(point.job_id, point.model) for point in found] == [
+        (before, "a"),
+        (before, "m"),
+        (large, "a"),
+        (large, "m"),
+        (large, "m"),
+        (after, "a"),
+        (after, "m"),
+    ]
+    metrics = [metric.task for point in found if (point.job_id, point.model) == (large, "m") for metric in point.metrics]
+    assert metrics == [metric.task for metric in many_metrics(90_000)]
+
+
+@pytest.mark.parametrize("token", ["nonsense", "WzFd", "x" * 10_000])
+def test_a_token_that_is_none_is_refused(store: SqliteStore, token: str) -> None:
+    complete(store, {"m": [ACC]})
+    with pytest.raises(InvalidRequestError):
+        read_page(store, page_token=token)
+
+
+@pytest.mark.parametrize(
+    "position",
+    ["", "[]", "{}", "[1,2,3,4,5,6,7]", '[1,"a",3,4,"m",6]', "[1,-2,3,4,5,6]", "[1,1e999,3,4,5,6]", "[[],[],[],[],[],[]]"],
+)
+def test_a_token_that_somebody_made_up_is_refused(store: SqliteStore, position: str) -> None:
+    listing = GetHistoryRequest(step_label="step")
+    with pytest.raises(InvalidRequestError):
+        read_page(store, page_token=page_tokens.encode_text(position, listing))
+
+
+def test_a_token_of_another_listing_is_refused(store: SqliteStore) -> None:
+    for _ in range(2):
+        complete(store, {"m": [ACC]}, run="x")
+    token = read_page(store, 1).next_page_token
+    for other in (
+        {"filter": JobFilter(labels={"run": "x"})},
+        {"metrics": [MetricSelector(task="t")]},
+        {"step_label": "tokens"},
+    ):
+        with pytest.raises(InvalidRequestError):
+            read_page(store, page_token=token, **other)

@@ -29,7 +29,7 @@ from evalrpc.v1.catalog_pb2 import GetServerInfoResponse
 from evalrpc.v1.comparison_pb2 import CompareJobsResponse, JobComparison, MetricComparison, TestMethod, Verdict
 from evalrpc.v1.jobs_pb2 import JobError, JobEvent, JobInfo, JobStatus, Progress, SubmitJobRequest
 from evalrpc.v1.queue_pb2 import GetQueueResponse
-from evalrpc.v1.results_pb2 import Metric, ModelResult, TaskResult
+from evalrpc.v1.results_pb2 import ListMetricsResponse, Metric, MetricSelector, ModelMetric, ModelResult, TaskResult
 
 QUEUED, RUNNING = JobStatus.JOB_STATUS_QUEUED, JobStatus.JOB_STATUS_RUNNING
 COMPLETED, FAILED, CANCELLED = (
@@ -357,6 +357,38 @@ def test_samples_are_json_lines(run: Run, service: FakeService) -> None:
     lines = run("samples", JOB_ID, "--limit", "3").stdout.splitlines()
 
     assert [json.loads(line)["doc"] for line in lines] == [0, 1, 2]
+
+
+def test_rows_that_were_cut_are_named_on_stderr(run: Run, service: FakeService) -> None:
+    service.samples, service.truncated_fields = [{"doc": 1}], ["samples[0].resps"]
+
+    result = run("samples", JOB_ID)
+
+    assert result.stdout == '{"doc": 1}\n'
+    assert "samples[0].resps" in result.stderr
+
+
+def test_all_metrics_of_a_job_are_printed_page_by_page(run: Run, service: FakeService) -> None:
+    service.metrics = [ModelMetric(model="m", metric=Metric(task=f"t{number}", metric="acc", value=0)) for number in range(5)]
+
+    lines = run("metrics", JOB_ID, "--metric", "t/acc", "--metric", "f1,strict", "--model", "m").stdout.splitlines()
+
+    assert lines == [f"m\tt{number}\tacc\t\t0.0000\t\t\t" for number in range(5)]
+    requests = service.received["ListMetrics"]
+    assert len(requests) == 3
+    selectors = [MetricSelector(task="t", metric="acc"), MetricSelector(metric="f1", filter="strict")]
+    assert all((list(request.metrics), request.model) == (selectors, "m") for request in requests)
+    printed = json_format.Parse(run("metrics", JOB_ID, "--json").stdout, ListMetricsResponse())
+    assert list(printed.metrics) == service.metrics
+    assert printed.metrics[0].metric.HasField("value")
+
+
+def test_results_that_lack_metrics_say_where_all_are(run: Run, service: FakeService) -> None:
+    job = completed_job()
+    job.results["model"].metrics_truncated, job.results["model"].metric_count = True, 40_000
+    service.change(job)
+
+    assert f"2 of 40000 metrics are shown; all of them: evalrpc metrics {JOB_ID}" in run("results", JOB_ID).stderr
 
 
 def test_download_prints_the_paths(run: Run, service: FakeService, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_every_flag_reaches_the_server(run: Run, service: FakeService) -> None:
         "step!=5",
     )
     assert run(*jobs, *flags).exit_code == 0
-    (request,) = service.received["GetHistory"]
+    request = service.received["GetHistory"][0]
     assert list(request.metrics) == [
         MetricSelector(task="a", metric="b"),
         MetricSelector(task="c", metric="d", filter="e"),
@@ -168,6 +168,14 @@ def test_nothing_to_draw_and_too_much_to_draw_are_wrong_calls(run: Run, service:
     service.history = GetHistoryResponse(points=[HistoryPoint(job_id="j", model="m", metrics=metrics)])
     result = run("--plot")
     assert (result.exit_code, "61 metrics" in result.stderr, "--metric" in result.stderr) == (2, True, True)
+
+
+def test_a_point_that_came_in_two_parts_is_one(run: Run, service: FakeService) -> None:
+    (point,) = answer(10).points
+    first, second = (HistoryPoint(job_id="j", step=10, model="m", metrics=[metric]) for metric in point.metrics)
+    service.history = GetHistoryResponse(points=[answer(5).points[0], first, second, answer(20).points[0]])
+    parsed = json_format.Parse(run("--json").stdout, GetHistoryResponse())
+    assert [(point.step, len(point.metrics)) for point in parsed.points] == [(5, 2), (10, 2), (20, 2)]
 
 
 @pytest.mark.parametrize("flags", [["--output", "run.pdf"], ["--output", "run"]])

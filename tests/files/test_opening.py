@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from evalrpc.errors import ArtifactNotFoundError, FileUnavailableError, FileUnreadableError, InvalidRequestError
 from evalrpc.files import opening
 from evalrpc.files.errnos import unreadable
-from evalrpc.files.opening import list_files, open_file, open_regular_file
+from evalrpc.files.opening import MAX_NAME_BYTES, list_files, open_file, open_regular_file
 
 
 def failing(number: int) -> Any:
@@ -65,14 +66,75 @@ def test_a_folder_that_is_not_there_has_no_files_and_one_that_can_not_be_read_is
 ) -> None:
     (tmp_path / "below").mkdir()
     (tmp_path / "below" / "file").touch()
-    assert list_files(tmp_path / "gone") == []
+    assert list(list_files(tmp_path / "gone")) == []
     assert [file.name for file in list_files(tmp_path)] == ["below/file"]
     scandir = os.scandir
     fail = failing(errno.EACCES)
     monkeypatch.setattr(opening.os, "scandir", lambda path: fail(path) if Path(path).name == "below" else scandir(path))
     with pytest.raises(PermissionError) as caught:
-        list_files(tmp_path)
+        list(list_files(tmp_path))
     assert unreadable(caught.value).message.startswith("below can't be read: Permission denied (EACCES)")
+
+
+NAMES = ["a", "a.txt", "a/b", "a/b.c/d", "a/b/c", "a0", "b/x/y/z", "ä", "😀/1"]
+
+
+def make(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_files_come_sorted_by_name_from_any_name_on(tmp_path: Path) -> None:
+    names = [name for name in NAMES if name not in ("a", "a/b")]  # which are folders here
+    make(tmp_path, *names)
+    names.sort()
+    for after in ["", *names, *NAMES, "a/", "a/b/", "b", "zz", "\U0010ffff"]:
+        expected = [name for name in names if name > after]
+        assert [file.name for file in list_files(tmp_path, after)] == expected, after
+
+
+def test_only_folders_with_later_files_are_looked_into_and_only_files_that_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, *(f"{folder}/{number}" for folder in "abcd" for number in range(3)))
+    looked_into: list[str] = []
+    scandir = os.scandir
+    monkeypatch.setattr(opening.os, "scandir", lambda path: looked_into.append(Path(path).name) or scandir(path))
+    found = list_files(tmp_path, "b/1")
+    assert [next(found).name for _ in range(2)] == ["b/2", "c/0"]
+    assert looked_into == [tmp_path.name, "b", "c"]
+
+
+def test_a_name_that_is_too_long_is_left_out_and_hides_no_other(tmp_path: Path) -> None:
+    make(tmp_path, "a", "z")
+    folder = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(20):  # a program that goes down step by step can have paths longer than any that can be opened
+        os.mkdir("d" * 250, dir_fd=folder)
+        below = os.open("d" * 250, os.O_RDONLY, dir_fd=folder)
+        os.close(os.open("file", os.O_CREAT, dir_fd=below))
+        os.close(folder)
+        folder = below
+    os.close(folder)
+    names = [file.name for file in list_files(tmp_path)]
+    assert names == sorted(names)
+    assert {"a", "z", "d" * 250 + "/file"} <= set(names)
+    assert all(len(name) <= MAX_NAME_BYTES for name in names)
+
+
+def test_folders_may_be_nested_deeper_than_a_function_may_call_itself(tmp_path: Path) -> None:
+    depth = sys.getrecursionlimit() + 100
+    paths = [Path(f"{tmp_path}{'/d' * number}") for number in range(1, depth + 1)]
+    for path in paths:
+        path.mkdir()
+    file = Path(f"{paths[-1]}/file")
+    file.touch()
+    try:
+        assert [file.name for file in list_files(tmp_path)] == ["d/" * depth + "file"]
+    finally:
+        file.unlink()
+        for path in reversed(paths):  # pytest would call itself too often
+            path.rmdir()
 
 
 def test_a_name_that_is_no_text_is_shown_as_far_as_it_is() -> None:

@@ -251,6 +251,27 @@ def test_a_step_is_taken_only_from_a_status_that_it_may_follow(name: str, status
         assert job == before, "nothing is changed"
 
 
+def test_an_error_is_held_to_its_bounds_whoever_wrote_it() -> None:
+    job = running_job()
+    error = pb.JobError(reason="R" * 10_000, message="😀" * 10_000, exit_code=0, log_tail=["x" * 1000] * 1000)
+    transitions.fail(job, error, at(20))
+    for kept in (job.error, job.attempts[0].error):
+        assert (len(kept.reason), kept.exit_code, kept.HasField("exit_code"), kept.HasField("signal")) == (255, 0, True, False)
+        assert len(kept.message.encode()) <= transitions.MAX_MESSAGE_BYTES
+    assert job.error.log_tail[-1] == "x" * 1000
+    assert sum(map(len, job.error.log_tail)) <= transitions.MAX_TAIL_BYTES
+    assert not job.attempts[0].error.log_tail
+
+
+def test_warnings_are_held_to_their_bounds_and_each_is_there_once() -> None:
+    job = running_job()
+    transitions.add_warnings(job, ["about the submission"])
+    results = {name: ModelResult(warnings=[f"{number}" * 5000 for number in range(40)]) for name in "ab"}
+    transitions.complete(job, results, at(20))
+    assert (len(job.warnings), len(set(job.warnings)), job.warnings[0]) == (32, 32, "about the submission")
+    assert max(len(warning.encode()) for warning in job.warnings) == 1024
+
+
 # Jobs that share the run of another.
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalrpc.errors import RunFailedError
+from evalrpc.results import layout
 from evalrpc.results.layout import missing_tasks, read_results, samples_task
 from evalrpc.v1.results_pb2 import Metric, ModelResult
 
@@ -197,9 +198,23 @@ def test_groups_are_tasks_too(tmp_path: Path) -> None:
     assert metric.task == "g"
 
 
-def test_more_metrics_than_a_job_can_carry_make_results_invalid(tmp_path: Path) -> None:
-    write(tmp_path / "m", {"results": {f"task {number}": {"acc,none": 0.5} for number in range(100_000)}})
-    assert failure(tmp_path).startswith("100000 metrics of 1 models take ")
+def test_more_metrics_than_are_kept_make_results_invalid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "m", {"results": {f"task {number}": {"acc,none": 0.5} for number in range(1000)}})
+    size_bytes = sum(result.ByteSize() for result in read_results(tmp_path, "x").values())
+    monkeypatch.setattr(layout, "_MAX_KEPT_BYTES", size_bytes)
+    assert len(read_results(tmp_path, "x")["m"].metrics) == 1000
+    monkeypatch.setattr(layout, "_MAX_KEPT_BYTES", size_bytes - 1)
+    assert failure(tmp_path).startswith(f"1000 metrics of 1 models take {size_bytes} bytes; at most {size_bytes - 1} ")
+
+
+@pytest.mark.parametrize("count", [64, 65])
+def test_a_job_has_results_of_64_models_at_most(tmp_path: Path, count: int) -> None:
+    for number in range(count):
+        write(tmp_path / f"m{number}", {"results": {"t": {"acc,none": 0.5}}})
+    if count == 64:
+        assert len(read_results(tmp_path, "x")) == 64
+    else:
+        assert failure(tmp_path) == "there are results of 65 models; at most 64 are kept"
 
 
 def test_a_name_that_utf8_cannot_hold_is_replaced(tmp_path: Path) -> None:

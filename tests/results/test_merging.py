@@ -9,7 +9,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from evalrpc.errors import RunFailedError
 from evalrpc.protobuf.bounds import MAX_DURATION_NS, MAX_SECONDS
-from evalrpc.results import merging
+from evalrpc.results import layout, merging
 from evalrpc.results.merging import MergedResults, Results
 from evalrpc.v1.results_pb2 import Metric, ModelResult, TaskResult
 
@@ -85,7 +85,8 @@ def test_several_models_of_a_run_stay_apart() -> None:
     }
 
 
-def test_what_is_too_much_is_refused_and_leaves_the_rest_as_it_was() -> None:
+def test_what_is_too_much_is_refused_and_leaves_the_rest_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "_MAX_KEPT_BYTES", 2 * 1024 * 1024)
     together = MergedResults()
     together.add({"m": result_of("a")})
     before = together.results()
@@ -98,6 +99,14 @@ def test_what_is_too_much_is_refused_and_leaves_the_rest_as_it_was() -> None:
     assert together.results() is both
     together.add({"m": ModelResult(metrics=large)})
     assert len(together.results()["m"].metrics) == 1 + len(large), "what replaces something takes no more room"
+
+
+def test_more_models_than_are_kept_are_refused() -> None:
+    together = MergedResults()
+    together.add({f"m{number}": result_of("a") for number in range(64)})
+    with pytest.raises(RunFailedError, match="results of 65 models; at most 64 are kept"):
+        together.add({"more": result_of("a"), "m1": result_of("b")})
+    assert len(together.results()) == 64
 
 
 def test_results_are_the_same_object_until_there_is_more_and_never_change() -> None:
@@ -122,6 +131,20 @@ def test_each_part_is_looked_into_once_however_many_come_before(count: int, monk
         sizes.clear()
         together.add({"m": result_of(f"t{number}")})
         assert sum(sizes) == 3, "its metric, its task and its file of samples"
+
+
+def test_long_names_are_shortened_alike_everywhere_and_stay_apart() -> None:
+    task, other = "t" * 300 + "a", "t" * 300 + "b"
+    metrics = [Metric(task=name, metric="m" * 256, filter="f" * 255) for name in (task, other)]
+    tasks = [TaskResult(task=task), TaskResult(task=other), TaskResult(task="g", subtasks=[task, other])]
+    part = ModelResult(metrics=metrics, tasks=tasks)
+    result = merged([{"m": part}])["m"]
+    assert len({metric.task for metric in result.metrics}) == 2
+    assert (
+        {metric.task for metric in result.metrics} == set(result.tasks[0].subtasks) == {each.task for each in result.tasks[1:]}
+    )
+    assert {(len(m.task), len(m.metric), m.filter) for m in result.metrics} == {(255, 255, "f" * 255)}
+    assert part.metrics[0].task == task, "what was read is not changed"
 
 
 def test_times_add_up_to_no_more_than_a_field_holds() -> None:

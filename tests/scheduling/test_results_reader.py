@@ -147,7 +147,7 @@ def test_a_process_that_ends_without_an_answer_says_nothing_about_the_run(
         ("json.loads('[' + '[],' * 10**7 + '1]')", LIMITS._replace(memory_bytes=2**28), "256 MiB of memory"),
         ("while True: pass", LIMITS._replace(processor_seconds=1), "1 seconds of a processor"),
         ("os.abort()", LIMITS, "ended by signal 6"),
-        ("return {'m': ModelResult(results='x' * 3 * 2**20)}", LIMITS, "bytes"),
+        ("return {'m': ModelResult(results='x' * 33 * 2**20)}", LIMITS, "bytes"),
     ],
 )
 def test_what_can_not_be_read_within_the_limits_is_invalid(

@@ -12,6 +12,7 @@ from evalrpc.harnesses.base import Exit, Run
 from evalrpc.harnesses.command import CommandHarness
 from evalrpc.harnesses.inspect_ai.harness import InspectHarness
 from evalrpc.harnesses.steps import steps_of
+from evalrpc.results import layout
 from evalrpc.scheduling.results_reader import ResultsReader
 from evalrpc.scheduling.run_results import RunResults
 from evalrpc.testing.recorded_runs import request_of
@@ -52,11 +53,12 @@ class Handle:
 
 def found_in(folder: Path, reader: ResultsReader, handle: Handle, *tasks: str) -> tuple[RunResults, list[Run]]:
     request = request_of(model="m", tasks=list(tasks), tasks_separately=reader is COMMAND)
-    steps = list(steps_of(Run("job", 1, request, folder, folder / "output", 0)))
+    run = Run("job", 1, request, folder, folder / "output", 0)
+    steps = list(steps_of(run))
     for step in steps:
         step.output_dir.mkdir(parents=True)
     (folder / "log").touch()
-    return RunResults(reader, steps, handle, folder / "log"), steps
+    return RunResults(run, reader, steps, handle, folder / "log"), steps
 
 
 def inspect_log(folder: Path, task: str, status: str) -> None:
@@ -109,8 +111,8 @@ def test_a_log_is_read_when_it_has_come_or_changed_and_then_not_again(tmp_path: 
         found.look()
         assert len(tasks_of(found)) == number
     assert len(opened) == len(tasks)
-    assert RunResults(INSPECT, [step], Handle(), tmp_path / "log").results == {}
-    again = RunResults(INSPECT, [step], Handle(), tmp_path / "log")
+    assert RunResults(step, INSPECT, [step], Handle(), tmp_path / "log").results == {}
+    again = RunResults(step, INSPECT, [step], Handle(), tmp_path / "log")
     again.look()
     assert tasks_of(again) == tasks_of(found), "made anew, it finds the same again"
 
@@ -166,16 +168,17 @@ def test_steps_that_never_began_are_named(tmp_path: Path) -> None:
     assert caught.value.job_error.message == ("a: the harness exited with code 2 and wrote nothing; also failed: b; not run: c")
 
 
-def test_more_than_a_job_can_carry_fails_the_step_that_is_too_much(tmp_path: Path) -> None:
+def test_more_than_is_kept_of_a_job_fails_the_step_that_is_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "_MAX_KEPT_BYTES", 1024 * 1024)
     handle = Handle()
     found, steps = found_in(tmp_path, COMMAND, handle, "a", "b")
     for step in steps:
-        rows = {f"{step.request.tasks[0]} {number}": {"acc": 1} for number in range(30_000)}
+        rows = {f"{step.request.tasks[0]} {number}": {"acc": 1} for number in range(10_000)}
         (step.output_dir / "20260214_103045_results.json").write_text(json.dumps({"results": rows}))
         handle.end_step(tmp_path / "log")
-    with pytest.raises(RunFailedError, match="at most 2097152 fit"):
+    with pytest.raises(RunFailedError, match="at most 1048576 are kept"):
         found.finish()
-    assert len(tasks_of(found)) == 30_000
+    assert len(tasks_of(found)) == 10_000
 
 
 @pytest.mark.parametrize("lack", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])

@@ -55,6 +55,7 @@ from evalrpc.v1.jobs_pb2 import (
     WatchJobsRequest,
 )
 from evalrpc.v1.queue_pb2 import GetQueueRequest, GetQueueResponse, Gpu
+from evalrpc.v1.results_pb2 import ListMetricsRequest, ListMetricsResponse, ModelMetric
 from evalrpc.v1.samples_pb2 import ListSamplesRequest, ListSamplesResponse
 
 JOB_ID = "7b0b8d5e-6f1e-4f0e-9d51-0d5fb3a1c001"
@@ -95,6 +96,8 @@ class FakeService(EvaluationServiceServicer):
         self.page_size = 2
         self.chunk_size = 4
         self.samples: list[dict[str, Any]] = []
+        self.truncated_fields: list[str] = []
+        self.metrics: list[ModelMetric] = []
         self.history = GetHistoryResponse()
         gpus = [Gpu(id="0", name="H200", job_id=JOB_ID), Gpu(id="1", name="H200")]
         self.queue = GetQueueResponse(queued_count=3, running_count=1, running_job_ids=[JOB_ID], gpus=gpus, max_running=2)
@@ -230,13 +233,21 @@ class FakeService(EvaluationServiceServicer):
     ) -> ListSamplesResponse:
         self._take(request, context)
         page, token = self._page([_struct(row) for row in self.samples], request.page_token)
-        return ListSamplesResponse(samples=page, next_page_token=token)
+        return ListSamplesResponse(samples=page, next_page_token=token, truncated_fields=self.truncated_fields)
+
+    def ListMetrics(  # noqa: N802
+        self, request: ListMetricsRequest, context: grpc.ServicerContext
+    ) -> ListMetricsResponse:
+        self._take(request, context)
+        page, token = self._page(self.metrics, request.page_token)
+        return ListMetricsResponse(metrics=page, next_page_token=token)
 
     def GetHistory(  # noqa: N802
         self, request: GetHistoryRequest, context: grpc.ServicerContext
     ) -> GetHistoryResponse:
         self._take(request, context)
-        return self.history
+        page, token = self._page(list(self.history.points), request.page_token)
+        return GetHistoryResponse(points=page, next_page_token=token)
 
     def CompareJobs(self, request: CompareJobsRequest, context: grpc.ServicerContext) -> CompareJobsResponse:  # noqa: N802
         self._take(request, context)
@@ -246,12 +257,12 @@ class FakeService(EvaluationServiceServicer):
         self, request: ListArtifactsRequest, context: grpc.ServicerContext
     ) -> ListArtifactsResponse:
         self._take(request, context)
-        return ListArtifactsResponse(
-            artifacts=[
-                Artifact(name=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-                for name, data in sorted(self.files.items())
-            ]
-        )
+        artifacts = [
+            Artifact(name=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+            for name, data in sorted(self.files.items())
+        ]
+        page, token = self._page(artifacts, request.page_token)
+        return ListArtifactsResponse(artifacts=page, next_page_token=token)
 
     def ReadArtifact(  # noqa: N802
         self, request: ReadArtifactRequest, context: grpc.ServicerContext

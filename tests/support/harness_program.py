@@ -125,6 +125,11 @@ def starved():
     good()
 
 
+def prepared():
+    """Leaves what the test has put into `prepared`."""
+    subprocess.run(["cp", "-r", f"{TOY_DIR}/prepared/.", output_dir], check=True)
+
+
 def fills():
     """Fills the disk that holds its results, after writing them."""
     write_results()

@@ -95,7 +95,7 @@ class Api:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1), ("grpc.enable_retries", 0)]
+        options = [("grpc.max_send_message_length", -1), ("grpc.enable_retries", 0)]  # every answer fits into gRPC's default
         self.channel = grpc.insecure_channel(address, options=options)
         self.stub = EvaluationServiceStub(self.channel)
 

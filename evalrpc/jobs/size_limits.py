@@ -1,0 +1,43 @@
+"""How large the parts of a job may be, so that every answer fits into the 4 MiB that a client with gRPC's defaults accepts.
+
+A JobInfo has at most MAX_JOB_BYTES:
+
+    model_args, gen_kwargs          2 * MAX_ARGS_BYTES                     1024 KiB
+    tasks, other fields             MAX_TASK_NAMES_BYTES and 24 KiB         144 KiB
+    results                         what `results_room` leaves           >= 1520 KiB
+        metrics                     at most MAX_METRICS_BYTES
+        paths, versions, extras     at most MAX_PATHS_BYTES
+        tasks                       at most MAX_TASK_RESULTS_BYTES, and what the others leave
+    all else                        RESERVED_BYTES                          384 KiB
+
+All else is: labels (70 KiB), warnings (33 KiB), an error with its log tail (19 KiB), ten attempts (7 KiB each, and the ids of
+their GPUs), the reason of a cancel, the progress, and what wraps a job in an event.
+"""
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+MAX_PAGE_BYTES: Final = 3 * MIB
+"""The size of an answer that is a page of something."""
+
+MAX_JOB_BYTES: Final = 3 * MIB
+MAX_ARGS_BYTES: Final = 512 * KIB
+"""The size of `model_args`, and that of `gen_kwargs`."""
+MAX_TASK_NAMES_BYTES: Final = 120 * KIB
+"""The size of all task names of a request together. With commas between them they are one argument of a program, which Linux
+takes up to 128 KiB."""
+MAX_WARNINGS: Final = 32
+MAX_WARNING_BYTES: Final = 1 * KIB
+RESERVED_BYTES: Final = 384 * KIB
+
+MAX_METRICS_BYTES: Final = 1 * MIB
+MAX_TASK_RESULTS_BYTES: Final = 1 * MIB
+MAX_PATHS_BYTES: Final = 448 * KIB
+"""The size of a job's results without metrics and tasks."""
+
+
+def results_room(request_bytes: int) -> int:
+    """Return the size that the results of a job with a request of this size may have."""
+    return MAX_JOB_BYTES - RESERVED_BYTES - request_bytes

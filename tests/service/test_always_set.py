@@ -1,0 +1,115 @@
+"""Numbers that the schema promises to set are set in every answer, also where they are 0.
+
+An optional number says in its comment when it is absent; one that does not is always set.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from serving import COMPLETED, RUNNING, Api, Site, submission
+
+PROTOS = Path(__file__).parents[2] / "protos" / "evalrpc" / "v1"
+MESSAGE = re.compile(r"^message (\w+) \{")
+OPTIONAL = re.compile(r"^  optional (?:double|int32|int64) (\w+) = ")
+REQUESTS = re.compile(r"Request$|^EvaluateRequest$|^MetricThreshold$")
+
+
+def always_set() -> set[tuple[str, str]]:
+    """Return the optional numbers of the schema whose comments do not say when they are absent, by message and name."""
+    found = set()
+    for path in PROTOS.glob("*.proto"):
+        message, comment = "", ""
+        for line in path.read_text().splitlines():
+            if match := MESSAGE.match(line):
+                message = match[1]
+            if line.startswith("  //"):
+                comment += line
+                continue
+            if (match := OPTIONAL.match(line)) and "Absent" not in comment and not REQUESTS.search(message):
+                found.add((message, match[1]))
+            comment = ""
+    return found
+
+
+def messages_in(message: Message) -> Iterator[Message]:
+    """Yield a message and all messages in it."""
+    yield message
+    for field, value in message.ListFields():
+        if field.message_type is None or not field.message_type.full_name.startswith("evalrpc."):
+            continue
+        if field.message_type.GetOptions().map_entry:
+            if field.message_type.fields_by_name["value"].type == FieldDescriptor.TYPE_MESSAGE:
+                for inner in value.values():
+                    yield from messages_in(inner)
+        else:
+            for inner in value if field.is_repeated else [value]:
+                yield from messages_in(inner)
+
+
+@pytest.fixture
+def answers(api: Api, site: Site) -> list[Message]:
+    """Answers of every call, in which the numbers are 0 wherever they may be."""
+    folder = site.toy_dir / "prepared" / "toy"
+    folder.mkdir(parents=True)
+    (folder / "20260101_000000_results.json").write_text(json.dumps({"results": {"t": {"acc,none": 0}}}))
+    (folder / "empty").touch()
+    first_info = api.GetServerInfo()
+    first_queue = api.GetQueue()
+    validated = api.SubmitJob(submission("prepared", validate_only=True))
+    queued = api.SubmitJob(submission("prepared"))
+    job_id = queued.job_id
+    events = list(api.watch(job_id))
+    other = api.run("prepared").job_id
+    slow = api.submit("slow")
+    running = api.wait_for(slow.job_id, RUNNING)
+    queue = api.GetQueue()
+    cancelled = api.CancelJob(job_id=slow.job_id)
+    return [
+        *(first_info, first_queue, validated, queued, *events, running, queue, cancelled, api.get(job_id)),
+        *(api.ListJobs(), api.ListMetrics(job_id=job_id), api.GetHistory(), api.ListArtifacts(job_id=job_id)),
+        *(api.ListHarnesses(), api.CompareJobs(baseline_job_id=job_id, candidate_job_ids=[other])),
+        *api.ReadLog(job_id=api.run("good").job_id),
+        *api.ReadArtifact(job_id=job_id, name="toy/empty"),
+    ]
+
+
+def test_every_number_that_has_to_be_set_is_set_in_every_answer(answers: list[Message]) -> None:
+    wanted = always_set()
+    seen: set[tuple[str, str]] = set()
+    for answer in answers:
+        for message in messages_in(answer):
+            for field in message.DESCRIPTOR.fields:
+                name = message.DESCRIPTOR.name, field.name
+                if name in wanted:
+                    seen.add(name)
+                    assert message.HasField(field.name), f"{name} is not set in {message}"
+    assert seen == wanted, "some messages were in no answer"
+
+
+def test_the_numbers_that_have_to_be_set_are_those_that_one_expects() -> None:
+    assert {
+        ("Metric", "value"),
+        ("ModelResult", "metric_count"),
+        ("JobInfo", "attempt"),
+        ("JobInfo", "priority"),
+    } <= always_set()
+    assert {("StatusCount", "count"), ("Artifact", "size_bytes"), ("MetricComparison", "tolerance")} <= always_set()
+    assert ("Metric", "standard_error") not in always_set()
+
+
+def test_zeros_are_in_the_json_of_answers(api: Api, site: Site) -> None:
+    folder = site.toy_dir / "prepared" / "toy"
+    folder.mkdir(parents=True)
+    (folder / "20260101_000000_results.json").write_text(json.dumps({"results": {"t": {"acc,none": 0}}}))
+    job = api.run("prepared")
+    assert job.status == COMPLETED
+    document: dict[str, Any] = json_format.MessageToDict(job, preserving_proto_field_name=True)
+    assert document["results"]["toy"]["metrics"][0]["value"] == 0.0
+    assert document["priority"] == 0
