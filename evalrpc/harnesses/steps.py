@@ -28,12 +28,17 @@ def command_of(harness: Harness, steps: Sequence[Run]) -> Command:
 
     Raises what `Harness.command` raises.
     """
-    commands = harness.commands(steps) if isinstance(harness, StepsHarness) else [harness.command(step) for step in steps]
+    commands = commands_of(harness, steps)
     return replace(
         commands[0],
         further_steps=tuple(command.argv for command in commands[1:]),
         files=dict(chain.from_iterable(command.files.items() for command in commands)),
     )
+
+
+def commands_of(harness: Harness, steps: Sequence[Run]) -> Sequence[Command]:
+    """Build the command of each step. Raises what `Harness.command` raises."""
+    return harness.commands(steps) if isinstance(harness, StepsHarness) else [harness.command(step) for step in steps]
 
 
 def _step(run: Run, shared: EvaluateRequest, number: int, task: str) -> Run:

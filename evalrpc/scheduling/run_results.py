@@ -7,7 +7,7 @@ from typing import Final
 
 from evalrpc.errors import RunFailedError
 from evalrpc.executors.base import RunHandle
-from evalrpc.harnesses.base import Run
+from evalrpc.harnesses.base import Exit, Run
 from evalrpc.harnesses.failures import without_listing
 from evalrpc.jobs.paths import results_path
 from evalrpc.jobs.size_limits import results_room
@@ -15,6 +15,7 @@ from evalrpc.protobuf.bounds import int32
 from evalrpc.results.bounding import bounded, lacks_some, with_artifact_names
 from evalrpc.results.merging import MergedResults, Results
 from evalrpc.results.results_file import write_results
+from evalrpc.scheduling.kept_steps import RunSteps
 from evalrpc.scheduling.log_tail import read_tail
 from evalrpc.scheduling.results_reader import ResultsReader
 from evalrpc.v1.jobs_pb2 import JobError
@@ -31,10 +32,12 @@ class RunResults:
     OSError.
     """
 
-    def __init__(self, run: Run, reader: ResultsReader, steps: Sequence[Run], handle: RunHandle, log_path: Path) -> None:
+    def __init__(self, run: Run, reader: ResultsReader, steps: RunSteps, handle: RunHandle, log_path: Path) -> None:
         self._run = run
         self._reader = reader
-        self._steps = steps
+        self._all_steps = steps
+        self._steps = steps.to_run
+        self._kept = list(steps.kept)
         self._handle = handle
         self._log_path = log_path
         self._judged = 0
@@ -52,6 +55,7 @@ class RunResults:
 
         The last step is left to `finish`: then no process is there any more that could write.
         """
+        self._take_kept()
         ends = self._handle.step_ends()
         while self._judged < min(len(ends), len(self._steps) - 1):
             self._judge_next(ends)
@@ -63,6 +67,7 @@ class RunResults:
 
         Raises RunFailedError, that of the first step that failed, if any did. `results` then has those of the others.
         """
+        self._take_kept()
         ends = self._handle.step_ends()
         while self._judged < min(len(self._steps), len(ends) + 1):  # one that left no word was the last to run
             self._judge_next(ends)
@@ -86,11 +91,23 @@ class RunResults:
             write_results(results_path(self._run.attempt_dir), complete)
         return kept
 
+    def _take_kept(self) -> None:
+        """Take in what an earlier attempt has finished."""
+        while self._kept:
+            step, attempt = self._kept[-1]
+            try:
+                self._merged.add(_of_attempt(self._reader.read_results(step, Exit(code=0), []), attempt))
+            except RunFailedError as error:
+                self._failures.append((step, error))
+            self._kept.pop()  # last: what could not be read for want of something is read by the next look
+
     def _judge_next(self, ends: Sequence[int]) -> None:
         number = self._judged
         begin, end = ([0, *ends][number], [*ends, None][number])  # None: to the end of the log
         try:
-            self._merged.add(self._read_step(number, read_tail(self._log_path, _JUDGED_LINES, _JUDGED_BYTES, begin, end)))
+            found = self._read_step(number, read_tail(self._log_path, _JUDGED_LINES, _JUDGED_BYTES, begin, end))
+            self._merged.add(_of_attempt(found, self._run.attempt))
+            self._all_steps.note_finished(self._steps[number])
         except RunFailedError as error:
             error.job_error.log_tail[:] = map(without_listing, read_tail(self._log_path, begin=begin, end=end))
             self._failures.append((self._steps[number], error))
@@ -115,7 +132,7 @@ class RunResults:
         before, self._files = self._files, _files_in(step.output_dir)
         for name in [name for name, state in self._files.items() if before.get(name) != state]:
             try:
-                self._reported.add(self._reader.read_finished(step, name))
+                self._reported.add(_of_attempt(self._reader.read_finished(step, name), self._run.attempt))
             except OSError:
                 del self._files[name]  # the next look will tell
             except RunFailedError:
@@ -124,12 +141,20 @@ class RunResults:
     def _failure(self) -> RunFailedError:
         """Return the first failure; of several tasks with the one that failed named, and those that came to nothing besides."""
         (step, first), *others = self._failures
-        if len(self._steps) > 1:
+        if self._all_steps.are_several:
             notes = [f"{_task(step)}: {first.message}"]
             notes += [f"also failed: {', '.join(_task(other) for other, _ in others)}"] if others else []
             notes += [f"not run: {', '.join(map(_task, self._steps[self._judged :]))}"] if self._steps[self._judged :] else []
             first.job_error.message = "; ".join(notes)
         return first
+
+
+def _of_attempt(results: Mapping[str, ModelResult], attempt: int) -> Mapping[str, ModelResult]:
+    """Note in the results which attempt they are of."""
+    for result in results.values():
+        for task in result.tasks:
+            task.attempt = attempt
+    return results
 
 
 def _files_in(folder: Path) -> dict[str, object]:

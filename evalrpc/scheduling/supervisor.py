@@ -28,6 +28,7 @@ from evalrpc.harnesses.steps import command_of, steps_of
 from evalrpc.jobs import transitions
 from evalrpc.jobs.paths import attempt_dir, attempt_output_dir, job_output_dir
 from evalrpc.scheduling.interruptible import InterruptibleReader
+from evalrpc.scheduling.kept_steps import RunSteps, keep_steps
 from evalrpc.scheduling.log_tail import LogFollower, read_tail
 from evalrpc.scheduling.placement import resources_of
 from evalrpc.scheduling.queue_state import QueueState
@@ -186,11 +187,32 @@ class Supervisor:
         steps = steps_of(run)
         try:
             self._make_folders(steps)
+            self._keep_steps(job, steps)
             self._dependencies.executor.make_room(RunKey(self._job_id, attempt, folder), len(steps))
         except OSError as error:
             message = f"the folder of the run can't be made: {_reason(error)}"
             raise (StoreUnavailableError(message) if is_shortage(error) else RunFailedError("START_FAILED", message)) from error
         return run
+
+    def _keep_steps(self, job: pb.JobInfo, steps: Sequence[Run]) -> None:
+        """Take over what earlier attempts of the job have finished of these steps."""
+        harness = self._dependencies.harnesses.get(job.request.harness)
+        if harness is None or len(steps) == 1 or not job.attempts:
+            return
+        earlier = [
+            steps_of(
+                Run(
+                    self._job_id,
+                    attempt.number,
+                    job.request,
+                    attempt_dir(self._dependencies.data_dir, self._job_id, attempt.number),
+                    Path(attempt.output_dir),
+                    steps[0].num_gpus,
+                )
+            )
+            for attempt in job.attempts
+        ]
+        keep_steps(harness, steps, earlier)
 
     def _begin(self, job: pb.JobInfo, run: Run) -> None:
         harness: object = self._dependencies.harnesses.get(job.request.harness)
@@ -246,13 +268,13 @@ class Supervisor:
             raise RunFailedError("HARNESS_UNAVAILABLE", f"this server has no harness {job.request.harness!r} any more")
         output_dir = Path(job.attempts[-1].output_dir)
         run = Run(job.job_id, job.attempt, job.request, key.attempt_dir, output_dir, len(job.gpus))
-        steps = steps_of(run)
-        handle = self._handle = self._handle or self._start(harness, run, steps, key)
+        steps = RunSteps(harness, steps_of(run), is_last_attempt=job.attempt >= job.max_attempts)
+        handle = self._handle = self._handle or self._start(harness, run, steps.to_run, key)
         reader = self._results_reader = self._results_reader or ResultsReader(
             harness, self._dependencies.harness_settings[job.request.harness]
         )
         found = self._found = RunResults(run, reader, steps, handle, key.log_path)
-        progress = self._progress = self._new_progress(job, harness, steps, handle, key)
+        progress = self._progress = self._new_progress(job, harness, steps.to_run, handle, key)
         ending = self._ending = self._ending or self._follow(handle, job, progress, found)
         if ending is _Ending.LET_GO:
             return None
@@ -301,7 +323,7 @@ class Supervisor:
     def _new_progress(
         self, job: pb.JobInfo, harness: Harness, steps: Sequence[Run], handle: RunHandle, key: RunKey
     ) -> RunProgress:
-        tasks = [step.request.tasks[0] for step in steps] if len(steps) > 1 else [""]
+        tasks = [step.request.tasks[0] for step in steps] if len(job.request.tasks) > len(steps[0].request.tasks) else [""]
         log = LogFollower(key.log_path)
         return RunProgress(job, log, harness, self._dependencies.clock, self._publish, tasks, handle.step_ends)
 

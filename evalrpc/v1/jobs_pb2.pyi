@@ -264,7 +264,8 @@ class EvaluateRequest(_message.Message):
     tasks_separately: _builtins.bool
     """Whether to run the harness once per task, one after the other in the order of `tasks`, within one attempt. The results of
     each task are available as soon as it has ended (see `JobInfo.results`). If a task fails, the others still run, and the job
-    then ends FAILED. The cost is one start of the harness per task. Default: false, one run for all.
+    then ends FAILED. A retry repeats only the tasks that have not finished: see
+    `TaskResult.attempt`. The cost is one start of the harness per task. Default: false, one run for all.
     """
     gpu_mode: Global___GpuMode.ValueType
     """How the processes of the run share the GPUs of the job. Default: the harness decides. Rejected by harnesses that have only
@@ -284,8 +285,8 @@ class EvaluateRequest(_message.Message):
     @_builtins.property
     def model_args(self) -> _struct_pb2.Struct:
         """Arguments of the model, such as `{"pretrained": "acme/model", "dtype": "float32"}`. Values may be strings, numbers,
-        booleans, null, lists and structs; a string may have any character but NUL. Empty: none. At most 512 KiB when serialised, 16
-        levels deep, and 100,000 values together with `gen_kwargs`: every element of a list and of a struct is one.
+        booleans, null, lists and structs; a string may have any character but NUL. Empty: none. At most 512 KiB when serialised,
+        16 levels deep, and 100,000 values together with `gen_kwargs`: every element of a list and of a struct is one.
         """
 
     @_builtins.property

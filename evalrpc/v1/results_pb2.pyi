@@ -65,9 +65,9 @@ class ModelResult(_message.Message):
     results_artifact: _builtins.str
     """The name of `results` for ReadArtifact. Empty if it is not below the output folder."""
     metrics_truncated: _builtins.bool
-    """Whether some are left out, because a JobInfo has at most 1 MiB of metrics, 1 MiB of tasks and 448 KiB of paths, and 3 MiB in
-    all: `metrics`, `tasks` and `samples` then have the first ones in the order of models and their own. The server keeps all:
-    ListMetrics returns all metrics, ListSamples reads the samples of all tasks, and comparisons and histories use all.
+    """Whether some are left out, because a JobInfo has at most 1 MiB of metrics, 1 MiB of tasks and 448 KiB of paths, and 3 MiB
+    in all: `metrics`, `tasks` and `samples` then have the first ones in the order of models and their own. The server keeps
+    all: ListMetrics returns all metrics, ListSamples reads the samples of all tasks, and comparisons and histories use all.
     """
     metric_count: _builtins.int
     """The number of metrics, including those left out. Always set."""
@@ -158,6 +158,7 @@ class TaskResult(_message.Message):
     EXTRA_FIELD_NUMBER: _builtins.int
     RESULTS_FIELD_NUMBER: _builtins.int
     RESULTS_ARTIFACT_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     """Its name, as in `Metric.task`."""
     is_group: _builtins.bool
@@ -183,6 +184,10 @@ class TaskResult(_message.Message):
     """Path on the server of the aggregate file that contains the task. Empty if it is `ModelResult.results`."""
     results_artifact: _builtins.str
     """The name of `results` for ReadArtifact. Empty if `results` is."""
+    attempt: _builtins.int
+    """The attempt of the job that evaluated it. An earlier one than the latest if the tasks run separately and this one had
+    finished there: a retry does not repeat it, and its files are among those of the latest attempt, too.
+    """
     @_builtins.property
     def subtasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The tasks and groups directly below a group, in the harness's order. Empty for a task."""
@@ -208,10 +213,11 @@ class TaskResult(_message.Message):
         extra: _struct_pb2.Struct | None = ...,
         results: _builtins.str = ...,
         results_artifact: _builtins.str = ...,
+        attempt: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_effective_sample_count", b"_effective_sample_count", "_num_fewshot", b"_num_fewshot", "_original_sample_count", b"_original_sample_count", "effective_sample_count", b"effective_sample_count", "extra", b"extra", "num_fewshot", b"num_fewshot", "original_sample_count", b"original_sample_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_effective_sample_count", b"_effective_sample_count", "_num_fewshot", b"_num_fewshot", "_original_sample_count", b"_original_sample_count", "config_hash", b"config_hash", "effective_sample_count", b"effective_sample_count", "extra", b"extra", "is_group", b"is_group", "num_fewshot", b"num_fewshot", "original_sample_count", b"original_sample_count", "results", b"results", "results_artifact", b"results_artifact", "samples_hash", b"samples_hash", "subtasks", b"subtasks", "task", b"task", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_effective_sample_count", b"_effective_sample_count", "_num_fewshot", b"_num_fewshot", "_original_sample_count", b"_original_sample_count", "attempt", b"attempt", "config_hash", b"config_hash", "effective_sample_count", b"effective_sample_count", "extra", b"extra", "is_group", b"is_group", "num_fewshot", b"num_fewshot", "original_sample_count", b"original_sample_count", "results", b"results", "results_artifact", b"results_artifact", "samples_hash", b"samples_hash", "subtasks", b"subtasks", "task", b"task", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__effective_sample_count: _TypeAlias = _typing.Literal["effective_sample_count"]  # noqa: Y015
     _WhichOneofArgType__effective_sample_count: _TypeAlias = _typing.Literal["_effective_sample_count", b"_effective_sample_count"]  # noqa: Y015

@@ -13,6 +13,7 @@ from evalrpc.harnesses.command import CommandHarness
 from evalrpc.harnesses.inspect_ai.harness import InspectHarness
 from evalrpc.harnesses.steps import steps_of
 from evalrpc.results import layout
+from evalrpc.scheduling.kept_steps import RunSteps
 from evalrpc.scheduling.results_reader import ResultsReader
 from evalrpc.scheduling.run_results import RunResults
 from evalrpc.testing.recorded_runs import request_of
@@ -21,6 +22,7 @@ INSPECT_SETTINGS = HarnessSettings("x", "inspect-ai")
 COMMAND_SETTINGS = HarnessSettings("x", "command", command=("program",))
 INSPECT = ResultsReader(InspectHarness(INSPECT_SETTINGS), INSPECT_SETTINGS)
 COMMAND = ResultsReader(CommandHarness(COMMAND_SETTINGS), COMMAND_SETTINGS)
+HARNESSES = {INSPECT: InspectHarness(INSPECT_SETTINGS), COMMAND: CommandHarness(COMMAND_SETTINGS)}
 
 
 class Handle:
@@ -58,7 +60,7 @@ def found_in(folder: Path, reader: ResultsReader, handle: Handle, *tasks: str) -
     for step in steps:
         step.output_dir.mkdir(parents=True)
     (folder / "log").touch()
-    return RunResults(run, reader, steps, handle, folder / "log"), steps
+    return RunResults(run, reader, RunSteps(HARNESSES[reader], steps), handle, folder / "log"), steps
 
 
 def inspect_log(folder: Path, task: str, status: str) -> None:
@@ -111,8 +113,9 @@ def test_a_log_is_read_when_it_has_come_or_changed_and_then_not_again(tmp_path: 
         found.look()
         assert len(tasks_of(found)) == number
     assert len(opened) == len(tasks)
-    assert RunResults(step, INSPECT, [step], Handle(), tmp_path / "log").results == {}
-    again = RunResults(step, INSPECT, [step], Handle(), tmp_path / "log")
+    steps = RunSteps(HARNESSES[INSPECT], [step])
+    assert RunResults(step, INSPECT, steps, Handle(), tmp_path / "log").results == {}
+    again = RunResults(step, INSPECT, steps, Handle(), tmp_path / "log")
     again.look()
     assert tasks_of(again) == tasks_of(found), "made anew, it finds the same again"
 

@@ -163,12 +163,30 @@ def test_a_run_whose_shim_is_killed_says_what_was_not_run(api: Api, site: Site) 
     assert job.error.message == "hangs: the harness was ended by SIGKILL (signal 9); not run: also_good"
 
 
-def test_another_attempt_begins_with_no_results(api: Api, site: Site) -> None:
-    job = api.wait_for(submit(api, "good", "flaky", max_attempts=2), *TERMINAL)
-    assert (job.status, job.attempt, tasks_of(job)) == (COMPLETED, 2, ["flaky", "good"])
+def test_a_retry_repeats_only_what_has_not_finished(api: Api, site: Site) -> None:
+    job = api.wait_for(submit(api, "good", "flaky", "also_good", max_attempts=2), *TERMINAL)
+    assert (job.status, job.attempt, tasks_of(job)) == (COMPLETED, 2, ["also_good", "flaky", "good"])
+    assert site.starts(job.job_id) == ["1", "1", "1", "2"]
     (result,) = job.results.values()
-    assert all("/attempt-2/" in path for path in (result.results, *result.samples))
-    assert site.starts(job.job_id) == ["1", "1", "2", "2"]
+    assert {task.task: task.attempt for task in result.tasks} == {"good": 1, "flaky": 2, "also_good": 1}
+    assert all("/attempt-2/" in path for path in (result.results, *result.samples)), "it has the files of all tasks"
+    names = {artifact.name for artifact in api.ListArtifacts(job_id=job.job_id).artifacts}
+    assert names >= {result.results_artifact, *result.sample_artifacts}
+    for task in ("good", "flaky", "also_good"):
+        assert len(api.ListSamples(job_id=job.job_id, task=task).samples) == 4
+
+
+def test_what_was_kept_is_found_again_by_a_server_that_starts_during_the_retry(launch: Launch, site: Site) -> None:
+    first = launch()
+    job_id = submit(first.api, "good", "flaky_then_slow", max_attempts=2)
+    eventually(lambda: site.starts(job_id) == ["1", "1", "2"], "for the second attempt")
+    eventually(lambda: first.api.get(job_id).attempt == 2 and tasks_of(first.api.get(job_id)) == ["good"], "for what is kept")
+    first.kill()
+    second = launch()
+    site.release()
+    job = second.api.wait_for(job_id, *TERMINAL)
+    assert (job.status, tasks_of(job)) == (COMPLETED, ["flaky_then_slow", "good"])
+    assert site.starts(job_id) == ["1", "1", "2"]
 
 
 @pytest.mark.parametrize("separately", [True, False])

@@ -118,6 +118,12 @@ def flaky():
     good()
 
 
+def flaky_then_slow():
+    if ATTEMPT == 1:
+        flaky()
+    slow()
+
+
 def starved():
     if ATTEMPT == 1:
         say("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB")
