@@ -373,7 +373,8 @@ def test_all_metrics_of_a_job_are_printed_page_by_page(run: Run, service: FakeSe
 
     lines = run("metrics", JOB_ID, "--metric", "t/acc", "--metric", "f1,strict", "--model", "m").stdout.splitlines()
 
-    assert lines == [f"m\tt{number}\tacc\t\t0.0000\t\t\t" for number in range(5)]
+    assert lines[0].split("\t") == ["task", "metric", "value", "stderr", "filter", "better", "samples", "model"]
+    assert lines[1:] == [f"t{number}\tacc\t0.0000\t\t\t\t\tm" for number in range(5)]
     requests = service.received["ListMetrics"]
     assert len(requests) == 3
     selectors = [MetricSelector(task="t", metric="acc"), MetricSelector(metric="f1", filter="strict")]

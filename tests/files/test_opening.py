@@ -164,6 +164,19 @@ def test_a_name_of_any_bytes_is_listed_and_opened_by_what_is_listed(tmp_path: Pa
         assert os.read(descriptor, 10) == b"data"
 
 
+def test_names_that_are_not_utf8_come_in_pages_and_count_as_they_are_listed(tmp_path: Path) -> None:
+    bad, listed = os.fsdecode(b"\xff"), "\x00ff"
+    fits = (MAX_NAME_BYTES - len(f"{listed * 250}/") * 5) // len(listed)
+    below = tmp_path.joinpath(*[bad * 250] * 5)
+    below.mkdir(parents=True)
+    make(tmp_path, *(f"{os.fsdecode(bytes([number]))}/file" for number in (0x80, 0xC3)))
+    make(below, bad * fits, bad * (fits + 1), bad * (fits + 100))
+    names = [file.name for file in list_files(tmp_path)]
+    assert names == ["\x0080/file", "\x00c3/file", f"{listed * 250}/" * 5 + listed * fits]
+    for index, name in enumerate(names):
+        assert [file.name for file in list_files(tmp_path, name)] == names[index + 1 :]
+
+
 @pytest.mark.parametrize("name", ["a\x00", "\x00", "a\x00zz", "a\x00FF", "\x002e\x002e/x", "a\x002fb"])
 def test_nul_is_only_taken_before_a_byte_that_is_not_utf8(tmp_path: Path, name: str) -> None:
     with pytest.raises(InvalidRequestError), open_file(tmp_path, name):

@@ -15,6 +15,8 @@ from evalrpc.jobs.size_limits import (
     MAX_PATHS_BYTES,
     MAX_TASK_NAMES_BYTES,
     MAX_TASK_RESULTS_BYTES,
+    MAX_WARNING_BYTES,
+    MAX_WARNINGS,
     MIB,
     RESERVED_BYTES,
     results_room,
@@ -85,6 +87,18 @@ def test_paths_have_their_own_room_and_come_with_their_names() -> None:
     assert list(result.samples) == paths[: len(result.samples)]
     assert list(result.sample_artifacts) == [f"m/{number:06}.jsonl" for number in range(len(result.samples))]
     assert MAX_PATHS_BYTES - 200 < result.ByteSize() <= MAX_PATHS_BYTES
+
+
+def test_warnings_of_all_models_have_the_room_of_a_jobs_and_take_none_from_paths() -> None:
+    results = {
+        name: ModelResult(results=str(OUTPUT / name), warnings=[f"{number:02}" + "é" * 5000 for number in range(50)])
+        for name in (f"m{number}" for number in range(64))
+    }
+    kept = kept_of(results)
+    assert not lacks_some(kept)
+    warnings = [warning for name in sorted(kept) for warning in kept[name].warnings]
+    assert (len(warnings), warnings[0][:2], warnings[0][-1]) == (MAX_WARNINGS - 1, "00", "…")
+    assert max(len(warning.encode()) for warning in warnings) <= MAX_WARNING_BYTES
 
 
 def test_what_fits_is_as_it_was_but_for_names_and_numbers() -> None:

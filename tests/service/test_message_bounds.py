@@ -334,6 +334,25 @@ def test_a_file_that_is_lost_is_an_error_and_never_fewer_metrics(api: Api, site:
         assert (error.value.code(), reason_of(error.value)) == (grpc.StatusCode.FAILED_PRECONDITION, "FILE_UNREADABLE")
 
 
+def test_a_job_that_shares_a_run_has_all_its_metrics_also_when_the_other_job_is_gone(api: Api, site: Site) -> None:
+    samples = "".join(json.dumps({"doc_id": number, "acc": 1}) + "\n" for number in range(20))
+    prepare(site, wide(5000), samples={"t": samples})
+    first = api.run("prepared", cache=pb.CACHE_MODE_ALLOW)
+    second = api.run("prepared", cache=pb.CACHE_MODE_ALLOW)
+    assert (second.cached_from, second.results["toy"].metrics_truncated) == (first.job_id, True)
+    for job_id in (first.job_id, second.job_id):
+        assert len([each for page in pages(api.ListMetrics, job_id=job_id) for each in page.metrics]) == 5000
+    selector = MetricSelector(metric="m004999")
+    answer = api.CompareJobs(baseline_job_id=first.job_id, candidate_job_ids=[second.job_id], metrics=[selector], strict=True)
+    ((metric,),) = (each.metrics for each in answer.candidates)
+    assert (metric.candidate_value, list(metric.definition_differences)) == (4999, [])
+    api.DeleteJob(job_id=first.job_id)
+    assert len([each for page in pages(api.ListMetrics, job_id=second.job_id) for each in page.metrics]) == 5000
+    assert len(api.ListSamples(job_id=second.job_id).samples) == 20
+    files = [page.artifacts for page in pages(api.ListArtifacts, job_id=second.job_id, page_size=1)]
+    assert [len(page) for page in files] == [1, 1]
+
+
 def test_results_are_read_after_a_restart(site: Site, serve: Callable[..., ServerHere]) -> None:
     prepare(site, wide(5000))
     server = serve()
@@ -366,7 +385,7 @@ def test_a_comparison_uses_metrics_that_the_messages_do_not_have(api: Api, site:
     ((metric,),) = (each.metrics for each in answer.candidates)
     assert (metric.metric, metric.baseline_value, metric.difference) == ("m004999", 4999, 0)
     selector = MetricSelector(metric="m005000")
-    with pytest.raises(grpc.RpcError, match="none of the jobs has a metric /m005000; they have: ttt") as error:
+    with pytest.raises(grpc.RpcError, match="none of the jobs has a metric m005000; they have: ttt") as error:
         api.CompareJobs(baseline_job_id=baseline.job_id, candidate_job_ids=[candidate.job_id], metrics=[selector])
     assert reason_of(error.value) == "METRIC_NOT_FOUND"
 
@@ -554,3 +573,6 @@ def test_a_list_of_large_jobs_comes_in_pages_that_fit(api: Api, site: Site) -> N
     found: list[Message] = list(pages(api.ListJobs, page_size=1000))
     assert len(found) > 1
     assert [job.job_id for page in found for job in page.jobs] == job_ids[::-1]
+    assert len({page.revision for page in found}) == 1
+    (page,) = pages(api.ListJobs, page_size=1000, view=pb.JOB_VIEW_BASIC)
+    assert [job.job_id for job in page.jobs] == job_ids[::-1], "only what is sent counts"

@@ -226,6 +226,14 @@ def test_samples_that_do_not_exist_are_a_clear_error_that_says_what_there_is(api
         api.ListSamples(job_id=failed.job_id)
 
 
+def test_one_of_several_tasks_is_required_and_named_with_what_there_is(api: Api) -> None:
+    job = api.run("good", request={"tasks": ["t", "u"]})
+    with pytest.raises(grpc.RpcError, match="has samples of several tasks: t, u") as error:
+        api.ListSamples(job_id=job.job_id)
+    assert (error.value.code(), fields_of(error.value)) == (grpc.StatusCode.INVALID_ARGUMENT, ["task"])
+    assert api.ListSamples(job_id=job.job_id, task="u").samples
+
+
 def test_a_page_token_of_another_listing_is_refused(api: Api) -> None:
     job, other = api.run("good"), api.run("good")
     token = api.ListSamples(job_id=job.job_id, page_size=1).next_page_token
