@@ -171,7 +171,7 @@ def test_the_wheel_has_the_client_and_says_what_else_to_install_until_all_is_the
     environment, wheel = Environment(tmp_path), distributions["wheel"]
     environment.install(wheel)
     environment.run("python", "-c", "from evalrpc.client import AsyncEvalClient, EvalClient")
-    missing = (2, "", "evalrpc: the command line is not installed: pip install 'evalrpc[cli]'\n")
+    missing = (2, "", "evalrpc: click is missing; install it: pip install 'evalrpc[cli]'\n")
     assert environment.fail("evalrpc", "list") == missing
     assert environment.fail("python", "-m", "evalrpc") == missing
 
