@@ -68,13 +68,15 @@ class Trial:
 
     acknowledged: set[str] = field(default_factory=set)
     cancelled: set[str] = field(default_factory=set)
-    events: list[tuple[int, str, int]] = field(default_factory=list)
+    revisions: list[int] = field(default_factory=list)
+    changes: list[tuple[str, int]] = field(default_factory=list)
+    """The job and its new status, of each change of a status."""
     kills: Counter[str] = field(default_factory=Counter)
     news: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     @property
     def ended(self) -> set[str]:
-        return {job_id for _, job_id, status in self.events if status in TERMINAL}
+        return {job_id for job_id, status in self.changes if status in TERMINAL}
 
     async def wait_until(self, condition: Callable[[], bool]) -> None:
         async with self.news:
@@ -90,8 +92,8 @@ async def run_trial(server: ServerProcess, kills: int, jobs_per_kill: int, seed:
         watcher = asyncio.create_task(watch_everything(client, trial, first.revision))
         for _ in range(kills):
             load = asyncio.create_task(submit_and_cancel(client, trial, dice, jobs_per_kill))
-            seen = len(trial.events) + dice.randrange(2 * jobs_per_kill)
-            await trial.wait_until(lambda seen=seen, load=load: len(trial.events) >= seen or load.done())
+            seen = len(trial.changes) + dice.randrange(2 * jobs_per_kill)
+            await trial.wait_until(lambda seen=seen, load=load: len(trial.changes) >= seen or load.done())
             await asyncio.to_thread(kill_something, server, trial, dice)
             await load
         await trial.wait_until(lambda: trial.ended >= trial.acknowledged)
@@ -130,8 +132,10 @@ async def until_served(call: Callable[[], Awaitable[pb.JobInfo]]) -> pb.JobInfo:
 
 async def watch_everything(client: AsyncEvalClient, trial: Trial, after_revision: int) -> None:
     async for event in client.watch_all(after_revision=after_revision):
+        if event.type in (pb.JOB_EVENT_TYPE_STATUS, pb.JOB_EVENT_TYPE_UPDATED):
+            trial.revisions.append(event.revision)
         if event.type == pb.JOB_EVENT_TYPE_STATUS:
-            trial.events.append((event.revision, event.job.job_id, event.job.status))
+            trial.changes.append((event.job.job_id, event.job.status))
             async with trial.news:
                 trial.news.notify_all()
 
@@ -160,11 +164,10 @@ def request_of(kind: str, num_gpus: int = 0) -> pb.EvaluateRequest:
 def check(trial: Trial, starts: list[tuple[str, int]], jobs: dict[str, pb.JobInfo], first_revision: int) -> list[str]:
     """Return the problems found; none if all guarantees held."""
     problems = []
-    revisions = [revision for revision, _, _ in trial.events]
-    if revisions != list(range(first_revision + 1, first_revision + 1 + len(revisions))):
+    if trial.revisions != list(range(first_revision + 1, first_revision + 1 + len(trial.revisions))):
         problems.append("the watcher missed, repeated or disordered a revision")
     for job_id in sorted(trial.acknowledged):
-        history = [status for _, its_id, status in trial.events if its_id == job_id]
+        history = [status for its_id, status in trial.changes if its_id == job_id]
         problems += [f"{job_id}: {problem}" for problem in problems_of(jobs[job_id], history, starts)]
     problems += [f"attempt {attempt} of {job} ran {n} times" for (job, attempt), n in Counter(starts).items() if n > 1]
     return problems
@@ -201,7 +204,7 @@ def run_campaign(folder: Path, kills: int, jobs_per_kill: int, seed: int) -> dic
         "jobs": len(jobs),
         "attempts": sum(len(job.attempts) for job in jobs.values()),
         "programs_started": len(starts),
-        "events": len(trial.events),
+        "events": len(trial.revisions),
         "outcomes": dict(Counter(outcome(job) for job in jobs.values())),
         "problems": problems,
     }
