@@ -1,4 +1,4 @@
-"""Every command that the README names exists. That the slow ones work is what `.ci/run` shows, by running them."""
+"""Every command that the README and the pages for users name exists. That the slow ones work is what `.ci/run` shows, by running them."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,10 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
 
-CODE = "\n".join([*re.findall(r"^    .*$", README, re.MULTILINE), *re.findall(r"`[^`\n]+`", README)])
+PAGES = "\n".join(
+    [README, *((ROOT / f"docs/{name}.md").read_text() for name in ("command-line", "jobs", "operating", "python"))]
+)
+CODE = "\n".join([*re.findall(r"^    .*$", PAGES, re.MULTILINE), *re.findall(r"`[^`\n]+`", PAGES)])
 
 
 def make_targets() -> set[str]:
