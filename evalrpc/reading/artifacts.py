@@ -9,7 +9,6 @@ import os
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from evalrpc.files.checksums import Checksums
@@ -43,7 +42,7 @@ class ArtifactReader:
         folder = output_dir(job, attempt)
         if folder is None:
             return ListArtifactsResponse()
-        files = await read_on(self._readers, lambda: list_files(folder))
+        files = await read_on(self._readers, lambda: list(list_files(folder)))
         if job.status not in TERMINAL:
             return ListArtifactsResponse(artifacts=[_artifact(file, "") for file in files])
         checksums = await asyncio.gather(
@@ -58,7 +57,7 @@ class ArtifactReader:
         FileUnavailableError, FileUnreadableError.
         """
         job = await self._feed.read_job(job_id)
-        folder = output_dir(job, call.attempt) or Path(os.devnull)
+        folder = output_dir(job, call.attempt)
         with ExitStack() as stack:
             descriptor = await read_on(self._readers, lambda: stack.enter_context(open_file(folder, call.name)))
             size_bytes = os.fstat(descriptor).st_size

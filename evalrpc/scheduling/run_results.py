@@ -1,12 +1,12 @@
 """What has come of a run so far: results of its steps as they end, and of the tasks that the harness reports meanwhile."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from evalrpc.errors import RunFailedError
 from evalrpc.executors.base import RunHandle
+from evalrpc.files.opening import scan_folder
 from evalrpc.harnesses.base import Run
 from evalrpc.protobuf.bounds import int32
 from evalrpc.results.merging import MergedResults, Results
@@ -116,7 +116,7 @@ class RunResults:
 def _files_in(folder: Path) -> dict[str, object]:
     """Return the files right in the folder, in the order of their names, with what changes whenever one of them does."""
     try:
-        with os.scandir(folder) as entries:
+        with scan_folder(folder) as entries:
             files = {entry.name: entry.stat(follow_symlinks=False) for entry in entries if entry.is_file(follow_symlinks=False)}
     except OSError:
         return {}

@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 from evalrpc.clock import Clock, SystemClock
 from evalrpc.config import Settings, parse_listen
 from evalrpc.errors import ConfigurationError, UnavailableError
+from evalrpc.executors.local.cgroups import find_cgroups
 from evalrpc.executors.local.executor import LocalExecutor
 from evalrpc.executors.local.gpus import find_gpus
 from evalrpc.files.output_access import output_access
@@ -77,7 +78,7 @@ async def _serve(settings: Settings, config_file: Path | None) -> None:
     async with running_server(settings) as server:
         tune_collector()
         print(f"evalrpc listening on {server.address}", flush=True)
-        announced = (server.address, config_file, settings.data_dir, server.harnesses)
+        announced = (server.address, config_file, settings.data_dir, server.cgroups, server.harnesses)
         threading.Thread(target=announce, args=announced, name="announcement", daemon=True).start()  # a stop won't wait for it
         await _first_of(stop.wait(), server.wait_broken())
         if is_broken := not stop.is_set():
@@ -107,7 +108,10 @@ class Server:
         self._readers = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="reader")
         self._hashers = ThreadPoolExecutor(_HASHER_THREADS, thread_name_prefix="hasher")
         data_dir = settings.data_dir.absolute()
-        self._executor = LocalExecutor(devices=devices)
+        cgroups = find_cgroups(settings.cgroups)
+        self.cgroups = cgroups.detail
+        """Whether runs have cgroups, or why not."""
+        self._executor = LocalExecutor(devices=devices, cgroups=cgroups.cgroups)
         queue_state = QueueState(self._executor.nodes, settings.max_running, clock)
         self._feed = Feed(self._store, queue_state, clock, self._readers)
         dependencies = RunDependencies(
