@@ -243,12 +243,18 @@ def _has_begun(key: RunKey) -> bool:
         # The fork server may have died just before the shim wrote the file. So look at the processes before the file: one that
         # is no longer about to write it has written it. A scan can miss a process that is forked during it, so it takes two.
         about_to_begin = processes_of_job(key.job_id) or _about_to_begin() or _about_to_begin()
-        if has_pid(_traces_dir(key)):
+        if _has_left_traces(key):
             break
         if not about_to_begin:
-            return has_output(_traces_dir(key), key.log_path)
+            return False
         time.sleep(_SURVIVOR_CHECK_SECONDS)
     return True
+
+
+def _has_left_traces(key: RunKey) -> bool:
+    """Tell whether there is anything of a run, which may have removed some of it."""
+    traces = _traces_dir(key)
+    return has_pid(traces) or has_output(traces, key.log_path) or find_shim(key.job_id, key.attempt) is not None
 
 
 def _about_to_begin() -> list[int]:
