@@ -121,7 +121,7 @@ def open_in(folder: Path, path: Path | str) -> Iterator[BinaryIO]:
     descriptor = _open_parts(_open_path(folder, _PASSED_THROUGH), parts, _FILE)
     try:
         _require_regular(descriptor, parts[-1])
-        with open(descriptor, "rb", closefd=False) as file:  # noqa: PTH123 - a descriptor
+        with open(descriptor, "rb", closefd=False) as file:
             yield file
     finally:
         os.close(descriptor)
