@@ -11,6 +11,7 @@ from evalrpc.executors.local.environment import JOB_ID_VARIABLE
 from evalrpc.executors.local.executor import _is_living
 from evalrpc.executors.local.processes import processes_of_job
 from evalrpc.executors.local.shim import PID_FILE
+from evalrpc.files.opening import open_in
 
 PROC = Path("/proc")
 
@@ -44,7 +45,8 @@ def shims_of_runs(data_dir: Path, job_id: str = "*") -> list[int]:
 def read_pid(folder: Path) -> tuple[int, str] | None:
     """Return what a shim has left in `pid`: its process id, and when it started."""
     try:
-        pid, start_time = (folder / PID_FILE).read_text().split()
+        with open_in(folder, PID_FILE) as file:
+            pid, start_time = file.read().decode().split()
         return int(pid), start_time
     except (OSError, ValueError):
         return None
