@@ -193,7 +193,8 @@ class DefinitionsDifferError(PreconditionError):
 
 
 class FileUnreadableError(PreconditionError):
-    """A file of the job exists, but the server can't read it. `metadata["errno"]` names the cause, such as EACCES."""
+    """A file of the job exists, but the server can't read it, or something else is in its place, such as a link.
+    `metadata["errno"]` names the cause, such as EACCES."""
 
     reason = "FILE_UNREADABLE"
 

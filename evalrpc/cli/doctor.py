@@ -51,10 +51,11 @@ def doctor_command(config: Path | None, form: Form, **flags: Any) -> None:
 
 
 def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield the findings of every check. Changes nothing."""
+    """Yield the findings of every check. Changes nothing that lasts."""
     yield from _guarded("harnesses", lambda: check_harnesses(settings))
     yield from _guarded("GPUs", lambda: check_gpus(settings, environment))
     yield from _guarded("defaults", lambda: check_defaults(settings, environment))
+    yield from _guarded("cgroups", lambda: check_cgroups(settings))
     yield check_data_dir(settings.data_dir)
     yield check_port(settings.listen)
 
@@ -88,6 +89,13 @@ def check_defaults(settings: Settings, environment: Mapping[str, str]) -> Iterat
     defaults = request_defaults(settings, len(find_gpus(settings.gpus, environment)))
     harness = f"harness {defaults.harness}" if defaults.harness else "no harness: a request must name one"
     yield Finding("defaults", True, f"{harness}; GPUs: {defaults.num_gpus}")
+
+
+def check_cgroups(settings: Settings) -> Iterator[Finding]:
+    """Check whether runs can have cgroups. A server can do without."""
+    from evalrpc.executors.local.cgroups import find_cgroups
+
+    yield Finding("cgroups", True, find_cgroups(settings.cgroups).detail)
 
 
 def check_data_dir(data_dir: Path) -> Finding:

@@ -191,6 +191,14 @@ class Settings:
     journal_max_age_seconds: float = _seconds(7 * 24 * 3600.0, "How long the journal keeps an event.")
     retention_max_age_seconds: float = _seconds(0.0, "How long a job and its files are kept after its end. 0: forever.")
     retention_max_jobs: int = _count(0, "jobs", 0, "How many finished jobs are kept, the latest first. 0: all.")
+    cgroups: str = setting(
+        "auto",
+        STRING,
+        "Whether each run gets a cgroup (version 2) below the server's own, which ends it as a whole and proves its end. "
+        "`auto`: where the server's account may make some, as with `Delegate=yes` in a unit of systemd. The log and "
+        "`evalrpc doctor` say whether it may.",
+        rule=one_of("auto", "off"),
+    )
     unknown_tasks: str = setting(
         "warn",
         STRING,

@@ -8,7 +8,7 @@ directory and the output folders, under the same paths.
 """
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -23,6 +23,8 @@ class RunKey:
     job_id: str
     attempt: int
     attempt_dir: Path
+    devices: tuple[str, ...] | None = field(default=None, compare=False)
+    """The ids of the devices that the job has by the store. Of a run that is found again, no others count. None: unknown."""
 
     @property
     def log_path(self) -> Path:

@@ -22,8 +22,9 @@ def is_shortage(error: OSError) -> bool:
 
 
 def require_no_shortage(error: OSError) -> None:
-    """Raise the error if it is a shortage, so that callers who read a run's files don't judge the run by it."""
-    if is_shortage(error):
+    """Raise the error if it is a shortage, or comes from a failing disk, so that those who read a run's files don't judge the
+    run by it."""
+    if is_shortage(error) or error.errno in _FAILING_DISK:
         raise error
 
 

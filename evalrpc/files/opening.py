@@ -1,19 +1,22 @@
-"""Opens the files that a run left, without ever leaving its folder.
+"""Opens what a run left, without ever leaving its folder.
 
-Names come from clients, and the folder's content from a harness. So a name is opened part by part, each relative to the one
-before, and links are never followed. There is no gap between a check and its use (TOCTOU).
+Names come from clients, and the folder's content from a harness, which may put anything in the place of a file or a folder, at
+any moment: a link, a FIFO, a socket, a device. So a path is opened part by part, each relative to the one before (openat), from
+a folder that is the server's own. Links are not followed, and a FIFO is not waited for. What was opened is then examined
+(fstat), and only used through its descriptor, so there is no gap between a check and its use (TOCTOU).
 
-Only a missing file counts as nothing; see `evalrpc.files.errnos`.
+Only a missing file counts as nothing; see `evalrpc.files.errnos`. For anything else than a regular file the error says what was
+found.
 """
 
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from evalrpc.errors import ArtifactNotFoundError, FieldViolation, InvalidRequestError
 from evalrpc.files.errnos import unreadable
@@ -22,9 +25,23 @@ from evalrpc.protobuf.file_names import disk_name, wire_name
 MAX_NAME_BYTES: Final = 4096
 """The size of a name within a folder, which is that of a path."""
 
-_NO_FILE: Final = frozenset(
-    {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG}
-)  # no such name, a link, or a socket
+_RUN_PARTS: Final = 3
+"""How many parts of a path a run may have replaced, counted from its end: `JOB_ID/attempt-N/output` in the data directory, and
+`OUTPUT_DIR/JOB_ID/attempt-N` in the output root. Links before these are the operator's, and followed."""
+
+_COMMON: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+_FILE: Final = _COMMON | os.O_NONBLOCK  # a FIFO must not block the open
+_FOLDER: Final = _COMMON | os.O_DIRECTORY
+_PASSED_THROUGH: Final = _FOLDER | os.O_PATH
+_NOT_THE_KIND: Final = frozenset({errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO})
+_NO_FILE: Final = _NOT_THE_KIND | {errno.ENOENT, errno.ENAMETOOLONG}
+_KINDS: Final[Sequence[tuple[Callable[[int], bool], str, int]]] = (
+    (stat.S_ISREG, "a regular file", errno.ENOTDIR),
+    (stat.S_ISLNK, "a symbolic link", errno.ELOOP),
+    (stat.S_ISDIR, "a folder", errno.EISDIR),
+    (stat.S_ISFIFO, "a FIFO", errno.ENXIO),
+    (stat.S_ISSOCK, "a socket", errno.ENXIO),
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -40,79 +57,236 @@ class FoundFile:
 def list_files(folder: Path, after: str = "") -> Iterator[FoundFile]:
     """Yield the regular files in a folder and below, sorted by name, without links: those with a name greater than `after`.
 
-    Only folders that have such files are looked into, and only files that are yielded, so a page costs little more than itself.
-    Nothing if the folder does not exist. A name of more than MAX_NAME_BYTES is left out. Raises OSError if one of the folders
-    can't be read.
+    Only folders that have such files are looked into, and only files that are yielded. Nothing if the folder does not exist. A
+    name of more than MAX_NAME_BYTES is left out. Raises OSError if one of the folders can't be read, or if something else is in
+    the place of the folder.
     """
-    pending = [iter(_names(os.fspath(folder), "", after))]  # no recursion: folders may be nested a thousand deep
-    while pending:
-        name = next(pending[-1], None)
-        if name is None:
-            pending.pop()
-        elif name.endswith("/"):
-            pending.append(iter(_names(f"{folder}/{disk_name(name)}", name, after)))
-        else:
-            with suppress(FileNotFoundError):  # removed meanwhile
-                status = os.lstat(f"{folder}/{disk_name(name)}")
+    with _opened_folder(folder) as root:
+        if root is None:
+            return
+        pending = [iter(_names(root, "", after))]  # no recursion, no open folder for each level: they may be a thousand
+        while pending:
+            name = next(pending[-1], None)
+            if name is None:
+                pending.pop()
+            elif name.endswith("/"):
+                pending.append(iter(_names(root, name, after)))
+            elif status := _status(root, name):
                 yield FoundFile(name, status.st_size, status.st_mtime_ns)
 
 
 @contextmanager
-def open_regular_file(path: Path) -> Iterator[int | None]:
-    """Open a file in the server's own folders for reading and yield its descriptor; None if there is no regular file.
+def scan_folder(folder: Path, below: str = "") -> Iterator[Iterator["os.DirEntry[str]"]]:
+    """Open a run's folder, or one `below` it, and yield its entries, whose `path` is only their name. They can be examined
+    until the context ends. None if it does not exist.
 
-    A link, a FIFO or a device that a run has put in its place counts as none, and never blocks. Raises OSError.
+    Raises OSError if it can't be read, or if something else is in its place.
+    """
+    with _opened_folder(folder) as root:
+        if root is None:
+            yield iter(())
+            return
+        with _folder_below(root, below) as descriptor:
+            if descriptor is None:
+                yield iter(())
+            else:
+                with os.scandir(descriptor) as entries:
+                    yield entries
+
+
+@contextmanager
+def open_regular_file(path: Path) -> Iterator[int | None]:
+    """Open a file in a run's own folder for reading and yield its descriptor; None if there is none.
+
+    Never blocks. Raises OSError if it can't be read, or if a run has put something else in its place.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = _open_path(path, _FILE)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        _require_regular(descriptor, path.name)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def open_in(folder: Path, path: Path | str) -> Iterator[BinaryIO]:
+    """Open a regular file in a run's folder or below it for reading. `path` is relative, or begins with the folder.
+
+    Never blocks. Raises OSError: also if it does not exist, lies elsewhere, or if something else is in its place.
+    """
+    parts = _parts_within(folder, Path(path))
+    descriptor = _open_parts(_open_path(folder, _PASSED_THROUGH), parts, _FILE)
+    try:
+        _require_regular(descriptor, parts[-1])
+        with open(descriptor, "rb", closefd=False) as file:
+            yield file
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def open_file(folder: Path | None, name: str) -> Iterator[int]:
+    """Open a regular file inside a run's folder for a client that names it, and yield its descriptor. None: there is no folder.
+
+    Raises InvalidRequestError for a name that leaves the folder, ArtifactNotFoundError if there is no such file,
+    FileUnavailableError and FileUnreadableError if it exists but can't be read, or if something else is in the folder's place.
+    """
+    parts = _parts(name)
+    if folder is None:
+        raise _not_found(name)
+    try:
+        opened_folder = _open_path(folder, _PASSED_THROUGH)
+    except FileNotFoundError as error:
+        raise _not_found(name) from error
+    except OSError as error:
+        raise unreadable(error) from error
+    try:
+        descriptor = _open_parts(opened_folder, parts, _FILE)
+    except OSError as error:
+        raise (_not_found(name, error) if error.errno in _NO_FILE else unreadable(error)) from error
+    try:
+        _require_artifact(descriptor, name)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _open_path(path: Path, flags: int) -> int:
+    """Open a path of which a run may have replaced the last parts. Raises OSError."""
+    count = min(_RUN_PARTS, len(path.parts) - 1) if path.is_absolute() else len(path.parts)
+    own = os.open(Path(*path.parts[:-count]), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    return _open_parts(own, path.parts[-count:], flags)
+
+
+def _open_parts(folder: int, parts: Sequence[str], flags: int) -> int:
+    """Open the last part with the flags, and those before it as folders. Closes the folder. Raises OSError."""
+    descriptor = folder
+    for number, part in enumerate(parts, start=1):
+        parent = descriptor
+        try:
+            descriptor = os.open(part, flags if number == len(parts) else _PASSED_THROUGH, dir_fd=parent)
+        except OSError as error:
+            wanted = "regular file" if number == len(parts) and not flags & os.O_DIRECTORY else "folder"
+            raise _explained(error, part, wanted, parent) from error
+        finally:
+            os.close(parent)
+    return descriptor
+
+
+def _explained(error: OSError, name: str, wanted: str, parent: int) -> OSError:
+    """Return the error that says what was found where a file or a folder is wanted."""
+    if error.errno in _NOT_THE_KIND:
+        with suppress(OSError):  # removed meanwhile
+            return _wrong_kind(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode, name, wanted)
+    return error
+
+
+def _wrong_kind(mode: int, name: str, wanted: str) -> OSError:
+    kind, number = next(((kind, number) for is_kind, kind, number in _KINDS if is_kind(mode)), ("a device", errno.ENXIO))
+    return OSError(
+        errno.ENOTDIR if wanted == "folder" and number != errno.ELOOP else number, f"it is {kind}, not a {wanted}", name
+    )
+
+
+def _require_regular(descriptor: int, name: str) -> None:
+    """Raise OSError unless a regular file was opened."""
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        raise _wrong_kind(mode, name, "regular file")
+
+
+def _require_artifact(descriptor: int, name: str) -> None:
+    try:
+        _require_regular(descriptor, name)
+    except OSError as error:
+        raise _not_found(name, error) from error
+
+
+@contextmanager
+def _opened_folder(folder: Path) -> Iterator[int | None]:
+    """Open a run's folder; None if it does not exist. Raises OSError."""
+    try:
+        descriptor = _open_path(folder, _FOLDER)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _folder_below(root: int, name: str) -> Iterator[int | None]:
+    """Open a folder below another one, by a path in it; None if there is none any more, or a link leads to it. Raises OSError.
+
+    The kernel walks the path, which may have a thousand parts, and afterwards tells where it has arrived.
+    """
+    if not name:
+        yield root
+        return
+    try:
+        descriptor = os.open(name, _FOLDER, dir_fd=root)
     except OSError as error:
         if error.errno not in _NO_FILE:
             raise
         yield None
         return
     try:
-        yield descriptor if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+        yield descriptor if _path_of(descriptor) == f"{_path_of(root)}/{name.rstrip('/')}" else None
     finally:
         os.close(descriptor)
 
 
-@contextmanager
-def open_file(folder: Path, name: str) -> Iterator[int]:
-    """Open a regular file inside a folder for reading and yield its descriptor. `name` is as in FoundFile.
-
-    Raises InvalidRequestError for a name that leaves the folder, ArtifactNotFoundError if there is no such file,
-    FileUnavailableError and FileUnreadableError if it exists but can't be read.
-    """
-    descriptor = _open(folder, _parts(name), name)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise _not_found(name)
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def _path_of(descriptor: int) -> str:
+    """Return where an open folder lies, without links. Empty if that is too long to be told."""
+    with suppress(OSError):
+        return os.readlink(f"/proc/self/fd/{descriptor}").rstrip("/")  # noqa: PTH115 - no path of a file
+    return ""
 
 
-def _names(folder: str, prefix: str, after: str) -> list[str]:
+def _names(root: int, prefix: str, after: str) -> list[str]:
     """Return the names of the files and folders in a folder, with the prefix, in their order, which is also that of all files
     below them. The name of a folder ends with `/`. Left out are files up to `after`, and folders that have no later ones.
 
     There may be very many, of which a page takes a few: so what is left out costs next to nothing.
     """
     names: list[str] = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                name = prefix + wire_name(entry.name)
-                as_folder = f"{name}/"
-                if (as_folder > after or after.startswith(as_folder)) and len(name.encode()) <= MAX_NAME_BYTES:
-                    if entry.is_dir(follow_symlinks=False):
-                        names.append(as_folder)
-                    elif name > after and entry.is_file(follow_symlinks=False):
-                        names.append(name)
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
-            raise
+    with _folder_below(root, disk_name(prefix)) as descriptor:
+        if descriptor is not None:
+            with os.scandir(descriptor) as entries:
+                for entry in entries:
+                    name = prefix + wire_name(entry.name)
+                    as_folder = f"{name}/"
+                    if (as_folder > after or after.startswith(as_folder)) and len(name.encode()) <= MAX_NAME_BYTES:
+                        if entry.is_dir(follow_symlinks=False):
+                            names.append(as_folder)
+                        elif name > after and entry.is_file(follow_symlinks=False):
+                            names.append(name)
     return sorted(names)
+
+
+def _status(root: int, name: str) -> os.stat_result | None:
+    """Examine a file below a folder; None if it is not there any more, or no regular file."""
+    parent, _, last = disk_name(name).rpartition("/")
+    with suppress(FileNotFoundError), _folder_below(root, parent) as descriptor:
+        if descriptor is not None:
+            status = os.stat(last, dir_fd=descriptor, follow_symlinks=False)
+            return status if stat.S_ISREG(status.st_mode) else None
+    return None
+
+
+def _parts_within(folder: Path, path: Path) -> Sequence[str]:
+    """Return the parts of a path below a folder. Raises OSError if it is not below."""
+    if path.is_absolute() and path.is_relative_to(folder):
+        path = path.relative_to(folder)
+    if path.is_absolute() or not path.parts or ".." in path.parts:
+        raise OSError(errno.EXDEV, "it is outside the run's folder", str(path))
+    return path.parts
 
 
 def _parts(name: str) -> list[str]:
@@ -125,23 +299,10 @@ def _parts(name: str) -> list[str]:
     return parts
 
 
-def _open(folder: Path, parts: list[str], name: str) -> int:
-    flags = os.O_RDONLY | os.O_CLOEXEC
-    try:
-        descriptor = os.open(folder, flags | os.O_DIRECTORY)
-        for index, part in enumerate(parts):
-            kind = os.O_DIRECTORY if index < len(parts) - 1 else os.O_NONBLOCK  # a FIFO must not block the open
-            parent = descriptor
-            try:
-                descriptor = os.open(part, flags | kind | os.O_NOFOLLOW, dir_fd=parent)
-            finally:
-                os.close(parent)
-    except OSError as error:
-        raise (_not_found(name) if error.errno in _NO_FILE else unreadable(error)) from error
-    return descriptor
-
-
-def _not_found(name: str) -> ArtifactNotFoundError:
+def _not_found(name: str, found: OSError | None = None) -> ArtifactNotFoundError:
+    """Return the error for a name that is no file's. `found` says what there is instead."""
+    what = f": {found.filename}: {found.strerror}" if found is not None and found.errno in _NOT_THE_KIND else ""
     return ArtifactNotFoundError(
-        f"the job has no file {name!r}", metadata={"resource_type": "evalrpc.v1.Artifact", "resource_name": name[:255]}
+        f"the job has no file {name!r}{what}",
+        metadata={"resource_type": "evalrpc.v1.Artifact", "resource_name": name[:255]},
     )

@@ -7,6 +7,7 @@ The names in `__all__` are the public API for harnesses in other packages; docs/
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import ConfigurationError, FieldViolation, RunFailedError
 from evalrpc.files.errnos import require_no_shortage
+from evalrpc.files.opening import open_in, scan_folder
 from evalrpc.harnesses import arguments, installation
 from evalrpc.harnesses.base import (
     Command,
@@ -60,9 +61,11 @@ __all__ = [
     "installation",
     "missing_tasks",
     "model_result",
+    "open_in",
     "read_bar",
     "read_results",
     "require_no_shortage",
+    "scan_folder",
     "shorten",
     "strip_colours",
     "task_problem",

@@ -140,7 +140,7 @@ def read_good_results(run: Run, exit_status: Exit, log_tail: list[str], title: s
     results = read_results(run.output_dir, run.request.model)
     if not results:
         raise _no_results(log_tail, title)
-    _check_tasks(results, run.request)
+    _check_tasks(results, run)
     for warning in _ignored_shots(results, run.request):
         warn(results, warning)
     return results
@@ -174,7 +174,8 @@ def _no_results(log_tail: Iterable[str], title: str) -> RunFailedError:
     return RunFailedError("RESULTS_MISSING", shorten(f"no results: {title} {why}"))
 
 
-def _check_tasks(results: Mapping[str, ModelResult], request: EvaluateRequest) -> None:
-    missing = set(request.tasks).intersection(*(missing_tasks(result, request.tasks) for result in results.values()))
+def _check_tasks(results: Mapping[str, ModelResult], run: Run) -> None:
+    tasks = run.request.tasks
+    missing = set(tasks).intersection(*(missing_tasks(result, tasks, run.output_dir) for result in results.values()))
     if missing:
         raise RunFailedError("TASKS_MISSING", shorten(f"there are results, but none of: {', '.join(sorted(missing))}"))

@@ -78,7 +78,7 @@ class ArtifactReader:
         FileUnavailableError, FileUnreadableError.
         """
         job = await self._feed.read_job(job_id)
-        folder = output_dir(self._data_dir, job, call.attempt) or Path(os.devnull)
+        folder = output_dir(self._data_dir, job, call.attempt)
         with ExitStack() as stack:
             descriptor = await read_on(self._readers, lambda: stack.enter_context(open_file(folder, call.name)))
             size_bytes = os.fstat(descriptor).st_size

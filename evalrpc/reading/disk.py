@@ -3,18 +3,29 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import TypeVar
+from typing import Final, TypeVar
 
-from evalrpc.errors import OffsetOutOfRangeError
+from evalrpc.errors import OffsetOutOfRangeError, UnavailableError
 from evalrpc.files.errnos import unreadable
+
+_RETRY_DELAY_SECONDS: Final = 1.0
 
 _T = TypeVar("_T")
 
 
 async def read_on(threads: Executor, read: Callable[[], _T]) -> _T:
-    """Read on a thread. What the disk or the operating system refuses is an error with its errno, never an empty answer."""
+    """Read on a thread. What the disk or the operating system refuses is an error with its errno, never an empty answer.
+
+    Raises FileUnavailableError, FileUnreadableError, UnavailableError if no thread can be started.
+    """
     try:
-        return await asyncio.get_running_loop().run_in_executor(threads, read)
+        reading = asyncio.get_running_loop().run_in_executor(threads, read)
+    except RuntimeError as error:
+        raise UnavailableError(
+            f"the server can't read at present: {error}", retry_delay_seconds=_RETRY_DELAY_SECONDS
+        ) from error
+    try:
+        return await reading
     except OSError as error:
         raise unreadable(error) from error
 

@@ -9,7 +9,8 @@ The layout is that of lmms-eval, which the `command` harness shares, or that of 
     output_dir/MODEL/samples_TASK_2026-02-14T10-30-45.274536.jsonl
 
 The files may also be in `output_dir` itself. The latest timestamp in a folder counts. Links are never followed, so nothing
-outside the directory is read. Whatever a harness has written there, the outcome is a result or a RunFailedError.
+outside the directory is read, and only regular files are. Whatever a harness has written there, the outcome is a result or a
+RunFailedError.
 """
 
 import json
@@ -17,10 +18,11 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from evalrpc.errors import RunFailedError
 from evalrpc.files.errnos import require_no_shortage
+from evalrpc.files.opening import open_in, scan_folder
 from evalrpc.protobuf.bounds import json_integer
 from evalrpc.protobuf.structs import wire_text
 from evalrpc.results.metrics import mapping, model_result, rows_of, strings
@@ -45,9 +47,9 @@ def read_results(output_dir: Path, model: str) -> dict[str, ModelResult]:
     Raises RunFailedError with reason RESULTS_INVALID for a results file that can't be read, or for more than is kept of a job;
     OSError for a temporary resource shortage of the server.
     """
-    folders = {model: output_dir}
-    folders |= {wire_name(entry.name): output_dir / entry.name for entry in _entries(output_dir) if _is_folder(entry)}
-    read = ((name, _read_folder(folder)) for name, folder in folders.items())
+    files, folders = _names(output_dir)
+    read = [(model, _read_folder(output_dir, "", files))]
+    read += [(wire_name(name), _read_folder(output_dir, name, _names(output_dir, name).files)) for name in folders]
     results = {name: result for name, result in read if result is not None}
     require_size(results)
     return results
@@ -72,13 +74,15 @@ def require_bytes(size_bytes: int, what: str) -> None:
         raise _invalid(f"{what} take {size_bytes} bytes; at most {_MAX_KEPT_BYTES} are kept")
 
 
-def missing_tasks(result: ModelResult, tasks: Iterable[str]) -> list[str]:
-    """Return the requested tasks that the result does not cover.
+def missing_tasks(result: ModelResult, tasks: Iterable[str], output_dir: Path | None = None) -> list[str]:
+    """Return the requested tasks that the result does not cover. `output_dir` is where the result was read from; without it, a
+    run could have put a link in the place of that folder since.
 
     A group is covered if the harness lists it. A tag may leave only the names of its tasks in the results, so nothing counts as
     missing while there are tasks that were not requested.
     """
-    document = _read_document(Path(result.results))
+    path = Path(result.results)
+    document = _read_document(output_dir or path.parent, path)
     named = set(tasks)
     rows = rows_of(document).keys()
     groups = mapping(document.get("group_subtasks"))
@@ -112,30 +116,39 @@ def wire_name(name: str) -> str:
     return name
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+class _Names(NamedTuple):
+    """What is in a folder, sorted."""
+
+    files: list[str]
+    folders: list[str]
+
+
+def _names(output_dir: Path, below: str = "") -> _Names:
+    """List the output folder, or one below it."""
+    files: list[str] = []
+    folders: list[str] = []
     try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except FileNotFoundError:
-        return []
+        with scan_folder(output_dir, below) as entries:
+            for entry in entries:
+                if entry.is_file(follow_symlinks=False):
+                    files.append(entry.name)
+                elif entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.name)
     except OSError as error:
         require_no_shortage(error)
         raise _invalid(f"the output folder can't be read: {error.strerror}") from error
+    return _Names(sorted(files), sorted(folders))
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir(follow_symlinks=False)
-
-
-def _read_folder(folder: Path) -> ModelResult | None:
-    names = [entry.name for entry in _entries(folder) if entry.is_file(follow_symlinks=False)]
+def _read_folder(output_dir: Path, below: str, names: list[str]) -> ModelResult | None:
     dated = [(match["stamp"], match[0]) for match in _matches(_RESULTS_NAMES, names)]
     if not dated:
         return None
     latest, results_name = max(dated)
     samples = [match[0] for match in _matches(_SAMPLES_NAMES, names) if match["stamp"] == latest]
+    folder = output_dir / below
     path = folder / results_name
-    result = model_result(_read_document(path))
+    result = model_result(_read_document(output_dir, path))
     result.results = wire_name(str(path))
     result.samples.extend(wire_name(str(folder / name)) for name in samples)
     return result
@@ -149,11 +162,13 @@ def _match(patterns: Iterable[re.Pattern[str]], name: str) -> re.Match[str] | No
     return next((match for pattern in patterns if (match := pattern.fullmatch(name))), None)
 
 
-def _read_document(path: Path) -> Mapping[str, object]:
+def _read_document(output_dir: Path, path: Path) -> Mapping[str, object]:
     try:
-        if path.stat().st_size > _MAX_RESULTS_BYTES:
-            raise _invalid(f"{path.name} is larger than {_MAX_RESULTS_BYTES} bytes")
-        document = json.loads(path.read_bytes(), parse_int=json_integer)
+        with open_in(output_dir, path) as file:
+            if os.fstat(file.fileno()).st_size > _MAX_RESULTS_BYTES:
+                raise _invalid(f"{path.name} is larger than {_MAX_RESULTS_BYTES} bytes")
+            content = file.read(_MAX_RESULTS_BYTES)
+        document = json.loads(content, parse_int=json_integer)
     except OSError as error:
         require_no_shortage(error)
         raise _invalid(f"{path.name} can't be read: {error.strerror}") from error

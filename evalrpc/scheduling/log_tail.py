@@ -3,10 +3,11 @@
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from evalrpc.files.errnos import require_no_shortage
+from evalrpc.files.errnos import require_no_shortage, unreadable
 from evalrpc.files.opening import open_regular_file
 from evalrpc.harnesses.failures import strip_colours
 from evalrpc.jobs.transitions import MAX_TAIL_BYTES, MAX_TAIL_LINES
@@ -22,7 +23,7 @@ _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 class LogFollower:
     """Reads what has been added to a log since the last look. Used by one thread.
 
-    A log that can't be read has nothing new: the progress of a run is not worth its end.
+    A log that can't be read has nothing new: the progress of a run is not worth its end. The next look may read it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,18 +59,18 @@ class LogFollower:
 
     def last_output_ns(self) -> int | None:
         """Return when the log was last written to, as time of day; None while it is empty."""
-        try:
-            status = self._path.stat()
-        except OSError:
-            return None
-        return status.st_mtime_ns if status.st_size else None
+        status = self._status()
+        return status.st_mtime_ns if status is not None and status.st_size else None
 
     def size(self) -> int:
         """Return how many bytes the log has now."""
-        try:
-            return self._path.stat().st_size
-        except OSError:
-            return 0
+        status = self._status()
+        return status.st_size if status is not None else 0
+
+    def _status(self) -> os.stat_result | None:
+        with suppress(OSError), open_regular_file(self._path) as log:
+            return os.fstat(log) if log is not None else None
+        return None
 
     def _read(self, end: int) -> bytes:
         size_bytes = max(0, min(_READ_BYTES, end - self._offset))
@@ -88,13 +89,14 @@ def read_tail(
     """Return the last lines of a log, or of a stretch of it, for people: no colour codes, of a progress bar its last state, and
     none of them empty.
 
-    Nothing where there is no log, or none that can be read; OSError where the server lacks something at present.
+    Nothing where there is no log. Where it can't be read, or is no file any more, a line that says why. Raises OSError where
+    the server lacks something at present, or its disk fails.
     """
     try:
         data = _read_end(path, begin, end)
     except OSError as error:
         require_no_shortage(error)
-        return []
+        return [unreadable(error).message]
     lines = [plain(line.rstrip(b"\r").rpartition(b"\r")[2]) for line in data.split(b"\n")]
     return last_lines([line for line in lines if line.strip()], max_lines, max_bytes)
 

@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import RunFailedError
+from evalrpc.files.opening import open_in, scan_folder
 from evalrpc.harnesses.base import Exit, Harness, Run, TaskReporter
 from evalrpc.harnesses.registry import build_harness
 from evalrpc.results.layout import require_size
@@ -79,7 +80,7 @@ class ResultsReader:
 
     def read_finished(self, run: Run, name: str) -> Results:
         """Do what `TaskReporter.read_finished` does. Raises the same as `read_results`."""
-        return self._call("read_finished", _size_bytes(run.output_dir / name) <= IN_PLACE_BYTES, run, name)
+        return self._call("read_finished", _size_bytes(run.output_dir, name) <= IN_PLACE_BYTES, run, name)
 
     def close(self) -> None:
         """Break off what is being read, if it is in a process of its own, and read no more there."""
@@ -184,13 +185,14 @@ def _invalid(problem: str) -> RunFailedError:
 def _is_small(folder: Path) -> bool:
     """Tell whether all files in a folder and below are so few, and so small together, that they can be read in place."""
     size_bytes = entry_count = 0
-    folders = [str(folder)]
+    folders = [""]
     while folders:
-        with suppress(OSError), os.scandir(folders.pop()) as entries:  # what can't be looked into, the harness will judge
+        below = folders.pop()
+        with suppress(OSError), scan_folder(folder, below) as entries:  # what can't be looked into, the harness will judge
             for entry in entries:
                 entry_count += 1
                 if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
+                    folders.append(f"{below}{entry.name}/")
                 else:
                     size_bytes += entry.stat(follow_symlinks=False).st_size
                 if size_bytes > IN_PLACE_BYTES or entry_count > _IN_PLACE_ENTRIES:
@@ -198,8 +200,7 @@ def _is_small(folder: Path) -> bool:
     return True
 
 
-def _size_bytes(path: Path) -> int:
-    try:
-        return path.lstat().st_size
-    except OSError:
-        return 0  # the harness will judge
+def _size_bytes(folder: Path, name: str) -> int:
+    with suppress(OSError), open_in(folder, name) as file:
+        return os.fstat(file.fileno()).st_size
+    return 0  # the harness will judge

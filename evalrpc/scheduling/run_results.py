@@ -1,12 +1,12 @@
 """What has come of a run so far: results of its steps as they end, and of the tasks that the harness reports meanwhile."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from evalrpc.errors import RunFailedError
 from evalrpc.executors.base import RunHandle
+from evalrpc.files.opening import scan_folder
 from evalrpc.harnesses.base import Exit, Run
 from evalrpc.harnesses.failures import without_listing
 from evalrpc.jobs.paths import results_path
@@ -160,7 +160,7 @@ def _of_attempt(results: Mapping[str, ModelResult], attempt: int) -> Mapping[str
 def _files_in(folder: Path) -> dict[str, object]:
     """Return the files right in the folder, in the order of their names, with what changes whenever one of them does."""
     try:
-        with os.scandir(folder) as entries:
+        with scan_folder(folder) as entries:
             files = {entry.name: entry.stat(follow_symlinks=False) for entry in entries if entry.is_file(follow_symlinks=False)}
     except OSError:
         return {}

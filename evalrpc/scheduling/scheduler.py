@@ -1,22 +1,26 @@
-"""The thread pool that runs jobs: one dispatcher chooses what starts next, and one worker thread supervises each run.
+"""The threads that run jobs: one dispatcher chooses what starts next, and a worker thread supervises each run.
 
 Threads: `on_changes` runs on the store's writer thread, the dispatcher on its own, each Supervisor on a worker. `_condition`
 guards `_placed`, the jobs that a worker has, with their devices: from the moment of the choice until the worker is done. A
 device is free when neither `_placed` nor a running job of this server in the store holds it.
+
+Where no thread can be started at present, a queued job stays QUEUED, a run of an earlier server goes on by itself, and both are
+tried again.
 """
 
 import logging
 import threading
 from collections.abc import Callable, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
 from evalrpc.executors.base import Resources
 from evalrpc.scheduling.supervisor import RunDependencies, Supervisor
 from evalrpc.store.base import Change
+from evalrpc.v1.jobs_pb2 import JobInfo
 
 _RECHECK_SECONDS: Final = 5.0
+_RETRY_SECONDS: Final = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -33,23 +37,20 @@ class Scheduler:
         self._condition = threading.Condition()
         self._placed: dict[str, tuple[str, ...]] = {}
         self._supervisors: dict[str, Supervisor] = {}
+        self._workers: dict[str, threading.Thread] = {}
+        self._to_resume: list[JobInfo] = []
+        self._lacks_threads = False
         self._dirty = True
         self._draining = False
-        self._workers: ThreadPoolExecutor | None = None
         self._dispatcher = threading.Thread(target=self._dispatch, name="dispatcher", daemon=True)
 
     def start(self) -> None:
         """Take up the runs that an earlier server left, then start what is queued."""
         queue_state = self._dependencies.queue_state
-        running = queue_state.own_running_jobs()
+        self._to_resume = queue_state.own_running_jobs()
         self._quarantine_leftovers({job.job_id for job in queue_state.running_jobs()})
-        # A server that has shrunk since may have taken over more runs than it would start.
-        threads = max(queue_state.slots.total, len(running))
-        self._workers = ThreadPoolExecutor(threads, thread_name_prefix="run")
-        for job in running:
-            _log.info("restoring a run of an earlier server", extra={"job_id": job.job_id})
-            with self._condition:
-                self._hand_over(job.job_id, tuple(job.gpus), partial(Supervisor.resume, job=job))
+        with self._condition:
+            self._resume_all()
         self._dispatcher.start()
 
     def drain(self, timeout_seconds: float) -> bool:
@@ -57,21 +58,23 @@ class Scheduler:
         with self._condition:
             self._draining = self._dependencies.queue_state.draining = True
             stopping = self._dependencies.stopping
-            return self._condition.wait_for(lambda: not self._placed or stopping.is_set(), timeout_seconds)
+            is_done = lambda: not (self._placed or self._to_resume) or stopping.is_set()  # noqa: E731 - it is short
+            return self._condition.wait_for(is_done, timeout_seconds)
 
     def stop(self) -> None:
         """Let go of all runs, which go on, and wait for the threads."""
         self._dependencies.stopping.set()
         self._dependencies.executor.begin_close()
         with self._condition:
-            supervisors = list(self._supervisors.values())
             self._condition.notify_all()
+        if self._dispatcher.is_alive():
+            self._dispatcher.join()  # first, so that no worker is added
+        with self._condition:
+            supervisors, workers = list(self._supervisors.values()), list(self._workers.values())
         for supervisor in supervisors:
             supervisor.interrupt()
-        if self._dispatcher.is_alive():
-            self._dispatcher.join()
-        if self._workers is not None:
-            self._workers.shutdown(wait=True)
+        for worker in workers:
+            worker.join()
 
     def wait_stopped(self) -> None:
         """Block until nothing is started any more: after `stop`, or because of a bug."""
@@ -111,6 +114,8 @@ class Scheduler:
         ends the thread, and with it the server."""
         while not self._dependencies.stopping.is_set():
             with self._condition:
+                self._lacks_threads = False
+                self._resume_all()
                 now_seconds = self._dependencies.queue_state.now_seconds()
                 while self._start_next(now_seconds):
                     pass
@@ -125,6 +130,8 @@ class Scheduler:
         waits = [self._dependencies.queue_state.seconds_until_ready()]
         if self._dependencies.executor.needs_recheck():
             waits.append(_RECHECK_SECONDS)
+        if self._lacks_threads:
+            waits.append(_RETRY_SECONDS)
         return min((wait for wait in waits if wait is not None), default=None)
 
     def _start_next(self, now_seconds: float) -> bool:
@@ -134,15 +141,38 @@ class Scheduler:
         if chosen is None or self._draining or self._dependencies.stopping.is_set():
             return False
         resources = Resources(chosen.node, chosen.devices)
-        self._hand_over(chosen.job.job_id, chosen.devices, partial(Supervisor.run, resources=resources))
-        return True
+        return self._hand_over(chosen.job.job_id, chosen.devices, partial(Supervisor.run, resources=resources))
 
-    def _hand_over(self, job_id: str, devices: tuple[str, ...], task: Callable[[Supervisor], None]) -> None:
+    def _resume_all(self) -> None:
+        """Hand the runs of an earlier server to workers, as far as these can be started. Called with the condition held."""
+        while self._to_resume and not self._dependencies.stopping.is_set():
+            job = self._to_resume[0]
+            if not self._hand_over(job.job_id, tuple(job.gpus), partial(Supervisor.resume, job=job)):
+                break
+            _log.info("restoring a run of an earlier server", extra={"job_id": job.job_id})
+            del self._to_resume[0]
+
+    def _hand_over(self, job_id: str, devices: tuple[str, ...], task: Callable[[Supervisor], None]) -> bool:
+        """Start a worker for a job. Return whether that was possible. Called with the condition held."""
         supervisor = Supervisor(self._dependencies, job_id)
+        worker = threading.Thread(target=self._work, args=(job_id, supervisor, task), name=f"run_{job_id}")
         self._placed[job_id] = devices
         self._supervisors[job_id] = supervisor
-        assert self._workers is not None  # noqa: S101 - `start` makes them
-        self._workers.submit(self._work, job_id, supervisor, task)
+        self._workers[job_id] = worker
+        try:
+            worker.start()
+        except (RuntimeError, MemoryError) as error:
+            self._forget(job_id)
+            self._lacks_threads = True
+            _log.warning("can't start a thread for the job yet: %s", error, extra={"job_id": job_id})
+            return False
+        return True
+
+    def _forget(self, job_id: str) -> None:
+        """Take a job for one that no worker has. Called with the condition held."""
+        del self._placed[job_id]
+        del self._supervisors[job_id]
+        del self._workers[job_id]
 
     def _work(self, job_id: str, supervisor: Supervisor, task: Callable[[Supervisor], None]) -> None:
         """Run on a worker thread."""
@@ -157,7 +187,6 @@ class Scheduler:
 
     def _take_back(self, job_id: str) -> None:
         with self._condition:
-            del self._placed[job_id]
-            del self._supervisors[job_id]
+            self._forget(job_id)
             self._dirty = True
             self._condition.notify_all()

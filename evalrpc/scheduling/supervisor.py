@@ -75,7 +75,8 @@ class RunDependencies:
 
     def run_key(self, job: pb.JobInfo) -> RunKey:
         """Return which run the latest attempt of a job is."""
-        return RunKey(job.job_id, job.attempt, attempt_dir(self.data_dir, job.job_id, job.attempt))
+        folder = attempt_dir(self.data_dir, job.job_id, job.attempt)
+        return RunKey(job.job_id, job.attempt, folder, tuple(job.attempts[-1].gpus))
 
     def quarantine(self, job: pb.JobInfo, problem: str) -> None:
         """Give the devices of a job's latest attempt to nobody until nothing is left of it."""

@@ -5,9 +5,10 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Awaitable
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from evalrpc.clock import Clock, SystemClock
 from evalrpc.config import Settings, parse_listen
 from evalrpc.errors import ConfigurationError, UnavailableError
+from evalrpc.executors.local.cgroups import find_cgroups
 from evalrpc.executors.local.executor import LocalExecutor
 from evalrpc.executors.local.gpus import find_gpus
 from evalrpc.files.output_access import output_access
@@ -42,6 +44,7 @@ from evalrpc.server.listening import require_descriptors, require_free
 from evalrpc.server.logging import set_up_logging
 from evalrpc.server.reflection import Reflection
 from evalrpc.server.service import EvaluationService
+from evalrpc.server.threads import require_threads, start_pool
 from evalrpc.server.transports.grpc import dialogue_handler, generic_handler
 from evalrpc.server.transports.grpc_options import channel_options
 from evalrpc.store.sqlite.store import SqliteStore
@@ -52,9 +55,11 @@ SERVICE: Final = evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationS
 
 _READER_THREADS: Final = 4
 _HASHER_THREADS: Final = 2
+_WAITER_THREADS: Final = 4  # for the end of the store, that of the dispatcher, a drain and a stop
 _REFUSAL_SECONDS: Final = 0.1
 _FORCE_SECONDS: Final = 5.0
 _START_DESCRIPTORS: Final = 64  # a server without clients and runs has 30 open
+_START_THREADS: Final = 32  # a server without clients and runs has somewhat fewer
 
 _log = logging.getLogger(__name__)
 
@@ -66,21 +71,26 @@ def serve(settings: Settings, config_file: Path | None = None) -> None:
     continue.
     """
     require_descriptors(_START_DESCRIPTORS)
+    require_threads(_START_THREADS)
     set_up_logging(settings.log_format)
     os.umask(PRIVATE_UMASK)  # files of jobs are private to this account
+    environment = dict(os.environ)
+    # OpenBLAS, which comparisons load, ends the process if it can't start its threads. They need none.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, config_file))
+        runner.run(_serve(settings, config_file, environment))
 
 
-async def _serve(settings: Settings, config_file: Path | None) -> None:
+async def _serve(settings: Settings, config_file: Path | None, environment: Mapping[str, str]) -> None:
     stop = asyncio.Event()
+    stopping = _start_watchdog(settings.stop_seconds)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with running_server(settings) as server:
+    async with running_server(settings, environment=environment) as server:
         tune_collector()
         print(f"evalrpc listening on {server.address}", flush=True)
-        announced = (server.address, config_file, settings.data_dir, server.harnesses)
+        announced = (server.address, config_file, settings.data_dir, server.cgroups, server.harnesses)
         threading.Thread(target=announce, args=announced, name="announcement", daemon=True).start()  # a stop won't wait for it
         await _first_of(stop.wait(), server.wait_broken())
         if is_broken := not stop.is_set():
@@ -89,7 +99,7 @@ async def _serve(settings: Settings, config_file: Path | None) -> None:
             stop.clear()  # a second signal stops it at once
             await _first_of(server.drain(), stop.wait())
         _log.info("stopping; runs go on and are picked up at the next start")
-        _end_in_time(settings.stop_seconds)
+        stopping.set()
     if is_broken:
         raise UnavailableError(
             "a bug has stopped it; its log has the traceback. Runs go on, and are picked up at the next start"
@@ -99,18 +109,22 @@ async def _serve(settings: Settings, config_file: Path | None) -> None:
 class Server:
     """A running server. Created by `running_server`."""
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    def __init__(self, settings: Settings, clock: Clock, environment: Mapping[str, str]) -> None:
         self._settings = settings
         # Check everything that settings can get wrong before opening anything.
-        devices = find_gpus(settings.gpus, os.environ)
+        devices = find_gpus(settings.gpus, environment)
         self.harnesses = harnesses = build_harnesses(settings)
         self._defaults = request_defaults(settings, len(devices))
         access = output_access(settings.output_root, settings.output_mode, settings.output_group)
         self._store = SqliteStore(settings.data_dir, clock, settings.max_queued)
-        self._readers = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="reader")
-        self._hashers = ThreadPoolExecutor(_HASHER_THREADS, thread_name_prefix="hasher")
+        self._readers = start_pool(_READER_THREADS, "reader")
+        self._hashers = start_pool(_HASHER_THREADS, "hasher")
+        self._waiters = start_pool(_WAITER_THREADS, "waiter")
         data_dir = settings.data_dir.absolute()
-        self._executor = LocalExecutor(devices=devices)
+        cgroups = find_cgroups(settings.cgroups)
+        self.cgroups = cgroups.detail
+        """Whether runs have cgroups, or why not."""
+        self._executor = LocalExecutor(environment, devices, cgroups=cgroups.cgroups)
         queue_state = QueueState(self._executor.nodes, settings.max_running, clock)
         self._feed = Feed(self._store, queue_state, clock, self._readers)
         dependencies = RunDependencies(
@@ -153,7 +167,7 @@ class Server:
         _log.info("draining: waiting for the runs to end")
         self._service.stopping = True
         await self._health.enter_graceful_shutdown()
-        await asyncio.get_running_loop().run_in_executor(None, self._scheduler.drain, self._settings.drain_seconds)
+        await asyncio.get_running_loop().run_in_executor(self._waiters, self._scheduler.drain, self._settings.drain_seconds)
 
     async def stop(self) -> None:
         """Refuse new jobs, end the streams, detach from the runs, which continue, and close the store."""
@@ -165,17 +179,18 @@ class Server:
             self._housekeeper.stop()
         loop = asyncio.get_running_loop()
         # Calls made just as gRPC stops get CANCELLED without a reason: so answer with the reason for a moment first.
-        await asyncio.gather(loop.run_in_executor(None, self._scheduler.stop), asyncio.sleep(_REFUSAL_SECONDS))
+        await asyncio.gather(loop.run_in_executor(self._waiters, self._scheduler.stop), asyncio.sleep(_REFUSAL_SECONDS))
         await self._grpc.stop(self._settings.stop_seconds)
-        await loop.run_in_executor(None, self._executor.close)  # only now: calls may have waited for a short command
+        await loop.run_in_executor(self._waiters, self._executor.close)  # only now: calls may have waited for a short command
         self._readers.shutdown(wait=True, cancel_futures=True)
         self._hashers.shutdown(wait=True, cancel_futures=True)
         self._store.close()
+        self._waiters.shutdown(wait=False)
 
     async def wait_broken(self) -> None:
         """Wait until a bug keeps the store from writing, or the scheduler from starting jobs."""
-        loop = asyncio.get_running_loop()
-        await _first_of(*(loop.run_in_executor(None, wait) for wait in (self._store.wait_closed, self._scheduler.wait_stopped)))
+        loop, waits = asyncio.get_running_loop(), (self._store.wait_closed, self._scheduler.wait_stopped)
+        await _first_of(*(loop.run_in_executor(self._waiters, wait) for wait in waits))
 
     def _follow_store(self, queue_state: QueueState) -> None:
         """Load the queue and follow the changes, the queue first so that the others find it up to date."""
@@ -225,9 +240,11 @@ class Server:
 
 
 @asynccontextmanager
-async def running_server(settings: Settings, clock: Clock | None = None) -> AsyncIterator[Server]:
-    """Start a server, yield it, and stop it gracefully. Raises ConfigurationError."""
-    server = Server(settings, clock or SystemClock())
+async def running_server(
+    settings: Settings, clock: Clock | None = None, environment: Mapping[str, str] = os.environ
+) -> AsyncIterator[Server]:
+    """Start a server, yield it, and stop it gracefully. Runs inherit `environment`. Raises ConfigurationError."""
+    server = Server(settings, clock or SystemClock(), environment)
     try:
         await server.start()
         yield server
@@ -235,17 +252,22 @@ async def running_server(settings: Settings, clock: Clock | None = None) -> Asyn
         await server.stop()
 
 
-def _end_in_time(stop_seconds: float) -> None:
-    """Exit by force if stopping takes much longer than allowed: a thread that hangs on a disk can't be interrupted.
+def _start_watchdog(stop_seconds: float) -> threading.Event:
+    """Return an event that, once set, makes the server exit by force if stopping takes much longer than allowed: a thread that
+    hangs on a disk can't be interrupted.
 
-    Nothing is lost: what was acknowledged is on disk, and runs are taken over at the next start.
+    Nothing is lost: what was acknowledged is on disk, and runs are taken over at the next start. The thread that watches is
+    started now, since there may be no other one later.
     """
-    timer = threading.Timer(stop_seconds + _FORCE_SECONDS, _end_by_force)
-    timer.daemon = True
-    timer.start()
+    stopping = threading.Event()
+    watch = partial(_end_by_force, stopping, stop_seconds + _FORCE_SECONDS)
+    threading.Thread(target=watch, name="watchdog", daemon=True).start()
+    return stopping
 
 
-def _end_by_force() -> None:
+def _end_by_force(stopping: threading.Event, seconds: float) -> None:
+    stopping.wait()
+    time.sleep(seconds)
     _log.error("the stop takes too long: ending by force; runs go on and are picked up at the next start")
     os._exit(1)
 

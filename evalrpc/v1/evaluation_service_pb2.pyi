@@ -12,8 +12,9 @@ network has cut the call, so a stream is resumed as after UNAVAILABLE, whatever 
 PERMISSION_DENIED and UNIMPLEMENTED are final then too.
 
 A call that reads a job's files may be answered with UNAVAILABLE (`FILE_UNAVAILABLE`: the server is out of file descriptors,
-or its disk fails; RetryInfo) or FAILED_PRECONDITION (`FILE_UNREADABLE`: the server's account may not read the file), with
-the name of the errno as `errno` in the metadata. Only a file that does not exist counts as absent.
+or its disk fails; RetryInfo) or FAILED_PRECONDITION (`FILE_UNREADABLE`: the server's account may not read the file, or the
+run has put something else in its place, such as a link or a FIFO, which the message names), with the name of the errno as
+`errno` in the metadata. Only a file that does not exist counts as absent.
 """
 
 from google.protobuf import descriptor as _descriptor

@@ -269,9 +269,10 @@ class EvaluationServiceServicer(object):
 
     def ListArtifacts(self, request, context):
         """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum, page by page.
+        Only regular files are files: links, FIFOs, sockets and devices are left out, and never followed or read.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION
-        (`FILE_UNREADABLE`: a folder or a file of it can't be read).
+        (`FILE_UNREADABLE`: a folder or a file of it can't be read, or the output folder is a link, or no folder).
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

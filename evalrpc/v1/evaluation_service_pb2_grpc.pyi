@@ -12,8 +12,9 @@ network has cut the call, so a stream is resumed as after UNAVAILABLE, whatever 
 PERMISSION_DENIED and UNIMPLEMENTED are final then too.
 
 A call that reads a job's files may be answered with UNAVAILABLE (`FILE_UNAVAILABLE`: the server is out of file descriptors,
-or its disk fails; RetryInfo) or FAILED_PRECONDITION (`FILE_UNREADABLE`: the server's account may not read the file), with
-the name of the errno as `errno` in the metadata. Only a file that does not exist counts as absent.
+or its disk fails; RetryInfo) or FAILED_PRECONDITION (`FILE_UNREADABLE`: the server's account may not read the file, or the
+run has put something else in its place, such as a link or a FIFO, which the message names), with the name of the errno as
+`errno` in the metadata. Only a file that does not exist counts as absent.
 """
 
 from collections import abc as _abc
@@ -134,9 +135,10 @@ class EvaluationServiceStub:
     """
     ListArtifacts: _grpc.UnaryUnaryMultiCallable[_files_pb2.ListArtifactsRequest, _files_pb2.ListArtifactsResponse]
     """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum, page by page.
+    Only regular files are files: links, FIFOs, sockets and devices are left out, and never followed or read.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION
-    (`FILE_UNREADABLE`: a folder or a file of it can't be read).
+    (`FILE_UNREADABLE`: a folder or a file of it can't be read, or the output folder is a link, or no folder).
     Retry: always safe.
     """
     ReadArtifact: _grpc.UnaryStreamMultiCallable[_files_pb2.ReadArtifactRequest, _files_pb2.ReadArtifactResponse]
@@ -288,9 +290,10 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     """
     ListArtifacts: _aio.UnaryUnaryMultiCallable[_files_pb2.ListArtifactsRequest, _files_pb2.ListArtifactsResponse]  # type: ignore[assignment]
     """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum, page by page.
+    Only regular files are files: links, FIFOs, sockets and devices are left out, and never followed or read.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION
-    (`FILE_UNREADABLE`: a folder or a file of it can't be read).
+    (`FILE_UNREADABLE`: a folder or a file of it can't be read, or the output folder is a link, or no folder).
     Retry: always safe.
     """
     ReadArtifact: _aio.UnaryStreamMultiCallable[_files_pb2.ReadArtifactRequest, _files_pb2.ReadArtifactResponse]  # type: ignore[assignment]
@@ -505,9 +508,10 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_files_pb2.ListArtifactsResponse, _abc.Awaitable[_files_pb2.ListArtifactsResponse]]:
         """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum, page by page.
+        Only regular files are files: links, FIFOs, sockets and devices are left out, and never followed or read.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION
-        (`FILE_UNREADABLE`: a folder or a file of it can't be read).
+        (`FILE_UNREADABLE`: a folder or a file of it can't be read, or the output folder is a link, or no folder).
         Retry: always safe.
         """
 

@@ -1,4 +1,4 @@
-"""Every command that the README and the pages for users name exists. That the slow ones work is what `.ci/run` shows, by running them."""
+"""Every command that the README and the pages for users name exists. That the slow ones work is what `.ci/run` shows."""
 
 import re
 from pathlib import Path

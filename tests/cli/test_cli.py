@@ -768,7 +768,8 @@ def test_doctor_finds_nothing_wrong_where_nothing_is(config: Path, tmp_path: Pat
     assert {subject for subject, finding in findings.items() if not finding["good"]} == set()
     assert findings["config file"]["detail"] == str(config)
     assert findings["defaults"]["detail"] == "harness nightly; GPUs: 0"
-    assert set(findings) == {"config file", "harness nightly", "GPUs", "defaults", "data folder", "port"}
+    assert set(findings) == {"config file", "harness nightly", "GPUs", "defaults", "cgroups", "data folder", "port"}
+    assert "cgroup" in findings["cgroups"]["detail"] or "every run has one" in findings["cgroups"]["detail"]
     assert exit_code == 0
     assert not (tmp_path / "data").exists()
 

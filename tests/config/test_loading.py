@@ -34,6 +34,7 @@ SOURCES: dict[str, tuple[Any, str, Any, tuple[Any, Any, Any]]] = {
     "drain_seconds": (1, "2.5", 3.0, (1.0, 2.5, 3.0)),
     "retention_max_age_seconds": (1, "2.5", 3.0, (1.0, 2.5, 3.0)),
     "retention_max_jobs": (1, "2", 3, (1, 2, 3)),
+    "cgroups": ("off", "auto", "off", ("off", "auto", "off")),
     "unknown_tasks": ("refuse", "warn", "refuse", ("refuse", "warn", "refuse")),
     "log_format": ("json", "text", "json", ("json", "text", "json")),
 }

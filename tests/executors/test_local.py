@@ -646,27 +646,30 @@ def test_a_broken_pid_file_is_a_run_that_vanished(runs: Runs, content: str) -> N
     assert ended(runs.find()) == Exit(None, None)
 
 
-def test_a_process_without_a_pid_file_is_waited_for_rather_than_started_twice(
-    runs: Runs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The server died right after the start, and the shim has not written its file yet when the next server first looks."""
+def test_a_process_without_traces_is_waited_for_rather_than_started_twice(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server died right after the start, and the shim has left no trace yet when the next server first looks."""
     start_elsewhere_and_kill(runs, SLEEPS[-1])
     runs.wait_for_log("ready")
-    pid_file = runs.key.attempt_dir / TRACES_DIR / shim.PID_FILE
-    hidden = pid_file.rename(pid_file.with_name("hidden"))
-    looks: list[str] = []
+    looks: list[bool] = []
 
-    def look(job_id: str) -> list[int]:
-        looks.append(job_id)
-        if len(looks) == 2:
-            hidden.rename(pid_file)
-        return processes_of_job(job_id)
+    def look(key: RunKey) -> bool:
+        looks.append(len(looks) > 0 and has_left_traces(key))
+        return looks[-1]
 
-    with monkeypatch.context() as context:
-        context.setattr(executor, "processes_of_job", look)
-        handle = runs.find()
-    assert len(looks) == 2
+    has_left_traces = executor._has_left_traces
+    monkeypatch.setattr(executor, "_has_left_traces", look)
+    handle = runs.find()
+    assert looks == [False, True]
     assert not handle.wait(0)
+
+
+def test_a_run_that_has_removed_its_traces_is_found_at_once(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    start_elsewhere_and_kill(runs, SLEEPS[-1])
+    runs.wait_for_log("ready")
+    shutil.rmtree(runs.key.attempt_dir)
+    monkeypatch.setattr(executor.time, "sleep", lambda _: pytest.fail("it waited"))
+    assert not runs.find().wait(0)
+    monkeypatch.undo()
 
 
 def test_no_descriptors_are_left_open(runs: Runs) -> None:

@@ -3,15 +3,17 @@
 import errno
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from special_files import put
 
 from evalrpc.errors import ArtifactNotFoundError, FileUnavailableError, FileUnreadableError, InvalidRequestError
 from evalrpc.files import opening
 from evalrpc.files.errnos import unreadable
-from evalrpc.files.opening import MAX_NAME_BYTES, list_files, open_file, open_regular_file
+from evalrpc.files.opening import MAX_NAME_BYTES, list_files, open_file, open_in, open_regular_file, scan_folder
 
 
 def failing(number: int) -> Any:
@@ -42,41 +44,114 @@ def test_a_file_that_the_server_may_not_read_is_there_all_the_same(
     assert caught.value.metadata == {"errno": errno.errorcode[number]}
 
 
-@pytest.mark.parametrize("kind", ["gone", "link", "fifo", "folder", "below a file"])
-def test_what_is_no_regular_file_is_not_there(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "name"
-    name = "name"
-    if kind == "link":
-        path.symlink_to("/etc/passwd")
-    elif kind == "fifo":
-        os.mkfifo(path)
-    elif kind == "folder":
-        path.mkdir()
-    elif kind == "below a file":
-        path.touch()
-        name = "name/below"
-    with pytest.raises(ArtifactNotFoundError), open_file(tmp_path, name):
+KINDS = {
+    "link": "a symbolic link",
+    "link to a device": "a symbolic link",
+    "folder": "a folder",
+    "fifo": "a FIFO",
+    "socket": "a socket",
+    "device": "a device",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_error_says_what_is_in_the_place_of_a_file(tmp_path: Path, kind: str) -> None:
+    put(kind, tmp_path / "log")
+    with pytest.raises(OSError, match=f"it is {KINDS[kind]}, not a regular file"), open_regular_file(tmp_path / "log"):
         pass
-    with open_regular_file(tmp_path / name) as descriptor:
-        assert descriptor is None
+    with pytest.raises(OSError, match=f"it is {KINDS[kind]}, not a regular file"), open_in(tmp_path, "log"):
+        pass
+    with pytest.raises(ArtifactNotFoundError, match=f"no file 'log': log: it is {KINDS[kind]}"), open_file(tmp_path, "log"):
+        pass
 
 
-def test_a_folder_that_is_not_there_has_no_files_and_one_that_can_not_be_read_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "below").mkdir()
-    (tmp_path / "below" / "file").touch()
-    assert list(list_files(tmp_path / "gone")) == []
+@pytest.mark.parametrize("kind", [*KINDS, "file"])
+def test_the_error_says_what_is_in_the_place_of_a_folder(tmp_path: Path, kind: str) -> None:
+    for replaced in ("attempt-1", "attempt-1/output"):
+        folder = tmp_path / replaced.replace("/", "-")
+        (folder / replaced).parent.mkdir(parents=True)
+        put(kind, folder / replaced)
+        output = folder / "attempt-1" / "output"
+        if kind == "folder":
+            continue
+        found = f"it is {KINDS.get(kind, 'a regular file')}, not a folder"
+        with pytest.raises(OSError, match=found):
+            list(list_files(output))
+        with pytest.raises(OSError, match=found), scan_folder(output):
+            pass
+        with pytest.raises(OSError, match=found), open_in(output, "file"):
+            pass
+        with pytest.raises(FileUnreadableError, match=found), open_file(output, "file"):
+            pass
+        with pytest.raises(OSError, match=found), open_regular_file(output / "log"):
+            pass
+
+
+def test_what_is_not_there_is_not_there(tmp_path: Path) -> None:
+    for path in (tmp_path / "gone", tmp_path / "gone" / "too"):
+        with open_regular_file(path) as descriptor:
+            assert descriptor is None
+        with scan_folder(path) as entries:
+            assert list(entries) == []
+        with pytest.raises(FileNotFoundError), open_in(path, "file"):
+            pass
+        assert list(list_files(path)) == []
+    (tmp_path / "name").touch()
+    for name in ("gone", "name/below", "x" * 300):
+        with pytest.raises(ArtifactNotFoundError), open_file(tmp_path, name):
+            pass
+    with pytest.raises(ArtifactNotFoundError), open_file(None, "name"):
+        pass
+
+
+@pytest.mark.parametrize("path", ["../file", "/etc/passwd", "a/../../file", ""])
+def test_a_path_that_leads_out_of_the_folder_is_an_error(tmp_path: Path, path: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="outside the run's folder"), open_in(tmp_path / "folder", path):
+        pass
+
+
+def test_the_operators_own_links_above_a_run_are_followed(tmp_path: Path) -> None:
+    folder = tmp_path / "disk" / "jobs" / "job" / "attempt-1" / "output"
+    folder.mkdir(parents=True)
+    (folder / "file").write_text("mine")
+    (tmp_path / "data").symlink_to(tmp_path / "disk")
+    output = tmp_path / "data" / "jobs" / "job" / "attempt-1" / "output"
+    assert [file.name for file in list_files(output)] == ["file"]
+    with open_in(output, output / "file") as file:
+        assert file.read() == b"mine"
+    with open_regular_file(output.parent / "output" / "file") as descriptor:
+        assert descriptor is not None
+
+
+def test_a_folder_that_can_not_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "below/file")
     assert [file.name for file in list_files(tmp_path)] == ["below/file"]
-    scandir = os.scandir
-    fail = failing(errno.EACCES)
-    monkeypatch.setattr(opening.os, "scandir", lambda path: fail(path) if Path(path).name == "below" else scandir(path))
+    open_, fail = os.open, failing(errno.EACCES)
+    is_below = {"below", "below/"}.__contains__
+    monkeypatch.setattr(
+        opening.os, "open", lambda path, *args, **named: (fail if is_below(path) else open_)(path, *args, **named)
+    )
     with pytest.raises(PermissionError) as caught:
         list(list_files(tmp_path))
     assert unreadable(caught.value).message.startswith("below can't be read: Permission denied (EACCES)")
 
 
-NAMES = ["a", "a.txt", "a/b", "a/b.c/d", "a/b/c", "a0", "b/x/y/z", "ä", "😀/1"]
+def test_a_folder_that_becomes_a_link_between_two_looks_leads_nowhere(tmp_path: Path) -> None:
+    make(tmp_path / "output", "a/1", "b/c/2", "d/3")
+    make(tmp_path / "outside", "c/secret", "secret")
+    found = list_files(tmp_path / "output")
+    assert next(found).name == "a/1"
+    (tmp_path / "output" / "b").rename(tmp_path / "output" / "elsewhere")
+    (tmp_path / "output" / "b").symlink_to(tmp_path / "outside")
+    assert [file.name for file in found] == ["d/3"]
+    with pytest.raises(ArtifactNotFoundError), open_file(tmp_path / "output", "b/secret"):
+        pass
+    with scan_folder(tmp_path / "output", "b/c") as entries:
+        assert list(entries) == []
+
+
+NAMES = ["a", "a.txt", "a/b", "a/b.c/d", "a/b/c", "a0", "b/x/y/z", "\u00e4", "\U0001f600/1"]
 
 
 def make(folder: Path, *names: str) -> None:
@@ -100,7 +175,12 @@ def test_only_folders_with_later_files_are_looked_into_and_only_files_that_are_t
     make(tmp_path, *(f"{folder}/{number}" for folder in "abcd" for number in range(3)))
     looked_into: list[str] = []
     scandir = os.scandir
-    monkeypatch.setattr(opening.os, "scandir", lambda path: looked_into.append(Path(path).name) or scandir(path))
+
+    def noted(descriptor: int) -> Iterator["os.DirEntry[str]"]:
+        looked_into.append(Path(f"/proc/self/fd/{descriptor}").resolve().name)
+        return scandir(descriptor)
+
+    monkeypatch.setattr(opening.os, "scandir", noted)
     found = list_files(tmp_path, "b/1")
     assert [next(found).name for _ in range(2)] == ["b/2", "c/0"]
     assert looked_into == [tmp_path.name, "b", "c"]
@@ -122,15 +202,19 @@ def test_a_name_that_is_too_long_is_left_out_and_hides_no_other(tmp_path: Path) 
     assert all(len(name) <= MAX_NAME_BYTES for name in names)
 
 
-def test_folders_may_be_nested_deeper_than_a_function_may_call_itself(tmp_path: Path) -> None:
+def test_folders_may_be_nested_deeper_than_a_function_may_call_itself_and_than_files_may_be_open(tmp_path: Path) -> None:
     depth = sys.getrecursionlimit() + 100
     paths = [Path(f"{tmp_path}{'/d' * number}") for number in range(1, depth + 1)]
     for path in paths:
         path.mkdir()
     file = Path(f"{paths[-1]}/file")
     file.touch()
+    open_before = len(list(Path("/proc/self/fd").iterdir()))
+    found = list_files(tmp_path)
     try:
-        assert [file.name for file in list_files(tmp_path)] == ["d/" * depth + "file"]
+        assert next(found).name == "d/" * depth + "file"
+        assert len(list(Path("/proc/self/fd").iterdir())) <= open_before + 1
+        assert list(found) == []
     finally:
         file.unlink()
         for path in reversed(paths):  # pytest would call itself too often

@@ -32,7 +32,7 @@ def samples_file(folder: Path, *samples: object, name: str = "s.jsonl") -> str:
 
 
 def test_a_real_run_in_which_all_answers_failed_is_seen() -> None:
-    found = failed_answers(real("silent_api_500_results_written"))
+    found = failed_answers(DATA, real("silent_api_500_results_written"))
     assert found.count == found.total > 0
     assert found.first == WHY
 
@@ -40,7 +40,7 @@ def test_a_real_run_in_which_all_answers_failed_is_seen() -> None:
 @pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("silent")])
 def test_a_real_run_with_answers_is_good(case: str) -> None:
     assert real(case)
-    assert failed_answers(real(case)) == NONE_FAILED
+    assert failed_answers(DATA, real(case)) == NONE_FAILED
 
 
 @pytest.mark.parametrize(
@@ -56,18 +56,18 @@ def test_a_real_run_with_answers_is_good(case: str) -> None:
     ],
 )
 def test_every_failed_answer_counts(samples: list[object], count: int, total: int, tmp_path: Path) -> None:
-    assert failed_answers([samples_file(tmp_path, *samples)]) == FailedAnswers(count, total, WHY if count else "")
+    assert failed_answers(tmp_path, [samples_file(tmp_path, *samples)]) == FailedAnswers(count, total, WHY if count else "")
 
 
 def test_the_answers_of_all_files_count(tmp_path: Path) -> None:
     good = samples_file(tmp_path, *[{"filtered_resps": "A"}] * 7, name="good.jsonl")
     bad = samples_file(tmp_path, {"filtered_resps": BAD}, name="bad.jsonl")
-    assert failed_answers([good, bad]) == FailedAnswers(1, 8, WHY)
+    assert failed_answers(tmp_path, [good, bad]) == FailedAnswers(1, 8, WHY)
 
 
 def test_samples_that_cannot_be_read_make_results_invalid(tmp_path: Path) -> None:
     with pytest.raises(RunFailedError, match="a samples file can't be read: No such file or directory"):
-        failed_answers([str(tmp_path / "none")])
+        failed_answers(tmp_path, [str(tmp_path / "none")])
 
 
 @pytest.mark.parametrize(
@@ -75,20 +75,20 @@ def test_samples_that_cannot_be_read_make_results_invalid(tmp_path: Path) -> Non
 )
 def test_samples_without_any_sample_are_no_failed_answers(content: str, tmp_path: Path) -> None:
     (tmp_path / "s.jsonl").write_text(content)
-    assert failed_answers([str(tmp_path / "s.jsonl")]) == NONE_FAILED
+    assert failed_answers(tmp_path, [str(tmp_path / "s.jsonl")]) == NONE_FAILED
 
 
 @pytest.mark.parametrize("place", [0, 1, CHUNK_BYTES - 10, CHUNK_BYTES, 2 * CHUNK_BYTES - 1])
 def test_a_failed_answer_is_found_wherever_it_stands(place: int, tmp_path: Path) -> None:
     before = json.dumps({"filtered_resps": "A"})
     path = samples_file(tmp_path, before.ljust(max(len(before), place)), {"filtered_resps": FAILED_ANSWER_MARK + "] x"})
-    assert failed_answers([path]) == FailedAnswers(1, 2, "x")
+    assert failed_answers(tmp_path, [path]) == FailedAnswers(1, 2, "x")
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     path = samples_file(tmp_path, *[{"filtered_resps": BAD}] * 200_000)
     tracemalloc.start()
-    assert failed_answers([path]) == FailedAnswers(200_000, 200_000, WHY)
+    assert failed_answers(tmp_path, [path]) == FailedAnswers(200_000, 200_000, WHY)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 * CHUNK_BYTES

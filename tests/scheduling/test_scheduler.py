@@ -287,6 +287,79 @@ def test_where_no_thread_can_be_started_for_a_while_a_run_loses_nothing(house: H
     assert refused.is_set()
 
 
+class Threads:
+    """Lets worker threads be started, or not."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.are_lacking = True
+        self.refused: list[str] = []
+        self._start = threading.Thread.start
+        monkeypatch.setattr(scheduler, "_RETRY_SECONDS", 0.01)
+        monkeypatch.setattr(threading.Thread, "start", lambda thread: self._start_or_refuse(thread))
+
+    def _start_or_refuse(self, thread: threading.Thread) -> None:
+        if not self.are_lacking or not thread.name.startswith("run_"):
+            return self._start(thread)
+        self.refused.append(thread.name)
+        raise RuntimeError("can't start new thread")
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> Threads:
+    return Threads(monkeypatch)
+
+
+def test_a_job_for_which_there_is_no_thread_stays_queued_and_is_tried_again(
+    house: House, threads: Threads, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = house.submit(), house.submit()
+    eventually(lambda: len(threads.refused) > 2)
+    assert house.job(first).status == house.job(second).status == QUEUED
+    assert house.executor.started == []
+    assert "can't start a thread for the job yet: can't start new thread" in caplog.text
+    house.store.update(second, lambda job: transitions.cancel(job, CLOCK.now())).result(SECONDS)
+    threads.are_lacking = False
+    house.wait_until_running(first).finish()
+    assert house.wait_for(first, FAILED).error.reason == "HARNESS_FAILED"
+    eventually(house.is_empty)
+    assert house.executor.started == [first]
+
+
+def test_a_stop_does_not_wait_for_threads_that_can_not_be_started(house: House, threads: Threads) -> None:
+    job_id = house.submit()
+    eventually(lambda: threads.refused)
+    house.scheduler.stop()
+    assert house.job(job_id).status == QUEUED
+
+
+def test_runs_of_an_earlier_server_go_on_and_are_seen_to_their_ends_once_there_are_threads(
+    tmp_path: Path, threads: Threads
+) -> None:
+    threads.are_lacking = False
+    first = House(tmp_path)
+    first.scheduler.start()
+    jobs = [first.submit() for _ in range(2)]
+    runs = [first.wait_until_running(job_id) for job_id in jobs]
+    first.close()
+    threads.are_lacking = True
+    second = House(tmp_path, first.executor)
+    second.scheduler.start()
+    waiting = second.submit()
+    eventually(lambda: len(threads.refused) > 2)
+    assert {second.job(job_id).status for job_id in jobs} == {RUNNING}
+    assert not second.scheduler.drain(0.0), "what goes on is waited for"
+    second.scheduler._draining = second.queue_state.draining = False
+    threads.are_lacking = False
+    for run in runs:
+        run.finish()
+    for job_id in jobs:
+        second.wait_for(job_id, FAILED)
+    second.wait_until_running(waiting).finish()
+    second.wait_for(waiting, FAILED)
+    assert second.executor.started == [*jobs, waiting]
+    second.close()
+
+
 @pytest.mark.usefixtures("immediate_retries")
 def test_a_run_that_has_begun_though_its_start_failed_is_not_started_again(house: House) -> None:
     def begin_and_fail(key: RunKey) -> None:

@@ -2,7 +2,8 @@
 
 import resource
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -25,6 +26,8 @@ from serving import (
 from small_disk import small_disk
 from waiting import eventually
 
+from evalrpc.executors.local.processes import processes_of_job
+
 _FEW = 8  # fewer than any server has open, and as many as it polls at a time, since the kernel checks that too
 
 
@@ -38,6 +41,32 @@ def no_descriptors(server: ServerThere) -> Iterator[None]:
         yield
     finally:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+
+
+@contextmanager
+def no_threads(server: ServerThere) -> Iterator[None]:
+    """Keep a server from starting threads and processes, as `pids.max` of a container does."""
+    pid = server.process.pid
+    own = next((line for line in Path("/proc/self/cgroup").read_text().splitlines() if ":pids:" in line), "")
+    parent = Path("/sys/fs/cgroup/pids" + own.rpartition(":")[2])
+    limited = parent / f"evalrpc-test-{pid}"
+    try:
+        limited.mkdir()
+        (limited / "cgroup.procs").write_text(str(pid))
+    except OSError as error:
+        pytest.skip(f"this account can't limit the number of threads: {error}")
+    (limited / "pids.max").write_text("1")
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # it has ended
+            (parent / "cgroup.procs").write_text(str(pid))
+        eventually(lambda: not (limited / "cgroup.procs").read_text())
+        limited.rmdir()
+
+
+def processes_with_openblas_setting(job_id: str) -> list[int]:
+    return [pid for pid in processes_of_job(job_id) if b"OPENBLAS_NUM_THREADS" in Path(f"/proc/{pid}/environ").read_bytes()]
 
 
 def refusal(call: Callable[[], Any]) -> grpc.RpcError:
@@ -110,6 +139,40 @@ def test_without_descriptors_a_read_is_an_error_that_names_its_cause_and_never_a
             assert str(server.log_path.parent) not in error.details(), "a path of the server's is nobody's business"
     for call in calls.values():
         assert list(call())
+
+
+def test_without_threads_jobs_wait_in_the_queue_and_every_call_is_answered(launch: Launch, site: Site) -> None:
+    server = launch()
+    api = server.api
+    done, other = api.run("good"), api.run("good")
+    with no_threads(server):
+        job = api.submit("good", request={"num_gpus": 2})
+        eventually(lambda: "can't start a thread for the job yet" in server.log_path.read_text())
+        assert api.get(job.job_id).status == QUEUED
+        assert list(api.ReadLog(job_id=done.job_id))
+        assert api.ListArtifacts(job_id=done.job_id).artifacts[0].sha256
+        assert list(api.ReadArtifact(job_id=done.job_id, name="toy/20260101_000000_results.json"))
+        assert api.ListSamples(job_id=done.job_id).samples
+        assert api.ListJobs().jobs
+        assert api.GetQueue().queued_job_ids == [job.job_id]
+        assert api.CompareJobs(baseline_job_id=done.job_id, candidate_job_ids=[other.job_id]).candidates
+    assert api.wait_for(job.job_id, *TERMINAL).status == COMPLETED
+    assert site.starts(job.job_id) == ["1"]
+
+
+def test_without_threads_a_server_stops_and_the_next_one_sees_its_runs_through(launch: Launch, site: Site) -> None:
+    server = launch()
+    running = server.api.submit("slow", request={"num_gpus": 2})
+    site.wait_for_log(running.job_id)
+    assert not processes_with_openblas_setting(running.job_id), "what the server sets for itself is not passed on"
+    with no_threads(server):
+        waiting = server.api.submit("good")
+        assert server.terminate() == 0
+    api = launch().api
+    site.release()
+    assert api.wait_for(running.job_id, *TERMINAL).status == COMPLETED
+    assert api.wait_for(waiting.job_id, *TERMINAL).status == COMPLETED
+    assert site.starts(running.job_id) == ["1"]
 
 
 def test_a_disk_that_is_full_as_a_run_ends_costs_neither_its_outcome_nor_the_next_job(launch: Launch, site: Site) -> None:

@@ -1,4 +1,4 @@
-# ruff: noqa: PTH103, PTH108, PTH110, PTH123
+# ruff: noqa: PTH102, PTH103, PTH104, PTH108, PTH110, PTH119, PTH120, PTH123, PTH211
 """A tiny harness that does what the name of its model says, or that of its task if the model is `each`. Run by a bare
 interpreter, so it imports next to nothing.
 
@@ -9,6 +9,7 @@ TOY_DIR is shared with the test: each start adds a line to `starts/JOB`, and the
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -154,6 +155,47 @@ def spoils():
     os.unlink(path)
     with open(path, "wb") as file:
         file.write(b"\xff\xfe\n" * 1000)
+
+
+def replaces():
+    """Puts something else in the place of one of its files or folders, as `replace` in TOY_DIR says."""
+    good()
+    with open(f"{TOY_DIR}/replace") as file:
+        place, kind = file.read().split()
+    path = f"{os.path.dirname(output_dir)}/{place}"
+    os.rename(path, f"{TOY_DIR}/{job_id}")
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "socket":
+        os.chdir(os.path.dirname(path))  # the path of a socket has at most 107 bytes
+        socket.socket(socket.AF_UNIX).bind(os.path.basename(path))
+    elif kind == "folder":
+        os.mkdir(path)
+    elif kind == "file":
+        open(path, "x").close()
+    else:
+        os.symlink({"link": "/etc", "device": "/dev/zero"}[kind], path)
+
+
+def escapes():
+    """Starts a process that leaves its session, its parent and its environment, forges its traces, and kills its shim."""
+    shim, traces, note = os.getppid(), f"{os.path.dirname(output_dir)}/run", f"{TOY_DIR}/escaped"
+    program = f"import os, time; open({note!r} + '.new', 'w').write(str(os.getpid())); "
+    program += f"os.rename({note!r} + '.new', {note!r}); time.sleep(1000)"
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            os.execve(sys.executable, [sys.executable, "-S", "-c", program], {})
+        os._exit(0)
+    while not os.path.exists(note):
+        time.sleep(0.01)
+    with open(f"{traces}/exit", "r+") as exits:
+        exits.write("0 code 0\nnone left\n")
+    with open(f"{traces}/pid", "w") as pid:
+        pid.write("1 1")
+    write_results()
+    os.kill(shim, signal.SIGKILL)
 
 
 def hangs():

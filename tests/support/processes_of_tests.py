@@ -10,7 +10,8 @@ from waiting import eventually
 from evalrpc.executors.local.environment import JOB_ID_VARIABLE
 from evalrpc.executors.local.executor import _is_living
 from evalrpc.executors.local.processes import processes_of_job
-from evalrpc.executors.local.traces import read_pid
+from evalrpc.executors.local.shim import PID_FILE
+from evalrpc.files.opening import open_in
 
 PROC = Path("/proc")
 
@@ -39,6 +40,16 @@ def shims_of_runs(data_dir: Path, job_id: str = "*") -> list[int]:
     """Return the living shims of a job's runs, or of all runs; they don't carry the job's id themselves."""
     recorded = filter(None, map(read_pid, data_dir.glob(f"jobs/{job_id}/attempt-*/run")))
     return [pid for pid, start_time in recorded if _is_living(pid, start_time) and is_alive(pid)]
+
+
+def read_pid(folder: Path) -> tuple[int, str] | None:
+    """Return what a shim has left in `pid`: its process id, and when it started."""
+    try:
+        with open_in(folder, PID_FILE) as file:
+            pid, start_time = file.read().decode().split()
+        return int(pid), start_time
+    except (OSError, ValueError):
+        return None
 
 
 def kill_all(find: Callable[[], list[int]]) -> None:

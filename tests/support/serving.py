@@ -50,7 +50,7 @@ class Site:
         command = [sys.executable, "-S", str(PROGRAM), "{model}", "{output_dir}", "{job_id}", "{tasks}"]
         self.config = folder / "evalrpc.toml"
         self.config.write_text(
-            'data_dir = "data"\nlisten = "127.0.0.1:0"\ngpus = "2"\ngrace_seconds = 0.3\nstop_seconds = 5.0\n'
+            'data_dir = "data"\nlisten = "127.0.0.1:0"\ngpus = "2"\ngrace_seconds = 0.3\nstop_seconds = 5.0\ncgroups = "off"\n'
             f'[harnesses.toy]\nkind = "command"\ncommand = {json.dumps(command)}\n'
             f"env = {{ TOY_DIR = {json.dumps(str(self.toy_dir))}, {name} = {json.dumps(value)} }}\n"
         )

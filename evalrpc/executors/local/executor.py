@@ -1,7 +1,10 @@
 """Run commands on this machine, each in its own session, writing straight to a log file.
 
-A run's traces on disk are all that is needed to find it again: its shim (`shim.py`) writes them, in `attempt_dir/run`. Waiting
-uses a pidfd, which any process can open for any other, so a run found again is handled like one that was started.
+A run is found again by its shim (`shims.py`), and by the traces on disk which that leaves in `attempt_dir/run` (`shim.py`).
+Waiting uses a pidfd, which any process can open for any other, so a run found again is handled like one that was started.
+
+A run may change its traces and kill its shim. That nothing is left of it is therefore proved by its cgroup where it has one
+(`cgroups.py`), and by the exit code of its shim; where neither is known, all processes are looked through.
 """
 
 import os
@@ -13,23 +16,24 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from evalrpc.clock import SystemClock
 from evalrpc.errors import RunFailedError
 from evalrpc.executors.base import CommandOutput, Device, Node, Resources, RunKey
 from evalrpc.executors.local import shim
+from evalrpc.executors.local.cgroups import Cgroups, RunCgroup
 from evalrpc.executors.local.environment import build_environment
 from evalrpc.executors.local.fork_server import ForkServer
 from evalrpc.executors.local.gpu_memory import GpuGuard, NvmlMemory
 from evalrpc.executors.local.processes import (
     ScriptProcess,
     jobs_with_processes,
-    name_of,
     processes_of_job,
     processes_of_script,
     send_signal,
 )
+from evalrpc.executors.local.shims import find_shim, run_name
 from evalrpc.executors.local.short_commands import ShortCommands
 from evalrpc.executors.local.traces import (
     Exits,
@@ -38,7 +42,6 @@ from evalrpc.executors.local.traces import (
     make_room,
     read_devices,
     read_exits,
-    read_pid,
     write_devices,
 )
 from evalrpc.files.errnos import require_no_shortage
@@ -56,8 +59,8 @@ _SHIM_SECONDS: Final = 5.0  # how long a shim may take to see that no process is
 
 
 class LocalExecutor:
-    """The executor for the GPUs of this machine, its only node. `environment` is what runs inherit. May be used from several
-    threads.
+    """The executor for the GPUs of this machine, its only node. `environment` is what runs inherit. With `cgroups`, each run
+    has one. May be used from several threads.
 
     The fork server, which forks the shims of runs, is started by the first run or by `prepare`.
     """
@@ -67,10 +70,12 @@ class LocalExecutor:
         environment: Mapping[str, str] = os.environ,
         devices: Sequence[Device] = (),
         gpu_guard: GpuGuard | None = None,
+        cgroups: Cgroups | None = None,
     ) -> None:
         self._environment = environment
         self._devices = devices
         self._gpu_guard = gpu_guard or GpuGuard(NvmlMemory(), SystemClock())
+        self._cgroups = cgroups
         self._known: tuple[Mapping[str, str] | None, Sequence[Node]] = None, ()  # the nodes, and which quarantine they show
         self._short_commands = ShortCommands(environment)
         self._closing = threading.Event()
@@ -111,29 +116,33 @@ class LocalExecutor:
             make_private_folder(_traces_dir(key))
             used_bytes = self._gpu_guard.acquire(resources.devices)
             write_devices(_traces_dir(key), {device: used_bytes.get(device) for device in resources.devices})
-            pid, fork_server = self._hand_over(key, self._order(key, command, resources.devices))
-            return self._run(key, pid, fork_server, wake, resources.devices)
+            cgroup = self._cgroups.create(key.job_id, key.attempt) if self._cgroups is not None else None
+            pid, fork_server = self._hand_over(key, self._order(key, command, resources.devices, cgroup))
+            return self._run(key, pid, fork_server, wake, resources.devices, cgroup)
         except OSError as error:
             os.close(wake)
             require_no_shortage(error)
+            _Leftovers(key, None, self._find_cgroup(key)).clean_up()
             raise RunFailedError("START_FAILED", f"the run could not be started: {error}") from error
 
     def find(self, key: RunKey) -> "LocalRun | None":
         """Find a run that an earlier server started: alive, ended or vanished. None: it never started. Raises OSError."""
         if not _has_begun(key):
             return None
-        pid, devices = _living_pid(key), read_devices(_traces_dir(key))
+        pid, cgroup = find_shim(key.job_id, key.attempt), self._find_cgroup(key)
+        recorded = read_devices(_traces_dir(key))  # a run may have written others
+        devices = {device: used for device, used in recorded.items() if key.devices is None or device in key.devices}
         self._gpu_guard.restore({device: used for device, used in devices.items() if used is not None})
         wake = os.eventfd(0)
         try:
-            return self._run(key, pid, None, wake, tuple(devices))
+            return self._run(key, pid, None, wake, tuple(devices), cgroup)
         except OSError:
             os.close(wake)
             raise
 
     def jobs_with_processes(self) -> set[str]:
         """Return the ids of the jobs that have living processes, including jobs of other servers. Raises OSError."""
-        return jobs_with_processes()
+        return jobs_with_processes() | (self._cgroups.jobs_with_processes() if self._cgroups is not None else set())
 
     def quarantine(self, key: RunKey, devices: Sequence[str], reason: str) -> None:
         """Place no run on these GPUs until nothing is left of the run; `recheck` kills what is left."""
@@ -141,11 +150,13 @@ class LocalExecutor:
 
     def kill_leftovers(self, key: RunKey) -> bool:
         """Kill what is left of a run, without waiting for it. Return whether nothing was left. Raises OSError."""
-        shim_pid = _living_pid(key)
+        leftovers = _Leftovers(key, find_shim(key.job_id, key.attempt), self._find_cgroup(key))
         # A scan can miss a process that is forked during it, so it takes two to believe that none is left.
-        survivors = processes_of_job(key.job_id, shim_pid) or processes_of_job(key.job_id, shim_pid)
-        send_signal(survivors, signal.SIGKILL)
-        return not survivors
+        if not leftovers.look() and not leftovers.look():
+            leftovers.clean_up()
+            return True
+        leftovers.kill()
+        return False
 
     def run_to_end(self, command: Command, timeout_seconds: float) -> CommandOutput:
         """Run a short command, and return what it printed. Raises OSError, TimeoutError."""
@@ -164,11 +175,21 @@ class LocalExecutor:
             self._discard(fork_server)
 
     def _run(
-        self, key: RunKey, pid: int | None, fork_server: ForkServer | None, wake: int, devices: tuple[str, ...]
+        self,
+        key: RunKey,
+        pid: int | None,
+        fork_server: ForkServer | None,
+        wake: int,
+        devices: tuple[str, ...],
+        cgroup: RunCgroup | None,
     ) -> "LocalRun":
-        return LocalRun(key, pid, fork_server, wake, devices, partial(self._gpu_guard.release, devices, self._closing))
+        release = partial(self._gpu_guard.release, devices, self._closing)
+        return LocalRun(key, _Leftovers(key, pid, cgroup), fork_server, wake, devices, release)
 
-    def _order(self, key: RunKey, command: Command, devices: tuple[str, ...]) -> Mapping[str, Any]:
+    def _find_cgroup(self, key: RunKey) -> RunCgroup | None:
+        return self._cgroups.find(key.job_id, key.attempt) if self._cgroups is not None else None
+
+    def _order(self, key: RunKey, command: Command, devices: tuple[str, ...], cgroup: RunCgroup | None) -> Mapping[str, Any]:
         return {
             "steps": [command.argv, *command.further_steps],
             "files": {str(path): content for path, content in command.files.items()},
@@ -177,6 +198,8 @@ class LocalExecutor:
             "umask": command.umask,
             "log": str(key.log_path),
             "traces_dir": str(_traces_dir(key)),
+            "run": run_name(key.job_id, key.attempt),
+            "cgroup": str(cgroup.path) if cgroup is not None else "",
         }
 
     def _hand_over(self, key: RunKey, order: Mapping[str, Any]) -> tuple[int | None, ForkServer | None]:
@@ -189,7 +212,7 @@ class LocalExecutor:
             except BrokenPipeError:  # somebody killed it
                 self._discard(fork_server)
             if _has_begun(key):  # it had already carried out the order
-                return _living_pid(key), None
+                return find_shim(key.job_id, key.attempt), None
         raise OSError("the process that starts runs ends by itself")
 
     def _get_fork_server(self) -> ForkServer:
@@ -220,12 +243,18 @@ def _has_begun(key: RunKey) -> bool:
         # The fork server may have died just before the shim wrote the file. So look at the processes before the file: one that
         # is no longer about to write it has written it. A scan can miss a process that is forked during it, so it takes two.
         about_to_begin = processes_of_job(key.job_id) or _about_to_begin() or _about_to_begin()
-        if has_pid(_traces_dir(key)):
+        if _has_left_traces(key):
             break
         if not about_to_begin:
-            return has_output(_traces_dir(key), key.log_path)
+            return False
         time.sleep(_SURVIVOR_CHECK_SECONDS)
     return True
+
+
+def _has_left_traces(key: RunKey) -> bool:
+    """Tell whether there is anything of a run, which may have removed some of it."""
+    traces = _traces_dir(key)
+    return has_pid(traces) or has_output(traces, key.log_path) or find_shim(key.job_id, key.attempt) is not None
 
 
 def _about_to_begin() -> list[int]:
@@ -242,8 +271,49 @@ def _is_fork_server_at_work(process: ScriptProcess) -> bool:
     return process.parent == int(server) and _is_living(int(server), start_time)
 
 
+class _Left(NamedTuple):
+    """Processes that are left of a run."""
+
+    pids: frozenset[int]
+    has_others: bool
+    """Whether there are some that this process can't see, in another namespace."""
+
+    def __bool__(self) -> bool:
+        return bool(self.pids) or self.has_others
+
+
+class _Leftovers:
+    """Finds and kills what is left of a run: the processes in its cgroup, if it has one, and those that a search finds. Both
+    are needed, since a process that may write to cgroups can leave its own. Every method raises OSError."""
+
+    def __init__(self, key: RunKey, shim_pid: int | None, cgroup: RunCgroup | None) -> None:
+        self.shim: Final = shim_pid
+        self.cgroup: Final = cgroup
+        self._job_id = key.job_id
+        self._since_ticks = _started_ticks(shim_pid)
+
+    def look(self) -> _Left:
+        """Return what is left."""
+        found = processes_of_job(self._job_id, self.shim, self._since_ticks)
+        if self.cgroup is None:
+            return _Left(frozenset(found), has_others=False)
+        return _Left(frozenset([*found, *self.cgroup.processes()]), self.cgroup.is_populated())
+
+    def kill(self) -> None:
+        """Kill it, without waiting for the end."""
+        if self.cgroup is not None:
+            self.cgroup.kill()
+        send_signal(self.look().pids, signal.SIGKILL)
+
+    def clean_up(self) -> None:
+        """Remove the cgroup, once nothing is left."""
+        if self.cgroup is not None:
+            with suppress(OSError):  # a later server may find it, empty
+                self.cgroup.remove()
+
+
 class LocalRun:
-    """A run on this machine. `pid` is that of its shim, None if that has ended already. `fork_server` forked the shim, None if
+    """A run on this machine. `leftovers` has its shim, if that has not ended already. `fork_server` forked the shim, None if
     that is unknown. `wake` is an eventfd, which the run owns from then on. `release` gives its devices back, once nothing of it
     is left. Raises OSError."""
 
@@ -252,7 +322,7 @@ class LocalRun:
     def __init__(
         self,
         key: RunKey,
-        pid: int | None,
+        leftovers: _Leftovers,
         fork_server: ForkServer | None,
         wake: int,
         devices: tuple[str, ...],
@@ -263,9 +333,9 @@ class LocalRun:
         self._release = release
         self._fork_server = fork_server
         self._exit_code: int | None = None
-        self._shim = pid  # this server saw it alive, so its id is not reused while its session has members
-        self._since_ticks = _started_ticks(pid)
-        self._pidfd = _open_pidfd(pid)
+        self._leftovers = leftovers
+        self._shim = leftovers.shim  # this server saw it alive, so its id is not reused while its session has members
+        self._pidfd = _open_pidfd(self._shim)
         self._wake = wake
         self._poll = select.poll()
         self._poll.register(self._wake, select.POLLIN)
@@ -315,15 +385,27 @@ class LocalRun:
         self._release()
 
     def _end_processes(self, grace_seconds: float) -> None:
-        if self.wait(0) and self._read_exits().none_left:
-            return
         if not (
-            self._gone_after(signal.SIGTERM, signal.SIGTERM, grace_seconds)
-            or self._gone_after(signal.SIGKILL, shim.KILL_REQUEST, _SHIM_SECONDS)
+            (self.wait(0) and self._is_proved_ended())
+            or self._gone_after(signal.SIGTERM, signal.SIGTERM, grace_seconds)
+            or (self._leftovers.cgroup is None and self._gone_after(signal.SIGKILL, shim.KILL_REQUEST, _SHIM_SECONDS))
             or self._gone_after(signal.SIGKILL, signal.SIGKILL, _KILL_SECONDS)
         ):
-            left = ", ".join(map(str, self._survivors()))
+            left = ", ".join(map(str, sorted(self._leftovers.look().pids)))
             raise RunFailedError("PROCESS_UNKILLABLE", f"processes {left} of the run could not be killed")
+        self._leftovers.clean_up()
+
+    def _is_proved_ended(self) -> bool:
+        """Tell whether it is known without a search that no process is left of the run, whose shim has ended.
+
+        A run may have written what its shim records, so this is believed only together with a cgroup.
+        """
+        cgroup = self._leftovers.cgroup
+        if cgroup is not None and cgroup.is_populated():
+            return False
+        if self._fork_server is not None and self._shim is not None:
+            return self._fork_server.exit_code(self._shim) == 0
+        return cgroup is not None and self._read_exits().none_left
 
     def close(self) -> None:
         """Close the run's descriptors, and reap its shim if that has ended."""
@@ -340,8 +422,10 @@ class LocalRun:
         """
         deadline = time.monotonic() + seconds
         signalled: set[int] = set()
-        while survivors := self._survivors() or (signalled and self._survivors()):
-            new = set(survivors) - signalled
+        while left := self._leftovers.look() or (signalled and self._leftovers.look()):
+            if to_shim is signal.SIGKILL and self._leftovers.cgroup is not None:
+                self._leftovers.cgroup.kill()
+            new = left.pids - signalled
             send_signal(new & {self._shim}, to_shim)  # first, so that it starts no further step
             send_signal(new - {self._shim}, number)
             signalled |= new
@@ -349,9 +433,6 @@ class LocalRun:
                 return False
             time.sleep(min(_SURVIVOR_CHECK_SECONDS, max(0.0, deadline - time.monotonic())))
         return True
-
-    def _survivors(self) -> list[int]:
-        return processes_of_job(self._key.job_id, self._shim, self._since_ticks)
 
     def _read_exits(self) -> Exits:
         return read_exits(_traces_dir(self._key))
@@ -368,22 +449,6 @@ class LocalRun:
             self._exit_code = self._fork_server.reap(self._shim)
             self._fork_server = None
         return self._exit_code
-
-
-def _living_pid(key: RunKey) -> int | None:
-    """Return the recorded process if it still runs and is a shim; a run may write anything into the record. Raises OSError if
-    that can't be determined."""
-    recorded = read_pid(_traces_dir(key))
-    return recorded[0] if recorded and _is_living(*recorded) and _is_shim(recorded[0]) else None
-
-
-def _is_shim(pid: int) -> bool:
-    """Tell by its name whether a process is a shim; one just forked still has the fork server's name. Raises OSError."""
-    try:
-        return name_of(pid) in (shim.RUN_NAME, shim.FORK_SERVER_NAME)
-    except OSError as error:
-        require_no_shortage(error)
-        return False
 
 
 def _is_living(pid: int, start_time: str) -> bool:

@@ -46,11 +46,11 @@ class ForkServer:
 
     def reap(self, pid: int) -> int | None:
         """Reap a shim that has ended, and return its exit code as `subprocess` does; None if it can't be known."""
-        try:
-            status = self._ask(pid)
-        except BrokenPipeError:
-            return None
-        return None if status is None else os.waitstatus_to_exitcode(status)
+        return self._exit_code(pid)
+
+    def exit_code(self, pid: int) -> int | None:
+        """Return the exit code of a shim that has ended, without reaping it; None if it can't be known."""
+        return self._exit_code(-pid)
 
     def close(self) -> None:
         """End it. May be called again."""
@@ -59,6 +59,13 @@ class ForkServer:
                 with suppress(BrokenPipeError):
                     pipe.close()
             self._process.wait()
+
+    def _exit_code(self, number: int) -> int | None:
+        try:
+            status = self._ask(number)
+        except BrokenPipeError:
+            return None
+        return None if status is None else os.waitstatus_to_exitcode(status)
 
     def _ask(self, message: Any) -> Any:
         with self._lock:

@@ -9,30 +9,39 @@ from typing import Final, NamedTuple
 
 from evalrpc.executors.local.environment import JOB_ID_VARIABLE
 
-_GONE_OR_FOREIGN: Final = (FileNotFoundError, ProcessLookupError, PermissionError)
+GONE_OR_FOREIGN: Final = (FileNotFoundError, ProcessLookupError, PermissionError)
 """Raised on reading a process that has ended or is another user's. Any other error says nothing about the process."""
 
 
 def processes_of_job(job_id: str, session: int | None = None, since_ticks: int = 0) -> list[int]:
     """Return the ids of all living processes that carry the job's id or belong to the session, and of their descendants.
 
-    All are needed: a worker may leave the session, and one that sets its own title overwrites its environment. Pass a session
-    only while its id can't have been reused. Processes that started before `since_ticks` (kernel ticks since boot) are skipped,
-    which saves most of the reading: a process gets its environment when it starts.
+    All are needed: a worker may leave the session, and one that sets its own title overwrites its environment. A session is
+    given by the process that leads it, with `since_ticks`, when that started (kernel ticks since boot): another process with
+    its id leads another session. Processes that started before are skipped, which saves most of the reading: a process gets its
+    environment when it starts.
 
     Raises OSError if this process lacks a resource that the scan needs, such as descriptors: then nothing is known.
     """
     mark = f"{JOB_ID_VARIABLE}={job_id}".encode()
     found: set[int] = set()
+    members: set[int] = set()
     parents: dict[int, int] = {}
-    for pid in _process_ids():
-        with suppress(*_GONE_OR_FOREIGN):
+    for pid in process_ids():
+        with suppress(*GONE_OR_FOREIGN):
             fields = _stat(pid)[1]
-            if fields[0] in b"ZX" or int(fields[19]) < since_ticks:
+            started_ticks = int(fields[19])
+            if pid == session and started_ticks != since_ticks:
+                session = None  # its id was reused
+            if fields[0] in b"ZX" or started_ticks < since_ticks:
                 continue
             parents[pid] = int(fields[1])
-            if session in (pid, int(fields[3])) or mark in _read(pid, "environ").split(b"\0"):
+            if session in (pid, int(fields[3])):
+                members.add(pid)
+            elif mark in _read(pid, "environ").split(b"\0"):
                 found.add(pid)
+    if session is not None:
+        found |= members
     return [pid for pid in parents if not found.isdisjoint(_line_of(pid, parents))]
 
 
@@ -40,8 +49,8 @@ def jobs_with_processes() -> set[str]:
     """Return the ids of the jobs that living processes carry. Raises OSError, as `processes_of_job`."""
     prefix = f"{JOB_ID_VARIABLE}=".encode()
     found: set[str] = set()
-    for pid in _process_ids():
-        with suppress(*_GONE_OR_FOREIGN):
+    for pid in process_ids():
+        with suppress(*GONE_OR_FOREIGN):
             marks = [each for each in _read(pid, "environ").split(b"\0") if each.startswith(prefix)]
             found |= {mark.removeprefix(prefix).decode(errors="replace") for mark in marks}
     return found
@@ -59,8 +68,8 @@ class ScriptProcess(NamedTuple):
 def processes_of_script(path: Path, argument_count: int) -> Iterator[ScriptProcess]:
     """Yield all living processes of a script, wherever its package is installed. Raises OSError, as `processes_of_job`."""
     module = "/".join(path.parts[-3:])
-    for pid in _process_ids():
-        with suppress(*_GONE_OR_FOREIGN):
+    for pid in process_ids():
+        with suppress(*GONE_OR_FOREIGN):
             command = _read(pid, "cmdline").decode(errors="replace").split("\0")[:-1]
             *_, script = command[:-argument_count] or [""]
             if script.endswith(module):
@@ -73,6 +82,11 @@ def name_of(pid: int) -> str:
     return _stat(pid)[0]
 
 
+def parent_of(pid: int) -> int:
+    """Return the id of a process's parent; 0 if it has none here. Raises OSError."""
+    return int(_stat(pid)[1][1])
+
+
 def send_signal(pids: Iterable[int], number: signal.Signals) -> None:
     """Send a signal to the processes that still exist and may be signalled."""
     for pid in pids:
@@ -80,7 +94,8 @@ def send_signal(pids: Iterable[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
-def _process_ids() -> Iterator[int]:
+def process_ids() -> Iterator[int]:
+    """Yield the ids of all processes but this one. Raises OSError."""
     own = os.getpid()
     for name in os.listdir("/proc"):  # noqa: PTH208 - a Path per process would double the time
         if name.isdigit() and int(name) != own:

@@ -11,16 +11,20 @@ runs the fork server of the server that PID and START_TIME identify; it ends wit
 format: they belong to one installation, and marshalled values are self-delimiting. The fork server takes
 
     an order     a dict with `steps` (programs with their arguments), `files` (to be written first, by path), `env`, `cwd`,
-                 `umask` (of the programs), `log` (for all output) and `traces_dir`. The reply is the process id of the shim,
-                 or a negative errno if there is none.
+                 `umask` (of the programs), `log` (for all output), `traces_dir`, `run` (see CLAIM) and `cgroup` (the folder of
+                 the run's cgroup, or empty). The reply is the process id of the shim, or a negative errno if there is none.
     a number     the process id of a shim that is known to have ended. The reply is its wait status, or None if it has none.
-                 Only then can the id be reused.
+                 Only then can the id be reused. A negative number asks for the status alone: the id stays taken.
 
 In `traces_dir` a shim leaves two files. `pid` holds its process id and start time. `exit` has a line for every step that has
 ended, with the size of the log at that point, and `code N`, `signal N`, or `error TEXT` if the program could not be started.
 NONE_LEFT follows once no process of the run is left. The shim can tell, because it is a subreaper: it adopts the run's orphans,
 wherever they went. The server has preallocated `exit` (`traces.py`), so a full disk does not lose it. Even if a write fails,
-the shim stays until no process is left, up to a time limit.
+the shim stays until no process is left, up to a time limit. Its own exit code, which no run can forge, says the same: 0 if no
+process is left.
+
+A run may write into these files too. So a server recognises a shim by what the shim itself holds: a memory file with the name
+of its run (CLAIM). A run can't give one to another process.
 
 Once its `pid` is written, a shim takes the name RUN_NAME. Until then it may still be about to begin a run.
 """
@@ -40,6 +44,8 @@ EXIT_FILE = "exit"
 NONE_LEFT = "none left"
 FORK_SERVER_NAME = "evalrpc-fork"
 RUN_NAME = "evalrpc-run"
+CLAIM = "evalrpc-run "
+"""The beginning of the name of the memory file that a shim keeps open. `run` of its order follows."""
 
 KILL_REQUEST = signal.SIGUSR1
 """Makes a shim kill what is left of its run once its program has ended."""
@@ -49,6 +55,7 @@ _LINGER_SECONDS = 30.0
 _LOOK_SECONDS = 0.01
 _PRIVATE_UMASK = 0o077
 _PRIVATE_MODE = 0o600
+_FILE_MODE = 0o666  # less the umask
 _NO_TRAP = os.O_NOFOLLOW | os.O_NONBLOCK  # a link or FIFO planted by the run is not followed and does not block
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -66,13 +73,16 @@ def main() -> None:
     with suppress(EOFError, BrokenPipeError):
         while True:
             message = marshal.load(sys.stdin.buffer)  # noqa: S302 - from the server itself
-            answer = reap(message) if isinstance(message, int) else fork(message, asked, adopt_orphans)
+            answer = status_of(message) if isinstance(message, int) else fork(message, asked, adopt_orphans)
             os.write(1, marshal.dumps(answer))
 
 
-def reap(pid: int) -> int | None:
-    """Reap a shim that has ended, and return its wait status; None if it has none."""
+def status_of(pid: int) -> int | None:
+    """Return the wait status of a shim that has ended, and reap it, unless the number is negative; None if it has none."""
     try:
+        if pid < 0:
+            found = os.waitid(os.P_PID, -pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            return None if found is None else found.si_status << 8 if found.si_code == os.CLD_EXITED else found.si_status
         ended, status = os.waitpid(pid, os.WNOHANG)
     except ChildProcessError:
         return None
@@ -86,22 +96,23 @@ def fork(order: dict[str, Any], asked: list[int], adopt_orphans: Callable[[], bo
     except OSError as error:
         return -(error.errno or errno.EAGAIN)
     if pid == 0:
+        none_left = False
         try:
-            carry_out(order, asked, adopt_orphans)
+            none_left = carry_out(order, asked, adopt_orphans)
         finally:
-            os._exit(0)  # whatever happened, it must not take orders itself; and the server waits for this exit
+            os._exit(0 if none_left else 1)  # whatever happened, it must not take orders itself; and the server waits for it
     return pid
 
 
-def carry_out(order: dict[str, Any], asked: list[int], adopt_orphans: Callable[[], bool]) -> None:
-    """Be the shim of a run. Once `asked` holds a signal, start no more of its steps."""
+def carry_out(order: dict[str, Any], asked: list[int], adopt_orphans: Callable[[], bool]) -> bool:
+    """Be the shim of a run. Once `asked` holds a signal, start no more of its steps. Return whether no process is left."""
     os.setsid()
     redirect(os.devnull, os.O_RDWR, 0, 1, 2)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)
     adopts = adopt_orphans()
-    exits = os.open(os.path.join(order["traces_dir"], EXIT_FILE), os.O_WRONLY | os.O_CREAT, _PRIVATE_MODE)
+    exits = os.open(os.path.join(order["traces_dir"], EXIT_FILE), os.O_WRONLY | os.O_CREAT | _NO_TRAP, _PRIVATE_MODE)
     pid_path = os.path.join(order["traces_dir"], PID_FILE)
-    failure = write_pid(pid_path) or write_files(order["files"])
+    failure = claim(order["run"]) or enter(order["cgroup"]) or write_pid(pid_path) or write_files(order["files"])
     set_name(RUN_NAME)
     try:
         for argv in order["steps"]:
@@ -111,14 +122,36 @@ def carry_out(order: dict[str, Any], asked: list[int], adopt_orphans: Callable[[
             # Before the next step starts, so that later output in the log is known not to be from this one.
             note(exits, f"{os.fstat(1).st_size} {outcome}")
     finally:
-        if adopts and outlives_all(asked):
+        none_left = adopts and outlives_all(asked)
+        if none_left:
             note(exits, NONE_LEFT)
+    return none_left
+
+
+def claim(run: str) -> str | None:
+    """Hold the memory file by which a server recognises the shim of a run. Return a description of the error, if any."""
+    try:
+        os.memfd_create(CLAIM + run)  # stays open, and no program inherits it
+    except OSError as error:
+        return f"error {CLAIM}: {error.strerror}"
+    return None
+
+
+def enter(cgroup: str) -> str | None:
+    """Enter a cgroup, if there is one, with all that is forked from now on. Return a description of the error, if any."""
+    try:
+        if cgroup:
+            with open(os.path.join(cgroup, "cgroup.procs"), "w") as processes:
+                processes.write("0")
+    except OSError as error:
+        return f"error {cgroup}: {error.strerror}"
+    return None
 
 
 def write_pid(path: str) -> str | None:
     """Write the id of this process, atomically. Return a description of the error, if any."""
     try:
-        with open(path + ".new", "w") as file:
+        with open(path + ".new", "w", opener=open_untrapped) as file:
             file.write(f"{os.getpid()} {start_time(os.getpid())}")
         os.rename(path + ".new", path)
     except OSError as error:
@@ -130,7 +163,7 @@ def write_files(files: dict[str, bytes]) -> str | None:
     """Write the files that the programs need. Return a description of the error, if any."""
     for path, content in files.items():
         try:
-            with open(path, "wb") as file:
+            with open(path, "wb", opener=open_untrapped) as file:
                 file.write(content)
         except OSError as error:
             return f"error {path}: {error.strerror}"
@@ -206,6 +239,11 @@ def load_adoption() -> Callable[[], bool]:
     except (ImportError, OSError, AttributeError):
         return lambda: False
     return lambda: prctl(_PR_SET_CHILD_SUBREAPER, *map(ctypes.c_ulong, (1, 0, 0, 0))) == 0
+
+
+def open_untrapped(path: str, flags: int) -> int:
+    """Open a file. A link or FIFO in its place, left by an earlier attempt, is an error. Raises OSError."""
+    return os.open(path, flags | _NO_TRAP, _FILE_MODE)
 
 
 def redirect(path: str, flags: int, *descriptors: int) -> None:

@@ -1,7 +1,8 @@
 """Reserve space for what the shim of a run leaves in `attempt_dir/run`, and read it.
 
-A run may write there too, so only what a shim would write is believed: from the first other line on, nothing is known of how
-the run ended.
+A run may write there too. So only what a shim would write is believed of `exit`: from the first other line on, nothing is known
+of how the run ended. That no process is left is believed only where nothing better is known. Of `pid` only its presence counts:
+it says that the run has begun, and a shim is recognised by itself (`shims.py`).
 """
 
 import errno
@@ -21,11 +22,12 @@ from evalrpc.files.private import make_private_folder
 
 DEVICES_FILE: Final = "devices.json"
 
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # see `evalrpc.files.opening`
+
 _STEP_BYTES: Final = 64
 _LEAST_BYTES: Final = 4096  # one block, which also holds the reason why a program could not be started
 _MAX_EXITS_BYTES: Final = 4 * 1024 * 1024
 _STEP: Final = re.compile(rb"(?P<log_size>\d{1,18}) (?:code (?P<code>\d{1,3})|signal (?P<signal>\d{1,3})|error (?P<error>.*))")
-_PID: Final = re.compile(rb"(\d{1,10}) (\d{1,20})")
 _NOT_SUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 
 
@@ -54,7 +56,7 @@ def make_room(folder: Path, step_count: int) -> None:
     Raises OSError, also if the disk is full already.
     """
     make_private_folder(folder)
-    descriptor = os.open(folder / EXIT_FILE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(folder / EXIT_FILE, _CREATE, 0o600)
     try:
         os.posix_fallocate(descriptor, 0, max(_LEAST_BYTES, _STEP_BYTES * (step_count + 1)))
     except OSError as error:
@@ -67,8 +69,8 @@ def make_room(folder: Path, step_count: int) -> None:
 def write_devices(folder: Path, devices: Mapping[str, int | None]) -> None:
     """Record which devices a run holds, and how many bytes of each were in use before it. Without this record, as on a full
     disk, a later server only can't tell whether their memory was freed."""
-    with suppress(OSError):
-        (folder / DEVICES_FILE).write_text(json.dumps(devices))
+    with suppress(OSError), open(os.open(folder / DEVICES_FILE, _CREATE | os.O_TRUNC, 0o600), "w") as file:  # noqa: PTH123
+        json.dump(devices, file)
 
 
 def read_devices(folder: Path) -> Mapping[str, int | None]:
@@ -104,12 +106,6 @@ def read_exits(folder: Path) -> Exits:
     return Exits(steps, none_left=False)
 
 
-def read_pid(folder: Path) -> tuple[int, str] | None:
-    """Read the process id and the start time of the shim; None if missing or malformed. Raises OSError, as `read_exits`."""
-    match = _PID.fullmatch(_read(folder / PID_FILE))
-    return (int(match[1]), match[2].decode()) if match else None
-
-
 def _parse_step(line: bytes) -> StepEnd | None:
     match = _STEP.fullmatch(line)
     if match is None:
@@ -125,7 +121,8 @@ def _parse_step(line: bytes) -> StepEnd | None:
 
 
 def _read(path: Path) -> bytes:
-    """Read a file; empty if the run has left none that can be read."""
+    """Read a file; empty if there is none, or if the run has put something there that can't be read. Raises OSError for a
+    shortage of the server and for a failing disk, which say nothing about the run."""
     try:
         with open_regular_file(path) as descriptor:
             return b"" if descriptor is None else os.pread(descriptor, _MAX_EXITS_BYTES, 0)
@@ -135,11 +132,10 @@ def _read(path: Path) -> bytes:
 
 
 def _may_exist(path: Path) -> bool:
-    """Tell whether a path exists; True if that can't be determined. Raises OSError, as `read_exits`."""
+    """Tell whether there is a file, or anything else; True if that can't be determined. Raises OSError, as `read_exits`."""
     try:
-        path.lstat()
-    except FileNotFoundError:
-        return False
+        with open_regular_file(path) as descriptor:
+            return descriptor is not None
     except OSError as error:
         require_no_shortage(error)
-    return True
+        return True

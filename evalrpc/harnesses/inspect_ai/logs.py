@@ -19,6 +19,7 @@ from typing import BinaryIO, Final
 
 from evalrpc.errors import RunFailedError
 from evalrpc.files.errnos import require_no_shortage
+from evalrpc.files.opening import open_in, scan_folder
 from evalrpc.harnesses.base import SampleRow
 from evalrpc.harnesses.failed_answers import FailedAnswers
 from evalrpc.harnesses.failures import find_failure, shorten
@@ -135,7 +136,7 @@ def _sample_errors(log: Log) -> Iterator[str | None]:
     if log.samples_offset is None:
         return
     try:
-        with log.path.open("rb") as file:
+        with open_in(log.path.parent, log.path.name) as file:
             for sample, _ in elements(file, log.samples_offset):
                 error = mapping(sample).get("error")
                 yield _error(mapping(error)) or "an error without a message" if error else None
@@ -149,10 +150,8 @@ def _sample_errors(log: Log) -> Iterator[str | None]:
 def _log_paths(folder: Path) -> list[Path]:
     """Return the paths of the logs, oldest first."""
     try:
-        with os.scandir(folder) as entries:
+        with scan_folder(folder) as entries:
             names = sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
-    except FileNotFoundError:
-        return []
     except OSError as error:
         require_no_shortage(error)
         raise _invalid(f"the output folder can't be read: {error.strerror}") from error
@@ -161,7 +160,7 @@ def _log_paths(folder: Path) -> list[Path]:
 
 def _read_log(path: Path) -> Log:
     try:
-        with path.open("rb") as file:
+        with open_in(path.parent, path.name) as file:
             header, samples_offset = _read_header(file)
     except OSError as error:
         require_no_shortage(error)

@@ -4,10 +4,12 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import BinaryIO, Final
 
 from evalrpc.errors import RunFailedError
 from evalrpc.files.errnos import require_no_shortage
+from evalrpc.files.opening import open_in
 from evalrpc.harnesses.failed_answers import FailedAnswers
 from evalrpc.results.metrics import mapping, strings
 
@@ -19,24 +21,24 @@ CHUNK_BYTES: Final = 1024 * 1024
 _MAX_SAMPLE_BYTES: Final = 16 * 1024 * 1024
 
 
-def failed_answers(paths: Sequence[str]) -> FailedAnswers:
-    """Count the answers in samples files, and those that have failed.
+def failed_answers(output_dir: Path, paths: Sequence[str]) -> FailedAnswers:
+    """Count the answers in samples files of an output folder, and those that have failed.
 
     Files without a failed answer are only searched, at the speed of the disk. Otherwise all are parsed, line by line. Raises
     RunFailedError with reason RESULTS_INVALID for a file that can't be read.
     """
     try:
-        if not any(map(_has_mark, paths)):
+        if not any(_has_mark(output_dir, path) for path in paths):
             return FailedAnswers(0, 0, "")
-        return _count(answer for path in paths for answer in _answers(path))
+        return _count(answer for path in paths for answer in _answers(output_dir, path))
     except OSError as error:
         require_no_shortage(error)
         raise RunFailedError("RESULTS_INVALID", f"a samples file can't be read: {error.strerror}") from error
 
 
-def _has_mark(path: str) -> bool:
+def _has_mark(output_dir: Path, path: str) -> bool:
     mark, end = FAILED_ANSWER_MARK.encode(), b""
-    with open(path, "rb") as file:  # noqa: PTH123 - as the results have it
+    with open_in(output_dir, path) as file:
         for chunk in iter(partial(file.read, CHUNK_BYTES), b""):
             if mark in end + chunk:
                 return True
@@ -55,9 +57,9 @@ def _count(answers: Iterable[str]) -> FailedAnswers:
     return FailedAnswers(count, total, first.partition("] ")[2] or first)
 
 
-def _answers(path: str) -> Iterator[str]:
+def _answers(output_dir: Path, path: str) -> Iterator[str]:
     """Yield the model's answers in a samples file. A line that can't be parsed has none."""
-    with open(path, "rb") as file:  # noqa: PTH123 - as the results have it
+    with open_in(output_dir, path) as file:
         for line in _lines(file):
             try:
                 sample = mapping(json.loads(line.decode(errors="replace")))

@@ -90,7 +90,7 @@ class LmmsEvalHarness:
     def read_results(self, run: Run, exit_status: Exit, log_tail: list[str]) -> Mapping[str, ModelResult]:
         """Read and verify the results: lmms-eval exits with 0 after most failures."""
         results = lm_eval_family.read_good_results(run, exit_status, log_tail, _PACKAGE.title)
-        failed = failed_answers([path for result in results.values() for path in result.samples])
+        failed = failed_answers(run.output_dir, [path for result in results.values() for path in result.samples])
         for warning in require_answers({"answers": failed}, run.request):
             lm_eval_family.warn(results, warning)
         note_version(self._settings, _PACKAGE, results)
