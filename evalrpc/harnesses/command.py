@@ -10,6 +10,7 @@ from google.protobuf import json_format
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import ConfigurationError, FieldViolation
 from evalrpc.harnesses.base import Command, Exit, Run
+from evalrpc.harnesses.code_arguments import code_arguments
 from evalrpc.harnesses.failures import check_exit, failed, find_failure
 from evalrpc.harnesses.progress_bars import follow_bar
 from evalrpc.results.layout import read_results
@@ -28,7 +29,7 @@ _REQUEST_NAME = "request.json"
 class CommandHarness:
     """Runs the operator's command line, with its placeholders filled in.
 
-    Raises ConfigurationError for an empty command or an unknown placeholder.
+    Raises ConfigurationError for an empty command, an unknown placeholder, and a client's text in a shell's code.
     """
 
     kind = KIND
@@ -42,6 +43,13 @@ class CommandHarness:
         for name in sorted(used - set(PLACEHOLDERS)):
             known = ", ".join(f"{{{placeholder}}}" for placeholder in PLACEHOLDERS)
             raise ConfigurationError(f"setting harnesses.{self.name}.command: {{{name}}} is unknown; there are: {known}")
+        self._in_code = {name for code in code_arguments(settings.command) for name in _PLACEHOLDER.findall(code)}
+        for name in ("model", "tasks"):
+            if name in self._in_code:
+                raise ConfigurationError(
+                    f"setting harnesses.{self.name}.command: {{{name}}} would be read as code, which any client could write: "
+                    f"""make it an argument of the code, as in ["sh", "-c", "program --{name} \\"$1\\"", "sh", "{{{name}}}"]"""
+                )
 
     def info(self) -> HarnessInfo:
         """Say whether the program exists."""
@@ -52,10 +60,12 @@ class CommandHarness:
         return HarnessInfo(name=self.name, kind=self.kind, available=not reason, unavailable_reason=reason)
 
     def violations(self, request: EvaluateRequest) -> Iterable[FieldViolation]:
-        """Yield tasks that the program would read as several."""
+        """Yield tasks that the program would read as several, and a folder whose name a shell would read as code."""
         for index, task in enumerate(request.tasks):
             if "," in task:
                 yield FieldViolation(f"tasks[{index}]", "must be one task's name: no comma")
+        if request.output_dir and "output_dir" in self._in_code:
+            yield FieldViolation("output_dir", f"must be empty: the command of harness {self.name} has it in a shell's code")
 
     def command(self, run: Run) -> Command:
         """Fill in the placeholders, separately in each argument."""

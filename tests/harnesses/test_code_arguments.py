@@ -1,0 +1,60 @@
+"""No client's text is read as code by a shell or an interpreter."""
+
+import pytest
+
+from evalrpc.config import HarnessSettings
+from evalrpc.errors import ConfigurationError
+from evalrpc.harnesses.code_arguments import code_arguments
+from evalrpc.harnesses.command import CommandHarness
+from evalrpc.v1.jobs_pb2 import EvaluateRequest
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [
+        (["sh", "-c", "CODE", "sh", "argument"], ["CODE"]),
+        (["/bin/bash", "-eu", "-o", "pipefail", "-c", "CODE"], ["CODE"]),
+        (["bash", "-ec", "CODE"], ["CODE"]),
+        (["bash", "-c", "-x", "CODE", "argument"], ["CODE"]),
+        (["env", "A=b", "timeout", "10", "bash", "-lc", "CODE"], ["CODE"]),
+        (["python3.11", "-X", "dev", "-c", "CODE", "-c", "argument"], ["CODE"]),
+        (["perl", "-ne", "CODE"], ["CODE"]),
+        (["node", "--eval=CODE"], ["CODE"]),
+        (["ssh", "host", "eval", "argument"], ["host", "eval", "argument"]),
+        (["bash", "-e", "script.sh", "-c", "argument"], []),
+        (["python3", "eval.py", "-c", "argument"], []),
+        (["python3", "-m", "eval", "-c", "argument"], []),
+        (["eval", "-c", "argument"], []),
+        (["sh", "-c"], []),
+    ],
+)
+def test_code_is_told_from_arguments(argv: list[str], code: list[str]) -> None:
+    assert list(code_arguments(argv)) == code
+
+
+def harness(*command: str) -> CommandHarness:
+    return CommandHarness(HarnessSettings("nightly", "command", command=command))
+
+
+@pytest.mark.parametrize("name", ["model", "tasks"])
+def test_a_command_in_which_a_client_could_write_code_is_refused_with_what_to_write_instead(name: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        harness("sh", "-c", f"program --{name} '{{{name}}}'")
+    assert str(raised.value) == (
+        f"setting harnesses.nightly.command: {{{name}}} would be read as code, which any client could write: make it an "
+        f"""argument of the code, as in ["sh", "-c", "program --{name} \\"$1\\"", "sh", "{{{name}}}"]"""
+    )
+    harness("sh", "-c", f'program --{name} "$1"', "sh", f"{{{name}}}")
+
+
+def test_a_client_can_not_name_a_folder_that_a_shell_reads_as_code() -> None:
+    request = EvaluateRequest(model="m", tasks=["t"], output_dir="$(reboot)")
+    (violation,) = harness("sh", "-c", "program > {output_dir}/log").violations(request)
+    assert violation.field == "output_dir"
+    assert violation.description == "must be empty: the command of harness nightly has it in a shell's code"
+    assert not list(harness("sh", "-c", 'program > "$1"/log', "sh", "{output_dir}").violations(request))
+    assert not list(harness("sh", "-c", "program > {output_dir}/log").violations(EvaluateRequest(model="m", tasks=["t"])))
+
+
+def test_the_operators_own_values_may_stand_in_code() -> None:
+    assert harness("sh", "-c", "program < {request_json} > {output_dir}/{job_id}-{attempt}").info().available
