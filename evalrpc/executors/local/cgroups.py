@@ -18,6 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from evalrpc.files.errnos import require_no_shortage
+
 _PREFIX: Final = "evalrpc-"
 _NAME: Final = re.compile(rf"{_PREFIX}(?P<job_id>.+)-[0-9]+", re.DOTALL)
 _NEEDED: Final = ("cgroup.kill", "cgroup.events", "cgroup.procs")
@@ -39,7 +41,7 @@ class RunCgroup:
 
     def processes(self) -> list[int]:
         """Return the ids of its processes. Those of another namespace, which this process can't see, are left out."""
-        found = (_read(Path(folder, "cgroup.procs")).split() for folder, _, _ in os.walk(self.path))
+        found = (_read(Path(folder, "cgroup.procs")).split() for folder, _, _ in _walk(self.path))
         return [pid for ids in found for pid in map(int, ids) if pid]
 
     def kill(self) -> None:
@@ -73,7 +75,7 @@ class Cgroups:
         name = _name(job_id, attempt)
         if (self.own / name).is_dir():
             return RunCgroup(self.own / name)
-        return next((RunCgroup(Path(folder, name)) for folder, names, _ in os.walk(self._mount) if name in names), None)
+        return next((RunCgroup(Path(folder, name)) for folder, names, _ in _walk(self._mount) if name in names), None)
 
     def jobs_with_processes(self) -> set[str]:
         """Return the ids of the jobs whose cgroups, below the server's own one, have living processes."""
@@ -104,6 +106,11 @@ def find_cgroups(setting: str, own_process: Path = Path("/proc/self")) -> Cgroup
         what = error.strerror if isinstance(error, OSError) else str(error)
         return CgroupSupport(None, f"not used: this account can't make cgroups of version 2 ({what})")
     return CgroupSupport(Cgroups(own, mount), f"every run has one of its own below {own}")
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walk through a hierarchy, of which parts may vanish or be closed to this account. Raises OSError for a shortage."""
+    return os.walk(folder, onerror=require_no_shortage)
 
 
 def _name(job_id: str, attempt: int) -> str:
