@@ -13,6 +13,8 @@ import errno
 import os
 import re
 import subprocess
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +27,8 @@ _NAME: Final = re.compile(rf"{_PREFIX}(?P<job_id>.+)-[0-9]+", re.DOTALL)
 _NEEDED: Final = ("cgroup.kill", "cgroup.events", "cgroup.procs")
 _ENTER: Final = 'echo 0 > "$0/cgroup.procs"'
 _PROBE_SECONDS: Final = 10.0
+_REMOVALS: Final = 50
+_REMOVAL_SECONDS: Final = 0.01
 _GONE: Final = (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP)  # the last: its processes are listed by the cgroup above
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 
@@ -137,7 +141,7 @@ def _unescaped(text: str) -> str:
 
 def _probe(own: Path) -> None:
     """Make a cgroup, let a process enter it, and remove it. Raises OSError, SubprocessError, ValueError."""
-    path = own / f"{_PREFIX}probe-{os.getpid()}"
+    path = own / f"{_PREFIX}probe-{uuid.uuid4()}"
     path.mkdir()
     try:
         missing = [name for name in _NEEDED if not (path / name).exists()]
@@ -150,8 +154,16 @@ def _probe(own: Path) -> None:
             raise ValueError(entered.stderr.strip().rpartition(": ")[2] or "a process can't enter one")
         _write(path / "cgroup.kill", b"1")
     finally:
+        _remove_soon(path)
+
+
+def _remove_soon(path: Path) -> None:
+    """Remove a cgroup whose last process has just ended, as soon as the kernel takes it for empty."""
+    for _ in range(_REMOVALS):
         with suppress(OSError):
             path.rmdir()
+            return
+        time.sleep(_REMOVAL_SECONDS)
 
 
 def _read(path: Path, if_gone: str = "") -> str:
