@@ -15,13 +15,14 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import RunFailedError
+from evalrpc.files.errnos import require_no_shortage
 from evalrpc.files.opening import open_in, scan_folder
 from evalrpc.harnesses.base import Exit, Harness, Run, TaskReporter
 from evalrpc.harnesses.registry import build_harness
@@ -188,7 +189,7 @@ def _is_small(folder: Path) -> bool:
     folders = [""]
     while folders:
         below = folders.pop()
-        with suppress(OSError), scan_folder(folder, below) as entries:  # what can't be looked into, the harness will judge
+        with _left_to_the_harness(), scan_folder(folder, below) as entries:
             for entry in entries:
                 entry_count += 1
                 if entry.is_dir(follow_symlinks=False):
@@ -201,6 +202,18 @@ def _is_small(folder: Path) -> bool:
 
 
 def _size_bytes(folder: Path, name: str) -> int:
-    with suppress(OSError), open_in(folder, name) as file:
-        return os.fstat(file.fileno()).st_size
-    return 0  # the harness will judge
+    try:
+        with open_in(folder, name) as file:
+            return os.fstat(file.fileno()).st_size
+    except OSError as error:
+        require_no_shortage(error)
+        return 0  # the harness will judge
+
+
+@contextmanager
+def _left_to_the_harness() -> Iterator[None]:
+    """Leave the judgement of what can't be looked into to the harness. Raises OSError for a shortage or a failing disk."""
+    try:
+        yield
+    except OSError as error:
+        require_no_shortage(error)

@@ -6,6 +6,7 @@ from typing import Final
 
 from evalrpc.errors import RunFailedError
 from evalrpc.executors.base import RunHandle
+from evalrpc.files.errnos import require_no_shortage
 from evalrpc.files.opening import scan_folder
 from evalrpc.harnesses.base import Exit, Run
 from evalrpc.harnesses.failures import without_listing
@@ -158,11 +159,13 @@ def _of_attempt(results: Mapping[str, ModelResult], attempt: int) -> Mapping[str
 
 
 def _files_in(folder: Path) -> dict[str, object]:
-    """Return the files right in the folder, in the order of their names, with what changes whenever one of them does."""
+    """Return the files right in the folder, in the order of their names, with what changes whenever one of them does. Empty
+    where something else is in its place. Raises OSError for a shortage of the server, or a failing disk."""
     try:
         with scan_folder(folder) as entries:
             files = {entry.name: entry.stat(follow_symlinks=False) for entry in entries if entry.is_file(follow_symlinks=False)}
-    except OSError:
+    except OSError as error:
+        require_no_shortage(error)
         return {}
     return {name: (files[name].st_ino, files[name].st_mtime_ns, files[name].st_size) for name in sorted(files)}
 

@@ -13,16 +13,22 @@ import errno
 import os
 import re
 import subprocess
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
+
+from evalrpc.files.errnos import require_no_shortage
 
 _PREFIX: Final = "evalrpc-"
 _NAME: Final = re.compile(rf"{_PREFIX}(?P<job_id>.+)-[0-9]+", re.DOTALL)
 _NEEDED: Final = ("cgroup.kill", "cgroup.events", "cgroup.procs")
 _ENTER: Final = 'echo 0 > "$0/cgroup.procs"'
 _PROBE_SECONDS: Final = 10.0
+_REMOVALS: Final = 50
+_REMOVAL_SECONDS: Final = 0.01
 _GONE: Final = (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP)  # the last: its processes are listed by the cgroup above
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 
@@ -39,7 +45,7 @@ class RunCgroup:
 
     def processes(self) -> list[int]:
         """Return the ids of its processes. Those of another namespace, which this process can't see, are left out."""
-        found = (_read(Path(folder, "cgroup.procs")).split() for folder, _, _ in os.walk(self.path))
+        found = (_read(Path(folder, "cgroup.procs")).split() for folder, _, _ in _walk(self.path))
         return [pid for ids in found for pid in map(int, ids) if pid]
 
     def kill(self) -> None:
@@ -73,7 +79,7 @@ class Cgroups:
         name = _name(job_id, attempt)
         if (self.own / name).is_dir():
             return RunCgroup(self.own / name)
-        return next((RunCgroup(Path(folder, name)) for folder, names, _ in os.walk(self._mount) if name in names), None)
+        return next((RunCgroup(Path(folder, name)) for folder, names, _ in _walk(self._mount) if name in names), None)
 
     def jobs_with_processes(self) -> set[str]:
         """Return the ids of the jobs whose cgroups, below the server's own one, have living processes."""
@@ -106,6 +112,11 @@ def find_cgroups(setting: str, own_process: Path = Path("/proc/self")) -> Cgroup
     return CgroupSupport(Cgroups(own, mount), f"every run has one of its own below {own}")
 
 
+def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walk through a hierarchy, of which parts may vanish or be closed to this account. Raises OSError for a shortage."""
+    return os.walk(folder, onerror=require_no_shortage)
+
+
 def _name(job_id: str, attempt: int) -> str:
     return f"{_PREFIX}{job_id}-{attempt}"
 
@@ -130,7 +141,7 @@ def _unescaped(text: str) -> str:
 
 def _probe(own: Path) -> None:
     """Make a cgroup, let a process enter it, and remove it. Raises OSError, SubprocessError, ValueError."""
-    path = own / f"{_PREFIX}probe-{os.getpid()}"
+    path = own / f"{_PREFIX}probe-{uuid.uuid4()}"
     path.mkdir()
     try:
         missing = [name for name in _NEEDED if not (path / name).exists()]
@@ -143,8 +154,16 @@ def _probe(own: Path) -> None:
             raise ValueError(entered.stderr.strip().rpartition(": ")[2] or "a process can't enter one")
         _write(path / "cgroup.kill", b"1")
     finally:
+        _remove_soon(path)
+
+
+def _remove_soon(path: Path) -> None:
+    """Remove a cgroup whose last process has just ended, as soon as the kernel takes it for empty."""
+    for _ in range(_REMOVALS):
         with suppress(OSError):
             path.rmdir()
+            return
+        time.sleep(_REMOVAL_SECONDS)
 
 
 def _read(path: Path, if_gone: str = "") -> str:
