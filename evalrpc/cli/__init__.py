@@ -9,19 +9,22 @@ from typing import Any, Final
 import click
 
 from evalrpc import __version__
+from evalrpc.cli.suggestions import SuggestingGroup, did_you_mean
 from evalrpc.printable import printable
 
 _MODULES: Final = {
     "serve": "serve",
     "submit": "submit",
+    "rerun": "rerun",
     "watch": "jobs",
+    "wait": "wait",
     "watch-all": "jobs",
     "get": "jobs",
     "list": "jobs",
     "queue": "jobs",
-    "cancel": "jobs",
+    "cancel": "ending",
     "update": "jobs",
-    "delete": "jobs",
+    "delete": "ending",
     "logs": "reading",
     "results": "reading",
     "metrics": "reading",
@@ -29,6 +32,7 @@ _MODULES: Final = {
     "download": "reading",
     "history": "history",
     "compare": "compare",
+    "baseline": "baseline",
     "tasks": "catalog",
     "models": "catalog",
     "harnesses": "catalog",
@@ -37,7 +41,7 @@ _MODULES: Final = {
 }
 
 
-class _LazyGroup(click.Group):
+class _LazyGroup(SuggestingGroup):
     """Imports a command's module only when the command is used, so that none waits for another's imports."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -47,9 +51,10 @@ class _LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the command."""
-        del ctx
         if cmd_name not in _MODULES:
             return None
+        if ctx.resilient_parsing:  # a shell completes, and `main` does not run
+            _silence_grpc()
         module = import_module(f"evalrpc.cli.{_MODULES[cmd_name]}")
         command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return command
@@ -74,12 +79,21 @@ class _LazyGroup(click.Group):
 
 @contextmanager
 def _printable_messages() -> Iterator[None]:
-    """Make printable what click says about arguments, which a script may have from anywhere."""
+    """Make printable what click says about arguments, which a script may have from anywhere, and each a single sentence."""
     try:
         yield
+    except click.NoSuchOption as error:
+        suggestion = did_you_mean(error.option_name, error.possibilities or ())
+        message = f"No such option {error.option_name!r}{suggestion}"
+        raise click.UsageError(printable(message), error.ctx) from error
     except click.ClickException as error:
         vars(error)["message"] = printable(error.message)
         raise
+
+
+def _silence_grpc() -> None:
+    """Keep gRPC's own log lines out of our output."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -93,5 +107,5 @@ def _printable_messages() -> Iterator[None]:
 def main(context: click.Context, address: str | None) -> None:
     """Evaluate models on an evalrpc server: submit jobs, follow them, and fetch their results."""
     if context.invoked_subcommand != "serve":
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # keeps gRPC's own log lines out of our output
+        _silence_grpc()
     context.obj = address

@@ -5,7 +5,7 @@ from typing import Final
 
 import click
 
-from evalrpc.cli import wording
+from evalrpc.cli import completion, wording
 from evalrpc.cli.connection import SLOW_CALL_SECONDS, connect, table_options
 from evalrpc.cli.output import Form, print_facts, print_items, print_line, print_table
 from evalrpc.cli.tables import Cell, Column, Kind
@@ -13,11 +13,17 @@ from evalrpc.v1.catalog_pb2 import GetServerInfoResponse, ListHarnessesResponse,
 
 _HARNESS_COLUMNS: Final = (Column("harness"), Column("kind"), Column("version", Kind.WHOLE), Column("available"))
 
-_harness_option = click.option("--harness", default="", metavar="NAME", help="Ask this harness. Default: the server's.")
+_harness_option = click.option(
+    "--harness",
+    default="",
+    shell_complete=completion.harnesses,
+    metavar="NAME",
+    help="Ask this harness. Default: the server's.",
+)
 
 
 @click.command(short_help="List the tasks of a harness.")
-@click.argument("query", default="")
+@click.argument("query", default="", shell_complete=completion.tasks)
 @_harness_option
 @table_options
 def tasks_command(query: str, harness: str, address: str | None, form: Form) -> None:
@@ -32,7 +38,7 @@ def tasks_command(query: str, harness: str, address: str | None, form: Form) -> 
 
 
 @click.command(short_help="List the model types of a harness.")
-@click.argument("query", default="")
+@click.argument("query", default="", shell_complete=completion.models)
 @_harness_option
 @table_options
 def models_command(query: str, harness: str, address: str | None, form: Form) -> None:

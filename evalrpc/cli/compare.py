@@ -10,6 +10,7 @@ from evalrpc.cli import gates
 from evalrpc.cli.connection import SLOW_CALL_SECONDS, connect, table_options
 from evalrpc.cli.exit_codes import ExitCode, fail
 from evalrpc.cli.gates import DEFAULT_GATE, GATES
+from evalrpc.cli.job_ids import job_argument, resolve
 from evalrpc.cli.output import Form, print_items, print_line
 from evalrpc.cli.tables import Cell, Column, Kind
 from evalrpc.v1.comparison_pb2 import CompareJobsResponse, JobComparison, MetricComparison, TestMethod
@@ -27,8 +28,8 @@ ValueT = TypeVar("ValueT")
 
 
 @click.command(short_help="Compare jobs with a baseline, as a gate for pipelines.")
-@click.argument("baseline_job_id", metavar="BASELINE")
-@click.argument("candidate_job_ids", metavar="CANDIDATE...", nargs=-1, required=True)
+@job_argument("baseline_job_id", "BASELINE")
+@job_argument("candidate_job_ids", "CANDIDATE...", nargs=-1, required=True)
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Compare only this metric. May be repeated.")
 @click.option("--tolerance", multiple=True, metavar="[NAME=]NUMBER", help="Ignore differences that are not larger. Default: 0.")
 @click.option("--alpha", type=float, metavar="NUMBER", help="Accept this chance of a false alarm. Default: 0.05.")
@@ -79,8 +80,8 @@ def compare_command(
     is_higher_better, directions = _by_name(direction, _is_higher)
     with connect(address, SLOW_CALL_SECONDS) as client:
         response = client.compare(
-            baseline_job_id,
-            candidate_job_ids,
+            resolve(client, baseline_job_id),
+            [resolve(client, text) for text in candidate_job_ids],
             metrics=metrics,
             alpha=alpha,
             tolerance=general_tolerance,

@@ -20,6 +20,7 @@ class ExitCode(IntEnum):
     WRONG_CALL = 2, "the call was wrong, or the server refused it"
     UNREACHABLE = 3, "the server can't be reached, or can't answer now"
     NOT_ALLOWED = 4, "not signed in, or not allowed"
+    TIMED_OUT = 124, "the --timeout of `wait` is over"
     INTERRUPTED = 130, "Ctrl-C"
 
     text: str

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import click
 
-from evalrpc.cli import wording
+from evalrpc.cli import job_table, wording
 from evalrpc.cli.exit_codes import ExitCode, fail
 from evalrpc.cli.job_table import job_columns, job_row, typical_row
 from evalrpc.cli.output import Form, GrowingTable, is_terminal, print_items, print_json_line, print_line, terminal_cells
@@ -39,7 +39,7 @@ def follow(client: EvalClient, job_id: str, reconnect_timeout: timedelta, form: 
 def follow_all(client: EvalClient, job_filter: JobFilter, label_columns: Sequence[str], form: Form) -> None:
     """Print a row, or an event as JSON, for every job and each of its changes, until Ctrl-C."""
     show = print_json_line if form in (Form.JSON, Form.JSONL) else _EventTable(label_columns, form).show
-    breaks = _Breaks(client)
+    breaks = Breaks(client)
     with suppress(KeyboardInterrupt):
         for event in client.watch_all(job_filter, on_disconnect=breaks.report):
             breaks.over()
@@ -93,7 +93,7 @@ def _show_results(job: JobInfo, form: Form) -> None:
 def _watch(
     client: EvalClient, job_id: str, reconnect_timeout: timedelta, heartbeat_seconds: float | None
 ) -> Generator[JobEvent, None, None]:
-    breaks = _Breaks(client)
+    breaks = Breaks(client)
     for event in client.watch(
         job_id,
         heartbeat_interval_seconds=heartbeat_seconds,
@@ -104,7 +104,7 @@ def _watch(
         yield event
 
 
-class _Breaks:
+class Breaks:
     """Reports on stderr the first of several consecutive disconnects."""
 
     def __init__(self, client: EvalClient) -> None:
@@ -112,12 +112,14 @@ class _Breaks:
         self._reported = False
 
     def report(self, error: EvalrpcError, delay_seconds: float) -> None:
+        """Report a disconnect, unless the one before it was reported and nothing has come since."""
         del delay_seconds
         if not self._reported:
             print_line(f"evalrpc: lost the server at {self._client.address}, trying again ({error.message})", err=True)
         self._reported = True
 
     def over(self) -> None:
+        """Record that something has come."""
         self._reported = False
 
 
@@ -181,16 +183,42 @@ class _News:
         return lines
 
 
+class RunTime:
+    """How long the job has been running, as the server said with its last event; this machine's clock adds the time since."""
+
+    def __init__(self) -> None:
+        self.take(JobInfo())
+
+    def take(self, job: JobInfo) -> None:
+        """Go on from this state."""
+        self._job, self._taken_seconds = job, job_table.clock.monotonic()
+
+    def text(self) -> str:
+        """Return it as text; empty for a job that never ran."""
+        job = self._job
+        if job.status == JobStatus.JOB_STATUS_RUNNING and job.progress.HasField("elapsed"):
+            since_seconds = job_table.clock.monotonic() - self._taken_seconds
+            return wording.seconds_text(job.progress.elapsed.ToNanoseconds() / 1e9 + since_seconds)
+        return wording.run_time(job, job_table.clock.now())
+
+
 def _show_live(states: Iterable[JobInfo]) -> JobInfo:
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
     from rich.table import Column
+    from rich.text import Text
+
+    class RunTimeColumn(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            del task
+            return Text(run_time.text())
 
     words = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
     bar = BarColumn(bar_width=min(_BAR_CELLS, terminal_cells() // 4))
-    job, news = JobInfo(), _News()
-    with Progress(SpinnerColumn(), bar, TimeElapsedColumn(), words, transient=True) as display:
+    job, news, run_time = JobInfo(), _News(), RunTime()
+    with Progress(SpinnerColumn(), bar, RunTimeColumn(), words, transient=True) as display:
         line = display.add_task("", total=None)
         for job in states:
+            run_time.take(job)
             for new_line in news.of(job):
                 display.console.print(printable(new_line), markup=False, highlight=False)
             done, total = job.progress.done, job.progress.total or None

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import click
 
 from evalrpc import extras
-from evalrpc.cli import plotting, tables, wording
+from evalrpc.cli import completion, plotting, tables, wording
 from evalrpc.cli.connection import SLOW_CALL_SECONDS, connect, table_options
 from evalrpc.cli.exit_codes import ExitCode, fail
 from evalrpc.cli.output import Form, is_terminal, print_drawing, print_items, print_line, print_table, terminal_cells
@@ -80,7 +80,13 @@ def _drawable(context: click.Context, parameter: click.Parameter, value: Path | 
 @click.option(
     "--step-label", default=DEFAULT_STEP_LABEL, show_default=True, metavar="KEY", help="Take the step from this label."
 )
-@click.option("--by", default="", metavar="KEY", help="Tell jobs with different values of this label apart, such as run.")
+@click.option(
+    "--by",
+    default="",
+    shell_complete=completion.label_keys,
+    metavar="KEY",
+    help="Tell jobs with different values of this label apart, such as run.",
+)
 @click.option("--plot", is_flag=True, help="Draw in the terminal instead of printing the table.")
 @click.option(
     "--output",

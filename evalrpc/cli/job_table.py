@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import click
 
-from evalrpc.cli import wording
+from evalrpc.cli import completion, wording
 from evalrpc.cli.parameters import split_commas
 from evalrpc.cli.tables import Cell, Column, Kind
 from evalrpc.clock import Clock, SystemClock
@@ -19,6 +19,7 @@ label_columns_option: Final[Callable[[Callable[..., Any]], Callable[..., Any]]] 
     "--label-columns",
     "label_columns",
     multiple=True,
+    shell_complete=completion.label_keys,
     metavar="KEY,...",
     callback=lambda context, parameter, value: split_commas(value),  # noqa: ARG005
     help="Show these labels, each in a column of its own. May be repeated.",

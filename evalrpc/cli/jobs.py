@@ -1,22 +1,21 @@
-"""The commands that follow and manage jobs."""
+"""The commands that follow, show and change jobs."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator
 from datetime import timedelta
 from itertools import islice
 
 import click
 
-from evalrpc.cli import job_table, wording
+from evalrpc.cli import completion, job_table, wording
+from evalrpc.cli.changing import change_job
 from evalrpc.cli.connection import client_options, connect, table_options
 from evalrpc.cli.following import follow, follow_all
+from evalrpc.cli.job_ids import job_argument, resolve
 from evalrpc.cli.job_table import job_columns, job_row, label_columns_option
 from evalrpc.cli.output import Form, print_facts, print_items, print_json, print_line
 from evalrpc.cli.parameters import filter_options, label, reconnect_timeout_option
 from evalrpc.cli.tables import Cell
-from evalrpc.client import EvalClient
-from evalrpc.errors import ConflictError
-from evalrpc.v1.jobs_pb2 import DeleteJobResponse, JobFilter, JobInfo
+from evalrpc.v1.jobs_pb2 import JobFilter, JobInfo
 from evalrpc.v1.queue_pb2 import GetQueueResponse
 
 _LARGEST_PAGE = 1000
@@ -24,7 +23,7 @@ _MAX_QUEUED_SHOWN = 20
 
 
 @click.command(short_help="Follow a job until it ends.")
-@click.argument("job_id", metavar="JOB")
+@job_argument()
 @reconnect_timeout_option
 @table_options
 def watch_command(job_id: str, reconnect_timeout: timedelta, address: str | None, form: Form) -> None:
@@ -33,17 +32,18 @@ def watch_command(job_id: str, reconnect_timeout: timedelta, address: str | None
     Exits with 1 if the job failed or was cancelled.
     """
     with connect(address) as client:
+        job_id = resolve(client, job_id)
         client.get_job(job_id)  # fails at once where a watch would retry
         follow(client, job_id, reconnect_timeout, form)
 
 
 @click.command(short_help="Show the current state of a job.")
-@click.argument("job_id", metavar="JOB")
+@job_argument()
 @table_options
 def get_command(job_id: str, address: str | None, form: Form) -> None:
     """Show the current state of a job."""
     with connect(address) as client:
-        job = client.get_job(job_id)
+        job = client.get_job(resolve(client, job_id))
     print_facts(form, _job_facts(job), job)
 
 
@@ -86,25 +86,25 @@ def queue_command(address: str | None, form: Form) -> None:
     print_facts(form, _queue_facts(queue, None if form in (Form.WIDE, Form.CSV) else _MAX_QUEUED_SHOWN), queue)
 
 
-@click.command(short_help="Cancel a job.")
-@click.argument("job_id", metavar="JOB")
-@click.option("--reason", default="", metavar="TEXT", help="Say why, for those who look later.")
-@click.option("--queued-only", is_flag=True, help="Let a job that runs go on, and exit with 2 then.")
-@client_options
-def cancel_command(job_id: str, reason: str, queued_only: bool, address: str | None, as_json: bool) -> None:
-    """Cancel a job. A running job is ended with all its processes, which takes a moment."""
-    with connect(address) as client:
-        job = client.cancel_job(job_id, reason, queued_only=queued_only)
-    if as_json:
-        print_json(job)
-    else:
-        print_line(wording.describe(job))
-
-
 @click.command(short_help="Change the labels or the priority of a job.")
-@click.argument("job_id", metavar="JOB")
-@click.option("--label", "labels", type=label, metavar="K=V", multiple=True, help="Set this label. May be repeated.")
-@click.option("--remove-label", "removed", metavar="K", multiple=True, help="Remove this label. May be repeated.")
+@job_argument()
+@click.option(
+    "--label",
+    "labels",
+    type=label,
+    shell_complete=completion.labels,
+    metavar="K=V",
+    multiple=True,
+    help="Set this label. May be repeated.",
+)
+@click.option(
+    "--remove-label",
+    "removed",
+    shell_complete=completion.label_keys,
+    metavar="K",
+    multiple=True,
+    help="Remove this label. May be repeated.",
+)
 @click.option("--priority", type=int, metavar="N", help="Start before jobs of a lower priority.")
 @client_options
 def update_command(
@@ -119,37 +119,11 @@ def update_command(
     if not labels and not removed and priority is None:
         raise click.UsageError("nothing to change: give --label, --remove-label or --priority")
     with connect(address) as client:
-        job = _update(client, job_id, dict(labels), removed, priority)
+        job = change_job(client, resolve(client, job_id), dict(labels), removed, priority)
     if as_json:
         print_json(job)
     else:
         print_line(f"{wording.describe(job)}, {wording.settings(job)}")
-
-
-@click.command(short_help="Delete a job that has ended, with its files.")
-@click.argument("job_id", metavar="JOB")
-@client_options
-def delete_command(job_id: str, address: str | None, as_json: bool) -> None:
-    """Delete a job that has ended, and everything that the server created for it."""
-    with connect(address) as client:
-        client.delete_job(job_id)
-    if as_json:
-        print_json(DeleteJobResponse())
-    else:
-        print_line(f"deleted {job_id}")
-
-
-def _update(
-    client: EvalClient, job_id: str, labels: Mapping[str, str], removed: Sequence[str], priority: int | None
-) -> JobInfo:
-    """Change labels one by one, though a call replaces all of them: whoever was overtaken looks at the job again."""
-    if not labels and not removed:
-        return client.update_job(job_id, priority=priority)
-    while True:
-        job = client.get_job(job_id)
-        changed = {key: value for key, value in job.labels.items() if key not in removed} | dict(labels)
-        with suppress(ConflictError):
-            return client.update_job(job_id, labels=changed, priority=priority, expected_revision=job.revision)
 
 
 def _job_facts(job: JobInfo) -> list[tuple[str, Cell]]:

@@ -9,6 +9,7 @@ from typing import Any, Final
 import click
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from evalrpc.cli import completion
 from evalrpc.client.arguments import parse_arguments
 from evalrpc.v1.jobs_pb2 import JobFilter, JobStatus
 
@@ -114,7 +115,13 @@ _FILTER_OPTIONS: Final = (
         help="Only jobs with this status. May be repeated.",
     ),
     click.option(
-        "--label", "labels", type=label, multiple=True, metavar="K=V", help="Only jobs with this label. May be repeated."
+        "--label",
+        "labels",
+        type=label,
+        multiple=True,
+        shell_complete=completion.labels,
+        metavar="K=V",
+        help="Only jobs with this label. May be repeated.",
     ),
     click.option(
         *("-l", "--selector", "selectors"),
@@ -122,9 +129,30 @@ _FILTER_OPTIONS: Final = (
         metavar="SELECTOR",
         help="Only jobs with labels as Kubernetes selects them, such as 'run=x,step!=5,team in (a,b),!draft'.",
     ),
-    click.option("--model", "models", multiple=True, metavar="NAME", help="Only jobs of this model type. May be repeated."),
-    click.option("--task", "tasks", multiple=True, metavar="NAME", help="Only jobs with this task. May be repeated."),
-    click.option("--harness", "harnesses", multiple=True, metavar="NAME", help="Only jobs of this harness. May be repeated."),
+    click.option(
+        "--model",
+        "models",
+        multiple=True,
+        shell_complete=completion.models,
+        metavar="NAME",
+        help="Only jobs of this model type. May be repeated.",
+    ),
+    click.option(
+        "--task",
+        "tasks",
+        multiple=True,
+        shell_complete=completion.tasks,
+        metavar="NAME",
+        help="Only jobs with this task. May be repeated.",
+    ),
+    click.option(
+        "--harness",
+        "harnesses",
+        multiple=True,
+        shell_complete=completion.harnesses,
+        metavar="NAME",
+        help="Only jobs of this harness. May be repeated.",
+    ),
     click.option(
         "--since",
         type=time,

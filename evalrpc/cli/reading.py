@@ -15,6 +15,7 @@ from evalrpc.cli import wording
 from evalrpc.cli.connection import SLOW_CALL_SECONDS, client_options, connect, table_options
 from evalrpc.cli.exit_codes import ExitCode, fail
 from evalrpc.cli.following import show_outcome
+from evalrpc.cli.job_ids import job_argument, resolve
 from evalrpc.cli.output import Form, is_terminal, print_items, print_json, print_json_line, print_json_text, print_line
 from evalrpc.client import DownloadError, EvalClient
 from evalrpc.client.download import select
@@ -27,7 +28,7 @@ _MAX_LOG_LINE_CHARACTERS: Final = 64 * 1024
 
 
 @click.command(short_help="Print the log of a job.")
-@click.argument("job_id", metavar="JOB")
+@job_argument()
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job ends.")
 @click.option("--offset", default=0, metavar="BYTE", help="Begin with this byte. Default: the first.")
 @click.option("--attempt", default=0, metavar="N", help="Print the log of this attempt. Default: the latest.")
@@ -35,7 +36,7 @@ _MAX_LOG_LINE_CHARACTERS: Final = 64 * 1024
 def logs_command(job_id: str, follow: bool, offset: int, attempt: int, address: str | None, as_json: bool) -> None:
     """Print the log of a job: byte for byte into a file or a pipe, without colours and control characters on a terminal."""
     with connect(address) as client:
-        chunks = client.logs(job_id, follow=follow, offset=offset, attempt=attempt)
+        chunks = client.logs(resolve(client, job_id), follow=follow, offset=offset, attempt=attempt)
         if as_json:
             for data in chunks:
                 print_json_line(ReadLogResponse(data=data, offset=offset))
@@ -64,14 +65,14 @@ def _print_log(chunks: Iterable[bytes]) -> None:
 
 
 @click.command(short_help="Print the metrics of a job.")
-@click.argument("job_id", metavar="JOB")
+@job_argument()
 @table_options
 def results_command(job_id: str, address: str | None, form: Form) -> None:
     """Print the metrics of a job. Exits with 1 if it failed or was cancelled, with 2 if it has not ended."""
     with connect(address) as client:
-        job = client.get_job(job_id)
+        job = client.get_job(resolve(client, job_id))
     if job.status not in wording.TERMINAL and not job.results:
-        fail(ExitCode.WRONG_CALL, f"job {job_id} has no results yet: {wording.describe(job)}")
+        fail(ExitCode.WRONG_CALL, f"job {job.job_id} has no results yet: {wording.describe(job)}")
     if form is Form.JSON:
         error = job.error if job.HasField("error") else None
         print_json(JobInfo(job_id=job.job_id, status=job.status, results=job.results, error=error))
@@ -82,7 +83,7 @@ def results_command(job_id: str, address: str | None, form: Form) -> None:
 
 
 @click.command(short_help="Print all metrics of a job, however many.")
-@click.argument("job_id", metavar="JOB")
+@job_argument()
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Print only this metric. May be repeated.")
 @click.option("--model", default="", metavar="NAME", help="Print those of this model of the results. Default: all.")
 @table_options
@@ -92,13 +93,13 @@ def metrics_command(job_id: str, metrics: tuple[str, ...], model: str, address: 
     A NAME is TASK/METRIC, METRIC of any task, or TASK/ for all metrics of a task, with an optional `,FILTER` suffix.
     """
     with connect(address) as client:
-        found = client.list_metrics(job_id, metrics, model)
+        found = client.list_metrics(resolve(client, job_id), metrics, model)
         message = ListMetricsResponse(metrics=found) if form is Form.JSON else None
         print_items(form, wording.LISTED_METRIC_COLUMNS, map(wording.listed_metric_row, found), found, message)
 
 
 @click.command(short_help="Print the predictions of a job.")
-@click.argument("job_id", metavar="JOB")
+@job_argument()
 @click.option("--model", default="", metavar="NAME", help="Print those of this model of the results. Default: the only one.")
 @click.option("--task", default="", metavar="NAME", help="Print those of this task. Default: the only one.")
 @click.option("--limit", default=0, metavar="N", help="Print at most this many. Default: all.")
@@ -107,7 +108,7 @@ def samples_command(job_id: str, model: str, task: str, limit: int, address: str
     """Print the prediction for each sample, one JSON object per line with or without --json."""
     del as_json
     with connect(address) as client:
-        samples = client.samples(job_id, model, task, min(limit, 1000), on_truncated=_warn_of_cut)
+        samples = client.samples(resolve(client, job_id), model, task, min(limit, 1000), on_truncated=_warn_of_cut)
         for row in islice(samples, limit or None):
             print_json_text(json.dumps(row, ensure_ascii=False, sort_keys=True))
 
@@ -117,7 +118,7 @@ def _warn_of_cut(paths: Sequence[str]) -> None:
 
 
 @click.command(short_help="Download the files of a job.")
-@click.argument("job_id", metavar="JOB")
+@job_argument()
 @click.argument("directory", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--name", "names", multiple=True, metavar="FILE", help="Download only this file. May be repeated.")
 @click.option("--attempt", default=0, metavar="N", help="Download the files of this attempt. Default: the latest.")
@@ -130,6 +131,7 @@ def download_command(
     A file that can't be downloaded does not stop the others: it is named on stderr, and the command exits with 1.
     """
     with connect(address, SLOW_CALL_SECONDS) as client:
+        job_id = resolve(client, job_id)
         chosen = list(names) or None
         errors: dict[str, Exception] = {}
         try:

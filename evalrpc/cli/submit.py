@@ -10,15 +10,16 @@ from typing import Any, Final
 import click
 from google.protobuf import json_format
 
-from evalrpc.cli import wording
+from evalrpc.cli import completion, wording
 from evalrpc.cli.connection import connect, table_options
 from evalrpc.cli.following import follow
+from evalrpc.cli.job_ids import resolve
 from evalrpc.cli.output import Form, print_json, print_json_line, print_line
 from evalrpc.cli.parameters import arguments, duration, label, reconnect_timeout_option, split_commas
-from evalrpc.client import SubmitOptions, values
+from evalrpc.client import EvalClient, SubmitOptions, values
 from evalrpc.v1.jobs_pb2 import CACHE_MODE_ALLOW, GPU_MODE_DATA_PARALLEL, GPU_MODE_MODEL_PARALLEL, JobInfo, SubmitJobRequest
 
-_REQUEST_FIELDS: Final = (
+REQUEST_FIELDS: Final = (
     "harness",
     "model",
     "num_fewshot",
@@ -34,15 +35,30 @@ _REQUEST_FIELDS: Final = (
     "max_bad_answer_ratio",
 )
 _GPU_MODES: Final = {"data-parallel": GPU_MODE_DATA_PARALLEL, "model-parallel": GPU_MODE_MODEL_PARALLEL}
-_SUBMISSION_FIELDS: Final = ("request_id", "priority", "max_attempts", "supersede_key", "validate_only", "cache")
+SUBMISSION_FIELDS: Final = ("request_id", "priority", "max_attempts", "supersede_key", "validate_only", "cache")
 
 
 @click.command(short_help="Submit an evaluation.")
 @click.option("--file", "file", metavar="FILE", help="Read an EvaluateRequest or SubmitJobRequest as JSON; - reads stdin.")
-@click.option("--harness", metavar="NAME", help="Run it with this harness. Default: the server's, see `evalrpc info`.")
-@click.option("--model", metavar="NAME", help="Evaluate a model of this type; `evalrpc models` lists them.")
+@click.option("--like", metavar="JOB", shell_complete=completion.jobs, help="Take the request, options and labels of this job.")
 @click.option(
-    "--tasks", multiple=True, metavar="A,B", help="Evaluate on these tasks; `evalrpc tasks` lists them. May be repeated."
+    "--harness",
+    shell_complete=completion.harnesses,
+    metavar="NAME",
+    help="Run it with this harness. Default: the server's, see `evalrpc info`.",
+)
+@click.option(
+    "--model",
+    shell_complete=completion.models,
+    metavar="NAME",
+    help="Evaluate a model of this type; `evalrpc models` lists them.",
+)
+@click.option(
+    "--tasks",
+    multiple=True,
+    shell_complete=completion.tasks,
+    metavar="A,B",
+    help="Evaluate on these tasks; `evalrpc tasks` lists them. May be repeated.",
 )
 @click.option("--model-args", type=arguments, metavar="JSON|k=v,...", help="Pass these arguments to the model.")
 @click.option(
@@ -72,7 +88,15 @@ _SUBMISSION_FIELDS: Final = ("request_id", "priority", "max_attempts", "supersed
 @click.option("--tasks-separately", is_flag=True, default=None, help="Run the tasks one by one, each with its results at once.")
 @click.option("--request-id", metavar="ID", help="Make the submission safe to repeat with this id. Default: a fresh one.")
 @click.option("--priority", type=int, metavar="N", help="Start before jobs of a lower priority. Default: 0.")
-@click.option("--label", "labels", type=label, metavar="K=V", multiple=True, help="Give the job this label. May be repeated.")
+@click.option(
+    "--label",
+    "labels",
+    type=label,
+    shell_complete=completion.labels,
+    metavar="K=V",
+    multiple=True,
+    help="Give the job this label. May be repeated.",
+)
 @click.option(
     "--timeout", type=duration, metavar="DURATION", help="End an attempt that runs longer, such as 2h. Default: never."
 )
@@ -86,25 +110,47 @@ _SUBMISSION_FIELDS: Final = ("request_id", "priority", "max_attempts", "supersed
 @reconnect_timeout_option
 @table_options
 def submit_command(
-    file: str | None, watch: bool, reconnect_timeout: timedelta, address: str | None, form: Form, **flags: Any
+    file: str | None, like: str | None, watch: bool, reconnect_timeout: timedelta, address: str | None, form: Form, **flags: Any
 ) -> None:
-    """Submit an evaluation and print the id of its job. Flags override what --file says."""
+    """Submit an evaluation and print the id of its job. Flags override what --file or --like says."""
+    if file and like:
+        raise click.UsageError("give either --file or --like, not both")
     submission = read_submission(file) if file else SubmitJobRequest()
-    apply_flags(submission, flags)
     with connect(address) as client:
-        job = client.submit(submission.request, **submit_options(submission))
-        for warning in job.warnings:
-            print_line(f"evalrpc: {warning}", err=True)
-        if submission.cache == CACHE_MODE_ALLOW:
-            print_line(f"evalrpc: {wording.sharing(job)}", err=True)
-        if watch and job.job_id:
-            follow(client, job.job_id, reconnect_timeout, form)
-        elif form is Form.JSON:
-            print_json(job)
-        elif form is Form.JSONL:
-            print_json_line(job)
-        else:
-            _print_submitted(job)
+        if like:
+            submission = submission_of(client.get_job(resolve(client, like)))
+        apply_flags(submission, flags)
+        submit(client, submission, watch=watch, reconnect_timeout=reconnect_timeout, form=form)
+
+
+def submit(client: EvalClient, submission: SubmitJobRequest, *, watch: bool, reconnect_timeout: timedelta, form: Form) -> None:
+    """Submit, print the id of the job, and follow it if asked to."""
+    job = client.submit(submission.request, **submit_options(submission))
+    for warning in job.warnings:
+        print_line(f"evalrpc: {warning}", err=True)
+    if submission.cache == CACHE_MODE_ALLOW:
+        print_line(f"evalrpc: {wording.sharing(job)}", err=True)
+    if watch and job.job_id:
+        _print_id(job, form)
+        follow(client, job.job_id, reconnect_timeout, form)
+    elif form is Form.JSON:
+        print_json(job)
+    elif form is Form.JSONL:
+        print_json_line(job)
+    else:
+        _print_submitted(job)
+
+
+def submission_of(job: JobInfo) -> SubmitJobRequest:
+    """Return what submits the evaluation of a job once more. The name of a baseline stays with the job."""
+    return SubmitJobRequest(
+        request=job.request,
+        priority=job.priority,
+        labels={key: value for key, value in job.labels.items() if key != wording.BASELINE_LABEL},
+        timeout=job.timeout if job.HasField("timeout") else None,
+        max_attempts=job.max_attempts,
+        supersede_key=job.supersede_key,
+    )
 
 
 def read_submission(file: str) -> SubmitJobRequest:
@@ -127,9 +173,9 @@ def _parse_submission(values: Any) -> SubmitJobRequest:
 def apply_flags(submission: SubmitJobRequest, flags: Mapping[str, Any]) -> None:
     """Set the fields whose flags are not None. Raises click.UsageError for a number that does not fit its field."""
     try:
-        for name in _REQUEST_FIELDS:
+        for name in REQUEST_FIELDS:
             _set(submission.request, name, flags[name])
-        for name in _SUBMISSION_FIELDS:
+        for name in SUBMISSION_FIELDS:
             _set(submission, name, flags[name])
         _apply_compound_flags(submission, flags)
     except (TypeError, ValueError) as error:
@@ -164,6 +210,12 @@ def submit_options(submission: SubmitJobRequest) -> SubmitOptions:
 def _set(message: Any, name: str, value: Any) -> None:
     if value is not None:
         setattr(message, name, value)
+
+
+def _print_id(job: JobInfo, form: Form) -> None:
+    """Print the id of a job that is to be followed on the first line, unless a program reads events, which have it, or CSV."""
+    if form not in (Form.JSON, Form.JSONL):
+        print_line(job.job_id, err=form is Form.CSV)
 
 
 def _print_submitted(job: JobInfo) -> None:

@@ -11,6 +11,9 @@ from evalrpc.cli.tables import Cell, Column, Kind
 from evalrpc.v1.jobs_pb2 import JobInfo, JobStatus, Progress
 from evalrpc.v1.results_pb2 import Metric, ModelMetric, ModelResult, TaskResult
 
+BASELINE_LABEL: Final = "evalrpc.baseline"
+"""The label whose value is the name of the baseline that a job is."""
+
 _SHORT_REASON_CHARACTERS: Final = 20
 """A line with a shorter text may have it by chance."""
 

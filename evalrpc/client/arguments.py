@@ -21,6 +21,18 @@ def parse_arguments(text: str) -> dict[str, Any]:
     return dict(_parse_pair(part) for part in _split(text.strip()))
 
 
+def parse_value(text: str) -> Any:
+    """Read a value of this notation. Raises ValueError for one of numeric characters that are no digits."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if text.isnumeric():
+        return int(text)  # not of every numeric character: lmms-eval can't read a superscript either
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def parse_metric(text: str) -> MetricSelector:
     """Parse TASK/METRIC, METRIC of any task, or TASK/ for all metrics of a task, with an optional `,FILTER` suffix."""
     name, _, answer_filter = text.partition(",")
@@ -41,20 +53,9 @@ def _parse_pair(pair: str) -> tuple[str, Any]:
     if not separator or not key.strip():
         raise ValueError(f"`{pair}` is not of the form key=value")
     try:
-        return key, _parse_value(value)
+        return key, parse_value(value)
     except ValueError:
         raise ValueError(f"`{pair}`: the value is neither text nor a number") from None
-
-
-def _parse_value(text: str) -> Any:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if text.isnumeric():
-        return int(text)  # not of every numeric character: lmms-eval can't read a superscript either
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _split(text: str) -> Iterator[str]:

@@ -157,6 +157,7 @@ class EvalClient(Transport):
         skip_snapshots: bool = False,
         heartbeat_interval_seconds: float | None = None,
         reconnect_timeout_seconds: float | None = None,
+        timeout_seconds: float | None = None,
         on_disconnect: OnDisconnect | None = None,
     ) -> Generator[JobEvent, None, None]:
         """Yield the state of every job that matches, a BOOKMARK, then every change, without end.
@@ -164,10 +165,10 @@ class EvalClient(Transport):
         A job that was deleted, or that the filter does not match any more, comes as DELETED, with its id alone.
 
         With `after_revision`, starts with the changes since then; with `skip_snapshots`, with the BOOKMARK. JOB_VIEW_BASIC
-        leaves out metrics and log tails. Reconnects and has heartbeats as `watch` does. Raises RevisionCompactedError and
-        RevisionInFutureError.
+        leaves out metrics and log tails. Reconnects and has heartbeats as `watch` does. Raises RevisionCompactedError,
+        RevisionInFutureError, and TimeoutError after `timeout_seconds` in all.
         """
-        policy = ReconnectPolicy(reconnect_timeout_seconds, on_disconnect=on_disconnect)
+        policy = ReconnectPolicy(reconnect_timeout_seconds, timeout_seconds, on_disconnect=on_disconnect)
         reader = AllJobsWatch(
             filter, after_revision, heartbeat_interval_seconds, policy, view=view, skip_snapshots=skip_snapshots
         )

@@ -202,7 +202,8 @@ class Settings:
     unknown_tasks: str = setting(
         "warn",
         STRING,
-        "How to treat a job with a task that the harness does not list, once the server has the list.",
+        "How to treat a job with a task that the harness does not list, once the server has the list. A model that it does not "
+        "list is warned of in any case.",
         rule=one_of("warn", "refuse"),
     )
     log_format: str = setting(

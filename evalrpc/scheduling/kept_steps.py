@@ -3,7 +3,7 @@
     attempt-1/task-2/finished     a digest of what ran, written once the results of the step have been read and are good
     attempt-2/task-2/kept         the number of the attempt that ran it; its output is linked into the folder of this attempt
 
-Blocks on the disk.
+Blocks on the disk. A run may have put anything in the place of these files: that keeps nothing, and holds nobody.
 """
 
 import hashlib
@@ -15,14 +15,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from evalrpc.errors import EvalrpcError, RunFailedError
-from evalrpc.files.opening import open_file
+from evalrpc.errors import RunFailedError
+from evalrpc.files.errnos import require_no_shortage
+from evalrpc.files.opening import open_in, scan_folder
 from evalrpc.harnesses.base import Command, Harness, Run
 from evalrpc.harnesses.steps import commands_of
 
 _FINISHED: Final = "finished"
 _KEPT: Final = "kept"
 _MAX_BYTES: Final = 1024
+_NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOWHERE: Final = Path("/evalrpc")  # stands for the folders of a step, which differ between attempts
 
 
@@ -50,7 +52,7 @@ class RunSteps:
         if self._is_noted:
             self._digests = self._digests or _digests(self._harness, self._steps)
             with suppress(OSError, KeyError):
-                (step.attempt_dir / _FINISHED).write_bytes(self._digests[step.attempt_dir])
+                _write(step, _FINISHED, self._digests[step.attempt_dir])
 
 
 def keep_steps(harness: Harness, steps: Sequence[Run], earlier: Sequence[Sequence[Run]]) -> None:
@@ -69,16 +71,22 @@ def keep_steps(harness: Harness, steps: Sequence[Run], earlier: Sequence[Sequenc
 
 
 def kept_from(step: Run) -> int:
-    """Return the number of the attempt that ran a step which this one has taken over; 0 if it runs itself."""
-    return int(_read(step, _KEPT) or 0)
+    """Return the number of the attempt that ran a step which this one has taken over; 0 if it runs itself.
+
+    Raises OSError for a shortage of the server.
+    """
+    number = _read(step, _KEPT)
+    return int(number) if number.isdigit() else 0
 
 
 def _take_over(source: Run, step: Run) -> bool:
     """Link the output of a finished step into the folder of the new one. Return whether that could be done."""
     try:
+        with scan_folder(source.output_dir):
+            pass  # it is a folder, and no link to one
         shutil.copytree(source.output_dir, step.output_dir, symlinks=True, copy_function=_link, dirs_exist_ok=True)
-        (step.attempt_dir / _FINISHED).write_bytes(_read(source, _FINISHED))
-        (step.attempt_dir / _KEPT).write_text(str(kept_from(source) or source.attempt))
+        _write(step, _FINISHED, _read(source, _FINISHED))
+        _write(step, _KEPT, str(kept_from(source) or source.attempt).encode())
     except (OSError, RecursionError):
         return False
     return True
@@ -95,11 +103,21 @@ def _link(source: str, target: str) -> None:
 
 
 def _read(step: Run, name: str) -> bytes:
+    """Return what a file has; nothing if there is none. Raises OSError for a shortage of the server."""
     try:
-        with open_file(step.attempt_dir, name) as descriptor:
-            return os.read(descriptor, _MAX_BYTES)
-    except (OSError, EvalrpcError):
+        with open_in(step.attempt_dir, name) as file:
+            return file.read(_MAX_BYTES)
+    except OSError as error:
+        require_no_shortage(error)
         return b""
+
+
+def _write(step: Run, name: str, content: bytes) -> None:
+    """Write a file, or replace whatever is in its place. Raises OSError."""
+    path = step.attempt_dir / name
+    path.unlink(missing_ok=True)
+    with open(os.open(path, _NEW_FILE, 0o600), "wb") as file:  # noqa: PTH123 - a link must not be followed
+        file.write(content)
 
 
 def _digests(harness: Harness, steps: Sequence[Run]) -> Mapping[Path, bytes]:

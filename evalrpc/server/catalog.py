@@ -86,6 +86,11 @@ class Catalog:
         known = self._known.get(harness_name)
         return known is None or all(_is_listed(task, known[1].tasks) for task in tasks)
 
+    def lists_model(self, harness_name: str, model: str) -> bool:
+        """Return whether the harness lists this model type, or its list is not in memory. Never blocks."""
+        known = self._known.get(harness_name)
+        return known is None or _is_known_model(model, known[1].models)
+
     def describe(self, harness_name: str) -> HarnessInfo:
         """Return what is installed of a harness."""
         info = self._harnesses[harness_name].info()
@@ -101,15 +106,29 @@ class Catalog:
 
         Nothing is unknown while the list is not in memory, or if the harness has changed since.
         """
+        known = self._names_as_installed(harness_name)
+        if known is None:
+            return {}
+        names = known.tasks
+        unknown = [(index, task) for index, task in enumerate(tasks) if not _is_listed(task, names)]
+        hints = {task: _hint(task, names) for _, task in unknown[:_MAX_HINTS]}
+        return {index: f"the harness lists no task {task!r}{hints.get(task, '')}" for index, task in unknown}
+
+    def unknown_model(self, harness_name: str, model: str) -> str:
+        """Return a message with the nearest names if the harness does not list this model type; empty otherwise, as above."""
+        names = self._names_as_installed(harness_name)
+        if names is None or _is_known_model(model, names.models):
+            return ""
+        return f"the harness lists no model {model!r}{_hint(model, names.models)}"
+
+    def _names_as_installed(self, harness_name: str) -> Names | None:
+        """Return the names in memory, unless the harness has changed since."""
         known = self._known.get(harness_name)
         harness = self._harnesses[harness_name]
         command = harness.catalog_command()
         if known is None or command is None or known[0] != _fingerprint(harness, command):
-            return {}
-        names = known[1].tasks
-        unknown = [(index, task) for index, task in enumerate(tasks) if not _is_listed(task, names)]
-        hints = {task: _hint(task, names) for _, task in unknown[:_MAX_HINTS]}
-        return {index: f"the harness lists no task {task!r}{hints.get(task, '')}" for index, task in unknown}
+            return None
+        return known[1]
 
     def _from_disk(self, harness_name: str, fingerprint: str) -> Names | None:
         try:
@@ -151,15 +170,20 @@ def _last_words(output: CommandOutput) -> str:
     return last[:500]
 
 
-def _is_listed(task: str, names: tuple[str, ...]) -> bool:
-    position = bisect_left(names, task)
-    return position < len(names) and names[position] == task
+def _is_listed(name: str, names: tuple[str, ...]) -> bool:
+    position = bisect_left(names, name)
+    return position < len(names) and names[position] == name
 
 
-def _hint(task: str, names: tuple[str, ...]) -> str:
+def _is_known_model(model: str, names: tuple[str, ...]) -> bool:
+    """inspect-ai lists the providers that stand before the slash of a model. A harness that lists none says nothing of any."""
+    return not names or _is_listed(model, names) or _is_listed(model.partition("/")[0], names)
+
+
+def _hint(word: str, names: tuple[str, ...]) -> str:
     """Suggest the nearest names. difflib takes most of a second for thousands of names, so it only gets those that share most
-    pairs of characters with the task."""
-    text = task[:_MAX_HINT_CHARACTERS]
+    pairs of characters with the word."""
+    text = word[:_MAX_HINT_CHARACTERS]
     pairs = {text[start : start + 2] for start in range(len(text) - 1)}
     candidates = nlargest(_CANDIDATES, names, lambda name: sum([pair in name for pair in pairs]) / (len(text) + len(name)))
     nearest = difflib.get_close_matches(text, candidates, n=3, cutoff=0.6)

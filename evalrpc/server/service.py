@@ -136,7 +136,7 @@ class EvaluationService:
         violations = validation.submission(request, self.harnesses, self._gpu_counts(), output_root)
         validation.require(violations)
         job = _new_job(next(self.job_ids), request)
-        await self._check_tasks(job)
+        await self._check_names(job)
         key = await self._cache_key(request.cache, job)
         if request.validate_only:
             return await self._as_if_submitted(job, key)
@@ -330,14 +330,17 @@ class EvaluationService:
         )
         return page, "" if following is None else page_tokens.encode(following, listing)
 
-    async def _check_tasks(self, job: JobInfo) -> None:
-        """Warn about a harness that is not available, and about tasks that it does not list, or refuse these, depending on the
-        settings."""
+    async def _check_names(self, job: JobInfo) -> None:
+        """Warn about a harness that is not available, and about a model and tasks that it does not list, or refuse the tasks,
+        depending on the settings. A model is never refused: harnesses load some that they don't list."""
         harness, tasks = job.request.harness, list(job.request.tasks)
         if self.catalog.may_be_unavailable(harness):
             info = await self._read(lambda: self.catalog.describe(harness))
             if not info.available:
                 transitions.add_warnings(job, [f"harness {harness} is not available: {info.unavailable_reason}"])
+        if not self.catalog.lists_model(harness, job.request.model):
+            warning = await self._read(lambda: self.catalog.unknown_model(harness, job.request.model))
+            transitions.add_warnings(job, [warning] if warning else [])
         if self.catalog.lists_all(harness, tasks):
             return
         unknown = await self._read(lambda: self.catalog.unknown_tasks(harness, tasks))

@@ -20,6 +20,8 @@ from waiting import DEADLINE_SECONDS
 
 from evalrpc import errors
 from evalrpc.cli import following, main, wording
+from evalrpc.cli.baseline import baseline_command
+from evalrpc.cli.ending import cancel_command, delete_command
 from evalrpc.cli.history import history_command
 from evalrpc.cli.jobs import list_command, watch_all_command
 from evalrpc.cli.parameters import parse_duration
@@ -37,6 +39,8 @@ COMPLETED, FAILED, CANCELLED = (
     JobStatus.JOB_STATUS_FAILED,
     JobStatus.JOB_STATUS_CANCELLED,
 )
+
+OTHER_IDS = [f"{number:08d}-6f1e-4f0e-9d51-0d5fb3a1c001" for number in range(3)]
 
 Run = Callable[..., Result]
 
@@ -177,7 +181,7 @@ def test_every_bad_field_gets_a_line_that_names_its_flag(run: Run, service: Fake
 def test_a_bad_argument_is_named_as_the_usage_names_it(run: Run, service: FakeService) -> None:
     service.errors["GetJob"] = [errors.InvalidRequestError(violations=[FieldViolation("job_id", "must be a UUID")])]
 
-    assert run("get", "nonsense").stderr == "evalrpc: JOB (job_id): must be a UUID\n"
+    assert run("get", JOB_ID).stderr == "evalrpc: JOB (job_id): must be a UUID\n"
 
 
 @pytest.mark.parametrize(
@@ -248,7 +252,7 @@ def test_submit_with_watch_follows_the_job(run: Run, service: FakeService) -> No
 
     result = run("submit", "--model", "m", "--tasks", "a", "--watch")
 
-    assert result.exit_code == 1
+    assert (result.exit_code, result.stdout.splitlines()[0]) == (1, JOB_ID)
     assert "CUDA out of memory" in result.stderr
 
 
@@ -467,7 +471,7 @@ def compared(**verdicts: Verdict) -> CompareJobsResponse:
 def test_compare_prints_a_line_per_metric_and_fails_where_one_is_worse(run: Run, service: FakeService) -> None:
     service.comparison = compared(acc=Verdict.VERDICT_WORSE, f1=Verdict.VERDICT_SAME, new=99)
 
-    result = run("compare", "A", JOB_ID)
+    result = run("compare", OTHER_IDS[0], JOB_ID)
 
     assert result.exit_code == 1
     assert result.stdout.splitlines()[1].split("\t") == [
@@ -495,7 +499,7 @@ def test_compare_prints_a_line_per_metric_and_fails_where_one_is_worse(run: Run,
 def test_compare_is_content_with_what_is_not_worse(run: Run, service: FakeService, verdict: str) -> None:
     service.comparison = compared(acc=Verdict.Value(f"VERDICT_{verdict}"))
 
-    assert run("compare", "A", JOB_ID).exit_code == 0
+    assert run("compare", OTHER_IDS[0], JOB_ID).exit_code == 0
 
 
 def test_compare_says_what_is_missing_and_why_nothing_was_paired(run: Run, service: FakeService) -> None:
@@ -505,14 +509,14 @@ def test_compare_says_what_is_missing_and_why_nothing_was_paired(run: Run, servi
     metric.method, metric.note = TestMethod.TEST_METHOD_NONE, "the candidate has no such metric"
     service.comparison = CompareJobsResponse(candidates=[JobComparison(candidate_job_id=JOB_ID, metrics=[metric])])
 
-    cells = run("compare", "A", JOB_ID).stdout.splitlines()[1].split("\t")
+    cells = run("compare", OTHER_IDS[0], JOB_ID).stdout.splitlines()[1].split("\t")
     assert cells == ["INCONCLUSIVE", "t/acc", "0.5000", "", "", "", "", "none, the candidate has no such metric", "m", JOB_ID]
 
 
 def test_compare_prints_json_and_still_fails_where_one_is_worse(run: Run, service: FakeService) -> None:
     service.comparison = compared(acc=Verdict.VERDICT_WORSE)
 
-    result = run("compare", "A", JOB_ID, "--json")
+    result = run("compare", OTHER_IDS[0], JOB_ID, "--json")
 
     assert result.exit_code == 1
     assert json_format.Parse(result.stdout, CompareJobsResponse()) == service.comparison
@@ -520,14 +524,14 @@ def test_compare_prints_json_and_still_fails_where_one_is_worse(run: Run, servic
 
 def test_compare_passes_every_threshold_on(run: Run, service: FakeService) -> None:
     run(
-        *("compare", "A", "B", "C", "--metric", "mme/score", "--metric", "acc", "--alpha", "0.01", "--holm"),
+        *("compare", *OTHER_IDS, "--metric", "mme/score", "--metric", "acc", "--alpha", "0.01", "--holm"),
         *("--tolerance", "0.02", "--tolerance", "mme/score=5", "--direction", "higher", "--direction", "wer=lower"),
     )
 
     (request,) = service.received["CompareJobs"]
     assert json_format.MessageToDict(request, preserving_proto_field_name=True) == {
-        "baseline_job_id": "A",
-        "candidate_job_ids": ["B", "C"],
+        "baseline_job_id": OTHER_IDS[0],
+        "candidate_job_ids": OTHER_IDS[1:],
         "metrics": [{"task": "mme", "metric": "score"}, {"metric": "acc"}],
         "alpha": 0.01,
         "tolerance": 0.02,
@@ -549,7 +553,7 @@ def test_compare_passes_every_threshold_on(run: Run, service: FakeService) -> No
     ],
 )
 def test_compare_refuses_thresholds_that_are_none(run: Run, service: FakeService, flags: list[str], text: str) -> None:
-    result = run("compare", "A", "B", *flags)
+    result = run("compare", *OTHER_IDS[:2], *flags)
 
     assert result.exit_code == 2
     assert text in result.stderr
@@ -560,7 +564,7 @@ def test_compare_names_the_flag_of_what_the_server_refuses(run: Run, service: Fa
     violations = [FieldViolation("alpha", "is too large"), FieldViolation("candidate_job_ids[0]", "must be a UUID")]
     service.errors["CompareJobs"] = [errors.InvalidRequestError(violations=violations)]
 
-    result = run("compare", "A", "B", "--alpha", "1")
+    result = run("compare", *OTHER_IDS[:2], "--alpha", "1")
 
     assert result.exit_code == 2
     assert "--alpha (alpha): is too large" in result.stderr
@@ -656,7 +660,11 @@ def test_list_passes_every_condition_on(run: Run, service: FakeService) -> None:
     assert request.page_size == 6  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("command", [list_command, watch_all_command, history_command], ids=["list", "watch-all", "history"])
+@pytest.mark.parametrize(
+    "command",
+    [list_command, watch_all_command, history_command, cancel_command, delete_command],
+    ids=["list", "watch-all", "history", "cancel", "delete"],
+)
 def test_every_command_that_takes_a_filter_takes_a_selector(command: click.Command) -> None:
     assert ["-l", "--selector"] in [parameter.opts for parameter in command.params]
 
@@ -714,7 +722,8 @@ def test_a_server_that_is_not_there_is_exit_code_3(server: FakeServer, run: Run,
 def test_a_job_that_is_not_there_is_exit_code_2(run: Run, command: str) -> None:
     result = run(command, "nonsense")
 
-    assert (result.exit_code, result.stderr) == (2, "evalrpc: there is no job nonsense\n")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("evalrpc: there is no job nonsense: a job is given by its id, the first 4 characters")
 
 
 def test_the_address_may_stand_before_or_behind_the_command(server: FakeServer) -> None:
@@ -727,6 +736,8 @@ def test_the_address_may_stand_before_or_behind_the_command(server: FakeServer) 
 def test_every_command_can_print_json() -> None:
     context = click.Context(main)
     commands = {name: main.get_command(context, name) for name in main.list_commands(context)}
+    commands |= {f"baseline {name}": command for name, command in baseline_command.commands.items()}
+    del commands["baseline"]
     flags = {
         name: {flag for parameter in command.params for flag in parameter.opts} for name, command in commands.items() if command
     }

@@ -133,7 +133,7 @@ def test_csv_has_a_header_all_columns_and_every_digit(run: Run) -> None:
         (["list"], "labels", 6),
         (["get", jobs.RUNNING], "field", 11),
         (["history"], "value", 16),
-        (["compare", "a", "b"], "verdict", 3),
+        (["compare", jobs.RUNNING, jobs.COMPLETED], "verdict", 3),
         (["harnesses"], "available", 2),
         (["tasks"], "task", 3),
         (["models"], "model", 3),
@@ -165,7 +165,7 @@ def test_a_watch_as_csv_has_nothing_but_the_table_on_stdout(run: Run) -> None:
         (["watch", jobs.COMPLETED], JobEvent, 1),
         (["results", jobs.COMPLETED], ModelMetric, 4),
         (["history"], HistoryPoint, 8),
-        (["compare", "a", "b"], JobComparison, 3),
+        (["compare", jobs.RUNNING, jobs.COMPLETED], JobComparison, 3),
         (["harnesses"], HarnessInfo, 2),
         (["tasks"], ListTasksResponse, 3),
         (["queue"], GetQueueResponse, 1),
@@ -181,7 +181,9 @@ def test_jsonl_is_a_message_per_line(run: Run, command: list[str], item: type[Me
         assert json_format.Parse(line, item()) != item()
 
 
-@pytest.mark.parametrize("command", [["list"], ["get", jobs.RUNNING], ["history"], ["compare", "a", "b"], ["queue"], ["tasks"]])
+@pytest.mark.parametrize(
+    "command", [["list"], ["get", jobs.RUNNING], ["history"], ["compare", jobs.RUNNING, jobs.COMPLETED], ["queue"], ["tasks"]]
+)
 def test_json_is_short_for_the_form_json(run: Run, command: list[str]) -> None:
     assert run(*command, "--json").stdout == run(*command, "-o", "json").stdout
 
@@ -210,6 +212,7 @@ def test_the_exit_codes_are_those_that_scripts_depend_on() -> None:
         "WRONG_CALL": 2,
         "UNREACHABLE": 3,
         "NOT_ALLOWED": 4,
+        "TIMED_OUT": 124,
         "INTERRUPTED": 130,
     }
 

@@ -10,6 +10,8 @@ from fake_server import JOB_ID, FakeService
 from evalrpc.cli import gates
 from evalrpc.v1.comparison_pb2 import CompareJobsResponse, JobComparison, MetricComparison, Verdict
 
+OTHER_ID = "abcd8d5e-6f1e-4f0e-9d51-0d5fb3a1c002"
+
 Run = Callable[..., Result]
 
 BETTER, WORSE, SAME, INCONCLUSIVE = (
@@ -97,13 +99,13 @@ def test_compare_exits_as_its_gate_says_in_every_form(
 ) -> None:
     service.comparison = compared(metric(verdict))
 
-    assert run("compare", "A", JOB_ID, *flags, *form).exit_code == exit_code
+    assert run("compare", OTHER_ID, JOB_ID, *flags, *form).exit_code == exit_code
 
 
 def test_compare_names_each_metric_that_does_not_pass_and_why(run: Run, service: FakeService) -> None:
     service.comparison = compared(metric(WORSE), metric(INCONCLUSIVE, 0.5, NAN), metric(INCONCLUSIVE, 0.5, None), metric(SAME))
 
-    assert run("compare", "A", JOB_ID).stderr.splitlines() == [
+    assert run("compare", OTHER_ID, JOB_ID).stderr.splitlines() == [
         "2 INCONCLUSIVE, 1 SAME, 1 WORSE",
         "evalrpc: the gate no-significant-drop does not pass:",
         "evalrpc:   t/acc,none is WORSE",
@@ -115,7 +117,7 @@ def test_compare_names_each_metric_that_does_not_pass_and_why(run: Run, service:
 def test_compare_says_that_there_is_nothing_to_compare(run: Run, service: FakeService) -> None:
     service.comparison = compared()
 
-    result = run("compare", "A", JOB_ID, "--allow-missing")
+    result = run("compare", OTHER_ID, JOB_ID, "--allow-missing")
 
     assert result.exit_code == 1
     assert "there is nothing to compare" in result.stderr
@@ -124,7 +126,7 @@ def test_compare_says_that_there_is_nothing_to_compare(run: Run, service: FakeSe
 def test_of_very_many_failures_the_first_are_named_and_the_others_counted(run: Run, service: FakeService) -> None:
     service.comparison = compared(*(metric(WORSE) for _ in range(50)))
 
-    lines = run("compare", "A", JOB_ID).stderr.splitlines()
+    lines = run("compare", OTHER_ID, JOB_ID).stderr.splitlines()
 
     assert len(lines) == 1 + 1 + 20 + 1
     assert lines[-1] == "evalrpc:   and 30 more"

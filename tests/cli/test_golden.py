@@ -18,6 +18,7 @@ from fake_server import FakeServer
 from terminal_screen import run_on_terminal
 
 from evalrpc.cli import main
+from evalrpc.cli.baseline import baseline_command
 
 GOLDEN = Path(__file__).parent / "golden"
 WIDTHS = (50, 80, 200)
@@ -50,9 +51,17 @@ COMMANDS: dict[str, list[str]] = {
     "info": ["info"],
     "doctor": ["doctor"],
     "submit": ["submit", "--model", "m", "--tasks", "mme"],
+    "get-prefix": ["get", "2c2f"],
+    "get-unknown": ["get", "ffff"],
+    "wait": ["wait", jobs.COMPLETED, jobs.FAILED],
+    "baseline-set": ["baseline", "set", "main", jobs.COMPLETED],
+    "baseline-list": ["baseline", "list"],
+    "rerun": ["rerun", "@baseline:main", "--set", "limit=8"],
     "cancel": ["cancel", jobs.RUNNING, "--reason", "the checkpoint is broken"],
     "delete": ["delete", jobs.COMPLETED],
     "error-unknown-job": ["get", jobs.COMPLETED],
+    "error-command": ["lsit"],
+    "error-flag": ["list", "--lable", "run=x"],
     "error-usage": ["list", "--status", "finished"],
     "error-unreachable": ["--address", "127.0.0.1:1", "list"],
 }
@@ -118,7 +127,8 @@ def test_ids_stay_whole_at_any_width(screens: tuple[int, dict[str, str]], name: 
 
 def commands() -> dict[str, list[str]]:
     context = click.Context(main)
-    return {"evalrpc": ["--help"], **{name: [name, "--help"] for name in main.list_commands(context)}}
+    helps = {"evalrpc": ["--help"], **{name: [name, "--help"] for name in main.list_commands(context)}}
+    return helps | {f"baseline-{name}": ["baseline", name, "--help"] for name in baseline_command.commands}
 
 
 @pytest.mark.parametrize("name", commands())
@@ -133,8 +143,8 @@ def test_the_help_of_a_command_is_as_people_have_judged_it(
 
 def test_help_texts_are_whole_sentences_and_none_is_missing_or_cut() -> None:
     context = click.Context(main)
-    for name in main.list_commands(context):
-        command = main.get_command(context, name)
+    commands = [(name, main.get_command(context, name)) for name in main.list_commands(context)]
+    for name, command in [*commands, *baseline_command.commands.items()]:
         assert command is not None
         texts = [
             command.short_help or "",

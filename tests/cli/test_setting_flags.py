@@ -33,6 +33,7 @@ VALUES: dict[str, Any] = {
     "journal_max_age_seconds": 2.5,
     "retention_max_age_seconds": 2.5,
     "retention_max_jobs": 3,
+    "cgroups": "off",
     "unknown_tasks": "refuse",
     "log_format": "json",
 }

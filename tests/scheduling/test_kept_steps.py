@@ -1,5 +1,6 @@
 """Which steps a retry takes over, by what lies in the folders of the attempts."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from evalrpc.config import HarnessSettings
+from evalrpc.files import opening
 from evalrpc.harnesses.base import Run
 from evalrpc.harnesses.command import CommandHarness
 from evalrpc.harnesses.steps import steps_of
@@ -99,6 +101,48 @@ def test_a_damaged_note_keeps_nothing_and_holds_nobody(tmp_path: Path, damage: s
         note.mkdir()
     keep_steps(HARNESS, after, [before])
     assert kept(after) == [0, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["finished", "kept"])
+def test_what_lies_in_the_place_of_a_note_is_replaced_and_not_followed(tmp_path: Path, name: str) -> None:
+    before, after = attempt(tmp_path, 1), attempt(tmp_path, 2)
+    other = tmp_path / "other"
+    other.write_text("mine")
+    (before[0].attempt_dir / name).symlink_to(other)
+    os.mkfifo(after[0].attempt_dir / name)
+    finish(HARNESS, before, 0)
+    keep_steps(HARNESS, after, [before])
+    assert kept(after) == [1, 0, 0]
+    assert other.read_text() == "mine"
+
+
+def test_a_link_to_another_folder_is_no_output_to_keep(tmp_path: Path) -> None:
+    before, after = attempt(tmp_path, 1), attempt(tmp_path, 2)
+    finish(HARNESS, before, 0)
+    output = before[0].output_dir
+    output.rename(tmp_path / "elsewhere")
+    output.symlink_to(tmp_path / "elsewhere")
+    keep_steps(HARNESS, after, [before])
+    assert kept(after) == [0, 0, 0]
+    assert not list(after[0].output_dir.iterdir())
+
+
+def test_a_number_that_is_none_is_not_believed(tmp_path: Path) -> None:
+    steps = attempt(tmp_path, 2)
+    (steps[0].attempt_dir / "kept").write_text("one")
+    assert kept(steps) == [0, 0, 0]
+
+
+def test_a_shortage_of_the_server_is_not_taken_for_a_step_that_was_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = attempt(tmp_path, 1), attempt(tmp_path, 2)
+    finish(HARNESS, before, 0)
+    keep_steps(HARNESS, after, [before])
+    with monkeypatch.context() as context:
+        context.setattr(opening.os, "open", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EMFILE, "no more")))
+        with pytest.raises(OSError, match="no more"):
+            RunSteps(HARNESS, after)
 
 
 def test_the_last_attempt_notes_nothing(tmp_path: Path) -> None:

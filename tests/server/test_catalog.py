@@ -136,6 +136,33 @@ def test_unknown_tasks_are_reported_with_the_nearest_names_and_only_once_the_lis
     }
 
 
+def test_an_unknown_model_is_reported_with_the_nearest_names_and_only_once_the_list_is_known(folder: Path) -> None:
+    catalog = catalog_of(folder, Listing(folder))
+    assert catalog.lists_model("listing", "lava")
+    assert catalog.unknown_model("listing", "lava") == ""
+    catalog.names("listing")
+    assert catalog.lists_model("listing", "llava")
+    assert not catalog.lists_model("listing", "lava")
+    assert catalog.unknown_model("listing", "llava") == ""
+    assert catalog.unknown_model("listing", "lava") == "the harness lists no model 'lava'; did you mean llava?"
+    assert catalog.unknown_model("listing", "zzz") == "the harness lists no model 'zzz'"
+
+
+def test_the_provider_before_the_slash_of_a_model_suffices(folder: Path) -> None:
+    catalog = catalog_of(folder, Listing(folder))
+    catalog.names("listing")
+    assert catalog.lists_model("listing", "llava/1.5")
+    assert catalog.unknown_model("listing", "llava/1.5") == ""
+    assert "'other/llava'" in catalog.unknown_model("listing", "other/llava")
+
+
+def test_no_model_is_unknown_to_a_harness_that_lists_none(folder: Path) -> None:
+    script = "import json; print(json.dumps({'tasks': ['mme'], 'models': []}))"
+    catalog = catalog_of(folder, Listing(folder, script))
+    catalog.names("listing")
+    assert catalog.unknown_model("listing", "any") == ""
+
+
 def test_what_an_earlier_server_asked_is_known_without_asking(folder: Path) -> None:
     catalog_of(folder, Listing(folder)).names("listing")
     catalog = catalog_of(folder, Listing(folder))

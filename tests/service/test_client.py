@@ -225,7 +225,8 @@ def test_a_view_and_skipped_snapshots_are_asked_for(client: Any, service: FakeSe
 
 def test_listings_run_over_all_pages(client: Any, service: FakeService) -> None:
     for number in range(5):
-        service.change(job_at(RUNNING, job_id=str(number)))
+        service.change(job_at(RUNNING, job_id=str(number), request=EvaluateRequest(model="m")))
+    service.change(job_at(RUNNING, job_id="5"))
     service.samples = [{"doc_id": number, "ok": True} for number in range(3)]
 
     assert [job.job_id for job in client.list_jobs(JobFilter(models=["m"]))] == ["0", "1", "2", "3", "4"]
@@ -442,6 +443,14 @@ def test_waiting_too_long_is_a_timeout_that_leaves_no_stream(client: Any, servic
         client.wait_for_job(JOB_ID, timeout_seconds=0.3)
     service.wait_for_watchers(0)
     assert service.jobs[JOB_ID].status == RUNNING
+
+
+def test_a_watch_of_all_jobs_ends_when_its_time_is_over(client: Any, service: FakeService) -> None:
+    service.change(job_at(RUNNING))
+
+    with pytest.raises(TimeoutError):
+        list(client.watch_all(timeout_seconds=0.2))
+    service.wait_for_watchers(0)
 
 
 def test_waiting_without_a_server_ends_in_time_too(client: Any, server: FakeServer) -> None:

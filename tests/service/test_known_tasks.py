@@ -27,8 +27,8 @@ def listing(site: Site) -> Site:
     return site
 
 
-def warnings(api: Api, *tasks: str) -> list[str]:
-    call = submission(request={"harness": "lm-eval", "tasks": tasks}, validate_only=True)
+def warnings(api: Api, *tasks: str, model: str = "hf") -> list[str]:
+    call = submission(request={"harness": "lm-eval", "model": model, "tasks": tasks}, validate_only=True)
     return list(api.SubmitJob(call).warnings)
 
 
@@ -75,3 +75,14 @@ def test_an_unknown_task_is_refused_where_the_operator_wants_it_so(listing: Site
         warnings(api, "mmlu", "gsm8j")
     assert fields_of(caught.value) == ["request.tasks[1]"]
     assert "gsm8k" in detail(caught.value, error_details_pb2.BadRequest).field_violations[0].description
+
+
+@pytest.mark.parametrize("unknown_tasks", ["warn", "refuse"])
+def test_an_unknown_model_is_warned_of_and_never_refused(
+    listing: Site, serve: Callable[..., ServerHere], unknown_tasks: str
+) -> None:
+    api = serve(unknown_tasks=unknown_tasks).api
+    assert warnings(api, "gsm8k", model="fh") == []
+    api.ListModels(harness="lm-eval")
+    assert warnings(api, "gsm8k", model="hff") == ["the harness lists no model 'hff'; did you mean hf?"]
+    assert warnings(api, "gsm8k", model="hf") == []

@@ -14,6 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 from waiting import DEADLINE_SECONDS
 
 from evalrpc.errors import DOMAIN, ConflictError, EvalrpcError, InvalidRequestError, JobNotFoundError
+from evalrpc.jobs.filters import JobMatcher
 from evalrpc.v1.catalog_pb2 import (
     GetServerInfoRequest,
     GetServerInfoResponse,
@@ -177,7 +178,8 @@ class FakeService(EvaluationServiceServicer):
     def CancelJob(self, request: CancelJobRequest, context: grpc.ServicerContext) -> JobInfo:  # noqa: N802
         self._take(request, context)
         job = self._job(request.job_id, context)
-        self.change(job_at(JobStatus.JOB_STATUS_CANCELLED, error=JobError(reason="CANCELLED", message=request.reason)))
+        error = JobError(reason="CANCELLED", message=request.reason)
+        self.change(job_at(JobStatus.JOB_STATUS_CANCELLED, job_id=job.job_id, error=error))
         return self.jobs[job.job_id]
 
     def DeleteJob(self, request: DeleteJobRequest, context: grpc.ServicerContext) -> DeleteJobResponse:  # noqa: N802
@@ -215,7 +217,9 @@ class FakeService(EvaluationServiceServicer):
 
     def ListJobs(self, request: ListJobsRequest, context: grpc.ServicerContext) -> ListJobsResponse:  # noqa: N802
         self._take(request, context)
-        page, token = self._page(list(self.jobs.values()), request.page_token)
+        matcher = JobMatcher(request.filter)
+        matching = [job for job in self.jobs.values() if matcher.matches(job)]
+        page, token = self._page(matching, request.page_token)
         return ListJobsResponse(jobs=page, next_page_token=token)
 
     def ListTasks(self, request: ListTasksRequest, context: grpc.ServicerContext) -> ListTasksResponse:  # noqa: N802
@@ -307,7 +311,7 @@ class FakeService(EvaluationServiceServicer):
         self._take(request, context)
         head = len(self.journal)
         if request.after_revision == 0:
-            for job in list(self.jobs.values()):
+            for job in [] if request.skip_snapshots else list(self.jobs.values()):
                 yield JobEvent(type=JobEventType.JOB_EVENT_TYPE_SNAPSHOT, revision=head, job=job)
         else:
             yield from self.journal[request.after_revision : head]
