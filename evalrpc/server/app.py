@@ -45,7 +45,7 @@ from evalrpc.server.logging import set_up_logging
 from evalrpc.server.reflection import Reflection
 from evalrpc.server.service import EvaluationService
 from evalrpc.server.threads import require_threads, start_pool
-from evalrpc.server.transports.grpc import dialogue_handler, generic_handler
+from evalrpc.server.transports.grpc import dialogue_handler, generic_handler, ignore_departures
 from evalrpc.server.transports.grpc_options import channel_options
 from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.v1 import evaluation_service_pb2
@@ -73,6 +73,7 @@ def serve(settings: Settings, config_file: Path | None = None) -> None:
     require_descriptors(_START_DESCRIPTORS)
     require_threads(_START_THREADS)
     set_up_logging(settings.log_format)
+    ignore_departures()
     os.umask(PRIVATE_UMASK)  # files of jobs are private to this account
     environment = dict(os.environ)
     # OpenBLAS, which comparisons load, ends the process if it can't start its threads. They need none.
