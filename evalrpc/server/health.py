@@ -38,7 +38,7 @@ class Health:
     async def Check(self, request: Any, call: Call) -> Any:
         """Return the health of a service. Raises NotFoundError for one that is not here."""
         if request.service not in self._services:
-            name = printable(request.service)
+            name = printable(request.service)[:255]
             metadata = {"resource_type": "service", "resource_name": name}
             raise NotFoundError(f"this server has no service {name}", metadata=metadata)
         return self._health_of(request.service)

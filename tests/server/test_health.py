@@ -8,6 +8,7 @@ from grpc_health.v1 import health_pb2 as pb
 from waiting import DEADLINE_SECONDS
 
 from evalrpc.errors import InvalidRequestError, NotFoundError, ServerStoppingError
+from evalrpc.server.error_status import status_of
 from evalrpc.server.handlers import handlers_of
 from evalrpc.server.health import SERVICE, Health
 from evalrpc.testing.in_process import InProcessTransport
@@ -50,6 +51,15 @@ def test_the_server_and_its_services_serve_until_they_refuse(use: Use) -> None:
         assert [await check(transport, name) for name in ("", "acme.Service")] == [NOT_SERVING, NOT_SERVING]
         with pytest.raises(NotFoundError, match=r"no service acme.Other"):
             await check(transport, "acme.Other")
+
+    use(call)
+
+
+def test_a_long_name_that_is_not_here_is_cut_so_that_the_trailers_hold_it(use: Use) -> None:
+    async def call(transport: InProcessTransport, _: Health) -> None:
+        with pytest.raises(NotFoundError) as caught:
+            await check(transport, "y" * 10_000)
+        assert status_of(caught.value).ByteSize() < 4096
 
     use(call)
 
