@@ -3,7 +3,8 @@
     make campaign INPUTS=1000000 SEED=1
 
 No answer is INTERNAL or UNKNOWN, every error says its reason in an ErrorInfo, the server's log has no traceback, its memory
-stays flat, and in the end it answers, ends every run, and stops cleanly.
+stays flat, and in the end it answers, ends every run, and stops cleanly. A seed repeats the inputs but for what they take from
+earlier answers, such as page tokens; so a problem is reported with the bytes that were sent.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import re
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -107,7 +108,7 @@ async def submit_jobs(client: AsyncEvalClient) -> Known:
         job = await client.wait_for_job(job_id)
         assert job.status == pb.JOB_STATUS_COMPLETED, job
     names = [artifact.name for artifact in await client.list_artifacts(job_ids[0])]
-    return Known(defaultdict(deque, {name: deque(values) for name, values in good_values(job_ids, names).items()}))
+    return Known(good_values(job_ids, names))
 
 
 def good_values(job_ids: list[str], artifacts: list[str]) -> dict[str, list[Any]]:

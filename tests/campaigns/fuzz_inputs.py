@@ -3,8 +3,9 @@
 import random
 import struct
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
@@ -56,15 +57,15 @@ class Target:
 
 @dataclass
 class Known:
-    """What makes a message good: for each field by its name, values that fit the jobs there are. Grows by what is answered.
+    """What makes a message good. Grows by what is answered."""
 
-    The name of a field may have that of its message before it, as in `Duration.seconds`, for values that fit only there.
-    """
-
-    values: dict[str, deque[Any]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=MAX_REMEMBERED)))
-    expendable: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_REMEMBERED))
+    values: Mapping[str, Sequence[Any]]
+    """For each field by its name, values that fit the jobs there are. The name may have that of the message before it, as in
+    `Duration.seconds`, for values that fit only there."""
+    expendable: deque[str] = field(default_factory=partial(deque, maxlen=MAX_REMEMBERED))
     """Jobs that may be deleted and cancelled."""
-
+    tokens: deque[str] = field(default_factory=partial(deque, maxlen=MAX_REMEMBERED))
+    """Page tokens, which fit no request but one."""
     next_pages: dict[Target, deque[bytes]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=MAX_REMEMBERED)))
     """The requests for the pages that follow those answered."""
 
@@ -82,7 +83,7 @@ class Known:
             if page.next_page_token:
                 following: Any = GetMessageClass(target.method.input_type).FromString(request)
                 following.page_token = page.next_page_token
-                self.values["page_token"].append(page.next_page_token)
+                self.tokens.append(page.next_page_token)
                 self.next_pages[target].append(following.SerializeToString())
 
 
@@ -226,7 +227,7 @@ class Builder:
         return self._dice.choice((text[:place], text[:place] + self._text() + text[place + 1 :], text.upper(), text * 2))
 
     def _text(self) -> str:
-        return self._dice.choice(TEXTS)
+        return self._dice.choice(self._known.tokens if self._known.tokens and self._dice.random() < 0.1 else TEXTS)
 
     def _count(self) -> int:
         return self._dice.choice((0, 1, 2, 70, 300)) if self._is_odd() else self._dice.choice((0, 1, 1, 2))
