@@ -14,7 +14,6 @@ from typing import Final
 
 import grpc
 import uvloop
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from evalrpc.clock import Clock, SystemClock
 from evalrpc.config import Settings, parse_listen
@@ -34,18 +33,19 @@ from evalrpc.reading.samples import SampleLister
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.scheduling.scheduler import Scheduler
 from evalrpc.scheduling.supervisor import RunDependencies
-from evalrpc.server import reflection
+from evalrpc.server import health, reflection
 from evalrpc.server.announcement import announce
 from evalrpc.server.catalog import Catalog
 from evalrpc.server.collector import tune_collector
 from evalrpc.server.handlers import handlers_of
+from evalrpc.server.health import Health
 from evalrpc.server.housekeeping import Housekeeper
 from evalrpc.server.listening import require_descriptors, require_free
 from evalrpc.server.logging import set_up_logging
 from evalrpc.server.reflection import Reflection
 from evalrpc.server.service import EvaluationService
 from evalrpc.server.threads import require_threads, start_pool
-from evalrpc.server.transports.grpc import dialogue_handler, generic_handler
+from evalrpc.server.transports.grpc import dialogue_handler, generic_handler, ignore_departures
 from evalrpc.server.transports.grpc_options import channel_options
 from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.v1 import evaluation_service_pb2
@@ -73,6 +73,7 @@ def serve(settings: Settings, config_file: Path | None = None) -> None:
     require_descriptors(_START_DESCRIPTORS)
     require_threads(_START_THREADS)
     set_up_logging(settings.log_format)
+    ignore_departures()
     os.umask(PRIVATE_UMASK)  # files of jobs are private to this account
     environment = dict(os.environ)
     # OpenBLAS, which comparisons load, ends the process if it can't start its threads. They need none.
@@ -146,7 +147,7 @@ class Server:
         self._service = self._build_service(queue_state, clock, data_dir)
         self._housekeeper = Housekeeper(self._store, clock, data_dir, settings, self._hashers)
         self._housekeeping: asyncio.Task[None] | None = None
-        self._health = health.aio.HealthServicer()
+        self._health = Health((SERVICE.full_name,))
         self._grpc = self._build_grpc_server()
         self.address = ""
         """Where it listens, as HOST:PORT."""
@@ -157,8 +158,6 @@ class Server:
         self._executor.prepare()
         self._scheduler.start()
         await self._grpc.start()
-        for name in ("", SERVICE.full_name):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self._housekeeping = asyncio.create_task(self._housekeeper.run())
         self._hashers.submit(self._catalog.load)
 
@@ -166,13 +165,13 @@ class Server:
         """Refuse new jobs, start no queued ones, and wait up to `drain_seconds` until all runs have ended."""
         _log.info("draining: waiting for the runs to end")
         self._service.stopping = True
-        await self._health.enter_graceful_shutdown()
+        self._health.refuse()
         await asyncio.get_running_loop().run_in_executor(self._waiters, self._scheduler.drain, self._settings.drain_seconds)
 
     async def stop(self) -> None:
         """Refuse new jobs, end the streams, detach from the runs, which continue, and close the store."""
         self._service.stopping = True
-        await self._health.enter_graceful_shutdown()
+        self._health.stop()
         self._feed.stop()
         if self._housekeeping is not None:
             self._housekeeping.cancel()
@@ -224,8 +223,8 @@ class Server:
     def _build_grpc_server(self) -> grpc.aio.Server:
         server = grpc.aio.server(options=channel_options(self._settings.max_request_bytes))
         server.add_generic_rpc_handlers((generic_handler(SERVICE, handlers_of(SERVICE, self._service)),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        answer = Reflection((health_pb2.DESCRIPTOR,)).answer
+        server.add_generic_rpc_handlers((generic_handler(health.SERVICE, handlers_of(health.SERVICE, self._health)),))
+        answer = Reflection((health.SERVICE.file,)).answer
         server.add_generic_rpc_handlers(dialogue_handler(name, reflection.METHOD, answer) for name in reflection.SERVICES)
         return server
 

@@ -21,6 +21,7 @@ class ServerProcess:
     def __init__(self, data_dir: Path, config: str) -> None:
         self.data_dir = data_dir
         self._config_path = data_dir.parent / "evalrpc.toml"
+        self.log_path = data_dir.parent / "server.log"
         self._config_path.write_text(config)
         self._process: subprocess.Popen[str] | None = None
         self._listen = "127.0.0.1:0"
@@ -29,11 +30,17 @@ class ServerProcess:
     def address(self) -> str:
         return self._listen
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> "ServerProcess":
         command = (EVALRPC, "serve", "--listen", self._listen, "--data-dir", str(self.data_dir))
-        self._process = subprocess.Popen(
-            (*command, "--config", str(self._config_path)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                (*command, "--config", str(self._config_path)), stdout=subprocess.PIPE, stderr=log, text=True
+            )
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         assert line.startswith("evalrpc listening on "), line
@@ -60,11 +67,10 @@ class ServerProcess:
 
     def fork_servers(self) -> list[int]:
         """Return the server's fork server, if it is there."""
-        assert self._process is not None
         return [
             process.pid
             for process in processes_of_script(Path(shim.__file__), 2)
-            if process.name == shim.FORK_SERVER_NAME and process.parent == self._process.pid
+            if process.name == shim.FORK_SERVER_NAME and process.parent == self.pid
         ]
 
     def _end(self, number: signal.Signals) -> int:

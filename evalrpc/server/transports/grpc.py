@@ -1,5 +1,11 @@
-"""gRPC over HTTP/2."""
+"""gRPC over HTTP/2.
 
+A client may leave at any moment. What can't be sent any more fails with an error of gRPC's own, which is no bug and needs no
+traceback in the log.
+"""
+
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final, NoReturn
 
@@ -14,6 +20,11 @@ from evalrpc.server.handlers import Handler
 DETAILS_KEY: Final = "grpc-status-details-bin"
 
 _Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def ignore_departures() -> None:
+    """Keep gRPC from logging an error for each client that leaves just as its call ends."""
+    logging.getLogger(grpc.aio.InternalError.__module__).addFilter(_is_no_departure)
 
 
 def generic_handler(service: ServiceDescriptor, handlers: Mapping[str, Handler]) -> grpc.GenericRpcHandler:
@@ -38,6 +49,10 @@ def dialogue_handler(service: str, method: str, answer: Callable[[bytes], bytes]
     return grpc.method_handlers_generic_handler(service, {method: grpc.stream_stream_rpc_method_handler(call)})
 
 
+def _is_no_departure(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
+
+
 def _method_handler(method: MethodDescriptor, handler: Handler) -> "grpc.RpcMethodHandler[Any, Any]":
     build = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
     return build(_adapted(handler))
@@ -47,8 +62,14 @@ def _adapted(handler: Handler) -> Any:
     """Return the handler as gRPC calls it. What a streaming one returns is ignored."""
 
     async def call(request: bytes, context: _Context) -> bytes:
+        async def send(message: bytes) -> None:
+            try:
+                await context.write(message)
+            except grpc.aio.InternalError:  # the client has left, which gRPC else says by a cancellation
+                raise asyncio.CancelledError from None
+
         try:
-            return await handler(request, Call(ANONYMOUS, context.write))
+            return await handler(request, Call(ANONYMOUS, send))
         except EvalrpcError as error:
             failure = error
         return await _abort(context, failure)  # not inside the handler of the exception, which would become its context

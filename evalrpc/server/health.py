@@ -1,0 +1,63 @@
+"""The health protocol, `grpc.health.v1`: whether the server serves, for load balancers and for whoever waits for its start.
+
+The servicer that gRPC ships answers undecodable bytes with INTERNAL, and once one watcher leaves, tells no other one of a stop.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any, Final
+
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health_pb2 as pb
+
+from evalrpc.errors import NotFoundError, ServerStoppingError
+from evalrpc.printable import printable
+from evalrpc.server.call import Call
+
+SERVICE: Final[ServiceDescriptor] = pb.DESCRIPTOR.services_by_name["Health"]
+
+_RETRY_DELAY_SECONDS: Final = 1.0
+
+
+class Health:
+    """Says SERVING of the server, whose name is empty, and of each of these services, until it is told to refuse."""
+
+    def __init__(self, services: Iterable[str]) -> None:
+        self._services = frozenset(("", *services))
+        self._refusing, self._stopped = asyncio.Event(), asyncio.Event()
+
+    def refuse(self) -> None:
+        """Say NOT_SERVING from now on, to watchers too."""
+        self._refusing.set()
+
+    def stop(self) -> None:
+        """Do so, and end the streams."""
+        self.refuse()
+        self._stopped.set()
+
+    async def Check(self, request: Any, call: Call) -> Any:
+        """Return the health of a service. Raises NotFoundError for one that is not here."""
+        if request.service not in self._services:
+            name = printable(request.service)[:255]
+            metadata = {"resource_type": "service", "resource_name": name}
+            raise NotFoundError(f"this server has no service {name}", metadata=metadata)
+        return self._health_of(request.service)
+
+    async def Watch(self, request: Any, call: Call) -> None:
+        """Send the health of a service, and every change. Raises ServerStoppingError in the end."""
+        sent = self._health_of(request.service)
+        await call.send(sent.SerializeToString())
+        await self._refusing.wait()
+        if (changed := self._health_of(request.service)) != sent:
+            await call.send(changed.SerializeToString())
+        await self._stopped.wait()
+        raise ServerStoppingError("the server is stopping: watch again", retry_delay_seconds=_RETRY_DELAY_SECONDS)
+
+    def _health_of(self, service: str) -> Any:
+        if service not in self._services:
+            status = pb.HealthCheckResponse.SERVICE_UNKNOWN
+        elif self._refusing.is_set():
+            status = pb.HealthCheckResponse.NOT_SERVING
+        else:
+            status = pb.HealthCheckResponse.SERVING
+        return pb.HealthCheckResponse(status=status)
