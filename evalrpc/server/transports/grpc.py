@@ -41,7 +41,7 @@ def dialogue_handler(service: str, method: str, answer: Callable[[bytes], bytes]
             async for message in messages:
                 await context.write(answer(message))
         except EvalrpcError as error:
-            failure = error
+            failure = error.with_traceback(None)  # which has this frame, and so would keep both until the collector runs
         else:
             return
         await _abort(context, failure)
@@ -71,7 +71,7 @@ def _adapted(handler: Handler) -> Any:
         try:
             return await handler(request, Call(ANONYMOUS, send))
         except EvalrpcError as error:
-            failure = error
+            failure = error.with_traceback(None)  # as above
         return await _abort(context, failure)  # not inside the handler of the exception, which would become its context
 
     return call
