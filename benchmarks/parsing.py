@@ -108,10 +108,13 @@ def _inspect_log(folder: Path, count: int) -> None:
 
 _FLAT: Final = ratio_at_most(1.25)
 _CASES: Final = (
-    _Case("results of lmms-eval", "lmms-eval", _good_samples, _FLAT, _FLAT),
+    _Case(
+        *("results of lmms-eval", "lmms-eval", _good_samples, _FLAT, _FLAT),
+        note="all samples are searched for failed answers",
+    ),
     _Case(
         *("results of lmms-eval with no good answer", "lmms-eval", _failed_samples, _FLAT, _FLAT),
-        note="the thousand are read whole, of the million 512",
+        note="each failed answer is decoded and counted",
     ),
     _Case(
         *("a log of inspect-ai", "inspect-ai", _inspect_log, _FLAT, _FLAT),
