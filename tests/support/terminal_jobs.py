@@ -10,7 +10,7 @@ from terminal_program import NOW_SECONDS
 from evalrpc.v1.comparison_pb2 import CompareJobsResponse, JobComparison, MetricComparison, TestMethod, Verdict
 from evalrpc.v1.history_pb2 import GetHistoryResponse, HistoryPoint
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobError, JobInfo, JobStatus, Progress
-from evalrpc.v1.results_pb2 import Metric, ModelResult, TaskResult
+from evalrpc.v1.results_pb2 import Metric, ModelMetric, ModelResult, TaskResult
 
 RUNNING, COMPLETED, FAILED, QUEUED, CANCELLED, FOREIGN = (
     JOB_ID,
@@ -30,6 +30,9 @@ def fill(service: FakeService) -> None:
     service.page_size = 50
     for job in _jobs():
         service.change(job)
+        if job.job_id == COMPLETED:
+            metrics = [(model, metric) for model, result in job.results.items() for metric in result.metrics]
+            service.metrics = [ModelMetric(model=model, metric=metric) for model, metric in metrics]
     service.log = f"\x1b[32mINFO\x1b[0m loading weights\r\n 50%|##  |\r100%|####|\nFileNotFoundError: 中文\n{HOSTILE}".encode()
     service.chunk_size = 7
     service.files = {"acme__lm/results.json": b"{}", "acme__lm/samples_mme.jsonl": b"[]"}
