@@ -5,13 +5,13 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from threading import Event
 from timeit import timeit
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from benchmarks.processes import workplace
 from benchmarks.report import Row, at_most, compare, ratio_at_most
@@ -32,10 +32,10 @@ from evalrpc.results.results_file import write_results
 from evalrpc.server import validation
 from evalrpc.store.base import ListedJob, Store
 from evalrpc.v1.comparison_pb2 import CompareJobsRequest, MetricThreshold
-from evalrpc.v1.files_pb2 import ListArtifactsRequest
+from evalrpc.v1.files_pb2 import ListArtifactsRequest, ListArtifactsResponse
 from evalrpc.v1.history_pb2 import GetHistoryRequest
 from evalrpc.v1.jobs_pb2 import JOB_STATUS_COMPLETED, EvaluateRequest, JobAttempt, JobFilter, JobInfo, SubmitJobRequest
-from evalrpc.v1.results_pb2 import ListMetricsRequest, Metric, MetricSelector, ModelResult, TaskResult
+from evalrpc.v1.results_pb2 import ListMetricsRequest, ListMetricsResponse, Metric, MetricSelector, ModelResult, TaskResult
 from evalrpc.watching.feed import Feed
 
 _STEPS: Final = (1, 10, 100)
@@ -44,6 +44,8 @@ _MAX_SLOPE: Final = 1.15
 _SAMPLES: Final = 10
 _METRICS_PAGE: Final = 1000
 _FILES_PAGE: Final = 1000
+
+_PageT = TypeVar("_PageT", ListMetricsResponse, ListArtifactsResponse)
 
 
 class _Case(NamedTuple):
@@ -159,13 +161,7 @@ def _listed_metrics(folder: Path, count: int) -> Callable[[], object]:
     async def listed(readers: ThreadPoolExecutor) -> int:
         lister = MetricLister(cast(Feed, _OneJob(job)), JobResults(data_dir), readers)
         call = ListMetricsRequest(job_id="j")
-        found = 0
-        while True:
-            page = await lister.list_metrics("j", call, _METRICS_PAGE)
-            found += len(page.metrics)
-            call.page_token = page.next_page_token
-            if not call.page_token:
-                return found
+        return await _count(call, lambda: lister.list_metrics("j", call, _METRICS_PAGE), lambda page: page.metrics)
 
     return partial(_on_a_loop, listed, count)
 
@@ -182,13 +178,7 @@ def _listed_files(folder: Path, count: int) -> Callable[[], object]:
     async def listed(readers: ThreadPoolExecutor) -> int:
         reader = ArtifactReader(cast(Feed, _OneJob(job)), folder, readers, readers)
         call = ListArtifactsRequest(job_id="j")
-        found = 0
-        while True:
-            page = await reader.list_artifacts("j", call, _FILES_PAGE)
-            found += len(page.artifacts)
-            call.page_token = page.next_page_token
-            if not call.page_token:
-                return found
+        return await _count(call, lambda: reader.list_artifacts("j", call, _FILES_PAGE), lambda page: page.artifacts)
 
     return partial(_on_a_loop, listed, count)
 
@@ -219,6 +209,21 @@ def _many_metrics(count: int) -> ModelResult:
     return ModelResult(
         metrics=[Metric(task=f"t{number:06}", metric="acc", filter="none", value=0.5) for number in range(count)]
     )
+
+
+async def _count(
+    call: ListMetricsRequest | ListArtifactsRequest,
+    read: Callable[[], Awaitable[_PageT]],
+    entries_of: Callable[[_PageT], Sized],
+) -> int:
+    """Count the entries of all pages."""
+    found = 0
+    while True:
+        page = await read()
+        found += len(entries_of(page))
+        call.page_token = page.next_page_token
+        if not call.page_token:
+            return found
 
 
 def _on_a_loop(listed: Callable[[ThreadPoolExecutor], Coroutine[Any, Any, int]], count: int) -> None:

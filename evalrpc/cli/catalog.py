@@ -1,9 +1,10 @@
 """The commands that show what a server offers."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import click
+from google.protobuf.message import Message
 
 from evalrpc.cli import completion, wording
 from evalrpc.cli.connection import SLOW_CALL_SECONDS, connect, table_options
@@ -29,12 +30,7 @@ _harness_option = click.option(
 def tasks_command(query: str, harness: str, address: str | None, form: Form) -> None:
     """List the tasks of a harness whose names contain QUERY."""
     with connect(address, SLOW_CALL_SECONDS) as client:
-        names = client.list_tasks(query, harness)
-        if form in (Form.JSON, Form.JSONL):
-            tasks = list(names)
-            print_items(form, (), (), (ListTasksResponse(tasks=[task]) for task in tasks), ListTasksResponse(tasks=tasks))
-        else:
-            _print_names(form, "task", names)
+        _print_names(form, "task", client.list_tasks(query, harness), lambda names: ListTasksResponse(tasks=names))
 
 
 @click.command(short_help="List the model types of a harness.")
@@ -44,14 +40,7 @@ def tasks_command(query: str, harness: str, address: str | None, form: Form) -> 
 def models_command(query: str, harness: str, address: str | None, form: Form) -> None:
     """List the model types of a harness whose names contain QUERY."""
     with connect(address, SLOW_CALL_SECONDS) as client:
-        names = client.list_models(query, harness)
-        if form in (Form.JSON, Form.JSONL):
-            models = list(names)
-            print_items(
-                form, (), (), (ListModelsResponse(models=[model]) for model in models), ListModelsResponse(models=models)
-            )
-        else:
-            _print_names(form, "model", names)
+        _print_names(form, "model", client.list_models(query, harness), lambda names: ListModelsResponse(models=names))
 
 
 @click.command(short_help="List the harnesses of the server.")
@@ -73,8 +62,12 @@ def info_command(address: str | None, form: Form) -> None:
     print_facts(form, _facts(info), info)
 
 
-def _print_names(form: Form, column: str, names: Iterable[str]) -> None:
+def _print_names(form: Form, column: str, names: Iterable[str], message_of: Callable[[list[str]], Message]) -> None:
     """Print plain lines, without a header unless as CSV: a list of names is no table."""
+    if form in (Form.JSON, Form.JSONL):
+        listed = list(names)
+        print_items(form, (), (), (message_of([name]) for name in listed), message_of(listed))
+        return
     if form is Form.CSV:
         print_table(form, [Column(column)], ([name] for name in names))
         return

@@ -13,6 +13,7 @@ from evalrpc.cli.gates import DEFAULT_GATE, GATES
 from evalrpc.cli.job_ids import job_argument, resolve
 from evalrpc.cli.output import Form, print_items, print_line
 from evalrpc.cli.tables import Cell, Column, Kind
+from evalrpc.client.arguments import metric_text
 from evalrpc.v1.comparison_pb2 import CompareJobsResponse, JobComparison, MetricComparison, TestMethod
 
 _STYLES: Final = {"BETTER": "green", "WORSE": "bold red", "INCONCLUSIVE": "yellow"}
@@ -165,7 +166,7 @@ def _rows(response: CompareJobsResponse) -> Iterator[tuple[Cell, ...]]:
         metric = item.metrics[0]
         yield (
             gates.verdict_name(metric),
-            gates.metric_name(metric),
+            metric_text(metric),
             *_numbers(metric),
             _test(metric),
             metric.candidate_model or metric.baseline_model,

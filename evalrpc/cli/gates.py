@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from evalrpc.client.arguments import metric_text
 from evalrpc.v1.comparison_pb2 import CompareJobsResponse, MetricComparison, Verdict
 
 DEFAULT_GATE: Final = "no-significant-drop"
@@ -31,9 +32,9 @@ def failures(response: CompareJobsResponse, gate: str, *, allow_missing: bool) -
                 continue
             compared += 1
             if missing:
-                yield f"{metric_name(metric)}{of_job}: {missing}"
+                yield f"{metric_text(metric)}{of_job}: {missing}"
             elif not GATES[gate](metric.verdict):
-                yield f"{metric_name(metric)}{of_job} is {verdict_name(metric)}"
+                yield f"{metric_text(metric)}{of_job} is {verdict_name(metric)}"
     if not compared:
         yield "there is nothing to compare"
 
@@ -48,11 +49,6 @@ def missing_value(metric: MetricComparison) -> str:
         if not math.isfinite(value):
             return f"the {side}'s value is {value}"
     return ""
-
-
-def metric_name(metric: MetricComparison) -> str:
-    """Return a metric's name as flags take it: TASK/METRIC with an optional `,FILTER`."""
-    return f"{metric.task}/{metric.metric}" + (f",{metric.filter}" if metric.filter else "")
 
 
 def verdict_name(metric: MetricComparison) -> str:

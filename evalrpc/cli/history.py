@@ -16,6 +16,7 @@ from evalrpc.cli.exit_codes import ExitCode, fail
 from evalrpc.cli.output import Form, is_terminal, print_drawing, print_items, print_line, print_table, terminal_cells
 from evalrpc.cli.parameters import filter_options
 from evalrpc.cli.tables import Cell, Column, Kind
+from evalrpc.client.arguments import metric_text
 from evalrpc.v1.history_pb2 import HistoryPoint
 from evalrpc.v1.jobs_pb2 import JobFilter
 from evalrpc.v1.results_pb2 import Metric
@@ -45,10 +46,6 @@ class _Name(NamedTuple):
     task: str
     metric: str
     filter: str
-
-    def text(self) -> str:
-        """Write it as flags take it."""
-        return f"{self.task}/{self.metric}" + (f",{self.filter}" if self.filter else "")
 
 
 class _Row(NamedTuple):
@@ -165,7 +162,7 @@ def _rows(history: _History) -> Iterator[tuple[Cell, ...]]:
 def _print_wide(history: _History) -> None:
     """Print a row for each step, that is for each model of each job, and a column for each metric."""
     names = list(_by_metric(history))
-    keys = (history.step_label, *(name.text() for name in names))
+    keys = (history.step_label, *map(metric_text, names))
     values = [Column(key, Kind.NUMBER, is_key=True) for key in keys]
     columns = [*_leading_columns(history), *values, Column("model"), Column("job", Kind.WHOLE)]
     points = sorted(history.points, key=lambda point: _group(history, point))

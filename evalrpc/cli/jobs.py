@@ -13,7 +13,7 @@ from evalrpc.cli.following import follow, follow_all
 from evalrpc.cli.job_ids import job_argument, resolve
 from evalrpc.cli.job_table import job_columns, job_row, label_columns_option
 from evalrpc.cli.output import Form, print_facts, print_items, print_json, print_line
-from evalrpc.cli.parameters import filter_options, label, reconnect_timeout_option
+from evalrpc.cli.parameters import filter_options, labels_option, reconnect_timeout_option
 from evalrpc.cli.tables import Cell
 from evalrpc.v1.jobs_pb2 import JobFilter, JobInfo
 from evalrpc.v1.queue_pb2 import GetQueueResponse
@@ -88,15 +88,7 @@ def queue_command(address: str | None, form: Form) -> None:
 
 @click.command(short_help="Change the labels or the priority of a job.")
 @job_argument()
-@click.option(
-    "--label",
-    "labels",
-    type=label,
-    shell_complete=completion.labels,
-    metavar="K=V",
-    multiple=True,
-    help="Set this label. May be repeated.",
-)
+@labels_option("Set this label.")
 @click.option(
     "--remove-label",
     "removed",

@@ -162,6 +162,25 @@ _FILTER_OPTIONS: Final = (
     click.option("--until", type=time, metavar="TIME", help="Only jobs created before this time."),
 )
 
+
+def labels_option(help_text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the flag that gives a job labels. The command gets them as `labels`."""
+    return click.option(
+        "--label",
+        "labels",
+        type=label,
+        shell_complete=completion.labels,
+        metavar="K=V",
+        multiple=True,
+        help=f"{help_text} May be repeated.",
+    )
+
+
+watch_option: Final[Callable[[Callable[..., Any]], Callable[..., Any]]] = click.option(
+    "--watch", is_flag=True, help="Follow the job until it ends; exit with 1 if it does not complete."
+)
+"""Adds the flag that follows what was submitted."""
+
 reconnect_timeout_option: Final[Callable[[Callable[..., Any]], Callable[..., Any]]] = click.option(
     "--reconnect-timeout",
     type=duration,

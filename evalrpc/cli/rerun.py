@@ -9,7 +9,7 @@ import click
 from evalrpc.cli.connection import connect, table_options
 from evalrpc.cli.job_ids import job_argument, resolve
 from evalrpc.cli.output import Form
-from evalrpc.cli.parameters import label, reconnect_timeout_option
+from evalrpc.cli.parameters import label, reconnect_timeout_option, watch_option
 from evalrpc.cli.submit import REQUEST_FIELDS, SUBMISSION_FIELDS, apply_flags, submission_of, submit, submit_command
 from evalrpc.cli.suggestions import did_you_mean
 from evalrpc.client import values
@@ -32,7 +32,7 @@ _OPTIONS: Final = {option.name: option for option in submit_command.params if is
     metavar="KEY=VALUE",
     help="Change this, such as limit=8, model_args.pretrained=acme/model, label.step=600. May be repeated.",
 )
-@click.option("--watch", is_flag=True, help="Follow the job until it ends; exit with 1 if it does not complete.")
+@watch_option
 @reconnect_timeout_option
 @table_options
 def rerun_command(

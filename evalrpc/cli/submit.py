@@ -15,7 +15,7 @@ from evalrpc.cli.connection import connect, table_options
 from evalrpc.cli.following import follow
 from evalrpc.cli.job_ids import resolve
 from evalrpc.cli.output import Form, print_json, print_json_line, print_line
-from evalrpc.cli.parameters import arguments, duration, label, reconnect_timeout_option, split_commas
+from evalrpc.cli.parameters import arguments, duration, labels_option, reconnect_timeout_option, split_commas, watch_option
 from evalrpc.client import EvalClient, SubmitOptions, values
 from evalrpc.v1.jobs_pb2 import CACHE_MODE_ALLOW, GPU_MODE_DATA_PARALLEL, GPU_MODE_MODEL_PARALLEL, JobInfo, SubmitJobRequest
 
@@ -88,15 +88,7 @@ SUBMISSION_FIELDS: Final = ("request_id", "priority", "max_attempts", "supersede
 @click.option("--tasks-separately", is_flag=True, default=None, help="Run the tasks one by one, each with its results at once.")
 @click.option("--request-id", metavar="ID", help="Make the submission safe to repeat with this id. Default: a fresh one.")
 @click.option("--priority", type=int, metavar="N", help="Start before jobs of a lower priority. Default: 0.")
-@click.option(
-    "--label",
-    "labels",
-    type=label,
-    shell_complete=completion.labels,
-    metavar="K=V",
-    multiple=True,
-    help="Give the job this label. May be repeated.",
-)
+@labels_option("Give the job this label.")
 @click.option(
     "--timeout", type=duration, metavar="DURATION", help="End an attempt that runs longer, such as 2h. Default: never."
 )
@@ -106,7 +98,7 @@ SUBMISSION_FIELDS: Final = ("request_id", "priority", "max_attempts", "supersede
 @click.option(
     "--cache", flag_value=CACHE_MODE_ALLOW, type=int, help="Share the run of a job of an identical evaluation, if there is one."
 )
-@click.option("--watch", is_flag=True, help="Follow the job until it ends; exit with 1 if it does not complete.")
+@watch_option
 @reconnect_timeout_option
 @table_options
 def submit_command(

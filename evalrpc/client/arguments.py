@@ -2,9 +2,25 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from evalrpc.v1.results_pb2 import MetricSelector
+
+
+class MetricKey(Protocol):
+    """What tells one metric of a model from another."""
+
+    @property
+    def task(self) -> str:
+        """Its task."""
+
+    @property
+    def metric(self) -> str:
+        """Its name."""
+
+    @property
+    def filter(self) -> str:
+        """How the answers were filtered; empty if the harness has no filters."""
 
 
 def parse_arguments(text: str) -> dict[str, Any]:
@@ -38,6 +54,11 @@ def parse_metric(text: str) -> MetricSelector:
     name, _, answer_filter = text.partition(",")
     task, _, metric = name.rpartition("/")
     return MetricSelector(task=task, metric=metric, filter=answer_filter)
+
+
+def metric_text(metric: MetricKey) -> str:
+    """Write the key of a metric as `parse_metric` reads it."""
+    return f"{metric.task}/{metric.metric}" + (f",{metric.filter}" if metric.filter else "")
 
 
 def _parse_object(text: str) -> dict[str, Any]:

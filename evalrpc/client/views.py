@@ -18,6 +18,7 @@ from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc import extras
+from evalrpc.client.arguments import metric_text
 from evalrpc.client.core import plain_row
 from evalrpc.v1.comparison_pb2 import CompareJobsResponse, JobComparison, MetricComparison
 from evalrpc.v1.history_pb2 import GetHistoryResponse, HistoryPoint
@@ -192,17 +193,13 @@ def _describe_job(job: JobInfo) -> str:
 
 def _describe_metric(metric: Metric) -> str:
     error = f" ± {_cell(metric.standard_error)}" if metric.HasField("standard_error") else ""
-    return f"{_metric_name(metric)} = {_cell(metric.value)}{error}"
+    return f"{metric_text(metric)} = {_cell(metric.value)}{error}"
 
 
 def _describe_comparison(metric: MetricComparison) -> str:
     row = _row(metric)
     values = " -> ".join(_cell(row[name]) or "none" for name in ("baseline_value", "candidate_value"))
-    return f"{_metric_name(metric)}: {values}, {row['verdict']}"
-
-
-def _metric_name(metric: Metric | MetricComparison) -> str:
-    return f"{metric.task}/{','.join(filter(None, (metric.metric, metric.filter)))}"
+    return f"{metric_text(metric)}: {values}, {row['verdict']}"
 
 
 def _labels(message: JobInfo | HistoryPoint) -> list[str]:

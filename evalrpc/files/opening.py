@@ -61,7 +61,7 @@ def list_files(folder: Path, after: str = "") -> Iterator[FoundFile]:
     name of more than MAX_NAME_BYTES is left out. Raises OSError if one of the folders can't be read, or if something else is in
     the place of the folder.
     """
-    with _opened_folder(folder) as root:
+    with _opened(folder, _FOLDER) as root:
         if root is None:
             return
         pending = [iter(_names(root, "", after))]  # no recursion, no open folder for each level: they may be a thousand
@@ -82,7 +82,7 @@ def scan_folder(folder: Path, below: str = "") -> Iterator[Iterator["os.DirEntry
 
     Raises OSError if it can't be read, or if something else is in its place.
     """
-    with _opened_folder(folder) as root:
+    with _opened(folder, _FOLDER) as root:
         if root is None:
             yield iter(())
             return
@@ -100,16 +100,10 @@ def open_regular_file(path: Path) -> Iterator[int | None]:
 
     Never blocks. Raises OSError if it can't be read, or if a run has put something else in its place.
     """
-    try:
-        descriptor = _open_path(path, _FILE)
-    except FileNotFoundError:
-        yield None
-        return
-    try:
-        _require_regular(descriptor, path.name)
+    with _opened(path, _FILE) as descriptor:
+        if descriptor is not None:
+            _require_regular(descriptor, path.name)
         yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -207,10 +201,10 @@ def _require_artifact(descriptor: int, name: str) -> None:
 
 
 @contextmanager
-def _opened_folder(folder: Path) -> Iterator[int | None]:
-    """Open a run's folder; None if it does not exist. Raises OSError."""
+def _opened(path: Path, flags: int) -> Iterator[int | None]:
+    """Open a file or folder of a run with these flags; None if it does not exist. Raises OSError."""
     try:
-        descriptor = _open_path(folder, _FOLDER)
+        descriptor = _open_path(path, flags)
     except FileNotFoundError:
         yield None
         return

@@ -16,7 +16,8 @@ RunFailedError.
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -49,7 +50,7 @@ def read_results(output_dir: Path, model: str) -> dict[str, ModelResult]:
     """
     files, folders = _names(output_dir)
     read = [(model, _read_folder(output_dir, "", files))]
-    read += [(wire_name(name), _read_folder(output_dir, name, _names(output_dir, name).files)) for name in folders]
+    read += [(require_utf8(name), _read_folder(output_dir, name, _names(output_dir, name).files)) for name in folders]
     results = {name: result for name, result in read if result is not None}
     require_size(results)
     return results
@@ -109,7 +110,22 @@ def samples_by_task(result: ModelResult) -> dict[str, str]:
     return by_task
 
 
-def wire_name(name: str) -> str:
+@contextmanager
+def valid_results(what: str) -> Iterator[None]:
+    """Turn what goes wrong with a file or folder of a run, named by `what`, into a RunFailedError with reason RESULTS_INVALID.
+
+    Raises OSError for a shortage of the server, which says nothing about the run.
+    """
+    try:
+        yield
+    except OSError as error:
+        require_no_shortage(error)
+        raise _invalid(f"{what} can't be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise _invalid(f"{what} is not valid JSON: {error}") from error
+
+
+def require_utf8(name: str) -> str:
     """Return a name or path if a message can carry it. Raises RunFailedError with reason RESULTS_INVALID otherwise."""
     if name != wire_text(name):
         raise _invalid(f"the name {ascii(name)[:200]} is not UTF-8")
@@ -127,16 +143,12 @@ def _names(output_dir: Path, below: str = "") -> _Names:
     """List the output folder, or one below it."""
     files: list[str] = []
     folders: list[str] = []
-    try:
-        with scan_folder(output_dir, below) as entries:
-            for entry in entries:
-                if entry.is_file(follow_symlinks=False):
-                    files.append(entry.name)
-                elif entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.name)
-    except OSError as error:
-        require_no_shortage(error)
-        raise _invalid(f"the output folder can't be read: {error.strerror}") from error
+    with valid_results("the output folder"), scan_folder(output_dir, below) as entries:
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False):
+                files.append(entry.name)
+            elif entry.is_dir(follow_symlinks=False):
+                folders.append(entry.name)
     return _Names(sorted(files), sorted(folders))
 
 
@@ -149,8 +161,8 @@ def _read_folder(output_dir: Path, below: str, names: list[str]) -> ModelResult 
     folder = output_dir / below
     path = folder / results_name
     result = model_result(_read_document(output_dir, path))
-    result.results = wire_name(str(path))
-    result.samples.extend(wire_name(str(folder / name)) for name in samples)
+    result.results = require_utf8(str(path))
+    result.samples.extend(require_utf8(str(folder / name)) for name in samples)
     return result
 
 
@@ -163,17 +175,12 @@ def _match(patterns: Iterable[re.Pattern[str]], name: str) -> re.Match[str] | No
 
 
 def _read_document(output_dir: Path, path: Path) -> Mapping[str, object]:
-    try:
+    with valid_results(path.name):
         with open_in(output_dir, path) as file:
             if os.fstat(file.fileno()).st_size > _MAX_RESULTS_BYTES:
                 raise _invalid(f"{path.name} is larger than {_MAX_RESULTS_BYTES} bytes")
             content = file.read(_MAX_RESULTS_BYTES)
         document = json.loads(content, parse_int=json_integer)
-    except OSError as error:
-        require_no_shortage(error)
-        raise _invalid(f"{path.name} can't be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise _invalid(f"{path.name} is not valid JSON: {error}") from error
     if not isinstance(document, dict) or not isinstance(document.get("results"), dict):
         raise _invalid(f"{path.name} has no table of results")
     return document

@@ -10,20 +10,20 @@ is in the place of such a file, the outcome is messages or a ValueError.
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
 from google.protobuf.message import DecodeError
 
 from evalrpc.files.opening import open_regular_file
+from evalrpc.files.private import create_private_file
 from evalrpc.protobuf.wire_format import delimited, read_delimited
 from evalrpc.results.merging import Results
 from evalrpc.v1.jobs_pb2 import JobInfo
 from evalrpc.v1.results_pb2 import ModelMetric, ModelResult
 
 _MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
-_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class MetricRow(NamedTuple):
@@ -37,9 +37,7 @@ class MetricRow(NamedTuple):
 def write_results(path: Path, results: Results) -> None:
     """Write a file, or replace it: whoever reads gets the old or the new one, also after a power cut. Raises OSError."""
     temporary = path.with_name(f"{path.name}.new")
-    with suppress(FileNotFoundError):
-        temporary.unlink()
-    with open(os.open(temporary, _FLAGS, 0o600), "wb") as file:  # noqa: PTH123 - a link must not be followed
+    with create_private_file(temporary) as file:
         file.writelines(map(delimited, _messages(results)))
         file.flush()
         os.fsync(file.fileno())

@@ -18,13 +18,13 @@ from typing import Final
 from evalrpc.errors import RunFailedError
 from evalrpc.files.errnos import require_no_shortage
 from evalrpc.files.opening import open_in, scan_folder
+from evalrpc.files.private import create_private_file
 from evalrpc.harnesses.base import Command, Harness, Run
 from evalrpc.harnesses.steps import commands_of
 
 _FINISHED: Final = "finished"
 _KEPT: Final = "kept"
 _MAX_BYTES: Final = 1024
-_NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOWHERE: Final = Path("/evalrpc")  # stands for the folders of a step, which differ between attempts
 
 
@@ -114,9 +114,7 @@ def _read(step: Run, name: str) -> bytes:
 
 def _write(step: Run, name: str, content: bytes) -> None:
     """Write a file, or replace whatever is in its place. Raises OSError."""
-    path = step.attempt_dir / name
-    path.unlink(missing_ok=True)
-    with open(os.open(path, _NEW_FILE, 0o600), "wb") as file:  # noqa: PTH123 - a link must not be followed
+    with create_private_file(step.attempt_dir / name) as file:
         file.write(content)
 
 

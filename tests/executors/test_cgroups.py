@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from processes_of_tests import is_alive
-from running import SECONDS, Runs, ended
+from running import CLEANING_UP, SECONDS, Runs, ended
 from waiting import eventually
 
 from evalrpc.errors import RunFailedError
@@ -244,16 +244,7 @@ def test_what_is_left_in_a_cgroup_is_known_and_killed_after_a_restart(contained:
 
 @needs_cgroups
 def test_a_cgroup_has_its_time_to_clean_up_too(contained: Runs) -> None:
-    program = """
-import signal, sys, time
-def stop(*_):
-    print("cleaned up", flush=True)
-    sys.exit(0)
-signal.signal(signal.SIGTERM, stop)
-print("ready", flush=True)
-time.sleep(1000)
-"""
-    handle = contained.start(program)
+    handle = contained.start(CLEANING_UP)
     contained.wait_for_log("ready")
     handle.end(SECONDS)
     assert "cleaned up" in contained.log()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from processes_of_tests import is_alive
-from running import SECONDS, Runs, ended
+from running import CLEANING_UP, SECONDS, Runs, ended
 from waiting import eventually
 
 from evalrpc.errors import RunFailedError
@@ -218,16 +218,7 @@ def test_what_outlives_its_run_is_ended_too(runs: Runs) -> None:
 
 
 def test_a_program_has_its_time_to_clean_up(runs: Runs) -> None:
-    program = """
-import signal, sys, time
-def stop(*_):
-    print("cleaned up", flush=True)
-    sys.exit(0)
-signal.signal(signal.SIGTERM, stop)
-print("ready", flush=True)
-time.sleep(1000)
-"""
-    handle = runs.start(program)
+    handle = runs.start(CLEANING_UP)
     runs.wait_for_log("ready")
     handle.end(SECONDS)
     assert "cleaned up" in runs.log()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from special_files import put
+from special_files import KINDS, put
 
 from evalrpc.errors import ArtifactNotFoundError, FileUnavailableError, FileUnreadableError, InvalidRequestError
 from evalrpc.files import opening
@@ -42,16 +42,6 @@ def test_a_file_that_the_server_may_not_read_is_there_all_the_same(
     with pytest.raises(FileUnreadableError, match="the server's account needs access") as caught, open_file(tmp_path, "log"):
         pass
     assert caught.value.metadata == {"errno": errno.errorcode[number]}
-
-
-KINDS = {
-    "link": "a symbolic link",
-    "link to a device": "a symbolic link",
-    "folder": "a folder",
-    "fifo": "a FIFO",
-    "socket": "a socket",
-    "device": "a device",
-}
 
 
 @pytest.mark.parametrize("kind", KINDS)

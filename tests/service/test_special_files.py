@@ -9,18 +9,10 @@ from pathlib import Path
 import grpc
 import pytest
 from serving import CANCELLED, COMPLETED, FAILED, TERMINAL, Api, Launch, Site, nothing_left_of, reason_of
-from special_files import put
+from special_files import KINDS, put
 from waiting import DEADLINE_SECONDS as SECONDS
 from waiting import eventually
 
-KINDS = {
-    "link": "a symbolic link",
-    "link to a device": "a symbolic link",
-    "folder": "a folder",
-    "fifo": "a FIFO",
-    "socket": "a socket",
-    "device": "a device",
-}
 RESULTS, SAMPLES = "toy/20260101_000000_results.json", "toy/20260101_000000_samples_t.jsonl"
 READERS = 4
 

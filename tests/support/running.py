@@ -11,6 +11,17 @@ from evalrpc.executors.base import Resources, RunKey
 from evalrpc.executors.local.executor import LOCAL_NODE, LocalExecutor, LocalRun
 from evalrpc.harnesses.base import Command, Exit
 
+CLEANING_UP = """
+import signal, sys, time
+def stop(*_):
+    print("cleaned up", flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+print("ready", flush=True)
+time.sleep(1000)
+"""
+"""A program that ends well when it is asked to."""
+
 
 class Runs:
     """Starts runs of Python programs, and ends them when the test is over."""

@@ -7,6 +7,16 @@ from pathlib import Path
 
 import pytest
 
+KINDS = {
+    "link": "a symbolic link",
+    "link to a device": "a symbolic link",
+    "folder": "a folder",
+    "fifo": "a FIFO",
+    "socket": "a socket",
+    "device": "a device",
+}
+"""The kinds that are no file, and what an error calls them."""
+
 
 def put(kind: str, path: Path, target: Path = Path("/etc")) -> None:
     """Put something of this kind at a path where nothing is. `target` is what a link leads to."""

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from evalrpc.errors import RunFailedError
-from evalrpc.files.errnos import require_no_shortage
 from evalrpc.files.opening import open_in, scan_folder
 from evalrpc.harnesses.base import SampleRow
 from evalrpc.harnesses.failed_answers import FailedAnswers
 from evalrpc.harnesses.failures import find_failure, shorten
 from evalrpc.harnesses.inspect_ai.json_stream import elements, members
 from evalrpc.protobuf.structs import wire_text
-from evalrpc.results.layout import wire_name
+from evalrpc.results.layout import require_utf8, valid_results
 from evalrpc.results.metrics import mapping, model_result
 from evalrpc.v1.results_pb2 import ModelResult
 
@@ -98,7 +97,7 @@ def result_of_logs(logs: Mapping[str, Log]) -> ModelResult:
     Raises RunFailedError with reason RESULTS_INVALID for a path that no message can carry.
     """
     result = model_result(_aggregate(logs))
-    paths = {task: wire_name(str(log.path)) for task, log in logs.items()}
+    paths = {task: require_utf8(str(log.path)) for task, log in logs.items()}
     result.results = next(iter(paths.values()))
     for task in result.tasks:
         path = paths[task.task]
@@ -135,38 +134,22 @@ def _sample_errors(log: Log) -> Iterator[str | None]:
     """Yield the error of each sample; None for one without."""
     if log.samples_offset is None:
         return
-    try:
-        with open_in(log.path.parent, log.path.name) as file:
-            for sample, _ in elements(file, log.samples_offset):
-                error = mapping(sample).get("error")
-                yield _error(mapping(error)) or "an error without a message" if error else None
-    except OSError as error:
-        require_no_shortage(error)
-        raise _invalid(f"{log.path.name} can't be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise _invalid(f"{log.path.name} is not valid JSON: {error}") from error
+    with valid_results(log.path.name), open_in(log.path.parent, log.path.name) as file:
+        for sample, _ in elements(file, log.samples_offset):
+            error = mapping(sample).get("error")
+            yield _error(mapping(error)) or "an error without a message" if error else None
 
 
 def _log_paths(folder: Path) -> list[Path]:
     """Return the paths of the logs, oldest first."""
-    try:
-        with scan_folder(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
-    except OSError as error:
-        require_no_shortage(error)
-        raise _invalid(f"the output folder can't be read: {error.strerror}") from error
+    with valid_results("the output folder"), scan_folder(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
     return [folder / name for name in names if _LOG_NAME.fullmatch(name)]
 
 
 def _read_log(path: Path) -> Log:
-    try:
-        with open_in(path.parent, path.name) as file:
-            header, samples_offset = _read_header(file)
-    except OSError as error:
-        require_no_shortage(error)
-        raise _invalid(f"{path.name} can't be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise _invalid(f"{path.name} is not valid JSON: {error}") from error
+    with valid_results(path.name), open_in(path.parent, path.name) as file:
+        header, samples_offset = _read_header(file)
     task = mapping(header.get("eval"))
     names = (task.get(key) for key in ("task", "task_registry_name"))
     return Log(

@@ -7,10 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from evalrpc.errors import RunFailedError
-from evalrpc.files.errnos import require_no_shortage
 from evalrpc.files.opening import open_in
 from evalrpc.harnesses.failed_answers import FailedAnswers
+from evalrpc.results.layout import valid_results
 from evalrpc.results.metrics import mapping, strings
 
 FAILED_ANSWER_MARK: Final = "[LMMS_EVAL_REQUEST_FAILED"
@@ -27,13 +26,10 @@ def failed_answers(output_dir: Path, paths: Sequence[str]) -> FailedAnswers:
     Files without a failed answer are only searched, at the speed of the disk. Otherwise all are parsed, line by line. Raises
     RunFailedError with reason RESULTS_INVALID for a file that can't be read.
     """
-    try:
+    with valid_results("a samples file"):
         if not any(_has_mark(output_dir, path) for path in paths):
             return FailedAnswers(0, 0, "")
         return _count(answer for path in paths for answer in _answers(output_dir, path))
-    except OSError as error:
-        require_no_shortage(error)
-        raise RunFailedError("RESULTS_INVALID", f"a samples file can't be read: {error.strerror}") from error
 
 
 def _has_mark(output_dir: Path, path: str) -> bool:
