@@ -8,10 +8,11 @@ from evalrpc.watching.feed import Send
 class Principal(NamedTuple):
     """Who calls."""
 
-    name: str
+    owner: str
+    """Whom the jobs that it submits belong to. Empty: nobody has signed in."""
 
 
-ANONYMOUS: Final = Principal("anonymous")
+ANONYMOUS: Final = Principal("")
 """Whoever calls a server that asks nobody who they are."""
 
 

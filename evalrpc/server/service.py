@@ -135,7 +135,7 @@ class EvaluationService:
         output_root = self.settings.output_root
         violations = validation.submission(request, self.harnesses, self._gpu_counts(), output_root)
         validation.require(violations)
-        job = _new_job(next(self.job_ids), request)
+        job = _new_job(next(self.job_ids), request, call.principal.owner)
         await self._check_names(job)
         key = await self._cache_key(request.cache, job)
         if request.validate_only:
@@ -435,7 +435,7 @@ def _names_page(names: Sequence[str], query: str, start: int, page_size: int) ->
     return page, None
 
 
-def _new_job(job_id: str, call: SubmitJobRequest) -> JobInfo:
+def _new_job(job_id: str, call: SubmitJobRequest, owner: str) -> JobInfo:
     job = JobInfo(
         job_id=job_id,
         request=call.request,
@@ -443,6 +443,7 @@ def _new_job(job_id: str, call: SubmitJobRequest) -> JobInfo:
         priority=call.priority,
         max_attempts=call.max_attempts or 1,
         supersede_key=call.supersede_key,
+        owner=owner,
     )
     if call.HasField("timeout"):
         job.timeout.CopyFrom(call.timeout)

@@ -136,7 +136,7 @@ def test_a_unary_call_is_answered_with_its_message_or_its_bytes(use: Callable[[U
         assert pb.JobInfo.FromString(await transport.unary("GetJob", REQUEST)).job_id == "j"
         assert GetQueueResponse.FromString(await transport.unary("GetQueue", b"")).queued_count == 7
         assert service.call is not None
-        assert service.call.principal == Principal("anonymous")
+        assert service.call.principal == Principal("")
 
     use(call)
 
