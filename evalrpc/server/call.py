@@ -1,8 +1,20 @@
 """A call as a handler sees it, whichever transport it came through."""
 
+from enum import Enum
 from typing import Final, NamedTuple
 
 from evalrpc.watching.feed import Send
+
+
+class Role(Enum):
+    """What a caller may do."""
+
+    VIEWER = "viewer"
+    """Reads."""
+    SUBMITTER = "submitter"
+    """Reads, submits, and changes its own jobs."""
+    OPERATOR = "operator"
+    """Everything."""
 
 
 class Principal(NamedTuple):
@@ -10,9 +22,10 @@ class Principal(NamedTuple):
 
     owner: str
     """Whom the jobs that it submits belong to. Empty: nobody has signed in."""
+    role: Role
 
 
-ANONYMOUS: Final = Principal("")
+ANONYMOUS: Final = Principal("", Role.SUBMITTER)
 """Whoever calls a server that asks nobody who they are."""
 
 

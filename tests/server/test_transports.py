@@ -12,7 +12,7 @@ from waiting import DEADLINE_SECONDS
 from evalrpc.client.failures import from_rpc_error
 from evalrpc.errors import EvalrpcError, InternalError, InvalidRequestError, JobNotFoundError, UnimplementedError
 from evalrpc.server.app import SERVICE
-from evalrpc.server.call import Call, Principal
+from evalrpc.server.call import ANONYMOUS, Call
 from evalrpc.server.handlers import Handler, handlers_of
 from evalrpc.server.transports.grpc import generic_handler
 from evalrpc.testing.in_process import InProcessTransport
@@ -136,7 +136,7 @@ def test_a_unary_call_is_answered_with_its_message_or_its_bytes(use: Callable[[U
         assert pb.JobInfo.FromString(await transport.unary("GetJob", REQUEST)).job_id == "j"
         assert GetQueueResponse.FromString(await transport.unary("GetQueue", b"")).queued_count == 7
         assert service.call is not None
-        assert service.call.principal == Principal("")
+        assert service.call.principal == ANONYMOUS
 
     use(call)
 
