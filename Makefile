@@ -4,6 +4,8 @@
 PYTHON ?=
 # More arguments for pytest, such as ARGS="-k watch", or for the benchmarks, such as ARGS="--scale small".
 ARGS ?=
+# Tests run in as many processes as there are processors, up to four. ARGS="-n 0" runs them in one, as a debugger needs.
+PYTEST = -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 SERVER := .venv
 LMMS := .envs/lmms
@@ -42,13 +44,13 @@ MORE_PARTS = EVALRPC_TEST_LM_EVAL_PYTHON=$(CURDIR)/$(LM_EVAL)/bin/python \
 	EVALRPC_TEST_INSPECT_PYTHON=$(CURDIR)/$(INSPECT)/bin/python
 
 test: setup envs $(TINY_LLAVA) ## Run the tests that are not slow, with the real lmms-eval
-	$(LMMS_PARTS) $(SERVER)/bin/python -m pytest -m "not slow" $(ARGS)
+	$(LMMS_PARTS) $(SERVER)/bin/python $(PYTEST) -m "not slow" $(ARGS)
 
 test-all: setup envs envs-more $(TINY_LLAVA) ## Run all tests, with every harness and the clients in other languages
-	$(LMMS_PARTS) $(MORE_PARTS) $(SERVER)/bin/python -m pytest $(ARGS)
+	$(LMMS_PARTS) $(MORE_PARTS) $(SERVER)/bin/python $(PYTEST) $(ARGS)
 
 test-fast: setup ## Run the tests that are not slow, without lmms-eval
-	$(SERVER)/bin/python -m pytest -m "not slow" $(ARGS)
+	$(SERVER)/bin/python $(PYTEST) -m "not slow" $(ARGS)
 
 # The number of kills and of fuzzed messages in the campaigns, and the seed of their random choices.
 KILLS ?= 200
