@@ -27,7 +27,7 @@ from evalrpc.v1.results_pb2 import ModelResult
 
 KIND: Final = "lmms-eval"
 
-_PACKAGE: Final = Package(title="lmms-eval", name="lmms_eval")
+_PACKAGE: Final = Package(title="lmms-eval", name="lmms_eval", oldest="0.6.1")
 _CONFIG_NAME = "lmms-eval.config"
 _LISTINGS: Final = frozenset({"list", "list_groups", "list_tags", "list_subtasks"})
 _CATALOG_SCRIPT: Final = """

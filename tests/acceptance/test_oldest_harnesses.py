@@ -1,0 +1,126 @@
+"""Each harness at the oldest version that is taken, in an environment of its own. The other tests have the newest."""
+
+import json
+import os
+import re
+import subprocess
+import venv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from chat_stub import chat_stub
+from server_process import ServerProcess
+
+from evalrpc.harnesses import lm_eval
+from evalrpc.harnesses.inspect_ai import harness as inspect_ai
+from evalrpc.harnesses.installation import Package
+from evalrpc.harnesses.lmms_eval import harness as lmms_eval
+from evalrpc.v1 import jobs_pb2 as pb
+
+ROOT = Path(__file__).parents[2]
+
+FAMILY_TASK = """
+task: sums
+dataset_path: json
+dataset_kwargs: {data_files: {test: DATA_PATH}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
+generation_kwargs: {until: ["."], max_new_tokens: 4}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
+# mockllm counts tokens with a vocabulary that is downloaded, so that counter is replaced.
+INSPECT_TASK = """
+import inspect_ai.model._model as model
+from inspect_ai import Task, task
+from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.scorer import includes
+from inspect_ai.solver import generate
+
+model.count_text_tokens = len
+
+@task
+def sums():
+    samples = [Sample(input=f"{n} + 1?", target=str(n + 1), id=n) for n in range(10)]
+    return Task(dataset=MemoryDataset(samples), solver=generate(), scorer=includes())
+"""
+
+
+@pytest.mark.parametrize("package", [lmms_eval._PACKAGE, lm_eval._PACKAGE, inspect_ai._PACKAGE])
+def test_the_documented_range_is_the_tested_one(package: Package) -> None:
+    requirements = (ROOT / "scripts" / f"requirements-{package.title.removesuffix('-ai')}.txt").read_text()
+    newest = re.search(rf"^{package.name.replace('_', '[_-]')}(?:\[.*\])?==(.*)$", requirements, re.MULTILINE)
+    assert newest is not None
+    assert f"| `{package.title}` | {package.oldest} to {newest[1]} |" in (ROOT / "docs" / "harnesses.md").read_text()
+
+
+@pytest.mark.slow
+def test_lmms_eval(tmp_path: Path, lmms_python: Path, serve: Callable[[str], ServerProcess]) -> None:
+    model = os.environ.get("EVALRPC_TEST_TINY_LLAVA")
+    if not model:
+        pytest.skip("EVALRPC_TEST_TINY_LLAVA names no model: `make test` makes one")
+    tasks = family_task(tmp_path, "doc_to_visual: !function utils.no_images\n")
+    (tasks / "utils.py").write_text("def no_images(doc):\n    return []\n")
+    python = oldest(lmms_eval._PACKAGE, lmms_python, tmp_path / "env")
+    server = serve(config("lmms-eval", python, tasks))
+    model_args = {"pretrained": model, "device": "cpu", "device_map": "cpu"}
+    expect_metric(server, "llava_hf", "lmms-eval", "exact_match", model_args)
+
+
+@pytest.mark.slow
+def test_lm_eval(tmp_path: Path, lm_eval_python: Path, serve: Callable[[str], ServerProcess]) -> None:
+    python = oldest(lm_eval._PACKAGE, lm_eval_python, tmp_path / "env")
+    server = serve(config("lm-eval", python, family_task(tmp_path)) + 'args = ["--apply_chat_template"]\n')
+    with chat_stub("3") as stub:
+        model_args = {"model": "stub", "base_url": f"{stub.base_url}/chat/completions", "num_concurrent": "1"}
+        expect_metric(server, "local-chat-completions", "lm-eval", "exact_match", model_args)
+
+
+@pytest.mark.slow
+def test_inspect_ai(tmp_path: Path, inspect_python: Path, serve: Callable[[str], ServerProcess]) -> None:
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "sums.py").write_text(INSPECT_TASK)
+    python = oldest(inspect_ai._PACKAGE, inspect_python, tmp_path / "env")
+    server = serve(config("inspect-ai", python, tmp_path / "tasks"))
+    expect_metric(server, "mockllm/model", "inspect-ai", "accuracy", {})
+
+
+def oldest(package: Package, newest_python: Path, folder: Path) -> Path:
+    """Make an environment with the oldest version of a package, which takes all else from that of the newest."""
+    venv.create(folder, with_pip=True)
+    (own,) = folder.glob("lib/python*/site-packages")
+    (newest,) = newest_python.parent.parent.glob("lib/python*/site-packages")
+    (own / "newest.pth").write_text(f"{newest}\n")
+    python = folder / "bin" / "python"
+    subprocess.run((python, "-m", "pip", "install", "--quiet", "--no-deps", f"{package.name}=={package.oldest}"), check=True)
+    return python
+
+
+def family_task(folder: Path, more: str = "") -> Path:
+    """Write a task as lm-eval and lmms-eval read them; return its folder."""
+    rows = [{"question": f"{n} + 1?", "answer": str(n + 1)} for n in range(10)]
+    data = folder / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks = folder / "tasks"
+    tasks.mkdir()
+    (tasks / "sums.yaml").write_text(FAMILY_TASK.replace("DATA_PATH", str(data)) + more)
+    return tasks
+
+
+def config(harness: str, python: Path, tasks: Path) -> str:
+    offline = f'HF_HUB_OFFLINE = "1", HF_DATASETS_OFFLINE = "1", HF_HOME = "{tasks.parent / "hf"}"'
+    return f'gpus = "0"\n[harnesses.{harness}]\npython = "{python}"\ninclude_path = ["{tasks}"]\nenv = {{ {offline} }}\n'
+
+
+def expect_metric(server: ServerProcess, model: str, harness: str, metric: str, model_args: dict[str, str]) -> None:
+    with server.client() as client:
+        (info,) = client.list_harnesses()
+        assert info.available, info.unavailable_reason
+        job = client.wait_for_job(client.evaluate(model, ["sums"], model_args, harness=harness, limit=2).job_id)
+        assert job.status == pb.JOB_STATUS_COMPLETED
+        (result,) = job.results.values()
+        assert result.harness_versions[info.kind.replace("-", "_")] == info.version
+        assert (metric, 2) in [(found.metric, found.sample_count) for found in result.metrics]
+        assert len(list(client.samples(job.job_id))) == 2
