@@ -183,6 +183,19 @@ MIGRATIONS: Final = (
     ALTER TABLE journal ADD COLUMN previous INTEGER;   -- the status; 0 of a new job, NULL where it is not known
     ALTER TABLE journal ADD COLUMN labels_before TEXT; -- the labels as JSON, where they changed
     """,
+    # The size of the journal is known from its first and its last event, and where to cut it is found without adding up.
+    """
+    ALTER TABLE journal ADD COLUMN end_bytes INTEGER NOT NULL DEFAULT 0; -- the sizes of all events up to this one, when made
+    UPDATE journal SET end_bytes = sums.total FROM (
+        SELECT revision, sum(length(event) + ifnull(length(labels_before), 0)) OVER (ORDER BY revision) AS total FROM journal
+    ) AS sums WHERE journal.revision = sums.revision;
+
+    CREATE TABLE removals (
+        path TEXT PRIMARY KEY,                       -- a folder outside of the data folder that is to be removed
+        job_id TEXT NOT NULL                         -- the deleted job that left it
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX removals_by_job ON removals (job_id);
+    """,
 )
 
 

@@ -1,0 +1,252 @@
+"""Measures and removes folders that runs left, whatever is in them.
+
+A run can leave a tree of any depth and width, with links, FIFOs, names that are not UTF-8, and folders that nobody may enter.
+So a tree is walked without recursion, relative to one open folder (openat), and no link is followed. On the way up, the folder
+that `..` leads to has to be the one that the walk came from, so that a folder that is moved meanwhile does not lead the walk
+astray.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from evalrpc.files.errnos import require_no_shortage
+
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_ANY_FOLDER: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  # opens also what can't be read
+_PARENT: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_BLOCK_BYTES: Final = 512  # the unit of st_blocks, whatever the file system
+_OWNER: Final = stat.S_IRWXU
+
+
+class Remains(NamedTuple):
+    """What could not be removed."""
+
+    entry_count: int
+    """How many files and folders, without the folders that are only left because these are."""
+    problem: str
+    """Why the first of them could not be removed."""
+
+
+def disk_bytes(folder: Path, enough: int | None = None, should_stop: Callable[[], bool] = lambda: False) -> int:
+    """Return how much a folder occupies on the disk, with all below it that can be read; 0 if it does not exist.
+
+    A sparse file counts what it occupies, and a file with several links once. It is counted no further than `enough`, or until
+    it is to stop. Raises OSError for a shortage, or for a disk that fails.
+    """
+    total_bytes = 0
+    linked: set[tuple[int, int]] = set()
+    with closing(_statuses(folder)) as statuses:
+        for status in statuses:
+            if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+                if _identity(status) in linked:
+                    continue
+                linked.add(_identity(status))
+            total_bytes += status.st_blocks * _BLOCK_BYTES
+            if should_stop() or (enough is not None and total_bytes > enough):
+                break
+    return total_bytes
+
+
+def remove_tree(path: Path, should_stop: Callable[[], bool] = lambda: False) -> Remains | None:
+    """Remove a folder with all below it, or whatever else is in its place. Return what is left; None if nothing is.
+
+    What can't be removed keeps nothing else from being removed. Folders of this account are made accessible first. If it is to
+    stop, what is not removed yet is left.
+    """
+    try:
+        parent = os.open(path.parent, _PARENT)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return Remains(1, _said(path.parent.name, error))
+    return _Removal(parent, should_stop).remove(path.name)
+
+
+class _Place:
+    """The one open folder of a walk. Owns the descriptor that it is given."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self._above: list[tuple[int, int]] = []
+
+    def enter(self, child: int) -> None:
+        """Go into a folder, which was opened in this one, unless there is no way back. Owns its descriptor. Raises OSError."""
+        here = _identity(os.fstat(self.descriptor))
+        try:
+            _require(_identity(os.stat("..", dir_fd=child)) == here)
+        except OSError:
+            os.close(child)
+            raise
+        self._move(child)
+        self._above.append(here)
+
+    def leave(self) -> None:
+        """Go back. Raises OSError if this folder is not where it was any more."""
+        parent = os.open("..", _ANY_FOLDER, dir_fd=self.descriptor)
+        self._move(parent)
+        _require(_identity(os.fstat(parent)) == self._above.pop())
+
+    def close(self) -> None:
+        """Close the folder."""
+        os.close(self.descriptor)
+
+    def _move(self, descriptor: int) -> None:
+        os.close(self.descriptor)
+        self.descriptor = descriptor
+
+
+def _statuses(folder: Path) -> Generator[os.stat_result, None, None]:
+    """Yield the status of a folder, and of all below it that can be read. Raises OSError for a shortage."""
+    try:
+        place = _Place(os.open(folder, _FOLDER))
+    except OSError as error:
+        require_no_shortage(error)
+        return
+    with closing(place):
+        yield os.fstat(place.descriptor)
+        pending: list[list[str]] = [[]]
+        yield from _entries(place.descriptor, pending[-1])
+        while True:
+            if pending[-1]:
+                try:
+                    place.enter(os.open(pending[-1].pop(), _FOLDER, dir_fd=place.descriptor))
+                except OSError as error:
+                    require_no_shortage(error)
+                    continue
+                pending.append([])
+                yield from _entries(place.descriptor, pending[-1])
+            else:
+                pending.pop()
+                if not pending:
+                    return
+                try:
+                    place.leave()
+                except OSError as error:  # there is no way back
+                    require_no_shortage(error)
+                    return
+
+
+def _entries(descriptor: int, folders: list[str]) -> Iterator[os.stat_result]:
+    """Yield the status of each entry of a folder, and gather the names of those that are folders."""
+    with os.scandir(descriptor) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError, PermissionError):
+                yield entry.stat(follow_symlinks=False)
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.name)
+
+
+class _Removal:
+    """Removes one tree from its parent folder, whose descriptor it owns."""
+
+    def __init__(self, parent: int, should_stop: Callable[[], bool]) -> None:
+        self._place = _Place(parent)
+        self._should_stop = should_stop
+        self._count = 0
+        self._problem = ""
+
+    def remove(self, name: str) -> Remains | None:
+        """Remove it. Return what is left."""
+        with closing(self._place):
+            try:
+                self._remove_all(name)
+            except OSError as error:  # there is no way back, so the walk ends here
+                self._note(name, error)
+        return Remains(self._count, self._problem) if self._count else None
+
+    def _remove_all(self, top: str) -> None:
+        names, pending = [top], [[top] if self._is_folder(top) else []]  # the folders that the walk is in, and those that are left in each
+        while pending:
+            if self._should_stop():
+                self._note(top, OSError(errno.EINTR, "the removal was broken off"))
+                return
+            if pending[-1]:
+                name = pending[-1].pop()
+                if self._enter(name):
+                    names.append(name)
+                    pending.append(self._remove_files())
+            else:
+                pending.pop()
+                if pending:
+                    self._place.leave()
+                    self._remove_emptied(names.pop())
+
+    def _enter(self, name: str) -> bool:
+        """Go into a folder. Return False, with the problem noted, if that is impossible."""
+        try:
+            folder = os.open(name, _ANY_FOLDER, dir_fd=self._place.descriptor)
+            try:
+                _make_accessible(folder)
+                child = os.open(".", _FOLDER, dir_fd=folder)
+            finally:
+                os.close(folder)
+            self._place.enter(child)
+        except OSError as error:
+            self._note(name, error)
+            return False
+        return True
+
+    def _remove_files(self) -> list[str]:
+        """Remove all but the folders from the folder at hand. Return the names of these."""
+        folders = []
+        try:
+            with os.scandir(self._place.descriptor) as entries:
+                for entry in entries:
+                    if self._should_stop():
+                        break
+                    if self._is_folder(entry.name):
+                        folders.append(entry.name)
+        except OSError as error:
+            self._note(".", error)
+        return folders
+
+    def _is_folder(self, name: str) -> bool:
+        """Remove an entry unless it is a folder. An empty one is not tried either: the kernel would first look through all that
+        it remembers below a full one, and so a deep tree would take quadratic time."""
+        try:
+            os.unlink(name, dir_fd=self._place.descriptor)
+        except IsADirectoryError:
+            return True
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            self._note(name, error)
+        return False
+
+    def _remove_emptied(self, name: str) -> None:
+        try:
+            os.rmdir(name, dir_fd=self._place.descriptor)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if not self._count:  # else it is what could not be removed that is still in there
+                self._note(name, error)
+
+    def _note(self, name: str, error: OSError) -> None:
+        self._count += 1
+        self._problem = self._problem or _said(name, error)
+
+
+def _make_accessible(folder: int) -> None:
+    """Give this account all rights on a folder, if it is its own."""
+    status = os.fstat(folder)
+    if status.st_mode & _OWNER != _OWNER and status.st_uid == os.geteuid():
+        os.chmod(f"/proc/self/fd/{folder}", stat.S_IMODE(status.st_mode) | _OWNER)  # noqa: PTH101 - this very folder
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _require(is_same: bool) -> None:
+    if not is_same:
+        raise OSError(errno.EXDEV, "the folder was moved meanwhile")
+
+
+def _said(name: str, error: OSError) -> str:
+    return f"{ascii(name)[1:-1]}: {error.strerror or error}"
