@@ -160,7 +160,10 @@ class _Removal:
         return Remains(self._count, self._problem) if self._count else None
 
     def _remove_all(self, top: str) -> None:
-        names, pending = [top], [[top] if self._is_folder(top) else []]  # the folders that the walk is in, and those that are left in each
+        names, pending = (
+            [top],
+            [[top] if self._is_folder(top) else []],
+        )  # the folders that the walk is in, and those that are left in each
         while pending:
             if self._should_stop():
                 self._note(top, OSError(errno.EINTR, "the removal was broken off"))

@@ -55,6 +55,14 @@ def job_output_dir(data_dir: Path, output_root: Path | None, job: JobInfo) -> Pa
     return base / job.job_id
 
 
+def output_folders(job: JobInfo) -> set[Path]:
+    """Return the folders of a job that hold its results and lie outside of the data directory."""
+    if not job.request.output_dir:
+        return set()
+    folders = {Path(attempt.output_dir).parent for attempt in job.attempts}
+    return {folder for folder in folders if folder.name == job.job_id}  # the server's own, whatever folder was asked for
+
+
 def attempt_output_dir(data_dir: Path, output_base: Path, job: JobInfo, attempt: int) -> Path:
     """Return the folder that receives the results of one attempt, in what `job_output_dir` gave."""
     if output_base == job_dir(data_dir, job.job_id):

@@ -12,6 +12,7 @@ Every method may be called from any thread. Reads block on the disk, so the even
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError
@@ -23,6 +24,9 @@ from evalrpc.v1.jobs_pb2 import JobEvent, JobFilter, JobInfo
 
 RETRY_DELAY_SECONDS: Final = 1.0
 """How long a client is asked to wait when the store could not take its write."""
+
+UNBOUNDED: Final = 2**62
+"""A number of jobs, events or bytes that nothing reaches."""
 
 _M = TypeVar("_M", JobInfo, JobEvent)
 
@@ -47,6 +51,13 @@ class Deleted(NamedTuple):
     job: JobInfo
     files_of: str
     """The job whose files no job refers to any more, so that they are to be removed; empty where some still does."""
+
+
+class PendingRemoval(NamedTuple):
+    """A folder that a deleted job has left outside of the data folder, below the output root."""
+
+    job_id: str
+    path: Path
 
 
 class JournalEvent(NamedTuple):
@@ -173,7 +184,8 @@ class Store(Protocol):
 
     def delete(self, job_id: str) -> Future[Deleted]:
         """Remove a terminal job, with a DELETED event. Its earlier events in the journal become DELETED too, in the same
-        commit: of what they had, only their revisions, their times and the job's id are left.
+        commit: of what they had, only their revisions, their times and the job's id are left. In the same commit, the folders
+        that it has outside of the data folder become pending removals.
 
         Raises JobNotFoundError, JobNotFinishedError.
         """
@@ -198,13 +210,17 @@ class Store(Protocol):
         """Return the RUNNING jobs, in order of arrival."""
 
     def expired_jobs(self, older_than: Timestamp, keep: int, limit: int) -> list[str]:
-        """Return ids of terminal jobs that ended before a time, or that are not among the `keep` that ended last."""
+        """Return ids of terminal jobs that ended before a time, or that are not among the `keep` that ended last; those that
+        ended first come first."""
 
     def known_jobs(self, job_ids: Sequence[str]) -> set[str]:
         """Return those of the ids that are ids of jobs."""
 
     def jobs_with_files(self, job_ids: Sequence[str]) -> set[str]:
         """Return those of the ids whose files must be kept: of jobs, and of deleted ones whose run some job shares."""
+
+    def pending_removals(self) -> list[PendingRemoval]:
+        """Return the folders that deleted jobs have left outside of the data folder, until `forget_removal`."""
 
     def events_after(self, revision: int, limit: int, job_id: str | None = None) -> list[JournalEvent]:
         """Return journal events with a later revision, of one job or of all, in order, up to `head_revision`.
@@ -215,9 +231,17 @@ class Store(Protocol):
     def status_counts(self) -> Mapping[Status, int]:
         """Return how many jobs there are in each status."""
 
-    def compact(self, max_events: int, older_than: Timestamp) -> Future[int]:
-        """Drop journal events that are older than a time, or not among the newest `max_events` revisions. Return the oldest
-        revision to resume after."""
+    def compact(self, max_events: int, older_than: Timestamp, max_bytes: int = UNBOUNDED) -> Future[int]:
+        """Drop journal events that are older than a time, or not among the newest `max_events` revisions or the newest
+        `max_bytes`, where each counts with the size that it was made with. Return the oldest revision to resume after; call it
+        again until that stays, since it drops a bounded number at a time."""
+
+    def forget_removal(self, path: str) -> Future[None]:
+        """Note that a pending removal was carried out. Raises StoreUnavailableError."""
+
+    def erase(self) -> Future[bool]:
+        """Erase what was deleted from the files of the store, where it may be left until then. Return whether nothing is left;
+        if readers are in the way, call it again later. Raises StoreUnavailableError."""
 
     def wait_closed(self) -> None:
         """Block until the store is closed, or can't write any more because of a bug."""

@@ -15,12 +15,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.store.base import (
     ANY,
+    UNBOUNDED,
     Change,
     Deleted,
     Expected,
     JournalEvent,
     ListedJob,
     Listener,
+    PendingRemoval,
     QueuedRow,
     StoredJob,
     Submission,
@@ -117,9 +119,17 @@ class SharedStore:
         """See Store.delete."""
         return self._after_its_changes(self._database.delete(job_id))
 
-    def compact(self, max_events: int, older_than: Timestamp) -> Future[int]:
+    def compact(self, max_events: int, older_than: Timestamp, max_bytes: int = UNBOUNDED) -> Future[int]:
         """See Store.compact."""
-        return self._after_its_changes(self._database.compact(max_events, older_than))
+        return self._after_its_changes(self._database.compact(max_events, older_than, max_bytes))
+
+    def forget_removal(self, path: str) -> Future[None]:
+        """See Store.forget_removal."""
+        return self._database.forget_removal(path)
+
+    def erase(self) -> Future[bool]:
+        """See Store.erase."""
+        return self._database.erase()
 
     def _after_its_changes(self, write: Future[_T]) -> Future[_T]:
         result: Future[_T] = Future()
@@ -164,6 +174,10 @@ class SharedStore:
     def jobs_with_files(self, job_ids: Sequence[str]) -> set[str]:
         """See Store.jobs_with_files."""
         return self._database.jobs_with_files(job_ids)
+
+    def pending_removals(self) -> list[PendingRemoval]:
+        """See Store.pending_removals."""
+        return self._database.pending_removals()
 
     def events_after(self, revision: int, limit: int, job_id: str | None = None) -> list[JournalEvent]:
         """See Store.events_after."""

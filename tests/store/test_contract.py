@@ -3,6 +3,8 @@
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,7 +46,7 @@ from evalrpc.errors import (
 )
 from evalrpc.jobs import transitions
 from evalrpc.jobs.filters import JobMatcher
-from evalrpc.store.base import Change, Expected, Store, Submission
+from evalrpc.store.base import Change, Expected, PendingRemoval, Store, Submission
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.jobs_pb2 import JobFilter
 from evalrpc.v1.results_pb2 import ModelResult
@@ -851,6 +853,62 @@ def test_compacting_again_or_with_nothing_to_drop_changes_nothing(store: Store) 
     assert store.compact(one, NEVER).result(SECONDS) == one
 
 
+def journal_bytes(store: Store) -> list[int]:
+    """Return how much each event counts."""
+    return [len(event.event) for event in store.events_after(store.oldest_revision, 10_000)]
+
+
+def test_the_oldest_events_are_dropped_until_the_others_fit_into_a_number_of_bytes(open_store: Opener) -> None:
+    store = open_store()
+    for number in range(10):
+        submit(store, request={"model": "m" * (1 + 100 * number)})
+    sizes = journal_bytes(store)
+    assert store.compact(10**6, NEVER, sum(sizes)).result(SECONDS) == 0
+    assert store.compact(10**6, NEVER, sum(sizes) - 1).result(SECONDS) == nth(store, 1)
+    for _ in range(2):
+        assert store.compact(10**6, NEVER, sum(sizes[4:])).result(SECONDS) == nth(store, 4)
+        assert journal_bytes(store) == sizes[4:]
+        store.close()
+        store = open_store()  # the size is known again
+    submit(store)
+    sizes = journal_bytes(store)
+    assert store.compact(10**6, NEVER, sum(sizes[1:])).result(SECONDS) == nth(store, 5)
+    assert store.compact(10**6, NEVER, 1).result(SECONDS) == store.head_revision
+    assert events(store, after=store.oldest_revision) == []
+    submit(store)
+    assert store.compact(10**6, NEVER, sum(journal_bytes(store))).result(SECONDS) == nth(store, 11)
+
+
+def test_events_that_are_large_are_dropped_some_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evalrpc.store.sqlite.journal._CHUNK_BYTES", 1000)
+    for _ in range(6):
+        submit(store, request={"model": "m" * 300})
+    oldest = [store.compact(1, NEVER).result(SECONDS) for _ in range(5)]
+    assert oldest == sorted(oldest)
+    assert 0 < oldest[0] < oldest[-1] == nth(store, 5)
+
+
+def test_a_deleted_job_leaves_the_folders_outside_of_the_data_folder_to_be_removed(open_store: Opener) -> None:
+    store = open_store()
+    inside, outside = submit(store), submit(store, request={"output_dir": "mine"})
+    path = Path("/root/mine") / outside.job_id
+    for job in (inside, outside):
+        folder = str(path / "attempt-1")
+        store.update(job.job_id, partial(transitions.begin_attempt, gpus=(), output_dir=folder, now=CLOCK.now())).result(
+            SECONDS
+        )
+        store.update(job.job_id, complete).result(SECONDS)
+    assert store.pending_removals() == []
+    for job in (inside, outside):
+        store.delete(job.job_id).result(SECONDS)
+    for _ in range(2):
+        assert store.pending_removals() == [PendingRemoval(outside.job_id, path)]
+        store.close()
+        store = open_store()
+    store.forget_removal(str(path)).result(SECONDS)
+    assert store.pending_removals() == []
+
+
 def test_nobody_reads_past_a_gap_while_the_journal_is_compacted(store: Store) -> None:
     """Every answer is complete from its `after` on, or says that it can't be."""
     stop = threading.Event()
@@ -970,10 +1028,11 @@ def test_only_terminal_jobs_that_are_too_old_or_too_many_are_expired(store: Stor
     submit(store)
     run(store, submit(store).job_id)
     ids = [job.job_id for job in done]
-    assert set(store.expired_jobs(NEVER, 3, 100)) == set(ids[:2])
-    assert set(store.expired_jobs(done[3].completed_at, 100, 100)) == set(ids[:3])
-    assert set(store.expired_jobs(CLOCK.now(), 0, 100)) == set(ids)
-    assert len(store.expired_jobs(CLOCK.now(), 0, 2)) == 2
+    assert store.expired_jobs(NEVER, 3, 100) == ids[:2]
+    assert store.expired_jobs(done[3].completed_at, 100, 100) == ids[:3]
+    assert store.expired_jobs(CLOCK.now(), 0, 100) == ids
+    assert store.expired_jobs(NEVER, 0, 100) == ids
+    assert store.expired_jobs(CLOCK.now(), 0, 2) == ids[:2]
     assert store.expired_jobs(NEVER, 5, 100) == []
 
 

@@ -10,7 +10,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from evalrpc.jobs.events import deleted_event
 from evalrpc.store.base import JournalEvent
 
-_COMPACTION_CHUNK: Final = 10_000
+_CHUNK_REVISIONS: Final = 10_000
+_CHUNK_BYTES: Final = 16 * 1024 * 1024
 
 _PAGE: Final = "SELECT revision, event, previous, labels_before FROM journal WHERE revision > ? AND revision <= ?"
 
@@ -35,25 +36,57 @@ def blank_events(connection: sqlite3.Connection, job_id: str, sequence: int) -> 
     )
 
 
+def end_bytes(connection: sqlite3.Connection) -> int:
+    """Return the size of all events that there were up to the newest, when they were made; 0 in an empty journal."""
+    size = "begin_bytes + length(event) + ifnull(length(labels_before), 0)"
+    newest = connection.execute(f"SELECT {size} FROM journal ORDER BY revision DESC LIMIT 1").fetchone()  # noqa: S608
+    return int(newest[0]) if newest else 0
+
+
 def oldest_revision(connection: sqlite3.Connection) -> int:
     """Return the revision after which the journal has every event."""
     (oldest,) = connection.execute("SELECT oldest_revision FROM compaction").fetchone()
     return int(oldest)
 
 
-def compact(connection: sqlite3.Connection, head: int, max_events: int, older_than_ns: int) -> int | None:
-    """Drop the oldest events, some thousands at a time. Return the revision of the last one; None: there are none to drop."""
-    # Oldest first, so that this reads no more than what is dropped.
-    young = connection.execute(
-        "SELECT revision FROM journal WHERE created_ns >= ? ORDER BY revision LIMIT 1", (older_than_ns,)
-    ).fetchone()
-    aged = young[0] - 1 if young else head
-    through = min(max(aged, head - max_events), oldest_revision(connection) + _COMPACTION_CHUNK)
+def event_bytes(event: JournalEvent) -> int:
+    """Return how much an event adds to the size of the journal."""
+    return len(event.event) + len(_labels_before(event) or "")
+
+
+def event_row(event: JournalEvent, sequence: int, created_ns: int, begin_bytes: int) -> tuple[object, ...]:
+    """Return the row of an event. `begin_bytes` is the size of all events before it."""
+    return event.revision, sequence, created_ns, event.event, event.previous, _labels_before(event), begin_bytes
+
+
+def compact(
+    connection: sqlite3.Connection, head: int, max_events: int, older_than_ns: int, max_bytes: int, end_bytes: int
+) -> int | None:
+    """Drop the oldest events, a bounded number and size at a time. Return the revision of the last one; None: there are none to
+    drop. `end_bytes` is the size of all events up to the newest."""
+    oldest = connection.execute("SELECT begin_bytes FROM journal ORDER BY revision LIMIT 1").fetchone()
+    if oldest is None:
+        return None
+    aged = _last_before(connection, "created_ns", older_than_ns, head)
+    excess = _last_before(connection, "begin_bytes", end_bytes - max_bytes, head)
+    chunk = _last_before(connection, "begin_bytes", oldest[0] + _CHUNK_BYTES, head)
+    through = min(max(aged, excess, head - max_events), oldest_revision(connection) + _CHUNK_REVISIONS, chunk)
     (dropped,) = connection.execute("SELECT max(revision) FROM journal WHERE revision <= ?", (through,)).fetchone()
     if dropped is not None:
         connection.execute("DELETE FROM journal WHERE revision <= ?", (dropped,))
         connection.execute("UPDATE compaction SET oldest_revision = ?", (dropped,))
     return dropped if dropped is None else int(dropped)
+
+
+def _last_before(connection: sqlite3.Connection, column: str, value: int, default: int) -> int:
+    """Return the revision before the first event that has reached a value. Reads no more than the events before that one."""
+    query = f"SELECT revision FROM journal WHERE {column} >= ? ORDER BY revision LIMIT 1"  # noqa: S608
+    first = connection.execute(query, (value,)).fetchone()
+    return first[0] - 1 if first else default
+
+
+def _labels_before(event: JournalEvent) -> str | None:
+    return None if event.labels_before is None else json.dumps(event.labels_before)
 
 
 def _blanks(job_id: str, rows: Iterable[tuple[int, int]]) -> Iterable[tuple[bytes, int]]:

@@ -185,8 +185,8 @@ MIGRATIONS: Final = (
     """,
     # The size of the journal is known from its first and its last event, and where to cut it is found without adding up.
     """
-    ALTER TABLE journal ADD COLUMN end_bytes INTEGER NOT NULL DEFAULT 0; -- the sizes of all events up to this one, when made
-    UPDATE journal SET end_bytes = sums.total FROM (
+    ALTER TABLE journal ADD COLUMN begin_bytes INTEGER NOT NULL DEFAULT 0; -- the sizes of all events before, when made
+    UPDATE journal SET begin_bytes = sums.total - length(event) - ifnull(length(labels_before), 0) FROM (
         SELECT revision, sum(length(event) + ifnull(length(labels_before), 0)) OVER (ORDER BY revision) AS total FROM journal
     ) AS sums WHERE journal.revision = sums.revision;
 

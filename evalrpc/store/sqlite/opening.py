@@ -8,7 +8,7 @@ from typing import NamedTuple
 from evalrpc.errors import ConfigurationError
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.jobs.paths import JOBS_DIR
-from evalrpc.store.sqlite import deduplication
+from evalrpc.store.sqlite import deduplication, journal
 from evalrpc.store.sqlite.migrations import migrate
 
 
@@ -18,6 +18,7 @@ class Opened(NamedTuple):
     connection: sqlite3.Connection
     oldest_revision: int
     head_revision: int
+    journal_end_bytes: int
     last_sequence: int
     last_created_ns: int
     counts: Counter[Status]
@@ -32,9 +33,11 @@ def open_database(path: Path) -> Opened:
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA secure_delete = ON")  # not FAST, which leaves large values of a deleted job in free pages
         migrate(connection)
         (oldest,) = connection.execute("SELECT oldest_revision FROM compaction").fetchone()
         (newest,) = connection.execute("SELECT ifnull(max(revision), 0) FROM journal").fetchone()
+        end_bytes = journal.end_bytes(connection)
         last_sequence = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'").fetchone()
         last_created = connection.execute("SELECT created_ns FROM jobs ORDER BY sequence DESC LIMIT 1").fetchone()
         counts = Counter(dict(connection.execute("SELECT status, count(*) FROM jobs GROUP BY status").fetchall()))
@@ -47,6 +50,7 @@ def open_database(path: Path) -> Opened:
         connection,
         oldest,
         max(oldest, newest),
+        end_bytes,
         last_sequence[0] if last_sequence else 0,
         last_created[0] if last_created else 0,
         counts,

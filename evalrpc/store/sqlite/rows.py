@@ -1,12 +1,11 @@
 """Rows on their way into the database: gathered by a transaction, then written with as few statements as can be."""
 
-import json
 import sqlite3
 from collections.abc import Sequence
 from typing import Any, Final
 
 from evalrpc.jobs.defaults import gpus_needed
-from evalrpc.store.base import JournalEvent, Submission
+from evalrpc.store.base import Submission
 from evalrpc.v1 import jobs_pb2 as pb
 
 _MAX_ROWS: Final = 512
@@ -24,7 +23,9 @@ _UPDATE_JOBS: Final = (
 _INSERT_TASKS: Final = f"INSERT INTO job_tasks (task, sequence) {_GIVEN}"
 _INSERT_LABELS: Final = f"INSERT INTO job_labels (label, sequence, value) {_GIVEN}"
 _INSERT_SETBACKS: Final = f"INSERT INTO clock_setbacks (sequence, setback_ns) {_GIVEN}"
-_INSERT_EVENTS: Final = f"INSERT INTO journal (revision, sequence, created_ns, event, previous, labels_before) {_GIVEN}"
+_INSERT_EVENTS: Final = (
+    f"INSERT INTO journal (revision, sequence, created_ns, event, previous, labels_before, begin_bytes) {_GIVEN}"
+)
 
 _Row = tuple[Any, ...]
 
@@ -51,10 +52,9 @@ class Rows:
         """Note that the clock was set back before a new job."""
         self._setbacks.append((sequence, setback_ns))
 
-    def journal(self, sequence: int, created_ns: int, event: JournalEvent) -> None:
-        """Add an event."""
-        labels_before = None if event.labels_before is None else json.dumps(event.labels_before)
-        self._events.append((event.revision, sequence, created_ns, event.event, event.previous, labels_before))
+    def journal(self, event_row: _Row) -> None:
+        """Add an event, as `journal.event_row` gives it."""
+        self._events.append(event_row)
 
     def write(self, connection: sqlite3.Connection) -> None:
         """Write all, once. Raises sqlite3.Error."""

@@ -32,11 +32,13 @@ from evalrpc.jobs.lifecycle import Status
 from evalrpc.store.base import (
     ANY,
     RETRY_DELAY_SECONDS,
+    UNBOUNDED,
     Deleted,
     Expected,
     JournalEvent,
     ListedJob,
     Listener,
+    PendingRemoval,
     QueuedRow,
     StoredJob,
     Submission,
@@ -58,6 +60,12 @@ DATABASE_NAME: Final = "evalrpc.sqlite3"
 
 _CACHE_BYTES: Final = 16 * 1024 * 1024
 _BITMAPS_BYTES: Final = 8 * 1024 * 1024
+
+_BUSY_WAIT_MS: Final = 5000
+_ERASE_WAIT_MS: Final = 200
+
+_ERASE: Final = object()
+"""What an operation returns that is carried out after the commit."""
 
 _log = logging.getLogger(__name__)
 
@@ -92,10 +100,12 @@ class SqliteStore:
         self._connection = opened.connection
         self._oldest = opened.oldest_revision
         self._head = opened.head_revision
+        self._journal_end_bytes = opened.journal_end_bytes
         self._last_sequence = opened.last_sequence
         self._last_created_ns = opened.last_created_ns
         self._counts = opened.counts
         self._followed = opened.followed
+        self._unerased = True  # an earlier server may have been killed before it could
         self._writer = threading.Thread(target=self._write_batches, name="store-writer", daemon=True)
         self._writer.start()
 
@@ -113,9 +123,18 @@ class SqliteStore:
         """Remove a terminal job."""
         return self._write(lambda transaction: transaction.delete(job_id))
 
-    def compact(self, max_events: int, older_than: Timestamp) -> Future[int]:
-        """Drop old journal events, at most some thousands at a time, so that no write waits long."""
-        return self._write(lambda transaction: transaction.compact(max_events, older_than.ToNanoseconds()))
+    def compact(self, max_events: int, older_than: Timestamp, max_bytes: int = UNBOUNDED) -> Future[int]:
+        """Drop old journal events, a bounded number and size at a time, so that no write waits long."""
+        return self._write(lambda transaction: transaction.compact(max_events, older_than.ToNanoseconds(), max_bytes))
+
+    def forget_removal(self, path: str) -> Future[None]:
+        """Note that a folder was removed."""
+        return self._write(lambda transaction: transaction.forget_removal(path))
+
+    def erase(self) -> Future[bool]:
+        """Empty the write-ahead log, in which SQLite keeps pages as they were before a deletion. In the file itself it has
+        overwritten them (secure_delete)."""
+        return self._write(lambda _: _ERASE)
 
     @property
     def position(self) -> int:
@@ -179,6 +198,7 @@ class SqliteStore:
             self._counts,
             self._cache.get,
             self._followed,
+            self._journal_end_bytes,
         )
         outcomes: list[tuple[Future[Any], Any]] = []
         try:
@@ -197,8 +217,29 @@ class SqliteStore:
         for future, outcome in outcomes:
             if isinstance(outcome, EvalrpcError):
                 future.set_exception(outcome)
+            elif outcome is _ERASE:
+                self._erase(future)
             else:
                 future.set_result(outcome)
+
+    def _erase(self, future: Future[bool]) -> None:
+        """Wait for the readers at work only for a moment, since all writes wait meanwhile."""
+        try:
+            if self._unerased:
+                self._unerased = not self._empty_log()
+        except sqlite3.Error as error:
+            future.set_exception(_unavailable(f"the server's store can't write: {error}"))
+        else:
+            future.set_result(not self._unerased)
+
+    def _empty_log(self) -> bool:
+        """Empty the write-ahead log, unless somebody still reads from it. Return whether it is empty."""
+        self._connection.execute(f"PRAGMA busy_timeout = {_ERASE_WAIT_MS}")
+        try:
+            (is_busy, _, _) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            self._connection.execute(f"PRAGMA busy_timeout = {_BUSY_WAIT_MS}")
+        return not is_busy
 
     def _roll_back(self, batch: list[tuple[_Operation, Future[Any]]], error: sqlite3.Error) -> None:
         _log.error("the store could not commit %d writes: %s", len(batch), error)
@@ -210,6 +251,7 @@ class SqliteStore:
 
     def _publish(self, transaction: Transaction) -> None:
         self._head = transaction.head
+        self._journal_end_bytes = transaction.journal_end_bytes
         self._last_sequence = transaction.last_sequence
         self._last_created_ns = transaction.last_created_ns
         self._counts = transaction.counts
@@ -219,6 +261,7 @@ class SqliteStore:
             self._oldest = transaction.oldest
         for change, serialized in transaction.changes:
             if change.deleted:
+                self._unerased = True
                 self._cache.remove(change.job.job_id)
             else:
                 self._cache.put(change.job.job_id, StoredJob(change.sequence, change.job.status, serialized))
@@ -286,9 +329,10 @@ class SqliteStore:
         return [ListedJob(sequence, parse_job(job)) for sequence, job in rows]
 
     def expired_jobs(self, older_than: Timestamp, keep: int, limit: int) -> list[str]:
-        """Return ids of terminal jobs that are too old or too many."""
+        """Return ids of terminal jobs that are too old or too many, in the order of their ends."""
         too_many = "SELECT completed_ns FROM jobs WHERE completed_ns IS NOT NULL ORDER BY completed_ns DESC LIMIT 1 OFFSET ?"
-        query = f"SELECT job_id FROM jobs WHERE completed_ns < ? OR completed_ns <= ({too_many}) LIMIT ?"  # noqa: S608
+        before = f"max(?, ifnull(({too_many}), -1) + 1)"
+        query = f"SELECT job_id FROM jobs WHERE completed_ns < {before} ORDER BY completed_ns LIMIT ?"  # noqa: S608
         with self._reading() as connection:
             return [job_id for (job_id,) in connection.execute(query, (older_than.ToNanoseconds(), keep, limit))]
 
@@ -302,6 +346,12 @@ class SqliteStore:
         """Return those of the ids whose files some job refers to."""
         with self._reading() as connection:
             return deduplication.referred_to(connection, job_ids)
+
+    def pending_removals(self) -> list[PendingRemoval]:
+        """Return the folders outside of the data folder that are still to be removed."""
+        with self._reading() as connection:
+            rows = connection.execute("SELECT job_id, path FROM removals ORDER BY job_id, path").fetchall()
+        return [PendingRemoval(job_id, Path(path)) for job_id, path in rows]
 
     def events_after(self, revision: int, limit: int, job_id: str | None = None) -> list[JournalEvent]:
         """Return journal events with a later revision, in order."""

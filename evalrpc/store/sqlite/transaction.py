@@ -21,6 +21,7 @@ from evalrpc.errors import (
 from evalrpc.jobs import lifecycle, transitions
 from evalrpc.jobs.events import deleted_event
 from evalrpc.jobs.lifecycle import Status
+from evalrpc.jobs.paths import output_folders
 from evalrpc.protobuf import wire_format
 from evalrpc.store.base import ANY, RETRY_DELAY_SECONDS, Change, Deleted, Expected, JournalEvent, StoredJob, Submission
 from evalrpc.store.sqlite import deduplication, journal
@@ -52,6 +53,8 @@ class Transaction:
     cached_job: Callable[[str], StoredJob | None]
     followed: Set[str]
     """The jobs that some job followed before this commit."""
+    journal_end_bytes: int
+    """The size of all events that there were so far."""
 
     def __post_init__(self) -> None:
         self.counts = self.counts.copy()
@@ -140,23 +143,29 @@ class Transaction:
         for label in job.labels:
             self.connection.execute("DELETE FROM job_labels WHERE label = ? AND sequence = ?", (label, stored.sequence))
         journal.blank_events(self.connection, job_id, stored.sequence)
+        folders = [(str(folder), job_id) for folder in output_folders(job)]
+        self.connection.executemany("INSERT OR REPLACE INTO removals (path, job_id) VALUES (?, ?)", folders)
         self.counts[stored.status] -= 1
         self.head, now = self.next_revision(), self.clock.now()
         event = JournalEvent(self.head, deleted_event(job_id, self.head, now))
-        self._rows.journal(stored.sequence, now.ToNanoseconds(), event)
+        self._append(event, stored.sequence, now)
         self.changes.append((Change(self._next_number(), job, stored.sequence, stored.status, event, deleted=True), b""))
         self._jobs[job_id] = _DELETED
         owner_id = job.cached_from or job_id
         return Deleted(job, "" if deduplication.referred_to(self.connection, [owner_id]) else owner_id)
 
-    def compact(self, max_events: int, older_than_ns: int) -> int:
+    def compact(self, max_events: int, older_than_ns: int, max_bytes: int) -> int:
         """See Store.compact."""
         self.flush()
-        dropped = journal.compact(self.connection, self.head, max_events, older_than_ns)
+        dropped = journal.compact(self.connection, self.head, max_events, older_than_ns, max_bytes, self.journal_end_bytes)
         if dropped is None:
             return journal.oldest_revision(self.connection)
         self.oldest = dropped
         return dropped
+
+    def forget_removal(self, path: str) -> None:
+        """See Store.forget_removal."""
+        self.connection.execute("DELETE FROM removals WHERE path = ?", (path,))
 
     def next_revision(self) -> int:
         """Return a revision that is higher than all before."""
@@ -311,8 +320,12 @@ class Transaction:
         ).SerializeToString()
         wrapped = head + wire_format.message_field(pb.JobEvent.JOB_FIELD_NUMBER, serialized)
         event = JournalEvent(self.head, wrapped, previous, labels_before)
-        self._rows.journal(sequence, now.ToNanoseconds(), event)
+        self._append(event, sequence, now)
         return serialized, event
+
+    def _append(self, event: JournalEvent, sequence: int, now: Timestamp) -> None:
+        self._rows.journal(journal.event_row(event, sequence, now.ToNanoseconds(), self.journal_end_bytes))
+        self.journal_end_bytes += journal.event_bytes(event)
 
 
 def _noteworthy(job: pb.JobInfo) -> tuple[object, ...]:
