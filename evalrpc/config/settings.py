@@ -189,8 +189,36 @@ class Settings:
     drain_seconds: float = _seconds(3600.0, "How long a drain may take; runs that remain are left to the next server.")
     journal_max_events: int = _count(1_000_000, "events", 1, "How many events the journal keeps for watchers that resume.")
     journal_max_age_seconds: float = _seconds(7 * 24 * 3600.0, "How long the journal keeps an event.")
+    journal_max_bytes: int = _count(
+        1024**3,
+        "bytes",
+        1,
+        "How large the journal may be, looked at every minute. An event is as large as its job was then, and counts so even "
+        "where the job is deleted.",
+    )
     retention_max_age_seconds: float = _seconds(0.0, "How long a job and its files are kept after its end. 0: forever.")
     retention_max_jobs: int = _count(0, "jobs", 0, "How many finished jobs are kept, the latest first. 0: all.")
+    retention_max_bytes: int = _count(
+        0,
+        "bytes",
+        0,
+        "The space on the disk that the files of all finished jobs may occupy together, looked at every minute: the jobs that "
+        "ended first are deleted until they do. 0: as much as they like.",
+    )
+    max_log_bytes: int = _count(
+        1024**3,
+        "bytes",
+        0,
+        "The space on the disk that the log of one run may occupy. A run past that is ended, and its job is FAILED with "
+        "`LOG_TOO_LARGE`. 0: as much as it likes.",
+    )
+    max_output_bytes: int = _count(
+        0,
+        "bytes",
+        0,
+        "The space on the disk that the output folder of one attempt may occupy, measured every few seconds. A run past that "
+        "is ended, and its job is FAILED with `OUTPUT_TOO_LARGE`. 0: as much as it likes.",
+    )
     cgroups: str = setting(
         "auto",
         STRING,

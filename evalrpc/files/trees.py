@@ -16,10 +16,12 @@ from typing import Final, NamedTuple
 
 from evalrpc.files.errnos import require_no_shortage
 
+BLOCK_BYTES: Final = 512
+"""The unit of `st_blocks`, whatever the file system."""
+
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ANY_FOLDER: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  # opens also what can't be read
 _PARENT: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-_BLOCK_BYTES: Final = 512  # the unit of st_blocks, whatever the file system
 _OWNER: Final = stat.S_IRWXU
 
 
@@ -46,7 +48,7 @@ def disk_bytes(folder: Path, enough: int | None = None, should_stop: Callable[[]
                 if _identity(status) in linked:
                     continue
                 linked.add(_identity(status))
-            total_bytes += status.st_blocks * _BLOCK_BYTES
+            total_bytes += status.st_blocks * BLOCK_BYTES
             if should_stop() or (enough is not None and total_bytes > enough):
                 break
     return total_bytes

@@ -11,8 +11,10 @@ import enum
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor as ThreadExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -33,6 +35,7 @@ from evalrpc.scheduling.log_tail import LogFollower, read_tail
 from evalrpc.scheduling.placement import resources_of
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.scheduling.results_reader import ResultsReader
+from evalrpc.scheduling.run_bounds import BoundsWatch, RunBounds
 from evalrpc.scheduling.run_progress import RunProgress
 from evalrpc.scheduling.run_results import RunResults
 from evalrpc.store.base import ANY, Expected, Store
@@ -70,6 +73,8 @@ class RunDependencies:
     output_root: Path | None
     output_access: OutputAccess
     grace_seconds: float
+    run_bounds: RunBounds
+    measurer: ThreadExecutor
     publish_progress: Callable[[pb.JobInfo], None]
     stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -89,6 +94,7 @@ class _Ending(enum.Enum):
     BY_ITSELF = "it ended by itself"
     CANCELLED = "a cancel was asked for"
     TIMED_OUT = "its time was up"
+    TOO_LARGE = "what it left was too large"
     LET_GO = "the server stops"
 
 
@@ -107,6 +113,7 @@ class Supervisor:
         self._progress: RunProgress | None = None
         self._results_reader: ResultsReader | None = None
         self._found: RunResults | None = None
+        self._bounds: BoundsWatch | None = None
         self._kept: Mapping[str, ModelResult] = {}
         self._expected = ANY  # what the job is as long as nobody else has ended it
         self._committed = False
@@ -276,20 +283,23 @@ class Supervisor:
         )
         found = self._found = RunResults(run, reader, steps, handle, key.log_path)
         progress = self._progress = self._new_progress(job, harness, steps.to_run, handle, key)
-        ending = self._ending = self._ending or self._follow(handle, job, progress, found)
+        bounds = self._bounds = self._bounds or self._new_bounds(run, key)
+        ending = self._ending = self._ending or self._follow(handle, job, progress, found, bounds)
         if ending is _Ending.LET_GO:
             return None
         self._end(handle, job, 0.0 if ending is _Ending.BY_ITSELF else self._dependencies.grace_seconds)
-        read = found.finish if ending is _Ending.BY_ITSELF else found.look
+        read = partial(_finish, found, bounds) if ending is _Ending.BY_ITSELF else found.look
         timeout_seconds = _LAST_LOOK_SECONDS if ending is _Ending.CANCELLED else None
         ending = self._reader.read(read, self._reason_to_stop, timeout_seconds) or ending
         match ending:
-            case _Ending.BY_ITSELF:
+            case _Ending.BY_ITSELF if bounds.failure is None:
                 return self._completion(found.results, progress.finish())
             case _Ending.CANCELLED:
                 return self._cancellation(found.results)
             case _Ending.LET_GO:
                 return None
+        if bounds.failure is not None and ending is not _Ending.TIMED_OUT:
+            raise bounds.failure
         raise RunFailedError("TIMED_OUT", f"the run took longer than its timeout of {job.timeout.ToTimedelta()}")
 
     def _find(self, key: RunKey) -> None:
@@ -328,7 +338,20 @@ class Supervisor:
         log = LogFollower(key.log_path)
         return RunProgress(job, log, harness, self._dependencies.clock, self._publish, tasks, handle.step_ends)
 
-    def _follow(self, handle: RunHandle, job: pb.JobInfo, progress: RunProgress, found: RunResults) -> _Ending:
+    def _new_bounds(self, run: Run, key: RunKey) -> BoundsWatch:
+        dependencies = self._dependencies
+        return BoundsWatch(
+            dependencies.run_bounds,
+            key.log_path,
+            run.output_dir,
+            dependencies.clock,
+            dependencies.measurer,
+            dependencies.stopping.is_set,
+        )
+
+    def _follow(
+        self, handle: RunHandle, job: pb.JobInfo, progress: RunProgress, found: RunResults, bounds: BoundsWatch
+    ) -> _Ending:
         """Wait for a reason to stop, and report progress meanwhile."""
         while not handle.wait(PROGRESS_SECONDS if progress.started else 0):
             if reason := self._reason_to_stop():
@@ -340,6 +363,8 @@ class Supervisor:
             self._keep(found.results)
             if job.HasField("timeout") and progress.elapsed_ns() >= job.timeout.ToNanoseconds():
                 return _Ending.TIMED_OUT
+            if bounds.look():
+                return _Ending.TOO_LARGE
         return _Ending.BY_ITSELF
 
     def _reason_to_stop(self) -> _Ending | None:
@@ -413,6 +438,15 @@ class Supervisor:
     def _update(self, change: _Change) -> pb.JobInfo:
         """Commit a change of the job, unless it has been ended, or is in another attempt. Raises what `Store.update` raises."""
         return self._dependencies.store.update(self._job_id, change, self._expected).result()
+
+
+def _finish(found: RunResults, bounds: BoundsWatch) -> None:
+    """Read the results of a run that has ended by itself, unless it has left too much: then no more than of any that failed."""
+    bounds.look_closely()
+    if bounds.failure is None:
+        found.finish()
+    else:
+        found.look()
 
 
 def _describe(cause: Exception) -> str:

@@ -31,6 +31,7 @@ from evalrpc.reading.logs import LogReader
 from evalrpc.reading.metrics import MetricLister
 from evalrpc.reading.samples import SampleLister
 from evalrpc.scheduling.queue_state import QueueState
+from evalrpc.scheduling.run_bounds import RunBounds
 from evalrpc.scheduling.scheduler import Scheduler
 from evalrpc.scheduling.supervisor import RunDependencies
 from evalrpc.server import health, reflection
@@ -121,6 +122,8 @@ class Server:
         self._readers = start_pool(_READER_THREADS, "reader")
         self._hashers = start_pool(_HASHER_THREADS, "hasher")
         self._waiters = start_pool(_WAITER_THREADS, "waiter")
+        self._remover = start_pool(1, "remover")  # alone, so that nothing is removed twice at a time
+        self._measurer = start_pool(1, "measurer")
         data_dir = settings.data_dir.absolute()
         cgroups = find_cgroups(settings.cgroups)
         self.cgroups = cgroups.detail
@@ -139,13 +142,15 @@ class Server:
             output_root=settings.output_root,
             output_access=access,
             grace_seconds=settings.grace_seconds,
+            run_bounds=RunBounds(settings.max_log_bytes, settings.max_output_bytes),
+            measurer=self._measurer,
             publish_progress=self._feed.publish_progress,
         )
         self._scheduler = Scheduler(dependencies, settings.reservation_seconds)
         self._follow_store(queue_state)
         self._catalog = Catalog(harnesses, self._executor, data_dir)
+        self._housekeeper = Housekeeper(self._store, clock, data_dir, settings, self._remover)
         self._service = self._build_service(queue_state, clock, data_dir)
-        self._housekeeper = Housekeeper(self._store, clock, data_dir, settings, self._hashers)
         self._housekeeping: asyncio.Task[None] | None = None
         self._health = Health((SERVICE.full_name,))
         self._grpc = self._build_grpc_server()
@@ -183,6 +188,8 @@ class Server:
         await loop.run_in_executor(self._waiters, self._executor.close)  # only now: calls may have waited for a short command
         self._readers.shutdown(wait=True, cancel_futures=True)
         self._hashers.shutdown(wait=True, cancel_futures=True)
+        self._remover.shutdown(wait=True, cancel_futures=True)
+        self._measurer.shutdown(wait=True, cancel_futures=True)
         self._store.close()
         self._waiters.shutdown(wait=False)
 
@@ -217,6 +224,7 @@ class Server:
             readers=self._readers,
             hashers=self._hashers,
             catalog=self._catalog,
+            remove_files_of=self._housekeeper.remove_files_of,
             started_at=clock.now(),
         )
 

@@ -1,59 +1,106 @@
-"""Periodic background work: compact the journal, and remove what need not be kept."""
+"""Periodic background work: keep the journal small, erase what was deleted, and remove what need not be kept."""
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from evalrpc.clock import Clock
 from evalrpc.config import Settings
-from evalrpc.errors import StoreUnavailableError
+from evalrpc.server.problems import Problems
+from evalrpc.server.removals import Removals
 from evalrpc.server.retention import Retention
 from evalrpc.store.base import Store
 
 INTERVAL_SECONDS: Final = 60.0
 
+_ORPHANS_EVERY: Final = 60  # rounds
+
 _log = logging.getLogger(__name__)
+
+_Step = Callable[[], Awaitable[object]]
 
 
 class Housekeeper:
-    """Runs on the event loop; blocking work goes to `executor`."""
+    """Runs on the event loop. `remover` has one thread, on which all files are removed.
 
-    def __init__(self, store: Store, clock: Clock, data_dir: Path, settings: Settings, executor: Executor) -> None:
+    Each step is done for itself: whatever goes wrong in one is logged, once for as long as it is the same, and tried again in
+    the next round, without a consequence for the others.
+    """
+
+    def __init__(self, store: Store, clock: Clock, data_dir: Path, settings: Settings, remover: Executor) -> None:
         self._store = store
         self._clock = clock
         self._settings = settings
-        self._executor = executor
-        self._retention = Retention(store, clock, data_dir, settings.retention_max_age_seconds, settings.retention_max_jobs)
-        self._orphans_removed = False
+        self._remover = remover
+        self._removals = Removals(store, data_dir)
+        self._retention = Retention(store, clock, data_dir, settings, self._removals)
+        self._problems = Problems(_log, "do a step of housekeeping", "step")
+        self._round = 0
 
     async def run(self) -> None:
-        """Run at once, then periodically, until cancelled. Disk errors are retried: a full disk may have room later."""
-        while True:
-            try:
-                await self._clean_up()
-            except (StoreUnavailableError, OSError) as error:
-                _log.warning("can't clean up yet: %s", error)
-            await asyncio.sleep(INTERVAL_SECONDS)
+        """Run at once, then periodically, until cancelled. The files, which may take long, hold up nothing else."""
+        await asyncio.gather(
+            self._repeat({"compact the journal": self._compact_journal, "erase deleted jobs": self._erase}),
+            self._repeat(
+                {
+                    "remove folders of no job": self._remove_orphans,
+                    "remove the rest of deleted jobs": partial(self._on_remover, self._removals.retry),
+                    "delete old jobs": partial(self._on_remover, self._retention.sweep),
+                    "delete jobs that are too large together": partial(self._on_remover, self._retention.sweep_bytes),
+                }
+            ),
+        )
 
     def stop(self) -> None:
         """Interrupt a removal in progress; the next server continues it."""
-        self._retention.stop()
+        self._removals.stop()
 
-    async def _clean_up(self) -> None:
-        loop = asyncio.get_running_loop()
-        if not self._orphans_removed:
-            await loop.run_in_executor(self._executor, self._retention.remove_orphans)
-            self._orphans_removed = True
-        await self._compact_journal()
-        await loop.run_in_executor(self._executor, self._retention.sweep)
+    def remove_files_of(self, job_id: str) -> None:
+        """Have the files of a deleted job removed, to which no other job refers. Does not wait for it."""
+        self._remover.submit(self._remove_files, job_id)
+
+    async def _repeat(self, steps: Mapping[str, _Step]) -> None:
+        while True:
+            for name, step in steps.items():
+                await self._try(name, step)
+            await asyncio.sleep(INTERVAL_SECONDS)
+
+    async def _try(self, name: str, step: _Step) -> None:
+        try:
+            await step()
+        except Exception as error:  # noqa: BLE001 - whatever fails in one step, the others and the next round go on
+            self._problems.report_error(name, error)
+        else:
+            self._problems.solve(name)
+
+    async def _on_remover(self, work: Callable[[], object]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._remover, work)
+
+    def _remove_files(self, job_id: str) -> None:
+        try:
+            self._removals.remove(job_id)
+        except Exception:  # noqa: BLE001 - nobody waits for it; the folder stays, so it is found again
+            _log.exception("a bug keeps the files of a deleted job", extra={"job_id": job_id})
+
+    async def _remove_orphans(self) -> None:
+        """Look at all folders at the start, and now and then."""
+        if self._round % _ORPHANS_EVERY == 0:
+            await self._on_remover(self._removals.remove_orphans)
+        self._round += 1
 
     async def _compact_journal(self) -> None:
         """Drop what exceeds the settings, a bounded number of events at a time."""
         cutoff = self._clock.now()
         cutoff.FromNanoseconds(max(0, cutoff.ToNanoseconds() - int(self._settings.journal_max_age_seconds * 1e9)))
+        max_events, max_bytes = self._settings.journal_max_events, self._settings.journal_max_bytes
         before = -1
         while before != self._store.oldest_revision:
             before = self._store.oldest_revision
-            await asyncio.wrap_future(self._store.compact(self._settings.journal_max_events, cutoff))
+            await asyncio.wrap_future(self._store.compact(max_events, cutoff, max_bytes))
+
+    async def _erase(self) -> None:
+        await asyncio.wrap_future(self._store.erase())

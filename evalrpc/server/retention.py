@@ -1,86 +1,95 @@
-"""Removal of jobs that are too old or too many, and of folders that belong to no job."""
+"""Deletion of finished jobs that are too old, too many, or too large together."""
 
 import logging
-import os
-import shutil
-import threading
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.clock import Clock
-from evalrpc.errors import JobNotFoundError
-from evalrpc.jobs.paths import JOBS_DIR, job_dir
-from evalrpc.jobs.removal import remove_files
-from evalrpc.store.base import Store
+from evalrpc.config import Settings
+from evalrpc.errors import JobNotFoundError, StoreUnavailableError
+from evalrpc.server.finished_files import FinishedFiles
+from evalrpc.server.problems import Problems
+from evalrpc.server.removals import Removals
+from evalrpc.store.base import UNBOUNDED, Store
 
 _PAGE: Final = 500
-_NO_LIMIT: Final = 2**62
+_MAX_FAILURES: Final = 20
 
 _log = logging.getLogger(__name__)
 
 
 class Retention:
-    """Removes terminal jobs beyond a maximum age or number, with the files that no other job refers to; never live jobs.
+    """Deletes terminal jobs beyond a maximum age, number or size, with the files that no other job refers to; never live jobs.
 
-    Blocks: runs on a thread.
+    Blocks: runs on one thread.
     """
 
-    def __init__(self, store: Store, clock: Clock, data_dir: Path, max_age_seconds: float, max_jobs: int) -> None:
+    def __init__(self, store: Store, clock: Clock, data_dir: Path, settings: Settings, removals: Removals) -> None:
         self._store = store
         self._clock = clock
-        self._data_dir = data_dir
-        self._max_age_seconds = max_age_seconds
-        self._max_jobs = max_jobs
-        self._stopping = threading.Event()
-
-    def stop(self) -> None:
-        """Make `sweep` and `remove_orphans` return after the current folder. May be called from any thread."""
-        self._stopping.set()
+        self._settings = settings
+        self._removals = removals
+        self._files = FinishedFiles(store, data_dir, lambda: removals.stopping)
+        self._problems = Problems(_log, "delete a job by the retention settings", "job_id")
 
     def sweep(self) -> int:
-        """Remove what is due now, and return the number of jobs removed. Raises StoreUnavailableError."""
-        removed = 0
-        while self._limited and (page := self._store.expired_jobs(self._cutoff(), self._max_jobs or _NO_LIMIT, _PAGE)):
+        """Delete the jobs that are too old or too many, and return their number. Raises StoreUnavailableError if none can be
+        deleted."""
+        if not (self._settings.retention_max_age_seconds or self._settings.retention_max_jobs):
+            return 0
+        keep = self._settings.retention_max_jobs or UNBOUNDED
+        return self._delete(lambda limit: self._store.expired_jobs(self._cutoff(), keep, limit), lambda: False)
+
+    def sweep_bytes(self) -> int:
+        """Delete those that ended first until the files of the others are small enough, and return their number.
+
+        Raises StoreUnavailableError if none can be deleted, and OSError.
+        """
+        max_bytes = self._settings.retention_max_bytes
+        if not max_bytes:
+            return 0
+        self._files.measure()
+        return self._delete(
+            lambda limit: self._store.expired_jobs(Timestamp(), 0, limit), lambda: self._files.total_bytes <= max_bytes
+        )
+
+    def _delete(self, find: Callable[[int], list[str]], is_enough: Callable[[], bool]) -> int:
+        """Delete what `find` finds, until it finds no more or that is enough. Jobs that can't be deleted stop no others."""
+        deleted, failed = 0, set[str]()
+        while not is_enough() and (page := [job_id for job_id in find(_PAGE + len(failed)) if job_id not in failed]):
             for job_id in page:
-                if self._stopping.is_set():
-                    return removed
-                removed += self._remove(job_id)
-        if removed:
-            _log.info("removed %d jobs by the retention settings", removed)
-        return removed
+                if self._removals.stopping or is_enough():
+                    break
+                try:
+                    deleted += self._delete_job(job_id)
+                except StoreUnavailableError as error:
+                    failed.add(job_id)
+                    self._problems.report_error(job_id, error)
+                    if len(failed) >= _MAX_FAILURES:  # it is not these jobs: nothing can be written
+                        raise
+            if self._removals.stopping:
+                break
+        if deleted:
+            _log.info("deleted %d jobs by the retention settings", deleted)
+        return deleted
 
-    def remove_orphans(self) -> int:
-        """Remove the folders that no job refers to: a server died after deleting a job and before deleting its files."""
-        folder, removed = self._data_dir / JOBS_DIR, 0
-        if not folder.is_dir():
-            return removed
-        with os.scandir(folder) as entries:  # read in batches, since there may be very many
-            while page := [entry.name for entry in islice(entries, _PAGE)]:
-                for name in set(page) - self._store.jobs_with_files(page):
-                    if self._stopping.is_set():
-                        return removed
-                    shutil.rmtree(job_dir(self._data_dir, name), ignore_errors=True)
-                    removed += 1
-        return removed
-
-    @property
-    def _limited(self) -> bool:
-        return bool(self._max_age_seconds or self._max_jobs)
-
-    def _cutoff(self) -> Timestamp:
-        cutoff = Timestamp()
-        if self._max_age_seconds:
-            cutoff.FromNanoseconds(max(0, self._clock.now().ToNanoseconds() - int(self._max_age_seconds * 1e9)))
-        return cutoff
-
-    def _remove(self, job_id: str) -> int:
+    def _delete_job(self, job_id: str) -> bool:
         try:
             deleted = self._store.delete(job_id).result()
         except JobNotFoundError:
-            return 0  # a client deleted it first
+            return False  # a client deleted it first
+        self._problems.solve(job_id)
         if deleted.files_of:
-            remove_files(self._data_dir, deleted.files_of, deleted.job)
-        return 1
+            self._files.forget(deleted.files_of)
+            self._removals.remove(deleted.files_of)
+        return True
+
+    def _cutoff(self) -> Timestamp:
+        cutoff = Timestamp()
+        if self._settings.retention_max_age_seconds:
+            max_age_ns = int(self._settings.retention_max_age_seconds * 1e9)
+            cutoff.FromNanoseconds(max(0, self._clock.now().ToNanoseconds() - max_age_ns))
+        return cutoff

@@ -26,11 +26,9 @@ from evalrpc.harnesses.base import Harness
 from evalrpc.jobs import transitions
 from evalrpc.jobs.defaults import RequestDefaults
 from evalrpc.jobs.ids import job_ids
-from evalrpc.jobs.removal import remove_files
 from evalrpc.jobs.views import reduce_to_view
 from evalrpc.reading import page_tokens
 from evalrpc.reading.artifacts import ArtifactReader
-from evalrpc.reading.disk import read_on
 from evalrpc.reading.job_results import JobResults
 from evalrpc.reading.logs import LogReader
 from evalrpc.reading.metrics import MetricLister
@@ -115,6 +113,7 @@ class EvaluationService:
     readers: Executor
     hashers: Executor
     catalog: Catalog
+    remove_files_of: Callable[[str], None]
     started_at: Timestamp
     job_ids: Iterator[str] = field(default_factory=job_ids)
     default_interval: Intervals = default_interval
@@ -203,11 +202,11 @@ class EvaluationService:
         return self._answer(await asyncio.wrap_future(self.store.update(request.job_id.lower(), change, expect)))
 
     async def DeleteJob(self, request: DeleteJobRequest, call: Call) -> DeleteJobResponse:
-        """Delete a terminal job, with its files if no other job refers to them."""
+        """Delete a terminal job, and have its files removed if no other job refers to them."""
         job_id = validation.require_job_id(request.job_id)
         deleted = await asyncio.wrap_future(self.store.delete(job_id))
         if deleted.files_of:
-            await read_on(self.readers, lambda: remove_files(self.data_dir, deleted.files_of, deleted.job))
+            self.remove_files_of(deleted.files_of)
         return DeleteJobResponse()
 
     def ReadLog(self, request: ReadLogRequest, call: Call) -> Awaitable[None]:

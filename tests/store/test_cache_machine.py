@@ -13,9 +13,8 @@ from store_jobs import CLOCK, OPENERS, SECONDS, new_job
 
 from evalrpc.jobs import lifecycle, transitions
 from evalrpc.jobs.paths import attempt_dir
-from evalrpc.jobs.removal import remove_files
 from evalrpc.scheduling.queue_state import QueueState
-from evalrpc.server.retention import Retention
+from evalrpc.server.removals import Removals
 from evalrpc.store.base import Store, Submission
 from evalrpc.testing.executor import nodes_of
 from evalrpc.v1 import jobs_pb2 as pb
@@ -140,13 +139,13 @@ class CacheMachine(RuleBasedStateMachine):
         deleted = self.store.delete(job_id).result(SECONDS)
         self.jobs.remove(job_id)
         if deleted.files_of:
-            remove_files(self.data_dir, deleted.files_of, deleted.job)
+            Removals(self.store, self.data_dir).remove(deleted.files_of)
 
     @rule()
     def restart(self) -> None:
         self.store.close()
         self.open()
-        Retention(self.store, CLOCK, self.data_dir, 0, 0).remove_orphans()
+        Removals(self.store, self.data_dir).remove_orphans()
 
     # What is always so.
 

@@ -1,6 +1,7 @@
 """A scheduler with a real store and an executor of the test."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from evalrpc.files.output_access import OutputAccess
 from evalrpc.harnesses.command import CommandHarness
 from evalrpc.jobs import transitions
 from evalrpc.scheduling.queue_state import QueueState
+from evalrpc.scheduling.run_bounds import RunBounds
 from evalrpc.scheduling.scheduler import Scheduler
 from evalrpc.scheduling.supervisor import RunDependencies
 from evalrpc.store.base import Submission
@@ -35,7 +37,9 @@ class House:
         executor: FakeExecutor | None = None,
         harness: CommandHarness | None = None,
         owns: Callable[[pb.JobInfo], bool] = lambda _: True,
+        bounds: RunBounds | None = None,
     ) -> None:
+        self.measurer = ThreadPoolExecutor(1)
         self.store = SqliteStore(folder / "data", CLOCK, 1000)
         self.executor = executor or FakeExecutor()
         self.queue_state = QueueState(self.executor.nodes, 0, CLOCK, owns)
@@ -51,6 +55,8 @@ class House:
             output_root=None,
             output_access=OutputAccess(None, 0o640),
             grace_seconds=0.1,
+            run_bounds=bounds or RunBounds(),
+            measurer=self.measurer,
             publish_progress=lambda _: None,
         )
         self.scheduler = Scheduler(self.dependencies, 600.0)
@@ -81,4 +87,5 @@ class House:
 
     def close(self) -> None:
         self.scheduler.stop()
+        self.measurer.shutdown()
         self.store.close()
