@@ -47,6 +47,7 @@ def _fill(link: Link, data_dir: Path, finished: int, queued: int) -> list[str]:
             last_number=0,
             counts=Counter(),
             followed=frozenset(),
+            journal_end_bytes=0,
             cached_job=lambda _: None,
         )
         for batch in _batches(finished):
@@ -87,11 +88,12 @@ def _job(number: int) -> pb.JobInfo:
 
 def _compact(data_dir: Path) -> None:
     """Drop the events that a server would have dropped while the jobs came in."""
+    settings = Settings()
     with closing(_store(data_dir)) as store:
         before = -1
         while before != store.oldest_revision:
             before = store.oldest_revision
-            store.compact(Settings().journal_max_events, Timestamp()).result()
+            store.compact(settings.journal_max_events, Timestamp(), settings.journal_max_bytes).result()
 
 
 def _store(data_dir: Path) -> SqliteStore:

@@ -236,7 +236,8 @@ class EvaluationServiceServicer(object):
 
     def DeleteJob(self, request, context):
         """Deletes a terminal job with its log and everything that the server itself created for it on disk. Files that other
-        jobs share (see `JobInfo.cached_from`) are removed with the last of these.
+        jobs share (see `JobInfo.cached_from`) are removed with the last of these. Answers once the deletion is durable, and
+        nothing of the job can be read any more; the files are removed soon after that.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is not terminal), UNAVAILABLE.
         Retry: safe; NOT_FOUND then means that an earlier call deleted it.

@@ -114,7 +114,8 @@ class EvaluationServiceStub:
     """
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.DeleteJobRequest, _jobs_pb2.DeleteJobResponse]
     """Deletes a terminal job with its log and everything that the server itself created for it on disk. Files that other
-    jobs share (see `JobInfo.cached_from`) are removed with the last of these.
+    jobs share (see `JobInfo.cached_from`) are removed with the last of these. Answers once the deletion is durable, and
+    nothing of the job can be read any more; the files are removed soon after that.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is not terminal), UNAVAILABLE.
     Retry: safe; NOT_FOUND then means that an earlier call deleted it.
@@ -269,7 +270,8 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     """
     DeleteJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.DeleteJobRequest, _jobs_pb2.DeleteJobResponse]  # type: ignore[assignment]
     """Deletes a terminal job with its log and everything that the server itself created for it on disk. Files that other
-    jobs share (see `JobInfo.cached_from`) are removed with the last of these.
+    jobs share (see `JobInfo.cached_from`) are removed with the last of these. Answers once the deletion is durable, and
+    nothing of the job can be read any more; the files are removed soon after that.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is not terminal), UNAVAILABLE.
     Retry: safe; NOT_FOUND then means that an earlier call deleted it.
@@ -469,7 +471,8 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.DeleteJobResponse, _abc.Awaitable[_jobs_pb2.DeleteJobResponse]]:
         """Deletes a terminal job with its log and everything that the server itself created for it on disk. Files that other
-        jobs share (see `JobInfo.cached_from`) are removed with the last of these.
+        jobs share (see `JobInfo.cached_from`) are removed with the last of these. Answers once the deletion is durable, and
+        nothing of the job can be read any more; the files are removed soon after that.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is not terminal), UNAVAILABLE.
         Retry: safe; NOT_FOUND then means that an earlier call deleted it.

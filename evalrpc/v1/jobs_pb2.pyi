@@ -631,7 +631,8 @@ class JobError(_message.Message):
     reason: _builtins.str
     """Stable, in UPPER_SNAKE, for programs: `HARNESS_FAILED`, `RESULTS_MISSING`, `RESULTS_INVALID`, `TASKS_MISSING`,
     `ALL_REQUESTS_FAILED`, `TOO_MANY_BAD_ANSWERS`, `PROCESS_SIGNALLED`, `OUT_OF_MEMORY`, `PROCESS_UNKILLABLE`, `START_FAILED`,
-    `HARNESS_UNAVAILABLE`, `TIMED_OUT`, `RUN_LOST`, `CANCELLED`, `SUPERSEDED`, `SERVER_ERROR`. Reasons may be added.
+    `HARNESS_UNAVAILABLE`, `TIMED_OUT`, `LOG_TOO_LARGE` and `OUTPUT_TOO_LARGE` (the run left more than the server allows; never
+    retried), `RUN_LOST`, `CANCELLED`, `SUPERSEDED`, `SERVER_ERROR`. Reasons may be added.
     """
     message: _builtins.str
     """One readable line for humans, at most 2 KiB: the harness's last exception if there is one."""

@@ -484,7 +484,7 @@ def test_files_are_removed_with_the_last_job_that_refers_to_them(api: Api, site:
         assert folders(site) == {source.job_id}
     everything_of(api, hits[1].job_id, tmp_path)
     api.DeleteJob(job_id=hits[1].job_id)
-    assert folders(site) == set()
+    eventually(lambda: folders(site) == set(), "for the files to be removed")
 
 
 @pytest.mark.parametrize("is_last", [False, True])

@@ -243,7 +243,7 @@ def test_deleting_takes_the_job_and_its_files(api: Api, site: Site) -> None:
     folder = Path(job.attempts[0].output_dir).parent.parent
     assert folder.is_dir()
     api.DeleteJob(job_id=job.job_id)
-    assert not folder.exists()
+    eventually(lambda: not folder.exists(), "for the files to be removed")
     for call in (api.GetJob, api.DeleteJob, api.CancelJob):
         with pytest.raises(grpc.RpcError) as caught:
             call(job_id=job.job_id)

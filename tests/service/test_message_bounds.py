@@ -308,7 +308,7 @@ def test_the_file_of_the_metrics_is_no_artifact_and_goes_with_the_job(api: Api, 
     assert len(list(read_metrics(file))) == 5000
     assert [each.name for each in api.ListArtifacts(job_id=job.job_id).artifacts] == [f"toy/{STAMP}_results.json"]
     api.DeleteJob(job_id=job.job_id)
-    assert not file.exists()
+    eventually(lambda: not file.exists(), "for the files to be removed")
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut off", "another"])

@@ -269,7 +269,7 @@ def test_any_jsonl_file_can_be_paged_whatever_is_in_it(tmp_path: Path) -> None:
 def test_deleting_a_job_takes_its_files_along_and_leaves_those_of_others(api: Api, site: Site) -> None:
     job, other = api.run("good"), api.run("good")
     api.DeleteJob(job_id=job.job_id)
-    assert names_in(site.folder / "data" / "jobs") == {other.job_id}
+    eventually(lambda: names_in(site.folder / "data" / "jobs") == {other.job_id}, "for the files to be removed")
     with pytest.raises(grpc.RpcError) as error:
         api.get(job.job_id)
     assert reason_of(error.value) == "JOB_NOT_FOUND"
@@ -293,7 +293,7 @@ def test_deleting_takes_only_the_jobs_own_part_of_a_chosen_output_folder(serve: 
     assert Path(job.attempts[0].output_dir).is_relative_to(root / "mine" / job.job_id)
     assert api.ListArtifacts(job_id=job.job_id).artifacts
     api.DeleteJob(job_id=job.job_id)
-    assert names_in(root / "mine") == {"notes"}
+    eventually(lambda: names_in(root / "mine") == {"notes"}, "for the files to be removed")
 
 
 def test_old_jobs_are_removed_with_their_files_and_live_ones_never(launch: Launch, site: Site) -> None:

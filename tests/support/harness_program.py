@@ -1,4 +1,4 @@
-# ruff: noqa: PTH102, PTH103, PTH104, PTH108, PTH110, PTH119, PTH120, PTH123, PTH211
+# ruff: noqa: PTH101, PTH102, PTH103, PTH104, PTH108, PTH110, PTH119, PTH120, PTH123, PTH211
 """A tiny harness that does what the name of its model says, or that of its task if the model is `each`. Run by a bare
 interpreter, so it imports next to nothing.
 
@@ -146,6 +146,38 @@ def fills():
                 file.write(bytes(4096))
         except OSError:
             pass
+
+
+def hoards():
+    """Leaves a large file in its output folder, and more and more links, FIFOs, folders and sparse files beside it."""
+    os.makedirs(f"{output_dir}/deep/er")
+    with open(f"{output_dir}/deep/er/large", "wb") as file:
+        file.write(os.urandom(4 * 1024 * 1024))
+    say("ready")
+    number = 0
+    while not released():
+        number += 1
+        os.mkdir(f"{output_dir}/{number}")
+        os.mkfifo(f"{output_dir}/{number}/fifo")
+        os.symlink("/usr", f"{output_dir}/{number}/link")
+        os.truncate(os.open(f"{output_dir}/{number}/sparse", os.O_CREAT | os.O_WRONLY), 4 * 1024**4)
+        time.sleep(0.05)
+
+
+def litters():
+    """Leaves what is hard to walk through: a deep tree, a wide one, names that are no text, and folders without rights."""
+    write_results()
+    os.chdir(output_dir)
+    for number in range(2000):
+        os.close(os.open(f"wide-{number}", os.O_CREAT))
+    os.mkdir(b"\xff\xfe")
+    os.symlink("/", "link")
+    os.mkdir("closed")
+    os.mkdir("closed/below")
+    os.chmod("closed", 0)
+    for _ in range(1000):
+        os.mkdir("d")
+        os.chdir("d")
 
 
 def spoils():
