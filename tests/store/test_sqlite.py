@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from store_jobs import SECONDS, Gate, complete, finish, listed, new_job, read, run, submit
 
 from evalrpc.clock import SystemClock
@@ -215,6 +216,20 @@ def test_events_of_an_earlier_version_do_not_say_what_was_before(data_dir: Path)
     connection.close()
     store = open_store(data_dir)
     assert [(event.previous, event.labels_before) for event in store.events_after(0, 10)] == [(None, None)]
+    store.close()
+
+
+def test_events_of_an_earlier_version_count_for_the_size_of_the_journal(data_dir: Path) -> None:
+    data_dir.mkdir()
+    connection = sqlite3.connect(database(data_dir))
+    connection.executescript(f"{''.join(MIGRATIONS[:7])} PRAGMA user_version = 7;")
+    for revision in range(1, 5):
+        connection.execute("INSERT INTO journal VALUES (?, 7, 1, ?, NULL, NULL)", (revision, bytes(100 * revision)))
+    connection.commit()
+    connection.close()
+    store = open_store(data_dir)
+    for max_bytes, oldest in ((1000, 0), (999, 1), (700, 2), (699, 3), (1, 4)):
+        assert store.compact(1000, Timestamp(), max_bytes).result(SECONDS) == oldest
     store.close()
 
 

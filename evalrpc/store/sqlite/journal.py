@@ -10,8 +10,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from evalrpc.jobs.events import deleted_event
 from evalrpc.store.base import JournalEvent
 
-_CHUNK_REVISIONS: Final = 10_000
-_CHUNK_BYTES: Final = 16 * 1024 * 1024
+_CHUNK_REVISIONS: Final = 5_000
+_CHUNK_BYTES: Final = 4 * 1024 * 1024
 
 _PAGE: Final = "SELECT revision, event, previous, labels_before FROM journal WHERE revision > ? AND revision <= ?"
 
