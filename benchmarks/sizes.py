@@ -176,8 +176,8 @@ def _listed_files(folder: Path, count: int) -> Callable[[], object]:
     job = JobInfo(job_id="j", attempt=1, status=JOB_STATUS_COMPLETED, attempts=attempts)
 
     async def listed(readers: ThreadPoolExecutor) -> int:
-        reader = ArtifactReader(cast(Feed, _OneJob(job)), folder, readers, readers)
-        call = ListArtifactsRequest(job_id="j")
+        reader = ArtifactReader(cast(Feed, _OneJob(job)), folder, readers, readers, readers)
+        call = ListArtifactsRequest(job_id="j", checksums=True)
         return await _count(call, lambda: reader.list_artifacts("j", call, _FILES_PAGE), lambda page: page.artifacts)
 
     return partial(_on_a_loop, listed, count)

@@ -1,14 +1,12 @@
 """The RPC handlers, each in a few lines: validate the message, read or write the store, answer.
 
-Runs on the event loop. Blocking work goes to thread pools: short reads to `readers`, long work to `hashers`. Writes are futures
-of the store.
+Runs on the event loop. Blocking work goes to the pool of its kind (`evalrpc.server.threads`). Writes are futures of the store.
 """
 
 import asyncio
 import hashlib
 import threading
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from itertools import chain, islice, takewhile
 from pathlib import Path
@@ -39,6 +37,7 @@ from evalrpc.server import validation
 from evalrpc.server.cache_key import cache_key
 from evalrpc.server.call import Call
 from evalrpc.server.catalog import Catalog, Names
+from evalrpc.server.threads import Pools
 from evalrpc.store.base import Expected, Store, Submission
 from evalrpc.v1 import evaluation_service_pb2 as calls
 from evalrpc.v1.catalog_pb2 import (
@@ -56,7 +55,6 @@ from evalrpc.v1.files_pb2 import ListArtifactsRequest, ListArtifactsResponse, Re
 from evalrpc.v1.history_pb2 import GetHistoryRequest, GetHistoryResponse
 from evalrpc.v1.jobs_pb2 import (
     CACHE_MODE_ALLOW,
-    JOB_STATUS_COMPLETED,
     JOB_STATUS_QUEUED,
     CacheMode,
     CancelJobRequest,
@@ -110,8 +108,7 @@ class EvaluationService:
     defaults: RequestDefaults
     data_dir: Path
     clock: Clock
-    readers: Executor
-    hashers: Executor
+    pools: Pools
     catalog: Catalog
     remove_files_of: Callable[[str], None]
     started_at: Timestamp
@@ -136,9 +133,9 @@ class EvaluationService:
         validation.require(violations)
         job = _new_job(next(self.job_ids), request, call.principal.owner)
         await self._check_names(job)
-        key = await self._cache_key(request.cache, job)
         if request.validate_only:
-            return await self._as_if_submitted(job, key)
+            return self._as_if_submitted(job)
+        key = await self._cache_key(request.cache, job)
         submission = Submission(job, request.request_id, fingerprint, key)
         return self._answer(await asyncio.wrap_future(self.store.submit(submission)))
 
@@ -250,9 +247,9 @@ class EvaluationService:
         validation.require(validation.history(request))
         page_size = validation.require_page_size(request.page_size, MAX_POINTS, MAX_POINTS)
         history = History(self.store, self.results, self.history_places, request, page_size)
-        while await self._read(history.scan):
+        while await self._look_up(history.scan):
             pass  # some jobs at a time, so that other reads get their turn, and a client that disconnects ends it
-        return await self._read(history.page)
+        return await self._look_up(history.page)
 
     async def CompareJobs(self, request: CompareJobsRequest, call: Call) -> CompareJobsResponse:
         """Compare jobs with a baseline, metric by metric."""
@@ -262,7 +259,7 @@ class EvaluationService:
         stop = threading.Event()
         try:
             return await asyncio.get_running_loop().run_in_executor(
-                self.hashers, _compare, request, baseline, candidates, self.harnesses, self.data_dir, stop
+                self.pools.comparers, _compare, request, baseline, candidates, self.harnesses, self.data_dir, stop
             )
         finally:
             stop.set()  # the caller has the answer, or has gone
@@ -290,7 +287,7 @@ class EvaluationService:
         call: Call,
     ) -> ListHarnessesResponse:
         """List the harnesses that the operator configured."""
-        infos = await self._read(lambda: [self.catalog.describe(name) for name in sorted(self.harnesses)])
+        infos = await self._look_up(lambda: [self.catalog.describe(name) for name in sorted(self.harnesses)])
         return ListHarnessesResponse(harnesses=infos)
 
     async def GetServerInfo(
@@ -325,7 +322,7 @@ class EvaluationService:
         start = page_tokens.decode(request.page_token, listing) or 0
         query = request.query.lower()
         page, following = await asyncio.get_running_loop().run_in_executor(
-            self.hashers, lambda: _names_page(choose(self.catalog.names(harness)), query, start, page_size)
+            self.pools.catalogers, lambda: _names_page(choose(self.catalog.names(harness)), query, start, page_size)
         )
         return page, "" if following is None else page_tokens.encode(following, listing)
 
@@ -334,15 +331,15 @@ class EvaluationService:
         depending on the settings. A model is never refused: harnesses load some that they don't list."""
         harness, tasks = job.request.harness, list(job.request.tasks)
         if self.catalog.may_be_unavailable(harness):
-            info = await self._read(lambda: self.catalog.describe(harness))
+            info = await self._look_up(lambda: self.catalog.describe(harness))
             if not info.available:
                 transitions.add_warnings(job, [f"harness {harness} is not available: {info.unavailable_reason}"])
         if not self.catalog.lists_model(harness, job.request.model):
-            warning = await self._read(lambda: self.catalog.unknown_model(harness, job.request.model))
+            warning = await self._look_up(lambda: self.catalog.unknown_model(harness, job.request.model))
             transitions.add_warnings(job, [warning] if warning else [])
         if self.catalog.lists_all(harness, tasks):
             return
-        unknown = await self._read(lambda: self.catalog.unknown_tasks(harness, tasks))
+        unknown = await self._look_up(lambda: self.catalog.unknown_tasks(harness, tasks))
         if self.settings.unknown_tasks == "refuse":
             validation.require(FieldViolation(f"request.tasks[{index}]", text) for index, text in unknown.items())
         transitions.add_warnings(job, _unlisted_warnings(unknown.values()))
@@ -367,26 +364,24 @@ class EvaluationService:
         """Return the key that identical evaluations share; empty if the cache can't be used."""
         if mode != CACHE_MODE_ALLOW:
             return b""
-        return await self._read(lambda: cache_key(self.harnesses[job.request.harness], job))
+        return await self._look_up(lambda: cache_key(self.harnesses[job.request.harness], job))
 
     async def _read(self, read: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self.readers, read)
+        return await asyncio.get_running_loop().run_in_executor(self.pools.readers, read)
 
-    async def _as_if_submitted(self, job: JobInfo, key: bytes) -> JobInfo:
-        identical = await self._read(lambda: self.store.find_identical(key, job.supersede_key)) if key else None
+    async def _look_up(self, read: Callable[[], _T]) -> _T:
+        """Read what may be many files, or large ones."""
+        return await asyncio.get_running_loop().run_in_executor(self.pools.listers, read)
+
+    def _as_if_submitted(self, job: JobInfo) -> JobInfo:
+        """Return what SubmitJob would answer. Without a look into the cache: what that depends on are files, of which whoever
+        only asks must not learn whether they are there."""
         job.ClearField("job_id")
         job.attempt = 0
         job.created_at.CopyFrom(self.clock.now())
-        if identical is None:
-            job.status = JOB_STATUS_QUEUED
-            job.position_in_queue = self.queue_state.position_for(job.priority)
-            return job
-        if identical.status == JOB_STATUS_COMPLETED:
-            transitions.share_results(job, identical, job.created_at)
-        else:
-            transitions.follow(job, identical.job_id)
-            job.status = JOB_STATUS_QUEUED
-        return self.queue_state.described(job)
+        job.status = JOB_STATUS_QUEUED
+        job.position_in_queue = self.queue_state.position_for(job.priority)
+        return job
 
     def _gpu_counts(self) -> list[int]:
         """Return how many GPUs each node has."""
