@@ -133,7 +133,7 @@ class History:
                 step = _number(job.labels.get(self._step_label, ""))
                 self._all_have_steps = self._all_have_steps and step is not None
                 self._found.append((math.inf if step is None else step, sequence))
-        return len(listed) == _PAGE
+        return bool(listed)
 
     def page(self) -> GetHistoryResponse:
         """Return the page: by step if all points of the listing have one, else in the order of creation."""

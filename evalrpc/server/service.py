@@ -8,7 +8,7 @@ import hashlib
 import threading
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice, takewhile
+from itertools import chain, islice
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -164,7 +164,7 @@ class EvaluationService:
             skip_snapshots=request.skip_snapshots,
         )
 
-    async def ListJobs(self, request: ListJobsRequest, call: Call) -> ListJobsResponse:
+    async def ListJobs(self, request: ListJobsRequest, call: Call) -> bytes:
         """List jobs, newest first."""
         bad_filter, bad_view = validation.job_filter(request.filter), validation.view(request.view)
         validation.require(chain(bad_filter, bad_view, validation.offsets(page_size=request.page_size)))
@@ -172,11 +172,7 @@ class EvaluationService:
         listing = ListJobsRequest(filter=request.filter, view=request.view)
         place = page_tokens.decode_place(request.page_token, listing)
         before, revision = place or (None, self.store.head_revision)  # before the page is read, which so has all up to it
-        listed = await self._read(lambda: self.store.list_jobs(request.filter, before, page_size + 1))
-        bound = PageBound(page_size)
-        jobs = list(takewhile(bound.takes, (self._viewed(job, request.view) for _, job in listed)))
-        token = page_tokens.encode(listed[len(jobs) - 1].sequence, listing, revision) if len(listed) > len(jobs) else ""
-        return ListJobsResponse(jobs=jobs, next_page_token=token, revision=revision)
+        return await self._read(lambda: self._jobs_page(listing, before, revision, page_size).SerializeToString())
 
     async def CancelJob(self, request: CancelJobRequest, call: Call) -> bytes:
         """Cancel a queued job at once, or request the end of a running one."""
@@ -350,6 +346,20 @@ class EvaluationService:
             return self.default_interval
         seconds = call.heartbeat_interval.ToNanoseconds() / 1e9
         return (lambda: seconds) if seconds else None
+
+    def _jobs_page(self, listing: ListJobsRequest, before: int | None, revision: int, page_size: int) -> ListJobsResponse:
+        """Return a page of jobs. Reads from the store until the page is full, not many more bytes than it has."""
+        page = ListJobsResponse(revision=revision)
+        bound = PageBound(page_size)
+        while listed := self.store.list_jobs(listing.filter, before, page_size + 1 - len(page.jobs)):
+            for sequence, job in listed:
+                viewed = self._viewed(job, listing.view)
+                if not bound.takes(viewed):
+                    page.next_page_token = page_tokens.encode(before or 0, listing, revision)
+                    return page
+                page.jobs.append(viewed)
+                before = sequence
+        return page
 
     def _viewed(self, job: JobInfo, view: JobView.ValueType) -> JobInfo:
         """Return a job as it is listed."""
