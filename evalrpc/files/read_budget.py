@@ -2,8 +2,7 @@
 
 import io
 import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from typing import BinaryIO, Final, NamedTuple
@@ -32,9 +31,7 @@ class ReadBudget:
         self._spent_bytes = 0
         self._spent_before_row = 0
         self._deadline = self._clock.monotonic() + limits.max_seconds
-        self._lock = threading.Lock()  # guards what follows
         self._is_stopped = False
-        self._on_stop: Callable[[], None] | None = None
 
     def spend(self, size_bytes: int = 0) -> None:
         """Note that so much was read. Raises ReadLimitError if that was too much or has taken too long, CancelledError if the
@@ -44,11 +41,11 @@ class ReadBudget:
         if self._is_stopped:
             raise CancelledError
         if self._spent_bytes > limits.max_bytes:
-            raise _too_much(f"more than {limits.max_bytes} bytes", limit_bytes=limits.max_bytes)
+            raise too_much(f"more than {limits.max_bytes} bytes", limit_bytes=limits.max_bytes)
         if limits.max_row_bytes is not None and self._spent_bytes - self._spent_before_row > limits.max_row_bytes:
-            raise _too_much(f"more than {limits.max_row_bytes} bytes for one row", limit_bytes=limits.max_row_bytes)
+            raise too_much(f"more than {limits.max_row_bytes} bytes for one row", limit_bytes=limits.max_row_bytes)
         if self._clock.monotonic() > self._deadline:
-            raise _too_much(f"longer than {limits.max_seconds:g} seconds", limit_seconds=limits.max_seconds)
+            raise too_much(f"longer than {limits.max_seconds:g} seconds", limit_seconds=limits.max_seconds)
 
     def begin_row(self) -> None:
         """Note that a new row begins here."""
@@ -60,19 +57,7 @@ class ReadBudget:
 
     def stop(self) -> None:
         """Note that the caller has gone."""
-        with self._lock:
-            self._is_stopped = True
-            on_stop = self._on_stop
-        if on_stop is not None:
-            on_stop()
-
-    def on_stop(self, act: Callable[[], None]) -> None:
-        """Have `stop` call this too; at once if the caller has gone already."""
-        with self._lock:
-            self._on_stop = act
-            is_stopped = self._is_stopped
-        if is_stopped:
-            act()
+        self._is_stopped = True
 
 
 @contextmanager
@@ -110,7 +95,8 @@ class _Counted(io.RawIOBase):
         return self._offset
 
 
-def _too_much(what: str, **limit: float) -> ReadLimitError:
+def too_much(what: str, **limit: float) -> ReadLimitError:
+    """Return the error for a reading that takes `what`, with its limits as metadata."""
     return ReadLimitError(
         f"reading takes {what}, which no call may; ReadArtifact gives a file as it is",
         metadata={name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in limit.items()},

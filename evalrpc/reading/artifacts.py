@@ -77,11 +77,11 @@ class ArtifactReader:
         if folder is None:
             return ListArtifactsResponse()
         budget, has_ended = ReadBudget(LISTING_LIMITS), job.status in TERMINAL
-        page = await read_on(self._listers, lambda: self._page(folder, after, page_size, budget, has_ended), budget)
+        page = await read_on(self._listers, lambda: self._page(folder, after, page_size, budget, has_ended), budget.stop)
         checksums: Sequence[str] = [""] * len(page.files)
         if call.checksums and has_ended:
             hashing = ReadBudget(CHECKSUM_LIMITS)
-            checksums = await read_on(self._hashers, lambda: self._checksums_of(folder, page.files, hashing), hashing)
+            checksums = await read_on(self._hashers, lambda: self._checksums_of(folder, page.files, hashing), hashing.stop)
         listed = page.files[: len(checksums)]
         has_more = page.has_more or len(listed) < len(page.files)
         token = page_tokens.encode_text(f"{attempt}/{listed[-1].name}", listing) if has_more else ""

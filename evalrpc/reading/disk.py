@@ -7,16 +7,15 @@ from typing import Final, TypeVar
 
 from evalrpc.errors import OffsetOutOfRangeError, UnavailableError
 from evalrpc.files.errnos import unreadable
-from evalrpc.files.read_budget import ReadBudget
 
 _RETRY_DELAY_SECONDS: Final = 1.0
 
 _T = TypeVar("_T")
 
 
-async def read_on(threads: Executor, read: Callable[[], _T], budget: ReadBudget | None = None) -> _T:
-    """Read on a thread. What the disk or the operating system refuses is an error with its errno, never an empty answer. The
-    budget, if any, is stopped once nobody waits for the reading any more.
+async def read_on(threads: Executor, read: Callable[[], _T], stop: Callable[[], None] | None = None) -> _T:
+    """Read on a thread. What the disk or the operating system refuses is an error with its errno, never an empty answer. `stop`
+    is called once nobody waits for the reading any more.
 
     Raises FileUnavailableError, FileUnreadableError, UnavailableError if no thread can be started.
     """
@@ -31,8 +30,8 @@ async def read_on(threads: Executor, read: Callable[[], _T], budget: ReadBudget 
     except OSError as error:
         raise unreadable(error) from error
     finally:
-        if budget is not None:
-            budget.stop()
+        if stop is not None:
+            stop()
 
 
 def require_inside(offset: int, size_bytes: int) -> None:
