@@ -1,6 +1,7 @@
 """What one call may read. A file that costs a run nothing, such as a sparse one of terabytes, would take hours."""
 
 import io
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
@@ -20,6 +21,9 @@ class ReadLimits(NamedTuple):
     max_seconds: float
     max_row_bytes: int | None = None
     """The most that may be read for one row, with what is read ahead. None: as much as for the call."""
+
+
+UNLIMITED: Final = ReadLimits(max_bytes=2**63, max_seconds=math.inf)
 
 
 class ReadBudget:

@@ -15,6 +15,7 @@ from typing import Final
 import grpc
 import uvloop
 
+from evalrpc.analysis.comparer import Comparer
 from evalrpc.clock import Clock, SystemClock
 from evalrpc.config import Settings, parse_listen
 from evalrpc.errors import ConfigurationError, UnavailableError
@@ -205,7 +206,8 @@ class Server:
             logs=LogReader(self._feed, data_dir, pools.readers),
             artifacts=ArtifactReader(self._feed, data_dir, pools.readers, pools.listers, pools.hashers),
             metrics=MetricLister(self._feed, results, pools.listers),
-            samples=SampleLister(self._feed, data_dir, self.harnesses, pools.listers),
+            samples=SampleLister(self._feed, data_dir, self.harnesses, self._settings.harnesses, pools.listers, pools.parsers),
+            comparer=Comparer(data_dir, self.harnesses, self._settings.harnesses, pools.comparers),
             results=results,
             queue_state=queue_state,
             harnesses=self.harnesses,

@@ -5,7 +5,6 @@ Runs on the event loop. Blocking work goes to the pool of its kind (`evalrpc.ser
 
 import asyncio
 import hashlib
-import threading
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -15,6 +14,7 @@ from typing import Final, TypeVar
 from google.protobuf.timestamp_pb2 import Timestamp
 
 import evalrpc
+from evalrpc.analysis.comparer import Comparer
 from evalrpc.analysis.history import MAX_POINTS, History, HistoryPlaces
 from evalrpc.clock import Clock
 from evalrpc.config import Settings
@@ -72,7 +72,7 @@ from evalrpc.v1.jobs_pb2 import (
 )
 from evalrpc.v1.queue_pb2 import GetQueueRequest, GetQueueResponse, Gpu, StatusCount
 from evalrpc.v1.results_pb2 import ListMetricsRequest, ListMetricsResponse
-from evalrpc.v1.samples_pb2 import ListSamplesRequest, ListSamplesResponse
+from evalrpc.v1.samples_pb2 import ListSamplesRequest
 from evalrpc.watching.feed import Feed
 from evalrpc.watching.wakeups import Intervals, default_interval
 
@@ -101,6 +101,7 @@ class EvaluationService:
     artifacts: ArtifactReader
     metrics: MetricLister
     samples: SampleLister
+    comparer: Comparer
     results: JobResults
     queue_state: QueueState
     harnesses: Mapping[str, Harness]
@@ -225,7 +226,7 @@ class EvaluationService:
         validation.require(validation.offsets(offset=request.offset, limit=request.limit, attempt=request.attempt))
         return self.artifacts.read_artifact(job_id, request, call.send)
 
-    async def ListSamples(self, request: ListSamplesRequest, call: Call) -> ListSamplesResponse:
+    async def ListSamples(self, request: ListSamplesRequest, call: Call) -> bytes:
         """List per-sample predictions."""
         job_id = validation.require_job_id(request.job_id)
         page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
@@ -252,13 +253,7 @@ class EvaluationService:
         validation.require(validation.comparison(request))
         baseline = await self.feed.read_job(request.baseline_job_id.lower())
         candidates = [await self.feed.read_job(job_id.lower()) for job_id in request.candidate_job_ids]
-        stop = threading.Event()
-        try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self.pools.comparers, _compare, request, baseline, candidates, self.harnesses, self.data_dir, stop
-            )
-        finally:
-            stop.set()  # the caller has the answer, or has gone
+        return await self.comparer.compare(request, baseline, candidates)
 
     async def GetQueue(self, request: GetQueueRequest, call: Call) -> bytes:
         """Return what is queued and running, and which job holds which GPU. Rebuilt only after a change."""
@@ -460,19 +455,6 @@ def _unlisted_warnings(warnings: Collection[str]) -> Iterator[str]:
     yield from shown
     if len(warnings) > len(shown):
         yield f"and {len(warnings) - len(shown)} more tasks that the harness does not list"
-
-
-def _compare(
-    request: CompareJobsRequest,
-    baseline: JobInfo,
-    candidates: Sequence[JobInfo],
-    harnesses: Mapping[str, Harness],
-    data_dir: Path,
-    stop: threading.Event,
-) -> CompareJobsResponse:
-    from evalrpc.analysis.comparison import compare  # here, so that a server that compares nothing never loads NumPy and SciPy
-
-    return compare(request, baseline, candidates, harnesses, data_dir, stop)
 
 
 def _fingerprint(call: SubmitJobRequest) -> bytes:

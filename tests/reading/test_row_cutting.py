@@ -11,6 +11,7 @@ from evalrpc.harnesses.base import SampleRow
 from evalrpc.jobs.size_limits import MAX_PAGE_BYTES
 from evalrpc.protobuf.structs import sample_struct
 from evalrpc.reading.row_cutting import cut_row
+from evalrpc.reading.sample_files import SampleRows
 from evalrpc.reading.sample_pages import MAX_ROW_BYTES, read_page
 from evalrpc.v1.samples_pb2 import ListSamplesResponse
 
@@ -90,7 +91,7 @@ def test_whatever_is_in_a_row_it_fits(values: dict[str, Any], max_bytes: int) ->
     assert changed == set(fields)
 
 
-def rows(*sizes: int) -> list[SampleRow]:
+def rows_of(*sizes: int) -> SampleRows:
     """Rows that are of these sizes as Structs."""
     found = []
     for end, size in enumerate(sizes, start=1):
@@ -99,13 +100,13 @@ def rows(*sizes: int) -> list[SampleRow]:
             length -= sample_struct({"doc_id": end, "t": "x" * length}).ByteSize() - size
         found.append(SampleRow({"doc_id": end, "t": "x" * length}, end))
         assert sample_struct(found[-1].values).ByteSize() == size, "this size can't be reached"
-    return found
+    return SampleRows(iter(found))
 
 
 @pytest.mark.parametrize("more", [-1, 0, 1])
 def test_a_page_is_full_to_the_byte(more: int) -> None:
     half = MAX_PAGE_BYTES // 2 - 4  # a tag, and a length of three bytes
-    page = read_page(rows(half, half + more, 100), 1000)
+    page = read_page(rows_of(half, half + more, 100), 1000)
     assert len(page.rows) == (2 if more <= 0 else 1)
     assert ListSamplesResponse(samples=page.rows).ByteSize() <= MAX_PAGE_BYTES
     assert page.next_offset == len(page.rows)
@@ -114,7 +115,7 @@ def test_a_page_is_full_to_the_byte(more: int) -> None:
 
 @pytest.mark.parametrize("size", [MAX_ROW_BYTES - 1, MAX_ROW_BYTES, MAX_ROW_BYTES + 1, 5 * MAX_ROW_BYTES])
 def test_a_row_over_2_mib_is_cut_and_named_by_its_place_on_the_page(size: int) -> None:
-    page = read_page(rows(100, size), 1000)
+    page = read_page(rows_of(100, size), 1000)
     assert len(page.rows) == 2
     assert page.truncated_fields == (["samples[1].t"] if size > MAX_ROW_BYTES else [])
     assert page.rows[1].ByteSize() <= MAX_ROW_BYTES
