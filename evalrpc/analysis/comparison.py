@@ -73,7 +73,7 @@ def compare(
     results = JobResults(data_dir)
     matching = _Matching(call, budget)
     for candidate in candidates:
-        matching.add(_line_up(baseline, candidate, results))
+        matching.add(_line_up(baseline, candidate, results, budget))
     matching.require_known()
     matching.require_size()
     asked_for = matching.asked_for
@@ -156,11 +156,11 @@ def _require_size(size_bytes: int, metric_count: int, candidate_count: int, *, i
         )
 
 
-def _line_up(baseline: JobInfo, candidate: JobInfo, results: JobResults) -> Iterator[MetricComparison]:
+def _line_up(baseline: JobInfo, candidate: JobInfo, results: JobResults, budget: ReadBudget) -> Iterator[MetricComparison]:
     """Yield every metric that either job has, sorted by model, task, metric and filter. Both are read once, side by side."""
     models = _ModelPairs(baseline, candidate)
-    ours = ((models.key(each.model), metric_key(each.metric), 0, each.metric) for each in results.metrics(baseline))
-    theirs = ((models.key(each.model), metric_key(each.metric), 1, each.metric) for each in results.metrics(candidate))
+    ours = ((models.key(each.model), metric_key(each.metric), 0, each.metric) for each in results.metrics(baseline, budget))
+    theirs = ((models.key(each.model), metric_key(each.metric), 1, each.metric) for each in results.metrics(candidate, budget))
     merged = heapq.merge(ours, theirs, key=lambda each: each[:3])
     our_heads, their_heads = results.heads(baseline), results.heads(candidate)
     for model, of_model in groupby(merged, key=lambda each: each[0]):

@@ -3,6 +3,7 @@
 A row of very many values is shortened before: it would take a minute to convert, and its size is not even known before that.
 """
 
+import sys
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, Final, NamedTuple
@@ -68,7 +69,7 @@ def _paths(fields: set[str]) -> list[str]:
 
 def _common_list_length(values: Mapping[str, object], max_values: int) -> int | None:
     """Return the length to which all lists and objects must be cut for so many values; None if none has to be."""
-    if not _has_more_than(max_values, values, max_values):
+    if not _has_more_than(max_values, values, sys.maxsize):
         return None
     length = max_values
     while _has_more_than(max_values, values, length):

@@ -15,11 +15,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 import evalrpc
 from evalrpc.analysis.comparer import Comparer
+from evalrpc.analysis.history import LIMITS as HISTORY_LIMITS
 from evalrpc.analysis.history import MAX_POINTS, History, HistoryPlaces
 from evalrpc.clock import Clock
 from evalrpc.config import Settings
 from evalrpc.errors import FieldViolation, ServerStoppingError
 from evalrpc.executors.base import Node
+from evalrpc.files.read_budget import ReadBudget
 from evalrpc.harnesses.base import Harness
 from evalrpc.jobs import transitions
 from evalrpc.jobs.defaults import RequestDefaults
@@ -243,10 +245,14 @@ class EvaluationService:
         """Return metrics over many jobs."""
         validation.require(validation.history(request))
         page_size = validation.require_page_size(request.page_size, MAX_POINTS, MAX_POINTS)
-        history = History(self.store, self.results, self.history_places, request, page_size)
-        while await self._look_up(history.scan):
-            pass  # some jobs at a time, so that other reads get their turn, and a client that disconnects ends it
-        return await self._look_up(history.page)
+        budget = ReadBudget(HISTORY_LIMITS)
+        history = History(self.store, self.results, self.history_places, request, page_size, budget)
+        try:
+            while await self._look_up(history.scan):
+                pass  # some jobs at a time, so that other reads get their turn
+            return await self._look_up(history.page)
+        finally:
+            budget.stop()  # the caller has the answer, or has gone
 
     async def CompareJobs(self, request: CompareJobsRequest, call: Call) -> CompareJobsResponse:
         """Compare jobs with a baseline, metric by metric."""
