@@ -126,7 +126,7 @@ def test_checksums_that_hang_hold_up_nothing_else(server: ServerHere, site: Site
         assert api.GetHistory().points
         assert api.ListHarnesses().harnesses
         api.DeleteJob(job_id=jobs[1].job_id)
-    assert not (site.folder / "data" / "jobs" / jobs[1].job_id).exists()
+        eventually(lambda: not (site.folder / "data" / "jobs" / jobs[1].job_id).exists(), "for its files to be removed")
 
 
 @pytest.mark.parametrize("kind", ["listers", "parsers", "hashers", "comparers", "catalogers", "removers", "measurers"])
