@@ -1,5 +1,6 @@
 """Every answer fits into a message that a client with gRPC's default options accepts, whatever clients send and runs leave."""
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -14,7 +15,9 @@ from waiting import eventually
 
 from evalrpc.analysis import comparison
 from evalrpc.client import EvalClient
+from evalrpc.files.read_budget import ReadBudget, too_much
 from evalrpc.jobs.size_limits import MAX_ARGS_BYTES, MAX_JOB_BYTES, MAX_PAGE_BYTES, MAX_TASK_NAMES_BYTES, MIB
+from evalrpc.reading import metrics
 from evalrpc.results.results_file import read_metrics
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
@@ -332,6 +335,29 @@ def test_a_file_that_is_lost_is_an_error_and_never_fewer_metrics(api: Api, site:
         with pytest.raises(grpc.RpcError) as error:
             call()
         assert (error.value.code(), reason_of(error.value)) == (grpc.StatusCode.FAILED_PRECONDITION, "FILE_UNREADABLE")
+
+
+def test_metrics_that_take_long_come_in_shorter_pages(api: Api, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(site, wide(40_000))
+    job = api.run("prepared")
+    whole = [metric for page in pages(api.ListMetrics, job_id=job.job_id, page_size=10_000) for metric in page.metrics]
+    spent = itertools.count(1)
+
+    class Budget(ReadBudget):
+        def spend(self, size_bytes: int = 0) -> None:
+            if next(spent) % 7000 == 0:
+                raise too_much("too long")
+            super().spend(size_bytes)
+
+    monkeypatch.setattr(metrics, "ReadBudget", Budget)
+    found = list(pages(api.ListMetrics, job_id=job.job_id, page_size=10_000))
+    assert [metric for page in found for metric in page.metrics] == whole
+    assert max(len(page.metrics) for page in found) < 7000
+    last = whole[-1].metric
+    of_last = pages(api.ListMetrics, job_id=job.job_id, metrics=[MetricSelector(task=last.task, metric=last.metric)])
+    some = list(of_last)
+    assert [metric for page in some for metric in page.metrics] == whole[-1:]
+    assert len(some) > 3, "empty pages that go on"
 
 
 def test_a_job_that_shares_a_run_has_all_its_metrics_also_when_the_other_job_is_gone(api: Api, site: Site) -> None:
