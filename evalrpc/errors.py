@@ -19,7 +19,8 @@ it into a status in one place, and the client turns the status back into the sam
     │   ├── IllegalTransitionError
     │   ├── CatalogUnavailableError
     │   ├── NoResultsError
-    │   └── FileUnreadableError
+    │   ├── FileUnreadableError
+    │   └── ReadLimitError
     ├── ConflictError               ABORTED              read the job again, and retry
     ├── QueueFullError              RESOURCE_EXHAUSTED   with a retry delay
     ├── OutOfRangeError             OUT_OF_RANGE
@@ -197,6 +198,13 @@ class FileUnreadableError(PreconditionError):
     `metadata["errno"]` names the cause, such as EACCES."""
 
     reason = "FILE_UNREADABLE"
+
+
+class ReadLimitError(PreconditionError):
+    """What a run left takes more to read than one call may. `metadata` has the limit, as `limit_bytes`, `limit_seconds` or
+    `limit_memory_bytes`."""
+
+    reason = "READ_LIMIT_REACHED"
 
 
 class ConflictError(EvalrpcError):

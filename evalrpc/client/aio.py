@@ -270,12 +270,13 @@ class AsyncEvalClient(AsyncTransport):
         async with aclosing(self._read(self._stub.WatchJob, JobWatch(job_id))) as events:
             return await anext((event.job.attempt async for event in events if event.job.attempt), 0)
 
-    async def list_artifacts(self, job_id: str, attempt: int = 0) -> list[Artifact]:
+    async def list_artifacts(self, job_id: str, attempt: int = 0, *, checksums: bool = False) -> list[Artifact]:
         """List the files that an attempt left, sorted by name; attempt 0 is the latest.
 
-        Raises JobNotFoundError, AttemptNotFoundError.
+        With `checksums` the server reads each file of a job that has ended, for its `sha256`. Raises JobNotFoundError,
+        AttemptNotFoundError.
         """
-        request = build(ListArtifactsRequest, job_id=job_id, attempt=attempt)
+        request = build(ListArtifactsRequest, job_id=job_id, attempt=attempt, checksums=checksums)
         artifacts: list[Artifact] = []
         async for page in self._pages(self._stub.ListArtifacts, request):
             artifacts.extend(page.artifacts)
@@ -295,7 +296,8 @@ class AsyncEvalClient(AsyncTransport):
         complete and its checksum matches. A file that can't be downloaded does not stop the others: at the end, DownloadError
         says which are missing and why. Raises JobNotFoundError, AttemptNotFoundError, ArtifactNotFoundError.
         """
-        chosen = select(await self.list_artifacts(job_id, attempt), None if names is None else texts("names", names))
+        listed = await self.list_artifacts(job_id, attempt, checksums=True)
+        chosen = select(listed, None if names is None else texts("names", names))
         download = Download(Path(directory))
         for artifact in chosen:
             try:

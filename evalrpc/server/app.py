@@ -15,6 +15,7 @@ from typing import Final
 import grpc
 import uvloop
 
+from evalrpc.analysis.comparer import Comparer
 from evalrpc.clock import Clock, SystemClock
 from evalrpc.config import Settings, parse_listen
 from evalrpc.errors import ConfigurationError, UnavailableError
@@ -45,7 +46,7 @@ from evalrpc.server.listening import require_descriptors, require_free
 from evalrpc.server.logging import set_up_logging
 from evalrpc.server.reflection import Reflection
 from evalrpc.server.service import EvaluationService
-from evalrpc.server.threads import require_threads, start_pool
+from evalrpc.server.threads import require_threads, start_pools
 from evalrpc.server.transports.grpc import dialogue_handler, generic_handler, ignore_departures
 from evalrpc.server.transports.grpc_options import channel_options
 from evalrpc.store.sqlite.store import SqliteStore
@@ -54,13 +55,10 @@ from evalrpc.watching.feed import Feed
 
 SERVICE: Final = evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"]
 
-_READER_THREADS: Final = 4
-_HASHER_THREADS: Final = 2
-_WAITER_THREADS: Final = 4  # for the end of the store, that of the dispatcher, a drain and a stop
 _REFUSAL_SECONDS: Final = 0.1
 _FORCE_SECONDS: Final = 5.0
 _START_DESCRIPTORS: Final = 64  # a server without clients and runs has 30 open
-_START_THREADS: Final = 32  # a server without clients and runs has somewhat fewer
+_START_THREADS: Final = 48  # a server without clients and runs has somewhat fewer
 
 _log = logging.getLogger(__name__)
 
@@ -119,18 +117,14 @@ class Server:
         self._defaults = request_defaults(settings, len(devices))
         access = output_access(settings.output_root, settings.output_mode, settings.output_group)
         self._store = SqliteStore(settings.data_dir, clock, settings.max_queued)
-        self._readers = start_pool(_READER_THREADS, "reader")
-        self._hashers = start_pool(_HASHER_THREADS, "hasher")
-        self._waiters = start_pool(_WAITER_THREADS, "waiter")
-        self._remover = start_pool(1, "remover")  # alone, so that nothing is removed twice at a time
-        self._measurer = start_pool(1, "measurer")
+        self._pools = start_pools()
         data_dir = settings.data_dir.absolute()
         cgroups = find_cgroups(settings.cgroups)
         self.cgroups = cgroups.detail
         """Whether runs have cgroups, or why not."""
         self._executor = LocalExecutor(environment, devices, cgroups=cgroups.cgroups)
         queue_state = QueueState(self._executor.nodes, settings.max_running, clock)
-        self._feed = Feed(self._store, queue_state, clock, self._readers)
+        self._feed = Feed(self._store, queue_state, clock, self._pools.readers)
         dependencies = RunDependencies(
             store=self._store,
             queue_state=queue_state,
@@ -143,13 +137,13 @@ class Server:
             output_access=access,
             grace_seconds=settings.grace_seconds,
             run_bounds=RunBounds(settings.max_log_bytes, settings.max_output_bytes),
-            measurer=self._measurer,
+            measurer=self._pools.measurers,
             publish_progress=self._feed.publish_progress,
         )
         self._scheduler = Scheduler(dependencies, settings.reservation_seconds)
         self._follow_store(queue_state)
         self._catalog = Catalog(harnesses, self._executor, data_dir)
-        self._housekeeper = Housekeeper(self._store, clock, data_dir, settings, self._remover)
+        self._housekeeper = Housekeeper(self._store, clock, data_dir, settings, self._pools.removers)
         self._service = self._build_service(queue_state, clock, data_dir)
         self._housekeeping: asyncio.Task[None] | None = None
         self._health = Health((SERVICE.full_name,))
@@ -164,14 +158,16 @@ class Server:
         self._scheduler.start()
         await self._grpc.start()
         self._housekeeping = asyncio.create_task(self._housekeeper.run())
-        self._hashers.submit(self._catalog.load)
+        self._pools.catalogers.submit(self._catalog.load)
 
     async def drain(self) -> None:
         """Refuse new jobs, start no queued ones, and wait up to `drain_seconds` until all runs have ended."""
         _log.info("draining: waiting for the runs to end")
         self._service.stopping = True
         self._health.refuse()
-        await asyncio.get_running_loop().run_in_executor(self._waiters, self._scheduler.drain, self._settings.drain_seconds)
+        await asyncio.get_running_loop().run_in_executor(
+            self._pools.waiters, self._scheduler.drain, self._settings.drain_seconds
+        )
 
     async def stop(self) -> None:
         """Refuse new jobs, end the streams, detach from the runs, which continue, and close the store."""
@@ -183,20 +179,17 @@ class Server:
             self._housekeeper.stop()
         loop = asyncio.get_running_loop()
         # Calls made just as gRPC stops get CANCELLED without a reason: so answer with the reason for a moment first.
-        await asyncio.gather(loop.run_in_executor(self._waiters, self._scheduler.stop), asyncio.sleep(_REFUSAL_SECONDS))
+        await asyncio.gather(loop.run_in_executor(self._pools.waiters, self._scheduler.stop), asyncio.sleep(_REFUSAL_SECONDS))
         await self._grpc.stop(self._settings.stop_seconds)
-        await loop.run_in_executor(self._waiters, self._executor.close)  # only now: calls may have waited for a short command
-        self._readers.shutdown(wait=True, cancel_futures=True)
-        self._hashers.shutdown(wait=True, cancel_futures=True)
-        self._remover.shutdown(wait=True, cancel_futures=True)
-        self._measurer.shutdown(wait=True, cancel_futures=True)
+        # Only now: calls may have waited for a short command.
+        await loop.run_in_executor(self._pools.waiters, self._executor.close)
+        self._pools.shut_down()
         self._store.close()
-        self._waiters.shutdown(wait=False)
 
     async def wait_broken(self) -> None:
         """Wait until a bug keeps the store from writing, or the scheduler from starting jobs."""
         loop, waits = asyncio.get_running_loop(), (self._store.wait_closed, self._scheduler.wait_stopped)
-        await _first_of(*(loop.run_in_executor(self._waiters, wait) for wait in waits))
+        await _first_of(*(loop.run_in_executor(self._pools.waiters, wait) for wait in waits))
 
     def _follow_store(self, queue_state: QueueState) -> None:
         """Load the queue and follow the changes, the queue first so that the others find it up to date."""
@@ -206,14 +199,15 @@ class Server:
             self._store.follow(position, listener)
 
     def _build_service(self, queue_state: QueueState, clock: Clock, data_dir: Path) -> EvaluationService:
-        results = JobResults(data_dir)
+        results, pools = JobResults(data_dir), self._pools
         return EvaluationService(
             store=self._store,
             feed=self._feed,
-            logs=LogReader(self._feed, data_dir, self._readers),
-            artifacts=ArtifactReader(self._feed, data_dir, self._readers, self._hashers),
-            metrics=MetricLister(self._feed, results, self._readers),
-            samples=SampleLister(self._feed, data_dir, self.harnesses, self._readers),
+            logs=LogReader(self._feed, data_dir, pools.readers),
+            artifacts=ArtifactReader(self._feed, data_dir, pools.readers, pools.listers, pools.hashers),
+            metrics=MetricLister(self._feed, results, pools.listers),
+            samples=SampleLister(self._feed, data_dir, self.harnesses, self._settings.harnesses, pools.listers, pools.parsers),
+            comparer=Comparer(data_dir, self.harnesses, self._settings.harnesses, pools.comparers),
             results=results,
             queue_state=queue_state,
             harnesses=self.harnesses,
@@ -221,8 +215,7 @@ class Server:
             defaults=self._defaults,
             data_dir=data_dir,
             clock=clock,
-            readers=self._readers,
-            hashers=self._hashers,
+            pools=pools,
             catalog=self._catalog,
             remove_files_of=self._housekeeper.remove_files_of,
             started_at=clock.now(),

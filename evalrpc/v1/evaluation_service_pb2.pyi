@@ -14,7 +14,10 @@ PERMISSION_DENIED and UNIMPLEMENTED are final then too.
 A call that reads a job's files may be answered with UNAVAILABLE (`FILE_UNAVAILABLE`: the server is out of file descriptors,
 or its disk fails; RetryInfo) or FAILED_PRECONDITION (`FILE_UNREADABLE`: the server's account may not read the file, or the
 run has put something else in its place, such as a link or a FIFO, which the message names), with the name of the errno as
-`errno` in the metadata. Only a file that does not exist counts as absent.
+`errno` in the metadata. Only a file that does not exist counts as absent. What a run left may take more to read than a call
+may: FAILED_PRECONDITION (`READ_LIMIT_REACHED`, with `limit_bytes`, `limit_seconds` or `limit_memory_bytes` in the metadata).
+ListSamples, ListArtifacts, ListMetrics, GetHistory and CompareJobs have such limits; ReadLog and ReadArtifact, which send
+what they read, have none.
 """
 
 from google.protobuf import descriptor as _descriptor

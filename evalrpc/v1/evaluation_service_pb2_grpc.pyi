@@ -14,7 +14,10 @@ PERMISSION_DENIED and UNIMPLEMENTED are final then too.
 A call that reads a job's files may be answered with UNAVAILABLE (`FILE_UNAVAILABLE`: the server is out of file descriptors,
 or its disk fails; RetryInfo) or FAILED_PRECONDITION (`FILE_UNREADABLE`: the server's account may not read the file, or the
 run has put something else in its place, such as a link or a FIFO, which the message names), with the name of the errno as
-`errno` in the metadata. Only a file that does not exist counts as absent.
+`errno` in the metadata. Only a file that does not exist counts as absent. What a run left may take more to read than a call
+may: FAILED_PRECONDITION (`READ_LIMIT_REACHED`, with `limit_bytes`, `limit_seconds` or `limit_memory_bytes` in the metadata).
+ListSamples, ListArtifacts, ListMetrics, GetHistory and CompareJobs have such limits; ReadLog and ReadArtifact, which send
+what they read, have none.
 """
 
 from collections import abc as _abc
@@ -135,11 +138,12 @@ class EvaluationServiceStub:
     Retry: on UNAVAILABLE, from `offset` plus the length of the last chunk.
     """
     ListArtifacts: _grpc.UnaryUnaryMultiCallable[_files_pb2.ListArtifactsRequest, _files_pb2.ListArtifactsResponse]
-    """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum, page by page.
-    Only regular files are files: links, FIFOs, sockets and devices are left out, and never followed or read.
+    """Lists the files that an attempt of a job left in its output folder, sorted by name, page by page; with `checksums` also what
+    is in them. Only regular files are files: links, FIFOs, sockets and devices are left out, and never followed or read. What
+    lies in a folder that the server's account may not read is left out, too.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION
-    (`FILE_UNREADABLE`: a folder or a file of it can't be read, or the output folder is a link, or no folder).
+    (`FILE_UNREADABLE`: the output folder can't be read, or is a link, or no folder; `READ_LIMIT_REACHED`: 20 seconds).
     Retry: always safe.
     """
     ReadArtifact: _grpc.UnaryStreamMultiCallable[_files_pb2.ReadArtifactRequest, _files_pb2.ReadArtifactResponse]
@@ -154,7 +158,7 @@ class EvaluationServiceStub:
 
     Errors: INVALID_ARGUMENT (also for an empty `model` or `task` where there are several), NOT_FOUND (no such job, model or
     task, no samples were logged, or their file can't be parsed to its end), UNAVAILABLE (`FILE_UNAVAILABLE`),
-    FAILED_PRECONDITION (`FILE_UNREADABLE`).
+    FAILED_PRECONDITION (`FILE_UNREADABLE`; `READ_LIMIT_REACHED`: see `page_size`).
     Retry: always safe.
     """
     ListMetrics: _grpc.UnaryUnaryMultiCallable[_results_pb2.ListMetricsRequest, _results_pb2.ListMetricsResponse]
@@ -162,13 +166,15 @@ class EvaluationServiceStub:
 
     Errors: INVALID_ARGUMENT (a bad selector, page size or token), NOT_FOUND (no such job, or `METRIC_NOT_FOUND` for a model
     that it does not have), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
+    A page ends early, and may be empty, after 10 seconds.
     Retry: always safe.
     """
     GetHistory: _grpc.UnaryUnaryMultiCallable[_history_pb2.GetHistoryRequest, _history_pb2.GetHistoryResponse]
     """Returns metrics over many jobs, such as those of every checkpoint of a training run, ordered by step, page by page.
 
     Errors: INVALID_ARGUMENT (a bad filter, selector, label, page size or token), UNAVAILABLE (`FILE_UNAVAILABLE`),
-    FAILED_PRECONDITION (`FILE_UNREADABLE`: a job has more metrics than its JobInfo holds, and the others can't be read).
+    FAILED_PRECONDITION (`FILE_UNREADABLE`: a job has more metrics than its JobInfo holds, and the others can't be read;
+    `READ_LIMIT_REACHED`: a page takes longer than 120 seconds).
     Retry: always safe.
     """
     CompareJobs: _grpc.UnaryUnaryMultiCallable[_comparison_pb2.CompareJobsRequest, _comparison_pb2.CompareJobsResponse]
@@ -177,7 +183,8 @@ class EvaluationServiceStub:
 
     Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`JOB_NOT_FOUND`, or `METRIC_NOT_FOUND` for a named metric
     that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `DEFINITIONS_DIFFER` with `strict`;
-    `FILE_UNREADABLE`), UNAVAILABLE (`FILE_UNAVAILABLE`).
+    `FILE_UNREADABLE`; `READ_LIMIT_REACHED`: more than 16 GiB of samples, 120 seconds, or 2 GiB of memory), UNAVAILABLE
+    (`FILE_UNAVAILABLE`).
     Retry: always safe.
     """
     ListTasks: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ListTasksRequest, _catalog_pb2.ListTasksResponse]
@@ -291,11 +298,12 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     Retry: on UNAVAILABLE, from `offset` plus the length of the last chunk.
     """
     ListArtifacts: _aio.UnaryUnaryMultiCallable[_files_pb2.ListArtifactsRequest, _files_pb2.ListArtifactsResponse]  # type: ignore[assignment]
-    """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum, page by page.
-    Only regular files are files: links, FIFOs, sockets and devices are left out, and never followed or read.
+    """Lists the files that an attempt of a job left in its output folder, sorted by name, page by page; with `checksums` also what
+    is in them. Only regular files are files: links, FIFOs, sockets and devices are left out, and never followed or read. What
+    lies in a folder that the server's account may not read is left out, too.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION
-    (`FILE_UNREADABLE`: a folder or a file of it can't be read, or the output folder is a link, or no folder).
+    (`FILE_UNREADABLE`: the output folder can't be read, or is a link, or no folder; `READ_LIMIT_REACHED`: 20 seconds).
     Retry: always safe.
     """
     ReadArtifact: _aio.UnaryStreamMultiCallable[_files_pb2.ReadArtifactRequest, _files_pb2.ReadArtifactResponse]  # type: ignore[assignment]
@@ -310,7 +318,7 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
 
     Errors: INVALID_ARGUMENT (also for an empty `model` or `task` where there are several), NOT_FOUND (no such job, model or
     task, no samples were logged, or their file can't be parsed to its end), UNAVAILABLE (`FILE_UNAVAILABLE`),
-    FAILED_PRECONDITION (`FILE_UNREADABLE`).
+    FAILED_PRECONDITION (`FILE_UNREADABLE`; `READ_LIMIT_REACHED`: see `page_size`).
     Retry: always safe.
     """
     ListMetrics: _aio.UnaryUnaryMultiCallable[_results_pb2.ListMetricsRequest, _results_pb2.ListMetricsResponse]  # type: ignore[assignment]
@@ -318,13 +326,15 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
 
     Errors: INVALID_ARGUMENT (a bad selector, page size or token), NOT_FOUND (no such job, or `METRIC_NOT_FOUND` for a model
     that it does not have), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
+    A page ends early, and may be empty, after 10 seconds.
     Retry: always safe.
     """
     GetHistory: _aio.UnaryUnaryMultiCallable[_history_pb2.GetHistoryRequest, _history_pb2.GetHistoryResponse]  # type: ignore[assignment]
     """Returns metrics over many jobs, such as those of every checkpoint of a training run, ordered by step, page by page.
 
     Errors: INVALID_ARGUMENT (a bad filter, selector, label, page size or token), UNAVAILABLE (`FILE_UNAVAILABLE`),
-    FAILED_PRECONDITION (`FILE_UNREADABLE`: a job has more metrics than its JobInfo holds, and the others can't be read).
+    FAILED_PRECONDITION (`FILE_UNREADABLE`: a job has more metrics than its JobInfo holds, and the others can't be read;
+    `READ_LIMIT_REACHED`: a page takes longer than 120 seconds).
     Retry: always safe.
     """
     CompareJobs: _aio.UnaryUnaryMultiCallable[_comparison_pb2.CompareJobsRequest, _comparison_pb2.CompareJobsResponse]  # type: ignore[assignment]
@@ -333,7 +343,8 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
 
     Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`JOB_NOT_FOUND`, or `METRIC_NOT_FOUND` for a named metric
     that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `DEFINITIONS_DIFFER` with `strict`;
-    `FILE_UNREADABLE`), UNAVAILABLE (`FILE_UNAVAILABLE`).
+    `FILE_UNREADABLE`; `READ_LIMIT_REACHED`: more than 16 GiB of samples, 120 seconds, or 2 GiB of memory), UNAVAILABLE
+    (`FILE_UNAVAILABLE`).
     Retry: always safe.
     """
     ListTasks: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ListTasksRequest, _catalog_pb2.ListTasksResponse]  # type: ignore[assignment]
@@ -510,11 +521,12 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _files_pb2.ListArtifactsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_files_pb2.ListArtifactsResponse, _abc.Awaitable[_files_pb2.ListArtifactsResponse]]:
-        """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum, page by page.
-        Only regular files are files: links, FIFOs, sockets and devices are left out, and never followed or read.
+        """Lists the files that an attempt of a job left in its output folder, sorted by name, page by page; with `checksums` also what
+        is in them. Only regular files are files: links, FIFOs, sockets and devices are left out, and never followed or read. What
+        lies in a folder that the server's account may not read is left out, too.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION
-        (`FILE_UNREADABLE`: a folder or a file of it can't be read, or the output folder is a link, or no folder).
+        (`FILE_UNREADABLE`: the output folder can't be read, or is a link, or no folder; `READ_LIMIT_REACHED`: 20 seconds).
         Retry: always safe.
         """
 
@@ -541,7 +553,7 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_ARGUMENT (also for an empty `model` or `task` where there are several), NOT_FOUND (no such job, model or
         task, no samples were logged, or their file can't be parsed to its end), UNAVAILABLE (`FILE_UNAVAILABLE`),
-        FAILED_PRECONDITION (`FILE_UNREADABLE`).
+        FAILED_PRECONDITION (`FILE_UNREADABLE`; `READ_LIMIT_REACHED`: see `page_size`).
         Retry: always safe.
         """
 
@@ -555,6 +567,7 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_ARGUMENT (a bad selector, page size or token), NOT_FOUND (no such job, or `METRIC_NOT_FOUND` for a model
         that it does not have), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
+        A page ends early, and may be empty, after 10 seconds.
         Retry: always safe.
         """
 
@@ -567,7 +580,8 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns metrics over many jobs, such as those of every checkpoint of a training run, ordered by step, page by page.
 
         Errors: INVALID_ARGUMENT (a bad filter, selector, label, page size or token), UNAVAILABLE (`FILE_UNAVAILABLE`),
-        FAILED_PRECONDITION (`FILE_UNREADABLE`: a job has more metrics than its JobInfo holds, and the others can't be read).
+        FAILED_PRECONDITION (`FILE_UNREADABLE`: a job has more metrics than its JobInfo holds, and the others can't be read;
+        `READ_LIMIT_REACHED`: a page takes longer than 120 seconds).
         Retry: always safe.
         """
 
@@ -582,7 +596,8 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`JOB_NOT_FOUND`, or `METRIC_NOT_FOUND` for a named metric
         that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `DEFINITIONS_DIFFER` with `strict`;
-        `FILE_UNREADABLE`), UNAVAILABLE (`FILE_UNAVAILABLE`).
+        `FILE_UNREADABLE`; `READ_LIMIT_REACHED`: more than 16 GiB of samples, 120 seconds, or 2 GiB of memory), UNAVAILABLE
+        (`FILE_UNAVAILABLE`).
         Retry: always safe.
         """
 

@@ -34,6 +34,7 @@ from evalrpc.watching.events import CommittedEvent, Progress
 from evalrpc.watching.wakeups import Heartbeat, Intervals, Waiters
 
 _PAGE: Final = 256
+_PAGE_BYTES: Final = 256 * 1024  # of the jobs in memory for one watcher that is slow to take its snapshots
 _RECENT_EVENTS: Final = 1024
 _RECENT_BYTES: Final = 16 * 1024 * 1024
 """Of the events as they were committed. Their other forms are smaller."""
@@ -332,7 +333,7 @@ class Feed:
             before = page[-1].sequence
 
     async def _job_page(self, job_filter: JobFilter, before: int | None) -> list[ListedJob]:
-        return await self._blocking(lambda: self._store.list_jobs(job_filter, before, _PAGE))
+        return await self._blocking(lambda: self._store.list_jobs(job_filter, before, _PAGE, _PAGE_BYTES))
 
     async def _blocking(self, read: Callable[[], _T]) -> _T:
         return await self._loop.run_in_executor(self._readers, read)

@@ -87,24 +87,49 @@ class _Lacking(NamedTuple):
         return cls(expression, parameters)
 
 
+class JobPage:
+    """Jobs that were found, each with its sequence: up to `limit`, and to the one with which they take `max_bytes` or more."""
+
+    def __init__(self, limit: int, max_bytes: int) -> None:
+        self.jobs: list[tuple[int, bytes]] = []
+        self.limit = limit
+        self._left_bytes = max_bytes
+
+    @property
+    def left_count(self) -> int:
+        """How many more jobs there may be; 0 if it is full."""
+        return self.limit - len(self.jobs) if self._left_bytes > 0 else 0
+
+    def add(self, sequence: int, job: bytes) -> bool:
+        """Add a job, and return whether there may be more."""
+        self.jobs.append((sequence, job))
+        self._left_bytes -= len(job)
+        return bool(self.left_count)
+
+
 def find_jobs(
-    connection: sqlite3.Connection, bitmaps: BitmapIndex, job_filter: JobFilter, before_sequence: int | None, limit: int
+    connection: sqlite3.Connection, bitmaps: BitmapIndex, job_filter: JobFilter, before_sequence: int | None, page: JobPage
 ) -> list[tuple[int, bytes]]:
-    """Return the newest jobs that the filter takes, each with its sequence. To be called within one transaction."""
+    """Fill the page with the newest jobs that the filter takes, and return them. To be called within one transaction."""
     if job_filter.job_id_prefix:
-        return list(islice(_with_prefix(connection, job_filter, before_sequence), limit))
+        for job in _with_prefix(connection, job_filter, before_sequence):
+            if not page.add(*job):
+                break
+        return page.jobs
     requirements = parse_selector(job_filter.label_selector)
     conditions = list(_conditions(job_filter, requirements))
     lacking = _Lacking.of(requirements)
     bounds = _bounds(connection, job_filter, before_sequence)
-    jobs, newest = _walk(connection, conditions, lacking, bounds, limit)
+    newest = _walk(connection, conditions, lacking, bounds, page)
     sequences = bitmaps.intersect(connection, conditions, bounds.oldest, newest)
     query = _ROWS.format(lacking=lacking.expression)
     times_and_statuses = (bounds.after_ns, bounds.before_ns, not job_filter.statuses, json.dumps(list(job_filter.statuses)))
-    while len(jobs) < limit and (some := list(islice(sequences, limit))):
-        parameters = (json.dumps(some), *times_and_statuses, *lacking.parameters, limit - len(jobs))
-        jobs += connection.execute(query, parameters).fetchall()
-    return jobs
+    while page.left_count and (some := list(islice(sequences, page.limit))):
+        parameters = (json.dumps(some), *times_and_statuses, *lacking.parameters, page.left_count)
+        for job in connection.execute(query, parameters):
+            if not page.add(*job):
+                break
+    return page.jobs
 
 
 def _with_prefix(
@@ -135,19 +160,19 @@ def _bounds(connection: sqlite3.Connection, job_filter: JobFilter, before_sequen
 
 
 def _walk(
-    connection: sqlite3.Connection, conditions: Sequence[Condition], lacking: _Lacking, bounds: _Bounds, limit: int
-) -> tuple[list[tuple[int, bytes]], int]:
-    """Return the jobs that were found, and the sequence from which on downward there may be more; -1: there are none."""
+    connection: sqlite3.Connection, conditions: Sequence[Condition], lacking: _Lacking, bounds: _Bounds, page: JobPage
+) -> int:
+    """Add the jobs that are found, and return the sequence from which on downward there may be more; -1: none are needed."""
     wanted = [condition for condition in conditions if not condition.negated]
     query = _WALK.format(place=_PLACE, lowest=_lowest(wanted), lacking=lacking.expression)
     values = chain.from_iterable(chain.from_iterable(condition.values for condition in wanted))
-    bound = (bounds.oldest, _MAX_STEPS, bounds.after_ns, bounds.before_ns, *lacking.parameters, _MAX_STEPS, limit)
-    rows = connection.execute(query, (bounds.newest, *values, *bound)).fetchall()
-    jobs = [(sequence, job) for sequence, job, matches, _ in rows if matches]
-    if not rows:
-        return jobs, -1
-    last, _, matches, steps = rows[-1]
-    return jobs, last - matches if steps == _MAX_STEPS else -1
+    bound = (bounds.oldest, _MAX_STEPS, bounds.after_ns, bounds.before_ns, *lacking.parameters, _MAX_STEPS, page.left_count)
+    newest = -1
+    for sequence, job, matches, steps in connection.execute(query, (bounds.newest, *values, *bound)):
+        if matches and not page.add(sequence, job):
+            return -1
+        newest = sequence - matches if steps == _MAX_STEPS else -1
+    return newest
 
 
 def _conditions(job_filter: JobFilter, requirements: Sequence[Requirement]) -> Iterator[Condition]:

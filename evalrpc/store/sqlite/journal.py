@@ -8,7 +8,7 @@ from typing import Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.jobs.events import deleted_event
-from evalrpc.store.base import JournalEvent
+from evalrpc.store.base import MAX_LISTED_BYTES, JournalEvent
 
 _CHUNK_REVISIONS: Final = 5_000
 _CHUNK_BYTES: Final = 4 * 1024 * 1024
@@ -19,13 +19,17 @@ _PAGE: Final = "SELECT revision, event, previous, labels_before FROM journal WHE
 def read_events(
     connection: sqlite3.Connection, after: int, through: int, limit: int, sequence: int | None = None
 ) -> list[JournalEvent]:
-    """Return the first events after a revision, up to another one, of one job or of all."""
+    """Return the first events after a revision, up to another one, of one job or of all, and up to MAX_LISTED_BYTES."""
     of_job, values = (" AND sequence = ?", (sequence,)) if sequence is not None else ("", ())
     rows = connection.execute(f"{_PAGE}{of_job} ORDER BY revision LIMIT ?", (after, through, *values, limit))
-    return [
-        JournalEvent(revision, event, previous, None if labels is None else json.loads(labels))
-        for revision, event, previous, labels in rows
-    ]
+    events: list[JournalEvent] = []
+    left_bytes = MAX_LISTED_BYTES
+    for revision, event, previous, labels in rows:
+        events.append(JournalEvent(revision, event, previous, None if labels is None else json.loads(labels)))
+        left_bytes -= len(event)
+        if left_bytes <= 0:
+            break
+    return events
 
 
 def blank_events(connection: sqlite3.Connection, job_id: str, sequence: int) -> None:

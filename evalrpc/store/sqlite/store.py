@@ -31,6 +31,7 @@ from evalrpc.errors import (
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.store.base import (
     ANY,
+    MAX_LISTED_BYTES,
     RETRY_DELAY_SECONDS,
     UNBOUNDED,
     Deleted,
@@ -49,7 +50,7 @@ from evalrpc.store.change_log import ChangeLog
 from evalrpc.store.group_commit import CommitQueue
 from evalrpc.store.sqlite import deduplication, journal
 from evalrpc.store.sqlite.bitmap_index import BitmapIndex
-from evalrpc.store.sqlite.filters import find_jobs
+from evalrpc.store.sqlite.filters import JobPage, find_jobs
 from evalrpc.store.sqlite.lock import lock_data_dir
 from evalrpc.store.sqlite.opening import open_database
 from evalrpc.store.sqlite.transaction import Transaction, job_not_found
@@ -302,10 +303,12 @@ class SqliteStore:
         self._cache.fill(job_id, stored, generation)
         return stored
 
-    def list_jobs(self, job_filter: JobFilter, before_sequence: int | None, limit: int) -> list[ListedJob]:
+    def list_jobs(
+        self, job_filter: JobFilter, before_sequence: int | None, limit: int, max_bytes: int = MAX_LISTED_BYTES
+    ) -> list[ListedJob]:
         """Return jobs that the filter takes, newest first."""
         with self._reading() as connection, _snapshot(connection):
-            rows = find_jobs(connection, self._bitmaps, job_filter, before_sequence, limit)
+            rows = find_jobs(connection, self._bitmaps, job_filter, before_sequence, JobPage(limit, max_bytes))
         return [ListedJob(sequence, parse_job(job)) for sequence, job in rows]
 
     def find_identical(self, cache_key: bytes, supersede_key: str = "") -> pb.JobInfo | None:
