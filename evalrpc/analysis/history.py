@@ -23,7 +23,7 @@ from evalrpc.protobuf.wire_format import field_size
 from evalrpc.reading import page_tokens
 from evalrpc.reading.job_results import JobResults
 from evalrpc.reading.page_bound import PageBound
-from evalrpc.store.base import Store
+from evalrpc.store.base import Store, is_last_page
 from evalrpc.v1.history_pb2 import GetHistoryRequest, GetHistoryResponse, HistoryPoint
 from evalrpc.v1.jobs_pb2 import JOB_STATUS_COMPLETED, JobFilter, JobInfo
 from evalrpc.v1.results_pb2 import Metric
@@ -133,7 +133,7 @@ class History:
                 step = _number(job.labels.get(self._step_label, ""))
                 self._all_have_steps = self._all_have_steps and step is not None
                 self._found.append((math.inf if step is None else step, sequence))
-        return len(listed) == _PAGE
+        return not is_last_page(listed, _PAGE)
 
     def page(self) -> GetHistoryResponse:
         """Return the page: by step if all points of the listing have one, else in the order of creation."""

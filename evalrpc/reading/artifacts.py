@@ -31,7 +31,7 @@ from evalrpc.v1.files_pb2 import (
     ReadArtifactResponse,
 )
 from evalrpc.v1.jobs_pb2 import JobInfo
-from evalrpc.watching.feed import Feed, Send
+from evalrpc.watching.feed import Feed, Reserve, Send, no_reserve
 
 CHUNK_BYTES: Final = 1024 * 1024
 
@@ -71,7 +71,7 @@ class ArtifactReader:
             *(read_on(self._hashers, lambda file=file: self._checksums.sha256(folder, file)) for file in files)  # type: ignore[misc]
         )
 
-    async def read_artifact(self, job_id: str, call: ReadArtifactRequest, send: Send) -> None:
+    async def read_artifact(self, job_id: str, call: ReadArtifactRequest, send: Send, reserve: Reserve = no_reserve) -> None:
         """Send the bytes of a file as serialised ReadArtifactResponses.
 
         Raises JobNotFoundError, AttemptNotFoundError, InvalidRequestError, ArtifactNotFoundError, OffsetOutOfRangeError,
@@ -87,8 +87,15 @@ class ArtifactReader:
             if call.offset == end:
                 await send(ReadArtifactResponse(offset=end, size_bytes=size_bytes).SerializeToString())
             file = _FileRange(descriptor, call.offset, end, size_bytes)
-            while message := await self._next_message(file):
-                await send(message)
+            while await self._send_next(file, send, reserve):
+                pass
+
+    async def _send_next(self, file: "_FileRange", send: Send, reserve: Reserve) -> bool:
+        """Send the next chunk, which is read when there is room for it. Return whether there was one."""
+        await reserve(CHUNK_BYTES)
+        if message := await self._next_message(file):
+            await send(message)
+        return bool(message)
 
     async def _next_message(self, file: "_FileRange") -> bytes:
         """Return the next message of a file: at once if its bytes are in the page cache, otherwise through a thread."""

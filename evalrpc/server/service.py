@@ -10,7 +10,7 @@ import threading
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from itertools import chain, islice, takewhile
+from itertools import chain, islice
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -39,7 +39,7 @@ from evalrpc.server import validation
 from evalrpc.server.cache_key import cache_key
 from evalrpc.server.call import Call
 from evalrpc.server.catalog import Catalog, Names
-from evalrpc.store.base import Expected, Store, Submission
+from evalrpc.store.base import Expected, Store, Submission, is_last_page
 from evalrpc.v1 import evaluation_service_pb2 as calls
 from evalrpc.v1.catalog_pb2 import (
     GetServerInfoRequest,
@@ -175,11 +175,20 @@ class EvaluationService:
         listing = ListJobsRequest(filter=request.filter, view=request.view)
         place = page_tokens.decode_place(request.page_token, listing)
         before, revision = place or (None, self.store.head_revision)  # before the page is read, which so has all up to it
-        listed = await self._read(lambda: self.store.list_jobs(request.filter, before, page_size + 1))
-        bound = PageBound(page_size)
-        jobs = list(takewhile(bound.takes, (self._viewed(job, request.view) for _, job in listed)))
-        token = page_tokens.encode(listed[len(jobs) - 1].sequence, listing, revision) if len(listed) > len(jobs) else ""
-        return ListJobsResponse(jobs=jobs, next_page_token=token, revision=revision)
+        jobs: list[JobInfo] = []
+        bound, is_last = PageBound(page_size), False
+        while not is_last:
+            limit, begin = page_size + 1 - len(jobs), before
+            listed = await self._read(lambda: self.store.list_jobs(request.filter, begin, limit))  # noqa: B023
+            is_last = is_last_page(listed, limit)
+            for sequence, job in listed:
+                viewed = self._viewed(job, request.view)
+                if not bound.takes(viewed):
+                    token = page_tokens.encode(before or 0, listing, revision)
+                    return ListJobsResponse(jobs=jobs, next_page_token=token, revision=revision)
+                jobs.append(viewed)
+                before = sequence
+        return ListJobsResponse(jobs=jobs, revision=revision)
 
     async def CancelJob(self, request: CancelJobRequest, call: Call) -> bytes:
         """Cancel a queued job at once, or request the end of a running one."""
@@ -230,7 +239,7 @@ class EvaluationService:
         """Stream the bytes of one file."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.offsets(offset=request.offset, limit=request.limit, attempt=request.attempt))
-        return self.artifacts.read_artifact(job_id, request, call.send)
+        return self.artifacts.read_artifact(job_id, request, call.send, call.reserve)
 
     async def ListSamples(self, request: ListSamplesRequest, call: Call) -> ListSamplesResponse:
         """List per-sample predictions."""

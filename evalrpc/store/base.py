@@ -20,6 +20,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.errors import ConflictError, StoreUnavailableError
 from evalrpc.jobs.lifecycle import Status, status_name
+from evalrpc.jobs.size_limits import MAX_PAGE_BYTES
 from evalrpc.v1.jobs_pb2 import JobEvent, JobFilter, JobInfo
 
 RETRY_DELAY_SECONDS: Final = 1.0
@@ -196,8 +197,13 @@ class Store(Protocol):
     def job(self, job_id: str) -> StoredJob:
         """Return a job. Raises JobNotFoundError."""
 
-    def list_jobs(self, job_filter: JobFilter, before_sequence: int | None, limit: int) -> list[ListedJob]:
-        """Return jobs that the filter takes, newest first, of those that arrived before `before_sequence`."""
+    def list_jobs(
+        self, job_filter: JobFilter, before_sequence: int | None, limit: int, max_bytes: int = MAX_PAGE_BYTES
+    ) -> list[ListedJob]:
+        """Return jobs that the filter takes, newest first, of those that arrived before `before_sequence`.
+
+        No more than `limit`, and none after the one with which they have `max_bytes`. See `is_last_page`.
+        """
 
     def find_identical(self, cache_key: bytes, supersede_key: str = "") -> JobInfo | None:
         """Return the job whose run a submission with these keys would share: one that is COMPLETED, of those that ran the
@@ -222,9 +228,12 @@ class Store(Protocol):
     def pending_removals(self) -> list[PendingRemoval]:
         """Return the folders that deleted jobs have left outside of the data folder, until `forget_removal`."""
 
-    def events_after(self, revision: int, limit: int, job_id: str | None = None) -> list[JournalEvent]:
+    def events_after(
+        self, revision: int, limit: int, job_id: str | None = None, max_bytes: int = MAX_PAGE_BYTES
+    ) -> list[JournalEvent]:
         """Return journal events with a later revision, of one job or of all, in order, up to `head_revision`.
 
+        No more than `limit`, and none after the one with which they have `max_bytes`.
         Raises RevisionCompactedError, RevisionInFutureError, and JobNotFoundError if that job was deleted.
         """
 
@@ -274,6 +283,11 @@ class ChangeFeed(Protocol):
 
         Raises ChangesMissedError if it no longer has all of them: read the state again, and follow from there.
         """
+
+
+def is_last_page(listed: Sequence[ListedJob], limit: int, max_bytes: int = MAX_PAGE_BYTES) -> bool:
+    """Return whether `Store.list_jobs` has returned so few jobs because there are no more."""
+    return len(listed) < limit and sum(each.job.ByteSize() for each in listed) < max_bytes
 
 
 def parse_job(serialized: bytes) -> JobInfo:

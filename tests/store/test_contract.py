@@ -716,6 +716,22 @@ def test_jobs_are_listed_newest_first_page_by_page(store: Store) -> None:
     assert paged == ids[::-1]
 
 
+@pytest.mark.parametrize("conditions", [{}, {"models": ["m"]}, {"label_selector": "!l"}, {"job_id_prefix": "aaaa"}])
+def test_what_is_read_at_once_is_bounded_in_bytes_and_nothing_is_left_out(store: Store, conditions: dict[str, Any]) -> None:
+    ids = [submit(store, job_id=f"aaaaaaaa-0000-4000-8000-00000000000{number}").job_id for number in range(7)]
+    size_bytes = len(store.job(ids[0]).serialized)
+    before, pages = None, []
+    while page := store.list_jobs(JobFilter(**conditions), before, 100, 5 * size_bytes // 2):
+        pages.append([job.job_id for _, job in page])
+        before = page[-1].sequence
+    assert [job_id for page in pages for job_id in page] == ids[::-1]
+    assert [len(page) for page in pages] == [3, 3, 1]
+    assert [len(store.list_jobs(JobFilter(**conditions), None, 100, 1))] == [1], "one in any case"
+    event_bytes = len(store.events_after(0, 1)[0].event)
+    assert len(store.events_after(0, 100, max_bytes=3 * event_bytes // 2)) == 2
+    assert len(store.events_after(0, 100, max_bytes=1)) == 1
+
+
 def test_a_page_stays_in_place_while_jobs_are_deleted_and_changed(store: Store) -> None:
     ids = [submit(store).job_id for _ in range(6)]
     first = store.list_jobs(JobFilter(), None, 2)
