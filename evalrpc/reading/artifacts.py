@@ -87,15 +87,13 @@ class ArtifactReader:
             if call.offset == end:
                 await send(ReadArtifactResponse(offset=end, size_bytes=size_bytes).SerializeToString())
             file = _FileRange(descriptor, call.offset, end, size_bytes)
-            while await self._send_next(file, send, reserve):
-                pass
-
-    async def _send_next(self, file: "_FileRange", send: Send, reserve: Reserve) -> bool:
-        """Send the next chunk, which is read when there is room for it. Return whether there was one."""
-        await reserve(CHUNK_BYTES)
-        if message := await self._next_message(file):
-            await send(message)
-        return bool(message)
+            if (room := reserve(CHUNK_BYTES)) is not None:
+                await room
+            while message := await self._next_message(file):
+                await send(message)
+                if (room := reserve(CHUNK_BYTES)) is not None:
+                    del message  # it would be kept for as long as the wait; else, keeping it spares the allocator page faults
+                    await room
 
     async def _next_message(self, file: "_FileRange") -> bytes:
         """Return the next message of a file: at once if its bytes are in the page cache, otherwise through a thread."""

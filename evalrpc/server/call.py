@@ -37,6 +37,6 @@ class Call(NamedTuple):
     send: Send
     """Sends one serialised message, and returns when the transport has taken it. Not used by unary calls."""
     reserve: Reserve = no_reserve
-    """Waits for room for the next message, of up to so many bytes, before it is made. For streams of large ones."""
+    """Takes room for the next message, of up to so many bytes, before it is made. For streams of large ones."""
     peer: Callable[[], str] = str
     """Names the other end of the connection as gRPC does, such as `ipv4:10.0.0.7:50123`; empty within the process."""

@@ -41,31 +41,34 @@ def handlers_of(service: ServiceDescriptor, implementation: object, limits: Limi
 def _handler(method: MethodDescriptor, implementation: Callable[[Any, Call], Awaitable[Any]] | None, limits: Limits) -> Handler:
     if implementation is None:
         return _unimplemented(method)
-    answering = _answering(method, implementation)
     if method.server_streaming:
-        return _streaming(answering, limits)
+        return _streaming(method, implementation, limits)
+    answering = _answering(method, implementation)
     if method.name in _PAGES:
         return _paging(answering, limits)
     return _unary(answering, limits, is_read=method.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS)
 
 
 def _answering(method: MethodDescriptor, implementation: Callable[[Any, Call], Awaitable[Any]]) -> Handler:
-    """Return the method for serialised messages."""
+    """Return a method with one answer for serialised messages."""
     decode = _decoder(method)
 
     async def answer(request: bytes, call: Call) -> bytes:
         try:
-            answer: Message | bytes | None = await implementation(decode(request), call)
+            answer: Message | bytes = await implementation(decode(request), call)
         except EvalrpcError:
             raise
         except Exception as error:
-            _log.exception("a bug in %s", method.name)
-            raise InternalError("the server has a bug; its log has the details") from error
-        if answer is None:
-            return b""
+            raise _bug(method) from error
         return answer if isinstance(answer, bytes) else answer.SerializeToString()
 
     return answer
+
+
+def _bug(method: MethodDescriptor) -> InternalError:
+    """Log the exception that is being handled, and return what clients get for it."""
+    _log.exception("a bug in %s", method.name)
+    return InternalError("the server has a bug; its log has the details")
 
 
 def _unary(answering: Handler, limits: Limits, *, is_read: bool) -> Handler:
@@ -115,13 +118,20 @@ def _answering_with_room(answering: Handler, limits: Limits) -> Callable[[int, b
     return answer
 
 
-def _streaming(answering: Handler, limits: Limits) -> Handler:
-    """Keep a method that answers with a stream within the limits."""
+def _streaming(method: MethodDescriptor, implementation: Callable[[Any, Call], Awaitable[Any]], limits: Limits) -> Handler:
+    """Keep a method that answers with a stream within the limits. One coroutine for all, as ten thousand watchers have each."""
+    decode = _decoder(method)
 
     async def handle(request: bytes, call: Call) -> bytes:
         limits.admit(call.principal.owner, len(request))
-        with limits.stream(call) as stream:
-            return await answering(request, call._replace(send=stream.send, reserve=stream.reserve))
+        with limits.open_stream(call) as stream:
+            try:
+                await implementation(decode(request), call._replace(send=stream.send, reserve=stream.reserve))
+            except EvalrpcError:
+                raise
+            except Exception as error:
+                raise _bug(method) from error
+        return b""
 
     return handle
 

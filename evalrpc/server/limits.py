@@ -5,9 +5,8 @@ The wrapper around every handler asks here, so the limits hold for each transpor
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Final, Self
 
 from evalrpc.config import Settings
 from evalrpc.errors import RequestTooLargeError, TooManyCallsError, TooManyStreamsError
@@ -22,37 +21,47 @@ _MAX_BUCKETS: Final = 10_000
 
 
 class BoundedStream:
-    """Sends the messages of a stream, large ones when there is room for them."""
+    """An open stream, which counts until its `with` block ends. Sends large messages when there is room for them."""
 
-    __slots__ = ("_call", "_reserved", "_unread")
+    __slots__ = ("_limits", "_owner", "_peer", "_reserved", "_send")
 
-    def __init__(self, call: Call, unread: UnreadBytes) -> None:
-        self._call = call
-        self._unread = unread
+    def __init__(self, limits: "Limits", call: Call) -> None:
+        self._limits = limits
+        self._owner = call.principal.owner
+        self._send = call.send
+        self._peer = call.peer
         self._reserved: Hold | None = None
+
+    def __enter__(self) -> Self:
+        self._limits.count_stream(self._owner, 1)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._limits.count_stream(self._owner, -1)
+        if self._reserved is not None:
+            self._limits.unread.give_back(self._reserved)
 
     def send(self, message: bytes) -> Awaitable[object]:
         """Send a message. Raises TooMuchUnreadError for a large one without reserved room, if too many wait already."""
-        return self._call.send(message) if len(message) <= SMALL_BYTES else self._send_large(message)
+        return self._send(message) if len(message) <= SMALL_BYTES else self._send_large(message)
 
-    async def reserve(self, size_bytes: int) -> None:
-        """Wait for room for the next message, before it is made."""
+    def reserve(self, size_bytes: int) -> Awaitable[None] | None:
+        """Take room for the next message, before it is made. Return what waits for it, or None if there was some at once."""
         if self._reserved is None:
-            self._reserved = await self._unread.reserve(size_bytes, self._call.peer, for_stream=True)
+            self._reserved = self._limits.unread.try_reserve(size_bytes, self._peer)
+        return None if self._reserved is not None else self._wait_for_room(size_bytes)
 
-    def close(self) -> None:
-        """Give back what was reserved and not used."""
-        if self._reserved is not None:
-            self._unread.give_back(self._reserved)
-            self._reserved = None
+    async def _wait_for_room(self, size_bytes: int) -> None:
+        self._reserved = await self._limits.unread.reserve(size_bytes, self._peer, for_stream=True)
 
     async def _send_large(self, message: bytes) -> None:
-        hold = self._reserved or await self._unread.take(len(message), self._call.peer)
+        unread = self._limits.unread
+        hold = self._reserved or await unread.take(len(message), self._peer)
         self._reserved = None
         try:
-            await self._call.send(message)
+            await self._send(message)
         finally:
-            self._unread.give_back(hold)
+            unread.give_back(hold)
 
 
 class CallRates:
@@ -106,26 +115,21 @@ class Limits:
             )
         self._rates.count(owner)
 
-    @contextmanager
-    def stream(self, call: Call) -> Iterator[BoundedStream]:
-        """Count a stream while it is open, and yield what sends its messages. Raises TooManyStreamsError."""
-        owner = call.principal.owner
-        settings = self._settings
+    def open_stream(self, call: Call) -> BoundedStream:
+        """Return what sends the messages of a stream, for a `with` block at once. Raises TooManyStreamsError."""
+        settings, owner = self._settings, call.principal.owner
         if self._streams_of[owner] >= settings.max_streams_per_owner:
             raise _too_many_streams("max_streams_per_owner", settings.max_streams_per_owner, owner)
         if self.stream_count >= settings.max_streams:
             raise _too_many_streams("max_streams", settings.max_streams)
-        self.stream_count += 1
-        self._streams_of[owner] += 1
-        stream = BoundedStream(call, self.unread)
-        try:
-            yield stream
-        finally:
-            stream.close()
-            self.stream_count -= 1
-            self._streams_of[owner] -= 1
-            if not self._streams_of[owner]:
-                del self._streams_of[owner]
+        return BoundedStream(self, call)
+
+    def count_stream(self, owner: str, change: int) -> None:
+        """Count one stream more or less."""
+        self.stream_count += change
+        self._streams_of[owner] += change
+        if not self._streams_of[owner]:
+            del self._streams_of[owner]
 
     def hold_until_taken(self, hold: Hold) -> None:
         """Give room back when the current task ends. A transport ends it when the client has taken the answer."""

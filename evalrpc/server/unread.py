@@ -86,6 +86,14 @@ class UnreadBytes:
             )
         return await self._take(size_bytes, peer, self._streams, keeps_message=True)
 
+    def try_reserve(self, size_bytes: int, peer: Callable[[], str]) -> Hold | None:
+        """Take room for a message, if that needs no waiting."""
+        if not self.has_room(size_bytes):
+            return None
+        size_bytes = min(size_bytes, self._max_bytes)
+        self._free_bytes -= size_bytes
+        return self._hold(size_bytes, peer)
+
     async def reserve(self, size_bytes: int, peer: Callable[[], str], *, for_stream: bool = False) -> Hold:
         """Take room for a message that does not exist yet, or that is not to be lost, in turn."""
         return await self._take(size_bytes, peer, self._streams if for_stream else self._answers)
@@ -104,11 +112,14 @@ class UnreadBytes:
         self._let_in()
 
     async def _take(self, size_bytes: int, peer: Callable[[], str], line: _Line, *, keeps_message: bool = False) -> Hold:
+        if hold := self.try_reserve(size_bytes, peer):
+            return hold
         size_bytes = min(size_bytes, self._max_bytes)
-        if not self.has_room(size_bytes):
-            await self._wait(_Waiter(size_bytes, line, keeps_message, asyncio.get_running_loop().create_future()))
-        else:
-            self._free_bytes -= size_bytes
+        await self._wait(_Waiter(size_bytes, line, keeps_message, asyncio.get_running_loop().create_future()))
+        return self._hold(size_bytes, peer)
+
+    def _hold(self, size_bytes: int, peer: Callable[[], str]) -> Hold:
+        """Record that room was taken."""
         hold = Hold(size_bytes, asyncio.get_running_loop().time(), peer)
         self._holds[hold] = None
         self._watch_holds()

@@ -43,14 +43,14 @@ _RETRY_DELAY_SECONDS: Final = 1.0
 
 Send = Callable[[bytes], Awaitable[object]]
 """Sends a serialised message to one watcher, and returns when the transport has taken it."""
-Reserve = Callable[[int], Awaitable[object]]
-"""Waits until there is room for the next message, of up to so many bytes."""
+Reserve = Callable[[int], Awaitable[object] | None]
+"""Takes room for the next message, of up to so many bytes. Returns what waits for it, or None if there was some at once."""
 
 _T = TypeVar("_T")
 
 
-async def no_reserve(_: int) -> None:
-    """Return at once: there is room for anything."""
+def no_reserve(_: int) -> None:
+    """There is room for anything."""
 
 
 @dataclass(slots=True)

@@ -26,7 +26,6 @@ from evalrpc.server.unread import Hold, UnreadBytes
 from evalrpc.testing.in_process import InProcessTransport
 from evalrpc.v1.files_pb2 import ReadArtifactRequest
 from evalrpc.v1.jobs_pb2 import CancelJobRequest, GetJobRequest, ListJobsRequest, WatchJobsRequest
-from evalrpc.watching.feed import no_reserve
 
 SMALL, LARGE = b"s" * SMALL_BYTES, b"l" * (SMALL_BYTES + 1)
 
@@ -57,7 +56,8 @@ class Service:
 
     async def ReadArtifact(self, request: ReadArtifactRequest, call: Call) -> None:  # noqa: N802
         while True:
-            await call.reserve(len(self.answer))
+            if room := call.reserve(len(self.answer)):
+                await room
             self.made += 1
             await call.send(self.answer)
 
@@ -95,6 +95,10 @@ def details_of(error: EvalrpcError) -> dict[str, Any]:
             if detail.Unpack(message):
                 found[kind.__name__] = message
     return found
+
+
+async def no_send(message: bytes) -> None:
+    pass
 
 
 # Streams
@@ -155,7 +159,7 @@ def test_there_is_room_for_10000_watchers_of_nobody_who_has_signed_in() -> None:
     limits = caller_limits()
     with ExitStack() as stack:
         for _ in range(10_000):
-            stack.enter_context(limits.stream(Call(ANONYMOUS, lambda message: no_reserve(0))))
+            stack.enter_context(limits.open_stream(Call(ANONYMOUS, no_send)))
         assert limits.stream_count == 10_000
 
 

@@ -39,7 +39,7 @@ def dialogue_handler(service: str, method: str, answer: Callable[[bytes], bytes]
 
     async def call(messages: AsyncIterator[bytes], context: _Context) -> None:
         try:
-            with limits.stream(Call(ANONYMOUS, context.write, peer=context.peer)) as stream:
+            with limits.open_stream(Call(ANONYMOUS, context.write, peer=context.peer)) as stream:
                 async for message in messages:
                     await stream.send(answer(message))
         except EvalrpcError as error:

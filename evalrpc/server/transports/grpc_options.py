@@ -23,8 +23,6 @@ def channel_options(max_request_bytes: int) -> list[tuple[str, Any]]:
         # Ten thousand watchers that reconnect at once after a restart are not an attack.
         ("grpc.server.max_pending_requests", 100_000),
         ("grpc.server.max_pending_requests_hard_limit", 100_000),
-        # What a client that does not read leaves with the server for each of its streams, besides one message.
-        ("grpc.http2.write_buffer_size", 16 * 1024),
         # The streams of a client whose machine has vanished, or which is frozen, end after this time.
         ("grpc.keepalive_time_ms", 120_000),
         ("grpc.keepalive_timeout_ms", 20_000),
