@@ -165,14 +165,24 @@ class AsyncEvalClient(AsyncTransport):
         A job that was deleted, or that the filter does not match any more, comes as DELETED, with its id alone.
 
         With `after_revision`, starts with the changes since then; with `skip_snapshots`, with the BOOKMARK. JOB_VIEW_BASIC
-        leaves out metrics and log tails. Reconnects and has heartbeats as `watch` does. Raises RevisionCompactedError,
-        RevisionInFutureError, and TimeoutError after `timeout_seconds` in all.
+        leaves out metrics and log tails. Jobs and events are fetched as the caller takes them, so a slow one needs no memory
+        either. Reconnects and has heartbeats as `watch` does. Raises RevisionCompactedError, RevisionInFutureError, and
+        TimeoutError after `timeout_seconds` in all.
         """
         policy = ReconnectPolicy(reconnect_timeout_seconds, timeout_seconds, on_disconnect=on_disconnect)
         reader = AllJobsWatch(
             filter, after_revision, heartbeat_interval_seconds, policy, view=view, skip_snapshots=skip_snapshots
         )
-        return self._read(self._stub.WatchJobs, reader)
+        return self._list_and_watch(reader, policy)
+
+    async def _list_and_watch(self, reader: AllJobsWatch, policy: ReconnectPolicy) -> AsyncGenerator[JobEvent, None]:
+        if listing := reader.listing():
+            async for page in self._pages(self._stub.ListJobs, listing, policy):
+                for event in reader.take_page(page):
+                    yield event
+        async with aclosing(self._read(self._stub.WatchJobs, reader)) as events:
+            async for event in events:
+                yield event
 
     async def wait_for_job(
         self,

@@ -36,7 +36,7 @@ from evalrpc.v1.files_pb2 import (
     ReadArtifactResponse,
 )
 from evalrpc.v1.jobs_pb2 import JobInfo
-from evalrpc.watching.feed import Feed, Send
+from evalrpc.watching.feed import Feed, Reserve, Send, no_reserve
 
 CHUNK_BYTES: Final = 1024 * 1024
 
@@ -119,7 +119,7 @@ class ArtifactReader:
                 raise
             return ""
 
-    async def read_artifact(self, job_id: str, call: ReadArtifactRequest, send: Send) -> None:
+    async def read_artifact(self, job_id: str, call: ReadArtifactRequest, send: Send, reserve: Reserve = no_reserve) -> None:
         """Send the bytes of a file as serialised ReadArtifactResponses.
 
         Raises JobNotFoundError, AttemptNotFoundError, InvalidRequestError, ArtifactNotFoundError, OffsetOutOfRangeError,
@@ -135,8 +135,13 @@ class ArtifactReader:
             if call.offset == end:
                 await send(ReadArtifactResponse(offset=end, size_bytes=size_bytes).SerializeToString())
             file = _FileRange(descriptor, call.offset, end, size_bytes)
+            if (room := reserve(CHUNK_BYTES)) is not None:
+                await room
             while message := await self._next_message(file):
                 await send(message)
+                if (room := reserve(CHUNK_BYTES)) is not None:
+                    del message  # it would be kept for as long as the wait; else, keeping it spares the allocator page faults
+                    await room
 
     async def _next_message(self, file: "_FileRange") -> bytes:
         """Return the next message of a file: at once if its bytes are in the page cache, otherwise through a thread."""

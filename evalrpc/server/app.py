@@ -6,8 +6,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -42,13 +43,15 @@ from evalrpc.server.collector import tune_collector
 from evalrpc.server.handlers import handlers_of
 from evalrpc.server.health import Health
 from evalrpc.server.housekeeping import Housekeeper
+from evalrpc.server.limits import Limits
 from evalrpc.server.listening import require_descriptors, require_free
 from evalrpc.server.logging import set_up_logging
 from evalrpc.server.reflection import Reflection
 from evalrpc.server.service import EvaluationService
 from evalrpc.server.threads import require_threads, start_pools
+from evalrpc.server.transports.connections import close_connections
 from evalrpc.server.transports.grpc import dialogue_handler, generic_handler, ignore_departures
-from evalrpc.server.transports.grpc_options import channel_options
+from evalrpc.server.transports.grpc_options import channel_options, connection_options
 from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.v1 import evaluation_service_pb2
 from evalrpc.watching.feed import Feed
@@ -147,6 +150,10 @@ class Server:
         self._service = self._build_service(queue_state, clock, data_dir)
         self._housekeeping: asyncio.Task[None] | None = None
         self._health = Health((SERVICE.full_name,))
+        self.limits = Limits(settings, clock.monotonic, self._disconnect)
+        """What callers of the evaluation service take."""
+        self.open_limits = Limits(replace(settings, max_calls_per_second=0), clock.monotonic, self._disconnect)
+        """The same for health and reflection: who is past a limit keeps nobody from asking how the server is."""
         self._grpc = self._build_grpc_server()
         self.address = ""
         """Where it listens, as HOST:PORT."""
@@ -222,12 +229,19 @@ class Server:
         )
 
     def _build_grpc_server(self) -> grpc.aio.Server:
-        server = grpc.aio.server(options=channel_options(self._settings.max_request_bytes))
-        server.add_generic_rpc_handlers((generic_handler(SERVICE, handlers_of(SERVICE, self._service)),))
-        server.add_generic_rpc_handlers((generic_handler(health.SERVICE, handlers_of(health.SERVICE, self._health)),))
+        settings = self._settings
+        server = grpc.aio.server(options=[*channel_options(settings.max_request_bytes), *connection_options(settings)])
+        server.add_generic_rpc_handlers((generic_handler(SERVICE, handlers_of(SERVICE, self._service, self.limits)),))
+        handlers = handlers_of(health.SERVICE, self._health, self.open_limits)
+        server.add_generic_rpc_handlers((generic_handler(health.SERVICE, handlers),))
         answer = Reflection((health.SERVICE.file,)).answer
-        server.add_generic_rpc_handlers(dialogue_handler(name, reflection.METHOD, answer) for name in reflection.SERVICES)
+        server.add_generic_rpc_handlers(
+            dialogue_handler(name, reflection.METHOD, answer, self.open_limits) for name in reflection.SERVICES
+        )
         return server
+
+    def _disconnect(self, peers: Collection[str]) -> None:
+        self._pools.readers.submit(close_connections, peers)
 
     def _bind(self) -> str:
         listen = self._settings.listen

@@ -226,7 +226,7 @@ class EvaluationService:
         """Stream the bytes of one file."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.offsets(offset=request.offset, limit=request.limit, attempt=request.attempt))
-        return self.artifacts.read_artifact(job_id, request, call.send)
+        return self.artifacts.read_artifact(job_id, request, call.send, call.reserve)
 
     async def ListSamples(self, request: ListSamplesRequest, call: Call) -> bytes:
         """List per-sample predictions."""

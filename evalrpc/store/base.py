@@ -203,8 +203,10 @@ class Store(Protocol):
     def list_jobs(
         self, job_filter: JobFilter, before_sequence: int | None, limit: int, max_bytes: int = MAX_LISTED_BYTES
     ) -> list[ListedJob]:
-        """Return jobs that the filter takes, newest first, of those that arrived before `before_sequence`: at most `limit`, and
-        none after the one with which they take `max_bytes` or more. Empty only if there are none."""
+        """Return jobs that the filter takes, newest first, of those that arrived before `before_sequence`.
+
+        No more than `limit`, and none after the one with which they have `max_bytes`. Empty only if there are none.
+        """
 
     def find_identical(self, cache_key: bytes, supersede_key: str = "") -> JobInfo | None:
         """Return the job whose run a submission with these keys would share: one that is COMPLETED, of those that ran the
@@ -229,10 +231,12 @@ class Store(Protocol):
     def pending_removals(self) -> list[PendingRemoval]:
         """Return the folders that deleted jobs have left outside of the data folder, until `forget_removal`."""
 
-    def events_after(self, revision: int, limit: int, job_id: str | None = None) -> list[JournalEvent]:
-        """Return journal events with a later revision, of one job or of all, in order, up to `head_revision`: at most `limit`,
-        and none after the one with which they take MAX_LISTED_BYTES or more. Empty only if there are none.
+    def events_after(
+        self, revision: int, limit: int, job_id: str | None = None, max_bytes: int = MAX_LISTED_BYTES
+    ) -> list[JournalEvent]:
+        """Return journal events with a later revision, of one job or of all, in order, up to `head_revision`.
 
+        No more than `limit`, and none after the one with which they have `max_bytes`. Empty only if there are none.
         Raises RevisionCompactedError, RevisionInFutureError, and JobNotFoundError if that job was deleted.
         """
 

@@ -182,10 +182,13 @@ class SharedStore:
         """See Store.pending_removals."""
         return self._database.pending_removals()
 
-    def events_after(self, revision: int, limit: int, job_id: str | None = None) -> list[JournalEvent]:
+    def events_after(
+        self, revision: int, limit: int, job_id: str | None = None, max_bytes: int = MAX_LISTED_BYTES
+    ) -> list[JournalEvent]:
         """See Store.events_after."""
         head = self._head
-        return [event for event in self._database.events_after(revision, limit, job_id) if event.revision <= head]
+        events = self._database.events_after(revision, limit, job_id, max_bytes)
+        return [event for event in events if event.revision <= head]
 
     def status_counts(self) -> Mapping[Status, int]:
         """See Store.status_counts."""

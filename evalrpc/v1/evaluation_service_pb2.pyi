@@ -11,6 +11,11 @@ RetryInfo), and with INTERNAL for a bug in the server. An error without such an 
 network has cut the call, so a stream is resumed as after UNAVAILABLE, whatever the code; only UNAUTHENTICATED,
 PERMISSION_DENIED and UNIMPLEMENTED are final then too.
 
+Any call may be answered with RESOURCE_EXHAUSTED and RetryInfo if its caller, or all together, take more than the operator
+allows (`TOO_MANY_CALLS`; for a stream `TOO_MANY_STREAMS` or `TOO_MUCH_UNREAD`), with the `setting`, its `limit` and, if it is one
+for each owner, the `owner` in the metadata, and a QuotaFailure. A request over `GetServerInfoResponse.max_request_bytes` is
+RESOURCE_EXHAUSTED (`REQUEST_TOO_LARGE`) without RetryInfo, or refused by gRPC itself.
+
 A call that reads a job's files may be answered with UNAVAILABLE (`FILE_UNAVAILABLE`: the server is out of file descriptors,
 or its disk fails; RetryInfo) or FAILED_PRECONDITION (`FILE_UNREADABLE`: the server's account may not read the file, or the
 run has put something else in its place, such as a link or a FIFO, which the message names), with the name of the errno as

@@ -18,10 +18,11 @@ from test_listing import filters as job_filters
 
 from evalrpc.jobs.filters import JobMatcher
 from evalrpc.jobs.lifecycle import TERMINAL
-from evalrpc.store.base import MAX_LISTED_BYTES, Store
+from evalrpc.store.base import Store
 from evalrpc.store.sqlite import bitmap_index, filters
 from evalrpc.store.sqlite.bitmap_index import BitmapIndex, Condition
-from evalrpc.store.sqlite.filters import JobPage, find_jobs
+from evalrpc.store.sqlite.filters import find_jobs
+from evalrpc.store.sqlite.room import Room
 from evalrpc.store.sqlite.store import DATABASE_NAME
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.jobs_pb2 import JobFilter
@@ -51,8 +52,9 @@ class Reader:
         self.sets_read += "group_concat" in statement
 
     def find(self, **conditions: object) -> list[int]:
-        page = JobPage(1000, MAX_LISTED_BYTES)
-        return [sequence for sequence, _ in find_jobs(self.connection, self.kept, JobFilter(**conditions), None, page)]
+        return [
+            sequence for sequence, _ in find_jobs(self.connection, self.kept, JobFilter(**conditions), None, Room(1000, 2**20))
+        ]
 
     def close(self) -> None:
         self.connection.close()

@@ -15,11 +15,11 @@ from selector_cases import Selector, selectors
 from store_jobs import OPENERS, SECONDS, finish, new_job, submit
 from test_bitmap_index import BLOCK, Reader
 
-from evalrpc.store.base import MAX_LISTED_BYTES
 from evalrpc.store.sqlite import bitmap_index, filters
-from evalrpc.store.sqlite.filters import JobPage, find_jobs
+from evalrpc.store.sqlite.filters import find_jobs
 from evalrpc.store.sqlite.labels import relabel
 from evalrpc.store.sqlite.migrations import MIGRATIONS
+from evalrpc.store.sqlite.room import Room
 from evalrpc.store.sqlite.store import DATABASE_NAME, SqliteStore
 from evalrpc.store.sqlite.transaction import Transaction
 from evalrpc.v1 import jobs_pb2 as pb
@@ -195,7 +195,7 @@ def test_blocks_whose_jobs_were_all_deleted_are_passed_over(store: SqliteStore, 
     last = submit(store).job_id
     lookups: list[str] = []
     reader.connection.set_trace_callback(lambda statement: lookups.append(statement) if "json_each" in statement else None)
-    found = find_jobs(reader.connection, reader.kept, JobFilter(label_selector="!l"), None, JobPage(2, MAX_LISTED_BYTES))
+    found = find_jobs(reader.connection, reader.kept, JobFilter(label_selector="!l"), None, Room(2, 2**20))
     assert [sequence for sequence, _ in found] == [store.job(last).sequence, 1]
     assert len(lookups) <= 4  # of 22 sequences, two at a time
 

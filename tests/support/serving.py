@@ -91,11 +91,12 @@ class Site:
 
 
 class Api:
-    """The calls of one server."""
+    """The calls of one server, over a channel with these further options."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *options: tuple[str, Any]) -> None:
         self.address = address
-        options = [("grpc.max_send_message_length", -1), ("grpc.enable_retries", 0)]  # every answer fits into gRPC's default
+        # Every answer fits into gRPC's default.
+        options = (("grpc.max_send_message_length", -1), ("grpc.enable_retries", 0), *options)
         self.channel = grpc.insecure_channel(address, options=options)
         self.stub = EvaluationServiceStub(self.channel)
 

@@ -16,6 +16,7 @@ from evalrpc.errors import EvalrpcError
 from evalrpc.server.call import ANONYMOUS, Call
 from evalrpc.server.error_status import status_of
 from evalrpc.server.handlers import Handler
+from evalrpc.server.limits import Limits
 
 DETAILS_KEY: Final = "grpc-status-details-bin"
 
@@ -33,13 +34,14 @@ def generic_handler(service: ServiceDescriptor, handlers: Mapping[str, Handler])
     return grpc.method_handlers_generic_handler(service.full_name, methods)
 
 
-def dialogue_handler(service: str, method: str, answer: Callable[[bytes], bytes]) -> grpc.GenericRpcHandler:
+def dialogue_handler(service: str, method: str, answer: Callable[[bytes], bytes], limits: Limits) -> grpc.GenericRpcHandler:
     """Return what a gRPC server needs to serve a method that answers each message of a stream with one of its own."""
 
     async def call(messages: AsyncIterator[bytes], context: _Context) -> None:
         try:
-            async for message in messages:
-                await context.write(answer(message))
+            with limits.open_stream(Call(ANONYMOUS, context.write, peer=context.peer)) as stream:
+                async for message in messages:
+                    await stream.send(answer(message))
         except EvalrpcError as error:
             failure = error.with_traceback(None)  # which has this frame, and so would keep both until the collector runs
         else:
@@ -69,7 +71,7 @@ def _adapted(handler: Handler) -> Any:
                 raise asyncio.CancelledError from None
 
         try:
-            return await handler(request, Call(ANONYMOUS, send))
+            return await handler(request, Call(ANONYMOUS, send, peer=context.peer))
         except EvalrpcError as error:
             failure = error.with_traceback(None)  # as above
         return await _abort(context, failure)  # not inside the handler of the exception, which would become its context

@@ -13,9 +13,10 @@ Jobs whose id begins with something are so few that they are read one by one.
 import json
 import sqlite3
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from itertools import chain, islice
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from evalrpc.jobs.filters import JobMatcher, canonical_prefix
 from evalrpc.jobs.label_selectors import Requirement, parse_selector
@@ -28,6 +29,7 @@ from evalrpc.store.sqlite.bitmap_index import (
     BitmapIndex,
     Condition,
 )
+from evalrpc.store.sqlite.room import Room
 from evalrpc.v1.jobs_pb2 import JobFilter
 
 _END: Final = 2**63 - 1
@@ -87,49 +89,26 @@ class _Lacking(NamedTuple):
         return cls(expression, parameters)
 
 
-class JobPage:
-    """Jobs that were found, each with its sequence: up to `limit`, and to the one with which they take `max_bytes` or more."""
-
-    def __init__(self, limit: int, max_bytes: int) -> None:
-        self.jobs: list[tuple[int, bytes]] = []
-        self.limit = limit
-        self._left_bytes = max_bytes
-
-    @property
-    def left_count(self) -> int:
-        """How many more jobs there may be; 0 if it is full."""
-        return self.limit - len(self.jobs) if self._left_bytes > 0 else 0
-
-    def add(self, sequence: int, job: bytes) -> bool:
-        """Add a job, and return whether there may be more."""
-        self.jobs.append((sequence, job))
-        self._left_bytes -= len(job)
-        return bool(self.left_count)
-
-
 def find_jobs(
-    connection: sqlite3.Connection, bitmaps: BitmapIndex, job_filter: JobFilter, before_sequence: int | None, page: JobPage
+    connection: sqlite3.Connection, bitmaps: BitmapIndex, job_filter: JobFilter, before_sequence: int | None, room: Room
 ) -> list[tuple[int, bytes]]:
-    """Fill the page with the newest jobs that the filter takes, and return them. To be called within one transaction."""
+    """Return the newest jobs that the filter takes, each with its sequence. To be called within one transaction."""
     if job_filter.job_id_prefix:
-        for job in _with_prefix(connection, job_filter, before_sequence):
-            if not page.add(*job):
-                break
-        return page.jobs
+        return room.take(_with_prefix(connection, job_filter, before_sequence), 1)
     requirements = parse_selector(job_filter.label_selector)
     conditions = list(_conditions(job_filter, requirements))
     lacking = _Lacking.of(requirements)
     bounds = _bounds(connection, job_filter, before_sequence)
-    newest = _walk(connection, conditions, lacking, bounds, page)
+    limit = room.left
+    jobs, newest = _walk(connection, conditions, lacking, bounds, room)
     sequences = bitmaps.intersect(connection, conditions, bounds.oldest, newest)
     query = _ROWS.format(lacking=lacking.expression)
     times_and_statuses = (bounds.after_ns, bounds.before_ns, not job_filter.statuses, json.dumps(list(job_filter.statuses)))
-    while page.left_count and (some := list(islice(sequences, page.limit))):
-        parameters = (json.dumps(some), *times_and_statuses, *lacking.parameters, page.left_count)
-        for job in connection.execute(query, parameters):
-            if not page.add(*job):
-                break
-    return page.jobs
+    while room.left and (some := list(islice(sequences, limit))):
+        parameters = (json.dumps(some), *times_and_statuses, *lacking.parameters, room.left)
+        with closing(connection.execute(query, parameters)) as rows:
+            jobs += room.take(rows, 1)
+    return jobs
 
 
 def _with_prefix(
@@ -160,19 +139,27 @@ def _bounds(connection: sqlite3.Connection, job_filter: JobFilter, before_sequen
 
 
 def _walk(
-    connection: sqlite3.Connection, conditions: Sequence[Condition], lacking: _Lacking, bounds: _Bounds, page: JobPage
-) -> int:
-    """Add the jobs that are found, and return the sequence from which on downward there may be more; -1: none are needed."""
+    connection: sqlite3.Connection, conditions: Sequence[Condition], lacking: _Lacking, bounds: _Bounds, room: Room
+) -> tuple[list[tuple[int, bytes]], int]:
+    """Return the jobs that were found, and the sequence from which on downward there may be more; -1: there are none."""
     wanted = [condition for condition in conditions if not condition.negated]
     query = _WALK.format(place=_PLACE, lowest=_lowest(wanted), lacking=lacking.expression)
     values = chain.from_iterable(chain.from_iterable(condition.values for condition in wanted))
-    bound = (bounds.oldest, _MAX_STEPS, bounds.after_ns, bounds.before_ns, *lacking.parameters, _MAX_STEPS, page.left_count)
-    newest = -1
-    for sequence, job, matches, steps in connection.execute(query, (bounds.newest, *values, *bound)):
-        if matches and not page.add(sequence, job):
-            return -1
-        newest = sequence - matches if steps == _MAX_STEPS else -1
-    return newest
+    bound = (bounds.oldest, _MAX_STEPS, bounds.after_ns, bounds.before_ns, *lacking.parameters, _MAX_STEPS, room.left)
+    rows: list[Any] = []  # the last one
+
+    def matching(found: Iterable[Any]) -> Iterator[tuple[int, bytes]]:
+        for row in found:
+            rows[:] = [row]
+            if row[2]:
+                yield row[:2]
+
+    with closing(connection.execute(query, (bounds.newest, *values, *bound))) as found:
+        jobs = room.take(matching(found), 1)
+    if not rows:
+        return jobs, -1
+    ((last, _, matches, steps),) = rows
+    return jobs, last - matches if steps == _MAX_STEPS else -1
 
 
 def _conditions(job_filter: JobFilter, requirements: Sequence[Requirement]) -> Iterator[Condition]:
