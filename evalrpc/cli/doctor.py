@@ -56,6 +56,7 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Find
     yield from _guarded("GPUs", lambda: check_gpus(settings, environment))
     yield from _guarded("defaults", lambda: check_defaults(settings, environment))
     yield from _guarded("cgroups", lambda: check_cgroups(settings))
+    yield from check_secrets(settings, environment)
     yield check_data_dir(settings.data_dir)
     yield check_port(settings.listen)
 
@@ -96,6 +97,16 @@ def check_cgroups(settings: Settings) -> Iterator[Finding]:
     from evalrpc.executors.local.cgroups import find_cgroups
 
     yield Finding("cgroups", True, find_cgroups(settings.cgroups).detail)
+
+
+def check_secrets(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Check that every secret can be read. Its value is not shown."""
+    from evalrpc.secrets.registry import Secrets
+
+    secrets = Secrets(settings.secrets, environment)
+    for name in sorted(settings.secrets):
+        problem = secrets.problem(name)
+        yield Finding(f"secret {name}", not problem, problem or f"can be read; for {', '.join(settings.secrets[name].owners)}")
 
 
 def check_data_dir(data_dir: Path) -> Finding:
