@@ -293,7 +293,7 @@ class UnauthenticatedError(EvalrpcError):
 
 
 class PermissionDeniedError(EvalrpcError):
-    """The caller is not allowed to make this call."""
+    """The caller may not make this call. `reason` says which rule forbids it."""
 
     reason = "PERMISSION_DENIED"
     code = "PERMISSION_DENIED"
@@ -302,7 +302,7 @@ class PermissionDeniedError(EvalrpcError):
         self,
         message: str,
         *,
-        reason: str = "PERMISSION_DENIED",
+        reason: str = reason,
         metadata: Mapping[str, str] | None = None,
         retry_delay_seconds: float | None = None,
     ) -> None:

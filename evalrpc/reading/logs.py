@@ -12,7 +12,7 @@ from evalrpc.jobs.paths import log_path
 from evalrpc.reading.attempts import attempt_number, run_dir
 from evalrpc.reading.disk import read_on, require_inside
 from evalrpc.secrets.logs import mask_of_log, read_masked
-from evalrpc.secrets.masking import Mask
+from evalrpc.secrets.masking import NO_MASK, Mask
 from evalrpc.secrets.registry import Secrets
 from evalrpc.v1.files_pb2 import ReadLogRequest, ReadLogResponse
 from evalrpc.v1.jobs_pb2 import JOB_STATUS_QUEUED, JOB_STATUS_RUNNING, JobInfo
@@ -46,7 +46,8 @@ class LogReader:
             job = await self._feed.read_job(job_id)
         attempt = attempt_number(job, call.attempt)
         folder = run_dir(self._data_dir, job, attempt)
-        path, mask = log_path(folder), await read_on(self._readers, lambda: _mask(self._secrets, job, folder))
+        path = log_path(folder)
+        mask = await read_on(self._readers, lambda: _mask(self._secrets, job, folder)) if job.request.secrets else NO_MASK
         offset = call.offset
         require_inside(offset, await read_on(self._readers, lambda: _size(path)))
         while True:

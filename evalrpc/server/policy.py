@@ -5,8 +5,9 @@ by its key in the config file.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fnmatch import translate
+from functools import lru_cache
 from typing import Final
 
 from evalrpc.config import HarnessSettings, PolicySettings
@@ -24,6 +25,7 @@ _WEIGHTS: Final = (
 
 _MAY_BE_FALSE: Final = "trust_remote_code"
 _MAX_SHOWN: Final = 80
+_NOTHING: Final = r"(?!)"  # matches no text
 
 
 def fill_in_timeout(call: SubmitJobRequest, policy: PolicySettings) -> None:
@@ -70,52 +72,54 @@ def _of_timeout(call: SubmitJobRequest, policy: PolicySettings) -> _Broken:
 
 
 def _unless_allowed(field: str, names: Iterable[str], rule: str, policy: PolicySettings) -> _Broken:
-    allowed: Sequence[str] | None = getattr(policy, rule)
+    allowed: tuple[str, ...] | None = getattr(policy, rule)
     for name in sorted(names):
         if allowed is not None and not _matches(name, allowed):
             yield f"{field}.{name[:_MAX_SHOWN]}", rule, f"is not allowed; allowed are {_listed(allowed)}"
 
 
 def _of_values(arguments: Iterable[Argument], policy: PolicySettings) -> _Broken:
+    refused = _any_of(policy.arguments_refused)
     in_text = _assignment(policy.arguments_refused)
     for path, name, nearest_name, value in arguments:
-        field = f"request.{path}"
-        if _is_refused(name, value, policy.arguments_refused):
-            yield field, "arguments_refused", f"{_quote(name)} is refused"
-        elif isinstance(value, str) and in_text and (found := in_text.search(_normal(value))) and parsed_json(value) is None:
-            yield field, "arguments_refused", f"{_quote(found[1])} is refused, in text too"
-        if isinstance(value, str | float) and any(fnmatchcase(_normal(nearest_name), weights) for weights in _WEIGHTS):
-            yield from _unless_weights(field, str(value), policy.pretrained)
+        if refused(normal := _normal(name)) and not (normal == _MAY_BE_FALSE and (value is False or value is None)):
+            yield f"request.{path}", "arguments_refused", f"{_quote(name)} is refused"
+        elif isinstance(value, str) and (found := in_text.search(_normal(value))) and parsed_json(value) is None:
+            yield f"request.{path}", "arguments_refused", f"{_quote(found[1])} is refused, in text too"
+        if policy.pretrained is not None and isinstance(value, str | float) and _name_weights(_normal(nearest_name)):
+            yield from _unless_weights(f"request.{path}", str(value), policy.pretrained)
 
 
-def _is_refused(name: str, value: object, refused: Sequence[str]) -> bool:
-    """Tell whether an argument is refused. What a harness may take for true is anything but false and null: also "false"."""
-    normal = _normal(name)
-    if normal == _MAY_BE_FALSE and (value is False or value is None):
-        return False
-    return any(fnmatchcase(normal, pattern) for pattern in refused)
+@lru_cache
+def _any_of(globs: tuple[str, ...]) -> Callable[[str], object]:
+    """Return what tells whether a text matches one of the globs."""
+    return re.compile("|".join(map(translate, globs)) or _NOTHING).match
 
 
-def _assignment(refused: Sequence[str]) -> re.Pattern[str] | None:
+@lru_cache
+def _assignment(refused: tuple[str, ...]) -> re.Pattern[str]:
     """Return what finds a refused argument in text that a program may read as arguments: `a=1,b=2`, YAML, a Python dict."""
     names = "|".join(re.escape(name).replace(r"\*", r"\w*").replace(r"\?", r"\w") for name in refused)
-    return re.compile(rf"(?<!\w)({names})[\"']?\s*[=:]") if names else None
+    return re.compile(rf"(?<!\w)({names or _NOTHING})[\"']?\s*[=:]")
 
 
-def _unless_weights(field: str, text: str, patterns: Sequence[str] | None) -> _Broken:
+_name_weights: Final = _any_of(_WEIGHTS)
+
+
+def _unless_weights(field: str, text: str, patterns: tuple[str, ...] | None) -> _Broken:
     if patterns is not None and ".." in re.split(r"[/\\]", text):
         yield field, "pretrained", f"must have no part `..`: {_quote(text)}"
     else:
         yield from _unless_matching(field, "pretrained", text, patterns)
 
 
-def _unless_matching(field: str, rule: str, text: str, patterns: Sequence[str] | None) -> _Broken:
+def _unless_matching(field: str, rule: str, text: str, patterns: tuple[str, ...] | None) -> _Broken:
     if patterns is not None and not _matches(text, patterns):
         yield field, rule, f"{_quote(text)} is not allowed; allowed are {_listed(patterns)}"
 
 
-def _matches(text: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(text, pattern) for pattern in patterns)
+def _matches(text: str, patterns: tuple[str, ...]) -> bool:
+    return bool(_any_of(patterns)(text))
 
 
 def _normal(name: str) -> str:
