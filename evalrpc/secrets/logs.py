@@ -69,17 +69,15 @@ def overwrite_values(attempt_dir: Path, mask: Mask) -> None:
 
 
 def _overwrite(descriptor: int, begin: int, end: int, mask: Mask) -> None:
-    margin = mask.longest - 1
-    before = b""  # as it was: what is masked of one value may be the beginning of another
+    """Overwrite the values in a stretch. No byte is read again once one was written, since values may overlap."""
+    window = b""
     for offset in range(begin, end, _CHUNK_BYTES):
-        size_bytes = min(_CHUNK_BYTES, end - offset)
-        data = before + os.pread(descriptor, size_bytes + margin, offset)
-        first = offset - len(before)
-        for value_begin, value_end in mask.stretches(data):
-            if value_begin < len(before) + size_bytes:  # a later one is found whole in the next chunk
+        window += os.pread(descriptor, _CHUNK_BYTES + mask.longest - 1 - len(window), offset + len(window))
+        for value_begin, value_end in mask.stretches(window):
+            if value_begin < _CHUNK_BYTES:  # a later one is whole in the next window
                 with _access:
-                    os.pwrite(descriptor, b"*" * (value_end - value_begin), first + value_begin)
-        before = data[: len(before) + size_bytes][-margin:]
+                    os.pwrite(descriptor, b"*" * (value_end - value_begin), offset + value_begin)
+        window = window[_CHUNK_BYTES:]
 
 
 def _stretches_of_data(descriptor: int) -> Iterator[tuple[int, int]]:

@@ -2,9 +2,10 @@
 
 import os
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evalrpc.secrets import logs
@@ -75,6 +76,15 @@ def test_once_a_run_has_ended_the_values_are_overwritten(
     assert (folder / "log").read_bytes() == MASK.data(data)
 
 
+def test_values_that_overlap_are_overwritten_wherever_a_chunk_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = Mask(["abcd", "defg", "ghij"])
+    for chunk_bytes in range(1, 12):
+        monkeypatch.setattr(logs, "_CHUNK_BYTES", chunk_bytes)
+        (folder / "log").write_bytes(b"-abcdefghij-")
+        overwrite_values(folder, mask)
+        assert (folder / "log").read_bytes() == b"-**********-"
+
+
 def test_a_large_hole_is_not_read(folder: Path) -> None:
     with (folder / "log").open("wb") as log:
         log.write(b"sk-abc123")
@@ -122,3 +132,13 @@ def test_a_file_of_others_that_a_run_has_put_in_the_place_of_its_log_is_not_touc
         with pytest.raises(OSError, match=r"other names|symbolic link"):
             overwrite_values(folder, MASK)
     assert other.read_bytes() == b"sk-abc123"
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text("abc", min_size=4, max_size=7), max_size=4), st.text("abc ", max_size=60), st.integers(1, 9))
+def test_what_is_overwritten_is_what_is_masked(folder: Path, values: list[str], text: str, chunk_bytes: int) -> None:
+    mask = Mask(values)
+    (folder / "log").write_text(text)
+    with patch.object(logs, "_CHUNK_BYTES", chunk_bytes):
+        overwrite_values(folder, mask)
+    assert (folder / "log").read_bytes() == mask.data(text.encode())
