@@ -3,12 +3,17 @@
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from typing import Final
 
+from evalrpc.clock import Clock, SystemClock
 from evalrpc.config import SecretSettings
 from evalrpc.config.secrets import may_use
 from evalrpc.errors import RunFailedError
 from evalrpc.secrets.masking import NO_MASK, Mask
 from evalrpc.secrets.sources import UnreadableError, read_value
+
+PAUSE_SECONDS: Final = 30.0
+"""How long a command that has failed is not run again for a mask."""
 
 
 class Secrets:
@@ -18,13 +23,18 @@ class Secrets:
     """
 
     def __init__(
-        self, declared: Mapping[str, SecretSettings] | None = None, environment: Mapping[str, str] | None = None
+        self,
+        declared: Mapping[str, SecretSettings] | None = None,
+        environment: Mapping[str, str] | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self._declared = declared or {}
         self._environment = environment or {}
+        self._clock = clock or SystemClock()
         self._lock = threading.Lock()  # guards what follows
         self._known: defaultdict[str, set[str]] = defaultdict(set)
         self._mask_of_all = NO_MASK
+        self._failed_at: dict[str, float] = {}
 
     def read(self, names: Iterable[str], owner: str) -> dict[str, str]:
         """Return the values as they are now, for a run of this owner. Blocks.
@@ -45,7 +55,7 @@ class Secrets:
     def mask(self, names: Iterable[str]) -> Mask:
         """Return the mask of these secrets: of all values that they are known to have had. Blocks if one has not been read yet,
         as after a restart."""
-        unreadable = [name for name in names if name not in self._known and self.problem(name)]
+        unreadable = [name for name in names if name not in self._known and not self._can_be_read(name)]
         with self._lock:
             values = [value for name in names for value in self._known.get(name, ())]
         return Mask(values, unreadable) if values or unreadable else NO_MASK
@@ -53,6 +63,17 @@ class Secrets:
     def mask_text(self, text: str) -> str:
         """Return the text with all known values masked, of whichever secret. Never blocks."""
         return self._mask_of_all.text(text)
+
+    def _can_be_read(self, name: str) -> bool:
+        """Read a secret. A command that has failed is not run again at once: every reader of a log would wait for it."""
+        now = self._clock.monotonic()
+        if now - self._failed_at.get(name, float("-inf")) < PAUSE_SECONDS:
+            return False
+        if not self.problem(name):
+            return True
+        if name in self._declared and self._declared[name].command is not None:
+            self._failed_at[name] = now
+        return False
 
     def _read_for(self, name: str, owner: str) -> str:
         if name in self._declared and not may_use(self._declared[name], owner):

@@ -747,6 +747,25 @@ def test_every_command_can_print_json() -> None:
     assert [name for name in flags if "--json" not in flags[name]] == ["serve"]
 
 
+def test_fields_that_a_policy_refuses_are_named_with_their_flags(service: FakeService, server: FakeServer) -> None:
+    violations = [
+        FieldViolation("request.model_args.base_url", "is refused"),
+        FieldViolation("request.secrets[0]", "is not for you"),
+    ]
+    service.errors["SubmitJob"] = [errors.PolicyViolationError(violations=violations)]
+    arguments = ["submit", "--model", "m", "--tasks", "t", "--secret", "A", "--secret", "B"]
+    result = CliRunner().invoke(main, arguments, env={"EVALRPC_ADDRESS": server.address})
+    assert (result.exit_code, result.stderr.splitlines()) == (
+        4,
+        [
+            "evalrpc: --model-args (request.model_args.base_url): is refused",
+            "evalrpc: --secret (request.secrets[0]): is not for you",
+        ],
+    )
+    (received,) = service.received["SubmitJob"]
+    assert received.request.secrets == ["A", "B"]
+
+
 # The server's side
 
 
@@ -781,7 +800,9 @@ def test_doctor_finds_nothing_wrong_where_nothing_is(config: Path, tmp_path: Pat
     assert {subject for subject, finding in findings.items() if not finding["good"]} == set()
     assert findings["config file"]["detail"] == str(config)
     assert findings["defaults"]["detail"] == "harness nightly; GPUs: 0"
-    assert set(findings) == {"config file", "harness nightly", "GPUs", "defaults", "cgroups", "data folder", "port"}
+    assert set(findings) == {
+        *("config file", "harness nightly", "GPUs", "defaults", "cgroups", "environment of runs", "data folder", "port"),
+    }
     assert "cgroup" in findings["cgroups"]["detail"] or "every run has one" in findings["cgroups"]["detail"]
     assert exit_code == 0
     assert not (tmp_path / "data").exists()
@@ -811,6 +832,16 @@ def test_doctor_says_what_is_wrong(config: Path, tmp_path: Path) -> None:
         "port",
         "harness nightly",
     }
+
+
+def test_doctor_names_the_variables_that_runs_miss_as_possible_secrets(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_TOKEN", "ACME_KEY", "ACME_NAME"):
+        monkeypatch.setenv(name, "sk-123456")
+    _, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0", "--gpus", "0")
+    detail = findings["environment of runs"]["detail"]
+    assert {"ACME_KEY", "HF_TOKEN"} <= set(detail.rpartition(": ")[2].split(", "))
+    assert "ACME_NAME" not in detail
+    assert "sk-123456" not in detail
 
 
 def test_doctor_reads_every_secret_and_shows_none(config: Path, tmp_path: Path) -> None:

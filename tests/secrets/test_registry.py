@@ -1,12 +1,14 @@
 """The secrets of a server: read for a run, remembered for masks."""
 
+import sys
 from pathlib import Path
 
 import pytest
+from clocks import ManualClock
 
 from evalrpc.config import SecretSettings
 from evalrpc.errors import RunFailedError
-from evalrpc.secrets.registry import Secrets
+from evalrpc.secrets.registry import PAUSE_SECONDS, Secrets
 
 
 @pytest.fixture
@@ -62,6 +64,20 @@ def test_a_value_that_is_not_known_and_can_not_be_read_is_reported(secrets: Secr
     assert secrets.mask(["A"]).unreadable == ()
     (tmp_path / "a").unlink()
     assert secrets.mask(["A"]).unreadable == ()  # known by now
+
+
+def test_a_command_that_has_failed_is_not_run_again_at_once_for_a_mask(tmp_path: Path) -> None:
+    clock, runs = ManualClock(), tmp_path / "runs"
+    code = f"open({str(runs)!r}, 'a').write('.'); raise SystemExit(1)"
+    declared = {"A": SecretSettings(owners=("*",), command=(sys.executable, "-S", "-c", code))}
+    secrets = Secrets(declared, {}, clock)
+    assert [secrets.mask(["A"]).unreadable for _ in range(3)] == [("A",)] * 3
+    assert runs.read_text() == "."
+    clock.seconds += PAUSE_SECONDS
+    assert secrets.mask(["A"]).unreadable == ("A",)
+    with pytest.raises(RunFailedError):
+        secrets.read(["A"], "alice")
+    assert runs.read_text() == "..."
 
 
 def test_the_log_of_the_server_is_masked_with_all_that_are_known(secrets: Secrets) -> None:

@@ -135,6 +135,7 @@ def test_after_a_restart_the_log_of_a_run_is_masked_with_the_value_of_now(launch
     job = server.api.wait_for(job_id, FAILED)
     assert job.error.message == f"ValueError: {STARS} is not valid"
     assert files_with_value(site) == {"secret"}
+    assert VALUE not in server.log_path.read_text()
 
 
 def test_after_a_restart_a_log_that_can_not_be_masked_is_withheld(launch: Launch, site: Site, value: Path) -> None:

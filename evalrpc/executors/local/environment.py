@@ -43,6 +43,11 @@ def inherited_variables(environment: Mapping[str, str], patterns: Sequence[str])
     return {name: value for name, value in environment.items() if _is_inherited(name, patterns)}
 
 
+def looks_secret(name: str) -> bool:
+    """Tell whether a variable has a name such as secrets have."""
+    return any(fnmatchcase(name.upper(), secret) for secret in _SECRETS)
+
+
 def build_environment(
     inherited: Mapping[str, str], added: Mapping[str, str], gpus: tuple[str, ...], job_id: str, attempt: int
 ) -> dict[str, str]:
@@ -60,7 +65,7 @@ def build_environment(
 
 
 def _is_inherited(name: str, patterns: Sequence[str]) -> bool:
-    if any(fnmatchcase(name.upper(), secret) for secret in _SECRETS):
+    if looks_secret(name):
         return name in patterns
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
