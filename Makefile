@@ -86,7 +86,7 @@ proto: setup ## Generate evalrpc/v1 from protos/
 sync-client: setup ## Generate the blocking client from the asyncio one
 	scripts/generate-sync-client
 
-docs: setup ## Generate docs/settings.md from evalrpc/config/settings.py
+docs: setup ## Generate docs/settings.md from evalrpc/config/
 	$(SERVER)/bin/python scripts/generate-settings-doc
 
 dist: setup ## Build the sdist, and the wheel from it, in dist/

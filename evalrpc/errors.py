@@ -39,6 +39,9 @@ it into a status in one place, and the client turns the status back into the sam
     ├── UnimplementedError          UNIMPLEMENTED
     ├── UnauthenticatedError        UNAUTHENTICATED
     ├── PermissionDeniedError       PERMISSION_DENIED
+    │   └── FieldsRefusedError                           every refused field at once
+    │       ├── PolicyViolationError
+    │       └── SecretNotAllowedError
     ├── InternalError               INTERNAL
     ├── ChangesMissedError          never crosses the wire: whoever follows a store reads its state again
     ├── ConfigurationError          never crosses the wire: the server does not start
@@ -64,6 +67,10 @@ class FieldViolation(NamedTuple):
 
     field: str
     description: str
+
+
+def _listed(violations: Iterable[FieldViolation]) -> str:
+    return "; ".join(f"{field}: {description}" for field, description in violations)
 
 
 class EvalrpcError(Exception):
@@ -101,7 +108,7 @@ class InvalidRequestError(EvalrpcError):
         retry_delay_seconds: float | None = None,
     ) -> None:
         self.violations = tuple(violations)
-        text = message or "; ".join(f"{v.field}: {v.description}" for v in self.violations)
+        text = message or _listed(self.violations)
         super().__init__(text, metadata=metadata, retry_delay_seconds=retry_delay_seconds)
 
 
@@ -323,10 +330,51 @@ class UnauthenticatedError(EvalrpcError):
 
 
 class PermissionDeniedError(EvalrpcError):
-    """The caller is not allowed to make this call. Servers don't refuse anybody themselves; a proxy before them may."""
+    """The caller may not make this call. `reason` says which rule forbids it."""
 
     reason = "PERMISSION_DENIED"
     code = "PERMISSION_DENIED"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str = reason,
+        metadata: Mapping[str, str] | None = None,
+        retry_delay_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message, metadata=metadata, retry_delay_seconds=retry_delay_seconds)
+        self.reason = reason
+
+
+class FieldsRefusedError(PermissionDeniedError):
+    """The caller may make this call, but not with what some fields say. `violations` lists them all."""
+
+    reason = "FIELDS_REFUSED"
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        violations: Iterable[FieldViolation] = (),
+        metadata: Mapping[str, str] | None = None,
+        retry_delay_seconds: float | None = None,
+    ) -> None:
+        self.violations = tuple(violations)
+        text = message or _listed(self.violations)
+        super().__init__(text, reason=type(self).reason, metadata=metadata, retry_delay_seconds=retry_delay_seconds)
+
+
+class PolicyViolationError(FieldsRefusedError):
+    """The operator's policy does not let this harness be run with what some fields say. `metadata["harness"]` names it."""
+
+    reason = "POLICY_VIOLATION"
+
+
+class SecretNotAllowedError(FieldsRefusedError):
+    """The request names secrets that the caller's jobs may not use."""
+
+    reason = "SECRET_NOT_ALLOWED"
 
 
 class InternalError(EvalrpcError):

@@ -38,6 +38,7 @@ _MODULES: Final = {
     "harnesses": "catalog",
     "info": "catalog",
     "doctor": "doctor",
+    "policy": "policy",
 }
 
 

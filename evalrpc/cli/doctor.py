@@ -56,6 +56,8 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Find
     yield from _guarded("GPUs", lambda: check_gpus(settings, environment))
     yield from _guarded("defaults", lambda: check_defaults(settings, environment))
     yield from _guarded("cgroups", lambda: check_cgroups(settings))
+    yield check_environment(settings, environment)
+    yield from check_secrets(settings, environment)
     yield check_data_dir(settings.data_dir)
     yield check_port(settings.listen)
 
@@ -96,6 +98,26 @@ def check_cgroups(settings: Settings) -> Iterator[Finding]:
     from evalrpc.executors.local.cgroups import find_cgroups
 
     yield Finding("cgroups", True, find_cgroups(settings.cgroups).detail)
+
+
+def check_environment(settings: Settings, environment: Mapping[str, str]) -> Finding:
+    """Name the variables that a run does not inherit because they look like secrets: what a run misses may be one of them."""
+    from evalrpc.executors.local.environment import inherited_variables, looks_secret
+
+    inherited = inherited_variables(environment, settings.inherit_env)
+    withheld = ", ".join(sorted(name for name in environment if name not in inherited and looks_secret(name))) or "none"
+    detail = f"inherits {len(inherited)} of {len(environment)} variables; not inherited, as possible secrets: {withheld}"
+    return Finding("environment of runs", True, detail)
+
+
+def check_secrets(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Check that every secret can be read. Its value is not shown."""
+    from evalrpc.secrets.registry import Secrets
+
+    secrets = Secrets(settings.secrets, environment)
+    for name in sorted(settings.secrets):
+        problem = secrets.problem(name)
+        yield Finding(f"secret {name}", not problem, problem or f"can be read; for {', '.join(settings.secrets[name].owners)}")
 
 
 def check_data_dir(data_dir: Path) -> Finding:

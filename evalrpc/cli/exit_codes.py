@@ -9,14 +9,21 @@ from typing import Final, NoReturn, Self
 import click
 
 from evalrpc.cli.output import print_line
-from evalrpc.errors import EvalrpcError, InvalidRequestError, PermissionDeniedError, UnauthenticatedError, UnavailableError
+from evalrpc.errors import (
+    EvalrpcError,
+    FieldsRefusedError,
+    InvalidRequestError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+    UnavailableError,
+)
 
 
 class ExitCode(IntEnum):
     """What a script may depend on. Each has a text for the help."""
 
     DONE = 0, "done"
-    NOT_PASSED = 1, "the job failed or was cancelled, the gate of a comparison did not pass, or doctor found something wrong"
+    NOT_PASSED = 1, "the job failed or was cancelled, the gate of a comparison did not pass, or a check found something wrong"
     WRONG_CALL = 2, "the call was wrong, or the server refused it"
     UNREACHABLE = 3, "the server can't be reached, or can't answer now"
     NOT_ALLOWED = 4, "not signed in, or not allowed"
@@ -70,7 +77,7 @@ def _exit_code(error: Exception) -> ExitCode:
 
 def _lines(error: Exception, address: str) -> list[str]:
     match error:
-        case InvalidRequestError():
+        case InvalidRequestError() | FieldsRefusedError():
             return _violation_lines(error) or [error.message]
         case UnavailableError() if error.reason != UnavailableError.reason:  # the server itself said so
             return [f"the server at {address} can't do this now: {error.message}"]
@@ -94,7 +101,7 @@ def require_linux() -> None:
         fail(ExitCode.WRONG_CALL, f"the server needs Linux, and this is {system}; the other commands work here, with --address")
 
 
-def _violation_lines(error: InvalidRequestError) -> list[str]:
+def _violation_lines(error: InvalidRequestError | FieldsRefusedError) -> list[str]:
     context = click.get_current_context(silent=True)
     parameters = context.command.params if context else []
     flags = {p.name or "": p.opts[0] if isinstance(p, click.Option) else p.human_readable_name for p in parameters}

@@ -17,7 +17,7 @@ from evalrpc.client.arguments import parse_value
 from evalrpc.v1.jobs_pb2 import SubmitJobRequest
 
 _DICTS: Final = ("model_args", "gen_kwargs")
-_KEYS: Final = (*REQUEST_FIELDS, *SUBMISSION_FIELDS, *_DICTS, "tasks", "timeout")
+_KEYS: Final = (*REQUEST_FIELDS, *SUBMISSION_FIELDS, *_DICTS, "secrets", "tasks", "timeout")
 _DOTTED: Final = (*(f"{name}.KEY" for name in _DICTS), "label.KEY")
 _OPTIONS: Final = {option.name: option for option in submit_command.params if isinstance(option, click.Option)}
 
@@ -65,7 +65,9 @@ def _apply(submission: SubmitJobRequest, key: str, text: str) -> None:
     elif name in _DICTS and entry:
         _set_entry(submission, name, entry, text)
     elif key in _KEYS:
-        apply_flags(submission, {**dict.fromkeys(_OPTIONS), "tasks": (), "labels": (), key: _value(_OPTIONS[key], text)})
+        apply_flags(
+            submission, {**dict.fromkeys(_OPTIONS), "tasks": (), "secrets": (), "labels": (), key: _value(_OPTIONS[key], text)}
+        )
     else:
         keys = [*_KEYS, *_DOTTED]
         raise click.UsageError(f"--set: there is no {key!r}{did_you_mean(key, keys)} What can be set is {', '.join(keys)}.")

@@ -84,6 +84,9 @@ SUBMISSION_FIELDS: Final = ("request_id", "priority", "max_attempts", "supersede
 @click.option(
     "--max-bad-answer-ratio", type=float, metavar="RATIO", help="Fail if a larger share of answers failed. Default: 1."
 )
+@click.option(
+    "--secret", "secrets", multiple=True, metavar="NAME", help="Give the run this secret of the operator's. May be repeated."
+)
 @click.option("--output-dir", metavar="DIR", help="Write the results to this folder on the server.")
 @click.option("--tasks-separately", is_flag=True, default=None, help="Run the tasks one by one, each with its results at once.")
 @click.option("--request-id", metavar="ID", help="Make the submission safe to repeat with this id. Default: a fresh one.")
@@ -145,15 +148,15 @@ def submission_of(job: JobInfo) -> SubmitJobRequest:
     )
 
 
-def read_submission(file: str) -> SubmitJobRequest:
-    """Read a SubmitJobRequest, or an EvaluateRequest, from protobuf JSON. Raises click.UsageError."""
+def read_submission(file: str, parameter: str = "--file") -> SubmitJobRequest:
+    """Read a SubmitJobRequest, or an EvaluateRequest, from protobuf JSON. Raises click.UsageError, naming the parameter."""
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text()
         return _parse_submission(json.loads(text))
     except OSError as error:
-        raise click.UsageError(f"--file {file}: {error.strerror}") from error
+        raise click.UsageError(f"{parameter} {file}: {error.strerror}") from error
     except (ValueError, json_format.ParseError) as error:
-        raise click.UsageError(f"--file {file}: {error}") from error
+        raise click.UsageError(f"{parameter} {file}: {error}") from error
 
 
 def _parse_submission(values: Any) -> SubmitJobRequest:
@@ -177,6 +180,8 @@ def apply_flags(submission: SubmitJobRequest, flags: Mapping[str, Any]) -> None:
 def _apply_compound_flags(submission: SubmitJobRequest, flags: Mapping[str, Any]) -> None:
     if flags["tasks"]:
         submission.request.tasks[:] = split_commas(flags["tasks"])
+    if flags["secrets"]:
+        submission.request.secrets[:] = flags["secrets"]
     for name in ("model_args", "gen_kwargs"):
         if flags[name] is not None:
             getattr(submission.request, name).CopyFrom(values.arguments(name, flags[name]))

@@ -84,6 +84,7 @@ class AsyncEvalClient(AsyncTransport):
         tasks_separately: bool = False,
         gpu_mode: GpuMode.ValueType = GpuMode.GPU_MODE_UNSPECIFIED,
         max_bad_answer_ratio: float | None = None,
+        secrets: Sequence[str] | str = (),
         **options: Unpack[core.SubmitOptions],
     ) -> JobInfo:
         """Submit an evaluation from plain values and return the job. See `submit` for options and errors.
@@ -111,6 +112,7 @@ class AsyncEvalClient(AsyncTransport):
             tasks_separately=tasks_separately,
             gpu_mode=gpu_mode,
             max_bad_answer_ratio=max_bad_answer_ratio,
+            secrets=secrets,
         )
         return await self.submit(request, **options)
 

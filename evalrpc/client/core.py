@@ -134,8 +134,9 @@ def evaluate_request(
     tasks_separately: bool = False,
     gpu_mode: GpuMode.ValueType = GpuMode.GPU_MODE_UNSPECIFIED,
     max_bad_answer_ratio: float | None = None,
+    secrets: Sequence[str] | str = (),
 ) -> EvaluateRequest:
-    """Build the request from plain values. None leaves a field absent; a single task may be a plain string.
+    """Build the request from plain values. None leaves a field absent; a single task or secret may be a plain string.
 
     Raises TypeError or ValueError that names the argument, or the key in it, which can't be sent.
     """
@@ -157,6 +158,7 @@ def evaluate_request(
         tasks_separately=tasks_separately,
         gpu_mode=gpu_mode,
         max_bad_answer_ratio=max_bad_answer_ratio,
+        secrets=values.texts("secrets", secrets),
     )
 
 

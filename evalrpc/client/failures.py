@@ -13,6 +13,7 @@ from evalrpc.errors import (
     DOMAIN,
     ConfigurationError,
     EvalrpcError,
+    FieldsRefusedError,
     FieldViolation,
     InvalidRequestError,
     JobNotCompletedError,
@@ -103,7 +104,7 @@ def build_error(code: str, message: str, details: ErrorDetails) -> EvalrpcError:
     """Build the error for this status code and these details."""
     cls = _error_class(code, details.reason)
     options: dict[str, Any] = {"metadata": details.metadata, "retry_delay_seconds": details.retry_delay_seconds}
-    if issubclass(cls, InvalidRequestError):
+    if issubclass(cls, InvalidRequestError | FieldsRefusedError):
         options["violations"] = details.violations
     error = cls(message, **options)
     error.reason = details.reason or error.reason

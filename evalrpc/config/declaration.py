@@ -73,7 +73,10 @@ class Setting:
         try:
             parsed = self.kind.parse(value, folder)
         except (TypeError, ValueError) as error:
-            found = f", not {value!r}" if isinstance(value, str | int | float) else ""  # tables may hold secrets
+            is_shown = isinstance(value, str | int | float) and not self.name.startswith(
+                "secrets."
+            )  # tables may hold secrets, too
+            found = f", not {value!r}" if is_shown else ""
             raise self._refusal(f"be {self.kind.description}{found}", source) from error
         self.check(parsed, source)
         return parsed
@@ -169,6 +172,12 @@ def _strings(value: Any, folder: Path) -> tuple[str, ...]:
     return tuple(_string(item, folder) for item in value)
 
 
+def _names(value: Any, folder: Path) -> tuple[str, ...]:
+    """Take a list, or text with commas, as flags and variables have it."""
+    items = value.split(",") if isinstance(value, str) else value
+    return tuple(item.strip() for item in _strings(items, folder) if item.strip())
+
+
 def _paths(value: Any, folder: Path) -> tuple[Path, ...]:
     return tuple(_path(item, folder) for item in _strings(value, folder))
 
@@ -186,7 +195,9 @@ OCTAL_NUMBER: Final = Kind("an octal number", "MODE", _octal_number, lambda numb
 STRING: Final = Kind("a string", "TEXT", _string)
 STRING_OR_INTEGER: Final = Kind("a string or an integer", "TEXT", _string_or_integer)
 FOLDER: Final = Kind("a path", "DIR", _path)
+FILE: Final = Kind("a path", "FILE", _path)
 PROGRAM: Final = Kind("a program's path or name", "PROGRAM", _program)
 STRINGS: Final = Kind("a list of strings", "", _strings)
+NAMES: Final = Kind("a list of names or of globs, in a flag or variable with commas", "A,B", _names, ", ".join)
 FOLDERS: Final = Kind("a list of paths", "", _paths)
 VARIABLES: Final = Kind("a table of strings by variable name", "", _variables)

@@ -1,6 +1,7 @@
 """Reads settings: flags over environment over TOML file over defaults.
 
-The TOML file has the fields of `Settings` at its top level and one `[harnesses.NAME]` table per harness. Relative paths in it
+The TOML file has the fields of `Settings` at its top level, a `[harnesses.NAME]` table per harness, in it perhaps a table
+`policy`, and a `[secrets.NAME]` table per secret. Relative paths in it
 are relative to the file, others to the working directory. An environment variable that is empty counts as unset.
 """
 
@@ -11,11 +12,17 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from evalrpc.config.declaration import settings_of
+from evalrpc.config.policy import PolicySettings
+from evalrpc.config.secrets import SOURCES, SecretSettings
 from evalrpc.config.settings import SETTINGS, HarnessSettings, Settings
 from evalrpc.errors import ConfigurationError
 
 _HARNESSES: Final = "harnesses"
+_POLICY: Final = "policy"
+_SECRETS: Final = "secrets"
 _HARNESS_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_SECRET_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_NO_SECRET: Final = re.compile(r"EVALRPC_.*|CUDA_VISIBLE_DEVICES")  # the server itself sets these for every run
 
 
 class _Given(NamedTuple):
@@ -38,6 +45,7 @@ def load_settings(
     """
     given = _read_file(config_file) if config_file else {}
     harnesses = _read_harnesses(given.pop(_HARNESSES)) if _HARNESSES in given else {}
+    secrets = _read_secrets(given.pop(_SECRETS)) if _SECRETS in given else {}
     for name, setting in SETTINGS.items():
         if value := environment.get(setting.variable):
             given[name] = _Given(value, Path(), setting.variable)
@@ -46,7 +54,7 @@ def load_settings(
     values = {name: SETTINGS[name].read(*what) for name, what in given.items()}
     if harnesses:
         values[_HARNESSES] = harnesses
-    return Settings(**values)
+    return Settings(**values, secrets=secrets)
 
 
 def _read_file(path: Path) -> dict[str, _Given]:
@@ -56,7 +64,7 @@ def _read_file(path: Path) -> dict[str, _Given]:
         raise ConfigurationError(f"config file {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"config file {path}: {error}") from error
-    known = {*SETTINGS, _HARNESSES}
+    known = {*SETTINGS, _HARNESSES, _SECRETS}
     if unknown := set(values) - known:
         raise ConfigurationError(f"config file {path}: unknown setting {min(unknown)}; there are: {', '.join(sorted(known))}")
     return {name: _Given(value, path.parent, str(path)) for name, value in values.items()}
@@ -71,18 +79,54 @@ def _read_harness(name: str, table: _Given) -> HarnessSettings:
     where = f"{_HARNESSES}.{name}"
     _require(bool(_HARNESS_NAME.fullmatch(name)), where, "a name has small letters, digits, `.`, `_` and `-`", table.source)
     _require(isinstance(table.value, dict), where, "must be a table", table.source)
-    declared = settings_of(HarnessSettings, prefix=f"{where}.")
-    for key in table.value:
-        _require(key in declared, f"{where}.{key}", f"is unknown; there are: {', '.join(sorted(declared))}", table.source)
-    given = {"kind": name, "working_dir": "", **table.value}
-    values = {key: declared[key].read(value, table.folder, table.source) for key, value in given.items()}
+    policy = _read_policy(f"{where}.{_POLICY}", table._replace(value=table.value.get(_POLICY, {})))
+    given = {key: value for key, value in table.value.items() if key != _POLICY}
+    values = _read_keys(HarnessSettings, where, table._replace(value={"kind": name, "working_dir": "", **given}), (_POLICY,))
     _require(
         values["kind"] != "command" or bool(values.get("command")),
         f"{where}.command",
         "is needed for the kind `command`",
         table.source,
     )
-    return HarnessSettings(name=name, **values)
+    return HarnessSettings(name=name, policy=policy, **values)
+
+
+def _read_policy(where: str, table: _Given) -> PolicySettings:
+    policy = PolicySettings(**_read_keys(PolicySettings, where, table))
+    longest, default = policy.max_timeout_seconds, policy.default_timeout_seconds
+    _require(
+        longest is None or default is None or default <= longest,
+        f"{where}.default_timeout_seconds",
+        "must not be more than `max_timeout_seconds`",
+        table.source,
+    )
+    return policy
+
+
+def _read_secrets(tables: _Given) -> dict[str, SecretSettings]:
+    _require(isinstance(tables.value, dict), _SECRETS, "must be tables such as [secrets.HF_TOKEN]", tables.source)
+    return {name: _read_secret(name, tables._replace(value=table)) for name, table in tables.value.items()}
+
+
+def _read_secret(name: str, table: _Given) -> SecretSettings:
+    where = f"{_SECRETS}.{name}"
+    is_variable = _SECRET_NAME.fullmatch(name) and not _NO_SECRET.fullmatch(name)
+    _require(bool(is_variable), where, "a name is that of an environment variable which the server does not set", table.source)
+    values = _read_keys(SecretSettings, where, table)
+    sources = ", ".join(f"`{source}`" for source in SOURCES)
+    _require(sum(source in values for source in SOURCES) == 1, where, f"must have exactly one of {sources}", table.source)
+    _require("owners" in values, f"{where}.owners", 'is required: a list of owners, or ["*"] for everybody', table.source)
+    return SecretSettings(**values)
+
+
+def _read_keys(declaring: type, where: str, table: _Given, others: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the checked values of a table whose keys a dataclass declares; `others` are known besides, and read elsewhere."""
+    _require(isinstance(table.value, dict), where, "must be a table", table.source)
+    declared = settings_of(declaring, prefix=f"{where}.")
+    known = ", ".join(sorted((*declared, *others)))
+    for key in table.value:
+        _require(key in declared, f"{where}.{key}", f"is unknown; there are: {known}", table.source)
+    return {key: declared[key].read(value, table.folder, table.source) for key, value in table.value.items()}
 
 
 def _require(condition: bool, name: str, rule: str, source: str) -> None:

@@ -12,6 +12,7 @@ from evalrpc.config.declaration import (
     FOLDER,
     FOLDERS,
     INTEGER,
+    NAMES,
     NUMBER,
     OCTAL_NUMBER,
     PROGRAM,
@@ -26,9 +27,22 @@ from evalrpc.config.declaration import (
     setting,
     settings_of,
 )
+from evalrpc.config.policy import PolicySettings
+from evalrpc.config.secrets import SecretSettings
 
 LMMS_EVAL: Final = "lmms-eval"
 """The harness of a server that configures none."""
+
+INHERITED_VARIABLES: Final = (
+    *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TERM", "LANG", "LANGUAGE", "LC_*", "TZ", "TMPDIR"),
+    *("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "LD_LIBRARY_PATH", "PYTHONHASHSEED"),
+    *("CUDA_*", "NVIDIA_*", "NCCL_*", "ROCM_*", "HIP_*", "HSA_*", "GLOO_*", "UCX_*"),
+    *("HF_*", "HUGGINGFACE_*", "TRANSFORMERS_*", "TOKENIZERS_PARALLELISM", "TORCH*", "PYTORCH_*", "TRITON_*", "NLTK_DATA"),
+    *("LMMS_EVAL_*", "LMEVAL_*", "INSPECT_*", "VLLM_*", "SGLANG_*"),
+    *("OMP_*", "MKL_*", "OPENBLAS_*", "NUMEXPR_*", "MALLOC_*"),
+    *("*_PROXY", "*_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+)
+"""The variables of the server that a run has by default: what harnesses, their libraries and CUDA read."""
 
 _ADDRESS: Final = re.compile(r"(.+):([0-9]{1,5})", re.DOTALL)
 _GPUS: Final = re.compile(r"auto|\d*|\w[\w.:/-]*(,\w[\w.:/-]*)*")
@@ -103,6 +117,8 @@ class HarnessSettings:
     args: tuple[str, ...] = setting(
         (), STRINGS, "Arguments added to every command line that the harness builds itself.", default_text="none"
     )
+    policy: PolicySettings = PolicySettings()
+    """Its table `policy`."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +231,14 @@ class Settings:
         "The group, by name or number, of files and folders below `output_root`.",
         default_text="the server's own",
     )
+    inherit_env: tuple[str, ...] = setting(
+        INHERITED_VARIABLES,
+        NAMES,
+        "The environment variables of the server that runs inherit, as globs; all others they don't see. What looks like a "
+        "secret (`*TOKEN`, `*_KEY`, `*SECRET*`, `*PASSWORD*` and the like, in any case) is inherited only if it is named "
+        "without `*`: better make it one of the secrets. A harness's `env` adds further variables.",
+        default_text=", ".join(f"`{name}`" for name in INHERITED_VARIABLES),
+    )
     reservation_seconds: float = _seconds(
         600.0,
         "How long smaller jobs may overtake one that needs more GPUs than are free; after that, GPUs are reserved for it.",
@@ -283,6 +307,9 @@ class Settings:
     harnesses: Mapping[str, HarnessSettings] = field(default_factory=lambda: {LMMS_EVAL: HarnessSettings(LMMS_EVAL, LMMS_EVAL)})
     """The harnesses by name. Default: `lmms-eval` in the server's own environment."""
 
+    secrets: Mapping[str, SecretSettings] = field(default_factory=dict)
+    """The secrets by name."""
+
     def __post_init__(self) -> None:
         """Reject invalid settings."""
         for name, declared in SETTINGS.items():
@@ -290,7 +317,7 @@ class Settings:
 
 
 SETTINGS: Final = settings_of(Settings)
-"""The declaration of each setting but `harnesses`, which are tables of the config file only."""
+"""The declaration of each setting but `harnesses` and `secrets`, which are tables of the config file only."""
 
 
 def parse_listen(listen: str) -> tuple[str, int]:

@@ -116,6 +116,20 @@ def open_regular_file(path: Path) -> Iterator[int | None]:
 
 
 @contextmanager
+def open_to_overwrite(path: Path) -> Iterator[int | None]:
+    """Open a file in a run's own folder for reading and writing, as `open_regular_file` does for reading.
+
+    Raises OSError also if it has another name, too: a run may have linked a file that is not its own.
+    """
+    with _opened(path, _FILE | os.O_RDWR) as descriptor:
+        if descriptor is not None:
+            _require_regular(descriptor, path.name)
+            if os.fstat(descriptor).st_nlink > 1:
+                raise OSError(errno.EMLINK, "it has other names, too", path.name)
+        yield descriptor
+
+
+@contextmanager
 def open_in(folder: Path, path: Path | str) -> Iterator[BinaryIO]:
     """Open a regular file in a run's folder or below it for reading. `path` is relative, or begins with the folder.
 

@@ -46,6 +46,8 @@ class Command:
     """Command lines to run after `argv`, in sequence, even if earlier ones fail. Not set by harnesses."""
     umask: int = PRIVATE_UMASK
     """The permissions that its files must not have. Not set by harnesses."""
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Further variables, which override `env` and are secrets: never stored, logged or shown. Not set by harnesses."""
     watched_dirs: tuple[Path, ...] = ()
     """Folders whose files the outcome depends on, besides the installation. It may be cached until they change."""
 

@@ -2,15 +2,20 @@
 
 import os
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+from evalrpc.errors import FileUnreadableError
 from evalrpc.files.opening import open_regular_file
 from evalrpc.jobs.paths import log_path
 from evalrpc.reading.attempts import attempt_number, run_dir
 from evalrpc.reading.disk import read_on, require_inside
+from evalrpc.secrets.logs import mask_of_log, read_masked
+from evalrpc.secrets.masking import NO_MASK, Mask
+from evalrpc.secrets.registry import Secrets
 from evalrpc.v1.files_pb2 import ReadLogRequest, ReadLogResponse
-from evalrpc.v1.jobs_pb2 import JOB_STATUS_QUEUED, JOB_STATUS_RUNNING
+from evalrpc.v1.jobs_pb2 import JOB_STATUS_QUEUED, JOB_STATUS_RUNNING, JobInfo
 from evalrpc.watching.feed import Feed, Send
 from evalrpc.watching.wakeups import Heartbeat, Intervals
 
@@ -22,10 +27,11 @@ _FOLLOW_SECONDS: Final = 0.25
 class LogReader:
     """Reads logs for callers. Runs on the event loop; memory stays at one chunk however large a log is."""
 
-    def __init__(self, feed: Feed, data_dir: Path, readers: Executor) -> None:
+    def __init__(self, feed: Feed, data_dir: Path, readers: Executor, secrets: Secrets) -> None:
         self._feed = feed
         self._data_dir = data_dir
         self._readers = readers
+        self._secrets = secrets
 
     async def read_log(self, job_id: str, call: ReadLogRequest, heartbeats: Intervals | None, send: Send) -> None:
         """Send the bytes of a log, and with `follow` what is appended until the attempt has ended, and heartbeats.
@@ -39,19 +45,23 @@ class LogReader:
             await self._wait(job_id, heartbeat, call.offset, 0, send)
             job = await self._feed.read_job(job_id)
         attempt = attempt_number(job, call.attempt)
-        path = log_path(run_dir(self._data_dir, job, attempt))
+        folder = run_dir(self._data_dir, job, attempt)
+        path = log_path(folder)
+        mask = await read_on(self._readers, lambda: _mask(self._secrets, job, folder)) if job.request.secrets else NO_MASK
         offset = call.offset
         require_inside(offset, await read_on(self._readers, lambda: _size(path)))
         while True:
             # Read the status before the file, so that the file has everything written before the end of the attempt.
             job = await self._feed.read_job(job_id)
-            while data := await read_on(self._readers, lambda at=offset: _read_at(path, at, CHUNK_BYTES)):  # type: ignore[misc]
+            is_growing = job.status == JOB_STATUS_RUNNING and job.attempt == attempt
+            read = partial(_read_at, path, mask=mask, is_growing=is_growing)
+            while data := await read_on(self._readers, partial(read, offset)):
                 message = ReadLogResponse(data=data, offset=offset, attempt=attempt).SerializeToString()
                 offset += len(data)
                 del data  # a client that does not read makes the message stay long enough
                 await send(message)
                 heartbeat.sent()
-            if not call.follow or job.status != JOB_STATUS_RUNNING or job.attempt != attempt:
+            if not (call.follow and is_growing):
                 return
             await self._wait(job_id, heartbeat, offset, attempt, send)
 
@@ -69,7 +79,15 @@ def _size(path: Path) -> int:
         return 0 if descriptor is None else os.fstat(descriptor).st_size
 
 
-def _read_at(path: Path, offset: int, size_bytes: int) -> bytes:
-    """Read part of a file; nothing if there is none. Raises OSError."""
+def _read_at(path: Path, offset: int, *, mask: Mask, is_growing: bool) -> bytes:
+    """Read part of a log; nothing if there is none. Raises OSError."""
     with open_regular_file(path) as descriptor:
-        return b"" if descriptor is None else os.pread(descriptor, size_bytes, offset)
+        return b"" if descriptor is None else read_masked(descriptor, offset, CHUNK_BYTES, mask, is_growing=is_growing)
+
+
+def _mask(secrets: Secrets, job: JobInfo, folder: Path) -> Mask:
+    """Return with what the log of an attempt is masked. Raises FileUnreadableError if a value is not known."""
+    mask = mask_of_log(secrets, job, folder)
+    if mask.unreadable:
+        raise FileUnreadableError(f"the log is withheld: {mask.problem}")
+    return mask

@@ -12,6 +12,8 @@ from evalrpc.files.opening import open_regular_file
 from evalrpc.harnesses.failures import strip_colours
 from evalrpc.jobs.transitions import MAX_TAIL_BYTES, MAX_TAIL_LINES
 from evalrpc.protobuf.texts import last_lines
+from evalrpc.secrets.logs import read_masked
+from evalrpc.secrets.masking import NO_MASK, Mask
 
 _READ_BYTES: Final = 1024 * 1024
 _MAX_STRETCH_BYTES: Final = 2 * 1024 * 1024
@@ -26,8 +28,9 @@ class LogFollower:
     A log that can't be read has nothing new: the progress of a run is not worth its end. The next look may read it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mask: Mask = NO_MASK) -> None:
         self._path = path
+        self._mask = mask
         self._offset = 0
         self._partial = b""
 
@@ -45,11 +48,11 @@ class LogFollower:
                 lines.append(self._partial)
                 self._partial = b""
             for line in lines:
-                yield plain(line)
+                yield self._plain(line)
 
     def last_line(self) -> str:
         """Return the line that is not completed yet: a progress bar ends where the cursor stands."""
-        return plain(self._partial)
+        return self._plain(self._partial)
 
     def end_line(self) -> str:
         """Return the line that is not completed yet, and take it for completed."""
@@ -66,6 +69,10 @@ class LogFollower:
         """Return how many bytes the log has now."""
         status = self._status()
         return status.st_size if status is not None else 0
+
+    def _plain(self, line: bytes) -> str:
+        """Return a line masked; nothing of one that can't be."""
+        return "" if self._mask.unreadable else plain(self._mask.data(line))
 
     def _status(self) -> os.stat_result | None:
         with suppress(OSError), open_regular_file(self._path) as log:
@@ -84,16 +91,23 @@ class LogFollower:
 
 
 def read_tail(
-    path: Path, max_lines: int = MAX_TAIL_LINES, max_bytes: int = MAX_TAIL_BYTES, begin: int = 0, end: int | None = None
+    path: Path,
+    max_lines: int = MAX_TAIL_LINES,
+    max_bytes: int = MAX_TAIL_BYTES,
+    begin: int = 0,
+    end: int | None = None,
+    mask: Mask = NO_MASK,
 ) -> list[str]:
     """Return the last lines of a log, or of a stretch of it, for people: no colour codes, of a progress bar its last state, and
-    none of them empty.
+    none of them empty. If a value of the mask is not known, only a line that says so.
 
     Nothing where there is no log. Where it can't be read, or is no file any more, a line that says why. Raises OSError where
     the server lacks something at present, or its disk fails.
     """
+    if mask.unreadable:
+        return [f"(the log is withheld: {mask.problem})"]
     try:
-        data = _read_end(path, begin, end)
+        data = _read_end(path, begin, end, mask)
     except OSError as error:
         require_no_shortage(error)
         return [unreadable(error).message]
@@ -106,7 +120,7 @@ def plain(line: bytes) -> str:
     return _CONTROL.sub("", strip_colours(line.decode(errors="replace"))).rstrip()
 
 
-def _read_end(path: Path, begin: int, end: int | None) -> bytes:
+def _read_end(path: Path, begin: int, end: int | None, mask: Mask) -> bytes:
     """Return the end of a stretch of a file. Raises OSError."""
     with open_regular_file(path) as log:
         if log is None:
@@ -114,4 +128,4 @@ def _read_end(path: Path, begin: int, end: int | None) -> bytes:
         size_bytes = os.fstat(log).st_size
         end = size_bytes if end is None else min(end, size_bytes)
         begin = min(max(begin, end - 4 * _MAX_LINE_BYTES), end)
-        return os.pread(log, end - begin, begin)
+        return read_masked(log, begin, end - begin, mask, is_growing=False)

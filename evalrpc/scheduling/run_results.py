@@ -19,6 +19,7 @@ from evalrpc.results.results_file import write_results
 from evalrpc.scheduling.kept_steps import RunSteps
 from evalrpc.scheduling.log_tail import read_tail
 from evalrpc.scheduling.results_reader import ResultsReader
+from evalrpc.secrets.masking import NO_MASK, Mask
 from evalrpc.v1.jobs_pb2 import JobError
 from evalrpc.v1.results_pb2 import ModelResult
 
@@ -33,7 +34,9 @@ class RunResults:
     OSError.
     """
 
-    def __init__(self, run: Run, reader: ResultsReader, steps: RunSteps, handle: RunHandle, log_path: Path) -> None:
+    def __init__(
+        self, run: Run, reader: ResultsReader, steps: RunSteps, handle: RunHandle, log_path: Path, mask: Mask = NO_MASK
+    ) -> None:
         self._run = run
         self._reader = reader
         self._all_steps = steps
@@ -41,6 +44,7 @@ class RunResults:
         self._kept = list(steps.kept)
         self._handle = handle
         self._log_path = log_path
+        self._mask = mask
         self._judged = 0
         self._failures: list[tuple[Run, RunFailedError]] = []
         self._files: dict[str, object] = {}
@@ -87,6 +91,8 @@ class RunResults:
     def _take_over(self, found: Results) -> Results:
         """Return what the job's message can hold. All that it lacks is on the disk by then."""
         complete = with_artifact_names(found, self._run.output_dir)
+        for result in complete.values():
+            result.warnings[:] = map(self._mask.text, result.warnings)
         kept = bounded(complete, results_room(self._run.request.ByteSize()))
         if lacks_some(kept):
             write_results(results_path(self._run.attempt_dir), complete)
@@ -106,11 +112,11 @@ class RunResults:
         number = self._judged
         begin, end = ([0, *ends][number], [*ends, None][number])  # None: to the end of the log
         try:
-            found = self._read_step(number, read_tail(self._log_path, _JUDGED_LINES, _JUDGED_BYTES, begin, end))
+            found = self._read_step(number, read_tail(self._log_path, _JUDGED_LINES, _JUDGED_BYTES, begin, end, self._mask))
             self._merged.add(_of_attempt(found, self._run.attempt))
             self._all_steps.note_finished(self._steps[number])
         except RunFailedError as error:
-            error.job_error.log_tail[:] = map(without_listing, read_tail(self._log_path, begin=begin, end=end))
+            error.job_error.log_tail[:] = map(without_listing, read_tail(self._log_path, begin=begin, end=end, mask=self._mask))
             self._failures.append((self._steps[number], error))
         self._judged += 1  # last: a step that could not be read for want of something is judged by the next look
 

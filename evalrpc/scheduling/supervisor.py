@@ -38,6 +38,9 @@ from evalrpc.scheduling.results_reader import ResultsReader
 from evalrpc.scheduling.run_bounds import BoundsWatch, RunBounds
 from evalrpc.scheduling.run_progress import RunProgress
 from evalrpc.scheduling.run_results import RunResults
+from evalrpc.secrets.logs import overwrite_values
+from evalrpc.secrets.masking import NO_MASK, Mask
+from evalrpc.secrets.registry import Secrets
 from evalrpc.store.base import ANY, Expected, Store
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.results_pb2 import ModelResult
@@ -76,6 +79,7 @@ class RunDependencies:
     run_bounds: RunBounds
     measurer: ThreadExecutor
     publish_progress: Callable[[pb.JobInfo], None]
+    secrets: Secrets = field(default_factory=Secrets)
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def run_key(self, job: pb.JobInfo) -> RunKey:
@@ -264,7 +268,7 @@ class Supervisor:
         try:
             return self._supervise(job, key)
         except RunFailedError as error:
-            return self._failure(error.job_error, key)
+            return self._failure(error.job_error, key, self._mask(job))
 
     def _supervise(self, job: pb.JobInfo, key: RunKey) -> _Change | None:
         """Start the run, unless it has begun, and follow it to its end. Raises RunFailedError, OSError."""
@@ -277,11 +281,11 @@ class Supervisor:
         output_dir = Path(job.attempts[-1].output_dir)
         run = Run(job.job_id, job.attempt, job.request, key.attempt_dir, output_dir, len(job.gpus))
         steps = RunSteps(harness, steps_of(run), is_last_attempt=job.attempt >= job.max_attempts)
-        handle = self._handle = self._handle or self._start(harness, run, steps.to_run, key)
+        handle = self._handle = self._handle or self._start(harness, run, steps.to_run, key, job.owner)
         reader = self._results_reader = self._results_reader or ResultsReader(
             harness, self._dependencies.harness_settings[job.request.harness]
         )
-        found = self._found = RunResults(run, reader, steps, handle, key.log_path)
+        found = self._found = RunResults(run, reader, steps, handle, key.log_path, self._mask(job))
         progress = self._progress = self._new_progress(job, harness, steps.to_run, handle, key)
         bounds = self._bounds = self._bounds or self._new_bounds(run, key)
         ending = self._ending = self._ending or self._follow(handle, job, progress, found, bounds)
@@ -307,11 +311,13 @@ class Supervisor:
         if self._handle is None and self._may_have_begun:
             self._handle = self._dependencies.executor.find(key)
 
-    def _start(self, harness: Harness, run: Run, steps: Sequence[Run], key: RunKey) -> RunHandle:
+    def _start(self, harness: Harness, run: Run, steps: Sequence[Run], key: RunKey, owner: str) -> RunHandle:
         if not run.output_dir.exists():  # a power cut has taken the folders
             with suppress(OSError):  # what this means to the run, the run will tell
                 self._make_folders(steps)
-        command = replace(command_of(harness, steps), umask=self._dependencies.output_access.umask_in(run.output_dir))
+        secrets = self._dependencies.secrets.read(run.request.secrets, owner)
+        umask = self._dependencies.output_access.umask_in(run.output_dir)
+        command = replace(command_of(harness, steps), umask=umask, secrets=secrets)
         place = {"node": self._resources.node, "gpus": self._resources.devices}
         _log.info("starting %s", command.argv[0], extra={"job_id": run.job_id, "attempt": run.attempt, **place})
         self._may_have_begun = True
@@ -324,18 +330,27 @@ class Supervisor:
             self._dependencies.output_access.make_folder(step.output_dir)
 
     def _end(self, handle: RunHandle, job: pb.JobInfo, grace_seconds: float) -> None:
-        """End all that is left of the run. The devices of one that can't be ended are quarantined."""
+        """End all that is left of the run, and mask its log. The devices of one that can't be ended are quarantined."""
         try:
             handle.end(grace_seconds)
         except RunFailedError as error:
             self._dependencies.quarantine(job, error.message)
             raise
+        try:
+            if job.request.secrets:
+                overwrite_values(self._dependencies.run_key(job).attempt_dir, self._mask(job))
+        except OSError as error:  # it is still masked whenever it is read
+            _log.warning("can't mask the log: %s", _reason(error), extra={"job_id": self._job_id})
+
+    def _mask(self, job: pb.JobInfo) -> Mask:
+        """Return with what all that comes from the run is masked; with nothing before it has begun."""
+        return self._dependencies.secrets.mask(job.request.secrets) if self._may_have_begun else NO_MASK
 
     def _new_progress(
         self, job: pb.JobInfo, harness: Harness, steps: Sequence[Run], handle: RunHandle, key: RunKey
     ) -> RunProgress:
         tasks = [step.request.tasks[0] for step in steps] if len(job.request.tasks) > len(steps[0].request.tasks) else [""]
-        log = LogFollower(key.log_path)
+        log = LogFollower(key.log_path, self._mask(job))
         return RunProgress(job, log, harness, self._dependencies.clock, self._publish, tasks, handle.step_ends)
 
     def _new_bounds(self, run: Run, key: RunKey) -> BoundsWatch:
@@ -398,10 +413,10 @@ class Supervisor:
 
         return cancel
 
-    def _failure(self, error: pb.JobError, key: RunKey) -> _Change:
-        error.message = transitions.shorten(error.message)
+    def _failure(self, error: pb.JobError, key: RunKey, mask: Mask) -> _Change:
+        error.message = transitions.shorten(mask.text(error.message))
         if not error.log_tail:  # of a step it has its own
-            error.log_tail[:] = map(without_listing, read_tail(key.log_path))
+            error.log_tail[:] = map(without_listing, read_tail(key.log_path, mask=mask))
         progress = self._progress.finish() if self._progress is not None else None
 
         def fail(job: pb.JobInfo) -> None:

@@ -21,6 +21,7 @@ from evalrpc.clock import Clock, SystemClock
 from evalrpc.config import Settings, parse_listen
 from evalrpc.errors import ConfigurationError, UnavailableError
 from evalrpc.executors.local.cgroups import find_cgroups
+from evalrpc.executors.local.environment import inherited_variables
 from evalrpc.executors.local.executor import LocalExecutor
 from evalrpc.executors.local.gpus import find_gpus
 from evalrpc.files.output_access import output_access
@@ -36,7 +37,9 @@ from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.scheduling.run_bounds import RunBounds
 from evalrpc.scheduling.scheduler import Scheduler
 from evalrpc.scheduling.supervisor import RunDependencies
+from evalrpc.secrets.registry import Secrets
 from evalrpc.server import health, reflection
+from evalrpc.server.admission import Admission
 from evalrpc.server.announcement import announce
 from evalrpc.server.catalog import Catalog
 from evalrpc.server.collector import tune_collector
@@ -74,23 +77,24 @@ def serve(settings: Settings, config_file: Path | None = None) -> None:
     """
     require_descriptors(_START_DESCRIPTORS)
     require_threads(_START_THREADS)
-    set_up_logging(settings.log_format)
+    environment = dict(os.environ)
+    secrets = Secrets(settings.secrets, environment)
+    set_up_logging(settings.log_format, secrets.mask_text)
     ignore_departures()
     os.umask(PRIVATE_UMASK)  # files of jobs are private to this account
-    environment = dict(os.environ)
     # OpenBLAS, which comparisons load, ends the process if it can't start its threads. They need none.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, config_file, environment))
+        runner.run(_serve(settings, config_file, environment, secrets))
 
 
-async def _serve(settings: Settings, config_file: Path | None, environment: Mapping[str, str]) -> None:
+async def _serve(settings: Settings, config_file: Path | None, environment: Mapping[str, str], secrets: Secrets) -> None:
     stop = asyncio.Event()
     stopping = _start_watchdog(settings.stop_seconds)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with running_server(settings, environment=environment) as server:
+    async with running_server(settings, environment=environment, secrets=secrets) as server:
         tune_collector()
         print(f"evalrpc listening on {server.address}", flush=True)
         announced = (server.address, config_file, settings.data_dir, server.cgroups, server.harnesses)
@@ -112,8 +116,9 @@ async def _serve(settings: Settings, config_file: Path | None, environment: Mapp
 class Server:
     """A running server. Created by `running_server`."""
 
-    def __init__(self, settings: Settings, clock: Clock, environment: Mapping[str, str]) -> None:
+    def __init__(self, settings: Settings, clock: Clock, environment: Mapping[str, str], secrets: Secrets) -> None:
         self._settings = settings
+        self._secrets = secrets
         # Check everything that settings can get wrong before opening anything.
         devices = find_gpus(settings.gpus, environment)
         self.harnesses = harnesses = build_harnesses(settings)
@@ -125,7 +130,8 @@ class Server:
         cgroups = find_cgroups(settings.cgroups)
         self.cgroups = cgroups.detail
         """Whether runs have cgroups, or why not."""
-        self._executor = LocalExecutor(environment, devices, cgroups=cgroups.cgroups)
+        inherited = inherited_variables(environment, settings.inherit_env)
+        self._executor = LocalExecutor(inherited, devices, cgroups=cgroups.cgroups)
         queue_state = QueueState(self._executor.nodes, settings.max_running, clock)
         self._feed = Feed(self._store, queue_state, clock, self._pools.readers)
         dependencies = RunDependencies(
@@ -142,10 +148,11 @@ class Server:
             run_bounds=RunBounds(settings.max_log_bytes, settings.max_output_bytes),
             measurer=self._pools.measurers,
             publish_progress=self._feed.publish_progress,
+            secrets=secrets,
         )
         self._scheduler = Scheduler(dependencies, settings.reservation_seconds)
         self._follow_store(queue_state)
-        self._catalog = Catalog(harnesses, self._executor, data_dir)
+        self._catalog = Catalog(harnesses, self._executor, data_dir, secrets.mask_text)
         self._housekeeper = Housekeeper(self._store, clock, data_dir, settings, self._pools.removers)
         self._service = self._build_service(queue_state, clock, data_dir)
         self._housekeeping: asyncio.Task[None] | None = None
@@ -210,7 +217,7 @@ class Server:
         return EvaluationService(
             store=self._store,
             feed=self._feed,
-            logs=LogReader(self._feed, data_dir, pools.readers),
+            logs=LogReader(self._feed, data_dir, pools.readers, self._secrets),
             artifacts=ArtifactReader(self._feed, data_dir, pools.readers, pools.listers, pools.hashers),
             metrics=MetricLister(self._feed, results, pools.listers),
             samples=SampleLister(self._feed, data_dir, self.harnesses, self._settings.harnesses, pools.listers, pools.parsers),
@@ -220,6 +227,7 @@ class Server:
             harnesses=self.harnesses,
             settings=self._settings,
             defaults=self._defaults,
+            admission=Admission(self._settings, self.harnesses, self._defaults),
             data_dir=data_dir,
             clock=clock,
             pools=pools,
@@ -255,10 +263,14 @@ class Server:
 
 @asynccontextmanager
 async def running_server(
-    settings: Settings, clock: Clock | None = None, environment: Mapping[str, str] = os.environ
+    settings: Settings,
+    clock: Clock | None = None,
+    environment: Mapping[str, str] = os.environ,
+    secrets: Secrets | None = None,
 ) -> AsyncIterator[Server]:
-    """Start a server, yield it, and stop it gracefully. Runs inherit `environment`. Raises ConfigurationError."""
-    server = Server(settings, clock or SystemClock(), environment)
+    """Start a server, yield it, and stop it gracefully. Runs inherit some of `environment`. `secrets`: those of the settings,
+    where the caller needs to mask them, too. Raises ConfigurationError."""
+    server = Server(settings, clock or SystemClock(), environment, secrets or Secrets(settings.secrets, environment))
     try:
         await server.start()
         yield server

@@ -40,6 +40,7 @@ def cache_key(harness: Harness, job: JobInfo) -> bytes:
         (command.argv, sorted(command.env.items()), command.cwd, sorted(command.files.items())),
         files,
         request.max_bad_answer_ratio if request.HasField("max_bad_answer_ratio") else None,
+        *([sorted(request.secrets)] if request.secrets else []),  # their names, and never their values
     )
     return hashlib.sha256(repr(facts).encode()).digest()
 

@@ -10,7 +10,7 @@ import json
 import threading
 import uuid
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from heapq import nlargest
@@ -44,11 +44,21 @@ class Names:
 
 
 class Catalog:
-    """The names of every harness, fetched when first needed, with a command that the executor runs. Thread-safe."""
+    """The names of every harness, fetched when first needed, with a command that the executor runs. Thread-safe.
 
-    def __init__(self, harnesses: Mapping[str, Harness], executor: Executor, data_dir: Path) -> None:
+    `mask_text` masks secrets in what harnesses say.
+    """
+
+    def __init__(
+        self,
+        harnesses: Mapping[str, Harness],
+        executor: Executor,
+        data_dir: Path,
+        mask_text: Callable[[str], str] = lambda text: text,
+    ) -> None:
         self._harnesses = harnesses
         self._executor = executor
+        self._mask_text = mask_text
         self._cache_dir = data_dir / CATALOG_DIR
         self._known: dict[str, tuple[str, Names]] = {}
         self._unavailable: dict[str, bool] = {}
@@ -94,6 +104,7 @@ class Catalog:
     def describe(self, harness_name: str) -> HarnessInfo:
         """Return what is installed of a harness."""
         info = self._harnesses[harness_name].info()
+        info.unavailable_reason = self._mask_text(info.unavailable_reason)
         self._unavailable[harness_name] = not info.available
         return info
 
@@ -161,7 +172,9 @@ class Catalog:
         except ValueError:
             document = None
         if not isinstance(document, dict):
-            raise CatalogUnavailableError(f"harness {harness_name} can't say what it knows: {_last_words(output)}")
+            raise CatalogUnavailableError(
+                f"harness {harness_name} can't say what it knows: {self._mask_text(_last_words(output))}"
+            )
         return document
 
 

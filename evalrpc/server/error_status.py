@@ -10,6 +10,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from evalrpc.errors import (
     DOMAIN,
     EvalrpcError,
+    FieldsRefusedError,
     FieldViolation,
     InvalidRequestError,
     LimitExceededError,
@@ -43,7 +44,7 @@ def _details(error: EvalrpcError) -> Iterator[Message]:
         delay = Duration()
         delay.FromNanoseconds(int(error.retry_delay_seconds * 1e9))
         yield error_details_pb2.RetryInfo(retry_delay=delay)
-    if isinstance(error, InvalidRequestError):
+    if isinstance(error, InvalidRequestError | FieldsRefusedError):
         yield error_details_pb2.BadRequest(field_violations=list(_bounded(error.violations)))
     if isinstance(error, NotFoundError):
         kind = error.metadata.get("resource_type", "")

@@ -3,27 +3,34 @@
 import json
 import logging
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
 _STANDARD_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
-def set_up_logging(log_format: str) -> None:
-    """Send the log to standard error, as `text` or `json`."""
+def set_up_logging(log_format: str, mask_text: Callable[[str], str] = lambda text: text) -> None:
+    """Send the log to standard error, as `text` or `json`. `mask_text` masks secrets in each entry."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
+    handler.setFormatter((_JsonFormatter if log_format == "json" else _TextFormatter)(mask_text))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
-class _TextFormatter(logging.Formatter):
+class _MaskingFormatter(logging.Formatter):
+    def __init__(self, mask_text: Callable[[str], str]) -> None:
+        super().__init__()
+        self._mask_text = mask_text
+
+
+class _TextFormatter(_MaskingFormatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = " ".join(f"{name}={value}" for name, value in _extra_fields(record).items())
         line = f"{_time(record)} {record.levelname:<7} {record.getMessage()}{'  ' if fields else ''}{fields}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        return self._mask_text(f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line)
 
 
-class _JsonFormatter(logging.Formatter):
+class _JsonFormatter(_MaskingFormatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = {
             "time": _time(record),
@@ -34,7 +41,8 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(fields, default=str)
+        masked = {name: self._mask_text(value) if isinstance(value, str) else value for name, value in fields.items()}
+        return json.dumps(masked, default=str)
 
 
 def _time(record: logging.LogRecord) -> str:

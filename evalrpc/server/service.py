@@ -36,6 +36,7 @@ from evalrpc.reading.page_bound import PageBound
 from evalrpc.reading.samples import SampleLister
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.server import validation
+from evalrpc.server.admission import Admission
 from evalrpc.server.cache_key import cache_key
 from evalrpc.server.call import Call
 from evalrpc.server.catalog import Catalog, Names
@@ -109,6 +110,7 @@ class EvaluationService:
     harnesses: Mapping[str, Harness]
     settings: Settings
     defaults: RequestDefaults
+    admission: Admission
     data_dir: Path
     clock: Clock
     pools: Pools
@@ -129,11 +131,7 @@ class EvaluationService:
             )
         request.DiscardUnknownFields()  # they would be in every message of the job
         fingerprint = _fingerprint(request) if request.request_id else b""  # before the operator's defaults, which may change
-        if request.HasField("request"):
-            self.defaults.fill_in(request.request)
-        output_root = self.settings.output_root
-        violations = validation.submission(request, self.harnesses, self._gpu_counts(), output_root)
-        validation.require(violations)
+        self.admission.admit(request, call.principal.owner, self._gpu_counts())
         job = _new_job(next(self.job_ids), request, call.principal.owner)
         await self._check_names(job)
         if request.validate_only:

@@ -153,9 +153,9 @@ class EvaluationServiceServicer(object):
         QUEUED with its position, COMPLETED if it shares the run of another job (see CacheMode), or, for a repeated `request_id`,
         as it stands now.
 
-        Errors: INVALID_ARGUMENT (every bad field at once), ALREADY_EXISTS (`request_id` was used with other contents),
-        RESOURCE_EXHAUSTED (the queue is full; RetryInfo), UNAVAILABLE (the server is stopping, or its disk rejects writes;
-        RetryInfo).
+        Errors: INVALID_ARGUMENT (every bad field at once), PERMISSION_DENIED (`POLICY_VIOLATION` or `SECRET_NOT_ALLOWED`; BadRequest
+        with every such field), ALREADY_EXISTS (`request_id` was used with other contents), RESOURCE_EXHAUSTED (the queue is full; RetryInfo),
+        UNAVAILABLE (the server is stopping, or its disk rejects writes; RetryInfo).
         Retry: safe on UNAVAILABLE and DEADLINE_EXCEEDED with a `request_id`; without one a retry may submit a second job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -67,9 +67,9 @@ class EvaluationServiceStub:
     QUEUED with its position, COMPLETED if it shares the run of another job (see CacheMode), or, for a repeated `request_id`,
     as it stands now.
 
-    Errors: INVALID_ARGUMENT (every bad field at once), ALREADY_EXISTS (`request_id` was used with other contents),
-    RESOURCE_EXHAUSTED (the queue is full; RetryInfo), UNAVAILABLE (the server is stopping, or its disk rejects writes;
-    RetryInfo).
+    Errors: INVALID_ARGUMENT (every bad field at once), PERMISSION_DENIED (`POLICY_VIOLATION` or `SECRET_NOT_ALLOWED`; BadRequest
+    with every such field), ALREADY_EXISTS (`request_id` was used with other contents), RESOURCE_EXHAUSTED (the queue is full; RetryInfo),
+    UNAVAILABLE (the server is stopping, or its disk rejects writes; RetryInfo).
     Retry: safe on UNAVAILABLE and DEADLINE_EXCEEDED with a `request_id`; without one a retry may submit a second job.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetJobRequest, _jobs_pb2.JobInfo]
@@ -227,9 +227,9 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     QUEUED with its position, COMPLETED if it shares the run of another job (see CacheMode), or, for a repeated `request_id`,
     as it stands now.
 
-    Errors: INVALID_ARGUMENT (every bad field at once), ALREADY_EXISTS (`request_id` was used with other contents),
-    RESOURCE_EXHAUSTED (the queue is full; RetryInfo), UNAVAILABLE (the server is stopping, or its disk rejects writes;
-    RetryInfo).
+    Errors: INVALID_ARGUMENT (every bad field at once), PERMISSION_DENIED (`POLICY_VIOLATION` or `SECRET_NOT_ALLOWED`; BadRequest
+    with every such field), ALREADY_EXISTS (`request_id` was used with other contents), RESOURCE_EXHAUSTED (the queue is full; RetryInfo),
+    UNAVAILABLE (the server is stopping, or its disk rejects writes; RetryInfo).
     Retry: safe on UNAVAILABLE and DEADLINE_EXCEEDED with a `request_id`; without one a retry may submit a second job.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetJobRequest, _jobs_pb2.JobInfo]  # type: ignore[assignment]
@@ -390,9 +390,9 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         QUEUED with its position, COMPLETED if it shares the run of another job (see CacheMode), or, for a repeated `request_id`,
         as it stands now.
 
-        Errors: INVALID_ARGUMENT (every bad field at once), ALREADY_EXISTS (`request_id` was used with other contents),
-        RESOURCE_EXHAUSTED (the queue is full; RetryInfo), UNAVAILABLE (the server is stopping, or its disk rejects writes;
-        RetryInfo).
+        Errors: INVALID_ARGUMENT (every bad field at once), PERMISSION_DENIED (`POLICY_VIOLATION` or `SECRET_NOT_ALLOWED`; BadRequest
+        with every such field), ALREADY_EXISTS (`request_id` was used with other contents), RESOURCE_EXHAUSTED (the queue is full; RetryInfo),
+        UNAVAILABLE (the server is stopping, or its disk rejects writes; RetryInfo).
         Retry: safe on UNAVAILABLE and DEADLINE_EXCEEDED with a `request_id`; without one a retry may submit a second job.
         """
 

@@ -212,7 +212,8 @@ Global___JobView: _TypeAlias = JobView  # noqa: Y015
 class EvaluateRequest(_message.Message):
     """What to evaluate. The client sets every field; the server fills in `harness` and `num_gpus` where they are absent, changes
     nothing else, and echoes the message in `JobInfo.request`. A bad field is answered with INVALID_ARGUMENT, naming its path,
-    such as `request.tasks[1]`.
+    such as `request.tasks[1]`; one that the operator's policy for the harness refuses with PERMISSION_DENIED and the reason
+    `POLICY_VIOLATION`, naming all such fields and the rules in the same way.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -233,6 +234,7 @@ class EvaluateRequest(_message.Message):
     TASKS_SEPARATELY_FIELD_NUMBER: _builtins.int
     GPU_MODE_FIELD_NUMBER: _builtins.int
     MAX_BAD_ANSWER_RATIO_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
     harness: _builtins.str
     """The harness that runs the job, by the name that the operator configured (see ListHarnesses). Empty: the operator's default;
     without one, the only harness that is configured, else `lmms-eval`. Required on a server that has none of these.
@@ -292,7 +294,16 @@ class EvaluateRequest(_message.Message):
     @_builtins.property
     def gen_kwargs(self) -> _struct_pb2.Struct:
         """Arguments of the generation, such as `{"temperature": 0, "max_new_tokens": 16}`. Empty: the task's own.
-        Bounded like `model_args`.
+        Bounded like `model_args`. An argument `api_key`, `openai_api_key`, `hf_token`, `password`, `secret` or `token`, unless that
+        is a boolean, is rejected here and in `model_args`, at any depth: everybody could read it. Use `secrets`.
+        """
+
+    @_builtins.property
+    def secrets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Secrets that the run gets as environment variables, by the names that the operator gave them: those of the variables. At
+        most 64, no duplicates. A name that the server does not have is rejected with INVALID_ARGUMENT, one that the caller's jobs
+        may not use with PERMISSION_DENIED and the reason `SECRET_NOT_ALLOWED`. Values are never stored or shown: in the log, in
+        errors and in progress they are masked with `*`. Not masked are the files that a run writes. Empty: none.
         """
 
     def __init__(
@@ -314,10 +325,11 @@ class EvaluateRequest(_message.Message):
         tasks_separately: _builtins.bool = ...,
         gpu_mode: Global___GpuMode.ValueType = ...,
         max_bad_answer_ratio: _builtins.float | None = ...,
+        secrets: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_max_bad_answer_ratio", b"_max_bad_answer_ratio", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "gen_kwargs", b"gen_kwargs", "limit", b"limit", "log_samples", b"log_samples", "max_bad_answer_ratio", b"max_bad_answer_ratio", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_max_bad_answer_ratio", b"_max_bad_answer_ratio", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "batch_size", b"batch_size", "device", b"device", "gen_kwargs", b"gen_kwargs", "gpu_mode", b"gpu_mode", "harness", b"harness", "limit", b"limit", "log_samples", b"log_samples", "max_bad_answer_ratio", b"max_bad_answer_ratio", "model", b"model", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus", "output_dir", b"output_dir", "predict_only", b"predict_only", "tasks", b"tasks", "tasks_separately", b"tasks_separately"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_max_bad_answer_ratio", b"_max_bad_answer_ratio", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "batch_size", b"batch_size", "device", b"device", "gen_kwargs", b"gen_kwargs", "gpu_mode", b"gpu_mode", "harness", b"harness", "limit", b"limit", "log_samples", b"log_samples", "max_bad_answer_ratio", b"max_bad_answer_ratio", "model", b"model", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus", "output_dir", b"output_dir", "predict_only", b"predict_only", "secrets", b"secrets", "tasks", b"tasks", "tasks_separately", b"tasks_separately"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
     _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
@@ -497,7 +509,7 @@ class JobInfo(_message.Message):
 
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """The limit on one attempt's run time, as submitted. Absent: none."""
+        """The limit on one attempt's run time: as submitted, else the operator's default for the harness. Absent: none."""
 
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobAttempt]:
@@ -890,7 +902,8 @@ class SubmitJobRequest(_message.Message):
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """Limit on the run time of one attempt, excluding the wait in the queue; past it the job is terminated and FAILED with
-        `TIMED_OUT`. Absent: no limit. Must be positive.
+        `TIMED_OUT`. Must be positive. Longer than the operator allows for the harness: PERMISSION_DENIED. Absent: the operator's
+        default for the harness, which is no limit unless configured.
         """
 
     def __init__(

@@ -72,7 +72,8 @@ def test_lmms_eval(tmp_path: Path, lmms_python: Path, serve: Callable[[str], Ser
 @pytest.mark.slow
 def test_lm_eval(tmp_path: Path, lm_eval_python: Path, serve: Callable[[str], ServerProcess]) -> None:
     python = oldest(lm_eval._PACKAGE, lm_eval_python, tmp_path / "env")
-    server = serve(config("lm-eval", python, family_task(tmp_path)) + 'args = ["--apply_chat_template"]\n')
+    policy = 'policy = { arguments_refused = ["trust_remote_code"] }\n'
+    server = serve(config("lm-eval", python, family_task(tmp_path)) + 'args = ["--apply_chat_template"]\n' + policy)
     with chat_stub("3") as stub:
         model_args = {"model": "stub", "base_url": f"{stub.base_url}/chat/completions", "num_concurrent": "1"}
         expect_metric(server, "local-chat-completions", "lm-eval", "exact_match", model_args)

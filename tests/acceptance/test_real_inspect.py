@@ -72,12 +72,18 @@ def sums_slow():
 def inspect_server(tmp_path: Path, inspect_python: Path, serve: Callable[[str], ServerProcess]) -> ServerProcess:
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "sums.py").write_text(TASKS)
+    (tmp_path / "key").write_text("x-123")
     return serve(f"""
         gpus = "0"
         [harnesses.inspect-ai]
         python = "{inspect_python}"
         include_path = ["tasks"]
         env = {{ XDG_DATA_HOME = "{tmp_path / "xdg"}" }}
+        policy = {{ arguments_refused = ["trust_remote_code"] }}
+
+        [secrets.OPENAI_API_KEY]
+        owners = ["*"]
+        file = "{tmp_path / "key"}"
     """)
 
 
@@ -185,9 +191,16 @@ def test_a_task_that_no_file_has_fails_the_job_at_once(client: EvalClient) -> No
 
 
 def test_a_model_behind_an_api_is_asked_with_the_arguments_given(client: EvalClient, stub: ChatStub) -> None:
-    model_args = {"base_url": stub.base_url, "api_key": "x", "responses_api": False}
+    model_args = {"base_url": stub.base_url, "responses_api": False}
     gen_kwargs = {"max_tokens": 16, "stop_seqs": ["STOP, now", "\n"]}
-    options = {"gen_kwargs": gen_kwargs, "harness": "inspect-ai", "num_gpus": 0, "limit": 4, "batch_size": 2}
+    options = {
+        "secrets": "OPENAI_API_KEY",
+        "gen_kwargs": gen_kwargs,
+        "harness": "inspect-ai",
+        "num_gpus": 0,
+        "limit": 4,
+        "batch_size": 2,
+    }
     job = client.evaluate("openai/stub", ["sums_a"], model_args, **options)
     job = client.wait_for_job(job.job_id)
     assert {(m.metric, m.filter): m.value for m in job.results["openai/stub"].metrics}["accuracy", "includes"] == 0.25

@@ -35,6 +35,11 @@ dataset_kwargs: {data_files: {test: DATA_PATH}}
 test_split: test
 doc_to_text: "{{question}}"
 """
+API = """
+[harnesses.chat.policy]
+models = ["local-chat-completions"]
+arguments_refused = ["trust_remote_code"]
+"""
 GROUP = """
 group: sums
 task: [sums_choice, sums_answer]
@@ -52,7 +57,7 @@ def lm_eval_server(tmp_path: Path, lm_eval_python: Path, serve: Callable[[str], 
         (tasks / f"{name}.yaml").write_text(text)
     offline = f'HF_HUB_OFFLINE = "1", HF_DATASETS_OFFLINE = "1", HF_HOME = "{tmp_path / "hf"}"'
     table = f'kind = "lm-eval"\npython = "{lm_eval_python}"\ninclude_path = ["tasks"]\nenv = {{ {offline} }}\n'
-    return serve(f'gpus = "0"\n[harnesses.lm-eval]\n{table}[harnesses.chat]\n{table}args = ["--apply_chat_template"]\n')
+    return serve(f'gpus = "0"\n[harnesses.lm-eval]\n{table}[harnesses.chat]\n{table}args = ["--apply_chat_template"]\n{API}')
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from evalrpc.cli.ending import cancel_command, delete_command
 from evalrpc.cli.history import history_command
 from evalrpc.cli.jobs import list_command, watch_all_command
 from evalrpc.cli.parameters import parse_duration
+from evalrpc.cli.policy import policy_command
 from evalrpc.cli.submit import submit_command
 from evalrpc.errors import FieldViolation
 from evalrpc.v1.catalog_pb2 import GetServerInfoResponse
@@ -736,13 +737,33 @@ def test_the_address_may_stand_before_or_behind_the_command(server: FakeServer) 
 def test_every_command_can_print_json() -> None:
     context = click.Context(main)
     commands = {name: main.get_command(context, name) for name in main.list_commands(context)}
-    commands |= {f"baseline {name}": command for name, command in baseline_command.commands.items()}
-    del commands["baseline"]
+    for name, group in (("baseline", baseline_command), ("policy", policy_command)):
+        commands |= {f"{name} {command}": group.commands[command] for command in group.commands}
+        del commands[name]
     flags = {
         name: {flag for parameter in command.params for flag in parameter.opts} for name, command in commands.items() if command
     }
 
     assert [name for name in flags if "--json" not in flags[name]] == ["serve"]
+
+
+def test_fields_that_a_policy_refuses_are_named_with_their_flags(service: FakeService, server: FakeServer) -> None:
+    violations = [
+        FieldViolation("request.model_args.base_url", "is refused"),
+        FieldViolation("request.secrets[0]", "is not for you"),
+    ]
+    service.errors["SubmitJob"] = [errors.PolicyViolationError(violations=violations)]
+    arguments = ["submit", "--model", "m", "--tasks", "t", "--secret", "A", "--secret", "B"]
+    result = CliRunner().invoke(main, arguments, env={"EVALRPC_ADDRESS": server.address})
+    assert (result.exit_code, result.stderr.splitlines()) == (
+        4,
+        [
+            "evalrpc: --model-args (request.model_args.base_url): is refused",
+            "evalrpc: --secret (request.secrets[0]): is not for you",
+        ],
+    )
+    (received,) = service.received["SubmitJob"]
+    assert received.request.secrets == ["A", "B"]
 
 
 # The server's side
@@ -779,7 +800,9 @@ def test_doctor_finds_nothing_wrong_where_nothing_is(config: Path, tmp_path: Pat
     assert {subject for subject, finding in findings.items() if not finding["good"]} == set()
     assert findings["config file"]["detail"] == str(config)
     assert findings["defaults"]["detail"] == "harness nightly; GPUs: 0"
-    assert set(findings) == {"config file", "harness nightly", "GPUs", "defaults", "cgroups", "data folder", "port"}
+    assert set(findings) == {
+        *("config file", "harness nightly", "GPUs", "defaults", "cgroups", "environment of runs", "data folder", "port"),
+    }
     assert "cgroup" in findings["cgroups"]["detail"] or "every run has one" in findings["cgroups"]["detail"]
     assert exit_code == 0
     assert not (tmp_path / "data").exists()
@@ -809,6 +832,27 @@ def test_doctor_says_what_is_wrong(config: Path, tmp_path: Path) -> None:
         "port",
         "harness nightly",
     }
+
+
+def test_doctor_names_the_variables_that_runs_miss_as_possible_secrets(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_TOKEN", "ACME_KEY", "ACME_NAME"):
+        monkeypatch.setenv(name, "sk-123456")
+    _, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0", "--gpus", "0")
+    detail = findings["environment of runs"]["detail"]
+    assert {"ACME_KEY", "HF_TOKEN"} <= set(detail.rpartition(": ")[2].split(", "))
+    assert "ACME_NAME" not in detail
+    assert "sk-123456" not in detail
+
+
+def test_doctor_reads_every_secret_and_shows_none(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("sk-123456")
+    with config.open("a") as file:
+        file.write(f"[secrets.A]\nowners = ['alice', 'bob']\nfile = '{tmp_path / 'a'}'\n")
+        file.write(f"[secrets.B]\nowners = ['*']\nfile = '{tmp_path / 'b'}'\n")
+    exit_code, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0")
+    assert findings["secret A"] == {"subject": "secret A", "good": True, "detail": "can be read; for alice, bob"}
+    assert findings["secret B"]["detail"] == "its file can't be read: No such file or directory"
+    assert (exit_code, "sk-123456" in str(findings)) == (1, False)
 
 
 def test_doctor_goes_on_where_one_check_can_not_be_made(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from terminal_screen import run_on_terminal
 
 from evalrpc.cli import main
 from evalrpc.cli.baseline import baseline_command
+from evalrpc.cli.policy import policy_command
 
 GOLDEN = Path(__file__).parent / "golden"
 WIDTHS = (50, 80, 200)
@@ -130,7 +131,8 @@ def test_ids_stay_whole_at_any_width(screens: tuple[int, dict[str, str]], name: 
 def commands() -> dict[str, list[str]]:
     context = click.Context(main)
     helps = {"evalrpc": ["--help"], **{name: [name, "--help"] for name in main.list_commands(context)}}
-    return helps | {f"baseline-{name}": ["baseline", name, "--help"] for name in baseline_command.commands}
+    groups = {"baseline": baseline_command, "policy": policy_command}
+    return helps | {f"{group}-{name}": [group, name, "--help"] for group in groups for name in groups[group].commands}
 
 
 @pytest.mark.parametrize("name", commands())

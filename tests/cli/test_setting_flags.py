@@ -32,6 +32,7 @@ VALUES: dict[str, Any] = {
     "output_root": "/o",
     "output_mode": "0600",
     "output_group": "staff",
+    "inherit_env": "PATH,HF_*",
     "reservation_seconds": 2.5,
     "grace_seconds": 2.5,
     "stop_seconds": 2.5,
@@ -82,7 +83,7 @@ def write(path: Path, **settings: Any) -> Path:
 
 
 def test_every_setting_is_tested_here() -> None:
-    assert {field.name for field in dataclasses.fields(Settings)} == {*VALUES, "harnesses"}
+    assert {field.name for field in dataclasses.fields(Settings)} == {*VALUES, "harnesses", "secrets"}
 
 
 @pytest.mark.parametrize("name", VALUES)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalrpc.config import HarnessSettings, Settings, load_settings, parse_listen
+from evalrpc.config import HarnessSettings, PolicySettings, SecretSettings, Settings, load_settings, parse_listen
 from evalrpc.errors import ConfigurationError
 
 # For each setting: what the file says, what the environment says, what the flag says, and what each comes to.
@@ -33,6 +33,7 @@ SOURCES: dict[str, tuple[Any, str, Any, tuple[Any, Any, Any]]] = {
     "output_root": ("/o/file", "/o/env", Path("/o/flag"), (Path("/o/file"), Path("/o/env"), Path("/o/flag"))),
     "output_mode": ("0600", "0660", "0644", (0o600, 0o660, 0o644)),
     "output_group": ("file", "env", "flag", ("file", "env", "flag")),
+    "inherit_env": (["FILE", "F_*"], "ENV, E_*", "FLAG", (("FILE", "F_*"), ("ENV", "E_*"), ("FLAG",))),
     "reservation_seconds": (1, "2.5", 3.0, (1.0, 2.5, 3.0)),
     "grace_seconds": (1, "2.5", 3.0, (1.0, 2.5, 3.0)),
     "stop_seconds": (1, "2.5", 3.0, (1.0, 2.5, 3.0)),
@@ -63,7 +64,7 @@ def toml(value: Any) -> str:
 
 
 def test_every_setting_is_tested_here() -> None:
-    assert {field.name for field in dataclasses.fields(Settings)} == {*SOURCES, "harnesses"}
+    assert {field.name for field in dataclasses.fields(Settings)} == {*SOURCES, "harnesses", "secrets"}
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -160,6 +161,32 @@ def test_settings_that_come_from_no_source_are_checked_too() -> None:
         Settings(log_format="xml")
 
 
+def test_a_harness_has_a_policy_which_by_default_only_refuses_some_arguments(tmp_path: Path) -> None:
+    limits = "max_num_gpus = 2\narguments_refused = []\nmax_timeout_seconds = 60\n"
+    text = f"[harnesses.lm-eval.policy]\nmodels = ['hf', 'vllm']\n{limits}"
+    harnesses = load_settings({}, {}, write(tmp_path, text + "[harnesses.lmms-eval]\n")).harnesses
+    assert harnesses["lmms-eval"].policy == PolicySettings()
+    assert {"trust_remote_code", "base_url"} <= set(PolicySettings().arguments_refused)
+    expected = PolicySettings(models=("hf", "vllm"), max_num_gpus=2, arguments_refused=(), max_timeout_seconds=60.0)
+    assert harnesses["lm-eval"].policy == expected
+
+
+def test_a_secret_says_where_its_value_is_and_who_may_use_it(tmp_path: Path) -> None:
+    first = "[secrets.HF_TOKEN]\nowners = ['alice', 'bob']\nfile = 'token'\n"
+    second = "[secrets.B]\nowners = ['*']\ncommand = ['pass', 'b']\n"
+    assert load_settings({}, {}, write(tmp_path, first + second)).secrets == {
+        "HF_TOKEN": SecretSettings(owners=("alice", "bob"), file=tmp_path / "token"),
+        "B": SecretSettings(owners=("*",), command=("pass", "b")),
+    }
+
+
+@pytest.mark.parametrize("key", ["value", "command", "owners"])
+def test_a_secret_that_is_written_where_its_source_belongs_is_not_shown(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"secrets\.A\.{key}") as caught:
+        load_settings({}, {}, write(tmp_path, f"[secrets.A]\n{key} = 'sk-123'\n"))
+    assert "sk-123" not in caught.value.message
+
+
 def test_a_bad_environment_of_a_harness_is_not_shown(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"harnesses\.a\.env") as caught:
         load_settings({}, {}, write(tmp_path, "[harnesses.a]\nenv = {'A-B' = 'secret'}\n"))
@@ -203,6 +230,26 @@ def test_a_value_of_another_type_is_refused(tmp_path: Path, text: str) -> None:
         ("[harnesses.a]\npython = 5", "harnesses.a.python"),
         ("[harnesses.a]\nworking_dir = 5", "harnesses.a.working_dir"),
         ("[harnesses.a]\nargs = 'x'", "harnesses.a.args"),
+        ("inherit_env = [1]", "inherit_env"),
+        ("[harnesses.a]\npolicy = 5", "harnesses.a.policy"),
+        ("[harnesses.a.policy]\nmodel = ['x']", "harnesses.a.policy.model"),
+        ("[harnesses.a.policy]\nmodels = [1]", "harnesses.a.policy.models"),
+        ("[harnesses.a.policy]\nmax_num_gpus = -1", "harnesses.a.policy.max_num_gpus"),
+        ("[harnesses.a.policy]\nmax_timeout_seconds = 0", "harnesses.a.policy.max_timeout_seconds"),
+        ("[harnesses.a.policy]\ndefault_timeout_seconds = inf", "harnesses.a.policy.default_timeout_seconds"),
+        ("[harnesses.a.policy]\nmax_timeout_seconds = 5\ndefault_timeout_seconds = 6", "a.policy.default_timeout_seconds"),
+        ("secrets = 5", "secrets"),
+        ("secrets = {A = 5}", "secrets.A"),
+        ("[secrets.'A-B']\nowners=['*']\nvariable='A'", "secrets.A-B"),
+        ("[secrets.EVALRPC_JOB_ID]\nowners=['*']\nvariable='A'", "secrets.EVALRPC_JOB_ID"),
+        ("[secrets.CUDA_VISIBLE_DEVICES]\nowners=['*']\nvariable='A'", "secrets.CUDA_VISIBLE_DEVICES"),
+        ("[secrets.A]\nvariable='A'", "secrets.A.owners"),
+        ("[secrets.A]\nowners=[]\nvariable='A'", "secrets.A.owners"),
+        ("[secrets.A]\nowners=['*']", "secrets.A"),
+        ("[secrets.A]\nowners=['*']\nvariable='A'\nfile='x'", "exactly one of `file`, `variable`, `command`"),
+        ("[secrets.A]\nowners=['*']\ncommand='x'", "secrets.A.command"),
+        ("[secrets.A]\nowners=['*']\ncommand=[]", "secrets.A.command"),
+        ("[secrets.A]\nowners=['*']\nvalue='x'", "secrets.A.value"),
         ("[harnesses.a]\ninclude_path = 'x'", "harnesses.a.include_path"),
     ],
 )

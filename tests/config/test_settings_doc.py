@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from evalrpc.config import SETTINGS, HarnessSettings, load_settings
+from evalrpc.config import SETTINGS, HarnessSettings, PolicySettings, SecretSettings, load_settings
 from evalrpc.config.declaration import settings_of
 from evalrpc.harnesses.registry import build_harnesses
 
@@ -14,11 +14,14 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "settings.md").read_text()
 EXAMPLE = ROOT / "docs" / "evalrpc.toml"
 HARNESS_KEYS = settings_of(HarnessSettings, "harnesses.NAME.")
+POLICY_KEYS = settings_of(PolicySettings, "harnesses.NAME.policy.")
+SECRET_KEYS = settings_of(SecretSettings, "secrets.NAME.")
+KEYS = [*HARNESS_KEYS.values(), *POLICY_KEYS.values(), *SECRET_KEYS.values()]
 SECTIONS = {section.partition("\n")[0]: section.replace("\n", " ") for section in PAGE.split("\n### ")[1:]}
 
 
-def test_it_has_a_section_for_every_setting_and_for_every_key_of_a_harness() -> None:
-    assert list(SECTIONS) == [setting.name for setting in (*SETTINGS.values(), *HARNESS_KEYS.values())]
+def test_it_has_a_section_for_every_setting_and_for_every_key_of_a_table() -> None:
+    assert list(SECTIONS) == [setting.name for setting in (*SETTINGS.values(), *KEYS)]
 
 
 @pytest.mark.parametrize("name", SETTINGS)

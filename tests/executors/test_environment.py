@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalrpc.executors.local.environment import build_environment
+from evalrpc.config.settings import INHERITED_VARIABLES
+from evalrpc.executors.local.environment import build_environment, inherited_variables
+
+SECRETS = [
+    *("HF_TOKEN", "HUGGINGFACE_HUB_TOKEN", "NVIDIA_API_KEY", "VLLM_API_KEY", "CUDA_SECRET_NAME", "HF_PASSWORD", "hf_password"),
+    *("HF_PASSWD", "HF_APIKEY", "INSPECT_CREDENTIALS", "TORCH_ACCESS_KEY_ID", "TORCH_SECRETS"),
+]
 
 
 def built(inherited: dict[str, str], added: dict[str, str] | None = None, gpus: tuple[str, ...] = ()) -> dict[str, str]:
@@ -40,9 +46,56 @@ def test_what_would_mislead_a_harness_is_left_out(name: str) -> None:
     assert name not in built({name: "1"})
 
 
-def test_all_else_is_inherited() -> None:
+def test_all_else_of_what_is_inherited_is_there() -> None:
     inherited = {"PATH": "/bin", "HOME": "/root", "LANG": "C", "HF_TOKEN": "t", "RANKING": "1", "MY_RANK": "1", "SLURMY": "1"}
     assert inherited.items() <= built(inherited).items()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH"),
+        *("CUDA_HOME", "CUDA_MODULE_LOADING", "NVIDIA_VISIBLE_DEVICES", "NCCL_DEBUG", "OMP_NUM_THREADS", "MKL_NUM_THREADS"),
+        *(
+            "HF_HOME",
+            "HF_HUB_OFFLINE",
+            "HF_TOKEN_PATH",
+            "HUGGINGFACE_HUB_CACHE",
+            "TRANSFORMERS_CACHE",
+            "TORCH_HOME",
+            "TORCHDYNAMO",
+        ),
+        *(
+            "TOKENIZERS_PARALLELISM",
+            "XDG_CACHE_HOME",
+            "XDG_DATA_HOME",
+            "https_proxy",
+            "no_proxy",
+            "HTTPS_PROXY",
+            "SSL_CERT_FILE",
+        ),
+        *("REQUESTS_CA_BUNDLE", "VLLM_WORKER_MULTIPROC_METHOD", "LMMS_EVAL_HOME", "INSPECT_CACHE_DIR"),
+    ],
+)
+def test_what_harnesses_and_cuda_read_is_inherited_by_default(name: str) -> None:
+    assert inherited_variables({name: "1"}, INHERITED_VARIABLES) == {name: "1"}
+
+
+@pytest.mark.parametrize(
+    "name", ["OPENAI_API_KEY", "AWS_SESSION_TOKEN", "DATABASE_URL", "EDITOR", "LD_PRELOAD", "path", *SECRETS]
+)
+def test_nothing_else_is_inherited_by_default(name: str) -> None:
+    assert inherited_variables({name: "1"}, INHERITED_VARIABLES) == {}
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_what_looks_like_a_secret_is_inherited_only_if_it_is_named_exactly(name: str) -> None:
+    assert inherited_variables({name: "1"}, ["*", "HF_*", f"{name[:-1]}?"]) == {}
+    assert inherited_variables({name: "1"}, [name]) == {name: "1"}
+
+
+def test_the_operator_decides_what_is_inherited() -> None:
+    assert inherited_variables({"PATH": "/bin", "TEAM_A": "1", "TEAM_B": "2"}, ["TEAM_*"]) == {"TEAM_A": "1", "TEAM_B": "2"}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evalrpc.scheduling.log_tail import MAX_TAIL_BYTES, MAX_TAIL_LINES, LogFollower, plain, read_tail
+from evalrpc.secrets.masking import Mask
 
 
 @pytest.fixture
@@ -185,3 +186,25 @@ def test_a_stretch_that_would_be_past_the_end_is_empty(log: Path, place: int) ->
     assert list(follower.new_lines(place)) == ["one", "two"]
     append(log, b"three\n")
     assert list(follower.new_lines(place)) == ["three"]
+
+
+def test_what_is_followed_is_masked(log: Path) -> None:
+    follower = LogFollower(log, Mask(["sk-123"]))
+    append(log, b"with sk-1")
+    assert list(follower.new_lines()) == []
+    append(log, b"23\rof sk-123")
+    assert list(follower.new_lines()) == ["with ******"]
+    assert follower.last_line() == "of ******"
+
+
+def test_the_end_of_a_log_is_masked_also_what_its_beginning_cuts_in_two(log: Path) -> None:
+    append(log, b"x sk-123 y\nz\n")
+    assert read_tail(log, begin=4, mask=Mask(["sk-123"])) == ["**** y", "z"]
+    assert read_tail(log, end=5, mask=Mask(["sk-123", "x sk"])) == ["*****"]
+
+
+def test_nothing_is_shown_of_a_log_that_can_not_be_masked(log: Path) -> None:
+    append(log, b"sk-123\n")
+    unknown = Mask(unreadable=["HF_TOKEN"])
+    assert list(LogFollower(log, unknown).new_lines()) == [""]
+    assert read_tail(log, mask=unknown) == [f"(the log is withheld: {unknown.problem})"]

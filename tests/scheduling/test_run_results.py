@@ -16,7 +16,9 @@ from evalrpc.results import layout
 from evalrpc.scheduling.kept_steps import RunSteps
 from evalrpc.scheduling.results_reader import ResultsReader
 from evalrpc.scheduling.run_results import RunResults
+from evalrpc.secrets.masking import Mask
 from evalrpc.testing.recorded_runs import request_of
+from evalrpc.v1.results_pb2 import ModelResult
 
 INSPECT_SETTINGS = HarnessSettings("x", "inspect-ai")
 COMMAND_SETTINGS = HarnessSettings("x", "command", command=("program",))
@@ -223,3 +225,34 @@ def test_a_finished_task_that_could_not_be_read_for_want_of_something_is_read_by
     assert found.results == {}
     found.look()
     assert tasks_of(found) == ["a"]
+
+
+class Telling(CommandHarness):
+    """A harness that tells all that it knows."""
+
+    def read_results(self, run: Run, exit_status: Exit, log_tail: list[str]) -> dict[str, ModelResult]:
+        return {"m": ModelResult(warnings=["sk-123 is a secret", *log_tail])}
+
+
+def test_secrets_in_what_a_run_has_printed_and_in_warnings_are_masked(tmp_path: Path) -> None:
+    (tmp_path / "output").mkdir()
+    (tmp_path / "log").write_text("the key is sk-123\n")
+    run = Run("job", 1, request_of(model="m", tasks=["t"]), tmp_path, tmp_path / "output", 0)
+    harness, handle = Telling(COMMAND_SETTINGS), Handle()
+    reader, steps = ResultsReader(harness, COMMAND_SETTINGS), RunSteps(harness, [run])
+    found = RunResults(run, reader, steps, handle, tmp_path / "log", Mask(["sk-123"]))
+    handle.end_step(tmp_path / "log")
+    found.finish()
+    assert list(found.results["m"].warnings) == ["****** is a secret", "the key is ******"]
+
+
+def test_a_harness_never_sees_a_secret_in_the_log_so_it_can_not_cut_one_in_two(tmp_path: Path) -> None:
+    (tmp_path / "output").mkdir()
+    (tmp_path / "log").write_text("ValueError: sk-123\n")
+    run = Run("job", 1, request_of(model="m", tasks=["t"]), tmp_path, tmp_path / "output", 0)
+    harness, handle = HARNESSES[COMMAND], Handle()
+    found = RunResults(run, COMMAND, RunSteps(harness, [run]), handle, tmp_path / "log", Mask(["sk-123"]))
+    handle.end_step(tmp_path / "log", code=1)
+    with pytest.raises(RunFailedError, match=r"ValueError: \*\*\*\*\*\*") as caught:
+        found.finish()
+    assert list(caught.value.job_error.log_tail) == ["ValueError: ******"]

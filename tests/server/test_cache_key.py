@@ -161,3 +161,8 @@ def test_a_model_of_too_many_files_has_no_key(tmp_path: Path) -> None:
     job.request.model_args.update({"pretrained": str(tmp_path / "ckpt")})
     assert cache_key(build("lm-eval", tmp_path), job) == b""
     assert "10000" in job.warnings[0]
+
+
+def test_secrets_count_by_their_names(harness: Harness) -> None:
+    assert key(harness, secrets=["A"]) == key(harness, secrets=["A"])
+    assert len({key(harness), key(harness, secrets=["A"]), key(harness, secrets=["B"]), key(harness, secrets=["A", "B"])}) == 4

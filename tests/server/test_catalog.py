@@ -5,12 +5,14 @@ import json
 import random
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from evalrpc.errors import CatalogUnavailableError
 from evalrpc.executors.local.executor import LocalExecutor
 from evalrpc.harnesses.base import Command
+from evalrpc.secrets.masking import Mask
 from evalrpc.server.catalog import Catalog
 from evalrpc.v1.catalog_pb2 import HarnessInfo
 
@@ -207,3 +209,12 @@ def test_of_many_names_the_first_that_is_suggested_is_the_nearest_of_all(folder:
         (nearest,) = difflib.get_close_matches(typo, names, n=1, cutoff=0.6)
         (warning,) = catalog.unknown_tasks("listing", [typo]).values()
         assert f"; did you mean {nearest}," in warning
+
+
+def test_secrets_in_what_a_harness_says_are_masked(folder: Path) -> None:
+    harness = Listing(folder, "raise ValueError('sk-123 is refused')")
+    catalog = Catalog({"listing": harness}, LocalExecutor(), folder / "data", Mask(["sk-123"]).text)
+    with pytest.raises(CatalogUnavailableError, match=r"ValueError: \*\*\*\*\*\* is refused"):
+        catalog.names("listing")
+    with patch.object(harness, "info", lambda: HarnessInfo(name="listing", unavailable_reason="no sk-123")):
+        assert catalog.describe("listing").unavailable_reason == "no ******"

@@ -13,7 +13,7 @@ from google.protobuf.struct_pb2 import Struct
 from google.rpc import error_details_pb2, status_pb2
 from waiting import DEADLINE_SECONDS
 
-from evalrpc.errors import DOMAIN, ConflictError, EvalrpcError, InvalidRequestError, JobNotFoundError
+from evalrpc.errors import DOMAIN, ConflictError, EvalrpcError, FieldsRefusedError, InvalidRequestError, JobNotFoundError
 from evalrpc.jobs.filters import JobMatcher
 from evalrpc.v1.catalog_pb2 import (
     GetServerInfoRequest,
@@ -72,7 +72,7 @@ def details_of(error: EvalrpcError) -> bytes:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromNanoseconds(int(error.retry_delay_seconds * 1e9))
         status.details.add().Pack(retry)
-    if isinstance(error, InvalidRequestError):
+    if isinstance(error, InvalidRequestError | FieldsRefusedError):
         bad = error_details_pb2.BadRequest()
         for field, description in error.violations:
             bad.field_violations.add(field=field, description=description)

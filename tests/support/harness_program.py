@@ -57,6 +57,24 @@ def good():
     write_results()
 
 
+def environment():
+    """Leaves its environment for the test."""
+    with open(f"{TOY_DIR}/environment", "w") as file:
+        json.dump(dict(os.environ), file)
+    write_results()
+
+
+def tell_secret():
+    """Prints a secret in two halves, the second once it is released, leaves it in a file, and fails with it."""
+    value = os.environ["TOY_SECRET"]
+    os.write(1, f"ready {value[:6]}".encode())
+    wait_for_release()
+    say(value[6:])
+    with open(f"{output_dir}/secret", "w") as file:
+        file.write(value)
+    raise ValueError(f"{value} is not valid")
+
+
 def large():
     """Writes a file that takes some time to parse."""
     write_results()

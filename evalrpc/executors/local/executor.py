@@ -193,7 +193,7 @@ class LocalExecutor:
         return {
             "steps": [command.argv, *command.further_steps],
             "files": {str(path): content for path, content in command.files.items()},
-            "env": build_environment(self._environment, command.env, devices, key.job_id, key.attempt),
+            "env": build_environment(self._environment, {**command.env, **command.secrets}, devices, key.job_id, key.attempt),
             "cwd": str(Path.cwd() / (command.cwd or "")),
             "umask": command.umask,
             "log": str(key.log_path),

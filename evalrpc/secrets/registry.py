@@ -1,0 +1,94 @@
+"""The secrets of a server: who may use them, their values, and the masks of those."""
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from evalrpc.clock import Clock, SystemClock
+from evalrpc.config import SecretSettings
+from evalrpc.config.secrets import may_use
+from evalrpc.errors import RunFailedError
+from evalrpc.secrets.masking import NO_MASK, Mask
+from evalrpc.secrets.sources import UnreadableError, read_value
+
+PAUSE_SECONDS: Final = 30.0
+"""How long a command that has failed is not run again for a mask."""
+
+
+class Secrets:
+    """Reads secrets by name, and remembers every value that it has read, so that one which was exchanged since is masked, too.
+
+    `environment` is the server's own. May be used from several threads.
+    """
+
+    def __init__(
+        self,
+        declared: Mapping[str, SecretSettings] | None = None,
+        environment: Mapping[str, str] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._declared = declared or {}
+        self._environment = environment or {}
+        self._clock = clock or SystemClock()
+        self._lock = threading.Lock()  # guards what follows
+        self._known: defaultdict[str, set[str]] = defaultdict(set)
+        self._mask_of_all = NO_MASK
+        self._failed_at: dict[str, float] = {}
+
+    def read(self, names: Iterable[str], owner: str) -> dict[str, str]:
+        """Return the values as they are now, for a run of this owner. Blocks.
+
+        Raises RunFailedError with reason START_FAILED that names the secret which can't be read, or is not for the owner any
+        more.
+        """
+        return {name: self._read_for(name, owner) for name in names}
+
+    def problem(self, name: str) -> str:
+        """Say why a secret can't be read; empty if it can. Blocks."""
+        try:
+            self._read(name)
+        except UnreadableError as error:
+            return str(error)
+        return ""
+
+    def mask(self, names: Iterable[str]) -> Mask:
+        """Return the mask of these secrets: of all values that they are known to have had. Blocks if one has not been read yet,
+        as after a restart."""
+        unreadable = [name for name in names if name not in self._known and not self._can_be_read(name)]
+        with self._lock:
+            values = [value for name in names for value in self._known.get(name, ())]
+        return Mask(values, unreadable) if values or unreadable else NO_MASK
+
+    def mask_text(self, text: str) -> str:
+        """Return the text with all known values masked, of whichever secret. Never blocks."""
+        return self._mask_of_all.text(text)
+
+    def _can_be_read(self, name: str) -> bool:
+        """Read a secret. A command that has failed is not run again at once: every reader of a log would wait for it."""
+        now = self._clock.monotonic()
+        if now - self._failed_at.get(name, float("-inf")) < PAUSE_SECONDS:
+            return False
+        if not self.problem(name):
+            return True
+        if name in self._declared and self._declared[name].command is not None:
+            self._failed_at[name] = now
+        return False
+
+    def _read_for(self, name: str, owner: str) -> str:
+        if name in self._declared and not may_use(self._declared[name], owner):
+            raise RunFailedError("START_FAILED", f"secret {name}: it is not for the owner of the job any more")
+        try:
+            return self._read(name)
+        except UnreadableError as error:
+            raise RunFailedError("START_FAILED", f"secret {name}: {error}") from None
+
+    def _read(self, name: str) -> str:
+        if name not in self._declared:
+            raise UnreadableError("this server does not have it any more")
+        value = read_value(self._declared[name], self._environment)
+        with self._lock:
+            if value not in self._known[name]:
+                self._known[name].add(value)
+                self._mask_of_all = Mask(known for values in self._known.values() for known in values)
+        return value

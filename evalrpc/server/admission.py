@@ -1,0 +1,37 @@
+"""Decides whether a submission is accepted: fills in the operator's defaults, then has every rule judge the whole of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from evalrpc.config import Settings
+from evalrpc.harnesses.base import Harness
+from evalrpc.jobs.defaults import RequestDefaults
+from evalrpc.server import policy, secret_use, validation
+from evalrpc.v1.jobs_pb2 import SubmitJobRequest
+
+
+@dataclass(frozen=True)
+class Admission:
+    """The rules of one server."""
+
+    settings: Settings
+    harnesses: Mapping[str, Harness]
+    defaults: RequestDefaults
+
+    def admit(self, call: SubmitJobRequest, owner: str, gpu_counts: Sequence[int]) -> None:
+        """Fill in what the call leaves out. `owner`: whose job it will be. `gpu_counts`: how many GPUs each node has.
+
+        Raises InvalidRequestError with every bad field; else SecretNotAllowedError with every secret that is not for the owner;
+        else PolicyViolationError with every field that the harness's policy does not allow.
+        """
+        if call.HasField("request"):
+            self.defaults.fill_in(call.request)
+        harness = self.settings.harnesses.get(call.request.harness)
+        if harness is not None:
+            policy.fill_in_timeout(call, harness.policy)
+        invalid = validation.submission(call, self.harnesses, gpu_counts, self.settings.output_root)
+        validation.require(chain(invalid, secret_use.violations(call.request, self.settings.secrets, owner)))
+        secret_use.require_allowed(call.request, self.settings.secrets, owner)
+        if harness is not None:
+            policy.require_allowed(call, harness)

@@ -1,0 +1,135 @@
+"""What the operator lets requests ask of a harness: the policy in its table. Pure.
+
+It judges the request as the run will get it, with the operator's defaults filled in. A violation names the rule that it breaks,
+by its key in the config file.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fnmatch import translate
+from functools import lru_cache
+from typing import Final
+
+from evalrpc.config import HarnessSettings, PolicySettings
+from evalrpc.errors import FieldViolation, PolicyViolationError
+from evalrpc.harnesses.inspect_ai.harness import KIND as INSPECT_AI
+from evalrpc.jobs.defaults import gpus_needed
+from evalrpc.server.argument_values import Argument, argument_values, parsed_json
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, SubmitJobRequest
+
+_WEIGHTS: Final = (
+    *("pretrained", "pretrained_*", "peft", "delta", "model", "*_model", "model_name", "model_version"),
+    *("model_id", "model_id_name", "*model_path", "*checkpoint*", "ckpt*", "lora_*path", "tokenizer", "tokenizer_*path"),
+)
+"""The arguments that name weights, adapters or a tokenizer, in one harness or another."""
+
+_MAY_BE_FALSE: Final = "trust_remote_code"
+_MAX_SHOWN: Final = 80
+_NOTHING: Final = r"(?!)"  # matches no text
+
+
+def fill_in_timeout(call: SubmitJobRequest, policy: PolicySettings) -> None:
+    """Set `timeout` if it is absent and the operator wants one."""
+    seconds = policy.default_timeout_seconds or policy.max_timeout_seconds
+    if seconds is not None and not call.HasField("timeout"):
+        call.timeout.FromNanoseconds(int(seconds * 1e9))
+
+
+def require_allowed(call: SubmitJobRequest, harness: HarnessSettings) -> None:
+    """Raise PolicyViolationError with every field of a valid submission that the policy of its harness does not allow."""
+    found = tuple(_violations(call, harness))
+    if found:
+        raise PolicyViolationError(violations=found, metadata={"harness": harness.name})
+
+
+def _violations(call: SubmitJobRequest, harness: HarnessSettings) -> Iterator[FieldViolation]:
+    policy = harness.policy
+    for field, rule, problem in (*_of_request(call.request, policy, harness.kind), *_of_timeout(call, policy)):
+        yield FieldViolation(field, f"{problem} (rule harnesses.{harness.name}.policy.{rule})")
+
+
+_Broken = Iterator[tuple[str, str, str]]
+"""Fields, each with the rule that it breaks and what is wrong."""
+
+
+def _of_request(request: EvaluateRequest, policy: PolicySettings, kind: str) -> _Broken:
+    yield from _unless_matching("request.model", "models", request.model, policy.models)
+    for index, task in enumerate(request.tasks):
+        yield from _unless_matching(f"request.tasks[{index}]", "tasks", task, policy.tasks)
+    if kind == INSPECT_AI:
+        yield from _unless_weights("request.model", request.model.partition("/")[2], policy.pretrained)
+    for field in ("model_args", "gen_kwargs"):
+        yield from _unless_allowed(f"request.{field}", getattr(request, field).fields, f"{field}_allowed", policy)
+    yield from _of_values(argument_values(request), policy)
+    if policy.max_num_gpus is not None and (wanted := gpus_needed(request)) > policy.max_num_gpus:
+        yield "request.num_gpus", "max_num_gpus", f"asks for {wanted} GPUs; at most {policy.max_num_gpus} are allowed"
+
+
+def _of_timeout(call: SubmitJobRequest, policy: PolicySettings) -> _Broken:
+    longest = policy.max_timeout_seconds
+    if longest is not None and call.timeout.ToNanoseconds() > longest * 1e9:
+        yield "timeout", "max_timeout_seconds", f"must be at most {longest:g} seconds"
+
+
+def _unless_allowed(field: str, names: Iterable[str], rule: str, policy: PolicySettings) -> _Broken:
+    allowed: tuple[str, ...] | None = getattr(policy, rule)
+    for name in sorted(names):
+        if allowed is not None and not _matches(name, allowed):
+            yield f"{field}.{name[:_MAX_SHOWN]}", rule, f"is not allowed; allowed are {_listed(allowed)}"
+
+
+def _of_values(arguments: Iterable[Argument], policy: PolicySettings) -> _Broken:
+    refused = _any_of(policy.arguments_refused)
+    in_text = _assignment(policy.arguments_refused)
+    for path, name, nearest_name, value in arguments:
+        if refused(normal := _normal(name)) and not (normal == _MAY_BE_FALSE and (value is False or value is None)):
+            yield f"request.{path}", "arguments_refused", f"{_quote(name)} is refused"
+        elif isinstance(value, str) and (found := in_text.search(_normal(value))) and parsed_json(value) is None:
+            yield f"request.{path}", "arguments_refused", f"{_quote(found[1])} is refused, in text too"
+        if policy.pretrained is not None and isinstance(value, str | float) and _name_weights(_normal(nearest_name)):
+            yield from _unless_weights(f"request.{path}", str(value), policy.pretrained)
+
+
+@lru_cache
+def _any_of(globs: tuple[str, ...]) -> Callable[[str], object]:
+    """Return what tells whether a text matches one of the globs."""
+    return re.compile("|".join(map(translate, globs)) or _NOTHING).match
+
+
+@lru_cache
+def _assignment(refused: tuple[str, ...]) -> re.Pattern[str]:
+    """Return what finds a refused argument in text that a program may read as arguments: `a=1,b=2`, YAML, a Python dict."""
+    names = "|".join(re.escape(name).replace(r"\*", r"\w*").replace(r"\?", r"\w") for name in refused)
+    return re.compile(rf"(?<!\w)({names or _NOTHING})[\"']?\s*[=:]")
+
+
+_name_weights: Final = _any_of(_WEIGHTS)
+
+
+def _unless_weights(field: str, text: str, patterns: tuple[str, ...] | None) -> _Broken:
+    if patterns is not None and ".." in re.split(r"[/\\]", text):
+        yield field, "pretrained", f"must have no part `..`: {_quote(text)}"
+    else:
+        yield from _unless_matching(field, "pretrained", text, patterns)
+
+
+def _unless_matching(field: str, rule: str, text: str, patterns: tuple[str, ...] | None) -> _Broken:
+    if patterns is not None and not _matches(text, patterns):
+        yield field, rule, f"{_quote(text)} is not allowed; allowed are {_listed(patterns)}"
+
+
+def _matches(text: str, patterns: tuple[str, ...]) -> bool:
+    return bool(_any_of(patterns)(text))
+
+
+def _normal(name: str) -> str:
+    """Return the name as programs may read it, whichever of its forms was written."""
+    return name.strip().lower().replace("-", "_")
+
+
+def _listed(patterns: Sequence[str]) -> str:
+    return ", ".join(patterns) or "none"
+
+
+def _quote(text: str) -> str:
+    return repr(text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "...")

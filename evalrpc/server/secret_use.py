@@ -1,0 +1,60 @@
+"""Which secrets a request may name, and that it has none in its arguments, where everybody could read them. Pure."""
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from evalrpc.config import SecretSettings
+from evalrpc.config.secrets import may_use
+from evalrpc.errors import FieldViolation, SecretNotAllowedError
+from evalrpc.server.argument_values import argument_values
+from evalrpc.v1.jobs_pb2 import EvaluateRequest
+
+MAX_SECRETS: Final = 64
+SECRET_ARGUMENTS: Final = frozenset({"api_key", "openai_api_key", "hf_token", "password", "secret", "token"})
+"""The names of arguments that hold secrets."""
+
+_MAY_BE_BOOLEAN: Final = "token"
+"""Whether to use the token of an earlier login."""
+
+
+def violations(request: EvaluateRequest, known: Mapping[str, SecretSettings], owner: str) -> Iterator[FieldViolation]:
+    """Yield what is wrong with the `secrets` of a request, and with arguments that hold one."""
+    yield from _names(request, known, owner)
+    yield from _arguments(request)
+
+
+def require_allowed(request: EvaluateRequest, known: Mapping[str, SecretSettings], owner: str) -> None:
+    """Raise SecretNotAllowedError with all the secrets, of those that there are, which jobs of this owner may not use."""
+    refused = [
+        FieldViolation(
+            f"request.secrets[{index}]", f"{name} is not for {_described(owner)}: its owners are the operator's choice"
+        )
+        for index, name in enumerate(request.secrets)
+        if not may_use(known[name], owner)
+    ]
+    if refused:
+        raise SecretNotAllowedError(violations=refused)
+
+
+def _names(request: EvaluateRequest, known: Mapping[str, SecretSettings], owner: str) -> Iterator[FieldViolation]:
+    if len(request.secrets) > MAX_SECRETS:
+        yield FieldViolation("request.secrets", f"has {len(request.secrets)} names; at most {MAX_SECRETS} are allowed")
+        return
+    usable = ", ".join(sorted(name for name, secret in known.items() if may_use(secret, owner))) or "none"
+    for index, name in enumerate(request.secrets):
+        field = f"request.secrets[{index}]"
+        if name not in known:
+            yield FieldViolation(field, f"this server has no secret {name[:80]!r}; {_described(owner)} may use: {usable}")
+        elif name in request.secrets[:index]:
+            yield FieldViolation(field, f"{name} is there twice")
+
+
+def _arguments(request: EvaluateRequest) -> Iterator[FieldViolation]:
+    for path, name, _, value in argument_values(request):
+        if name in SECRET_ARGUMENTS and not (name == _MAY_BE_BOOLEAN and isinstance(value, bool)):
+            hint = "would be shown to everybody: ask the operator for a secret, and name it in `secrets`"
+            yield FieldViolation(f"request.{path}", f"a value of `{name}` {hint}")
+
+
+def _described(owner: str) -> str:
+    return repr(owner) if owner else "who is not signed in"
