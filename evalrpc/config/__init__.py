@@ -4,6 +4,6 @@ Each is declared once, in evalrpc/config/settings.py. Its flag, its variable, it
 """
 
 from evalrpc.config.loading import load_settings
-from evalrpc.config.settings import LMMS_EVAL, SETTINGS, HarnessSettings, Settings, parse_listen
+from evalrpc.config.settings import LMMS_EVAL, SETTINGS, HarnessSettings, ListenSettings, Settings
 
-__all__ = ["LMMS_EVAL", "SETTINGS", "HarnessSettings", "Settings", "load_settings", "parse_listen"]
+__all__ = ["LMMS_EVAL", "SETTINGS", "HarnessSettings", "ListenSettings", "Settings", "load_settings"]

@@ -8,16 +8,17 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-import grpc
 import uvloop
 
 from evalrpc.clock import Clock, SystemClock
-from evalrpc.config import Settings, parse_listen
-from evalrpc.errors import ConfigurationError, UnavailableError
+from evalrpc.config import Settings
+from evalrpc.config.listeners import listeners_of
+from evalrpc.errors import UnavailableError
 from evalrpc.executors.local.cgroups import find_cgroups
 from evalrpc.executors.local.executor import LocalExecutor
 from evalrpc.executors.local.gpus import find_gpus
@@ -37,17 +38,24 @@ from evalrpc.scheduling.supervisor import RunDependencies
 from evalrpc.server import health, reflection
 from evalrpc.server.announcement import announce
 from evalrpc.server.catalog import Catalog
+from evalrpc.server.certificates import Certificate
 from evalrpc.server.collector import tune_collector
 from evalrpc.server.handlers import handlers_of
 from evalrpc.server.health import Health
 from evalrpc.server.housekeeping import Housekeeper
-from evalrpc.server.listening import require_descriptors, require_free
+from evalrpc.server.listening import require_descriptors
 from evalrpc.server.logging import set_up_logging
 from evalrpc.server.reflection import Reflection
 from evalrpc.server.service import EvaluationService
 from evalrpc.server.threads import require_threads, start_pool
-from evalrpc.server.transports.grpc import dialogue_handler, generic_handler, ignore_departures
-from evalrpc.server.transports.grpc_options import channel_options
+from evalrpc.server.transports.grpc import (
+    anonymous,
+    dialogue_handler,
+    generic_handler,
+    ignore_departures,
+    nobody,
+)
+from evalrpc.server.transports.grpc_listener import GrpcListener
 from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.v1 import evaluation_service_pb2
 from evalrpc.watching.feed import Feed
@@ -66,7 +74,7 @@ _log = logging.getLogger(__name__)
 
 
 def serve(settings: Settings, config_file: Path | None = None) -> None:
-    """Run a server until SIGTERM or SIGINT. Prints `evalrpc listening on HOST:PORT` when it is ready.
+    """Run a server until SIGTERM or SIGINT. Prints `evalrpc listening on HOST:PORT`, a line per address, when it is ready.
 
     The file, if any, is where settings came from. Raises ConfigurationError if it can't start, UnavailableError if it can't
     continue.
@@ -91,8 +99,11 @@ async def _serve(settings: Settings, config_file: Path | None, environment: Mapp
         loop.add_signal_handler(number, stop.set)
     async with running_server(settings, environment=environment) as server:
         tune_collector()
-        print(f"evalrpc listening on {server.address}", flush=True)
-        announced = (server.address, config_file, settings.data_dir, server.cgroups, server.harnesses)
+        for listener in server.listeners:
+            print(f"evalrpc listening on {listener.address}", flush=True)
+        listening = [(each.listener, each.certificate) for each in server.listeners]
+        now = SystemClock().now().ToDatetime(UTC)
+        announced = (listening, now, config_file, settings.data_dir, server.cgroups, server.harnesses)
         threading.Thread(target=announce, args=announced, name="announcement", daemon=True).start()  # a stop won't wait for it
         await _first_of(stop.wait(), server.wait_broken())
         if is_broken := not stop.is_set():
@@ -114,6 +125,7 @@ class Server:
     def __init__(self, settings: Settings, clock: Clock, environment: Mapping[str, str]) -> None:
         self._settings = settings
         # Check everything that settings can get wrong before opening anything.
+        listeners = [(listener, listener.tls and Certificate(listener.tls)) for listener in listeners_of(settings)]
         devices = find_gpus(settings.gpus, environment)
         self.harnesses = harnesses = build_harnesses(settings)
         self._defaults = request_defaults(settings, len(devices))
@@ -153,16 +165,22 @@ class Server:
         self._service = self._build_service(queue_state, clock, data_dir)
         self._housekeeping: asyncio.Task[None] | None = None
         self._health = Health((SERVICE.full_name,))
-        self._grpc = self._build_grpc_server()
-        self.address = ""
-        """Where it listens, as HOST:PORT."""
+        self.listeners = [GrpcListener(*listener, settings.max_request_bytes) for listener in listeners]
+        """Where it listens, and how."""
+        self._add_handlers()
+
+    @property
+    def address(self) -> str:
+        """Where it listens, as HOST:PORT or unix:PATH; if at several addresses, the first."""
+        return self.listeners[0].address
 
     async def start(self) -> None:
-        """Bind the port, take over what an earlier server left, and serve. Raises ConfigurationError if the port is taken."""
-        self.address = self._bind()
+        """Bind the ports, take over what an earlier server left, and serve. Raises ConfigurationError if one is taken."""
+        for listener in self.listeners:
+            listener.bind()
         self._executor.prepare()
         self._scheduler.start()
-        await self._grpc.start()
+        await asyncio.gather(*(listener.start() for listener in self.listeners))
         self._housekeeping = asyncio.create_task(self._housekeeper.run())
         self._hashers.submit(self._catalog.load)
 
@@ -184,7 +202,7 @@ class Server:
         loop = asyncio.get_running_loop()
         # Calls made just as gRPC stops get CANCELLED without a reason: so answer with the reason for a moment first.
         await asyncio.gather(loop.run_in_executor(self._waiters, self._scheduler.stop), asyncio.sleep(_REFUSAL_SECONDS))
-        await self._grpc.stop(self._settings.stop_seconds)
+        await asyncio.gather(*(listener.stop(self._settings.stop_seconds) for listener in self.listeners))
         await loop.run_in_executor(self._waiters, self._executor.close)  # only now: calls may have waited for a short command
         self._readers.shutdown(wait=True, cancel_futures=True)
         self._hashers.shutdown(wait=True, cancel_futures=True)
@@ -228,22 +246,18 @@ class Server:
             started_at=clock.now(),
         )
 
-    def _build_grpc_server(self) -> grpc.aio.Server:
-        server = grpc.aio.server(options=channel_options(self._settings.max_request_bytes))
-        server.add_generic_rpc_handlers((generic_handler(SERVICE, handlers_of(SERVICE, self._service)),))
-        server.add_generic_rpc_handlers((generic_handler(health.SERVICE, handlers_of(health.SERVICE, self._health)),))
+    def _add_handlers(self) -> None:
+        """Serve the same calls at every address."""
+        evaluation = handlers_of(SERVICE, self._service)
+        health_handlers = handlers_of(health.SERVICE, self._health)
         answer = Reflection((health.SERVICE.file,)).answer
-        server.add_generic_rpc_handlers(dialogue_handler(name, reflection.METHOD, answer) for name in reflection.SERVICES)
-        return server
-
-    def _bind(self) -> str:
-        listen = self._settings.listen
-        require_free(listen)
-        try:
-            port = self._grpc.add_insecure_port(listen)
-        except RuntimeError as error:
-            raise ConfigurationError(f"setting listen: gRPC can't listen on {listen}; its log line says why") from error
-        return f"{parse_listen(listen)[0]}:{port}"
+        for listener in self.listeners:
+            authenticate = nobody if listener.listener.requires_sign_in else anonymous
+            listener.add(
+                generic_handler(SERVICE, evaluation, authenticate),
+                generic_handler(health.SERVICE, health_handlers, anonymous),
+                *(dialogue_handler(name, reflection.METHOD, answer) for name in reflection.SERVICES),
+            )
 
 
 @asynccontextmanager

@@ -7,11 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import click
+import grpc
 import pytest
+from certificates import Authority
 from click.testing import CliRunner, Result
 from fake_server import JOB_ID, FakeServer, FakeService, job_at
 from google.protobuf import json_format
@@ -754,8 +757,9 @@ def test_serve_refuses_settings_that_can_not_work(tmp_path: Path) -> None:
 
     assert "max_running" in CliRunner().invoke(main, ["serve", "--config", str(config)]).stderr
     result = CliRunner().invoke(main, ["serve", "--listen", "nowhere"])
-    message = "evalrpc: setting listen: must be HOST:PORT, with a port from 0 to 65535 (from --listen)\n"
-    assert (result.exit_code, result.stderr) == (2, message)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("evalrpc: setting listen: must be HOST:PORT, with a port from 0 to 65535, or unix:PATH;")
+    assert result.stderr.endswith(" (from --listen)\n")
 
 
 def doctor(*flags: str) -> tuple[int, dict[str, dict[str, Any]]]:
@@ -779,7 +783,8 @@ def test_doctor_finds_nothing_wrong_where_nothing_is(config: Path, tmp_path: Pat
     assert {subject for subject, finding in findings.items() if not finding["good"]} == set()
     assert findings["config file"]["detail"] == str(config)
     assert findings["defaults"]["detail"] == "harness nightly; GPUs: 0"
-    assert set(findings) == {"config file", "harness nightly", "GPUs", "defaults", "cgroups", "data folder", "port"}
+    assert set(findings) == {"config file", "harness nightly", "GPUs", "defaults", "cgroups", "data folder", "port", "sign-in"}
+    assert findings["sign-in"]["detail"].startswith("127.0.0.1:0 asks nobody to sign in: any local user and any proxy on this")
     assert "cgroup" in findings["cgroups"]["detail"] or "every run has one" in findings["cgroups"]["detail"]
     assert exit_code == 0
     assert not (tmp_path / "data").exists()
@@ -809,6 +814,66 @@ def test_doctor_says_what_is_wrong(config: Path, tmp_path: Path) -> None:
         "port",
         "harness nightly",
     }
+
+
+def test_doctor_names_the_address_where_there_are_several(config: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run" / "socket"
+
+    exit_code, findings = doctor("--config", str(config), "--listen", f"127.0.0.1:0,unix:{path}", "--auth", "required")
+
+    assert exit_code == 0
+    assert findings[f"port unix:{path}"]["detail"] == f"unix:{path} is free"
+    assert findings[f"sign-in unix:{path}"]["detail"] == f"unix:{path} requires it"
+    assert "port 127.0.0.1:0" in findings
+    assert not path.parent.exists()
+
+
+def test_doctor_refuses_what_serve_would_refuse(config: Path) -> None:
+    exit_code, findings = doctor("--config", str(config), "--listen", "0.0.0.0:0")
+
+    assert exit_code == 1
+    assert findings["addresses"]["detail"].startswith("setting tls_cert: 0.0.0.0:0 is not loopback")
+
+
+@pytest.mark.parametrize(
+    ("days", "good", "text"), [(100, True, "is valid until"), (0.1, False, "expires soon"), (-0.5, False, "has expired")]
+)
+def test_doctor_says_when_the_certificate_ends_and_warns_before(
+    config: Path, tmp_path: Path, days: float, good: bool, text: str
+) -> None:
+    cert, key = Authority().issue(days=days).write(tmp_path)
+    tls = ("--tls-cert", str(cert), "--tls-key", str(key))
+
+    _, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0", *tls)
+
+    assert findings["certificate"]["good"] == good
+    assert findings["certificate"]["detail"].startswith(f"{cert} {text}")
+
+
+def test_doctor_says_why_a_certificate_can_not_be_used(config: Path, tmp_path: Path) -> None:
+    tls = ("--tls-cert", str(tmp_path / "none"), "--tls-key", str(tmp_path / "none"))
+
+    _, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0", *tls)
+
+    assert not findings["certificate"]["good"]
+    assert findings["certificate"]["detail"] == f"setting tls_cert: can't read {tmp_path / 'none'}: No such file or directory"
+
+
+def test_doctor_knows_a_server_with_its_certificate_and_no_other(config: Path, tmp_path: Path) -> None:
+    issued = Authority().issue()
+    cert, key = issued.write(tmp_path)
+    tls = ("--tls-cert", str(cert), "--tls-key", str(key))
+    server = grpc.server(ThreadPoolExecutor(1), options=[("grpc.so_reuseport", 0)])
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(issued.key, issued.cert)]))
+    server.start()
+    try:
+        _, findings = doctor("--config", str(config), "--listen", f"127.0.0.1:{port}", *tls)
+        assert findings["port"]["detail"] == f"a server with this certificate answers at 127.0.0.1:{port}"
+        Authority().issue().write(tmp_path)
+        _, findings = doctor("--config", str(config), "--listen", f"127.0.0.1:{port}", *tls)
+        assert not findings["port"]["good"]
+    finally:
+        server.stop(None).wait()
 
 
 def test_doctor_goes_on_where_one_check_can_not_be_made(tmp_path: Path) -> None:

@@ -13,7 +13,13 @@ from evalrpc.config import Settings
 
 # For each setting, a value as the config file may say it, which is not the default.
 VALUES: dict[str, Any] = {
-    "listen": "127.0.0.1:1",
+    "listen": "127.0.0.1:1,unix:/s/socket",
+    "tls_cert": "/c",
+    "tls_key": "/k",
+    "tls_client_ca": "/ca",
+    "auth": "required",
+    "proxy_terminates_tls": True,
+    "insecure_no_auth": True,
     "data_dir": "/d",
     "gpus": "0,2",
     "default_harness": "lmms-eval",

@@ -9,12 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalrpc.config import HarnessSettings, Settings, load_settings, parse_listen
+from evalrpc.config import HarnessSettings, ListenSettings, Settings, load_settings
 from evalrpc.errors import ConfigurationError
 
 # For each setting: what the file says, what the environment says, what the flag says, and what each comes to.
 SOURCES: dict[str, tuple[Any, str, Any, tuple[Any, Any, Any]]] = {
-    "listen": ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3", ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3")),
+    "listen": ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3", tuple((ListenSettings(f"127.0.0.1:{n}"),) for n in (1, 2, 3))),
+    "tls_cert": ("/c/file", "/c/env", Path("/c/flag"), (Path("/c/file"), Path("/c/env"), Path("/c/flag"))),
+    "tls_key": ("/k/file", "/k/env", Path("/k/flag"), (Path("/k/file"), Path("/k/env"), Path("/k/flag"))),
+    "tls_client_ca": ("/a/file", "/a/env", Path("/a/flag"), (Path("/a/file"), Path("/a/env"), Path("/a/flag"))),
+    "auth": ("off", "required", "off", ("off", "required", "off")),
+    "proxy_terminates_tls": ("true", "false", True, (True, False, True)),
+    "insecure_no_auth": ("true", "false", True, (True, False, True)),
     "data_dir": ("/d/file", "/d/env", Path("/d/flag"), (Path("/d/file"), Path("/d/env"), Path("/d/flag"))),
     "gpus": (2, "3", "0,2", ("2", "3", "0,2")),
     "default_harness": ("file", "env", "flag", ("file", "env", "flag")),
@@ -93,6 +99,13 @@ BAD = [
     ("listen", "127.0.0.1:-1"),
     ("listen", "127.0.0.1:http"),
     ("listen", "127.0.0.1:٣"),
+    ("listen", "::1:50051"),
+    ("listen", "127.0.0.1:1,"),
+    ("listen", "unix:"),
+    ("listen", "unix:/"),
+    ("listen", f"unix:/{'a' * 107}"),
+    ("auth", "on"),
+    ("insecure_no_auth", "yes"),
     ("gpus", "0,,1"),
     ("gpus", "0, 1"),
     ("max_running", "-1"),
@@ -254,25 +267,6 @@ def test_a_harness_is_of_the_kind_of_its_name_unless_it_says_otherwise(tmp_path:
 def test_without_a_file_there_is_lmms_eval_in_the_servers_own_environment(tmp_path: Path) -> None:
     assert load_settings({}, {}).harnesses == {"lmms-eval": HarnessSettings("lmms-eval", "lmms-eval")}
     assert load_settings({}, {}, write(tmp_path, "max_queued = 5\n")).harnesses.keys() == {"lmms-eval"}
-
-
-@pytest.mark.parametrize(
-    ("listen", "expected"),
-    [("127.0.0.1:0", ("127.0.0.1", 0)), ("[::1]:50051", ("[::1]", 50051)), ("host.example:65535", ("host.example", 65535))],
-)
-def test_an_address_is_a_host_and_a_port(listen: str, expected: tuple[str, int]) -> None:
-    assert parse_listen(listen) == expected
-
-
-@settings(deadline=None)
-@given(st.text())
-def test_any_text_is_an_address_or_a_configuration_error(text: str) -> None:
-    try:
-        host, port = parse_listen(text)
-    except ConfigurationError:
-        return
-    assert host
-    assert 0 <= port <= 65535
 
 
 @settings(deadline=None)

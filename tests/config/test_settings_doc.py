@@ -6,19 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from evalrpc.config import SETTINGS, HarnessSettings, load_settings
+from evalrpc.config import SETTINGS, HarnessSettings, ListenSettings, load_settings
 from evalrpc.config.declaration import settings_of
 from evalrpc.harnesses.registry import build_harnesses
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "settings.md").read_text()
 EXAMPLE = ROOT / "docs" / "evalrpc.toml"
+LISTEN_KEYS = settings_of(ListenSettings, "listen.")
 HARNESS_KEYS = settings_of(HarnessSettings, "harnesses.NAME.")
 SECTIONS = {section.partition("\n")[0]: section.replace("\n", " ") for section in PAGE.split("\n### ")[1:]}
 
 
-def test_it_has_a_section_for_every_setting_and_for_every_key_of_a_harness() -> None:
-    assert list(SECTIONS) == [setting.name for setting in (*SETTINGS.values(), *HARNESS_KEYS.values())]
+def test_it_has_a_section_for_every_setting_and_for_every_key_of_a_table() -> None:
+    everything = (*SETTINGS.values(), *LISTEN_KEYS.values(), *HARNESS_KEYS.values())
+    assert list(SECTIONS) == [setting.name for setting in everything]
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -12,8 +12,8 @@ from typing import Any, Final, NoReturn
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
-from evalrpc.errors import EvalrpcError
-from evalrpc.server.call import ANONYMOUS, Call
+from evalrpc.errors import EvalrpcError, UnauthenticatedError
+from evalrpc.server.call import ANONYMOUS, Call, Principal
 from evalrpc.server.error_status import status_of
 from evalrpc.server.handlers import Handler
 
@@ -21,15 +21,30 @@ DETAILS_KEY: Final = "grpc-status-details-bin"
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
+Authenticate = Callable[[_Context], Principal]
+"""Finds out who calls. Raises EvalrpcError."""
+
+
+def anonymous(context: _Context) -> Principal:  # noqa: ARG001 - the shape of Authenticate
+    """Ask nobody who they are."""
+    return ANONYMOUS
+
+
+def nobody(context: _Context) -> Principal:  # noqa: ARG001 - the shape of Authenticate
+    """Let nobody in. Raises UnauthenticatedError."""
+    raise UnauthenticatedError("this server has no way to sign in")
+
 
 def ignore_departures() -> None:
     """Keep gRPC from logging an error for each client that leaves just as its call ends."""
     logging.getLogger(grpc.aio.InternalError.__module__).addFilter(_is_no_departure)
 
 
-def generic_handler(service: ServiceDescriptor, handlers: Mapping[str, Handler]) -> grpc.GenericRpcHandler:
+def generic_handler(
+    service: ServiceDescriptor, handlers: Mapping[str, Handler], authenticate: Authenticate
+) -> grpc.GenericRpcHandler:
     """Return what a gRPC server needs to serve these handlers, which are given by method."""
-    methods = {method.name: _method_handler(method, handlers[method.name]) for method in service.methods}
+    methods = {method.name: _method_handler(method, handlers[method.name], authenticate) for method in service.methods}
     return grpc.method_handlers_generic_handler(service.full_name, methods)
 
 
@@ -53,12 +68,14 @@ def _is_no_departure(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
 
 
-def _method_handler(method: MethodDescriptor, handler: Handler) -> "grpc.RpcMethodHandler[Any, Any]":
+def _method_handler(
+    method: MethodDescriptor, handler: Handler, authenticate: Authenticate
+) -> "grpc.RpcMethodHandler[Any, Any]":
     build = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
-    return build(_adapted(handler))
+    return build(_adapted(handler, authenticate))
 
 
-def _adapted(handler: Handler) -> Any:
+def _adapted(handler: Handler, authenticate: Authenticate) -> Any:
     """Return the handler as gRPC calls it. What a streaming one returns is ignored."""
 
     async def call(request: bytes, context: _Context) -> bytes:
@@ -69,7 +86,7 @@ def _adapted(handler: Handler) -> Any:
                 raise asyncio.CancelledError from None
 
         try:
-            return await handler(request, Call(ANONYMOUS, send))
+            return await handler(request, Call(authenticate(context), send))
         except EvalrpcError as error:
             failure = error.with_traceback(None)  # as above
         return await _abort(context, failure)  # not inside the handler of the exception, which would become its context
