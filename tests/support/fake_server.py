@@ -13,7 +13,14 @@ from google.protobuf.struct_pb2 import Struct
 from google.rpc import error_details_pb2, status_pb2
 from waiting import DEADLINE_SECONDS
 
-from evalrpc.errors import DOMAIN, ConflictError, EvalrpcError, InvalidRequestError, JobNotFoundError
+from evalrpc.errors import (
+    DOMAIN,
+    ConflictError,
+    EvalrpcError,
+    InvalidRequestError,
+    JobNotFoundError,
+    UnauthenticatedError,
+)
 from evalrpc.jobs.filters import JobMatcher
 from evalrpc.v1.catalog_pb2 import (
     GetServerInfoRequest,
@@ -109,6 +116,9 @@ class FakeService(EvaluationServiceServicer):
         self.warnings: list[str] = []
         self.names = ["mme", "mmmu_val", "mmstar"]
         self.received: defaultdict[str, list[Message]] = defaultdict(list)
+        self.authorizations: list[str] = []
+        self.token = ""
+        """If set, calls without it are refused."""
         self.errors: defaultdict[str, list[EvalrpcError]] = defaultdict(list)
         self.on_submit: Callable[[], None] = lambda: None
         self.on_chunk: Callable[[int], None] = lambda offset: None
@@ -147,6 +157,10 @@ class FakeService(EvaluationServiceServicer):
     def _take(self, request: Message, context: grpc.ServicerContext) -> None:
         name = type(request).__name__.removesuffix("Request")
         self.received[name].append(type(request).FromString(request.SerializeToString()))
+        sent = [str(value) for key, value in context.invocation_metadata() if key == "authorization"]
+        self.authorizations += sent
+        if self.token and sent != [f"Bearer {self.token}"]:
+            _abort(context, UnauthenticatedError("sign in"))
         if self.errors[name]:
             _abort(context, self.errors[name].pop(0))
 
@@ -363,8 +377,9 @@ class _Watching:
 class FakeServer:
     """Serves a FakeService on a free loopback port; may be killed and restarted on the same port."""
 
-    def __init__(self) -> None:
+    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
         self.service = FakeService()
+        self._credentials = credentials
         self.port = 0
         self.serving = True
         self._server: grpc.Server | None = None
@@ -384,7 +399,11 @@ class FakeServer:
         self._server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
         add_EvaluationServiceServicer_to_server(self.service, self._server)
         self._server.add_generic_rpc_handlers((self._health_handler(),))
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        address = f"127.0.0.1:{self.port}"
+        if self._credentials is None:
+            self.port = self._server.add_insecure_port(address)
+        else:
+            self.port = self._server.add_secure_port(address, self._credentials)
         self._server.start()
 
     def kill(self) -> None:
