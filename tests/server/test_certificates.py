@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from evalrpc.config.listeners import TlsFiles
 from evalrpc.errors import ConfigurationError
+from evalrpc.server import certificates
 from evalrpc.server.certificates import Certificate, Pem, expiry_of, read_tls_files
 from evalrpc.server.x509 import validity_of
 
@@ -65,6 +66,18 @@ def test_a_pair_that_is_half_new_waits_for_its_other_half_and_is_logged_once(
         files.key.write_bytes(new.key)
         assert certificate.changed() == Pem(*new, AUTHORITY.pem)
     assert caplog.messages[-1] == f"took up the new certificate in {files.cert}"
+
+
+def test_what_changes_while_it_is_checked_is_read_again_at_the_next_handshake(
+    certificate: Certificate, files: TlsFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [AUTHORITY.issue(), AUTHORITY.issue()]
+    pairs[0].write(files.cert.parent)
+    with monkeypatch.context() as patch:
+        patch.setattr(certificates, "validity_of", lambda pem: pairs[1].write(files.cert.parent))
+        assert certificate.changed() is None
+
+    assert certificate.changed() == Pem(*pairs[1], AUTHORITY.pem)
 
 
 @pytest.mark.parametrize("broken", ["", "no PEM", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "cut"])
