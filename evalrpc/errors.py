@@ -29,7 +29,8 @@ it into a status in one place, and the client turns the status back into the sam
     ├── UnavailableError            UNAVAILABLE          with a retry delay
     │   ├── ServerStoppingError
     │   ├── StoreUnavailableError
-    │   └── FileUnavailableError
+    │   ├── FileUnavailableError
+    │   └── SignInUnavailableError
     ├── UnimplementedError          UNIMPLEMENTED
     ├── UnauthenticatedError        UNAUTHENTICATED
     ├── PermissionDeniedError       PERMISSION_DENIED
@@ -263,6 +264,12 @@ class FileUnavailableError(UnavailableError):
     reason = "FILE_UNAVAILABLE"
 
 
+class SignInUnavailableError(UnavailableError):
+    """The server can't find out at present who calls: it can't read its tokens, or can't reach the identity provider."""
+
+    reason = "SIGN_IN_UNAVAILABLE"
+
+
 class UnimplementedError(EvalrpcError):
     """This server does not implement the call yet."""
 
@@ -271,17 +278,28 @@ class UnimplementedError(EvalrpcError):
 
 
 class UnauthenticatedError(EvalrpcError):
-    """The caller is not signed in. Servers don't ask for it themselves; a proxy before them may."""
+    """The caller has not signed in, or with what the server does not accept, or no more."""
 
     reason = "UNAUTHENTICATED"
     code = "UNAUTHENTICATED"
 
 
 class PermissionDeniedError(EvalrpcError):
-    """The caller is not allowed to make this call. Servers don't refuse anybody themselves; a proxy before them may."""
+    """The caller may not make this call. `reason` says which rule forbids it."""
 
     reason = "PERMISSION_DENIED"
     code = "PERMISSION_DENIED"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str = reason,
+        metadata: Mapping[str, str] | None = None,
+        retry_delay_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message, metadata=metadata, retry_delay_seconds=retry_delay_seconds)
+        self.reason = reason
 
 
 class InternalError(EvalrpcError):

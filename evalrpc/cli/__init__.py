@@ -38,6 +38,8 @@ _MODULES: Final = {
     "models": "catalog",
     "harnesses": "catalog",
     "info": "catalog",
+    "whoami": "whoami",
+    "token": "token",
     "doctor": "doctor",
     "login": "login",
     "logout": "login",

@@ -3,7 +3,17 @@
 Each is declared once, in evalrpc/config/settings.py. Its flag, its variable, its checks and docs/settings.md follow from that.
 """
 
+from evalrpc.config.callers import ClientCertificate, OidcSettings
 from evalrpc.config.loading import load_settings
 from evalrpc.config.settings import LMMS_EVAL, SETTINGS, HarnessSettings, ListenSettings, Settings
 
-__all__ = ["LMMS_EVAL", "SETTINGS", "HarnessSettings", "ListenSettings", "Settings", "load_settings"]
+__all__ = [
+    "LMMS_EVAL",
+    "SETTINGS",
+    "ClientCertificate",
+    "HarnessSettings",
+    "ListenSettings",
+    "OidcSettings",
+    "Settings",
+    "load_settings",
+]

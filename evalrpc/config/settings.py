@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from evalrpc.config.addresses import ADDRESS_FORMS, parse_listen_address
+from evalrpc.config.callers import ClientCertificate, OidcSettings
 from evalrpc.config.declaration import (
     BOOLEAN,
     FILE,
@@ -323,6 +324,10 @@ class Settings:
     )
     harnesses: Mapping[str, HarnessSettings] = field(default_factory=lambda: {LMMS_EVAL: HarnessSettings(LMMS_EVAL, LMMS_EVAL)})
     """The harnesses by name. Default: `lmms-eval` in the server's own environment."""
+    client_certificates: Mapping[str, ClientCertificate] = field(default_factory=dict)
+    """Who the bearers of client certificates are, by a name in the certificate."""
+    oidc: OidcSettings | None = None
+    """The identity provider whose tokens are accepted. None: there is none."""
 
     def __post_init__(self) -> None:
         """Reject invalid settings."""
@@ -331,4 +336,4 @@ class Settings:
 
 
 SETTINGS: Final = settings_of(Settings)
-"""The declaration of each setting but `harnesses`, which are tables of the config file only."""
+"""The declaration of each setting but those that are tables of the config file only."""

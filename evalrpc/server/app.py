@@ -37,6 +37,7 @@ from evalrpc.scheduling.scheduler import Scheduler
 from evalrpc.scheduling.supervisor import RunDependencies
 from evalrpc.server import health, reflection
 from evalrpc.server.announcement import announce
+from evalrpc.server.auth.authenticator import Authenticator
 from evalrpc.server.catalog import Catalog
 from evalrpc.server.certificates import Certificate
 from evalrpc.server.collector import tune_collector
@@ -48,13 +49,7 @@ from evalrpc.server.logging import set_up_logging
 from evalrpc.server.reflection import Reflection
 from evalrpc.server.service import EvaluationService
 from evalrpc.server.threads import require_threads, start_pool
-from evalrpc.server.transports.grpc import (
-    anonymous,
-    dialogue_handler,
-    generic_handler,
-    ignore_departures,
-    nobody,
-)
+from evalrpc.server.transports.grpc import anonymous, dialogue_handler, generic_handler, ignore_departures
 from evalrpc.server.transports.grpc_listener import GrpcListener
 from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.v1 import evaluation_service_pb2
@@ -130,6 +125,7 @@ class Server:
         self.harnesses = harnesses = build_harnesses(settings)
         self._defaults = request_defaults(settings, len(devices))
         access = output_access(settings.output_root, settings.output_mode, settings.output_group)
+        self._authenticator = Authenticator(settings, clock)
         self._store = SqliteStore(settings.data_dir, clock, settings.max_queued)
         self._readers = start_pool(_READER_THREADS, "reader")
         self._hashers = start_pool(_HASHER_THREADS, "hasher")
@@ -180,6 +176,7 @@ class Server:
             listener.bind()
         self._executor.prepare()
         self._scheduler.start()
+        await self._authenticator.start()
         await asyncio.gather(*(listener.start() for listener in self.listeners))
         self._housekeeping = asyncio.create_task(self._housekeeper.run())
         self._hashers.submit(self._catalog.load)
@@ -203,6 +200,7 @@ class Server:
         # Calls made just as gRPC stops get CANCELLED without a reason: so answer with the reason for a moment first.
         await asyncio.gather(loop.run_in_executor(self._waiters, self._scheduler.stop), asyncio.sleep(_REFUSAL_SECONDS))
         await asyncio.gather(*(listener.stop(self._settings.stop_seconds) for listener in self.listeners))
+        self._authenticator.stop()
         await loop.run_in_executor(self._waiters, self._executor.close)  # only now: calls may have waited for a short command
         self._readers.shutdown(wait=True, cancel_futures=True)
         self._hashers.shutdown(wait=True, cancel_futures=True)
@@ -252,7 +250,7 @@ class Server:
         health_handlers = handlers_of(health.SERVICE, self._health)
         answer = Reflection((health.SERVICE.file,)).answer
         for listener in self.listeners:
-            authenticate = nobody if listener.listener.requires_sign_in else anonymous
+            authenticate = self._authenticator.for_listener(requires_sign_in=listener.listener.requires_sign_in)
             listener.add(
                 generic_handler(SERVICE, evaluation, authenticate),
                 generic_handler(health.SERVICE, health_handlers, anonymous),

@@ -29,7 +29,9 @@ from evalrpc.cli.history import history_command
 from evalrpc.cli.jobs import list_command, watch_all_command
 from evalrpc.cli.parameters import parse_duration
 from evalrpc.cli.submit import submit_command
+from evalrpc.cli.token import token_command
 from evalrpc.errors import FieldViolation
+from evalrpc.v1.callers_pb2 import GetCallerResponse
 from evalrpc.v1.catalog_pb2 import GetServerInfoResponse
 from evalrpc.v1.comparison_pb2 import CompareJobsResponse, JobComparison, MetricComparison, TestMethod, Verdict
 from evalrpc.v1.jobs_pb2 import JobError, JobEvent, JobInfo, JobStatus, Progress, SubmitJobRequest
@@ -685,7 +687,9 @@ def test_list_stops_at_its_limit(run: Run, service: FakeService) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "message"), [("queue", GetQueueResponse), ("info", GetServerInfoResponse)], ids=["queue", "info"]
+    ("command", "message"),
+    [("queue", GetQueueResponse), ("info", GetServerInfoResponse), ("whoami", GetCallerResponse)],
+    ids=["queue", "info", "whoami"],
 )
 def test_json_is_the_message_itself(run: Run, command: str, message: Any) -> None:
     assert json_format.Parse(run(command, "--json").stdout, message()) != message()
@@ -739,8 +743,9 @@ def test_the_address_may_stand_before_or_behind_the_command(server: FakeServer) 
 def test_every_command_can_print_json() -> None:
     context = click.Context(main)
     commands = {name: main.get_command(context, name) for name in main.list_commands(context)}
-    commands |= {f"baseline {name}": command for name, command in baseline_command.commands.items()}
-    del commands["baseline"]
+    for group, subcommands in (("baseline", baseline_command.commands), ("token", token_command.commands)):
+        del commands[group]
+        commands |= {f"{group} {name}": command for name, command in subcommands.items()}
     flags = {
         name: {flag for parameter in command.params for flag in parameter.opts} for name, command in commands.items() if command
     }

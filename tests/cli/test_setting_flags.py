@@ -76,7 +76,7 @@ def write(path: Path, **settings: Any) -> Path:
 
 
 def test_every_setting_is_tested_here() -> None:
-    assert {field.name for field in dataclasses.fields(Settings)} == {*VALUES, "harnesses"}
+    assert {field.name for field in dataclasses.fields(Settings)} == {*VALUES, "harnesses", "client_certificates", "oidc"}
 
 
 @pytest.mark.parametrize("name", VALUES)

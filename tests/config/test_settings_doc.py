@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from evalrpc.config import SETTINGS, HarnessSettings, ListenSettings, load_settings
+from evalrpc.config import SETTINGS, ClientCertificate, HarnessSettings, ListenSettings, OidcSettings, load_settings
 from evalrpc.config.declaration import settings_of
 from evalrpc.harnesses.registry import build_harnesses
 
@@ -15,12 +15,14 @@ PAGE = (ROOT / "docs" / "settings.md").read_text()
 EXAMPLE = ROOT / "docs" / "evalrpc.toml"
 LISTEN_KEYS = settings_of(ListenSettings, "listen.")
 HARNESS_KEYS = settings_of(HarnessSettings, "harnesses.NAME.")
+CERTIFICATE_KEYS = settings_of(ClientCertificate, "client_certificates.NAME.")
+OIDC_KEYS = settings_of(OidcSettings, "oidc.")
+KEYS = [*LISTEN_KEYS.values(), *HARNESS_KEYS.values(), *CERTIFICATE_KEYS.values(), *OIDC_KEYS.values()]
 SECTIONS = {section.partition("\n")[0]: section.replace("\n", " ") for section in PAGE.split("\n### ")[1:]}
 
 
 def test_it_has_a_section_for_every_setting_and_for_every_key_of_a_table() -> None:
-    everything = (*SETTINGS.values(), *LISTEN_KEYS.values(), *HARNESS_KEYS.values())
-    assert list(SECTIONS) == [setting.name for setting in everything]
+    assert list(SECTIONS) == [setting.name for setting in (*SETTINGS.values(), *KEYS)]
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -40,7 +40,7 @@ async def check() -> None:
             errors.append(weakref.ref(error))
             raise error
 
-    call = _adapted(handlers_of(SERVICE, Service())["GetJob"], anonymous)
+    call = _adapted(handlers_of(SERVICE, Service())["GetJob"], anonymous, is_stream=False)
     with suppress(AbortedError):
         await call(b"", Context())
     assert [error() for error in errors] == [None]

@@ -36,10 +36,9 @@ class Authority:
         self.pem = self._sign(self._key, self._name, x509.BasicConstraints(ca=True, path_length=None), days=2)
 
     def issue(self, name: str = "server", names: tuple[str, ...] = NAMES, *, days: float = 2) -> Issued:
-        """Issue a certificate for these hosts."""
+        """Issue a certificate for these hosts and URIs."""
         key = ec.generate_private_key(ec.SECP256R1())
-        hosts = [x509.IPAddress(ip_address(host)) if host[0].isdigit() else x509.DNSName(host) for host in names]
-        cert = self._sign(key, _name(name), x509.SubjectAlternativeName(hosts), days=days)
+        cert = self._sign(key, _name(name), x509.SubjectAlternativeName(map(_general_name, names)), days=days)
         return Issued(cert, _pem(key))
 
     def write(self, folder: Path, name: str = "ca.pem") -> Path:
@@ -60,6 +59,12 @@ class Authority:
 
 def _name(name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    if "://" in name:
+        return x509.UniformResourceIdentifier(name)
+    return x509.IPAddress(ip_address(name)) if name[0].isdigit() else x509.DNSName(name)
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -22,6 +22,7 @@ from evalrpc.errors import (
     UnauthenticatedError,
 )
 from evalrpc.jobs.filters import JobMatcher
+from evalrpc.v1.callers_pb2 import CALLER_ROLE_SUBMITTER, SIGN_IN_METHOD_TOKEN, GetCallerRequest, GetCallerResponse
 from evalrpc.v1.catalog_pb2 import (
     GetServerInfoRequest,
     GetServerInfoResponse,
@@ -113,6 +114,8 @@ class FakeService(EvaluationServiceServicer):
         missing = HarnessInfo(name="nightly", kind="command", unavailable_reason="no such program")
         self.harnesses = [HarnessInfo(name="lmms-eval", version="0.5", available=True), missing]
         self.info = GetServerInfoResponse(version="9.9.9", gpu_count=2, capabilities=["GetJob"])
+        self.caller = GetCallerResponse(owner="alice", role=CALLER_ROLE_SUBMITTER, sign_in_method=SIGN_IN_METHOD_TOKEN)
+        self.caller.expires_at.FromSeconds(1_900_000_000)
         self.warnings: list[str] = []
         self.names = ["mme", "mmmu_val", "mmstar"]
         self.received: defaultdict[str, list[Message]] = defaultdict(list)
@@ -216,6 +219,10 @@ class FakeService(EvaluationServiceServicer):
     def GetQueue(self, request: GetQueueRequest, context: grpc.ServicerContext) -> GetQueueResponse:  # noqa: N802
         self._take(request, context)
         return self.queue
+
+    def GetCaller(self, request: GetCallerRequest, context: grpc.ServicerContext) -> GetCallerResponse:  # noqa: N802
+        self._take(request, context)
+        return self.caller
 
     def GetServerInfo(  # noqa: N802
         self, request: GetServerInfoRequest, context: grpc.ServicerContext

@@ -91,10 +91,11 @@ class Site:
 
 
 class Api:
-    """The calls of one server."""
+    """The calls of one server, signed in with a token if there is one."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, token: str = "") -> None:
         self.address = address
+        self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
         options = [("grpc.max_send_message_length", -1), ("grpc.enable_retries", 0)]  # every answer fits into gRPC's default
         self.channel = grpc.insecure_channel(address, options=options)
         self.stub = EvaluationServiceStub(self.channel)
@@ -107,7 +108,7 @@ class Api:
         message_class = GetMessageClass(method.input_type)
 
         def call(message: Message | None = None, /, **fields: Any) -> Any:
-            return getattr(self.stub, name)(message or message_class(**fields), timeout=SECONDS)
+            return getattr(self.stub, name)(message or message_class(**fields), timeout=SECONDS, metadata=self.metadata)
 
         return call
 
