@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from enum import Enum
 from typing import Final, TypeVar
 
+from evalrpc.clock import Clock
 from evalrpc.errors import EvalrpcError
 
 _T = TypeVar("_T")
@@ -33,9 +34,13 @@ class SignIn:
         self._streams: set[asyncio.Timeout] = set()
         self._failure: Callable[[], EvalrpcError] | None = None
 
-    def has_expired(self, now_ns: int) -> bool:
-        """Return whether it has expired by this time."""
-        return self.expires_at_ns is not None and now_ns >= self.expires_at_ns
+    def has_expired(self, clock: Clock) -> bool:
+        """Return whether it has expired by now."""
+        return self.expires_at_ns is not None and clock.now().ToNanoseconds() >= self.expires_at_ns
+
+    def holds(self, clock: Clock) -> bool:
+        """Return whether it has neither expired nor been ended."""
+        return self._failure is None and not self.has_expired(clock)
 
     def end(self, failure: Callable[[], EvalrpcError]) -> None:
         """End all its streams, each with an error of its own. Idempotent."""

@@ -1,15 +1,14 @@
 """Tokens of an identity provider (OpenID Connect): JWTs that it has signed, whose claims say who calls and what its role is.
 
-A token is verified once, off the event loop, and then known by its digest until it expires.
+Signatures are checked off the event loop.
 """
 
 import asyncio
 import base64
 import binascii
-import hashlib
 import json
 import re
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from typing import Any, Final, NamedTuple
 
@@ -27,7 +26,6 @@ from evalrpc.server.sign_in import SignIn, SignInMethod
 CLOCK_SKEW_SECONDS: Final = 60.0
 """How far the provider's clock may be ahead of ours."""
 
-_MAX_KNOWN: Final = 10_000
 _MAX_CHARACTERS: Final = 16 * 1024
 _LAST_SECOND: Final = 253_402_300_799  # the end of the year 9999, which is the last that a Timestamp has
 _FARTHEST_SECOND: Final = 1e15
@@ -51,21 +49,10 @@ class OidcTokens:
         self._executor = executor
         self._live = live
         self._keys = SigningKeys(settings, clock, executor)
-        self._known: dict[bytes, Principal] = {}
 
-    def principal_of(self, token: str) -> Principal | Awaitable[Principal]:
-        """Return whom a token belongs to, or wait for that. Raises UnauthenticatedError, PermissionDeniedError for one that has
-        no role, and SignInUnavailableError if the provider's keys can't be had."""
-        digest = hashlib.sha256(token.encode(errors="surrogatepass")).digest()
-        principal = self._known.get(digest)
-        if principal is None:
-            return self._verify(token, digest)
-        if principal.sign_in.has_expired(self._clock.now().ToNanoseconds()):
-            del self._known[digest]
-            raise expired()
-        return principal
-
-    async def _verify(self, token: str, digest: bytes) -> Principal:
+    async def principal_of(self, token: str) -> Principal:
+        """Return whom a token belongs to. Raises UnauthenticatedError, PermissionDeniedError for one that has no role, and
+        SignInUnavailableError if the provider's keys can't be had."""
         header = _read_header(token)
         if header.algorithm not in self._settings.algorithms:
             raise UnauthenticatedError("the token is signed by an algorithm that this server does not accept")
@@ -73,9 +60,7 @@ class OidcTokens:
         if key is None:
             raise UnauthenticatedError("the token is signed with a key that its issuer does not have")
         decode = asyncio.get_running_loop().run_in_executor(self._executor, _decode, token, key, header, self._settings)
-        principal = self._principal(await decode)
-        self._remember(digest, principal)
-        return principal
+        return self._principal(await decode)
 
     def _principal(self, claims: Mapping[str, Any]) -> Principal:
         """Return whom verified claims belong to."""
@@ -112,11 +97,6 @@ class OidcTokens:
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, str):
                 yield self._settings.roles.get(each, "") if self._settings.roles else each
-
-    def _remember(self, digest: bytes, principal: Principal) -> None:
-        if len(self._known) >= _MAX_KNOWN:
-            self._known.pop(next(iter(self._known)))
-        self._known[digest] = principal
 
 
 def _read_header(token: str) -> _Header:

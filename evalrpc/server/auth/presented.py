@@ -22,20 +22,20 @@ class Presented(Protocol):
         """Return the address of the other end, as gRPC writes it."""
 
 
-def bearer_token(presented: Presented) -> str | None:
-    """Return the token in the header `authorization: Bearer TOKEN`; None without that header.
-
-    Raises UnauthenticatedError for a header of another form, and for several.
-    """
+def authorization(presented: Presented) -> str | None:
+    """Return the header `authorization`; None without it. Raises UnauthenticatedError for several."""
     found: str | None = None
     for name, value in presented.invocation_metadata() or ():
         if name == _HEADER:
             if found is not None:
                 raise UnauthenticatedError("the call has several `authorization` headers")
             found = value
-    if found is None:
-        return None
-    scheme, _, token = found.partition(" ")
+    return found
+
+
+def bearer_token(header: str) -> str:
+    """Return the token in a header `Bearer TOKEN`. Raises UnauthenticatedError for a header of another form."""
+    scheme, _, token = header.partition(" ")
     if scheme.lower() != _SCHEME or not token:
         raise UnauthenticatedError("the header `authorization` must be `Bearer TOKEN`")
     return token

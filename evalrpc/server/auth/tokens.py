@@ -58,7 +58,7 @@ class Tokens:
             raise UnauthenticatedError("the server does not know this token")
         if token.stored.revoked_ns is not None:
             raise _revoked()
-        if token.principal.sign_in.has_expired(self._clock.now().ToNanoseconds()):
+        if token.principal.sign_in.has_expired(self._clock):
             raise expired()
         return token.principal
 
