@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from callers import Caller, add_token, revoke_token
 from clocks import ManualClock
-from conftest import Door, Within  # type: ignore[attr-defined]
+from door import Door, Within
 from identity_provider import IdentityProvider
 
 from evalrpc.config import ClientCertificate

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from campaigns.forgeries import Forgeries
 from campaigns.sign_in import tokens_of
-from conftest import Door, Within  # type: ignore[attr-defined]
+from door import Door, Within
 from identity_provider import IdentityProvider
 
 from evalrpc.errors import EvalrpcError

@@ -3,7 +3,7 @@
 import grpc
 import pytest
 from certificates import Authority, Issued
-from conftest import Door, Within  # type: ignore[attr-defined]
+from door import Door, Within
 from test_authenticator import TABLE
 
 from evalrpc.client.failures import from_rpc_error
