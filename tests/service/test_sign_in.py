@@ -8,12 +8,17 @@ from pathlib import Path
 import grpc
 import pytest
 from callers import add_token, revoke_token
+from certificates import Authority
+from click.testing import CliRunner
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from identity_provider import AUDIENCE, IdentityProvider
 from serving import SECONDS, Api, MovableClock, ServerHere, Site, reason_of, submission
 from waiting import eventually
 
+from evalrpc.cli import main
+from evalrpc.client import EvalClient
+from evalrpc.errors import UnauthenticatedError
 from evalrpc.server.app import SERVICE
 from evalrpc.server.auth import authenticator
 from evalrpc.server.auth.token_store import FILE_NAME
@@ -22,6 +27,7 @@ from evalrpc.v1.callers_pb2 import (
     CALLER_ROLE_OPERATOR,
     CALLER_ROLE_SUBMITTER,
     CALLER_ROLE_VIEWER,
+    SIGN_IN_METHOD_CERTIFICATE,
     SIGN_IN_METHOD_NONE,
     SIGN_IN_METHOD_OIDC,
     SIGN_IN_METHOD_TOKEN,
@@ -238,3 +244,49 @@ def test_an_identity_provider_is_accepted_and_the_log_has_no_token(
     assert "another audience" in line.getMessage()
     for part in (*good.split("."), *bad.split(".")):
         assert part not in caplog.text
+
+
+def test_a_watch_of_the_client_ends_with_its_token_and_is_resumed_with_another(
+    server: ServerHere, site: Site, data_dir: Path
+) -> None:
+    token, another = add_token(data_dir), add_token(data_dir)
+    with signed_in(server, token), signed_in(server, another):
+        pass
+    with EvalClient(server.address, token=token) as client:
+        job = client.submit(submission("slow").request)
+        events = client.watch(job.job_id)
+        revision = next(events).revision
+        revoke_token(data_dir, token)
+        with pytest.raises(UnauthenticatedError, match="the token was revoked"):
+            list(events)
+    site.release(job.job_id)
+    with EvalClient(server.address, token=another) as client:
+        assert list(client.watch(job.job_id, after_revision=revision))[-1].terminal
+
+
+def test_the_command_line_signs_in_and_says_who_one_is(server: ServerHere, data_dir: Path) -> None:
+    token = add_token(data_dir, "bob", "viewer")
+    with signed_in(server, token):
+        result = CliRunner().invoke(main, ["whoami", "--address", server.address], env={"EVALRPC_TOKEN": token})
+    assert result.exit_code == 0
+    assert "owner\tbob\nrole\tviewer\nsigned in by\ttoken\n" in result.stdout
+    result = CliRunner().invoke(main, ["whoami", "--address", server.address])
+    assert result.exit_code == 4
+    assert "the server asks who calls" in result.stderr
+
+
+def test_a_client_certificate_signs_in_and_an_unknown_one_is_refused(serve: Serve, site: Site, tmp_path: Path) -> None:
+    authority = Authority()
+    ca, (cert, key) = authority.write(tmp_path), authority.issue().write(tmp_path)
+    with site.config.open("a") as config:
+        config.write('[client_certificates]\n"ci.example.org" = { owner = "ci", role = "operator" }\n')
+    address = f"https://{serve(tls_cert=cert, tls_key=key, tls_client_ca=ca, auth='required').address}"
+    known, unknown = (authority.issue(name, (f"{name}.example.org",)).write(tmp_path, name) for name in ("ci", "mallory"))
+    with EvalClient(address, tls_ca=ca, tls_cert=known[0], tls_key=known[1]) as client:
+        caller = client.get_caller()
+    assert (caller.owner, caller.role, caller.sign_in_method) == ("ci", CALLER_ROLE_OPERATOR, SIGN_IN_METHOD_CERTIFICATE)
+    with (
+        EvalClient(address, tls_ca=ca, tls_cert=unknown[0], tls_key=unknown[1]) as client,
+        pytest.raises(UnauthenticatedError, match=r"it has: mallory\.example\.org, mallory"),
+    ):
+        client.get_caller()
