@@ -150,7 +150,7 @@ def _state(token: StoredToken) -> str:
     if token.revoked_ns is not None:
         return "revoked"
     has_expired = token.expires_ns is not None and token.expires_ns <= clock.now().ToNanoseconds()
-    return "expired" if has_expired else "good"
+    return "expired" if has_expired else "active"
 
 
 def _time_text(time_ns: int) -> str:

@@ -12,9 +12,10 @@ network has cut the call, so a stream is resumed as after UNAVAILABLE, whatever 
 PERMISSION_DENIED and UNIMPLEMENTED are final then too.
 
 Where callers must sign in, with the metadata `authorization: Bearer TOKEN` or a client certificate, any call may be answered
-with UNAUTHENTICATED; elsewhere, too, if what it presents is not accepted. It may also be answered with UNAVAILABLE
-(`SIGN_IN_UNAVAILABLE`; RetryInfo) while the server can't find out who calls. A stream ends with UNAUTHENTICATED once the token
-of its caller has expired or was revoked; it is resumed with another token. Health and reflection are open to all.
+with UNAUTHENTICATED; elsewhere, too, if what it presents is not accepted and the server knows any way to sign in. It may also
+be answered with UNAVAILABLE (`SIGN_IN_UNAVAILABLE`; RetryInfo) while the server can't find out who calls. A stream ends with
+UNAUTHENTICATED once the token of its caller has expired or was revoked; it is resumed with another token. Health and
+reflection are open to all.
 
 A call that reads a job's files may be answered with UNAVAILABLE (`FILE_UNAVAILABLE`: the server is out of file descriptors,
 or its disk fails; RetryInfo) or FAILED_PRECONDITION (`FILE_UNREADABLE`: the server's account may not read the file, or the

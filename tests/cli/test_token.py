@@ -63,7 +63,7 @@ def test_as_json_they_are_one_document_each(data_dir: Path) -> None:
     created = json.loads(create("--json").stdout)
     parts = parse_token(created["token"])
     assert parts is not None
-    assert (created["token_id"], created["owner"], created["state"]) == (parts.token_id, "alice", "good")
+    assert (created["token_id"], created["owner"], created["state"]) == (parts.token_id, "alice", "active")
     revoked = json.loads(invoke("revoke", parts.token_id, "--json").stdout)
     assert revoked == {"token_id": parts.token_id, "state": "revoked"}
 
@@ -83,7 +83,7 @@ def test_tokens_are_listed_with_their_state_and_without_secrets(data_dir: Path, 
     clock.seconds += 3600
     output = invoke("list").stdout
     rows = sorted(line.split("\t") for line in output.splitlines()[1:])
-    expected = [(ids[0], "good", ""), (ids[1], "expired", "2027-01-15 09:00:00"), (ids[2], "revoked", "")]
+    expected = [(ids[0], "active", ""), (ids[1], "expired", "2027-01-15 09:00:00"), (ids[2], "revoked", "")]
     assert [(row[0], row[3], row[5]) for row in rows] == sorted(expected)
     assert {(row[1], row[2]) for row in rows} == {("alice", "submitter")}
     documents = {each["token_id"]: each for each in map(json.loads, invoke("list", "-o", "json").stdout.splitlines())}

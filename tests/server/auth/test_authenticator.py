@@ -14,6 +14,7 @@ from door import Door, Within
 from identity_provider import IdentityProvider
 
 from evalrpc.config import ClientCertificate
+from evalrpc.config.callers import ROLES
 from evalrpc.errors import EvalrpcError, InternalError, SignInUnavailableError, UnauthenticatedError
 from evalrpc.server.auth import refusals
 from evalrpc.server.auth.token_format import new_token
@@ -62,6 +63,10 @@ def test_a_token_lets_its_owner_in_with_its_role(within: Within, tmp_path: Path)
             assert (owner, found, sign_in.method) == (f"{role.value}@example.org", role, SignInMethod.TOKEN)
 
     within(use)
+
+
+def test_the_roles_of_the_settings_are_those_of_callers() -> None:
+    assert tuple(role.value for role in Role) == ROLES
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
