@@ -10,8 +10,10 @@ import click
 from evalrpc.cli.connection import client_options, connect
 from evalrpc.cli.exit_codes import ExitCode, fail, reported
 from evalrpc.cli.output import print_json_text, print_line
+from evalrpc.client import EvalClient
 from evalrpc.client.core import server_address
 from evalrpc.client.logins import forget_token, keep_token
+from evalrpc.errors import UnimplementedError
 
 
 @click.command(short_help="Keep a token for a server.")
@@ -24,14 +26,14 @@ def login_command(server: str | None, address: str | None, as_json: bool) -> Non
     """
     token = _read_token()
     with connect(server or address, token=token) as client:
-        client.get_server_info()
+        owner = _owner(client)
         target = client.address
     with _reported():
         path = keep_token(target, token)
     if as_json:
-        print_json_text(json.dumps({"address": target, "file": str(path)}))
+        print_json_text(json.dumps({"address": target, "owner": owner, "file": str(path)}))
     else:
-        print_line(f"signed in to {target}; the token is kept in {path}")
+        print_line(f"signed in to {target}{owner and f' as {owner}'}; the token is kept in {path}")
 
 
 @click.command(short_help="Forget the token for a server.")
@@ -54,6 +56,15 @@ def _read_token() -> str:
     if not token.strip():
         fail(ExitCode.WRONG_CALL, "no token was given")
     return str(token.strip())
+
+
+def _owner(client: EvalClient) -> str:
+    """Return whose the token is; nothing if the server is too old to say it. Raises UnauthenticatedError."""
+    try:
+        return client.get_caller().owner
+    except UnimplementedError:
+        client.get_server_info()
+        return ""
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def test_a_token_from_a_pipe_is_tried_and_kept_for_its_server_alone(server: Fake
     result = run("login", address, "--tls-ca", ca, input=f"{TOKEN}\nmore\n")
 
     kept = home / "config/evalrpc/tokens.json"
-    assert result.stdout == f"signed in to {server.address}; the token is kept in {kept}\n"
+    assert result.stdout == f"signed in to {server.address} as alice; the token is kept in {kept}\n"
     assert json.loads(kept.read_text()) == {server.address: TOKEN}
     assert run("info", "--address", address, "--tls-ca", ca).exit_code == 0
     assert run("info", "--address", address.replace("127.0.0.1", "localhost"), "--tls-ca", ca).exit_code == NOT_ALLOWED
@@ -81,6 +81,14 @@ def test_a_token_that_the_server_refuses_is_not_kept(server: FakeServer, ca: Pat
     assert (result.exit_code, result.stdout) == (NOT_ALLOWED, "")
     assert "evr_wrong" not in result.output
     assert not (home / "config").exists()
+
+
+def test_a_server_that_can_not_say_whose_the_token_is_may_still_accept_it(server: FakeServer, ca: Path) -> None:
+    server.service.errors["GetCaller"] = [errors.UnimplementedError("no such call")]
+
+    result = run("login", f"https://{server.address}", "--tls-ca", ca, input=TOKEN)
+
+    assert result.stdout.startswith(f"signed in to {server.address}; the token is kept in ")
 
 
 @pytest.mark.parametrize("typed", ["", "\n", "  \n"])
@@ -111,7 +119,8 @@ def test_both_say_in_json_what_they_did(server: FakeServer, ca: Path, home: Path
 
     login, logout = run("login", "--json", "--tls-ca", ca, input=TOKEN), run("logout", "--json")
 
-    assert json.loads(login.stdout) == {"address": server.address, "file": str(home / "config/evalrpc/tokens.json")}
+    kept = str(home / "config/evalrpc/tokens.json")
+    assert json.loads(login.stdout) == {"address": server.address, "owner": "alice", "file": kept}
     assert json.loads(logout.stdout) == {"address": server.address, "was_kept": True}
 
 
