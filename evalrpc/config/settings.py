@@ -70,13 +70,20 @@ _ADDRESS: Final = Kind(ADDRESS_FORMS, "HOST:PORT", _address)
 
 @dataclass(frozen=True)
 class ListenSettings:
-    """One address, or one `[[listen]]` table. What is None is as the setting of the same name says."""
+    """One address, or one `[[listen]]` table. What is None is as the setting of the same name says. Raises ConfigurationError,
+    naming the key, for a value that it may not have."""
 
     address: str = field(metadata=metadata(_ADDRESS, "The address.", default_text="none: every table needs one"))
     tls_cert: Path | None = setting(None, FILE, "Replaces the setting `tls_cert` here.", default_text="the setting")
     tls_key: Path | None = setting(None, FILE, "Replaces the setting `tls_key` here.", default_text="the setting")
     tls_client_ca: Path | None = setting(None, FILE, "Replaces the setting `tls_client_ca` here.", default_text="the setting")
     auth: str | None = setting(None, STRING, "Replaces the setting `auth` here.", rule=_AUTH_RULE, default_text="the setting")
+
+    def __post_init__(self) -> None:
+        """Reject invalid values."""
+        for name, declared in settings_of(ListenSettings, "listen.").items():
+            if (value := getattr(self, name)) is not None:
+                declared.read(value, Path())
 
 
 def _listen(value: Any, folder: Path) -> tuple[ListenSettings, ...]:

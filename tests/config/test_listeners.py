@@ -146,6 +146,13 @@ def test_what_is_no_list_of_addresses_is_refused(tmp_path: Path, text: str) -> N
         listeners_in(text, tmp_path)
 
 
+def test_rules_that_come_from_no_source_are_checked_too() -> None:
+    with pytest.raises(ConfigurationError, match=r"setting listen\.address: must be HOST:PORT, .*, not 'nowhere'"):
+        ListenSettings("nowhere")
+    with pytest.raises(ConfigurationError, match=r"setting listen\.auth: must be `off` or `required`"):
+        ListenSettings("127.0.0.1:0", auth="on")
+
+
 def test_sign_in_is_off_on_this_machine_and_required_elsewhere() -> None:
     assert rules_at("127.0.0.1:1", "[::1]:1", "unix:/s", "0.0.0.0:2", "host.example:1", **TLS) == [
         (True, False),
