@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +16,7 @@ from benchmarks.report import Row, at_most, compare, figures, in_turn
 from benchmarks.scale import Scale
 from evalrpc.analysis.comparison import compare as compare_jobs
 from evalrpc.client import EvalClient
+from evalrpc.files.read_budget import UNLIMITED, ReadBudget
 from evalrpc.results.layout import read_results
 from evalrpc.v1.comparison_pb2 import CompareJobsRequest, Verdict
 from evalrpc.v1.jobs_pb2 import JOB_STATUS_COMPLETED, JobAttempt, JobInfo
@@ -93,7 +93,7 @@ def _claimed(pairs: int, gain: float, *, with_samples: bool = True) -> dict[str,
             if not with_samples:
                 for job in jobs:
                     job.results["m"].ClearField("samples")
-            for metric in compare_jobs(call, jobs[0], jobs[1:], {}, Path(), Event()).candidates[0].metrics:
+            for metric in compare_jobs(call, jobs[0], jobs[1:], {}, Path(), ReadBudget(UNLIMITED)).candidates[0].metrics:
                 claims[metric.metric] += metric.verdict in _CLAIMS
     return {metric: claims[metric] / pairs for metric in _TESTS}
 

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from threading import Event
 from timeit import timeit
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
@@ -19,6 +18,7 @@ from benchmarks.scale import Scale
 from evalrpc.analysis.comparison import compare as compare_jobs
 from evalrpc.analysis.history import MAX_POINTS, History, HistoryPlaces
 from evalrpc.config import HarnessSettings, Settings
+from evalrpc.files.read_budget import UNLIMITED, ReadBudget
 from evalrpc.harnesses.registry import build_harnesses
 from evalrpc.jobs.paths import attempt_dir, results_path
 from evalrpc.jobs.size_limits import results_room
@@ -84,7 +84,7 @@ def _metrics_of_one_task(_: Path, count: int) -> Callable[[], object]:
 
 def _compared_tasks(folder: Path, count: int) -> Callable[[], object]:
     baseline, candidate = (_job(folder / f"{name}-{count}", count) for name in ("a", "b"))
-    return partial(compare_jobs, CompareJobsRequest(), baseline, [candidate], {}, Path(), Event())
+    return partial(compare_jobs, CompareJobsRequest(), baseline, [candidate], {}, Path(), ReadBudget(UNLIMITED))
 
 
 def _job(folder: Path, count: int) -> JobInfo:
@@ -109,7 +109,7 @@ def _compared_by_selectors(_: Path, count: int) -> Callable[[], object]:
     selectors = [MetricSelector(task=f"t{number}") for number in range(count)]
     thresholds = [MetricThreshold(selector=selector, tolerance=0.1) for selector in selectors]
     call = CompareJobsRequest(metrics=selectors, metric_thresholds=thresholds)
-    return partial(compare_jobs, call, jobs[0], jobs[1:], {}, Path(), Event())
+    return partial(compare_jobs, call, jobs[0], jobs[1:], {}, Path(), ReadBudget(UNLIMITED))
 
 
 def _merged_tasks(_: Path, count: int) -> Callable[[], object]:
@@ -176,8 +176,8 @@ def _listed_files(folder: Path, count: int) -> Callable[[], object]:
     job = JobInfo(job_id="j", attempt=1, status=JOB_STATUS_COMPLETED, attempts=attempts)
 
     async def listed(readers: ThreadPoolExecutor) -> int:
-        reader = ArtifactReader(cast(Feed, _OneJob(job)), folder, readers, readers)
-        call = ListArtifactsRequest(job_id="j")
+        reader = ArtifactReader(cast(Feed, _OneJob(job)), folder, readers, readers, readers)
+        call = ListArtifactsRequest(job_id="j", checksums=True)
         return await _count(call, lambda: reader.list_artifacts("j", call, _FILES_PAGE), lambda page: page.artifacts)
 
     return partial(_on_a_loop, listed, count)

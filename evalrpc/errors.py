@@ -19,9 +19,15 @@ it into a status in one place, and the client turns the status back into the sam
     │   ├── IllegalTransitionError
     │   ├── CatalogUnavailableError
     │   ├── NoResultsError
-    │   └── FileUnreadableError
+    │   ├── FileUnreadableError
+    │   └── ReadLimitError
     ├── ConflictError               ABORTED              read the job again, and retry
     ├── QueueFullError              RESOURCE_EXHAUSTED   with a retry delay
+    ├── LimitExceededError          RESOURCE_EXHAUSTED   with a retry delay, unless it would not help
+    │   ├── TooManyStreamsError
+    │   ├── TooManyCallsError
+    │   ├── TooMuchUnreadError
+    │   └── RequestTooLargeError
     ├── OutOfRangeError             OUT_OF_RANGE
     │   ├── RevisionCompactedError
     │   ├── RevisionInFutureError
@@ -200,6 +206,13 @@ class FileUnreadableError(PreconditionError):
     reason = "FILE_UNREADABLE"
 
 
+class ReadLimitError(PreconditionError):
+    """What a run left takes more to read than one call may. `metadata` has the limit, as `limit_bytes`, `limit_seconds` or
+    `limit_memory_bytes`."""
+
+    reason = "READ_LIMIT_REACHED"
+
+
 class ConflictError(EvalrpcError):
     """The job is not in the state that the change expected: it was changed meanwhile. `metadata["revision"]` is that of now."""
 
@@ -212,6 +225,38 @@ class QueueFullError(EvalrpcError):
 
     reason = "QUEUE_FULL"
     code = "RESOURCE_EXHAUSTED"
+
+
+class LimitExceededError(EvalrpcError):
+    """One caller, or all together, take more than the operator allows. `metadata` has the `setting` and its `limit`, and the
+    `owner` if it is one for each owner."""
+
+    reason = "LIMIT_EXCEEDED"
+    code = "RESOURCE_EXHAUSTED"
+
+
+class TooManyStreamsError(LimitExceededError):
+    """As many streams are open as the operator allows, of this owner or in all."""
+
+    reason = "TOO_MANY_STREAMS"
+
+
+class TooManyCallsError(LimitExceededError):
+    """The owner makes more calls per second than the operator allows."""
+
+    reason = "TOO_MANY_CALLS"
+
+
+class TooMuchUnreadError(LimitExceededError):
+    """Answers that their clients have not read take all the memory that there is for them."""
+
+    reason = "TOO_MUCH_UNREAD"
+
+
+class RequestTooLargeError(LimitExceededError):
+    """The request has more bytes than the server accepts, so it is never accepted."""
+
+    reason = "REQUEST_TOO_LARGE"
 
 
 class OutOfRangeError(EvalrpcError):

@@ -6,9 +6,7 @@ only the first comparison imports it.
 
 import heapq
 import math
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +22,7 @@ from evalrpc.errors import (
     NoResultsError,
     NotFoundError,
 )
+from evalrpc.files.read_budget import ReadBudget
 from evalrpc.harnesses.base import Harness, SampleRow
 from evalrpc.jobs.metric_selectors import Selection, parts_of, parts_taking, selector_text, selector_words
 from evalrpc.jobs.size_limits import MAX_PAGE_BYTES
@@ -59,10 +58,10 @@ def compare(
     candidates: Sequence[JobInfo],
     harnesses: Mapping[str, Harness],
     data_dir: Path,
-    stop: threading.Event,
+    budget: ReadBudget,
 ) -> CompareJobsResponse:
-    """Compare the candidates with the baseline. Blocks on the disk, and takes seconds if there are many samples: once `stop` is
-    set, it raises CancelledError after the current row or metric.
+    """Compare the candidates with the baseline. Blocks on the disk, and takes seconds if there are many samples: with every row
+    and metric it may raise what `ReadBudget.spend` does.
 
     Only the samples of one task of the baseline and of one candidate are in memory at a time, and no more metrics than the
     answer may have. Raises NoResultsError, MetricNotFoundError, InvalidRequestError for an answer that would be too large,
@@ -72,13 +71,13 @@ def compare(
         _require_results(job)
     alpha = call.alpha if call.HasField("alpha") else DEFAULT_ALPHA
     results = JobResults(data_dir)
-    matching = _Matching(call, stop)
+    matching = _Matching(call, budget)
     for candidate in candidates:
-        matching.add(_line_up(baseline, candidate, results))
+        matching.add(_line_up(baseline, candidate, results, budget))
     matching.require_known()
     matching.require_size()
     asked_for = matching.asked_for
-    _Tester(baseline, harnesses, data_dir, stop, alpha).test_all(zip(candidates, asked_for, strict=True))
+    _Tester(baseline, harnesses, data_dir, budget, alpha).test_all(zip(candidates, asked_for, strict=True))
     if call.strict:
         _require_same_definitions(chain.from_iterable(asked_for))
     verdicts.judge(call, list(chain.from_iterable(asked_for)), alpha)
@@ -96,10 +95,10 @@ def compare(
 class _Matching:
     """The metrics of a comparison that are asked for, chosen from all that the jobs have, of which there may be very many."""
 
-    def __init__(self, call: CompareJobsRequest, stop: threading.Event) -> None:
+    def __init__(self, call: CompareJobsRequest, budget: ReadBudget) -> None:
         self.asked_for: list[list[MetricComparison]] = []
         """By candidate. Incomplete once they are more than an answer may have."""
-        self._stop = stop
+        self._budget = budget
         self._selection = Selection(call.metrics)
         self._selectors = [*call.metrics, *(threshold.selector for threshold in call.metric_thresholds)]
         self._unknown = set(map(parts_of, self._selectors))
@@ -112,8 +111,7 @@ class _Matching:
         asked_for: list[MetricComparison] = []
         self.asked_for.append(asked_for)
         for metric in lined_up:
-            if self._stop.is_set():
-                raise CancelledError
+            self._budget.spend()
             self._note(metric)
             if self._selection.takes(metric):
                 self._count += 1
@@ -158,11 +156,11 @@ def _require_size(size_bytes: int, metric_count: int, candidate_count: int, *, i
         )
 
 
-def _line_up(baseline: JobInfo, candidate: JobInfo, results: JobResults) -> Iterator[MetricComparison]:
+def _line_up(baseline: JobInfo, candidate: JobInfo, results: JobResults, budget: ReadBudget) -> Iterator[MetricComparison]:
     """Yield every metric that either job has, sorted by model, task, metric and filter. Both are read once, side by side."""
     models = _ModelPairs(baseline, candidate)
-    ours = ((models.key(each.model), metric_key(each.metric), 0, each.metric) for each in results.metrics(baseline))
-    theirs = ((models.key(each.model), metric_key(each.metric), 1, each.metric) for each in results.metrics(candidate))
+    ours = ((models.key(each.model), metric_key(each.metric), 0, each.metric) for each in results.metrics(baseline, budget))
+    theirs = ((models.key(each.model), metric_key(each.metric), 1, each.metric) for each in results.metrics(candidate, budget))
     merged = heapq.merge(ours, theirs, key=lambda each: each[:3])
     our_heads, their_heads = results.heads(baseline), results.heads(candidate)
     for model, of_model in groupby(merged, key=lambda each: each[0]):
@@ -264,13 +262,13 @@ class _Tester:
     """Tests the metrics of one comparison."""
 
     def __init__(
-        self, baseline: JobInfo, harnesses: Mapping[str, Harness], data_dir: Path, stop: threading.Event, alpha: float
+        self, baseline: JobInfo, harnesses: Mapping[str, Harness], data_dir: Path, budget: ReadBudget, alpha: float
     ) -> None:
         self._baseline = baseline
         self._harnesses = harnesses
         self._data_dir = data_dir
         self._results = JobResults(data_dir)
-        self._stop = stop
+        self._budget = budget
         self._alpha = alpha
         self._files: dict[tuple[str, str], Mapping[str, str]] = {}
 
@@ -286,7 +284,7 @@ class _Tester:
                 job, first = of_candidate[0]
                 theirs = self._read(job, first.candidate_model, task, [metric for _, metric in of_candidate])
                 for _, metric in of_candidate:
-                    self._go_on()
+                    self._budget.spend()
                     _test(metric, ours, theirs, self._alpha)
 
     def _read(self, job: JobInfo, model: str, task: str, metrics: Iterable[MetricComparison]) -> _Values:
@@ -297,7 +295,7 @@ class _Tester:
             return {}
         keys = {MetricKey(metric.metric, metric.filter) for metric in metrics}
         try:
-            with open_samples(job, folder, path, self._harnesses) as rows:
+            with open_samples(job, folder, path, self._harnesses, budget=self._budget) as rows:
                 return read_values(self._values(rows), keys)
         except (NotFoundError, InvalidRequestError):  # gone, or cut off
             return {}
@@ -311,13 +309,8 @@ class _Tester:
 
     def _values(self, rows: Iterable[SampleRow]) -> Iterator[Mapping[str, object]]:
         for row in rows:
-            self._go_on()
+            self._budget.spend()
             yield row.values
-
-    def _go_on(self) -> None:
-        """Raise CancelledError if nobody waits for the answer any more."""
-        if self._stop.is_set():
-            raise CancelledError
 
 
 def _file(pair: tuple[JobInfo, MetricComparison]) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from itertools import groupby, islice
 from typing import Final, NamedTuple
 
+from evalrpc.files.read_budget import ReadBudget, ReadLimits
 from evalrpc.jobs.metric_selectors import Selection
 from evalrpc.jobs.size_limits import MAX_PAGE_BYTES
 from evalrpc.protobuf.wire_format import field_size
@@ -30,6 +31,8 @@ from evalrpc.v1.results_pb2 import Metric
 
 DEFAULT_STEP_LABEL: Final = "step"
 MAX_POINTS: Final = 1000
+LIMITS: Final = ReadLimits(max_bytes=0, max_seconds=120.0)
+"""For a page. The first one looks at all jobs, of which there may be very many."""
 
 _PAGE: Final = 100
 _LENGTH_BYTES: Final = 8  # by which the length of a point grows with its metrics
@@ -97,14 +100,21 @@ class _Piece(NamedTuple):
 class History:
     """Builds a page of GetHistory: scan all jobs, then get the page. For one thread at a time; blocks.
 
-    Raises InvalidRequestError for a bad token.
+    Raises InvalidRequestError for a bad token. Each step raises what `ReadBudget.spend` does.
     """
 
     def __init__(
-        self, store: Store, results: JobResults, remembered: HistoryPlaces, call: GetHistoryRequest, page_size: int
+        self,
+        store: Store,
+        results: JobResults,
+        remembered: HistoryPlaces,
+        call: GetHistoryRequest,
+        page_size: int,
+        budget: ReadBudget | None = None,
     ) -> None:
         self._store = store
         self._results = results
+        self._budget = budget or ReadBudget(LIMITS)
         self._remembered = remembered
         self._page_size = page_size
         self._filter = JobFilter()
@@ -127,13 +137,14 @@ class History:
             return False
         listed = self._store.list_jobs(self._filter, self._before, _PAGE)
         for sequence, job in listed:
+            self._budget.spend()
             self._before = sequence
             self._newest = max(self._newest, sequence)
             if self._has_points(job):
                 step = _number(job.labels.get(self._step_label, ""))
                 self._all_have_steps = self._all_have_steps and step is not None
                 self._found.append((math.inf if step is None else step, sequence))
-        return len(listed) == _PAGE
+        return bool(listed)
 
     def page(self) -> GetHistoryResponse:
         """Return the page: by step if all points of the listing have one, else in the order of creation."""
@@ -141,6 +152,7 @@ class History:
         points: list[HistoryPoint] = []
         bound = PageBound(self._page_size)
         for index in range(self._first_index(places), len(places.sequences)):
+            self._budget.spend()
             for piece in self._pieces_at(places.sequences[index]):
                 if not bound.takes(piece.point):
                     self._remembered.put(self._key(places.by_step), places)
@@ -170,7 +182,7 @@ class History:
         if any(self._selection.takes(metric) for result in job.results.values() for metric in result.metrics):
             return True
         is_truncated = any(result.metrics_truncated for result in job.results.values())
-        return is_truncated and any(self._selection.takes(each.metric) for each in self._results.metrics(job))
+        return is_truncated and any(self._selection.takes(each.metric) for each in self._results.metrics(job, self._budget))
 
     def _pieces_at(self, sequence: int) -> Iterator[_Piece]:
         """Yield the points of a job, without those on the pages before."""
@@ -182,7 +194,7 @@ class History:
         model, count = "", 0
         if position is not None and position.sequence == sequence:
             model, count = position.model, position.metric_count
-        for name, of_model in groupby(self._results.metrics(job), key=lambda each: each.model):
+        for name, of_model in groupby(self._results.metrics(job, self._budget), key=lambda each: each.model):
             if name >= model:
                 metrics = (each.metric for each in of_model if self._selection.takes(each.metric))
                 yield from self._pieces(job, name, metrics, count if name == model else 0)

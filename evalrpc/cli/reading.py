@@ -139,7 +139,7 @@ def download_command(
         except DownloadError as error:
             paths, errors = error.paths, error.errors
         if as_json:
-            listed = select(client.list_artifacts(job_id, attempt), chosen)
+            listed = select(client.list_artifacts(job_id, attempt, checksums=True), chosen)
             print_json(ListArtifactsResponse(artifacts=[artifact for artifact in listed if artifact.name not in errors]))
         else:
             for path in paths:

@@ -120,7 +120,7 @@ def submit(client: EvalClient, submission: SubmitJobRequest, *, watch: bool, rec
     job = client.submit(submission.request, **submit_options(submission))
     for warning in job.warnings:
         print_line(f"evalrpc: {warning}", err=True)
-    if submission.cache == CACHE_MODE_ALLOW:
+    if submission.cache == CACHE_MODE_ALLOW and job.job_id:
         print_line(f"evalrpc: {wording.sharing(job)}", err=True)
     if watch and job.job_id:
         _print_id(job, form)

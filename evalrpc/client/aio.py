@@ -166,14 +166,24 @@ class AsyncEvalClient(AsyncTransport):
         A job that was deleted, or that the filter does not match any more, comes as DELETED, with its id alone.
 
         With `after_revision`, starts with the changes since then; with `skip_snapshots`, with the BOOKMARK. JOB_VIEW_BASIC
-        leaves out metrics and log tails. Reconnects and has heartbeats as `watch` does. Raises RevisionCompactedError,
-        RevisionInFutureError, and TimeoutError after `timeout_seconds` in all.
+        leaves out metrics and log tails. Jobs and events are fetched as the caller takes them, so a slow one needs no memory
+        either. Reconnects and has heartbeats as `watch` does. Raises RevisionCompactedError, RevisionInFutureError, and
+        TimeoutError after `timeout_seconds` in all.
         """
         policy = ReconnectPolicy(reconnect_timeout_seconds, timeout_seconds, on_disconnect=on_disconnect)
         reader = AllJobsWatch(
             filter, after_revision, heartbeat_interval_seconds, policy, view=view, skip_snapshots=skip_snapshots
         )
-        return self._read(self._stub.WatchJobs, reader)
+        return self._list_and_watch(reader, policy)
+
+    async def _list_and_watch(self, reader: AllJobsWatch, policy: ReconnectPolicy) -> AsyncGenerator[JobEvent, None]:
+        if listing := reader.listing():
+            async for page in self._pages(self._stub.ListJobs, listing, policy):
+                for event in reader.take_page(page):
+                    yield event
+        async with aclosing(self._read(self._stub.WatchJobs, reader)) as events:
+            async for event in events:
+                yield event
 
     async def wait_for_job(
         self,
@@ -271,12 +281,13 @@ class AsyncEvalClient(AsyncTransport):
         async with aclosing(self._read(self._stub.WatchJob, JobWatch(job_id))) as events:
             return await anext((event.job.attempt async for event in events if event.job.attempt), 0)
 
-    async def list_artifacts(self, job_id: str, attempt: int = 0) -> list[Artifact]:
+    async def list_artifacts(self, job_id: str, attempt: int = 0, *, checksums: bool = False) -> list[Artifact]:
         """List the files that an attempt left, sorted by name; attempt 0 is the latest.
 
-        Raises JobNotFoundError, AttemptNotFoundError.
+        With `checksums` the server reads each file of a job that has ended, for its `sha256`. Raises JobNotFoundError,
+        AttemptNotFoundError.
         """
-        request = build(ListArtifactsRequest, job_id=job_id, attempt=attempt)
+        request = build(ListArtifactsRequest, job_id=job_id, attempt=attempt, checksums=checksums)
         artifacts: list[Artifact] = []
         async for page in self._pages(self._stub.ListArtifacts, request):
             artifacts.extend(page.artifacts)
@@ -296,7 +307,8 @@ class AsyncEvalClient(AsyncTransport):
         complete and its checksum matches. A file that can't be downloaded does not stop the others: at the end, DownloadError
         says which are missing and why. Raises JobNotFoundError, AttemptNotFoundError, ArtifactNotFoundError.
         """
-        chosen = select(await self.list_artifacts(job_id, attempt), None if names is None else texts("names", names))
+        listed = await self.list_artifacts(job_id, attempt, checksums=True)
+        chosen = select(listed, None if names is None else texts("names", names))
         download = Download(Path(directory))
         for artifact in chosen:
             try:

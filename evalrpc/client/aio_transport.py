@@ -104,8 +104,13 @@ class AsyncTransport:
         except grpc.RpcError:
             return False
 
-    async def _call(self, method: grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT], request: RequestT) -> ResponseT:
-        retries = Retries(request, ReconnectPolicy(RETRY_SECONDS, self._timeout_seconds))
+    async def _call(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT],
+        request: RequestT,
+        policy: ReconnectPolicy | None = None,
+    ) -> ResponseT:
+        retries = Retries(request, policy or ReconnectPolicy(RETRY_SECONDS, self._timeout_seconds))
         while True:
             try:
                 return await method(request, timeout=retries.timeout_seconds(), metadata=self._bearer.metadata())
@@ -114,10 +119,13 @@ class AsyncTransport:
             await asyncio.sleep(delay_seconds)
 
     async def _pages(
-        self, method: grpc.aio.UnaryUnaryMultiCallable[PageRequestT, PageT], request: PageRequestT
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[PageRequestT, PageT],
+        request: PageRequestT,
+        policy: ReconnectPolicy | None = None,
     ) -> AsyncIterator[PageT]:
         while True:
-            page = await self._call(method, request)
+            page = await self._call(method, request, policy)
             yield page
             if not page.next_page_token:
                 return

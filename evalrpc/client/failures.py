@@ -16,6 +16,8 @@ from evalrpc.errors import (
     FieldViolation,
     InvalidRequestError,
     JobNotCompletedError,
+    LimitExceededError,
+    RequestTooLargeError,
     RunFailedError,
     UnavailableError,
 )
@@ -39,9 +41,12 @@ _ABOUT_THE_REQUEST: Final = (
 
 Not among them: CANCELLED, which is never our own where it is judged; DEADLINE_EXCEEDED, since the deadline of a stream
 is checked before each call, and else a proxy has limited it; RESOURCE_EXHAUSTED, which a proxy that asks for calm (RST_STREAM)
-causes, while our messages are never too large; UNKNOWN, INTERNAL, ABORTED and DATA_LOSS, which a bug of our server would send
-with an ErrorInfo.
+causes, unless it says that a message is too large; UNKNOWN, INTERNAL, ABORTED and DATA_LOSS, which a bug of our server would
+send with an ErrorInfo.
 """
+
+_TOO_LARGE: Final = re.compile(r"message (is )?larger than", re.IGNORECASE)
+"""How gRPC, on either side, refuses a message for its size, without details."""
 
 _NEVER_ON_THE_WIRE: Final = (ConfigurationError, RunFailedError, JobNotCompletedError)
 
@@ -65,6 +70,8 @@ def from_rpc_error(error: grpc.RpcError) -> EvalrpcError | TimeoutError:
     if code == grpc.StatusCode.DEADLINE_EXCEEDED.name:
         return TimeoutError("no answer in time")
     details = parse_details(_status_details(error))
+    if details.reason is None and code == grpc.StatusCode.RESOURCE_EXHAUSTED.name and _TOO_LARGE.search(message):
+        return RequestTooLargeError(message)
     is_of_grpc = details.reason is None and code in _CODES_OF_GRPC
     return build_error(code, _in_words(message) if is_of_grpc else message, details)
 
@@ -72,20 +79,22 @@ def from_rpc_error(error: grpc.RpcError) -> EvalrpcError | TimeoutError:
 def is_broken_off(error: grpc.RpcError) -> bool:
     """Return whether a call was only broken off on the way, so that the same request, or the rest of it, may succeed.
 
-    What carries our ErrorInfo is the server's answer, and final unless it is UNAVAILABLE. What lacks it is not from our
-    server: a proxy has reset the call or answered itself, the connection was lost, or gRPC gave up. It counts as broken off
-    whatever its code, unless the code can only be about the request.
+    What carries our ErrorInfo is the server's answer, and final unless it is UNAVAILABLE, or a limit on callers that says when
+    to call again. What lacks it is not from our server: a proxy has reset the call or answered itself, the connection was lost,
+    or gRPC gave up. It counts as broken off whatever its code, unless it can only be about the request.
     """
-    code = error.code()
+    failure = from_rpc_error(error)
+    if isinstance(failure, LimitExceededError):
+        return failure.retry_delay_seconds is not None
     if parse_details(_status_details(error)).reason is not None:
-        return code is grpc.StatusCode.UNAVAILABLE
-    return code not in _ABOUT_THE_REQUEST
+        return error.code() is grpc.StatusCode.UNAVAILABLE
+    return error.code() not in _ABOUT_THE_REQUEST
 
 
-def from_broken_call(error: grpc.RpcError) -> UnavailableError:
+def from_broken_call(error: grpc.RpcError) -> UnavailableError | LimitExceededError:
     """Build the error for a call that was broken off, whatever its code."""
     failure = from_rpc_error(error)
-    if isinstance(failure, UnavailableError):
+    if isinstance(failure, UnavailableError | LimitExceededError):
         return failure
     return UnavailableError(f"the call was broken off: {error.code().name}: {error.details()}")
 
@@ -175,7 +184,7 @@ _BY_CODE: Final = {cls.code: cls for cls in _WIRE_CLASSES if cls.__base__ is Eva
 
 
 def _error_class(code: str, reason: str | None) -> type[EvalrpcError]:
-    """Find the class. RESOURCE_EXHAUSTED without a reason is gRPC's own (such as a message too large), not a full queue."""
+    """Find the class. RESOURCE_EXHAUSTED without a reason is gRPC's own, or a proxy's, and none of our limits."""
     if reason is None and code == grpc.StatusCode.RESOURCE_EXHAUSTED.name:
         return EvalrpcError
     return _BY_REASON.get(reason or "") or _BY_CODE.get(code, EvalrpcError)

@@ -7,9 +7,9 @@ Which failures are resumed is decided in `failures`: whatever breaks a stream wi
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -19,13 +19,26 @@ from evalrpc.client.reconnect import ReconnectPolicy
 from evalrpc.client.values import build
 from evalrpc.errors import FileUnavailableError, UnavailableError
 from evalrpc.v1.files_pb2 import ReadArtifactRequest, ReadArtifactResponse, ReadLogRequest, ReadLogResponse
-from evalrpc.v1.jobs_pb2 import JobEvent, JobEventType, JobFilter, JobView, WatchJobRequest, WatchJobsRequest
+from evalrpc.v1.jobs_pb2 import (
+    JobEvent,
+    JobEventType,
+    JobFilter,
+    JobStatus,
+    JobView,
+    ListJobsRequest,
+    ListJobsResponse,
+    WatchJobRequest,
+    WatchJobsRequest,
+)
 
 RequestT = TypeVar("RequestT")
 MessageT = TypeVar("MessageT")
 ItemT = TypeVar("ItemT")
 BytesRequestT = TypeVar("BytesRequestT", ReadLogRequest, ReadArtifactRequest)
 BytesMessageT = TypeVar("BytesMessageT", ReadLogResponse, ReadArtifactResponse)
+
+LISTED_AT_ONCE: Final = 256
+"""The jobs of a page of a listing, which also has at most 3 MiB."""
 
 MAX_TRIES_OF_AN_UNREADABLE_FILE: Final = 5
 """In a row, without a byte of it, a second or more apart as the server asks."""
@@ -37,6 +50,8 @@ _STATES = (
     JobEventType.JOB_EVENT_TYPE_DELETED,
 )
 """Whoever has seen their revision has seen these events."""
+
+_TERMINAL: Final = (JobStatus.JOB_STATUS_COMPLETED, JobStatus.JOB_STATUS_FAILED, JobStatus.JOB_STATUS_CANCELLED)
 
 
 class Reader(ABC, Generic[RequestT, MessageT, ItemT]):
@@ -112,11 +127,15 @@ class JobWatch(Reader[WatchJobRequest, JobEvent, JobEvent]):
 
 
 class AllJobsWatch(Reader[WatchJobsRequest, JobEvent, JobEvent]):
-    """WatchJobs: each event once, in order, without end.
+    """ListJobs, then WatchJobs: each event once, in order, without end.
 
-    The initial snapshots are buffered until the BOOKMARK that ends them: if the call broke off among them, the next one might
-    lack a job that ended in between, and its end would be lost. The first BOOKMARK is always for the caller, who has caught up
-    then; the later ones are heartbeats, as in JobWatch.
+    The initial snapshots come from a listing, page by page as the caller takes them. So they need no memory, and a page that
+    breaks off is read again. What happens meanwhile comes after them. The first BOOKMARK is always for the caller, who has
+    caught up then; the later ones are heartbeats, as in JobWatch.
+
+    At revision 0 there is nothing to watch on from, and hardly any job: the snapshots are those of WatchJobs then. They are
+    buffered until the BOOKMARK that ends them: if the call broke off among them, the next one might lack a job that ended in
+    between, and its end would be lost.
     """
 
     def __init__(
@@ -141,6 +160,26 @@ class AllJobsWatch(Reader[WatchJobsRequest, JobEvent, JobEvent]):
         self._after_revision = after_revision
         self._snapshots: list[JobEvent] | None = None
         self._caught_up = False
+        self._listed: dict[str, int] = {}  # jobs that were listed as they stood after the revision to watch on from
+
+    def listing(self) -> ListJobsRequest | None:
+        """Build the request for the jobs as they stand, which are listed before the first call; None if nobody wants them."""
+        if self._after_revision or self._request.skip_snapshots:
+            return None
+        return ListJobsRequest(filter=self._request.filter, view=self._request.view, page_size=LISTED_AT_ONCE)
+
+    def take_page(self, page: ListJobsResponse) -> Iterator[JobEvent]:
+        """Yield the snapshots of a page of the listing, and after those of the last one the BOOKMARK."""
+        self._policy.succeeded()
+        if not page.revision:
+            return
+        for job in page.jobs:
+            if job.revision > page.revision:
+                self._listed[job.job_id] = job.revision
+            yield _event_now(JobEventType.JOB_EVENT_TYPE_SNAPSHOT, job=job, terminal=job.status in _TERMINAL)
+        if not page.next_page_token:
+            self._after_revision, self._caught_up = page.revision, True
+            yield _event_now(JobEventType.JOB_EVENT_TYPE_BOOKMARK, revision=page.revision)
 
     def request(self) -> WatchJobsRequest:
         """Request everything after the last revision seen."""
@@ -155,7 +194,8 @@ class AllJobsWatch(Reader[WatchJobsRequest, JobEvent, JobEvent]):
             return ()
         self._after_revision = max(self._after_revision, event.revision)
         if not _is_bookmark(event):
-            return (event,)
+            was_listed = _is_repeat(event, self._listed.get(event.job.job_id, 0))
+            return () if was_listed else (event,)
         is_heartbeat, self._caught_up = self._caught_up, True
         return () if is_heartbeat and not self._wants_heartbeats else (event,)
 
@@ -243,6 +283,12 @@ def _duration(interval_seconds: float | None) -> Duration | None:
 
 def _is_bookmark(event: JobEvent) -> bool:
     return event.type == JobEventType.JOB_EVENT_TYPE_BOOKMARK
+
+
+def _event_now(kind: JobEventType.ValueType, **fields: Any) -> JobEvent:
+    event = JobEvent(type=kind, **fields)
+    event.time.GetCurrentTime()
+    return event
 
 
 def _is_repeat(event: JobEvent, after_revision: int) -> bool:

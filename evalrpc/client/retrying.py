@@ -1,4 +1,4 @@
-"""Repeating a unary call while the server is unavailable for a moment, such as during a restart, without I/O.
+"""Repeating a unary call while the server is unavailable for a moment, such as during a restart, or asks to wait, without I/O.
 
 gRPC would do this by itself, but not once a proxy has answered: it takes the headers of nginx's 502 for the server's.
 """

@@ -103,8 +103,13 @@ class Transport:
         except grpc.RpcError:
             return False
 
-    def _call(self, method: grpc.UnaryUnaryMultiCallable[RequestT, ResponseT], request: RequestT) -> ResponseT:
-        retries = Retries(request, ReconnectPolicy(RETRY_SECONDS, self._timeout_seconds))
+    def _call(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[RequestT, ResponseT],
+        request: RequestT,
+        policy: ReconnectPolicy | None = None,
+    ) -> ResponseT:
+        retries = Retries(request, policy or ReconnectPolicy(RETRY_SECONDS, self._timeout_seconds))
         while True:
             try:
                 return method(request, timeout=retries.timeout_seconds(), metadata=self._bearer.metadata())
@@ -112,9 +117,14 @@ class Transport:
                 delay_seconds = retries.failed(error)
             time.sleep(delay_seconds)
 
-    def _pages(self, method: grpc.UnaryUnaryMultiCallable[PageRequestT, PageT], request: PageRequestT) -> Iterator[PageT]:
+    def _pages(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[PageRequestT, PageT],
+        request: PageRequestT,
+        policy: ReconnectPolicy | None = None,
+    ) -> Iterator[PageT]:
         while True:
-            page = self._call(method, request)
+            page = self._call(method, request, policy)
             yield page
             if not page.next_page_token:
                 return

@@ -242,8 +242,51 @@ class Settings:
         "and at least one.",
     )
     max_queued: int = _count(100_000, "jobs", 1, "The most jobs that wait; beyond that SubmitJob answers RESOURCE_EXHAUSTED.")
-    # Well above what a request may hold, so that an oversized request gets an answer that names the field.
-    max_request_bytes: int = _count(16 * 1024 * 1024, "bytes", 1, "The largest message that the server accepts.")
+    # Well above what a request may hold, so that most oversized requests get an answer that names the field.
+    max_request_bytes: int = _count(
+        16 * 1024 * 1024, "bytes", 1, "The largest request; a larger one is answered with RESOURCE_EXHAUSTED."
+    )
+    max_streams: int = _count(
+        20_000,
+        "streams",
+        1,
+        "The most streams (watches, logs and files being read) that are open at once, of all callers together.",
+    )
+    max_streams_per_owner: int = _count(
+        15_000, "streams", 1, "The same of one owner. All callers who have not signed in are one owner."
+    )
+    max_streams_per_connection: int = _count(
+        0, "calls", 0, "The most calls in progress on one connection; further ones wait in the client. 0: any number."
+    )
+    max_connections: int | None = setting(
+        None,
+        INTEGER,
+        "The most connections; further ones are closed at once.",
+        unit="connections",
+        rule=at_least(1),
+        default_text="three quarters of the file descriptors that the server may open (`ulimit -n`)",
+    )
+    max_connection_idle_seconds: float = _seconds(
+        3600.0, "How long a connection without a call stays open. Clients connect again when they need to. 0: forever."
+    )
+    max_connection_age_seconds: float = _seconds(
+        0.0,
+        "How long a connection stays open, so that clients spread over the addresses of a name again. Calls in progress then "
+        "get a minute to end, and our clients resume their streams. 0: forever.",
+    )
+    max_calls_per_second: int = _count(
+        0,
+        "calls",
+        0,
+        "The most calls per second of one owner; as many may come at once. 0: any number. Health checks don't count.",
+    )
+    max_unread_bytes: int = _count(
+        64 * 1024 * 1024,
+        "bytes",
+        1,
+        "The memory for answers over 16 KiB that their clients have not read yet, all together. More must wait; meanwhile, a "
+        "client that takes none of its answer for 10 s is disconnected.",
+    )
     output_root: Path | None = setting(
         None,
         FOLDER,

@@ -21,6 +21,12 @@ def is_shortage(error: OSError) -> bool:
     return error.errno in _SHORTAGES
 
 
+def is_shortage_behind(error: Exception) -> bool:
+    """Return whether that is so for an OSError, or for the error that `unreadable` made of it."""
+    cause = error.__cause__ if isinstance(error, EvalrpcError) else error
+    return isinstance(cause, OSError) and is_shortage(cause)
+
+
 def require_no_shortage(error: OSError) -> None:
     """Raise the error if it is a shortage, or comes from a failing disk, so that those who read a run's files don't judge the
     run by it."""

@@ -10,10 +10,11 @@ found.
 """
 
 import errno
+import heapq
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -24,6 +25,12 @@ from evalrpc.protobuf.file_names import disk_name, wire_name
 
 MAX_NAME_BYTES: Final = 4096
 """The size of a name within a folder, which is that of a path."""
+
+_MAX_NAMES: Final = 20_000
+"""How many names of a folder are kept in memory. A folder below gets a part of that, the less the deeper it lies."""
+
+_MIN_NAMES: Final = 50
+_CHECKED_ENTRIES: Final = 1000
 
 _RUN_PARTS: Final = 3
 """How many parts of a path a run may have replaced, counted from its end: `JOB_ID/attempt-N/output` in the data directory, and
@@ -54,23 +61,25 @@ class FoundFile:
     modified_ns: int
 
 
-def list_files(folder: Path, after: str = "") -> Iterator[FoundFile]:
+def list_files(folder: Path, after: str = "", check: Callable[[], None] = lambda: None) -> Iterator[FoundFile]:
     """Yield the regular files in a folder and below, sorted by name, without links: those with a name greater than `after`.
 
     Only folders that have such files are looked into, and only files that are yielded. Nothing if the folder does not exist. A
-    name of more than MAX_NAME_BYTES is left out. Raises OSError if one of the folders can't be read, or if something else is in
-    the place of the folder.
+    name of more than MAX_NAME_BYTES is left out, and so is what lies in a folder below that the server may not read. `check` is
+    called at every step; what it raises ends the listing. Raises OSError if a folder can't be read for another reason, or if
+    something else is in the place of the folder.
     """
     with _opened(folder, _FOLDER) as root:
         if root is None:
             return
-        pending = [iter(_names(root, "", after))]  # no recursion, no open folder for each level: they may be a thousand
+        pending = [_in_order(root, "", after, _MAX_NAMES, check)]  # no recursion, no open folder for each level
         while pending:
+            check()
             name = next(pending[-1], None)
             if name is None:
                 pending.pop()
             elif name.endswith("/"):
-                pending.append(iter(_names(root, name, after)))
+                pending.append(_in_order(root, name, after, max(_MIN_NAMES, _MAX_NAMES // len(pending)), check))
             elif status := _status(root, name):
                 yield FoundFile(name, status.st_size, status.st_mtime_ns)
 
@@ -243,25 +252,54 @@ def _path_of(descriptor: int) -> str:
     return ""
 
 
-def _names(root: int, prefix: str, after: str) -> list[str]:
-    """Return the names of the files and folders in a folder, with the prefix, in their order, which is also that of all files
+def _in_order(root: int, prefix: str, after: str, max_names: int, check: Callable[[], None]) -> Iterator[str]:
+    """Yield the names of the files and folders in a folder, with the prefix, in their order, which is also that of all files
     below them. The name of a folder ends with `/`. Left out are files up to `after`, and folders that have no later ones.
 
-    There may be very many, of which a page takes a few: so what is left out costs next to nothing.
+    There may be millions, so no more than `max_names` are in memory; then the folder is looked through again.
     """
-    names: list[str] = []
-    with _folder_below(root, disk_name(prefix)) as descriptor:
-        if descriptor is not None:
-            with os.scandir(descriptor) as entries:
-                for entry in entries:
-                    name = prefix + wire_name(entry.name)
-                    as_folder = f"{name}/"
-                    if (as_folder > after or after.startswith(as_folder)) and len(name.encode()) <= MAX_NAME_BYTES:
-                        if entry.is_dir(follow_symlinks=False):
-                            names.append(as_folder)
-                        elif name > after and entry.is_file(follow_symlinks=False):
-                            names.append(name)
-    return sorted(names)
+    after_here = after[len(prefix) :] if after.startswith(prefix) else ""
+    max_bytes = MAX_NAME_BYTES - len(prefix.encode())
+    names, last = [""] * max_names, ""
+    while len(names) == max_names:
+        with _readable_folder_below(root, prefix) as entries:
+            found = (
+                name
+                for name in _later_names(entries, after_here, check)
+                if name > last and len(name.encode()) - name.endswith("/") <= max_bytes
+            )
+            names = heapq.nsmallest(max_names, found)
+        for name in names:
+            yield prefix + name
+            last = name
+
+
+def _later_names(entries: Iterable["os.DirEntry[str]"], after: str, check: Callable[[], None]) -> Iterator[str]:
+    for number, entry in enumerate(entries):
+        if not number % _CHECKED_ENTRIES:
+            check()
+        name = wire_name(entry.name)
+        as_folder = f"{name}/"
+        if as_folder > after or after.startswith(as_folder):
+            if entry.is_dir(follow_symlinks=False):
+                yield as_folder
+            elif name > after and entry.is_file(follow_symlinks=False):
+                yield name
+
+
+@contextmanager
+def _readable_folder_below(root: int, prefix: str) -> Iterator[Iterable["os.DirEntry[str]"]]:
+    """Open a folder and yield its entries; none if it is below the root and the server may not read it. Raises OSError."""
+    with ExitStack() as stack:
+        entries: Iterable[os.DirEntry[str]] = ()
+        try:
+            descriptor = stack.enter_context(_folder_below(root, disk_name(prefix)))
+            if descriptor is not None:
+                entries = stack.enter_context(os.scandir(descriptor))
+        except PermissionError:
+            if not prefix:
+                raise
+        yield entries
 
 
 def _status(root: int, name: str) -> os.stat_result | None:

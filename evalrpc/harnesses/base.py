@@ -93,6 +93,8 @@ class SampleRow(NamedTuple):
     """Its values, under the names that docs/harnesses.md gives."""
     end: int
     """The offset from which the next samples can be read."""
+    is_too_large: bool = False
+    """Whether it is larger than any row that is read, and so has no values."""
 
 
 @runtime_checkable

@@ -13,8 +13,9 @@ _RETRY_DELAY_SECONDS: Final = 1.0
 _T = TypeVar("_T")
 
 
-async def read_on(threads: Executor, read: Callable[[], _T]) -> _T:
-    """Read on a thread. What the disk or the operating system refuses is an error with its errno, never an empty answer.
+async def read_on(threads: Executor, read: Callable[[], _T], stop: Callable[[], None] | None = None) -> _T:
+    """Read on a thread. What the disk or the operating system refuses is an error with its errno, never an empty answer. `stop`
+    is called once nobody waits for the reading any more.
 
     Raises FileUnavailableError, FileUnreadableError, UnavailableError if no thread can be started.
     """
@@ -28,6 +29,9 @@ async def read_on(threads: Executor, read: Callable[[], _T]) -> _T:
         return await reading
     except OSError as error:
         raise unreadable(error) from error
+    finally:
+        if stop is not None:
+            stop()
 
 
 def require_inside(offset: int, size_bytes: int) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from evalrpc.errors import FileUnreadableError
 from evalrpc.files.errnos import unreadable
+from evalrpc.files.read_budget import ReadBudget
 from evalrpc.jobs.paths import results_path
 from evalrpc.reading.attempts import run_dir
 from evalrpc.results.bounding import lacks_some
@@ -31,17 +32,20 @@ class JobResults:
         with _understood(job):
             return read_heads(self._path(job))
 
-    def metrics(self, job: JobInfo) -> Iterator[ModelMetric]:
+    def metrics(self, job: JobInfo, budget: ReadBudget | None = None) -> Iterator[ModelMetric]:
         """Yield all metrics, sorted by model, task, metric and filter."""
-        return (row.metric for row in self.metric_rows(job))
+        return (row.metric for row in self.metric_rows(job, budget=budget))
 
-    def metric_rows(self, job: JobInfo, position: int = 0) -> Iterator[MetricRow]:
-        """Yield the metrics from a position on: 0, or the `end` of a row."""
+    def metric_rows(self, job: JobInfo, position: int = 0, budget: ReadBudget | None = None) -> Iterator[MetricRow]:
+        """Yield the metrics from a position on: 0, or the `end` of a row. Also raises what `ReadBudget.spend` does."""
         if not lacks_some(job.results):
             yield from _rows_of_message(job, position)
             return
         with _understood(job):
-            yield from read_metrics(self._path(job), position)
+            for row in read_metrics(self._path(job), position):
+                if budget is not None:
+                    budget.spend()
+                yield row
 
     def _path(self, job: JobInfo) -> Path:
         """Return the file of the run that the results are of, which may be that of another job."""

@@ -46,9 +46,11 @@ class LogReader:
             # Read the status before the file, so that the file has everything written before the end of the attempt.
             job = await self._feed.read_job(job_id)
             while data := await read_on(self._readers, lambda at=offset: _read_at(path, at, CHUNK_BYTES)):  # type: ignore[misc]
-                await send(ReadLogResponse(data=data, offset=offset, attempt=attempt).SerializeToString())
-                heartbeat.sent()
+                message = ReadLogResponse(data=data, offset=offset, attempt=attempt).SerializeToString()
                 offset += len(data)
+                del data  # a client that does not read makes the message stay long enough
+                await send(message)
+                heartbeat.sent()
             if not call.follow or job.status != JOB_STATUS_RUNNING or job.attempt != attempt:
                 return
             await self._wait(job_id, heartbeat, offset, attempt, send)

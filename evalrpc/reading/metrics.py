@@ -1,8 +1,10 @@
 """The metrics of a job, a page at a time, also those that its message lacks."""
 
 from concurrent.futures import Executor
+from typing import Final, NamedTuple
 
-from evalrpc.errors import MetricNotFoundError
+from evalrpc.errors import MetricNotFoundError, ReadLimitError
+from evalrpc.files.read_budget import ReadBudget, ReadLimits
 from evalrpc.jobs.metric_selectors import Selection
 from evalrpc.reading import page_tokens
 from evalrpc.reading.disk import read_on
@@ -12,44 +14,60 @@ from evalrpc.v1.jobs_pb2 import JobInfo
 from evalrpc.v1.results_pb2 import ListMetricsRequest, ListMetricsResponse, ModelMetric
 from evalrpc.watching.feed import Feed
 
+LIMITS: Final = ReadLimits(max_bytes=0, max_seconds=10.0)
+"""For a page of those that the message lacks. It ends early, since a selection may take none of very many."""
+
 
 class MetricLister:
     """Lists metrics for callers. Runs on the event loop."""
 
-    def __init__(self, feed: Feed, results: JobResults, readers: Executor) -> None:
+    def __init__(self, feed: Feed, results: JobResults, listers: Executor) -> None:
         self._feed = feed
         self._results = results
-        self._readers = readers
+        self._listers = listers
 
     async def list_metrics(self, job_id: str, call: ListMetricsRequest, page_size: int) -> ListMetricsResponse:
         """List a page of metrics.
 
         Raises JobNotFoundError, MetricNotFoundError for an unknown model, FileUnavailableError, FileUnreadableError,
-        InvalidRequestError for a bad token.
+        ReadLimitError, InvalidRequestError for a bad token.
         """
         job = await self._feed.read_job(job_id)
         if call.model and call.model not in job.results:
             raise _no_model(job, call.model)
         listing = _listing(job, call)
         position = page_tokens.decode(call.page_token, listing) or 0
-        return await read_on(self._readers, lambda: self._page(job, call, listing, position, page_size))
+        budget = ReadBudget(LIMITS)
+        page = await read_on(self._listers, lambda: self._page(job, call, position, page_size, budget), budget.stop)
+        token = "" if page.next_position is None else page_tokens.encode(page.next_position, listing)
+        return ListMetricsResponse(metrics=page.metrics, next_page_token=token)
 
-    def _page(
-        self, job: JobInfo, call: ListMetricsRequest, listing: ListMetricsRequest, position: int, page_size: int
-    ) -> ListMetricsResponse:
+    def _page(self, job: JobInfo, call: ListMetricsRequest, position: int, page_size: int, budget: ReadBudget) -> "_Page":
         selection = Selection(call.metrics)
         page: list[ModelMetric] = []
         bound = PageBound(page_size)
         end = position
-        for metric, next_end in self._results.metric_rows(job, position):
-            if call.model and metric.model > call.model:
-                break
-            if (not call.model or metric.model == call.model) and selection.takes(metric.metric):
-                if not bound.takes(metric):
-                    return ListMetricsResponse(metrics=page, next_page_token=page_tokens.encode(end, listing))
-                page.append(metric)
+        try:
+            for metric, next_end in self._results.metric_rows(job, position, budget):
+                if call.model and metric.model > call.model:
+                    break
+                if (not call.model or metric.model == call.model) and selection.takes(metric.metric):
+                    if not bound.takes(metric):
+                        return _Page(page, end)
+                    page.append(metric)
                 end = next_end
-        return ListMetricsResponse(metrics=page)
+        except ReadLimitError:
+            if end == position:
+                raise
+            return _Page(page, end)
+        return _Page(page, None)
+
+
+class _Page(NamedTuple):
+    """Some metrics, and the position of the next; None at the end."""
+
+    metrics: list[ModelMetric]
+    next_position: int | None
 
 
 def _listing(job: JobInfo, call: ListMetricsRequest) -> ListMetricsRequest:

@@ -1,10 +1,16 @@
-"""Cuts a row of samples that is too large for any page: the longest strings first, then lists, then whole fields. Pure."""
+"""Cuts a row of samples that is too large for any page: the longest strings first, then lists, then whole fields. Pure.
 
-from collections.abc import Iterator
-from typing import Final, NamedTuple
+A row of very many values is shortened before: it would take a minute to convert, and its size is not even known before that.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any, Final, NamedTuple
 
 from google.protobuf.struct_pb2 import ListValue, Struct, Value
 
+from evalrpc.protobuf.structs import MAX_SAMPLE_DEPTH, sample_struct, wire_text
 from evalrpc.protobuf.texts import cut
 from evalrpc.protobuf.wire_format import field_size
 
@@ -33,18 +39,67 @@ class _List(NamedTuple):
     values: ListValue
 
 
+def bounded_row(values: Mapping[str, object], max_bytes: int, max_values: int) -> tuple[Struct, list[str]]:
+    """Return a JSON object as a row of at most `max_bytes` and `max_values`, and the paths of the fields that were cut."""
+    kept = values = dict(values)
+    if (length := _common_list_length(values, max_values)) is not None:
+        kept = _shortened(values, length)
+    shortened = {name for name, value in values.items() if name not in kept or kept[name] != value}
+    row = sample_struct(kept)
+    return row, _paths(shortened | _cut_fields(row, max_bytes))
+
+
 def cut_row(row: Struct, max_bytes: int) -> list[str]:
     """Cut a row to `max_bytes`, and return the paths of the fields that were cut within it, such as `.resps`; an empty path
     stands for more fields than can be named."""
+    return _paths(_cut_fields(row, max_bytes))
+
+
+def _cut_fields(row: Struct, max_bytes: int) -> set[str]:
+    """Cut a row, and return the fields that were cut."""
     if row.ByteSize() <= max_bytes:
-        return []
-    cut_fields = {
-        **dict.fromkeys(_cut_strings(row, max_bytes)),
-        **dict.fromkeys(_cut_lists(row, max_bytes)),
-        **dict.fromkeys(_drop_fields(row, max_bytes)),
-    }
-    paths = [f".{field[:_MAX_PATH_LENGTH]}" for field in sorted(cut_fields)]
+        return set()
+    return {*_cut_strings(row, max_bytes), *_cut_lists(row, max_bytes), *_drop_fields(row, max_bytes)}
+
+
+def _paths(fields: set[str]) -> list[str]:
+    paths = [f".{wire_text(field)[:_MAX_PATH_LENGTH]}" for field in sorted(fields)]
     return paths if len(paths) <= _MAX_PATHS else [*paths[:_MAX_PATHS], ""]
+
+
+def _common_list_length(values: Mapping[str, object], max_values: int) -> int | None:
+    """Return the length to which all lists and objects must be cut for so many values; None if none has to be."""
+    if not _has_more_than(max_values, values, sys.maxsize):
+        return None
+    length = max_values
+    while _has_more_than(max_values, values, length):
+        length //= 2
+    return length
+
+
+def _has_more_than(max_values: int, values: Mapping[str, object], length: int) -> bool:
+    """Return whether there are more values, if lists and objects are cut to this length."""
+    count = 0
+    pending: list[tuple[Any, int]] = [(values, MAX_SAMPLE_DEPTH)]
+    while pending:
+        value, depth = pending.pop()
+        count += min(len(value), length)
+        if count > max_values:
+            return True
+        if depth:
+            items = islice(value if isinstance(value, list) else value.values(), length)
+            pending.extend((item, depth - 1) for item in items if isinstance(item, list | dict) and item)
+    return False
+
+
+def _shortened(value: Any, length: int, depth: int = MAX_SAMPLE_DEPTH) -> Any:
+    """Return a value with its lists and objects cut to a length."""
+    match value:
+        case list() if depth:
+            return [_shortened(item, length, depth - 1) for item in value[:length]]
+        case dict() if depth:
+            return {name: _shortened(item, length, depth - 1) for name, item in islice(value.items(), length)}
+    return value
 
 
 def _cut_strings(row: Struct, max_bytes: int) -> list[str]:

@@ -3,48 +3,94 @@
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from evalrpc.errors import InvalidRequestError, SamplesNotFoundError
 from evalrpc.files.errnos import unreadable
 from evalrpc.files.opening import open_file
+from evalrpc.files.read_budget import ReadBudget, open_within
 from evalrpc.harnesses.base import Harness, SampleReader, SampleRow
 from evalrpc.protobuf.bounds import json_integer
 from evalrpc.results.layout import samples_task
 from evalrpc.v1.jobs_pb2 import JobInfo
 
 _MAX_LINE_BYTES: Final = 64 * 1024 * 1024
+_BEFORE_OBJECT: Final = b"\xef\xbb\xbf \t\r\n"
 _DECODER: Final = json.JSONDecoder(parse_int=json_integer)
+
+_Read = Callable[[BinaryIO, int], Iterator[SampleRow | int]]
+"""Yields rows from an offset on and, in between, how far it has got without one."""
+
+
+class SampleRows:
+    """The rows of an open file, once. One row is in memory at a time."""
+
+    def __init__(self, rows: Iterator[SampleRow | int], offset: int = 0, budget: ReadBudget | None = None) -> None:
+        self._rows = rows
+        self._budget = budget
+        self.position = offset
+        """Where reading can go on after what was read so far."""
+
+    def __iter__(self) -> Iterator[SampleRow]:
+        for row in self._rows:
+            if self._budget is not None:
+                self._budget.begin_row()
+            if isinstance(row, SampleRow):
+                self.position = row.end
+                yield row
+            else:
+                self.position = row
 
 
 @contextmanager
 def open_samples(
-    job: JobInfo, folder: Path, path: str, harnesses: Mapping[str, Harness], offset: int = 0
-) -> Iterator[Iterator[SampleRow]]:
-    """Open a sample file in the job's output folder, and yield its rows from an offset on: 0, or the `end` of a row. Blocks on
-    the disk. One row is in memory at a time.
+    job: JobInfo,
+    folder: Path,
+    path: str,
+    harnesses: Mapping[str, Harness],
+    offset: int = 0,
+    budget: ReadBudget | None = None,
+) -> Iterator[SampleRows]:
+    """Open a sample file in the job's output folder, and yield its rows from an offset on: 0, the `end` of a row, or a
+    `position`. Blocks on the disk.
 
     Raises ArtifactNotFoundError if the file is gone, FileUnavailableError and FileUnreadableError if it can't be read,
     InvalidRequestError for an offset past its end. The rows raise SamplesNotFoundError where the file can't be parsed any
-    further; lines that should be JSON objects and are not are skipped.
+    further, and what `ReadBudget.spend` does; lines that should be JSON objects and are not are skipped.
     """
     read = _reader(job, path, harnesses)
-    with open_file(folder, os.path.relpath(path, folder)) as descriptor, open(descriptor, "rb", closefd=False) as file:
+    with open_file(folder, os.path.relpath(path, folder)) as descriptor, _opened(descriptor, budget) as file:
         if offset > os.fstat(descriptor).st_size:
             raise InvalidRequestError("page_token: lies past the end of the samples")
-        yield _understood(job, path, read(file, offset))
+        yield SampleRows(_understood(job, path, read(file, offset)), offset, budget)
 
 
-def read_lines(file: BinaryIO, offset: int) -> Iterator[SampleRow]:
-    """Yield the JSON objects of a file that has one per line, from an offset on. Other lines are skipped."""
-    file.seek(offset)
+def read_lines(file: BinaryIO, offset: int) -> SampleRows:
+    """Return the JSON objects of a file that has one per line, from an offset on. Other lines are skipped, and so is the rest
+    of a line if the offset lies within one."""
+    return SampleRows(_lines(file, offset), offset)
+
+
+def _lines(file: BinaryIO, offset: int) -> Iterator[SampleRow | int]:
+    file.seek(max(0, offset - 1))
+    is_whole = not offset or file.read(1) == b"\n"
     while line := file.readline(_MAX_LINE_BYTES):
         offset += len(line)
-        values = _decode(line)
-        if isinstance(values, dict):
+        ends = line.endswith(b"\n")
+        may_be_row = is_whole and line.lstrip(_BEFORE_OBJECT).startswith(b"{")
+        if may_be_row and len(line) == _MAX_LINE_BYTES and not ends:
+            yield SampleRow({}, offset, is_too_large=True)
+        elif may_be_row and isinstance(values := _decode(line), dict):
             yield SampleRow(values, offset)
+        else:
+            yield offset
+        is_whole = ends
+
+
+def _opened(descriptor: int, budget: ReadBudget | None) -> AbstractContextManager[BinaryIO]:
+    return open(descriptor, "rb", closefd=False) if budget is None else open_within(budget, descriptor)
 
 
 def _decode(line: bytes) -> object:
@@ -54,10 +100,10 @@ def _decode(line: bytes) -> object:
         return None
 
 
-def _reader(job: JobInfo, path: str, harnesses: Mapping[str, Harness]) -> Callable[[BinaryIO, int], Iterator[SampleRow]]:
+def _reader(job: JobInfo, path: str, harnesses: Mapping[str, Harness]) -> _Read:
     """Return the reader of a file, by its name: only the name of a file with an object per line gives its task."""
     if samples_task(path) is not None:
-        return read_lines
+        return _lines
     harness = harnesses.get(job.request.harness)
     if harness is None or not isinstance(harness, SampleReader):
         problem = f"are in the format of the harness {job.request.harness}, which this server does not have (any more)"
@@ -65,7 +111,7 @@ def _reader(job: JobInfo, path: str, harnesses: Mapping[str, Harness]) -> Callab
     return harness.read_samples
 
 
-def _understood(job: JobInfo, path: str, rows: Iterator[SampleRow]) -> Iterator[SampleRow]:
+def _understood(job: JobInfo, path: str, rows: Iterator[SampleRow | int]) -> Iterator[SampleRow | int]:
     try:
         yield from rows
     except OSError as error:

@@ -6,17 +6,19 @@ from typing import Final, NamedTuple
 
 from google.protobuf.struct_pb2 import Struct
 
-from evalrpc.errors import FieldViolation, InvalidRequestError, SamplesNotFoundError
-from evalrpc.harnesses.base import SampleRow
-from evalrpc.protobuf.structs import sample_struct
+from evalrpc.errors import FieldViolation, InvalidRequestError, ReadLimitError, SamplesNotFoundError
 from evalrpc.reading.page_bound import PageBound
-from evalrpc.reading.row_cutting import cut_row
+from evalrpc.reading.row_cutting import bounded_row
+from evalrpc.reading.sample_files import SampleRows
 from evalrpc.results.layout import samples_by_task
 from evalrpc.v1.jobs_pb2 import JobInfo
 from evalrpc.v1.results_pb2 import ModelResult
 
 MAX_ROW_BYTES: Final = 2 * 1024 * 1024
 """A larger row is cut."""
+
+MAX_ROW_VALUES: Final = 256 * 1024
+"""A row with more values is cut. Few rows within MAX_ROW_BYTES have so many."""
 
 
 class SamplesPage(NamedTuple):
@@ -37,20 +39,27 @@ def samples_file(job: JobInfo, models: Mapping[str, ModelResult], model: str, ta
     return by_task[_chosen(job, "task", task, by_task)]
 
 
-def read_page(rows: Iterable[SampleRow], page_size: int) -> SamplesPage:
-    """Take a page from the front of the rows, reading at most one row past it. Rows that are too large for any page are cut."""
+def read_page(rows: SampleRows, page_size: int) -> SamplesPage:
+    """Take a page from the front of the rows, reading at most one row past it. Rows that are too large for any page are cut.
+
+    The page ends early where the budget of the rows does. Raises ReadLimitError if that is before it has got any further.
+    """
     page: list[Struct] = []
     truncated: list[str] = []
     bound = PageBound(page_size)
-    end = 0
-    for values, next_end in rows:
-        row = sample_struct(values)
-        cut_fields = cut_row(row, MAX_ROW_BYTES)
-        if not bound.takes(row):
-            return SamplesPage(page, end, truncated)
-        truncated += (f"samples[{len(page)}]{field}" for field in cut_fields)
-        page.append(row)
-        end = next_end
+    begin = end = rows.position
+    try:
+        for values, next_end, is_too_large in rows:
+            row, cut_fields = bounded_row(values, MAX_ROW_BYTES, MAX_ROW_VALUES)
+            if not bound.takes(row):
+                return SamplesPage(page, end, truncated)
+            truncated += (f"samples[{len(page)}]{field}" for field in ([""] if is_too_large else cut_fields))
+            page.append(row)
+            end = next_end
+    except ReadLimitError:
+        if rows.position == begin:
+            raise
+        return SamplesPage(page, rows.position, truncated)
     return SamplesPage(page, None, truncated)
 
 

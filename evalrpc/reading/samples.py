@@ -1,37 +1,64 @@
-"""Per-sample predictions, a page at a time."""
+"""Per-sample predictions, a page at a time.
+
+What is large is read in a process of its own: a single row may take a minute to parse and to cut, and hold the interpreter for
+seconds of it.
+"""
 
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import Final, NamedTuple
 
-from evalrpc.errors import SamplesNotFoundError
+from evalrpc.config import HarnessSettings
+from evalrpc.errors import ReadLimitError, SamplesNotFoundError
+from evalrpc.files.read_budget import ReadBudget, ReadLimits, too_much
 from evalrpc.harnesses.base import Harness
+from evalrpc.harnesses.registry import build_harness
 from evalrpc.reading import page_tokens
 from evalrpc.reading.attempts import output_dir
 from evalrpc.reading.disk import read_on
 from evalrpc.reading.job_results import JobResults
 from evalrpc.reading.sample_files import open_samples
-from evalrpc.reading.sample_pages import SamplesPage, read_page, samples_file
-from evalrpc.v1.jobs_pb2 import JobInfo
+from evalrpc.reading.sample_pages import read_page, samples_file
+from evalrpc.scheduling.limited_process import LimitedProcess, Limits, ProcessLimitError
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo
 from evalrpc.v1.samples_pb2 import ListSamplesRequest, ListSamplesResponse
 from evalrpc.watching.feed import Feed
 
+IN_PLACE_LIMITS: Final = ReadLimits(max_bytes=64 * 1024**2, max_seconds=2.0, max_row_bytes=512 * 1024)
+"""For a page that is read in the server itself. The longest row of these holds the interpreter for about 40 ms."""
+
+PROCESS_LIMITS: Final = ReadLimits(max_bytes=1024**3, max_seconds=10.0)
+"""For a page that is read in a process."""
+
+PROCESS_USE: Final = Limits(memory_bytes=1024**3, processor_seconds=20)
+
 
 class SampleLister:
-    """Lists samples for callers. Runs on the event loop."""
+    """Lists samples for callers. Runs on the event loop. `listers` read small rows, `parsers` wait for processes."""
 
-    def __init__(self, feed: Feed, data_dir: Path, harnesses: Mapping[str, Harness], readers: Executor) -> None:
+    def __init__(
+        self,
+        feed: Feed,
+        data_dir: Path,
+        harnesses: Mapping[str, Harness],
+        harness_settings: Mapping[str, HarnessSettings],
+        listers: Executor,
+        parsers: Executor,
+    ) -> None:
         self._feed = feed
         self._data_dir = data_dir
         self._results = JobResults(data_dir)
         self._harnesses = harnesses
-        self._readers = readers
+        self._harness_settings = harness_settings
+        self._listers = listers
+        self._parsers = parsers
 
-    async def list_samples(self, job_id: str, call: ListSamplesRequest, page_size: int) -> ListSamplesResponse:
-        """List a page of samples.
+    async def list_samples(self, job_id: str, call: ListSamplesRequest, page_size: int) -> bytes:
+        """List a page of samples, as a serialised ListSamplesResponse.
 
-        Raises JobNotFoundError, SamplesNotFoundError, FileUnavailableError, FileUnreadableError, InvalidRequestError for a bad
-        token.
+        Raises JobNotFoundError, SamplesNotFoundError, FileUnavailableError, FileUnreadableError, ReadLimitError,
+        InvalidRequestError for a bad token.
         """
         job = await self._feed.read_job(job_id)
         listing = ListSamplesRequest(job_id=job_id, model=call.model, task=call.task)
@@ -39,11 +66,51 @@ class SampleLister:
         folder = output_dir(self._data_dir, job)
         if folder is None:
             raise SamplesNotFoundError(f"job {job_id} has not run yet, so it has no samples")
-        page = await read_on(self._readers, lambda: self._samples_page(job, call, folder, offset, page_size))
+        path = await read_on(self._listers, lambda: samples_file(job, self._results.heads(job), call.model, call.task))
+        source = _Source(JobInfo(job_id=job_id, request=EvaluateRequest(harness=job.request.harness)), folder, path, offset)
+        try:
+            budget = ReadBudget(IN_PLACE_LIMITS)
+            page = await read_on(self._listers, lambda: _read_page(source, page_size, self._harnesses, budget), budget.stop)
+        except ReadLimitError:  # before it has got any further
+            process = LimitedProcess(PROCESS_USE)
+            page = await read_on(self._parsers, lambda: self._read_in(process, source, page_size), process.close)
         token = "" if page.next_offset is None else page_tokens.encode(page.next_offset, listing)
-        return ListSamplesResponse(samples=page.rows, next_page_token=token, truncated_fields=page.truncated_fields)
+        return page.serialized + ListSamplesResponse(next_page_token=token).SerializeToString()
 
-    def _samples_page(self, job: JobInfo, call: ListSamplesRequest, folder: Path, offset: int, page_size: int) -> SamplesPage:
-        path = samples_file(job, self._results.heads(job), call.model, call.task)
-        with open_samples(job, folder, path, self._harnesses, offset) as rows:
-            return read_page(rows, page_size)
+    def _read_in(self, process: LimitedProcess, source: "_Source", page_size: int) -> "_Page":
+        settings = self._harness_settings.get(source.job.request.harness)
+        try:
+            return process.call(_read_page_in_process, source, page_size, settings, PROCESS_LIMITS)
+        except ProcessLimitError as error:
+            raise too_much(
+                str(error), limit_memory_bytes=PROCESS_USE.memory_bytes, limit_seconds=PROCESS_USE.processor_seconds
+            ) from error
+
+
+class _Source(NamedTuple):
+    """Where a page is read from. The job has what is needed of it only."""
+
+    job: JobInfo
+    folder: Path
+    path: str
+    offset: int
+
+
+class _Page(NamedTuple):
+    """A page, and the offset of the next, None at the end."""
+
+    serialized: bytes
+    """A ListSamplesResponse, without a token."""
+    next_offset: int | None
+
+
+def _read_page(source: _Source, page_size: int, harnesses: Mapping[str, Harness], budget: ReadBudget) -> _Page:
+    with open_samples(source.job, source.folder, source.path, harnesses, source.offset, budget) as rows:
+        page = read_page(rows, page_size)
+    answer = ListSamplesResponse(samples=page.rows, truncated_fields=page.truncated_fields)
+    return _Page(answer.SerializeToString(), page.next_offset)
+
+
+def _read_page_in_process(source: _Source, page_size: int, settings: HarnessSettings | None, limits: ReadLimits) -> _Page:
+    harnesses = {settings.name: build_harness(settings)} if settings is not None else {}
+    return _read_page(source, page_size, harnesses, ReadBudget(limits))

@@ -24,6 +24,8 @@ from evalrpc.v1.jobs_pb2 import JobInfo
 from evalrpc.v1.results_pb2 import ModelMetric, ModelResult
 
 _MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+_MAX_FILE_BYTES: Final = 1024 * 1024 * 1024
+"""Far more than is ever written: 32 MiB of results, and the model's name with each metric."""
 
 
 class MetricRow(NamedTuple):
@@ -87,6 +89,8 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     with open_regular_file(path) as descriptor:
         if descriptor is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        if os.fstat(descriptor).st_size > _MAX_FILE_BYTES:
+            raise ValueError("it is larger than any that was written")
         with open(descriptor, "rb", closefd=False) as file:
             yield file
 
@@ -100,6 +104,8 @@ def _read_heads(file: BinaryIO) -> JobInfo:
 
 
 def _parse_metric(serialized: bytes) -> ModelMetric:
+    if not serialized:
+        raise ValueError("one of its messages is empty")
     try:
         return ModelMetric.FromString(serialized)
     except DecodeError as error:

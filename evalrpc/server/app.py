@@ -6,8 +6,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Final
 
 import uvloop
 
+from evalrpc.analysis.comparer import Comparer
 from evalrpc.clock import Clock, SystemClock
 from evalrpc.config import Settings
 from evalrpc.config.listeners import listeners_of
@@ -44,11 +46,13 @@ from evalrpc.server.collector import tune_collector
 from evalrpc.server.handlers import handlers_of
 from evalrpc.server.health import Health
 from evalrpc.server.housekeeping import Housekeeper
+from evalrpc.server.limits import Limits
 from evalrpc.server.listening import require_descriptors
 from evalrpc.server.logging import set_up_logging
 from evalrpc.server.reflection import Reflection
 from evalrpc.server.service import EvaluationService
-from evalrpc.server.threads import require_threads, start_pool
+from evalrpc.server.threads import require_threads, start_pools
+from evalrpc.server.transports.connections import close_connections
 from evalrpc.server.transports.grpc import anonymous, dialogue_handler, generic_handler, ignore_departures
 from evalrpc.server.transports.grpc_listener import GrpcListener
 from evalrpc.store.sqlite.store import SqliteStore
@@ -57,13 +61,10 @@ from evalrpc.watching.feed import Feed
 
 SERVICE: Final = evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"]
 
-_READER_THREADS: Final = 4
-_HASHER_THREADS: Final = 2
-_WAITER_THREADS: Final = 4  # for the end of the store, that of the dispatcher, a drain and a stop
 _REFUSAL_SECONDS: Final = 0.1
 _FORCE_SECONDS: Final = 5.0
 _START_DESCRIPTORS: Final = 64  # a server without clients and runs has 30 open
-_START_THREADS: Final = 32  # a server without clients and runs has somewhat fewer
+_START_THREADS: Final = 48  # a server without clients and runs has somewhat fewer
 
 _log = logging.getLogger(__name__)
 
@@ -127,18 +128,14 @@ class Server:
         access = output_access(settings.output_root, settings.output_mode, settings.output_group)
         self._authenticator = Authenticator(settings, clock)
         self._store = SqliteStore(settings.data_dir, clock, settings.max_queued)
-        self._readers = start_pool(_READER_THREADS, "reader")
-        self._hashers = start_pool(_HASHER_THREADS, "hasher")
-        self._waiters = start_pool(_WAITER_THREADS, "waiter")
-        self._remover = start_pool(1, "remover")  # alone, so that nothing is removed twice at a time
-        self._measurer = start_pool(1, "measurer")
+        self._pools = start_pools()
         data_dir = settings.data_dir.absolute()
         cgroups = find_cgroups(settings.cgroups)
         self.cgroups = cgroups.detail
         """Whether runs have cgroups, or why not."""
         self._executor = LocalExecutor(environment, devices, cgroups=cgroups.cgroups)
         queue_state = QueueState(self._executor.nodes, settings.max_running, clock)
-        self._feed = Feed(self._store, queue_state, clock, self._readers)
+        self._feed = Feed(self._store, queue_state, clock, self._pools.readers)
         dependencies = RunDependencies(
             store=self._store,
             queue_state=queue_state,
@@ -151,17 +148,21 @@ class Server:
             output_access=access,
             grace_seconds=settings.grace_seconds,
             run_bounds=RunBounds(settings.max_log_bytes, settings.max_output_bytes),
-            measurer=self._measurer,
+            measurer=self._pools.measurers,
             publish_progress=self._feed.publish_progress,
         )
         self._scheduler = Scheduler(dependencies, settings.reservation_seconds)
         self._follow_store(queue_state)
         self._catalog = Catalog(harnesses, self._executor, data_dir)
-        self._housekeeper = Housekeeper(self._store, clock, data_dir, settings, self._remover)
+        self._housekeeper = Housekeeper(self._store, clock, data_dir, settings, self._pools.removers)
         self._service = self._build_service(queue_state, clock, data_dir)
         self._housekeeping: asyncio.Task[None] | None = None
         self._health = Health((SERVICE.full_name,))
-        self.listeners = [GrpcListener(*listener, settings.max_request_bytes) for listener in listeners]
+        self.limits = Limits(settings, clock.monotonic, self._disconnect)
+        """What callers of the evaluation service take."""
+        self.open_limits = Limits(replace(settings, max_calls_per_second=0), clock.monotonic, self._disconnect)
+        """The same for health and reflection: who is past a limit keeps nobody from asking how the server is."""
+        self.listeners = [GrpcListener(*listener, settings) for listener in listeners]
         """Where it listens, and how."""
         self._add_handlers()
 
@@ -179,14 +180,16 @@ class Server:
         await self._authenticator.start()
         await asyncio.gather(*(listener.start() for listener in self.listeners))
         self._housekeeping = asyncio.create_task(self._housekeeper.run())
-        self._hashers.submit(self._catalog.load)
+        self._pools.catalogers.submit(self._catalog.load)
 
     async def drain(self) -> None:
         """Refuse new jobs, start no queued ones, and wait up to `drain_seconds` until all runs have ended."""
         _log.info("draining: waiting for the runs to end")
         self._service.stopping = True
         self._health.refuse()
-        await asyncio.get_running_loop().run_in_executor(self._waiters, self._scheduler.drain, self._settings.drain_seconds)
+        await asyncio.get_running_loop().run_in_executor(
+            self._pools.waiters, self._scheduler.drain, self._settings.drain_seconds
+        )
 
     async def stop(self) -> None:
         """Refuse new jobs, end the streams, detach from the runs, which continue, and close the store."""
@@ -198,21 +201,18 @@ class Server:
             self._housekeeper.stop()
         loop = asyncio.get_running_loop()
         # Calls made just as gRPC stops get CANCELLED without a reason: so answer with the reason for a moment first.
-        await asyncio.gather(loop.run_in_executor(self._waiters, self._scheduler.stop), asyncio.sleep(_REFUSAL_SECONDS))
+        await asyncio.gather(loop.run_in_executor(self._pools.waiters, self._scheduler.stop), asyncio.sleep(_REFUSAL_SECONDS))
         await asyncio.gather(*(listener.stop(self._settings.stop_seconds) for listener in self.listeners))
         self._authenticator.stop()
-        await loop.run_in_executor(self._waiters, self._executor.close)  # only now: calls may have waited for a short command
-        self._readers.shutdown(wait=True, cancel_futures=True)
-        self._hashers.shutdown(wait=True, cancel_futures=True)
-        self._remover.shutdown(wait=True, cancel_futures=True)
-        self._measurer.shutdown(wait=True, cancel_futures=True)
+        # Only now: calls may have waited for a short command.
+        await loop.run_in_executor(self._pools.waiters, self._executor.close)
+        self._pools.shut_down()
         self._store.close()
-        self._waiters.shutdown(wait=False)
 
     async def wait_broken(self) -> None:
         """Wait until a bug keeps the store from writing, or the scheduler from starting jobs."""
         loop, waits = asyncio.get_running_loop(), (self._store.wait_closed, self._scheduler.wait_stopped)
-        await _first_of(*(loop.run_in_executor(self._waiters, wait) for wait in waits))
+        await _first_of(*(loop.run_in_executor(self._pools.waiters, wait) for wait in waits))
 
     def _follow_store(self, queue_state: QueueState) -> None:
         """Load the queue and follow the changes, the queue first so that the others find it up to date."""
@@ -222,14 +222,15 @@ class Server:
             self._store.follow(position, listener)
 
     def _build_service(self, queue_state: QueueState, clock: Clock, data_dir: Path) -> EvaluationService:
-        results = JobResults(data_dir)
+        results, pools = JobResults(data_dir), self._pools
         return EvaluationService(
             store=self._store,
             feed=self._feed,
-            logs=LogReader(self._feed, data_dir, self._readers),
-            artifacts=ArtifactReader(self._feed, data_dir, self._readers, self._hashers),
-            metrics=MetricLister(self._feed, results, self._readers),
-            samples=SampleLister(self._feed, data_dir, self.harnesses, self._readers),
+            logs=LogReader(self._feed, data_dir, pools.readers),
+            artifacts=ArtifactReader(self._feed, data_dir, pools.readers, pools.listers, pools.hashers),
+            metrics=MetricLister(self._feed, results, pools.listers),
+            samples=SampleLister(self._feed, data_dir, self.harnesses, self._settings.harnesses, pools.listers, pools.parsers),
+            comparer=Comparer(data_dir, self.harnesses, self._settings.harnesses, pools.comparers),
             results=results,
             queue_state=queue_state,
             harnesses=self.harnesses,
@@ -237,8 +238,7 @@ class Server:
             defaults=self._defaults,
             data_dir=data_dir,
             clock=clock,
-            readers=self._readers,
-            hashers=self._hashers,
+            pools=pools,
             catalog=self._catalog,
             remove_files_of=self._housekeeper.remove_files_of,
             started_at=clock.now(),
@@ -246,16 +246,19 @@ class Server:
 
     def _add_handlers(self) -> None:
         """Serve the same calls at every address."""
-        evaluation = handlers_of(SERVICE, self._service)
-        health_handlers = handlers_of(health.SERVICE, self._health)
+        evaluation = handlers_of(SERVICE, self._service, self.limits)
+        health_handlers = handlers_of(health.SERVICE, self._health, self.open_limits)
         answer = Reflection((health.SERVICE.file,)).answer
         for listener in self.listeners:
             authenticate = self._authenticator.for_listener(requires_sign_in=listener.listener.requires_sign_in)
             listener.add(
                 generic_handler(SERVICE, evaluation, authenticate),
                 generic_handler(health.SERVICE, health_handlers, anonymous),
-                *(dialogue_handler(name, reflection.METHOD, answer) for name in reflection.SERVICES),
+                *(dialogue_handler(name, reflection.METHOD, answer, self.open_limits) for name in reflection.SERVICES),
             )
+
+    def _disconnect(self, peers: Collection[str]) -> None:
+        self._pools.readers.submit(close_connections, peers)
 
 
 @asynccontextmanager

@@ -1,10 +1,11 @@
 """A call as a handler sees it, whichever transport it came through."""
 
+from collections.abc import Callable
 from enum import Enum
 from typing import Final, NamedTuple
 
 from evalrpc.server.sign_in import NOT_SIGNED_IN, SignIn
-from evalrpc.watching.feed import Send
+from evalrpc.watching.feed import Reserve, Send, no_reserve
 
 
 class Role(Enum):
@@ -38,3 +39,7 @@ class Call(NamedTuple):
     principal: Principal
     send: Send
     """Sends one serialised message, and returns when the transport has taken it. Not used by unary calls."""
+    reserve: Reserve = no_reserve
+    """Takes room for the next message, of up to so many bytes, before it is made. For streams of large ones."""
+    peer: Callable[[], str] = str
+    """Names the other end of the connection as gRPC does, such as `ipv4:10.0.0.7:50123`; empty within the process."""

@@ -12,6 +12,7 @@ from evalrpc.errors import (
     EvalrpcError,
     FieldViolation,
     InvalidRequestError,
+    LimitExceededError,
     NotFoundError,
     PreconditionError,
     QueueFullError,
@@ -53,6 +54,11 @@ def _details(error: EvalrpcError) -> Iterator[Message]:
     if isinstance(error, QueueFullError):
         quota = error_details_pb2.QuotaFailure.Violation(subject="queue", description=description)
         yield error_details_pb2.QuotaFailure(violations=[quota])
+    if isinstance(error, LimitExceededError):
+        subject = f"owner:{error.metadata['owner']}" if "owner" in error.metadata else "server"
+        yield error_details_pb2.QuotaFailure(
+            violations=[error_details_pb2.QuotaFailure.Violation(subject=subject, description=description)]
+        )
 
 
 def _bounded(violations: tuple[FieldViolation, ...]) -> Iterator[error_details_pb2.BadRequest.FieldViolation]:

@@ -1,50 +1,137 @@
-"""The wrapper around every handler, the same for all transports: it decodes the message, and turns a bug into INTERNAL.
+"""The wrapper around every handler, the same for all transports: it keeps callers within the limits, decodes the message, and
+turns a bug into INTERNAL.
 
 Methods are wrapped once, when the server is built, so no call pays for an interceptor.
 """
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor_pb2 import MethodOptions
 from google.protobuf.message import DecodeError, Message
 
 from evalrpc.errors import EvalrpcError, InternalError, InvalidRequestError, UnimplementedError
+from evalrpc.jobs.size_limits import MAX_PAGE_BYTES
 from evalrpc.server.call import Call
+from evalrpc.server.limits import SMALL_BYTES, Limits
 
 Handler = Callable[[bytes, Call], Awaitable[bytes]]
 """Answers one serialised message with another, or sends those of a stream and returns none. Raises EvalrpcError only."""
 
+_PAGES: Final = frozenset(
+    ("ListJobs", "ListSamples", "ListMetrics", "ListArtifacts", "GetHistory", "CompareJobs", "ListTasks", "ListModels")
+)
+"""The methods whose answers may be as large as a page of something. All other large answers are jobs."""
+
 _log = logging.getLogger(__name__)
 
 
-def handlers_of(service: ServiceDescriptor, implementation: object) -> Mapping[str, Handler]:
+def handlers_of(service: ServiceDescriptor, implementation: object, limits: Limits) -> Mapping[str, Handler]:
     """Build the handlers of a service, by method. A method that `implementation` lacks raises UnimplementedError.
 
     A unary method returns a message, or bytes that are sent unchanged. A streaming one sends its messages itself, since a
     generator in between would add a third of the cost of an event for each of ten thousand watchers.
     """
-    return {method.name: _handler(method, getattr(implementation, method.name, None)) for method in service.methods}
+    return {method.name: _handler(method, getattr(implementation, method.name, None), limits) for method in service.methods}
 
 
-def _handler(method: MethodDescriptor, implementation: Callable[[Any, Call], Awaitable[Any]] | None) -> Handler:
+def _handler(method: MethodDescriptor, implementation: Callable[[Any, Call], Awaitable[Any]] | None, limits: Limits) -> Handler:
     if implementation is None:
         return _unimplemented(method)
+    if method.server_streaming:
+        return _streaming(method, implementation, limits)
+    answering = _answering(method, implementation)
+    if method.name in _PAGES:
+        return _paging(answering, limits)
+    return _unary(answering, limits, is_read=method.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS)
+
+
+def _answering(method: MethodDescriptor, implementation: Callable[[Any, Call], Awaitable[Any]]) -> Handler:
+    """Return a method with one answer for serialised messages."""
     decode = _decoder(method)
 
-    async def handle(request: bytes, call: Call) -> bytes:
+    async def answer(request: bytes, call: Call) -> bytes:
         try:
-            answer: Message | bytes | None = await implementation(decode(request), call)
+            answer: Message | bytes = await implementation(decode(request), call)
         except EvalrpcError:
             raise
         except Exception as error:
-            _log.exception("a bug in %s", method.name)
-            raise InternalError("the server has a bug; its log has the details") from error
-        if answer is None:
-            return b""
+            raise _bug(method) from error
         return answer if isinstance(answer, bytes) else answer.SerializeToString()
+
+    return answer
+
+
+def _bug(method: MethodDescriptor) -> InternalError:
+    """Log the exception that is being handled, and return what clients get for it."""
+    _log.exception("a bug in %s", method.name)
+    return InternalError("the server has a bug; its log has the details")
+
+
+def _unary(answering: Handler, limits: Limits, *, is_read: bool) -> Handler:
+    """Keep a method with one answer within the limits. Without room for it, it waits; what only reads then begins again."""
+    answering_later = _answering_with_room(answering, limits)
+
+    async def handle(request: bytes, call: Call) -> bytes:
+        limits.admit(call.principal.owner, len(request))
+        answer = await answering(request, call)
+        if len(answer) <= SMALL_BYTES:
+            return answer
+        size_bytes = len(answer)
+        if is_read and not limits.unread.has_room(size_bytes):
+            del answer
+            return await answering_later(size_bytes, request, call)
+        limits.hold_until_taken(await limits.unread.reserve(size_bytes, call.peer))
+        return answer
+
+    return handle
+
+
+def _paging(answering: Handler, limits: Limits) -> Handler:
+    """Keep a method whose answer may be a large page within the limits: it begins when there is room for a page."""
+    answering_with_room = _answering_with_room(answering, limits)
+
+    async def handle(request: bytes, call: Call) -> bytes:
+        limits.admit(call.principal.owner, len(request))
+        return await answering_with_room(MAX_PAGE_BYTES, request, call)
+
+    return handle
+
+
+def _answering_with_room(answering: Handler, limits: Limits) -> Callable[[int, bytes, Call], Awaitable[bytes]]:
+    """Return the method such that it begins when there is room for an answer of a size."""
+
+    async def answer(size_bytes: int, request: bytes, call: Call) -> bytes:
+        hold = await limits.unread.reserve(size_bytes, call.peer)
+        try:
+            answer = await answering(request, call)
+        except BaseException:
+            limits.unread.give_back(hold)
+            raise
+        limits.unread.shrink(hold, len(answer))
+        limits.hold_until_taken(hold)
+        return answer
+
+    return answer
+
+
+def _streaming(method: MethodDescriptor, implementation: Callable[[Any, Call], Awaitable[Any]], limits: Limits) -> Handler:
+    """Keep a method that answers with a stream within the limits. One coroutine for all, as ten thousand watchers have each."""
+    decode = _decoder(method)
+
+    async def handle(request: bytes, call: Call) -> bytes:
+        limits.admit(call.principal.owner, len(request))
+        with limits.open_stream(call) as stream:
+            try:
+                await implementation(decode(request), call._replace(send=stream.send, reserve=stream.reserve))
+            except EvalrpcError:
+                raise
+            except Exception as error:
+                raise _bug(method) from error
+        return b""
 
     return handle
 

@@ -1,27 +1,27 @@
 """The RPC handlers, each in a few lines: validate the message, read or write the store, answer.
 
-Runs on the event loop. Blocking work goes to thread pools: short reads to `readers`, long work to `hashers`. Writes are futures
-of the store.
+Runs on the event loop. Blocking work goes to the pool of its kind (`evalrpc.server.threads`). Writes are futures of the store.
 """
 
 import asyncio
 import hashlib
-import threading
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from itertools import chain, islice, takewhile
+from itertools import chain, islice
 from pathlib import Path
 from typing import Final, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 import evalrpc
+from evalrpc.analysis.comparer import Comparer
+from evalrpc.analysis.history import LIMITS as HISTORY_LIMITS
 from evalrpc.analysis.history import MAX_POINTS, History, HistoryPlaces
 from evalrpc.clock import Clock
 from evalrpc.config import Settings
 from evalrpc.errors import FieldViolation, ServerStoppingError
 from evalrpc.executors.base import Node
+from evalrpc.files.read_budget import ReadBudget
 from evalrpc.harnesses.base import Harness
 from evalrpc.jobs import transitions
 from evalrpc.jobs.defaults import RequestDefaults
@@ -39,6 +39,7 @@ from evalrpc.server import validation
 from evalrpc.server.cache_key import cache_key
 from evalrpc.server.call import Call
 from evalrpc.server.catalog import Catalog, Names
+from evalrpc.server.threads import Pools
 from evalrpc.store.base import Expected, Store, Submission
 from evalrpc.v1 import evaluation_service_pb2 as calls
 from evalrpc.v1.callers_pb2 import CallerRole, GetCallerRequest, GetCallerResponse, SignInMethod
@@ -57,7 +58,6 @@ from evalrpc.v1.files_pb2 import ListArtifactsRequest, ListArtifactsResponse, Re
 from evalrpc.v1.history_pb2 import GetHistoryRequest, GetHistoryResponse
 from evalrpc.v1.jobs_pb2 import (
     CACHE_MODE_ALLOW,
-    JOB_STATUS_COMPLETED,
     JOB_STATUS_QUEUED,
     CacheMode,
     CancelJobRequest,
@@ -75,7 +75,7 @@ from evalrpc.v1.jobs_pb2 import (
 )
 from evalrpc.v1.queue_pb2 import GetQueueRequest, GetQueueResponse, Gpu, StatusCount
 from evalrpc.v1.results_pb2 import ListMetricsRequest, ListMetricsResponse
-from evalrpc.v1.samples_pb2 import ListSamplesRequest, ListSamplesResponse
+from evalrpc.v1.samples_pb2 import ListSamplesRequest
 from evalrpc.watching.feed import Feed
 from evalrpc.watching.wakeups import Intervals, default_interval
 
@@ -104,6 +104,7 @@ class EvaluationService:
     artifacts: ArtifactReader
     metrics: MetricLister
     samples: SampleLister
+    comparer: Comparer
     results: JobResults
     queue_state: QueueState
     harnesses: Mapping[str, Harness]
@@ -111,8 +112,7 @@ class EvaluationService:
     defaults: RequestDefaults
     data_dir: Path
     clock: Clock
-    readers: Executor
-    hashers: Executor
+    pools: Pools
     catalog: Catalog
     remove_files_of: Callable[[str], None]
     started_at: Timestamp
@@ -137,9 +137,9 @@ class EvaluationService:
         validation.require(violations)
         job = _new_job(next(self.job_ids), request, call.principal.owner)
         await self._check_names(job)
-        key = await self._cache_key(request.cache, job)
         if request.validate_only:
-            return await self._as_if_submitted(job, key)
+            return self._as_if_submitted(job)
+        key = await self._cache_key(request.cache, job)
         submission = Submission(job, request.request_id, fingerprint, key)
         return self._answer(await asyncio.wrap_future(self.store.submit(submission)))
 
@@ -168,7 +168,7 @@ class EvaluationService:
             skip_snapshots=request.skip_snapshots,
         )
 
-    async def ListJobs(self, request: ListJobsRequest, call: Call) -> ListJobsResponse:
+    async def ListJobs(self, request: ListJobsRequest, call: Call) -> bytes:
         """List jobs, newest first."""
         bad_filter, bad_view = validation.job_filter(request.filter), validation.view(request.view)
         validation.require(chain(bad_filter, bad_view, validation.offsets(page_size=request.page_size)))
@@ -176,11 +176,7 @@ class EvaluationService:
         listing = ListJobsRequest(filter=request.filter, view=request.view)
         place = page_tokens.decode_place(request.page_token, listing)
         before, revision = place or (None, self.store.head_revision)  # before the page is read, which so has all up to it
-        listed = await self._read(lambda: self.store.list_jobs(request.filter, before, page_size + 1))
-        bound = PageBound(page_size)
-        jobs = list(takewhile(bound.takes, (self._viewed(job, request.view) for _, job in listed)))
-        token = page_tokens.encode(listed[len(jobs) - 1].sequence, listing, revision) if len(listed) > len(jobs) else ""
-        return ListJobsResponse(jobs=jobs, next_page_token=token, revision=revision)
+        return await self._read(lambda: self._jobs_page(listing, before, revision, page_size).SerializeToString())
 
     async def CancelJob(self, request: CancelJobRequest, call: Call) -> bytes:
         """Cancel a queued job at once, or request the end of a running one."""
@@ -231,9 +227,9 @@ class EvaluationService:
         """Stream the bytes of one file."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.offsets(offset=request.offset, limit=request.limit, attempt=request.attempt))
-        return self.artifacts.read_artifact(job_id, request, call.send)
+        return self.artifacts.read_artifact(job_id, request, call.send, call.reserve)
 
-    async def ListSamples(self, request: ListSamplesRequest, call: Call) -> ListSamplesResponse:
+    async def ListSamples(self, request: ListSamplesRequest, call: Call) -> bytes:
         """List per-sample predictions."""
         job_id = validation.require_job_id(request.job_id)
         page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
@@ -250,23 +246,21 @@ class EvaluationService:
         """Return metrics over many jobs."""
         validation.require(validation.history(request))
         page_size = validation.require_page_size(request.page_size, MAX_POINTS, MAX_POINTS)
-        history = History(self.store, self.results, self.history_places, request, page_size)
-        while await self._read(history.scan):
-            pass  # some jobs at a time, so that other reads get their turn, and a client that disconnects ends it
-        return await self._read(history.page)
+        budget = ReadBudget(HISTORY_LIMITS)
+        history = History(self.store, self.results, self.history_places, request, page_size, budget)
+        try:
+            while await self._look_up(history.scan):
+                pass  # some jobs at a time, so that other reads get their turn
+            return await self._look_up(history.page)
+        finally:
+            budget.stop()  # the caller has the answer, or has gone
 
     async def CompareJobs(self, request: CompareJobsRequest, call: Call) -> CompareJobsResponse:
         """Compare jobs with a baseline, metric by metric."""
         validation.require(validation.comparison(request))
         baseline = await self.feed.read_job(request.baseline_job_id.lower())
         candidates = [await self.feed.read_job(job_id.lower()) for job_id in request.candidate_job_ids]
-        stop = threading.Event()
-        try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self.hashers, _compare, request, baseline, candidates, self.harnesses, self.data_dir, stop
-            )
-        finally:
-            stop.set()  # the caller has the answer, or has gone
+        return await self.comparer.compare(request, baseline, candidates)
 
     async def GetQueue(self, request: GetQueueRequest, call: Call) -> bytes:
         """Return what is queued and running, and which job holds which GPU. Rebuilt only after a change."""
@@ -291,7 +285,7 @@ class EvaluationService:
         call: Call,
     ) -> ListHarnessesResponse:
         """List the harnesses that the operator configured."""
-        infos = await self._read(lambda: [self.catalog.describe(name) for name in sorted(self.harnesses)])
+        infos = await self._look_up(lambda: [self.catalog.describe(name) for name in sorted(self.harnesses)])
         return ListHarnessesResponse(harnesses=infos)
 
     async def GetCaller(self, request: GetCallerRequest, call: Call) -> GetCallerResponse:
@@ -338,7 +332,7 @@ class EvaluationService:
         start = page_tokens.decode(request.page_token, listing) or 0
         query = request.query.lower()
         page, following = await asyncio.get_running_loop().run_in_executor(
-            self.hashers, lambda: _names_page(choose(self.catalog.names(harness)), query, start, page_size)
+            self.pools.catalogers, lambda: _names_page(choose(self.catalog.names(harness)), query, start, page_size)
         )
         return page, "" if following is None else page_tokens.encode(following, listing)
 
@@ -347,15 +341,15 @@ class EvaluationService:
         depending on the settings. A model is never refused: harnesses load some that they don't list."""
         harness, tasks = job.request.harness, list(job.request.tasks)
         if self.catalog.may_be_unavailable(harness):
-            info = await self._read(lambda: self.catalog.describe(harness))
+            info = await self._look_up(lambda: self.catalog.describe(harness))
             if not info.available:
                 transitions.add_warnings(job, [f"harness {harness} is not available: {info.unavailable_reason}"])
         if not self.catalog.lists_model(harness, job.request.model):
-            warning = await self._read(lambda: self.catalog.unknown_model(harness, job.request.model))
+            warning = await self._look_up(lambda: self.catalog.unknown_model(harness, job.request.model))
             transitions.add_warnings(job, [warning] if warning else [])
         if self.catalog.lists_all(harness, tasks):
             return
-        unknown = await self._read(lambda: self.catalog.unknown_tasks(harness, tasks))
+        unknown = await self._look_up(lambda: self.catalog.unknown_tasks(harness, tasks))
         if self.settings.unknown_tasks == "refuse":
             validation.require(FieldViolation(f"request.tasks[{index}]", text) for index, text in unknown.items())
         transitions.add_warnings(job, _unlisted_warnings(unknown.values()))
@@ -366,6 +360,20 @@ class EvaluationService:
             return self.default_interval
         seconds = call.heartbeat_interval.ToNanoseconds() / 1e9
         return (lambda: seconds) if seconds else None
+
+    def _jobs_page(self, listing: ListJobsRequest, before: int | None, revision: int, page_size: int) -> ListJobsResponse:
+        """Return a page of jobs. Reads from the store until the page is full, not many more bytes than it has."""
+        page = ListJobsResponse(revision=revision)
+        bound = PageBound(page_size)
+        while listed := self.store.list_jobs(listing.filter, before, page_size + 1 - len(page.jobs)):
+            for sequence, job in listed:
+                viewed = self._viewed(job, listing.view)
+                if not bound.takes(viewed):
+                    page.next_page_token = page_tokens.encode(before or 0, listing, revision)
+                    return page
+                page.jobs.append(viewed)
+                before = sequence
+        return page
 
     def _viewed(self, job: JobInfo, view: JobView.ValueType) -> JobInfo:
         """Return a job as it is listed."""
@@ -380,26 +388,24 @@ class EvaluationService:
         """Return the key that identical evaluations share; empty if the cache can't be used."""
         if mode != CACHE_MODE_ALLOW:
             return b""
-        return await self._read(lambda: cache_key(self.harnesses[job.request.harness], job))
+        return await self._look_up(lambda: cache_key(self.harnesses[job.request.harness], job))
 
     async def _read(self, read: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self.readers, read)
+        return await asyncio.get_running_loop().run_in_executor(self.pools.readers, read)
 
-    async def _as_if_submitted(self, job: JobInfo, key: bytes) -> JobInfo:
-        identical = await self._read(lambda: self.store.find_identical(key, job.supersede_key)) if key else None
+    async def _look_up(self, read: Callable[[], _T]) -> _T:
+        """Read what may be many files, or large ones."""
+        return await asyncio.get_running_loop().run_in_executor(self.pools.listers, read)
+
+    def _as_if_submitted(self, job: JobInfo) -> JobInfo:
+        """Return what SubmitJob would answer. Without a look into the cache: what that depends on are files, of which whoever
+        only asks must not learn whether they are there."""
         job.ClearField("job_id")
         job.attempt = 0
         job.created_at.CopyFrom(self.clock.now())
-        if identical is None:
-            job.status = JOB_STATUS_QUEUED
-            job.position_in_queue = self.queue_state.position_for(job.priority)
-            return job
-        if identical.status == JOB_STATUS_COMPLETED:
-            transitions.share_results(job, identical, job.created_at)
-        else:
-            transitions.follow(job, identical.job_id)
-            job.status = JOB_STATUS_QUEUED
-        return self.queue_state.described(job)
+        job.status = JOB_STATUS_QUEUED
+        job.position_in_queue = self.queue_state.position_for(job.priority)
+        return job
 
     def _gpu_counts(self) -> list[int]:
         """Return how many GPUs each node has."""
@@ -468,19 +474,6 @@ def _unlisted_warnings(warnings: Collection[str]) -> Iterator[str]:
     yield from shown
     if len(warnings) > len(shown):
         yield f"and {len(warnings) - len(shown)} more tasks that the harness does not list"
-
-
-def _compare(
-    request: CompareJobsRequest,
-    baseline: JobInfo,
-    candidates: Sequence[JobInfo],
-    harnesses: Mapping[str, Harness],
-    data_dir: Path,
-    stop: threading.Event,
-) -> CompareJobsResponse:
-    from evalrpc.analysis.comparison import compare  # here, so that a server that compares nothing never loads NumPy and SciPy
-
-    return compare(request, baseline, candidates, harnesses, data_dir, stop)
 
 
 def _fingerprint(call: SubmitJobRequest) -> bytes:

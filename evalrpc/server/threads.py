@@ -3,9 +3,61 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from typing import Final, NamedTuple
 
 from evalrpc.errors import ConfigurationError
+
+_THREADS: Final = {
+    "readers": 4,
+    "listers": 4,
+    "parsers": 2,
+    "hashers": 2,
+    "comparers": 2,
+    "catalogers": 2,
+    "removers": 1,
+    "measurers": 1,
+    "waiters": 4,
+}
+
+
+class Pools(NamedTuple):
+    """One pool for each kind of work, so that what takes long, or hangs on a disk, holds up nothing but its own kind."""
+
+    readers: ThreadPoolExecutor
+    """Short reads: of the database, and of a chunk of a file."""
+    listers: ThreadPoolExecutor
+    """Pages of files, metrics and histories, and pages of samples with small rows; what a submission has to look up."""
+    parsers: ThreadPoolExecutor
+    """Pages of samples with large rows, each in a process of its own: so many processes at a time."""
+    hashers: ThreadPoolExecutor
+    """Checksums."""
+    comparers: ThreadPoolExecutor
+    """Comparisons."""
+    catalogers: ThreadPoolExecutor
+    """What harnesses list."""
+    removers: ThreadPoolExecutor
+    """Removal of files and of old jobs: one thread, so that nothing is removed twice at a time."""
+    measurers: ThreadPoolExecutor
+    """Sizes of the output folders of runs."""
+    waiters: ThreadPoolExecutor
+    """Waits for the end of the store, of the dispatcher, of a drain and of a stop."""
+
+    def shut_down(self) -> None:
+        """Wait for what runs, and drop what has not begun."""
+        for pool in self:
+            pool.shutdown(wait=pool is not self.waiters, cancel_futures=True)
+
+
+def start_pools() -> Pools:
+    """Start all pools. Raises ConfigurationError if there can't be so many threads."""
+    with ExitStack() as stack:
+        pools = {}
+        for name, count in _THREADS.items():
+            pools[name] = start_pool(count, name.removesuffix("s"))
+            stack.callback(pools[name].shutdown, wait=False, cancel_futures=True)
+        stack.pop_all()
+    return Pools(**pools)
 
 
 def require_threads(count: int) -> None:

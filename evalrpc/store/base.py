@@ -20,6 +20,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.errors import ConflictError, StoreUnavailableError
 from evalrpc.jobs.lifecycle import Status, status_name
+from evalrpc.jobs.size_limits import MIB
 from evalrpc.v1.jobs_pb2 import JobEvent, JobFilter, JobInfo
 
 RETRY_DELAY_SECONDS: Final = 1.0
@@ -27,6 +28,9 @@ RETRY_DELAY_SECONDS: Final = 1.0
 
 UNBOUNDED: Final = 2**62
 """A number of jobs, events or bytes that nothing reaches."""
+
+MAX_LISTED_BYTES: Final = 4 * MIB
+"""How much a read returns of jobs or events: somewhat more than a page has. They take several times as much once parsed."""
 
 _M = TypeVar("_M", JobInfo, JobEvent)
 
@@ -196,8 +200,13 @@ class Store(Protocol):
     def job(self, job_id: str) -> StoredJob:
         """Return a job. Raises JobNotFoundError."""
 
-    def list_jobs(self, job_filter: JobFilter, before_sequence: int | None, limit: int) -> list[ListedJob]:
-        """Return jobs that the filter takes, newest first, of those that arrived before `before_sequence`."""
+    def list_jobs(
+        self, job_filter: JobFilter, before_sequence: int | None, limit: int, max_bytes: int = MAX_LISTED_BYTES
+    ) -> list[ListedJob]:
+        """Return jobs that the filter takes, newest first, of those that arrived before `before_sequence`.
+
+        No more than `limit`, and none after the one with which they have `max_bytes`. Empty only if there are none.
+        """
 
     def find_identical(self, cache_key: bytes, supersede_key: str = "") -> JobInfo | None:
         """Return the job whose run a submission with these keys would share: one that is COMPLETED, of those that ran the
@@ -222,9 +231,12 @@ class Store(Protocol):
     def pending_removals(self) -> list[PendingRemoval]:
         """Return the folders that deleted jobs have left outside of the data folder, until `forget_removal`."""
 
-    def events_after(self, revision: int, limit: int, job_id: str | None = None) -> list[JournalEvent]:
+    def events_after(
+        self, revision: int, limit: int, job_id: str | None = None, max_bytes: int = MAX_LISTED_BYTES
+    ) -> list[JournalEvent]:
         """Return journal events with a later revision, of one job or of all, in order, up to `head_revision`.
 
+        No more than `limit`, and none after the one with which they have `max_bytes`. Empty only if there are none.
         Raises RevisionCompactedError, RevisionInFutureError, and JobNotFoundError if that job was deleted.
         """
 

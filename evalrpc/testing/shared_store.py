@@ -15,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.store.base import (
     ANY,
+    MAX_LISTED_BYTES,
     UNBOUNDED,
     Change,
     Deleted,
@@ -147,9 +148,11 @@ class SharedStore:
         """See Store.job."""
         return self._database.job(job_id)
 
-    def list_jobs(self, job_filter: JobFilter, before_sequence: int | None, limit: int) -> list[ListedJob]:
+    def list_jobs(
+        self, job_filter: JobFilter, before_sequence: int | None, limit: int, max_bytes: int = MAX_LISTED_BYTES
+    ) -> list[ListedJob]:
         """See Store.list_jobs."""
-        return self._database.list_jobs(job_filter, before_sequence, limit)
+        return self._database.list_jobs(job_filter, before_sequence, limit, max_bytes)
 
     def find_identical(self, cache_key: bytes, supersede_key: str = "") -> JobInfo | None:
         """See Store.find_identical."""
@@ -179,10 +182,13 @@ class SharedStore:
         """See Store.pending_removals."""
         return self._database.pending_removals()
 
-    def events_after(self, revision: int, limit: int, job_id: str | None = None) -> list[JournalEvent]:
+    def events_after(
+        self, revision: int, limit: int, job_id: str | None = None, max_bytes: int = MAX_LISTED_BYTES
+    ) -> list[JournalEvent]:
         """See Store.events_after."""
         head = self._head
-        return [event for event in self._database.events_after(revision, limit, job_id) if event.revision <= head]
+        events = self._database.events_after(revision, limit, job_id, max_bytes)
+        return [event for event in events if event.revision <= head]
 
     def status_counts(self) -> Mapping[Status, int]:
         """See Store.status_counts."""

@@ -265,7 +265,7 @@ class GetServerInfoResponse(_message.Message):
     gpu_count: _builtins.int
     """The number of GPUs that the server assigns to jobs."""
     max_request_bytes: _builtins.int
-    """The largest message that it accepts."""
+    """The largest request that it accepts. A larger one is RESOURCE_EXHAUSTED (`REQUEST_TOO_LARGE`)."""
     max_queued: _builtins.int
     """The maximum number of queued jobs."""
     max_running: _builtins.int

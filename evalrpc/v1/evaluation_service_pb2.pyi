@@ -17,10 +17,18 @@ be answered with UNAVAILABLE (`SIGN_IN_UNAVAILABLE`; RetryInfo) while the server
 UNAUTHENTICATED once the token of its caller has expired or was revoked; it is resumed with another token. Health and
 reflection are open to all.
 
+Any call may be answered with RESOURCE_EXHAUSTED and RetryInfo if its caller, or all together, take more than the operator
+allows (`TOO_MANY_CALLS`; for a stream `TOO_MANY_STREAMS` or `TOO_MUCH_UNREAD`), with the `setting`, its `limit` and, if it is one
+for each owner, the `owner` in the metadata, and a QuotaFailure. A request over `GetServerInfoResponse.max_request_bytes` is
+RESOURCE_EXHAUSTED (`REQUEST_TOO_LARGE`) without RetryInfo, or refused by gRPC itself.
+
 A call that reads a job's files may be answered with UNAVAILABLE (`FILE_UNAVAILABLE`: the server is out of file descriptors,
 or its disk fails; RetryInfo) or FAILED_PRECONDITION (`FILE_UNREADABLE`: the server's account may not read the file, or the
 run has put something else in its place, such as a link or a FIFO, which the message names), with the name of the errno as
-`errno` in the metadata. Only a file that does not exist counts as absent.
+`errno` in the metadata. Only a file that does not exist counts as absent. What a run left may take more to read than a call
+may: FAILED_PRECONDITION (`READ_LIMIT_REACHED`, with `limit_bytes`, `limit_seconds` or `limit_memory_bytes` in the metadata).
+ListSamples, ListArtifacts, ListMetrics, GetHistory and CompareJobs have such limits; ReadLog and ReadArtifact, which send
+what they read, have none.
 """
 
 from google.protobuf import descriptor as _descriptor

@@ -275,11 +275,12 @@ class EvaluationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListArtifacts(self, request, context):
-        """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum, page by page.
-        Only regular files are files: links, FIFOs, sockets and devices are left out, and never followed or read.
+        """Lists the files that an attempt of a job left in its output folder, sorted by name, page by page; with `checksums` also what
+        is in them. Only regular files are files: links, FIFOs, sockets and devices are left out, and never followed or read. What
+        lies in a folder that the server's account may not read is left out, too.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION
-        (`FILE_UNREADABLE`: a folder or a file of it can't be read, or the output folder is a link, or no folder).
+        (`FILE_UNREADABLE`: the output folder can't be read, or is a link, or no folder; `READ_LIMIT_REACHED`: 20 seconds).
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -302,7 +303,7 @@ class EvaluationServiceServicer(object):
 
         Errors: INVALID_ARGUMENT (also for an empty `model` or `task` where there are several), NOT_FOUND (no such job, model or
         task, no samples were logged, or their file can't be parsed to its end), UNAVAILABLE (`FILE_UNAVAILABLE`),
-        FAILED_PRECONDITION (`FILE_UNREADABLE`).
+        FAILED_PRECONDITION (`FILE_UNREADABLE`; `READ_LIMIT_REACHED`: see `page_size`).
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -314,6 +315,7 @@ class EvaluationServiceServicer(object):
 
         Errors: INVALID_ARGUMENT (a bad selector, page size or token), NOT_FOUND (no such job, or `METRIC_NOT_FOUND` for a model
         that it does not have), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
+        A page ends early, and may be empty, after 10 seconds.
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -324,7 +326,8 @@ class EvaluationServiceServicer(object):
         """Returns metrics over many jobs, such as those of every checkpoint of a training run, ordered by step, page by page.
 
         Errors: INVALID_ARGUMENT (a bad filter, selector, label, page size or token), UNAVAILABLE (`FILE_UNAVAILABLE`),
-        FAILED_PRECONDITION (`FILE_UNREADABLE`: a job has more metrics than its JobInfo holds, and the others can't be read).
+        FAILED_PRECONDITION (`FILE_UNREADABLE`: a job has more metrics than its JobInfo holds, and the others can't be read;
+        `READ_LIMIT_REACHED`: a page takes longer than 120 seconds).
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -337,7 +340,8 @@ class EvaluationServiceServicer(object):
 
         Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`JOB_NOT_FOUND`, or `METRIC_NOT_FOUND` for a named metric
         that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `DEFINITIONS_DIFFER` with `strict`;
-        `FILE_UNREADABLE`), UNAVAILABLE (`FILE_UNAVAILABLE`).
+        `FILE_UNREADABLE`; `READ_LIMIT_REACHED`: more than 16 GiB of samples, 120 seconds, or 2 GiB of memory), UNAVAILABLE
+        (`FILE_UNAVAILABLE`).
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -17,10 +17,18 @@ be answered with UNAVAILABLE (`SIGN_IN_UNAVAILABLE`; RetryInfo) while the server
 UNAUTHENTICATED once the token of its caller has expired or was revoked; it is resumed with another token. Health and
 reflection are open to all.
 
+Any call may be answered with RESOURCE_EXHAUSTED and RetryInfo if its caller, or all together, take more than the operator
+allows (`TOO_MANY_CALLS`; for a stream `TOO_MANY_STREAMS` or `TOO_MUCH_UNREAD`), with the `setting`, its `limit` and, if it is one
+for each owner, the `owner` in the metadata, and a QuotaFailure. A request over `GetServerInfoResponse.max_request_bytes` is
+RESOURCE_EXHAUSTED (`REQUEST_TOO_LARGE`) without RetryInfo, or refused by gRPC itself.
+
 A call that reads a job's files may be answered with UNAVAILABLE (`FILE_UNAVAILABLE`: the server is out of file descriptors,
 or its disk fails; RetryInfo) or FAILED_PRECONDITION (`FILE_UNREADABLE`: the server's account may not read the file, or the
 run has put something else in its place, such as a link or a FIFO, which the message names), with the name of the errno as
-`errno` in the metadata. Only a file that does not exist counts as absent.
+`errno` in the metadata. Only a file that does not exist counts as absent. What a run left may take more to read than a call
+may: FAILED_PRECONDITION (`READ_LIMIT_REACHED`, with `limit_bytes`, `limit_seconds` or `limit_memory_bytes` in the metadata).
+ListSamples, ListArtifacts, ListMetrics, GetHistory and CompareJobs have such limits; ReadLog and ReadArtifact, which send
+what they read, have none.
 """
 
 from collections import abc as _abc
@@ -142,11 +150,12 @@ class EvaluationServiceStub:
     Retry: on UNAVAILABLE, from `offset` plus the length of the last chunk.
     """
     ListArtifacts: _grpc.UnaryUnaryMultiCallable[_files_pb2.ListArtifactsRequest, _files_pb2.ListArtifactsResponse]
-    """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum, page by page.
-    Only regular files are files: links, FIFOs, sockets and devices are left out, and never followed or read.
+    """Lists the files that an attempt of a job left in its output folder, sorted by name, page by page; with `checksums` also what
+    is in them. Only regular files are files: links, FIFOs, sockets and devices are left out, and never followed or read. What
+    lies in a folder that the server's account may not read is left out, too.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION
-    (`FILE_UNREADABLE`: a folder or a file of it can't be read, or the output folder is a link, or no folder).
+    (`FILE_UNREADABLE`: the output folder can't be read, or is a link, or no folder; `READ_LIMIT_REACHED`: 20 seconds).
     Retry: always safe.
     """
     ReadArtifact: _grpc.UnaryStreamMultiCallable[_files_pb2.ReadArtifactRequest, _files_pb2.ReadArtifactResponse]
@@ -161,7 +170,7 @@ class EvaluationServiceStub:
 
     Errors: INVALID_ARGUMENT (also for an empty `model` or `task` where there are several), NOT_FOUND (no such job, model or
     task, no samples were logged, or their file can't be parsed to its end), UNAVAILABLE (`FILE_UNAVAILABLE`),
-    FAILED_PRECONDITION (`FILE_UNREADABLE`).
+    FAILED_PRECONDITION (`FILE_UNREADABLE`; `READ_LIMIT_REACHED`: see `page_size`).
     Retry: always safe.
     """
     ListMetrics: _grpc.UnaryUnaryMultiCallable[_results_pb2.ListMetricsRequest, _results_pb2.ListMetricsResponse]
@@ -169,13 +178,15 @@ class EvaluationServiceStub:
 
     Errors: INVALID_ARGUMENT (a bad selector, page size or token), NOT_FOUND (no such job, or `METRIC_NOT_FOUND` for a model
     that it does not have), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
+    A page ends early, and may be empty, after 10 seconds.
     Retry: always safe.
     """
     GetHistory: _grpc.UnaryUnaryMultiCallable[_history_pb2.GetHistoryRequest, _history_pb2.GetHistoryResponse]
     """Returns metrics over many jobs, such as those of every checkpoint of a training run, ordered by step, page by page.
 
     Errors: INVALID_ARGUMENT (a bad filter, selector, label, page size or token), UNAVAILABLE (`FILE_UNAVAILABLE`),
-    FAILED_PRECONDITION (`FILE_UNREADABLE`: a job has more metrics than its JobInfo holds, and the others can't be read).
+    FAILED_PRECONDITION (`FILE_UNREADABLE`: a job has more metrics than its JobInfo holds, and the others can't be read;
+    `READ_LIMIT_REACHED`: a page takes longer than 120 seconds).
     Retry: always safe.
     """
     CompareJobs: _grpc.UnaryUnaryMultiCallable[_comparison_pb2.CompareJobsRequest, _comparison_pb2.CompareJobsResponse]
@@ -184,7 +195,8 @@ class EvaluationServiceStub:
 
     Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`JOB_NOT_FOUND`, or `METRIC_NOT_FOUND` for a named metric
     that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `DEFINITIONS_DIFFER` with `strict`;
-    `FILE_UNREADABLE`), UNAVAILABLE (`FILE_UNAVAILABLE`).
+    `FILE_UNREADABLE`; `READ_LIMIT_REACHED`: more than 16 GiB of samples, 120 seconds, or 2 GiB of memory), UNAVAILABLE
+    (`FILE_UNAVAILABLE`).
     Retry: always safe.
     """
     ListTasks: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ListTasksRequest, _catalog_pb2.ListTasksResponse]
@@ -304,11 +316,12 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     Retry: on UNAVAILABLE, from `offset` plus the length of the last chunk.
     """
     ListArtifacts: _aio.UnaryUnaryMultiCallable[_files_pb2.ListArtifactsRequest, _files_pb2.ListArtifactsResponse]  # type: ignore[assignment]
-    """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum, page by page.
-    Only regular files are files: links, FIFOs, sockets and devices are left out, and never followed or read.
+    """Lists the files that an attempt of a job left in its output folder, sorted by name, page by page; with `checksums` also what
+    is in them. Only regular files are files: links, FIFOs, sockets and devices are left out, and never followed or read. What
+    lies in a folder that the server's account may not read is left out, too.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION
-    (`FILE_UNREADABLE`: a folder or a file of it can't be read, or the output folder is a link, or no folder).
+    (`FILE_UNREADABLE`: the output folder can't be read, or is a link, or no folder; `READ_LIMIT_REACHED`: 20 seconds).
     Retry: always safe.
     """
     ReadArtifact: _aio.UnaryStreamMultiCallable[_files_pb2.ReadArtifactRequest, _files_pb2.ReadArtifactResponse]  # type: ignore[assignment]
@@ -323,7 +336,7 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
 
     Errors: INVALID_ARGUMENT (also for an empty `model` or `task` where there are several), NOT_FOUND (no such job, model or
     task, no samples were logged, or their file can't be parsed to its end), UNAVAILABLE (`FILE_UNAVAILABLE`),
-    FAILED_PRECONDITION (`FILE_UNREADABLE`).
+    FAILED_PRECONDITION (`FILE_UNREADABLE`; `READ_LIMIT_REACHED`: see `page_size`).
     Retry: always safe.
     """
     ListMetrics: _aio.UnaryUnaryMultiCallable[_results_pb2.ListMetricsRequest, _results_pb2.ListMetricsResponse]  # type: ignore[assignment]
@@ -331,13 +344,15 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
 
     Errors: INVALID_ARGUMENT (a bad selector, page size or token), NOT_FOUND (no such job, or `METRIC_NOT_FOUND` for a model
     that it does not have), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
+    A page ends early, and may be empty, after 10 seconds.
     Retry: always safe.
     """
     GetHistory: _aio.UnaryUnaryMultiCallable[_history_pb2.GetHistoryRequest, _history_pb2.GetHistoryResponse]  # type: ignore[assignment]
     """Returns metrics over many jobs, such as those of every checkpoint of a training run, ordered by step, page by page.
 
     Errors: INVALID_ARGUMENT (a bad filter, selector, label, page size or token), UNAVAILABLE (`FILE_UNAVAILABLE`),
-    FAILED_PRECONDITION (`FILE_UNREADABLE`: a job has more metrics than its JobInfo holds, and the others can't be read).
+    FAILED_PRECONDITION (`FILE_UNREADABLE`: a job has more metrics than its JobInfo holds, and the others can't be read;
+    `READ_LIMIT_REACHED`: a page takes longer than 120 seconds).
     Retry: always safe.
     """
     CompareJobs: _aio.UnaryUnaryMultiCallable[_comparison_pb2.CompareJobsRequest, _comparison_pb2.CompareJobsResponse]  # type: ignore[assignment]
@@ -346,7 +361,8 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
 
     Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`JOB_NOT_FOUND`, or `METRIC_NOT_FOUND` for a named metric
     that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `DEFINITIONS_DIFFER` with `strict`;
-    `FILE_UNREADABLE`), UNAVAILABLE (`FILE_UNAVAILABLE`).
+    `FILE_UNREADABLE`; `READ_LIMIT_REACHED`: more than 16 GiB of samples, 120 seconds, or 2 GiB of memory), UNAVAILABLE
+    (`FILE_UNAVAILABLE`).
     Retry: always safe.
     """
     ListTasks: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ListTasksRequest, _catalog_pb2.ListTasksResponse]  # type: ignore[assignment]
@@ -529,11 +545,12 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _files_pb2.ListArtifactsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_files_pb2.ListArtifactsResponse, _abc.Awaitable[_files_pb2.ListArtifactsResponse]]:
-        """Lists the files that an attempt of a job left in its output folder, sorted by name, with size and checksum, page by page.
-        Only regular files are files: links, FIFOs, sockets and devices are left out, and never followed or read.
+        """Lists the files that an attempt of a job left in its output folder, sorted by name, page by page; with `checksums` also what
+        is in them. Only regular files are files: links, FIFOs, sockets and devices are left out, and never followed or read. What
+        lies in a folder that the server's account may not read is left out, too.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND (no such job or attempt), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION
-        (`FILE_UNREADABLE`: a folder or a file of it can't be read, or the output folder is a link, or no folder).
+        (`FILE_UNREADABLE`: the output folder can't be read, or is a link, or no folder; `READ_LIMIT_REACHED`: 20 seconds).
         Retry: always safe.
         """
 
@@ -560,7 +577,7 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_ARGUMENT (also for an empty `model` or `task` where there are several), NOT_FOUND (no such job, model or
         task, no samples were logged, or their file can't be parsed to its end), UNAVAILABLE (`FILE_UNAVAILABLE`),
-        FAILED_PRECONDITION (`FILE_UNREADABLE`).
+        FAILED_PRECONDITION (`FILE_UNREADABLE`; `READ_LIMIT_REACHED`: see `page_size`).
         Retry: always safe.
         """
 
@@ -574,6 +591,7 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_ARGUMENT (a bad selector, page size or token), NOT_FOUND (no such job, or `METRIC_NOT_FOUND` for a model
         that it does not have), UNAVAILABLE (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`).
+        A page ends early, and may be empty, after 10 seconds.
         Retry: always safe.
         """
 
@@ -586,7 +604,8 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns metrics over many jobs, such as those of every checkpoint of a training run, ordered by step, page by page.
 
         Errors: INVALID_ARGUMENT (a bad filter, selector, label, page size or token), UNAVAILABLE (`FILE_UNAVAILABLE`),
-        FAILED_PRECONDITION (`FILE_UNREADABLE`: a job has more metrics than its JobInfo holds, and the others can't be read).
+        FAILED_PRECONDITION (`FILE_UNREADABLE`: a job has more metrics than its JobInfo holds, and the others can't be read;
+        `READ_LIMIT_REACHED`: a page takes longer than 120 seconds).
         Retry: always safe.
         """
 
@@ -601,7 +620,8 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`JOB_NOT_FOUND`, or `METRIC_NOT_FOUND` for a named metric
         that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `DEFINITIONS_DIFFER` with `strict`;
-        `FILE_UNREADABLE`), UNAVAILABLE (`FILE_UNAVAILABLE`).
+        `FILE_UNREADABLE`; `READ_LIMIT_REACHED`: more than 16 GiB of samples, 120 seconds, or 2 GiB of memory), UNAVAILABLE
+        (`FILE_UNAVAILABLE`).
         Retry: always safe.
         """
 

@@ -104,6 +104,7 @@ class ListArtifactsRequest(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    CHECKSUMS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job's UUID. Required."""
     attempt: _builtins.int
@@ -114,6 +115,10 @@ class ListArtifactsRequest(_message.Message):
     """`next_page_token` of the page before, with the same other fields. Empty: the first page. It names the last file, so files
     that appear meanwhile shift nothing; a listing of the latest attempt stays with that one.
     """
+    checksums: _builtins.bool
+    """Whether to compute `Artifact.sha256`, which takes as long as reading the files. A page then ends early, with a token, after
+    20 seconds or 64 GiB. May be another on each page. Default: false.
+    """
     def __init__(
         self,
         *,
@@ -121,10 +126,11 @@ class ListArtifactsRequest(_message.Message):
         attempt: _builtins.int = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        checksums: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "job_id", b"job_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "checksums", b"checksums", "job_id", b"job_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -176,7 +182,9 @@ class Artifact(_message.Message):
     size_bytes: _builtins.int
     """Its size. Always set."""
     sha256: _builtins.str
-    """SHA-256 of its bytes, in lower-case hex. Empty while the job runs."""
+    """SHA-256 of its bytes, in lower-case hex. Empty unless `checksums` asks for it, while the job runs, and for a file that takes
+    longer than 20 seconds or has more than 64 GiB, that can't be read, or that was replaced since it was listed.
+    """
     @_builtins.property
     def modified_at(self) -> _timestamp_pb2.Timestamp:
         """When it was last written."""

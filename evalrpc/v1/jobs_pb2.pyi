@@ -870,7 +870,9 @@ class SubmitJobRequest(_message.Message):
     Empty: supersedes nothing.
     """
     validate_only: _builtins.bool
-    """Only check the request: answer as SubmitJob would, with an empty `job_id`, and queue nothing. Default: false."""
+    """Only check the request: answer as SubmitJob would, with an empty `job_id`, and queue nothing. The cache is not looked into:
+    the answer is that of a job that runs, since any other would tell of files on the server. Default: false.
+    """
     cache: Global___CacheMode.ValueType
     """Whether the job may share the run of another job of an identical evaluation. Default: no."""
     @_builtins.property

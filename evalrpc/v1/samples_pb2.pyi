@@ -37,7 +37,10 @@ class ListSamplesRequest(_message.Message):
     task: _builtins.str
     """One of the job's tasks. Empty: the job's only task. Required if there are several."""
     page_size: _builtins.int
-    """The maximum number of rows. 0: 50. More than 1000 counts as 1000; negative is rejected. A page has at most 3 MiB."""
+    """The maximum number of rows. 0: 50. More than 1000 counts as 1000; negative is rejected. A page has at most 3 MiB. It ends
+    early, and may even be empty, where reading takes long: after 10 seconds or 1 GiB of the file. FAILED_PRECONDITION with the
+    reason READ_LIMIT_REACHED says that a page can't be read within that, or within 1 GiB of memory.
+    """
     page_token: _builtins.str
     """`next_page_token` of the page before. Empty: the first page."""
     def __init__(
@@ -74,9 +77,10 @@ class ListSamplesResponse(_message.Message):
 
     @_builtins.property
     def truncated_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What was cut because a row is larger than 2 MiB, as paths such as `samples[3].resps`: within these fields the longest
-        strings, which then end with `…`, or else the ends of lists, or else the fields as a whole. `samples[3]` alone stands for
-        more than 100 fields. The file has the whole row: see ReadArtifact.
+        """What was cut because a row is larger than 2 MiB or has more than 262,144 values, as paths such as `samples[3].resps`: within
+        these fields the longest strings, which then end with `…`, or else the ends of lists, or else the fields as a whole.
+        `samples[3]` alone stands for more than 100 fields, or for all of a row that is larger than 64 MiB, which is empty. The file
+        has the whole row: see ReadArtifact.
         """
 
     def __init__(

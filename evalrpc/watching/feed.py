@@ -14,7 +14,7 @@ revision; in the other order it could be missed.
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence, Set
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +34,8 @@ from evalrpc.watching.events import CommittedEvent, Progress
 from evalrpc.watching.wakeups import Heartbeat, Intervals, Waiters
 
 _PAGE: Final = 256
+_PAGE_BYTES: Final = 64 * 1024
+"""What a watcher that does not read has in memory of jobs and events that are still to be sent, and one more of them."""
 _RECENT_EVENTS: Final = 1024
 _RECENT_BYTES: Final = 16 * 1024 * 1024
 """Of the events as they were committed. Their other forms are smaller."""
@@ -41,8 +43,14 @@ _RETRY_DELAY_SECONDS: Final = 1.0
 
 Send = Callable[[bytes], Awaitable[object]]
 """Sends a serialised message to one watcher, and returns when the transport has taken it."""
+Reserve = Callable[[int], Awaitable[object] | None]
+"""Takes room for the next message, of up to so many bytes. Returns what waits for it, or None if there was some at once."""
 
 _T = TypeVar("_T")
+
+
+def no_reserve(_: int) -> None:
+    """There is room for anything."""
 
 
 @dataclass(slots=True)
@@ -148,10 +156,12 @@ class Feed:
                 if message := event.for_watcher(matcher, view):
                     await send(message)
         elif not skip_snapshots:
-            async for job in self._matching_jobs(job_filter):
-                if job.revision > cursor:
-                    ahead[job.job_id] = job.revision
-                await send(self._snapshot(job, 0, view))
+            before: int | None = None
+            while page := deque(await self._job_page(job_filter, before)):
+                before = page[-1].sequence
+                while page:
+                    # No variable has the job or the message: this may be all that a slow watcher keeps in memory.
+                    await send(self._listed_snapshot(page.popleft().job, view, cursor, ahead))
         await send(self._bookmark(cursor))
         with Heartbeat(heartbeats) as heartbeat:
             await self._live_of_all(matcher, view, cursor, ahead, heartbeat, send)
@@ -303,7 +313,9 @@ class Feed:
             await self._journal_page(cursor)  # raises, unless it is only ahead of what has been published here
         while cursor < self._head:
             if cursor >= self._recent_after:
-                events = list(takewhile(lambda event: event.revision > cursor, reversed(self._recent)))[::-1]  # noqa: B023
+                newer = list(takewhile(lambda event: event.revision > cursor, reversed(self._recent)))[::-1]  # noqa: B023
+                events = list(_first_of(newer))
+                del newer  # a slow watcher keeps only those few alive
             else:
                 events = await self._journal_page(cursor)
             for event in events:
@@ -320,19 +332,18 @@ class Feed:
                 cursor = event.revision
 
     async def _journal_page(self, cursor: int, job_id: str | None = None) -> list[CommittedEvent]:
-        page = await self._blocking(lambda: self._store.events_after(cursor, _PAGE, job_id))
+        page = await self._blocking(lambda: self._store.events_after(cursor, _PAGE, job_id, _PAGE_BYTES))
         return list(map(CommittedEvent.from_journal, page))
 
-    async def _matching_jobs(self, job_filter: JobFilter) -> AsyncGenerator[pb.JobInfo, None]:
-        """Yield the jobs that currently match the filter, newest first."""
-        before: int | None = None
-        while page := await self._job_page(job_filter, before):
-            for listed in page:
-                yield listed.job
-            before = page[-1].sequence
+    def _listed_snapshot(self, job: pb.JobInfo, view: pb.JobView.ValueType, cursor: int, ahead: dict[str, int]) -> bytes:
+        """Return the snapshot of a job, and note in `ahead` if it is newer than the cursor."""
+        if job.revision > cursor:
+            ahead[job.job_id] = job.revision
+        return self._snapshot(job, 0, view)
 
     async def _job_page(self, job_filter: JobFilter, before: int | None) -> list[ListedJob]:
-        return await self._blocking(lambda: self._store.list_jobs(job_filter, before, _PAGE))
+        """Return the next jobs that currently match the filter, newest first."""
+        return await self._blocking(lambda: self._store.list_jobs(job_filter, before, _PAGE, _PAGE_BYTES))
 
     async def _blocking(self, read: Callable[[], _T]) -> _T:
         return await self._loop.run_in_executor(self._readers, read)
@@ -367,3 +378,13 @@ class Feed:
             raise ServerStoppingError(
                 "the server is stopping: watch again from the last revision", retry_delay_seconds=_RETRY_DELAY_SECONDS
             )
+
+
+def _first_of(events: Iterable[CommittedEvent]) -> Iterator[CommittedEvent]:
+    """Yield the first events, up to the one with which they fill a page."""
+    size_bytes = 0
+    for event in events:
+        yield event
+        size_bytes += len(event.full)
+        if size_bytes >= _PAGE_BYTES:
+            return

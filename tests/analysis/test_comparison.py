@@ -2,15 +2,15 @@
 
 import json
 from pathlib import Path
-from threading import Event
 
 import pytest
 
 from evalrpc.analysis import comparison
 from evalrpc.analysis.comparison import compare
 from evalrpc.errors import DefinitionsDifferError, MetricNotFoundError
+from evalrpc.files.read_budget import UNLIMITED, ReadBudget
 from evalrpc.results.layout import read_results, samples_by_task
-from evalrpc.v1.comparison_pb2 import TEST_METHOD_UNPAIRED_Z, CompareJobsRequest, MetricThreshold
+from evalrpc.v1.comparison_pb2 import TEST_METHOD_UNPAIRED_Z, CompareJobsRequest, CompareJobsResponse, MetricThreshold
 from evalrpc.v1.jobs_pb2 import JOB_STATUS_COMPLETED, JobInfo
 from evalrpc.v1.results_pb2 import MetricSelector
 
@@ -35,6 +35,10 @@ def jobs(tmp_path: Path) -> list[JobInfo]:
     return [job(tmp_path / name) for name in ("a", "b", "c")]
 
 
+def compared(call: CompareJobsRequest, jobs: list[JobInfo]) -> CompareJobsResponse:
+    return compare(call, jobs[0], jobs[1:], {}, Path(), ReadBudget(UNLIMITED))
+
+
 def selectors(*tasks: str) -> list[MetricSelector]:
     return [MetricSelector(task=task) for task in tasks]
 
@@ -45,8 +49,8 @@ def test_the_files_of_a_job_are_looked_up_once_and_each_is_opened_once(
     looked_up, opened = [], []
     open_samples = comparison.open_samples
     monkeypatch.setattr(comparison, "samples_by_task", lambda result: looked_up.append(1) or samples_by_task(result))
-    monkeypatch.setattr(comparison, "open_samples", lambda *call: opened.append(call[2]) or open_samples(*call))
-    answer = compare(CompareJobsRequest(), jobs[0], jobs[1:], {}, Path(), Event())
+    monkeypatch.setattr(comparison, "open_samples", lambda *call, **more: opened.append(call[2]) or open_samples(*call, **more))
+    answer = compared(CompareJobsRequest(), jobs)
     assert [metric.paired_sample_count for candidate in answer.candidates for metric in candidate.metrics] == [2] * 60
     assert len(looked_up) == len(jobs)
     assert sorted(opened) == sorted(path for job in jobs for path in job.results["m"].samples)
@@ -55,10 +59,10 @@ def test_the_files_of_a_job_are_looked_up_once_and_each_is_opened_once(
 def test_the_first_selector_that_takes_nothing_is_named(jobs: list[JobInfo]) -> None:
     call = CompareJobsRequest(metrics=selectors("t1", "typo", "t2", "worse"))
     with pytest.raises(MetricNotFoundError, match="none of the jobs has a metric of the task typo;"):
-        compare(call, jobs[0], jobs[1:], {}, Path(), Event())
+        compared(call, jobs)
     thresholds = [MetricThreshold(selector=selector, tolerance=1) for selector in selectors("t1", "odd")]
     with pytest.raises(MetricNotFoundError, match="none of the jobs has a metric of the task odd;"):
-        compare(CompareJobsRequest(metric_thresholds=thresholds), jobs[0], jobs[1:], {}, Path(), Event())
+        compared(CompareJobsRequest(metric_thresholds=thresholds), jobs)
 
 
 def defined_job(folder: Path, version: str, shots: int, prompt: str, documents: str) -> JobInfo:
@@ -80,9 +84,7 @@ def defined_job(folder: Path, version: str, shots: int, prompt: str, documents: 
 
 def test_in_what_two_jobs_answered_different_questions_is_named(tmp_path: Path) -> None:
     jobs = [defined_job(tmp_path / "a", "1.0", 5, "Q:", "x"), defined_job(tmp_path / "b", "3.0", 0, "Question:", "y")]
-    ((metric,),) = (
-        candidate.metrics for candidate in compare(CompareJobsRequest(), jobs[0], jobs[1:], {}, Path(), Event()).candidates
-    )
+    ((metric,),) = (candidate.metrics for candidate in compared(CompareJobsRequest(), jobs).candidates)
     assert list(metric.definition_differences) == [
         "version 1.0 and 3.0",
         "num_fewshot 5 and 0",
@@ -94,10 +96,7 @@ def test_in_what_two_jobs_answered_different_questions_is_named(tmp_path: Path) 
 
 def test_the_same_question_has_no_differences(tmp_path: Path) -> None:
     jobs = [defined_job(tmp_path / name, "1.0", 5, "Q:", "x") for name in "ab"]
-    ((metric,),) = (
-        candidate.metrics
-        for candidate in compare(CompareJobsRequest(strict=True), jobs[0], jobs[1:], {}, Path(), Event()).candidates
-    )
+    ((metric,),) = (candidate.metrics for candidate in compared(CompareJobsRequest(strict=True), jobs).candidates)
     assert not metric.definition_differences
     assert metric.paired_sample_count == 20
 
@@ -108,4 +107,4 @@ def test_the_same_question_has_no_differences(tmp_path: Path) -> None:
 def test_a_strict_comparison_of_different_questions_is_refused(other: tuple[str, int, str, str], tmp_path: Path) -> None:
     jobs = [defined_job(tmp_path / "a", "1.0", 5, "Q:", "x"), defined_job(tmp_path / "b", *other)]
     with pytest.raises(DefinitionsDifferError, match=r"1 of the metrics are of different questions, such as t/acc: "):
-        compare(CompareJobsRequest(strict=True), jobs[0], jobs[1:], {}, Path(), Event())
+        compared(CompareJobsRequest(strict=True), jobs)

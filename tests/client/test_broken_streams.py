@@ -16,7 +16,7 @@ from waiting import DEADLINE_SECONDS
 from evalrpc import errors
 from evalrpc.client import AsyncEvalClient, EvalClient
 from evalrpc.v1.files_pb2 import ReadLogRequest, ReadLogResponse
-from evalrpc.v1.jobs_pb2 import JobEvent, JobEventType, JobStatus, WatchJobRequest, WatchJobsRequest
+from evalrpc.v1.jobs_pb2 import JobEvent, JobEventType, JobStatus, ListJobsResponse, WatchJobRequest, WatchJobsRequest
 
 SNAPSHOT, STATUS = JobEventType.JOB_EVENT_TYPE_SNAPSHOT, JobEventType.JOB_EVENT_TYPE_STATUS
 BOOKMARK = JobEventType.JOB_EVENT_TYPE_BOOKMARK
@@ -183,14 +183,17 @@ def test_a_watch_that_breaks_in_the_middle_goes_on_after_the_last_revision(
 
 
 @pytest.mark.parametrize("name", ["RST_STREAM INTERNAL_ERROR", "GOAWAY INTERNAL_ERROR", "a dropped socket"])
-def test_a_watch_of_all_jobs_that_breaks_goes_on_too(name: str, collect: Collect, read: threading.Event) -> None:
-    first = sent_then(event(SNAPSHOT, 3), event(BOOKMARK, 3), then=BREAKS[name], after=read)
-    rest = sent_then(event(STATUS, 4, terminal=True), then=Exchange.end)
-    with Http2Stub([first, rest]) as stub:
+def test_a_watch_of_all_jobs_that_breaks_goes_on_too(name: str, collect: Collect) -> None:
+    job = job_at(JobStatus.JOB_STATUS_RUNNING, 3)
+    listed = sent_then(ListJobsResponse(jobs=[job], revision=3), then=Exchange.end)
+    heartbeat, repeat = event(BOOKMARK, 3), event(STATUS, 3)
+    rest = sent_then(heartbeat, repeat, event(STATUS, 5, terminal=True), then=Exchange.end)
+    with Http2Stub([BREAKS[name], listed, BREAKS[name], rest]) as stub:
         seen = collect(stub.address, "watch_all")
-        requests = [WatchJobsRequest.FromString(request) for request in stub.requests]
-    assert seen == [event(SNAPSHOT, 3), event(BOOKMARK, 3), event(STATUS, 4, terminal=True)]
-    assert [request.after_revision for request in requests] == [0, 3]
+        requests = [WatchJobsRequest.FromString(request) for request in stub.requests[2:]]
+    assert [each.type for each in seen] == [SNAPSHOT, BOOKMARK, STATUS]
+    assert (seen[0].job, seen[1].revision, seen[2]) == (job, 3, event(STATUS, 5, terminal=True))
+    assert [request.after_revision for request in requests] == [3, 3]
 
 
 @pytest.mark.parametrize("name", ["RST_STREAM INTERNAL_ERROR", "RST_STREAM CANCEL", "GOAWAY NO_ERROR", "a dropped socket"])

@@ -22,7 +22,7 @@ from evalrpc.client.retrying import RETRIED_METHODS, RETRY_SECONDS, Retries
 from evalrpc.errors import DOMAIN, EvalrpcError, FieldViolation
 from evalrpc.v1.evaluation_service_pb2 import DESCRIPTOR
 from evalrpc.v1.files_pb2 import ReadArtifactResponse, ReadLogResponse
-from evalrpc.v1.jobs_pb2 import GetJobRequest, JobEvent, JobEventType, JobStatus
+from evalrpc.v1.jobs_pb2 import GetJobRequest, JobEvent, JobEventType, JobStatus, SubmitJobRequest
 
 
 class FakeRpcError(grpc.RpcError):
@@ -65,6 +65,11 @@ def event(kind: str, revision: int, *, terminal: bool = False) -> JobEvent:
         errors.ConflictError,
         errors.CatalogUnavailableError,
         errors.QueueFullError,
+        errors.LimitExceededError,
+        errors.TooManyStreamsError,
+        errors.TooManyCallsError,
+        errors.TooMuchUnreadError,
+        errors.RequestTooLargeError,
         errors.RevisionCompactedError,
         errors.RevisionInFutureError,
         errors.OffsetOutOfRangeError,
@@ -176,9 +181,54 @@ def test_what_the_server_says_is_left_as_it_is() -> None:
 
 
 def test_a_limit_of_grpc_itself_is_no_full_queue() -> None:
-    got = from_rpc_error(FakeRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, "message larger than max"))
+    got = from_rpc_error(FakeRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, "Bandwidth exhausted"))
 
     assert type(got) is EvalrpcError
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        "SERVER: Received message larger than max (20971520 vs. 5242880)",
+        "CLIENT: Sent message larger than max (20971520 vs. 5242880)",
+        "grpc: received message larger than max (20971520 vs. 4194304)",
+    ],
+)
+def test_a_message_that_grpc_finds_too_large_is_never_sent_again(details: str) -> None:
+    error = FakeRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, details)
+    with pytest.raises(errors.RequestTooLargeError, match="larger than max"):
+        retries(GetJobRequest()).failed(error)
+    with pytest.raises(errors.RequestTooLargeError):
+        JobWatch(JOB_ID).failed(error)
+
+
+@pytest.mark.parametrize("cls", [errors.TooManyStreamsError, errors.TooManyCallsError, errors.TooMuchUnreadError])
+def test_past_a_limit_a_call_is_repeated_when_the_server_says_and_the_limit_is_raised_in_the_end(
+    cls: type[EvalrpcError],
+) -> None:
+    sent = cls("too many", retry_delay_seconds=1.5)
+    error = FakeRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, sent.message, details_of(sent))
+    clock = ManualClock()
+    tries = retries(GetJobRequest(), clock)
+    assert tries.failed(error) == 1.6
+    clock.seconds += RETRY_SECONDS
+    with pytest.raises(cls):
+        tries.failed(error)
+    assert JobWatch(JOB_ID, policy=ReconnectPolicy(jitter=lambda: 1.0)).failed(error) == 1.6
+
+
+def test_a_limit_that_waiting_does_not_help_is_final() -> None:
+    sent = errors.RequestTooLargeError("too large")
+    error = FakeRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, sent.message, details_of(sent))
+    with pytest.raises(errors.RequestTooLargeError):
+        retries(GetJobRequest()).failed(error)
+
+
+def test_a_full_queue_is_final_though_it_says_when_to_come_back() -> None:
+    sent = errors.QueueFullError("full", retry_delay_seconds=1.0)
+    error = FakeRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, sent.message, details_of(sent))
+    with pytest.raises(errors.QueueFullError):
+        retries(SubmitJobRequest()).failed(error)
 
 
 # Requests

@@ -3,7 +3,7 @@
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,17 +114,61 @@ def test_the_operators_own_links_above_a_run_are_followed(tmp_path: Path) -> Non
         assert descriptor is not None
 
 
-def test_a_folder_that_can_not_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make(tmp_path, "below/file")
-    assert [file.name for file in list_files(tmp_path)] == ["below/file"]
-    open_, fail = os.open, failing(errno.EACCES)
-    is_below = {"below", "below/"}.__contains__
-    monkeypatch.setattr(
-        opening.os, "open", lambda path, *args, **named: (fail if is_below(path) else open_)(path, *args, **named)
-    )
-    with pytest.raises(PermissionError) as caught:
-        list(list_files(tmp_path))
-    assert unreadable(caught.value).message.startswith("below can't be read: Permission denied (EACCES)")
+@pytest.fixture
+def open_fails(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
+    """Make what has this name fail to open."""
+
+    def set_up(name: str, number: int) -> None:
+        open_, fail = os.open, failing(number)
+        is_it = {name, f"{name}/"}.__contains__
+        monkeypatch.setattr(
+            opening.os, "open", lambda path, *args, **named: (fail if is_it(path) else open_)(path, *args, **named)
+        )
+
+    return set_up
+
+
+def test_what_lies_in_a_folder_that_the_server_may_not_read_is_left_out(
+    tmp_path: Path, open_fails: Callable[[str, int], None]
+) -> None:
+    make(tmp_path, "a", "below/file", "c")
+    assert [file.name for file in list_files(tmp_path)] == ["a", "below/file", "c"]
+    open_fails("below", errno.EACCES)
+    assert [file.name for file in list_files(tmp_path)] == ["a", "c"]
+
+
+@pytest.mark.parametrize(("name", "number"), [("below", errno.EMFILE), ("below", errno.EIO), ("output", errno.EACCES)])
+def test_a_folder_that_can_not_be_read_is_an_error(
+    tmp_path: Path, open_fails: Callable[[str, int], None], name: str, number: int
+) -> None:
+    make(tmp_path / "output", "below/file")
+    open_fails(name, number)
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
+        list(list_files(tmp_path / "output"))
+    assert unreadable(caught.value).message.startswith(f"{name} can't be read: {os.strerror(number)}")
+
+
+def test_a_folder_of_any_size_is_listed_in_order_with_few_names_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "_MAX_NAMES", 7)
+    monkeypatch.setattr(opening, "_MIN_NAMES", 2)
+    names = sorted([f"{number:02}" for number in range(30)] + [f"{number:02}-x/{n}" for number in range(5) for n in range(9)])
+    make(tmp_path, *names)
+    assert [file.name for file in list_files(tmp_path)] == names
+    for index, name in enumerate(names):
+        assert [file.name for file in list_files(tmp_path, name)] == names[index + 1 :]
+
+
+def test_a_listing_ends_where_its_check_says(tmp_path: Path) -> None:
+    make(tmp_path, *(f"{number:04}" for number in range(3000)))
+    checks = iter([None, None, None])
+
+    def check() -> None:
+        next(checks)
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        list(list_files(tmp_path, check=check))
 
 
 def test_a_folder_that_becomes_a_link_between_two_looks_leads_nowhere(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from evalrpc.harnesses.base import SampleRow
 from evalrpc.jobs.size_limits import MAX_PAGE_BYTES
 from evalrpc.protobuf.structs import sample_struct
-from evalrpc.reading.row_cutting import cut_row
+from evalrpc.reading.row_cutting import bounded_row, cut_row
+from evalrpc.reading.sample_files import SampleRows
 from evalrpc.reading.sample_pages import MAX_ROW_BYTES, read_page
 from evalrpc.v1.samples_pb2 import ListSamplesResponse
 
@@ -90,7 +91,7 @@ def test_whatever_is_in_a_row_it_fits(values: dict[str, Any], max_bytes: int) ->
     assert changed == set(fields)
 
 
-def rows(*sizes: int) -> list[SampleRow]:
+def rows_of(*sizes: int) -> SampleRows:
     """Rows that are of these sizes as Structs."""
     found = []
     for end, size in enumerate(sizes, start=1):
@@ -99,13 +100,13 @@ def rows(*sizes: int) -> list[SampleRow]:
             length -= sample_struct({"doc_id": end, "t": "x" * length}).ByteSize() - size
         found.append(SampleRow({"doc_id": end, "t": "x" * length}, end))
         assert sample_struct(found[-1].values).ByteSize() == size, "this size can't be reached"
-    return found
+    return SampleRows(iter(found))
 
 
 @pytest.mark.parametrize("more", [-1, 0, 1])
 def test_a_page_is_full_to_the_byte(more: int) -> None:
     half = MAX_PAGE_BYTES // 2 - 4  # a tag, and a length of three bytes
-    page = read_page(rows(half, half + more, 100), 1000)
+    page = read_page(rows_of(half, half + more, 100), 1000)
     assert len(page.rows) == (2 if more <= 0 else 1)
     assert ListSamplesResponse(samples=page.rows).ByteSize() <= MAX_PAGE_BYTES
     assert page.next_offset == len(page.rows)
@@ -114,7 +115,47 @@ def test_a_page_is_full_to_the_byte(more: int) -> None:
 
 @pytest.mark.parametrize("size", [MAX_ROW_BYTES - 1, MAX_ROW_BYTES, MAX_ROW_BYTES + 1, 5 * MAX_ROW_BYTES])
 def test_a_row_over_2_mib_is_cut_and_named_by_its_place_on_the_page(size: int) -> None:
-    page = read_page(rows(100, size), 1000)
+    page = read_page(rows_of(100, size), 1000)
     assert len(page.rows) == 2
     assert page.truncated_fields == (["samples[1].t"] if size > MAX_ROW_BYTES else [])
     assert page.rows[1].ByteSize() <= MAX_ROW_BYTES
+
+
+def bounded(values: dict[str, Any], max_values: int = 1000) -> tuple[Struct, list[str]]:
+    return bounded_row(values, MAX, max_values)
+
+
+def test_a_row_of_very_many_values_is_shortened_in_its_lists_before_it_is_converted() -> None:
+    row, fields = bounded({"doc_id": 1, "long": [[0] * 5000] * 3, "short": [1, 2], "table": {"a": [1] * 100_000}})
+    assert fields == [".long", ".table"]
+    assert (row["doc_id"], list(row["short"])) == (1, [1, 2])
+    assert 100 < len(row["long"][0]) <= 1000
+    assert 100 < len(row["table"]["a"]) <= 1000
+
+
+def test_very_many_fields_are_dropped_and_named_together() -> None:
+    row, fields = bounded({f"field {number:05}": number for number in range(5000)})
+    assert 500 <= len(row.fields) <= 1000
+    assert fields[-1] == ""
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.dictionaries(st.text(max_size=20), _JSON, max_size=20), st.integers(1, 60))
+def test_whatever_is_in_a_row_it_has_no_more_values_and_what_was_shortened_is_named(
+    values: dict[str, Any], max_values: int
+) -> None:
+    row, fields = bounded(values, max_values)
+    assert _count(row) <= max_values
+    whole = sample_struct(values)
+    changed = {f".{key[:64]}" for key in whole.fields if key not in row.fields or row.fields[key] != whole.fields[key]}
+    assert changed == set(fields)
+
+
+def _count(row: Struct) -> int:
+    count, pending = len(row.fields), list(row.fields.values())
+    while pending:
+        value = pending.pop()
+        items = [*value.list_value.values, *value.struct_value.fields.values()]
+        count += len(items)
+        pending += items
+    return count

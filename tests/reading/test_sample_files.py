@@ -1,5 +1,6 @@
 """Sample files, opened as the server opens them."""
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,10 +9,13 @@ from typing import BinaryIO
 import pytest
 
 from evalrpc.config import HarnessSettings
-from evalrpc.errors import ArtifactNotFoundError, InvalidRequestError, SamplesNotFoundError
+from evalrpc.errors import ArtifactNotFoundError, InvalidRequestError, ReadLimitError, SamplesNotFoundError
+from evalrpc.files.read_budget import ReadBudget, ReadLimits
 from evalrpc.harnesses.base import Harness, SampleRow
 from evalrpc.harnesses.command import CommandHarness
-from evalrpc.reading.sample_files import open_samples
+from evalrpc.reading import sample_files
+from evalrpc.reading.sample_files import SampleRows, open_samples, read_lines
+from evalrpc.reading.sample_pages import read_page
 from evalrpc.v1.jobs_pb2 import JobInfo
 
 LINES = "20260214_103045_samples_t.jsonl"
@@ -84,3 +88,70 @@ def test_an_offset_past_the_end_is_a_bad_page_token(tmp_path: Path) -> None:
     assert rows(tmp_path, LINES, offset=3) == []
     with pytest.raises(InvalidRequestError, match="page_token: lies past the end"):
         rows(tmp_path, LINES, offset=4)
+
+
+def lines_from(data: bytes, offset: int = 0) -> SampleRows:
+    return read_lines(io.BytesIO(data), offset)
+
+
+def test_the_position_is_past_what_was_read_also_past_lines_that_are_no_rows() -> None:
+    data = b'{"doc_id": 1}\nnoise\n[2]\n{"doc_id": 3}\n'
+    found = lines_from(data)
+    positions = [found.position for _ in found]
+    assert positions == [14, len(data)]
+    assert lines_from(data, 20).position == 20
+    assert [row.values for row in lines_from(data, 20)] == [{"doc_id": 3}]
+
+
+def test_whoever_begins_within_a_line_gets_the_next_one() -> None:
+    data = b'noise {"doc_id": 1}\n{"doc_id": 2}\n'
+    for offset in range(1, 20):
+        assert [row.values for row in lines_from(data, offset)] == [{"doc_id": 2}]
+    assert [row.values for row in lines_from(data, 20)] == [{"doc_id": 2}]
+
+
+def test_a_row_larger_than_any_that_is_read_has_no_values_and_its_rest_is_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample_files, "_MAX_LINE_BYTES", 20)
+    long = b'{"doc_id": 2, "t": "' + b"x" * 50 + b'{"doc_id": 9}\n'
+    data = b'{"doc_id": 1}\n' + long + b"-" * 30 + b'\n{"doc_id": 3}\n'
+    found = [(dict(row.values), row.is_too_large) for row in lines_from(data)]
+    assert found == [({"doc_id": 1}, False), ({}, True), ({"doc_id": 3}, False)]
+    places = [row.end for row in lines_from(data)]
+    assert [dict(row.values) for row in lines_from(data, places[1])] == [{"doc_id": 3}]
+
+
+@pytest.mark.parametrize("head", [b"", b"\xef\xbb\xbf", b"  \t "])
+def test_what_may_stand_before_a_row_is_passed_over(head: bytes) -> None:
+    assert [row.values for row in lines_from(head + b'{"doc_id": 1}\n')] == [{"doc_id": 1}]
+
+
+@pytest.mark.parametrize("name", [LINES, "pairs"])
+def test_rows_are_read_within_a_budget_and_what_was_read_can_be_gone_on_from(name: str, tmp_path: Path) -> None:
+    line = b'{"doc_id": 1}\n' if name == LINES else b"a:1\n"
+    (tmp_path / name).write_bytes(line * 100_000)
+    job = JobInfo(job_id="job-1")
+    job.request.harness = "mine"
+    counts, offset = [0], 0
+    while True:
+        budget = ReadBudget(ReadLimits(200 * 1024, 3600))
+        with open_samples(job, tmp_path, str(tmp_path / name), {"mine": PAIRS}, offset, budget) as found:
+            try:
+                for _ in found:
+                    counts[-1] += 1
+            except ReadLimitError:
+                assert found.position > offset
+                offset = found.position
+                counts.append(0)
+            else:
+                break
+    assert sum(counts) == 100_000
+
+
+def test_a_page_without_any_progress_is_refused(tmp_path: Path) -> None:
+    (tmp_path / LINES).write_bytes(b'{"doc_id": "' + b"x" * 500_000 + b'"}\n')
+    budget = ReadBudget(ReadLimits(1 << 40, 3600, max_row_bytes=100_000))
+    with (
+        open_samples(JobInfo(), tmp_path, str(tmp_path / LINES), {}, 0, budget) as found,
+        pytest.raises(ReadLimitError, match="for one row"),
+    ):
+        read_page(found, 10)

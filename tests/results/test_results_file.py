@@ -99,6 +99,13 @@ def test_a_link_in_the_place_of_the_new_file_is_not_followed(tmp_path: Path) -> 
     assert read_heads(path).keys() == RESULTS.keys()
 
 
+@pytest.mark.parametrize(("size_bytes", "problem"), [(4 * 1024**4, "larger than any"), (100 * 1024**2, "is empty")])
+def test_a_sparse_file_is_refused_at_once(path: Path, size_bytes: int, problem: str) -> None:
+    os.truncate(path, size_bytes)
+    with pytest.raises(ValueError, match=problem):
+        list(read_metrics(path))
+
+
 @settings(deadline=None, max_examples=200)
 @given(data=st.data())
 def test_whatever_is_in_it_is_read_or_refused(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -15,7 +15,8 @@ from evalrpc.config import HarnessSettings
 from evalrpc.errors import RunFailedError
 from evalrpc.harnesses.base import Run
 from evalrpc.harnesses.registry import build_harness
-from evalrpc.scheduling.results_reader import IN_PLACE_BYTES, Limits, ResultsReader
+from evalrpc.scheduling.limited_process import Limits
+from evalrpc.scheduling.results_reader import IN_PLACE_BYTES, ResultsReader
 from evalrpc.testing.recorded_runs import GOOD_EXIT, request_of
 
 LIMITS = Limits()
@@ -193,5 +194,5 @@ def test_a_reading_is_broken_off_and_none_begins_any_more(
     eventually((large_run.output_dir / "begun").exists)
     reader.close()
     eventually(lambda: outcome)
-    with pytest.raises(OSError, match="no results are read any more"):
+    with pytest.raises(OSError, match="nothing is read any more"):
         reader.read_results(large_run, GOOD_EXIT, [])

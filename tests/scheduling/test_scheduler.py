@@ -487,6 +487,7 @@ def test_a_bug_in_a_harness_fails_its_job_alone(slow_harness: tuple[House, SlowH
     first, second = house.submit(), house.submit()
     house.wait_until_running(first).finish(0)
     assert house.wait_for(first, FAILED).error.reason == "SERVER_ERROR"
+    house.wait_until_running(second)
     assert house.job(second).status == RUNNING
 
 

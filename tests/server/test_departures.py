@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
+from caller_limits import caller_limits
 
 from evalrpc.server.app import SERVICE
 from evalrpc.server.call import Call
@@ -22,6 +23,9 @@ class Departed:
     async def write(self, message: bytes) -> None:
         raise grpc.aio.InternalError('Failed "execute_batch"')
 
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
 
 class Service:
     async def WatchJobs(self, request: WatchJobsRequest, call: Call) -> None:
@@ -37,7 +41,7 @@ def ignoring() -> Iterator[None]:
 
 
 def test_a_message_to_a_client_that_left_ends_the_call_as_a_cancellation_does(caplog: pytest.LogCaptureFixture) -> None:
-    call = _adapted(handlers_of(SERVICE, Service())["WatchJobs"], anonymous, is_stream=True)
+    call = _adapted(handlers_of(SERVICE, Service(), caller_limits())["WatchJobs"], anonymous, is_stream=True)
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(call(b"", Departed()))
     assert not caplog.records

@@ -6,6 +6,8 @@ import weakref
 from contextlib import suppress
 from typing import Any, Never
 
+from caller_limits import caller_limits
+
 from evalrpc.errors import NotFoundError
 from evalrpc.server.app import SERVICE
 from evalrpc.server.call import Call
@@ -19,6 +21,9 @@ class AbortedError(Exception):
 
 
 class Context:
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
     async def abort(self, *_: Any) -> Never:
         raise AbortedError
 
@@ -40,7 +45,7 @@ async def check() -> None:
             errors.append(weakref.ref(error))
             raise error
 
-    call = _adapted(handlers_of(SERVICE, Service())["GetJob"], anonymous, is_stream=False)
+    call = _adapted(handlers_of(SERVICE, Service(), caller_limits())["GetJob"], anonymous, is_stream=False)
     with suppress(AbortedError):
         await call(b"", Context())
     assert [error() for error in errors] == [None]

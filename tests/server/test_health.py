@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+from caller_limits import caller_limits
 from grpc_health.v1 import health_pb2 as pb
 from waiting import DEADLINE_SECONDS
 
@@ -24,7 +25,7 @@ def use() -> Callable[[Callable[[InProcessTransport, Health], Awaitable[None]]],
     async def within(coroutine: Callable[[InProcessTransport, Health], Awaitable[None]]) -> None:
         health = Health(("acme.Service",))
         async with asyncio.timeout(DEADLINE_SECONDS):
-            await coroutine(InProcessTransport(handlers_of(SERVICE, health)), health)
+            await coroutine(InProcessTransport(handlers_of(SERVICE, health, caller_limits())), health)
 
     return lambda coroutine: asyncio.run(within(coroutine))
 

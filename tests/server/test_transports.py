@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import grpc
 import pytest
+from caller_limits import caller_limits
 from waiting import DEADLINE_SECONDS
 
 from evalrpc.client.failures import from_rpc_error
@@ -113,7 +114,7 @@ def use(request: pytest.FixtureRequest) -> Callable[[Use], None]:
 
     async def within(coroutine: Use) -> None:
         service = Service()
-        async with asyncio.timeout(DEADLINE_SECONDS), opener(handlers_of(SERVICE, service)) as transport:
+        async with asyncio.timeout(DEADLINE_SECONDS), opener(handlers_of(SERVICE, service, caller_limits())) as transport:
             await coroutine(transport, service)
 
     return lambda coroutine: asyncio.run(within(coroutine))

@@ -159,7 +159,7 @@ def test_a_message_that_is_too_large_for_the_server_is_refused(api: Api) -> None
     call = submission()
     call.request.model_args.update({"x": "y" * 17 * 2**20})
     error = error_of(lambda: api.SubmitJob(call))
-    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE")
     assert api.GetServerInfo().max_request_bytes == 16 * 2**20
 
 

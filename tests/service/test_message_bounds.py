@@ -1,5 +1,6 @@
 """Every answer fits into a message that a client with gRPC's default options accepts, whatever clients send and runs leave."""
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -14,7 +15,9 @@ from waiting import eventually
 
 from evalrpc.analysis import comparison
 from evalrpc.client import EvalClient
+from evalrpc.files.read_budget import ReadBudget, too_much
 from evalrpc.jobs.size_limits import MAX_ARGS_BYTES, MAX_JOB_BYTES, MAX_PAGE_BYTES, MAX_TASK_NAMES_BYTES, MIB
+from evalrpc.reading import metrics
 from evalrpc.results.results_file import read_metrics
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
@@ -334,6 +337,29 @@ def test_a_file_that_is_lost_is_an_error_and_never_fewer_metrics(api: Api, site:
         assert (error.value.code(), reason_of(error.value)) == (grpc.StatusCode.FAILED_PRECONDITION, "FILE_UNREADABLE")
 
 
+def test_metrics_that_take_long_come_in_shorter_pages(api: Api, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(site, wide(40_000))
+    job = api.run("prepared")
+    whole = [metric for page in pages(api.ListMetrics, job_id=job.job_id, page_size=10_000) for metric in page.metrics]
+    spent = itertools.count(1)
+
+    class Budget(ReadBudget):
+        def spend(self, size_bytes: int = 0) -> None:
+            if next(spent) % 7000 == 0:
+                raise too_much("too long")
+            super().spend(size_bytes)
+
+    monkeypatch.setattr(metrics, "ReadBudget", Budget)
+    found = list(pages(api.ListMetrics, job_id=job.job_id, page_size=10_000))
+    assert [metric for page in found for metric in page.metrics] == whole
+    assert max(len(page.metrics) for page in found) < 7000
+    last = whole[-1].metric
+    of_last = pages(api.ListMetrics, job_id=job.job_id, metrics=[MetricSelector(task=last.task, metric=last.metric)])
+    some = list(of_last)
+    assert [metric for page in some for metric in page.metrics] == whole[-1:]
+    assert len(some) > 3, "empty pages that go on"
+
+
 def test_a_job_that_shares_a_run_has_all_its_metrics_also_when_the_other_job_is_gone(api: Api, site: Site) -> None:
     samples = "".join(json.dumps({"doc_id": number, "acc": 1}) + "\n" for number in range(20))
     prepare(site, wide(5000), samples={"t": samples})
@@ -444,14 +470,14 @@ def test_thousands_of_files_with_names_of_almost_4_kib_come_in_pages_with_checks
     folder.mkdir(parents=True)
     for number in range(2500):
         (folder / f"{number:06}").write_text("x")
-    found = list(pages(api.ListArtifacts, job_id=job.job_id))
+    found = list(pages(api.ListArtifacts, job_id=job.job_id, checksums=True))
     assert len(found) > 3
     assert all(len(page.artifacts) < 1000 for page in found), "bounded in bytes"
     files = [file for page in found for file in page.artifacts]
     assert len(files) == 2502
     assert len({file.sha256 for file in files if file.name.startswith("d")}) == 1
     assert all(file.sha256 for file in files)
-    assert client.list_artifacts(job.job_id) == files
+    assert client.list_artifacts(job.job_id, checksums=True) == files
 
 
 def test_files_that_appear_while_a_client_pages_shift_nothing(api: Api, site: Site) -> None:
@@ -511,11 +537,13 @@ def test_a_row_that_fits_into_no_message_is_cut_and_says_so(api: Api, site: Site
     prepare(site, {"results": {"t": {"acc": 1}}}, {"t": text})
     job = api.run("prepared")
     found = list(pages(api.ListSamples, job_id=job.job_id))
-    assert [path for page in found for path in page.truncated_fields] == ["samples[3].resps"]
+    (cut,) = [page for page in found if page.truncated_fields]
+    (place,) = [place for place, row in enumerate(cut.samples) if row["doc_id"] == 3]
+    assert list(cut.truncated_fields) == [f"samples[{place}].resps"]
     assert [int(row["doc_id"]) for page in found for row in page.samples] == [0, 1, 2, 3, 0]
     told: list[str] = []
     assert len(list(client.samples(job.job_id, on_truncated=told.extend))) == 5
-    assert told == ["samples[3].resps"]
+    assert told == [f"samples[{place}].resps"]
 
 
 # Names of files

@@ -108,6 +108,26 @@ def test_a_sample_has_its_metrics_and_none_of_its_events(bench: Bench) -> None:
     assert "events" not in first
 
 
+@pytest.mark.parametrize("place", [0, 1, 5])
+def test_a_large_sample_comes_like_others_though_it_is_read_in_a_process(bench: Bench, place: int) -> None:
+    document = json.loads(log("CICICI"))
+    document["samples"][place]["events"] = ["x" * 1000] * 3000
+    document["samples"][place]["input"] = "y" * 3_000_000
+    job = bench.job("m", json.dumps(document))
+    found: list[tuple[int, int]] = []
+    token, cut = "", []
+    while True:
+        page = bench.api.ListSamples(job_id=job.job_id, page_token=token)
+        found += [(int(row["doc_id"]), len(row["input"]) if "input" in row else 0) for row in page.samples]
+        cut += page.truncated_fields
+        token = page.next_page_token
+        if not token:
+            break
+    assert [number for number, _ in found] == list(range(6))
+    assert 2_000_000 < found[place][1] < 2_100_000
+    assert [path.rpartition(".")[2] for path in cut] == ["input"]
+
+
 def test_a_task_that_finished_has_its_samples_though_another_failed(bench: Bench) -> None:
     job = bench.job("m", log("CII"), log(task="u", status="error"), tasks=("t", "u"))
     assert job.status == FAILED

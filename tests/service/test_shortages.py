@@ -150,7 +150,7 @@ def test_without_threads_jobs_wait_in_the_queue_and_every_call_is_answered(launc
         eventually(lambda: "can't start a thread for the job yet" in server.log_path.read_text())
         assert api.get(job.job_id).status == QUEUED
         assert list(api.ReadLog(job_id=done.job_id))
-        assert api.ListArtifacts(job_id=done.job_id).artifacts[0].sha256
+        assert api.ListArtifacts(job_id=done.job_id, checksums=True).artifacts[0].sha256
         assert list(api.ReadArtifact(job_id=done.job_id, name="toy/20260101_000000_results.json"))
         assert api.ListSamples(job_id=done.job_id).samples
         assert api.ListJobs().jobs

@@ -66,7 +66,7 @@ def server(serve: Serve) -> ServerHere:
 @contextmanager
 def signed_in(server: ServerHere, token: str) -> Iterator[Api]:
     """Yield the calls of the server with a token, once the server knows the token."""
-    api = Api(server.address, token)
+    api = Api(server.address, token=token)
 
     def is_known() -> bool:
         try:
@@ -84,7 +84,7 @@ def test_every_call_is_refused_without_a_token_and_with_a_wrong_one(server: Serv
     with signed_in(server, add_token(data_dir)) as api:
         assert api.GetCaller().owner == "alice"
         for presented in ("", "evr_x", api.metadata[0][1].removeprefix("Bearer ") + "x"):
-            other = Api(server.address, presented)
+            other = Api(server.address, token=presented)
             for call in [getattr(other, name) for name in METHODS]:
                 error = error_of(call)
                 assert error.code() is grpc.StatusCode.UNAUTHENTICATED
@@ -136,7 +136,7 @@ def test_where_nobody_must_sign_in_the_caller_is_anonymous_unless_it_has_a_token
         eventually(lambda: api.GetCaller().owner == "bob")
         assert api.submit().owner == "bob"
         assert server.api.GetCaller().owner == ""
-        error = error_of(Api(server.address, "evr_x").GetCaller)
+        error = error_of(Api(server.address, token="evr_x").GetCaller)
         assert error.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
@@ -235,10 +235,10 @@ def test_an_identity_provider_is_accepted_and_the_log_has_no_token(
             config.write(f'[oidc]\nissuer = "{provider.issuer}"\naudience = "{AUDIENCE}"\nrole = "viewer"\n')
         server = serve(auth="required")
         good, bad = provider.token(), provider.token(aud="other")
-        caller = Api(server.address, good).GetCaller()
+        caller = Api(server.address, token=good).GetCaller()
         assert (caller.owner, caller.role, caller.sign_in_method) == ("alice", CALLER_ROLE_VIEWER, SIGN_IN_METHOD_OIDC)
         assert caller.HasField("expires_at")
-        error = error_of(Api(server.address, bad).GetCaller)
+        error = error_of(Api(server.address, token=bad).GetCaller)
         assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
     (line,) = [record for record in caplog.records if "sign-in refused" in record.getMessage()]
     assert "another audience" in line.getMessage()

@@ -22,6 +22,7 @@ from evalrpc.store.base import Store
 from evalrpc.store.sqlite import bitmap_index, filters
 from evalrpc.store.sqlite.bitmap_index import BitmapIndex, Condition
 from evalrpc.store.sqlite.filters import find_jobs
+from evalrpc.store.sqlite.room import Room
 from evalrpc.store.sqlite.store import DATABASE_NAME
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.jobs_pb2 import JobFilter
@@ -51,7 +52,9 @@ class Reader:
         self.sets_read += "group_concat" in statement
 
     def find(self, **conditions: object) -> list[int]:
-        return [sequence for sequence, _ in find_jobs(self.connection, self.kept, JobFilter(**conditions), None, 1000)]
+        return [
+            sequence for sequence, _ in find_jobs(self.connection, self.kept, JobFilter(**conditions), None, Room(1000, 2**20))
+        ]
 
     def close(self) -> None:
         self.connection.close()

@@ -46,7 +46,7 @@ from evalrpc.errors import (
 )
 from evalrpc.jobs import transitions
 from evalrpc.jobs.filters import JobMatcher
-from evalrpc.store.base import Change, Expected, PendingRemoval, Store, Submission
+from evalrpc.store.base import MAX_LISTED_BYTES, Change, Expected, PendingRemoval, Store, Submission
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.jobs_pb2 import JobFilter
 from evalrpc.v1.results_pb2 import ModelResult
@@ -714,6 +714,41 @@ def test_jobs_are_listed_newest_first_page_by_page(store: Store) -> None:
         before = page[-1].sequence
         submit(store)  # arrives while one pages: in a new listing only
     assert paged == ids[::-1]
+
+
+LARGE_FILTERS = [
+    {},
+    {"job_id_prefix": "aaaaaaaa"},
+    {"labels": {"large": "yes"}},
+    {"label_selector": "large,!other"},
+    {"tasks": ["t"], "statuses": [QUEUED]},
+    {"created_after": Timestamp(seconds=1)},
+]
+
+
+@pytest.mark.parametrize("conditions", LARGE_FILTERS)
+def test_no_more_jobs_are_read_than_the_bytes_of_a_page(store: Store, conditions: dict[str, Any]) -> None:
+    ids = [
+        submit(store, job_id=f"aaaaaaaa-0000-4000-8000-00000000000{n}", labels={"large": "yes", "text": "x" * 10_000}).job_id
+        for n in range(7)
+    ]
+    found: list[list[str]] = []
+    before: int | None = None
+    while page := store.list_jobs(JobFilter(**conditions), before, 1000, 20_001):
+        found.append([job.job_id for _, job in page])
+        before = page[-1].sequence
+    assert found == [ids[6:4:-1], ids[4:2:-1], ids[2:0:-1], ids[0:1]]
+    assert [len(store.list_jobs(JobFilter(**conditions), None, 1000, bound)) for bound in (1, 10**9)] == [1, 7]
+
+
+def test_no_more_events_are_read_than_the_bytes_of_a_page(store: Store) -> None:
+    for _ in range(6):
+        submit(store, labels={"text": "x" * 1_000_000})
+    first = store.events_after(0, 1000)
+    assert MAX_LISTED_BYTES <= sum(len(event.event) for event in first) <= MAX_LISTED_BYTES + 1_100_000
+    rest = store.events_after(first[-1].revision, 1000)
+    assert len(first) + len(rest) == 6
+    assert rest[-1].revision == store.head_revision
 
 
 def test_a_page_stays_in_place_while_jobs_are_deleted_and_changed(store: Store) -> None:

@@ -19,6 +19,7 @@ from evalrpc.store.sqlite import bitmap_index, filters
 from evalrpc.store.sqlite.filters import find_jobs
 from evalrpc.store.sqlite.labels import relabel
 from evalrpc.store.sqlite.migrations import MIGRATIONS
+from evalrpc.store.sqlite.room import Room
 from evalrpc.store.sqlite.store import DATABASE_NAME, SqliteStore
 from evalrpc.store.sqlite.transaction import Transaction
 from evalrpc.v1 import jobs_pb2 as pb
@@ -194,7 +195,7 @@ def test_blocks_whose_jobs_were_all_deleted_are_passed_over(store: SqliteStore, 
     last = submit(store).job_id
     lookups: list[str] = []
     reader.connection.set_trace_callback(lambda statement: lookups.append(statement) if "json_each" in statement else None)
-    found = find_jobs(reader.connection, reader.kept, JobFilter(label_selector="!l"), None, 2)
+    found = find_jobs(reader.connection, reader.kept, JobFilter(label_selector="!l"), None, Room(2, 2**20))
     assert [sequence for sequence, _ in found] == [store.job(last).sequence, 1]
     assert len(lookups) <= 4  # of 22 sequences, two at a time
 

@@ -283,7 +283,7 @@ class FakeService(EvaluationServiceServicer):
     ) -> ListArtifactsResponse:
         self._take(request, context)
         artifacts = [
-            Artifact(name=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+            Artifact(name=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest() if request.checksums else "")
             for name, data in sorted(self.files.items())
         ]
         page, token = self._page(artifacts, request.page_token)

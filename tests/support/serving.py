@@ -91,12 +91,13 @@ class Site:
 
 
 class Api:
-    """The calls of one server, signed in with a token if there is one."""
+    """The calls of one server, signed in with a token if there is one, over a channel with these further options."""
 
-    def __init__(self, address: str, token: str = "") -> None:
+    def __init__(self, address: str, *options: tuple[str, Any], token: str = "") -> None:
         self.address = address
         self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
-        options = [("grpc.max_send_message_length", -1), ("grpc.enable_retries", 0)]  # every answer fits into gRPC's default
+        # Every answer fits into gRPC's default.
+        options = (("grpc.max_send_message_length", -1), ("grpc.enable_retries", 0), *options)
         self.channel = grpc.insecure_channel(address, options=options)
         self.stub = EvaluationServiceStub(self.channel)
 

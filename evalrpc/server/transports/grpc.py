@@ -16,6 +16,7 @@ from evalrpc.errors import EvalrpcError
 from evalrpc.server.call import ANONYMOUS, Call, Principal
 from evalrpc.server.error_status import status_of
 from evalrpc.server.handlers import Handler
+from evalrpc.server.limits import Limits
 from evalrpc.server.sign_in import NOT_SIGNED_IN
 
 DETAILS_KEY: Final = "grpc-status-details-bin"
@@ -44,13 +45,14 @@ def generic_handler(
     return grpc.method_handlers_generic_handler(service.full_name, methods)
 
 
-def dialogue_handler(service: str, method: str, answer: Callable[[bytes], bytes]) -> grpc.GenericRpcHandler:
+def dialogue_handler(service: str, method: str, answer: Callable[[bytes], bytes], limits: Limits) -> grpc.GenericRpcHandler:
     """Return what a gRPC server needs to serve a method that answers each message of a stream with one of its own."""
 
     async def call(messages: AsyncIterator[bytes], context: _Context) -> None:
         try:
-            async for message in messages:
-                await context.write(answer(message))
+            with limits.open_stream(Call(ANONYMOUS, context.write, peer=context.peer)) as stream:
+                async for message in messages:
+                    await stream.send(answer(message))
         except EvalrpcError as error:
             failure = error.with_traceback(None)  # which has this frame, and so would keep both until the collector runs
         else:
@@ -85,7 +87,7 @@ def _adapted(handler: Handler, authenticate: Authenticate, *, is_stream: bool) -
             principal = authenticate(context)
             if not isinstance(principal, Principal):
                 principal = await principal
-            answer = handler(request, Call(principal, send))
+            answer = handler(request, Call(principal, send, peer=context.peer))
             if is_stream and principal.sign_in is not NOT_SIGNED_IN:
                 answer = principal.sign_in.while_valid(answer)
             return await answer

@@ -2,23 +2,24 @@
 
 import grpc
 
+from evalrpc.config import Settings
 from evalrpc.config.addresses import PortAddress
 from evalrpc.config.listeners import Listener
 from evalrpc.errors import ConfigurationError
 from evalrpc.server.certificates import Certificate, Pem
 from evalrpc.server.listening import make_private, require_free
-from evalrpc.server.transports.grpc_options import channel_options
+from evalrpc.server.transports.grpc_options import channel_options, connection_options
 
 
 class GrpcListener:
     """Created within the event loop that it belongs to."""
 
-    def __init__(self, listener: Listener, certificate: Certificate | None, max_request_bytes: int) -> None:
+    def __init__(self, listener: Listener, certificate: Certificate | None, settings: Settings) -> None:
         self.listener = listener
         """Its rules, with the port that it got once it is bound."""
         self.certificate = certificate
         """None: it has no TLS."""
-        self._server = grpc.aio.server(options=channel_options(max_request_bytes))
+        self._server = grpc.aio.server(options=[*channel_options(settings.max_request_bytes), *connection_options(settings)])
 
     @property
     def address(self) -> str:

@@ -13,9 +13,10 @@ Jobs whose id begins with something are so few that they are read one by one.
 import json
 import sqlite3
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from itertools import chain, islice
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from evalrpc.jobs.filters import JobMatcher, canonical_prefix
 from evalrpc.jobs.label_selectors import Requirement, parse_selector
@@ -28,6 +29,7 @@ from evalrpc.store.sqlite.bitmap_index import (
     BitmapIndex,
     Condition,
 )
+from evalrpc.store.sqlite.room import Room
 from evalrpc.v1.jobs_pb2 import JobFilter
 
 _END: Final = 2**63 - 1
@@ -88,22 +90,24 @@ class _Lacking(NamedTuple):
 
 
 def find_jobs(
-    connection: sqlite3.Connection, bitmaps: BitmapIndex, job_filter: JobFilter, before_sequence: int | None, limit: int
+    connection: sqlite3.Connection, bitmaps: BitmapIndex, job_filter: JobFilter, before_sequence: int | None, room: Room
 ) -> list[tuple[int, bytes]]:
     """Return the newest jobs that the filter takes, each with its sequence. To be called within one transaction."""
     if job_filter.job_id_prefix:
-        return list(islice(_with_prefix(connection, job_filter, before_sequence), limit))
+        return room.take(_with_prefix(connection, job_filter, before_sequence), 1)
     requirements = parse_selector(job_filter.label_selector)
     conditions = list(_conditions(job_filter, requirements))
     lacking = _Lacking.of(requirements)
     bounds = _bounds(connection, job_filter, before_sequence)
-    jobs, newest = _walk(connection, conditions, lacking, bounds, limit)
+    limit = room.left
+    jobs, newest = _walk(connection, conditions, lacking, bounds, room)
     sequences = bitmaps.intersect(connection, conditions, bounds.oldest, newest)
     query = _ROWS.format(lacking=lacking.expression)
     times_and_statuses = (bounds.after_ns, bounds.before_ns, not job_filter.statuses, json.dumps(list(job_filter.statuses)))
-    while len(jobs) < limit and (some := list(islice(sequences, limit))):
-        parameters = (json.dumps(some), *times_and_statuses, *lacking.parameters, limit - len(jobs))
-        jobs += connection.execute(query, parameters).fetchall()
+    while room.left and (some := list(islice(sequences, limit))):
+        parameters = (json.dumps(some), *times_and_statuses, *lacking.parameters, room.left)
+        with closing(connection.execute(query, parameters)) as rows:
+            jobs += room.take(rows, 1)
     return jobs
 
 
@@ -135,18 +139,26 @@ def _bounds(connection: sqlite3.Connection, job_filter: JobFilter, before_sequen
 
 
 def _walk(
-    connection: sqlite3.Connection, conditions: Sequence[Condition], lacking: _Lacking, bounds: _Bounds, limit: int
+    connection: sqlite3.Connection, conditions: Sequence[Condition], lacking: _Lacking, bounds: _Bounds, room: Room
 ) -> tuple[list[tuple[int, bytes]], int]:
     """Return the jobs that were found, and the sequence from which on downward there may be more; -1: there are none."""
     wanted = [condition for condition in conditions if not condition.negated]
     query = _WALK.format(place=_PLACE, lowest=_lowest(wanted), lacking=lacking.expression)
     values = chain.from_iterable(chain.from_iterable(condition.values for condition in wanted))
-    bound = (bounds.oldest, _MAX_STEPS, bounds.after_ns, bounds.before_ns, *lacking.parameters, _MAX_STEPS, limit)
-    rows = connection.execute(query, (bounds.newest, *values, *bound)).fetchall()
-    jobs = [(sequence, job) for sequence, job, matches, _ in rows if matches]
+    bound = (bounds.oldest, _MAX_STEPS, bounds.after_ns, bounds.before_ns, *lacking.parameters, _MAX_STEPS, room.left)
+    rows: list[Any] = []  # the last one
+
+    def matching(found: Iterable[Any]) -> Iterator[tuple[int, bytes]]:
+        for row in found:
+            rows[:] = [row]
+            if row[2]:
+                yield row[:2]
+
+    with closing(connection.execute(query, (bounds.newest, *values, *bound))) as found:
+        jobs = room.take(matching(found), 1)
     if not rows:
         return jobs, -1
-    last, _, matches, steps = rows[-1]
+    ((last, _, matches, steps),) = rows
     return jobs, last - matches if steps == _MAX_STEPS else -1
 
 

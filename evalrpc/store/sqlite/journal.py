@@ -3,12 +3,14 @@
 import json
 import sqlite3
 from collections.abc import Iterable
+from contextlib import closing
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.jobs.events import deleted_event
 from evalrpc.store.base import JournalEvent
+from evalrpc.store.sqlite.room import Room
 
 _CHUNK_REVISIONS: Final = 5_000
 _CHUNK_BYTES: Final = 4 * 1024 * 1024
@@ -17,15 +19,16 @@ _PAGE: Final = "SELECT revision, event, previous, labels_before FROM journal WHE
 
 
 def read_events(
-    connection: sqlite3.Connection, after: int, through: int, limit: int, sequence: int | None = None
+    connection: sqlite3.Connection, after: int, through: int, room: Room, sequence: int | None = None
 ) -> list[JournalEvent]:
     """Return the first events after a revision, up to another one, of one job or of all."""
     of_job, values = (" AND sequence = ?", (sequence,)) if sequence is not None else ("", ())
-    rows = connection.execute(f"{_PAGE}{of_job} ORDER BY revision LIMIT ?", (after, through, *values, limit))
-    return [
-        JournalEvent(revision, event, previous, None if labels is None else json.loads(labels))
-        for revision, event, previous, labels in rows
-    ]
+    query = f"{_PAGE}{of_job} ORDER BY revision LIMIT ?"
+    with closing(connection.execute(query, (after, through, *values, room.left))) as rows:
+        return [
+            JournalEvent(revision, event, previous, None if labels is None else json.loads(labels))
+            for revision, event, previous, labels in room.take(rows, 1)
+        ]
 
 
 def blank_events(connection: sqlite3.Connection, job_id: str, sequence: int) -> None:

@@ -31,6 +31,7 @@ from evalrpc.errors import (
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.store.base import (
     ANY,
+    MAX_LISTED_BYTES,
     RETRY_DELAY_SECONDS,
     UNBOUNDED,
     Deleted,
@@ -52,6 +53,7 @@ from evalrpc.store.sqlite.bitmap_index import BitmapIndex
 from evalrpc.store.sqlite.filters import find_jobs
 from evalrpc.store.sqlite.lock import lock_data_dir
 from evalrpc.store.sqlite.opening import open_database
+from evalrpc.store.sqlite.room import Room
 from evalrpc.store.sqlite.transaction import Transaction, job_not_found
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.jobs_pb2 import JobFilter
@@ -302,10 +304,12 @@ class SqliteStore:
         self._cache.fill(job_id, stored, generation)
         return stored
 
-    def list_jobs(self, job_filter: JobFilter, before_sequence: int | None, limit: int) -> list[ListedJob]:
+    def list_jobs(
+        self, job_filter: JobFilter, before_sequence: int | None, limit: int, max_bytes: int = MAX_LISTED_BYTES
+    ) -> list[ListedJob]:
         """Return jobs that the filter takes, newest first."""
         with self._reading() as connection, _snapshot(connection):
-            rows = find_jobs(connection, self._bitmaps, job_filter, before_sequence, limit)
+            rows = find_jobs(connection, self._bitmaps, job_filter, before_sequence, Room(limit, max_bytes))
         return [ListedJob(sequence, parse_job(job)) for sequence, job in rows]
 
     def find_identical(self, cache_key: bytes, supersede_key: str = "") -> pb.JobInfo | None:
@@ -353,7 +357,9 @@ class SqliteStore:
             rows = connection.execute("SELECT job_id, path FROM removals ORDER BY job_id, path").fetchall()
         return [PendingRemoval(job_id, Path(path)) for job_id, path in rows]
 
-    def events_after(self, revision: int, limit: int, job_id: str | None = None) -> list[JournalEvent]:
+    def events_after(
+        self, revision: int, limit: int, job_id: str | None = None, max_bytes: int = MAX_LISTED_BYTES
+    ) -> list[JournalEvent]:
         """Return journal events with a later revision, in order."""
         head = self._head  # the listeners were not yet notified of what is committed past it, so nobody may see that
         if revision > head:
@@ -363,7 +369,7 @@ class SqliteStore:
             )
         with self._reading() as connection, _snapshot(connection):
             sequence = _sequence_of(connection, job_id) if job_id else None
-            events = journal.read_events(connection, revision, head, limit, sequence)
+            events = journal.read_events(connection, revision, head, Room(limit, max_bytes), sequence)
             oldest = journal.oldest_revision(connection)
         if revision < oldest:
             raise RevisionCompactedError(

@@ -2,6 +2,7 @@
 
 import grpc
 import pytest
+from caller_limits import caller_limits
 from certificates import Authority, Issued
 from door import Door, Within
 from test_authenticator import TABLE
@@ -26,7 +27,7 @@ class Service:
 async def call_with(certificate: Issued, door: Door) -> str:
     """Return the owner of the certificate, as a server finds it out."""
     server = grpc.aio.server()
-    handlers = handlers_of(SERVICE, Service())
+    handlers = handlers_of(SERVICE, Service(), caller_limits())
     server.add_generic_rpc_handlers((generic_handler(SERVICE, handlers, door.authenticate),))
     credentials = grpc.ssl_server_credentials([(SERVER.key, SERVER.cert)], AUTHORITY.pem, require_client_auth=True)
     port = server.add_secure_port("localhost:0", credentials)
