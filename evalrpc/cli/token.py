@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -21,8 +21,9 @@ from evalrpc.cli.tables import Cell, Column, Kind
 from evalrpc.clock import Clock, SystemClock
 from evalrpc.config import load_settings
 from evalrpc.config.callers import OWNER_RULE, ROLES, is_owner
-from evalrpc.server.auth.token_format import new_token
-from evalrpc.server.auth.token_store import StoredToken, TokenStore
+
+if TYPE_CHECKING:
+    from evalrpc.server.auth.token_store import StoredToken, TokenStore
 
 clock: Clock = SystemClock()
 """Tells what has expired."""
@@ -81,6 +82,9 @@ def token_command() -> None:
 @_data_dir_flags
 def create_command(owner: str, role: str, expires: timedelta | None, as_json: bool, config: Path | None, **flags: Any) -> None:
     """Create a token and print it. It is shown only now: the server keeps no more than a digest of it."""
+    from evalrpc.server.auth.token_format import new_token
+    from evalrpc.server.auth.token_store import StoredToken
+
     text, parts = new_token()
     now_ns = clock.now().ToNanoseconds()
     expires_ns = now_ns + int(expires / timedelta(microseconds=1)) * 1000 if expires else None
@@ -125,17 +129,19 @@ def revoke_command(token_id: str, as_json: bool, config: Path | None, **flags: A
 
 
 @contextmanager
-def _token_store(config: Path | None, flags: Mapping[str, Any]) -> Iterator[TokenStore]:
+def _token_store(config: Path | None, flags: Mapping[str, Any]) -> Iterator["TokenStore"]:
+    from evalrpc.server.auth.token_store import TokenStore
+
     with reported():
         yield TokenStore(load_settings(flags, os.environ, config).data_dir)
 
 
-def _row(token: StoredToken) -> tuple[Cell, ...]:
+def _row(token: "StoredToken") -> tuple[Cell, ...]:
     expires = _time_text(token.expires_ns) if token.expires_ns else ""
     return token.token_id, token.owner, token.role, _state(token), _time_text(token.created_ns), expires
 
 
-def _document(token: StoredToken) -> dict[str, str | None]:
+def _document(token: "StoredToken") -> dict[str, str | None]:
     return {
         "token_id": token.token_id,
         "owner": token.owner,
@@ -146,7 +152,7 @@ def _document(token: StoredToken) -> dict[str, str | None]:
     }
 
 
-def _state(token: StoredToken) -> str:
+def _state(token: "StoredToken") -> str:
     if token.revoked_ns is not None:
         return "revoked"
     has_expired = token.expires_ns is not None and token.expires_ns <= clock.now().ToNanoseconds()
