@@ -12,14 +12,17 @@ from benchmarks import messages
 from benchmarks.filling import fill
 from benchmarks.h2load import Call, GrpcCall
 from benchmarks.processes import Server, both, evalrpc_server, workplace
-from benchmarks.report import Aim, Row, Sides, compare, figures, in_turn, ratio_at_least, ratio_at_most
+from benchmarks.report import Aim, Row, Sides, at_most, compare, figures, in_turn, ratio_at_least, ratio_at_most
 from benchmarks.scale import Scale
 from evalrpc.client import EvalClient
+from evalrpc.server.auth.token_format import new_token
+from evalrpc.server.auth.token_store import StoredToken, TokenStore
 from evalrpc.v1.jobs_pb2 import JOB_STATUS_CANCELLED, JobFilter
 
 _FEW_QUEUED = 10
 _FEW_LISTED = 1000
 _FSYNCS = 100
+_MAX_SIGN_IN_MICROSECONDS = 15.0
 _WARM_UP_CALLS = 200
 
 
@@ -71,6 +74,30 @@ def get_job(scale: Scale) -> Iterator[Row]:
             loads = Load(ours, call, scale.calls), Load(bare, call, scale.calls)
             for in_flight in (1, 32):
                 yield from rates("GetJob", scale, loads, in_flight, ratio_at_least(0.90))
+
+
+def get_job_with_token(scale: Scale) -> Iterator[Row]:
+    """GetJob where callers sign in with a token, against the same where nobody does."""
+    with workplace() as folder:
+        job_ids = [fill(folder / name, queued=100)[-1] for name in ("asking", "open")]
+        token, parts = new_token()
+        owner = StoredToken(parts.token_id, parts.digest, "alice", "submitter", created_ns=0)
+        TokenStore(folder / "asking").add(owner)
+        with evalrpc_server(folder, "asking", auth="required") as asking, evalrpc_server(folder, "open") as open_to_all:
+            signed_in = Load(asking, GrpcCall(messages.get_job(job_ids[0], token)), scale.calls)
+            anonymous = Load(open_to_all, GrpcCall(messages.get_job(job_ids[1])), scale.calls)
+            for in_flight in (1, 32):
+                yield from _more_cpu("GetJob with a token", scale, signed_in, anonymous, in_flight)
+
+
+def _more_cpu(name: str, scale: Scale, ours: Load, yardstick: Load, in_flight: int) -> Iterator[Row]:
+    """Yield the server's processor time per call, and how much more it is than the yardstick's."""
+    measured = in_turn(scale.rounds, lambda: ours.measure(scale, in_flight), lambda: yardstick.measure(scale, in_flight))
+    sides = figures(measured, lambda each: each.server_cpu * 1e6)
+    figure, note = f"{name}, {in_flight} in flight: server CPU per call", "yardstick: the same server without sign-in"
+    yield compare(figure, "µs", sides, note=note)
+    more = statistics.median(with_it - without for with_it, without in zip(*sides, strict=True))
+    yield Row(f"{figure} more than without", "µs", more, aim=at_most(_MAX_SIGN_IN_MICROSECONDS))
 
 
 def get_job_of_last(scale: Scale) -> Iterator[Row]:

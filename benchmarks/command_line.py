@@ -16,6 +16,7 @@ from benchmarks.scale import SCALES, Scale
 
 COMPARISONS: Final[Mapping[str, Callable[[Scale], Iterator[report.Row]]]] = {
     "get-job": calls.get_job,
+    "get-job-with-token": calls.get_job_with_token,
     "get-job-of-last": calls.get_job_of_last,
     "submit-job": calls.submit_job,
     "get-queue": calls.get_queue,
@@ -43,7 +44,7 @@ COMPARISONS: Final[Mapping[str, Callable[[Scale], Iterator[report.Row]]]] = {
 
 _SINGLE_CALLS: Final = frozenset(
     {
-        *("get-job", "get-job-of-last", "submit-job", "get-queue", "list-jobs", "watch-never-reading"),
+        *("get-job", "get-job-with-token", "get-job-of-last", "submit-job", "get-queue", "list-jobs", "watch-never-reading"),
         *("start-up", "full-store", "peer-calls", "peer-long-queue", "peer-at-rest"),
     }
 )

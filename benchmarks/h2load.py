@@ -50,7 +50,9 @@ class GrpcCall:
         threads = min(threads, in_flight)
         size = ("-c", str(threads), "-t", str(threads), "-m", str(in_flight // threads))
         answer_bytes = self.request.answer_bytes(address) - _VARYING_BYTES
-        return _run((*size, *_GRPC, f"http://{address}{self.request.path}"), self.request.body, count, answer_bytes)
+        sign_in = ("-H", f"authorization: Bearer {self.request.token}") if self.request.token else ()
+        url = f"http://{address}{self.request.path}"
+        return _run((*size, *_GRPC, *sign_in, url), self.request.body, count, answer_bytes)
 
 
 @dataclass(frozen=True)

@@ -38,10 +38,11 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Request:
-    """A call as bytes. `path` is `/package.Service/Method`, `message` the serialised request."""
+    """A call as bytes. `path` is `/package.Service/Method`, `message` the serialised request, `token` that of the caller."""
 
     path: str
     message: bytes
+    token: str = ""
 
     def frames(self, stream: int) -> bytes:
         """Return the frames that make this call on a new stream."""
@@ -82,7 +83,8 @@ class Request:
         authority = b"\x01" + _text(b"localhost")
         content_type = b"\x0f\x10" + _text(b"application/grpc")
         te = b"\x00" + _text(b"te") + _text(b"trailers")
-        return b"\x83\x86" + path + authority + content_type + te
+        sign_in = b"\x00" + _text(b"authorization") + _text(f"Bearer {self.token}".encode()) if self.token else b""
+        return b"\x83\x86" + path + authority + content_type + te + sign_in
 
 
 class Connection:

@@ -67,9 +67,9 @@ def submit(harness: str = HARNESS) -> Request:
     return Request(f"{_SERVICE}SubmitJob", message.SerializeToString())
 
 
-def get_job(job_id: str) -> Request:
+def get_job(job_id: str, token: str = "") -> Request:
     """Ask for a job."""
-    return Request(f"{_SERVICE}GetJob", GetJobRequest(job_id=job_id).SerializeToString())
+    return Request(f"{_SERVICE}GetJob", GetJobRequest(job_id=job_id).SerializeToString(), token)
 
 
 def cancel(job_id: str) -> Request:

@@ -79,9 +79,9 @@ def workplace() -> Iterator[Path]:
 
 
 @contextmanager
-def evalrpc_server(folder: Path, data_dir: str = "data", gpus: int = 1) -> Iterator[Server]:
+def evalrpc_server(folder: Path, data_dir: str = "data", gpus: int = 1, auth: str = "off") -> Iterator[Server]:
     """Run the real server on a data folder in a workplace."""
-    limits = ("--gpus", str(gpus), "--max-queued", "10000000")
+    limits = ("--gpus", str(gpus), "--max-queued", "10000000", "--auth", auth)
     where = ("--listen", "127.0.0.1:0", "--data-dir", str(folder / data_dir), "--config", str(folder / "evalrpc.toml"))
     with _running((sys.executable, "-m", "evalrpc.cli", "serve", *where, *limits), folder / "evalrpc.log") as server:
         yield server

@@ -35,7 +35,8 @@ it into a status in one place, and the client turns the status back into the sam
     ├── UnavailableError            UNAVAILABLE          with a retry delay
     │   ├── ServerStoppingError
     │   ├── StoreUnavailableError
-    │   └── FileUnavailableError
+    │   ├── FileUnavailableError
+    │   └── SignInUnavailableError
     ├── UnimplementedError          UNIMPLEMENTED
     ├── UnauthenticatedError        UNAUTHENTICATED
     ├── PermissionDeniedError       PERMISSION_DENIED
@@ -315,6 +316,12 @@ class FileUnavailableError(UnavailableError):
     reason = "FILE_UNAVAILABLE"
 
 
+class SignInUnavailableError(UnavailableError):
+    """The server can't find out at present who calls: it can't read its tokens, or can't reach the identity provider."""
+
+    reason = "SIGN_IN_UNAVAILABLE"
+
+
 class UnimplementedError(EvalrpcError):
     """This server does not implement the call yet."""
 
@@ -323,7 +330,7 @@ class UnimplementedError(EvalrpcError):
 
 
 class UnauthenticatedError(EvalrpcError):
-    """The caller is not signed in. Servers don't ask for it themselves; a proxy before them may."""
+    """The caller has not signed in, or with what the server does not accept, or no more."""
 
     reason = "UNAUTHENTICATED"
     code = "UNAUTHENTICATED"

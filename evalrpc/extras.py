@@ -13,6 +13,8 @@ _EXTRAS: Final = {
     "scipy": "server",
     "sortedcontainers": "server",
     "uvloop": "server",
+    "jwt": "oidc",
+    "cryptography": "oidc",
     "matplotlib": "plot",
     "plotext": "plot",
     "pandas": "pandas",

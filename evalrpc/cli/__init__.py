@@ -9,6 +9,7 @@ from typing import Any, Final
 import click
 
 from evalrpc import __version__
+from evalrpc.cli.credential_flags import credential_flags
 from evalrpc.cli.suggestions import SuggestingGroup, did_you_mean
 from evalrpc.printable import printable
 
@@ -37,8 +38,12 @@ _MODULES: Final = {
     "models": "catalog",
     "harnesses": "catalog",
     "info": "catalog",
+    "whoami": "whoami",
+    "token": "token",
     "doctor": "doctor",
     "policy": "policy",
+    "login": "login",
+    "logout": "login",
 }
 
 
@@ -52,10 +57,11 @@ class _LazyGroup(SuggestingGroup):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the command."""
+        del ctx
         if cmd_name not in _MODULES:
             return None
-        if ctx.resilient_parsing:  # a shell completes, and `main` does not run
-            _silence_grpc()
+        if cmd_name != "serve":
+            _silence_grpc()  # before gRPC is imported
         module = import_module(f"evalrpc.cli.{_MODULES[cmd_name]}")
         command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return command
@@ -103,10 +109,9 @@ def _silence_grpc() -> None:
     metavar="HOST:PORT",
     help="Use the server at this address. Default: EVALRPC_ADDRESS, else 127.0.0.1:50051.",
 )
+@credential_flags()
 @click.version_option(__version__, prog_name="evalrpc")
 @click.pass_context
 def main(context: click.Context, address: str | None) -> None:
     """Evaluate models on an evalrpc server: submit jobs, follow them, and fetch their results."""
-    if context.invoked_subcommand != "serve":
-        _silence_grpc()
     context.obj = address

@@ -13,6 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from evalrpc.cli import wording
+from evalrpc.cli.credential_flags import given_credentials
 from evalrpc.cli.wording import BASELINE_LABEL
 from evalrpc.client import EvalClient
 from evalrpc.jobs.filters import canonical_prefix
@@ -88,7 +89,7 @@ def baselines(context: click.Context, parameter: click.Parameter, incomplete: st
 
 def _ask(context: click.Context, items: Callable[[EvalClient], list[CompletionItem]]) -> list[CompletionItem]:
     try:
-        with EvalClient(_address(context), timeout_seconds=_MAX_SECONDS) as client:
+        with EvalClient(_address(context), timeout_seconds=_MAX_SECONDS, **given_credentials(context)) as client:
             return items(client)
     except Exception:  # noqa: BLE001 (an error would be printed into the line that the person is typing)
         return []

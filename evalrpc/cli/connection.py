@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from evalrpc.cli.credential_flags import credential_flags, given_credentials
 from evalrpc.cli.exit_codes import ExitCode, fail, reported
 from evalrpc.cli.output import Form
 from evalrpc.client import EvalClient
@@ -47,19 +48,22 @@ def form_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @contextmanager
-def connect(address: str | None, timeout_seconds: float = 30.0) -> Iterator[EvalClient]:
-    """Yield a client with this timeout for unary calls, and report its errors, and an address that makes no sense."""
+def connect(address: str | None, timeout_seconds: float = 30.0, token: str | None = None) -> Iterator[EvalClient]:
+    """Yield a client with this timeout for unary calls, and report its errors, and an address or credentials that make no
+    sense. The token replaces all that are set elsewhere."""
     try:
-        with _client(address, timeout_seconds) as client, reported(client.address):
+        with _client(address, timeout_seconds, token) as client, reported(client.address):
             yield client
     finally:
         # A gRPC call that is collected only at interpreter exit waits for the lock of a dead thread, and hangs.
         gc.collect()
 
 
-def _client(address: str | None, timeout_seconds: float) -> EvalClient:
+def _client(address: str | None, timeout_seconds: float, token: str | None) -> EvalClient:
+    credentials = given_credentials(click.get_current_context())
     try:
-        return EvalClient(address, timeout_seconds=timeout_seconds)
+        with reported():
+            return EvalClient(address, timeout_seconds=timeout_seconds, token=token, **credentials)
     except ValueError as error:
         fail(ExitCode.WRONG_CALL, str(error))
 
@@ -69,9 +73,11 @@ def _or_group_address(context: click.Context, parameter: click.Parameter, value:
     return value or context.find_object(str)
 
 
-_address_option: Final = click.option(
-    "--address",
-    metavar="HOST:PORT",
-    callback=_or_group_address,
-    help="Use the server at this address. Default: EVALRPC_ADDRESS, else 127.0.0.1:50051.",
-)
+def _address_option(function: FunctionT) -> FunctionT:
+    """Add `--address`, and the flags of TLS and of signing in, which only the help of `evalrpc` itself shows."""
+    return click.option(
+        "--address",
+        metavar="HOST:PORT",
+        callback=_or_group_address,
+        help="Use the server at this address. Default: EVALRPC_ADDRESS, else 127.0.0.1:50051.",
+    )(credential_flags(hidden=True)(function))

@@ -2,7 +2,9 @@
 
 import json
 import os
+import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -15,8 +17,11 @@ from evalrpc.cli.output import Form, is_terminal, print_folded, print_json_text,
 from evalrpc.cli.setting_flags import setting_flags
 from evalrpc.cli.tables import Column, Kind
 from evalrpc.client import EvalClient
+from evalrpc.clock import SystemClock
 from evalrpc.config import Settings, load_settings
-from evalrpc.errors import ConfigurationError, EvalrpcError
+from evalrpc.config.addresses import ListenAddress, PortAddress
+from evalrpc.config.listeners import Listener, TlsFiles, listeners_of
+from evalrpc.errors import ConfigurationError, EvalrpcError, UnauthenticatedError
 
 _PROBE_TIMEOUT_SECONDS = 3.0
 _COLUMNS: Final = (Column("check"), Column("result", Kind.WHOLE), Column("detail"))
@@ -32,7 +37,17 @@ class Finding(NamedTuple):
 
 
 @click.command(short_help="Check whether a server could run here.")
-@setting_flags("listen", "data_dir", "gpus")
+@setting_flags(
+    "listen",
+    "tls_cert",
+    "tls_key",
+    "tls_client_ca",
+    "auth",
+    "proxy_terminates_tls",
+    "insecure_no_auth",
+    "data_dir",
+    "gpus",
+)
 @form_options
 def doctor_command(config: Path | None, form: Form, **flags: Any) -> None:
     """Check the harnesses, the GPUs, the data folder and the port. Exits with 1 if something is wrong."""
@@ -59,7 +74,7 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Find
     yield check_environment(settings, environment)
     yield from check_secrets(settings, environment)
     yield check_data_dir(settings.data_dir)
-    yield check_port(settings.listen)
+    yield from _guarded("addresses", lambda: check_listeners(settings, SystemClock().now().ToDatetime(UTC)))
 
 
 def check_harnesses(settings: Settings) -> Iterator[Finding]:
@@ -130,20 +145,63 @@ def check_data_dir(data_dir: Path) -> Finding:
     return Finding("data folder", True, f"{data_dir.absolute()}{'' if nearest == data_dir.absolute() else ', to be made'}")
 
 
-def check_port(listen: str) -> Finding:
-    """Check that the port is free or held by an evalrpc server."""
+def check_listeners(settings: Settings, now: datetime) -> Iterator[Finding]:
+    """Check of each address that it is free or held by an evalrpc server, its certificate, and whether callers must sign in."""
+    listeners = listeners_of(settings)
+    for listener in listeners:
+        place = f" {listener.address}" if len(listeners) > 1 else ""
+        yield check_address(listener, f"port{place}")
+        if listener.tls is not None:
+            yield check_certificate(listener.tls, now, f"certificate{place}")
+        yield Finding(f"sign-in{place}", True, listener.risk or f"{listener.address} requires it")
+
+
+def check_address(listener: Listener, subject: str) -> Finding:
+    """Check that an address is free or held by an evalrpc server."""
     from evalrpc.server.listening import find_refusal
 
-    refusal = find_refusal(listen)
-    return _who_has_port(listen, refusal) if refusal else Finding("port", True, f"{listen} is free")
+    refusal = find_refusal(listener.address)
+    if refusal is None:
+        return Finding(subject, True, f"{listener.address} is free")
+    address, tls = listener.address, listener.tls
+    holder = _tls_holder(address, tls) if tls and isinstance(address, PortAddress) else _holder(address)
+    if holder:
+        return Finding(subject, True, f"{holder} answers at {address}")
+    return Finding(subject, False, f"can't listen on {address} ({refusal.strerror}); choose another --listen")
 
 
-def _who_has_port(listen: str, error: OSError) -> Finding:
+def check_certificate(tls: TlsFiles, now: datetime, subject: str) -> Finding:
+    """Check that a certificate can be used, and is valid for some time to come."""
+    from evalrpc.server.certificates import expiry_of, read_tls_files
+
     try:
-        with EvalClient(listen, timeout_seconds=_PROBE_TIMEOUT_SECONDS) as client:
-            return Finding("port", True, f"evalrpc {client.get_server_info().version} answers at {listen}")
+        expiry = expiry_of(read_tls_files(tls), now)
+    except ConfigurationError as error:
+        return Finding(subject, False, error.message)
+    return Finding(subject, not expiry.is_near, f"{tls.cert} {expiry.text}")
+
+
+def _holder(address: ListenAddress) -> str:
+    """Return what answers at an address without TLS, if it is an evalrpc server."""
+    try:
+        with EvalClient(str(address), timeout_seconds=_PROBE_TIMEOUT_SECONDS) as client:
+            return f"evalrpc {client.get_server_info().version}"
+    except UnauthenticatedError:
+        return "evalrpc"
     except (EvalrpcError, TimeoutError, ValueError):
-        return Finding("port", False, f"can't listen on {listen} ({error.strerror}); choose another --listen")
+        return ""
+
+
+def _tls_holder(address: PortAddress, tls: TlsFiles) -> str:
+    """Return what answers at a port with TLS, if it has the certificate of this server."""
+    from evalrpc.server.x509 import first_certificate
+
+    try:
+        theirs = ssl.get_server_certificate((address.host.strip("[]"), address.port), timeout=_PROBE_TIMEOUT_SECONDS)
+        is_ours = ssl.PEM_cert_to_DER_cert(theirs) == first_certificate(tls.cert.read_bytes())
+    except (OSError, ValueError):
+        return ""
+    return "a server with this certificate" if is_ours else ""
 
 
 def _guarded(subject: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:

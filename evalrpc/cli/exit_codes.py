@@ -84,7 +84,7 @@ def _lines(error: Exception, address: str) -> list[str]:
         case UnavailableError() | TimeoutError():
             return [f"can't reach the server at {address}: {error}"]
         case UnauthenticatedError():
-            return [f"not signed in to the server at {address}: {error.message}"]
+            return [f"not signed in to the server at {address}: {error.message}; `evalrpc login` signs in"]
         case PermissionDeniedError():
             return [f"not allowed by the server at {address}: {error.message}"]
         case EvalrpcError():

@@ -18,7 +18,10 @@ GRPC_EXPERIMENTS: Final = "-event_engine_listener"
 """gRPC's newer listener passes every call through one more thread, which makes it take half as long again. A gRPC without the
 older listener logs this, and continues."""
 
-_VARIABLE: Final = "GRPC_EXPERIMENTS"
+_VARIABLES: Final = {
+    "GRPC_EXPERIMENTS": GRPC_EXPERIMENTS,
+    "GRPC_VERBOSITY": "ERROR",  # else it logs each handshake that fails, in a form of its own
+}
 
 
 @click.command(short_help="Run the server.")
@@ -29,7 +32,7 @@ def serve_command(config: Path | None, **flags: Any) -> None:
     with reported():
         settings = load_settings(flags, os.environ, config)
         try:
-            with _grpc_experiments():
+            with _grpc_variables():
                 from evalrpc.server.app import serve
         except ModuleNotFoundError as error:
             fail(ExitCode.WRONG_CALL, extras.missing(error, "server"))
@@ -40,13 +43,12 @@ def serve_command(config: Path | None, **flags: Any) -> None:
 
 
 @contextmanager
-def _grpc_experiments() -> Iterator[None]:
-    """Set the variable that gRPC reads on import, unless the operator has set it. Runs must not inherit it."""
-    if _VARIABLE in os.environ:
-        yield
-        return
-    os.environ[_VARIABLE] = GRPC_EXPERIMENTS
+def _grpc_variables() -> Iterator[None]:
+    """Set the variables that gRPC reads on import, unless the operator has set them. Runs must not inherit them."""
+    ours = {name: value for name, value in _VARIABLES.items() if name not in os.environ}
+    os.environ.update(ours)
     try:
         yield
     finally:
-        del os.environ[_VARIABLE]
+        for name in ours:
+            del os.environ[name]

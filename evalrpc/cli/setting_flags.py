@@ -32,7 +32,14 @@ def _option(setting: Setting) -> Callable[[FunctionT], FunctionT]:
     if setting.kind is BOOLEAN:
         negation = setting.flag.replace("--", "--no-", 1)
         return click.option(f"{setting.flag}/{negation}", default=None, help=help_text)
+    if setting.kind.is_repeatable:
+        return click.option(setting.flag, metavar=setting.metavar, help=help_text, multiple=True, callback=_none_if_not_given)
     return click.option(setting.flag, metavar=setting.metavar, help=help_text)
+
+
+def _none_if_not_given(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...] | None:
+    del context, parameter
+    return values or None
 
 
 _config_option: Final = click.option(

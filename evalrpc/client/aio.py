@@ -14,6 +14,7 @@ from evalrpc.client.resumable import AllJobsWatch, ArtifactBytes, JobWatch, LogB
 from evalrpc.client.values import build, texts
 from evalrpc.client.views import to_pandas
 from evalrpc.errors import EvalrpcError
+from evalrpc.v1.callers_pb2 import GetCallerRequest, GetCallerResponse
 from evalrpc.v1.catalog_pb2 import (
     GetServerInfoRequest,
     GetServerInfoResponse,
@@ -425,6 +426,10 @@ class AsyncEvalClient(AsyncTransport):
     async def get_queue_status(self) -> GetQueueResponse:
         """Return what is queued and running, and who holds which GPU."""
         return await self._call(self._stub.GetQueue, GetQueueRequest())
+
+    async def get_caller(self) -> GetCallerResponse:
+        """Return who this client is, as the server sees it. Raises UnauthenticatedError."""
+        return await self._call(self._stub.GetCaller, GetCallerRequest())
 
     async def get_server_info(self) -> GetServerInfoResponse:
         """Return the server's version, limits and capabilities."""

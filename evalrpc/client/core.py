@@ -1,7 +1,6 @@
 """What both clients share: channel options, requests, conversions of responses."""
 
 import os
-import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final, TypedDict
@@ -31,7 +30,6 @@ from evalrpc.v1.results_pb2 import ListMetricsRequest
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
 ADDRESS_VARIABLE: Final = "EVALRPC_ADDRESS"
-ROOTS_VARIABLE: Final = "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"
 NAMES_PAGE_SIZE: Final = 1000
 """How many task or model names are fetched per page; a harness may have many thousands."""
 METRICS_PAGE_SIZE: Final = 10_000
@@ -96,24 +94,13 @@ def channel_options(*, use_proxy: bool = True) -> list[tuple[str, Any]]:
     ]
 
 
-def require_channel(address: str | None, channel: object, kind: type) -> None:
-    """Raise ValueError for a channel beside an address, and TypeError for one that is not of this kind."""
-    if address is not None:
-        raise ValueError("give either an address or a channel, not both")
+def require_channel(channel: object, kind: type, *others: object) -> None:
+    """Raise ValueError for a channel beside an address or credentials, and TypeError for one that is not of this kind."""
+    if any(other is not None for other in others):
+        raise ValueError("give either an address or a channel, not both; a channel has credentials of its own")
     if not isinstance(channel, kind):
         takes, given = (cls.__module__.partition("._")[0] for cls in (kind, type(channel)))
         raise TypeError(f"this client takes a channel of {takes}, not of {given}")
-
-
-def root_certificates() -> bytes | None:
-    """Return the certificates that this machine trusts, as PEM; None leaves the choice to gRPC, which has a list of its own.
-
-    That is the case if the machine has none, and if gRPC's variable GRPC_DEFAULT_SSL_ROOTS_FILE_PATH names a file.
-    """
-    if os.environ.get(ROOTS_VARIABLE):
-        return None
-    certificates = ssl.create_default_context().get_ca_certs(binary_form=True)
-    return "".join(map(ssl.DER_cert_to_PEM_cert, certificates)).encode() or None
 
 
 def evaluate_request(

@@ -138,6 +138,17 @@ def _read_detail(detail: Any) -> dict[str, Any]:
 _CODES_OF_GRPC: Final = frozenset({"CANCELLED", "INTERNAL", "UNAVAILABLE", "UNKNOWN"})
 
 _WORDS: Final = (
+    (re.compile(r"CERTIFICATE_VERIFY_FAILED: certificate has expired"), "its certificate has expired"),
+    (
+        re.compile(r"CERTIFICATE_VERIFY_FAILED"),
+        "its certificate is signed by nobody whom this client trusts; tls_ca names whom to trust",
+    ),
+    (re.compile(r"Hostname Verification Check failed"), "its certificate is one for other hosts"),
+    (re.compile(r"WRONG_VERSION_NUMBER"), "what listens there does not speak TLS; without https:// the client does not either"),
+    (
+        re.compile(r"failed to connect to all addresses.*([Ss]ocket closed|Connection reset)", re.DOTALL),
+        "it hung up at once; perhaps it speaks TLS, where https:// is missing, or wants a certificate of the client (tls_cert)",
+    ),
     (re.compile(r"Connection refused"), "connection refused; no server listens there"),
     (re.compile(r"DNS|Name or service not known|name resolution|nodename nor servname"), "there is no host of this name"),
     (re.compile(r"No route to host|Network is unreachable"), "the network has no way to this host"),

@@ -25,6 +25,7 @@ RETRIED_METHODS: Final = (
     "ListTasks",
     "ListModels",
     "ListHarnesses",
+    "GetCaller",
     "GetServerInfo",
 )
 """The calls that may be retried blindly; SubmitJob because ours always carries a `request_id`."""

@@ -14,6 +14,7 @@ from evalrpc.client.sync_transport import Transport
 from evalrpc.client.values import build, texts
 from evalrpc.client.views import to_pandas
 from evalrpc.errors import EvalrpcError
+from evalrpc.v1.callers_pb2 import GetCallerRequest, GetCallerResponse
 from evalrpc.v1.catalog_pb2 import (
     GetServerInfoRequest,
     GetServerInfoResponse,
@@ -420,6 +421,10 @@ class EvalClient(Transport):
     def get_queue_status(self) -> GetQueueResponse:
         """Return what is queued and running, and who holds which GPU."""
         return self._call(self._stub.GetQueue, GetQueueRequest())
+
+    def get_caller(self) -> GetCallerResponse:
+        """Return who this client is, as the server sees it. Raises UnauthenticatedError."""
+        return self._call(self._stub.GetCaller, GetCallerRequest())
 
     def get_server_info(self) -> GetServerInfoResponse:
         """Return the server's version, limits and capabilities."""

@@ -14,6 +14,8 @@ from typing import Protocol, Self, TypeVar
 import grpc
 
 from evalrpc.client import core
+from evalrpc.client.addresses import Address
+from evalrpc.client.credentials import Bearer, FilePath, TlsOptions, bearer, tls_options
 from evalrpc.client.reconnect import ReconnectPolicy
 from evalrpc.client.resumable import ItemT, MessageT, Reader, RequestT
 from evalrpc.client.retrying import RETRY_SECONDS, Retries
@@ -42,21 +44,42 @@ class Transport:
     """A connection to the server."""
 
     def __init__(
-        self, address: str | None = None, *, channel: grpc.Channel | None = None, timeout_seconds: float | None = 30.0
+        self,
+        address: str | None = None,
+        *,
+        channel: grpc.Channel | None = None,
+        timeout_seconds: float | None = 30.0,
+        tls_ca: FilePath | None = None,
+        tls_cert: FilePath | None = None,
+        tls_key: FilePath | None = None,
+        token: str | None = None,
+        token_file: FilePath | None = None,
     ) -> None:
         """Connect to a server when it is first called; `timeout_seconds` is the timeout of unary calls, and None means none.
 
         `address` is HOST:PORT, a URL, or another of gRPC's own forms (see `evalrpc.client.addresses`). Default:
         EVALRPC_ADDRESS, else 127.0.0.1:50051. A loopback address or a socket is never reached through a proxy.
 
+        TLS is for addresses that begin with `https://`. `tls_ca` is a file with the certificates to trust, as PEM (default:
+        EVALRPC_TLS_CA, else those that the machine trusts); `tls_cert` and `tls_key` are those of the client, for mutual TLS
+        (default: EVALRPC_TLS_CLIENT_CERT and EVALRPC_TLS_CLIENT_KEY).
+
+        The token is `token`, else that in `token_file`, which is read for every call, else EVALRPC_TOKEN, else that which
+        `evalrpc login` keeps for this address. It is sent with TLS only, or to this machine.
+
         Or pass a `channel` of your own, for credentials or interceptors of yours. It is used as it is and never closed here;
         `evalrpc.client.channel_options()` has the retries and the keepalive of ours.
 
-        Raises ValueError for an address that makes no sense.
+        Raises ValueError for an address, a certificate or a token that makes no sense, OSError for a file that can't be read.
         """
+        self._bearer = Bearer()
         if channel is not None:
-            core.require_channel(address, channel, grpc.Channel)
-        self.address, self._channel = ("a given channel", channel) if channel is not None else _connect(address)
+            core.require_channel(channel, grpc.Channel, address, tls_ca, tls_cert, tls_key, token, token_file)
+            self.address, self._channel = "a given channel", channel
+        else:
+            server = core.server_address(address)
+            self._bearer = bearer(server, token, token_file)
+            self.address, self._channel = server.target, _connect(server, tls_options(server, tls_ca, tls_cert, tls_key))
         self._owns_channel = channel is None
         self._timeout_seconds = timeout_seconds
         self._stub = EvaluationServiceStub(self._channel)
@@ -89,7 +112,7 @@ class Transport:
         retries = Retries(request, policy or ReconnectPolicy(RETRY_SECONDS, self._timeout_seconds))
         while True:
             try:
-                return method(request, timeout=retries.timeout_seconds())
+                return method(request, timeout=retries.timeout_seconds(), metadata=self._bearer.metadata())
             except grpc.RpcError as error:
                 delay_seconds = retries.failed(error)
             time.sleep(delay_seconds)
@@ -111,7 +134,7 @@ class Transport:
         self, method: grpc.UnaryStreamMultiCallable[RequestT, MessageT], reader: Reader[RequestT, MessageT, ItemT]
     ) -> Generator[ItemT, None, None]:
         while not reader.is_finished():
-            call = method(reader.request(), timeout=reader.timeout_seconds())
+            call = method(reader.request(), timeout=reader.timeout_seconds(), metadata=self._bearer.metadata())
             try:
                 for message in call:
                     yield from reader.accept(message)
@@ -125,10 +148,8 @@ class Transport:
             time.sleep(delay_seconds)
 
 
-def _connect(address: str | None) -> tuple[str, grpc.Channel]:
-    server = core.server_address(address)
+def _connect(server: Address, tls: TlsOptions | None) -> grpc.Channel:
     options = core.channel_options(use_proxy=not server.is_local)
-    if server.uses_tls:
-        credentials = grpc.ssl_channel_credentials(core.root_certificates())
-        return server.target, grpc.secure_channel(server.target, credentials, options=options)
-    return server.target, grpc.insecure_channel(server.target, options=options)
+    if tls is None:
+        return grpc.insecure_channel(server.target, options=options)
+    return grpc.secure_channel(server.target, grpc.ssl_channel_credentials(*tls), options=options)

@@ -4,18 +4,21 @@ Each is declared once, in settings.py, policy.py or secrets.py. Its flag, its va
 from that.
 """
 
+from evalrpc.config.callers import ClientCertificate, OidcSettings
 from evalrpc.config.loading import load_settings
 from evalrpc.config.policy import PolicySettings
 from evalrpc.config.secrets import SecretSettings
-from evalrpc.config.settings import LMMS_EVAL, SETTINGS, HarnessSettings, Settings, parse_listen
+from evalrpc.config.settings import LMMS_EVAL, SETTINGS, HarnessSettings, ListenSettings, Settings
 
 __all__ = [
     "LMMS_EVAL",
     "SETTINGS",
+    "ClientCertificate",
     "HarnessSettings",
+    "ListenSettings",
+    "OidcSettings",
     "PolicySettings",
     "SecretSettings",
     "Settings",
     "load_settings",
-    "parse_listen",
 ]

@@ -29,6 +29,8 @@ class Kind(NamedTuple):
     or ValueError."""
     show: Callable[[Any], str] = str
     """Writes a value as a source may say it."""
+    is_repeatable: bool = False
+    """Whether the flag may be given several times; `parse` then takes a tuple, too."""
 
 
 class Rule(NamedTuple):
@@ -43,7 +45,7 @@ class Rule(NamedTuple):
 
 @dataclass(frozen=True)
 class Setting:
-    """The declaration of one setting, or of one key of a `[harnesses.NAME]` table."""
+    """The declaration of one setting, or of one key of a table."""
 
     kind: Kind
     description: str
@@ -68,7 +70,7 @@ class Setting:
         """Stands for a value in the help of the flag."""
         return (self.rule and self.rule.metavar) or self.unit.upper() or self.kind.metavar
 
-    def read(self, value: Any, folder: Path, source: str) -> Any:
+    def read(self, value: Any, folder: Path, source: str = "") -> Any:
         """Return the checked value of what a source says. Raises ConfigurationError, naming the setting and the source."""
         try:
             parsed = self.kind.parse(value, folder)
@@ -78,6 +80,8 @@ class Setting:
             )  # tables may hold secrets, too
             found = f", not {value!r}" if is_shown else ""
             raise self._refusal(f"be {self.kind.description}{found}", source) from error
+        except ConfigurationError as error:  # of a key in a table
+            raise ConfigurationError(f"{error.message} (from {source})") from error
         self.check(parsed, source)
         return parsed
 
@@ -194,8 +198,8 @@ BOOLEAN: Final = Kind("true or false", "", _boolean, lambda flag: str(flag).lowe
 OCTAL_NUMBER: Final = Kind("an octal number", "MODE", _octal_number, lambda number: f"{number:04o}")
 STRING: Final = Kind("a string", "TEXT", _string)
 STRING_OR_INTEGER: Final = Kind("a string or an integer", "TEXT", _string_or_integer)
-FOLDER: Final = Kind("a path", "DIR", _path)
 FILE: Final = Kind("a path", "FILE", _path)
+FOLDER: Final = Kind("a path", "DIR", _path)
 PROGRAM: Final = Kind("a program's path or name", "PROGRAM", _program)
 STRINGS: Final = Kind("a list of strings", "", _strings)
 NAMES: Final = Kind("a list of names or of globs, in a flag or variable with commas", "A,B", _names, ", ".join)

@@ -1,16 +1,19 @@
 """Reads settings: flags over environment over TOML file over defaults.
 
-The TOML file has the fields of `Settings` at its top level, a `[harnesses.NAME]` table per harness, in it perhaps a table
-`policy`, and a `[secrets.NAME]` table per secret. Relative paths in it
-are relative to the file, others to the working directory. An environment variable that is empty counts as unset.
+The TOML file has the fields of `Settings` at its top level, one `[harnesses.NAME]` table per harness, in it perhaps a table
+`policy`, one `[secrets.NAME]` table per secret, and the tables `[oidc]` and `[client_certificates]`. Relative paths in it are
+relative to the file, others to the working directory. An environment variable that is empty counts as unset.
 """
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from evalrpc.config.callers import ClientCertificate, OidcSettings
 from evalrpc.config.declaration import settings_of
 from evalrpc.config.policy import PolicySettings
 from evalrpc.config.secrets import SOURCES, SecretSettings
@@ -20,6 +23,8 @@ from evalrpc.errors import ConfigurationError
 _HARNESSES: Final = "harnesses"
 _POLICY: Final = "policy"
 _SECRETS: Final = "secrets"
+_CERTIFICATES: Final = "client_certificates"
+_OIDC: Final = "oidc"
 _HARNESS_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _SECRET_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _NO_SECRET: Final = re.compile(r"EVALRPC_.*|CUDA_VISIBLE_DEVICES")  # the server itself sets these for every run
@@ -44,17 +49,14 @@ def load_settings(
     Raises ConfigurationError, naming the setting and its source.
     """
     given = _read_file(config_file) if config_file else {}
-    harnesses = _read_harnesses(given.pop(_HARNESSES)) if _HARNESSES in given else {}
-    secrets = _read_secrets(given.pop(_SECRETS)) if _SECRETS in given else {}
+    tables = {name: read(given.pop(name)) for name, read in _TABLES.items() if name in given}
     for name, setting in SETTINGS.items():
         if value := environment.get(setting.variable):
             given[name] = _Given(value, Path(), setting.variable)
         if flags.get(name) is not None:
             given[name] = _Given(flags[name], Path(), setting.flag)
     values = {name: SETTINGS[name].read(*what) for name, what in given.items()}
-    if harnesses:
-        values[_HARNESSES] = harnesses
-    return Settings(**values, secrets=secrets)
+    return Settings(**values, **{name: table for name, table in tables.items() if table})
 
 
 def _read_file(path: Path) -> dict[str, _Given]:
@@ -64,7 +66,7 @@ def _read_file(path: Path) -> dict[str, _Given]:
         raise ConfigurationError(f"config file {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"config file {path}: {error}") from error
-    known = {*SETTINGS, _HARNESSES, _SECRETS}
+    known = {*SETTINGS, *_TABLES}
     if unknown := set(values) - known:
         raise ConfigurationError(f"config file {path}: unknown setting {min(unknown)}; there are: {', '.join(sorted(known))}")
     return {name: _Given(value, path.parent, str(path)) for name, value in values.items()}
@@ -78,10 +80,8 @@ def _read_harnesses(tables: _Given) -> dict[str, HarnessSettings]:
 def _read_harness(name: str, table: _Given) -> HarnessSettings:
     where = f"{_HARNESSES}.{name}"
     _require(bool(_HARNESS_NAME.fullmatch(name)), where, "a name has small letters, digits, `.`, `_` and `-`", table.source)
-    _require(isinstance(table.value, dict), where, "must be a table", table.source)
+    values = _read_table(HarnessSettings, where, table, {"kind": name, "working_dir": ""}, (_POLICY,))
     policy = _read_policy(f"{where}.{_POLICY}", table._replace(value=table.value.get(_POLICY, {})))
-    given = {key: value for key, value in table.value.items() if key != _POLICY}
-    values = _read_keys(HarnessSettings, where, table._replace(value={"kind": name, "working_dir": "", **given}), (_POLICY,))
     _require(
         values["kind"] != "command" or bool(values.get("command")),
         f"{where}.command",
@@ -92,7 +92,7 @@ def _read_harness(name: str, table: _Given) -> HarnessSettings:
 
 
 def _read_policy(where: str, table: _Given) -> PolicySettings:
-    policy = PolicySettings(**_read_keys(PolicySettings, where, table))
+    policy = PolicySettings(**_read_table(PolicySettings, where, table))
     longest, default = policy.max_timeout_seconds, policy.default_timeout_seconds
     _require(
         longest is None or default is None or default <= longest,
@@ -112,23 +112,59 @@ def _read_secret(name: str, table: _Given) -> SecretSettings:
     where = f"{_SECRETS}.{name}"
     is_variable = _SECRET_NAME.fullmatch(name) and not _NO_SECRET.fullmatch(name)
     _require(bool(is_variable), where, "a name is that of an environment variable which the server does not set", table.source)
-    values = _read_keys(SecretSettings, where, table)
+    values = _read_table(SecretSettings, where, table)
     sources = ", ".join(f"`{source}`" for source in SOURCES)
     _require(sum(source in values for source in SOURCES) == 1, where, f"must have exactly one of {sources}", table.source)
     _require("owners" in values, f"{where}.owners", 'is required: a list of owners, or ["*"] for everybody', table.source)
     return SecretSettings(**values)
 
 
-def _read_keys(declaring: type, where: str, table: _Given, others: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the checked values of a table whose keys a dataclass declares; `others` are known besides, and read elsewhere."""
+def _read_certificates(table: _Given) -> dict[str, ClientCertificate]:
+    lines = 'must have lines such as "NAME" = { owner = "alice", role = "submitter" }'
+    _require(isinstance(table.value, dict), _CERTIFICATES, lines, table.source)
+    return {name: _read_certificate(name, table._replace(value=line)) for name, line in table.value.items()}
+
+
+def _read_certificate(name: str, line: _Given) -> ClientCertificate:
+    return ClientCertificate(**_read_table(ClientCertificate, f'{_CERTIFICATES}."{name}"', line))
+
+
+def _read_oidc(table: _Given) -> OidcSettings:
+    oidc = OidcSettings(**_read_table(OidcSettings, _OIDC, table))
+    _require(bool(oidc.role or oidc.role_claim), f"{_OIDC}.role", f"is needed, or {_OIDC}.role_claim", table.source)
+    return oidc
+
+
+def _read_table(
+    declaring: type,
+    where: str,
+    table: _Given,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+    others: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Return the checked values of a table with the keys that a dataclass declares. Those without a default are needed;
+    `others` are known besides, and read elsewhere."""
     _require(isinstance(table.value, dict), where, "must be a table", table.source)
     declared = settings_of(declaring, prefix=f"{where}.")
+    given = {**defaults, **{key: value for key, value in table.value.items() if key not in others}}
     known = ", ".join(sorted((*declared, *others)))
-    for key in table.value:
+    for key in given:
         _require(key in declared, f"{where}.{key}", f"is unknown; there are: {known}", table.source)
-    return {key: declared[key].read(value, table.folder, table.source) for key, value in table.value.items()}
+    for each in fields(declaring):
+        is_needed = each.name in declared and each.default is MISSING and each.default_factory is MISSING
+        _require(not is_needed or each.name in given, f"{where}.{each.name}", "is needed", table.source)
+    return {key: declared[key].read(value, table.folder, table.source) for key, value in given.items()}
 
 
 def _require(condition: bool, name: str, rule: str, source: str) -> None:
     if not condition:
         raise ConfigurationError(f"setting {name}: {rule} (from {source})")
+
+
+_TABLES: Final[Mapping[str, Callable[[_Given], Any]]] = {
+    _HARNESSES: _read_harnesses,
+    _SECRETS: _read_secrets,
+    _CERTIFICATES: _read_certificates,
+    _OIDC: _read_oidc,
+}
+"""How each table of the file is read."""

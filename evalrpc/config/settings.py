@@ -1,14 +1,17 @@
-"""Every setting of the server and every key of a `[harnesses.NAME]` table, each declared once."""
+"""Every setting of the server, and every key of a `[[listen]]` or a `[harnesses.NAME]` table, each declared once."""
 
 import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from evalrpc.config.addresses import ADDRESS_FORMS, parse_listen_address
+from evalrpc.config.callers import ClientCertificate, OidcSettings
 from evalrpc.config.declaration import (
     BOOLEAN,
+    FILE,
     FOLDER,
     FOLDERS,
     INTEGER,
@@ -20,6 +23,7 @@ from evalrpc.config.declaration import (
     STRING_OR_INTEGER,
     STRINGS,
     VARIABLES,
+    Kind,
     Rule,
     at_least,
     metadata,
@@ -29,6 +33,7 @@ from evalrpc.config.declaration import (
 )
 from evalrpc.config.policy import PolicySettings
 from evalrpc.config.secrets import SecretSettings
+from evalrpc.errors import ConfigurationError
 
 LMMS_EVAL: Final = "lmms-eval"
 """The harness of a server that configures none."""
@@ -44,20 +49,13 @@ INHERITED_VARIABLES: Final = (
 )
 """The variables of the server that a run has by default: what harnesses, their libraries and CUDA read."""
 
-_ADDRESS: Final = re.compile(r"(.+):([0-9]{1,5})", re.DOTALL)
 _GPUS: Final = re.compile(r"auto|\d*|\w[\w.:/-]*(,\w[\w.:/-]*)*")
-
-
-def _is_address(text: str) -> bool:
-    match = _ADDRESS.fullmatch(text)
-    return match is not None and int(match[2]) <= 65535
 
 
 def _is_file_mode(mode: int) -> bool:
     return 0 <= mode <= 0o777 and mode & 0o700 == 0o600 and not mode & 0o111
 
 
-_ADDRESS_RULE: Final = Rule("be HOST:PORT, with a port from 0 to 65535", _is_address, "HOST:PORT")
 _GPUS_RULE: Final = Rule(
     "be `auto`, a number, or a list such as `0,2,3`", lambda gpus: _GPUS.fullmatch(gpus) is not None, "auto|N|0,2,3"
 )
@@ -66,6 +64,7 @@ _FINITE: Final = Rule("be finite and not negative", lambda number: 0 <= number <
 _PLAIN_PATH: Final = Rule(
     "have no comma or quote, which lmms-eval would misread", lambda path: not set(",'\"") & set(str(path))
 )
+_AUTH_RULE: Final = one_of("off", "required")
 
 
 def _seconds(default: float, description: str) -> float:
@@ -74,6 +73,64 @@ def _seconds(default: float, description: str) -> float:
 
 def _count(default: int, unit: str, minimum: int, description: str) -> int:
     return setting(default, INTEGER, description, unit=unit, rule=at_least(minimum))
+
+
+def _address(value: Any, folder: Path) -> str:
+    return str(parse_listen_address(STRING.parse(value, folder), folder))
+
+
+_ADDRESS: Final = Kind(ADDRESS_FORMS, "HOST:PORT", _address)
+
+
+@dataclass(frozen=True)
+class ListenSettings:
+    """One address, or one `[[listen]]` table. What is None is as the setting of the same name says. Raises ConfigurationError,
+    naming the key, for a value that it may not have."""
+
+    address: str = field(metadata=metadata(_ADDRESS, "The address.", default_text="none: every table needs one"))
+    tls_cert: Path | None = setting(None, FILE, "Replaces the setting `tls_cert` here.", default_text="the setting")
+    tls_key: Path | None = setting(None, FILE, "Replaces the setting `tls_key` here.", default_text="the setting")
+    tls_client_ca: Path | None = setting(None, FILE, "Replaces the setting `tls_client_ca` here.", default_text="the setting")
+    auth: str | None = setting(None, STRING, "Replaces the setting `auth` here.", rule=_AUTH_RULE, default_text="the setting")
+
+    def __post_init__(self) -> None:
+        """Reject invalid values."""
+        for name, declared in settings_of(ListenSettings, "listen.").items():
+            if (value := getattr(self, name)) is not None:
+                declared.read(value, Path())
+
+
+def _listen(value: Any, folder: Path) -> tuple[ListenSettings, ...]:
+    """Read addresses with commas between them, or a list of such texts and of tables."""
+    entries = [value] if isinstance(value, str) else value
+    if not isinstance(entries, list | tuple) or not all(isinstance(entry, str | dict) for entry in entries):
+        raise TypeError
+    read: list[ListenSettings] = []
+    for entry in entries:
+        if isinstance(entry, dict):
+            read.append(_listen_table(entry, folder))
+        else:
+            read += (ListenSettings(_address(text.strip(), folder)) for text in entry.split(","))
+    return tuple(read)
+
+
+def _listen_table(table: Mapping[str, Any], folder: Path) -> ListenSettings:
+    declared = settings_of(ListenSettings, prefix="listen.")
+    for key in table:
+        if key not in declared:
+            raise ConfigurationError(f"setting listen.{key}: is unknown; there are: {', '.join(sorted(declared))}")
+    if "address" not in table:
+        raise ConfigurationError("setting listen.address: every [[listen]] table needs one")
+    return ListenSettings(**{key: declared[key].read(value, folder) for key, value in table.items()})
+
+
+_LISTEN: Final = Kind(
+    f"{ADDRESS_FORMS}; several with commas between them, or as a list",
+    "ADDRESS",
+    _listen,
+    lambda listen: ",".join(one.address for one in listen),
+    is_repeatable=True,
+)
 
 
 @dataclass(frozen=True)
@@ -125,11 +182,46 @@ class HarnessSettings:
 class Settings:
     """Every setting of a server. Raises ConfigurationError, naming the setting, for a value that it may not have."""
 
-    listen: str = setting(
-        "127.0.0.1:50051",
+    listen: tuple[ListenSettings, ...] = setting(
+        (ListenSettings("127.0.0.1:50051"),),
+        _LISTEN,
+        "The addresses. Port 0 takes a free one. The folder of a socket must be private to the server's account (0700), and is "
+        "made if it is missing. The file can give an address rules of its own: see below.",
+        rule=Rule("not be empty", bool),
+    )
+    tls_cert: Path | None = setting(
+        None,
+        FILE,
+        "The server's certificate with its chain, as PEM: all ports speak TLS, and only TLS. A new one on disk is taken up "
+        "without a restart.",
+        default_text="none: no TLS",
+    )
+    tls_key: Path | None = setting(None, FILE, "The private key of `tls_cert`, as PEM.", default_text="none")
+    tls_client_ca: Path | None = setting(
+        None,
+        FILE,
+        "Mutual TLS: the certificates, as PEM, that sign those of clients. A client without one can't connect, so clients "
+        "that have only a token need another address.",
+        default_text="none: clients need no certificate",
+    )
+    auth: str | None = setting(
+        None,
         STRING,
-        "The address. Port 0 takes a free one. There is no authentication: listen on loopback or a trusted network only.",
-        rule=_ADDRESS_RULE,
+        "Whether callers must sign in. Where they need not, whoever brings no token or certificate is an anonymous submitter.",
+        rule=_AUTH_RULE,
+        default_text="`off` on loopback and sockets, `required` on all other addresses",
+    )
+    proxy_terminates_tls: bool = setting(
+        False,
+        BOOLEAN,
+        "Whether a proxy before the server speaks TLS with its clients. Only then may tokens reach an address without TLS "
+        "that is not loopback; nothing but the proxy should reach it.",
+    )
+    insecure_no_auth: bool = setting(
+        False,
+        BOOLEAN,
+        "Whether sign-in may be off on addresses that are not loopback, and is by default. Then whoever reaches the port runs "
+        "code as the server's account.",
     )
     data_dir: Path = setting(
         Path("evalrpc-data"),
@@ -306,6 +398,10 @@ class Settings:
     )
     harnesses: Mapping[str, HarnessSettings] = field(default_factory=lambda: {LMMS_EVAL: HarnessSettings(LMMS_EVAL, LMMS_EVAL)})
     """The harnesses by name. Default: `lmms-eval` in the server's own environment."""
+    client_certificates: Mapping[str, ClientCertificate] = field(default_factory=dict)
+    """Who the bearers of client certificates are, by a name in the certificate."""
+    oidc: OidcSettings | None = None
+    """The identity provider whose tokens are accepted. None: there is none."""
 
     secrets: Mapping[str, SecretSettings] = field(default_factory=dict)
     """The secrets by name."""
@@ -317,11 +413,4 @@ class Settings:
 
 
 SETTINGS: Final = settings_of(Settings)
-"""The declaration of each setting but `harnesses` and `secrets`, which are tables of the config file only."""
-
-
-def parse_listen(listen: str) -> tuple[str, int]:
-    """Split HOST:PORT. An IPv6 host is in brackets. Raises ConfigurationError."""
-    SETTINGS["listen"].check(listen)
-    host, _, port = listen.rpartition(":")
-    return host, int(port)
+"""The declaration of each setting but those that are tables of the config file only."""

@@ -1,24 +1,44 @@
 """What a server says in its log when it has started."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import evalrpc
+from evalrpc.config.listeners import Listener
 from evalrpc.harnesses.base import Harness
+from evalrpc.server.certificates import Certificate, expiry_of
 
 _log = logging.getLogger(__name__)
 
 
-def announce(address: str, config_file: Path | None, data_dir: Path, cgroups: str, harnesses: Mapping[str, Harness]) -> None:
+def announce(
+    listening: Sequence[tuple[Listener, Certificate | None]],
+    now: datetime,
+    config_file: Path | None,
+    data_dir: Path,
+    cgroups: str,
+    harnesses: Mapping[str, Harness],
+) -> None:
     """Log what runs here, and what each harness lacks. `cgroups` says whether runs have some, or why not. Blocks: reads the
     harnesses' environments."""
-    _log.info("evalrpc %s listens on %s", evalrpc.__version__, address)
+    for listener, certificate in listening:
+        _announce_listener(listener, certificate, now)
     _log.info("config file: %s", config_file.absolute() if config_file else "none")
     _log.info("data folder: %s", data_dir.absolute())
     _log.info("cgroups: %s", cgroups)
     for name, harness in sorted(harnesses.items()):
         _announce_harness(name, harness)
+
+
+def _announce_listener(listener: Listener, certificate: Certificate | None, now: datetime) -> None:
+    _log.info("evalrpc %s listens on %s", evalrpc.__version__, listener.address)
+    if listener.risk:
+        _log.log(logging.INFO if listener.address.is_local else logging.WARNING, listener.risk)
+    if certificate is not None:
+        expiry = expiry_of(certificate.pem, now)
+        _log.log(logging.WARNING if expiry.is_near else logging.INFO, "the certificate in %s %s", certificate.path, expiry.text)
 
 
 def _announce_harness(name: str, harness: Harness) -> None:

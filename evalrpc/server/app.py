@@ -9,17 +9,18 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-import grpc
 import uvloop
 
 from evalrpc.analysis.comparer import Comparer
 from evalrpc.clock import Clock, SystemClock
-from evalrpc.config import Settings, parse_listen
-from evalrpc.errors import ConfigurationError, UnavailableError
+from evalrpc.config import Settings
+from evalrpc.config.listeners import listeners_of
+from evalrpc.errors import UnavailableError
 from evalrpc.executors.local.cgroups import find_cgroups
 from evalrpc.executors.local.environment import inherited_variables
 from evalrpc.executors.local.executor import LocalExecutor
@@ -41,20 +42,22 @@ from evalrpc.secrets.registry import Secrets
 from evalrpc.server import health, reflection
 from evalrpc.server.admission import Admission
 from evalrpc.server.announcement import announce
+from evalrpc.server.auth.authenticator import Authenticator
 from evalrpc.server.catalog import Catalog
+from evalrpc.server.certificates import Certificate
 from evalrpc.server.collector import tune_collector
 from evalrpc.server.handlers import handlers_of
 from evalrpc.server.health import Health
 from evalrpc.server.housekeeping import Housekeeper
 from evalrpc.server.limits import Limits
-from evalrpc.server.listening import require_descriptors, require_free
+from evalrpc.server.listening import require_descriptors
 from evalrpc.server.logging import set_up_logging
 from evalrpc.server.reflection import Reflection
 from evalrpc.server.service import EvaluationService
 from evalrpc.server.threads import require_threads, start_pools
 from evalrpc.server.transports.connections import close_connections
-from evalrpc.server.transports.grpc import dialogue_handler, generic_handler, ignore_departures
-from evalrpc.server.transports.grpc_options import channel_options, connection_options
+from evalrpc.server.transports.grpc import anonymous, dialogue_handler, generic_handler, ignore_departures
+from evalrpc.server.transports.grpc_listener import GrpcListener
 from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.v1 import evaluation_service_pb2
 from evalrpc.watching.feed import Feed
@@ -70,7 +73,7 @@ _log = logging.getLogger(__name__)
 
 
 def serve(settings: Settings, config_file: Path | None = None) -> None:
-    """Run a server until SIGTERM or SIGINT. Prints `evalrpc listening on HOST:PORT` when it is ready.
+    """Run a server until SIGTERM or SIGINT. Prints `evalrpc listening on HOST:PORT`, a line per address, when it is ready.
 
     The file, if any, is where settings came from. Raises ConfigurationError if it can't start, UnavailableError if it can't
     continue.
@@ -96,8 +99,11 @@ async def _serve(settings: Settings, config_file: Path | None, environment: Mapp
         loop.add_signal_handler(number, stop.set)
     async with running_server(settings, environment=environment, secrets=secrets) as server:
         tune_collector()
-        print(f"evalrpc listening on {server.address}", flush=True)
-        announced = (server.address, config_file, settings.data_dir, server.cgroups, server.harnesses)
+        for listener in server.listeners:
+            print(f"evalrpc listening on {listener.address}", flush=True)
+        listening = [(each.listener, each.certificate) for each in server.listeners]
+        now = SystemClock().now().ToDatetime(UTC)
+        announced = (listening, now, config_file, settings.data_dir, server.cgroups, server.harnesses)
         threading.Thread(target=announce, args=announced, name="announcement", daemon=True).start()  # a stop won't wait for it
         await _first_of(stop.wait(), server.wait_broken())
         if is_broken := not stop.is_set():
@@ -120,10 +126,12 @@ class Server:
         self._settings = settings
         self._secrets = secrets
         # Check everything that settings can get wrong before opening anything.
+        listeners = [(listener, listener.tls and Certificate(listener.tls)) for listener in listeners_of(settings)]
         devices = find_gpus(settings.gpus, environment)
         self.harnesses = harnesses = build_harnesses(settings)
         self._defaults = request_defaults(settings, len(devices))
         access = output_access(settings.output_root, settings.output_mode, settings.output_group)
+        self._authenticator = Authenticator(settings, clock)
         self._store = SqliteStore(settings.data_dir, clock, settings.max_queued)
         self._pools = start_pools()
         data_dir = settings.data_dir.absolute()
@@ -161,16 +169,23 @@ class Server:
         """What callers of the evaluation service take."""
         self.open_limits = Limits(replace(settings, max_calls_per_second=0), clock.monotonic, self._disconnect)
         """The same for health and reflection: who is past a limit keeps nobody from asking how the server is."""
-        self._grpc = self._build_grpc_server()
-        self.address = ""
-        """Where it listens, as HOST:PORT."""
+        self.listeners = [GrpcListener(*listener, settings) for listener in listeners]
+        """Where it listens, and how."""
+        self._add_handlers()
+
+    @property
+    def address(self) -> str:
+        """Where it listens, as HOST:PORT or unix:PATH; if at several addresses, the first."""
+        return self.listeners[0].address
 
     async def start(self) -> None:
-        """Bind the port, take over what an earlier server left, and serve. Raises ConfigurationError if the port is taken."""
-        self.address = self._bind()
+        """Bind the ports, take over what an earlier server left, and serve. Raises ConfigurationError if one is taken."""
+        for listener in self.listeners:
+            listener.bind()
         self._executor.prepare()
         self._scheduler.start()
-        await self._grpc.start()
+        await self._authenticator.start()
+        await asyncio.gather(*(listener.start() for listener in self.listeners))
         self._housekeeping = asyncio.create_task(self._housekeeper.run())
         self._pools.catalogers.submit(self._catalog.load)
 
@@ -194,7 +209,8 @@ class Server:
         loop = asyncio.get_running_loop()
         # Calls made just as gRPC stops get CANCELLED without a reason: so answer with the reason for a moment first.
         await asyncio.gather(loop.run_in_executor(self._pools.waiters, self._scheduler.stop), asyncio.sleep(_REFUSAL_SECONDS))
-        await self._grpc.stop(self._settings.stop_seconds)
+        await asyncio.gather(*(listener.stop(self._settings.stop_seconds) for listener in self.listeners))
+        self._authenticator.stop()
         # Only now: calls may have waited for a short command.
         await loop.run_in_executor(self._pools.waiters, self._executor.close)
         self._pools.shut_down()
@@ -236,29 +252,21 @@ class Server:
             started_at=clock.now(),
         )
 
-    def _build_grpc_server(self) -> grpc.aio.Server:
-        settings = self._settings
-        server = grpc.aio.server(options=[*channel_options(settings.max_request_bytes), *connection_options(settings)])
-        server.add_generic_rpc_handlers((generic_handler(SERVICE, handlers_of(SERVICE, self._service, self.limits)),))
-        handlers = handlers_of(health.SERVICE, self._health, self.open_limits)
-        server.add_generic_rpc_handlers((generic_handler(health.SERVICE, handlers),))
+    def _add_handlers(self) -> None:
+        """Serve the same calls at every address."""
+        evaluation = handlers_of(SERVICE, self._service, self.limits)
+        health_handlers = handlers_of(health.SERVICE, self._health, self.open_limits)
         answer = Reflection((health.SERVICE.file,)).answer
-        server.add_generic_rpc_handlers(
-            dialogue_handler(name, reflection.METHOD, answer, self.open_limits) for name in reflection.SERVICES
-        )
-        return server
+        for listener in self.listeners:
+            authenticate = self._authenticator.for_listener(requires_sign_in=listener.listener.requires_sign_in)
+            listener.add(
+                generic_handler(SERVICE, evaluation, authenticate),
+                generic_handler(health.SERVICE, health_handlers, anonymous),
+                *(dialogue_handler(name, reflection.METHOD, answer, self.open_limits) for name in reflection.SERVICES),
+            )
 
     def _disconnect(self, peers: Collection[str]) -> None:
         self._pools.readers.submit(close_connections, peers)
-
-    def _bind(self) -> str:
-        listen = self._settings.listen
-        require_free(listen)
-        try:
-            port = self._grpc.add_insecure_port(listen)
-        except RuntimeError as error:
-            raise ConfigurationError(f"setting listen: gRPC can't listen on {listen}; its log line says why") from error
-        return f"{parse_listen(listen)[0]}:{port}"
 
 
 @asynccontextmanager

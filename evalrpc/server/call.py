@@ -4,6 +4,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final, NamedTuple
 
+from evalrpc.server.sign_in import NOT_SIGNED_IN, SignIn
 from evalrpc.watching.feed import Reserve, Send, no_reserve
 
 
@@ -24,6 +25,8 @@ class Principal(NamedTuple):
     owner: str
     """Whom the jobs that it submits belong to. Empty: nobody has signed in."""
     role: Role
+    sign_in: SignIn = NOT_SIGNED_IN
+    """How it has signed in. Its streams end with it."""
 
 
 ANONYMOUS: Final = Principal("", Role.SUBMITTER)

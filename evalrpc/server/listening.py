@@ -1,16 +1,24 @@
 """What a server needs to listen.
 
-Checked before gRPC tries: without file descriptors it crashes, and it does not say why it can't listen at an address.
+Checked before gRPC tries: without file descriptors it crashes, it does not say why it can't listen at an address, and it takes
+over the socket of a server that is alive.
 """
 
 import errno
 import os
 import resource
 import socket
+import stat
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
 
-from evalrpc.config import parse_listen
+from evalrpc.config.addresses import ListenAddress, PortAddress, SocketAddress
 from evalrpc.errors import ConfigurationError
+from evalrpc.files.private import make_private_folder
+
+_SOCKET_MODE: Final = 0o600
+_RIGHTS_OF_OTHERS: Final = 0o077
 
 
 def require_descriptors(count: int) -> None:
@@ -26,21 +34,33 @@ def require_descriptors(count: int) -> None:
             ) from error
 
 
-def require_free(listen: str) -> None:
-    """Raise ConfigurationError, with the reason, if the system would let nobody listen on HOST:PORT."""
-    refusal = find_refusal(listen)
+def require_free(address: ListenAddress) -> None:
+    """Raise ConfigurationError, with the reason, if nobody can listen there. Makes the folder of a socket."""
+    if isinstance(address, SocketAddress):
+        _make_folder(address)
+    refusal = find_refusal(address)
     if refusal is None:
         return
     if refusal.errno == errno.EADDRINUSE:
-        raise ConfigurationError(
-            f"setting listen: {listen} is not free: another program listens there; port 0 takes a free one"
-        )
-    raise ConfigurationError(f"setting listen: can't listen on {listen}: {refusal.strerror}")
+        advice = "; port 0 takes a free one" if isinstance(address, PortAddress) else ""
+        raise ConfigurationError(f"setting listen: {address} is not free: another program listens there{advice}")
+    raise ConfigurationError(f"setting listen: can't listen on {address}: {refusal.strerror}")
 
 
-def find_refusal(listen: str) -> OSError | None:
-    """Return why the system refuses every address of HOST:PORT, or None if one is free. Raises ConfigurationError."""
-    host, port = parse_listen(listen)
+def find_refusal(address: ListenAddress) -> OSError | None:
+    """Return why nobody can listen there, or None. Changes nothing."""
+    return _refusal_of_port(address) if isinstance(address, PortAddress) else _refusal_of_socket(address.path)
+
+
+def make_private(address: ListenAddress) -> None:
+    """Leave a socket, once it is bound, to this account. Raises OSError."""
+    if isinstance(address, SocketAddress):
+        address.path.chmod(_SOCKET_MODE)
+
+
+def _refusal_of_port(address: PortAddress) -> OSError | None:
+    """Return why the system refuses every address that the host has, or None if one is free."""
+    host, port = address
     name = None if host == "[::]" else host.strip("[]")  # for [::], gRPC takes IPv4 on a machine without IPv6
     refusal: OSError | None = None
     try:
@@ -49,13 +69,51 @@ def find_refusal(listen: str) -> OSError | None:
         return error
     except UnicodeError:
         return OSError(errno.EINVAL, "this can't be the name of a host")
-    for family, kind, protocol, _, address in addresses:
+    for family, kind, protocol, _, found in addresses:
         try:
             with socket.socket(family, kind, protocol) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does: a past connection does not count
-                probe.bind(address)
+                probe.bind(found)
         except OSError as error:
             refusal = error
         else:
             return None
     return refusal
+
+
+def _make_folder(address: SocketAddress) -> None:
+    try:
+        make_private_folder(address.path.parent)
+    except OSError as error:
+        raise ConfigurationError(
+            f"setting listen: can't listen on {address}: can't make its folder: {error.strerror}"
+        ) from error
+
+
+def _refusal_of_socket(path: Path) -> OSError | None:
+    try:
+        folder = path.parent.stat()
+        if folder.st_uid != os.geteuid() or stat.S_IMODE(folder.st_mode) & _RIGHTS_OF_OTHERS:
+            return OSError(errno.EACCES, f"the folder {path.parent} must be this account's, with rights for nobody else (0700)")
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            return OSError(errno.EEXIST, "there is a file that is no socket")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return error
+    return _refusal_of_old_socket(path)
+
+
+def _refusal_of_old_socket(path: Path) -> OSError | None:
+    """Return None if nobody listens at a socket: gRPC replaces it, as it does with one where somebody listens."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
+            probe.connect(os.fspath(path))
+    except (ConnectionRefusedError, FileNotFoundError):
+        return None
+    except BlockingIOError:  # somebody listens, with many who wait
+        pass
+    except OSError as error:
+        return error
+    return OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))

@@ -43,6 +43,7 @@ from evalrpc.server.catalog import Catalog, Names
 from evalrpc.server.threads import Pools
 from evalrpc.store.base import Expected, Store, Submission
 from evalrpc.v1 import evaluation_service_pb2 as calls
+from evalrpc.v1.callers_pb2 import CallerRole, GetCallerRequest, GetCallerResponse, SignInMethod
 from evalrpc.v1.catalog_pb2 import (
     GetServerInfoRequest,
     GetServerInfoResponse,
@@ -284,6 +285,18 @@ class EvaluationService:
         """List the harnesses that the operator configured."""
         infos = await self._look_up(lambda: [self.catalog.describe(name) for name in sorted(self.harnesses)])
         return ListHarnessesResponse(harnesses=infos)
+
+    async def GetCaller(self, request: GetCallerRequest, call: Call) -> GetCallerResponse:
+        """Return who the caller is."""
+        owner, role, sign_in = call.principal
+        caller = GetCallerResponse(
+            owner=owner,
+            role=CallerRole.Value(f"CALLER_ROLE_{role.name}"),
+            sign_in_method=SignInMethod.Value(f"SIGN_IN_METHOD_{sign_in.method.name}"),
+        )
+        if sign_in.expires_at_ns is not None:
+            caller.expires_at.FromNanoseconds(sign_in.expires_at_ns)
+        return caller
 
     async def GetServerInfo(
         self,

@@ -16,7 +16,7 @@ from typing import Final
 
 from evalrpc.client import EvalClient
 from evalrpc.clock import Clock
-from evalrpc.config import Settings
+from evalrpc.config import ListenSettings, Settings
 from evalrpc.errors import JobFinishedError
 from evalrpc.server import app
 from evalrpc.v1.jobs_pb2 import JOB_STATUS_QUEUED, JOB_STATUS_RUNNING, JobFilter
@@ -28,12 +28,14 @@ _SECONDS: Final = 120.0  # far above normal: a busy machine must not fail a test
 
 @contextmanager
 def running_server(settings: Settings, clock: Clock | None = None) -> Iterator[EvalClient]:
-    """Start a server on a free port of the loopback interface, whatever `settings.listen` is, and yield a client of it.
+    """Start a server on a free port of the loopback interface, whatever `settings` say of addresses, TLS and sign-in, and
+    yield a client of it.
 
     At the end, all jobs that still wait or run are cancelled, and no process of them is left. Raises ConfigurationError for
     settings with which a server does not start.
     """
-    server = ServerThread(replace(settings, listen="127.0.0.1:0"), clock)
+    here = (ListenSettings("127.0.0.1:0"),)
+    server = ServerThread(replace(settings, listen=here, tls_cert=None, tls_key=None, tls_client_ca=None, auth="off"), clock)
     try:
         with EvalClient(server.address) as client:
             yield client
@@ -71,7 +73,7 @@ class ServerThread:
 
     @property
     def address(self) -> str:
-        """Where it listens, as HOST:PORT."""
+        """Where it listens, as HOST:PORT or unix:PATH; if at several addresses, the first."""
         return self.server.address
 
     @property

@@ -11,6 +11,12 @@ RetryInfo), and with INTERNAL for a bug in the server. An error without such an 
 network has cut the call, so a stream is resumed as after UNAVAILABLE, whatever the code; only UNAUTHENTICATED,
 PERMISSION_DENIED and UNIMPLEMENTED are final then too.
 
+Where callers must sign in, with the metadata `authorization: Bearer TOKEN` or a client certificate, any call may be answered
+with UNAUTHENTICATED; elsewhere, too, if what it presents is not accepted and the server knows any way to sign in. It may also
+be answered with UNAVAILABLE (`SIGN_IN_UNAVAILABLE`; RetryInfo) while the server can't find out who calls. A stream ends with
+UNAUTHENTICATED once the token of its caller has expired or was revoked; it is resumed with another token. Health and
+reflection are open to all.
+
 Any call may be answered with RESOURCE_EXHAUSTED and RetryInfo if its caller, or all together, take more than the operator
 allows (`TOO_MANY_CALLS`; for a stream `TOO_MANY_STREAMS` or `TOO_MUCH_UNREAD`), with the `setting`, its `limit` and, if it is one
 for each owner, the `owner` in the metadata, and a QuotaFailure. A request over `GetServerInfoResponse.max_request_bytes` is

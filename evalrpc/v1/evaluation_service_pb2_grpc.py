@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from evalrpc.v1 import callers_pb2 as evalrpc_dot_v1_dot_callers__pb2
 from evalrpc.v1 import catalog_pb2 as evalrpc_dot_v1_dot_catalog__pb2
 from evalrpc.v1 import comparison_pb2 as evalrpc_dot_v1_dot_comparison__pb2
 from evalrpc.v1 import files_pb2 as evalrpc_dot_v1_dot_files__pb2
@@ -136,6 +137,11 @@ class EvaluationServiceStub(object):
                 '/evalrpc.v1.EvaluationService/ListHarnesses',
                 request_serializer=evalrpc_dot_v1_dot_catalog__pb2.ListHarnessesRequest.SerializeToString,
                 response_deserializer=evalrpc_dot_v1_dot_catalog__pb2.ListHarnessesResponse.FromString,
+                _registered_method=True)
+        self.GetCaller = channel.unary_unary(
+                '/evalrpc.v1.EvaluationService/GetCaller',
+                request_serializer=evalrpc_dot_v1_dot_callers__pb2.GetCallerRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_callers__pb2.GetCallerResponse.FromString,
                 _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/evalrpc.v1.EvaluationService/GetServerInfo',
@@ -372,6 +378,16 @@ class EvaluationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCaller(self, request, context):
+        """Returns who the caller is, as the server sees it. Open to whoever may call at all, so that a client can try its token.
+
+        Errors: only those of every call.
+        Retry: always safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetServerInfo(self, request, context):
         """Returns the server's version, limits and capabilities.
 
@@ -479,6 +495,11 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
                     servicer.ListHarnesses,
                     request_deserializer=evalrpc_dot_v1_dot_catalog__pb2.ListHarnessesRequest.FromString,
                     response_serializer=evalrpc_dot_v1_dot_catalog__pb2.ListHarnessesResponse.SerializeToString,
+            ),
+            'GetCaller': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCaller,
+                    request_deserializer=evalrpc_dot_v1_dot_callers__pb2.GetCallerRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_callers__pb2.GetCallerResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -1000,6 +1021,33 @@ class EvaluationService(object):
             '/evalrpc.v1.EvaluationService/ListHarnesses',
             evalrpc_dot_v1_dot_catalog__pb2.ListHarnessesRequest.SerializeToString,
             evalrpc_dot_v1_dot_catalog__pb2.ListHarnessesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCaller(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evalrpc.v1.EvaluationService/GetCaller',
+            evalrpc_dot_v1_dot_callers__pb2.GetCallerRequest.SerializeToString,
+            evalrpc_dot_v1_dot_callers__pb2.GetCallerResponse.FromString,
             options,
             channel_credentials,
             insecure,

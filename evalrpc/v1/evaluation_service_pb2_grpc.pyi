@@ -11,6 +11,12 @@ RetryInfo), and with INTERNAL for a bug in the server. An error without such an 
 network has cut the call, so a stream is resumed as after UNAVAILABLE, whatever the code; only UNAUTHENTICATED,
 PERMISSION_DENIED and UNIMPLEMENTED are final then too.
 
+Where callers must sign in, with the metadata `authorization: Bearer TOKEN` or a client certificate, any call may be answered
+with UNAUTHENTICATED; elsewhere, too, if what it presents is not accepted and the server knows any way to sign in. It may also
+be answered with UNAVAILABLE (`SIGN_IN_UNAVAILABLE`; RetryInfo) while the server can't find out who calls. A stream ends with
+UNAUTHENTICATED once the token of its caller has expired or was revoked; it is resumed with another token. Health and
+reflection are open to all.
+
 Any call may be answered with RESOURCE_EXHAUSTED and RetryInfo if its caller, or all together, take more than the operator
 allows (`TOO_MANY_CALLS`; for a stream `TOO_MANY_STREAMS` or `TOO_MUCH_UNREAD`), with the `setting`, its `limit` and, if it is one
 for each owner, the `owner` in the metadata, and a QuotaFailure. A request over `GetServerInfoResponse.max_request_bytes` is
@@ -26,6 +32,7 @@ what they read, have none.
 """
 
 from collections import abc as _abc
+from evalrpc.v1 import callers_pb2 as _callers_pb2
 from evalrpc.v1 import catalog_pb2 as _catalog_pb2
 from evalrpc.v1 import comparison_pb2 as _comparison_pb2
 from evalrpc.v1 import files_pb2 as _files_pb2
@@ -210,6 +217,12 @@ class EvaluationServiceStub:
     Errors: only those of every call.
     Retry: always safe.
     """
+    GetCaller: _grpc.UnaryUnaryMultiCallable[_callers_pb2.GetCallerRequest, _callers_pb2.GetCallerResponse]
+    """Returns who the caller is, as the server sees it. Open to whoever may call at all, so that a client can try its token.
+
+    Errors: only those of every call.
+    Retry: always safe.
+    """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.GetServerInfoRequest, _catalog_pb2.GetServerInfoResponse]
     """Returns the server's version, limits and capabilities.
 
@@ -366,6 +379,12 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     """
     ListHarnesses: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ListHarnessesRequest, _catalog_pb2.ListHarnessesResponse]  # type: ignore[assignment]
     """Lists the harnesses that the operator configured, sorted by name.
+
+    Errors: only those of every call.
+    Retry: always safe.
+    """
+    GetCaller: _aio.UnaryUnaryMultiCallable[_callers_pb2.GetCallerRequest, _callers_pb2.GetCallerResponse]  # type: ignore[assignment]
+    """Returns who the caller is, as the server sees it. Open to whoever may call at all, so that a client can try its token.
 
     Errors: only those of every call.
     Retry: always safe.
@@ -637,6 +656,18 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.ListHarnessesResponse, _abc.Awaitable[_catalog_pb2.ListHarnessesResponse]]:
         """Lists the harnesses that the operator configured, sorted by name.
+
+        Errors: only those of every call.
+        Retry: always safe.
+        """
+
+    @_abc_1.abstractmethod
+    def GetCaller(
+        self,
+        request: _callers_pb2.GetCallerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_callers_pb2.GetCallerResponse, _abc.Awaitable[_callers_pb2.GetCallerResponse]]:
+        """Returns who the caller is, as the server sees it. Open to whoever may call at all, so that a client can try its token.
 
         Errors: only those of every call.
         Retry: always safe.

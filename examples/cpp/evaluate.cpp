@@ -2,8 +2,9 @@
 //
 //   evaluate [--harness H] --model M --tasks A,B [--num-gpus N] [--patience SECONDS]
 //
-// EVALRPC_ADDRESS sets the server. Exits with 0 if the job completed, 1 if it failed or was cancelled, 2 if the call was
-// invalid or refused, 3 if the server can't be reached.
+// EVALRPC_ADDRESS sets the server: HOST:PORT, or https://HOST:PORT for TLS. EVALRPC_TLS_CA is a file with the certificates to
+// trust, EVALRPC_TOKEN a token, which is sent with TLS only. Exits with 0 if the job completed, 1 if it failed or was
+// cancelled, 2 if the call was invalid or refused, 3 if the server can't be reached.
 
 #include <getopt.h>
 #include <grpcpp/grpcpp.h>
@@ -11,8 +12,10 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <fstream>
 #include <iomanip>
 #include <iostream>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <random>
@@ -20,6 +23,7 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "error_details.pb.h"
 #include "evalrpc/v1/evaluation_service.grpc.pb.h"
@@ -96,6 +100,40 @@ class Backoff {
   std::mt19937 random_{std::random_device()()};
 };
 
+// Returns a variable of the environment. Empty: it is not set.
+std::string Variable(const char* name) {
+  const char* value = std::getenv(name);
+  return value ? value : "";
+}
+
+// Throws std::invalid_argument if the file of certificates can't be read.
+std::shared_ptr<grpc::ChannelCredentials> TlsCredentials() {
+  grpc::SslCredentialsOptions options;
+  if (const auto ca = Variable("EVALRPC_TLS_CA"); !ca.empty()) {
+    std::ifstream file(ca);
+    if (!file) throw std::invalid_argument("can't read " + ca);
+    options.pem_root_certs.assign(std::istreambuf_iterator<char>(file), {});
+  }
+  const auto credentials = grpc::SslCredentials(options);
+  const auto token = Variable("EVALRPC_TOKEN");
+  return token.empty() ? credentials : grpc::CompositeChannelCredentials(credentials, grpc::AccessTokenCredentials(token));
+}
+
+std::shared_ptr<grpc::Channel> Connect() {
+  grpc::ChannelArguments arguments;
+  // By default gRPC waits up to two minutes before it reconnects to a restarted server.
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 5000);
+  // Pings detect a server that vanished silently.
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 30000);
+  const std::string https = "https://";
+  const auto address = Variable("EVALRPC_ADDRESS");
+  if (address.rfind(https, 0) == 0) {
+    return grpc::CreateCustomChannel(address.substr(https.size()), TlsCredentials(), arguments);
+  }
+  return grpc::CreateCustomChannel(address.empty() ? "127.0.0.1:50051" : address, grpc::InsecureChannelCredentials(), arguments);
+}
+
 // A status that this program does not know yet is shown by its number.
 std::string StatusName(const JobInfo& job) {
   const std::string prefix = "JOB_STATUS_";
@@ -106,8 +144,8 @@ std::string StatusName(const JobInfo& job) {
 // Follows one job and tracks the last revision seen.
 class Watcher {
  public:
-  Watcher(const std::string& address, duration<double> patience)
-      : channel_(grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), ChannelArguments())),
+  Watcher(std::shared_ptr<grpc::Channel> channel, duration<double> patience)
+      : channel_(std::move(channel)),
         server_(EvaluationService::NewStub(channel_)),
         backoff_(patience) {}
 
@@ -124,16 +162,6 @@ class Watcher {
   const JobInfo& job() const { return job_; }
 
  private:
-  static grpc::ChannelArguments ChannelArguments() {
-    grpc::ChannelArguments arguments;
-    // By default gRPC waits up to two minutes before it reconnects to a restarted server.
-    arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-    arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 5000);
-    // Pings detect a server that vanished silently.
-    arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 30000);
-    return arguments;
-  }
-
   // Submits the job unless already done, and watches it until it ends or the connection breaks.
   grpc::Status Try(const SubmitJobRequest& submission) {
     if (job_.job_id().empty()) {
@@ -227,8 +255,10 @@ std::string RandomId() {
 
 int main(int argc, char** argv) {
   Flags flags;
+  std::shared_ptr<grpc::Channel> channel;
   try {
     flags = ParseFlags(argc, argv);
+    channel = Connect();
   } catch (const std::logic_error& error) {
     std::cerr << "evaluate: wrong call (" << error.what() << ')' << std::endl;
     return 2;
@@ -237,8 +267,7 @@ int main(int argc, char** argv) {
   *submission.mutable_request() = flags.request;
   submission.set_request_id(RandomId());
 
-  const char* address = std::getenv("EVALRPC_ADDRESS");
-  Watcher watcher(address ? address : "127.0.0.1:50051", flags.patience);
+  Watcher watcher(channel, flags.patience);
   if (const auto status = watcher.Evaluate(submission); !status.ok()) return Report(status);
   PrintOutcome(watcher.job());
   return watcher.job().status() == JOB_STATUS_COMPLETED ? 0 : 1;

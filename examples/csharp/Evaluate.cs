@@ -2,9 +2,12 @@
 //
 //   dotnet run -- [--harness H] --model M --tasks A,B [--num-gpus N] [--patience SECONDS]
 //
-// EVALRPC_ADDRESS sets the server. Exits with 0 if the job completed, 1 if it failed or was cancelled, 2 if the call was
-// invalid or refused, 3 if the server can't be reached.
+// EVALRPC_ADDRESS sets the server: HOST:PORT, or https://HOST:PORT for TLS. EVALRPC_TLS_CA is a file with the certificates to
+// trust, EVALRPC_TOKEN a token, which is sent with TLS only. Exits with 0 if the job completed, 1 if it failed or was
+// cancelled, 2 if the call was invalid or refused, 3 if the server can't be reached.
 
+using System.Security.Cryptography;
+using System.Security.Cryptography.X509Certificates;
 using Evalrpc.V1;
 using Google.Rpc;
 using Grpc.Core;
@@ -16,18 +19,21 @@ internal static class Program
     {
         EvaluateRequest request;
         TimeSpan patience;
+        GrpcChannel connected;
         try
         {
             (request, patience) = ParseFlags(arguments);
+            connected = Connect();
         }
-        catch (Exception error) when (error is ArgumentException or FormatException or OverflowException)
+        catch (Exception error) when (
+            error is ArgumentException or FormatException or OverflowException or IOException or CryptographicException)
         {
             Console.Error.WriteLine($"evaluate: {error.Message}");
             return 2;
         }
         // The id makes it safe to resubmit if the response is lost.
         var submission = new SubmitJobRequest { Request = request, RequestId = Guid.NewGuid().ToString() };
-        using var channel = Connect();
+        using var channel = connected;
         try
         {
             var watcher = new Watcher(new EvaluationService.EvaluationServiceClient(channel), patience);
@@ -69,15 +75,47 @@ internal static class Program
     private static GrpcChannel Connect()
     {
         var address = Environment.GetEnvironmentVariable("EVALRPC_ADDRESS") ?? "127.0.0.1:50051";
-        return GrpcChannel.ForAddress($"http://{address}", new GrpcChannelOptions
+        var usesTls = address.StartsWith("https://");
+        // Pings detect a server that vanished silently.
+        var handler = new SocketsHttpHandler { KeepAlivePingDelay = TimeSpan.FromSeconds(30) };
+        if (Environment.GetEnvironmentVariable("EVALRPC_TLS_CA") is { } ca)
         {
-            // Pings detect a server that vanished silently.
-            HttpHandler = new SocketsHttpHandler { KeepAlivePingDelay = TimeSpan.FromSeconds(30) },
+            handler.SslOptions.CertificateChainPolicy = TrustOnly(ca);
+        }
+        return GrpcChannel.ForAddress(usesTls ? address : $"http://{address}", new GrpcChannelOptions
+        {
+            Credentials = usesTls ? TlsCredentials() : ChannelCredentials.Insecure,
+            HttpHandler = handler,
             DisposeHttpClient = true,
             // By default gRPC waits up to two minutes before it reconnects to a restarted server.
             InitialReconnectBackoff = Backoff.First,
             MaxReconnectBackoff = Backoff.Longest,
         });
+    }
+
+    private static ChannelCredentials TlsCredentials()
+    {
+        if (Environment.GetEnvironmentVariable("EVALRPC_TOKEN") is not { } token)
+        {
+            return ChannelCredentials.SecureSsl;
+        }
+        var bearer = CallCredentials.FromInterceptor((_, metadata) =>
+        {
+            metadata.Add("authorization", $"Bearer {token}");
+            return Task.CompletedTask;
+        });
+        return ChannelCredentials.Create(ChannelCredentials.SecureSsl, bearer);
+    }
+
+    private static X509ChainPolicy TrustOnly(string ca)
+    {
+        var policy = new X509ChainPolicy
+        {
+            TrustMode = X509ChainTrustMode.CustomRootTrust,
+            RevocationMode = X509RevocationMode.NoCheck,
+        };
+        policy.CustomTrustStore.ImportFromPemFile(ca);
+        return policy;
     }
 }
 

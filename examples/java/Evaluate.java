@@ -9,11 +9,18 @@ import evalrpc.v1.JobInfo;
 import evalrpc.v1.JobStatus;
 import evalrpc.v1.SubmitJobRequest;
 import evalrpc.v1.WatchJobRequest;
+import io.grpc.Grpc;
+import io.grpc.InsecureChannelCredentials;
 import io.grpc.ManagedChannel;
 import io.grpc.ManagedChannelBuilder;
+import io.grpc.Metadata;
 import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
+import io.grpc.TlsChannelCredentials;
 import io.grpc.protobuf.StatusProto;
+import io.grpc.stub.MetadataUtils;
+import java.io.File;
+import java.io.IOException;
 import java.time.Duration;
 import java.time.Instant;
 import java.util.HashMap;
@@ -30,8 +37,9 @@ import java.util.concurrent.TimeUnit;
  *
  * <pre>java -jar evaluate.jar [--harness H] --model M --tasks A,B [--num-gpus N] [--patience SECONDS]</pre>
  *
- * EVALRPC_ADDRESS sets the server. Exits with 0 if the job completed, 1 if it failed or was cancelled, 2 if the call was
- * invalid or refused, 3 if the server can't be reached.
+ * EVALRPC_ADDRESS sets the server: HOST:PORT, or https://HOST:PORT for TLS. EVALRPC_TLS_CA is a file with the certificates to
+ * trust, EVALRPC_TOKEN a token, which is sent with TLS only. Exits with 0 if the job completed, 1 if it failed or was
+ * cancelled, 2 if the call was invalid or refused, 3 if the server can't be reached.
  */
 public final class Evaluate {
     private static final List<String> FLAGS = List.of("--harness", "--model", "--tasks", "--num-gpus", "--patience");
@@ -56,19 +64,16 @@ public final class Evaluate {
     private static int run(String[] arguments) throws InterruptedException {
         SubmitJobRequest submission;
         Duration patience;
+        ManagedChannel channel;
         try {
             var flags = parseFlags(arguments);
             submission = submission(flags);
             patience = Duration.ofMillis((long) (1000 * Double.parseDouble(flags.getOrDefault("--patience", "60"))));
-        } catch (IllegalArgumentException error) {
+            channel = connect(System.getenv().getOrDefault("EVALRPC_ADDRESS", "127.0.0.1:50051"));
+        } catch (IllegalArgumentException | UnsupportedOperationException | IOException error) {
             System.err.println("evaluate: " + error.getMessage());
             return 2;
         }
-        var channel = ManagedChannelBuilder.forTarget(System.getenv().getOrDefault("EVALRPC_ADDRESS", "127.0.0.1:50051"))
-                .usePlaintext()
-                // Pings detect a server that vanished silently.
-                .keepAliveTime(30, TimeUnit.SECONDS)
-                .build();
         try {
             var job = new Evaluate(channel, patience).evaluate(submission);
             printOutcome(job);
@@ -79,6 +84,30 @@ public final class Evaluate {
         } finally {
             channel.shutdownNow();
         }
+    }
+
+    private static ManagedChannel connect(String address) throws IOException {
+        var channel = address.startsWith("https://")
+                ? tlsChannel(address.substring("https://".length()))
+                : Grpc.newChannelBuilder(address, InsecureChannelCredentials.create());
+        // Pings detect a server that vanished silently.
+        return channel.keepAliveTime(30, TimeUnit.SECONDS).build();
+    }
+
+    private static ManagedChannelBuilder<?> tlsChannel(String target) throws IOException {
+        var credentials = TlsChannelCredentials.newBuilder();
+        var ca = System.getenv("EVALRPC_TLS_CA");
+        if (ca != null) {
+            credentials.trustManager(new File(ca));
+        }
+        var channel = Grpc.newChannelBuilder(target, credentials.build());
+        var token = System.getenv("EVALRPC_TOKEN");
+        if (token == null) {
+            return channel;
+        }
+        var metadata = new Metadata();
+        metadata.put(Metadata.Key.of("authorization", Metadata.ASCII_STRING_MARSHALLER), "Bearer " + token);
+        return channel.intercept(MetadataUtils.newAttachHeadersInterceptor(metadata));
     }
 
     private static Map<String, String> parseFlags(String[] arguments) {

@@ -3,10 +3,12 @@
 //
 //   node evaluate.js [--harness H] --model M --tasks A,B [--num-gpus N] [--patience SECONDS]
 //
-// EVALRPC_ADDRESS sets the server. Exits with 0 if the job completed, 1 if it failed or was cancelled, 2 if the call was
-// invalid or refused, 3 if the server can't be reached.
+// EVALRPC_ADDRESS sets the server: HOST:PORT, or https://HOST:PORT for TLS. EVALRPC_TLS_CA is a file with the certificates to
+// trust, EVALRPC_TOKEN a token, which is sent with TLS only. Exits with 0 if the job completed, 1 if it failed or was
+// cancelled, 2 if the call was invalid or refused, 3 if the server can't be reached.
 
 import { randomUUID } from 'node:crypto'
+import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs, promisify } from 'node:util'
@@ -60,7 +62,18 @@ function connect (address) {
     defaults: true
   })
   const { EvaluationService } = grpc.loadPackageDefinition(definition).evalrpc.v1
-  return new EvaluationService(address, grpc.credentials.createInsecure(), CHANNEL_OPTIONS)
+  const credentials = address.startsWith('https://') ? tlsCredentials() : grpc.credentials.createInsecure()
+  return new EvaluationService(address.replace('https://', ''), credentials, CHANNEL_OPTIONS)
+}
+
+function tlsCredentials () {
+  const { EVALRPC_TLS_CA: ca, EVALRPC_TOKEN: token } = process.env
+  const credentials = grpc.credentials.createSsl(ca ? readFileSync(ca) : null)
+  if (!token) return credentials
+  const metadata = new grpc.Metadata()
+  metadata.set('authorization', `Bearer ${token}`)
+  const bearer = grpc.credentials.createFromMetadataGenerator((_, callback) => callback(null, metadata))
+  return grpc.credentials.combineChannelCredentials(credentials, bearer)
 }
 
 // Returns the finished job.
@@ -160,14 +173,14 @@ function number (text) {
 }
 
 async function main () {
-  let flags
+  let flags, client
   try {
     flags = parseFlags()
+    client = connect(process.env.EVALRPC_ADDRESS || '127.0.0.1:50051')
   } catch (error) {
     console.error(`evaluate: ${error.message}`)
     return 2
   }
-  const client = connect(process.env.EVALRPC_ADDRESS || '127.0.0.1:50051')
   try {
     // The id makes it safe to resubmit if the response is lost.
     const submission = { request: flags.request, requestId: randomUUID() }

@@ -2,9 +2,10 @@
 
     python build/evaluate.py [--harness H] --model M --tasks A,B [--num-gpus N] [--patience SECONDS]
 
-EVALRPC_ADDRESS sets the server. Exits with 0 if the job completed, 1 if it failed or was cancelled, 2 if the call was
-invalid or refused, 3 if the server can't be reached. Uses only the generated stubs: the package evalrpc has a client that
-does all this.
+EVALRPC_ADDRESS sets the server: HOST:PORT, or https://HOST:PORT for TLS. EVALRPC_TLS_CA is a file with the certificates to
+trust, EVALRPC_TOKEN a token, which is sent with TLS only. Exits with 0 if the job completed, 1 if it failed or was
+cancelled, 2 if the call was invalid or refused, 3 if the server can't be reached. Uses only the generated stubs: the package
+evalrpc has a client that does all this.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import random
 import sys
 import time
 import uuid
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -63,7 +65,12 @@ def main() -> int:
     request = EvaluateRequest(harness=flags.harness, model=flags.model, tasks=flags.tasks.split(","), num_gpus=flags.num_gpus)
     # The id makes it safe to resubmit if the response is lost.
     submission = SubmitJobRequest(request=request, request_id=str(uuid.uuid4()))
-    with grpc.insecure_channel(os.environ.get("EVALRPC_ADDRESS", "127.0.0.1:50051"), CHANNEL_OPTIONS) as channel:
+    try:
+        connection = connect()
+    except OSError as error:
+        print("evaluate:", error, file=sys.stderr)
+        return 2
+    with connection as channel:
         try:
             job = evaluate(EvaluationServiceStub(channel), submission, flags.patience)
         except grpc.RpcError as error:
@@ -71,6 +78,18 @@ def main() -> int:
             return 2 if is_final(error) else 3
     print_outcome(job)
     return 0 if job.status == JobStatus.JOB_STATUS_COMPLETED else 1
+
+
+def connect() -> grpc.Channel:
+    """Connect with the first call. Raises OSError if there is no such file of certificates."""
+    address = os.environ.get("EVALRPC_ADDRESS") or "127.0.0.1:50051"
+    if not address.startswith("https://"):
+        return grpc.insecure_channel(address, CHANNEL_OPTIONS)
+    ca, token = os.environ.get("EVALRPC_TLS_CA"), os.environ.get("EVALRPC_TOKEN")
+    credentials = grpc.ssl_channel_credentials(Path(ca).read_bytes() if ca else None)
+    if token:
+        credentials = grpc.composite_channel_credentials(credentials, grpc.access_token_call_credentials(token))
+    return grpc.secure_channel(address.removeprefix("https://"), credentials, CHANNEL_OPTIONS)
 
 
 def parse_flags() -> argparse.Namespace:

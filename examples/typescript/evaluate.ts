@@ -2,16 +2,18 @@
 //
 //   node build/evaluate.js [--harness H] --model M --tasks A,B [--num-gpus N] [--patience SECONDS]
 //
-// EVALRPC_ADDRESS sets the server. Exits with 0 if the job completed, 1 if it failed or was cancelled, 2 if the call was
-// invalid or refused, 3 if the server can't be reached.
+// EVALRPC_ADDRESS sets the server: HOST:PORT, or https://HOST:PORT for TLS. EVALRPC_TLS_CA is a file with the certificates to
+// trust, EVALRPC_TOKEN a token, which is sent with TLS only. Exits with 0 if the job completed, 1 if it failed or was
+// cancelled, 2 if the call was invalid or refused, 3 if the server can't be reached.
 
 import { randomUUID } from 'node:crypto'
+import { readFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 
 import { create } from '@bufbuild/protobuf'
 import { durationMs } from '@bufbuild/protobuf/wkt'
-import { type Client, Code, ConnectError, createClient } from '@connectrpc/connect'
+import { type Client, Code, ConnectError, createClient, type Interceptor } from '@connectrpc/connect'
 import { createGrpcTransport, Http2SessionManager } from '@connectrpc/connect-node'
 
 import { ErrorInfoSchema, RetryInfoSchema } from './gen/error_details_pb.js'
@@ -46,6 +48,20 @@ class Backoff {
     await sleep(retryDelayMs(error) + Math.random() * this.#boundMs)
     this.#boundMs = Math.min(2 * this.#boundMs, LONGEST_BACKOFF_MS)
   }
+}
+
+function connect (): { server: Client<typeof EvaluationService>, sessionManager: Http2SessionManager } {
+  const { EVALRPC_ADDRESS: address = '127.0.0.1:50051', EVALRPC_TLS_CA: ca, EVALRPC_TOKEN: token } = process.env
+  const usesTls = address.startsWith('https://')
+  const baseUrl = usesTls ? address : `http://${address}`
+  const signIn: Interceptor = (next) => async (request) => {
+    if (usesTls && token) request.header.set('authorization', `Bearer ${token}`)
+    return await next(request)
+  }
+  // Pings detect a server that vanished silently.
+  const sessionManager = new Http2SessionManager(baseUrl, { pingIntervalMs: 30_000 }, ca ? { ca: readFileSync(ca) } : {})
+  const transport = createGrpcTransport({ baseUrl, sessionManager, interceptors: [signIn] })
+  return { server: createClient(EvaluationService, transport), sessionManager }
 }
 
 // Returns the finished job.
@@ -140,18 +156,16 @@ function number (text: string): number {
 }
 
 async function main (): Promise<number> {
-  let flags
+  let flags, connection
   try {
     flags = parseFlags()
+    connection = connect()
   } catch (error) {
     console.error(`evaluate: ${error instanceof Error ? error.message : String(error)}`)
     return 2
   }
-  const baseUrl = `http://${process.env.EVALRPC_ADDRESS ?? '127.0.0.1:50051'}`
-  // Pings detect a server that vanished silently.
-  const sessionManager = new Http2SessionManager(baseUrl, { pingIntervalMs: 30_000 })
+  const { server, sessionManager } = connection
   try {
-    const server = createClient(EvaluationService, createGrpcTransport({ baseUrl, sessionManager }))
     const job = await evaluate(server, flags.submission, flags.patience)
     printOutcome(job)
     return job.status === JobStatus.COMPLETED ? 0 : 1

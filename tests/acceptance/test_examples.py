@@ -6,13 +6,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import ZipFile
 
 import grpc
 import pytest
+from certificates import Authority
 from fake_server import JOB_ID, FakeServer, FakeService, details_of, job_at
 from server_process import ServerProcess
 
@@ -220,21 +222,26 @@ def gate(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(tmp_path: Path, gate: Path, serve: Callable[[str], ServerProcess]) -> ServerProcess:
-    program = tmp_path / "harness.py"
+    return serve(gated_harness(tmp_path, gate))
+
+
+def gated_harness(folder: Path, gate: Path) -> str:
+    """Write the harness into a folder, and return the settings of a server that has it."""
+    program = folder / "harness.py"
     program.write_text(HARNESS)
-    return serve(f"""
+    return f"""
         gpus = "0"
         [harnesses.gated]
         kind = "command"
         command = ["{sys.executable}", "{program}", "{{output_dir}}", "{{model}}", "{{tasks}}", "{gate}"]
-    """)
+    """
 
 
 class Client:
     """A run of an example."""
 
-    def __init__(self, command: Sequence[str], address: str) -> None:
-        environment = {**os.environ, "EVALRPC_ADDRESS": address, "no_proxy": "127.0.0.1"}
+    def __init__(self, command: Sequence[str], address: str, variables: Mapping[str, str]) -> None:
+        environment = {**os.environ, "EVALRPC_ADDRESS": address, "no_proxy": "127.0.0.1", **variables}
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
     def wait_for_status(self, status: str) -> list[str]:
@@ -304,13 +311,35 @@ def unsteady() -> Iterator[FakeServer]:
         yield server
 
 
+AUTHORITY = Authority()
+
+
+@pytest.fixture
+def tls(request: pytest.FixtureRequest) -> None:
+    """Skip a language that can't speak TLS here."""
+    if request.node.callspec.params["example"] == "java":
+        with ZipFile("/usr/share/java/netty-handler.jar") as netty:
+            if not any("JdkAlpn" in name for name in netty.namelist()):
+                pytest.skip("the Netty of this machine has no ALPN, so no TLS for gRPC; see examples/README.md")
+
+
+@pytest.fixture
+def signed_in() -> Iterator[FakeServer]:
+    """A server with TLS, where each call needs a token, and which completes every job at once."""
+    cert, key = AUTHORITY.issue()
+    with FakeServer(grpc.ssl_server_credentials([(key, cert)])) as server:
+        server.service.token = "evr_1_secret"
+        server.service.on_submit = lambda: server.service.change(job_at(JobStatus.JOB_STATUS_COMPLETED, 2))
+        yield server
+
+
 @pytest.fixture
 def run(example: Sequence[str]) -> Iterator[Callable[..., Client]]:
-    """Start the example with an address and flags; it is ended with the test."""
+    """Start the example with an address, flags and variables; it is ended with the test."""
     with ExitStack() as stack:
 
-        def start(address: str, *flags: str) -> Client:
-            client = Client((*example, *flags), address)
+        def start(address: str, *flags: str, **variables: str) -> Client:
+            client = Client((*example, *flags), address, variables)
             stack.callback(client.clean_up)
             return client
 
@@ -446,3 +475,59 @@ def test_a_refusal_by_the_server_itself_ends_a_watch(run: Callable[..., Client],
     code, lines, errors = run(unsteady.address, "--model", "m", "--tasks", "t").finish()
     assert (code, lines) == (2, ["1 QUEUED"])
     assert "evaluate: JOB_NOT_FOUND: there is no such job" in errors
+
+
+def test_it_speaks_tls_and_sends_a_token_with_every_call(
+    tls: None, run: Callable[..., Client], signed_in: FakeServer, tmp_path: Path
+) -> None:
+    variables = {"EVALRPC_TLS_CA": str(AUTHORITY.write(tmp_path)), "EVALRPC_TOKEN": "evr_1_secret"}
+    code, lines, errors = run(f"https://{signed_in.address}", "--model", "m", "--tasks", "t", **variables).finish()
+    assert (code, lines) == (0, ["1 QUEUED", "2 COMPLETED"]), errors
+    assert signed_in.service.authorizations == ["Bearer evr_1_secret"] * 2
+    assert "evr_" not in errors
+
+
+def test_a_token_that_the_server_does_not_accept_is_refused_at_once(
+    tls: None, run: Callable[..., Client], signed_in: FakeServer, tmp_path: Path
+) -> None:
+    variables = {"EVALRPC_TLS_CA": str(AUTHORITY.write(tmp_path)), "EVALRPC_TOKEN": "evr_1_wrong"}
+    code, lines, errors = run(f"https://{signed_in.address}", "--model", "m", "--tasks", "t", **variables).finish()
+    assert (code, lines) == (2, [])
+    assert errors.endswith("evaluate: UNAUTHENTICATED: sign in\n")
+    assert "evr_" not in errors
+
+
+def test_a_server_that_the_certificates_do_not_vouch_for_gets_no_token(
+    tls: None, run: Callable[..., Client], signed_in: FakeServer, tmp_path: Path
+) -> None:
+    variables = {"EVALRPC_TLS_CA": str(Authority("other").write(tmp_path)), "EVALRPC_TOKEN": "evr_1_secret"}
+    client = run(f"https://{signed_in.address}", "--model", "m", "--tasks", "t", "--patience", "0", **variables)
+    assert client.finish()[0] == 3
+    assert signed_in.service.authorizations == []
+
+
+def test_without_tls_no_token_is_sent(run: Callable[..., Client], unsteady: FakeServer) -> None:
+    code, _, errors = run(unsteady.address, "--model", "m", "--tasks", "t", EVALRPC_TOKEN="evr_1_secret").finish()
+    assert code == 0, errors
+    assert unsteady.service.authorizations == []
+
+
+def test_a_file_of_certificates_that_is_not_there_is_a_wrong_call(run: Callable[..., Client]) -> None:
+    client = run("https://127.0.0.1:1", "--model", "m", "--tasks", "t", EVALRPC_TLS_CA="/none/ca.pem")
+    code, lines, errors = client.finish()
+    assert (code, lines) == (2, [])
+    assert errors.startswith("evaluate: ")
+
+
+def test_a_real_server_with_tls_is_watched_to_the_end(
+    tls: None, run: Callable[..., Client], serve: Callable[[str], ServerProcess], gate: Path, tmp_path: Path
+) -> None:
+    gate.touch()
+    cert, key = AUTHORITY.issue().write(tmp_path)
+    server = serve(f'tls_cert = "{cert}"\ntls_key = "{key}"\n{gated_harness(tmp_path, gate)}')
+    client = run(
+        f"https://{server.address}", "--model", "m", "--tasks", "first,second", EVALRPC_TLS_CA=str(AUTHORITY.write(tmp_path))
+    )
+    code, lines, errors = client.finish()
+    assert (code, lines[3:]) == (0, METRICS), errors
+    assert [line.split()[1] for line in lines[:3]] == ["QUEUED", "RUNNING", "COMPLETED"]

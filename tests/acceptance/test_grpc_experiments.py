@@ -15,7 +15,7 @@ CONFIG = """
 gpus = "0"
 [harnesses.reporter]
 kind = "command"
-command = ["sh", "-c", "echo it is ${GRPC_EXPERIMENTS-not set}"]
+command = ["sh", "-c", "echo it is ${GRPC_EXPERIMENTS-not set}, ${GRPC_VERBOSITY-not set}"]
 """
 
 
@@ -40,7 +40,7 @@ def test_the_installed_grpc_knows_what_is_chosen() -> None:
 
 
 def test_no_run_inherits_what_the_server_has_chosen(serve: Callable[[str], ServerProcess]) -> None:
-    assert "it is not set" in log_of_a_run(serve(CONFIG))
+    assert "it is not set, not set" in log_of_a_run(serve(CONFIG))
 
 
 def test_what_the_operator_has_chosen_stands(serve: Callable[[str], ServerProcess], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,13 @@ def test_a_module_of_no_extra_is_no_matter_of_installing() -> None:
 
 
 def test_every_library_is_in_the_extra_that_is_named() -> None:
-    distributions = {"grpc_health": "grpcio-health-checking", "grpc_reflection": "grpcio-reflection", "pynvml": "nvidia-ml-py"}
+    distributions = {
+        "cryptography": "PyJWT[crypto]",
+        "grpc_health": "grpcio-health-checking",
+        "grpc_reflection": "grpcio-reflection",
+        "jwt": "PyJWT",
+        "pynvml": "nvidia-ml-py",
+    }
     for library, extra in extras._EXTRAS.items():
         assert any(line.startswith(distributions.get(library, library)) for line in DECLARED[extra]), library
 

@@ -43,7 +43,10 @@ def test_command_exists(command: str) -> None:
 @pytest.mark.parametrize("line", [line.strip() for line in CODE.splitlines() if re.search(r"evalrpc [a-z]+ .*--", line)])
 def test_flags_exist(line: str) -> None:
     context = click.Context(main)
-    command = main.get_command(context, re.findall(r"evalrpc ([a-z]+)", line)[0])
+    name, subcommand = re.findall(r"evalrpc ([a-z]+)(?: ([a-z]+))?", line)[0]
+    command = main.get_command(context, name)
+    if isinstance(command, click.Group):
+        command = command.get_command(context, subcommand)
     assert command is not None
     known = {name for parameter in command.params for name in parameter.opts}
     assert set(re.findall(r"--[a-z-]+", line)) <= known

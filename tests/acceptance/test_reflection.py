@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from certificates import Authority
 from server_process import EVALRPC, ServerProcess
 from serving import NOWHERE
 
@@ -269,3 +270,15 @@ def test_jq_finds_every_metric_zeros_too_in_whatever_prints_json(client: Generic
         query = f"[.results.m.metrics[] | [.metric, .value, .{standard_error}]] | sort"
         found = run("jq", "--compact-output", query, text=text)
         assert json.loads(found.stdout) == VALUES, found.stderr + text
+
+
+def test_grpcurl_calls_a_server_with_tls_as_the_documents_say(serve: Callable[[str], ServerProcess], tmp_path: Path) -> None:
+    authority = Authority()
+    cert, key = authority.issue().write(tmp_path)
+    server = serve(f'gpus = "0"\ntls_cert = "{cert}"\ntls_key = "{key}"\n')
+    flags = ("-cacert", str(authority.write(tmp_path)), "-H", "authorization: Bearer evr_1_secret")
+
+    done = run(program("grpcurl"), *flags, server.address, f"{SERVICE.full_name}/GetQueue")
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["queuedCount"] == "0"

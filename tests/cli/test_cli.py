@@ -7,11 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import click
+import grpc
 import pytest
+from certificates import Authority
 from click.testing import CliRunner, Result
 from fake_server import JOB_ID, FakeServer, FakeService, job_at
 from google.protobuf import json_format
@@ -27,7 +30,9 @@ from evalrpc.cli.jobs import list_command, watch_all_command
 from evalrpc.cli.parameters import parse_duration
 from evalrpc.cli.policy import policy_command
 from evalrpc.cli.submit import submit_command
+from evalrpc.cli.token import token_command
 from evalrpc.errors import FieldViolation
+from evalrpc.v1.callers_pb2 import GetCallerResponse
 from evalrpc.v1.catalog_pb2 import GetServerInfoResponse
 from evalrpc.v1.comparison_pb2 import CompareJobsResponse, JobComparison, MetricComparison, TestMethod, Verdict
 from evalrpc.v1.jobs_pb2 import JobError, JobEvent, JobInfo, JobStatus, Progress, SubmitJobRequest
@@ -683,7 +688,9 @@ def test_list_stops_at_its_limit(run: Run, service: FakeService) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "message"), [("queue", GetQueueResponse), ("info", GetServerInfoResponse)], ids=["queue", "info"]
+    ("command", "message"),
+    [("queue", GetQueueResponse), ("info", GetServerInfoResponse), ("whoami", GetCallerResponse)],
+    ids=["queue", "info", "whoami"],
 )
 def test_json_is_the_message_itself(run: Run, command: str, message: Any) -> None:
     assert json_format.Parse(run(command, "--json").stdout, message()) != message()
@@ -737,7 +744,8 @@ def test_the_address_may_stand_before_or_behind_the_command(server: FakeServer) 
 def test_every_command_can_print_json() -> None:
     context = click.Context(main)
     commands = {name: main.get_command(context, name) for name in main.list_commands(context)}
-    for name, group in (("baseline", baseline_command), ("policy", policy_command)):
+    groups = {"baseline": baseline_command, "policy": policy_command, "token": token_command}
+    for name, group in groups.items():
         commands |= {f"{name} {command}": group.commands[command] for command in group.commands}
         del commands[name]
     flags = {
@@ -775,8 +783,9 @@ def test_serve_refuses_settings_that_can_not_work(tmp_path: Path) -> None:
 
     assert "max_running" in CliRunner().invoke(main, ["serve", "--config", str(config)]).stderr
     result = CliRunner().invoke(main, ["serve", "--listen", "nowhere"])
-    message = "evalrpc: setting listen: must be HOST:PORT, with a port from 0 to 65535 (from --listen)\n"
-    assert (result.exit_code, result.stderr) == (2, message)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("evalrpc: setting listen: must be HOST:PORT, with a port from 0 to 65535, or unix:PATH;")
+    assert result.stderr.endswith(" (from --listen)\n")
 
 
 def doctor(*flags: str) -> tuple[int, dict[str, dict[str, Any]]]:
@@ -802,7 +811,9 @@ def test_doctor_finds_nothing_wrong_where_nothing_is(config: Path, tmp_path: Pat
     assert findings["defaults"]["detail"] == "harness nightly; GPUs: 0"
     assert set(findings) == {
         *("config file", "harness nightly", "GPUs", "defaults", "cgroups", "environment of runs", "data folder", "port"),
+        "sign-in",
     }
+    assert findings["sign-in"]["detail"].startswith("127.0.0.1:0 asks nobody to sign in: any local user and any proxy on this")
     assert "cgroup" in findings["cgroups"]["detail"] or "every run has one" in findings["cgroups"]["detail"]
     assert exit_code == 0
     assert not (tmp_path / "data").exists()
@@ -853,6 +864,66 @@ def test_doctor_reads_every_secret_and_shows_none(config: Path, tmp_path: Path) 
     assert findings["secret A"] == {"subject": "secret A", "good": True, "detail": "can be read; for alice, bob"}
     assert findings["secret B"]["detail"] == "its file can't be read: No such file or directory"
     assert (exit_code, "sk-123456" in str(findings)) == (1, False)
+
+
+def test_doctor_names_the_address_where_there_are_several(config: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run" / "socket"
+
+    exit_code, findings = doctor("--config", str(config), "--listen", f"127.0.0.1:0,unix:{path}", "--auth", "required")
+
+    assert exit_code == 0
+    assert findings[f"port unix:{path}"]["detail"] == f"unix:{path} is free"
+    assert findings[f"sign-in unix:{path}"]["detail"] == f"unix:{path} requires it"
+    assert "port 127.0.0.1:0" in findings
+    assert not path.parent.exists()
+
+
+def test_doctor_refuses_what_serve_would_refuse(config: Path) -> None:
+    exit_code, findings = doctor("--config", str(config), "--listen", "0.0.0.0:0")
+
+    assert exit_code == 1
+    assert findings["addresses"]["detail"].startswith("setting tls_cert: 0.0.0.0:0 is not loopback")
+
+
+@pytest.mark.parametrize(
+    ("days", "good", "text"), [(100, True, "is valid until"), (0.1, False, "expires soon"), (-0.5, False, "has expired")]
+)
+def test_doctor_says_when_the_certificate_ends_and_warns_before(
+    config: Path, tmp_path: Path, days: float, good: bool, text: str
+) -> None:
+    cert, key = Authority().issue(days=days).write(tmp_path)
+    tls = ("--tls-cert", str(cert), "--tls-key", str(key))
+
+    _, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0", *tls)
+
+    assert findings["certificate"]["good"] == good
+    assert findings["certificate"]["detail"].startswith(f"{cert} {text}")
+
+
+def test_doctor_says_why_a_certificate_can_not_be_used(config: Path, tmp_path: Path) -> None:
+    tls = ("--tls-cert", str(tmp_path / "none"), "--tls-key", str(tmp_path / "none"))
+
+    _, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0", *tls)
+
+    assert not findings["certificate"]["good"]
+    assert findings["certificate"]["detail"] == f"setting tls_cert: can't read {tmp_path / 'none'}: No such file or directory"
+
+
+def test_doctor_knows_a_server_with_its_certificate_and_no_other(config: Path, tmp_path: Path) -> None:
+    issued = Authority().issue()
+    cert, key = issued.write(tmp_path)
+    tls = ("--tls-cert", str(cert), "--tls-key", str(key))
+    server = grpc.server(ThreadPoolExecutor(1), options=[("grpc.so_reuseport", 0)])
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(issued.key, issued.cert)]))
+    server.start()
+    try:
+        _, findings = doctor("--config", str(config), "--listen", f"127.0.0.1:{port}", *tls)
+        assert findings["port"]["detail"] == f"a server with this certificate answers at 127.0.0.1:{port}"
+        Authority().issue().write(tmp_path)
+        _, findings = doctor("--config", str(config), "--listen", f"127.0.0.1:{port}", *tls)
+        assert not findings["port"]["good"]
+    finally:
+        server.stop(None).wait()
 
 
 def test_doctor_goes_on_where_one_check_can_not_be_made(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from terminal_screen import run_on_terminal
 from evalrpc.cli import main
 from evalrpc.cli.baseline import baseline_command
 from evalrpc.cli.policy import policy_command
+from evalrpc.cli.token import token_command
 
 GOLDEN = Path(__file__).parent / "golden"
 WIDTHS = (50, 80, 200)
@@ -51,6 +52,7 @@ COMMANDS: dict[str, list[str]] = {
     "models": ["models", "mmm"],
     "harnesses": ["harnesses"],
     "info": ["info"],
+    "whoami": ["whoami"],
     "doctor": ["doctor"],
     "submit": ["submit", "--model", "m", "--tasks", "mme"],
     "get-prefix": ["get", "2c2f"],
@@ -131,8 +133,8 @@ def test_ids_stay_whole_at_any_width(screens: tuple[int, dict[str, str]], name: 
 def commands() -> dict[str, list[str]]:
     context = click.Context(main)
     helps = {"evalrpc": ["--help"], **{name: [name, "--help"] for name in main.list_commands(context)}}
-    groups = {"baseline": baseline_command, "policy": policy_command}
-    return helps | {f"{group}-{name}": [group, name, "--help"] for group in groups for name in groups[group].commands}
+    groups = {"baseline": baseline_command, "policy": policy_command, "token": token_command}
+    return helps | {f"{name}-{sub}": [name, sub, "--help"] for name, group in groups.items() for sub in group.commands}
 
 
 @pytest.mark.parametrize("name", commands())
@@ -148,7 +150,7 @@ def test_the_help_of_a_command_is_as_people_have_judged_it(
 def test_help_texts_are_whole_sentences_and_none_is_missing_or_cut() -> None:
     context = click.Context(main)
     commands = [(name, main.get_command(context, name)) for name in main.list_commands(context)]
-    for name, command in [*commands, *baseline_command.commands.items()]:
+    for name, command in [*commands, *baseline_command.commands.items(), *token_command.commands.items()]:
         assert command is not None
         texts = [
             command.short_help or "",

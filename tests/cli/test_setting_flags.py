@@ -13,7 +13,13 @@ from evalrpc.config import Settings
 
 # For each setting, a value as the config file may say it, which is not the default.
 VALUES: dict[str, Any] = {
-    "listen": "127.0.0.1:1",
+    "listen": "127.0.0.1:1,unix:/s/socket",
+    "tls_cert": "/c",
+    "tls_key": "/k",
+    "tls_client_ca": "/ca",
+    "auth": "required",
+    "proxy_terminates_tls": True,
+    "insecure_no_auth": True,
     "data_dir": "/d",
     "gpus": "0,2",
     "default_harness": "lmms-eval",
@@ -83,7 +89,8 @@ def write(path: Path, **settings: Any) -> Path:
 
 
 def test_every_setting_is_tested_here() -> None:
-    assert {field.name for field in dataclasses.fields(Settings)} == {*VALUES, "harnesses", "secrets"}
+    tables = {"harnesses", "secrets", "client_certificates", "oidc"}
+    assert {field.name for field in dataclasses.fields(Settings)} == {*VALUES, *tables}
 
 
 @pytest.mark.parametrize("name", VALUES)

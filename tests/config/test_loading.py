@@ -9,12 +9,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalrpc.config import HarnessSettings, PolicySettings, SecretSettings, Settings, load_settings, parse_listen
+from evalrpc.config import (
+    ClientCertificate,
+    HarnessSettings,
+    ListenSettings,
+    OidcSettings,
+    PolicySettings,
+    SecretSettings,
+    Settings,
+    load_settings,
+)
+from evalrpc.config.callers import is_owner
 from evalrpc.errors import ConfigurationError
 
 # For each setting: what the file says, what the environment says, what the flag says, and what each comes to.
 SOURCES: dict[str, tuple[Any, str, Any, tuple[Any, Any, Any]]] = {
-    "listen": ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3", ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3")),
+    "listen": ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3", tuple((ListenSettings(f"127.0.0.1:{n}"),) for n in (1, 2, 3))),
+    "tls_cert": ("/c/file", "/c/env", Path("/c/flag"), (Path("/c/file"), Path("/c/env"), Path("/c/flag"))),
+    "tls_key": ("/k/file", "/k/env", Path("/k/flag"), (Path("/k/file"), Path("/k/env"), Path("/k/flag"))),
+    "tls_client_ca": ("/a/file", "/a/env", Path("/a/flag"), (Path("/a/file"), Path("/a/env"), Path("/a/flag"))),
+    "auth": ("off", "required", "off", ("off", "required", "off")),
+    "proxy_terminates_tls": ("true", "false", True, (True, False, True)),
+    "insecure_no_auth": ("true", "false", True, (True, False, True)),
     "data_dir": ("/d/file", "/d/env", Path("/d/flag"), (Path("/d/file"), Path("/d/env"), Path("/d/flag"))),
     "gpus": (2, "3", "0,2", ("2", "3", "0,2")),
     "default_harness": ("file", "env", "flag", ("file", "env", "flag")),
@@ -64,7 +80,8 @@ def toml(value: Any) -> str:
 
 
 def test_every_setting_is_tested_here() -> None:
-    assert {field.name for field in dataclasses.fields(Settings)} == {*SOURCES, "harnesses", "secrets"}
+    tables = {"harnesses", "secrets", "client_certificates", "oidc"}
+    assert {field.name for field in dataclasses.fields(Settings)} == {*SOURCES, *tables}
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -106,6 +123,13 @@ BAD = [
     ("listen", "127.0.0.1:-1"),
     ("listen", "127.0.0.1:http"),
     ("listen", "127.0.0.1:٣"),
+    ("listen", "::1:50051"),
+    ("listen", "127.0.0.1:1,"),
+    ("listen", "unix:"),
+    ("listen", "unix:/"),
+    ("listen", f"unix:/{'a' * 107}"),
+    ("auth", "on"),
+    ("insecure_no_auth", "yes"),
     ("gpus", "0,,1"),
     ("gpus", "0, 1"),
     ("max_running", "-1"),
@@ -319,25 +343,6 @@ def test_without_a_file_there_is_lmms_eval_in_the_servers_own_environment(tmp_pa
     assert load_settings({}, {}, write(tmp_path, "max_queued = 5\n")).harnesses.keys() == {"lmms-eval"}
 
 
-@pytest.mark.parametrize(
-    ("listen", "expected"),
-    [("127.0.0.1:0", ("127.0.0.1", 0)), ("[::1]:50051", ("[::1]", 50051)), ("host.example:65535", ("host.example", 65535))],
-)
-def test_an_address_is_a_host_and_a_port(listen: str, expected: tuple[str, int]) -> None:
-    assert parse_listen(listen) == expected
-
-
-@settings(deadline=None)
-@given(st.text())
-def test_any_text_is_an_address_or_a_configuration_error(text: str) -> None:
-    try:
-        host, port = parse_listen(text)
-    except ConfigurationError:
-        return
-    assert host
-    assert 0 <= port <= 65535
-
-
 @settings(deadline=None)
 @given(name=st.sampled_from(sorted(SOURCES)), value=st.text())
 def test_any_value_in_the_environment_works_or_is_a_configuration_error(name: str, value: str) -> None:
@@ -347,3 +352,82 @@ def test_any_value_in_the_environment_works_or_is_a_configuration_error(name: st
     except ConfigurationError as error:
         refusal = error.message
     assert not refusal or f"setting {name}" in refusal
+
+
+# Who calls.
+
+OIDC = 'issuer = "https://id.example.org"\naudience = "evalrpc"\n'
+
+
+def test_client_certificates_have_an_owner_and_a_role_each(tmp_path: Path) -> None:
+    table = '"spiffe://example.org/ci" = { owner = "ci", role = "submitter" }\n"bob" = { owner = "bob@x", role = "viewer" }\n'
+    settings = load_settings({}, {}, write(tmp_path, f"[client_certificates]\n{table}"))
+    assert settings.client_certificates == {
+        "spiffe://example.org/ci": ClientCertificate("ci", "submitter"),
+        "bob": ClientCertificate("bob@x", "viewer"),
+    }
+
+
+def test_the_identity_provider_has_defaults_for_what_is_not_said(tmp_path: Path) -> None:
+    oidc = load_settings({}, {}, write(tmp_path, f'[oidc]\n{OIDC}role = "viewer"\n')).oidc
+    assert oidc == OidcSettings("https://id.example.org", "evalrpc", role="viewer")
+    assert oidc is not None
+    assert (oidc.owner_claim, oidc.algorithms, oidc.jwks_url) == ("sub", ("RS256", "ES256"), "")
+    table = 'role_claim = "groups"\nroles = { admins = "operator" }\nalgorithms = ["EdDSA"]\n'
+    oidc = load_settings({}, {}, write(tmp_path, f"[oidc]\n{OIDC}{table}")).oidc
+    assert oidc is not None
+    assert (oidc.role_claim, oidc.roles, oidc.algorithms) == ("groups", {"admins": "operator"}, ("EdDSA",))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("client_certificates = 7", r"client_certificates: must have lines"),
+        ("[client_certificates]\na = 7", r'client_certificates."a": must be a table'),
+        ('[client_certificates]\na = { owner = "x" }', r'client_certificates."a".role: is needed'),
+        ('[client_certificates]\na = { role = "viewer" }', r'client_certificates."a".owner: is needed'),
+        ('[client_certificates]\na = { owner = "x y", role = "viewer" }', r'"a".owner: must be 1 to 63'),
+        ('[client_certificates]\na = { owner = "x", role = "root" }', r'"a".role: must be `viewer`'),
+        ('[client_certificates]\na = { owner = "x", role = "viewer", x = 1 }', r'"a".x: is unknown'),
+        ("[oidc]", r"oidc.issuer: is needed"),
+        ('[oidc]\nissuer = "https://x"', r"oidc.audience: is needed"),
+        ('[oidc]\nissuer = "https://x"\naudience = ""', r"oidc.audience: must not be empty"),
+        (f"[oidc]\n{OIDC}", r"oidc.role: is needed, or oidc.role_claim"),
+        ('[oidc]\naudience = "x"\nissuer = "http://id.example.org"', r"oidc.issuer: must be an https URL"),
+        ('[oidc]\naudience = "x"\nissuer = "https://"', r"oidc.issuer: must be an https URL"),
+        (f'[oidc]\n{OIDC}jwks_url = "file:///etc/keys"', r"oidc.jwks_url: must be an https URL"),
+        (f'[oidc]\n{OIDC}role = "root"', r"oidc.role: must be `viewer`"),
+        (f'[oidc]\n{OIDC}roles = {{ a = "root" }}', r"oidc.roles: must be a table with the roles"),
+        (f'[oidc]\n{OIDC}algorithms = ["HS256"]', r"oidc.algorithms: must be some of RS256"),
+        (f'[oidc]\n{OIDC}algorithms = ["none"]', r"oidc.algorithms: must be some of RS256"),
+        (f"[oidc]\n{OIDC}algorithms = []", r"oidc.algorithms: must be some of RS256"),
+        ("[oidc]\nsecret = 1", r"oidc.secret: is unknown"),
+        ('auth = "optional"', r"auth: must be `off` or `required`"),
+    ],
+)
+def test_what_says_who_calls_is_refused_with_its_name(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        load_settings({}, {}, write(tmp_path, f"{text}\n"))
+
+
+@pytest.mark.parametrize("issuer", ["http://127.0.0.1:8080", "http://localhost", "http://[::1]:1/x"])
+def test_an_issuer_on_this_machine_needs_no_encryption(tmp_path: Path, issuer: str) -> None:
+    text = f'[oidc]\nissuer = "{issuer}"\naudience = "x"\nrole = "viewer"\n'
+    assert load_settings({}, {}, write(tmp_path, text)).oidc is not None
+
+
+@pytest.mark.parametrize(
+    ("owner", "is_good"),
+    [
+        ("a", True),
+        ("A.b_c@d-9", True),
+        ("x" * 63, True),
+        ("x" * 64, False),
+        ("", False),
+        ("a b", False),
+        ("a\n", False),
+        ("é", False),
+    ],
+)
+def test_an_owner_is_1_to_63_plain_characters(owner: str, is_good: bool) -> None:
+    assert is_owner(owner) == is_good

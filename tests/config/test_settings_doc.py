@@ -6,17 +6,30 @@ from pathlib import Path
 
 import pytest
 
-from evalrpc.config import SETTINGS, HarnessSettings, PolicySettings, SecretSettings, load_settings
+from evalrpc.config import (
+    SETTINGS,
+    ClientCertificate,
+    HarnessSettings,
+    ListenSettings,
+    OidcSettings,
+    PolicySettings,
+    SecretSettings,
+    load_settings,
+)
 from evalrpc.config.declaration import settings_of
 from evalrpc.harnesses.registry import build_harnesses
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "settings.md").read_text()
 EXAMPLE = ROOT / "docs" / "evalrpc.toml"
+LISTEN_KEYS = settings_of(ListenSettings, "listen.")
 HARNESS_KEYS = settings_of(HarnessSettings, "harnesses.NAME.")
 POLICY_KEYS = settings_of(PolicySettings, "harnesses.NAME.policy.")
 SECRET_KEYS = settings_of(SecretSettings, "secrets.NAME.")
-KEYS = [*HARNESS_KEYS.values(), *POLICY_KEYS.values(), *SECRET_KEYS.values()]
+CERTIFICATE_KEYS = settings_of(ClientCertificate, "client_certificates.NAME.")
+OIDC_KEYS = settings_of(OidcSettings, "oidc.")
+TABLES = (LISTEN_KEYS, HARNESS_KEYS, POLICY_KEYS, SECRET_KEYS, CERTIFICATE_KEYS, OIDC_KEYS)
+KEYS = [key for table in TABLES for key in table.values()]
 SECTIONS = {section.partition("\n")[0]: section.replace("\n", " ") for section in PAGE.split("\n### ")[1:]}
 
 

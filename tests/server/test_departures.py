@@ -11,7 +11,7 @@ from caller_limits import caller_limits
 from evalrpc.server.app import SERVICE
 from evalrpc.server.call import Call
 from evalrpc.server.handlers import handlers_of
-from evalrpc.server.transports.grpc import _adapted, ignore_departures
+from evalrpc.server.transports.grpc import _adapted, anonymous, ignore_departures
 from evalrpc.v1.jobs_pb2 import JobEvent, WatchJobsRequest
 
 GRPC_LOG = logging.getLogger("grpc._cython.cygrpc")
@@ -41,7 +41,7 @@ def ignoring() -> Iterator[None]:
 
 
 def test_a_message_to_a_client_that_left_ends_the_call_as_a_cancellation_does(caplog: pytest.LogCaptureFixture) -> None:
-    call = _adapted(handlers_of(SERVICE, Service(), caller_limits())["WatchJobs"])
+    call = _adapted(handlers_of(SERVICE, Service(), caller_limits())["WatchJobs"], anonymous, is_stream=True)
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(call(b"", Departed()))
     assert not caplog.records

@@ -12,7 +12,7 @@ from evalrpc.errors import NotFoundError
 from evalrpc.server.app import SERVICE
 from evalrpc.server.call import Call
 from evalrpc.server.handlers import handlers_of
-from evalrpc.server.transports.grpc import _adapted
+from evalrpc.server.transports.grpc import _adapted, anonymous
 from evalrpc.v1.jobs_pb2 import GetJobRequest
 
 
@@ -45,7 +45,7 @@ async def check() -> None:
             errors.append(weakref.ref(error))
             raise error
 
-    call = _adapted(handlers_of(SERVICE, Service(), caller_limits())["GetJob"])
+    call = _adapted(handlers_of(SERVICE, Service(), caller_limits())["GetJob"], anonymous, is_stream=False)
     with suppress(AbortedError):
         await call(b"", Context())
     assert [error() for error in errors] == [None]

@@ -12,7 +12,7 @@ from google.protobuf.text_format import Parse
 from grpc_reflection.v1alpha import reflection_pb2 as pb
 from waiting import DEADLINE_SECONDS
 
-from evalrpc.config import Settings
+from evalrpc.config import ListenSettings, Settings
 from evalrpc.errors import InvalidRequestError
 from evalrpc.server.reflection import METHOD, SERVICES, Reflection
 from evalrpc.testing.server import ServerThread
@@ -180,7 +180,7 @@ def test_garbage_is_refused(reflection: Reflection, garbage: bytes) -> None:
 def test_both_versions_answer_each_message_of_a_stream_and_survive_garbage(
     tmp_path: Path, service: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server = ServerThread(Settings(data_dir=tmp_path / "data", listen="127.0.0.1:0"))
+    server = ServerThread(Settings(data_dir=tmp_path / "data", listen=(ListenSettings("127.0.0.1:0"),)))
     try:
         with grpc.insecure_channel(server.address) as channel:
             call = channel.stream_stream(
@@ -210,7 +210,7 @@ def test_both_versions_answer_each_message_of_a_stream_and_survive_garbage(
 
 
 def test_a_client_that_leaves_in_the_middle_leaves_no_traceback(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    server = ServerThread(Settings(data_dir=tmp_path / "data", listen="127.0.0.1:0"))
+    server = ServerThread(Settings(data_dir=tmp_path / "data", listen=(ListenSettings("127.0.0.1:0"),)))
 
     async def leave() -> None:
         async with grpc.aio.insecure_channel(server.address) as channel:

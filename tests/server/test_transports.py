@@ -15,7 +15,7 @@ from evalrpc.errors import EvalrpcError, InternalError, InvalidRequestError, Job
 from evalrpc.server.app import SERVICE
 from evalrpc.server.call import ANONYMOUS, Call
 from evalrpc.server.handlers import Handler, handlers_of
-from evalrpc.server.transports.grpc import generic_handler
+from evalrpc.server.transports.grpc import anonymous, generic_handler
 from evalrpc.testing.in_process import InProcessTransport
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.jobs_pb2 import CancelJobRequest, DeleteJobRequest, GetJobRequest, WatchJobRequest, WatchJobsRequest
@@ -56,7 +56,7 @@ class GrpcTransport:
 @asynccontextmanager
 async def over_grpc(handlers: Mapping[str, Handler]) -> AsyncIterator[Transport]:
     server = grpc.aio.server()
-    server.add_generic_rpc_handlers((generic_handler(SERVICE, handlers),))
+    server.add_generic_rpc_handlers((generic_handler(SERVICE, handlers, anonymous),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

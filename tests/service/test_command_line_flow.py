@@ -1,12 +1,13 @@
 """What a person does with the command line around a new checkpoint, on a real server."""
 
+import subprocess
+import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
-from serving import RUNNING, Api
+from serving import RUNNING, SECONDS, Api
 
 from evalrpc.cli import main
 
@@ -40,12 +41,12 @@ def test_jobs_are_waited_for_cancelled_and_deleted_together(api: Api, run: Run) 
     assert run("wait", *jobs, "--timeout", "100ms").exit_code == 124
     assert run("cancel", "--label", "run=x").exit_code == 2
 
-    with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(run, "wait", *jobs)
+    wait = (sys.executable, "-m", "evalrpc", "--address", api.address, "wait", *jobs)
+    with subprocess.Popen(wait, stdout=subprocess.PIPE, text=True) as waiting:  # this process has only one standard output
         assert run("cancel", "--label", "run=x", "--yes").exit_code == 0
-        waited = waiting.result()
-    assert waited.exit_code == 1
-    assert sorted(line.split("\t")[0] for line in waited.stdout.splitlines()[1:]) == sorted(jobs)
+        waited, _ = waiting.communicate(timeout=SECONDS)
+    assert waiting.returncode == 1
+    assert sorted(line.split("\t")[0] for line in waited.splitlines()[1:]) == sorted(jobs)
 
     assert len(run("delete", "-l", "run=x", "--yes").stdout.splitlines()) == 2
     assert run("get", "@latest").exit_code == 2

@@ -1,7 +1,6 @@
 """How the clients reach a server: by every kind of address, past proxies, with TLS, over a channel of the caller's own."""
 
 import asyncio
-import shutil
 import socket
 import subprocess
 import sys
@@ -13,26 +12,28 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from certificates import Authority
 from fake_server import FakeServer, FakeService
 from waiting import DEADLINE_SECONDS
 
 from evalrpc.client import AsyncEvalClient, EvalClient, channel_options
+from evalrpc.errors import UnauthenticatedError, UnavailableError
 from evalrpc.v1.evaluation_service_pb2_grpc import add_EvaluationServiceServicer_to_server
 
 DEAD_PROXY = "http://127.0.0.1:9"
 
-Version = Callable[[str], str]
+Version = Callable[..., str]
 Listen = Callable[..., "Listening"]
 
 
-def blocking_version(address: str) -> str:
-    with EvalClient(address) as client:
+def blocking_version(address: str, **credentials: Any) -> str:
+    with EvalClient(address, **credentials) as client:
         return client.get_server_info().version
 
 
-def asyncio_version(address: str) -> str:
+def asyncio_version(address: str, **credentials: Any) -> str:
     async def version() -> str:
-        async with AsyncEvalClient(address) as client:
+        async with AsyncEvalClient(address, **credentials) as client:
             return (await client.get_server_info()).version
 
     return asyncio.run(version())
@@ -138,21 +139,128 @@ def test_a_socket_of_this_machine_is_an_address(tmp_path: Path, dead_proxy: None
     assert version(f"unix://{path}") == "9.9.9"
 
 
-@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl, which makes a certificate, is missing")
-def test_https_trusts_the_certificates_of_this_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: Version, listen: Listen
-) -> None:
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    subject = ("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost")
-    new = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", key, "-out", certificate)
-    subprocess.run((*new, *subject), check=True, capture_output=True)
-    monkeypatch.delenv("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", raising=False)
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    credentials = grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
+# TLS and tokens
 
-    server = listen("localhost:0", credentials)
+AUTHORITY = Authority()
+
+
+def credentials(
+    *, days: float = 2, names: tuple[str, ...] = ("localhost",), clients: Authority | None = None
+) -> grpc.ServerCredentials:
+    cert, key = AUTHORITY.issue(names=names, days=days)
+    return grpc.ssl_server_credentials([(key, cert)], clients and clients.pem, clients is not None)
+
+
+@pytest.fixture
+def ca(tmp_path: Path) -> Path:
+    return AUTHORITY.write(tmp_path)
+
+
+def test_https_trusts_the_certificates_of_this_machine(
+    ca: Path, monkeypatch: pytest.MonkeyPatch, version: Version, listen: Listen
+) -> None:
+    monkeypatch.delenv("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", raising=False)
+    monkeypatch.setenv("SSL_CERT_FILE", str(ca))
+    server = listen("localhost:0", credentials())
 
     assert version(f"https://localhost:{server.port}") == "9.9.9"
+
+
+def test_https_trusts_those_that_are_named_instead(
+    ca: Path, monkeypatch: pytest.MonkeyPatch, version: Version, listen: Listen
+) -> None:
+    address = f"https://localhost:{listen('localhost:0', credentials()).port}"
+
+    assert version(address, tls_ca=ca) == "9.9.9"
+    monkeypatch.setenv("EVALRPC_TLS_CA", str(ca))
+    assert version(address) == "9.9.9"
+
+
+def test_a_client_shows_its_certificate(tmp_path: Path, ca: Path, version: Version, listen: Listen) -> None:
+    clients = Authority("clients")
+    server = listen("localhost:0", credentials(clients=clients))
+    cert, key = clients.issue("alice").write(tmp_path, "alice")
+
+    assert version(f"https://localhost:{server.port}", tls_ca=ca, tls_cert=cert, tls_key=key) == "9.9.9"
+
+
+@pytest.mark.parametrize(
+    ("server_credentials", "scheme", "said"),
+    [
+        (lambda: credentials(names=("other.example",)), "https://", "its certificate is one for other hosts"),
+        (lambda: credentials(days=-0.5), "https://", "its certificate has expired"),
+        (lambda: None, "https://", "what listens there does not speak TLS"),
+        (credentials, "http://", "it hung up at once; perhaps it speaks TLS"),
+        (lambda: credentials(clients=Authority()), "https://", "or wants a certificate of the client"),
+    ],
+)
+def test_a_handshake_that_fails_is_explained(
+    server_credentials: Callable[[], Any], scheme: str, said: str, ca: Path, listen: Listen
+) -> None:
+    server = listen("localhost:0", server_credentials())
+
+    assert said in refusal_at(f"{scheme}localhost:{server.port}", ca if scheme == "https://" else None)
+
+
+def test_a_server_that_nobody_vouches_for_is_explained(tmp_path: Path, listen: Listen) -> None:
+    server = listen("localhost:0", credentials())
+
+    said = refusal_at(f"https://localhost:{server.port}", Authority("other").write(tmp_path))
+
+    assert said == "its certificate is signed by nobody whom this client trusts; tls_ca names whom to trust"
+
+
+def refusal_at(address: str, ca: Path | None) -> str:
+    """Return why the server can't be reached, by a call that is made only once."""
+    with EvalClient(address, tls_ca=ca) as client, pytest.raises(UnavailableError) as caught:
+        client.delete_job("j")
+    return str(caught.value)
+
+
+def test_a_token_travels_with_every_call_of_either_client(
+    server: FakeServer, version: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.service.token = "evr_1_secret"
+    assert version(server.address, token="evr_1_secret") == "9.9.9"
+    monkeypatch.setenv("EVALRPC_TOKEN", "evr_1_secret")
+    assert version(f"http://{server.address}") == "9.9.9"
+    assert set(server.service.authorizations) == {"Bearer evr_1_secret"}
+    with pytest.raises(UnauthenticatedError, match="sign in") as caught:
+        version(server.address, token="evr_wrong")
+    assert "evr_" not in str(caught.value)
+
+
+def test_a_token_travels_with_streams_and_with_pages(server: FakeServer) -> None:
+    server.service.token = "evr_1_secret"
+    with EvalClient(server.address, token="evr_1_secret") as client:
+        job = client.evaluate("m", ["t"])
+        next(client.watch(job.job_id))
+        assert list(client.list_tasks()) == server.service.names
+
+    async def watch() -> None:
+        async with AsyncEvalClient(server.address, token="evr_1_secret") as client:
+            async for _ in client.watch(job.job_id):
+                break
+
+    asyncio.run(watch())
+    assert len(server.service.received["ListTasks"]) == 2
+    assert len(server.service.received["WatchJob"]) == 2
+
+
+def test_a_token_in_a_file_is_exchanged_under_a_client(server: FakeServer, tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("evr_old")
+    server.service.token = "evr_old"
+    with EvalClient(server.address, token_file=path) as client:
+        client.get_server_info()
+        server.service.token = "evr_new"
+        with pytest.raises(UnauthenticatedError):
+            client.get_server_info()
+        path.write_text("evr_new")
+        client.get_server_info()
+
+
+# Channels of the caller's own
 
 
 def test_a_channel_of_ones_own_is_used_and_left_open(server: FakeServer) -> None:
@@ -179,6 +287,8 @@ def test_a_channel_beside_an_address_or_of_the_other_kind_is_refused() -> None:
     with grpc.insecure_channel("127.0.0.1:1") as channel:
         with pytest.raises(ValueError, match="either an address or a channel"):
             EvalClient("127.0.0.1:1", channel=channel)
+        with pytest.raises(ValueError, match="a channel has credentials of its own"):
+            EvalClient(channel=channel, token="evr_1_secret")
         with pytest.raises(TypeError, match=r"takes a channel of grpc\.aio, not of grpc$"):
             AsyncEvalClient(channel=channel)  # type: ignore[arg-type]
 

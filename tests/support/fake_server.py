@@ -13,8 +13,17 @@ from google.protobuf.struct_pb2 import Struct
 from google.rpc import error_details_pb2, status_pb2
 from waiting import DEADLINE_SECONDS
 
-from evalrpc.errors import DOMAIN, ConflictError, EvalrpcError, FieldsRefusedError, InvalidRequestError, JobNotFoundError
+from evalrpc.errors import (
+    DOMAIN,
+    ConflictError,
+    EvalrpcError,
+    FieldsRefusedError,
+    InvalidRequestError,
+    JobNotFoundError,
+    UnauthenticatedError,
+)
 from evalrpc.jobs.filters import JobMatcher
+from evalrpc.v1.callers_pb2 import CALLER_ROLE_SUBMITTER, SIGN_IN_METHOD_TOKEN, GetCallerRequest, GetCallerResponse
 from evalrpc.v1.catalog_pb2 import (
     GetServerInfoRequest,
     GetServerInfoResponse,
@@ -106,9 +115,14 @@ class FakeService(EvaluationServiceServicer):
         missing = HarnessInfo(name="nightly", kind="command", unavailable_reason="no such program")
         self.harnesses = [HarnessInfo(name="lmms-eval", version="0.5", available=True), missing]
         self.info = GetServerInfoResponse(version="9.9.9", gpu_count=2, capabilities=["GetJob"])
+        self.caller = GetCallerResponse(owner="alice", role=CALLER_ROLE_SUBMITTER, sign_in_method=SIGN_IN_METHOD_TOKEN)
+        self.caller.expires_at.FromSeconds(1_900_000_000)
         self.warnings: list[str] = []
         self.names = ["mme", "mmmu_val", "mmstar"]
         self.received: defaultdict[str, list[Message]] = defaultdict(list)
+        self.authorizations: list[str] = []
+        self.token = ""
+        """If set, calls without it are refused."""
         self.errors: defaultdict[str, list[EvalrpcError]] = defaultdict(list)
         self.on_submit: Callable[[], None] = lambda: None
         self.on_chunk: Callable[[int], None] = lambda offset: None
@@ -147,6 +161,10 @@ class FakeService(EvaluationServiceServicer):
     def _take(self, request: Message, context: grpc.ServicerContext) -> None:
         name = type(request).__name__.removesuffix("Request")
         self.received[name].append(type(request).FromString(request.SerializeToString()))
+        sent = [str(value) for key, value in context.invocation_metadata() if key == "authorization"]
+        self.authorizations += sent
+        if self.token and sent != [f"Bearer {self.token}"]:
+            _abort(context, UnauthenticatedError("sign in"))
         if self.errors[name]:
             _abort(context, self.errors[name].pop(0))
 
@@ -202,6 +220,10 @@ class FakeService(EvaluationServiceServicer):
     def GetQueue(self, request: GetQueueRequest, context: grpc.ServicerContext) -> GetQueueResponse:  # noqa: N802
         self._take(request, context)
         return self.queue
+
+    def GetCaller(self, request: GetCallerRequest, context: grpc.ServicerContext) -> GetCallerResponse:  # noqa: N802
+        self._take(request, context)
+        return self.caller
 
     def GetServerInfo(  # noqa: N802
         self, request: GetServerInfoRequest, context: grpc.ServicerContext
@@ -363,8 +385,9 @@ class _Watching:
 class FakeServer:
     """Serves a FakeService on a free loopback port; may be killed and restarted on the same port."""
 
-    def __init__(self) -> None:
+    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
         self.service = FakeService()
+        self._credentials = credentials
         self.port = 0
         self.serving = True
         self._server: grpc.Server | None = None
@@ -384,7 +407,11 @@ class FakeServer:
         self._server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
         add_EvaluationServiceServicer_to_server(self.service, self._server)
         self._server.add_generic_rpc_handlers((self._health_handler(),))
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        address = f"127.0.0.1:{self.port}"
+        if self._credentials is None:
+            self.port = self._server.add_insecure_port(address)
+        else:
+            self.port = self._server.add_secure_port(address, self._credentials)
         self._server.start()
 
     def kill(self) -> None:

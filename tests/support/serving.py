@@ -91,10 +91,11 @@ class Site:
 
 
 class Api:
-    """The calls of one server, over a channel with these further options."""
+    """The calls of one server, signed in with a token if there is one, over a channel with these further options."""
 
-    def __init__(self, address: str, *options: tuple[str, Any]) -> None:
+    def __init__(self, address: str, *options: tuple[str, Any], token: str = "") -> None:
         self.address = address
+        self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
         # Every answer fits into gRPC's default.
         options = (("grpc.max_send_message_length", -1), ("grpc.enable_retries", 0), *options)
         self.channel = grpc.insecure_channel(address, options=options)
@@ -108,7 +109,7 @@ class Api:
         message_class = GetMessageClass(method.input_type)
 
         def call(message: Message | None = None, /, **fields: Any) -> Any:
-            return getattr(self.stub, name)(message or message_class(**fields), timeout=SECONDS)
+            return getattr(self.stub, name)(message or message_class(**fields), timeout=SECONDS, metadata=self.metadata)
 
         return call
 

@@ -6,21 +6,30 @@ traceback in the log.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final, NoReturn
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from evalrpc.errors import EvalrpcError
-from evalrpc.server.call import ANONYMOUS, Call
+from evalrpc.server.call import ANONYMOUS, Call, Principal
 from evalrpc.server.error_status import status_of
 from evalrpc.server.handlers import Handler
 from evalrpc.server.limits import Limits
+from evalrpc.server.sign_in import NOT_SIGNED_IN
 
 DETAILS_KEY: Final = "grpc-status-details-bin"
 
 _Context = grpc.aio.ServicerContext[Any, Any]
+
+Authenticate = Callable[[_Context], Principal | Awaitable[Principal]]
+"""Finds out who calls, or waits for that. Raises EvalrpcError."""
+
+
+def anonymous(context: _Context) -> Principal:  # noqa: ARG001 - the shape of Authenticate
+    """Ask nobody who they are."""
+    return ANONYMOUS
 
 
 def ignore_departures() -> None:
@@ -28,9 +37,11 @@ def ignore_departures() -> None:
     logging.getLogger(grpc.aio.InternalError.__module__).addFilter(_is_no_departure)
 
 
-def generic_handler(service: ServiceDescriptor, handlers: Mapping[str, Handler]) -> grpc.GenericRpcHandler:
-    """Return what a gRPC server needs to serve these handlers, which are given by method."""
-    methods = {method.name: _method_handler(method, handlers[method.name]) for method in service.methods}
+def generic_handler(
+    service: ServiceDescriptor, handlers: Mapping[str, Handler], authenticate: Authenticate
+) -> grpc.GenericRpcHandler:
+    """Return what a gRPC server needs to serve these handlers, which are given by method, to whom `authenticate` lets in."""
+    methods = {method.name: _method_handler(method, handlers[method.name], authenticate) for method in service.methods}
     return grpc.method_handlers_generic_handler(service.full_name, methods)
 
 
@@ -55,12 +66,14 @@ def _is_no_departure(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
 
 
-def _method_handler(method: MethodDescriptor, handler: Handler) -> "grpc.RpcMethodHandler[Any, Any]":
+def _method_handler(
+    method: MethodDescriptor, handler: Handler, authenticate: Authenticate
+) -> "grpc.RpcMethodHandler[Any, Any]":
     build = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
-    return build(_adapted(handler))
+    return build(_adapted(handler, authenticate, is_stream=method.server_streaming))
 
 
-def _adapted(handler: Handler) -> Any:
+def _adapted(handler: Handler, authenticate: Authenticate, *, is_stream: bool) -> Any:
     """Return the handler as gRPC calls it. What a streaming one returns is ignored."""
 
     async def call(request: bytes, context: _Context) -> bytes:
@@ -71,7 +84,13 @@ def _adapted(handler: Handler) -> Any:
                 raise asyncio.CancelledError from None
 
         try:
-            return await handler(request, Call(ANONYMOUS, send, peer=context.peer))
+            principal = authenticate(context)
+            if not isinstance(principal, Principal):
+                principal = await principal
+            answer = handler(request, Call(principal, send, peer=context.peer))
+            if is_stream and principal.sign_in is not NOT_SIGNED_IN:
+                answer = principal.sign_in.while_valid(answer)
+            return await answer
         except EvalrpcError as error:
             failure = error.with_traceback(None)  # as above
         return await _abort(context, failure)  # not inside the handler of the exception, which would become its context

@@ -2,16 +2,21 @@
 //!
 //!     evaluate [--harness H] --model M --tasks A,B [--num-gpus N] [--patience SECONDS]
 //!
-//! EVALRPC_ADDRESS sets the server. Exits with 0 if the job completed, 1 if it failed or was cancelled, 2 if the call was
-//! invalid or refused, 3 if the server can't be reached.
+//! EVALRPC_ADDRESS sets the server: HOST:PORT, or https://HOST:PORT for TLS. EVALRPC_TLS_CA is a file with the certificates to
+//! trust, EVALRPC_TOKEN a token, which is sent with TLS only. Exits with 0 if the job completed, 1 if it failed or was
+//! cancelled, 2 if the call was invalid or refused, 3 if the server can't be reached.
 
 use std::env;
 use std::error::Error;
+use std::fs;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::interceptor::InterceptedService;
+use tonic::service::Interceptor;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
 use pb::evaluation_service_client::EvaluationServiceClient;
@@ -67,17 +72,49 @@ fn parse_flags() -> Result<(EvaluateRequest, Duration), Box<dyn Error>> {
     Ok((request, patience))
 }
 
+type Server = EvaluationServiceClient<InterceptedService<Channel, SignIn>>;
+
 /// Connects with the first call, and again with each call after the connection broke.
-fn connect() -> Result<EvaluationServiceClient<Channel>, Box<dyn Error>> {
+fn connect() -> Result<Server, Box<dyn Error>> {
     let address = env::var("EVALRPC_ADDRESS").unwrap_or("127.0.0.1:50051".to_string());
+    let uses_tls = address.starts_with("https://");
+    let url = if uses_tls { address } else { format!("http://{address}") };
     // Pings detect a server that vanished silently.
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))?.http2_keep_alive_interval(Duration::from_secs(30));
-    Ok(EvaluationServiceClient::new(endpoint.connect_lazy()))
+    let mut endpoint = Endpoint::from_shared(url)?.http2_keep_alive_interval(Duration::from_secs(30));
+    let mut sign_in = SignIn(None);
+    if uses_tls {
+        endpoint = endpoint.tls_config(tls_config()?)?;
+        if let Ok(token) = env::var("EVALRPC_TOKEN") {
+            sign_in = SignIn(Some(format!("Bearer {token}").parse()?));
+        }
+    }
+    Ok(EvaluationServiceClient::with_interceptor(endpoint.connect_lazy(), sign_in))
+}
+
+fn tls_config() -> Result<ClientTlsConfig, Box<dyn Error>> {
+    let config = ClientTlsConfig::new();
+    Ok(match env::var("EVALRPC_TLS_CA") {
+        Ok(ca) => config.ca_certificate(Certificate::from_pem(fs::read(ca)?)),
+        Err(_) => config.with_native_roots(),
+    })
+}
+
+/// Sends the token, if there is one, with every call.
+#[derive(Clone)]
+struct SignIn(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for SignIn {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(bearer) = &self.0 {
+            request.metadata_mut().insert("authorization", bearer.clone());
+        }
+        Ok(request)
+    }
 }
 
 /// Follows one job and tracks the last revision seen.
 struct Watcher {
-    server: EvaluationServiceClient<Channel>,
+    server: Server,
     backoff: Backoff,
     /// Empty until submitted.
     job_id: String,

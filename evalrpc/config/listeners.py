@@ -1,0 +1,81 @@
+"""The rules of each address that a server listens at, and which of them are too dangerous to start with."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from evalrpc.config.addresses import ListenAddress, PortAddress, SocketAddress, parse_listen_address
+from evalrpc.config.settings import ListenSettings, Settings
+from evalrpc.errors import ConfigurationError
+
+
+class TlsFiles(NamedTuple):
+    """The files of a listener with TLS, as PEM."""
+
+    cert: Path
+    """Its certificate, with the chain."""
+    key: Path
+    client_ca: Path | None
+    """Mutual TLS: the certificates that sign those of clients."""
+
+
+class Listener(NamedTuple):
+    """An address with its rules."""
+
+    address: ListenAddress
+    tls: TlsFiles | None
+    requires_sign_in: bool
+
+    @property
+    def risk(self) -> str:
+        """What operators should know about this address. Empty: nothing."""
+        if self.requires_sign_in:
+            return ""
+        callers = "any local user and any proxy on this host" if self.address.is_local else "whoever reaches it"
+        return f"{self.address} asks nobody to sign in: {callers} is an anonymous submitter"
+
+
+def listeners_of(settings: Settings) -> tuple[Listener, ...]:
+    """Return the listeners. Raises ConfigurationError for rules that contradict each other or that leave the server open."""
+    listeners = tuple(_listener(given, settings) for given in settings.listen)
+    addresses = [listener.address for listener in listeners if not _is_any_port(listener.address)]
+    for address in addresses:
+        if addresses.count(address) > 1:
+            raise ConfigurationError(f"setting listen: names {address} more than once")
+    return listeners
+
+
+def _is_any_port(address: ListenAddress) -> bool:
+    return isinstance(address, PortAddress) and address.port == 0
+
+
+def _listener(given: ListenSettings, settings: Settings) -> Listener:
+    address = parse_listen_address(given.address)
+    tls = _tls(given, address, settings)
+    auth = given.auth or settings.auth or ("off" if address.is_local or settings.insecure_no_auth else "required")
+    if auth == "off" and not address.is_local and not settings.insecure_no_auth:
+        raise ConfigurationError(
+            f"setting auth: `off` on {address}, which is not loopback, lets whoever reaches it run code as this account; "
+            "require sign-in, or accept that with --insecure-no-auth"
+        )
+    if auth == "required" and tls is None and not address.is_local and not settings.proxy_terminates_tls:
+        raise ConfigurationError(
+            f"setting tls_cert: {address} is not loopback, so callers must sign in, and without TLS anybody on the way could "
+            "read their tokens; set tls_cert and tls_key, or proxy_terminates_tls if a proxy before it speaks TLS"
+        )
+    return Listener(address, tls, auth == "required")
+
+
+def _tls(given: ListenSettings, address: ListenAddress, settings: Settings) -> TlsFiles | None:
+    if isinstance(address, SocketAddress):
+        if given.tls_cert or given.tls_key or given.tls_client_ca:
+            raise ConfigurationError(f"setting listen.tls_cert: {address} is a socket, which has no TLS")
+        return None
+    cert = given.tls_cert or settings.tls_cert
+    key = given.tls_key or settings.tls_key
+    client_ca = given.tls_client_ca or settings.tls_client_ca
+    if cert and key:
+        return TlsFiles(cert, key, client_ca)
+    if cert or key or client_ca:
+        missing = "tls_key" if cert else "tls_cert"
+        raise ConfigurationError(f"setting {missing}: is missing: TLS at {address} needs a certificate and its key")
+    return None
