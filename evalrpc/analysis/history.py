@@ -98,7 +98,8 @@ class _Piece(NamedTuple):
 
 
 class History:
-    """Builds a page of GetHistory: scan all jobs, then get the page. For one thread at a time; blocks.
+    """Builds a page of GetHistory: scan all jobs, then get the page. With `owner`, only jobs of that owner are looked at. For
+    one thread at a time; blocks.
 
     Raises InvalidRequestError for a bad token. Each step raises what `ReadBudget.spend` does.
     """
@@ -111,12 +112,14 @@ class History:
         call: GetHistoryRequest,
         page_size: int,
         budget: ReadBudget | None = None,
+        owner: str | None = None,
     ) -> None:
         self._store = store
         self._results = results
         self._budget = budget or ReadBudget(LIMITS)
         self._remembered = remembered
         self._page_size = page_size
+        self._owner = owner
         self._filter = JobFilter()
         self._filter.CopyFrom(call.filter)
         if not call.filter.statuses:
@@ -135,7 +138,7 @@ class History:
         """Look at the next jobs of the store, newest first, unless that is remembered; return whether there may be more."""
         if self._places is not None:
             return False
-        listed = self._store.list_jobs(self._filter, self._before, _PAGE)
+        listed = self._store.list_jobs(self._filter, self._before, _PAGE, owner=self._owner)
         for sequence, job in listed:
             self._budget.spend()
             self._before = sequence
@@ -164,7 +167,7 @@ class History:
 
     def _key(self, by_step: bool) -> bytes:
         """Return what tells this listing from others."""
-        return b"%d %d %s" % (by_step, self._newest, self._listing.SerializeToString(deterministic=True))
+        return b"%d %d %a %s" % (by_step, self._newest, self._owner, self._listing.SerializeToString(deterministic=True))
 
     def _sorted_places(self) -> _Places:
         by_step = self._position.by_step if self._position else self._all_have_steps

@@ -58,6 +58,12 @@ def models(context: click.Context, parameter: click.Parameter, incomplete: str) 
     return _ask(context, lambda client: _items(incomplete, client.list_models(incomplete, _harness(context))))
 
 
+def owners(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the owner of a job, as the latest jobs have them."""
+    del parameter
+    return _ask(context, lambda client: _items(incomplete, {job.owner for job in _latest_jobs(client) if job.owner}))
+
+
 def labels(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete `key=value`, as the latest jobs have it."""
     del parameter

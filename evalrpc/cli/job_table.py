@@ -38,6 +38,7 @@ def job_columns(label_columns: Sequence[str]) -> tuple[Column, ...]:
         Column("tasks"),
         Column("detail"),
         Column("created", Kind.WHOLE),
+        Column("owner", only_wide=True),
         Column("harness", only_wide=True),
         Column("labels", only_wide=True),
     )
@@ -54,6 +55,7 @@ def typical_row(label_columns: Sequence[str]) -> tuple[str, ...]:
         "x" * 16,
         "x" * 40,
         "x" * 19,
+        "x" * 8,
         "x" * 9,
         "x" * 20,
     )
@@ -70,6 +72,7 @@ def job_row(job: JobInfo, label_columns: Sequence[str]) -> tuple[Cell, ...]:
         ",".join(job.request.tasks),
         wording.detail(job),
         wording.time_text(job.created_at),
+        job.owner,
         job.request.harness,
         wording.labels_text(job.labels),
     )

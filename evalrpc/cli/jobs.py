@@ -122,6 +122,7 @@ def _job_facts(job: JobInfo) -> list[tuple[str, Cell]]:
     facts = [
         ("job", job.job_id),
         ("status", wording.describe(job)),
+        ("owner", job.owner),
         ("harness", job.request.harness),
         ("model", job.request.model),
         ("tasks", ", ".join(job.request.tasks)),
@@ -140,6 +141,14 @@ def _job_facts(job: JobInfo) -> list[tuple[str, Cell]]:
     return [(name, value) for name, value in facts if value]
 
 
+def _nameless_state(queue: GetQueueResponse) -> str:
+    """Return what is to be said of a GPU with which no job is named: others' jobs are not, where a caller sees only its own."""
+    nameless = sum(1 for gpu in queue.gpus if not gpu.job_id and not gpu.quarantine_reason)
+    if queue.free_gpu_count == nameless:
+        return "free"
+    return "free, or held by a job of others" if queue.free_gpu_count else "held by a job of others"
+
+
 def _queue_facts(queue: GetQueueResponse, max_queued: int | None) -> Iterator[tuple[str, Cell]]:
     following = f", {queue.following_count} of them follow another job" if queue.following_count else ""
     yield "queued", f"{queue.queued_count} of at most {queue.max_queued}{following}"
@@ -147,8 +156,9 @@ def _queue_facts(queue: GetQueueResponse, max_queued: int | None) -> Iterator[tu
     for entry in queue.status_counts:
         if entry.status in wording.TERMINAL:
             yield wording.status_name(entry.status).lower(), entry.count
+    nameless = _nameless_state(queue)
     for gpu in queue.gpus:
-        yield f"GPU {gpu.id}", gpu.quarantine_reason or gpu.job_id or "free"
+        yield f"GPU {gpu.id}", gpu.quarantine_reason or gpu.job_id or nameless
     for job_id in queue.running_job_ids:
         yield "runs", job_id
     for place, job_id in enumerate(queue.queued_job_ids[:max_queued], start=1):

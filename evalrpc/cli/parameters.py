@@ -87,6 +87,7 @@ def filter_options(function: Callable[..., None]) -> Callable[..., None]:
         models: tuple[str, ...],
         tasks: tuple[str, ...],
         harnesses: tuple[str, ...],
+        owners: tuple[str, ...],
         **others: Any,
     ) -> None:
         job_filter = JobFilter(
@@ -95,6 +96,7 @@ def filter_options(function: Callable[..., None]) -> Callable[..., None]:
             models=models,
             tasks=tasks,
             harnesses=harnesses,
+            owners=owners,
             created_after=since,
             created_before=until,
             label_selector=",".join(text for text in selectors if text.strip()),
@@ -152,6 +154,14 @@ _FILTER_OPTIONS: Final = (
         shell_complete=completion.harnesses,
         metavar="NAME",
         help="Only jobs of this harness. May be repeated.",
+    ),
+    click.option(
+        "--owner",
+        "owners",
+        multiple=True,
+        shell_complete=completion.owners,
+        metavar="NAME",
+        help="Only jobs of this owner; '' for jobs without one. May be repeated.",
     ),
     click.option(
         "--since",

@@ -223,6 +223,13 @@ class Settings:
         "Whether sign-in may be off on addresses that are not loopback, and is by default. Then whoever reaches the port runs "
         "code as the server's account.",
     )
+    visibility: str = setting(
+        "all",
+        STRING,
+        "Whose jobs a caller sees who is no operator: those of `all`, or only its `own`. Then the jobs of others do not exist "
+        "for it, except in counts.",
+        rule=one_of("all", "own"),
+    )
     data_dir: Path = setting(
         Path("evalrpc-data"),
         FOLDER,

@@ -23,9 +23,12 @@ def canonical_prefix(job_id_prefix: str) -> str:
 
 
 class JobMatcher:
-    """A filter, made ready once to be held against many jobs. Raises ValueError for one that is not valid."""
+    """A filter, made ready once to be held against many jobs. With `owner`, it takes only jobs of that owner. Raises ValueError
+    for a filter that is not valid."""
 
-    def __init__(self, job_filter: JobFilter) -> None:
+    def __init__(self, job_filter: JobFilter, owner: str | None = None) -> None:
+        self._owner = owner
+        self._owners = frozenset(job_filter.owners)
         self._statuses = frozenset(job_filter.statuses)
         self._models = frozenset(job_filter.models)
         self._tasks = frozenset(job_filter.tasks)
@@ -44,7 +47,8 @@ class JobMatcher:
         """Return whether the filter took a job when it had another status or other labels; nothing else of a job that a filter
         looks at can change."""
         return (
-            _any_of(self._statuses, (status,))
+            self.takes_owner(job.owner)
+            and _any_of(self._statuses, (status,))
             and _any_of(self._models, (job.request.model,))
             and _any_of(self._tasks, job.request.tasks)
             and _any_of(self._harnesses, (job.request.harness,))
@@ -53,6 +57,10 @@ class JobMatcher:
             and job.job_id.startswith(self._job_id_prefix)
             and self._was_in_time(job)
         )
+
+    def takes_owner(self, owner: str) -> bool:
+        """Return whether the filter takes any jobs of an owner."""
+        return self._owner in (None, owner) and _any_of(self._owners, (owner,))
 
     def _was_in_time(self, job: JobInfo) -> bool:
         created_ns = job.created_at.ToNanoseconds()

@@ -25,6 +25,7 @@ class QueuedJob(NamedTuple):
     """Time of day."""
     ready_seconds: float = 0.0
     """Time of day before which it must not start: after a failed attempt."""
+    owner: str = ""
 
 
 class NodeCapacity(NamedTuple):
@@ -158,9 +159,11 @@ def _node_to_keep(num_gpus: int, nodes: Sequence[NodeCapacity]) -> NodeCapacity 
     return max(wide_enough, key=lambda node: len(node.free), default=None)
 
 
-def wait_reason(job: QueuedJob, position: int, free: Capacity, reservation: Reservation | None = None) -> str:
-    """Say in words why a queued job does not run yet. GPUs that are free may be kept for another job. The position says how
-    many jobs are before it."""
+def wait_reason(
+    job: QueuedJob, position: int, free: Capacity, reservation: Reservation | None = None, *, names_others: bool = True
+) -> str:
+    """Say in words why a queued job does not run yet. GPUs that are free may be kept for another job, which is named if its
+    owner is the same or `names_others`. The position says how many jobs are before it."""
     if job.num_gpus > free.widest:
         return _too_wide(job.num_gpus, free)
     if free.slots.total < 1:
@@ -169,7 +172,8 @@ def wait_reason(job: QueuedJob, position: int, free: Capacity, reservation: Rese
         return "about to start" if fits(0, free) else _missing_without_gpus(free)
     needs = _needs(job.num_gpus, free)
     if reservation is not None and reservation.job < job:
-        return f"{needs}; {_kept(reservation, free)}"
+        is_named = names_others or reservation.job.owner == job.owner
+        return f"{needs}; {_kept(reservation, free, is_named)}"
     if fits(job.num_gpus, free):
         return f"{needs}; the jobs before it come first" if position else "about to start"
     quarantined = f", {free.quarantined_count} quarantined, see GetQueue" if free.quarantined_count else ""
@@ -192,9 +196,10 @@ def _needs(num_gpus: int, free: Capacity) -> str:
     return f"needs {_gpus(num_gpus)} on one node, at most {free.most_free} free on one"
 
 
-def _kept(reservation: Reservation, free: Capacity) -> str:
+def _kept(reservation: Reservation, free: Capacity, is_named: bool) -> str:
     gpus = f"GPUs of node {reservation.node}" if len(free.nodes) > 1 else "GPUs"
-    return f"{gpus} are kept for job {reservation.job.job_id}, which needs {reservation.job.num_gpus} and has waited long"
+    job = f"job {reservation.job.job_id}" if is_named else "another job"
+    return f"{gpus} are kept for {job}, which needs {reservation.job.num_gpus} and has waited long"
 
 
 def _gpus(count: int) -> str:

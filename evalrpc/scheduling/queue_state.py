@@ -7,6 +7,7 @@ Threads: `apply` runs on the store's writer thread, everything else on any. One 
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Final
 
 from sortedcontainers import SortedDict, SortedKeyList, SortedList
@@ -63,7 +64,7 @@ class QueueState:
         self.generation = 0
         """Grows with every commit that was followed: what was read before holds as long as it stays."""
         self._reservation: Reservation | None = None  # as of the last choice
-        self._told: tuple[object, dict[str, bytes]] = None, {}  # what `_waiting` has said of jobs, as of a state
+        self._told: tuple[object, dict[tuple[str, bool], bytes]] = None, {}  # what `_waiting` has said of jobs, as of a state
         self.draining = False
         """Whether no more jobs are started, which those that wait are told."""
 
@@ -101,40 +102,41 @@ class QueueState:
             self._progress[job_id] = progress
             return _with_progress(job, progress)
 
-    def described(self, job: pb.JobInfo) -> pb.JobInfo:
-        """Return a copy of a job with what the store does not know of it."""
+    def described(self, job: pb.JobInfo, *, names_others: bool = True) -> pb.JobInfo:
+        """Return a copy of a job with what the store does not know of it. `names_others`: whether that may name jobs of other
+        owners."""
         described = pb.JobInfo()
         described.CopyFrom(job)
         if transitions.is_follower(job):
             described.wait_reason = f"follows job {job.cached_from}"
         else:
-            described.MergeFrom(self._unstored(job.job_id, job.status))
+            described.MergeFrom(self._unstored(job.job_id, job.status, names_others))
         return described
 
-    def describe(self, job_id: str, status: Status, serialized: bytes) -> bytes:
+    def describe(self, job_id: str, status: Status, serialized: bytes, *, names_others: bool = True) -> bytes:
         """Do the same for a serialised job: what is appended to a message is merged into it."""
         if status == pb.JOB_STATUS_QUEUED:
             if _CACHED_FROM in serialized:
-                return self.described(pb.JobInfo.FromString(serialized)).SerializeToString()
-            return serialized + self._waiting(job_id)
-        return serialized + self._unstored(job_id, status).SerializeToString()
+                return self.described(pb.JobInfo.FromString(serialized), names_others=names_others).SerializeToString()
+            return serialized + self._waiting(job_id, names_others)
+        return serialized + self._unstored(job_id, status, names_others).SerializeToString()
 
-    def _waiting(self, job_id: str) -> bytes:
+    def _waiting(self, job_id: str, names_others: bool) -> bytes:
         """Return the position and wait reason of a queued job, serialised. They are kept until what they say may change."""
         state = self.generation, self._reservation, self.draining, self.nodes()
         told_state, told = self._told
         if told_state != state or len(told) == _MAX_TOLD:
             told = {}
             self._told = state, told
-        if job_id not in told:
+        if (job_id, names_others) not in told:
             entry = self._queued.get(job_id)
-            waiting = self._unstored(job_id, pb.JOB_STATUS_QUEUED).SerializeToString()
+            waiting = self._unstored(job_id, pb.JOB_STATUS_QUEUED, names_others).SerializeToString()
             if entry is not None and entry.ready_seconds:
                 return waiting  # a wait for a time ends by itself
-            told[job_id] = waiting
-        return told[job_id]
+            told[job_id, names_others] = waiting
+        return told[job_id, names_others]
 
-    def _unstored(self, job_id: str, status: Status) -> pb.JobInfo:
+    def _unstored(self, job_id: str, status: Status, names_others: bool) -> pb.JobInfo:
         """Return what the store does not know of a job that follows no other: position and wait reason, or progress.
 
         The caller's job may be a moment older or newer than what is known here: only what fits its status is given.
@@ -145,7 +147,7 @@ class QueueState:
             if status == pb.JOB_STATUS_QUEUED:
                 entry = self._queued.get(job_id)  # None: it has started meanwhile
                 position = self._order.index(entry) if entry else 0
-                wait_reason = self._wait_reason(entry, position) if entry else "about to start"
+                wait_reason = self._wait_reason(entry, position, names_others) if entry else "about to start"
                 return pb.JobInfo(position_in_queue=position, wait_reason=wait_reason)
             return pb.JobInfo(progress=self._progress.get(job_id))
 
@@ -178,10 +180,10 @@ class QueueState:
         """Return the time of day that `choose` goes by."""
         return self._clock.now().ToNanoseconds() / 1e9
 
-    def queued_job_ids(self, limit: int) -> list[str]:
-        """Return the first queued jobs in the order of service."""
+    def queued_job_ids(self, limit: int, owner: str | None = None) -> list[str]:
+        """Return the first queued jobs in the order of service; with `owner`, of the jobs of that owner."""
         with self._lock:
-            return [entry.job_id for entry in self._order.islice(stop=limit)]
+            return [entry.job_id for entry in islice((each for each in self._order if owner in (None, each.owner)), limit)]
 
     def running_jobs(self) -> list[pb.JobInfo]:
         """Return the running jobs, longest running first. They must not be modified."""
@@ -228,12 +230,12 @@ class QueueState:
             self._known_free = nodes, self._free(nodes, {})
         return self._known_free[1]
 
-    def _wait_reason(self, entry: QueuedJob, position: int) -> str:
+    def _wait_reason(self, entry: QueuedJob, position: int, names_others: bool) -> str:
         if self.draining:
             return "the server is about to stop and starts no more jobs; this one starts after the restart"
         if entry.ready_seconds and entry.ready_seconds > self.now_seconds():
             return "waits for a while before it is tried again, until retry_at"
-        return placement.wait_reason(entry, position, self._free_now(), self._reservation)
+        return placement.wait_reason(entry, position, self._free_now(), self._reservation, names_others=names_others)
 
     def _place(self, change: Change) -> None:
         if change.job.status == pb.JOB_STATUS_RUNNING:
@@ -294,11 +296,13 @@ def _row(change: Change) -> QueuedRow:
         gpus_needed(job.request),
         job.created_at.ToNanoseconds(),
         job.retry_at.ToNanoseconds(),
+        owner=job.owner,
     )
 
 
 def _entry(row: QueuedRow) -> QueuedJob:
-    return QueuedJob(-row.priority, row.sequence, row.job_id, row.num_gpus, row.created_ns / 1e9, row.retry_ns / 1e9)
+    created_seconds, ready_seconds = row.created_ns / 1e9, row.retry_ns / 1e9
+    return QueuedJob(-row.priority, row.sequence, row.job_id, row.num_gpus, created_seconds, ready_seconds, row.owner)
 
 
 def _first(order: Iterable[QueuedJob], passed: Mapping[str, object]) -> QueuedJob | None:

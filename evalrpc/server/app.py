@@ -43,6 +43,7 @@ from evalrpc.server import health, reflection
 from evalrpc.server.admission import Admission
 from evalrpc.server.announcement import announce
 from evalrpc.server.auth.authenticator import Authenticator
+from evalrpc.server.auth.rights import Guard
 from evalrpc.server.catalog import Catalog
 from evalrpc.server.certificates import Certificate
 from evalrpc.server.collector import tune_collector
@@ -169,6 +170,9 @@ class Server:
         """What callers of the evaluation service take."""
         self.open_limits = Limits(replace(settings, max_calls_per_second=0), clock.monotonic, self._disconnect)
         """The same for health and reflection: who is past a limit keeps nobody from asking how the server is."""
+        guard = Guard(self._store, self._pools.readers, settings.visibility)
+        self.handlers = handlers_of(SERVICE, self._service, self.limits, guard.check)
+        """The handlers of all calls, by method, as every transport serves them."""
         self.listeners = [GrpcListener(*listener, settings) for listener in listeners]
         """Where it listens, and how."""
         self._add_handlers()
@@ -254,13 +258,12 @@ class Server:
 
     def _add_handlers(self) -> None:
         """Serve the same calls at every address."""
-        evaluation = handlers_of(SERVICE, self._service, self.limits)
         health_handlers = handlers_of(health.SERVICE, self._health, self.open_limits)
         answer = Reflection((health.SERVICE.file,)).answer
         for listener in self.listeners:
             authenticate = self._authenticator.for_listener(requires_sign_in=listener.listener.requires_sign_in)
             listener.add(
-                generic_handler(SERVICE, evaluation, authenticate),
+                generic_handler(SERVICE, self.handlers, authenticate),
                 generic_handler(health.SERVICE, health_handlers, anonymous),
                 *(dialogue_handler(name, reflection.METHOD, answer, self.open_limits) for name in reflection.SERVICES),
             )

@@ -1,4 +1,4 @@
-"""Cache keys: evaluations are identical if the harness would be started in the same way, on the same files.
+"""Cache keys: evaluations of one owner are identical if the harness would be started in the same way, on the same files.
 
 So the key covers the command that the harness builds, including what the operator's settings add, and not how the request was
 written. Blocks: runs on a thread.
@@ -23,8 +23,8 @@ _NOWHERE: Final = Path("/evalrpc")  # stands for the folders of an attempt, whic
 
 
 def cache_key(harness: Harness, job: JobInfo) -> bytes:
-    """Return a digest that is equal for identical evaluations; empty if that can't be decided, and then the job gets a warning
-    that says why."""
+    """Return a digest that is equal for identical evaluations of the same owner; empty if that can't be decided, and then the
+    job gets a warning that says why."""
     request = job.request
     if request.output_dir:
         return _no_key(job, "output_dir asks for results in a folder of the job's own")
@@ -42,7 +42,7 @@ def cache_key(harness: Harness, job: JobInfo) -> bytes:
         request.max_bad_answer_ratio if request.HasField("max_bad_answer_ratio") else None,
         *([sorted(request.secrets)] if request.secrets else []),  # their names, and never their values
     )
-    return hashlib.sha256(repr(facts).encode()).digest()
+    return hashlib.sha256(f"{facts!r}{job.owner}".encode()).digest()
 
 
 def _no_key(job: JobInfo, reason: str) -> bytes:

@@ -1,5 +1,5 @@
-"""The wrapper around every handler, the same for all transports: it keeps callers within the limits, decodes the message, and
-turns a bug into INTERNAL.
+"""The wrapper around every handler, the same for all transports: it keeps callers within the limits, decodes the message,
+checks that the caller may make the call, and turns a bug into INTERNAL.
 
 Methods are wrapped once, when the server is built, so no call pays for an interceptor.
 """
@@ -15,11 +15,14 @@ from google.protobuf.message import DecodeError, Message
 
 from evalrpc.errors import EvalrpcError, InternalError, InvalidRequestError, UnimplementedError
 from evalrpc.jobs.size_limits import MAX_PAGE_BYTES
-from evalrpc.server.call import Call
+from evalrpc.server.call import Call, Principal
 from evalrpc.server.limits import SMALL_BYTES, Limits
 
 Handler = Callable[[bytes, Call], Awaitable[bytes]]
 """Answers one serialised message with another, or sends those of a stream and returns none. Raises EvalrpcError only."""
+
+Check = Callable[[str, Message, Principal], Awaitable[None]]
+"""Raises EvalrpcError where a caller may not make a call: the method, its message, who calls."""
 
 _PAGES: Final = frozenset(
     ("ListJobs", "ListSamples", "ListMetrics", "ListArtifacts", "GetHistory", "CompareJobs", "ListTasks", "ListModels")
@@ -29,33 +32,45 @@ _PAGES: Final = frozenset(
 _log = logging.getLogger(__name__)
 
 
-def handlers_of(service: ServiceDescriptor, implementation: object, limits: Limits) -> Mapping[str, Handler]:
+async def open_to_all(method: str, message: Message, principal: Principal) -> None:
+    """Let everybody make every call."""
+
+
+def handlers_of(
+    service: ServiceDescriptor, implementation: object, limits: Limits, check: Check = open_to_all
+) -> Mapping[str, Handler]:
     """Build the handlers of a service, by method. A method that `implementation` lacks raises UnimplementedError.
 
     A unary method returns a message, or bytes that are sent unchanged. A streaming one sends its messages itself, since a
     generator in between would add a third of the cost of an event for each of ten thousand watchers.
     """
-    return {method.name: _handler(method, getattr(implementation, method.name, None), limits) for method in service.methods}
+    return {
+        method.name: _handler(method, getattr(implementation, method.name, None), limits, check) for method in service.methods
+    }
 
 
-def _handler(method: MethodDescriptor, implementation: Callable[[Any, Call], Awaitable[Any]] | None, limits: Limits) -> Handler:
+def _handler(
+    method: MethodDescriptor, implementation: Callable[[Any, Call], Awaitable[Any]] | None, limits: Limits, check: Check
+) -> Handler:
     if implementation is None:
         return _unimplemented(method)
     if method.server_streaming:
-        return _streaming(method, implementation, limits)
-    answering = _answering(method, implementation)
+        return _streaming(method, implementation, limits, check)
+    answering = _answering(method, implementation, check)
     if method.name in _PAGES:
         return _paging(answering, limits)
     return _unary(answering, limits, is_read=method.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS)
 
 
-def _answering(method: MethodDescriptor, implementation: Callable[[Any, Call], Awaitable[Any]]) -> Handler:
+def _answering(method: MethodDescriptor, implementation: Callable[[Any, Call], Awaitable[Any]], check: Check) -> Handler:
     """Return a method with one answer for serialised messages."""
     decode = _decoder(method)
 
     async def answer(request: bytes, call: Call) -> bytes:
         try:
-            answer: Message | bytes = await implementation(decode(request), call)
+            message = decode(request)
+            await check(method.name, message, call.principal)
+            answer: Message | bytes = await implementation(message, call)
         except EvalrpcError:
             raise
         except Exception as error:
@@ -118,7 +133,9 @@ def _answering_with_room(answering: Handler, limits: Limits) -> Callable[[int, b
     return answer
 
 
-def _streaming(method: MethodDescriptor, implementation: Callable[[Any, Call], Awaitable[Any]], limits: Limits) -> Handler:
+def _streaming(
+    method: MethodDescriptor, implementation: Callable[[Any, Call], Awaitable[Any]], limits: Limits, check: Check
+) -> Handler:
     """Keep a method that answers with a stream within the limits. One coroutine for all, as ten thousand watchers have each."""
     decode = _decoder(method)
 
@@ -126,7 +143,9 @@ def _streaming(method: MethodDescriptor, implementation: Callable[[Any, Call], A
         limits.admit(call.principal.owner, len(request))
         with limits.open_stream(call) as stream:
             try:
-                await implementation(decode(request), call._replace(send=stream.send, reserve=stream.reserve))
+                message = decode(request)
+                await check(method.name, message, call.principal)
+                await implementation(message, call._replace(send=stream.send, reserve=stream.reserve))
             except EvalrpcError:
                 raise
             except Exception as error:

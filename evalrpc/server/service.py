@@ -5,6 +5,7 @@ Runs on the event loop. Blocking work goes to the pool of its kind (`evalrpc.ser
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -20,7 +21,7 @@ from evalrpc.analysis.history import MAX_POINTS, History, HistoryPlaces
 from evalrpc.clock import Clock
 from evalrpc.config import Settings
 from evalrpc.errors import FieldViolation, ServerStoppingError
-from evalrpc.executors.base import Node
+from evalrpc.executors.base import Device, Node
 from evalrpc.files.read_budget import ReadBudget
 from evalrpc.harnesses.base import Harness
 from evalrpc.jobs import transitions
@@ -37,6 +38,7 @@ from evalrpc.reading.samples import SampleLister
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.server import validation
 from evalrpc.server.admission import Admission
+from evalrpc.server.auth.rights import visible_owner
 from evalrpc.server.cache_key import cache_key
 from evalrpc.server.call import Call
 from evalrpc.server.catalog import Catalog, Names
@@ -90,6 +92,7 @@ MAX_RUNNING_IDS: Final = 10_000
 MAX_TASK_WARNINGS: Final = 16
 """How many tasks that the harness does not list a job names in its warnings, which so have room for others."""
 
+_NAMED_JOB: Final = re.compile(r"\bjob [0-9a-f-]{36}")
 _RETRY_DELAY_SECONDS: Final = 1.0
 
 _T = TypeVar("_T")
@@ -122,7 +125,7 @@ class EvaluationService:
     default_interval: Intervals = default_interval
     history_places: HistoryPlaces = field(default_factory=HistoryPlaces)
     stopping: bool = False
-    _queue: tuple[object, bytes] | None = None
+    _queue: tuple[object, dict[str | None, bytes]] = field(default_factory=lambda: (None, {}))  # answers, as of a state
 
     async def SubmitJob(self, request: SubmitJobRequest, call: Call) -> JobInfo | bytes:
         """Accept an evaluation."""
@@ -139,19 +142,22 @@ class EvaluationService:
             return self._as_if_submitted(job)
         key = await self._cache_key(request.cache, job)
         submission = Submission(job, request.request_id, fingerprint, key)
-        return self._answer(await asyncio.wrap_future(self.store.submit(submission)))
+        return self._answer(await asyncio.wrap_future(self.store.submit(submission)), call)
 
     async def GetJob(self, request: GetJobRequest, call: Call) -> bytes:
         """Return a job as it stands now."""
         job_id = validation.require_job_id(request.job_id)
         stored = await self.feed.stored_job(job_id)
-        return self.queue_state.describe(job_id, stored.status, stored.serialized)
+        names_others = self._visible_owner(call) is None
+        return self.queue_state.describe(job_id, stored.status, stored.serialized, names_others=names_others)
 
     def WatchJob(self, request: WatchJobRequest, call: Call) -> Awaitable[None]:
         """Stream one job until it ends."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.watch(request))
-        return self.feed.watch_job(job_id, request.after_revision, self._heartbeats(request), call.send)
+        names_others = self._visible_owner(call) is None
+        heartbeats = self._heartbeats(request)
+        return self.feed.watch_job(job_id, request.after_revision, heartbeats, call.send, names_others=names_others)
 
     def WatchJobs(self, request: WatchJobsRequest, call: Call) -> Awaitable[None]:
         """Stream all jobs that match the filter."""
@@ -164,6 +170,7 @@ class EvaluationService:
             call.send,
             view=request.view,
             skip_snapshots=request.skip_snapshots,
+            owner=self._visible_owner(call),
         )
 
     async def ListJobs(self, request: ListJobsRequest, call: Call) -> bytes:
@@ -174,7 +181,8 @@ class EvaluationService:
         listing = ListJobsRequest(filter=request.filter, view=request.view)
         place = page_tokens.decode_place(request.page_token, listing)
         before, revision = place or (None, self.store.head_revision)  # before the page is read, which so has all up to it
-        return await self._read(lambda: self._jobs_page(listing, before, revision, page_size).SerializeToString())
+        owner = self._visible_owner(call)
+        return await self._read(lambda: self._jobs_page(listing, before, revision, page_size, owner).SerializeToString())
 
     async def CancelJob(self, request: CancelJobRequest, call: Call) -> bytes:
         """Cancel a queued job at once, or request the end of a running one."""
@@ -184,7 +192,7 @@ class EvaluationService:
         def change(job: JobInfo) -> None:
             transitions.request_cancel(job, request.reason, self.clock.now(), queued_only=request.queued_only)
 
-        return self._answer(await asyncio.wrap_future(self.store.update(job_id, change)))
+        return self._answer(await asyncio.wrap_future(self.store.update(job_id, change)), call)
 
     async def UpdateJob(self, request: UpdateJobRequest, call: Call) -> bytes:
         """Change the labels or the priority of a job."""
@@ -194,7 +202,7 @@ class EvaluationService:
         priority = request.priority if "priority" in fields else None
         expect = Expected(revision=request.expected_revision if request.HasField("expected_revision") else None)
         change = lambda job: transitions.update(job, labels, priority)  # noqa: E731
-        return self._answer(await asyncio.wrap_future(self.store.update(request.job_id.lower(), change, expect)))
+        return self._answer(await asyncio.wrap_future(self.store.update(request.job_id.lower(), change, expect)), call)
 
     async def DeleteJob(self, request: DeleteJobRequest, call: Call) -> DeleteJobResponse:
         """Delete a terminal job, and have its files removed if no other job refers to them."""
@@ -245,7 +253,8 @@ class EvaluationService:
         validation.require(validation.history(request))
         page_size = validation.require_page_size(request.page_size, MAX_POINTS, MAX_POINTS)
         budget = ReadBudget(HISTORY_LIMITS)
-        history = History(self.store, self.results, self.history_places, request, page_size, budget)
+        owner = self._visible_owner(call)
+        history = History(self.store, self.results, self.history_places, request, page_size, budget, owner)
         try:
             while await self._look_up(history.scan):
                 pass  # some jobs at a time, so that other reads get their turn
@@ -261,11 +270,14 @@ class EvaluationService:
         return await self.comparer.compare(request, baseline, candidates)
 
     async def GetQueue(self, request: GetQueueRequest, call: Call) -> bytes:
-        """Return what is queued and running, and which job holds which GPU. Rebuilt only after a change."""
-        state = self.queue_state.generation, self.queue_state.nodes()
-        if self._queue is None or self._queue[0] != state:
-            self._queue = state, self._describe_queue(state[1]).SerializeToString()
-        return self._queue[1]
+        """Return what is queued and running, and which job holds which GPU. Rebuilt only after a change, for each owner whose
+        jobs alone it names."""
+        state, owner = (self.queue_state.generation, self.queue_state.nodes()), self._visible_owner(call)
+        if self._queue[0] != state:
+            self._queue = state, {}
+        if owner not in self._queue[1]:
+            self._queue[1][owner] = self._describe_queue(state[1], owner).SerializeToString()
+        return self._queue[1][owner]
 
     async def ListTasks(self, request: ListTasksRequest, call: Call) -> ListTasksResponse:
         """List the tasks that a harness knows."""
@@ -359,13 +371,19 @@ class EvaluationService:
         seconds = call.heartbeat_interval.ToNanoseconds() / 1e9
         return (lambda: seconds) if seconds else None
 
-    def _jobs_page(self, listing: ListJobsRequest, before: int | None, revision: int, page_size: int) -> ListJobsResponse:
+    def _visible_owner(self, call: Call) -> str | None:
+        """Return the owner whose jobs alone the caller may know of; None where it may know of all."""
+        return visible_owner(call.principal, self.settings.visibility)
+
+    def _jobs_page(
+        self, listing: ListJobsRequest, before: int | None, revision: int, page_size: int, owner: str | None
+    ) -> ListJobsResponse:
         """Return a page of jobs. Reads from the store until the page is full, not many more bytes than it has."""
         page = ListJobsResponse(revision=revision)
         bound = PageBound(page_size)
-        while listed := self.store.list_jobs(listing.filter, before, page_size + 1 - len(page.jobs)):
+        while listed := self.store.list_jobs(listing.filter, before, page_size + 1 - len(page.jobs), owner=owner):
             for sequence, job in listed:
-                viewed = self._viewed(job, listing.view)
+                viewed = self._viewed(job, listing.view, names_others=owner is None)
                 if not bound.takes(viewed):
                     page.next_page_token = page_tokens.encode(before or 0, listing, revision)
                     return page
@@ -373,14 +391,15 @@ class EvaluationService:
                 before = sequence
         return page
 
-    def _viewed(self, job: JobInfo, view: JobView.ValueType) -> JobInfo:
+    def _viewed(self, job: JobInfo, view: JobView.ValueType, *, names_others: bool) -> JobInfo:
         """Return a job as it is listed."""
         reduce_to_view(job, view)
-        return self.queue_state.described(job)
+        return self.queue_state.described(job, names_others=names_others)
 
-    def _answer(self, job: JobInfo) -> bytes:
+    def _answer(self, job: JobInfo, call: Call) -> bytes:
         """Return a job that was just committed, serialised as clients get it."""
-        return self.queue_state.describe(job.job_id, job.status, job.SerializeToString())
+        names_others = self._visible_owner(call) is None
+        return self.queue_state.describe(job.job_id, job.status, job.SerializeToString(), names_others=names_others)
 
     async def _cache_key(self, mode: CacheMode.ValueType, job: JobInfo) -> bytes:
         """Return the key that identical evaluations share; empty if the cache can't be used."""
@@ -409,18 +428,21 @@ class EvaluationService:
         """Return how many GPUs each node has."""
         return [len(node.devices) for node in self.queue_state.nodes()]
 
-    def _describe_queue(self, nodes: Sequence[Node]) -> GetQueueResponse:
+    def _describe_queue(self, nodes: Sequence[Node], owner: str | None) -> GetQueueResponse:
+        """Describe the queue. With `owner`, only jobs of that owner are named, and all count."""
         running = self.queue_state.running_jobs()
-        gpus = _gpus(nodes, {gpu: job.job_id for job in self.queue_state.own_running_jobs() for gpu in job.gpus})
+        named = [job.job_id for job in running if owner in (None, job.owner)]
+        holders = {gpu: job for job in self.queue_state.own_running_jobs() for gpu in job.gpus}
+        devices = [device for node in nodes for device in node.devices]
         return GetQueueResponse(
             queued_count=self.queue_state.queued_count,
             running_count=len(running),
             following_count=self.queue_state.following_count,
-            queued_job_ids=self.queue_state.queued_job_ids(MAX_QUEUED_IDS),
-            running_job_ids=[job.job_id for job in running[:MAX_RUNNING_IDS]],
+            queued_job_ids=self.queue_state.queued_job_ids(MAX_QUEUED_IDS, owner),
+            running_job_ids=named[:MAX_RUNNING_IDS],
             status_counts=self._status_counts(),
-            gpus=gpus,
-            free_gpu_count=sum(1 for gpu in gpus if not gpu.job_id and not gpu.quarantine_reason),
+            gpus=[_gpu(device, holders.get(device.id), owner) for device in devices],
+            free_gpu_count=sum(1 for device in devices if device.id not in holders and not device.quarantine_reason),
             max_running=self.queue_state.slots.total,
             max_queued=self.settings.max_queued,
         )
@@ -430,13 +452,11 @@ class EvaluationService:
         return [StatusCount(status=status, count=counts[status]) for status in sorted(counts) if counts[status]]
 
 
-def _gpus(nodes: Sequence[Node], holders: Mapping[str, str]) -> list[Gpu]:
-    """Return the GPUs of all nodes, with the jobs that hold them."""
-    return [
-        Gpu(id=gpu.id, name=gpu.name, job_id=holders.get(gpu.id, ""), quarantine_reason=gpu.quarantine_reason)
-        for node in nodes
-        for gpu in node.devices
-    ]
+def _gpu(device: Device, holder: JobInfo | None, owner: str | None) -> Gpu:
+    """Return a GPU with the job that holds it. With `owner`, only jobs of that owner are named."""
+    job_id = holder.job_id if holder is not None and owner in (None, holder.owner) else ""
+    reason = device.quarantine_reason if owner is None else _NAMED_JOB.sub("a job", device.quarantine_reason)
+    return Gpu(id=device.id, name=device.name, job_id=job_id, quarantine_reason=reason)
 
 
 def _names_page(names: Sequence[str], query: str, start: int, page_size: int) -> tuple[list[str], int | None]:

@@ -77,6 +77,11 @@ def require(violations: Iterable[FieldViolation]) -> None:
         raise InvalidRequestError(violations=found)
 
 
+def is_job_id(job_id: str) -> bool:
+    """Return whether this can be the id of a job."""
+    return _JOB_ID.fullmatch(job_id) is not None
+
+
 def require_job_id(job_id: str) -> str:
     """Return the id in its canonical form. Raises InvalidRequestError unless it is a UUID."""
     require(_job_id("job_id", job_id))
@@ -133,7 +138,12 @@ def job_filter(jobs: JobFilter) -> _Violations:
             if status not in lifecycle.LIVE | lifecycle.TERMINAL:
                 yield FieldViolation(f"filter.statuses[{index}]", f"{status} is no status that a job can have")
     yield from _labels("filter.labels", jobs.labels)
-    for name, values in (("models", jobs.models), ("tasks", jobs.tasks), ("harnesses", jobs.harnesses)):
+    for name, values in (
+        ("models", jobs.models),
+        ("tasks", jobs.tasks),
+        ("harnesses", jobs.harnesses),
+        ("owners", jobs.owners),
+    ):
         if len(values) > MAX_TASKS:
             yield FieldViolation(f"filter.{name}", f"has {len(values)} values; at most {MAX_TASKS} are allowed")
     for name, time in (("created_after", jobs.created_after), ("created_before", jobs.created_before)):
@@ -230,7 +240,7 @@ def cancel_reason(reason: str) -> _Violations:
 
 
 def _job_id(field: str, job_id: str) -> _Violations:
-    if not _JOB_ID.fullmatch(job_id):
+    if not is_job_id(job_id):
         problem = "must be a UUID such as 0b54e7a6-3a51-4f2c-9d5e-6f6c4f1a2b3c" if job_id else "is required"
         yield FieldViolation(field, problem)
 

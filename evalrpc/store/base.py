@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from evalrpc.errors import ConflictError, StoreUnavailableError
+from evalrpc.errors import ConflictError, JobNotFoundError, StoreUnavailableError
 from evalrpc.jobs.lifecycle import Status, status_name
 from evalrpc.jobs.size_limits import MIB
 from evalrpc.v1.jobs_pb2 import JobEvent, JobFilter, JobInfo
@@ -42,11 +42,12 @@ class Submission:
     job: JobInfo
     """With its id, request and options; the store sets the status and the revision."""
     request_id: str = ""
-    """Empty: not repeatable."""
+    """Of the owner's. Empty: not repeatable."""
     fingerprint: bytes = b""
     """Equal for submissions of equal contents."""
     cache_key: bytes = b""
-    """Equal for identical evaluations, of which one run may serve all. Empty: the job runs, and serves no other."""
+    """Equal for identical evaluations of the same owner, of which one run may serve all. Empty: the job runs, and serves no
+    other."""
 
 
 class Deleted(NamedTuple):
@@ -74,6 +75,8 @@ class JournalEvent(NamedTuple):
     """The status before; UNSPECIFIED for a new job, None where it is not known."""
     labels_before: Mapping[str, str] | None = None
     """The labels before; None where they stayed as they were."""
+    owner: str = ""
+    """The owner of the job, also of one that was deleted."""
 
     def parse(self) -> JobEvent:
         """Return the event as a message of its own. Raises StoreUnavailableError."""
@@ -114,6 +117,7 @@ class StoredJob(NamedTuple):
     sequence: int
     status: Status
     serialized: bytes
+    owner: str
 
     def parse(self) -> JobInfo:
         """Return the job as a message of its own. Raises StoreUnavailableError."""
@@ -132,6 +136,7 @@ class QueuedRow(NamedTuple):
     """Time of day before which it must not start; 0 where it may at once."""
     follows: str = ""
     """The job that it follows, so that it is not served itself; empty where it is."""
+    owner: str = ""
 
 
 class Expected(NamedTuple):
@@ -167,11 +172,11 @@ class Store(Protocol):
     """Jobs and their journal. The future of a write can't be cancelled: a caller that stops waiting does not stop the write."""
 
     def submit(self, submission: Submission) -> Future[JobInfo]:
-        """Add a QUEUED job, or return the one that the same request_id got.
+        """Add a QUEUED job, or return the one that the same request_id got from the same owner.
 
-        It cancels the queued ones with the same supersede key, in the same commit. If there is a job of an identical evaluation
-        then, it shares the run of that one: see `find_identical`. It is COMPLETED at once if that one is, and follows it
-        otherwise: see `update`.
+        It cancels the owner's queued ones with the same supersede key, in the same commit. If there is a job of an identical
+        evaluation then, it shares the run of that one: see `find_identical`. It is COMPLETED at once if that one is, and
+        follows it otherwise: see `update`.
         Raises RequestIdReusedError, QueueFullError (never for a job that is COMPLETED at once), StoreUnavailableError.
         """
 
@@ -188,8 +193,8 @@ class Store(Protocol):
 
     def delete(self, job_id: str) -> Future[Deleted]:
         """Remove a terminal job, with a DELETED event. Its earlier events in the journal become DELETED too, in the same
-        commit: of what they had, only their revisions, their times and the job's id are left. In the same commit, the folders
-        that it has outside of the data folder become pending removals.
+        commit: of what they had, only their revisions, their times, the job's id and its owner are left. In the same commit,
+        the folders that it has outside of the data folder become pending removals.
 
         Raises JobNotFoundError, JobNotFinishedError.
         """
@@ -201,9 +206,16 @@ class Store(Protocol):
         """Return a job. Raises JobNotFoundError."""
 
     def list_jobs(
-        self, job_filter: JobFilter, before_sequence: int | None, limit: int, max_bytes: int = MAX_LISTED_BYTES
+        self,
+        job_filter: JobFilter,
+        before_sequence: int | None,
+        limit: int,
+        max_bytes: int = MAX_LISTED_BYTES,
+        *,
+        owner: str | None = None,
     ) -> list[ListedJob]:
-        """Return jobs that the filter takes, newest first, of those that arrived before `before_sequence`.
+        """Return jobs that the filter takes, newest first, of those that arrived before `before_sequence`; with `owner`, only
+        jobs of that owner, whatever the filter says.
 
         No more than `limit`, and none after the one with which they have `max_bytes`. Empty only if there are none.
         """
@@ -222,8 +234,9 @@ class Store(Protocol):
         """Return ids of terminal jobs that ended before a time, or that are not among the `keep` that ended last; those that
         ended first come first."""
 
-    def known_jobs(self, job_ids: Sequence[str]) -> set[str]:
-        """Return those of the ids that are ids of jobs."""
+    def known_jobs(self, job_ids: Sequence[str], owner: str | None = None) -> set[str]:
+        """Return those of the ids that are ids of jobs; with `owner`, of jobs of that owner. A job of another one takes no
+        longer than one that does not exist."""
 
     def jobs_with_files(self, job_ids: Sequence[str]) -> set[str]:
         """Return those of the ids whose files must be kept: of jobs, and of deleted ones whose run some job shares."""
@@ -232,9 +245,16 @@ class Store(Protocol):
         """Return the folders that deleted jobs have left outside of the data folder, until `forget_removal`."""
 
     def events_after(
-        self, revision: int, limit: int, job_id: str | None = None, max_bytes: int = MAX_LISTED_BYTES
+        self,
+        revision: int,
+        limit: int,
+        job_id: str | None = None,
+        max_bytes: int = MAX_LISTED_BYTES,
+        *,
+        owner: str | None = None,
     ) -> list[JournalEvent]:
-        """Return journal events with a later revision, of one job or of all, in order, up to `head_revision`.
+        """Return journal events with a later revision, of one job, of the jobs of one owner, or of all, in order, up to
+        `head_revision`.
 
         No more than `limit`, and none after the one with which they have `max_bytes`. Empty only if there are none.
         Raises RevisionCompactedError, RevisionInFutureError, and JobNotFoundError if that job was deleted.
@@ -286,6 +306,13 @@ class ChangeFeed(Protocol):
 
         Raises ChangesMissedError if it no longer has all of them: read the state again, and follow from there.
         """
+
+
+def job_not_found(job_id: str) -> JobNotFoundError:
+    """Build the error for a job that does not exist, or that the caller may not know of."""
+    return JobNotFoundError(
+        f"there is no job {job_id}", metadata={"resource_type": "evalrpc.v1.JobInfo", "resource_name": job_id}
+    )
 
 
 def parse_job(serialized: bytes) -> JobInfo:

@@ -149,10 +149,16 @@ class SharedStore:
         return self._database.job(job_id)
 
     def list_jobs(
-        self, job_filter: JobFilter, before_sequence: int | None, limit: int, max_bytes: int = MAX_LISTED_BYTES
+        self,
+        job_filter: JobFilter,
+        before_sequence: int | None,
+        limit: int,
+        max_bytes: int = MAX_LISTED_BYTES,
+        *,
+        owner: str | None = None,
     ) -> list[ListedJob]:
         """See Store.list_jobs."""
-        return self._database.list_jobs(job_filter, before_sequence, limit, max_bytes)
+        return self._database.list_jobs(job_filter, before_sequence, limit, max_bytes, owner=owner)
 
     def find_identical(self, cache_key: bytes, supersede_key: str = "") -> JobInfo | None:
         """See Store.find_identical."""
@@ -170,9 +176,9 @@ class SharedStore:
         """See Store.expired_jobs."""
         return self._database.expired_jobs(older_than, keep, limit)
 
-    def known_jobs(self, job_ids: Sequence[str]) -> set[str]:
+    def known_jobs(self, job_ids: Sequence[str], owner: str | None = None) -> set[str]:
         """See Store.known_jobs."""
-        return self._database.known_jobs(job_ids)
+        return self._database.known_jobs(job_ids, owner)
 
     def jobs_with_files(self, job_ids: Sequence[str]) -> set[str]:
         """See Store.jobs_with_files."""
@@ -183,11 +189,17 @@ class SharedStore:
         return self._database.pending_removals()
 
     def events_after(
-        self, revision: int, limit: int, job_id: str | None = None, max_bytes: int = MAX_LISTED_BYTES
+        self,
+        revision: int,
+        limit: int,
+        job_id: str | None = None,
+        max_bytes: int = MAX_LISTED_BYTES,
+        *,
+        owner: str | None = None,
     ) -> list[JournalEvent]:
         """See Store.events_after."""
         head = self._head
-        events = self._database.events_after(revision, limit, job_id, max_bytes)
+        events = self._database.events_after(revision, limit, job_id, max_bytes, owner=owner)
         return [event for event in events if event.revision <= head]
 
     def status_counts(self) -> Mapping[Status, int]:

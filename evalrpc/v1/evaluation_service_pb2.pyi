@@ -17,6 +17,12 @@ be answered with UNAVAILABLE (`SIGN_IN_UNAVAILABLE`; RetryInfo) while the server
 UNAUTHENTICATED once the token of its caller has expired or was revoked; it is resumed with another token. Health and
 reflection are open to all.
 
+Callers have a role. A viewer may make every call that reads; a submitter may also submit jobs, and change its own; an operator
+may do everything. Any call may be answered with PERMISSION_DENIED (`PERMISSION_DENIED`) for a caller whose role does not
+suffice. Where the operator lets callers see only their own jobs, those of others do not exist for a caller who is no operator:
+what is said below of jobs that there are not holds for them, and lists, streams and the queue have the caller's own jobs only.
+Without sign-in, everyone is a submitter, and the jobs without an owner are everyone's own.
+
 Any call may be answered with RESOURCE_EXHAUSTED and RetryInfo if its caller, or all together, take more than the operator
 allows (`TOO_MANY_CALLS`; for a stream `TOO_MANY_STREAMS` or `TOO_MUCH_UNREAD`), with the `setting`, its `limit` and, if it is one
 for each owner, the `owner` in the metadata, and a QuotaFailure. A request over `GetServerInfoResponse.max_request_bytes` is

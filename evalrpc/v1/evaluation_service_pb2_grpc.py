@@ -159,9 +159,10 @@ class EvaluationServiceServicer(object):
         QUEUED with its position, COMPLETED if it shares the run of another job (see CacheMode), or, for a repeated `request_id`,
         as it stands now.
 
-        Errors: INVALID_ARGUMENT (every bad field at once), PERMISSION_DENIED (`POLICY_VIOLATION` or `SECRET_NOT_ALLOWED`; BadRequest
-        with every such field), ALREADY_EXISTS (`request_id` was used with other contents), RESOURCE_EXHAUSTED (the queue is full; RetryInfo),
-        UNAVAILABLE (the server is stopping, or its disk rejects writes; RetryInfo).
+        Errors: INVALID_ARGUMENT (every bad field at once), PERMISSION_DENIED (the caller is a viewer; or `POLICY_VIOLATION` or
+        `SECRET_NOT_ALLOWED`, with a BadRequest of every such field), ALREADY_EXISTS (`request_id` was used with other contents),
+        RESOURCE_EXHAUSTED (the queue is full; RetryInfo), UNAVAILABLE (the server is stopping, or its disk rejects writes;
+        RetryInfo).
         Retry: safe on UNAVAILABLE and DEADLINE_EXCEEDED with a `request_id`; without one a retry may submit a second job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -220,8 +221,8 @@ class EvaluationServiceServicer(object):
         process tree is terminated, and it becomes CANCELLED once no process is left, or COMPLETED if its results were read first.
         Cancelling a job that is being cancelled or is already CANCELLED answers OK with the job as it is.
 
-        Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is COMPLETED or FAILED; `JOB_NOT_QUEUED` with
-        `queued_only`), UNAVAILABLE.
+        Errors: INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED (the job is another's, or the caller is a viewer),
+        FAILED_PRECONDITION (the job is COMPLETED or FAILED; `JOB_NOT_QUEUED` with `queued_only`), UNAVAILABLE.
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -231,9 +232,9 @@ class EvaluationServiceServicer(object):
     def UpdateJob(self, request, context):
         """Changes the labels of any job, or the priority of one that is not terminal.
 
-        Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND, ABORTED (`CONFLICT`: the revision is not
-        `expected_revision`, but `revision` in the metadata), FAILED_PRECONDITION (`JOB_FINISHED`: the priority of a terminal
-        job), UNAVAILABLE.
+        Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND, PERMISSION_DENIED (the job is another's, or the caller is a
+        viewer), ABORTED (`CONFLICT`: the revision is not `expected_revision`, but `revision` in the metadata), FAILED_PRECONDITION
+        (`JOB_FINISHED`: the priority of a terminal job), UNAVAILABLE.
         Retry: safe; with `expected_revision`, ABORTED may mean that an earlier call changed it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -245,7 +246,8 @@ class EvaluationServiceServicer(object):
         jobs share (see `JobInfo.cached_from`) are removed with the last of these. Answers once the deletion is durable, and
         nothing of the job can be read any more; the files are removed soon after that.
 
-        Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is not terminal), UNAVAILABLE.
+        Errors: INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED (the job is another's, or the caller is a viewer),
+        FAILED_PRECONDITION (the job is not terminal), UNAVAILABLE.
         Retry: safe; NOT_FOUND then means that an earlier call deleted it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -253,7 +255,8 @@ class EvaluationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetQueue(self, request, context):
-        """Returns the queued and running jobs, and which job holds which GPU.
+        """Returns the queued and running jobs, and which job holds which GPU. Where the caller sees only its own jobs, others are
+        counted and not named.
 
         Errors: only those of every call.
         Retry: always safe.

@@ -17,6 +17,12 @@ be answered with UNAVAILABLE (`SIGN_IN_UNAVAILABLE`; RetryInfo) while the server
 UNAUTHENTICATED once the token of its caller has expired or was revoked; it is resumed with another token. Health and
 reflection are open to all.
 
+Callers have a role. A viewer may make every call that reads; a submitter may also submit jobs, and change its own; an operator
+may do everything. Any call may be answered with PERMISSION_DENIED (`PERMISSION_DENIED`) for a caller whose role does not
+suffice. Where the operator lets callers see only their own jobs, those of others do not exist for a caller who is no operator:
+what is said below of jobs that there are not holds for them, and lists, streams and the queue have the caller's own jobs only.
+Without sign-in, everyone is a submitter, and the jobs without an owner are everyone's own.
+
 Any call may be answered with RESOURCE_EXHAUSTED and RetryInfo if its caller, or all together, take more than the operator
 allows (`TOO_MANY_CALLS`; for a stream `TOO_MANY_STREAMS` or `TOO_MUCH_UNREAD`), with the `setting`, its `limit` and, if it is one
 for each owner, the `owner` in the metadata, and a QuotaFailure. A request over `GetServerInfoResponse.max_request_bytes` is
@@ -74,9 +80,10 @@ class EvaluationServiceStub:
     QUEUED with its position, COMPLETED if it shares the run of another job (see CacheMode), or, for a repeated `request_id`,
     as it stands now.
 
-    Errors: INVALID_ARGUMENT (every bad field at once), PERMISSION_DENIED (`POLICY_VIOLATION` or `SECRET_NOT_ALLOWED`; BadRequest
-    with every such field), ALREADY_EXISTS (`request_id` was used with other contents), RESOURCE_EXHAUSTED (the queue is full; RetryInfo),
-    UNAVAILABLE (the server is stopping, or its disk rejects writes; RetryInfo).
+    Errors: INVALID_ARGUMENT (every bad field at once), PERMISSION_DENIED (the caller is a viewer; or `POLICY_VIOLATION` or
+    `SECRET_NOT_ALLOWED`, with a BadRequest of every such field), ALREADY_EXISTS (`request_id` was used with other contents),
+    RESOURCE_EXHAUSTED (the queue is full; RetryInfo), UNAVAILABLE (the server is stopping, or its disk rejects writes;
+    RetryInfo).
     Retry: safe on UNAVAILABLE and DEADLINE_EXCEEDED with a `request_id`; without one a retry may submit a second job.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetJobRequest, _jobs_pb2.JobInfo]
@@ -115,16 +122,16 @@ class EvaluationServiceStub:
     process tree is terminated, and it becomes CANCELLED once no process is left, or COMPLETED if its results were read first.
     Cancelling a job that is being cancelled or is already CANCELLED answers OK with the job as it is.
 
-    Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is COMPLETED or FAILED; `JOB_NOT_QUEUED` with
-    `queued_only`), UNAVAILABLE.
+    Errors: INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED (the job is another's, or the caller is a viewer),
+    FAILED_PRECONDITION (the job is COMPLETED or FAILED; `JOB_NOT_QUEUED` with `queued_only`), UNAVAILABLE.
     Retry: always safe.
     """
     UpdateJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.UpdateJobRequest, _jobs_pb2.JobInfo]
     """Changes the labels of any job, or the priority of one that is not terminal.
 
-    Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND, ABORTED (`CONFLICT`: the revision is not
-    `expected_revision`, but `revision` in the metadata), FAILED_PRECONDITION (`JOB_FINISHED`: the priority of a terminal
-    job), UNAVAILABLE.
+    Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND, PERMISSION_DENIED (the job is another's, or the caller is a
+    viewer), ABORTED (`CONFLICT`: the revision is not `expected_revision`, but `revision` in the metadata), FAILED_PRECONDITION
+    (`JOB_FINISHED`: the priority of a terminal job), UNAVAILABLE.
     Retry: safe; with `expected_revision`, ABORTED may mean that an earlier call changed it.
     """
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.DeleteJobRequest, _jobs_pb2.DeleteJobResponse]
@@ -132,11 +139,13 @@ class EvaluationServiceStub:
     jobs share (see `JobInfo.cached_from`) are removed with the last of these. Answers once the deletion is durable, and
     nothing of the job can be read any more; the files are removed soon after that.
 
-    Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is not terminal), UNAVAILABLE.
+    Errors: INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED (the job is another's, or the caller is a viewer),
+    FAILED_PRECONDITION (the job is not terminal), UNAVAILABLE.
     Retry: safe; NOT_FOUND then means that an earlier call deleted it.
     """
     GetQueue: _grpc.UnaryUnaryMultiCallable[_queue_pb2.GetQueueRequest, _queue_pb2.GetQueueResponse]
-    """Returns the queued and running jobs, and which job holds which GPU.
+    """Returns the queued and running jobs, and which job holds which GPU. Where the caller sees only its own jobs, others are
+    counted and not named.
 
     Errors: only those of every call.
     Retry: always safe.
@@ -240,9 +249,10 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     QUEUED with its position, COMPLETED if it shares the run of another job (see CacheMode), or, for a repeated `request_id`,
     as it stands now.
 
-    Errors: INVALID_ARGUMENT (every bad field at once), PERMISSION_DENIED (`POLICY_VIOLATION` or `SECRET_NOT_ALLOWED`; BadRequest
-    with every such field), ALREADY_EXISTS (`request_id` was used with other contents), RESOURCE_EXHAUSTED (the queue is full; RetryInfo),
-    UNAVAILABLE (the server is stopping, or its disk rejects writes; RetryInfo).
+    Errors: INVALID_ARGUMENT (every bad field at once), PERMISSION_DENIED (the caller is a viewer; or `POLICY_VIOLATION` or
+    `SECRET_NOT_ALLOWED`, with a BadRequest of every such field), ALREADY_EXISTS (`request_id` was used with other contents),
+    RESOURCE_EXHAUSTED (the queue is full; RetryInfo), UNAVAILABLE (the server is stopping, or its disk rejects writes;
+    RetryInfo).
     Retry: safe on UNAVAILABLE and DEADLINE_EXCEEDED with a `request_id`; without one a retry may submit a second job.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetJobRequest, _jobs_pb2.JobInfo]  # type: ignore[assignment]
@@ -281,16 +291,16 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     process tree is terminated, and it becomes CANCELLED once no process is left, or COMPLETED if its results were read first.
     Cancelling a job that is being cancelled or is already CANCELLED answers OK with the job as it is.
 
-    Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is COMPLETED or FAILED; `JOB_NOT_QUEUED` with
-    `queued_only`), UNAVAILABLE.
+    Errors: INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED (the job is another's, or the caller is a viewer),
+    FAILED_PRECONDITION (the job is COMPLETED or FAILED; `JOB_NOT_QUEUED` with `queued_only`), UNAVAILABLE.
     Retry: always safe.
     """
     UpdateJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.UpdateJobRequest, _jobs_pb2.JobInfo]  # type: ignore[assignment]
     """Changes the labels of any job, or the priority of one that is not terminal.
 
-    Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND, ABORTED (`CONFLICT`: the revision is not
-    `expected_revision`, but `revision` in the metadata), FAILED_PRECONDITION (`JOB_FINISHED`: the priority of a terminal
-    job), UNAVAILABLE.
+    Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND, PERMISSION_DENIED (the job is another's, or the caller is a
+    viewer), ABORTED (`CONFLICT`: the revision is not `expected_revision`, but `revision` in the metadata), FAILED_PRECONDITION
+    (`JOB_FINISHED`: the priority of a terminal job), UNAVAILABLE.
     Retry: safe; with `expected_revision`, ABORTED may mean that an earlier call changed it.
     """
     DeleteJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.DeleteJobRequest, _jobs_pb2.DeleteJobResponse]  # type: ignore[assignment]
@@ -298,11 +308,13 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     jobs share (see `JobInfo.cached_from`) are removed with the last of these. Answers once the deletion is durable, and
     nothing of the job can be read any more; the files are removed soon after that.
 
-    Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is not terminal), UNAVAILABLE.
+    Errors: INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED (the job is another's, or the caller is a viewer),
+    FAILED_PRECONDITION (the job is not terminal), UNAVAILABLE.
     Retry: safe; NOT_FOUND then means that an earlier call deleted it.
     """
     GetQueue: _aio.UnaryUnaryMultiCallable[_queue_pb2.GetQueueRequest, _queue_pb2.GetQueueResponse]  # type: ignore[assignment]
-    """Returns the queued and running jobs, and which job holds which GPU.
+    """Returns the queued and running jobs, and which job holds which GPU. Where the caller sees only its own jobs, others are
+    counted and not named.
 
     Errors: only those of every call.
     Retry: always safe.
@@ -409,9 +421,10 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         QUEUED with its position, COMPLETED if it shares the run of another job (see CacheMode), or, for a repeated `request_id`,
         as it stands now.
 
-        Errors: INVALID_ARGUMENT (every bad field at once), PERMISSION_DENIED (`POLICY_VIOLATION` or `SECRET_NOT_ALLOWED`; BadRequest
-        with every such field), ALREADY_EXISTS (`request_id` was used with other contents), RESOURCE_EXHAUSTED (the queue is full; RetryInfo),
-        UNAVAILABLE (the server is stopping, or its disk rejects writes; RetryInfo).
+        Errors: INVALID_ARGUMENT (every bad field at once), PERMISSION_DENIED (the caller is a viewer; or `POLICY_VIOLATION` or
+        `SECRET_NOT_ALLOWED`, with a BadRequest of every such field), ALREADY_EXISTS (`request_id` was used with other contents),
+        RESOURCE_EXHAUSTED (the queue is full; RetryInfo), UNAVAILABLE (the server is stopping, or its disk rejects writes;
+        RetryInfo).
         Retry: safe on UNAVAILABLE and DEADLINE_EXCEEDED with a `request_id`; without one a retry may submit a second job.
         """
 
@@ -480,8 +493,8 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         process tree is terminated, and it becomes CANCELLED once no process is left, or COMPLETED if its results were read first.
         Cancelling a job that is being cancelled or is already CANCELLED answers OK with the job as it is.
 
-        Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is COMPLETED or FAILED; `JOB_NOT_QUEUED` with
-        `queued_only`), UNAVAILABLE.
+        Errors: INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED (the job is another's, or the caller is a viewer),
+        FAILED_PRECONDITION (the job is COMPLETED or FAILED; `JOB_NOT_QUEUED` with `queued_only`), UNAVAILABLE.
         Retry: always safe.
         """
 
@@ -493,9 +506,9 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_jobs_pb2.JobInfo, _abc.Awaitable[_jobs_pb2.JobInfo]]:
         """Changes the labels of any job, or the priority of one that is not terminal.
 
-        Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND, ABORTED (`CONFLICT`: the revision is not
-        `expected_revision`, but `revision` in the metadata), FAILED_PRECONDITION (`JOB_FINISHED`: the priority of a terminal
-        job), UNAVAILABLE.
+        Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND, PERMISSION_DENIED (the job is another's, or the caller is a
+        viewer), ABORTED (`CONFLICT`: the revision is not `expected_revision`, but `revision` in the metadata), FAILED_PRECONDITION
+        (`JOB_FINISHED`: the priority of a terminal job), UNAVAILABLE.
         Retry: safe; with `expected_revision`, ABORTED may mean that an earlier call changed it.
         """
 
@@ -509,7 +522,8 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         jobs share (see `JobInfo.cached_from`) are removed with the last of these. Answers once the deletion is durable, and
         nothing of the job can be read any more; the files are removed soon after that.
 
-        Errors: INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (the job is not terminal), UNAVAILABLE.
+        Errors: INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED (the job is another's, or the caller is a viewer),
+        FAILED_PRECONDITION (the job is not terminal), UNAVAILABLE.
         Retry: safe; NOT_FOUND then means that an earlier call deleted it.
         """
 
@@ -519,7 +533,8 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _queue_pb2.GetQueueRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_queue_pb2.GetQueueResponse, _abc.Awaitable[_queue_pb2.GetQueueResponse]]:
-        """Returns the queued and running jobs, and which job holds which GPU.
+        """Returns the queued and running jobs, and which job holds which GPU. Where the caller sees only its own jobs, others are
+        counted and not named.
 
         Errors: only those of every call.
         Retry: always safe.

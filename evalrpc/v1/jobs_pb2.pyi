@@ -147,12 +147,12 @@ class _CacheModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CacheMode.V
     CACHE_MODE_UNSPECIFIED: _CacheMode.ValueType  # 0
     """The job runs, and no later submission shares its run."""
     CACHE_MODE_ALLOW: _CacheMode.ValueType  # 1
-    """If there is a job of an identical evaluation that was also submitted with ALLOW, the new job shares its run and never runs
-    itself: see `JobInfo.cached_from`. If that job is COMPLETED, the new one is COMPLETED at once, with the same results. If it
-    is queued or running and no cancel was requested, the new job follows it: it stays QUEUED, holds no GPU, and completes in
-    the same moment. If the other job does not complete, the new one runs itself, in its old place in the queue; of several,
-    the first runs and the others follow it. A job takes the highest priority of those that follow it, and keeps it. Otherwise
-    the new job runs.
+    """If there is a job of an identical evaluation of the same owner that was also submitted with ALLOW, the new job shares its
+    run and never runs itself: see `JobInfo.cached_from`. If that job is COMPLETED, the new one is COMPLETED at once, with the
+    same results. If it is queued or running and no cancel was requested, the new job follows it: it stays QUEUED, holds no GPU,
+    and completes in the same moment. If the other job does not complete, the new one runs itself, in its old place in the
+    queue; of several, the first runs and the others follow it. A job takes the highest priority of those that follow it, and
+    keeps it. Otherwise the new job runs.
 
     Evaluations are identical if the harness would be started in the same way: the same harness and version, command line,
     input files and number of GPUs; the same operator settings; and, with the same names, sizes and times, the files below any
@@ -168,12 +168,12 @@ class CacheMode(_CacheMode, metaclass=_CacheModeEnumTypeWrapper):
 CACHE_MODE_UNSPECIFIED: CacheMode.ValueType  # 0
 """The job runs, and no later submission shares its run."""
 CACHE_MODE_ALLOW: CacheMode.ValueType  # 1
-"""If there is a job of an identical evaluation that was also submitted with ALLOW, the new job shares its run and never runs
-itself: see `JobInfo.cached_from`. If that job is COMPLETED, the new one is COMPLETED at once, with the same results. If it
-is queued or running and no cancel was requested, the new job follows it: it stays QUEUED, holds no GPU, and completes in
-the same moment. If the other job does not complete, the new one runs itself, in its old place in the queue; of several,
-the first runs and the others follow it. A job takes the highest priority of those that follow it, and keeps it. Otherwise
-the new job runs.
+"""If there is a job of an identical evaluation of the same owner that was also submitted with ALLOW, the new job shares its
+run and never runs itself: see `JobInfo.cached_from`. If that job is COMPLETED, the new one is COMPLETED at once, with the
+same results. If it is queued or running and no cancel was requested, the new job follows it: it stays QUEUED, holds no GPU,
+and completes in the same moment. If the other job does not complete, the new one runs itself, in its old place in the
+queue; of several, the first runs and the others follow it. A job takes the highest priority of those that follow it, and
+keeps it. Otherwise the new job runs.
 
 Evaluations are identical if the harness would be started in the same way: the same harness and version, command line,
 input files and number of GPUs; the same operator settings; and, with the same names, sizes and times, the files below any
@@ -442,7 +442,7 @@ class JobInfo(_message.Message):
     attempt: _builtins.int
     """The number of the latest attempt, from 1. Zero until the first has begun. Always set."""
     wait_reason: _builtins.str
-    """Why a queued job is not running yet, for humans. Empty unless QUEUED."""
+    """Why a queued job is not running yet, for humans. Empty unless QUEUED. Names no job that the caller may not see."""
     priority: _builtins.int
     """The priority given at submission or by UpdateJob since, or the highest of the jobs that have followed this one since, if
     that is higher. Always set.
@@ -461,7 +461,7 @@ class JobInfo(_message.Message):
     cached_from_attempt: _builtins.int
     """The attempt of that job which the results are of. Zero while QUEUED, and without `cached_from`."""
     owner: _builtins.str
-    """Who submitted the job, as signed in. Empty: nobody was signed in."""
+    """Who submitted the job, as signed in. Never changes. Empty: nobody was signed in."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When SubmitJob accepted the job."""
@@ -868,8 +868,9 @@ class SubmitJobRequest(_message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     CACHE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Makes the call safe to repeat: the same id with the same contents returns the same job, for as long as the job is kept. 1
-    to 128 printable ASCII characters without spaces; a fresh UUID is a good choice. Empty: every call submits a new job.
+    """Makes the call safe to repeat: the same id from the same owner with the same contents returns the same job, for as long as
+    the job is kept. 1 to 128 printable ASCII characters without spaces; a fresh UUID is a good choice. Empty: every call
+    submits a new job.
     """
     priority: _builtins.int
     """Jobs with a higher priority start first; equal ones start in order of arrival. -1000 to 1000. Default: 0."""
@@ -878,8 +879,8 @@ class SubmitJobRequest(_message.Message):
     `OUT_OF_MEMORY`. The next attempt waits for 1 s, then 2 s, up to a minute. 1 to 10. Zero: 1.
     """
     supersede_key: _builtins.str
-    """A new job cancels the queued jobs with the same key, with the reason `SUPERSEDED` in their error. At most 255 characters.
-    Empty: supersedes nothing.
+    """A new job cancels the queued jobs of its owner with the same key, with the reason `SUPERSEDED` in their error. At most 255
+    characters. Empty: supersedes nothing.
     """
     validate_only: _builtins.bool
     """Only check the request: answer as SubmitJob would, with an empty `job_id`, and queue nothing. The cache is not looked into:
@@ -1064,6 +1065,7 @@ class JobFilter(_message.Message):
     CREATED_BEFORE_FIELD_NUMBER: _builtins.int
     LABEL_SELECTOR_FIELD_NUMBER: _builtins.int
     JOB_ID_PREFIX_FIELD_NUMBER: _builtins.int
+    OWNERS_FIELD_NUMBER: _builtins.int
     label_selector: _builtins.str
     """Requirements on the labels, all of which must hold, in Kubernetes' grammar: `run=x,step!=5,team in (a,b),!draft`. Also
     `==`, `notin`, and a key alone, which must exist. `!=` and `notin` also match jobs without the key. A value with other
@@ -1100,6 +1102,10 @@ class JobFilter(_message.Message):
     def created_before(self) -> _timestamp_pb2.Timestamp:
         """Created before this time."""
 
+    @_builtins.property
+    def owners(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Jobs of any of these owners, by `JobInfo.owner`; the empty text stands for jobs without an owner. At most 1000."""
+
     def __init__(
         self,
         *,
@@ -1112,10 +1118,11 @@ class JobFilter(_message.Message):
         created_before: _timestamp_pb2.Timestamp | None = ...,
         label_selector: _builtins.str = ...,
         job_id_prefix: _builtins.str = ...,
+        owners: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before", "harnesses", b"harnesses", "job_id_prefix", b"job_id_prefix", "label_selector", b"label_selector", "labels", b"labels", "models", b"models", "statuses", b"statuses", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before", "harnesses", b"harnesses", "job_id_prefix", b"job_id_prefix", "label_selector", b"label_selector", "labels", b"labels", "models", b"models", "owners", b"owners", "statuses", b"statuses", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -67,12 +67,12 @@ class GetQueueResponse(_message.Message):
     @_builtins.property
     def queued_job_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The ids of the queued jobs in the order in which they are served, the first 1000. Those that follow another
-        job (see `JobInfo.cached_from`) are not served, and not among them.
+        job (see `JobInfo.cached_from`) are not served, and not among them; nor are those that the caller may not see.
         """
 
     @_builtins.property
     def running_job_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The ids of the running jobs, longest running first; the first 10,000."""
+        """The ids of the running jobs that the caller may see, longest running first; the first 10,000."""
 
     @_builtins.property
     def status_counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___StatusCount]:
@@ -162,7 +162,7 @@ class Gpu(_message.Message):
     name: _builtins.str
     """Its product name. Empty if the driver does not know it."""
     job_id: _builtins.str
-    """The job that holds it. Empty: free."""
+    """The job that holds it. Empty: it is free, or held by a job that the caller may not see; `free_gpu_count` counts the free ones."""
     quarantine_reason: _builtins.str
     """Why it is quarantined, that is, not assigned to jobs. Empty: it is not."""
     def __init__(

@@ -44,8 +44,8 @@ class Progress(SharedEvent):
 
 
 class CommittedEvent(SharedEvent):
-    """An event with a revision of its own. If it is DELETED, `job` is the job before, without a status where nothing is left of
-    it."""
+    """An event with a revision of its own. If it is DELETED, `job` is the job before, with its id and its owner alone where
+    nothing else is left of it."""
 
     def __init__(self, committed: JournalEvent, job: pb.JobInfo, *, deleted: bool) -> None:
         super().__init__(committed.revision, committed.event, job)
@@ -63,6 +63,7 @@ class CommittedEvent(SharedEvent):
     def from_journal(cls, committed: JournalEvent) -> "CommittedEvent":
         """Return an event of the journal. Raises StoreUnavailableError."""
         event = committed.parse()
+        event.job.owner = committed.owner
         return cls(committed, event.job, deleted=event.type == pb.JOB_EVENT_TYPE_DELETED)
 
     @property
@@ -79,7 +80,8 @@ class CommittedEvent(SharedEvent):
         """Return what a watcher of all jobs gets; None if nothing."""
         is_taken = matcher.matches(self.job)
         if self.deleted:
-            return self.full if is_taken or not self.job.status else None
+            is_blank = not self.job.status
+            return self.full if is_taken or (is_blank and matcher.takes_owner(self.job.owner)) else None
         if is_taken:
             return self.seen_as(view)
         return self._gone if self._was_taken(matcher) else None
@@ -89,7 +91,8 @@ class CommittedEvent(SharedEvent):
         if self.deleted:
             return self
         event = deleted_event(self.job.job_id, self.revision, self._time)
-        return CommittedEvent(JournalEvent(self.revision, event), pb.JobInfo(job_id=self.job.job_id), deleted=True)
+        job = pb.JobInfo(job_id=self.job.job_id, owner=self.job.owner)
+        return CommittedEvent(JournalEvent(self.revision, event), job, deleted=True)
 
     def _was_taken(self, matcher: JobMatcher) -> bool:
         """Return whether the filter took the job before the event, as far as is known."""
@@ -109,4 +112,6 @@ class CommittedEvent(SharedEvent):
 def _filterable(job: pb.JobInfo, labels: Mapping[str, str]) -> pb.JobInfo:
     """Return what filters look at of a job, with these labels."""
     request = pb.EvaluateRequest(harness=job.request.harness, model=job.request.model, tasks=job.request.tasks)
-    return pb.JobInfo(job_id=job.job_id, status=job.status, created_at=job.created_at, request=request, labels=labels)
+    return pb.JobInfo(
+        job_id=job.job_id, status=job.status, created_at=job.created_at, request=request, labels=labels, owner=job.owner
+    )

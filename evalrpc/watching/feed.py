@@ -4,8 +4,10 @@ A watcher is a cursor, not a queue: it remembers the last revision that it sent,
 event is serialised and kept once, however many watch it, and a slow watcher costs no more than its cursor. Progress is one slot
 per job, which keeps only the latest. A watcher of all jobs that falls behind the recent events catches up from the journal.
 
-Of a deleted job only DELETED events are left, in the journal and in memory: to whom its events matter is not known any more, so
-every watcher of all jobs that resumes gets them.
+Of a deleted job only DELETED events are left, in the journal and in memory: to whom its events matter is not known any more,
+but whose job it was. So every watcher of all jobs of that owner that resumes gets them.
+
+A watcher may be shown the jobs of one owner only. Then it gets no event of any other job, and no text names one.
 
 Threads: the store's writer and the scheduler's workers call `publish` and `publish_progress`; all else runs on the event loop.
 A watcher joins its topic first and reads the journal second, so what is committed in between is seen twice and deduplicated by
@@ -104,8 +106,12 @@ class Feed:
 
     # Watching.
 
-    async def watch_job(self, job_id: str, after_revision: int, heartbeats: Intervals | None, send: Send) -> None:
+    async def watch_job(
+        self, job_id: str, after_revision: int, heartbeats: Intervals | None, send: Send, *, names_others: bool = True
+    ) -> None:
         """Send the serialised JobEvents of one job up to its terminal one, as the schema specifies for WatchJob.
+
+        `names_others`: whether they may name jobs of other owners.
 
         Raises JobNotFoundError, RevisionCompactedError, RevisionInFutureError, ServerStoppingError.
         """
@@ -126,7 +132,7 @@ class Feed:
             ended_before = is_terminal and job.revision <= max(cursor, head)
             if not after_revision or ended_before:
                 cursor = max(head, job.revision)
-                await send(self._snapshot(job, cursor))
+                await send(self._snapshot(job, cursor, names_others=names_others))
                 if is_terminal:
                     return
             del job  # a watcher may wait for days: it keeps its cursor but no copy of the job
@@ -142,29 +148,33 @@ class Feed:
         *,
         view: pb.JobView.ValueType = pb.JOB_VIEW_FULL,
         skip_snapshots: bool = False,
+        owner: str | None = None,
     ) -> None:
         """Send the serialised JobEvents of all jobs that match the filter, without end, as the schema specifies for WatchJobs.
+        With `owner`, the watcher is shown the jobs of that owner only.
 
         Raises RevisionCompactedError, RevisionInFutureError, ServerStoppingError.
         """
-        matcher = JobMatcher(job_filter)
+        matcher = JobMatcher(job_filter, owner)
         cursor = after_revision or self._head
         ahead: dict[str, int] = {}  # snapshots that are newer than the cursor
         if after_revision:
-            async for event in self._events_after(cursor):
+            head = self._head
+            async for event in self._events_after(cursor, owner):
                 cursor = event.revision
                 if message := event.for_watcher(matcher, view):
                     await send(message)
+            cursor = max(cursor, head)
         elif not skip_snapshots:
             before: int | None = None
-            while page := deque(await self._job_page(job_filter, before)):
+            while page := deque(await self._job_page(job_filter, before, owner)):
                 before = page[-1].sequence
                 while page:
                     # No variable has the job or the message: this may be all that a slow watcher keeps in memory.
-                    await send(self._listed_snapshot(page.popleft().job, view, cursor, ahead))
+                    await send(self._listed_snapshot(page.popleft().job, view, cursor, ahead, names_others=owner is None))
         await send(self._bookmark(cursor))
         with Heartbeat(heartbeats) as heartbeat:
-            await self._live_of_all(matcher, view, cursor, ahead, heartbeat, send)
+            await self._live_of_all(matcher, view, cursor, ahead, heartbeat, send, owner)
 
     async def wait_for_change(self, job_id: str, timeout_seconds: float) -> None:
         """Wait until something happens to a job, or the timeout expires. Raises ServerStoppingError."""
@@ -216,16 +226,19 @@ class Feed:
         ahead: dict[str, int],
         heartbeat: Heartbeat,
         send: Send,
+        owner: str | None,
     ) -> None:
         """Send what comes after `cursor`, without end."""
         progress_number = self._progress_count
         while True:
-            async for event in self._events_after(cursor):
+            head = self._head
+            async for event in self._events_after(cursor, owner):
                 cursor = event.revision
                 is_new = event.revision > ahead.get(event.job.job_id, 0)
                 if is_new and (message := event.for_watcher(matcher, view)):
                     await send(message)
                     heartbeat.sent()
+            cursor = max(cursor, head)
             newest = self._progress_count
             for progress in self._progress_after(progress_number):
                 if progress.revision > cursor:
@@ -307,8 +320,9 @@ class Feed:
 
     # Reading.
 
-    async def _events_after(self, cursor: int) -> AsyncGenerator[CommittedEvent, None]:
-        """Yield the events after `cursor` up to the head, from memory if it reaches back that far."""
+    async def _events_after(self, cursor: int, owner: str | None) -> AsyncGenerator[CommittedEvent, None]:
+        """Yield the events after `cursor` up to the head, from memory if it reaches back that far; with `owner`, the journal's
+        are those of that owner's jobs."""
         if cursor > self._head:
             await self._journal_page(cursor)  # raises, unless it is only ahead of what has been published here
         while cursor < self._head:
@@ -317,7 +331,7 @@ class Feed:
                 events = list(_first_of(newer))
                 del newer  # a slow watcher keeps only those few alive
             else:
-                events = await self._journal_page(cursor)
+                events = await self._journal_page(cursor, owner=owner)
             for event in events:
                 yield event
                 cursor = event.revision
@@ -331,19 +345,21 @@ class Feed:
                 yield event
                 cursor = event.revision
 
-    async def _journal_page(self, cursor: int, job_id: str | None = None) -> list[CommittedEvent]:
-        page = await self._blocking(lambda: self._store.events_after(cursor, _PAGE, job_id, _PAGE_BYTES))
+    async def _journal_page(self, cursor: int, job_id: str | None = None, owner: str | None = None) -> list[CommittedEvent]:
+        page = await self._blocking(lambda: self._store.events_after(cursor, _PAGE, job_id, _PAGE_BYTES, owner=owner))
         return list(map(CommittedEvent.from_journal, page))
 
-    def _listed_snapshot(self, job: pb.JobInfo, view: pb.JobView.ValueType, cursor: int, ahead: dict[str, int]) -> bytes:
+    def _listed_snapshot(
+        self, job: pb.JobInfo, view: pb.JobView.ValueType, cursor: int, ahead: dict[str, int], *, names_others: bool
+    ) -> bytes:
         """Return the snapshot of a job, and note in `ahead` if it is newer than the cursor."""
         if job.revision > cursor:
             ahead[job.job_id] = job.revision
-        return self._snapshot(job, 0, view)
+        return self._snapshot(job, 0, view, names_others=names_others)
 
-    async def _job_page(self, job_filter: JobFilter, before: int | None) -> list[ListedJob]:
+    async def _job_page(self, job_filter: JobFilter, before: int | None, owner: str | None) -> list[ListedJob]:
         """Return the next jobs that currently match the filter, newest first."""
-        return await self._blocking(lambda: self._store.list_jobs(job_filter, before, _PAGE, _PAGE_BYTES))
+        return await self._blocking(lambda: self._store.list_jobs(job_filter, before, _PAGE, _PAGE_BYTES, owner=owner))
 
     async def _blocking(self, read: Callable[[], _T]) -> _T:
         return await self._loop.run_in_executor(self._readers, read)
@@ -355,8 +371,10 @@ class Feed:
 
     # Building events.
 
-    def _snapshot(self, job: pb.JobInfo, revision: int, view: pb.JobView.ValueType = pb.JOB_VIEW_FULL) -> bytes:
-        described = self._queue_state.described(job)
+    def _snapshot(
+        self, job: pb.JobInfo, revision: int, view: pb.JobView.ValueType = pb.JOB_VIEW_FULL, *, names_others: bool
+    ) -> bytes:
+        described = self._queue_state.described(job, names_others=names_others)
         reduce_to_view(described, view)
         return self._event_of(pb.JOB_EVENT_TYPE_SNAPSHOT, described, revision)
 

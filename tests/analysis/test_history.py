@@ -34,10 +34,10 @@ def store(tmp_path: Path) -> Iterator[SqliteStore]:
     store.close()
 
 
-def complete(store: SqliteStore, results: Mapping[str, list[Metric]], **labels: str) -> str:
+def complete(store: SqliteStore, results: Mapping[str, list[Metric]], owner: str = "", **labels: str) -> str:
     """Put a completed job into the store."""
     request = EvaluateRequest(harness="h", model="m", tasks=["t"])
-    job = JobInfo(job_id=str(uuid.uuid4()), request=request, max_attempts=1, labels=labels)
+    job = JobInfo(job_id=str(uuid.uuid4()), request=request, max_attempts=1, labels=labels, owner=owner)
     store.submit(Submission(job))
     store.update(job.job_id, lambda job: transitions.begin_attempt(job, (), "/out", CLOCK.now()))
     reached = {model: ModelResult(metrics=metrics) for model, metrics in results.items()}
@@ -46,9 +46,13 @@ def complete(store: SqliteStore, results: Mapping[str, list[Metric]], **labels: 
 
 
 def read_page(
-    store: SqliteStore, page_size: int = 1000, places: HistoryPlaces | None = None, **fields: Any
+    store: SqliteStore,
+    page_size: int = 1000,
+    places: HistoryPlaces | None = None,
+    owner: str | None = None,
+    **fields: Any,
 ) -> GetHistoryResponse:
-    history = History(store, RESULTS, places or HistoryPlaces(), GetHistoryRequest(**fields), page_size)
+    history = History(store, RESULTS, places or HistoryPlaces(), GetHistoryRequest(**fields), page_size, owner)
     while history.scan():
         pass
     return history.page()
@@ -135,6 +139,24 @@ def test_only_jobs_that_the_filter_takes_and_that_have_results(store: SqliteStor
     store.submit(Submission(waiting)).result(SECONDS)
     assert ids(read(store, filter=JobFilter(labels={"run": "x"}))) == [mine]
     assert ids(read(store, filter=JobFilter(statuses=[JOB_STATUS_QUEUED]))) == []
+
+
+def test_the_jobs_of_one_owner_are_all_that_there_is_for_whoever_is_shown_these_even_with_anothers_token(
+    store: SqliteStore,
+) -> None:
+    owners = ["alice", "bob", ""] * 3
+    jobs = [complete(store, {"m": [ACC]}, owner, step=str(number)) for number, owner in enumerate(owners)]
+    places = HistoryPlaces()
+    for owner in ("alice", "bob", ""):
+        mine = [job for job, of_owner in zip(jobs, owners, strict=True) if of_owner == owner]
+        first = read_page(store, 1, places, owner)
+        assert ids(first) == mine[:1]
+        assert ids(read_page(store, 5, places, owner, page_token=first.next_page_token)) == mine[1:]
+        assert ids(read_page(store, owner=owner, filter=JobFilter(owners=[owner]))) == mine
+        assert ids(read_page(store, owner=owner, filter=JobFilter(owners=["carol"]))) == []
+        assert ids(read_page(store, filter=JobFilter(owners=[owner, "carol"]))) == mine
+        token = read_page(store, 1, places).next_page_token
+        assert set(ids(read_page(store, 9, places, owner, page_token=token))) <= set(mine)
 
 
 @pytest.mark.parametrize("page_size", [1, 7, 200, 201, 1000])

@@ -656,11 +656,13 @@ def test_list_passes_every_condition_on(run: Run, service: FakeService) -> None:
         *("list", "--status", "failed", "--status", "CANCELLED", "--label", "a=b", "--model", "m", "--task", "t"),
         *("--harness", "h", "--since", "2026-02-14T10:00:00+00:00", "--until", "1h", "--limit", "5"),
         *("-l", "run=x,step!=5", "--selector", " ", "--selector", '!draft,note="a, b"'),
+        *("--owner", "alice", "--owner", ""),
     )
 
     (request,) = service.received["ListJobs"]
     assert request.filter.label_selector == 'run=x,step!=5,!draft,note="a, b"'  # type: ignore[attr-defined]
     assert list(request.filter.statuses) == [FAILED, CANCELLED]  # type: ignore[attr-defined]
+    assert list(request.filter.owners) == ["alice", ""]  # type: ignore[attr-defined]
     assert request.filter.created_after.ToJsonString() == "2026-02-14T10:00:00Z"  # type: ignore[attr-defined]
     assert request.filter.created_before.seconds > request.filter.created_after.seconds  # type: ignore[attr-defined]
     assert request.page_size == 6  # type: ignore[attr-defined]
@@ -671,8 +673,20 @@ def test_list_passes_every_condition_on(run: Run, service: FakeService) -> None:
     [list_command, watch_all_command, history_command, cancel_command, delete_command],
     ids=["list", "watch-all", "history", "cancel", "delete"],
 )
-def test_every_command_that_takes_a_filter_takes_a_selector(command: click.Command) -> None:
-    assert ["-l", "--selector"] in [parameter.opts for parameter in command.params]
+def test_every_command_that_takes_a_filter_takes_a_selector_and_owners(command: click.Command) -> None:
+    flags = [parameter.opts for parameter in command.params]
+    assert ["-l", "--selector"] in flags
+    assert ["--owner"] in flags
+
+
+def test_the_owner_of_a_job_is_shown(run: Run, service: FakeService) -> None:
+    service.change(job_at(RUNNING, owner="alice"))
+
+    assert "alice" not in run("list").stdout, "only where there is room"
+    header, row = run("list", "-o", "wide").stdout.splitlines()
+    assert row.split("\t")[header.split("\t").index("owner")] == "alice"
+    assert '"owner": "alice"' in run("list", "-o", "json").stdout
+    assert "owner\talice" in run("get", JOB_ID).stdout
 
 
 def test_list_stops_at_its_limit(run: Run, service: FakeService) -> None:
@@ -702,6 +716,18 @@ def test_the_catalog_is_printed_line_by_line(run: Run) -> None:
     assert run("harnesses").stdout.splitlines()[2] == "nightly\tcommand\t\tno such program"
     assert "9.9.9" in run("info").stdout
     assert "GPU 1\tfree" in run("queue").stdout
+
+
+@pytest.mark.parametrize(
+    ("free", "text"), [(2, "free"), (1, "free, or held by a job of others"), (0, "held by a job of others")]
+)
+def test_the_queue_does_not_call_a_gpu_free_that_a_job_holds_which_it_may_not_name(
+    run: Run, service: FakeService, free: int, text: str
+) -> None:
+    for gpu in service.queue.gpus:
+        gpu.ClearField("job_id")
+    service.queue.free_gpu_count = free
+    assert [line for line in run("queue").stdout.splitlines() if line.startswith("GPU")] == [f"GPU 0\t{text}", f"GPU 1\t{text}"]
 
 
 # Errors

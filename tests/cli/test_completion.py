@@ -107,6 +107,15 @@ def test_labels_are_those_of_the_latest_jobs(service: FakeService) -> None:
     assert completed("baseline", "remove", "") == ["main"]
 
 
+def test_owners_are_those_of_the_latest_jobs(service: FakeService) -> None:
+    service.change(job_at(RUNNING, owner="bob"))
+    service.change(job_at(RUNNING, job_id=OTHER, owner="alice"))
+    service.change(job_at(RUNNING, job_id=OTHER.replace("a", "c")))
+
+    assert completed("list", "--owner", "") == ["alice", "bob"]
+    assert completed("history", "--owner", "b") == ["bob"]
+
+
 def test_the_address_may_stand_before_or_behind_the_command(
     service: FakeService, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

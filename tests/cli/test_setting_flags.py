@@ -20,6 +20,7 @@ VALUES: dict[str, Any] = {
     "auth": "required",
     "proxy_terminates_tls": True,
     "insecure_no_auth": True,
+    "visibility": "own",
     "data_dir": "/d",
     "gpus": "0,2",
     "default_harness": "lmms-eval",

@@ -31,6 +31,7 @@ SOURCES: dict[str, tuple[Any, str, Any, tuple[Any, Any, Any]]] = {
     "auth": ("off", "required", "off", ("off", "required", "off")),
     "proxy_terminates_tls": ("true", "false", True, (True, False, True)),
     "insecure_no_auth": ("true", "false", True, (True, False, True)),
+    "visibility": ("own", "all", "own", ("own", "all", "own")),
     "data_dir": ("/d/file", "/d/env", Path("/d/flag"), (Path("/d/file"), Path("/d/env"), Path("/d/flag"))),
     "gpus": (2, "3", "0,2", ("2", "3", "0,2")),
     "default_harness": ("file", "env", "flag", ("file", "env", "flag")),

@@ -16,6 +16,7 @@ JOB = pb.JobInfo(
     created_at=Timestamp(seconds=100),
     request=pb.EvaluateRequest(model="m", harness="h", tasks=["t1", "t2"]),
     labels={"run": "x", "step": "5"},
+    owner="alice",
 )
 
 
@@ -32,6 +33,7 @@ def taken(**conditions: Any) -> bool:
         {"models": ["n", "m"]},
         {"tasks": ["t2", "t3"]},
         {"harnesses": ["h"]},
+        {"owners": ["bob", "alice"]},
         {"created_after": Timestamp(seconds=100)},
         {"created_before": Timestamp(seconds=100, nanos=1)},
         {"label_selector": "run=x,step!=6,!draft"},
@@ -54,6 +56,7 @@ def test_a_job_that_meets_all_conditions_is_taken(conditions: dict[str, Any]) ->
         {"models": ["n"]},
         {"tasks": ["t3"]},
         {"harnesses": ["i"]},
+        {"owners": ["bob", ""]},
         {"created_after": Timestamp(seconds=100, nanos=1)},
         {"created_before": Timestamp(seconds=100)},
         {"label_selector": "run=x,step!=5"},
@@ -92,3 +95,13 @@ def test_the_beginning_of_an_id_may_be_in_upper_case() -> None:
 def test_what_no_id_begins_with_is_refused(prefix: str) -> None:
     with pytest.raises(ValueError, match="must be the first 4 to 36 characters of a UUID"):
         canonical_prefix(prefix)
+
+
+def test_a_filter_may_be_held_to_one_owner_whatever_it_says() -> None:
+    assert JobMatcher(JobFilter(), "alice").matches(JOB)
+    assert JobMatcher(JobFilter(owners=["alice", "bob"]), "alice").matches(JOB)
+    assert not JobMatcher(JobFilter(), "bob").matches(JOB)
+    assert not JobMatcher(JobFilter(), "").matches(JOB)
+    assert not JobMatcher(JobFilter(owners=["bob"]), "alice").matches(JOB)
+    assert JobMatcher(JobFilter(owners=[""])).takes_owner("")
+    assert not JobMatcher(JobFilter(owners=[""]), "alice").takes_owner("")

@@ -177,6 +177,16 @@ def test_one_node_is_kept_for_a_wide_job_and_the_others_go_on() -> None:
     assert placed(jobs, nodes, RESERVATION) is None
 
 
+def test_the_wait_reason_names_no_job_of_another_owner_where_that_must_stay_hidden() -> None:
+    alices, bobs = (queued(number, 1)._replace(owner=owner) for number, owner in ((2, "alice"), (3, "bob")))
+    kept = Reservation(queued(1, 4)._replace(owner="alice"), "local")
+    assert "GPUs are kept for job job-1," in placement.wait_reason(alices, 1, free(2), kept, names_others=False)
+    assert placement.wait_reason(bobs, 1, free(2), kept, names_others=False) == (
+        "needs 1 GPU, 2 free; GPUs are kept for another job, which needs 4 and has waited long"
+    )
+    assert "GPUs are kept for job job-1," in placement.wait_reason(bobs, 1, free(2), kept)
+
+
 def test_no_node_is_kept_that_lacks_gpus_for_the_job() -> None:
     jobs = [queued(1, 4), queued(2, 3, created=1.0)]
     nodes = cluster(node("a", 3, 4, quarantined=1), node("b", 0, 4))

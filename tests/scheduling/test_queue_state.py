@@ -23,9 +23,16 @@ CAPACITY = free_of(*DEVICES)
 
 
 def job_at(
-    number: int, status: int, *, priority: int = 0, num_gpus: int = 1, gpus: tuple[str, ...] = (), started: int = 0
+    number: int,
+    status: int,
+    *,
+    priority: int = 0,
+    num_gpus: int = 1,
+    gpus: tuple[str, ...] = (),
+    started: int = 0,
+    owner: str = "",
 ) -> pb.JobInfo:
-    job = pb.JobInfo(job_id=f"job-{number}", status=status, priority=priority, gpus=gpus)
+    job = pb.JobInfo(job_id=f"job-{number}", status=status, priority=priority, gpus=gpus, owner=owner)
     job.request.num_gpus = num_gpus
     job.created_at.FromSeconds(number)
     if started:
@@ -225,6 +232,29 @@ def test_a_job_that_is_cancelled_is_not_chosen_whether_its_time_to_be_tried_agai
         state.apply([change(job_at(1, pb.JOB_STATUS_CANCELLED), 1)])
         assert state.choose(CAPACITY, 600.0, {}, 5.0) is None
         assert state.seconds_until_ready() is None
+
+
+def test_what_a_job_of_another_owner_is_called_depends_on_who_asks() -> None:
+    wide, narrow = job_at(1, QUEUED, num_gpus=4, owner="alice"), job_at(2, QUEUED, owner="bob")
+    state = state_of((1, wide), (2, narrow))
+    state.apply([change(job_at(3, RUNNING, gpus=("0",)), 3)])
+    assert state.choose(state.free(), 600.0, {}, 601.0) is None
+    for _ in range(2):  # the second time from memory
+        for names_others, name in ((True, "kept for job job-1"), (False, "kept for another job")):
+            described = state.described(narrow, names_others=names_others)
+            assert name in described.wait_reason
+            serialized = state.describe("job-2", QUEUED, narrow.SerializeToString(), names_others=names_others)
+            assert pb.JobInfo.FromString(serialized) == described
+
+
+def test_the_queue_is_listed_of_all_owners_or_of_one() -> None:
+    owners = ["alice", "bob", "", "alice"]
+    state = state_of(*((number, job_at(number, QUEUED, owner=owner)) for number, owner in enumerate(owners)))
+    state.load([QueuedRow(f"job-{number}", number, 0, 1, 0, 0, owner=owner) for number, owner in enumerate(owners)], [])
+    assert state.queued_job_ids(10) == ["job-0", "job-1", "job-2", "job-3"]
+    assert state.queued_job_ids(10, "alice") == ["job-0", "job-3"]
+    assert state.queued_job_ids(1, "alice") == ["job-0"]
+    assert state.queued_job_ids(10, "") == ["job-2"]
 
 
 def test_a_job_behind_one_that_has_waited_long_says_for_whom_the_gpus_are_kept() -> None:

@@ -68,6 +68,13 @@ def test_equal_requests_are_identical_in_whatever_order_their_arguments_come(har
     assert key(harness, args) == key(harness, dict(reversed(args.items())))
 
 
+def test_equal_requests_of_two_owners_are_not_identical(harness: Harness) -> None:
+    request = EvaluateRequest(harness="h", model="hf", tasks=["t"])
+    keys = {owner: cache_key(harness, JobInfo(request=request, owner=owner)) for owner in ("", "alice", "bob")}
+    assert len(set(keys.values())) == 3
+    assert keys["alice"] == cache_key(harness, JobInfo(request=request, owner="alice"))
+
+
 def test_defaults_that_are_spelled_out_are_the_same_command() -> None:
     harness = build_harnesses(Settings(harnesses={"h": HarnessSettings("h", "lm-eval")}))["h"]
     assert key(harness) == key(harness, log_samples=True, num_gpus=1)

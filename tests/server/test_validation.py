@@ -419,7 +419,9 @@ def named(found: Iterable[FieldViolation]) -> list[str]:
         (JobFilter(statuses=[1, 0, 77]), ["filter.statuses[1]", "filter.statuses[2]"]),
         (JobFilter(labels={"a b": "x"}), ["filter.labels"]),
         (JobFilter(labels={"a": "x" * 256}), ["filter.labels['a']"]),
+        (JobFilter(owners=["alice", ""]), []),
         (JobFilter(models=["m"] * 1001), ["filter.models"]),
+        (JobFilter(owners=["m"] * 1001), ["filter.owners"]),
         (JobFilter(tasks=["m"] * 1001, harnesses=["m"] * 1001), ["filter.tasks", "filter.harnesses"]),
         (JobFilter(created_after=Timestamp(seconds=-1)), ["filter.created_after"]),
         (JobFilter(created_before=Timestamp(seconds=7_258_118_399)), []),  # the last second before 2200

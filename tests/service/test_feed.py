@@ -567,7 +567,7 @@ def test_watchers_of_a_deleted_job_get_its_id_and_nothing_else_of_it(tmp_path: P
     run(tmp_path, scenario)
 
 
-def test_a_deletion_that_is_read_from_the_journal_comes_to_every_watcher_since_whose_it_was_is_not_known(
+def test_a_deletion_that_is_read_from_the_journal_comes_to_every_watcher_since_its_labels_are_not_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed_module, "_RECENT_EVENTS", 1)
@@ -582,6 +582,98 @@ def test_a_deletion_that_is_read_from_the_journal_comes_to_every_watcher_since_w
         await until(lambda: len(resumed.seen) == 5)
         assert [event.type for event in resumed.seen] == [DELETED, DELETED, DELETED, STATUS, BOOKMARK]
         assert [event.job for event in resumed.seen[:3]] == [pb.JobInfo(job_id=job_id, revision=n) for n in (2, 3, 4)]
+
+    run(tmp_path, scenario)
+
+
+RECENT = pytest.mark.parametrize("recent", [1, 1024], ids=["from the journal", "from memory"])
+
+
+async def change_jobs_of_two(world: World) -> list[str]:
+    """Let alice and bob, in turns, submit, relabel, finish and delete jobs. Return the ids of alice's."""
+    jobs: dict[str, list[str]] = {"alice": [], "bob": []}
+    for _ in range(3):
+        for owner, job_ids in jobs.items():
+            job_ids.append(await world.submit(owner=owner))
+        for job_ids in jobs.values():
+            await world.relabel(job_ids[-1], a="1")
+            await world.begin(job_ids[-1])
+            world.progress(job_ids[-1], 7)
+            await world.change(job_ids[-1], complete)
+    for job_ids in jobs.values():
+        await world.delete(job_ids[0])
+    return jobs["alice"]
+
+
+@RECENT
+@pytest.mark.parametrize("chosen", [({"owner": "alice"}, {}), ({}, {"owners": ["alice", "carol"]})], ids=["shown", "filter"])
+def test_a_watcher_of_one_owners_jobs_gets_all_events_of_these_and_none_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recent: int, chosen: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
+    monkeypatch.setattr(feed_module, "_RECENT_EVENTS", recent)
+    options, conditions = chosen
+
+    async def scenario(world: World) -> None:
+        live, everything = world.watch_all(options=options, **conditions), world.watch_all()
+        await until(lambda: live.seen and everything.seen)
+        alices = await change_jobs_of_two(world)
+        await until(lambda: len(live.changes()) == 13)
+        await until(lambda: len(everything.changes()) == 26)
+        assert {event.job.job_id for event in live.seen} == {"", *alices}, "the bookmark names none"
+        assert live.changes() == [
+            event.revision for event in everything.seen if event.job.job_id in alices and event.type != PROGRESS
+        ]
+        assert [event.job.job_id for event in live.seen if event.type == DELETED] == [alices[0]]
+        head = world.store.head_revision
+        for after in range(1, head + 1):
+            resumed = world.watch_all(after, options=options, **conditions)
+            await until(lambda resumed=resumed: resumed.seen and resumed.seen[-1].type == BOOKMARK)
+            assert resumed.changes() == [revision for revision in live.changes() if revision > after]
+            assert {event.job.job_id for event in resumed.seen} <= {"", *alices}
+            assert resumed.seen[-1].revision == head, "all up to there has been sent, though the last events are another's"
+        anew = world.watch_all(options=options, **conditions)
+        await until(lambda: anew.seen and anew.seen[-1].type == BOOKMARK)
+        assert [event.job.job_id for event in anew.seen] == [*alices[:0:-1], ""]
+
+    run(tmp_path, scenario)
+
+
+def test_a_filter_of_another_owner_takes_nothing_for_a_watcher_of_one_owners_jobs(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        watcher = world.watch_all(options={"owner": "alice"}, owners=["bob"])
+        await until(lambda: watcher.seen)
+        await change_jobs_of_two(world)
+        last = await world.submit(owner="bob")
+        everything = world.watch_all(after=1)
+        await until(lambda: any(event.job.job_id == last for event in everything.seen))
+        assert [event.type for event in watcher.seen] == [BOOKMARK]
+
+    run(tmp_path, scenario)
+
+
+def test_a_watcher_of_one_owners_jobs_reads_none_of_others_from_the_journal_and_reads_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_module, "_RECENT_EVENTS", 1)
+
+    async def scenario(world: World) -> None:
+        await world.submit(owner="alice")
+        for _ in range(10):
+            await world.finish(await world.submit(owner="bob"))
+        await until(lambda: world.feed._head == 31)
+        pages: list[list[str]] = []
+        events_after = world.store.events_after
+
+        def read(*given: Any, **options: Any) -> Any:
+            page = events_after(*given, **options)
+            pages.append([event.owner for event in page])
+            return page
+
+        monkeypatch.setattr(world.store, "events_after", read)
+        watcher = world.watch_all(1, heartbeat=0.01, options={"owner": "alice"})
+        await until(lambda: len(watcher.seen) >= 3)
+        assert {(event.type, event.revision) for event in watcher.seen} == {(BOOKMARK, 31)}
+        assert pages == [[]]
 
     run(tmp_path, scenario)
 

@@ -127,6 +127,22 @@ def test_the_same_request_id_in_one_commit_makes_one_job(store: Store) -> None:
     assert len(listed(store)) == 2
 
 
+def test_the_same_request_id_of_two_owners_is_two_jobs(open_store: Opener) -> None:
+    store = open_store()
+    gate = Gate(store)
+    alices, bobs = (store.submit(Submission(new_job(owner=owner), "r1", owner.encode())) for owner in ("alice", "bob"))
+    gate.open()
+    alices_id, bobs_id = alices.result(SECONDS).job_id, bobs.result(SECONDS).job_id
+    assert alices_id != bobs_id
+    store.close()
+    store = open_store()
+    assert submit(store, "r1", b"alice", owner="alice").job_id == alices_id
+    assert submit(store, "r1", b"bob", owner="bob").job_id == bobs_id
+    assert submit(store, "r1", b"alice").job_id not in (alices_id, bobs_id), "whoever has not signed in is another one"
+    with pytest.raises(RequestIdReusedError):
+        submit(store, "r1", b"bob", owner="alice")
+
+
 def test_without_a_request_id_every_call_makes_a_job(store: Store) -> None:
     assert len({submit(store).job_id for _ in range(3)}) == 3
 
@@ -189,6 +205,16 @@ def test_a_new_job_supersedes_the_queued_ones_with_its_key_in_one_commit(store: 
     assert len(recorder.commits) == 1
     submit(store, supersede_key="k2")
     assert read(store, running.job_id).status == RUNNING, "only queued jobs are superseded"
+
+
+def test_a_new_job_supersedes_only_those_of_its_owner(store: Store) -> None:
+    owners = ["", "alice", "bob"]
+    old = {owner: submit(store, supersede_key="k", owner=owner).job_id for owner in owners}
+    new = submit(store, supersede_key="k", owner="alice")
+    assert [read(store, old[owner]).status for owner in owners] == [QUEUED, CANCELLED, QUEUED]
+    assert new.job_id in read(store, old["alice"]).error.message
+    submit(store, supersede_key="k")
+    assert [read(store, old[owner]).status for owner in owners] == [CANCELLED, CANCELLED, QUEUED]
 
 
 def test_superseding_makes_room_in_a_full_queue(open_store: Opener) -> None:
@@ -822,6 +848,11 @@ def test_a_filter_means_what_the_schema_says(store: Store) -> None:
     assert listed(store, created_after=b.created_at) == [b.job_id], "created at this time or later"
     assert listed(store, created_before=b.created_at) == [a.job_id], "created before this time"
     assert listed(store, statuses=[CANCELLED]) == []
+    c = submit(store, owner="alice")
+    assert listed(store, owners=["alice"]) == [c.job_id]
+    assert listed(store, owners=[""]) == [b.job_id, a.job_id], "the empty text stands for jobs without an owner"
+    assert listed(store, owners=["alice", ""]) == [c.job_id, b.job_id, a.job_id], "any of the owners suffices"
+    assert listed(store, owners=["bob"]) == []
 
 
 # The journal.
@@ -836,6 +867,29 @@ def test_events_are_given_in_order_after_a_revision_and_of_one_job_if_asked(stor
     assert [event.revision for event in events(store, after=revisions[0], limit=2)] == revisions[1:3]
     assert [event.revision for event in events(store, job_id=second.job_id)] == [second.revision]
     assert events(store, after=revisions[3]) == []
+
+
+def test_events_are_given_of_the_jobs_of_one_owner_if_asked_even_once_these_are_deleted(open_store: Opener) -> None:
+    store = open_store()
+    alices, bobs, nobodys = (finish(store, submit(store, owner=owner).job_id) for owner in ("alice", "bob", ""))
+    store.delete(alices.job_id).result(SECONDS)
+
+    def check() -> None:
+        for owner, job, numbers in (("alice", alices, [1, 2, 3, 10]), ("bob", bobs, [4, 5, 6]), ("", nobodys, [7, 8, 9])):
+            found = store.events_after(0, 100, owner=owner)
+            assert [event.revision for event in found] == [nth(store, number) for number in numbers]
+            assert {event.owner for event in found} == {owner}
+            assert {event.parse().job.job_id for event in found} == {job.job_id}
+            assert [event.revision for event in store.events_after(nth(store, numbers[0]), 1, owner=owner)] == [
+                nth(store, numbers[1])
+            ]
+        assert store.events_after(0, 100, owner="carol") == []
+        assert [event.owner for event in store.events_after(0, 100)] == ["alice"] * 3 + ["bob"] * 3 + [""] * 3 + ["alice"]
+
+    check()
+    store.close()
+    store = open_store()
+    check()
 
 
 def test_a_revision_beyond_the_head_is_in_the_future(store: Store) -> None:
@@ -1069,6 +1123,30 @@ def test_only_terminal_jobs_that_are_too_old_or_too_many_are_expired(store: Stor
     assert store.expired_jobs(NEVER, 0, 100) == ids
     assert store.expired_jobs(CLOCK.now(), 0, 2) == ids[:2]
     assert store.expired_jobs(NEVER, 5, 100) == []
+
+
+def test_a_stored_job_comes_with_its_owner_from_memory_and_from_the_disk(open_store: Opener) -> None:
+    store = open_store()
+    alices, nobodys = submit(store, owner="alice").job_id, submit(store).job_id
+    assert store.cached_job(alices).owner == "alice"  # type: ignore[union-attr]
+    assert [row.owner for row in store.queued_rows()] == ["alice", ""]
+    run(store, alices)
+    store.close()
+    store = open_store()
+    assert [store.job(job_id).owner for job_id in (alices, nobodys)] == ["alice", ""]
+    assert store.cached_job(alices).owner == "alice"  # type: ignore[union-attr]
+
+
+def test_a_store_knows_the_jobs_of_each_owner(store: Store) -> None:
+    alices, bobs, nobodys, gone = (
+        finish(store, submit(store, owner=each).job_id).job_id for each in ("alice", "bob", "", "alice")
+    )
+    store.delete(gone).result(SECONDS)
+    ids = [alices, bobs, nobodys, gone, "x", *map(str, range(50_000))]
+    assert store.known_jobs(ids, "alice") == {alices}
+    assert store.known_jobs(ids, "bob") == {bobs}
+    assert store.known_jobs(ids, "") == {nobodys}
+    assert store.known_jobs(ids, "carol") == set()
 
 
 def test_a_store_knows_its_jobs(store: Store) -> None:

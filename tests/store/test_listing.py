@@ -1,4 +1,5 @@
-"""Any filter lists just what `JobMatcher` takes, whole and page by page, and even where the clock was set back meanwhile."""
+"""Any filter lists just what `JobMatcher` takes, whole and page by page, of all owners or of one, and even where the clock was
+set back meanwhile."""
 
 import random
 import sqlite3
@@ -25,6 +26,7 @@ from evalrpc.v1.jobs_pb2 import JobFilter
 JOBS = 200
 MODELS, TASKS, HARNESSES = ["m1", "m2", "m3", "m4"], ["t1", "t2", "t3", "t4"], ["h1", "h2"]
 LABELS, VALUES = ["a", "b", "c"], ["1", "2"]
+OWNERS = ["", "alice", "bob"]
 PREFIXES = ["0b54", "0b54e7a6-3a", "0b55"]
 STATUSES = [pb.JOB_STATUS_QUEUED, pb.JOB_STATUS_RUNNING, pb.JOB_STATUS_COMPLETED, pb.JOB_STATUS_FAILED]
 BEGIN = 1_700_000_000
@@ -78,7 +80,7 @@ def one_job(store: Store, dice: random.Random) -> pb.JobInfo:
     tasks = dice.sample(TASKS, dice.randint(1, 3))
     labels = {label: dice.choice(VALUES) for label in dice.sample(LABELS, dice.randint(0, 3))}
     request = {"model": dice.choice(MODELS), "tasks": tasks, "harness": dice.choice(HARNESSES)}
-    job = submit(store, job_id=job_id(dice), request=request, labels=labels)
+    job = submit(store, job_id=job_id(dice), request=request, labels=labels, owner=dice.choice(OWNERS))
     if dice.random() < 0.6:
         dice.choice((run, finish))(store, job.job_id)
     return read(store, job.job_id)
@@ -96,6 +98,7 @@ filters = st.builds(
     models=st.lists(st.sampled_from([*MODELS, "none has this"]), max_size=3),
     tasks=st.lists(st.sampled_from([*TASKS, "none has this"]), max_size=3),
     harnesses=st.lists(st.sampled_from(HARNESSES), max_size=2),
+    owners=st.lists(st.sampled_from([*OWNERS, "none is"]), max_size=2),
     labels=st.dictionaries(st.sampled_from(LABELS), st.sampled_from(VALUES)),
     created_after=times,
     created_before=times,
@@ -107,13 +110,14 @@ filters = st.builds(
 
 
 @settings(max_examples=300, deadline=None)
-@given(job_filter=filters, page_size=st.integers(1, 20))
-def test_a_filter_lists_what_matches(filled: Filled, job_filter: JobFilter, page_size: int) -> None:
-    matching = [job for job in filled.jobs if JobMatcher(job_filter).matches(job)]
-    assert [job for _, job in filled.store.list_jobs(job_filter, None, JOBS)] == matching
+@given(job_filter=filters, owner=st.sampled_from([None, None, *OWNERS, "none is"]), page_size=st.integers(1, 20))
+def test_a_filter_lists_what_matches(filled: Filled, job_filter: JobFilter, owner: str | None, page_size: int) -> None:
+    matcher = JobMatcher(job_filter)
+    matching = [job for job in filled.jobs if matcher.matches(job) and owner in (None, job.owner)]
+    assert [job for _, job in filled.store.list_jobs(job_filter, None, JOBS, owner=owner)] == matching
     paged: list[pb.JobInfo] = []
     before = None
-    while page := filled.store.list_jobs(job_filter, before, page_size):
+    while page := filled.store.list_jobs(job_filter, before, page_size, owner=owner):
         paged += [job for _, job in page]
         before = page[-1].sequence
     assert paged == matching

@@ -233,6 +233,43 @@ def test_events_of_an_earlier_version_count_for_the_size_of_the_journal(data_dir
     store.close()
 
 
+def test_what_was_there_before_jobs_had_owners_is_all_there_and_has_none(data_dir: Path) -> None:
+    data_dir.mkdir()
+    connection = sqlite3.connect(database(data_dir))
+    connection.executescript("".join(MIGRATIONS[:8]) + "PRAGMA user_version = 8;")
+    jobs = [
+        pb.JobInfo(job_id="waiting", status=pb.JOB_STATUS_QUEUED, attempt=0, max_attempts=1, revision=1, supersede_key="k"),
+        pb.JobInfo(job_id="done", status=pb.JOB_STATUS_COMPLETED, attempt=1, max_attempts=1, revision=2, labels={"a": "1"}),
+    ]
+    for sequence, job in enumerate(jobs, start=1):
+        columns = "sequence, job_id, status, harness, model, priority, num_gpus, supersede_key, request_id, fingerprint"
+        row = (sequence, job.job_id, job.status, "h", "m", 0, 0, job.supersede_key or None, f"r{sequence}", b"f")
+        connection.execute(
+            f"INSERT INTO jobs ({columns}, created_ns, retry_ns, job) VALUES ({', '.join('?' * 13)})",
+            (*row, sequence, 0, job.SerializeToString()),
+        )
+        event = pb.JobEvent(type=pb.JOB_EVENT_TYPE_STATUS, revision=sequence, job=job).SerializeToString()
+        connection.execute(
+            "INSERT INTO journal (revision, sequence, created_ns, event, previous) VALUES (?, ?, ?, ?, 0)",
+            (sequence, sequence, sequence, event),
+        )
+    connection.execute("INSERT INTO job_labels VALUES ('a', 2, '1')")
+    connection.commit()
+    connection.close()
+    store = open_store(data_dir)
+    assert [job for _, job in store.list_jobs(JobFilter(owners=[""]), None, 10)] == jobs[::-1]
+    assert [job for _, job in store.list_jobs(JobFilter(labels={"a": "1"}), None, 10, owner="")] == jobs[1:]
+    assert store.job("done") == (2, pb.JOB_STATUS_COMPLETED, jobs[1].SerializeToString(), "")
+    assert [(event.revision, event.owner) for event in store.events_after(0, 10, owner="")] == [(1, ""), (2, "")]
+    assert submit(store, "r2", b"f").job_id == "done", "a request_id from before is that of whoever has not signed in"
+    alices = submit(store, "r2", b"f", owner="alice", supersede_key="k")
+    assert alices.job_id != "done"
+    assert store.job("waiting").status == pb.JOB_STATUS_QUEUED
+    submit(store, supersede_key="k")
+    assert store.job("waiting").status == pb.JOB_STATUS_CANCELLED
+    store.close()
+
+
 def test_nothing_of_a_deleted_job_is_left_in_any_table(store: SqliteStore, data_dir: Path) -> None:
     job = submit(store, labels={"label": "findme-1"}, request={"model": "findme-2", "tasks": ["findme-3"]})
     store.update(job.job_id, lambda job: transitions.update(job, {"label": "findme-4"}, None)).result(SECONDS)
@@ -525,7 +562,7 @@ def test_a_process_killed_in_the_middle_loses_nothing_that_was_acknowledged(data
 
 
 def stored(serialized: bytes) -> StoredJob:
-    return StoredJob(1, pb.JOB_STATUS_QUEUED, serialized)
+    return StoredJob(1, pb.JOB_STATUS_QUEUED, serialized, "")
 
 
 def test_the_cache_drops_what_was_not_used_for_longest() -> None:

@@ -111,6 +111,7 @@ class FakeService(EvaluationServiceServicer):
         self.history = GetHistoryResponse()
         gpus = [Gpu(id="0", name="H200", job_id=JOB_ID), Gpu(id="1", name="H200")]
         self.queue = GetQueueResponse(queued_count=3, running_count=1, running_job_ids=[JOB_ID], gpus=gpus, max_running=2)
+        self.queue.free_gpu_count = 1
         self.comparison = CompareJobsResponse()
         missing = HarnessInfo(name="nightly", kind="command", unavailable_reason="no such program")
         self.harnesses = [HarnessInfo(name="lmms-eval", version="0.5", available=True), missing]

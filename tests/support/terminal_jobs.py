@@ -42,6 +42,7 @@ def fill(service: FakeService) -> None:
     service.queue.max_queued = 1000
     service.queue.queued_job_ids.extend([QUEUED, *(f"{number:08d}-3d1b-4c8e-9f6a-000000000000" for number in range(25))])
     service.queue.status_counts.add(status=JobStatus.JOB_STATUS_FAILED, count=2)
+    service.queue.free_gpu_count = 0
     service.queue.gpus[1].quarantine_reason = "71 GiB of its memory stay in use although no job holds it"
 
 

@@ -1,1 +1,1 @@
-"""Who calls: tokens of the server's own, client certificates, and tokens of an identity provider."""
+"""Who calls: tokens of the server's own, client certificates, and tokens of an identity provider; and what callers may do."""

@@ -90,13 +90,19 @@ class _Lacking(NamedTuple):
 
 
 def find_jobs(
-    connection: sqlite3.Connection, bitmaps: BitmapIndex, job_filter: JobFilter, before_sequence: int | None, room: Room
+    connection: sqlite3.Connection,
+    bitmaps: BitmapIndex,
+    job_filter: JobFilter,
+    before_sequence: int | None,
+    room: Room,
+    owner: str | None = None,
 ) -> list[tuple[int, bytes]]:
-    """Return the newest jobs that the filter takes, each with its sequence. To be called within one transaction."""
+    """Return the newest jobs that the filter takes, or those of one owner among them, each with its sequence. To be called
+    within one transaction."""
     if job_filter.job_id_prefix:
-        return room.take(_with_prefix(connection, job_filter, before_sequence), 1)
+        return room.take(_with_prefix(connection, JobMatcher(job_filter, owner), job_filter, before_sequence), 1)
     requirements = parse_selector(job_filter.label_selector)
-    conditions = list(_conditions(job_filter, requirements))
+    conditions = list(_conditions(job_filter, requirements, owner))
     lacking = _Lacking.of(requirements)
     bounds = _bounds(connection, job_filter, before_sequence)
     limit = room.left
@@ -112,10 +118,9 @@ def find_jobs(
 
 
 def _with_prefix(
-    connection: sqlite3.Connection, job_filter: JobFilter, before_sequence: int | None
+    connection: sqlite3.Connection, matcher: JobMatcher, job_filter: JobFilter, before_sequence: int | None
 ) -> Iterator[tuple[int, bytes]]:
     """Yield the newest jobs first."""
-    matcher = JobMatcher(job_filter)
     prefix = canonical_prefix(job_filter.job_id_prefix)
     before = _END if before_sequence is None else before_sequence
     for sequence in connection.execute(_WITH_PREFIX, (prefix, f"{prefix}g", before)).fetchall():  # g: past all digits
@@ -162,8 +167,10 @@ def _walk(
     return jobs, last - matches if steps == _MAX_STEPS else -1
 
 
-def _conditions(job_filter: JobFilter, requirements: Sequence[Requirement]) -> Iterator[Condition]:
+def _conditions(job_filter: JobFilter, requirements: Sequence[Requirement], owner: str | None) -> Iterator[Condition]:
     for rows, values in (
+        ("jobs WHERE owner = {}", () if owner is None else (owner,)),
+        ("jobs WHERE owner = {}", job_filter.owners),
         ("jobs WHERE model = {}", job_filter.models),
         ("jobs WHERE harness = {}", job_filter.harnesses),
         ("job_tasks WHERE task = {}", job_filter.tasks),

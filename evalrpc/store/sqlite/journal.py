@@ -15,24 +15,29 @@ from evalrpc.store.sqlite.room import Room
 _CHUNK_REVISIONS: Final = 5_000
 _CHUNK_BYTES: Final = 4 * 1024 * 1024
 
-_PAGE: Final = "SELECT revision, event, previous, labels_before FROM journal WHERE revision > ? AND revision <= ?"
+_PAGE: Final = "SELECT revision, event, previous, labels_before, owner FROM journal WHERE revision > ? AND revision <= ?"
 
 
 def read_events(
-    connection: sqlite3.Connection, after: int, through: int, room: Room, sequence: int | None = None
+    connection: sqlite3.Connection,
+    after: int,
+    through: int,
+    room: Room,
+    sequence: int | None = None,
+    owner: str | None = None,
 ) -> list[JournalEvent]:
-    """Return the first events after a revision, up to another one, of one job or of all."""
-    of_job, values = (" AND sequence = ?", (sequence,)) if sequence is not None else ("", ())
-    query = f"{_PAGE}{of_job} ORDER BY revision LIMIT ?"
-    with closing(connection.execute(query, (after, through, *values, room.left))) as rows:
+    """Return the first events after a revision, up to another one, of one job, of the jobs of one owner, or of all."""
+    chosen = {column: value for column, value in (("sequence", sequence), ("owner", owner)) if value is not None}
+    query = f"{_PAGE}{''.join(f' AND {column} = ?' for column in chosen)} ORDER BY revision LIMIT ?"
+    with closing(connection.execute(query, (after, through, *chosen.values(), room.left))) as rows:
         return [
-            JournalEvent(revision, event, previous, None if labels is None else json.loads(labels))
-            for revision, event, previous, labels in room.take(rows, 1)
+            JournalEvent(revision, event, previous, None if labels is None else json.loads(labels), owner_of_job)
+            for revision, event, previous, labels, owner_of_job in room.take(rows, 1)
         ]
 
 
 def blank_events(connection: sqlite3.Connection, job_id: str, sequence: int) -> None:
-    """Leave of the events of a deleted job only that they are of that job. Raises sqlite3.Error."""
+    """Leave of the events of a deleted job only that they are of that job and its owner. Raises sqlite3.Error."""
     rows = connection.execute("SELECT revision, created_ns FROM journal WHERE sequence = ?", (sequence,)).fetchall()
     connection.executemany(
         "UPDATE journal SET event = ?, previous = NULL, labels_before = NULL WHERE revision = ?", _blanks(job_id, rows)
@@ -59,7 +64,8 @@ def event_bytes(event: JournalEvent) -> int:
 
 def event_row(event: JournalEvent, sequence: int, created_ns: int, begin_bytes: int) -> tuple[object, ...]:
     """Return the row of an event. `begin_bytes` is the size of all events before it."""
-    return event.revision, sequence, created_ns, event.event, event.previous, _labels_before(event), begin_bytes
+    changed = event.event, event.previous, _labels_before(event)
+    return event.revision, sequence, created_ns, *changed, event.owner, begin_bytes
 
 
 def compact(

@@ -196,6 +196,17 @@ MIGRATIONS: Final = (
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX removals_by_job ON removals (job_id);
     """,
+    # Jobs have owners. What was submitted before that has none.
+    """
+    ALTER TABLE jobs ADD COLUMN owner TEXT NOT NULL DEFAULT '';
+    CREATE INDEX jobs_by_owner ON jobs (owner, sequence);
+    DROP INDEX jobs_by_request_id;
+    CREATE UNIQUE INDEX jobs_by_request_id ON jobs (request_id, owner) WHERE request_id IS NOT NULL;
+    DROP INDEX jobs_by_supersede_key;
+    CREATE INDEX jobs_by_supersede_key ON jobs (supersede_key, owner, status) WHERE supersede_key IS NOT NULL;
+    ALTER TABLE journal ADD COLUMN owner TEXT NOT NULL DEFAULT ''; -- of the job, and of one that was deleted
+    CREATE INDEX journal_by_owner ON journal (owner, revision);
+    """,
 )
 
 

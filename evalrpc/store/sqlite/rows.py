@@ -14,7 +14,7 @@ _MAX_ROWS: Final = 512
 _GIVEN: Final = "SELECT * FROM (VALUES {rows}) WHERE column1 IS NOT NULL"
 _INSERT_JOBS: Final = (
     "INSERT INTO jobs (sequence, status, priority, retry_ns, completed_ns, cached_from, job, job_id, harness, model, num_gpus,"
-    f" supersede_key, request_id, fingerprint, cache_key, created_ns) {_GIVEN}"
+    f" supersede_key, request_id, fingerprint, cache_key, created_ns, owner) {_GIVEN}"
 )
 _UPDATE_JOBS: Final = (
     "UPDATE jobs SET status = new.column2, priority = new.column3, retry_ns = new.column4, completed_ns = new.column5,"
@@ -24,7 +24,7 @@ _INSERT_TASKS: Final = f"INSERT INTO job_tasks (task, sequence) {_GIVEN}"
 _INSERT_LABELS: Final = f"INSERT INTO job_labels (label, sequence, value) {_GIVEN}"
 _INSERT_SETBACKS: Final = f"INSERT INTO clock_setbacks (sequence, setback_ns) {_GIVEN}"
 _INSERT_EVENTS: Final = (
-    f"INSERT INTO journal (revision, sequence, created_ns, event, previous, labels_before, begin_bytes) {_GIVEN}"
+    f"INSERT INTO journal (revision, sequence, created_ns, event, previous, labels_before, owner, begin_bytes) {_GIVEN}"
 )
 
 _Row = tuple[Any, ...]
@@ -83,6 +83,7 @@ def _new_row(sequence: int, job: pb.JobInfo, serialized: bytes, submission: Subm
         submission.fingerprint,
         submission.cache_key or None,
         job.created_at.ToNanoseconds(),
+        job.owner,
     )
 
 

@@ -43,6 +43,7 @@ from evalrpc.store.base import (
     QueuedRow,
     StoredJob,
     Submission,
+    job_not_found,
     parse_job,
 )
 from evalrpc.store.cache import JobCache
@@ -54,11 +55,18 @@ from evalrpc.store.sqlite.filters import find_jobs
 from evalrpc.store.sqlite.lock import lock_data_dir
 from evalrpc.store.sqlite.opening import open_database
 from evalrpc.store.sqlite.room import Room
-from evalrpc.store.sqlite.transaction import Transaction, job_not_found
+from evalrpc.store.sqlite.transaction import Transaction
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.jobs_pb2 import JobFilter
 
 DATABASE_NAME: Final = "evalrpc.sqlite3"
+
+_KNOWN: Final = "SELECT job_id, sequence FROM jobs WHERE job_id IN (SELECT value FROM json_each(?))"
+# Only indexes are looked at, whoever owns the jobs, so that nobody can tell by the time whether others have some.
+_KNOWN_OF_OWNER: Final = f"""
+SELECT job_id FROM ({_KNOWN}) AS known
+WHERE EXISTS (SELECT 1 FROM jobs INDEXED BY jobs_by_owner WHERE owner = ? AND jobs.sequence = known.sequence)
+"""  # noqa: S608
 
 _CACHE_BYTES: Final = 16 * 1024 * 1024
 _BITMAPS_BYTES: Final = 8 * 1024 * 1024
@@ -266,7 +274,7 @@ class SqliteStore:
                 self._unerased = True
                 self._cache.remove(change.job.job_id)
             else:
-                self._cache.put(change.job.job_id, StoredJob(change.sequence, change.job.status, serialized))
+                self._cache.put(change.job.job_id, StoredJob(change.sequence, change.job.status, serialized, change.job.owner))
         if transaction.changes:
             self._changes.pass_on([change for change, _ in transaction.changes])
 
@@ -297,7 +305,8 @@ class SqliteStore:
             return cached
         generation = self._cache.generation
         with self._reading() as connection:
-            row = connection.execute("SELECT sequence, status, job FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+            query = "SELECT sequence, status, job, owner FROM jobs WHERE job_id = ?"
+            row = connection.execute(query, (job_id,)).fetchone()
         if row is None:
             raise job_not_found(job_id)
         stored = StoredJob(*row)
@@ -305,11 +314,17 @@ class SqliteStore:
         return stored
 
     def list_jobs(
-        self, job_filter: JobFilter, before_sequence: int | None, limit: int, max_bytes: int = MAX_LISTED_BYTES
+        self,
+        job_filter: JobFilter,
+        before_sequence: int | None,
+        limit: int,
+        max_bytes: int = MAX_LISTED_BYTES,
+        *,
+        owner: str | None = None,
     ) -> list[ListedJob]:
         """Return jobs that the filter takes, newest first."""
         with self._reading() as connection, _snapshot(connection):
-            rows = find_jobs(connection, self._bitmaps, job_filter, before_sequence, Room(limit, max_bytes))
+            rows = find_jobs(connection, self._bitmaps, job_filter, before_sequence, Room(limit, max_bytes), owner)
         return [ListedJob(sequence, parse_job(job)) for sequence, job in rows]
 
     def find_identical(self, cache_key: bytes, supersede_key: str = "") -> pb.JobInfo | None:
@@ -320,7 +335,7 @@ class SqliteStore:
 
     def queued_rows(self) -> list[QueuedRow]:
         """Return what the queue needs of all QUEUED jobs, in order of arrival."""
-        columns = "job_id, sequence, priority, num_gpus, created_ns, retry_ns, ifnull(cached_from, '')"
+        columns = "job_id, sequence, priority, num_gpus, created_ns, retry_ns, ifnull(cached_from, ''), owner"
         query = f"SELECT {columns} FROM jobs WHERE status = ? ORDER BY sequence"  # noqa: S608
         with self._reading() as connection:
             return [QueuedRow(*row) for row in connection.execute(query, (pb.JOB_STATUS_QUEUED,))]
@@ -340,11 +355,11 @@ class SqliteStore:
         with self._reading() as connection:
             return [job_id for (job_id,) in connection.execute(query, (older_than.ToNanoseconds(), keep, limit))]
 
-    def known_jobs(self, job_ids: Sequence[str]) -> set[str]:
-        """Return those of the ids that are ids of jobs."""
-        query = "SELECT job_id FROM jobs WHERE job_id IN (SELECT value FROM json_each(?))"
+    def known_jobs(self, job_ids: Sequence[str], owner: str | None = None) -> set[str]:
+        """Return those of the ids that are ids of jobs, or of jobs of an owner."""
+        query, of_owner = (_KNOWN, ()) if owner is None else (_KNOWN_OF_OWNER, (owner,))
         with self._reading() as connection:
-            return {job_id for (job_id,) in connection.execute(query, (json.dumps(list(job_ids)),))}
+            return {job_id for job_id, *_ in connection.execute(query, (json.dumps(list(job_ids)), *of_owner))}
 
     def jobs_with_files(self, job_ids: Sequence[str]) -> set[str]:
         """Return those of the ids whose files some job refers to."""
@@ -358,7 +373,13 @@ class SqliteStore:
         return [PendingRemoval(job_id, Path(path)) for job_id, path in rows]
 
     def events_after(
-        self, revision: int, limit: int, job_id: str | None = None, max_bytes: int = MAX_LISTED_BYTES
+        self,
+        revision: int,
+        limit: int,
+        job_id: str | None = None,
+        max_bytes: int = MAX_LISTED_BYTES,
+        *,
+        owner: str | None = None,
     ) -> list[JournalEvent]:
         """Return journal events with a later revision, in order."""
         head = self._head  # the listeners were not yet notified of what is committed past it, so nobody may see that
@@ -369,7 +390,7 @@ class SqliteStore:
             )
         with self._reading() as connection, _snapshot(connection):
             sequence = _sequence_of(connection, job_id) if job_id else None
-            events = journal.read_events(connection, revision, head, Room(limit, max_bytes), sequence)
+            events = journal.read_events(connection, revision, head, Room(limit, max_bytes), sequence, owner)
             oldest = journal.oldest_revision(connection)
         if revision < oldest:
             raise RevisionCompactedError(

@@ -13,7 +13,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from evalrpc.clock import Clock
 from evalrpc.errors import (
     JobNotFinishedError,
-    JobNotFoundError,
     QueueFullError,
     RequestIdReusedError,
     StoreUnavailableError,
@@ -23,13 +22,23 @@ from evalrpc.jobs.events import deleted_event
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.jobs.paths import output_folders
 from evalrpc.protobuf import wire_format
-from evalrpc.store.base import ANY, RETRY_DELAY_SECONDS, Change, Deleted, Expected, JournalEvent, StoredJob, Submission
+from evalrpc.store.base import (
+    ANY,
+    RETRY_DELAY_SECONDS,
+    Change,
+    Deleted,
+    Expected,
+    JournalEvent,
+    StoredJob,
+    Submission,
+    job_not_found,
+)
 from evalrpc.store.sqlite import deduplication, journal
 from evalrpc.store.sqlite.labels import relabel
 from evalrpc.store.sqlite.rows import Rows
 from evalrpc.v1 import jobs_pb2 as pb
 
-_DELETED: Final = StoredJob(0, pb.JOB_STATUS_UNSPECIFIED, b"")
+_DELETED: Final = StoredJob(0, pb.JOB_STATUS_UNSPECIFIED, b"", "")
 
 
 @dataclass
@@ -64,7 +73,7 @@ class Transaction:
         self.newly_followed: set[str] = set()
         self.settled: set[str] = set()
         """The jobs that nobody follows any more, since they have ended."""
-        self._requests: dict[str, tuple[bytes, str]] = {}
+        self._requests: dict[tuple[str, str], tuple[bytes, str]] = {}
         self._rows = Rows()
 
     def flush(self) -> None:
@@ -80,7 +89,7 @@ class Transaction:
         job = pb.JobInfo()
         job.CopyFrom(submission.job)
         job.attempt = 0
-        superseded = self._queued_with_key(job.supersede_key)
+        superseded = self._queued_with_key(job.supersede_key, job.owner)
         completed = self._find_completed(submission.cache_key)
         if completed is None:
             self._require_room(len(superseded))
@@ -147,7 +156,7 @@ class Transaction:
         self.connection.executemany("INSERT OR REPLACE INTO removals (path, job_id) VALUES (?, ?)", folders)
         self.counts[stored.status] -= 1
         self.head, now = self.next_revision(), self.clock.now()
-        event = JournalEvent(self.head, deleted_event(job_id, self.head, now))
+        event = JournalEvent(self.head, deleted_event(job_id, self.head, now), owner=job.owner)
         self._append(event, stored.sequence, now)
         self.changes.append((Change(self._next_number(), job, stored.sequence, stored.status, event, deleted=True), b""))
         self._jobs[job_id] = _DELETED
@@ -178,10 +187,11 @@ class Transaction:
     def _find_request(self, submission: Submission) -> pb.JobInfo | None:
         if not submission.request_id:
             return None
-        found = self._requests.get(submission.request_id)
+        request = submission.request_id, submission.job.owner
+        found = self._requests.get(request)
         if found is None:
-            query = "SELECT fingerprint, job_id FROM jobs WHERE request_id = ?"
-            found = self.connection.execute(query, (submission.request_id,)).fetchone()
+            query = "SELECT fingerprint, job_id FROM jobs WHERE request_id = ? AND owner = ?"
+            found = self.connection.execute(query, request).fetchone()
         if found is None:
             return None
         fingerprint, job_id = found
@@ -250,13 +260,12 @@ class Transaction:
         for job_id in followers[1:]:
             self.update(job_id, lambda job: self._follow(job, followers[0]))
 
-    def _queued_with_key(self, supersede_key: str) -> Sequence[str]:
+    def _queued_with_key(self, supersede_key: str, owner: str) -> Sequence[str]:
         if not supersede_key:
             return ()
         self.flush()
-        rows = self.connection.execute(
-            "SELECT job_id FROM jobs WHERE supersede_key = ? AND status = ?", (supersede_key, pb.JOB_STATUS_QUEUED)
-        )
+        query = "SELECT job_id FROM jobs WHERE supersede_key = ? AND owner = ? AND status = ?"
+        rows = self.connection.execute(query, (supersede_key, owner, pb.JOB_STATUS_QUEUED))
         return [job_id for (job_id,) in rows]
 
     def _insert(self, job: pb.JobInfo, submission: Submission, now: Timestamp) -> None:
@@ -269,14 +278,15 @@ class Transaction:
         serialized, event = self._journal(job, sequence, now)
         self._rows.insert(sequence, job, serialized, submission)
         if submission.request_id:
-            self._requests[submission.request_id] = (submission.fingerprint, job.job_id)
+            self._requests[submission.request_id, job.owner] = (submission.fingerprint, job.job_id)
         self.counts[job.status] += 1
         self._note(Change(self._next_number(), job, sequence, pb.JOB_STATUS_UNSPECIFIED, event), serialized)
 
     def _load(self, job_id: str) -> StoredJob:
         stored = self._jobs.get(job_id) or self.cached_job(job_id)
         if stored is None:
-            row = self.connection.execute("SELECT sequence, status, job FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+            query = "SELECT sequence, status, job, owner FROM jobs WHERE job_id = ?"
+            row = self.connection.execute(query, (job_id,)).fetchone()
             stored = StoredJob(*row) if row is not None else _DELETED
         if stored is _DELETED:
             raise job_not_found(job_id)
@@ -298,7 +308,7 @@ class Transaction:
         self._note(change, serialized)
 
     def _note(self, change: Change, serialized: bytes) -> None:
-        self._jobs[change.job.job_id] = StoredJob(change.sequence, change.job.status, serialized)
+        self._jobs[change.job.job_id] = StoredJob(change.sequence, change.job.status, serialized, change.job.owner)
         self.changes.append((change, serialized))
 
     def _journal(
@@ -319,7 +329,7 @@ class Transaction:
             terminal=job.status in lifecycle.TERMINAL,
         ).SerializeToString()
         wrapped = head + wire_format.message_field(pb.JobEvent.JOB_FIELD_NUMBER, serialized)
-        event = JournalEvent(self.head, wrapped, previous, labels_before)
+        event = JournalEvent(self.head, wrapped, previous, labels_before, job.owner)
         self._append(event, sequence, now)
         return serialized, event
 
@@ -331,10 +341,3 @@ class Transaction:
 def _noteworthy(job: pb.JobInfo) -> tuple[object, ...]:
     """Return what, beside status and labels, has an event when it changes."""
     return job.priority, job.cancel_requested_at, job.cached_from
-
-
-def job_not_found(job_id: str) -> JobNotFoundError:
-    """Build the error for a job that does not exist."""
-    return JobNotFoundError(
-        f"there is no job {job_id}", metadata={"resource_type": "evalrpc.v1.JobInfo", "resource_name": job_id}
-    )

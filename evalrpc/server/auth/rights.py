@@ -1,0 +1,124 @@
+"""What callers may do: one table of all calls, and the check that is made before each of them.
+
+The role of a caller says which calls it may make, and its owner which jobs are its own. With the visibility `own`, the jobs of
+others do not exist for it: a call that names one is answered like one that names none that there is, after the same look-up, so
+that neither the answer nor its time tells them apart. Calls that list jobs, or describe the queue, leave the others out
+themselves: see `visible_owner`.
+
+A job keeps its owner, and ids are never used again, so what was checked stays true during the call.
+"""
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from typing import Final, NamedTuple
+
+from google.protobuf.message import Message
+
+from evalrpc.errors import PermissionDeniedError
+from evalrpc.server import validation
+from evalrpc.server.call import Principal, Role
+from evalrpc.store.base import Store, job_not_found
+
+
+class Right(NamedTuple):
+    """What it takes to make a call."""
+
+    role: Role
+    """The least role."""
+    job_fields: Sequence[str] = ()
+    """The fields of the message that name jobs. Empty: the call concerns no job in particular."""
+    changes_jobs: bool = False
+    """Whether it changes these jobs, so that they must be the caller's own."""
+
+
+_SUBMITS: Final = Right(Role.SUBMITTER)
+_CHANGES_JOB: Final = Right(Role.SUBMITTER, ("job_id",), changes_jobs=True)
+_READS_JOB: Final = Right(Role.VIEWER, ("job_id",))
+_LISTS_JOBS: Final = Right(Role.VIEWER)
+_ABOUT_SERVER: Final = Right(Role.VIEWER)
+
+RIGHTS: Final[Mapping[str, Right]] = {
+    "SubmitJob": _SUBMITS,
+    "CancelJob": _CHANGES_JOB,
+    "UpdateJob": _CHANGES_JOB,
+    "DeleteJob": _CHANGES_JOB,
+    "GetJob": _READS_JOB,
+    "WatchJob": _READS_JOB,
+    "ReadLog": _READS_JOB,
+    "ListArtifacts": _READS_JOB,
+    "ReadArtifact": _READS_JOB,
+    "ListSamples": _READS_JOB,
+    "ListMetrics": _READS_JOB,
+    "CompareJobs": Right(Role.VIEWER, ("baseline_job_id", "candidate_job_ids")),
+    "ListJobs": _LISTS_JOBS,
+    "WatchJobs": _LISTS_JOBS,
+    "GetHistory": _LISTS_JOBS,
+    "GetQueue": _LISTS_JOBS,
+    "ListHarnesses": _ABOUT_SERVER,
+    "ListTasks": _ABOUT_SERVER,
+    "ListModels": _ABOUT_SERVER,
+    "GetServerInfo": _ABOUT_SERVER,
+    "GetCaller": _ABOUT_SERVER,
+}
+"""What each call of the evaluation service takes. Operators may make all of them, with every job."""
+
+_RANKS: Final = {role: rank for rank, role in enumerate((Role.VIEWER, Role.SUBMITTER, Role.OPERATOR))}
+
+
+def visible_owner(principal: Principal, visibility: str) -> str | None:
+    """Return the owner whose jobs alone a caller may know of; None where it may know of all."""
+    return None if visibility == "all" or principal.role is Role.OPERATOR else principal.owner
+
+
+class Guard:
+    """Checks every call before it is made. `visibility` is the setting. Used on the event loop; blocking reads go to
+    `readers`."""
+
+    def __init__(self, store: Store, readers: Executor, visibility: str) -> None:
+        self._store = store
+        self._readers = readers
+        self._visibility = visibility
+
+    async def check(self, method: str, message: Message, principal: Principal) -> None:
+        """Check a call.
+
+        Raises PermissionDeniedError where the role does not suffice, or the call changes a job of another owner;
+        JobNotFoundError where it names a job that the caller may not know of.
+        """
+        right = RIGHTS[method]
+        if _RANKS[principal.role] < _RANKS[right.role]:
+            raise PermissionDeniedError(f"a {principal.role.value} may not call {method}: that takes a {right.role.value}")
+        hides_others = visible_owner(principal, self._visibility) is not None
+        if principal.role is Role.OPERATOR or not (right.changes_jobs or hides_others):
+            return
+        not_own = await self._not_own(list(_job_ids(message, right)), principal.owner)
+        if not_own and hides_others:
+            raise job_not_found(not_own[0])
+        if not_own and await self._known(not_own):
+            raise PermissionDeniedError(f"job {not_own[0]} is not yours: only its owner and operators may change it")
+
+    async def _not_own(self, job_ids: Sequence[str], owner: str) -> Sequence[str]:
+        """Return those of the ids that are not of jobs of this owner, whether they are of others' or of none."""
+        doubtful = [job_id for job_id in job_ids if not self._is_known_own(job_id, owner)]
+        if not doubtful:
+            return ()
+        own = await self._known(doubtful, owner)
+        return [job_id for job_id in doubtful if job_id not in own]
+
+    def _is_known_own(self, job_id: str, owner: str) -> bool:
+        """Return whether a job is this owner's, as far as that is in memory."""
+        cached = self._store.cached_job(job_id)
+        return cached is not None and cached.owner == owner
+
+    async def _known(self, job_ids: Sequence[str], owner: str | None = None) -> set[str]:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._store.known_jobs, job_ids, owner)
+
+
+def _job_ids(message: Message, right: Right) -> Iterator[str]:
+    """Yield the jobs that a message names, as they are stored. What is no id is left to the call, which refuses it."""
+    for field in right.job_fields:
+        named = getattr(message, field)
+        for job_id in (named,) if isinstance(named, str) else named:
+            if validation.is_job_id(job_id):
+                yield job_id.lower()
