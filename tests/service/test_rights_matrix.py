@@ -392,3 +392,51 @@ def test_the_reason_of_a_quarantine_names_no_hidden_job(world: World) -> None:
     assert answers["operator"].gpus[1].quarantine_reason == f"job {world.running}: it stays"
     hidden = "a job: it stays" if world.visibility == "own" else f"job {world.running}: it stays"
     assert answers["submitter"].gpus[1].quarantine_reason == hidden
+
+
+# What holds for the jobs of one owner only.
+
+
+def submitted(world: World, owner: str, **fields: Any) -> pb.JobInfo:
+    request = {"num_gpus": 1, **fields.pop("request", {})}
+    outcome = in_process(OWNERS[owner])(world.server, "SubmitJob", submission(request=request, **fields))
+    assert outcome.text == OK
+    return pb.JobInfo.FromString(outcome.messages[0])
+
+
+def test_a_job_belongs_to_who_submitted_it_and_its_request_id_is_of_that_owner(world: World) -> None:
+    jobs = {owner: submitted(world, owner, request_id="the-same", priority=index) for index, owner in enumerate(OWNERS)}
+    assert {owner: job.owner for owner, job in jobs.items()} == {owner: owner for owner in OWNERS}
+    assert len({job.job_id for job in jobs.values()}) == len(OWNERS)
+    for index, owner in enumerate(OWNERS):
+        assert submitted(world, owner, request_id="the-same", priority=index).job_id == jobs[owner].job_id
+
+
+def test_a_supersede_key_cancels_only_jobs_of_its_owner(world: World) -> None:
+    first = {owner: submitted(world, owner, supersede_key="k").job_id for owner in OWNERS}
+    submitted(world, "alice", supersede_key="k")
+    assert [world.get(first[owner]).error.reason for owner in OWNERS] == ["SUPERSEDED", "", ""]
+
+
+def test_a_run_is_shared_only_with_its_owner(world: World) -> None:
+    first = {owner: submitted(world, owner, cache=pb.CACHE_MODE_ALLOW) for owner in OWNERS}
+    assert [job.cached_from for job in first.values()] == ["", "", ""]
+    for owner, source in first.items():
+        assert submitted(world, owner, cache=pb.CACHE_MODE_ALLOW).cached_from == source.job_id
+        would_be = submitted(world, owner, cache=pb.CACHE_MODE_ALLOW, validate_only=True)
+        assert (would_be.cached_from, would_be.owner) == (source.job_id, owner)
+
+
+def test_jobs_are_selected_by_their_owners_among_those_that_the_caller_sees(world: World) -> None:
+    def owners(call: Call, *asked: str) -> set[str]:
+        listed = call(world.server, "ListJobs", pb.ListJobsRequest(filter=pb.JobFilter(owners=asked), page_size=1000))
+        return {job.owner for job in pb.ListJobsResponse.FromString(listed.messages[0]).jobs} & set(OWNERS)
+
+    assert owners(AS_OPERATOR) == {"alice", "bob", ""}
+    assert owners(AS_OPERATOR, "bob", "") == {"bob", ""}
+    assert owners(AS_OPERATOR, "carol") == set()
+    alice = CREDENTIALS["submitter"].call
+    sees = {"alice", "bob", ""} if world.visibility == "all" else {"alice"}
+    assert owners(alice) == sees
+    assert owners(alice, "bob", "") == sees & {"bob", ""}
+    assert owners(alice, "alice", "bob") == sees & {"alice", "bob"}
