@@ -11,7 +11,20 @@ import grpc
 import pytest
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
-from serving import BOOKMARK, NOWHERE, QUEUED, RUNNING, SECONDS, TERMINAL, ServerHere, Site, reason_of, status_of, submission
+from serving import (
+    BOOKMARK,
+    NOWHERE,
+    QUEUED,
+    RUNNING,
+    SECONDS,
+    SNAPSHOT,
+    TERMINAL,
+    ServerHere,
+    Site,
+    reason_of,
+    status_of,
+    submission,
+)
 from waiting import eventually
 
 from evalrpc.errors import EvalrpcError
@@ -145,8 +158,11 @@ def over_the_network(server: ServerHere, method: str, request: Message) -> Outco
 
 
 def _is_last(method: str, message: bytes) -> bool:
-    """Return whether an endless stream has sent all that there was."""
-    return method == "WatchJobs" and pb.JobEvent.FromString(message).type == BOOKMARK
+    """Return whether a stream that goes on has sent all that there was."""
+    if method not in ("WatchJob", "WatchJobs"):
+        return False
+    event = pb.JobEvent.FromString(message)
+    return event.type == BOOKMARK or (method == "WatchJob" and event.type == SNAPSHOT and not event.terminal)
 
 
 class Credential(NamedTuple):
@@ -361,6 +377,8 @@ def test_no_text_names_a_hidden_job(world: World) -> None:
     listed = alice(world.server, "ListJobs", pb.ListJobsRequest(filter=pb.JobFilter(job_id_prefix=world.narrow)))
     assert expected in pb.ListJobsResponse.FromString(listed.messages[0]).jobs[0].wait_reason
     watched = alice(world.server, "WatchJobs", pb.WatchJobsRequest(filter=pb.JobFilter(job_id_prefix=world.narrow)))
+    assert expected in pb.JobEvent.FromString(watched.messages[0]).job.wait_reason
+    watched = alice(world.server, "WatchJob", pb.WatchJobRequest(job_id=world.narrow))
     assert expected in pb.JobEvent.FromString(watched.messages[0]).job.wait_reason
     updated = alice(world.server, "UpdateJob", pb.UpdateJobRequest(job_id=world.narrow, labels={"b": "2"}))
     assert expected in pb.JobInfo.FromString(updated.messages[0]).wait_reason
