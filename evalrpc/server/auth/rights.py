@@ -9,7 +9,7 @@ A job keeps its owner, and ids are never used again, so what was checked stays t
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Final, NamedTuple
 
@@ -92,15 +92,16 @@ class Guard:
         hides_others = visible_owner(principal, self._visibility) is not None
         if principal.role is Role.OPERATOR or not (right.changes_jobs or hides_others):
             return
-        not_own = await self._not_own(list(_job_ids(message, right)), principal.owner)
+        not_own = await self._not_own(_named_jobs(message, right), principal.owner)
         if not_own and hides_others:
             raise job_not_found(not_own[0])
         if not_own and await self._known(not_own):
             raise PermissionDeniedError(f"job {not_own[0]} is not yours: only its owner and operators may change it")
 
     async def _not_own(self, job_ids: Sequence[str], owner: str) -> Sequence[str]:
-        """Return those of the ids that are not of jobs of this owner, whether they are of others' or of none."""
-        doubtful = [job_id for job_id in job_ids if not self._is_known_own(job_id, owner)]
+        """Return those of the ids that are not of jobs of this owner, whether they are of others' or of none. What is no id is
+        left to the call, which names the field."""
+        doubtful = [each for each in job_ids if not self._is_known_own(each, owner) and validation.is_job_id(each)]
         if not doubtful:
             return ()
         own = await self._known(doubtful, owner)
@@ -115,10 +116,10 @@ class Guard:
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._store.known_jobs, job_ids, owner)
 
 
-def _job_ids(message: Message, right: Right) -> Iterator[str]:
-    """Yield the jobs that a message names, as they are stored. What is no id is left to the call, which refuses it."""
+def _named_jobs(message: Message, right: Right) -> Sequence[str]:
+    """Return the jobs that a message names, as they are stored."""
+    job_ids: list[str] = []
     for field in right.job_fields:
         named = getattr(message, field)
-        for job_id in (named,) if isinstance(named, str) else named:
-            if validation.is_job_id(job_id):
-                yield job_id.lower()
+        job_ids += [named.lower()] if isinstance(named, str) else map(str.lower, named)
+    return job_ids
