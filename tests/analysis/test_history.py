@@ -52,7 +52,7 @@ def read_page(
     owner: str | None = None,
     **fields: Any,
 ) -> GetHistoryResponse:
-    history = History(store, RESULTS, places or HistoryPlaces(), GetHistoryRequest(**fields), page_size, owner)
+    history = History(store, RESULTS, places or HistoryPlaces(), GetHistoryRequest(**fields), page_size, owner=owner)
     while history.scan():
         pass
     return history.page()
@@ -228,7 +228,7 @@ def test_the_next_pages_read_no_more_than_their_own_jobs(store: SqliteStore, mon
     token = read_page(store, 3, places).next_page_token
     read: list[int] = []
     list_jobs = store.list_jobs
-    monkeypatch.setattr(store, "list_jobs", lambda *args: read.append(args[2]) or list_jobs(*args))
+    monkeypatch.setattr(store, "list_jobs", lambda *args, **options: read.append(args[2]) or list_jobs(*args, **options))
     assert len(read_page(store, 3, places, page_token=token).points) == 3
     assert sum(read) <= 4
 

@@ -135,8 +135,8 @@ def test_what_changes_while_a_page_is_read_comes_to_whoever_watches_on(
     }
     read = store.list_jobs
 
-    def read_and_be_overtaken(*arguments: Any) -> Any:
-        page = read(*arguments)
+    def read_and_be_overtaken(*arguments: Any, **options: Any) -> Any:
+        page = read(*arguments, **options)
         if changes:
             changes.pop(3 - len(changes))()
         return page

@@ -23,9 +23,9 @@ def listings(server: ServerHere, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     store, read = server.server._store, []
     list_jobs = store.list_jobs
 
-    def note(job_filter: JobFilter, before: int | None, *limits: Any) -> Any:
+    def note(job_filter: JobFilter, before: int | None, *limits: Any, **options: Any) -> Any:
         read.append(before or 0)
-        return list_jobs(job_filter, before, *limits)
+        return list_jobs(job_filter, before, *limits, **options)
 
     monkeypatch.setattr(store, "list_jobs", note)
     return read
