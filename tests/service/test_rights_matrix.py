@@ -45,6 +45,7 @@ ABOUT_SERVER, LISTS, READS, CHANGES, SUBMITS = "about the server", "lists jobs",
 
 PLACES: Final[Mapping[str, str]] = {
     "GetServerInfo": ABOUT_SERVER,
+    "GetCaller": ABOUT_SERVER,
     "ListHarnesses": ABOUT_SERVER,
     "ListTasks": ABOUT_SERVER,
     "ListModels": ABOUT_SERVER,
