@@ -16,7 +16,7 @@ from evalrpc.cli.output import Form, print_facts, print_items, print_json, print
 from evalrpc.cli.parameters import filter_options, labels_option, reconnect_timeout_option
 from evalrpc.cli.tables import Cell
 from evalrpc.v1.jobs_pb2 import JobFilter, JobInfo
-from evalrpc.v1.queue_pb2 import GetQueueResponse
+from evalrpc.v1.queue_pb2 import GetQueueResponse, OwnerShare
 
 _LARGEST_PAGE = 1000
 _MAX_QUEUED_SHOWN = 20
@@ -127,6 +127,7 @@ def _job_facts(job: JobInfo) -> list[tuple[str, Cell]]:
         ("tasks", ", ".join(job.request.tasks)),
         ("labels", wording.labels_text(job.labels)),
         ("priority", str(job.priority) if job.priority else ""),
+        ("preemptible", "yes" if job.preemptible else ""),
         ("attempt", f"{job.attempt} of {job.max_attempts}" if job.attempt else ""),
         ("shares", f"attempt {job.cached_from_attempt} of job {job.cached_from}" if job.cached_from_attempt else ""),
         ("GPUs", ", ".join(job.gpus)),
@@ -147,6 +148,8 @@ def _queue_facts(queue: GetQueueResponse, max_queued: int | None) -> Iterator[tu
     for entry in queue.status_counts:
         if entry.status in wording.TERMINAL:
             yield wording.status_name(entry.status).lower(), entry.count
+    for owner in queue.owners if len(queue.owners) > 1 or any(owner.owner for owner in queue.owners) else ():
+        yield f"owner {owner.owner or 'anonymous'}", _share_text(owner)
     for gpu in queue.gpus:
         yield f"GPU {gpu.id}", gpu.quarantine_reason or gpu.job_id or "free"
     for job_id in queue.running_job_ids:
@@ -156,3 +159,14 @@ def _queue_facts(queue: GetQueueResponse, max_queued: int | None) -> Iterator[tu
     left = len(queue.queued_job_ids) - len(queue.queued_job_ids[:max_queued])
     if left:
         yield "", f"and {left} more: -o wide shows them"
+
+
+def _share_text(share: OwnerShare) -> str:
+    counts = (
+        ("queued", share.queued_count, share.max_queued if share.HasField("max_queued") else None),
+        ("running", share.running_count, share.max_running if share.HasField("max_running") else None),
+        ("GPUs", share.held_gpu_count, share.max_gpus if share.HasField("max_gpus") else None),
+    )
+    limited = (f"{count}{'' if limit is None else f' of at most {limit}'} {name}" for name, count, limit in counts)
+    used = f"{share.used_gpu_seconds / 3600:.3g} GPU hours of recent use at weight {share.weight:g}"
+    return ", ".join((*limited, used))

@@ -7,13 +7,23 @@ from that.
 from evalrpc.config.loading import load_settings
 from evalrpc.config.policy import PolicySettings
 from evalrpc.config.secrets import SecretSettings
-from evalrpc.config.settings import LMMS_EVAL, SETTINGS, HarnessSettings, Settings, parse_listen
+from evalrpc.config.settings import (
+    DEFAULT_QUOTA,
+    LMMS_EVAL,
+    SETTINGS,
+    HarnessSettings,
+    QuotaSettings,
+    Settings,
+    parse_listen,
+)
 
 __all__ = [
+    "DEFAULT_QUOTA",
     "LMMS_EVAL",
     "SETTINGS",
     "HarnessSettings",
     "PolicySettings",
+    "QuotaSettings",
     "SecretSettings",
     "Settings",
     "load_settings",

@@ -1,25 +1,29 @@
 """Reads settings: flags over environment over TOML file over defaults.
 
 The TOML file has the fields of `Settings` at its top level, a `[harnesses.NAME]` table per harness, in it perhaps a table
-`policy`, and a `[secrets.NAME]` table per secret. Relative paths in it
-are relative to the file, others to the working directory. An environment variable that is empty counts as unset.
+`policy`, a `[secrets.NAME]` table per secret, the weights of owners in `[shares]`, and their quotas in a `[quotas.OWNER]` table
+each. Relative paths in it are relative to the file, others to the working directory. An environment variable that is empty
+counts as unset.
 """
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from evalrpc.config.declaration import settings_of
 from evalrpc.config.policy import PolicySettings
 from evalrpc.config.secrets import SOURCES, SecretSettings
-from evalrpc.config.settings import SETTINGS, HarnessSettings, Settings
+from evalrpc.config.settings import DEFAULT_QUOTA, SETTINGS, HarnessSettings, QuotaSettings, Settings
 from evalrpc.errors import ConfigurationError
 
 _HARNESSES: Final = "harnesses"
 _POLICY: Final = "policy"
 _SECRETS: Final = "secrets"
+_SHARES: Final = "shares"
+_QUOTAS: Final = "quotas"
+_MAX_OWNER_LENGTH: Final = 255
 _HARNESS_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _SECRET_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _NO_SECRET: Final = re.compile(r"EVALRPC_.*|CUDA_VISIBLE_DEVICES")  # the server itself sets these for every run
@@ -44,17 +48,15 @@ def load_settings(
     Raises ConfigurationError, naming the setting and its source.
     """
     given = _read_file(config_file) if config_file else {}
-    harnesses = _read_harnesses(given.pop(_HARNESSES)) if _HARNESSES in given else {}
-    secrets = _read_secrets(given.pop(_SECRETS)) if _SECRETS in given else {}
+    tables = {name: read(given.pop(name)) for name, read in _TABLES.items() if name in given}
     for name, setting in SETTINGS.items():
         if value := environment.get(setting.variable):
             given[name] = _Given(value, Path(), setting.variable)
         if flags.get(name) is not None:
             given[name] = _Given(flags[name], Path(), setting.flag)
     values = {name: SETTINGS[name].read(*what) for name, what in given.items()}
-    if harnesses:
-        values[_HARNESSES] = harnesses
-    return Settings(**values, secrets=secrets)
+    values |= {name: table for name, table in tables.items() if table}
+    return Settings(**values)
 
 
 def _read_file(path: Path) -> dict[str, _Given]:
@@ -64,7 +66,7 @@ def _read_file(path: Path) -> dict[str, _Given]:
         raise ConfigurationError(f"config file {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"config file {path}: {error}") from error
-    known = {*SETTINGS, _HARNESSES, _SECRETS}
+    known = {*SETTINGS, *_TABLES}
     if unknown := set(values) - known:
         raise ConfigurationError(f"config file {path}: unknown setting {min(unknown)}; there are: {', '.join(sorted(known))}")
     return {name: _Given(value, path.parent, str(path)) for name, value in values.items()}
@@ -129,6 +131,43 @@ def _read_keys(declaring: type, where: str, table: _Given, others: tuple[str, ..
     return {key: declared[key].read(value, table.folder, table.source) for key, value in table.value.items()}
 
 
+def _read_shares(table: _Given) -> dict[str, float]:
+    _require(isinstance(table.value, dict), _SHARES, "must be a table of weights by owner", table.source)
+    return {owner: _read_weight(owner, table._replace(value=weight)) for owner, weight in table.value.items()}
+
+
+def _read_weight(owner: str, given: _Given) -> float:
+    weight, where = given.value, f"{_SHARES}.{owner}"
+    _require_owner(owner, where, given.source)
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    _require(is_number and 0 < weight < float("inf"), where, "must be a number above 0", given.source)
+    return float(weight)
+
+
+def _read_quotas(tables: _Given) -> dict[str, QuotaSettings]:
+    _require(isinstance(tables.value, dict), _QUOTAS, "must be tables such as [quotas.default]", tables.source)
+    given = {owner: _read_quota(owner, tables._replace(value=table)) for owner, table in tables.value.items()}
+    return {owner: QuotaSettings(**{**given.get(DEFAULT_QUOTA, {}), **values}) for owner, values in given.items()}
+
+
+def _read_quota(owner: str, table: _Given) -> dict[str, Any]:
+    where = f"{_QUOTAS}.{owner}"
+    _require_owner(owner, where, table.source)
+    return _read_keys(QuotaSettings, where, table)
+
+
+def _require_owner(owner: str, where: str, source: str) -> None:
+    _require(0 < len(owner) <= _MAX_OWNER_LENGTH, where, f"an owner has 1 to {_MAX_OWNER_LENGTH} characters", source)
+
+
 def _require(condition: bool, name: str, rule: str, source: str) -> None:
     if not condition:
         raise ConfigurationError(f"setting {name}: {rule} (from {source})")
+
+
+_TABLES: Final[Mapping[str, Callable[[_Given], Mapping[str, Any]]]] = {
+    _HARNESSES: _read_harnesses,
+    _SECRETS: _read_secrets,
+    _SHARES: _read_shares,
+    _QUOTAS: _read_quotas,
+}

@@ -19,13 +19,14 @@ from evalrpc.analysis.history import LIMITS as HISTORY_LIMITS
 from evalrpc.analysis.history import MAX_POINTS, History, HistoryPlaces
 from evalrpc.clock import Clock
 from evalrpc.config import Settings
-from evalrpc.errors import FieldViolation, ServerStoppingError
+from evalrpc.errors import FieldViolation, PermissionDeniedError, ServerStoppingError
 from evalrpc.executors.base import Node
 from evalrpc.files.read_budget import ReadBudget
 from evalrpc.harnesses.base import Harness
 from evalrpc.jobs import transitions
 from evalrpc.jobs.defaults import RequestDefaults
 from evalrpc.jobs.ids import job_ids
+from evalrpc.jobs.share_policy import URGENT_PRIORITY, Entitlements, is_urgent
 from evalrpc.jobs.views import reduce_to_view
 from evalrpc.reading import page_tokens
 from evalrpc.reading.artifacts import ArtifactReader
@@ -38,7 +39,7 @@ from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.server import validation
 from evalrpc.server.admission import Admission
 from evalrpc.server.cache_key import cache_key
-from evalrpc.server.call import Call
+from evalrpc.server.call import Call, Principal, Role
 from evalrpc.server.catalog import Catalog, Names
 from evalrpc.server.threads import Pools
 from evalrpc.store.base import Expected, Store, Submission
@@ -85,6 +86,7 @@ DEFAULT_METRICS_SIZE: Final = 1000
 MAX_PAGE_SIZE: Final = 1000
 MAX_METRICS_SIZE: Final = 10_000
 MAX_QUEUED_IDS: Final = 1000
+MAX_OWNERS: Final = 1000
 MAX_RUNNING_IDS: Final = 10_000
 MAX_TASK_WARNINGS: Final = 16
 """How many tasks that the harness does not list a job names in its warnings, which so have room for others."""
@@ -107,6 +109,7 @@ class EvaluationService:
     comparer: Comparer
     results: JobResults
     queue_state: QueueState
+    entitlements: Entitlements
     harnesses: Mapping[str, Harness]
     settings: Settings
     defaults: RequestDefaults
@@ -131,7 +134,9 @@ class EvaluationService:
             )
         request.DiscardUnknownFields()  # they would be in every message of the job
         fingerprint = _fingerprint(request) if request.request_id else b""  # before the operator's defaults, which may change
-        self.admission.admit(request, call.principal.owner, self._gpu_counts())
+        max_gpus = self.entitlements.policy.quota(call.principal.owner).max_gpus
+        self.admission.admit(request, call.principal.owner, self._gpu_counts(), max_gpus)
+        _require_may_give(request.priority, call.principal)
         job = _new_job(next(self.job_ids), request, call.principal.owner)
         await self._check_names(job)
         if request.validate_only:
@@ -191,6 +196,7 @@ class EvaluationService:
         fields = validation.updated_fields(request)
         labels = dict(request.labels) if "labels" in fields else None
         priority = request.priority if "priority" in fields else None
+        _require_may_give(priority or 0, call.principal)
         expect = Expected(revision=request.expected_revision if request.HasField("expected_revision") else None)
         change = lambda job: transitions.update(job, labels, priority)  # noqa: E731
         return self._answer(await asyncio.wrap_future(self.store.update(request.job_id.lower(), change, expect)))
@@ -261,9 +267,9 @@ class EvaluationService:
 
     async def GetQueue(self, request: GetQueueRequest, call: Call) -> bytes:
         """Return what is queued and running, and which job holds which GPU. Rebuilt only after a change."""
-        state = self.queue_state.generation, self.queue_state.nodes()
+        state = self.queue_state.state
         if self._queue is None or self._queue[0] != state:
-            self._queue = state, self._describe_queue(state[1]).SerializeToString()
+            self._queue = state, self._describe_queue(self.queue_state.nodes()).SerializeToString()
         return self._queue[1]
 
     async def ListTasks(self, request: ListTasksRequest, call: Call) -> ListTasksResponse:
@@ -389,7 +395,7 @@ class EvaluationService:
         job.attempt = 0
         job.created_at.CopyFrom(self.clock.now())
         job.status = JOB_STATUS_QUEUED
-        job.position_in_queue = self.queue_state.position_for(job.priority)
+        job.position_in_queue = self.queue_state.position_for(job.priority, job.owner)
         return job
 
     def _gpu_counts(self) -> list[int]:
@@ -410,6 +416,7 @@ class EvaluationService:
             free_gpu_count=sum(1 for gpu in gpus if not gpu.job_id and not gpu.quarantine_reason),
             max_running=self.queue_state.slots.total,
             max_queued=self.settings.max_queued,
+            owners=self.queue_state.owner_shares(MAX_OWNERS),
         )
 
     def _status_counts(self) -> list[StatusCount]:
@@ -420,7 +427,13 @@ class EvaluationService:
 def _gpus(nodes: Sequence[Node], holders: Mapping[str, str]) -> list[Gpu]:
     """Return the GPUs of all nodes, with the jobs that hold them."""
     return [
-        Gpu(id=gpu.id, name=gpu.name, job_id=holders.get(gpu.id, ""), quarantine_reason=gpu.quarantine_reason)
+        Gpu(
+            id=gpu.id,
+            name=gpu.name,
+            job_id=holders.get(gpu.id, ""),
+            quarantine_reason=gpu.quarantine_reason,
+            node=node.name,
+        )
         for node in nodes
         for gpu in node.devices
     ]
@@ -447,6 +460,7 @@ def _new_job(job_id: str, call: SubmitJobRequest, owner: str) -> JobInfo:
         max_attempts=call.max_attempts or 1,
         supersede_key=call.supersede_key,
         owner=owner,
+        preemptible=call.preemptible,
     )
     if call.HasField("timeout"):
         job.timeout.CopyFrom(call.timeout)
@@ -459,6 +473,15 @@ def _unlisted_warnings(warnings: Collection[str]) -> Iterator[str]:
     yield from shown
     if len(warnings) > len(shown):
         yield f"and {len(warnings) - len(shown)} more tasks that the harness does not list"
+
+
+def _require_may_give(priority: int, principal: Principal) -> None:
+    """Raise PermissionDeniedError for a priority that puts a job before those of all other owners, but for operators."""
+    if is_urgent(principal.owner, priority) and principal.role is not Role.OPERATOR:
+        raise PermissionDeniedError(
+            f"priority: {priority} is more than {URGENT_PRIORITY}, which only operators may give",
+            metadata={"field": "priority"},
+        )
 
 
 def _fingerprint(call: SubmitJobRequest) -> bytes:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from evalrpc.config import SETTINGS, HarnessSettings, PolicySettings, SecretSettings, load_settings
+from evalrpc.config import SETTINGS, HarnessSettings, PolicySettings, QuotaSettings, SecretSettings, load_settings
 from evalrpc.config.declaration import settings_of
 from evalrpc.harnesses.registry import build_harnesses
 
@@ -16,7 +16,8 @@ EXAMPLE = ROOT / "docs" / "evalrpc.toml"
 HARNESS_KEYS = settings_of(HarnessSettings, "harnesses.NAME.")
 POLICY_KEYS = settings_of(PolicySettings, "harnesses.NAME.policy.")
 SECRET_KEYS = settings_of(SecretSettings, "secrets.NAME.")
-KEYS = [*HARNESS_KEYS.values(), *POLICY_KEYS.values(), *SECRET_KEYS.values()]
+QUOTA_KEYS = settings_of(QuotaSettings, "quotas.OWNER.")
+KEYS = [*HARNESS_KEYS.values(), *POLICY_KEYS.values(), *SECRET_KEYS.values(), *QUOTA_KEYS.values()]
 SECTIONS = {section.partition("\n")[0]: section.replace("\n", " ") for section in PAGE.split("\n### ")[1:]}
 
 
@@ -39,7 +40,7 @@ def test_it_is_what_the_declarations_say() -> None:
 def test_its_example_can_be_loaded_and_has_every_key_of_a_harness() -> None:
     text = EXAMPLE.read_text()
     assert text in PAGE
-    assert {name for name, key in HARNESS_KEYS.items() if f"\n{name} = " not in text} == set()
+    assert {name for name in (*HARNESS_KEYS, *QUOTA_KEYS) if f"\n{name} = " not in text} == set()
 
     settings = load_settings({}, {}, EXAMPLE)
 

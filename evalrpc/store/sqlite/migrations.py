@@ -196,6 +196,21 @@ MIGRATIONS: Final = (
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX removals_by_job ON removals (job_id);
     """,
+    # Jobs have owners. What was submitted before that has none.
+    """
+    ALTER TABLE jobs ADD COLUMN owner TEXT NOT NULL DEFAULT '';
+    """,
+    # What owners have used, also for jobs that were deleted. Before that there was only one of them.
+    """
+    CREATE TABLE attempt_uses (
+        ended_ns INTEGER NOT NULL,
+        sequence INTEGER NOT NULL,                   -- of the job
+        started_ns INTEGER NOT NULL,
+        width INTEGER NOT NULL,                      -- GPUs, or 1 for a slot without any
+        owner TEXT NOT NULL,
+        PRIMARY KEY (ended_ns, sequence)
+    ) STRICT, WITHOUT ROWID;
+    """,
 )
 
 
