@@ -154,6 +154,7 @@ def test_whose_files_take_too_much_is_told_so(serve: Serve, site: Site) -> None:
     assert reason_of(caught.value) == "QUOTA_EXCEEDED"
     assert "of at most 1 bytes of files; delete jobs first" in caught.value.details()
     server.api.DeleteJob(job_id=job.job_id)
+    eventually(lambda: not (site.folder / "data" / "jobs" / job.job_id).exists(), "for its files to be removed")
     server.server._housekeeper._kept_bytes.measure()
     server.api.submit("good")
 
