@@ -15,6 +15,7 @@ from evalrpc.cli.job_table import job_columns, job_row, label_columns_option
 from evalrpc.cli.output import Form, print_facts, print_items, print_json, print_line
 from evalrpc.cli.parameters import filter_options, labels_option, reconnect_timeout_option
 from evalrpc.cli.tables import Cell
+from evalrpc.jobs.transitions import counted_attempts
 from evalrpc.v1.jobs_pb2 import JobFilter, JobInfo
 from evalrpc.v1.queue_pb2 import GetQueueResponse, OwnerShare
 
@@ -128,7 +129,7 @@ def _job_facts(job: JobInfo) -> list[tuple[str, Cell]]:
         ("labels", wording.labels_text(job.labels)),
         ("priority", str(job.priority) if job.priority else ""),
         ("preemptible", "yes" if job.preemptible else ""),
-        ("attempt", f"{job.attempt} of {job.max_attempts}" if job.attempt else ""),
+        ("attempt", _attempt_text(job)),
         ("shares", f"attempt {job.cached_from_attempt} of job {job.cached_from}" if job.cached_from_attempt else ""),
         ("GPUs", ", ".join(job.gpus)),
         ("created", wording.time_text(job.created_at)),
@@ -139,6 +140,13 @@ def _job_facts(job: JobInfo) -> list[tuple[str, Cell]]:
         *(("warning", warning) for warning in job.warnings),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _attempt_text(job: JobInfo) -> str:
+    preempted_count = job.attempt - counted_attempts(job) if job.attempts else 0
+    if preempted_count:
+        return f"{job.attempt}, of which {preempted_count} gave way to other jobs; at most {job.max_attempts} without these"
+    return f"{job.attempt} of {job.max_attempts}" if job.attempt else ""
 
 
 def _queue_facts(queue: GetQueueResponse, max_queued: int | None) -> Iterator[tuple[str, Cell]]:

@@ -13,6 +13,7 @@ from evalrpc.executors.base import RunKey
 from evalrpc.harnesses.base import Exit, Run
 from evalrpc.harnesses.command import CommandHarness
 from evalrpc.jobs import transitions
+from evalrpc.scheduling.placement import Preemption
 from evalrpc.testing.executor import FakeExecutor, FakeRun
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.results_pb2 import ModelResult
@@ -209,7 +210,11 @@ def test_it_does_not_give_way_again_before_the_interval_is_over(tmp_path: Path) 
     second = second_run(house, job_id)
     other = house.submit(priority=2)
     eventually(lambda: "0 free" in house.queue_state.described(house.job(other)).wait_reason)
+    state = house.queue_state
+    assert state.choose(state.free(), 600.0, {}, state.now_seconds()) is None
     assert not transitions.is_giving_way(house.job(job_id))
+    chosen = state.choose(state.free(), 600.0, {}, state.now_seconds() + 3600)
+    assert isinstance(chosen, Preemption), "when the interval is over"
     second.finish(0)
     house.wait_until_running(other)
     assert house.job(job_id).status == COMPLETED
