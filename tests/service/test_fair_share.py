@@ -40,7 +40,9 @@ class Caller:
 
     def __init__(self, server: ServerHere, owner: str, role: Role = Role.SUBMITTER) -> None:
         self._loop = server._loop
-        self._calls = InProcessTransport(handlers_of(SERVICE, server.server._service), Principal(owner, role))
+        self._calls = InProcessTransport(
+            handlers_of(SERVICE, server.server._service, server.server.limits), Principal(owner, role)
+        )
 
     def submit(self, model: str = "good", **fields: Any) -> pb.JobInfo:
         return self._call("SubmitJob", submission(model, **fields).SerializeToString())
