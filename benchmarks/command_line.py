@@ -10,7 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from benchmarks import calls, comparing, h2load, parsing, peer, reading, report, scheduling, sizes, store_size, watching
+from benchmarks import (
+    calls,
+    choosing,
+    comparing,
+    h2load,
+    parsing,
+    peer,
+    reading,
+    report,
+    scheduling,
+    sizes,
+    store_size,
+    watching,
+)
 from benchmarks.processes import PEER_PYTHON
 from benchmarks.scale import SCALES, Scale
 
@@ -31,6 +44,7 @@ COMPARISONS: Final[Mapping[str, Callable[[Scale], Iterator[report.Row]]]] = {
     "compare-time": comparing.time_taken,
     "packing": scheduling.packing,
     "overhead": scheduling.overhead,
+    "choosing": choosing.many_owners,
     "start-up": store_size.start_up,
     "peer-calls": peer.single_calls,
     "peer-long-queue": peer.long_queue,

@@ -15,6 +15,7 @@ from benchmarks.load import Link, in_process
 from evalrpc.clock import SystemClock
 from evalrpc.config import Settings
 from evalrpc.jobs import transitions
+from evalrpc.jobs.share_policy import Entitlements
 from evalrpc.store.base import Submission
 from evalrpc.store.sqlite.store import DATABASE_NAME, SqliteStore
 from evalrpc.store.sqlite.transaction import Transaction
@@ -46,6 +47,8 @@ def _fill(link: Link, data_dir: Path, finished: int, queued: int) -> list[str]:
             last_created_ns=0,
             last_number=0,
             counts=Counter(),
+            queued_by_owner=Counter(),
+            entitlements=Entitlements(),
             followed=frozenset(),
             journal_end_bytes=0,
             cached_job=lambda _: None,

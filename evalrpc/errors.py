@@ -28,6 +28,7 @@ it into a status in one place, and the client turns the status back into the sam
     │   ├── TooManyCallsError
     │   ├── TooMuchUnreadError
     │   └── RequestTooLargeError
+    ├── QuotaExceededError          RESOURCE_EXHAUSTED   with a retry delay
     ├── OutOfRangeError             OUT_OF_RANGE
     │   ├── RevisionCompactedError
     │   ├── RevisionInFutureError
@@ -231,6 +232,14 @@ class QueueFullError(EvalrpcError):
     """The queue holds as many jobs as the operator allows."""
 
     reason = "QUEUE_FULL"
+    code = "RESOURCE_EXHAUSTED"
+
+
+class QuotaExceededError(EvalrpcError):
+    """The owner has as much as the operator allows. `metadata` has the `owner`, the `quota`, such as `max_queued`, and the
+    `limit`."""
+
+    reason = "QUOTA_EXCEEDED"
     code = "RESOURCE_EXHAUSTED"
 
 

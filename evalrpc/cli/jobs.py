@@ -15,8 +15,9 @@ from evalrpc.cli.job_table import job_columns, job_row, label_columns_option
 from evalrpc.cli.output import Form, print_facts, print_items, print_json, print_line
 from evalrpc.cli.parameters import filter_options, labels_option, reconnect_timeout_option
 from evalrpc.cli.tables import Cell
+from evalrpc.jobs.transitions import counted_attempts
 from evalrpc.v1.jobs_pb2 import JobFilter, JobInfo
-from evalrpc.v1.queue_pb2 import GetQueueResponse
+from evalrpc.v1.queue_pb2 import GetQueueResponse, OwnerShare
 
 _LARGEST_PAGE = 1000
 _MAX_QUEUED_SHOWN = 20
@@ -128,7 +129,8 @@ def _job_facts(job: JobInfo) -> list[tuple[str, Cell]]:
         ("tasks", ", ".join(job.request.tasks)),
         ("labels", wording.labels_text(job.labels)),
         ("priority", str(job.priority) if job.priority else ""),
-        ("attempt", f"{job.attempt} of {job.max_attempts}" if job.attempt else ""),
+        ("preemptible", "yes" if job.preemptible else ""),
+        ("attempt", _attempt_text(job)),
         ("shares", f"attempt {job.cached_from_attempt} of job {job.cached_from}" if job.cached_from_attempt else ""),
         ("GPUs", ", ".join(job.gpus)),
         ("created", wording.time_text(job.created_at)),
@@ -149,6 +151,13 @@ def _nameless_state(queue: GetQueueResponse) -> str:
     return "free, or held by a job of others" if queue.free_gpu_count else "held by a job of others"
 
 
+def _attempt_text(job: JobInfo) -> str:
+    preempted_count = job.attempt - counted_attempts(job) if job.attempts else 0
+    if preempted_count:
+        return f"{job.attempt}, of which {preempted_count} gave way to other jobs; at most {job.max_attempts} without these"
+    return f"{job.attempt} of {job.max_attempts}" if job.attempt else ""
+
+
 def _queue_facts(queue: GetQueueResponse, max_queued: int | None) -> Iterator[tuple[str, Cell]]:
     following = f", {queue.following_count} of them follow another job" if queue.following_count else ""
     yield "queued", f"{queue.queued_count} of at most {queue.max_queued}{following}"
@@ -156,6 +165,8 @@ def _queue_facts(queue: GetQueueResponse, max_queued: int | None) -> Iterator[tu
     for entry in queue.status_counts:
         if entry.status in wording.TERMINAL:
             yield wording.status_name(entry.status).lower(), entry.count
+    for owner in queue.owners if len(queue.owners) > 1 or any(owner.owner for owner in queue.owners) else ():
+        yield f"owner {owner.owner or 'anonymous'}", _share_text(owner)
     nameless = _nameless_state(queue)
     for gpu in queue.gpus:
         yield f"GPU {gpu.id}", gpu.quarantine_reason or gpu.job_id or nameless
@@ -166,3 +177,14 @@ def _queue_facts(queue: GetQueueResponse, max_queued: int | None) -> Iterator[tu
     left = len(queue.queued_job_ids) - len(queue.queued_job_ids[:max_queued])
     if left:
         yield "", f"and {left} more: -o wide shows them"
+
+
+def _share_text(share: OwnerShare) -> str:
+    counts = (
+        ("queued", share.queued_count, share.max_queued if share.HasField("max_queued") else None),
+        ("running", share.running_count, share.max_running if share.HasField("max_running") else None),
+        ("GPUs", share.held_gpu_count, share.max_gpus if share.HasField("max_gpus") else None),
+    )
+    limited = (f"{count}{'' if limit is None else f' of at most {limit}'} {name}" for name, count, limit in counts)
+    used = f"{share.used_gpu_seconds / 3600:.3g} GPU hours of recent use at weight {share.weight:g}"
+    return ", ".join((*limited, used))

@@ -35,7 +35,15 @@ REQUEST_FIELDS: Final = (
     "max_bad_answer_ratio",
 )
 _GPU_MODES: Final = {"data-parallel": GPU_MODE_DATA_PARALLEL, "model-parallel": GPU_MODE_MODEL_PARALLEL}
-SUBMISSION_FIELDS: Final = ("request_id", "priority", "max_attempts", "supersede_key", "validate_only", "cache")
+SUBMISSION_FIELDS: Final = (
+    "request_id",
+    "priority",
+    "max_attempts",
+    "supersede_key",
+    "validate_only",
+    "cache",
+    "preemptible",
+)
 
 
 @click.command(short_help="Submit an evaluation.")
@@ -101,6 +109,7 @@ SUBMISSION_FIELDS: Final = ("request_id", "priority", "max_attempts", "supersede
 @click.option(
     "--cache", flag_value=CACHE_MODE_ALLOW, type=int, help="Share the run of a job of an identical evaluation, if there is one."
 )
+@click.option("--preemptible", is_flag=True, default=None, help="Give way, while it runs, to a job that comes first.")
 @watch_option
 @reconnect_timeout_option
 @table_options
@@ -145,6 +154,7 @@ def submission_of(job: JobInfo) -> SubmitJobRequest:
         timeout=job.timeout if job.HasField("timeout") else None,
         max_attempts=job.max_attempts,
         supersede_key=job.supersede_key,
+        preemptible=job.preemptible,
     )
 
 
@@ -201,6 +211,7 @@ def submit_options(submission: SubmitJobRequest) -> SubmitOptions:
         supersede_key=submission.supersede_key,
         validate_only=submission.validate_only,
         cache=submission.cache == CACHE_MODE_ALLOW,
+        preemptible=submission.preemptible,
     )
 
 

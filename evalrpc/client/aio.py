@@ -121,7 +121,8 @@ class AsyncEvalClient(AsyncTransport):
         """Submit an evaluation and return the job, which is on the server's disk by then: QUEUED, or with `cache=True` perhaps
         COMPLETED already.
 
-        Raises InvalidRequestError with every bad field, RequestIdReusedError, QueueFullError.
+        Raises InvalidRequestError with every bad field, RequestIdReusedError, QueueFullError, QuotaExceededError, and
+        PermissionDeniedError for a priority that only operators may give.
         """
         return await self._call(self._stub.SubmitJob, core.submit_request(request, **options))
 

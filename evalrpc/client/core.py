@@ -62,6 +62,8 @@ class SubmitOptions(TypedDict, total=False):
     cache: bool
     """Whether the job may share the run of an identical evaluation instead of running itself; it is a new job all the same. See
     CACHE_MODE_ALLOW and `JobInfo.cached_from`. Default: False."""
+    preemptible: bool
+    """Whether the running job gives way to one that comes first. Default: False."""
 
 
 def server_address(address: str | None) -> Address:
@@ -160,6 +162,7 @@ def submit_request(
     supersede_key: str = "",
     validate_only: bool = False,
     cache: bool = False,
+    preemptible: bool = False,
 ) -> SubmitJobRequest:
     """Build the submission. It always has a `request_id`, so that a retry never submits a second job.
 
@@ -176,6 +179,7 @@ def submit_request(
         supersede_key=supersede_key,
         validate_only=validate_only,
         cache=CACHE_MODE_ALLOW if cache else CACHE_MODE_UNSPECIFIED,
+        preemptible=preemptible,
     )
 
 

@@ -8,9 +8,18 @@ from evalrpc.config.callers import ClientCertificate, OidcSettings
 from evalrpc.config.loading import load_settings
 from evalrpc.config.policy import PolicySettings
 from evalrpc.config.secrets import SecretSettings
-from evalrpc.config.settings import LMMS_EVAL, SETTINGS, HarnessSettings, ListenSettings, Settings
+from evalrpc.config.settings import (
+    DEFAULT_QUOTA,
+    LMMS_EVAL,
+    SETTINGS,
+    HarnessSettings,
+    ListenSettings,
+    QuotaSettings,
+    Settings,
+)
 
 __all__ = [
+    "DEFAULT_QUOTA",
     "LMMS_EVAL",
     "SETTINGS",
     "ClientCertificate",
@@ -18,6 +27,7 @@ __all__ = [
     "ListenSettings",
     "OidcSettings",
     "PolicySettings",
+    "QuotaSettings",
     "SecretSettings",
     "Settings",
     "load_settings",

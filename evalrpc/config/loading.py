@@ -1,8 +1,9 @@
 """Reads settings: flags over environment over TOML file over defaults.
 
 The TOML file has the fields of `Settings` at its top level, one `[harnesses.NAME]` table per harness, in it perhaps a table
-`policy`, one `[secrets.NAME]` table per secret, and the tables `[oidc]` and `[client_certificates]`. Relative paths in it are
-relative to the file, others to the working directory. An environment variable that is empty counts as unset.
+`policy`, one `[secrets.NAME]` table per secret, the weights of owners in `[shares]`, their quotas in a `[quotas.OWNER]` table
+each, and the tables `[oidc]` and `[client_certificates]`. Relative paths in it are relative to the file, others to the working
+directory. An environment variable that is empty counts as unset.
 """
 
 import re
@@ -17,7 +18,7 @@ from evalrpc.config.callers import ClientCertificate, OidcSettings
 from evalrpc.config.declaration import settings_of
 from evalrpc.config.policy import PolicySettings
 from evalrpc.config.secrets import SOURCES, SecretSettings
-from evalrpc.config.settings import SETTINGS, HarnessSettings, Settings
+from evalrpc.config.settings import DEFAULT_QUOTA, SETTINGS, HarnessSettings, QuotaSettings, Settings
 from evalrpc.errors import ConfigurationError
 
 _HARNESSES: Final = "harnesses"
@@ -25,6 +26,9 @@ _POLICY: Final = "policy"
 _SECRETS: Final = "secrets"
 _CERTIFICATES: Final = "client_certificates"
 _OIDC: Final = "oidc"
+_SHARES: Final = "shares"
+_QUOTAS: Final = "quotas"
+_MAX_OWNER_LENGTH: Final = 255
 _HARNESS_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _SECRET_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _NO_SECRET: Final = re.compile(r"EVALRPC_.*|CUDA_VISIBLE_DEVICES")  # the server itself sets these for every run
@@ -156,6 +160,35 @@ def _read_table(
     return {key: declared[key].read(value, table.folder, table.source) for key, value in given.items()}
 
 
+def _read_shares(table: _Given) -> dict[str, float]:
+    _require(isinstance(table.value, dict), _SHARES, "must be a table of weights by owner", table.source)
+    return {owner: _read_weight(owner, table._replace(value=weight)) for owner, weight in table.value.items()}
+
+
+def _read_weight(owner: str, given: _Given) -> float:
+    weight, where = given.value, f"{_SHARES}.{owner}"
+    _require_owner(owner, where, given.source)
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    _require(is_number and 0 < weight < float("inf"), where, "must be a number above 0", given.source)
+    return float(weight)
+
+
+def _read_quotas(tables: _Given) -> dict[str, QuotaSettings]:
+    _require(isinstance(tables.value, dict), _QUOTAS, "must be tables such as [quotas.default]", tables.source)
+    given = {owner: _read_quota(owner, tables._replace(value=table)) for owner, table in tables.value.items()}
+    return {owner: QuotaSettings(**{**given.get(DEFAULT_QUOTA, {}), **values}) for owner, values in given.items()}
+
+
+def _read_quota(owner: str, table: _Given) -> dict[str, Any]:
+    where = f"{_QUOTAS}.{owner}"
+    _require_owner(owner, where, table.source)
+    return _read_table(QuotaSettings, where, table)
+
+
+def _require_owner(owner: str, where: str, source: str) -> None:
+    _require(0 < len(owner) <= _MAX_OWNER_LENGTH, where, f"an owner has 1 to {_MAX_OWNER_LENGTH} characters", source)
+
+
 def _require(condition: bool, name: str, rule: str, source: str) -> None:
     if not condition:
         raise ConfigurationError(f"setting {name}: {rule} (from {source})")
@@ -164,6 +197,8 @@ def _require(condition: bool, name: str, rule: str, source: str) -> None:
 _TABLES: Final[Mapping[str, Callable[[_Given], Any]]] = {
     _HARNESSES: _read_harnesses,
     _SECRETS: _read_secrets,
+    _SHARES: _read_shares,
+    _QUOTAS: _read_quotas,
     _CERTIFICATES: _read_certificates,
     _OIDC: _read_oidc,
 }

@@ -35,6 +35,9 @@ from evalrpc.config.policy import PolicySettings
 from evalrpc.config.secrets import SecretSettings
 from evalrpc.errors import ConfigurationError
 
+DEFAULT_QUOTA: Final = "default"
+"""The `[quotas.OWNER]` table of those who have none."""
+
 LMMS_EVAL: Final = "lmms-eval"
 """The harness of a server that configures none."""
 
@@ -61,6 +64,7 @@ _GPUS_RULE: Final = Rule(
 )
 _MODE_RULE: Final = Rule("be the rights of a file that its owner may read and write, such as 0640", _is_file_mode)
 _FINITE: Final = Rule("be finite and not negative", lambda number: 0 <= number < float("inf"))
+_POSITIVE: Final = Rule("be finite and above 0", lambda number: 0 < number < float("inf"))
 _PLAIN_PATH: Final = Rule(
     "have no comma or quote, which lmms-eval would misread", lambda path: not set(",'\"") & set(str(path))
 )
@@ -176,6 +180,28 @@ class HarnessSettings:
     )
     policy: PolicySettings = PolicySettings()
     """Its table `policy`."""
+
+
+def _quota(unit: str, description: str) -> int | None:
+    return setting(
+        None, INTEGER, description, unit=unit, rule=at_least(0), default_text="that of `[quotas.default]`, else none"
+    )
+
+
+@dataclass(frozen=True)
+class QuotaSettings:
+    """One `[quotas.OWNER]` table. None: no limit."""
+
+    max_queued: int | None = _quota("jobs", "The most jobs that wait; beyond that SubmitJob answers RESOURCE_EXHAUSTED.")
+    max_running: int | None = _quota("jobs", "The most jobs that run at once; further ones wait.")
+    max_gpus: int | None = _quota(
+        "GPUs", "The most GPUs that running jobs hold together; further jobs wait. A job that asks for more is refused."
+    )
+    max_bytes: int | None = _quota(
+        "bytes",
+        "The most bytes that jobs have below their folders, until they are deleted; beyond that SubmitJob answers "
+        "RESOURCE_EXHAUSTED. Measured every minute, so a job may exceed it.",
+    )
 
 
 @dataclass(frozen=True)
@@ -342,6 +368,16 @@ class Settings:
         600.0,
         "How long smaller jobs may overtake one that needs more GPUs than are free; after that, GPUs are reserved for it.",
     )
+    share_half_life_seconds: float = setting(
+        24 * 3600.0,
+        NUMBER,
+        "How long it takes until what an owner has used counts half. The next job is taken from the owner with the least use.",
+        unit="seconds",
+        rule=_POSITIVE,
+    )
+    preemption_interval_seconds: float = _seconds(
+        1800.0, "How long a preemptible job that has given way to another is not made to do so again."
+    )
     grace_seconds: float = _seconds(10.0, "The time between SIGTERM and SIGKILL for a run that is being stopped.")
     stop_seconds: float = _seconds(
         10.0,
@@ -409,6 +445,10 @@ class Settings:
     """Who the bearers of client certificates are, by a name in the certificate."""
     oidc: OidcSettings | None = None
     """The identity provider whose tokens are accepted. None: there is none."""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """The weights of owners. Default: 1 for each."""
+    quotas: Mapping[str, QuotaSettings] = field(default_factory=dict)
+    """The quotas of owners; `default` has those of all others. What a table leaves out is filled in from that."""
 
     secrets: Mapping[str, SecretSettings] = field(default_factory=dict)
     """The secrets by name."""

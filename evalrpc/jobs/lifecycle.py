@@ -16,7 +16,10 @@ TRANSITIONS: Final[Mapping[tuple[Status, Status], str]] = {
     (pb.JOB_STATUS_QUEUED, pb.JOB_STATUS_CANCELLED): "cancelled or superseded before it ran",
     (pb.JOB_STATUS_QUEUED, pb.JOB_STATUS_FAILED): "can't be started on this server any more",
     (pb.JOB_STATUS_QUEUED, pb.JOB_STATUS_COMPLETED): "the job that it followed has completed",
-    (pb.JOB_STATUS_RUNNING, pb.JOB_STATUS_QUEUED): "the attempt failed in a way that another one may fix",
+    (
+        pb.JOB_STATUS_RUNNING,
+        pb.JOB_STATUS_QUEUED,
+    ): "the attempt failed in a way that another one may fix, or gave way to another job",
     (pb.JOB_STATUS_RUNNING, pb.JOB_STATUS_COMPLETED): "the harness succeeded",
     (pb.JOB_STATUS_RUNNING, pb.JOB_STATUS_FAILED): "the harness failed, ran out of time, or was lost",
     (pb.JOB_STATUS_RUNNING, pb.JOB_STATUS_CANCELLED): "ended on request, with no process left",

@@ -23,8 +23,14 @@ MAX_TAIL_BYTES: Final = 16 * 1024
 RETRYABLE_REASONS: Final = frozenset({"RUN_LOST", "PROCESS_SIGNALLED", "OUT_OF_MEMORY"})
 """Failures that another attempt may fix. A wrong task name is none of them."""
 
+PREEMPTED_REASON: Final = "PREEMPTED"
+"""The run was ended to make room for a job that comes first. Such an attempt does not count."""
+
 UNKILLABLE_REASON: Final = "PROCESS_UNKILLABLE"
 """Some process of the run could not be ended."""
+
+KEPT_ATTEMPTS: Final = 20
+"""How many of the first attempts of a job, and of the last, are kept, whatever their number."""
 
 FIRST_BACKOFF_SECONDS: Final = 1.0
 MAX_BACKOFF_SECONDS: Final = 60.0
@@ -82,7 +88,49 @@ def begin_attempt(
     job.ClearField("results")
     job.started_at.CopyFrom(now)
     job.gpus[:] = gpus
+    job.attempt_count = job.attempt
     job.attempts.add(number=job.attempt, started_at=now, gpus=gpus, output_dir=output_dir, gpu_mode=gpu_mode)
+    _forget_preempted(job)
+
+
+def counted_attempts(job: pb.JobInfo) -> int:
+    """Return how many attempts of a job count, of `max_attempts`."""
+    return sum(1 for attempt in job.attempts if attempt.error.reason != PREEMPTED_REASON)
+
+
+def request_preemption(job: pb.JobInfo) -> None:
+    """Record that a RUNNING job is to give way to another one, which the scheduler carries out: see `preempt`.
+
+    Raises IllegalTransitionError for a job that is not preemptible, or that is about to be cancelled.
+    """
+    _require(job, pb.JOB_STATUS_RUNNING)
+    if not job.preemptible or job.HasField("cancel_requested_at"):
+        raise IllegalTransitionError(f"job {job.job_id} can't be preempted: it is not preemptible, or is being cancelled")
+    job.attempts[-1].error.reason = PREEMPTED_REASON
+    job.attempts[-1].error.message = "gave way to a job that comes before it in the order of service"
+
+
+def is_giving_way(job: pb.JobInfo) -> bool:
+    """Return whether a job is RUNNING, and its run is to end to make room for another job."""
+    return job.status == pb.JOB_STATUS_RUNNING and bool(job.attempts) and job.attempts[-1].error.reason == PREEMPTED_REASON
+
+
+def preempt(job: pb.JobInfo, now: Timestamp) -> None:
+    """RUNNING to QUEUED, of a job that was to give way, once no process of it is left. Where a cancel was asked for meanwhile,
+    to CANCELLED."""
+    if job.HasField("cancel_requested_at"):
+        cancel(job, now)
+        return
+    error = job.attempts[-1].error
+    _move(job, pb.JOB_STATUS_QUEUED)
+    _end_attempt(job, error, now)
+    _wait_again(job)
+
+
+def last_preempted_at(job: pb.JobInfo) -> Timestamp | None:
+    """Return when an attempt of a job last ended to make room for another job."""
+    ended = (attempt for attempt in reversed(job.attempts) if attempt.error.reason == PREEMPTED_REASON)
+    return next((attempt.completed_at for attempt in ended if attempt.HasField("completed_at")), None)
 
 
 def keep_results(job: pb.JobInfo, results: Mapping[str, ModelResult]) -> None:
@@ -104,19 +152,22 @@ def complete(job: pb.JobInfo, results: Mapping[str, ModelResult], now: Timestamp
 def fail(job: pb.JobInfo, error: pb.JobError, now: Timestamp) -> None:
     """RUNNING to FAILED, or back to QUEUED where another attempt may fix it and one is left.
 
-    Where a cancel was asked for, to CANCELLED: whatever ended the run, that is what was wanted, and nothing of it is left.
+    Where a cancel was asked for, to CANCELLED, and where it was to give way, to QUEUED: whatever ended the run, that is what
+    was wanted, and nothing of it is left.
     """
+    if is_giving_way(job) and error.reason != UNKILLABLE_REASON:
+        preempt(job, now)
+        return
     if job.HasField("cancel_requested_at") and error.reason != UNKILLABLE_REASON:
         cancel(job, now)
         return
-    is_retried = error.reason in RETRYABLE_REASONS and job.attempt < job.max_attempts
+    is_retried = error.reason in RETRYABLE_REASONS and counted_attempts(job) < job.max_attempts
     _move(job, pb.JOB_STATUS_QUEUED if is_retried else pb.JOB_STATUS_FAILED)
     error = _bounded(error)
     _end_attempt(job, error, now)
     if is_retried:
-        job.ClearField("started_at")
-        job.ClearField("progress")
-        job.retry_at.FromNanoseconds(now.ToNanoseconds() + int(backoff_seconds(job.attempt) * 1e9))
+        _wait_again(job)
+        job.retry_at.FromNanoseconds(now.ToNanoseconds() + int(backoff_seconds(counted_attempts(job)) * 1e9))
         return
     job.error.CopyFrom(error)
     _end(job, now)
@@ -228,6 +279,19 @@ def _bounded(error: pb.JobError) -> pb.JobError:
     )
 
 
+def _wait_again(job: pb.JobInfo) -> None:
+    job.ClearField("started_at")
+    job.ClearField("progress")
+
+
+def _forget_preempted(job: pb.JobInfo) -> None:
+    """Keep the first and the last attempts, and of those between the ones that count, of which there are few."""
+    between = range(KEPT_ATTEMPTS, len(job.attempts) - KEPT_ATTEMPTS)
+    for place in reversed(between):
+        if job.attempts[place].error.reason == PREEMPTED_REASON:
+            del job.attempts[place]
+
+
 def _end(job: pb.JobInfo, now: Timestamp) -> None:
     job.completed_at.CopyFrom(now)
     job.ClearField("retry_at")
@@ -242,6 +306,8 @@ def _end_attempt(job: pb.JobInfo, error: pb.JobError | None, now: Timestamp) -> 
         return
     attempt = job.attempts[-1]
     attempt.completed_at.CopyFrom(now)
-    if error is not None:
+    if error is None:
+        attempt.ClearField("error")  # it was to give way, and has completed before that
+    else:
         attempt.error.CopyFrom(error)
         del attempt.error.log_tail[:]

@@ -4,7 +4,7 @@ shares."""
 from pathlib import Path
 
 from evalrpc.errors import AttemptNotFoundError
-from evalrpc.jobs.paths import attempt_dir, output_path
+from evalrpc.jobs.paths import attempt_dir, attempt_output_dir, job_dir, output_path
 from evalrpc.v1.jobs_pb2 import JobInfo
 
 
@@ -31,7 +31,16 @@ def output_dir(data_dir: Path, job: JobInfo, attempt: int = 0) -> Path | None:
     if not attempt and not job.attempts and not job.cached_from_attempt:
         return None
     number = attempt_number(job, attempt)
-    return Path(job.attempts[number - 1].output_dir) if number else output_path(run_dir(data_dir, job, number))
+    if not number:
+        return output_path(run_dir(data_dir, job, number))
+    known = next((each.output_dir for each in job.attempts if each.number == number), "")
+    return Path(known) if known else _forgotten_output_dir(data_dir, job, number)
+
+
+def _forgotten_output_dir(data_dir: Path, job: JobInfo, number: int) -> Path:
+    """Return the output folder of an attempt that the job does not list, since there were too many. It is beside the others."""
+    latest = Path(job.attempts[-1].output_dir)
+    return attempt_output_dir(data_dir, latest.parent if job.request.output_dir else job_dir(data_dir, job.job_id), job, number)
 
 
 def _what_there_is(job: JobInfo) -> str:

@@ -1,21 +1,28 @@
 """Which queued job starts next, and on which devices of which node. Pure: no threads, no clock, no processes.
 
-Jobs start by priority, then in order of arrival. All GPUs of a job lie on one node: of those that have enough free, the one
-with the fewest, so that wide jobs find room on the others. A smaller job may pass a wide one that does not fit yet, but only
-until the wide one has waited for `reservation_seconds`; from then on the GPUs that come free on one node are kept for it. Jobs
-that need no GPU have slots of their own, so neither kind keeps the other waiting.
+Jobs start in the order of service, which `shares` gives. All GPUs of a job lie on one node: of those that have enough free,
+the one with the fewest, so that wide jobs find room on the others. A smaller job may pass a wide one that does not fit yet, but
+only until the wide one has waited for `reservation_seconds`; from then on the GPUs that come free on one node are kept for it.
+Jobs that need no GPU have slots of their own, so neither kind keeps the other waiting.
+
+For a job that fits nowhere, running jobs give way that are preemptible and come after it: the fewest that make room, and of
+these the youngest. What they free is kept for it.
 """
 
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from evalrpc.executors.base import Node, Resources
 
+Order = tuple[float, ...]
+"""The place of a job in the order of service: what sorts first is served first. No two jobs have the same. The first number is
+0 for urgent jobs and 1 for all others; the second is what the owner has used."""
+
 
 class QueuedJob(NamedTuple):
-    """What matters about a queued job. Sorts in the order of service."""
+    """What matters about a queued job. Sorts in the order in which the jobs of one owner are served."""
 
     negated_priority: int
     sequence: int
@@ -26,6 +33,42 @@ class QueuedJob(NamedTuple):
     ready_seconds: float = 0.0
     """Time of day before which it must not start: after a failed attempt."""
     owner: str = ""
+
+
+class Head(NamedTuple):
+    """A queued job that may start, with its place."""
+
+    order: Order
+    job: QueuedJob
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether it comes before the jobs of all other owners."""
+        return not self.order[0]
+
+
+class RunningJob(NamedTuple):
+    """A running job that may give way to others, or is about to."""
+
+    order: Order
+    job_id: str
+    node: str
+    num_gpus: int
+    started_seconds: float
+    """Time of day."""
+    owner: str = ""
+
+
+class Running(NamedTuple):
+    """What running jobs may free."""
+
+    preemptible: Sequence[RunningJob] = ()
+    """Those that may be asked to give way."""
+    giving_way: Sequence[RunningJob] = ()
+    """Those that have been asked to, so that what they hold comes free shortly."""
+
+
+NONE_RUNNING: Final = Running()
 
 
 class NodeCapacity(NamedTuple):
@@ -85,11 +128,20 @@ class Placement(NamedTuple):
     devices: tuple[str, ...]
 
 
+class Preemption(NamedTuple):
+    """A job, and the running jobs that are to give way to it."""
+
+    job: QueuedJob
+    victims: tuple[RunningJob, ...]
+
+
 class Reservation(NamedTuple):
-    """A job that has waited long, and the node whose GPUs are kept for it."""
+    """A job and the node whose GPUs are kept for it: since it has waited long, or since others give way to it."""
 
     job: QueuedJob
     node: str
+    is_made_room_for: bool = False
+    is_urgent: bool = False
 
 
 def slots(device_count: int, max_running: int) -> Slots:
@@ -116,25 +168,60 @@ def resources_of(devices: Sequence[str], nodes: Sequence[Node]) -> Resources:
 
 
 def next_placement(
-    heads: Iterable[QueuedJob], free: Capacity, now_seconds: float, reservation_seconds: float
-) -> tuple[Placement | None, Reservation | None]:
-    """Return the job to start now, or None while nothing fits; and the first job before it that GPUs are kept for, if any.
+    heads: Iterable[Head],
+    free: Capacity,
+    now_seconds: float,
+    reservation_seconds: float,
+    running: Running = NONE_RUNNING,
+    earlier: Reservation | None = None,
+) -> tuple[Placement | Preemption | None, Reservation | None]:
+    """Return the job to start now, or one for which others are to give way, or None while nothing can be done; and the first
+    job that GPUs are kept for, if any.
 
-    `heads` holds, for each number of GPUs that is asked for, the first job in the order of service that is ready.
+    `heads` yields, in the order of service, for each owner and each number of GPUs that is asked for, the first job that may
+    start. `earlier`: the reservation that the last call returned, if its job still waits. It holds against all other owners
+    until that starts, since they may come before it and behind it in turn; but not against urgent jobs. At most one node is
+    kept for jobs of the same width.
     """
-    if free.slots.total < 1:
+    if free.slots.total < 1 and not any(running):
         return None, None
-    reservation = None
+    withheld = _node_to_keep(earlier.job.num_gpus, free.nodes) if earlier is not None else None
+    reservation = earlier if withheld is not None else None
     nodes = list(free.nodes)  # without those that are kept
-    for job in sorted(heads):
-        node = _node_for(job.num_gpus, nodes if job.num_gpus else free.nodes, free.slots)
+    failed: set[tuple[int, bool]] = set()
+    reserved: dict[int, str] = {earlier.job.num_gpus: earlier.job.job_id} if earlier is not None else {}  # by width, for whom
+    for head in heads:
+        job = head.job
+        is_withheld = withheld is not None and job.num_gpus > 0 and not _may_use_kept(head, reservation)
+        is_first = reserved.get(job.num_gpus, job.job_id) == job.job_id
+        has_waited = is_first and now_seconds - job.created_seconds >= reservation_seconds
+        if (job.num_gpus, is_withheld) in failed and not has_waited and not running.preemptible:
+            continue  # as one of the same width before it
+        open_nodes: Sequence[NodeCapacity] = nodes if job.num_gpus else free.nodes
+        if is_withheld:
+            open_nodes = [node for node in nodes if node is not withheld]
+        node = _node_for(job.num_gpus, open_nodes, free.slots)
         if node is not None:
             return Placement(job, node.name, node.free[: job.num_gpus]), reservation
-        has_waited = now_seconds - job.created_seconds >= reservation_seconds
-        if job.num_gpus and has_waited and (kept := _node_to_keep(job.num_gpus, nodes)):
-            nodes.remove(kept)
-            reservation = reservation or Reservation(job, kept.name)
+        failed.add((job.num_gpus, is_withheld))
+        freed = _freed(open_nodes, free.slots, running.giving_way)
+        coming = _node_for(job.num_gpus, *freed) if running.giving_way else None
+        if coming is None and (victims := _victims(head, *freed, running.preemptible)):
+            return Preemption(job, victims), reservation
+        keep = coming or (_node_to_keep(job.num_gpus, open_nodes) if has_waited else None)
+        if job.num_gpus and keep is not None:
+            nodes = [node for node in nodes if node.name != keep.name]
+            reserved[job.num_gpus] = job.job_id
+            if reservation is None or (reservation is earlier and job.owner == reservation.job.owner):
+                reservation = Reservation(job, keep.name, coming is not None, head.is_urgent)
     return None, reservation
+
+
+def _may_use_kept(head: Head, reservation: Reservation | None) -> bool:
+    """Return whether a job may use what is kept by a reservation, if it comes before that."""
+    if reservation is None or head.job.owner == reservation.job.owner:
+        return True
+    return head.is_urgent and not reservation.is_urgent
 
 
 def fits(num_gpus: int, free: Capacity) -> bool:
@@ -153,6 +240,64 @@ def _node_for(num_gpus: int, nodes: Sequence[NodeCapacity], free: Slots) -> Node
     return best
 
 
+def _freed(nodes: Sequence[NodeCapacity], free: Slots, leaving: Sequence[RunningJob]) -> tuple[Sequence[NodeCapacity], Slots]:
+    """Return what will be free once these jobs have ended."""
+    if not leaving:
+        return nodes, free
+    gpus = {node.name: sum(job.num_gpus for job in leaving if job.node == node.name) for node in nodes}
+    without_gpus = sum(not job.num_gpus for job in leaving)
+    return (
+        [node._replace(free=(*node.free, *[""] * gpus[node.name])) for node in nodes],
+        Slots(free.total + len(leaving), free.without_gpus + without_gpus),
+    )
+
+
+def _victims(
+    head: Head, nodes: Sequence[NodeCapacity], free: Slots, preemptible: Sequence[RunningJob]
+) -> tuple[RunningJob, ...]:
+    """Return which running jobs are to give way to one that fits nowhere; none, where they can't make room for it."""
+    behind = [job for job in preemptible if _is_behind(job, head)]
+    num_gpus = head.job.num_gpus
+    if not behind or not nodes:
+        return ()
+    if not num_gpus:
+        return _fewest(behind if free.without_gpus >= 1 else [job for job in behind if not job.num_gpus], 0)
+    rooms = []
+    for node in nodes:
+        missing = num_gpus - len(node.free)
+        if missing <= 0:
+            rooms.append(_fewest(behind, 0))  # only a slot is missing
+        elif num_gpus <= node.usable_count:
+            rooms.append(_fewest([job for job in behind if job.node == node.name], missing))
+    return min(filter(None, rooms), key=lambda jobs: (len(jobs), -sum(job.started_seconds for job in jobs)), default=())
+
+
+def _is_behind(running: RunningJob, head: Head) -> bool:
+    """Return whether a running job comes after a queued one. What owners hold just now is no reason to end a run: it only says
+    whose turn it is among those who have used the same."""
+    if running.owner == head.job.owner:
+        return head.order < running.order
+    return head.order[:2] < running.order[:2]
+
+
+def _fewest(jobs: Sequence[RunningJob], num_gpus: int) -> tuple[RunningJob, ...]:
+    """Return the fewest jobs, at least one, that hold so many GPUs together, and of these the youngest; none, where all
+    together don't."""
+    widest = sorted(jobs, key=lambda job: job.num_gpus, reverse=True)
+    needed = next((count for count in range(1, len(jobs) + 1) if _width(widest[:count]) >= num_gpus), 0)
+    chosen: list[RunningJob] = []
+    for job in sorted(jobs, key=lambda job: job.started_seconds, reverse=True):
+        others = [other for other in widest if other is not job and other not in chosen]
+        completed = [*chosen, job, *others[: max(0, needed - len(chosen) - 1)]]
+        if len(chosen) < needed and _width(completed) >= num_gpus:
+            chosen.append(job)
+    return tuple(chosen)
+
+
+def _width(jobs: Iterable[RunningJob]) -> int:
+    return sum(job.num_gpus for job in jobs)
+
+
 def _node_to_keep(num_gpus: int, nodes: Sequence[NodeCapacity]) -> NodeCapacity | None:
     """Return the node to keep for a job: the one that lacks least. No later job is placed there, so it lacks ever less."""
     wide_enough = (node for node in nodes if num_gpus <= node.usable_count)
@@ -160,30 +305,42 @@ def _node_to_keep(num_gpus: int, nodes: Sequence[NodeCapacity]) -> NodeCapacity 
 
 
 def wait_reason(
-    job: QueuedJob, position: int, free: Capacity, reservation: Reservation | None = None, *, names_others: bool = True
+    job: QueuedJob,
+    position: int,
+    free: Capacity,
+    reservation: Reservation | None = None,
+    others: str = "",
+    *,
+    names_others: bool = True,
 ) -> str:
-    """Say in words why a queued job does not run yet. GPUs that are free may be kept for another job, which is named if its
-    owner is the same or `names_others`. The position says how many jobs are before it."""
+    """Say in words why a queued job does not run yet. The position says how many jobs are before it, `others` who comes first
+    for another owner's share. A reservation counts if its job comes before this one. `names_others`: whether the jobs of other
+    owners may be named."""
     if job.num_gpus > free.widest:
         return _too_wide(job.num_gpus, free)
     if free.slots.total < 1:
-        return "all slots for running jobs are taken"
+        return _joined("all slots for running jobs are taken", others)
     if job.num_gpus == 0:
-        return "about to start" if fits(0, free) else _missing_without_gpus(free)
+        return "about to start" if fits(0, free) else _joined(_missing_without_gpus(free), others)
     needs = _needs(job.num_gpus, free)
-    if reservation is not None and reservation.job < job:
-        is_named = names_others or reservation.job.owner == job.owner
-        return f"{needs}; {_kept(reservation, free, is_named)}"
+    if reservation is not None and reservation.job.job_id != job.job_id:
+        return _joined(needs, _kept(reservation, free, is_named=names_others or reservation.job.owner == job.owner))
     if fits(job.num_gpus, free):
-        return f"{needs}; the jobs before it come first" if position else "about to start"
+        first = others or ("the jobs before it come first" if position else "")
+        return _joined(needs, first) if first else "about to start"
     quarantined = f", {free.quarantined_count} quarantined, see GetQueue" if free.quarantined_count else ""
-    return f"{needs}{quarantined}"
+    is_made_room_for = reservation is not None and reservation.is_made_room_for
+    return _joined(f"{needs}{quarantined}", "other jobs give way to it" if is_made_room_for else others)
+
+
+def _joined(reason: str, more: str) -> str:
+    return f"{reason}; {more}" if more else reason
 
 
 def _too_wide(num_gpus: int, free: Capacity) -> str:
     if len(free.nodes) > 1:
-        return f"needs {_gpus(num_gpus)} on one node, and no node of this server has more than {free.widest}"
-    return f"needs {_gpus(num_gpus)}, and this server has {free.widest} in all"
+        return f"needs {gpus_text(num_gpus)} on one node, and no node of this server has more than {free.widest}"
+    return f"needs {gpus_text(num_gpus)}, and this server has {free.widest} in all"
 
 
 def _missing_without_gpus(free: Capacity) -> str:
@@ -192,15 +349,17 @@ def _missing_without_gpus(free: Capacity) -> str:
 
 def _needs(num_gpus: int, free: Capacity) -> str:
     if num_gpus == 1 or len(free.nodes) == 1:
-        return f"needs {_gpus(num_gpus)}, {free.free_count} free"
-    return f"needs {_gpus(num_gpus)} on one node, at most {free.most_free} free on one"
+        return f"needs {gpus_text(num_gpus)}, {free.free_count} free"
+    return f"needs {gpus_text(num_gpus)} on one node, at most {free.most_free} free on one"
 
 
-def _kept(reservation: Reservation, free: Capacity, is_named: bool) -> str:
+def _kept(reservation: Reservation, free: Capacity, *, is_named: bool) -> str:
     gpus = f"GPUs of node {reservation.node}" if len(free.nodes) > 1 else "GPUs"
     job = f"job {reservation.job.job_id}" if is_named else "another job"
-    return f"{gpus} are kept for {job}, which needs {reservation.job.num_gpus} and has waited long"
+    why = "comes first" if reservation.is_made_room_for else "has waited long"
+    return f"{gpus} are kept for {job}, which needs {reservation.job.num_gpus} and {why}"
 
 
-def _gpus(count: int) -> str:
+def gpus_text(count: int) -> str:
+    """Return a number of GPUs in words."""
     return "1 GPU" if count == 1 else f"{count} GPUs"

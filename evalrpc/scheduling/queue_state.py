@@ -6,24 +6,43 @@ Threads: `apply` runs on the store's writer thread, everything else on any. One 
 """
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
-from typing import Final
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import Final, NamedTuple
 
-from sortedcontainers import SortedDict, SortedKeyList, SortedList
+from google.protobuf.timestamp_pb2 import Timestamp
+from sortedcontainers import SortedKeyList
 
 from evalrpc.clock import Clock
 from evalrpc.executors.base import Node
 from evalrpc.jobs import lifecycle, transitions
 from evalrpc.jobs.defaults import gpus_needed
 from evalrpc.jobs.lifecycle import Status
+from evalrpc.jobs.share_policy import Entitlements, is_urgent, owner_name
 from evalrpc.protobuf import wire_format
 from evalrpc.scheduling import placement
-from evalrpc.scheduling.placement import Capacity, Placement, QueuedJob, Reservation, Slots
-from evalrpc.store.base import Change, ListedJob, QueuedRow
+from evalrpc.scheduling.forecast import Forecast, Line
+from evalrpc.scheduling.owner_queue import OwnerQueue
+from evalrpc.scheduling.placement import (
+    Capacity,
+    Head,
+    Placement,
+    Preemption,
+    QueuedJob,
+    Reservation,
+    Running,
+    RunningJob,
+    Slots,
+)
+from evalrpc.scheduling.shares import Holding, Shares, Standing, quota_reason, service_order, within_quota
+from evalrpc.store.base import AttemptUse, Change, ListedJob, QueuedRow
 from evalrpc.v1 import jobs_pb2 as pb
+from evalrpc.v1.queue_pb2 import OwnerShare
 
-_AFTER_ALL: Final = 2**63
+DEFAULT_HALF_LIFE_SECONDS: Final = 24 * 3600.0
+
+_FORECAST_SECONDS: Final = 5.0  # for so long shares count as they were
 _MAX_TOLD: Final = 10_000
 _NOTHING: Final = pb.JobInfo()
 _CACHED_FROM: Final = wire_format.field_tag(pb.JobInfo.CACHED_FROM_FIELD_NUMBER)
@@ -43,6 +62,10 @@ class QueueState:
         max_running: int,
         clock: Clock,
         owns: Callable[[pb.JobInfo], bool] = lambda _: True,
+        *,
+        entitlements: Entitlements | None = None,
+        half_life_seconds: float = DEFAULT_HALF_LIFE_SECONDS,
+        preemption_interval_seconds: float = 0.0,
     ) -> None:
         self.slots: Slots = placement.slots(sum(len(node.devices) for node in nodes()), max_running)
         """How many jobs may run at once."""
@@ -50,38 +73,56 @@ class QueueState:
         """What runs can be placed on."""
         self.owns = owns
         """Whether a running job belongs to this server."""
+        self._entitlements = entitlements or Entitlements()
         self._clock = clock
+        self._preemption_interval_seconds = preemption_interval_seconds
         self._lock = threading.Lock()
         self._queued: dict[str, QueuedJob] = {}  # those that are served, so not those that follow another job
         self._following: set[str] = set()
-        self._order: SortedList[QueuedJob] = SortedList()
-        self._by_width: SortedDict[int, SortedList[QueuedJob]] = SortedDict()
-        self._delayed = _by_readiness()  # those that are not in `_by_width` yet, since they are to be tried again later
+        self._queues: dict[str, OwnerQueue] = {}  # of the owners that have queued jobs
+        self._delayed = _by_readiness()  # those that are not offered yet, since they are to be tried again later
         self._running: dict[str, pb.JobInfo] = {}
+        self._sequences: dict[str, int] = {}  # of the running jobs
         self._held: dict[str, tuple[str, ...]] = {}  # the devices of the running jobs of this server
+        self._shares = Shares(half_life_seconds)
         self._progress: dict[str, pb.Progress] = {}
         self._known_free: tuple[Sequence[Node], Capacity] | None = None
         self.generation = 0
         """Grows with every commit that was followed: what was read before holds as long as it stays."""
         self._reservation: Reservation | None = None  # as of the last choice
+        self._quotas_kept_for: dict[str, QueuedJob] = {}  # by owner, as of the last choice
+        self._forecast: tuple[object, Forecast] | None = None  # as of a state
         self._told: tuple[object, dict[tuple[str, bool], bytes]] = None, {}  # what `_waiting` has said of jobs, as of a state
         self.draining = False
         """Whether no more jobs are started, which those that wait are told."""
 
-    def load(self, queued: Iterable[QueuedRow], running: Iterable[ListedJob]) -> None:
-        """Take the jobs that were live when the store was opened."""
+    @property
+    def state(self) -> object:
+        """What the order of service, and all that GetQueue says of jobs, depends on: equal as long as they may be kept."""
+        return self.generation, self.nodes(), self._entitlements.policy, int(self._clock.monotonic() / _FORECAST_SECONDS)
+
+    @property
+    def uses_since_ns(self) -> int:
+        """The time of day since when attempts that have ended count for the shares."""
+        return max(0, int((self.now_seconds() - self._shares.kept_seconds) * 1e9))
+
+    def load(self, queued: Iterable[QueuedRow], running: Iterable[ListedJob], uses: Iterable[AttemptUse] = ()) -> None:
+        """Take the jobs that were live when the store was opened, and what earlier attempts have used."""
         rows = list(queued)
         self._following = {row.job_id for row in rows if row.follows}
         entries = [_entry(row) for row in rows if not row.follows]
         self._queued = {entry.job_id: entry for entry in entries}
-        self._order = SortedList(entries)
         self._delayed = _by_readiness(entry for entry in entries if entry.ready_seconds)
-        by_width: dict[int, list[QueuedJob]] = {}
+        by_owner: dict[str, list[QueuedJob]] = {}
         for entry in entries:
-            if not entry.ready_seconds:
-                by_width.setdefault(entry.num_gpus, []).append(entry)
-        self._by_width = SortedDict({width: SortedList(of_width) for width, of_width in by_width.items()})
-        self._running = {job.job_id: job for _, job in running}
+            by_owner.setdefault(entry.owner, []).append(entry)
+        self._queues = {owner: _queue_of(owner, of_owner) for owner, of_owner in by_owner.items()}
+        now_seconds = self.now_seconds()
+        for use in uses:
+            self._shares.restore(use.owner, use.width, use.started_ns / 1e9, use.ended_ns / 1e9, now_seconds)
+        for sequence, job in running:
+            self._running[job.job_id], self._sequences[job.job_id] = job, sequence
+            self._shares.begin(job.owner, len(job.gpus), _seconds(job.started_at), now_seconds)
         self._held = {job_id: tuple(job.gpus) for job_id, job in self._running.items() if self.owns(job)}
         self._known_free = None
 
@@ -89,6 +130,7 @@ class QueueState:
         """Follow a commit. A listener of the store."""
         with self._lock:
             for change in changes:
+                self._charge(change)
                 self._remove(change)  # also what is new: it may have been loaded already
                 self._place(change)
             self.generation += 1  # last, so that nothing half done is taken for the new state
@@ -103,12 +145,12 @@ class QueueState:
             return _with_progress(job, progress)
 
     def described(self, job: pb.JobInfo, *, names_others: bool = True) -> pb.JobInfo:
-        """Return a copy of a job with what the store does not know of it. `names_others`: whether that may name jobs of other
-        owners."""
+        """Return a copy of a job with what the store does not know of it. `names_others`: whether that may name other owners,
+        and jobs of theirs."""
         described = pb.JobInfo()
         described.CopyFrom(job)
         if transitions.is_follower(job):
-            described.wait_reason = f"follows job {job.cached_from}"
+            described.wait_reason = self._follow_reason(job, names_others)
         else:
             described.MergeFrom(self._unstored(job.job_id, job.status, names_others))
         return described
@@ -123,7 +165,7 @@ class QueueState:
 
     def _waiting(self, job_id: str, names_others: bool) -> bytes:
         """Return the position and wait reason of a queued job, serialised. They are kept until what they say may change."""
-        state = self.generation, self._reservation, self.draining, self.nodes()
+        state = self.state, self._reservation, self.draining
         told_state, told = self._told
         if told_state != state or len(told) == _MAX_TOLD:
             told = {}
@@ -146,30 +188,117 @@ class QueueState:
         with self._lock:
             if status == pb.JOB_STATUS_QUEUED:
                 entry = self._queued.get(job_id)  # None: it has started meanwhile
-                position = self._order.index(entry) if entry else 0
+                position = self._position(entry) if entry else 0
                 wait_reason = self._wait_reason(entry, position, names_others) if entry else "about to start"
                 return pb.JobInfo(position_in_queue=position, wait_reason=wait_reason)
             return pb.JobInfo(progress=self._progress.get(job_id))
 
-    def position_for(self, priority: int) -> int:
+    def position_for(self, priority: int, owner: str = "") -> int:
         """Return the position that a new job of this priority would have."""
         with self._lock:
-            return int(self._order.bisect_left(QueuedJob(-priority, _AFTER_ALL, "", 0, 0.0)))
+            queue = self._queues.get(owner) or OwnerQueue(owner)
+            line, index = self._line(queue, owner, self.now_seconds()), queue.count_before_new(priority)
+            return self._forecast_now().position_of_new(line, index, is_urgent=is_urgent(owner, priority))
 
     def choose(
-        self, free: Capacity, reservation_seconds: float, passed: Mapping[str, object], now_seconds: float
-    ) -> Placement | None:
-        """Return the job to start now on `free`, leaving out those in `passed`: the scheduler has them already.
+        self,
+        free: Capacity,
+        reservation_seconds: float,
+        passed: Mapping[str, tuple[str, ...]],
+        now_seconds: float,
+        asked: Container[str] = (),
+    ) -> Placement | Preemption | None:
+        """Return the job to start now on `free`, leaving out those in `passed`, by job with devices: the scheduler has them
+        already. Or else a job for which others are to give way; those in `asked` have been asked to.
 
         A job that is wider than any node, because that has lost GPUs since or some are quarantined, waits, and none are kept
         for it.
         """
         with self._lock:
             while self._delayed and self._delayed[0].ready_seconds <= now_seconds:
-                self._offer(self._delayed.pop(0))
-            heads = [head for order in self._by_width.values() if (head := _first(order, passed))]
-            chosen, self._reservation = placement.next_placement(heads, free, now_seconds, reservation_seconds)
+                entry = self._delayed.pop(0)
+                self._queues[entry.owner].offer(entry)
+            terms = _Terms(passed, self._holdings(passed), now_seconds, reservation_seconds)
+            self._quotas_kept_for = {}
+            running = self._may_be_freed(terms, asked)
+            without_gpus = not free.most_free and not any(running)
+            heads, earlier = self._heads(terms, without_gpus), self._reservation_that_holds(terms)
+            chosen, self._reservation = placement.next_placement(
+                heads, free, now_seconds, reservation_seconds, running, earlier
+            )
             return chosen
+
+    def _holdings(self, placed: Mapping[str, tuple[str, ...]]) -> Mapping[str, Holding]:
+        """Return what each owner holds, also for jobs that are placed and do not run yet."""
+        owners = {*self._queues, *self._shares.owners()}
+        holdings = {owner: self._shares.holding(owner) for owner in owners}
+        for job_id, devices in placed.items():
+            entry = self._queued.get(job_id)
+            if entry is not None:
+                holdings[entry.owner] = holdings[entry.owner].plus(len(devices))
+        return holdings
+
+    def _heads(self, terms: "_Terms", without_gpus: bool) -> Iterator[Head]:
+        """Yield the first job of each owner and width that may start, as far as quotas go, in the order of service; or only of
+        the owners that have some without GPUs. An owner's turn costs something only when it comes."""
+        owners = [owner for owner, queue in self._queues.items() if not without_gpus or queue.offers(0)]
+        standings = [(self._standing(owner, terms), owner) for owner in owners]
+        hurried = ((standing, owner) for standing, owner in standings if self._queues[owner].has_urgent)
+        yield from sorted(head for each in hurried for head in self._heads_of(*each, terms) if head.is_urgent)
+        standings.sort()
+        for _, equals in groupby(standings, key=itemgetter(0)):
+            yield from sorted(head for each in equals for head in self._heads_of(*each, terms) if not head.is_urgent)
+
+    def _heads_of(self, standing: Standing, owner: str, terms: "_Terms") -> Iterator[Head]:
+        """Yield the first job of each width of one owner."""
+        for job in self._allowed(owner, terms):
+            yield Head(service_order(owner, job.negated_priority, job.sequence, standing), job)
+
+    def _allowed(self, owner: str, terms: "_Terms") -> Sequence[QueuedJob]:
+        """Return the first job of each width of one owner, as far as the quota goes."""
+        heads, quota = sorted(self._queues[owner].heads(terms.passed)), self._entitlements.policy.quota(owner)
+        allowed = within_quota(heads, terms.holdings[owner], quota, terms.now_seconds, terms.reservation_seconds)
+        if allowed.kept_for is not None:
+            self._quotas_kept_for[owner] = allowed.kept_for
+        return allowed.jobs
+
+    def _standing(self, owner: str, terms: "_Terms") -> Standing:
+        return self._shares.standing(owner, self._entitlements.policy, terms.now_seconds, terms.holdings[owner])
+
+    def _reservation_that_holds(self, terms: "_Terms") -> Reservation | None:
+        """Return the reservation of the last choice, if its job may still start and is the first of its width."""
+        reservation = self._reservation
+        if reservation is None or reservation.job.owner not in self._queues:
+            return None
+        return reservation if reservation.job in self._allowed(reservation.job.owner, terms) else None
+
+    def _may_be_freed(self, terms: "_Terms", asked: Container[str]) -> Running:
+        """Return the running jobs that may give way to others, and those that are about to."""
+        preemptible, giving_way = [], []
+        for job_id in self._held:
+            job = self._running[job_id]
+            if transitions.is_giving_way(job) or job_id in asked:
+                giving_way.append(self._running_job(job, terms))
+            elif job.preemptible and self._may_preempt(job, terms.now_seconds):
+                preemptible.append(self._running_job(job, terms))
+        return Running(preemptible, giving_way)
+
+    def _may_preempt(self, job: pb.JobInfo, now_seconds: float) -> bool:
+        """Return whether a preemptible job may be asked to give way: not if that was so shortly before, or if it is ending."""
+        preempted_at = transitions.last_preempted_at(job)
+        has_rested = preempted_at is None or now_seconds - _seconds(preempted_at) >= self._preemption_interval_seconds
+        return has_rested and not job.HasField("cancel_requested_at")
+
+    def _running_job(self, job: pb.JobInfo, terms: "_Terms") -> RunningJob:
+        order = service_order(job.owner, -job.priority, self._sequences[job.job_id], self._standing(job.owner, terms))
+        node = placement.resources_of(job.gpus, self.nodes()).node
+        return RunningJob(order, job.job_id, node, len(job.gpus), _seconds(job.started_at), job.owner)
+
+    def may_preempt_later(self) -> bool:
+        """Return whether time alone may bring it about that a running job has to give way to a queued one."""
+        with self._lock:
+            is_waiting = any(queue.has_offers for queue in self._queues.values())
+            return is_waiting and any(self._running[job_id].preemptible for job_id in self._held)
 
     def seconds_until_ready(self) -> float | None:
         """Return how long it takes until a job is ready that was not so for the last `choose`; None where there is none."""
@@ -181,9 +310,36 @@ class QueueState:
         return self._clock.now().ToNanoseconds() / 1e9
 
     def queued_job_ids(self, limit: int, owner: str | None = None) -> list[str]:
-        """Return the first queued jobs in the order of service; with `owner`, of the jobs of that owner."""
+        """Return the first queued jobs in the expected order of service; with `owner`, of the jobs of that owner."""
         with self._lock:
-            return [entry.job_id for entry in islice((each for each in self._order if owner in (None, each.owner)), limit)]
+            if owner is None:
+                return [entry.job_id for entry in self._forecast_now().first(limit)]
+            queue = self._queues.get(owner)
+            return [entry.job_id for entry in queue.order.islice(stop=limit)] if queue else []
+
+    def owner_shares(self, limit: int, owner: str | None = None) -> list[OwnerShare]:
+        """Return the first owners in the order of service, then those that only run jobs; with `owner`, that one alone."""
+        with self._lock:
+            queued = [line.owner for line in self._forecast_now().lines]
+            owners = [*queued, *sorted(set(self._shares.owners()).difference(queued))]
+            return [self._owner_share(each) for each in owners if owner in (None, each)][:limit]
+
+    def _owner_share(self, owner: str) -> OwnerShare:
+        policy, queue, holding = self._entitlements.policy, self._queues.get(owner), self._shares.holding(owner)
+        quota = policy.quota(owner)
+        return OwnerShare(
+            owner=owner,
+            weight=policy.weight(owner),
+            used_gpu_seconds=self._shares.used(owner, self.now_seconds()),
+            queued_count=len(queue.order) if queue else 0,
+            running_count=holding.running_count,
+            held_gpu_count=holding.gpu_count,
+            max_queued=quota.max_queued,
+            max_running=quota.max_running,
+            max_gpus=quota.max_gpus,
+            max_bytes=quota.max_bytes,
+            kept_bytes=None if quota.max_bytes is None else self._entitlements.kept_bytes.get(owner, 0),
+        )
 
     def running_jobs(self) -> list[pb.JobInfo]:
         """Return the running jobs, longest running first. They must not be modified."""
@@ -230,35 +386,114 @@ class QueueState:
             self._known_free = nodes, self._free(nodes, {})
         return self._known_free[1]
 
+    def _forecast_now(self) -> Forecast:
+        """Return the expected order of service. It is worked out anew when the state changes, and every few seconds."""
+        state = self.state
+        if self._forecast is None or self._forecast[0] != state:
+            now_seconds = self.now_seconds()
+            lines = [self._line(queue, owner, now_seconds) for owner, queue in self._queues.items()]
+            self._forecast = state, Forecast(lines, self._shares.typical_use)
+        return self._forecast[1]
+
+    def _line(self, queue: OwnerQueue, owner: str, now_seconds: float) -> Line:
+        policy = self._entitlements.policy
+        standing = self._shares.standing(owner, policy, now_seconds)
+        return Line(owner, queue.order, queue.urgent_count, standing, policy.weight(owner))
+
+    def _position(self, entry: QueuedJob) -> int:
+        return self._forecast_now().position(entry.owner, self._queues[entry.owner].order.index(entry))
+
     def _wait_reason(self, entry: QueuedJob, position: int, names_others: bool) -> str:
         if self.draining:
             return "the server is about to stop and starts no more jobs; this one starts after the restart"
         if entry.ready_seconds and entry.ready_seconds > self.now_seconds():
             return "waits for a while before it is tried again, until retry_at"
-        return placement.wait_reason(entry, position, self._free_now(), self._reservation, names_others=names_others)
+        free = self._free_now()
+        if entry.num_gpus <= free.widest and (reason := self._quota_reason(entry)):
+            return reason
+        return placement.wait_reason(
+            entry,
+            position,
+            free,
+            self._reservation_before(entry, position),
+            self._others_before(entry, names_others),
+            names_others=names_others,
+        )
+
+    def _quota_reason(self, entry: QueuedJob) -> str:
+        quota, holding = self._entitlements.policy.quota(entry.owner), self._shares.holding(entry.owner)
+        return quota_reason(entry, holding, quota, self._quotas_kept_for.get(entry.owner))
+
+    def _reservation_before(self, entry: QueuedJob, position: int) -> Reservation | None:
+        """Return the reservation of the last choice, if it keeps a job waiting, or is for that job."""
+        reservation = self._reservation
+        if reservation is None or reservation.job.job_id not in self._queued:
+            return None
+        is_urgent_alone = is_urgent(entry.owner, -entry.negated_priority) and not is_urgent(
+            reservation.job.owner, -reservation.job.negated_priority
+        )
+        if reservation.job.owner != entry.owner and not is_urgent_alone:
+            return reservation
+        return reservation if self._position(reservation.job) <= position else None
+
+    def _others_before(self, entry: QueuedJob, names_others: bool) -> str:
+        """Say whose jobs come before those of a job's owner; nothing, if nobody's do."""
+        forecast = self._forecast_now()
+        if is_urgent(entry.owner, -entry.negated_priority):
+            return ""
+        own = forecast.lines[forecast.rank(entry.owner)]
+        urgent_count = forecast.urgent_count - own.urgent_count
+        if urgent_count:
+            return "1 urgent job comes first" if urgent_count == 1 else f"{urgent_count} urgent jobs come first"
+        before = forecast.lines[: forecast.rank(entry.owner)]
+        if not before or before[-1].standing == own.standing:
+            return ""
+        least, used = before[0].standing.used_per_weight / 3600, own.standing.used_per_weight / 3600
+        who, owner = _named(before, names_others), owner_name(entry.owner)
+        return f"{who} first: {least:.3g} GPU hours of recent use per weight, and {owner} has {used:.3g}"
+
+    def _follow_reason(self, job: pb.JobInfo, names_others: bool) -> str:
+        """Say which job another one follows."""
+        with self._lock:
+            source = self._queued.get(job.cached_from) or self._running.get(job.cached_from)
+            is_named = names_others or source is None or source.owner == job.owner
+        return f"follows job {job.cached_from}" if is_named else "follows another job"
+
+    def _charge(self, change: Change) -> None:
+        """Count an attempt that begins or ends for its owner's share."""
+        before = self._running.get(change.job.job_id)
+        after = change.job if change.job.status == pb.JOB_STATUS_RUNNING and not change.deleted else None
+        if before is not None and after is not None and before.attempt == after.attempt:
+            return
+        now_seconds = self.now_seconds()
+        if before is not None:
+            attempts = change.job.attempts
+            ended_at = attempts[-1].completed_at if attempts and attempts[-1].HasField("completed_at") else self._clock.now()
+            gpu_count = len(before.gpus)
+            self._shares.end(before.owner, gpu_count, _seconds(before.started_at), _seconds(ended_at), now_seconds)
+        if after is not None:
+            self._shares.begin(after.owner, len(after.gpus), _seconds(after.started_at), now_seconds)
 
     def _place(self, change: Change) -> None:
+        job_id = change.job.job_id
         if change.job.status == pb.JOB_STATUS_RUNNING:
-            self._running[change.job.job_id] = change.job
+            self._running[job_id], self._sequences[job_id] = change.job, change.sequence
             if self.owns(change.job):
-                self._held[change.job.job_id] = tuple(change.job.gpus)
+                self._held[job_id] = tuple(change.job.gpus)
             self._known_free = None
         elif transitions.is_follower(change.job):
-            self._following.add(change.job.job_id)
+            self._following.add(job_id)
         elif change.job.status == pb.JOB_STATUS_QUEUED:
             self._enqueue(_entry(_row(change)))
 
     def _enqueue(self, entry: QueuedJob) -> None:
         self._queued[entry.job_id] = entry
-        self._order.add(entry)
+        queue = self._queues.setdefault(entry.owner, OwnerQueue(entry.owner))
+        queue.order.add(entry)
         if entry.ready_seconds:
             self._delayed.add(entry)
         else:
-            self._offer(entry)
-
-    def _offer(self, entry: QueuedJob) -> None:
-        """Let a job be chosen."""
-        self._by_width.setdefault(entry.num_gpus, SortedList()).add(entry)
+            queue.offer(entry)
 
     def _remove(self, change: Change) -> None:
         job_id = change.job.job_id
@@ -267,20 +502,30 @@ class QueueState:
         self._following.discard(job_id)
         entry = self._queued.pop(job_id, None)
         if entry is not None:
-            self._order.remove(entry)
-            self._withdraw(entry)
+            self._dequeue(entry)
         if self._running.pop(job_id, None) is not None:
+            del self._sequences[job_id]
             self._held.pop(job_id, None)
             self._known_free = None
 
-    def _withdraw(self, entry: QueuedJob) -> None:
-        """Let a job be chosen no more."""
+    def _dequeue(self, entry: QueuedJob) -> None:
+        queue = self._queues[entry.owner]
+        queue.order.remove(entry)
         if entry in self._delayed:
             self._delayed.remove(entry)
-            return
-        self._by_width[entry.num_gpus].remove(entry)
-        if not self._by_width[entry.num_gpus]:
-            del self._by_width[entry.num_gpus]
+        else:
+            queue.withdraw(entry)
+        if not queue.order:
+            del self._queues[entry.owner]
+
+
+class _Terms(NamedTuple):
+    """What a choice goes by."""
+
+    passed: Container[str]
+    holdings: Mapping[str, Holding]
+    now_seconds: float
+    reservation_seconds: float
 
 
 def _by_readiness(entries: Iterable[QueuedJob] = ()) -> "SortedKeyList[QueuedJob]":
@@ -301,12 +546,27 @@ def _row(change: Change) -> QueuedRow:
 
 
 def _entry(row: QueuedRow) -> QueuedJob:
-    created_seconds, ready_seconds = row.created_ns / 1e9, row.retry_ns / 1e9
-    return QueuedJob(-row.priority, row.sequence, row.job_id, row.num_gpus, created_seconds, ready_seconds, row.owner)
+    return QueuedJob(-row.priority, row.sequence, row.job_id, row.num_gpus, row.created_ns / 1e9, row.retry_ns / 1e9, row.owner)
 
 
-def _first(order: Iterable[QueuedJob], passed: Mapping[str, object]) -> QueuedJob | None:
-    return next((entry for entry in order if entry.job_id not in passed), None)
+def _queue_of(owner: str, entries: Sequence[QueuedJob]) -> OwnerQueue:
+    queue = OwnerQueue(owner)
+    queue.load((entry for entry in entries if not entry.ready_seconds), (entry for entry in entries if entry.ready_seconds))
+    return queue
+
+
+def _named(lines: Sequence[Line], names_others: bool) -> str:
+    """Say that the owners of these lines come."""
+    if not names_others:
+        return "1 other comes" if len(lines) == 1 else f"{len(lines)} others come"
+    first, more = owner_name(lines[0].owner), len(lines) - 1
+    if not more:
+        return f"{first} comes"
+    return f"{first} and 1 other come" if more == 1 else f"{first} and {more} others come"
+
+
+def _seconds(time: Timestamp) -> float:
+    return time.ToNanoseconds() / 1e9
 
 
 def _with_progress(job: pb.JobInfo, progress: pb.Progress) -> pb.JobInfo:

@@ -4,6 +4,9 @@ Threads: `on_changes` runs on the store's writer thread, the dispatcher on its o
 guards `_placed`, the jobs that a worker has, with their devices: from the moment of the choice until the worker is done. A
 device is free when neither `_placed` nor a running job of this server in the store holds it.
 
+A running job that is to give way to another is asked to through the store, as a cancel is: so whatever happens to this server,
+the next one sees to it. `_asked` has those whose request is not committed yet.
+
 Where no thread can be started at present, a queued job stays QUEUED, a run of an earlier server goes on by itself, and both are
 tried again.
 """
@@ -11,15 +14,20 @@ tried again.
 import logging
 import threading
 from collections.abc import Callable, Sequence, Set
+from concurrent.futures import Future
 from functools import partial
 from typing import Final
 
+from evalrpc.errors import StoreUnavailableError
 from evalrpc.executors.base import Resources
+from evalrpc.jobs import transitions
+from evalrpc.scheduling.placement import Preemption
 from evalrpc.scheduling.supervisor import RunDependencies, Supervisor
-from evalrpc.store.base import Change
-from evalrpc.v1.jobs_pb2 import JobInfo
+from evalrpc.store.base import Change, Expected
+from evalrpc.v1.jobs_pb2 import JOB_STATUS_RUNNING, JobInfo
 
 _RECHECK_SECONDS: Final = 5.0
+_PREEMPTION_SECONDS: Final = 5.0
 _RETRY_SECONDS: Final = 1.0
 
 _log = logging.getLogger(__name__)
@@ -36,6 +44,7 @@ class Scheduler:
         self._reservation_seconds = reservation_seconds
         self._condition = threading.Condition()
         self._placed: dict[str, tuple[str, ...]] = {}
+        self._asked: set[str] = set()
         self._supervisors: dict[str, Supervisor] = {}
         self._workers: dict[str, threading.Thread] = {}
         self._to_resume: list[JobInfo] = []
@@ -83,15 +92,15 @@ class Scheduler:
     def on_changes(self, changes: Sequence[Change]) -> None:
         """Hear of a commit. A listener of the store, behind the QueueState."""
         with self._condition:
-            cancelled = [
+            to_end = [
                 supervisor
                 for change in changes
-                if change.job.HasField("cancel_requested_at")
+                if (change.job.HasField("cancel_requested_at") or transitions.is_giving_way(change.job))
                 and (supervisor := self._supervisors.get(change.job.job_id)) is not None
             ]
             self._dirty = True
             self._condition.notify_all()
-        for supervisor in cancelled:
+        for supervisor in to_end:
             supervisor.interrupt()
 
     def _quarantine_leftovers(self, running: Set[str]) -> None:
@@ -126,22 +135,52 @@ class Scheduler:
                 self._dependencies.executor.recheck()
 
     def _patience_seconds(self) -> float | None:
-        """Return how long nothing can change by itself: until a job is ready, or what is quarantined may be usable again."""
+        """Return how long nothing can change by itself: until a job is ready, what is quarantined may be usable again, or the
+        order of service has changed, so that one job may have to give way to another."""
         waits = [self._dependencies.queue_state.seconds_until_ready()]
         if self._dependencies.executor.needs_recheck():
             waits.append(_RECHECK_SECONDS)
+        if self._dependencies.queue_state.may_preempt_later():
+            waits.append(_PREEMPTION_SECONDS)
         if self._lacks_threads:
             waits.append(_RETRY_SECONDS)
         return min((wait for wait in waits if wait is not None), default=None)
 
     def _start_next(self, now_seconds: float) -> bool:
-        """Hand the next job to a worker, if one can start now. Called with the condition held."""
-        free = self._dependencies.queue_state.free(self._placed)
-        chosen = self._dependencies.queue_state.choose(free, self._reservation_seconds, self._placed, now_seconds)
+        """Hand the next job to a worker, if one can start now, or ask others to give way to it. Called with the condition
+        held."""
+        queue_state = self._dependencies.queue_state
+        free = queue_state.free(self._placed)
+        chosen = queue_state.choose(free, self._reservation_seconds, self._placed, now_seconds, self._asked)
         if chosen is None or self._draining or self._dependencies.stopping.is_set():
             return False
+        if isinstance(chosen, Preemption):
+            return self._ask_to_give_way(chosen)
         resources = Resources(chosen.node, chosen.devices)
         return self._hand_over(chosen.job.job_id, chosen.devices, partial(Supervisor.run, resources=resources))
+
+    def _ask_to_give_way(self, preemption: Preemption) -> bool:
+        """Ask running jobs to give way to a queued one. Return whether that was possible. Called with the condition held."""
+        for victim in preemption.victims:
+            job = self._dependencies.queue_state.running_job(victim.job_id)
+            if job is None:
+                return False  # it has ended meanwhile, so there is more to choose from shortly
+            _log.info("gives way to job %s", preemption.job.job_id, extra={"job_id": victim.job_id})
+            expected = Expected(JOB_STATUS_RUNNING, job.attempt)
+            try:
+                write = self._dependencies.store.update(victim.job_id, transitions.request_preemption, expected)
+            except StoreUnavailableError:
+                return False
+            self._asked.add(victim.job_id)
+            write.add_done_callback(partial(self._note_answer, victim.job_id))
+        return True
+
+    def _note_answer(self, job_id: str, write: Future[JobInfo]) -> None:
+        """Note that the request to give way is committed, or was refused: then it may be made again."""
+        if error := write.exception():
+            _log.info("does not give way: %s", error, extra={"job_id": job_id})
+        with self._condition:
+            self._asked.discard(job_id)
 
     def _resume_all(self) -> None:
         """Hand the runs of an earlier server to workers, as far as these can be started. Called with the condition held."""

@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from evalrpc.clock import Clock
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import ConflictError, IllegalTransitionError, JobNotFoundError, RunFailedError, StoreUnavailableError
@@ -97,6 +99,7 @@ class _Ending(enum.Enum):
 
     BY_ITSELF = "it ended by itself"
     CANCELLED = "a cancel was asked for"
+    PREEMPTED = "it is to give way to another job"
     TIMED_OUT = "its time was up"
     TOO_LARGE = "what it left was too large"
     LET_GO = "the server stops"
@@ -280,7 +283,8 @@ class Supervisor:
             raise RunFailedError("HARNESS_UNAVAILABLE", f"this server has no harness {job.request.harness!r} any more")
         output_dir = Path(job.attempts[-1].output_dir)
         run = Run(job.job_id, job.attempt, job.request, key.attempt_dir, output_dir, len(job.gpus))
-        steps = RunSteps(harness, steps_of(run), is_last_attempt=job.attempt >= job.max_attempts)
+        is_last_attempt = not job.preemptible and transitions.counted_attempts(job) >= job.max_attempts
+        steps = RunSteps(harness, steps_of(run), is_last_attempt=is_last_attempt)
         handle = self._handle = self._handle or self._start(harness, run, steps.to_run, key, job.owner)
         reader = self._results_reader = self._results_reader or ResultsReader(
             harness, self._dependencies.harness_settings[job.request.harness]
@@ -293,13 +297,15 @@ class Supervisor:
             return None
         self._end(handle, job, 0.0 if ending is _Ending.BY_ITSELF else self._dependencies.grace_seconds)
         read = partial(_finish, found, bounds) if ending is _Ending.BY_ITSELF else found.look
-        timeout_seconds = _LAST_LOOK_SECONDS if ending is _Ending.CANCELLED else None
-        ending = self._reader.read(read, self._reason_to_stop, timeout_seconds) or ending
+        timeout_seconds = _LAST_LOOK_SECONDS if ending in (_Ending.CANCELLED, _Ending.PREEMPTED) else None
+        ending = self._reader.read(read, self._reason_to_read_no_more, timeout_seconds) or ending
         match ending:
             case _Ending.BY_ITSELF if bounds.failure is None:
                 return self._completion(found.results, progress.finish())
             case _Ending.CANCELLED:
-                return self._cancellation(found.results)
+                return self._ended_on_request(found.results, transitions.cancel)
+            case _Ending.PREEMPTED:
+                return self._ended_on_request(found.results, transitions.preempt)
             case _Ending.LET_GO:
                 return None
         if bounds.failure is not None and ending is not _Ending.TIMED_OUT:
@@ -383,10 +389,18 @@ class Supervisor:
         return _Ending.BY_ITSELF
 
     def _reason_to_stop(self) -> _Ending | None:
+        """Return why the run, which goes on, is not to be followed any more."""
         current = self._dependencies.queue_state.running_job(self._job_id)
         if current is not None and current.HasField("cancel_requested_at"):
             return _Ending.CANCELLED
+        if current is not None and transitions.is_giving_way(current):
+            return _Ending.PREEMPTED
         return _Ending.LET_GO if self._dependencies.stopping.is_set() else None
+
+    def _reason_to_read_no_more(self) -> _Ending | None:
+        """Do the same of a run that has ended, which so has given way."""
+        reason = self._reason_to_stop()
+        return None if reason is _Ending.PREEMPTED else reason
 
     def _keep(self, results: Mapping[str, ModelResult]) -> None:
         """Commit what has finished, if there is more of it. Whoever watches gets it at once, as progress."""
@@ -406,12 +420,12 @@ class Supervisor:
 
         return complete
 
-    def _cancellation(self, results: Mapping[str, ModelResult]) -> _Change:
-        def cancel(job: pb.JobInfo) -> None:
+    def _ended_on_request(self, results: Mapping[str, ModelResult], end: Callable[[pb.JobInfo, Timestamp], None]) -> _Change:
+        def end_job(job: pb.JobInfo) -> None:
             transitions.keep_results(job, results)
-            transitions.cancel(job, self._dependencies.clock.now())
+            end(job, self._dependencies.clock.now())
 
-        return cancel
+        return end_job
 
     def _failure(self, error: pb.JobError, key: RunKey, mask: Mask) -> _Change:
         error.message = transitions.shorten(mask.text(error.message))

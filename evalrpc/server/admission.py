@@ -19,8 +19,9 @@ class Admission:
     harnesses: Mapping[str, Harness]
     defaults: RequestDefaults
 
-    def admit(self, call: SubmitJobRequest, owner: str, gpu_counts: Sequence[int]) -> None:
+    def admit(self, call: SubmitJobRequest, owner: str, gpu_counts: Sequence[int], max_gpus: int | None = None) -> None:
         """Fill in what the call leaves out. `owner`: whose job it will be. `gpu_counts`: how many GPUs each node has.
+        `max_gpus`: how many the owner may hold, None for any number.
 
         Raises InvalidRequestError with every bad field; else SecretNotAllowedError with every secret that is not for the owner;
         else PolicyViolationError with every field that the harness's policy does not allow.
@@ -30,7 +31,7 @@ class Admission:
         harness = self.settings.harnesses.get(call.request.harness)
         if harness is not None:
             policy.fill_in_timeout(call, harness.policy)
-        invalid = validation.submission(call, self.harnesses, gpu_counts, self.settings.output_root)
+        invalid = validation.submission(call, self.harnesses, gpu_counts, self.settings.output_root, max_gpus)
         validation.require(chain(invalid, secret_use.violations(call.request, self.settings.secrets, owner)))
         secret_use.require_allowed(call.request, self.settings.secrets, owner)
         if harness is not None:

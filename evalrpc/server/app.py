@@ -29,6 +29,7 @@ from evalrpc.files.output_access import output_access
 from evalrpc.files.private import PRIVATE_UMASK
 from evalrpc.harnesses.registry import build_harnesses
 from evalrpc.jobs.defaults import request_defaults
+from evalrpc.jobs.share_policy import Entitlements, policy_of
 from evalrpc.reading.artifacts import ArtifactReader
 from evalrpc.reading.job_results import JobResults
 from evalrpc.reading.logs import LogReader
@@ -50,6 +51,7 @@ from evalrpc.server.collector import tune_collector
 from evalrpc.server.handlers import handlers_of
 from evalrpc.server.health import Health
 from evalrpc.server.housekeeping import Housekeeper
+from evalrpc.server.kept_bytes import KeptBytes
 from evalrpc.server.limits import Limits
 from evalrpc.server.listening import require_descriptors
 from evalrpc.server.logging import set_up_logging
@@ -133,7 +135,8 @@ class Server:
         self._defaults = request_defaults(settings, len(devices))
         access = output_access(settings.output_root, settings.output_mode, settings.output_group)
         self._authenticator = Authenticator(settings, clock)
-        self._store = SqliteStore(settings.data_dir, clock, settings.max_queued)
+        entitlements = Entitlements(policy_of(settings))
+        self._store = SqliteStore(settings.data_dir, clock, settings.max_queued, entitlements)
         self._pools = start_pools()
         data_dir = settings.data_dir.absolute()
         cgroups = find_cgroups(settings.cgroups)
@@ -141,7 +144,14 @@ class Server:
         """Whether runs have cgroups, or why not."""
         inherited = inherited_variables(environment, settings.inherit_env)
         self._executor = LocalExecutor(inherited, devices, cgroups=cgroups.cgroups)
-        queue_state = QueueState(self._executor.nodes, settings.max_running, clock)
+        queue_state = QueueState(
+            self._executor.nodes,
+            settings.max_running,
+            clock,
+            entitlements=entitlements,
+            half_life_seconds=settings.share_half_life_seconds,
+            preemption_interval_seconds=settings.preemption_interval_seconds,
+        )
         self._feed = Feed(self._store, queue_state, clock, self._pools.readers)
         dependencies = RunDependencies(
             store=self._store,
@@ -162,8 +172,9 @@ class Server:
         self._scheduler = Scheduler(dependencies, settings.reservation_seconds)
         self._follow_store(queue_state)
         self._catalog = Catalog(harnesses, self._executor, data_dir, secrets.mask_text)
-        self._housekeeper = Housekeeper(self._store, clock, data_dir, settings, self._pools.removers)
-        self._service = self._build_service(queue_state, clock, data_dir)
+        kept_bytes = KeptBytes(self._store, data_dir, entitlements)
+        self._housekeeper = Housekeeper(self._store, clock, data_dir, settings, self._pools.removers, kept_bytes)
+        self._service = self._build_service(queue_state, entitlements, clock, data_dir)
         self._housekeeping: asyncio.Task[None] | None = None
         self._health = Health((SERVICE.full_name,))
         self.limits = Limits(settings, clock.monotonic, self._disconnect)
@@ -228,11 +239,14 @@ class Server:
     def _follow_store(self, queue_state: QueueState) -> None:
         """Load the queue and follow the changes, the queue first so that the others find it up to date."""
         position = self._store.position
-        queue_state.load(self._store.queued_rows(), self._store.running_jobs())
+        uses = self._store.attempt_uses(queue_state.uses_since_ns)
+        queue_state.load(self._store.queued_rows(), self._store.running_jobs(), uses)
         for listener in (queue_state.apply, self._scheduler.on_changes, self._feed.publish):
             self._store.follow(position, listener)
 
-    def _build_service(self, queue_state: QueueState, clock: Clock, data_dir: Path) -> EvaluationService:
+    def _build_service(
+        self, queue_state: QueueState, entitlements: Entitlements, clock: Clock, data_dir: Path
+    ) -> EvaluationService:
         results, pools = JobResults(data_dir), self._pools
         return EvaluationService(
             store=self._store,
@@ -244,6 +258,7 @@ class Server:
             comparer=Comparer(data_dir, self.harnesses, self._settings.harnesses, pools.comparers),
             results=results,
             queue_state=queue_state,
+            entitlements=entitlements,
             harnesses=self.harnesses,
             settings=self._settings,
             defaults=self._defaults,

@@ -17,6 +17,7 @@ from evalrpc.errors import (
     NotFoundError,
     PreconditionError,
     QueueFullError,
+    QuotaExceededError,
 )
 from evalrpc.protobuf.texts import cut
 
@@ -52,8 +53,9 @@ def _details(error: EvalrpcError) -> Iterator[Message]:
     if isinstance(error, PreconditionError):
         failed = error_details_pb2.PreconditionFailure.Violation(type=error.reason, subject=resource, description=description)
         yield error_details_pb2.PreconditionFailure(violations=[failed])
-    if isinstance(error, QueueFullError):
-        quota = error_details_pb2.QuotaFailure.Violation(subject="queue", description=description)
+    if isinstance(error, QueueFullError | QuotaExceededError):
+        subject = f"owner:{error.metadata['owner']}" if isinstance(error, QuotaExceededError) else "queue"
+        quota = error_details_pb2.QuotaFailure.Violation(subject=subject, description=description)
         yield error_details_pb2.QuotaFailure(violations=[quota])
     if isinstance(error, LimitExceededError):
         subject = f"owner:{error.metadata['owner']}" if "owner" in error.metadata else "server"

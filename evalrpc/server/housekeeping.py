@@ -1,4 +1,4 @@
-"""Periodic background work: keep the journal small, erase what was deleted, and remove what need not be kept."""
+"""Periodic background work: keep the journal small, erase what was deleted, remove what need not be kept, measure what is."""
 
 import asyncio
 import logging
@@ -10,6 +10,8 @@ from typing import Final
 
 from evalrpc.clock import Clock
 from evalrpc.config import Settings
+from evalrpc.scheduling.shares import KEPT_HALF_LIVES
+from evalrpc.server.kept_bytes import KeptBytes
 from evalrpc.server.problems import Problems
 from evalrpc.server.removals import Removals
 from evalrpc.server.retention import Retention
@@ -31,11 +33,20 @@ class Housekeeper:
     the next round, without a consequence for the others.
     """
 
-    def __init__(self, store: Store, clock: Clock, data_dir: Path, settings: Settings, remover: Executor) -> None:
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        data_dir: Path,
+        settings: Settings,
+        remover: Executor,
+        kept_bytes: KeptBytes,
+    ) -> None:
         self._store = store
         self._clock = clock
         self._settings = settings
         self._remover = remover
+        self._kept_bytes = kept_bytes
         self._removals = Removals(store, data_dir)
         self._retention = Retention(store, clock, data_dir, settings, self._removals)
         self._problems = Problems(_log, "do a step of housekeeping", "step")
@@ -44,13 +55,20 @@ class Housekeeper:
     async def run(self) -> None:
         """Run at once, then periodically, until cancelled. The files, which may take long, hold up nothing else."""
         await asyncio.gather(
-            self._repeat({"compact the journal": self._compact_journal, "erase deleted jobs": self._erase}),
+            self._repeat(
+                {
+                    "compact the journal": self._compact_journal,
+                    "erase deleted jobs": self._erase,
+                    "forget old attempts": self._forget_uses,
+                }
+            ),
             self._repeat(
                 {
                     "remove folders of no job": self._remove_orphans,
                     "remove the rest of deleted jobs": partial(self._on_remover, self._removals.retry),
                     "delete old jobs": partial(self._on_remover, self._retention.sweep),
                     "delete jobs that are too large together": partial(self._on_remover, self._retention.sweep_bytes),
+                    "measure the files of owners": partial(self._on_remover, self._kept_bytes.measure),
                 }
             ),
         )
@@ -58,6 +76,7 @@ class Housekeeper:
     def stop(self) -> None:
         """Interrupt a removal in progress; the next server continues it."""
         self._removals.stop()
+        self._kept_bytes.stop()
 
     def remove_files_of(self, job_id: str) -> None:
         """Have the files of a deleted job removed, to which no other job refers. Does not wait for it."""
@@ -91,6 +110,12 @@ class Housekeeper:
         if self._round % _ORPHANS_EVERY == 0:
             await self._on_remover(self._removals.remove_orphans)
         self._round += 1
+
+    async def _forget_uses(self) -> None:
+        """Drop what attempts used so long ago that it counts no more."""
+        kept_seconds = KEPT_HALF_LIVES * self._settings.share_half_life_seconds
+        before_ns = max(0, self._clock.now().ToNanoseconds() - int(kept_seconds * 1e9))
+        await asyncio.wrap_future(self._store.forget_uses(before_ns))
 
     async def _compact_journal(self) -> None:
         """Drop what exceeds the settings, a bounded number of events at a time."""

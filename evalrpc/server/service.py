@@ -20,13 +20,14 @@ from evalrpc.analysis.history import LIMITS as HISTORY_LIMITS
 from evalrpc.analysis.history import MAX_POINTS, History, HistoryPlaces
 from evalrpc.clock import Clock
 from evalrpc.config import Settings
-from evalrpc.errors import FieldViolation, ServerStoppingError
+from evalrpc.errors import FieldViolation, PermissionDeniedError, ServerStoppingError
 from evalrpc.executors.base import Device, Node
 from evalrpc.files.read_budget import ReadBudget
 from evalrpc.harnesses.base import Harness
 from evalrpc.jobs import transitions
 from evalrpc.jobs.defaults import RequestDefaults
 from evalrpc.jobs.ids import job_ids
+from evalrpc.jobs.share_policy import URGENT_PRIORITY, Entitlements, is_urgent
 from evalrpc.jobs.views import reduce_to_view
 from evalrpc.reading import page_tokens
 from evalrpc.reading.artifacts import ArtifactReader
@@ -40,7 +41,7 @@ from evalrpc.server import validation
 from evalrpc.server.admission import Admission
 from evalrpc.server.auth.rights import visible_owner
 from evalrpc.server.cache_key import cache_key
-from evalrpc.server.call import Call
+from evalrpc.server.call import Call, Principal, Role
 from evalrpc.server.catalog import Catalog, Names
 from evalrpc.server.threads import Pools
 from evalrpc.store.base import Expected, Store, Submission
@@ -88,6 +89,7 @@ DEFAULT_METRICS_SIZE: Final = 1000
 MAX_PAGE_SIZE: Final = 1000
 MAX_METRICS_SIZE: Final = 10_000
 MAX_QUEUED_IDS: Final = 1000
+MAX_OWNERS: Final = 1000
 MAX_RUNNING_IDS: Final = 10_000
 MAX_TASK_WARNINGS: Final = 16
 """How many tasks that the harness does not list a job names in its warnings, which so have room for others."""
@@ -111,6 +113,7 @@ class EvaluationService:
     comparer: Comparer
     results: JobResults
     queue_state: QueueState
+    entitlements: Entitlements
     harnesses: Mapping[str, Harness]
     settings: Settings
     defaults: RequestDefaults
@@ -135,7 +138,9 @@ class EvaluationService:
             )
         request.DiscardUnknownFields()  # they would be in every message of the job
         fingerprint = _fingerprint(request) if request.request_id else b""  # before the operator's defaults, which may change
-        self.admission.admit(request, call.principal.owner, self._gpu_counts())
+        max_gpus = self.entitlements.policy.quota(call.principal.owner).max_gpus
+        self.admission.admit(request, call.principal.owner, self._gpu_counts(), max_gpus)
+        _require_may_give(request.priority, call.principal)
         job = _new_job(next(self.job_ids), request, call.principal.owner)
         await self._check_names(job)
         if request.validate_only:
@@ -200,6 +205,7 @@ class EvaluationService:
         fields = validation.updated_fields(request)
         labels = dict(request.labels) if "labels" in fields else None
         priority = request.priority if "priority" in fields else None
+        _require_may_give(priority or 0, call.principal)
         expect = Expected(revision=request.expected_revision if request.HasField("expected_revision") else None)
         change = lambda job: transitions.update(job, labels, priority)  # noqa: E731
         return self._answer(await asyncio.wrap_future(self.store.update(request.job_id.lower(), change, expect)), call)
@@ -272,11 +278,11 @@ class EvaluationService:
     async def GetQueue(self, request: GetQueueRequest, call: Call) -> bytes:
         """Return what is queued and running, and which job holds which GPU. Rebuilt only after a change, for each owner whose
         jobs alone it names."""
-        state, owner = (self.queue_state.generation, self.queue_state.nodes()), self._visible_owner(call)
+        state, owner = self.queue_state.state, self._visible_owner(call)
         if self._queue[0] != state:
             self._queue = state, {}
         if owner not in self._queue[1]:
-            self._queue[1][owner] = self._describe_queue(state[1], owner).SerializeToString()
+            self._queue[1][owner] = self._describe_queue(self.queue_state.nodes(), owner).SerializeToString()
         return self._queue[1][owner]
 
     async def ListTasks(self, request: ListTasksRequest, call: Call) -> ListTasksResponse:
@@ -421,7 +427,7 @@ class EvaluationService:
         job.attempt = 0
         job.created_at.CopyFrom(self.clock.now())
         job.status = JOB_STATUS_QUEUED
-        job.position_in_queue = self.queue_state.position_for(job.priority)
+        job.position_in_queue = self.queue_state.position_for(job.priority, job.owner)
         return job
 
     def _gpu_counts(self) -> list[int]:
@@ -441,10 +447,11 @@ class EvaluationService:
             queued_job_ids=self.queue_state.queued_job_ids(MAX_QUEUED_IDS, owner),
             running_job_ids=named[:MAX_RUNNING_IDS],
             status_counts=self._status_counts(),
-            gpus=[_gpu(device, holders.get(device.id), owner) for device in devices],
+            gpus=[_gpu(node, device, holders.get(device.id), owner) for node in nodes for device in node.devices],
             free_gpu_count=sum(1 for device in devices if device.id not in holders and not device.quarantine_reason),
             max_running=self.queue_state.slots.total,
             max_queued=self.settings.max_queued,
+            owners=self.queue_state.owner_shares(MAX_OWNERS, owner),
         )
 
     def _status_counts(self) -> list[StatusCount]:
@@ -452,11 +459,11 @@ class EvaluationService:
         return [StatusCount(status=status, count=counts[status]) for status in sorted(counts) if counts[status]]
 
 
-def _gpu(device: Device, holder: JobInfo | None, owner: str | None) -> Gpu:
+def _gpu(node: Node, device: Device, holder: JobInfo | None, owner: str | None) -> Gpu:
     """Return a GPU with the job that holds it. With `owner`, only jobs of that owner are named."""
     job_id = holder.job_id if holder is not None and owner in (None, holder.owner) else ""
     reason = device.quarantine_reason if owner is None else _NAMED_JOB.sub("a job", device.quarantine_reason)
-    return Gpu(id=device.id, name=device.name, job_id=job_id, quarantine_reason=reason)
+    return Gpu(id=device.id, name=device.name, job_id=job_id, quarantine_reason=reason, node=node.name)
 
 
 def _names_page(names: Sequence[str], query: str, start: int, page_size: int) -> tuple[list[str], int | None]:
@@ -480,6 +487,7 @@ def _new_job(job_id: str, call: SubmitJobRequest, owner: str) -> JobInfo:
         max_attempts=call.max_attempts or 1,
         supersede_key=call.supersede_key,
         owner=owner,
+        preemptible=call.preemptible,
     )
     if call.HasField("timeout"):
         job.timeout.CopyFrom(call.timeout)
@@ -492,6 +500,15 @@ def _unlisted_warnings(warnings: Collection[str]) -> Iterator[str]:
     yield from shown
     if len(warnings) > len(shown):
         yield f"and {len(warnings) - len(shown)} more tasks that the harness does not list"
+
+
+def _require_may_give(priority: int, principal: Principal) -> None:
+    """Raise PermissionDeniedError for a priority that puts a job before those of all other owners, but for operators."""
+    if is_urgent(principal.owner, priority) and principal.role is not Role.OPERATOR:
+        raise PermissionDeniedError(
+            f"priority: {priority} is more than {URGENT_PRIORITY}, which only operators may give",
+            metadata={"field": "priority"},
+        )
 
 
 def _fingerprint(call: SubmitJobRequest) -> bytes:

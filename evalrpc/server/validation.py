@@ -95,15 +95,22 @@ def require_page_size(page_size: int, default: int, maximum: int) -> int:
 
 
 def submission(
-    call: SubmitJobRequest, harnesses: Mapping[str, Harness], gpu_counts: Sequence[int], output_root: Path | None
+    call: SubmitJobRequest,
+    harnesses: Mapping[str, Harness],
+    gpu_counts: Sequence[int],
+    output_root: Path | None,
+    max_gpus: int | None = None,
 ) -> _Violations:
     """Yield what is wrong with a SubmitJobRequest, in which the defaults are filled in. `gpu_counts`: how many GPUs each node
-    has, since a job runs on one."""
+    has, since a job runs on one; `max_gpus`: how many the caller may hold, None for any number."""
     if not call.HasField("request"):
         yield FieldViolation("request", "is required")
     else:
         for field, description in _request(call.request, harnesses, gpu_counts, output_root):
             yield FieldViolation(f"request.{field}", description)
+        wanted = gpus_needed(call.request)
+        if max_gpus is not None and max_gpus < wanted <= max(gpu_counts, default=0):
+            yield FieldViolation("request.num_gpus", f"asks for {wanted}, and your quota is {max_gpus} at once")
     if call.request_id and not _REQUEST_ID.fullmatch(call.request_id):
         yield FieldViolation("request_id", "must be 1 to 128 printable ASCII characters without spaces")
     yield from _priority(call.priority)

@@ -9,7 +9,7 @@ Every method may be called from any thread. Reads block on the disk, so the even
 `cached_job` never blocks.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,6 +139,16 @@ class QueuedRow(NamedTuple):
     owner: str = ""
 
 
+class AttemptUse(NamedTuple):
+    """What an attempt that has ended has used. Kept after its job was deleted, so that nobody gains by deleting."""
+
+    owner: str
+    started_ns: int
+    ended_ns: int
+    width: int
+    """How many seconds of use each second of it was: see `jobs.share_policy.charged_width`."""
+
+
 class Expected(NamedTuple):
     """What an update expects of the job. None accepts anything."""
 
@@ -177,7 +187,8 @@ class Store(Protocol):
         It cancels the owner's queued ones with the same supersede key, in the same commit. If there is a job of an identical
         evaluation then, it shares the run of that one: see `find_identical`. It is COMPLETED at once if that one is, and
         follows it otherwise: see `update`.
-        Raises RequestIdReusedError, QueueFullError (never for a job that is COMPLETED at once), StoreUnavailableError.
+        Raises RequestIdReusedError, QueueFullError and QuotaExceededError (neither for a job that is COMPLETED at once),
+        StoreUnavailableError.
         """
 
     def update(self, job_id: str, change: Callable[[JobInfo], None], expect: Expected = ANY) -> Future[JobInfo]:
@@ -229,6 +240,12 @@ class Store(Protocol):
 
     def running_jobs(self) -> list[ListedJob]:
         """Return the RUNNING jobs, in order of arrival."""
+
+    def attempt_uses(self, ended_after_ns: int) -> Iterator[AttemptUse]:
+        """Yield what the attempts used that ended after a time of day."""
+
+    def forget_uses(self, ended_before_ns: int) -> Future[None]:
+        """Drop what attempts used that ended before a time of day."""
 
     def expired_jobs(self, older_than: Timestamp, keep: int, limit: int) -> list[str]:
         """Return ids of terminal jobs that ended before a time, or that are not among the `keep` that ended last; those that

@@ -6,7 +6,7 @@ gaps, and reads that are ahead of the changes. So what works on it assumes no si
 
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, TypeVar
 
@@ -17,6 +17,7 @@ from evalrpc.store.base import (
     ANY,
     MAX_LISTED_BYTES,
     UNBOUNDED,
+    AttemptUse,
     Change,
     Deleted,
     Expected,
@@ -132,6 +133,10 @@ class SharedStore:
         """See Store.erase."""
         return self._database.erase()
 
+    def forget_uses(self, ended_before_ns: int) -> Future[None]:
+        """See Store.forget_uses."""
+        return self._database.forget_uses(ended_before_ns)
+
     def _after_its_changes(self, write: Future[_T]) -> Future[_T]:
         result: Future[_T] = Future()
         result.set_running_or_notify_cancel()
@@ -171,6 +176,10 @@ class SharedStore:
     def running_jobs(self) -> list[ListedJob]:
         """See Store.running_jobs."""
         return self._database.running_jobs()
+
+    def attempt_uses(self, ended_after_ns: int) -> Iterator[AttemptUse]:
+        """See Store.attempt_uses."""
+        return self._database.attempt_uses(ended_after_ns)
 
     def expired_jobs(self, older_than: Timestamp, keep: int, limit: int) -> list[str]:
         """See Store.expired_jobs."""

@@ -428,14 +428,17 @@ class JobInfo(_message.Message):
     CACHED_FROM_FIELD_NUMBER: _builtins.int
     CACHED_FROM_ATTEMPT_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
+    ATTEMPT_COUNT_FIELD_NUMBER: _builtins.int
+    PREEMPTIBLE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """UUID4 in its canonical form, chosen by the server."""
     status: Global___JobStatus.ValueType
     """The job's status."""
     position_in_queue: _builtins.int
-    """The number of jobs served before this one; 0 is next. Absent unless QUEUED, and while the job follows another (see
-    `cached_from`). As of the answer: it changes as other jobs come and go, without an event. Set by SubmitJob, GetJob,
-    ListJobs and in SNAPSHOT events.
+    """An estimate of the number of jobs served before this one; 0 is next. Absent unless QUEUED, and while the job follows another
+    (see `cached_from`). With jobs of one owner it is exact. Otherwise it is by the shares of now, as if every job took as long as
+    jobs take on average here: what others start, end and submit changes it, without an event. Set by SubmitJob, GetJob, ListJobs
+    and in SNAPSHOT events.
     """
     revision: _builtins.int
     """The server-wide revision of the job's latest STATUS or UPDATED event. Strictly increases with every such change of any job."""
@@ -448,7 +451,7 @@ class JobInfo(_message.Message):
     that is higher. Always set.
     """
     max_attempts: _builtins.int
-    """The maximum number of attempts, as submitted; at least 1."""
+    """The maximum number of attempts, as submitted; at least 1. Attempts that ended with `PREEMPTED` don't count."""
     supersede_key: _builtins.str
     """The supersede key, as submitted. Empty: none."""
     cancel_reason: _builtins.str
@@ -462,6 +465,10 @@ class JobInfo(_message.Message):
     """The attempt of that job which the results are of. Zero while QUEUED, and without `cached_from`."""
     owner: _builtins.str
     """Who submitted the job, as signed in. Never changes. Empty: nobody was signed in."""
+    attempt_count: _builtins.int
+    """The number of attempts that have begun, also those that `attempts` lacks. Absent of jobs stored by release 0.1."""
+    preemptible: _builtins.bool
+    """Whether the job gives way to others, as submitted."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When SubmitJob accepted the job."""
@@ -513,7 +520,9 @@ class JobInfo(_message.Message):
 
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobAttempt]:
-        """Attempts that have begun, oldest first. The last one is the current one while RUNNING."""
+        """Attempts that have begun, oldest first. The last one is the current one while RUNNING. Of more than 40 those between the first
+        20 and the last 20 are left out if they ended with `PREEMPTED`: `JobAttempt.number` says which is which.
+        """
 
     @_builtins.property
     def retry_at(self) -> _timestamp_pb2.Timestamp:
@@ -555,19 +564,25 @@ class JobInfo(_message.Message):
         cached_from: _builtins.str = ...,
         cached_from_attempt: _builtins.int = ...,
         owner: _builtins.str = ...,
+        attempt_count: _builtins.int | None = ...,
+        preemptible: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_attempt", b"_attempt", "_position_in_queue", b"_position_in_queue", "_priority", b"_priority", "attempt", b"attempt", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "position_in_queue", b"position_in_queue", "priority", b"priority", "progress", b"progress", "request", b"request", "retry_at", b"retry_at", "started_at", b"started_at", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_attempt", b"_attempt", "_attempt_count", b"_attempt_count", "_position_in_queue", b"_position_in_queue", "_priority", b"_priority", "attempt", b"attempt", "attempt_count", b"attempt_count", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "position_in_queue", b"position_in_queue", "priority", b"priority", "progress", b"progress", "request", b"request", "retry_at", b"retry_at", "started_at", b"started_at", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attempt", b"_attempt", "_position_in_queue", b"_position_in_queue", "_priority", b"_priority", "attempt", b"attempt", "attempts", b"attempts", "cached_from", b"cached_from", "cached_from_attempt", b"cached_from_attempt", "cancel_reason", b"cancel_reason", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "gpus", b"gpus", "job_id", b"job_id", "labels", b"labels", "max_attempts", b"max_attempts", "owner", b"owner", "position_in_queue", b"position_in_queue", "priority", b"priority", "progress", b"progress", "request", b"request", "results", b"results", "retry_at", b"retry_at", "revision", b"revision", "started_at", b"started_at", "status", b"status", "supersede_key", b"supersede_key", "timeout", b"timeout", "wait_reason", b"wait_reason", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attempt", b"_attempt", "_attempt_count", b"_attempt_count", "_position_in_queue", b"_position_in_queue", "_priority", b"_priority", "attempt", b"attempt", "attempt_count", b"attempt_count", "attempts", b"attempts", "cached_from", b"cached_from", "cached_from_attempt", b"cached_from_attempt", "cancel_reason", b"cancel_reason", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "gpus", b"gpus", "job_id", b"job_id", "labels", b"labels", "max_attempts", b"max_attempts", "owner", b"owner", "position_in_queue", b"position_in_queue", "preemptible", b"preemptible", "priority", b"priority", "progress", b"progress", "request", b"request", "results", b"results", "retry_at", b"retry_at", "revision", b"revision", "started_at", b"started_at", "status", b"status", "supersede_key", b"supersede_key", "timeout", b"timeout", "wait_reason", b"wait_reason", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__attempt: _TypeAlias = _typing.Literal["attempt"]  # noqa: Y015
     _WhichOneofArgType__attempt: _TypeAlias = _typing.Literal["_attempt", b"_attempt"]  # noqa: Y015
+    _WhichOneofReturnType__attempt_count: _TypeAlias = _typing.Literal["attempt_count"]  # noqa: Y015
+    _WhichOneofArgType__attempt_count: _TypeAlias = _typing.Literal["_attempt_count", b"_attempt_count"]  # noqa: Y015
     _WhichOneofReturnType__position_in_queue: _TypeAlias = _typing.Literal["position_in_queue"]  # noqa: Y015
     _WhichOneofArgType__position_in_queue: _TypeAlias = _typing.Literal["_position_in_queue", b"_position_in_queue"]  # noqa: Y015
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__attempt) -> _WhichOneofReturnType__attempt | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__attempt_count) -> _WhichOneofReturnType__attempt_count | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__position_in_queue) -> _WhichOneofReturnType__position_in_queue | None: ...
     @_typing.overload
@@ -608,7 +623,9 @@ class JobAttempt(_message.Message):
 
     @_builtins.property
     def error(self) -> Global___JobError:
-        """Why it did not succeed. Absent while it runs and if it succeeded. The log tail is only in `JobInfo.error`."""
+        """Why it did not succeed. Absent if it succeeded, and while it runs, unless it is ending to give way to another job:
+        `PREEMPTED`. The log tail is only in `JobInfo.error`.
+        """
 
     def __init__(
         self,
@@ -644,7 +661,7 @@ class JobError(_message.Message):
     """Stable, in UPPER_SNAKE, for programs: `HARNESS_FAILED`, `RESULTS_MISSING`, `RESULTS_INVALID`, `TASKS_MISSING`,
     `ALL_REQUESTS_FAILED`, `TOO_MANY_BAD_ANSWERS`, `PROCESS_SIGNALLED`, `OUT_OF_MEMORY`, `PROCESS_UNKILLABLE`, `START_FAILED`,
     `HARNESS_UNAVAILABLE`, `TIMED_OUT`, `LOG_TOO_LARGE` and `OUTPUT_TOO_LARGE` (the run left more than the server allows; never
-    retried), `RUN_LOST`, `CANCELLED`, `SUPERSEDED`, `SERVER_ERROR`. Reasons may be added.
+    retried), `RUN_LOST`, `CANCELLED`, `SUPERSEDED`, `SERVER_ERROR`; of an attempt also `PREEMPTED`. Reasons may be added.
     """
     message: _builtins.str
     """One readable line for humans, at most 2 KiB: the harness's last exception if there is one."""
@@ -867,13 +884,17 @@ class SubmitJobRequest(_message.Message):
     SUPERSEDE_KEY_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     CACHE_FIELD_NUMBER: _builtins.int
+    PREEMPTIBLE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the call safe to repeat: the same id from the same owner with the same contents returns the same job, for as long as
     the job is kept. 1 to 128 printable ASCII characters without spaces; a fresh UUID is a good choice. Empty: every call
     submits a new job.
     """
     priority: _builtins.int
-    """Jobs with a higher priority start first; equal ones start in order of arrival. -1000 to 1000. Default: 0."""
+    """Of the jobs of one owner, those with a higher priority start first; equal ones start in order of arrival. -1000 to 1000. Above
+    500 is urgent: it starts before the jobs of all other owners. Only operators may ask for that; others who are signed in get
+    PERMISSION_DENIED. Default: 0.
+    """
     max_attempts: _builtins.int
     """The maximum number of attempts. Only failures that a retry can fix are retried: `RUN_LOST`, `PROCESS_SIGNALLED` and
     `OUT_OF_MEMORY`. The next attempt waits for 1 s, then 2 s, up to a minute. 1 to 10. Zero: 1.
@@ -888,6 +909,11 @@ class SubmitJobRequest(_message.Message):
     """
     cache: Global___CacheMode.ValueType
     """Whether the job may share the run of another job of an identical evaluation. Default: no."""
+    preemptible: _builtins.bool
+    """Whether the running job gives way to a job that comes before it in the order of service and can't start otherwise: its run is
+    ended, and it is QUEUED again, in its old place. The attempt has the error `PREEMPTED` and does not count for `max_attempts`.
+    This does not happen twice within a time that the operator sets. Default: false.
+    """
     @_builtins.property
     def request(self) -> Global___EvaluateRequest:
         """What to evaluate. Required."""
@@ -919,10 +945,11 @@ class SubmitJobRequest(_message.Message):
         supersede_key: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
         cache: Global___CacheMode.ValueType = ...,
+        preemptible: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "labels", b"labels", "max_attempts", b"max_attempts", "priority", b"priority", "request", b"request", "request_id", b"request_id", "supersede_key", b"supersede_key", "timeout", b"timeout", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "labels", b"labels", "max_attempts", b"max_attempts", "preemptible", b"preemptible", "priority", b"priority", "request", b"request", "request_id", b"request_id", "supersede_key", b"supersede_key", "timeout", b"timeout", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1264,7 +1291,7 @@ class UpdateJobRequest(_message.Message):
     job_id: _builtins.str
     """The job's UUID. Required."""
     priority: _builtins.int
-    """The new priority. As in SubmitJobRequest."""
+    """The new priority. As in SubmitJobRequest, also as to who may ask for more than 500."""
     expected_revision: _builtins.int
     """Only change the job if this is its revision. Absent: whatever it is."""
     @_builtins.property

@@ -52,6 +52,7 @@ class GetQueueResponse(_message.Message):
     MAX_RUNNING_FIELD_NUMBER: _builtins.int
     MAX_QUEUED_FIELD_NUMBER: _builtins.int
     FOLLOWING_COUNT_FIELD_NUMBER: _builtins.int
+    OWNERS_FIELD_NUMBER: _builtins.int
     queued_count: _builtins.int
     """The number of queued jobs. Always set, like the other counts."""
     running_count: _builtins.int
@@ -66,8 +67,9 @@ class GetQueueResponse(_message.Message):
     """Of the queued jobs, the number of those that follow another job."""
     @_builtins.property
     def queued_job_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The ids of the queued jobs in the order in which they are served, the first 1000. Those that follow another
-        job (see `JobInfo.cached_from`) are not served, and not among them; nor are those that the caller may not see.
+        """The ids of the queued jobs in the order in which they are served, as far as it is known now (see
+        `JobInfo.position_in_queue`), the first 1000. Those that follow another job (see `JobInfo.cached_from`) are not served, and
+        not among them; nor are those that the caller may not see.
         """
 
     @_builtins.property
@@ -82,6 +84,10 @@ class GetQueueResponse(_message.Message):
     def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___Gpu]:
         """Every GPU of the server, in order."""
 
+    @_builtins.property
+    def owners(self) -> _containers.RepeatedCompositeFieldContainer[Global___OwnerShare]:
+        """Every owner with queued or running jobs, in the order in which they are served; the first 1000."""
+
     def __init__(
         self,
         *,
@@ -95,10 +101,11 @@ class GetQueueResponse(_message.Message):
         max_running: _builtins.int = ...,
         max_queued: _builtins.int = ...,
         following_count: _builtins.int | None = ...,
+        owners: _abc.Iterable[Global___OwnerShare] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_following_count", b"_following_count", "_free_gpu_count", b"_free_gpu_count", "_queued_count", b"_queued_count", "_running_count", b"_running_count", "following_count", b"following_count", "free_gpu_count", b"free_gpu_count", "queued_count", b"queued_count", "running_count", b"running_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_following_count", b"_following_count", "_free_gpu_count", b"_free_gpu_count", "_queued_count", b"_queued_count", "_running_count", b"_running_count", "following_count", b"following_count", "free_gpu_count", b"free_gpu_count", "gpus", b"gpus", "max_queued", b"max_queued", "max_running", b"max_running", "queued_count", b"queued_count", "queued_job_ids", b"queued_job_ids", "running_count", b"running_count", "running_job_ids", b"running_job_ids", "status_counts", b"status_counts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_following_count", b"_following_count", "_free_gpu_count", b"_free_gpu_count", "_queued_count", b"_queued_count", "_running_count", b"_running_count", "following_count", b"following_count", "free_gpu_count", b"free_gpu_count", "gpus", b"gpus", "max_queued", b"max_queued", "max_running", b"max_running", "owners", b"owners", "queued_count", b"queued_count", "queued_job_ids", b"queued_job_ids", "running_count", b"running_count", "running_job_ids", b"running_job_ids", "status_counts", b"status_counts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__following_count: _TypeAlias = _typing.Literal["following_count"]  # noqa: Y015
     _WhichOneofArgType__following_count: _TypeAlias = _typing.Literal["_following_count", b"_following_count"]  # noqa: Y015
@@ -118,6 +125,107 @@ class GetQueueResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__running_count) -> _WhichOneofReturnType__running_count | None: ...
 
 Global___GetQueueResponse: _TypeAlias = GetQueueResponse  # noqa: Y015
+
+@_typing.final
+class OwnerShare(_message.Message):
+    """What an owner has used of the server lately, has now, and may have. The next job is taken from the owner with the least use per
+    weight.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OWNER_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    USED_GPU_SECONDS_FIELD_NUMBER: _builtins.int
+    QUEUED_COUNT_FIELD_NUMBER: _builtins.int
+    RUNNING_COUNT_FIELD_NUMBER: _builtins.int
+    HELD_GPU_COUNT_FIELD_NUMBER: _builtins.int
+    MAX_QUEUED_FIELD_NUMBER: _builtins.int
+    MAX_RUNNING_FIELD_NUMBER: _builtins.int
+    MAX_GPUS_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    KEPT_BYTES_FIELD_NUMBER: _builtins.int
+    owner: _builtins.str
+    """Who, as in `JobInfo.owner`. Empty: all who have not signed in."""
+    weight: _builtins.float
+    """The weight, as the operator set it; 1 unless configured."""
+    used_gpu_seconds: _builtins.float
+    """GPU seconds used lately: each second counts half after the half-life that the operator set. A run without GPUs counts as if it
+    had one. Some seconds old.
+    """
+    queued_count: _builtins.int
+    """The number of queued jobs, without those that follow another."""
+    running_count: _builtins.int
+    """The number of running jobs."""
+    held_gpu_count: _builtins.int
+    """The number of GPUs that they hold."""
+    max_queued: _builtins.int
+    """The maximum number of queued jobs; a further one is refused with RESOURCE_EXHAUSTED. Absent: no limit but that of the server."""
+    max_running: _builtins.int
+    """The maximum number of running jobs; further ones wait. Absent: no limit but that of the server."""
+    max_gpus: _builtins.int
+    """The maximum number of GPUs held at once; further jobs wait. Absent: no limit."""
+    max_bytes: _builtins.int
+    """The maximum number of bytes kept for the jobs; a further job is refused with RESOURCE_EXHAUSTED. Absent: no limit."""
+    kept_bytes: _builtins.int
+    """The number of bytes kept for the jobs, as last measured. Absent: there is no such limit."""
+    def __init__(
+        self,
+        *,
+        owner: _builtins.str = ...,
+        weight: _builtins.float = ...,
+        used_gpu_seconds: _builtins.float | None = ...,
+        queued_count: _builtins.int | None = ...,
+        running_count: _builtins.int | None = ...,
+        held_gpu_count: _builtins.int | None = ...,
+        max_queued: _builtins.int | None = ...,
+        max_running: _builtins.int | None = ...,
+        max_gpus: _builtins.int | None = ...,
+        max_bytes: _builtins.int | None = ...,
+        kept_bytes: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_held_gpu_count", b"_held_gpu_count", "_kept_bytes", b"_kept_bytes", "_max_bytes", b"_max_bytes", "_max_gpus", b"_max_gpus", "_max_queued", b"_max_queued", "_max_running", b"_max_running", "_queued_count", b"_queued_count", "_running_count", b"_running_count", "_used_gpu_seconds", b"_used_gpu_seconds", "held_gpu_count", b"held_gpu_count", "kept_bytes", b"kept_bytes", "max_bytes", b"max_bytes", "max_gpus", b"max_gpus", "max_queued", b"max_queued", "max_running", b"max_running", "queued_count", b"queued_count", "running_count", b"running_count", "used_gpu_seconds", b"used_gpu_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_held_gpu_count", b"_held_gpu_count", "_kept_bytes", b"_kept_bytes", "_max_bytes", b"_max_bytes", "_max_gpus", b"_max_gpus", "_max_queued", b"_max_queued", "_max_running", b"_max_running", "_queued_count", b"_queued_count", "_running_count", b"_running_count", "_used_gpu_seconds", b"_used_gpu_seconds", "held_gpu_count", b"held_gpu_count", "kept_bytes", b"kept_bytes", "max_bytes", b"max_bytes", "max_gpus", b"max_gpus", "max_queued", b"max_queued", "max_running", b"max_running", "owner", b"owner", "queued_count", b"queued_count", "running_count", b"running_count", "used_gpu_seconds", b"used_gpu_seconds", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__held_gpu_count: _TypeAlias = _typing.Literal["held_gpu_count"]  # noqa: Y015
+    _WhichOneofArgType__held_gpu_count: _TypeAlias = _typing.Literal["_held_gpu_count", b"_held_gpu_count"]  # noqa: Y015
+    _WhichOneofReturnType__kept_bytes: _TypeAlias = _typing.Literal["kept_bytes"]  # noqa: Y015
+    _WhichOneofArgType__kept_bytes: _TypeAlias = _typing.Literal["_kept_bytes", b"_kept_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__max_bytes: _TypeAlias = _typing.Literal["max_bytes"]  # noqa: Y015
+    _WhichOneofArgType__max_bytes: _TypeAlias = _typing.Literal["_max_bytes", b"_max_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__max_gpus: _TypeAlias = _typing.Literal["max_gpus"]  # noqa: Y015
+    _WhichOneofArgType__max_gpus: _TypeAlias = _typing.Literal["_max_gpus", b"_max_gpus"]  # noqa: Y015
+    _WhichOneofReturnType__max_queued: _TypeAlias = _typing.Literal["max_queued"]  # noqa: Y015
+    _WhichOneofArgType__max_queued: _TypeAlias = _typing.Literal["_max_queued", b"_max_queued"]  # noqa: Y015
+    _WhichOneofReturnType__max_running: _TypeAlias = _typing.Literal["max_running"]  # noqa: Y015
+    _WhichOneofArgType__max_running: _TypeAlias = _typing.Literal["_max_running", b"_max_running"]  # noqa: Y015
+    _WhichOneofReturnType__queued_count: _TypeAlias = _typing.Literal["queued_count"]  # noqa: Y015
+    _WhichOneofArgType__queued_count: _TypeAlias = _typing.Literal["_queued_count", b"_queued_count"]  # noqa: Y015
+    _WhichOneofReturnType__running_count: _TypeAlias = _typing.Literal["running_count"]  # noqa: Y015
+    _WhichOneofArgType__running_count: _TypeAlias = _typing.Literal["_running_count", b"_running_count"]  # noqa: Y015
+    _WhichOneofReturnType__used_gpu_seconds: _TypeAlias = _typing.Literal["used_gpu_seconds"]  # noqa: Y015
+    _WhichOneofArgType__used_gpu_seconds: _TypeAlias = _typing.Literal["_used_gpu_seconds", b"_used_gpu_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__held_gpu_count) -> _WhichOneofReturnType__held_gpu_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kept_bytes) -> _WhichOneofReturnType__kept_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_bytes) -> _WhichOneofReturnType__max_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_gpus) -> _WhichOneofReturnType__max_gpus | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_queued) -> _WhichOneofReturnType__max_queued | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_running) -> _WhichOneofReturnType__max_running | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__queued_count) -> _WhichOneofReturnType__queued_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__running_count) -> _WhichOneofReturnType__running_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__used_gpu_seconds) -> _WhichOneofReturnType__used_gpu_seconds | None: ...
+
+Global___OwnerShare: _TypeAlias = OwnerShare  # noqa: Y015
 
 @_typing.final
 class StatusCount(_message.Message):
@@ -157,6 +265,7 @@ class Gpu(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     JOB_ID_FIELD_NUMBER: _builtins.int
     QUARANTINE_REASON_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its index or UUID, as CUDA_VISIBLE_DEVICES takes it."""
     name: _builtins.str
@@ -165,6 +274,8 @@ class Gpu(_message.Message):
     """The job that holds it. Empty: it is free, or held by a job that the caller may not see; `free_gpu_count` counts the free ones."""
     quarantine_reason: _builtins.str
     """Why it is quarantined, that is, not assigned to jobs. Empty: it is not."""
+    node: _builtins.str
+    """The node that it belongs to."""
     def __init__(
         self,
         *,
@@ -172,10 +283,11 @@ class Gpu(_message.Message):
         name: _builtins.str = ...,
         job_id: _builtins.str = ...,
         quarantine_reason: _builtins.str = ...,
+        node: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "job_id", b"job_id", "name", b"name", "quarantine_reason", b"quarantine_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "job_id", b"job_id", "name", b"name", "node", b"node", "quarantine_reason", b"quarantine_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

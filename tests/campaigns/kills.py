@@ -26,6 +26,7 @@ from server_process import ServerProcess
 from evalrpc.client import AsyncEvalClient
 from evalrpc.errors import PreconditionError, UnavailableError
 from evalrpc.executors.local.processes import processes_of_job, send_signal
+from evalrpc.jobs import transitions
 from evalrpc.jobs.lifecycle import TERMINAL, TRANSITIONS, status_name
 from evalrpc.v1 import jobs_pb2 as pb
 
@@ -108,7 +109,8 @@ async def submit_and_cancel(client: AsyncEvalClient, trial: Trial, dice: random.
             request_of(dice.choice(KINDS), dice.choice((0, 1, 1, 2))),
             str(uuid.UUID(int=dice.getrandbits(128))),
         )
-        submit = partial(client.submit, request, request_id=request_id, max_attempts=dice.choice((1, 3)))
+        options = {"max_attempts": dice.choice((1, 3)), "priority": dice.choice((0, 0, 5)), "preemptible": dice.random() < 0.5}
+        submit = partial(client.submit, request, request_id=request_id, **options)
         trial.acknowledged.add((await until_served(submit)).job_id)
         if dice.random() < 0.2:
             victim = dice.choice(sorted(trial.acknowledged - trial.ended))
@@ -183,6 +185,10 @@ def problems_of(job: pb.JobInfo, history: list[int], starts: list[tuple[str, int
         problems.append("it has results of an attempt that never ran")
     if len(job.attempts) != job.attempt or any(not attempt.HasField("completed_at") for attempt in job.attempts):
         problems.append("an attempt is missing or never ended")
+    if transitions.counted_attempts(job) > job.max_attempts:
+        problems.append(f"{transitions.counted_attempts(job)} attempts count, of {job.max_attempts} at most")
+    if any(attempt.error.reason == transitions.PREEMPTED_REASON for attempt in job.attempts) and not job.preemptible:
+        problems.append("it gave way, and is not preemptible")
     return problems
 
 
@@ -203,6 +209,7 @@ def run_campaign(folder: Path, kills: int, jobs_per_kill: int, seed: int) -> dic
         "kills": dict(trial.kills),
         "jobs": len(jobs),
         "attempts": sum(len(job.attempts) for job in jobs.values()),
+        "preempted": sum(len(job.attempts) - transitions.counted_attempts(job) for job in jobs.values()),
         "programs_started": len(starts),
         "events": len(trial.revisions),
         "outcomes": dict(Counter(outcome(job) for job in jobs.values())),

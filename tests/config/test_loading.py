@@ -15,12 +15,14 @@ from evalrpc.config import (
     ListenSettings,
     OidcSettings,
     PolicySettings,
+    QuotaSettings,
     SecretSettings,
     Settings,
     load_settings,
 )
 from evalrpc.config.callers import is_owner
 from evalrpc.errors import ConfigurationError
+from evalrpc.jobs.share_policy import policy_of
 
 # For each setting: what the file says, what the environment says, what the flag says, and what each comes to.
 SOURCES: dict[str, tuple[Any, str, Any, tuple[Any, Any, Any]]] = {
@@ -52,6 +54,8 @@ SOURCES: dict[str, tuple[Any, str, Any, tuple[Any, Any, Any]]] = {
     "output_group": ("file", "env", "flag", ("file", "env", "flag")),
     "inherit_env": (["FILE", "F_*"], "ENV, E_*", "FLAG", (("FILE", "F_*"), ("ENV", "E_*"), ("FLAG",))),
     "reservation_seconds": (1, "2.5", 3.0, (1.0, 2.5, 3.0)),
+    "share_half_life_seconds": (1, "2.5", 3.0, (1.0, 2.5, 3.0)),
+    "preemption_interval_seconds": (1, "2.5", 3.0, (1.0, 2.5, 3.0)),
     "grace_seconds": (1, "2.5", 3.0, (1.0, 2.5, 3.0)),
     "stop_seconds": (1, "2.5", 3.0, (1.0, 2.5, 3.0)),
     "journal_max_events": (1, "2", 3, (1, 2, 3)),
@@ -81,7 +85,7 @@ def toml(value: Any) -> str:
 
 
 def test_every_setting_is_tested_here() -> None:
-    tables = {"harnesses", "secrets", "client_certificates", "oidc"}
+    tables = {"harnesses", "secrets", "shares", "quotas", "client_certificates", "oidc"}
     assert {field.name for field in dataclasses.fields(Settings)} == {*SOURCES, *tables}
 
 
@@ -342,6 +346,50 @@ def test_a_harness_is_of_the_kind_of_its_name_unless_it_says_otherwise(tmp_path:
 def test_without_a_file_there_is_lmms_eval_in_the_servers_own_environment(tmp_path: Path) -> None:
     assert load_settings({}, {}).harnesses == {"lmms-eval": HarnessSettings("lmms-eval", "lmms-eval")}
     assert load_settings({}, {}, write(tmp_path, "max_queued = 5\n")).harnesses.keys() == {"lmms-eval"}
+
+
+def test_weights_and_quotas_are_tables_by_owner_and_a_quota_takes_what_it_lacks_from_the_default(tmp_path: Path) -> None:
+    text = """
+        [shares]
+        alice = 2
+        "bob@acme.example" = 0.5
+        [quotas.default]
+        max_queued = 100
+        max_gpus = 4
+        [quotas.alice]
+        max_gpus = 8
+        max_bytes = 0
+    """
+    settings = load_settings({}, {}, write(tmp_path, text))
+    policy = policy_of(settings)
+    assert [policy.weight(owner) for owner in ("alice", "bob@acme.example", "carol")] == [2.0, 0.5, 1.0]
+    assert policy.quota("alice") == QuotaSettings(max_queued=100, max_gpus=8, max_bytes=0)
+    assert policy.quota("carol") == policy.quota("") == QuotaSettings(max_queued=100, max_gpus=4)
+    assert policy_of(Settings()).quota("alice") == QuotaSettings(), "there are no limits unless some are set"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("shares = 3", "setting shares: must be a table of weights by owner"),
+        ("shares = { alice = 0 }", "setting shares.alice: must be a number above 0"),
+        ("shares = { alice = inf }", "setting shares.alice: must be a number above 0"),
+        ("shares = { alice = nan }", "setting shares.alice: must be a number above 0"),
+        ("shares = { alice = true }", "setting shares.alice: must be a number above 0"),
+        ('shares = { alice = "2" }', "setting shares.alice: must be a number above 0"),
+        ('shares = { "" = 2 }', "setting shares.: an owner has 1 to 255 characters"),
+        ("quotas = 3", r"setting quotas: must be tables such as \[quotas.default\]"),
+        ("quotas = { alice = 3 }", "setting quotas.alice: must be a table"),
+        ("quotas.alice.max_running = -1", "setting quotas.alice.max_running: must be at least 0"),
+        ("quotas.alice.max_running = 1.5", "setting quotas.alice.max_running: must be an integer"),
+        ("quotas.alice.max_jobs = 1", "setting quotas.alice.max_jobs: is unknown; there are: max_bytes, max_gpus, max_queued"),
+        ('quotas."".max_queued = 1', "an owner has 1 to 255 characters"),
+        ("share_half_life_seconds = 0", "setting share_half_life_seconds: must be finite and above 0"),
+    ],
+)
+def test_what_is_wrong_with_a_weight_or_a_quota_is_named(tmp_path: Path, text: str, problem: str) -> None:
+    with pytest.raises(ConfigurationError, match=problem):
+        load_settings({}, {}, write(tmp_path, text))
 
 
 @settings(deadline=None)

@@ -13,6 +13,7 @@ from evalrpc.config import (
     ListenSettings,
     OidcSettings,
     PolicySettings,
+    QuotaSettings,
     SecretSettings,
     load_settings,
 )
@@ -26,9 +27,10 @@ LISTEN_KEYS = settings_of(ListenSettings, "listen.")
 HARNESS_KEYS = settings_of(HarnessSettings, "harnesses.NAME.")
 POLICY_KEYS = settings_of(PolicySettings, "harnesses.NAME.policy.")
 SECRET_KEYS = settings_of(SecretSettings, "secrets.NAME.")
+QUOTA_KEYS = settings_of(QuotaSettings, "quotas.OWNER.")
 CERTIFICATE_KEYS = settings_of(ClientCertificate, "client_certificates.NAME.")
 OIDC_KEYS = settings_of(OidcSettings, "oidc.")
-TABLES = (LISTEN_KEYS, HARNESS_KEYS, POLICY_KEYS, SECRET_KEYS, CERTIFICATE_KEYS, OIDC_KEYS)
+TABLES = (LISTEN_KEYS, HARNESS_KEYS, POLICY_KEYS, SECRET_KEYS, QUOTA_KEYS, CERTIFICATE_KEYS, OIDC_KEYS)
 KEYS = [key for table in TABLES for key in table.values()]
 SECTIONS = {section.partition("\n")[0]: section.replace("\n", " ") for section in PAGE.split("\n### ")[1:]}
 
@@ -52,7 +54,7 @@ def test_it_is_what_the_declarations_say() -> None:
 def test_its_example_can_be_loaded_and_has_every_key_of_a_harness() -> None:
     text = EXAMPLE.read_text()
     assert text in PAGE
-    assert {name for name, key in HARNESS_KEYS.items() if f"\n{name} = " not in text} == set()
+    assert {name for name in (*HARNESS_KEYS, *QUOTA_KEYS) if f"\n{name} = " not in text} == set()
 
     settings = load_settings({}, {}, EXAMPLE)
 

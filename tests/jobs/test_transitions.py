@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from evalrpc.errors import IllegalTransitionError, JobFinishedError, JobNotQueuedError
 from evalrpc.jobs import lifecycle, transitions
+from evalrpc.jobs.size_limits import KIB, RESERVED_BYTES
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.results_pb2 import ModelResult
 
@@ -342,3 +343,113 @@ def test_a_priority_is_raised_and_never_lowered_by_followers() -> None:
     for priority, expected in ((3, 3), (-1, 3), (4, 4)):
         transitions.raise_priority(job, priority)
         assert job.priority == expected
+
+
+# Giving way to another job.
+
+
+def preemptible_job(max_attempts: int = 1) -> pb.JobInfo:
+    job = running_job(max_attempts)
+    job.preemptible = True
+    return job
+
+
+def preempted_job(times: int) -> pb.JobInfo:
+    """A running job that has given way so often before."""
+    job = preemptible_job()
+    for _ in range(times):
+        transitions.request_preemption(job)
+        transitions.preempt(job, at(50))
+        transitions.begin_attempt(job, ("0",), "/out", at(60))
+    return job
+
+
+def test_a_job_that_gave_way_waits_in_its_old_place_and_its_attempt_does_not_count() -> None:
+    job = preemptible_job()
+    transitions.keep_results(job, {"m": ModelResult(results="/r.json")})
+    assert not transitions.is_giving_way(job)
+    transitions.request_preemption(job)
+    assert transitions.is_giving_way(job)
+    assert job.status == pb.JOB_STATUS_RUNNING
+    transitions.preempt(job, at(30))
+    assert (job.status, transitions.is_giving_way(job)) == (pb.JOB_STATUS_QUEUED, False)
+    assert not any(map(job.HasField, ("retry_at", "started_at", "error")))
+    assert not job.gpus
+    assert (job.attempts[0].error.reason, job.attempts[0].completed_at) == ("PREEMPTED", at(30))
+    assert (transitions.counted_attempts(job), transitions.last_preempted_at(job)) == (0, at(30))
+    transitions.begin_attempt(job, (), "/out", at(40))
+    assert (job.attempt, job.attempt_count, transitions.counted_attempts(job)) == (2, 2, 1)
+    assert transitions.last_preempted_at(job) == at(30)
+
+
+def test_only_a_preemptible_job_that_runs_is_asked_to_give_way() -> None:
+    for job in (running_job(), queued_job(), completed_job()):
+        before = job.SerializeToString()
+        with pytest.raises(IllegalTransitionError):
+            transitions.request_preemption(job)
+        assert job.SerializeToString() == before
+
+
+@pytest.mark.parametrize("reason", ["PROCESS_SIGNALLED", "HARNESS_FAILED", "TIMED_OUT", "RUN_LOST", "SERVER_ERROR"])
+def test_whatever_ended_the_run_of_a_job_that_was_to_give_way_it_gave_way(reason: str) -> None:
+    job = preemptible_job()
+    transitions.request_preemption(job)
+    transitions.fail(job, pb.JobError(reason=reason), at(30))
+    assert (job.status, job.attempts[0].error.reason) == (pb.JOB_STATUS_QUEUED, "PREEMPTED")
+
+
+def test_a_cancel_while_a_job_gives_way_and_a_run_that_can_not_be_ended_count_more() -> None:
+    for end in (
+        lambda job: transitions.preempt(job, at(30)),
+        lambda job: transitions.fail(job, pb.JobError(reason="RUN_LOST"), at(30)),
+    ):
+        job = preemptible_job()
+        transitions.request_preemption(job)
+        transitions.request_cancel(job, "enough", at(20))
+        end(job)
+        assert (job.status, job.attempts[0].error.reason) == (pb.JOB_STATUS_CANCELLED, "CANCELLED")
+    job = preemptible_job()
+    transitions.request_preemption(job)
+    transitions.fail(job, pb.JobError(reason="PROCESS_UNKILLABLE"), at(30))
+    assert (job.status, job.attempts[0].error.reason) == (pb.JOB_STATUS_FAILED, "PROCESS_UNKILLABLE")
+
+
+def test_retries_and_their_waits_count_only_attempts_that_did_not_give_way() -> None:
+    job = preempted_job(3)
+    job.max_attempts = 2
+    transitions.fail(job, pb.JobError(reason="RUN_LOST"), at(100))
+    assert (job.status, job.retry_at) == (pb.JOB_STATUS_QUEUED, at(101))
+    transitions.begin_attempt(job, (), "/out", at(110))
+    transitions.fail(job, pb.JobError(reason="RUN_LOST"), at(120))
+    assert (job.status, job.attempt, job.attempt_count) == (pb.JOB_STATUS_FAILED, 5, 5)
+
+
+def test_of_very_many_attempts_the_first_and_the_last_are_kept_and_all_that_count() -> None:
+    job = preempted_job(24)
+    job.max_attempts = 3
+    transitions.fail(job, pb.JobError(reason="RUN_LOST"), at(70))
+    for _ in range(50):
+        transitions.begin_attempt(job, (), "/out", at(80))
+        transitions.request_preemption(job)
+        transitions.preempt(job, at(90))
+    numbers = [attempt.number for attempt in job.attempts]
+    assert numbers == [*range(1, 21), 25, *range(56, 76)]
+    assert (job.attempt, job.attempt_count, transitions.counted_attempts(job)) == (75, 75, 1)
+
+
+def test_the_attempts_of_a_job_fit_into_what_is_reserved_for_them() -> None:
+    job = queued_job(max_attempts=10)
+    job.preemptible = True
+    gpus = tuple(f"GPU-{number:036d}" for number in range(8))
+    folder = "/" + "x" * 4095
+    counted = 0
+    for number in range(100):
+        transitions.begin_attempt(job, gpus, folder, at(number))
+        if number % 9 == 8 and counted < 9:
+            counted += 1
+            transitions.fail(job, pb.JobError(reason="RUN_LOST", message="m" * 9999), at(number))
+        else:
+            transitions.request_preemption(job)
+            transitions.preempt(job, at(number))
+    others = (70 + 33 + 19 + 4 + 2) * KIB
+    assert sum(attempt.ByteSize() + 4 for attempt in job.attempts) + others < RESERVED_BYTES

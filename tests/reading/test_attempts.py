@@ -50,3 +50,13 @@ def test_an_attempt_that_there_is_not_is_refused(job: pb.JobInfo, wanted: int, r
     for ask in (lambda: attempt_number(job, wanted), lambda: output_dir(DATA, job, wanted)):
         with pytest.raises(AttemptNotFoundError, match=reason):
             ask()
+
+
+def test_an_attempt_that_a_job_does_not_list_any_more_has_its_folder_beside_the_others() -> None:
+    job = pb.JobInfo(job_id="j", attempt=90, attempts=[pb.JobAttempt(number=90, output_dir="/data/jobs/j/attempt-90/output")])
+    assert output_dir(DATA, job, 45) == DATA / "jobs" / "j" / "attempt-45" / "output"
+    job.request.output_dir = "mine"
+    job.attempts[0].output_dir = "/srv/mine/j/attempt-90"
+    assert output_dir(DATA, job, 45) == Path("/srv/mine/j/attempt-45")
+    with pytest.raises(AttemptNotFoundError, match="it has 90"):
+        output_dir(DATA, job, 91)

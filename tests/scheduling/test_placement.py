@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from evalrpc.executors.base import Node, Resources
 from evalrpc.scheduling import placement
-from evalrpc.scheduling.placement import Capacity, NodeCapacity, Placement, QueuedJob, Reservation, Slots
+from evalrpc.scheduling.placement import Capacity, Head, NodeCapacity, Placement, Preemption, QueuedJob, Reservation, Slots
 from evalrpc.testing.executor import nodes_of
 
 RESERVATION = 600.0
@@ -32,12 +32,12 @@ def cluster(*nodes: NodeCapacity) -> Capacity:
     return Capacity(nodes, Slots(99, 99))
 
 
-def heads(jobs: Sequence[QueuedJob]) -> list[QueuedJob]:
-    """Return what next_placement is promised: the first of each width."""
+def heads(jobs: Sequence[QueuedJob]) -> list[Head]:
+    """Return what next_placement is promised: the first of each width, here of one owner."""
     first: dict[int, QueuedJob] = {}
     for job in sorted(jobs):
         first.setdefault(job.num_gpus, job)
-    return list(first.values())
+    return [Head((1, 0, job.negated_priority, job.sequence), job) for job in first.values()]
 
 
 def chosen(jobs: Sequence[QueuedJob], capacity: Capacity, now: float = 0.0) -> int | None:
@@ -46,7 +46,9 @@ def chosen(jobs: Sequence[QueuedJob], capacity: Capacity, now: float = 0.0) -> i
 
 
 def placed(jobs: Sequence[QueuedJob], capacity: Capacity, now: float = 0.0) -> Placement | None:
-    return placement.next_placement(heads(jobs), capacity, now, RESERVATION)[0]
+    chosen = placement.next_placement(heads(jobs), capacity, now, RESERVATION)[0]
+    assert not isinstance(chosen, Preemption), "nothing is preemptible"
+    return chosen
 
 
 def reservation(jobs: Sequence[QueuedJob], capacity: Capacity, now: float = RESERVATION) -> Reservation | None:
@@ -145,7 +147,6 @@ def test_the_wait_reason_names_the_job_that_gpus_are_kept_for() -> None:
         placement.wait_reason(jobs[1], 1, free(2), kept)
         == "needs 1 GPU, 2 free; GPUs are kept for job job-1, which needs 4 and has waited long"
     )
-    assert placement.wait_reason(jobs[2], 0, free(2), kept) == "about to start", "it is served before that one"
     assert placement.wait_reason(jobs[0], 0, free(2), kept) == "needs 4 GPUs, 2 free"
 
 

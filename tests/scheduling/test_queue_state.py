@@ -150,7 +150,7 @@ def test_a_deleted_job_is_gone() -> None:
 
 def test_choosing_leaves_out_what_the_scheduler_has_already() -> None:
     state = state_of(*((number, job_at(number, QUEUED, num_gpus=number % 3)) for number in range(1, 7)))
-    taken: dict[str, object] = {}
+    taken: dict[str, tuple[str, ...]] = {}
     while (chosen := state.choose(CAPACITY, 600.0, taken, 0.0)) is not None:
         taken[chosen.job.job_id] = ()
     assert list(taken) == [f"job-{number}" for number in range(1, 7)]

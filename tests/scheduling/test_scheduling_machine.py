@@ -5,8 +5,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
+from evalrpc.config import QuotaSettings
 from evalrpc.jobs import lifecycle, transitions
-from evalrpc.scheduling.placement import fits
+from evalrpc.jobs.share_policy import Entitlements, SharePolicy
+from evalrpc.scheduling.placement import Preemption, fits
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.store.base import Change, JournalEvent
 from evalrpc.testing.executor import nodes_of
@@ -15,6 +17,10 @@ from evalrpc.v1 import jobs_pb2 as pb
 NODES = nodes_of({"a": ("a0", "a1", "a2", "a3"), "b": ("b0", "b1")})
 NODE_OF = {device.id: node.name for node in NODES for device in node.devices}
 RESERVATION_SECONDS = 100.0
+PREEMPTION_SECONDS = 50.0
+MAX_RUNNING, MAX_GPUS = 3, 4
+POLICY = SharePolicy({"alice": 2.0}, {"bob": QuotaSettings(max_running=MAX_RUNNING, max_gpus=MAX_GPUS)})
+"""Of the owners `alice`, `bob` and nobody."""
 
 
 class SchedulingMachine(RuleBasedStateMachine):
@@ -24,7 +30,14 @@ class SchedulingMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = ManualClock()
-        self.state = QueueState(lambda: NODES, 0, self.clock)
+        self.state = QueueState(
+            lambda: NODES,
+            0,
+            self.clock,
+            entitlements=Entitlements(POLICY),
+            half_life_seconds=200.0,
+            preemption_interval_seconds=PREEMPTION_SECONDS,
+        )
         self.jobs: dict[str, pb.JobInfo] = {}
         self.sequences: dict[str, int] = {}
         self.nodes: list[tuple[str, tuple[str, ...]]] = []
@@ -32,7 +45,8 @@ class SchedulingMachine(RuleBasedStateMachine):
     def commit(self, job: pb.JobInfo) -> None:
         """What the store does: refuse what the lifecycle does not have, then tell the queue."""
         previous = self.jobs[job.job_id].status if job.job_id in self.jobs else pb.JOB_STATUS_UNSPECIFIED
-        lifecycle.require_transition(previous, job.status)
+        if job.status != previous:
+            lifecycle.require_transition(previous, job.status)
         self.jobs[job.job_id] = job
         sequence = self.sequences.setdefault(job.job_id, len(self.sequences))
         self.state.apply([Change(1, job, sequence, previous, JournalEvent(1, b"event"))])
@@ -42,9 +56,17 @@ class SchedulingMachine(RuleBasedStateMachine):
         job.CopyFrom(self.jobs[job_id])
         return job
 
-    @rule(target=queued, width=st.integers(0, 4), priority=st.integers(-2, 2), attempts=st.integers(1, 3))
-    def submit(self, width: int, priority: int, attempts: int) -> str:
+    @rule(
+        target=queued,
+        width=st.integers(0, 4),
+        priority=st.sampled_from([-2, 0, 0, 2, 600]),
+        attempts=st.integers(1, 3),
+        owner=st.sampled_from(["alice", "bob", ""]),
+        preemptible=st.booleans(),
+    )
+    def submit(self, width: int, priority: int, attempts: int, owner: str, preemptible: bool) -> str:
         job = pb.JobInfo(job_id=f"job-{len(self.jobs)}", status=pb.JOB_STATUS_QUEUED, priority=priority, max_attempts=attempts)
+        job.owner, job.preemptible = owner, preemptible
         job.request.num_gpus = width
         job.created_at.CopyFrom(self.clock.now())
         self.commit(job)
@@ -54,6 +76,9 @@ class SchedulingMachine(RuleBasedStateMachine):
     def start_all_that_can_start(self) -> object:
         started = []
         while (chosen := self.state.choose(self.state.free(), RESERVATION_SECONDS, {}, self.clock.seconds)) is not None:
+            if isinstance(chosen, Preemption):
+                self.ask_to_give_way(chosen)
+                continue
             job = self.changed(chosen.job.job_id)
             transitions.begin_attempt(job, chosen.devices, "/out", self.clock.now())
             self.commit(job)
@@ -61,6 +86,22 @@ class SchedulingMachine(RuleBasedStateMachine):
             self.nodes.append((chosen.node, chosen.devices))
         self.nothing_that_fits_is_left_waiting()
         return multiple(*started)
+
+    def ask_to_give_way(self, preemption: Preemption) -> None:
+        for victim in preemption.victims:
+            job = self.changed(victim.job_id)
+            assert job.preemptible
+            last = transitions.last_preempted_at(job)
+            assert last is None or self.clock.seconds - last.ToNanoseconds() / 1e9 >= PREEMPTION_SECONDS
+            transitions.request_preemption(job)
+            self.commit(job)
+
+    @rule()
+    def those_that_give_way_have_ended(self) -> None:
+        for job_id in [job_id for job_id, job in self.jobs.items() if transitions.is_giving_way(job)]:
+            job = self.changed(job_id)
+            transitions.preempt(job, self.clock.now())
+            self.commit(job)
 
     @rule(job_id=consumes(running), how=st.sampled_from(["complete", "fail", "lose", "cancel"]))
     def end(self, job_id: str, how: str) -> None:
@@ -88,17 +129,47 @@ class SchedulingMachine(RuleBasedStateMachine):
         self.clock.seconds += seconds
 
     def nothing_that_fits_is_left_waiting(self) -> None:
-        """No GPU is idle while a job could use it, unless it is kept for a wide one that has waited too long."""
+        """No GPU is idle while a job could use it, unless it is kept: for a wide one that has waited too long, or for one that
+        others give way to, or by a quota."""
         free, now = self.state.free(), self.clock.seconds
         waiting = [job for job in self.jobs.values() if job.status == pb.JOB_STATUS_QUEUED and self.ready(job, now)]
-        kept = any(
+        kept = any(map(transitions.is_giving_way, self.jobs.values())) or any(
             job.request.num_gpus and not fits(job.request.num_gpus, free) and now - self.created(job) >= RESERVATION_SECONDS
             for job in waiting
         )
         for job in waiting:
-            if fits(job.request.num_gpus, free):
+            if fits(job.request.num_gpus, free) and not self.is_limited(job, waiting):
                 assert job.request.num_gpus, f"{job.job_id} needs no GPU, so nothing may keep it"
                 assert kept, f"{job.job_id} fits and waits though nothing is kept"
+
+    def is_limited(self, job: pb.JobInfo, waiting: list[pb.JobInfo]) -> bool:
+        """Whether its owner's quota keeps it waiting, or keeps GPUs for another job of the owner."""
+        if job.owner != "bob":
+            return False
+        running, gpus = self.held_by_bob()
+        left = MAX_GPUS - gpus
+        kept = any(
+            other.owner == "bob"
+            and other.request.num_gpus > left
+            and self.clock.seconds - self.created(other) >= RESERVATION_SECONDS
+            for other in waiting
+        )
+        return running >= MAX_RUNNING or (job.request.num_gpus > 0 and (job.request.num_gpus > left or kept))
+
+    def held_by_bob(self) -> tuple[int, int]:
+        running = [job for job in self.jobs.values() if job.owner == "bob" and job.status == pb.JOB_STATUS_RUNNING]
+        return len(running), sum(len(job.gpus) for job in running)
+
+    @invariant()
+    def no_quota_is_exceeded(self) -> None:
+        running, gpus = self.held_by_bob()
+        assert running <= MAX_RUNNING
+        assert gpus <= MAX_GPUS
+
+    @invariant()
+    def positions_are_the_places_in_the_queue(self) -> None:
+        for place, job_id in enumerate(self.state.queued_job_ids(1000)):
+            assert self.state.described(self.jobs[job_id]).position_in_queue == place
 
     def ready(self, job: pb.JobInfo, now: float) -> bool:
         return job.retry_at.ToNanoseconds() / 1e9 <= now
@@ -127,7 +198,8 @@ class SchedulingMachine(RuleBasedStateMachine):
         for job in self.jobs.values():
             open_attempts = [attempt for attempt in job.attempts if not attempt.HasField("completed_at")]
             assert len(open_attempts) == (job.status == pb.JOB_STATUS_RUNNING)
-            assert len(job.attempts) == job.attempt <= job.max_attempts
+            assert len(job.attempts) == job.attempt == job.attempt_count
+            assert transitions.counted_attempts(job) <= job.max_attempts
 
     def teardown(self) -> None:
         """Whatever happened, everything comes to an end: nobody starves."""
@@ -136,6 +208,7 @@ class SchedulingMachine(RuleBasedStateMachine):
                 return
             self.clock.seconds += 2 * RESERVATION_SECONDS
             self.start_all_that_can_start()
+            self.those_that_give_way_have_ended()
             for job_id in [job_id for job_id, job in self.jobs.items() if job.status == pb.JOB_STATUS_RUNNING]:
                 job = self.changed(job_id)
                 transitions.complete(job, {}, self.clock.now())

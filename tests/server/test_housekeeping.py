@@ -14,8 +14,10 @@ from waiting import DEADLINE_SECONDS
 
 from evalrpc.config import Settings
 from evalrpc.errors import StoreUnavailableError
+from evalrpc.jobs.share_policy import Entitlements
 from evalrpc.server import finished_files, housekeeping
 from evalrpc.server.housekeeping import Housekeeper
+from evalrpc.server.kept_bytes import KeptBytes
 from evalrpc.server.removals import Removals
 from evalrpc.store.sqlite.store import SqliteStore
 
@@ -42,7 +44,9 @@ def keep_house(store: SqliteStore, data_dir: Path, is_done: Callable[[], bool], 
 
     async def work() -> None:
         with ThreadPoolExecutor(1) as remover:
-            house = Housekeeper(store, ManualClock(1000.0), data_dir, Settings(data_dir=data_dir, **settings), remover)
+            kept_bytes = KeptBytes(store, data_dir, Entitlements())
+            configured = Settings(data_dir=data_dir, **settings)
+            house = Housekeeper(store, ManualClock(1000.0), data_dir, configured, remover, kept_bytes)
             working = asyncio.create_task(house.run())
             async with asyncio.timeout(DEADLINE_SECONDS):
                 while not is_done():

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from store_jobs import OPENERS, Opener
 
+from evalrpc.jobs.share_policy import Entitlements
 from evalrpc.store.base import Store
 
 
@@ -14,8 +15,8 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opene
     """Open the store of this test, as often as it likes; whatever is open in the end is closed."""
     opened: list[Store] = []
 
-    def opener(max_queued: int = 1000) -> Store:
-        store = OPENERS[request.param](tmp_path / "data", max_queued)
+    def opener(max_queued: int = 1000, entitlements: Entitlements | None = None) -> Store:
+        store = OPENERS[request.param](tmp_path / "data", max_queued, entitlements=entitlements)
         opened.append(store)
         return store
 

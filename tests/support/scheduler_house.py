@@ -13,6 +13,7 @@ from evalrpc.config import HarnessSettings
 from evalrpc.files.output_access import OutputAccess
 from evalrpc.harnesses.command import CommandHarness
 from evalrpc.jobs import transitions
+from evalrpc.jobs.share_policy import Entitlements, SharePolicy
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.scheduling.run_bounds import RunBounds
 from evalrpc.scheduling.scheduler import Scheduler
@@ -38,12 +39,24 @@ class House:
         harness: CommandHarness | None = None,
         owns: Callable[[pb.JobInfo], bool] = lambda _: True,
         bounds: RunBounds | None = None,
+        *,
+        policy: SharePolicy | None = None,
+        preemption_interval_seconds: float = 0.0,
     ) -> None:
         self.measurer = ThreadPoolExecutor(1)
-        self.store = SqliteStore(folder / "data", CLOCK, 1000)
+        entitlements = Entitlements(policy)
+        self.store = SqliteStore(folder / "data", CLOCK, 1000, entitlements)
         self.executor = executor or FakeExecutor()
-        self.queue_state = QueueState(self.executor.nodes, 0, CLOCK, owns)
-        self.queue_state.load(self.store.queued_rows(), self.store.running_jobs())
+        self.queue_state = QueueState(
+            self.executor.nodes,
+            0,
+            CLOCK,
+            owns,
+            entitlements=entitlements,
+            preemption_interval_seconds=preemption_interval_seconds,
+        )
+        uses = self.store.attempt_uses(self.queue_state.uses_since_ns)
+        self.queue_state.load(self.store.queued_rows(), self.store.running_jobs(), uses)
         self.dependencies = RunDependencies(
             store=self.store,
             queue_state=self.queue_state,

@@ -10,6 +10,7 @@ from waiting import DEADLINE_SECONDS as SECONDS
 
 from evalrpc.clock import Clock, SystemClock
 from evalrpc.jobs import transitions
+from evalrpc.jobs.share_policy import Entitlements
 from evalrpc.store.base import Change, Store, Submission
 from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.testing.shared_store import REVISION_STEP, Database, SharedStore, SoleSharedStore
@@ -21,12 +22,12 @@ CLOCK = SystemClock()
 Opener = Callable[..., Store]
 
 
-def open_sqlite(data_dir: Path, max_queued: int, clock: Clock = CLOCK) -> Store:
-    return SqliteStore(data_dir, clock, max_queued)
+def open_sqlite(data_dir: Path, max_queued: int, clock: Clock = CLOCK, entitlements: Entitlements | None = None) -> Store:
+    return SqliteStore(data_dir, clock, max_queued, entitlements)
 
 
-def open_shared_store(data_dir: Path, max_queued: int, clock: Clock = CLOCK) -> Store:
-    return SoleSharedStore(Database(data_dir, clock, max_queued))
+def open_shared_store(data_dir: Path, max_queued: int, clock: Clock = CLOCK, entitlements: Entitlements | None = None) -> Store:
+    return SoleSharedStore(Database(data_dir, clock, max_queued, entitlements))
 
 
 OPENERS: dict[str, Callable[..., Store]] = {"shared": open_shared_store, "sqlite": open_sqlite}

@@ -43,6 +43,11 @@ def fill(service: FakeService) -> None:
     service.queue.queued_job_ids.extend([QUEUED, *(f"{number:08d}-3d1b-4c8e-9f6a-000000000000" for number in range(25))])
     service.queue.status_counts.add(status=JobStatus.JOB_STATUS_FAILED, count=2)
     service.queue.free_gpu_count = 0
+    for owner, queued, running, gpus in (("", 3, 0, 0), ("alice", 20, 1, 2), ("中文", 3, 1, 1)):
+        counts = {"queued_count": queued, "running_count": running, "held_gpu_count": gpus}
+        service.queue.owners.add(owner=owner, weight=1.0 + gpus, used_gpu_seconds=gpus * 36_000, **counts)
+    service.queue.owners[1].max_gpus = 2
+    service.queue.owners[1].max_queued = 100
     service.queue.gpus[1].quarantine_reason = "71 GiB of its memory stay in use although no job holds it"
 
 

@@ -207,6 +207,17 @@ MIGRATIONS: Final = (
     ALTER TABLE journal ADD COLUMN owner TEXT NOT NULL DEFAULT ''; -- of the job, and of one that was deleted
     CREATE INDEX journal_by_owner ON journal (owner, revision);
     """,
+    # What owners have used, also for jobs that were deleted. Before that there was only one of them.
+    """
+    CREATE TABLE attempt_uses (
+        ended_ns INTEGER NOT NULL,
+        sequence INTEGER NOT NULL,                   -- of the job
+        started_ns INTEGER NOT NULL,
+        width INTEGER NOT NULL,                      -- GPUs, or 1 for a slot without any
+        owner TEXT NOT NULL,
+        PRIMARY KEY (ended_ns, sequence)
+    ) STRICT, WITHOUT ROWID;
+    """,
 )
 
 

@@ -3,13 +3,16 @@
 import sqlite3
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from evalrpc.errors import ConfigurationError
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.jobs.paths import JOBS_DIR
 from evalrpc.store.sqlite import deduplication, journal
 from evalrpc.store.sqlite.migrations import migrate
+from evalrpc.v1 import jobs_pb2 as pb
+
+_QUEUED_BY_OWNER: Final = "SELECT owner, count(*) FROM jobs WHERE status = ? GROUP BY owner"
 
 
 class Opened(NamedTuple):
@@ -22,6 +25,7 @@ class Opened(NamedTuple):
     last_sequence: int
     last_created_ns: int
     counts: Counter[Status]
+    queued_by_owner: Counter[str]
     followed: set[str]
     """The jobs that some job follows."""
 
@@ -41,6 +45,7 @@ def open_database(path: Path) -> Opened:
         last_sequence = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'").fetchone()
         last_created = connection.execute("SELECT created_ns FROM jobs ORDER BY sequence DESC LIMIT 1").fetchone()
         counts = Counter(dict(connection.execute("SELECT status, count(*) FROM jobs GROUP BY status").fetchall()))
+        queued_by_owner = Counter(dict(connection.execute(_QUEUED_BY_OWNER, (pb.JOB_STATUS_QUEUED,)).fetchall()))
         followed = deduplication.followed_jobs(connection)
     except (sqlite3.Error, OSError, TypeError) as error:  # TypeError: a row is missing
         raise ConfigurationError(
@@ -54,6 +59,7 @@ def open_database(path: Path) -> Opened:
         last_sequence[0] if last_sequence else 0,
         last_created[0] if last_created else 0,
         counts,
+        queued_by_owner,
         followed,
     )
 

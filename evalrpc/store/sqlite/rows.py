@@ -23,6 +23,7 @@ _UPDATE_JOBS: Final = (
 _INSERT_TASKS: Final = f"INSERT INTO job_tasks (task, sequence) {_GIVEN}"
 _INSERT_LABELS: Final = f"INSERT INTO job_labels (label, sequence, value) {_GIVEN}"
 _INSERT_SETBACKS: Final = f"INSERT INTO clock_setbacks (sequence, setback_ns) {_GIVEN}"
+_INSERT_USES: Final = f"INSERT OR REPLACE INTO attempt_uses (ended_ns, sequence, started_ns, width, owner) {_GIVEN}"
 _INSERT_EVENTS: Final = (
     f"INSERT INTO journal (revision, sequence, created_ns, event, previous, labels_before, owner, begin_bytes) {_GIVEN}"
 )
@@ -38,6 +39,7 @@ class Rows:
         self._changed: dict[int, tuple[pb.JobInfo, bytes]] = {}
         self._events: list[_Row] = []
         self._setbacks: list[_Row] = []
+        self._uses: list[_Row] = []
 
     def insert(self, sequence: int, job: pb.JobInfo, serialized: bytes, submission: Submission) -> None:
         """Add a new job."""
@@ -51,6 +53,12 @@ class Rows:
     def setback(self, sequence: int, setback_ns: int) -> None:
         """Note that the clock was set back before a new job."""
         self._setbacks.append((sequence, setback_ns))
+
+    def use(self, sequence: int, job: pb.JobInfo) -> None:
+        """Note what the latest attempt of a job has used, which has ended."""
+        attempt = job.attempts[-1]
+        started_ns, ended_ns = attempt.started_at.ToNanoseconds(), attempt.completed_at.ToNanoseconds()
+        self._uses.append((ended_ns, sequence, started_ns, len(attempt.gpus) or 1, job.owner))
 
     def journal(self, event_row: _Row) -> None:
         """Add an event, as `journal.event_row` gives it."""
@@ -68,6 +76,7 @@ class Rows:
         )
         _write(connection, _UPDATE_JOBS, [_changed_row(sequence, *changed) for sequence, changed in self._changed.items()])
         _write(connection, _INSERT_SETBACKS, self._setbacks)
+        _write(connection, _INSERT_USES, self._uses)
         _write(connection, _INSERT_EVENTS, self._events)
 
 

@@ -29,11 +29,13 @@ from evalrpc.errors import (
     StoreUnavailableError,
 )
 from evalrpc.jobs.lifecycle import Status
+from evalrpc.jobs.share_policy import Entitlements
 from evalrpc.store.base import (
     ANY,
     MAX_LISTED_BYTES,
     RETRY_DELAY_SECONDS,
     UNBOUNDED,
+    AttemptUse,
     Deleted,
     Expected,
     JournalEvent,
@@ -90,10 +92,11 @@ class SqliteStore:
 
     transaction_class = Transaction
 
-    def __init__(self, data_dir: Path, clock: Clock, max_queued: int) -> None:
+    def __init__(self, data_dir: Path, clock: Clock, max_queued: int, entitlements: Entitlements | None = None) -> None:
         self._path = data_dir / DATABASE_NAME
         self._clock = clock
         self._max_queued = max_queued
+        self._entitlements = entitlements or Entitlements()
         self._lock_file = lock_data_dir(data_dir)
         self._changes = ChangeLog()
         self._cache = JobCache(_CACHE_BYTES)
@@ -114,6 +117,7 @@ class SqliteStore:
         self._last_sequence = opened.last_sequence
         self._last_created_ns = opened.last_created_ns
         self._counts = opened.counts
+        self._queued_by_owner = opened.queued_by_owner
         self._followed = opened.followed
         self._unerased = True  # an earlier server may have been killed before it could
         self._writer = threading.Thread(target=self._write_batches, name="store-writer", daemon=True)
@@ -145,6 +149,10 @@ class SqliteStore:
         """Empty the write-ahead log, in which SQLite keeps pages as they were before a deletion. In the file itself it has
         overwritten them (secure_delete)."""
         return self._write(lambda _: _ERASE)
+
+    def forget_uses(self, ended_before_ns: int) -> Future[None]:
+        """Drop what attempts used that ended before a time of day."""
+        return self._write(lambda transaction: transaction.forget_uses(ended_before_ns))
 
     @property
     def position(self) -> int:
@@ -206,6 +214,8 @@ class SqliteStore:
             self._last_created_ns,
             self._changes.position,
             self._counts,
+            self._queued_by_owner,
+            self._entitlements,
             self._cache.get,
             self._followed,
             self._journal_end_bytes,
@@ -265,6 +275,7 @@ class SqliteStore:
         self._last_sequence = transaction.last_sequence
         self._last_created_ns = transaction.last_created_ns
         self._counts = transaction.counts
+        self._queued_by_owner = transaction.queued_by_owner
         self._followed |= transaction.newly_followed
         self._followed -= transaction.settled
         if transaction.oldest is not None:
@@ -346,6 +357,12 @@ class SqliteStore:
         with self._reading() as connection:
             rows = connection.execute(query, (pb.JOB_STATUS_RUNNING,)).fetchall()
         return [ListedJob(sequence, parse_job(job)) for sequence, job in rows]
+
+    def attempt_uses(self, ended_after_ns: int) -> Iterator[AttemptUse]:
+        """Yield what the attempts used that ended after a time of day."""
+        query = "SELECT owner, started_ns, ended_ns, width FROM attempt_uses WHERE ended_ns > ?"
+        with self._reading() as connection:
+            yield from (AttemptUse(*row) for row in connection.execute(query, (ended_after_ns,)))
 
     def expired_jobs(self, older_than: Timestamp, keep: int, limit: int) -> list[str]:
         """Return ids of terminal jobs that are too old or too many, in the order of their ends."""

@@ -14,6 +14,7 @@ from evalrpc.clock import Clock
 from evalrpc.errors import (
     JobNotFinishedError,
     QueueFullError,
+    QuotaExceededError,
     RequestIdReusedError,
     StoreUnavailableError,
 )
@@ -21,6 +22,7 @@ from evalrpc.jobs import lifecycle, transitions
 from evalrpc.jobs.events import deleted_event
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.jobs.paths import output_folders
+from evalrpc.jobs.share_policy import Entitlements, owner_name
 from evalrpc.protobuf import wire_format
 from evalrpc.store.base import (
     ANY,
@@ -59,6 +61,8 @@ class Transaction:
     last_created_ns: int
     last_number: int
     counts: Counter[Status]
+    queued_by_owner: Counter[str]
+    entitlements: Entitlements
     cached_job: Callable[[str], StoredJob | None]
     followed: Set[str]
     """The jobs that some job followed before this commit."""
@@ -67,6 +71,7 @@ class Transaction:
 
     def __post_init__(self) -> None:
         self.counts = self.counts.copy()
+        self.queued_by_owner = self.queued_by_owner.copy()
         self.changes: list[tuple[Change, bytes]] = []
         self.oldest: int | None = None
         self._jobs: dict[str, StoredJob] = {}
@@ -89,10 +94,11 @@ class Transaction:
         job = pb.JobInfo()
         job.CopyFrom(submission.job)
         job.attempt = 0
+        job.attempt_count = 0
         superseded = self._queued_with_key(job.supersede_key, job.owner)
         completed = self._find_completed(submission.cache_key)
         if completed is None:
-            self._require_room(len(superseded))
+            self._require_room(job.owner, superseded)
         for job_id in superseded:
             self.update(job_id, lambda old: transitions.supersede(old, job.job_id, self.clock.now()))
         now = self.clock.now()
@@ -123,8 +129,10 @@ class Transaction:
         """Save a change, with an event if clients must not miss it."""
         if job.status != stored.status:
             lifecycle.require_transition(stored.status, job.status)
-            self.counts[stored.status] -= 1
-            self.counts[job.status] += 1
+            self._count(job, stored.status, -1)
+            self._count(job, job.status, 1)
+            if stored.status == pb.JOB_STATUS_RUNNING and job.attempts:
+                self._rows.use(stored.sequence, job)
             self._save_event(job, stored)
             return
         before = stored.parse()  # only now, since what changes the status, as most updates do, leaves the labels
@@ -154,7 +162,7 @@ class Transaction:
         journal.blank_events(self.connection, job_id, stored.sequence)
         folders = [(str(folder), job_id) for folder in output_folders(job)]
         self.connection.executemany("INSERT OR REPLACE INTO removals (path, job_id) VALUES (?, ?)", folders)
-        self.counts[stored.status] -= 1
+        self._count(job, stored.status, -1)
         self.head, now = self.next_revision(), self.clock.now()
         event = JournalEvent(self.head, deleted_event(job_id, self.head, now), owner=job.owner)
         self._append(event, stored.sequence, now)
@@ -175,6 +183,11 @@ class Transaction:
     def forget_removal(self, path: str) -> None:
         """See Store.forget_removal."""
         self.connection.execute("DELETE FROM removals WHERE path = ?", (path,))
+
+    def forget_uses(self, ended_before_ns: int) -> None:
+        """See Store.forget_uses."""
+        self.flush()
+        self.connection.execute("DELETE FROM attempt_uses WHERE ended_ns < ?", (ended_before_ns,))
 
     def next_revision(self) -> int:
         """Return a revision that is higher than all before."""
@@ -208,12 +221,30 @@ class Transaction:
         self.flush()
         return deduplication.find_completed(self.connection, cache_key)
 
-    def _require_room(self, leaving_count: int) -> None:
-        if self.counts[pb.JOB_STATUS_QUEUED] - leaving_count >= self.max_queued:
+    def _count(self, job: pb.JobInfo, status: Status, difference: int) -> None:
+        """Count a job that comes into a status, or leaves it."""
+        self.counts[status] += difference
+        if status == pb.JOB_STATUS_QUEUED:
+            self.queued_by_owner[job.owner] += difference
+
+    def _require_room(self, owner: str, leaving: Sequence[str]) -> None:
+        """Raise QueueFullError or QuotaExceededError where there is no room for a further job, once these have left."""
+        self._require_room_of(owner, leaving)
+        if self.counts[pb.JOB_STATUS_QUEUED] - len(leaving) >= self.max_queued:
             raise QueueFullError(
                 f"the queue is full: {self.max_queued} jobs wait already; try again later",
                 retry_delay_seconds=RETRY_DELAY_SECONDS,
             )
+
+    def _require_room_of(self, owner: str, leaving: Sequence[str]) -> None:
+        quota, queued_count = self.entitlements.policy.quota(owner), self.queued_by_owner[owner]
+        if quota.max_queued is not None and queued_count >= quota.max_queued:
+            queued_count -= sum(self._load(job_id).parse().owner == owner for job_id in leaving)
+            if queued_count >= quota.max_queued:
+                raise _quota_exceeded(owner, "max_queued", queued_count, quota.max_queued, "jobs in the queue; try again later")
+        kept_bytes = self.entitlements.kept_bytes.get(owner, 0)
+        if quota.max_bytes is not None and kept_bytes >= quota.max_bytes:
+            raise _quota_exceeded(owner, "max_bytes", kept_bytes, quota.max_bytes, "bytes of files; delete jobs first")
 
     def _queue(self, job: pb.JobInfo, cache_key: bytes) -> None:
         """Let a new job wait: for a job of an identical evaluation, if there is one, else for its turn."""
@@ -279,7 +310,7 @@ class Transaction:
         self._rows.insert(sequence, job, serialized, submission)
         if submission.request_id:
             self._requests[submission.request_id, job.owner] = (submission.fingerprint, job.job_id)
-        self.counts[job.status] += 1
+        self._count(job, job.status, 1)
         self._note(Change(self._next_number(), job, sequence, pb.JOB_STATUS_UNSPECIFIED, event), serialized)
 
     def _load(self, job_id: str) -> StoredJob:
@@ -341,3 +372,11 @@ class Transaction:
 def _noteworthy(job: pb.JobInfo) -> tuple[object, ...]:
     """Return what, beside status and labels, has an event when it changes."""
     return job.priority, job.cancel_requested_at, job.cached_from
+
+
+def _quota_exceeded(owner: str, quota: str, count: int, limit: int, of_what: str) -> QuotaExceededError:
+    return QuotaExceededError(
+        f"{owner_name(owner)} has {count} of at most {limit} {of_what}",
+        metadata={"owner": owner, "quota": quota, "limit": str(limit)},
+        retry_delay_seconds=RETRY_DELAY_SECONDS,
+    )

@@ -1,0 +1,70 @@
+"""The queued jobs of one owner."""
+
+from collections.abc import Container, Iterable, Iterator
+
+from sortedcontainers import SortedList
+
+from evalrpc.jobs.share_policy import URGENT_PRIORITY, is_urgent
+from evalrpc.scheduling.placement import QueuedJob
+
+
+class OwnerQueue:
+    """Jobs in the order of service, and the first of each width, both at once."""
+
+    def __init__(self, owner: str) -> None:
+        self._owner = owner
+        self.order: SortedList[QueuedJob] = SortedList()
+        """All jobs, also those that are not offered."""
+        self._by_width: dict[int, SortedList[QueuedJob]] = {}
+
+    def load(self, offered: Iterable[QueuedJob], delayed: Iterable[QueuedJob]) -> None:
+        """Take many jobs at once into an empty queue."""
+        by_width: dict[int, list[QueuedJob]] = {}
+        for job in offered:
+            by_width.setdefault(job.num_gpus, []).append(job)
+        self._by_width = {width: SortedList(jobs) for width, jobs in by_width.items()}
+        self.order = SortedList([*delayed, *(job for jobs in by_width.values() for job in jobs)])
+
+    def offer(self, job: QueuedJob) -> None:
+        """Let a job that is in the order be chosen."""
+        self._by_width.setdefault(job.num_gpus, SortedList()).add(job)
+
+    def withdraw(self, job: QueuedJob) -> None:
+        """Let a job that was offered be chosen no more."""
+        self._by_width[job.num_gpus].remove(job)
+        if not self._by_width[job.num_gpus]:
+            del self._by_width[job.num_gpus]
+
+    def heads(self, passed: Container[str]) -> Iterator[QueuedJob]:
+        """Yield the first offered job of each width that is not among the passed ones."""
+        for jobs in self._by_width.values():
+            head = next((job for job in jobs if job.job_id not in passed), None)
+            if head is not None:
+                yield head
+
+    def offers(self, width: int) -> bool:
+        """Return whether a job of this width may be chosen."""
+        return width in self._by_width
+
+    @property
+    def has_offers(self) -> bool:
+        """Whether any job may be chosen."""
+        return bool(self._by_width)
+
+    @property
+    def has_urgent(self) -> bool:
+        """Whether any job is urgent. The queue is not empty."""
+        return is_urgent(self._owner, -self.order[0].negated_priority)
+
+    @property
+    def urgent_count(self) -> int:
+        """How many jobs are urgent. They come first."""
+        return self.count_above(URGENT_PRIORITY) if self.order and self.has_urgent else 0
+
+    def count_above(self, priority: int) -> int:
+        """Return how many jobs have a higher priority."""
+        return int(self.order.bisect_left(QueuedJob(-priority, -1, "", 0, 0.0)))
+
+    def count_before_new(self, priority: int) -> int:
+        """Return how many jobs come before a new one of this priority."""
+        return self.count_above(priority - 1)
