@@ -67,7 +67,7 @@ def test_a_run_that_ends_before_it_was_measured_is_held_to_its_bounds_too(serve:
 def test_after_a_deletion_no_file_of_the_server_has_any_text_of_the_job(server: ServerHere, site: Site) -> None:
     api, mark = server.api, "UNIQUE-7f3a"
     arguments = Struct()
-    arguments["secret"] = mark + "x" * 100_000
+    arguments["text"] = mark + "x" * 100_000
     request = {"model_args": arguments, "tasks": [f"t{mark}"]}
     job = api.run("good", request=request, labels={"l": mark}, request_id=mark, supersede_key=mark)
     kept = api.run("good", labels={"l": "KEPT-7f3a"})
