@@ -92,6 +92,23 @@ def test_every_call_is_refused_without_a_token_and_with_a_wrong_one(server: Serv
             other.close()
 
 
+def test_every_call_is_refused_with_what_is_over_or_meant_for_others(serve: Serve, site: Site, data_dir: Path) -> None:
+    with IdentityProvider() as provider:
+        with site.config.open("a") as config:
+            config.write(f'[oidc]\nissuer = "{provider.issuer}"\naudience = "{AUDIENCE}"\nrole = "operator"\n')
+        server = serve(auth="required")
+        with signed_in(server, add_token(data_dir, role="operator")) as api:
+            revoked = api.metadata[0][1].removeprefix("Bearer ")
+            revoke_token(data_dir, revoked)
+            eventually(lambda: not _is_in(api), "for the server to notice the revocation")
+        expired = add_token(data_dir, role="operator", expires_ns=2)
+        for presented in (revoked, expired, provider.token(aud="other"), provider.token(iss="https://other.example")):
+            other = Api(server.address, token=presented)
+            outcomes = {(error.code(), reason_of(error)) for error in (error_of(getattr(other, name)) for name in METHODS)}
+            assert outcomes == {(grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")}
+            other.close()
+
+
 def test_no_call_is_unauthenticated_with_a_token(server: ServerHere, data_dir: Path) -> None:
     with signed_in(server, add_token(data_dir, role="operator")) as api:
         for name in METHODS:
@@ -290,3 +307,7 @@ def test_a_client_certificate_signs_in_and_an_unknown_one_is_refused(serve: Serv
         pytest.raises(UnauthenticatedError, match=r"it has: mallory\.example\.org, mallory"),
     ):
         client.get_caller()
+    credentials = grpc.ssl_channel_credentials(ca.read_bytes(), unknown[1].read_bytes(), unknown[0].read_bytes())
+    other = Api(address.removeprefix("https://"), credentials=credentials)
+    assert {error_of(getattr(other, name)).code() for name in METHODS} == {grpc.StatusCode.UNAUTHENTICATED}
+    other.close()

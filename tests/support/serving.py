@@ -91,14 +91,19 @@ class Site:
 
 
 class Api:
-    """The calls of one server, signed in with a token if there is one, over a channel with these further options."""
+    """The calls of one server, signed in with a token if there is one, over a channel with these further options and
+    credentials; without credentials it is insecure."""
 
-    def __init__(self, address: str, *options: tuple[str, Any], token: str = "") -> None:
+    def __init__(
+        self, address: str, *options: tuple[str, Any], token: str = "", credentials: grpc.ChannelCredentials | None = None
+    ) -> None:
         self.address = address
         self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
         # Every answer fits into gRPC's default.
         options = (("grpc.max_send_message_length", -1), ("grpc.enable_retries", 0), *options)
-        self.channel = grpc.insecure_channel(address, options=options)
+        self.channel = (
+            grpc.secure_channel(address, credentials, options) if credentials else grpc.insecure_channel(address, options)
+        )
         self.stub = EvaluationServiceStub(self.channel)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
