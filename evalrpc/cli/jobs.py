@@ -143,14 +143,6 @@ def _job_facts(job: JobInfo) -> list[tuple[str, Cell]]:
     return [(name, value) for name, value in facts if value]
 
 
-def _nameless_state(queue: GetQueueResponse) -> str:
-    """Return what is to be said of a GPU with which no job is named: others' jobs are not, where a caller sees only its own."""
-    nameless = sum(1 for gpu in queue.gpus if not gpu.job_id and not gpu.quarantine_reason)
-    if queue.free_gpu_count == nameless:
-        return "free"
-    return "free, or held by a job of others" if queue.free_gpu_count else "held by a job of others"
-
-
 def _attempt_text(job: JobInfo) -> str:
     preempted_count = job.attempt - counted_attempts(job) if job.attempts else 0
     if preempted_count:
@@ -167,9 +159,8 @@ def _queue_facts(queue: GetQueueResponse, max_queued: int | None) -> Iterator[tu
             yield wording.status_name(entry.status).lower(), entry.count
     for owner in queue.owners if len(queue.owners) > 1 or any(owner.owner for owner in queue.owners) else ():
         yield f"owner {owner.owner or 'anonymous'}", _share_text(owner)
-    nameless = _nameless_state(queue)
     for gpu in queue.gpus:
-        yield f"GPU {gpu.id}", gpu.quarantine_reason or gpu.job_id or nameless
+        yield f"GPU {gpu.id}", gpu.quarantine_reason or gpu.job_id or ("held by a job of others" if gpu.held else "free")
     for job_id in queue.running_job_ids:
         yield "runs", job_id
     for place, job_id in enumerate(queue.queued_job_ids[:max_queued], start=1):

@@ -463,7 +463,8 @@ def _gpu(node: Node, device: Device, holder: JobInfo | None, owner: str | None) 
     """Return a GPU with the job that holds it. With `owner`, only jobs of that owner are named."""
     job_id = holder.job_id if holder is not None and owner in (None, holder.owner) else ""
     reason = device.quarantine_reason if owner is None else _NAMED_JOB.sub("a job", device.quarantine_reason)
-    return Gpu(id=device.id, name=device.name, job_id=job_id, quarantine_reason=reason, node=node.name)
+    held = holder is not None
+    return Gpu(id=device.id, name=device.name, job_id=job_id, quarantine_reason=reason, node=node.name, held=held)
 
 
 def _names_page(names: Sequence[str], query: str, start: int, page_size: int) -> tuple[list[str], int | None]:

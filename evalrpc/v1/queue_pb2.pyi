@@ -266,16 +266,19 @@ class Gpu(_message.Message):
     JOB_ID_FIELD_NUMBER: _builtins.int
     QUARANTINE_REASON_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its index or UUID, as CUDA_VISIBLE_DEVICES takes it."""
     name: _builtins.str
     """Its product name. Empty if the driver does not know it."""
     job_id: _builtins.str
-    """The job that holds it. Empty: it is free, or held by a job that the caller may not see; `free_gpu_count` counts the free ones."""
+    """The job that holds it. Empty: none does, or the caller may not see it: see `held`."""
     quarantine_reason: _builtins.str
     """Why it is quarantined, that is, not assigned to jobs. Empty: it is not."""
     node: _builtins.str
     """The node that it belongs to."""
+    held: _builtins.bool
+    """Whether a job holds it."""
     def __init__(
         self,
         *,
@@ -284,10 +287,11 @@ class Gpu(_message.Message):
         job_id: _builtins.str = ...,
         quarantine_reason: _builtins.str = ...,
         node: _builtins.str = ...,
+        held: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "job_id", b"job_id", "name", b"name", "node", b"node", "quarantine_reason", b"quarantine_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "id", b"id", "job_id", b"job_id", "name", b"name", "node", b"node", "quarantine_reason", b"quarantine_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -393,6 +393,7 @@ def test_the_queue_counts_what_it_does_not_name(world: World) -> None:
     for count in ("queued_count", "running_count", "free_gpu_count", "status_counts", "following_count"):
         assert getattr(alices, count) == getattr(whole, count)
     assert [gpu.job_id for gpu in whole.gpus] == [world.running, ""]
+    assert [gpu.held for gpu in whole.gpus] == [gpu.held for gpu in alices.gpus] == [True, False]
     assert whole.free_gpu_count == 1
     if world.visibility == "own":
         assert [gpu.job_id for gpu in alices.gpus] == ["", ""]
