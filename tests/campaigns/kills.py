@@ -2,8 +2,9 @@
 
     make campaign KILLS=200 SEED=1
 
-At the end every acknowledged job has exactly one outcome, every attempt ran at most once, and exactly once if it produced a
-result, no process is left, and a watcher of all jobs has seen every revision once, in order.
+Three owners, who have signed in, submit jobs that may give way to each other. At the end every acknowledged job has its owner and
+exactly one outcome, every attempt ran at most once, and exactly once if it produced a result, no GPU was held twice at a time, no
+process is left, and a watcher of all jobs has seen every revision once, in order.
 """
 
 import argparse
@@ -15,12 +16,14 @@ import sys
 import tempfile
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+from callers import add_token
 from server_process import ServerProcess
 
 from evalrpc.client import AsyncEvalClient
@@ -50,6 +53,7 @@ folder.mkdir()
 
 CONFIG = f"""
 gpus = "2"
+auth = "required"
 max_running = 4
 grace_seconds = 0.2
 [harnesses.trial]
@@ -60,6 +64,9 @@ command = ["{sys.executable}", "-S", "program.py", "{{output_dir}}", "{{job_id}}
 TARGETS = ("server", "fork server", "harness", "shim", "group", "server and group")
 """The shim is the process that waits for the harness; the group is both. The fork server forks the shims."""
 
+OWNERS = ("alice", "bob", "carol")
+OPERATOR = "olga"
+
 KINDS = ("quick", "quick", "quick", "slow", "children", "stubborn", "failing")
 
 
@@ -67,7 +74,8 @@ KINDS = ("quick", "quick", "quick", "slow", "children", "stubborn", "failing")
 class Trial:
     """What happened, as the clients saw it."""
 
-    acknowledged: set[str] = field(default_factory=set)
+    acknowledged: dict[str, str] = field(default_factory=dict)
+    """The owner of each job."""
     cancelled: set[str] = field(default_factory=set)
     revisions: list[int] = field(default_factory=list)
     changes: list[tuple[str, int]] = field(default_factory=list)
@@ -84,38 +92,44 @@ class Trial:
             await self.news.wait_for(condition)
 
 
-async def run_trial(server: ServerProcess, kills: int, jobs_per_kill: int, seed: int) -> Trial:
+async def run_trial(server: ServerProcess, tokens: Mapping[str, str], kills: int, jobs_per_kill: int, seed: int) -> Trial:
     """Submit, cancel, watch and kill until all kills are done and every job has ended."""
     trial, dice = Trial(), random.Random(seed)
-    async with AsyncEvalClient(server.address) as client:
-        first = await client.submit(request_of("quick"))
-        trial.acknowledged.add(first.job_id)
-        watcher = asyncio.create_task(watch_everything(client, trial, first.revision))
+    async with AsyncExitStack() as stack:
+        clients = {
+            owner: await stack.enter_async_context(AsyncEvalClient(server.address, token=token))
+            for owner, token in tokens.items()
+        }
+        first = await clients[OWNERS[0]].submit(request_of("quick"))
+        trial.acknowledged[first.job_id] = OWNERS[0]
+        watcher = asyncio.create_task(watch_everything(clients[OPERATOR], trial, first.revision))
         for _ in range(kills):
-            load = asyncio.create_task(submit_and_cancel(client, trial, dice, jobs_per_kill))
+            load = asyncio.create_task(submit_and_cancel(clients, trial, dice, jobs_per_kill))
             seen = len(trial.changes) + dice.randrange(2 * jobs_per_kill)
             await trial.wait_until(lambda seen=seen, load=load: len(trial.changes) >= seen or load.done())
             await asyncio.to_thread(kill_something, server, trial, dice)
             await load
-        await trial.wait_until(lambda: trial.ended >= trial.acknowledged)
+        await trial.wait_until(lambda: trial.ended >= trial.acknowledged.keys())
         watcher.cancel()
         await asyncio.gather(watcher, return_exceptions=True)
     return trial
 
 
-async def submit_and_cancel(client: AsyncEvalClient, trial: Trial, dice: random.Random, count: int) -> None:
+async def submit_and_cancel(clients: Mapping[str, AsyncEvalClient], trial: Trial, dice: random.Random, count: int) -> None:
     for _ in range(count):
+        owner = dice.choice(OWNERS)
         request, request_id = (
             request_of(dice.choice(KINDS), dice.choice((0, 1, 1, 2))),
             str(uuid.UUID(int=dice.getrandbits(128))),
         )
         options = {"max_attempts": dice.choice((1, 3)), "priority": dice.choice((0, 0, 5)), "preemptible": dice.random() < 0.5}
-        submit = partial(client.submit, request, request_id=request_id, **options)
-        trial.acknowledged.add((await until_served(submit)).job_id)
+        submit = partial(clients[owner].submit, request, request_id=request_id, **options)
+        trial.acknowledged[(await until_served(submit)).job_id] = owner
         if dice.random() < 0.2:
-            victim = dice.choice(sorted(trial.acknowledged - trial.ended))
+            victim = dice.choice(sorted(trial.acknowledged.keys() - trial.ended))
+            canceller = clients[dice.choice((OPERATOR, trial.acknowledged[victim]))]
             try:
-                await until_served(partial(client.cancel_job, victim, "the dice said so"))
+                await until_served(partial(canceller.cancel_job, victim, "the dice said so"))
                 trial.cancelled.add(victim)
             except PreconditionError:
                 pass  # it ended first
@@ -144,7 +158,7 @@ async def watch_everything(client: AsyncEvalClient, trial: Trial, after_revision
 
 def kill_something(server: ServerProcess, trial: Trial, dice: random.Random) -> None:
     """Kill one of the targets; the server if nothing runs."""
-    running = sorted(job_id for job_id in trial.acknowledged - trial.ended if server.shims_of(job_id))
+    running = sorted(job_id for job_id in trial.acknowledged.keys() - trial.ended if server.shims_of(job_id))
     target = dice.choice(TARGETS) if running else "server"
     trial.kills[target] += 1
     if target == "fork server":
@@ -171,6 +185,9 @@ def check(trial: Trial, starts: list[tuple[str, int]], jobs: dict[str, pb.JobInf
     for job_id in sorted(trial.acknowledged):
         history = [status for its_id, status in trial.changes if its_id == job_id]
         problems += [f"{job_id}: {problem}" for problem in problems_of(jobs[job_id], history, starts)]
+        if jobs[job_id].owner != trial.acknowledged[job_id]:
+            problems.append(f"{job_id}: it belongs to {jobs[job_id].owner}")
+    problems += [f"{gpu} was held twice at a time" for gpu in sorted(held_twice(list(jobs.values())))]
     problems += [f"attempt {attempt} of {job} ran {n} times" for (job, attempt), n in Counter(starts).items() if n > 1]
     return problems
 
@@ -192,14 +209,26 @@ def problems_of(job: pb.JobInfo, history: list[int], starts: list[tuple[str, int
     return problems
 
 
+def held_twice(jobs: Sequence[pb.JobInfo]) -> set[str]:
+    """Return the GPUs that one attempt got before another one had ended."""
+    uses: dict[str, list[tuple[int, int]]] = {}
+    for attempt in (attempt for job in jobs for attempt in job.attempts):
+        for gpu in attempt.gpus:
+            uses.setdefault(gpu, []).append((attempt.started_at.ToNanoseconds(), attempt.completed_at.ToNanoseconds()))
+    return {gpu for gpu, spans in uses.items() if any(end > begin for (_, end), (begin, _) in pairwise(sorted(spans)))}
+
+
 def run_campaign(folder: Path, kills: int, jobs_per_kill: int, seed: int) -> dict[str, object]:
     """Run a campaign in a folder and return its counts and problems."""
     (folder / "program.py").write_text(PROGRAM)
     server = ServerProcess(folder / "data", CONFIG)
+    server.data_dir.mkdir(mode=0o700)
+    tokens = {owner: add_token(server.data_dir, owner) for owner in OWNERS}
+    tokens[OPERATOR] = add_token(server.data_dir, OPERATOR, "operator")
     server.start()
     try:
-        trial = asyncio.run(run_trial(server, kills, jobs_per_kill, seed))
-        jobs = asyncio.run(final_jobs(server.address, trial.acknowledged))
+        trial = asyncio.run(run_trial(server, tokens, kills, jobs_per_kill, seed))
+        jobs = asyncio.run(final_jobs(server.address, tokens[OPERATOR], list(trial.acknowledged)))
         starts = [(job, int(attempt)) for job, attempt in map(str.split, (folder / "starts").read_text().splitlines())]
         left = server.processes_of_jobs()
         problems = check(trial, starts, jobs, 1) + [f"process {pid} is left" for pid in left]
@@ -217,8 +246,8 @@ def run_campaign(folder: Path, kills: int, jobs_per_kill: int, seed: int) -> dic
     }
 
 
-async def final_jobs(address: str, job_ids: set[str]) -> dict[str, pb.JobInfo]:
-    async with AsyncEvalClient(address) as client:
+async def final_jobs(address: str, token: str, job_ids: Sequence[str]) -> dict[str, pb.JobInfo]:
+    async with AsyncEvalClient(address, token=token) as client:
         return {job_id: await client.get_job(job_id) for job_id in job_ids}
 
 
