@@ -18,7 +18,7 @@ from evalrpc.v1.jobs_pb2 import JobInfo
 IN_PLACE_LIMITS: Final = ReadLimits(max_bytes=32 * 1024**2, max_seconds=5.0, max_row_bytes=512 * 1024)
 """For a comparison in the server itself. The longest row of these holds the interpreter for about 40 ms."""
 
-PROCESS_LIMITS: Final = ReadLimits(max_bytes=16 * 1024**3, max_seconds=120.0, max_row_bytes=1024**3)
+PROCESS_LIMITS: Final = ReadLimits(max_bytes=16 * 1024**3, max_seconds=120.0)
 """For a comparison in a process."""
 
 PROCESS_USE: Final = Limits(memory_bytes=2 * 1024**3, processor_seconds=120)

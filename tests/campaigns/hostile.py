@@ -1,10 +1,10 @@
 """Run hostile programs beside good ones on a live server, while callers read everything that they leave; then look for harm.
 
-    make campaign HOSTILE=200 SEED=1
+    make campaign HOSTILE=100 SEED=1
 
 Every good job has its own metric, every hostile job ends as its kind says, every GPU is free again, no call is answered with
-INTERNAL or UNKNOWN, the log has no traceback, no process is left, the server's memory is that of an idle server again, and once
-the jobs are deleted, all their files are gone.
+INTERNAL or UNKNOWN, the log has no traceback, no process is left, the server gives back the memory that it needed, and once the
+jobs are deleted, all their files are gone.
 """
 
 import argparse
@@ -39,8 +39,8 @@ from evalrpc.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 
 GOOD: Final = Kind("good", "print('1/1')")
 GPUS: Final = 4
-MAX_MEMORY_RATIO: Final = 1.1
-"""The server's memory afterwards, against that of the idle server before."""
+MAX_GROWTH_MIB: Final = 80
+"""How much larger the idle server may be afterwards than before: its heap is fragmented, and its caches are full."""
 
 _AT_A_TIME: Final = 12
 _INSPECT: Final = """\
@@ -119,7 +119,7 @@ async def run_trial(server: ServerProcess, kinds: Sequence[Kind]) -> Trial:
             trial.rss_mib.append(rss_mib(server.pid))
             await client.delete_job(reference.job_id)
         await asyncio.to_thread(wait_for_gpus, server)
-        bound = trial.rss_mib[0] * MAX_MEMORY_RATIO
+        bound = trial.rss_mib[0] + MAX_GROWTH_MIB
         with suppress(AssertionError):
             await asyncio.to_thread(eventually, lambda: rss_mib(server.pid) <= bound)
         trial.rss_mib.append(rss_mib(server.pid))
@@ -237,7 +237,7 @@ def run_campaign(folder: Path, kinds: Sequence[Kind] = (), combined: int = 0, se
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--combined", type=int, default=200)
+    parser.add_argument("--combined", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kinds", default="", help="only those whose names contain this")
     options = parser.parse_args()

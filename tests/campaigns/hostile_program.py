@@ -5,8 +5,10 @@
 `kinds.json` beside it has the code of each kind, which uses the names below.
 """
 
+import ctypes  # noqa: F401 - for the code of kinds
 import json
 import os
+import resource  # noqa: F401
 import shutil
 import signal
 import socket
