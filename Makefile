@@ -52,13 +52,16 @@ test-all: setup envs envs-more $(TINY_LLAVA) ## Run all tests, with every harnes
 test-fast: setup ## Run the tests that are not slow, without lmms-eval
 	$(SERVER)/bin/python $(PYTEST) -m "not slow" $(ARGS)
 
-# The number of kills, and of fuzzed messages and forged tokens, in the campaigns, and the seed of their random choices.
+# The number of kills, hostile combinations, fuzzed messages and forged tokens in the campaigns, and the seed of their random
+# choices.
 KILLS ?= 200
+HOSTILE ?= 100
 INPUTS ?= 1000000
 SEED ?= 1
 
-campaign: setup ## Kill servers and harnesses under load; then send good and bad messages to every call, and forged tokens
+campaign: setup ## Kill servers and runs; run hostile jobs beside good ones; send bad messages and forged tokens
 	PYTHONPATH=tests:tests/support $(SERVER)/bin/python -m campaigns.kills --kills $(KILLS) --seed $(SEED)
+	PYTHONPATH=tests:tests/support $(SERVER)/bin/python -m campaigns.hostile --combined $(HOSTILE) --seed $(SEED)
 	PYTHONPATH=tests:tests/support $(SERVER)/bin/python -m campaigns.fuzz --inputs $(INPUTS) --seed $(SEED)
 	PYTHONPATH=tests:tests/support $(SERVER)/bin/python -m campaigns.sign_in --inputs $(INPUTS) --seed $(SEED)
 

@@ -67,13 +67,15 @@ def _rows_of_message(job: JobInfo, position: int) -> Iterator[MetricRow]:
 
 @contextmanager
 def _understood(job: JobInfo) -> Iterator[None]:
-    """Turn what goes wrong with a results file into an error for a client."""
+    """Turn what goes wrong with a results file into an error for a client, which names the job: a history is of many."""
     try:
         yield
     except OSError as error:
-        raise unreadable(error) from error
+        failure = unreadable(error)
+        failure.metadata["job_id"] = job.job_id
+        raise failure from error
     except ValueError as error:
         raise FileUnreadableError(
             f"the file with all results of job {job.job_id} is damaged: {error}; the files of its harness are still there",
-            metadata={"errno": "EBADMSG"},
+            metadata={"errno": "EBADMSG", "job_id": job.job_id},
         ) from error

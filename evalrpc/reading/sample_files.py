@@ -16,7 +16,9 @@ from evalrpc.protobuf.bounds import json_integer
 from evalrpc.results.layout import samples_task
 from evalrpc.v1.jobs_pb2 import JobInfo
 
-_MAX_LINE_BYTES: Final = 64 * 1024 * 1024
+MAX_LINE_BYTES: Final = 64 * 1024 * 1024
+"""The length of a line that is read as a row."""
+
 _BEFORE_OBJECT: Final = b"\xef\xbb\xbf \t\r\n"
 _DECODER: Final = json.JSONDecoder(parse_int=json_integer)
 
@@ -76,11 +78,11 @@ def read_lines(file: BinaryIO, offset: int) -> SampleRows:
 def _lines(file: BinaryIO, offset: int) -> Iterator[SampleRow | int]:
     file.seek(max(0, offset - 1))
     is_whole = not offset or file.read(1) == b"\n"
-    while line := file.readline(_MAX_LINE_BYTES):
+    while line := file.readline(MAX_LINE_BYTES):
         offset += len(line)
         ends = line.endswith(b"\n")
         may_be_row = is_whole and line.lstrip(_BEFORE_OBJECT).startswith(b"{")
-        if may_be_row and len(line) == _MAX_LINE_BYTES and not ends:
+        if may_be_row and len(line) == MAX_LINE_BYTES and not ends:
             yield SampleRow({}, offset, is_too_large=True)
         elif may_be_row and isinstance(values := _decode(line), dict):
             yield SampleRow(values, offset)

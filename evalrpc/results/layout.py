@@ -37,21 +37,38 @@ _SAMPLES_NAMES: Final = (
     re.compile(rf"{_STAMP}_samples_{_TASK}\.jsonl", re.DOTALL),
     re.compile(rf"samples_{_TASK}_{_ISO_STAMP}\.jsonl", re.DOTALL),
 )
-_MAX_RESULTS_BYTES: Final = 128 * 1024 * 1024
-_MAX_KEPT_BYTES: Final = 32 * 1024 * 1024  # in memory while a run ends, which takes several times as much
-_MAX_MODELS: Final = 64
+MAX_RESULTS_BYTES: Final = 128 * 1024 * 1024
+"""The size of a results file."""
+MAX_KEPT_BYTES: Final = 32 * 1024 * 1024
+"""The size of a job's metrics, in memory while a run ends, which takes several times as much."""
+MAX_MODELS: Final = 64
+"""How many models a job may have results of."""
 
 
 def read_results(output_dir: Path, model: str) -> dict[str, ModelResult]:
     """Read the latest results of every model folder; files in `output_dir` itself go under the name `model`.
 
+    What loses no results fails no run: other folders and files of any name, and, with a warning, samples whose name is not
+    UTF-8 and folders that can't be read, if others have results.
+
     Raises RunFailedError with reason RESULTS_INVALID for a results file that can't be read, or for more than is kept of a job;
     OSError for a temporary resource shortage of the server.
     """
     files, folders = _names(output_dir)
-    read = [(model, _read_folder(output_dir, "", files))]
-    read += [(require_utf8(name), _read_folder(output_dir, name, _names(output_dir, name).files)) for name in folders]
-    results = {name: result for name, result in read if result is not None}
+    found = {model: _read_folder(output_dir, "", files)}
+    unreadable: list[RunFailedError] = []
+    for name in folders:
+        try:
+            files = _names(output_dir, name).files
+        except RunFailedError as error:
+            unreadable.append(error)
+        else:
+            found[name] = _read_folder(output_dir, name, files) or found.get(name)
+    results = {name: result for name, result in found.items() if result is not None}
+    if unreadable and not results:
+        raise unreadable[0]
+    for result in results.values():
+        result.warnings.extend(["results may be missing: a folder below the output folder can't be read"] * bool(unreadable))
     require_size(results)
     return results
 
@@ -65,14 +82,14 @@ def require_size(results: Mapping[str, ModelResult]) -> None:
 
 def require_models(count: int) -> None:
     """Do the same for results of so many models."""
-    if count > _MAX_MODELS:
-        raise _invalid(f"there are results of {count} models; at most {_MAX_MODELS} are kept")
+    if count > MAX_MODELS:
+        raise _invalid(f"there are results of {count} models; at most {MAX_MODELS} are kept")
 
 
 def require_bytes(size_bytes: int, what: str) -> None:
     """Do the same for results of a known size; `what` describes them."""
-    if size_bytes > _MAX_KEPT_BYTES:
-        raise _invalid(f"{what} take {size_bytes} bytes; at most {_MAX_KEPT_BYTES} are kept")
+    if size_bytes > MAX_KEPT_BYTES:
+        raise _invalid(f"{what} take {size_bytes} bytes; at most {MAX_KEPT_BYTES} are kept")
 
 
 def missing_tasks(result: ModelResult, tasks: Iterable[str], output_dir: Path | None = None) -> list[str]:
@@ -127,9 +144,14 @@ def valid_results(what: str) -> Iterator[None]:
 
 def require_utf8(name: str) -> str:
     """Return a name or path if a message can carry it. Raises RunFailedError with reason RESULTS_INVALID otherwise."""
-    if name != wire_text(name):
+    if not is_utf8(name):
         raise _invalid(f"the name {ascii(name)[:200]} is not UTF-8")
     return name
+
+
+def is_utf8(name: str) -> bool:
+    """Return whether a message can carry a name."""
+    return name == wire_text(name)
 
 
 class _Names(NamedTuple):
@@ -158,11 +180,13 @@ def _read_folder(output_dir: Path, below: str, names: list[str]) -> ModelResult 
         return None
     latest, results_name = max(dated)
     samples = [match[0] for match in _matches(_SAMPLES_NAMES, names) if match["stamp"] == latest]
-    folder = output_dir / below
+    folder = output_dir / require_utf8(below)
     path = folder / results_name
     result = model_result(_read_document(output_dir, path))
     result.results = require_utf8(str(path))
-    result.samples.extend(require_utf8(str(folder / name)) for name in samples)
+    result.samples.extend(str(folder / name) for name in samples if is_utf8(name))
+    if left_out := len(samples) - len(result.samples):
+        result.warnings.append(f"{left_out} files of samples are left out: their names are not UTF-8")
     return result
 
 
@@ -177,9 +201,9 @@ def _match(patterns: Iterable[re.Pattern[str]], name: str) -> re.Match[str] | No
 def _read_document(output_dir: Path, path: Path) -> Mapping[str, object]:
     with valid_results(path.name):
         with open_in(output_dir, path) as file:
-            if os.fstat(file.fileno()).st_size > _MAX_RESULTS_BYTES:
-                raise _invalid(f"{path.name} is larger than {_MAX_RESULTS_BYTES} bytes")
-            content = file.read(_MAX_RESULTS_BYTES)
+            if os.fstat(file.fileno()).st_size > MAX_RESULTS_BYTES:
+                raise _invalid(f"{path.name} is larger than {MAX_RESULTS_BYTES} bytes")
+            content = file.read(MAX_RESULTS_BYTES)
         document = json.loads(content, parse_int=json_integer)
     if not isinstance(document, dict) or not isinstance(document.get("results"), dict):
         raise _invalid(f"{path.name} has no table of results")

@@ -55,6 +55,7 @@ from evalrpc.server.kept_bytes import KeptBytes
 from evalrpc.server.limits import Limits
 from evalrpc.server.listening import require_descriptors
 from evalrpc.server.logging import set_up_logging
+from evalrpc.server.memory import limit_arenas
 from evalrpc.server.reflection import Reflection
 from evalrpc.server.service import EvaluationService
 from evalrpc.server.threads import require_threads, start_pools
@@ -81,6 +82,7 @@ def serve(settings: Settings, config_file: Path | None = None) -> None:
     The file, if any, is where settings came from. Raises ConfigurationError if it can't start, UnavailableError if it can't
     continue.
     """
+    limit_arenas()
     require_descriptors(_START_DESCRIPTORS)
     require_threads(_START_THREADS)
     environment = dict(os.environ)

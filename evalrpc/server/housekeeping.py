@@ -1,4 +1,4 @@
-"""Periodic background work: keep the journal small, erase what was deleted, remove what need not be kept, measure what is."""
+"""Periodic background work: keep what is kept small, erase what was deleted, measure the rest, and give memory back."""
 
 import asyncio
 import logging
@@ -12,6 +12,7 @@ from evalrpc.clock import Clock
 from evalrpc.config import Settings
 from evalrpc.scheduling.shares import KEPT_HALF_LIVES
 from evalrpc.server.kept_bytes import KeptBytes
+from evalrpc.server.memory import give_memory_back
 from evalrpc.server.problems import Problems
 from evalrpc.server.removals import Removals
 from evalrpc.server.retention import Retention
@@ -64,6 +65,7 @@ class Housekeeper:
             ),
             self._repeat(
                 {
+                    "give memory back": partial(self._on_remover, give_memory_back),
                     "remove folders of no job": self._remove_orphans,
                     "remove the rest of deleted jobs": partial(self._on_remover, self._removals.retry),
                     "delete old jobs": partial(self._on_remover, self._retention.sweep),

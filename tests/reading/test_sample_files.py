@@ -111,7 +111,7 @@ def test_whoever_begins_within_a_line_gets_the_next_one() -> None:
 
 
 def test_a_row_larger_than_any_that_is_read_has_no_values_and_its_rest_is_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sample_files, "_MAX_LINE_BYTES", 20)
+    monkeypatch.setattr(sample_files, "MAX_LINE_BYTES", 20)
     long = b'{"doc_id": 2, "t": "' + b"x" * 50 + b'{"doc_id": 9}\n'
     data = b'{"doc_id": 1}\n' + long + b"-" * 30 + b'\n{"doc_id": 3}\n'
     found = [(dict(row.values), row.is_too_large) for row in lines_from(data)]

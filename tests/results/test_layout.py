@@ -1,7 +1,11 @@
 """Reading output directories: real ones of lmms-eval, and ones that no sane program would write."""
 
+import errno
 import json
 import math
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -201,9 +205,9 @@ def test_groups_are_tasks_too(tmp_path: Path) -> None:
 def test_more_metrics_than_are_kept_make_results_invalid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "m", {"results": {f"task {number}": {"acc,none": 0.5} for number in range(1000)}})
     size_bytes = sum(result.ByteSize() for result in read_results(tmp_path, "x").values())
-    monkeypatch.setattr(layout, "_MAX_KEPT_BYTES", size_bytes)
+    monkeypatch.setattr(layout, "MAX_KEPT_BYTES", size_bytes)
     assert len(read_results(tmp_path, "x")["m"].metrics) == 1000
-    monkeypatch.setattr(layout, "_MAX_KEPT_BYTES", size_bytes - 1)
+    monkeypatch.setattr(layout, "MAX_KEPT_BYTES", size_bytes - 1)
     assert failure(tmp_path).startswith(f"1000 metrics of 1 models take {size_bytes} bytes; at most {size_bytes - 1} ")
 
 
@@ -222,9 +226,39 @@ def test_a_name_that_utf8_cannot_hold_is_replaced(tmp_path: Path) -> None:
     assert read_results(tmp_path, "x")["m"].metrics[0].task == "t?"
 
 
-def test_a_file_name_that_utf8_cannot_hold_makes_results_invalid(tmp_path: Path) -> None:
+def test_a_model_whose_name_utf8_cannot_hold_makes_results_invalid(tmp_path: Path) -> None:
     write(tmp_path / "m\udcff", {"results": {}})
     assert failure(tmp_path) == r"the name 'm\udcff' is not UTF-8"
+
+
+def test_files_and_folders_of_any_name_beside_the_results_fail_no_run(tmp_path: Path) -> None:
+    write(tmp_path / "m", {"results": {"t": {"acc,none": 0.5}}})
+    (tmp_path / "cache\udcff").mkdir()
+    for name in ("x\udcff", "two\nlines", "20260214_103045_samples_\udcff.jsonl", "20260214_103045_samples_t.jsonl"):
+        (tmp_path / "m" / name).touch()
+    (result,) = read_results(tmp_path, "x").values()
+    assert [metric.value for metric in result.metrics] == [0.5]
+    assert list(result.samples) == [str(tmp_path / "m" / "20260214_103045_samples_t.jsonl")]
+    assert list(result.warnings) == ["1 files of samples are left out: their names are not UTF-8"]
+
+
+def test_a_folder_that_can_not_be_read_fails_a_run_only_without_other_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "locked").mkdir()
+    scan = layout.scan_folder
+
+    def scan_unlocked(folder: Path, below: str = "") -> AbstractContextManager[Iterator["os.DirEntry[str]"]]:
+        if below == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scan(folder, below)
+
+    monkeypatch.setattr(layout, "scan_folder", scan_unlocked)
+    assert failure(tmp_path) == "the output folder can't be read: Permission denied"
+    write(tmp_path / "m", {"results": {"t": {"acc,none": 0.5}}})
+    results = read_results(tmp_path, "x")
+    assert list(results) == ["m"]
+    assert list(results["m"].warnings) == ["results may be missing: a folder below the output folder can't be read"]
 
 
 @pytest.mark.parametrize("cut", [0, 1, 100, -1])

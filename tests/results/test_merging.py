@@ -86,7 +86,7 @@ def test_several_models_of_a_run_stay_apart() -> None:
 
 
 def test_what_is_too_much_is_refused_and_leaves_the_rest_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "_MAX_KEPT_BYTES", 2 * 1024 * 1024)
+    monkeypatch.setattr(layout, "MAX_KEPT_BYTES", 2 * 1024 * 1024)
     together = MergedResults()
     together.add({"m": result_of("a")})
     before = together.results()

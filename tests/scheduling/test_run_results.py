@@ -174,7 +174,7 @@ def test_steps_that_never_began_are_named(tmp_path: Path) -> None:
 
 
 def test_more_than_is_kept_of_a_job_fails_the_step_that_is_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "_MAX_KEPT_BYTES", 1024 * 1024)
+    monkeypatch.setattr(layout, "MAX_KEPT_BYTES", 1024 * 1024)
     handle = Handle()
     found, steps = found_in(tmp_path, COMMAND, handle, "a", "b")
     for step in steps:

@@ -10,7 +10,8 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.message import Message
-from serving import COMPLETED, FAILED, RUNNING, TERMINAL, Api, ServerHere, Site, fields_of, reason_of, submission
+from google.rpc import error_details_pb2
+from serving import COMPLETED, FAILED, RUNNING, TERMINAL, Api, ServerHere, Site, detail, fields_of, reason_of, submission
 from waiting import eventually
 
 from evalrpc.analysis import comparison
@@ -335,6 +336,7 @@ def test_a_file_that_is_lost_is_an_error_and_never_fewer_metrics(api: Api, site:
         with pytest.raises(grpc.RpcError) as error:
             call()
         assert (error.value.code(), reason_of(error.value)) == (grpc.StatusCode.FAILED_PRECONDITION, "FILE_UNREADABLE")
+        assert detail(error.value, error_details_pb2.ErrorInfo).metadata["job_id"] == job.job_id, "a history is of many"
 
 
 def test_metrics_that_take_long_come_in_shorter_pages(api: Api, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

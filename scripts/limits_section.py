@@ -1,0 +1,175 @@
+"""The section of docs/settings.md about limits: their values are those of the code, so that neither can change alone."""
+
+from collections.abc import Iterator
+
+from evalrpc.analysis import comparer, history, sample_values
+from evalrpc.files.opening import MAX_NAME_BYTES as MAX_FILE_NAME_BYTES
+from evalrpc.jobs import filters, label_selectors, size_limits, transitions
+from evalrpc.reading import artifacts, metrics, sample_files, sample_pages, samples
+from evalrpc.results import layout
+from evalrpc.scheduling import limited_process
+from evalrpc.server import limits, service, unread, validation
+
+_KIB, _MIB, _GIB = 1024, 1024**2, 1024**3
+
+_INVALID = "INVALID_ARGUMENT, `INVALID_REQUEST`, field"
+_EXHAUSTED = "RESOURCE_EXHAUSTED,"
+_TOO_MUCH = "FAILED_PRECONDITION, `READ_LIMIT_REACHED`"
+_FAILED = "the job is FAILED with"
+
+HEAD = """\
+## Limits, and what is past them
+
+Every error has its reason in the ErrorInfo; INVALID_ARGUMENT names every bad field in the BadRequest, with the limit in its
+text. Names in this font are settings (above), or fields of requests. What has no setting can't be changed.
+"""
+
+
+def section() -> str:
+    """Return the whole section."""
+    tables = [
+        ("### Calls", "past it, a caller gets", calls()),
+        ("### Requests", "past it, a caller gets", requests()),
+        ("### Answers and what is read for them", "past it", answers()),
+        ("### Runs", "past it", runs()),
+    ]
+    parts = [
+        f"{title}\n\n| limit | value | {past} |\n|---|---|---|\n" + "\n".join(map(row, rows)) for title, past, rows in tables
+    ]
+    return "\n\n".join([HEAD.rstrip(), *parts])
+
+
+def row(cells: tuple[str, str, str]) -> str:
+    """Return a line of a table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def calls() -> Iterator[tuple[str, str, str]]:
+    """Yield what holds for every call."""
+    yield (
+        "size of a request",
+        "`max_request_bytes`",
+        f"{_EXHAUSTED} `REQUEST_TOO_LARGE`, or gRPC's own error without a reason",
+    )
+    yield ("jobs that wait", "`max_queued`", f"{_EXHAUSTED} `QUEUE_FULL`, with RetryInfo")
+    yield ("open streams", "`max_streams`", f"{_EXHAUSTED} `TOO_MANY_STREAMS`, with RetryInfo")
+    yield ("open streams of an owner", "`max_streams_per_owner`", f"{_EXHAUSTED} `TOO_MANY_STREAMS`, with RetryInfo")
+    yield ("calls per second of an owner", "`max_calls_per_second`", f"{_EXHAUSTED} `TOO_MANY_CALLS`, with RetryInfo")
+    yield ("calls on a connection", "`max_streams_per_connection`", "a wait in the client")
+    yield ("connections", "`max_connections`", "a closed connection: UNAVAILABLE without a reason")
+    yield (
+        f"unread answers over {size(limits.SMALL_BYTES)}",
+        "`max_unread_bytes`",
+        f"a wait, or {_EXHAUSTED} `TOO_MUCH_UNREAD`",
+    )
+    yield ("time without taking anything of an answer, while others wait", f"{unread.STALL_SECONDS:g} s", "a closed connection")
+
+
+def requests() -> Iterator[tuple[str, str, str]]:
+    """Yield how large the fields of requests may be."""
+    yield from (
+        (what, value, f"{_INVALID} {field}")
+        for what, value, field in (
+            ("`model`", characters(validation.MAX_MODEL_LENGTH), "`model`"),
+            ("number of `tasks`", f"{validation.MAX_TASKS:,}", "`tasks`"),
+            ("all names of `tasks` together", size(size_limits.MAX_TASK_NAMES_BYTES), "`tasks`"),
+            ("name of a task, value of a label, names in a selector", characters(validation.MAX_NAME_LENGTH), "its own"),
+            ("`model_args`, and `gen_kwargs`", size(size_limits.MAX_ARGS_BYTES), "`model_args` or `gen_kwargs`"),
+            ("values in both together", f"{validation.MAX_ARG_VALUES:,}", "`model_args` or `gen_kwargs`"),
+            ("depth of either", f"{validation.MAX_NESTING}", "`model_args` or `gen_kwargs`"),
+            ("`output_dir`", f"{validation.MAX_OUTPUT_DIR_BYTES:,} bytes", "`output_dir`"),
+            ("number of `labels`", f"{validation.MAX_LABELS}", "`labels`"),
+            ("`max_attempts`", f"{validation.MAX_ATTEMPTS}", "`max_attempts`"),
+            ("`priority`", f"-{validation.MAX_PRIORITY:,} to {validation.MAX_PRIORITY:,}", "`priority`"),
+            ("`timeout`", f"{validation.MAX_TIMEOUT_SECONDS // 86400:g} days", "`timeout`"),
+            ("`reason` of a cancel", characters(validation.MAX_REASON_LENGTH), "`reason`"),
+            ("statuses in a filter", f"{validation.MAX_STATUSES}", "`filter.statuses`"),
+            ("`job_id_prefix`", f"at least {filters.MIN_PREFIX_LENGTH} characters", "`filter.job_id_prefix`"),
+            ("`label_selector`", characters(label_selectors.MAX_CHARACTERS), "`filter.label_selector`"),
+            ("requirements in it", f"{label_selectors.MAX_REQUIREMENTS}", "`filter.label_selector`"),
+            ("candidates of a comparison", f"{validation.MAX_CANDIDATES}", "`candidate_job_ids`"),
+            ("selectors of metrics, and thresholds", f"{validation.MAX_SELECTORS} each", "`metrics`, `metric_thresholds`"),
+            ("`alpha`", f"{validation.MIN_ALPHA} to {validation.MAX_ALPHA}", "`alpha`"),
+            ("`update_mask`", f"{validation.MAX_PATHS} paths", "`update_mask`"),
+            ("`heartbeat_interval`", f"at least {validation.MIN_HEARTBEAT_SECONDS} s", "`heartbeat_interval`"),
+        )
+    )
+
+
+def answers() -> Iterator[tuple[str, str, str]]:
+    """Yield how large answers may be, and how much is read for one."""
+    yield (
+        "entries of a page",
+        f"{service.MAX_PAGE_SIZE:,}; ListMetrics {service.MAX_METRICS_SIZE:,}",
+        "that many, and a token",
+    )
+    yield (
+        "size of a page, and of a CompareJobs answer",
+        size(size_limits.MAX_PAGE_BYTES),
+        "a shorter page; CompareJobs: an error",
+    )
+    yield ("metrics in a JobInfo", size(size_limits.MAX_METRICS_BYTES), "`metrics_truncated`; ListMetrics has all")
+    yield ("tasks in a JobInfo", size(size_limits.MAX_TASK_RESULTS_BYTES), "fewer tasks; ListMetrics has the metrics of all")
+    yield ("points of a page of GetHistory", f"{history.MAX_POINTS:,}, {seconds(history.LIMITS)}", f"a token; {_TOO_MUCH}")
+    yield ("a page of ListMetrics", seconds(metrics.LIMITS), "a shorter page")
+    yield ("name of an artifact", f"{MAX_FILE_NAME_BYTES:,} bytes", "it is not listed")
+    yield ("a page of ListArtifacts", seconds(artifacts.LISTING_LIMITS), _TOO_MUCH)
+    yield (
+        "checksums of a page",
+        f"{reading(artifacts.CHECKSUM_LIMITS)}",
+        "a shorter page; a file that takes more alone has none",
+    )
+    yield (
+        "a row of ListSamples",
+        f"{size(sample_pages.MAX_ROW_BYTES)}, {sample_pages.MAX_ROW_VALUES:,} values",
+        "`truncated_fields`",
+    )
+    yield ("a line of samples", size(sample_files.MAX_LINE_BYTES), "an empty row, named in `truncated_fields`")
+    yield ("a page of ListSamples", process(samples.PROCESS_LIMITS, samples.PROCESS_USE), f"a shorter page; {_TOO_MUCH}")
+    yield ("a comparison", process(comparer.PROCESS_LIMITS, comparer.PROCESS_USE), _TOO_MUCH)
+    yield (
+        "values of samples in a comparison",
+        f"{sample_values.MAX_VALUES:,}",
+        "only the first ones are compared",
+    )
+
+
+def runs() -> Iterator[tuple[str, str, str]]:
+    """Yield what a run may leave."""
+    use = limited_process.Limits()
+    yield ("log", "`max_log_bytes`", f"{_FAILED} `LOG_TOO_LARGE`")
+    yield ("output folder", "`max_output_bytes`", f"{_FAILED} `OUTPUT_TOO_LARGE`")
+    yield ("time of an attempt", "`timeout` of the request", f"{_FAILED} `TIMED_OUT`")
+    yield ("results file", size(layout.MAX_RESULTS_BYTES), f"{_FAILED} `RESULTS_INVALID`")
+    yield ("reading the results", f"{size(use.memory_bytes)}, {use.processor_seconds} s", f"{_FAILED} `RESULTS_INVALID`")
+    yield ("models of a job", f"{layout.MAX_MODELS}", f"{_FAILED} `RESULTS_INVALID`")
+    yield ("metrics of a job", size(layout.MAX_KEPT_BYTES), f"{_FAILED} `RESULTS_INVALID`")
+    yield ("`JobError.message`", f"{transitions.MAX_MESSAGE_BYTES:,} bytes", "it is shortened")
+    yield ("`JobError.log_tail`", f"{transitions.MAX_TAIL_LINES} lines, {size(transitions.MAX_TAIL_BYTES)}", "ReadLog has all")
+    yield ("warnings of a job", f"{size_limits.MAX_WARNINGS}, {size(size_limits.MAX_WARNING_BYTES)} each", "the first ones")
+
+
+def size(size_bytes: int) -> str:
+    """Write a size in the largest unit that fits."""
+    unit, name = next((each for each in ((_GIB, "GiB"), (_MIB, "MiB"), (_KIB, "KiB")) if size_bytes >= each[0]), (1, "bytes"))
+    return f"{size_bytes / unit:g} {name}"
+
+
+def characters(count: int) -> str:
+    """Write a length of a text."""
+    return f"{count:,} characters"
+
+
+def seconds(bounds: artifacts.ReadLimits) -> str:
+    """Write a time."""
+    return f"{bounds.max_seconds:g} s"
+
+
+def reading(bounds: artifacts.ReadLimits) -> str:
+    """Write how much may be read."""
+    return f"{size(bounds.max_bytes)}, {seconds(bounds)}"
+
+
+def process(bounds: artifacts.ReadLimits, use: limited_process.Limits) -> str:
+    """Write how much may be read in a process."""
+    return f"{reading(bounds)}, {size(use.memory_bytes)} of memory"

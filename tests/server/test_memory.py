@@ -1,0 +1,53 @@
+"""Memory that is needed no more is given back to the machine."""
+
+import subprocess
+import sys
+
+import pytest
+
+from evalrpc.server import memory
+
+PROGRAM = """
+import threading
+from pathlib import Path
+from evalrpc.server.memory import give_memory_back, limit_arenas
+
+class Node:
+    pass
+
+def rss_kib():
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+
+def work():
+    texts = [bytes([1]) * 4000 for _ in range(25_000)]
+    cycle = Node()
+    cycle.itself, cycle.texts = cycle, texts[::2]
+    del texts
+    kept.append(bytes([2]) * 4000)  # it lies above all that is freed
+
+limit_arenas()
+kept = []
+before = rss_kib()
+for _ in range(4):
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+full = rss_kib()
+give_memory_back()
+print(before, full, rss_kib())
+"""
+
+
+def test_what_was_freed_and_what_is_garbage_is_given_back() -> None:
+    if memory._from_c("malloc_trim") is None:
+        pytest.skip("this C library is not glibc")
+    output = subprocess.run((sys.executable, "-c", PROGRAM), capture_output=True, check=True, text=True).stdout
+    before, full, after = map(int, output.split())
+    assert full > before + 50_000, "there was nothing to give back"
+    assert after < before + 10_000
+
+
+def test_a_c_library_without_these_functions_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())
+    memory.limit_arenas()
+    memory.give_memory_back()
