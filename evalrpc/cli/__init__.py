@@ -38,6 +38,8 @@ _MODULES: Final = {
     "harnesses": "catalog",
     "info": "catalog",
     "doctor": "doctor",
+    "backup": "backup",
+    "restore": "backup",
 }
 
 
