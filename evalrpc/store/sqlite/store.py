@@ -138,6 +138,10 @@ class SqliteStore:
         overwritten them (secure_delete)."""
         return self._write(lambda _: _ERASE)
 
+    def check_writable(self) -> Future[None]:
+        """Commit a page as it is."""
+        return self._write(lambda transaction: transaction.write_unchanged())
+
     @property
     def position(self) -> int:
         """The number of the latest change. Numbers begin anew with every opening, since nobody follows from one to the next."""

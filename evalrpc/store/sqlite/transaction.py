@@ -167,6 +167,10 @@ class Transaction:
         """See Store.forget_removal."""
         self.connection.execute("DELETE FROM removals WHERE path = ?", (path,))
 
+    def write_unchanged(self) -> None:
+        """See Store.check_writable."""
+        self.connection.execute("UPDATE compaction SET oldest_revision = oldest_revision")
+
     def next_revision(self) -> int:
         """Return a revision that is higher than all before."""
         return self.head + 1
