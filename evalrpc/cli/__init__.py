@@ -44,6 +44,8 @@ _MODULES: Final = {
     "policy": "policy",
     "login": "login",
     "logout": "login",
+    "backup": "backup",
+    "restore": "backup",
 }
 
 

@@ -1,9 +1,7 @@
 """Measures and removes folders that runs left, whatever is in them.
 
-A run can leave a tree of any depth and width, with links, FIFOs, names that are not UTF-8, and folders that nobody may enter.
-So a tree is walked without recursion, relative to one open folder (openat), and no link is followed. On the way up, the folder
-that `..` leads to has to be the one that the walk came from, so that a folder that is moved meanwhile does not lead the walk
-astray.
+A run can leave a tree of any depth and width, with links, FIFOs, names that are not UTF-8, and folders that nobody may enter:
+see `evalrpc.files.tree_walk`.
 """
 
 import errno
@@ -15,12 +13,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from evalrpc.files.errnos import require_no_shortage
+from evalrpc.files.tree_walk import ANY_FOLDER, FOLDER, Place, identity
 
 BLOCK_BYTES: Final = 512
 """The unit of `st_blocks`, whatever the file system."""
 
-_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_ANY_FOLDER: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  # opens also what can't be read
 _PARENT: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _OWNER: Final = stat.S_IRWXU
 
@@ -45,9 +42,9 @@ def disk_bytes(folder: Path, enough: int | None = None, should_stop: Callable[[]
     with closing(_statuses(folder)) as statuses:
         for status in statuses:
             if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
-                if _identity(status) in linked:
+                if identity(status) in linked:
                     continue
-                linked.add(_identity(status))
+                linked.add(identity(status))
             total_bytes += status.st_blocks * BLOCK_BYTES
             if should_stop() or (enough is not None and total_bytes > enough):
                 break
@@ -69,43 +66,10 @@ def remove_tree(path: Path, should_stop: Callable[[], bool] = lambda: False) -> 
     return _Removal(parent, should_stop).remove(path.name)
 
 
-class _Place:
-    """The one open folder of a walk. Owns the descriptor that it is given."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-        self._above: list[tuple[int, int]] = []
-
-    def enter(self, child: int) -> None:
-        """Go into a folder, which was opened in this one, unless there is no way back. Owns its descriptor. Raises OSError."""
-        here = _identity(os.fstat(self.descriptor))
-        try:
-            _require(_identity(os.stat("..", dir_fd=child)) == here)
-        except OSError:
-            os.close(child)
-            raise
-        self._move(child)
-        self._above.append(here)
-
-    def leave(self) -> None:
-        """Go back. Raises OSError if this folder is not where it was any more."""
-        parent = os.open("..", _ANY_FOLDER, dir_fd=self.descriptor)
-        self._move(parent)
-        _require(_identity(os.fstat(parent)) == self._above.pop())
-
-    def close(self) -> None:
-        """Close the folder."""
-        os.close(self.descriptor)
-
-    def _move(self, descriptor: int) -> None:
-        os.close(self.descriptor)
-        self.descriptor = descriptor
-
-
 def _statuses(folder: Path) -> Generator[os.stat_result, None, None]:
     """Yield the status of a folder, and of all below it that can be read. Raises OSError for a shortage."""
     try:
-        place = _Place(os.open(folder, _FOLDER))
+        place = Place(os.open(folder, FOLDER))
     except OSError as error:
         require_no_shortage(error)
         return
@@ -116,7 +80,7 @@ def _statuses(folder: Path) -> Generator[os.stat_result, None, None]:
         while True:
             if pending[-1]:
                 try:
-                    place.enter(os.open(pending[-1].pop(), _FOLDER, dir_fd=place.descriptor))
+                    place.enter(os.open(pending[-1].pop(), FOLDER, dir_fd=place.descriptor))
                 except OSError as error:
                     require_no_shortage(error)
                     continue
@@ -147,7 +111,7 @@ class _Removal:
     """Removes one tree from its parent folder, whose descriptor it owns."""
 
     def __init__(self, parent: int, should_stop: Callable[[], bool]) -> None:
-        self._place = _Place(parent)
+        self._place = Place(parent)
         self._should_stop = should_stop
         self._count = 0
         self._problem = ""
@@ -184,10 +148,10 @@ class _Removal:
     def _enter(self, name: str) -> bool:
         """Go into a folder. Return False, with the problem noted, if that is impossible."""
         try:
-            folder = os.open(name, _ANY_FOLDER, dir_fd=self._place.descriptor)
+            folder = os.open(name, ANY_FOLDER, dir_fd=self._place.descriptor)
             try:
                 _make_accessible(folder)
-                child = os.open(".", _FOLDER, dir_fd=folder)
+                child = os.open(".", FOLDER, dir_fd=folder)
             finally:
                 os.close(folder)
             self._place.enter(child)
@@ -242,15 +206,6 @@ def _make_accessible(folder: int) -> None:
     status = os.fstat(folder)
     if status.st_mode & _OWNER != _OWNER and status.st_uid == os.geteuid():
         os.chmod(f"/proc/self/fd/{folder}", stat.S_IMODE(status.st_mode) | _OWNER)  # noqa: PTH101 - this very folder
-
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
-
-
-def _require(is_same: bool) -> None:
-    if not is_same:
-        raise OSError(errno.EXDEV, "the folder was moved meanwhile")
 
 
 def _said(name: str, error: OSError) -> str:

@@ -62,6 +62,7 @@ from evalrpc.server.threads import require_threads, start_pools
 from evalrpc.server.transports.connections import close_connections
 from evalrpc.server.transports.grpc import anonymous, dialogue_handler, generic_handler, ignore_departures
 from evalrpc.server.transports.grpc_listener import GrpcListener
+from evalrpc.server.write_check import WriteCheck
 from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.v1 import evaluation_service_pb2
 from evalrpc.watching.feed import Feed
@@ -177,8 +178,9 @@ class Server:
         kept_bytes = KeptBytes(self._store, data_dir, entitlements)
         self._housekeeper = Housekeeper(self._store, clock, data_dir, settings, self._pools.removers, kept_bytes)
         self._service = self._build_service(queue_state, entitlements, clock, data_dir)
-        self._housekeeping: asyncio.Task[None] | None = None
         self._health = Health((SERVICE.full_name,))
+        self._write_check = WriteCheck(self._store, data_dir, self._health, self._pools.readers)
+        self._background: list[asyncio.Task[None]] = []
         self.limits = Limits(settings, clock.monotonic, self._disconnect)
         """What callers of the evaluation service take."""
         self.open_limits = Limits(replace(settings, max_calls_per_second=0), clock.monotonic, self._disconnect)
@@ -203,7 +205,7 @@ class Server:
         self._scheduler.start()
         await self._authenticator.start()
         await asyncio.gather(*(listener.start() for listener in self.listeners))
-        self._housekeeping = asyncio.create_task(self._housekeeper.run())
+        self._background = [asyncio.create_task(work.run()) for work in (self._housekeeper, self._write_check)]
         self._pools.catalogers.submit(self._catalog.load)
 
     async def drain(self) -> None:
@@ -220,9 +222,9 @@ class Server:
         self._service.stopping = True
         self._health.stop()
         self._feed.stop()
-        if self._housekeeping is not None:
-            self._housekeeping.cancel()
-            self._housekeeper.stop()
+        for task in self._background:
+            task.cancel()
+        self._housekeeper.stop()
         loop = asyncio.get_running_loop()
         # Calls made just as gRPC stops get CANCELLED without a reason: so answer with the reason for a moment first.
         await asyncio.gather(loop.run_in_executor(self._pools.waiters, self._scheduler.stop), asyncio.sleep(_REFUSAL_SECONDS))

@@ -20,20 +20,35 @@ _RETRY_DELAY_SECONDS: Final = 1.0
 
 
 class Health:
-    """Says SERVING of the server, whose name is empty, and of each of these services, until it is told to refuse."""
+    """Says SERVING of the server, whose name is empty, and of each of these services, unless it is told otherwise.
+
+    For the event loop.
+    """
 
     def __init__(self, services: Iterable[str]) -> None:
         self._services = frozenset(("", *services))
-        self._refusing, self._stopped = asyncio.Event(), asyncio.Event()
+        self._is_suspended = self._is_refusing = self._is_stopped = False
+        self._changed = asyncio.Event()  # one for each state: set when the next one begins
+
+    def suspend(self) -> None:
+        """Say NOT_SERVING until `resume`, to watchers too."""
+        self._is_suspended = True
+        self._tell_watchers()
+
+    def resume(self) -> None:
+        """Say SERVING again, unless the server refuses for good."""
+        self._is_suspended = False
+        self._tell_watchers()
 
     def refuse(self) -> None:
         """Say NOT_SERVING from now on, to watchers too."""
-        self._refusing.set()
+        self._is_refusing = True
+        self._tell_watchers()
 
     def stop(self) -> None:
         """Do so, and end the streams."""
+        self._is_stopped = True
         self.refuse()
-        self._stopped.set()
 
     async def Check(self, request: Any, call: Call) -> Any:
         """Return the health of a service. Raises NotFoundError for one that is not here."""
@@ -45,18 +60,25 @@ class Health:
 
     async def Watch(self, request: Any, call: Call) -> None:
         """Send the health of a service, and every change. Raises ServerStoppingError in the end."""
-        sent = self._health_of(request.service)
-        await call.send(sent.SerializeToString())
-        await self._refusing.wait()
-        if (changed := self._health_of(request.service)) != sent:
-            await call.send(changed.SerializeToString())
-        await self._stopped.wait()
-        raise ServerStoppingError("the server is stopping: watch again", retry_delay_seconds=_RETRY_DELAY_SECONDS)
+        sent = None
+        while True:
+            changed, status = self._changed, self._health_of(request.service)
+            if status != sent:
+                sent = status
+                await call.send(status.SerializeToString())
+            elif self._is_stopped:
+                raise ServerStoppingError("the server is stopping: watch again", retry_delay_seconds=_RETRY_DELAY_SECONDS)
+            else:
+                await changed.wait()
+
+    def _tell_watchers(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _health_of(self, service: str) -> Any:
         if service not in self._services:
             status = pb.HealthCheckResponse.SERVICE_UNKNOWN
-        elif self._refusing.is_set():
+        elif self._is_refusing or self._is_suspended:
             status = pb.HealthCheckResponse.NOT_SERVING
         else:
             status = pb.HealthCheckResponse.SERVING

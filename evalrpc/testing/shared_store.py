@@ -129,6 +129,10 @@ class SharedStore:
         """See Store.forget_removal."""
         return self._database.forget_removal(path)
 
+    def check_writable(self) -> Future[None]:
+        """See Store.check_writable."""
+        return self._database.check_writable()
+
     def erase(self) -> Future[bool]:
         """See Store.erase."""
         return self._database.erase()

@@ -88,6 +88,28 @@ def test_every_watcher_hears_of_the_stop_though_another_one_left(use: Use) -> No
     use(call)
 
 
+def test_a_watcher_hears_of_each_change_until_the_server_refuses_for_good(use: Use) -> None:
+    async def call(transport: InProcessTransport, health: Health) -> None:
+        watch = transport.stream("Watch", request("acme.Service"))
+        assert await next_of(watch) == SERVING
+        for _ in range(2):
+            health.suspend()
+            assert await next_of(watch) == NOT_SERVING
+            health.suspend()
+            health.resume()
+            assert await next_of(watch) == SERVING
+        health.refuse()
+        assert await next_of(watch) == NOT_SERVING
+        health.suspend()
+        health.resume()
+        assert await check(transport, "") == NOT_SERVING
+        health.stop()
+        with pytest.raises(ServerStoppingError):
+            await next_of(watch)
+
+    use(call)
+
+
 def test_a_service_that_is_not_here_is_unknown_once(use: Use) -> None:
     async def call(transport: InProcessTransport, health: Health) -> None:
         watch = transport.stream("Watch", request("acme.Other"))

@@ -14,6 +14,12 @@ from evalrpc.v1 import jobs_pb2 as pb
 
 _QUEUED_BY_OWNER: Final = "SELECT owner, count(*) FROM jobs WHERE status = ? GROUP BY owner"
 
+BACKUP_MARKER: Final = "evalrpc-backup.json"
+"""The file that makes a folder a backup, which no server may work on."""
+
+RESTORING_DIR: Final = "restoring"
+"""The folder that a data folder has until it is restored."""
+
 
 class Opened(NamedTuple):
     """A database that is ready, as its writer finds it."""
@@ -33,6 +39,7 @@ class Opened(NamedTuple):
 def open_database(path: Path) -> Opened:
     """Open a database for its writer, or make it. Raises ConfigurationError if it can't be used."""
     try:
+        _require_no_backup(path.parent)
         _require_not_lost(path)
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA journal_mode = WAL")
@@ -64,9 +71,16 @@ def open_database(path: Path) -> Opened:
     )
 
 
+def _require_no_backup(folder: Path) -> None:
+    """Refuse a backup: its revisions would be handed out a second time."""
+    if (folder / BACKUP_MARKER).exists():
+        raise ConfigurationError(f"setting data_dir: {folder} is a backup; run `evalrpc restore`")
+
+
 def _require_not_lost(path: Path) -> None:
     """Refuse to begin anew where a database was: SQLite would drop its journal, and the server the files of its jobs."""
     traces = [trace for trace in (path.with_name(f"{path.name}-wal"), path.parent / JOBS_DIR) if _has_content(trace)]
+    traces += [trace for trace in (path.parent / RESTORING_DIR,) if trace.exists()]
     if traces and not _has_content(path):
         raise ConfigurationError(
             f"setting data_dir: the database {path} is empty or gone, though {traces[-1]} is there; "

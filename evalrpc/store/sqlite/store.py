@@ -154,6 +154,10 @@ class SqliteStore:
         """Drop what attempts used that ended before a time of day."""
         return self._write(lambda transaction: transaction.forget_uses(ended_before_ns))
 
+    def check_writable(self) -> Future[None]:
+        """Commit a page as it is."""
+        return self._write(lambda transaction: transaction.write_unchanged())
+
     @property
     def position(self) -> int:
         """The number of the latest change. Numbers begin anew with every opening, since nobody follows from one to the next."""

@@ -189,6 +189,10 @@ class Transaction:
         self.flush()
         self.connection.execute("DELETE FROM attempt_uses WHERE ended_ns < ?", (ended_before_ns,))
 
+    def write_unchanged(self) -> None:
+        """See Store.check_writable."""
+        self.connection.execute("UPDATE compaction SET oldest_revision = oldest_revision")
+
     def next_revision(self) -> int:
         """Return a revision that is higher than all before."""
         return self.head + 1

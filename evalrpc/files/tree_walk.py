@@ -1,0 +1,58 @@
+"""Walks a tree that a run left: without recursion, relative to one open folder (openat), following no link.
+
+On the way up, the folder that `..` leads to has to be the one that the walk came from, so that a folder that is moved meanwhile
+does not lead the walk astray.
+"""
+
+import errno
+import os
+from typing import Final
+
+FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+"""How a folder is opened whose entries are to be read."""
+
+ANY_FOLDER: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+"""How a folder is opened that need not be readable."""
+
+
+class Place:
+    """The one open folder of a walk. Owns the descriptor that it is given."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self._above: list[tuple[int, int]] = []
+
+    def enter(self, child: int) -> None:
+        """Go into a folder, which was opened in this one, unless there is no way back. Owns its descriptor. Raises OSError."""
+        here = identity(os.fstat(self.descriptor))
+        try:
+            _require(identity(os.stat("..", dir_fd=child)) == here)
+        except OSError:
+            os.close(child)
+            raise
+        self._move(child)
+        self._above.append(here)
+
+    def leave(self) -> None:
+        """Go back. Raises OSError if this folder is not where it was any more."""
+        parent = os.open("..", ANY_FOLDER, dir_fd=self.descriptor)
+        self._move(parent)
+        _require(identity(os.fstat(parent)) == self._above.pop())
+
+    def close(self) -> None:
+        """Close the folder."""
+        os.close(self.descriptor)
+
+    def _move(self, descriptor: int) -> None:
+        os.close(self.descriptor)
+        self.descriptor = descriptor
+
+
+def identity(status: os.stat_result) -> tuple[int, int]:
+    """Return what tells a file or folder from all others."""
+    return status.st_dev, status.st_ino
+
+
+def _require(is_same: bool) -> None:
+    if not is_same:
+        raise OSError(errno.EXDEV, "the folder was moved meanwhile")

@@ -1,0 +1,229 @@
+"""Backups of a data folder, made while its server runs, and data folders made from them.
+
+A backup is a folder with copies of the databases and of the files of all jobs. The database is copied first, as it is at one
+moment, then the files of the jobs that it has. Jobs that are deleted meanwhile are deleted in the copy, too, so that none is
+there without its files. The marker is written last, once everything is on the disk: without it a folder is no backup.
+
+No client of a restored server misses a change. A new server begins at revision 0, and a restored one at the number of
+microseconds since 1970. With fewer than a million changes per second, no revision is ever larger than that number at the time
+when it is handed out. So a restored server begins past all that were handed out before, by whichever server, and whoever
+resumes after one of those is told that it is compacted.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from evalrpc import __version__
+from evalrpc.clock import Clock
+from evalrpc.errors import ConfigurationError, JobNotFoundError
+from evalrpc.files.errnos import require_no_shortage
+from evalrpc.files.private import create_private_file, make_private_folder
+from evalrpc.files.tree_copies import copy_tree
+from evalrpc.files.trees import remove_tree
+from evalrpc.jobs import lifecycle, transitions
+from evalrpc.jobs.paths import JOBS_DIR, attempt_dir, job_dir, output_path, results_path
+from evalrpc.results.moving import move_results
+from evalrpc.results.results_file import read_heads, read_metrics, write_results
+from evalrpc.store.base import UNBOUNDED, Store
+from evalrpc.store.sqlite.backup import copy_database, jobs_ended_and_gone, raise_revision, require_intact
+from evalrpc.store.sqlite.lock import LOCK_NAME, lock_data_dir
+from evalrpc.store.sqlite.opening import BACKUP_MARKER, RESTORING_DIR
+from evalrpc.store.sqlite.store import DATABASE_NAME, SqliteStore
+from evalrpc.v1 import jobs_pb2 as pb
+from evalrpc.v1.results_pb2 import ModelResult
+
+_TOKENS_NAME: Final = "tokens.sqlite3"
+_FORMAT: Final = 1
+_PAGE: Final = 500
+_LOST: Final = pb.JobError(reason="RUN_LOST", message="the server was restored from a backup that was made during the run")
+
+
+class Copied(NamedTuple):
+    """What a backup, or a restored data folder, has."""
+
+    job_count: int
+    problems: list[str]
+    """For each job with files that could not be read: how many, and why."""
+
+
+def make_backup(data_dir: Path, target: Path, clock: Clock) -> Copied:
+    """Back up a data folder, whose server may be at work, to an empty or a new folder. Files of jobs that have ended become
+    hard links where possible; others are copied as they are.
+
+    Raises ConfigurationError, OSError; then the target is no backup.
+    """
+    if not (data_dir / DATABASE_NAME).exists():
+        raise ConfigurationError(
+            f"setting data_dir: {data_dir} has no database {DATABASE_NAME}, so there is nothing to back up"
+        )
+    _require_apart(data_dir, target)
+    make_private_folder(target)
+    _require_empty(target)
+    copy_database(data_dir / DATABASE_NAME, target / DATABASE_NAME)
+    _copy_tokens(data_dir, target)
+    with closing(SqliteStore(target, clock, UNBOUNDED)) as store:
+        problems = _copy_files(store, data_dir, target)
+        _delete_gone(store, data_dir, target)
+        job_count = sum(store.status_counts().values())
+    (target / LOCK_NAME).unlink()
+    _require_intact(target)
+    _write_marker(target, clock)
+    return Copied(job_count, problems)
+
+
+def restore_backup(backup: Path, data_dir: Path, clock: Clock) -> Copied:
+    """Make a data folder of a backup, which stays as it is. Jobs that were RUNNING are tried again or FAILED with RUN_LOST.
+
+    The database gets its place last, and until then no server starts there. Raises ConfigurationError, OSError.
+    """
+    _require_complete(backup)
+    _require_apart(backup, data_dir)
+    _require_empty(data_dir)
+    with closing(lock_data_dir(data_dir)):
+        _require_empty(data_dir)
+        staging = data_dir / RESTORING_DIR
+        make_private_folder(staging)
+        copy_database(backup / DATABASE_NAME, staging / DATABASE_NAME)
+        raise_revision(staging / DATABASE_NAME, clock.now().ToMicroseconds())
+        with closing(SqliteStore(staging, clock, UNBOUNDED)) as store:
+            _settle_jobs(store, data_dir, clock)
+            job_count = sum(store.status_counts().values())
+        require_intact(staging / DATABASE_NAME)
+        problems = copy_tree(backup / JOBS_DIR, data_dir / JOBS_DIR, link=False)
+        _move_results_files(data_dir)
+        _copy_tokens(backup, data_dir)
+        os.sync()
+        (staging / DATABASE_NAME).rename(data_dir / DATABASE_NAME)
+        remove_tree(staging)
+        os.sync()
+    return Copied(job_count, problems)
+
+
+def _require_apart(source: Path, target: Path) -> None:
+    if target.resolve().is_relative_to(source.resolve()):
+        raise ConfigurationError(f"{target} lies in {source}: take a folder outside of it")
+
+
+def _require_empty(folder: Path) -> None:
+    """Refuse what is there already, but for the lock."""
+    try:
+        found = sorted({path.name for path in folder.iterdir()} - {LOCK_NAME})
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigurationError(f"{folder} can't be used: {error.strerror}") from error
+    if found:
+        raise ConfigurationError(f"{folder} is not empty: it has {found[0]}; take a new folder")
+
+
+def _copy_tokens(source: Path, target: Path) -> None:
+    if (source / _TOKENS_NAME).exists():
+        copy_database(source / _TOKENS_NAME, target / _TOKENS_NAME)
+
+
+def _copy_files(store: Store, data_dir: Path, target: Path) -> list[str]:
+    """Copy the files of the jobs that the store knows. Return what could not be read."""
+    make_private_folder(target / JOBS_DIR)
+    problems = []
+    for names in _folder_names(data_dir / JOBS_DIR):
+        for job_id in sorted(store.jobs_with_files(names)):
+            unread = copy_tree(job_dir(data_dir, job_id), job_dir(target, job_id), link=_has_ended(store, job_id))
+            if unread:
+                problems.append(f"job {job_id}: {len(unread)} files can't be read, such as {unread[0]}")
+    return problems
+
+
+def _folder_names(folder: Path) -> Iterator[list[str]]:
+    if not folder.exists():
+        return
+    with os.scandir(folder) as entries:
+        while page := [entry.name for entry in islice(entries, _PAGE)]:
+            yield page
+
+
+def _has_ended(store: Store, job_id: str) -> bool:
+    """Whether nobody changes the files of a job any more. Other jobs may share those of one that was deleted."""
+    try:
+        return store.job(job_id).status in lifecycle.TERMINAL
+    except JobNotFoundError:
+        return True
+
+
+def _delete_gone(store: Store, data_dir: Path, target: Path) -> None:
+    """Delete the jobs of which files may be missing, since they were deleted meanwhile."""
+    for job_id in jobs_ended_and_gone(target / DATABASE_NAME, data_dir / DATABASE_NAME):
+        if files_of := store.delete(job_id).result().files_of:
+            remove_tree(job_dir(target, files_of))
+
+
+def _require_intact(target: Path) -> None:
+    for name in (DATABASE_NAME, _TOKENS_NAME):
+        if (target / name).exists():
+            require_intact(target / name)
+
+
+def _write_marker(target: Path, clock: Clock) -> None:
+    os.sync()
+    unfinished = target / f"{BACKUP_MARKER}.unfinished"
+    with create_private_file(unfinished) as file:
+        marker = {"format": _FORMAT, "version": __version__, "created_at": clock.now().ToJsonString()}
+        file.write(json.dumps(marker).encode())
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.rename(target / BACKUP_MARKER)
+    os.sync()
+
+
+def _require_complete(backup: Path) -> None:
+    """Raise ConfigurationError unless a backup was finished, and is one of those that this evalrpc knows."""
+    try:
+        marker = json.loads((backup / BACKUP_MARKER).read_bytes())
+    except FileNotFoundError as error:
+        raise ConfigurationError(
+            f"{backup} has no {BACKUP_MARKER}, which is written last: it is no backup, or one that was broken off"
+        ) from error
+    except ValueError as error:
+        raise ConfigurationError(f"{backup / BACKUP_MARKER} is damaged") from error
+    if not isinstance(marker, dict) or marker.get("format") != _FORMAT:
+        raise ConfigurationError(f"{backup} is no backup that evalrpc {__version__} knows: run a newer evalrpc")
+
+
+def _settle_jobs(store: Store, data_dir: Path, clock: Clock) -> None:
+    """Let every job name the new data folder, and none be RUNNING."""
+    settle = partial(_settle, data_dir=data_dir.absolute(), clock=clock)
+    before: int | None = None
+    while page := store.list_jobs(pb.JobFilter(), before, _PAGE):
+        for update in [store.update(listed.job.job_id, settle) for listed in page if listed.job.attempts or listed.job.results]:
+            update.result()
+        before = page[-1].sequence
+
+
+def _settle(job: pb.JobInfo, data_dir: Path, clock: Clock) -> None:
+    if not job.request.output_dir:
+        for attempt in job.attempts:
+            attempt.output_dir = str(output_path(attempt_dir(data_dir, job.job_id, attempt.number)))
+        move_results(job.results.values(), data_dir)
+    if job.status == pb.JOB_STATUS_RUNNING:
+        transitions.fail(job, _LOST, clock.now())
+
+
+def _move_results_files(data_dir: Path) -> None:
+    """Let the files with all results name the new data folder, too. What is no such file is left as it is."""
+    for attempt in (data_dir / JOBS_DIR).glob("*/attempt-*"):
+        path = results_path(attempt)
+        try:
+            results = read_heads(path)
+            for row in read_metrics(path):
+                results.setdefault(row.metric.model, ModelResult()).metrics.append(row.metric.metric)
+            move_results(results.values(), data_dir.absolute())
+            write_results(path, results)
+        except OSError as error:
+            require_no_shortage(error)
+        except ValueError:
+            continue
