@@ -7,7 +7,7 @@ from that.
 from evalrpc.config.loading import load_settings
 from evalrpc.config.policy import PolicySettings
 from evalrpc.config.secrets import SecretSettings
-from evalrpc.config.settings import LMMS_EVAL, SETTINGS, HarnessSettings, Settings, parse_listen
+from evalrpc.config.settings import LMMS_EVAL, SETTINGS, HarnessSettings, Settings, parse_listen, parse_uids
 
 __all__ = [
     "LMMS_EVAL",
@@ -18,4 +18,5 @@ __all__ = [
     "Settings",
     "load_settings",
     "parse_listen",
+    "parse_uids",
 ]

@@ -46,6 +46,13 @@ INHERITED_VARIABLES: Final = (
 
 _ADDRESS: Final = re.compile(r"(.+):([0-9]{1,5})", re.DOTALL)
 _GPUS: Final = re.compile(r"auto|\d*|\w[\w.:/-]*(,\w[\w.:/-]*)*")
+_UIDS: Final = re.compile(r"([0-9]{1,10})-([0-9]{1,10})")
+_MAX_UID: Final = 2**32 - 2  # one more means: leave it as it is
+
+
+def _is_uids(text: str) -> bool:
+    match = _UIDS.fullmatch(text)
+    return not text or (match is not None and 0 < int(match[1]) <= int(match[2]) <= _MAX_UID)
 
 
 def _is_address(text: str) -> bool:
@@ -58,6 +65,7 @@ def _is_file_mode(mode: int) -> bool:
 
 
 _ADDRESS_RULE: Final = Rule("be HOST:PORT, with a port from 0 to 65535", _is_address, "HOST:PORT")
+_UIDS_RULE: Final = Rule(f"be empty or FIRST-LAST, of numbers from 1 to {_MAX_UID}", _is_uids, "FIRST-LAST")
 _GPUS_RULE: Final = Rule(
     "be `auto`, a number, or a list such as `0,2,3`", lambda gpus: _GPUS.fullmatch(gpus) is not None, "auto|N|0,2,3"
 )
@@ -294,6 +302,21 @@ class Settings:
         "`evalrpc doctor` say whether it may.",
         rule=one_of("auto", "off"),
     )
+    run_as_uids: str = setting(
+        "",
+        STRING,
+        "The accounts of runs, by number, such as `200000-200999`: each owner's runs get one of these, which no other owner "
+        "ever gets, and the group of the same number. So they can't read what the server or other owners have. Takes a server "
+        "that runs as root, and numbers that nobody else on this machine has.",
+        rule=_UIDS_RULE,
+        default_text="none: runs have the account of the server",
+    )
+    run_as_groups: str = setting(
+        "",
+        STRING,
+        "The further groups of these accounts, by name or number, such as `render,video` where these may use the GPUs.",
+        default_text="none",
+    )
     unknown_tasks: str = setting(
         "warn",
         STRING,
@@ -325,3 +348,10 @@ def parse_listen(listen: str) -> tuple[str, int]:
     SETTINGS["listen"].check(listen)
     host, _, port = listen.rpartition(":")
     return host, int(port)
+
+
+def parse_uids(run_as_uids: str) -> range:
+    """Return the numbers of FIRST-LAST; none for an empty text. Raises ConfigurationError."""
+    SETTINGS["run_as_uids"].check(run_as_uids)
+    first, _, last = run_as_uids.partition("-")
+    return range(int(first), int(last) + 1) if run_as_uids else range(0)

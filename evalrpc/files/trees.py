@@ -69,7 +69,7 @@ def remove_tree(path: Path, should_stop: Callable[[], bool] = lambda: False) -> 
     return _Removal(parent, should_stop).remove(path.name)
 
 
-class _Place:
+class Place:
     """The one open folder of a walk. Owns the descriptor that it is given."""
 
     def __init__(self, descriptor: int) -> None:
@@ -105,7 +105,7 @@ class _Place:
 def _statuses(folder: Path) -> Generator[os.stat_result, None, None]:
     """Yield the status of a folder, and of all below it that can be read. Raises OSError for a shortage."""
     try:
-        place = _Place(os.open(folder, _FOLDER))
+        place = Place(os.open(folder, _FOLDER))
     except OSError as error:
         require_no_shortage(error)
         return
@@ -147,7 +147,7 @@ class _Removal:
     """Removes one tree from its parent folder, whose descriptor it owns."""
 
     def __init__(self, parent: int, should_stop: Callable[[], bool]) -> None:
-        self._place = _Place(parent)
+        self._place = Place(parent)
         self._should_stop = should_stop
         self._count = 0
         self._problem = ""

@@ -10,13 +10,16 @@ from evalrpc.harnesses.base import Harness
 _log = logging.getLogger(__name__)
 
 
-def announce(address: str, config_file: Path | None, data_dir: Path, cgroups: str, harnesses: Mapping[str, Harness]) -> None:
-    """Log what runs here, and what each harness lacks. `cgroups` says whether runs have some, or why not. Blocks: reads the
-    harnesses' environments."""
+def announce(
+    address: str, config_file: Path | None, data_dir: Path, isolation: Mapping[str, str], harnesses: Mapping[str, Harness]
+) -> None:
+    """Log what runs here, and what each harness lacks. `isolation` says by what runs are kept apart, or why not. Blocks: reads
+    the harnesses' environments."""
     _log.info("evalrpc %s listens on %s", evalrpc.__version__, address)
     _log.info("config file: %s", config_file.absolute() if config_file else "none")
     _log.info("data folder: %s", data_dir.absolute())
-    _log.info("cgroups: %s", cgroups)
+    for means, detail in isolation.items():
+        _log.info("%s: %s", means, detail)
     for name, harness in sorted(harnesses.items()):
         _announce_harness(name, harness)
 

@@ -196,6 +196,13 @@ MIGRATIONS: Final = (
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX removals_by_job ON removals (job_id);
     """,
+    # The accounts of runs. No row is ever deleted, so that no owner gets the account, and with it the files, of another one.
+    """
+    CREATE TABLE run_uids (
+        uid INTEGER PRIMARY KEY,
+        owner TEXT NOT NULL                          -- has another one where the setting run_as_uids was changed
+    ) STRICT;
+    """,
 )
 
 
