@@ -55,9 +55,12 @@ class Forecast:
         return self._position(line, rank, index, is_urgent=index < line.urgent_count)
 
     def position_of_new(self, line: Line, index: int, *, is_urgent: bool) -> int:
-        """Return the position that a new job would have. `line`: the jobs of its owner, of which there may be none yet;
-        `index`: how many of these come before it."""
-        rank = self._ranks.get(line.owner, sum(other.standing <= line.standing for other in self.lines))
+        """Return the position that a new job would have. `line`: where its owner stands now, which only counts if no job of the
+        owner is queued yet; `index`: how many of the queued ones come before it."""
+        rank = self._ranks.get(line.owner)
+        if rank is not None:
+            return self._position(self.lines[rank], rank, index, is_urgent=is_urgent)
+        rank = sum(other.standing <= line.standing for other in self.lines)
         return self._position(line, rank, index, is_urgent=is_urgent)
 
     def _position(self, own: Line, rank: int, index: int, *, is_urgent: bool) -> int:

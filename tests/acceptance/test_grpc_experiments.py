@@ -45,4 +45,5 @@ def test_no_run_inherits_what_the_server_has_chosen(serve: Callable[[str], Serve
 
 def test_what_the_operator_has_chosen_stands(serve: Callable[[str], ServerProcess], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRPC_EXPERIMENTS", "-event_engine_client")
-    assert "it is -event_engine_client" in log_of_a_run(serve(CONFIG))
+    server = serve('inherit_env = ["PATH", "GRPC_EXPERIMENTS"]' + CONFIG)
+    assert "it is -event_engine_client" in log_of_a_run(server)

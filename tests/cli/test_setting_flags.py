@@ -41,6 +41,8 @@ VALUES: dict[str, Any] = {
     "output_group": "staff",
     "inherit_env": "PATH,HF_*",
     "reservation_seconds": 2.5,
+    "share_half_life_seconds": 2.5,
+    "preemption_interval_seconds": 2.5,
     "grace_seconds": 2.5,
     "stop_seconds": 2.5,
     "drain": True,
@@ -54,6 +56,8 @@ VALUES: dict[str, Any] = {
     "max_log_bytes": 3,
     "max_output_bytes": 3,
     "cgroups": "off",
+    "run_as_uids": "7-9",
+    "run_as_groups": "render",
     "unknown_tasks": "refuse",
     "log_format": "json",
 }
@@ -90,7 +94,7 @@ def write(path: Path, **settings: Any) -> Path:
 
 
 def test_every_setting_is_tested_here() -> None:
-    tables = {"harnesses", "secrets", "client_certificates", "oidc"}
+    tables = {"harnesses", "secrets", "shares", "quotas", "client_certificates", "oidc"}
     assert {field.name for field in dataclasses.fields(Settings)} == {*VALUES, *tables}
 
 

@@ -67,3 +67,9 @@ def test_a_new_job_of_an_owner_without_any_comes_before_those_who_have_used_more
     assert forecast.position_of_new(last, 0, is_urgent=True) == 1
     own = forecast.lines[0]
     assert forecast.position_of_new(own, 5, is_urgent=False) == 1 + 5 + 0, "its fifth comes before the first of the other"
+
+
+def test_a_new_job_is_among_those_of_its_owner_also_if_one_of_them_has_used_more_meanwhile() -> None:
+    forecast = forecast_of([(3, 0, 100.0, 1.0)])
+    later = forecast.lines[0]._replace(standing=Standing(101.0, 0.0))
+    assert [forecast.position_of_new(later, index, is_urgent=False) for index in range(4)] == [0, 1, 2, 3]

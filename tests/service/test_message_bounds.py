@@ -592,7 +592,7 @@ def test_many_long_names_of_tasks_come_in_pages(site: Site, serve: Callable[...,
         config.write(f'[harnesses.lm-eval]\npython = "{python}"\n')
     with grpc.insecure_channel(serve().address) as channel:
         api = Api.__new__(Api)
-        api.stub = EvaluationServiceStub(channel)
+        api.stub, api.metadata = EvaluationServiceStub(channel), ()
         found = [name for page in pages(api.ListTasks, harness="lm-eval", page_size=1000) for name in page.tasks]
     assert found == names
 
