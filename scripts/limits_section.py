@@ -1,4 +1,4 @@
-"""The section of docs/settings.md about limits: their values are those of the code, so that neither can change alone."""
+"""The sections of docs/settings.md about limits: their values are those of the code, so that neither can change alone."""
 
 from collections.abc import Iterator
 
@@ -26,12 +26,12 @@ text. Names in this font are settings (above), or fields of requests. What has n
 
 
 def section() -> str:
-    """Return the whole section."""
+    """Return all sections."""
     tables = [
-        ("### Calls", "past it, a caller gets", calls()),
-        ("### Requests", "past it, a caller gets", requests()),
-        ("### Answers and what is read for them", "past it", answers()),
-        ("### Runs", "past it", runs()),
+        ("## Limits of calls", "past it, a caller gets", calls()),
+        ("## Limits of requests", "past it, a caller gets", requests()),
+        ("## Limits of answers, and of what is read for them", "past it", answers()),
+        ("## Limits of runs", "past it", runs()),
     ]
     parts = [
         f"{title}\n\n| limit | value | {past} |\n|---|---|---|\n" + "\n".join(map(row, rows)) for title, past, rows in tables
