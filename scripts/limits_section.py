@@ -52,6 +52,8 @@ def calls() -> Iterator[tuple[str, str, str]]:
         f"{_EXHAUSTED} `REQUEST_TOO_LARGE`, or gRPC's own error without a reason",
     )
     yield ("jobs that wait", "`max_queued`", f"{_EXHAUSTED} `QUEUE_FULL`, with RetryInfo")
+    yield ("jobs of an owner that wait", "`quotas.OWNER.max_queued`", f"{_EXHAUSTED} `QUOTA_EXCEEDED`, with RetryInfo")
+    yield ("bytes that an owner keeps", "`quotas.OWNER.max_bytes`", f"{_EXHAUSTED} `QUOTA_EXCEEDED`, with RetryInfo")
     yield ("open streams", "`max_streams`", f"{_EXHAUSTED} `TOO_MANY_STREAMS`, with RetryInfo")
     yield ("open streams of an owner", "`max_streams_per_owner`", f"{_EXHAUSTED} `TOO_MANY_STREAMS`, with RetryInfo")
     yield ("calls per second of an owner", "`max_calls_per_second`", f"{_EXHAUSTED} `TOO_MANY_CALLS`, with RetryInfo")
