@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import os
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence, Sized
@@ -17,14 +18,18 @@ from benchmarks.report import Row, at_most, compare, ratio_at_most
 from benchmarks.scale import Scale
 from evalrpc.analysis.comparison import compare as compare_jobs
 from evalrpc.analysis.history import MAX_POINTS, History, HistoryPlaces
+from evalrpc.analysis.sample_values import MetricKey, read_values
 from evalrpc.config import HarnessSettings, Settings
+from evalrpc.files.opening import list_files
 from evalrpc.files.read_budget import UNLIMITED, ReadBudget
+from evalrpc.files.trees import remove_tree
 from evalrpc.harnesses.registry import build_harnesses
 from evalrpc.jobs.paths import attempt_dir, results_path
 from evalrpc.jobs.size_limits import results_room
 from evalrpc.reading.artifacts import ArtifactReader
 from evalrpc.reading.job_results import JobResults
 from evalrpc.reading.metrics import MetricLister
+from evalrpc.reading.sample_files import read_lines
 from evalrpc.results.bounding import bounded, with_artifact_names
 from evalrpc.results.merging import MergedResults
 from evalrpc.results.metrics import model_result
@@ -44,6 +49,7 @@ _MAX_SLOPE: Final = 1.15
 _SAMPLES: Final = 10
 _METRICS_PAGE: Final = 1000
 _FILES_PAGE: Final = 1000
+_ACCURACY: Final = MetricKey("acc", "none")
 
 _PageT = TypeVar("_PageT", ListMetricsResponse, ListArtifactsResponse)
 
@@ -183,6 +189,48 @@ def _listed_files(folder: Path, count: int) -> Callable[[], object]:
     return partial(_on_a_loop, listed, count)
 
 
+def _listed_depth(folder: Path, count: int) -> Callable[[], object]:
+    """All files of folders inside one another, one in each."""
+    output_dir = folder / f"depth-{count}"
+    inner = output_dir
+    for _ in range(count):
+        inner.mkdir()
+        (inner / "f").touch()
+        inner /= "d"
+    return lambda: sum(1 for _ in list_files(output_dir))
+
+
+def _removed_depth(folder: Path, count: int) -> Callable[[], object]:
+    """The removal of folders inside one another."""
+    top = folder / f"removed-{count}"
+
+    def remove() -> None:
+        top.mkdir()
+        descriptor = os.open(top, os.O_RDONLY)
+        for _ in range(count):
+            os.mkdir("d", dir_fd=descriptor)
+            inner = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = inner
+        os.close(descriptor)
+        assert not remove_tree(top)
+
+    return remove
+
+
+def _read_samples(folder: Path, count: int) -> Callable[[], object]:
+    """The values of all samples of a file."""
+    path = folder / f"samples-{count}.jsonl"
+    path.write_text("".join(json.dumps({"doc_id": number, "acc": number % 2}) + "\n" for number in range(count)))
+
+    def read() -> None:
+        with path.open("rb") as file:
+            found = read_values((row.values for row in read_lines(file, 0)), [_ACCURACY])
+        assert len(found[_ACCURACY].ids) == count
+
+    return read
+
+
 def _listed_history(_: Path, count: int) -> Callable[[], object]:
     """All pages of GetHistory over jobs with a step each."""
     results = {"m": ModelResult(metrics=[Metric(task="t", metric="acc", value=0.5)])}
@@ -257,6 +305,9 @@ _CASES: Final = (
     _Case("metrics taken over at the end of a run, with their file", 160, _taken_over_metrics),
     _Case("metrics of a job, listed page by page", 160, _listed_metrics),
     _Case("files of a job, listed page by page", 160, _listed_files),
+    _Case("folders inside one another, listed", 8, _listed_depth),
+    _Case("folders inside one another, made and removed", 100, _removed_depth),
+    _Case("samples of a comparison, read", 1000, _read_samples),
     _Case("jobs of a history, page by page", 80, _listed_history),
     _Case("tasks of a comparison, with samples", 80, _compared_tasks),
     _Case("tasks and selectors of a comparison", 80, _compared_by_selectors),

@@ -1,4 +1,4 @@
-"""The section of docs/settings.md about limits: their values are those of the code, so that neither can change alone."""
+"""The sections of docs/settings.md about limits: their values are those of the code, so that neither can change alone."""
 
 from collections.abc import Iterator
 
@@ -26,12 +26,12 @@ text. Names in this font are settings (above), or fields of requests. What has n
 
 
 def section() -> str:
-    """Return the whole section."""
+    """Return all sections."""
     tables = [
-        ("### Calls", "past it, a caller gets", calls()),
-        ("### Requests", "past it, a caller gets", requests()),
-        ("### Answers and what is read for them", "past it", answers()),
-        ("### Runs", "past it", runs()),
+        ("## Limits of calls", "past it, a caller gets", calls()),
+        ("## Limits of requests", "past it, a caller gets", requests()),
+        ("## Limits of answers, and of what is read for them", "past it", answers()),
+        ("## Limits of runs", "past it", runs()),
     ]
     parts = [
         f"{title}\n\n| limit | value | {past} |\n|---|---|---|\n" + "\n".join(map(row, rows)) for title, past, rows in tables
@@ -52,6 +52,8 @@ def calls() -> Iterator[tuple[str, str, str]]:
         f"{_EXHAUSTED} `REQUEST_TOO_LARGE`, or gRPC's own error without a reason",
     )
     yield ("jobs that wait", "`max_queued`", f"{_EXHAUSTED} `QUEUE_FULL`, with RetryInfo")
+    yield ("jobs of an owner that wait", "`quotas.OWNER.max_queued`", f"{_EXHAUSTED} `QUOTA_EXCEEDED`, with RetryInfo")
+    yield ("bytes that an owner keeps", "`quotas.OWNER.max_bytes`", f"{_EXHAUSTED} `QUOTA_EXCEEDED`, with RetryInfo")
     yield ("open streams", "`max_streams`", f"{_EXHAUSTED} `TOO_MANY_STREAMS`, with RetryInfo")
     yield ("open streams of an owner", "`max_streams_per_owner`", f"{_EXHAUSTED} `TOO_MANY_STREAMS`, with RetryInfo")
     yield ("calls per second of an owner", "`max_calls_per_second`", f"{_EXHAUSTED} `TOO_MANY_CALLS`, with RetryInfo")

@@ -137,3 +137,9 @@ def test_a_step_that_fails_is_said_once_and_stops_no_other(
     ]
     assert [record.__dict__["step"] for record in logged] == [step, step]
     assert bool(logged[0].exc_info) == isinstance(error, ValueError)
+
+
+def test_it_gives_memory_back_in_every_round(store: SqliteStore, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds: list[None] = []
+    monkeypatch.setattr(housekeeping, "give_memory_back", lambda: rounds.append(None))
+    keep_house(store, data_dir, lambda: len(rounds) > 2)

@@ -1,0 +1,151 @@
+"""What hostile runs, and callers who read what these leave, cost everybody else: calls and events with and without them."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Final
+
+from benchmarks import load
+from benchmarks.processes import Server, evalrpc_server, workplace
+from benchmarks.report import Row, at_most, compare, figures, in_turn
+from benchmarks.scale import Scale
+from evalrpc.client import EvalClient
+from evalrpc.errors import EvalrpcError
+from evalrpc.v1.jobs_pb2 import EvaluateRequest
+
+PROGRAM: Final = """\
+import os, pathlib, sys, time
+kind, output = sys.argv[1], pathlib.Path(sys.argv[2])
+folder = output / "m"
+folder.mkdir()
+results, samples = folder / "20260101_000000_results.json", folder / "20260101_000000_samples_t.jsonl"
+results.write_text('{"results": {"t": {"acc,none": 1.0}}}')
+samples.write_text('{"doc_id": 1, "acc": 1}\\n')
+if kind == "hold":
+    time.sleep(1000)
+if kind == "lists":
+    results.write_bytes(b'{"results": {}, "a": [' + b"[]," * (40 << 20) + b"[]]}")
+if kind == "tables":
+    results.write_bytes(b'{"results": {}, "a": [' + b"[[{}]]," * (8 << 20) + b"[]]}")
+if kind == "row":
+    samples.write_bytes(b'{"doc_id": 1, "acc": 1, "text": "' + b"x" * (30 << 20) + b'"}\\n')
+if kind == "sparse":
+    for path in (samples, output / "large", output.parent / "log"):
+        os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 4 << 40)
+if kind == "files":
+    for number in range(20_000):
+        (output / str(number)).touch()
+if kind == "log":
+    for _ in range(60):
+        os.write(1, b"1/2\\n" * (256 << 10))
+"""
+"""Leaves what is dear to read, by the name of its model."""
+
+GPUS: Final = 4
+KINDS: Final = ("lists", "tables", "row", "sparse", "files", "log")
+CALLS: Final = ("GetJob", "SubmitJob", "GetQueue", "an event to a watcher")
+
+_MAX_MORE_MS: Final = 50.0
+_HOSTILE: Final = 2
+_PAUSE_SECONDS: Final = 0.005
+_READ_BYTES: Final = 8 << 20
+
+_Times = Mapping[str, list[float]]
+
+
+def neighbours(scale: Scale) -> Iterator[Row]:
+    """Half and 99 of 100 calls, and of events, beside hostile runs, against the same server without them."""
+    seconds = 20.0 if scale.name == "full" else 8.0
+    with workplace() as folder:
+        program = folder / "program.py"
+        program.write_text(PROGRAM)
+        command = json.dumps([sys.executable, "-S", str(program), "{model}", "{output_dir}"])
+        (folder / "evalrpc.toml").write_text(f'[harnesses.hostile]\nkind = "command"\ncommand = {command}\n')
+        with evalrpc_server(folder, gpus=GPUS) as server:
+            _measured(server, 1.0, hostile=1)  # what is loaded only when it is needed is there by then
+            sides = in_turn(
+                scale.rounds, lambda: _measured(server, seconds, _HOSTILE), lambda: _measured(server, seconds, hostile=0)
+            )
+    note = f"beside {_HOSTILE} hostile runs at a time, and callers who read what they leave; yardstick: without"
+    for call in CALLS:
+        for percent in (50, 99):
+            at = figures(sides, lambda times, call=call, percent=percent: _percentile(times[call], percent))  # type: ignore[misc]
+            row = compare(f"hostile neighbours: {call}, {percent} %", "ms", at, note=note)
+            yield row
+            if percent == 99:
+                more = row.ours - (row.yardstick or 0.0)
+                yield Row(f"hostile neighbours: {call}, {percent} %, how much more", "ms", more, aim=at_most(_MAX_MORE_MS))
+
+
+def _measured(server: Server, seconds: float, hostile: int) -> _Times:
+    roles = [(server.address, seconds, True), *[(server.address, seconds, False)] * hostile]
+    with load.tasks(_play, roles) as started:
+        times: _Times = load.go(started)[0]
+        return times
+
+
+def _play(link: load.Link, address: str, seconds: float, is_measuring: bool) -> _Times:
+    with EvalClient(address) as client:
+        link.meet()
+        deadline = time.monotonic() + seconds
+        return _make_calls(client, deadline) if is_measuring else _do_harm(client, deadline)
+
+
+def _make_calls(client: EvalClient, deadline: float) -> _Times:
+    """Make one call after the other, and return how long each took, in milliseconds."""
+    times: dict[str, list[float]] = {call: [] for call in CALLS}
+    hold, request = (EvaluateRequest(harness="hostile", model=model, tasks=["t"], num_gpus=GPUS) for model in ("hold", "waits"))
+    holding = client.submit(hold)  # so that the others wait
+    while time.monotonic() < deadline:
+        begin = time.perf_counter()
+        job = client.submit(request)
+        times["SubmitJob"].append(_since(begin))
+        begin = time.perf_counter()
+        client.get_job(job.job_id)
+        times["GetJob"].append(_since(begin))
+        begin = time.perf_counter()
+        client.get_queue_status()
+        times["GetQueue"].append(_since(begin))
+        events = client.watch(job.job_id)
+        next(events)
+        begin = time.perf_counter()
+        client.cancel_job(job.job_id)
+        while not next(events).terminal:
+            pass
+        times["an event to a watcher"].append(_since(begin))
+        time.sleep(_PAUSE_SECONDS)
+    client.cancel_job(holding.job_id)
+    client.wait_for_job(holding.job_id, raise_on_failure=False)
+    return times
+
+
+def _do_harm(client: EvalClient, deadline: float) -> _Times:
+    """Run one hostile job after the other, and read all that it leaves."""
+    number = 0
+    while time.monotonic() < deadline:
+        kind = KINDS[number % len(KINDS)]
+        number += 1
+        job = client.submit(EvaluateRequest(harness="hostile", model=kind, tasks=["t"], num_gpus=0))
+        client.wait_for_job(job.job_id, raise_on_failure=False)
+        with suppress(EvalrpcError):
+            next(iter(client.samples(job.job_id)), None)
+        with suppress(EvalrpcError):
+            client.list_artifacts(job.job_id, checksums=kind != "sparse")
+        with suppress(EvalrpcError):
+            read = 0
+            for data in client.logs(job.job_id):
+                read += len(data)
+                if read > _READ_BYTES:
+                    break
+        client.delete_job(job.job_id)
+    return {}
+
+
+def _since(begin: float) -> float:
+    return 1e3 * (time.perf_counter() - begin)
+
+
+def _percentile(times: list[float], percent: int) -> float:
+    return sorted(times)[min(len(times) - 1, len(times) * percent // 100)]
