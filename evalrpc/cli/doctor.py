@@ -73,6 +73,7 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Find
     yield from _guarded("cgroups", lambda: check_cgroups(settings))
     yield check_environment(settings, environment)
     yield from check_secrets(settings, environment)
+    yield from _guarded("accounts of runs", lambda: check_accounts(settings, environment))
     yield check_data_dir(settings.data_dir)
     yield from _guarded("addresses", lambda: check_listeners(settings, SystemClock().now().ToDatetime(UTC)))
 
@@ -133,6 +134,20 @@ def check_secrets(settings: Settings, environment: Mapping[str, str]) -> Iterato
     for name in sorted(settings.secrets):
         problem = secrets.problem(name)
         yield Finding(f"secret {name}", not problem, problem or f"can be read; for {', '.join(settings.secrets[name].owners)}")
+
+
+def check_accounts(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Check that runs can have accounts of their own, if they are to, and what a process with one can do."""
+    from evalrpc.scheduling.run_accounts import account_pool, describe_accounts, find_lacks
+
+    pool = account_pool(settings.run_as_uids, settings.run_as_groups)
+    yield Finding("accounts of runs", True, describe_accounts(pool))
+    if pool is None:
+        return
+    for harness in settings.harnesses.values():
+        lacks = find_lacks(pool, harness, environment)
+        detail = "; ".join(lacks) or "its program can be run"
+        yield Finding(f"harness {harness.name} with an account of runs", not lacks, detail)
 
 
 def check_data_dir(data_dir: Path) -> Finding:

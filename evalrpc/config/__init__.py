@@ -16,6 +16,7 @@ from evalrpc.config.settings import (
     ListenSettings,
     QuotaSettings,
     Settings,
+    parse_uids,
 )
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "SecretSettings",
     "Settings",
     "load_settings",
+    "parse_uids",
 ]

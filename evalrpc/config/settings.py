@@ -53,12 +53,20 @@ INHERITED_VARIABLES: Final = (
 """The variables of the server that a run has by default: what harnesses, their libraries and CUDA read."""
 
 _GPUS: Final = re.compile(r"auto|\d*|\w[\w.:/-]*(,\w[\w.:/-]*)*")
+_UIDS: Final = re.compile(r"([0-9]{1,10})-([0-9]{1,10})")
+_MAX_UID: Final = 2**32 - 2  # one more means: leave it as it is
+
+
+def _is_uids(text: str) -> bool:
+    match = _UIDS.fullmatch(text)
+    return not text or (match is not None and 0 < int(match[1]) <= int(match[2]) <= _MAX_UID)
 
 
 def _is_file_mode(mode: int) -> bool:
     return 0 <= mode <= 0o777 and mode & 0o700 == 0o600 and not mode & 0o111
 
 
+_UIDS_RULE: Final = Rule(f"be empty or FIRST-LAST, of numbers from 1 to {_MAX_UID}", _is_uids, "FIRST-LAST")
 _GPUS_RULE: Final = Rule(
     "be `auto`, a number, or a list such as `0,2,3`", lambda gpus: _GPUS.fullmatch(gpus) is not None, "auto|N|0,2,3"
 )
@@ -429,6 +437,21 @@ class Settings:
         "`evalrpc doctor` say whether it may.",
         rule=one_of("auto", "off"),
     )
+    run_as_uids: str = setting(
+        "",
+        STRING,
+        "The accounts of runs, by number, such as `200000-200999`: each owner's runs get one of these, which no other owner "
+        "ever gets, and the group of the same number. So they can't read what the server or other owners have. Takes a server "
+        "that runs as root, and numbers that nobody else on this machine has.",
+        rule=_UIDS_RULE,
+        default_text="none: runs have the account of the server",
+    )
+    run_as_groups: str = setting(
+        "",
+        STRING,
+        "The further groups of these accounts, by name or number, such as `render,video` where these may use the GPUs.",
+        default_text="none",
+    )
     unknown_tasks: str = setting(
         "warn",
         STRING,
@@ -461,3 +484,10 @@ class Settings:
 
 SETTINGS: Final = settings_of(Settings)
 """The declaration of each setting but those that are tables of the config file only."""
+
+
+def parse_uids(run_as_uids: str) -> range:
+    """Return the numbers of FIRST-LAST; none for an empty text. Raises ConfigurationError."""
+    SETTINGS["run_as_uids"].check(run_as_uids)
+    first, _, last = run_as_uids.partition("-")
+    return range(int(first), int(last) + 1) if run_as_uids else range(0)

@@ -16,6 +16,17 @@ from evalrpc.harnesses.base import Command, Exit
 from evalrpc.jobs.paths import log_path
 
 
+class RunAccount(NamedTuple):
+    """An account for the programs of runs, so that they have not the rights of the server."""
+
+    uid: int
+    """Its number, which is also that of its group."""
+    groups: tuple[int, ...]
+    """Its further groups, such as those that may use GPUs."""
+    home: Path
+    """Its home folder."""
+
+
 @dataclass(frozen=True)
 class RunKey:
     """Identifies a run: one attempt of one job, with the folder where the executor keeps its traces."""
@@ -25,6 +36,8 @@ class RunKey:
     attempt_dir: Path
     devices: tuple[str, ...] | None = field(default=None, compare=False)
     """The ids of the devices that the job has by the store. Of a run that is found again, no others count. None: unknown."""
+    account: RunAccount | None = field(default=None, compare=False)
+    """The account of its programs. None: the server's own."""
 
     @property
     def log_path(self) -> Path:

@@ -104,6 +104,17 @@ def scan_folder(folder: Path, below: str = "") -> Iterator[Iterator["os.DirEntry
 
 
 @contextmanager
+def open_folder(folder: Path, replaceable_parts: int = _RUN_PARTS) -> Iterator[int | None]:
+    """Open a run's folder and yield its descriptor; None if it does not exist. A run may have replaced so many parts of its
+    path, counted from the end.
+
+    Raises OSError if it can't be read, or if something else is in its place.
+    """
+    with _opened(folder, _FOLDER, replaceable_parts) as descriptor:
+        yield descriptor
+
+
+@contextmanager
 def open_regular_file(path: Path) -> Iterator[int | None]:
     """Open a file in a run's own folder for reading and yield its descriptor; None if there is none.
 
@@ -172,9 +183,9 @@ def open_file(folder: Path | None, name: str) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _open_path(path: Path, flags: int) -> int:
+def _open_path(path: Path, flags: int, replaceable_parts: int = _RUN_PARTS) -> int:
     """Open a path of which a run may have replaced the last parts. Raises OSError."""
-    count = min(_RUN_PARTS, len(path.parts) - 1) if path.is_absolute() else len(path.parts)
+    count = min(replaceable_parts, len(path.parts) - 1) if path.is_absolute() else len(path.parts)
     own = os.open(Path(*path.parts[:-count]), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     return _open_parts(own, path.parts[-count:], flags)
 
@@ -224,10 +235,10 @@ def _require_artifact(descriptor: int, name: str) -> None:
 
 
 @contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int | None]:
+def _opened(path: Path, flags: int, replaceable_parts: int = _RUN_PARTS) -> Iterator[int | None]:
     """Open a file or folder of a run with these flags; None if it does not exist. Raises OSError."""
     try:
-        descriptor = _open_path(path, flags)
+        descriptor = _open_path(path, flags, replaceable_parts)
     except FileNotFoundError:
         yield None
         return

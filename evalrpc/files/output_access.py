@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from evalrpc.errors import ConfigurationError
-from evalrpc.files.private import PRIVATE_UMASK, make_private_folder
+from evalrpc.files.private import PASSABLE, PRIVATE_UMASK, make_private_folder
 
 _ALL: Final = 0o777
 _READ: Final = 0o444
@@ -26,6 +26,8 @@ class OutputAccess:
     file_mode: int
     group_id: int | None = None
     """The group that owns them. None: that of the server's account."""
+    is_passable: bool = False
+    """Whether folders on the way to those of runs can be passed through by the accounts of runs."""
 
     @property
     def folder_mode(self) -> int:
@@ -50,7 +52,8 @@ class OutputAccess:
                 continue  # another run created it first
             if self.group_id is not None:
                 os.chown(path, -1, self.group_id)
-            path.chmod(self.folder_mode)  # last: changing the group clears permissions
+            passage = PASSABLE if self.is_passable and path != folder else 0
+            path.chmod(self.folder_mode | passage)  # last: changing the group clears permissions
 
     def _is_below_root(self, folder: Path) -> bool:
         return self.root is not None and folder.is_relative_to(self.root)

@@ -7,6 +7,9 @@ from typing import BinaryIO, Final
 PRIVATE_UMASK: Final = 0o077
 """The umask of a program whose files are private to its account."""
 
+PASSABLE: Final = 0o011
+"""What a folder of the server permits besides, so that runs with accounts of their own can pass through it, but not list it."""
+
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 

@@ -4,6 +4,7 @@ data_dir/jobs/JOB_ID/attempt-N/log              what the harness printed
 data_dir/jobs/JOB_ID/attempt-N/run/             the executor's traces
 data_dir/jobs/JOB_ID/attempt-N/complete-results the complete results, where the job's message can't hold them
 data_dir/jobs/JOB_ID/attempt-N/output/          what the harness wrote, unless the request names an `output_dir`
+data_dir/homes/UID/                             the home of an account of runs, where these have accounts of their own
 output_root/OUTPUT_DIR/JOB_ID/attempt-N/        what it wrote, where the request does
 """
 
@@ -15,6 +16,8 @@ from evalrpc.errors import RunFailedError
 from evalrpc.v1.jobs_pb2 import JobInfo
 
 JOBS_DIR: Final = "jobs"
+HOMES_DIR: Final = "homes"
+"""The homes of the accounts of runs, where these have accounts of their own."""
 
 
 def job_dir(data_dir: Path, job_id: str) -> Path:

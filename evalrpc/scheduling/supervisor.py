@@ -37,6 +37,7 @@ from evalrpc.scheduling.log_tail import LogFollower, read_tail
 from evalrpc.scheduling.placement import resources_of
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.scheduling.results_reader import ResultsReader
+from evalrpc.scheduling.run_accounts import RunAccounts
 from evalrpc.scheduling.run_bounds import BoundsWatch, RunBounds
 from evalrpc.scheduling.run_progress import RunProgress
 from evalrpc.scheduling.run_results import RunResults
@@ -77,6 +78,7 @@ class RunDependencies:
     data_dir: Path
     output_root: Path | None
     output_access: OutputAccess
+    accounts: RunAccounts
     grace_seconds: float
     run_bounds: RunBounds
     measurer: ThreadExecutor
@@ -85,9 +87,9 @@ class RunDependencies:
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def run_key(self, job: pb.JobInfo) -> RunKey:
-        """Return which run the latest attempt of a job is."""
+        """Return which run the latest attempt of a job is. Raises what `RunAccounts.of` raises."""
         folder = attempt_dir(self.data_dir, job.job_id, job.attempt)
-        return RunKey(job.job_id, job.attempt, folder, tuple(job.attempts[-1].gpus))
+        return RunKey(job.job_id, job.attempt, folder, tuple(job.attempts[-1].gpus), self.accounts.of(job.owner))
 
     def quarantine(self, job: pb.JobInfo, problem: str) -> None:
         """Give the devices of a job's latest attempt to nobody until nothing is left of it."""
@@ -195,6 +197,7 @@ class Supervisor:
         """
         job = self._dependencies.store.job(self._job_id).parse()
         attempt = job.attempt + 1
+        self._dependencies.accounts.of(job.owner)  # a job for which none can be had at present stays QUEUED, too
         output_base = job_output_dir(self._dependencies.data_dir, self._dependencies.output_root, job)
         output_dir = attempt_output_dir(self._dependencies.data_dir, output_base, job, attempt)
         folder = attempt_dir(self._dependencies.data_dir, self._job_id, attempt)
@@ -324,10 +327,15 @@ class Supervisor:
         secrets = self._dependencies.secrets.read(run.request.secrets, owner)
         umask = self._dependencies.output_access.umask_in(run.output_dir)
         command = replace(command_of(harness, steps), umask=umask, secrets=secrets)
+        self._dependencies.accounts.hand_over(key.account, steps)
         place = {"node": self._resources.node, "gpus": self._resources.devices}
         _log.info("starting %s", command.argv[0], extra={"job_id": run.job_id, "attempt": run.attempt, **place})
         self._may_have_begun = True
-        return self._dependencies.executor.start(key, command, self._resources)
+        try:
+            return self._dependencies.executor.start(key, command, self._resources)
+        except RunFailedError:  # nothing of it runs
+            self._dependencies.accounts.take_back(owner, run.output_dir, run.job_id)
+            raise
 
     def _make_folders(self, steps: Sequence[Run]) -> None:
         """Make the folders of a run. Raises OSError."""
@@ -342,6 +350,7 @@ class Supervisor:
         except RunFailedError as error:
             self._dependencies.quarantine(job, error.message)
             raise
+        self._dependencies.accounts.take_back(job.owner, Path(job.attempts[-1].output_dir), job.job_id)
         try:
             if job.request.secrets:
                 overwrite_values(self._dependencies.run_key(job).attempt_dir, self._mask(job))

@@ -18,16 +18,17 @@ def announce(
     now: datetime,
     config_file: Path | None,
     data_dir: Path,
-    cgroups: str,
+    isolation: Mapping[str, str],
     harnesses: Mapping[str, Harness],
 ) -> None:
-    """Log what runs here, and what each harness lacks. `cgroups` says whether runs have some, or why not. Blocks: reads the
-    harnesses' environments."""
+    """Log what runs here, and what each harness lacks. `isolation` says by what runs are kept apart, or why not. Blocks: reads
+    the harnesses' environments."""
     for listener, certificate in listening:
         _announce_listener(listener, certificate, now)
     _log.info("config file: %s", config_file.absolute() if config_file else "none")
     _log.info("data folder: %s", data_dir.absolute())
-    _log.info("cgroups: %s", cgroups)
+    for means, detail in isolation.items():
+        _log.info("%s: %s", means, detail)
     for name, harness in sorted(harnesses.items()):
         _announce_harness(name, harness)
 

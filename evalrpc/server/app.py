@@ -36,6 +36,7 @@ from evalrpc.reading.logs import LogReader
 from evalrpc.reading.metrics import MetricLister
 from evalrpc.reading.samples import SampleLister
 from evalrpc.scheduling.queue_state import QueueState
+from evalrpc.scheduling.run_accounts import RunAccounts, account_pool, describe_accounts
 from evalrpc.scheduling.run_bounds import RunBounds
 from evalrpc.scheduling.scheduler import Scheduler
 from evalrpc.scheduling.supervisor import RunDependencies
@@ -109,7 +110,7 @@ async def _serve(settings: Settings, config_file: Path | None, environment: Mapp
             print(f"evalrpc listening on {listener.address}", flush=True)
         listening = [(each.listener, each.certificate) for each in server.listeners]
         now = SystemClock().now().ToDatetime(UTC)
-        announced = (listening, now, config_file, settings.data_dir, server.cgroups, server.harnesses)
+        announced = (listening, now, config_file, settings.data_dir, server.isolation, server.harnesses)
         threading.Thread(target=announce, args=announced, name="announcement", daemon=True).start()  # a stop won't wait for it
         await _first_of(stop.wait(), server.wait_broken())
         if is_broken := not stop.is_set():
@@ -136,15 +137,17 @@ class Server:
         devices = find_gpus(settings.gpus, environment)
         self.harnesses = harnesses = build_harnesses(settings)
         self._defaults = request_defaults(settings, len(devices))
+        pool = account_pool(settings.run_as_uids, settings.run_as_groups)
         access = output_access(settings.output_root, settings.output_mode, settings.output_group)
+        access = replace(access, is_passable=pool is not None)
         self._authenticator = Authenticator(settings, clock)
         entitlements = Entitlements(policy_of(settings))
         self._store = SqliteStore(settings.data_dir, clock, settings.max_queued, entitlements)
         self._pools = start_pools()
         data_dir = settings.data_dir.absolute()
         cgroups = find_cgroups(settings.cgroups)
-        self.cgroups = cgroups.detail
-        """Whether runs have cgroups, or why not."""
+        self.isolation = {"accounts of runs": describe_accounts(pool), "cgroups": cgroups.detail}
+        """By what runs are kept apart, or why not."""
         inherited = inherited_variables(environment, settings.inherit_env)
         self._executor = LocalExecutor(inherited, devices, cgroups=cgroups.cgroups)
         queue_state = QueueState(
@@ -166,6 +169,7 @@ class Server:
             data_dir=data_dir,
             output_root=settings.output_root,
             output_access=access,
+            accounts=RunAccounts(self._store, data_dir, access, pool),
             grace_seconds=settings.grace_seconds,
             run_bounds=RunBounds(settings.max_log_bytes, settings.max_output_bytes),
             measurer=self._pools.measurers,

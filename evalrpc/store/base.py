@@ -288,6 +288,15 @@ class Store(Protocol):
     def forget_removal(self, path: str) -> Future[None]:
         """Note that a pending removal was carried out. Raises StoreUnavailableError."""
 
+    def run_uids(self) -> Mapping[int, str]:
+        """Return the owner of each account that runs have ever had."""
+
+    def assign_run_uid(self, owner: str, uids: range) -> Future[int]:
+        """Return the account of these that an owner's runs have, or else give it one that no owner has ever had, for good.
+
+        Raises RunFailedError with reason START_FAILED if there is none left, StoreUnavailableError.
+        """
+
     def erase(self) -> Future[bool]:
         """Erase what was deleted from the files of the store, where it may be left until then. Return whether nothing is left;
         if readers are in the way, call it again later. Raises StoreUnavailableError."""

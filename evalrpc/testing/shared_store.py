@@ -133,6 +133,14 @@ class SharedStore:
         """See Store.check_writable."""
         return self._database.check_writable()
 
+    def run_uids(self) -> Mapping[int, str]:
+        """See Store.run_uids."""
+        return self._database.run_uids()
+
+    def assign_run_uid(self, owner: str, uids: range) -> Future[int]:
+        """See Store.assign_run_uid."""
+        return self._database.assign_run_uid(owner, uids)
+
     def erase(self) -> Future[bool]:
         """See Store.erase."""
         return self._database.erase()

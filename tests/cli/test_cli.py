@@ -1,6 +1,7 @@
 """The command line as seen by scripts and people: what it prints where, and its exit codes."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import click
 import grpc
 import pytest
+from accounts import FIRST_UID, UIDS, needs_accounts
 from certificates import Authority
 from click.testing import CliRunner, Result
 from fake_server import JOB_ID, FakeServer, FakeService, job_at
@@ -832,7 +834,8 @@ def test_doctor_finds_nothing_wrong_where_nothing_is(config: Path, tmp_path: Pat
     assert findings["config file"]["detail"] == str(config)
     assert findings["defaults"]["detail"] == "harness nightly; GPUs: 0"
     assert set(findings) == {
-        *("config file", "harness nightly", "GPUs", "defaults", "cgroups", "environment of runs", "data folder", "port"),
+        *("config file", "harness nightly", "GPUs", "defaults", "cgroups", "environment of runs", "accounts of runs"),
+        *("data folder", "port"),
         "sign-in",
     }
     assert findings["sign-in"]["detail"].startswith("127.0.0.1:0 asks nobody to sign in: any local user and any proxy on this")
@@ -865,6 +868,31 @@ def test_doctor_says_what_is_wrong(config: Path, tmp_path: Path) -> None:
         "port",
         "harness nightly",
     }
+
+
+@needs_accounts
+def test_doctor_tries_what_a_run_with_an_account_can_do(config: Path, tmp_path: Path) -> None:
+    """The folder of the test is private to root, as is the program in it."""
+    config.write_text(f'run_as_uids = "{UIDS}"\n{config.read_text()}env = {{ HF_HOME = "{tmp_path}" }}\n')
+    exit_code, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0")
+    assert exit_code == 1
+    assert findings["accounts of runs"]["detail"] == f"one for each owner, of {UIDS}"
+    finding = findings["harness nightly with an account of runs"]
+    assert not finding["good"]
+    assert f"{tmp_path / 'program'} can't be run with the account {FIRST_UID}" in finding["detail"]
+    assert f"HF_HOME={tmp_path} can't be written with the account {FIRST_UID}" in finding["detail"]
+
+    config.write_text(config.read_text().replace(str(tmp_path / "program"), "/bin/true").replace(str(tmp_path), "/tmp"))
+    _, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0")
+    assert findings["harness nightly with an account of runs"]["good"]
+
+
+def test_doctor_says_that_accounts_take_root(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    config.write_text(f'run_as_uids = "{UIDS}"\n{config.read_text()}')
+    _, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0")
+    assert not findings["accounts of runs"]["good"]
+    assert "only a server that runs as root can start runs with other accounts" in findings["accounts of runs"]["detail"]
 
 
 def test_doctor_names_the_variables_that_runs_miss_as_possible_secrets(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,8 @@ VALUES: dict[str, Any] = {
     "max_log_bytes": 3,
     "max_output_bytes": 3,
     "cgroups": "off",
+    "run_as_uids": "7-9",
+    "run_as_groups": "render",
     "unknown_tasks": "refuse",
     "log_format": "json",
 }

@@ -1,15 +1,18 @@
 """What every executor promises, checked on the local one and on one with two nodes."""
 
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 import pytest
+from accounts import FIRST_UID, PYTHON, needs_accounts
 from waiting import DEADLINE_SECONDS as SECONDS
 from waiting import eventually
 
-from evalrpc.executors.base import Device, Executor, Node, Resources, RunHandle, RunKey
+from evalrpc.executors.base import Device, Executor, Node, Resources, RunAccount, RunHandle, RunKey
 from evalrpc.executors.local.executor import LocalExecutor
 from evalrpc.harnesses.base import Command, Exit
 from evalrpc.testing.executor import TWO_NODES, FakeExecutor
@@ -36,6 +39,8 @@ sys.exit(int(open(sys.argv[1]).read()))
 
 
 class LocalSite:
+    python = sys.executable
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.executor = self._executor()
@@ -48,13 +53,23 @@ class LocalSite:
         return LocalExecutor(devices=[Device("0", "H200"), Device("1", "H200")])
 
     def command(self, steps: int) -> Command:
-        argvs = [(sys.executable, "-S", "-c", WAITS, str(self._folder / str(step))) for step in range(steps)]
+        argvs = [(self.python, "-S", "-c", WAITS, str(self._folder / str(step))) for step in range(steps)]
         return Command(argvs[0], further_steps=tuple(argvs[1:]))
 
     def finish_step(self, run: RunHandle, step: int, code: int) -> None:
         new = self._folder / "new"
         new.write_text(str(code))
         new.rename(self._folder / str(step))
+
+
+class AccountSite(LocalSite):
+    """The local executor, where the runs have an account of their own."""
+
+    python = PYTHON
+
+    def finish_step(self, run: RunHandle, step: int, code: int) -> None:
+        super().finish_step(run, step, code)
+        (self._folder / str(step)).chmod(0o644)
 
 
 class TwoNodeSite:
@@ -72,11 +87,33 @@ class TwoNodeSite:
         run.finish(code)  # type: ignore[attr-defined]
 
 
-@pytest.fixture(params=[LocalSite, TwoNodeSite], ids=["local", "two nodes"])
+SITES = {"local": LocalSite, "accounts": AccountSite, "two nodes": TwoNodeSite}
+
+
+@pytest.fixture(params=["local", pytest.param("accounts", marks=needs_accounts), "two nodes"])
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
-    site = request.param(tmp_path)
+    site = SITES[request.param](tmp_path)
     yield site
     site.executor.close()
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """Take another folder for accounts, which can't get to those of pytest."""
+    if "accounts" not in request.node.name:
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder)
+
+
+@pytest.fixture
+def key(request: pytest.FixtureRequest, key: RunKey, tmp_path: Path) -> RunKey:
+    if "accounts" not in request.node.name:
+        return key
+    key.attempt_dir.mkdir(mode=0o711)
+    return replace(key, account=RunAccount(FIRST_UID, (), tmp_path))
 
 
 @pytest.fixture

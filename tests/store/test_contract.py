@@ -42,6 +42,7 @@ from evalrpc.errors import (
     RequestIdReusedError,
     RevisionCompactedError,
     RevisionInFutureError,
+    RunFailedError,
     StoreUnavailableError,
 )
 from evalrpc.jobs import transitions
@@ -1187,3 +1188,31 @@ def test_wait_closed_returns_when_the_store_is_closed(store: Store) -> None:
     store.close()
     waiter.join(SECONDS)
     assert not waiter.is_alive()
+
+
+# Accounts of runs.
+
+
+def test_each_owner_has_an_account_for_good_and_nobody_else_gets_it(open_store: Opener) -> None:
+    store = open_store()
+    uids = range(10, 14)
+    assert [store.assign_run_uid(owner, uids).result(SECONDS) for owner in ("", "alice", "bob", "alice")] == [10, 11, 12, 11]
+    store.close()
+    store = open_store()
+    assert store.run_uids() == {10: "", 11: "alice", 12: "bob"}
+    assert store.assign_run_uid("carol", uids).result(SECONDS) == 13
+    with pytest.raises(RunFailedError, match="all 4 accounts for runs have been given away"):
+        store.assign_run_uid("dave", uids).result(SECONDS)
+    assert store.assign_run_uid("bob", uids).result(SECONDS) == 12
+
+
+def test_other_accounts_are_given_where_others_are_to_be_had_and_the_old_ones_stay_taken(store: Store) -> None:
+    assert store.assign_run_uid("alice", range(10, 12)).result(SECONDS) == 10
+    assert store.assign_run_uid("alice", range(20, 22)).result(SECONDS) == 20
+    assert store.assign_run_uid("bob", range(10, 12)).result(SECONDS) == 11
+    assert store.run_uids() == {10: "alice", 20: "alice", 11: "bob"}
+
+
+def test_two_owners_at_once_get_two_accounts(store: Store) -> None:
+    futures = [store.assign_run_uid(owner, range(10, 100)) for owner in ("alice", "bob", "alice", "carol")]
+    assert [future.result(SECONDS) for future in futures] == [10, 11, 10, 12]

@@ -15,6 +15,7 @@ from evalrpc.harnesses.command import CommandHarness
 from evalrpc.jobs import transitions
 from evalrpc.jobs.share_policy import Entitlements, SharePolicy
 from evalrpc.scheduling.queue_state import QueueState
+from evalrpc.scheduling.run_accounts import RunAccounts
 from evalrpc.scheduling.run_bounds import RunBounds
 from evalrpc.scheduling.scheduler import Scheduler
 from evalrpc.scheduling.supervisor import RunDependencies
@@ -67,6 +68,7 @@ class House:
             data_dir=folder / "data",
             output_root=None,
             output_access=OutputAccess(None, 0o640),
+            accounts=RunAccounts(self.store, folder / "data", OutputAccess(None, 0o640), None),
             grace_seconds=0.1,
             run_bounds=bounds or RunBounds(),
             measurer=self.measurer,

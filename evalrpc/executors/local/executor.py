@@ -3,8 +3,9 @@
 A run is found again by its shim (`shims.py`), and by the traces on disk which that leaves in `attempt_dir/run` (`shim.py`).
 Waiting uses a pidfd, which any process can open for any other, so a run found again is handled like one that was started.
 
-A run may change its traces and kill its shim. That nothing is left of it is therefore proved by its cgroup where it has one
-(`cgroups.py`), and by the exit code of its shim; where neither is known, all processes are looked through.
+A run with the server's account may change its traces and kill its shim; one with an account of its own can't. That nothing is
+left of a run is therefore proved by its cgroup where it has one (`cgroups.py`), and by the exit code of its shim; where neither
+is known, all processes are looked through.
 """
 
 import os
@@ -193,13 +194,14 @@ class LocalExecutor:
         return {
             "steps": [command.argv, *command.further_steps],
             "files": {str(path): content for path, content in command.files.items()},
-            "env": build_environment(self._environment, {**command.env, **command.secrets}, devices, key.job_id, key.attempt),
+            "env": build_environment(self._environment, _added(key, command), devices, key.job_id, key.attempt),
             "cwd": str(Path.cwd() / (command.cwd or "")),
             "umask": command.umask,
             "log": str(key.log_path),
             "traces_dir": str(_traces_dir(key)),
             "run": run_name(key.job_id, key.attempt),
             "cgroup": str(cgroup.path) if cgroup is not None else "",
+            "account": (key.account.uid, list(key.account.groups)) if key.account is not None else None,
         }
 
     def _hand_over(self, key: RunKey, order: Mapping[str, Any]) -> tuple[int | None, ForkServer | None]:
@@ -232,6 +234,16 @@ def _nodes(devices: Sequence[Device], quarantined: Mapping[str, str]) -> Sequenc
     return (Node(LOCAL_NODE, tuple(device._replace(quarantine_reason=quarantined.get(device.id, "")) for device in devices)),)
 
 
+def _added(key: RunKey, command: Command) -> Mapping[str, str]:
+    """Return what a command adds to the environment. The server's HOME is nothing for another account."""
+    home = {"HOME": str(key.account.home)} if key.account is not None else {}
+    return {**home, **command.env, **command.secrets}
+
+
+def _uid(key: RunKey) -> int | None:
+    return key.account.uid if key.account is not None else None
+
+
 def _traces_dir(key: RunKey) -> Path:
     return key.attempt_dir / TRACES_DIR
 
@@ -242,7 +254,7 @@ def _has_begun(key: RunKey) -> bool:
     while time.monotonic() < deadline:
         # The fork server may have died just before the shim wrote the file. So look at the processes before the file: one that
         # is no longer about to write it has written it. A scan can miss a process that is forked during it, so it takes two.
-        about_to_begin = processes_of_job(key.job_id) or _about_to_begin() or _about_to_begin()
+        about_to_begin = processes_of_job(key.job_id, uid=_uid(key)) or _about_to_begin() or _about_to_begin()
         if _has_left_traces(key):
             break
         if not about_to_begin:
@@ -290,11 +302,12 @@ class _Leftovers:
         self.shim: Final = shim_pid
         self.cgroup: Final = cgroup
         self._job_id = key.job_id
+        self._uid = _uid(key)
         self._since_ticks = _started_ticks(shim_pid)
 
     def look(self) -> _Left:
         """Return what is left."""
-        found = processes_of_job(self._job_id, self.shim, self._since_ticks)
+        found = processes_of_job(self._job_id, self.shim, self._since_ticks, self._uid)
         if self.cgroup is None:
             return _Left(frozenset(found), has_others=False)
         return _Left(frozenset([*found, *self.cgroup.processes()]), self.cgroup.is_populated())

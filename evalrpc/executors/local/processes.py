@@ -13,13 +13,14 @@ GONE_OR_FOREIGN: Final = (FileNotFoundError, ProcessLookupError, PermissionError
 """Raised on reading a process that has ended or is another user's. Any other error says nothing about the process."""
 
 
-def processes_of_job(job_id: str, session: int | None = None, since_ticks: int = 0) -> list[int]:
+def processes_of_job(job_id: str, session: int | None = None, since_ticks: int = 0, uid: int | None = None) -> list[int]:
     """Return the ids of all living processes that carry the job's id or belong to the session, and of their descendants.
 
     All are needed: a worker may leave the session, and one that sets its own title overwrites its environment. A session is
     given by the process that leads it, with `since_ticks`, when that started (kernel ticks since boot): another process with
     its id leads another session. Processes that started before are skipped, which saves most of the reading: a process gets its
-    environment when it starts.
+    environment when it starts. With a `uid`, the account of the job's runs, the id counts only in processes of that account and
+    of this one: those of others can't pass for the job's.
 
     Raises OSError if this process lacks a resource that the scan needs, such as descriptors: then nothing is known.
     """
@@ -38,7 +39,7 @@ def processes_of_job(job_id: str, session: int | None = None, since_ticks: int =
             parents[pid] = int(fields[1])
             if session in (pid, int(fields[3])):
                 members.add(pid)
-            elif mark in _read(pid, "environ").split(b"\0"):
+            elif mark in _read(pid, "environ").split(b"\0") and (uid is None or uid_of(pid) in (uid, os.geteuid())):
                 found.add(pid)
     if session is not None:
         found |= members
@@ -66,13 +67,14 @@ class ScriptProcess(NamedTuple):
 
 
 def processes_of_script(path: Path, argument_count: int) -> Iterator[ScriptProcess]:
-    """Yield all living processes of a script, wherever its package is installed. Raises OSError, as `processes_of_job`."""
+    """Yield all living processes of this account that run a script, wherever its package is installed. Raises OSError, as
+    `processes_of_job`."""
     module = "/".join(path.parts[-3:])
     for pid in process_ids():
         with suppress(*GONE_OR_FOREIGN):
             command = _read(pid, "cmdline").decode(errors="replace").split("\0")[:-1]
             *_, script = command[:-argument_count] or [""]
-            if script.endswith(module):
+            if script.endswith(module) and uid_of(pid) == os.geteuid():
                 name, fields = _stat(pid)
                 yield ScriptProcess(pid, int(fields[1]), name, command[-argument_count:])
 
@@ -80,6 +82,12 @@ def processes_of_script(path: Path, argument_count: int) -> Iterator[ScriptProce
 def name_of(pid: int) -> str:
     """Return the name of a process. Raises OSError."""
     return _stat(pid)[0]
+
+
+def uid_of(pid: int) -> int:
+    """Return the effective account of a process. The owner of its folder in /proc is not always that. Raises OSError."""
+    status = _read(pid, "status")
+    return int(status.partition(b"\nUid:")[2].split(maxsplit=2)[1])
 
 
 def parent_of(pid: int) -> int:

@@ -11,8 +11,9 @@ runs the fork server of the server that PID and START_TIME identify; it ends wit
 format: they belong to one installation, and marshalled values are self-delimiting. The fork server takes
 
     an order     a dict with `steps` (programs with their arguments), `files` (to be written first, by path), `env`, `cwd`,
-                 `umask` (of the programs), `log` (for all output), `traces_dir`, `run` (see CLAIM) and `cgroup` (the folder of
-                 the run's cgroup, or empty). The reply is the process id of the shim, or a negative errno if there is none.
+                 `umask` (of the programs), `log` (for all output), `traces_dir`, `run` (see CLAIM), `cgroup` (the folder of
+                 the run's cgroup, or empty), and `account` (of the programs: its uid and its further groups; None: that of the
+                 server). The reply is the process id of the shim, or a negative errno if there is none.
     a number     the process id of a shim that is known to have ended. The reply is its wait status, or None if it has none.
                  Only then can the id be reused. A negative number asks for the status alone: the id stays taken.
 
@@ -23,8 +24,10 @@ wherever they went. The server has preallocated `exit` (`traces.py`), so a full 
 the shim stays until no process is left, up to a time limit. Its own exit code, which no run can forge, says the same: 0 if no
 process is left.
 
-A run may write into these files too. So a server recognises a shim by what the shim itself holds: a memory file with the name
-of its run (CLAIM). A run can't give one to another process.
+A run with the server's account may write into these files too. So a server recognises a shim by what the shim itself holds: a
+memory file with the name of its run (CLAIM). A run can't give one to another process.
+
+Only the programs get an account of their own. The shim keeps the server's, so that no run can signal or trace it.
 
 Once its `pid` is written, a shim takes the name RUN_NAME. Until then it may still be about to begin a run.
 """
@@ -37,7 +40,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 PID_FILE = "pid"
 EXIT_FILE = "exit"
@@ -57,7 +60,11 @@ _PRIVATE_UMASK = 0o077
 _PRIVATE_MODE = 0o600
 _FILE_MODE = 0o666  # less the umask
 _NO_TRAP = os.O_NOFOLLOW | os.O_NONBLOCK  # a link or FIFO planted by the run is not followed and does not block
+_OF_ACCOUNT_MODE = 0o640  # what the shim writes for the programs: they read it by their group
+_LOG_OF_ACCOUNT_MODE = 0o620  # so that programs can also open /dev/stderr
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_NO_NEW_PRIVS = 38
+_MAX_FAILURE_BYTES = 4096
 
 
 def main() -> None:
@@ -69,11 +76,11 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS)
     for number in _REQUESTS:
         signal.signal(number, lambda number, _: asked.append(number))
-    adopt_orphans = load_adoption()
+    set_process = load_prctl()
     with suppress(EOFError, BrokenPipeError):
         while True:
             message = marshal.load(sys.stdin.buffer)  # noqa: S302 - from the server itself
-            answer = status_of(message) if isinstance(message, int) else fork(message, asked, adopt_orphans)
+            answer = status_of(message) if isinstance(message, int) else fork(message, asked, set_process)
             os.write(1, marshal.dumps(answer))
 
 
@@ -89,7 +96,7 @@ def status_of(pid: int) -> int | None:
     return status if ended else None
 
 
-def fork(order: dict[str, Any], asked: list[int], adopt_orphans: Callable[[], bool]) -> int:
+def fork(order: dict[str, Any], asked: list[int], set_process: Callable[[int], bool]) -> int:
     """Fork a shim for the order. Return its process id, or a negative errno if there is none."""
     try:
         pid = os.fork()
@@ -98,27 +105,27 @@ def fork(order: dict[str, Any], asked: list[int], adopt_orphans: Callable[[], bo
     if pid == 0:
         none_left = False
         try:
-            none_left = carry_out(order, asked, adopt_orphans)
+            none_left = carry_out(order, asked, set_process)
         finally:
             os._exit(0 if none_left else 1)  # whatever happened, it must not take orders itself; and the server waits for it
     return pid
 
 
-def carry_out(order: dict[str, Any], asked: list[int], adopt_orphans: Callable[[], bool]) -> bool:
+def carry_out(order: dict[str, Any], asked: list[int], set_process: Callable[[int], bool]) -> bool:
     """Be the shim of a run. Once `asked` holds a signal, start no more of its steps. Return whether no process is left."""
     os.setsid()
     redirect(os.devnull, os.O_RDWR, 0, 1, 2)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)
-    adopts = adopt_orphans()
+    adopts = set_process(_PR_SET_CHILD_SUBREAPER)
     exits = os.open(os.path.join(order["traces_dir"], EXIT_FILE), os.O_WRONLY | os.O_CREAT | _NO_TRAP, _PRIVATE_MODE)
     pid_path = os.path.join(order["traces_dir"], PID_FILE)
-    failure = claim(order["run"]) or enter(order["cgroup"]) or write_pid(pid_path) or write_files(order["files"])
+    failure = claim(order["run"]) or enter(order["cgroup"]) or write_pid(pid_path) or write_files(order)
     set_name(RUN_NAME)
     try:
         for argv in order["steps"]:
             if asked:
                 break
-            outcome = failure or run(argv, order, pid_path)
+            outcome = failure or run(argv, order, pid_path, set_process)
             # Before the next step starts, so that later output in the log is known not to be from this one.
             note(exits, f"{os.fstat(1).st_size} {outcome}")
     finally:
@@ -159,34 +166,87 @@ def write_pid(path: str) -> str | None:
     return None
 
 
-def write_files(files: dict[str, bytes]) -> str | None:
+def write_files(order: dict[str, Any]) -> str | None:
     """Write the files that the programs need. Return a description of the error, if any."""
-    for path, content in files.items():
+    for path, content in order["files"].items():
         try:
             with open(path, "wb", opener=open_untrapped) as file:
+                open_to_account(file.fileno(), order, _OF_ACCOUNT_MODE)
                 file.write(content)
         except OSError as error:
             return f"error {path}: {error.strerror}"
     return None
 
 
-def run(argv: list[str], order: dict[str, Any], pid_path: str) -> str:
+def run(argv: list[str], order: dict[str, Any], pid_path: str, set_process: Callable[[int], bool]) -> str:
     """Start the program, wait for it, and describe its end."""
     try:
-        os.environ["PATH"] = order["env"].get("PATH", os.defpath)  # posix_spawnp looks for the program there
         os.chdir(order["cwd"])
         redirect(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | _NO_TRAP, 1, 2)
-        os.umask(order["umask"])
-        # Python itself ignores these two.
-        pid = os.posix_spawnp(argv[0], argv, order["env"], setsigdef=(signal.SIGPIPE, signal.SIGXFSZ))
+        open_to_account(1, order, _LOG_OF_ACCOUNT_MODE)
+        pid = start(argv, order, set_process)
     except (OSError, ValueError) as error:
         return f"error {argv[0]}: {getattr(error, 'strerror', None) or error}"
     with suppress(OSError):  # slow on a disk, so it is done while the program starts
         sync(pid_path)
     status = wait(pid)
+    with suppress(OSError):
+        open_to_account(1, order, _PRIVATE_MODE)
     if os.WIFSIGNALED(status):
         return f"signal {os.WTERMSIG(status)}"
     return f"code {os.WEXITSTATUS(status)}"
+
+
+def start(argv: list[str], order: dict[str, Any], set_process: Callable[[int], bool]) -> int:
+    """Start a program, and return its process id. Raises OSError if it can't be started."""
+    failures, failure = os.pipe()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS)  # one that the new process gets now is for the program
+    try:
+        pid = os.fork()
+        if pid == 0:
+            become(argv, order, set_process, failure)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)
+        os.close(failure)
+    with open(failures, "rb") as file:
+        reason = file.read(_MAX_FAILURE_BYTES)
+    if reason:
+        os.waitpid(pid, 0)
+        raise OSError(reason.decode())
+    return pid
+
+
+def become(argv: list[str], order: dict[str, Any], set_process: Callable[[int], bool], failure: int) -> NoReturn:
+    """Turn this process, just forked, into a program of the run. If that is impossible, write why, and end."""
+    try:
+        for number in (*_REQUESTS, signal.SIGPIPE, signal.SIGXFSZ):  # Python itself ignores the last two
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)
+        os.umask(order["umask"])
+        if order["account"] is not None:
+            uid, groups = order["account"]
+            take_account(uid, groups, set_process)
+        os.execvpe(argv[0], argv, order["env"])  # noqa: S606 - no shell is wanted
+    except BaseException as error:  # noqa: BLE001 - whatever it is, this process must not go on as a shim
+        os.write(failure, str(getattr(error, "strerror", None) or error).encode(errors="replace")[:_MAX_FAILURE_BYTES])
+    os._exit(1)
+
+
+def take_account(uid: int, groups: list[int], set_process: Callable[[int], bool]) -> None:
+    """Give up the server's account for another one, for good: also a program with the set-user-ID bit does not bring it back.
+    Raises OSError."""
+    if not set_process(_PR_SET_NO_NEW_PRIVS):
+        raise OSError(errno.ENOSYS, "the privileges of the server can't be given up")
+    os.setgroups(groups)
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+
+
+def open_to_account(descriptor: int, order: dict[str, Any], mode: int) -> None:
+    """Give the account of the programs some rights on a file that stays the server's. Raises OSError."""
+    if order["account"] is not None:
+        os.fchown(descriptor, -1, order["account"][0])
+        os.fchmod(descriptor, mode)
 
 
 def wait(pid: int) -> int:
@@ -230,15 +290,15 @@ def kill_children() -> None:
             os.kill(pid, signal.SIGKILL)  # its id is not reused until it is reaped
 
 
-def load_adoption() -> Callable[[], bool]:
-    """Return a function that makes the calling process a subreaper, and returns whether that worked."""
+def load_prctl() -> Callable[[int], bool]:
+    """Return a function that sets an attribute of the calling process (`prctl`) to 1, and returns whether that worked."""
     try:
         import ctypes  # not every Python has it
 
         prctl = ctypes.CDLL(None).prctl
     except (ImportError, OSError, AttributeError):
-        return lambda: False
-    return lambda: prctl(_PR_SET_CHILD_SUBREAPER, *map(ctypes.c_ulong, (1, 0, 0, 0))) == 0
+        return lambda _: False
+    return lambda option: prctl(*map(ctypes.c_ulong, (option, 1, 0, 0, 0))) == 0
 
 
 def open_untrapped(path: str, flags: int) -> int:

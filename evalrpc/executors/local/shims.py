@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Final, NamedTuple
 
 from evalrpc.executors.local import shim
-from evalrpc.executors.local.processes import GONE_OR_FOREIGN, name_of, parent_of, process_ids
+from evalrpc.executors.local.processes import GONE_OR_FOREIGN, name_of, parent_of, process_ids, uid_of
 
 _NAMES: Final = frozenset({shim.RUN_NAME, shim.FORK_SERVER_NAME})  # one just forked still has the name of the fork server
 _CLAIM: Final = f"/memfd:{shim.CLAIM}"
@@ -51,7 +51,7 @@ def _claims(pid: int) -> list[str]:
     claims: list[str] = []
     with suppress(*GONE_OR_FOREIGN):
         folder = f"/proc/{pid}"
-        if name_of(pid) in _NAMES and os.stat(folder).st_uid == os.geteuid():  # noqa: PTH116 - thousands of them
+        if name_of(pid) in _NAMES and uid_of(pid) == os.geteuid():
             for number in os.listdir(f"{folder}/fd"):  # noqa: PTH208 - as above
                 with suppress(*GONE_OR_FOREIGN):
                     link = os.readlink(f"{folder}/fd/{number}")  # noqa: PTH115 - no path of a file

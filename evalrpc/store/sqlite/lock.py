@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from evalrpc.errors import ConfigurationError, DataDirectoryInUseError
-from evalrpc.files.private import make_private_folder
+from evalrpc.files.private import PASSABLE, make_private_folder
 
 LOCK_NAME: Final = "lock"
 
@@ -34,7 +34,9 @@ def lock_data_dir(data_dir: Path) -> BinaryIO:
 
 
 def _make_private(data_dir: Path) -> None:
-    """Take all rights from others, also where an earlier version has given them some. What belongs to another account stays."""
+    """Take all rights from others, also where an earlier version has given them some. What belongs to another account stays.
+    So does the passage of runs that have accounts of their own, since they may still be alive."""
     status = data_dir.stat()
-    if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) & 0o077:
+    others = stat.S_IMODE(status.st_mode) & 0o077
+    if status.st_uid == os.geteuid() and others not in (0, PASSABLE):
         data_dir.chmod(_PRIVATE_MODE)

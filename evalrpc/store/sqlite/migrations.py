@@ -218,6 +218,13 @@ MIGRATIONS: Final = (
         PRIMARY KEY (ended_ns, sequence)
     ) STRICT, WITHOUT ROWID;
     """,
+    # The accounts of runs. No row is ever deleted, so that no owner gets the account, and with it the files, of another one.
+    """
+    CREATE TABLE run_uids (
+        uid INTEGER PRIMARY KEY,
+        owner TEXT NOT NULL                          -- has another one where the setting run_as_uids was changed
+    ) STRICT;
+    """,
 )
 
 

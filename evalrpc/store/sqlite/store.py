@@ -51,7 +51,7 @@ from evalrpc.store.base import (
 from evalrpc.store.cache import JobCache
 from evalrpc.store.change_log import ChangeLog
 from evalrpc.store.group_commit import CommitQueue
-from evalrpc.store.sqlite import deduplication, journal
+from evalrpc.store.sqlite import deduplication, journal, run_uids
 from evalrpc.store.sqlite.bitmap_index import BitmapIndex
 from evalrpc.store.sqlite.filters import find_jobs
 from evalrpc.store.sqlite.lock import lock_data_dir
@@ -144,6 +144,10 @@ class SqliteStore:
     def forget_removal(self, path: str) -> Future[None]:
         """Note that a folder was removed."""
         return self._write(lambda transaction: transaction.forget_removal(path))
+
+    def assign_run_uid(self, owner: str, uids: range) -> Future[int]:
+        """Return the account of an owner's runs, or give it one."""
+        return self._write(lambda _: run_uids.assign(self._connection, owner, uids))
 
     def erase(self) -> Future[bool]:
         """Empty the write-ahead log, in which SQLite keeps pages as they were before a deletion. In the file itself it has
@@ -392,6 +396,11 @@ class SqliteStore:
         with self._reading() as connection:
             rows = connection.execute("SELECT job_id, path FROM removals ORDER BY job_id, path").fetchall()
         return [PendingRemoval(job_id, Path(path)) for job_id, path in rows]
+
+    def run_uids(self) -> Mapping[int, str]:
+        """Return the owner of each account that runs have ever had."""
+        with self._reading() as connection:
+            return run_uids.run_uids(connection)
 
     def events_after(
         self,
