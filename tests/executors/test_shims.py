@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from accounts import FIRST_UID, PYTHON, needs_accounts
 from processes_of_tests import is_alive, read_pid
 from running import SECONDS, Runs, ended
 from waiting import eventually
@@ -17,8 +18,8 @@ from waiting import eventually
 from evalrpc.executors.base import Device, RunKey
 from evalrpc.executors.local import shim
 from evalrpc.executors.local.executor import TRACES_DIR, LocalExecutor
-from evalrpc.executors.local.processes import processes_of_job
-from evalrpc.executors.local.shims import find_shim
+from evalrpc.executors.local.processes import processes_of_job, processes_of_script
+from evalrpc.executors.local.shims import find_shim, run_name
 from evalrpc.executors.local.traces import write_devices
 from evalrpc.harnesses.base import Exit
 
@@ -203,3 +204,18 @@ def test_a_fifo_that_an_earlier_attempt_has_put_there_holds_up_nobody(runs: Runs
             runs.executor.make_room(runs.key, 1)
     handle = runs.start("pass", files={runs.key.attempt_dir / "given.txt": b""})
     assert handle.wait(SECONDS)
+
+
+@needs_accounts
+@pytest.mark.parametrize("arguments", [(), ("executors/local/shim.py", "1", "1")])
+def test_a_process_of_another_account_is_no_shim_and_no_fork_server(key: RunKey, arguments: tuple[str, ...]) -> None:
+    """Neither by the claim and the name, nor by the command line. It would hold up what a restarted server finds."""
+    command = (PYTHON, "-S", "-c", PRETENDS, shim.CLAIM + run_name(key.job_id, 1), *arguments)
+    account = {"user": FIRST_UID, "group": FIRST_UID, "extra_groups": ()}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd="/", **account) as process:  # type: ignore[call-overload]
+        try:
+            assert process.stdout.readline().startswith("pretends")
+            assert find_shim(key.job_id, 1) is None
+            assert process.pid not in {found.pid for found in processes_of_script(Path(shim.__file__), 2)}
+        finally:
+            process.kill()

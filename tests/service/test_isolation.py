@@ -1,5 +1,6 @@
 """A run with an account of its own can do nothing to the server, nor to the runs of other owners, and all the rest works."""
 
+import errno
 import json
 import os
 import shutil
@@ -288,3 +289,16 @@ def test_runs_have_the_further_groups(serve: Callable[..., ServerHere], site: Si
     assert sorted(status.partition("Groups:")[2].splitlines()[0].split()) == ["0", "54321"]
     assert "NoNewPrivs:\t1" in status
     assert server.api.get(job_id).status == RUNNING
+
+
+def test_the_output_comes_back_where_the_run_could_not_be_started(
+    serve: Callable[..., ServerHere], site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EACCES, "no")
+
+    server = serve()
+    monkeypatch.setattr(server.server._executor, "_order", refuse)
+    job = server.api.run("good")
+    assert (job.status, job.error.reason) == (FAILED, "START_FAILED")
+    assert owners_of(attempt_of(site, job.job_id) / "output") == {(0, 0)}
