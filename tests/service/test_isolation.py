@@ -302,3 +302,13 @@ def test_the_output_comes_back_where_the_run_could_not_be_started(
     job = server.api.run("good")
     assert (job.status, job.error.reason) == (FAILED, "START_FAILED")
     assert owners_of(attempt_of(site, job.job_id) / "output") == {(0, 0)}
+
+
+def test_the_data_folder_may_be_a_link(serve: Callable[..., ServerHere], site: Site) -> None:
+    real = site.folder / "disk" / "evalrpc"
+    real.mkdir(parents=True)
+    real.parent.chmod(0o711)
+    (site.folder / "data").symlink_to(real)
+    job = serve().api.run("good")
+    assert job.status == COMPLETED, job.error
+    assert owners_of(real / "jobs" / job.job_id / "attempt-1" / "output") == {(0, 0)}
