@@ -43,6 +43,8 @@ from evalrpc.secrets.registry import Secrets
 from evalrpc.server import health, reflection
 from evalrpc.server.admission import Admission
 from evalrpc.server.announcement import announce
+from evalrpc.server.audit import Audit
+from evalrpc.server.audit_file import audit_file
 from evalrpc.server.auth.authenticator import Authenticator
 from evalrpc.server.auth.rights import Guard
 from evalrpc.server.catalog import Catalog
@@ -140,6 +142,7 @@ class Server:
         self._authenticator = Authenticator(settings, clock)
         entitlements = Entitlements(policy_of(settings))
         self._store = SqliteStore(settings.data_dir, clock, settings.max_queued, entitlements)
+        self._audit = Audit(audit_file(settings), clock, secrets.mask_text)
         self._pools = start_pools()
         data_dir = settings.data_dir.absolute()
         cgroups = find_cgroups(settings.cgroups)
@@ -232,6 +235,7 @@ class Server:
         self._authenticator.stop()
         # Only now: calls may have waited for a short command.
         await loop.run_in_executor(self._pools.waiters, self._executor.close)
+        await loop.run_in_executor(self._pools.waiters, self._audit.close)
         self._pools.shut_down()
         self._store.close()
 
@@ -282,7 +286,7 @@ class Server:
         for listener in self.listeners:
             authenticate = self._authenticator.for_listener(requires_sign_in=listener.listener.requires_sign_in)
             listener.add(
-                generic_handler(SERVICE, self.handlers, authenticate),
+                generic_handler(SERVICE, self.handlers, authenticate, self._audit),
                 generic_handler(health.SERVICE, health_handlers, anonymous),
                 *(dialogue_handler(name, reflection.METHOD, answer, self.open_limits) for name in reflection.SERVICES),
             )

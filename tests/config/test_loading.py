@@ -70,6 +70,9 @@ SOURCES: dict[str, tuple[Any, str, Any, tuple[Any, Any, Any]]] = {
     "max_output_bytes": (1, "2", 3, (1, 2, 3)),
     "cgroups": ("off", "auto", "off", ("off", "auto", "off")),
     "unknown_tasks": ("refuse", "warn", "refuse", ("refuse", "warn", "refuse")),
+    "audit_file": ("/l/file", "/l/env", Path("/l/flag"), (Path("/l/file"), Path("/l/env"), Path("/l/flag"))),
+    "audit_max_bytes": (1, "2", 3, (1, 2, 3)),
+    "audit_max_files": (2, "3", 4, (2, 3, 4)),
     "log_format": ("json", "text", "json", ("json", "text", "json")),
 }
 
