@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC
@@ -59,6 +59,7 @@ from evalrpc.server.listening import require_descriptors
 from evalrpc.server.logging import set_up_logging
 from evalrpc.server.memory import limit_arenas
 from evalrpc.server.reflection import Reflection
+from evalrpc.server.reloading import Reloading
 from evalrpc.server.service import EvaluationService
 from evalrpc.server.threads import require_threads, start_pools
 from evalrpc.server.transports.connections import close_connections
@@ -79,11 +80,11 @@ _START_THREADS: Final = 48  # a server without clients and runs has somewhat few
 _log = logging.getLogger(__name__)
 
 
-def serve(settings: Settings, config_file: Path | None = None) -> None:
+def serve(settings: Settings, config_file: Path | None = None, load: Callable[[], Settings] | None = None) -> None:
     """Run a server until SIGTERM or SIGINT. Prints `evalrpc listening on HOST:PORT`, a line per address, when it is ready.
 
-    The file, if any, is where settings came from. Raises ConfigurationError if it can't start, UnavailableError if it can't
-    continue.
+    The file, if any, is where settings came from. `load` reads them again, which SIGHUP asks for. Raises ConfigurationError if
+    it can't start, UnavailableError if it can't continue.
     """
     limit_arenas()
     require_descriptors(_START_DESCRIPTORS)
@@ -96,17 +97,25 @@ def serve(settings: Settings, config_file: Path | None = None) -> None:
     # OpenBLAS, which comparisons load, ends the process if it can't start its threads. They need none.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, config_file, environment, secrets))
+        runner.run(_serve(settings, config_file, load or (lambda: settings), environment, secrets))
 
 
-async def _serve(settings: Settings, config_file: Path | None, environment: Mapping[str, str], secrets: Secrets) -> None:
+async def _serve(
+    settings: Settings,
+    config_file: Path | None,
+    load: Callable[[], Settings],
+    environment: Mapping[str, str],
+    secrets: Secrets,
+) -> None:
     stop = asyncio.Event()
     stopping = _start_watchdog(settings.stop_seconds)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, _log.info, "SIGHUP comes too early: the server is starting")
     async with running_server(settings, environment=environment, secrets=secrets) as server:
         tune_collector()
+        _reload_on_sighup(server, load)
         for listener in server.listeners:
             print(f"evalrpc listening on {listener.address}", flush=True)
         listening = [(each.listener, each.certificate) for each in server.listeners]
@@ -125,6 +134,16 @@ async def _serve(settings: Settings, config_file: Path | None, environment: Mapp
         raise UnavailableError(
             "a bug has stopped it; its log has the traceback. Runs go on, and are picked up at the next start"
         )
+
+
+def _reload_on_sighup(server: "Server", load: Callable[[], Settings]) -> None:
+    loop, reloads = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+
+    def begin() -> None:
+        reloads.add(task := loop.create_task(server.reload(load)))
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, begin)
 
 
 class Server:
@@ -181,6 +200,17 @@ class Server:
         kept_bytes = KeptBytes(self._store, data_dir, entitlements)
         self._housekeeper = Housekeeper(self._store, clock, data_dir, settings, self._pools.removers, kept_bytes)
         self._service = self._build_service(queue_state, entitlements, clock, data_dir)
+        self._reloading = Reloading(
+            settings,
+            self._service,
+            entitlements,
+            secrets,
+            self._authenticator,
+            self._audit,
+            self._scheduler.choose_anew,
+            self._pools.readers,
+        )
+        self._reload_lock = asyncio.Lock()
         self._health = Health((SERVICE.full_name,))
         self._write_check = WriteCheck(self._store, data_dir, self._health, self._pools.readers)
         self._background: list[asyncio.Task[None]] = []
@@ -210,6 +240,12 @@ class Server:
         await asyncio.gather(*(listener.start() for listener in self.listeners))
         self._background = [asyncio.create_task(work.run()) for work in (self._housekeeper, self._write_check)]
         self._pools.catalogers.submit(self._catalog.load)
+
+    async def reload(self, load: Callable[[], Settings]) -> None:
+        """Take up what has changed in the settings, as far as that takes no restart. See `evalrpc.server.reloading`."""
+        async with self._reload_lock:
+            if not self._service.stopping:
+                await self._reloading.reload(load)
 
     async def drain(self) -> None:
         """Refuse new jobs, start no queued ones, and wait up to `drain_seconds` until all runs have ended."""
