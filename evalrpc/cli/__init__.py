@@ -40,6 +40,7 @@ _MODULES: Final = {
     "info": "catalog",
     "whoami": "whoami",
     "token": "token",
+    "audit": "audit",
     "doctor": "doctor",
     "policy": "policy",
     "login": "login",

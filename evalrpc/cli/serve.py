@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,7 +38,7 @@ def serve_command(config: Path | None, **flags: Any) -> None:
         except ModuleNotFoundError as error:
             fail(ExitCode.WRONG_CALL, extras.missing(error, "server"))
         try:
-            serve(settings, config)
+            serve(settings, config, partial(load_settings, flags, dict(os.environ), config))
         except UnavailableError as error:
             fail(ExitCode.WRONG_CALL, f"the server can't go on: {error}")
 

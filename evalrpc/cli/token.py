@@ -19,7 +19,7 @@ from evalrpc.cli.setting_flags import setting_flags
 from evalrpc.cli.suggestions import SuggestingGroup
 from evalrpc.cli.tables import Cell, Column, Kind
 from evalrpc.clock import Clock, SystemClock
-from evalrpc.config import load_settings
+from evalrpc.config import Settings, load_settings
 from evalrpc.config.callers import OWNER_RULE, ROLES, is_owner
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _COLUMNS: Final = (
 
 _MAX_LIFETIME: Final = timedelta(days=36_500)
 
-_data_dir_flags: Final[Callable[[Callable[..., Any]], Callable[..., Any]]] = setting_flags("data_dir")
+_changing_flags: Final[Callable[[Callable[..., Any]], Callable[..., Any]]] = setting_flags("data_dir", "audit_file")
 
 _json_flag: Final[Callable[[Callable[..., Any]], Callable[..., Any]]] = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON."
@@ -79,7 +79,7 @@ def token_command() -> None:
 @click.option("--role", required=True, type=click.Choice(ROLES), help="What it may do.")
 @click.option("--expires", type=_lifetime, metavar="DURATION", help="Let it expire after this time: 90d. Default: never.")
 @_json_flag
-@_data_dir_flags
+@_changing_flags
 def create_command(owner: str, role: str, expires: timedelta | None, as_json: bool, config: Path | None, **flags: Any) -> None:
     """Create a token and print it. It is shown only now: the server keeps no more than a digest of it."""
     from evalrpc.server.auth.token_format import new_token
@@ -89,8 +89,10 @@ def create_command(owner: str, role: str, expires: timedelta | None, as_json: bo
     now_ns = clock.now().ToNanoseconds()
     expires_ns = now_ns + int(expires / timedelta(microseconds=1)) * 1000 if expires else None
     token = StoredToken(parts.token_id, parts.digest, owner, role, now_ns, expires_ns)
-    with _token_store(config, flags) as store:
+    settings = _settings(config, flags)
+    with _token_store(settings) as store:
         store.add(token)
+    _record(settings, "token create", f"token {token.token_id} of {owner}, {role}")
     if as_json:
         print_json_text(json.dumps({"token": text, **_document(token)}))
         return
@@ -100,11 +102,11 @@ def create_command(owner: str, role: str, expires: timedelta | None, as_json: bo
 
 
 @token_command.command("list", short_help="List the tokens, without their secrets.")
-@_data_dir_flags
+@setting_flags("data_dir")
 @form_options
 def list_command(form: Form, config: Path | None, **flags: Any) -> None:
     """List the tokens, the oldest first, without their secrets, which nobody has."""
-    with _token_store(config, flags) as store:
+    with _token_store(_settings(config, flags)) as store:
         tokens = store.tokens()
     if form in (Form.JSON, Form.JSONL):
         for token in tokens:
@@ -116,24 +118,44 @@ def list_command(form: Form, config: Path | None, **flags: Any) -> None:
 @token_command.command("revoke", short_help="Revoke a token.")
 @click.argument("token_id", metavar="TOKEN")
 @_json_flag
-@_data_dir_flags
+@_changing_flags
 def revoke_command(token_id: str, as_json: bool, config: Path | None, **flags: Any) -> None:
     """Revoke the token with this id, for good. Within a second its calls are refused and its streams end."""
-    with _token_store(config, flags) as store:
+    settings = _settings(config, flags)
+    with _token_store(settings) as store:
         if not store.revoke(token_id, clock.now().ToNanoseconds()):
             fail(ExitCode.WRONG_CALL, f"there is no token {token_id}: `evalrpc token list` lists them")
+    _record(settings, "token revoke", f"token {token_id}")
     if as_json:
         print_json_text(json.dumps({"token_id": token_id, "state": "revoked"}))
     else:
         print_line(f"token {token_id} is revoked")
 
 
+def _settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
+    with reported():
+        return load_settings(flags, os.environ, config)
+
+
 @contextmanager
-def _token_store(config: Path | None, flags: Mapping[str, Any]) -> Iterator["TokenStore"]:
+def _token_store(settings: Settings) -> Iterator["TokenStore"]:
     from evalrpc.server.auth.token_store import TokenStore
 
     with reported():
-        yield TokenStore(load_settings(flags, os.environ, config).data_dir)
+        yield TokenStore(settings.data_dir)
+
+
+def _record(settings: Settings, command: str, target: str) -> None:
+    """Record in the audit what was done. It is done, so it does not fail if that can't be written."""
+    from evalrpc.server.audit_file import AuditEntry, audit_file
+
+    time, peer = clock.now().ToJsonString(), f"uid:{os.getuid()}"
+    entry = AuditEntry(time, command, "OK", role="operator", sign_in_method="local", peer=peer, target=target)
+    file = audit_file(settings)
+    try:
+        file.append([entry])
+    except OSError as error:
+        print_line(f"evalrpc: warning: can't write {file.path}: {error.strerror}", err=True)
 
 
 def _row(token: "StoredToken") -> tuple[Cell, ...]:

@@ -462,6 +462,18 @@ class Settings:
     log_format: str = setting(
         "text", STRING, "The log on standard error: `text` for people or `json` for machines.", rule=one_of("text", "json")
     )
+    audit_file: Path | None = setting(
+        None,
+        FILE,
+        "The file with the audit: a line of JSON per call that changes something or is refused. Its folder must be there.",
+        default_text="`audit.jsonl` in `data_dir`",
+    )
+    audit_max_bytes: int = _count(
+        64 * 1024 * 1024, "bytes", 1, "How large the audit's file may become; then it is renamed, and a new one begun."
+    )
+    audit_max_files: int = _count(
+        16, "files", 2, "How many files of the audit are kept, with those that were renamed: `FILE.1` is the newest of these."
+    )
     harnesses: Mapping[str, HarnessSettings] = field(default_factory=lambda: {LMMS_EVAL: HarnessSettings(LMMS_EVAL, LMMS_EVAL)})
     """The harnesses by name. Default: `lmms-eval` in the server's own environment."""
     client_certificates: Mapping[str, ClientCertificate] = field(default_factory=dict)

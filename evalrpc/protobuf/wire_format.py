@@ -8,7 +8,9 @@ import io
 import os
 from typing import BinaryIO, Final
 
+_VARINT: Final = 0
 _LENGTH_DELIMITED: Final = 2
+_FIXED_BYTES: Final = {1: 8, 5: 4}  # by wire type
 _MAX_VARINT_BITS: Final = 63
 
 
@@ -47,6 +49,31 @@ def field_tag(number: int) -> bytes:
     """Return the bytes before the length of a text field or a message. Bytes without them are a message without that field;
     with them, they may have it."""
     return _varint(number << 3 | _LENGTH_DELIMITED)
+
+
+def text_field(serialized: bytes, number: int) -> str:
+    """Return a text of a serialised message without decoding the rest: as decoders read it, the last one counts. Empty if there
+    is none, or if the bytes are no message."""
+    found = b""
+    file = io.BytesIO(serialized)
+    try:
+        while (key := _read_varint(file)) is not None:
+            field, wire_type = key >> 3, key & 7
+            if wire_type == _LENGTH_DELIMITED:
+                size_bytes = _read_varint(file) or 0
+                if field == number:
+                    found = file.read(size_bytes)
+                else:
+                    file.seek(size_bytes, os.SEEK_CUR)
+            elif wire_type == _VARINT:
+                _read_varint(file)
+            elif wire_type in _FIXED_BYTES:
+                file.seek(_FIXED_BYTES[wire_type], os.SEEK_CUR)
+            else:
+                return ""
+    except (ValueError, OverflowError):
+        return ""
+    return found.decode(errors="replace")
 
 
 def file_chunk(number: int, rest: bytes, descriptor: int, offset: int, size_bytes: int, flags: int = 0) -> tuple[bytes, int]:

@@ -103,6 +103,12 @@ class Scheduler:
         for supervisor in to_end:
             supervisor.interrupt()
 
+    def choose_anew(self) -> None:
+        """Look again whether a job may start, since what owners may have has changed. Thread-safe."""
+        with self._condition:
+            self._dirty = True
+            self._condition.notify_all()
+
     def _quarantine_leftovers(self, running: Set[str]) -> None:
         """Quarantine the devices of runs that have ended while processes of theirs are left, which an earlier server could not
         end."""

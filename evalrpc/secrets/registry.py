@@ -28,7 +28,7 @@ class Secrets:
         environment: Mapping[str, str] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self._declared = declared or {}
+        self._declared = declared or {}  # exchanged as a whole, so read it once for what belongs together
         self._environment = environment or {}
         self._clock = clock or SystemClock()
         self._lock = threading.Lock()  # guards what follows
@@ -36,18 +36,23 @@ class Secrets:
         self._mask_of_all = NO_MASK
         self._failed_at: dict[str, float] = {}
 
+    def exchange(self, declared: Mapping[str, SecretSettings]) -> None:
+        """Replace what is declared. Values that were read stay known, so they are masked as before."""
+        self._declared = declared
+
     def read(self, names: Iterable[str], owner: str) -> dict[str, str]:
         """Return the values as they are now, for a run of this owner. Blocks.
 
         Raises RunFailedError with reason START_FAILED that names the secret which can't be read, or is not for the owner any
         more.
         """
-        return {name: self._read_for(name, owner) for name in names}
+        declared = self._declared
+        return {name: self._read_for(name, owner, declared) for name in names}
 
     def problem(self, name: str) -> str:
         """Say why a secret can't be read; empty if it can. Blocks."""
         try:
-            self._read(name)
+            self._read(name, self._declared)
         except UnreadableError as error:
             return str(error)
         return ""
@@ -71,22 +76,23 @@ class Secrets:
             return False
         if not self.problem(name):
             return True
-        if name in self._declared and self._declared[name].command is not None:
+        secret = self._declared.get(name)
+        if secret is not None and secret.command is not None:
             self._failed_at[name] = now
         return False
 
-    def _read_for(self, name: str, owner: str) -> str:
-        if name in self._declared and not may_use(self._declared[name], owner):
+    def _read_for(self, name: str, owner: str, declared: Mapping[str, SecretSettings]) -> str:
+        if name in declared and not may_use(declared[name], owner):
             raise RunFailedError("START_FAILED", f"secret {name}: it is not for the owner of the job any more")
         try:
-            return self._read(name)
+            return self._read(name, declared)
         except UnreadableError as error:
             raise RunFailedError("START_FAILED", f"secret {name}: {error}") from None
 
-    def _read(self, name: str) -> str:
-        if name not in self._declared:
+    def _read(self, name: str, declared: Mapping[str, SecretSettings]) -> str:
+        if name not in declared:
             raise UnreadableError("this server does not have it any more")
-        value = read_value(self._declared[name], self._environment)
+        value = read_value(declared[name], self._environment)
         with self._lock:
             if value not in self._known[name]:
                 self._known[name].add(value)

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC
@@ -44,6 +44,8 @@ from evalrpc.secrets.registry import Secrets
 from evalrpc.server import health, reflection
 from evalrpc.server.admission import Admission
 from evalrpc.server.announcement import announce
+from evalrpc.server.audit import Audit
+from evalrpc.server.audit_file import audit_file
 from evalrpc.server.auth.authenticator import Authenticator
 from evalrpc.server.auth.rights import Guard
 from evalrpc.server.catalog import Catalog
@@ -58,6 +60,7 @@ from evalrpc.server.listening import require_descriptors
 from evalrpc.server.logging import set_up_logging
 from evalrpc.server.memory import limit_arenas
 from evalrpc.server.reflection import Reflection
+from evalrpc.server.reloading import Reloading
 from evalrpc.server.service import EvaluationService
 from evalrpc.server.threads import require_threads, start_pools
 from evalrpc.server.transports.connections import close_connections
@@ -78,11 +81,11 @@ _START_THREADS: Final = 48  # a server without clients and runs has somewhat few
 _log = logging.getLogger(__name__)
 
 
-def serve(settings: Settings, config_file: Path | None = None) -> None:
+def serve(settings: Settings, config_file: Path | None = None, load: Callable[[], Settings] | None = None) -> None:
     """Run a server until SIGTERM or SIGINT. Prints `evalrpc listening on HOST:PORT`, a line per address, when it is ready.
 
-    The file, if any, is where settings came from. Raises ConfigurationError if it can't start, UnavailableError if it can't
-    continue.
+    The file, if any, is where settings came from. `load` reads them again, which SIGHUP asks for. Raises ConfigurationError if
+    it can't start, UnavailableError if it can't continue.
     """
     limit_arenas()
     require_descriptors(_START_DESCRIPTORS)
@@ -95,17 +98,25 @@ def serve(settings: Settings, config_file: Path | None = None) -> None:
     # OpenBLAS, which comparisons load, ends the process if it can't start its threads. They need none.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, config_file, environment, secrets))
+        runner.run(_serve(settings, config_file, load or (lambda: settings), environment, secrets))
 
 
-async def _serve(settings: Settings, config_file: Path | None, environment: Mapping[str, str], secrets: Secrets) -> None:
+async def _serve(
+    settings: Settings,
+    config_file: Path | None,
+    load: Callable[[], Settings],
+    environment: Mapping[str, str],
+    secrets: Secrets,
+) -> None:
     stop = asyncio.Event()
     stopping = _start_watchdog(settings.stop_seconds)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, _log.info, "SIGHUP comes too early: the server is starting")
     async with running_server(settings, environment=environment, secrets=secrets) as server:
         tune_collector()
+        _reload_on_sighup(server, load)
         for listener in server.listeners:
             print(f"evalrpc listening on {listener.address}", flush=True)
         listening = [(each.listener, each.certificate) for each in server.listeners]
@@ -126,6 +137,16 @@ async def _serve(settings: Settings, config_file: Path | None, environment: Mapp
         )
 
 
+def _reload_on_sighup(server: "Server", load: Callable[[], Settings]) -> None:
+    loop, reloads = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+
+    def begin() -> None:
+        reloads.add(task := loop.create_task(server.reload(load)))
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, begin)
+
+
 class Server:
     """A running server. Created by `running_server`."""
 
@@ -143,6 +164,7 @@ class Server:
         self._authenticator = Authenticator(settings, clock)
         entitlements = Entitlements(policy_of(settings))
         self._store = SqliteStore(settings.data_dir, clock, settings.max_queued, entitlements)
+        self._audit = Audit(audit_file(settings), clock, secrets.mask_text)
         self._pools = start_pools()
         data_dir = settings.data_dir.absolute()
         cgroups = find_cgroups(settings.cgroups)
@@ -182,6 +204,17 @@ class Server:
         kept_bytes = KeptBytes(self._store, data_dir, entitlements)
         self._housekeeper = Housekeeper(self._store, clock, data_dir, settings, self._pools.removers, kept_bytes)
         self._service = self._build_service(queue_state, entitlements, clock, data_dir)
+        self._reloading = Reloading(
+            settings,
+            self._service,
+            entitlements,
+            secrets,
+            self._authenticator,
+            self._audit,
+            self._scheduler.choose_anew,
+            self._pools.readers,
+        )
+        self._reload_lock = asyncio.Lock()
         self._health = Health((SERVICE.full_name,))
         self._write_check = WriteCheck(self._store, data_dir, self._health, self._pools.readers)
         self._background: list[asyncio.Task[None]] = []
@@ -212,6 +245,12 @@ class Server:
         self._background = [asyncio.create_task(work.run()) for work in (self._housekeeper, self._write_check)]
         self._pools.catalogers.submit(self._catalog.load)
 
+    async def reload(self, load: Callable[[], Settings]) -> None:
+        """Take up what has changed in the settings, as far as that takes no restart. See `evalrpc.server.reloading`."""
+        async with self._reload_lock:
+            if not self._service.stopping:
+                await self._reloading.reload(load)
+
     async def drain(self) -> None:
         """Refuse new jobs, start no queued ones, and wait up to `drain_seconds` until all runs have ended."""
         _log.info("draining: waiting for the runs to end")
@@ -236,6 +275,7 @@ class Server:
         self._authenticator.stop()
         # Only now: calls may have waited for a short command.
         await loop.run_in_executor(self._pools.waiters, self._executor.close)
+        await loop.run_in_executor(self._pools.waiters, self._audit.close)
         self._pools.shut_down()
         self._store.close()
 
@@ -286,7 +326,7 @@ class Server:
         for listener in self.listeners:
             authenticate = self._authenticator.for_listener(requires_sign_in=listener.listener.requires_sign_in)
             listener.add(
-                generic_handler(SERVICE, self.handlers, authenticate),
+                generic_handler(SERVICE, self.handlers, authenticate, self._audit),
                 generic_handler(health.SERVICE, health_handlers, anonymous),
                 *(dialogue_handler(name, reflection.METHOD, answer, self.open_limits) for name in reflection.SERVICES),
             )

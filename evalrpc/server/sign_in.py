@@ -24,11 +24,19 @@ class SignInMethod(Enum):
 class SignIn:
     """One proof of who calls. All calls that bring it share it. Used on the event loop only."""
 
-    __slots__ = ("_failure", "_live", "_streams", "expires_at_ns", "method")
+    __slots__ = ("_failure", "_live", "_streams", "expires_at_ns", "method", "token_id")
 
-    def __init__(self, method: SignInMethod, expires_at_ns: int | None = None, live: "set[SignIn] | None" = None) -> None:
-        """`expires_at_ns` is in nanoseconds since 1970; None: it does not expire. While it has streams, it is in `live`."""
+    def __init__(
+        self,
+        method: SignInMethod,
+        expires_at_ns: int | None = None,
+        live: "set[SignIn] | None" = None,
+        token_id: str = "",
+    ) -> None:
+        """`expires_at_ns` is in nanoseconds since 1970; None: it does not expire. While it has streams, it is in `live`.
+        `token_id` names a token of the server's own."""
         self.method = method
+        self.token_id = token_id
         self.expires_at_ns = expires_at_ns
         self._live = live if live is not None else set()
         self._streams: set[asyncio.Timeout] = set()

@@ -72,6 +72,9 @@ SOURCES: dict[str, tuple[Any, str, Any, tuple[Any, Any, Any]]] = {
     "run_as_uids": ("7-9", "10-11", "7-9", ("7-9", "10-11", "7-9")),
     "run_as_groups": ("a,b", "c", "a,b", ("a,b", "c", "a,b")),
     "unknown_tasks": ("refuse", "warn", "refuse", ("refuse", "warn", "refuse")),
+    "audit_file": ("/l/file", "/l/env", Path("/l/flag"), (Path("/l/file"), Path("/l/env"), Path("/l/flag"))),
+    "audit_max_bytes": (1, "2", 3, (1, 2, 3)),
+    "audit_max_files": (2, "3", 4, (2, 3, 4)),
     "log_format": ("json", "text", "json", ("json", "text", "json")),
 }
 

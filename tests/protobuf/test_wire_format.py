@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from evalrpc.protobuf import wire_format
 from evalrpc.v1.files_pb2 import ReadArtifactResponse
-from evalrpc.v1.jobs_pb2 import JobEvent, JobInfo
+from evalrpc.v1.jobs_pb2 import JobEvent, JobInfo, SubmitJobRequest
 
 NUMBER = ReadArtifactResponse.DATA_FIELD_NUMBER
 
@@ -58,3 +58,25 @@ def test_reading_at_once_or_not_at_all_gives_what_the_kernel_has_at_hand(tmp_pat
     finally:
         os.close(descriptor)
     assert (ReadArtifactResponse.FromString(message).data, read_bytes) == (b"at hand", 7)
+
+
+@given(
+    st.builds(
+        SubmitJobRequest,
+        request_id=st.text(),
+        priority=st.integers(-(2**31), 2**31 - 1),
+        labels=st.dictionaries(st.text(), st.text(), max_size=3),
+    ),
+    st.text(),
+)
+def test_a_text_is_found_without_decoding_and_the_last_one_counts(call: SubmitJobRequest, later: str) -> None:
+    number = SubmitJobRequest.REQUEST_ID_FIELD_NUMBER
+    serialized = call.SerializeToString()
+    assert wire_format.text_field(serialized, number) == call.request_id
+    twice = serialized + wire_format.message_field(number, later.encode())
+    assert wire_format.text_field(twice, number) == SubmitJobRequest.FromString(twice).request_id == later
+
+
+@given(st.binary(max_size=200))
+def test_bytes_that_are_no_message_have_no_text_or_any(data: bytes) -> None:
+    assert isinstance(wire_format.text_field(data, 1), str)

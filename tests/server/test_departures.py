@@ -41,7 +41,7 @@ def ignoring() -> Iterator[None]:
 
 
 def test_a_message_to_a_client_that_left_ends_the_call_as_a_cancellation_does(caplog: pytest.LogCaptureFixture) -> None:
-    call = _adapted(handlers_of(SERVICE, Service(), caller_limits())["WatchJobs"], anonymous, is_stream=True)
+    call = _adapted(handlers_of(SERVICE, Service(), caller_limits())["WatchJobs"], anonymous, None, is_stream=True)
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(call(b"", Departed()))
     assert not caplog.records

@@ -45,7 +45,7 @@ async def check() -> None:
             errors.append(weakref.ref(error))
             raise error
 
-    call = _adapted(handlers_of(SERVICE, Service(), caller_limits())["GetJob"], anonymous, is_stream=False)
+    call = _adapted(handlers_of(SERVICE, Service(), caller_limits())["GetJob"], anonymous, None, is_stream=False)
     with suppress(AbortedError):
         await call(b"", Context())
     assert [error() for error in errors] == [None]

@@ -7,7 +7,7 @@ choose it, and memory has no tokens.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from hashlib import blake2b
 from secrets import token_bytes
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from evalrpc import extras
 from evalrpc.clock import Clock
-from evalrpc.config import OidcSettings, Settings
+from evalrpc.config import ClientCertificate, OidcSettings, Settings
 from evalrpc.errors import ConfigurationError, EvalrpcError, InternalError, PermissionDeniedError, UnauthenticatedError
 from evalrpc.server.auth.client_certificates import ClientCertificates
 from evalrpc.server.auth.presented import Presented, authorization, bearer_token, source_of
@@ -76,6 +76,10 @@ class Authenticator:
         for pool in (self._reading, self._verifying):
             if pool is not None:
                 pool.shutdown(wait=False)
+
+    def exchange_certificates(self, table: Mapping[str, ClientCertificate]) -> None:
+        """Replace the table of client certificates."""
+        self._certificates.exchange(table)
 
     def for_listener(self, *, requires_sign_in: bool) -> Authenticate:
         """Return what finds out who calls at one of the server's addresses. Where nobody has to sign in, whoever presents

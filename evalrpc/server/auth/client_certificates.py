@@ -13,11 +13,20 @@ _NAMES = ("peer_spiffe_id", "x509_subject_alternative_name", "x509_common_name")
 
 
 class ClientCertificates:
-    """The table of the operator."""
+    """The table of the operator. Used on the event loop."""
 
     def __init__(self, table: Mapping[str, ClientCertificate]) -> None:
-        sign_in = SignIn(SignInMethod.CERTIFICATE)
-        self._principals = {name: Principal(line.owner, Role(line.role), sign_in) for name, line in table.items()}
+        self._table = table
+        self._principals = {name: _principal(line) for name, line in table.items()}
+
+    def exchange(self, table: Mapping[str, ClientCertificate]) -> None:
+        """Replace the table. The streams of whom it names no longer, or as somebody else, end."""
+        before, same = self._principals, {name for name, line in table.items() if self._table.get(name) == line}
+        self._table = table
+        self._principals = {name: before[name] if name in same else _principal(line) for name, line in table.items()}
+        for name, principal in before.items():
+            if name not in same:
+                principal.sign_in.end(_withdrawn)
 
     @property
     def is_empty(self) -> bool:
@@ -37,6 +46,14 @@ class ClientCertificates:
                 return self._principals[name]
         seen = ", ".join(map(printable, names)) or "no name"
         raise UnauthenticatedError(f"no owner belongs to this client certificate; it has: {seen}")
+
+
+def _principal(line: ClientCertificate) -> Principal:
+    return Principal(line.owner, Role(line.role), SignIn(SignInMethod.CERTIFICATE))
+
+
+def _withdrawn() -> UnauthenticatedError:
+    return UnauthenticatedError("the operator has changed whom this client certificate belongs to: call again")
 
 
 def _names(auth_context: Mapping[str, Iterable[bytes]]) -> Iterator[str]:

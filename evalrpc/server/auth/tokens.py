@@ -88,7 +88,7 @@ class Tokens:
                 token.principal.sign_in.end(_revoked)
 
     def _token(self, stored: StoredToken) -> _Token:
-        sign_in = SignIn(SignInMethod.TOKEN, stored.expires_ns, self._live)
+        sign_in = SignIn(SignInMethod.TOKEN, stored.expires_ns, self._live, stored.token_id)
         return _Token(stored, Principal(stored.owner, Role(stored.role), sign_in))
 
     def _fail(self, reason: str) -> None:

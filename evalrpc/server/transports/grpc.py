@@ -13,6 +13,7 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from evalrpc.errors import EvalrpcError
+from evalrpc.server.audit import Audit, MethodAudit
 from evalrpc.server.call import ANONYMOUS, Call, Principal
 from evalrpc.server.error_status import status_of
 from evalrpc.server.handlers import Handler
@@ -38,10 +39,14 @@ def ignore_departures() -> None:
 
 
 def generic_handler(
-    service: ServiceDescriptor, handlers: Mapping[str, Handler], authenticate: Authenticate
+    service: ServiceDescriptor, handlers: Mapping[str, Handler], authenticate: Authenticate, audit: Audit | None = None
 ) -> grpc.GenericRpcHandler:
-    """Return what a gRPC server needs to serve these handlers, which are given by method, to whom `authenticate` lets in."""
-    methods = {method.name: _method_handler(method, handlers[method.name], authenticate) for method in service.methods}
+    """Return what a gRPC server needs to serve these handlers, which are given by method, to whom `authenticate` lets in.
+    `audit` hears of the calls."""
+    methods = {
+        method.name: _method_handler(method, handlers[method.name], authenticate, MethodAudit(audit, method) if audit else None)
+        for method in service.methods
+    }
     return grpc.method_handlers_generic_handler(service.full_name, methods)
 
 
@@ -67,14 +72,15 @@ def _is_no_departure(record: logging.LogRecord) -> bool:
 
 
 def _method_handler(
-    method: MethodDescriptor, handler: Handler, authenticate: Authenticate
+    method: MethodDescriptor, handler: Handler, authenticate: Authenticate, audit: MethodAudit | None
 ) -> "grpc.RpcMethodHandler[Any, Any]":
     build = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
-    return build(_adapted(handler, authenticate, is_stream=method.server_streaming))
+    return build(_adapted(handler, authenticate, audit, is_stream=method.server_streaming))
 
 
-def _adapted(handler: Handler, authenticate: Authenticate, *, is_stream: bool) -> Any:
+def _adapted(handler: Handler, authenticate: Authenticate, audit: MethodAudit | None, *, is_stream: bool) -> Any:
     """Return the handler as gRPC calls it. What a streaming one returns is ignored."""
+    changes = audit if audit is not None and audit.changes else None
 
     async def call(request: bytes, context: _Context) -> bytes:
         async def send(message: bytes) -> None:
@@ -83,16 +89,26 @@ def _adapted(handler: Handler, authenticate: Authenticate, *, is_stream: bool) -
             except grpc.aio.InternalError:  # the client has left, which gRPC else says by a cancellation
                 raise asyncio.CancelledError from None
 
+        principal: Principal | None = None
         try:
-            principal = authenticate(context)
-            if not isinstance(principal, Principal):
-                principal = await principal
-            answer = handler(request, Call(principal, send, peer=context.peer))
+            found = authenticate(context)
+            principal = found if isinstance(found, Principal) else await found
+            answering = handler(request, Call(principal, send, peer=context.peer))
             if is_stream and principal.sign_in is not NOT_SIGNED_IN:
-                answer = principal.sign_in.while_valid(answer)
-            return await answer
+                answering = principal.sign_in.while_valid(answering)
+            answer = await answering
         except EvalrpcError as error:
             failure = error.with_traceback(None)  # as above
+        except asyncio.CancelledError:
+            if changes is not None:
+                changes.abandoned(principal, context.peer(), request)
+            raise
+        else:
+            if changes is not None:
+                changes.answered(principal, context.peer(), request, answer)
+            return answer
+        if audit is not None:
+            audit.failed(principal, context.peer(), request, failure)
         return await _abort(context, failure)  # not inside the handler of the exception, which would become its context
 
     return call

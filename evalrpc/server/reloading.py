@@ -1,0 +1,97 @@
+"""Takes up what an operator has changed in the config file, without a restart: on SIGHUP.
+
+Exchanged are the policies of the harnesses, shares, quotas, secrets and client certificates, all in one step of the event loop,
+so that no call sees half of it. Whatever else has changed is named in the log, since it takes a restart. If the file is wrong,
+nothing is exchanged.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass, fields, replace
+from typing import Final
+
+from evalrpc.config import HarnessSettings, PolicySettings, Settings
+from evalrpc.errors import ConfigurationError
+from evalrpc.jobs.share_policy import Entitlements, policy_of
+from evalrpc.secrets.registry import Secrets
+from evalrpc.server.audit import Audit
+from evalrpc.server.audit_file import AuditEntry
+from evalrpc.server.auth.authenticator import Authenticator
+from evalrpc.server.service import EvaluationService
+
+_WHOLE: Final = ("shares", "quotas", "secrets", "client_certificates")
+_NO_POLICY: Final = PolicySettings()
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Reloading:
+    """What a server exchanges. Used on the event loop; files are read in `reader`."""
+
+    settings: Settings
+    """Those that hold now."""
+    service: EvaluationService
+    entitlements: Entitlements
+    secrets: Secrets
+    authenticator: Authenticator
+    audit: Audit
+    choose_anew: Callable[[], None]
+    """Has the scheduler look whether jobs may start now."""
+    reader: Executor
+
+    async def reload(self, load: Callable[[], Settings]) -> None:
+        """Load the settings, and take up what can be exchanged. Logs what was, or why nothing was. One at a time."""
+        try:
+            loaded = await asyncio.get_running_loop().run_in_executor(self.reader, load)
+        except ConfigurationError as error:
+            _log.error("the settings stay as they were, since the new ones are wrong: %s", error)
+            self._record("INVALID_ARGUMENT", error.reason)
+            return
+        changed = exchanged(self.settings, loaded)
+        names = ", ".join(_differences(self.settings, changed)) or "nothing"
+        self._exchange(changed)
+        _log.info("the settings were read again; changed: %s", names)
+        if rest := ", ".join(_differences(changed, loaded)):
+            _log.warning("these settings have changed too, which takes a restart: %s", rest)
+        self._record("OK")
+
+    def _exchange(self, settings: Settings) -> None:
+        self.settings = settings
+        self.service.admission = replace(self.service.admission, settings=settings)
+        self.entitlements.policy = policy_of(settings)
+        self.secrets.exchange(settings.secrets)
+        self.authenticator.exchange_certificates(settings.client_certificates)
+        self.choose_anew()
+
+    def _record(self, code: str, reason: str = "") -> None:
+        time, peer = self.audit.clock.now().ToJsonString(), f"uid:{os.getuid()}"
+        self.audit.record(AuditEntry(time, "reload", code, reason, role="operator", sign_in_method="local", peer=peer))
+
+
+def exchanged(settings: Settings, loaded: Settings) -> Settings:
+    """Return the settings with what can be exchanged as it was loaded."""
+    harnesses = {
+        name: replace(harness, policy=loaded.harnesses[name].policy) if name in loaded.harnesses else harness
+        for name, harness in settings.harnesses.items()
+    }
+    return replace(settings, harnesses=harnesses, **{name: getattr(loaded, name) for name in _WHOLE})
+
+
+def _differences(before: Settings, after: Settings) -> Iterator[str]:
+    """Yield the names of the settings that differ, by harness for those."""
+    for field in fields(Settings):
+        if field.name != "harnesses" and getattr(before, field.name) != getattr(after, field.name):
+            yield field.name
+    for name in sorted({*before.harnesses, *after.harnesses}):
+        yield from _harness_differences(name, before.harnesses.get(name), after.harnesses.get(name))
+
+
+def _harness_differences(name: str, before: HarnessSettings | None, after: HarnessSettings | None) -> Iterator[str]:
+    if before is not None and after is not None and before.policy != after.policy:
+        yield f"harnesses.{name}.policy"
+    if (before and replace(before, policy=_NO_POLICY)) != (after and replace(after, policy=_NO_POLICY)):
+        yield f"harnesses.{name}"
