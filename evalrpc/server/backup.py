@@ -22,11 +22,13 @@ from typing import Final, NamedTuple
 from evalrpc import __version__
 from evalrpc.clock import Clock
 from evalrpc.errors import ConfigurationError, JobNotFoundError
+from evalrpc.executors.local.executor import TRACES_DIR
+from evalrpc.executors.local.shim import PID_FILE
 from evalrpc.files.errnos import require_no_shortage
 from evalrpc.files.private import create_private_file, make_private_folder
 from evalrpc.files.tree_copies import copy_tree
 from evalrpc.files.trees import remove_tree
-from evalrpc.jobs import lifecycle, transitions
+from evalrpc.jobs import lifecycle
 from evalrpc.jobs.paths import JOBS_DIR, attempt_dir, job_dir, output_path, results_path
 from evalrpc.results.moving import move_results
 from evalrpc.results.results_file import read_heads, read_metrics, write_results
@@ -41,7 +43,6 @@ from evalrpc.v1.results_pb2 import ModelResult
 _TOKENS_NAME: Final = "tokens.sqlite3"
 _FORMAT: Final = 1
 _PAGE: Final = 500
-_LOST: Final = pb.JobError(reason="RUN_LOST", message="the server was restored from a backup that was made during the run")
 
 
 class Copied(NamedTuple):
@@ -78,7 +79,8 @@ def make_backup(data_dir: Path, target: Path, clock: Clock) -> Copied:
 
 
 def restore_backup(backup: Path, data_dir: Path, clock: Clock) -> Copied:
-    """Make a data folder of a backup, which stays as it is. Jobs that were RUNNING are tried again or FAILED with RUN_LOST.
+    """Make a data folder of a backup, which stays as it is. To the next server, runs of RUNNING jobs have vanished: it tries
+    these jobs again, or fails them with RUN_LOST.
 
     The database gets its place last, and until then no server starts there. Raises ConfigurationError, OSError.
     """
@@ -92,11 +94,14 @@ def restore_backup(backup: Path, data_dir: Path, clock: Clock) -> Copied:
         copy_database(backup / DATABASE_NAME, staging / DATABASE_NAME)
         raise_revision(staging / DATABASE_NAME, clock.now().ToMicroseconds())
         with closing(SqliteStore(staging, clock, UNBOUNDED)) as store:
-            _settle_jobs(store, data_dir, clock)
+            _move_jobs(store, data_dir.absolute())
+            running = [listed.job for listed in store.running_jobs()]
             job_count = sum(store.status_counts().values())
         require_intact(staging / DATABASE_NAME)
         problems = copy_tree(backup / JOBS_DIR, data_dir / JOBS_DIR, link=False)
         _move_results_files(data_dir)
+        for job in running:
+            _let_run_vanish(attempt_dir(data_dir, job.job_id, job.attempt))
         _copy_tokens(backup, data_dir)
         os.sync()
         (staging / DATABASE_NAME).rename(data_dir / DATABASE_NAME)
@@ -194,23 +199,30 @@ def _require_complete(backup: Path) -> None:
         raise ConfigurationError(f"{backup} is no backup that evalrpc {__version__} knows: run a newer evalrpc")
 
 
-def _settle_jobs(store: Store, data_dir: Path, clock: Clock) -> None:
-    """Let every job name the new data folder, and none be RUNNING."""
-    settle = partial(_settle, data_dir=data_dir.absolute(), clock=clock)
+def _move_jobs(store: Store, data_dir: Path) -> None:
+    """Let every job name the new data folder."""
+    move = partial(_move, data_dir=data_dir)
     before: int | None = None
     while page := store.list_jobs(pb.JobFilter(), before, _PAGE):
-        for update in [store.update(listed.job.job_id, settle) for listed in page if listed.job.attempts or listed.job.results]:
+        for update in [store.update(job.job_id, move) for _, job in page if job.attempts or job.results]:
             update.result()
         before = page[-1].sequence
 
 
-def _settle(job: pb.JobInfo, data_dir: Path, clock: Clock) -> None:
+def _move(job: pb.JobInfo, data_dir: Path) -> None:
     if not job.request.output_dir:
         for attempt in job.attempts:
             attempt.output_dir = str(output_path(attempt_dir(data_dir, job.job_id, attempt.number)))
         move_results(job.results.values(), data_dir)
-    if job.status == pb.JOB_STATUS_RUNNING:
-        transitions.fail(job, _LOST, clock.now())
+
+
+def _let_run_vanish(attempt_folder: Path) -> None:
+    """Leave the traces of a run that has begun, and of which nobody knows how it ended. Its files were copied at different
+    moments, so that some may be older than a recorded end."""
+    traces = attempt_folder / TRACES_DIR
+    remove_tree(traces)
+    make_private_folder(traces)
+    create_private_file(traces / PID_FILE).close()
 
 
 def _move_results_files(data_dir: Path) -> None:

@@ -136,7 +136,7 @@ def test_under_load_all_that_was_acknowledged_is_there_with_its_files_and_result
         assert b"acc,none" in content(api.ReadArtifact(job_id=job_id, name=RESULTS))
         assert len(api.ListSamples(job_id=job_id).samples) == 4
         assert all(attempt.output_dir.startswith(str(new)) for attempt in job.attempts)
-    lost = api.get(last_try.job_id)
+    lost = api.wait_for(last_try.job_id, *TERMINAL)
     assert (lost.status, lost.error.reason) == (FAILED, "RUN_LOST")
     site.release()
     again = api.wait_for(running.job_id, *TERMINAL)
@@ -144,6 +144,28 @@ def test_under_load_all_that_was_acknowledged_is_there_with_its_files_and_result
     for job_id in before:
         job = api.wait_for(job_id, *TERMINAL)
         assert job.status == COMPLETED or job.error.reason == "RUN_LOST", job.error
+
+
+def test_a_run_that_ends_during_the_backup_is_lost_and_no_success_with_half_of_its_files(
+    serve: Callable[..., ServerHere], site: Site, target: Path, new: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve()
+    job = server.api.submit("slow")
+    site.wait_for_log(job.job_id)
+    copy = backup._copy_files
+
+    def after_its_end(*arguments: Any) -> list[str]:
+        site.release()
+        assert server.api.wait_for(job.job_id, *TERMINAL).status == COMPLETED
+        return copy(*arguments)
+
+    monkeypatch.setattr(backup, "_copy_files", after_its_end)
+    make_backup(site.folder / "data", target, CLOCK)
+    server.stop()
+    restore_backup(target, new, CLOCK)
+    lost = serve(data_dir=str(new)).api.wait_for(job.job_id, *TERMINAL)
+    assert (lost.status, lost.error.reason) == (FAILED, "RUN_LOST")
+    assert site.starts(job.job_id) == ["1"]
 
 
 def test_results_that_no_message_holds_are_restored_whole(
@@ -258,7 +280,7 @@ def test_a_killed_backup_leaves_nothing_that_restore_takes(site: Site, api: Api,
 
 
 @pytest.mark.parametrize(
-    "step", ["copy_database", "raise_revision", "_settle_jobs", "copy_tree", "_copy_tokens", "require_intact"]
+    "step", ["copy_database", "raise_revision", "_move_jobs", "copy_tree", "_copy_tokens", "require_intact"]
 )
 def test_no_server_starts_on_a_folder_whose_restoring_was_killed(
     site: Site, api: Api, target: Path, new: Path, step: str
