@@ -12,7 +12,7 @@ from evalrpc.clock import Clock
 from evalrpc.config import Settings
 from evalrpc.scheduling.shares import KEPT_HALF_LIVES
 from evalrpc.server.kept_bytes import KeptBytes
-from evalrpc.server.memory import give_memory_back
+from evalrpc.server.memory import Memory
 from evalrpc.server.problems import Problems
 from evalrpc.server.removals import Removals
 from evalrpc.server.retention import Retention
@@ -51,6 +51,7 @@ class Housekeeper:
         self._removals = Removals(store, data_dir)
         self._retention = Retention(store, clock, data_dir, settings, self._removals)
         self._problems = Problems(_log, "do a step of housekeeping", "step")
+        self._memory = Memory()
         self._round = 0
 
     async def run(self) -> None:
@@ -65,7 +66,7 @@ class Housekeeper:
             ),
             self._repeat(
                 {
-                    "give memory back": partial(self._on_remover, give_memory_back),
+                    "give memory back": partial(self._on_remover, self._memory.give_back),
                     "remove folders of no job": self._remove_orphans,
                     "remove the rest of deleted jobs": partial(self._on_remover, self._removals.retry),
                     "delete old jobs": partial(self._on_remover, self._retention.sweep),

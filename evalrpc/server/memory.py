@@ -2,11 +2,14 @@
 
 import ctypes
 import gc
+import os
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 _ARENA_MAX: Final = -8  # M_ARENA_MAX of glibc's mallopt
 _ARENAS: Final = 2
+_GROWTH: Final = 1.1
 
 
 def limit_arenas() -> None:
@@ -16,12 +19,24 @@ def limit_arenas() -> None:
         mallopt(_ARENA_MAX, _ARENAS)
 
 
-def give_memory_back() -> None:
-    """Give back what was freed, and what only garbage refers to. glibc keeps much of it: after large pages, and streams that
+class Memory:
+    """Gives back what was freed, and what only garbage refers to. glibc keeps much of it: after large pages, and streams that
     were not read, several times as much as an idle server has."""
-    gc.collect()
-    if (trim := _from_c("malloc_trim")) is not None:
-        trim(0)
+
+    def __init__(self) -> None:
+        self._kept_bytes = 0
+
+    def give_back(self) -> None:
+        """Do so if the server has grown by a tenth since: a full collection holds up everything else."""
+        if _resident_bytes() > _GROWTH * self._kept_bytes:
+            gc.collect()
+            if (trim := _from_c("malloc_trim")) is not None:
+                trim(0)
+            self._kept_bytes = _resident_bytes()
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _from_c(name: str) -> Any:

@@ -141,5 +141,5 @@ def test_a_step_that_fails_is_said_once_and_stops_no_other(
 
 def test_it_gives_memory_back_in_every_round(store: SqliteStore, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rounds: list[None] = []
-    monkeypatch.setattr(housekeeping, "give_memory_back", lambda: rounds.append(None))
+    monkeypatch.setattr(housekeeping.Memory, "give_back", lambda _: rounds.append(None))
     keep_house(store, data_dir, lambda: len(rounds) > 2)

@@ -10,7 +10,7 @@ from evalrpc.server import memory
 PROGRAM = """
 import threading
 from pathlib import Path
-from evalrpc.server.memory import give_memory_back, limit_arenas
+from evalrpc.server.memory import Memory, limit_arenas
 
 class Node:
     pass
@@ -33,7 +33,7 @@ for _ in range(4):
     thread.start()
     thread.join()
 full = rss_kib()
-give_memory_back()
+Memory().give_back()
 print(before, full, rss_kib())
 """
 
@@ -47,7 +47,19 @@ def test_what_was_freed_and_what_is_garbage_is_given_back() -> None:
     assert after < before + 10_000
 
 
+def test_only_a_server_that_has_grown_collects(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = iter([100, 90, 98, 100, 95])  # before and after the first, before the second, before and after the third
+    collections: list[None] = []
+    monkeypatch.setattr(memory, "_resident_bytes", lambda: next(sizes))
+    monkeypatch.setattr(memory.gc, "collect", lambda: collections.append(None))
+    kept, counts = memory.Memory(), []
+    for _ in range(3):
+        kept.give_back()
+        counts.append(len(collections))
+    assert counts == [1, 1, 2]
+
+
 def test_a_c_library_without_these_functions_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())
     memory.limit_arenas()
-    memory.give_memory_back()
+    memory.Memory().give_back()
