@@ -245,7 +245,7 @@ def test_a_process_of_another_owner_that_carries_the_id_of_a_job_is_not_taken_fo
     serve: Callable[..., ServerHere], site: Site
 ) -> None:
     server = serve()
-    job_id = submit(server, "bob", "slow")
+    job_id = server.api.submit("slow").job_id
     program_of(site, job_id)
     forger = subprocess.Popen(
         (PYTHON, "-S", "-c", "import time; time.sleep(1000)"),
