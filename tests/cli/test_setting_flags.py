@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,9 @@ VALUES: dict[str, Any] = {
     "cgroups": "off",
     "run_as_uids": "7-9",
     "run_as_groups": "render",
+    "audit_file": "/a/audit",
+    "audit_max_bytes": 3,
+    "audit_max_files": 3,
     "unknown_tasks": "refuse",
     "log_format": "json",
 }
@@ -70,8 +74,9 @@ class Serve:
         self.settings: Settings | None = None
         self.config_file: Path | None = None
 
-    def __call__(self, settings: Settings, config_file: Path | None) -> None:
+    def __call__(self, settings: Settings, config_file: Path | None, load: Callable[[], Settings]) -> None:
         self.settings, self.config_file = settings, config_file
+        assert load() == settings, "which SIGHUP asks for"
 
     def run(self, *flags: str, **environment: str) -> Settings:
         result = CliRunner().invoke(main, ["serve", *flags], env=environment)
