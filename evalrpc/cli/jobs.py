@@ -17,7 +17,7 @@ from evalrpc.cli.parameters import filter_options, labels_option, reconnect_time
 from evalrpc.cli.tables import Cell
 from evalrpc.jobs.transitions import counted_attempts
 from evalrpc.v1.jobs_pb2 import JobFilter, JobInfo
-from evalrpc.v1.queue_pb2 import GetQueueResponse, OwnerShare
+from evalrpc.v1.queue_pb2 import GetQueueResponse, Gpu, OwnerShare
 
 _LARGEST_PAGE = 1000
 _MAX_QUEUED_SHOWN = 20
@@ -152,7 +152,8 @@ def _attempt_text(job: JobInfo) -> str:
 
 def _queue_facts(queue: GetQueueResponse, max_queued: int | None) -> Iterator[tuple[str, Cell]]:
     following = f", {queue.following_count} of them follow another job" if queue.following_count else ""
-    yield "queued", f"{queue.queued_count} of at most {queue.max_queued}{following}"
+    paused = "; the queue is paused" if queue.paused else ""
+    yield "queued", f"{queue.queued_count} of at most {queue.max_queued}{following}{paused}"
     yield "running", f"{queue.running_count} of at most {queue.max_running}"
     for entry in queue.status_counts:
         if entry.status in wording.TERMINAL:
@@ -160,7 +161,7 @@ def _queue_facts(queue: GetQueueResponse, max_queued: int | None) -> Iterator[tu
     for owner in queue.owners if len(queue.owners) > 1 or any(owner.owner for owner in queue.owners) else ():
         yield f"owner {owner.owner or 'anonymous'}", _share_text(owner)
     for gpu in queue.gpus:
-        yield f"GPU {gpu.id}", gpu.quarantine_reason or gpu.job_id or ("held by a job of others" if gpu.held else "free")
+        yield f"GPU {gpu.id}", _gpu_text(gpu)
     for job_id in queue.running_job_ids:
         yield "runs", job_id
     for place, job_id in enumerate(queue.queued_job_ids[:max_queued], start=1):
@@ -168,6 +169,14 @@ def _queue_facts(queue: GetQueueResponse, max_queued: int | None) -> Iterator[tu
     left = len(queue.queued_job_ids) - len(queue.queued_job_ids[:max_queued])
     if left:
         yield "", f"and {left} more: -o wide shows them"
+
+
+def _gpu_text(gpu: Gpu) -> str:
+    holder = gpu.job_id or ("held by a job of others" if gpu.held else "")
+    state = gpu.quarantine_reason or holder
+    if gpu.cordoned:
+        return f"cordoned; {state}" if state else "cordoned"
+    return state or "free"
 
 
 def _share_text(share: OwnerShare) -> str:

@@ -38,6 +38,7 @@ from evalrpc.v1.jobs_pb2 import (
     JobView,
     ListJobsRequest,
 )
+from evalrpc.v1.operations_pb2 import CordonGpuRequest, PauseQueueRequest, ResumeQueueRequest, UncordonGpuRequest
 from evalrpc.v1.queue_pb2 import GetQueueRequest, GetQueueResponse
 from evalrpc.v1.results_pb2 import ModelMetric
 from evalrpc.v1.samples_pb2 import ListSamplesRequest
@@ -427,6 +428,25 @@ class AsyncEvalClient(AsyncTransport):
     async def get_queue_status(self) -> GetQueueResponse:
         """Return what is queued and running, and who holds which GPU."""
         return await self._call(self._stub.GetQueue, GetQueueRequest())
+
+    async def pause_queue(self) -> None:
+        """Start no queued job until `resume_queue`; running ones go on. For operators. Raises PermissionDeniedError."""
+        await self._call(self._stub.PauseQueue, PauseQueueRequest())
+
+    async def resume_queue(self) -> None:
+        """Start queued jobs again. For operators. Raises PermissionDeniedError."""
+        await self._call(self._stub.ResumeQueue, ResumeQueueRequest())
+
+    async def cordon_gpu(self, gpu_id: str) -> None:
+        """Assign a GPU to no further job until `uncordon_gpu`; the one that holds it goes on. For operators.
+
+        Raises PermissionDeniedError, and InvalidRequestError if there is no such GPU.
+        """
+        await self._call(self._stub.CordonGpu, build(CordonGpuRequest, gpu_id=gpu_id))
+
+    async def uncordon_gpu(self, gpu_id: str) -> None:
+        """Assign a GPU to jobs again. For operators. Raises PermissionDeniedError, InvalidRequestError."""
+        await self._call(self._stub.UncordonGpu, build(UncordonGpuRequest, gpu_id=gpu_id))
 
     async def get_caller(self) -> GetCallerResponse:
         """Return who this client is, as the server sees it. Raises UnauthenticatedError."""

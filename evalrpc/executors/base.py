@@ -54,6 +54,8 @@ class Device(NamedTuple):
     """What it is, such as `NVIDIA H200`; empty if unknown."""
     quarantine_reason: str = ""
     """Why no run may be placed on it at present; empty if it can be used."""
+    is_cordoned: bool = False
+    """Whether an operator keeps it from being used. An executor does not know."""
 
 
 class Node(NamedTuple):

@@ -78,8 +78,10 @@ class NodeCapacity(NamedTuple):
     free: tuple[str, ...]
     """The devices that can be used and that no job holds."""
     usable_count: int
-    """How many devices are not quarantined, whether free or not."""
+    """How many devices are neither quarantined nor cordoned, whether free or not."""
     device_count: int
+    cordoned_count: int = 0
+    """How many devices are cordoned."""
 
 
 class Slots(NamedTuple):
@@ -116,8 +118,13 @@ class Capacity:
 
     @cached_property
     def quarantined_count(self) -> int:
-        """How many devices can't be used at present."""
-        return sum(node.device_count - node.usable_count for node in self.nodes)
+        """How many devices can't be used at present, without those that are cordoned."""
+        return sum(node.device_count - node.usable_count for node in self.nodes) - self.cordoned_count
+
+    @cached_property
+    def cordoned_count(self) -> int:
+        """How many devices operators keep from being used."""
+        return sum(node.cordoned_count for node in self.nodes)
 
 
 class Placement(NamedTuple):
@@ -155,8 +162,10 @@ def slots(device_count: int, max_running: int) -> Slots:
 
 def node_capacity(node: Node, held: Set[str]) -> NodeCapacity:
     """Return what a node has, where jobs hold these devices."""
-    usable = [device.id for device in node.devices if not device.quarantine_reason]
-    return NodeCapacity(node.name, tuple(device for device in usable if device not in held), len(usable), len(node.devices))
+    usable = [device.id for device in node.devices if not device.quarantine_reason and not device.is_cordoned]
+    free = tuple(device for device in usable if device not in held)
+    cordoned_count = sum(1 for device in node.devices if device.is_cordoned)
+    return NodeCapacity(node.name, free, len(usable), len(node.devices), cordoned_count)
 
 
 def resources_of(devices: Sequence[str], nodes: Sequence[Node]) -> Resources:
@@ -328,7 +337,9 @@ def wait_reason(
     if fits(job.num_gpus, free):
         first = others or ("the jobs before it come first" if position else "")
         return _joined(needs, first) if first else "about to start"
-    quarantined = f", {free.quarantined_count} quarantined, see GetQueue" if free.quarantined_count else ""
+    counts = ((free.quarantined_count, "quarantined"), (free.cordoned_count, "cordoned"))
+    unusable = "".join(f", {count} {what}" for count, what in counts if count)
+    quarantined = f"{unusable}, see GetQueue" if unusable else ""
     is_made_room_for = reservation is not None and reservation.is_made_room_for
     return _joined(f"{needs}{quarantined}", "other jobs give way to it" if is_made_room_for else others)
 

@@ -18,6 +18,7 @@ from evalrpc.clock import Clock
 from evalrpc.executors.base import Node
 from evalrpc.jobs import lifecycle, transitions
 from evalrpc.jobs.defaults import gpus_needed
+from evalrpc.jobs.holds import NO_HOLDS, Holds
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.jobs.share_policy import Entitlements, is_urgent, owner_name
 from evalrpc.protobuf import wire_format
@@ -66,11 +67,13 @@ class QueueState:
         entitlements: Entitlements | None = None,
         half_life_seconds: float = DEFAULT_HALF_LIFE_SECONDS,
         preemption_interval_seconds: float = 0.0,
+        holds: Callable[[], Holds] = lambda: NO_HOLDS,
     ) -> None:
         self.slots: Slots = placement.slots(sum(len(node.devices) for node in nodes()), max_running)
         """How many jobs may run at once."""
-        self.nodes = nodes
-        """What runs can be placed on."""
+        self._executor_nodes = nodes
+        self._holds = holds
+        self._known_nodes: tuple[Sequence[Node], Holds, Sequence[Node]] = (), NO_HOLDS, ()
         self.owns = owns
         """Whether a running job belongs to this server."""
         self._entitlements = entitlements or Entitlements()
@@ -99,7 +102,26 @@ class QueueState:
     @property
     def state(self) -> object:
         """What the order of service, and all that GetQueue says of jobs, depends on: equal as long as they may be kept."""
-        return self.generation, self.nodes(), self._entitlements.policy, int(self._clock.monotonic() / _FORECAST_SECONDS)
+        return (
+            self.generation,
+            self.nodes(),
+            self.is_paused,
+            self._entitlements.policy,
+            int(self._clock.monotonic() / _FORECAST_SECONDS),
+        )
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether an operator keeps queued jobs from starting."""
+        return self._holds().is_paused
+
+    def nodes(self) -> Sequence[Node]:
+        """Return what runs can be placed on, with what is cordoned. The same object until that changes."""
+        nodes, holds = self._executor_nodes(), self._holds()
+        known = self._known_nodes
+        if known[0] is not nodes or known[1] is not holds:
+            known = self._known_nodes = nodes, holds, _cordoned(nodes, holds)
+        return known[2]
 
     @property
     def uses_since_ns(self) -> int:
@@ -406,6 +428,8 @@ class QueueState:
     def _wait_reason(self, entry: QueuedJob, position: int, names_others: bool) -> str:
         if self.draining:
             return "the server is about to stop and starts no more jobs; this one starts after the restart"
+        if self.is_paused:
+            return "an operator has paused the queue"
         if entry.ready_seconds and entry.ready_seconds > self.now_seconds():
             return "waits for a while before it is tried again, until retry_at"
         free = self._free_now()
@@ -526,6 +550,14 @@ class _Terms(NamedTuple):
     holdings: Mapping[str, Holding]
     now_seconds: float
     reservation_seconds: float
+
+
+def _cordoned(nodes: Sequence[Node], holds: Holds) -> Sequence[Node]:
+    """Return the nodes with what is cordoned."""
+    if not holds.cordoned:
+        return nodes
+    mark = lambda device: device._replace(is_cordoned=device.id in holds.cordoned)  # noqa: E731 - it is short
+    return [node._replace(devices=tuple(map(mark, node.devices))) for node in nodes]
 
 
 def _by_readiness(entries: Iterable[QueuedJob] = ()) -> "SortedKeyList[QueuedJob]":

@@ -158,7 +158,7 @@ class Scheduler:
         queue_state = self._dependencies.queue_state
         free = queue_state.free(self._placed)
         chosen = queue_state.choose(free, self._reservation_seconds, self._placed, now_seconds, self._asked)
-        if chosen is None or self._draining or self._dependencies.stopping.is_set():
+        if chosen is None or self._draining or queue_state.is_paused or self._dependencies.stopping.is_set():
             return False
         if isinstance(chosen, Preemption):
             return self._ask_to_give_way(chosen)

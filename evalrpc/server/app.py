@@ -59,6 +59,7 @@ from evalrpc.server.limits import Limits
 from evalrpc.server.listening import require_descriptors
 from evalrpc.server.logging import set_up_logging
 from evalrpc.server.memory import limit_arenas
+from evalrpc.server.operations import Operations
 from evalrpc.server.reflection import Reflection
 from evalrpc.server.reloading import Reloading
 from evalrpc.server.service import EvaluationService
@@ -179,6 +180,7 @@ class Server:
             entitlements=entitlements,
             half_life_seconds=settings.share_half_life_seconds,
             preemption_interval_seconds=settings.preemption_interval_seconds,
+            holds=lambda: self._store.holds,
         )
         self._feed = Feed(self._store, queue_state, clock, self._pools.readers)
         dependencies = RunDependencies(
@@ -315,6 +317,7 @@ class Server:
             clock=clock,
             pools=pools,
             catalog=self._catalog,
+            operations=Operations(self._store, queue_state, self._scheduler.choose_anew),
             remove_files_of=self._housekeeper.remove_files_of,
             started_at=clock.now(),
         )

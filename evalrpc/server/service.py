@@ -43,6 +43,7 @@ from evalrpc.server.auth.rights import visible_owner
 from evalrpc.server.cache_key import cache_key
 from evalrpc.server.call import Call, Principal, Role
 from evalrpc.server.catalog import Catalog, Names
+from evalrpc.server.operations import Operations
 from evalrpc.server.threads import Pools
 from evalrpc.store.base import Expected, Store, Submission
 from evalrpc.v1 import evaluation_service_pb2 as calls
@@ -76,6 +77,16 @@ from evalrpc.v1.jobs_pb2 import (
     UpdateJobRequest,
     WatchJobRequest,
     WatchJobsRequest,
+)
+from evalrpc.v1.operations_pb2 import (
+    CordonGpuRequest,
+    CordonGpuResponse,
+    PauseQueueRequest,
+    PauseQueueResponse,
+    ResumeQueueRequest,
+    ResumeQueueResponse,
+    UncordonGpuRequest,
+    UncordonGpuResponse,
 )
 from evalrpc.v1.queue_pb2 import GetQueueRequest, GetQueueResponse, Gpu, StatusCount
 from evalrpc.v1.results_pb2 import ListMetricsRequest, ListMetricsResponse
@@ -122,6 +133,7 @@ class EvaluationService:
     clock: Clock
     pools: Pools
     catalog: Catalog
+    operations: Operations
     remove_files_of: Callable[[str], None]
     started_at: Timestamp
     job_ids: Iterator[str] = field(default_factory=job_ids)
@@ -284,6 +296,26 @@ class EvaluationService:
         if owner not in self._queue[1]:
             self._queue[1][owner] = self._describe_queue(self.queue_state.nodes(), owner).SerializeToString()
         return self._queue[1][owner]
+
+    async def PauseQueue(self, request: PauseQueueRequest, call: Call) -> PauseQueueResponse:
+        """Start no queued job until ResumeQueue."""
+        await self.operations.set_paused(is_paused=True)
+        return PauseQueueResponse()
+
+    async def ResumeQueue(self, request: ResumeQueueRequest, call: Call) -> ResumeQueueResponse:
+        """Start queued jobs again."""
+        await self.operations.set_paused(is_paused=False)
+        return ResumeQueueResponse()
+
+    async def CordonGpu(self, request: CordonGpuRequest, call: Call) -> CordonGpuResponse:
+        """Assign a GPU to no further job until UncordonGpu."""
+        await self.operations.cordon(request.gpu_id)
+        return CordonGpuResponse()
+
+    async def UncordonGpu(self, request: UncordonGpuRequest, call: Call) -> UncordonGpuResponse:
+        """Assign a GPU to jobs again."""
+        await self.operations.uncordon(request.gpu_id)
+        return UncordonGpuResponse()
 
     async def ListTasks(self, request: ListTasksRequest, call: Call) -> ListTasksResponse:
         """List the tasks that a harness knows."""
@@ -448,10 +480,13 @@ class EvaluationService:
             running_job_ids=named[:MAX_RUNNING_IDS],
             status_counts=self._status_counts(),
             gpus=[_gpu(node, device, holders.get(device.id), owner) for node in nodes for device in node.devices],
-            free_gpu_count=sum(1 for device in devices if device.id not in holders and not device.quarantine_reason),
+            free_gpu_count=sum(
+                1 for device in devices if device.id not in holders and not device.quarantine_reason and not device.is_cordoned
+            ),
             max_running=self.queue_state.slots.total,
             max_queued=self.settings.max_queued,
             owners=self.queue_state.owner_shares(MAX_OWNERS, owner),
+            paused=self.queue_state.is_paused,
         )
 
     def _status_counts(self) -> list[StatusCount]:
@@ -464,7 +499,15 @@ def _gpu(node: Node, device: Device, holder: JobInfo | None, owner: str | None) 
     job_id = holder.job_id if holder is not None and owner in (None, holder.owner) else ""
     reason = device.quarantine_reason if owner is None else _NAMED_JOB.sub("a job", device.quarantine_reason)
     held = holder is not None
-    return Gpu(id=device.id, name=device.name, job_id=job_id, quarantine_reason=reason, node=node.name, held=held)
+    return Gpu(
+        id=device.id,
+        name=device.name,
+        job_id=job_id,
+        quarantine_reason=reason,
+        node=node.name,
+        cordoned=device.is_cordoned,
+        held=held,
+    )
 
 
 def _names_page(names: Sequence[str], query: str, start: int, page_size: int) -> tuple[list[str], int | None]:

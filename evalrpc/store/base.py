@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.errors import ConflictError, JobNotFoundError, StoreUnavailableError
+from evalrpc.jobs.holds import Holds
 from evalrpc.jobs.lifecycle import Status, status_name
 from evalrpc.jobs.size_limits import MIB
 from evalrpc.v1.jobs_pb2 import JobEvent, JobFilter, JobInfo
@@ -297,6 +298,9 @@ class Store(Protocol):
         Raises RunFailedError with reason START_FAILED if there is none left, StoreUnavailableError.
         """
 
+    def set_hold(self, name: str, *, is_held: bool) -> Future[None]:
+        """Hold something back, or do so no more: `evalrpc.jobs.holds` has the names. Raises StoreUnavailableError."""
+
     def erase(self) -> Future[bool]:
         """Erase what was deleted from the files of the store, where it may be left until then. Return whether nothing is left;
         if readers are in the way, call it again later. Raises StoreUnavailableError."""
@@ -309,6 +313,10 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Finish the writes under way and let go of the files."""
+
+    @property
+    def holds(self) -> Holds:
+        """What is held back, as it was committed. The same object until that changes."""
 
     @property
     def head_revision(self) -> int:

@@ -9,6 +9,7 @@ from evalrpc.v1 import comparison_pb2 as evalrpc_dot_v1_dot_comparison__pb2
 from evalrpc.v1 import files_pb2 as evalrpc_dot_v1_dot_files__pb2
 from evalrpc.v1 import history_pb2 as evalrpc_dot_v1_dot_history__pb2
 from evalrpc.v1 import jobs_pb2 as evalrpc_dot_v1_dot_jobs__pb2
+from evalrpc.v1 import operations_pb2 as evalrpc_dot_v1_dot_operations__pb2
 from evalrpc.v1 import queue_pb2 as evalrpc_dot_v1_dot_queue__pb2
 from evalrpc.v1 import results_pb2 as evalrpc_dot_v1_dot_results__pb2
 from evalrpc.v1 import samples_pb2 as evalrpc_dot_v1_dot_samples__pb2
@@ -87,6 +88,26 @@ class EvaluationServiceStub(object):
                 '/evalrpc.v1.EvaluationService/GetQueue',
                 request_serializer=evalrpc_dot_v1_dot_queue__pb2.GetQueueRequest.SerializeToString,
                 response_deserializer=evalrpc_dot_v1_dot_queue__pb2.GetQueueResponse.FromString,
+                _registered_method=True)
+        self.PauseQueue = channel.unary_unary(
+                '/evalrpc.v1.EvaluationService/PauseQueue',
+                request_serializer=evalrpc_dot_v1_dot_operations__pb2.PauseQueueRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_operations__pb2.PauseQueueResponse.FromString,
+                _registered_method=True)
+        self.ResumeQueue = channel.unary_unary(
+                '/evalrpc.v1.EvaluationService/ResumeQueue',
+                request_serializer=evalrpc_dot_v1_dot_operations__pb2.ResumeQueueRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_operations__pb2.ResumeQueueResponse.FromString,
+                _registered_method=True)
+        self.CordonGpu = channel.unary_unary(
+                '/evalrpc.v1.EvaluationService/CordonGpu',
+                request_serializer=evalrpc_dot_v1_dot_operations__pb2.CordonGpuRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_operations__pb2.CordonGpuResponse.FromString,
+                _registered_method=True)
+        self.UncordonGpu = channel.unary_unary(
+                '/evalrpc.v1.EvaluationService/UncordonGpu',
+                request_serializer=evalrpc_dot_v1_dot_operations__pb2.UncordonGpuRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_operations__pb2.UncordonGpuResponse.FromString,
                 _registered_method=True)
         self.ReadLog = channel.unary_stream(
                 '/evalrpc.v1.EvaluationService/ReadLog',
@@ -259,6 +280,48 @@ class EvaluationServiceServicer(object):
         counted and not named.
 
         Errors: only those of every call.
+        Retry: always safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseQueue(self, request, context):
+        """Starts no queued job until ResumeQueue, also after a restart. Running jobs go on, and jobs can be submitted.
+
+        Errors: PERMISSION_DENIED (the caller is no operator; without sign-in, nobody is), UNAVAILABLE.
+        Retry: always safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeQueue(self, request, context):
+        """Starts queued jobs again.
+
+        Errors: PERMISSION_DENIED (the caller is no operator; without sign-in, nobody is), UNAVAILABLE.
+        Retry: always safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CordonGpu(self, request, context):
+        """Assigns a GPU to no further job until UncordonGpu, also after a restart. The job that holds it goes on.
+
+        Errors: INVALID_ARGUMENT (there is no such GPU), PERMISSION_DENIED (the caller is no operator; without sign-in, nobody is),
+        UNAVAILABLE.
+        Retry: always safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UncordonGpu(self, request, context):
+        """Assigns a GPU to jobs again.
+
+        Errors: INVALID_ARGUMENT (there is no such GPU), PERMISSION_DENIED (the caller is no operator; without sign-in, nobody is),
+        UNAVAILABLE.
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -448,6 +511,26 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
                     servicer.GetQueue,
                     request_deserializer=evalrpc_dot_v1_dot_queue__pb2.GetQueueRequest.FromString,
                     response_serializer=evalrpc_dot_v1_dot_queue__pb2.GetQueueResponse.SerializeToString,
+            ),
+            'PauseQueue': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseQueue,
+                    request_deserializer=evalrpc_dot_v1_dot_operations__pb2.PauseQueueRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_operations__pb2.PauseQueueResponse.SerializeToString,
+            ),
+            'ResumeQueue': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeQueue,
+                    request_deserializer=evalrpc_dot_v1_dot_operations__pb2.ResumeQueueRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_operations__pb2.ResumeQueueResponse.SerializeToString,
+            ),
+            'CordonGpu': grpc.unary_unary_rpc_method_handler(
+                    servicer.CordonGpu,
+                    request_deserializer=evalrpc_dot_v1_dot_operations__pb2.CordonGpuRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_operations__pb2.CordonGpuResponse.SerializeToString,
+            ),
+            'UncordonGpu': grpc.unary_unary_rpc_method_handler(
+                    servicer.UncordonGpu,
+                    request_deserializer=evalrpc_dot_v1_dot_operations__pb2.UncordonGpuRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_operations__pb2.UncordonGpuResponse.SerializeToString,
             ),
             'ReadLog': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadLog,
@@ -754,6 +837,114 @@ class EvaluationService(object):
             '/evalrpc.v1.EvaluationService/GetQueue',
             evalrpc_dot_v1_dot_queue__pb2.GetQueueRequest.SerializeToString,
             evalrpc_dot_v1_dot_queue__pb2.GetQueueResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseQueue(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evalrpc.v1.EvaluationService/PauseQueue',
+            evalrpc_dot_v1_dot_operations__pb2.PauseQueueRequest.SerializeToString,
+            evalrpc_dot_v1_dot_operations__pb2.PauseQueueResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeQueue(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evalrpc.v1.EvaluationService/ResumeQueue',
+            evalrpc_dot_v1_dot_operations__pb2.ResumeQueueRequest.SerializeToString,
+            evalrpc_dot_v1_dot_operations__pb2.ResumeQueueResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CordonGpu(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evalrpc.v1.EvaluationService/CordonGpu',
+            evalrpc_dot_v1_dot_operations__pb2.CordonGpuRequest.SerializeToString,
+            evalrpc_dot_v1_dot_operations__pb2.CordonGpuResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UncordonGpu(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evalrpc.v1.EvaluationService/UncordonGpu',
+            evalrpc_dot_v1_dot_operations__pb2.UncordonGpuRequest.SerializeToString,
+            evalrpc_dot_v1_dot_operations__pb2.UncordonGpuResponse.FromString,
             options,
             channel_credentials,
             insecure,

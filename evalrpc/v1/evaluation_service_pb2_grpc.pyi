@@ -44,6 +44,7 @@ from evalrpc.v1 import comparison_pb2 as _comparison_pb2
 from evalrpc.v1 import files_pb2 as _files_pb2
 from evalrpc.v1 import history_pb2 as _history_pb2
 from evalrpc.v1 import jobs_pb2 as _jobs_pb2
+from evalrpc.v1 import operations_pb2 as _operations_pb2
 from evalrpc.v1 import queue_pb2 as _queue_pb2
 from evalrpc.v1 import results_pb2 as _results_pb2
 from evalrpc.v1 import samples_pb2 as _samples_pb2
@@ -148,6 +149,32 @@ class EvaluationServiceStub:
     counted and not named.
 
     Errors: only those of every call.
+    Retry: always safe.
+    """
+    PauseQueue: _grpc.UnaryUnaryMultiCallable[_operations_pb2.PauseQueueRequest, _operations_pb2.PauseQueueResponse]
+    """Starts no queued job until ResumeQueue, also after a restart. Running jobs go on, and jobs can be submitted.
+
+    Errors: PERMISSION_DENIED (the caller is no operator; without sign-in, nobody is), UNAVAILABLE.
+    Retry: always safe.
+    """
+    ResumeQueue: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ResumeQueueRequest, _operations_pb2.ResumeQueueResponse]
+    """Starts queued jobs again.
+
+    Errors: PERMISSION_DENIED (the caller is no operator; without sign-in, nobody is), UNAVAILABLE.
+    Retry: always safe.
+    """
+    CordonGpu: _grpc.UnaryUnaryMultiCallable[_operations_pb2.CordonGpuRequest, _operations_pb2.CordonGpuResponse]
+    """Assigns a GPU to no further job until UncordonGpu, also after a restart. The job that holds it goes on.
+
+    Errors: INVALID_ARGUMENT (there is no such GPU), PERMISSION_DENIED (the caller is no operator; without sign-in, nobody is),
+    UNAVAILABLE.
+    Retry: always safe.
+    """
+    UncordonGpu: _grpc.UnaryUnaryMultiCallable[_operations_pb2.UncordonGpuRequest, _operations_pb2.UncordonGpuResponse]
+    """Assigns a GPU to jobs again.
+
+    Errors: INVALID_ARGUMENT (there is no such GPU), PERMISSION_DENIED (the caller is no operator; without sign-in, nobody is),
+    UNAVAILABLE.
     Retry: always safe.
     """
     ReadLog: _grpc.UnaryStreamMultiCallable[_files_pb2.ReadLogRequest, _files_pb2.ReadLogResponse]
@@ -317,6 +344,32 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     counted and not named.
 
     Errors: only those of every call.
+    Retry: always safe.
+    """
+    PauseQueue: _aio.UnaryUnaryMultiCallable[_operations_pb2.PauseQueueRequest, _operations_pb2.PauseQueueResponse]  # type: ignore[assignment]
+    """Starts no queued job until ResumeQueue, also after a restart. Running jobs go on, and jobs can be submitted.
+
+    Errors: PERMISSION_DENIED (the caller is no operator; without sign-in, nobody is), UNAVAILABLE.
+    Retry: always safe.
+    """
+    ResumeQueue: _aio.UnaryUnaryMultiCallable[_operations_pb2.ResumeQueueRequest, _operations_pb2.ResumeQueueResponse]  # type: ignore[assignment]
+    """Starts queued jobs again.
+
+    Errors: PERMISSION_DENIED (the caller is no operator; without sign-in, nobody is), UNAVAILABLE.
+    Retry: always safe.
+    """
+    CordonGpu: _aio.UnaryUnaryMultiCallable[_operations_pb2.CordonGpuRequest, _operations_pb2.CordonGpuResponse]  # type: ignore[assignment]
+    """Assigns a GPU to no further job until UncordonGpu, also after a restart. The job that holds it goes on.
+
+    Errors: INVALID_ARGUMENT (there is no such GPU), PERMISSION_DENIED (the caller is no operator; without sign-in, nobody is),
+    UNAVAILABLE.
+    Retry: always safe.
+    """
+    UncordonGpu: _aio.UnaryUnaryMultiCallable[_operations_pb2.UncordonGpuRequest, _operations_pb2.UncordonGpuResponse]  # type: ignore[assignment]
+    """Assigns a GPU to jobs again.
+
+    Errors: INVALID_ARGUMENT (there is no such GPU), PERMISSION_DENIED (the caller is no operator; without sign-in, nobody is),
+    UNAVAILABLE.
     Retry: always safe.
     """
     ReadLog: _aio.UnaryStreamMultiCallable[_files_pb2.ReadLogRequest, _files_pb2.ReadLogResponse]  # type: ignore[assignment]
@@ -537,6 +590,56 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         counted and not named.
 
         Errors: only those of every call.
+        Retry: always safe.
+        """
+
+    @_abc_1.abstractmethod
+    def PauseQueue(
+        self,
+        request: _operations_pb2.PauseQueueRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.PauseQueueResponse, _abc.Awaitable[_operations_pb2.PauseQueueResponse]]:
+        """Starts no queued job until ResumeQueue, also after a restart. Running jobs go on, and jobs can be submitted.
+
+        Errors: PERMISSION_DENIED (the caller is no operator; without sign-in, nobody is), UNAVAILABLE.
+        Retry: always safe.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeQueue(
+        self,
+        request: _operations_pb2.ResumeQueueRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.ResumeQueueResponse, _abc.Awaitable[_operations_pb2.ResumeQueueResponse]]:
+        """Starts queued jobs again.
+
+        Errors: PERMISSION_DENIED (the caller is no operator; without sign-in, nobody is), UNAVAILABLE.
+        Retry: always safe.
+        """
+
+    @_abc_1.abstractmethod
+    def CordonGpu(
+        self,
+        request: _operations_pb2.CordonGpuRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.CordonGpuResponse, _abc.Awaitable[_operations_pb2.CordonGpuResponse]]:
+        """Assigns a GPU to no further job until UncordonGpu, also after a restart. The job that holds it goes on.
+
+        Errors: INVALID_ARGUMENT (there is no such GPU), PERMISSION_DENIED (the caller is no operator; without sign-in, nobody is),
+        UNAVAILABLE.
+        Retry: always safe.
+        """
+
+    @_abc_1.abstractmethod
+    def UncordonGpu(
+        self,
+        request: _operations_pb2.UncordonGpuRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.UncordonGpuResponse, _abc.Awaitable[_operations_pb2.UncordonGpuResponse]]:
+        """Assigns a GPU to jobs again.
+
+        Errors: INVALID_ARGUMENT (there is no such GPU), PERMISSION_DENIED (the caller is no operator; without sign-in, nobody is),
+        UNAVAILABLE.
         Retry: always safe.
         """
 

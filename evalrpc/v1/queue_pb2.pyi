@@ -53,18 +53,21 @@ class GetQueueResponse(_message.Message):
     MAX_QUEUED_FIELD_NUMBER: _builtins.int
     FOLLOWING_COUNT_FIELD_NUMBER: _builtins.int
     OWNERS_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
     queued_count: _builtins.int
     """The number of queued jobs. Always set, like the other counts."""
     running_count: _builtins.int
     """The number of running jobs."""
     free_gpu_count: _builtins.int
-    """The number of GPUs that no job holds and that are not quarantined."""
+    """The number of GPUs that no job holds and that are neither quarantined nor cordoned."""
     max_running: _builtins.int
     """The maximum number of jobs that run at the same time."""
     max_queued: _builtins.int
     """The maximum number of queued jobs."""
     following_count: _builtins.int
     """Of the queued jobs, the number of those that follow another job."""
+    paused: _builtins.bool
+    """Whether an operator has paused the queue: no queued job starts until it is resumed. See PauseQueue."""
     @_builtins.property
     def queued_job_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The ids of the queued jobs in the order in which they are served, as far as it is known now (see
@@ -102,10 +105,11 @@ class GetQueueResponse(_message.Message):
         max_queued: _builtins.int = ...,
         following_count: _builtins.int | None = ...,
         owners: _abc.Iterable[Global___OwnerShare] | None = ...,
+        paused: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_following_count", b"_following_count", "_free_gpu_count", b"_free_gpu_count", "_queued_count", b"_queued_count", "_running_count", b"_running_count", "following_count", b"following_count", "free_gpu_count", b"free_gpu_count", "queued_count", b"queued_count", "running_count", b"running_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_following_count", b"_following_count", "_free_gpu_count", b"_free_gpu_count", "_queued_count", b"_queued_count", "_running_count", b"_running_count", "following_count", b"following_count", "free_gpu_count", b"free_gpu_count", "gpus", b"gpus", "max_queued", b"max_queued", "max_running", b"max_running", "owners", b"owners", "queued_count", b"queued_count", "queued_job_ids", b"queued_job_ids", "running_count", b"running_count", "running_job_ids", b"running_job_ids", "status_counts", b"status_counts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_following_count", b"_following_count", "_free_gpu_count", b"_free_gpu_count", "_queued_count", b"_queued_count", "_running_count", b"_running_count", "following_count", b"following_count", "free_gpu_count", b"free_gpu_count", "gpus", b"gpus", "max_queued", b"max_queued", "max_running", b"max_running", "owners", b"owners", "paused", b"paused", "queued_count", b"queued_count", "queued_job_ids", b"queued_job_ids", "running_count", b"running_count", "running_job_ids", b"running_job_ids", "status_counts", b"status_counts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__following_count: _TypeAlias = _typing.Literal["following_count"]  # noqa: Y015
     _WhichOneofArgType__following_count: _TypeAlias = _typing.Literal["_following_count", b"_following_count"]  # noqa: Y015
@@ -266,6 +270,7 @@ class Gpu(_message.Message):
     JOB_ID_FIELD_NUMBER: _builtins.int
     QUARANTINE_REASON_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
+    CORDONED_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its index or UUID, as CUDA_VISIBLE_DEVICES takes it."""
@@ -277,6 +282,8 @@ class Gpu(_message.Message):
     """Why it is quarantined, that is, not assigned to jobs. Empty: it is not."""
     node: _builtins.str
     """The node that it belongs to."""
+    cordoned: _builtins.bool
+    """Whether an operator keeps it from being assigned. The job that holds it goes on. See CordonGpu."""
     held: _builtins.bool
     """Whether a job holds it."""
     def __init__(
@@ -287,11 +294,12 @@ class Gpu(_message.Message):
         job_id: _builtins.str = ...,
         quarantine_reason: _builtins.str = ...,
         node: _builtins.str = ...,
+        cordoned: _builtins.bool = ...,
         held: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "id", b"id", "job_id", b"job_id", "name", b"name", "node", b"node", "quarantine_reason", b"quarantine_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cordoned", b"cordoned", "held", b"held", "id", b"id", "job_id", b"job_id", "name", b"name", "node", b"node", "quarantine_reason", b"quarantine_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

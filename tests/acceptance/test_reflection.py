@@ -195,7 +195,12 @@ def test_what_is_not_there_is_said_in_a_sentence(grpcurl: Grpcurl) -> None:
     assert "Symbol not found: evalrpc.v1.Nothing" in done.stderr
 
 
-REFUSED = {"CancelJob": "JOB_FINISHED", "ListTasks": "CATALOG_UNAVAILABLE", "ListModels": "CATALOG_UNAVAILABLE"}
+REFUSED = {
+    "CancelJob": "JOB_FINISHED",
+    "ListTasks": "CATALOG_UNAVAILABLE",
+    "ListModels": "CATALOG_UNAVAILABLE",
+    **dict.fromkeys(("PauseQueue", "ResumeQueue", "CordonGpu", "UncordonGpu"), "PERMISSION_DENIED"),
+}
 """The calls that this server has a reason to refuse."""
 
 

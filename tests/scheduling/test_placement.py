@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalrpc.executors.base import Node, Resources
+from evalrpc.executors.base import Device, Node, Resources
 from evalrpc.scheduling import placement
 from evalrpc.scheduling.placement import Capacity, Head, NodeCapacity, Placement, Preemption, QueuedJob, Reservation, Slots
 from evalrpc.testing.executor import nodes_of
@@ -326,3 +326,13 @@ def test_a_wide_job_does_not_starve_under_an_endless_stream_of_small_ones(others
         if small is not None:
             del model.running[small]
         model.start_all()
+
+
+def test_a_cordoned_device_is_not_free_and_is_counted_by_itself() -> None:
+    devices = (Device("0", is_cordoned=True), Device("1", quarantine_reason="hot"), Device("2"), Device("3", "", "hot", True))
+    capacity = placement.node_capacity(Node("local", devices), frozenset())
+    assert capacity.free == ("2",)
+    known = Capacity((capacity,), Slots(4, 1))
+    assert (known.quarantined_count, known.cordoned_count) == (1, 2)
+    wide = queued(1, 2)
+    assert placement.wait_reason(wide, 0, known) == "needs 2 GPUs, 1 free, 1 quarantined, 2 cordoned, see GetQueue"

@@ -42,6 +42,7 @@ OWNERS: Final = {"alice": ALICE, "bob": BOB, "": ANONYMOUS}
 """Those who have jobs."""
 
 ABOUT_SERVER, LISTS, READS, CHANGES, SUBMITS = "about the server", "lists jobs", "reads a job", "changes a job", "submits"
+OPERATES = "operates the server"
 
 PLACES: Final[Mapping[str, str]] = {
     "GetServerInfo": ABOUT_SERVER,
@@ -65,6 +66,10 @@ PLACES: Final[Mapping[str, str]] = {
     "UpdateJob": CHANGES,
     "DeleteJob": CHANGES,
     "SubmitJob": SUBMITS,
+    "PauseQueue": OPERATES,
+    "ResumeQueue": OPERATES,
+    "CordonGpu": OPERATES,
+    "UncordonGpu": OPERATES,
 }
 
 OK, DENIED, HIDDEN = "OK", "PERMISSION_DENIED PERMISSION_DENIED", "NOT_FOUND JOB_NOT_FOUND"
@@ -73,21 +78,21 @@ NEVER = (DENIED, DENIED)
 
 EXPECTED: Final[Mapping[str, Mapping[str, Mapping[str, tuple[str, str]]]]] = {
     "nobody": {
-        "own": {ABOUT_SERVER: ALWAYS, LISTS: ALWAYS, READS: ALWAYS, CHANGES: ALWAYS, SUBMITS: ALWAYS},
+        "own": {ABOUT_SERVER: ALWAYS, LISTS: ALWAYS, READS: ALWAYS, CHANGES: ALWAYS, SUBMITS: ALWAYS, OPERATES: NEVER},
         "another's": {READS: (OK, HIDDEN), CHANGES: (DENIED, HIDDEN)},
     },
     "viewer": {
-        "own": {ABOUT_SERVER: ALWAYS, LISTS: ALWAYS, READS: ALWAYS, CHANGES: NEVER, SUBMITS: NEVER},
+        "own": {ABOUT_SERVER: ALWAYS, LISTS: ALWAYS, READS: ALWAYS, CHANGES: NEVER, SUBMITS: NEVER, OPERATES: NEVER},
         "another's": {READS: (OK, HIDDEN), CHANGES: NEVER},
         "nobody's": {READS: (OK, HIDDEN), CHANGES: NEVER},
     },
     "submitter": {
-        "own": {ABOUT_SERVER: ALWAYS, LISTS: ALWAYS, READS: ALWAYS, CHANGES: ALWAYS, SUBMITS: ALWAYS},
+        "own": {ABOUT_SERVER: ALWAYS, LISTS: ALWAYS, READS: ALWAYS, CHANGES: ALWAYS, SUBMITS: ALWAYS, OPERATES: NEVER},
         "another's": {READS: (OK, HIDDEN), CHANGES: (DENIED, HIDDEN)},
         "nobody's": {READS: (OK, HIDDEN), CHANGES: (DENIED, HIDDEN)},
     },
     "operator": {
-        "own": {ABOUT_SERVER: ALWAYS, LISTS: ALWAYS, SUBMITS: ALWAYS},
+        "own": {ABOUT_SERVER: ALWAYS, LISTS: ALWAYS, SUBMITS: ALWAYS, OPERATES: ALWAYS},
         "another's": {READS: ALWAYS, CHANGES: ALWAYS},
         "nobody's": {READS: ALWAYS, CHANGES: ALWAYS},
     },
@@ -95,8 +100,9 @@ EXPECTED: Final[Mapping[str, Mapping[str, Mapping[str, tuple[str, str]]]]] = {
 """The outcome under the visibilities `all` and `own`, by caller, by whose job it is about, and by the place of the call."""
 
 UNLISTED = "FAILED_PRECONDITION CATALOG_UNAVAILABLE"
-OTHERWISE_THAN_OK: Final = {"ListTasks": UNLISTED, "ListModels": UNLISTED}
-"""What the toy harness can't do, whoever asks."""
+INVALID = "INVALID_ARGUMENT INVALID_REQUEST"
+OTHERWISE_THAN_OK: Final = {"ListTasks": UNLISTED, "ListModels": UNLISTED, "CordonGpu": INVALID, "UncordonGpu": INVALID}
+"""What the toy harness can't do, whoever asks; and GPUs that there are not, so that those of the jobs stay as they are."""
 
 
 class Outcome(NamedTuple):

@@ -37,6 +37,7 @@ _CHANGES_JOB: Final = Right(Role.SUBMITTER, ("job_id",), changes_jobs=True)
 _READS_JOB: Final = Right(Role.VIEWER, ("job_id",))
 _LISTS_JOBS: Final = Right(Role.VIEWER)
 _ABOUT_SERVER: Final = Right(Role.VIEWER)
+_OPERATES: Final = Right(Role.OPERATOR)
 
 RIGHTS: Final[Mapping[str, Right]] = {
     "SubmitJob": _SUBMITS,
@@ -55,6 +56,10 @@ RIGHTS: Final[Mapping[str, Right]] = {
     "WatchJobs": _LISTS_JOBS,
     "GetHistory": _LISTS_JOBS,
     "GetQueue": _LISTS_JOBS,
+    "PauseQueue": _OPERATES,
+    "ResumeQueue": _OPERATES,
+    "CordonGpu": _OPERATES,
+    "UncordonGpu": _OPERATES,
     "ListHarnesses": _ABOUT_SERVER,
     "ListTasks": _ABOUT_SERVER,
     "ListModels": _ABOUT_SERVER,
@@ -88,7 +93,7 @@ class Guard:
         """
         right = RIGHTS[method]
         if _RANKS[principal.role] < _RANKS[right.role]:
-            raise PermissionDeniedError(f"a {principal.role.value} may not call {method}: that takes a {right.role.value}")
+            raise _role_too_low(method, principal, right.role)
         hides_others = visible_owner(principal, self._visibility) is not None
         if principal.role is Role.OPERATOR or not (right.changes_jobs or hides_others):
             return
@@ -114,6 +119,12 @@ class Guard:
 
     async def _known(self, job_ids: Sequence[str], owner: str | None = None) -> set[str]:
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._store.known_jobs, job_ids, owner)
+
+
+def _role_too_low(method: str, principal: Principal, role: Role) -> PermissionDeniedError:
+    needed = f"an {role.value}" if role is Role.OPERATOR else f"a {role.value}"
+    hint = "" if principal.owner else "; sign in as one: `evalrpc token create` makes a token, on the server's machine"
+    return PermissionDeniedError(f"a {principal.role.value} may not call {method}: that takes {needed}{hint}")
 
 
 def _named_jobs(message: Message, right: Right) -> Sequence[str]:

@@ -225,6 +225,12 @@ MIGRATIONS: Final = (
         owner TEXT NOT NULL                          -- has another one where the setting run_as_uids was changed
     ) STRICT;
     """,
+    # What operators hold back by hand.
+    """
+    CREATE TABLE holds (
+        name TEXT PRIMARY KEY                        -- `queue`, or `gpu ID`
+    ) STRICT, WITHOUT ROWID;
+    """,
 )
 
 

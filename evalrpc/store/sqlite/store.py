@@ -28,6 +28,7 @@ from evalrpc.errors import (
     RevisionInFutureError,
     StoreUnavailableError,
 )
+from evalrpc.jobs.holds import Holds
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.jobs.share_policy import Entitlements
 from evalrpc.store.base import (
@@ -57,7 +58,7 @@ from evalrpc.store.sqlite.filters import find_jobs
 from evalrpc.store.sqlite.lock import lock_data_dir
 from evalrpc.store.sqlite.opening import open_database
 from evalrpc.store.sqlite.room import Room
-from evalrpc.store.sqlite.transaction import Transaction
+from evalrpc.store.sqlite.transaction import Transaction, read_holds
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.jobs_pb2 import JobFilter
 
@@ -119,6 +120,7 @@ class SqliteStore:
         self._counts = opened.counts
         self._queued_by_owner = opened.queued_by_owner
         self._followed = opened.followed
+        self._holds = read_holds(self._connection)
         self._unerased = True  # an earlier server may have been killed before it could
         self._writer = threading.Thread(target=self._write_batches, name="store-writer", daemon=True)
         self._writer.start()
@@ -148,6 +150,10 @@ class SqliteStore:
     def assign_run_uid(self, owner: str, uids: range) -> Future[int]:
         """Return the account of an owner's runs, or give it one."""
         return self._write(lambda _: run_uids.assign(self._connection, owner, uids))
+
+    def set_hold(self, name: str, *, is_held: bool) -> Future[None]:
+        """Hold something back, or do so no more."""
+        return self._write(lambda transaction: transaction.set_hold(name, is_held=is_held))
 
     def erase(self) -> Future[bool]:
         """Empty the write-ahead log, in which SQLite keeps pages as they were before a deletion. In the file itself it has
@@ -286,6 +292,8 @@ class SqliteStore:
         self._queued_by_owner = transaction.queued_by_owner
         self._followed |= transaction.newly_followed
         self._followed -= transaction.settled
+        if transaction.holds is not None:
+            self._holds = transaction.holds
         if transaction.oldest is not None:
             self._oldest = transaction.oldest
         for change, serialized in transaction.changes:
@@ -308,6 +316,11 @@ class SqliteStore:
     def oldest_revision(self) -> int:
         """The oldest revision that one can resume after."""
         return self._oldest
+
+    @property
+    def holds(self) -> Holds:
+        """What is held back."""
+        return self._holds
 
     def status_counts(self) -> Mapping[Status, int]:
         """Return how many jobs there are in each status."""

@@ -20,6 +20,7 @@ from evalrpc.errors import (
 )
 from evalrpc.jobs import lifecycle, transitions
 from evalrpc.jobs.events import deleted_event
+from evalrpc.jobs.holds import Holds, holds_named
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.jobs.paths import output_folders
 from evalrpc.jobs.share_policy import Entitlements, owner_name
@@ -41,6 +42,11 @@ from evalrpc.store.sqlite.rows import Rows
 from evalrpc.v1 import jobs_pb2 as pb
 
 _DELETED: Final = StoredJob(0, pb.JOB_STATUS_UNSPECIFIED, b"", "")
+
+
+def read_holds(connection: sqlite3.Connection) -> Holds:
+    """Return what is held back. Raises sqlite3.Error."""
+    return holds_named(name for (name,) in connection.execute("SELECT name FROM holds"))
 
 
 @dataclass
@@ -74,6 +80,8 @@ class Transaction:
         self.queued_by_owner = self.queued_by_owner.copy()
         self.changes: list[tuple[Change, bytes]] = []
         self.oldest: int | None = None
+        self.holds: Holds | None = None
+        """What is held back, if that was changed."""
         self._jobs: dict[str, StoredJob] = {}
         self.newly_followed: set[str] = set()
         self.settled: set[str] = set()
@@ -183,6 +191,13 @@ class Transaction:
     def forget_removal(self, path: str) -> None:
         """See Store.forget_removal."""
         self.connection.execute("DELETE FROM removals WHERE path = ?", (path,))
+
+    def set_hold(self, name: str, *, is_held: bool) -> None:
+        """See Store.set_hold."""
+        self.connection.execute("DELETE FROM holds WHERE name = ?", (name,))
+        if is_held:
+            self.connection.execute("INSERT INTO holds VALUES (?)", (name,))
+        self.holds = read_holds(self.connection)
 
     def forget_uses(self, ended_before_ns: int) -> None:
         """See Store.forget_uses."""
