@@ -18,7 +18,8 @@ _FORCE_SECONDS = 5
 KNOWN = {
     "Unit": {"Description", "Wants", "After"},
     "Service": {
-        *("Type", "User", "Group", "ExecStart", "WorkingDirectory", "StateDirectory", "StateDirectoryMode", "UMask"),
+        *("Type", "User", "Group", "ExecStart", "ExecReload", "WorkingDirectory", "StateDirectory"),
+        *("StateDirectoryMode", "UMask"),
         *("KillMode", "Delegate", "Restart", "RestartSec", "TimeoutStopSec", "LimitNOFILE", "TasksMax", "OOMPolicy"),
         *("NoNewPrivileges", "CapabilityBoundingSet", "ProtectSystem", "ProtectHome", "ProtectKernelTunables"),
         *("ProtectKernelModules", "ProtectKernelLogs", "ProtectHostname", "RestrictSUIDSGID", "RestrictRealtime"),
