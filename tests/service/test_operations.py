@@ -38,7 +38,7 @@ def operator(server: ServerHere, token: str) -> Api:
 
 def test_a_paused_queue_starts_nothing_until_it_is_resumed_also_after_a_restart(serve: Serve, site: Site, token: str) -> None:
     server = serve()
-    running = server.api.submit("hang")
+    running = server.api.submit("hangs")
     server.api.wait_for(running.job_id, RUNNING)
     operator(server, token).PauseQueue()
     job = server.api.submit()
@@ -59,7 +59,7 @@ def test_a_paused_queue_starts_nothing_until_it_is_resumed_also_after_a_restart(
 
 def test_a_cordoned_gpu_is_assigned_no_more_and_its_job_goes_on(serve: Serve, site: Site, token: str) -> None:
     server = serve()
-    holder = server.api.submit("hang", request={"num_gpus": 1})
+    holder = server.api.submit("hangs", request={"num_gpus": 1})
     (gpu,) = server.api.wait_for(holder.job_id, RUNNING).gpus
     operator(server, token).CordonGpu(gpu_id=gpu)
     site.kill_run(holder.job_id)
