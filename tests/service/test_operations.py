@@ -40,6 +40,7 @@ def test_a_paused_queue_starts_nothing_until_it_is_resumed_also_after_a_restart(
     server = serve()
     running = server.api.submit("hangs")
     server.api.wait_for(running.job_id, RUNNING)
+    site.wait_for_log(running.job_id)
     operator(server, token).PauseQueue()
     job = server.api.submit()
     assert server.api.GetQueue().paused
@@ -62,6 +63,8 @@ def test_a_cordoned_gpu_is_assigned_no_more_and_its_job_goes_on(serve: Serve, si
     holder = server.api.submit("hangs", request={"num_gpus": 1})
     (gpu,) = server.api.wait_for(holder.job_id, RUNNING).gpus
     operator(server, token).CordonGpu(gpu_id=gpu)
+    site.wait_for_log(holder.job_id)
+    assert server.api.get(holder.job_id).status == RUNNING  # it goes on
     site.kill_run(holder.job_id)
     eventually(lambda: server.api.get(holder.job_id).status != RUNNING)
     wide = server.api.submit(request={"num_gpus": 2})
