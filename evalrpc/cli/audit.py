@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.cli import parameters, wording
 from evalrpc.cli.connection import form_options
-from evalrpc.cli.exit_codes import ExitCode, fail, reported
+from evalrpc.cli.exit_codes import ExitCode, fail, reported, require_folder
 from evalrpc.cli.output import Form, GrowingTable, print_json_text
 from evalrpc.cli.setting_flags import setting_flags
 from evalrpc.cli.tables import Cell, Column, Kind
@@ -74,7 +74,10 @@ def audit_command(
     from evalrpc.server.audit_file import audit_file
 
     with reported():
-        file = audit_file(load_settings(flags, os.environ, config))
+        settings = load_settings(flags, os.environ, config)
+    if settings.audit_file is None:
+        require_folder(settings.data_dir)
+    file = audit_file(settings)
     try:
         _print(form, (entry for entry in file.read() if all(matches(entry) for matches in conditions)))
     except OSError as error:

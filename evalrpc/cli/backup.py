@@ -36,8 +36,8 @@ _json_flag: Final[Callable[[Callable[..., Any]], Callable[..., Any]]] = click.op
 @setting_flags("data_dir")
 @_json_flag
 def backup_command(folder: Path, config: Path | None, as_json: bool, **flags: Any) -> None:
-    """Back up the data folder to DIR, which must be new or empty: the jobs, the tokens, and all that runs left in the data
-    folder. What requests had written below `output_root` is not part of it.
+    """Back up the data folder to DIR, which must be new or empty: the jobs, the tokens, and the files of jobs in that folder.
+    What requests had written below `output_root` is not part of it, nor is the audit.
 
     The server may run. If DIR is on the same disk, the files of finished jobs take no further space.
     """

@@ -4,6 +4,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from pathlib import Path
 from typing import Final, NoReturn, Self
 
 import click
@@ -99,6 +100,12 @@ def require_linux() -> None:
     if platform.system() != "Linux":
         system = platform.system() or "another system"
         fail(ExitCode.WRONG_CALL, f"the server needs Linux, and this is {system}; the other commands work here, with --address")
+
+
+def require_folder(data_dir: Path) -> None:
+    """Exit with 2 unless there is such a folder: a server that was never there has nothing to show."""
+    if not data_dir.is_dir():
+        fail(ExitCode.WRONG_CALL, f"there is no folder {data_dir}: --data-dir names that of the server")
 
 
 def _violation_lines(error: InvalidRequestError | FieldsRefusedError) -> list[str]:

@@ -13,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.cli import parameters, wording
 from evalrpc.cli.connection import form_options
-from evalrpc.cli.exit_codes import ExitCode, fail, reported
+from evalrpc.cli.exit_codes import ExitCode, fail, reported, require_folder
 from evalrpc.cli.output import Form, print_json_text, print_line, print_table
 from evalrpc.cli.setting_flags import setting_flags
 from evalrpc.cli.suggestions import SuggestingGroup
@@ -106,7 +106,9 @@ def create_command(owner: str, role: str, expires: timedelta | None, as_json: bo
 @form_options
 def list_command(form: Form, config: Path | None, **flags: Any) -> None:
     """List the tokens, the oldest first, without their secrets, which nobody has."""
-    with _token_store(_settings(config, flags)) as store:
+    settings = _settings(config, flags)
+    require_folder(settings.data_dir)
+    with _token_store(settings) as store:
         tokens = store.tokens()
     if form in (Form.JSON, Form.JSONL):
         for token in tokens:

@@ -93,3 +93,9 @@ def test_a_file_that_can_not_be_read_is_named(folder: Path) -> None:
     assert result.exit_code == 2
     assert "can't read the audit: " in result.output
     assert "Is a directory" in result.output
+
+
+def test_a_folder_that_is_not_there_has_no_audit_which_would_look_like_an_empty_one(tmp_path: Path) -> None:
+    result = audit("--data-dir", str(tmp_path / "none"))
+    assert result.exit_code == 2
+    assert result.stderr == f"evalrpc: there is no folder {tmp_path / 'none'}: --data-dir names that of the server\n"

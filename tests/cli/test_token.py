@@ -100,8 +100,10 @@ def test_tokens_are_listed_with_their_state_and_without_secrets(data_dir: Path, 
 
 
 def test_there_may_be_no_tokens(data_dir: Path) -> None:
+    assert invoke("list").exit_code == 2, "there is no folder"
+    data_dir.mkdir()
     assert invoke("list").stdout.splitlines() == ["token\towner\trole\tstate\tcreated\texpires"]
-    assert not data_dir.exists()
+    assert not list(data_dir.iterdir())
 
 
 def test_an_unknown_id_can_not_be_revoked(data_dir: Path) -> None:
