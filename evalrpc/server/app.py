@@ -54,7 +54,6 @@ from evalrpc.server.collector import tune_collector
 from evalrpc.server.handlers import handlers_of
 from evalrpc.server.health import Health
 from evalrpc.server.housekeeping import Housekeeper
-from evalrpc.server.kept_bytes import KeptBytes
 from evalrpc.server.limits import Limits
 from evalrpc.server.listening import require_descriptors
 from evalrpc.server.logging import set_up_logging
@@ -203,8 +202,7 @@ class Server:
         self._scheduler = Scheduler(dependencies, settings.reservation_seconds)
         self._follow_store(queue_state)
         self._catalog = Catalog(harnesses, self._executor, data_dir, secrets.mask_text)
-        kept_bytes = KeptBytes(self._store, data_dir, entitlements)
-        self._housekeeper = Housekeeper(self._store, clock, data_dir, settings, self._pools.removers, kept_bytes)
+        self._housekeeper = Housekeeper(self._store, clock, data_dir, settings, self._pools.removers, entitlements)
         self._service = self._build_service(queue_state, entitlements, clock, data_dir)
         self._reloading = Reloading(
             settings,

@@ -10,7 +10,9 @@ from typing import Final
 
 from evalrpc.clock import Clock
 from evalrpc.config import Settings
+from evalrpc.jobs.share_policy import Entitlements
 from evalrpc.scheduling.shares import KEPT_HALF_LIVES
+from evalrpc.server.job_files import JobFiles
 from evalrpc.server.kept_bytes import KeptBytes
 from evalrpc.server.memory import Memory
 from evalrpc.server.problems import Problems
@@ -41,15 +43,16 @@ class Housekeeper:
         data_dir: Path,
         settings: Settings,
         remover: Executor,
-        kept_bytes: KeptBytes,
+        entitlements: Entitlements,
     ) -> None:
         self._store = store
         self._clock = clock
         self._settings = settings
         self._remover = remover
-        self._kept_bytes = kept_bytes
         self._removals = Removals(store, data_dir)
-        self._retention = Retention(store, clock, data_dir, settings, self._removals)
+        files = JobFiles(store, data_dir, lambda: self._removals.stopping)
+        self._retention = Retention(store, clock, settings, self._removals, files)
+        self._kept_bytes = KeptBytes(files, entitlements)
         self._problems = Problems(_log, "do a step of housekeeping", "step")
         self._memory = Memory()
         self._round = 0
@@ -79,7 +82,6 @@ class Housekeeper:
     def stop(self) -> None:
         """Interrupt a removal in progress; the next server continues it."""
         self._removals.stop()
-        self._kept_bytes.stop()
 
     def remove_files_of(self, job_id: str) -> None:
         """Have the files of a deleted job removed, to which no other job refers. Does not wait for it."""

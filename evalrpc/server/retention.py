@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -10,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from evalrpc.clock import Clock
 from evalrpc.config import Settings
 from evalrpc.errors import JobNotFoundError, StoreUnavailableError
-from evalrpc.server.finished_files import FinishedFiles
+from evalrpc.server.job_files import JobFiles
 from evalrpc.server.problems import Problems
 from evalrpc.server.removals import Removals
 from evalrpc.store.base import UNBOUNDED, Store
@@ -27,12 +26,12 @@ class Retention:
     Blocks: runs on one thread.
     """
 
-    def __init__(self, store: Store, clock: Clock, data_dir: Path, settings: Settings, removals: Removals) -> None:
+    def __init__(self, store: Store, clock: Clock, settings: Settings, removals: Removals, files: JobFiles) -> None:
         self._store = store
         self._clock = clock
         self._settings = settings
         self._removals = removals
-        self._files = FinishedFiles(store, data_dir, lambda: removals.stopping)
+        self._files = files
         self._problems = Problems(_log, "delete a job by the retention settings", "job_id")
 
     def sweep(self) -> int:

@@ -15,9 +15,8 @@ from waiting import DEADLINE_SECONDS
 from evalrpc.config import Settings
 from evalrpc.errors import StoreUnavailableError
 from evalrpc.jobs.share_policy import Entitlements
-from evalrpc.server import finished_files, housekeeping
+from evalrpc.server import housekeeping, job_files
 from evalrpc.server.housekeeping import Housekeeper
-from evalrpc.server.kept_bytes import KeptBytes
 from evalrpc.server.removals import Removals
 from evalrpc.store.sqlite.store import SqliteStore
 
@@ -44,9 +43,8 @@ def keep_house(store: SqliteStore, data_dir: Path, is_done: Callable[[], bool], 
 
     async def work() -> None:
         with ThreadPoolExecutor(1) as remover:
-            kept_bytes = KeptBytes(store, data_dir, Entitlements())
             configured = Settings(data_dir=data_dir, **settings)
-            house = Housekeeper(store, ManualClock(1000.0), data_dir, configured, remover, kept_bytes)
+            house = Housekeeper(store, ManualClock(1000.0), data_dir, configured, remover, Entitlements())
             working = asyncio.create_task(house.run())
             async with asyncio.timeout(DEADLINE_SECONDS):
                 while not is_done():
@@ -122,7 +120,7 @@ def test_a_step_that_fails_is_said_once_and_stops_no_other(
         monkeypatch.setattr(target, name, counted)
 
     for name in calls:
-        count(name, {"listdir": finished_files.os, "remove_orphans": Removals}.get(name, store))
+        count(name, {"listdir": job_files.os, "remove_orphans": Removals}.get(name, store))
 
     def is_done() -> bool:
         others = [number for name, number in calls.items() if name != "remove_orphans"]

@@ -9,6 +9,7 @@ from store_jobs import CLOCK, SECONDS, submit
 from evalrpc.config import QuotaSettings
 from evalrpc.jobs import transitions
 from evalrpc.jobs.share_policy import Entitlements, SharePolicy
+from evalrpc.server.job_files import JobFiles
 from evalrpc.server.kept_bytes import KeptBytes
 from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.v1 import jobs_pb2 as pb
@@ -24,7 +25,8 @@ class Site:
         self.data_dir = data_dir
         self.store = SqliteStore(data_dir, CLOCK, 100)
         self.entitlements = Entitlements(LIMITED)
-        self.kept = KeptBytes(self.store, data_dir, self.entitlements)
+        self.is_stopping = False
+        self.kept = KeptBytes(JobFiles(self.store, data_dir, lambda: self.is_stopping), self.entitlements)
 
     def run(self, owner: str, size_bytes: int, output_dir: str = "") -> str:
         """Start a job that has left so much."""
@@ -108,7 +110,7 @@ def test_a_stop_leaves_the_sums_as_they_were(site: Site) -> None:
     site.run("alice", 64 * KIB)
     before = site.measured("alice")
     site.run("alice", 64 * KIB)
-    site.kept.stop()
+    site.is_stopping = True
     assert site.measured("alice") == before
 
 

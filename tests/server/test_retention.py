@@ -15,7 +15,8 @@ from evalrpc.config import Settings
 from evalrpc.errors import StoreUnavailableError
 from evalrpc.files.trees import disk_bytes
 from evalrpc.jobs import transitions
-from evalrpc.server import finished_files
+from evalrpc.server import job_files
+from evalrpc.server.job_files import JobFiles
 from evalrpc.server.removals import Removals
 from evalrpc.server.retention import Retention
 from evalrpc.store.base import Deleted, Submission
@@ -78,7 +79,8 @@ class Keeper:
             retention_max_jobs=max_jobs,
             retention_max_bytes=max_bytes,
         )
-        return Retention(self.store, self.clock, self.data_dir, settings, self.removals)
+        files = JobFiles(self.store, self.data_dir, lambda: self.removals.stopping)
+        return Retention(self.store, self.clock, settings, self.removals, files)
 
     def left(self) -> tuple[set[str], set[str]]:
         """Return the jobs in the store, and those with a folder."""
@@ -221,7 +223,7 @@ def test_shared_files_count_once_and_until_the_last_job_that_shares_them_is_dele
 
 def test_files_are_measured_once(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[str] = []
-    monkeypatch.setattr(finished_files, "disk_bytes", lambda folder, **_: measured.append(folder.name) or MIB)
+    monkeypatch.setattr(job_files, "disk_bytes", lambda folder, **_: measured.append(folder.name) or MIB)
     keeper.ended("a")
     keeper.job("running")
     retention = keeper.retention(max_bytes=10 * MIB)
@@ -251,7 +253,7 @@ def test_a_job_that_can_not_be_deleted_or_measured_stops_no_other(
         return disk_bytes(folder, **options)
 
     monkeypatch.setattr(keeper.store, "delete", delete_others)
-    monkeypatch.setattr(finished_files, "disk_bytes", measure_others)
+    monkeypatch.setattr(job_files, "disk_bytes", measure_others)
     by_bytes, by_age = keeper.retention(max_bytes=MIB), keeper.retention(max_age_seconds=1)
     by_bytes._files.measure()
     assert by_bytes._files.total_bytes > 2 * MIB
