@@ -7,11 +7,11 @@ from typing import Final
 
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import ReadLimitError
-from evalrpc.files.read_budget import ReadBudget, ReadLimits, too_much
+from evalrpc.files.read_budget import ReadBudget, ReadLimits
 from evalrpc.harnesses.base import Harness
 from evalrpc.harnesses.registry import build_harness
-from evalrpc.reading.disk import read_on
-from evalrpc.scheduling.limited_process import LimitedProcess, Limits, ProcessLimitError
+from evalrpc.reading.disk import read_in, read_on
+from evalrpc.scheduling.limited_process import LimitedProcess, Limits
 from evalrpc.v1.comparison_pb2 import CompareJobsRequest, CompareJobsResponse
 from evalrpc.v1.jobs_pb2 import JobInfo
 
@@ -56,11 +56,7 @@ class Comparer:
     def _compare_in(self, process: LimitedProcess, call: CompareJobsRequest, jobs: Sequence[JobInfo]) -> CompareJobsResponse:
         names = {job.request.harness for job in jobs} & self._harness_settings.keys()
         settings = [self._harness_settings[name] for name in names]
-        try:
-            return process.call(_compare_in_process, call, jobs, settings, self._data_dir, PROCESS_LIMITS)
-        except ProcessLimitError as error:
-            limits = {"limit_memory_bytes": PROCESS_USE.memory_bytes, "limit_seconds": PROCESS_USE.processor_seconds}
-            raise too_much(str(error), **limits) from error
+        return read_in(process, _compare_in_process, call, jobs, settings, self._data_dir, PROCESS_LIMITS)
 
 
 def _needed_of(job: JobInfo) -> JobInfo:

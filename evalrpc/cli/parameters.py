@@ -108,6 +108,13 @@ def filter_options(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _names(
+    flag: str, parameter: str, complete: Callable[..., Any], text: str
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return an option for names, which may be repeated."""
+    return click.option(flag, parameter, multiple=True, shell_complete=complete, metavar="NAME", help=text)
+
+
 _FILTER_OPTIONS: Final = (
     click.option(
         "--status",
@@ -131,38 +138,10 @@ _FILTER_OPTIONS: Final = (
         metavar="SELECTOR",
         help="Only jobs with labels as Kubernetes selects them, such as 'run=x,step!=5,team in (a,b),!draft'.",
     ),
-    click.option(
-        "--model",
-        "models",
-        multiple=True,
-        shell_complete=completion.models,
-        metavar="NAME",
-        help="Only jobs of this model type. May be repeated.",
-    ),
-    click.option(
-        "--task",
-        "tasks",
-        multiple=True,
-        shell_complete=completion.tasks,
-        metavar="NAME",
-        help="Only jobs with this task. May be repeated.",
-    ),
-    click.option(
-        "--harness",
-        "harnesses",
-        multiple=True,
-        shell_complete=completion.harnesses,
-        metavar="NAME",
-        help="Only jobs of this harness. May be repeated.",
-    ),
-    click.option(
-        "--owner",
-        "owners",
-        multiple=True,
-        shell_complete=completion.owners,
-        metavar="NAME",
-        help="Only jobs of this owner; '' for jobs without one. May be repeated.",
-    ),
+    _names("--model", "models", completion.models, "Only jobs of this model type. May be repeated."),
+    _names("--task", "tasks", completion.tasks, "Only jobs with this task. May be repeated."),
+    _names("--harness", "harnesses", completion.harnesses, "Only jobs of this harness. May be repeated."),
+    _names("--owner", "owners", completion.owners, "Only jobs of this owner; '' for jobs without one. May be repeated."),
     click.option(
         "--since",
         type=time,

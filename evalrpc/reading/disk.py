@@ -7,6 +7,8 @@ from typing import Final, TypeVar
 
 from evalrpc.errors import OffsetOutOfRangeError, UnavailableError
 from evalrpc.files.errnos import unreadable
+from evalrpc.files.read_budget import too_much
+from evalrpc.scheduling.limited_process import LimitedProcess, ProcessLimitError
 
 _RETRY_DELAY_SECONDS: Final = 1.0
 
@@ -32,6 +34,15 @@ async def read_on(threads: Executor, read: Callable[[], _T], stop: Callable[[], 
     finally:
         if stop is not None:
             stop()
+
+
+def read_in(process: LimitedProcess, read: Callable[..., _T], *arguments: object) -> _T:
+    """Read in a process of its own. Raises what `LimitedProcess.call` does, but ReadLimitError where its limits are reached."""
+    try:
+        return process.call(read, *arguments)
+    except ProcessLimitError as error:
+        use = process.limits
+        raise too_much(str(error), limit_memory_bytes=use.memory_bytes, limit_seconds=use.processor_seconds) from error
 
 
 def require_inside(offset: int, size_bytes: int) -> None:

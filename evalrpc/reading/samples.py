@@ -11,16 +11,16 @@ from typing import Final, NamedTuple
 
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import ReadLimitError, SamplesNotFoundError
-from evalrpc.files.read_budget import ReadBudget, ReadLimits, too_much
+from evalrpc.files.read_budget import ReadBudget, ReadLimits
 from evalrpc.harnesses.base import Harness
 from evalrpc.harnesses.registry import build_harness
 from evalrpc.reading import page_tokens
 from evalrpc.reading.attempts import output_dir
-from evalrpc.reading.disk import read_on
+from evalrpc.reading.disk import read_in, read_on
 from evalrpc.reading.job_results import JobResults
 from evalrpc.reading.sample_files import open_samples
 from evalrpc.reading.sample_pages import read_page, samples_file
-from evalrpc.scheduling.limited_process import LimitedProcess, Limits, ProcessLimitError
+from evalrpc.scheduling.limited_process import LimitedProcess, Limits
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo
 from evalrpc.v1.samples_pb2 import ListSamplesRequest, ListSamplesResponse
 from evalrpc.watching.feed import Feed
@@ -79,12 +79,7 @@ class SampleLister:
 
     def _read_in(self, process: LimitedProcess, source: "_Source", page_size: int) -> "_Page":
         settings = self._harness_settings.get(source.job.request.harness)
-        try:
-            return process.call(_read_page_in_process, source, page_size, settings, PROCESS_LIMITS)
-        except ProcessLimitError as error:
-            raise too_much(
-                str(error), limit_memory_bytes=PROCESS_USE.memory_bytes, limit_seconds=PROCESS_USE.processor_seconds
-            ) from error
+        return read_in(process, _read_page_in_process, source, page_size, settings, PROCESS_LIMITS)
 
 
 class _Source(NamedTuple):

@@ -49,7 +49,8 @@ class LimitedProcess:
     """Calls functions, each in a process of its own. Used by one thread at a time, but for `close`, which any may call."""
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+        self.limits = limits
+        """What each of them may use."""
         self._lock = threading.Lock()  # guards what follows
         self._process: subprocess.Popen[bytes] | None = None
         self._is_closed = False
@@ -60,7 +61,7 @@ class LimitedProcess:
         Raises EvalrpcError and OSError of the function; ProcessLimitError; OSError where no process can be started, or this has
         been closed; RuntimeError for a bug in the process.
         """
-        order = pickle.dumps(sys.path) + pickle.dumps((self._limits, function, arguments))
+        order = pickle.dumps(sys.path) + pickle.dumps((self.limits, function, arguments))
         process = self._start()
         try:
             answer, _ = process.communicate(order)
@@ -70,7 +71,7 @@ class LimitedProcess:
                 is_closed = self._is_closed
         if is_closed:
             raise OSError(errno.ECANCELED, "the reading was broken off")
-        outcome: _T = _outcome(answer, process.returncode, self._limits)
+        outcome: _T = _outcome(answer, process.returncode, self.limits)
         return outcome
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from evalrpc.config import Settings
 from evalrpc.harnesses.base import Harness
 from evalrpc.jobs.defaults import RequestDefaults
 from evalrpc.server import policy, secret_use, validation
+from evalrpc.server.argument_values import argument_values
 from evalrpc.v1.jobs_pb2 import SubmitJobRequest
 
 
@@ -32,7 +33,8 @@ class Admission:
         if harness is not None:
             policy.fill_in_timeout(call, harness.policy)
         invalid = validation.submission(call, self.harnesses, gpu_counts, self.settings.output_root, max_gpus)
-        validation.require(chain(invalid, secret_use.violations(call.request, self.settings.secrets, owner)))
+        arguments = list(argument_values(call.request))  # once for all rules, since there may be very many
+        validation.require(chain(invalid, secret_use.violations(call.request, arguments, self.settings.secrets, owner)))
         secret_use.require_allowed(call.request, self.settings.secrets, owner)
         if harness is not None:
-            policy.require_allowed(call, harness)
+            policy.require_allowed(call, arguments, harness)

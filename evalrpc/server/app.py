@@ -25,7 +25,7 @@ from evalrpc.executors.local.cgroups import find_cgroups
 from evalrpc.executors.local.environment import inherited_variables
 from evalrpc.executors.local.executor import LocalExecutor
 from evalrpc.executors.local.gpus import find_gpus
-from evalrpc.files.output_access import output_access
+from evalrpc.files.output_access import OutputAccess, output_access
 from evalrpc.files.private import PRIVATE_UMASK
 from evalrpc.harnesses.registry import build_harnesses
 from evalrpc.jobs.defaults import request_defaults
@@ -172,33 +172,10 @@ class Server:
         """By what runs are kept apart, or why not."""
         inherited = inherited_variables(environment, settings.inherit_env)
         self._executor = LocalExecutor(inherited, devices, cgroups=cgroups.cgroups)
-        queue_state = QueueState(
-            self._executor.nodes,
-            settings.max_running,
-            clock,
-            entitlements=entitlements,
-            half_life_seconds=settings.share_half_life_seconds,
-            preemption_interval_seconds=settings.preemption_interval_seconds,
-            holds=lambda: self._store.holds,
-        )
+        queue_state = self._build_queue_state(entitlements, clock)
         self._feed = Feed(self._store, queue_state, clock, self._pools.readers)
-        dependencies = RunDependencies(
-            store=self._store,
-            queue_state=queue_state,
-            executor=self._executor,
-            harnesses=harnesses,
-            harness_settings=settings.harnesses,
-            clock=clock,
-            data_dir=data_dir,
-            output_root=settings.output_root,
-            output_access=access,
-            accounts=RunAccounts(self._store, data_dir, access, pool),
-            grace_seconds=settings.grace_seconds,
-            run_bounds=RunBounds(settings.max_log_bytes, settings.max_output_bytes),
-            measurer=self._pools.measurers,
-            publish_progress=self._feed.publish_progress,
-            secrets=secrets,
-        )
+        accounts = RunAccounts(self._store, data_dir, access, pool)
+        dependencies = self._build_run_dependencies(queue_state, access, accounts, clock, data_dir)
         self._scheduler = Scheduler(dependencies, settings.reservation_seconds)
         self._follow_store(queue_state)
         self._catalog = Catalog(harnesses, self._executor, data_dir, secrets.mask_text)
@@ -291,6 +268,40 @@ class Server:
         queue_state.load(self._store.queued_rows(), self._store.running_jobs(), uses)
         for listener in (queue_state.apply, self._scheduler.on_changes, self._feed.publish):
             self._store.follow(position, listener)
+
+    def _build_queue_state(self, entitlements: Entitlements, clock: Clock) -> QueueState:
+        settings = self._settings
+        return QueueState(
+            self._executor.nodes,
+            settings.max_running,
+            clock,
+            entitlements=entitlements,
+            half_life_seconds=settings.share_half_life_seconds,
+            preemption_interval_seconds=settings.preemption_interval_seconds,
+            holds=lambda: self._store.holds,
+        )
+
+    def _build_run_dependencies(
+        self, queue_state: QueueState, access: OutputAccess, accounts: RunAccounts, clock: Clock, data_dir: Path
+    ) -> RunDependencies:
+        settings = self._settings
+        return RunDependencies(
+            store=self._store,
+            queue_state=queue_state,
+            executor=self._executor,
+            harnesses=self.harnesses,
+            harness_settings=settings.harnesses,
+            clock=clock,
+            data_dir=data_dir,
+            output_root=settings.output_root,
+            output_access=access,
+            accounts=accounts,
+            grace_seconds=settings.grace_seconds,
+            run_bounds=RunBounds(settings.max_log_bytes, settings.max_output_bytes),
+            measurer=self._pools.measurers,
+            publish_progress=self._feed.publish_progress,
+            secrets=self._secrets,
+        )
 
     def _build_service(
         self, queue_state: QueueState, entitlements: Entitlements, clock: Clock, data_dir: Path

@@ -14,7 +14,7 @@ from evalrpc.config import HarnessSettings, PolicySettings
 from evalrpc.errors import FieldViolation, PolicyViolationError
 from evalrpc.harnesses.inspect_ai.harness import KIND as INSPECT_AI
 from evalrpc.jobs.defaults import gpus_needed
-from evalrpc.server.argument_values import Argument, argument_values, parsed_json
+from evalrpc.server.argument_values import Argument, parsed_json
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, SubmitJobRequest
 
 _WEIGHTS: Final = (
@@ -35,16 +35,18 @@ def fill_in_timeout(call: SubmitJobRequest, policy: PolicySettings) -> None:
         call.timeout.FromNanoseconds(int(seconds * 1e9))
 
 
-def require_allowed(call: SubmitJobRequest, harness: HarnessSettings) -> None:
-    """Raise PolicyViolationError with every field of a valid submission that the policy of its harness does not allow."""
-    found = tuple(_violations(call, harness))
+def require_allowed(call: SubmitJobRequest, arguments: Iterable[Argument], harness: HarnessSettings) -> None:
+    """Raise PolicyViolationError with every field of a valid submission, with these arguments, that the policy of its harness
+    does not allow."""
+    found = tuple(_violations(call, arguments, harness))
     if found:
         raise PolicyViolationError(violations=found, metadata={"harness": harness.name})
 
 
-def _violations(call: SubmitJobRequest, harness: HarnessSettings) -> Iterator[FieldViolation]:
+def _violations(call: SubmitJobRequest, arguments: Iterable[Argument], harness: HarnessSettings) -> Iterator[FieldViolation]:
     policy = harness.policy
-    for field, rule, problem in (*_of_request(call.request, policy, harness.kind), *_of_timeout(call, policy)):
+    of_request = _of_request(call.request, arguments, policy, harness.kind)
+    for field, rule, problem in (*of_request, *_of_timeout(call, policy)):
         yield FieldViolation(field, f"{problem} (rule harnesses.{harness.name}.policy.{rule})")
 
 
@@ -52,7 +54,7 @@ _Broken = Iterator[tuple[str, str, str]]
 """Fields, each with the rule that it breaks and what is wrong."""
 
 
-def _of_request(request: EvaluateRequest, policy: PolicySettings, kind: str) -> _Broken:
+def _of_request(request: EvaluateRequest, arguments: Iterable[Argument], policy: PolicySettings, kind: str) -> _Broken:
     yield from _unless_matching("request.model", "models", request.model, policy.models)
     for index, task in enumerate(request.tasks):
         yield from _unless_matching(f"request.tasks[{index}]", "tasks", task, policy.tasks)
@@ -60,7 +62,7 @@ def _of_request(request: EvaluateRequest, policy: PolicySettings, kind: str) -> 
         yield from _unless_weights("request.model", request.model.partition("/")[2], policy.pretrained)
     for field in ("model_args", "gen_kwargs"):
         yield from _unless_allowed(f"request.{field}", getattr(request, field).fields, f"{field}_allowed", policy)
-    yield from _of_values(argument_values(request), policy)
+    yield from _of_values(arguments, policy)
     if policy.max_num_gpus is not None and (wanted := gpus_needed(request)) > policy.max_num_gpus:
         yield "request.num_gpus", "max_num_gpus", f"asks for {wanted} GPUs; at most {policy.max_num_gpus} are allowed"
 

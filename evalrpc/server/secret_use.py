@@ -1,12 +1,12 @@
 """Which secrets a request may name, and that it has none in its arguments, where everybody could read them. Pure."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from evalrpc.config import SecretSettings
 from evalrpc.config.secrets import may_use
 from evalrpc.errors import FieldViolation, SecretNotAllowedError
-from evalrpc.server.argument_values import argument_values
+from evalrpc.server.argument_values import Argument
 from evalrpc.v1.jobs_pb2 import EvaluateRequest
 
 MAX_SECRETS: Final = 64
@@ -17,10 +17,12 @@ _MAY_BE_BOOLEAN: Final = "token"
 """Whether to use the token of an earlier login."""
 
 
-def violations(request: EvaluateRequest, known: Mapping[str, SecretSettings], owner: str) -> Iterator[FieldViolation]:
-    """Yield what is wrong with the `secrets` of a request, and with arguments that hold one."""
+def violations(
+    request: EvaluateRequest, arguments: Iterable[Argument], known: Mapping[str, SecretSettings], owner: str
+) -> Iterator[FieldViolation]:
+    """Yield what is wrong with the `secrets` of a request, and with those of its arguments that hold one."""
     yield from _names(request, known, owner)
-    yield from _arguments(request)
+    yield from _holding_secrets(arguments)
 
 
 def require_allowed(request: EvaluateRequest, known: Mapping[str, SecretSettings], owner: str) -> None:
@@ -49,8 +51,8 @@ def _names(request: EvaluateRequest, known: Mapping[str, SecretSettings], owner:
             yield FieldViolation(field, f"{name} is there twice")
 
 
-def _arguments(request: EvaluateRequest) -> Iterator[FieldViolation]:
-    for path, name, _, value in argument_values(request):
+def _holding_secrets(arguments: Iterable[Argument]) -> Iterator[FieldViolation]:
+    for path, name, _, value in arguments:
         if name in SECRET_ARGUMENTS and not (name == _MAY_BE_BOOLEAN and isinstance(value, bool)):
             hint = "would be shown to everybody: ask the operator for a secret, and name it in `secrets`"
             yield FieldViolation(f"request.{path}", f"a value of `{name}` {hint}")

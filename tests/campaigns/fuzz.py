@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -288,16 +288,17 @@ def run_campaign(folder: Path, inputs: int, seed: int) -> dict[str, object]:
     }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+def main(run: Callable[[Path, int, int], dict[str, object]], description: str) -> int:
+    """Run a campaign as the command line says, in a temporary folder, and print its counts. Return 1 if it found problems."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--inputs", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        counts = run_campaign(Path(folder), options.inputs, options.seed)
+        counts = run(Path(folder), options.inputs, options.seed)
     print(json.dumps(counts, indent=2))
     return 1 if counts["problems"] else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(run_campaign, __doc__ or ""))

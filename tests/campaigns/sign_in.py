@@ -6,11 +6,8 @@ Every one is answered with UNAUTHENTICATED, the good ones are good to the end, t
 no token, and its memory stays flat. A seed repeats the choices.
 """
 
-import argparse
 import asyncio
-import json
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +19,7 @@ from typing import Final
 import grpc
 from callers import add_token, revoke_token
 from campaigns.forgeries import Forgeries
-from campaigns.fuzz import IN_FLIGHT, MAX_GROWTH_MIB, MAX_PROBLEMS, rss_mib
+from campaigns.fuzz import IN_FLIGHT, MAX_GROWTH_MIB, MAX_PROBLEMS, main, rss_mib
 from identity_provider import AUDIENCE, IdentityProvider
 from server_process import ServerProcess
 
@@ -126,16 +123,5 @@ def run_campaign(folder: Path, inputs: int, seed: int) -> dict[str, object]:
     }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--inputs", type=int, default=1_000_000)
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        counts = run_campaign(Path(folder), options.inputs, options.seed)
-    print(json.dumps(counts, indent=2))
-    return 1 if counts["problems"] else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(run_campaign, __doc__ or ""))

@@ -10,6 +10,7 @@ from evalrpc.config import HarnessSettings, PolicySettings
 from evalrpc.errors import FieldViolation, PolicyViolationError
 from evalrpc.harnesses.registry import build_harness
 from evalrpc.server import policy
+from evalrpc.server.argument_values import argument_values
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, SubmitJobRequest
 
 KINDS = ("lmms-eval", "lm-eval", "inspect-ai", "command")
@@ -37,7 +38,7 @@ def harness(kind: str = "lm-eval", **keys: Any) -> HarnessSettings:
 def broken(call: SubmitJobRequest, settings: HarnessSettings) -> list[tuple[str, str]]:
     """Return the fields that are refused, with the rule that they break."""
     try:
-        policy.require_allowed(call, settings)
+        policy.require_allowed(call, argument_values(call.request), settings)
     except PolicyViolationError as error:
         return [(violation.field, rule_of(violation)) for violation in error.violations]
     return []
@@ -231,7 +232,7 @@ def test_every_refused_field_is_named_at_once_with_its_rule() -> None:
         ("timeout", "max_timeout_seconds"),
     ]
     with pytest.raises(PolicyViolationError, match=r"request\.model: 'vllm' is not allowed; allowed are hf") as caught:
-        policy.require_allowed(call, settings)
+        policy.require_allowed(call, argument_values(call.request), settings)
     assert "rule harnesses.lm-eval.policy.max_num_gpus" in caught.value.message
     assert (caught.value.code, caught.value.reason) == ("PERMISSION_DENIED", "POLICY_VIOLATION")
 
