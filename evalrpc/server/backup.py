@@ -32,6 +32,7 @@ from evalrpc.jobs import lifecycle
 from evalrpc.jobs.paths import JOBS_DIR, attempt_dir, job_dir, output_path, results_path
 from evalrpc.results.moving import move_results
 from evalrpc.results.results_file import read_heads, read_metrics, write_results
+from evalrpc.server.auth.token_store import FILE_NAME as TOKENS_NAME
 from evalrpc.store.base import UNBOUNDED, Store
 from evalrpc.store.sqlite.backup import copy_database, jobs_ended_and_gone, raise_revision, require_intact
 from evalrpc.store.sqlite.lock import LOCK_NAME, lock_data_dir
@@ -40,7 +41,6 @@ from evalrpc.store.sqlite.store import DATABASE_NAME, SqliteStore
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.results_pb2 import ModelResult
 
-_TOKENS_NAME: Final = "tokens.sqlite3"
 _FORMAT: Final = 1
 _PAGE: Final = 500
 
@@ -128,8 +128,8 @@ def _require_empty(folder: Path) -> None:
 
 
 def _copy_tokens(source: Path, target: Path) -> None:
-    if (source / _TOKENS_NAME).exists():
-        copy_database(source / _TOKENS_NAME, target / _TOKENS_NAME)
+    if (source / TOKENS_NAME).exists():
+        copy_database(source / TOKENS_NAME, target / TOKENS_NAME)
 
 
 def _copy_files(store: Store, data_dir: Path, target: Path) -> list[str]:
@@ -168,7 +168,7 @@ def _delete_gone(store: Store, data_dir: Path, target: Path) -> None:
 
 
 def _require_intact(target: Path) -> None:
-    for name in (DATABASE_NAME, _TOKENS_NAME):
+    for name in (DATABASE_NAME, TOKENS_NAME):
         if (target / name).exists():
             require_intact(target / name)
 
