@@ -1,8 +1,10 @@
 """What any test may use."""
 
+import logging
+import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure() -> None:
     """Let Ctrl-C reach what a test starts: a shell that runs the tests in the background has them ignore it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def process_state() -> Iterator[None]:
+    """Undo what a server, or a command, sets for the process that it runs in: here it shares one with all tests."""
+    umask = os.umask(0)
+    os.umask(umask)
+    environment = dict(os.environ)
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
+    os.umask(umask)
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
 
 
 @pytest.fixture

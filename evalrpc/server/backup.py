@@ -34,7 +34,7 @@ from evalrpc.results.moving import move_results
 from evalrpc.results.results_file import read_heads, read_metrics, write_results
 from evalrpc.server.auth.token_store import FILE_NAME as TOKENS_NAME
 from evalrpc.store.base import UNBOUNDED, Store
-from evalrpc.store.sqlite.backup import copy_database, jobs_ended_and_gone, raise_revision, require_intact
+from evalrpc.store.sqlite.backup import copy_database, jobs_ended_and_gone, raise_revision
 from evalrpc.store.sqlite.lock import LOCK_NAME, lock_data_dir
 from evalrpc.store.sqlite.opening import BACKUP_MARKER, RESTORING_DIR
 from evalrpc.store.sqlite.store import DATABASE_NAME, SqliteStore
@@ -73,7 +73,6 @@ def make_backup(data_dir: Path, target: Path, clock: Clock) -> Copied:
         _delete_gone(store, data_dir, target)
         job_count = sum(store.status_counts().values())
     (target / LOCK_NAME).unlink()
-    _require_intact(target)
     _write_marker(target, clock)
     return Copied(job_count, problems)
 
@@ -97,7 +96,6 @@ def restore_backup(backup: Path, data_dir: Path, clock: Clock) -> Copied:
             _move_jobs(store, data_dir.absolute())
             running = [listed.job for listed in store.running_jobs()]
             job_count = sum(store.status_counts().values())
-        require_intact(staging / DATABASE_NAME)
         problems = copy_tree(backup / JOBS_DIR, data_dir / JOBS_DIR, link=False)
         _move_results_files(data_dir)
         for job in running:
@@ -165,12 +163,6 @@ def _delete_gone(store: Store, data_dir: Path, target: Path) -> None:
     for job_id in jobs_ended_and_gone(target / DATABASE_NAME, data_dir / DATABASE_NAME):
         if files_of := store.delete(job_id).result().files_of:
             remove_tree(job_dir(target, files_of))
-
-
-def _require_intact(target: Path) -> None:
-    for name in (DATABASE_NAME, TOKENS_NAME):
-        if (target / name).exists():
-            require_intact(target / name)
 
 
 def _write_marker(target: Path, clock: Clock) -> None:

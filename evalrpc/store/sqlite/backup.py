@@ -13,21 +13,19 @@ _BUSY_WAIT_SECONDS: Final = 10.0
 
 
 def copy_database(source: Path, target: Path) -> None:
-    """Copy a database as it is at one moment, without holding up who writes it. Raises ConfigurationError."""
+    """Copy a database as it is at one moment, without holding up who writes it.
+
+    Raises ConfigurationError if it can't be read, or is damaged.
+    """
     with (
         _problems_with(source),
         closing(sqlite3.connect(_read_only(source), uri=True, timeout=_BUSY_WAIT_SECONDS)) as original,
         closing(sqlite3.connect(target)) as copy,
     ):
         original.backup(copy)  # in one step, and so of one moment: readers don't hold up the writer
-
-
-def require_intact(path: Path) -> None:
-    """Read all of a database. Raises ConfigurationError if it is damaged."""
-    with _problems_with(path), closing(sqlite3.connect(path)) as connection:
-        found = [text for (text,) in connection.execute("PRAGMA integrity_check(1)")]
+        found = [text for (text,) in copy.execute("PRAGMA integrity_check(1)")]
     if found != ["ok"]:
-        raise ConfigurationError(f"the database {path} is damaged: {found[0]}")
+        raise ConfigurationError(f"the database {source} is damaged: {found[0]}")
 
 
 def jobs_ended_and_gone(copy: Path, original: Path) -> list[str]:
