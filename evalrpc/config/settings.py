@@ -186,6 +186,13 @@ class HarnessSettings:
     args: tuple[str, ...] = setting(
         (), STRINGS, "Arguments added to every command line that the harness builds itself.", default_text="none"
     )
+    warm: str = setting(
+        "auto",
+        STRING,
+        "Whether a run may be forked from a process that has the harness in memory already. `auto`: from the second run on, "
+        "where nothing speaks against it; `evalrpc harnesses` and `evalrpc doctor` say what does.",
+        rule=one_of("auto", "off"),
+    )
     policy: PolicySettings = PolicySettings()
     """Its table `policy`."""
 
@@ -436,6 +443,16 @@ class Settings:
         "`auto`: where the server's account may make some, as with `Delegate=yes` in a unit of systemd. The log and "
         "`evalrpc doctor` say whether it may.",
         rule=one_of("auto", "off"),
+    )
+    warm_idle_seconds: float = _seconds(
+        3600.0, "How long a process that has a harness in memory stays after the last run that was forked from it."
+    )
+    warm_max_bytes: int = _count(
+        4 * 1024**3,
+        "bytes",
+        0,
+        "The memory that all these processes may need together; beyond that, the one that was used least recently ends. 0: no "
+        "run is warm.",
     )
     run_as_uids: str = setting(
         "",

@@ -10,7 +10,7 @@ directory and the output folders, under the same paths.
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from evalrpc.harnesses.base import Command, Exit
 from evalrpc.jobs.paths import log_path
@@ -80,6 +80,18 @@ class CommandOutput(NamedTuple):
     stderr: bytes
 
 
+class WarmState(NamedTuple):
+    """How it stands with the processes that have a harness in memory, from which its runs may be forked."""
+
+    is_warm: bool
+    """Whether there is one."""
+    problem: str
+    """Why there could be none when there should have been; empty otherwise."""
+
+
+NO_WARM_RUNS: Final = WarmState(is_warm=False, problem="")
+
+
 class RunHandle(Protocol):
     """A run that was started or found again. Used by one thread, except for `interrupt`.
 
@@ -93,6 +105,10 @@ class RunHandle(Protocol):
     @property
     def devices(self) -> tuple[str, ...]:
         """The ids of the devices that it was given; empty if that was not recorded, as on a full disk."""
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether it was forked from a process that had the harness in memory."""
 
     def wait(self, timeout_seconds: float) -> bool:
         """Wait until the run has ended, `interrupt` is called, or time is up. Return whether the run has ended."""
@@ -165,6 +181,9 @@ class Executor(Protocol):
 
         Raises OSError if it can't be started, takes too long (TimeoutError), or the executor is closed meanwhile.
         """
+
+    def warm_state(self, harness_name: str) -> WarmState:
+        """Tell whether the next run of a harness may be warm. Never blocks for long."""
 
     def begin_close(self) -> None:
         """Announce `close`: an `end` that only waits for devices to be usable again returns at once."""

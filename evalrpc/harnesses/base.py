@@ -31,6 +31,22 @@ class Run:
     """How many GPUs it holds. It sees no others, and numbers them from 0."""
 
 
+class Preload(NamedTuple):
+    """What runs of a harness have in common, so that a process that has it in memory can fork them (a warm run)."""
+
+    harness: str
+    """The name of the harness."""
+    program: tuple[str, ...]
+    """How the command lines of such runs begin: an interpreter, and what it runs."""
+    module: str
+    """What that is, as `python -m` takes it."""
+    modules: tuple[str, ...]
+    """What to import, by name. All but the first may be missing, in some version."""
+    script: Path | None = None
+    """A file with a function `preload`, which the harness's interpreter calls after the imports. It returns folders: once a
+    file below them changes, what it has prepared is out of date."""
+
+
 @dataclass(frozen=True)
 class Command:
     """What an executor runs. No shell is involved."""
@@ -48,6 +64,8 @@ class Command:
     """The permissions that its files must not have. Not set by harnesses."""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Further variables, which override `env` and are secrets: never stored, logged or shown. Not set by harnesses."""
+    preload: Preload | None = field(default=None, compare=False)
+    """How the run can be warm. None: not at all."""
     watched_dirs: tuple[Path, ...] = ()
     """Folders whose files the outcome depends on, besides the installation. It may be cached until they change."""
 

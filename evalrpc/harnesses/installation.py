@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from evalrpc.config import HarnessSettings
+from evalrpc.harnesses import preloading
 from evalrpc.harnesses.base import Command
 from evalrpc.v1.catalog_pb2 import HarnessInfo
 from evalrpc.v1.results_pb2 import ModelResult
+
+SCRIPTS: Final = Path(preloading.__file__).parent
+"""The folder of what the harnesses' own interpreters run."""
 
 _VERSION: Final = r"(.+)\.dist-info"
 

@@ -12,8 +12,8 @@ from evalrpc.config import HarnessSettings
 from evalrpc.errors import FieldViolation
 from evalrpc.harnesses import arguments, lm_eval_family
 from evalrpc.harnesses.arguments import plain_arguments, yaml_text
-from evalrpc.harnesses.base import Command, Exit, Run
-from evalrpc.harnesses.installation import Package, catalog_command, describe, note_version
+from evalrpc.harnesses.base import Command, Exit, Preload, Run
+from evalrpc.harnesses.installation import SCRIPTS, Package, catalog_command, describe, note_version
 from evalrpc.harnesses.progress_bars import advance, read_bar
 from evalrpc.v1.catalog_pb2 import HarnessInfo
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, GpuMode, Progress
@@ -24,6 +24,34 @@ KIND: Final = "lm-eval"
 _PACKAGE: Final = Package(title="lm-eval", name="lm_eval", oldest="0.4.10")
 _CONFIG_NAME: Final = "lm-eval.yaml"
 _REQUESTS_LABEL = re.compile(r"(Running \w+ requests|Requesting API)?")
+INDEX_SCRIPT: Final = SCRIPTS / "lm_eval_index.py"
+_MODULES: Final = (
+    "lm_eval.__main__",
+    "lm_eval._cli.run",
+    "lm_eval.evaluator",
+    "lm_eval.loggers",
+    "lm_eval.tasks",
+    "lm_eval.models",
+    "datasets",
+    "pytablewriter",
+    "scipy.io",
+    "scipy.stats",
+    "threadpoolctl",
+    "transformers.models.auto.tokenization_auto",
+    "torch.distributions",
+)
+"""What a run of any model imports by and by."""
+_MODEL_MODULES: Final = {
+    "hf": "huggingface",
+    "hf-auto": "huggingface",
+    "huggingface": "huggingface",
+    "hf-multimodal": "hf_vlms",
+    "local-completions": "openai_completions",
+    "local-chat-completions": "openai_completions",
+    "openai-completions": "openai_completions",
+    "openai-chat-completions": "openai_completions",
+}
+"""Where the types of models are that have not their module's name."""
 _CATALOG_SCRIPT: Final = """
 import json, sys
 import lm_eval.models
@@ -57,7 +85,9 @@ class LmEvalHarness:
     def command(self, run: Run) -> Command:
         """Build the command line. Model and generation arguments go into a file, which preserves every value."""
         config = self._config(run.request)
-        return lm_eval_family.command(self._settings, run, ("lm_eval", "run"), _options(run), _CONFIG_NAME, config)
+        return lm_eval_family.command(
+            self._settings, run, _preload(self._settings, run.request), _options(run), _CONFIG_NAME, config
+        )
 
     def gpu_mode(self, run: Run) -> GpuMode.ValueType:
         """Return whether one process per GPU runs, or one that sees all."""
@@ -92,7 +122,19 @@ class LmEvalHarness:
         return "".join(f"{key}: {yaml_text(value)}\n" for key, value in entries.items() if value).encode()
 
 
+def _preload(settings: HarnessSettings, request: EvaluateRequest) -> Preload:
+    """Return what all runs of a model's type have in common."""
+    return Preload(
+        harness=settings.name,
+        program=(str(settings.python), "-m", "lm_eval"),
+        module="lm_eval",
+        modules=(*_MODULES, f"lm_eval.models.{_MODEL_MODULES.get(request.model, request.model)}"),
+        script=INDEX_SCRIPT,
+    )
+
+
 def _options(run: Run) -> Iterator[str]:
+    yield "run"
     tasks = run.request.tasks
     yield f"--model={run.request.model}"
     # A single name would be read as a folder if the working directory has one of that name. lm-eval drops duplicates.

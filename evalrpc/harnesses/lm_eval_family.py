@@ -8,7 +8,7 @@ from typing import Final
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import FieldViolation, RunFailedError
 from evalrpc.harnesses.arguments import number_text, plain_arguments
-from evalrpc.harnesses.base import Command, Exit, Run
+from evalrpc.harnesses.base import Command, Exit, Preload, Run
 from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
 from evalrpc.harnesses.names import device_violations, task_problem
 from evalrpc.results.layout import missing_tasks, read_results
@@ -54,21 +54,22 @@ def violations(request: EvaluateRequest, title: str) -> Iterator[FieldViolation]
 
 
 def command(
-    settings: HarnessSettings, run: Run, program: Iterable[str], options: Iterable[str], config_name: str, config: bytes
+    settings: HarnessSettings, run: Run, preload: Preload, options: Iterable[str], config_name: str, config: bytes
 ) -> Command:
-    """Build the command line of a Python module, `program`, with a config file unless that is empty."""
+    """Build the command line of the program that can be preloaded, with a config file unless that is empty. A run of several
+    processes is started by a launcher, and so is never warm."""
     config_path = run.attempt_dir / config_name
+    has_launcher = gpu_mode(run) == GPU_MODE_DATA_PARALLEL
     return Command(
         argv=(
-            str(settings.python),
-            *_launcher(run),
-            *("-m", *program),
-            *([f"--config={config_path}"] if config else []),
+            *([str(settings.python), *_launcher(run), "-m", preload.module] if has_launcher else preload.program),
             *options,
+            *([f"--config={config_path}"] if config else []),
             *settings.args,
         ),
         env=settings.env,
         files={config_path: config} if config else {},
+        preload=preload if settings.warm == "auto" and not has_launcher else None,
         cwd=settings.working_dir,
         watched_dirs=settings.include_path,
     )
@@ -116,9 +117,8 @@ def _is_spread(device_map: object) -> bool:
 
 def _launcher(run: Run) -> Iterator[str]:
     """Yield the arguments that start one process per GPU. Port 0 picks a free one, so concurrent runs don't collide."""
-    if gpu_mode(run) == GPU_MODE_DATA_PARALLEL:
-        yield from ("-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={run.num_gpus}", "--num_machines=1")
-        yield from ("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0")
+    yield from ("-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={run.num_gpus}", "--num_machines=1")
+    yield from ("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0")
 
 
 def read_phase(line: str, progress: Progress) -> None:

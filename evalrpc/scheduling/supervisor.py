@@ -244,7 +244,7 @@ class Supervisor:
         try:
             outcome = self._try_for_outcome(job, self._dependencies.run_key(job))
             if outcome is not None:
-                self._commit(outcome)
+                self._commit(self._noting_warm(outcome))
         finally:
             if self._results_reader is not None:
                 self._results_reader.close()
@@ -252,6 +252,16 @@ class Supervisor:
                 handle, self._handle = self._handle, None
             if handle is not None:
                 handle.close()
+
+    def _noting_warm(self, outcome: _Change) -> _Change:
+        """Return a change that says, besides the outcome, whether the run was warm."""
+        warm = self._handle is not None and self._handle.is_warm
+
+        def change(job: pb.JobInfo) -> None:
+            job.attempts[-1].warm = warm
+            outcome(job)
+
+        return change
 
     def _try_for_outcome(self, job: pb.JobInfo, key: RunKey) -> _Change | None:
         """Return the change to commit, or None if the run is left to the next server.

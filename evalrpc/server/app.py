@@ -25,6 +25,7 @@ from evalrpc.executors.local.cgroups import find_cgroups
 from evalrpc.executors.local.environment import inherited_variables
 from evalrpc.executors.local.executor import LocalExecutor
 from evalrpc.executors.local.gpus import find_gpus
+from evalrpc.executors.local.warm_parents import WarmLimits
 from evalrpc.files.output_access import OutputAccess, output_access
 from evalrpc.files.private import PRIVATE_UMASK
 from evalrpc.harnesses.registry import build_harnesses
@@ -171,7 +172,8 @@ class Server:
         self.isolation = {"accounts of runs": describe_accounts(pool), "cgroups": cgroups.detail}
         """By what runs are kept apart, or why not."""
         inherited = inherited_variables(environment, settings.inherit_env)
-        self._executor = LocalExecutor(inherited, devices, cgroups=cgroups.cgroups)
+        warm_limits = WarmLimits(settings.warm_idle_seconds, settings.warm_max_bytes)
+        self._executor = LocalExecutor(inherited, devices, cgroups=cgroups.cgroups, warm_limits=warm_limits)
         queue_state = self._build_queue_state(entitlements, clock)
         self._feed = Feed(self._store, queue_state, clock, self._pools.readers)
         accounts = RunAccounts(self._store, data_dir, access, pool)

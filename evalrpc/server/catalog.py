@@ -105,6 +105,8 @@ class Catalog:
         """Return what is installed of a harness."""
         info = self._harnesses[harness_name].info()
         info.unavailable_reason = self._mask_text(info.unavailable_reason)
+        info.warm, problem = self._executor.warm_state(harness_name)
+        info.cold_reason = self._mask_text(problem)
         self._unavailable[harness_name] = not info.available
         return info
 

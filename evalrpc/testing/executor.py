@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from evalrpc.executors.base import CommandOutput, Device, Node, Resources, RunKey
+from evalrpc.executors.base import NO_WARM_RUNS, CommandOutput, Device, Node, Resources, RunKey, WarmState
 from evalrpc.harnesses.base import Command, Exit
 
 ONE_NODE: Final[Mapping[str, Sequence[str]]] = {"local": ("0", "1")}
@@ -42,6 +42,11 @@ class FakeRun:
     def has_ended(self) -> bool:
         """Whether it has ended."""
         return self._ended.is_set()
+
+    @property
+    def is_warm(self) -> bool:
+        """No run is."""
+        return False
 
     def wait(self, timeout_seconds: float) -> bool:
         """Do as `RunHandle.wait`."""
@@ -163,6 +168,10 @@ class FakeExecutor:
     def run_to_end(self, command: Command, timeout_seconds: float) -> CommandOutput:  # noqa: ARG002 - it takes no time
         """Return what `on_command` does."""
         return self.on_command(command)
+
+    def warm_state(self, harness_name: str) -> WarmState:  # noqa: ARG002 - the same of all
+        """No run is warm."""
+        return NO_WARM_RUNS
 
     def begin_close(self) -> None:
         """Wait for nothing."""

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65valrpc/v1/catalog.proto\x12\nevalrpc.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"Y\n\x10ListTasksRequest\x12\x0f\n\x07harness\x18\x01 \x01(\t\x12\r\n\x05query\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\";\n\x11ListTasksResponse\x12\r\n\x05tasks\x18\x01 \x03(\t\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Z\n\x11ListModelsRequest\x12\x0f\n\x07harness\x18\x01 \x01(\t\x12\r\n\x05query\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"=\n\x12ListModelsResponse\x12\x0e\n\x06models\x18\x01 \x03(\t\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x16\n\x14ListHarnessesRequest\"C\n\x15ListHarnessesResponse\x12*\n\tharnesses\x18\x01 \x03(\x0b\x32\x17.evalrpc.v1.HarnessInfo\"i\n\x0bHarnessInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x11\n\tavailable\x18\x04 \x01(\x08\x12\x1a\n\x12unavailable_reason\x18\x05 \x01(\t\"\x16\n\x14GetServerInfoRequest\"\x85\x03\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstarted_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\rhead_revision\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x1c\n\x0foldest_revision\x18\x04 \x01(\x03H\x01\x88\x01\x01\x12\x16\n\tgpu_count\x18\x05 \x01(\x05H\x02\x88\x01\x01\x12\x19\n\x11max_request_bytes\x18\x06 \x01(\x03\x12\x12\n\nmax_queued\x18\x07 \x01(\x03\x12\x13\n\x0bmax_running\x18\x08 \x01(\x05\x12\x14\n\x0c\x63\x61pabilities\x18\t \x03(\t\x12\x17\n\x0f\x64\x65\x66\x61ult_harness\x18\n \x01(\t\x12\x1d\n\x10\x64\x65\x66\x61ult_num_gpus\x18\x0b \x01(\x05H\x03\x88\x01\x01\x42\x10\n\x0e_head_revisionB\x12\n\x10_oldest_revisionB\x0c\n\n_gpu_countB\x13\n\x11_default_num_gpusB1\n\nevalrpc.v1P\x01Z\x14\x65valrpc/v1;evalrpcv1\xaa\x02\nEvalrpc.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65valrpc/v1/catalog.proto\x12\nevalrpc.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"Y\n\x10ListTasksRequest\x12\x0f\n\x07harness\x18\x01 \x01(\t\x12\r\n\x05query\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\";\n\x11ListTasksResponse\x12\r\n\x05tasks\x18\x01 \x03(\t\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Z\n\x11ListModelsRequest\x12\x0f\n\x07harness\x18\x01 \x01(\t\x12\r\n\x05query\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"=\n\x12ListModelsResponse\x12\x0e\n\x06models\x18\x01 \x03(\t\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x16\n\x14ListHarnessesRequest\"C\n\x15ListHarnessesResponse\x12*\n\tharnesses\x18\x01 \x03(\x0b\x32\x17.evalrpc.v1.HarnessInfo\"\x8c\x01\n\x0bHarnessInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x11\n\tavailable\x18\x04 \x01(\x08\x12\x1a\n\x12unavailable_reason\x18\x05 \x01(\t\x12\x0c\n\x04warm\x18\x06 \x01(\x08\x12\x13\n\x0b\x63old_reason\x18\x07 \x01(\t\"\x16\n\x14GetServerInfoRequest\"\x85\x03\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstarted_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\rhead_revision\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x1c\n\x0foldest_revision\x18\x04 \x01(\x03H\x01\x88\x01\x01\x12\x16\n\tgpu_count\x18\x05 \x01(\x05H\x02\x88\x01\x01\x12\x19\n\x11max_request_bytes\x18\x06 \x01(\x03\x12\x12\n\nmax_queued\x18\x07 \x01(\x03\x12\x13\n\x0bmax_running\x18\x08 \x01(\x05\x12\x14\n\x0c\x63\x61pabilities\x18\t \x03(\t\x12\x17\n\x0f\x64\x65\x66\x61ult_harness\x18\n \x01(\t\x12\x1d\n\x10\x64\x65\x66\x61ult_num_gpus\x18\x0b \x01(\x05H\x03\x88\x01\x01\x42\x10\n\x0e_head_revisionB\x12\n\x10_oldest_revisionB\x0c\n\n_gpu_countB\x13\n\x11_default_num_gpusB1\n\nevalrpc.v1P\x01Z\x14\x65valrpc/v1;evalrpcv1\xaa\x02\nEvalrpc.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,10 +45,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTHARNESSESREQUEST']._serialized_end=402
   _globals['_LISTHARNESSESRESPONSE']._serialized_start=404
   _globals['_LISTHARNESSESRESPONSE']._serialized_end=471
-  _globals['_HARNESSINFO']._serialized_start=473
-  _globals['_HARNESSINFO']._serialized_end=578
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=580
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=602
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=605
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=994
+  _globals['_HARNESSINFO']._serialized_start=474
+  _globals['_HARNESSINFO']._serialized_end=614
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=616
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=638
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=641
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=1030
 # @@protoc_insertion_point(module_scope)

@@ -195,6 +195,8 @@ class HarnessInfo(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     AVAILABLE_FIELD_NUMBER: _builtins.int
     UNAVAILABLE_REASON_FIELD_NUMBER: _builtins.int
+    WARM_FIELD_NUMBER: _builtins.int
+    COLD_REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name to put into `EvaluateRequest.harness`."""
     kind: _builtins.str
@@ -205,6 +207,12 @@ class HarnessInfo(_message.Message):
     """Whether its program was found."""
     unavailable_reason: _builtins.str
     """What is wrong and how to fix it, if it is not available. Empty otherwise."""
+    warm: _builtins.bool
+    """Whether a process has it in memory, so that a job that needs no more than that is forked from there (`JobAttempt.warm`)."""
+    cold_reason: _builtins.str
+    """Why jobs can't be forked in that way, if one that should have been could not. Empty otherwise, and where the operator has
+    turned it off.
+    """
     def __init__(
         self,
         *,
@@ -213,10 +221,12 @@ class HarnessInfo(_message.Message):
         version: _builtins.str = ...,
         available: _builtins.bool = ...,
         unavailable_reason: _builtins.str = ...,
+        warm: _builtins.bool = ...,
+        cold_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "kind", b"kind", "name", b"name", "unavailable_reason", b"unavailable_reason", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "cold_reason", b"cold_reason", "kind", b"kind", "name", b"name", "unavailable_reason", b"unavailable_reason", "version", b"version", "warm", b"warm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

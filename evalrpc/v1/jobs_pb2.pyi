@@ -603,12 +603,17 @@ class JobAttempt(_message.Message):
     OUTPUT_DIR_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     GPU_MODE_FIELD_NUMBER: _builtins.int
+    WARM_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """From 1."""
     output_dir: _builtins.str
     """Its output folder on the server. Clients read it with ListArtifacts and ReadArtifact."""
     gpu_mode: Global___GpuMode.ValueType
     """How its processes share its GPUs."""
+    warm: _builtins.bool
+    """Whether it was forked from a process that had the harness in memory, and so did not wait for it to be loaded. Set by the
+    server when it ends; false while it runs.
+    """
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
         """When it began."""
@@ -637,10 +642,11 @@ class JobAttempt(_message.Message):
         output_dir: _builtins.str = ...,
         error: Global___JobError | None = ...,
         gpu_mode: Global___GpuMode.ValueType = ...,
+        warm: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "error", b"error", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "error", b"error", "gpu_mode", b"gpu_mode", "gpus", b"gpus", "number", b"number", "output_dir", b"output_dir", "started_at", b"started_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "error", b"error", "gpu_mode", b"gpu_mode", "gpus", b"gpus", "number", b"number", "output_dir", b"output_dir", "started_at", b"started_at", "warm", b"warm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

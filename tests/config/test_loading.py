@@ -69,6 +69,8 @@ SOURCES: dict[str, tuple[Any, str, Any, tuple[Any, Any, Any]]] = {
     "max_log_bytes": (1, "2", 3, (1, 2, 3)),
     "max_output_bytes": (1, "2", 3, (1, 2, 3)),
     "cgroups": ("off", "auto", "off", ("off", "auto", "off")),
+    "warm_idle_seconds": (1, "2.5", 3.0, (1.0, 2.5, 3.0)),
+    "warm_max_bytes": (1, "2", 3, (1, 2, 3)),
     "run_as_uids": ("7-9", "10-11", "7-9", ("7-9", "10-11", "7-9")),
     "run_as_groups": ("a,b", "c", "a,b", ("a,b", "c", "a,b")),
     "unknown_tasks": ("refuse", "warn", "refuse", ("refuse", "warn", "refuse")),

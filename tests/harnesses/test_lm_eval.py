@@ -81,13 +81,14 @@ def test_every_field_of_the_request_has_its_option() -> None:
         gen_kwargs={"until": ["\n", "."]},
     )
     assert command(request, args=("--apply_chat_template",)).argv[3:] == (
-        *("run", "--config=/d/lm-eval.yaml", "--model=dummy", "--tasks=tiny_mc,tiny_gen", "--output_path=/d/out"),
+        *("run", "--model=dummy", "--tasks=tiny_mc,tiny_gen", "--output_path=/d/out"),
         *(
             "--num_fewshot=0",
             "--limit=0.5",
             "--batch_size=auto:4",
             "--device=cuda:0",
             "--predict_only",
+            "--config=/d/lm-eval.yaml",
             "--apply_chat_template",
         ),
     )

@@ -18,7 +18,7 @@ from evalrpc.config import HarnessSettings, Settings
 from evalrpc.errors import ConfigurationError, FieldViolation, RunFailedError
 from evalrpc.harnesses.base import Command, Exit
 from evalrpc.harnesses.lmms_eval.arguments import argument_string
-from evalrpc.harnesses.lmms_eval.harness import LmmsEvalHarness
+from evalrpc.harnesses.lmms_eval.harness import MAIN_SCRIPT, LmmsEvalHarness
 from evalrpc.harnesses.registry import build_harnesses
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, Progress
 
@@ -54,7 +54,7 @@ def config(request: EvaluateRequest, **more: Any) -> str:
 def test_the_smallest_request_has_the_smallest_command() -> None:
     assert command(request_of()) == Command(
         (
-            *("/env/bin/python", "-m", "lmms_eval", "--model=dummy", "--tasks=tiny_gen", "--output_path=/d/out"),
+            *("/env/bin/python", str(MAIN_SCRIPT), "--model=dummy", "--tasks=tiny_gen", "--output_path=/d/out"),
             *("--timezone=UTC", "--verbosity=INFO", "--log_samples"),
         ),
         cwd=Path("/srv"),
@@ -72,10 +72,10 @@ def test_every_field_of_the_request_has_its_option() -> None:
         model_args={"pretrained": "x"},
         gen_kwargs={"temperature": 0.0},
     )
-    assert command(request).argv[3:] == (
-        *("--config=/d/lmms-eval.config", "--model=dummy", "--tasks=a,b", "--output_path=/d/out", "--timezone=UTC"),
+    assert command(request).argv[2:] == (
+        *("--model=dummy", "--tasks=a,b", "--output_path=/d/out", "--timezone=UTC"),
         *("--verbosity=INFO", "--num_fewshot=2", "--limit=0.5", "--batch_size=auto:4", "--device=cuda:0"),
-        *("--log_samples", "--predict_only"),
+        *("--log_samples", "--predict_only", "--config=/d/lmms-eval.config"),
     )
     assert config(request) == 'model_args: "pretrained=x"\ngen_kwargs: "temperature=0"\n'
 
@@ -110,7 +110,7 @@ def test_every_include_path_is_passed_on() -> None:
 
 @pytest.mark.parametrize("num_gpus", [0, 1])
 def test_one_gpu_or_none_needs_no_launcher(num_gpus: int) -> None:
-    assert command(request_of(), num_gpus).argv[:3] == ("/env/bin/python", "-m", "lmms_eval")
+    assert command(request_of(), num_gpus).argv[:2] == ("/env/bin/python", str(MAIN_SCRIPT))
 
 
 def test_several_gpus_get_a_process_each_and_a_port_of_their_own() -> None:
@@ -118,6 +118,17 @@ def test_several_gpus_get_a_process_each_and_a_port_of_their_own() -> None:
     assert argv[:5] == ("/env/bin/python", "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2")
     assert "--main_process_port=0" in argv
     assert argv.index("-m", 3) < argv.index("lmms_eval") < argv.index("--model=dummy")
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "warm", "can_be"), [(0, "auto", True), (1, "auto", True), (2, "auto", False), (0, "off", False)]
+)
+def test_a_run_of_one_process_can_be_warm(num_gpus: int, warm: str, can_be: bool) -> None:
+    preload = command(request_of(model="llava_hf"), num_gpus, warm=warm).preload
+    assert (preload is not None) == can_be
+    if preload is not None:
+        assert preload.program == ("/env/bin/python", str(MAIN_SCRIPT))
+        assert preload.modules[-2:] == ("lmms_eval.models.simple.llava_hf", "lmms_eval.models.chat.llava_hf")
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))

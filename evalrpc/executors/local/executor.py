@@ -21,8 +21,8 @@ from typing import Any, Final, NamedTuple
 
 from evalrpc.clock import SystemClock
 from evalrpc.errors import RunFailedError
-from evalrpc.executors.base import CommandOutput, Device, Node, Resources, RunKey
-from evalrpc.executors.local import shim
+from evalrpc.executors.base import CommandOutput, Device, Node, Resources, RunKey, WarmState
+from evalrpc.executors.local import shim, warm_parent
 from evalrpc.executors.local.cgroups import Cgroups, RunCgroup
 from evalrpc.executors.local.environment import build_environment
 from evalrpc.executors.local.fork_server import ForkServer
@@ -41,10 +41,13 @@ from evalrpc.executors.local.traces import (
     has_output,
     has_pid,
     make_room,
+    note_warm,
     read_devices,
     read_exits,
+    was_warm,
     write_devices,
 )
+from evalrpc.executors.local.warm_parents import NEVER_WARM, WarmLimits, WarmParents
 from evalrpc.files.errnos import require_no_shortage
 from evalrpc.files.private import make_private_folder
 from evalrpc.harnesses.base import Command, Exit
@@ -63,7 +66,8 @@ class LocalExecutor:
     """The executor for the GPUs of this machine, its only node. `environment` is what runs inherit. With `cgroups`, each run
     has one. May be used from several threads.
 
-    The fork server, which forks the shims of runs, is started by the first run or by `prepare`.
+    The fork server, which forks the shims of runs, is started by the first run or by `prepare`. Shims of warm runs are forked
+    by the parents of these, within `warm_limits`.
     """
 
     def __init__(
@@ -72,10 +76,12 @@ class LocalExecutor:
         devices: Sequence[Device] = (),
         gpu_guard: GpuGuard | None = None,
         cgroups: Cgroups | None = None,
+        warm_limits: WarmLimits = NEVER_WARM,
     ) -> None:
         self._environment = environment
         self._devices = devices
         self._gpu_guard = gpu_guard or GpuGuard(NvmlMemory(), SystemClock())
+        self._warm_parents = WarmParents(warm_limits, SystemClock())
         self._cgroups = cgroups
         self._known: tuple[Mapping[str, str] | None, Sequence[Node]] = None, ()  # the nodes, and which quarantine they show
         self._short_commands = ShortCommands(environment)
@@ -118,7 +124,8 @@ class LocalExecutor:
             used_bytes = self._gpu_guard.acquire(resources.devices)
             write_devices(_traces_dir(key), {device: used_bytes.get(device) for device in resources.devices})
             cgroup = self._cgroups.create(key.job_id, key.attempt) if self._cgroups is not None else None
-            pid, fork_server = self._hand_over(key, self._order(key, command, resources.devices, cgroup))
+            order = self._order(key, command, resources.devices, cgroup)
+            pid, fork_server = self._begin_warm(key, command, order) or self._hand_over(key, order)
             return self._run(key, pid, fork_server, wake, resources.devices, cgroup)
         except OSError as error:
             os.close(wake)
@@ -163,13 +170,18 @@ class LocalExecutor:
         """Run a short command, and return what it printed. Raises OSError, TimeoutError."""
         return self._short_commands.run(command, timeout_seconds)
 
+    def warm_state(self, harness_name: str) -> WarmState:
+        """Return whether the next run of a harness may be warm, or why not. Never blocks for long."""
+        return self._warm_parents.state(harness_name)
+
     def begin_close(self) -> None:
         """Make each `end` that waits for the memory of GPUs return."""
         self._closing.set()
 
     def close(self) -> None:
-        """End the fork server and the short commands; runs go on."""
+        """End the fork server, the parents of warm runs and the short commands; runs go on."""
         self._short_commands.close()
+        self._warm_parents.close()
         with self._lock:
             fork_server = self._fork_server
         if fork_server is not None:
@@ -203,6 +215,19 @@ class LocalExecutor:
             "cgroup": str(cgroup.path) if cgroup is not None else "",
             "account": (key.account.uid, list(key.account.groups)) if key.account is not None else None,
         }
+
+    def _begin_warm(
+        self, key: RunKey, command: Command, order: Mapping[str, Any]
+    ) -> tuple[int | None, ForkServer | None] | None:
+        """Let a parent fork the shim of the run, if there is one that may. Return what `_hand_over` returns. Raises OSError."""
+        forked: tuple[int | None, ForkServer | None] | None
+        try:
+            forked = self._warm_parents.fork(command, order)
+        except BrokenPipeError:  # somebody killed it
+            forked = (find_shim(key.job_id, key.attempt), None) if _has_begun(key) else None
+        if forked is not None:
+            note_warm(_traces_dir(key))
+        return forked
 
     def _hand_over(self, key: RunKey, order: Mapping[str, Any]) -> tuple[int | None, ForkServer | None]:
         """Send the order to the fork server, or to a new one if it is gone. Return the pid of the shim, or None if that has
@@ -270,12 +295,11 @@ def _has_left_traces(key: RunKey) -> bool:
 
 
 def _about_to_begin() -> list[int]:
-    """Return processes that may yet begin a run: shims just forked, and fork servers whose server has ended."""
-    return [
-        process.pid
-        for process in processes_of_script(Path(shim.__file__), 2)
-        if process.name != shim.RUN_NAME and not _is_fork_server_at_work(process)
-    ]
+    """Return processes that may yet begin a run: shims just forked, and fork servers and parents whose server has ended."""
+    fork_servers = [each for each in processes_of_script(Path(shim.__file__), 2) if each.name != shim.RUN_NAME]
+    # A run that was forked by a parent still looks like the parent, but for its name.
+    parents = [each for each in processes_of_script(Path(warm_parent.__file__), 2) if each.name == shim.FORK_SERVER_NAME]
+    return [process.pid for process in (*fork_servers, *parents) if not _is_fork_server_at_work(process)]
 
 
 def _is_fork_server_at_work(process: ScriptProcess) -> bool:
@@ -359,6 +383,11 @@ class LocalRun:
     def devices(self) -> tuple[str, ...]:
         """The GPUs that it was given."""
         return self._devices
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether it was forked from a process that had the harness in memory."""
+        return was_warm(_traces_dir(self._key))
 
     def wait(self, timeout_seconds: float) -> bool:
         """Wait until the run has ended, `interrupt` is called, or time is up. Return whether the run has ended."""

@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 from evalrpc.executors.local import shim
+
+_MARSHAL_VERSION: Final = 4  # which every Python knows that a harness may have
 
 
 class ForkServer:
@@ -18,15 +20,22 @@ class ForkServer:
     Raises OSError if it can't be started.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        program: Sequence[str] = (sys.executable, "-I", "-S", shim.__file__),
+        environment: Mapping[str, str] | None = None,
+        folder: str | None = None,
+    ) -> None:
         server = os.getpid()
         self._lock = threading.Lock()  # one request at a time, each with its reply
         self._process = subprocess.Popen(
-            (sys.executable, "-I", "-S", shim.__file__, str(server), shim.start_time(server)),
+            (*program, str(server), shim.start_time(server)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            env=environment,
+            cwd=folder,
         )
 
     @property
@@ -43,6 +52,14 @@ class ForkServer:
         if pid < 0:
             raise OSError(-pid, os.strerror(-pid))
         return pid
+
+    def load(self, order: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Send the first message to a parent of warm runs, and return its reply: see `warm_parent.py`. Raises OSError."""
+        return self._ask(order)  # type: ignore[no-any-return]
+
+    def kill(self) -> None:
+        """Kill it. Shims that it forked go on."""
+        self._process.kill()
 
     def reap(self, pid: int) -> int | None:
         """Reap a shim that has ended, and return its exit code as `subprocess` does; None if it can't be known."""
@@ -73,7 +90,7 @@ class ForkServer:
             if stdin.closed:
                 raise BrokenPipeError("the fork server is closed")
             try:
-                marshal.dump(message, stdin)
+                marshal.dump(message, stdin, _MARSHAL_VERSION)
                 stdin.flush()
                 return marshal.load(stdout)  # noqa: S302 - from a program of ours
             except EOFError as error:

@@ -13,7 +13,9 @@ format: they belong to one installation, and marshalled values are self-delimiti
     an order     a dict with `steps` (programs with their arguments), `files` (to be written first, by path), `env`, `cwd`,
                  `umask` (of the programs), `log` (for all output), `traces_dir`, `run` (see CLAIM), `cgroup` (the folder of
                  the run's cgroup, or empty), and `account` (of the programs: its uid and its further groups; None: that of the
-                 server). The reply is the process id of the shim, or a negative errno if there is none.
+                 server). The reply is the process id of the shim, or a negative errno if there is none. A parent of warm runs
+                 (`warm_parent.py`), which takes orders too, adds `execute` (what becomes of a process instead of a program)
+                 and `close` (descriptors that are not the run's).
     a number     the process id of a shim that is known to have ended. The reply is its wait status, or None if it has none.
                  Only then can the id be reused. A negative number asks for the status alone: the id stays taken.
 
@@ -69,6 +71,16 @@ _MAX_FAILURE_BYTES = 4096
 
 def main() -> None:
     """Fork a shim for each order until the server is gone."""
+    asked, set_process = get_ready()
+    with suppress(EOFError, BrokenPipeError):
+        while True:
+            message = marshal.load(sys.stdin.buffer)  # noqa: S302 - from the server itself
+            answer = status_of(message) if isinstance(message, int) else fork(message, asked, set_process)
+            os.write(1, marshal.dumps(answer))
+
+
+def get_ready() -> tuple[list[int], Callable[[int], bool]]:
+    """Become a process that forks shims. Return the list to which they append the requests that they get, and `prctl`."""
     set_name(FORK_SERVER_NAME)
     os.umask(_PRIVATE_UMASK)
     asked: list[int] = []
@@ -76,12 +88,7 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS)
     for number in _REQUESTS:
         signal.signal(number, lambda number, _: asked.append(number))
-    set_process = load_prctl()
-    with suppress(EOFError, BrokenPipeError):
-        while True:
-            message = marshal.load(sys.stdin.buffer)  # noqa: S302 - from the server itself
-            answer = status_of(message) if isinstance(message, int) else fork(message, asked, set_process)
-            os.write(1, marshal.dumps(answer))
+    return asked, load_prctl()
 
 
 def status_of(pid: int) -> int | None:
@@ -115,6 +122,8 @@ def carry_out(order: dict[str, Any], asked: list[int], set_process: Callable[[in
     """Be the shim of a run. Once `asked` holds a signal, start no more of its steps. Return whether no process is left."""
     os.setsid()
     redirect(os.devnull, os.O_RDWR, 0, 1, 2)
+    for descriptor in order.get("close", ()):
+        os.close(descriptor)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)
     adopts = set_process(_PR_SET_CHILD_SUBREAPER)
     exits = os.open(os.path.join(order["traces_dir"], EXIT_FILE), os.O_WRONLY | os.O_CREAT | _NO_TRAP, _PRIVATE_MODE)
@@ -226,7 +235,7 @@ def become(argv: list[str], order: dict[str, Any], set_process: Callable[[int], 
         if order["account"] is not None:
             uid, groups = order["account"]
             take_account(uid, groups, set_process)
-        os.execvpe(argv[0], argv, order["env"])  # noqa: S606 - no shell is wanted
+        order.get("execute", os.execvpe)(argv[0], argv, order["env"])
     except BaseException as error:  # noqa: BLE001 - whatever it is, this process must not go on as a shim
         os.write(failure, str(getattr(error, "strerror", None) or error).encode(errors="replace")[:_MAX_FAILURE_BYTES])
     os._exit(1)

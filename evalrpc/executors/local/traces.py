@@ -21,6 +21,7 @@ from evalrpc.files.opening import open_regular_file
 from evalrpc.files.private import make_private_folder
 
 DEVICES_FILE: Final = "devices.json"
+WARM_FILE: Final = "warm"
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # see `evalrpc.files.opening`
 
@@ -81,6 +82,17 @@ def read_devices(folder: Path) -> Mapping[str, int | None]:
         return {}
     is_sound = isinstance(devices, dict) and all(used is None or isinstance(used, int) for used in devices.values())
     return devices if is_sound else {}
+
+
+def note_warm(folder: Path) -> None:
+    """Record that a run is warm. Without this record, as on a full disk, it passes for a cold one."""
+    with suppress(OSError):
+        os.close(os.open(folder / WARM_FILE, _CREATE, 0o600))
+
+
+def was_warm(folder: Path) -> bool:
+    """Tell whether `note_warm` was called."""
+    return (folder / WARM_FILE).exists()
 
 
 def has_pid(folder: Path) -> bool:

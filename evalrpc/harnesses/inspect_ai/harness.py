@@ -14,7 +14,7 @@ from evalrpc.config import HarnessSettings
 from evalrpc.errors import FieldViolation, RunFailedError
 from evalrpc.harnesses import arguments
 from evalrpc.harnesses.arguments import plain_arguments
-from evalrpc.harnesses.base import Command, Exit, Run, SampleRow
+from evalrpc.harnesses.base import Command, Exit, Preload, Run, SampleRow
 from evalrpc.harnesses.failed_answers import require_answers
 from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
 from evalrpc.harnesses.inspect_ai.logs import (
@@ -39,6 +39,25 @@ KIND: Final = "inspect-ai"
 _PACKAGE: Final = Package(title="inspect-ai", name="inspect_ai", oldest="0.3.188")
 _ENVIRONMENT: Final = {"INSPECT_EVAL_CTL_SERVER": "false"}
 """No server to control the run. Versions that have none know the variable as little as they would know the option."""
+_MODULES: Final = (
+    "inspect_ai.__main__",
+    "inspect_ai._eval.eval",
+    "inspect_ai._display.plain.display",
+    "inspect_ai.agent._acp.server",
+    "inspect_ai.agent._acp.session_router",
+    "inspect_ai.hooks._startup",
+    "inspect_ai.model._openai_responses",
+    "inspect_ai.model._providers._openai_computer_use",
+    "inspect_ai.model._providers.none",
+    "inspect_ai.model._providers.providers",
+    "anyio._backends._asyncio",
+    "numpy",
+    "openai.lib.streaming.chat",
+    "openai.types.responses",
+    "opentelemetry.trace",
+    "rich.markdown",
+)
+"""What a run of any model imports by and by."""
 _MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_:.@+-]+)+")
 _BATCH_SIZE = re.compile(r"auto|[1-9][0-9]{0,8}")
 _MAX_TASK_BYTES: Final = 200  # it becomes a file's name, with a date before and a suffix after it
@@ -96,9 +115,10 @@ class InspectHarness:
         """Build a command line. Model and generation arguments go into files, which preserve every value."""
         configs = {"model": _model_args(run.request), "generate": plain_arguments(run.request.gen_kwargs)}
         paths = {name: run.attempt_dir / f"{name}.json" for name, config in configs.items() if config}
+        preload = _preload(self._settings, run.request)
         return Command(
             argv=(
-                *(str(self._settings.python), "-m", "inspect_ai", "eval", *self._task_specs(run.request.tasks, files)),
+                *(*preload.program, "eval", *self._task_specs(run.request.tasks, files)),
                 *(f"--{name}-config={path}" for name, path in paths.items()),
                 *_options(run),
                 *self._settings.args,
@@ -106,6 +126,7 @@ class InspectHarness:
             env={**_ENVIRONMENT, **self._settings.env},
             files={path: json.dumps(configs[name], sort_keys=True).encode() for name, path in paths.items()},
             cwd=self._settings.working_dir,
+            preload=preload if self._settings.warm == "auto" else None,
             watched_dirs=self._settings.include_path,
         )
 
@@ -175,6 +196,17 @@ def _options(run: Run) -> Iterator[str]:
         yield "--no-log-samples"
     if request.predict_only:
         yield "--no-score"
+
+
+def _preload(settings: HarnessSettings, request: EvaluateRequest) -> Preload:
+    """Return what all runs of a provider's models have in common."""
+    provider = request.model.partition("/")[0]
+    return Preload(
+        harness=settings.name,
+        program=(str(settings.python), "-m", "inspect_ai"),
+        module="inspect_ai",
+        modules=(*_MODULES, f"inspect_ai.model._providers.{provider}"),
+    )
 
 
 def _model_args(request: EvaluateRequest) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from evalrpc.config import HarnessSettings
 from evalrpc.errors import FieldViolation
 from evalrpc.harnesses import lm_eval_family
 from evalrpc.harnesses.arguments import yaml_text
-from evalrpc.harnesses.base import Command, Exit, Run
+from evalrpc.harnesses.base import Command, Exit, Preload, Run
 from evalrpc.harnesses.failed_answers import require_answers
-from evalrpc.harnesses.installation import Package, catalog_command, describe, note_version
+from evalrpc.harnesses.installation import SCRIPTS, Package, catalog_command, describe, note_version
 from evalrpc.harnesses.lmms_eval import arguments
 from evalrpc.harnesses.lmms_eval.answers import failed_answers
 from evalrpc.harnesses.lmms_eval.arguments import argument_string, is_one_argument
@@ -30,6 +30,11 @@ KIND: Final = "lmms-eval"
 _PACKAGE: Final = Package(title="lmms-eval", name="lmms_eval", oldest="0.6.1")
 _CONFIG_NAME = "lmms-eval.config"
 _LISTINGS: Final = frozenset({"list", "list_groups", "list_tags", "list_subtasks"})
+MAIN_SCRIPT: Final = SCRIPTS / "lmms_eval_main.py"
+"""What runs lmms-eval, as `python -m lmms_eval` would."""
+_INDEX_SCRIPT: Final = SCRIPTS / "lmms_eval_index.py"
+_MODULES: Final = ("lmms_eval.__main__", "lmms_eval.models.model_utils.gen_metrics", "pytablewriter")
+"""What a run of any model imports by and by."""
 _CATALOG_SCRIPT: Final = """
 import json, sys
 from lmms_eval.models import MODEL_REGISTRY_V2
@@ -40,7 +45,7 @@ print(json.dumps({"tasks": list(tasks), "models": MODEL_REGISTRY_V2.list_model_n
 
 
 class LmmsEvalHarness:
-    """Runs `python -m lmms_eval` in the environment that the operator configured."""
+    """Runs lmms-eval in the environment that the operator configured."""
 
     kind = KIND
 
@@ -68,7 +73,9 @@ class LmmsEvalHarness:
     def command(self, run: Run) -> Command:
         """Build the command line. Model and generation arguments go into a file, where their size is not limited."""
         config = self._config(run.request)
-        return lm_eval_family.command(self._settings, run, ("lmms_eval",), _options(run), _CONFIG_NAME, config)
+        return lm_eval_family.command(
+            self._settings, run, _preload(self._settings, run.request), _options(run), _CONFIG_NAME, config
+        )
 
     def gpu_mode(self, run: Run) -> GpuMode.ValueType:
         """Return whether one process per GPU runs, or one that sees all."""
@@ -105,6 +112,17 @@ class LmmsEvalHarness:
             "gen_kwargs": yaml_text(argument_string(request.gen_kwargs)) if request.gen_kwargs.fields else "",
         }
         return "".join(f"{key}: {text}\n" for key, text in entries.items() if text).encode()
+
+
+def _preload(settings: HarnessSettings, request: EvaluateRequest) -> Preload:
+    """Return what all runs of a model's type have in common."""
+    return Preload(
+        harness=settings.name,
+        program=(str(settings.python), str(MAIN_SCRIPT)),
+        module="lmms_eval",
+        modules=(*_MODULES, *(f"lmms_eval.models.{interface}.{request.model}" for interface in ("simple", "chat"))),
+        script=_INDEX_SCRIPT,
+    )
 
 
 def _options(run: Run) -> Iterator[str]:

@@ -1,0 +1,248 @@
+"""The server's side of warm runs: which parents there are, and which may fork a run (`warm_parent.py`).
+
+A parent serves runs that would read the same when they import the harness: the same interpreter, folder, variables and
+modules. It is made beside the first such run, which does not wait for it. It ends once it was not used for a while, and where
+all parents together need too much memory, the one that was used least recently ends. Runs go on without their parent.
+"""
+
+import errno
+import logging
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from evalrpc.clock import Clock
+from evalrpc.executors.base import WarmState
+from evalrpc.executors.local import warm_parent
+from evalrpc.executors.local.environment import ATTEMPT_VARIABLE, JOB_ID_VARIABLE
+from evalrpc.executors.local.fork_server import ForkServer
+from evalrpc.executors.local.warm_parent import NO_JOB_VARIABLE
+from evalrpc.harnesses.base import Command, Preload
+
+_MARKS: Final = frozenset({JOB_ID_VARIABLE, ATTEMPT_VARIABLE, NO_JOB_VARIABLE})
+_VARIABLES: Final = {"CUDA_VISIBLE_DEVICES": "", NO_JOB_VARIABLE: "-" * 36}  # as long as a job's id
+_OF_ONE_RUN: Final = _MARKS | _VARIABLES.keys()
+_IMMINENT_SECONDS: Final = 5.0
+_RETRY_SECONDS: Final = 600.0
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+
+_log = logging.getLogger(__name__)
+
+
+class WarmLimits(NamedTuple):
+    """How long parents stay, and what they may need."""
+
+    idle_seconds: float
+    """How long one stays that no run is forked from."""
+    max_bytes: int
+    """The most memory of all parents together."""
+
+
+NEVER_WARM: Final = WarmLimits(idle_seconds=0.0, max_bytes=0)
+
+
+class _Kind(NamedTuple):
+    """What all runs of a parent have in common."""
+
+    preload: Preload
+    folder: str
+    variables: frozenset[tuple[str, str]]
+
+
+@dataclass(eq=False)
+class _Parent:
+    """A parent, at some point of its life. Guarded by the lock of `WarmParents`."""
+
+    kind: _Kind
+    begun: float
+    last_used: float
+    process: ForkServer | None = None
+    """None until it may fork runs."""
+    read: frozenset[str] = field(default_factory=frozenset)
+    problem: str = ""
+    """Why there is no process."""
+    refusal: str = ""
+    """Why the last run that it did not serve was not served."""
+
+
+class WarmParents:
+    """The parents of this server. May be used from several threads. Nothing waits for one to be made, but for `fork` where one
+    that has been in the making for a while may be ready any moment."""
+
+    def __init__(self, limits: WarmLimits, clock: Clock) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._parents: dict[_Kind, _Parent] = {}
+        self._thread: threading.Thread | None = None
+        self._making: ForkServer | None = None
+        self._closed = False
+
+    def fork(self, command: Command, order: Mapping[str, Any]) -> tuple[int, ForkServer] | None:
+        """Fork the shim of a run from a parent. Return its process id and the parent; None if it has to be started in the usual
+        way. Raises BrokenPipeError if the parent is gone, which may still have forked the shim; OSError."""
+        kind = _kind_of(command, order)
+        if kind is None or not self._limits.max_bytes:
+            return None
+        parent = self._find(kind)
+        process = parent.process if parent is not None else None
+        if parent is None or process is None:
+            return None
+        parent.refusal = _refusal(parent, order)
+        if parent.refusal:
+            return None
+        try:
+            return process.fork(order), process
+        except OSError as error:
+            self._discard(parent)
+            if error.errno != errno.ESTALE:
+                raise
+            _log.info("a warm parent of harness %s is out of date; a new one is made", kind.preload.harness)
+            self._find(kind)
+            return None
+
+    def state(self, harness_name: str) -> WarmState:
+        """Return how it stands with the parents of a harness. Never blocks for long."""
+        with self._changed:
+            parents = [parent for kind, parent in self._parents.items() if kind.preload.harness == harness_name]
+        problems = [parent.problem or parent.refusal for parent in parents if parent.problem or parent.refusal]
+        return WarmState(any(parent.process for parent in parents), problems[-1] if problems else "")
+
+    def close(self) -> None:
+        """End all parents. Runs go on."""
+        with self._changed:
+            self._closed = True
+            making = self._making
+            self._changed.notify_all()
+        if making is not None:
+            making.kill()
+        if self._thread is not None:
+            self._thread.join()
+        for parent in list(self._parents.values()):
+            self._discard(parent)
+
+    def _find(self, kind: _Kind) -> _Parent | None:
+        """Return the parent of a kind, once it may be used; have it made if there is none. None: it is being made."""
+        with self._changed:
+            now = self._clock.monotonic()
+            parent = self._parents.get(kind)
+            if parent is not None and parent.problem and now - parent.begun > _RETRY_SECONDS:
+                parent = None
+            if parent is None:
+                self._parents[kind] = _Parent(kind, now, now)
+                self._start_making()
+                return None
+            if parent.process is None and not parent.problem and now - parent.begun > _IMMINENT_SECONDS:
+                self._changed.wait_for(lambda: parent.process or parent.problem or self._closed, _IMMINENT_SECONDS)
+            parent.last_used = self._clock.monotonic()
+            return parent
+
+    def _start_making(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="warm-parents", daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
+
+    def _work(self) -> None:
+        """Make parents one after the other, and end those that are not used any more."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._wanted(), self._seconds_to_next_end())
+                if self._closed:
+                    return
+                wanted = self._wanted()
+            if wanted is not None:
+                self._make(wanted)
+            for parent in self._superfluous():
+                self._discard(parent)
+
+    def _wanted(self) -> _Parent | None:
+        return next((parent for parent in self._parents.values() if parent.process is None and not parent.problem), None)
+
+    def _seconds_to_next_end(self) -> float | None:
+        last_used = [parent.last_used for parent in self._parents.values() if parent.process is not None]
+        return max(0.0, min(last_used) + self._limits.idle_seconds - self._clock.monotonic()) if last_used else None
+
+    def _superfluous(self) -> Sequence[_Parent]:
+        """Return the parents that were not used for long, or that need more memory than all may."""
+        now, used_bytes, found = self._clock.monotonic(), 0, []
+        with self._changed:
+            for parent in sorted(self._parents.values(), key=lambda each: -each.last_used):
+                if parent.process is None:
+                    continue
+                size_bytes = _memory_bytes(parent.process)
+                used_bytes += size_bytes
+                if size_bytes > self._limits.max_bytes:
+                    parent.problem = f"a process with it in memory needs {size_bytes:,} bytes: see the setting warm_max_bytes"
+                if used_bytes > self._limits.max_bytes or now - parent.last_used >= self._limits.idle_seconds:
+                    found.append(parent)
+        return found
+
+    def _make(self, parent: _Parent) -> None:
+        """Start a parent, and wait until it has imported everything."""
+        preload = parent.kind.preload
+        environment = {**dict(parent.kind.variables), **_VARIABLES}
+        process, read = None, frozenset[str]()
+        try:
+            process = ForkServer((preload.program[0], warm_parent.__file__), environment, parent.kind.folder)
+            with self._changed:
+                self._making = process
+                if self._closed:
+                    process.kill()
+            answer = process.load(
+                {
+                    "program": list(preload.program),
+                    "module": preload.module,
+                    "modules": list(preload.modules),
+                    "script": str(preload.script or ""),
+                }
+            )
+            problem, read = answer["problem"], frozenset(answer["read"])
+        except (OSError, EOFError, ValueError) as error:
+            problem = f"the process that imports it beforehand has ended: {error}"
+        with self._changed:
+            self._making = None
+            parent.process, parent.read, parent.problem = None if problem else process, read, problem
+            parent.last_used = self._clock.monotonic()
+            self._changed.notify_all()
+        if problem and process is not None:
+            process.kill()
+            process.close()
+        if problem and not self._closed:
+            _log.warning("runs of harness %s can't be warm: %s", preload.harness, problem)
+
+    def _discard(self, parent: _Parent) -> None:
+        with self._changed:
+            if self._parents.get(parent.kind) is parent and not parent.problem:
+                del self._parents[parent.kind]
+            process, parent.process = parent.process, None
+        if process is not None:
+            process.close()
+
+
+def _kind_of(command: Command, order: Mapping[str, Any]) -> _Kind | None:
+    """Return what parent a run needs; None if none can serve it."""
+    preload = command.preload
+    if preload is None or order["account"] is not None:
+        return None
+    if any(tuple(step[: len(preload.program)]) != preload.program for step in order["steps"]):
+        return None
+    own = _OF_ONE_RUN | command.secrets.keys()
+    return _Kind(preload, order["cwd"], frozenset((name, value) for name, value in order["env"].items() if name not in own))
+
+
+def _refusal(parent: _Parent, order: Mapping[str, Any]) -> str:
+    """Return what keeps a run from being forked: a variable of its own that was read when the harness was imported."""
+    own = {**_VARIABLES, **dict(parent.kind.variables)}
+    differing = sorted(name for name in parent.read if name not in _MARKS and order["env"].get(name) != own.get(name))
+    return f"it reads {', '.join(differing)} when it is imported" if differing else ""
+
+
+def _memory_bytes(process: ForkServer) -> int:
+    with suppress(OSError, IndexError):  # it has ended
+        return int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * _PAGE_BYTES
+    return 0
