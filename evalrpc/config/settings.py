@@ -175,6 +175,13 @@ class HarnessSettings:
     command: tuple[str, ...] = setting(
         (), STRINGS, "The command line, for the kind `command`, which needs it.", default_text="none"
     )
+    preload: tuple[str, ...] = setting(
+        (),
+        STRINGS,
+        "For the kind `command`, where `command` is `PYTHON -m MODULE …`: the modules that a process imports beforehand, for "
+        "runs to be forked from (`warm`). They must start no thread and use no GPU when they are imported.",
+        default_text="none: each run is started anew",
+    )
     working_dir: Path = field(
         default_factory=Path.cwd,
         metadata=metadata(

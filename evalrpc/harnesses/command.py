@@ -9,7 +9,7 @@ from google.protobuf import json_format
 
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import ConfigurationError, FieldViolation
-from evalrpc.harnesses.base import Command, Exit, Run
+from evalrpc.harnesses.base import Command, Exit, Preload, Run
 from evalrpc.harnesses.code_arguments import code_arguments
 from evalrpc.harnesses.failures import check_exit, failed, find_failure
 from evalrpc.harnesses.progress_bars import follow_bar
@@ -43,6 +43,10 @@ class CommandHarness:
         for name in sorted(used - set(PLACEHOLDERS)):
             known = ", ".join(f"{{{placeholder}}}" for placeholder in PLACEHOLDERS)
             raise ConfigurationError(f"setting harnesses.{self.name}.command: {{{name}}} is unknown; there are: {known}")
+        if settings.preload and (settings.command[1:2] != ("-m",) or _PLACEHOLDER.search("".join(settings.command[:3]))):
+            raise ConfigurationError(
+                f"setting harnesses.{self.name}.preload: is for a command that begins with an interpreter, -m and a module"
+            )
         self._in_code = {name for code in code_arguments(settings.command) for name in _PLACEHOLDER.findall(code)}
         for name in ("model", "tasks"):
             if name in self._in_code:
@@ -85,7 +89,15 @@ class CommandHarness:
                 request_path: json_format.MessageToJson(run.request, preserving_proto_field_name=True, sort_keys=True).encode()
             },
             cwd=self._settings.working_dir,
+            preload=self._preload(),
         )
+
+    def _preload(self) -> Preload | None:
+        """Return what the operator wants to have in memory."""
+        settings = self._settings
+        if not settings.preload or settings.warm != "auto":
+            return None
+        return Preload(self.name, settings.command[:3], settings.command[2], settings.preload)
 
     def catalog_command(self) -> None:
         """Return None: only the operator knows what the program accepts."""

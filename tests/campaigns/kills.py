@@ -1,4 +1,4 @@
-"""Kill the server, its fork server, a harness, its shim, its group, or several of them, at random under load; then check.
+"""Kill a server, a process that forks runs, a harness, its shim, its group, or several, at random under load; then check.
 
     make campaign KILLS=200 SEED=1
 
@@ -58,11 +58,13 @@ max_running = 4
 grace_seconds = 0.2
 [harnesses.trial]
 kind = "command"
-command = ["{sys.executable}", "-S", "program.py", "{{output_dir}}", "{{job_id}}", "{{attempt}}", "{{model}}"]
+command = ["{sys.executable}", "-m", "program", "{{output_dir}}", "{{job_id}}", "{{attempt}}", "{{model}}"]
+preload = ["json"]
 """
 
-TARGETS = ("server", "fork server", "harness", "shim", "group", "server and group")
-"""The shim is the process that waits for the harness; the group is both. The fork server forks the shims."""
+TARGETS = ("server", "fork server", "parent", "harness", "shim", "group", "server and group")
+"""The shim is the process that waits for the harness; the group is both. The fork server forks the shims of cold runs, a parent
+those of warm ones."""
 
 OWNERS = ("alice", "bob", "carol")
 OPERATOR = "olga"
@@ -163,6 +165,8 @@ def kill_something(server: ServerProcess, trial: Trial, dice: random.Random) -> 
     trial.kills[target] += 1
     if target == "fork server":
         send_signal(server.fork_servers(), signal.SIGKILL)
+    elif target == "parent":
+        send_signal(server.parents(), signal.SIGKILL)
     elif target != "server":
         victim = dice.choice(running)
         pids = server.shims_of(victim) if target != "harness" else []
@@ -239,6 +243,7 @@ def run_campaign(folder: Path, kills: int, jobs_per_kill: int, seed: int) -> dic
         "jobs": len(jobs),
         "attempts": sum(len(job.attempts) for job in jobs.values()),
         "preempted": sum(len(job.attempts) - transitions.counted_attempts(job) for job in jobs.values()),
+        "warm": sum(attempt.warm for job in jobs.values() for attempt in job.attempts),
         "programs_started": len(starts),
         "events": len(trial.revisions),
         "outcomes": dict(Counter(outcome(job) for job in jobs.values())),

@@ -9,7 +9,7 @@ from processes_of_tests import shims_of_runs
 from waiting import DEADLINE_SECONDS
 
 from evalrpc.client import EvalClient
-from evalrpc.executors.local import shim
+from evalrpc.executors.local import shim, warm_parent
 from evalrpc.executors.local.processes import processes_of_job, processes_of_script, send_signal
 
 EVALRPC = str(Path(sys.executable).with_name("evalrpc"))
@@ -67,9 +67,16 @@ class ServerProcess:
 
     def fork_servers(self) -> list[int]:
         """Return the server's fork server, if it is there."""
+        return self._forking(shim.__file__)
+
+    def parents(self) -> list[int]:
+        """Return the server's parents of warm runs that are ready."""
+        return self._forking(warm_parent.__file__)
+
+    def _forking(self, script: str) -> list[int]:
         return [
             process.pid
-            for process in processes_of_script(Path(shim.__file__), 2)
+            for process in processes_of_script(Path(script), 2)
             if process.name == shim.FORK_SERVER_NAME and process.parent == self.pid
         ]
 

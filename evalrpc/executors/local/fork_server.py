@@ -22,14 +22,14 @@ class ForkServer:
 
     def __init__(
         self,
-        program: Sequence[str] = (sys.executable, "-I", "-S", shim.__file__),
+        program: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         folder: str | None = None,
     ) -> None:
         server = os.getpid()
         self._lock = threading.Lock()  # one request at a time, each with its reply
         self._process = subprocess.Popen(
-            (*program, str(server), shim.start_time(server)),
+            (*(program or (sys.executable, "-I", "-S", shim.__file__)), str(server), shim.start_time(server)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

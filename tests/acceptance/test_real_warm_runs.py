@@ -1,0 +1,309 @@
+"""Warm runs of the real harnesses: as cold ones in all but the time that they take."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes_of_tests import is_alive
+from server_process import ServerProcess
+from test_real_inspect import TASKS as INSPECT_TASKS
+from test_real_lm_eval import ANSWERING, CHOOSING, DATA
+from test_real_lmms_eval import TASK as LMMS_TASK
+from waiting import eventually
+
+from evalrpc.config import HarnessSettings
+from evalrpc.harnesses.base import Run
+from evalrpc.harnesses.registry import build_harness
+from evalrpc.v1 import jobs_pb2 as pb
+
+pytestmark = pytest.mark.slow
+
+SCORES = """
+import ctypes, os, signal, sys, time
+
+def no_images(doc):
+    return []
+
+def exact(doc, results):
+    return {"exact": float(results[0].strip() == doc["answer"])}
+
+def slow(doc, results):
+    time.sleep(0.5)
+    return exact(doc, results)
+
+def crash(doc, results):
+    raise RuntimeError("the scorer gave up on document %d" % doc["id"])
+
+def kill(doc, results):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def segv(doc, results):
+    ctypes.string_at(0)
+
+def leave(doc, results):
+    os._exit(3)
+
+def memory(doc, results):
+    raise MemoryError()
+"""
+SCORERS = ("exact", "slow", "crash", "kill", "segv", "leave", "memory")
+MODELS = {"lmms-eval": "dummy", "lm-eval": "dummy", "inspect-ai": "mockllm/model"}
+GOOD = {"lmms-eval": "sums_exact", "lm-eval": "sums_choice", "inspect-ai": "sums_a"}
+DIFFERS = re.compile(r"time|date|_at$|path|dir|hash|id$|started|completed|location|created|uuid|config_source|name_sanitized")
+"""The keys of what differs between any two runs: times, dates, paths, ids."""
+
+
+class Site:
+    """A server on which each harness is configured twice: `lmms-eval`, which may be warm, and `lmms-eval-cold`."""
+
+    def __init__(self, folder: Path, pythons: Mapping[str, Path]) -> None:
+        self.folder = folder
+        self.settings = {
+            name: HarnessSettings(name, name, python, (self._tasks(name),), self._environment(), working_dir=folder)
+            for name, python in pythons.items()
+        }
+        self.server = ServerProcess(folder / "data", self._config()).start()
+        self.client = self.server.client()
+
+    def close(self) -> None:
+        self.client.close()
+        self.server.clean_up()
+
+    def run(self, harness: str, *tasks: str, **fields: Any) -> pb.JobInfo:
+        job = self.submit(harness, *tasks, **fields)
+        return self.client.wait_for_job(job.job_id, raise_on_failure=False)
+
+    def submit(self, harness: str, *tasks: str, **fields: Any) -> pb.JobInfo:
+        kind = harness.removesuffix("-cold")
+        request = pb.EvaluateRequest(model=MODELS[kind], tasks=tasks or [GOOD[kind]], harness=harness, num_gpus=0, limit=5)
+        request.MergeFrom(pb.EvaluateRequest(**fields))
+        return self.client.submit(request)
+
+    def heat(self, harness: str) -> None:
+        """Have the harness in memory, of the dummy model's type."""
+        while not self.run(harness).attempts[-1].warm:
+            eventually(lambda: self.harness(harness).warm or self.harness(harness).cold_reason)
+            assert not self.harness(harness).cold_reason
+
+    def harness(self, name: str) -> Any:
+        return next(info for info in self.client.list_harnesses() if info.name == name)
+
+    def files(self, job: pb.JobInfo) -> Path:
+        return Path(job.attempts[-1].output_dir)
+
+    def _config(self) -> str:
+        return 'gpus = "0"\nmax_running = 4\n' + "".join(
+            f"""
+            [harnesses.{name}{suffix}]
+            kind = "{name}"
+            python = "{settings.python}"
+            include_path = ["{settings.include_path[0]}"]
+            warm = "{"off" if suffix else "auto"}"
+            env = {json.dumps(dict(settings.env)).replace(":", "=")}
+            """
+            for name, settings in self.settings.items()
+            for suffix in ("", "-cold")
+        )
+
+    def _environment(self) -> dict[str, str]:
+        offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+        return {**offline, "HF_HOME": str(self.folder / "hf"), "XDG_DATA_HOME": str(self.folder / "xdg")}
+
+    def _tasks(self, kind: str) -> Path:
+        folder = self.folder / kind
+        folder.mkdir()
+        rows = [
+            {"id": n, "question": f"{n} + 1?", "answer": str(n + 1), "choices": ["1", "2", "3"], "gold": n % 3}
+            for n in range(40)
+        ]
+        data = folder / "data.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if kind == "lmms-eval":
+            (folder / "utils.py").write_text(SCORES)
+            for score in SCORERS:
+                (folder / f"{score}.yaml").write_text(LMMS_TASK.format(name=f"sums_{score}", data=data, score=score))
+        elif kind == "lm-eval":
+            for name, text in (("choice", CHOOSING), ("answer", ANSWERING)):
+                (folder / f"{name}.yaml").write_text(text + DATA.replace("DATA_PATH", str(data)))
+        else:
+            (folder / "sums.py").write_text(INSPECT_TASKS)
+        return folder
+
+
+@pytest.fixture(scope="module")
+def site(
+    tmp_path_factory: pytest.TempPathFactory, lmms_python: Path, lm_eval_python: Path, inspect_python: Path
+) -> Iterator[Site]:
+    pythons = {"lmms-eval": lmms_python, "lm-eval": lm_eval_python, "inspect-ai": inspect_python}
+    site = Site(tmp_path_factory.mktemp("warm"), pythons)
+    yield site
+    site.close()
+
+
+@pytest.fixture(params=MODELS)
+def harness(site: Site, request: pytest.FixtureRequest) -> str:
+    site.heat(request.param)
+    return str(request.param)
+
+
+def outcome(job: pb.JobInfo) -> dict[str, Any]:
+    """Return how a job ended, and its metrics."""
+    error = pb.JobError()
+    error.CopyFrom(job.error)
+    error.ClearField("log_tail")
+    metrics = {
+        (model, metric.task, metric.metric, metric.filter): metric.value
+        for model, result in job.results.items()
+        for metric in result.metrics
+    }
+    return {"status": job.status, "error": re.sub(r"0x[0-9a-f]+|/\S+", "", str(error)), "metrics": metrics}
+
+
+def samples(job: pb.JobInfo) -> list[bytes]:
+    return [Path(path).read_bytes() for result in job.results.values() for path in sorted(result.samples)]
+
+
+def constant(document: Any) -> Any:
+    """Leave out of a document what differs between any two runs."""
+    if isinstance(document, dict):
+        return {key: constant(value) for key, value in document.items() if not DIFFERS.search(key.lower())}
+    if isinstance(document, list):
+        return [constant(value) for value in document]
+    return re.sub(r"0x[0-9a-f]+|/\S+", "", document) if isinstance(document, str) else document
+
+
+def test_its_samples_and_results_are_those_of_a_cold_run(site: Site, harness: str) -> None:
+    cold, warm = site.run(f"{harness}-cold"), site.run(harness)
+    assert (cold.attempts[-1].warm, warm.attempts[-1].warm) == (False, True)
+    assert outcome(warm) == outcome(cold)
+    assert warm.status == pb.JOB_STATUS_COMPLETED
+    if harness != "inspect-ai":  # whose log has the samples, and times among them
+        assert samples(warm)
+        assert samples(warm) == samples(cold)
+    documents = [json.loads(Path(result.results).read_text()) for job in (cold, warm) for result in job.results.values()]
+    assert constant(documents[1]) == constant(documents[0])
+
+
+@pytest.mark.parametrize("score", [score for score in SCORERS if score not in ("exact", "slow")])
+def test_lmms_eval_fails_alike(site: Site, score: str) -> None:
+    site.heat("lmms-eval")
+    cold, warm = (site.submit(name, f"sums_{score}") for name in ("lmms-eval-cold", "lmms-eval"))
+    cold, warm = (site.client.wait_for_job(job.job_id, raise_on_failure=False) for job in (cold, warm))
+    assert (cold.status, warm.attempts[-1].warm) == (pb.JOB_STATUS_FAILED, True)
+    assert outcome(warm) == outcome(cold)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("lmms-eval", {"tasks": ["no_such_task"]}),
+        ("lmms-eval", {"limit": 1e-9}),
+        ("lm-eval", {"tasks": ["no_such_task"]}),
+        ("lm-eval", {"num_fewshot": 3}),
+        ("inspect-ai", {"tasks": ["sums_fail"]}),
+    ],
+    ids=str,
+)
+def test_every_harness_fails_alike(site: Site, name: str, fields: dict[str, Any]) -> None:
+    site.heat(name)
+    cold, warm = (site.submit(each, **fields) for each in (f"{name}-cold", name))
+    cold, warm = (site.client.wait_for_job(job.job_id, raise_on_failure=False) for job in (cold, warm))
+    assert warm.attempts[-1].warm
+    assert outcome(warm) == outcome(cold)
+
+
+@pytest.mark.parametrize("phase", [pb.Progress.PHASE_LOADING, pb.Progress.PHASE_SCORING])
+def test_it_can_be_cancelled_at_any_time(site: Site, phase: pb.Progress.Phase.ValueType) -> None:
+    site.heat("lmms-eval")
+    job = site.submit("lmms-eval", "sums_slow", limit=40)
+    for event in site.client.watch(job.job_id):
+        if event.job.progress.phase >= phase:
+            site.client.cancel_job(job.job_id)
+    job = site.client.get_job(job.job_id)
+    assert (job.status, job.attempts[-1].warm) == (pb.JOB_STATUS_CANCELLED, True)
+    assert site.server.processes_of_jobs() == []
+
+
+def test_four_at_once_are_warm_and_equal(site: Site, harness: str) -> None:
+    jobs = [site.submit(harness) for _ in range(4)]
+    ended = [site.client.wait_for_job(job.job_id) for job in jobs]
+    assert all(job.attempts[-1].warm for job in ended)
+    assert len({str(outcome(job)) for job in ended}) == 1
+
+
+def test_a_killed_parent_loses_no_run(site: Site) -> None:
+    site.heat("lmms-eval")
+    running = site.submit("lmms-eval", "sums_slow", limit=6)
+    eventually(lambda: site.client.get_job(running.job_id).progress.phase >= pb.Progress.PHASE_LOADING)
+    for pid in site.server.parents():
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda pid=pid: not is_alive(pid))
+    job, next_job = site.client.wait_for_job(running.job_id), site.run("lmms-eval")
+    assert (job.status, job.attempts[-1].warm) == (pb.JOB_STATUS_COMPLETED, True)
+    assert (next_job.status, next_job.attempts[-1].warm) == (pb.JOB_STATUS_COMPLETED, False)
+
+
+def test_an_operators_task_is_read_anew(site: Site) -> None:
+    site.heat("lmms-eval")
+    utils = site.folder / "lmms-eval" / "utils.py"
+    utils.write_text(SCORES.replace('{"exact": float(results[0].strip() == doc["answer"])}', '{"exact": 0.25}'))
+    try:
+        job = site.run("lmms-eval")
+    finally:
+        utils.write_text(SCORES)
+    assert job.attempts[-1].warm
+    assert {metric.value for metric in job.results["dummy"].metrics} == {0.25}
+
+
+NOTED = """
+import atexit as _atexit, os as _os, sys as _sys
+_atexit.register(lambda: open(_os.environ["HF_HOME"] + ".modules", "w").write("\\n".join(_sys.modules)))
+"""
+WANTED = """
+import importlib, json, sys
+first, *names = sys.argv[2:]
+for name in (first, *names):
+    try: importlib.import_module(name)
+    except ImportError: pass
+if sys.argv[1]:
+    import runpy
+    runpy.run_path(sys.argv[1])["preload"]()
+print(json.dumps(list(sys.modules)))
+"""
+
+
+def test_what_is_preloaded_is_all_that_a_first_job_imports(site: Site, harness: str, tmp_path: Path) -> None:
+    """Of packages. Modules of the standard library take no time."""
+    settings = site.settings[harness]
+    code = site.folder / harness / {"lmms-eval": "utils.py", "lm-eval": "noted.py", "inspect-ai": "sums.py"}[harness]
+    before = code.read_text() if code.exists() else ""
+    task = GOOD[harness]
+    code.write_text(before + NOTED)
+    if harness == "lm-eval":
+        task = "sums_noted"
+        text = (site.folder / harness / "choice.yaml").read_text().replace("sums_choice", task)
+        (site.folder / harness / "noted.yaml").write_text(text + "\nprocess_docs: !function noted.same\n")
+        code.write_text(NOTED + "\ndef same(docs):\n    return docs\n")
+    try:
+        assert site.run(f"{harness}-cold", task).status == pb.JOB_STATUS_COMPLETED
+    finally:
+        code.write_text(before)
+    imported = set((site.folder / "hf.modules").read_text().split())
+    request = pb.EvaluateRequest(model=MODELS[harness], tasks=[GOOD[harness]], harness=harness)
+    run = Run("", 1, request, tmp_path, tmp_path, 0)
+    preload = build_harness(settings).command(run).preload
+    assert preload is not None
+    argv = (str(settings.python), "-c", WANTED, str(preload.script or ""), *preload.modules)
+    environment = {**os.environ, **settings.env}
+    known = json.loads(
+        subprocess.run(argv, capture_output=True, check=True, env=environment, cwd=site.folder).stdout.splitlines()[-1]
+    )
+    missing = {name for name in imported - set(known) if name.partition(".")[0] not in sys.stdlib_module_names}
+    assert {name for name in missing if not name.startswith(("/", "utils", "noted", "sums", "__mp_main__"))} == set()
