@@ -16,8 +16,15 @@ class RunLimitsPolicy:
         """Those that hold for runs that start from now on. May be exchanged."""
 
     def of(self, harness: str) -> RunLimits:
-        """Return what a run of this harness may take."""
-        return limits_of(self.settings, harness)
+        """Return what a run of this harness may take: as its own table says, else as the server's settings do."""
+        settings = self.settings
+        own = settings.harnesses.get(harness)
+        memory_bytes = own.max_run_memory_bytes if own else None
+        processes = own.max_run_processes if own else None
+        return RunLimits(
+            settings.max_run_memory_bytes if memory_bytes is None else memory_bytes,
+            settings.max_run_processes if processes is None else processes,
+        )
 
 
 class Enforcement(NamedTuple):
@@ -30,26 +37,17 @@ class Enforcement(NamedTuple):
     """Whether there is no run that has a limit which nothing enforces."""
 
 
-def limits_of(settings: Settings, harness: str) -> RunLimits:
-    """Return what a run of this harness may take, by these settings."""
-    own = settings.harnesses.get(harness)
-    memory_bytes = own.max_run_memory_bytes if own else None
-    processes = own.max_run_processes if own else None
-    return RunLimits(
-        settings.max_run_memory_bytes if memory_bytes is None else memory_bytes,
-        settings.max_run_processes if processes is None else processes,
-    )
-
-
 def describe_limits(settings: Settings, controllers: Set[str], *, has_gpus: bool) -> Iterator[Enforcement]:
     """Say by what limits are enforced, where the cgroups of runs have these controllers."""
-    limits = {harness: limits_of(settings, harness) for harness in sorted(settings.harnesses)}
+    policy = RunLimitsPolicy(settings)
+    limits = {harness: policy.of(harness) for harness in sorted(settings.harnesses)}
     memory = _limited("max_run_memory_bytes", "bytes", {name: each.memory_bytes for name, each in limits.items()})
     if MEMORY in controllers:
         yield Enforcement("memory of runs", f"{memory} enforced by cgroup", holds=True)
     elif has_gpus:
         means = "enforced by rlimits (address space of each process), and not at all for runs with GPUs: that takes cgroups"
-        yield Enforcement("memory of runs", f"{memory} {means}", holds=not any(each.memory_bytes for each in limits.values()))
+        is_limited = any(each.memory_bytes for each in limits.values())
+        yield Enforcement("memory of runs", f"{memory} {means}", holds=not is_limited)
     else:
         yield Enforcement("memory of runs", f"{memory} enforced by rlimits (address space of each process)", holds=True)
     processes = _limited("max_run_processes", "at once", {name: each.processes for name, each in limits.items()})
@@ -59,9 +57,8 @@ def describe_limits(settings: Settings, controllers: Set[str], *, has_gpus: bool
         yield Enforcement("processes of runs", f"{processes} enforced by rlimits (all runs of an owner together)", holds=True)
     else:
         means = "not enforced: that takes cgroups or run_as_uids"
-        yield Enforcement(
-            "processes of runs", f"{processes} {means}", holds=not any(each.processes for each in limits.values())
-        )
+        is_limited = any(each.processes for each in limits.values())
+        yield Enforcement("processes of runs", f"{processes} {means}", holds=not is_limited)
 
 
 def _limited(setting: str, unit: str, by_harness: Mapping[str, int]) -> str:

@@ -10,8 +10,8 @@ from evalrpc.executors.local.cgroups import MEMORY, PIDS
 def rlimits_of(resources: Resources, controllers: Set[str], *, has_account: bool) -> list[tuple[int, int]]:
     """Return the rlimits of a run whose cgroup has these controllers, each a resource with its bound.
 
-    Address space is none for a run with GPUs: CUDA reserves far more than all memory of the machine. Processes are counted by
-    account: together with the server's own where the run has no other, and not at all for root.
+    A run with GPUs gets no limit of address space, of which CUDA reserves more than the machine has memory. Processes are
+    counted by account, so a run with that of the server gets no limit of them: its own would count too, and root's none.
     """
     limits, rlimits = resources.limits, []
     if limits.memory_bytes and MEMORY not in controllers and not resources.devices:
