@@ -137,10 +137,12 @@ def answers() -> Iterator[tuple[str, str, str]]:
 
 
 def runs() -> Iterator[tuple[str, str, str]]:
-    """Yield what a run may leave."""
+    """Yield what a run may leave and take."""
     use = limited_process.Limits()
     yield ("log", "`max_log_bytes`", f"{_FAILED} `LOG_TOO_LARGE`")
     yield ("output folder", "`max_output_bytes`", f"{_FAILED} `OUTPUT_TOO_LARGE`")
+    yield ("memory", "`max_run_memory_bytes`", f"{_FAILED} `OUT_OF_MEMORY`")
+    yield ("processes and threads", "`max_run_processes`", "it can't start more")
     yield ("time of an attempt", "`timeout` of the request", f"{_FAILED} `TIMED_OUT`")
     yield ("results file", size(layout.MAX_RESULTS_BYTES), f"{_FAILED} `RESULTS_INVALID`")
     yield ("reading the results", f"{size(use.memory_bytes)}, {use.processor_seconds} s", f"{_FAILED} `RESULTS_INVALID`")

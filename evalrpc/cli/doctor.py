@@ -70,7 +70,7 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Find
     yield from _guarded("harnesses", lambda: check_harnesses(settings))
     yield from _guarded("GPUs", lambda: check_gpus(settings, environment))
     yield from _guarded("defaults", lambda: check_defaults(settings, environment))
-    yield from _guarded("cgroups", lambda: check_cgroups(settings))
+    yield from _guarded("cgroups", lambda: check_cgroups(settings, environment))
     yield check_environment(settings, environment)
     yield from check_secrets(settings, environment)
     yield from _guarded("accounts of runs", lambda: check_accounts(settings, environment))
@@ -109,11 +109,17 @@ def check_defaults(settings: Settings, environment: Mapping[str, str]) -> Iterat
     yield Finding("defaults", True, f"{harness}; GPUs: {defaults.num_gpus}")
 
 
-def check_cgroups(settings: Settings) -> Iterator[Finding]:
-    """Check whether runs can have cgroups. A server can do without."""
+def check_cgroups(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Check whether runs can have cgroups, without which a server can do, and whether their limits are enforced."""
     from evalrpc.executors.local.cgroups import find_cgroups
+    from evalrpc.executors.local.gpus import find_gpus
+    from evalrpc.scheduling.run_limits import describe_limits
 
-    yield Finding("cgroups", True, find_cgroups(settings.cgroups).detail)
+    cgroups, detail = find_cgroups(settings.cgroups, is_trial=True)
+    yield Finding("cgroups", True, detail)
+    has_gpus = bool(find_gpus(settings.gpus, environment))
+    for limit in describe_limits(settings, cgroups.controllers if cgroups else frozenset(), has_gpus=has_gpus):
+        yield Finding(limit.subject, limit.holds, limit.detail)
 
 
 def check_environment(settings: Settings, environment: Mapping[str, str]) -> Finding:

@@ -122,6 +122,11 @@ def at_least(minimum: int) -> Rule:
     return Rule(f"be at least {minimum}", lambda value: bool(value >= minimum))
 
 
+def between(minimum: int, maximum: int) -> Rule:
+    """Allow these numbers and those between them."""
+    return Rule(f"be from {minimum} to {maximum}", lambda value: bool(minimum <= value <= maximum))
+
+
 def one_of(*words: str) -> Rule:
     """Allow these words."""
     return Rule(f"be {' or '.join(f'`{word}`' for word in words)}", lambda value: value in words, "|".join(words))

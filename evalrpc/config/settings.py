@@ -26,6 +26,7 @@ from evalrpc.config.declaration import (
     Kind,
     Rule,
     at_least,
+    between,
     metadata,
     one_of,
     setting,
@@ -76,6 +77,8 @@ _POSITIVE: Final = Rule("be finite and above 0", lambda number: 0 < number < flo
 _PLAIN_PATH: Final = Rule(
     "have no comma or quote, which lmms-eval would misread", lambda path: not set(",'\"") & set(str(path))
 )
+_MEMORY_RULE: Final = between(0, 2**60)
+_PROCESSES_RULE: Final = between(0, 4_000_000)  # the kernel has somewhat more numbers for processes
 _AUTH_RULE: Final = one_of("off", "required")
 
 
@@ -199,6 +202,22 @@ class HarnessSettings:
         "Whether a run may be forked from a process that has the harness in memory already. `auto`: from the second run on, "
         "where nothing speaks against it; `evalrpc harnesses` and `evalrpc doctor` say what does.",
         rule=one_of("auto", "off"),
+    )
+    max_run_memory_bytes: int | None = setting(
+        None,
+        INTEGER,
+        "Replaces the setting `max_run_memory_bytes` for its runs.",
+        unit="bytes",
+        rule=_MEMORY_RULE,
+        default_text="the setting",
+    )
+    max_run_processes: int | None = setting(
+        None,
+        INTEGER,
+        "Replaces the setting `max_run_processes` for its runs.",
+        unit="processes",
+        rule=_PROCESSES_RULE,
+        default_text="the setting",
     )
     policy: PolicySettings = PolicySettings()
     """Its table `policy`."""
@@ -442,6 +461,25 @@ class Settings:
         0,
         "The space on the disk that the output folder of one attempt may occupy, measured every few seconds. A run past that "
         "is ended, and its job is FAILED with `OUTPUT_TOO_LARGE`. 0: as much as it likes.",
+    )
+    max_run_memory_bytes: int = setting(
+        0,
+        INTEGER,
+        "The memory that the processes of one run may have together, without swap. A run past that is ended, and its job is "
+        "FAILED with `OUT_OF_MEMORY`. Where cgroups can't limit it, this bounds the address space of each process instead, "
+        "which is more than it uses, and a run with GPUs is not limited. `evalrpc doctor` says how it is enforced. 0: as much "
+        "as it likes.",
+        unit="bytes",
+        rule=_MEMORY_RULE,
+    )
+    max_run_processes: int = setting(
+        0,
+        INTEGER,
+        "How many processes and threads one run may have at once; it can't start more. Where cgroups can't limit it, this "
+        "bounds all runs of an owner together, with `run_as_uids`, and otherwise nothing. `evalrpc doctor` says how it is "
+        "enforced. 0: as many as it likes.",
+        unit="processes",
+        rule=_PROCESSES_RULE,
     )
     cgroups: str = setting(
         "auto",

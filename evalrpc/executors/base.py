@@ -65,12 +65,26 @@ class Node(NamedTuple):
     devices: tuple[Device, ...]
 
 
+class RunLimits(NamedTuple):
+    """What a run may take of its machine. 0: as much as it likes."""
+
+    memory_bytes: int = 0
+    """How much memory all its processes may have together."""
+    processes: int = 0
+    """How many processes and threads it may have at once."""
+
+
+NO_LIMITS: Final = RunLimits()
+
+
 class Resources(NamedTuple):
     """What a run is placed on."""
 
     node: str
     devices: tuple[str, ...] = ()
     """The ids of the devices that it holds, all of this node. The run sees them in this order, numbered from 0."""
+    limits: RunLimits = NO_LIMITS
+    """What else it may take there, as far as the executor can enforce that."""
 
 
 class CommandOutput(NamedTuple):
@@ -123,7 +137,8 @@ class RunHandle(Protocol):
     def exit_status(self, step: int = 0) -> Exit:
         """Return how a step ended, once the step or the whole run has. Neither code nor signal if nobody saw it end.
 
-        Raises RunFailedError with reason START_FAILED if the program could not be started at all.
+        Raises RunFailedError with reason START_FAILED if the program could not be started at all, and after `end` with reason
+        OUT_OF_MEMORY if it was killed for want of memory.
         """
 
     def end(self, grace_seconds: float) -> None:

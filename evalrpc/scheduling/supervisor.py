@@ -23,7 +23,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from evalrpc.clock import Clock
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import ConflictError, IllegalTransitionError, JobNotFoundError, RunFailedError, StoreUnavailableError
-from evalrpc.executors.base import Executor, Resources, RunHandle, RunKey
+from evalrpc.executors.base import NO_LIMITS, Executor, Resources, RunHandle, RunKey, RunLimits
 from evalrpc.files.errnos import is_shortage
 from evalrpc.files.output_access import OutputAccess
 from evalrpc.harnesses.base import Harness, ParallelHarness, Run
@@ -57,6 +57,7 @@ _LAST_LOOK_SECONDS: Final = 0.5
 _LACKS: Final = (OSError, MemoryError)
 """What says that the server can't do something at present."""
 
+_MEMORY_SETTING: Final = "max_run_memory_bytes"
 _ENDED_BY_OTHERS: Final = (ConflictError, IllegalTransitionError, JobNotFoundError)
 """What says that the job was cancelled, deleted or ended meanwhile, so that there is nothing left to commit."""
 
@@ -83,6 +84,8 @@ class RunDependencies:
     run_bounds: RunBounds
     measurer: ThreadExecutor
     publish_progress: Callable[[pb.JobInfo], None]
+    limits_of: Callable[[str], RunLimits] = lambda _: NO_LIMITS
+    """What a run of a harness may take, when it starts."""
     secrets: Secrets = field(default_factory=Secrets)
     stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -284,7 +287,7 @@ class Supervisor:
         try:
             return self._supervise(job, key)
         except RunFailedError as error:
-            return self._failure(error.job_error, key, self._mask(job))
+            return self._failure(error.job_error, key, job)
 
     def _supervise(self, job: pb.JobInfo, key: RunKey) -> _Change | None:
         """Start the run, unless it has begun, and follow it to its end. Raises RunFailedError, OSError."""
@@ -338,11 +341,12 @@ class Supervisor:
         umask = self._dependencies.output_access.umask_in(run.output_dir)
         command = replace(command_of(harness, steps), umask=umask, secrets=secrets)
         self._dependencies.accounts.hand_over(key.account, steps)
+        resources = self._resources._replace(limits=self._dependencies.limits_of(run.request.harness))
         place = {"node": self._resources.node, "gpus": self._resources.devices}
         _log.info("starting %s", command.argv[0], extra={"job_id": run.job_id, "attempt": run.attempt, **place})
         self._may_have_begun = True
         try:
-            return self._dependencies.executor.start(key, command, self._resources)
+            return self._dependencies.executor.start(key, command, resources)
         except RunFailedError:  # nothing of it runs
             self._dependencies.accounts.take_back(owner, run.output_dir, run.job_id)
             raise
@@ -446,8 +450,9 @@ class Supervisor:
 
         return end_job
 
-    def _failure(self, error: pb.JobError, key: RunKey, mask: Mask) -> _Change:
-        error.message = transitions.shorten(mask.text(error.message))
+    def _failure(self, error: pb.JobError, key: RunKey, job: pb.JobInfo) -> _Change:
+        mask = self._mask(job)
+        error.message = transitions.shorten(f"{mask.text(error.message)}{self._memory_hint(error, job)}")
         if not error.log_tail:  # of a step it has its own
             error.log_tail[:] = map(without_listing, read_tail(key.log_path, mask=mask))
         progress = self._progress.finish() if self._progress is not None else None
@@ -460,6 +465,13 @@ class Supervisor:
             transitions.fail(job, error, self._dependencies.clock.now())
 
         return fail
+
+    def _memory_hint(self, error: pb.JobError, job: pb.JobInfo) -> str:
+        """Return what the error of a run without GPUs is to say besides, if the harness itself reports that memory ran out."""
+        limit_bytes = self._dependencies.limits_of(job.request.harness).memory_bytes
+        if error.reason != "OUT_OF_MEMORY" or job.gpus or not limit_bytes or _MEMORY_SETTING in error.message:
+            return ""
+        return f"; this server allows a run {limit_bytes} bytes of memory ({_MEMORY_SETTING})"
 
     def _publish(self, progress: pb.Progress) -> None:
         job = self._dependencies.queue_state.set_progress(self._job_id, progress)

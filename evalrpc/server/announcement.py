@@ -8,6 +8,7 @@ from pathlib import Path
 import evalrpc
 from evalrpc.config.listeners import Listener
 from evalrpc.harnesses.base import Harness
+from evalrpc.scheduling.run_limits import Enforcement
 from evalrpc.server.certificates import Certificate, expiry_of
 
 _log = logging.getLogger(__name__)
@@ -19,16 +20,19 @@ def announce(
     config_file: Path | None,
     data_dir: Path,
     isolation: Mapping[str, str],
+    limits: Sequence[Enforcement],
     harnesses: Mapping[str, Harness],
 ) -> None:
-    """Log what runs here, and what each harness lacks. `isolation` says by what runs are kept apart, or why not. Blocks: reads
-    the harnesses' environments."""
+    """Log what runs here, and what each harness lacks. `isolation` says by what runs are kept apart, or why not; `limits` by
+    what they are limited. Blocks: reads the harnesses' environments."""
     for listener, certificate in listening:
         _announce_listener(listener, certificate, now)
     _log.info("config file: %s", config_file.absolute() if config_file else "none")
     _log.info("data folder: %s", data_dir.absolute())
     for means, detail in isolation.items():
         _log.info("%s: %s", means, detail)
+    for limit in limits:
+        _log.log(logging.INFO if limit.holds else logging.WARNING, "%s: %s", limit.subject, limit.detail)
     for name, harness in sorted(harnesses.items()):
         _announce_harness(name, harness)
 

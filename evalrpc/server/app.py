@@ -39,6 +39,7 @@ from evalrpc.reading.samples import SampleLister
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.scheduling.run_accounts import RunAccounts, account_pool, describe_accounts
 from evalrpc.scheduling.run_bounds import RunBounds
+from evalrpc.scheduling.run_limits import RunLimitsPolicy, describe_limits
 from evalrpc.scheduling.scheduler import Scheduler
 from evalrpc.scheduling.supervisor import RunDependencies
 from evalrpc.secrets.registry import Secrets
@@ -122,7 +123,8 @@ async def _serve(
             print(f"evalrpc listening on {listener.address}", flush=True)
         listening = [(each.listener, each.certificate) for each in server.listeners]
         now = SystemClock().now().ToDatetime(UTC)
-        announced = (listening, now, config_file, settings.data_dir, server.isolation, server.harnesses)
+        isolation, limits, harnesses = server.isolation, server.limits_of_runs, server.harnesses
+        announced = (listening, now, config_file, settings.data_dir, isolation, limits, harnesses)
         threading.Thread(target=announce, args=announced, name="announcement", daemon=True).start()  # a stop won't wait for it
         await _first_of(stop.wait(), server.wait_broken())
         if is_broken := not stop.is_set():
@@ -169,6 +171,9 @@ class Server:
         self._pools = start_pools()
         data_dir = settings.data_dir.absolute()
         cgroups = find_cgroups(settings.cgroups)
+        controllers = cgroups.cgroups.controllers if cgroups.cgroups else frozenset[str]()
+        self.limits_of_runs = list(describe_limits(settings, controllers, has_gpus=bool(devices)))
+        """By what the limits of runs are enforced."""
         self.isolation = {"accounts of runs": describe_accounts(pool), "cgroups": cgroups.detail}
         """By what runs are kept apart, or why not."""
         inherited = inherited_variables(environment, settings.inherit_env)
@@ -177,7 +182,8 @@ class Server:
         queue_state = self._build_queue_state(entitlements, clock)
         self._feed = Feed(self._store, queue_state, clock, self._pools.readers)
         accounts = RunAccounts(self._store, data_dir, access, pool)
-        dependencies = self._build_run_dependencies(queue_state, access, accounts, clock, data_dir)
+        run_limits = RunLimitsPolicy(settings)
+        dependencies = self._build_run_dependencies(queue_state, access, accounts, run_limits, clock, data_dir)
         self._scheduler = Scheduler(dependencies, settings.reservation_seconds)
         self._follow_store(queue_state)
         self._catalog = Catalog(harnesses, self._executor, data_dir, secrets.mask_text)
@@ -187,6 +193,7 @@ class Server:
             settings,
             self._service,
             entitlements,
+            run_limits,
             secrets,
             self._authenticator,
             self._audit,
@@ -284,7 +291,13 @@ class Server:
         )
 
     def _build_run_dependencies(
-        self, queue_state: QueueState, access: OutputAccess, accounts: RunAccounts, clock: Clock, data_dir: Path
+        self,
+        queue_state: QueueState,
+        access: OutputAccess,
+        accounts: RunAccounts,
+        run_limits: RunLimitsPolicy,
+        clock: Clock,
+        data_dir: Path,
     ) -> RunDependencies:
         settings = self._settings
         return RunDependencies(
@@ -302,6 +315,7 @@ class Server:
             run_bounds=RunBounds(settings.max_log_bytes, settings.max_output_bytes),
             measurer=self._pools.measurers,
             publish_progress=self._feed.publish_progress,
+            limits_of=run_limits.of,
             secrets=self._secrets,
         )
 

@@ -1,8 +1,8 @@
 """Takes up what an operator has changed in the config file, without a restart: on SIGHUP.
 
-Exchanged are the policies of the harnesses, shares, quotas, secrets and client certificates, all in one step of the event loop,
-so that no call sees half of it. Whatever else has changed is named in the log, since it takes a restart. If the file is wrong,
-nothing is exchanged.
+Exchanged are the policies of the harnesses, the limits of runs, shares, quotas, secrets and client certificates, all in one
+step of the event loop, so that no call sees half of it. Whatever else has changed takes a restart, and is named in the log.
+If the file is wrong, nothing is exchanged.
 """
 
 import asyncio
@@ -13,17 +13,19 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, fields, replace
 from typing import Final
 
-from evalrpc.config import HarnessSettings, PolicySettings, Settings
+from evalrpc.config import HarnessSettings, Settings
 from evalrpc.errors import ConfigurationError
 from evalrpc.jobs.share_policy import Entitlements, policy_of
+from evalrpc.scheduling.run_limits import RunLimitsPolicy
 from evalrpc.secrets.registry import Secrets
 from evalrpc.server.audit import Audit
 from evalrpc.server.audit_file import AuditEntry
 from evalrpc.server.auth.authenticator import Authenticator
 from evalrpc.server.service import EvaluationService
 
-_WHOLE: Final = ("shares", "quotas", "secrets", "client_certificates")
-_NO_POLICY: Final = PolicySettings()
+_LIMITS: Final = ("max_run_memory_bytes", "max_run_processes")
+_WHOLE: Final = ("shares", "quotas", "secrets", "client_certificates", *_LIMITS)
+_OF_HARNESSES: Final = ("policy", *_LIMITS)
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ class Reloading:
     """Those that hold now."""
     service: EvaluationService
     entitlements: Entitlements
+    run_limits: RunLimitsPolicy
     secrets: Secrets
     authenticator: Authenticator
     audit: Audit
@@ -63,6 +66,7 @@ class Reloading:
         self.settings = settings
         self.service.admission = replace(self.service.admission, settings=settings)
         self.entitlements.policy = policy_of(settings)
+        self.run_limits.settings = settings
         self.secrets.exchange(settings.secrets)
         self.authenticator.exchange_certificates(settings.client_certificates)
         self.choose_anew()
@@ -75,10 +79,15 @@ class Reloading:
 def exchanged(settings: Settings, loaded: Settings) -> Settings:
     """Return the settings with what can be exchanged as it was loaded."""
     harnesses = {
-        name: replace(harness, policy=loaded.harnesses[name].policy) if name in loaded.harnesses else harness
+        name: _with(harness, loaded.harnesses[name]) if name in loaded.harnesses else harness
         for name, harness in settings.harnesses.items()
     }
     return replace(settings, harnesses=harnesses, **{name: getattr(loaded, name) for name in _WHOLE})
+
+
+def _with(harness: HarnessSettings, loaded: HarnessSettings) -> HarnessSettings:
+    """Return the settings of a harness with what can be exchanged as it was loaded."""
+    return replace(harness, **{name: getattr(loaded, name) for name in _OF_HARNESSES})
 
 
 def _differences(before: Settings, after: Settings) -> Iterator[str]:
@@ -91,7 +100,11 @@ def _differences(before: Settings, after: Settings) -> Iterator[str]:
 
 
 def _harness_differences(name: str, before: HarnessSettings | None, after: HarnessSettings | None) -> Iterator[str]:
-    if before is not None and after is not None and before.policy != after.policy:
-        yield f"harnesses.{name}.policy"
-    if (before and replace(before, policy=_NO_POLICY)) != (after and replace(after, policy=_NO_POLICY)):
+    if before is None or after is None:
+        yield f"harnesses.{name}"
+        return
+    for exchanged_name in _OF_HARNESSES:
+        if getattr(before, exchanged_name) != getattr(after, exchanged_name):
+            yield f"harnesses.{name}.{exchanged_name}"
+    if _with(before, after) != after:
         yield f"harnesses.{name}"

@@ -835,6 +835,7 @@ def test_doctor_finds_nothing_wrong_where_nothing_is(config: Path, tmp_path: Pat
     assert findings["defaults"]["detail"] == "harness nightly; GPUs: 0"
     assert set(findings) == {
         *("config file", "harness nightly", "GPUs", "defaults", "cgroups", "environment of runs", "accounts of runs"),
+        *("memory of runs", "processes of runs"),
         *("data folder", "port", "sign-in"),
     }
     assert findings["sign-in"]["detail"].startswith("127.0.0.1:0 asks nobody to sign in: any local user and any proxy on this")
@@ -867,6 +868,24 @@ def test_doctor_says_what_is_wrong(config: Path, tmp_path: Path) -> None:
         "port",
         "harness nightly",
     }
+
+
+def test_doctor_says_by_what_limits_of_runs_are_enforced(config: Path) -> None:
+    config.write_text(f'cgroups = "off"\nmax_run_memory_bytes = 7\n{config.read_text()}')
+    exit_code, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0")
+    assert exit_code == 0
+    by_rlimits = "enforced by rlimits (address space of each process)"
+    assert findings["memory of runs"]["detail"] == f"at most 7 bytes, {by_rlimits}"
+    nothing = "not enforced: that takes cgroups or run_as_uids"
+    assert findings["processes of runs"]["detail"] == f"not limited (setting max_run_processes); a limit would be {nothing}"
+
+    config.write_text(f"{config.read_text()}max_run_processes = 8\n")
+    exit_code, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0")
+    assert exit_code == 1
+    assert (findings["processes of runs"]["good"], findings["processes of runs"]["detail"]) == (
+        False,
+        f"at most 8 at once, {nothing}",
+    )
 
 
 @needs_accounts

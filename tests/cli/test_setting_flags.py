@@ -56,6 +56,8 @@ VALUES: dict[str, Any] = {
     "retention_max_bytes": 3,
     "max_log_bytes": 3,
     "max_output_bytes": 3,
+    "max_run_memory_bytes": 3,
+    "max_run_processes": 3,
     "cgroups": "off",
     "run_as_uids": "7-9",
     "run_as_groups": "render",

@@ -165,7 +165,7 @@ def test_the_nodes_stay_the_same_object_until_something_changes(site: Site, key:
 
 
 def test_a_run_says_where_it_was_placed_and_how_it_ended(site: Site, run: RunHandle, resources: Resources) -> None:
-    assert (run.node, run.devices) == resources
+    assert (run.node, run.devices) == (resources.node, resources.devices)
     assert not run.wait(0)
     site.finish_step(run, 0, 3)
     assert run.wait(SECONDS)
@@ -219,7 +219,7 @@ def test_the_next_server_finds_a_run_where_it_is_and_sees_its_end(site: Site, ke
     run.close()
     site.restart()
     run = found(site, key)
-    assert (run.node, run.devices) == resources
+    assert (run.node, run.devices) == (resources.node, resources.devices)
     assert not run.wait(0)
     site.finish_step(run, 0, 7)
     assert run.wait(SECONDS)
@@ -232,7 +232,7 @@ def test_the_next_server_finds_a_run_that_has_ended(site: Site, key: RunKey, run
     assert run.wait(SECONDS)
     site.restart()
     again = found(site, key)
-    assert (again.node, again.devices) == resources
+    assert (again.node, again.devices) == (resources.node, resources.devices)
     assert again.wait(SECONDS)
     assert again.exit_status() == Exit(code=7)
     again.close()

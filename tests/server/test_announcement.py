@@ -22,7 +22,9 @@ class BrokenHarness(CommandHarness):
 def test_a_harness_that_can_not_describe_itself_does_not_hide_the_others(caplog: pytest.LogCaptureFixture) -> None:
     settings = HarnessSettings("x", "command", command=("true",))
     with caplog.at_level(logging.INFO):
-        announce([], NOW, None, Path("/d"), {"cgroups": "none"}, {"a": BrokenHarness(settings), "b": CommandHarness(settings)})
+        announce(
+            [], NOW, None, Path("/d"), {"cgroups": "none"}, [], {"a": BrokenHarness(settings), "b": CommandHarness(settings)}
+        )
 
     assert caplog.messages[-2:] == [
         "harness a (command) can't say whether it is available: ZeroDivisionError: broken",

@@ -143,6 +143,15 @@ def flaky_then_slow():
     slow()
 
 
+def hungry():
+    """Takes 512 MiB of memory, once it is released."""
+    say("ready")
+    wait_for_release()
+    held = b"1" * (512 * 1024 * 1024)
+    say(f"has {len(held)}")
+    write_results()
+
+
 def starved():
     if ATTEMPT == 1:
         say("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB")

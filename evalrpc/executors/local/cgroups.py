@@ -5,6 +5,11 @@ ends a run at once and as a whole, and `cgroup.events` proves that nothing is le
 before it starts a program. The cgroups of runs lie below the server's own one, as with `Delegate=yes` in a unit of systemd, and
 outlive it.
 
+Where the controllers `memory` and `pids` can be enabled for them, they also limit what a run takes. The kernel enables none
+below a cgroup that has processes of its own. So for that the server is to be started in a cgroup named `evalrpc-server`, as by
+`DelegateSubgroup=evalrpc-server` in the unit, and those of runs lie beside it. It does not move there by itself: once they are
+enabled, and runs go on, systemd could start no other server in the cgroup of the unit.
+
 A process that may write to the cgroups, such as a run with the server's own account, can move itself to another cgroup. So the
 search of /proc stays: whoever ends a run uses both.
 """
@@ -15,17 +20,29 @@ import re
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from evalrpc.executors.base import NO_LIMITS, RunLimits
 from evalrpc.files.errnos import require_no_shortage
+
+MEMORY: Final = "memory"
+"""The controller that limits memory."""
+PIDS: Final = "pids"
+"""The controller that limits the number of processes and threads."""
+SERVER_CGROUP: Final = "evalrpc-server"
+"""The name of a server's own cgroup, if those of its runs are to lie beside it."""
 
 _PREFIX: Final = "evalrpc-"
 _NAME: Final = re.compile(rf"{_PREFIX}(?P<job_id>.+)-[0-9]+", re.DOTALL)
 _NEEDED: Final = ("cgroup.kill", "cgroup.events", "cgroup.procs")
 _ENTER: Final = 'echo 0 > "$0/cgroup.procs"'
+_SUBTREE_CONTROL: Final = "cgroup.subtree_control"
+_NO_LIMIT: Final = "max"
+_SHIM_PROCESSES: Final = 1
+_PROBE_LIMITS: Final = RunLimits(2**30, 2**10)
 _PROBE_SECONDS: Final = 10.0
 _REMOVALS: Final = 50
 _REMOVAL_SECONDS: Final = 0.01
@@ -51,7 +68,17 @@ class RunCgroup:
     def kill(self) -> None:
         """Kill all its processes, also those that are forked meanwhile."""
         with suppress(FileNotFoundError):
-            _write(self.path / "cgroup.kill", b"1")
+            _write(self.path / "cgroup.kill", "1")
+
+    def find_memory_kill(self) -> str | None:
+        """Say for people why the kernel has killed processes of it for want of memory. None: it has killed none."""
+        events = dict(line.split() for line in _read(self.path / "memory.events").splitlines())
+        if not int(events.get("oom_kill", 0)):
+            return None
+        if not int(events.get("oom", 0)):  # it had not reached a limit of its own
+            return "the run was killed since the memory of the server's machine, or of its service, was exhausted"
+        limit = _read(self.path / "memory.max").strip()
+        return f"the run needed more than the {limit} bytes of memory that this server allows (max_run_memory_bytes)"
 
     def remove(self) -> None:
         """Remove it. It must not be populated."""
@@ -63,27 +90,29 @@ class RunCgroup:
 class Cgroups:
     """Makes and finds the cgroups of runs. May be used from several threads. Every method raises OSError."""
 
-    def __init__(self, own: Path, mount: Path) -> None:
-        self.own = own
-        """The folder of the server's own cgroup."""
+    def __init__(self, folder: Path, mount: Path, controllers: Set[str] = frozenset()) -> None:
+        self.controllers = controllers
+        """What they can limit: some of MEMORY and PIDS."""
+        self._folder = folder
         self._mount = mount
 
-    def create(self, job_id: str, attempt: int) -> RunCgroup:
-        """Make the cgroup of a run, unless it is there."""
-        path = self.own / _name(job_id, attempt)
+    def create(self, job_id: str, attempt: int, limits: RunLimits = NO_LIMITS) -> RunCgroup:
+        """Make the cgroup of a run, unless it is there, and limit it as far as the controllers can."""
+        path = self._folder / _name(job_id, attempt)
         path.mkdir(mode=0o755, exist_ok=True)
+        _set_limits(path, limits, self.controllers)
         return RunCgroup(path)
 
     def find(self, job_id: str, attempt: int) -> RunCgroup | None:
         """Find the cgroup of a run by its name, also if it was made by an earlier server, whose cgroup was another one."""
         name = _name(job_id, attempt)
-        if (self.own / name).is_dir():
-            return RunCgroup(self.own / name)
+        if (self._folder / name).is_dir():
+            return RunCgroup(self._folder / name)
         return next((RunCgroup(Path(folder, name)) for folder, names, _ in _walk(self._mount) if name in names), None)
 
     def jobs_with_processes(self) -> set[str]:
-        """Return the ids of the jobs whose cgroups, below the server's own one, have living processes."""
-        matches = {entry.path: _NAME.fullmatch(entry.name) for entry in os.scandir(self.own) if entry.is_dir()}
+        """Return the ids of the jobs whose cgroups, where this server makes them, have living processes."""
+        matches = {entry.path: _NAME.fullmatch(entry.name) for entry in os.scandir(self._folder) if entry.is_dir()}
         return {match["job_id"] for path, match in matches.items() if match and RunCgroup(Path(path)).is_populated()}
 
 
@@ -96,8 +125,9 @@ class CgroupSupport(NamedTuple):
     """Where they are, or why there are none."""
 
 
-def find_cgroups(setting: str, own_process: Path = Path("/proc/self")) -> CgroupSupport:
-    """Find out whether runs can have cgroups, by making one and letting a process enter it. `setting`: `auto` or `off`."""
+def find_cgroups(setting: str, own_process: Path = Path("/proc/self"), *, is_trial: bool = False) -> CgroupSupport:
+    """Find out whether runs can have cgroups, and with which limits, by making one and letting a process enter it. `setting`:
+    `auto` or `off`. The controllers that this takes stay enabled, except in a trial."""
     if setting == "off":
         return CgroupSupport(None, "not used, by the setting cgroups")
     try:
@@ -105,11 +135,13 @@ def find_cgroups(setting: str, own_process: Path = Path("/proc/self")) -> Cgroup
         if not places:
             return CgroupSupport(None, "not used: cgroup v2 is not mounted here")
         own, mount = places[0]
-        _probe(own)
+        folder = own.parent if own.name == SERVER_CGROUP and own != mount else own
+        controllers, lacks = _probe_with_controllers(folder, is_trial=is_trial)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         what = error.strerror if isinstance(error, OSError) else str(error)
         return CgroupSupport(None, f"not used: this account can't make cgroups of version 2 ({what})")
-    return CgroupSupport(Cgroups(own, mount), f"every run has one of its own below {own}")
+    detail = "; ".join([f"every run has one of its own below {folder}", *lacks])
+    return CgroupSupport(Cgroups(folder, mount, controllers), detail)
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -139,20 +171,74 @@ def _unescaped(text: str) -> str:
     return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
 
 
-def _probe(own: Path) -> None:
-    """Make a cgroup, let a process enter it, and remove it. Raises OSError, SubprocessError, ValueError."""
-    path = own / f"{_PREFIX}probe-{uuid.uuid4()}"
+def _probe_with_controllers(folder: Path, *, is_trial: bool) -> tuple[Set[str], list[str]]:
+    """Enable the controllers, and probe whether cgroups can be made. Return which controllers these have, and why not others.
+    Raises OSError, SubprocessError, ValueError."""
+    before = _enabled(folder)
+    lacks = [f"they can't limit {name}: {why}" for name in (MEMORY, PIDS) if (why := _enable(name, folder))]
+    try:
+        controllers = _enabled(folder) & {MEMORY, PIDS}
+        _probe(folder, controllers)
+    finally:
+        if is_trial:
+            for name in _enabled(folder) - before:
+                _write(folder / _SUBTREE_CONTROL, f"-{name}")
+    return controllers, lacks
+
+
+def _enabled(folder: Path) -> Set[str]:
+    """Return the controllers that cgroups in this folder have."""
+    return set(_read(folder / _SUBTREE_CONTROL).split())
+
+
+def _enable(controller: str, folder: Path) -> str:
+    """Enable a controller for the cgroups in this folder. Return why that is impossible, or nothing."""
+    if controller in _enabled(folder):
+        return ""
+    if controller not in _read(folder / "cgroup.controllers").split():
+        return f"{folder} has no controller {controller} of version 2"
+    # The kernel would enable `pids` even so, but then let no process into a cgroup below.
+    if not _is_root(folder) and _read(folder / "cgroup.procs"):
+        return f"{folder} has processes itself; start the server in a cgroup below it that is named {SERVER_CGROUP}"
+    try:
+        _write(folder / _SUBTREE_CONTROL, f"+{controller}")
+    except OSError as error:
+        return f"{folder / _SUBTREE_CONTROL} can't be written ({error.strerror})"
+    return ""
+
+
+def _is_root(folder: Path) -> bool:
+    """Tell whether a cgroup is the root of all, whose processes stand in the way of nothing."""
+    return not (folder / "cgroup.events").exists()
+
+
+def _set_limits(path: Path, limits: RunLimits, controllers: Set[str]) -> None:
+    """Limit a cgroup as far as its controllers can. Past its memory, all its processes are killed at once: what would be left
+    of a run could only hang or give wrong results."""
+    if MEMORY in controllers:
+        _write(path / "memory.max", str(limits.memory_bytes or _NO_LIMIT))
+        _write(path / "memory.oom.group", "1" if limits.memory_bytes else "0")
+        with suppress(FileNotFoundError):  # a kernel without swap
+            _write(path / "memory.swap.max", "0" if limits.memory_bytes else _NO_LIMIT)
+    if PIDS in controllers:
+        _write(path / "pids.max", str(limits.processes + _SHIM_PROCESSES) if limits.processes else _NO_LIMIT)
+
+
+def _probe(folder: Path, controllers: Set[str]) -> None:
+    """Make a cgroup with limits, let a process enter it, and remove it. Raises OSError, SubprocessError, ValueError."""
+    path = folder / f"{_PREFIX}probe-{uuid.uuid4()}"
     path.mkdir()
     try:
         missing = [name for name in _NEEDED if not (path / name).exists()]
         if missing:
             raise ValueError(f"the kernel has no {missing[0]}")
+        _set_limits(path, _PROBE_LIMITS, controllers)
         entered = subprocess.run(
             ("/bin/sh", "-c", _ENTER, str(path)), capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False
         )
         if entered.returncode:
             raise ValueError(entered.stderr.strip().rpartition(": ")[2] or "a process can't enter one")
-        _write(path / "cgroup.kill", b"1")
+        _write(path / "cgroup.kill", "1")
     finally:
         _remove_soon(path)
 
@@ -175,9 +261,9 @@ def _read(path: Path, if_gone: str = "") -> str:
         return if_gone
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, text: str) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        os.write(descriptor, data)
+        os.write(descriptor, text.encode())
     finally:
         os.close(descriptor)

@@ -27,6 +27,7 @@ from evalrpc.executors.local.cgroups import Cgroups, RunCgroup
 from evalrpc.executors.local.environment import build_environment
 from evalrpc.executors.local.fork_server import ForkServer
 from evalrpc.executors.local.gpu_memory import GpuGuard, NvmlMemory
+from evalrpc.executors.local.limits import rlimits_of
 from evalrpc.executors.local.processes import (
     ScriptProcess,
     jobs_with_processes,
@@ -123,8 +124,8 @@ class LocalExecutor:
             make_private_folder(_traces_dir(key))
             used_bytes = self._gpu_guard.acquire(resources.devices)
             write_devices(_traces_dir(key), {device: used_bytes.get(device) for device in resources.devices})
-            cgroup = self._cgroups.create(key.job_id, key.attempt) if self._cgroups is not None else None
-            order = self._order(key, command, resources.devices, cgroup)
+            cgroup = self._cgroups.create(key.job_id, key.attempt, resources.limits) if self._cgroups is not None else None
+            order = self._order(key, command, resources, cgroup)
             pid, fork_server = self._begin_warm(key, command, order) or self._hand_over(key, order)
             return self._run(key, pid, fork_server, wake, resources.devices, cgroup)
         except OSError as error:
@@ -202,11 +203,12 @@ class LocalExecutor:
     def _find_cgroup(self, key: RunKey) -> RunCgroup | None:
         return self._cgroups.find(key.job_id, key.attempt) if self._cgroups is not None else None
 
-    def _order(self, key: RunKey, command: Command, devices: tuple[str, ...], cgroup: RunCgroup | None) -> Mapping[str, Any]:
+    def _order(self, key: RunKey, command: Command, resources: Resources, cgroup: RunCgroup | None) -> Mapping[str, Any]:
+        controllers = self._cgroups.controllers if self._cgroups is not None else frozenset[str]()
         return {
             "steps": [command.argv, *command.further_steps],
             "files": {str(path): content for path, content in command.files.items()},
-            "env": build_environment(self._environment, _added(key, command), devices, key.job_id, key.attempt),
+            "env": build_environment(self._environment, _added(key, command), resources.devices, key.job_id, key.attempt),
             "cwd": str(Path.cwd() / (command.cwd or "")),
             "umask": command.umask,
             "log": str(key.log_path),
@@ -214,6 +216,7 @@ class LocalExecutor:
             "run": run_name(key.job_id, key.attempt),
             "cgroup": str(cgroup.path) if cgroup is not None else "",
             "account": (key.account.uid, list(key.account.groups)) if key.account is not None else None,
+            "rlimits": rlimits_of(resources, controllers, has_account=key.account is not None),
         }
 
     def _begin_warm(
@@ -370,6 +373,7 @@ class LocalRun:
         self._release = release
         self._fork_server = fork_server
         self._exit_code: int | None = None
+        self._memory_kill: str | None = None
         self._leftovers = leftovers
         self._shim = leftovers.shim  # this server saw it alive, so its id is not reused while its session has members
         self._pidfd = _open_pidfd(self._shim)
@@ -407,11 +411,14 @@ class LocalRun:
         return [step.log_size_bytes for step in self._read_exits().steps]
 
     def exit_status(self, step: int = 0) -> Exit:
-        """Return how a step of an ended run ended, as its shim recorded it. Raises RunFailedError, OSError."""
+        """Return how a step of an ended run ended, as its shim recorded it. Raises RunFailedError, OSError; after `end` also if
+        it was killed for want of memory, mostly together with the shim."""
         steps = self._read_exits().steps
-        if step >= len(steps):
+        end = steps[step] if step < len(steps) else None
+        if self._memory_kill is not None and (end is None or end.signal == signal.SIGKILL):
+            raise RunFailedError("OUT_OF_MEMORY", self._memory_kill)
+        if end is None:
             return self._exit_of_shim()
-        end = steps[step]
         if end.error is not None:
             raise RunFailedError("START_FAILED", f"the program could not be started: {end.error}")
         return Exit(code=end.code, signal=end.signal)
@@ -435,6 +442,8 @@ class LocalRun:
         ):
             left = ", ".join(map(str, sorted(self._leftovers.look().pids)))
             raise RunFailedError("PROCESS_UNKILLABLE", f"processes {left} of the run could not be killed")
+        if self._leftovers.cgroup is not None:  # which is gone once it is cleaned up
+            self._memory_kill = self._memory_kill or self._leftovers.cgroup.find_memory_kill()
         self._leftovers.clean_up()
 
     def _is_proved_ended(self) -> bool:

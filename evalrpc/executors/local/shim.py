@@ -12,10 +12,11 @@ format: they belong to one installation, and marshalled values are self-delimiti
 
     an order     a dict with `steps` (programs with their arguments), `files` (to be written first, by path), `env`, `cwd`,
                  `umask` (of the programs), `log` (for all output), `traces_dir`, `run` (see CLAIM), `cgroup` (the folder of
-                 the run's cgroup, or empty), and `account` (of the programs: its uid and its further groups; None: that of the
-                 server). The reply is the process id of the shim, or a negative errno if there is none. A parent of warm runs
-                 (`warm_parent.py`), which takes orders too, adds `execute` (what becomes of a process instead of a program)
-                 and `close` (descriptors that are not the run's).
+                 the run's cgroup, or empty), `account` (of the programs: its uid and its further groups; None: that of the
+                 server), and `rlimits` (of the programs: resources with their bounds). The reply is the process id of the
+                 shim, or a negative errno if there is none. A parent of warm runs (`warm_parent.py`), which takes orders too,
+                 adds `execute` (what becomes of a process instead of a program) and `close` (descriptors that are not the
+                 run's).
     a number     the process id of a shim that is known to have ended. The reply is its wait status, or None if it has none.
                  Only then can the id be reused. A negative number asks for the status alone: the id stays taken.
 
@@ -37,6 +38,7 @@ Once its `pid` is written, a shim takes the name RUN_NAME. Until then it may sti
 import errno
 import marshal
 import os
+import resource
 import signal
 import sys
 import time
@@ -235,6 +237,8 @@ def become(argv: list[str], order: dict[str, Any], set_process: Callable[[int], 
         if order["account"] is not None:
             uid, groups = order["account"]
             take_account(uid, groups, set_process)
+        for limited, bound in order["rlimits"]:
+            limit(limited, bound)
         order.get("execute", os.execvpe)(argv[0], argv, order["env"])
     except BaseException as error:  # noqa: BLE001 - whatever it is, this process must not go on as a shim
         os.write(failure, str(getattr(error, "strerror", None) or error).encode(errors="replace")[:_MAX_FAILURE_BYTES])
@@ -249,6 +253,13 @@ def take_account(uid: int, groups: list[int], set_process: Callable[[int], bool]
     os.setgroups(groups)
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
+
+
+def limit(limited: int, bound: int) -> None:
+    """Limit a resource of this process, and of each that it starts, for good. Raises OSError, ValueError."""
+    hard = resource.getrlimit(limited)[1]
+    bound = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
+    resource.setrlimit(limited, (bound, bound))
 
 
 def open_to_account(descriptor: int, order: dict[str, Any], mode: int) -> None:
