@@ -12,7 +12,13 @@ from evalrpc.cli.output import Form, print_facts, print_items, print_line, print
 from evalrpc.cli.tables import Cell, Column, Kind
 from evalrpc.v1.catalog_pb2 import GetServerInfoResponse, ListHarnessesResponse, ListModelsResponse, ListTasksResponse
 
-_HARNESS_COLUMNS: Final = (Column("harness"), Column("kind"), Column("version", Kind.WHOLE), Column("available"))
+_HARNESS_COLUMNS: Final = (
+    Column("harness"),
+    Column("kind"),
+    Column("version", Kind.WHOLE),
+    Column("available"),
+    Column("warm"),
+)
 
 _harness_option = click.option(
     "--harness",
@@ -49,8 +55,15 @@ def harnesses_command(address: str | None, form: Form) -> None:
     """List the harnesses that are configured on the server."""
     with connect(address) as client:
         harnesses = client.list_harnesses()
-    rows = [(h.name, h.kind, h.version, "yes" if h.available else h.unavailable_reason or "no") for h in harnesses]
+    rows = [
+        (h.name, h.kind, h.version, _or_reason(h.available, h.unavailable_reason), _or_reason(h.warm, h.cold_reason))
+        for h in harnesses
+    ]
     print_items(form, _HARNESS_COLUMNS, rows, harnesses, ListHarnessesResponse(harnesses=harnesses))
+
+
+def _or_reason(holds: bool, reason: str) -> str:
+    return "yes" if holds else reason or "no"
 
 
 @click.command(short_help="Show the version, limits and calls of the server.")

@@ -59,6 +59,8 @@ VALUES: dict[str, Any] = {
     "max_run_memory_bytes": 3,
     "max_run_processes": 3,
     "cgroups": "off",
+    "warm_idle_seconds": 3.0,
+    "warm_max_bytes": 3,
     "run_as_uids": "7-9",
     "run_as_groups": "render",
     "audit_file": "/a/audit",

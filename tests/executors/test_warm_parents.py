@@ -408,6 +408,7 @@ def test_runs_of_an_account_are_cold(runs: WarmRuns) -> None:
     runs.heat()
     order = {"account": (1, []), "steps": [], "env": {}, "cwd": ""}
     assert runs.executor._warm_parents.fork(runs.command("none"), order) is None
+    assert runs.executor.warm_state("own") == (False, "its runs have accounts of their own (run_as_uids)")
 
 
 def test_without_memory_for_them_no_run_is_warm(runs: WarmRuns) -> None:

@@ -78,6 +78,7 @@ class WarmParents:
         self._clock = clock
         self._changed = threading.Condition()
         self._parents: dict[_Kind, _Parent] = {}
+        self._with_accounts: set[str] = set()
         self._thread: threading.Thread | None = None
         self._making: ForkServer | None = None
         self._closed = False
@@ -85,8 +86,13 @@ class WarmParents:
     def fork(self, command: Command, order: Mapping[str, Any]) -> tuple[int, ForkServer] | None:
         """Fork the shim of a run from a parent. Return its process id and the parent; None if it has to be started in the usual
         way. Raises BrokenPipeError if the parent is gone, which may still have forked the shim; OSError."""
-        kind = _kind_of(command, order)
-        if kind is None or not self._limits.max_bytes:
+        if command.preload is None or not self._limits.max_bytes:
+            return None
+        if order["account"] is not None:
+            self._with_accounts.add(command.preload.harness)
+            return None
+        kind = _kind_of(command.preload, command, order)
+        if kind is None:
             return None
         parent = self._find(kind)
         process = parent.process if parent is not None else None
@@ -107,6 +113,8 @@ class WarmParents:
 
     def state(self, harness_name: str) -> WarmState:
         """Return how it stands with the parents of a harness. Never blocks for long."""
+        if harness_name in self._with_accounts:
+            return WarmState(is_warm=False, problem="its runs have accounts of their own (run_as_uids)")
         with self._changed:
             parents = [parent for kind, parent in self._parents.items() if kind.preload.harness == harness_name]
         problems = [parent.problem or parent.refusal for parent in parents if parent.problem or parent.refusal]
@@ -224,11 +232,8 @@ class WarmParents:
             process.close()
 
 
-def _kind_of(command: Command, order: Mapping[str, Any]) -> _Kind | None:
-    """Return what parent a run needs; None if none can serve it."""
-    preload = command.preload
-    if preload is None or order["account"] is not None:
-        return None
+def _kind_of(preload: Preload, command: Command, order: Mapping[str, Any]) -> _Kind | None:
+    """Return what parent a run needs; None if one of its programs is another."""
     if any(tuple(step[: len(preload.program)]) != preload.program for step in order["steps"]):
         return None
     own = _OF_ONE_RUN | command.secrets.keys()
