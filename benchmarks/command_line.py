@@ -23,6 +23,7 @@ from benchmarks import (
     scheduling,
     sizes,
     store_size,
+    warm,
     watching,
 )
 from benchmarks.processes import PEER_PYTHON
@@ -55,6 +56,7 @@ COMPARISONS: Final[Mapping[str, Callable[[Scale], Iterator[report.Row]]]] = {
     "parsing": parsing.output_folders,
     "growth": sizes.growth,
     "full-store": store_size.full_store,
+    "warm": warm.small_jobs,
 }
 """The comparisons by name, in the order in which they run."""
 
@@ -88,6 +90,8 @@ def _missing(name: str) -> str:
     """Return what a comparison needs and can't find; empty: nothing."""
     if name.startswith("peer-") and not PEER_PYTHON.exists():
         return "the peer is not installed: `make envs-peer` installs it"
+    if name == "warm":
+        return warm.missing()
     if name in _SINGLE_CALLS and not h2load.is_installed():
         return "h2load is not installed: Debian has it in nghttp2-client"
     return ""
