@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from evalrpc.config import HarnessSettings
 from evalrpc.harnesses import preloading
-from evalrpc.harnesses.base import Command
+from evalrpc.harnesses.base import Command, Preload
 from evalrpc.v1.catalog_pb2 import HarnessInfo
 from evalrpc.v1.results_pb2 import ModelResult
 
@@ -77,9 +77,11 @@ def _installed_version(settings: HarnessSettings, package: Package) -> str | Non
 def catalog_command(settings: HarnessSettings, script: str) -> Command:
     """Build the command that asks the installed harness for its names: `script` gets the operator's folders as JSON."""
     folders = json.dumps([str(folder) for folder in settings.include_path])
+    program = (str(settings.python), "-c")
     return Command(
-        argv=(str(settings.python), "-c", script, folders),
+        argv=(*program, script, folders),
         env=settings.env,
         cwd=settings.working_dir,
+        preload=Preload(settings.name, program, module="", modules=()) if settings.warm == "auto" else None,
         watched_dirs=settings.include_path,
     )

@@ -403,6 +403,39 @@ def test_four_at_once_are_served(runs: WarmRuns) -> None:
     assert all(run.is_warm for run in started)
 
 
+def script(runs: WarmRuns, text: str, *arguments: str) -> Command:
+    program = (sys.executable, "-c")
+    preload = Preload("own", program, "", ())
+    return Command((*program, text, *arguments), env={"PYTHONPATH": str(runs.code)}, preload=preload)
+
+
+def test_a_short_command_is_forked_too_and_prints_as_ever(runs: WarmRuns) -> None:
+    runs.heat()
+    text = "import loaded, sys; print(loaded.PID, *sys.argv); sys.stderr.write('problem'); sys.exit(3)"
+    output = runs.executor.run_to_end(script(runs, text, "a b"), SECONDS)
+    assert output.stdout.decode().split() == [str(runs.parents[0]), "-c", "a", "b"]
+    assert output.stderr == b"problem"
+
+
+def test_a_short_command_that_takes_too_long_is_killed(runs: WarmRuns) -> None:
+    runs.heat()
+    path = runs.folder / "pid"
+    text = f"import os, time; open({str(path)!r}, 'w').write(str(os.getpid())); time.sleep(1000)"
+    with pytest.raises(TimeoutError):
+        runs.executor.run_to_end(script(runs, text), 1.0)
+    assert not path.exists() or not is_alive(int(path.read_text()))
+    assert runs.start("none").is_warm
+
+
+def test_without_a_parent_that_is_up_to_date_a_short_command_is_started_anew(runs: WarmRuns) -> None:
+    tells = script(runs, "import os, loaded; print(loaded.PID == os.getpid())")
+    assert runs.executor.run_to_end(tells, SECONDS).stdout == b"True\n"
+    runs.heat()
+    assert runs.executor.run_to_end(tells, SECONDS).stdout == b"False\n"
+    (runs.code / "loaded.py").write_text(LOADED + "\n")
+    assert runs.executor.run_to_end(tells, SECONDS).stdout == b"True\n"
+
+
 def test_runs_of_an_account_are_cold(runs: WarmRuns) -> None:
     """A parent has the server's account."""
     runs.heat()

@@ -169,7 +169,9 @@ class LocalExecutor:
 
     def run_to_end(self, command: Command, timeout_seconds: float) -> CommandOutput:
         """Run a short command, and return what it printed. Raises OSError, TimeoutError."""
-        return self._short_commands.run(command, timeout_seconds)
+        environment = build_environment(self._environment, command.env, gpus=(), job_id="", attempt=0)
+        warm = self._warm_parents.run_script(command, environment, timeout_seconds)
+        return warm or self._short_commands.run(command, timeout_seconds)
 
     def warm_state(self, harness_name: str) -> WarmState:
         """Return whether the next run of a harness may be warm, or why not. Never blocks for long."""

@@ -24,7 +24,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any, NoReturn
@@ -88,6 +88,8 @@ class WarmParent:
             return self._shim.status_of(message)  # type: ignore[no-any-return]
         if tuple(self._marks()) != self._watched:
             return -errno.ESTALE
+        if "script" in message:
+            return self._fork_script(message)
         message["execute"] = self._execute
         message["close"] = self._own
         return self._shim.fork(message, self._asked, self._set_process)  # type: ignore[no-any-return]
@@ -124,19 +126,45 @@ class WarmParent:
         length = len(self._program)
         if list(argv[:length]) != self._program:
             os.execvpe(program, list(argv), environment)  # noqa: S606 - no shell is wanted
+        module = self._order["module"]
+        sys.orig_argv = list(argv)
+        sys.argv = [module, *argv[length:]]
+        self._begin(program, environment)
+        sys.modules.pop(f"{module}.__main__", None)  # it is run now
+        _run(lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))
+
+    def _fork_script(self, order: dict[str, Any]) -> int:
+        """Fork a process that runs a script, as `python -c` does. Return its id, or a negative errno."""
+        try:
+            pid = os.fork()
+        except OSError as error:
+            return -(error.errno or errno.EAGAIN)
+        if pid == 0:
+            try:
+                os.setsid()
+                signal.pthread_sigmask(signal.SIG_SETMASK, ())
+                for name, number in (("stdout", 1), ("stderr", 2)):
+                    self._shim.redirect(order[name], os.O_WRONLY | os.O_APPEND, number)
+                sys.argv = ["-c", *order["arguments"]]
+                self._begin(self._program[0], order["env"])
+                _run(lambda: exec(compile(order["script"], "<string>", "exec"), {"__name__": "__main__"}))  # noqa: S102 - ours
+            finally:
+                os._exit(1)
+        return pid
+
+    def _begin(self, program: str, environment: dict[str, str]) -> None:
+        """Take on what a process of its own would have."""
         _take_environment({**self._set_by_python, **environment})
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_DFL)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_IGN)  # as Python does when it starts
         signal.signal(signal.SIGINT, signal.default_int_handler)
         self._shim.set_name(os.path.basename(program)[:15])
         _seed()
-        sys.orig_argv = list(argv)
-        sys.argv = [self._order["module"], *argv[length:]]
         sys.path[0] = os.getcwd()
-        sys.modules.pop(f"{self._order['module']}.__main__", None)  # it is run now
         for descriptor in _descriptors() - self._kept - {0, 1, 2}:
             os.close(descriptor)
-        _run_module(self._order["module"])
 
 
 def _load(name: str, path: str) -> ModuleType:
@@ -247,16 +275,21 @@ def _set_by_python() -> dict[str, str]:
 
 def _take_environment(environment: dict[str, str]) -> None:
     """Replace the variables of this process, also what others see of them: the mark by which processes of a job are found."""
-    mark = f"EVALRPC_JOB_ID={environment['EVALRPC_JOB_ID']}".encode()
+    if environment["EVALRPC_JOB_ID"]:
+        _show(f"EVALRPC_JOB_ID={environment['EVALRPC_JOB_ID']}")
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def _show(mark: str) -> None:
+    """Put the mark of a job in the place of a variable that this process was started with, where /proc shows it."""
     with open("/proc/self/environ", "rb") as file:
         place = file.read().index(f"{NO_JOB_VARIABLE}=".encode())
     with open("/proc/self/stat", "rb") as file:
         begin = int(file.read().rpartition(b")")[2].split()[47])
     with open("/proc/self/mem", "r+b", buffering=0) as memory:
         memory.seek(begin + place)
-        memory.write(mark)
-    os.environ.clear()
-    os.environ.update(environment)
+        memory.write(mark.encode())
 
 
 def _seed() -> None:
@@ -265,16 +298,17 @@ def _seed() -> None:
         numpy.random.seed()
 
 
-def _run_module(name: str) -> NoReturn:
-    """Do what `python -m` does, and end as it would."""
+def _run(act: Callable[[], object]) -> NoReturn:
+    """Run a program, and end as an interpreter would."""
     code = 1
     try:
-        runpy.run_module(name, run_name="__main__", alter_sys=True)
+        act()
         code = 0
     except SystemExit as error:
         code = _code_of(error)
     except BaseException as error:  # noqa: BLE001 - as the interpreter does
-        error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # without this function
+        frames = error.__traceback__ and error.__traceback__.tb_next  # without those of this file
+        error.__traceback__ = frames and frames.tb_next
         sys.excepthook(type(error), error, error.__traceback__)
         if isinstance(error, KeyboardInterrupt):
             code = -signal.SIGINT

@@ -8,15 +8,18 @@ all parents together need too much memory, the one that was used least recently 
 import errno
 import logging
 import os
+import select
+import signal
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from tempfile import TemporaryFile
+from typing import IO, Any, Final, NamedTuple
 
 from evalrpc.clock import Clock
-from evalrpc.executors.base import WarmState
+from evalrpc.executors.base import CommandOutput, WarmState
 from evalrpc.executors.local import warm_parent
 from evalrpc.executors.local.environment import ATTEMPT_VARIABLE, JOB_ID_VARIABLE
 from evalrpc.executors.local.fork_server import ForkServer
@@ -27,6 +30,7 @@ _MARKS: Final = frozenset({JOB_ID_VARIABLE, ATTEMPT_VARIABLE, NO_JOB_VARIABLE})
 _VARIABLES: Final = {"CUDA_VISIBLE_DEVICES": "", NO_JOB_VARIABLE: "-" * 36}  # as long as a job's id
 _OF_ONE_RUN: Final = _MARKS | _VARIABLES.keys()
 _IMMINENT_SECONDS: Final = 5.0
+_LOOK_SECONDS: Final = 0.2
 _RETRY_SECONDS: Final = 600.0
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
@@ -111,6 +115,29 @@ class WarmParents:
             self._find(kind)
             return None
 
+    def run_script(self, command: Command, environment: Mapping[str, str], timeout_seconds: float) -> CommandOutput | None:
+        """Run a short command, `PYTHON -c SCRIPT ...`, in a process forked from any parent of its harness, and return what it
+        printed; None if there is none that may. Raises OSError, and TimeoutError if it takes too long."""
+        parent = self._any_parent(command, environment)
+        process = parent.process if parent is not None else None
+        if parent is None or process is None:
+            return None
+        with TemporaryFile() as stdout, TemporaryFile() as stderr:
+            order = {
+                "script": command.argv[2],
+                "arguments": command.argv[3:],
+                "env": environment,
+                "stdout": f"/proc/{os.getpid()}/fd/{stdout.fileno()}",
+                "stderr": f"/proc/{os.getpid()}/fd/{stderr.fileno()}",
+            }
+            try:
+                pid = process.fork(order)
+            except OSError:  # it is out of date, or was killed
+                self._discard(parent)
+                return None
+            self._await(process, pid, timeout_seconds)
+            return CommandOutput(*(_content(file) for file in (stdout, stderr)))
+
     def state(self, harness_name: str) -> WarmState:
         """Return how it stands with the parents of a harness. Never blocks for long."""
         if harness_name in self._with_accounts:
@@ -148,6 +175,35 @@ class WarmParents:
                 self._changed.wait_for(lambda: parent.process or parent.problem or self._closed, _IMMINENT_SECONDS)
             parent.last_used = self._clock.monotonic()
             return parent
+
+    def _any_parent(self, command: Command, environment: Mapping[str, str]) -> _Parent | None:
+        """Return a parent of a command's harness in which the command would find the same."""
+        if command.preload is None:
+            return None
+        folder, variables = str(Path.cwd() / (command.cwd or "")), _variables_of_all(environment, command)
+        wanted = command.preload.harness, folder, variables
+        with self._changed:
+            of_harness = [
+                parent
+                for kind, parent in self._parents.items()
+                if (kind.preload.harness, kind.folder, kind.variables) == wanted and not _differing(parent, environment)
+            ]
+        return next((parent for parent in of_harness if parent.process is not None), None)
+
+    def _await(self, process: ForkServer, pid: int, timeout_seconds: float) -> None:
+        """Wait for a forked process to end. Raises OSError."""
+        descriptor = os.pidfd_open(pid)
+        try:
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            deadline = self._clock.monotonic() + timeout_seconds
+            while not poll.poll(_LOOK_SECONDS * 1000):
+                if self._closed or self._clock.monotonic() >= deadline:
+                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                    raise TimeoutError(f"it took longer than {timeout_seconds:g} seconds, or the server stops")
+        finally:
+            os.close(descriptor)
+            process.reap(pid)
 
     def _start_making(self) -> None:
         if self._thread is None:
@@ -236,15 +292,30 @@ def _kind_of(preload: Preload, command: Command, order: Mapping[str, Any]) -> _K
     """Return what parent a run needs; None if one of its programs is another."""
     if any(tuple(step[: len(preload.program)]) != preload.program for step in order["steps"]):
         return None
+    return _Kind(preload, order["cwd"], _variables_of_all(order["env"], command))
+
+
+def _variables_of_all(environment: Mapping[str, str], command: Command) -> frozenset[tuple[str, str]]:
+    """Return the variables that do not belong to one run alone."""
     own = _OF_ONE_RUN | command.secrets.keys()
-    return _Kind(preload, order["cwd"], frozenset((name, value) for name, value in order["env"].items() if name not in own))
+    return frozenset((name, value) for name, value in environment.items() if name not in own)
+
+
+def _differing(parent: _Parent, environment: Mapping[str, str]) -> list[str]:
+    """Return the variables that were read when the harness was imported, and are others in this environment."""
+    own = {**_VARIABLES, **dict(parent.kind.variables)}
+    return sorted(name for name in parent.read if name not in _MARKS and environment.get(name) != own.get(name))
 
 
 def _refusal(parent: _Parent, order: Mapping[str, Any]) -> str:
-    """Return what keeps a run from being forked: a variable of its own that was read when the harness was imported."""
-    own = {**_VARIABLES, **dict(parent.kind.variables)}
-    differing = sorted(name for name in parent.read if name not in _MARKS and order["env"].get(name) != own.get(name))
+    """Return what keeps a run from being forked."""
+    differing = _differing(parent, order["env"])
     return f"it reads {', '.join(differing)} when it is imported" if differing else ""
+
+
+def _content(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return file.read()
 
 
 def _memory_bytes(process: ForkServer) -> int:
