@@ -48,13 +48,16 @@ class Finding(NamedTuple):
     "data_dir",
     "gpus",
 )
+@click.option("--warm", is_flag=True, help="Load each harness, too, as for warm runs: up to a minute for each.")
 @form_options
-def doctor_command(config: Path | None, form: Form, **flags: Any) -> None:
+def doctor_command(config: Path | None, form: Form, *, warm: bool, **flags: Any) -> None:
     """Check the harnesses, the GPUs, the data folder and the port. Exits with 1 if something is wrong."""
     require_linux()
     with reported():
         settings = load_settings(flags, os.environ, config)
         findings = [Finding("config file", True, str(config or "none")), *examine(settings, os.environ)]
+        if warm:
+            findings += _guarded("warm runs", lambda: check_warm(settings, os.environ))
     if form in (Form.JSON, Form.JSONL):
         for finding in findings:
             print_json_text(json.dumps(finding._asdict()))
@@ -86,6 +89,20 @@ def check_harnesses(settings: Settings) -> Iterator[Finding]:
         info = harness.info()
         detail = f"{info.kind} {info.version}".rstrip() if info.available else info.unavailable_reason
         yield Finding(f"harness {name}", info.available, detail)
+
+
+def check_warm(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Check which harnesses a process can have in memory, for runs to be forked from. A server can do without."""
+    from evalrpc.executors.local.environment import build_environment, inherited_variables
+    from evalrpc.executors.local.warm_parents import try_preload
+    from evalrpc.harnesses.registry import build_harnesses
+
+    inherited = inherited_variables(environment, settings.inherit_env)
+    for name, harness in sorted(build_harnesses(settings).items()):
+        command = harness.catalog_command()
+        if command is not None and command.preload is not None and harness.info().available:
+            variables = build_environment(inherited, command.env, gpus=(), job_id="", attempt=0)
+            yield Finding(f"harness {name}, warm", True, try_preload(command.preload, command.cwd or Path.cwd(), variables))
 
 
 def check_gpus(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:

@@ -200,7 +200,7 @@ class HarnessSettings:
         "auto",
         STRING,
         "Whether a run may be forked from a process that has the harness in memory already. `auto`: from the second run on, "
-        "where nothing speaks against it; `evalrpc harnesses` and `evalrpc doctor` say what does.",
+        "where nothing speaks against it; `evalrpc harnesses` and `evalrpc doctor --warm` say what does.",
         rule=one_of("auto", "off"),
     )
     max_run_memory_bytes: int | None = setting(

@@ -74,14 +74,16 @@ def _installed_version(settings: HarnessSettings, package: Package) -> str | Non
     return next((match[1] for match in names if match), None)
 
 
-def catalog_command(settings: HarnessSettings, script: str) -> Command:
-    """Build the command that asks the installed harness for its names: `script` gets the operator's folders as JSON."""
+def catalog_command(settings: HarnessSettings, script: str, preload: Preload) -> Command:
+    """Build the command that asks the installed harness for its names: `script` gets the operator's folders as JSON.
+
+    `preload` is that of a run of any model.
+    """
     folders = json.dumps([str(folder) for folder in settings.include_path])
-    program = (str(settings.python), "-c")
     return Command(
-        argv=(*program, script, folders),
+        argv=(str(settings.python), "-c", script, folders),
         env=settings.env,
         cwd=settings.working_dir,
-        preload=Preload(settings.name, program, module="", modules=()) if settings.warm == "auto" else None,
+        preload=preload if settings.warm == "auto" else None,
         watched_dirs=settings.include_path,
     )

@@ -86,7 +86,7 @@ class LmEvalHarness:
         """Build the command line. Model and generation arguments go into a file, which preserves every value."""
         config = self._config(run.request)
         return lm_eval_family.command(
-            self._settings, run, _preload(self._settings, run.request), _options(run), _CONFIG_NAME, config
+            self._settings, run, _preload(self._settings, run.request.model), _options(run), _CONFIG_NAME, config
         )
 
     def gpu_mode(self, run: Run) -> GpuMode.ValueType:
@@ -95,7 +95,7 @@ class LmEvalHarness:
 
     def catalog_command(self) -> Command:
         """Query lm-eval's registries: tasks, groups and tags, and the names of models with their aliases."""
-        return catalog_command(self._settings, _CATALOG_SCRIPT)
+        return catalog_command(self._settings, _CATALOG_SCRIPT, _preload(self._settings))
 
     def read_progress(self, line: str, progress: Progress) -> bool:
         """Read a line of lm-eval's log or an update of its progress bars, one for every kind of request."""
@@ -122,13 +122,13 @@ class LmEvalHarness:
         return "".join(f"{key}: {yaml_text(value)}\n" for key, value in entries.items() if value).encode()
 
 
-def _preload(settings: HarnessSettings, request: EvaluateRequest) -> Preload:
-    """Return what all runs of a model's type have in common."""
+def _preload(settings: HarnessSettings, model: str = "") -> Preload:
+    """Return what all runs of a model's type have in common; without one, those of all."""
     return Preload(
         harness=settings.name,
         program=(str(settings.python), "-m", "lm_eval"),
         module="lm_eval",
-        modules=(*_MODULES, f"lm_eval.models.{_MODEL_MODULES.get(request.model, request.model)}"),
+        modules=(*_MODULES, *([f"lm_eval.models.{_MODEL_MODULES.get(model, model)}"] if model else [])),
         script=INDEX_SCRIPT,
     )
 

@@ -57,6 +57,15 @@ class _Kind(NamedTuple):
     variables: frozenset[tuple[str, str]]
 
 
+class _Loaded(NamedTuple):
+    """What came of importing a harness."""
+
+    problem: str
+    read: frozenset[str] = frozenset()
+    """The variables that were read."""
+    seconds: float = 0.0
+
+
 @dataclass(eq=False)
 class _Parent:
     """A parent, at some point of its life. Guarded by the lock of `WarmParents`."""
@@ -248,36 +257,26 @@ class WarmParents:
 
     def _make(self, parent: _Parent) -> None:
         """Start a parent, and wait until it has imported everything."""
-        preload = parent.kind.preload
-        environment = {**dict(parent.kind.variables), **_VARIABLES}
-        process, read = None, frozenset[str]()
+        preload, process = parent.kind.preload, None
         try:
-            process = ForkServer((preload.program[0], warm_parent.__file__), environment, parent.kind.folder)
+            process = _start(preload, parent.kind.folder, dict(parent.kind.variables))
             with self._changed:
                 self._making = process
                 if self._closed:
                     process.kill()
-            answer = process.load(
-                {
-                    "program": list(preload.program),
-                    "module": preload.module,
-                    "modules": list(preload.modules),
-                    "script": str(preload.script or ""),
-                }
-            )
-            problem, read = answer["problem"], frozenset(answer["read"])
-        except (OSError, EOFError, ValueError) as error:
-            problem = f"the process that imports it beforehand has ended: {error}"
+            loaded = _load(process, preload)
+        except OSError as error:
+            loaded = _Loaded(f"no process can be started that imports it beforehand: {error}")
         with self._changed:
             self._making = None
-            parent.process, parent.read, parent.problem = None if problem else process, read, problem
+            parent.process, parent.read, parent.problem = None if loaded.problem else process, loaded.read, loaded.problem
             parent.last_used = self._clock.monotonic()
             self._changed.notify_all()
-        if problem and process is not None:
+        if loaded.problem and process is not None:
             process.kill()
             process.close()
-        if problem and not self._closed:
-            _log.warning("runs of harness %s can't be warm: %s", preload.harness, problem)
+        if loaded.problem and not self._closed:
+            _log.warning("runs of harness %s can't be warm: %s", preload.harness, loaded.problem)
 
     def _discard(self, parent: _Parent) -> None:
         with self._changed:
@@ -286,6 +285,39 @@ class WarmParents:
             process, parent.process = parent.process, None
         if process is not None:
             process.close()
+
+
+def try_preload(preload: Preload, folder: Path, environment: Mapping[str, str]) -> str:
+    """Make a parent, end it, and say what came of it. Raises OSError."""
+    process = _start(preload, str(folder), environment)
+    try:
+        loaded = _load(process, preload)
+        size_bytes = _memory_bytes(process)
+    finally:
+        process.kill()
+        process.close()
+    if loaded.problem:
+        return f"its jobs can't be warm: {loaded.problem}"
+    return f"its jobs can be warm: {size_bytes / 1024**2:,.0f} MiB, loaded in {loaded.seconds:.1f} s"
+
+
+def _start(preload: Preload, folder: str, environment: Mapping[str, str]) -> ForkServer:
+    return ForkServer((preload.program[0], warm_parent.__file__), {**environment, **_VARIABLES}, folder)
+
+
+def _load(process: ForkServer, preload: Preload) -> _Loaded:
+    """Let a process import what runs will, and wait for that."""
+    order = {
+        "program": list(preload.program),
+        "module": preload.module,
+        "modules": list(preload.modules),
+        "script": str(preload.script or ""),
+    }
+    try:
+        answer = process.load(order)
+        return _Loaded(answer["problem"], frozenset(answer["read"]), answer["seconds"])
+    except (OSError, ValueError, TypeError) as error:
+        return _Loaded(f"the process that imports it beforehand has ended: {error}")
 
 
 def _kind_of(preload: Preload, command: Command, order: Mapping[str, Any]) -> _Kind | None:

@@ -115,7 +115,7 @@ class InspectHarness:
         """Build a command line. Model and generation arguments go into files, which preserve every value."""
         configs = {"model": _model_args(run.request), "generate": plain_arguments(run.request.gen_kwargs)}
         paths = {name: run.attempt_dir / f"{name}.json" for name, config in configs.items() if config}
-        preload = _preload(self._settings, run.request)
+        preload = _preload(self._settings, run.request.model)
         return Command(
             argv=(
                 *(*preload.program, "eval", *self._task_specs(run.request.tasks, files)),
@@ -132,7 +132,7 @@ class InspectHarness:
 
     def catalog_command(self) -> Command:
         """Query inspect-ai for the tasks in the operator's folders and the model providers."""
-        return catalog_command(self._settings, _CATALOG_SCRIPT)
+        return catalog_command(self._settings, _CATALOG_SCRIPT, _preload(self._settings))
 
     def read_progress(self, line: str, progress: Progress) -> bool:
         """Read a line of `--display plain`, which counts the samples of one task after the other."""
@@ -198,14 +198,14 @@ def _options(run: Run) -> Iterator[str]:
         yield "--no-score"
 
 
-def _preload(settings: HarnessSettings, request: EvaluateRequest) -> Preload:
-    """Return what all runs of a provider's models have in common."""
-    provider = request.model.partition("/")[0]
+def _preload(settings: HarnessSettings, model: str = "") -> Preload:
+    """Return what all runs of a provider's models have in common; without a model, those of all."""
+    provider = model.partition("/")[0]
     return Preload(
         harness=settings.name,
         program=(str(settings.python), "-m", "inspect_ai"),
         module="inspect_ai",
-        modules=(*_MODULES, f"inspect_ai.model._providers.{provider}"),
+        modules=(*_MODULES, *([f"inspect_ai.model._providers.{provider}"] if provider else [])),
     )
 
 

@@ -74,7 +74,7 @@ class LmmsEvalHarness:
         """Build the command line. Model and generation arguments go into a file, where their size is not limited."""
         config = self._config(run.request)
         return lm_eval_family.command(
-            self._settings, run, _preload(self._settings, run.request), _options(run), _CONFIG_NAME, config
+            self._settings, run, _preload(self._settings, run.request.model), _options(run), _CONFIG_NAME, config
         )
 
     def gpu_mode(self, run: Run) -> GpuMode.ValueType:
@@ -83,7 +83,7 @@ class LmmsEvalHarness:
 
     def catalog_command(self) -> Command:
         """Query lmms-eval's registries: tasks, groups and tags, and the names of models with their aliases."""
-        return catalog_command(self._settings, _CATALOG_SCRIPT)
+        return catalog_command(self._settings, _CATALOG_SCRIPT, _preload(self._settings))
 
     def read_progress(self, line: str, progress: Progress) -> bool:
         """Read a line of lmms-eval's log or an update of its progress bar."""
@@ -114,13 +114,13 @@ class LmmsEvalHarness:
         return "".join(f"{key}: {text}\n" for key, text in entries.items() if text).encode()
 
 
-def _preload(settings: HarnessSettings, request: EvaluateRequest) -> Preload:
-    """Return what all runs of a model's type have in common."""
+def _preload(settings: HarnessSettings, model: str = "") -> Preload:
+    """Return what all runs of a model's type have in common; without one, those of all."""
     return Preload(
         harness=settings.name,
         program=(str(settings.python), str(MAIN_SCRIPT)),
         module="lmms_eval",
-        modules=(*_MODULES, *(f"lmms_eval.models.{interface}.{request.model}" for interface in ("simple", "chat"))),
+        modules=(*_MODULES, *(f"lmms_eval.models.{interface}.{model}" for interface in ("simple", "chat") if model)),
         script=_INDEX_SCRIPT,
     )
 
