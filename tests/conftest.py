@@ -8,15 +8,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+_FEW_EXAMPLES = 25
+"""Of each property that Hypothesis checks, in `make test`. All tests have Hypothesis' own 100."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite-golden", action="store_true", help="write the files in tests/cli/golden anew")
 
 
-def pytest_configure() -> None:
-    """Let Ctrl-C reach what a test starts: a shell that runs the tests in the background has them ignore it."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Let Ctrl-C reach what a test starts: a shell that runs the tests in the background has them ignore it. Without the slow
+    tests, properties are checked with fewer examples."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    settings.register_profile("few", max_examples=_FEW_EXAMPLES)
+    if config.option.markexpr == "not slow":
+        settings.load_profile("few")
 
 
 @pytest.fixture(autouse=True)

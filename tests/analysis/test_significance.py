@@ -6,6 +6,7 @@ from math import comb
 
 import numpy as np
 import pytest
+from example_count import example_count
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -102,7 +103,7 @@ def test_the_same_samples_have_the_same_bootstrap() -> None:
     assert paired_bootstrap(skewed(2 * MAX_RESAMPLED), 0.05) == paired_bootstrap(skewed(2 * MAX_RESAMPLED), 0.05)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=example_count(25))
 @given(
     differences=st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.25, 1.0, 1e100]), min_size=MIN_SAMPLES, max_size=40), alpha=ALPHAS
 )

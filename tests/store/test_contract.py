@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from example_count import example_count
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -680,7 +681,11 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=example_count(25),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(script=steps)
 def test_revisions_grow_with_every_event_and_the_journal_is_what_followers_heard_but_for_deleted_jobs(
     tmp_path_factory: pytest.TempPathFactory, script: list[tuple[str, int]]
@@ -810,7 +815,7 @@ filters = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=example_count(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(made=made_jobs, conditions=filters, after=st.none() | times, before=st.none() | times)
 def test_every_filter_takes_just_the_jobs_that_match(
     tmp_path_factory: pytest.TempPathFactory, made: list[Any], conditions: dict[str, Any], after: int | None, before: int | None
