@@ -20,6 +20,7 @@ from evalrpc.config.policy import PolicySettings
 from evalrpc.config.secrets import SOURCES, SecretSettings
 from evalrpc.config.settings import DEFAULT_QUOTA, SETTINGS, HarnessSettings, QuotaSettings, Settings
 from evalrpc.errors import ConfigurationError
+from evalrpc.files.regular import read_regular_file
 
 _HARNESSES: Final = "harnesses"
 _POLICY: Final = "policy"
@@ -65,7 +66,7 @@ def load_settings(
 
 def _read_file(path: Path) -> dict[str, _Given]:
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(read_regular_file(path).decode())
     except OSError as error:
         raise ConfigurationError(f"config file {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -84,7 +85,7 @@ def _read_harnesses(tables: _Given) -> dict[str, HarnessSettings]:
 def _read_harness(name: str, table: _Given) -> HarnessSettings:
     where = f"{_HARNESSES}.{name}"
     _require(bool(_HARNESS_NAME.fullmatch(name)), where, "a name has small letters, digits, `.`, `_` and `-`", table.source)
-    values = _read_table(HarnessSettings, where, table, {"kind": name, "working_dir": ""}, (_POLICY,))
+    values = _read_table(HarnessSettings, where, table, {"kind": name, "working_dir": "."}, (_POLICY,))
     policy = _read_policy(f"{where}.{_POLICY}", table._replace(value=table.value.get(_POLICY, {})))
     _require(
         values["kind"] != "command" or bool(values.get("command")),

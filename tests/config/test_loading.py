@@ -1,6 +1,7 @@
 """Settings: flags over environment over file over defaults."""
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -313,6 +314,18 @@ def test_a_file_that_is_no_toml_is_named(tmp_path: Path, content: bytes) -> None
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"gone\.toml"):
         load_settings({}, {}, tmp_path / "gone.toml")
+
+
+def test_a_file_that_is_no_regular_one_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.toml")
+    with pytest.raises(ConfigurationError, match=r"fifo\.toml: it is a FIFO, not a regular file"):
+        load_settings({}, {}, tmp_path / "fifo.toml")
+
+
+@pytest.mark.parametrize("name", ["tls_cert", "tls_key", "tls_client_ca", "data_dir", "output_root", "audit_file"])
+def test_an_empty_path_is_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"setting {name}: must be a path, not '' "):
+        load_settings({name: ""}, {})
 
 
 def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
