@@ -121,6 +121,15 @@ def test_a_request_id_with_other_contents_is_refused_and_changes_nothing(store: 
     assert store.head_revision == job.revision
 
 
+def test_what_was_submitted_is_found_by_its_request_id_owner_and_contents(store: Store) -> None:
+    job = submit(store, "r1", b"one", owner="alice")
+    run(store, job.job_id)
+    found = store.find_submitted(Submission(pb.JobInfo(owner="alice"), "r1", b"one"))
+    assert found == read(store, job.job_id), "as it stands now"
+    for owner, request_id, fingerprint in (("bob", "r1", b"one"), ("alice", "r2", b"one"), ("alice", "r1", b"two")):
+        assert store.find_submitted(Submission(pb.JobInfo(owner=owner), request_id, fingerprint)) is None
+
+
 def test_the_same_request_id_in_one_commit_makes_one_job(store: Store) -> None:
     gate = Gate(store)
     futures = [store.submit(Submission(new_job(), "r1", b"f")) for _ in range(10)]
