@@ -229,7 +229,7 @@ class ConflictError(EvalrpcError):
 
 
 class QueueFullError(EvalrpcError):
-    """The queue holds as many jobs as the operator allows."""
+    """The queue holds as many jobs as the operator allows. `metadata` has the `setting`, `max_queued`, and its `limit`."""
 
     reason = "QUEUE_FULL"
     code = "RESOURCE_EXHAUSTED"
