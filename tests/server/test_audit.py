@@ -190,6 +190,13 @@ def test_which_calls_are_recorded(file: AuditFile) -> None:
     ]
 
 
+def test_an_ipv6_address_is_written_as_people_write_it(file: AuditFile) -> None:
+    audit = Audit(file, ManualClock())
+    method(audit, "CancelJob").answered(ANONYMOUS, "ipv6:%5B::1%5D:50123", b"", b"")
+    audit.close()
+    assert [read["peer"] for read in file.read()] == ["ipv6:[::1]:50123"]
+
+
 def test_secrets_are_masked_and_long_names_are_cut(file: AuditFile) -> None:
     audit = Audit(file, ManualClock(), mask_text=lambda text: text.replace("hunter2", "*******"))
     request = CancelJobRequest(job_id="hunter2" + "x" * 10_000).SerializeToString()
