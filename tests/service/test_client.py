@@ -654,3 +654,18 @@ def test_many_jobs_are_watched_on_one_loop(server: FakeServer, service: FakeServ
             return list(await asyncio.gather(*(one(client, name) for name in names)))
 
     assert [job.job_id for job in asyncio.run(watch_them())] == names
+
+
+def test_a_client_that_was_closed_says_so_whatever_it_is_asked(client: Any) -> None:
+    client.close()
+    client.close()
+
+    assert client.is_healthy() is False
+    for ask in (
+        lambda: client.get_job(JOB_ID),
+        lambda: list(client.watch(JOB_ID)),
+        lambda: list(client.list_jobs()),
+        lambda: client.wait_for_job(JOB_ID),
+    ):
+        with pytest.raises(errors.ClientClosedError, match="the client was closed"):
+            ask()
