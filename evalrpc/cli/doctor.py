@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
@@ -23,7 +23,11 @@ from evalrpc.config.addresses import ListenAddress, PortAddress
 from evalrpc.config.listeners import Listener, TlsFiles, listeners_of
 from evalrpc.errors import ConfigurationError, EvalrpcError, UnauthenticatedError
 
+if TYPE_CHECKING:
+    from evalrpc.scheduling.run_accounts import AccountPool
+
 _PROBE_TIMEOUT_SECONDS = 3.0
+_WAY: Final = "data folder with an account of runs"
 _COLUMNS: Final = (Column("check"), Column("result", Kind.WHOLE), Column("detail"))
 
 
@@ -154,6 +158,15 @@ def check_accounts(settings: Settings, environment: Mapping[str, str]) -> Iterat
         lacks = find_lacks(pool, harness, environment)
         detail = "; ".join(lacks) or "its program can be run"
         yield Finding(f"harness {harness.name} with an account of runs", not lacks, detail)
+    yield from _guarded(_WAY, lambda: check_way(pool, settings.data_dir))
+
+
+def check_way(pool: "AccountPool", data_dir: Path) -> Iterator[Finding]:
+    """Check that runs with accounts of their own can get to the data folder."""
+    from evalrpc.scheduling.run_accounts import require_way
+
+    require_way(pool, data_dir)
+    yield Finding(_WAY, True, f"can get to {data_dir}")
 
 
 def check_data_dir(data_dir: Path) -> Finding:

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -903,6 +904,18 @@ def test_doctor_tries_what_a_run_with_an_account_can_do(config: Path, tmp_path: 
     config.write_text(config.read_text().replace(str(tmp_path / "program"), "/bin/true").replace(str(tmp_path), "/tmp"))
     _, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0")
     assert findings["harness nightly with an account of runs"]["good"]
+
+
+@needs_accounts
+def test_doctor_names_the_folder_that_keeps_accounts_from_the_data_folder(config: Path, tmp_path: Path) -> None:
+    config.write_text(f'run_as_uids = "{UIDS}"\n{config.read_text()}')
+    with tempfile.TemporaryDirectory() as above:
+        for mode, is_good in ((0o700, False), (0o711, True)):
+            Path(above).chmod(mode)
+            flags = ("--listen", "127.0.0.1:0", "--data-dir", f"{above}/data")
+            finding = doctor("--config", str(config), *flags)[1]["data folder with an account of runs"]
+            assert finding["good"] == is_good
+            assert above in finding["detail"]
 
 
 def test_doctor_says_that_accounts_take_root(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
