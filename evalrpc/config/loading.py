@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from evalrpc.config.callers import ClientCertificate, OidcSettings
+from evalrpc.config.callers import OWNER_RULE, ClientCertificate, OidcSettings
 from evalrpc.config.declaration import settings_of
 from evalrpc.config.policy import PolicySettings
 from evalrpc.config.secrets import SOURCES, SecretSettings
@@ -29,7 +29,6 @@ _CERTIFICATES: Final = "client_certificates"
 _OIDC: Final = "oidc"
 _SHARES: Final = "shares"
 _QUOTAS: Final = "quotas"
-_MAX_OWNER_LENGTH: Final = 255
 _HARNESS_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _SECRET_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _NO_SECRET: Final = re.compile(r"EVALRPC_.*|CUDA_VISIBLE_DEVICES")  # the server itself sets these for every run
@@ -187,7 +186,7 @@ def _read_quota(owner: str, table: _Given) -> dict[str, Any]:
 
 
 def _require_owner(owner: str, where: str, source: str) -> None:
-    _require(0 < len(owner) <= _MAX_OWNER_LENGTH, where, f"an owner has 1 to {_MAX_OWNER_LENGTH} characters", source)
+    _require(OWNER_RULE.holds(owner), where, f"an owner must {OWNER_RULE.description}, as at sign-in", source)
 
 
 def _require(condition: bool, name: str, rule: str, source: str) -> None:
