@@ -92,7 +92,7 @@ def test_the_bootstrap_of_many_groups_spreads_as_that_of_all_samples() -> None:
     assert (found.lower, found.upper) == pytest.approx((found.value - reach, found.value + reach), abs=0.1 * reach)
 
 
-@pytest.mark.parametrize("count", [MIN_SAMPLES, 50])
+@pytest.mark.parametrize("count", [MIN_SAMPLES, pytest.param(50, marks=pytest.mark.slow)])
 def test_the_bootstrap_of_few_samples_covers_the_truth_about_as_often_as_it_says(count: int) -> None:
     dice = np.random.default_rng(3)
     intervals = [paired_bootstrap(dice.normal(0.3, 1.0, size=count), 0.05) for _ in range(200)]

@@ -169,6 +169,7 @@ def test_a_run_that_ends_during_the_backup_is_lost_and_no_success_with_half_of_i
     assert site.starts(job.job_id) == ["1"]
 
 
+@pytest.mark.slow
 def test_results_that_no_message_holds_are_restored_whole(
     serve: Callable[..., ServerHere], site: Site, target: Path, new: Path
 ) -> None:
