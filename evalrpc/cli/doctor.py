@@ -22,6 +22,7 @@ from evalrpc.config import Settings, load_settings
 from evalrpc.config.addresses import ListenAddress, PortAddress
 from evalrpc.config.listeners import Listener, TlsFiles, listeners_of
 from evalrpc.errors import ConfigurationError, EvalrpcError, UnauthenticatedError
+from evalrpc.files.regular import read_regular_file
 
 if TYPE_CHECKING:
     from evalrpc.scheduling.run_accounts import AccountPool
@@ -227,14 +228,17 @@ def _holder(address: ListenAddress) -> str:
 
 
 def _tls_holder(address: PortAddress, tls: TlsFiles) -> str:
-    """Return what answers at a port with TLS, if it has the certificate of this server."""
+    """Return what answers at a port with TLS, if it has the certificate of this server, or if nobody can tell."""
     from evalrpc.server.x509 import first_certificate
 
     try:
         theirs = ssl.get_server_certificate((address.host.strip("[]"), address.port), timeout=_PROBE_TIMEOUT_SECONDS)
-        is_ours = ssl.PEM_cert_to_DER_cert(theirs) == first_certificate(tls.cert.read_bytes())
     except (OSError, ValueError):
         return ""
+    try:
+        is_ours = ssl.PEM_cert_to_DER_cert(theirs) == first_certificate(read_regular_file(tls.cert))
+    except (OSError, ValueError):
+        return f"a server with TLS, which is this one or another (that can't be told without the certificate in {tls.cert}),"
     return "a server with this certificate" if is_ours else ""
 
 

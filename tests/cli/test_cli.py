@@ -1000,6 +1000,11 @@ def test_doctor_knows_a_server_with_its_certificate_and_no_other(config: Path, t
     try:
         _, findings = doctor("--config", str(config), "--listen", f"127.0.0.1:{port}", *tls)
         assert findings["port"]["detail"] == f"a server with this certificate answers at 127.0.0.1:{port}"
+        unreadable = ("--tls-cert", str(tmp_path / "none"), "--tls-key", str(key))
+        _, findings = doctor("--config", str(config), "--listen", f"127.0.0.1:{port}", *unreadable)
+        assert findings["port"]["good"], "it may be the server itself; the finding of the certificate says what to do"
+        assert f"that can't be told without the certificate in {tmp_path / 'none'}" in findings["port"]["detail"]
+        assert not findings["certificate"]["good"]
         Authority().issue().write(tmp_path)
         _, findings = doctor("--config", str(config), "--listen", f"127.0.0.1:{port}", *tls)
         assert not findings["port"]["good"]
