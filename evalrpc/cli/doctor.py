@@ -12,7 +12,7 @@ import click
 
 from evalrpc import extras
 from evalrpc.cli.connection import form_options
-from evalrpc.cli.exit_codes import ExitCode, fail, reported, require_linux
+from evalrpc.cli.exit_codes import ExitCode, fail, reported, require_linux, with_flag
 from evalrpc.cli.output import Form, is_terminal, print_folded, print_json_text, print_table
 from evalrpc.cli.setting_flags import setting_flags
 from evalrpc.cli.tables import Column, Kind
@@ -212,7 +212,7 @@ def check_certificate(tls: TlsFiles, now: datetime, subject: str) -> Finding:
     try:
         expiry = expiry_of(read_tls_files(tls), now)
     except ConfigurationError as error:
-        return Finding(subject, False, error.message)
+        return Finding(subject, False, with_flag(error.message))
     return Finding(subject, not expiry.is_near, f"{tls.cert} {expiry.text}")
 
 
@@ -247,7 +247,7 @@ def _guarded(subject: str, check: Callable[[], Iterator[Finding]]) -> Iterator[F
     try:
         yield from check()
     except ConfigurationError as error:
-        yield Finding(subject, False, error.message)
+        yield Finding(subject, False, with_flag(error.message))
     except ModuleNotFoundError as error:
         yield Finding(subject, False, extras.missing(error, "server"))
 

@@ -963,7 +963,7 @@ def test_doctor_refuses_what_serve_would_refuse(config: Path) -> None:
     exit_code, findings = doctor("--config", str(config), "--listen", "0.0.0.0:0")
 
     assert exit_code == 1
-    assert findings["addresses"]["detail"].startswith("setting tls_cert: 0.0.0.0:0 is not loopback")
+    assert findings["addresses"]["detail"].startswith("setting tls_cert (--tls-cert): 0.0.0.0:0 is not loopback")
 
 
 @pytest.mark.parametrize(
@@ -987,7 +987,8 @@ def test_doctor_says_why_a_certificate_can_not_be_used(config: Path, tmp_path: P
     _, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0", *tls)
 
     assert not findings["certificate"]["good"]
-    assert findings["certificate"]["detail"] == f"setting tls_cert: can't read {tmp_path / 'none'}: No such file or directory"
+    problem = f"can't read {tmp_path / 'none'}: No such file or directory"
+    assert findings["certificate"]["detail"] == f"setting tls_cert (--tls-cert): {problem}"
 
 
 def test_doctor_knows_a_server_with_its_certificate_and_no_other(config: Path, tmp_path: Path) -> None:
