@@ -126,7 +126,7 @@ def all_revisions(api: Api) -> list[int]:
     ("call", "number", "said"),
     [
         ("pwrite", errno.EIO, "disk I/O error"),
-        ("pwrite", errno.ENOSPC, "database or disk is full"),
+        pytest.param("pwrite", errno.ENOSPC, "database or disk is full", marks=pytest.mark.slow),
         ("fdatasync", errno.EIO, "disk I/O error"),
     ],
 )
@@ -255,7 +255,7 @@ def broken(how: str, path: Path) -> None:
             file.write(b"\xff" * path.stat().st_size)
 
 
-@pytest.mark.parametrize("how", ["emptied", "cut", "overwritten"])
+@pytest.mark.parametrize("how", ["cut", *(pytest.param(how, marks=pytest.mark.slow) for how in ("emptied", "overwritten"))])
 def test_a_database_that_breaks_under_a_server_is_reported_and_comes_back_with_its_backup(
     launch: Launch, site: Site, how: str
 ) -> None:
