@@ -30,6 +30,7 @@ def read(chunks: Iterator[Any]) -> bytes:
     return b"".join(chunk.data for chunk in chunks)
 
 
+@pytest.mark.slow
 def test_a_run_whose_log_grows_past_the_bound_is_ended_and_its_log_can_be_read(
     serve: Callable[..., ServerHere], site: Site
 ) -> None:
