@@ -14,6 +14,10 @@ from hypothesis import settings
 _FEW_EXAMPLES = 25
 """Of each property that Hypothesis checks, in `make test`. All tests have Hypothesis' own 100."""
 
+_MANY_MODULES = 50
+_frozen: list[int] = []
+"""How many modules there were when they were last taken out of the way of garbage collections."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite-golden", action="store_true", help="write the files in tests/cli/golden anew")
@@ -33,6 +37,13 @@ def pytest_collection_finish() -> None:
     one, and they would take a third of the time of all tests."""
     gc.collect()
     gc.freeze()
+    _frozen.append(len(sys.modules))
+
+
+def pytest_runtest_logfinish() -> None:
+    """Do so again once a test has loaded a large library."""
+    if _frozen and len(sys.modules) > _frozen[-1] + _MANY_MODULES:
+        pytest_collection_finish()
 
 
 @pytest.fixture(autouse=True)
