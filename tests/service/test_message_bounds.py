@@ -452,6 +452,7 @@ def test_a_comparison_is_refused_from_the_first_byte_too_many(
 # Files and samples
 
 
+@pytest.mark.slow
 def test_40_000_files_come_in_pages(api: Api, site: Site) -> None:
     job = api.submit("slow")
     site.wait_for_log(job.job_id)
