@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 _FEW_EXAMPLES = 25
 """Of each property that Hypothesis checks, in `make test`. All tests have Hypothesis' own 100."""
@@ -27,9 +27,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let Ctrl-C reach what a test starts: a shell that runs the tests in the background has them ignore it. Without the slow
     tests, properties are checked with fewer examples."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    settings.register_profile("few", max_examples=_FEW_EXAMPLES)
-    if config.option.markexpr == "not slow":
-        settings.load_profile("few")
+    not_slow = config.option.markexpr == "not slow"
+    settings.register_profile(
+        "ours",
+        max_examples=_FEW_EXAMPLES if not_slow else settings.default.max_examples,
+        suppress_health_check=[HealthCheck.too_slow],  # so it is on a busy machine
+    )
+    settings.load_profile("ours")
 
 
 def pytest_collection_finish() -> None:

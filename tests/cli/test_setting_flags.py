@@ -67,8 +67,6 @@ VALUES: dict[str, Any] = {
     "audit_max_bytes": 3,
     "audit_max_files": 3,
     "unknown_tasks": "refuse",
-    "warm_idle_seconds": 2.5,
-    "warm_max_bytes": 3,
     "log_format": "json",
 }
 
