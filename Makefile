@@ -38,6 +38,9 @@ envs-peer: $(PEER_READY) ## Set up lmms-eval's own HTTP server in .envs/peer, as
 demo: setup envs $(TINY_LLAVA) ## Start a server, run a real evaluation on it, and watch it
 	@$(SERVER)/bin/python demo/demo.py
 
+# Else every server and every command that a test starts compiles all its modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # What the tests with real harnesses use. Tests whose variable is not set are skipped, with a message.
 LMMS_PARTS = EVALRPC_TEST_LMMS_PYTHON=$(CURDIR)/$(LMMS)/bin/python EVALRPC_TEST_TINY_LLAVA=$(CURDIR)/$(TINY_LLAVA)
 MORE_PARTS = EVALRPC_TEST_LM_EVAL_PYTHON=$(CURDIR)/$(LM_EVAL)/bin/python \

@@ -45,6 +45,7 @@ it into a status in one place, and the client turns the status back into the sam
     │       ├── PolicyViolationError
     │       └── SecretNotAllowedError
     ├── InternalError               INTERNAL
+    ├── ClientClosedError           never crosses the wire: the client was closed before it was called
     ├── ChangesMissedError          never crosses the wire: whoever follows a store reads its state again
     ├── ConfigurationError          never crosses the wire: the server does not start
     │   └── DataDirectoryInUseError
@@ -229,7 +230,7 @@ class ConflictError(EvalrpcError):
 
 
 class QueueFullError(EvalrpcError):
-    """The queue holds as many jobs as the operator allows."""
+    """The queue holds as many jobs as the operator allows. `metadata` has the `setting`, `max_queued`, and its `limit`."""
 
     reason = "QUEUE_FULL"
     code = "RESOURCE_EXHAUSTED"
@@ -398,6 +399,12 @@ class InternalError(EvalrpcError):
 
     reason = "INTERNAL"
     code = "INTERNAL"
+
+
+class ClientClosedError(EvalrpcError):
+    """The client was closed, so it makes no call any more."""
+
+    reason = "CLIENT_CLOSED"
 
 
 class ChangesMissedError(EvalrpcError):

@@ -1,5 +1,6 @@
 """What any test may use."""
 
+import gc
 import logging
 import os
 import signal
@@ -8,15 +9,45 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+_FEW_EXAMPLES = 25
+"""Of each property that Hypothesis checks, in `make test`. All tests have Hypothesis' own 100."""
+
+_MANY_MODULES = 50
+_frozen: list[int] = []
+"""How many modules there were when they were last taken out of the way of garbage collections."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite-golden", action="store_true", help="write the files in tests/cli/golden anew")
 
 
-def pytest_configure() -> None:
-    """Let Ctrl-C reach what a test starts: a shell that runs the tests in the background has them ignore it."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Let Ctrl-C reach what a test starts: a shell that runs the tests in the background has them ignore it. Without the slow
+    tests, properties are checked with fewer examples."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    not_slow = config.option.markexpr == "not slow"
+    settings.register_profile(
+        "ours",
+        max_examples=_FEW_EXAMPLES if not_slow else settings.default.max_examples,
+        suppress_health_check=[HealthCheck.too_slow],  # so it is on a busy machine
+    )
+    settings.load_profile("ours")
+
+
+def pytest_collection_finish() -> None:
+    """Let no garbage collection walk through what was loaded for all tests: every command that runs in this process ends with
+    one, and they would take a third of the time of all tests."""
+    gc.collect()
+    gc.freeze()
+    _frozen.append(len(sys.modules))
+
+
+def pytest_runtest_logfinish() -> None:
+    """Do so again once a test has loaded a large library."""
+    if _frozen and len(sys.modules) > _frozen[-1] + _MANY_MODULES:
+        pytest_collection_finish()
 
 
 @pytest.fixture(autouse=True)

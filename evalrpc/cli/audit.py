@@ -130,6 +130,7 @@ def _print(form: Form, entries: Iterator[_Entry]) -> None:
     table = GrowingTable(form, _COLUMNS, _TYPICAL)
     for entry in entries:
         table.print_row(_row(entry))
+    table.print_header()
 
 
 def _row(entry: _Entry) -> Sequence[Cell]:

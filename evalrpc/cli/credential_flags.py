@@ -27,7 +27,6 @@ def credential_flags(*, hidden: bool = False) -> Callable[[FunctionT], FunctionT
                 f"--{name.replace('_', '-')}",
                 name,
                 metavar="FILE",
-                type=click.Path(path_type=Path),
                 expose_value=False,
                 callback=_remember,
                 hidden=hidden,
@@ -44,6 +43,8 @@ def given_credentials(context: click.Context) -> dict[str, Any]:
     return {name: context.meta[key] for name, key in keys.items() if key in context.meta}
 
 
-def _remember(context: click.Context, parameter: click.Parameter, value: Path | None) -> None:
+def _remember(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value == "":
+        raise click.BadParameter("is empty: name a file, or leave it out", context, parameter)
     if value is not None:
-        context.meta[f"{_META_PREFIX}{parameter.name}"] = value
+        context.meta[f"{_META_PREFIX}{parameter.name}"] = Path(value)

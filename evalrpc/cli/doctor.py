@@ -6,13 +6,13 @@ import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
 from evalrpc import extras
 from evalrpc.cli.connection import form_options
-from evalrpc.cli.exit_codes import ExitCode, fail, reported, require_linux
+from evalrpc.cli.exit_codes import ExitCode, fail, reported, require_linux, with_flag
 from evalrpc.cli.output import Form, is_terminal, print_folded, print_json_text, print_table
 from evalrpc.cli.setting_flags import setting_flags
 from evalrpc.cli.tables import Column, Kind
@@ -22,8 +22,13 @@ from evalrpc.config import Settings, load_settings
 from evalrpc.config.addresses import ListenAddress, PortAddress
 from evalrpc.config.listeners import Listener, TlsFiles, listeners_of
 from evalrpc.errors import ConfigurationError, EvalrpcError, UnauthenticatedError
+from evalrpc.files.regular import read_regular_file
+
+if TYPE_CHECKING:
+    from evalrpc.scheduling.run_accounts import AccountPool
 
 _PROBE_TIMEOUT_SECONDS = 3.0
+_WAY: Final = "data folder with an account of runs"
 _COLUMNS: Final = (Column("check"), Column("result", Kind.WHOLE), Column("detail"))
 
 
@@ -171,6 +176,15 @@ def check_accounts(settings: Settings, environment: Mapping[str, str]) -> Iterat
         lacks = find_lacks(pool, harness, environment)
         detail = "; ".join(lacks) or "its program can be run"
         yield Finding(f"harness {harness.name} with an account of runs", not lacks, detail)
+    yield from _guarded(_WAY, lambda: check_way(pool, settings.data_dir))
+
+
+def check_way(pool: "AccountPool", data_dir: Path) -> Iterator[Finding]:
+    """Check that runs with accounts of their own can get to the data folder."""
+    from evalrpc.scheduling.run_accounts import require_way
+
+    require_way(pool, data_dir)
+    yield Finding(_WAY, True, f"can get to {data_dir}")
 
 
 def check_data_dir(data_dir: Path) -> Finding:
@@ -215,7 +229,7 @@ def check_certificate(tls: TlsFiles, now: datetime, subject: str) -> Finding:
     try:
         expiry = expiry_of(read_tls_files(tls), now)
     except ConfigurationError as error:
-        return Finding(subject, False, error.message)
+        return Finding(subject, False, with_flag(error.message))
     return Finding(subject, not expiry.is_near, f"{tls.cert} {expiry.text}")
 
 
@@ -231,14 +245,17 @@ def _holder(address: ListenAddress) -> str:
 
 
 def _tls_holder(address: PortAddress, tls: TlsFiles) -> str:
-    """Return what answers at a port with TLS, if it has the certificate of this server."""
+    """Return what answers at a port with TLS, if it has the certificate of this server, or if nobody can tell."""
     from evalrpc.server.x509 import first_certificate
 
     try:
         theirs = ssl.get_server_certificate((address.host.strip("[]"), address.port), timeout=_PROBE_TIMEOUT_SECONDS)
-        is_ours = ssl.PEM_cert_to_DER_cert(theirs) == first_certificate(tls.cert.read_bytes())
     except (OSError, ValueError):
         return ""
+    try:
+        is_ours = ssl.PEM_cert_to_DER_cert(theirs) == first_certificate(read_regular_file(tls.cert))
+    except (OSError, ValueError):
+        return f"a server with TLS, which is this one or another (that can't be told without the certificate in {tls.cert}),"
     return "a server with this certificate" if is_ours else ""
 
 
@@ -247,7 +264,7 @@ def _guarded(subject: str, check: Callable[[], Iterator[Finding]]) -> Iterator[F
     try:
         yield from check()
     except ConfigurationError as error:
-        yield Finding(subject, False, error.message)
+        yield Finding(subject, False, with_flag(error.message))
     except ModuleNotFoundError as error:
         yield Finding(subject, False, extras.missing(error, "server"))
 

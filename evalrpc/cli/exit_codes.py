@@ -1,6 +1,7 @@
 """The exit codes, and the errors that lead to them."""
 
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -11,6 +12,7 @@ import click
 
 from evalrpc.cli.output import print_line
 from evalrpc.errors import (
+    ConfigurationError,
     EvalrpcError,
     FieldsRefusedError,
     InvalidRequestError,
@@ -40,6 +42,8 @@ class ExitCode(IntEnum):
         member.text = text
         return member
 
+
+_SETTING: Final = re.compile(r"setting (\w+)(?=:)")
 
 _BY_ERROR: Final[tuple[tuple[type[Exception], ExitCode], ...]] = (
     (UnavailableError, ExitCode.UNREACHABLE),
@@ -88,11 +92,23 @@ def _lines(error: Exception, address: str) -> list[str]:
             return [f"not signed in to the server at {address}: {error.message}; `evalrpc login` signs in"]
         case PermissionDeniedError():
             return [f"not allowed by the server at {address}: {error.message}"]
+        case ConfigurationError():
+            return [with_flag(error.message)]
         case EvalrpcError():
             return [error.message]
         case OSError():
             return [f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)]
     return [str(error)]
+
+
+def with_flag(message: str) -> str:
+    """Name, beside the setting that a message begins with, its flag, if the command has one and the message does not say where
+    the setting comes from."""
+    named, context = _SETTING.match(message), click.get_current_context(silent=True)
+    if named is None or context is None or "(from " in message:
+        return message
+    flag = next((parameter.opts[0] for parameter in context.command.params if parameter.name == named[1]), "")
+    return f"{named[0]} ({flag}){message[named.end() :]}" if flag else message
 
 
 def require_linux() -> None:

@@ -55,7 +55,9 @@ class _EventTable:
         self._shown: dict[str, tuple[Cell, ...]] = {}
 
     def show(self, event: JobEvent) -> None:
-        """Print the job of an event, unless it was printed like this before."""
+        """Print the job of an event, unless it was printed like this before. The first event, of whatever type, brings the
+        header: the server follows."""
+        self._table.print_header()
         if not event.HasField("job"):
             return
         job_id, status, duration, *others = job_row(event.job, self._label_columns)

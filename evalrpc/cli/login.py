@@ -24,10 +24,11 @@ def login_command(server: str | None, address: str | None, as_json: bool) -> Non
 
     From then on every command and every Python client sends it to this ADDRESS, unless it is given another.
     """
+    with _reported():
+        target = server_address(server or address).target
     token = _read_token()
     with connect(server or address, token=token) as client:
         owner = _owner(client)
-        target = client.address
     with _reported():
         path = keep_token(target, token)
     if as_json:

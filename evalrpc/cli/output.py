@@ -90,6 +90,7 @@ def print_table(
     table = GrowingTable(form, columns)
     for row in rows:
         table.print_row(row)
+    table.print_header()
 
 
 def print_facts(form: Form, facts: Iterable[tuple[str, Cell]], message: Message) -> None:
@@ -116,19 +117,36 @@ def print_folded(facts: Iterable[tuple[str, Cell]]) -> None:
 
 
 class GrowingTable:
-    """A table whose rows are printed as they come. On a terminal, its columns grow with what they hold."""
+    """A table whose rows are printed as they come. On a terminal, its columns grow with what they hold.
+
+    The header comes with the first row, so that what fails before prints its error alone.
+    """
 
     def __init__(self, form: Form, columns: Sequence[Column], typical: Sequence[str] = ()) -> None:
-        """Prints the header. `typical` is a row as wide as most will be."""
+        """`typical` is a row as wide as most will be."""
         self._form = form
         self._columns = columns
         self._shown = [index for index, column in enumerate(columns) if form is not Form.TABLE or not column.only_wide]
         self._is_terminal = is_terminal() and form is not Form.CSV
         self._widest = list(typical) or [""] * len(columns)
-        self._print_header()
+        self._has_header = False
 
     def print_row(self, row: Sequence[Cell]) -> None:
         """Print one row, with a cell for each of the columns."""
+        self.print_header()
+        self._print_cells(row)
+
+    def print_header(self) -> None:
+        """Print the header, unless it is there."""
+        if self._has_header:
+            return
+        self._has_header = True
+        if self._is_terminal:
+            _print_styled(_console(), [(cell, "bold") for cell in self._layout().header()])
+        else:
+            self._print_cells([column.name for column in self._columns])
+
+    def _print_cells(self, row: Sequence[Cell]) -> None:
         if self._form is Form.CSV:
             click.echo(tables.csv_line(row).encode(), nl=False)
             return
@@ -138,12 +156,6 @@ class GrowingTable:
             click.echo("".join(self._layout().cells(texts)))
         else:
             click.echo("\t".join(texts[index] for index in self._shown))
-
-    def _print_header(self) -> None:
-        if self._is_terminal:
-            _print_styled(_console(), [(cell, "bold") for cell in self._layout().header()])
-        else:
-            self.print_row([column.name for column in self._columns])
 
     def _layout(self) -> tables.Layout:
         return tables.layout(self._columns, [self._widest], terminal_cells() if self._form is Form.TABLE else None)

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import click
 
@@ -18,7 +18,6 @@ from evalrpc.cli.submit import read_submission
 from evalrpc.cli.suggestions import SuggestingGroup
 from evalrpc.cli.tables import Column, Kind
 from evalrpc.config import Settings, load_settings
-from evalrpc.errors import FieldsRefusedError, FieldViolation, InvalidRequestError
 from evalrpc.v1.jobs_pb2 import SubmitJobRequest
 
 _COLUMNS: Final = (Column("field", Kind.WHOLE), Column("reason", Kind.WHOLE), Column("problem"))
@@ -48,37 +47,45 @@ def check_command(file: str, harness: str | None, owner: str, config: Path | Non
     with reported():
         settings = load_settings({"gpus": gpus}, os.environ, config)
         try:
-            reason, refused = _judge(submission, settings, owner)
+            refused = _judge(submission, settings, owner)
         except ModuleNotFoundError as error:
             fail(ExitCode.WRONG_CALL, extras.missing(error, "server"))
     if not refused:
         print_line(f"accepted, for harness {submission.request.harness}", err=form is not Form.TABLE)
         return
-    _print(form, reason, refused)
+    _print(form, refused)
     fail(ExitCode.NOT_PASSED, f"refused: {len(refused)} {'field' if len(refused) == 1 else 'fields'}")
 
 
-def _judge(submission: SubmitJobRequest, settings: Settings, owner: str) -> tuple[str, Sequence[FieldViolation]]:
-    """Return the reason of the error that a server would answer with, and all fields that it would name; none if it would
-    accept the submission. Raises ConfigurationError."""
+class _Refused(NamedTuple):
+    """A field, and what a server has against it."""
+
+    field: str
+    reason: str
+    problem: str
+
+
+def _judge(submission: SubmitJobRequest, settings: Settings, owner: str) -> Sequence[_Refused]:
+    """Return what a server would refuse, also what it would name only once the rest is put right; nothing if it would accept
+    the submission. Raises ConfigurationError."""
     from evalrpc.executors.local.gpus import find_gpus
     from evalrpc.harnesses.registry import build_harnesses
     from evalrpc.jobs.defaults import request_defaults
     from evalrpc.server.admission import Admission
 
     defaults = request_defaults(settings, len(find_gpus(settings.gpus, os.environ)))
-    try:
-        Admission(settings, build_harnesses(settings), defaults).admit(submission, owner, [sys.maxsize])
-    except (InvalidRequestError, FieldsRefusedError) as error:
-        return error.reason, error.violations
-    return "", ()
+    refused: dict[str, _Refused] = {}
+    for error in Admission(settings, build_harnesses(settings), defaults).judge(submission, owner, [sys.maxsize]):
+        for field, problem in error.violations:
+            refused.setdefault(field, _Refused(field, error.reason, problem))  # what is invalid breaks other rules, too
+    return list(refused.values())
 
 
-def _print(form: Form, reason: str, refused: Sequence[FieldViolation]) -> None:
+def _print(form: Form, refused: Sequence[_Refused]) -> None:
     if form in (Form.JSON, Form.JSONL):
-        for field, description in refused:
-            print_json_text(json.dumps({"field": field, "reason": reason, "problem": description}))
+        for one in refused:
+            print_json_text(json.dumps(one._asdict()))
     elif form is Form.TABLE and is_terminal():
-        print_folded((field, f"{reason}: {description}") for field, description in refused)
+        print_folded((one.field, f"{one.reason}: {one.problem}") for one in refused)
     else:
-        print_table(form, _COLUMNS, [(field, reason, description) for field, description in refused])
+        print_table(form, _COLUMNS, refused)

@@ -65,9 +65,22 @@ def _ended(
 ) -> Iterator[JobInfo]:
     """Yield each job once it has ended. Raises TimeoutError.
 
-    The stream has begun, and sent its BOOKMARK, before the jobs are looked at, so that no end is missed.
+    The stream has begun, and sent its BOOKMARK, before the jobs are looked at, so that no end is missed. With a timeout they
+    are looked at before as well, however short it is.
     """
     pending, breaks = set(job_ids), Breaks(client)
+
+    def look(named: Sequence[str]) -> Iterator[JobInfo]:
+        for job_id in filter(pending.__contains__, named):
+            job = client.get_job(job_id)
+            if job.status in TERMINAL:
+                pending.remove(job_id)
+                yield job
+
+    if timeout is not None:
+        yield from look(job_ids)
+        if not pending:
+            return
     events = client.watch_all(
         JobFilter(statuses=TERMINAL),
         view=JobView.JOB_VIEW_BASIC,
@@ -80,10 +93,6 @@ def _ended(
         for event in events:
             breaks.over()
             named = job_ids if event.type == JobEventType.JOB_EVENT_TYPE_BOOKMARK else [event.job.job_id]
-            for job_id in filter(pending.__contains__, named):
-                job = client.get_job(job_id)
-                if job.status in TERMINAL:
-                    pending.remove(job_id)
-                    yield job
+            yield from look(named)
             if not pending:
                 return

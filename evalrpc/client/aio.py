@@ -350,7 +350,8 @@ class AsyncEvalClient(AsyncTransport):
 
         `await client.samples(job_id).to_pandas()` has all of them in one table. The server cuts rows larger than 2 MiB;
         `on_truncated` is called with what was cut, as paths such as `samples[3].resps`, where 3 is the place on a page.
-        Raises JobNotFoundError, SamplesNotFoundError, and InvalidRequestError for an empty name where there are several.
+        Raises JobNotFoundError, SamplesNotFoundError, InvalidRequestError for an empty name where there are several, and
+        ReadLimitError for a file that goes on and on without a sample.
         """
         request = build(ListSamplesRequest, job_id=job_id, model=model, task=task, page_size=page_size)
         return AsyncSampleRows(self._samples(request, on_truncated))
@@ -358,7 +359,9 @@ class AsyncEvalClient(AsyncTransport):
     async def _samples(
         self, request: ListSamplesRequest, on_truncated: Callable[[Sequence[str]], None] | None
     ) -> AsyncGenerator[dict[str, Any], None]:
+        empty_count = 0
         async for page in self._pages(self._stub.ListSamples, request):
+            empty_count = core.count_empty_pages(empty_count, page)
             if on_truncated and page.truncated_fields:
                 on_truncated(page.truncated_fields)
             for sample in page.samples:

@@ -18,6 +18,7 @@ from evalrpc.client.credentials import Bearer, FilePath, TlsOptions, bearer, tls
 from evalrpc.client.reconnect import ReconnectPolicy
 from evalrpc.client.resumable import ItemT, MessageT, Reader, RequestT
 from evalrpc.client.retrying import RETRY_SECONDS, Retries
+from evalrpc.errors import ClientClosedError
 from evalrpc.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 
 ResponseT = TypeVar("ResponseT")
@@ -80,6 +81,7 @@ class AsyncTransport:
             self._bearer = bearer(server, token, token_file)
             self.address, self._channel = server.target, _connect(server, tls_options(server, tls_ca, tls_cert, tls_key))
         self._owns_channel = channel is None
+        self._is_closed = False
         self._timeout_seconds = timeout_seconds
         self._stub = EvaluationServiceStub(self._channel)
 
@@ -92,12 +94,18 @@ class AsyncTransport:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection and end every call on it, unless the channel was given. Idempotent."""
+        """Close the connection and end every call on it, unless the channel was given. Idempotent.
+
+        Calls made later raise ClientClosedError, and so do streams that were under way.
+        """
         if self._owns_channel:
+            self._is_closed = True
             await self._channel.close()
 
     async def is_healthy(self) -> bool:
         """Return whether the server answers and is ready to serve. Raises nothing."""
+        if self._is_closed:
+            return False
         check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(core.HEALTH_CHECK_METHOD)
         try:
             return await check(core.HEALTH_CHECK_REQUEST, timeout=self._timeout_seconds) == core.HEALTH_SERVING
@@ -112,6 +120,7 @@ class AsyncTransport:
     ) -> ResponseT:
         retries = Retries(request, policy or ReconnectPolicy(RETRY_SECONDS, self._timeout_seconds))
         while True:
+            self._require_open()
             try:
                 return await method(request, timeout=retries.timeout_seconds(), metadata=self._bearer.metadata())
             except grpc.RpcError as error:
@@ -135,6 +144,7 @@ class AsyncTransport:
         self, method: grpc.aio.UnaryStreamMultiCallable[RequestT, MessageT], reader: Reader[RequestT, MessageT, ItemT]
     ) -> AsyncGenerator[ItemT, None]:
         while not reader.is_finished():
+            self._require_open()
             call = method(reader.request(), timeout=reader.timeout_seconds(), metadata=self._bearer.metadata())
             try:
                 async for message in call:
@@ -148,6 +158,10 @@ class AsyncTransport:
             finally:
                 call.cancel()
             await asyncio.sleep(delay_seconds)
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise ClientClosedError("the client was closed, so it makes no call any more: make a new one")
 
 
 def _connect(server: Address, tls: TlsOptions | None) -> grpc.aio.Channel:

@@ -13,7 +13,7 @@ from evalrpc.client import values
 from evalrpc.client.addresses import Address, parse_address
 from evalrpc.client.arguments import parse_metric
 from evalrpc.client.request_ids import new_request_id
-from evalrpc.errors import JobCancelledError, JobFailedError
+from evalrpc.errors import JobCancelledError, JobFailedError, ReadLimitError
 from evalrpc.v1.history_pb2 import GetHistoryRequest, GetHistoryResponse, HistoryPoint
 from evalrpc.v1.jobs_pb2 import (
     CACHE_MODE_ALLOW,
@@ -27,6 +27,7 @@ from evalrpc.v1.jobs_pb2 import (
     UpdateJobRequest,
 )
 from evalrpc.v1.results_pb2 import ListMetricsRequest
+from evalrpc.v1.samples_pb2 import ListSamplesResponse
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
 ADDRESS_VARIABLE: Final = "EVALRPC_ADDRESS"
@@ -34,6 +35,9 @@ NAMES_PAGE_SIZE: Final = 1000
 """How many task or model names are fetched per page; a harness may have many thousands."""
 METRICS_PAGE_SIZE: Final = 10_000
 """The same for the metrics of a job."""
+
+MAX_EMPTY_PAGES: Final = 16
+"""How many pages of samples in a row may have none. Each stands for up to 1 GiB of a file, or for seconds of reading it."""
 
 HEALTH_CHECK_METHOD: Final = "/grpc.health.v1.Health/Check"
 HEALTH_CHECK_REQUEST: Final = b""
@@ -236,6 +240,16 @@ def completed(job: JobInfo, *, raise_on_failure: bool = True) -> JobInfo:
     if raise_on_failure and job.status == JobStatus.JOB_STATUS_CANCELLED:
         raise JobCancelledError(job)
     return job
+
+
+def count_empty_pages(count: int, page: ListSamplesResponse) -> int:
+    """Return how many pages in a row have no sample, with this one. Raises ReadLimitError if they are too many to go on."""
+    count = 0 if page.samples else count + 1
+    if count < MAX_EMPTY_PAGES or not page.next_page_token:
+        return count
+    raise ReadLimitError(
+        f"{count} pages in a row have no sample, and the file goes on: no harness writes that; download it to look at it"
+    )
 
 
 def plain_row(struct: Struct) -> dict[str, Any]:

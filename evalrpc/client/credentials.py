@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from evalrpc.client.addresses import Address
 from evalrpc.client.logins import kept_token
+from evalrpc.files.regular import read_regular_file
 
 TLS_CA_VARIABLE: Final = "EVALRPC_TLS_CA"
 TLS_CERT_VARIABLE: Final = "EVALRPC_TLS_CLIENT_CERT"
@@ -40,7 +41,9 @@ class Bearer:
 
     def metadata(self) -> Metadata:
         """Return what to send with a call. Raises OSError and ValueError if the file has no token."""
-        return self._metadata if self._file is None else _metadata(self._file.read_text().strip(), f"the token in {self._file}")
+        if self._file is None:
+            return self._metadata
+        return _metadata(_token_in(self._file), f"the token in {self._file}")
 
     def __bool__(self) -> bool:
         return bool(self._metadata) or self._file is not None
@@ -54,6 +57,7 @@ def tls_options(
 
     Raises ValueError for what makes no sense, OSError for a file that can't be read.
     """
+    _require_not_empty(tls_ca=ca, tls_cert=cert, tls_key=key)
     if not address.uses_tls:
         if ca or cert or key:
             raise ValueError(f"certificates need an address with TLS: write https://{address.target}")
@@ -74,6 +78,7 @@ def bearer(address: Address, token: str | None = None, token_file: FilePath | No
 
     Raises ValueError where it would travel in the open, and for what is no token; OSError for a file that can't be read.
     """
+    _require_not_empty(token_file=token_file)
     if token and token_file:
         raise ValueError("give either a token or a token_file, not both")
     if token_file:
@@ -100,8 +105,18 @@ def root_certificates() -> bytes | None:
     return "".join(map(ssl.DER_cert_to_PEM_cert, certificates)).encode() or None
 
 
+def _require_not_empty(**files: FilePath | None) -> None:
+    """Raise ValueError for a name that is empty, such as that of a variable which is not set: nobody means no file by it."""
+    if empty := next((name for name, file in files.items() if file is not None and not os.fspath(file)), None):
+        raise ValueError(f"{empty} is empty: name a file, or leave it out")
+
+
+def _token_in(file: Path) -> str:
+    return read_regular_file(file).decode(errors="replace").strip()
+
+
 def _authorities(path: Path) -> bytes:
-    content = path.read_bytes()
+    content = read_regular_file(path)
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except ssl.SSLError:
@@ -110,7 +125,7 @@ def _authorities(path: Path) -> bytes:
 
 
 def _key_and_chain(key: Path, cert: Path) -> tuple[bytes, bytes]:
-    contents = key.read_bytes(), cert.read_bytes()
+    contents = read_regular_file(key), read_regular_file(cert)
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(cert, key, password="")  # else OpenSSL would ask for one
     except ssl.SSLError:

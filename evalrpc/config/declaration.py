@@ -167,12 +167,14 @@ def _string_or_integer(value: Any, folder: Path) -> str:
 
 
 def _path(value: Any, folder: Path) -> Path:
+    if value == "":  # would be the folder itself
+        raise ValueError
     return Path(os.path.abspath(folder / value))
 
 
 def _program(value: Any, folder: Path) -> Path:
     """Leave a bare name to PATH; resolve others against the folder, but keep links: a venv's python is one."""
-    return _path(value, folder) if "/" in value else Path(value)
+    return Path(value) if value and "/" not in value else _path(value, folder)
 
 
 def _strings(value: Any, folder: Path) -> tuple[str, ...]:

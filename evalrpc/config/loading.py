@@ -14,12 +14,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from evalrpc.config.callers import ClientCertificate, OidcSettings
+from evalrpc.config.callers import OWNER_RULE, ClientCertificate, OidcSettings
 from evalrpc.config.declaration import settings_of
 from evalrpc.config.policy import PolicySettings
 from evalrpc.config.secrets import SOURCES, SecretSettings
 from evalrpc.config.settings import DEFAULT_QUOTA, SETTINGS, HarnessSettings, QuotaSettings, Settings
 from evalrpc.errors import ConfigurationError
+from evalrpc.files.regular import read_regular_file
 
 _HARNESSES: Final = "harnesses"
 _POLICY: Final = "policy"
@@ -28,7 +29,6 @@ _CERTIFICATES: Final = "client_certificates"
 _OIDC: Final = "oidc"
 _SHARES: Final = "shares"
 _QUOTAS: Final = "quotas"
-_MAX_OWNER_LENGTH: Final = 255
 _HARNESS_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _SECRET_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _NO_SECRET: Final = re.compile(r"EVALRPC_.*|CUDA_VISIBLE_DEVICES")  # the server itself sets these for every run
@@ -65,7 +65,7 @@ def load_settings(
 
 def _read_file(path: Path) -> dict[str, _Given]:
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(read_regular_file(path).decode())
     except OSError as error:
         raise ConfigurationError(f"config file {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -84,7 +84,7 @@ def _read_harnesses(tables: _Given) -> dict[str, HarnessSettings]:
 def _read_harness(name: str, table: _Given) -> HarnessSettings:
     where = f"{_HARNESSES}.{name}"
     _require(bool(_HARNESS_NAME.fullmatch(name)), where, "a name has small letters, digits, `.`, `_` and `-`", table.source)
-    values = _read_table(HarnessSettings, where, table, {"kind": name, "working_dir": ""}, (_POLICY,))
+    values = _read_table(HarnessSettings, where, table, {"kind": name, "working_dir": "."}, (_POLICY,))
     policy = _read_policy(f"{where}.{_POLICY}", table._replace(value=table.value.get(_POLICY, {})))
     _require(
         values["kind"] != "command" or bool(values.get("command")),
@@ -186,7 +186,7 @@ def _read_quota(owner: str, table: _Given) -> dict[str, Any]:
 
 
 def _require_owner(owner: str, where: str, source: str) -> None:
-    _require(0 < len(owner) <= _MAX_OWNER_LENGTH, where, f"an owner has 1 to {_MAX_OWNER_LENGTH} characters", source)
+    _require(OWNER_RULE.holds(owner), where, f"an owner must {OWNER_RULE.description}, as at sign-in", source)
 
 
 def _require(condition: bool, name: str, rule: str, source: str) -> None:

@@ -21,6 +21,7 @@ from typing import BinaryIO, Final
 
 from evalrpc.errors import ArtifactNotFoundError, FieldViolation, InvalidRequestError
 from evalrpc.files.errnos import unreadable
+from evalrpc.files.regular import wrong_kind
 from evalrpc.protobuf.file_names import disk_name, wire_name
 
 MAX_NAME_BYTES: Final = 4096
@@ -42,13 +43,6 @@ _FOLDER: Final = _COMMON | os.O_DIRECTORY
 _PASSED_THROUGH: Final = _FOLDER | os.O_PATH
 _NOT_THE_KIND: Final = frozenset({errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO})
 _NO_FILE: Final = _NOT_THE_KIND | {errno.ENOENT, errno.ENAMETOOLONG}
-_KINDS: Final[Sequence[tuple[Callable[[int], bool], str, int]]] = (
-    (stat.S_ISREG, "a regular file", errno.ENOTDIR),
-    (stat.S_ISLNK, "a symbolic link", errno.ELOOP),
-    (stat.S_ISDIR, "a folder", errno.EISDIR),
-    (stat.S_ISFIFO, "a FIFO", errno.ENXIO),
-    (stat.S_ISSOCK, "a socket", errno.ENXIO),
-)
 
 
 @dataclass(frozen=True, order=True)
@@ -209,22 +203,15 @@ def _explained(error: OSError, name: str, wanted: str, parent: int) -> OSError:
     """Return the error that says what was found where a file or a folder is wanted."""
     if error.errno in _NOT_THE_KIND:
         with suppress(OSError):  # removed meanwhile
-            return _wrong_kind(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode, name, wanted)
+            return wrong_kind(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode, name, wanted)
     return error
-
-
-def _wrong_kind(mode: int, name: str, wanted: str) -> OSError:
-    kind, number = next(((kind, number) for is_kind, kind, number in _KINDS if is_kind(mode)), ("a device", errno.ENXIO))
-    return OSError(
-        errno.ENOTDIR if wanted == "folder" and number != errno.ELOOP else number, f"it is {kind}, not a {wanted}", name
-    )
 
 
 def _require_regular(descriptor: int, name: str) -> None:
     """Raise OSError unless a regular file was opened."""
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
-        raise _wrong_kind(mode, name, "regular file")
+        raise wrong_kind(mode, name, "regular file")
 
 
 def _require_artifact(descriptor: int, name: str) -> None:

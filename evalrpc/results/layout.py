@@ -24,6 +24,7 @@ from typing import Final, NamedTuple
 from evalrpc.errors import RunFailedError
 from evalrpc.files.errnos import require_no_shortage
 from evalrpc.files.opening import open_in, scan_folder
+from evalrpc.printable import printable
 from evalrpc.protobuf.bounds import json_integer
 from evalrpc.protobuf.structs import wire_text
 from evalrpc.results.metrics import mapping, model_result, rows_of, strings
@@ -145,7 +146,8 @@ def valid_results(what: str) -> Iterator[None]:
 def require_utf8(name: str) -> str:
     """Return a name or path if a message can carry it. Raises RunFailedError with reason RESULTS_INVALID otherwise."""
     if not is_utf8(name):
-        raise _invalid(f"the name {ascii(name)[:200]} is not UTF-8")
+        shown = printable(os.fsencode(name).decode(errors="backslashreplace"))[:200]
+        raise _invalid(f"the name '{shown}' is not UTF-8")
     return name
 
 

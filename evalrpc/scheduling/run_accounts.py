@@ -31,6 +31,7 @@ from evalrpc.store.base import Store
 _PROBE_SECONDS: Final = 10.0
 _IS_PROGRAM: Final = 'program=$(command -v "$0") && test -x "$program"'
 _IS_WRITABLE: Final = 'test -d "$0" && test -w "$0" && test -x "$0"'
+_FIRST_CLOSED: Final = 'for folder; do test -x "$folder" || { echo "$folder"; break; }; done'
 _WRITTEN_FOLDERS: Final = frozenset({"HF_HOME", "TMPDIR"})
 _RIGHTS: Final = 0o777
 _OTHERS: Final = 0o077
@@ -165,6 +166,22 @@ def find_lacks(pool: AccountPool, harness: HarnessSettings, environment: Mapping
     ]
     lacks += (f"{name}={variables[name]} can't be written with the account {uid}: open it to every account" for name in closed)
     return lacks
+
+
+def require_way(pool: AccountPool | None, data_dir: Path) -> None:
+    """Raise ConfigurationError unless the accounts of the pool can pass through all folders above the data folder. Blocks."""
+    if pool is None:
+        return
+    above = [str(folder) for folder in reversed(data_dir.resolve().parents) if folder.exists()]
+    try:
+        closed = run_as(pool.uids[0], pool.groups, ["/bin/sh", "-c", _FIRST_CLOSED, "sh", *above]).stdout.rstrip("\n")
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ConfigurationError(f"setting run_as_uids: can't try out the account {pool.uids[0]}: {error}") from error
+    if closed:
+        raise ConfigurationError(
+            f"setting data_dir: runs have accounts of their own (setting run_as_uids), and the account {pool.uids[0]} can't "
+            f"pass through {closed} to {data_dir}: run `chmod o+x` on it, or choose another data_dir"
+        )
 
 
 def run_as(uid: int, groups: Sequence[int], argv: Sequence[str], cwd: Path = Path("/")) -> "subprocess.CompletedProcess[str]":

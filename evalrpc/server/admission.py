@@ -1,10 +1,11 @@
 """Decides whether a submission is accepted: fills in the operator's defaults, then has every rule judge the whole of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 from evalrpc.config import Settings
+from evalrpc.errors import FieldsRefusedError, InvalidRequestError, PolicyViolationError, SecretNotAllowedError
 from evalrpc.harnesses.base import Harness
 from evalrpc.jobs.defaults import RequestDefaults
 from evalrpc.server import policy, secret_use, validation
@@ -21,11 +22,18 @@ class Admission:
     defaults: RequestDefaults
 
     def admit(self, call: SubmitJobRequest, owner: str, gpu_counts: Sequence[int], max_gpus: int | None = None) -> None:
+        """Fill in what the call leaves out, and raise the first error of `judge`, if there is one."""
+        for error in self.judge(call, owner, gpu_counts, max_gpus):
+            raise error
+
+    def judge(
+        self, call: SubmitJobRequest, owner: str, gpu_counts: Sequence[int], max_gpus: int | None = None
+    ) -> Iterator[InvalidRequestError | FieldsRefusedError]:
         """Fill in what the call leaves out. `owner`: whose job it will be. `gpu_counts`: how many GPUs each node has.
         `max_gpus`: how many the owner may hold, None for any number.
 
-        Raises InvalidRequestError with every bad field; else SecretNotAllowedError with every secret that is not for the owner;
-        else PolicyViolationError with every field that the harness's policy does not allow.
+        Yields InvalidRequestError with every bad field; SecretNotAllowedError with every secret that is not for the owner;
+        PolicyViolationError with every field that the harness's policy does not allow.
         """
         if call.HasField("request"):
             self.defaults.fill_in(call.request)
@@ -34,7 +42,10 @@ class Admission:
             policy.fill_in_timeout(call, harness.policy)
         invalid = validation.submission(call, self.harnesses, gpu_counts, self.settings.output_root, max_gpus)
         arguments = list(argument_values(call.request))  # once for all rules, since there may be very many
-        validation.require(chain(invalid, secret_use.violations(call.request, arguments, self.settings.secrets, owner)))
-        secret_use.require_allowed(call.request, self.settings.secrets, owner)
-        if harness is not None:
-            policy.require_allowed(call, arguments, harness)
+        bad = tuple(chain(invalid, secret_use.violations(call.request, arguments, self.settings.secrets, owner)))
+        if bad:
+            yield InvalidRequestError(violations=bad)
+        if withheld := tuple(secret_use.not_allowed(call.request, self.settings.secrets, owner)):
+            yield SecretNotAllowedError(violations=withheld)
+        if harness is not None and (refused := tuple(policy.violations(call, arguments, harness))):
+            yield PolicyViolationError(violations=refused, metadata={"harness": harness.name})

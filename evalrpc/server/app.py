@@ -37,7 +37,7 @@ from evalrpc.reading.logs import LogReader
 from evalrpc.reading.metrics import MetricLister
 from evalrpc.reading.samples import SampleLister
 from evalrpc.scheduling.queue_state import QueueState
-from evalrpc.scheduling.run_accounts import RunAccounts, account_pool, describe_accounts
+from evalrpc.scheduling.run_accounts import RunAccounts, account_pool, describe_accounts, require_way
 from evalrpc.scheduling.run_bounds import RunBounds
 from evalrpc.scheduling.run_limits import RunLimitsPolicy, describe_limits
 from evalrpc.scheduling.scheduler import Scheduler
@@ -162,6 +162,7 @@ class Server:
         self.harnesses = harnesses = build_harnesses(settings)
         self._defaults = request_defaults(settings, len(devices))
         pool = account_pool(settings.run_as_uids, settings.run_as_groups)
+        require_way(pool, settings.data_dir)
         access = output_access(settings.output_root, settings.output_mode, settings.output_group)
         access = replace(access, is_passable=pool is not None)
         self._authenticator = Authenticator(settings, clock)

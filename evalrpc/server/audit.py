@@ -9,6 +9,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Final
+from urllib.parse import unquote
 
 from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
@@ -138,7 +139,7 @@ class MethodAudit:
             self._name,
             code,
             reason,
-            peer=peer,
+            peer=unquote(peer),  # gRPC quotes the brackets of an IPv6 address
             job_id=self._text(request, self._job_id) or self._text(answer, self._new_job_id),
             target=self._target(request),
             request_id=self._text(request, self._request_id),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
 
 from evalrpc.config import Settings
+from evalrpc.files.regular import open_regular_file
 
 DEFAULT_NAME: Final = "audit.jsonl"
 """The name of the file in the data folder, where the setting names none."""
@@ -129,7 +130,7 @@ class AuditFile:
         seen: set[tuple[int, int]] = set()
         for number in range(self._max_files):
             try:
-                file = self._numbered(number).open("rb")
+                file = open_regular_file(self._numbered(number))
             except FileNotFoundError:
                 continue
             status = os.fstat(file.fileno())

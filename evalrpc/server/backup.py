@@ -66,8 +66,8 @@ def make_backup(data_dir: Path, target: Path, clock: Clock) -> Copied:
     _require_apart(data_dir, target)
     make_private_folder(target)
     _require_empty(target)
-    copy_database(data_dir / DATABASE_NAME, target / DATABASE_NAME)
-    _copy_tokens(data_dir, target)
+    copy_database(data_dir / DATABASE_NAME, target / DATABASE_NAME, is_in_use=True)
+    _copy_tokens(data_dir, target, is_in_use=True)
     with closing(SqliteStore(target, clock, UNBOUNDED)) as store:
         problems = _copy_files(store, data_dir, target)
         _delete_gone(store, data_dir, target)
@@ -90,7 +90,7 @@ def restore_backup(backup: Path, data_dir: Path, clock: Clock) -> Copied:
         _require_empty(data_dir)
         staging = data_dir / RESTORING_DIR
         make_private_folder(staging)
-        copy_database(backup / DATABASE_NAME, staging / DATABASE_NAME)
+        copy_database(backup / DATABASE_NAME, staging / DATABASE_NAME, is_in_use=False)
         raise_revision(staging / DATABASE_NAME, clock.now().ToMicroseconds())
         with closing(SqliteStore(staging, clock, UNBOUNDED)) as store:
             _move_jobs(store, data_dir.absolute())
@@ -100,7 +100,7 @@ def restore_backup(backup: Path, data_dir: Path, clock: Clock) -> Copied:
         _move_results_files(data_dir)
         for job in running:
             _let_run_vanish(attempt_dir(data_dir, job.job_id, job.attempt))
-        _copy_tokens(backup, data_dir)
+        _copy_tokens(backup, data_dir, is_in_use=False)
         os.sync()
         (staging / DATABASE_NAME).rename(data_dir / DATABASE_NAME)
         remove_tree(staging)
@@ -125,9 +125,9 @@ def _require_empty(folder: Path) -> None:
         raise ConfigurationError(f"{folder} is not empty: it has {found[0]}; take a new folder")
 
 
-def _copy_tokens(source: Path, target: Path) -> None:
+def _copy_tokens(source: Path, target: Path, *, is_in_use: bool) -> None:
     if (source / TOKENS_NAME).exists():
-        copy_database(source / TOKENS_NAME, target / TOKENS_NAME)
+        copy_database(source / TOKENS_NAME, target / TOKENS_NAME, is_in_use=is_in_use)
 
 
 def _copy_files(store: Store, data_dir: Path, target: Path) -> list[str]:

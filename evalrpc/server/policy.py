@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Final
 
 from evalrpc.config import HarnessSettings, PolicySettings
-from evalrpc.errors import FieldViolation, PolicyViolationError
+from evalrpc.errors import FieldViolation
 from evalrpc.harnesses.inspect_ai.harness import KIND as INSPECT_AI
 from evalrpc.jobs.defaults import gpus_needed
 from evalrpc.server.argument_values import Argument, parsed_json
@@ -35,15 +35,8 @@ def fill_in_timeout(call: SubmitJobRequest, policy: PolicySettings) -> None:
         call.timeout.FromNanoseconds(int(seconds * 1e9))
 
 
-def require_allowed(call: SubmitJobRequest, arguments: Iterable[Argument], harness: HarnessSettings) -> None:
-    """Raise PolicyViolationError with every field of a valid submission, with these arguments, that the policy of its harness
-    does not allow."""
-    found = tuple(_violations(call, arguments, harness))
-    if found:
-        raise PolicyViolationError(violations=found, metadata={"harness": harness.name})
-
-
-def _violations(call: SubmitJobRequest, arguments: Iterable[Argument], harness: HarnessSettings) -> Iterator[FieldViolation]:
+def violations(call: SubmitJobRequest, arguments: Iterable[Argument], harness: HarnessSettings) -> Iterator[FieldViolation]:
+    """Yield every field of a submission, with these arguments, that the policy of its harness does not allow."""
     policy = harness.policy
     of_request = _of_request(call.request, arguments, policy, harness.kind)
     for field, rule, problem in (*of_request, *_of_timeout(call, policy)):

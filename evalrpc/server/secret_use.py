@@ -5,7 +5,7 @@ from typing import Final
 
 from evalrpc.config import SecretSettings
 from evalrpc.config.secrets import may_use
-from evalrpc.errors import FieldViolation, SecretNotAllowedError
+from evalrpc.errors import FieldViolation
 from evalrpc.server.argument_values import Argument
 from evalrpc.v1.jobs_pb2 import EvaluateRequest
 
@@ -25,17 +25,12 @@ def violations(
     yield from _holding_secrets(arguments)
 
 
-def require_allowed(request: EvaluateRequest, known: Mapping[str, SecretSettings], owner: str) -> None:
-    """Raise SecretNotAllowedError with all the secrets, of those that there are, which jobs of this owner may not use."""
-    refused = [
-        FieldViolation(
-            f"request.secrets[{index}]", f"{name} is not for {_described(owner)}: its owners are the operator's choice"
-        )
-        for index, name in enumerate(request.secrets)
-        if not may_use(known[name], owner)
-    ]
-    if refused:
-        raise SecretNotAllowedError(violations=refused)
+def not_allowed(request: EvaluateRequest, known: Mapping[str, SecretSettings], owner: str) -> Iterator[FieldViolation]:
+    """Yield the secrets, of those that there are, which jobs of this owner may not use."""
+    for index, name in enumerate(request.secrets[:MAX_SECRETS]):
+        if name in known and not may_use(known[name], owner):
+            text = f"{name} is not for {_described(owner)}: its owners are the operator's choice"
+            yield FieldViolation(f"request.secrets[{index}]", text)
 
 
 def _names(request: EvaluateRequest, known: Mapping[str, SecretSettings], owner: str) -> Iterator[FieldViolation]:

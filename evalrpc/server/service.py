@@ -20,7 +20,7 @@ from evalrpc.analysis.history import LIMITS as HISTORY_LIMITS
 from evalrpc.analysis.history import MAX_POINTS, History, HistoryPlaces
 from evalrpc.clock import Clock
 from evalrpc.config import Settings
-from evalrpc.errors import FieldViolation, PermissionDeniedError, ServerStoppingError
+from evalrpc.errors import FieldViolation, InvalidRequestError, PermissionDeniedError, ServerStoppingError
 from evalrpc.executors.base import Device, Node
 from evalrpc.files.read_budget import ReadBudget
 from evalrpc.harnesses.base import Harness
@@ -150,16 +150,28 @@ class EvaluationService:
             )
         request.DiscardUnknownFields()  # they would be in every message of the job
         fingerprint = _fingerprint(request) if request.request_id else b""  # before the operator's defaults, which may change
-        max_gpus = self.entitlements.policy.quota(call.principal.owner).max_gpus
-        self.admission.admit(request, call.principal.owner, self._gpu_counts(), max_gpus)
-        _require_may_give(request.priority, call.principal)
-        job = _new_job(next(self.job_ids), request, call.principal.owner)
-        await self._check_names(job)
+        try:
+            job = await self._admitted(request, call.principal)
+        except (InvalidRequestError, PermissionDeniedError):  # by rules that may be newer than the job
+            repeated = Submission(JobInfo(owner=call.principal.owner), request.request_id, fingerprint)
+            found = await self._read(lambda: self.store.find_submitted(repeated)) if request.request_id else None
+            if found is None:
+                raise
+            return self._answer(found, call)
         if request.validate_only:
             return self._as_if_submitted(job)
         key = await self._cache_key(request.cache, job)
         submission = Submission(job, request.request_id, fingerprint, key)
         return self._answer(await asyncio.wrap_future(self.store.submit(submission)), call)
+
+    async def _admitted(self, request: SubmitJobRequest, principal: Principal) -> JobInfo:
+        """Return the job that a submission asks for. Raises InvalidRequestError, PermissionDeniedError."""
+        max_gpus = self.entitlements.policy.quota(principal.owner).max_gpus
+        self.admission.admit(request, principal.owner, self._gpu_counts(), max_gpus)
+        _require_may_give(request.priority, principal)
+        job = _new_job(next(self.job_ids), request, principal.owner)
+        await self._check_names(job)
+        return job
 
     async def GetJob(self, request: GetJobRequest, call: Call) -> bytes:
         """Return a job as it stands now."""

@@ -232,6 +232,9 @@ class Store(Protocol):
         No more than `limit`, and none after the one with which they have `max_bytes`. Empty only if there are none.
         """
 
+    def find_submitted(self, submission: Submission) -> JobInfo | None:
+        """Return the job that the same request_id got from the same owner for the same contents, if there is one."""
+
     def find_identical(self, cache_key: bytes, supersede_key: str = "") -> JobInfo | None:
         """Return the job whose run a submission with these keys would share: one that is COMPLETED, of those that ran the
         latest, else any; or else the latest that is QUEUED or RUNNING without a cancel request and follows no other."""

@@ -177,6 +177,10 @@ class SharedStore:
         """See Store.list_jobs."""
         return self._database.list_jobs(job_filter, before_sequence, limit, max_bytes, owner=owner)
 
+    def find_submitted(self, submission: Submission) -> JobInfo | None:
+        """See Store.find_submitted."""
+        return self._database.find_submitted(submission)
+
     def find_identical(self, cache_key: bytes, supersede_key: str = "") -> JobInfo | None:
         """See Store.find_identical."""
         return self._database.find_identical(cache_key, supersede_key)

@@ -893,8 +893,8 @@ class SubmitJobRequest(_message.Message):
     PREEMPTIBLE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes the call safe to repeat: the same id from the same owner with the same contents returns the same job, for as long as
-    the job is kept. 1 to 128 printable ASCII characters without spaces; a fresh UUID is a good choice. Empty: every call
-    submits a new job.
+    the job is kept, and even if the server would refuse it by now. 1 to 128 printable ASCII characters without spaces; a fresh
+    UUID is a good choice. Empty: every call submits a new job.
     """
     priority: _builtins.int
     """Of the jobs of one owner, those with a higher priority start first; equal ones start in order of arrival. -1000 to 1000. Above

@@ -25,6 +25,7 @@ def test_the_notebook_is_kept_without_outputs() -> None:
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # those of Jupyter are not ours
 def test_the_notebook_runs_and_shows_what_it_promises(
     serve: Callable[[str], ServerProcess], monkeypatch: pytest.MonkeyPatch

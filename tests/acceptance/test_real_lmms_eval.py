@@ -124,7 +124,7 @@ def metrics_of(job: pb.JobInfo, task: str) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("model", "task", "message"),
     [
-        ("no_such_model", "sums_a", "ValueError: there is no model 'no_such_model'"),
+        pytest.param("no_such_model", "sums_a", "ValueError: there is no model 'no_such_model'", marks=pytest.mark.slow),
         ("dummy", "no_such_task", "ValueError: Tasks not found: no_such_task"),
         pytest.param("dummy", "sums_crash", "RuntimeError: the scorer gave up on document 0", marks=pytest.mark.slow),
     ],

@@ -5,7 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,15 +134,17 @@ def decoded(text: str) -> list[Any]:
     return messages
 
 
-@pytest.fixture
-def server(tmp_path: Path, serve: Callable[[str], ServerProcess]) -> ServerProcess:
-    (tmp_path / "program.py").write_text(PROGRAM)
-    return serve(f"""
-        gpus = "0"
-        [harnesses.small]
-        kind = "command"
-        command = ["{sys.executable}", "program.py", "{{output_dir}}"]
-    """)
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """One for all tests here, since none minds the jobs of another."""
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "program.py").write_text(PROGRAM)
+    command = f'["{sys.executable}", "program.py", "{{output_dir}}"]'
+    server = ServerProcess(folder / "data", f'gpus = "0"\n[harnesses.small]\nkind = "command"\ncommand = {command}\n')
+    try:
+        yield server.start()
+    finally:
+        server.clean_up()
 
 
 @pytest.fixture(params=[Grpcurl, BufCurl], ids=["grpcurl", "buf"])
@@ -248,7 +250,7 @@ def test_streams_are_read_to_their_end(client: GenericClient) -> None:
         ),
         ("GetJob", {"jobId": NOWHERE}, "there is no job", ("JOB_NOT_FOUND", "evalrpc", "ResourceInfo", NOWHERE)),
         ("WatchJob", {"jobId": NOWHERE, "afterRevision": 1}, "there is no job", ("JOB_NOT_FOUND", NOWHERE)),
-        ("WatchJobs", {"afterRevision": 99}, "revision", ("REVISION_IN_FUTURE", "head_revision")),
+        ("WatchJobs", {"afterRevision": 10**9}, "revision", ("REVISION_IN_FUTURE", "head_revision")),
     ],
 )
 def test_an_error_is_readable_with_its_details(

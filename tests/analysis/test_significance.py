@@ -6,6 +6,7 @@ from math import comb
 
 import numpy as np
 import pytest
+from example_count import example_count
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -91,7 +92,7 @@ def test_the_bootstrap_of_many_groups_spreads_as_that_of_all_samples() -> None:
     assert (found.lower, found.upper) == pytest.approx((found.value - reach, found.value + reach), abs=0.1 * reach)
 
 
-@pytest.mark.parametrize("count", [MIN_SAMPLES, 50])
+@pytest.mark.parametrize("count", [MIN_SAMPLES, pytest.param(50, marks=pytest.mark.slow)])
 def test_the_bootstrap_of_few_samples_covers_the_truth_about_as_often_as_it_says(count: int) -> None:
     dice = np.random.default_rng(3)
     intervals = [paired_bootstrap(dice.normal(0.3, 1.0, size=count), 0.05) for _ in range(200)]
@@ -102,7 +103,7 @@ def test_the_same_samples_have_the_same_bootstrap() -> None:
     assert paired_bootstrap(skewed(2 * MAX_RESAMPLED), 0.05) == paired_bootstrap(skewed(2 * MAX_RESAMPLED), 0.05)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=example_count(25))
 @given(
     differences=st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.25, 1.0, 1e100]), min_size=MIN_SAMPLES, max_size=40), alpha=ALPHAS
 )

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -905,6 +906,18 @@ def test_doctor_tries_what_a_run_with_an_account_can_do(config: Path, tmp_path: 
     assert findings["harness nightly with an account of runs"]["good"]
 
 
+@needs_accounts
+def test_doctor_names_the_folder_that_keeps_accounts_from_the_data_folder(config: Path, tmp_path: Path) -> None:
+    config.write_text(f'run_as_uids = "{UIDS}"\n{config.read_text()}')
+    with tempfile.TemporaryDirectory() as above:
+        for mode, is_good in ((0o700, False), (0o711, True)):
+            Path(above).chmod(mode)
+            flags = ("--listen", "127.0.0.1:0", "--data-dir", f"{above}/data")
+            finding = doctor("--config", str(config), *flags)[1]["data folder with an account of runs"]
+            assert finding["good"] == is_good
+            assert above in finding["detail"]
+
+
 def test_doctor_says_that_accounts_take_root(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     config.write_text(f'run_as_uids = "{UIDS}"\n{config.read_text()}')
@@ -950,7 +963,7 @@ def test_doctor_refuses_what_serve_would_refuse(config: Path) -> None:
     exit_code, findings = doctor("--config", str(config), "--listen", "0.0.0.0:0")
 
     assert exit_code == 1
-    assert findings["addresses"]["detail"].startswith("setting tls_cert: 0.0.0.0:0 is not loopback")
+    assert findings["addresses"]["detail"].startswith("setting tls_cert (--tls-cert): 0.0.0.0:0 is not loopback")
 
 
 @pytest.mark.parametrize(
@@ -974,7 +987,8 @@ def test_doctor_says_why_a_certificate_can_not_be_used(config: Path, tmp_path: P
     _, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0", *tls)
 
     assert not findings["certificate"]["good"]
-    assert findings["certificate"]["detail"] == f"setting tls_cert: can't read {tmp_path / 'none'}: No such file or directory"
+    problem = f"can't read {tmp_path / 'none'}: No such file or directory"
+    assert findings["certificate"]["detail"] == f"setting tls_cert (--tls-cert): {problem}"
 
 
 def test_doctor_knows_a_server_with_its_certificate_and_no_other(config: Path, tmp_path: Path) -> None:
@@ -987,6 +1001,11 @@ def test_doctor_knows_a_server_with_its_certificate_and_no_other(config: Path, t
     try:
         _, findings = doctor("--config", str(config), "--listen", f"127.0.0.1:{port}", *tls)
         assert findings["port"]["detail"] == f"a server with this certificate answers at 127.0.0.1:{port}"
+        unreadable = ("--tls-cert", str(tmp_path / "none"), "--tls-key", str(key))
+        _, findings = doctor("--config", str(config), "--listen", f"127.0.0.1:{port}", *unreadable)
+        assert findings["port"]["good"], "it may be the server itself; the finding of the certificate says what to do"
+        assert f"that can't be told without the certificate in {tmp_path / 'none'}" in findings["port"]["detail"]
+        assert not findings["certificate"]["good"]
         Authority().issue().write(tmp_path)
         _, findings = doctor("--config", str(config), "--listen", f"127.0.0.1:{port}", *tls)
         assert not findings["port"]["good"]

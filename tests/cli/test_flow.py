@@ -124,6 +124,17 @@ def test_wait_ends_with_124_when_the_time_is_over(run: Run, service: FakeService
     assert (result.exit_code, result.stderr) == (124, "evalrpc: the time is over, and 1 of 2 jobs have not ended\n")
 
 
+@pytest.mark.parametrize(("status", "exit_code"), [(COMPLETED, 0), (FAILED, 1), (RUNNING, 124)])
+def test_wait_looks_once_even_if_there_is_no_time(
+    run: Run, service: FakeService, status: "JobStatus.ValueType", exit_code: int
+) -> None:
+    add(service, (A, status))
+
+    result = run("wait", A, "--timeout", "0")
+
+    assert (result.exit_code, ids(result)) == (exit_code, [] if status == RUNNING else [A])
+
+
 def test_wait_as_json_prints_a_job_per_line(run: Run, service: FakeService) -> None:
     add(service, (A, COMPLETED), (B, COMPLETED))
 
@@ -139,7 +150,9 @@ def test_wait_that_makes_no_sense_is_a_wrong_call(run: Run, service: FakeService
 
 
 def test_wait_for_a_job_that_is_not_there_is_a_wrong_call(run: Run) -> None:
-    assert run("wait", A).exit_code == 2
+    result = run("wait", A)
+
+    assert (result.exit_code, result.stdout) == (2, "")
 
 
 # cancel and delete

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import terminal_jobs as jobs
 from click.testing import Result
-from fake_server import FakeService, job_at
+from fake_server import JOB_ID, FakeService, job_at
 from google.protobuf import json_format
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -283,3 +283,24 @@ def test_the_end_of_a_log_does_not_repeat_the_message() -> None:
 )
 def test_the_duration_is_that_of_the_run_so_far_or_in_all(job: JobInfo, text: str) -> None:
     assert wording.run_time(job, Timestamp(seconds=165)) == text
+
+
+@pytest.mark.parametrize(
+    ("call", "command"),
+    [
+        ("ListJobs", ("list",)),
+        ("ListMetrics", ("metrics", JOB_ID)),
+        ("ListTasks", ("tasks",)),
+        ("WatchJobs", ("watch-all",)),
+        ("GetJob", ("wait", JOB_ID, "--timeout", "1h")),
+    ],
+)
+@pytest.mark.parametrize("form", [(), ("-o", "csv")])
+def test_an_error_is_printed_without_a_table(
+    run: Run, service: FakeService, call: str, command: tuple[str, ...], form: tuple[str, ...]
+) -> None:
+    service.errors[call] = [errors.InvalidRequestError("no")] * 3
+
+    result = run(*command, *form)
+
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", "evalrpc: no\n")

@@ -105,6 +105,14 @@ def test_a_token_is_never_sent_in_the_open_to_be_tried() -> None:
     assert "a token is sent with TLS only" in result.stderr
 
 
+def test_an_address_that_makes_no_sense_is_said_before_a_token_is_asked_for() -> None:
+    result = run("login", "host:port")
+
+    assert result.exit_code == 2
+    assert "the address 'host:port'" in result.stderr
+    assert "token" not in result.stderr.lower()
+
+
 def test_logout_forgets_the_token(server: FakeServer, ca: Path) -> None:
     address = f"https://{server.address}"
     run("login", address, "--tls-ca", ca, input=TOKEN)
@@ -171,6 +179,14 @@ def test_the_flags_stand_before_the_command_or_after_it(server: FakeServer, ca: 
     assert run("info", *address, *flags).exit_code == 0
     assert run(*flags, "info", *address).exit_code == 0
     assert run("--tls-ca", "/none", "info", *address, *flags).exit_code == 0, "the nearest one counts"
+
+
+@pytest.mark.parametrize("flag", ["--tls-ca", "--tls-cert", "--tls-key", "--token-file"])
+def test_an_empty_flag_is_a_wrong_call(server: FakeServer, flag: str) -> None:
+    result = run(flag, "", "info", "--address", f"https://{server.address}")
+
+    assert result.exit_code == 2
+    assert f"Invalid value for '{flag}': is empty: name a file, or leave it out" in result.stderr
 
 
 def test_mutual_tls_by_flags(ca: Path, tmp_path: Path) -> None:

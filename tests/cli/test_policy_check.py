@@ -85,6 +85,23 @@ def test_whatever_else_a_server_would_refuse_is_told_too(check: Check, change: d
     assert (row["field"], row["reason"]) == (field, reason)
 
 
+def test_all_that_a_server_would_name_in_turn_is_told_at_once(check: Check) -> None:
+    wrong = {"model": "better", "tasks": ["t", "t"], "secrets": ["HF_TOKEN", "NONE"], "model_args": {"base_url": "x"}}
+    rows = map(json.loads, check(REQUEST | wrong, "-o", "jsonl").stdout.splitlines())
+    assert [(row["field"], row["reason"]) for row in rows] == [
+        ("request.tasks[1]", "INVALID_REQUEST"),
+        ("request.secrets[1]", "INVALID_REQUEST"),
+        ("request.secrets[0]", "SECRET_NOT_ALLOWED"),
+        ("request.model", "POLICY_VIOLATION"),
+        ("request.model_args.base_url", "POLICY_VIOLATION"),
+    ]
+
+
+def test_what_is_invalid_is_told_once_whatever_other_rules_it_breaks(check: Check) -> None:
+    rows = map(json.loads, check(REQUEST | {"model": ""}, "-o", "jsonl").stdout.splitlines())
+    assert [(row["field"], row["reason"]) for row in rows] == [("request.model", "INVALID_REQUEST")]
+
+
 def test_a_secret_is_checked_for_an_owner(check: Check) -> None:
     assert check(REQUEST | {"secrets": ["HF_TOKEN"]}, "--owner", "alice").exit_code == 0
 

@@ -159,3 +159,19 @@ def test_doctor_checks_the_file_that_serve_would_read(serve: Serve, tmp_path: Pa
             2,
             "evalrpc: setting max_queued: must be at least 1 (from evalrpc.toml)\n",
         )
+
+
+def test_what_is_wrong_with_a_setting_names_its_flag_or_where_it_comes_from(tmp_path: Path) -> None:
+    (tmp_path / "file.toml").write_text('gpus = "x,"')
+
+    def error(*args: str) -> str:
+        result = CliRunner().invoke(main, ["serve", *args])
+        assert result.exit_code == 2
+        return result.stderr
+
+    tls = ("--listen", "127.0.0.1:0", "--tls-cert", str(tmp_path / "none"))
+    assert error(*tls).startswith("evalrpc: setting tls_key (--tls-key): is missing")
+    assert error(*tls, "--tls-key", "key").startswith("evalrpc: setting tls_cert (--tls-cert): can't read ")
+    from_flag = "evalrpc: setting gpus: must be `auto`, a number, or a list such as `0,2,3` (from --gpus)\n"
+    assert error("--gpus", "x,") == from_flag
+    assert error("--config", str(tmp_path / "file.toml")) == from_flag.replace("--gpus", str(tmp_path / "file.toml"))

@@ -202,6 +202,24 @@ def test_certificates_are_the_arguments_then_the_variables(tmp_path: Path, monke
     assert tls_options(TLS, AUTHORITY.write(tmp_path), *ours.write(tmp_path, "ours")) == (AUTHORITY.pem, ours.key, ours.cert)
 
 
+@pytest.mark.parametrize("name", ["ca", "cert", "key"])
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    cert, key = AUTHORITY.issue().write(tmp_path)
+    files = {"ca": AUTHORITY.write(tmp_path), "cert": cert, "key": key}
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="it is a FIFO, not a regular file"):
+        tls_options(TLS, **{**files, name: tmp_path / "fifo"})
+    with pytest.raises(OSError, match="it is a FIFO, not a regular file"):
+        bearer(TLS, token_file=tmp_path / "fifo")
+    with pytest.raises(ValueError, match=f"tls_{name} is empty: name a file, or leave it out"):
+        tls_options(TLS, **{name: ""})
+
+
+def test_an_empty_name_of_a_token_file_is_refused() -> None:
+    with pytest.raises(ValueError, match="token_file is empty"):
+        bearer(TLS, token_file="")
+
+
 def test_what_are_no_certificates_is_refused(tmp_path: Path) -> None:
     ca, (cert, key) = AUTHORITY.write(tmp_path), AUTHORITY.issue().write(tmp_path)
     with pytest.raises(ValueError, match=f"tls_ca: {key} must hold certificates"):

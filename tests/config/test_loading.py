@@ -1,6 +1,7 @@
 """Settings: flags over environment over file over defaults."""
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -315,6 +316,18 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         load_settings({}, {}, tmp_path / "gone.toml")
 
 
+def test_a_file_that_is_no_regular_one_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.toml")
+    with pytest.raises(ConfigurationError, match=r"fifo\.toml: it is a FIFO, not a regular file"):
+        load_settings({}, {}, tmp_path / "fifo.toml")
+
+
+@pytest.mark.parametrize("name", ["tls_cert", "tls_key", "tls_client_ca", "data_dir", "output_root", "audit_file"])
+def test_an_empty_path_is_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"setting {name}: must be a path, not '' "):
+        load_settings({name: ""}, {})
+
+
 def test_paths_in_the_file_are_relative_to_it(tmp_path: Path) -> None:
     path = write(
         tmp_path,
@@ -391,13 +404,16 @@ def test_weights_and_quotas_are_tables_by_owner_and_a_quota_takes_what_it_lacks_
         ("shares = { alice = nan }", "setting shares.alice: must be a number above 0"),
         ("shares = { alice = true }", "setting shares.alice: must be a number above 0"),
         ('shares = { alice = "2" }', "setting shares.alice: must be a number above 0"),
-        ('shares = { "" = 2 }', "setting shares.: an owner has 1 to 255 characters"),
+        ('shares = { "" = 2 }', "setting shares.: an owner must be 1 to 63 of the characters"),
+        (f"shares = {{ {'a' * 64} = 2 }}", "an owner must be 1 to 63 of the characters"),
+        ('shares = { "a b" = 2 }', "setting shares.a b: an owner must be 1 to 63 of the characters"),
         ("quotas = 3", r"setting quotas: must be tables such as \[quotas.default\]"),
         ("quotas = { alice = 3 }", "setting quotas.alice: must be a table"),
         ("quotas.alice.max_running = -1", "setting quotas.alice.max_running: must be at least 0"),
         ("quotas.alice.max_running = 1.5", "setting quotas.alice.max_running: must be an integer"),
         ("quotas.alice.max_jobs = 1", "setting quotas.alice.max_jobs: is unknown; there are: max_bytes, max_gpus, max_queued"),
-        ('quotas."".max_queued = 1', "an owner has 1 to 255 characters"),
+        ('quotas."".max_queued = 1', "an owner must be 1 to 63 of the characters"),
+        (f"quotas.{'a' * 64}.max_queued = 1", "an owner must be 1 to 63 of the characters"),
         ("share_half_life_seconds = 0", "setting share_half_life_seconds: must be finite and above 0"),
     ],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from example_count import example_count
 from harness_cases import DATA, run_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -146,7 +147,7 @@ json.dump([[config.model_args, config.gen_kwargs] for config in configs], open(s
 def arguments_of_all_kinds() -> list[dict[str, Any]]:
     examples: list[dict[str, Any]] = [{"key": {"k" * 2000: ["x" * 5000]}}]
 
-    @settings(max_examples=300, deadline=None, database=None)
+    @settings(max_examples=example_count(300), deadline=None, database=None)
     @given(st.dictionaries(KEYS, VALUES, min_size=1, max_size=4))
     def collect(arguments: dict[str, Any]) -> None:
         examples.append(arguments)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from example_count import example_count
 from google.protobuf.json_format import ParseDict
 from harness_cases import run_of
 from hypothesis import given, settings
@@ -302,7 +303,7 @@ def accepted(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def accepted_examples() -> list[dict[str, Any]]:
     examples = [dict(HARD_VALUES)]
 
-    @settings(max_examples=1000, deadline=None, database=None)
+    @settings(max_examples=example_count(1000), deadline=None, database=None)
     @given(st.dictionaries(KEYS, VALUES, max_size=4))
     def collect(arguments: dict[str, Any]) -> None:
         examples.append(accepted(arguments))

@@ -85,6 +85,7 @@ def test_a_failed_answer_is_found_wherever_it_stands(place: int, tmp_path: Path)
     assert failed_answers(tmp_path, [path]) == FailedAnswers(1, 2, "x")
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     path = samples_file(tmp_path, *[{"filtered_resps": BAD}] * 200_000)
     tracemalloc.start()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from example_count import example_count
 from harness_cases import DATA, run_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -106,7 +107,7 @@ def change_document(document: Any, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("tree", WITH_RESULTS, ids=lambda tree: f"{tree.parent.name}/{tree.name}")
-@settings(deadline=None, max_examples=10, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=example_count(10), suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_real_document_with_wrong_values_anywhere(tree: Path, data: st.DataObject, tmp_path_factory: Any) -> None:
     output = copy_of(tree, tmp_path_factory.mktemp("changed"))
@@ -128,7 +129,7 @@ def change_bytes(content: bytes, data: st.DataObject) -> bytes:
 
 
 @pytest.mark.parametrize("tree", WITH_RESULTS, ids=lambda tree: f"{tree.parent.name}/{tree.name}")
-@settings(deadline=None, max_examples=10, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=example_count(10), suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_real_file_that_is_cut_off_or_overwritten_anywhere(tree: Path, data: st.DataObject, tmp_path_factory: Any) -> None:
     output = copy_of(tree, tmp_path_factory.mktemp("changed"))

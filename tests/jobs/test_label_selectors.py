@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from example_count import example_count
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from selector_cases import Selector, selectors
@@ -120,7 +121,7 @@ def test_a_selector_has_at_most_4096_characters_and_100_requirements() -> None:
         parse_selector("x".ljust(MAX_CHARACTERS + 1))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=example_count(500), deadline=None)
 @given(selector=selectors(keys, values), labels=st.dictionaries(keys, values, max_size=4), data=st.data())
 def test_a_selector_takes_the_labels_that_meet_all_its_parts(selector: Selector, labels: dict[str, str], data: Any) -> None:
     for key, _, wanted in selector.parts:  # random labels alone would hardly ever be those of a part
@@ -130,7 +131,7 @@ def test_a_selector_takes_the_labels_that_meet_all_its_parts(selector: Selector,
     assert all(requirement.matches(labels) for requirement in requirements) == selector.holds(labels)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=example_count(500), deadline=None)
 @given(selector=selectors(keys, values))
 def test_requirements_are_written_as_a_selector_that_asks_for_the_same(selector: Selector) -> None:
     requirements = parse_selector(selector.text)
@@ -146,7 +147,7 @@ REQUIREMENT = (
 GRAMMAR = re.compile(rf"\s*(?:{REQUIREMENT}(?:,\s*{REQUIREMENT})*)?")
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=example_count(2000), deadline=None)
 @given(st.lists(st.sampled_from([*'a(),=!" \\|', "in", "notin", "==", "!=", "(a)", '"b"', "ü"]), max_size=12).map("".join))
 @example('a="\\\\"')
 @example("ain (a)")
@@ -154,14 +155,14 @@ def test_just_what_the_grammar_has_is_a_selector(text: str) -> None:
     assert accepted(lambda: parse_selector(text)) == bool(GRAMMAR.fullmatch(text))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=example_count(500), deadline=None)
 @given(key=keys | st.text(max_size=70))
 def test_the_keys_are_those_that_a_job_may_have(key: str) -> None:
     is_valid = not list(validation.job_filter(JobFilter(labels={key: ""})))
     assert (accepted(lambda: parse_selector(key)) and parse_selector(key) == (has(key),)) == is_valid
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=example_count(500), deadline=None)
 @given(value=values | st.text(max_size=5) | st.text("x\ny", min_size=254, max_size=257))
 def test_the_values_are_those_that_a_job_may_have(value: str) -> None:
     is_valid = not list(validation.job_filter(JobFilter(labels={"k": value})))

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from example_count import example_count
 from google.protobuf.struct_pb2 import Struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,7 +80,7 @@ _JSON = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=example_count(200))
 @given(st.dictionaries(st.text(max_size=100), _JSON, max_size=20), st.integers(200, 20_000))
 def test_whatever_is_in_a_row_it_fits(values: dict[str, Any], max_bytes: int) -> None:
     row = sample_struct(values)
@@ -139,7 +140,7 @@ def test_very_many_fields_are_dropped_and_named_together() -> None:
     assert fields[-1] == ""
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=example_count(200))
 @given(st.dictionaries(st.text(max_size=20), _JSON, max_size=20), st.integers(1, 60))
 def test_whatever_is_in_a_row_it_has_no_more_values_and_what_was_shortened_is_named(
     values: dict[str, Any], max_values: int

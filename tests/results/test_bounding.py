@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from example_count import example_count
 from google.protobuf.struct_pb2 import Struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -133,7 +134,7 @@ def test_no_metrics_are_counted_too() -> None:
 _LENGTHS = st.integers(0, 300_000)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=example_count(60))
 @given(st.data())
 def test_whatever_there_is_it_fits_and_is_the_beginning_of_it(data: st.DataObject) -> None:
     def texts(count: int) -> list[str]:

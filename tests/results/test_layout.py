@@ -227,8 +227,8 @@ def test_a_name_that_utf8_cannot_hold_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_model_whose_name_utf8_cannot_hold_makes_results_invalid(tmp_path: Path) -> None:
-    write(tmp_path / "m\udcff", {"results": {}})
-    assert failure(tmp_path) == r"the name 'm\udcff' is not UTF-8"
+    write(tmp_path / "mü\udcff\n", {"results": {}})
+    assert failure(tmp_path) == r"the name 'mü\xff ' is not UTF-8"
 
 
 def test_files_and_folders_of_any_name_beside_the_results_fail_no_run(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Placement, transitions and the queue together, as a machine that hypothesis drives: any order of what can happen."""
 
 from clocks import ManualClock
+from example_count import example_count
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
@@ -217,4 +218,4 @@ class SchedulingMachine(RuleBasedStateMachine):
 
 
 TestScheduling = SchedulingMachine.TestCase
-TestScheduling.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestScheduling.settings = settings(max_examples=example_count(60), stateful_step_count=40, deadline=None)

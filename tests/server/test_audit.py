@@ -86,6 +86,12 @@ def test_several_writers_lose_nothing_while_the_files_are_rotated(tmp_path: Path
         assert own == sorted(own)
 
 
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "audit")
+    with pytest.raises(OSError, match="it is a FIFO, not a regular file"):
+        list(AuditFile(tmp_path / "audit", 1000, 3).read())
+
+
 def test_a_line_that_was_cut_off_spoils_no_other(file: AuditFile, tmp_path: Path) -> None:
     file.append([entry("first")])
     with (tmp_path / "audit.jsonl").open("ab") as broken:
@@ -188,6 +194,13 @@ def test_which_calls_are_recorded(file: AuditFile) -> None:
         ("CancelJob", "INVALID_ARGUMENT"),
         ("CancelJob", "CANCELLED"),
     ]
+
+
+def test_an_ipv6_address_is_written_as_people_write_it(file: AuditFile) -> None:
+    audit = Audit(file, ManualClock())
+    method(audit, "CancelJob").answered(ANONYMOUS, "ipv6:%5B::1%5D:50123", b"", b"")
+    audit.close()
+    assert [read["peer"] for read in file.read()] == ["ipv6:[::1]:50123"]
 
 
 def test_secrets_are_masked_and_long_names_are_cut(file: AuditFile) -> None:

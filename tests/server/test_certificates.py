@@ -1,6 +1,7 @@
 """The files of a certificate: when they are taken up, when not, and when they expire."""
 
 import logging
+import os
 import ssl
 from datetime import timedelta
 from pathlib import Path
@@ -89,6 +90,16 @@ def test_what_is_broken_is_not_taken_up(certificate: Certificate, files: TlsFile
     assert certificate.changed() is None
     with pytest.raises(ConfigurationError, match=r"setting tls_(cert|client_ca): "):
         Certificate(files)
+
+
+@pytest.mark.parametrize("name", ["cert", "key", "client_ca"])
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(certificate: Certificate, files: TlsFiles, name: str) -> None:
+    getattr(files, name).unlink()
+    os.mkfifo(getattr(files, name))
+
+    assert certificate.changed() is None
+    with pytest.raises(ConfigurationError, match=rf"setting tls_{name}: can't read .*: it is a FIFO, not a regular file"):
+        read_tls_files(files)
 
 
 @pytest.mark.parametrize("name", ["cert", "key", "client_ca"])

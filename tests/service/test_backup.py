@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
+from callers import add_token
 from click.testing import CliRunner, Result
 from google.rpc import error_details_pb2
 from serving import COMPLETED, FAILED, TERMINAL, Api, Launch, ServerHere, Site, detail, reason_of
@@ -168,6 +169,7 @@ def test_a_run_that_ends_during_the_backup_is_lost_and_no_success_with_half_of_i
     assert site.starts(job.job_id) == ["1"]
 
 
+@pytest.mark.slow
 def test_results_that_no_message_holds_are_restored_whole(
     serve: Callable[..., ServerHere], site: Site, target: Path, new: Path
 ) -> None:
@@ -387,6 +389,19 @@ def test_a_disk_that_is_too_small_makes_no_backup(api: Api, site: Site, tmp_path
         refused = command("backup", disk / "backup", "--config", site.config)
         assert refused.exit_code == 2
         assert not (disk / "backup" / BACKUP_MARKER).exists()
+
+
+def test_a_backup_that_is_restored_stays_as_it_is(api: Api, site: Site, target: Path, new: Path) -> None:
+    add_token(site.folder / "data", "alice", "submitter")
+    api.run("good")
+    back_up(site, target)
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
+
+    before = files()
+    restore(target, new)
+    assert files() == before
 
 
 def test_tokens_come_along(api: Api, site: Site, target: Path, new: Path) -> None:

@@ -560,6 +560,7 @@ def test_a_run_that_a_killed_server_has_lost_for_good_leaves_its_followers_to_ru
     assert_shares(api.wait_for(second.job_id, *TERMINAL), api.wait_for(first.job_id, COMPLETED))
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_after_every_step_goes_on_where_it_was(launch: Launch, site: Site) -> None:
     """A source, three followers, a cancel, the end of the source, a hit, deletions: and a kill after each of them."""
     server = launch()

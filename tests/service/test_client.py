@@ -511,6 +511,16 @@ def test_samples_become_one_table(server: FakeServer, service: FakeService) -> N
     assert list(asyncio.run(table())["score"]) == [0, 0.25, 0.5, 0.75, 1]
 
 
+def test_pages_without_samples_are_followed_but_not_for_ever(client: Any, service: FakeService) -> None:
+    service.samples = [{"doc_id": 0}]
+    service.empty_pages = 15
+    assert list(client.samples(JOB_ID)) == [{"doc_id": 0}]
+
+    service.empty_pages = 10**9
+    with pytest.raises(errors.ReadLimitError, match="16 pages in a row have no sample, and the file goes on"):
+        list(client.samples(JOB_ID))
+
+
 def test_an_iteration_over_samples_that_is_closed_fetches_no_more(client: Any, service: FakeService) -> None:
     service.samples = [{"doc_id": number} for number in range(5)]
 
@@ -654,3 +664,18 @@ def test_many_jobs_are_watched_on_one_loop(server: FakeServer, service: FakeServ
             return list(await asyncio.gather(*(one(client, name) for name in names)))
 
     assert [job.job_id for job in asyncio.run(watch_them())] == names
+
+
+def test_a_client_that_was_closed_says_so_whatever_it_is_asked(client: Any) -> None:
+    client.close()
+    client.close()
+
+    assert client.is_healthy() is False
+    for ask in (
+        lambda: client.get_job(JOB_ID),
+        lambda: list(client.watch(JOB_ID)),
+        lambda: list(client.list_jobs()),
+        lambda: client.wait_for_job(JOB_ID),
+    ):
+        with pytest.raises(errors.ClientClosedError, match="the client was closed"):
+            ask()

@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
+from example_count import example_count
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -360,7 +361,7 @@ def check(error: grpc.RpcError | None) -> None:
 
 
 FUZZ = settings(
-    max_examples=80,
+    max_examples=example_count(80),
     deadline=None,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 import pytest
+from example_count import example_count
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -1047,7 +1048,11 @@ def check_states(seen: list[pb.JobEvent]) -> None:
 
 
 @pytest.mark.parametrize("opener", [one_writer, another_writer])
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=example_count(40),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(script=st.lists(STEP, max_size=50))
 def test_whatever_happens_every_watcher_sees_every_change_once_and_in_order(
     opener: Opener, tmp_path_factory: pytest.TempPathFactory, script: list[tuple[str, int]]

@@ -282,6 +282,15 @@ def test_a_server_does_not_start_with_accounts_that_it_can_not_give(
     assert problem in refused.value.message
 
 
+def test_a_server_does_not_start_where_its_accounts_can_not_get_to(serve: Callable[..., ServerHere], site: Site) -> None:
+    closed = site.folder / "closed"
+    closed.mkdir(mode=0o700)
+    with pytest.raises(ConfigurationError, match=f"setting data_dir: .* can't pass through {closed} to .*`chmod o\\+x` on it"):
+        serve(data_dir=closed / "data")
+    closed.chmod(0o711)
+    serve(data_dir=closed / "data")
+
+
 def test_runs_have_the_further_groups(serve: Callable[..., ServerHere], site: Site) -> None:
     server = serve(run_as_groups="root, 54321")
     job_id = submit(server, "alice", "slow")

@@ -223,7 +223,7 @@ def test_a_small_job_lists_the_metrics_that_it_has(api: Api, site: Site) -> None
     assert [each.metric for each in listed] == list(job.results["toy"].metrics)
 
 
-@pytest.mark.parametrize("count", [2, 30_000])
+@pytest.mark.parametrize("count", [2, pytest.param(30_000, marks=pytest.mark.slow)])
 def test_metrics_are_chosen_by_model_and_selectors(api: Api, site: Site, count: int) -> None:
     for model in ("b", "a"):
         prepare(site, table(count), model=model)
@@ -418,6 +418,7 @@ def test_a_comparison_uses_metrics_that_the_messages_do_not_have(api: Api, site:
     assert reason_of(error.value) == "METRIC_NOT_FOUND"
 
 
+@pytest.mark.slow
 def test_a_comparison_of_9500_metrics_of_5_candidates_says_to_choose(api: Api, site: Site) -> None:
     prepare(site, table(9500))
     baseline, *candidates = [api.run("prepared").job_id for _ in range(6)]
@@ -451,6 +452,7 @@ def test_a_comparison_is_refused_from_the_first_byte_too_many(
 # Files and samples
 
 
+@pytest.mark.slow
 def test_40_000_files_come_in_pages(api: Api, site: Site) -> None:
     job = api.submit("slow")
     site.wait_for_log(job.job_id)

@@ -46,6 +46,22 @@ def test_the_python_client_raises_it_with_the_fields(server: ServerHere) -> None
     assert isinstance(caught.value, PermissionDeniedError)
 
 
+def test_a_repeated_request_id_gets_its_job_though_a_newer_policy_would_refuse_it(
+    site: Site, serve: Callable[..., ServerHere]
+) -> None:
+    server = serve()
+    job = server.api.submit("better", request_id="r1")
+    server.stop()
+    with site.config.open("a") as config:
+        config.write(POLICY)
+    api = serve(default_num_gpus=2).api
+    assert api.submit("better", request_id="r1").job_id == job.job_id
+    for other in ({"request_id": "r2"}, {"request_id": "r1", "priority": 1}, {}):
+        with pytest.raises(grpc.RpcError) as caught:
+            api.submit("better", **other)
+        assert reason_of(caught.value) == "POLICY_VIOLATION"
+
+
 def test_the_policy_judges_what_the_operators_defaults_make_of_a_request(server: ServerHere) -> None:
     with EvalClient(server.address) as client:
         with pytest.raises(PolicyViolationError, match=r"request\.num_gpus: asks for 2 GPUs; at most 1 are allowed"):

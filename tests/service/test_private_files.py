@@ -95,5 +95,5 @@ def test_results_below_the_output_root_belong_to_the_operators_group(launch: Lau
 )
 def test_a_group_that_is_not_there_keeps_the_server_from_starting(launch: Launch, site: Site, group: str, problem: str) -> None:
     set_up(site, output_group=group)
-    with pytest.raises(AssertionError, match=f"setting output_group: {problem}"):
+    with pytest.raises(AssertionError, match=rf"setting output_group \(--output-group\): {problem}"):
         launch()

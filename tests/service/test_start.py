@@ -45,7 +45,8 @@ def refusal_to_start(site: Site, *flags: str, max_descriptors: int = 256) -> str
 def test_a_port_that_is_taken_is_one_line(site: Site, launch: Launch) -> None:
     address = launch().api.address
     stderr = refusal_to_start(site, "--listen", address, "--data-dir", str(site.folder / "other"))
-    assert stderr == f"evalrpc: setting listen: {address} is not free: another program listens there; port 0 takes a free one\n"
+    problem = "is not free: another program listens there; port 0 takes a free one"
+    assert stderr == f"evalrpc: setting listen (--listen): {address} {problem}\n"
 
 
 @pytest.mark.parametrize("max_descriptors", [20, 30])
@@ -67,8 +68,14 @@ def test_a_data_folder_in_use_is_one_line(site: Site, launch: Launch) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--default-harness", "nope"), "setting default_harness: there is no harness nope; configured are: toy"),
-        (("--default-num-gpus", "3"), "setting default_num_gpus: 3 is more than the 2 GPUs of this server"),
+        (
+            ("--default-harness", "nope"),
+            "setting default_harness (--default-harness): there is no harness nope; configured are: toy",
+        ),
+        (
+            ("--default-num-gpus", "3"),
+            "setting default_num_gpus (--default-num-gpus): 3 is more than the 2 GPUs of this server",
+        ),
         (("--default-num-gpus", "-1"), "setting default_num_gpus: must be at least 0 (from --default-num-gpus)"),
         (("--default-num-gpus", "one"), "setting default_num_gpus: must be an integer, not 'one' (from --default-num-gpus)"),
     ],

@@ -8,6 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2
 from serving import (
     CANCELLED,
     COMPLETED,
@@ -20,6 +21,7 @@ from serving import (
     Launch,
     ServerHere,
     Site,
+    detail,
     nothing_left_of,
     reason_of,
     submission,
@@ -280,6 +282,8 @@ def test_a_full_queue_says_when_to_try_again(serve: Callable[..., ServerHere]) -
         api.submit("good", request={"num_gpus": 2})
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert reason_of(caught.value) == "QUEUE_FULL"
+    assert detail(caught.value, error_details_pb2.ErrorInfo).metadata == {"setting": "max_queued", "limit": "1"}
+    assert detail(caught.value, error_details_pb2.RetryInfo).retry_delay.ToNanoseconds() > 0
 
 
 def test_clients_that_give_up_in_the_middle_of_a_submission_do_the_server_no_harm(launch: Launch) -> None:

@@ -72,16 +72,17 @@ def test_while_the_store_can_not_commit(server: ServerHere) -> None:
     assert server.api.run("good").status == COMPLETED
 
 
-def test_while_a_write_hangs(server: ServerHere, monkeypatch: pytest.MonkeyPatch) -> None:
-    changes = watch(server)
-    assert next(changes) == SERVING
-    monkeypatch.setattr(write_check, "TIMEOUT_SECONDS", 0.05)
-    goes_on = threading.Event()
+def test_while_a_write_hangs(
+    serve: Callable[..., ServerHere], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(write_check, "TIMEOUT_SECONDS", 0.2)  # before the first write begins, which waits no longer either
+    server, goes_on = serve(), threading.Event()
+    eventually(lambda: check(server) == SERVING)
     server.server._store._write(lambda _: goes_on.wait(DEADLINE_SECONDS))
-    assert next(changes) == NOT_SERVING
-    monkeypatch.undo()
+    eventually(lambda: check(server) == NOT_SERVING)
+    assert "not serving, since the server can't write: a write takes longer than 0.2 seconds" in caplog.text
     goes_on.set()
-    assert next(changes) == SERVING
+    eventually(lambda: check(server) == SERVING)
 
 
 def test_it_changes_nothing_and_takes_no_revision(server: ServerHere) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from example_count import example_count
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_jobs import OPENERS, SECONDS, begin, complete, finish, run, submit
@@ -103,7 +104,7 @@ class Reference:
         return [job for job in self.jobs.values() if job.job_id in older and JobMatcher(job_filter).matches(job)][:size]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=example_count(40), deadline=None)
 @given(seed=st.integers(0, 2**32), chosen=st.lists(job_filters, min_size=1, max_size=3), page_size=st.integers(1, 5))
 def test_each_page_is_right_while_jobs_come_change_and_go(seed: int, chosen: list[JobFilter], page_size: int) -> None:
     dice = random.Random(seed)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from example_count import example_count
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -229,4 +230,6 @@ class SharedCacheMachine(CacheMachine):
 
 TestSqliteCache = SqliteCacheMachine.TestCase
 TestSharedCache = SharedCacheMachine.TestCase
-TestSqliteCache.settings = TestSharedCache.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestSqliteCache.settings = TestSharedCache.settings = settings(
+    max_examples=example_count(40), stateful_step_count=30, deadline=None
+)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from example_count import example_count
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -118,6 +119,15 @@ def test_a_request_id_with_other_contents_is_refused_and_changes_nothing(store: 
     assert caught.value.metadata["request_id"] == "r1"
     assert listed(store) == [job.job_id]
     assert store.head_revision == job.revision
+
+
+def test_what_was_submitted_is_found_by_its_request_id_owner_and_contents(store: Store) -> None:
+    job = submit(store, "r1", b"one", owner="alice")
+    run(store, job.job_id)
+    found = store.find_submitted(Submission(pb.JobInfo(owner="alice"), "r1", b"one"))
+    assert found == read(store, job.job_id), "as it stands now"
+    for owner, request_id, fingerprint in (("bob", "r1", b"one"), ("alice", "r2", b"one"), ("alice", "r1", b"two")):
+        assert store.find_submitted(Submission(pb.JobInfo(owner=owner), request_id, fingerprint)) is None
 
 
 def test_the_same_request_id_in_one_commit_makes_one_job(store: Store) -> None:
@@ -680,7 +690,11 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=example_count(25),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(script=steps)
 def test_revisions_grow_with_every_event_and_the_journal_is_what_followers_heard_but_for_deleted_jobs(
     tmp_path_factory: pytest.TempPathFactory, script: list[tuple[str, int]]
@@ -810,7 +824,7 @@ filters = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=example_count(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(made=made_jobs, conditions=filters, after=st.none() | times, before=st.none() | times)
 def test_every_filter_takes_just_the_jobs_that_match(
     tmp_path_factory: pytest.TempPathFactory, made: list[Any], conditions: dict[str, Any], after: int | None, before: int | None

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from example_count import example_count
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -109,7 +110,7 @@ filters = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=example_count(300), deadline=None)
 @given(job_filter=filters, owner=st.sampled_from([None, None, *OWNERS, "none is"]), page_size=st.integers(1, 20))
 def test_a_filter_lists_what_matches(filled: Filled, job_filter: JobFilter, owner: str | None, page_size: int) -> None:
     matcher = JobMatcher(job_filter)

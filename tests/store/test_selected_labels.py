@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from example_count import example_count
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -278,4 +279,4 @@ class Listings(RuleBasedStateMachine):
 
 
 TestListings = Listings.TestCase
-TestListings.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestListings.settings = settings(max_examples=example_count(40), stateful_step_count=30, deadline=None)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from example_count import example_count
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from store_jobs import SECONDS, begin, complete, events, listed, read, submit
@@ -21,7 +22,7 @@ JOURNAL_NAME = f"{DATABASE_NAME}-wal"
 PAGE_BYTES = 4096
 
 TORN = settings(
-    max_examples=60,
+    max_examples=example_count(60),
     deadline=None,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],

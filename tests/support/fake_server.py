@@ -106,6 +106,8 @@ class FakeService(EvaluationServiceServicer):
         self.page_size = 2
         self.chunk_size = 4
         self.samples: list[dict[str, Any]] = []
+        self.empty_pages = 0
+        """How many pages of samples have none, before those that have."""
         self.truncated_fields: list[str] = []
         self.metrics: list[ModelMetric] = []
         self.history = GetHistoryResponse()
@@ -259,6 +261,9 @@ class FakeService(EvaluationServiceServicer):
         self, request: ListSamplesRequest, context: grpc.ServicerContext
     ) -> ListSamplesResponse:
         self._take(request, context)
+        if self.empty_pages > 0:
+            self.empty_pages -= 1
+            return ListSamplesResponse(next_page_token=request.page_token or "0")
         page, token = self._page([_struct(row) for row in self.samples], request.page_token)
         return ListSamplesResponse(samples=page, next_page_token=token, truncated_fields=self.truncated_fields)
 

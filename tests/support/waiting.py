@@ -13,8 +13,10 @@ DEADLINE_SECONDS = 120.0
 def eventually(condition: Callable[[], _T], what: str = "") -> _T:
     """Return the first true value of the condition; fail when time is up."""
     deadline = time.monotonic() + DEADLINE_SECONDS
+    pause_seconds = 0.005
     while not (value := condition()):
         if time.monotonic() >= deadline:
             raise AssertionError(f"waited {DEADLINE_SECONDS:g} s in vain {what}")
-        time.sleep(0.01)
+        time.sleep(pause_seconds)
+        pause_seconds = min(1.1 * pause_seconds, 0.05)  # a condition may be a call, and take from what it waits for
     return value

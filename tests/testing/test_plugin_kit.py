@@ -85,7 +85,9 @@ BROKEN = {
 """A part of the harness by the promise that it keeps, something worse, and what the author then reads."""
 
 
-@pytest.mark.parametrize("promise", BROKEN)
+@pytest.mark.parametrize(
+    "promise", ["bad_exit", *(pytest.param(name, marks=pytest.mark.slow) for name in BROKEN if name != "bad_exit")]
+)
 def test_a_broken_harness_fails_with_what_to_do(promise: str, project: Path) -> None:
     part, worse, message = BROKEN[promise]
     code = FILES["acme_evalrpc.py"]

@@ -12,14 +12,16 @@ from evalrpc.errors import ConfigurationError
 _BUSY_WAIT_SECONDS: Final = 10.0
 
 
-def copy_database(source: Path, target: Path) -> None:
-    """Copy a database as it is at one moment, without holding up who writes it.
+def copy_database(source: Path, target: Path, *, is_in_use: bool) -> None:
+    """Copy a database as it is at one moment, without holding up who writes it. Beside one that is not in use, no file is
+    made.
 
     Raises ConfigurationError if it can't be read, or is damaged.
     """
+    name = _read_only(source) if is_in_use or _has_log(source) else f"{_read_only(source)}&immutable=1"
     with (
         _problems_with(source),
-        closing(sqlite3.connect(_read_only(source), uri=True, timeout=_BUSY_WAIT_SECONDS)) as original,
+        closing(sqlite3.connect(name, uri=True, timeout=_BUSY_WAIT_SECONDS)) as original,
         closing(sqlite3.connect(target)) as copy,
     ):
         original.backup(copy)  # in one step, and so of one moment: readers don't hold up the writer
@@ -56,6 +58,12 @@ def raise_revision(path: Path, revision: int) -> None:
 
 def _read_only(path: Path) -> str:
     return f"file:{quote(str(path.absolute()))}?mode=ro"
+
+
+def _has_log(path: Path) -> bool:
+    """Whether changes are in a write-ahead log, which an immutable database would do without."""
+    log = path.with_name(f"{path.name}-wal")
+    return log.exists() and log.stat().st_size > 0
 
 
 @contextmanager

@@ -359,6 +359,13 @@ class SqliteStore:
             rows = find_jobs(connection, self._bitmaps, job_filter, before_sequence, Room(limit, max_bytes), owner)
         return [ListedJob(sequence, parse_job(job)) for sequence, job in rows]
 
+    def find_submitted(self, submission: Submission) -> pb.JobInfo | None:
+        """Return the job that the same request_id got for the same contents."""
+        query = "SELECT job FROM jobs WHERE request_id = ? AND owner = ? AND fingerprint = ?"
+        with self._reading() as connection:
+            row = connection.execute(query, (submission.request_id, submission.job.owner, submission.fingerprint)).fetchone()
+        return parse_job(row[0]) if row else None
+
     def find_identical(self, cache_key: bytes, supersede_key: str = "") -> pb.JobInfo | None:
         """Return the job whose run a submission would share."""
         with self._reading() as connection, _snapshot(connection):

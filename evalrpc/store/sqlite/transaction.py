@@ -252,6 +252,7 @@ class Transaction:
         if self.counts[pb.JOB_STATUS_QUEUED] - len(leaving) >= self.max_queued:
             raise QueueFullError(
                 f"the queue is full: {self.max_queued} jobs wait already; try again later",
+                metadata={"setting": "max_queued", "limit": str(self.max_queued)},
                 retry_delay_seconds=RETRY_DELAY_SECONDS,
             )
 
