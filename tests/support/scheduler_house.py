@@ -14,6 +14,8 @@ from evalrpc.files.output_access import OutputAccess
 from evalrpc.harnesses.command import CommandHarness
 from evalrpc.jobs import transitions
 from evalrpc.jobs.share_policy import Entitlements, SharePolicy
+from evalrpc.preparations.prepared_models import PreparedModels
+from evalrpc.scheduling.preparing import Preparing
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.scheduling.run_accounts import RunAccounts
 from evalrpc.scheduling.run_bounds import RunBounds
@@ -58,6 +60,8 @@ class House:
         )
         uses = self.store.attempt_uses(self.queue_state.uses_since_ns)
         self.queue_state.load(self.store.queued_rows(), self.store.running_jobs(), uses)
+        accounts = RunAccounts(self.store, folder / "data", OutputAccess(None, 0o640), None)
+        prepared_models = PreparedModels(folder / "data" / "preparations", CLOCK)
         self.dependencies = RunDependencies(
             store=self.store,
             queue_state=self.queue_state,
@@ -68,7 +72,8 @@ class House:
             data_dir=folder / "data",
             output_root=None,
             output_access=OutputAccess(None, 0o640),
-            accounts=RunAccounts(self.store, folder / "data", OutputAccess(None, 0o640), None),
+            accounts=accounts,
+            preparing=Preparing({}, prepared_models, self.executor, accounts, CLOCK, folder / "data"),
             grace_seconds=0.1,
             run_bounds=bounds or RunBounds(),
             measurer=self.measurer,
