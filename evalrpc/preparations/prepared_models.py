@@ -138,7 +138,8 @@ class PreparedModels:
 
     def _paths(self) -> list[Path]:
         try:
-            return list(self.folder.iterdir())
+            with os.scandir(self.folder) as entries:
+                return [Path(entry.path) for entry in entries]
         except FileNotFoundError:
             return []
 

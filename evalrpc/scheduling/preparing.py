@@ -9,6 +9,7 @@ server, the next one finds which job prepares what. The run of a preparation is 
 for the harness's processes takes those of the preparation for them.
 """
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -103,9 +104,10 @@ class Preparing:
         """Return where the model belongs, as its folder is now."""
         model, preparation = self.source_of(job, working_dir)
         account = self.accounts.of(job.owner)
-        fingerprint = preparation.fingerprint(model, account and account.uid) if model.is_dir() else None
+        is_there = os.path.isdir(model)  # noqa: PTH112 - which raises nothing, whatever the text
+        fingerprint = preparation.fingerprint(model, account and account.uid) if is_there else None
         if fingerprint is None:
-            problem = "has too many files, or some can't be read" if model.is_dir() else "is no folder any more"
+            problem = "has too many files, or some can't be read" if is_there else "is no folder any more"
             raise RunFailedError(FAILED, f"preparation {preparation.name}: the model {model} {problem}")
         return place_of(fingerprint, model)
 

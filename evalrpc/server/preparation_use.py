@@ -1,5 +1,6 @@
 """Which preparations a request may name, and whether it names a folder for it to prepare."""
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -29,7 +30,7 @@ def violations(request: EvaluateRequest, known: Mapping[str, PreparationSettings
 def require_folder(request: EvaluateRequest, harness: HarnessSettings) -> None:
     """Raise InvalidRequestError unless the folder that a valid request has prepared is there. Blocks on the disk."""
     folder = model_folder(request, harness.working_dir)
-    if folder is None or not folder.is_dir():
-        field = f"request.model_args.{model_argument(request)}"
-        problem = f"must be a folder on the server, which preparation {request.preparation} needs; there is none at {folder}"
+    if folder is None or not os.path.isdir(folder):  # noqa: PTH112 - which raises nothing, whatever the text
+        field, shown = f"request.model_args.{model_argument(request)}", str(folder)[:_MAX_SHOWN]
+        problem = f"must be a folder on the server, for preparation {request.preparation}; there is none at {shown!r}"
         raise InvalidRequestError(violations=(FieldViolation(field, problem),))
