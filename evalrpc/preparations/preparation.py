@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Final
@@ -46,6 +47,14 @@ class Preparation:
         values = {"model": str(model), "output": str(output), **{name: str(path) for name, path in PROGRAMS.items()}}
         argv = tuple(_PLACEHOLDER.sub(lambda match: values[match[1]], argument) for argument in self._settings.command)
         return Command(argv=argv, env=self._settings.env, cwd=self._settings.working_dir)
+
+    def problem(self) -> str:
+        """Say why it can't run; nothing if its program is there. Looks at the disk."""
+        program = self._settings.command[0]
+        path = self._settings.working_dir / program if "/" in program else program
+        if shutil.which(path):
+            return ""
+        return f"there is no program {path}: install it or set preparations.{self.name}.command"
 
     def fingerprint(self, model: Path, uid: int | None) -> str | None:
         """Return what is equal as long as preparing a folder again would come to the same, for runs with this account; None if
