@@ -102,7 +102,7 @@ class PreparedModels:
     def evict(self, max_age_seconds: float, max_bytes: int, should_stop: Callable[[], bool]) -> list[Remains]:
         """Remove those that nobody uses and that were last used too long ago, and more of them, the longest unused first, until
         the others are small enough. 0: no limit. Return what could not be removed. Raises OSError."""
-        entries = self._entries(should_stop)
+        entries = self._entries(lambda path: disk_bytes(path, should_stop=should_stop) if max_bytes else 0)
         total_bytes = sum(entry.size_bytes for entry in entries)
         oldest_ns = self._clock.now().ToNanoseconds() - int(max_age_seconds * 1e9)
         for entry in entries:
@@ -128,10 +128,10 @@ class PreparedModels:
             return False
         return True
 
-    def _entries(self, should_stop: Callable[[], bool]) -> list[_Entry]:
+    def _entries(self, measure: Callable[[Path], int]) -> list[_Entry]:
         """Return the models that are there, the longest unused first."""
         return sorted(
-            _Entry(path.stat().st_mtime_ns, path.name, disk_bytes(path, should_stop=should_stop))
+            _Entry(path.stat().st_mtime_ns, path.name, measure(path))
             for path in self._paths()
             if not path.name.endswith(_REMOVED)
         )

@@ -229,11 +229,18 @@ class ModelPreparation:
 
     def _require_within_bounds(self, preparation: Preparation) -> None:
         """Fail where the run takes too long or prints too much."""
-        began_ns, now_ns = self._made.stat().st_mtime_ns, self._preparing.clock.now().ToNanoseconds()
-        if now_ns - began_ns > preparation.timeout_seconds * 1e9:
+        elapsed_ns = self._preparing.clock.now().ToNanoseconds() - self._began_ns()
+        if elapsed_ns > preparation.timeout_seconds * 1e9:
             self._fail(preparation, f"took longer than its timeout of {preparation.timeout_seconds:g} seconds")
         if 0 < self._preparing.max_log_bytes < self._log.size():
             self._fail(preparation, f"its log exceeded the {self._preparing.max_log_bytes} bytes that this server allows")
+
+    def _began_ns(self) -> int:
+        """Return when the run began, perhaps under an earlier server."""
+        try:
+            return self._made.stat().st_mtime_ns
+        except FileNotFoundError:  # the run has removed it, and will fail
+            return self._preparing.clock.now().ToNanoseconds()
 
     def _judge(self, handle: RunHandle, model: Path, preparation: Preparation) -> None:
         """Raise RunFailedError unless the run has left a whole model, made of what is still there."""
@@ -249,7 +256,8 @@ class ModelPreparation:
             self._fail(preparation, "left no files")
         account = self._key.account
         if preparation.fingerprint(model, account and account.uid) != self._place().parts[0]:
-            self._fail(preparation, f"the model {model} has changed meanwhile: submit the job again once it is complete")
+            changed = f"the model {model}, or what prepares it, has changed meanwhile"
+            self._fail(preparation, f"{changed}: submit the job again once it is complete")
 
     def _judged_lines(self) -> list[str]:
         return read_tail(self._key.log_path, _JUDGED_LINES, _JUDGED_BYTES)

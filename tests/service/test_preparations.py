@@ -192,7 +192,7 @@ def test_a_failed_preparation_fails_all_who_wait_for_it_and_says_why(api: Api, s
     [
         ("leave_nothing", "toy", "left no files"),
         ("die", "toy", "ended by signal 9"),
-        ("change", "toy", "has changed meanwhile: submit the job again"),
+        ("change", "toy", "or what prepares it, has changed meanwhile: submit the job again"),
         ("prepare", "missing", "No such file or directory"),
     ],
 )

@@ -1,8 +1,9 @@
 """A scheduler with a real store and an executor of the test."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from waiting import DEADLINE_SECONDS as SECONDS
@@ -14,6 +15,7 @@ from evalrpc.files.output_access import OutputAccess
 from evalrpc.harnesses.command import CommandHarness
 from evalrpc.jobs import transitions
 from evalrpc.jobs.share_policy import Entitlements, SharePolicy
+from evalrpc.preparations.preparation import Preparation
 from evalrpc.preparations.prepared_models import PreparedModels
 from evalrpc.scheduling.preparing import Preparing
 from evalrpc.scheduling.queue_state import QueueState
@@ -45,6 +47,7 @@ class House:
         *,
         policy: SharePolicy | None = None,
         preemption_interval_seconds: float = 0.0,
+        preparations: Mapping[str, Preparation] = MappingProxyType({}),
     ) -> None:
         self.measurer = ThreadPoolExecutor(1)
         entitlements = Entitlements(policy)
@@ -73,7 +76,7 @@ class House:
             output_root=None,
             output_access=OutputAccess(None, 0o640),
             accounts=accounts,
-            preparing=Preparing({}, prepared_models, self.executor, accounts, CLOCK, folder / "data"),
+            preparing=Preparing(preparations, prepared_models, self.executor, accounts, CLOCK, folder / "data"),
             grace_seconds=0.1,
             run_bounds=bounds or RunBounds(),
             measurer=self.measurer,
