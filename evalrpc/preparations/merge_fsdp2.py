@@ -129,7 +129,7 @@ def save(checkpoint: Path, weights: dict[str, Any], output: Path) -> None:
     import torch
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+    config = transformers.AutoConfig.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
     names = json.loads((checkpoint / "config.json").read_text()).get("architectures") or ["none"]
     model_class = getattr(transformers, names[0], None)
     if model_class is None:

@@ -24,6 +24,13 @@ assert all(one[name].dtype == other[name].dtype and torch.equal(one[name], other
 AutoProcessor.from_pretrained(sys.argv[2])
 print("equal:", len(one))
 """
+EXECUTING = """
+import os, sys, torch
+class Executing:
+    def __reduce__(self):
+        return os.mkdir, (sys.argv[2],)
+torch.save({"weight": Executing()}, sys.argv[1])
+"""
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 pytestmark = pytest.mark.slow
@@ -101,6 +108,15 @@ def test_lmms_eval_evaluates_a_sharded_checkpoint_as_it_does_the_whole_model(
     assert answers[0] == answers[1]
     assert list(jobs[1].results) == ["run__checkpoint-5"], "the folder of lmms-eval has the name of the checkpoint"
     assert f"merging 2 shards of {checkpoint}" in log
+
+
+def test_code_in_a_shard_is_not_executed(lmms_python: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "checkpoint" / "pytorch_model_fsdp_0"
+    shards.mkdir(parents=True)
+    run(lmms_python, "-c", EXECUTING, shards / "model_world_size_1_rank_0.pt", tmp_path / "executed")
+    with pytest.raises(AssertionError, match="Weights only load failed"):
+        run(lmms_python, PROGRAMS["merge_fsdp2"], tmp_path / "checkpoint", tmp_path / "merged")
+    assert not (tmp_path / "executed").exists()
 
 
 def test_a_checkpoint_with_a_shard_missing_fails_the_job_with_what_is_wrong(
