@@ -127,7 +127,7 @@ class ModelPreparation:
         preparing: Preparing,
         job: JobInfo,
         working_dir: Path,
-        node: str,
+        resources: Resources,
         publish: Callable[[Progress], None],
         *,
         may_have_begun: bool,
@@ -136,7 +136,7 @@ class ModelPreparation:
         self._models = preparing.models
         self._job = job
         self._working_dir = working_dir
-        self._node = node
+        self._resources = resources
         self._publish = publish
         self._may_have_begun = may_have_begun
         self._key = preparing.key_of(job)
@@ -220,7 +220,7 @@ class ModelPreparation:
             make_private_folder(output)
             self._preparing.accounts.hand_over(self._key.account, [step])
             self._preparing.executor.make_room(self._key, 1)
-            return self._preparing.executor.start(self._key, preparation.command(model, output), Resources(self._node))
+            return self._preparing.executor.start(self._key, preparation.command(model, output), self._resources)
         except OSError as error:
             require_no_shortage(error)
             self._fail(preparation, f"could not be started: {error.strerror or error}")

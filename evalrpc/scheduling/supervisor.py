@@ -350,7 +350,7 @@ class Supervisor:
             self._dependencies.preparing,
             job,
             self._working_dir(job),
-            self._resources.node,
+            Resources(self._resources.node, limits=self._dependencies.limits_of(job.request.harness)),
             self._publish,
             may_have_begun=self._may_have_begun,
         )
