@@ -76,6 +76,7 @@ def doctor_command(config: Path | None, form: Form, *, warm: bool, **flags: Any)
 def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
     """Yield the findings of every check. Changes nothing that lasts."""
     yield from _guarded("harnesses", lambda: check_harnesses(settings))
+    yield from _guarded("preparations", lambda: check_preparations(settings))
     yield from _guarded("GPUs", lambda: check_gpus(settings, environment))
     yield from _guarded("defaults", lambda: check_defaults(settings, environment))
     yield from _guarded("cgroups", lambda: check_cgroups(settings, environment))
@@ -108,6 +109,15 @@ def check_warm(settings: Settings, environment: Mapping[str, str]) -> Iterator[F
         if command is not None and command.preload is not None and harness.info().available:
             variables = build_environment(inherited, command.env, gpus=(), job_id="", attempt=0)
             yield Finding(f"harness {name}, warm", True, try_preload(command.preload, command.cwd or Path.cwd(), variables))
+
+
+def check_preparations(settings: Settings) -> Iterator[Finding]:
+    """Check that the program of every configured preparation is there."""
+    from evalrpc.preparations.preparation import build_preparations
+
+    for name, preparation in sorted(build_preparations(settings.preparations).items()):
+        problem = preparation.problem()
+        yield Finding(f"preparation {name}", not problem, problem or "its program is there")
 
 
 def check_gpus(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:

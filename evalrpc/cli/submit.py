@@ -33,6 +33,7 @@ REQUEST_FIELDS: Final = (
     "tasks_separately",
     "gpu_mode",
     "max_bad_answer_ratio",
+    "preparation",
 )
 _GPU_MODES: Final = {"data-parallel": GPU_MODE_DATA_PARALLEL, "model-parallel": GPU_MODE_MODEL_PARALLEL}
 SUBMISSION_FIELDS: Final = (
@@ -95,6 +96,7 @@ SUBMISSION_FIELDS: Final = (
 @click.option(
     "--secret", "secrets", multiple=True, metavar="NAME", help="Give the run this secret of the operator's. May be repeated."
 )
+@click.option("--preparation", metavar="NAME", help="Prepare the model's folder like this; the operator says what there is.")
 @click.option("--output-dir", metavar="DIR", help="Write the results to this folder on the server.")
 @click.option("--tasks-separately", is_flag=True, default=None, help="Run the tasks one by one, each with its results at once.")
 @click.option("--request-id", metavar="ID", help="Make the submission safe to repeat with this id. Default: a fresh one.")

@@ -128,6 +128,7 @@ def evaluate_request(
     gpu_mode: GpuMode.ValueType = GpuMode.GPU_MODE_UNSPECIFIED,
     max_bad_answer_ratio: float | None = None,
     secrets: Sequence[str] | str = (),
+    preparation: str = "",
 ) -> EvaluateRequest:
     """Build the request from plain values. None leaves a field absent; a single task or secret may be a plain string.
 
@@ -152,6 +153,7 @@ def evaluate_request(
         gpu_mode=gpu_mode,
         max_bad_answer_ratio=max_bad_answer_ratio,
         secrets=values.texts("secrets", secrets),
+        preparation=preparation,
     )
 
 

@@ -235,7 +235,7 @@ class _Bytes(Reader[BytesRequestT, BytesMessageT, bytes]):
 
 
 class LogBytes(_Bytes[ReadLogRequest, ReadLogResponse]):
-    """ReadLog: the log of one attempt from an offset."""
+    """ReadLog: the log of one attempt, or of its preparation, from an offset."""
 
     def __init__(
         self,
@@ -244,11 +244,17 @@ class LogBytes(_Bytes[ReadLogRequest, ReadLogResponse]):
         *,
         follow: bool = False,
         offset: int = 0,
+        preparation: bool = False,
         heartbeat_interval_seconds: float | None = None,
     ) -> None:
-        heartbeat = _duration(heartbeat_interval_seconds)
         request = build(
-            ReadLogRequest, job_id=job_id, attempt=attempt, follow=follow, offset=offset, heartbeat_interval=heartbeat
+            ReadLogRequest,
+            job_id=job_id,
+            attempt=attempt,
+            follow=follow,
+            offset=offset,
+            preparation=preparation,
+            heartbeat_interval=_duration(heartbeat_interval_seconds),
         )
         super().__init__(request)
 

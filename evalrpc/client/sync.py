@@ -87,6 +87,7 @@ class EvalClient(Transport):
         gpu_mode: GpuMode.ValueType = GpuMode.GPU_MODE_UNSPECIFIED,
         max_bad_answer_ratio: float | None = None,
         secrets: Sequence[str] | str = (),
+        preparation: str = "",
         **options: Unpack[core.SubmitOptions],
     ) -> JobInfo:
         """Submit an evaluation from plain values and return the job. See `submit` for options and errors.
@@ -115,6 +116,7 @@ class EvalClient(Transport):
             gpu_mode=gpu_mode,
             max_bad_answer_ratio=max_bad_answer_ratio,
             secrets=secrets,
+            preparation=preparation,
         )
         return self.submit(request, **options)
 
@@ -263,15 +265,24 @@ class EvalClient(Transport):
         follow: bool = False,
         offset: int = 0,
         attempt: int = 0,
+        preparation: bool = False,
         heartbeat_interval_seconds: float | None = None,
     ) -> Generator[bytes, None, None]:
-        """Yield the log's bytes from an offset, each once. `attempt` 0 is the latest.
+        """Yield the log's bytes from an offset, each once. `attempt` 0 is the latest. `preparation`: of the run that prepared
+        the model, in place of the harness's.
 
         With `follow`, waits for a queued job to start and continues until the job ends. Heartbeats are sent as for `watch`, and
         never yielded. Raises JobNotFoundError, AttemptNotFoundError, OffsetOutOfRangeError.
         """
         attempt = attempt or self._latest_attempt(job_id, wait=follow)
-        reader = LogBytes(job_id, attempt, follow=follow, offset=offset, heartbeat_interval_seconds=heartbeat_interval_seconds)
+        reader = LogBytes(
+            job_id,
+            attempt,
+            follow=follow,
+            offset=offset,
+            preparation=preparation,
+            heartbeat_interval_seconds=heartbeat_interval_seconds,
+        )
         with closing(self._read(self._stub.ReadLog, reader)) as chunks:
             yield from chunks
 

@@ -1,12 +1,13 @@
 """The server's settings: flags over environment over TOML file over defaults, validated once, then frozen.
 
-Each is declared once, in settings.py, policy.py or secrets.py. Its flag, its variable, its checks and docs/settings.md follow
-from that.
+Each is declared once, in settings.py, policy.py, preparations.py or secrets.py. Its flag, its variable, its checks and
+docs/settings.md follow from that.
 """
 
 from evalrpc.config.callers import ClientCertificate, OidcSettings
 from evalrpc.config.loading import load_settings
 from evalrpc.config.policy import PolicySettings
+from evalrpc.config.preparations import PreparationSettings
 from evalrpc.config.secrets import SecretSettings
 from evalrpc.config.settings import (
     DEFAULT_QUOTA,
@@ -28,6 +29,7 @@ __all__ = [
     "ListenSettings",
     "OidcSettings",
     "PolicySettings",
+    "PreparationSettings",
     "QuotaSettings",
     "SecretSettings",
     "Settings",

@@ -1,9 +1,9 @@
 """Reads settings: flags over environment over TOML file over defaults.
 
 The TOML file has the fields of `Settings` at its top level, one `[harnesses.NAME]` table per harness, in it perhaps a table
-`policy`, one `[secrets.NAME]` table per secret, the weights of owners in `[shares]`, their quotas in a `[quotas.OWNER]` table
-each, and the tables `[oidc]` and `[client_certificates]`. Relative paths in it are relative to the file, others to the working
-directory. An environment variable that is empty counts as unset.
+`policy`, one `[preparations.NAME]` table per preparation, one `[secrets.NAME]` table per secret, the weights of owners in
+`[shares]`, their quotas in a `[quotas.OWNER]` table each, and the tables `[oidc]` and `[client_certificates]`. Relative paths
+in it are relative to the file, others to the working directory. An environment variable that is empty counts as unset.
 """
 
 import re
@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 from evalrpc.config.callers import OWNER_RULE, ClientCertificate, OidcSettings
 from evalrpc.config.declaration import settings_of
 from evalrpc.config.policy import PolicySettings
+from evalrpc.config.preparations import PreparationSettings
 from evalrpc.config.secrets import SOURCES, SecretSettings
 from evalrpc.config.settings import DEFAULT_QUOTA, SETTINGS, HarnessSettings, QuotaSettings, Settings
 from evalrpc.errors import ConfigurationError
@@ -24,12 +25,13 @@ from evalrpc.files.regular import read_regular_file
 
 _HARNESSES: Final = "harnesses"
 _POLICY: Final = "policy"
+_PREPARATIONS: Final = "preparations"
 _SECRETS: Final = "secrets"
 _CERTIFICATES: Final = "client_certificates"
 _OIDC: Final = "oidc"
 _SHARES: Final = "shares"
 _QUOTAS: Final = "quotas"
-_HARNESS_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _SECRET_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _NO_SECRET: Final = re.compile(r"EVALRPC_.*|CUDA_VISIBLE_DEVICES")  # the server itself sets these for every run
 
@@ -83,7 +85,7 @@ def _read_harnesses(tables: _Given) -> dict[str, HarnessSettings]:
 
 def _read_harness(name: str, table: _Given) -> HarnessSettings:
     where = f"{_HARNESSES}.{name}"
-    _require(bool(_HARNESS_NAME.fullmatch(name)), where, "a name has small letters, digits, `.`, `_` and `-`", table.source)
+    _require_name(name, where, table.source)
     values = _read_table(HarnessSettings, where, table, {"kind": name, "working_dir": "."}, (_POLICY,))
     policy = _read_policy(f"{where}.{_POLICY}", table._replace(value=table.value.get(_POLICY, {})))
     _require(
@@ -105,6 +107,17 @@ def _read_policy(where: str, table: _Given) -> PolicySettings:
         table.source,
     )
     return policy
+
+
+def _read_preparations(tables: _Given) -> dict[str, PreparationSettings]:
+    _require(isinstance(tables.value, dict), _PREPARATIONS, "must be tables such as [preparations.merge-fsdp2]", tables.source)
+    return {name: _read_preparation(name, tables._replace(value=table)) for name, table in tables.value.items()}
+
+
+def _read_preparation(name: str, table: _Given) -> PreparationSettings:
+    where = f"{_PREPARATIONS}.{name}"
+    _require_name(name, where, table.source)
+    return PreparationSettings(name=name, **_read_table(PreparationSettings, where, table, {"working_dir": "."}))
 
 
 def _read_secrets(tables: _Given) -> dict[str, SecretSettings]:
@@ -185,6 +198,10 @@ def _read_quota(owner: str, table: _Given) -> dict[str, Any]:
     return _read_table(QuotaSettings, where, table)
 
 
+def _require_name(name: str, where: str, source: str) -> None:
+    _require(bool(_NAME.fullmatch(name)), where, "a name has small letters, digits, `.`, `_` and `-`", source)
+
+
 def _require_owner(owner: str, where: str, source: str) -> None:
     _require(OWNER_RULE.holds(owner), where, f"an owner must {OWNER_RULE.description}, as at sign-in", source)
 
@@ -196,6 +213,7 @@ def _require(condition: bool, name: str, rule: str, source: str) -> None:
 
 _TABLES: Final[Mapping[str, Callable[[_Given], Any]]] = {
     _HARNESSES: _read_harnesses,
+    _PREPARATIONS: _read_preparations,
     _SECRETS: _read_secrets,
     _SHARES: _read_shares,
     _QUOTAS: _read_quotas,

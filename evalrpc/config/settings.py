@@ -33,6 +33,7 @@ from evalrpc.config.declaration import (
     settings_of,
 )
 from evalrpc.config.policy import PolicySettings
+from evalrpc.config.preparations import PreparationSettings
 from evalrpc.config.secrets import SecretSettings
 from evalrpc.errors import ConfigurationError
 
@@ -448,6 +449,16 @@ class Settings:
         "The space on the disk that the files of all finished jobs may occupy together, looked at every minute: the jobs that "
         "ended first are deleted until they do. 0: as much as they like.",
     )
+    preparation_max_age_seconds: float = _seconds(
+        7 * 24 * 3600.0, "How long a prepared model is kept after a job has used it. 0: forever."
+    )
+    preparation_max_bytes: int = _count(
+        0,
+        "bytes",
+        0,
+        "The space on the disk that prepared models may occupy together, looked at every minute: those unused for longest are "
+        "removed until they do, but none that a job uses. 0: as much as they like.",
+    )
     max_log_bytes: int = _count(
         1024**3,
         "bytes",
@@ -538,6 +549,8 @@ class Settings:
     )
     harnesses: Mapping[str, HarnessSettings] = field(default_factory=lambda: {LMMS_EVAL: HarnessSettings(LMMS_EVAL, LMMS_EVAL)})
     """The harnesses by name. Default: `lmms-eval` in the server's own environment."""
+    preparations: Mapping[str, PreparationSettings] = field(default_factory=dict)
+    """The preparations of models by name."""
     client_certificates: Mapping[str, ClientCertificate] = field(default_factory=dict)
     """Who the bearers of client certificates are, by a name in the certificate."""
     oidc: OidcSettings | None = None

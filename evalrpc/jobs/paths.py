@@ -4,6 +4,8 @@ data_dir/jobs/JOB_ID/attempt-N/log              what the harness printed
 data_dir/jobs/JOB_ID/attempt-N/run/             the executor's traces
 data_dir/jobs/JOB_ID/attempt-N/complete-results the complete results, where the job's message can't hold them
 data_dir/jobs/JOB_ID/attempt-N/output/          what the harness wrote, unless the request names an `output_dir`
+data_dir/jobs/JOB_ID/attempt-N/preparation/     the same of the run that prepared its model, if there was one
+data_dir/preparations/FINGERPRINT/              a prepared model
 data_dir/homes/UID/                             the home of an account of runs, where these have accounts of their own
 output_root/OUTPUT_DIR/JOB_ID/attempt-N/        what it wrote, where the request does
 """
@@ -18,6 +20,9 @@ from evalrpc.v1.jobs_pb2 import JobInfo
 JOBS_DIR: Final = "jobs"
 HOMES_DIR: Final = "homes"
 """The homes of the accounts of runs, where these have accounts of their own."""
+
+PREPARATIONS_DIR: Final = "preparations"
+"""The prepared models."""
 
 
 def job_dir(data_dir: Path, job_id: str) -> Path:
@@ -43,6 +48,11 @@ def results_path(directory: Path) -> Path:
 def output_path(directory: Path) -> Path:
     """Return the folder in an attempt's folder that takes the results, unless the request names an `output_dir`."""
     return directory / "output"
+
+
+def preparation_dir(directory: Path) -> Path:
+    """Return the folder in an attempt's folder that belongs to the run which prepared its model."""
+    return directory / "preparation"
 
 
 def job_output_dir(data_dir: Path, output_root: Path | None, job: JobInfo) -> Path:

@@ -8,7 +8,7 @@ from typing import Final
 
 from evalrpc.errors import FileUnreadableError
 from evalrpc.files.opening import open_regular_file
-from evalrpc.jobs.paths import log_path
+from evalrpc.jobs.paths import log_path, preparation_dir
 from evalrpc.reading.attempts import attempt_number, run_dir
 from evalrpc.reading.disk import read_on, require_inside
 from evalrpc.secrets.logs import mask_of_log, read_masked
@@ -46,7 +46,7 @@ class LogReader:
             job = await self._feed.read_job(job_id)
         attempt = attempt_number(job, call.attempt)
         folder = run_dir(self._data_dir, job, attempt)
-        path = log_path(folder)
+        path = log_path(preparation_dir(folder) if call.preparation else folder)
         mask = await read_on(self._readers, lambda: _mask(self._secrets, job, folder)) if job.request.secrets else NO_MASK
         offset = call.offset
         require_inside(offset, await read_on(self._readers, lambda: _size(path)))

@@ -1,9 +1,11 @@
 """The accounts of runs: one for each owner, so that no run can read what the server or another owner's run has.
 
 The server is root, and everything in its data folder is private to it. A run can only pass through that on its way to its
-output folder, which is its own while it runs, and to the home of its account:
+output folder, which is its own while it runs, to the home of its account, and to the models that were prepared for it:
 
     data_dir/homes/UID/     the home of an account, which all runs of its owner share
+
+What a preparation has made stays with the account, which so can read it, and no other one can.
 """
 
 import grp
@@ -25,7 +27,7 @@ from evalrpc.files.handover import hand_over, make_passable, take_back
 from evalrpc.files.output_access import OutputAccess
 from evalrpc.files.private import make_private_folder
 from evalrpc.harnesses.base import Run
-from evalrpc.jobs.paths import HOMES_DIR, JOBS_DIR
+from evalrpc.jobs.paths import HOMES_DIR, JOBS_DIR, PREPARATIONS_DIR
 from evalrpc.store.base import Store
 
 _PROBE_SECONDS: Final = 10.0
@@ -212,7 +214,7 @@ def _group_id(group: str) -> int:
 def _open_way(data_dir: Path) -> None:
     """Let the accounts of runs pass through the folders of the server. What else lies there is closed to them, also where it
     was copied without its permissions. Raises ConfigurationError."""
-    ways = data_dir / JOBS_DIR, data_dir / HOMES_DIR
+    ways = data_dir / JOBS_DIR, data_dir / HOMES_DIR, data_dir / PREPARATIONS_DIR
     try:
         for entry in data_dir.iterdir():
             if entry not in ways and not entry.is_symlink():

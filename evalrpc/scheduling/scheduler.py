@@ -58,6 +58,7 @@ class Scheduler:
         queue_state = self._dependencies.queue_state
         self._to_resume = queue_state.own_running_jobs()
         self._quarantine_leftovers({job.job_id for job in queue_state.running_jobs()})
+        self._dependencies.preparing.restore(self._to_resume)  # all, before one of them begins to prepare what another does
         with self._condition:
             self._resume_all()
         self._dispatcher.start()

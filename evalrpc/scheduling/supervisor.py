@@ -1,7 +1,8 @@
 """One attempt of one job, from its start to its outcome. Each runs on a worker thread of its own.
 
-The job in the store is the truth. A supervisor begins the attempt, starts the harness, follows its log, ends what is left of
-it, and commits the outcome. When the server stops it lets go, and the run goes on; the next server finds it and supervises on.
+The job in the store is the truth. A supervisor begins the attempt, has the model prepared if it is to be (`preparing.py`),
+starts the harness, follows its log, ends what is left of it, and commits the outcome. When the server stops it lets go, and the
+run goes on; the next server finds it and supervises on.
 
 What the server lacks for a while, such as descriptors, is no fault of the run: supervising is tried again, as after a restart.
 What does not pass, or is a bug, ends the run and fails the job (`abandon`).
@@ -35,6 +36,7 @@ from evalrpc.scheduling.interruptible import InterruptibleReader
 from evalrpc.scheduling.kept_steps import RunSteps, keep_steps
 from evalrpc.scheduling.log_tail import LogFollower, read_tail
 from evalrpc.scheduling.placement import resources_of
+from evalrpc.scheduling.preparing import ModelPreparation, Preparing
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.scheduling.results_reader import ResultsReader
 from evalrpc.scheduling.run_accounts import RunAccounts
@@ -80,6 +82,7 @@ class RunDependencies:
     output_root: Path | None
     output_access: OutputAccess
     accounts: RunAccounts
+    preparing: Preparing
     grace_seconds: float
     run_bounds: RunBounds
     measurer: ThreadExecutor
@@ -119,6 +122,7 @@ class Supervisor:
         self._lock = threading.Lock()  # guards the handle against an interrupt while it is closed
         self._reader = InterruptibleReader()
         self._handle: RunHandle | None = None
+        self._preparation: ModelPreparation | None = None
         self._resources = Resources(node="")
         self._may_have_begun = False
         self._ending: _Ending | None = None
@@ -177,6 +181,7 @@ class Supervisor:
         key, problem = self._dependencies.run_key(job), ""
         for _ in range(_TRIES):
             try:
+                self._dependencies.preparing.end(job, self._dependencies.grace_seconds)
                 handle = self._dependencies.executor.find(key)
                 if handle is not None:
                     with closing(handle):
@@ -204,9 +209,9 @@ class Supervisor:
         output_base = job_output_dir(self._dependencies.data_dir, self._dependencies.output_root, job)
         output_dir = attempt_output_dir(self._dependencies.data_dir, output_base, job, attempt)
         folder = attempt_dir(self._dependencies.data_dir, self._job_id, attempt)
-        run = Run(self._job_id, attempt, job.request, folder, output_dir, num_gpus)
-        steps = steps_of(run)
         try:
+            run = Run(self._job_id, attempt, self._request_of(job, attempt), folder, output_dir, num_gpus)
+            steps = steps_of(run)
             self._make_folders(steps)
             self._keep_steps(job, steps)
             self._dependencies.executor.make_room(RunKey(self._job_id, attempt, folder), len(steps))
@@ -214,6 +219,15 @@ class Supervisor:
             message = f"the folder of the run can't be made: {_reason(error)}"
             raise (StoreUnavailableError(message) if is_shortage(error) else RunFailedError("START_FAILED", message)) from error
         return run
+
+    def _request_of(self, job: pb.JobInfo, attempt: int) -> pb.EvaluateRequest:
+        """Return the request as the harness gets it. Raises RunFailedError, StoreUnavailableError, OSError."""
+        return self._dependencies.preparing.request_of(job, attempt, self._working_dir(job))
+
+    def _working_dir(self, job: pb.JobInfo) -> Path:
+        """Return the folder in which the harness of a job runs."""
+        settings = self._dependencies.harness_settings.get(job.request.harness)
+        return settings.working_dir if settings is not None else Path()
 
     def _keep_steps(self, job: pb.JobInfo, steps: Sequence[Run]) -> None:
         """Take over what earlier attempts of the job have finished of these steps."""
@@ -255,6 +269,8 @@ class Supervisor:
                 handle, self._handle = self._handle, None
             if handle is not None:
                 handle.close()
+            if self._preparation is not None:
+                self._preparation.close()
 
     def _noting_warm(self, outcome: _Change) -> _Change:
         """Return a change that says, besides the outcome, whether the run was warm."""
@@ -294,11 +310,14 @@ class Supervisor:
         self._find(key)
         harness = self._dependencies.harnesses.get(job.request.harness)
         if harness is None:
+            self._dependencies.preparing.end(job, self._dependencies.grace_seconds)
             if self._handle is not None:
                 self._end(self._handle, job, self._dependencies.grace_seconds)
             raise RunFailedError("HARNESS_UNAVAILABLE", f"this server has no harness {job.request.harness!r} any more")
-        output_dir = Path(job.attempts[-1].output_dir)
-        run = Run(job.job_id, job.attempt, job.request, key.attempt_dir, output_dir, len(job.gpus))
+        if self._ending is None and (ending := self._prepare_model(job)) is not None:
+            return self._ended_early(ending, job, {})
+        output_dir, request = Path(job.attempts[-1].output_dir), self._request_of(job, job.attempt)
+        run = Run(job.job_id, job.attempt, request, key.attempt_dir, output_dir, len(job.gpus))
         is_last_attempt = not job.preemptible and transitions.counted_attempts(job) >= job.max_attempts
         steps = RunSteps(harness, steps_of(run), is_last_attempt=is_last_attempt)
         handle = self._handle = self._handle or self._start(harness, run, steps.to_run, key, job.owner)
@@ -315,17 +334,52 @@ class Supervisor:
         read = partial(_finish, found, bounds) if ending is _Ending.BY_ITSELF else found.look
         timeout_seconds = _LAST_LOOK_SECONDS if ending in (_Ending.CANCELLED, _Ending.PREEMPTED) else None
         ending = self._reader.read(read, self._reason_to_read_no_more, timeout_seconds) or ending
+        if ending is _Ending.BY_ITSELF and bounds.failure is None:
+            return self._completion(found.results, progress.finish())
+        if bounds.failure is not None and ending in (_Ending.BY_ITSELF, _Ending.TOO_LARGE):
+            raise bounds.failure
+        return self._ended_early(ending, job, found.results)
+
+    def _prepare_model(self, job: pb.JobInfo) -> _Ending | None:
+        """Wait until the model is prepared, if that is asked for. Return why the job is to be followed no more, if that comes
+        first: then nothing is left of its preparation, unless the next server goes on with it. Raises RunFailedError, OSError.
+        """
+        if not job.request.preparation:
+            return None
+        preparation = self._preparation = self._preparation or ModelPreparation(
+            self._dependencies.preparing,
+            job,
+            self._working_dir(job),
+            Resources(self._resources.node, limits=self._dependencies.limits_of(job.request.harness)),
+            self._publish,
+            may_have_begun=self._may_have_begun,
+        )
+        if self._handle is not None:  # the harness has begun, so it is there
+            preparation.use()
+            return None
+        try:
+            ending = preparation.follow(partial(self._reason_to_prepare_no_more, job))
+        except RunFailedError:
+            preparation.end(self._dependencies.grace_seconds)
+            raise
+        if ending not in (None, _Ending.LET_GO):
+            preparation.end(self._dependencies.grace_seconds)
+        return ending
+
+    def _reason_to_prepare_no_more(self, job: pb.JobInfo) -> _Ending | None:
+        elapsed_ns = self._dependencies.clock.now().ToNanoseconds() - job.started_at.ToNanoseconds()
+        is_over = job.HasField("timeout") and elapsed_ns >= job.timeout.ToNanoseconds()
+        return self._reason_to_stop() or (_Ending.TIMED_OUT if is_over else None)
+
+    def _ended_early(self, ending: _Ending, job: pb.JobInfo, results: Mapping[str, ModelResult]) -> _Change | None:
+        """Return the change to commit where the run did not come to its end. Raises RunFailedError."""
         match ending:
-            case _Ending.BY_ITSELF if bounds.failure is None:
-                return self._completion(found.results, progress.finish())
             case _Ending.CANCELLED:
-                return self._ended_on_request(found.results, transitions.cancel)
+                return self._ended_on_request(results, transitions.cancel)
             case _Ending.PREEMPTED:
-                return self._ended_on_request(found.results, transitions.preempt)
+                return self._ended_on_request(results, transitions.preempt)
             case _Ending.LET_GO:
                 return None
-        if bounds.failure is not None and ending is not _Ending.TIMED_OUT:
-            raise bounds.failure
         raise RunFailedError("TIMED_OUT", f"the run took longer than its timeout of {job.timeout.ToTimedelta()}")
 
     def _find(self, key: RunKey) -> None:

@@ -8,7 +8,7 @@ from evalrpc.config import Settings
 from evalrpc.errors import FieldsRefusedError, InvalidRequestError, PolicyViolationError, SecretNotAllowedError
 from evalrpc.harnesses.base import Harness
 from evalrpc.jobs.defaults import RequestDefaults
-from evalrpc.server import policy, secret_use, validation
+from evalrpc.server import policy, preparation_use, secret_use, validation
 from evalrpc.server.argument_values import argument_values
 from evalrpc.v1.jobs_pb2 import SubmitJobRequest
 
@@ -42,8 +42,9 @@ class Admission:
             policy.fill_in_timeout(call, harness.policy)
         invalid = validation.submission(call, self.harnesses, gpu_counts, self.settings.output_root, max_gpus)
         arguments = list(argument_values(call.request))  # once for all rules, since there may be very many
-        bad = tuple(chain(invalid, secret_use.violations(call.request, arguments, self.settings.secrets, owner)))
-        if bad:
+        of_preparation = preparation_use.violations(call.request, self.settings.preparations)
+        of_secrets = secret_use.violations(call.request, arguments, self.settings.secrets, owner)
+        if bad := tuple(chain(invalid, of_preparation, of_secrets)):
             yield InvalidRequestError(violations=bad)
         if withheld := tuple(secret_use.not_allowed(call.request, self.settings.secrets, owner)):
             yield SecretNotAllowedError(violations=withheld)

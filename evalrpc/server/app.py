@@ -30,12 +30,16 @@ from evalrpc.files.output_access import OutputAccess, output_access
 from evalrpc.files.private import PRIVATE_UMASK
 from evalrpc.harnesses.registry import build_harnesses
 from evalrpc.jobs.defaults import request_defaults
+from evalrpc.jobs.paths import PREPARATIONS_DIR
 from evalrpc.jobs.share_policy import Entitlements, policy_of
+from evalrpc.preparations.preparation import build_preparations
+from evalrpc.preparations.prepared_models import PreparedModels
 from evalrpc.reading.artifacts import ArtifactReader
 from evalrpc.reading.job_results import JobResults
 from evalrpc.reading.logs import LogReader
 from evalrpc.reading.metrics import MetricLister
 from evalrpc.reading.samples import SampleLister
+from evalrpc.scheduling.preparing import Preparing
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.scheduling.run_accounts import RunAccounts, account_pool, describe_accounts, require_way
 from evalrpc.scheduling.run_bounds import RunBounds
@@ -160,6 +164,7 @@ class Server:
         listeners = [(listener, listener.tls and Certificate(listener.tls)) for listener in listeners_of(settings)]
         devices = find_gpus(settings.gpus, environment)
         self.harnesses = harnesses = build_harnesses(settings)
+        self._preparations = build_preparations(settings.preparations)
         self._defaults = request_defaults(settings, len(devices))
         pool = account_pool(settings.run_as_uids, settings.run_as_groups)
         require_way(pool, settings.data_dir)
@@ -183,12 +188,15 @@ class Server:
         queue_state = self._build_queue_state(entitlements, clock)
         self._feed = Feed(self._store, queue_state, clock, self._pools.readers)
         accounts = RunAccounts(self._store, data_dir, access, pool)
+        self._prepared_models = PreparedModels(data_dir / PREPARATIONS_DIR, clock)
         run_limits = RunLimitsPolicy(settings)
         dependencies = self._build_run_dependencies(queue_state, access, accounts, run_limits, clock, data_dir)
         self._scheduler = Scheduler(dependencies, settings.reservation_seconds)
         self._follow_store(queue_state)
         self._catalog = Catalog(harnesses, self._executor, data_dir, secrets.mask_text)
-        self._housekeeper = Housekeeper(self._store, clock, data_dir, settings, self._pools.removers, entitlements)
+        self._housekeeper = Housekeeper(
+            self._store, clock, data_dir, settings, self._pools.removers, entitlements, self._prepared_models
+        )
         self._service = self._build_service(queue_state, entitlements, clock, data_dir)
         self._reloading = Reloading(
             settings,
@@ -312,6 +320,15 @@ class Server:
             output_root=settings.output_root,
             output_access=access,
             accounts=accounts,
+            preparing=Preparing(
+                self._preparations,
+                self._prepared_models,
+                self._executor,
+                accounts,
+                clock,
+                data_dir,
+                settings.max_log_bytes,
+            ),
             grace_seconds=settings.grace_seconds,
             run_bounds=RunBounds(settings.max_log_bytes, settings.max_output_bytes),
             measurer=self._pools.measurers,
@@ -336,6 +353,7 @@ class Server:
             queue_state=queue_state,
             entitlements=entitlements,
             harnesses=self.harnesses,
+            preparations=self._preparations,
             settings=self._settings,
             defaults=self._defaults,
             admission=Admission(self._settings, self.harnesses, self._defaults),

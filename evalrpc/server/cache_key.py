@@ -17,14 +17,15 @@ from evalrpc.files.fingerprints import MAX_FILES, fingerprint_files
 from evalrpc.harnesses.base import Command, Harness, Run
 from evalrpc.jobs import transitions
 from evalrpc.jobs.defaults import gpus_needed
+from evalrpc.preparations.preparation import Preparation
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo
 
 _NOWHERE: Final = Path("/evalrpc")  # stands for the folders of an attempt, which differ between jobs
 
 
-def cache_key(harness: Harness, job: JobInfo) -> bytes:
-    """Return a digest that is equal for identical evaluations of the same owner; empty if that can't be decided, and then the
-    job gets a warning that says why."""
+def cache_key(harness: Harness, job: JobInfo, preparation: Preparation | None = None) -> bytes:
+    """Return a digest that is equal for identical evaluations of the same owner, whose model is prepared in the same way; empty
+    if that can't be decided, and then the job gets a warning that says why."""
     request = job.request
     if request.output_dir:
         return _no_key(job, "output_dir asks for results in a folder of the job's own")
@@ -40,6 +41,7 @@ def cache_key(harness: Harness, job: JobInfo) -> bytes:
         (command.argv, sorted(command.env.items()), command.cwd, sorted(command.files.items())),
         files,
         request.max_bad_answer_ratio if request.HasField("max_bad_answer_ratio") else None,
+        *([preparation.definition] if preparation is not None else []),
         *([sorted(request.secrets)] if request.secrets else []),  # their names, and never their values
     )
     return hashlib.sha256(f"{facts!r}{job.owner}".encode()).digest()

@@ -11,6 +11,7 @@ from typing import Final
 from evalrpc.clock import Clock
 from evalrpc.config import Settings
 from evalrpc.jobs.share_policy import Entitlements
+from evalrpc.preparations.prepared_models import PreparedModels
 from evalrpc.scheduling.shares import KEPT_HALF_LIVES
 from evalrpc.server.job_files import JobFiles
 from evalrpc.server.kept_bytes import KeptBytes
@@ -44,6 +45,7 @@ class Housekeeper:
         settings: Settings,
         remover: Executor,
         entitlements: Entitlements,
+        prepared_models: PreparedModels,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -53,6 +55,7 @@ class Housekeeper:
         files = JobFiles(store, data_dir, lambda: self._removals.stopping)
         self._retention = Retention(store, clock, settings, self._removals, files)
         self._kept_bytes = KeptBytes(files, entitlements)
+        self._prepared_models = prepared_models
         self._problems = Problems(_log, "do a step of housekeeping", "step")
         self._memory = Memory()
         self._round = 0
@@ -74,6 +77,7 @@ class Housekeeper:
                     "remove the rest of deleted jobs": partial(self._on_remover, self._removals.retry),
                     "delete old jobs": partial(self._on_remover, self._retention.sweep),
                     "delete jobs that are too large together": partial(self._on_remover, self._retention.sweep_bytes),
+                    "remove prepared models": partial(self._on_remover, self._evict_models),
                     "measure the files of owners": partial(self._on_remover, self._kept_bytes.measure),
                 }
             ),
@@ -109,6 +113,15 @@ class Housekeeper:
             self._removals.remove(job_id)
         except Exception:  # noqa: BLE001 - nobody waits for it; the folder stays, so it is found again
             _log.exception("a bug keeps the files of a deleted job", extra={"job_id": job_id})
+
+    def _evict_models(self) -> None:
+        """Remove the prepared models that are too old, or too large together. Raises OSError where some can't be removed."""
+        settings = self._settings
+        left = self._prepared_models.evict(
+            settings.preparation_max_age_seconds, settings.preparation_max_bytes, lambda: self._removals.stopping
+        )
+        if left and not self._removals.stopping:
+            raise OSError(f"{left[0].entry_count} files of a prepared model are left, the first one: {left[0].problem}")
 
     async def _remove_orphans(self) -> None:
         """Look at all folders at the start, and now and then."""

@@ -29,6 +29,7 @@ from evalrpc.jobs.defaults import RequestDefaults
 from evalrpc.jobs.ids import job_ids
 from evalrpc.jobs.share_policy import URGENT_PRIORITY, Entitlements, is_urgent
 from evalrpc.jobs.views import reduce_to_view
+from evalrpc.preparations.preparation import Preparation
 from evalrpc.reading import page_tokens
 from evalrpc.reading.artifacts import ArtifactReader
 from evalrpc.reading.job_results import JobResults
@@ -37,7 +38,7 @@ from evalrpc.reading.metrics import MetricLister
 from evalrpc.reading.page_bound import PageBound
 from evalrpc.reading.samples import SampleLister
 from evalrpc.scheduling.queue_state import QueueState
-from evalrpc.server import validation
+from evalrpc.server import preparation_use, validation
 from evalrpc.server.admission import Admission
 from evalrpc.server.auth.rights import visible_owner
 from evalrpc.server.cache_key import cache_key
@@ -68,6 +69,7 @@ from evalrpc.v1.jobs_pb2 import (
     CancelJobRequest,
     DeleteJobRequest,
     DeleteJobResponse,
+    EvaluateRequest,
     GetJobRequest,
     JobInfo,
     JobView,
@@ -126,6 +128,7 @@ class EvaluationService:
     queue_state: QueueState
     entitlements: Entitlements
     harnesses: Mapping[str, Harness]
+    preparations: Mapping[str, Preparation]
     settings: Settings
     defaults: RequestDefaults
     admission: Admission
@@ -171,6 +174,7 @@ class EvaluationService:
         _require_may_give(request.priority, principal)
         job = _new_job(next(self.job_ids), request, principal.owner)
         await self._check_names(job)
+        await self._check_preparation(job.request)
         return job
 
     async def GetJob(self, request: GetJobRequest, call: Call) -> bytes:
@@ -451,11 +455,18 @@ class EvaluationService:
         names_others = self._visible_owner(call) is None
         return self.queue_state.describe(job.job_id, job.status, job.SerializeToString(), names_others=names_others)
 
+    async def _check_preparation(self, request: EvaluateRequest) -> None:
+        """Raise InvalidRequestError if the folder that is to be prepared is not there."""
+        if request.preparation:
+            harness = self.settings.harnesses[request.harness]
+            await self._look_up(lambda: preparation_use.require_folder(request, harness))
+
     async def _cache_key(self, mode: CacheMode.ValueType, job: JobInfo) -> bytes:
         """Return the key that identical evaluations share; empty if the cache can't be used."""
         if mode != CACHE_MODE_ALLOW:
             return b""
-        return await self._look_up(lambda: cache_key(self.harnesses[job.request.harness], job))
+        harness, preparation = self.harnesses[job.request.harness], self.preparations.get(job.request.preparation)
+        return await self._look_up(lambda: cache_key(harness, job, preparation))
 
     async def _read(self, read: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self.pools.readers, read)

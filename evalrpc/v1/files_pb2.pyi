@@ -31,6 +31,7 @@ class ReadLogRequest(_message.Message):
     FOLLOW_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     HEARTBEAT_INTERVAL_FIELD_NUMBER: _builtins.int
+    PREPARATION_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job's UUID. Required."""
     offset: _builtins.int
@@ -39,6 +40,10 @@ class ReadLogRequest(_message.Message):
     """Continue until the job ends. Default: false."""
     attempt: _builtins.int
     """Which attempt's log. 0: the latest; with `follow`, the latest when the call arrived."""
+    preparation: _builtins.bool
+    """Send the log of the attempt's preparation (see `EvaluateRequest.preparation`) in place of the harness's. Empty where this
+    attempt has run none: the model was prepared already, or another job prepared it. Default: false.
+    """
     @_builtins.property
     def heartbeat_interval(self) -> _duration_pb2.Duration:
         """With `follow`: send a message without data whenever nothing else was sent for this long. As in WatchJobRequest."""
@@ -51,10 +56,11 @@ class ReadLogRequest(_message.Message):
         follow: _builtins.bool = ...,
         attempt: _builtins.int = ...,
         heartbeat_interval: _duration_pb2.Duration | None = ...,
+        preparation: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "follow", b"follow", "heartbeat_interval", b"heartbeat_interval", "job_id", b"job_id", "offset", b"offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "follow", b"follow", "heartbeat_interval", b"heartbeat_interval", "job_id", b"job_id", "offset", b"offset", "preparation", b"preparation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -235,6 +235,7 @@ class EvaluateRequest(_message.Message):
     GPU_MODE_FIELD_NUMBER: _builtins.int
     MAX_BAD_ANSWER_RATIO_FIELD_NUMBER: _builtins.int
     SECRETS_FIELD_NUMBER: _builtins.int
+    PREPARATION_FIELD_NUMBER: _builtins.int
     harness: _builtins.str
     """The harness that runs the job, by the name that the operator configured (see ListHarnesses). Empty: the operator's default;
     without one, the only harness that is configured, else `lmms-eval`. Required on a server that has none of these.
@@ -277,6 +278,14 @@ class EvaluateRequest(_message.Message):
     """The largest share of answers that may have failed, from 0 to 1: above it, the job is FAILED with `TOO_MANY_BAD_ANSWERS`.
     For harnesses that go on after a failed answer: lmms-eval and inspect-ai. Absent: some good answer suffices, and
     `JobInfo.warnings` says how many failed.
+    """
+    preparation: _builtins.str
+    """How the model's folder is prepared before the harness loads it, by the name that the operator gave the preparation, such as
+    `merge-fsdp2`. The folder is the first of the arguments `pretrained`, `model_path`, `model_version` and `model` in
+    `model_args`; the harness gets the prepared one in its place. It is prepared once for as long as it stays as it is, by a run
+    of its own at the beginning of an attempt, without GPUs. If that fails, the job is FAILED with `PREPARATION_FAILED`. A name
+    that the server does not have, and arguments that name no folder on the server, are rejected with INVALID_ARGUMENT. Empty:
+    none.
     """
     @_builtins.property
     def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -326,10 +335,11 @@ class EvaluateRequest(_message.Message):
         gpu_mode: Global___GpuMode.ValueType = ...,
         max_bad_answer_ratio: _builtins.float | None = ...,
         secrets: _abc.Iterable[_builtins.str] | None = ...,
+        preparation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_max_bad_answer_ratio", b"_max_bad_answer_ratio", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "gen_kwargs", b"gen_kwargs", "limit", b"limit", "log_samples", b"log_samples", "max_bad_answer_ratio", b"max_bad_answer_ratio", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_max_bad_answer_ratio", b"_max_bad_answer_ratio", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "batch_size", b"batch_size", "device", b"device", "gen_kwargs", b"gen_kwargs", "gpu_mode", b"gpu_mode", "harness", b"harness", "limit", b"limit", "log_samples", b"log_samples", "max_bad_answer_ratio", b"max_bad_answer_ratio", "model", b"model", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus", "output_dir", b"output_dir", "predict_only", b"predict_only", "secrets", b"secrets", "tasks", b"tasks", "tasks_separately", b"tasks_separately"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_max_bad_answer_ratio", b"_max_bad_answer_ratio", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "batch_size", b"batch_size", "device", b"device", "gen_kwargs", b"gen_kwargs", "gpu_mode", b"gpu_mode", "harness", b"harness", "limit", b"limit", "log_samples", b"log_samples", "max_bad_answer_ratio", b"max_bad_answer_ratio", "model", b"model", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus", "output_dir", b"output_dir", "predict_only", b"predict_only", "preparation", b"preparation", "secrets", b"secrets", "tasks", b"tasks", "tasks_separately", b"tasks_separately"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
     _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
@@ -667,7 +677,8 @@ class JobError(_message.Message):
     """Stable, in UPPER_SNAKE, for programs: `HARNESS_FAILED`, `RESULTS_MISSING`, `RESULTS_INVALID`, `TASKS_MISSING`,
     `ALL_REQUESTS_FAILED`, `TOO_MANY_BAD_ANSWERS`, `PROCESS_SIGNALLED`, `OUT_OF_MEMORY`, `PROCESS_UNKILLABLE`, `START_FAILED`,
     `HARNESS_UNAVAILABLE`, `TIMED_OUT`, `LOG_TOO_LARGE` and `OUTPUT_TOO_LARGE` (the run left more than the server allows; never
-    retried), `RUN_LOST`, `CANCELLED`, `SUPERSEDED`, `SERVER_ERROR`; of an attempt also `PREEMPTED`. Reasons may be added.
+    retried), `RUN_LOST`, `PREPARATION_FAILED` (the log tail is that of the preparation), `CANCELLED`, `SUPERSEDED`, `SERVER_ERROR`; of an
+    attempt also `PREEMPTED`. Reasons may be added.
     """
     message: _builtins.str
     """One readable line for humans, at most 2 KiB: the harness's last exception if there is one."""
@@ -727,6 +738,8 @@ class Progress(_message.Message):
         """The model answers."""
         PHASE_SCORING: Progress._Phase.ValueType  # 4
         """The answers are scored and written."""
+        PHASE_PREPARING: Progress._Phase.ValueType  # 5
+        """Comes first: the model is prepared (see `EvaluateRequest.preparation`), by this job or by another one that needs the same."""
 
     class Phase(_Phase, metaclass=_PhaseEnumTypeWrapper):
         """The phase of an attempt. Values may be added."""
@@ -741,6 +754,8 @@ class Progress(_message.Message):
     """The model answers."""
     PHASE_SCORING: Progress.Phase.ValueType  # 4
     """The answers are scored and written."""
+    PHASE_PREPARING: Progress.Phase.ValueType  # 5
+    """Comes first: the model is prepared (see `EvaluateRequest.preparation`), by this job or by another one that needs the same."""
 
     PHASE_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
@@ -934,8 +949,8 @@ class SubmitJobRequest(_message.Message):
 
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """Limit on the run time of one attempt, excluding the wait in the queue; past it the job is terminated and FAILED with
-        `TIMED_OUT`. Must be positive. Longer than the operator allows for the harness: PERMISSION_DENIED. Absent: the operator's
+        """Limit on the run time of one attempt, with its preparation and without the wait in the queue; past it the job is terminated
+        and FAILED with `TIMED_OUT`. Must be positive. Longer than the operator allows for the harness: PERMISSION_DENIED. Absent: the operator's
         default for the harness, which is no limit unless configured.
         """
 

@@ -947,6 +947,19 @@ def test_doctor_reads_every_secret_and_shows_none(config: Path, tmp_path: Path) 
     assert (exit_code, "sk-123456" in str(findings)) == (1, False)
 
 
+def test_doctor_looks_for_the_program_of_every_preparation(config: Path) -> None:
+    command = 'command = ["{}", "{{model}}", "{{output}}"]'
+    tables = (f"[preparations.{name}]\n{command.format(program)}\n" for name, program in (("good", "sh"), ("bad", "/no/one")))
+    config.write_text(config.read_text() + "".join(tables))
+    exit_code, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0")
+    assert exit_code == 1
+    assert findings["preparation good"]["good"]
+    assert "install it or set preparations.bad.command" in findings["preparation bad"]["detail"]
+    config.write_text(config.read_text().replace('"sh"', '"sh", "-c"'))
+    _, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0")
+    assert "would be read as code" in findings["preparations"]["detail"]
+
+
 def test_doctor_names_the_address_where_there_are_several(config: Path, tmp_path: Path) -> None:
     path = tmp_path / "run" / "socket"
 

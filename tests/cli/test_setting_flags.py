@@ -54,6 +54,8 @@ VALUES: dict[str, Any] = {
     "retention_max_age_seconds": 2.5,
     "retention_max_jobs": 3,
     "retention_max_bytes": 3,
+    "preparation_max_age_seconds": 2.5,
+    "preparation_max_bytes": 3,
     "max_log_bytes": 3,
     "max_output_bytes": 3,
     "max_run_memory_bytes": 3,
@@ -103,7 +105,7 @@ def write(path: Path, **settings: Any) -> Path:
 
 
 def test_every_setting_is_tested_here() -> None:
-    tables = {"harnesses", "secrets", "shares", "quotas", "client_certificates", "oidc"}
+    tables = {"harnesses", "preparations", "secrets", "shares", "quotas", "client_certificates", "oidc"}
     assert {field.name for field in dataclasses.fields(Settings)} == {*VALUES, *tables}
 
 

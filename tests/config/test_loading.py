@@ -67,6 +67,8 @@ SOURCES: dict[str, tuple[Any, str, Any, tuple[Any, Any, Any]]] = {
     "retention_max_age_seconds": (1, "2.5", 3.0, (1.0, 2.5, 3.0)),
     "retention_max_jobs": (1, "2", 3, (1, 2, 3)),
     "retention_max_bytes": (1, "2", 3, (1, 2, 3)),
+    "preparation_max_age_seconds": (1, "2.5", 3.0, (1.0, 2.5, 3.0)),
+    "preparation_max_bytes": (1, "2", 3, (1, 2, 3)),
     "max_log_bytes": (1, "2", 3, (1, 2, 3)),
     "max_output_bytes": (1, "2", 3, (1, 2, 3)),
     "max_run_memory_bytes": (1, "2", 3, (1, 2, 3)),
@@ -95,7 +97,7 @@ def toml(value: Any) -> str:
 
 
 def test_every_setting_is_tested_here() -> None:
-    tables = {"harnesses", "secrets", "shares", "quotas", "client_certificates", "oidc"}
+    tables = {"harnesses", "preparations", "secrets", "shares", "quotas", "client_certificates", "oidc"}
     assert {field.name for field in dataclasses.fields(Settings)} == {*SOURCES, *tables}
 
 
@@ -282,6 +284,14 @@ def test_a_value_of_another_type_is_refused(tmp_path: Path, text: str) -> None:
         ("[harnesses.a.policy]\nmax_timeout_seconds = 0", "harnesses.a.policy.max_timeout_seconds"),
         ("[harnesses.a.policy]\ndefault_timeout_seconds = inf", "harnesses.a.policy.default_timeout_seconds"),
         ("[harnesses.a.policy]\nmax_timeout_seconds = 5\ndefault_timeout_seconds = 6", "a.policy.default_timeout_seconds"),
+        ("preparations = 5", "preparations"),
+        ("preparations = {a = 5}", "preparations.a"),
+        ("[preparations.'A b']\ncommand=['x']", "preparations.A b"),
+        ("[preparations.a]", "preparations.a.command"),
+        ("[preparations.a]\ncommand = 'x'", "preparations.a.command"),
+        ("[preparations.a]\ncommand = ['x']\ntimeout_seconds = 0", "preparations.a.timeout_seconds"),
+        ("[preparations.a]\ncommand = ['x']\nenv = {A = 5}", "preparations.a.env"),
+        ("[preparations.a]\ncommand = ['x']\nname = 'b'", "preparations.a.name"),
         ("secrets = 5", "secrets"),
         ("secrets = {A = 5}", "secrets.A"),
         ("[secrets.'A-B']\nowners=['*']\nvariable='A'", "secrets.A-B"),

@@ -15,6 +15,7 @@ from waiting import DEADLINE_SECONDS
 from evalrpc.config import Settings
 from evalrpc.errors import StoreUnavailableError
 from evalrpc.jobs.share_policy import Entitlements
+from evalrpc.preparations.prepared_models import PreparedModels
 from evalrpc.server import housekeeping, job_files
 from evalrpc.server.housekeeping import Housekeeper
 from evalrpc.server.removals import Removals
@@ -44,7 +45,8 @@ def keep_house(store: SqliteStore, data_dir: Path, is_done: Callable[[], bool], 
     async def work() -> None:
         with ThreadPoolExecutor(1) as remover:
             configured = Settings(data_dir=data_dir, **settings)
-            house = Housekeeper(store, ManualClock(1000.0), data_dir, configured, remover, Entitlements())
+            clock, models = ManualClock(1000.0), PreparedModels(data_dir / "preparations", ManualClock(1000.0))
+            house = Housekeeper(store, clock, data_dir, configured, remover, Entitlements(), models)
             working = asyncio.create_task(house.run())
             async with asyncio.timeout(DEADLINE_SECONDS):
                 while not is_done():

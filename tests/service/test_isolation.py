@@ -147,6 +147,34 @@ def test_what_a_run_leaves_belongs_to_the_server_again(serve: Callable[..., Serv
     assert [artifact.name for artifact in server.api.ListArtifacts(job_id=job_id).artifacts]
 
 
+def test_a_model_is_prepared_with_the_account_of_the_owner_who_alone_gets_it(
+    serve: Callable[..., ServerHere], site: Site
+) -> None:
+    program = shutil.copy(HOSTILE.with_name("preparation_program.py"), site.folder / "prepare.py")
+    command = [PYTHON, "-S", str(program), "{model}", "{output}"]
+    text = f"{site.config.read_text()}\n[preparations.toy]\ncommand = {json.dumps(command)}\n"
+    site.config.write_text(f"{text}env = {{ TOY_DIR = {json.dumps(str(site.toy_dir))} }}\n")
+    model = site.folder / "checkpoint"
+    model.mkdir(0o700)
+    (model / "how").write_text("prepare")
+    (model / "value").write_text("0.25")
+    for path in (model, *model.iterdir()):
+        os.chown(path, FIRST_UID, FIRST_UID)
+    server = serve()
+    arguments: dict[str, Any] = {"preparation": "toy", "model_args": {"pretrained": str(model)}}
+    of_alice = [submit(server, "alice", "weighs", **arguments) for _ in range(2)]
+    jobs = [server.api.wait_for(job_id, *TERMINAL) for job_id in of_alice]
+    assert [job.status for job in jobs] == [COMPLETED] * 2, jobs[0].error
+    (kept,) = (site.folder / "data" / "preparations").iterdir()
+    assert {uid for uid, _ in owners_of(kept / site.folder.name / "checkpoint")} == {FIRST_UID}
+    assert [mode_of(kept / site.folder.name / "checkpoint"), mode_of(kept.parent)] == [0o700, 0o711]
+    assert (site.toy_dir / "preparations").read_text().splitlines() == [str(model)], "once for both"
+
+    job = server.api.wait_for(submit(server, "bob", "weighs", **arguments), *TERMINAL)
+    assert (job.status, job.error.reason) == (FAILED, "PREPARATION_FAILED")
+    assert "PermissionError" in job.error.message
+
+
 def test_an_owner_has_the_same_account_after_a_restart(launch: Launch, site: Site) -> None:
     server = launch()
     assert server.api.run("good").status == COMPLETED

@@ -38,7 +38,9 @@ def is_alive(pid: int) -> bool:
 
 def shims_of_runs(data_dir: Path, job_id: str = "*") -> list[int]:
     """Return the living shims of a job's runs, or of all runs; they don't carry the job's id themselves."""
-    recorded = filter(None, map(read_pid, data_dir.glob(f"jobs/{job_id}/attempt-*/run")))
+    attempts = f"jobs/{job_id}/attempt-*"
+    folders = (*data_dir.glob(f"{attempts}/run"), *data_dir.glob(f"{attempts}/preparation/run"))
+    recorded = filter(None, map(read_pid, folders))
     return [pid for pid, start_time in recorded if _is_living(pid, start_time) and is_alive(pid)]
 
 

@@ -1,8 +1,9 @@
 """A scheduler with a real store and an executor of the test."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from waiting import DEADLINE_SECONDS as SECONDS
@@ -14,6 +15,9 @@ from evalrpc.files.output_access import OutputAccess
 from evalrpc.harnesses.command import CommandHarness
 from evalrpc.jobs import transitions
 from evalrpc.jobs.share_policy import Entitlements, SharePolicy
+from evalrpc.preparations.preparation import Preparation
+from evalrpc.preparations.prepared_models import PreparedModels
+from evalrpc.scheduling.preparing import Preparing
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.scheduling.run_accounts import RunAccounts
 from evalrpc.scheduling.run_bounds import RunBounds
@@ -43,6 +47,7 @@ class House:
         *,
         policy: SharePolicy | None = None,
         preemption_interval_seconds: float = 0.0,
+        preparations: Mapping[str, Preparation] = MappingProxyType({}),
     ) -> None:
         self.measurer = ThreadPoolExecutor(1)
         entitlements = Entitlements(policy)
@@ -58,6 +63,8 @@ class House:
         )
         uses = self.store.attempt_uses(self.queue_state.uses_since_ns)
         self.queue_state.load(self.store.queued_rows(), self.store.running_jobs(), uses)
+        accounts = RunAccounts(self.store, folder / "data", OutputAccess(None, 0o640), None)
+        prepared_models = PreparedModels(folder / "data" / "preparations", CLOCK)
         self.dependencies = RunDependencies(
             store=self.store,
             queue_state=self.queue_state,
@@ -68,7 +75,8 @@ class House:
             data_dir=folder / "data",
             output_root=None,
             output_access=OutputAccess(None, 0o640),
-            accounts=RunAccounts(self.store, folder / "data", OutputAccess(None, 0o640), None),
+            accounts=accounts,
+            preparing=Preparing(preparations, prepared_models, self.executor, accounts, CLOCK, folder / "data"),
             grace_seconds=0.1,
             run_bounds=bounds or RunBounds(),
             measurer=self.measurer,

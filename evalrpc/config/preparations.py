@@ -1,0 +1,44 @@
+"""The keys of a `[preparations.NAME]` table, each declared once: a command that makes another model folder of one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from evalrpc.config.declaration import FOLDER, NUMBER, STRINGS, VARIABLES, Rule, metadata, setting
+
+_POSITIVE: Final = Rule("be finite and above 0", lambda number: 0 < number < float("inf"))
+
+
+@dataclass(frozen=True)
+class PreparationSettings:
+    """One `[preparations.NAME]` table. Its name is what requests have in `preparation`."""
+
+    name: str
+    command: tuple[str, ...] = field(
+        metadata=metadata(
+            STRINGS,
+            "The command line, without a shell. In it, `{model}` is the folder that the request names, `{output}` an empty "
+            "folder for the prepared model, and `{merge_fsdp2}` the program that comes with evalrpc for checkpoints of FSDP2.",
+            default_text="none: it is required",
+        )
+    )
+    timeout_seconds: float = setting(
+        3600.0,
+        NUMBER,
+        "How long it may take; past that it is ended, and the job is FAILED with `PREPARATION_FAILED`.",
+        unit="seconds",
+        rule=_POSITIVE,
+    )
+    env: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata=metadata(
+            VARIABLES,
+            "Added to its environment. May hold secrets, so it is never logged or shown.",
+            default_text="none",
+        ),
+    )
+    working_dir: Path = field(
+        default_factory=Path.cwd,
+        metadata=metadata(FOLDER, "The folder that it starts in.", default_text="the config file's folder"),
+    )

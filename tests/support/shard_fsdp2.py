@@ -1,0 +1,34 @@
+"""Saves a model as training with FSDP2 does: torchrun --nproc_per_node=N shard_fsdp2.py MODEL CHECKPOINT [REPLICAS]
+
+Each process holds a shard of every weight; with REPLICAS, as many groups of processes hold all shards between them. Runs in
+lmms-eval's environment.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+source, target, replicas = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+torch.distributed.init_process_group("gloo")
+rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+model = LlavaForConditionalGeneration.from_pretrained(source)
+if replicas > 1:
+    mesh = init_device_mesh("cpu", (replicas, world // replicas), mesh_dim_names=("replicate", "shard"))
+else:
+    mesh = init_device_mesh("cpu", (world,))
+for layer in model.model.language_model.layers:
+    fully_shard(layer, mesh=mesh)
+fully_shard(model, mesh=mesh)
+(target / "pytorch_model_fsdp_0").mkdir(parents=True, exist_ok=True)
+torch.save(model.state_dict(), target / "pytorch_model_fsdp_0" / f"model_world_size_{world}_rank_{rank}.pt")
+if rank == 0:
+    model.config.save_pretrained(target)
+    model.generation_config.save_pretrained(target)
+    AutoProcessor.from_pretrained(source).save_pretrained(target)
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
