@@ -57,7 +57,8 @@ SCORERS = ("exact", "slow", "crash", "kill", "segv", "leave", "memory")
 MODELS = {"lmms-eval": "dummy", "lm-eval": "dummy", "inspect-ai": "mockllm/model"}
 GOOD = {"lmms-eval": "sums_exact", "lm-eval": "sums_choice", "inspect-ai": "sums_a"}
 DIFFERS = re.compile(
-    r"time|date|working_start|^changes$|_at$|path|dir|hash|id$|started|completed|location|created|uuid|config_source|name_sanitized"
+    r"time|date|working_start|^changes$|_at$|path|dir|hash|id$|started|completed|location|created|uuid|config_source|"
+    r"name_sanitized"
 )
 """The keys of what differs between any two runs: times, dates, paths, ids."""
 

@@ -716,7 +716,7 @@ def test_json_is_the_message_itself(run: Run, command: str, message: Any) -> Non
 def test_the_catalog_is_printed_line_by_line(run: Run) -> None:
     assert run("tasks", "mmm").stdout == "mmmu_val\n"
     assert run("models").stdout.splitlines() == ["mme", "mmmu_val", "mmstar"]
-    assert run("harnesses").stdout.splitlines()[2] == "nightly\tcommand\t\tno such program"
+    assert run("harnesses").stdout.splitlines()[2] == "nightly\tcommand\t\tno such program\tno"
     assert "9.9.9" in run("info").stdout
     assert "GPU 1\tfree" in run("queue").stdout
 
