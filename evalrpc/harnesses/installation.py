@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -44,6 +44,13 @@ def note_version(settings: HarnessSettings, package: Package, results: Mapping[s
             result.harness_versions[package.name] = version
 
 
+def installed_modules(settings: HarnessSettings, *names: str) -> list[str]:
+    """Return those modules of a harness that are installed beside the interpreter, and so none whose name a client made up."""
+    paths = {name: f"{name.replace('.', '/')}.py" for name in names}
+    folders = list(_package_folders(settings))
+    return [name for name, path in paths.items() if any((folder / path).is_file() for folder in folders)]
+
+
 def _unavailable_reason(settings: HarnessSettings, version: str | None, package: Package) -> str:
     python = shutil.which(settings.python)
     if python is None:
@@ -65,13 +72,17 @@ def _parts(version: str) -> list[int]:
 
 def _installed_version(settings: HarnessSettings, package: Package) -> str | None:
     """Return the version of the package that is installed beside the interpreter; None without either."""
-    python = shutil.which(settings.python)
-    if python is None:
-        return None
     pattern = re.compile(re.escape(package.name) + "-" + _VERSION)
-    folders = [folder for folder in Path(python).parent.parent.glob("lib*/python*/*-packages") if folder.is_dir()]
+    folders = [folder for folder in _package_folders(settings) if folder.is_dir()]
     names = (pattern.fullmatch(entry.name) for folder in folders for entry in sorted(folder.iterdir()))
     return next((match[1] for match in names if match), None)
+
+
+def _package_folders(settings: HarnessSettings) -> Iterator[Path]:
+    """Yield the folders of packages beside the interpreter; none without it."""
+    python = shutil.which(settings.python)
+    if python is not None:
+        yield from Path(python).parent.parent.glob("lib*/python*/*-packages")
 
 
 def catalog_command(settings: HarnessSettings, script: str, preload: Preload) -> Command:

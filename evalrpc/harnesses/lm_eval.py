@@ -13,7 +13,7 @@ from evalrpc.errors import FieldViolation
 from evalrpc.harnesses import arguments, lm_eval_family
 from evalrpc.harnesses.arguments import plain_arguments, yaml_text
 from evalrpc.harnesses.base import Command, Exit, Preload, Run
-from evalrpc.harnesses.installation import SCRIPTS, Package, catalog_command, describe, note_version
+from evalrpc.harnesses.installation import SCRIPTS, Package, catalog_command, describe, installed_modules, note_version
 from evalrpc.harnesses.progress_bars import advance, read_bar
 from evalrpc.v1.catalog_pb2 import HarnessInfo
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, GpuMode, Progress
@@ -128,7 +128,7 @@ def _preload(settings: HarnessSettings, model: str = "") -> Preload:
         harness=settings.name,
         program=(str(settings.python), "-m", "lm_eval"),
         module="lm_eval",
-        modules=(*_MODULES, *([f"lm_eval.models.{_MODEL_MODULES.get(model, model)}"] if model else [])),
+        modules=(*_MODULES, *installed_modules(settings, f"lm_eval.models.{_MODEL_MODULES.get(model, model)}")),
         script=INDEX_SCRIPT,
     )
 

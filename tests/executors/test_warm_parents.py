@@ -19,7 +19,7 @@ from running import SECONDS, ended
 from waiting import eventually
 
 from evalrpc.executors.base import Resources, RunKey
-from evalrpc.executors.local import warm_parent
+from evalrpc.executors.local import fork_server, warm_parent
 from evalrpc.executors.local.executor import LOCAL_NODE, LocalExecutor, LocalRun
 from evalrpc.executors.local.processes import processes_of_job
 from evalrpc.executors.local.warm_parents import WarmLimits
@@ -279,6 +279,28 @@ def test_a_killed_parent_costs_no_run(runs: WarmRuns) -> None:
     assert not processes_of_job(runs.key(running).job_id)
 
 
+def test_a_parent_that_somebody_has_stopped_is_replaced(runs: WarmRuns, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs.heat()
+    monkeypatch.setattr(fork_server, "_REPLY_SECONDS", 0.2)
+    stopped = runs.parents
+    os.kill(stopped[0], signal.SIGSTOP)
+    assert ended(runs.start("exit", "3")) == Exit(code=3)
+    monkeypatch.undo()
+    eventually(lambda: runs.start("none").is_warm)
+    assert runs.parents != stopped
+
+
+def test_a_server_that_stops_waits_for_no_parent_that_somebody_has_stopped(
+    runs: WarmRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.heat()
+    monkeypatch.setattr(fork_server, "_END_SECONDS", 0.2)
+    parent = runs.parents[0]
+    os.kill(parent, signal.SIGSTOP)
+    runs.executor.close()
+    assert not is_alive(parent)
+
+
 def test_the_next_server_finds_it_and_its_parent_ends_with_the_server(runs: WarmRuns) -> None:
     runs.heat()
     run, parent = runs.start("sleep"), runs.parents[0]
@@ -335,6 +357,7 @@ def test_data_that_is_read_during_the_run_may_change(runs: WarmRuns) -> None:
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "has ended"),
         ("import os; os.environ['CUDA_VISIBLE_DEVICES']", "CUDA_VISIBLE_DEVICES"),
         ("import os; COPY = dict(os.environ)", "CUDA_VISIBLE_DEVICES"),
+        ("import os; os.environ.get('PYTORCH_NVML_BASED_CUDA_CHECK')", "CUDA_VISIBLE_DEVICES"),
         (TORCH, "CUDA is initialised"),
     ],
 )

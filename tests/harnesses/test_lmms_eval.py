@@ -124,12 +124,28 @@ def test_several_gpus_get_a_process_each_and_a_port_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("num_gpus", "warm", "can_be"), [(0, "auto", True), (1, "auto", True), (2, "auto", False), (0, "off", False)]
 )
-def test_a_run_of_one_process_can_be_warm(num_gpus: int, warm: str, can_be: bool) -> None:
-    preload = command(request_of(model="llava_hf"), num_gpus, warm=warm).preload
+def test_a_run_of_one_process_can_be_warm(tmp_path: Path, num_gpus: int, warm: str, can_be: bool) -> None:
+    python = interpreter_with(tmp_path, "lmms_eval/models/chat/llava_hf.py")
+    preload = command(request_of(model="llava_hf"), num_gpus, warm=warm, python=python).preload
     assert (preload is not None) == can_be
     if preload is not None:
-        assert preload.program == ("/env/bin/python", str(MAIN_SCRIPT))
-        assert preload.modules[-2:] == ("lmms_eval.models.simple.llava_hf", "lmms_eval.models.chat.llava_hf")
+        assert preload.program == (str(python), str(MAIN_SCRIPT))
+        assert preload.modules[-1] == "lmms_eval.models.chat.llava_hf"
+
+
+def test_all_models_that_it_does_not_have_share_a_parent(tmp_path: Path) -> None:
+    """So a client can't have one made for each name that it makes up."""
+    python = interpreter_with(tmp_path, "lmms_eval/models/chat/llava_hf.py")
+    preloads = {command(request_of(model=name), python=python).preload for name in ("a", "b", "llava_hf")}
+    assert len(preloads) == 2
+
+
+def interpreter_with(folder: Path, module: str) -> Path:
+    python = folder / "bin" / "python"
+    for path in (python, folder / "lib" / "python3.11" / "site-packages" / module):
+        path.parent.mkdir(parents=True)
+        path.touch(0o755)
+    return python
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))

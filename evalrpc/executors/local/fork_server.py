@@ -2,15 +2,19 @@
 
 import marshal
 import os
+import select
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from evalrpc.executors.local import shim
 
+_REPLY_SECONDS: Final = 60.0
+_LOAD_SECONDS: Final = 900.0
+_END_SECONDS: Final = 10.0
 _MARSHAL_VERSION: Final = 4  # which every Python knows that a harness may have
 
 
@@ -55,7 +59,7 @@ class ForkServer:
 
     def load(self, order: Mapping[str, Any]) -> Mapping[str, Any]:
         """Send the first message to a parent of warm runs, and return its reply: see `warm_parent.py`. Raises OSError."""
-        return self._ask(order)  # type: ignore[no-any-return]
+        return self._ask(order, _LOAD_SECONDS)  # type: ignore[no-any-return]
 
     def kill(self) -> None:
         """Kill it. Shims that it forked go on."""
@@ -75,7 +79,11 @@ class ForkServer:
             for pipe in self._pipes():
                 with suppress(BrokenPipeError):
                     pipe.close()
-            self._process.wait()
+            try:
+                self._process.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:  # somebody has stopped it
+                self._process.kill()
+                self._process.wait()
 
     def _exit_code(self, number: int) -> int | None:
         try:
@@ -84,7 +92,8 @@ class ForkServer:
             return None
         return None if status is None else os.waitstatus_to_exitcode(status)
 
-    def _ask(self, message: Any) -> Any:
+    def _ask(self, message: Any, timeout_seconds: float | None = None) -> Any:
+        """Send a message, and return the reply. A process that does not reply, as if somebody has stopped it, is killed."""
         with self._lock:
             stdin, stdout = self._pipes()
             if stdin.closed:
@@ -92,9 +101,19 @@ class ForkServer:
             try:
                 marshal.dump(message, stdin, _MARSHAL_VERSION)
                 stdin.flush()
+                if not _has_reply(stdout, timeout_seconds or _REPLY_SECONDS):
+                    self._process.kill()
+                    raise BrokenPipeError("the fork server did not answer, and was killed")
                 return marshal.load(stdout)  # noqa: S302 - from a program of ours
             except EOFError as error:
                 raise BrokenPipeError("the fork server was killed") from error
 
     def _pipes(self) -> tuple[Any, Any]:
         return self._process.stdin, self._process.stdout
+
+
+def _has_reply(pipe: IO[bytes], timeout_seconds: float) -> bool:
+    """Wait for the reply to the only message that is under way, so that nothing of it has been read already."""
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    return bool(poll.poll(timeout_seconds * 1000))

@@ -27,7 +27,9 @@ from evalrpc.executors.local.warm_parent import NO_JOB_VARIABLE
 from evalrpc.harnesses.base import Command, Preload
 
 _MARKS: Final = frozenset({JOB_ID_VARIABLE, ATTEMPT_VARIABLE, NO_JOB_VARIABLE})
-_VARIABLES: Final = {"CUDA_VISIBLE_DEVICES": "", NO_JOB_VARIABLE: "-" * 36}  # as long as a job's id
+_GPUS_VARIABLE: Final = "CUDA_VISIBLE_DEVICES"
+_ASKING_FOR_GPUS: Final = "PYTORCH_NVML_BASED_CUDA_CHECK"  # torch reads it whenever it is asked whether there are any
+_VARIABLES: Final = {_GPUS_VARIABLE: "", NO_JOB_VARIABLE: "-" * 36}  # as long as a job's id
 _OF_ONE_RUN: Final = _MARKS | _VARIABLES.keys()
 _IMMINENT_SECONDS: Final = 5.0
 _LOOK_SECONDS: Final = 0.2
@@ -336,7 +338,8 @@ def _variables_of_all(environment: Mapping[str, str], command: Command) -> froze
 def _differing(parent: _Parent, environment: Mapping[str, str]) -> list[str]:
     """Return the variables that were read when the harness was imported, and are others in this environment."""
     own = {**_VARIABLES, **dict(parent.kind.variables)}
-    return sorted(name for name in parent.read if name not in _MARKS and environment.get(name) != own.get(name))
+    read = parent.read | {_GPUS_VARIABLE} if _ASKING_FOR_GPUS in parent.read else parent.read
+    return sorted(name for name in read if name not in _MARKS and environment.get(name) != own.get(name))
 
 
 def _refusal(parent: _Parent, order: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from evalrpc.harnesses.inspect_ai.logs import (
     result_of_logs,
 )
 from evalrpc.harnesses.inspect_ai.tasks import task_files
-from evalrpc.harnesses.installation import Package, catalog_command, describe
+from evalrpc.harnesses.installation import Package, catalog_command, describe, installed_modules
 from evalrpc.harnesses.names import device_violations, task_problem
 from evalrpc.harnesses.progress_bars import Bar, advance
 from evalrpc.v1.catalog_pb2 import HarnessInfo
@@ -205,7 +205,7 @@ def _preload(settings: HarnessSettings, model: str = "") -> Preload:
         harness=settings.name,
         program=(str(settings.python), "-m", "inspect_ai"),
         module="inspect_ai",
-        modules=(*_MODULES, *([f"inspect_ai.model._providers.{provider}"] if provider else [])),
+        modules=(*_MODULES, *installed_modules(settings, f"inspect_ai.model._providers.{provider}")),
     )
 
 

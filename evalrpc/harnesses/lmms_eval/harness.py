@@ -16,7 +16,7 @@ from evalrpc.harnesses import lm_eval_family
 from evalrpc.harnesses.arguments import yaml_text
 from evalrpc.harnesses.base import Command, Exit, Preload, Run
 from evalrpc.harnesses.failed_answers import require_answers
-from evalrpc.harnesses.installation import SCRIPTS, Package, catalog_command, describe, note_version
+from evalrpc.harnesses.installation import SCRIPTS, Package, catalog_command, describe, installed_modules, note_version
 from evalrpc.harnesses.lmms_eval import arguments
 from evalrpc.harnesses.lmms_eval.answers import failed_answers
 from evalrpc.harnesses.lmms_eval.arguments import argument_string, is_one_argument
@@ -35,6 +35,7 @@ MAIN_SCRIPT: Final = SCRIPTS / "lmms_eval_main.py"
 _INDEX_SCRIPT: Final = SCRIPTS / "lmms_eval_index.py"
 _MODULES: Final = ("lmms_eval.__main__", "lmms_eval.models.model_utils.gen_metrics", "pytablewriter")
 """What a run of any model imports by and by."""
+_MODELS: Final = "lmms_eval.models"
 _CATALOG_SCRIPT: Final = """
 import json, sys
 from lmms_eval.models import MODEL_REGISTRY_V2
@@ -120,7 +121,7 @@ def _preload(settings: HarnessSettings, model: str = "") -> Preload:
         harness=settings.name,
         program=(str(settings.python), str(MAIN_SCRIPT)),
         module="lmms_eval",
-        modules=(*_MODULES, *(f"lmms_eval.models.{interface}.{model}" for interface in ("simple", "chat") if model)),
+        modules=(*_MODULES, *installed_modules(settings, f"{_MODELS}.simple.{model}", f"{_MODELS}.chat.{model}")),
         script=_INDEX_SCRIPT,
     )
 
