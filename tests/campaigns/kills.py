@@ -2,9 +2,10 @@
 
     make campaign KILLS=200 SEED=1
 
-Three owners, who have signed in, submit jobs that may give way to each other. At the end every acknowledged job has its owner
-and exactly one outcome, every attempt ran at most once, and exactly once if it produced a result, no GPU was held twice at a
-time, no process is left, and a watcher of all jobs has seen every revision once, in order.
+Three owners, who have signed in, submit jobs that may give way to each other; as root once more, where each owner's runs have an
+account. At the end every acknowledged job has its owner and exactly one outcome, every attempt ran at most once, and exactly
+once if it produced a result, no GPU was held twice at a time, no process is left, and a watcher of all jobs has seen every
+revision once, in order.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+from accounts import PYTHON, UIDS, is_runnable
 from callers import add_token
 from server_process import ServerProcess
 
@@ -51,14 +53,15 @@ folder.mkdir()
 (folder / "20260214_103045_results.json").write_text(json.dumps({"results": {"t": {"acc,none": 0.25}}}))
 """
 
-CONFIG = f"""
+CONFIG = """
 gpus = "2"
 auth = "required"
 max_running = 4
 grace_seconds = 0.2
+run_as_uids = "{uids}"
 [harnesses.trial]
 kind = "command"
-command = ["{sys.executable}", "-m", "program", "{{output_dir}}", "{{job_id}}", "{{attempt}}", "{{model}}"]
+command = ["{python}", "-m", "program", "{{output_dir}}", "{{job_id}}", "{{attempt}}", "{{model}}"]
 preload = ["json"]
 """
 
@@ -222,10 +225,14 @@ def held_twice(jobs: Sequence[pb.JobInfo]) -> set[str]:
     return {gpu for gpu, spans in uses.items() if any(end > begin for (_, end), (begin, _) in pairwise(sorted(spans)))}
 
 
-def run_campaign(folder: Path, kills: int, jobs_per_kill: int, seed: int) -> dict[str, object]:
-    """Run a campaign in a folder and return its counts and problems."""
+def run_campaign(folder: Path, kills: int, jobs_per_kill: int, seed: int, *, accounts: bool = False) -> dict[str, object]:
+    """Run a campaign in a folder and return its counts and problems. With `accounts`, each owner's runs have an account, and so
+    none is warm; the folder must be one that any account can get to."""
     (folder / "program.py").write_text(PROGRAM)
-    server = ServerProcess(folder / "data", CONFIG)
+    (folder / "starts").touch()
+    (folder / "starts").chmod(0o666)
+    config = CONFIG.format(uids=UIDS, python=PYTHON) if accounts else CONFIG.format(uids="", python=sys.executable)
+    server = ServerProcess(folder / "data", config)
     server.data_dir.mkdir(mode=0o700)
     tokens = {owner: add_token(server.data_dir, owner) for owner in OWNERS}
     tokens[OPERATOR] = add_token(server.data_dir, OPERATOR, "operator")
@@ -266,10 +273,14 @@ def main() -> int:
     parser.add_argument("--jobs-per-kill", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        counts = run_campaign(Path(folder), options.kills, options.jobs_per_kill, options.seed)
-    print(json.dumps(counts, indent=2))
-    return 1 if counts["problems"] else 0
+    problems = False
+    for accounts in (False, True) if is_runnable() else (False,):
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder).chmod(0o755)
+            counts = run_campaign(Path(folder), options.kills, options.jobs_per_kill, options.seed, accounts=accounts)
+        print(json.dumps({"accounts of runs": accounts, **counts}, indent=2))
+        problems |= bool(counts["problems"])
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":
