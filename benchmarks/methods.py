@@ -34,7 +34,8 @@ class _Models(NamedTuple):
     difference: float
     """The true mean difference with this gain."""
     naive: Test | None = None
-    """What is used where nobody knows of the clusters."""
+    """What is often used instead."""
+    naive_name: str = "without clusters"
     claims: bool = True
     """Whether the method claims its level here; docs/statistics.md says where it does not."""
 
@@ -47,7 +48,7 @@ def methods(scale: Scale) -> Iterator[Row]:
         equal = [_Outcome(models, np.random.default_rng((2026, n)), 0.0) for n in range(pairs)]
         alarms = 100 * float(np.mean([outcome.is_claim for outcome in equal]))
         naive = None if models.naive is None else 100 * float(np.mean([outcome.is_naive_claim for outcome in equal]))
-        note = f"{pairs} pairs" + ("; yardstick: without clusters" if naive is not None else "")
+        note = f"{pairs} pairs" + (f"; yardstick: {models.naive_name}" if naive is not None else "")
         aim = at_most(bound) if models.claims else None
         ratio = None if naive is None else alarms / naive
         yield Row(f"false alarms: {models.name}", "%", alarms, naive, ratio, aim=aim, note=note)
@@ -89,7 +90,8 @@ def _all_models() -> Iterator[_Models]:
         yield _clustered(np.full(count, size), correlation, f"{count} clusters of {size}")
     for count, mean, correlation in ((100, 10, 0.06), (57, 250, 0.01), (20, 50, 0.05)):
         sizes = np.maximum(1, np.random.default_rng(count).lognormal(math.log(mean), 1.0, count)).astype(np.int64)
-        yield _clustered(sizes, correlation, f"{count} clusters of {sizes.min()} to {sizes.max()}")
+        unequal = _clustered(sizes, correlation, f"{count} clusters of {sizes.min()} to {sizes.max()}")
+        yield unequal._replace(naive=_cr1(sizes), naive_name="CR1, clusters - 1")
     for count, correlation in ((10, 0.05), (5, 0.05), (5, 0.2)):
         yield _clustered(np.full(count, 50), correlation, f"{count} clusters of 50", claims=correlation < 0.2)
     yield _Models("z-test of two samples of 100", _two_samples(100), _two_sample_z, 0.2, 0.2)
@@ -155,6 +157,21 @@ def _clustered(sizes: NDArray[np.int64], correlation: float, name: str, *, claim
 
     title = f"clustered t, {name}, correlation {correlation:g}"
     return _Models(title, draw, test, 0.2, 0.2 * _DIFFERING, naive=_mcnemar, claims=claims)
+
+
+def _cr1(sizes: NDArray[np.int64]) -> Test:
+    """The usual cluster-robust t-test."""
+    clusters, count = np.repeat(np.arange(len(sizes)), sizes), len(sizes)
+
+    def test(differences: NDArray[np.float64]) -> Difference:
+        mean = float(differences.mean())
+        sums = np.bincount(clusters, weights=differences - mean)
+        error = math.sqrt(count / (count - 1) * float(np.sum(sums**2))) / len(differences)
+        reach = float(stats.t.isf(ALPHA / 2, count - 1)) * error
+        p_value = float(2 * stats.t.sf(abs(mean) / error, count - 1))
+        return Difference(mean, mean - reach, mean + reach, p_value, error, math.nan)
+
+    return test
 
 
 def _mcnemar(differences: NDArray[np.float64]) -> Difference:

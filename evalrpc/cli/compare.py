@@ -43,6 +43,7 @@ ValueT = TypeVar("ValueT")
 @click.option("--cluster-by", default="", metavar="FIELD", help="Take samples with the same value of this field for dependent.")
 @click.option(
     "--max-bad-answers",
+    "max_bad_answer_ratio",
     type=float,
     metavar="SHARE",
     help="Call metrics VOID where more answers are truncated, empty or failed. Default: 0.02.",
@@ -68,7 +69,7 @@ def compare_command(
     direction: tuple[str, ...],
     holm: bool,
     cluster_by: str,
-    max_bad_answers: float | None,
+    max_bad_answer_ratio: float | None,
     strict: bool,
     gate: str,
     allow_missing: bool,
@@ -104,7 +105,7 @@ def compare_command(
             holm=holm,
             strict=strict,
             cluster_by=cluster_by,
-            max_bad_answer_ratio=max_bad_answers,
+            max_bad_answer_ratio=max_bad_answer_ratio,
         )
     print_items(form, _columns(response), _rows(response), _items(response), response, _STYLES)
     _warn_of_differences(response)

@@ -34,8 +34,10 @@ _ANSWERS: Final = ("resps", "filtered_resps", "answer")
 @job_argument("candidate_job_id", "CANDIDATE")
 @click.option("--metric", default="", metavar="NAME", help="Print changes of this metric. Default: the only one.")
 @click.option("--model", default="", metavar="NAME", help="Print those of this model of the baseline. Default: the only one.")
-@click.option("--only", type=click.Choice(list(_DIRECTIONS)), help="Print only changes in this direction.")
-@click.option("--direction", type=click.Choice(["higher", "lower"]), help="Say what is better, where the harness does not.")
+@click.option("--only", "direction", type=click.Choice(list(_DIRECTIONS)), help="Print only changes in this direction.")
+@click.option(
+    "--direction", "what_is_better", type=click.Choice(["higher", "lower"]), help="Say what is better; overrides the harness."
+)
 @click.option("--limit", default=0, metavar="N", help="Print at most this many. Default: all.")
 @table_options
 def flips_command(
@@ -43,8 +45,8 @@ def flips_command(
     candidate_job_id: str,
     metric: str,
     model: str,
-    only: str | None,
     direction: str | None,
+    what_is_better: str | None,
     limit: int,
     address: str | None,
     form: Form,
@@ -61,8 +63,8 @@ def flips_command(
             resolve(client, candidate_job_id),
             metric,
             model,
-            direction=_DIRECTIONS[only] if only else FlipDirection.FLIP_DIRECTION_UNSPECIFIED,
-            higher_is_better=direction == "higher" if direction else None,
+            direction=_DIRECTIONS[direction] if direction else FlipDirection.FLIP_DIRECTION_UNSPECIFIED,
+            higher_is_better=what_is_better == "higher" if what_is_better else None,
             page_size=min(limit, 1000),
             on_truncated=_warn_of_cut,
         )

@@ -32,7 +32,13 @@ _NUMBERS: Final = (
 @click.command(short_help="Say how many samples a difference takes.")
 @click.argument("difference", type=float)
 @job_argument("job_ids", "[JOB [JOB]]", nargs=-1)
-@click.option("--differing", type=float, metavar="SHARE", help="Plan for this share of samples that differ, without a JOB.")
+@click.option(
+    "--differing",
+    "differing_ratio",
+    type=float,
+    metavar="SHARE",
+    help="Plan for this share of samples that differ, without a JOB.",
+)
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Plan for this metric only. May be repeated.")
 @click.option("--alpha", type=float, metavar="NUMBER", help="Accept this chance of a false alarm. Default: 0.05.")
 @click.option("--power", type=float, metavar="NUMBER", help="See the difference with this probability. Default: 0.8.")
@@ -41,7 +47,7 @@ _NUMBERS: Final = (
 def plan_command(
     difference: float,
     job_ids: tuple[str, ...],
-    differing: float | None,
+    differing_ratio: float | None,
     metrics: tuple[str, ...],
     alpha: float | None,
     power: float | None,
@@ -64,7 +70,7 @@ def plan_command(
         baseline_id, candidate_id = ([resolve(client, text) for text in job_ids] + ["", ""])[:2]
         response = client.plan_comparison(
             difference,
-            differing_ratio=differing,
+            differing_ratio=differing_ratio,
             baseline_job_id=baseline_id,
             candidate_job_id=candidate_id,
             metrics=metrics,
