@@ -43,7 +43,7 @@ class _Models(NamedTuple):
 def methods(scale: Scale) -> Iterator[Row]:
     """False alarms and coverage of every method, on data of many kinds; then power."""
     pairs = PAIRS if scale.name == "full" else PAIRS // 10
-    bound = max(100 * ALPHA + 1, 100 * (ALPHA + 3 * (ALPHA * (1 - ALPHA) / pairs) ** 0.5))
+    bound = 100 * ALPHA + (1 if scale.name == "full" else 300 * (ALPHA * (1 - ALPHA) / pairs) ** 0.5)
     for models in _all_models():
         equal = [_Outcome(models, np.random.default_rng((2026, n)), 0.0) for n in range(pairs)]
         alarms = 100 * float(np.mean([outcome.is_claim for outcome in equal]))

@@ -119,6 +119,23 @@ def test_samples_of_inspect_ai_have_the_mean_that_it_reports(tmp_path: Path) -> 
         assert found[key].mean_is(metric.value)
 
 
+def test_samples_of_inspect_ai_have_the_clusters_by_which_their_task_takes_errors(tmp_path: Path) -> None:
+    output = shutil.copytree(DATA / "inspect" / "ok_json" / "output", tmp_path / "output")
+    (path,) = output.iterdir()
+    log = json.loads(path.read_text())
+    log["results"]["scores"][1]["metrics"]["stderr"]["params"] = {"cluster": "topic"}
+    for number, sample in enumerate(log["samples"]):
+        sample["metadata"] = {"topic": f"t{number // 2}"}
+    path.write_text(json.dumps(log))
+    harness = InspectHarness(HarnessSettings("inspect-ai", "inspect-ai", python=Path("python"), include_path=(tmp_path,)))
+    rows = [row.values for row in rows_of(harness, output, str(path))]
+    assert [row["cluster"] for row in rows] == ["t0", "t0", "t1"]
+    key = MetricKey("accuracy", "match")
+    found = read_samples(rows, [key])
+    assert found.has_clusters
+    assert len(set(found.values[key].clusters.tolist())) == 2
+
+
 # What rows may hold.
 
 
