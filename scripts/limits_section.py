@@ -134,6 +134,7 @@ def answers() -> Iterator[tuple[str, str, str]]:
         process(comparer.PROCESS_LIMITS, comparer.PROCESS_USE),
         _TOO_MUCH,
     )
+    yield ("flips in each direction", f"{flips.MAX_LISTED:,}", "only the largest ones are listed; all are counted")
     yield ("each of the two rows of a flip", f"{size(flips.MAX_ROW_BYTES)}", "`truncated_fields`")
     yield (
         "values of samples in a comparison",

@@ -40,6 +40,9 @@ from evalrpc.v1.jobs_pb2 import JobInfo
 MAX_ROW_BYTES: Final = 1024 * 1024
 """Larger rows of a flip, which has two, are cut."""
 
+MAX_LISTED: Final = 500_000
+"""The flips in each direction that are listed; all are counted."""
+
 
 class FlipPlace(NamedTuple):
     """A flip, and where its rows begin."""
@@ -58,6 +61,7 @@ class Flips:
     """The counts alone."""
     paths: tuple[str, str]
     """The samples files of baseline and candidate."""
+    listed_worse_count: int
     columns: tuple["array[int]", "array[int]", "array[float]", "array[float]"]
     """Those of FlipPlace."""
 
@@ -66,14 +70,13 @@ class Flips:
 
     def range_of(self, direction: "FlipDirection.ValueType") -> range:
         """Return the indices of the flips in a direction, or of all."""
-        worse_count = self.summary.worse_count
-        begin = worse_count if direction == FLIP_DIRECTION_BETTER else 0
-        return range(begin, worse_count if direction == FLIP_DIRECTION_WORSE else len(self))
+        begin = self.listed_worse_count if direction == FLIP_DIRECTION_BETTER else 0
+        return range(begin, self.listed_worse_count if direction == FLIP_DIRECTION_WORSE else len(self))
 
     def part(self, indices: range) -> "FlipsPart":
         """Return some flips that follow one another."""
         rows = zip(*(column[indices.start : indices.stop] for column in self.columns), strict=True)
-        return FlipsPart(self.summary, self.paths, [FlipPlace(*row) for row in rows], self.summary.worse_count - indices.start)
+        return FlipsPart(self.summary, self.paths, [FlipPlace(*row) for row in rows], self.listed_worse_count - indices.start)
 
 
 class FlipsPart(NamedTuple):
@@ -167,9 +170,12 @@ def _in_order(ours: SampleValues, theirs: SampleValues, paths: tuple[str, str], 
     positions = ours.positions[pairs.baseline_places]
     order = flipped[np.lexsort((positions[flipped], -np.abs(gains[flipped]), gains[flipped] > 0))]
     worse_count = int(np.count_nonzero(gains < 0))
+    summary = ListFlipsResponse(worse_count=worse_count, better_count=len(order) - worse_count, paired_sample_count=pairs.count)
+    order = np.concatenate([order[:worse_count][:MAX_LISTED], order[worse_count:][:MAX_LISTED]])
     return Flips(
-        ListFlipsResponse(worse_count=worse_count, better_count=len(order) - worse_count, paired_sample_count=pairs.count),
+        summary,
         paths,
+        min(worse_count, MAX_LISTED),
         (
             array("q", positions[order].tobytes()),
             array("q", theirs.positions[pairs.candidate_places][order].tobytes()),

@@ -1005,7 +1005,7 @@ class ListFlipsResponse(_message.Message):
     @_builtins.property
     def flips(self) -> _containers.RepeatedCompositeFieldContainer[Global___Flip]:
         """Those for the worse first, then those for the better; of each the largest change first, then in the order of the baseline's
-        file.
+        file. At most 500,000 of each are listed.
         """
 
     @_builtins.property

@@ -12,7 +12,7 @@ import pytest
 from google.rpc import error_details_pb2
 from serving import COMPLETED, NOWHERE, Api, ServerHere, Site, detail, reason_of
 
-from evalrpc.analysis import comparer
+from evalrpc.analysis import comparer, flips
 from evalrpc.client import EvalClient
 from evalrpc.errors import InvalidRequestError, SamplesNotFoundError
 from evalrpc.files.read_budget import ReadLimits
@@ -325,11 +325,11 @@ def test_flips_are_listed_by_direction_and_size_with_both_answers(runs: Runs, pa
     before, after = shares()
     baseline, candidate = runs.job("a", before), runs.job("b", after)
     pages = list(pages_of(runs.api, baseline_job_id=baseline, candidate_job_id=candidate, page_size=page_size))
-    flips = [flip for page in pages for flip in page.flips]
-    assert [flip.doc_id for flip in flips] == ORDER
-    assert [flip.direction for flip in flips] == [FLIP_DIRECTION_WORSE] * 4 + [FLIP_DIRECTION_BETTER] * 5
-    assert (flips[0].baseline_value, flips[0].candidate_value) == (0.5, 0.1875)
-    assert (flips[0].baseline_sample["resps"], flips[0].candidate_sample["resps"]) == ("old 4", "new 4")
+    listed = [flip for page in pages for flip in page.flips]
+    assert [flip.doc_id for flip in listed] == ORDER
+    assert [flip.direction for flip in listed] == [FLIP_DIRECTION_WORSE] * 4 + [FLIP_DIRECTION_BETTER] * 5
+    assert (listed[0].baseline_value, listed[0].candidate_value) == (0.5, 0.1875)
+    assert (listed[0].baseline_sample["resps"], listed[0].candidate_sample["resps"]) == ("old 4", "new 4")
     assert len(pages) == (math.ceil(9 / page_size) if page_size else 1)
     for page in pages:
         assert (page.worse_count, page.better_count, page.paired_sample_count) == (4, 5, 12)
@@ -369,6 +369,17 @@ def test_flips_are_the_same_from_a_process_and_after_a_restart(
     assert list(again.flips) == list(first.flips)
     rest = runs.api.ListFlips(**jobs, page_size=1000, page_token=first.next_page_token)
     assert [flip.doc_id for flip in [*first.flips, *rest.flips]] == ORDER
+
+
+def test_of_very_many_flips_the_largest_of_each_direction_are_listed(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flips, "MAX_LISTED", 3)
+    before, after = shares()
+    jobs = {"baseline_job_id": runs.job("a", before), "candidate_job_id": runs.job("b", after)}
+    page = runs.api.ListFlips(**jobs)
+    assert [flip.doc_id for flip in page.flips] == [*ORDER[:3], *ORDER[4:7]]
+    assert (page.worse_count, page.better_count) == (4, 5)
+    (better,) = pages_of(runs.api, **jobs, direction=FLIP_DIRECTION_BETTER)
+    assert [flip.doc_id for flip in better.flips] == ORDER[4:7]
 
 
 def test_rows_of_a_flip_that_are_too_large_are_cut(runs: Runs) -> None:
@@ -432,8 +443,8 @@ def test_the_client_plans_and_lists_flips_by_plain_values(runs: Runs) -> None:
     baseline, candidate = runs.job("a", before), runs.job("b", after)
     with EvalClient(runs.api.address) as client:
         assert client.plan_comparison(0.01, differing_ratio=0.1).metrics[0].required_sample_count == 7847
-        flips = client.flips(baseline, candidate, "t/acc", page_size=2)
-        assert [flip.doc_id for flip in flips] == ORDER
+        changed = client.flips(baseline, candidate, "t/acc", page_size=2)
+        assert [flip.doc_id for flip in changed] == ORDER
         with pytest.raises(InvalidRequestError):
             client.compare(baseline, candidate, cluster_by="nothing")
         with pytest.raises(InvalidRequestError):
