@@ -1,24 +1,28 @@
 """The quality and cost of a comparison: its false alarms, its power, and the time it takes."""
 
+import gc
 import json
+import resource
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from benchmarks.processes import Server, evalrpc_server, workplace
-from benchmarks.report import Row, at_most, compare, figures, in_turn
+from benchmarks.report import Row, at_most, compare, figures, in_turn, ratio_at_most
 from benchmarks.scale import Scale
 from evalrpc.analysis.comparison import compare as compare_jobs
 from evalrpc.client import EvalClient
 from evalrpc.files.read_budget import UNLIMITED, ReadBudget
 from evalrpc.results.layout import read_results
-from evalrpc.v1.comparison_pb2 import CompareJobsRequest, Verdict
+from evalrpc.v1.comparison_pb2 import CompareJobsRequest, TestMethod, Verdict
 from evalrpc.v1.jobs_pb2 import JOB_STATUS_COMPLETED, JobAttempt, JobInfo
 
 PAIRS: Final = 1000
@@ -79,6 +83,62 @@ def time_taken(scale: Scale) -> Iterator[Row]:
             yield compare(f"CompareJobs of {count:,} samples", "ms", times, note="McNemar and bootstrap; yardstick: json.loads")
         note = "NumPy, SciPy and what the comparisons left; before it, the server had loaded neither"
         yield Row("memory of a server after it has compared", "MB", server.memory() / 1e6, before / 1e6, note=note)
+
+
+def a_million(scale: Scale) -> Iterator[Row]:
+    """A comparison of two jobs of a million samples in clusters: its processor time against a loop that only decodes the lines
+    of both files with `json.loads`, and the peak of memory, each in a process of its own."""
+    count = 1_000_000 if scale.name == "full" else 100_000
+    with workplace() as folder:
+        jobs = [_large_job(folder / name, seed, count) for seed, name in enumerate("ab")]
+        files = [path for job in jobs for path in job.results["m"].samples]
+        ours, bare = [], []
+        for _ in range(min(3, scale.rounds)):  # in turn, since other work slows both
+            ours.append(_in_a_process(_compare_large, jobs))
+            bare.append(_in_a_process(_decode, files))
+    times = [use.ru_utime + use.ru_stime for use in ours], [use.ru_utime + use.ru_stime for use in bare]
+    note = "processor time, by cluster; yardstick: json.loads"
+    yield compare(f"a comparison of two jobs of {count:,} samples", "s", times, ratio_at_most(3.0), note)
+    peak = max(use.ru_maxrss for use in ours) * 1024 / 1e6
+    yield Row(f"peak memory of a process that compares {count:,} samples", "MB", peak, aim=at_most(300), note="by cluster")
+
+
+def _large_job(folder: Path, seed: int, count: int) -> JobInfo:
+    dice = np.random.default_rng(seed)
+    values = dice.integers(0, 2, count)
+    (folder / "m").mkdir(parents=True)
+    document = {"results": {"t": {"acc,none": float(values.mean())}}, "higher_is_better": {"t": {"acc": True}}}
+    (folder / "m" / "20260101_000000_results.json").write_text(json.dumps(document))
+    with (folder / "m" / "20260101_000000_samples_t.jsonl").open("w") as file:
+        for number, value in enumerate(values.tolist()):
+            doc = {"question": "x" * 100, "passage": number // 10}
+            answer = [[f"an answer of some words {number}"]]
+            row = {"doc_id": number, "doc": doc, "resps": answer, "doc_hash": f"{number * 7919:064x}", "acc": value}
+            file.write(json.dumps(row) + "\n")
+    attempts = [JobAttempt(number=1, output_dir=str(folder))]
+    results = read_results(folder, "m")
+    return JobInfo(job_id=folder.name, status=JOB_STATUS_COMPLETED, attempt=1, attempts=attempts, results=results)
+
+
+def _compare_large(jobs: list[JobInfo]) -> None:
+    call = CompareJobsRequest(cluster_by="passage")
+    (metric,) = compare_jobs(call, jobs[0], jobs[1:], {}, Path(), ReadBudget(UNLIMITED)).candidates[0].metrics
+    assert metric.method == TestMethod.TEST_METHOD_CLUSTERED_T
+
+
+def _in_a_process(function: Any, argument: Any) -> resource.struct_rusage:
+    """Call a function in a fresh process, without the garbage collector, as the server does, and return what it used."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(_measured, function, argument).result()
+
+
+def _measured(function: Any, argument: Any) -> resource.struct_rusage:
+    gc.disable()
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    function(argument)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = (after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime)
+    return resource.struct_rusage((*seconds, *after[2:]))
 
 
 def _claimed(pairs: int, gain: float, *, with_samples: bool = True) -> dict[str, float]:

@@ -18,7 +18,7 @@ from benchmarks.report import Row, at_most, compare, ratio_at_most
 from benchmarks.scale import Scale
 from evalrpc.analysis.comparison import compare as compare_jobs
 from evalrpc.analysis.history import MAX_POINTS, History, HistoryPlaces
-from evalrpc.analysis.sample_values import MetricKey, read_values
+from evalrpc.analysis.sample_values import MetricKey, read_samples
 from evalrpc.config import HarnessSettings, Settings
 from evalrpc.files.opening import list_files
 from evalrpc.files.read_budget import UNLIMITED, ReadBudget
@@ -225,8 +225,8 @@ def _read_samples(folder: Path, count: int) -> Callable[[], object]:
 
     def read() -> None:
         with path.open("rb") as file:
-            found = read_values((row.values for row in read_lines(file, 0)), [_ACCURACY])
-        assert len(found[_ACCURACY].ids) == count
+            found = read_samples((row.values for row in read_lines(file, 0)), [_ACCURACY])
+        assert len(found.values[_ACCURACY].ids) == count
 
     return read
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from evalrpc.analysis import comparer, history, sample_values
+from evalrpc.analysis import comparer, flips, history, sample_values
 from evalrpc.files.opening import MAX_NAME_BYTES as MAX_FILE_NAME_BYTES
 from evalrpc.jobs import filters, label_selectors, size_limits, transitions
 from evalrpc.reading import artifacts, metrics, sample_files, sample_pages, samples
@@ -92,6 +92,7 @@ def requests() -> Iterator[tuple[str, str, str]]:
             ("candidates of a comparison", f"{validation.MAX_CANDIDATES}", "`candidate_job_ids`"),
             ("selectors of metrics, and thresholds", f"{validation.MAX_SELECTORS} each", "`metrics`, `metric_thresholds`"),
             ("`alpha`", f"{validation.MIN_ALPHA} to {validation.MAX_ALPHA}", "`alpha`"),
+            ("`power` of a plan", f"{validation.MIN_POWER} to {validation.MAX_POWER}", "`power`"),
             ("`update_mask`", f"{validation.MAX_PATHS} paths", "`update_mask`"),
             ("`heartbeat_interval`", f"at least {validation.MIN_HEARTBEAT_SECONDS} s", "`heartbeat_interval`"),
         )
@@ -128,7 +129,13 @@ def answers() -> Iterator[tuple[str, str, str]]:
     )
     yield ("a line of samples", size(sample_files.MAX_LINE_BYTES), "an empty row, named in `truncated_fields`")
     yield ("a page of ListSamples", process(samples.PROCESS_LIMITS, samples.PROCESS_USE), f"a shorter page; {_TOO_MUCH}")
-    yield ("a comparison", process(comparer.PROCESS_LIMITS, comparer.PROCESS_USE), _TOO_MUCH)
+    yield (
+        "a comparison, a plan, the first page of ListFlips",
+        process(comparer.PROCESS_LIMITS, comparer.PROCESS_USE),
+        _TOO_MUCH,
+    )
+    yield ("flips in each direction", f"{flips.MAX_LISTED:,}", "only the largest ones are listed; all are counted")
+    yield ("each of the two rows of a flip", f"{size(flips.MAX_ROW_BYTES)}", "`truncated_fields`")
     yield (
         "values of samples in a comparison",
         f"{sample_values.MAX_VALUES:,}",

@@ -1,19 +1,34 @@
-"""Comparisons for callers: of small samples files in the server itself, and of others in a process of its own."""
+"""Comparisons, plans and flips for callers: of small samples files in the server itself, of others in a process of its own."""
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+
+from google.protobuf.message import Message
 
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import ReadLimitError
 from evalrpc.files.read_budget import ReadBudget, ReadLimits
 from evalrpc.harnesses.base import Harness
 from evalrpc.harnesses.registry import build_harness
+from evalrpc.reading import page_tokens, samples
 from evalrpc.reading.disk import read_in, read_on
 from evalrpc.scheduling.limited_process import LimitedProcess, Limits
-from evalrpc.v1.comparison_pb2 import CompareJobsRequest, CompareJobsResponse
+from evalrpc.v1.comparison_pb2 import (
+    CompareJobsRequest,
+    CompareJobsResponse,
+    ListFlipsRequest,
+    ListFlipsResponse,
+    PlanComparisonRequest,
+    PlanComparisonResponse,
+)
 from evalrpc.v1.jobs_pb2 import JobInfo
+
+if TYPE_CHECKING:
+    from evalrpc.analysis.flips import Flips, FlipsPart
 
 IN_PLACE_LIMITS: Final = ReadLimits(max_bytes=32 * 1024**2, max_seconds=5.0, max_row_bytes=512 * 1024)
 """For a comparison in the server itself. The longest row of these holds the interpreter for about 40 ms."""
@@ -23,6 +38,24 @@ PROCESS_LIMITS: Final = ReadLimits(max_bytes=16 * 1024**3, max_seconds=120.0)
 
 PROCESS_USE: Final = Limits(memory_bytes=2 * 1024**3, processor_seconds=120)
 """What such a process may use."""
+
+_MAX_REMEMBERED: Final = 1_000_000  # flips, of all listings: 32 bytes each
+
+_Work = Callable[[Any, Sequence[JobInfo], Mapping[str, Harness], Path, ReadBudget], Any]
+"""Something that reads the samples of jobs, with what it needs to know. A function of this module, so that a process finds it;
+each imports the rest, so that a server that compares nothing never loads NumPy and SciPy."""
+
+
+class _Place(NamedTuple):
+    """What reading may cost: first in the server, then in a process."""
+
+    here: ReadLimits
+    in_process: ReadLimits
+    use: Limits
+
+
+_WHOLE: Final = _Place(IN_PLACE_LIMITS, PROCESS_LIMITS, PROCESS_USE)
+_PAGE: Final = _Place(samples.IN_PLACE_LIMITS, samples.PROCESS_LIMITS, samples.PROCESS_USE)
 
 
 class Comparer:
@@ -39,24 +72,85 @@ class Comparer:
         self._harnesses = harnesses
         self._harness_settings = harness_settings
         self._comparers = comparers
+        self._known_flips = _KnownFlips()
 
     async def compare(self, call: CompareJobsRequest, baseline: JobInfo, candidates: Sequence[JobInfo]) -> CompareJobsResponse:
         """Compare the candidates with the baseline. Raises what `evalrpc.analysis.comparison.compare` does."""
-        jobs = [_needed_of(job) for job in (baseline, *candidates)]
-        budget = ReadBudget(IN_PLACE_LIMITS)
+        answer: CompareJobsResponse = await self._read(_WHOLE, _compare, call, [baseline, *candidates])
+        return answer
+
+    async def plan(self, call: PlanComparisonRequest, jobs: Sequence[JobInfo]) -> PlanComparisonResponse:
+        """Plan a comparison from the samples of jobs, or without any. Raises what
+        `evalrpc.analysis.planning.plan_from_jobs` does."""
+        answer: PlanComparisonResponse = await self._read(_WHOLE, _plan, call, jobs)
+        return answer
+
+    async def list_flips(self, call: ListFlipsRequest, jobs: Sequence[JobInfo], page_size: int) -> bytes:
+        """List a page of flips, as a serialised ListFlipsResponse. Raises what `evalrpc.analysis.flips.find_flips` does,
+        InvalidRequestError for a bad token, and SamplesNotFoundError for samples that have gone meanwhile."""
+        listing = _without(call, "page_size", "page_token")
+        begin = page_tokens.decode(call.page_token, listing) or 0
+        flips = await self._flips(_without(listing, "direction"), jobs)
+        indices = flips.range_of(call.direction)
+        part = flips.part(indices[begin : begin + page_size])
+        page: ListFlipsResponse = await self._read(_PAGE, _read_flips, (part, page_size), jobs)
+        end = begin + len(page.flips)
+        if end < len(indices):
+            page.next_page_token = page_tokens.encode(end, listing)
+        return page.SerializeToString()
+
+    async def _flips(self, listing: ListFlipsRequest, jobs: Sequence[JobInfo]) -> "Flips":
+        key = listing.SerializeToString(deterministic=True)
+        flips = self._known_flips.get(key)
+        if flips is None:
+            flips = await self._read(_WHOLE, _find_flips, listing, jobs)
+            self._known_flips.put(key, flips)
+        return flips
+
+    async def _read(self, place: _Place, work: _Work, order: object, jobs: Sequence[JobInfo]) -> Any:
+        """Do work in the server, or in a process if that would take too much."""
+        jobs = list(map(_needed_of, jobs))
+        budget = ReadBudget(place.here)
         try:
             return await read_on(
-                self._comparers, lambda: _compare(call, jobs, self._harnesses, self._data_dir, budget), budget.stop
+                self._comparers, lambda: work(order, jobs, self._harnesses, self._data_dir, budget), budget.stop
             )
         except ReadLimitError:
             pass
-        process = LimitedProcess(PROCESS_USE)
-        return await read_on(self._comparers, lambda: self._compare_in(process, call, jobs), process.close)
-
-    def _compare_in(self, process: LimitedProcess, call: CompareJobsRequest, jobs: Sequence[JobInfo]) -> CompareJobsResponse:
+        process = LimitedProcess(place.use)
         names = {job.request.harness for job in jobs} & self._harness_settings.keys()
         settings = [self._harness_settings[name] for name in names]
-        return read_in(process, _compare_in_process, call, jobs, settings, self._data_dir, PROCESS_LIMITS)
+        arguments = (work, order, jobs, settings, self._data_dir, place.in_process)
+        return await read_on(self._comparers, lambda: read_in(process, _work_in_process, *arguments), process.close)
+
+
+class _KnownFlips:
+    """The flips of recent listings, so that their next pages need not read all samples again. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[bytes, Flips] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: bytes) -> "Flips | None":
+        """Return the flips of a listing, if they are remembered."""
+        with self._lock:
+            return self._known.get(key)
+
+    def put(self, key: bytes, flips: "Flips") -> None:
+        """Remember the flips of a listing, and forget older ones that are too many by now."""
+        with self._lock:
+            self._known[key] = flips
+            self._known.move_to_end(key)
+            while len(self._known) > 1 and sum(map(len, self._known.values())) > _MAX_REMEMBERED:
+                self._known.popitem(last=False)
+
+
+def _without(call: ListFlipsRequest, *fields: str) -> ListFlipsRequest:
+    rest = ListFlipsRequest()
+    rest.CopyFrom(call)
+    for field in fields:
+        cast(Message, rest).ClearField(field)
+    return rest
 
 
 def _needed_of(job: JobInfo) -> JobInfo:
@@ -70,19 +164,49 @@ def _needed_of(job: JobInfo) -> JobInfo:
 
 
 def _compare(
-    call: CompareJobsRequest,
-    jobs: Sequence[JobInfo],
-    harnesses: Mapping[str, Harness],
-    data_dir: Path,
-    budget: ReadBudget,
+    call: CompareJobsRequest, jobs: Sequence[JobInfo], harnesses: Mapping[str, Harness], data_dir: Path, budget: ReadBudget
 ) -> CompareJobsResponse:
-    from evalrpc.analysis.comparison import compare  # here, so that a server that compares nothing never loads NumPy and SciPy
+    from evalrpc.analysis.comparison import compare
 
     return compare(call, jobs[0], jobs[1:], harnesses, data_dir, budget)
 
 
-def _compare_in_process(
-    call: CompareJobsRequest, jobs: Sequence[JobInfo], settings: Sequence[HarnessSettings], data_dir: Path, limits: ReadLimits
-) -> CompareJobsResponse:
+def _plan(
+    call: PlanComparisonRequest, jobs: Sequence[JobInfo], harnesses: Mapping[str, Harness], data_dir: Path, budget: ReadBudget
+) -> PlanComparisonResponse:
+    from evalrpc.analysis.planning import plan_from_jobs, plan_from_ratio
+
+    return plan_from_jobs(call, jobs, harnesses, data_dir, budget) if jobs else plan_from_ratio(call)
+
+
+def _find_flips(
+    call: ListFlipsRequest, jobs: Sequence[JobInfo], harnesses: Mapping[str, Harness], data_dir: Path, budget: ReadBudget
+) -> "Flips":
+    from evalrpc.analysis.flips import find_flips
+
+    return find_flips(call, jobs, harnesses, data_dir, budget)
+
+
+def _read_flips(
+    order: "tuple[FlipsPart, int]",
+    jobs: Sequence[JobInfo],
+    harnesses: Mapping[str, Harness],
+    data_dir: Path,
+    budget: ReadBudget,
+) -> ListFlipsResponse:
+    from evalrpc.analysis.flips import read_flips
+
+    part, page_size = order
+    return read_flips(part, page_size, jobs, harnesses, data_dir, budget)
+
+
+def _work_in_process(
+    work: _Work,
+    order: object,
+    jobs: Sequence[JobInfo],
+    settings: Sequence[HarnessSettings],
+    data_dir: Path,
+    limits: ReadLimits,
+) -> Any:
     harnesses = {each.name: build_harness(each) for each in settings}
-    return _compare(call, jobs, harnesses, data_dir, ReadBudget(limits))
+    return work(order, jobs, harnesses, data_dir, ReadBudget(limits))

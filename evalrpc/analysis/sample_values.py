@@ -9,19 +9,24 @@ import json
 import math
 from array import array
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import islice
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evalrpc.analysis.answer_counts import AnswerCounter
+from evalrpc.analysis.sample_fields import HARNESS_CLUSTERS, MAX_OFFERED, ClusterField, offered_fields
 from evalrpc.results.metrics import number
+from evalrpc.v1.comparison_pb2 import AnswerCounts
 
 MAX_VALUES: Final = 8_000_000
 """Values that are read per task, over all metrics; those after them count as absent."""
 
+_MAX_SCANNED: Final = 8  # of so few columns each is looked for in every row
 _MAX_VALUE: Final = 1e100  # no sum of such values overflows; a larger one makes the mean NaN, as it should
 _TOLERANCE: Final = 1e-4
 _TRUTH: Final = {"True": True, "False": False}
@@ -34,6 +39,15 @@ class MetricKey(NamedTuple):
     filter: str
 
 
+class Repeats(NamedTuple):
+    """How samples were repeated."""
+
+    counts: NDArray[np.int64]
+    """The number of values of each sample."""
+    variances: NDArray[np.float64]
+    """The variance of the values of each sample; NaN where there is only one."""
+
+
 @dataclass(frozen=True)
 class SampleValues:
     """One value for each sample. Several rows of one sample are averaged."""
@@ -42,7 +56,13 @@ class SampleValues:
     """Numbers that stand for the samples' ids; sorted and unique."""
     values: NDArray[np.float64]
     documents: NDArray[np.int64]
-    """Digests of the samples' documents; 0 where the harness gives none."""
+    """Numbers that stand for the samples' documents in this process; 0 where the harness gives none."""
+    clusters: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """Numbers that stand for the samples' clusters in this process; 0 where a sample has none. Empty if none has."""
+    repeats: Repeats | None = None
+    """None if each sample has one value."""
+    positions: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """Where the samples' first rows begin. Empty unless asked for."""
 
     def mean_is(self, value: float) -> bool:
         """Return whether a metric's value is the mean of these, to four digits: then a test of the mean tests the metric."""
@@ -58,6 +78,9 @@ class Pairs:
 
     baseline: NDArray[np.float64]
     candidate: NDArray[np.float64]
+    baseline_places: NDArray[np.int64] | slice
+    """The places of the pairs among the baseline's samples."""
+    candidate_places: NDArray[np.int64] | slice
     unpaired_count: int
     """Samples that only one of the jobs has a value of."""
     other_document_count: int
@@ -90,31 +113,96 @@ class Pairs:
 
 def pair(baseline: SampleValues, candidate: SampleValues) -> Pairs:
     """Pair the samples with the same id, unless their documents are known to differ."""
-    _, ours, theirs = np.intersect1d(baseline.ids, candidate.ids, assume_unique=True, return_indices=True)
+    ours: NDArray[np.int64] | slice
+    theirs: NDArray[np.int64] | slice
+    if np.array_equal(baseline.ids, candidate.ids):
+        ours = theirs = slice(None)
+    else:
+        _, ours, theirs = np.intersect1d(baseline.ids, candidate.ids, assume_unique=True, return_indices=True)
     documents, their_documents = baseline.documents[ours], candidate.documents[theirs]
     same = (documents == their_documents) | (documents == 0) | (their_documents == 0)
-    ours, theirs, other_count = ours[same], theirs[same], int(np.count_nonzero(~same))
-    unpaired_count = len(baseline.ids) + len(candidate.ids) - 2 * len(ours)
-    return Pairs(baseline.values[ours], candidate.values[theirs], unpaired_count, other_count)
+    other_count = int(np.count_nonzero(~same))
+    if other_count:
+        ours, theirs = _places(ours, same), _places(theirs, same)
+    values, their_values = baseline.values[ours], candidate.values[theirs]
+    unpaired_count = len(baseline.ids) + len(candidate.ids) - 2 * len(values)
+    return Pairs(values, their_values, ours, theirs, unpaired_count, other_count)
 
 
-def read_values(rows: Iterable[Mapping[str, object]], wanted: Collection[MetricKey]) -> Mapping[MetricKey, SampleValues]:
-    """Extract the values of the wanted metrics from the rows of a task. Memory is 24 bytes per value."""
+def _places(places: NDArray[np.int64] | slice, taken: NDArray[np.bool_]) -> NDArray[np.int64]:
+    return np.flatnonzero(taken) if isinstance(places, slice) else places[taken]
+
+
+def clusters_of(pairs: Pairs, baseline: SampleValues, candidate: SampleValues) -> NDArray[np.int64]:
+    """Return the clusters of pairs, numbered from 0 on in the order in which they first appear.
+
+    The baseline says which it is, or else the candidate. A sample without a cluster is one of its own.
+    """
+    codes = np.zeros(pairs.count, np.int64)
+    for samples, places in ((candidate, pairs.candidate_places), (baseline, pairs.baseline_places)):
+        if len(samples.clusters):
+            found = samples.clusters[places]
+            codes = np.where(found != 0, found, codes)
+    _, first, numbers = np.unique(codes, return_index=True, return_inverse=True)
+    order = np.argsort(np.argsort(first))  # the codes differ from process to process, so nothing may depend on theirs
+    numbered = order[numbers].astype(np.int64)
+    alone = codes == 0
+    numbered[alone] = len(first) + np.arange(np.count_nonzero(alone))
+    return np.unique(numbered, return_inverse=True)[1].astype(np.int64) if alone.any() else numbered
+
+
+class TaskSamples(NamedTuple):
+    """What the samples of a task say."""
+
+    values: Mapping[MetricKey, SampleValues]
+    """By wanted metric."""
+    answers: AnswerCounts | None
+    """How good the answers are. None if the samples have none."""
+    has_clusters: bool
+    """Whether any sample has the field that says its cluster."""
+    offered_fields: Sequence[str]
+    """Some fields by which the samples could be clustered."""
+
+
+NO_SAMPLES: Final = TaskSamples({}, None, has_clusters=False, offered_fields=())
+
+
+def read_samples(
+    rows: Iterable[Mapping[str, object]],
+    wanted: Collection[MetricKey],
+    clusters: ClusterField = HARNESS_CLUSTERS,
+    position: Callable[[], int] | None = None,
+) -> TaskSamples:
+    """Extract the values of the wanted metrics from the rows of a task. Memory is 24 bytes per value, and 8 for clusters.
+
+    `position` says where the current row begins, and is asked if positions are wanted; they take 8 bytes.
+    """
     columns = [_Column(key) for key in wanted]
-    of_rows = _Columns(columns)
+    of_rows = _ScannedColumns(columns) if len(columns) <= _MAX_SCANNED else _Columns(columns)
+    answers = AnswerCounter()
+    offered: Sequence[str] = ()
+    has_clusters = False
     values_left = MAX_VALUES
     for row in rows:
+        answers.take(row)
         sample_id = _id(row.get("doc_id"))
-        if sample_id is not None:
-            values_left -= of_rows.take(_Sample(sample_id, _document(row.get("doc_hash"))), row)
+        if sample_id is None:
+            continue
+        cluster = clusters.code(row)
+        has_clusters = has_clusters or cluster != 0
+        offered = offered or tuple(islice(offered_fields(row), MAX_OFFERED))
+        begin = position() if position is not None else -1
+        values_left -= of_rows.take(_Sample(sample_id, _document(row.get("doc_hash")), cluster, begin), row)
         if values_left <= 0:
             break
-    return {column.key: column.averaged() for column in columns}
+    return TaskSamples({column.key: column.averaged() for column in columns}, answers.counts(), has_clusters, offered)
 
 
 class _Sample(NamedTuple):
     id: int
     document: int
+    cluster: int
+    position: int
 
 
 class _Column:
@@ -122,24 +210,79 @@ class _Column:
 
     def __init__(self, key: MetricKey) -> None:
         self.key = key
+        self.places = (key.metric, f"{key.metric},{key.filter}")
+        """The names under which a row may have its value."""
         self._ids = array("q")
         self._values = array("d")
         self._documents = array("q")
+        self._clusters = array("q")  # empty until the first row with one
+        self._positions = array("q")  # empty unless they are wanted
 
     def take(self, sample: _Sample, value: float) -> None:
         """Add a value of a sample."""
+        if sample.cluster or self._clusters:
+            if len(self._clusters) < len(self._ids):
+                self._clusters.extend(bytes(len(self._ids) - len(self._clusters)))
+            self._clusters.append(sample.cluster)
+        if sample.position >= 0:
+            self._positions.append(sample.position)
         self._ids.append(sample.id)
         self._documents.append(sample.document)
         self._values.append(value if abs(value) <= _MAX_VALUE else math.nan)
 
     def averaged(self) -> SampleValues:
         """Return one value for each sample."""
-        ids, values = np.frombuffer(self._ids, np.int64), np.frombuffer(self._values, np.float64)
+        ids, values, documents, clusters, positions = (
+            np.frombuffer(column, column.typecode)
+            for column in (self._ids, self._values, self._documents, self._clusters, self._positions)
+        )
+        if np.all(ids[1:] > ids[:-1]):
+            return SampleValues(ids, values, _told_apart(documents), clusters, None, positions)
         unique, first, rows, counts = np.unique(ids, return_index=True, return_inverse=True, return_counts=True)
-        documents = np.frombuffer(self._documents, np.int64)[first]
-        if len(unique) > 1 and np.all(documents == documents[0]):
-            documents = np.zeros_like(documents)  # lmms-eval gives all documents the same hash
-        return SampleValues(unique, np.bincount(rows, weights=values) / counts, documents)
+        means = np.bincount(rows, weights=values) / counts
+        repeats = _repeats(values - means[rows], rows, counts) if len(unique) < len(ids) else None
+        clusters, positions = (column[first] if len(column) else column for column in (clusters, positions))
+        return SampleValues(unique, means, _told_apart(documents[first]), clusters, repeats, positions)
+
+
+def _told_apart(documents: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the numbers of documents, but zeros if all are the same: lmms-eval gives all documents one hash."""
+    return np.zeros_like(documents) if len(documents) > 1 and np.all(documents == documents[0]) else documents
+
+
+def _repeats(deviations: NDArray[np.float64], rows: NDArray[np.int64], counts: NDArray[np.int64]) -> Repeats:
+    squares = np.bincount(rows, weights=deviations**2)
+    return Repeats(counts, np.where(counts > 1, squares / np.maximum(counts - 1, 1), math.nan))
+
+
+class _ScannedColumns:
+    """Looks for each of few columns in every row: faster than to look at all keys of the row."""
+
+    def __init__(self, columns: Sequence[_Column]) -> None:
+        self._columns = columns
+
+    def take(self, sample: _Sample, row: Mapping[str, object]) -> int:
+        """Add the values in a row, and return how many there are."""
+        count = 0
+        nested = row.get("metrics")
+        tables = (row, nested) if isinstance(nested, dict) else (row,)
+        has_filter = "filter" in row
+        for column in self._columns:
+            if has_filter and row["filter"] != column.key.filter:
+                continue
+            value = _first_value(tables, column.places)
+            if value is not None:
+                column.take(sample, value)
+                count += 1
+        return count
+
+
+def _first_value(tables: Iterable[Mapping[str, object]], names: Iterable[str]) -> float | None:
+    for table in tables:
+        for name in names:
+            if name in table and (value := _value(table[name])) is not None:
+                return value
+    return None
 
 
 class _Columns:
@@ -172,8 +315,9 @@ class _ByName:
     def add(self, column: _Column) -> None:
         """Add a column."""
         self._count += 1
-        self._plain[column.key.metric].append(column)
-        self._full[f"{column.key.metric},{column.key.filter}"].append(column)
+        plain, full = column.places
+        self._plain[plain].append(column)
+        self._full[full].append(column)
 
     def take(self, sample: _Sample, row: Mapping[str, object]) -> int:
         """Add the first value that a row has of each column, and return how many there are."""
@@ -207,7 +351,7 @@ def _id(doc_id: object) -> int | None:
 
 
 def _document(doc_hash: object) -> int:
-    return _digest(doc_hash) if isinstance(doc_hash, str) and doc_hash else 0
+    return hash(doc_hash) if isinstance(doc_hash, str) and doc_hash else 0
 
 
 def _digest(text: str) -> int:

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest, bootstrap, norm, t
 
+from evalrpc.analysis.power import DEFAULT_POWER, Design, detectable_mean, detectable_share
+
 RESAMPLES: Final = 9_999
 MAX_RESAMPLED: Final = 5_000
 """More differences than this are averaged in this many groups, and the groups resampled, to bound time and memory."""
@@ -28,18 +30,29 @@ class Difference(NamedTuple):
     lower: float
     upper: float
     p_value: float
+    standard_error: float
+    detectable: float
+    """The smallest difference that this test sees with a probability of 80 %."""
 
 
 def mcnemar(losses: int, gains: int, pairs: int, alpha: float) -> Difference:
     """Test pairs of 0 and 1, of which `losses` went from 1 to 0 and `gains` from 0 to 1: McNemar's exact test.
 
-    The interval is the adjusted Wald interval of Bonett and Price (2012). `pairs` must be at least 1.
+    The interval is the adjusted Wald interval of Bonett and Price (2012). `pairs` must be at least 1. For the detectable
+    difference, at least two pairs count as differing: it would be zero otherwise.
     """
     p_value = binomtest(gains, gains + losses).pvalue if gains + losses else 1.0
     gained, lost = (gains + 1) / (pairs + 2), (losses + 1) / (pairs + 2)
     centre = gained - lost
     reach = norm.isf(alpha / 2) * math.sqrt((gained + lost - centre**2) / (pairs + 2))
-    return Difference((gains - losses) / pairs, max(-1.0, centre - reach), min(1.0, centre + reach), float(p_value))
+    return Difference(
+        (gains - losses) / pairs,
+        max(-1.0, centre - reach),
+        min(1.0, centre + reach),
+        float(p_value),
+        math.sqrt((gains + losses - (gains - losses) ** 2 / pairs) / pairs**2),
+        detectable_share(max(gains + losses, 2) / pairs, pairs, Design(alpha, DEFAULT_POWER)),
+    )
 
 
 def paired_bootstrap(differences: NDArray[np.float64], alpha: float) -> Difference:
@@ -57,13 +70,18 @@ def paired_bootstrap(differences: NDArray[np.float64], alpha: float) -> Differen
     means = mean + _widening(len(differences), alpha) * resampled.bootstrap_distribution
     lower, upper = np.quantile(means, (alpha / 2, 1 - alpha / 2))
     tail = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
-    return Difference(mean, float(lower), float(upper), min(1.0, 2 * (tail + 1) / (RESAMPLES + 1)))
+    p_value = min(1.0, 2 * (tail + 1) / (RESAMPLES + 1))
+    error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
+    detectable = detectable_mean(error, len(differences) - 1, Design(alpha, DEFAULT_POWER))
+    return Difference(mean, float(lower), float(upper), p_value, error, detectable)
 
 
 def unpaired_z(difference: float, stderr: float, alpha: float) -> Difference:
     """Test a difference with a standard error above zero, assuming a normal distribution: z-test."""
     reach = float(norm.isf(alpha / 2)) * stderr
-    return Difference(difference, difference - reach, difference + reach, float(2 * norm.sf(abs(difference) / stderr)))
+    detectable = detectable_mean(stderr, math.inf, Design(alpha, DEFAULT_POWER))
+    p_value = float(2 * norm.sf(abs(difference) / stderr))
+    return Difference(difference, difference - reach, difference + reach, p_value, stderr, detectable)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

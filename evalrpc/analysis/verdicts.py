@@ -4,21 +4,26 @@ The rule is in the schema, at `Verdict`.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from evalrpc.analysis import significance
+from evalrpc.analysis.answer_counts import bad_ratio
 from evalrpc.jobs.metric_selectors import Parts, parts_of, parts_taking
 from evalrpc.v1.comparison_pb2 import (
     CORRECTION_HOLM,
     TEST_METHOD_NONE,
     VERDICT_BETTER,
     VERDICT_INCONCLUSIVE,
+    VERDICT_NOT_WORSE,
     VERDICT_SAME,
+    VERDICT_VOID,
     VERDICT_WORSE,
     CompareJobsRequest,
     MetricComparison,
     Verdict,
 )
+
+DEFAULT_MAX_BAD_ANSWER_RATIO: Final = 0.02
 
 ValueT = TypeVar("ValueT")
 
@@ -27,21 +32,26 @@ def judge(call: CompareJobsRequest, metrics: Sequence[MetricComparison], alpha: 
     """Set the thresholds, adjusted p-values and verdicts of tested metrics."""
     if call.correction == CORRECTION_HOLM:
         _adjust([metric for metric in metrics if metric.HasField("p_value")])
+    max_bad_ratio = call.max_bad_answer_ratio if call.HasField("max_bad_answer_ratio") else DEFAULT_MAX_BAD_ANSWER_RATIO
     thresholds = _Thresholds(call)
     for metric in metrics:
         thresholds.set_for(metric)
-        metric.verdict = verdict(metric, alpha)
+        metric.verdict = verdict(metric, alpha, max_bad_ratio)
 
 
-def verdict(metric: MetricComparison, alpha: float) -> "Verdict.ValueType":
+def verdict(metric: MetricComparison, alpha: float, max_bad_ratio: float = DEFAULT_MAX_BAD_ANSWER_RATIO) -> "Verdict.ValueType":
     """Return the verdict on a metric whose difference was tested."""
+    if max(bad_ratio(metric.baseline_answers), bad_ratio(metric.candidate_answers)) > max_bad_ratio:
+        return VERDICT_VOID
     if not metric.HasField("difference"):
         return VERDICT_INCONCLUSIVE
     if _is_same(metric):
         return VERDICT_SAME
-    if not (metric.HasField("higher_is_better") and _is_different(metric, alpha)):
+    if not metric.HasField("higher_is_better"):
         return VERDICT_INCONCLUSIVE
-    return VERDICT_BETTER if (metric.difference > 0) == metric.higher_is_better else VERDICT_WORSE
+    if _is_different(metric, alpha):
+        return VERDICT_BETTER if (metric.difference > 0) == metric.higher_is_better else VERDICT_WORSE
+    return VERDICT_NOT_WORSE if _is_not_worse(metric) else VERDICT_INCONCLUSIVE
 
 
 class _Thresholds:
@@ -92,3 +102,11 @@ def _is_different(metric: MetricComparison, alpha: float) -> bool:
         return False
     p_value = metric.adjusted_p_value if metric.HasField("adjusted_p_value") else metric.p_value
     return p_value < alpha and (metric.interval_lower > 0 or metric.interval_upper < 0)
+
+
+def _is_not_worse(metric: MetricComparison) -> bool:
+    """Return whether the interval leaves no room for a loss of the tolerance."""
+    if metric.method == TEST_METHOD_NONE or not metric.tolerance:
+        return False
+    worst = metric.interval_lower if metric.higher_is_better else -metric.interval_upper
+    return worst >= -metric.tolerance

@@ -37,6 +37,8 @@ _MODULES: Final = {
     "download": "reading",
     "history": "history",
     "compare": "compare",
+    "flips": "flips",
+    "plan": "plan",
     "baseline": "baseline",
     "tasks": "catalog",
     "models": "catalog",

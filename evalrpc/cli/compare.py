@@ -14,16 +14,18 @@ from evalrpc.cli.job_ids import job_argument, resolve
 from evalrpc.cli.output import Form, print_items, print_line
 from evalrpc.cli.tables import Cell, Column, Kind
 from evalrpc.client.arguments import metric_text
-from evalrpc.v1.comparison_pb2 import CompareJobsResponse, JobComparison, MetricComparison, TestMethod
+from evalrpc.v1.comparison_pb2 import CompareJobsResponse, JobComparison, MetricComparison, NoiseSource, TestMethod
 
-_STYLES: Final = {"BETTER": "green", "WORSE": "bold red", "INCONCLUSIVE": "yellow"}
+_STYLES: Final = {"BETTER": "green", "WORSE": "bold red", "INCONCLUSIVE": "yellow", "VOID": "bold red"}
 _MAX_FAILURES: Final = 20
 _TESTS: Final = {
     TestMethod.TEST_METHOD_MCNEMAR: "McNemar",
     TestMethod.TEST_METHOD_PAIRED_BOOTSTRAP: "bootstrap",
     TestMethod.TEST_METHOD_UNPAIRED_Z: "z-test",
+    TestMethod.TEST_METHOD_CLUSTERED_T: "clustered t-test",
     TestMethod.TEST_METHOD_NONE: "none",
 }
+_NOISE: Final = {NoiseSource.NOISE_SOURCE_ANSWERS: "the answers", NoiseSource.NOISE_SOURCE_DOCUMENTS: "the documents"}
 
 ValueT = TypeVar("ValueT")
 
@@ -38,6 +40,14 @@ ValueT = TypeVar("ValueT")
     "--direction", multiple=True, metavar="[NAME=]higher|lower", help="Say what is better, where the harness does not."
 )
 @click.option("--holm", is_flag=True, help="Keep the chance of any false alarm at all below alpha, over all metrics.")
+@click.option("--cluster-by", default="", metavar="FIELD", help="Take samples with the same value of this field for dependent.")
+@click.option(
+    "--max-bad-answers",
+    "max_bad_answer_ratio",
+    type=float,
+    metavar="SHARE",
+    help="Call metrics VOID where more answers are truncated, empty or failed. Default: 0.02.",
+)
 @click.option("--strict", is_flag=True, help="Refuse if tasks, shots or documents differ between the jobs.")
 @click.option(
     "--gate",
@@ -58,6 +68,8 @@ def compare_command(
     alpha: float | None,
     direction: tuple[str, ...],
     holm: bool,
+    cluster_by: str,
+    max_bad_answer_ratio: float | None,
     strict: bool,
     gate: str,
     allow_missing: bool,
@@ -72,10 +84,11 @@ def compare_command(
 
     \b
       no-significant-drop  anything but WORSE; this is the default
-      no-worse             BETTER or SAME
+      no-worse             BETTER, SAME or NOT_WORSE
       better               BETTER
 
-    A metric that is missing or NaN fails every gate, unless --allow-missing is given. A comparison without metrics always does.
+    A metric that is missing or NaN fails every gate, unless --allow-missing is given. One that is VOID always does, and so does
+    a comparison without metrics.
     """
     general_tolerance, tolerances = _by_name(tolerance, _number)
     is_higher_better, directions = _by_name(direction, _is_higher)
@@ -91,6 +104,8 @@ def compare_command(
             directions=directions,
             holm=holm,
             strict=strict,
+            cluster_by=cluster_by,
+            max_bad_answer_ratio=max_bad_answer_ratio,
         )
     print_items(form, _columns(response), _rows(response), _items(response), response, _STYLES)
     _warn_of_differences(response)
@@ -155,6 +170,7 @@ def _columns(response: CompareJobsResponse) -> tuple[Column, ...]:
         Column("difference", Kind.NUMBER, "+.4f"),
         Column(f"{response.confidence_level * 100:.4g}% interval", Kind.WHOLE),
         Column("p", Kind.NUMBER, ".2g"),
+        Column("detectable", Kind.NUMBER),
         Column("test"),
         Column("model", optional=True),
         Column("job", Kind.WHOLE, optional=True),
@@ -189,11 +205,14 @@ def _numbers(metric: MetricComparison) -> tuple[Cell, ...]:
         metric.difference if metric.HasField("difference") else None,
         f"[{metric.interval_lower:+.4f}, {metric.interval_upper:+.4f}]" if metric.HasField("p_value") else None,
         p_value if metric.HasField("p_value") else None,
+        metric.detectable_difference if metric.HasField("detectable_difference") else None,
     )
 
 
 def _test(metric: MetricComparison) -> str:
     pairs = f"{metric.paired_sample_count} pairs" if metric.paired_sample_count else ""
     unpaired = f"{metric.unpaired_sample_count} unpaired" if metric.unpaired_sample_count else ""
+    clusters = f"{metric.cluster_count} clusters by {metric.cluster_field}" if metric.cluster_field else ""
+    repeats = f"noise mostly of {_NOISE[metric.larger_noise]}" if metric.larger_noise in _NOISE else ""
     name = _TESTS.get(metric.method, f"method {metric.method:d}")
-    return ", ".join(filter(None, (name, pairs, unpaired, metric.note)))
+    return ", ".join(filter(None, (name, pairs, unpaired, clusters, repeats, gates.bad_answers(metric), metric.note)))

@@ -5,28 +5,34 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from evalrpc.client.arguments import metric_text
-from evalrpc.v1.comparison_pb2 import CompareJobsResponse, MetricComparison, Verdict
+from evalrpc.v1.comparison_pb2 import AnswerCounts, CompareJobsResponse, MetricComparison, Verdict
 
 DEFAULT_GATE: Final = "no-significant-drop"
 
 GATES: Final[dict[str, Callable[["Verdict.ValueType"], bool]]] = {
     DEFAULT_GATE: lambda verdict: verdict != Verdict.VERDICT_WORSE,
-    "no-worse": lambda verdict: verdict in (Verdict.VERDICT_BETTER, Verdict.VERDICT_SAME),
+    "no-worse": lambda verdict: verdict in (Verdict.VERDICT_BETTER, Verdict.VERDICT_SAME, Verdict.VERDICT_NOT_WORSE),
     "better": lambda verdict: verdict == Verdict.VERDICT_BETTER,
 }
-"""Which verdicts let a metric through. All metrics have to pass. A verdict of a newer server counts as INCONCLUSIVE."""
+"""Which verdicts let a metric through. All metrics have to pass, and VOID never does. A verdict of a newer server counts as
+INCONCLUSIVE."""
 
 
 def failures(response: CompareJobsResponse, gate: str, *, allow_missing: bool) -> Iterator[str]:
     """Yield a line for each metric that does not pass, and one if there is no metric at all. None: the gate passed.
 
     A value that is missing or not finite fails every gate, since nothing is known then, unless `allow_missing` leaves it out.
+    Too many bad answers always do.
     """
     several = len(response.candidates) > 1
     compared = 0
     for candidate in response.candidates:
         of_job = f" of job {candidate.candidate_job_id}" if several else ""
         for metric in candidate.metrics:
+            if metric.verdict == Verdict.VERDICT_VOID:
+                compared += 1
+                yield f"{metric_text(metric)}{of_job} is VOID: {bad_answers(metric)}"
+                continue
             missing = missing_value(metric)
             if missing and allow_missing:
                 continue
@@ -49,6 +55,21 @@ def missing_value(metric: MetricComparison) -> str:
         if not math.isfinite(value):
             return f"the {side}'s value is {value}"
     return ""
+
+
+def bad_answers(metric: MetricComparison) -> str:
+    """Say how many answers of either job are bad, such as `3 empty and 9 truncated of 100 answers in the candidate`."""
+    sides = (("baseline", metric.baseline_answers), ("candidate", metric.candidate_answers))
+    return "; ".join(
+        f"{' and '.join(kinds)} of {counts.total_count} answers in the {side}"
+        for side, counts in sides
+        if (kinds := _bad_kinds(counts))
+    )
+
+
+def _bad_kinds(counts: AnswerCounts) -> list[str]:
+    kinds = (("failed", counts.failed_count), ("empty", counts.empty_count), ("truncated", counts.truncated_count))
+    return [f"{count} {kind}" for kind, count in kinds if count]
 
 
 def verdict_name(metric: MetricComparison) -> str:

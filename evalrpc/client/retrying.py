@@ -26,6 +26,8 @@ RETRIED_METHODS: Final = (
     "ListSamples",
     "GetHistory",
     "CompareJobs",
+    "PlanComparison",
+    "ListFlips",
     "ListTasks",
     "ListModels",
     "ListHarnesses",

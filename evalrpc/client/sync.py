@@ -23,7 +23,7 @@ from evalrpc.v1.catalog_pb2 import (
     ListModelsRequest,
     ListTasksRequest,
 )
-from evalrpc.v1.comparison_pb2 import CompareJobsResponse
+from evalrpc.v1.comparison_pb2 import CompareJobsResponse, Flip, FlipDirection, PlanComparisonResponse
 from evalrpc.v1.files_pb2 import Artifact, ListArtifactsRequest
 from evalrpc.v1.history_pb2 import GetHistoryResponse
 from evalrpc.v1.jobs_pb2 import (
@@ -414,6 +414,41 @@ class EvalClient(Transport):
         """
         request = comparing.compare_request(baseline_job_id, candidate_job_ids, **options)
         return self._call(self._stub.CompareJobs, request)
+
+    def plan_comparison(self, difference: float, **options: Unpack[comparing.PlanOptions]) -> PlanComparisonResponse:
+        """Say what it takes to see a difference: how many samples, repeats or tasks, by metric.
+
+        A plan from large jobs may need a longer `timeout_seconds` than other calls. Raises JobNotFoundError, NoResultsError,
+        MetricNotFoundError, and InvalidRequestError unless either `differing_ratio` or `baseline_job_id` is given.
+        """
+        return self._call(self._stub.PlanComparison, comparing.plan_request(difference, **options))
+
+    def flips(
+        self,
+        baseline_job_id: str,
+        candidate_job_id: str,
+        metric: str = "",
+        model: str = "",
+        *,
+        direction: FlipDirection.ValueType = FlipDirection.FLIP_DIRECTION_UNSPECIFIED,
+        higher_is_better: bool | None = None,
+        page_size: int = 0,
+        on_truncated: Callable[[Sequence[str]], None] | None = None,
+    ) -> Iterator[Flip]:
+        """Yield the samples whose value changed between two jobs, with both rows: those for the worse first, and of these the
+        largest changes. An empty metric or model selects the only one.
+
+        `on_truncated` is called with what was cut of rows larger than 1 MiB, as in `samples`. The first page of large jobs may
+        need a longer `timeout_seconds`. Raises JobNotFoundError, NoResultsError, MetricNotFoundError, SamplesNotFoundError, and
+        InvalidRequestError for an empty name where there are several.
+        """
+        request = comparing.flips_request(
+            baseline_job_id, candidate_job_id, metric, model, direction, higher_is_better, page_size
+        )
+        for page in self._pages(self._stub.ListFlips, request):
+            if on_truncated and page.truncated_fields:
+                on_truncated(page.truncated_fields)
+            yield from page.flips
 
     # What the server has
 

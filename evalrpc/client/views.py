@@ -20,7 +20,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from evalrpc import extras
 from evalrpc.client.arguments import metric_text
 from evalrpc.client.core import plain_row
-from evalrpc.v1.comparison_pb2 import CompareJobsResponse, JobComparison, MetricComparison
+from evalrpc.v1.comparison_pb2 import (
+    CompareJobsResponse,
+    Flip,
+    JobComparison,
+    MetricComparison,
+    MetricPlan,
+    PlanComparisonResponse,
+)
 from evalrpc.v1.history_pb2 import GetHistoryResponse, HistoryPoint
 from evalrpc.v1.jobs_pb2 import JobInfo, JobStatus
 from evalrpc.v1.results_pb2 import ListMetricsResponse, Metric, ModelMetric, ModelResult
@@ -33,10 +40,15 @@ MAX_SHOWN_ROWS: Final = 50
 """A longer table is cut where it is shown, with a line that says so; `to_pandas` has all rows."""
 
 _MAX_CELL_CHARACTERS: Final = 80
-_HIDDEN: Final = ("baseline_sample_count", "candidate_sample_count", "is_group", "tolerance")
+_HIDDEN: Final = frozenset(
+    {
+        *("baseline_sample_count", "candidate_sample_count", "is_group", "tolerance", "baseline_repeats", "candidate_repeats"),
+        *("answer_standard_error", "document_standard_error", "larger_noise", "baseline_answers", "candidate_answers"),
+    }
+)
 """Columns that only `to_pandas` has, so that a table fits."""
 
-_ONE_LINE: Final = (HistoryPoint, JobInfo, Metric, MetricComparison, ModelMetric)
+_ONE_LINE: Final = (Flip, HistoryPoint, JobInfo, Metric, MetricComparison, MetricPlan, ModelMetric)
 """What often stands in a list, at a prompt, so that each is one line there."""
 
 Row = dict[str, Any]
@@ -126,8 +138,22 @@ def _rows_of_point(point: HistoryPoint) -> Iterator[Row]:
 
 def _rows_of_comparison(comparison: JobComparison) -> Iterator[Row]:
     for metric in comparison.metrics:
-        row = _row(metric)
+        row = _row_of_metric_comparison(metric)
         yield {"candidate_job_id": comparison.candidate_job_id, "verdict": row["verdict"], **row}
+
+
+def _row_of_metric_comparison(metric: MetricComparison) -> Row:
+    """Return its fields; the counts of answers, which are messages, as dicts."""
+    counts = {
+        name: _row(getattr(metric, name)) if metric.HasField(name) else None
+        for name in ("baseline_answers", "candidate_answers")
+    }
+    return {**_row(metric, *counts), **counts}
+
+
+def _row_of_flip(flip: Flip) -> Row:
+    samples = {name: plain_row(getattr(flip, name)) for name in ("baseline_sample", "candidate_sample")}
+    return {**_row(flip, *samples), **samples}
 
 
 _ROWS: Final[Mapping[type, Callable[[Any], Iterable[Row]]]] = {
@@ -140,7 +166,10 @@ _ROWS: Final[Mapping[type, Callable[[Any], Iterable[Row]]]] = {
     HistoryPoint: _rows_of_point,
     CompareJobsResponse: lambda response: rows_of(response.candidates),
     JobComparison: _rows_of_comparison,
-    MetricComparison: lambda metric: [_row(metric)],
+    MetricComparison: lambda metric: [_row_of_metric_comparison(metric)],
+    PlanComparisonResponse: lambda response: rows_of(response.metrics),
+    MetricPlan: lambda plan: [_row(plan)],
+    Flip: lambda flip: [_row_of_flip(flip)],
     ListSamplesResponse: lambda page: map(plain_row, page.samples),
     Struct: lambda sample: [plain_row(sample)],
     dict: lambda sample: [sample],
@@ -161,6 +190,12 @@ def describe(message: Any) -> str:
             words = f"{message.model} {_describe_metric(message.metric)}"
         case MetricComparison():
             words = _describe_comparison(message)
+        case MetricPlan():
+            needed = message.required_sample_count if message.HasField("required_sample_count") else "?"
+            words = f"{metric_text(message)}: {needed} samples"
+        case Flip():
+            row = _row(message, "baseline_sample", "candidate_sample")
+            words = f"{message.doc_id}: {_cell(row['baseline_value'])} -> {_cell(row['candidate_value'])}, {row['direction']}"
         case HistoryPoint():
             words = f"{message.job_id} {', '.join((*_labels(message), message.model, *map(_describe_metric, message.metrics)))}"
         case _:

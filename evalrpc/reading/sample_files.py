@@ -19,7 +19,8 @@ from evalrpc.v1.jobs_pb2 import JobInfo
 MAX_LINE_BYTES: Final = 64 * 1024 * 1024
 """The length of a line that is read as a row."""
 
-_BEFORE_OBJECT: Final = b"\xef\xbb\xbf \t\r\n"
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+_BEFORE_OBJECT: Final = _BYTE_ORDER_MARK + b" \t\r\n"
 _DECODER: Final = json.JSONDecoder(parse_int=json_integer)
 
 _Read = Callable[[BinaryIO, int], Iterator[SampleRow | int]]
@@ -97,7 +98,7 @@ def _opened(descriptor: int, budget: ReadBudget | None) -> AbstractContextManage
 
 def _decode(line: bytes) -> object:
     try:
-        return _DECODER.decode(line.decode("utf-8-sig", "surrogatepass"))
+        return _DECODER.decode(line.removeprefix(_BYTE_ORDER_MARK).decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError):
         return None
 

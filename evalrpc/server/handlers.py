@@ -25,7 +25,10 @@ Check = Callable[[str, Message, Principal], Awaitable[None]]
 """Raises EvalrpcError where a caller may not make a call: the method, its message, who calls."""
 
 _PAGES: Final = frozenset(
-    ("ListJobs", "ListSamples", "ListMetrics", "ListArtifacts", "GetHistory", "CompareJobs", "ListTasks", "ListModels")
+    {
+        *("ListJobs", "ListSamples", "ListMetrics", "ListArtifacts", "GetHistory", "ListTasks", "ListModels"),
+        *("CompareJobs", "PlanComparison", "ListFlips"),
+    }
 )
 """The methods whose answers may be as large as a page of something. All other large answers are jobs."""
 

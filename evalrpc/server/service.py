@@ -59,7 +59,13 @@ from evalrpc.v1.catalog_pb2 import (
     ListTasksRequest,
     ListTasksResponse,
 )
-from evalrpc.v1.comparison_pb2 import CompareJobsRequest, CompareJobsResponse
+from evalrpc.v1.comparison_pb2 import (
+    CompareJobsRequest,
+    CompareJobsResponse,
+    ListFlipsRequest,
+    PlanComparisonRequest,
+    PlanComparisonResponse,
+)
 from evalrpc.v1.files_pb2 import ListArtifactsRequest, ListArtifactsResponse, ReadArtifactRequest, ReadLogRequest
 from evalrpc.v1.history_pb2 import GetHistoryRequest, GetHistoryResponse
 from evalrpc.v1.jobs_pb2 import (
@@ -302,6 +308,19 @@ class EvaluationService:
         baseline = await self.feed.read_job(request.baseline_job_id.lower())
         candidates = [await self.feed.read_job(job_id.lower()) for job_id in request.candidate_job_ids]
         return await self.comparer.compare(request, baseline, candidates)
+
+    async def PlanComparison(self, request: PlanComparisonRequest, call: Call) -> PlanComparisonResponse:
+        """Say what it takes to see a difference."""
+        validation.require(validation.plan(request))
+        named = filter(None, (request.baseline_job_id, request.candidate_job_id))
+        return await self.comparer.plan(request, [await self.feed.read_job(job_id.lower()) for job_id in named])
+
+    async def ListFlips(self, request: ListFlipsRequest, call: Call) -> bytes:
+        """List the samples that changed between two jobs."""
+        validation.require(validation.flips(request))
+        page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+        jobs = [await self.feed.read_job(job_id.lower()) for job_id in (request.baseline_job_id, request.candidate_job_id)]
+        return await self.comparer.list_flips(request, jobs, page_size)
 
     async def GetQueue(self, request: GetQueueRequest, call: Call) -> bytes:
         """Return what is queued and running, and which job holds which GPU. Rebuilt only after a change, for each owner whose

@@ -20,7 +20,7 @@ from evalrpc.jobs.paths import allowed_output_dir
 from evalrpc.jobs.size_limits import MAX_ARGS_BYTES, MAX_TASK_NAMES_BYTES
 from evalrpc.printable import first_unprintable, printable
 from evalrpc.protobuf.texts import MAX_NAME_LENGTH
-from evalrpc.v1.comparison_pb2 import CompareJobsRequest, Correction
+from evalrpc.v1.comparison_pb2 import CompareJobsRequest, Correction, FlipDirection, ListFlipsRequest, PlanComparisonRequest
 from evalrpc.v1.files_pb2 import ReadLogRequest
 from evalrpc.v1.history_pb2 import GetHistoryRequest
 from evalrpc.v1.jobs_pb2 import (
@@ -54,6 +54,8 @@ MAX_CANDIDATES: Final = 16
 MAX_PATHS: Final = 100
 MIN_ALPHA: Final = 0.001
 MAX_ALPHA: Final = 0.5
+MIN_POWER: Final = 0.5
+MAX_POWER: Final = 0.999
 MIN_HEARTBEAT_SECONDS: Final = 0.1
 _MAX_PATH_KEY: Final = 64  # characters of a key in the path of a field
 UPDATABLE: Final = frozenset({"labels", "priority"})
@@ -214,9 +216,12 @@ def comparison(call: CompareJobsRequest) -> _Violations:
     """Yield what is wrong with a CompareJobsRequest."""
     yield from _job_id("baseline_job_id", call.baseline_job_id)
     yield from _candidates(call)
-    if call.HasField("alpha") and not MIN_ALPHA <= call.alpha <= MAX_ALPHA:
-        yield FieldViolation("alpha", f"must be from {MIN_ALPHA} to {MAX_ALPHA}, and is {call.alpha:g}")
+    if call.HasField("alpha"):
+        yield from _within("alpha", call.alpha, MIN_ALPHA, MAX_ALPHA)
     yield from _tolerance("tolerance", call.tolerance)
+    yield from _text("cluster_by", call.cluster_by, MAX_NAME_LENGTH)
+    if call.HasField("max_bad_answer_ratio"):
+        yield from _within("max_bad_answer_ratio", call.max_bad_answer_ratio, 0, 1)
     if call.correction not in Correction.values():
         yield FieldViolation("correction", f"{call.correction} is no correction that this server knows")
     for name, values in (("metrics", call.metrics), ("metric_thresholds", call.metric_thresholds)):
@@ -230,6 +235,30 @@ def comparison(call: CompareJobsRequest) -> _Violations:
         yield from _tolerance(f"{field}.tolerance", threshold.tolerance)
         if not (threshold.HasField("tolerance") or threshold.HasField("higher_is_better")):
             yield FieldViolation(field, "must set `tolerance` or `higher_is_better`")
+
+
+def plan(call: PlanComparisonRequest) -> _Violations:
+    """Yield what is wrong with a PlanComparisonRequest."""
+    if not 0 < call.difference < math.inf:
+        yield FieldViolation("difference", f"must be finite and above 0, such as 0.01, and is {call.difference:g}")
+    if call.HasField("alpha"):
+        yield from _within("alpha", call.alpha, MIN_ALPHA, MAX_ALPHA)
+    if call.HasField("power"):
+        yield from _within("power", call.power, MIN_POWER, MAX_POWER)
+    if call.HasField("differing_ratio"):
+        yield from _plan_from_ratio(call)
+    else:
+        yield from _plan_from_jobs(call)
+
+
+def flips(call: ListFlipsRequest) -> _Violations:
+    """Yield what is wrong with a ListFlipsRequest."""
+    yield from _two_jobs(call.baseline_job_id, call.candidate_job_id)
+    if call.HasField("metric"):
+        yield from _selector("metric", call.metric)
+    yield from _text("model", call.model, MAX_MODEL_LENGTH)
+    if call.direction not in FlipDirection.values():
+        yield FieldViolation("direction", f"{call.direction} is no direction that this server knows; leave it out")
 
 
 def metric_selectors(field: str, selectors: Sequence[MetricSelector]) -> _Violations:
@@ -250,6 +279,42 @@ def _job_id(field: str, job_id: str) -> _Violations:
     if not is_job_id(job_id):
         problem = "must be a UUID such as 0b54e7a6-3a51-4f2c-9d5e-6f6c4f1a2b3c" if job_id else "is required"
         yield FieldViolation(field, problem)
+
+
+def _plan_from_ratio(call: PlanComparisonRequest) -> _Violations:
+    ratio = call.differing_ratio
+    if not 0 < ratio <= 1:
+        yield FieldViolation("differing_ratio", f"must be above 0 and at most 1, and is {ratio:g}")
+    elif ratio < call.difference:
+        yield FieldViolation("differing_ratio", f"must be at least `difference`: if {ratio:g} differ, no difference is larger")
+    if call.baseline_job_id:
+        yield FieldViolation("baseline_job_id", "must be empty with `differing_ratio`: give either one or the other")
+    for field in ("candidate_job_id", "metrics", "cluster_by"):
+        if getattr(call, field):
+            yield FieldViolation(field, "takes a `baseline_job_id`")
+
+
+def _plan_from_jobs(call: PlanComparisonRequest) -> _Violations:
+    if not call.baseline_job_id:
+        yield FieldViolation("baseline_job_id", "is required without `differing_ratio`")
+    elif call.candidate_job_id:
+        yield from _two_jobs(call.baseline_job_id, call.candidate_job_id)
+    else:
+        yield from _job_id("baseline_job_id", call.baseline_job_id)
+    yield from metric_selectors("metrics", call.metrics)
+    yield from _text("cluster_by", call.cluster_by, MAX_NAME_LENGTH)
+
+
+def _two_jobs(baseline_job_id: str, candidate_job_id: str) -> _Violations:
+    yield from _job_id("baseline_job_id", baseline_job_id)
+    yield from _job_id("candidate_job_id", candidate_job_id)
+    if candidate_job_id and candidate_job_id.lower() == baseline_job_id.lower():
+        yield FieldViolation("candidate_job_id", "is the baseline: a job can't be compared with itself")
+
+
+def _within(field: str, number: float, minimum: float, maximum: float) -> _Violations:
+    if not minimum <= number <= maximum:
+        yield FieldViolation(field, f"must be from {minimum:g} to {maximum:g}, and is {number:g}")
 
 
 def _candidates(call: CompareJobsRequest) -> _Violations:

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from evalrpc.v1 import results_pb2 as _results_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -46,6 +47,30 @@ or more metrics a single one that changed is never called BETTER or WORSE at the
 """
 Global___Correction: _TypeAlias = Correction  # noqa: Y015
 
+class _NoiseSource:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NoiseSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NoiseSource.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NOISE_SOURCE_UNSPECIFIED: _NoiseSource.ValueType  # 0
+    """Not known: no samples were repeated."""
+    NOISE_SOURCE_ANSWERS: _NoiseSource.ValueType  # 1
+    """The answers vary from repeat to repeat: more repeats help, and so do more documents."""
+    NOISE_SOURCE_DOCUMENTS: _NoiseSource.ValueType  # 2
+    """The documents differ in what the two models make of them: only more documents help."""
+
+class NoiseSource(_NoiseSource, metaclass=_NoiseSourceEnumTypeWrapper):
+    """Where the noise of a difference comes from. Values may be added."""
+
+NOISE_SOURCE_UNSPECIFIED: NoiseSource.ValueType  # 0
+"""Not known: no samples were repeated."""
+NOISE_SOURCE_ANSWERS: NoiseSource.ValueType  # 1
+"""The answers vary from repeat to repeat: more repeats help, and so do more documents."""
+NOISE_SOURCE_DOCUMENTS: NoiseSource.ValueType  # 2
+"""The documents differ in what the two models make of them: only more documents help."""
+Global___NoiseSource: _TypeAlias = NoiseSource  # noqa: Y015
+
 class _TestMethod:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -68,7 +93,12 @@ class _TestMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TestMethod
     many. On the same documents it is more conservative than a paired test.
     """
     TEST_METHOD_NONE: _TestMethod.ValueType  # 4
-    """Nothing could be tested: no samples, and no standard errors above zero."""
+    """Nothing could be tested: no samples, and no standard errors above zero; or fewer than five clusters."""
+    TEST_METHOD_CLUSTERED_T: _TestMethod.ValueType  # 5
+    """On paired samples in at least five clusters, of which at least ten samples unless they are all 0 or 1: a t-test of the mean
+    difference with the cluster-robust standard error CR2 (Bell and McCaffrey 2002). Its degrees of freedom are those of Imbens
+    and Kolesár (2016): the number of clusters minus 1 if all are of one size, and fewer otherwise.
+    """
 
 class TestMethod(_TestMethod, metaclass=_TestMethodEnumTypeWrapper):
     """A statistical test. Values may be added."""
@@ -89,7 +119,12 @@ TEST_METHOD_UNPAIRED_Z: TestMethod.ValueType  # 3
 many. On the same documents it is more conservative than a paired test.
 """
 TEST_METHOD_NONE: TestMethod.ValueType  # 4
-"""Nothing could be tested: no samples, and no standard errors above zero."""
+"""Nothing could be tested: no samples, and no standard errors above zero; or fewer than five clusters."""
+TEST_METHOD_CLUSTERED_T: TestMethod.ValueType  # 5
+"""On paired samples in at least five clusters, of which at least ten samples unless they are all 0 or 1: a t-test of the mean
+difference with the cluster-robust standard error CR2 (Bell and McCaffrey 2002). Its degrees of freedom are those of Imbens
+and Kolesár (2016): the number of clusters minus 1 if all are of one size, and fewer otherwise.
+"""
 Global___TestMethod: _TypeAlias = TestMethod  # noqa: Y015
 
 class _Verdict:
@@ -108,20 +143,28 @@ class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.Value
     """There is no difference that matters."""
     VERDICT_INCONCLUSIVE: _Verdict.ValueType  # 4
     """The data do not decide."""
+    VERDICT_NOT_WORSE: _Verdict.ValueType  # 5
+    """The candidate may be better or the same, but has not lost as much as `tolerance`."""
+    VERDICT_VOID: _Verdict.ValueType  # 6
+    """Too many answers are truncated, empty or failed: the values say nothing about the models."""
 
 class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
     """The conclusion about the candidate: the first of these that holds. Values may be added: a client treats one that it does not
     know as INCONCLUSIVE.
 
-    1. INCONCLUSIVE: either value is missing or not finite.
-    2. SAME: the whole interval lies from -`tolerance` to +`tolerance` (an equivalence test), or all samples are paired and each
+    1. VOID: more than `max_bad_answer_ratio` of the answers to the task are truncated, empty or failed in either job.
+    2. INCONCLUSIVE: either value is missing or not finite.
+    3. SAME: the whole interval lies from -`tolerance` to +`tolerance` (an equivalence test), or all samples are paired and each
        pair is equal; with the method NONE, the values themselves differ by no more than `tolerance`.
-    3. BETTER or WORSE: the direction is known, the interval lies entirely on that side of zero, and the p-value (adjusted, if
+    4. BETTER or WORSE: the direction is known, the interval lies entirely on that side of zero, and the p-value (adjusted, if
        requested) is below `alpha`. It means that there is a difference, not that it exceeds `tolerance`: see the interval.
-    4. INCONCLUSIVE: otherwise. More samples may help.
+    5. NOT_WORSE: the direction is known, `tolerance` is above zero, and the whole interval lies on the better side of a loss of
+       `tolerance` (a test of non-inferiority): -0.005 to +0.03 at a tolerance of 0.01, where higher is better.
+    6. INCONCLUSIVE: otherwise. More samples may help; `detectable_difference` says how far these go.
 
-    So an unchanged metric is called BETTER or WORSE with a probability of at most about `alpha`, and one that changed by
-    `tolerance` or more is called SAME because of its interval with a probability of at most about `alpha` / 2.
+    So an unchanged metric is called BETTER or WORSE with a probability of at most about `alpha`; one that changed by `tolerance`
+    or more is called SAME because of its interval, and one that lost `tolerance` or more NOT_WORSE, with a probability of at most
+    about `alpha` / 2.
     """
 
 VERDICT_UNSPECIFIED: Verdict.ValueType  # 0
@@ -134,7 +177,35 @@ VERDICT_SAME: Verdict.ValueType  # 3
 """There is no difference that matters."""
 VERDICT_INCONCLUSIVE: Verdict.ValueType  # 4
 """The data do not decide."""
+VERDICT_NOT_WORSE: Verdict.ValueType  # 5
+"""The candidate may be better or the same, but has not lost as much as `tolerance`."""
+VERDICT_VOID: Verdict.ValueType  # 6
+"""Too many answers are truncated, empty or failed: the values say nothing about the models."""
 Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
+
+class _FlipDirection:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FlipDirectionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FlipDirection.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FLIP_DIRECTION_UNSPECIFIED: _FlipDirection.ValueType  # 0
+    """In a request: both. Never sent by the server."""
+    FLIP_DIRECTION_WORSE: _FlipDirection.ValueType  # 1
+    """The candidate's value is worse."""
+    FLIP_DIRECTION_BETTER: _FlipDirection.ValueType  # 2
+    """The candidate's value is better."""
+
+class FlipDirection(_FlipDirection, metaclass=_FlipDirectionEnumTypeWrapper):
+    """Which way a sample changed. Values may be added; one that the server does not know is rejected."""
+
+FLIP_DIRECTION_UNSPECIFIED: FlipDirection.ValueType  # 0
+"""In a request: both. Never sent by the server."""
+FLIP_DIRECTION_WORSE: FlipDirection.ValueType  # 1
+"""The candidate's value is worse."""
+FLIP_DIRECTION_BETTER: FlipDirection.ValueType  # 2
+"""The candidate's value is better."""
+Global___FlipDirection: _TypeAlias = FlipDirection  # noqa: Y015
 
 @_typing.final
 class CompareJobsRequest(_message.Message):
@@ -151,6 +222,8 @@ class CompareJobsRequest(_message.Message):
     METRIC_THRESHOLDS_FIELD_NUMBER: _builtins.int
     CORRECTION_FIELD_NUMBER: _builtins.int
     STRICT_FIELD_NUMBER: _builtins.int
+    CLUSTER_BY_FIELD_NUMBER: _builtins.int
+    MAX_BAD_ANSWER_RATIO_FIELD_NUMBER: _builtins.int
     baseline_job_id: _builtins.str
     """The UUID of the job that the candidates are compared with. Required."""
     alpha: _builtins.float
@@ -172,6 +245,18 @@ class CompareJobsRequest(_message.Message):
     strict: _builtins.bool
     """Whether to refuse to compare jobs that answered different questions: FAILED_PRECONDITION (`DEFINITIONS_DIFFER`) if any
     metric of the answer had `definition_differences`. Default: false.
+    """
+    cluster_by: _builtins.str
+    """The field of the samples that says which of them belong together, such as those about one passage or one image: the samples
+    of such a cluster are not independent, and a test that takes them for independent is too sure (see CLUSTERED_T). It is a
+    field of the row, of its `doc` or of its `metadata`, with dots between the names of nested ones. At most 255 characters.
+    A sample without it is a cluster of its own; so are all with `doc_id`. INVALID_ARGUMENT if no sample of either job has it;
+    the error names some fields that there are. Empty: the clusters that the harness knows, if it does: a field `cluster` of the
+    row, which inspect-ai's samples have where a `stderr` of their task names its clusters.
+    """
+    max_bad_answer_ratio: _builtins.float
+    """The largest share of the answers to a task that may be truncated, empty or failed, in either job, before its metrics are
+    VOID. 0 to 1. Absent: 0.02. 1: no metric is VOID.
     """
     @_builtins.property
     def candidate_job_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -202,21 +287,27 @@ class CompareJobsRequest(_message.Message):
         metric_thresholds: _abc.Iterable[Global___MetricThreshold] | None = ...,
         correction: Global___Correction.ValueType = ...,
         strict: _builtins.bool = ...,
+        cluster_by: _builtins.str = ...,
+        max_bad_answer_ratio: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_higher_is_better", b"_higher_is_better", "_tolerance", b"_tolerance", "alpha", b"alpha", "higher_is_better", b"higher_is_better", "tolerance", b"tolerance"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_higher_is_better", b"_higher_is_better", "_max_bad_answer_ratio", b"_max_bad_answer_ratio", "_tolerance", b"_tolerance", "alpha", b"alpha", "higher_is_better", b"higher_is_better", "max_bad_answer_ratio", b"max_bad_answer_ratio", "tolerance", b"tolerance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_higher_is_better", b"_higher_is_better", "_tolerance", b"_tolerance", "alpha", b"alpha", "baseline_job_id", b"baseline_job_id", "candidate_job_ids", b"candidate_job_ids", "correction", b"correction", "higher_is_better", b"higher_is_better", "metric_thresholds", b"metric_thresholds", "metrics", b"metrics", "strict", b"strict", "tolerance", b"tolerance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_higher_is_better", b"_higher_is_better", "_max_bad_answer_ratio", b"_max_bad_answer_ratio", "_tolerance", b"_tolerance", "alpha", b"alpha", "baseline_job_id", b"baseline_job_id", "candidate_job_ids", b"candidate_job_ids", "cluster_by", b"cluster_by", "correction", b"correction", "higher_is_better", b"higher_is_better", "max_bad_answer_ratio", b"max_bad_answer_ratio", "metric_thresholds", b"metric_thresholds", "metrics", b"metrics", "strict", b"strict", "tolerance", b"tolerance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
     _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015
     _WhichOneofReturnType__higher_is_better: _TypeAlias = _typing.Literal["higher_is_better"]  # noqa: Y015
     _WhichOneofArgType__higher_is_better: _TypeAlias = _typing.Literal["_higher_is_better", b"_higher_is_better"]  # noqa: Y015
+    _WhichOneofReturnType__max_bad_answer_ratio: _TypeAlias = _typing.Literal["max_bad_answer_ratio"]  # noqa: Y015
+    _WhichOneofArgType__max_bad_answer_ratio: _TypeAlias = _typing.Literal["_max_bad_answer_ratio", b"_max_bad_answer_ratio"]  # noqa: Y015
     _WhichOneofReturnType__tolerance: _TypeAlias = _typing.Literal["tolerance"]  # noqa: Y015
     _WhichOneofArgType__tolerance: _TypeAlias = _typing.Literal["_tolerance", b"_tolerance"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__alpha) -> _WhichOneofReturnType__alpha | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__higher_is_better) -> _WhichOneofReturnType__higher_is_better | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_bad_answer_ratio) -> _WhichOneofReturnType__max_bad_answer_ratio | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__tolerance) -> _WhichOneofReturnType__tolerance | None: ...
 
@@ -323,7 +414,8 @@ class MetricComparison(_message.Message):
 
     If both jobs have exactly one model, the two are compared whatever their names, since checkpoints of one training run have
     different names; otherwise models are matched by name. Samples are paired by `doc_id`, unless both have a `doc_hash` and
-    these differ; values with the same id are averaged first. Samples are used if they are numbers or booleans whose mean equals
+    these differ; values with the same id, such as those of several epochs, are averaged first, so that repeats of a sample never
+    count as independent. Samples are used if they are numbers or booleans whose mean equals
     the metric's value to four digits in both jobs. Otherwise (a perplexity, a corpus-level F1, a group of tasks, no samples
     logged) the standard errors are used.
     """
@@ -355,6 +447,17 @@ class MetricComparison(_message.Message):
     VERDICT_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
     DEFINITION_DIFFERENCES_FIELD_NUMBER: _builtins.int
+    CLUSTER_FIELD_FIELD_NUMBER: _builtins.int
+    CLUSTER_COUNT_FIELD_NUMBER: _builtins.int
+    DESIGN_EFFECT_FIELD_NUMBER: _builtins.int
+    DETECTABLE_DIFFERENCE_FIELD_NUMBER: _builtins.int
+    BASELINE_REPEATS_FIELD_NUMBER: _builtins.int
+    CANDIDATE_REPEATS_FIELD_NUMBER: _builtins.int
+    ANSWER_STANDARD_ERROR_FIELD_NUMBER: _builtins.int
+    DOCUMENT_STANDARD_ERROR_FIELD_NUMBER: _builtins.int
+    LARGER_NOISE_FIELD_NUMBER: _builtins.int
+    BASELINE_ANSWERS_FIELD_NUMBER: _builtins.int
+    CANDIDATE_ANSWERS_FIELD_NUMBER: _builtins.int
     baseline_model: _builtins.str
     """The baseline's model, a key of `JobInfo.results`. Empty if it has none to compare."""
     candidate_model: _builtins.str
@@ -382,8 +485,8 @@ class MetricComparison(_message.Message):
     tolerance: _builtins.float
     """The largest difference that the verdict treats as none. Always set."""
     difference: _builtins.float
-    """Candidate minus baseline, whatever the direction: over the paired samples with MCNEMAR and PAIRED_BOOTSTRAP, otherwise of
-    the values. Absent if either value is missing or not finite.
+    """Candidate minus baseline, whatever the direction: over the paired samples with MCNEMAR, PAIRED_BOOTSTRAP and CLUSTERED_T,
+    otherwise of the values. Absent if either value is missing or not finite.
     """
     interval_lower: _builtins.float
     """The lower end of the confidence interval of the difference. Absent with the method NONE."""
@@ -406,12 +509,50 @@ class MetricComparison(_message.Message):
     verdict: Global___Verdict.ValueType
     """The conclusion about the candidate."""
     note: _builtins.str
-    """Why there is no paired test, for humans. Empty if there is one."""
+    """Why there is no paired test, or what it lacks, for humans. Empty if there is nothing to say."""
+    cluster_field: _builtins.str
+    """The field by which samples were clustered: `cluster_by`, or `cluster` where the harness knows the clusters. Empty if they
+    were not.
+    """
+    cluster_count: _builtins.int
+    """The number of clusters of the paired samples. Absent if `cluster_field` is empty."""
+    design_effect: _builtins.float
+    """How many times as large the variance of the difference is as it would be without clusters: so many times as many samples are
+    needed. Absent unless the method is CLUSTERED_T and some pairs differ.
+    """
+    detectable_difference: _builtins.float
+    """The smallest difference that this test would have seen with a probability of 80 %, at `alpha` without a correction. A
+    smaller one may well be there. Absent with the method NONE.
+    """
+    baseline_repeats: _builtins.float
+    """How many values a paired sample has on average in the baseline: more than 1 if samples were repeated. Absent without a
+    paired test.
+    """
+    candidate_repeats: _builtins.float
+    """The same in the candidate. Absent without a paired test."""
+    answer_standard_error: _builtins.float
+    """The part of the standard error of the difference that comes from the answers: it would be gone with endlessly many repeats of
+    the same samples. Absent unless some samples were repeated in both jobs.
+    """
+    document_standard_error: _builtins.float
+    """The part that comes from the choice of documents, and would stay with endlessly many repeats. The two are added as squares.
+    Absent like `answer_standard_error`.
+    """
+    larger_noise: Global___NoiseSource.ValueType
+    """Which part is larger, and so what more of would help. UNSPECIFIED without repeats."""
     @_builtins.property
     def definition_differences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """In what the two jobs answered different questions, for humans: the task's version, the number of examples shown, the task's
         configuration, its documents. Empty if nothing is known to differ.
         """
+
+    @_builtins.property
+    def baseline_answers(self) -> Global___AnswerCounts:
+        """What the baseline's model answered to the task. Absent if its samples are gone or have no answers."""
+
+    @_builtins.property
+    def candidate_answers(self) -> Global___AnswerCounts:
+        """What the candidate's model answered. Absent if its samples are gone or have no answers."""
 
     def __init__(
         self,
@@ -441,29 +582,54 @@ class MetricComparison(_message.Message):
         verdict: Global___Verdict.ValueType = ...,
         note: _builtins.str = ...,
         definition_differences: _abc.Iterable[_builtins.str] | None = ...,
+        cluster_field: _builtins.str = ...,
+        cluster_count: _builtins.int | None = ...,
+        design_effect: _builtins.float | None = ...,
+        detectable_difference: _builtins.float | None = ...,
+        baseline_repeats: _builtins.float | None = ...,
+        candidate_repeats: _builtins.float | None = ...,
+        answer_standard_error: _builtins.float | None = ...,
+        document_standard_error: _builtins.float | None = ...,
+        larger_noise: Global___NoiseSource.ValueType = ...,
+        baseline_answers: Global___AnswerCounts | None = ...,
+        candidate_answers: Global___AnswerCounts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_adjusted_p_value", b"_adjusted_p_value", "_baseline_sample_count", b"_baseline_sample_count", "_baseline_standard_error", b"_baseline_standard_error", "_baseline_value", b"_baseline_value", "_candidate_sample_count", b"_candidate_sample_count", "_candidate_standard_error", b"_candidate_standard_error", "_candidate_value", b"_candidate_value", "_difference", b"_difference", "_differing_sample_count", b"_differing_sample_count", "_higher_is_better", b"_higher_is_better", "_interval_lower", b"_interval_lower", "_interval_upper", b"_interval_upper", "_p_value", b"_p_value", "_paired_sample_count", b"_paired_sample_count", "_tolerance", b"_tolerance", "_unpaired_sample_count", b"_unpaired_sample_count", "adjusted_p_value", b"adjusted_p_value", "baseline_sample_count", b"baseline_sample_count", "baseline_standard_error", b"baseline_standard_error", "baseline_value", b"baseline_value", "candidate_sample_count", b"candidate_sample_count", "candidate_standard_error", b"candidate_standard_error", "candidate_value", b"candidate_value", "difference", b"difference", "differing_sample_count", b"differing_sample_count", "higher_is_better", b"higher_is_better", "interval_lower", b"interval_lower", "interval_upper", b"interval_upper", "p_value", b"p_value", "paired_sample_count", b"paired_sample_count", "tolerance", b"tolerance", "unpaired_sample_count", b"unpaired_sample_count"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_adjusted_p_value", b"_adjusted_p_value", "_answer_standard_error", b"_answer_standard_error", "_baseline_repeats", b"_baseline_repeats", "_baseline_sample_count", b"_baseline_sample_count", "_baseline_standard_error", b"_baseline_standard_error", "_baseline_value", b"_baseline_value", "_candidate_repeats", b"_candidate_repeats", "_candidate_sample_count", b"_candidate_sample_count", "_candidate_standard_error", b"_candidate_standard_error", "_candidate_value", b"_candidate_value", "_cluster_count", b"_cluster_count", "_design_effect", b"_design_effect", "_detectable_difference", b"_detectable_difference", "_difference", b"_difference", "_differing_sample_count", b"_differing_sample_count", "_document_standard_error", b"_document_standard_error", "_higher_is_better", b"_higher_is_better", "_interval_lower", b"_interval_lower", "_interval_upper", b"_interval_upper", "_p_value", b"_p_value", "_paired_sample_count", b"_paired_sample_count", "_tolerance", b"_tolerance", "_unpaired_sample_count", b"_unpaired_sample_count", "adjusted_p_value", b"adjusted_p_value", "answer_standard_error", b"answer_standard_error", "baseline_answers", b"baseline_answers", "baseline_repeats", b"baseline_repeats", "baseline_sample_count", b"baseline_sample_count", "baseline_standard_error", b"baseline_standard_error", "baseline_value", b"baseline_value", "candidate_answers", b"candidate_answers", "candidate_repeats", b"candidate_repeats", "candidate_sample_count", b"candidate_sample_count", "candidate_standard_error", b"candidate_standard_error", "candidate_value", b"candidate_value", "cluster_count", b"cluster_count", "design_effect", b"design_effect", "detectable_difference", b"detectable_difference", "difference", b"difference", "differing_sample_count", b"differing_sample_count", "document_standard_error", b"document_standard_error", "higher_is_better", b"higher_is_better", "interval_lower", b"interval_lower", "interval_upper", b"interval_upper", "p_value", b"p_value", "paired_sample_count", b"paired_sample_count", "tolerance", b"tolerance", "unpaired_sample_count", b"unpaired_sample_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adjusted_p_value", b"_adjusted_p_value", "_baseline_sample_count", b"_baseline_sample_count", "_baseline_standard_error", b"_baseline_standard_error", "_baseline_value", b"_baseline_value", "_candidate_sample_count", b"_candidate_sample_count", "_candidate_standard_error", b"_candidate_standard_error", "_candidate_value", b"_candidate_value", "_difference", b"_difference", "_differing_sample_count", b"_differing_sample_count", "_higher_is_better", b"_higher_is_better", "_interval_lower", b"_interval_lower", "_interval_upper", b"_interval_upper", "_p_value", b"_p_value", "_paired_sample_count", b"_paired_sample_count", "_tolerance", b"_tolerance", "_unpaired_sample_count", b"_unpaired_sample_count", "adjusted_p_value", b"adjusted_p_value", "baseline_model", b"baseline_model", "baseline_sample_count", b"baseline_sample_count", "baseline_standard_error", b"baseline_standard_error", "baseline_value", b"baseline_value", "candidate_model", b"candidate_model", "candidate_sample_count", b"candidate_sample_count", "candidate_standard_error", b"candidate_standard_error", "candidate_value", b"candidate_value", "definition_differences", b"definition_differences", "difference", b"difference", "differing_sample_count", b"differing_sample_count", "filter", b"filter", "higher_is_better", b"higher_is_better", "interval_lower", b"interval_lower", "interval_upper", b"interval_upper", "method", b"method", "metric", b"metric", "note", b"note", "p_value", b"p_value", "paired_sample_count", b"paired_sample_count", "task", b"task", "tolerance", b"tolerance", "unpaired_sample_count", b"unpaired_sample_count", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adjusted_p_value", b"_adjusted_p_value", "_answer_standard_error", b"_answer_standard_error", "_baseline_repeats", b"_baseline_repeats", "_baseline_sample_count", b"_baseline_sample_count", "_baseline_standard_error", b"_baseline_standard_error", "_baseline_value", b"_baseline_value", "_candidate_repeats", b"_candidate_repeats", "_candidate_sample_count", b"_candidate_sample_count", "_candidate_standard_error", b"_candidate_standard_error", "_candidate_value", b"_candidate_value", "_cluster_count", b"_cluster_count", "_design_effect", b"_design_effect", "_detectable_difference", b"_detectable_difference", "_difference", b"_difference", "_differing_sample_count", b"_differing_sample_count", "_document_standard_error", b"_document_standard_error", "_higher_is_better", b"_higher_is_better", "_interval_lower", b"_interval_lower", "_interval_upper", b"_interval_upper", "_p_value", b"_p_value", "_paired_sample_count", b"_paired_sample_count", "_tolerance", b"_tolerance", "_unpaired_sample_count", b"_unpaired_sample_count", "adjusted_p_value", b"adjusted_p_value", "answer_standard_error", b"answer_standard_error", "baseline_answers", b"baseline_answers", "baseline_model", b"baseline_model", "baseline_repeats", b"baseline_repeats", "baseline_sample_count", b"baseline_sample_count", "baseline_standard_error", b"baseline_standard_error", "baseline_value", b"baseline_value", "candidate_answers", b"candidate_answers", "candidate_model", b"candidate_model", "candidate_repeats", b"candidate_repeats", "candidate_sample_count", b"candidate_sample_count", "candidate_standard_error", b"candidate_standard_error", "candidate_value", b"candidate_value", "cluster_count", b"cluster_count", "cluster_field", b"cluster_field", "definition_differences", b"definition_differences", "design_effect", b"design_effect", "detectable_difference", b"detectable_difference", "difference", b"difference", "differing_sample_count", b"differing_sample_count", "document_standard_error", b"document_standard_error", "filter", b"filter", "higher_is_better", b"higher_is_better", "interval_lower", b"interval_lower", "interval_upper", b"interval_upper", "larger_noise", b"larger_noise", "method", b"method", "metric", b"metric", "note", b"note", "p_value", b"p_value", "paired_sample_count", b"paired_sample_count", "task", b"task", "tolerance", b"tolerance", "unpaired_sample_count", b"unpaired_sample_count", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__adjusted_p_value: _TypeAlias = _typing.Literal["adjusted_p_value"]  # noqa: Y015
     _WhichOneofArgType__adjusted_p_value: _TypeAlias = _typing.Literal["_adjusted_p_value", b"_adjusted_p_value"]  # noqa: Y015
+    _WhichOneofReturnType__answer_standard_error: _TypeAlias = _typing.Literal["answer_standard_error"]  # noqa: Y015
+    _WhichOneofArgType__answer_standard_error: _TypeAlias = _typing.Literal["_answer_standard_error", b"_answer_standard_error"]  # noqa: Y015
+    _WhichOneofReturnType__baseline_repeats: _TypeAlias = _typing.Literal["baseline_repeats"]  # noqa: Y015
+    _WhichOneofArgType__baseline_repeats: _TypeAlias = _typing.Literal["_baseline_repeats", b"_baseline_repeats"]  # noqa: Y015
     _WhichOneofReturnType__baseline_sample_count: _TypeAlias = _typing.Literal["baseline_sample_count"]  # noqa: Y015
     _WhichOneofArgType__baseline_sample_count: _TypeAlias = _typing.Literal["_baseline_sample_count", b"_baseline_sample_count"]  # noqa: Y015
     _WhichOneofReturnType__baseline_standard_error: _TypeAlias = _typing.Literal["baseline_standard_error"]  # noqa: Y015
     _WhichOneofArgType__baseline_standard_error: _TypeAlias = _typing.Literal["_baseline_standard_error", b"_baseline_standard_error"]  # noqa: Y015
     _WhichOneofReturnType__baseline_value: _TypeAlias = _typing.Literal["baseline_value"]  # noqa: Y015
     _WhichOneofArgType__baseline_value: _TypeAlias = _typing.Literal["_baseline_value", b"_baseline_value"]  # noqa: Y015
+    _WhichOneofReturnType__candidate_repeats: _TypeAlias = _typing.Literal["candidate_repeats"]  # noqa: Y015
+    _WhichOneofArgType__candidate_repeats: _TypeAlias = _typing.Literal["_candidate_repeats", b"_candidate_repeats"]  # noqa: Y015
     _WhichOneofReturnType__candidate_sample_count: _TypeAlias = _typing.Literal["candidate_sample_count"]  # noqa: Y015
     _WhichOneofArgType__candidate_sample_count: _TypeAlias = _typing.Literal["_candidate_sample_count", b"_candidate_sample_count"]  # noqa: Y015
     _WhichOneofReturnType__candidate_standard_error: _TypeAlias = _typing.Literal["candidate_standard_error"]  # noqa: Y015
     _WhichOneofArgType__candidate_standard_error: _TypeAlias = _typing.Literal["_candidate_standard_error", b"_candidate_standard_error"]  # noqa: Y015
     _WhichOneofReturnType__candidate_value: _TypeAlias = _typing.Literal["candidate_value"]  # noqa: Y015
     _WhichOneofArgType__candidate_value: _TypeAlias = _typing.Literal["_candidate_value", b"_candidate_value"]  # noqa: Y015
+    _WhichOneofReturnType__cluster_count: _TypeAlias = _typing.Literal["cluster_count"]  # noqa: Y015
+    _WhichOneofArgType__cluster_count: _TypeAlias = _typing.Literal["_cluster_count", b"_cluster_count"]  # noqa: Y015
+    _WhichOneofReturnType__design_effect: _TypeAlias = _typing.Literal["design_effect"]  # noqa: Y015
+    _WhichOneofArgType__design_effect: _TypeAlias = _typing.Literal["_design_effect", b"_design_effect"]  # noqa: Y015
+    _WhichOneofReturnType__detectable_difference: _TypeAlias = _typing.Literal["detectable_difference"]  # noqa: Y015
+    _WhichOneofArgType__detectable_difference: _TypeAlias = _typing.Literal["_detectable_difference", b"_detectable_difference"]  # noqa: Y015
     _WhichOneofReturnType__difference: _TypeAlias = _typing.Literal["difference"]  # noqa: Y015
     _WhichOneofArgType__difference: _TypeAlias = _typing.Literal["_difference", b"_difference"]  # noqa: Y015
     _WhichOneofReturnType__differing_sample_count: _TypeAlias = _typing.Literal["differing_sample_count"]  # noqa: Y015
     _WhichOneofArgType__differing_sample_count: _TypeAlias = _typing.Literal["_differing_sample_count", b"_differing_sample_count"]  # noqa: Y015
+    _WhichOneofReturnType__document_standard_error: _TypeAlias = _typing.Literal["document_standard_error"]  # noqa: Y015
+    _WhichOneofArgType__document_standard_error: _TypeAlias = _typing.Literal["_document_standard_error", b"_document_standard_error"]  # noqa: Y015
     _WhichOneofReturnType__higher_is_better: _TypeAlias = _typing.Literal["higher_is_better"]  # noqa: Y015
     _WhichOneofArgType__higher_is_better: _TypeAlias = _typing.Literal["_higher_is_better", b"_higher_is_better"]  # noqa: Y015
     _WhichOneofReturnType__interval_lower: _TypeAlias = _typing.Literal["interval_lower"]  # noqa: Y015
@@ -481,11 +647,17 @@ class MetricComparison(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__adjusted_p_value) -> _WhichOneofReturnType__adjusted_p_value | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__answer_standard_error) -> _WhichOneofReturnType__answer_standard_error | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__baseline_repeats) -> _WhichOneofReturnType__baseline_repeats | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__baseline_sample_count) -> _WhichOneofReturnType__baseline_sample_count | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__baseline_standard_error) -> _WhichOneofReturnType__baseline_standard_error | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__baseline_value) -> _WhichOneofReturnType__baseline_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__candidate_repeats) -> _WhichOneofReturnType__candidate_repeats | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__candidate_sample_count) -> _WhichOneofReturnType__candidate_sample_count | None: ...
     @_typing.overload
@@ -493,9 +665,17 @@ class MetricComparison(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__candidate_value) -> _WhichOneofReturnType__candidate_value | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cluster_count) -> _WhichOneofReturnType__cluster_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__design_effect) -> _WhichOneofReturnType__design_effect | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__detectable_difference) -> _WhichOneofReturnType__detectable_difference | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__difference) -> _WhichOneofReturnType__difference | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__differing_sample_count) -> _WhichOneofReturnType__differing_sample_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__document_standard_error) -> _WhichOneofReturnType__document_standard_error | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__higher_is_better) -> _WhichOneofReturnType__higher_is_better | None: ...
     @_typing.overload
@@ -512,3 +692,406 @@ class MetricComparison(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__unpaired_sample_count) -> _WhichOneofReturnType__unpaired_sample_count | None: ...
 
 Global___MetricComparison: _TypeAlias = MetricComparison  # noqa: Y015
+
+@_typing.final
+class AnswerCounts(_message.Message):
+    """The answers to one task in the samples of a job. Each answer is counted under at most one of the three kinds of bad ones."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_COUNT_FIELD_NUMBER: _builtins.int
+    FAILED_COUNT_FIELD_NUMBER: _builtins.int
+    EMPTY_COUNT_FIELD_NUMBER: _builtins.int
+    TRUNCATED_COUNT_FIELD_NUMBER: _builtins.int
+    total_count: _builtins.int
+    """All of them, repeats included."""
+    failed_count: _builtins.int
+    """Those that the harness has not got from the model."""
+    empty_count: _builtins.int
+    """Those that are empty, or white space alone."""
+    truncated_count: _builtins.int
+    """Those that were cut off at a limit of tokens or time, where the harness says so."""
+    def __init__(
+        self,
+        *,
+        total_count: _builtins.int | None = ...,
+        failed_count: _builtins.int | None = ...,
+        empty_count: _builtins.int | None = ...,
+        truncated_count: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_empty_count", b"_empty_count", "_failed_count", b"_failed_count", "_total_count", b"_total_count", "_truncated_count", b"_truncated_count", "empty_count", b"empty_count", "failed_count", b"failed_count", "total_count", b"total_count", "truncated_count", b"truncated_count"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_empty_count", b"_empty_count", "_failed_count", b"_failed_count", "_total_count", b"_total_count", "_truncated_count", b"_truncated_count", "empty_count", b"empty_count", "failed_count", b"failed_count", "total_count", b"total_count", "truncated_count", b"truncated_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__empty_count: _TypeAlias = _typing.Literal["empty_count"]  # noqa: Y015
+    _WhichOneofArgType__empty_count: _TypeAlias = _typing.Literal["_empty_count", b"_empty_count"]  # noqa: Y015
+    _WhichOneofReturnType__failed_count: _TypeAlias = _typing.Literal["failed_count"]  # noqa: Y015
+    _WhichOneofArgType__failed_count: _TypeAlias = _typing.Literal["_failed_count", b"_failed_count"]  # noqa: Y015
+    _WhichOneofReturnType__total_count: _TypeAlias = _typing.Literal["total_count"]  # noqa: Y015
+    _WhichOneofArgType__total_count: _TypeAlias = _typing.Literal["_total_count", b"_total_count"]  # noqa: Y015
+    _WhichOneofReturnType__truncated_count: _TypeAlias = _typing.Literal["truncated_count"]  # noqa: Y015
+    _WhichOneofArgType__truncated_count: _TypeAlias = _typing.Literal["_truncated_count", b"_truncated_count"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__empty_count) -> _WhichOneofReturnType__empty_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__failed_count) -> _WhichOneofReturnType__failed_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__total_count) -> _WhichOneofReturnType__total_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__truncated_count) -> _WhichOneofReturnType__truncated_count | None: ...
+
+Global___AnswerCounts: _TypeAlias = AnswerCounts  # noqa: Y015
+
+@_typing.final
+class PlanComparisonRequest(_message.Message):
+    """See PlanComparison. The client sets the fields."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
+    ALPHA_FIELD_NUMBER: _builtins.int
+    POWER_FIELD_NUMBER: _builtins.int
+    DIFFERING_RATIO_FIELD_NUMBER: _builtins.int
+    BASELINE_JOB_ID_FIELD_NUMBER: _builtins.int
+    CANDIDATE_JOB_ID_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    CLUSTER_BY_FIELD_NUMBER: _builtins.int
+    difference: _builtins.float
+    """The smallest difference that is to be seen, in the metric's own unit, so 0.01 is one percentage point of an accuracy from 0
+    to 1. Required, finite and above 0.
+    """
+    alpha: _builtins.float
+    """The significance level of the comparison. 0.001 to 0.5. Absent: 0.05."""
+    power: _builtins.float
+    """The probability of seeing such a difference if there is one. 0.5 to 0.999. Absent: 0.8."""
+    differing_ratio: _builtins.float
+    """The share of samples whose results differ between two models, if each is right or wrong. Above 0, at least `difference`, at
+    most 1. It is rarely known before, and 0.1 is usual for checkpoints of one run. Either this or `baseline_job_id` is set.
+    """
+    baseline_job_id: _builtins.str
+    """The UUID of an earlier job with samples of the tasks in question."""
+    candidate_job_id: _builtins.str
+    """The UUID of a second earlier job: then the samples that both have say how much two models differ. Empty: the answers of the
+    other model are assumed to be independent of the baseline's, which asks for more samples than are usually needed.
+    """
+    cluster_by: _builtins.str
+    """As in CompareJobsRequest. Only with `baseline_job_id`. New clusters are assumed to be as large as those of the jobs."""
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedCompositeFieldContainer[_results_pb2.MetricSelector]:
+        """The metrics to plan for, as in CompareJobsRequest. Only with `baseline_job_id`."""
+
+    def __init__(
+        self,
+        *,
+        difference: _builtins.float = ...,
+        alpha: _builtins.float | None = ...,
+        power: _builtins.float | None = ...,
+        differing_ratio: _builtins.float | None = ...,
+        baseline_job_id: _builtins.str = ...,
+        candidate_job_id: _builtins.str = ...,
+        metrics: _abc.Iterable[_results_pb2.MetricSelector] | None = ...,
+        cluster_by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_differing_ratio", b"_differing_ratio", "_power", b"_power", "alpha", b"alpha", "differing_ratio", b"differing_ratio", "power", b"power"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_differing_ratio", b"_differing_ratio", "_power", b"_power", "alpha", b"alpha", "baseline_job_id", b"baseline_job_id", "candidate_job_id", b"candidate_job_id", "cluster_by", b"cluster_by", "difference", b"difference", "differing_ratio", b"differing_ratio", "metrics", b"metrics", "power", b"power"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
+    _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015
+    _WhichOneofReturnType__differing_ratio: _TypeAlias = _typing.Literal["differing_ratio"]  # noqa: Y015
+    _WhichOneofArgType__differing_ratio: _TypeAlias = _typing.Literal["_differing_ratio", b"_differing_ratio"]  # noqa: Y015
+    _WhichOneofReturnType__power: _TypeAlias = _typing.Literal["power"]  # noqa: Y015
+    _WhichOneofArgType__power: _TypeAlias = _typing.Literal["_power", b"_power"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__alpha) -> _WhichOneofReturnType__alpha | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__differing_ratio) -> _WhichOneofReturnType__differing_ratio | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__power) -> _WhichOneofReturnType__power | None: ...
+
+Global___PlanComparisonRequest: _TypeAlias = PlanComparisonRequest  # noqa: Y015
+
+@_typing.final
+class PlanComparisonResponse(_message.Message):
+    """See PlanComparison. The server sets every field."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METRICS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetricPlan]:
+        """One per metric, sorted by model, task, metric and filter. With `differing_ratio`, one without names."""
+
+    def __init__(
+        self,
+        *,
+        metrics: _abc.Iterable[Global___MetricPlan] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanComparisonResponse: _TypeAlias = PlanComparisonResponse  # noqa: Y015
+
+@_typing.final
+class MetricPlan(_message.Message):
+    """What a difference in one metric needs to be seen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
+    DETECTABLE_DIFFERENCE_FIELD_NUMBER: _builtins.int
+    REQUIRED_SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
+    REQUIRED_TASK_COUNT_FIELD_NUMBER: _builtins.int
+    REQUIRED_REPEATS_FIELD_NUMBER: _builtins.int
+    DESIGN_EFFECT_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The baseline's model, a key of `JobInfo.results`. Empty with `differing_ratio`."""
+    task: _builtins.str
+    """As in `Metric`. Empty with `differing_ratio`."""
+    metric: _builtins.str
+    """As in `Metric`. Empty with `differing_ratio`."""
+    filter: _builtins.str
+    """As in `Metric`. Empty with `differing_ratio`."""
+    sample_count: _builtins.int
+    """The number of samples that the jobs have a value of: those of both, if there are two. Absent with `differing_ratio`, and
+    without samples.
+    """
+    detectable_difference: _builtins.float
+    """The smallest difference that these samples would show with the requested power. Absent like `sample_count`."""
+    required_sample_count: _builtins.int
+    """How many samples it takes. Absent if it can't be said: see `note`."""
+    required_task_count: _builtins.int
+    """How many tasks like this one it takes, if the difference is that of the mean over the tasks. Absent like `sample_count`."""
+    required_repeats: _builtins.int
+    """How often each of the same samples must be answered. Absent if the jobs have no repeats, or if repeats alone can't do it,
+    because the documents differ too much.
+    """
+    design_effect: _builtins.float
+    """As in MetricComparison. Absent without clusters."""
+    note: _builtins.str
+    """Why there is no plan, or what it assumes, for humans. Empty if there is nothing to say."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        task: _builtins.str = ...,
+        metric: _builtins.str = ...,
+        filter: _builtins.str = ...,
+        sample_count: _builtins.int | None = ...,
+        detectable_difference: _builtins.float | None = ...,
+        required_sample_count: _builtins.int | None = ...,
+        required_task_count: _builtins.int | None = ...,
+        required_repeats: _builtins.int | None = ...,
+        design_effect: _builtins.float | None = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_design_effect", b"_design_effect", "_detectable_difference", b"_detectable_difference", "_required_repeats", b"_required_repeats", "_required_sample_count", b"_required_sample_count", "_required_task_count", b"_required_task_count", "_sample_count", b"_sample_count", "design_effect", b"design_effect", "detectable_difference", b"detectable_difference", "required_repeats", b"required_repeats", "required_sample_count", b"required_sample_count", "required_task_count", b"required_task_count", "sample_count", b"sample_count"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_design_effect", b"_design_effect", "_detectable_difference", b"_detectable_difference", "_required_repeats", b"_required_repeats", "_required_sample_count", b"_required_sample_count", "_required_task_count", b"_required_task_count", "_sample_count", b"_sample_count", "design_effect", b"design_effect", "detectable_difference", b"detectable_difference", "filter", b"filter", "metric", b"metric", "model", b"model", "note", b"note", "required_repeats", b"required_repeats", "required_sample_count", b"required_sample_count", "required_task_count", b"required_task_count", "sample_count", b"sample_count", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__design_effect: _TypeAlias = _typing.Literal["design_effect"]  # noqa: Y015
+    _WhichOneofArgType__design_effect: _TypeAlias = _typing.Literal["_design_effect", b"_design_effect"]  # noqa: Y015
+    _WhichOneofReturnType__detectable_difference: _TypeAlias = _typing.Literal["detectable_difference"]  # noqa: Y015
+    _WhichOneofArgType__detectable_difference: _TypeAlias = _typing.Literal["_detectable_difference", b"_detectable_difference"]  # noqa: Y015
+    _WhichOneofReturnType__required_repeats: _TypeAlias = _typing.Literal["required_repeats"]  # noqa: Y015
+    _WhichOneofArgType__required_repeats: _TypeAlias = _typing.Literal["_required_repeats", b"_required_repeats"]  # noqa: Y015
+    _WhichOneofReturnType__required_sample_count: _TypeAlias = _typing.Literal["required_sample_count"]  # noqa: Y015
+    _WhichOneofArgType__required_sample_count: _TypeAlias = _typing.Literal["_required_sample_count", b"_required_sample_count"]  # noqa: Y015
+    _WhichOneofReturnType__required_task_count: _TypeAlias = _typing.Literal["required_task_count"]  # noqa: Y015
+    _WhichOneofArgType__required_task_count: _TypeAlias = _typing.Literal["_required_task_count", b"_required_task_count"]  # noqa: Y015
+    _WhichOneofReturnType__sample_count: _TypeAlias = _typing.Literal["sample_count"]  # noqa: Y015
+    _WhichOneofArgType__sample_count: _TypeAlias = _typing.Literal["_sample_count", b"_sample_count"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__design_effect) -> _WhichOneofReturnType__design_effect | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__detectable_difference) -> _WhichOneofReturnType__detectable_difference | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__required_repeats) -> _WhichOneofReturnType__required_repeats | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__required_sample_count) -> _WhichOneofReturnType__required_sample_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__required_task_count) -> _WhichOneofReturnType__required_task_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sample_count) -> _WhichOneofReturnType__sample_count | None: ...
+
+Global___MetricPlan: _TypeAlias = MetricPlan  # noqa: Y015
+
+@_typing.final
+class ListFlipsRequest(_message.Message):
+    """See ListFlips. The client sets the fields."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASELINE_JOB_ID_FIELD_NUMBER: _builtins.int
+    CANDIDATE_JOB_ID_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    DIRECTION_FIELD_NUMBER: _builtins.int
+    HIGHER_IS_BETTER_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    baseline_job_id: _builtins.str
+    """The UUID of the job that the candidate is compared with. Required."""
+    candidate_job_id: _builtins.str
+    """The UUID of the other job. Required, and another one."""
+    model: _builtins.str
+    """The baseline's model, a key of `JobInfo.results`. Empty: the only one."""
+    direction: Global___FlipDirection.ValueType
+    """Only changes in this direction. Default: both."""
+    higher_is_better: _builtins.bool
+    """Whether higher values are better, overriding the harness. Absent: as the harness says; if it does not, they are."""
+    page_size: _builtins.int
+    """The maximum number of flips. 0: 50. More than 1000 counts as 1000; negative is rejected. A page has at most 3 MiB. It ends
+    early where reading takes long, like one of ListSamples.
+    """
+    page_token: _builtins.str
+    """`next_page_token` of the page before, with the same other fields. Empty: the first page."""
+    @_builtins.property
+    def metric(self) -> _results_pb2.MetricSelector:
+        """The metric. INVALID_ARGUMENT if it selects several that have samples in both jobs; the error names some. Absent: the only
+        one.
+        """
+
+    def __init__(
+        self,
+        *,
+        baseline_job_id: _builtins.str = ...,
+        candidate_job_id: _builtins.str = ...,
+        metric: _results_pb2.MetricSelector | None = ...,
+        model: _builtins.str = ...,
+        direction: Global___FlipDirection.ValueType = ...,
+        higher_is_better: _builtins.bool | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_higher_is_better", b"_higher_is_better", "higher_is_better", b"higher_is_better", "metric", b"metric"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_higher_is_better", b"_higher_is_better", "baseline_job_id", b"baseline_job_id", "candidate_job_id", b"candidate_job_id", "direction", b"direction", "higher_is_better", b"higher_is_better", "metric", b"metric", "model", b"model", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__higher_is_better: _TypeAlias = _typing.Literal["higher_is_better"]  # noqa: Y015
+    _WhichOneofArgType__higher_is_better: _TypeAlias = _typing.Literal["_higher_is_better", b"_higher_is_better"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__higher_is_better) -> _WhichOneofReturnType__higher_is_better | None: ...
+
+Global___ListFlipsRequest: _TypeAlias = ListFlipsRequest  # noqa: Y015
+
+@_typing.final
+class ListFlipsResponse(_message.Message):
+    """See ListFlips. The server sets every field."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLIPS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELDS_FIELD_NUMBER: _builtins.int
+    WORSE_COUNT_FIELD_NUMBER: _builtins.int
+    BETTER_COUNT_FIELD_NUMBER: _builtins.int
+    PAIRED_SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The token of the next page. Empty: this was the last."""
+    worse_count: _builtins.int
+    """The number of samples that are for the worse in the candidate, on all pages, whatever the requested direction."""
+    better_count: _builtins.int
+    """The number of those that are for the better."""
+    paired_sample_count: _builtins.int
+    """The number of samples that both jobs have a value of."""
+    @_builtins.property
+    def flips(self) -> _containers.RepeatedCompositeFieldContainer[Global___Flip]:
+        """Those for the worse first, then those for the better; of each the largest change first, then in the order of the baseline's
+        file. At most 500,000 of each are listed.
+        """
+
+    @_builtins.property
+    def truncated_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What was cut, as in `ListSamplesResponse.truncated_fields`: paths such as `flips[3].baseline_sample.resps`. Each of the two
+        rows of a flip has at most 1 MiB.
+        """
+
+    def __init__(
+        self,
+        *,
+        flips: _abc.Iterable[Global___Flip] | None = ...,
+        next_page_token: _builtins.str = ...,
+        truncated_fields: _abc.Iterable[_builtins.str] | None = ...,
+        worse_count: _builtins.int | None = ...,
+        better_count: _builtins.int | None = ...,
+        paired_sample_count: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_better_count", b"_better_count", "_paired_sample_count", b"_paired_sample_count", "_worse_count", b"_worse_count", "better_count", b"better_count", "paired_sample_count", b"paired_sample_count", "worse_count", b"worse_count"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_better_count", b"_better_count", "_paired_sample_count", b"_paired_sample_count", "_worse_count", b"_worse_count", "better_count", b"better_count", "flips", b"flips", "next_page_token", b"next_page_token", "paired_sample_count", b"paired_sample_count", "truncated_fields", b"truncated_fields", "worse_count", b"worse_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__better_count: _TypeAlias = _typing.Literal["better_count"]  # noqa: Y015
+    _WhichOneofArgType__better_count: _TypeAlias = _typing.Literal["_better_count", b"_better_count"]  # noqa: Y015
+    _WhichOneofReturnType__paired_sample_count: _TypeAlias = _typing.Literal["paired_sample_count"]  # noqa: Y015
+    _WhichOneofArgType__paired_sample_count: _TypeAlias = _typing.Literal["_paired_sample_count", b"_paired_sample_count"]  # noqa: Y015
+    _WhichOneofReturnType__worse_count: _TypeAlias = _typing.Literal["worse_count"]  # noqa: Y015
+    _WhichOneofArgType__worse_count: _TypeAlias = _typing.Literal["_worse_count", b"_worse_count"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__better_count) -> _WhichOneofReturnType__better_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__paired_sample_count) -> _WhichOneofReturnType__paired_sample_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__worse_count) -> _WhichOneofReturnType__worse_count | None: ...
+
+Global___ListFlipsResponse: _TypeAlias = ListFlipsResponse  # noqa: Y015
+
+@_typing.final
+class Flip(_message.Message):
+    """A sample whose value changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOC_ID_FIELD_NUMBER: _builtins.int
+    DIRECTION_FIELD_NUMBER: _builtins.int
+    BASELINE_VALUE_FIELD_NUMBER: _builtins.int
+    CANDIDATE_VALUE_FIELD_NUMBER: _builtins.int
+    BASELINE_SAMPLE_FIELD_NUMBER: _builtins.int
+    CANDIDATE_SAMPLE_FIELD_NUMBER: _builtins.int
+    doc_id: _builtins.str
+    """The sample's `doc_id`, as text."""
+    direction: Global___FlipDirection.ValueType
+    """Which way it changed."""
+    baseline_value: _builtins.float
+    """Its value in the baseline; the mean, if it was repeated."""
+    candidate_value: _builtins.float
+    """Its value in the candidate; the mean, if it was repeated."""
+    @_builtins.property
+    def baseline_sample(self) -> _struct_pb2.Struct:
+        """The baseline's row, as in `ListSamplesResponse.samples`; the first one, if the sample was repeated."""
+
+    @_builtins.property
+    def candidate_sample(self) -> _struct_pb2.Struct:
+        """The candidate's row."""
+
+    def __init__(
+        self,
+        *,
+        doc_id: _builtins.str = ...,
+        direction: Global___FlipDirection.ValueType = ...,
+        baseline_value: _builtins.float | None = ...,
+        candidate_value: _builtins.float | None = ...,
+        baseline_sample: _struct_pb2.Struct | None = ...,
+        candidate_sample: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_baseline_value", b"_baseline_value", "_candidate_value", b"_candidate_value", "baseline_sample", b"baseline_sample", "baseline_value", b"baseline_value", "candidate_sample", b"candidate_sample", "candidate_value", b"candidate_value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_baseline_value", b"_baseline_value", "_candidate_value", b"_candidate_value", "baseline_sample", b"baseline_sample", "baseline_value", b"baseline_value", "candidate_sample", b"candidate_sample", "candidate_value", b"candidate_value", "direction", b"direction", "doc_id", b"doc_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__baseline_value: _TypeAlias = _typing.Literal["baseline_value"]  # noqa: Y015
+    _WhichOneofArgType__baseline_value: _TypeAlias = _typing.Literal["_baseline_value", b"_baseline_value"]  # noqa: Y015
+    _WhichOneofReturnType__candidate_value: _TypeAlias = _typing.Literal["candidate_value"]  # noqa: Y015
+    _WhichOneofArgType__candidate_value: _TypeAlias = _typing.Literal["_candidate_value", b"_candidate_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__baseline_value) -> _WhichOneofReturnType__baseline_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__candidate_value) -> _WhichOneofReturnType__candidate_value | None: ...
+
+Global___Flip: _TypeAlias = Flip  # noqa: Y015

@@ -144,6 +144,16 @@ class EvaluationServiceStub(object):
                 request_serializer=evalrpc_dot_v1_dot_comparison__pb2.CompareJobsRequest.SerializeToString,
                 response_deserializer=evalrpc_dot_v1_dot_comparison__pb2.CompareJobsResponse.FromString,
                 _registered_method=True)
+        self.PlanComparison = channel.unary_unary(
+                '/evalrpc.v1.EvaluationService/PlanComparison',
+                request_serializer=evalrpc_dot_v1_dot_comparison__pb2.PlanComparisonRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_comparison__pb2.PlanComparisonResponse.FromString,
+                _registered_method=True)
+        self.ListFlips = channel.unary_unary(
+                '/evalrpc.v1.EvaluationService/ListFlips',
+                request_serializer=evalrpc_dot_v1_dot_comparison__pb2.ListFlipsRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_comparison__pb2.ListFlipsResponse.FromString,
+                _registered_method=True)
         self.ListTasks = channel.unary_unary(
                 '/evalrpc.v1.EvaluationService/ListTasks',
                 request_serializer=evalrpc_dot_v1_dot_catalog__pb2.ListTasksRequest.SerializeToString,
@@ -414,6 +424,30 @@ class EvaluationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PlanComparison(self, request, context):
+        """Says before a run how many samples, repeats or tasks it takes to see a difference: from the samples of earlier jobs, or from
+        a share of samples that differ.
+
+        Errors: INVALID_ARGUMENT (every bad field at once), and those of CompareJobs.
+        Retry: always safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListFlips(self, request, context):
+        """Lists the samples that changed between two jobs, with both rows, by direction and size of the change, page by page. The first
+        page takes as long as a comparison; later ones cost their own rows, while the server remembers the order.
+
+        Errors: INVALID_ARGUMENT (also where several metrics are selected), NOT_FOUND (`JOB_NOT_FOUND`, `METRIC_NOT_FOUND`, or
+        `SAMPLES_NOT_FOUND` where a job has no value of any sample), FAILED_PRECONDITION (as CompareJobs), UNAVAILABLE
+        (`FILE_UNAVAILABLE`).
+        Retry: always safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListTasks(self, request, context):
         """Lists the tasks that a harness knows, sorted by name, as the installed harness itself reports them. Cached.
 
@@ -566,6 +600,16 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
                     servicer.CompareJobs,
                     request_deserializer=evalrpc_dot_v1_dot_comparison__pb2.CompareJobsRequest.FromString,
                     response_serializer=evalrpc_dot_v1_dot_comparison__pb2.CompareJobsResponse.SerializeToString,
+            ),
+            'PlanComparison': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanComparison,
+                    request_deserializer=evalrpc_dot_v1_dot_comparison__pb2.PlanComparisonRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_comparison__pb2.PlanComparisonResponse.SerializeToString,
+            ),
+            'ListFlips': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFlips,
+                    request_deserializer=evalrpc_dot_v1_dot_comparison__pb2.ListFlipsRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_comparison__pb2.ListFlipsResponse.SerializeToString,
             ),
             'ListTasks': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTasks,
@@ -1134,6 +1178,60 @@ class EvaluationService(object):
             '/evalrpc.v1.EvaluationService/CompareJobs',
             evalrpc_dot_v1_dot_comparison__pb2.CompareJobsRequest.SerializeToString,
             evalrpc_dot_v1_dot_comparison__pb2.CompareJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanComparison(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evalrpc.v1.EvaluationService/PlanComparison',
+            evalrpc_dot_v1_dot_comparison__pb2.PlanComparisonRequest.SerializeToString,
+            evalrpc_dot_v1_dot_comparison__pb2.PlanComparisonResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFlips(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evalrpc.v1.EvaluationService/ListFlips',
+            evalrpc_dot_v1_dot_comparison__pb2.ListFlipsRequest.SerializeToString,
+            evalrpc_dot_v1_dot_comparison__pb2.ListFlipsResponse.FromString,
             options,
             channel_credentials,
             insecure,

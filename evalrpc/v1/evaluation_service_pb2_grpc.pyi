@@ -235,6 +235,22 @@ class EvaluationServiceStub:
     (`FILE_UNAVAILABLE`).
     Retry: always safe.
     """
+    PlanComparison: _grpc.UnaryUnaryMultiCallable[_comparison_pb2.PlanComparisonRequest, _comparison_pb2.PlanComparisonResponse]
+    """Says before a run how many samples, repeats or tasks it takes to see a difference: from the samples of earlier jobs, or from
+    a share of samples that differ.
+
+    Errors: INVALID_ARGUMENT (every bad field at once), and those of CompareJobs.
+    Retry: always safe.
+    """
+    ListFlips: _grpc.UnaryUnaryMultiCallable[_comparison_pb2.ListFlipsRequest, _comparison_pb2.ListFlipsResponse]
+    """Lists the samples that changed between two jobs, with both rows, by direction and size of the change, page by page. The first
+    page takes as long as a comparison; later ones cost their own rows, while the server remembers the order.
+
+    Errors: INVALID_ARGUMENT (also where several metrics are selected), NOT_FOUND (`JOB_NOT_FOUND`, `METRIC_NOT_FOUND`, or
+    `SAMPLES_NOT_FOUND` where a job has no value of any sample), FAILED_PRECONDITION (as CompareJobs), UNAVAILABLE
+    (`FILE_UNAVAILABLE`).
+    Retry: always safe.
+    """
     ListTasks: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ListTasksRequest, _catalog_pb2.ListTasksResponse]
     """Lists the tasks that a harness knows, sorted by name, as the installed harness itself reports them. Cached.
 
@@ -427,6 +443,22 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`JOB_NOT_FOUND`, or `METRIC_NOT_FOUND` for a named metric
     that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `DEFINITIONS_DIFFER` with `strict`;
     `FILE_UNREADABLE`; `READ_LIMIT_REACHED`: more than 16 GiB of samples, 120 seconds, or 2 GiB of memory), UNAVAILABLE
+    (`FILE_UNAVAILABLE`).
+    Retry: always safe.
+    """
+    PlanComparison: _aio.UnaryUnaryMultiCallable[_comparison_pb2.PlanComparisonRequest, _comparison_pb2.PlanComparisonResponse]  # type: ignore[assignment]
+    """Says before a run how many samples, repeats or tasks it takes to see a difference: from the samples of earlier jobs, or from
+    a share of samples that differ.
+
+    Errors: INVALID_ARGUMENT (every bad field at once), and those of CompareJobs.
+    Retry: always safe.
+    """
+    ListFlips: _aio.UnaryUnaryMultiCallable[_comparison_pb2.ListFlipsRequest, _comparison_pb2.ListFlipsResponse]  # type: ignore[assignment]
+    """Lists the samples that changed between two jobs, with both rows, by direction and size of the change, page by page. The first
+    page takes as long as a comparison; later ones cost their own rows, while the server remembers the order.
+
+    Errors: INVALID_ARGUMENT (also where several metrics are selected), NOT_FOUND (`JOB_NOT_FOUND`, `METRIC_NOT_FOUND`, or
+    `SAMPLES_NOT_FOUND` where a job has no value of any sample), FAILED_PRECONDITION (as CompareJobs), UNAVAILABLE
     (`FILE_UNAVAILABLE`).
     Retry: always safe.
     """
@@ -739,6 +771,34 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`JOB_NOT_FOUND`, or `METRIC_NOT_FOUND` for a named metric
         that no job has), FAILED_PRECONDITION (`NO_RESULTS`: a job has no results, or none yet; `DEFINITIONS_DIFFER` with `strict`;
         `FILE_UNREADABLE`; `READ_LIMIT_REACHED`: more than 16 GiB of samples, 120 seconds, or 2 GiB of memory), UNAVAILABLE
+        (`FILE_UNAVAILABLE`).
+        Retry: always safe.
+        """
+
+    @_abc_1.abstractmethod
+    def PlanComparison(
+        self,
+        request: _comparison_pb2.PlanComparisonRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_comparison_pb2.PlanComparisonResponse, _abc.Awaitable[_comparison_pb2.PlanComparisonResponse]]:
+        """Says before a run how many samples, repeats or tasks it takes to see a difference: from the samples of earlier jobs, or from
+        a share of samples that differ.
+
+        Errors: INVALID_ARGUMENT (every bad field at once), and those of CompareJobs.
+        Retry: always safe.
+        """
+
+    @_abc_1.abstractmethod
+    def ListFlips(
+        self,
+        request: _comparison_pb2.ListFlipsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_comparison_pb2.ListFlipsResponse, _abc.Awaitable[_comparison_pb2.ListFlipsResponse]]:
+        """Lists the samples that changed between two jobs, with both rows, by direction and size of the change, page by page. The first
+        page takes as long as a comparison; later ones cost their own rows, while the server remembers the order.
+
+        Errors: INVALID_ARGUMENT (also where several metrics are selected), NOT_FOUND (`JOB_NOT_FOUND`, `METRIC_NOT_FOUND`, or
+        `SAMPLES_NOT_FOUND` where a job has no value of any sample), FAILED_PRECONDITION (as CompareJobs), UNAVAILABLE
         (`FILE_UNAVAILABLE`).
         Retry: always safe.
         """

@@ -213,6 +213,8 @@ def test_every_unary_call_of_the_server_is_answered(client: GenericClient) -> No
     messages: dict[str, dict[str, Any]] = {
         "SubmitJob": {"request": request, "validateOnly": True, "labels": {"run": "x"}},
         "CompareJobs": {"baselineJobId": job_id, "candidateJobIds": [evaluated(client)["jobId"]]},
+        "PlanComparison": {"difference": 0.01, "baselineJobId": job_id},
+        "ListFlips": {"baselineJobId": job_id, "candidateJobId": evaluated(client)["jobId"], "metric": {"metric": "acc"}},
         "ListSamples": {"jobId": job_id, "model": "m", "task": "t"},
         "UpdateJob": {"jobId": job_id, "labels": {"run": "y"}, "updateMask": client.mask("labels")},
         "ListTasks": {"harness": "small"},

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from evalrpc.analysis import comparison
+from evalrpc.analysis import job_samples
 from evalrpc.analysis.comparison import compare
 from evalrpc.errors import DefinitionsDifferError, MetricNotFoundError
 from evalrpc.files.read_budget import UNLIMITED, ReadBudget
@@ -47,9 +47,11 @@ def test_the_files_of_a_job_are_looked_up_once_and_each_is_opened_once(
     jobs: list[JobInfo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked_up, opened = [], []
-    open_samples = comparison.open_samples
-    monkeypatch.setattr(comparison, "samples_by_task", lambda result: looked_up.append(1) or samples_by_task(result))
-    monkeypatch.setattr(comparison, "open_samples", lambda *call, **more: opened.append(call[2]) or open_samples(*call, **more))
+    open_samples = job_samples.open_samples
+    monkeypatch.setattr(job_samples, "samples_by_task", lambda result: looked_up.append(1) or samples_by_task(result))
+    monkeypatch.setattr(
+        job_samples, "open_samples", lambda *call, **more: opened.append(call[2]) or open_samples(*call, **more)
+    )
     answer = compared(CompareJobsRequest(), jobs)
     assert [metric.paired_sample_count for candidate in answer.candidates for metric in candidate.metrics] == [2] * 60
     assert len(looked_up) == len(jobs)

@@ -13,7 +13,7 @@ from harness_cases import DATA, run_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalrpc.analysis.sample_values import NO_VALUES, MetricKey, SampleValues, pair, read_values
+from evalrpc.analysis.sample_values import NO_VALUES, MetricKey, SampleValues, pair, read_samples
 from evalrpc.config import HarnessSettings
 from evalrpc.harnesses.inspect_ai.harness import InspectHarness
 from evalrpc.reading.sample_files import read_lines
@@ -24,7 +24,7 @@ ACC = MetricKey("acc", "none")
 
 def read_file(path: Path, key: MetricKey = ACC) -> SampleValues:
     with path.open("rb") as file:
-        return read_values((row.values for row in read_lines(file, 0)), [key])[key]
+        return read_samples((row.values for row in read_lines(file, 0)), [key]).values[key]
 
 
 def read(folder: Path, rows: list[Any], key: MetricKey = ACC) -> dict[int, float]:
@@ -60,10 +60,11 @@ ROWS = st.builds(
 )
 
 
-@given(st.lists(ROWS, max_size=5))
-def test_of_many_metrics_each_is_read_as_if_it_were_the_only_one(rows: list[dict[str, Any]]) -> None:
+@given(rows=st.lists(ROWS, max_size=5), others=st.sampled_from([0, 100]))
+def test_of_many_metrics_each_is_read_as_if_it_were_the_only_one(rows: list[dict[str, Any]], others: int) -> None:
     keys = [MetricKey(metric, answer_filter) for metric in "abc" for answer_filter in "fg"]
-    found = read_values([{"doc_id": number, **row} for number, row in enumerate(rows)], keys)
+    more = [MetricKey(f"other{number}", "f") for number in range(others)]
+    found = read_samples([{"doc_id": number, **row} for number, row in enumerate(rows)], [*keys, *more]).values
     assert {key: found[key].values.tolist() for key in keys} == {key: plainly_read(rows, key) for key in keys}
 
 
@@ -79,7 +80,7 @@ class CountingRow(dict[str, object]):
 
 def test_a_row_costs_what_stands_in_it_however_many_metrics_are_wanted() -> None:
     row = CountingRow({"doc_id": 0, "m7,none": 1.0, "m8": 2.0})
-    found = read_values([row], [MetricKey(f"m{number}", "none") for number in range(1000)])
+    found = read_samples([row], [MetricKey(f"m{number}", "none") for number in range(1000)]).values
     assert [len(found[MetricKey(f"m{number}", "none")].ids) for number in (7, 8, 9)] == [1, 1, 0]
     assert row.taken <= 3
 
@@ -112,10 +113,27 @@ def test_samples_of_inspect_ai_have_the_mean_that_it_reports(tmp_path: Path) -> 
     result = harness.read_results(run, exit_of(case), log_of(case))["mockllm/model"]
     assert {metric.filter for metric in result.metrics} == {"match", "includes"}
     keys = [MetricKey(metric.metric, metric.filter) for metric in result.metrics]
-    found = read_values((row.values for row in rows_of(harness, output, result.samples[0])), keys)
+    found = read_samples((row.values for row in rows_of(harness, output, result.samples[0])), keys).values
     for metric, key in zip(result.metrics, keys, strict=True):
         assert len(found[key].ids) == metric.sample_count
         assert found[key].mean_is(metric.value)
+
+
+def test_samples_of_inspect_ai_have_the_clusters_by_which_their_task_takes_errors(tmp_path: Path) -> None:
+    output = shutil.copytree(DATA / "inspect" / "ok_json" / "output", tmp_path / "output")
+    (path,) = output.iterdir()
+    log = json.loads(path.read_text())
+    log["results"]["scores"][1]["metrics"]["stderr"]["params"] = {"cluster": "topic"}
+    for number, sample in enumerate(log["samples"]):
+        sample["metadata"] = {"topic": f"t{number // 2}"}
+    path.write_text(json.dumps(log))
+    harness = InspectHarness(HarnessSettings("inspect-ai", "inspect-ai", python=Path("python"), include_path=(tmp_path,)))
+    rows = [row.values for row in rows_of(harness, output, str(path))]
+    assert [row["cluster"] for row in rows] == ["t0", "t0", "t1"]
+    key = MetricKey("accuracy", "match")
+    found = read_samples(rows, [key])
+    assert found.has_clusters
+    assert len(set(found.values[key].clusters.tolist())) == 2
 
 
 # What rows may hold.

@@ -32,6 +32,23 @@ def test_mcnemar_has_the_exact_p_value(losses: int, gains: int, equal: int) -> N
         assert mcnemar(losses, gains, pairs, 0.05).p_value == pytest.approx(float(exact_p_value(losses, gains)), rel=1e-9)
 
 
+@settings(deadline=None, max_examples=50)
+@given(losses=COUNTS, gains=COUNTS, equal=COUNTS)
+def test_mcnemar_has_the_p_value_of_statsmodels(losses: int, gains: int, equal: int) -> None:
+    tables = pytest.importorskip("statsmodels.stats.contingency_tables")
+    if losses + gains:
+        reference = tables.mcnemar([[equal, losses], [gains, 0]], exact=True)
+        found = mcnemar(losses, gains, losses + gains + equal, 0.05)
+        assert found.p_value == pytest.approx(reference.pvalue, rel=1e-9)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_is_that_of_statsmodels(p_values: list[float]) -> None:
+    multitest = pytest.importorskip("statsmodels.stats.multitest")
+    assert holm(p_values) == pytest.approx(list(multitest.multipletests(p_values, method="holm")[1]), rel=1e-9)
+
+
 @given(losses=COUNTS, gains=COUNTS, equal=COUNTS, alpha=ALPHAS)
 def test_mcnemar_the_other_way_round_is_its_mirror(losses: int, gains: int, equal: int, alpha: float) -> None:
     pairs = losses + gains + equal or 1

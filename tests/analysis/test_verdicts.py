@@ -14,8 +14,11 @@ from evalrpc.v1.comparison_pb2 import (
     TEST_METHOD_NONE,
     VERDICT_BETTER,
     VERDICT_INCONCLUSIVE,
+    VERDICT_NOT_WORSE,
     VERDICT_SAME,
+    VERDICT_VOID,
     VERDICT_WORSE,
+    AnswerCounts,
     CompareJobsRequest,
     MetricComparison,
     MetricThreshold,
@@ -24,6 +27,12 @@ from evalrpc.v1.results_pb2 import MetricSelector
 
 BETTER, WORSE = VERDICT_BETTER, VERDICT_WORSE
 SAME, INCONCLUSIVE = VERDICT_SAME, VERDICT_INCONCLUSIVE
+NOT_WORSE, VOID = VERDICT_NOT_WORSE, VERDICT_VOID
+
+
+def answers(**counts: int) -> AnswerCounts:
+    """Of a hundred answers, so many bad ones."""
+    return AnswerCounts(total_count=100, **counts)
 
 
 def metric(lower: float | None, upper: float | None, **fields: Any) -> MetricComparison:
@@ -61,9 +70,23 @@ def metric(lower: float | None, upper: float | None, **fields: Any) -> MetricCom
         # Tolerance: the whole interval must be within it, ends included.
         (metric(-0.01, 0.01, tolerance=0.01), SAME),
         (metric(0.005, 0.01, tolerance=0.01), SAME),
-        (metric(-0.005, 0.011, tolerance=0.01), INCONCLUSIVE),
+        (metric(-0.005, 0.011, tolerance=0.01, higher_is_better=None), INCONCLUSIVE),
         (metric(0.005, 0.011, tolerance=0.01), BETTER),
         (metric(-0.03, -0.001, tolerance=0.01), WORSE),
+        # Not worse: no loss of the tolerance is within the interval, ends excluded.
+        (metric(-0.005, 0.03, tolerance=0.01), NOT_WORSE),
+        (metric(-0.01, 0.03, tolerance=0.01), NOT_WORSE),
+        (metric(-0.0101, 0.03, tolerance=0.01), INCONCLUSIVE),
+        (metric(-0.03, 0.005, tolerance=0.01), INCONCLUSIVE),
+        (metric(-0.03, 0.005, tolerance=0.01, higher_is_better=False), NOT_WORSE),
+        (metric(-0.005, 0.03, tolerance=0.01, higher_is_better=False), INCONCLUSIVE),
+        (metric(0.0, 0.03, p_value=0.06), INCONCLUSIVE),
+        (metric(0.0, 0.03, p_value=0.06, tolerance=0.001), NOT_WORSE),
+        # Void: more bad answers than allowed in either job, whatever was found.
+        (metric(0.01, 0.05, baseline_answers=answers(truncated_count=3)), VOID),
+        (metric(0.01, 0.05, candidate_answers=answers(empty_count=1, failed_count=1, truncated_count=1)), VOID),
+        (metric(None, None, candidate_answers=answers(failed_count=100)), VOID),
+        (metric(0.01, 0.05, baseline_answers=answers(truncated_count=2), candidate_answers=answers(empty_count=2)), BETTER),
         # The p-value, or the adjusted one if there is one.
         (metric(0.01, 0.05, p_value=0.06), INCONCLUSIVE),
         (metric(0.01, 0.05, p_value=0.05), INCONCLUSIVE),
@@ -88,12 +111,30 @@ def test_verdict(found: MetricComparison, expected: int) -> None:
 def test_the_opposite_direction_gives_the_opposite_verdict(
     lower: float, width: float, tolerance: float, p_value: float
 ) -> None:
-    opposite = {BETTER: WORSE, WORSE: BETTER, SAME: SAME, INCONCLUSIVE: INCONCLUSIVE}
+    either = {NOT_WORSE, INCONCLUSIVE}
+    opposite = {BETTER: {WORSE}, WORSE: {BETTER}, SAME: {SAME}, INCONCLUSIVE: either, NOT_WORSE: either}
     found = metric(lower, lower + width, tolerance=tolerance, p_value=p_value)
     verdict = verdicts.verdict(found, 0.05)
     assert (verdict in (BETTER, WORSE)) <= (p_value < 0.05 and not lower <= 0 <= lower + width)
     found.higher_is_better = False
-    assert verdicts.verdict(found, 0.05) == opposite[verdict]
+    assert verdicts.verdict(found, 0.05) in opposite[verdict]
+
+
+@given(lower=st.floats(-1, 1), width=st.floats(0, 1), tolerance=st.floats(0, 1), p_value=st.floats(0, 1))
+def test_what_is_not_worse_has_no_loss_of_the_tolerance_in_its_interval(
+    lower: float, width: float, tolerance: float, p_value: float
+) -> None:
+    found = metric(lower, lower + width, tolerance=tolerance, p_value=p_value)
+    if verdicts.verdict(found, 0.05) == NOT_WORSE:
+        assert lower >= -tolerance
+        assert lower + width > tolerance > 0
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(0.0, VOID), (0.029, VOID), (0.03, BETTER), (1.0, BETTER)])
+def test_how_many_bad_answers_are_too_many_is_said_by_the_call(ratio: float, expected: int) -> None:
+    found = metric(0.01, 0.05, candidate_answers=answers(truncated_count=3))
+    verdicts.judge(CompareJobsRequest(max_bad_answer_ratio=ratio), [found], 0.05)
+    assert found.verdict == expected
 
 
 @pytest.mark.parametrize(

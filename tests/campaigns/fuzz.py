@@ -114,7 +114,7 @@ async def submit_jobs(client: AsyncEvalClient) -> Known:
 def good_values(job_ids: list[str], artifacts: list[str]) -> dict[str, list[Any]]:
     """Return values that fit, for each field by its name, or by that of its message too."""
     return {
-        **dict.fromkeys(("job_id", "baseline_job_id", "candidate_job_ids"), job_ids),
+        **dict.fromkeys(("job_id", "baseline_job_id", "candidate_job_id", "candidate_job_ids"), job_ids),
         "job_id_prefix": [job_ids[0][:4], job_ids[1][:13], job_ids[2]],
         "harness": ["", "trial"],
         "harnesses": ["trial"],

@@ -27,7 +27,19 @@ TEXTS: Final = (
     *("00000000-0000-0000-0000-000000000000", "a=b,c!=d", "run in (", "!", "a=" * 2000, '"', "step in (1,2),!x,y"),
 )
 ESSENTIAL: Final = frozenset(
-    ("job_id", "baseline_job_id", "candidate_job_ids", "request", "model", "tasks", "task", "harness", "name", "labels")
+    (
+        "job_id",
+        "baseline_job_id",
+        "candidate_job_id",
+        "candidate_job_ids",
+        "request",
+        "model",
+        "tasks",
+        "task",
+        "harness",
+        "name",
+        "labels",
+    )
 )
 """Without these most calls are refused early."""
 MAX_REMEMBERED: Final = 200

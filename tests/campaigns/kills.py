@@ -2,9 +2,9 @@
 
     make campaign KILLS=200 SEED=1
 
-Three owners, who have signed in, submit jobs that may give way to each other; as root once more, where each owner's runs have an
-account. At the end every acknowledged job has its owner and exactly one outcome, every attempt ran at most once, and exactly
-once if it produced a result, no GPU was held twice at a time, no process is left, and a watcher of all jobs has seen every
+Three owners, who have signed in, submit jobs that may give way to each other; as root once more with accounts of runs.
+At the end every acknowledged job has its owner and exactly one outcome, every attempt ran at most once, and exactly once if it
+produced a result, no GPU was held twice at a time, no process is left, and a watcher of all jobs has seen every
 revision once, in order.
 """
 

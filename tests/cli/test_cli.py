@@ -492,6 +492,7 @@ def test_compare_prints_a_line_per_metric_and_fails_where_one_is_worse(run: Run,
             "-0.1250",
             "[-0.2000, -0.0500]",
             "0.0021",
+            "",
             "McNemar, 80 pairs",
             "m",
             JOB_ID,
@@ -519,7 +520,19 @@ def test_compare_says_what_is_missing_and_why_nothing_was_paired(run: Run, servi
     service.comparison = CompareJobsResponse(candidates=[JobComparison(candidate_job_id=JOB_ID, metrics=[metric])])
 
     cells = run("compare", OTHER_IDS[0], JOB_ID).stdout.splitlines()[1].split("\t")
-    assert cells == ["INCONCLUSIVE", "t/acc", "0.5000", "", "", "", "", "none, the candidate has no such metric", "m", JOB_ID]
+    assert cells == [
+        "INCONCLUSIVE",
+        "t/acc",
+        "0.5000",
+        "",
+        "",
+        "",
+        "",
+        "",
+        "none, the candidate has no such metric",
+        "m",
+        JOB_ID,
+    ]
 
 
 def test_compare_prints_json_and_still_fails_where_one_is_worse(run: Run, service: FakeService) -> None:

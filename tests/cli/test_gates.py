@@ -8,7 +8,7 @@ from click.testing import Result
 from fake_server import JOB_ID, FakeService
 
 from evalrpc.cli import gates
-from evalrpc.v1.comparison_pb2 import CompareJobsResponse, JobComparison, MetricComparison, Verdict
+from evalrpc.v1.comparison_pb2 import AnswerCounts, CompareJobsResponse, JobComparison, MetricComparison, Verdict
 
 OTHER_ID = "abcd8d5e-6f1e-4f0e-9d51-0d5fb3a1c002"
 
@@ -20,6 +20,7 @@ BETTER, WORSE, SAME, INCONCLUSIVE = (
     Verdict.VERDICT_SAME,
     Verdict.VERDICT_INCONCLUSIVE,
 )
+NOT_WORSE, VOID = Verdict.VERDICT_NOT_WORSE, Verdict.VERDICT_VOID
 UNKNOWN = 99
 NAN = math.nan
 
@@ -46,13 +47,25 @@ def passes(gate: str, *metrics: MetricComparison, allow_missing: bool = False) -
 @pytest.mark.parametrize(
     ("gate", "through"),
     [
-        ("no-significant-drop", {BETTER, SAME, INCONCLUSIVE, UNKNOWN}),
-        ("no-worse", {BETTER, SAME}),
+        ("no-significant-drop", {BETTER, SAME, NOT_WORSE, INCONCLUSIVE, UNKNOWN}),
+        ("no-worse", {BETTER, SAME, NOT_WORSE}),
         ("better", {BETTER}),
     ],
 )
 def test_a_gate_lets_these_verdicts_through(gate: str, through: set[int]) -> None:
-    assert {verdict for verdict in (BETTER, WORSE, SAME, INCONCLUSIVE, UNKNOWN) if passes(gate, metric(verdict))} == through
+    known = (BETTER, WORSE, SAME, NOT_WORSE, VOID, INCONCLUSIVE, UNKNOWN)
+    assert {verdict for verdict in known if passes(gate, metric(verdict))} == through
+
+
+@pytest.mark.parametrize("gate", gates.GATES)
+def test_too_many_bad_answers_fail_every_gate_and_are_counted(gate: str) -> None:
+    void = metric(VOID)
+    void.candidate_answers.CopyFrom(AnswerCounts(total_count=100, truncated_count=9, empty_count=3))
+    void.baseline_answers.CopyFrom(AnswerCounts(total_count=100))
+    assert list(gates.failures(compared(void), gate, allow_missing=True)) == [
+        "t/acc,none is VOID: 3 empty and 9 truncated of 100 answers in the candidate"
+    ]
+    assert not passes(gate, metric(BETTER), metric(VOID, NAN), allow_missing=True)
 
 
 @pytest.mark.parametrize("gate", gates.GATES)

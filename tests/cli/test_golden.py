@@ -48,6 +48,8 @@ COMMANDS: dict[str, list[str]] = {
     "history-wide": ["history", "-o", "wide", "--by", "run"],
     "history-plot": ["history", "--plot", "--by", "run"],
     "compare": ["compare", jobs.RUNNING, jobs.COMPLETED],
+    "flips": ["flips", jobs.RUNNING, jobs.COMPLETED],
+    "plan": ["plan", "0.01", jobs.RUNNING, jobs.COMPLETED],
     "tasks": ["tasks"],
     "models": ["models", "mmm"],
     "harnesses": ["harnesses"],
@@ -81,6 +83,8 @@ TABLES = (
     "queue",
     "history",
     "compare",
+    "flips",
+    "plan",
     "harnesses",
     "doctor",
 )

@@ -11,7 +11,17 @@ from fake_server import JOB_ID, job_at
 import evalrpc
 from evalrpc.client import views
 from evalrpc.client.views import rows_of
-from evalrpc.v1.comparison_pb2 import CompareJobsResponse, JobComparison, MetricComparison, TestMethod, Verdict
+from evalrpc.v1.comparison_pb2 import (
+    AnswerCounts,
+    CompareJobsResponse,
+    Flip,
+    FlipDirection,
+    JobComparison,
+    MetricComparison,
+    MetricPlan,
+    TestMethod,
+    Verdict,
+)
 from evalrpc.v1.history_pb2 import GetHistoryResponse, HistoryPoint
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobError, JobInfo, JobStatus, Progress
 from evalrpc.v1.results_pb2 import ListMetricsResponse, Metric, ModelMetric, ModelResult
@@ -45,6 +55,22 @@ def comparison() -> CompareJobsResponse:
     )  # fmt: skip
     missing = MetricComparison(task="mme", metric="wer", baseline_value=1, verdict=Verdict.VERDICT_INCONCLUSIVE)
     return CompareJobsResponse(candidates=[JobComparison(candidate_job_id=JOB_ID, metrics=[metric, missing])])
+
+
+def test_the_answers_of_a_comparison_a_plan_and_a_flip_are_rows_of_plain_values() -> None:
+    response = comparison()
+    response.candidates[0].metrics[0].baseline_answers.CopyFrom(AnswerCounts(total_count=8, empty_count=1))
+    first, second = rows_of(response)
+    assert first["baseline_answers"] == {"total_count": 8, "failed_count": None, "empty_count": 1, "truncated_count": None}
+    assert first["candidate_answers"] is None
+    assert second["detectable_difference"] is None
+    plan = MetricPlan(task="mme", metric="score", required_sample_count=7847)
+    assert repr(plan) == "<MetricPlan mme/score: 7847 samples>"
+    flip = Flip(doc_id="7", direction=FlipDirection.FLIP_DIRECTION_WORSE, baseline_value=1, candidate_value=0)
+    flip.baseline_sample.update({"doc_id": 7})
+    assert repr(flip) == "<Flip 7: 1.0000 -> 0.0000, WORSE>"
+    (row,) = rows_of(flip)
+    assert (row["direction"], row["baseline_sample"], row["candidate_sample"]) == ("WORSE", {"doc_id": 7}, {})
 
 
 def samples() -> ListSamplesResponse:

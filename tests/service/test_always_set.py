@@ -53,6 +53,14 @@ def messages_in(message: Message) -> Iterator[Message]:
                 yield from messages_in(inner)
 
 
+def job_with_samples(api: Api, folder: Path, values: tuple[int, int]) -> str:
+    """Run a job of two samples with these values."""
+    (folder / "20260101_000000_results.json").write_text(json.dumps({"results": {"t": {"acc,none": 0.5}}}))
+    rows = ({"doc_id": number, "acc": value, "resps": "a"} for number, value in enumerate(values))
+    (folder / "20260101_000000_samples_t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return api.run("prepared").job_id
+
+
 @pytest.fixture
 def answers(api: Api, site: Site) -> list[Message]:
     """Answers of every call, in which the numbers are 0 wherever they may be."""
@@ -71,10 +79,14 @@ def answers(api: Api, site: Site) -> list[Message]:
     running = api.wait_for(slow.job_id, RUNNING)
     queue = api.GetQueue()
     cancelled = api.CancelJob(job_id=slow.job_id)
+    first, second = (job_with_samples(api, folder, values) for values in ((0, 1), (1, 0)))
     return [
         *(first_info, first_queue, validated, queued, *events, running, queue, cancelled, api.get(job_id)),
         *(api.ListJobs(), api.ListMetrics(job_id=job_id), api.GetHistory(), api.ListArtifacts(job_id=job_id)),
-        *(api.ListHarnesses(), api.CompareJobs(baseline_job_id=job_id, candidate_job_ids=[other])),
+        *(api.ListHarnesses(), api.CompareJobs(baseline_job_id=first, candidate_job_ids=[second])),
+        api.CompareJobs(baseline_job_id=job_id, candidate_job_ids=[other]),
+        api.PlanComparison(difference=0.1, differing_ratio=0.1),
+        api.ListFlips(baseline_job_id=first, candidate_job_id=second),
         *api.ReadLog(job_id=api.run("good").job_id),
         *api.ReadArtifact(job_id=job_id, name="toy/empty"),
     ]

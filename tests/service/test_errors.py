@@ -230,6 +230,8 @@ def test_an_error_about_text_in_any_script_arrives_whole(api: Api, letter: str) 
         ("CompareJobs", comparing(alpha=0.0, tolerance=-1), ["alpha", "tolerance"]),
         ("CompareJobs", comparing(alpha=0.51, correction=9), ["alpha", "correction"]),
         ("CompareJobs", comparing(metrics=[{"filter": "x"}, {"task": "a\nb"}]), ["metrics[0]", "metrics[1].task"]),
+        ("CompareJobs", comparing(cluster_by="a\nb", max_bad_answer_ratio=1.1), ["cluster_by", "max_bad_answer_ratio"]),
+        ("CompareJobs", comparing(cluster_by="x" * 256, max_bad_answer_ratio=math.nan), ["cluster_by", "max_bad_answer_ratio"]),
         ("CompareJobs", comparing(metrics=[{"task": "x"}] * 101), ["metrics"]),
         (
             "CompareJobs",

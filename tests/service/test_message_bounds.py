@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2
 from serving import COMPLETED, FAILED, RUNNING, TERMINAL, Api, ServerHere, Site, detail, fields_of, reason_of, submission
 from waiting import eventually
 
-from evalrpc.analysis import comparison
+from evalrpc.analysis import matching
 from evalrpc.client import EvalClient
 from evalrpc.files.read_budget import ReadBudget, too_much
 from evalrpc.jobs.size_limits import MAX_ARGS_BYTES, MAX_JOB_BYTES, MAX_PAGE_BYTES, MAX_TASK_NAMES_BYTES, MIB
@@ -440,7 +440,7 @@ def test_a_comparison_is_refused_from_the_first_byte_too_many(
     prepare(site, table(100))
     baseline, candidate = (api.run("prepared").job_id for _ in range(2))
     answer = api.CompareJobs(baseline_job_id=baseline, candidate_job_ids=[candidate])
-    monkeypatch.setattr(comparison, "MAX_PAGE_BYTES", answer.ByteSize() + more)
+    monkeypatch.setattr(matching, "MAX_PAGE_BYTES", answer.ByteSize() + more)
     if not more:
         assert api.CompareJobs(baseline_job_id=baseline, candidate_job_ids=[candidate]) == answer
         return

@@ -62,6 +62,8 @@ PLACES: Final[Mapping[str, str]] = {
     "ListSamples": READS,
     "ListMetrics": READS,
     "CompareJobs": READS,
+    "PlanComparison": READS,
+    "ListFlips": READS,
     "CancelJob": CHANGES,
     "UpdateJob": CHANGES,
     "DeleteJob": CHANGES,
@@ -101,7 +103,12 @@ EXPECTED: Final[Mapping[str, Mapping[str, Mapping[str, tuple[str, str]]]]] = {
 
 UNLISTED = "FAILED_PRECONDITION CATALOG_UNAVAILABLE"
 INVALID = "INVALID_ARGUMENT INVALID_REQUEST"
-OTHERWISE_THAN_OK: Final = {"ListTasks": UNLISTED, "ListModels": UNLISTED, "CordonGpu": INVALID, "UncordonGpu": INVALID}
+UNSAMPLED = "NOT_FOUND SAMPLES_NOT_FOUND"
+OTHERWISE_THAN_OK: Final = {
+    **dict.fromkeys(("ListTasks", "ListModels"), UNLISTED),
+    **dict.fromkeys(("CordonGpu", "UncordonGpu"), INVALID),
+    "ListFlips": UNSAMPLED,
+}
 """What the toy harness can't do, whoever asks; and GPUs that there are not, so that those of the jobs stay as they are."""
 
 
@@ -251,6 +258,9 @@ def message_of(method: str, job_id: str = "", **fields: Any) -> Message:
         return submission(request={"num_gpus": 1})
     if method == "CompareJobs":
         given = {"baseline_job_id": job_id, "candidate_job_ids": [NOWHERE]}
+    elif method in ("PlanComparison", "ListFlips"):
+        given = {"baseline_job_id": job_id, "candidate_job_id": NOWHERE}
+        given |= {"difference": 0.01} if method == "PlanComparison" else {}
     elif job_id:
         needed = {"ReadArtifact": {"name": "toy/20260101_000000_results.json"}, "UpdateJob": {"labels": {"a": "1"}}}
         given = {"job_id": job_id, **needed.get(method, {})}
@@ -280,6 +290,8 @@ def test_every_call_is_answered_as_its_caller_and_the_job_say(
     message = message_of(method, job_id)
     if method == "CompareJobs":
         message.candidate_job_ids[:] = [world.others[owner]]  # type: ignore[attr-defined]
+    elif method in ("PlanComparison", "ListFlips"):
+        message.candidate_job_id = world.others[owner]  # type: ignore[attr-defined]
     outcome = credential.call(world.server, method, message)
     wanted = expected[("all", "own").index(world.visibility)]
     if wanted == OK:
@@ -298,6 +310,8 @@ WRONG: Final[Mapping[str, Mapping[str, Any]]] = {
     "CancelJob": {"reason": "\0"},
     "UpdateJob": {"priority": 9999},
     "CompareJobs": {"alpha": 7.0},
+    "PlanComparison": {"alpha": 7.0},
+    "ListFlips": {"page_size": -1},
 }
 
 
@@ -318,6 +332,15 @@ def test_a_hidden_job_is_answered_like_one_that_does_not_exist(
         of_none = call(world.server, method, message_of(method, NOWHERE, **fields.get(method, {})))
         assert of_hidden.text == (DENIED if name == "viewer" and PLACES[method] == CHANGES else HIDDEN)
         assert of_hidden.without(hidden) == of_none.without(NOWHERE)
+
+
+@HIDING
+@pytest.mark.parametrize("method", ["PlanComparison", "ListFlips"])
+def test_both_jobs_of_a_plan_and_of_flips_are_checked(world: World, method: str) -> None:
+    own, hidden = world.completed["alice"], world.completed["bob"]
+    for fields in ({"candidate_job_id": hidden}, {"baseline_job_id": hidden, "candidate_job_id": own}):
+        outcome = CREDENTIALS["submitter"].call(world.server, method, message_of(method, own, **fields))
+        assert (outcome.text, outcome.error[0]) == (HIDDEN, f"there is no job {hidden}")
 
 
 @HIDING

@@ -35,7 +35,15 @@ from evalrpc.v1.catalog_pb2 import (
     ListTasksRequest,
     ListTasksResponse,
 )
-from evalrpc.v1.comparison_pb2 import CompareJobsRequest, CompareJobsResponse
+from evalrpc.v1.comparison_pb2 import (
+    CompareJobsRequest,
+    CompareJobsResponse,
+    Flip,
+    ListFlipsRequest,
+    ListFlipsResponse,
+    PlanComparisonRequest,
+    PlanComparisonResponse,
+)
 from evalrpc.v1.evaluation_service_pb2_grpc import EvaluationServiceServicer, add_EvaluationServiceServicer_to_server
 from evalrpc.v1.files_pb2 import (
     Artifact,
@@ -115,6 +123,8 @@ class FakeService(EvaluationServiceServicer):
         self.queue = GetQueueResponse(queued_count=3, running_count=1, running_job_ids=[JOB_ID], gpus=gpus, max_running=2)
         self.queue.free_gpu_count = 1
         self.comparison = CompareJobsResponse()
+        self.plan = PlanComparisonResponse()
+        self.flips: list[Flip] = []
         missing = HarnessInfo(name="nightly", kind="command", unavailable_reason="no such program")
         self.harnesses = [HarnessInfo(name="lmms-eval", version="0.5", available=True), missing]
         self.info = GetServerInfoResponse(version="9.9.9", gpu_count=2, capabilities=["GetJob"])
@@ -284,6 +294,17 @@ class FakeService(EvaluationServiceServicer):
     def CompareJobs(self, request: CompareJobsRequest, context: grpc.ServicerContext) -> CompareJobsResponse:  # noqa: N802
         self._take(request, context)
         return self.comparison
+
+    def PlanComparison(  # noqa: N802
+        self, request: PlanComparisonRequest, context: grpc.ServicerContext
+    ) -> PlanComparisonResponse:
+        self._take(request, context)
+        return self.plan
+
+    def ListFlips(self, request: ListFlipsRequest, context: grpc.ServicerContext) -> ListFlipsResponse:  # noqa: N802
+        self._take(request, context)
+        page, token = self._page(self.flips, request.page_token)
+        return ListFlipsResponse(flips=page, next_page_token=token, truncated_fields=self.truncated_fields)
 
     def ListArtifacts(  # noqa: N802
         self, request: ListArtifactsRequest, context: grpc.ServicerContext

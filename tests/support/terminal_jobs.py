@@ -7,7 +7,16 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from terminal_program import NOW_SECONDS
 
-from evalrpc.v1.comparison_pb2 import CompareJobsResponse, JobComparison, MetricComparison, TestMethod, Verdict
+from evalrpc.v1.comparison_pb2 import (
+    CompareJobsResponse,
+    Flip,
+    FlipDirection,
+    JobComparison,
+    MetricComparison,
+    MetricPlan,
+    TestMethod,
+    Verdict,
+)
 from evalrpc.v1.history_pb2 import GetHistoryResponse, HistoryPoint
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobError, JobInfo, JobStatus, Progress
 from evalrpc.v1.results_pb2 import Metric, ModelMetric, ModelResult, TaskResult
@@ -39,6 +48,8 @@ def fill(service: FakeService) -> None:
     service.samples = [{"doc_id": number, "answer": text} for number, text in enumerate(("yes", "中文 🙂", HOSTILE))]
     service.history = history()
     service.comparison = comparison()
+    service.plan.metrics.extend(plans())
+    service.flips = flips()
     service.queue.max_queued = 1000
     service.queue.queued_job_ids.extend([QUEUED, *(f"{number:08d}-3d1b-4c8e-9f6a-000000000000" for number in range(25))])
     service.queue.status_counts.add(status=JobStatus.JOB_STATUS_FAILED, count=2)
@@ -205,6 +216,34 @@ def history() -> GetHistoryResponse:
     return GetHistoryResponse(points=points)
 
 
+def plans() -> list[MetricPlan]:
+    """Build one plan, and one that is none."""
+    return [
+        MetricPlan(
+            model="base",
+            task="gsm8k",
+            metric="exact_match",
+            filter="strict-match",
+            sample_count=1319,
+            detectable_difference=0.0241,
+            required_sample_count=7847,
+            required_task_count=6,
+        ),
+        MetricPlan(model="base", task="mme", metric="score", note="no sample differs, so nothing is known of how they vary"),
+    ]
+
+
+def flips() -> list[Flip]:
+    """Build a change for the worse, with a hostile answer, and one for the better."""
+    worse = Flip(doc_id="17", direction=FlipDirection.FLIP_DIRECTION_WORSE, baseline_value=1, candidate_value=0)
+    worse.baseline_sample.update({"doc_id": 17, "resps": [["The answer is 42, as the text says in its second paragraph."]]})
+    worse.candidate_sample.update({"doc_id": 17, "resps": [[HOSTILE]]})
+    better = Flip(doc_id="abc/3", direction=FlipDirection.FLIP_DIRECTION_BETTER, baseline_value=0.25, candidate_value=1)
+    better.baseline_sample.update({"answer": "left"})
+    better.candidate_sample.update({"answer": "right"})
+    return [worse, better]
+
+
 def comparison() -> CompareJobsResponse:
     """Build one metric that is worse, one that is the same, and one that is NaN."""
     worse = MetricComparison(
@@ -221,6 +260,7 @@ def comparison() -> CompareJobsResponse:
         p_value=0.0021,
         method=TestMethod.TEST_METHOD_MCNEMAR,
         paired_sample_count=1319,
+        detectable_difference=0.0241,
         verdict=Verdict.VERDICT_WORSE,
     )
     same = MetricComparison(

@@ -126,8 +126,9 @@ def read_samples(file: BinaryIO, offset: int) -> Iterator[SampleRow]:
     if begin is None:
         return
     results = mapping(header.get("results"))
+    cluster_field = _cluster_field(results)
     for sample, end in elements(file, offset or begin):
-        yield SampleRow(_sample_row(mapping(sample), results), end)
+        yield SampleRow(_sample_row(mapping(sample), results, cluster_field), end)
 
 
 def _sample_errors(log: Log) -> Iterator[str | None]:
@@ -286,12 +287,27 @@ def _name(score: Mapping[str, object], *, is_unique: bool) -> str:
     return "/".join(str(part) for part in parts if part)
 
 
-def _sample_row(sample: Mapping[str, object], results: Mapping[str, object]) -> Mapping[str, object]:
-    """Return a sample under inspect-ai's own names, plus id, answer and metrics under the names that all harnesses share."""
+def _cluster_field(results: Mapping[str, object]) -> str | None:
+    """Return the member of the samples' metadata by which the task clusters its standard errors, as in
+    `stderr(cluster="passage")`; None if it does not."""
+    for _, score in _scores(results):
+        for metric in mapping(score.get("metrics")).values():
+            name = mapping(mapping(metric).get("params")).get("cluster")
+            if isinstance(name, str) and name:
+                return name
+    return None
+
+
+def _sample_row(sample: Mapping[str, object], results: Mapping[str, object], cluster_field: str | None) -> Mapping[str, object]:
+    """Return a sample under inspect-ai's own names, plus id, answer, metrics and cluster under the names that all harnesses
+    share."""
     rest = {key: value for key, value in sample.items() if key not in _NOT_IN_SAMPLES}
     answer = mapping(sample.get("output")).get("completion")
     metrics = dict(_sample_metrics(mapping(sample.get("scores")), results))
-    return {"doc_id": sample.get("id"), "filtered_resps": answer, "metrics": metrics, **rest}
+    row = {"doc_id": sample.get("id"), "filtered_resps": answer, "metrics": metrics, **rest}
+    if cluster_field is not None:
+        row["cluster"] = mapping(sample.get("metadata")).get(cluster_field)
+    return row
 
 
 def _sample_metrics(scores: Mapping[str, object], results: Mapping[str, object]) -> Iterator[tuple[str, float]]:

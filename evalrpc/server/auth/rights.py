@@ -35,6 +35,7 @@ class Right(NamedTuple):
 _SUBMITS: Final = Right(Role.SUBMITTER)
 _CHANGES_JOB: Final = Right(Role.SUBMITTER, ("job_id",), changes_jobs=True)
 _READS_JOB: Final = Right(Role.VIEWER, ("job_id",))
+_READS_TWO_JOBS: Final = Right(Role.VIEWER, ("baseline_job_id", "candidate_job_id"))
 _LISTS_JOBS: Final = Right(Role.VIEWER)
 _ABOUT_SERVER: Final = Right(Role.VIEWER)
 _OPERATES: Final = Right(Role.OPERATOR)
@@ -52,6 +53,8 @@ RIGHTS: Final[Mapping[str, Right]] = {
     "ListSamples": _READS_JOB,
     "ListMetrics": _READS_JOB,
     "CompareJobs": Right(Role.VIEWER, ("baseline_job_id", "candidate_job_ids")),
+    "PlanComparison": _READS_TWO_JOBS,
+    "ListFlips": _READS_TWO_JOBS,
     "ListJobs": _LISTS_JOBS,
     "WatchJobs": _LISTS_JOBS,
     "GetHistory": _LISTS_JOBS,

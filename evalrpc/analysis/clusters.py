@@ -1,0 +1,108 @@
+"""The test of paired differences whose samples come in clusters, such as questions about one passage. Pure.
+
+The standard error of the mean is CR2 of Bell and McCaffrey (2002), and the degrees of freedom are those of Imbens and Kolesár
+(2016), which for clusters of one size is their number minus 1. With clusters of very different sizes, the usual CR1 with that
+number calls two equal models different far too often: see `compare-methods` of the benchmarks.
+"""
+
+import math
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t
+
+from evalrpc.analysis.power import DEFAULT_POWER, Design, detectable_mean
+from evalrpc.analysis.significance import Difference, mcnemar
+
+MIN_CLUSTERS: Final = 5
+"""Fewer say too little about how clusters differ."""
+
+_ROUNDING: Final = 1e-12  # a variance this much smaller than another one is zero
+
+
+class ClusteredDifference(NamedTuple):
+    """What was found, and how much the clusters matter."""
+
+    difference: Difference
+    cluster_count: int
+    design_effect: float | None
+    """How many times as large the variance is as without clusters; None if there is none at all."""
+
+
+def clustered_t(
+    differences: NDArray[np.float64], clusters: NDArray[np.int64], alpha: float, *, is_binary: bool
+) -> ClusteredDifference:
+    """Test the mean of differences in at least two clusters, which are numbered from 0 on. `is_binary` says that they are of
+    values of 0 and 1.
+
+    Where all differences are equal, which says nothing about how clusters differ, it is McNemar's test of the clusters.
+    """
+    count, mean = len(differences), float(differences.mean())
+    sizes = np.bincount(clusters)
+    sums = np.asarray(np.bincount(clusters, weights=differences - mean), np.float64)
+    unclustered = float(differences.var(ddof=1)) / count
+    if unclustered <= _ROUNDING * mean**2:
+        return ClusteredDifference(_without_spread(mean, len(sizes), alpha, is_binary=is_binary), len(sizes), None)
+    variance = cr2_variance(sizes, sums)
+    if variance <= _ROUNDING * unclustered:  # clusters that are equal by chance
+        variance = unclustered
+    freedom = degrees_of_freedom(sizes, intra_cluster_correlation(sizes, variance / unclustered))
+    error = math.sqrt(variance)
+    reach = float(t.isf(alpha / 2, freedom)) * error
+    difference = Difference(
+        mean,
+        mean - reach,
+        mean + reach,
+        float(2 * t.sf(abs(mean) / error, freedom)),
+        error,
+        detectable_mean(error, freedom, Design(alpha, DEFAULT_POWER)),
+    )
+    return ClusteredDifference(difference, len(sizes), variance / unclustered)
+
+
+def cr2_variance(sizes: NDArray[np.int64], sums: NDArray[np.float64]) -> float:
+    """Return the variance of the mean, from the sizes of clusters and the sums of their deviations from it."""
+    count = sizes.sum()
+    return float(np.sum(sums**2 / (1 - sizes / count))) / float(count) ** 2
+
+
+def intra_cluster_correlation(sizes: NDArray[np.int64], design_effect: float) -> float:
+    """Return the correlation within clusters that explains a design effect: 0 for one below 1."""
+    count, squares = float(sizes.sum()), float(np.sum(sizes.astype(float) ** 2))
+    return min(1.0, max(0.0, (design_effect - 1) * count / (squares - count))) if squares > count else 0.0
+
+
+def degrees_of_freedom(sizes: NDArray[np.int64], correlation: float) -> float:
+    """Return the degrees of freedom of the CR2 variance of a mean, by Satterthwaite's approximation, if the values of a cluster
+    correlate so.
+
+    With the variances of independent and of fully dependent values, it is the squared trace over the squared norm of the matrix
+    G' Ω G of Imbens and Kolesár, equation 9, written out for a mean: so it takes the sizes of the clusters, not the matrix.
+    """
+    n = sizes.astype(float)
+    count = n.sum()
+    p = n / np.sqrt(1 - n / count)
+    q = float(np.sum(n**2)) / count**2
+    squares, fourths, mixed = float(np.sum(p**2)), float(np.sum(p**4)), float(np.sum(p**2 * n))
+    diagonal = p**2 * (1 - 2 * n / count + q)  # of fully dependent values
+    traces = np.array([np.sum(p**2 / n - p**2 / count), np.sum(diagonal)])
+    independent = np.sum(p**4 / n**2) - 2 * np.sum(p**4 / n) / count + squares**2 / count**2
+    both = np.sum(p**2 / n * diagonal) - (fourths - 2 * squares * mixed / count + q * squares**2) / count
+    low_rank = 2 * (squares * float(np.sum(p**2 * n**2)) + mixed**2) / count**2 - 4 * q * mixed * squares / count
+    dependent = fourths + 2 * np.sum(p**2 * (diagonal - p**2)) + low_rank + q**2 * squares**2
+    weights = np.array([1 - correlation, correlation])
+    norm = weights @ np.array([[independent, both], [both, dependent]]) @ weights
+    return float((weights @ traces) ** 2 / norm)
+
+
+def _without_spread(mean: float, cluster_count: int, alpha: float, *, is_binary: bool) -> Difference:
+    """Return the outcome for differences that are all equal."""
+    found = mcnemar(cluster_count if mean < 0 else 0, cluster_count if mean > 0 else 0, cluster_count, alpha)
+    scale = 1.0 if is_binary else abs(mean)
+    return found._replace(
+        value=mean,
+        lower=found.lower * scale,
+        upper=found.upper * scale,
+        detectable=found.detectable * scale,
+    )
