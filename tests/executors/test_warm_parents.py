@@ -354,6 +354,7 @@ def test_data_that_is_read_during_the_run_may_change(runs: WarmRuns) -> None:
         ("raise RuntimeError('no such device')", "no such device"),
         ("import sys; sys.exit(3)", "SystemExit: 3"),
         ("import os; os._exit(1)", "has ended"),
+        ("import os; os.utime(__file__)", "changed while"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "has ended"),
         ("import os; os.environ['CUDA_VISIBLE_DEVICES']", "CUDA_VISIBLE_DEVICES"),
         ("import os; COPY = dict(os.environ)", "CUDA_VISIBLE_DEVICES"),

@@ -36,6 +36,7 @@ _HARMLESS_THREADS = frozenset({"jemalloc_bg_thd"})  # of Arrow, which starts it 
 _READERS_BY_PREFIX = ("/tqdm/utils.py", "/fsspec/config.py")
 """What looks through all variables for those of its own, whose names begin with its own."""
 _MARSHAL_VERSION = 4
+_TICK_NS = 10_000_000  # by which the times of files are behind
 
 
 def main() -> None:
@@ -68,11 +69,13 @@ class WarmParent:
     def load(self) -> dict[str, Any]:
         """Import everything, and return `problem` (why nothing may be forked; empty: nothing), `read` (the names of all
         variables that were read), and `seconds`."""
-        begun = time.monotonic()
+        begun_ns = time.time_ns()
         with _noted_variables() as read:
             problem = self._import_all() or _problem()
         self._watched = tuple(self._marks())
-        return {"problem": problem, "read": sorted(read), "seconds": time.monotonic() - begun}
+        if any(_changed_since(path, begun_ns - _TICK_NS) for path in self._files()):
+            problem = problem or "a file of it was changed while it was imported"
+        return {"problem": problem, "read": sorted(read), "seconds": (time.time_ns() - begun_ns) / 1e9}
 
     def get_ready(self, own: list[int]) -> None:
         """Become a process that forks shims. `own` are the descriptors that are none of the runs' business."""
@@ -110,16 +113,18 @@ class WarmParent:
 
     def _marks(self) -> Iterator[object]:
         """Yield what changes with any file that was imported, or would be now."""
-        files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
-        for path in sorted(set(filter(None, files))):
-            yield _mark(path)
+        for path in self._files():
+            yield path, _mark(path)
         for folder in sys.path:
             yield _importable(folder)
+
+    def _files(self) -> Iterator[str]:
+        files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+        yield from sorted(set(filter(None, files)))
         for tree in self._trees:
             for folder, folders, names in os.walk(tree):
                 folders[:] = sorted(each for each in folders if each != "__pycache__")
-                for name in sorted(names):
-                    yield name, _mark(os.path.join(folder, name))
+                yield from (os.path.join(folder, name) for name in sorted(names))
 
     def _execute(self, program: str, argv: Sequence[str], environment: dict[str, str]) -> NoReturn:
         """Become the harness, in a process just forked by the shim; or any other program."""
@@ -264,6 +269,13 @@ def _mark(path: str) -> object:
     except OSError as error:
         return error.errno
     return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _changed_since(path: str, moment_ns: int) -> bool:
+    try:
+        return os.stat(path).st_ctime_ns > moment_ns
+    except OSError:
+        return False
 
 
 def _set_by_python() -> dict[str, str]:
