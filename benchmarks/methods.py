@@ -85,7 +85,7 @@ def _all_models() -> Iterator[_Models]:
         name = f"bootstrap, {count} samples, scores of five steps with ties"
         yield _Models(name, _stepped(count), _bootstrap, 0.3, _STEPPED_MEAN, claims=count >= 50)
         name = f"bootstrap, {count} samples, skewed scores"
-        yield _Models(name, _skewed(count), _bootstrap, 1.1, _SKEWED_MEAN, claims=count >= 50)
+        yield _Models(name, _skewed(count), _bootstrap, 1.1, _SKEWED_MEAN, claims=count > 50)
     for count, size, correlation in ((100, 10, 0.0), (100, 10, 0.06), (100, 10, 0.12), (57, 250, 0.01), (20, 50, 0.05)):
         yield _clustered(np.full(count, size), correlation, f"{count} clusters of {size}")
     for count, mean, correlation in ((100, 10, 0.06), (57, 250, 0.01), (20, 50, 0.05)):
