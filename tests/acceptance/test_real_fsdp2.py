@@ -94,6 +94,7 @@ def test_lmms_eval_evaluates_a_sharded_checkpoint_as_it_does_the_whole_model(
         gpus = "0"
         [harnesses.lmms-eval]
         python = "{lmms_python}"
+        warm = "off"
         include_path = ["{ROOT / "demo" / "tasks"}"]
         working_dir = "{ROOT / "demo"}"
         env = {{ {variables}, HF_HOME = "{tmp_path / "hf"}" }}
@@ -128,6 +129,7 @@ def test_a_checkpoint_with_a_shard_missing_fails_the_job_with_what_is_wrong(
         gpus = "0"
         [harnesses.lmms-eval]
         python = "{lmms_python}"
+        warm = "off"
         [preparations.merge-fsdp2]
         command = ["{lmms_python}", "{{merge_fsdp2}}", "{{model}}", "{{output}}"]
     """)

@@ -77,6 +77,7 @@ def inspect_server(tmp_path: Path, inspect_python: Path, serve: Callable[[str], 
         gpus = "0"
         [harnesses.inspect-ai]
         python = "{inspect_python}"
+        warm = "off"
         include_path = ["tasks"]
         env = {{ XDG_DATA_HOME = "{tmp_path / "xdg"}" }}
         policy = {{ arguments_refused = ["trust_remote_code"] }}

@@ -56,7 +56,7 @@ def lm_eval_server(tmp_path: Path, lm_eval_python: Path, serve: Callable[[str], 
     for name, text in (("choice", CHOOSING + data), ("answer", ANSWERING + data), ("group", GROUP)):
         (tasks / f"{name}.yaml").write_text(text)
     offline = f'HF_HUB_OFFLINE = "1", HF_DATASETS_OFFLINE = "1", HF_HOME = "{tmp_path / "hf"}"'
-    table = f'kind = "lm-eval"\npython = "{lm_eval_python}"\ninclude_path = ["tasks"]\nenv = {{ {offline} }}\n'
+    table = f'kind = "lm-eval"\nwarm = "off"\npython = "{lm_eval_python}"\ninclude_path = ["tasks"]\nenv = {{ {offline} }}\n'
     return serve(f'gpus = "0"\n[harnesses.lm-eval]\n{table}[harnesses.chat]\n{table}args = ["--apply_chat_template"]\n{API}')
 
 

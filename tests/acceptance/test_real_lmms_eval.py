@@ -63,6 +63,7 @@ def lmms_server(tmp_path: Path, lmms_python: Path, serve: Callable[[str], Server
         gpus = "0"
         [harnesses.lmms-eval]
         python = "{lmms_python}"
+        warm = "off"
         include_path = ["tasks"]
         env = {{ HF_HUB_OFFLINE = "1", HF_DATASETS_OFFLINE = "1", HF_HOME = "{tmp_path / "hf"}" }}
     """)
