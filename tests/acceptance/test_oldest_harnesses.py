@@ -112,7 +112,8 @@ def family_task(folder: Path, more: str = "") -> Path:
 
 def config(harness: str, python: Path, tasks: Path) -> str:
     offline = f'HF_HUB_OFFLINE = "1", HF_DATASETS_OFFLINE = "1", HF_HOME = "{tasks.parent / "hf"}"'
-    return f'gpus = "0"\n[harnesses.{harness}]\npython = "{python}"\nwarm = "off"\ninclude_path = ["{tasks}"]\nenv = {{ {offline} }}\n'
+    table = f'python = "{python}"\nwarm = "off"\ninclude_path = ["{tasks}"]\nenv = {{ {offline} }}\n'
+    return f'gpus = "0"\n[harnesses.{harness}]\n{table}'
 
 
 def expect_metric(server: ServerProcess, model: str, harness: str, metric: str, model_args: dict[str, str]) -> None:
