@@ -23,6 +23,7 @@ from evalrpc.reading.job_results import JobResults
 from evalrpc.v1.comparison_pb2 import MetricComparison, MetricPlan, PlanComparisonRequest, PlanComparisonResponse
 from evalrpc.v1.jobs_pb2 import JobInfo
 
+_NOT_FINITE = "the values are too large for a variance"
 _ASSUMES_INDEPENDENCE = "assumes that the other model's answers are independent of this one's, so fewer samples may do"
 
 
@@ -57,7 +58,8 @@ def plan_from_jobs(
         for metric in of_task:
             budget.spend()
             key = MetricKey(metric.metric, metric.filter)
-            spreads[id(metric)] = _spread(ours.get(key, NO_VALUES), None if theirs is None else theirs.get(key, NO_VALUES))
+            spread = _spread(ours.get(key, NO_VALUES), None if theirs is None else theirs.get(key, NO_VALUES))
+            spreads[id(metric)] = spread if isinstance(spread, str) or spread.is_finite else _NOT_FINITE
     samples.require_clusters()
     response = PlanComparisonResponse(metrics=[_plan(metric, spreads[id(metric)], call) for metric in metrics])
     require_size(response.ByteSize(), len(metrics), 1, is_exact=True)
@@ -78,6 +80,12 @@ class _Spread(NamedTuple):
     """How often a sample is answered, on average."""
     design_effect: float | None
     note: str = ""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all of it can be computed with: values may be too large for that."""
+        figures = (self.variance, self.answer_variance or 0.0, self.design_effect or 0.0)
+        return all(map(math.isfinite, figures))
 
 
 def _spread(ours: SampleValues, theirs: SampleValues | None) -> "_Spread | str":

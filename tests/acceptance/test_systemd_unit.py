@@ -15,11 +15,13 @@ from evalrpc.config import Settings
 
 UNIT = Path(__file__).parents[2] / "deploy" / "evalrpc.service"
 _FORCE_SECONDS = 5
+IGNORED_BEFORE_254 = "Unknown key 'DelegateSubgroup' in section [Service], ignoring."
+"""What an earlier systemd says; it does without."""
 KNOWN = {
     "Unit": {"Description", "Wants", "After"},
     "Service": {
         *("Type", "User", "Group", "ExecStart", "ExecReload", "WorkingDirectory", "StateDirectory"),
-        *("StateDirectoryMode", "UMask"),
+        *("StateDirectoryMode", "UMask", "DelegateSubgroup"),
         *("KillMode", "Delegate", "Restart", "RestartSec", "TimeoutStopSec", "LimitNOFILE", "TasksMax", "OOMPolicy"),
         *("NoNewPrivileges", "CapabilityBoundingSet", "ProtectSystem", "ProtectHome", "ProtectKernelTunables"),
         *("ProtectKernelModules", "ProtectKernelLogs", "ProtectHostname", "RestrictSUIDSGID", "RestrictRealtime"),
@@ -55,7 +57,8 @@ def test_systemd_takes_it(tmp_path: Path) -> None:
     unit = tmp_path / UNIT.name
     unit.write_text(UNIT.read_text().replace("ExecStart=/opt/evalrpc/bin/evalrpc", f"ExecStart={sys.executable} -m evalrpc"))
     verified = subprocess.run(("systemd-analyze", "verify", "--man=no", unit), capture_output=True, text=True, check=False)
-    assert (verified.returncode, [line for line in verified.stderr.splitlines() if UNIT.name in line]) == (0, [])
+    said = [line for line in verified.stderr.splitlines() if UNIT.name in line]
+    assert (verified.returncode, [line for line in said if not line.endswith(IGNORED_BEFORE_254)]) == (0, [])
 
 
 def test_the_command_line_is_one_of_serve_and_its_folders_are_the_units() -> None:

@@ -19,7 +19,7 @@ from evalrpc.v1.queue_pb2 import GetQueueRequest
 from evalrpc.v1.results_pb2 import ListMetricsRequest
 from evalrpc.v1.samples_pb2 import ListSamplesRequest
 
-_IMPATIENT_SECONDS: Final = dict.fromkeys(("CompareJobs", "PlanComparison", "ListFlips"), 20.0)
+_IMPATIENT_SECONDS: Final = dict.fromkeys(("CompareJobs", "PlanComparison", "ListFlips"), 7.0)
 """How long a caller waits where a call may take minutes: then it leaves, and the server must not go on for it."""
 
 _MAX_PAGES: Final = 3

@@ -268,6 +268,15 @@ def test_a_plan_says_why_there_is_none(runs: Runs) -> None:
     assert notes[1].startswith("too few samples are in both jobs: 3")
 
 
+def test_values_too_large_for_a_variance_are_no_bug_of_a_plan(runs: Runs) -> None:
+    values = [(-1) ** n * 10.0 ** (300 + n % 8) for n in range(40)]
+    large, small = runs.job("a", rows_of(values)), runs.job("b", rows_of([1, 0] * 20))
+    for candidate in ("", small):
+        (plan,) = runs.api.PlanComparison(difference=0.01, baseline_job_id=large, candidate_job_id=candidate).metrics
+        assert not plan.HasField("required_sample_count")
+        assert plan.note
+
+
 def test_clusters_ask_for_more_samples_and_repeats_for_fewer_documents(runs: Runs) -> None:
     baseline, candidate = runs.job("a", of_passages(PASSAGES)), runs.job("b", of_passages(READ_BETTER))
     jobs = {"baseline_job_id": baseline, "candidate_job_id": candidate}

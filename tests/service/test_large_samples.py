@@ -140,7 +140,8 @@ def test_a_comparison_of_large_rows_is_the_same_as_of_small_ones(api: Api) -> No
 
 
 def test_a_comparison_past_its_limits_is_refused_with_the_limit(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparer, "PROCESS_LIMITS", ReadLimits(max_bytes=200 * 1024**2, max_seconds=3600))
+    in_process = ReadLimits(max_bytes=200 * 1024**2, max_seconds=3600)
+    monkeypatch.setattr(comparer, "_WHOLE", comparer._WHOLE._replace(in_process=in_process))
     good, sparse = job_with(api, row(1)), job_with(api, row(1), 4 * 1024**4)
     error = refusal(lambda: api.CompareJobs(baseline_job_id=good, candidate_job_ids=[sparse]))
     assert dict(detail(error, error_details_pb2.ErrorInfo).metadata) == {"limit_bytes": str(200 * 1024**2)}
