@@ -38,6 +38,7 @@ _MODULES: Final = (
     "scipy.stats",
     "threadpoolctl",
     "transformers.models.auto.tokenization_auto",
+    "torch.backends.xnnpack",
     "torch.distributions",
 )
 """What a run of any model imports by and by."""
