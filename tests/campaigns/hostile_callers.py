@@ -10,7 +10,7 @@ import grpc
 from campaigns.fuzz import REFUSED, has_reason
 from waiting import DEADLINE_SECONDS
 
-from evalrpc.v1.comparison_pb2 import CompareJobsRequest, ListFlipsRequest, PlanComparisonRequest
+from evalrpc.v1.comparison_pb2 import CompareJobsRequest
 from evalrpc.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from evalrpc.v1.files_pb2 import ListArtifactsRequest, ReadArtifactRequest, ReadLogRequest
 from evalrpc.v1.history_pb2 import GetHistoryRequest
@@ -19,7 +19,7 @@ from evalrpc.v1.queue_pb2 import GetQueueRequest
 from evalrpc.v1.results_pb2 import ListMetricsRequest
 from evalrpc.v1.samples_pb2 import ListSamplesRequest
 
-_IMPATIENT_SECONDS: Final = dict.fromkeys(("CompareJobs", "PlanComparison", "ListFlips"), 7.0)
+_IMPATIENT_SECONDS: Final = {"CompareJobs": 20.0}
 """How long a caller waits where a call may take minutes: then it leaves, and the server must not go on for it."""
 
 _MAX_PAGES: Final = 3
@@ -47,8 +47,6 @@ class Callers:
             self.ask(name, "ReadLog", ReadLogRequest(job_id=job_id)),
             self.ask(name, "GetHistory", GetHistoryRequest(filter=JobFilter(job_id_prefix=job_id))),
             self.ask(name, "CompareJobs", CompareJobsRequest(baseline_job_id=other_id, candidate_job_ids=[job_id])),
-            self.ask(name, "PlanComparison", PlanComparisonRequest(difference=0.1, baseline_job_id=job_id)),
-            self.ask(name, "ListFlips", ListFlipsRequest(baseline_job_id=other_id, candidate_job_id=job_id)),
             self._pages(name, "ListMetrics", ListMetricsRequest(job_id=job_id)),
             self._pages(name, "ListSamples", ListSamplesRequest(job_id=job_id, page_size=1000)),
             self._files(name, job_id),
