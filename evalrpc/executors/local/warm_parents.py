@@ -33,6 +33,7 @@ _VARIABLES: Final = {_GPUS_VARIABLE: "", NO_JOB_VARIABLE: "-" * 36}  # as long a
 _OF_ONE_RUN: Final = _MARKS | _VARIABLES.keys()
 _IMMINENT_SECONDS: Final = 5.0
 _LOOK_SECONDS: Final = 0.2
+_END_SECONDS: Final = 10.0
 _RETRY_SECONDS: Final = 600.0
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
@@ -211,6 +212,7 @@ class WarmParents:
             while not poll.poll(_LOOK_SECONDS * 1000):
                 if self._closed or self._clock.monotonic() >= deadline:
                     signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                    poll.poll(_END_SECONDS * 1000)  # until it can be reaped
                     raise TimeoutError(f"it took longer than {timeout_seconds:g} seconds, or the server stops")
         finally:
             os.close(descriptor)
