@@ -32,8 +32,6 @@ class AnswerCounter:
         answer = row[name] if name is not None else None
         if answer is None and not has_failed:
             return
-        while isinstance(answer, list) and len(answer) == 1:
-            answer = answer[0]
         self._total += 1
         if has_failed or _is_failed(answer):
             self._failed += 1

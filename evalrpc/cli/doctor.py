@@ -22,7 +22,7 @@ from evalrpc.config import Settings, load_settings
 from evalrpc.config.addresses import ListenAddress, PortAddress
 from evalrpc.config.listeners import Listener, TlsFiles, listeners_of
 from evalrpc.errors import ConfigurationError, EvalrpcError, UnauthenticatedError
-from evalrpc.files.regular import read_regular_file
+from evalrpc.files.regular import read_named_file
 
 if TYPE_CHECKING:
     from evalrpc.scheduling.run_accounts import AccountPool
@@ -263,7 +263,7 @@ def _tls_holder(address: PortAddress, tls: TlsFiles) -> str:
     except (OSError, ValueError):
         return ""
     try:
-        is_ours = ssl.PEM_cert_to_DER_cert(theirs) == first_certificate(read_regular_file(tls.cert))
+        is_ours = ssl.PEM_cert_to_DER_cert(theirs) == first_certificate(read_named_file(tls.cert))
     except (OSError, ValueError):
         return f"a server with TLS, which is this one or another (that can't be told without the certificate in {tls.cert}),"
     return "a server with this certificate" if is_ours else ""

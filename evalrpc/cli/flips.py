@@ -1,6 +1,7 @@
 """`evalrpc flips`: the samples that changed between two jobs, with both answers."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any, Final
 
@@ -8,7 +9,7 @@ import click
 
 from evalrpc.cli.connection import SLOW_CALL_SECONDS, connect, table_options
 from evalrpc.cli.job_ids import job_argument, resolve
-from evalrpc.cli.output import Form, print_items, print_line
+from evalrpc.cli.output import Form, print_items, warn_of_cut_rows
 from evalrpc.cli.tables import Cell, Column, Kind
 from evalrpc.client.core import plain_row
 from evalrpc.v1.comparison_pb2 import Flip, FlipDirection
@@ -66,7 +67,7 @@ def flips_command(
             direction=_DIRECTIONS[direction] if direction else FlipDirection.FLIP_DIRECTION_UNSPECIFIED,
             higher_is_better=what_is_better == "higher" if what_is_better else None,
             page_size=min(limit, 1000),
-            on_truncated=_warn_of_cut,
+            on_truncated=partial(warn_of_cut_rows, 1),
         )
         printed = islice(flips, limit or None)
         print_items(form, _COLUMNS, _rows(printed), printed, styles=_STYLES)
@@ -91,7 +92,3 @@ def _answer(row: dict[str, Any]) -> str:
     while isinstance(answer, list) and len(answer) == 1:
         answer = answer[0]
     return answer if isinstance(answer, str) else str(answer)
-
-
-def _warn_of_cut(paths: Sequence[str]) -> None:
-    print_line(f"evalrpc: rows over 1 MiB are cut, `evalrpc download` has them whole: {', '.join(paths)}", err=True)

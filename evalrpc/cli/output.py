@@ -116,6 +116,11 @@ def print_folded(facts: Iterable[tuple[str, Cell]]) -> None:
             click.echo(f"{' ' * margin}{line}")
 
 
+def warn_of_cut_rows(max_mib: int, paths: Sequence[str]) -> None:
+    """Say on stderr what of the samples that were printed is not whole."""
+    print_line(f"evalrpc: rows over {max_mib} MiB are cut, `evalrpc download` has them whole: {', '.join(paths)}", err=True)
+
+
 class GrowingTable:
     """A table whose rows are printed as they come. On a terminal, its columns grow with what they hold.
 

@@ -4,7 +4,8 @@ import codecs
 import io
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -16,7 +17,16 @@ from evalrpc.cli.connection import SLOW_CALL_SECONDS, client_options, connect, t
 from evalrpc.cli.exit_codes import ExitCode, fail
 from evalrpc.cli.following import show_outcome
 from evalrpc.cli.job_ids import job_argument, resolve
-from evalrpc.cli.output import Form, is_terminal, print_items, print_json, print_json_line, print_json_text, print_line
+from evalrpc.cli.output import (
+    Form,
+    is_terminal,
+    print_items,
+    print_json,
+    print_json_line,
+    print_json_text,
+    print_line,
+    warn_of_cut_rows,
+)
 from evalrpc.client import DownloadError, EvalClient
 from evalrpc.client.download import select
 from evalrpc.printable import printable, without_colours
@@ -111,13 +121,10 @@ def samples_command(job_id: str, model: str, task: str, limit: int, address: str
     """Print the prediction for each sample, one JSON object per line with or without --json."""
     del as_json
     with connect(address) as client:
-        samples = client.samples(resolve(client, job_id), model, task, min(limit, 1000), on_truncated=_warn_of_cut)
+        warn = partial(warn_of_cut_rows, 2)
+        samples = client.samples(resolve(client, job_id), model, task, min(limit, 1000), on_truncated=warn)
         for row in islice(samples, limit or None):
             print_json_text(json.dumps(row, ensure_ascii=False, sort_keys=True))
-
-
-def _warn_of_cut(paths: Sequence[str]) -> None:
-    print_line(f"evalrpc: rows over 2 MiB are cut, `evalrpc download` has them whole: {', '.join(paths)}", err=True)
 
 
 @click.command(short_help="Download the files of a job.")

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from evalrpc.client.addresses import Address
 from evalrpc.client.logins import kept_token
-from evalrpc.files.regular import read_regular_file
+from evalrpc.files.regular import read_named_file
 
 TLS_CA_VARIABLE: Final = "EVALRPC_TLS_CA"
 TLS_CERT_VARIABLE: Final = "EVALRPC_TLS_CLIENT_CERT"
@@ -112,11 +112,11 @@ def _require_not_empty(**files: FilePath | None) -> None:
 
 
 def _token_in(file: Path) -> str:
-    return read_regular_file(file).decode(errors="replace").strip()
+    return read_named_file(file).decode(errors="replace").strip()
 
 
 def _authorities(path: Path) -> bytes:
-    content = read_regular_file(path)
+    content = read_named_file(path)
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except ssl.SSLError:
@@ -125,7 +125,7 @@ def _authorities(path: Path) -> bytes:
 
 
 def _key_and_chain(key: Path, cert: Path) -> tuple[bytes, bytes]:
-    contents = read_regular_file(key), read_regular_file(cert)
+    contents = read_named_file(key), read_named_file(cert)
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(cert, key, password="")  # else OpenSSL would ask for one
     except ssl.SSLError:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Final
 
-from evalrpc.files.regular import open_regular_file
+from evalrpc.files.regular import open_named_file
 
 _FOLDER_MODE: Final = 0o700
 _RIGHTS_OF_OTHERS: Final = 0o077
@@ -45,7 +45,7 @@ def forget_token(target: str) -> bool:
 def _read() -> Mapping[str, str]:
     try:
         path = logins_path()
-        with open_regular_file(path) as file:
+        with open_named_file(path) as file:
             rights = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             content = file.read()
     except (FileNotFoundError, NotADirectoryError, RuntimeError):  # the last: the user has no home

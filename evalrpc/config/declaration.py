@@ -127,6 +127,9 @@ def between(minimum: int, maximum: int) -> Rule:
     return Rule(f"be from {minimum} to {maximum}", lambda value: bool(minimum <= value <= maximum))
 
 
+POSITIVE: Final = Rule("be finite and above 0", lambda number: 0 < number < float("inf"))
+
+
 def one_of(*words: str) -> Rule:
     """Allow these words."""
     return Rule(f"be {' or '.join(f'`{word}`' for word in words)}", lambda value: value in words, "|".join(words))

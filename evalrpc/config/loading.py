@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from evalrpc.config.callers import OWNER_RULE, ClientCertificate, OidcSettings
 from evalrpc.config.declaration import settings_of
@@ -21,7 +21,9 @@ from evalrpc.config.preparations import PreparationSettings
 from evalrpc.config.secrets import SOURCES, SecretSettings
 from evalrpc.config.settings import DEFAULT_QUOTA, SETTINGS, HarnessSettings, QuotaSettings, Settings
 from evalrpc.errors import ConfigurationError
-from evalrpc.files.regular import read_regular_file
+from evalrpc.files.regular import read_named_file
+
+_T = TypeVar("_T")
 
 _HARNESSES: Final = "harnesses"
 _POLICY: Final = "policy"
@@ -67,7 +69,7 @@ def load_settings(
 
 def _read_file(path: Path) -> dict[str, _Given]:
     try:
-        values = tomllib.loads(read_regular_file(path).decode())
+        values = tomllib.loads(read_named_file(path).decode())
     except OSError as error:
         raise ConfigurationError(f"config file {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -78,9 +80,14 @@ def _read_file(path: Path) -> dict[str, _Given]:
     return {name: _Given(value, path.parent, str(path)) for name, value in values.items()}
 
 
+def _read_each(where: str, rule: str, given: _Given, read: Callable[[str, _Given], _T]) -> dict[str, _T]:
+    """Read every entry of a table, by name. `rule` says what it must be."""
+    _require(isinstance(given.value, dict), where, rule, given.source)
+    return {name: read(name, given._replace(value=value)) for name, value in given.value.items()}
+
+
 def _read_harnesses(tables: _Given) -> dict[str, HarnessSettings]:
-    _require(isinstance(tables.value, dict), _HARNESSES, "must be tables such as [harnesses.lmms-eval]", tables.source)
-    return {name: _read_harness(name, tables._replace(value=table)) for name, table in tables.value.items()}
+    return _read_each(_HARNESSES, "must be tables such as [harnesses.lmms-eval]", tables, _read_harness)
 
 
 def _read_harness(name: str, table: _Given) -> HarnessSettings:
@@ -110,8 +117,7 @@ def _read_policy(where: str, table: _Given) -> PolicySettings:
 
 
 def _read_preparations(tables: _Given) -> dict[str, PreparationSettings]:
-    _require(isinstance(tables.value, dict), _PREPARATIONS, "must be tables such as [preparations.merge-fsdp2]", tables.source)
-    return {name: _read_preparation(name, tables._replace(value=table)) for name, table in tables.value.items()}
+    return _read_each(_PREPARATIONS, "must be tables such as [preparations.merge-fsdp2]", tables, _read_preparation)
 
 
 def _read_preparation(name: str, table: _Given) -> PreparationSettings:
@@ -121,8 +127,7 @@ def _read_preparation(name: str, table: _Given) -> PreparationSettings:
 
 
 def _read_secrets(tables: _Given) -> dict[str, SecretSettings]:
-    _require(isinstance(tables.value, dict), _SECRETS, "must be tables such as [secrets.HF_TOKEN]", tables.source)
-    return {name: _read_secret(name, tables._replace(value=table)) for name, table in tables.value.items()}
+    return _read_each(_SECRETS, "must be tables such as [secrets.HF_TOKEN]", tables, _read_secret)
 
 
 def _read_secret(name: str, table: _Given) -> SecretSettings:
@@ -138,8 +143,7 @@ def _read_secret(name: str, table: _Given) -> SecretSettings:
 
 def _read_certificates(table: _Given) -> dict[str, ClientCertificate]:
     lines = 'must have lines such as "NAME" = { owner = "alice", role = "submitter" }'
-    _require(isinstance(table.value, dict), _CERTIFICATES, lines, table.source)
-    return {name: _read_certificate(name, table._replace(value=line)) for name, line in table.value.items()}
+    return _read_each(_CERTIFICATES, lines, table, _read_certificate)
 
 
 def _read_certificate(name: str, line: _Given) -> ClientCertificate:
@@ -174,8 +178,7 @@ def _read_table(
 
 
 def _read_shares(table: _Given) -> dict[str, float]:
-    _require(isinstance(table.value, dict), _SHARES, "must be a table of weights by owner", table.source)
-    return {owner: _read_weight(owner, table._replace(value=weight)) for owner, weight in table.value.items()}
+    return _read_each(_SHARES, "must be a table of weights by owner", table, _read_weight)
 
 
 def _read_weight(owner: str, given: _Given) -> float:
@@ -187,8 +190,7 @@ def _read_weight(owner: str, given: _Given) -> float:
 
 
 def _read_quotas(tables: _Given) -> dict[str, QuotaSettings]:
-    _require(isinstance(tables.value, dict), _QUOTAS, "must be tables such as [quotas.default]", tables.source)
-    given = {owner: _read_quota(owner, tables._replace(value=table)) for owner, table in tables.value.items()}
+    given = _read_each(_QUOTAS, "must be tables such as [quotas.default]", tables, _read_quota)
     return {owner: QuotaSettings(**{**given.get(DEFAULT_QUOTA, {}), **values}) for owner, values in given.items()}
 
 

@@ -3,11 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
-from evalrpc.config.declaration import FOLDER, NUMBER, STRINGS, VARIABLES, Rule, metadata, setting
-
-_POSITIVE: Final = Rule("be finite and above 0", lambda number: 0 < number < float("inf"))
+from evalrpc.config.declaration import FOLDER, NUMBER, POSITIVE, STRINGS, VARIABLES, metadata, setting
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,7 @@ class PreparationSettings:
         NUMBER,
         "How long it may take; past that it is ended, and the job is FAILED with `PREPARATION_FAILED`.",
         unit="seconds",
-        rule=_POSITIVE,
+        rule=POSITIVE,
     )
     env: Mapping[str, str] = field(
         default_factory=dict,

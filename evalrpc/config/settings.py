@@ -18,6 +18,7 @@ from evalrpc.config.declaration import (
     NAMES,
     NUMBER,
     OCTAL_NUMBER,
+    POSITIVE,
     PROGRAM,
     STRING,
     STRING_OR_INTEGER,
@@ -74,7 +75,6 @@ _GPUS_RULE: Final = Rule(
 )
 _MODE_RULE: Final = Rule("be the rights of a file that its owner may read and write, such as 0640", _is_file_mode)
 _FINITE: Final = Rule("be finite and not negative", lambda number: 0 <= number < float("inf"))
-_POSITIVE: Final = Rule("be finite and above 0", lambda number: 0 < number < float("inf"))
 _PLAIN_PATH: Final = Rule(
     "have no comma or quote, which lmms-eval would misread", lambda path: not set(",'\"") & set(str(path))
 )
@@ -415,7 +415,7 @@ class Settings:
         NUMBER,
         "How long it takes until what an owner has used counts half. The next job is taken from the owner with the least use.",
         unit="seconds",
-        rule=_POSITIVE,
+        rule=POSITIVE,
     )
     preemption_interval_seconds: float = _seconds(
         1800.0, "How long a preemptible job that has given way to another is not made to do so again."

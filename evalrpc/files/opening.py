@@ -21,7 +21,7 @@ from typing import BinaryIO, Final
 
 from evalrpc.errors import ArtifactNotFoundError, FieldViolation, InvalidRequestError
 from evalrpc.files.errnos import unreadable
-from evalrpc.files.regular import wrong_kind
+from evalrpc.files.regular import require_regular, wrong_kind
 from evalrpc.protobuf.file_names import disk_name, wire_name
 
 MAX_NAME_BYTES: Final = 4096
@@ -116,7 +116,7 @@ def open_regular_file(path: Path) -> Iterator[int | None]:
     """
     with _opened(path, _FILE) as descriptor:
         if descriptor is not None:
-            _require_regular(descriptor, path.name)
+            require_regular(descriptor, path.name)
         yield descriptor
 
 
@@ -128,7 +128,7 @@ def open_to_overwrite(path: Path) -> Iterator[int | None]:
     """
     with _opened(path, _FILE | os.O_RDWR) as descriptor:
         if descriptor is not None:
-            _require_regular(descriptor, path.name)
+            require_regular(descriptor, path.name)
             if os.fstat(descriptor).st_nlink > 1:
                 raise OSError(errno.EMLINK, "it has other names, too", path.name)
         yield descriptor
@@ -143,7 +143,7 @@ def open_in(folder: Path, path: Path | str) -> Iterator[BinaryIO]:
     parts = _parts_within(folder, Path(path))
     descriptor = _open_parts(_open_path(folder, _PASSED_THROUGH), parts, _FILE)
     try:
-        _require_regular(descriptor, parts[-1])
+        require_regular(descriptor, parts[-1])
         with open(descriptor, "rb", closefd=False) as file:
             yield file
     finally:
@@ -207,16 +207,9 @@ def _explained(error: OSError, name: str, wanted: str, parent: int) -> OSError:
     return error
 
 
-def _require_regular(descriptor: int, name: str) -> None:
-    """Raise OSError unless a regular file was opened."""
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        raise wrong_kind(mode, name, "regular file")
-
-
 def _require_artifact(descriptor: int, name: str) -> None:
     try:
-        _require_regular(descriptor, name)
+        require_regular(descriptor, name)
     except OSError as error:
         raise _not_found(name, error) from error
 

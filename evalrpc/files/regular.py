@@ -19,20 +19,28 @@ _KINDS: Final[Sequence[tuple[Callable[[int], bool], str, int]]] = (
 )
 
 
-def read_regular_file(path: Path) -> bytes:
+def read_named_file(path: Path) -> bytes:
     """Return the content of a regular file. Raises OSError, also for anything else, which is not waited for."""
-    with open_regular_file(path) as file:
+    with open_named_file(path) as file:
         return file.read()
 
 
-def open_regular_file(path: Path) -> BinaryIO:
+def open_named_file(path: Path) -> BinaryIO:
     """Open a regular file for reading. Raises OSError, also for anything else, which is not waited for."""
     file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115 - the caller closes it
-    mode = os.fstat(file.fileno()).st_mode
-    if stat.S_ISREG(mode):
-        return file
-    file.close()
-    raise wrong_kind(mode, str(path), "regular file")
+    try:
+        require_regular(file.fileno(), str(path))
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def require_regular(descriptor: int, name: str) -> None:
+    """Raise OSError unless a regular file was opened."""
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        raise wrong_kind(mode, name, "regular file")
 
 
 def wrong_kind(mode: int, name: str, wanted: str) -> OSError:

@@ -1,6 +1,5 @@
 """Runs any program of the operator's as a harness."""
 
-import re
 import shutil
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -12,6 +11,7 @@ from evalrpc.errors import ConfigurationError, FieldViolation
 from evalrpc.harnesses.base import Command, Exit, Preload, Run
 from evalrpc.harnesses.code_arguments import code_arguments
 from evalrpc.harnesses.failures import check_exit, failed, find_failure
+from evalrpc.harnesses.placeholders import filled_in, placeholders_in, require_known
 from evalrpc.harnesses.progress_bars import follow_bar
 from evalrpc.results.layout import read_results
 from evalrpc.v1.catalog_pb2 import HarnessInfo
@@ -22,7 +22,6 @@ KIND: Final = "command"
 PLACEHOLDERS: Final = ("request_json", "output_dir", "model", "tasks", "job_id", "attempt")
 """The names allowed in braces in the command line."""
 
-_PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _REQUEST_NAME = "request.json"
 
 
@@ -39,15 +38,12 @@ class CommandHarness:
         self._settings = settings
         if not settings.command:
             raise ConfigurationError(f"setting harnesses.{self.name}.command: is needed for the kind `command`")
-        used = {name for argument in settings.command for name in _PLACEHOLDER.findall(argument)}
-        for name in sorted(used - set(PLACEHOLDERS)):
-            known = ", ".join(f"{{{placeholder}}}" for placeholder in PLACEHOLDERS)
-            raise ConfigurationError(f"setting harnesses.{self.name}.command: {{{name}}} is unknown; there are: {known}")
-        if settings.preload and (settings.command[1:2] != ("-m",) or _PLACEHOLDER.search("".join(settings.command[:3]))):
+        require_known(f"setting harnesses.{self.name}.command", settings.command, PLACEHOLDERS)
+        if settings.preload and (settings.command[1:2] != ("-m",) or placeholders_in(settings.command[:3])):
             raise ConfigurationError(
                 f"setting harnesses.{self.name}.preload: is for a command that begins with an interpreter, -m and a module"
             )
-        self._in_code = {name for code in code_arguments(settings.command) for name in _PLACEHOLDER.findall(code)}
+        self._in_code = placeholders_in(code_arguments(settings.command))
         for name in ("model", "tasks"):
             if name in self._in_code:
                 raise ConfigurationError(
@@ -83,7 +79,7 @@ class CommandHarness:
             "attempt": str(run.attempt),
         }
         return Command(
-            argv=tuple(_PLACEHOLDER.sub(lambda match: values[match[1]], argument) for argument in self._settings.command),
+            argv=filled_in(self._settings.command, values),
             env=self._settings.env,
             files={
                 request_path: json_format.MessageToJson(run.request, preserving_proto_field_name=True, sort_keys=True).encode()

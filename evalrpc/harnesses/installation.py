@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -46,9 +47,14 @@ def note_version(settings: HarnessSettings, package: Package, results: Mapping[s
 
 def installed_modules(settings: HarnessSettings, *names: str) -> list[str]:
     """Return those modules of a harness that are installed beside the interpreter, and so none whose name a client made up."""
-    paths = {name: f"{name.replace('.', '/')}.py" for name in names}
-    folders = list(_package_folders(settings))
-    return [name for name, path in paths.items() if any((folder / path).is_file() for folder in folders)]
+    return [name for name in names if _has_module(settings.python, name)]
+
+
+@lru_cache(maxsize=1000)
+def _has_module(interpreter: Path, name: str) -> bool:
+    """Look once: it is asked for every task of a job. One that is installed later is only not preloaded until a restart."""
+    path = f"{name.replace('.', '/')}.py"
+    return any((folder / path).is_file() for folder in _package_folders(interpreter))
 
 
 def _unavailable_reason(settings: HarnessSettings, version: str | None, package: Package) -> str:
@@ -73,14 +79,14 @@ def _parts(version: str) -> list[int]:
 def _installed_version(settings: HarnessSettings, package: Package) -> str | None:
     """Return the version of the package that is installed beside the interpreter; None without either."""
     pattern = re.compile(re.escape(package.name) + "-" + _VERSION)
-    folders = [folder for folder in _package_folders(settings) if folder.is_dir()]
+    folders = [folder for folder in _package_folders(settings.python) if folder.is_dir()]
     names = (pattern.fullmatch(entry.name) for folder in folders for entry in sorted(folder.iterdir()))
     return next((match[1] for match in names if match), None)
 
 
-def _package_folders(settings: HarnessSettings) -> Iterator[Path]:
+def _package_folders(interpreter: Path) -> Iterator[Path]:
     """Yield the folders of packages beside the interpreter; none without it."""
-    python = shutil.which(settings.python)
+    python = shutil.which(interpreter)
     if python is not None:
         yield from Path(python).parent.parent.glob("lib*/python*/*-packages")
 

@@ -24,7 +24,7 @@ KIND: Final = "lm-eval"
 _PACKAGE: Final = Package(title="lm-eval", name="lm_eval", oldest="0.4.10")
 _CONFIG_NAME: Final = "lm-eval.yaml"
 _REQUESTS_LABEL = re.compile(r"(Running \w+ requests|Requesting API)?")
-INDEX_SCRIPT: Final = SCRIPTS / "lm_eval_index.py"
+_INDEX_SCRIPT: Final = SCRIPTS / "lm_eval_index.py"
 _MODULES: Final = (
     "lm_eval.__main__",
     "lm_eval._cli.run",
@@ -130,7 +130,7 @@ def _preload(settings: HarnessSettings, model: str = "") -> Preload:
         program=(str(settings.python), "-m", "lm_eval"),
         module="lm_eval",
         modules=(*_MODULES, *installed_modules(settings, f"lm_eval.models.{_MODEL_MODULES.get(model, model)}")),
-        script=INDEX_SCRIPT,
+        script=_INDEX_SCRIPT,
     )
 
 

@@ -13,6 +13,7 @@ from evalrpc.errors import ConfigurationError
 from evalrpc.files.fingerprints import fingerprint_files
 from evalrpc.harnesses.base import Command
 from evalrpc.harnesses.code_arguments import code_arguments
+from evalrpc.harnesses.placeholders import filled_in, placeholders_in, require_known
 from evalrpc.v1.jobs_pb2 import EvaluateRequest
 
 MODEL_ARGUMENTS: Final = ("pretrained", "model_path", "model_version", "model")
@@ -21,7 +22,6 @@ MODEL_ARGUMENTS: Final = ("pretrained", "model_path", "model_version", "model")
 PROGRAMS: Final = {"merge_fsdp2": Path(__file__).with_name("merge_fsdp2.py")}
 """The programs that come with evalrpc, by placeholder. They run without its package, with the interpreter of a harness."""
 
-_PLACEHOLDER: Final = re.compile(r"\{(\w+)\}")
 _PLACEHOLDERS: Final = ("model", "output", *PROGRAMS)
 _NO_NAME: Final = re.compile(r"[^A-Za-z0-9._-]")
 _MAX_NAME_LENGTH: Final = 100
@@ -45,8 +45,7 @@ class Preparation:
     def command(self, model: Path, output: Path) -> Command:
         """Build the command that prepares a model's folder into another one. No shell is involved."""
         values = {"model": str(model), "output": str(output), **{name: str(path) for name, path in PROGRAMS.items()}}
-        argv = tuple(_PLACEHOLDER.sub(lambda match: values[match[1]], argument) for argument in self._settings.command)
-        return Command(argv=argv, env=self._settings.env, cwd=self._settings.working_dir)
+        return Command(argv=filled_in(self._settings.command, values), env=self._settings.env, cwd=self._settings.working_dir)
 
     def problem(self) -> str:
         """Say why it can't run; nothing if its program is there. Looks at the disk."""
@@ -109,14 +108,11 @@ def _require_sound(settings: PreparationSettings) -> None:
     where = f"setting preparations.{settings.name}.command"
     if not settings.command:
         raise ConfigurationError(f"{where}: must not be empty")
-    used = {name for argument in settings.command for name in _PLACEHOLDER.findall(argument)}
-    for name in sorted(used.difference(_PLACEHOLDERS)):
-        known = ", ".join(f"{{{placeholder}}}" for placeholder in _PLACEHOLDERS)
-        raise ConfigurationError(f"{where}: {{{name}}} is unknown; there are: {known}")
+    require_known(where, settings.command, _PLACEHOLDERS)
     for name in ("model", "output"):
-        if name not in used:
+        if name not in placeholders_in(settings.command):
             raise ConfigurationError(f"{where}: must have {{{name}}}")
-    if any("{model}" in code or "{output}" in code for code in code_arguments(settings.command)):
+    if placeholders_in(code_arguments(settings.command)) & {"model", "output"}:
         raise ConfigurationError(
             f"{where}: {{model}} or {{output}} would be read as code, which any client could write: make them arguments of "
             f"""the code, as in ["sh", "-c", "program \\"$1\\" \\"$2\\"", "sh", "{{model}}", "{{output}}"]"""

@@ -69,8 +69,9 @@ class Preparing:
         if not job.request.preparation:
             return job.request
         folder = self._folder(job, attempt)
-        place = _read_place(folder) or self._place(job, working_dir)
-        if _read_place(folder) is None:
+        place = _read_place(folder)
+        if place is None:
+            place = self._place(job, working_dir)
             make_private_folder(folder)
             with create_private_file(folder / _PLACE) as file:
                 file.write(str(place).encode())

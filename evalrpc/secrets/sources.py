@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Final
 
 from evalrpc.config import SecretSettings
-from evalrpc.files.regular import open_regular_file
+from evalrpc.files.regular import open_named_file
 
 MAX_BYTES: Final = 64 * 1024
 """The longest value. Linux hands no more than 128 KiB to a program in one variable."""
@@ -41,7 +41,7 @@ def read_value(source: SecretSettings, environment: Mapping[str, str], command_s
 
 def _read(source: SecretSettings, environment: Mapping[str, str], command_seconds: float) -> bytes:
     if source.file is not None:
-        with open_regular_file(source.file) as file:
+        with open_named_file(source.file) as file:
             return file.read(MAX_BYTES + 1)
     if source.variable is not None:
         if source.variable not in environment:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
 
 from evalrpc.config import Settings
-from evalrpc.files.regular import open_regular_file
+from evalrpc.files.regular import open_named_file
 
 DEFAULT_NAME: Final = "audit.jsonl"
 """The name of the file in the data folder, where the setting names none."""
@@ -130,7 +130,7 @@ class AuditFile:
         seen: set[tuple[int, int]] = set()
         for number in range(self._max_files):
             try:
-                file = open_regular_file(self._numbered(number))
+                file = open_named_file(self._numbered(number))
             except FileNotFoundError:
                 continue
             status = os.fstat(file.fileno())

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from evalrpc.config.listeners import TlsFiles
 from evalrpc.errors import ConfigurationError
-from evalrpc.files.regular import read_regular_file
+from evalrpc.files.regular import read_named_file
 from evalrpc.server.x509 import validity_of
 
 _EARLIEST_WARNING: Final = timedelta(days=14)
@@ -116,7 +116,7 @@ def _read(files: TlsFiles) -> Pem:
 
 def _bytes_of(setting: str, path: Path) -> bytes:
     try:
-        return read_regular_file(path)
+        return read_named_file(path)
     except OSError as error:
         raise ConfigurationError(f"setting {setting}: can't read {path}: {error.strerror}") from error
 

@@ -16,6 +16,7 @@ from server_process import ServerProcess
 from test_real_inspect import TASKS as INSPECT_TASKS
 from test_real_lm_eval import ANSWERING, CHOOSING, DATA
 from test_real_lmms_eval import TASK as LMMS_TASK
+from test_real_lmms_eval import UTILS
 from waiting import eventually
 
 from evalrpc.config import HarnessSettings
@@ -25,18 +26,8 @@ from evalrpc.v1 import jobs_pb2 as pb
 
 pytestmark = pytest.mark.slow
 
-SCORES = """
-import ctypes, os, signal, sys, time
-
-def no_images(doc):
-    return []
-
-def exact(doc, results):
-    return {"exact": float(results[0].strip() == doc["answer"])}
-
-def slow(doc, results):
-    time.sleep(0.5)
-    return exact(doc, results)
+SCORES = f"""{UTILS}
+import ctypes, os, signal
 
 def crash(doc, results):
     raise RuntimeError("the scorer gave up")
@@ -53,6 +44,7 @@ def leave(doc, results):
 def memory(doc, results):
     raise MemoryError()
 """
+"""Each of several processes may be the first to crash, so here it does not say at which document."""
 SCORERS = ("exact", "slow", "crash", "kill", "segv", "leave", "memory")
 MODELS = {"lmms-eval": "dummy", "lm-eval": "dummy", "inspect-ai": "mockllm/model"}
 GOOD = {"lmms-eval": "sums_exact", "lm-eval": "sums_choice", "inspect-ai": "sums_a"}

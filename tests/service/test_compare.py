@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+from copier import add_copier, run_copier
 from google.rpc import error_details_pb2
 from serving import COMPLETED, NOWHERE, Api, ServerHere, Site, detail, reason_of
 
@@ -34,11 +35,6 @@ SAME, INCONCLUSIVE = VERDICT_SAME, VERDICT_INCONCLUSIVE
 MCNEMAR, BOOTSTRAP = TEST_METHOD_MCNEMAR, TEST_METHOD_PAIRED_BOOTSTRAP
 UNPAIRED_Z, UNTESTED = TEST_METHOD_UNPAIRED_Z, TEST_METHOD_NONE
 
-COPIER = """
-import shutil, sys
-shutil.copytree(sys.argv[1], sys.argv[2], dirs_exist_ok=True)
-"""
-
 Scores = Mapping[str, Sequence[Any]]
 """The score of each sample of a task, by metric name."""
 
@@ -56,9 +52,7 @@ class Bench:
             file = self._trees / name / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
-        job = self.api.run(name, request={"harness": "copier", "model": str(self._trees / name)})
-        assert job.status == COMPLETED, job.error
-        return job.job_id
+        return run_copier(self.api, self._trees / name)
 
     def compare(self, baseline: str, *candidates: str, **fields: Any) -> CompareJobsResponse:
         return self.api.CompareJobs(baseline_job_id=baseline, candidate_job_ids=candidates, **fields)
@@ -75,11 +69,7 @@ class Bench:
 
 @pytest.fixture
 def bench(site: Site, serve: Callable[..., ServerHere]) -> Bench:
-    program = site.folder / "copier.py"
-    program.write_text(COPIER)
-    command = json.dumps([sys.executable, "-S", str(program), "{model}", "{output_dir}"])
-    with site.config.open("a") as config:
-        config.write(f'[harnesses.copier]\nkind = "command"\ncommand = {command}\n')
+    add_copier(site)
     return Bench(serve().api, site)
 
 

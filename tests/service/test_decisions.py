@@ -2,15 +2,15 @@
 
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from copier import add_copier, run_copier
 from google.rpc import error_details_pb2
-from serving import COMPLETED, NOWHERE, Api, ServerHere, Site, detail, reason_of
+from serving import NOWHERE, Api, ServerHere, Site, detail, reason_of
 
 from evalrpc.analysis import comparer, flips
 from evalrpc.client import EvalClient
@@ -31,11 +31,6 @@ from evalrpc.v1.comparison_pb2 import (
     MetricComparison,
 )
 
-COPIER = """
-import shutil, sys
-shutil.copytree(sys.argv[1], sys.argv[2], dirs_exist_ok=True)
-"""
-
 Row = Mapping[str, Any]
 
 
@@ -54,9 +49,7 @@ class Runs:
         document = {"results": {"t": means}, "higher_is_better": {"t": dict.fromkeys(metrics, True)}}
         (folder / "20260214_103045_results.json").write_text(json.dumps(document))
         (folder / "20260214_103045_samples_t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        job = self.api.run(name, request={"harness": "copier", "model": str(self._trees / name)})
-        assert job.status == COMPLETED, job.error
-        return job.job_id
+        return run_copier(self.api, self._trees / name)
 
     def metric(self, baseline: str, candidate: str, **fields: Any) -> MetricComparison:
         answer = self.api.CompareJobs(baseline_job_id=baseline, candidate_job_ids=[candidate], **fields)
@@ -66,11 +59,7 @@ class Runs:
 
 @pytest.fixture
 def runs(site: Site, serve: Callable[..., ServerHere]) -> Runs:
-    program = site.folder / "copier.py"
-    program.write_text(COPIER)
-    command = json.dumps([sys.executable, "-S", str(program), "{model}", "{output_dir}"])
-    with site.config.open("a") as config:
-        config.write(f'[harnesses.copier]\nkind = "command"\ncommand = {command}\n')
+    add_copier(site)
     return Runs(serve().api, site)
 
 

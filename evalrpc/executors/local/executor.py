@@ -85,7 +85,7 @@ class LocalExecutor:
         self._warm_parents = WarmParents(warm_limits, SystemClock())
         self._cgroups = cgroups
         self._known: tuple[Mapping[str, str] | None, Sequence[Node]] = None, ()  # the nodes, and which quarantine they show
-        self._short_commands = ShortCommands(environment)
+        self._short_commands = ShortCommands()
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._fork_server: ForkServer | None = None
@@ -171,7 +171,7 @@ class LocalExecutor:
         """Run a short command, and return what it printed. Raises OSError, TimeoutError."""
         environment = build_environment(self._environment, command.env, gpus=(), job_id="", attempt=0)
         warm = self._warm_parents.run_script(command, environment, timeout_seconds)
-        return warm or self._short_commands.run(command, timeout_seconds)
+        return warm or self._short_commands.run(command, environment, timeout_seconds)
 
     def warm_state(self, harness_name: str) -> WarmState:
         """Return whether the next run of a harness may be warm, or why not. Never blocks for long."""

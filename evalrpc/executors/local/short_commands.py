@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Final
 
 from evalrpc.executors.base import CommandOutput
-from evalrpc.executors.local.environment import build_environment
 from evalrpc.harnesses.base import Command
 
 _CLOSED: Final = "the server stops"
@@ -15,16 +14,15 @@ _CLOSED: Final = "the server stops"
 class ShortCommands:
     """Runs commands in the server's own session. May be used from several threads."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self._environment = environment
+    def __init__(self) -> None:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._closed = False
         self._lock = threading.Lock()
 
-    def run(self, command: Command, timeout_seconds: float) -> CommandOutput:
+    def run(self, command: Command, environment: Mapping[str, str], timeout_seconds: float) -> CommandOutput:
         """Run a command, and return what it printed. Raises OSError if it can't be started, takes too long, or is ended by
         `close`."""
-        with self._start(command) as process:
+        with self._start(command, environment) as process:
             try:
                 stdout, stderr = process.communicate(timeout=timeout_seconds)
             except subprocess.TimeoutExpired as error:
@@ -42,13 +40,13 @@ class ShortCommands:
             for process in self._running:
                 process.kill()
 
-    def _start(self, command: Command) -> "subprocess.Popen[bytes]":
+    def _start(self, command: Command, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
         with self._lock:
             if self._closed:
                 raise OSError(_CLOSED)
             process = subprocess.Popen(
                 command.argv,
-                env=build_environment(self._environment, command.env, gpus=(), job_id="", attempt=0),
+                env=environment,
                 cwd=command.cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
