@@ -1,20 +1,23 @@
-"""Comparisons, plans and flips for callers: of small samples files in the server itself, of others in a process of its own."""
+"""Comparisons, plans and flips for callers, computed in processes of their own, so that NumPy and SciPy, which take more memory
+than the rest of an idle server, are never loaded into it."""
 
+import asyncio
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
 
 from google.protobuf.message import Message
 
+from evalrpc.analysis.flip_lists import Flips, FlipsPart
 from evalrpc.config import HarnessSettings
-from evalrpc.errors import ReadLimitError
+from evalrpc.errors import EvalrpcError
 from evalrpc.files.read_budget import ReadBudget, ReadLimits
 from evalrpc.harnesses.base import Harness
 from evalrpc.harnesses.registry import build_harness
-from evalrpc.reading import page_tokens, samples
+from evalrpc.reading import page_tokens
 from evalrpc.reading.disk import read_in, read_on
 from evalrpc.scheduling.limited_process import LimitedProcess, Limits
 from evalrpc.v1.comparison_pb2 import (
@@ -27,62 +30,45 @@ from evalrpc.v1.comparison_pb2 import (
 )
 from evalrpc.v1.jobs_pb2 import JobInfo
 
-if TYPE_CHECKING:
-    from evalrpc.analysis.flips import Flips, FlipsPart
-
-IN_PLACE_LIMITS: Final = ReadLimits(max_bytes=32 * 1024**2, max_seconds=5.0, max_row_bytes=512 * 1024)
-"""For a comparison in the server itself. The longest row of these holds the interpreter for about 40 ms."""
-
-PROCESS_LIMITS: Final = ReadLimits(max_bytes=16 * 1024**3, max_seconds=120.0)
-"""For a comparison in a process."""
+READ_LIMITS: Final = ReadLimits(max_bytes=16 * 1024**3, max_seconds=120.0)
+"""What reading may cost."""
 
 PROCESS_USE: Final = Limits(memory_bytes=2 * 1024**3, processor_seconds=120)
-"""What such a process may use."""
+"""What it may use of the machine."""
 
+IDLE_SECONDS: Final = 30.0
+"""How long a process waits for more work before it ends."""
 _MAX_REMEMBERED: Final = 1_000_000  # flips, of all listings: 32 bytes each
 
 _Work = Callable[[Any, Sequence[JobInfo], Mapping[str, Harness], Path, ReadBudget], Any]
-"""Something that reads the samples of jobs, with what it needs to know. A function of this module, so that a process finds it;
-each imports the rest, so that a server that compares nothing never loads NumPy and SciPy."""
-
-
-class _Place(NamedTuple):
-    """What reading may cost: first in the server, then in a process."""
-
-    here: ReadLimits
-    in_process: ReadLimits
-    use: Limits
-
-
-_WHOLE: Final = _Place(IN_PLACE_LIMITS, PROCESS_LIMITS, PROCESS_USE)
-_PAGE: Final = _Place(samples.IN_PLACE_LIMITS, samples.PROCESS_LIMITS, samples.PROCESS_USE)
+"""Something that reads the samples of jobs, with what it needs to know. A function of this module, which imports the rest: the
+process does, and the server never."""
 
 
 class Comparer:
-    """Compares jobs. Runs on the event loop; `comparers` do the work, or wait for the process that does."""
+    """Compares jobs. Runs on the event loop; `comparers` wait for the processes that do the work, one each."""
 
     def __init__(
         self,
         data_dir: Path,
-        harnesses: Mapping[str, Harness],
         harness_settings: Mapping[str, HarnessSettings],
         comparers: Executor,
     ) -> None:
         self._data_dir = data_dir
-        self._harnesses = harnesses
         self._harness_settings = harness_settings
         self._comparers = comparers
         self._known_flips = _KnownFlips()
+        self._idle: list[tuple[LimitedProcess, asyncio.TimerHandle]] = []
 
     async def compare(self, call: CompareJobsRequest, baseline: JobInfo, candidates: Sequence[JobInfo]) -> CompareJobsResponse:
         """Compare the candidates with the baseline. Raises what `evalrpc.analysis.comparison.compare` does."""
-        answer: CompareJobsResponse = await self._read(_WHOLE, _compare, call, [baseline, *candidates])
+        answer: CompareJobsResponse = await self._read(_compare, call, [baseline, *candidates])
         return answer
 
     async def plan(self, call: PlanComparisonRequest, jobs: Sequence[JobInfo]) -> PlanComparisonResponse:
         """Plan a comparison from the samples of jobs, or without any. Raises what
         `evalrpc.analysis.planning.plan_from_jobs` does."""
-        answer: PlanComparisonResponse = await self._read(_WHOLE, _plan, call, jobs)
+        answer: PlanComparisonResponse = await self._read(_plan, call, jobs)
         return answer
 
     async def list_flips(self, call: ListFlipsRequest, jobs: Sequence[JobInfo], page_size: int) -> bytes:
@@ -93,35 +79,58 @@ class Comparer:
         flips = await self._flips(_without(listing, "direction"), jobs)
         indices = flips.range_of(call.direction)
         part = flips.part(indices[begin : begin + page_size])
-        page: ListFlipsResponse = await self._read(_PAGE, _read_flips, (part, page_size), jobs)
+        page: ListFlipsResponse = await self._read(_read_flips, (part, page_size), jobs)
         end = begin + len(page.flips)
         if end < len(indices):
             page.next_page_token = page_tokens.encode(end, listing)
         return page.SerializeToString()
 
-    async def _flips(self, listing: ListFlipsRequest, jobs: Sequence[JobInfo]) -> "Flips":
+    async def _flips(self, listing: ListFlipsRequest, jobs: Sequence[JobInfo]) -> Flips:
         key = listing.SerializeToString(deterministic=True)
         flips = self._known_flips.get(key)
         if flips is None:
-            flips = await self._read(_WHOLE, _find_flips, listing, jobs)
+            flips = await self._read(_find_flips, listing, jobs)
             self._known_flips.put(key, flips)
         return flips
 
-    async def _read(self, place: _Place, work: _Work, order: object, jobs: Sequence[JobInfo]) -> Any:
-        """Do work in the server, or in a process if that would take too much."""
-        jobs = list(map(_needed_of, jobs))
-        budget = ReadBudget(place.here)
-        try:
-            return await read_on(
-                self._comparers, lambda: work(order, jobs, self._harnesses, self._data_dir, budget), budget.stop
-            )
-        except ReadLimitError:
-            pass
-        process = LimitedProcess(place.use)
+    def close(self) -> None:
+        """End the processes that are kept."""
+        while self._idle:
+            process, timer = self._idle.pop()
+            timer.cancel()
+            process.close()
+
+    async def _read(self, work: _Work, order: object, jobs: Sequence[JobInfo]) -> Any:
+        """Do work in a process, and keep that for a while, unless nobody waits for the work any more."""
         names = {job.request.harness for job in jobs} & self._harness_settings.keys()
         settings = [self._harness_settings[name] for name in names]
-        arguments = (work, order, jobs, settings, self._data_dir, place.in_process)
-        return await read_on(self._comparers, lambda: read_in(process, _work_in_process, *arguments), process.close)
+        arguments = (work, order, list(map(_needed_of, jobs)), settings, self._data_dir, READ_LIMITS)
+        process = self._take()
+        try:
+            answer = await read_on(self._comparers, lambda: read_in(process, _work_in_process, *arguments))
+        except EvalrpcError:
+            self._keep(process)
+            raise
+        except BaseException:  # above all that nobody waits for the answer any more
+            process.close()
+            raise
+        self._keep(process)
+        return answer
+
+    def _take(self) -> LimitedProcess:
+        if not self._idle:
+            return LimitedProcess(PROCESS_USE, is_kept=True)
+        process, timer = self._idle.pop()
+        timer.cancel()
+        return process
+
+    def _keep(self, process: LimitedProcess) -> None:
+        timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._end, process)
+        self._idle.append((process, timer))
+
+    def _end(self, process: LimitedProcess) -> None:
+        self._idle = [each for each in self._idle if each[0] is not process]
+        self._comparers.submit(process.close)  # which waits for its end
 
 
 class _KnownFlips:
@@ -131,12 +140,12 @@ class _KnownFlips:
         self._known: OrderedDict[bytes, Flips] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: bytes) -> "Flips | None":
+    def get(self, key: bytes) -> Flips | None:
         """Return the flips of a listing, if they are remembered."""
         with self._lock:
             return self._known.get(key)
 
-    def put(self, key: bytes, flips: "Flips") -> None:
+    def put(self, key: bytes, flips: Flips) -> None:
         """Remember the flips of a listing, and forget older ones that are too many by now."""
         with self._lock:
             self._known[key] = flips
@@ -181,14 +190,14 @@ def _plan(
 
 def _find_flips(
     call: ListFlipsRequest, jobs: Sequence[JobInfo], harnesses: Mapping[str, Harness], data_dir: Path, budget: ReadBudget
-) -> "Flips":
+) -> Flips:
     from evalrpc.analysis.flips import find_flips
 
     return find_flips(call, jobs, harnesses, data_dir, budget)
 
 
 def _read_flips(
-    order: "tuple[FlipsPart, int]",
+    order: tuple[FlipsPart, int],
     jobs: Sequence[JobInfo],
     harnesses: Mapping[str, Harness],
     data_dir: Path,

@@ -3,14 +3,14 @@
 import json
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from google.protobuf.struct_pb2 import Struct
 
+from evalrpc.analysis.flip_lists import FlipPlace, Flips, FlipsPart
 from evalrpc.analysis.job_samples import JobSamples
 from evalrpc.analysis.matching import MAX_NAMED, line_up, require_results
 from evalrpc.analysis.sample_fields import HARNESS_CLUSTERS
@@ -30,7 +30,6 @@ from evalrpc.v1.comparison_pb2 import (
     FLIP_DIRECTION_BETTER,
     FLIP_DIRECTION_WORSE,
     Flip,
-    FlipDirection,
     ListFlipsRequest,
     ListFlipsResponse,
     MetricComparison,
@@ -42,51 +41,6 @@ MAX_ROW_BYTES: Final = 1024 * 1024
 
 MAX_LISTED: Final = 500_000
 """The flips in each direction that are listed; all are counted."""
-
-
-class FlipPlace(NamedTuple):
-    """A flip, and where its rows begin."""
-
-    baseline_position: int
-    candidate_position: int
-    baseline_value: float
-    candidate_value: float
-
-
-@dataclass(frozen=True)
-class Flips:
-    """All flips of a metric, those for the worse first: 32 bytes for each."""
-
-    summary: ListFlipsResponse
-    """The counts alone."""
-    paths: tuple[str, str]
-    """The samples files of baseline and candidate."""
-    listed_worse_count: int
-    columns: tuple["array[int]", "array[int]", "array[float]", "array[float]"]
-    """Those of FlipPlace."""
-
-    def __len__(self) -> int:
-        return len(self.columns[0])
-
-    def range_of(self, direction: "FlipDirection.ValueType") -> range:
-        """Return the indices of the flips in a direction, or of all."""
-        begin = self.listed_worse_count if direction == FLIP_DIRECTION_BETTER else 0
-        return range(begin, self.listed_worse_count if direction == FLIP_DIRECTION_WORSE else len(self))
-
-    def part(self, indices: range) -> "FlipsPart":
-        """Return some flips that follow one another."""
-        rows = zip(*(column[indices.start : indices.stop] for column in self.columns), strict=True)
-        return FlipsPart(self.summary, self.paths, [FlipPlace(*row) for row in rows], self.listed_worse_count - indices.start)
-
-
-class FlipsPart(NamedTuple):
-    """Some of the flips of a metric."""
-
-    summary: ListFlipsResponse
-    paths: tuple[str, str]
-    places: Sequence[FlipPlace]
-    worse_count: int
-    """How many of these, from the first on, are for the worse; not positive if none is."""
 
 
 def find_flips(

@@ -1,11 +1,13 @@
-"""Calls a function in a process of its own.
+"""Calls functions in a process of its own.
 
 Parsing a large document holds the interpreter for many seconds, and with it every call, and may take any memory. A process can
-be given limits, and can be killed when nobody waits for what it reads.
+be given limits, and can be killed when nobody waits for what it reads. Its memory, and that of the libraries it needs, is free
+once it has ended.
 """
 
 import errno
 import gc
+import math
 import os
 import pickle
 import resource
@@ -17,13 +19,15 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import IO, Any, Final, NamedTuple, TypeVar, cast
 
 from evalrpc.errors import EvalrpcError
+from evalrpc.executors.local.processes import resident_bytes
 
 PROCESS_NAME: Final = "evalrpc-reader"
 
 _MIB: Final = 1024 * 1024
+_KEPT_BYTES: Final = 512 * _MIB  # a process that has grown larger serves no other call
 _PROGRAM: Final = """
 import pickle, sys
 sys.path[:] = pickle.load(sys.stdin.buffer)
@@ -35,7 +39,7 @@ _T = TypeVar("_T")
 
 
 class Limits(NamedTuple):
-    """What a process may use."""
+    """What a call may use."""
 
     memory_bytes: int = 2048 * _MIB
     processor_seconds: int = 60
@@ -46,13 +50,16 @@ class ProcessLimitError(Exception):
 
 
 class LimitedProcess:
-    """Calls functions, each in a process of its own. Used by one thread at a time, but for `close`, which any may call."""
+    """Calls functions, in a process of its own: one for each call or, if it is kept, one for all. Used by one thread at a time,
+    but for `close`, which any may call."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, *, is_kept: bool = False) -> None:
         self.limits = limits
-        """What each of them may use."""
+        """What each call may use."""
+        self._is_kept = is_kept
         self._lock = threading.Lock()  # guards what follows
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child: _Child | None = None
+        self._is_calling = False
         self._is_closed = False
 
     def call(self, function: Callable[..., _T], *arguments: object) -> _T:
@@ -61,50 +68,115 @@ class LimitedProcess:
         Raises EvalrpcError and OSError of the function; ProcessLimitError; OSError where no process can be started, or this has
         been closed; RuntimeError for a bug in the process.
         """
-        order = pickle.dumps(sys.path) + pickle.dumps((self.limits, function, arguments))
-        process = self._start()
-        try:
-            answer, _ = process.communicate(order)
-        finally:
-            with self._lock:
-                self._process = None
-                is_closed = self._is_closed
-        if is_closed:
-            raise OSError(errno.ECANCELED, "the reading was broken off")
-        outcome: _T = _outcome(answer, process.returncode, self.limits)
-        return outcome
+        order = pickle.dumps((self.limits, function, arguments))
+        child, is_kept = self._begin()
+        outcome = self._carry_out(child, order)
+        if outcome is _NO_ANSWER and is_kept:  # it may have been killed while it was idle: where memory runs out, it goes first
+            child, _ = self._begin()
+            outcome = self._carry_out(child, order)
+        result: _T = _result(outcome, child.process.returncode, self.limits)
+        return result
 
     def close(self) -> None:
         """Kill the process, if there is one, and start no more."""
         with self._lock:
             self._is_closed = True
-            if self._process is not None:
-                self._process.kill()
+            if self._child is not None:
+                self._child.process.kill()
+                if not self._is_calling:
+                    self._child.wait()
 
-    def _start(self) -> "subprocess.Popen[bytes]":
+    def _begin(self) -> "tuple[_Child, bool]":
+        """Return a process, and whether it is the one that was kept."""
         with self._lock:
-            if self._is_closed:
-                raise OSError(errno.ECANCELED, "nothing is read any more")
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _PROGRAM],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                process_group=0,  # whoever ends the server with Ctrl-C has not judged what is read
-            )
-            return self._process
+            self._require_open()
+            is_kept = self._child is not None
+            self._child = self._child or _start()
+            self._is_calling = True
+            return self._child, is_kept
+
+    def _carry_out(self, child: "_Child", order: bytes) -> object:
+        """Give an order to a process, and let it end unless it is kept. Return its answer, or _NO_ANSWER."""
+        outcome: object = _NO_ANSWER
+        try:
+            outcome = child.carry_out(order)
+        finally:
+            is_kept = self._is_kept and outcome is not _NO_ANSWER and child.is_small()
+            if not is_kept:
+                child.wait()
+            with self._lock:
+                self._child = child if is_kept else None
+                self._is_calling = False
+        with self._lock:
+            self._require_open()
+        return outcome
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise OSError(errno.ECANCELED, "nothing is read any more")
+
+
+class _Child(NamedTuple):
+    """A process, and both ends of the pipes to it."""
+
+    process: "subprocess.Popen[bytes]"
+    orders: IO[bytes]
+    answers: IO[bytes]
+
+    def carry_out(self, order: bytes) -> object:
+        """Give an order, and return the answer; _NO_ANSWER once the process has ended without one."""
+        try:
+            self.orders.write(order)
+            self.orders.flush()
+            return pickle.load(self.answers)  # noqa: S301 - from a program of ours
+        except (BrokenPipeError, EOFError, pickle.UnpicklingError):
+            return _NO_ANSWER
+
+    def is_small(self) -> bool:
+        try:
+            return self.process.poll() is None and resident_bytes(self.process.pid) < _KEPT_BYTES
+        except OSError:  # it has just ended
+            return False
+
+    def wait(self) -> None:
+        """Wait for the end of the process, which comes once nobody can give it orders."""
+        with suppress(BrokenPipeError):
+            self.orders.close()
+        self.answers.close()
+        self.process.wait()
+
+
+_NO_ANSWER: Final = object()
+
+
+def _start() -> _Child:
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", _PROGRAM],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        process_group=0,  # whoever ends the server with Ctrl-C has not judged what is read
+    )
+    child = _Child(process, cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout))
+    with suppress(BrokenPipeError):  # it has ended at once, as the missing answer will show
+        child.orders.write(pickle.dumps(sys.path))
+    return child
 
 
 def main() -> None:
-    """Be the process: carry out the order in standard input, and answer on standard output."""
-    limits, function, arguments = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the server itself
+    """Be the process: carry out the orders in standard input, and answer on standard output."""
     with suppress(OSError):
         Path("/proc/self/comm").write_text(PROCESS_NAME)
         Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, this goes first
-    _set_limits(limits)
     gc.disable()  # it would look through a large document again and again
-    with os.fdopen(os.dup(1), "wb") as answer:
+    with os.fdopen(os.dup(1), "wb") as answers, suppress(EOFError):
         os.dup2(2, 1)  # what a harness prints is for the log
-        pickle.dump(_carry_out(limits, function, arguments), answer)
+        while True:
+            limits, function, arguments = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the server itself
+            _set_limits(limits)
+            pickle.dump(_carry_out(limits, function, arguments), answers)
+            answers.flush()
+            del arguments
+            gc.collect()
 
 
 class _Failure(NamedTuple):
@@ -115,7 +187,11 @@ class _Failure(NamedTuple):
 
 def _set_limits(limits: Limits) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CPU, (limits.processor_seconds, limits.processor_seconds + 1))  # SIGXCPU, then SIGKILL
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _, most_seconds = resource.getrlimit(resource.RLIMIT_CPU)
+    seconds = math.ceil(used.ru_utime + used.ru_stime) + limits.processor_seconds
+    if most_seconds == resource.RLIM_INFINITY or seconds < most_seconds:
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, most_seconds))  # SIGXCPU
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
@@ -134,15 +210,14 @@ def _carry_out(limits: Limits, function: Callable[..., object], arguments: tuple
     return _Failure(ProcessLimitError(f"more than {limits.memory_bytes // _MIB} MiB of memory"))
 
 
-def _outcome(answer: bytes, return_code: int, limits: Limits) -> Any:
-    """Take the answer of a process that has ended. Raises what went wrong."""
-    if return_code == -signal.SIGXCPU:
-        raise ProcessLimitError(f"more than {limits.processor_seconds} seconds of a processor")
-    if return_code < 0:
-        raise ProcessLimitError(f"a process that was ended by signal {-return_code}")
-    if return_code:
-        raise RuntimeError(f"a process that reads ended with {return_code}")
-    outcome = pickle.loads(answer)  # noqa: S301 - from a program of ours
+def _result(outcome: object, return_code: int | None, limits: Limits) -> Any:
+    """Return what the function has returned. Raises what went wrong."""
     if isinstance(outcome, _Failure):
         raise outcome.error
-    return outcome
+    if outcome is not _NO_ANSWER:
+        return outcome
+    if return_code == -signal.SIGXCPU:
+        raise ProcessLimitError(f"more than {limits.processor_seconds} seconds of a processor")
+    if return_code is not None and return_code < 0:
+        raise ProcessLimitError(f"a process that was ended by signal {-return_code}")
+    raise RuntimeError(f"a process that reads ended with {return_code}")

@@ -271,6 +271,7 @@ class Server:
         # Only now: calls may have waited for a short command.
         await loop.run_in_executor(self._pools.waiters, self._executor.close)
         await loop.run_in_executor(self._pools.waiters, self._audit.close)
+        self._service.comparer.close()
         self._pools.shut_down()
         self._store.close()
 
@@ -348,7 +349,7 @@ class Server:
             artifacts=ArtifactReader(self._feed, data_dir, pools.readers, pools.listers, pools.hashers),
             metrics=MetricLister(self._feed, results, pools.listers),
             samples=SampleLister(self._feed, data_dir, self.harnesses, self._settings.harnesses, pools.listers, pools.parsers),
-            comparer=Comparer(data_dir, self.harnesses, self._settings.harnesses, pools.comparers),
+            comparer=Comparer(data_dir, self._settings.harnesses, pools.comparers),
             results=results,
             queue_state=queue_state,
             entitlements=entitlements,

@@ -4,8 +4,9 @@ import ctypes
 import gc
 import os
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Final
+
+from evalrpc.executors.local.processes import resident_bytes
 
 _ARENA_MAX: Final = -8  # M_ARENA_MAX of glibc's mallopt
 _ARENAS: Final = 2
@@ -27,16 +28,15 @@ class Memory:
         self._kept_bytes = 0
 
     def give_back(self) -> None:
-        """Do so if the server has grown by a tenth since: a full collection holds up everything else."""
-        if _resident_bytes() > _GROWTH * self._kept_bytes:
+        """Give back what was freed. Collect garbage, too, if the server has grown by a tenth since it last did: a full
+        collection holds up everything else."""
+        has_grown = resident_bytes(os.getpid()) > _GROWTH * self._kept_bytes
+        if has_grown:
             gc.collect()
-            if (trim := _from_c("malloc_trim")) is not None:
-                trim(0)
-            self._kept_bytes = _resident_bytes()
-
-
-def _resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        if (trim := _from_c("malloc_trim")) is not None:
+            trim(0)  # also where it has not grown: what was in use at the last time may be free by now
+        if has_grown:
+            self._kept_bytes = resident_bytes(os.getpid())
 
 
 def _from_c(name: str) -> Any:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,14 +12,20 @@ import grpc
 import pytest
 from copier import add_copier, run_copier
 from google.rpc import error_details_pb2
+from processes_of_tests import readers_of
+from server_process import ServerProcess
 from serving import NOWHERE, Api, ServerHere, Site, detail, reason_of
+from waiting import eventually
 
 from evalrpc.analysis import comparer, flips
+from evalrpc.analysis.flip_lists import Flips
 from evalrpc.client import EvalClient
 from evalrpc.errors import InvalidRequestError, SamplesNotFoundError
-from evalrpc.files.read_budget import ReadLimits
+from evalrpc.files.read_budget import ReadBudget, ReadLimits
+from evalrpc.harnesses.registry import build_harness
 from evalrpc.v1.comparison_pb2 import (
     FLIP_DIRECTION_BETTER,
+    FLIP_DIRECTION_UNSPECIFIED,
     FLIP_DIRECTION_WORSE,
     NOISE_SOURCE_ANSWERS,
     NOISE_SOURCE_DOCUMENTS,
@@ -28,6 +36,7 @@ from evalrpc.v1.comparison_pb2 import (
     VERDICT_BETTER,
     VERDICT_INCONCLUSIVE,
     VERDICT_VOID,
+    ListFlipsRequest,
     MetricComparison,
 )
 
@@ -354,30 +363,49 @@ def test_one_direction_alone_and_what_is_better_are_for_the_caller_to_say(runs: 
     assert [flip.doc_id for flip in turned.flips] == better + worse
 
 
-def test_flips_are_the_same_from_a_process_and_after_a_restart(
-    runs: Runs, monkeypatch: pytest.MonkeyPatch, serve: Callable[..., ServerHere]
+def test_of_very_many_flips_the_largest_of_each_direction_are_listed(
+    runs: Runs, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, after = shares()
-    jobs = {"baseline_job_id": runs.job("a", before), "candidate_job_id": runs.job("b", after)}
-    first = runs.api.ListFlips(**jobs, page_size=3)
-    nothing = ReadLimits(max_bytes=1, max_seconds=60.0)
-    monkeypatch.setattr(comparer, "_WHOLE", comparer._WHOLE._replace(here=nothing))
-    monkeypatch.setattr(comparer, "_PAGE", comparer._PAGE._replace(here=nothing))
-    again = next(pages_of(runs.api, **jobs, page_size=3, model="m"))
-    assert list(again.flips) == list(first.flips)
-    rest = runs.api.ListFlips(**jobs, page_size=1000, page_token=first.next_page_token)
-    assert [flip.doc_id for flip in [*first.flips, *rest.flips]] == ORDER
+    settings = site.settings()
+    harnesses = {"copier": build_harness(settings.harnesses["copier"])}
+    jobs = [runs.api.GetJob(job_id=runs.job(name, rows)) for name, rows in zip("ab", shares(), strict=True)]
 
+    def find() -> Flips:
+        budget = ReadBudget(ReadLimits(max_bytes=2**20, max_seconds=60.0))
+        return flips.find_flips(ListFlipsRequest(), jobs, harnesses, settings.data_dir, budget)
 
-def test_of_very_many_flips_the_largest_of_each_direction_are_listed(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = find().part(range(len(ORDER))).places
     monkeypatch.setattr(flips, "MAX_LISTED", 3)
-    before, after = shares()
-    jobs = {"baseline_job_id": runs.job("a", before), "candidate_job_id": runs.job("b", after)}
-    page = runs.api.ListFlips(**jobs)
-    assert [flip.doc_id for flip in page.flips] == [*ORDER[:3], *ORDER[4:7]]
-    assert (page.worse_count, page.better_count) == (4, 5)
-    (better,) = pages_of(runs.api, **jobs, direction=FLIP_DIRECTION_BETTER)
-    assert [flip.doc_id for flip in better.flips] == ORDER[4:7]
+    found = find()
+    assert found.part(found.range_of(FLIP_DIRECTION_UNSPECIFIED)).places == [*places[:3], *places[4:7]]
+    assert found.range_of(FLIP_DIRECTION_BETTER) == range(3, 6)
+    assert (found.summary.worse_count, found.summary.better_count) == (4, 5)
+
+
+def test_all_comparisons_share_a_process_that_ends_when_it_is_idle(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [runs.job(name, rows) for name, rows in zip("ab", shares(), strict=True)]
+    first = runs.metric(*jobs)
+    (reader,) = readers_of(os.getpid())
+    assert runs.metric(*jobs) == first
+    assert readers_of(os.getpid()) == [reader]
+    os.kill(reader, signal.SIGKILL)
+    monkeypatch.setattr(comparer, "IDLE_SECONDS", 0.01)
+    assert runs.metric(*jobs) == first, "a process that was killed is replaced"
+    eventually(lambda: not readers_of(os.getpid()), "for an idle process to end")
+
+
+def test_a_server_that_compares_loads_no_statistics_itself(tmp_path: Path) -> None:
+    server = ServerProcess(tmp_path / "data", "").start()
+    try:
+        with server.client() as client:
+            assert client.plan_comparison(0.01, differing_ratio=0.1).metrics[0].required_sample_count == 7847
+        (reader,) = readers_of(server.pid)
+        loaded = [name in Path(f"/proc/{pid}/maps").read_text() for pid in (reader, server.pid) for name in ("numpy", "scipy")]
+        assert loaded == [True, True, False, False]
+        server.kill()
+        eventually(lambda: not Path(f"/proc/{reader}").exists(), "for the process to end without its server")
+    finally:
+        server.clean_up()
 
 
 def test_rows_of_a_flip_that_are_too_large_are_cut(runs: Runs) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2
+from processes_of_tests import readers_of
 from serving import Api, detail, reason_of
 from waiting import DEADLINE_SECONDS, eventually
 
@@ -140,26 +141,10 @@ def test_a_comparison_of_large_rows_is_the_same_as_of_small_ones(api: Api) -> No
 
 
 def test_a_comparison_past_its_limits_is_refused_with_the_limit(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    in_process = ReadLimits(max_bytes=200 * 1024**2, max_seconds=3600)
-    monkeypatch.setattr(comparer, "_WHOLE", comparer._WHOLE._replace(in_process=in_process))
+    monkeypatch.setattr(comparer, "READ_LIMITS", ReadLimits(max_bytes=200 * 1024**2, max_seconds=3600))
     good, sparse = job_with(api, row(1)), job_with(api, row(1), 4 * 1024**4)
     error = refusal(lambda: api.CompareJobs(baseline_job_id=good, candidate_job_ids=[sparse]))
     assert dict(detail(error, error_details_pb2.ErrorInfo).metadata) == {"limit_bytes": str(200 * 1024**2)}
-
-
-def readers() -> list[int]:
-    """The processes of this server that read."""
-    children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-    pids = [int(pid) for path in children for pid in text_of(path).split()]
-    return [pid for pid in pids if text_of(Path(f"/proc/{pid}/comm")).strip() == "evalrpc-reader"]
-
-
-def text_of(path: Path) -> str:
-    """Return what is in a file of a thread or a process; nothing once that has ended."""
-    try:
-        return path.read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
 
 
 @pytest.mark.parametrize("method", ["ListSamples", "CompareJobs"])
@@ -170,9 +155,9 @@ def test_a_process_that_reads_ends_soon_after_its_caller_has_gone(api: Api, meth
         "CompareJobs": CompareJobsRequest(baseline_job_id=good, candidate_job_ids=[sparse]),
     }
     calling = getattr(api.stub, method).future(requests[method])
-    eventually(readers, "for a process to read")
+    eventually(lambda: readers_of(os.getpid()), "for a process to read")
     calling.cancel()
-    eventually(lambda: not readers(), "for it to end")
+    eventually(lambda: not readers_of(os.getpid()), "for it to end")
 
 
 def test_a_reading_in_the_server_stops_when_its_caller_has_gone(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

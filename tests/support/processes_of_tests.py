@@ -3,15 +3,17 @@
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from waiting import eventually
 
 from evalrpc.executors.local.environment import JOB_ID_VARIABLE
 from evalrpc.executors.local.executor import _is_living
-from evalrpc.executors.local.processes import processes_of_job
+from evalrpc.executors.local.processes import GONE_OR_FOREIGN, name_of, parent_of, process_ids, processes_of_job
 from evalrpc.executors.local.shim import PID_FILE
 from evalrpc.files.opening import open_in
+from evalrpc.scheduling.limited_process import PROCESS_NAME
 
 PROC = Path("/proc")
 
@@ -77,3 +79,13 @@ def kill_runs_with(mark: str) -> None:
     """Kill every run of a job that has the mark in its environment, and nothing else."""
     job = f"{JOB_ID_VARIABLE}=".encode()
     kill_all(lambda: [pid for pid in processes_with(mark.encode()) if _has(PROC / str(pid), job)])
+
+
+def readers_of(server: int) -> list[int]:
+    """Return the ids of the processes in which a server reads."""
+    readers = []
+    for pid in process_ids():
+        with suppress(*GONE_OR_FOREIGN):
+            if parent_of(pid) == server and name_of(pid) == PROCESS_NAME:
+                readers.append(pid)
+    return readers

@@ -94,6 +94,11 @@ def parent_of(pid: int) -> int:
     return int(_stat(pid)[1][1])
 
 
+def resident_bytes(pid: int) -> int:
+    """Return how much memory a process has. Raises OSError."""
+    return int(_read(pid, "statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def send_signal(pids: Iterable[int], number: signal.Signals) -> None:
     """Send a signal to the processes that still exist and may be signalled."""
     for pid in pids:
