@@ -47,6 +47,8 @@ it into a status in one place, and the client turns the status back into the sam
     ├── InternalError               INTERNAL
     ├── ClientClosedError           never crosses the wire: the client was closed before it was called
     ├── ChangesMissedError          never crosses the wire: whoever follows a store reads its state again
+    ├── GatewayUnavailableError     never crosses the wire: the server calls again
+    ├── GatewayRefusedError         never crosses the wire: a bug, or a gateway of another version
     ├── ConfigurationError          never crosses the wire: the server does not start
     │   └── DataDirectoryInUseError
     ├── RunFailedError              becomes the JobError of a job
@@ -411,6 +413,18 @@ class ChangesMissedError(EvalrpcError):
     """The store no longer has all the changes after the given number."""
 
     reason = "CHANGES_MISSED"
+
+
+class GatewayUnavailableError(EvalrpcError):
+    """The gateway of served models can't be reached, or does not answer."""
+
+    reason = "GATEWAY_UNAVAILABLE"
+
+
+class GatewayRefusedError(EvalrpcError):
+    """The gateway takes a call for wrong."""
+
+    reason = "GATEWAY_REFUSED"
 
 
 class ConfigurationError(EvalrpcError):

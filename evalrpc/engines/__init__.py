@@ -1,0 +1,1 @@
+"""Served models: engines that answer OpenAI's API, and the gateway between them and the harnesses."""

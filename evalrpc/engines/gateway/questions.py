@@ -1,0 +1,129 @@
+"""What a request asks: which paths pass, which of them are questions to the model, and the key of a question."""
+
+import hashlib
+import json
+import re
+from typing import Any, Final
+
+from evalrpc.engines.gateway.contract import Engine
+
+SMALL_BYTES: Final = 64 << 10
+"""Bodies below this are parsed, and have a canonical key. Of larger ones, such as those with images, the bytes count."""
+
+_QUESTIONS: Final = frozenset(
+    {
+        *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"),
+        *("/v1/rerank", "/v1/score", "/rerank", "/score", "/classify", "/pooling"),
+    }
+)
+"""POST to these asks the model. They are counted and recorded."""
+
+_ASKED_BESIDE: Final = frozenset(
+    {
+        *((b"GET", path) for path in ("/v1/models", "/health", "/ping", "/version", "/props", "/tokenizer_info", "/metrics")),
+        *((b"GET", path) for path in ("/get_model_info", "/model_info", "/server_info", "/get_server_info")),
+        *((b"POST", path) for path in ("/tokenize", "/detokenize", "/apply-template", "/v1/messages/count_tokens")),
+        *((b"POST", path) for path in ("/v1/responses/input_tokens", "/v1/chat/completions/render")),
+    }
+)
+"""What harnesses ask beside the model. All else is refused: engines have calls that change them for others, vendors such that
+list and delete what belongs to the account."""
+
+_MODEL: Final = re.compile(rb'"model"\s*:\s*"((?:[^"\\]|\\.)*)"')
+
+
+class BadBodyError(ValueError):
+    """The body of a request can't be sent to this engine."""
+
+
+class Question:
+    """A question to the model."""
+
+    def __init__(self, target: str, body: bytes, engine: Engine, key_prefix: str) -> None:
+        """Prepare a request for the engine, and give it its key. Raises BadBodyError."""
+        is_small = len(body) < SMALL_BYTES
+        if is_small or engine.key:  # with a key, the operator decides which model is asked, so no trick may hide another one
+            self._fields = _parsed(body)
+            self.body = _for_engine(body, self._fields, engine)
+        else:
+            self._fields = None
+            self.body = _renamed(body, engine.model)
+        digested = _canonical(self._fields) if is_small and self._fields is not None else self.body
+        self.key = hashlib.sha256(f"{key_prefix}\0{target}\0".encode() + hashlib.sha256(digested).digest()).digest()[:20]
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the answer is to come piece by piece."""
+        return b'"stream"' in self.body and self._field("stream") is True
+
+    @property
+    def is_log_likelihood(self) -> bool:
+        """Whether it asks how likely a text is, rather than for one: its answer always ends at the limit of tokens."""
+        wants = any(self._field(name) not in (None, False) for name in ("echo", "logprobs", "prompt_logprobs"))
+        limits = (self._field("max_tokens"), self._field("max_completion_tokens"))
+        return wants and any(type(limit) is int and limit <= 1 for limit in limits)
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether the engine would answer the same again: greedily, or with a seed."""
+        return self._field("temperature") == 0 or type(self._field("seed")) is int or self._field("top_k") == 1
+
+    def _field(self, name: str) -> Any:
+        """Return a field of the body. A large one is parsed each time, as that is rare, rather than kept twice."""
+        fields = self._fields if self._fields is not None else _parsed(self.body)
+        return (fields or {}).get(name)
+
+
+def is_question(method: bytes, path: str) -> bool:
+    """Return whether a request asks the model."""
+    return method == b"POST" and path in _QUESTIONS
+
+
+def is_passed(method: bytes, path: str) -> bool:
+    """Return whether a request that asks something else is passed on."""
+    return (b"GET" if method == b"HEAD" else method, path) in _ASKED_BESIDE or (
+        method in (b"GET", b"HEAD") and path.startswith("/v1/models/") and ".." not in path
+    )
+
+
+def _parsed(body: bytes) -> dict[str, Any] | None:
+    """Return the object that a body is; None: it is none."""
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return fields if isinstance(fields, dict) else None
+
+
+def _for_engine(body: bytes, fields: dict[str, Any] | None, engine: Engine) -> bytes:
+    """Return the body with the engine's name for the model, which `fields` gets too."""
+    if fields is None:
+        if engine.key:
+            raise BadBodyError("the body is no JSON object")
+        return body  # the engine says what is wrong with it
+    if not engine.key and engine.model in ("", fields.get("model")):
+        return body
+    if engine.model:
+        fields["model"] = engine.model
+    return json.dumps(fields).encode()
+
+
+def _renamed(body: bytes, model: str) -> bytes:
+    """Return a large body with the engine's name for the model, without parsing it where that is possible.
+
+    Within a string of JSON each quote has a backslash before it. So the bytes `"model"` are always a whole string, and if they
+    occur once, before a colon, they are the one field that every request has.
+    """
+    if not model:
+        return body
+    place = body.find(b'"model"')
+    found = _MODEL.match(body, place) if place > 0 and body[place - 1] != ord("\\") else None
+    if found is None or body.find(b'"model"', place + 1) >= 0:
+        fields = _parsed(body)
+        return body if fields is None or fields.get("model") == model else json.dumps(fields | {"model": model}).encode()
+    name = json.dumps(model).encode()[1:-1]
+    return body if found[1] == name else body[: found.start(1)] + name + body[found.end(1) :]
+
+
+def _canonical(fields: dict[str, Any]) -> bytes:
+    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()

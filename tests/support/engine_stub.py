@@ -1,0 +1,156 @@
+"""A stub of an engine with OpenAI's API, which behaves as badly as a test wants."""
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, TypeAlias
+
+
+@dataclass
+class Asked:
+    """A request as the engine got it."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    handler: "_Handler"
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        fields: dict[str, Any] = json.loads(self.body)
+        return fields
+
+    def answer(self, document: object, status: int = 200, **headers: str) -> None:
+        self.send(json.dumps(document).encode(), status, **headers)
+
+    def send(self, body: bytes, status: int = 200, content_type: str = "application/json", **headers: str) -> None:
+        self.handler.send_response(status)
+        for name, value in ({"Content-Type": content_type, "Content-Length": str(len(body))} | headers).items():
+            self.handler.send_header(name.replace("_", "-"), value)
+        self.handler.end_headers()
+        self.handler.wfile.write(body)
+
+    def write(self, data: bytes) -> None:
+        """Send these bytes, whatever they are."""
+        self.handler.wfile.write(data)
+        self.handler.wfile.flush()
+
+    def hang_up(self) -> None:
+        self.handler.close_connection = True
+
+
+Behaviour: TypeAlias = Callable[[Asked], None]
+
+
+def completion(
+    text: str = "A", finish_reason: str = "stop", prompt_tokens: int = 10, completion_tokens: int = 1
+) -> dict[str, Any]:
+    """Return the answer to a chat."""
+    message = {"role": "assistant", "content": text}
+    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+    return {"id": "x", "choices": [{"index": 0, "finish_reason": finish_reason, "message": message}], "usage": usage}
+
+
+def answer_with_number(asked: Asked) -> None:
+    """Answer with the number of this question, so that no two answers are the same."""
+    asked.answer(completion(f"answer {asked.handler.server.questions}"))
+
+
+@dataclass
+class Gate:
+    """Lets requests wait: those in it are counted."""
+
+    open: threading.Event = field(default_factory=threading.Event)
+    arrived: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+
+    def wait(self) -> None:
+        self.arrived.release()
+        assert self.open.wait(60)
+
+    def wait_for_arrivals(self, count: int = 1) -> None:
+        for _ in range(count):
+            assert self.arrived.acquire(timeout=60)
+
+
+class EngineStub(ThreadingHTTPServer):
+    """Answers each request as `behave` does. `asked` has all POST requests so far."""
+
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self, behave: Behaviour = answer_with_number, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.behave = behave
+        self.asked: list[Asked] = []
+        self.in_flight = 0
+        self.most_in_flight = 0
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+    @property
+    def questions(self) -> int:
+        return len(self.asked)
+
+    @property
+    def bodies(self) -> Counter[bytes]:
+        return Counter(each.body for each in self.asked)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of clients that have gone."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: EngineStub
+    protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        super().setup()
+        self.connection.setsockopt(6, 1, 1)  # TCP_NODELAY
+
+    def do_GET(self) -> None:
+        self._behave()
+
+    def do_HEAD(self) -> None:
+        self._behave()
+
+    def do_POST(self) -> None:
+        self._behave()
+
+    def _behave(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        asked = Asked(self.command, self.path, headers, body, self)
+        with self.server.lock:
+            if self.command == "POST":
+                self.server.asked.append(asked)
+            self.server.in_flight += 1
+            self.server.most_in_flight = max(self.server.most_in_flight, self.server.in_flight)
+        try:
+            self.server.behave(asked)
+        finally:
+            with self.server.lock:
+                self.server.in_flight -= 1
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
+@contextmanager
+def engine_stub(behave: Behaviour = answer_with_number, port: int = 0) -> Iterator[EngineStub]:
+    """Serve on a free port, or on a given one."""
+    with EngineStub(behave, port) as stub:
+        thread = threading.Thread(target=stub.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield stub
+        finally:
+            stub.shutdown()
+            thread.join()
