@@ -14,6 +14,7 @@ from benchmarks import (
     calls,
     choosing,
     comparing,
+    gateway,
     h2load,
     hostile,
     methods,
@@ -60,6 +61,7 @@ COMPARISONS: Final[Mapping[str, Callable[[Scale], Iterator[report.Row]]]] = {
     "growth": sizes.growth,
     "full-store": store_size.full_store,
     "warm": warm.small_jobs,
+    "gateway": gateway.beside_the_direct_way,
 }
 """The comparisons by name, in the order in which they run."""
 

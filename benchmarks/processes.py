@@ -113,6 +113,23 @@ def peer_server(folder: Path, program: Path) -> Iterator[Server]:
 
 
 @contextmanager
+def gateway_program(folder: Path) -> Iterator[Server]:
+    """Run the gateway of served models, with its control socket in a folder."""
+    port = _free_port()
+    where = ("--listen", f"127.0.0.1:{port}", "--folder", str(folder))
+    with _running((sys.executable, "-m", "evalrpc.engines.gateway", *where), folder / "gateway.log", port=port) as server:
+        yield server
+
+
+@contextmanager
+def stub_engine(folder: Path, delay_seconds: float) -> Iterator[Server]:
+    """Run an engine that answers each question alike, after a time."""
+    command = (sys.executable, "-m", "benchmarks.engine", str(delay_seconds))
+    with _running(command, folder / "engine.log") as server:
+        yield server
+
+
+@contextmanager
 def both(folder: Path) -> Iterator[tuple[Server, Server]]:
     """Run the real server and the bare one."""
     with evalrpc_server(folder) as ours, yardstick_server(folder) as bare:

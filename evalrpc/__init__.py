@@ -10,13 +10,14 @@ The names below are imported when they are first used, so that importing this pa
 """
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from evalrpc import errors
     from evalrpc.client import AsyncEvalClient, EvalClient, to_pandas
     from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobFilter, JobStatus
+
+    __version__: str
 
 __all__ = [
     "AsyncEvalClient",
@@ -38,18 +39,24 @@ _MODULES: Final = {
     "to_pandas": "evalrpc.client",
 }
 
-try:
-    __version__ = version("evalrpc")
-except PackageNotFoundError:  # run from a source tree that was never installed
-    __version__ = "0.0.0"
-
 
 def __getattr__(name: str) -> Any:
     if name == "errors":
         return import_module("evalrpc.errors")
+    if name == "__version__":
+        return _version()
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # which takes longer to load than all else here
+
+    try:
+        return version("evalrpc")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "0.0.0"
 
 
 def __dir__() -> list[str]:

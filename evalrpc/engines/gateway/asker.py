@@ -56,14 +56,14 @@ class Asker:
     async def ask(self, request: OutgoingRequest, receive: Receive[T]) -> T | Reply:
         """Return what `receive` makes of the answer, or an error for the harness when tries or time are used up."""
         deadline = time.monotonic() + self.route.hold_seconds
-        reply = error_reply(503, "no engine could answer in time")
+        reply: Reply | None = None
         tries = 0
         while True:
             try:
                 result = await self._try(request, receive, deadline)
             except EngineAwayError:
                 self._counters.unavailable += 1
-                return reply
+                return reply or error_reply(503, "no engine could answer in time")
             if not isinstance(result, _Failed):
                 return result
             reply = result.reply

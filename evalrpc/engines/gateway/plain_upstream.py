@@ -157,14 +157,14 @@ class _Connection(asyncio.Protocol):
             raise (_StaleError if is_stale else UpstreamError)(self._failure)
 
     async def _change(self) -> None:
-        """Wait until something has come. Raises UpstreamError after too long a silence."""
-        self._changed = asyncio.get_running_loop().create_future()
+        """Wait until something has come, or nothing for too long."""
+        loop = asyncio.get_running_loop()
+        self._changed = loop.create_future()
+        timer = loop.call_later(self._silence_seconds, self._is_silent)
         try:
-            async with asyncio.timeout(self._silence_seconds):
-                await self._changed
-        except TimeoutError:
-            raise UpstreamError(f"the engine was silent for {self._silence_seconds:g} s") from None
+            await self._changed
         finally:
+            timer.cancel()
             self._changed = None
 
     # What the transport calls.
@@ -215,6 +215,10 @@ class _Connection(asyncio.Protocol):
         self._failure = self._failure or reason
         self._pool.forget(self)
         self._transport.abort()
+
+    def _is_silent(self) -> None:
+        self._fail(f"the engine was silent for {self._silence_seconds:g} s")
+        self._wake()
 
     def _wake(self) -> None:
         if self._changed is not None and not self._changed.done():

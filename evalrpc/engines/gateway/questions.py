@@ -29,6 +29,8 @@ _ASKED_BESIDE: Final = frozenset(
 """What harnesses ask beside the model. All else is refused: engines have calls that change them for others, vendors such that
 list and delete what belongs to the account."""
 
+_ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+_END_BYTES: Final = 4096
 _MODEL: Final = re.compile(rb'"model"\s*:\s*"((?:[^"\\]|\\.)*)"')
 
 
@@ -53,8 +55,14 @@ class Question:
 
     @property
     def is_stream(self) -> bool:
-        """Whether the answer is to come piece by piece."""
-        return b'"stream"' in self.body and self._field("stream") is True
+        """Whether the answer is to come piece by piece.
+
+        Of a large body this is known if it stands near one of the ends, as it does. Elsewhere it goes unnoticed, so that the client
+        gets all the pieces at once.
+        """
+        if self._fields is not None:
+            return self._fields.get("stream") is True
+        return b'"stream"' in _ends(self.body) and self._field("stream") is True
 
     @property
     def is_log_likelihood(self) -> bool:
@@ -112,18 +120,24 @@ def _renamed(body: bytes, model: str) -> bytes:
     """Return a large body with the engine's name for the model, without parsing it where that is possible.
 
     Within a string of JSON each quote has a backslash before it. So the bytes `"model"` are always a whole string, and if they
-    occur once, before a colon, they are the one field that every request has.
+    occur once, before a colon, they are the one field that every request has. Where the name is the right one near an end, the
+    rest is not searched: an engine refuses any other name.
     """
-    if not model:
+    name = json.dumps(model).encode()[1:-1]
+    if not model or any(found[1] == name for found in _MODEL.finditer(_ends(body))):
         return body
     place = body.find(b'"model"')
     found = _MODEL.match(body, place) if place > 0 and body[place - 1] != ord("\\") else None
     if found is None or body.find(b'"model"', place + 1) >= 0:
         fields = _parsed(body)
         return body if fields is None or fields.get("model") == model else json.dumps(fields | {"model": model}).encode()
-    name = json.dumps(model).encode()[1:-1]
-    return body if found[1] == name else body[: found.start(1)] + name + body[found.end(1) :]
+    return body[: found.start(1)] + name + body[found.end(1) :]
+
+
+def _ends(body: bytes) -> bytes:
+    """Return the ends of a large body, where all that is short is: what is long is a list of messages."""
+    return body[:_END_BYTES] + b"\n" + body[-_END_BYTES:]
 
 
 def _canonical(fields: dict[str, Any]) -> bytes:
-    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+    return _ENCODER.encode(fields).encode()

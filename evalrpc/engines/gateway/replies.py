@@ -2,7 +2,9 @@
 
 import json
 from http import HTTPStatus
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+_PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
 
 
 class Reply(NamedTuple):
@@ -16,17 +18,13 @@ class Reply(NamedTuple):
 
 def error_reply(status: int, message: str) -> Reply:
     """Return an error in the form of OpenAI's API."""
-    document = {"error": {"message": f"evalrpc gateway: {message}", "type": HTTPStatus(status).phrase, "code": status}}
+    document = {"error": {"message": f"evalrpc gateway: {message}", "type": _PHRASES[status], "code": status}}
     return Reply(status, b"application/json", json.dumps(document).encode())
 
 
 def head(status: int, content_type: bytes, *headers: bytes) -> bytes:
     """Return the head of an answer. `headers` are whole lines, without their ends."""
-    try:
-        phrase = HTTPStatus(status).phrase
-    except ValueError:
-        phrase = "Unknown"
-    lines = [b"HTTP/1.1 %d %s" % (status, phrase.encode())]
+    lines = [b"HTTP/1.1 %d %s" % (status, _PHRASES.get(status, "Unknown").encode())]
     if content_type:
         lines.append(b"content-type: " + content_type)
     return b"\r\n".join((*lines, *headers, b"", b""))
