@@ -1,4 +1,4 @@
-"""A gateway with an engine."""
+"""Gateways with an engine."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,15 +19,29 @@ def stub() -> Iterator[EngineStub]:
         yield stub
 
 
-@pytest.fixture
-def gateway(tmp_path: Path) -> Iterator[GatewayProcess]:
-    """A gateway that knows no engine yet."""
-    with gateway_process(tmp_path) as gateway:
+@pytest.fixture(scope="module")
+def shared_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    with gateway_process(tmp_path_factory.mktemp("gateway")) as gateway:
         yield gateway
 
 
 @pytest.fixture
+def gateway(shared_gateway: GatewayProcess) -> Iterator[GatewayProcess]:
+    """A gateway without engines and routes. Tests must let it live, since others go on with it."""
+    yield shared_gateway
+    shared_gateway.client.declare([], [])
+
+
+@pytest.fixture
 def served(gateway: GatewayProcess, stub: EngineStub, recording: Path) -> GatewayProcess:
-    """A gateway with a route to the engine, and a recording."""
+    """The same gateway with a route to the engine, and a recording."""
     gateway.client.declare([engine_of(stub)], [route_to(recording)])
     return gateway
+
+
+@pytest.fixture
+def mortal(tmp_path: Path, stub: EngineStub, recording: Path) -> Iterator[GatewayProcess]:
+    """Another gateway with such a route, which a test may end."""
+    with gateway_process(tmp_path) as gateway:
+        gateway.client.declare([engine_of(stub)], [route_to(recording)])
+        yield gateway

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from engine_stub import EngineStub
-from gateway_process import TOKEN, GatewayProcess, chat, engine_of, route_to
+from gateway_process import TOKEN, GatewayProcess, chat, engine_of, gateway_process, route_to
 
 from evalrpc.engines.gateway.contract import CONTROL_SOCKET, PROTOCOL, Counters, Engine, Replica, RouteStatus
 from evalrpc.engines.gateway_client import GatewayClient
@@ -18,10 +18,11 @@ from evalrpc.errors import GatewayRefusedError, GatewayUnavailableError
 OTHER_TOKEN = "another-token-of-a-test_0123"
 
 
-def test_a_gateway_that_was_just_started_says_that_it_knows_nothing(gateway: GatewayProcess) -> None:
-    status = gateway.client.status()
-    assert (status.protocol, status.pid, status.address) == (PROTOCOL, gateway.pid, f"127.0.0.1:{gateway.port}")
-    assert (status.declared, status.engines, status.routes) == (False, (), ())
+def test_a_gateway_that_was_just_started_says_that_it_knows_nothing(tmp_path: Path) -> None:
+    with gateway_process(tmp_path) as gateway:
+        status = gateway.client.status()
+        assert (status.protocol, status.pid, status.address) == (PROTOCOL, gateway.pid, f"127.0.0.1:{gateway.port}")
+        assert (status.declared, status.engines, status.routes) == (False, (), ())
 
 
 def test_what_is_declared_is_listed_but_for_the_keys(gateway: GatewayProcess, recording: Path) -> None:
@@ -77,14 +78,14 @@ def test_a_route_may_change_while_it_is_used(served: GatewayProcess, recording: 
     assert served.ask(chat("ho")).status == 503
 
 
-def test_another_instance_is_noticed(served: GatewayProcess) -> None:
-    first = served.client.instance
-    served.kill()
+def test_another_instance_is_noticed(mortal: GatewayProcess) -> None:
+    first = mortal.client.instance
+    mortal.kill()
     with pytest.raises(GatewayUnavailableError, match="does not answer"):
-        served.client.status()
-    served.start()
-    assert served.client.counters(TOKEN) is None
-    assert served.client.instance not in ("", first)
+        mortal.client.status()
+    mortal.start()
+    assert mortal.client.counters(TOKEN) is None
+    assert mortal.client.instance not in ("", first)
 
 
 def test_a_gateway_that_is_not_there_is_an_error_that_says_where(tmp_path: Path) -> None:
@@ -109,8 +110,6 @@ def test_the_control_socket_is_private(gateway: GatewayProcess) -> None:
 def test_a_folder_with_a_long_name_has_a_control_socket(tmp_path: Path) -> None:
     folder = tmp_path / ("long" * 50)
     folder.mkdir()
-    from gateway_process import gateway_process
-
     with gateway_process(folder) as gateway:
         assert gateway.client.status().pid == gateway.pid
 

@@ -1,10 +1,11 @@
 """A stub of an engine with OpenAI's API, which behaves as badly as a test wants."""
 
 import json
+import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeAlias
@@ -77,6 +78,16 @@ class Gate:
             assert self.arrived.acquire(timeout=60)
 
 
+def waits(gate: Gate) -> Behaviour:
+    """Return the behaviour of an engine that answers once the gate is open."""
+
+    def behave(asked: Asked) -> None:
+        gate.wait()
+        answer_with_number(asked)
+
+    return behave
+
+
 class EngineStub(ThreadingHTTPServer):
     """Answers each request as `behave` does. `asked` has all POST requests so far."""
 
@@ -90,6 +101,7 @@ class EngineStub(ThreadingHTTPServer):
         self.in_flight = 0
         self.most_in_flight = 0
         self.lock = threading.Lock()
+        self.connections: set[socket.socket] = set()
 
     @property
     def url(self) -> str:
@@ -103,6 +115,14 @@ class EngineStub(ThreadingHTTPServer):
     def bodies(self) -> Counter[bytes]:
         return Counter(each.body for each in self.asked)
 
+    def close_connections(self) -> None:
+        """End, as a process does."""
+        self.server_close()
+        with self.lock:
+            for connection in self.connections:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing of clients that have gone."""
 
@@ -113,7 +133,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.connection.setsockopt(6, 1, 1)  # TCP_NODELAY
+        with self.server.lock:
+            self.server.connections.add(self.connection)
+        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def finish(self) -> None:
+        with self.server.lock:
+            self.server.connections.discard(self.connection)
+        with suppress(OSError):
+            super().finish()
 
     def do_GET(self) -> None:
         self._behave()
@@ -146,11 +174,12 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def engine_stub(behave: Behaviour = answer_with_number, port: int = 0) -> Iterator[EngineStub]:
     """Serve on a free port, or on a given one."""
-    with EngineStub(behave, port) as stub:
-        thread = threading.Thread(target=stub.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield stub
-        finally:
-            stub.shutdown()
-            thread.join()
+    stub = EngineStub(behave, port)
+    thread = threading.Thread(target=stub.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield stub
+    finally:
+        stub.shutdown()
+        thread.join()
+        stub.close_connections()

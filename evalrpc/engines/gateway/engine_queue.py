@@ -84,7 +84,7 @@ class EngineQueue:
 
     async def turn(self, route: str, deadline: float) -> ReplicaQueue:
         """Wait for a replica with room, up to a moment in monotonic time; `leave` ends the turn. Raises EngineAwayError."""
-        if not self._waiting and (replica := self._free_replica()):
+        if not self._waiting and (replica := self._free_replica(time.monotonic())):
             return self._enter(replica)
         future: asyncio.Future[ReplicaQueue] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(route, deque()).append(future)
@@ -115,14 +115,14 @@ class EngineQueue:
         replica.in_flight += 1
         return replica
 
-    def _free_replica(self) -> ReplicaQueue | None:
-        now = time.monotonic()
+    def _free_replica(self, now: float) -> ReplicaQueue | None:
         free = [each for each in self._replicas if each.has_room(now)]
         return min(free, key=lambda each: (each.in_flight, each.last_asked)) if free else None
 
     def _wake(self) -> None:
         """Give turns to those who wait, a route after the other, while there is room."""
-        while self._waiting and (replica := self._free_replica()):
+        now = time.monotonic()  # one moment for all of this, so that no replica comes back between the search and the timer
+        while self._waiting and (replica := self._free_replica(now)):
             route, futures = next(iter(self._waiting.items()))
             future = futures.popleft()
             del self._waiting[route]
@@ -130,14 +130,13 @@ class EngineQueue:
                 self._waiting[route] = futures  # at the end
             if not future.done():
                 future.set_result(self._enter(replica))
-        self._set_timer()
+        self._set_timer(now)
 
-    def _set_timer(self) -> None:
+    def _set_timer(self, now: float) -> None:
         """Look again when the first replica may be asked again."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        now = time.monotonic()
         moments = [each.away_until for each in self._replicas if each.away_until > now]
         if self._waiting and moments:
             self._timer = asyncio.get_running_loop().call_later(min(moments) - now, self._wake)

@@ -62,7 +62,7 @@ _TAKEN: Final = """
         ifnull(sum(prompt_tokens), 0), ifnull(sum(completion_tokens), 0) FROM answers WHERE taken_by = ?
 """
 _NOBODY: Final = 0
-_BUSY_SECONDS: Final = 1.0
+_BUSY_SECONDS: Final = 0.1
 _MIN_COMPRESSED_BYTES: Final = 2048
 _ROW_BYTES: Final = 200
 """What a row takes beside the body, with its place in the index: about, and rather more."""
