@@ -38,7 +38,7 @@ def exchange(gateway: GatewayProcess, data: bytes) -> bytes:
         (QUESTION + b"Content-Length: -5\r\n\r\n", 400),
         (QUESTION + b"Content-Length: 5 \x0b\r\n\r\n", 400),
         (QUESTION + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501),
-        (QUESTION + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", 400),
+        (QUESTION + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", 501),
         (QUESTION + b"Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n", 400),
         (QUESTION + b"Transfer-Encoding: chunked\r\n\r\nnonsense\r\n", 400),
         (QUESTION + b"A : b\r\n\r\n", 400),
@@ -58,7 +58,7 @@ def exchange(gateway: GatewayProcess, data: bytes) -> bytes:
 def test_what_is_no_good_request_is_refused(served: GatewayProcess, stub: EngineStub, data: bytes, status: int) -> None:
     answer = exchange(served, data)
     assert answer.startswith(b"HTTP/1.1 %d " % status)
-    assert answer.count(b"HTTP/1.1") == 1
+    assert b"\r\nHTTP/1.1" not in answer
     assert b'"evalrpc gateway: ' in answer
     assert not stub.asked
 
@@ -179,12 +179,12 @@ def test_a_client_that_is_too_slow_is_cut_off(data: bytes) -> None:
         loop = asyncio.get_running_loop()
         _, connection = await loop.connect_accepted_socket(lambda: ClientConnection(answer, limits, connections), ours)
         await asyncio.to_thread(theirs.sendall, data)
-        while data == WHOLE and connection._writable is None:
+        while data == WHOLE and connection._writable is None:  # noqa: ASYNC110 - it says so to nobody
             await asyncio.sleep(0)
         connection.check_time(time.monotonic() + 30)
         assert connections
         connection.check_time(time.monotonic() + 301)
-        while connections:
+        while connections:  # noqa: ASYNC110 - it says so to nobody
             await asyncio.sleep(0)
         theirs.close()
 

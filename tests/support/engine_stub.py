@@ -2,6 +2,7 @@
 
 import json
 import socket
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -172,9 +173,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def engine_stub(behave: Behaviour = answer_with_number, port: int = 0) -> Iterator[EngineStub]:
+def engine_stub(
+    behave: Behaviour = answer_with_number, port: int = 0, tls: ssl.SSLContext | None = None
+) -> Iterator[EngineStub]:
     """Serve on a free port, or on a given one."""
     stub = EngineStub(behave, port)
+    if tls is not None:
+        stub.socket = tls.wrap_socket(stub.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=stub.serve_forever, args=(0.01,))
     thread.start()
     try:

@@ -1,11 +1,12 @@
 """A gateway as a process, on a socket that the test holds, as a shim does."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
@@ -35,8 +36,9 @@ class Answer(NamedTuple):
 class GatewayProcess:
     """Keeps the socket while the program is killed and started again."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, env: Mapping[str, str] | None = None) -> None:
         self.folder = folder
+        self._env = {**os.environ, **(env or {})}
         self._options = options
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.port = self.listener.getsockname()[1]
@@ -53,7 +55,7 @@ class GatewayProcess:
         number = self.listener.fileno()
         command = (sys.executable, "-m", "evalrpc.engines.gateway", "--listen", f"fd:{number}", "--folder", str(self.folder))
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen((*command, *self._options), pass_fds=(number,), stderr=log)
+            self._process = subprocess.Popen((*command, *self._options), pass_fds=(number,), stderr=log, env=self._env)
         eventually(self.is_up, "for the gateway")
 
     def is_up(self) -> bool:
@@ -105,9 +107,9 @@ class GatewayProcess:
 
 
 @contextmanager
-def gateway_process(folder: Path, *options: str) -> Iterator[GatewayProcess]:
-    """Run a gateway in a folder."""
-    gateway = GatewayProcess(folder, *options)
+def gateway_process(folder: Path, *options: str, env: Mapping[str, str] | None = None) -> Iterator[GatewayProcess]:
+    """Run a gateway in a folder, with more variables in its environment."""
+    gateway = GatewayProcess(folder, *options, env=env)
     try:
         gateway.start()
         yield gateway

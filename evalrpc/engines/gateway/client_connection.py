@@ -127,21 +127,21 @@ class ClientConnection(asyncio.Protocol):
         self._is_answered = False
         self._next = bytearray()
         self._writable: asyncio.Future[None] | None = None
-        self._deadline = time.monotonic() + _HEAD_SECONDS
+        self._idle_since = time.monotonic()
+        self._deadline = self._idle_since + _HEAD_SECONDS
         self.is_last = False
         """Whether it is closed after its answer."""
 
     # What the gateway calls.
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether no request is being read or answered."""
-        return self._request is None
+    def idle_seconds(self, now: float) -> float:
+        """Return for how long there has been no request; 0: there is one. `now` is monotonic time."""
+        return 0.0 if self._request is not None else now - self._idle_since
 
     def finish(self) -> None:
         """Close it, after the answer if there is a request."""
         self.is_last = True
-        if self.is_idle:
+        if self._request is None:
             self._transport.close()
 
     def check_time(self, now: float) -> None:
@@ -229,7 +229,7 @@ class ClientConnection(asyncio.Protocol):
         if self._is_deaf():
             return
         self._request = ClientRequest(self, Reservation(self._limits.request_bytes))
-        self._head_bytes = self._body_bytes = 0
+        self._body_bytes = 0
         self._has_head = self._is_read = False
         self._deadline = time.monotonic() + _HEAD_SECONDS
 
@@ -361,7 +361,8 @@ class ClientConnection(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """Wait for the next request, which may have come already."""
-        self._deadline = time.monotonic() + _IDLE_SECONDS
+        self._idle_since = time.monotonic()
+        self._deadline = self._idle_since + _IDLE_SECONDS
         self._head_bytes = 0
         if self._next:
             data = bytes(self._next)

@@ -115,6 +115,8 @@ class Gateway:
         now = time.monotonic()
         for connection in tuple(self._connections):
             connection.check_time(now)
+        if not self._has_room():
+            self._close_idle(now)
         self._accept_if_room()
         self._ticker = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._tick)
 
@@ -134,8 +136,7 @@ class Gateway:
     def _accept(self) -> None:
         for _ in range(_ACCEPTED_AT_ONCE):
             if not self._has_room():
-                self._stop_accepting()
-                self._close_idle()
+                self._stop_accepting()  # until the next tick
                 return
             try:
                 accepted, _ = self._listener.accept()
@@ -162,10 +163,10 @@ class Gateway:
             lambda: ClientConnection(self._answer, limits, self._connections), accepted
         )
 
-    def _close_idle(self) -> None:
+    def _close_idle(self, now: float) -> None:
         """Make room for connections that wait: harnesses open another one where an idle one was closed."""
         for connection in tuple(self._connections):
-            if connection.is_idle:
+            if connection.idle_seconds(now) >= _LOOK_SECONDS:
                 connection.finish()
 
 

@@ -57,8 +57,8 @@ class Question:
     def is_stream(self) -> bool:
         """Whether the answer is to come piece by piece.
 
-        Of a large body this is known if it stands near one of the ends, as it does. Elsewhere it goes unnoticed, so that the client
-        gets all the pieces at once.
+        Of a large body this is known if it stands near one of the ends, where it does. Elsewhere it goes unnoticed, so that the
+        client gets all pieces at once.
         """
         if self._fields is not None:
             return self._fields.get("stream") is True
@@ -67,7 +67,8 @@ class Question:
     @property
     def is_log_likelihood(self) -> bool:
         """Whether it asks how likely a text is, rather than for one: its answer always ends at the limit of tokens."""
-        wants = any(self._field(name) not in (None, False) for name in ("echo", "logprobs", "prompt_logprobs"))
+        wanted = (self._field(name) for name in ("echo", "logprobs", "prompt_logprobs"))
+        wants = any(value is not None and value is not False for value in wanted)
         limits = (self._field("max_tokens"), self._field("max_completion_tokens"))
         return wants and any(type(limit) is int and limit <= 1 for limit in limits)
 
