@@ -41,14 +41,17 @@ class Exchange(Protocol):
     held: Reservation
     """The bytes of its body."""
 
-    async def reply(self, reply: Reply) -> None:
-        """Answer it. Returns once the client has taken nearly all."""
+    def reply(self, reply: Reply) -> None:
+        """Answer it."""
 
     def start(self, status: int, content_type: bytes) -> None:
         """Begin to answer it piece by piece."""
 
-    async def write(self, data: bytes) -> None:
-        """Send a piece. Returns once the client keeps up."""
+    def write(self, data: bytes) -> None:
+        """Send a piece."""
+
+    async def drain(self) -> None:
+        """Wait until the client has taken nearly all that was sent."""
 
     def end(self) -> None:
         """Say that the answer is whole."""
@@ -61,18 +64,10 @@ class _Given(NamedTuple):
     """An answer for one client."""
 
     reply: Reply
-    facts: Facts | None = None
+    facts: Facts | None
     """Of an answer of the model; None: it is an error."""
-    row: int = 0
-    """Where it is recorded; 0: nowhere."""
-    replayed: bool = False
-    held: Reservation | None = None
+    held: Reservation
     """The bytes of it."""
-
-    def release(self) -> None:
-        """Say that it is not needed any more."""
-        if self.held is not None:
-            self.held.release()
 
 
 @dataclass
@@ -80,13 +75,13 @@ class _Client:
     """A client that waits for an answer."""
 
     exchange: Exchange
-    given: asyncio.Future[_Given | None]
-    """None: the answer was given piece by piece."""
+    answered: asyncio.Future[Reservation | None]
+    """The bytes of its answer, once all of it was sent; None: it was given piece by piece."""
 
     @property
     def has_gone(self) -> bool:
         """Whether it does not wait any more."""
-        return self.given.cancelled()
+        return self.answered.cancelled()
 
     def start(self, answer: UpstreamAnswer) -> None:
         """Begin to give it an answer piece by piece."""
@@ -94,22 +89,22 @@ class _Client:
             self.exchange.start(answer.status, header(answer.headers, b"content-type"))
 
     async def write(self, data: bytes) -> None:
-        """Send a piece, unless it has gone."""
+        """Send a piece, unless it has gone. Returns once it keeps up."""
         if not self.has_gone:
-            await self.exchange.write(data)
+            self.exchange.write(data)
+            await self.exchange.drain()
 
-    async def finish(self, data: bytes) -> None:
+    def finish(self, data: bytes) -> None:
         """Send the last piece, and say that the answer is whole."""
-        await self.exchange.write(data)
+        self.exchange.write(data)
         self.exchange.end()
-        if not self.has_gone:
-            self.given.set_result(None)
+        self.answered.set_result(None)
 
     def break_off(self) -> None:
         """Say that the answer is not whole."""
         if not self.has_gone:
             self.exchange.abort()
-            self.given.set_result(None)
+            self.answered.set_result(None)
 
 
 @dataclass
@@ -172,18 +167,12 @@ class Answers:
 
     async def answer(self, exchange: Exchange, question: Question, request: OutgoingRequest) -> None:
         """Answer a question. May be cancelled once the client has gone; what an engine answers is recorded all the same."""
-        given = await self._recorded(question) or await self._asked(exchange, question, request)
-        if given is None:
-            return
-        if given.facts is None:
-            self._note_failure(question)
-        else:
-            self._count(question, given.facts, replayed=given.replayed)
-        self._counters.last_status = given.reply.status
+        held = await self._replay(exchange, question) or await self._wait(exchange, question, request)
         try:
-            await exchange.reply(given.reply)
+            await exchange.drain()
         finally:
-            given.release()
+            if held is not None:
+                held.release()
 
     async def close(self, finish_seconds: float) -> None:
         """Wait for the questions that are being asked, cancel those that take longer, and close the recording."""
@@ -199,16 +188,24 @@ class Answers:
 
     # From the recording.
 
-    async def _recorded(self, question: Question) -> _Given | None:
-        """Return the next recorded answer for the attempt; None: there is none, or it can't be noted that this one was
-        given."""
+    async def _replay(self, exchange: Exchange, question: Question) -> Reservation | None:
+        """Answer from the recording, and return the bytes of the answer; None: the question has to be asked."""
         recording = self._recording
         if recording is None:
             return None
         found = recording.next(question.key, self._attempt) or self._borrowed(question, recording)
-        if found is None or not recording.take(found.row, self._attempt):
+        if found is None or not recording.take(found.row, self._attempt):  # one not noted as taken would be given again
             return None
-        return await self._read_recorded(found, recording)
+        held = Reservation(self._budget)
+        if found.size > _UNBUDGETED_BYTES:
+            held = await self._make_room(found, recording)
+        body = recording.body(found.row)
+        if body is None:
+            held.release()
+            return None
+        self._count(question, found.facts, replayed=found.replayed)
+        self._reply(exchange, Reply(200, found.content_type.encode("latin-1"), body))
+        return held
 
     def _borrowed(self, question: Question, recording: Recording) -> RecordedAnswer | None:
         """Copy the answer that another job was given, if the engine would give the same again."""
@@ -222,28 +219,19 @@ class Answers:
                 return recording.next(question.key, self._attempt)
         return None
 
-    async def _read_recorded(self, found: RecordedAnswer, recording: Recording) -> _Given | None:
-        """Return an answer that was taken, when there is room for it in memory; None: it is damaged, or it stays untaken."""
-        held = Reservation(self._budget)
+    async def _make_room(self, found: RecordedAnswer, recording: Recording) -> Reservation:
+        """Wait until there is room for a large answer in memory. If the client goes, the answer is the next one's."""
         try:
-            if found.size > _UNBUDGETED_BYTES:
-                await self._budget.reserve(found.size)
-                held = Reservation(self._budget, found.size)
-            body = recording.body(found.row)
-            if body is not None and await recording.committed():
-                reply = Reply(200, found.content_type.encode("latin-1"), body)
-                return _Given(reply, found.facts, found.row, found.replayed, held)
+            await self._budget.reserve(found.size)
         except asyncio.CancelledError:
-            held.release()
             recording.give_back(found.row)
             raise
-        held.release()
-        return None
+        return Reservation(self._budget, found.size)
 
     # From an engine.
 
-    async def _asked(self, exchange: Exchange, question: Question, request: OutgoingRequest) -> _Given | None:
-        """Have an engine answer; None: it did so piece by piece."""
+    async def _wait(self, exchange: Exchange, question: Question, request: OutgoingRequest) -> Reservation | None:
+        """Have an engine asked, and wait until the client was given an answer."""
         client = _Client(exchange, asyncio.get_running_loop().create_future())
         # A stream goes to the client that asked for it, while it comes.
         same = _SameBody() if question.is_stream else self._same.setdefault(question.key, _SameBody())
@@ -252,25 +240,27 @@ class Answers:
             same.asked += 1
             self._spawn(self._ask(_Asked(question, request, exchange.held.share(), same)))
         try:
-            return await client.given
+            return await client.answered
         except asyncio.CancelledError:
             with contextlib.suppress(ValueError):
                 same.clients.remove(client)
-            if client.given.done() and not client.given.cancelled() and (given := client.given.result()):
-                self._take_back(given)
+            if client.answered.done() and not client.answered.cancelled() and (held := client.answered.result()):
+                held.release()
             raise
 
     async def _ask(self, asked: _Asked) -> None:
         receive = self._receive_stream if asked.question.is_stream else self._receive
         try:
             given = await self._asker.ask(asked.request, lambda answer: receive(answer, asked))
+            if isinstance(given, Reply):
+                given = _Given(given, None, Reservation(self._budget))
             if given is not None:
-                await self._deliver(asked, _Given(given) if isinstance(given, Reply) else given)
+                self._deliver(asked, given)
         except Exception as error:
             client = asked.next_client()
-            if client is None:
+            if client is None or client.has_gone:
                 raise
-            client.given.set_exception(error)
+            client.answered.set_exception(error)
         finally:
             asked.next_client()
             asked.held.release()
@@ -298,7 +288,7 @@ class Answers:
             held.release()
             raise
         retry_after = header(answer.headers, b"retry-after")
-        return _Given(Reply(answer.status, content_type, body, retry_after), facts, held=held)
+        return _Given(Reply(answer.status, content_type, body, retry_after), facts, held)
 
     async def _receive_stream(self, answer: UpstreamAnswer, asked: _Asked) -> _Given | None:
         """Pass on a stream as it comes, with a copy for the recording. Anything else is received as a whole."""
@@ -313,7 +303,7 @@ class Answers:
         return None
 
     async def _pass_on(self, answer: UpstreamAnswer, asked: _Asked, begun: list[bytes], copy: "_Copy | None") -> None:
-        """Give an answer to the next client while it comes. `begun` has come already; the end is sent once it is recorded.
+        """Give an answer to the next client while it comes. `begun` has come already. The end is sent once all is recorded.
 
         When the client goes, the rest is only for the copy.
         """
@@ -340,47 +330,40 @@ class Answers:
             client.break_off()
             return
         body = copy.body() if copy is not None and copy.is_whole else None
-        taken = not client.has_gone
-        row = await self._record(asked.question, header(answer.headers, b"content-type"), body, facts, taken=taken)
-        self._counters.last_status = answer.status
-        if client.has_gone:
-            if taken and row and self._recording is not None:
-                self._recording.give_back(row)
-            return
-        self._count(asked.question, facts, replayed=False)
-        await client.finish(end)
+        self._record(asked.question, header(answer.headers, b"content-type"), body, facts, taken=not client.has_gone)
+        if not client.has_gone:
+            self._counters.last_status = answer.status
+            self._count(asked.question, facts, replayed=False)
+            client.finish(end)
 
-    async def _deliver(self, asked: _Asked, given: _Given) -> None:
-        """Give an answer to the next client, once it is recorded."""
+    def _deliver(self, asked: _Asked, given: _Given) -> None:
+        """Record an answer, and give it to the next client."""
         client = asked.next_client()
+        taken = client is not None and not client.has_gone
         if given.facts is not None:
-            content_type, body = given.reply.content_type, given.reply.body
-            row = await self._record(asked.question, content_type, body, given.facts, taken=client is not None)
-            given = given._replace(row=row)
-        if client is None:
-            given.release()
-        elif client.has_gone:
-            self._take_back(given)
+            self._record(asked.question, given.reply.content_type, given.reply.body, given.facts, taken=taken)
+        if client is None or client.has_gone:
+            given.held.release()
+            return
+        if given.facts is not None:
+            self._count(asked.question, given.facts, replayed=False)
         else:
-            client.given.set_result(given)
+            self._note_failure(asked.question)
+        self._reply(client.exchange, given.reply)
+        client.answered.set_result(given.held)
 
-    async def _record(self, question: Question, content_type: bytes, body: bytes | None, facts: Facts, *, taken: bool) -> int:
-        """Record an answer, and return its row once it is committed; 0: that was impossible, as it is without a body."""
-        if self._recording is None or body is None:
-            self._counters.unrecorded += bool(self._asker.route.recording)
-            return 0
-        text = content_type.decode("latin-1")
-        row = self._recording.add(question.key, self._attempt, body, text, facts, taken=taken)
-        if row and await self._recording.committed():
-            return row
-        self._counters.unrecorded += 1
-        return 0
+    def _record(self, question: Question, content_type: bytes, body: bytes | None, facts: Facts, *, taken: bool) -> None:
+        """Record an answer, which is impossible without its body."""
+        row = 0
+        if self._recording is not None and body is not None:
+            text = content_type.decode("latin-1")
+            row = self._recording.add(question.key, self._attempt, body, text, facts, taken=taken)
+        if not row and self._asker.route.recording:
+            self._counters.unrecorded += 1
 
-    def _take_back(self, given: _Given) -> None:
-        """Leave an answer that its client did not wait for to the next one."""
-        if given.row and self._recording is not None:
-            self._recording.give_back(given.row)
-        given.release()
+    def _reply(self, exchange: Exchange, reply: Reply) -> None:
+        self._counters.last_status = reply.status
+        exchange.reply(reply)
 
     # What is counted.
 

@@ -92,7 +92,8 @@ class Asker:
     async def _ask_replica(
         self, replica: ReplicaQueue, engine: Engine, request: OutgoingRequest, receive: Receive[T]
     ) -> T | _Failed:
-        request = request._replace(headers=(*request.headers, *_credentials(engine)))
+        if engine.key:
+            request = request._replace(headers=(*request.headers, _credentials(engine)))
         try:
             answer = await replica.upstream.ask(request, engine.answer_seconds)
             try:
@@ -128,11 +129,9 @@ def _retry_after(headers: Headers) -> float | None:
     )  # a date is not worth its parsing: the next try finds out
 
 
-def _credentials(engine: Engine) -> Headers:
-    if not engine.key:
-        return ()
+def _credentials(engine: Engine) -> tuple[bytes, bytes]:
     value = f"Bearer {engine.key}" if engine.key_header == "authorization" else engine.key
-    return ((engine.key_header.encode(), value.encode()),)
+    return engine.key_header.encode(), value.encode()
 
 
 def _pause_seconds(tries: int) -> float:

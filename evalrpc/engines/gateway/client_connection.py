@@ -59,8 +59,8 @@ class ClientRequest:
         self.chunks.clear()
         return body
 
-    async def reply(self, reply: Reply) -> None:
-        """Answer it. Returns once the client has taken nearly all."""
+    def reply(self, reply: Reply) -> None:
+        """Answer it."""
         self.has_begun = True
         headers = [b"content-length: %d" % len(reply.body)]
         if reply.retry_after:
@@ -69,7 +69,6 @@ class ClientRequest:
             headers.append(b"connection: close")
         self._connection.send(head(reply.status, reply.content_type, *headers), b"" if self.method == b"HEAD" else reply.body)
         self._connection.note_answered()
-        await self._connection.drain()
 
     def start(self, status: int, content_type: bytes) -> None:
         """Begin to answer it piece by piece."""
@@ -82,11 +81,14 @@ class ClientRequest:
             framing.append(b"connection: close")
         self._connection.send(head(status, content_type, *framing))
 
-    async def write(self, data: bytes) -> None:
-        """Send a piece. Returns once the client keeps up."""
+    def write(self, data: bytes) -> None:
+        """Send a piece."""
         if data:
             self._connection.send(b"%x\r\n%b\r\n" % (len(data), data) if self.takes_chunks else data)
-            await self._connection.drain()
+
+    async def drain(self) -> None:
+        """Wait until the client has taken nearly all that was sent."""
+        await self._connection.drain()
 
     def end(self) -> None:
         """Say that the answer is whole."""

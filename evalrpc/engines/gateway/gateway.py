@@ -95,7 +95,7 @@ class Gateway:
             token, target = _parse_target(request.target)
             handler = await self.routes.find(token) if token else None
             if handler is None:
-                await request.reply(error_reply(404, "there is no such route: the attempt that it belonged to has ended"))
+                request.reply(error_reply(404, "there is no such route: the attempt that it belonged to has ended"))
             else:
                 await handler.handle(request, request.method, target, request.headers, request.body())
         except Exception:
@@ -106,7 +106,7 @@ class Gateway:
             if request.has_begun:
                 request.abort()
             else:
-                await request.reply(error_reply(500, "a fault of the gateway"))
+                request.reply(error_reply(500, "a fault of the gateway"))
 
     # Connections.
 

@@ -5,14 +5,13 @@ of their ids. `taken_by` is the last attempt that was given the answer. So the n
 has not taken, and an attempt that starts over gets all of them again, in the same order. One that no client took, since it had
 gone, is the next one's.
 
-Everything happens on the event loop: a commit costs less than handing it to a thread. Writes of one turn of the loop share a
-commit, which comes before any of these answers is sent. A commit survives a kill, but not the end of the machine, since nothing
-here waits for the disk (`synchronous=OFF`). What is left then is read with care: each row has a checksum.
+Everything happens on the event loop: a commit costs less than handing it to a thread. There is one for each answer, before that
+is sent. It survives a kill, but not the end of the machine, since nothing here waits for the disk (`synchronous=OFF`). What is
+left then is read with care: each row has a checksum.
 
 A recording never fails a request. What can't be written is counted, and a file that is no recording is set aside.
 """
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -108,7 +107,6 @@ class Recording:
         """Nothing more is recorded beyond this size."""
         self._database = _open_or_set_aside(path)
         self._bytes = self._number("PRAGMA page_count") * self._number("PRAGMA page_size")
-        self._committed: asyncio.Future[bool] | None = None
         self._full = False
         self.error = ""
         """Why answers can't be recorded; empty: they can, as far as is known."""
@@ -146,7 +144,7 @@ class Recording:
         return None
 
     def take(self, row: int, attempt: int) -> bool:
-        """Note that the attempt is given an answer, and return whether that was possible. The next `committed` commits it."""
+        """Note that the attempt is given an answer, and return whether that was possible."""
         return self._write("UPDATE answers SET taken_by = ? WHERE id = ?", attempt, row) is not None
 
     def give_back(self, row: int) -> None:
@@ -156,7 +154,7 @@ class Recording:
     def add(
         self, key: bytes, attempt: int, body: bytes, content_type: str, facts: Facts, *, taken: bool, own: bool = True
     ) -> int:
-        """Record an answer, and return its row; 0: that was impossible. The next `committed` commits it.
+        """Record an answer, and return its row; 0: that was impossible.
 
         `taken`: the attempt is given it at once. `own`: it asked for it.
         """
@@ -180,13 +178,8 @@ class Recording:
         """Note that a question that had failed was answered."""
         self._write("DELETE FROM failures WHERE attempt = ? AND key = ?", attempt, key)
 
-    async def committed(self) -> bool:
-        """Wait until all writes so far are committed, and return whether they are."""
-        return True if self._committed is None else await asyncio.shield(self._committed)
-
     def close(self) -> None:
-        """Commit, and close the file."""
-        self._commit()
+        """Close the file."""
         self._database.close()
 
     def _read(self, query: str, *arguments: object) -> Any:
@@ -198,33 +191,14 @@ class Recording:
             return None
 
     def _write(self, statement: str, *arguments: object) -> int | None:
-        """Write as part of the transaction that is committed at the end of this turn of the event loop. Return the row that was
-        inserted, if any; None: it was impossible."""
+        """Write and commit. Return the row that was inserted, if any; None: it was impossible."""
         try:
-            if self._committed is None:
-                self._database.execute("BEGIN IMMEDIATE")
-                loop = asyncio.get_running_loop()
-                self._committed = loop.create_future()
-                loop.call_soon(self._commit)
-            return self._database.execute(statement, arguments).lastrowid or 0
+            row = self._database.execute(statement, arguments).lastrowid or 0
         except sqlite3.Error as error:
             self._fails(str(error))
             return None
-
-    def _commit(self) -> None:
-        committed, self._committed = self._committed, None
-        if committed is None:
-            return
-        try:
-            self._database.execute("COMMIT")
-        except sqlite3.Error as error:
-            self._fails(str(error))
-            with contextlib.suppress(sqlite3.Error):  # which SQLite may have done itself
-                self._database.execute("ROLLBACK")
-            committed.set_result(False)
-        else:
-            self.error = self.error if self._full else ""
-            committed.set_result(True)
+        self.error = self.error if self._full else ""
+        return row
 
     def _fails(self, reason: str) -> None:
         if not self.error:

@@ -79,7 +79,7 @@ class RouteHandler:
         elif is_passed(method, path):
             await self._pass_on(exchange, OutgoingRequest(method, target, sent, body))
         else:
-            await exchange.reply(error_reply(404, f"{method.decode()} {path} is not passed on to engines"))
+            exchange.reply(error_reply(404, f"{method.decode()} {path} is not passed on to engines"))
 
     def note_gateway_failure(self) -> None:
         """Note that a request failed through a fault of the gateway itself."""
@@ -96,7 +96,7 @@ class RouteHandler:
         try:
             question = Question(target, body, engine, self.route.key_prefix)
         except BadBodyError as error:
-            await exchange.reply(error_reply(400, str(error)))
+            exchange.reply(error_reply(400, str(error)))
             return
         await self._answers.answer(exchange, question, OutgoingRequest(b"POST", target, headers, question.body))
 
@@ -106,7 +106,8 @@ class RouteHandler:
             exchange.start(answer.status, header(answer.headers, b"content-type"))
             try:
                 while chunk := await answer.chunk():
-                    await exchange.write(chunk)
+                    exchange.write(chunk)
+                    await exchange.drain()
             except UpstreamError:
                 exchange.abort()
             else:
@@ -115,7 +116,7 @@ class RouteHandler:
         reply = await self._asker.ask(request, receive)
         if isinstance(reply, Reply):
             self._counters.last_status = reply.status
-            await exchange.reply(reply)
+            exchange.reply(reply)
 
 
 class Engines:

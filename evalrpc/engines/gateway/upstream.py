@@ -103,4 +103,7 @@ def _without_password(parts: SplitResult) -> str:
 
 def header(headers: Headers, wanted: bytes) -> bytes:
     """Return the value of a header; empty: it is absent."""
-    return next((value for name, value in headers if name == wanted), b"")
+    for name, value in headers:
+        if name == wanted:
+            return value
+    return b""
