@@ -118,6 +118,15 @@ def test_a_client_that_goes_while_it_sends_leaves_nothing(served: GatewayProcess
     assert not stub.asked
 
 
+def test_a_client_that_goes_within_its_second_request_leaves_nothing(served: GatewayProcess, stub: EngineStub) -> None:
+    with served.raw() as client:
+        client.sendall(WHOLE)
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        client.sendall(QUESTION + b"Content-Length: 1000000\r\n\r\n" + b"x" * 500_000)
+        eventually(lambda: served.client.status().bytes_in_flight == 1_000_000)
+    eventually(lambda: served.client.status().bytes_in_flight == 0)
+
+
 def test_a_client_that_does_not_read_holds_nobody_back(served: GatewayProcess, stub: EngineStub) -> None:
     stub.behave = lambda asked: asked.send(b'{"choices": [], "x": "' + b"x" * (6 << 20) + b'"}')
     with served.raw() as client:

@@ -6,13 +6,11 @@ such as its own second try, or to the recording.
 """
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
-from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, cast
 
 from evalrpc.engines.gateway.asker import Asker
 from evalrpc.engines.gateway.budget import ByteBudget, Reservation
@@ -38,8 +36,11 @@ _LOGGER: Final = logging.getLogger(__name__)
 class Exchange(Protocol):
     """A request of a harness, which is to be answered."""
 
-    held: Reservation
-    """The bytes of its body."""
+    has_gone: bool
+    """Whether its client has gone. What is sent then goes nowhere."""
+
+    def outlive(self) -> None:
+        """Go on although the client goes, which would else cancel whoever answers."""
 
     def reply(self, reply: Reply) -> None:
         """Answer it."""
@@ -70,71 +71,46 @@ class _Given(NamedTuple):
     """The bytes of it."""
 
 
-@dataclass
-class _Client:
-    """A client that waits for an answer."""
+class _Recipient(NamedTuple):
+    """Who gets an answer."""
 
     exchange: Exchange
-    answered: asyncio.Future[Reservation | None]
-    """The bytes of its answer, once all of it was sent; None: it was given piece by piece."""
+    joined: asyncio.Future[Reservation | None] | None = None
+    """Of one that has joined: set when it was answered, to the bytes of the answer, or None if that came piece by piece."""
 
-    @property
-    def has_gone(self) -> bool:
-        """Whether it does not wait any more."""
-        return self.answered.cancelled()
-
-    def start(self, answer: UpstreamAnswer) -> None:
-        """Begin to give it an answer piece by piece."""
-        if not self.has_gone:
-            self.exchange.start(answer.status, header(answer.headers, b"content-type"))
-
-    async def write(self, data: bytes) -> None:
-        """Send a piece, unless it has gone. Returns once it keeps up."""
-        if not self.has_gone:
-            self.exchange.write(data)
-            await self.exchange.drain()
-
-    def finish(self, data: bytes) -> None:
-        """Send the last piece, and say that the answer is whole."""
-        self.exchange.write(data)
-        self.exchange.end()
-        self.answered.set_result(None)
-
-    def break_off(self) -> None:
-        """Say that the answer is not whole."""
-        if not self.has_gone:
-            self.exchange.abort()
-            self.answered.set_result(None)
+    def note_answered(self, held: Reservation | None) -> None:
+        """Let one that has joined go on, once all was sent."""
+        if self.joined is not None and not self.joined.done():
+            self.joined.set_result(held)
 
 
 @dataclass
 class _SameBody:
-    """The clients that wait with one body, in their order, and how many questions with it are being asked: at least one for
-    each client, and more where clients have gone."""
+    """One body that is being asked."""
 
-    clients: deque[_Client] = field(default_factory=deque)
-    asked: int = 0
+    asking: list[Exchange] = field(default_factory=list)
+    """Whose questions an engine is answering, or will."""
+    joined: deque[_Recipient] = field(default_factory=deque)
+    """Who waits for the answer to the question of a client that has gone: no more than there are such."""
+
+    def has_orphan(self) -> bool:
+        """Return whether there is a question that nobody waits for."""
+        return sum(each.has_gone for each in self.asking) > len(self.joined)
 
 
 @dataclass
 class _Asked:
-    """A question that is being asked."""
+    """A question that is being asked, and who asks."""
 
     question: Question
-    request: OutgoingRequest
-    held: Reservation
+    exchange: Exchange
     same: _SameBody
-    is_answered: bool = False
-    """Whether its answer has been given to a client, or nobody waited for it."""
 
-    def next_client(self) -> _Client | None:
-        """End the question, and return the client that gets its answer: the one that has waited longest. None: all have gone,
-        or it has ended before."""
-        if self.is_answered:
-            return None
-        self.is_answered = True
-        self.same.asked -= 1
-        return self.same.clients.popleft() if self.same.clients else None
+    def recipient(self) -> _Recipient | None:
+        """Return who gets its answer: who asked, or else who has joined first. None: all have gone."""
+        if not self.exchange.has_gone:
+            return _Recipient(self.exchange)
+        return self.same.joined.popleft() if self.same.joined else None
 
 
 class Answers:
@@ -166,8 +142,8 @@ class Answers:
         return self._recording.error
 
     async def answer(self, exchange: Exchange, question: Question, request: OutgoingRequest) -> None:
-        """Answer a question. May be cancelled once the client has gone; what an engine answers is recorded all the same."""
-        held = await self._replay(exchange, question) or await self._wait(exchange, question, request)
+        """Answer a question. If the client goes while an engine is asked, the answer is recorded all the same."""
+        held = await self._replay(exchange, question) or await self._ask_or_join(exchange, question, request)
         try:
             await exchange.drain()
         finally:
@@ -177,7 +153,7 @@ class Answers:
     async def close(self, finish_seconds: float) -> None:
         """Wait for the questions that are being asked, cancel those that take longer, and close the recording."""
         if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=finish_seconds)
+            _, late = await asyncio.wait(set(self._tasks), timeout=finish_seconds)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
@@ -230,41 +206,49 @@ class Answers:
 
     # From an engine.
 
-    async def _wait(self, exchange: Exchange, question: Question, request: OutgoingRequest) -> Reservation | None:
-        """Have an engine asked, and wait until the client was given an answer."""
-        client = _Client(exchange, asyncio.get_running_loop().create_future())
-        # A stream goes to the client that asked for it, while it comes.
-        same = _SameBody() if question.is_stream else self._same.setdefault(question.key, _SameBody())
-        same.clients.append(client)
-        if same.asked < len(same.clients):
-            same.asked += 1
-            self._spawn(self._ask(_Asked(question, request, exchange.held.share(), same)))
+    async def _ask_or_join(self, exchange: Exchange, question: Question, request: OutgoingRequest) -> Reservation | None:
+        """Have an engine answer, and return the bytes of the answer; None: it came in pieces, or was for another client."""
+        if question.is_stream:  # which belongs to its client alone, since it comes at once
+            return await self._ask(_Asked(question, exchange, _SameBody()), request)
+        same = self._same.setdefault(question.key, _SameBody())
+        if same.has_orphan():
+            return await self._join(exchange, same)
+        return await self._ask(_Asked(question, exchange, same), request)
+
+    async def _join(self, exchange: Exchange, same: _SameBody) -> Reservation | None:
+        """Wait for the answer to the question of a client that has gone."""
+        answered: asyncio.Future[Reservation | None] = asyncio.get_running_loop().create_future()
+        recipient = _Recipient(exchange, answered)
+        same.joined.append(recipient)
         try:
-            return await client.answered
+            return await answered
         except asyncio.CancelledError:
-            with contextlib.suppress(ValueError):
-                same.clients.remove(client)
-            if client.answered.done() and not client.answered.cancelled() and (held := client.answered.result()):
+            if recipient in same.joined:
+                same.joined.remove(recipient)
+            elif not answered.cancelled() and (held := answered.result()):
                 held.release()
             raise
 
-    async def _ask(self, asked: _Asked) -> None:
+    async def _ask(self, asked: _Asked, request: OutgoingRequest) -> Reservation | None:
         receive = self._receive_stream if asked.question.is_stream else self._receive
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        self._tasks.add(task)
+        asked.exchange.outlive()
+        asked.same.asking.append(asked.exchange)
         try:
-            given = await self._asker.ask(asked.request, lambda answer: receive(answer, asked))
+            given = await self._asker.ask(request, lambda answer: receive(answer, asked))
             if isinstance(given, Reply):
                 given = _Given(given, None, Reservation(self._budget))
-            if given is not None:
-                self._deliver(asked, given)
+            return self._deliver(asked, given) if given else None
         except Exception as error:
-            client = asked.next_client()
-            if client is None or client.has_gone:
-                raise
-            client.answered.set_exception(error)
+            recipient = asked.recipient()
+            if recipient and recipient.joined:
+                recipient.joined.set_exception(error)
+            raise
         finally:
-            asked.next_client()
-            asked.held.release()
-            if not asked.same.asked and self._same.get(asked.question.key) is asked.same:
+            self._tasks.discard(task)
+            asked.same.asking.remove(asked.exchange)
+            if not asked.same.asking and self._same.get(asked.question.key) is asked.same:
                 del self._same[asked.question.key]
 
     async def _receive(self, answer: UpstreamAnswer, asked: _Asked) -> _Given | None:
@@ -303,54 +287,66 @@ class Answers:
         return None
 
     async def _pass_on(self, answer: UpstreamAnswer, asked: _Asked, begun: list[bytes], copy: "_Copy | None") -> None:
-        """Give an answer to the next client while it comes. `begun` has come already. The end is sent once all is recorded.
+        """Give an answer to its recipient while it comes. `begun` has come already. The end is sent once all is recorded.
 
-        When the client goes, the rest is only for the copy.
+        When the recipient has gone, the rest is only for the copy.
         """
-        client = asked.next_client()
-        if client is None:
-            return
-        end = b""
+        recipient = asked.recipient() or _Recipient(asked.exchange)
+        exchange = recipient.exchange
+        content_type = header(answer.headers, b"content-type")
+        self._counters.last_status = answer.status
+        exchange.start(answer.status, content_type)
         try:
-            client.start(answer)
-            for chunk in begun:
-                await client.write(chunk)
-            while chunk := await answer.chunk():
-                if copy is not None:
-                    copy.add(chunk)
-                if end or any(mark in chunk for mark in _STREAM_ENDS):
-                    end += chunk
-                else:
-                    await client.write(chunk)
-                if client.has_gone and (copy is None or not copy.is_whole):
-                    return
+            end = await self._pass_pieces(answer, exchange, begun, copy)
             facts = copy.facts(asked.question) if copy is not None and copy.is_whole else Facts()
         except (UpstreamError, UnusableAnswerError):
-            self._note_failure(asked.question)
-            client.break_off()
-            return
-        body = copy.body() if copy is not None and copy.is_whole else None
-        self._record(asked.question, header(answer.headers, b"content-type"), body, facts, taken=not client.has_gone)
-        if not client.has_gone:
-            self._counters.last_status = answer.status
-            self._count(asked.question, facts, replayed=False)
-            client.finish(end)
+            if not exchange.has_gone:
+                self._note_failure(asked.question)
+            exchange.abort()
+        else:
+            body = copy.body() if copy is not None and copy.is_whole else None
+            self._record(asked.question, content_type, body, facts, taken=not exchange.has_gone)
+            if not exchange.has_gone:
+                self._count(asked.question, facts, replayed=False)
+                exchange.write(end)
+                exchange.end()
+        recipient.note_answered(None)
 
-    def _deliver(self, asked: _Asked, given: _Given) -> None:
-        """Record an answer, and give it to the next client."""
-        client = asked.next_client()
-        taken = client is not None and not client.has_gone
+    async def _pass_pieces(self, answer: UpstreamAnswer, exchange: Exchange, begun: list[bytes], copy: "_Copy | None") -> bytes:
+        """Pass on the pieces of an answer but for its end, which is returned. Raises UpstreamError."""
+        end = b""
+        for piece in begun:
+            exchange.write(piece)
+        while not exchange.has_gone or (copy is not None and copy.is_whole):
+            await exchange.drain()
+            piece = await answer.chunk()
+            if not piece:
+                return end
+            if copy is not None:
+                copy.add(piece)
+            if copy is not None and len(end) < _UNBUDGETED_BYTES and (end or any(mark in piece for mark in _STREAM_ENDS)):
+                end += piece
+            else:
+                exchange.write(end + piece)
+                end = b""
+        raise UpstreamError("nobody waits for the rest")
+
+    def _deliver(self, asked: _Asked, given: _Given) -> Reservation | None:
+        """Record an answer, and give it to its recipient. Return the bytes of it if that is the one who asked."""
+        recipient = asked.recipient()
         if given.facts is not None:
+            taken = recipient is not None
             self._record(asked.question, given.reply.content_type, given.reply.body, given.facts, taken=taken)
-        if client is None or client.has_gone:
+        if recipient is None:
             given.held.release()
-            return
+            return None
         if given.facts is not None:
             self._count(asked.question, given.facts, replayed=False)
         else:
             self._note_failure(asked.question)
-        self._reply(client.exchange, given.reply)
-        client.answered.set_result(given.held)
+        self._reply(recipient.exchange, given.reply)
+        recipient.note_answered(given.held)
+        return given.held if recipient.joined is None else None
 
     def _record(self, question: Question, content_type: bytes, body: bytes | None, facts: Facts, *, taken: bool) -> None:
         """Record an answer, which is impossible without its body."""
@@ -405,17 +401,6 @@ class Answers:
             self._counters.failed = len(self._failed)
             if self._recording is not None:
                 self._recording.note_failure(question.key, self._attempt)
-
-    def _spawn(self, asking: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(asking)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            self._counters.gateway_failures += 1
-            _LOGGER.error("a question ended with an error", exc_info=error, extra={"job_id": self._asker.route.job_id})
 
 
 class _Copy:

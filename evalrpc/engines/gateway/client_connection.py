@@ -52,6 +52,14 @@ class ClientRequest:
         """Whether its answer has begun."""
         self.takes_chunks = False
         """Whether the answer may come in chunks: to HTTP/1.0 it may not."""
+        self.has_gone = False
+        """Whether its client has gone. What is sent then goes nowhere."""
+        self.outlives_client = False
+        """Whether it goes on then."""
+
+    def outlive(self) -> None:
+        """Go on although the client goes, which would else cancel whoever answers."""
+        self.outlives_client = True
 
     def body(self) -> bytes:
         """Return the body, once."""
@@ -217,12 +225,15 @@ class ClientConnection(asyncio.Protocol):
     def _end(self) -> None:
         if self._room is not None:
             self._room.cancel()
-        if self._task is not None:
-            if not self._is_answered:
-                self._task.cancel()
-        elif self._request is not None:
-            self._request.held.release()
+        request = self._request
+        if request is None or self._is_answered:
+            return
+        request.has_gone = True
+        if self._task is None:
+            request.held.release()
             self._request = None
+        elif not request.outlives_client:
+            self._task.cancel()
 
     # What the parser calls.
 
@@ -345,7 +356,6 @@ class ClientConnection(asyncio.Protocol):
     def _start(self, request: ClientRequest) -> None:
         request.held.shrink(self._body_bytes)
         self._deadline = _NEVER
-        self._is_answered = False
         self._task = asyncio.get_running_loop().create_task(self._run(request))
 
     async def _run(self, request: ClientRequest) -> None:
@@ -363,6 +373,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """Wait for the next request, which may have come already."""
+        self._is_answered = False
         self._idle_since = time.monotonic()
         self._deadline = self._idle_since + _IDLE_SECONDS
         self._head_bytes = 0
