@@ -1,4 +1,4 @@
-"""A stub of an engine: `python -m benchmarks.engine DELAY_SECONDS`. It parses each request, as engines do, and answers all alike."""
+"""A stub of an engine: `python -m benchmarks.engine SECONDS`. It parses each request, as engines do, and answers all alike."""
 
 import asyncio
 import json

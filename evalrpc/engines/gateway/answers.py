@@ -131,6 +131,7 @@ class Answers:
         self._recording = recordings.acquire(Path(route.recording)) if route.recording else None
         if self._recording is not None:
             self._resume(self._recording)
+        self.bound_recording()
         lenders = ((path, recordings.acquire_existing(path)) for path in map(Path, route.lenders))
         self._lenders = [(path, lender) for path, lender in lenders if lender is not None]
 
@@ -140,6 +141,11 @@ class Answers:
         if self._recording is None:
             return "the recording can't be opened" if self._asker.route.recording else ""
         return self._recording.error
+
+    def bound_recording(self) -> None:
+        """Take over how large the recording may become."""
+        if self._recording is not None:
+            self._recording.max_bytes = self._asker.route.max_recording_bytes
 
     async def answer(self, exchange: Exchange, question: Question, request: OutgoingRequest) -> None:
         """Answer a question. If the client goes while an engine is asked, the answer is recorded all the same."""
@@ -365,7 +371,6 @@ class Answers:
 
     def _resume(self, recording: Recording) -> None:
         """Go on where the attempt was before this gateway was started."""
-        recording.max_bytes = self._asker.route.max_recording_bytes
         try:
             resumed = recording.resume(self._asker.route.attempt)
         except UnusableRecordingError as error:

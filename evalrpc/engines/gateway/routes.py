@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Final
 
 from evalrpc.engines.gateway.answers import Answers, Exchange
@@ -58,6 +59,7 @@ class RouteHandler:
     def update(self, route: Route) -> None:
         """Take over what is said of the route now. Its recording and its attempt stay."""
         self.route = self._asker.route = route
+        self._answers.bound_recording()
 
     def counters(self) -> Counters:
         """Return what has become of its requests so far."""
@@ -274,7 +276,8 @@ def _connect(replica: Replica) -> Upstream:
 
 def _check_engine(engine: Engine) -> None:
     for replica in engine.replicas:
-        parse_address(replica.url)
+        if parse_address(replica.url).secure and find_spec("aiohttp") is None:
+            raise ValueError("addresses with https need the extra `endpoints`: pip install 'evalrpc[endpoints]'")
         if replica.max_in_flight < 1:
             raise ValueError(f"max_in_flight of a replica of {engine.name!r} is below 1")
     if engine.answer_seconds <= 0:
