@@ -109,7 +109,8 @@ NO_WARM_RUNS: Final = WarmState(is_warm=False, problem="")
 class RunHandle(Protocol):
     """A run that was started or found again. Used by one thread, except for `interrupt`.
 
-    An OSError from `step_ends`, `exit_status` or `end` means that the server is temporarily short of a resource: call it again.
+    An OSError from `wait`, `step_ends`, `exit_status` or `end` means that the server is temporarily short of a resource: call
+    it again.
     """
 
     @property

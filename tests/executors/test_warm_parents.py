@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,10 +19,12 @@ from processes_of_tests import is_alive, kill_job
 from running import SECONDS, ended
 from waiting import eventually
 
-from evalrpc.executors.base import Resources, RunKey
+from evalrpc.errors import RunFailedError
+from evalrpc.executors.base import Resources, RunHandle, RunKey
 from evalrpc.executors.local import fork_server, warm_parent
 from evalrpc.executors.local.executor import LOCAL_NODE, LocalExecutor, LocalRun
 from evalrpc.executors.local.processes import processes_of_job
+from evalrpc.executors.local.waiting_run import WaitingRun
 from evalrpc.executors.local.warm_parents import WarmLimits
 from evalrpc.harnesses.base import Command, Exit, Preload
 
@@ -110,7 +113,7 @@ class WarmRuns:
         (self.code / "loaded.py").write_text(LOADED)
         (self.code / "data").write_text("data")
         self.executor = self.new_executor()
-        self._runs: list[tuple[RunKey, LocalRun]] = []
+        self._runs: list[tuple[RunKey, LocalRun | WaitingRun]] = []
 
     def new_executor(self, limits: WarmLimits = LIMITS) -> LocalExecutor:
         self.executor = LocalExecutor({"PATH": os.environ["PATH"]}, warm_limits=limits)
@@ -122,7 +125,7 @@ class WarmRuns:
         command = Command((*program, *arguments), env={"PYTHONPATH": str(self.code)}, preload=preload)
         return replace(command, **changes)
 
-    def start(self, *arguments: str, gpus: tuple[str, ...] = (), **changes: Any) -> LocalRun:
+    def start(self, *arguments: str, gpus: tuple[str, ...] = (), **changes: Any) -> LocalRun | WaitingRun:
         job_id = str(uuid.uuid4())
         key = RunKey(job_id, 1, self.folder / job_id)
         run = self.executor.start(key, self.command(*arguments, **changes), Resources(LOCAL_NODE, gpus))
@@ -141,20 +144,20 @@ class WarmRuns:
     def heat(self) -> None:
         """Have a parent made."""
         ended(self.start("none"))
-        eventually(lambda: self.executor.warm_state("own").is_warm)
+        assert self.executor.warm_state("own").is_warm
 
     @property
     def parents(self) -> list[int]:
         return [parent.process.pid for parent in self.executor._warm_parents._parents.values() if parent.process]
 
-    def key(self, run: LocalRun) -> RunKey:
+    def key(self, run: RunHandle) -> RunKey:
         return next(key for key, each in self._runs if each is run)
 
-    def log(self, run: LocalRun) -> str:
+    def log(self, run: RunHandle) -> str:
         path = self.key(run).log_path
         return path.read_text() if path.exists() else ""
 
-    def wait_for_log(self, run: LocalRun, text: str) -> None:
+    def wait_for_log(self, run: RunHandle, text: str) -> None:
         eventually(lambda: text in self.log(run), text)
 
     def close(self) -> None:
@@ -172,12 +175,64 @@ def runs(tmp_path: Path) -> Iterator[WarmRuns]:
     runs.close()
 
 
-def test_the_first_run_is_cold_and_later_ones_are_forked_from_one_process(runs: WarmRuns) -> None:
-    assert not runs.start("none").is_warm
-    eventually(lambda: runs.executor.warm_state("own").is_warm)
-    told = [runs.warm("loader")[1].split() for _ in range(3)]
+def test_all_runs_are_forked_from_one_process_for_which_the_first_one_waits(runs: WarmRuns) -> None:
+    first = runs.start("loader")
+    assert ended(first) == Exit(code=0)
+    assert first.is_warm
+    told = [runs.log(first).split(), *(runs.warm("loader")[1].split() for _ in range(3))]
     assert {loader for loader, _, _ in told} == {str(runs.parents[0])}
-    assert len({own for _, own, _ in told}) == 3
+    assert len({own for _, own, _ in told}) == 4
+
+
+def slow_to_load(runs: WarmRuns) -> Path:
+    """Let parents never finish loading. Return a file that is there once one has begun."""
+    path = runs.folder / "begun"
+    code = f"import pathlib, time; pathlib.Path({str(path)!r}).touch(); time.sleep(1000)"
+    (runs.code / "loaded.py").write_text(f"{LOADED}\nif __import__('sys').argv[0].endswith('warm_parent.py'):\n    {code}\n")
+    return path
+
+
+def test_a_run_that_waits_hears_an_interrupt_and_can_be_ended(runs: WarmRuns) -> None:
+    begun = slow_to_load(runs)
+    run = runs.start("exit", "3")
+    assert not run.wait(0)
+    eventually(begun.exists)
+    interrupter = threading.Timer(0.05, run.interrupt)
+    interrupter.start()
+    assert not run.wait(SECONDS)
+    interrupter.join()
+    run.end(0.0)
+    assert run.wait(0)
+    assert (run.exit_status(), run.is_warm, runs.log(run)) == (Exit(), False, "")
+    assert runs.executor.find(runs.key(run)) is None
+
+
+def test_the_next_server_starts_a_run_that_still_waited(runs: WarmRuns) -> None:
+    begun = slow_to_load(runs)
+    run = runs.start("exit", "3")
+    eventually(begun.exists)
+    run.close()
+    runs.executor.close()
+    (runs.code / "loaded.py").write_text(LOADED)
+    assert runs.new_executor().find(runs.key(run)) is None
+    assert ended(runs.start("exit", "3")) == Exit(code=3)
+
+
+def test_a_run_that_can_not_begin_once_it_has_waited_says_so(runs: WarmRuns) -> None:
+    run = runs.start("exit", "3")
+    runs.key(run).attempt_dir.write_text("in the way")
+    assert run.wait(SECONDS)
+    with pytest.raises(RunFailedError) as caught:
+        run.exit_status()
+    assert caught.value.job_error.reason == "START_FAILED"
+
+
+def test_where_no_parent_can_be_started_a_run_begins_without_one(runs: WarmRuns) -> None:
+    run = runs.start("exit", "3", env={"PYTHONPATH": str(runs.code), "TEXT": "no program\0can have that"})
+    assert run.wait(SECONDS)
+    with pytest.raises(RunFailedError, match="embedded null byte"):
+        run.exit_status()
+    assert "embedded null byte" in runs.executor.warm_state("own").problem
 
 
 @pytest.mark.parametrize(
@@ -389,8 +444,8 @@ def test_a_variable_that_differs_takes_another_parent(runs: WarmRuns) -> None:
 def test_a_parent_that_is_not_used_ends(runs: WarmRuns) -> None:
     runs.new_executor(LIMITS._replace(idle_seconds=0.0))
     ended(runs.start("none"))
-    eventually(lambda: runs.executor._warm_parents._thread is not None and not runs.executor._warm_parents._parents)
-    assert not runs.start("none").is_warm
+    eventually(lambda: not runs.executor._warm_parents._parents)
+    assert runs.executor.warm_state("own") == (False, "")
 
 
 def test_parents_need_no_more_memory_than_they_may(runs: WarmRuns) -> None:
@@ -410,14 +465,12 @@ def test_parents_need_no_more_memory_than_they_may(runs: WarmRuns) -> None:
 
 
 def test_a_server_that_stops_waits_for_no_parent_in_the_making(runs: WarmRuns) -> None:
-    path = runs.folder / "begun"
-    code = f"import pathlib, time; pathlib.Path({str(path)!r}).touch(); time.sleep(1000)"
-    (runs.code / "loaded.py").write_text(f"{LOADED}\nif __import__('sys').argv[0].endswith('warm_parent.py'):\n    {code}\n")
-    ended(runs.start("none"))
-    eventually(path.exists)
-    begun = time.monotonic()
+    begun = slow_to_load(runs)
+    runs.start("none")
+    eventually(begun.exists)
+    closing = time.monotonic()
     runs.executor.close()
-    assert time.monotonic() - begun < SECONDS / 2
+    assert time.monotonic() - closing < SECONDS / 2
 
 
 def test_four_at_once_are_served(runs: WarmRuns) -> None:

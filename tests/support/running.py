@@ -7,7 +7,7 @@ from processes_of_tests import kill_job
 from waiting import DEADLINE_SECONDS as SECONDS
 from waiting import eventually
 
-from evalrpc.executors.base import Resources, RunKey
+from evalrpc.executors.base import Resources, RunHandle, RunKey
 from evalrpc.executors.local.executor import LOCAL_NODE, LocalExecutor, LocalRun
 from evalrpc.harnesses.base import Command, Exit
 
@@ -58,6 +58,6 @@ class Runs:
         eventually(lambda: self.key.log_path.exists() and text in self.log(), f"for {text!r} in the log")
 
 
-def ended(handle: LocalRun) -> Exit:
+def ended(handle: RunHandle) -> Exit:
     assert handle.wait(SECONDS)
     return handle.exit_status()

@@ -48,6 +48,7 @@ from evalrpc.executors.local.traces import (
     was_warm,
     write_devices,
 )
+from evalrpc.executors.local.waiting_run import WaitingRun
 from evalrpc.executors.local.warm_parents import NEVER_WARM, WarmLimits, WarmParents
 from evalrpc.files.errnos import require_no_shortage
 from evalrpc.files.private import make_private_folder
@@ -115,24 +116,14 @@ class LocalExecutor:
         """Make the folder of a run's traces, with space reserved for them. Raises OSError."""
         make_room(_traces_dir(key), step_count)
 
-    def start(self, key: RunKey, command: Command, resources: Resources) -> "LocalRun":
+    def start(self, key: RunKey, command: Command, resources: Resources) -> "LocalRun | WaitingRun":
         """Start a run. Raises RunFailedError with reason START_FAILED; what only shows when the program is started, such as a
         program that does not exist, is raised by `exit_status` instead. Raises OSError if this server is temporarily short of
         a resource; then `find` tells whether the run has begun anyway."""
-        wake = os.eventfd(0)  # first: if no descriptor is left, nothing is started
-        try:
-            make_private_folder(_traces_dir(key))
-            used_bytes = self._gpu_guard.acquire(resources.devices)
-            write_devices(_traces_dir(key), {device: used_bytes.get(device) for device in resources.devices})
-            cgroup = self._cgroups.create(key.job_id, key.attempt, resources.limits) if self._cgroups is not None else None
-            order = self._order(key, command, resources, cgroup)
-            pid, fork_server = self._begin_warm(key, command, order) or self._hand_over(key, order)
-            return self._run(key, pid, fork_server, wake, resources.devices, cgroup)
-        except OSError as error:
-            os.close(wake)
-            require_no_shortage(error)
-            _Leftovers(key, None, self._find_cgroup(key)).clean_up()
-            raise RunFailedError("START_FAILED", f"the run could not be started: {error}") from error
+        made = self._warm_parents.making(command, self._order(key, command, resources))
+        if made is None:
+            return self._begin(key, command, resources)
+        return WaitingRun(resources, made, partial(self._begin, key, command, resources), partial(self.find, key))
 
     def find(self, key: RunKey) -> "LocalRun | None":
         """Find a run that an earlier server started: alive, ended or vanished. None: it never started. Raises OSError."""
@@ -190,6 +181,23 @@ class LocalExecutor:
         if fork_server is not None:
             self._discard(fork_server)
 
+    def _begin(self, key: RunKey, command: Command, resources: Resources) -> "LocalRun":
+        """Start a run now. Raises as `start` does."""
+        wake = os.eventfd(0)  # first: if no descriptor is left, nothing is started
+        try:
+            make_private_folder(_traces_dir(key))
+            used_bytes = self._gpu_guard.acquire(resources.devices)
+            write_devices(_traces_dir(key), {device: used_bytes.get(device) for device in resources.devices})
+            cgroup = self._cgroups.create(key.job_id, key.attempt, resources.limits) if self._cgroups is not None else None
+            order = self._order(key, command, resources, cgroup)
+            pid, fork_server = self._begin_warm(key, command, order) or self._hand_over(key, order)
+            return self._run(key, pid, fork_server, wake, resources.devices, cgroup)
+        except OSError as error:
+            os.close(wake)
+            require_no_shortage(error)
+            _Leftovers(key, None, self._find_cgroup(key)).clean_up()
+            raise RunFailedError("START_FAILED", f"the run could not be started: {error}") from error
+
     def _run(
         self,
         key: RunKey,
@@ -205,7 +213,7 @@ class LocalExecutor:
     def _find_cgroup(self, key: RunKey) -> RunCgroup | None:
         return self._cgroups.find(key.job_id, key.attempt) if self._cgroups is not None else None
 
-    def _order(self, key: RunKey, command: Command, resources: Resources, cgroup: RunCgroup | None) -> Mapping[str, Any]:
+    def _order(self, key: RunKey, command: Command, resources: Resources, cgroup: RunCgroup | None = None) -> Mapping[str, Any]:
         controllers = self._cgroups.controllers if self._cgroups is not None else frozenset[str]()
         return {
             "steps": [command.argv, *command.further_steps],

@@ -13,7 +13,7 @@ from typing import IO, Any, Final
 from evalrpc.executors.local import shim
 
 _REPLY_SECONDS: Final = 60.0
-_LOAD_SECONDS: Final = 900.0
+_LOAD_SECONDS: Final = 300.0
 _END_SECONDS: Final = 10.0
 _MARSHAL_VERSION: Final = 4  # which every Python knows that a harness may have
 

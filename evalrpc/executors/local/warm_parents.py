@@ -1,8 +1,9 @@
 """The server's side of warm runs: which parents there are, and which may fork a run (`warm_parent.py`).
 
 A parent serves runs that would read the same when they import the harness: the same interpreter, folder, variables and
-modules. It is made beside the first such run, which does not wait for it. It ends once it was not used for a while, and where
-all parents together need too much memory, the one that was used least recently ends. Runs go on without their parent.
+modules. It is made for the first such run, which waits for it: so all is imported once, and not by the run as well. It ends
+once it was not used for a while, and where all parents together need too much memory, the one that was used least recently
+ends. Runs go on without their parent.
 """
 
 import errno
@@ -11,7 +12,8 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +33,6 @@ _GPUS_VARIABLE: Final = "CUDA_VISIBLE_DEVICES"
 _ASKING_FOR_GPUS: Final = "PYTORCH_NVML_BASED_CUDA_CHECK"  # torch reads it whenever it is asked whether there are any
 _VARIABLES: Final = {_GPUS_VARIABLE: "", NO_JOB_VARIABLE: "-" * 36}  # as long as a job's id
 _OF_ONE_RUN: Final = _MARKS | _VARIABLES.keys()
-_IMMINENT_SECONDS: Final = 5.0
 _LOOK_SECONDS: Final = 0.2
 _END_SECONDS: Final = 10.0
 _RETRY_SECONDS: Final = 600.0
@@ -76,6 +77,8 @@ class _Parent:
     kind: _Kind
     begun: float
     last_used: float
+    made: Future[None] = field(default_factory=Future)
+    """Done once it may fork runs, or there is a problem."""
     process: ForkServer | None = None
     """None until it may fork runs."""
     read: frozenset[str] = field(default_factory=frozenset)
@@ -86,8 +89,7 @@ class _Parent:
 
 
 class WarmParents:
-    """The parents of this server. May be used from several threads. Nothing waits for one to be made, but for `fork` where one
-    that has been in the making for a while may be ready any moment."""
+    """The parents of this server. May be used from several threads. Only `close` waits for one to be made."""
 
     def __init__(self, limits: WarmLimits, clock: Clock) -> None:
         self._limits = limits
@@ -95,24 +97,34 @@ class WarmParents:
         self._changed = threading.Condition()
         self._parents: dict[_Kind, _Parent] = {}
         self._with_accounts: set[str] = set()
-        self._thread: threading.Thread | None = None
-        self._making: ForkServer | None = None
+        self._threads: list[threading.Thread] = []
+        self._loading: list[ForkServer] = []
         self._closed = False
+
+    def making(self, command: Command, order: Mapping[str, Any]) -> Future[None] | None:
+        """Have the parent of a run made, unless there is one. Return what is done once that has succeeded or failed; None if
+        the run is not to wait: then it can be forked at once, or not at all."""
+        kind = self._kind_of(command, order)
+        if kind is None:
+            return None
+        with self._changed:
+            now = self._clock.monotonic()
+            parent = self._parents.get(kind)
+            if parent is not None and parent.problem:
+                if now - parent.begun > _RETRY_SECONDS:  # probably in vain, so nobody waits
+                    self._begin_making(kind, now)
+                return None
+            if parent is None:
+                parent = self._begin_making(kind, now)
+            return None if parent is None or parent.made.done() else parent.made
 
     def fork(self, command: Command, order: Mapping[str, Any]) -> tuple[int, ForkServer] | None:
         """Fork the shim of a run from a parent. Return its process id and the parent; None if it has to be started in the usual
         way. Raises BrokenPipeError if the parent is gone, which may still have forked the shim; OSError."""
-        if command.preload is None or not self._limits.max_bytes:
-            return None
-        if order["account"] is not None:
-            self._with_accounts.add(command.preload.harness)
-            return None
-        kind = _kind_of(command.preload, command, order)
-        if kind is None:
-            return None
-        parent = self._find(kind)
+        kind = self._kind_of(command, order)
+        parent = self._find(kind) if kind is not None else None
         process = parent.process if parent is not None else None
-        if parent is None or process is None:
+        if kind is None or parent is None or process is None:
             return None
         parent.refusal = _refusal(parent, order)
         if parent.refusal:
@@ -124,7 +136,7 @@ class WarmParents:
             if error.errno != errno.ESTALE:
                 raise
             _log.info("a warm parent of harness %s is out of date; a new one is made", kind.preload.harness)
-            self._find(kind)
+            self.making(command, order)
             return None
 
     def run_script(self, command: Command, environment: Mapping[str, str], timeout_seconds: float) -> CommandOutput | None:
@@ -163,29 +175,30 @@ class WarmParents:
         """End all parents. Runs go on."""
         with self._changed:
             self._closed = True
-            making = self._making
+            loading, threads = list(self._loading), list(self._threads)
             self._changed.notify_all()
-        if making is not None:
-            making.kill()
-        if self._thread is not None:
-            self._thread.join()
+        for process in loading:
+            process.kill()
+        for thread in threads:
+            thread.join()
         for parent in list(self._parents.values()):
             self._discard(parent)
 
+    def _kind_of(self, command: Command, order: Mapping[str, Any]) -> _Kind | None:
+        """Return what parent a run needs; None if it can have none."""
+        if command.preload is None or not self._limits.max_bytes:
+            return None
+        if order["account"] is not None:
+            self._with_accounts.add(command.preload.harness)
+            return None
+        return _kind_of(command.preload, command, order)
+
     def _find(self, kind: _Kind) -> _Parent | None:
-        """Return the parent of a kind, once it may be used; have it made if there is none. None: it is being made."""
+        """Return the parent of a kind, if there is one, which is used now."""
         with self._changed:
-            now = self._clock.monotonic()
             parent = self._parents.get(kind)
-            if parent is not None and parent.problem and now - parent.begun > _RETRY_SECONDS:
-                parent = None
-            if parent is None:
-                self._parents[kind] = _Parent(kind, now, now)
-                self._start_making()
-                return None
-            if parent.process is None and not parent.problem and now - parent.begun > _IMMINENT_SECONDS:
-                self._changed.wait_for(lambda: parent.process or parent.problem or self._closed, _IMMINENT_SECONDS)
-            parent.last_used = self._clock.monotonic()
+            if parent is not None:
+                parent.last_used = self._clock.monotonic()
             return parent
 
     def _any_parent(self, command: Command, environment: Mapping[str, str]) -> _Parent | None:
@@ -218,27 +231,38 @@ class WarmParents:
             os.close(descriptor)
             process.reap(pid)
 
-    def _start_making(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="warm-parents", daemon=True)
-            self._thread.start()
-        self._changed.notify_all()
+    def _begin_making(self, kind: _Kind, now: float) -> _Parent | None:
+        """Have a parent made, on a thread of its own. Return None where there can be none. The lock is held."""
+        if self._closed:
+            return None
+        parent = _Parent(kind, now, now)
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        try:
+            if not self._threads:
+                self._start_thread(self._keep)
+            self._start_thread(self._make, parent)
+        except RuntimeError as error:
+            _log.warning("harness %s can't be loaded for warm runs: %s", kind.preload.harness, error)
+            return None
+        self._parents[kind] = parent
+        return parent
 
-    def _work(self) -> None:
-        """Make parents one after the other, and end those that are not used any more."""
-        while True:
+    def _start_thread(self, act: Callable[..., None], *arguments: _Parent) -> None:
+        thread = threading.Thread(target=act, args=arguments, name="warm-parents", daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _keep(self) -> None:
+        """End parents that are not used any more, for as long as this server runs."""
+        while not self._closed:
+            self._end_superfluous()
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._wanted(), self._seconds_to_next_end())
-                if self._closed:
-                    return
-                wanted = self._wanted()
-            if wanted is not None:
-                self._make(wanted)
-            for parent in self._superfluous():
-                self._discard(parent)
+                if not self._closed:
+                    self._changed.wait(self._seconds_to_next_end())
 
-    def _wanted(self) -> _Parent | None:
-        return next((parent for parent in self._parents.values() if parent.process is None and not parent.problem), None)
+    def _end_superfluous(self) -> None:
+        for parent in self._superfluous():
+            self._discard(parent)
 
     def _seconds_to_next_end(self) -> float | None:
         last_used = [parent.last_used for parent in self._parents.values() if parent.process is not None]
@@ -260,27 +284,36 @@ class WarmParents:
         return found
 
     def _make(self, parent: _Parent) -> None:
-        """Start a parent, and wait until it has imported everything."""
-        preload, process = parent.kind.preload, None
+        """Start a parent, and wait until it has imported everything, or there is a problem."""
         try:
-            process = _start(preload, parent.kind.folder, dict(parent.kind.variables))
+            loaded = self._load(parent)
+            if loaded.problem and not self._closed:
+                _log.warning("runs of harness %s can't be warm: %s", parent.kind.preload.harness, loaded.problem)
+            self._end_superfluous()
+        finally:  # whatever happens: runs wait for it
+            parent.made.set_result(None)
+
+    def _load(self, parent: _Parent) -> _Loaded:
+        process, loaded = None, _Loaded("it could not be imported beforehand")
+        try:
+            process = _start(parent.kind.preload, parent.kind.folder, dict(parent.kind.variables))
             with self._changed:
-                self._making = process
+                self._loading.append(process)
                 if self._closed:
                     process.kill()
-            loaded = _load(process, preload)
-        except OSError as error:
+            loaded = _load(process, parent.kind.preload)
+        except (OSError, ValueError) as error:  # the latter for variables that no program can have
             loaded = _Loaded(f"no process can be started that imports it beforehand: {error}")
-        with self._changed:
-            self._making = None
-            parent.process, parent.read, parent.problem = None if loaded.problem else process, loaded.read, loaded.problem
-            parent.last_used = self._clock.monotonic()
-            self._changed.notify_all()
-        if loaded.problem and process is not None:
-            process.kill()
-            process.close()
-        if loaded.problem and not self._closed:
-            _log.warning("runs of harness %s can't be warm: %s", preload.harness, loaded.problem)
+        finally:
+            with self._changed:
+                self._loading = [each for each in self._loading if each is not process]
+                parent.process, parent.read, parent.problem = None if loaded.problem else process, loaded.read, loaded.problem
+                parent.last_used = self._clock.monotonic()
+                self._changed.notify_all()
+            if loaded.problem and process is not None:
+                process.kill()
+                process.close()
+        return loaded
 
     def _discard(self, parent: _Parent) -> None:
         with self._changed:
