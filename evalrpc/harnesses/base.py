@@ -44,7 +44,7 @@ class Preload(NamedTuple):
     """What to import, by name. All but the first may be missing, in some version."""
     script: Path | None = None
     """A file with a function `preload`, which the harness's interpreter calls after the imports. It returns folders: once a
-    file below them changes, what it has prepared is out of date."""
+    file below them changes, what it has prepared is out of date. A function `prepare`, if there is one, is called before."""
 
 
 @dataclass(frozen=True)

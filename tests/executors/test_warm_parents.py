@@ -513,12 +513,12 @@ def test_without_a_parent_that_is_up_to_date_a_short_command_is_started_anew(run
     assert runs.executor.run_to_end(tells, SECONDS).stdout == b"True\n"
 
 
-def test_runs_of_an_account_are_cold(runs: WarmRuns) -> None:
-    """A parent has the server's account."""
+def test_runs_of_an_account_are_cold_without_cgroups(runs: WarmRuns) -> None:
+    """Only a cgroup holds what a parent of an owner may have become."""
     runs.heat()
     order = {"account": (1, []), "steps": [], "env": {}, "cwd": ""}
-    assert runs.executor._warm_parents.fork(runs.command("none"), order) is None
-    assert runs.executor.warm_state("own") == (False, "its runs have accounts of their own (run_as_uids)")
+    assert runs.executor._warm_parents.find(runs.command("none"), order) is None
+    assert "cgroups" in runs.executor.warm_state("own").problem
 
 
 def test_without_memory_for_them_no_run_is_warm(runs: WarmRuns) -> None:

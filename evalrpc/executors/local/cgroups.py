@@ -37,6 +37,7 @@ SERVER_CGROUP: Final = "evalrpc-server"
 
 _PREFIX: Final = "evalrpc-"
 _NAME: Final = re.compile(rf"{_PREFIX}(?P<job_id>.+)-[0-9]+", re.DOTALL)
+_PARENT: Final = f"{_PREFIX}parent."
 _NEEDED: Final = ("cgroup.kill", "cgroup.events", "cgroup.procs")
 _ENTER: Final = 'echo 0 > "$0/cgroup.procs"'
 _SUBTREE_CONTROL: Final = "cgroup.subtree_control"
@@ -51,7 +52,8 @@ _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 
 
 class RunCgroup:
-    """The cgroup of a run, with all cgroups below it. Every method raises OSError; a cgroup that is gone has no processes."""
+    """The cgroup of a run, or of a parent of warm runs, with all cgroups below it. Every method raises OSError; a cgroup that
+    is gone has no processes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -64,6 +66,10 @@ class RunCgroup:
         """Return the ids of its processes. Those of another namespace, which this process can't see, are left out."""
         found = (_read(Path(folder, "cgroup.procs")).split() for folder, _, _ in _walk(self.path))
         return [pid for ids in found for pid in map(int, ids) if pid]
+
+    def add(self, pid: int) -> None:
+        """Move a process here. What that has forked already stays where it is."""
+        _write(self.path / "cgroup.procs", str(pid))
 
     def kill(self) -> None:
         """Kill all its processes, also those that are forked meanwhile."""
@@ -86,6 +92,11 @@ class RunCgroup:
             with suppress(FileNotFoundError):
                 Path(folder).rmdir()
 
+    def remove_killed(self) -> None:
+        """Kill all its processes, and remove it once they have ended, unless that takes long."""
+        self.kill()
+        _remove_soon(self.path)
+
 
 class Cgroups:
     """Makes and finds the cgroups of runs. May be used from several threads. Every method raises OSError."""
@@ -102,6 +113,19 @@ class Cgroups:
         path.mkdir(mode=0o755, exist_ok=True)
         _set_limits(path, limits, self.controllers)
         return RunCgroup(path)
+
+    def create_for_parent(self, limits: RunLimits, owner: str) -> RunCgroup:
+        """Make a cgroup for a parent of warm runs, which may take as much as a run. `owner` names the server."""
+        path = self._folder / f"{_PARENT}{owner}.{uuid.uuid4().hex}"
+        path.mkdir(mode=0o755)
+        _set_limits(path, limits, self.controllers)
+        return RunCgroup(path)
+
+    def cgroups_of_parents(self) -> Iterator[tuple[str, RunCgroup]]:
+        """Yield the cgroups of parents, each with its `owner`."""
+        for entry in os.scandir(self._folder):
+            if entry.name.startswith(_PARENT):
+                yield entry.name.removeprefix(_PARENT).rpartition(".")[0], RunCgroup(Path(entry.path))
 
     def find(self, job_id: str, attempt: int) -> RunCgroup | None:
         """Find the cgroup of a run by its name, also if it was made by an earlier server, whose cgroup was another one."""

@@ -39,12 +39,17 @@ from evalrpc.executors.local.shims import find_shim, run_name
 from evalrpc.executors.local.short_commands import ShortCommands
 from evalrpc.executors.local.traces import (
     Exits,
+    close_to_account,
+    forget_warm,
     has_output,
     has_pid,
     make_room,
+    note_pid,
     note_warm,
+    open_to_account,
     read_devices,
     read_exits,
+    remove_traces,
     was_warm,
     write_devices,
 )
@@ -83,7 +88,7 @@ class LocalExecutor:
         self._environment = environment
         self._devices = devices
         self._gpu_guard = gpu_guard or GpuGuard(NvmlMemory(), SystemClock())
-        self._warm_parents = WarmParents(warm_limits, SystemClock())
+        self._warm_parents = WarmParents(warm_limits, SystemClock(), cgroups)
         self._cgroups = cgroups
         self._known: tuple[Mapping[str, str] | None, Sequence[Node]] = None, ()  # the nodes, and which quarantine they show
         self._short_commands = ShortCommands()
@@ -92,9 +97,14 @@ class LocalExecutor:
         self._fork_server: ForkServer | None = None
 
     def prepare(self) -> None:
-        """Start the fork server, unless it is there. If that fails, the next run reports why."""
+        """Start the fork server, unless it is there. If that fails, the next run reports why. End what an earlier server has
+        left of parents with other accounts, which need not have ended with it."""
         with suppress(OSError):
             self._get_fork_server()
+        with suppress(OSError):
+            for server, cgroup in self._cgroups.cgroups_of_parents() if self._cgroups is not None else ():
+                if not _is_living_server(server):
+                    cgroup.remove_killed()
 
     def nodes(self) -> Sequence[Node]:
         """Return the one node with its GPUs: the same object until something changes. Never blocks."""
@@ -120,7 +130,7 @@ class LocalExecutor:
         """Start a run. Raises RunFailedError with reason START_FAILED; what only shows when the program is started, such as a
         program that does not exist, is raised by `exit_status` instead. Raises OSError if this server is temporarily short of
         a resource; then `find` tells whether the run has begun anyway."""
-        made = self._warm_parents.making(command, self._order(key, command, resources))
+        made = self._warm_parents.making(command, self._order(key, command, resources), resources.limits)
         if made is None:
             return self._begin(key, command, resources)
         return WaitingRun(resources, made, partial(self._begin, key, command, resources), partial(self.find, key))
@@ -129,7 +139,7 @@ class LocalExecutor:
         """Find a run that an earlier server started: alive, ended or vanished. None: it never started. Raises OSError."""
         if not _has_begun(key):
             return None
-        pid, cgroup = find_shim(key.job_id, key.attempt), self._find_cgroup(key)
+        pid, cgroup = _find_shim(key), self._find_cgroup(key)
         recorded = read_devices(_traces_dir(key))  # a run may have written others
         devices = {device: used for device, used in recorded.items() if key.devices is None or device in key.devices}
         self._gpu_guard.restore({device: used for device, used in devices.items() if used is not None})
@@ -150,7 +160,7 @@ class LocalExecutor:
 
     def kill_leftovers(self, key: RunKey) -> bool:
         """Kill what is left of a run, without waiting for it. Return whether nothing was left. Raises OSError."""
-        leftovers = _Leftovers(key, find_shim(key.job_id, key.attempt), self._find_cgroup(key))
+        leftovers = _Leftovers(key, _find_shim(key), self._find_cgroup(key))
         # A scan can miss a process that is forked during it, so it takes two to believe that none is left.
         if not leftovers.look() and not leftovers.look():
             leftovers.clean_up()
@@ -186,11 +196,12 @@ class LocalExecutor:
         wake = os.eventfd(0)  # first: if no descriptor is left, nothing is started
         try:
             make_private_folder(_traces_dir(key))
+            forget_warm(_traces_dir(key))
             used_bytes = self._gpu_guard.acquire(resources.devices)
             write_devices(_traces_dir(key), {device: used_bytes.get(device) for device in resources.devices})
             cgroup = self._cgroups.create(key.job_id, key.attempt, resources.limits) if self._cgroups is not None else None
             order = self._order(key, command, resources, cgroup)
-            pid, fork_server = self._begin_warm(key, command, order) or self._hand_over(key, order)
+            pid, fork_server = self._begin_warm(key, command, order, cgroup) or self._hand_over(key, order)
             return self._run(key, pid, fork_server, wake, resources.devices, cgroup)
         except OSError as error:
             os.close(wake)
@@ -226,20 +237,27 @@ class LocalExecutor:
             "run": run_name(key.job_id, key.attempt),
             "cgroup": str(cgroup.path) if cgroup is not None else "",
             "account": (key.account.uid, list(key.account.groups)) if key.account is not None else None,
+            "notes_pid": True,
             "rlimits": rlimits_of(resources, controllers, has_account=key.account is not None),
         }
 
     def _begin_warm(
-        self, key: RunKey, command: Command, order: Mapping[str, Any]
+        self, key: RunKey, command: Command, order: Mapping[str, Any], cgroup: RunCgroup | None
     ) -> tuple[int | None, ForkServer | None] | None:
         """Let a parent fork the shim of the run, if there is one that may. Return what `_hand_over` returns. Raises OSError."""
-        forked: tuple[int | None, ForkServer | None] | None
-        try:
-            forked = self._warm_parents.fork(command, order)
-        except BrokenPipeError:  # somebody killed it
-            forked = (find_shim(key.job_id, key.attempt), None) if _has_begun(key) else None
-        if forked is not None:
-            note_warm(_traces_dir(key))
+        parent = self._warm_parents.find(command, order)
+        if parent is None:
+            return None
+        forked: tuple[int | None, ForkServer | None] | None = None
+        if (own_order := _warm_order(key, order)) is not None:
+            try:
+                forked = self._warm_parents.fork(parent, own_order, cgroup)
+            except BrokenPipeError:  # somebody killed it
+                forked = (_find_shim(key), None) if _has_begun(key) else None
+        if forked is None:
+            _make_cold(key, cgroup, len(order["steps"]))
+        elif key.account is not None and cgroup is not None:
+            forked = _judge(key, forked, cgroup)
         return forked
 
     def _hand_over(self, key: RunKey, order: Mapping[str, Any]) -> tuple[int | None, ForkServer | None]:
@@ -252,7 +270,7 @@ class LocalExecutor:
             except BrokenPipeError:  # somebody killed it
                 self._discard(fork_server)
             if _has_begun(key):  # it had already carried out the order
-                return find_shim(key.job_id, key.attempt), None
+                return _find_shim(key), None
         raise OSError("the process that starts runs ends by itself")
 
     def _get_fork_server(self) -> ForkServer:
@@ -278,8 +296,66 @@ def _added(key: RunKey, command: Command) -> Mapping[str, str]:
     return {**home, **command.env, **command.secrets}
 
 
-def _uid(key: RunKey) -> int | None:
-    return key.account.uid if key.account is not None else None
+def _warm_order(key: RunKey, order: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Make the traces of a run ready for a shim that a parent forks, and return the order for it; None if that can't be done.
+
+    One that runs with an account, as its parent does, can make no files here. So the server does what that can't.
+    """
+    traces = _traces_dir(key)
+    try:
+        note_warm(traces)
+        if key.account is None:
+            return order
+        open_to_account(traces, key.log_path, key.account.uid)
+    except OSError:  # such as a full disk
+        return None
+    if shim.write_files(dict(order)) is not None:
+        return None
+    return {**order, "account": None, "files": {}, "cgroup": "", "notes_pid": False}
+
+
+def _make_cold(key: RunKey, cgroup: RunCgroup | None, step_count: int) -> None:
+    """Undo that, of a run that no parent has forked. One with an account need not have told the truth. Raises OSError."""
+    if key.account is not None and cgroup is not None:
+        deadline = time.monotonic() + _SHIM_SECONDS
+        while cgroup.is_populated() and time.monotonic() < deadline:
+            cgroup.kill()
+            time.sleep(_SURVIVOR_CHECK_SECONDS)
+        remove_traces(_traces_dir(key), key.log_path)
+        make_room(_traces_dir(key), step_count)
+    forget_warm(_traces_dir(key))
+
+
+def _judge(
+    key: RunKey, forked: tuple[int | None, ForkServer | None], cgroup: RunCgroup
+) -> tuple[int | None, ForkServer | None]:
+    """Return what counts of what a parent with an account says: its shim is a process in the cgroup of the run, or has ended.
+    Raises OSError."""
+    pid, fork_server = forked
+    if pid is None:
+        return forked
+    if pid not in cgroup.processes():
+        if fork_server is not None:
+            fork_server.reap(pid)
+        return None, None
+    note_pid(_traces_dir(key), pid)
+    return forked
+
+
+def _uids(key: RunKey) -> tuple[int, ...]:
+    """Return the accounts that processes of a run can have. None: those of any account count, which carry its id."""
+    if key.account is None:
+        return ()
+    return (key.account.uid,) if _shim_uid(key) is not None else (key.account.uid, os.geteuid())
+
+
+def _shim_uid(key: RunKey) -> int | None:
+    """Return the account of a shim that has another than the server: that of a warm run."""
+    return key.account.uid if key.account is not None and was_warm(_traces_dir(key)) else None
+
+
+def _find_shim(key: RunKey) -> int | None:
+    return find_shim(key.job_id, key.attempt, _shim_uid(key))
 
 
 def _traces_dir(key: RunKey) -> Path:
@@ -292,7 +368,8 @@ def _has_begun(key: RunKey) -> bool:
     while time.monotonic() < deadline:
         # The fork server may have died just before the shim wrote the file. So look at the processes before the file: one that
         # is no longer about to write it has written it. A scan can miss a process that is forked during it, so it takes two.
-        about_to_begin = processes_of_job(key.job_id, uid=_uid(key)) or _about_to_begin() or _about_to_begin()
+        uid = _shim_uid(key)
+        about_to_begin = processes_of_job(key.job_id, uids=_uids(key)) or _about_to_begin(uid) or _about_to_begin(uid)
         if _has_left_traces(key):
             break
         if not about_to_begin:
@@ -304,14 +381,16 @@ def _has_begun(key: RunKey) -> bool:
 def _has_left_traces(key: RunKey) -> bool:
     """Tell whether there is anything of a run, which may have removed some of it."""
     traces = _traces_dir(key)
-    return has_pid(traces) or has_output(traces, key.log_path) or find_shim(key.job_id, key.attempt) is not None
+    has_log = _shim_uid(key) is not None
+    return has_pid(traces) or has_output(traces, key.log_path, has_log=has_log) or _find_shim(key) is not None
 
 
-def _about_to_begin() -> list[int]:
-    """Return processes that may yet begin a run: shims just forked, and fork servers and parents whose server has ended."""
+def _about_to_begin(uid: int | None = None) -> list[int]:
+    """Return processes that may yet begin a run: shims just forked, and fork servers and parents whose server has ended. `uid`:
+    the account of parents, if it is another one."""
     fork_servers = [each for each in processes_of_script(Path(shim.__file__), 2) if each.name != shim.RUN_NAME]
     # A run that was forked by a parent still looks like the parent, but for its name.
-    parents = [each for each in processes_of_script(Path(warm_parent.__file__), 2) if each.name == shim.FORK_SERVER_NAME]
+    parents = [each for each in processes_of_script(Path(warm_parent.__file__), 2, uid) if each.name == shim.FORK_SERVER_NAME]
     return [process.pid for process in (*fork_servers, *parents) if not _is_fork_server_at_work(process)]
 
 
@@ -339,12 +418,12 @@ class _Leftovers:
         self.shim: Final = shim_pid
         self.cgroup: Final = cgroup
         self._job_id = key.job_id
-        self._uid = _uid(key)
+        self._uids = _uids(key)
         self._since_ticks = _started_ticks(shim_pid)
 
     def look(self) -> _Left:
         """Return what is left."""
-        found = processes_of_job(self._job_id, self.shim, self._since_ticks, self._uid)
+        found = processes_of_job(self._job_id, self.shim, self._since_ticks, self._uids)
         if self.cgroup is None:
             return _Left(frozenset(found), has_others=False)
         return _Left(frozenset([*found, *self.cgroup.processes()]), self.cgroup.is_populated())
@@ -455,6 +534,8 @@ class LocalRun:
         if self._leftovers.cgroup is not None:  # which is gone once it is cleaned up
             self._memory_kill = self._memory_kill or self._leftovers.cgroup.find_memory_kill()
         self._leftovers.clean_up()
+        if _shim_uid(self._key) is not None:
+            close_to_account(_traces_dir(self._key), self._key.log_path)
 
     def _is_proved_ended(self) -> bool:
         """Tell whether it is known without a search that no process is left of the run, whose shim has ended.
@@ -510,6 +591,12 @@ class LocalRun:
             self._exit_code = self._fork_server.reap(self._shim)
             self._fork_server = None
         return self._exit_code
+
+
+def _is_living_server(name: str) -> bool:
+    """Tell whether a server lives, by its name in the cgroups of its parents."""
+    pid, _, start_time = name.partition("-")
+    return not pid.isdecimal() or _is_living(int(pid), start_time)
 
 
 def _is_living(pid: int, start_time: str) -> bool:

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -13,14 +13,14 @@ GONE_OR_FOREIGN: Final = (FileNotFoundError, ProcessLookupError, PermissionError
 """Raised on reading a process that has ended or is another user's. Any other error says nothing about the process."""
 
 
-def processes_of_job(job_id: str, session: int | None = None, since_ticks: int = 0, uid: int | None = None) -> list[int]:
+def processes_of_job(job_id: str, session: int | None = None, since_ticks: int = 0, uids: Collection[int] = ()) -> list[int]:
     """Return the ids of all living processes that carry the job's id or belong to the session, and of their descendants.
 
     All are needed: a worker may leave the session, and one that sets its own title overwrites its environment. A session is
     given by the process that leads it, with `since_ticks`, when that started (kernel ticks since boot): another process with
     its id leads another session. Processes that started before are skipped, which saves most of the reading: a process gets its
-    environment when it starts. With a `uid`, the account of the job's runs, the id counts only in processes of that account and
-    of this one: those of others can't pass for the job's.
+    environment when it starts. With `uids`, the accounts that processes of the job can have, no others count: those can't pass
+    for the job's.
 
     Raises OSError if this process lacks a resource that the scan needs, such as descriptors: then nothing is known.
     """
@@ -37,9 +37,11 @@ def processes_of_job(job_id: str, session: int | None = None, since_ticks: int =
             if fields[0] in b"ZX" or started_ticks < since_ticks:
                 continue
             parents[pid] = int(fields[1])
+            if uids and uid_of(pid) not in uids:
+                continue
             if session in (pid, int(fields[3])):
                 members.add(pid)
-            elif mark in _read(pid, "environ").split(b"\0") and (uid is None or uid_of(pid) in (uid, os.geteuid())):
+            elif mark in _read(pid, "environ").split(b"\0"):
                 found.add(pid)
     if session is not None:
         found |= members
@@ -66,15 +68,15 @@ class ScriptProcess(NamedTuple):
     arguments: list[str]
 
 
-def processes_of_script(path: Path, argument_count: int) -> Iterator[ScriptProcess]:
-    """Yield all living processes of this account that run a script, wherever its package is installed. Raises OSError, as
-    `processes_of_job`."""
+def processes_of_script(path: Path, argument_count: int, uid: int | None = None) -> Iterator[ScriptProcess]:
+    """Yield all living processes of an account, or else of this one, that run a script, wherever its package is installed.
+    Raises OSError, as `processes_of_job`."""
     module = "/".join(path.parts[-3:])
     for pid in process_ids():
         with suppress(*GONE_OR_FOREIGN):
             command = _read(pid, "cmdline").decode(errors="replace").split("\0")[:-1]
             *_, script = command[:-argument_count] or [""]
-            if script.endswith(module) and uid_of(pid) == os.geteuid():
+            if script.endswith(module) and uid_of(pid) == (os.geteuid() if uid is None else uid):
                 name, fields = _stat(pid)
                 yield ScriptProcess(pid, int(fields[1]), name, command[-argument_count:])
 

@@ -7,17 +7,18 @@ The server can't fork it itself: its threads and gRPC would not survive a fork.
 
     python -I -S shim.py PID START_TIME
 
-runs the fork server of the server that PID and START_TIME identify; it ends with that server. Both sides use Python's marshal
-format: they belong to one installation, and marshalled values are self-delimiting. The fork server takes
+runs the fork server of the server that PID and START_TIME identify; it ends with that server. It is asked in Python's marshal
+format, in which values are self-delimiting, and replies with a line: unlike that format, it can be read whoever has written
+it, such as a parent of warm runs (`warm_parent.py`). The fork server takes
 
     an order     a dict with `steps` (programs with their arguments), `files` (to be written first, by path), `env`, `cwd`,
                  `umask` (of the programs), `log` (for all output), `traces_dir`, `run` (see CLAIM), `cgroup` (the folder of
                  the run's cgroup, or empty), `account` (of the programs: its uid and its further groups; None: that of the
-                 server), and `rlimits` (of the programs: resources with their bounds). The reply is the process id of the
-                 shim, or a negative errno if there is none. A parent of warm runs (`warm_parent.py`), which takes orders too,
-                 adds `execute` (what becomes of a process instead of a program) and `close` (descriptors that are not the
-                 run's).
-    a number     the process id of a shim that is known to have ended. The reply is its wait status, or None if it has none.
+                 server), `notes_pid` (whether to leave `pid`; otherwise the server does), and `rlimits` (of the programs:
+                 resources with their bounds). The reply is the process id of the shim, or a negative errno if there is none.
+                 A parent, which takes orders too, adds `execute` (what becomes of a process instead of a program) and `close`
+                 (descriptors that are not the run's).
+    a number     the process id of a shim that is known to have ended. The reply is its wait status; empty if it has none.
                  Only then can the id be reused. A negative number asks for the status alone: the id stays taken.
 
 In `traces_dir` a shim leaves two files. `pid` holds its process id and start time. `exit` has a line for every step that has
@@ -30,7 +31,8 @@ process is left.
 A run with the server's account may write into these files too. So a server recognises a shim by what the shim itself holds: a
 memory file with the name of its run (CLAIM). A run can't give one to another process.
 
-Only the programs get an account of their own. The shim keeps the server's, so that no run can signal or trace it.
+Only the programs get an account of their own. The shim keeps the server's, so that no run can signal or trace it; but that of a
+warm run has the account of its parent, which is that of the programs.
 
 Once its `pid` is written, a shim takes the name RUN_NAME. Until then it may still be about to begin a run.
 """
@@ -60,7 +62,7 @@ KILL_REQUEST = signal.SIGUSR1
 _REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, KILL_REQUEST)
 _LINGER_SECONDS = 30.0
 _LOOK_SECONDS = 0.01
-_PRIVATE_UMASK = 0o077
+PRIVATE_UMASK = 0o077
 _PRIVATE_MODE = 0o600
 _FILE_MODE = 0o666  # less the umask
 _NO_TRAP = os.O_NOFOLLOW | os.O_NONBLOCK  # a link or FIFO planted by the run is not followed and does not block
@@ -78,13 +80,13 @@ def main() -> None:
         while True:
             message = marshal.load(sys.stdin.buffer)  # noqa: S302 - from the server itself
             answer = status_of(message) if isinstance(message, int) else fork(message, asked, set_process)
-            os.write(1, marshal.dumps(answer))
+            os.write(1, b"\n" if answer is None else b"%d\n" % answer)
 
 
 def get_ready() -> tuple[list[int], Callable[[int], bool]]:
     """Become a process that forks shims. Return the list to which they append the requests that they get, and `prctl`."""
     set_name(FORK_SERVER_NAME)
-    os.umask(_PRIVATE_UMASK)
+    os.umask(PRIVATE_UMASK)
     asked: list[int] = []
     # Blocked here; shims unblock them. Unlike SIG_IGN, a handler is not inherited by a program.
     signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS)
@@ -130,7 +132,10 @@ def carry_out(order: dict[str, Any], asked: list[int], set_process: Callable[[in
     adopts = set_process(_PR_SET_CHILD_SUBREAPER)
     exits = os.open(os.path.join(order["traces_dir"], EXIT_FILE), os.O_WRONLY | os.O_CREAT | _NO_TRAP, _PRIVATE_MODE)
     pid_path = os.path.join(order["traces_dir"], PID_FILE)
-    failure = claim(order["run"]) or enter(order["cgroup"]) or write_pid(pid_path) or write_files(order)
+    failure = claim(order["run"]) or enter(order["cgroup"])
+    if order["notes_pid"]:
+        failure = failure or write_pid(pid_path, os.getpid())
+    failure = failure or write_files(order)
     set_name(RUN_NAME)
     try:
         for argv in order["steps"]:
@@ -166,11 +171,11 @@ def enter(cgroup: str) -> str | None:
     return None
 
 
-def write_pid(path: str) -> str | None:
-    """Write the id of this process, atomically. Return a description of the error, if any."""
+def write_pid(path: str, pid: int) -> str | None:
+    """Write the id of a shim, atomically. Return a description of the error, if any."""
     try:
         with open(path + ".new", "w", opener=open_untrapped) as file:
-            file.write(f"{os.getpid()} {start_time(os.getpid())}")
+            file.write(f"{pid} {start_time(pid)}")
         os.rename(path + ".new", path)
     except OSError as error:
         return f"error {path}: {error.strerror}"

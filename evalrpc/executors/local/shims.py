@@ -28,30 +28,31 @@ def run_name(job_id: str, attempt: int) -> str:
     return f"{job_id} {attempt}"
 
 
-def find_shim(job_id: str, attempt: int) -> int | None:
-    """Return the process id of the living shim of a run, or None. Raises OSError if that can't be determined.
+def find_shim(job_id: str, attempt: int, uid: int | None = None) -> int | None:
+    """Return the process id of the living shim of a run, or None. `uid`: the account that it has, if not this one. Raises
+    OSError if that can't be determined.
 
     A shim is never below another one, so a process of a run that claims to be a shim yields to the real one.
     """
-    run = run_name(job_id, attempt)
-    found = [_Shim(sum(1 for _ in _shims_above(pid)), pid) for pid in process_ids() if run in _claims(pid)]
+    run, uid = run_name(job_id, attempt), os.geteuid() if uid is None else uid
+    found = [_Shim(sum(1 for _ in _shims_above(pid, uid)), pid) for pid in process_ids() if run in _claims(pid, uid)]
     return min(found).pid if found else None
 
 
-def _shims_above(pid: int) -> Iterator[int]:
+def _shims_above(pid: int, uid: int) -> Iterator[int]:
     """Yield the shims among the ancestors of a process."""
     with suppress(*GONE_OR_FOREIGN):
         while pid := parent_of(pid):
-            if _claims(pid):
+            if _claims(pid, uid):
                 yield pid
 
 
-def _claims(pid: int) -> list[str]:
-    """Return the runs whose shim a process claims to be. None for a process of another user."""
+def _claims(pid: int, uid: int) -> list[str]:
+    """Return the runs whose shim a process of an account claims to be. None for a process of another one."""
     claims: list[str] = []
     with suppress(*GONE_OR_FOREIGN):
         folder = f"/proc/{pid}"
-        if name_of(pid) in _NAMES and uid_of(pid) == os.geteuid():
+        if name_of(pid) in _NAMES and uid_of(pid) == uid:
             for number in os.listdir(f"{folder}/fd"):  # noqa: PTH208 - as above
                 with suppress(*GONE_OR_FOREIGN):
                     link = os.readlink(f"{folder}/fd/{number}")  # noqa: PTH115 - no path of a file

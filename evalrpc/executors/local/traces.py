@@ -15,8 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from evalrpc.executors.local.shim import EXIT_FILE, NONE_LEFT, PID_FILE
+from evalrpc.executors.local.shim import EXIT_FILE, NONE_LEFT, PID_FILE, sync, write_pid
 from evalrpc.files.errnos import require_no_shortage
+from evalrpc.files.handover import make_passable
 from evalrpc.files.opening import open_regular_file
 from evalrpc.files.private import make_private_folder
 
@@ -24,6 +25,9 @@ DEVICES_FILE: Final = "devices.json"
 WARM_FILE: Final = "warm"
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # see `evalrpc.files.opening`
+
+_PRIVATE_MODE: Final = 0o600
+_OF_SHIM_MODE: Final = 0o620
 
 _STEP_BYTES: Final = 64
 _LEAST_BYTES: Final = 4096  # one block, which also holds the reason why a program could not be started
@@ -85,9 +89,13 @@ def read_devices(folder: Path) -> Mapping[str, int | None]:
 
 
 def note_warm(folder: Path) -> None:
-    """Record that a run is warm. Without this record, as on a full disk, it passes for a cold one."""
-    with suppress(OSError):
-        os.close(os.open(folder / WARM_FILE, _CREATE, 0o600))
+    """Record that a run is about to be forked from a parent. Raises OSError."""
+    os.close(os.open(folder / WARM_FILE, _CREATE, 0o600))
+
+
+def forget_warm(folder: Path) -> None:
+    """Record that it was not. Raises OSError."""
+    (folder / WARM_FILE).unlink(missing_ok=True)
 
 
 def was_warm(folder: Path) -> bool:
@@ -95,14 +103,55 @@ def was_warm(folder: Path) -> bool:
     return (folder / WARM_FILE).exists()
 
 
+def open_to_account(folder: Path, log_path: Path, uid: int) -> None:
+    """Let a shim with another account write what it has to leave: how its steps end, and the log. Both stay this account's, in
+    folders in which the other one can make and remove nothing. Raises OSError."""
+    make_passable(folder)
+    for path in (folder / EXIT_FILE, log_path):
+        _set_rights(path, _CREATE, uid, _OF_SHIM_MODE)
+
+
+def close_to_account(folder: Path, log_path: Path) -> None:
+    """Take both back. Raises OSError."""
+    for path in (folder / EXIT_FILE, log_path):
+        with suppress(FileNotFoundError):
+            _set_rights(path, _CREATE & ~os.O_CREAT, os.getegid(), _PRIVATE_MODE)
+
+
+def remove_traces(folder: Path, log_path: Path) -> None:
+    """Remove both, so that whoever has opened them can write to nothing that counts. Raises OSError."""
+    for path in (folder / EXIT_FILE, log_path):
+        path.unlink(missing_ok=True)
+
+
+def note_pid(folder: Path, pid: int) -> None:
+    """Record that a run has begun, in place of a shim that can't. Without this record, as on a full disk, its other traces say
+    so."""
+    path = str(folder / PID_FILE)
+    with suppress(OSError):
+        if write_pid(path, pid) is None:
+            sync(path)
+
+
+def _set_rights(path: Path, flags: int, gid: int, mode: int) -> None:
+    descriptor = os.open(path, flags, _PRIVATE_MODE)
+    try:
+        os.fchown(descriptor, -1, gid)
+        os.fchmod(descriptor, mode)
+    finally:
+        os.close(descriptor)
+
+
 def has_pid(folder: Path) -> bool:
     """Tell whether the shim of a run has left its process id. Raises OSError, as `read_exits`."""
     return _may_exist(folder / PID_FILE)
 
 
-def has_output(folder: Path, log_path: Path) -> bool:
-    """Tell whether a run has left anything else, as it may have removed the process id. Raises OSError, as `read_exits`."""
-    return _may_exist(log_path) or _read(folder / EXIT_FILE)[:1] not in (b"", b"\0")
+def has_output(folder: Path, log_path: Path, *, has_log: bool) -> bool:
+    """Tell whether a run has left anything else, as it may have removed the process id. `has_log`: whether its log is there
+    before it begins, and so says nothing while it is empty. Raises OSError, as `read_exits`."""
+    has_printed = bool(_read(log_path, 1)) if has_log else _may_exist(log_path)
+    return has_printed or _read(folder / EXIT_FILE)[:1] not in (b"", b"\0")
 
 
 def read_exits(folder: Path) -> Exits:
@@ -132,12 +181,12 @@ def _parse_step(line: bytes) -> StepEnd | None:
     return StepEnd(log_size_bytes, error=match["error"].decode(errors="replace"))
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, size: int = _MAX_EXITS_BYTES) -> bytes:
     """Read a file; empty if there is none, or if the run has put something there that can't be read. Raises OSError for a
     shortage of the server and for a failing disk, which say nothing about the run."""
     try:
         with open_regular_file(path) as descriptor:
-            return b"" if descriptor is None else os.pread(descriptor, _MAX_EXITS_BYTES, 0)
+            return b"" if descriptor is None else os.pread(descriptor, size, 0)
     except OSError as error:
         require_no_shortage(error)
         return b""

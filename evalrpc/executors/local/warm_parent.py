@@ -35,7 +35,6 @@ NO_JOB_VARIABLE = "EVALRPC_NO_JOB"
 _HARMLESS_THREADS = frozenset({"jemalloc_bg_thd"})  # of Arrow, which starts it again after a fork
 _READERS_BY_PREFIX = ("/tqdm/utils.py", "/fsspec/config.py")
 """What looks through all variables for those of its own, whose names begin with its own."""
-_MARSHAL_VERSION = 4
 _TICK_NS = 10_000_000  # by which the times of files are behind
 
 
@@ -46,11 +45,15 @@ def main() -> None:
     _redirect_standard_streams()
     with suppress(EOFError, BrokenPipeError):
         parent = WarmParent(marshal.load(requests))  # noqa: S302 - from the server itself
-        os.write(replies, marshal.dumps(parent.load(), _MARSHAL_VERSION))
+        _reply(replies, parent.load())
         parent.get_ready([requests.fileno(), replies])
         while True:
             message = marshal.load(requests)  # noqa: S302 - as above
-            os.write(replies, marshal.dumps(parent.answer(message), _MARSHAL_VERSION))
+            _reply(replies, parent.answer(message))
+
+
+def _reply(replies: int, answer: str) -> None:
+    os.write(replies, answer.replace("\n", " ").encode(errors="surrogatepass") + b"\n")
 
 
 class WarmParent:
@@ -66,16 +69,17 @@ class WarmParent:
         self._set_by_python = _set_by_python()
         self._own: list[int] = []
 
-    def load(self) -> dict[str, Any]:
-        """Import everything, and return `problem` (why nothing may be forked; empty: nothing), `read` (the names of all
-        variables that were read), and `seconds`."""
+    def load(self) -> str:
+        """Import everything, and return why nothing may be forked (empty: nothing), how many seconds it took, and the names of
+        all variables that were read, all parted by NUL."""
         begun_ns = time.time_ns()
         with _noted_variables() as read:
             problem = self._import_all() or _problem()
         self._watched = tuple(self._marks())
         if any(_changed_since(path, begun_ns - _TICK_NS) for path in self._files()):
             problem = problem or "a file of it was changed while it was imported"
-        return {"problem": problem, "read": sorted(read), "seconds": (time.time_ns() - begun_ns) / 1e9}
+        seconds = (time.time_ns() - begun_ns) / 1e9
+        return "\0".join((problem.replace("\0", " "), str(seconds), *sorted(read)))
 
     def get_ready(self, own: list[int]) -> None:
         """Become a process that forks shims. `own` are the descriptors that are none of the runs' business."""
@@ -85,28 +89,36 @@ class WarmParent:
         gc.collect()
         gc.freeze()  # so that no run copies all memory when it collects garbage
 
-    def answer(self, message: Any) -> int | None:
-        """Do what the server asks for. Return the id of a new shim, a negative errno, or a wait status."""
+    def answer(self, message: Any) -> str:
+        """Do what the server asks for. Return the id of a new shim, a negative errno, or a wait status, if there is one."""
         if isinstance(message, int):
-            return self._shim.status_of(message)  # type: ignore[no-any-return]
+            status = self._shim.status_of(message)
+            return "" if status is None else str(status)
+        return str(self._fork(message))
+
+    def _fork(self, order: dict[str, Any]) -> int:
         if tuple(self._marks()) != self._watched:
             return -errno.ESTALE
-        if "script" in message:
-            return self._fork_script(message)
-        message["execute"] = self._execute
-        message["close"] = self._own
-        return self._shim.fork(message, self._asked, self._set_process)  # type: ignore[no-any-return]
+        if "script" in order:
+            return self._fork_script(order)
+        order["execute"] = self._execute
+        order["close"] = self._own
+        return self._shim.fork(order, self._asked, self._set_process)  # type: ignore[no-any-return]
 
     def _import_all(self) -> str:
         """Import what runs will, and return why that is impossible. Any but the first may be missing in this version."""
         first, *others = self._order["modules"]
         try:
+            os.chdir(os.getcwd())  # as its runs will; the server may have put it into a folder that is closed to its account
+            script = _load("evalrpc_preload", self._order["script"]) if self._order["script"] else None
+            if script is not None and hasattr(script, "prepare"):
+                script.prepare()
             importlib.import_module(first)
             for name in others:
                 with suppress(Exception):
                     importlib.import_module(name)
-            if self._order["script"]:
-                self._trees = _load("evalrpc_preload", self._order["script"]).preload()
+            if script is not None:
+                self._trees = script.preload()
         except BaseException as error:  # noqa: BLE001 - whatever a package does when it is imported
             return f"it can't be imported beforehand: {type(error).__name__}: {error}"
         return ""

@@ -4,6 +4,10 @@ A parent serves runs that would read the same when they import the harness: the 
 modules. It is made for the first such run, which waits for it: so all is imported once, and not by the run as well. It ends
 once it was not used for a while, and where all parents together need too much memory, the one that was used least recently
 ends. Runs go on without their parent.
+
+Where runs have accounts of their own, a parent has the account of one owner's runs, and serves that owner. These can do to it
+what they like. So it has a cgroup, and enters that of a run only to fork its shim there; what it says is checked before it
+counts (`fork_server.py`, `LocalExecutor`), is shown to nobody, and decides nothing but how runs of this owner end.
 """
 
 import errno
@@ -11,22 +15,25 @@ import logging
 import os
 import select
 import signal
+import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, Final, NamedTuple
 
 from evalrpc.clock import Clock
-from evalrpc.executors.base import CommandOutput, WarmState
-from evalrpc.executors.local import warm_parent
+from evalrpc.executors.base import CommandOutput, RunLimits, WarmState
+from evalrpc.executors.local import account_start, shim, warm_parent
+from evalrpc.executors.local.cgroups import Cgroups, RunCgroup
 from evalrpc.executors.local.environment import ATTEMPT_VARIABLE, JOB_ID_VARIABLE
 from evalrpc.executors.local.fork_server import ForkServer
 from evalrpc.executors.local.warm_parent import NO_JOB_VARIABLE
 from evalrpc.harnesses.base import Command, Preload
+from evalrpc.printable import printable
 
 _MARKS: Final = frozenset({JOB_ID_VARIABLE, ATTEMPT_VARIABLE, NO_JOB_VARIABLE})
 _GPUS_VARIABLE: Final = "CUDA_VISIBLE_DEVICES"
@@ -37,6 +44,7 @@ _LOOK_SECONDS: Final = 0.2
 _END_SECONDS: Final = 10.0
 _RETRY_SECONDS: Final = 600.0
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_NEEDS_CGROUPS: Final = "its runs have accounts of their own (run_as_uids), which takes cgroups to be warm"
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +67,8 @@ class _Kind(NamedTuple):
     preload: Preload
     folder: str
     variables: frozenset[tuple[str, str]]
+    account: tuple[int, tuple[int, ...]] | None
+    """The uid and the further groups. None: those of the server."""
 
 
 class _Loaded(NamedTuple):
@@ -71,16 +81,23 @@ class _Loaded(NamedTuple):
 
 
 @dataclass(eq=False)
-class _Parent:
+class Parent:
     """A parent, at some point of its life. Guarded by the lock of `WarmParents`."""
 
     kind: _Kind
+    limits: RunLimits
     begun: float
     last_used: float
+    is_retry: bool = False
+    """Whether there was a problem with the one before."""
     made: Future[None] = field(default_factory=Future)
     """Done once it may fork runs, or there is a problem."""
     process: ForkServer | None = None
     """None until it may fork runs."""
+    cgroup: RunCgroup | None = None
+    """None where it has the server's account."""
+    forking: threading.Lock = field(default_factory=threading.Lock)
+    """Held while it is in the cgroup of a run."""
     read: frozenset[str] = field(default_factory=frozenset)
     problem: str = ""
     """Why there is no process."""
@@ -91,53 +108,56 @@ class _Parent:
 class WarmParents:
     """The parents of this server. May be used from several threads. Only `close` waits for one to be made."""
 
-    def __init__(self, limits: WarmLimits, clock: Clock) -> None:
+    def __init__(self, limits: WarmLimits, clock: Clock, cgroups: Cgroups | None = None) -> None:
         self._limits = limits
         self._clock = clock
+        self._cgroups = cgroups
         self._changed = threading.Condition()
-        self._parents: dict[_Kind, _Parent] = {}
-        self._with_accounts: set[str] = set()
+        self._parents: dict[_Kind, Parent] = {}
+        self._without_cgroups: set[str] = set()
         self._threads: list[threading.Thread] = []
         self._loading: list[ForkServer] = []
         self._closed = False
 
-    def making(self, command: Command, order: Mapping[str, Any]) -> Future[None] | None:
-        """Have the parent of a run made, unless there is one. Return what is done once that has succeeded or failed; None if
-        the run is not to wait: then it can be forked at once, or not at all."""
+    def making(self, command: Command, order: Mapping[str, Any], limits: RunLimits) -> Future[None] | None:
+        """Have the parent of a run with these limits made, unless there is one. Return what is done once that has succeeded or
+        failed; None if the run is not to wait: then it can be forked at once, or not at all."""
         kind = self._kind_of(command, order)
-        if kind is None:
+        parent = self._find_or_make(kind, limits) if kind is not None else None
+        if parent is None or parent.made.done() or parent.is_retry:  # a retry is probably in vain
             return None
-        with self._changed:
-            now = self._clock.monotonic()
-            parent = self._parents.get(kind)
-            if parent is not None and parent.problem:
-                if now - parent.begun > _RETRY_SECONDS:  # probably in vain, so nobody waits
-                    self._begin_making(kind, now)
-                return None
-            if parent is None:
-                parent = self._begin_making(kind, now)
-            return None if parent is None or parent.made.done() else parent.made
+        return parent.made
 
-    def fork(self, command: Command, order: Mapping[str, Any]) -> tuple[int, ForkServer] | None:
-        """Fork the shim of a run from a parent. Return its process id and the parent; None if it has to be started in the usual
-        way. Raises BrokenPipeError if the parent is gone, which may still have forked the shim; OSError."""
+    def find(self, command: Command, order: Mapping[str, Any]) -> Parent | None:
+        """Return the parent that a run can be forked from now, if there is one."""
         kind = self._kind_of(command, order)
-        parent = self._find(kind) if kind is not None else None
-        process = parent.process if parent is not None else None
-        if kind is None or parent is None or process is None:
-            return None
-        parent.refusal = _refusal(parent, order)
-        if parent.refusal:
+        with self._changed:
+            parent = self._parents.get(kind) if kind is not None else None
+            if parent is None or parent.process is None:
+                return None
+            parent.last_used = self._clock.monotonic()
+            parent.refusal = _refusal(parent, order)
+            return None if parent.refusal else parent
+
+    def fork(self, parent: Parent, order: Mapping[str, Any], cgroup: RunCgroup | None) -> tuple[int, ForkServer] | None:
+        """Fork the shim of a run from a parent, in the cgroup of the run if the parent has one itself. Return its process id
+        and the parent's process; None if it does not fork it. Raises BrokenPipeError if the parent is gone, which may still
+        have forked the shim; OSError."""
+        process = parent.process
+        if process is None:
             return None
         try:
-            return process.fork(order), process
+            with _inside(parent, process, cgroup):
+                return process.fork(order), process
         except OSError as error:
             self._discard(parent)
-            if error.errno != errno.ESTALE:
-                raise
-            _log.info("a warm parent of harness %s is out of date; a new one is made", kind.preload.harness)
-            self.making(command, order)
-            return None
+            if error.errno == errno.ESTALE:
+                _log.info("a warm parent of harness %s is out of date; a new one is made", parent.kind.preload.harness)
+                self._find_or_make(parent.kind, parent.limits)
+                return None
+            if parent.cgroup is not None and not isinstance(error, BrokenPipeError):
+                return None  # one of an account may name any error
+            raise
 
     def run_script(self, command: Command, environment: Mapping[str, str], timeout_seconds: float) -> CommandOutput | None:
         """Run a short command, `PYTHON -c SCRIPT ...`, in a process forked from any parent of its harness, and return what it
@@ -164,11 +184,11 @@ class WarmParents:
 
     def state(self, harness_name: str) -> WarmState:
         """Return how it stands with the parents of a harness. Never blocks for long."""
-        if harness_name in self._with_accounts:
-            return WarmState(is_warm=False, problem="its runs have accounts of their own (run_as_uids)")
+        if harness_name in self._without_cgroups:
+            return WarmState(is_warm=False, problem=_NEEDS_CGROUPS)
         with self._changed:
             parents = [parent for kind, parent in self._parents.items() if kind.preload.harness == harness_name]
-        problems = [parent.problem or parent.refusal for parent in parents if parent.problem or parent.refusal]
+        problems = [_shown_problem(parent) for parent in parents if parent.problem or parent.refusal]
         return WarmState(any(parent.process for parent in parents), problems[-1] if problems else "")
 
     def close(self) -> None:
@@ -188,20 +208,20 @@ class WarmParents:
         """Return what parent a run needs; None if it can have none."""
         if command.preload is None or not self._limits.max_bytes:
             return None
-        if order["account"] is not None:
-            self._with_accounts.add(command.preload.harness)
+        if order["account"] is not None and self._cgroups is None:
+            self._without_cgroups.add(command.preload.harness)
             return None
         return _kind_of(command.preload, command, order)
 
-    def _find(self, kind: _Kind) -> _Parent | None:
-        """Return the parent of a kind, if there is one, which is used now."""
+    def _find_or_make(self, kind: _Kind, limits: RunLimits) -> Parent | None:
+        """Return the parent of a kind, which may be in the making, or have a problem. None: there can be none."""
         with self._changed:
-            parent = self._parents.get(kind)
-            if parent is not None:
-                parent.last_used = self._clock.monotonic()
+            parent, now = self._parents.get(kind), self._clock.monotonic()
+            if parent is None or (parent.problem and now - parent.begun > _RETRY_SECONDS):
+                return self._begin_making(Parent(kind, limits, now, now, is_retry=parent is not None))
             return parent
 
-    def _any_parent(self, command: Command, environment: Mapping[str, str]) -> _Parent | None:
+    def _any_parent(self, command: Command, environment: Mapping[str, str]) -> Parent | None:
         """Return a parent of a command's harness in which the command would find the same."""
         if command.preload is None:
             return None
@@ -211,7 +231,8 @@ class WarmParents:
             of_harness = [
                 parent
                 for kind, parent in self._parents.items()
-                if (kind.preload.harness, kind.folder, kind.variables) == wanted and not _differing(parent, environment)
+                if (kind.preload.harness, kind.folder, kind.variables, kind.account) == (*wanted, None)
+                and not _differing(parent, environment)
             ]
         return next((parent for parent in of_harness if parent.process is not None), None)
 
@@ -231,23 +252,22 @@ class WarmParents:
             os.close(descriptor)
             process.reap(pid)
 
-    def _begin_making(self, kind: _Kind, now: float) -> _Parent | None:
+    def _begin_making(self, parent: Parent) -> Parent | None:
         """Have a parent made, on a thread of its own. Return None where there can be none. The lock is held."""
         if self._closed:
             return None
-        parent = _Parent(kind, now, now)
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         try:
             if not self._threads:
                 self._start_thread(self._keep)
             self._start_thread(self._make, parent)
         except RuntimeError as error:
-            _log.warning("harness %s can't be loaded for warm runs: %s", kind.preload.harness, error)
+            _log.warning("harness %s can't be loaded for warm runs: %s", parent.kind.preload.harness, error)
             return None
-        self._parents[kind] = parent
+        self._parents[parent.kind] = parent
         return parent
 
-    def _start_thread(self, act: Callable[..., None], *arguments: _Parent) -> None:
+    def _start_thread(self, act: Callable[..., None], *arguments: Parent) -> None:
         thread = threading.Thread(target=act, args=arguments, name="warm-parents", daemon=True)
         thread.start()
         self._threads.append(thread)
@@ -268,7 +288,7 @@ class WarmParents:
         last_used = [parent.last_used for parent in self._parents.values() if parent.process is not None]
         return max(0.0, min(last_used) + self._limits.idle_seconds - self._clock.monotonic()) if last_used else None
 
-    def _superfluous(self) -> Sequence[_Parent]:
+    def _superfluous(self) -> Sequence[Parent]:
         """Return the parents that were not used for long, or that need more memory than all may."""
         now, used_bytes, found = self._clock.monotonic(), 0, []
         with self._changed:
@@ -283,20 +303,22 @@ class WarmParents:
                     found.append(parent)
         return found
 
-    def _make(self, parent: _Parent) -> None:
+    def _make(self, parent: Parent) -> None:
         """Start a parent, and wait until it has imported everything, or there is a problem."""
         try:
             loaded = self._load(parent)
             if loaded.problem and not self._closed:
-                _log.warning("runs of harness %s can't be warm: %s", parent.kind.preload.harness, loaded.problem)
+                problem = printable(loaded.problem)
+                _log.warning("runs of harness %s can't be warm: %s", parent.kind.preload.harness, problem)
             self._end_superfluous()
         finally:  # whatever happens: runs wait for it
             parent.made.set_result(None)
 
-    def _load(self, parent: _Parent) -> _Loaded:
+    def _load(self, parent: Parent) -> _Loaded:
         process, loaded = None, _Loaded("it could not be imported beforehand")
         try:
-            process = _start(parent.kind.preload, parent.kind.folder, dict(parent.kind.variables))
+            program = self._program(parent)
+            process = _start(program, parent.kind.folder, dict(parent.kind.variables))
             with self._changed:
                 self._loading.append(process)
                 if self._closed:
@@ -313,20 +335,45 @@ class WarmParents:
             if loaded.problem and process is not None:
                 process.kill()
                 process.close()
+                _end_cgroup(parent)
         return loaded
 
-    def _discard(self, parent: _Parent) -> None:
+    def _program(self, parent: Parent) -> Sequence[str]:
+        """Return how a parent is started; one with an account of its own in a new cgroup. Raises OSError."""
+        program = (parent.kind.preload.program[0], warm_parent.__file__)
+        if parent.kind.account is None or self._cgroups is None:
+            return program
+        uid, groups = parent.kind.account
+        parent.cgroup = self._cgroups.create_for_parent(parent.limits, own_name())
+        start = (
+            sys.executable,
+            "-I",
+            "-S",
+            account_start.__file__,
+            str(parent.cgroup.path),
+            str(uid),
+            ",".join(map(str, groups)),
+        )
+        return *start, *program
+
+    def _discard(self, parent: Parent) -> None:
         with self._changed:
             if self._parents.get(parent.kind) is parent and not parent.problem:
                 del self._parents[parent.kind]
             process, parent.process = parent.process, None
         if process is not None:
             process.close()
+            _end_cgroup(parent)
+
+
+def own_name() -> str:
+    """Return the name of this server in the cgroups of its parents."""
+    return f"{os.getpid()}-{shim.start_time(os.getpid())}"
 
 
 def try_preload(preload: Preload, folder: Path, environment: Mapping[str, str]) -> str:
     """Make a parent, end it, and say what came of it. Raises OSError."""
-    process = _start(preload, str(folder), environment)
+    process = _start((preload.program[0], warm_parent.__file__), str(folder), environment)
     try:
         loaded = _load(process, preload)
         size_bytes = _memory_bytes(process)
@@ -338,8 +385,40 @@ def try_preload(preload: Preload, folder: Path, environment: Mapping[str, str]) 
     return f"its jobs can be warm: {size_bytes / 1024**2:,.0f} MiB, loaded in {loaded.seconds:.1f} s"
 
 
-def _start(preload: Preload, folder: str, environment: Mapping[str, str]) -> ForkServer:
-    return ForkServer((preload.program[0], warm_parent.__file__), {**environment, **_VARIABLES}, folder)
+@contextmanager
+def _inside(parent: Parent, process: ForkServer, cgroup: RunCgroup | None) -> Iterator[None]:
+    """Have a parent with a cgroup in that of a run meanwhile. It is a child of this process, so its id can't be reused."""
+    if parent.cgroup is None:
+        yield
+        return
+    if cgroup is None:
+        raise FileNotFoundError(errno.ENOENT, "the run has no cgroup")
+    with parent.forking:
+        cgroup.add(process.pid)
+        try:
+            yield
+        finally:
+            try:
+                parent.cgroup.add(process.pid)
+            except OSError:  # it is gone, or must go: it would be ended with the run
+                process.kill()
+
+
+def _end_cgroup(parent: Parent) -> None:
+    if parent.cgroup is not None:
+        with suppress(OSError):  # the next server finds it
+            parent.cgroup.remove_killed()
+
+
+def _shown_problem(parent: Parent) -> str:
+    """Return why there is no parent, for everyone: so not what one with the account of an owner says."""
+    if parent.kind.account is None:
+        return parent.problem or parent.refusal
+    return "it could not be loaded with the account of some owner's runs: the server's log says why"
+
+
+def _start(program: Sequence[str], folder: str, environment: Mapping[str, str]) -> ForkServer:
+    return ForkServer(program, {**environment, **_VARIABLES}, folder)
 
 
 def _load(process: ForkServer, preload: Preload) -> _Loaded:
@@ -351,9 +430,9 @@ def _load(process: ForkServer, preload: Preload) -> _Loaded:
         "script": str(preload.script or ""),
     }
     try:
-        answer = process.load(order)
-        return _Loaded(answer["problem"], frozenset(answer["read"]), answer["seconds"])
-    except (OSError, ValueError, TypeError) as error:
+        problem, seconds, *read = process.load(order)
+        return _Loaded(problem, frozenset(read), float(seconds))
+    except (OSError, ValueError) as error:
         return _Loaded(f"the process that imports it beforehand has ended: {error}")
 
 
@@ -361,7 +440,8 @@ def _kind_of(preload: Preload, command: Command, order: Mapping[str, Any]) -> _K
     """Return what parent a run needs; None if one of its programs is another."""
     if any(tuple(step[: len(preload.program)]) != preload.program for step in order["steps"]):
         return None
-    return _Kind(preload, order["cwd"], _variables_of_all(order["env"], command))
+    account = order["account"] and (order["account"][0], tuple(order["account"][1]))
+    return _Kind(preload, order["cwd"], _variables_of_all(order["env"], command), account)
 
 
 def _variables_of_all(environment: Mapping[str, str], command: Command) -> frozenset[tuple[str, str]]:
@@ -370,14 +450,14 @@ def _variables_of_all(environment: Mapping[str, str], command: Command) -> froze
     return frozenset((name, value) for name, value in environment.items() if name not in own)
 
 
-def _differing(parent: _Parent, environment: Mapping[str, str]) -> list[str]:
+def _differing(parent: Parent, environment: Mapping[str, str]) -> list[str]:
     """Return the variables that were read when the harness was imported, and are others in this environment."""
     own = {**_VARIABLES, **dict(parent.kind.variables)}
     read = parent.read | {_GPUS_VARIABLE} if _ASKING_FOR_GPUS in parent.read else parent.read
     return sorted(name for name in read if name not in _MARKS and environment.get(name) != own.get(name))
 
 
-def _refusal(parent: _Parent, order: Mapping[str, Any]) -> str:
+def _refusal(parent: Parent, order: Mapping[str, Any]) -> str:
     """Return what keeps a run from being forked."""
     differing = _differing(parent, order["env"])
     return f"it reads {', '.join(differing)} when it is imported" if differing else ""

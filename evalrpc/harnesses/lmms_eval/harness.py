@@ -32,7 +32,6 @@ _CONFIG_NAME = "lmms-eval.config"
 _LISTINGS: Final = frozenset({"list", "list_groups", "list_tags", "list_subtasks"})
 MAIN_SCRIPT: Final = SCRIPTS / "lmms_eval_main.py"
 """What runs lmms-eval, as `python -m lmms_eval` would."""
-_INDEX_SCRIPT: Final = SCRIPTS / "lmms_eval_index.py"
 _MODULES: Final = ("lmms_eval.__main__", "lmms_eval.models.model_utils.gen_metrics", "pytablewriter")
 """What a run of any model imports by and by."""
 _MODELS: Final = "lmms_eval.models"
@@ -122,7 +121,7 @@ def _preload(settings: HarnessSettings, model: str = "") -> Preload:
         program=(str(settings.python), str(MAIN_SCRIPT)),
         module="lmms_eval",
         modules=(*_MODULES, *installed_modules(settings, f"{_MODELS}.simple.{model}", f"{_MODELS}.chat.{model}")),
-        script=_INDEX_SCRIPT,
+        script=MAIN_SCRIPT,
     )
 
 

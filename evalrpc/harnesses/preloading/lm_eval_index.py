@@ -1,17 +1,35 @@
 # mypy: ignore-errors
-"""Keeps lm-eval's index of its built-in tasks in a parent of warm runs. The operator's folders are read anew by every run."""
+"""Keeps lm-eval's index of its built-in tasks, and the list of installed packages, in a parent of warm runs. The operator's
+folders are read anew by every run."""
 
 import os
 import pickle
 from collections.abc import Iterable
 from pathlib import Path
 
-from lm_eval import tasks
-
 
 def preload() -> list[str]:
-    """Make the index, and give every TaskManager a copy. Return the folder that it is made of; none for a version of lm-eval
-    whose index is another."""
+    """Keep both. Return the folder that the index is made of; none for a version of lm-eval whose index is another."""
+    keep_packages()
+    return keep_index()
+
+
+def keep_packages() -> None:
+    """Ask for the packages once: every run notes them in its results, and starts pip for that. A parent is out of date as soon
+    as another one is installed."""
+    try:
+        from torch.utils import collect_env
+
+        packages = collect_env.get_pip_packages(collect_env.run)
+    except (ImportError, AttributeError):  # another version of torch, or none
+        return
+    collect_env.get_pip_packages = lambda *_: packages
+
+
+def keep_index() -> list[str]:
+    """Make the index, and give every TaskManager a copy."""
+    from lm_eval import tasks
+
     try:
         from lm_eval.tasks._index import TaskIndex, log
     except ImportError:
