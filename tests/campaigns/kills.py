@@ -226,8 +226,8 @@ def held_twice(jobs: Sequence[pb.JobInfo]) -> set[str]:
 
 
 def run_campaign(folder: Path, kills: int, jobs_per_kill: int, seed: int, *, accounts: bool = False) -> dict[str, object]:
-    """Run a campaign in a folder and return its counts and problems. With `accounts`, each owner's runs have an account, and so
-    none is warm; the folder must be one that any account can get to."""
+    """Run a campaign in a folder and return its counts and problems. With `accounts`, each owner's runs have an account; the
+    folder must be one that any account can get to."""
     (folder / "program.py").write_text(PROGRAM)
     (folder / "starts").touch()
     (folder / "starts").chmod(0o666)

@@ -21,10 +21,23 @@ from waiting import DEADLINE_SECONDS as SECONDS
 from waiting import eventually
 
 from evalrpc.errors import ConfigurationError
+from evalrpc.executors.local.cgroups import find_cgroups
 from evalrpc.store.base import Submission
 from evalrpc.v1 import jobs_pb2 as pb
 
 pytestmark = needs_accounts
+
+needs_cgroups = pytest.mark.skipif(find_cgroups("auto").cgroups is None, reason="this account can't make cgroups of version 2")
+
+WARM = """
+import json, os, pathlib, sys
+output_dir, request = sys.argv[1:]
+json.load(open(request))
+folder = pathlib.Path(output_dir) / "model"
+folder.mkdir()
+(folder / "20260214_103045_results.json").write_text(json.dumps({"results": {"t": {"acc,none": 0.25}}}))
+print(os.getuid(), open(f"/proc/{os.getppid()}/stat").read().rpartition(")")[2].split()[1])
+"""
 
 HOSTILE = Path(__file__).parents[1] / "support" / "hostile_run.py"
 
@@ -129,6 +142,27 @@ def test_a_run_can_do_nothing_to_the_server_and_to_other_owners(
     assert is_alive(neighbour)
     site.release(victim)
     assert server.api.wait_for(victim, *TERMINAL).status == COMPLETED
+
+
+@needs_cgroups
+def test_runs_of_each_owner_are_forked_from_a_parent_of_their_own(serve: Callable[..., ServerHere], site: Site) -> None:
+    code = site.folder / "code"
+    code.mkdir(mode=0o755)
+    (code / "warm.py").write_text(WARM)
+    config = f'{site.config.read_text()}[harnesses.warm]\nkind = "command"\npreload = ["json"]\nworking_dir = "{code}"\n'
+    site.config.write_text(config + f'command = ["{PYTHON}", "-m", "warm", "{{output_dir}}", "{{request_json}}"]\n')
+    server = serve(cgroups="auto")
+    told = []
+    for owner in ("alice", "bob", "alice", "bob"):
+        job = server.api.wait_for(submit(server, owner, harness="warm"), *TERMINAL)
+        assert (job.status, job.attempts[-1].warm) == (COMPLETED, True), server.server._executor.warm_state("warm")
+        told.append(site.log_of(job.job_id).split())
+        attempt = attempt_of(site, job.job_id)
+        assert owners_of(attempt) <= {(os.geteuid(), os.getegid()), (os.geteuid(), int(told[-1][0]))}
+        assert {mode_of(attempt / name) for name in ("log", "run/exit")} == {0o600}
+    assert [uid for uid, _ in told] == [str(FIRST_UID), str(FIRST_UID + 1)] * 2
+    assert len({parent for _, parent in told}) == 2
+    assert not server.server._executor.warm_state("warm").problem
 
 
 def test_what_a_run_leaves_belongs_to_the_server_again(serve: Callable[..., ServerHere], site: Site) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from accounts import FIRST_UID
 from processes_of_tests import shims_of_runs
 from waiting import DEADLINE_SECONDS
 
@@ -13,6 +14,7 @@ from evalrpc.executors.local import shim, warm_parent
 from evalrpc.executors.local.processes import processes_of_job, processes_of_script, send_signal
 
 EVALRPC = str(Path(sys.executable).with_name("evalrpc"))
+_MOST_OWNERS = 5
 
 
 class ServerProcess:
@@ -70,13 +72,14 @@ class ServerProcess:
         return self._forking(shim.__file__)
 
     def parents(self) -> list[int]:
-        """Return the server's parents of warm runs that are ready."""
-        return self._forking(warm_parent.__file__)
+        """Return the server's parents of warm runs that are ready, of runs with an account, too."""
+        uids = (None, *range(FIRST_UID, FIRST_UID + _MOST_OWNERS))
+        return [pid for uid in uids for pid in self._forking(warm_parent.__file__, uid)]
 
-    def _forking(self, script: str) -> list[int]:
+    def _forking(self, script: str, uid: int | None = None) -> list[int]:
         return [
             process.pid
-            for process in processes_of_script(Path(script), 2)
+            for process in processes_of_script(Path(script), 2, uid)
             if process.name == shim.FORK_SERVER_NAME and process.parent == self.pid
         ]
 

@@ -130,7 +130,9 @@ class LocalExecutor:
         """Start a run. Raises RunFailedError with reason START_FAILED; what only shows when the program is started, such as a
         program that does not exist, is raised by `exit_status` instead. Raises OSError if this server is temporarily short of
         a resource; then `find` tells whether the run has begun anyway."""
-        made = self._warm_parents.making(command, self._order(key, command, resources), resources.limits)
+        made = None
+        with suppress(OSError):  # which comes again below
+            made = self._warm_parents.making(command, self._order(key, command, resources), resources.limits)
         if made is None:
             return self._begin(key, command, resources)
         return WaitingRun(resources, made, partial(self._begin, key, command, resources), partial(self.find, key))
