@@ -99,10 +99,14 @@ def check_harnesses(settings: Settings) -> Iterator[Finding]:
 
 def check_warm(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
     """Check which harnesses a process can have in memory, for runs to be forked from. A server can do without."""
+    from evalrpc.executors.local.cgroups import find_cgroups
     from evalrpc.executors.local.environment import build_environment, inherited_variables
-    from evalrpc.executors.local.warm_parents import try_preload
+    from evalrpc.executors.local.warm_parents import NEEDS_CGROUPS, try_preload
     from evalrpc.harnesses.registry import build_harnesses
 
+    if settings.run_as_uids and find_cgroups(settings.cgroups, is_trial=True).cgroups is None:
+        yield Finding("warm runs", True, f"no job can be warm: {NEEDS_CGROUPS}")
+        return
     inherited = inherited_variables(environment, settings.inherit_env)
     for name, harness in sorted(build_harnesses(settings).items()):
         command = harness.catalog_command()

@@ -200,8 +200,8 @@ class HarnessSettings:
     warm: str = setting(
         "auto",
         STRING,
-        "Whether a run may be forked from a process that has the harness in memory already. `auto`: from the second run on, "
-        "where nothing speaks against it; `evalrpc harnesses` and `evalrpc doctor --warm` say what does.",
+        "Whether a run may be forked from a process that has the harness in memory, which is started for the first one. "
+        "`auto`: where nothing speaks against it; `evalrpc harnesses` and `evalrpc doctor --warm` say what does.",
         rule=one_of("auto", "off"),
     )
     max_run_memory_bytes: int | None = setting(

@@ -621,8 +621,8 @@ class JobAttempt(_message.Message):
     gpu_mode: Global___GpuMode.ValueType
     """How its processes share its GPUs."""
     warm: _builtins.bool
-    """Whether it was forked from a process that had the harness in memory, and so did not wait for it to be loaded. Set by the
-    server when it ends; false while it runs.
+    """Whether it was forked from a process that had the harness in memory, and so did not load it. The first such attempt waits
+    for that process. Set by the server when it ends; false while it runs.
     """
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:

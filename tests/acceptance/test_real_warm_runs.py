@@ -6,13 +6,16 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_stub import chat_stub
 from processes_of_tests import is_alive
 from server_process import ServerProcess
+from small_disk import small_disk
 from test_real_inspect import TASKS as INSPECT_TASKS
 from test_real_lm_eval import ANSWERING, CHOOSING, DATA
 from test_real_lmms_eval import TASK as LMMS_TASK
@@ -25,6 +28,9 @@ from evalrpc.harnesses.registry import build_harness
 from evalrpc.v1 import jobs_pb2 as pb
 
 pytestmark = pytest.mark.slow
+
+LIMIT_BYTES = 12 * 1024**3
+"""How much memory a run may have: more than the harnesses reserve, and less than the machines of these tests have."""
 
 SCORES = f"""{UTILS}
 import ctypes, os, signal
@@ -43,9 +49,44 @@ def leave(doc, results):
 
 def memory(doc, results):
     raise MemoryError()
+
+def limit(doc, results):
+    return dict(exact=float(bool(bytearray({LIMIT_BYTES}))))
+
+def terminate(doc, results):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+def interrupt(doc, results):
+    os.kill(os.getpid(), signal.SIGINT)
+
+def fill(doc, results):
+    with open(os.path.join(os.environ["SMALL_DISK"], "fill"), "ab", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError:
+            return dict(exact=1.0)
 """
 """Each of several processes may be the first to crash, so here it does not say at which document."""
-SCORERS = ("exact", "slow", "crash", "kill", "segv", "leave", "memory")
+FAILING = ("crash", "kill", "segv", "leave", "memory", "limit", "terminate", "interrupt")
+SCORERS = ("exact", "slow", "fill", *FAILING)
+INTERRUPTED = """
+
+@solver
+def interrupting():
+    async def solve(state, generate):
+        import os, signal
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(1000)
+    return solve
+
+
+@task
+def sums_interrupt():
+    return Task(dataset=sums(1), solver=interrupting(), scorer=match())
+"""
+SOON_SECONDS = 5.0
+"""Far less than loading a harness takes."""
 MODELS = {"lmms-eval": "dummy", "lm-eval": "dummy", "inspect-ai": "mockllm/model"}
 GOOD = {"lmms-eval": "sums_exact", "lm-eval": "sums_choice", "inspect-ai": "sums_a"}
 DIFFERS = re.compile(
@@ -58,8 +99,13 @@ DIFFERS = re.compile(
 class Site:
     """A server on which each harness is configured twice: `lmms-eval`, which may be warm, and `lmms-eval-cold`."""
 
-    def __init__(self, folder: Path, pythons: Mapping[str, Path]) -> None:
+    def __init__(self, folder: Path, small_disk: Path, pythons: Mapping[str, Path]) -> None:
         self.folder = folder
+        self.small_disk = small_disk
+        self.package = folder / "packages" / "sitecustomize.py"
+        """A module that all harnesses import, which a test may change."""
+        self.package.parent.mkdir()
+        self.package.touch()
         self.settings = {
             name: HarnessSettings(name, name, python, (self._tasks(name),), self._environment(), working_dir=folder)
             for name, python in pythons.items()
@@ -93,13 +139,14 @@ class Site:
         return Path(job.attempts[-1].output_dir)
 
     def _config(self) -> str:
-        return 'gpus = "0"\nmax_running = 4\n' + "".join(
+        return f'gpus = "0"\nmax_running = 4\noutput_root = "{self.small_disk}"\n' + "".join(
             f"""
             [harnesses.{name}{suffix}]
             kind = "{name}"
             python = "{settings.python}"
             include_path = ["{settings.include_path[0]}"]
             warm = "{"off" if suffix else "auto"}"
+            max_run_memory_bytes = {LIMIT_BYTES}
             env = {json.dumps(dict(settings.env)).replace(":", "=")}
             """
             for name, settings in self.settings.items()
@@ -108,7 +155,13 @@ class Site:
 
     def _environment(self) -> dict[str, str]:
         offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-        return {**offline, "HF_HOME": str(self.folder / "hf"), "XDG_DATA_HOME": str(self.folder / "xdg")}
+        places = {"HF_HOME": self.folder / "hf", "XDG_DATA_HOME": self.folder / "xdg", "SMALL_DISK": self.small_disk}
+        return {
+            **offline,
+            **{name: str(folder) for name, folder in places.items()},
+            "PYTHONPATH": str(self.package.parent),
+            "OPENAI_API_KEY": "x",
+        }
 
     def _tasks(self, kind: str) -> Path:
         folder = self.folder / kind
@@ -127,7 +180,7 @@ class Site:
             for name, text in (("choice", CHOOSING), ("answer", ANSWERING)):
                 (folder / f"{name}.yaml").write_text(text + DATA.replace("DATA_PATH", str(data)))
         else:
-            (folder / "sums.py").write_text(INSPECT_TASKS)
+            (folder / "sums.py").write_text(INSPECT_TASKS + INTERRUPTED)
         return folder
 
 
@@ -136,9 +189,11 @@ def site(
     tmp_path_factory: pytest.TempPathFactory, lmms_python: Path, lm_eval_python: Path, inspect_python: Path
 ) -> Iterator[Site]:
     pythons = {"lmms-eval": lmms_python, "lm-eval": lm_eval_python, "inspect-ai": inspect_python}
-    site = Site(tmp_path_factory.mktemp("warm"), pythons)
-    yield site
-    site.close()
+    folder = tmp_path_factory.mktemp("warm")
+    with small_disk(folder / "disk", "1m") as disk:
+        site = Site(folder, disk, pythons)
+        yield site
+        site.close()
 
 
 @pytest.fixture(params=MODELS)
@@ -185,13 +240,45 @@ def test_its_samples_and_results_are_those_of_a_cold_run(site: Site, harness: st
     assert constant(documents[1]) == constant(documents[0])
 
 
-@pytest.mark.parametrize("score", [score for score in SCORERS if score not in ("exact", "slow")])
-def test_lmms_eval_fails_alike(site: Site, score: str) -> None:
-    site.heat("lmms-eval")
-    cold, warm = (site.submit(name, f"sums_{score}") for name in ("lmms-eval-cold", "lmms-eval"))
+def require_alike(site: Site, name: str, *tasks: str, **fields: Any) -> pb.JobInfo:
+    """Run a job that fails, cold and warm at once, and return the warm one."""
+    cold, warm = (site.submit(each, *tasks, **fields) for each in (f"{name}-cold", name))
     cold, warm = (site.client.wait_for_job(job.job_id, raise_on_failure=False) for job in (cold, warm))
     assert (cold.status, warm.attempts[-1].warm) == (pb.JOB_STATUS_FAILED, True)
     assert outcome(warm) == outcome(cold)
+    return warm
+
+
+@pytest.mark.parametrize("score", FAILING)
+def test_lmms_eval_fails_alike(site: Site, score: str) -> None:
+    job = require_alike(site, "lmms-eval", f"sums_{score}")
+    if score in ("memory", "limit"):
+        assert job.error.reason == "OUT_OF_MEMORY"
+
+
+def test_on_a_full_disk_it_fails_alike(site: Site) -> None:
+    ended = []
+    for name in ("lmms-eval-cold", "lmms-eval"):
+        ended.append(site.run(name, "sums_fill", output_dir="full"))
+        (site.small_disk / "fill").unlink()
+    assert [job.status for job in ended] == [pb.JOB_STATUS_FAILED] * 2
+    assert outcome(ended[1]) == outcome(ended[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "model"), [("lmms-eval", "openai"), ("lm-eval", "local-chat-completions")], ids=["lmms-eval", "lm-eval"]
+)
+def test_it_fails_alike_where_the_api_of_the_model_does(site: Site, name: str, model: str) -> None:
+    with chat_stub("3") as stub:
+        stub.status = 500
+        url, version = stub.base_url, "model_version"
+        if name == "lm-eval":
+            url, version = f"{url}/chat/completions", "model"
+        request = pb.EvaluateRequest(limit=1)
+        request.model_args.update({version: "stub", "base_url": url, "max_retries": 1})
+        request.apply_chat_template = name == "lm-eval"
+        fields = {field.name: value for field, value in request.ListFields()}
+        require_alike(site, name, "sums_exact" if name == "lmms-eval" else "sums_answer", model=model, **fields)
 
 
 @pytest.mark.parametrize(
@@ -202,15 +289,13 @@ def test_lmms_eval_fails_alike(site: Site, score: str) -> None:
         ("lm-eval", {"tasks": ["no_such_task"]}),
         ("lm-eval", {"num_fewshot": 3}),
         ("inspect-ai", {"tasks": ["sums_fail"]}),
+        ("inspect-ai", {"tasks": ["sums_interrupt"]}),
+        *((name, {"model": "no_such_model"}) for name in MODELS),
     ],
     ids=str,
 )
 def test_every_harness_fails_alike(site: Site, name: str, fields: dict[str, Any]) -> None:
-    site.heat(name)
-    cold, warm = (site.submit(each, **fields) for each in (f"{name}-cold", name))
-    cold, warm = (site.client.wait_for_job(job.job_id, raise_on_failure=False) for job in (cold, warm))
-    assert warm.attempts[-1].warm
-    assert outcome(warm) == outcome(cold)
+    require_alike(site, name, **fields)
 
 
 @pytest.mark.parametrize("phase", [pb.Progress.PHASE_LOADING, pb.Progress.PHASE_SCORING])
@@ -223,6 +308,34 @@ def test_it_can_be_cancelled_at_any_time(site: Site, phase: pb.Progress.Phase.Va
     job = site.client.get_job(job.job_id)
     assert (job.status, job.attempts[-1].warm) == (pb.JOB_STATUS_CANCELLED, True)
     assert site.server.processes_of_jobs() == []
+
+
+def test_it_can_be_cancelled_while_the_harness_is_loaded(site: Site) -> None:
+    for pid in site.server.parents():
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda pid=pid: not is_alive(pid))
+    site.run("lmms-eval", limit=1)  # finds that out, and is cold
+    job = site.submit("lmms-eval")
+    eventually(lambda: site.client.get_job(job.job_id).progress.phase == pb.Progress.PHASE_STARTING)
+    begun = time.monotonic()
+    job = site.client.cancel_job(job.job_id)
+    job = site.client.wait_for_job(job.job_id, raise_on_failure=False)
+    assert job.status == pb.JOB_STATUS_CANCELLED
+    assert time.monotonic() - begun < SOON_SECONDS
+    assert site.server.processes_of_jobs() == []
+
+
+def test_a_package_that_changes_while_jobs_wait_is_read_anew(site: Site) -> None:
+    site.heat("lmms-eval")
+    running = [site.submit("lmms-eval", "sums_slow", limit=4) for _ in range(4)]
+    waiting = [site.submit("lmms-eval") for _ in range(3)]
+    eventually(lambda: site.client.get_job(running[-1].job_id).progress.phase >= pb.Progress.PHASE_LOADING)
+    site.package.write_text("# changed")
+    ended = [site.client.wait_for_job(job.job_id) for job in (*running, *waiting)]
+    assert all(job.attempts[-1].warm for job in ended[:4])
+    assert not all(job.attempts[-1].warm for job in ended[4:])
+    assert len({str(outcome(job)) for job in ended[4:]}) == 1
+    site.heat("lmms-eval")
 
 
 def test_four_at_once_are_warm_and_equal(site: Site, harness: str) -> None:
@@ -267,13 +380,15 @@ _atexit.register(_note)
 """
 WANTED = """
 import importlib, json, sys
+import runpy
+script = runpy.run_path(sys.argv[1]) if sys.argv[1] else {}
+script.get("prepare", lambda: None)()
 first, *names = sys.argv[2:]
 for name in (first, *names):
     try: importlib.import_module(name)
     except ImportError: pass
 if sys.argv[1]:
-    import runpy
-    runpy.run_path(sys.argv[1])["preload"]()
+    script["preload"]()
 print(json.dumps(list(sys.modules)))
 """
 

@@ -130,8 +130,9 @@ async def submit_and_cancel(clients: Mapping[str, AsyncEvalClient], trial: Trial
         options = {"max_attempts": dice.choice((1, 3)), "priority": dice.choice((0, 0, 5)), "preemptible": dice.random() < 0.5}
         submit = partial(clients[owner].submit, request, request_id=request_id, **options)
         trial.acknowledged[(await until_served(submit)).job_id] = owner
-        if dice.random() < 0.2:
-            victim = dice.choice(sorted(trial.acknowledged.keys() - trial.ended))
+        open_jobs = sorted(trial.acknowledged.keys() - trial.ended)
+        if open_jobs and dice.random() < 0.2:
+            victim = dice.choice(open_jobs)
             canceller = clients[dice.choice((OPERATOR, trial.acknowledged[victim]))]
             try:
                 await until_served(partial(canceller.cancel_job, victim, "the dice said so"))

@@ -35,6 +35,9 @@ from evalrpc.executors.local.warm_parent import NO_JOB_VARIABLE
 from evalrpc.harnesses.base import Command, Preload
 from evalrpc.printable import printable
 
+NEEDS_CGROUPS: Final = "runs with accounts of their own (run_as_uids) take cgroups to be warm"
+"""Why no run is, where there are accounts and no cgroups."""
+
 _MARKS: Final = frozenset({JOB_ID_VARIABLE, ATTEMPT_VARIABLE, NO_JOB_VARIABLE})
 _GPUS_VARIABLE: Final = "CUDA_VISIBLE_DEVICES"
 _ASKING_FOR_GPUS: Final = "PYTORCH_NVML_BASED_CUDA_CHECK"  # torch reads it whenever it is asked whether there are any
@@ -44,7 +47,6 @@ _LOOK_SECONDS: Final = 0.2
 _END_SECONDS: Final = 10.0
 _RETRY_SECONDS: Final = 600.0
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
-_NEEDS_CGROUPS: Final = "its runs have accounts of their own (run_as_uids), which takes cgroups to be warm"
 
 _log = logging.getLogger(__name__)
 
@@ -185,7 +187,7 @@ class WarmParents:
     def state(self, harness_name: str) -> WarmState:
         """Return how it stands with the parents of a harness. Never blocks for long."""
         if harness_name in self._without_cgroups:
-            return WarmState(is_warm=False, problem=_NEEDS_CGROUPS)
+            return WarmState(is_warm=False, problem=NEEDS_CGROUPS)
         with self._changed:
             parents = [parent for kind, parent in self._parents.items() if kind.preload.harness == harness_name]
         problems = [_shown_problem(parent) for parent in parents if parent.problem or parent.refusal]
