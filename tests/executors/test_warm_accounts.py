@@ -7,6 +7,7 @@ import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from textwrap import indent
 
@@ -16,7 +17,7 @@ from processes_of_tests import is_alive, kill_job
 from running import SECONDS, ended
 from waiting import eventually
 
-from evalrpc.executors.base import Resources, RunAccount, RunHandle, RunKey
+from evalrpc.executors.base import NO_LIMITS, Resources, RunAccount, RunHandle, RunKey, RunLimits
 from evalrpc.executors.local import fork_server
 from evalrpc.executors.local.cgroups import find_cgroups
 from evalrpc.executors.local.executor import LOCAL_NODE, LocalExecutor
@@ -94,6 +95,7 @@ class Owners:
         self.code.mkdir(mode=0o755)
         (self.code / "program.py").write_text(PROGRAM)
         (self.code / "loaded.py").write_text(LOADED)
+        self.limits = NO_LIMITS
         self.executor = self.new_executor()
         self._runs: list[tuple[RunKey, RunHandle]] = []
 
@@ -114,7 +116,7 @@ class Owners:
         argv = (*program, *(argument.replace("FOLDER", str(folder)) for argument in arguments))
         command = Command(argv, {"PYTHONPATH": str(self.code)}, {folder / "request": b"request"}, self.code, preload=preload)
         self.executor.make_room(key, 1)
-        run = self.executor.start(key, command, Resources(LOCAL_NODE))
+        run = self.executor.start(key, command, Resources(LOCAL_NODE, limits=self.limits))
         self._runs.append((key, run))
         return run
 
@@ -282,6 +284,29 @@ def test_no_short_command_of_the_server_runs_in_it(owners: Owners) -> None:
     environment = {"PYTHONPATH": str(owners.code), "HOME": str(owners.folder / str(ALICE))}
     command = Command((*program, text), environment, cwd=owners.code, preload=Preload("own", program, "", ()))
     assert owners.executor.run_to_end(command, SECONDS).stdout == b"%d\n" % os.geteuid()
+
+
+def test_limits_that_no_cgroup_enforces_make_runs_cold(owners: Owners) -> None:
+    """Since nothing would limit what a parent may have become."""
+    owners.limits = RunLimits(memory_bytes=2**33, processes=1000)
+    if CGROUPS is None or CGROUPS.controllers:
+        pytest.skip("here cgroups do")
+    run = owners.start(ALICE, "exit", "3")
+    assert (ended(run), run.is_warm) == (Exit(code=3), False)
+    assert "limits" in owners.executor.warm_state("own").problem
+
+
+def test_a_server_that_gives_no_accounts_any_more_finds_it(owners: Owners) -> None:
+    owners.run(ALICE, "exit", "0")
+    run = owners.start(ALICE, "sleep")
+    eventually(lambda: owners.log(run))
+    owners.executor.close()
+    found = owners.new_executor().find(replace(owners.key(run), account=None))
+    assert found is not None
+    assert not found.wait(0)
+    found.end(0.1)
+    assert not processes_of_job(owners.key(run).job_id)
+    found.close()
 
 
 def test_a_killed_parent_costs_no_run(owners: Owners) -> None:

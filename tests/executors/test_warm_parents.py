@@ -516,7 +516,7 @@ def test_without_a_parent_that_is_up_to_date_a_short_command_is_started_anew(run
 def test_runs_of_an_account_are_cold_without_cgroups(runs: WarmRuns) -> None:
     """Only a cgroup holds what a parent of an owner may have become."""
     runs.heat()
-    order = {"account": (1, []), "steps": [], "env": {}, "cwd": ""}
+    order = {"account": (1, []), "steps": [], "env": {}, "cwd": "", "rlimits": []}
     assert runs.executor._warm_parents.find(runs.command("none"), order) is None
     assert "cgroups" in runs.executor.warm_state("own").problem
 

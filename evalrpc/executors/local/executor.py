@@ -3,9 +3,9 @@
 A run is found again by its shim (`shims.py`), and by the traces on disk which that leaves in `attempt_dir/run` (`shim.py`).
 Waiting uses a pidfd, which any process can open for any other, so a run found again is handled like one that was started.
 
-A run with the server's account may change its traces and kill its shim; one with an account of its own can't. That nothing is
-left of a run is therefore proved by its cgroup where it has one (`cgroups.py`), and by the exit code of its shim; where neither
-is known, all processes are looked through.
+A run with the server's account may change its traces and kill its shim. One with an account of its own can't, unless it is warm:
+then it may kill its shim and write into two of its traces. That nothing is left of a run is therefore proved by its cgroup where
+it has one (`cgroups.py`), and by the exit code of its shim; where neither is known, all processes are looked through.
 """
 
 import os
@@ -50,6 +50,7 @@ from evalrpc.executors.local.traces import (
     read_devices,
     read_exits,
     remove_traces,
+    uid_of_shim,
     was_warm,
     write_devices,
 )
@@ -305,7 +306,7 @@ def _warm_order(key: RunKey, order: Mapping[str, Any]) -> Mapping[str, Any] | No
     """
     traces = _traces_dir(key)
     try:
-        note_warm(traces)
+        note_warm(traces, key.account.uid if key.account is not None else None)
         if key.account is None:
             return order
         open_to_account(traces, key.log_path, key.account.uid)
@@ -345,19 +346,16 @@ def _judge(
 
 
 def _uids(key: RunKey) -> tuple[int, ...]:
-    """Return the accounts that processes of a run can have. None: those of any account count, which carry its id."""
+    """Return the accounts that processes of a run can have. None: those of any account count, which carry its id. Raises
+    OSError."""
     if key.account is None:
         return ()
-    return (key.account.uid,) if _shim_uid(key) is not None else (key.account.uid, os.geteuid())
-
-
-def _shim_uid(key: RunKey) -> int | None:
-    """Return the account of a shim that has another than the server: that of a warm run."""
-    return key.account.uid if key.account is not None and was_warm(_traces_dir(key)) else None
+    uid = uid_of_shim(_traces_dir(key))
+    return (key.account.uid, os.geteuid()) if uid is None else (key.account.uid, uid)
 
 
 def _find_shim(key: RunKey) -> int | None:
-    return find_shim(key.job_id, key.attempt, _shim_uid(key))
+    return find_shim(key.job_id, key.attempt, uid_of_shim(_traces_dir(key)))
 
 
 def _traces_dir(key: RunKey) -> Path:
@@ -370,7 +368,7 @@ def _has_begun(key: RunKey) -> bool:
     while time.monotonic() < deadline:
         # The fork server may have died just before the shim wrote the file. So look at the processes before the file: one that
         # is no longer about to write it has written it. A scan can miss a process that is forked during it, so it takes two.
-        uid = _shim_uid(key)
+        uid = uid_of_shim(_traces_dir(key))
         about_to_begin = processes_of_job(key.job_id, uids=_uids(key)) or _about_to_begin(uid) or _about_to_begin(uid)
         if _has_left_traces(key):
             break
@@ -383,7 +381,7 @@ def _has_begun(key: RunKey) -> bool:
 def _has_left_traces(key: RunKey) -> bool:
     """Tell whether there is anything of a run, which may have removed some of it."""
     traces = _traces_dir(key)
-    has_log = _shim_uid(key) is not None
+    has_log = uid_of_shim(traces) is not None
     return has_pid(traces) or has_output(traces, key.log_path, has_log=has_log) or _find_shim(key) is not None
 
 
@@ -536,7 +534,7 @@ class LocalRun:
         if self._leftovers.cgroup is not None:  # which is gone once it is cleaned up
             self._memory_kill = self._memory_kill or self._leftovers.cgroup.find_memory_kill()
         self._leftovers.clean_up()
-        if _shim_uid(self._key) is not None:
+        if uid_of_shim(_traces_dir(self._key)) is not None:
             close_to_account(_traces_dir(self._key), self._key.log_path)
 
     def _is_proved_ended(self) -> bool:

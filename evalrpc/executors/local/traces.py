@@ -29,6 +29,7 @@ _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_
 _PRIVATE_MODE: Final = 0o600
 _OF_SHIM_MODE: Final = 0o620
 
+_UID_BYTES: Final = 10
 _STEP_BYTES: Final = 64
 _LEAST_BYTES: Final = 4096  # one block, which also holds the reason why a program could not be started
 _MAX_EXITS_BYTES: Final = 4 * 1024 * 1024
@@ -88,9 +89,10 @@ def read_devices(folder: Path) -> Mapping[str, int | None]:
     return devices if is_sound else {}
 
 
-def note_warm(folder: Path) -> None:
-    """Record that a run is about to be forked from a parent. Raises OSError."""
-    os.close(os.open(folder / WARM_FILE, _CREATE, 0o600))
+def note_warm(folder: Path, uid: int | None) -> None:
+    """Record that a run is about to be forked from a parent, and which account its shim will have. Raises OSError."""
+    with open(os.open(folder / WARM_FILE, _CREATE | os.O_TRUNC, _PRIVATE_MODE), "w") as file:  # noqa: PTH123
+        file.write("" if uid is None else str(uid))
 
 
 def forget_warm(folder: Path) -> None:
@@ -101,6 +103,12 @@ def forget_warm(folder: Path) -> None:
 def was_warm(folder: Path) -> bool:
     """Tell whether `note_warm` was called."""
     return (folder / WARM_FILE).exists()
+
+
+def uid_of_shim(folder: Path) -> int | None:
+    """Return the account that `note_warm` recorded; None: this one's. Raises OSError, as `read_exits`."""
+    uid = _read(folder / WARM_FILE, _UID_BYTES)
+    return int(uid) if uid.isdigit() else None
 
 
 def open_to_account(folder: Path, log_path: Path, uid: int) -> None:

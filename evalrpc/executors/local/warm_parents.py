@@ -35,8 +35,10 @@ from evalrpc.executors.local.warm_parent import NO_JOB_VARIABLE
 from evalrpc.harnesses.base import Command, Preload
 from evalrpc.printable import printable
 
-NEEDS_CGROUPS: Final = "runs with accounts of their own (run_as_uids) take cgroups to be warm"
-"""Why no run is, where there are accounts and no cgroups."""
+NEEDS_CGROUPS: Final = (
+    "runs with accounts of their own (run_as_uids) take cgroups to be warm, and those must enforce their limits"
+)
+"""Why none is, where there are accounts and no such cgroups. What a parent has become would be limited by nothing."""
 
 _MARKS: Final = frozenset({JOB_ID_VARIABLE, ATTEMPT_VARIABLE, NO_JOB_VARIABLE})
 _GPUS_VARIABLE: Final = "CUDA_VISIBLE_DEVICES"
@@ -210,7 +212,7 @@ class WarmParents:
         """Return what parent a run needs; None if it can have none."""
         if command.preload is None or not self._limits.max_bytes:
             return None
-        if order["account"] is not None and self._cgroups is None:
+        if order["account"] is not None and (self._cgroups is None or order["rlimits"]):
             self._without_cgroups.add(command.preload.harness)
             return None
         return _kind_of(command.preload, command, order)
