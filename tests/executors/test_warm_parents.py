@@ -21,7 +21,7 @@ from waiting import eventually
 
 from evalrpc.errors import RunFailedError
 from evalrpc.executors.base import Resources, RunHandle, RunKey
-from evalrpc.executors.local import fork_server, warm_parent
+from evalrpc.executors.local import fork_server, warm_parent, warm_parents
 from evalrpc.executors.local.executor import LOCAL_NODE, LocalExecutor, LocalRun
 from evalrpc.executors.local.processes import processes_of_job
 from evalrpc.executors.local.waiting_run import WaitingRun
@@ -225,6 +225,18 @@ def test_a_run_that_can_not_begin_once_it_has_waited_says_so(runs: WarmRuns) -> 
     with pytest.raises(RunFailedError) as caught:
         run.exit_status()
     assert caught.value.job_error.reason == "START_FAILED"
+
+
+def test_one_that_failed_is_tried_again_beside_runs_that_do_not_wait(runs: WarmRuns, monkeypatch: pytest.MonkeyPatch) -> None:
+    (runs.code / "loaded.py").write_text("import sys\nassert not sys.argv[0].endswith('warm_parent.py')\n")
+    assert ended(runs.start("exit", "3")) == Exit(code=3)
+    assert runs.executor.warm_state("own").problem
+    begun = slow_to_load(runs)
+    monkeypatch.setattr(warm_parents, "_RETRY_SECONDS", 0.0)
+    for _ in range(2):
+        run = runs.start("exit", "3")
+        assert (ended(run), run.is_warm) == (Exit(code=3), False)
+    eventually(begun.exists)
 
 
 def test_where_no_parent_can_be_started_a_run_begins_without_one(runs: WarmRuns) -> None:

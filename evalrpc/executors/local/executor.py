@@ -3,9 +3,10 @@
 A run is found again by its shim (`shims.py`), and by the traces on disk which that leaves in `attempt_dir/run` (`shim.py`).
 Waiting uses a pidfd, which any process can open for any other, so a run found again is handled like one that was started.
 
-A run with the server's account may change its traces and kill its shim. One with an account of its own can't, unless it is warm:
-then it may kill its shim and write into two of its traces. That nothing is left of a run is therefore proved by its cgroup where
-it has one (`cgroups.py`), and by the exit code of its shim; where neither is known, all processes are looked through.
+A run with the server's account may change its traces and kill its shim. One with an account of its own can't, unless it is
+warm: then it may kill its shim and write into two of its traces. That nothing is left of a run is therefore proved by its
+cgroup where it has one (`cgroups.py`), and by the exit code of its shim; where neither is known, all processes are looked
+through.
 """
 
 import os
@@ -14,6 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -131,9 +133,7 @@ class LocalExecutor:
         """Start a run. Raises RunFailedError with reason START_FAILED; what only shows when the program is started, such as a
         program that does not exist, is raised by `exit_status` instead. Raises OSError if this server is temporarily short of
         a resource; then `find` tells whether the run has begun anyway."""
-        made = None
-        with suppress(OSError):  # which comes again below
-            made = self._warm_parents.making(command, self._order(key, command, resources), resources.limits)
+        made = self._making(key, command, resources)
         if made is None:
             return self._begin(key, command, resources)
         return WaitingRun(resources, made, partial(self._begin, key, command, resources), partial(self.find, key))
@@ -193,6 +193,13 @@ class LocalExecutor:
             fork_server = self._fork_server
         if fork_server is not None:
             self._discard(fork_server)
+
+    def _making(self, key: RunKey, command: Command, resources: Resources) -> Future[None] | None:
+        """Return what a run waits for before it begins, if anything."""
+        if command.preload is not None:
+            with suppress(OSError):  # which comes again when it begins
+                return self._warm_parents.making(command, self._order(key, command, resources), resources.limits)
+        return None
 
     def _begin(self, key: RunKey, command: Command, resources: Resources) -> "LocalRun":
         """Start a run now. Raises as `start` does."""
