@@ -148,6 +148,8 @@ class Site:
             warm = "{"off" if suffix else "auto"}"
             max_run_memory_bytes = {LIMIT_BYTES}
             env = {json.dumps(dict(settings.env)).replace(":", "=")}
+            [harnesses.{name}{suffix}.policy]
+            arguments_refused = []
             """
             for name, settings in self.settings.items()
             for suffix in ("", "-cold")
@@ -297,7 +299,7 @@ def test_lm_eval_fails_alike_where_the_api_of_the_model_does(site: Site) -> None
         ("lm-eval", {"num_fewshot": 3}),
         ("inspect-ai", {"tasks": ["sums_fail"]}),
         ("inspect-ai", {"tasks": ["sums_interrupt"]}),
-        *((name, {"model": "no_such_model"}) for name in MODELS),
+        *((name, {"model": "no_such/model"}) for name in MODELS),
     ],
     ids=str,
 )
