@@ -7,6 +7,7 @@ it into a status in one place, and the client turns the status back into the sam
     ├── InvalidRequestError         INVALID_ARGUMENT     every bad field at once
     ├── NotFoundError               NOT_FOUND
     │   ├── JobNotFoundError
+    │   ├── SuiteRunNotFoundError
     │   ├── AttemptNotFoundError
     │   ├── ArtifactNotFoundError
     │   ├── SamplesNotFoundError
@@ -128,6 +129,12 @@ class JobNotFoundError(NotFoundError):
     """There is no such job, or it was deleted."""
 
     reason = "JOB_NOT_FOUND"
+
+
+class SuiteRunNotFoundError(NotFoundError):
+    """There is no such suite run, or all its jobs were deleted."""
+
+    reason = "SUITE_RUN_NOT_FOUND"
 
 
 class AttemptNotFoundError(NotFoundError):

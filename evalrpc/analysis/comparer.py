@@ -1,5 +1,5 @@
-"""Comparisons, plans and flips for callers, computed in processes of their own, so that NumPy and SciPy, which take more memory
-than the rest of an idle server, are never loaded into it."""
+"""Comparisons, decisions, plans and flips for callers, computed in processes of their own, so that NumPy and SciPy, which take more
+memory than the rest of an idle server, are never loaded into it."""
 
 import asyncio
 import threading
@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 
 from google.protobuf.message import Message
 
+from evalrpc.analysis.evidence import Evidence, Measured
 from evalrpc.analysis.flip_lists import Flips, FlipsPart
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import EvalrpcError
@@ -29,6 +30,7 @@ from evalrpc.v1.comparison_pb2 import (
     PlanComparisonResponse,
 )
 from evalrpc.v1.jobs_pb2 import JobInfo
+from evalrpc.v1.suites_pb2 import Suite, SuiteDecision, SuiteEntry
 
 READ_LIMITS: Final = ReadLimits(max_bytes=16 * 1024**3, max_seconds=120.0)
 """What reading may cost."""
@@ -70,6 +72,19 @@ class Comparer:
         `evalrpc.analysis.planning.plan_from_jobs` does."""
         answer: PlanComparisonResponse = await self._read(_plan, call, jobs)
         return answer
+
+    async def measure(self, suite: Suite, entry: SuiteEntry, candidate: JobInfo, baseline: JobInfo | None) -> Measured:
+        """Compare the metrics of an entry of a suite with the baseline's, if there is one. Raises what
+        `evalrpc.analysis.suite_metrics.measure` does."""
+        jobs = [candidate] if baseline is None else [candidate, baseline]
+        definition = Suite(alpha=suite.alpha, max_bad_answer_ratio=suite.max_bad_answer_ratio)
+        measured: Measured = await self._read(_measure, (definition, entry), jobs)
+        return measured
+
+    async def decide(self, suite: Suite, evidence: Sequence[Evidence], *, has_ended: bool) -> SuiteDecision:
+        """Decide over all entries of a suite, which have been measured. See `evalrpc.analysis.decisions.decide`."""
+        decision: SuiteDecision = await self._read(_decide, (suite, evidence, has_ended), ())
+        return decision
 
     async def list_flips(self, call: ListFlipsRequest, jobs: Sequence[JobInfo], page_size: int) -> bytes:
         """List a page of flips, as a serialised ListFlipsResponse. Raises what `evalrpc.analysis.flips.find_flips` does,
@@ -178,6 +193,32 @@ def _compare(
     from evalrpc.analysis.comparison import compare
 
     return compare(call, jobs[0], jobs[1:], harnesses, data_dir, budget)
+
+
+def _measure(
+    order: tuple[Suite, SuiteEntry],
+    jobs: Sequence[JobInfo],
+    harnesses: Mapping[str, Harness],
+    data_dir: Path,
+    budget: ReadBudget,
+) -> Measured:
+    from evalrpc.analysis.suite_metrics import measure
+
+    baseline = jobs[1] if len(jobs) > 1 else None
+    return measure(*order, jobs[0], baseline, harnesses, data_dir, budget)
+
+
+def _decide(
+    order: tuple[Suite, Sequence[Evidence], bool],
+    jobs: Sequence[JobInfo],  # noqa: ARG001 - the shape of work
+    harnesses: Mapping[str, Harness],  # noqa: ARG001
+    data_dir: Path,  # noqa: ARG001
+    budget: ReadBudget,  # noqa: ARG001
+) -> SuiteDecision:
+    from evalrpc.analysis.decisions import decide
+
+    suite, evidence, has_ended = order
+    return decide(suite, evidence, has_ended=has_ended)
 
 
 def _plan(

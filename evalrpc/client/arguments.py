@@ -1,10 +1,8 @@
-"""Short notations: `k=v,k2=v2` for arguments, as lmms-eval reads it; `task/metric` for metrics."""
+"""Short notations: `k=v,k2=v2` for arguments, as lmms-eval reads it; `task/metric` for the keys of metrics."""
 
 import json
 from collections.abc import Iterator
 from typing import Any, Protocol
-
-from evalrpc.v1.results_pb2 import MetricSelector
 
 
 class MetricKey(Protocol):
@@ -49,15 +47,8 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def parse_metric(text: str) -> MetricSelector:
-    """Parse TASK/METRIC, METRIC of any task, or TASK/ for all metrics of a task, with an optional `,FILTER` suffix."""
-    name, _, answer_filter = text.partition(",")
-    task, _, metric = name.rpartition("/")
-    return MetricSelector(task=task, metric=metric, filter=answer_filter)
-
-
 def metric_text(metric: MetricKey) -> str:
-    """Write the key of a metric as `parse_metric` reads it."""
+    """Write the key of a metric as `evalrpc.jobs.metric_selectors.parse_metric` reads it."""
     return f"{metric.task}/{metric.metric}" + (f",{metric.filter}" if metric.filter else "")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 from evalrpc.client import values
-from evalrpc.client.arguments import parse_metric
+from evalrpc.jobs.metric_selectors import parse_metric
 from evalrpc.v1.comparison_pb2 import (
     CORRECTION_HOLM,
     CORRECTION_UNSPECIFIED,

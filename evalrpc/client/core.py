@@ -11,9 +11,9 @@ from google.protobuf.struct_pb2 import Struct, Value
 
 from evalrpc.client import values
 from evalrpc.client.addresses import Address, parse_address
-from evalrpc.client.arguments import parse_metric
 from evalrpc.client.request_ids import new_request_id
 from evalrpc.errors import JobCancelledError, JobFailedError, ReadLimitError
+from evalrpc.jobs.metric_selectors import parse_metric
 from evalrpc.v1.history_pb2 import GetHistoryRequest, GetHistoryResponse, HistoryPoint
 from evalrpc.v1.jobs_pb2 import (
     CACHE_MODE_ALLOW,
@@ -28,6 +28,7 @@ from evalrpc.v1.jobs_pb2 import (
 )
 from evalrpc.v1.results_pb2 import ListMetricsRequest
 from evalrpc.v1.samples_pb2 import ListSamplesResponse
+from evalrpc.v1.suites_pb2 import SubmitSuiteRequest
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
 ADDRESS_VARIABLE: Final = "EVALRPC_ADDRESS"
@@ -68,6 +69,19 @@ class SubmitOptions(TypedDict, total=False):
     CACHE_MODE_ALLOW and `JobInfo.cached_from`. Default: False."""
     preemptible: bool
     """Whether the running job gives way to one that comes first. Default: False."""
+
+
+class SuiteOptions(TypedDict, total=False):
+    """The options of a suite's submission. See SubmitSuiteRequest in the schema; each is as in SubmitOptions, of all jobs."""
+
+    request_id: str | None
+    priority: int
+    labels: Mapping[str, object] | None
+    timeout: timedelta | float | None
+    max_attempts: int
+    validate_only: bool
+    cache: bool
+    preemptible: bool
 
 
 def server_address(address: str | None) -> Address:
@@ -186,6 +200,50 @@ def submit_request(
         validate_only=validate_only,
         cache=CACHE_MODE_ALLOW if cache else CACHE_MODE_UNSPECIFIED,
         preemptible=preemptible,
+    )
+
+
+def suite_request(model: str = "", **fields: Any) -> EvaluateRequest:
+    """Build from plain values what the jobs of a suite have in common. What the suite says stays absent.
+
+    Raises TypeError or ValueError that names the argument, or the key in it, which can't be sent.
+    """
+    return evaluate_request(model, (), **fields)
+
+
+def submit_suite_request(
+    suite: str,
+    request: EvaluateRequest,
+    harness_requests: Mapping[str, EvaluateRequest] | None,
+    baseline_suite_run_id: str,
+    *,
+    request_id: str | None = None,
+    priority: int = 0,
+    labels: Mapping[str, object] | None = None,
+    timeout: timedelta | float | None = None,
+    max_attempts: int = 1,
+    validate_only: bool = False,
+    cache: bool = False,
+    preemptible: bool = False,
+) -> SubmitSuiteRequest:
+    """Build the submission of a suite. It always has a `request_id`.
+
+    Raises TypeError or ValueError that names the argument, or the key in it, which can't be sent.
+    """
+    return values.build(
+        SubmitSuiteRequest,
+        suite=suite,
+        request=request,
+        harness_requests=harness_requests,
+        request_id=request_id or new_request_id(),
+        priority=priority,
+        labels=values.labels(labels),
+        timeout=None if timeout is None else duration("timeout", timeout),
+        max_attempts=max_attempts,
+        validate_only=validate_only,
+        cache=CACHE_MODE_ALLOW if cache else CACHE_MODE_UNSPECIFIED,
+        preemptible=preemptible,
+        baseline_suite_run_id=baseline_suite_run_id,
     )
 
 

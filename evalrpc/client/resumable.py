@@ -30,6 +30,7 @@ from evalrpc.v1.jobs_pb2 import (
     WatchJobRequest,
     WatchJobsRequest,
 )
+from evalrpc.v1.suites_pb2 import SuiteRunEvent, WatchSuiteRunRequest
 
 RequestT = TypeVar("RequestT")
 MessageT = TypeVar("MessageT")
@@ -119,6 +120,35 @@ class JobWatch(Reader[WatchJobRequest, JobEvent, JobEvent]):
         return self._request
 
     def _take(self, event: JobEvent) -> Iterable[JobEvent]:
+        if not event.terminal and _is_repeat(event, self._after_revision):
+            return ()
+        self._after_revision = max(self._after_revision, event.revision)
+        self._finished = event.terminal
+        return () if _is_bookmark(event) and not self._wants_heartbeats else (event,)
+
+
+class SuiteRunWatch(Reader[WatchSuiteRunRequest, SuiteRunEvent, SuiteRunEvent]):
+    """WatchSuiteRun: each event once, in order, up to the terminal one. Heartbeats as in JobWatch."""
+
+    def __init__(
+        self,
+        suite_run_id: str,
+        after_revision: int = 0,
+        heartbeat_interval_seconds: float | None = None,
+        policy: ReconnectPolicy | None = None,
+    ) -> None:
+        super().__init__(policy)
+        heartbeat_interval = _duration(heartbeat_interval_seconds)
+        self._request = build(WatchSuiteRunRequest, suite_run_id=suite_run_id, heartbeat_interval=heartbeat_interval)
+        self._wants_heartbeats = heartbeat_interval_seconds is not None
+        self._after_revision = after_revision
+
+    def request(self) -> WatchSuiteRunRequest:
+        """Request everything after the last revision seen."""
+        self._request.after_revision = self._after_revision
+        return self._request
+
+    def _take(self, event: SuiteRunEvent) -> Iterable[SuiteRunEvent]:
         if not event.terminal and _is_repeat(event, self._after_revision):
             return ()
         self._after_revision = max(self._after_revision, event.revision)
@@ -287,7 +317,7 @@ def _duration(interval_seconds: float | None) -> Duration | None:
     return duration
 
 
-def _is_bookmark(event: JobEvent) -> bool:
+def _is_bookmark(event: JobEvent | SuiteRunEvent) -> bool:
     return event.type == JobEventType.JOB_EVENT_TYPE_BOOKMARK
 
 
@@ -297,5 +327,5 @@ def _event_now(kind: JobEventType.ValueType, **fields: Any) -> JobEvent:
     return event
 
 
-def _is_repeat(event: JobEvent, after_revision: int) -> bool:
+def _is_repeat(event: JobEvent | SuiteRunEvent, after_revision: int) -> bool:
     return event.type in _STATES and event.revision <= after_revision

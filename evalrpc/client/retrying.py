@@ -28,13 +28,17 @@ RETRIED_METHODS: Final = (
     "CompareJobs",
     "PlanComparison",
     "ListFlips",
+    "ListSuites",
+    "SubmitSuite",
+    "GetSuiteRun",
+    "CancelSuiteRun",
     "ListTasks",
     "ListModels",
     "ListHarnesses",
     "GetCaller",
     "GetServerInfo",
 )
-"""The calls that may be retried blindly; SubmitJob because ours always carries a `request_id`."""
+"""The calls that may be retried blindly; SubmitJob and SubmitSuite because ours always carry a `request_id`."""
 
 RETRY_SECONDS: Final = 2.0
 """How long a call is repeated."""

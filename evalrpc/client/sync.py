@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from evalrpc.client import comparing, core
 from evalrpc.client.download import Download, OnProgress, PartialFile, is_complete, select, target_path
 from evalrpc.client.reconnect import OnDisconnect, ReconnectPolicy
-from evalrpc.client.resumable import AllJobsWatch, ArtifactBytes, JobWatch, LogBytes
+from evalrpc.client.resumable import AllJobsWatch, ArtifactBytes, JobWatch, LogBytes, SuiteRunWatch
 from evalrpc.client.sync_transport import Transport
 from evalrpc.client.values import build, texts
 from evalrpc.client.views import to_pandas
@@ -42,6 +42,15 @@ from evalrpc.v1.operations_pb2 import CordonGpuRequest, PauseQueueRequest, Resum
 from evalrpc.v1.queue_pb2 import GetQueueRequest, GetQueueResponse
 from evalrpc.v1.results_pb2 import ModelMetric
 from evalrpc.v1.samples_pb2 import ListSamplesRequest
+from evalrpc.v1.suites_pb2 import (
+    CancelSuiteRunRequest,
+    GetSuiteRunRequest,
+    ListSuitesRequest,
+    Suite,
+    SuiteRun,
+    SuiteRunEvent,
+    SuiteRunView,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -449,6 +458,130 @@ class EvalClient(Transport):
             if on_truncated and page.truncated_fields:
                 on_truncated(page.truncated_fields)
             yield from page.flips
+
+    # Suites
+
+    def list_suites(self) -> Iterator[Suite]:
+        """Yield the suites that the operator has defined, sorted by name."""
+        for page in self._pages(self._stub.ListSuites, ListSuitesRequest()):
+            yield from page.suites
+
+    def evaluate_suite(
+        self,
+        suite: str,
+        model: str = "",
+        model_args: Mapping[str, Any] | str | None = None,
+        batch_size: int | str | None = None,
+        device: str | None = None,
+        num_gpus: int | None = None,
+        output_dir: str | None = None,
+        *,
+        harness_requests: Mapping[str, Mapping[str, Any]] | None = None,
+        gpu_mode: GpuMode.ValueType = GpuMode.GPU_MODE_UNSPECIFIED,
+        max_bad_answer_ratio: float | None = None,
+        secrets: Sequence[str] | str = (),
+        preparation: str = "",
+        baseline_suite_run_id: str = "",
+        **options: Unpack[core.SuiteOptions],
+    ) -> SuiteRun:
+        """Submit a suite from plain values and return its run. See `submit_suite` for options and errors.
+
+        The arguments are those of `evaluate` that a suite does not say itself, for all of its jobs. `harness_requests` has by
+        harness what its jobs have besides or instead, such as `{"lm-eval": {"model": "hf"}, "lmms-eval": {"model": "llava"}}`.
+        """
+        request = core.suite_request(
+            model,
+            model_args=model_args,
+            batch_size=batch_size,
+            device=device,
+            num_gpus=num_gpus,
+            output_dir=output_dir,
+            gpu_mode=gpu_mode,
+            max_bad_answer_ratio=max_bad_answer_ratio,
+            secrets=secrets,
+            preparation=preparation,
+        )
+        of_harnesses = {name: core.suite_request(**plain) for name, plain in (harness_requests or {}).items()}
+        return self.submit_suite(suite, request, of_harnesses, baseline_suite_run_id=baseline_suite_run_id, **options)
+
+    def submit_suite(
+        self,
+        suite: str,
+        request: EvaluateRequest,
+        harness_requests: Mapping[str, EvaluateRequest] | None = None,
+        *,
+        baseline_suite_run_id: str = "",
+        **options: Unpack[core.SuiteOptions],
+    ) -> SuiteRun:
+        """Submit a suite: one job for each of its entries, all of them or none. Return the run, which is on the server's disk.
+
+        `request` is what all jobs have in common, such as the model and `num_gpus`; `harness_requests` what the jobs of a
+        harness, by its name, have besides or instead. What the suite says, such as the tasks, must be absent in both.
+
+        Raises what `submit` does, and SuiteRunNotFoundError.
+        """
+        message = core.submit_suite_request(suite, request, harness_requests, baseline_suite_run_id, **options)
+        return self._call(self._stub.SubmitSuite, message)
+
+    def get_suite_run(self, suite_run_id: str) -> SuiteRun:
+        """Return a suite run as it stands now. Raises SuiteRunNotFoundError."""
+        return self._call(self._stub.GetSuiteRun, build(GetSuiteRunRequest, suite_run_id=suite_run_id))
+
+    def decide_suite_run(self, suite_run_id: str, baseline_suite_run_id: str = "") -> SuiteRun:
+        """Return a suite run with the decision over it: GO, NO_GO or INCONCLUSIVE, and every number that it rests on.
+
+        Compared with the given run, else with the one that was named when it was submitted. A large run may need a longer
+        `timeout_seconds` than other calls. Raises SuiteRunNotFoundError.
+        """
+        request = build(
+            GetSuiteRunRequest,
+            suite_run_id=suite_run_id,
+            view=SuiteRunView.SUITE_RUN_VIEW_DECISION,
+            baseline_suite_run_id=baseline_suite_run_id,
+        )
+        return self._call(self._stub.GetSuiteRun, request)
+
+    def watch_suite_run(
+        self,
+        suite_run_id: str,
+        *,
+        after_revision: int = 0,
+        heartbeat_interval_seconds: float | None = None,
+        reconnect_timeout_seconds: float | None = None,
+        timeout_seconds: float | None = None,
+        on_disconnect: OnDisconnect | None = None,
+    ) -> Generator[SuiteRunEvent, None, None]:
+        """Yield the state of a suite run, then every change of its jobs once and in order, and end after the last end.
+
+        Reconnects and has heartbeats as `watch` does. Raises SuiteRunNotFoundError, RevisionCompactedError,
+        RevisionInFutureError, and TimeoutError after `timeout_seconds` in all.
+        """
+        policy = ReconnectPolicy(reconnect_timeout_seconds, timeout_seconds, on_disconnect=on_disconnect)
+        reader = SuiteRunWatch(suite_run_id, after_revision, heartbeat_interval_seconds, policy)
+        return self._read(self._stub.WatchSuiteRun, reader)
+
+    def wait_for_suite_run(
+        self,
+        suite_run_id: str,
+        timeout_seconds: float | None = None,
+        *,
+        on_event: Callable[[SuiteRunEvent], None] | None = None,
+    ) -> SuiteRun:
+        """Wait until all jobs of a suite run have ended, however they did, and return the run. `on_event` is called for every
+        event. Raises SuiteRunNotFoundError, TimeoutError."""
+        with closing(self.watch_suite_run(suite_run_id, timeout_seconds=timeout_seconds)) as events:
+            for event in events:
+                if on_event:
+                    on_event(event)
+        return self.get_suite_run(suite_run_id)
+
+    def cancel_suite_run(self, suite_run_id: str, reason: str = "") -> SuiteRun:
+        """Cancel all jobs of a suite run that have not ended, and return its current state: running jobs end a little later.
+
+        Raises SuiteRunNotFoundError, and JobFinishedError for a run that is COMPLETED or FAILED.
+        """
+        request = build(CancelSuiteRunRequest, suite_run_id=suite_run_id, reason=reason)
+        return self._call(self._stub.CancelSuiteRun, request)
 
     # What the server has
 

@@ -1,7 +1,7 @@
 """The server's settings: flags over environment over TOML file over defaults, validated once, then frozen.
 
-Each is declared once, in settings.py, policy.py, preparations.py or secrets.py. Its flag, its variable, its checks and
-docs/settings.md follow from that.
+Each is declared once, in settings.py, policy.py, preparations.py, suites.py or secrets.py. Its flag, its variable, its checks
+and docs/settings.md follow from that.
 """
 
 from evalrpc.config.callers import ClientCertificate, OidcSettings
@@ -19,6 +19,7 @@ from evalrpc.config.settings import (
     Settings,
     parse_uids,
 )
+from evalrpc.config.suites import SuiteEntrySettings, SuiteSettings
 
 __all__ = [
     "DEFAULT_QUOTA",
@@ -33,6 +34,8 @@ __all__ = [
     "QuotaSettings",
     "SecretSettings",
     "Settings",
+    "SuiteEntrySettings",
+    "SuiteSettings",
     "load_settings",
     "parse_uids",
 ]

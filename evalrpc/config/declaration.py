@@ -1,5 +1,6 @@
 """What a setting declares beside its name, type and default: how it is written, what it may be, and what it does."""
 
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -202,6 +203,14 @@ def _variables(value: Any, folder: Path) -> Mapping[str, str]:
     return {name: _string(text, folder) for name, text in value.items()}
 
 
+def _arguments(value: Any, _: Path) -> Mapping[str, Any]:
+    """Take what JSON has, too: TOML also has dates, and numbers that are not finite."""
+    if not isinstance(value, dict):
+        raise TypeError
+    json.dumps(value, allow_nan=False)
+    return value
+
+
 INTEGER: Final = Kind("an integer", "N", _integer)
 NUMBER: Final = Kind("a number", "N", _number, lambda number: f"{number:.12g}")
 BOOLEAN: Final = Kind("true or false", "", _boolean, lambda flag: str(flag).lower())
@@ -214,4 +223,5 @@ PROGRAM: Final = Kind("a program's path or name", "PROGRAM", _program)
 STRINGS: Final = Kind("a list of strings", "", _strings)
 NAMES: Final = Kind("a list of names or of globs, in a flag or variable with commas", "A,B", _names, ", ".join)
 FOLDERS: Final = Kind("a list of paths", "", _paths)
+ARGUMENTS: Final = Kind("a table of values as JSON has them", "", _arguments)
 VARIABLES: Final = Kind("a table of strings by variable name", "", _variables)

@@ -1,15 +1,16 @@
 """Reads settings: flags over environment over TOML file over defaults.
 
 The TOML file has the fields of `Settings` at its top level, one `[harnesses.NAME]` table per harness, in it perhaps a table
-`policy`, one `[preparations.NAME]` table per preparation, one `[secrets.NAME]` table per secret, the weights of owners in
-`[shares]`, their quotas in a `[quotas.OWNER]` table each, and the tables `[oidc]` and `[client_certificates]`. Relative paths
+`policy`, one `[preparations.NAME]` table per preparation, one `[suites.NAME]` table per suite, one `[secrets.NAME]` table per
+secret, the weights of owners in `[shares]`, their quotas in a `[quotas.OWNER]` table each, and the tables `[oidc]` and
+`[client_certificates]`. Relative paths
 in it are relative to the file, others to the working directory. An environment variable that is empty counts as unset.
 """
 
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeVar
@@ -20,6 +21,7 @@ from evalrpc.config.policy import PolicySettings
 from evalrpc.config.preparations import PreparationSettings
 from evalrpc.config.secrets import SOURCES, SecretSettings
 from evalrpc.config.settings import DEFAULT_QUOTA, SETTINGS, HarnessSettings, QuotaSettings, Settings
+from evalrpc.config.suites import MAX_ENTRIES, SuiteEntrySettings, SuiteSettings
 from evalrpc.errors import ConfigurationError
 from evalrpc.files.regular import read_named_file
 
@@ -33,6 +35,8 @@ _CERTIFICATES: Final = "client_certificates"
 _OIDC: Final = "oidc"
 _SHARES: Final = "shares"
 _QUOTAS: Final = "quotas"
+_SUITES: Final = "suites"
+_ENTRIES: Final = "entries"
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _SECRET_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _NO_SECRET: Final = re.compile(r"EVALRPC_.*|CUDA_VISIBLE_DEVICES")  # the server itself sets these for every run
@@ -126,6 +130,31 @@ def _read_preparation(name: str, table: _Given) -> PreparationSettings:
     return PreparationSettings(name=name, **_read_table(PreparationSettings, where, table, {"working_dir": "."}))
 
 
+def _read_suites(tables: _Given) -> dict[str, SuiteSettings]:
+    return _read_each(_SUITES, "must be tables such as [suites.release]", tables, _read_suite)
+
+
+def _read_suite(name: str, table: _Given) -> SuiteSettings:
+    where = f"{_SUITES}.{name}"
+    _require_name(name, where, table.source)
+    values = _read_table(SuiteSettings, where, table, others=(_ENTRIES,))
+    given, place = table.value.get(_ENTRIES, []), f"{where}.{_ENTRIES}"
+    is_list = isinstance(given, list) and 1 <= len(given) <= MAX_ENTRIES
+    _require(is_list, place, f"must be 1 to {MAX_ENTRIES} tables such as [[{place}]]", table.source)
+    entries: dict[str, SuiteEntrySettings] = {}
+    for index, value in enumerate(given):
+        entry = _read_suite_entry(f"{place}[{index}]", table._replace(value=value))
+        problem = f"another entry is called {entry.name!r}, too: name one of them"
+        _require(entry.name not in entries, f"{place}[{index}].name", problem, table.source)
+        entries[entry.name] = entry
+    return SuiteSettings(name=name, entries=tuple(entries.values()), **values)
+
+
+def _read_suite_entry(where: str, table: _Given) -> SuiteEntrySettings:
+    entry = SuiteEntrySettings(**_read_table(SuiteEntrySettings, where, table))
+    return replace(entry, name=entry.name or ",".join(entry.tasks))
+
+
 def _read_secrets(tables: _Given) -> dict[str, SecretSettings]:
     return _read_each(_SECRETS, "must be tables such as [secrets.HF_TOKEN]", tables, _read_secret)
 
@@ -216,6 +245,7 @@ def _require(condition: bool, name: str, rule: str, source: str) -> None:
 _TABLES: Final[Mapping[str, Callable[[_Given], Any]]] = {
     _HARNESSES: _read_harnesses,
     _PREPARATIONS: _read_preparations,
+    _SUITES: _read_suites,
     _SECRETS: _read_secrets,
     _SHARES: _read_shares,
     _QUOTAS: _read_quotas,

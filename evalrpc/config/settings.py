@@ -36,6 +36,7 @@ from evalrpc.config.declaration import (
 from evalrpc.config.policy import PolicySettings
 from evalrpc.config.preparations import PreparationSettings
 from evalrpc.config.secrets import SecretSettings
+from evalrpc.config.suites import SuiteSettings
 from evalrpc.errors import ConfigurationError
 
 DEFAULT_QUOTA: Final = "default"
@@ -551,6 +552,8 @@ class Settings:
     """The harnesses by name. Default: `lmms-eval` in the server's own environment."""
     preparations: Mapping[str, PreparationSettings] = field(default_factory=dict)
     """The preparations of models by name."""
+    suites: Mapping[str, SuiteSettings] = field(default_factory=dict)
+    """The suites by name."""
     client_certificates: Mapping[str, ClientCertificate] = field(default_factory=dict)
     """Who the bearers of client certificates are, by a name in the certificate."""
     oidc: OidcSettings | None = None
@@ -567,10 +570,21 @@ class Settings:
         """Reject invalid settings."""
         for name, declared in SETTINGS.items():
             declared.check(getattr(self, name))
+        for suite in self.suites.values():
+            _require_known_harnesses(suite, self.harnesses)
 
 
 SETTINGS: Final = settings_of(Settings)
 """The declaration of each setting but those that are tables of the config file only."""
+
+
+def _require_known_harnesses(suite: SuiteSettings, harnesses: Mapping[str, HarnessSettings]) -> None:
+    for index, entry in enumerate(suite.entries):
+        if entry.harness not in harnesses:
+            raise ConfigurationError(
+                f"setting suites.{suite.name}.entries[{index}].harness: there is no harness {entry.harness!r}; configured are: "
+                f"{', '.join(sorted(harnesses))}"
+            )
 
 
 def parse_uids(run_as_uids: str) -> range:

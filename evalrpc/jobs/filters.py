@@ -29,6 +29,7 @@ class JobMatcher:
     def __init__(self, job_filter: JobFilter, owner: str | None = None) -> None:
         self._owner = owner
         self._owners = frozenset(job_filter.owners)
+        self._suite_run_ids = frozenset(map(str.lower, job_filter.suite_run_ids))
         self._statuses = frozenset(job_filter.statuses)
         self._models = frozenset(job_filter.models)
         self._tasks = frozenset(job_filter.tasks)
@@ -48,6 +49,7 @@ class JobMatcher:
         looks at can change."""
         return (
             self.takes_owner(job.owner)
+            and _any_of(self._suite_run_ids, (job.suite_run_id,))
             and _any_of(self._statuses, (status,))
             and _any_of(self._models, (job.request.model,))
             and _any_of(self._tasks, job.request.tasks)

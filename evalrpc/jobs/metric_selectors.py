@@ -32,8 +32,15 @@ class Selection:
         return not self._parts or not self._parts.isdisjoint(parts_taking(metric))
 
 
+def parse_metric(text: str) -> MetricSelector:
+    """Parse TASK/METRIC, METRIC of any task, or TASK/ for all metrics of a task, with an optional `,FILTER` suffix."""
+    name, _, answer_filter = text.partition(",")
+    task, _, metric = name.rpartition("/")
+    return MetricSelector(task=task, metric=metric, filter=answer_filter)
+
+
 def selector_text(selector: MetricSelector) -> str:
-    """Write a selector as the command line takes it: TASK/METRIC, METRIC of any task, or TASK/, with an optional `,FILTER`."""
+    """Write a selector as `parse_metric` reads it."""
     task = f"{selector.task}/" if selector.task else ""
     return f"{task}{selector.metric}" + (f",{selector.filter}" if selector.filter else "")
 

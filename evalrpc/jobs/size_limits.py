@@ -33,6 +33,13 @@ MAX_WARNINGS: Final = 32
 MAX_WARNING_BYTES: Final = 1 * KIB
 RESERVED_BYTES: Final = 384 * KIB
 
+MAX_SUITE_BYTES: Final = 256 * KIB
+"""The size of a suite's definition."""
+MAX_SUBMIT_SUITE_BYTES: Final = 1 * MIB
+"""The size of a SubmitSuiteRequest, which its run repeats."""
+MAX_FINDINGS_BYTES: Final = 3 * MIB // 2
+"""The size of the findings of a decision. So a suite run with all of this is at most MAX_PAGE_BYTES."""
+
 MAX_METRICS_BYTES: Final = 1 * MIB
 MAX_TASK_RESULTS_BYTES: Final = 1 * MIB
 MAX_PATHS_BYTES: Final = 448 * KIB

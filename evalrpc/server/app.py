@@ -68,6 +68,7 @@ from evalrpc.server.operations import Operations
 from evalrpc.server.reflection import Reflection
 from evalrpc.server.reloading import Reloading
 from evalrpc.server.service import EvaluationService
+from evalrpc.server.suite_definitions import build_suites
 from evalrpc.server.threads import require_threads, start_pools
 from evalrpc.server.transports.connections import close_connections
 from evalrpc.server.transports.grpc import anonymous, dialogue_handler, generic_handler, ignore_departures
@@ -165,6 +166,7 @@ class Server:
         devices = find_gpus(settings.gpus, environment)
         self.harnesses = harnesses = build_harnesses(settings)
         self._preparations = build_preparations(settings.preparations)
+        self._suites = build_suites(settings.suites)
         self._defaults = request_defaults(settings, len(devices))
         pool = account_pool(settings.run_as_uids, settings.run_as_groups)
         require_way(pool, settings.data_dir)
@@ -355,6 +357,7 @@ class Server:
             entitlements=entitlements,
             harnesses=self.harnesses,
             preparations=self._preparations,
+            suites=self._suites,
             settings=self._settings,
             defaults=self._defaults,
             admission=Admission(self._settings, self.harnesses, self._defaults),

@@ -1,14 +1,14 @@
 """Takes up what an operator has changed in the config file, without a restart: on SIGHUP.
 
-Exchanged are the policies of the harnesses, the limits of runs, shares, quotas, secrets and client certificates, all in one
-step of the event loop, so that no call sees half of it. Whatever else has changed takes a restart, and is named in the log.
+Exchanged are the policies of the harnesses, the limits of runs, shares, quotas, suites, secrets and client certificates, all in
+one step of the event loop, so that no call sees half of it. Whatever else has changed takes a restart, and is named in the log.
 If the file is wrong, nothing is exchanged.
 """
 
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, fields, replace
 from typing import Final
@@ -22,9 +22,11 @@ from evalrpc.server.audit import Audit
 from evalrpc.server.audit_file import AuditEntry
 from evalrpc.server.auth.authenticator import Authenticator
 from evalrpc.server.service import EvaluationService
+from evalrpc.server.suite_definitions import build_suites
+from evalrpc.v1.suites_pb2 import Suite
 
 _LIMITS: Final = ("max_run_memory_bytes", "max_run_processes")
-_WHOLE: Final = ("shares", "quotas", "secrets", "client_certificates", *_LIMITS)
+_WHOLE: Final = ("shares", "quotas", "suites", "secrets", "client_certificates", *_LIMITS)
 _OF_HARNESSES: Final = ("policy", *_LIMITS)
 
 _log = logging.getLogger(__name__)
@@ -50,20 +52,22 @@ class Reloading:
         """Load the settings, and take up what can be exchanged. Logs what was, or why nothing was. One at a time."""
         try:
             loaded = await asyncio.get_running_loop().run_in_executor(self.reader, load)
+            suites = build_suites(loaded.suites)
         except ConfigurationError as error:
             _log.error("the settings stay as they were, since the new ones are wrong: %s", error)
             self._record("INVALID_ARGUMENT", error.reason)
             return
         changed = exchanged(self.settings, loaded)
         names = ", ".join(_differences(self.settings, changed)) or "nothing"
-        self._exchange(changed)
+        self._exchange(changed, suites)
         _log.info("the settings were read again; changed: %s", names)
         if rest := ", ".join(_differences(changed, loaded)):
             _log.warning("these settings have changed too, which takes a restart: %s", rest)
         self._record("OK")
 
-    def _exchange(self, settings: Settings) -> None:
+    def _exchange(self, settings: Settings, suites: Mapping[str, Suite]) -> None:
         self.settings = settings
+        self.service.suites = suites
         self.service.admission = replace(self.service.admission, settings=settings)
         self.entitlements.policy = policy_of(settings)
         self.run_limits.settings = settings

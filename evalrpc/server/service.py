@@ -7,8 +7,9 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -20,11 +21,19 @@ from evalrpc.analysis.history import LIMITS as HISTORY_LIMITS
 from evalrpc.analysis.history import MAX_POINTS, History, HistoryPlaces
 from evalrpc.clock import Clock
 from evalrpc.config import Settings
-from evalrpc.errors import FieldViolation, InvalidRequestError, PermissionDeniedError, ServerStoppingError
+from evalrpc.errors import (
+    FieldViolation,
+    InvalidRequestError,
+    JobFinishedError,
+    JobNotFoundError,
+    PermissionDeniedError,
+    ServerStoppingError,
+    SuiteRunNotFoundError,
+)
 from evalrpc.executors.base import Device, Node
 from evalrpc.files.read_budget import ReadBudget
 from evalrpc.harnesses.base import Harness
-from evalrpc.jobs import transitions
+from evalrpc.jobs import lifecycle, transitions
 from evalrpc.jobs.defaults import RequestDefaults
 from evalrpc.jobs.ids import job_ids
 from evalrpc.jobs.share_policy import URGENT_PRIORITY, Entitlements, is_urgent
@@ -38,15 +47,17 @@ from evalrpc.reading.metrics import MetricLister
 from evalrpc.reading.page_bound import PageBound
 from evalrpc.reading.samples import SampleLister
 from evalrpc.scheduling.queue_state import QueueState
-from evalrpc.server import preparation_use, validation
+from evalrpc.server import preparation_use, suite_submissions, validation
 from evalrpc.server.admission import Admission
 from evalrpc.server.auth.rights import visible_owner
 from evalrpc.server.cache_key import cache_key
 from evalrpc.server.call import Call, Principal, Role
 from evalrpc.server.catalog import Catalog, Names
 from evalrpc.server.operations import Operations
+from evalrpc.server.suite_decisions import SuiteDecider
+from evalrpc.server.suite_submissions import SuiteJobs
 from evalrpc.server.threads import Pools
-from evalrpc.store.base import Expected, Store, Submission
+from evalrpc.store.base import Expected, Store, Submission, SuiteSubmission
 from evalrpc.v1 import evaluation_service_pb2 as calls
 from evalrpc.v1.callers_pb2 import CallerRole, GetCallerRequest, GetCallerResponse, SignInMethod
 from evalrpc.v1.catalog_pb2 import (
@@ -70,6 +81,8 @@ from evalrpc.v1.files_pb2 import ListArtifactsRequest, ListArtifactsResponse, Re
 from evalrpc.v1.history_pb2 import GetHistoryRequest, GetHistoryResponse
 from evalrpc.v1.jobs_pb2 import (
     CACHE_MODE_ALLOW,
+    JOB_STATUS_COMPLETED,
+    JOB_STATUS_FAILED,
     JOB_STATUS_QUEUED,
     CacheMode,
     CancelJobRequest,
@@ -99,6 +112,18 @@ from evalrpc.v1.operations_pb2 import (
 from evalrpc.v1.queue_pb2 import GetQueueRequest, GetQueueResponse, Gpu, StatusCount
 from evalrpc.v1.results_pb2 import ListMetricsRequest, ListMetricsResponse
 from evalrpc.v1.samples_pb2 import ListSamplesRequest
+from evalrpc.v1.suites_pb2 import (
+    SUITE_RUN_VIEW_DECISION,
+    CancelSuiteRunRequest,
+    GetSuiteRunRequest,
+    ListSuitesRequest,
+    ListSuitesResponse,
+    SubmitSuiteRequest,
+    Suite,
+    SuiteRun,
+    WatchSuiteRunRequest,
+)
+from evalrpc.watching import suite_runs
 from evalrpc.watching.feed import Feed
 from evalrpc.watching.wakeups import Intervals, default_interval
 
@@ -135,6 +160,7 @@ class EvaluationService:
     entitlements: Entitlements
     harnesses: Mapping[str, Harness]
     preparations: Mapping[str, Preparation]
+    suites: Mapping[str, Suite]
     settings: Settings
     defaults: RequestDefaults
     admission: Admission
@@ -153,10 +179,7 @@ class EvaluationService:
 
     async def SubmitJob(self, request: SubmitJobRequest, call: Call) -> JobInfo | bytes:
         """Accept an evaluation."""
-        if self.stopping:
-            raise ServerStoppingError(
-                "the server is stopping: submit again when it is back", retry_delay_seconds=_RETRY_DELAY_SECONDS
-            )
+        self._require_accepting()
         request.DiscardUnknownFields()  # they would be in every message of the job
         fingerprint = _fingerprint(request) if request.request_id else b""  # before the operator's defaults, which may change
         try:
@@ -182,6 +205,12 @@ class EvaluationService:
         await self._check_names(job)
         await self._check_preparation(job.request)
         return job
+
+    def _require_accepting(self) -> None:
+        if self.stopping:
+            raise ServerStoppingError(
+                "the server is stopping: submit again when it is back", retry_delay_seconds=_RETRY_DELAY_SECONDS
+            )
 
     async def GetJob(self, request: GetJobRequest, call: Call) -> bytes:
         """Return a job as it stands now."""
@@ -322,6 +351,67 @@ class EvaluationService:
         jobs = [await self.feed.read_job(job_id.lower()) for job_id in (request.baseline_job_id, request.candidate_job_id)]
         return await self.comparer.list_flips(request, jobs, page_size)
 
+    async def ListSuites(self, request: ListSuitesRequest, call: Call) -> ListSuitesResponse:
+        """List the suites that the operator has defined."""
+        page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+        after = page_tokens.decode_text(request.page_token, ListSuitesRequest()) or ""
+        bound = PageBound(page_size)
+        later = [suite for name, suite in self.suites.items() if name > after]
+        page = list(takewhile(bound.takes, later))
+        token = page_tokens.encode_text(page[-1].name, ListSuitesRequest()) if len(page) < len(later) else ""
+        return ListSuitesResponse(suites=page, next_page_token=token)
+
+    async def SubmitSuite(self, request: SubmitSuiteRequest, call: Call) -> SuiteRun:
+        """Accept a suite: a job for each of its entries."""
+        self._require_accepting()
+        request.DiscardUnknownFields()
+        fingerprint = _fingerprint(request) if request.request_id else b""
+        try:
+            submission = await self._admitted_suite(request, call.principal, fingerprint)
+        except (InvalidRequestError, PermissionDeniedError):  # by rules that may be newer than the run
+            owner = call.principal.owner
+            repeated = SuiteSubmission(SuiteRun(owner=owner), (), request.request_id, fingerprint)
+            found = await self._read(lambda: self.store.find_submitted_suite(repeated)) if request.request_id else None
+            if found is None:
+                raise
+            return found
+        if request.validate_only:
+            return self._suite_as_if_submitted(submission.run)
+        return await asyncio.wrap_future(self.store.submit_suite(submission))
+
+    async def GetSuiteRun(self, request: GetSuiteRunRequest, call: Call) -> SuiteRun:
+        """Return a suite run as it stands now, and the decision over it."""
+        validation.require(validation.suite_run(request))
+        run = await self._suite_run(request.suite_run_id)
+        if request.view == SUITE_RUN_VIEW_DECISION:
+            baseline = await self._baseline(request, run, call)
+            run.decision.CopyFrom(await SuiteDecider(self.feed, self.comparer).decide(run, baseline))
+        return run
+
+    async def WatchSuiteRun(self, request: WatchSuiteRunRequest, call: Call) -> None:
+        """Stream one suite run until all its jobs have ended."""
+        validation.require(validation.suite_run_watch(request))
+        after, owner, heartbeats = request.after_revision, self._visible_owner(call), self._heartbeats(request)
+        run = await self._suite_run(request.suite_run_id)
+        statuses = await self._read(lambda: suite_runs.statuses_at(self.store, run, after)) if after else {}
+        await suite_runs.watch_suite_run(self.feed, run, statuses, after, heartbeats, call.send, owner)
+
+    async def CancelSuiteRun(self, request: CancelSuiteRunRequest, call: Call) -> SuiteRun:
+        """Cancel all jobs of a suite run that have not ended."""
+        validation.require(validation.suite_run_cancel(request))
+        run = await self._suite_run(request.suite_run_id)
+        if run.status in (JOB_STATUS_COMPLETED, JOB_STATUS_FAILED):
+            raise JobFinishedError(
+                f"suite run {run.suite_run_id} is {lifecycle.status_name(run.status)}: there is nothing left to cancel"
+            )
+        change = lambda job: transitions.request_cancel(job, request.reason, self.clock.now())  # noqa: E731
+        live = [job.job_id for job in run.jobs if job.status in lifecycle.LIVE]
+        writes = [asyncio.wrap_future(self.store.update(job_id, change)) for job_id in live]
+        for outcome in await asyncio.gather(*writes, return_exceptions=True):
+            if isinstance(outcome, BaseException) and not isinstance(outcome, JobFinishedError | JobNotFoundError):
+                raise outcome  # the others have ended by themselves meanwhile
+        return await self._suite_run(request.suite_run_id)
+
     async def GetQueue(self, request: GetQueueRequest, call: Call) -> bytes:
         """Return what is queued and running, and which job holds which GPU. Rebuilt only after a change, for each owner whose
         jobs alone it names."""
@@ -437,7 +527,61 @@ class EvaluationService:
             validation.require(FieldViolation(f"request.tasks[{index}]", text) for index, text in unknown.items())
         transitions.add_warnings(job, _unlisted_warnings(unknown.values()))
 
-    def _heartbeats(self, call: WatchJobRequest | WatchJobsRequest | ReadLogRequest) -> Intervals | None:
+    async def _admitted_suite(self, request: SubmitSuiteRequest, principal: Principal, fingerprint: bytes) -> SuiteSubmission:
+        """Return the run and the jobs that a submission asks for. Raises InvalidRequestError, PermissionDeniedError,
+        SuiteRunNotFoundError."""
+        bad = [*suite_submissions.violations(request, self.suites), *validation.suite_submission(request)]
+        if request.suite not in self.suites:
+            validation.require(bad)
+        suite = self.suites[request.suite]
+        jobs = SuiteJobs(suite, request)
+        max_gpus = self.entitlements.policy.quota(principal.owner).max_gpus
+        jobs.admit(self.admission, principal.owner, self._gpu_counts(), max_gpus, bad)
+        _require_may_give(request.priority, principal)
+        if request.baseline_suite_run_id:
+            await self._suite_run(request.baseline_suite_run_id)
+        run = SuiteRun(suite_run_id=next(self.job_ids), suite=suite, submission=request, owner=principal.owner)
+        submissions = [await self._suite_job(run, jobs, index) for index in range(len(suite.entries))]
+        return SuiteSubmission(run, submissions, request.request_id, fingerprint)
+
+    async def _suite_job(self, run: SuiteRun, jobs: SuiteJobs, index: int) -> Submission:
+        """Add the job of an entry to a new run, and return its submission. Raises InvalidRequestError."""
+        call = jobs.submissions[index]
+        job = _new_job(next(self.job_ids), call, run.owner)
+        job.suite_run_id = run.suite_run_id
+        try:
+            await self._check_names(job)
+            await self._check_preparation(job.request)
+        except InvalidRequestError as error:
+            raise InvalidRequestError(violations=jobs.located(index, error.violations)) from error
+        run.jobs.add(entry=run.suite.entries[index].name, job_id=job.job_id)
+        return Submission(job, cache_key=await self._cache_key(call.cache, job))
+
+    async def _suite_run(self, suite_run_id: str) -> SuiteRun:
+        return await self._read(lambda: self.store.suite_run(suite_run_id.lower()))
+
+    async def _baseline(self, request: GetSuiteRunRequest, run: SuiteRun, call: Call) -> SuiteRun | None:
+        """Return the run to compare with: the one that the request names, else that of the submission, if it is still there and
+        the caller may know of it."""
+        if request.baseline_suite_run_id:
+            return await self._suite_run(request.baseline_suite_run_id)
+        try:
+            baseline = await self._suite_run(run.submission.baseline_suite_run_id)
+        except SuiteRunNotFoundError:
+            return None
+        return baseline if self._visible_owner(call) in (None, baseline.owner) else None
+
+    def _suite_as_if_submitted(self, run: SuiteRun) -> SuiteRun:
+        """Return what SubmitSuite would answer."""
+        run.ClearField("suite_run_id")
+        run.created_at.CopyFrom(self.clock.now())
+        run.status = JOB_STATUS_QUEUED
+        for job in run.jobs:
+            job.ClearField("job_id")
+            job.status = JOB_STATUS_QUEUED
+        return run
+
+    def _heartbeats(self, call: WatchJobRequest | WatchJobsRequest | WatchSuiteRunRequest | ReadLogRequest) -> Intervals | None:
         """Return the intervals between the heartbeats of a stream; None for none."""
         if not call.HasField("heartbeat_interval"):
             return self.default_interval
@@ -597,9 +741,8 @@ def _require_may_give(priority: int, principal: Principal) -> None:
         )
 
 
-def _fingerprint(call: SubmitJobRequest) -> bytes:
+def _fingerprint(call: SubmitJobRequest | SubmitSuiteRequest) -> bytes:
     """Return a digest that is equal for submissions with equal contents, regardless of request_id."""
-    contents = SubmitJobRequest()
-    contents.CopyFrom(call)
+    contents = deepcopy(call)
     contents.ClearField("request_id")
     return hashlib.sha256(contents.SerializeToString(deterministic=True)).digest()

@@ -17,7 +17,7 @@ from evalrpc.jobs.defaults import gpus_needed
 from evalrpc.jobs.filters import canonical_prefix
 from evalrpc.jobs.label_selectors import parse_selector
 from evalrpc.jobs.paths import allowed_output_dir
-from evalrpc.jobs.size_limits import MAX_ARGS_BYTES, MAX_TASK_NAMES_BYTES
+from evalrpc.jobs.size_limits import MAX_ARGS_BYTES, MAX_SUBMIT_SUITE_BYTES, MAX_TASK_NAMES_BYTES
 from evalrpc.printable import first_unprintable, printable
 from evalrpc.protobuf.texts import MAX_NAME_LENGTH
 from evalrpc.v1.comparison_pb2 import CompareJobsRequest, Correction, FlipDirection, ListFlipsRequest, PlanComparisonRequest
@@ -35,6 +35,13 @@ from evalrpc.v1.jobs_pb2 import (
     WatchJobsRequest,
 )
 from evalrpc.v1.results_pb2 import MetricSelector
+from evalrpc.v1.suites_pb2 import (
+    CancelSuiteRunRequest,
+    GetSuiteRunRequest,
+    SubmitSuiteRequest,
+    SuiteRunView,
+    WatchSuiteRunRequest,
+)
 
 MAX_ARG_VALUES: Final = 100_000
 """Values of `model_args` and `gen_kwargs` together: each element of a list and of a struct is one."""
@@ -126,7 +133,7 @@ def submission(
         yield FieldViolation("cache", f"{call.cache} is no mode that this server knows: CACHE_MODE_ALLOW, or leave it out")
 
 
-def watch(call: WatchJobRequest | WatchJobsRequest) -> _Violations:
+def watch(call: WatchJobRequest | WatchJobsRequest | WatchSuiteRunRequest) -> _Violations:
     """Yield what is wrong with the options of a watch."""
     yield from _not_negative("after_revision", call.after_revision)
     yield from _heartbeat(call.heartbeat_interval)
@@ -152,9 +159,12 @@ def job_filter(jobs: JobFilter) -> _Violations:
         ("tasks", jobs.tasks),
         ("harnesses", jobs.harnesses),
         ("owners", jobs.owners),
+        ("suite_run_ids", jobs.suite_run_ids),
     ):
         if len(values) > MAX_TASKS:
             yield FieldViolation(f"filter.{name}", f"has {len(values)} values; at most {MAX_TASKS} are allowed")
+    for index, suite_run_id in enumerate(jobs.suite_run_ids[:MAX_TASKS]):
+        yield from _job_id(f"filter.suite_run_ids[{index}]", suite_run_id)
     for name, time in (("created_after", jobs.created_after), ("created_before", jobs.created_before)):
         if not (0 <= time.seconds < _YEAR_2200_SECONDS and 0 <= time.nanos < 10**9):
             yield FieldViolation(f"filter.{name}", "must be a time from 1970 to 2200")
@@ -259,6 +269,51 @@ def flips(call: ListFlipsRequest) -> _Violations:
     yield from _text("model", call.model, MAX_MODEL_LENGTH)
     if call.direction not in FlipDirection.values():
         yield FieldViolation("direction", f"{call.direction} is no direction that this server knows; leave it out")
+
+
+def suite_request(request: EvaluateRequest) -> _Violations:
+    """Yield what is wrong with what a suite says of a request."""
+    yield from _tasks(request)
+    yield from _not_negative("num_fewshot", request.num_fewshot)
+    yield from _limit(request)
+    yield from _all_arguments({"gen_kwargs": request.gen_kwargs})
+
+
+def suite_submission(call: SubmitSuiteRequest) -> _Violations:
+    """Yield what is wrong with the parts of a SubmitSuiteRequest that its jobs don't have."""
+    if call.request_id and not _REQUEST_ID.fullmatch(call.request_id):
+        yield FieldViolation("request_id", "must be 1 to 128 printable ASCII characters without spaces")
+    if (size_bytes := call.ByteSize()) > MAX_SUBMIT_SUITE_BYTES:
+        yield FieldViolation("request", f"the message has {size_bytes} bytes; at most {MAX_SUBMIT_SUITE_BYTES} are allowed")
+    if call.baseline_suite_run_id:
+        yield from _job_id("baseline_suite_run_id", call.baseline_suite_run_id)
+
+
+def suite_run(call: GetSuiteRunRequest) -> _Violations:
+    """Yield what is wrong with a GetSuiteRunRequest."""
+    yield from _job_id("suite_run_id", call.suite_run_id)
+    if call.view not in SuiteRunView.values():
+        known = "set SUITE_RUN_VIEW_BASIC, or SUITE_RUN_VIEW_DECISION"
+        yield FieldViolation("view", f"{call.view} is no view that this server knows: {known}")
+    if not call.baseline_suite_run_id:
+        return
+    yield from _job_id("baseline_suite_run_id", call.baseline_suite_run_id)
+    if call.view != SuiteRunView.SUITE_RUN_VIEW_DECISION:
+        yield FieldViolation("baseline_suite_run_id", "takes the view SUITE_RUN_VIEW_DECISION")
+    if call.baseline_suite_run_id.lower() == call.suite_run_id.lower():
+        yield FieldViolation("baseline_suite_run_id", "is the run itself, which can't be compared with itself")
+
+
+def suite_run_watch(call: WatchSuiteRunRequest) -> _Violations:
+    """Yield what is wrong with a WatchSuiteRunRequest."""
+    yield from _job_id("suite_run_id", call.suite_run_id)
+    yield from watch(call)
+
+
+def suite_run_cancel(call: CancelSuiteRunRequest) -> _Violations:
+    """Yield what is wrong with a CancelSuiteRunRequest."""
+    yield from _job_id("suite_run_id", call.suite_run_id)
+    yield from cancel_reason(call.reason)
 
 
 def metric_selectors(field: str, selectors: Sequence[MetricSelector]) -> _Violations:

@@ -18,11 +18,12 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from evalrpc.errors import ConflictError, JobNotFoundError, StoreUnavailableError
+from evalrpc.errors import ConflictError, JobNotFoundError, StoreUnavailableError, SuiteRunNotFoundError
 from evalrpc.jobs.holds import Holds
 from evalrpc.jobs.lifecycle import Status, status_name
 from evalrpc.jobs.size_limits import MIB
 from evalrpc.v1.jobs_pb2 import JobEvent, JobFilter, JobInfo
+from evalrpc.v1.suites_pb2 import SuiteRun
 
 RETRY_DELAY_SECONDS: Final = 1.0
 """How long a client is asked to wait when the store could not take its write."""
@@ -49,6 +50,20 @@ class Submission:
     cache_key: bytes = b""
     """Equal for identical evaluations of the same owner, of which one run may serve all. Empty: the job runs, and serves no
     other."""
+
+
+@dataclass(frozen=True)
+class SuiteSubmission:
+    """A new suite run, with its jobs and what makes its submission repeatable."""
+
+    run: SuiteRun
+    """With its id, suite, submission, owner, and the ids of its jobs; the store sets the rest."""
+    jobs: Sequence[Submission]
+    """Those of the run, in its order. None is repeatable by itself."""
+    request_id: str = ""
+    """Of the owner's. Empty: not repeatable."""
+    fingerprint: bytes = b""
+    """Equal for submissions of equal contents."""
 
 
 class Deleted(NamedTuple):
@@ -192,6 +207,12 @@ class Store(Protocol):
         StoreUnavailableError.
         """
 
+    def submit_suite(self, submission: SuiteSubmission) -> Future[SuiteRun]:
+        """Add a suite run and all its jobs in one commit, or return the run that the same request_id got from the same owner.
+
+        Each job is added as `submit` does it. Raises what `submit` does, where there is no room for all of them.
+        """
+
     def update(self, job_id: str, change: Callable[[JobInfo], None], expect: Expected = ANY) -> Future[JobInfo]:
         """Change a job that is as expected: `change` modifies the message it is given, and may raise an EvalrpcError to leave
         the job as it is. It runs on the writer thread, and may be called again, with another message, before one call counts.
@@ -206,7 +227,8 @@ class Store(Protocol):
     def delete(self, job_id: str) -> Future[Deleted]:
         """Remove a terminal job, with a DELETED event. Its earlier events in the journal become DELETED too, in the same
         commit: of what they had, only their revisions, their times, the job's id and its owner are left. In the same commit,
-        the folders that it has outside of the data folder become pending removals.
+        the folders that it has outside of the data folder become pending removals. The last job of a suite run takes the run
+        with it.
 
         Raises JobNotFoundError, JobNotFinishedError.
         """
@@ -234,6 +256,16 @@ class Store(Protocol):
 
     def find_submitted(self, submission: Submission) -> JobInfo | None:
         """Return the job that the same request_id got from the same owner for the same contents, if there is one."""
+
+    def find_submitted_suite(self, submission: SuiteSubmission) -> SuiteRun | None:
+        """Return the suite run that the same request_id got from the same owner for the same contents, if there is one."""
+
+    def suite_run(self, suite_run_id: str) -> SuiteRun:
+        """Return a suite run as its jobs stand, with a revision up to which it has all changes. Raises
+        SuiteRunNotFoundError."""
+
+    def known_suite_runs(self, suite_run_ids: Sequence[str], owner: str | None = None) -> set[str]:
+        """Return those of the ids that are ids of suite runs; with `owner`, of runs of that owner. As `known_jobs`."""
 
     def find_identical(self, cache_key: bytes, supersede_key: str = "") -> JobInfo | None:
         """Return the job whose run a submission with these keys would share: one that is COMPLETED, of those that ran the
@@ -352,6 +384,14 @@ def job_not_found(job_id: str) -> JobNotFoundError:
     """Build the error for a job that does not exist, or that the caller may not know of."""
     return JobNotFoundError(
         f"there is no job {job_id}", metadata={"resource_type": "evalrpc.v1.JobInfo", "resource_name": job_id}
+    )
+
+
+def suite_run_not_found(suite_run_id: str) -> SuiteRunNotFoundError:
+    """Build the error for a suite run that does not exist, or that the caller may not know of."""
+    return SuiteRunNotFoundError(
+        f"there is no suite run {suite_run_id}",
+        metadata={"resource_type": "evalrpc.v1.SuiteRun", "resource_name": suite_run_id},
     )
 
 

@@ -28,11 +28,13 @@ from evalrpc.store.base import (
     QueuedRow,
     StoredJob,
     Submission,
+    SuiteSubmission,
 )
 from evalrpc.store.change_log import ChangeLog
 from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.store.sqlite.transaction import Transaction
 from evalrpc.v1.jobs_pb2 import JobFilter, JobInfo
+from evalrpc.v1.suites_pb2 import SuiteRun
 
 NUMBER_STEP: Final = 3
 REVISION_STEP: Final = 5
@@ -105,6 +107,10 @@ class SharedStore:
     def submit(self, submission: Submission) -> Future[JobInfo]:
         """See Store.submit."""
         return self._after_its_changes(self._database.submit(submission))
+
+    def submit_suite(self, submission: SuiteSubmission) -> Future[SuiteRun]:
+        """See Store.submit_suite."""
+        return self._after_its_changes(self._database.submit_suite(submission))
 
     def update(self, job_id: str, change: Callable[[JobInfo], None], expect: Expected = ANY) -> Future[JobInfo]:
         """See Store.update. The change is tried on a copy first, as where another writer gets in between."""
@@ -180,6 +186,21 @@ class SharedStore:
     def find_submitted(self, submission: Submission) -> JobInfo | None:
         """See Store.find_submitted."""
         return self._database.find_submitted(submission)
+
+    def find_submitted_suite(self, submission: SuiteSubmission) -> SuiteRun | None:
+        """See Store.find_submitted_suite."""
+        return self._database.find_submitted_suite(submission)
+
+    def suite_run(self, suite_run_id: str) -> SuiteRun:
+        """See Store.suite_run."""
+        head = self._head
+        run = self._database.suite_run(suite_run_id)
+        run.revision = head
+        return run
+
+    def known_suite_runs(self, suite_run_ids: Sequence[str], owner: str | None = None) -> set[str]:
+        """See Store.known_suite_runs."""
+        return self._database.known_suite_runs(suite_run_ids, owner)
 
     def find_identical(self, cache_key: bytes, supersede_key: str = "") -> JobInfo | None:
         """See Store.find_identical."""

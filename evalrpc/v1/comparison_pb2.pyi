@@ -99,6 +99,10 @@ class _TestMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TestMethod
     difference with the cluster-robust standard error CR2 (Bell and McCaffrey 2002). Its degrees of freedom are those of Imbens
     and Kolesár (2016): the number of clusters minus 1 if all are of one size, and fewer otherwise.
     """
+    TEST_METHOD_ONE_SAMPLE_Z: _TestMethod.ValueType  # 6
+    """On one value and its standard error: a z-test against a threshold, of at least ten samples if the harness says how many. Only
+    in a SuiteFinding.
+    """
 
 class TestMethod(_TestMethod, metaclass=_TestMethodEnumTypeWrapper):
     """A statistical test. Values may be added."""
@@ -124,6 +128,10 @@ TEST_METHOD_CLUSTERED_T: TestMethod.ValueType  # 5
 """On paired samples in at least five clusters, of which at least ten samples unless they are all 0 or 1: a t-test of the mean
 difference with the cluster-robust standard error CR2 (Bell and McCaffrey 2002). Its degrees of freedom are those of Imbens
 and Kolesár (2016): the number of clusters minus 1 if all are of one size, and fewer otherwise.
+"""
+TEST_METHOD_ONE_SAMPLE_Z: TestMethod.ValueType  # 6
+"""On one value and its standard error: a z-test against a threshold, of at least ten samples if the harness says how many. Only
+in a SuiteFinding.
 """
 Global___TestMethod: _TypeAlias = TestMethod  # noqa: Y015
 

@@ -13,6 +13,7 @@ from evalrpc.v1 import operations_pb2 as evalrpc_dot_v1_dot_operations__pb2
 from evalrpc.v1 import queue_pb2 as evalrpc_dot_v1_dot_queue__pb2
 from evalrpc.v1 import results_pb2 as evalrpc_dot_v1_dot_results__pb2
 from evalrpc.v1 import samples_pb2 as evalrpc_dot_v1_dot_samples__pb2
+from evalrpc.v1 import suites_pb2 as evalrpc_dot_v1_dot_suites__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
@@ -153,6 +154,31 @@ class EvaluationServiceStub(object):
                 '/evalrpc.v1.EvaluationService/ListFlips',
                 request_serializer=evalrpc_dot_v1_dot_comparison__pb2.ListFlipsRequest.SerializeToString,
                 response_deserializer=evalrpc_dot_v1_dot_comparison__pb2.ListFlipsResponse.FromString,
+                _registered_method=True)
+        self.ListSuites = channel.unary_unary(
+                '/evalrpc.v1.EvaluationService/ListSuites',
+                request_serializer=evalrpc_dot_v1_dot_suites__pb2.ListSuitesRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_suites__pb2.ListSuitesResponse.FromString,
+                _registered_method=True)
+        self.SubmitSuite = channel.unary_unary(
+                '/evalrpc.v1.EvaluationService/SubmitSuite',
+                request_serializer=evalrpc_dot_v1_dot_suites__pb2.SubmitSuiteRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_suites__pb2.SuiteRun.FromString,
+                _registered_method=True)
+        self.GetSuiteRun = channel.unary_unary(
+                '/evalrpc.v1.EvaluationService/GetSuiteRun',
+                request_serializer=evalrpc_dot_v1_dot_suites__pb2.GetSuiteRunRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_suites__pb2.SuiteRun.FromString,
+                _registered_method=True)
+        self.WatchSuiteRun = channel.unary_stream(
+                '/evalrpc.v1.EvaluationService/WatchSuiteRun',
+                request_serializer=evalrpc_dot_v1_dot_suites__pb2.WatchSuiteRunRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_suites__pb2.SuiteRunEvent.FromString,
+                _registered_method=True)
+        self.CancelSuiteRun = channel.unary_unary(
+                '/evalrpc.v1.EvaluationService/CancelSuiteRun',
+                request_serializer=evalrpc_dot_v1_dot_suites__pb2.CancelSuiteRunRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_suites__pb2.SuiteRun.FromString,
                 _registered_method=True)
         self.ListTasks = channel.unary_unary(
                 '/evalrpc.v1.EvaluationService/ListTasks',
@@ -448,6 +474,65 @@ class EvaluationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSuites(self, request, context):
+        """Lists the suites that the operator has defined, sorted by name, page by page.
+
+        Errors: INVALID_ARGUMENT (a bad page size or token).
+        Retry: always safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SubmitSuite(self, request, context):
+        """Submits a suite: a job for each of its entries, all of them or none. When it answers OK, the run and its jobs are on disk. The
+        jobs are accepted, queued and run like those of SubmitJob. The run is kept until the last of them is deleted.
+
+        Errors: those of SubmitJob, of all jobs at once, each field named by where it stands in this request; NOT_FOUND
+        (`SUITE_RUN_NOT_FOUND`: the baseline).
+        Retry: as SubmitJob.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSuiteRun(self, request, context):
+        """Returns a suite run as it stands now, and, if asked for, the decision over it: GO, NO_GO or INCONCLUSIVE, and every number that
+        it rests on. A decision takes as long as comparing each of its jobs, and changes nothing. Before the run has ended it is one
+        over what there is.
+
+        Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`SUITE_RUN_NOT_FOUND`). What can't be read or compared of a job
+        is a finding, not an error; but UNAVAILABLE (`FILE_UNAVAILABLE`).
+        Retry: always safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchSuiteRun(self, request, context):
+        """Streams a suite run: a SNAPSHOT of its state, then every change of its jobs in order and exactly once, then OK right after the
+        event with which the last of them has ended. With `after_revision` there is no snapshot: all changes after that revision come
+        instead; and if the run had ended by then, a SNAPSHOT of its final state.
+
+        Errors: INVALID_ARGUMENT, NOT_FOUND (`SUITE_RUN_NOT_FOUND`), OUT_OF_RANGE and UNAVAILABLE (as WatchJob).
+        Retry: on UNAVAILABLE, with `after_revision` set to the revision of the last event seen.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelSuiteRun(self, request, context):
+        """Cancels all jobs of a suite run that are not terminal, each as CancelJob does. Cancelling a run that is being cancelled or is
+        already CANCELLED answers OK with the run as it is.
+
+        Errors: INVALID_ARGUMENT, NOT_FOUND (`SUITE_RUN_NOT_FOUND`), PERMISSION_DENIED (the run is another's, or the caller is a
+        viewer), FAILED_PRECONDITION (`JOB_FINISHED`: the run is COMPLETED or FAILED), UNAVAILABLE.
+        Retry: always safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListTasks(self, request, context):
         """Lists the tasks that a harness knows, sorted by name, as the installed harness itself reports them. Cached.
 
@@ -610,6 +695,31 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
                     servicer.ListFlips,
                     request_deserializer=evalrpc_dot_v1_dot_comparison__pb2.ListFlipsRequest.FromString,
                     response_serializer=evalrpc_dot_v1_dot_comparison__pb2.ListFlipsResponse.SerializeToString,
+            ),
+            'ListSuites': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSuites,
+                    request_deserializer=evalrpc_dot_v1_dot_suites__pb2.ListSuitesRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_suites__pb2.ListSuitesResponse.SerializeToString,
+            ),
+            'SubmitSuite': grpc.unary_unary_rpc_method_handler(
+                    servicer.SubmitSuite,
+                    request_deserializer=evalrpc_dot_v1_dot_suites__pb2.SubmitSuiteRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_suites__pb2.SuiteRun.SerializeToString,
+            ),
+            'GetSuiteRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSuiteRun,
+                    request_deserializer=evalrpc_dot_v1_dot_suites__pb2.GetSuiteRunRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_suites__pb2.SuiteRun.SerializeToString,
+            ),
+            'WatchSuiteRun': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchSuiteRun,
+                    request_deserializer=evalrpc_dot_v1_dot_suites__pb2.WatchSuiteRunRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_suites__pb2.SuiteRunEvent.SerializeToString,
+            ),
+            'CancelSuiteRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelSuiteRun,
+                    request_deserializer=evalrpc_dot_v1_dot_suites__pb2.CancelSuiteRunRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_suites__pb2.SuiteRun.SerializeToString,
             ),
             'ListTasks': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTasks,
@@ -1232,6 +1342,141 @@ class EvaluationService(object):
             '/evalrpc.v1.EvaluationService/ListFlips',
             evalrpc_dot_v1_dot_comparison__pb2.ListFlipsRequest.SerializeToString,
             evalrpc_dot_v1_dot_comparison__pb2.ListFlipsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSuites(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evalrpc.v1.EvaluationService/ListSuites',
+            evalrpc_dot_v1_dot_suites__pb2.ListSuitesRequest.SerializeToString,
+            evalrpc_dot_v1_dot_suites__pb2.ListSuitesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitSuite(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evalrpc.v1.EvaluationService/SubmitSuite',
+            evalrpc_dot_v1_dot_suites__pb2.SubmitSuiteRequest.SerializeToString,
+            evalrpc_dot_v1_dot_suites__pb2.SuiteRun.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSuiteRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evalrpc.v1.EvaluationService/GetSuiteRun',
+            evalrpc_dot_v1_dot_suites__pb2.GetSuiteRunRequest.SerializeToString,
+            evalrpc_dot_v1_dot_suites__pb2.SuiteRun.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchSuiteRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/evalrpc.v1.EvaluationService/WatchSuiteRun',
+            evalrpc_dot_v1_dot_suites__pb2.WatchSuiteRunRequest.SerializeToString,
+            evalrpc_dot_v1_dot_suites__pb2.SuiteRunEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelSuiteRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evalrpc.v1.EvaluationService/CancelSuiteRun',
+            evalrpc_dot_v1_dot_suites__pb2.CancelSuiteRunRequest.SerializeToString,
+            evalrpc_dot_v1_dot_suites__pb2.SuiteRun.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,7 @@ from evalrpc.v1 import operations_pb2 as _operations_pb2
 from evalrpc.v1 import queue_pb2 as _queue_pb2
 from evalrpc.v1 import results_pb2 as _results_pb2
 from evalrpc.v1 import samples_pb2 as _samples_pb2
+from evalrpc.v1 import suites_pb2 as _suites_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
@@ -249,6 +250,45 @@ class EvaluationServiceStub:
     Errors: INVALID_ARGUMENT (also where several metrics are selected), NOT_FOUND (`JOB_NOT_FOUND`, `METRIC_NOT_FOUND`, or
     `SAMPLES_NOT_FOUND` where a job has no value of any sample), FAILED_PRECONDITION (as CompareJobs), UNAVAILABLE
     (`FILE_UNAVAILABLE`).
+    Retry: always safe.
+    """
+    ListSuites: _grpc.UnaryUnaryMultiCallable[_suites_pb2.ListSuitesRequest, _suites_pb2.ListSuitesResponse]
+    """Lists the suites that the operator has defined, sorted by name, page by page.
+
+    Errors: INVALID_ARGUMENT (a bad page size or token).
+    Retry: always safe.
+    """
+    SubmitSuite: _grpc.UnaryUnaryMultiCallable[_suites_pb2.SubmitSuiteRequest, _suites_pb2.SuiteRun]
+    """Submits a suite: a job for each of its entries, all of them or none. When it answers OK, the run and its jobs are on disk. The
+    jobs are accepted, queued and run like those of SubmitJob. The run is kept until the last of them is deleted.
+
+    Errors: those of SubmitJob, of all jobs at once, each field named by where it stands in this request; NOT_FOUND
+    (`SUITE_RUN_NOT_FOUND`: the baseline).
+    Retry: as SubmitJob.
+    """
+    GetSuiteRun: _grpc.UnaryUnaryMultiCallable[_suites_pb2.GetSuiteRunRequest, _suites_pb2.SuiteRun]
+    """Returns a suite run as it stands now, and, if asked for, the decision over it: GO, NO_GO or INCONCLUSIVE, and every number that
+    it rests on. A decision takes as long as comparing each of its jobs, and changes nothing. Before the run has ended it is one
+    over what there is.
+
+    Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`SUITE_RUN_NOT_FOUND`). What can't be read or compared of a job
+    is a finding, not an error; but UNAVAILABLE (`FILE_UNAVAILABLE`).
+    Retry: always safe.
+    """
+    WatchSuiteRun: _grpc.UnaryStreamMultiCallable[_suites_pb2.WatchSuiteRunRequest, _suites_pb2.SuiteRunEvent]
+    """Streams a suite run: a SNAPSHOT of its state, then every change of its jobs in order and exactly once, then OK right after the
+    event with which the last of them has ended. With `after_revision` there is no snapshot: all changes after that revision come
+    instead; and if the run had ended by then, a SNAPSHOT of its final state.
+
+    Errors: INVALID_ARGUMENT, NOT_FOUND (`SUITE_RUN_NOT_FOUND`), OUT_OF_RANGE and UNAVAILABLE (as WatchJob).
+    Retry: on UNAVAILABLE, with `after_revision` set to the revision of the last event seen.
+    """
+    CancelSuiteRun: _grpc.UnaryUnaryMultiCallable[_suites_pb2.CancelSuiteRunRequest, _suites_pb2.SuiteRun]
+    """Cancels all jobs of a suite run that are not terminal, each as CancelJob does. Cancelling a run that is being cancelled or is
+    already CANCELLED answers OK with the run as it is.
+
+    Errors: INVALID_ARGUMENT, NOT_FOUND (`SUITE_RUN_NOT_FOUND`), PERMISSION_DENIED (the run is another's, or the caller is a
+    viewer), FAILED_PRECONDITION (`JOB_FINISHED`: the run is COMPLETED or FAILED), UNAVAILABLE.
     Retry: always safe.
     """
     ListTasks: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ListTasksRequest, _catalog_pb2.ListTasksResponse]
@@ -460,6 +500,45 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     Errors: INVALID_ARGUMENT (also where several metrics are selected), NOT_FOUND (`JOB_NOT_FOUND`, `METRIC_NOT_FOUND`, or
     `SAMPLES_NOT_FOUND` where a job has no value of any sample), FAILED_PRECONDITION (as CompareJobs), UNAVAILABLE
     (`FILE_UNAVAILABLE`).
+    Retry: always safe.
+    """
+    ListSuites: _aio.UnaryUnaryMultiCallable[_suites_pb2.ListSuitesRequest, _suites_pb2.ListSuitesResponse]  # type: ignore[assignment]
+    """Lists the suites that the operator has defined, sorted by name, page by page.
+
+    Errors: INVALID_ARGUMENT (a bad page size or token).
+    Retry: always safe.
+    """
+    SubmitSuite: _aio.UnaryUnaryMultiCallable[_suites_pb2.SubmitSuiteRequest, _suites_pb2.SuiteRun]  # type: ignore[assignment]
+    """Submits a suite: a job for each of its entries, all of them or none. When it answers OK, the run and its jobs are on disk. The
+    jobs are accepted, queued and run like those of SubmitJob. The run is kept until the last of them is deleted.
+
+    Errors: those of SubmitJob, of all jobs at once, each field named by where it stands in this request; NOT_FOUND
+    (`SUITE_RUN_NOT_FOUND`: the baseline).
+    Retry: as SubmitJob.
+    """
+    GetSuiteRun: _aio.UnaryUnaryMultiCallable[_suites_pb2.GetSuiteRunRequest, _suites_pb2.SuiteRun]  # type: ignore[assignment]
+    """Returns a suite run as it stands now, and, if asked for, the decision over it: GO, NO_GO or INCONCLUSIVE, and every number that
+    it rests on. A decision takes as long as comparing each of its jobs, and changes nothing. Before the run has ended it is one
+    over what there is.
+
+    Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`SUITE_RUN_NOT_FOUND`). What can't be read or compared of a job
+    is a finding, not an error; but UNAVAILABLE (`FILE_UNAVAILABLE`).
+    Retry: always safe.
+    """
+    WatchSuiteRun: _aio.UnaryStreamMultiCallable[_suites_pb2.WatchSuiteRunRequest, _suites_pb2.SuiteRunEvent]  # type: ignore[assignment]
+    """Streams a suite run: a SNAPSHOT of its state, then every change of its jobs in order and exactly once, then OK right after the
+    event with which the last of them has ended. With `after_revision` there is no snapshot: all changes after that revision come
+    instead; and if the run had ended by then, a SNAPSHOT of its final state.
+
+    Errors: INVALID_ARGUMENT, NOT_FOUND (`SUITE_RUN_NOT_FOUND`), OUT_OF_RANGE and UNAVAILABLE (as WatchJob).
+    Retry: on UNAVAILABLE, with `after_revision` set to the revision of the last event seen.
+    """
+    CancelSuiteRun: _aio.UnaryUnaryMultiCallable[_suites_pb2.CancelSuiteRunRequest, _suites_pb2.SuiteRun]  # type: ignore[assignment]
+    """Cancels all jobs of a suite run that are not terminal, each as CancelJob does. Cancelling a run that is being cancelled or is
+    already CANCELLED answers OK with the run as it is.
+
+    Errors: INVALID_ARGUMENT, NOT_FOUND (`SUITE_RUN_NOT_FOUND`), PERMISSION_DENIED (the run is another's, or the caller is a
+    viewer), FAILED_PRECONDITION (`JOB_FINISHED`: the run is COMPLETED or FAILED), UNAVAILABLE.
     Retry: always safe.
     """
     ListTasks: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ListTasksRequest, _catalog_pb2.ListTasksResponse]  # type: ignore[assignment]
@@ -800,6 +879,75 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: INVALID_ARGUMENT (also where several metrics are selected), NOT_FOUND (`JOB_NOT_FOUND`, `METRIC_NOT_FOUND`, or
         `SAMPLES_NOT_FOUND` where a job has no value of any sample), FAILED_PRECONDITION (as CompareJobs), UNAVAILABLE
         (`FILE_UNAVAILABLE`).
+        Retry: always safe.
+        """
+
+    @_abc_1.abstractmethod
+    def ListSuites(
+        self,
+        request: _suites_pb2.ListSuitesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_suites_pb2.ListSuitesResponse, _abc.Awaitable[_suites_pb2.ListSuitesResponse]]:
+        """Lists the suites that the operator has defined, sorted by name, page by page.
+
+        Errors: INVALID_ARGUMENT (a bad page size or token).
+        Retry: always safe.
+        """
+
+    @_abc_1.abstractmethod
+    def SubmitSuite(
+        self,
+        request: _suites_pb2.SubmitSuiteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_suites_pb2.SuiteRun, _abc.Awaitable[_suites_pb2.SuiteRun]]:
+        """Submits a suite: a job for each of its entries, all of them or none. When it answers OK, the run and its jobs are on disk. The
+        jobs are accepted, queued and run like those of SubmitJob. The run is kept until the last of them is deleted.
+
+        Errors: those of SubmitJob, of all jobs at once, each field named by where it stands in this request; NOT_FOUND
+        (`SUITE_RUN_NOT_FOUND`: the baseline).
+        Retry: as SubmitJob.
+        """
+
+    @_abc_1.abstractmethod
+    def GetSuiteRun(
+        self,
+        request: _suites_pb2.GetSuiteRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_suites_pb2.SuiteRun, _abc.Awaitable[_suites_pb2.SuiteRun]]:
+        """Returns a suite run as it stands now, and, if asked for, the decision over it: GO, NO_GO or INCONCLUSIVE, and every number that
+        it rests on. A decision takes as long as comparing each of its jobs, and changes nothing. Before the run has ended it is one
+        over what there is.
+
+        Errors: INVALID_ARGUMENT (every bad field at once), NOT_FOUND (`SUITE_RUN_NOT_FOUND`). What can't be read or compared of a job
+        is a finding, not an error; but UNAVAILABLE (`FILE_UNAVAILABLE`).
+        Retry: always safe.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchSuiteRun(
+        self,
+        request: _suites_pb2.WatchSuiteRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_suites_pb2.SuiteRunEvent], _abc.AsyncIterator[_suites_pb2.SuiteRunEvent]]:
+        """Streams a suite run: a SNAPSHOT of its state, then every change of its jobs in order and exactly once, then OK right after the
+        event with which the last of them has ended. With `after_revision` there is no snapshot: all changes after that revision come
+        instead; and if the run had ended by then, a SNAPSHOT of its final state.
+
+        Errors: INVALID_ARGUMENT, NOT_FOUND (`SUITE_RUN_NOT_FOUND`), OUT_OF_RANGE and UNAVAILABLE (as WatchJob).
+        Retry: on UNAVAILABLE, with `after_revision` set to the revision of the last event seen.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelSuiteRun(
+        self,
+        request: _suites_pb2.CancelSuiteRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_suites_pb2.SuiteRun, _abc.Awaitable[_suites_pb2.SuiteRun]]:
+        """Cancels all jobs of a suite run that are not terminal, each as CancelJob does. Cancelling a run that is being cancelled or is
+        already CANCELLED answers OK with the run as it is.
+
+        Errors: INVALID_ARGUMENT, NOT_FOUND (`SUITE_RUN_NOT_FOUND`), PERMISSION_DENIED (the run is another's, or the caller is a
+        viewer), FAILED_PRECONDITION (`JOB_FINISHED`: the run is COMPLETED or FAILED), UNAVAILABLE.
         Retry: always safe.
         """
 

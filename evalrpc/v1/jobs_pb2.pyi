@@ -440,6 +440,7 @@ class JobInfo(_message.Message):
     OWNER_FIELD_NUMBER: _builtins.int
     ATTEMPT_COUNT_FIELD_NUMBER: _builtins.int
     PREEMPTIBLE_FIELD_NUMBER: _builtins.int
+    SUITE_RUN_ID_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """UUID4 in its canonical form, chosen by the server."""
     status: Global___JobStatus.ValueType
@@ -479,6 +480,8 @@ class JobInfo(_message.Message):
     """The number of attempts that have begun, also those that `attempts` lacks. Absent of jobs stored by release 0.1."""
     preemptible: _builtins.bool
     """Whether the job gives way to others, as submitted."""
+    suite_run_id: _builtins.str
+    """The run of a suite that the job belongs to: see SubmitSuite. Empty: none."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When SubmitJob accepted the job."""
@@ -576,10 +579,11 @@ class JobInfo(_message.Message):
         owner: _builtins.str = ...,
         attempt_count: _builtins.int | None = ...,
         preemptible: _builtins.bool = ...,
+        suite_run_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_attempt", b"_attempt", "_attempt_count", b"_attempt_count", "_position_in_queue", b"_position_in_queue", "_priority", b"_priority", "attempt", b"attempt", "attempt_count", b"attempt_count", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "position_in_queue", b"position_in_queue", "priority", b"priority", "progress", b"progress", "request", b"request", "retry_at", b"retry_at", "started_at", b"started_at", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attempt", b"_attempt", "_attempt_count", b"_attempt_count", "_position_in_queue", b"_position_in_queue", "_priority", b"_priority", "attempt", b"attempt", "attempt_count", b"attempt_count", "attempts", b"attempts", "cached_from", b"cached_from", "cached_from_attempt", b"cached_from_attempt", "cancel_reason", b"cancel_reason", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "gpus", b"gpus", "job_id", b"job_id", "labels", b"labels", "max_attempts", b"max_attempts", "owner", b"owner", "position_in_queue", b"position_in_queue", "preemptible", b"preemptible", "priority", b"priority", "progress", b"progress", "request", b"request", "results", b"results", "retry_at", b"retry_at", "revision", b"revision", "started_at", b"started_at", "status", b"status", "supersede_key", b"supersede_key", "timeout", b"timeout", "wait_reason", b"wait_reason", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attempt", b"_attempt", "_attempt_count", b"_attempt_count", "_position_in_queue", b"_position_in_queue", "_priority", b"_priority", "attempt", b"attempt", "attempt_count", b"attempt_count", "attempts", b"attempts", "cached_from", b"cached_from", "cached_from_attempt", b"cached_from_attempt", "cancel_reason", b"cancel_reason", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "gpus", b"gpus", "job_id", b"job_id", "labels", b"labels", "max_attempts", b"max_attempts", "owner", b"owner", "position_in_queue", b"position_in_queue", "preemptible", b"preemptible", "priority", b"priority", "progress", b"progress", "request", b"request", "results", b"results", "retry_at", b"retry_at", "revision", b"revision", "started_at", b"started_at", "status", b"status", "suite_run_id", b"suite_run_id", "supersede_key", b"supersede_key", "timeout", b"timeout", "wait_reason", b"wait_reason", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__attempt: _TypeAlias = _typing.Literal["attempt"]  # noqa: Y015
     _WhichOneofArgType__attempt: _TypeAlias = _typing.Literal["_attempt", b"_attempt"]  # noqa: Y015
@@ -1114,6 +1118,7 @@ class JobFilter(_message.Message):
     LABEL_SELECTOR_FIELD_NUMBER: _builtins.int
     JOB_ID_PREFIX_FIELD_NUMBER: _builtins.int
     OWNERS_FIELD_NUMBER: _builtins.int
+    SUITE_RUN_IDS_FIELD_NUMBER: _builtins.int
     label_selector: _builtins.str
     """Requirements on the labels, all of which must hold, in Kubernetes' grammar: `run=x,step!=5,team in (a,b),!draft`. Also
     `==`, `notin`, and a key alone, which must exist. `!=` and `notin` also match jobs without the key. A value with other
@@ -1154,6 +1159,10 @@ class JobFilter(_message.Message):
     def owners(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Jobs of any of these owners, by `JobInfo.owner`; the empty text stands for jobs without an owner. At most 1000."""
 
+    @_builtins.property
+    def suite_run_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Jobs of any of these suite runs, by their UUIDs. At most 1000."""
+
     def __init__(
         self,
         *,
@@ -1167,10 +1176,11 @@ class JobFilter(_message.Message):
         label_selector: _builtins.str = ...,
         job_id_prefix: _builtins.str = ...,
         owners: _abc.Iterable[_builtins.str] | None = ...,
+        suite_run_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before", "harnesses", b"harnesses", "job_id_prefix", b"job_id_prefix", "label_selector", b"label_selector", "labels", b"labels", "models", b"models", "owners", b"owners", "statuses", b"statuses", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before", "harnesses", b"harnesses", "job_id_prefix", b"job_id_prefix", "label_selector", b"label_selector", "labels", b"labels", "models", b"models", "owners", b"owners", "statuses", b"statuses", "suite_run_ids", b"suite_run_ids", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

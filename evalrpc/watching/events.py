@@ -113,5 +113,11 @@ def _filterable(job: pb.JobInfo, labels: Mapping[str, str]) -> pb.JobInfo:
     """Return what filters look at of a job, with these labels."""
     request = pb.EvaluateRequest(harness=job.request.harness, model=job.request.model, tasks=job.request.tasks)
     return pb.JobInfo(
-        job_id=job.job_id, status=job.status, created_at=job.created_at, request=request, labels=labels, owner=job.owner
+        job_id=job.job_id,
+        status=job.status,
+        created_at=job.created_at,
+        request=request,
+        labels=labels,
+        owner=job.owner,
+        suite_run_id=job.suite_run_id,
     )

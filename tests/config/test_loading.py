@@ -86,6 +86,9 @@ SOURCES: dict[str, tuple[Any, str, Any, tuple[Any, Any, Any]]] = {
 }
 
 
+ENTRY = "[[suites.a.entries]]\nharness = 'lmms-eval'\ntasks = ['t']\n"
+
+
 def write(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "evalrpc.toml"
     path.write_text(text)
@@ -97,7 +100,7 @@ def toml(value: Any) -> str:
 
 
 def test_every_setting_is_tested_here() -> None:
-    tables = {"harnesses", "preparations", "secrets", "shares", "quotas", "client_certificates", "oidc"}
+    tables = {"harnesses", "preparations", "suites", "secrets", "shares", "quotas", "client_certificates", "oidc"}
     assert {field.name for field in dataclasses.fields(Settings)} == {*SOURCES, *tables}
 
 
@@ -292,6 +295,36 @@ def test_a_value_of_another_type_is_refused(tmp_path: Path, text: str) -> None:
         ("[preparations.a]\ncommand = ['x']\ntimeout_seconds = 0", "preparations.a.timeout_seconds"),
         ("[preparations.a]\ncommand = ['x']\nenv = {A = 5}", "preparations.a.env"),
         ("[preparations.a]\ncommand = ['x']\nname = 'b'", "preparations.a.name"),
+        ("suites = 5", "suites"),
+        ("suites = {a = 5}", "suites.a"),
+        ("[suites.'A b']", "suites.A b"),
+        ("[suites.a]", "suites.a.entries"),
+        ("[suites.a]\nentries = []", "suites.a.entries"),
+        ("[suites.a]\nentries = 5", "suites.a.entries"),
+        ("[suites.a]\nentries = [5]", "suites.a.entries[0]"),
+        ("[suites.a]\nalpha = 0.6", "suites.a.alpha"),
+        ("[suites.a]\nmax_bad_answer_ratio = -1", "suites.a.max_bad_answer_ratio"),
+        ("[suites.a]\ntasks = ['t']", "suites.a.tasks"),
+        ('[suites.a]\ndescription = "a\\nb"', "suites.a.description"),
+        ("[[suites.a.entries]]\nharness = 'lmms-eval'", "suites.a.entries[0].tasks"),
+        ("[[suites.a.entries]]\ntasks = ['t']", "suites.a.entries[0].harness"),
+        (f"{ENTRY}[[suites.a.entries]]\nharness = 'lm-eval'\ntasks = ['u']", "suites.a.entries[1].harness"),
+        (ENTRY + ENTRY, "suites.a.entries[1].name"),
+        (f"{ENTRY}task = 'u'", "suites.a.entries[0].task"),
+        (f"{ENTRY}name = ''", "suites.a.entries[0].name"),
+        (f"{ENTRY}num_fewshot = -1", "suites.a.entries[0].num_fewshot"),
+        (f"{ENTRY}limit = 1.5", "suites.a.entries[0].limit"),
+        (f"{ENTRY}limit = 0", "suites.a.entries[0].limit"),
+        (f"{ENTRY}limit = inf", "suites.a.entries[0].limit"),
+        (f"{ENTRY}gen_kwargs = 'a=1'", "suites.a.entries[0].gen_kwargs"),
+        (f"{ENTRY}gen_kwargs = {{ a = nan }}", "suites.a.entries[0].gen_kwargs"),
+        (f"{ENTRY}gen_kwargs = {{ a = 2026-02-14 }}", "suites.a.entries[0].gen_kwargs"),
+        (f"{ENTRY}metrics = 'acc'", "suites.a.entries[0].metrics"),
+        (f"{ENTRY}tier = 0", "suites.a.entries[0].tier"),
+        (f"{ENTRY}required = 'no'", "suites.a.entries[0].required"),
+        (f"{ENTRY}tolerance = -0.1", "suites.a.entries[0].tolerance"),
+        (f"{ENTRY}threshold = nan", "suites.a.entries[0].threshold"),
+        (f"{ENTRY}higher_is_better = 'yes'", "suites.a.entries[0].higher_is_better"),
         ("secrets = 5", "secrets"),
         ("secrets = {A = 5}", "secrets.A"),
         ("[secrets.'A-B']\nowners=['*']\nvariable='A'", "secrets.A-B"),
@@ -311,6 +344,14 @@ def test_a_bad_line_of_the_file_is_named(tmp_path: Path, text: str, named: str) 
     with pytest.raises(ConfigurationError) as caught:
         load_settings({}, {}, write(tmp_path, text))
     assert named in caught.value.message
+
+
+def test_an_entry_of_a_suite_is_called_after_its_tasks_unless_it_has_a_name(tmp_path: Path) -> None:
+    others = "[[suites.a.entries]]\nharness = 'lmms-eval'\ntasks = ['u', 'v']\n[[suites.a.entries]]\nharness = 'lmms-eval'\n"
+    path = write(tmp_path, f"{ENTRY}{others}tasks = ['t']\nname = 'again'\n")
+    suite = load_settings({}, {}, path).suites["a"]
+    assert [entry.name for entry in suite.entries] == ["t", "u,v", "again"]
+    assert (suite.alpha, suite.entries[0].tier, suite.entries[0].required, suite.entries[0].threshold) == (0.05, 1, True, None)
 
 
 @pytest.mark.parametrize("content", [b"max_queued = ", b"\xff\xfe", b"[harnesses", b"a = 1\na = 2"])

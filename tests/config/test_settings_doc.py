@@ -16,6 +16,8 @@ from evalrpc.config import (
     PreparationSettings,
     QuotaSettings,
     SecretSettings,
+    SuiteEntrySettings,
+    SuiteSettings,
     load_settings,
 )
 from evalrpc.config.declaration import settings_of
@@ -28,11 +30,13 @@ LISTEN_KEYS = settings_of(ListenSettings, "listen.")
 HARNESS_KEYS = settings_of(HarnessSettings, "harnesses.NAME.")
 POLICY_KEYS = settings_of(PolicySettings, "harnesses.NAME.policy.")
 PREPARATION_KEYS = settings_of(PreparationSettings, "preparations.NAME.")
+SUITE_KEYS = settings_of(SuiteSettings, "suites.NAME.") | settings_of(SuiteEntrySettings, "suites.NAME.entries.")
 SECRET_KEYS = settings_of(SecretSettings, "secrets.NAME.")
 QUOTA_KEYS = settings_of(QuotaSettings, "quotas.OWNER.")
 CERTIFICATE_KEYS = settings_of(ClientCertificate, "client_certificates.NAME.")
 OIDC_KEYS = settings_of(OidcSettings, "oidc.")
-TABLES = (LISTEN_KEYS, HARNESS_KEYS, POLICY_KEYS, PREPARATION_KEYS, SECRET_KEYS, QUOTA_KEYS, CERTIFICATE_KEYS, OIDC_KEYS)
+CALLER_KEYS = (CERTIFICATE_KEYS, OIDC_KEYS)
+TABLES = (LISTEN_KEYS, HARNESS_KEYS, POLICY_KEYS, PREPARATION_KEYS, SUITE_KEYS, SECRET_KEYS, QUOTA_KEYS, *CALLER_KEYS)
 KEYS = [key for table in TABLES for key in table.values()]
 SECTIONS = {section.partition("\n")[0]: section.replace("\n", " ") for section in PAGE.split("\n### ")[1:]}
 

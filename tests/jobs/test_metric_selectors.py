@@ -2,8 +2,7 @@
 
 import pytest
 
-from evalrpc.client.arguments import parse_metric
-from evalrpc.jobs.metric_selectors import selector_text, selector_words
+from evalrpc.jobs.metric_selectors import parse_metric, selector_text, selector_words
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from evalrpc.server.call import ANONYMOUS, Principal, Role
 from evalrpc.testing.in_process import InProcessTransport
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.queue_pb2 import GetQueueResponse
+from evalrpc.v1.suites_pb2 import SUITE_RUN_VIEW_DECISION, GetSuiteRunRequest, SubmitSuiteRequest, SuiteRun
 
 ALICE = Principal("alice", Role.SUBMITTER)
 BOB = Principal("bob", Role.SUBMITTER)
@@ -43,6 +44,7 @@ OWNERS: Final = {"alice": ALICE, "bob": BOB, "": ANONYMOUS}
 
 ABOUT_SERVER, LISTS, READS, CHANGES, SUBMITS = "about the server", "lists jobs", "reads a job", "changes a job", "submits"
 OPERATES = "operates the server"
+READS_RUN, CHANGES_RUN = "reads a suite run", "changes a suite run"
 
 PLACES: Final[Mapping[str, str]] = {
     "GetServerInfo": ABOUT_SERVER,
@@ -68,6 +70,11 @@ PLACES: Final[Mapping[str, str]] = {
     "UpdateJob": CHANGES,
     "DeleteJob": CHANGES,
     "SubmitJob": SUBMITS,
+    "ListSuites": ABOUT_SERVER,
+    "SubmitSuite": SUBMITS,
+    "GetSuiteRun": READS_RUN,
+    "WatchSuiteRun": READS_RUN,
+    "CancelSuiteRun": CHANGES_RUN,
     "PauseQueue": OPERATES,
     "ResumeQueue": OPERATES,
     "CordonGpu": OPERATES,
@@ -75,8 +82,12 @@ PLACES: Final[Mapping[str, str]] = {
 }
 
 OK, DENIED, HIDDEN = "OK", "PERMISSION_DENIED PERMISSION_DENIED", "NOT_FOUND JOB_NOT_FOUND"
+HIDDEN_RUN = "NOT_FOUND SUITE_RUN_NOT_FOUND"
 ALWAYS = (OK, OK)
 NEVER = (DENIED, DENIED)
+
+LIKE: Final = {READS_RUN: READS, CHANGES_RUN: CHANGES}
+"""A suite run is treated as a job is."""
 
 EXPECTED: Final[Mapping[str, Mapping[str, Mapping[str, tuple[str, str]]]]] = {
     "nobody": {
@@ -198,16 +209,23 @@ CREDENTIALS: Final[Mapping[str, Credential]] = {
 AS_OPERATOR: Final = CREDENTIALS["operator"].call
 
 
+def suite_submission(num_gpus: int = 0) -> SubmitSuiteRequest:
+    return SubmitSuiteRequest(suite="release", request=pb.EvaluateRequest(model="good", num_gpus=num_gpus))
+
+
 class World:
-    """A server with jobs of alice, bob and nobody: of each two that are COMPLETED. Of bob one that runs on a GPU, and one that
-    waits for both GPUs, which so are kept for it; and of alice one that waits behind it."""
+    """A server with jobs of alice, bob and nobody: of each two that are COMPLETED, and such a suite run. Of bob one that runs on
+    a GPU, and one that waits for both GPUs, which so are kept for it; and of alice one that waits behind it."""
 
     def __init__(self, site: Site, visibility: str) -> None:
         self.visibility = visibility
+        site.config.write_text(f"{site.config.read_text()}[[suites.release.entries]]\nharness = 'toy'\ntasks = ['t']\n")
         self.server = ServerHere(site.settings(visibility=visibility, reservation_seconds=0.0))
         self.completed = {owner: self.submit(owner) for owner in OWNERS}
         self.others = {owner: self.submit(owner, "also_good") for owner in OWNERS}
-        for job_id in (*self.completed.values(), *self.others.values()):
+        self.suite_runs = {owner: self.submit_suite(owner) for owner in OWNERS}
+        in_suites = [job.job_id for run in self.suite_runs.values() for job in run.jobs]
+        for job_id in (*self.completed.values(), *self.others.values(), *in_suites):
             self.wait_for(job_id, *TERMINAL)
         self.running = self.submit("bob", "slow", num_gpus=1)
         self.wait_for(self.running, RUNNING)
@@ -219,6 +237,10 @@ class World:
         outcome = in_process(OWNERS[owner])(self.server, "SubmitJob", submission(model, request=request))
         return pb.JobInfo.FromString(outcome.messages[0]).job_id
 
+    def submit_suite(self, owner: str, num_gpus: int = 0) -> SuiteRun:
+        outcome = in_process(OWNERS[owner])(self.server, "SubmitSuite", suite_submission(num_gpus))
+        return SuiteRun.FromString(outcome.messages[0])
+
     def get(self, job_id: str, call: Call = AS_OPERATOR) -> pb.JobInfo:
         return pb.JobInfo.FromString(call(self.server, "GetJob", pb.GetJobRequest(job_id=job_id)).messages[0])
 
@@ -227,6 +249,10 @@ class World:
 
     def fresh(self, method: str, owner: str) -> str:
         """Return a job of this owner that the method can be used on."""
+        if PLACES[method] == CHANGES_RUN:
+            return self.submit_suite(owner, num_gpus=1).suite_run_id
+        if PLACES[method] == READS_RUN:
+            return self.suite_runs[owner].suite_run_id
         if method == "CancelJob":
             return self.submit(owner, num_gpus=1)
         if method == "DeleteJob":
@@ -256,11 +282,15 @@ def message_of(method: str, job_id: str = "", **fields: Any) -> Message:
     message_class = GetMessageClass(SERVICE.methods_by_name[method].input_type)
     if method == "SubmitJob":
         return submission(request={"num_gpus": 1})
+    if method == "SubmitSuite":
+        return suite_submission(num_gpus=1)
     if method == "CompareJobs":
         given = {"baseline_job_id": job_id, "candidate_job_ids": [NOWHERE]}
     elif method in ("PlanComparison", "ListFlips"):
         given = {"baseline_job_id": job_id, "candidate_job_id": NOWHERE}
         given |= {"difference": 0.01} if method == "PlanComparison" else {}
+    elif job_id and PLACES[method] in LIKE:
+        given = {"suite_run_id": job_id}
     elif job_id:
         needed = {"ReadArtifact": {"name": "toy/20260101_000000_results.json"}, "UpdateJob": {"labels": {"a": "1"}}}
         given = {"job_id": job_id, **needed.get(method, {})}
@@ -273,8 +303,8 @@ def rows() -> Iterator[Any]:
     for name, credential in CREDENTIALS.items():
         for whose, by_place in EXPECTED[credential.caller].items():
             for method, place in PLACES.items():
-                if place in by_place:
-                    yield pytest.param(credential, whose, method, by_place[place], id=f"{name}-{whose}-{method}")
+                if (like := LIKE.get(place, place)) in by_place:
+                    yield pytest.param(credential, whose, method, by_place[like], id=f"{name}-{whose}-{method}")
 
 
 def test_every_call_of_the_schema_has_a_place() -> None:
@@ -286,7 +316,7 @@ def test_every_call_is_answered_as_its_caller_and_the_job_say(
     world: World, credential: Credential, whose: str, method: str, expected: tuple[str, str]
 ) -> None:
     owner = {"own": credential.owner, "another's": "bob", "nobody's": ""}[whose]
-    job_id = world.fresh(method, owner) if PLACES[method] in (READS, CHANGES) else ""
+    job_id = world.fresh(method, owner) if method in NAMING else ""
     message = message_of(method, job_id)
     if method == "CompareJobs":
         message.candidate_job_ids[:] = [world.others[owner]]  # type: ignore[attr-defined]
@@ -296,10 +326,11 @@ def test_every_call_is_answered_as_its_caller_and_the_job_say(
     wanted = expected[("all", "own").index(world.visibility)]
     if wanted == OK:
         wanted = OTHERWISE_THAN_OK.get(method, OK)
+    elif wanted == HIDDEN:
+        wanted = hidden_by(method)
     assert outcome.text == wanted
 
 
-NAMING_JOBS = [method for method, place in PLACES.items() if place in (READS, CHANGES)]
 WRONG: Final[Mapping[str, Mapping[str, Any]]] = {
     "WatchJob": {"after_revision": -1},
     "ReadLog": {"offset": -1},
@@ -312,7 +343,18 @@ WRONG: Final[Mapping[str, Mapping[str, Any]]] = {
     "CompareJobs": {"alpha": 7.0},
     "PlanComparison": {"alpha": 7.0},
     "ListFlips": {"page_size": -1},
+    "GetSuiteRun": {"view": 9},
+    "WatchSuiteRun": {"after_revision": -1},
+    "CancelSuiteRun": {"reason": "\0"},
 }
+
+
+NAMING: Final = [method for method, place in PLACES.items() if LIKE.get(place, place) in (READS, CHANGES)]
+
+
+def hidden_by(method: str) -> str:
+    """Return how a call answers that names what its caller may not know of."""
+    return HIDDEN_RUN if PLACES[method] in LIKE else HIDDEN
 
 
 HIDING = pytest.mark.parametrize("world", ["own"], indirect=True)
@@ -320,17 +362,18 @@ HIDING = pytest.mark.parametrize("world", ["own"], indirect=True)
 
 @HIDING
 @pytest.mark.parametrize("fields", [{}, WRONG], ids=["right", "wrong"])
-@pytest.mark.parametrize("method", NAMING_JOBS)
+@pytest.mark.parametrize("method", NAMING)
 @pytest.mark.parametrize("name", ["nobody", "viewer", "submitter"])
 def test_a_hidden_job_is_answered_like_one_that_does_not_exist(
     world: World, name: str, method: str, fields: Mapping[str, Mapping[str, Any]]
 ) -> None:
     call = CREDENTIALS[name].call
-    hidden = world.completed["bob"]
+    hidden = world.suite_runs["bob"].suite_run_id if PLACES[method] in LIKE else world.completed["bob"]
     for spelt in (hidden, hidden.upper()):
         of_hidden = call(world.server, method, message_of(method, spelt, **fields.get(method, {})))
         of_none = call(world.server, method, message_of(method, NOWHERE, **fields.get(method, {})))
-        assert of_hidden.text == (DENIED if name == "viewer" and PLACES[method] == CHANGES else HIDDEN)
+        is_denied = name == "viewer" and PLACES[method] in (CHANGES, CHANGES_RUN)
+        assert of_hidden.text == (DENIED if is_denied else hidden_by(method))
         assert of_hidden.without(hidden) == of_none.without(NOWHERE)
 
 
@@ -350,6 +393,17 @@ def test_each_job_of_a_comparison_is_checked(world: World) -> None:
         message = message_of("CompareJobs", own, candidate_job_ids=candidates)
         outcome = CREDENTIALS["submitter"].call(world.server, "CompareJobs", message)
         assert (outcome.text, outcome.error[0]) == (HIDDEN, f"there is no job {hidden}")
+
+
+@HIDING
+def test_a_hidden_baseline_of_a_suite_run_is_none(world: World) -> None:
+    own, hidden = (world.suite_runs[owner].suite_run_id for owner in ("alice", "bob"))
+    decided = GetSuiteRunRequest(suite_run_id=own, view=SUITE_RUN_VIEW_DECISION, baseline_suite_run_id=hidden)
+    submitted = suite_submission(num_gpus=1)
+    submitted.baseline_suite_run_id = hidden
+    for method, message in (("GetSuiteRun", decided), ("SubmitSuite", submitted)):
+        outcome = CREDENTIALS["submitter"].call(world.server, method, message)
+        assert (outcome.text, outcome.error[0]) == (HIDDEN_RUN, f"there is no suite run {hidden}")
 
 
 LISTINGS = [

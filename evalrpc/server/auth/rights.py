@@ -1,24 +1,24 @@
 """What callers may do: one table of all calls, and the check that is made before each of them.
 
 The role of a caller says which calls it may make, and its owner which jobs are its own. With the visibility `own`, the jobs of
-others do not exist for it: a call that names one is answered like one that names none that there is, after the same look-up, so
-that neither the answer nor its time tells them apart. Calls that list jobs, or describe the queue, leave the others out
-themselves: see `visible_owner`.
+others, and their suite runs, do not exist for it: a call that names one is answered like one that names none that there is,
+after the same look-up, so that neither the answer nor its time tells them apart. Calls that list jobs, or describe the queue,
+leave the others out themselves: see `visible_owner`.
 
 A job keeps its owner, and ids are never used again, so what was checked stays true during the call.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Final, NamedTuple
 
 from google.protobuf.message import Message
 
-from evalrpc.errors import PermissionDeniedError
+from evalrpc.errors import EvalrpcError, PermissionDeniedError
 from evalrpc.server import validation
 from evalrpc.server.call import Principal, Role
-from evalrpc.store.base import Store, job_not_found
+from evalrpc.store.base import Store, job_not_found, suite_run_not_found
 
 
 class Right(NamedTuple):
@@ -30,12 +30,15 @@ class Right(NamedTuple):
     """The fields of the message that name jobs. Empty: the call concerns no job in particular."""
     changes_jobs: bool = False
     """Whether it changes these jobs, so that they must be the caller's own."""
+    suite_run_fields: Sequence[str] = ()
+    """The fields that name suite runs, whose jobs it concerns. One may be empty."""
 
 
 _SUBMITS: Final = Right(Role.SUBMITTER)
 _CHANGES_JOB: Final = Right(Role.SUBMITTER, ("job_id",), changes_jobs=True)
 _READS_JOB: Final = Right(Role.VIEWER, ("job_id",))
 _READS_TWO_JOBS: Final = Right(Role.VIEWER, ("baseline_job_id", "candidate_job_id"))
+_READS_SUITE_RUN: Final = Right(Role.VIEWER, suite_run_fields=("suite_run_id",))
 _LISTS_JOBS: Final = Right(Role.VIEWER)
 _ABOUT_SERVER: Final = Right(Role.VIEWER)
 _OPERATES: Final = Right(Role.OPERATOR)
@@ -55,6 +58,10 @@ RIGHTS: Final[Mapping[str, Right]] = {
     "CompareJobs": Right(Role.VIEWER, ("baseline_job_id", "candidate_job_ids")),
     "PlanComparison": _READS_TWO_JOBS,
     "ListFlips": _READS_TWO_JOBS,
+    "SubmitSuite": Right(Role.SUBMITTER, suite_run_fields=("baseline_suite_run_id",)),
+    "GetSuiteRun": Right(Role.VIEWER, suite_run_fields=("suite_run_id", "baseline_suite_run_id")),
+    "WatchSuiteRun": _READS_SUITE_RUN,
+    "CancelSuiteRun": _READS_SUITE_RUN._replace(role=Role.SUBMITTER, changes_jobs=True),
     "ListJobs": _LISTS_JOBS,
     "WatchJobs": _LISTS_JOBS,
     "GetHistory": _LISTS_JOBS,
@@ -63,6 +70,7 @@ RIGHTS: Final[Mapping[str, Right]] = {
     "ResumeQueue": _OPERATES,
     "CordonGpu": _OPERATES,
     "UncordonGpu": _OPERATES,
+    "ListSuites": _ABOUT_SERVER,
     "ListHarnesses": _ABOUT_SERVER,
     "ListTasks": _ABOUT_SERVER,
     "ListModels": _ABOUT_SERVER,
@@ -87,12 +95,14 @@ class Guard:
         self._store = store
         self._readers = readers
         self._visibility = visibility
+        self._jobs = _Kind("job", store.known_jobs, job_not_found)
+        self._suite_runs = _Kind("suite run", store.known_suite_runs, suite_run_not_found)
 
     async def check(self, method: str, message: Message, principal: Principal) -> None:
         """Check a call.
 
         Raises PermissionDeniedError where the role does not suffice, or the call changes a job of another owner;
-        JobNotFoundError where it names a job that the caller may not know of.
+        JobNotFoundError or SuiteRunNotFoundError where it names one that the caller may not know of.
         """
         right = RIGHTS[method]
         if _RANKS[principal.role] < _RANKS[right.role]:
@@ -100,28 +110,40 @@ class Guard:
         hides_others = visible_owner(principal, self._visibility) is not None
         if principal.role is Role.OPERATOR or not (right.changes_jobs or hides_others):
             return
-        not_own = await self._not_own(_named_jobs(message, right), principal.owner)
-        if not_own and hides_others:
-            raise job_not_found(not_own[0])
-        if not_own and await self._known(not_own):
-            raise PermissionDeniedError(f"job {not_own[0]} is not yours: only its owner and operators may change it")
+        for kind, fields in ((self._jobs, right.job_fields), (self._suite_runs, right.suite_run_fields)):
+            not_own = await self._not_own(kind, _named(message, fields), principal.owner)
+            if not_own and hides_others:
+                raise kind.not_found(not_own[0])
+            if not_own and await self._known(kind, not_own):
+                raise PermissionDeniedError(
+                    f"{kind.noun} {not_own[0]} is not yours: only its owner and operators may change it"
+                )
 
-    async def _not_own(self, job_ids: Sequence[str], owner: str) -> Sequence[str]:
-        """Return those of the ids that are not of jobs of this owner, whether they are of others' or of none. What is no id is
-        left to the call, which names the field."""
-        doubtful = [each for each in job_ids if not self._is_known_own(each, owner) and validation.is_job_id(each)]
+    async def _not_own(self, kind: "_Kind", ids: Sequence[str], owner: str) -> Sequence[str]:
+        """Return those of the ids that are not this owner's, whether they are others' or nobody's. What is no id is left to the
+        call, which names the field."""
+        doubtful = [each for each in ids if not self._is_known_own(each, owner) and validation.is_job_id(each)]
         if not doubtful:
             return ()
-        own = await self._known(doubtful, owner)
-        return [job_id for job_id in doubtful if job_id not in own]
+        own = await self._known(kind, doubtful, owner)
+        return [each for each in doubtful if each not in own]
 
     def _is_known_own(self, job_id: str, owner: str) -> bool:
-        """Return whether a job is this owner's, as far as that is in memory."""
+        """Return whether a job is this owner's, as far as that is in memory. Suite runs are not."""
         cached = self._store.cached_job(job_id)
         return cached is not None and cached.owner == owner
 
-    async def _known(self, job_ids: Sequence[str], owner: str | None = None) -> set[str]:
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self._store.known_jobs, job_ids, owner)
+    async def _known(self, kind: "_Kind", ids: Sequence[str], owner: str | None = None) -> set[str]:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, kind.known, ids, owner)
+
+
+class _Kind(NamedTuple):
+    """What has owners, and can be named by an id."""
+
+    noun: str
+    known: Callable[[Sequence[str], str | None], set[str]]
+    """Returns those of the ids that there are, or that an owner has. Blocks on the disk."""
+    not_found: Callable[[str], EvalrpcError]
 
 
 def _role_too_low(method: str, principal: Principal, role: Role) -> PermissionDeniedError:
@@ -130,10 +152,10 @@ def _role_too_low(method: str, principal: Principal, role: Role) -> PermissionDe
     return PermissionDeniedError(f"a {principal.role.value} may not call {method}: that takes {needed}{hint}")
 
 
-def _named_jobs(message: Message, right: Right) -> Sequence[str]:
-    """Return the jobs that a message names, as they are stored."""
-    job_ids: list[str] = []
-    for field in right.job_fields:
+def _named(message: Message, fields: Sequence[str]) -> Sequence[str]:
+    """Return the ids in these fields of a message, as they are stored."""
+    ids: list[str] = []
+    for field in fields:
         named = getattr(message, field)
-        job_ids += [named.lower()] if isinstance(named, str) else map(str.lower, named)
-    return job_ids
+        ids += [named.lower()] if isinstance(named, str) else map(str.lower, named)
+    return ids

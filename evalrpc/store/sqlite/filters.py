@@ -171,6 +171,7 @@ def _conditions(job_filter: JobFilter, requirements: Sequence[Requirement], owne
     for rows, values in (
         ("jobs WHERE owner = {}", () if owner is None else (owner,)),
         ("jobs WHERE owner = {}", job_filter.owners),
+        ("jobs WHERE suite_run_id = {}", list(map(str.lower, job_filter.suite_run_ids))),
         ("jobs WHERE model = {}", job_filter.models),
         ("jobs WHERE harness = {}", job_filter.harnesses),
         ("job_tasks WHERE task = {}", job_filter.tasks),

@@ -231,6 +231,20 @@ MIGRATIONS: Final = (
         name TEXT PRIMARY KEY                        -- `queue`, or `gpu ID`
     ) STRICT, WITHOUT ROWID;
     """,
+    # Runs of suites. Only their jobs pay for the index.
+    """
+    CREATE TABLE suite_runs (
+        suite_run_id TEXT PRIMARY KEY,
+        owner TEXT NOT NULL,
+        request_id TEXT,
+        fingerprint BLOB NOT NULL,
+        run BLOB NOT NULL                            -- SuiteRun; the statuses of its jobs are in their rows
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX suite_runs_by_owner ON suite_runs (owner, suite_run_id);
+    CREATE UNIQUE INDEX suite_runs_by_request_id ON suite_runs (request_id, owner) WHERE request_id IS NOT NULL;
+    ALTER TABLE jobs ADD COLUMN suite_run_id TEXT;
+    CREATE INDEX jobs_by_suite_run ON jobs (suite_run_id, sequence) WHERE suite_run_id IS NOT NULL;
+    """,
 )
 
 

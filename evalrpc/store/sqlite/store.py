@@ -46,13 +46,14 @@ from evalrpc.store.base import (
     QueuedRow,
     StoredJob,
     Submission,
+    SuiteSubmission,
     job_not_found,
     parse_job,
 )
 from evalrpc.store.cache import JobCache
 from evalrpc.store.change_log import ChangeLog
 from evalrpc.store.group_commit import CommitQueue
-from evalrpc.store.sqlite import deduplication, journal, run_uids
+from evalrpc.store.sqlite import deduplication, journal, run_uids, suite_runs
 from evalrpc.store.sqlite.bitmap_index import BitmapIndex
 from evalrpc.store.sqlite.filters import find_jobs
 from evalrpc.store.sqlite.lock import lock_data_dir
@@ -61,6 +62,7 @@ from evalrpc.store.sqlite.room import Room
 from evalrpc.store.sqlite.transaction import Transaction, read_holds
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.jobs_pb2 import JobFilter
+from evalrpc.v1.suites_pb2 import SuiteRun
 
 DATABASE_NAME: Final = "evalrpc.sqlite3"
 
@@ -130,6 +132,10 @@ class SqliteStore:
     def submit(self, submission: Submission) -> Future[pb.JobInfo]:
         """Add a job, or return the one that the same request_id got."""
         return self._write(lambda transaction: transaction.submit(submission))
+
+    def submit_suite(self, submission: SuiteSubmission) -> Future[SuiteRun]:
+        """Add a suite run and its jobs, or return the run that the same request_id got."""
+        return self._write(lambda transaction: transaction.submit_suite(submission))
 
     def update(self, job_id: str, change: Callable[[pb.JobInfo], None], expect: Expected = ANY) -> Future[pb.JobInfo]:
         """Change a job on the writer thread."""
@@ -365,6 +371,26 @@ class SqliteStore:
         with self._reading() as connection:
             row = connection.execute(query, (submission.request_id, submission.job.owner, submission.fingerprint)).fetchone()
         return parse_job(row[0]) if row else None
+
+    def find_submitted_suite(self, submission: SuiteSubmission) -> SuiteRun | None:
+        """Return the suite run that the same request_id got for the same contents."""
+        head = self._head
+        with self._reading() as connection, _snapshot(connection):
+            found = suite_runs.requested(connection, submission)
+            if found is None or found.fingerprint != submission.fingerprint:
+                return None
+            return suite_runs.read(connection, found.suite_run_id, head)
+
+    def suite_run(self, suite_run_id: str) -> SuiteRun:
+        """Return a suite run as its jobs stand."""
+        head = self._head
+        with self._reading() as connection, _snapshot(connection):
+            return suite_runs.read(connection, suite_run_id, head)
+
+    def known_suite_runs(self, suite_run_ids: Sequence[str], owner: str | None = None) -> set[str]:
+        """Return those of the ids that are ids of suite runs, or of runs of an owner."""
+        with self._reading() as connection:
+            return suite_runs.known(connection, suite_run_ids, owner)
 
     def find_identical(self, cache_key: bytes, supersede_key: str = "") -> pb.JobInfo | None:
         """Return the job whose run a submission would share."""

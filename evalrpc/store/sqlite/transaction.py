@@ -34,12 +34,14 @@ from evalrpc.store.base import (
     JournalEvent,
     StoredJob,
     Submission,
+    SuiteSubmission,
     job_not_found,
 )
-from evalrpc.store.sqlite import deduplication, journal
+from evalrpc.store.sqlite import deduplication, journal, suite_runs
 from evalrpc.store.sqlite.labels import relabel
 from evalrpc.store.sqlite.rows import Rows
 from evalrpc.v1 import jobs_pb2 as pb
+from evalrpc.v1.suites_pb2 import SuiteRun
 
 _DELETED: Final = StoredJob(0, pb.JOB_STATUS_UNSPECIFIED, b"", "")
 
@@ -99,16 +101,41 @@ class Transaction:
         found = self._find_request(submission)
         if found is not None:
             return found
-        job = pb.JobInfo()
-        job.CopyFrom(submission.job)
-        job.attempt = 0
-        job.attempt_count = 0
+        job = submission.job
         superseded = self._queued_with_key(job.supersede_key, job.owner)
         completed = self._find_completed(submission.cache_key)
         if completed is None:
             self._require_room(job.owner, superseded)
         for job_id in superseded:
             self.update(job_id, lambda old: transitions.supersede(old, job.job_id, self.clock.now()))
+        return self._add(submission, completed)
+
+    def submit_suite(self, submission: SuiteSubmission) -> SuiteRun:
+        """See Store.submit_suite."""
+        run = submission.run
+        found = suite_runs.requested(self.connection, submission)
+        if found is not None:
+            if found.fingerprint != submission.fingerprint:
+                raise _request_id_reused(submission.request_id)
+            return self._suite_run(found.suite_run_id)
+        completed = [self._find_completed(each.cache_key) for each in submission.jobs]
+        self._require_room(run.owner, (), completed.count(None))
+        run.created_at.CopyFrom(self.clock.now())
+        suite_runs.insert(self.connection, submission)
+        for each, source in zip(submission.jobs, completed, strict=True):
+            self._add(each, source)
+        return self._suite_run(run.suite_run_id)
+
+    def _suite_run(self, suite_run_id: str) -> SuiteRun:
+        self.flush()
+        return suite_runs.read(self.connection, suite_run_id, self.head)
+
+    def _add(self, submission: Submission, completed: pb.JobInfo | None) -> pb.JobInfo:
+        """Add a job, for which there is room: with the results of a job that has completed, if that is given."""
+        job = pb.JobInfo()
+        job.CopyFrom(submission.job)
+        job.attempt = 0
+        job.attempt_count = 0
         now = self.clock.now()
         if completed is not None:
             transitions.share_results(job, completed, now)
@@ -168,6 +195,8 @@ class Transaction:
         for label in job.labels:
             self.connection.execute("DELETE FROM job_labels WHERE label = ? AND sequence = ?", (label, stored.sequence))
         journal.blank_events(self.connection, job_id, stored.sequence)
+        if job.suite_run_id:
+            suite_runs.forget_if_empty(self.connection, job.suite_run_id)
         folders = [(str(folder), job_id) for folder in output_folders(job)]
         self.connection.executemany("INSERT OR REPLACE INTO removals (path, job_id) VALUES (?, ?)", folders)
         self._count(job, stored.status, -1)
@@ -228,10 +257,7 @@ class Transaction:
             return None
         fingerprint, job_id = found
         if fingerprint != submission.fingerprint:
-            raise RequestIdReusedError(
-                f"request_id {submission.request_id!r} was used for another submission: choose a fresh one",
-                metadata={"request_id": submission.request_id},
-            )
+            raise _request_id_reused(submission.request_id)
         return self._load(job_id).parse()
 
     def _find_completed(self, cache_key: bytes) -> pb.JobInfo | None:
@@ -246,21 +272,24 @@ class Transaction:
         if status == pb.JOB_STATUS_QUEUED:
             self.queued_by_owner[job.owner] += difference
 
-    def _require_room(self, owner: str, leaving: Sequence[str]) -> None:
-        """Raise QueueFullError or QuotaExceededError where there is no room for a further job, once these have left."""
-        self._require_room_of(owner, leaving)
-        if self.counts[pb.JOB_STATUS_QUEUED] - len(leaving) >= self.max_queued:
+    def _require_room(self, owner: str, leaving: Sequence[str], count: int = 1) -> None:
+        """Raise QueueFullError or QuotaExceededError where there is no room for so many further jobs, once these have left."""
+        if not count:
+            return
+        self._require_room_of(owner, leaving, count)
+        queued_count = self.counts[pb.JOB_STATUS_QUEUED] - len(leaving)
+        if queued_count + count > self.max_queued:
             raise QueueFullError(
-                f"the queue is full: {self.max_queued} jobs wait already; try again later",
+                f"the queue is full: {queued_count} of at most {self.max_queued} jobs wait already; try again later",
                 metadata={"setting": "max_queued", "limit": str(self.max_queued)},
                 retry_delay_seconds=RETRY_DELAY_SECONDS,
             )
 
-    def _require_room_of(self, owner: str, leaving: Sequence[str]) -> None:
+    def _require_room_of(self, owner: str, leaving: Sequence[str], count: int) -> None:
         quota, queued_count = self.entitlements.policy.quota(owner), self.queued_by_owner[owner]
-        if quota.max_queued is not None and queued_count >= quota.max_queued:
+        if quota.max_queued is not None and queued_count + count > quota.max_queued:
             queued_count -= sum(self._load(job_id).parse().owner == owner for job_id in leaving)
-            if queued_count >= quota.max_queued:
+            if queued_count + count > quota.max_queued:
                 raise _quota_exceeded(owner, "max_queued", queued_count, quota.max_queued, "jobs in the queue; try again later")
         kept_bytes = self.entitlements.kept_bytes.get(owner, 0)
         if quota.max_bytes is not None and kept_bytes >= quota.max_bytes:
@@ -392,6 +421,12 @@ class Transaction:
 def _noteworthy(job: pb.JobInfo) -> tuple[object, ...]:
     """Return what, beside status and labels, has an event when it changes."""
     return job.priority, job.cancel_requested_at, job.cached_from
+
+
+def _request_id_reused(request_id: str) -> RequestIdReusedError:
+    return RequestIdReusedError(
+        f"request_id {request_id!r} was used for another submission: choose a fresh one", metadata={"request_id": request_id}
+    )
 
 
 def _quota_exceeded(owner: str, quota: str, count: int, limit: int, of_what: str) -> QuotaExceededError:

@@ -1,0 +1,75 @@
+"""The rows of suite runs. What a run is made of stands there once; what its jobs have come to is read from their rows."""
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from evalrpc.jobs import lifecycle, suite_states
+from evalrpc.store.base import SuiteSubmission, suite_run_not_found
+from evalrpc.v1.suites_pb2 import SuiteRun
+
+_INSERT: Final = "INSERT INTO suite_runs (suite_run_id, owner, request_id, fingerprint, run) VALUES (?, ?, ?, ?, ?)"
+_REQUESTED: Final = "SELECT fingerprint, suite_run_id FROM suite_runs WHERE request_id = ? AND owner = ?"
+_JOBS: Final = "SELECT job_id, status, ifnull(completed_ns, 0) FROM jobs WHERE suite_run_id = ?"
+_FORGET_EMPTY: Final = """
+DELETE FROM suite_runs WHERE suite_run_id = ?1 AND NOT EXISTS (SELECT 1 FROM jobs WHERE suite_run_id = ?1)
+"""
+
+# As for jobs, only indexes are looked at, whoever owns the runs.
+_KNOWN: Final = "SELECT suite_run_id FROM suite_runs WHERE suite_run_id IN (SELECT value FROM json_each(?))"
+_KNOWN_OF_OWNER: Final = """
+SELECT suite_run_id FROM suite_runs INDEXED BY suite_runs_by_owner
+WHERE owner = ? AND suite_run_id IN (SELECT value FROM json_each(?))
+"""
+
+
+class Requested(NamedTuple):
+    """The suite run that a request_id has got."""
+
+    fingerprint: bytes
+    suite_run_id: str
+
+
+def insert(connection: sqlite3.Connection, submission: SuiteSubmission) -> None:
+    """Add a suite run. Raises sqlite3.Error."""
+    run, request_id = submission.run, submission.request_id or None
+    row = (run.suite_run_id, run.owner, request_id, submission.fingerprint, run.SerializeToString())
+    connection.execute(_INSERT, row)
+
+
+def requested(connection: sqlite3.Connection, submission: SuiteSubmission) -> Requested | None:
+    """Return what the same request_id has got from the same owner, if there is anything."""
+    if not submission.request_id:
+        return None
+    row = connection.execute(_REQUESTED, (submission.request_id, submission.run.owner)).fetchone()
+    return row and Requested(*row)
+
+
+def read(connection: sqlite3.Connection, suite_run_id: str, revision: int) -> SuiteRun:
+    """Return a suite run with the statuses of its jobs. To be called within one transaction. Raises SuiteRunNotFoundError."""
+    row = connection.execute("SELECT run FROM suite_runs WHERE suite_run_id = ?", (suite_run_id,)).fetchone()
+    if row is None:
+        raise suite_run_not_found(suite_run_id)
+    run = SuiteRun.FromString(row[0])
+    jobs = {job_id: (status, ended_ns) for job_id, status, ended_ns in connection.execute(_JOBS, (suite_run_id,))}
+    for job in run.jobs:
+        job.status = jobs.get(job.job_id, (job.status, 0))[0]
+    run.status = suite_states.status_of(job.status for job in run.jobs)
+    last_ended_ns = max((ended_ns for _, ended_ns in jobs.values()), default=0)
+    if run.status in lifecycle.TERMINAL and last_ended_ns:
+        run.completed_at.FromNanoseconds(last_ended_ns)
+    run.revision = revision
+    return run
+
+
+def known(connection: sqlite3.Connection, suite_run_ids: Sequence[str], owner: str | None) -> set[str]:
+    """Return those of the ids that are ids of suite runs, or of one owner's."""
+    ids = json.dumps(list(suite_run_ids))
+    rows = connection.execute(_KNOWN, (ids,)) if owner is None else connection.execute(_KNOWN_OF_OWNER, (owner, ids))
+    return {suite_run_id for (suite_run_id,) in rows}
+
+
+def forget_if_empty(connection: sqlite3.Connection, suite_run_id: str) -> None:
+    """Remove a suite run of which no job is left. Raises sqlite3.Error."""
+    connection.execute(_FORGET_EMPTY, (suite_run_id,))
