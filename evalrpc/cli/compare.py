@@ -7,6 +7,7 @@ from typing import Final, TypeVar
 import click
 
 from evalrpc.cli import gates
+from evalrpc.cli.comparison_cells import comparison_numbers, test_words
 from evalrpc.cli.connection import SLOW_CALL_SECONDS, connect, table_options
 from evalrpc.cli.exit_codes import ExitCode, fail
 from evalrpc.cli.gates import DEFAULT_GATE, GATES
@@ -14,19 +15,10 @@ from evalrpc.cli.job_ids import job_argument, resolve
 from evalrpc.cli.output import Form, print_items, print_line
 from evalrpc.cli.tables import Cell, Column, Kind
 from evalrpc.client.arguments import metric_text
-from evalrpc.v1.comparison_pb2 import CompareJobsResponse, JobComparison, MetricComparison, NoiseSource, TestMethod
+from evalrpc.v1.comparison_pb2 import CompareJobsResponse, JobComparison
 
 _STYLES: Final = {"BETTER": "green", "WORSE": "bold red", "INCONCLUSIVE": "yellow", "VOID": "bold red"}
 _MAX_FAILURES: Final = 20
-_TESTS: Final = {
-    TestMethod.TEST_METHOD_MCNEMAR: "McNemar",
-    TestMethod.TEST_METHOD_PAIRED_BOOTSTRAP: "bootstrap",
-    TestMethod.TEST_METHOD_UNPAIRED_Z: "z-test",
-    TestMethod.TEST_METHOD_CLUSTERED_T: "clustered t-test",
-    TestMethod.TEST_METHOD_NONE: "none",
-}
-_NOISE: Final = {NoiseSource.NOISE_SOURCE_ANSWERS: "the answers", NoiseSource.NOISE_SOURCE_DOCUMENTS: "the documents"}
-
 ValueT = TypeVar("ValueT")
 
 
@@ -183,8 +175,8 @@ def _rows(response: CompareJobsResponse) -> Iterator[tuple[Cell, ...]]:
         yield (
             gates.verdict_name(metric),
             metric_text(metric),
-            *_numbers(metric),
-            _test(metric),
+            *comparison_numbers(metric),
+            test_words(metric),
             metric.candidate_model or metric.baseline_model,
             item.candidate_job_id,
         )
@@ -195,24 +187,3 @@ def _items(response: CompareJobsResponse) -> Iterator[JobComparison]:
     for candidate in response.candidates:
         for metric in candidate.metrics:
             yield JobComparison(candidate_job_id=candidate.candidate_job_id, metrics=[metric])
-
-
-def _numbers(metric: MetricComparison) -> tuple[Cell, ...]:
-    p_value = metric.adjusted_p_value if metric.HasField("adjusted_p_value") else metric.p_value
-    return (
-        metric.baseline_value if metric.HasField("baseline_value") else None,
-        metric.candidate_value if metric.HasField("candidate_value") else None,
-        metric.difference if metric.HasField("difference") else None,
-        f"[{metric.interval_lower:+.4f}, {metric.interval_upper:+.4f}]" if metric.HasField("p_value") else None,
-        p_value if metric.HasField("p_value") else None,
-        metric.detectable_difference if metric.HasField("detectable_difference") else None,
-    )
-
-
-def _test(metric: MetricComparison) -> str:
-    pairs = f"{metric.paired_sample_count} pairs" if metric.paired_sample_count else ""
-    unpaired = f"{metric.unpaired_sample_count} unpaired" if metric.unpaired_sample_count else ""
-    clusters = f"{metric.cluster_count} clusters by {metric.cluster_field}" if metric.cluster_field else ""
-    repeats = f"noise mostly of {_NOISE[metric.larger_noise]}" if metric.larger_noise in _NOISE else ""
-    name = _TESTS.get(metric.method, f"method {metric.method:d}")
-    return ", ".join(filter(None, (name, pairs, unpaired, clusters, repeats, gates.bad_answers(metric), metric.note)))

@@ -17,6 +17,7 @@ from evalrpc.cli.credential_flags import given_credentials
 from evalrpc.cli.wording import BASELINE_LABEL
 from evalrpc.client import EvalClient
 from evalrpc.jobs.filters import canonical_prefix
+from evalrpc.jobs.suite_states import SUITE_LABEL
 from evalrpc.printable import printable
 from evalrpc.v1.jobs_pb2 import JobFilter, JobInfo, JobView
 
@@ -24,6 +25,7 @@ _MAX_SECONDS: Final = 1.0
 _MAX_JOBS: Final = 50
 _MAX_NAMES: Final = 1000
 _LATEST: Final = CompletionItem("@latest", help="the newest job")
+_LATEST_RUN: Final = CompletionItem("@latest", help="the newest suite run")
 
 
 def jobs(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -56,6 +58,25 @@ def models(context: click.Context, parameter: click.Parameter, incomplete: str) 
     """Complete the name of a model type of the harness that was named before it."""
     del parameter
     return _ask(context, lambda client: _items(incomplete, client.list_models(incomplete, _harness(context))))
+
+
+def suites(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the name of a suite."""
+    del parameter
+    return _ask(context, lambda client: _items(incomplete, (suite.name for suite in client.list_suites())))
+
+
+def suite_runs(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the id of one of the latest suite runs."""
+    del parameter
+    if incomplete.startswith("@"):
+        return [_LATEST_RUN] if _LATEST_RUN.value.startswith(incomplete) else []
+
+    def items(client: EvalClient) -> list[CompletionItem]:
+        jobs = _latest_jobs(client, JobFilter(label_selector=SUITE_LABEL))
+        return _items(incomplete.lower(), {job.suite_run_id for job in jobs if job.suite_run_id})
+
+    return _ask(context, items)
 
 
 def owners(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -25,12 +25,12 @@ def client_options(function: FunctionT) -> FunctionT:
     """Add the options of a client command that prints no table: `--json`, and `--address`, so that it may also follow the
     command's name."""
     function = click.option("--json", "as_json", is_flag=True, help="Print protobuf JSON.")(function)
-    return _address_option(function)
+    return address_option(function)
 
 
 def table_options(function: Callable[..., None]) -> Callable[..., None]:
     """Add the options of a client command that prints a table: `--address`, and the form of the table as `form`."""
-    return _address_option(form_options(function))
+    return address_option(form_options(function))
 
 
 def form_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -73,7 +73,7 @@ def _or_group_address(context: click.Context, parameter: click.Parameter, value:
     return value or context.find_object(str)
 
 
-def _address_option(function: FunctionT) -> FunctionT:
+def address_option(function: FunctionT) -> FunctionT:
     """Add `--address`, and the flags of TLS and of signing in, which only the help of `evalrpc` itself shows."""
     return click.option(
         "--address",

@@ -26,11 +26,14 @@ class ExitCode(IntEnum):
     """What a script may depend on. Each has a text for the help."""
 
     DONE = 0, "done"
-    NOT_PASSED = 1, "the job failed or was cancelled, a gate did not pass, a check found something wrong, a backup lacks files"
+    NOT_PASSED = (
+        1,
+        "a job failed or was cancelled, a gate did not pass, a suite is not GO, a check failed, a backup lacks files",
+    )
     WRONG_CALL = 2, "the call was wrong, or the server refused it"
     UNREACHABLE = 3, "the server can't be reached, or can't answer now"
     NOT_ALLOWED = 4, "not signed in, or not allowed"
-    TIMED_OUT = 124, "the --timeout of `wait` is over"
+    TIMED_OUT = 124, "the time to wait is over"
     INTERRUPTED = 130, "Ctrl-C"
 
     text: str

@@ -214,8 +214,8 @@ def suite_submission(num_gpus: int = 0) -> SubmitSuiteRequest:
 
 
 class World:
-    """A server with jobs of alice, bob and nobody: of each two that are COMPLETED, and such a suite run. Of bob one that runs on
-    a GPU, and one that waits for both GPUs, which so are kept for it; and of alice one that waits behind it."""
+    """A server with jobs of alice, bob and nobody: of each two that are COMPLETED, and such a suite run. Of bob one that runs
+    on a GPU, and one that waits for both GPUs, which so are kept for it; and of alice one that waits behind it."""
 
     def __init__(self, site: Site, visibility: str) -> None:
         self.visibility = visibility
