@@ -7,7 +7,7 @@ disk, and entries that it does not take are kept, up to a bound, until it does.
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 from urllib.parse import unquote
 
@@ -32,8 +32,11 @@ MAX_UNWRITTEN: Final = 10_000
 """How many entries are kept that could not be written yet."""
 
 _MAX_TEXT: Final = 128  # of an id or a name, as ours are far shorter
-_TARGETS: Final = {"gpu_id": "gpu"}
+_TARGETS: Final = {"gpu_id": "gpu", "suite_run_id": "suite run", "suite": "suite"}
 """The fields that name what a call concerns if it is no job."""
+
+_NEW_TARGETS: Final = {"suite_run_id": "suite run"}
+"""The fields of answers that name what a call has made."""
 
 _log = logging.getLogger(__name__)
 
@@ -115,6 +118,7 @@ class MethodAudit:
         self._new_job_id = _number(method.output_type, "job_id")
         self._request_id = _number(method.input_type, "request_id")
         self._targets = [(kind, _number(method.input_type, name)) for name, kind in _TARGETS.items()]
+        self._new_targets = [(kind, _number(method.output_type, name)) for name, kind in _NEW_TARGETS.items()]
 
     def answered(self, principal: Principal, peer: str, request: bytes, answer: bytes) -> None:
         """Record a call that changes something, and has."""
@@ -141,7 +145,7 @@ class MethodAudit:
             reason,
             peer=unquote(peer),  # gRPC quotes the brackets of an IPv6 address
             job_id=self._text(request, self._job_id) or self._text(answer, self._new_job_id),
-            target=self._target(request),
+            target=self._named(answer, self._new_targets) or self._named(request, self._targets),
             request_id=self._text(request, self._request_id),
         )
         if principal is not None:
@@ -154,8 +158,8 @@ class MethodAudit:
             )
         self._audit.record(entry)
 
-    def _target(self, request: bytes) -> str:
-        named = ((kind, self._text(request, number)) for kind, number in self._targets)
+    def _named(self, serialized: bytes, targets: Sequence[tuple[str, int]]) -> str:
+        named = ((kind, self._text(serialized, number)) for kind, number in targets)
         return next((f"{kind} {name}" for kind, name in named if name), "")
 
     def _text(self, serialized: bytes, number: int) -> str:

@@ -15,6 +15,8 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from serving import COMPLETED, RUNNING, Api, Site, submission
 
+from evalrpc.v1.suites_pb2 import SUITE_RUN_VIEW_DECISION
+
 PROTOS = Path(__file__).parents[2] / "protos" / "evalrpc" / "v1"
 MESSAGE = re.compile(r"^message (\w+) \{")
 OPTIONAL = re.compile(r"^  optional (?:double|int32|int64) (\w+) = ")
@@ -62,6 +64,12 @@ def job_with_samples(api: Api, folder: Path, values: tuple[int, int]) -> str:
 
 
 @pytest.fixture
+def site(site: Site) -> Site:
+    site.config.write_text(f"{site.config.read_text()}[[suites.release.entries]]\nharness = 'toy'\ntasks = ['t']\n")
+    return site
+
+
+@pytest.fixture
 def answers(api: Api, site: Site) -> list[Message]:
     """Answers of every call, in which the numbers are 0 wherever they may be."""
     folder = site.toy_dir / "prepared" / "toy"
@@ -80,6 +88,8 @@ def answers(api: Api, site: Site) -> list[Message]:
     queue = api.GetQueue()
     cancelled = api.CancelJob(job_id=slow.job_id)
     first, second = (job_with_samples(api, folder, values) for values in ((0, 1), (1, 0)))
+    run = api.SubmitSuite(suite="release", request={"model": "prepared", "num_gpus": 0})
+    of_run = list(api.WatchSuiteRun(suite_run_id=run.suite_run_id))
     return [
         *(first_info, first_queue, validated, queued, *events, running, queue, cancelled, api.get(job_id)),
         *(api.ListJobs(), api.ListMetrics(job_id=job_id), api.GetHistory(), api.ListArtifacts(job_id=job_id)),
@@ -87,6 +97,7 @@ def answers(api: Api, site: Site) -> list[Message]:
         api.CompareJobs(baseline_job_id=job_id, candidate_job_ids=[other]),
         api.PlanComparison(difference=0.1, differing_ratio=0.1),
         api.ListFlips(baseline_job_id=first, candidate_job_id=second),
+        *(api.ListSuites(), run, *of_run, api.GetSuiteRun(suite_run_id=run.suite_run_id, view=SUITE_RUN_VIEW_DECISION)),
         *api.ReadLog(job_id=api.run("good").job_id),
         *api.ReadArtifact(job_id=job_id, name="toy/empty"),
     ]

@@ -78,6 +78,20 @@ def test_every_change_and_every_refusal_is_recorded_with_who_and_what(serve: Ser
     assert not any(token in text or token.split("_", 2)[2] in text for token in tokens.values())
 
 
+def test_a_suite_run_is_the_target_of_what_makes_and_cancels_it(serve: Serve, site: Site) -> None:
+    site.config.write_text(f"{site.config.read_text()}[[suites.release.entries]]\nharness = 'toy'\ntasks = ['t']\n")
+    server = serve()
+    run = server.api.SubmitSuite(suite="release", request={"model": "hangs", "num_gpus": 0}, request_id="r-1")
+    assert refused(lambda: server.api.SubmitSuite(suite="release")) == "INVALID_REQUEST"
+    server.api.CancelSuiteRun(suite_run_id=run.suite_run_id)
+    server.stop()
+    assert [(entry["call"], entry["target"], entry["request_id"]) for entry in entries_of(site)] == [
+        ("SubmitSuite", f"suite run {run.suite_run_id}", "r-1"),
+        ("SubmitSuite", "suite release", ""),
+        ("CancelSuiteRun", f"suite run {run.suite_run_id}", ""),
+    ]
+
+
 def test_an_owner_past_a_limit_is_recorded(serve: Serve, site: Site) -> None:
     server = serve(max_queued=1)
     server.start_no_more()
