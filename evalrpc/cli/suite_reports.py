@@ -37,13 +37,14 @@ FINDING_COLUMNS: Final = (
     Column("its interval", Kind.WHOLE),
     Column("p", Kind.NUMBER, ".2g"),
     Column("reason"),
-    Column("test", only_wide=True),
+    Column("test"),
     Column("required", Kind.WHOLE, only_wide=True),
     Column("job", Kind.WHOLE, only_wide=True),
 )
 
 RUN_COLUMNS: Final = (
     Column("decision", Kind.WHOLE),
+    Column("run", Kind.WHOLE),
     Column("suite"),
     Column("model"),
     Column("passed", Kind.NUMBER),
@@ -51,7 +52,6 @@ RUN_COLUMNS: Final = (
     Column("undecided", Kind.NUMBER),
     Column("no numbers", Kind.NUMBER),
     Column("status", Kind.WHOLE),
-    Column("run", Kind.WHOLE),
 )
 
 _MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]<>#|~&])")
@@ -112,11 +112,11 @@ def run_row(run: SuiteRun) -> tuple[Cell, ...]:
     counts = Counter(map(assessment_name, run.decision.findings))
     return (
         outcome_name(run.decision),
+        run.suite_run_id,
         run.suite.name,
         model_name(run),
         *(counts[name] for name in ("PASSED", "FAILED", "UNDECIDED", "NO_NUMBERS")),
         status_name(run.status),
-        run.suite_run_id,
     )
 
 
@@ -166,10 +166,12 @@ def _finding_texts(row: Sequence[Cell]) -> list[str]:
 
 
 def _matrix(runs: Sequence[SuiteRun]) -> str:
-    """Return the table of decisions, by model and suite; of several runs of one suite with one model, the last is shown."""
+    """Return the table of decisions, by model and suite."""
     suites = list(dict.fromkeys(run.suite.name for run in runs))
-    decisions = {(model_name(run), run.suite.name): outcome_name(run.decision) for run in runs}
-    rows = ([model, *(decisions.get((model, suite), "") for suite in suites)] for model in dict.fromkeys(map(model_name, runs)))
+    decisions: dict[str, dict[str, list[str]]] = {}
+    for run in runs:
+        decisions.setdefault(model_name(run), {}).setdefault(run.suite.name, []).append(outcome_name(run.decision))
+    rows = ([model, *(", ".join(of_model.get(suite, ())) for suite in suites)] for model, of_model in decisions.items())
     return f"# Decisions\n\n{_markdown_table(['model', *suites], rows)}"
 
 

@@ -20,6 +20,7 @@ from evalrpc.errors import (
     FieldsRefusedError,
     InvalidRequestError,
     JobNotFoundError,
+    SuiteRunNotFoundError,
     UnauthenticatedError,
 )
 from evalrpc.jobs.filters import JobMatcher
@@ -75,6 +76,18 @@ from evalrpc.v1.jobs_pb2 import (
 from evalrpc.v1.queue_pb2 import GetQueueRequest, GetQueueResponse, Gpu
 from evalrpc.v1.results_pb2 import ListMetricsRequest, ListMetricsResponse, ModelMetric
 from evalrpc.v1.samples_pb2 import ListSamplesRequest, ListSamplesResponse
+from evalrpc.v1.suites_pb2 import (
+    CancelSuiteRunRequest,
+    GetSuiteRunRequest,
+    ListSuitesRequest,
+    ListSuitesResponse,
+    SubmitSuiteRequest,
+    Suite,
+    SuiteDecision,
+    SuiteRun,
+    SuiteRunEvent,
+    WatchSuiteRunRequest,
+)
 
 JOB_ID = "7b0b8d5e-6f1e-4f0e-9d51-0d5fb3a1c001"
 TERMINAL = (JobStatus.JOB_STATUS_COMPLETED, JobStatus.JOB_STATUS_FAILED, JobStatus.JOB_STATUS_CANCELLED)
@@ -125,6 +138,12 @@ class FakeService(EvaluationServiceServicer):
         self.comparison = CompareJobsResponse()
         self.plan = PlanComparisonResponse()
         self.flips: list[Flip] = []
+        self.suites: list[Suite] = []
+        self.suite_runs: dict[str, SuiteRun] = {}
+        self.suite_run_events: list[SuiteRunEvent] = []
+        """What a watch sends before the terminal event."""
+        self.decisions: dict[str, SuiteDecision] = {}
+        """What a new run of a suite is decided to be, by the name of the suite."""
         missing = HarnessInfo(name="nightly", kind="command", unavailable_reason="no such program")
         self.harnesses = [HarnessInfo(name="lmms-eval", version="0.5", available=True), missing]
         self.info = GetServerInfoResponse(version="9.9.9", gpu_count=2, capabilities=["GetJob"])
@@ -305,6 +324,42 @@ class FakeService(EvaluationServiceServicer):
         self._take(request, context)
         page, token = self._page(self.flips, request.page_token)
         return ListFlipsResponse(flips=page, next_page_token=token, truncated_fields=self.truncated_fields)
+
+    def ListSuites(self, request: ListSuitesRequest, context: grpc.ServicerContext) -> ListSuitesResponse:  # noqa: N802
+        self._take(request, context)
+        page, token = self._page(self.suites, request.page_token)
+        return ListSuitesResponse(suites=page, next_page_token=token)
+
+    def SubmitSuite(self, request: SubmitSuiteRequest, context: grpc.ServicerContext) -> SuiteRun:  # noqa: N802
+        self._take(request, context)
+        suite_run_id = "" if request.validate_only else f"{len(self.suite_runs):08d}-3d1b-4c8e-9f6a-2b7d9e0f4a10"
+        run = SuiteRun(suite_run_id=suite_run_id, suite=Suite(name=request.suite), submission=request)
+        run.jobs.add(entry="e")
+        run.status = JobStatus.JOB_STATUS_COMPLETED
+        run.decision.CopyFrom(self.decisions.get(request.suite, SuiteDecision()))
+        self.suite_runs[suite_run_id] = run
+        return run
+
+    def GetSuiteRun(self, request: GetSuiteRunRequest, context: grpc.ServicerContext) -> SuiteRun:  # noqa: N802
+        self._take(request, context)
+        return self._suite_run(request.suite_run_id, context)
+
+    def WatchSuiteRun(  # noqa: N802
+        self, request: WatchSuiteRunRequest, context: grpc.ServicerContext
+    ) -> Iterator[SuiteRunEvent]:
+        self._take(request, context)
+        run = self._suite_run(request.suite_run_id, context)
+        yield from self.suite_run_events
+        yield SuiteRunEvent(type=JobEventType.JOB_EVENT_TYPE_STATUS, revision=99, run=run, terminal=True)
+
+    def CancelSuiteRun(self, request: CancelSuiteRunRequest, context: grpc.ServicerContext) -> SuiteRun:  # noqa: N802
+        self._take(request, context)
+        return self._suite_run(request.suite_run_id, context)
+
+    def _suite_run(self, suite_run_id: str, context: grpc.ServicerContext) -> SuiteRun:
+        if suite_run_id not in self.suite_runs:
+            _abort(context, SuiteRunNotFoundError(f"there is no suite run {suite_run_id}"))
+        return self.suite_runs[suite_run_id]
 
     def ListArtifacts(  # noqa: N802
         self, request: ListArtifactsRequest, context: grpc.ServicerContext

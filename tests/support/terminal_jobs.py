@@ -18,13 +18,25 @@ from evalrpc.v1.comparison_pb2 import (
     Verdict,
 )
 from evalrpc.v1.history_pb2 import GetHistoryResponse, HistoryPoint
-from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobError, JobInfo, JobStatus, Progress
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobError, JobEventType, JobInfo, JobStatus, Progress
 from evalrpc.v1.results_pb2 import Metric, ModelMetric, ModelResult, TaskResult
+from evalrpc.v1.suites_pb2 import (
+    Assessment,
+    Suite,
+    SuiteDecision,
+    SuiteEntry,
+    SuiteFinding,
+    SuiteOutcome,
+    SuiteRun,
+    SuiteRunEvent,
+)
 
 RUNNING, COMPLETED, FAILED, QUEUED, CANCELLED, FOREIGN = (
     JOB_ID,
     *(f"{number}c2f{number}a40-3d1b-4c8e-9f6a-2b7d9e0f4a1{number}" for number in range(1, 6)),
 )
+
+SUITE_RUN, GO_RUN, BASELINE_RUN = (f"{n}a2f{n}b40-3d1b-4c8e-9f6a-2b7d9e0f4b1{n}" for n in range(3))
 
 HOSTILE = "\x1b[2J\x9b31m\x07a\u202eb\u200bc\u2028d\ne\rf\x7f\U000e0041"
 """Clears the screen, colours, beeps, turns the direction, hides, and breaks the line."""
@@ -50,6 +62,12 @@ def fill(service: FakeService) -> None:
     service.comparison = comparison()
     service.plan.metrics.extend(plans())
     service.flips = flips()
+    service.suites = suites()
+    go = decision(SuiteOutcome.SUITE_OUTCOME_GO)
+    service.suite_runs[SUITE_RUN] = suite_run(SUITE_RUN, "/ckpt/500", decision())
+    service.suite_runs[GO_RUN] = suite_run(GO_RUN, "/ckpt/600", go)
+    service.suite_run_events = suite_run_events()
+    service.decisions["release"] = go
     service.queue.max_queued = 1000
     service.queue.queued_job_ids.extend([QUEUED, *(f"{number:08d}-3d1b-4c8e-9f6a-000000000000" for number in range(25))])
     service.queue.status_counts.add(status=JobStatus.JOB_STATUS_FAILED, count=2)
@@ -289,3 +307,91 @@ def comparison() -> CompareJobsResponse:
     return CompareJobsResponse(
         candidates=[JobComparison(candidate_job_id=COMPLETED, metrics=[nan, worse, same])], confidence_level=0.95
     )
+
+
+def suites() -> list[Suite]:
+    """Build a suite with two entries, one of them hostile."""
+    first = SuiteEntry(name="gsm8k", tier=1, required=True, tolerance=0.01, threshold=0.6)
+    first.request.MergeFrom(EvaluateRequest(harness="lm-eval", tasks=["gsm8k"], num_fewshot=5))
+    first.metrics.add(metric="exact_match", filter="strict-match")
+    second = SuiteEntry(name=HOSTILE, tier=2, tolerance=0)
+    second.request.MergeFrom(EvaluateRequest(harness="lmms-eval", tasks=["mme", "mmmu_val"], limit=100))
+    return [Suite(name="release", description="What a release has to pass.", entries=[first, second])]
+
+
+def suite_run(suite_run_id: str, pretrained: str, decision: SuiteDecision) -> SuiteRun:
+    """Build a run of that suite that has ended."""
+    run = SuiteRun(suite_run_id=suite_run_id, status=JobStatus.JOB_STATUS_COMPLETED, decision=decision)
+    run.suite.CopyFrom(suites()[0])
+    run.submission.request.model = "hf"
+    run.submission.request.model_args.update({"pretrained": pretrained})
+    run.created_at.CopyFrom(at(600))
+    for entry, job_id in zip(run.suite.entries, (COMPLETED, FOREIGN), strict=True):
+        run.jobs.add(entry=entry.name, job_id=job_id, status=JobStatus.JOB_STATUS_COMPLETED)
+    return run
+
+
+def decision(outcome: SuiteOutcome.ValueType = SuiteOutcome.SUITE_OUTCOME_NO_GO) -> SuiteDecision:
+    """Build a decision with a finding of each kind; one of GO has only what passes."""
+    worse, passed = SuiteFinding(), SuiteFinding()
+    worse.metric.CopyFrom(comparison().candidates[0].metrics[1])
+    worse.metric.candidate_sample_count = 1319
+    worse.metric.adjusted_p_value = 0.0042
+    worse.MergeFrom(
+        SuiteFinding(
+            entry="gsm8k",
+            tier=1,
+            required=True,
+            job_id=COMPLETED,
+            baseline_job_id=RUNNING,
+            assessment=Assessment.ASSESSMENT_FAILED,
+            reason="WORSE: 0.3750 against the baseline's 0.5000",
+            threshold=0.3,
+            value_lower=0.349,
+            value_upper=0.401,
+            value_method=TestMethod.TEST_METHOD_ONE_SAMPLE_Z,
+            threshold_p_value=0.001,
+            threshold_adjusted_p_value=0.003,
+        )
+    )
+    passed.metric.CopyFrom(comparison().candidates[0].metrics[2])
+    passed.MergeFrom(
+        SuiteFinding(
+            entry="mme",
+            tier=2,
+            job_id=COMPLETED,
+            assessment=Assessment.ASSESSMENT_PASSED,
+            reason="SAME: 0.5000 against the baseline's 0.5000",
+        )
+    )
+    broken = SuiteFinding(
+        entry=HOSTILE,
+        tier=1,
+        required=True,
+        job_id=FOREIGN,
+        assessment=Assessment.ASSESSMENT_NO_NUMBERS,
+        reason=f"the job is FAILED: {HOSTILE}",
+    )
+    skipped = SuiteFinding(
+        entry="mmmu", tier=2, job_id=FOREIGN, assessment=Assessment.ASSESSMENT_UNDECIDED, reason="INCONCLUSIVE"
+    )
+    is_go = outcome == SuiteOutcome.SUITE_OUTCOME_GO
+    return SuiteDecision(
+        outcome=outcome,
+        reasons=[] if is_go else [f"gsm8k gsm8k/exact_match (tier 1) FAILED: {worse.reason}", f"broken: {HOSTILE}"],
+        findings=[passed] if is_go else [worse, broken, skipped, passed],
+        finding_count=1 if is_go else 4,
+        baseline_suite_run_id=BASELINE_RUN,
+        confidence_level=0.95,
+    )
+
+
+def suite_run_events() -> list[SuiteRunEvent]:
+    """Build what comes before the end of a run."""
+    running = SuiteRun(suite_run_id=SUITE_RUN, status=JobStatus.JOB_STATUS_RUNNING)
+    for entry, job_id in (("gsm8k", COMPLETED), (HOSTILE, FOREIGN)):
+        running.jobs.add(entry=entry, job_id=job_id, status=JobStatus.JOB_STATUS_QUEUED)
+    snapshot = SuiteRunEvent(type=JobEventType.JOB_EVENT_TYPE_SNAPSHOT, revision=1, run=running)
+    running.jobs[0].status = JobStatus.JOB_STATUS_RUNNING
+    job = JobInfo(job_id=COMPLETED, status=JobStatus.JOB_STATUS_RUNNING, progress=Progress(done=3, total=8, unit="samples"))
+    return [snapshot, SuiteRunEvent(type=JobEventType.JOB_EVENT_TYPE_PROGRESS, revision=2, run=running, job=job)]
