@@ -1,7 +1,7 @@
 """How a command connects to the server."""
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Final, TypeVar
@@ -18,6 +18,7 @@ SLOW_CALL_SECONDS: Final = 600.0
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
+TABLE_FORMS: Final = tuple(form.value for form in Form if form is not Form.TABLE)
 _FORM_HELP: Final = "Print all columns uncut (wide), protobuf JSON (json), one line of it per item (jsonl), or CSV (csv)."
 
 
@@ -37,14 +38,26 @@ def form_options(function: Callable[..., None]) -> Callable[..., None]:
     """Add the options for the form of a table. The command gets it as `form`."""
 
     @wraps(function)
-    def command(*, as_json: bool, form: str | None, **others: Any) -> None:
-        if as_json and form not in (None, Form.JSON):
-            raise click.UsageError(f"--json means -o json, so it can't be combined with -o {form}")
-        function(form=Form.JSON if as_json else Form(form or Form.TABLE), **others)
+    def command(*, form: str, **others: Any) -> None:
+        function(form=Form(form), **others)
 
-    forms = [form.value for form in Form if form is not Form.TABLE]
-    with_json = click.option("--json", "as_json", is_flag=True, help="Print protobuf JSON, as -o json does.")(command)
-    return click.option("-o", "--format", "form", type=click.Choice(forms), help=_FORM_HELP)(with_json)
+    return named_form_options(TABLE_FORMS, _FORM_HELP)(command)
+
+
+def named_form_options(names: Sequence[str], help_text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add the options for one of these forms, JSON among them. The command gets its name, or that of a table, as `form`."""
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        @wraps(function)
+        def command(*, as_json: bool, form: str | None, **others: Any) -> None:
+            if as_json and form not in (None, Form.JSON):
+                raise click.UsageError(f"--json means -o json, so it can't be combined with -o {form}")
+            function(form=Form.JSON.value if as_json else form or Form.TABLE.value, **others)
+
+        with_json = click.option("--json", "as_json", is_flag=True, help="Print protobuf JSON, as -o json does.")(command)
+        return click.option("-o", "--format", "form", type=click.Choice(names), help=help_text)(with_json)
+
+    return add
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import click
 from google.protobuf import json_format
 
 from evalrpc.cli import suite_reports
-from evalrpc.cli.connection import address_option
+from evalrpc.cli.connection import TABLE_FORMS, address_option, named_form_options
 from evalrpc.cli.exit_codes import ExitCode
 from evalrpc.cli.output import Form, print_drawing, print_items, print_line, print_table
 from evalrpc.cli.suite_runs import resolve_run
@@ -20,7 +20,7 @@ from evalrpc.v1.suites_pb2 import SuiteRun
 
 _MARKDOWN: Final = "markdown"
 _JUNIT: Final = "junit"
-_FORMS: Final = (*(form.value for form in Form if form is not Form.TABLE), _MARKDOWN, _JUNIT)
+_FORMS: Final = (*TABLE_FORMS, _MARKDOWN, _JUNIT)
 _FORM_HELP: Final = (
     "Print all columns uncut (wide), protobuf JSON (json), one line of it per run or finding (jsonl), CSV (csv), Markdown "
     "(markdown), or JUnit XML (junit)."
@@ -69,12 +69,11 @@ def decision_options(function: Callable[..., None]) -> Callable[..., None]:
     as `display`."""
 
     @wraps(function)
-    def command(*, form: str | None, reports: tuple[Path, ...], **others: Any) -> None:
-        function(display=Display(form or Form.TABLE, reports), **others)
+    def command(*, form: str, reports: tuple[Path, ...], **others: Any) -> None:
+        function(display=Display(form, reports), **others)
 
-    command = address_option(command)
+    with_options: Callable[..., None] = address_option(named_form_options(_FORMS, _FORM_HELP)(command))
     for option in (
-        click.option("-o", "--format", "form", type=click.Choice(_FORMS), help=_FORM_HELP),
         click.option(
             "--report",
             "reports",
@@ -86,8 +85,8 @@ def decision_options(function: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--baseline", metavar="RUN", help="Compare with this suite run. Default: as it was submitted."),
     ):
-        command = option(command)
-    return command
+        with_options = option(with_options)
+    return with_options
 
 
 def decided(client: EvalClient, suite_run_ids: Sequence[str], baseline: str | None) -> list[SuiteRun]:

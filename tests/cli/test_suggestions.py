@@ -11,7 +11,7 @@ Run = Callable[..., Result]
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [
-        (["lsit"], "No such command 'lsit'; did you mean 'list'?"),
+        (["lsit"], "No such command 'lsit'; did you mean 'list' or 'suite'?"),
         (["watchall"], "No such command 'watchall'; did you mean 'watch-all' or 'watch'?"),
         (["frobnicate"], "No such command 'frobnicate'."),
         (["baseline", "lst"], "No such command 'lst'; did you mean 'list' or 'set'?"),
