@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from evalrpc.analysis import comparer, flips, history, sample_values
+from evalrpc.analysis import comparer, flips, history, sample_values, suite_metrics
 from evalrpc.files.opening import MAX_NAME_BYTES as MAX_FILE_NAME_BYTES
 from evalrpc.jobs import filters, label_selectors, size_limits, transitions
 from evalrpc.reading import artifacts, metrics, sample_files, sample_pages, samples
@@ -94,6 +94,8 @@ def requests() -> Iterator[tuple[str, str, str]]:
             ("`alpha`", f"{validation.MIN_ALPHA} to {validation.MAX_ALPHA}", "`alpha`"),
             ("`power` of a plan", f"{validation.MIN_POWER} to {validation.MAX_POWER}", "`power`"),
             ("`update_mask`", f"{validation.MAX_PATHS} paths", "`update_mask`"),
+            ("a SubmitSuiteRequest", size(size_limits.MAX_SUBMIT_SUITE_BYTES), "`request`"),
+            ("suite runs in a filter", f"{validation.MAX_TASKS:,}", "`filter.suite_run_ids`"),
             ("`heartbeat_interval`", f"at least {validation.MIN_HEARTBEAT_SECONDS} s", "`heartbeat_interval`"),
         )
     )
@@ -134,6 +136,12 @@ def answers() -> Iterator[tuple[str, str, str]]:
         process(comparer.PROCESS_LIMITS, comparer.PROCESS_USE),
         _TOO_MUCH,
     )
+    yield (
+        "each entry of a decision",
+        f"{process(comparer.PROCESS_LIMITS, comparer.PROCESS_USE)}, {suite_metrics.MAX_METRICS:,} metrics",
+        "NO_NUMBERS for that entry",
+    )
+    yield ("findings of a decision", size(size_limits.MAX_FINDINGS_BYTES), "the last are left out; all count")
     yield ("flips in each direction", f"{flips.MAX_LISTED:,}", "only the largest ones are listed; all are counted")
     yield ("each of the two rows of a flip", f"{size(flips.MAX_ROW_BYTES)}", "`truncated_fields`")
     yield (

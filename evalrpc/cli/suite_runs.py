@@ -11,8 +11,8 @@ from evalrpc.cli.exit_codes import ExitCode, fail
 from evalrpc.cli.job_ids import resolve
 from evalrpc.client import EvalClient
 from evalrpc.jobs.filters import canonical_prefix
+from evalrpc.jobs.model_arguments import model_argument
 from evalrpc.jobs.suite_states import SUITE_LABEL
-from evalrpc.preparations.preparation import model_argument
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobFilter, JobView
 from evalrpc.v1.suites_pb2 import SuiteRun
 

@@ -14,10 +14,8 @@ from evalrpc.files.fingerprints import fingerprint_files
 from evalrpc.harnesses.base import Command
 from evalrpc.harnesses.code_arguments import code_arguments
 from evalrpc.harnesses.placeholders import filled_in, placeholders_in, require_known
+from evalrpc.jobs.model_arguments import model_argument
 from evalrpc.v1.jobs_pb2 import EvaluateRequest
-
-MODEL_ARGUMENTS: Final = ("pretrained", "model_path", "model_version", "model")
-"""The arguments of models that may name a folder; the first of them in a request does."""
 
 PROGRAMS: Final = {"merge_fsdp2": Path(__file__).with_name("merge_fsdp2.py")}
 """The programs that come with evalrpc, by placeholder. They run without its package, with the interpreter of a harness."""
@@ -71,12 +69,6 @@ class Preparation:
 def build_preparations(settings: Mapping[str, PreparationSettings]) -> dict[str, Preparation]:
     """Build every configured preparation, by name. Raises ConfigurationError."""
     return {name: Preparation(preparation) for name, preparation in settings.items()}
-
-
-def model_argument(request: EvaluateRequest) -> str | None:
-    """Return the name of the argument that names the model's folder; None if there is none."""
-    fields = request.model_args.fields
-    return next((name for name in MODEL_ARGUMENTS if name in fields and fields[name].string_value), None)
 
 
 def model_folder(request: EvaluateRequest, working_dir: Path) -> Path | None:

@@ -6,7 +6,8 @@ from typing import Final
 
 from evalrpc.config import HarnessSettings, PreparationSettings
 from evalrpc.errors import FieldViolation, InvalidRequestError
-from evalrpc.preparations.preparation import MODEL_ARGUMENTS, model_argument, model_folder
+from evalrpc.jobs.model_arguments import MODEL_ARGUMENTS, model_argument
+from evalrpc.preparations.preparation import model_folder
 from evalrpc.v1.jobs_pb2 import EvaluateRequest
 
 _MAX_SHOWN: Final = 80

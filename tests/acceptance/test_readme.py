@@ -14,7 +14,7 @@ README = (ROOT / "README.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 PAGES = "\n".join(
-    [README, *((ROOT / f"docs/{name}.md").read_text() for name in ("command-line", "jobs", "operating", "python"))]
+    [README, *((ROOT / f"docs/{name}.md").read_text() for name in ("command-line", "jobs", "operating", "python", "suites"))]
 )
 CODE = "\n".join([*re.findall(r"^    .*$", PAGES, re.MULTILINE), *re.findall(r"`[^`\n]+`", PAGES)])
 
@@ -34,16 +34,16 @@ def test_make_target_exists(words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", sorted(set(re.findall(r"(?<![\w.-])evalrpc ([a-z]+)\b", CODE.replace("/evalrpc", " evalrpc"))))
+    "command", sorted(set(re.findall(r"(?<![\w.-])evalrpc ([a-z]+(?:-[a-z]+)*)\b", CODE.replace("/evalrpc", " evalrpc"))))
 )
 def test_command_exists(command: str) -> None:
     assert command in main.list_commands(click.Context(main))
 
 
-@pytest.mark.parametrize("line", [line.strip() for line in CODE.splitlines() if re.search(r"evalrpc [a-z]+ .*--", line)])
+@pytest.mark.parametrize("line", [line.strip() for line in CODE.splitlines() if re.search(r"evalrpc [a-z-]+ .*--", line)])
 def test_flags_exist(line: str) -> None:
     context = click.Context(main)
-    name, subcommand = re.findall(r"evalrpc ([a-z]+)(?: ([a-z]+))?", line)[0]
+    name, subcommand = re.findall(r"evalrpc ([a-z-]+)(?: ([a-z]+))?", line)[0]
     command = main.get_command(context, name)
     if isinstance(command, click.Group):
         command = command.get_command(context, subcommand)

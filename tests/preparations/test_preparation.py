@@ -8,7 +8,8 @@ import pytest
 
 from evalrpc.config import PreparationSettings
 from evalrpc.errors import ConfigurationError
-from evalrpc.preparations.preparation import PROGRAMS, Preparation, model_argument, model_folder, place_of, with_model
+from evalrpc.jobs.model_arguments import model_argument
+from evalrpc.preparations.preparation import PROGRAMS, Preparation, model_folder, place_of, with_model
 from evalrpc.v1.jobs_pb2 import EvaluateRequest
 
 COMMAND = ("merge", "{model}", "--to={output}")
