@@ -77,6 +77,7 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Find
     """Yield the findings of every check. Changes nothing that lasts."""
     yield from _guarded("harnesses", lambda: check_harnesses(settings))
     yield from _guarded("preparations", lambda: check_preparations(settings))
+    yield from _guarded("suites", lambda: check_suites(settings))
     yield from _guarded("GPUs", lambda: check_gpus(settings, environment))
     yield from _guarded("defaults", lambda: check_defaults(settings, environment))
     yield from _guarded("cgroups", lambda: check_cgroups(settings, environment))
@@ -122,6 +123,14 @@ def check_preparations(settings: Settings) -> Iterator[Finding]:
     for name, preparation in sorted(build_preparations(settings.preparations).items()):
         problem = preparation.problem()
         yield Finding(f"preparation {name}", not problem, problem or "its program is there")
+
+
+def check_suites(settings: Settings) -> Iterator[Finding]:
+    """Check that a job can be made of each entry of every suite."""
+    from evalrpc.server.suite_definitions import build_suites
+
+    for name, suite in build_suites(settings.suites).items():
+        yield Finding(f"suite {name}", True, f"entries: {', '.join(entry.name for entry in suite.entries)}")
 
 
 def check_gpus(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:

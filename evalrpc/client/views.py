@@ -32,6 +32,7 @@ from evalrpc.v1.history_pb2 import GetHistoryResponse, HistoryPoint
 from evalrpc.v1.jobs_pb2 import JobInfo, JobStatus
 from evalrpc.v1.results_pb2 import ListMetricsResponse, Metric, ModelMetric, ModelResult
 from evalrpc.v1.samples_pb2 import ListSamplesResponse
+from evalrpc.v1.suites_pb2 import SuiteDecision, SuiteFinding, SuiteRun
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +49,9 @@ _HIDDEN: Final = frozenset(
 )
 """Columns that only `to_pandas` has, so that a table fits."""
 
-_ONE_LINE: Final = (Flip, HistoryPoint, JobInfo, Metric, MetricComparison, MetricPlan, ModelMetric)
+_OUTCOME: Final = SuiteDecision.DESCRIPTOR.fields_by_name["outcome"]
+
+_ONE_LINE: Final = (Flip, HistoryPoint, JobInfo, Metric, MetricComparison, MetricPlan, ModelMetric, SuiteFinding)
 """What often stands in a list, at a prompt, so that each is one line there."""
 
 Row = dict[str, Any]
@@ -156,6 +159,19 @@ def _row_of_flip(flip: Flip) -> Row:
     return {**_row(flip, *samples), **samples}
 
 
+def _rows_of_run(run: SuiteRun) -> Iterator[Row]:
+    """Yield the findings of the decision over a run; without one, the jobs."""
+    rows = rows_of(run.decision) if run.HasField("decision") else map(_row, run.jobs)
+    for row in rows:
+        yield {"suite_run_id": run.suite_run_id, **row}
+
+
+def _row_of_finding(finding: SuiteFinding) -> Row:
+    """Return its fields, and those of its metric beside them."""
+    metric = _row_of_metric_comparison(finding.metric) if finding.HasField("metric") else {}
+    return {**_row(finding, "metric"), **metric}
+
+
 _ROWS: Final[Mapping[type, Callable[[Any], Iterable[Row]]]] = {
     JobInfo: _rows_of_job,
     ModelResult: _rows_of_result,
@@ -170,6 +186,9 @@ _ROWS: Final[Mapping[type, Callable[[Any], Iterable[Row]]]] = {
     PlanComparisonResponse: lambda response: rows_of(response.metrics),
     MetricPlan: lambda plan: [_row(plan)],
     Flip: lambda flip: [_row_of_flip(flip)],
+    SuiteRun: _rows_of_run,
+    SuiteDecision: lambda decision: map(_row_of_finding, decision.findings),
+    SuiteFinding: lambda finding: [_row_of_finding(finding)],
     ListSamplesResponse: lambda page: map(plain_row, page.samples),
     Struct: lambda sample: [plain_row(sample)],
     dict: lambda sample: [sample],
@@ -196,6 +215,16 @@ def describe(message: Any) -> str:
         case Flip():
             row = _row(message, "baseline_sample", "candidate_sample")
             words = f"{message.doc_id}: {_cell(row['baseline_value'])} -> {_cell(row['candidate_value'])}, {row['direction']}"
+        case SuiteRun():
+            decided = [str(_field(message.decision, _OUTCOME))] if message.HasField("decision") else []
+            name = message.suite_run_id or "(not submitted)"
+            words = ", ".join([f"{name} {_status(message.status)}", message.suite.name, *decided])
+        case SuiteDecision():
+            words = "; ".join([str(_field(message, _OUTCOME)), *message.reasons])
+        case SuiteFinding():
+            row = _row(message, "metric")
+            metric = f" {metric_text(message.metric)}" if message.HasField("metric") else ""
+            words = f"{message.entry}{metric}: {row['assessment']}, {message.reason}"
         case HistoryPoint():
             words = f"{message.job_id} {', '.join((*_labels(message), message.model, *map(_describe_metric, message.metrics)))}"
         case _:
@@ -223,7 +252,7 @@ def _describe_job(job: JobInfo) -> str:
         parts.append(f"{job.progress.done}/{total} {job.progress.unit}".rstrip())
     if job.HasField("error"):
         parts.append(f"{job.error.reason}: {job.error.message}")
-    return f"{job.job_id or '(not submitted)'} {_status(job)}, {', '.join(parts)}"
+    return f"{job.job_id or '(not submitted)'} {_status(job.status)}, {', '.join(parts)}"
 
 
 def _describe_metric(metric: Metric) -> str:
@@ -241,8 +270,8 @@ def _labels(message: JobInfo | HistoryPoint) -> list[str]:
     return [f"{key}={text}" for key, text in sorted(message.labels.items())]
 
 
-def _status(job: JobInfo) -> str:
-    return JobStatus.Name(job.status).removeprefix("JOB_STATUS_") if job.status in JobStatus.values() else str(job.status)
+def _status(status: "JobStatus.ValueType") -> str:
+    return JobStatus.Name(status).removeprefix("JOB_STATUS_") if status in JobStatus.values() else str(status)
 
 
 # In a notebook

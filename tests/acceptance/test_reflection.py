@@ -34,6 +34,8 @@ results = {"t": {"acc,none": 0.25, "acc_stderr,none": 0.125, "zero,none": 0.0, "
 print("done")
 """
 
+SUITE = "[[suites.release.entries]]\nharness = 'small'\ntasks = ['t']\n"
+
 VALUES = [["acc", 0.25, 0.125], ["zero", 0, 0]]
 
 
@@ -140,7 +142,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("server")
     (folder / "program.py").write_text(PROGRAM)
     command = f'["{sys.executable}", "program.py", "{{output_dir}}"]'
-    server = ServerProcess(folder / "data", f'gpus = "0"\n[harnesses.small]\nkind = "command"\ncommand = {command}\n')
+    server = ServerProcess(folder / "data", f'gpus = "0"\n[harnesses.small]\nkind = "command"\ncommand = {command}\n{SUITE}')
     try:
         yield server.start()
     finally:
@@ -199,6 +201,7 @@ def test_what_is_not_there_is_said_in_a_sentence(grpcurl: Grpcurl) -> None:
 
 REFUSED = {
     "CancelJob": "JOB_FINISHED",
+    "CancelSuiteRun": "JOB_FINISHED",
     "ListTasks": "CATALOG_UNAVAILABLE",
     "ListModels": "CATALOG_UNAVAILABLE",
     **dict.fromkeys(("PauseQueue", "ResumeQueue", "CordonGpu", "UncordonGpu"), "PERMISSION_DENIED"),
@@ -210,7 +213,14 @@ def test_every_unary_call_of_the_server_is_answered(client: GenericClient) -> No
     job_id = evaluated(client)["jobId"]
     (info,) = client.call(f"{SERVICE.full_name}/GetServerInfo")
     request = {"harness": "small", "model": "m", "tasks": ["t"], "numGpus": 0}
+    of_suite = {"suite": "release", "request": {"model": "m", "numGpus": 0}}
+    (run,) = client.call(f"{SERVICE.full_name}/SubmitSuite", of_suite)
+    suite_run = {"suiteRunId": run["suiteRunId"]}
+    assert client.call(f"{SERVICE.full_name}/WatchSuiteRun", suite_run)[-1]["terminal"]
     messages: dict[str, dict[str, Any]] = {
+        "SubmitSuite": of_suite,
+        "GetSuiteRun": suite_run | {"view": "SUITE_RUN_VIEW_DECISION"},
+        "CancelSuiteRun": suite_run,
         "SubmitJob": {"request": request, "validateOnly": True, "labels": {"run": "x"}},
         "CompareJobs": {"baselineJobId": job_id, "candidateJobIds": [evaluated(client)["jobId"]]},
         "PlanComparison": {"difference": 0.01, "baselineJobId": job_id},

@@ -973,6 +973,18 @@ def test_doctor_looks_for_the_program_of_every_preparation(config: Path) -> None
     assert "would be read as code" in findings["preparations"]["detail"]
 
 
+def test_doctor_shows_the_suites_and_what_is_wrong_with_them(config: Path) -> None:
+    entry = "[[suites.release.entries]]\nharness = 'nightly'\ntasks = ['{}']\n"
+    given = config.read_text()
+    config.write_text(given + entry.format("mme") + entry.format("mmmu"))
+    _, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0")
+    assert findings["suite release"] == {"subject": "suite release", "good": True, "detail": "entries: mme, mmmu"}
+    config.write_text(given + entry.format("tasks/mme.yaml"))
+    exit_code, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0")
+    assert (exit_code, findings["suites"]["good"]) == (1, False)
+    assert "suites.release.entries[0].tasks[0]: must be the name of a task, not a path" in findings["suites"]["detail"]
+
+
 def test_doctor_names_the_address_where_there_are_several(config: Path, tmp_path: Path) -> None:
     path = tmp_path / "run" / "socket"
 

@@ -26,6 +26,7 @@ from evalrpc.v1.history_pb2 import GetHistoryResponse, HistoryPoint
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobError, JobInfo, JobStatus, Progress
 from evalrpc.v1.results_pb2 import ListMetricsResponse, Metric, ModelMetric, ModelResult
 from evalrpc.v1.samples_pb2 import ListSamplesResponse
+from evalrpc.v1.suites_pb2 import Assessment, SuiteDecision, SuiteFinding, SuiteJob, SuiteOutcome, SuiteRun
 
 SCORE = Metric(
     task="mme", metric="score", filter="none", value=0.75, standard_error=0.01, higher_is_better=True, sample_count=8
@@ -71,6 +72,40 @@ def test_the_answers_of_a_comparison_a_plan_and_a_flip_are_rows_of_plain_values(
     assert repr(flip) == "<Flip 7: 1.0000 -> 0.0000, WORSE>"
     (row,) = rows_of(flip)
     assert (row["direction"], row["baseline_sample"], row["candidate_sample"]) == ("WORSE", {"doc_id": 7}, {})
+
+
+def decided_run() -> SuiteRun:
+    metric = comparison().candidates[0].metrics[0]
+    worse = SuiteFinding(
+        entry="a", tier=1, required=True, assessment=Assessment.ASSESSMENT_FAILED, reason="WORSE", metric=metric
+    )
+    broken = SuiteFinding(entry="b", assessment=Assessment.ASSESSMENT_NO_NUMBERS, reason="the job is FAILED")
+    outcome = SuiteOutcome.SUITE_OUTCOME_NO_GO
+    decision = SuiteDecision(outcome=outcome, reasons=["a FAILED"], findings=[worse, broken])
+    run = SuiteRun(suite_run_id=JOB_ID, status=JobStatus.JOB_STATUS_COMPLETED, decision=decision)
+    run.suite.name = "release"
+    return run
+
+
+def test_a_suite_run_is_its_decision_and_a_row_per_finding() -> None:
+    run = decided_run()
+    first, second = rows_of(run)
+    assert (first["suite_run_id"], first["entry"], first["assessment"], first["required"]) == (JOB_ID, "a", "FAILED", True)
+    assert (first["metric"], first["difference"], first["verdict"]) == ("score", -0.25, "WORSE")
+    assert (second["reason"], "metric" in second) == ("the job is FAILED", False)
+    assert repr(run).splitlines()[0] == f"<SuiteRun {JOB_ID} COMPLETED, release, NO_GO>"
+    assert repr(run.decision).splitlines()[0] == "<SuiteDecision NO_GO; a FAILED>"
+    assert repr(run.decision.findings) == (
+        "[<SuiteFinding a mme/score,none: FAILED, WORSE>, <SuiteFinding b: NO_NUMBERS, the job is FAILED>]"
+    )
+    run.decision.outcome = 99  # type: ignore[assignment]  # of a newer server
+    assert repr(run).splitlines()[0].endswith("release, 99>")
+
+
+def test_a_suite_run_that_was_not_decided_over_has_its_jobs() -> None:
+    run = SuiteRun(jobs=[SuiteJob(entry="a", job_id=JOB_ID, status=JobStatus.JOB_STATUS_RUNNING)])
+    (row,) = rows_of(run)
+    assert (row["entry"], row["job_id"], row["status"]) == ("a", JOB_ID, "RUNNING")
 
 
 def samples() -> ListSamplesResponse:
