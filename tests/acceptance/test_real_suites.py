@@ -73,12 +73,8 @@ threshold = {of_inspect}
 """
 
 MODELS = (
-    "--harness-model",
-    "lm-eval=dummy",
-    "--harness-model",
-    "lmms-eval=dummy",
-    "--harness-model",
-    "inspect-ai=mockllm/model",
+    *("--harness-model", "lm-eval=dummy", "--harness-model", "lmms-eval=dummy"),
+    *("--harness-model", "inspect-ai=mockllm/model", "--num-gpus", "0", "--cache"),
 )
 
 

@@ -17,6 +17,7 @@ from evalrpc import errors
 from evalrpc.client import AsyncEvalClient, EvalClient
 from evalrpc.v1.files_pb2 import ReadLogRequest, ReadLogResponse
 from evalrpc.v1.jobs_pb2 import JobEvent, JobEventType, JobStatus, ListJobsResponse, WatchJobRequest, WatchJobsRequest
+from evalrpc.v1.suites_pb2 import SuiteRun, SuiteRunEvent, WatchSuiteRunRequest
 
 SNAPSHOT, STATUS = JobEventType.JOB_EVENT_TYPE_SNAPSHOT, JobEventType.JOB_EVENT_TYPE_STATUS
 BOOKMARK = JobEventType.JOB_EVENT_TYPE_BOOKMARK
@@ -138,7 +139,7 @@ def collect_async(address: str, on_item: OnItem, method: str, *arguments: Any, *
 
 
 def is_terminal(item: Any) -> bool:
-    return isinstance(item, JobEvent) and item.terminal
+    return isinstance(item, JobEvent | SuiteRunEvent) and item.terminal
 
 
 @pytest.fixture
@@ -194,6 +195,24 @@ def test_a_watch_of_all_jobs_that_breaks_goes_on_too(name: str, collect: Collect
     assert [each.type for each in seen] == [SNAPSHOT, BOOKMARK, STATUS]
     assert (seen[0].job, seen[1].revision, seen[2]) == (job, 3, event(STATUS, 5, terminal=True))
     assert [request.after_revision for request in requests] == [3, 3]
+
+
+def run_event(kind: int, revision: int, *, terminal: bool = False) -> SuiteRunEvent:
+    return SuiteRunEvent(type=kind, revision=revision, run=SuiteRun(suite_run_id=JOB_ID), terminal=terminal)
+
+
+@pytest.mark.parametrize("name", ["RST_STREAM INTERNAL_ERROR", "GOAWAY INTERNAL_ERROR", "a dropped socket"])
+def test_a_watch_of_a_suite_run_that_breaks_goes_on_after_the_last_revision(
+    name: str, collect: Collect, read: threading.Event
+) -> None:
+    first = sent_then(run_event(SNAPSHOT, 3), then=BREAKS[name], after=read)
+    heartbeat, repeat = SuiteRunEvent(type=BOOKMARK, revision=3), run_event(STATUS, 3)
+    rest = sent_then(heartbeat, repeat, run_event(STATUS, 8, terminal=True), then=Exchange.end)
+    with Http2Stub([first, rest]) as stub:
+        seen = collect(stub.address, "watch_suite_run", JOB_ID)
+        requests = [WatchSuiteRunRequest.FromString(request) for request in stub.requests]
+    assert seen == [run_event(SNAPSHOT, 3), run_event(STATUS, 8, terminal=True)]
+    assert [(request.suite_run_id, request.after_revision) for request in requests] == [(JOB_ID, 0), (JOB_ID, 3)]
 
 
 @pytest.mark.parametrize("name", ["RST_STREAM INTERNAL_ERROR", "RST_STREAM CANCEL", "GOAWAY NO_ERROR", "a dropped socket"])

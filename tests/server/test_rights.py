@@ -1,6 +1,7 @@
 """The table of rights, and what its check looks at: as little as possible, and the same for hidden jobs as for none."""
 
 import asyncio
+import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,15 +9,17 @@ from typing import Any
 
 import pytest
 from google.protobuf.message import Message
-from store_jobs import CLOCK, submit
+from store_jobs import CLOCK, SECONDS, new_job, submit
 
-from evalrpc.errors import EvalrpcError, JobNotFoundError, PermissionDeniedError
+from evalrpc.errors import EvalrpcError, JobNotFoundError, PermissionDeniedError, SuiteRunNotFoundError
 from evalrpc.server.app import SERVICE
 from evalrpc.server.auth.rights import RIGHTS, Guard, visible_owner
 from evalrpc.server.call import ANONYMOUS, Principal, Role
+from evalrpc.store.base import Submission, SuiteSubmission
 from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.v1.comparison_pb2 import CompareJobsRequest
 from evalrpc.v1.jobs_pb2 import CancelJobRequest, GetJobRequest, SubmitJobRequest
+from evalrpc.v1.suites_pb2 import CancelSuiteRunRequest, GetSuiteRunRequest, SuiteRun
 
 ALICE, VIEWER = Principal("alice", Role.SUBMITTER), Principal("alice", Role.VIEWER)
 OPERATOR = Principal("olga", Role.OPERATOR)
@@ -31,6 +34,10 @@ class CountingStore(SqliteStore):
     def known_jobs(self, job_ids: Sequence[str], owner: str | None = None) -> set[str]:
         self.reads += 1
         return super().known_jobs(job_ids, owner)
+
+    def known_suite_runs(self, suite_run_ids: Sequence[str], owner: str | None = None) -> set[str]:
+        self.reads += 1
+        return super().known_suite_runs(suite_run_ids, owner)
 
 
 @pytest.fixture
@@ -68,6 +75,8 @@ def test_a_call_that_names_jobs_has_the_fields_that_do_so() -> None:
     for method in SERVICE.methods:
         naming = {field.name for field in method.input_type.fields if field.name.endswith(("job_id", "job_ids"))}
         assert set(RIGHTS[method.name].job_fields) == naming, method.name
+        naming = {field.name for field in method.input_type.fields if field.name.endswith("suite_run_id")}
+        assert set(RIGHTS[method.name].suite_run_fields) == naming, method.name
 
 
 def test_only_operators_and_callers_of_a_server_that_hides_nothing_see_the_jobs_of_all() -> None:
@@ -87,6 +96,30 @@ def test_a_hidden_job_is_looked_for_like_one_that_does_not_exist(store: Counting
             error, reads = outcome(store, "own", principal, "GetJob", GetJobRequest(job_id=job_id))
             assert isinstance(error, JobNotFoundError)
             assert reads == 1
+
+
+def suite_run_of(store: CountingStore, owner: str) -> str:
+    suite_run_id = str(uuid.uuid4())
+    job = new_job(owner=owner, suite_run_id=suite_run_id)
+    run = SuiteRun(suite_run_id=suite_run_id, owner=owner)
+    run.jobs.add(job_id=job.job_id)
+    return store.submit_suite(SuiteSubmission(run, [Submission(job)])).result(SECONDS).suite_run_id
+
+
+def test_a_hidden_suite_run_is_looked_for_like_one_that_does_not_exist(store: CountingStore) -> None:
+    mine, hidden = suite_run_of(store, "alice"), suite_run_of(store, "bob")
+    for principal in (ALICE, VIEWER, ANONYMOUS):
+        for suite_run_id in (hidden, NOWHERE):
+            message = GetSuiteRunRequest(suite_run_id=suite_run_id.upper())
+            error, reads = outcome(store, "own", principal, "GetSuiteRun", message)
+            assert isinstance(error, SuiteRunNotFoundError)
+            assert reads == 1
+    assert outcome(store, "own", ALICE, "GetSuiteRun", GetSuiteRunRequest(suite_run_id=mine)) == (None, 1)
+    assert outcome(store, "all", VIEWER, "GetSuiteRun", GetSuiteRunRequest(suite_run_id=hidden)) == (None, 0)
+    error, _ = outcome(store, "all", ALICE, "CancelSuiteRun", CancelSuiteRunRequest(suite_run_id=hidden))
+    assert isinstance(error, PermissionDeniedError)
+    assert error.message == f"suite run {hidden} is not yours: only its owner and operators may change it"
+    assert outcome(store, "all", OPERATOR, "CancelSuiteRun", CancelSuiteRunRequest(suite_run_id=hidden)) == (None, 0)
 
 
 def test_what_needs_no_look_has_none(store: CountingStore) -> None:

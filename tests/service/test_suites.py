@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from click.testing import CliRunner
 from copier import add_copier
 from google.rpc import error_details_pb2
 from serving import (
@@ -19,6 +20,7 @@ from serving import (
     NOWHERE,
     QUEUED,
     RUNNING,
+    SECONDS,
     SNAPSHOT,
     STATUS,
     TERMINAL,
@@ -33,10 +35,13 @@ from serving import (
 )
 from waiting import eventually
 
+from evalrpc.cli import main
 from evalrpc.client import EvalClient
 from evalrpc.errors import InvalidRequestError, SuiteRunNotFoundError
+from evalrpc.jobs.size_limits import MAX_PAGE_BYTES
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.comparison_pb2 import TEST_METHOD_MCNEMAR, VERDICT_NOT_WORSE, VERDICT_VOID, VERDICT_WORSE
+from evalrpc.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from evalrpc.v1.suites_pb2 import (
     ASSESSMENT_FAILED,
     ASSESSMENT_NO_NUMBERS,
@@ -46,6 +51,7 @@ from evalrpc.v1.suites_pb2 import (
     SUITE_OUTCOME_INCONCLUSIVE,
     SUITE_OUTCOME_NO_GO,
     SUITE_RUN_VIEW_DECISION,
+    GetSuiteRunRequest,
     SubmitSuiteRequest,
     SuiteRun,
     SuiteRunEvent,
@@ -619,6 +625,46 @@ def test_bad_questions_about_a_run_are_refused(api: Api) -> None:
     ids["baseline_suite_run_id"] = NOWHERE
     assert reason_of(refusal(lambda: api.GetSuiteRun(**ids, view=2))) == "SUITE_RUN_NOT_FOUND"
     assert reason_of(refusal(lambda: submitted(api, baseline_suite_run_id=NOWHERE))) == "SUITE_RUN_NOT_FOUND"
+
+
+def test_the_largest_run_and_its_decision_fit_into_what_clients_accept_by_default(
+    site: Site, serve: Callable[..., ServerHere]
+) -> None:
+    folder = site.toy_dir / "prepared" / "toy"
+    folder.mkdir(parents=True)
+    names = [f"{number:0250}" for number in range(900)]
+    document = {"results": {"t": {f"{name},none": 0.5 for name in names}}}
+    (folder / "20260101_000000_results.json").write_text(json.dumps(document))
+    entries = (f"[[suites.large.entries]]\nharness = 'toy'\ntasks = ['t']\nname = '{n:0255}'\n" for n in range(10))
+    site.config.write_text(f"{site.config.read_text()}{''.join(entries)}")
+    server = serve()
+    args = {"a": "x" * 500_000}
+    request = {"model": "prepared", "num_gpus": 0, "model_args": args}
+    labels = {f"k{number}": "v" * 255 for number in range(63)}
+    message = {"suite": "large", "request": request, "cache": pb.CACHE_MODE_ALLOW, "labels": labels}
+    run = server.api.SubmitSuite(harness_requests={"toy": {"model_args": args}}, **message)
+    wait_for(server.api, run)
+    with grpc.insecure_channel(server.address) as channel:  # with gRPC's own options
+        request = GetSuiteRunRequest(suite_run_id=run.suite_run_id, view=SUITE_RUN_VIEW_DECISION)
+        decided_run = EvaluationServiceStub(channel).GetSuiteRun(request, timeout=SECONDS)
+    assert decided_run.decision.finding_count == 9000
+    assert 1000 < len(decided_run.decision.findings) < 9000
+    assert len(decided_run.decision.reasons) == 100
+    assert decided_run.ByteSize() <= MAX_PAGE_BYTES
+
+
+def test_a_backup_has_the_suite_runs(site: Site, serve: Callable[..., ServerHere]) -> None:
+    server = serve()
+    run = submitted(server.api, request_id="r")
+    wait_for(server.api, run)
+    target, new = site.folder / "backup", site.folder / "new"
+    for arguments in (["backup", target, "--config", site.config], ["restore", target, "--data-dir", new]):
+        done = CliRunner().invoke(main, list(map(str, arguments)))
+        assert done.exit_code == 0, done.output
+    server.stop()
+    restored = serve(data_dir=new).api
+    assert run_of(restored, run).status == COMPLETED
+    assert submitted(restored, request_id="r").suite_run_id == run.suite_run_id
 
 
 # The Python client

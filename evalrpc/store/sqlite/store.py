@@ -290,7 +290,6 @@ class SqliteStore:
             future.set_exception(_unavailable(f"the server's store can't write: {error}"))
 
     def _publish(self, transaction: Transaction) -> None:
-        self._head = transaction.head
         self._journal_end_bytes = transaction.journal_end_bytes
         self._last_sequence = transaction.last_sequence
         self._last_created_ns = transaction.last_created_ns
@@ -308,6 +307,7 @@ class SqliteStore:
                 self._cache.remove(change.job.job_id)
             else:
                 self._cache.put(change.job.job_id, StoredJob(change.sequence, change.job.status, serialized, change.job.owner))
+        self._head = transaction.head  # once the cache has all up to it
         if transaction.changes:
             self._changes.pass_on([change for change, _ in transaction.changes])
 
@@ -379,13 +379,17 @@ class SqliteStore:
             found = suite_runs.requested(connection, submission)
             if found is None or found.fingerprint != submission.fingerprint:
                 return None
-            return suite_runs.read(connection, found.suite_run_id, head)
+            return suite_runs.read(connection, found.suite_run_id, head, self._cached_status)
 
     def suite_run(self, suite_run_id: str) -> SuiteRun:
         """Return a suite run as its jobs stand."""
         head = self._head
         with self._reading() as connection, _snapshot(connection):
-            return suite_runs.read(connection, suite_run_id, head)
+            return suite_runs.read(connection, suite_run_id, head, self._cached_status)
+
+    def _cached_status(self, job_id: str) -> Status | None:
+        cached = self._cache.get(job_id)
+        return cached and cached.status
 
     def known_suite_runs(self, suite_run_ids: Sequence[str], owner: str | None = None) -> set[str]:
         """Return those of the ids that are ids of suite runs, or of runs of an owner."""

@@ -2,10 +2,11 @@
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from evalrpc.jobs import lifecycle, suite_states
+from evalrpc.jobs.lifecycle import Status
 from evalrpc.store.base import SuiteSubmission, suite_run_not_found
 from evalrpc.v1.suites_pb2 import SuiteRun
 
@@ -46,15 +47,24 @@ def requested(connection: sqlite3.Connection, submission: SuiteSubmission) -> Re
     return row and Requested(*row)
 
 
-def read(connection: sqlite3.Connection, suite_run_id: str, revision: int) -> SuiteRun:
-    """Return a suite run with the statuses of its jobs. To be called within one transaction. Raises SuiteRunNotFoundError."""
+def read(
+    connection: sqlite3.Connection,
+    suite_run_id: str,
+    revision: int,
+    cached_status: Callable[[str], Status | None] = lambda _: None,
+) -> SuiteRun:
+    """Return a suite run with the statuses of its jobs. To be called within one transaction. Raises SuiteRunNotFoundError.
+
+    `cached_status` is that of a job in memory, as whoever reads the job gets it: a commit is in the database before.
+    """
     row = connection.execute("SELECT run FROM suite_runs WHERE suite_run_id = ?", (suite_run_id,)).fetchone()
     if row is None:
         raise suite_run_not_found(suite_run_id)
     run = SuiteRun.FromString(row[0])
     jobs = {job_id: (status, ended_ns) for job_id, status, ended_ns in connection.execute(_JOBS, (suite_run_id,))}
     for job in run.jobs:
-        job.status = jobs.get(job.job_id, (job.status, 0))[0]
+        cached = cached_status(job.job_id)
+        job.status = jobs.get(job.job_id, (job.status, 0))[0] if cached is None else cached
     run.status = suite_states.status_of(job.status for job in run.jobs)
     last_ended_ns = max((ended_ns for _, ended_ns in jobs.values()), default=0)
     if run.status in lifecycle.TERMINAL and last_ended_ns:
