@@ -145,8 +145,8 @@ def _test_value(finding: SuiteFinding, alpha: float) -> None:
         finding.value_method = TEST_METHOD_NONE
         return
     finding.value_method = TEST_METHOD_ONE_SAMPLE_Z
-    tested = significance.unpaired_z(metric.candidate_value - finding.threshold, error, alpha)
-    finding.value_lower, finding.value_upper = finding.threshold + tested.lower, finding.threshold + tested.upper
+    tested = significance.one_sample_z(metric.candidate_value, error, finding.threshold, alpha)
+    finding.value_lower, finding.value_upper = tested.lower, tested.upper
     if finding.HasField("threshold"):
         finding.threshold_p_value = tested.p_value
 

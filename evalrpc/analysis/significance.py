@@ -5,6 +5,7 @@ Pure and deterministic. `alpha` is the accepted false positive rate; the interva
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -84,6 +85,23 @@ def unpaired_z(difference: float, stderr: float, alpha: float) -> Difference:
     return Difference(difference, difference - reach, difference + reach, p_value, stderr, detectable)
 
 
+class Value(NamedTuple):
+    """The confidence interval of a value, and how probable one at least as far from a threshold is if that is the true one."""
+
+    lower: float
+    upper: float
+    p_value: float
+
+
+def one_sample_z(value: float, stderr: float, threshold: float, alpha: float) -> Value:
+    """Test a value with a standard error above zero against a threshold, assuming a normal distribution: z-test.
+
+    In few microseconds, since a decision may be over very many values.
+    """
+    reach = _two_sided_quantile(alpha) * stderr
+    return Value(value - reach, value + reach, math.erfc(abs(value - threshold) / stderr / math.sqrt(2)))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values by Holm's method, keeping their order: the chance of any false positive is then at most `alpha`."""
     adjusted = [0.0] * len(p_values)
@@ -92,6 +110,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
         adjusted[index] = largest
     return adjusted
+
+
+@lru_cache
+def _two_sided_quantile(alpha: float) -> float:
+    return float(norm.isf(alpha / 2))
 
 
 def _grouped(deviations: NDArray[np.float64]) -> NDArray[np.float64]:
