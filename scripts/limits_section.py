@@ -133,12 +133,12 @@ def answers() -> Iterator[tuple[str, str, str]]:
     yield ("a page of ListSamples", process(samples.PROCESS_LIMITS, samples.PROCESS_USE), f"a shorter page; {_TOO_MUCH}")
     yield (
         "a comparison, a plan, the first page of ListFlips",
-        process(comparer.PROCESS_LIMITS, comparer.PROCESS_USE),
+        process(comparer.READ_LIMITS, comparer.PROCESS_USE),
         _TOO_MUCH,
     )
     yield (
         "each entry of a decision",
-        f"{process(comparer.PROCESS_LIMITS, comparer.PROCESS_USE)}, {suite_metrics.MAX_METRICS:,} metrics",
+        f"{process(comparer.READ_LIMITS, comparer.PROCESS_USE)}, {suite_metrics.MAX_METRICS:,} metrics",
         "NO_NUMBERS for that entry",
     )
     yield ("findings of a decision", size(size_limits.MAX_FINDINGS_BYTES), "the last are left out; all count")
