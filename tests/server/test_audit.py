@@ -21,7 +21,10 @@ from evalrpc.server.audit_file import AuditEntry, AuditFile
 from evalrpc.server.call import ANONYMOUS
 from evalrpc.v1.jobs_pb2 import CancelJobRequest
 
-CHANGES = {"SubmitJob", "CancelJob", "UpdateJob", "DeleteJob", "PauseQueue", "ResumeQueue", "CordonGpu", "UncordonGpu"}
+CHANGES = {
+    *("SubmitJob", "CancelJob", "UpdateJob", "DeleteJob", "SubmitSuite", "CancelSuiteRun"),
+    *("PauseQueue", "ResumeQueue", "CordonGpu", "UncordonGpu"),
+}
 
 
 def entry(name: str = "CancelJob") -> AuditEntry:
