@@ -2,17 +2,20 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
 import terminal_jobs as jobs
-from conftest import Run
+from click.testing import Result
 from fake_server import FakeService
 
 from evalrpc.v1.jobs_pb2 import CACHE_MODE_ALLOW, JobInfo, JobStatus
 from evalrpc.v1.suites_pb2 import SUITE_RUN_VIEW_DECISION, SuiteDecision, SuiteOutcome, SuiteRun
+
+Run = Callable[..., Result]
 
 GO, NO_GO = SuiteOutcome.SUITE_OUTCOME_GO, SuiteOutcome.SUITE_OUTCOME_NO_GO
 INCONCLUSIVE = SuiteOutcome.SUITE_OUTCOME_INCONCLUSIVE
