@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from evalrpc.analysis import comparer, flips, history, sample_values, suite_metrics
+from evalrpc.analysis import comparer, flips, history, run_series, sample_values, suite_metrics
 from evalrpc.files.opening import MAX_NAME_BYTES as MAX_FILE_NAME_BYTES
 from evalrpc.jobs import filters, label_selectors, size_limits, transitions
 from evalrpc.reading import artifacts, metrics, sample_files, sample_pages, samples
@@ -116,6 +116,11 @@ def answers() -> Iterator[tuple[str, str, str]]:
     yield ("metrics in a JobInfo", size(size_limits.MAX_METRICS_BYTES), "`metrics_truncated`; ListMetrics has all")
     yield ("tasks in a JobInfo", size(size_limits.MAX_TASK_RESULTS_BYTES), "fewer tasks; ListMetrics has the metrics of all")
     yield ("points of a page of GetHistory", f"{history.MAX_POINTS:,}, {seconds(history.LIMITS)}", f"a token; {_TOO_MUCH}")
+    yield (
+        "trends of GetHistory",
+        f"{run_series.MAX_SERIES:,}, of {run_series.MAX_POINTS:,} points each",
+        "INVALID_ARGUMENT: select fewer",
+    )
     yield ("a page of ListMetrics", seconds(metrics.LIMITS), "a shorter page")
     yield ("name of an artifact", f"{MAX_FILE_NAME_BYTES:,} bytes", "it is not listed")
     yield ("a page of ListArtifacts", seconds(artifacts.LISTING_LIMITS), _TOO_MUCH)

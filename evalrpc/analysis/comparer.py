@@ -1,4 +1,4 @@
-"""Comparisons, decisions, plans and flips for callers, computed in processes of their own, so that NumPy and SciPy, which take
+"""Comparisons, decisions, plans, flips and trends for callers, computed in processes of their own. So NumPy and SciPy, which take
 more memory than the rest of an idle server, are never loaded into it."""
 
 import asyncio
@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 
 from evalrpc.analysis.evidence import Evidence, Measured
 from evalrpc.analysis.flip_lists import Flips, FlipsPart
+from evalrpc.analysis.run_series import Series
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import EvalrpcError
 from evalrpc.files.read_budget import ReadBudget, ReadLimits
@@ -29,6 +30,7 @@ from evalrpc.v1.comparison_pb2 import (
     PlanComparisonRequest,
     PlanComparisonResponse,
 )
+from evalrpc.v1.history_pb2 import MetricTrend, TrendOptions
 from evalrpc.v1.jobs_pb2 import JobInfo
 from evalrpc.v1.suites_pb2 import Suite, SuiteDecision, SuiteEntry
 
@@ -85,6 +87,11 @@ class Comparer:
         """Decide over all entries of a suite, which have been measured. See `evalrpc.analysis.decisions.decide`."""
         decision: SuiteDecision = await self._read(_decide, (suite, evidence, has_ended), ())
         return decision
+
+    async def find_trends(self, options: TrendOptions, series: Sequence[Series]) -> list[MetricTrend]:
+        """Say how each series goes."""
+        trends: list[MetricTrend] = await self._read(_find_trends, (options, series), [])
+        return trends
 
     async def list_flips(self, call: ListFlipsRequest, jobs: Sequence[JobInfo], page_size: int) -> bytes:
         """List a page of flips, as a serialised ListFlipsResponse. Raises what `evalrpc.analysis.flips.find_flips` does,
@@ -248,6 +255,19 @@ def _read_flips(
 
     part, page_size = order
     return read_flips(part, page_size, jobs, harnesses, data_dir, budget)
+
+
+def _find_trends(
+    order: tuple[TrendOptions, Sequence[Series]],
+    jobs: Sequence[JobInfo],  # noqa: ARG001 - as all work has it
+    harnesses: Mapping[str, Harness],  # noqa: ARG001
+    data_dir: Path,  # noqa: ARG001
+    budget: ReadBudget,
+) -> list[MetricTrend]:
+    from evalrpc.analysis.run_trends import find_trends
+
+    options, series = order
+    return find_trends(options, series, budget)
 
 
 def _work_in_process(

@@ -3,7 +3,8 @@
 The first page looks at all jobs that the filter takes, page by page of the store, and notes the places of those with points.
 Then it reads jobs in their order and builds points until the page is full. Its token holds the place at which the next page
 begins, and what has been decided: the order, and the newest job. The places are remembered for the next page, which so costs no
-more than its own jobs; if they were forgotten, it looks again.
+more than its own jobs; if they were forgotten, it looks again. Trends need all points, so they
+come on a page after the last of them.
 """
 
 import json
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from itertools import groupby, islice
 from typing import Final, NamedTuple
 
+from evalrpc.analysis.run_series import RunSeries, Series
 from evalrpc.files.read_budget import ReadBudget, ReadLimits
 from evalrpc.jobs.metric_selectors import Selection
 from evalrpc.jobs.size_limits import MAX_PAGE_BYTES
@@ -114,6 +116,8 @@ class History:
         budget: ReadBudget | None = None,
         owner: str | None = None,
     ) -> None:
+        self.series: list[Series] = []
+        """After `page()`: what the trends on that page are of."""
         self._store = store
         self._results = results
         self._budget = budget or ReadBudget(LIMITS)
@@ -127,6 +131,8 @@ class History:
         self._selection = Selection(call.metrics)
         self._step_label = call.step_label or DEFAULT_STEP_LABEL
         self._listing = GetHistoryRequest(filter=call.filter, metrics=call.metrics, step_label=self._step_label)
+        if call.HasField("trends"):
+            self._listing.trends.CopyFrom(call.trends)
         self._position = _decode(call.page_token, self._listing)
         self._newest = self._position.newest if self._position else 0
         self._before = self._newest + 1 if self._position else None
@@ -163,7 +169,22 @@ class History:
                     position = _Position(places.by_step, self._newest, step, sequence, piece.point.model, piece.begin)
                     return GetHistoryResponse(points=points, next_page_token=position.encode(self._listing))
                 points.append(piece.point)
-        return GetHistoryResponse(points=points)
+        if not self._listing.HasField("trends"):
+            return GetHistoryResponse(points=points)
+        if points:
+            self._remembered.put(self._key(places.by_step), places)
+            end = _Position(places.by_step, self._newest, math.inf, self._newest + 1, "", 0)
+            return GetHistoryResponse(points=points, next_page_token=end.encode(self._listing))
+        self.series = self._all_series(places)
+        return GetHistoryResponse()
+
+    def _all_series(self, places: _Places) -> list[Series]:
+        series = RunSeries(self._listing.trends)
+        for sequence in places.sequences:
+            self._budget.spend()
+            for piece in self._pieces_at(sequence):
+                series.add(piece.point)
+        return series.sorted()
 
     def _key(self, by_step: bool) -> bytes:
         """Return what tells this listing from others."""

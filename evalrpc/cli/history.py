@@ -1,4 +1,4 @@
-"""`evalrpc history`: metrics across jobs, as a table, as a plot in the terminal, or in a file."""
+"""`evalrpc history`: metrics across jobs and their trends, as a table, as a plot in the terminal, or in a file."""
 
 import math
 from collections import defaultdict
@@ -14,10 +14,10 @@ from evalrpc.cli import completion, plotting, tables, wording
 from evalrpc.cli.connection import SLOW_CALL_SECONDS, connect, table_options
 from evalrpc.cli.exit_codes import ExitCode, fail
 from evalrpc.cli.output import Form, is_terminal, print_drawing, print_items, print_line, print_table, terminal_cells
-from evalrpc.cli.parameters import filter_options
+from evalrpc.cli.parameters import filter_options, trend_options
 from evalrpc.cli.tables import Cell, Column, Kind
 from evalrpc.client.arguments import metric_text
-from evalrpc.v1.history_pb2 import HistoryPoint
+from evalrpc.v1.history_pb2 import HistoryPoint, MetricTrend, TrendOptions
 from evalrpc.v1.jobs_pb2 import JobFilter
 from evalrpc.v1.results_pb2 import Metric
 
@@ -34,6 +34,24 @@ _COLUMNS: Final = (
     Column("samples", Kind.NUMBER),
     Column("model"),
     Column("created", Kind.WHOLE),
+    Column("job", Kind.WHOLE),
+)
+_TREND_COLUMNS: Final = (
+    Column("task"),
+    Column("metric"),
+    Column("trend", Kind.WHOLE),
+    Column("alarm", Kind.WHOLE),
+    Column("change", Kind.NUMBER),
+    Column("at_least", Kind.NUMBER),
+    Column("at_most", Kind.NUMBER),
+    Column("noise", Kind.NUMBER),
+    Column("alarm_p", Kind.NUMBER),
+    Column("filter"),
+    Column("better", Kind.WHOLE),
+    Column("points", Kind.NUMBER),
+    Column("first", Kind.NUMBER),
+    Column("last", Kind.NUMBER),
+    Column("model"),
     Column("job", Kind.WHOLE),
 )
 _MAX_PLOTS: Final = 60
@@ -84,6 +102,8 @@ def _drawable(context: click.Context, parameter: click.Parameter, value: Path | 
     metavar="KEY",
     help="Tell jobs with different values of this label apart, such as run.",
 )
+@click.option("--trend", is_flag=True, help="Show instead how each metric goes, with an alarm if it has fallen.")
+@trend_options
 @click.option("--plot", is_flag=True, help="Draw in the terminal instead of printing the table.")
 @click.option(
     "--output",
@@ -98,6 +118,8 @@ def history_command(
     metrics: tuple[str, ...],
     step_label: str,
     by: str,
+    trend: bool,
+    options: TrendOptions,
     plot: bool,
     output: Path | None,
     address: str | None,
@@ -110,12 +132,19 @@ def history_command(
     The table has a row for each value; with -o wide, it has a row for each step and a column for each metric. A plot has a line
     for each value of the label --by, and for each model.
 
+    With --trend it has a row for each metric: its change from the first step to the last, the bounds of that with a confidence
+    of 95 %, and the step at which an alarm was raised because it fell. The alarm stays valid however often one looks.
+
     Without --status, only completed jobs count.
     """
+    options.run_label = by
     with connect(address, SLOW_CALL_SECONDS) as client:
-        response = client.get_history(job_filter, metrics, step_label)
+        response = client.get_history(job_filter, metrics, step_label, trends=options if trend else None)
     history = _History(response.points, step_label, by)
-    if plot:
+    if trend:
+        columns = [*_leading_columns(history), *_TREND_COLUMNS]
+        print_items(form, columns, (_trend_row(history, each) for each in response.trends), response.trends, response)
+    elif plot:
         _plot(history)
     elif form is Form.WIDE:
         _print_wide(history)
@@ -173,6 +202,29 @@ def _wide_row(history: _History, point: HistoryPoint, names: Sequence[_Name]) ->
     values = {_Name(value.task, value.metric, value.filter): value.value for value in point.metrics}
     step = point.labels.get(history.step_label, "")
     return (*_group(history, point), step, *(values.get(name) for name in names), point.model, point.job_id)
+
+
+def _trend_row(history: _History, trend: MetricTrend) -> tuple[Cell, ...]:
+    distance = trend.last_step - trend.first_step
+    slopes = [trend.slope, trend.slope_lower, trend.slope_upper] if trend.HasField("slope") else []
+    return (
+        *((trend.run,) if history.by else ()),
+        trend.task,
+        trend.metric,
+        wording.trend(trend),
+        f"at {trend.alarm.step:g}" if trend.HasField("alarm") else "",
+        *(slope * distance for slope in slopes),
+        *([None] * (3 - len(slopes))),
+        trend.noise if slopes else None,
+        trend.alarm_p_value if trend.HasField("alarm_p_value") else None,
+        trend.filter,
+        wording.better(trend),
+        trend.point_count,
+        f"{trend.first_step:g}",
+        f"{trend.last_step:g}",
+        trend.model,
+        trend.alarm.job_id,
+    )
 
 
 def _group(history: _History, point: HistoryPoint) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.cli import completion
 from evalrpc.client.arguments import parse_arguments
+from evalrpc.v1.history_pb2 import TrendOptions
 from evalrpc.v1.jobs_pb2 import JobFilter, JobStatus
 
 _UNIT_SECONDS: Final = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
@@ -150,6 +151,28 @@ _FILTER_OPTIONS: Final = (
     ),
     click.option("--until", type=time, metavar="TIME", help="Only jobs created before this time."),
 )
+
+
+def trend_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the flags that say what is an alarm. The command gets them as `options`."""
+
+    @wraps(function)
+    def command(tolerance: float, direction: str | None, **others: Any) -> None:
+        is_higher_better = None if direction is None else direction == "higher"
+        function(options=TrendOptions(tolerance=tolerance, higher_is_better=is_higher_better), **others)
+
+    for option in (
+        click.option(
+            "--direction",
+            type=click.Choice(["higher", "lower"]),
+            help="For alarms: what is better, where the harness does not say.",
+        ),
+        click.option(
+            "--tolerance", type=float, default=0.0, metavar="X", help="For alarms: a fall of this is none. Default: 0."
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def labels_option(help_text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -25,7 +25,7 @@ from evalrpc.v1.catalog_pb2 import (
 )
 from evalrpc.v1.comparison_pb2 import CompareJobsResponse, Flip, FlipDirection, PlanComparisonResponse
 from evalrpc.v1.files_pb2 import Artifact, ListArtifactsRequest
-from evalrpc.v1.history_pb2 import GetHistoryResponse
+from evalrpc.v1.history_pb2 import GetHistoryResponse, TrendOptions
 from evalrpc.v1.jobs_pb2 import (
     CancelJobRequest,
     DeleteJobRequest,
@@ -404,16 +404,20 @@ class AsyncEvalClient(AsyncTransport):
         filter: JobFilter | None = None,  # noqa: A002 (the schema's name)
         metrics: Sequence[str] | str = (),
         step_label: str = "",
+        *,
+        trends: TrendOptions | None = None,
     ) -> GetHistoryResponse:
-        """Return metrics across jobs, ordered by the step in the label `step_label` (default: `step`).
+        """Return metrics across jobs, ordered by the step in the label `step_label` (default: `step`). With `trends`, also how
+        each metric goes, and the alarm if it has fallen.
 
         `metrics` are TASK/METRIC, METRIC of any task, or TASK/ for all metrics of a task, with an optional `,FILTER` suffix;
         none selects all. A filter without a status selects COMPLETED jobs. All pages are joined into one answer, and a point
         that came in several parts is one.
         """
         history = GetHistoryResponse()
-        async for page in self._pages(self._stub.GetHistory, core.history_request(filter, metrics, step_label)):
-            core.add_points(history, page.points)
+        request = core.history_request(filter, metrics, step_label, trends)
+        async for page in self._pages(self._stub.GetHistory, request):
+            core.add_page(history, page)
         return history
 
     async def compare(

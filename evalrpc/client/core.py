@@ -1,7 +1,7 @@
 """What both clients share: channel options, requests, conversions of responses."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final, TypedDict
 
@@ -14,7 +14,7 @@ from evalrpc.client.addresses import Address, parse_address
 from evalrpc.client.request_ids import new_request_id
 from evalrpc.errors import JobCancelledError, JobFailedError, ReadLimitError
 from evalrpc.jobs.metric_selectors import parse_metric
-from evalrpc.v1.history_pb2 import GetHistoryRequest, GetHistoryResponse, HistoryPoint
+from evalrpc.v1.history_pb2 import GetHistoryRequest, GetHistoryResponse, TrendOptions
 from evalrpc.v1.jobs_pb2 import (
     CACHE_MODE_ALLOW,
     CACHE_MODE_UNSPECIFIED,
@@ -261,10 +261,12 @@ def update_request(
     )
 
 
-def history_request(job_filter: JobFilter | None, metrics: Sequence[str] | str, step_label: str) -> GetHistoryRequest:
+def history_request(
+    job_filter: JobFilter | None, metrics: Sequence[str] | str, step_label: str, trends: TrendOptions | None
+) -> GetHistoryRequest:
     """Build the request for metrics across jobs."""
     selectors = map(parse_metric, values.texts("metrics", metrics))
-    return values.build(GetHistoryRequest, filter=job_filter, metrics=selectors, step_label=step_label)
+    return values.build(GetHistoryRequest, filter=job_filter, metrics=selectors, step_label=step_label, trends=trends)
 
 
 def metrics_request(job_id: str, metrics: Sequence[str] | str, model: str) -> ListMetricsRequest:
@@ -273,9 +275,10 @@ def metrics_request(job_id: str, metrics: Sequence[str] | str, model: str) -> Li
     return values.build(ListMetricsRequest, job_id=job_id, metrics=selectors, model=model, page_size=METRICS_PAGE_SIZE)
 
 
-def add_points(history: GetHistoryResponse, points: Iterable[HistoryPoint]) -> None:
-    """Add the points of a page. One that goes on from the page before is joined with its beginning."""
-    for point in points:
+def add_page(history: GetHistoryResponse, page: GetHistoryResponse) -> None:
+    """Add the points and trends of a page. A point that goes on from the page before is joined with its beginning."""
+    history.trends.extend(page.trends)
+    for point in page.points:
         last = history.points[-1] if history.points else None
         if last is not None and (last.job_id, last.model) == (point.job_id, point.model):
             last.metrics.extend(point.metrics)

@@ -327,7 +327,10 @@ class EvaluationService:
         try:
             while await self._look_up(history.scan):
                 pass  # some jobs at a time, so that other reads get their turn
-            return await self._look_up(history.page)
+            page = await self._look_up(history.page)
+            if history.series:
+                page.trends.extend(await self.comparer.find_trends(request.trends, history.series))
+            return page
         finally:
             budget.stop()  # the caller has the answer, or has gone
 

@@ -204,8 +204,16 @@ def history(call: GetHistoryRequest) -> _Violations:
     """Yield what is wrong with a GetHistoryRequest."""
     yield from job_filter(call.filter)
     yield from metric_selectors("metrics", call.metrics)
-    if call.step_label and not _LABEL.fullmatch(call.step_label):
-        yield FieldViolation("step_label", f"{_quote(call.step_label)} must be 1 to 63 characters of A-Z a-z 0-9 _ . / -")
+    yield from _label_key("step_label", call.step_label)
+    yield from _label_key("trends.run_label", call.trends.run_label)
+    if call.trends.HasField("alpha"):
+        yield from _within("trends.alpha", call.trends.alpha, MIN_ALPHA, MAX_ALPHA)
+    yield from _tolerance("trends.tolerance", call.trends.tolerance)
+
+
+def _label_key(field: str, key: str) -> _Violations:
+    if key and not _LABEL.fullmatch(key):
+        yield FieldViolation(field, f"{_quote(key)} must be 1 to 63 characters of A-Z a-z 0-9 _ . / -")
 
 
 def offsets(**fields: int) -> _Violations:

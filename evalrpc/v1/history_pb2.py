@@ -27,7 +27,7 @@ from evalrpc.v1 import results_pb2 as evalrpc_dot_v1_dot_results__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65valrpc/v1/history.proto\x12\nevalrpc.v1\x1a\x15\x65valrpc/v1/jobs.proto\x1a\x18\x65valrpc/v1/results.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa2\x01\n\x11GetHistoryRequest\x12%\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x15.evalrpc.v1.JobFilter\x12+\n\x07metrics\x18\x02 \x03(\x0b\x32\x1a.evalrpc.v1.MetricSelector\x12\x12\n\nstep_label\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"h\n\x12GetHistoryResponse\x12(\n\x06points\x18\x01 \x03(\x0b\x32\x18.evalrpc.v1.HistoryPoint\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\tJ\x04\x08\x02\x10\x03R\ttruncated\"\xb5\x02\n\x0cHistoryPoint\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12.\n\ncreated_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63ompleted_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x06labels\x18\x04 \x03(\x0b\x32$.evalrpc.v1.HistoryPoint.LabelsEntry\x12\x11\n\x04step\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05model\x18\x06 \x01(\t\x12#\n\x07metrics\x18\x07 \x03(\x0b\x32\x12.evalrpc.v1.Metric\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05_stepB1\n\nevalrpc.v1P\x01Z\x14\x65valrpc/v1;evalrpcv1\xaa\x02\nEvalrpc.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65valrpc/v1/history.proto\x12\nevalrpc.v1\x1a\x15\x65valrpc/v1/jobs.proto\x1a\x18\x65valrpc/v1/results.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcc\x01\n\x11GetHistoryRequest\x12%\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x15.evalrpc.v1.JobFilter\x12+\n\x07metrics\x18\x02 \x03(\x0b\x32\x1a.evalrpc.v1.MetricSelector\x12\x12\n\nstep_label\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12(\n\x06trends\x18\x06 \x01(\x0b\x32\x18.evalrpc.v1.TrendOptions\"\x86\x01\n\x0cTrendOptions\x12\x11\n\trun_label\x18\x01 \x01(\t\x12\x12\n\x05\x61lpha\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\ttolerance\x18\x03 \x01(\x01\x12\x1d\n\x10higher_is_better\x18\x04 \x01(\x08H\x01\x88\x01\x01\x42\x08\n\x06_alphaB\x13\n\x11_higher_is_better\"\x91\x01\n\x12GetHistoryResponse\x12(\n\x06points\x18\x01 \x03(\x0b\x32\x18.evalrpc.v1.HistoryPoint\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\x12\'\n\x06trends\x18\x04 \x03(\x0b\x32\x17.evalrpc.v1.MetricTrendJ\x04\x08\x02\x10\x03R\ttruncated\"\xb5\x02\n\x0cHistoryPoint\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12.\n\ncreated_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63ompleted_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x06labels\x18\x04 \x03(\x0b\x32$.evalrpc.v1.HistoryPoint.LabelsEntry\x12\x11\n\x04step\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05model\x18\x06 \x01(\t\x12#\n\x07metrics\x18\x07 \x03(\x0b\x32\x12.evalrpc.v1.Metric\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05_step\"\xab\x03\n\x0bMetricTrend\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\x12\x0e\n\x06metric\x18\x04 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x05 \x01(\t\x12\x1d\n\x10higher_is_better\x18\x06 \x01(\x08H\x00\x88\x01\x01\x12\x13\n\x0bpoint_count\x18\x07 \x01(\x05\x12\x12\n\nfirst_step\x18\x08 \x01(\x01\x12\x11\n\tlast_step\x18\t \x01(\x01\x12\x12\n\x05slope\x18\n \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x0bslope_lower\x18\x0b \x01(\x01H\x02\x88\x01\x01\x12\x18\n\x0bslope_upper\x18\x0c \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05noise\x18\r \x01(\x01H\x04\x88\x01\x01\x12\x1a\n\ralarm_p_value\x18\x0e \x01(\x01H\x05\x88\x01\x01\x12$\n\x05\x61larm\x18\x0f \x01(\x0b\x32\x15.evalrpc.v1.FallAlarmB\x13\n\x11_higher_is_betterB\x08\n\x06_slopeB\x0e\n\x0c_slope_lowerB\x0e\n\x0c_slope_upperB\x08\n\x06_noiseB\x10\n\x0e_alarm_p_value\"]\n\tFallAlarm\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x01\x12\x0e\n\x06\x62\x65\x66ore\x18\x03 \x01(\x01\x12\r\n\x05\x61\x66ter\x18\x04 \x01(\x01\x12\x13\n\x0b\x61\x66ter_count\x18\x05 \x01(\x05\x42\x31\n\nevalrpc.v1P\x01Z\x14\x65valrpc/v1;evalrpcv1\xaa\x02\nEvalrpc.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,11 +38,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HISTORYPOINT_LABELSENTRY']._loaded_options = None
   _globals['_HISTORYPOINT_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_GETHISTORYREQUEST']._serialized_start=123
-  _globals['_GETHISTORYREQUEST']._serialized_end=285
-  _globals['_GETHISTORYRESPONSE']._serialized_start=287
-  _globals['_GETHISTORYRESPONSE']._serialized_end=391
-  _globals['_HISTORYPOINT']._serialized_start=394
-  _globals['_HISTORYPOINT']._serialized_end=703
-  _globals['_HISTORYPOINT_LABELSENTRY']._serialized_start=649
-  _globals['_HISTORYPOINT_LABELSENTRY']._serialized_end=694
+  _globals['_GETHISTORYREQUEST']._serialized_end=327
+  _globals['_TRENDOPTIONS']._serialized_start=330
+  _globals['_TRENDOPTIONS']._serialized_end=464
+  _globals['_GETHISTORYRESPONSE']._serialized_start=467
+  _globals['_GETHISTORYRESPONSE']._serialized_end=612
+  _globals['_HISTORYPOINT']._serialized_start=615
+  _globals['_HISTORYPOINT']._serialized_end=924
+  _globals['_HISTORYPOINT_LABELSENTRY']._serialized_start=870
+  _globals['_HISTORYPOINT_LABELSENTRY']._serialized_end=915
+  _globals['_METRICTREND']._serialized_start=927
+  _globals['_METRICTREND']._serialized_end=1354
+  _globals['_FALLALARM']._serialized_start=1356
+  _globals['_FALLALARM']._serialized_end=1449
 # @@protoc_insertion_point(module_scope)

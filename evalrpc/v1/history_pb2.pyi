@@ -32,6 +32,7 @@ class GetHistoryRequest(_message.Message):
     STEP_LABEL_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TRENDS_FIELD_NUMBER: _builtins.int
     step_label: _builtins.str
     """The label that holds a job's step. Empty: `step`."""
     page_size: _builtins.int
@@ -48,6 +49,10 @@ class GetHistoryRequest(_message.Message):
     def metrics(self) -> _containers.RepeatedCompositeFieldContainer[_results_pb2.MetricSelector]:
         """The metrics to include: those that match any of these selectors. At most 100. Empty: all."""
 
+    @_builtins.property
+    def trends(self) -> Global___TrendOptions:
+        """Asks for the trend of each metric, and for the alarm when it falls. Absent: neither."""
+
     def __init__(
         self,
         *,
@@ -56,14 +61,58 @@ class GetHistoryRequest(_message.Message):
         step_label: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        trends: Global___TrendOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "trends", b"trends"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "metrics", b"metrics", "page_size", b"page_size", "page_token", b"page_token", "step_label", b"step_label"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "metrics", b"metrics", "page_size", b"page_size", "page_token", b"page_token", "step_label", b"step_label", "trends", b"trends"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetHistoryRequest: _TypeAlias = GetHistoryRequest  # noqa: Y015
+
+@_typing.final
+class TrendOptions(_message.Message):
+    """What trends are asked for. A run is a series of points with steps: those without one, such as a baseline's, don't count."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_LABEL_FIELD_NUMBER: _builtins.int
+    ALPHA_FIELD_NUMBER: _builtins.int
+    TOLERANCE_FIELD_NUMBER: _builtins.int
+    HIGHER_IS_BETTER_FIELD_NUMBER: _builtins.int
+    run_label: _builtins.str
+    """The label whose values tell runs apart, such as `run`. Jobs without it are a run of their own. Empty: all jobs are of one run."""
+    alpha: _builtins.float
+    """One minus the confidence of the interval of a slope, and the probability that a run which never gets worse ever raises the
+    alarm, of each metric. 0.001 to 0.5. Absent: 0.05.
+    """
+    tolerance: _builtins.float
+    """The largest fall that does not matter, in the metric's own unit. Finite, not negative. Default: 0."""
+    higher_is_better: _builtins.bool
+    """The direction of metrics for which the harness gives none. Absent: unknown, and such a metric has no alarm."""
+    def __init__(
+        self,
+        *,
+        run_label: _builtins.str = ...,
+        alpha: _builtins.float | None = ...,
+        tolerance: _builtins.float = ...,
+        higher_is_better: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_higher_is_better", b"_higher_is_better", "alpha", b"alpha", "higher_is_better", b"higher_is_better"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_higher_is_better", b"_higher_is_better", "alpha", b"alpha", "higher_is_better", b"higher_is_better", "run_label", b"run_label", "tolerance", b"tolerance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
+    _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015
+    _WhichOneofReturnType__higher_is_better: _TypeAlias = _typing.Literal["higher_is_better"]  # noqa: Y015
+    _WhichOneofArgType__higher_is_better: _TypeAlias = _typing.Literal["_higher_is_better", b"_higher_is_better"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__alpha) -> _WhichOneofReturnType__alpha | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__higher_is_better) -> _WhichOneofReturnType__higher_is_better | None: ...
+
+Global___TrendOptions: _TypeAlias = TrendOptions  # noqa: Y015
 
 @_typing.final
 class GetHistoryResponse(_message.Message):
@@ -73,6 +122,7 @@ class GetHistoryResponse(_message.Message):
 
     POINTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TRENDS_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """The token of the next page. Empty: this was the last. Jobs submitted while a client pages appear only in a new listing."""
     @_builtins.property
@@ -82,15 +132,23 @@ class GetHistoryResponse(_message.Message):
         in several: the next ones have the same job and model, and its further metrics.
         """
 
+    @_builtins.property
+    def trends(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetricTrend]:
+        """One for each metric of each run, sorted by run, task, metric, filter and model: on a page of its own, the last, if the
+        request has `trends`. INVALID_ARGUMENT on `metrics` if there would be more than 100, and on `filter` if one has more than
+        1000 points.
+        """
+
     def __init__(
         self,
         *,
         points: _abc.Iterable[Global___HistoryPoint] | None = ...,
         next_page_token: _builtins.str = ...,
+        trends: _abc.Iterable[Global___MetricTrend] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "points", b"points"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "points", b"points", "trends", b"trends"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -173,3 +231,148 @@ class HistoryPoint(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__step) -> _WhichOneofReturnType__step | None: ...
 
 Global___HistoryPoint: _TypeAlias = HistoryPoint  # noqa: Y015
+
+@_typing.final
+class MetricTrend(_message.Message):
+    """How one metric goes in one run, by its points with a step and a finite value. The noise is the run's own: the scatter of these
+    points, not their standard errors. docs/statistics.md has the methods and what they assume.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    HIGHER_IS_BETTER_FIELD_NUMBER: _builtins.int
+    POINT_COUNT_FIELD_NUMBER: _builtins.int
+    FIRST_STEP_FIELD_NUMBER: _builtins.int
+    LAST_STEP_FIELD_NUMBER: _builtins.int
+    SLOPE_FIELD_NUMBER: _builtins.int
+    SLOPE_LOWER_FIELD_NUMBER: _builtins.int
+    SLOPE_UPPER_FIELD_NUMBER: _builtins.int
+    NOISE_FIELD_NUMBER: _builtins.int
+    ALARM_P_VALUE_FIELD_NUMBER: _builtins.int
+    ALARM_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """The value of `run_label`. Empty if there is none."""
+    model: _builtins.str
+    """The model, as a key of `JobInfo.results`. Empty if each step has a model of its own, as the checkpoints of a run may have."""
+    task: _builtins.str
+    """The task."""
+    metric: _builtins.str
+    """The metric's name."""
+    filter: _builtins.str
+    """How the answers were filtered. Empty if the harness has no filters."""
+    higher_is_better: _builtins.bool
+    """Whether a larger value is better, as the harness or the request says. Absent if neither does."""
+    point_count: _builtins.int
+    """The number of points."""
+    first_step: _builtins.float
+    """The smallest step of a point."""
+    last_step: _builtins.float
+    """The largest step of a point."""
+    slope: _builtins.float
+    """The change of the value with each step: the slope of Theil and Sen. Absent for fewer than 5 points, or with one step only."""
+    slope_lower: _builtins.float
+    """The bounds of its confidence interval, by Kendall's test. Absent like `slope`."""
+    slope_upper: _builtins.float
+    noise: _builtins.float
+    """The noise of a single point: the standard deviation around the line, estimated by the median. Absent like `slope`."""
+    alarm_p_value: _builtins.float
+    """The p-value of the alarm over all looks so far, one after each point from the sixth on, in the order in which they came. It
+    is always valid: in a run that never gets worse it is ever `alpha` or less with a probability of at most `alpha`, however
+    often one looks. Absent for fewer than 6 points, or without `higher_is_better`.
+    """
+    @_builtins.property
+    def alarm(self) -> Global___FallAlarm:
+        """The first alarm. Absent: none was raised."""
+
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        model: _builtins.str = ...,
+        task: _builtins.str = ...,
+        metric: _builtins.str = ...,
+        filter: _builtins.str = ...,
+        higher_is_better: _builtins.bool | None = ...,
+        point_count: _builtins.int = ...,
+        first_step: _builtins.float = ...,
+        last_step: _builtins.float = ...,
+        slope: _builtins.float | None = ...,
+        slope_lower: _builtins.float | None = ...,
+        slope_upper: _builtins.float | None = ...,
+        noise: _builtins.float | None = ...,
+        alarm_p_value: _builtins.float | None = ...,
+        alarm: Global___FallAlarm | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alarm_p_value", b"_alarm_p_value", "_higher_is_better", b"_higher_is_better", "_noise", b"_noise", "_slope", b"_slope", "_slope_lower", b"_slope_lower", "_slope_upper", b"_slope_upper", "alarm", b"alarm", "alarm_p_value", b"alarm_p_value", "higher_is_better", b"higher_is_better", "noise", b"noise", "slope", b"slope", "slope_lower", b"slope_lower", "slope_upper", b"slope_upper"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alarm_p_value", b"_alarm_p_value", "_higher_is_better", b"_higher_is_better", "_noise", b"_noise", "_slope", b"_slope", "_slope_lower", b"_slope_lower", "_slope_upper", b"_slope_upper", "alarm", b"alarm", "alarm_p_value", b"alarm_p_value", "filter", b"filter", "first_step", b"first_step", "higher_is_better", b"higher_is_better", "last_step", b"last_step", "metric", b"metric", "model", b"model", "noise", b"noise", "point_count", b"point_count", "run", b"run", "slope", b"slope", "slope_lower", b"slope_lower", "slope_upper", b"slope_upper", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__alarm_p_value: _TypeAlias = _typing.Literal["alarm_p_value"]  # noqa: Y015
+    _WhichOneofArgType__alarm_p_value: _TypeAlias = _typing.Literal["_alarm_p_value", b"_alarm_p_value"]  # noqa: Y015
+    _WhichOneofReturnType__higher_is_better: _TypeAlias = _typing.Literal["higher_is_better"]  # noqa: Y015
+    _WhichOneofArgType__higher_is_better: _TypeAlias = _typing.Literal["_higher_is_better", b"_higher_is_better"]  # noqa: Y015
+    _WhichOneofReturnType__noise: _TypeAlias = _typing.Literal["noise"]  # noqa: Y015
+    _WhichOneofArgType__noise: _TypeAlias = _typing.Literal["_noise", b"_noise"]  # noqa: Y015
+    _WhichOneofReturnType__slope: _TypeAlias = _typing.Literal["slope"]  # noqa: Y015
+    _WhichOneofArgType__slope: _TypeAlias = _typing.Literal["_slope", b"_slope"]  # noqa: Y015
+    _WhichOneofReturnType__slope_lower: _TypeAlias = _typing.Literal["slope_lower"]  # noqa: Y015
+    _WhichOneofArgType__slope_lower: _TypeAlias = _typing.Literal["_slope_lower", b"_slope_lower"]  # noqa: Y015
+    _WhichOneofReturnType__slope_upper: _TypeAlias = _typing.Literal["slope_upper"]  # noqa: Y015
+    _WhichOneofArgType__slope_upper: _TypeAlias = _typing.Literal["_slope_upper", b"_slope_upper"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__alarm_p_value) -> _WhichOneofReturnType__alarm_p_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__higher_is_better) -> _WhichOneofReturnType__higher_is_better | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__noise) -> _WhichOneofReturnType__noise | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__slope) -> _WhichOneofReturnType__slope | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__slope_lower) -> _WhichOneofReturnType__slope_lower | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__slope_upper) -> _WhichOneofReturnType__slope_upper | None: ...
+
+Global___MetricTrend: _TypeAlias = MetricTrend  # noqa: Y015
+
+@_typing.final
+class FallAlarm(_message.Message):
+    """A run has fallen: its latest points are worse than those before them, by more than the tolerance and its noise."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    AFTER_COUNT_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job whose point raised it."""
+    step: _builtins.float
+    """Its step."""
+    before: _builtins.float
+    """The mean of the points before the fall."""
+    after: _builtins.float
+    """The mean of the latest points by step, as they were then."""
+    after_count: _builtins.int
+    """How many these are: at least 2."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        step: _builtins.float = ...,
+        before: _builtins.float = ...,
+        after: _builtins.float = ...,
+        after_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "after_count", b"after_count", "before", b"before", "job_id", b"job_id", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FallAlarm: _TypeAlias = FallAlarm  # noqa: Y015

@@ -1,7 +1,7 @@
 """Metrics over many jobs, from a real store."""
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +9,19 @@ import pytest
 from waiting import DEADLINE_SECONDS as SECONDS
 
 from evalrpc.analysis import history as history_module
+from evalrpc.analysis import run_series
 from evalrpc.analysis.history import History, HistoryPlaces
+from evalrpc.analysis.run_trends import find_trends
 from evalrpc.clock import SystemClock
 from evalrpc.errors import InvalidRequestError
+from evalrpc.files.read_budget import ReadBudget
 from evalrpc.jobs import transitions
 from evalrpc.jobs.size_limits import MAX_PAGE_BYTES
 from evalrpc.reading import page_tokens
 from evalrpc.reading.job_results import JobResults
 from evalrpc.store.base import Submission
 from evalrpc.store.sqlite.store import SqliteStore
-from evalrpc.v1.history_pb2 import GetHistoryRequest, GetHistoryResponse
+from evalrpc.v1.history_pb2 import GetHistoryRequest, GetHistoryResponse, MetricTrend, TrendOptions
 from evalrpc.v1.jobs_pb2 import JOB_STATUS_QUEUED, EvaluateRequest, JobFilter, JobInfo
 from evalrpc.v1.results_pb2 import Metric, MetricSelector, ModelResult
 
@@ -313,3 +316,109 @@ def test_a_token_of_another_listing_is_refused(store: SqliteStore) -> None:
     ):
         with pytest.raises(InvalidRequestError):
             read_page(store, page_token=token, **other)
+
+
+# Trends
+
+
+def complete_run(store: SqliteStore, values: Sequence[float], *, model: str = "m", lower: bool = False, **labels: str) -> None:
+    for number, value in enumerate(values):
+        metric = Metric(task="t", metric="acc", value=value, sample_count=1000, higher_is_better=not lower)
+        complete(store, {model.format(step=number): [metric]}, step=str(100 * number), **labels)
+
+
+def trends(store: SqliteStore, run_label: str = "", **fields: Any) -> Sequence[MetricTrend]:
+    """Return the trends, as the service has them computed for the page after the last points."""
+    options, places = TrendOptions(run_label=run_label, **fields), HistoryPlaces()
+    request = GetHistoryRequest(trends=options)
+    while True:
+        history = History(store, RESULTS, places, request, 3)
+        while history.scan():
+            pass
+        page = history.page()
+        if not page.next_page_token:
+            assert not page.points
+            return find_trends(options, history.series, ReadBudget(history_module.LIMITS))
+        assert not history.series
+        request.page_token = page.next_page_token
+
+
+STEADY = [0.60, 0.61, 0.59, 0.60, 0.62, 0.61, 0.60, 0.59, 0.61, 0.60]
+
+
+def test_a_trend_has_the_slope_and_the_noise_of_a_run(store: SqliteStore) -> None:
+    complete_run(store, STEADY)
+    (found,) = trends(store)
+    assert (found.task, found.metric, found.model, found.run) == ("t", "acc", "m", "")
+    assert (found.point_count, found.first_step, found.last_step) == (10, 0, 900)
+    assert found.slope_lower <= found.slope <= found.slope_upper
+    assert 0.005 < found.noise < 0.02
+    assert found.alarm_p_value > 0.05
+    assert not found.HasField("alarm")
+
+
+def test_a_fall_raises_an_alarm_that_names_the_job_and_its_step(store: SqliteStore) -> None:
+    complete_run(store, [*STEADY, 0.45, 0.44, 0.46])
+    (found,) = trends(store)
+    assert found.alarm.step == 1100
+    assert [point.job_id for point in read(store).points][11] == found.alarm.job_id
+    assert (found.alarm.before, found.alarm.after) == pytest.approx((0.604, 0.445), abs=0.01)
+    assert found.alarm.after_count == 2
+    assert found.alarm_p_value < 0.05
+    (tolerant,) = trends(store, tolerance=0.5)
+    assert not tolerant.HasField("alarm")
+
+
+def test_where_less_is_better_a_rise_is_the_alarm(store: SqliteStore) -> None:
+    complete_run(store, [*STEADY, 0.75, 0.74], lower=True)
+    (found,) = trends(store)
+    assert (found.alarm.before, found.alarm.after) == pytest.approx((0.604, 0.745), abs=0.01)
+
+
+def test_without_a_direction_there_is_a_slope_but_no_alarm_unless_the_call_gives_one(store: SqliteStore) -> None:
+    for number, value in enumerate([*STEADY, 0.45, 0.44]):
+        complete(store, {"m": [Metric(task="t", metric="acc", value=value)]}, step=str(number))
+    (found,) = trends(store)
+    assert found.HasField("slope")
+    assert not found.HasField("alarm_p_value")
+    (told,) = trends(store, higher_is_better=True)
+    assert told.HasField("alarm")
+
+
+def test_runs_are_told_apart_by_a_label(store: SqliteStore) -> None:
+    complete_run(store, STEADY, run="b")
+    complete_run(store, STEADY[:5], run="a")
+    assert [(found.run, found.point_count) for found in trends(store, run_label="run")] == [("a", 5), ("b", 10)]
+    assert [found.point_count for found in trends(store)] == [15]
+
+
+def test_checkpoints_with_a_model_of_their_own_are_one_run_and_two_models_at_each_step_are_two(store: SqliteStore) -> None:
+    complete_run(store, STEADY, model="ckpt-{step}")
+    assert [(found.model, found.point_count) for found in trends(store)] == [("", 10)]
+    complete_run(store, STEADY, model="other")
+    assert {found.model for found in trends(store)} == {"other", *(f"ckpt-{number}" for number in range(10))}
+
+
+def test_points_without_a_step_or_a_number_do_not_count(store: SqliteStore) -> None:
+    complete_run(store, [*STEADY, float("nan"), float("inf")])
+    complete(store, {"m": [ACC]}, baseline="yes")
+    assert [found.point_count for found in trends(store)] == [10]
+
+
+def test_too_many_trends_and_too_long_runs_are_refused_by_the_field_that_would_help(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete_run(store, STEADY)
+    monkeypatch.setattr(run_series, "MAX_POINTS", 9)
+    with pytest.raises(InvalidRequestError) as caught:
+        trends(store)
+    assert [each.field for each in caught.value.violations] == ["filter"]
+    many = [Metric(task="t", metric=f"m{number}", value=0.5) for number in range(run_series.MAX_SERIES + 1)]
+    complete(store, {"m": many}, step="1")
+    with pytest.raises(InvalidRequestError) as caught:
+        trends(store, run_label="step")
+    assert [each.field for each in caught.value.violations] == ["metrics"]
+
+
+def test_nothing_has_no_trends(store: SqliteStore) -> None:
+    assert list(trends(store)) == []

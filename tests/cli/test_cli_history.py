@@ -13,7 +13,7 @@ from google.protobuf import json_format
 
 from evalrpc import extras
 from evalrpc.cli import history, plotting
-from evalrpc.v1.history_pb2 import GetHistoryResponse, HistoryPoint
+from evalrpc.v1.history_pb2 import FallAlarm, GetHistoryResponse, HistoryPoint, MetricTrend, TrendOptions
 from evalrpc.v1.jobs_pb2 import JobStatus
 from evalrpc.v1.results_pb2 import Metric, MetricSelector
 
@@ -322,3 +322,47 @@ def test_a_bar_reaches_one_standard_error_up_and_down() -> None:
     text = plotting.draw_text(plotting.Panel("t", "step", "acc", [line]), 60, colourless=True)
     rows = [row.split("┤")[0].strip() if "┤" in row else "" for row in text.splitlines()[2:13]]
     assert rows.index("0") - rows.index("1") == 2, "from -2 to 3 in eleven rows, a unit takes two"
+
+
+# Trends
+
+
+def trends() -> GetHistoryResponse:
+    """Build a metric that has fallen, one that goes well where less is better, one without direction, and a short one."""
+    names = {"task": "mme", "filter": "none", "run": "x", "point_count": 9, "first_step": 100, "last_step": 900}
+    line = {"slope": -1e-4, "slope_lower": -2e-4, "slope_upper": -5e-5, "noise": 0.01}
+    alarm = FallAlarm(job_id="job-900", step=900, before=0.61, after=0.52, after_count=2)
+    return GetHistoryResponse(
+        trends=[
+            MetricTrend(metric="acc", higher_is_better=True, alarm_p_value=0.001, alarm=alarm, **names, **line),
+            MetricTrend(metric="wer", higher_is_better=False, alarm_p_value=1, **names, **line),
+            MetricTrend(metric="size", **names, **{**line, "slope_upper": 1e-5}),
+            MetricTrend(metric="short", **names),
+        ]
+    )
+
+
+def test_the_trend_of_a_metric_is_a_row_with_its_change_and_its_alarm(run: Run, service: FakeService) -> None:
+    service.history = trends()
+    header, *rows = (line.split("\t") for line in run("--trend", "--by", "run").stdout.splitlines())
+    names = ("run", "metric", "trend", "alarm", "change", "at_least", "at_most", "noise", "alarm_p", "points", "job")
+    assert [[row[header.index(name)] for name in names] for row in rows] == [
+        ["x", "acc", "worse", "at 900", "-0.0800", "-0.1600", "-0.0400", "0.0100", "0.0010", "9", "job-900"],
+        ["x", "wer", "better", "", "-0.0800", "-0.1600", "-0.0400", "0.0100", "1.0000", "9", ""],
+        ["x", "size", "unclear", "", "-0.0800", "-0.1600", "0.0080", "0.0100", "", "9", ""],
+        ["x", "short", "", "", "", "", "", "", "", "9", ""],
+    ]
+
+
+def test_trends_are_asked_for_only_with_the_flag_and_with_their_own_flags(run: Run, service: FakeService) -> None:
+    run()
+    run("--trend", "--by", "run", "--tolerance", "0.02", "--direction", "lower")
+    plain, asked = service.received["GetHistory"][0], service.received["GetHistory"][-1]
+    assert not plain.HasField("trends")
+    assert asked.trends == TrendOptions(run_label="run", tolerance=0.02, higher_is_better=False)
+
+
+def test_trends_as_json_are_the_messages(run: Run, service: FakeService) -> None:
+    service.history = trends()
+    lines = run("--trend", "-o", "jsonl").stdout.splitlines()
+    assert [json_format.Parse(line, MetricTrend()) for line in lines] == list(service.history.trends)

@@ -9,6 +9,7 @@ from serving import Api, fields_of
 
 from evalrpc.cli import main
 from evalrpc.client import EvalClient
+from evalrpc.v1.history_pb2 import TrendOptions
 from evalrpc.v1.jobs_pb2 import JobFilter
 from evalrpc.v1.results_pb2 import MetricSelector
 
@@ -58,6 +59,25 @@ def test_a_run_is_selected_by_its_labels(api: Api, run_x: list[str]) -> None:
     assert [point.job_id for point in points] == run_x[:1]
 
 
+def test_trends_come_after_the_last_points_and_the_client_joins_them(api: Api) -> None:
+    for step in range(1, 6):
+        api.run("better" if step > 3 else "good", labels={"run": "x", "step": str(step)})
+    options = TrendOptions(run_label="run", higher_is_better=True)
+    first = api.GetHistory(trends=options)
+    assert len(first.points) == 5
+    assert not first.trends
+    last = api.GetHistory(trends=options, page_token=first.next_page_token)
+    assert (len(last.points), last.next_page_token) == (0, "")
+    (trend,) = last.trends
+    assert (trend.run, trend.task, trend.metric, trend.point_count) == ("x", "t", "acc", 5)
+    assert 0 <= trend.slope_lower <= trend.slope == pytest.approx(0.0625)
+    assert not trend.HasField("alarm_p_value"), "five points are too few"
+    with EvalClient(api.address) as client:
+        joined = client.get_history(trends=options)
+        assert not client.get_history(JobFilter(labels={"run": "z"}), trends=options).trends
+    assert (len(joined.points), list(joined.trends)) == (5, [trend])
+
+
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
@@ -66,6 +86,10 @@ def test_a_run_is_selected_by_its_labels(api: Api, run_x: list[str]) -> None:
         ({"metrics": [MetricSelector(), MetricSelector(task="x\n")]}, ["metrics[0]", "metrics[1].task"]),
         ({"metrics": [MetricSelector(task="t", filter="x" * 1025)]}, ["metrics[0].filter"]),
         ({"metrics": [MetricSelector()] * 101}, ["metrics"]),
+        (
+            {"trends": TrendOptions(run_label="a b", alpha=0.0, tolerance=-1)},
+            ["trends.run_label", "trends.alpha", "trends.tolerance"],
+        ),
     ],
 )
 def test_what_is_wrong_with_the_call_is_named(api: Api, fields: dict[str, Any], named: list[str]) -> None:
