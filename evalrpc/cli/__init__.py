@@ -35,6 +35,7 @@ _MODULES: Final = {
     "metrics": "reading",
     "samples": "reading",
     "download": "reading",
+    "follow": "follow",
     "history": "history",
     "compare": "compare",
     "flips": "flips",

@@ -31,7 +31,7 @@ _SHARED: Final = (
 _OPTIONS: Final = {option.name: option for option in submit_command.params if isinstance(option, click.Option)}
 
 
-class _Model(NamedTuple):
+class Model(NamedTuple):
     """A model as a flag names it."""
 
     name: str
@@ -47,17 +47,17 @@ class _Model(NamedTuple):
             request.model_args.MergeFrom(arguments)
 
 
-def _model(text: str) -> _Model:
+def _model(text: str) -> Model:
     """Parse `[NAME][,KEY=VALUE...]` for a flag."""
     first, comma, rest = text.partition(",")
     name = "" if "=" in first or first.startswith("{") else first
     try:
-        return _Model(name, parse_arguments(text if not name else rest if comma else ""))
+        return Model(name, parse_arguments(text if not name else rest if comma else ""))
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
 
 
-def _harness_model(text: str) -> tuple[str, _Model]:
+def _harness_model(text: str) -> tuple[str, Model]:
     """Parse `HARNESS=NAME[,KEY=VALUE...]` for a flag."""
     harness, separator, model = text.partition("=")
     if not separator or not harness:
@@ -89,8 +89,8 @@ def _harness_model(text: str) -> tuple[str, _Model]:
 @decision_options
 def submit_suite_command(
     suites: tuple[str, ...],
-    models: tuple[_Model, ...],
-    harness_models: tuple[tuple[str, _Model], ...],
+    models: tuple[Model, ...],
+    harness_models: tuple[tuple[str, Model], ...],
     wait: bool,
     wait_timeout: timedelta | None,
     reconnect_timeout: timedelta,
@@ -111,7 +111,7 @@ def submit_suite_command(
     apply_flags(common, {**dict.fromkeys(_OPTIONS), "tasks": (), **flags})
     with connect(address, SLOW_CALL_SECONDS) as client:
         baseline_id = resolve_run(client, baseline) if baseline else ""
-        pairs = list(product(suites, models or (_Model("", {}),)))
+        pairs = list(product(suites, models or (Model("", {}),)))
         runs = []
         for number, (suite, model) in enumerate(pairs, start=1):
             submission = _numbered(common, number if len(pairs) > 1 else None)
@@ -131,21 +131,28 @@ submit_suite_command.params[3:3] = [option for option in submit_command.params i
 def _submit(
     client: EvalClient,
     suite: str,
-    model: _Model,
-    harness_models: Mapping[str, _Model],
+    model: Model,
+    harness_models: Mapping[str, Model],
     submission: SubmitJobRequest,
     baseline_id: str,
 ) -> SuiteRun:
     model.apply(submission.request)
-    of_harnesses = {harness: EvaluateRequest() for harness in harness_models}
-    for harness, request in of_harnesses.items():
-        harness_models[harness].apply(request)
+    of_harnesses = harness_requests(harness_models)
     return client.submit_suite(
-        suite, submission.request, of_harnesses, baseline_suite_run_id=baseline_id, **_options(submission)
+        suite, submission.request, of_harnesses, baseline_suite_run_id=baseline_id, **suite_options(submission)
     )
 
 
-def _options(submission: SubmitJobRequest) -> SuiteOptions:
+def harness_requests(harness_models: Mapping[str, Model]) -> dict[str, EvaluateRequest]:
+    """Return what the jobs of each harness have besides."""
+    requests = {harness: EvaluateRequest() for harness in harness_models}
+    for harness, request in requests.items():
+        harness_models[harness].apply(request)
+    return requests
+
+
+def suite_options(submission: SubmitJobRequest) -> SuiteOptions:
+    """Extract the options that a suite has from the message."""
     options = submit_options(submission)
     return SuiteOptions(
         request_id=options["request_id"],

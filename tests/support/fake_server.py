@@ -308,7 +308,8 @@ class FakeService(EvaluationServiceServicer):
     ) -> GetHistoryResponse:
         self._take(request, context)
         page, token = self._page(list(self.history.points), request.page_token)
-        return GetHistoryResponse(points=page, next_page_token=token)
+        trends = self.history.trends if request.HasField("trends") and not token else ()
+        return GetHistoryResponse(points=page, trends=trends, next_page_token=token)
 
     def CompareJobs(self, request: CompareJobsRequest, context: grpc.ServicerContext) -> CompareJobsResponse:  # noqa: N802
         self._take(request, context)

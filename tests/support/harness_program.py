@@ -39,12 +39,12 @@ def say(text):
     os.write(1, f"{text}\n".encode())  # in one write, as several of its processes may write at once
 
 
-def write_results(value=0.5):
+def write_results(value=0.5, count=4):
     folder = f"{output_dir}/toy"
     os.makedirs(folder, exist_ok=True)
     names = tasks.split(",")
     rows = {name: {"alias": name, "acc,none": value} for name in names}
-    sizes = {name: {"original": 4, "effective": 4} for name in names}
+    sizes = {name: {"original": count, "effective": count} for name in names}
     with open(f"{folder}/20260101_000000_results.json", "w") as file:
         json.dump({"results": rows, "n-samples": sizes}, file)
     for name in names:
@@ -165,11 +165,12 @@ def prepared():
 
 
 def weighs():
-    """Scores what the folder of its model says, which has to be a prepared one."""
+    """Scores what the folder of its model says, on as many documents; it has to be a prepared one."""
     with open("".join(output_dir.rsplit("/output", 1)) + "/request.json") as file:
         folder = json.load(file)["model_args"]["pretrained"]
     with open(f"{folder}/prepared") as file:
-        write_results(float(file.read()))
+        value, *count = file.read().split()
+    write_results(float(value), *map(int, count))
 
 
 def weighs_at_the_second_attempt():

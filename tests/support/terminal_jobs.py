@@ -17,7 +17,7 @@ from evalrpc.v1.comparison_pb2 import (
     TestMethod,
     Verdict,
 )
-from evalrpc.v1.history_pb2 import GetHistoryResponse, HistoryPoint
+from evalrpc.v1.history_pb2 import FallAlarm, GetHistoryResponse, HistoryPoint, MetricTrend
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobError, JobEventType, JobInfo, JobStatus, Progress
 from evalrpc.v1.results_pb2 import Metric, ModelMetric, ModelResult, TaskResult
 from evalrpc.v1.suites_pb2 import (
@@ -231,7 +231,25 @@ def history() -> GetHistoryResponse:
         for place, step in enumerate((500, 1000, 1500, 2000))
         for index, run in enumerate(values)
     ]
-    return GetHistoryResponse(points=points)
+    fallen = FallAlarm(job_id=points[-1].job_id, step=2000, before=0.5, after=0.41, after_count=2)
+    name = {"task": "gsm8k", "metric": "exact_match", "filter": "strict-match", "higher_is_better": True}
+    steps = {"first_step": 500, "last_step": 2000}
+    trends = [
+        MetricTrend(run="ablation", point_count=4, **name, **steps),
+        MetricTrend(
+            run="sft-large",
+            point_count=9,
+            slope=-6e-5,
+            slope_lower=-1e-4,
+            slope_upper=2e-5,
+            noise=0.012,
+            alarm_p_value=0.004,
+            alarm=fallen,
+            **name,
+            **steps,
+        ),
+    ]
+    return GetHistoryResponse(points=points, trends=trends)
 
 
 def plans() -> list[MetricPlan]:
