@@ -21,6 +21,7 @@ _EXTRAS: Final = {
     "matplotlib": "plot",
     "plotext": "plot",
     "pandas": "pandas",
+    "transformers": "train",
     "hypothesis": "testing",
     "pytest": "testing",
 }
