@@ -22,10 +22,10 @@ BASELINE := protos/v1.baseline.binpb
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup envs envs-more envs-peer demo test test-all test-fast campaign bench check format proto sync-client docs dist baseline clean
+.PHONY: help setup envs envs-more envs-peer demo demo-training test test-all test-fast campaign bench check format proto sync-client docs dist baseline clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(SERVER_READY) ## Set up the server and its tools in .venv
 
@@ -37,6 +37,9 @@ envs-peer: $(PEER_READY) ## Set up lmms-eval's own HTTP server in .envs/peer, as
 
 demo: setup envs $(TINY_LLAVA) ## Start a server, run a real evaluation on it, and watch it
 	@$(SERVER)/bin/python demo/demo.py
+
+demo-training: setup envs envs-more ## Train a tiny model, and have each of its checkpoints decided over by a suite
+	@$(SERVER)/bin/python demo/training/demo_training.py
 
 # Else every server and every command that a test starts compiles all its modules anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -75,7 +78,7 @@ check: setup ## Check format, lint, types, imports, generated code and docs, and
 	$(SERVER)/bin/ruff format --check
 	$(SERVER)/bin/ruff check
 	$(SERVER)/bin/mypy
-	$(SERVER)/bin/mypy demo/demo.py benchmarks
+	$(SERVER)/bin/mypy demo/demo.py demo/training/demo_training.py benchmarks
 	$(SERVER)/bin/lint-imports
 	scripts/check-stubs
 	scripts/generate-sync-client --check

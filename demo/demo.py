@@ -25,7 +25,6 @@ ROOT = DEMO.parent
 WORK = ROOT / ".demo"
 MODEL = WORK / "models" / "tiny-llava"
 DATA = WORK / "server"
-SERVER_LOG = WORK / "server.log"
 TASKS = ("demo_colour", "demo_count")
 
 _READY = "evalrpc listening on "
@@ -65,23 +64,23 @@ def running_server() -> Iterator[str]:
     if not MODEL.is_dir():
         raise DemoError(f"There is no model at {short(MODEL)}: run make demo, which makes it.")
     heading("Server")
-    server = start_server()
-    try:
-        address = read_address(server)
-        print(f"evalrpc listens on {address}, process {server.pid}, with a log in {short(SERVER_LOG)}")
+    with serving(DEMO / "evalrpc.toml", DATA) as address:
         yield address
-    finally:
-        stop(server)
 
 
-def start_server() -> subprocess.Popen[str]:
-    """Start `evalrpc serve` in its own session, out of reach of Ctrl-C: the demo cancels its job first."""
+@contextmanager
+def serving(config: Path, data: Path, **variables: str) -> Iterator[str]:
+    """Start `evalrpc serve` on a free port, with these environment variables besides, yield its address, and stop it.
+
+    It is in its own session, out of reach of Ctrl-C: a demo cancels its jobs first. Raises DemoError.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("EVALRPC_")}
-    environment |= {"HF_HOME": str(WORK / "huggingface"), "XDG_DATA_HOME": str(WORK / "share")}
+    environment |= {"HF_HOME": str(WORK / "huggingface"), "XDG_DATA_HOME": str(WORK / "share"), **variables}
     program = Path(sys.executable).with_name("evalrpc")
-    flags = ("--listen=127.0.0.1:0", f"--data-dir={DATA}", f"--config={DEMO / 'evalrpc.toml'}")
-    with SERVER_LOG.open("wb") as log:
-        return subprocess.Popen(
+    flags = ("--listen=127.0.0.1:0", f"--data-dir={data}", f"--config={config}")
+    log_path = data.with_suffix(".log")
+    with log_path.open("wb") as log:
+        server = subprocess.Popen(
             [program, "serve", *flags],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -90,14 +89,20 @@ def start_server() -> subprocess.Popen[str]:
             env=environment,
             start_new_session=True,
         )
+    try:
+        address = read_address(server, log_path)
+        print(f"evalrpc listens on {address}, process {server.pid}, with a log in {short(log_path)}")
+        yield address
+    finally:
+        stop(server)
 
 
-def read_address(server: subprocess.Popen[str]) -> str:
+def read_address(server: subprocess.Popen[str], log: Path) -> str:
     """Wait for the line with the server's address. Raises DemoError if the server exits without one."""
     for line in server.stdout or ():
         if line.startswith(_READY):
             return line.removeprefix(_READY).strip()
-    raise DemoError(f"The server did not start:\n{SERVER_LOG.read_text(errors='replace').strip()}")
+    raise DemoError(f"The server did not start:\n{log.read_text(errors='replace').strip()}")
 
 
 def stop(process: subprocess.Popen[str]) -> None:

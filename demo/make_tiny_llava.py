@@ -8,8 +8,9 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -43,7 +44,7 @@ _CHAT_TEMPLATE = """
 def make_tiny_llava(folder: Path) -> None:
     """Write model, tokenizer and image processor to the folder, which appears complete or not at all."""
     torch.manual_seed(2)
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(read_documents(_DATA))
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     for old in (unfinished, folder):
         shutil.rmtree(old, ignore_errors=True)
@@ -52,9 +53,10 @@ def make_tiny_llava(folder: Path) -> None:
     unfinished.rename(folder)
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Make a tokenizer with one token for each word of the demo's data."""
-    vocabulary = {word: number for number, word in enumerate([_END, _UNKNOWN, _IMAGE, *sorted(set(read_words()))])}
+def make_tokenizer(documents: Iterable[Mapping[str, Any]]) -> PreTrainedTokenizerFast:
+    """Make a tokenizer with one token for each word of the documents' questions and answers."""
+    words = {word for each in documents for word in re.findall(r"\w+", f"{each['question']} {each['answer']}")}
+    vocabulary = {word: number for number, word in enumerate([_END, _UNKNOWN, _IMAGE, *sorted(words)])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
@@ -68,12 +70,10 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def read_words() -> Iterator[str]:
-    """Yield the words of every question and answer."""
-    for file in sorted(_DATA.glob("*.jsonl")):
-        for line in file.read_text().splitlines():
-            document = json.loads(line)
-            yield from re.findall(r"\w+", f"{document['question']} {document['answer']}")
+def read_documents(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the documents of all files in a folder."""
+    for file in sorted(folder.glob("*.jsonl")):
+        yield from map(json.loads, file.read_text().splitlines())
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
