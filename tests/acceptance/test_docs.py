@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "evalrpc"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 DOCUMENTS = [path for folder in (ROOT, ROOT / "docs", ROOT / "examples") for path in sorted(folder.glob("*.md"))]
-OTHER_NAMES = {"evalrpc.toml", "evalrpc.baseline", "evalrpc.suite"}
-"""Files and labels, which look like modules."""
+OTHER_NAMES = {"evalrpc.toml", "evalrpc.baseline", "evalrpc.suite", "evalrpc.training.trainer"}
+"""Files and labels, which look like modules, and a module that needs transformers."""
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
 
 

@@ -14,7 +14,13 @@ README = (ROOT / "README.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 PAGES = "\n".join(
-    [README, *((ROOT / f"docs/{name}.md").read_text() for name in ("command-line", "jobs", "operating", "python", "suites"))]
+    [
+        README,
+        *(
+            (ROOT / f"docs/{name}.md").read_text()
+            for name in ("command-line", "jobs", "operating", "python", "suites", "training")
+        ),
+    ]
 )
 CODE = "\n".join([*re.findall(r"^    .*$", PAGES, re.MULTILINE), *re.findall(r"`[^`\n]+`", PAGES)])
 
