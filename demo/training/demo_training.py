@@ -120,7 +120,7 @@ def show_jobs(address: str) -> None:
 
 def evalrpc(address: str, *arguments: str, may_be_no_go: bool = False) -> Iterator[str]:
     """Run a command, and yield the lines of its output. Raises CalledProcessError."""
-    program = [Path(sys.executable).with_name("evalrpc"), "--address", address, *arguments]
+    program = [str(Path(sys.executable).with_name("evalrpc")), "--address", address, *arguments]
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
         yield from process.stdout or ()
     if process.returncode not in ((0, 1) if may_be_no_go else (0,)):
@@ -135,7 +135,7 @@ def flags(name: str, values: Sequence[str]) -> list[str]:
 @contextmanager
 def in_background(program: str, stdout: int | None = None) -> Iterator[subprocess.Popen[str]]:
     """Run one of the programs beside this one on the folder of the training, in lmms-eval's environment, and end it."""
-    command = [ROOT / ".envs/lmms/bin/python", HERE / program, OUT]
+    command = [str(ROOT / ".envs/lmms/bin/python"), str(HERE / program), str(OUT)]
     process = subprocess.Popen(command, stdout=stdout, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     try:
         yield process

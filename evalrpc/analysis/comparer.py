@@ -1,5 +1,5 @@
-"""Comparisons, decisions, plans, flips and trends for callers, computed in processes of their own. So NumPy and SciPy, which take
-more memory than the rest of an idle server, are never loaded into it."""
+"""Comparisons, decisions, plans, flips and trends for callers, computed in processes of their own. So NumPy and SciPy, which
+take more memory than the rest of an idle server, are never loaded into it."""
 
 import asyncio
 import threading

@@ -22,7 +22,7 @@ MIN_TREND_POINTS: Final = 5
 MIN_ALARM_POINTS: Final = 6
 
 _AFTER_COUNTS: Final = tuple(2**power for power in range(1, 9))
-"""How many of the latest points may be a fall. One alone may be an outlier, and says nothing of the run."""
+"""How many of the latest points may be a fall. One alone may be an outlier, and says little of the run."""
 _BEFORE_COUNTS: Final = tuple(2**power for power in range(2, 9))
 _MAD_TO_DEVIATION: Final = 1.4826  # of normal noise
 

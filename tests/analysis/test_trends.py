@@ -94,7 +94,7 @@ def test_a_fall_is_seen_of_a_run_that_has_risen_by_more() -> None:
     assert found.fall is not None
 
 
-def test_one_bad_checkpoint_is_no_fall() -> None:
+def test_one_bad_checkpoint_is_no_fall_of_a_run_of_twenty() -> None:
     found = watch(points([*noisy(0.6, 20), 0.0, *noisy(0.6, 20, seed=2)]), ALPHA, 0)
     assert found is not None
     assert found.fall is None
