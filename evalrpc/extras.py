@@ -21,7 +21,6 @@ _EXTRAS: Final = {
     "matplotlib": "plot",
     "plotext": "plot",
     "pandas": "pandas",
-    "transformers": "train",
     "hypothesis": "testing",
     "pytest": "testing",
 }
