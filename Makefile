@@ -11,6 +11,7 @@ SERVER := .venv
 LMMS := .envs/lmms
 SERVER_READY := $(SERVER)/.installed
 LMMS_READY := $(LMMS)/.installed
+ENGINE_READY := $(LMMS)/.engine-installed
 LM_EVAL := .envs/lm-eval
 INSPECT := .envs/inspect
 LM_EVAL_READY := $(LM_EVAL)/.installed
@@ -31,7 +32,7 @@ setup: $(SERVER_READY) ## Set up the server and its tools in .venv
 
 envs: $(LMMS_READY) ## Set up lmms-eval in .envs/lmms
 
-envs-more: $(LM_EVAL_READY) $(INSPECT_READY) ## Set up lm-eval and inspect-ai in .envs too
+envs-more: $(LM_EVAL_READY) $(INSPECT_READY) $(ENGINE_READY) ## Set up lm-eval, inspect-ai and an engine in .envs too
 
 envs-peer: $(PEER_READY) ## Set up lmms-eval's own HTTP server in .envs/peer, as a peer for `make bench`
 
@@ -113,6 +114,10 @@ clean: ## Remove the environments, build output and caches
 $(SERVER_READY): pyproject.toml
 	@PYTHON="$(PYTHON)" scripts/make-venv $(SERVER)
 	$(SERVER)/bin/pip install --editable '.[dev]'
+	@touch $@
+
+$(ENGINE_READY): scripts/requirements-engine.txt $(LMMS_READY)
+	$(LMMS)/bin/pip install --requirement scripts/requirements-engine.txt
 	@touch $@
 
 $(LM_EVAL_READY): scripts/requirements-torch.txt scripts/requirements-lm-eval.txt

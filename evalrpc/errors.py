@@ -9,6 +9,7 @@ it into a status in one place, and the client turns the status back into the sam
     │   ├── JobNotFoundError
     │   ├── SuiteRunNotFoundError
     │   ├── AttemptNotFoundError
+    │   ├── EngineNotFoundError
     │   ├── ArtifactNotFoundError
     │   ├── SamplesNotFoundError
     │   └── MetricNotFoundError
@@ -141,6 +142,12 @@ class AttemptNotFoundError(NotFoundError):
     """The job has no such attempt, or none has begun."""
 
     reason = "ATTEMPT_NOT_FOUND"
+
+
+class EngineNotFoundError(NotFoundError):
+    """There is no such engine, or it has ended and is forgotten."""
+
+    reason = "ENGINE_NOT_FOUND"
 
 
 class ArtifactNotFoundError(NotFoundError):

@@ -27,6 +27,7 @@ _MODULES: Final = {
     "resume": "operations",
     "cordon": "operations",
     "uncordon": "operations",
+    "engines": "engines",
     "cancel": "ending",
     "update": "jobs",
     "delete": "ending",

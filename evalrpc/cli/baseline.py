@@ -14,6 +14,7 @@ from evalrpc.cli.suggestions import SuggestingGroup
 from evalrpc.cli.tables import Cell, Column, Kind
 from evalrpc.cli.wording import BASELINE_LABEL
 from evalrpc.client import EvalClient
+from evalrpc.jobs.served_models import model_of
 from evalrpc.v1.jobs_pb2 import JobFilter, JobInfo, JobView
 
 _COLUMNS: Final = (
@@ -94,7 +95,7 @@ def _row(job: JobInfo) -> tuple[Cell, ...]:
         job.labels[BASELINE_LABEL],
         job.job_id,
         wording.status_name(job.status),
-        job.request.model,
+        model_of(job.request),
         ",".join(job.request.tasks),
         wording.time_text(job.created_at),
     )

@@ -17,6 +17,7 @@ from evalrpc.cli.credential_flags import given_credentials
 from evalrpc.cli.wording import BASELINE_LABEL
 from evalrpc.client import EvalClient
 from evalrpc.jobs.filters import canonical_prefix
+from evalrpc.jobs.served_models import model_of
 from evalrpc.jobs.suite_states import SUITE_LABEL
 from evalrpc.printable import printable
 from evalrpc.v1.jobs_pb2 import JobFilter, JobInfo, JobView
@@ -140,7 +141,7 @@ def _latest_jobs(client: EvalClient, job_filter: JobFilter | None = None) -> Ite
 
 
 def _job_item(job: JobInfo) -> CompletionItem:
-    return CompletionItem(job.job_id, help=printable(f"{wording.status_name(job.status)} {job.request.model}"))
+    return CompletionItem(job.job_id, help=printable(f"{wording.status_name(job.status)} {model_of(job.request)}"))
 
 
 def _prefix(incomplete: str) -> str:

@@ -77,6 +77,7 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Find
     """Yield the findings of every check. Changes nothing that lasts."""
     yield from _guarded("harnesses", lambda: check_harnesses(settings))
     yield from _guarded("preparations", lambda: check_preparations(settings))
+    yield from _guarded("engines", lambda: check_engines(settings))
     yield from _guarded("suites", lambda: check_suites(settings))
     yield from _guarded("GPUs", lambda: check_gpus(settings, environment))
     yield from _guarded("defaults", lambda: check_defaults(settings, environment))
@@ -123,6 +124,15 @@ def check_preparations(settings: Settings) -> Iterator[Finding]:
     for name, preparation in sorted(build_preparations(settings.preparations).items()):
         problem = preparation.problem()
         yield Finding(f"preparation {name}", not problem, problem or "its program is there")
+
+
+def check_engines(settings: Settings) -> Iterator[Finding]:
+    """Check that the command line of every configured engine can be one, and that its program is there."""
+    from evalrpc.engines.definition import EngineDefinition
+
+    for name, engine in sorted(settings.engines.items()):
+        problem = EngineDefinition(engine).problem()
+        yield Finding(f"engine {name}", not problem, problem or "its program is there")
 
 
 def check_suites(settings: Settings) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from evalrpc.cli.exit_codes import ExitCode, fail
 from evalrpc.cli.output import Form, GrowingTable, print_json_line, print_line
 from evalrpc.cli.parameters import duration, trend_options
 from evalrpc.cli.submit import (
+    ENGINE_FLAGS,
     REQUEST_FIELDS,
     SUBMISSION_FIELDS,
     apply_flags,
@@ -40,7 +41,7 @@ from evalrpc.v1.suites_pb2 import SuiteRun
 _NOT_OF_CHECKPOINTS: Final = ("request_id", "supersede_key", "validate_only")
 """Flags of `evalrpc submit` that make no sense for many checkpoints."""
 _SHARED: Final = {
-    *(*REQUEST_FIELDS, "tasks", "model_args", "gen_kwargs", "secrets"),
+    *(*REQUEST_FIELDS, *ENGINE_FLAGS, "tasks", "model_args", "gen_kwargs", "secrets"),
     *(*SUBMISSION_FIELDS, "labels", "timeout"),
 }.difference(_NOT_OF_CHECKPOINTS)
 """The others that say what is submitted, and how."""

@@ -12,6 +12,7 @@ from evalrpc.cli.wording import BASELINE_LABEL
 from evalrpc.client import EvalClient
 from evalrpc.jobs.filters import canonical_prefix
 from evalrpc.jobs.label_selectors import parse_selector
+from evalrpc.jobs.served_models import model_of
 from evalrpc.v1.jobs_pb2 import JobFilter, JobInfo, JobView
 
 _LATEST: Final = "@latest"
@@ -69,7 +70,8 @@ def _only(client: EvalClient, prefix: str) -> str:
     if not matches:
         fail(ExitCode.WRONG_CALL, f"there is no job whose id begins with {prefix}")
     if len(matches) > 1:
-        shown = [f"  {job.job_id}  {wording.status_name(job.status)}  {job.request.model}" for job in matches[:_MAX_SHOWN]]
+        facts = ((job.job_id, wording.status_name(job.status), model_of(job.request)) for job in matches[:_MAX_SHOWN])
+        shown = [f"  {'  '.join(each)}" for each in facts]
         more = ["  and more"] if len(matches) > _MAX_SHOWN else []
         fail(ExitCode.WRONG_CALL, f"the ids of several jobs begin with {prefix}:", *shown, *more)
     return matches[0].job_id

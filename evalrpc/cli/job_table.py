@@ -9,6 +9,7 @@ from evalrpc.cli import completion, wording
 from evalrpc.cli.parameters import split_commas
 from evalrpc.cli.tables import Cell, Column, Kind
 from evalrpc.clock import Clock, SystemClock
+from evalrpc.jobs.served_models import model_of
 from evalrpc.v1.jobs_pb2 import JobInfo
 
 clock: Clock = SystemClock()
@@ -68,7 +69,7 @@ def job_row(job: JobInfo, label_columns: Sequence[str]) -> tuple[Cell, ...]:
         wording.status_name(job.status),
         wording.run_time(job, clock.now()),
         *(job.labels.get(label, "") for label in label_columns),
-        job.request.model,
+        model_of(job.request),
         ",".join(job.request.tasks),
         wording.detail(job),
         wording.time_text(job.created_at),

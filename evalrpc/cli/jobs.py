@@ -15,6 +15,7 @@ from evalrpc.cli.job_table import job_columns, job_row, label_columns_option
 from evalrpc.cli.output import Form, print_facts, print_items, print_json, print_line
 from evalrpc.cli.parameters import filter_options, labels_option, reconnect_timeout_option
 from evalrpc.cli.tables import Cell
+from evalrpc.jobs.served_models import model_of
 from evalrpc.jobs.transitions import counted_attempts
 from evalrpc.v1.jobs_pb2 import JobFilter, JobInfo
 from evalrpc.v1.queue_pb2 import GetQueueResponse, Gpu, OwnerShare
@@ -125,7 +126,8 @@ def _job_facts(job: JobInfo) -> list[tuple[str, Cell]]:
         ("status", wording.describe(job)),
         ("owner", job.owner),
         ("harness", job.request.harness),
-        ("model", job.request.model),
+        ("model", model_of(job.request)),
+        ("engine", _engine_text(job)),
         ("tasks", ", ".join(job.request.tasks)),
         ("labels", wording.labels_text(job.labels)),
         ("priority", str(job.priority) if job.priority else ""),
@@ -141,6 +143,11 @@ def _job_facts(job: JobInfo) -> list[tuple[str, Cell]]:
         *(("warning", warning) for warning in job.warnings),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _engine_text(job: JobInfo) -> str:
+    engine_id = job.attempts[-1].engine_id if job.attempts else ""
+    return " ".join(filter(None, (job.request.served_model.engine, engine_id)))
 
 
 def _attempt_text(job: JobInfo) -> str:
@@ -172,7 +179,7 @@ def _queue_facts(queue: GetQueueResponse, max_queued: int | None) -> Iterator[tu
 
 
 def _gpu_text(gpu: Gpu) -> str:
-    holder = gpu.job_id or ("held by a job of others" if gpu.held else "")
+    holder = gpu.job_id or (f"engine {gpu.engine_id}" if gpu.engine_id else "held by a job of others" if gpu.held else "")
     state = gpu.quarantine_reason or holder
     if gpu.cordoned:
         return f"cordoned; {state}" if state else "cordoned"

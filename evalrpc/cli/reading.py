@@ -43,13 +43,15 @@ _MAX_LOG_LINE_CHARACTERS: Final = 64 * 1024
 @click.option("--offset", default=0, metavar="BYTE", help="Begin with this byte. Default: the first.")
 @click.option("--attempt", default=0, metavar="N", help="Print the log of this attempt. Default: the latest.")
 @click.option("--preparation", is_flag=True, help="Print the log of the run that prepared the model.")
+@click.option("--engine", is_flag=True, help="Print the log of the engine that answered for the model.")
 @client_options
 def logs_command(
-    job_id: str, follow: bool, offset: int, attempt: int, preparation: bool, address: str | None, as_json: bool
+    job_id: str, follow: bool, offset: int, attempt: int, preparation: bool, engine: bool, address: str | None, as_json: bool
 ) -> None:
     """Print the log of a job: byte for byte into a file or a pipe, without colours and control characters on a terminal."""
     with connect(address) as client:
-        chunks = client.logs(resolve(client, job_id), follow=follow, offset=offset, attempt=attempt, preparation=preparation)
+        place = {"offset": offset, "attempt": attempt}
+        chunks = client.logs(resolve(client, job_id), follow=follow, preparation=preparation, engine=engine, **place)
         if as_json:
             for data in chunks:
                 print_json_line(ReadLogResponse(data=data, offset=offset))

@@ -10,15 +10,24 @@ from evalrpc.cli.connection import connect, table_options
 from evalrpc.cli.job_ids import job_argument, resolve
 from evalrpc.cli.output import Form
 from evalrpc.cli.parameters import label, reconnect_timeout_option, watch_option
-from evalrpc.cli.submit import REQUEST_FIELDS, SUBMISSION_FIELDS, apply_flags, submission_of, submit, submit_command
+from evalrpc.cli.submit import (
+    ENGINE_FLAGS,
+    REQUEST_FIELDS,
+    SUBMISSION_FIELDS,
+    apply_flags,
+    submission_of,
+    submit,
+    submit_command,
+)
 from evalrpc.cli.suggestions import did_you_mean
 from evalrpc.client import values
 from evalrpc.client.arguments import parse_value
 from evalrpc.v1.jobs_pb2 import SubmitJobRequest
 
 _DICTS: Final = ("model_args", "gen_kwargs")
-_KEYS: Final = (*REQUEST_FIELDS, *SUBMISSION_FIELDS, *_DICTS, "secrets", "tasks", "timeout")
+_KEYS: Final = (*REQUEST_FIELDS, *ENGINE_FLAGS, *SUBMISSION_FIELDS, *_DICTS, "secrets", "tasks", "timeout")
 _DOTTED: Final = (*(f"{name}.KEY" for name in _DICTS), "label.KEY")
+_REPEATABLE: Final = ("tasks", "secrets", "labels", "engine_args")
 _OPTIONS: Final = {option.name: option for option in submit_command.params if isinstance(option, click.Option)}
 
 
@@ -65,9 +74,7 @@ def _apply(submission: SubmitJobRequest, key: str, text: str) -> None:
     elif name in _DICTS and entry:
         _set_entry(submission, name, entry, text)
     elif key in _KEYS:
-        apply_flags(
-            submission, {**dict.fromkeys(_OPTIONS), "tasks": (), "secrets": (), "labels": (), key: _value(_OPTIONS[key], text)}
-        )
+        apply_flags(submission, {**dict.fromkeys(_OPTIONS), **dict.fromkeys(_REPEATABLE, ()), key: _value(_OPTIONS[key], text)})
     else:
         keys = [*_KEYS, *_DOTTED]
         raise click.UsageError(f"--set: there is no {key!r}{did_you_mean(key, keys)} What can be set is {', '.join(keys)}.")

@@ -9,14 +9,24 @@ from typing import Any, Final
 
 import click
 from google.protobuf import json_format
+from google.protobuf.struct_pb2 import Struct
 
 from evalrpc.cli import completion, wording
 from evalrpc.cli.connection import connect, table_options
 from evalrpc.cli.following import follow
 from evalrpc.cli.job_ids import resolve
 from evalrpc.cli.output import Form, print_json, print_json_line, print_line
-from evalrpc.cli.parameters import arguments, duration, labels_option, reconnect_timeout_option, split_commas, watch_option
+from evalrpc.cli.parameters import (
+    arguments,
+    duration,
+    label,
+    labels_option,
+    reconnect_timeout_option,
+    split_commas,
+    watch_option,
+)
 from evalrpc.client import EvalClient, SubmitOptions, values
+from evalrpc.client.arguments import parse_value
 from evalrpc.v1.jobs_pb2 import CACHE_MODE_ALLOW, GPU_MODE_DATA_PARALLEL, GPU_MODE_MODEL_PARALLEL, JobInfo, SubmitJobRequest
 
 REQUEST_FIELDS: Final = (
@@ -36,6 +46,9 @@ REQUEST_FIELDS: Final = (
     "preparation",
 )
 _GPU_MODES: Final = {"data-parallel": GPU_MODE_DATA_PARALLEL, "model-parallel": GPU_MODE_MODEL_PARALLEL}
+_SERVED_FIELDS: Final = {"engine": "engine", "served_model": "model", "engine_gpus": "num_gpus"}
+"""What the flags set of a served model."""
+ENGINE_FLAGS: Final = (*_SERVED_FIELDS, "engine_args")
 SUBMISSION_FIELDS: Final = (
     "request_id",
     "priority",
@@ -97,6 +110,17 @@ SUBMISSION_FIELDS: Final = (
     "--secret", "secrets", multiple=True, metavar="NAME", help="Give the run this secret of the operator's. May be repeated."
 )
 @click.option("--preparation", metavar="NAME", help="Prepare the model's folder like this; the operator says what there is.")
+@click.option("--engine", metavar="NAME", help="Have this engine of the operator's load the model; see `evalrpc engines`.")
+@click.option("--served-model", metavar="MODEL", help="The model that the engine loads, in place of --model.")
+@click.option(
+    "--engine-arg",
+    "engine_args",
+    type=label,
+    multiple=True,
+    metavar="K=V",
+    help="Give the engine this argument. May be repeated.",
+)
+@click.option("--engine-gpus", type=int, metavar="N", help="Have the engine hold this many GPUs. Default: as --num-gpus.")
 @click.option("--output-dir", metavar="DIR", help="Write the results to this folder on the server.")
 @click.option("--tasks-separately", is_flag=True, default=None, help="Run the tasks one by one, each with its results at once.")
 @click.option("--request-id", metavar="ID", help="Make the submission safe to repeat with this id. Default: a fresh one.")
@@ -197,9 +221,20 @@ def _apply_compound_flags(submission: SubmitJobRequest, flags: Mapping[str, Any]
     for name in ("model_args", "gen_kwargs"):
         if flags[name] is not None:
             getattr(submission.request, name).CopyFrom(values.arguments(name, flags[name]))
+    _apply_engine_flags(submission, flags)
     submission.labels.update(dict(flags["labels"]))
     if flags["timeout"] is not None:
         submission.timeout.FromTimedelta(flags["timeout"])
+
+
+def _apply_engine_flags(submission: SubmitJobRequest, flags: Mapping[str, Any]) -> None:
+    for flag, name in _SERVED_FIELDS.items():
+        if flags[flag] is not None:
+            setattr(submission.request.served_model, name, flags[flag])
+    if flags["engine_args"]:
+        given = {key: parse_value(text) for key, text in flags["engine_args"]}
+        args = values.arguments("served_model.args", given)
+        submission.request.served_model.args.MergeFrom(args or Struct())
 
 
 def submit_options(submission: SubmitJobRequest) -> SubmitOptions:

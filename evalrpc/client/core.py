@@ -23,6 +23,7 @@ from evalrpc.v1.jobs_pb2 import (
     JobFilter,
     JobInfo,
     JobStatus,
+    ServedModel,
     SubmitJobRequest,
     UpdateJobRequest,
 )
@@ -143,6 +144,7 @@ def evaluate_request(
     max_bad_answer_ratio: float | None = None,
     secrets: Sequence[str] | str = (),
     preparation: str = "",
+    served_model: ServedModel | Mapping[str, Any] | None = None,
 ) -> EvaluateRequest:
     """Build the request from plain values. None leaves a field absent; a single task or secret may be a plain string.
 
@@ -168,6 +170,7 @@ def evaluate_request(
         max_bad_answer_ratio=max_bad_answer_ratio,
         secrets=values.texts("secrets", secrets),
         preparation=preparation,
+        served_model=values.served_model(served_model),
     )
 
 

@@ -265,7 +265,7 @@ class _Bytes(Reader[BytesRequestT, BytesMessageT, bytes]):
 
 
 class LogBytes(_Bytes[ReadLogRequest, ReadLogResponse]):
-    """ReadLog: the log of one attempt, or of its preparation, from an offset."""
+    """ReadLog: the log of one attempt, or of its preparation or its engine, from an offset."""
 
     def __init__(
         self,
@@ -275,6 +275,7 @@ class LogBytes(_Bytes[ReadLogRequest, ReadLogResponse]):
         follow: bool = False,
         offset: int = 0,
         preparation: bool = False,
+        engine: bool = False,
         heartbeat_interval_seconds: float | None = None,
     ) -> None:
         request = build(
@@ -284,6 +285,7 @@ class LogBytes(_Bytes[ReadLogRequest, ReadLogResponse]):
             follow=follow,
             offset=offset,
             preparation=preparation,
+            engine=engine,
             heartbeat_interval=_duration(heartbeat_interval_seconds),
         )
         super().__init__(request)

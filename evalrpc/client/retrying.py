@@ -21,6 +21,8 @@ RETRIED_METHODS: Final = (
     "ResumeQueue",
     "CordonGpu",
     "UncordonGpu",
+    "ListEngines",
+    "StopEngine",
     "ListArtifacts",
     "ListMetrics",
     "ListSamples",

@@ -24,6 +24,7 @@ from evalrpc.v1.catalog_pb2 import (
     ListTasksRequest,
 )
 from evalrpc.v1.comparison_pb2 import CompareJobsResponse, Flip, FlipDirection, PlanComparisonResponse
+from evalrpc.v1.engines_pb2 import ListEnginesRequest, ListEnginesResponse, StopEngineRequest
 from evalrpc.v1.files_pb2 import Artifact, ListArtifactsRequest
 from evalrpc.v1.history_pb2 import GetHistoryResponse, TrendOptions
 from evalrpc.v1.jobs_pb2 import (
@@ -37,6 +38,7 @@ from evalrpc.v1.jobs_pb2 import (
     JobInfo,
     JobView,
     ListJobsRequest,
+    ServedModel,
 )
 from evalrpc.v1.operations_pb2 import CordonGpuRequest, PauseQueueRequest, ResumeQueueRequest, UncordonGpuRequest
 from evalrpc.v1.queue_pb2 import GetQueueRequest, GetQueueResponse
@@ -97,6 +99,7 @@ class EvalClient(Transport):
         max_bad_answer_ratio: float | None = None,
         secrets: Sequence[str] | str = (),
         preparation: str = "",
+        served_model: ServedModel | Mapping[str, Any] | None = None,
         **options: Unpack[core.SubmitOptions],
     ) -> JobInfo:
         """Submit an evaluation from plain values and return the job. See `submit` for options and errors.
@@ -104,6 +107,7 @@ class EvalClient(Transport):
         None leaves a field at its default; see EvaluateRequest in the schema. A single task may be a plain string.
         `model_args` and `gen_kwargs` are dicts of JSON values, or text as lmms-eval reads it (see
         `evalrpc.client.arguments`); paths, dates, enums and NumPy's numbers and small arrays become JSON values.
+        `served_model` is one, or a dict such as `{"engine": "vllm", "model": "acme/model"}`; then `model` is "".
 
         Raises TypeError or ValueError that names the argument, or the key in it, which can't be sent.
         """
@@ -126,6 +130,7 @@ class EvalClient(Transport):
             max_bad_answer_ratio=max_bad_answer_ratio,
             secrets=secrets,
             preparation=preparation,
+            served_model=served_model,
         )
         return self.submit(request, **options)
 
@@ -275,10 +280,11 @@ class EvalClient(Transport):
         offset: int = 0,
         attempt: int = 0,
         preparation: bool = False,
+        engine: bool = False,
         heartbeat_interval_seconds: float | None = None,
     ) -> Generator[bytes, None, None]:
         """Yield the log's bytes from an offset, each once. `attempt` 0 is the latest. `preparation`: of the run that prepared
-        the model, in place of the harness's.
+        the model, in place of the harness's; `engine`: of the engine that answered for the model, as it is now.
 
         With `follow`, waits for a queued job to start and continues until the job ends. Heartbeats are sent as for `watch`, and
         never yielded. Raises JobNotFoundError, AttemptNotFoundError, OffsetOutOfRangeError.
@@ -290,6 +296,7 @@ class EvalClient(Transport):
             follow=follow,
             offset=offset,
             preparation=preparation,
+            engine=engine,
             heartbeat_interval_seconds=heartbeat_interval_seconds,
         )
         with closing(self._read(self._stub.ReadLog, reader)) as chunks:
@@ -628,6 +635,14 @@ class EvalClient(Transport):
     def uncordon_gpu(self, gpu_id: str) -> None:
         """Assign a GPU to jobs again. For operators. Raises PermissionDeniedError, InvalidRequestError."""
         self._call(self._stub.UncordonGpu, build(UncordonGpuRequest, gpu_id=gpu_id))
+
+    def list_engines(self) -> ListEnginesResponse:
+        """Return the engines that have a model loaded, and those that requests may name."""
+        return self._call(self._stub.ListEngines, ListEnginesRequest())
+
+    def stop_engine(self, engine_id: str) -> None:
+        """End an engine; its jobs get another one. For operators. Raises PermissionDeniedError, EngineNotFoundError."""
+        self._call(self._stub.StopEngine, build(StopEngineRequest, engine_id=engine_id))
 
     def get_caller(self) -> GetCallerResponse:
         """Return who this client is, as the server sees it. Raises UnauthenticatedError."""

@@ -19,6 +19,7 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
 from evalrpc.client.arguments import parse_arguments
+from evalrpc.v1.jobs_pb2 import ServedModel
 
 MAX_ARRAY_VALUES: Final = 1000
 """The largest array that is sent as a list: arguments are for settings, not for data."""
@@ -106,6 +107,26 @@ def arguments(name: str, values: Mapping[str, object] | str | None) -> Struct | 
     except RecursionError:
         raise ValueError(f"{name} is nested too deep") from None
     return struct
+
+
+def served_model(given: ServedModel | Mapping[str, Any] | None) -> ServedModel | None:
+    """Return the argument `served_model`, which may be a dict with the names of the message's fields; None stays None.
+
+    Raises TypeError or ValueError that names the key of what can't be sent.
+    """
+    if given is None or isinstance(given, ServedModel):
+        return given
+    if not isinstance(given, Mapping):
+        raise TypeError(f"served_model must be a ServedModel, or a dict, not {_described(given)}")
+    known = ServedModel.DESCRIPTOR.fields_by_name
+    for key in given:
+        if key not in known:
+            raise ValueError(f"served_model has no {shortened(key)}; it has: {', '.join(known)}")
+    args = arguments("served_model.args", given.get("args"))
+    try:
+        return build(ServedModel, **{**given, "args": args})
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"served_model.{error}") from None
 
 
 def _label(path: str, value: object) -> str:

@@ -20,6 +20,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from evalrpc import extras
 from evalrpc.client.arguments import metric_text
 from evalrpc.client.core import plain_row
+from evalrpc.jobs.served_models import model_of
 from evalrpc.v1.comparison_pb2 import (
     CompareJobsResponse,
     Flip,
@@ -246,7 +247,7 @@ def text_of(message: Any) -> str:
 
 
 def _describe_job(job: JobInfo) -> str:
-    parts = [f"{job.request.model} on {', '.join(job.request.tasks)}", *_labels(job)]
+    parts = [f"{model_of(job.request)} on {', '.join(job.request.tasks)}", *_labels(job)]
     if job.progress.HasField("done"):
         total = job.progress.total if job.progress.HasField("total") else "?"
         parts.append(f"{job.progress.done}/{total} {job.progress.unit}".rstrip())

@@ -1,10 +1,11 @@
 """The server's settings: flags over environment over TOML file over defaults, validated once, then frozen.
 
-Each is declared once, in settings.py, policy.py, preparations.py, suites.py or secrets.py. Its flag, its variable, its checks
-and docs/settings.md follow from that.
+Each is declared once, in settings.py, policy.py, preparations.py, engines.py, suites.py or secrets.py. Its flag, its variable,
+its checks and docs/settings.md follow from that.
 """
 
 from evalrpc.config.callers import ClientCertificate, OidcSettings
+from evalrpc.config.engines import EngineSettings
 from evalrpc.config.loading import load_settings
 from evalrpc.config.policy import PolicySettings
 from evalrpc.config.preparations import PreparationSettings
@@ -26,6 +27,7 @@ __all__ = [
     "LMMS_EVAL",
     "SETTINGS",
     "ClientCertificate",
+    "EngineSettings",
     "HarnessSettings",
     "ListenSettings",
     "OidcSettings",

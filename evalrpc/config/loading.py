@@ -1,10 +1,10 @@
 """Reads settings: flags over environment over TOML file over defaults.
 
 The TOML file has the fields of `Settings` at its top level, one `[harnesses.NAME]` table per harness, in it perhaps a table
-`policy`, one `[preparations.NAME]` table per preparation, one `[suites.NAME]` table per suite, one `[secrets.NAME]` table per
-secret, the weights of owners in `[shares]`, their quotas in a `[quotas.OWNER]` table each, and the tables `[oidc]` and
-`[client_certificates]`. Relative paths
-in it are relative to the file, others to the working directory. An environment variable that is empty counts as unset.
+`policy`, one `[preparations.NAME]` table per preparation, one `[engines.NAME]` table per engine, one `[suites.NAME]` table per
+suite, one `[secrets.NAME]` table per secret, the weights of owners in `[shares]`, their quotas in a `[quotas.OWNER]` table
+each, and the tables `[oidc]` and `[client_certificates]`. Relative paths in it are relative to the file, others to the working
+directory. An environment variable that is empty counts as unset.
 """
 
 import re
@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from evalrpc.config.callers import OWNER_RULE, ClientCertificate, OidcSettings
 from evalrpc.config.declaration import settings_of
+from evalrpc.config.engines import COMPLETIONS, LOG_PROBABILITIES, EngineSettings
 from evalrpc.config.policy import PolicySettings
 from evalrpc.config.preparations import PreparationSettings
 from evalrpc.config.secrets import SOURCES, SecretSettings
@@ -30,6 +31,7 @@ _T = TypeVar("_T")
 _HARNESSES: Final = "harnesses"
 _POLICY: Final = "policy"
 _PREPARATIONS: Final = "preparations"
+_ENGINES: Final = "engines"
 _SECRETS: Final = "secrets"
 _CERTIFICATES: Final = "client_certificates"
 _OIDC: Final = "oidc"
@@ -128,6 +130,19 @@ def _read_preparation(name: str, table: _Given) -> PreparationSettings:
     where = f"{_PREPARATIONS}.{name}"
     _require_name(name, where, table.source)
     return PreparationSettings(name=name, **_read_table(PreparationSettings, where, table, {"working_dir": "."}))
+
+
+def _read_engines(tables: _Given) -> dict[str, EngineSettings]:
+    return _read_each(_ENGINES, "must be tables such as [engines.vllm]", tables, _read_engine)
+
+
+def _read_engine(name: str, table: _Given) -> EngineSettings:
+    where = f"{_ENGINES}.{name}"
+    _require_name(name, where, table.source)
+    engine = EngineSettings(name=name, **_read_table(EngineSettings, where, table, {"working_dir": "."}))
+    is_complete = LOG_PROBABILITIES not in engine.api or COMPLETIONS in engine.api
+    _require(is_complete, f"{where}.api", f"`{LOG_PROBABILITIES}` are asked for with `{COMPLETIONS}`: name both", table.source)
+    return engine
 
 
 def _read_suites(tables: _Given) -> dict[str, SuiteSettings]:
@@ -245,6 +260,7 @@ def _require(condition: bool, name: str, rule: str, source: str) -> None:
 _TABLES: Final[Mapping[str, Callable[[_Given], Any]]] = {
     _HARNESSES: _read_harnesses,
     _PREPARATIONS: _read_preparations,
+    _ENGINES: _read_engines,
     _SUITES: _read_suites,
     _SECRETS: _read_secrets,
     _SHARES: _read_shares,

@@ -24,24 +24,27 @@ class PolicySettings:
     """One `[harnesses.NAME.policy]` table. A glob is compared with the whole text, in which `*` also matches `/`, and capitals
     count."""
 
-    models: tuple[str, ...] | None = _globs("Globs: the `model` of a request must match one, such as `hf` or `openai/gpt-4o*`.")
+    models: tuple[str, ...] | None = _globs(
+        "Globs: the `model` of a request must match one, such as `hf` or `openai/gpt-4o*`; with `served_model`, the model "
+        "that the engine loads, such as `/models/*`."
+    )
     tasks: tuple[str, ...] | None = _globs(
         "Globs: each task of a request must match one, such as `mmlu_*`. A group or tag counts by its own name."
     )
     pretrained: tuple[str, ...] | None = _globs(
         "Globs, such as `acme/*` or `/models/*`: all arguments that name weights, adapters or a tokenizer must match one "
-        "(`pretrained`, `peft`, `delta`, `model`, `model_version`, `model_path`, `tokenizer` and the like), and with "
-        "inspect-ai what follows the provider in `model`. A value with a part `..` matches none. Weights that a model type "
-        "loads by itself are its own: `models` limits the types."
+        "(`pretrained`, `peft`, `delta`, `model`, `model_version`, `model_path`, `tokenizer` and the like), with "
+        "inspect-ai what follows the provider in `model`, and with `served_model` the model that the engine loads. A value "
+        "with a part `..` matches none. Weights that a model type loads by itself are its own: `models` limits the types."
     )
     model_args_allowed: tuple[str, ...] | None = _globs("Globs: the name of every argument in `model_args` must match one.")
     gen_kwargs_allowed: tuple[str, ...] | None = _globs("Globs: the name of every argument in `gen_kwargs` must match one.")
     arguments_refused: tuple[str, ...] = setting(
         REFUSED_ARGUMENTS,
         STRINGS,
-        "Globs of arguments that are refused in `model_args` and `gen_kwargs`: at any depth, in JSON that is given as text, "
-        "and in text such as `base_url=...`. `trust_remote_code` may be false. Refused even if also allowed: to allow an "
-        "argument, list the others here.",
+        "Globs of arguments that are refused in `model_args`, `gen_kwargs` and `served_model.args`: at any depth, in JSON that "
+        "is given as text, and in text such as `base_url=...`. `trust_remote_code` may be false. Refused even if also allowed: "
+        "to allow an argument, list the others here.",
         default_text=", ".join(f"`{name}`" for name in REFUSED_ARGUMENTS),
     )
     max_num_gpus: int | None = setting(

@@ -33,6 +33,7 @@ from evalrpc.config.declaration import (
     setting,
     settings_of,
 )
+from evalrpc.config.engines import EngineSettings
 from evalrpc.config.policy import PolicySettings
 from evalrpc.config.preparations import PreparationSettings
 from evalrpc.config.secrets import SecretSettings
@@ -552,6 +553,8 @@ class Settings:
     """The harnesses by name. Default: `lmms-eval` in the server's own environment."""
     preparations: Mapping[str, PreparationSettings] = field(default_factory=dict)
     """The preparations of models by name."""
+    engines: Mapping[str, EngineSettings] = field(default_factory=dict)
+    """The engines by name."""
     suites: Mapping[str, SuiteSettings] = field(default_factory=dict)
     """The suites by name."""
     client_certificates: Mapping[str, ClientCertificate] = field(default_factory=dict)

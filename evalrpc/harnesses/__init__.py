@@ -17,12 +17,16 @@ from evalrpc.harnesses.base import (
     Run,
     SampleReader,
     SampleRow,
+    ServedEndpoint,
+    ServedHarness,
+    ServedNeeds,
     StepsHarness,
     TaskReporter,
 )
 from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
 from evalrpc.harnesses.names import device_violations, task_problem
 from evalrpc.harnesses.progress_bars import Bar, advance, follow_bar, read_bar
+from evalrpc.harnesses.served import pointed_at
 from evalrpc.protobuf import bounds
 from evalrpc.results.layout import missing_tasks, read_results
 from evalrpc.results.metrics import model_result
@@ -48,6 +52,9 @@ __all__ = [
     "RunFailedError",
     "SampleReader",
     "SampleRow",
+    "ServedEndpoint",
+    "ServedHarness",
+    "ServedNeeds",
     "StepsHarness",
     "TaskReporter",
     "advance",
@@ -62,6 +69,7 @@ __all__ = [
     "missing_tasks",
     "model_result",
     "open_in",
+    "pointed_at",
     "read_bar",
     "read_results",
     "require_no_shortage",

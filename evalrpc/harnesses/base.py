@@ -94,6 +94,45 @@ class ParallelHarness(Protocol):
         """Return how the processes of a run share its GPUs: as the request says, or as suits its model."""
 
 
+class ServedEndpoint(NamedTuple):
+    """Where a model is served, over OpenAI's API."""
+
+    url: str
+    """The base of all addresses, which ends in `/v1`."""
+    name: str
+    """What the model is asked for by."""
+    model: str
+    """What the server has loaded, a folder or the name of a repository: for a tokenizer."""
+    api: tuple[str, ...]
+    """What the server answers, as `api` of an engine says it."""
+
+
+class ServedNeeds(NamedTuple):
+    """What a harness has to have its own way where it asks a server for its answers."""
+
+    api: frozenset[str]
+    """Those of which the server must answer one."""
+    arguments: frozenset[str] = frozenset()
+    """The arguments of models that say where the server is and what it serves. Requests can't set them."""
+    variables: tuple[str, ...] = ()
+    """The environment variables in which its program looks for the server's address; none where arguments say it."""
+
+
+@runtime_checkable
+class ServedHarness(Protocol):
+    """Optional interface of a harness that can ask a server for the model's answers, and load none itself."""
+
+    served_needs: ServedNeeds
+    """What does not depend on the request."""
+
+    def with_served_model(self, request: EvaluateRequest, served: ServedEndpoint) -> EvaluateRequest:
+        """Return a request for the same evaluation, whose `model` and arguments say where the model is served; it has no
+        `served_model`. The arguments that the request has already stay, but for those of `served_needs`.
+
+        `Harness.violations` of what is returned tell which requests can't be evaluated so.
+        """
+
+
 @runtime_checkable
 class TaskReporter(Protocol):
     """Optional interface of a harness whose program leaves each task's results as soon as the task has finished."""

@@ -7,12 +7,14 @@ from typing import Final
 from google.protobuf import json_format
 
 from evalrpc.config import HarnessSettings
+from evalrpc.config.engines import APIS
 from evalrpc.errors import ConfigurationError, FieldViolation
-from evalrpc.harnesses.base import Command, Exit, Preload, Run
+from evalrpc.harnesses.base import Command, Exit, Preload, Run, ServedEndpoint, ServedNeeds
 from evalrpc.harnesses.code_arguments import code_arguments
 from evalrpc.harnesses.failures import check_exit, failed, find_failure
 from evalrpc.harnesses.placeholders import filled_in, placeholders_in, require_known
 from evalrpc.harnesses.progress_bars import follow_bar
+from evalrpc.harnesses.served import pointed_at
 from evalrpc.results.layout import read_results
 from evalrpc.v1.catalog_pb2 import HarnessInfo
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, Progress
@@ -32,6 +34,7 @@ class CommandHarness:
     """
 
     kind = KIND
+    served_needs = ServedNeeds(api=frozenset(APIS), variables=("OPENAI_BASE_URL", "OPENAI_API_BASE"))
 
     def __init__(self, settings: HarnessSettings) -> None:
         self.name = settings.name
@@ -94,6 +97,10 @@ class CommandHarness:
         if not settings.preload or settings.warm != "auto":
             return None
         return Preload(self.name, settings.command[:3], settings.command[2], settings.preload)
+
+    def with_served_model(self, request: EvaluateRequest, served: ServedEndpoint) -> EvaluateRequest:
+        """Have the program told the name that the server is asked for. Its environment has the address."""
+        return pointed_at(request, served.name)
 
     def catalog_command(self) -> None:
         """Return None: only the operator knows what the program accepts."""

@@ -9,12 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from evalrpc.config import HarnessSettings
+from evalrpc.config.engines import CHAT, COMPLETIONS, LOG_PROBABILITIES
 from evalrpc.errors import FieldViolation
 from evalrpc.harnesses import arguments, lm_eval_family
 from evalrpc.harnesses.arguments import plain_arguments, yaml_text
-from evalrpc.harnesses.base import Command, Exit, Preload, Run
+from evalrpc.harnesses.base import Command, Exit, Preload, Run, ServedEndpoint, ServedNeeds
 from evalrpc.harnesses.installation import SCRIPTS, Package, catalog_command, describe, installed_modules, note_version
 from evalrpc.harnesses.progress_bars import advance, read_bar
+from evalrpc.harnesses.served import pointed_at
 from evalrpc.v1.catalog_pb2 import HarnessInfo
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, GpuMode, Progress
 from evalrpc.v1.results_pb2 import ModelResult
@@ -53,6 +55,11 @@ _MODEL_MODULES: Final = {
     "openai-chat-completions": "openai_completions",
 }
 """Where the types of models are that have not their module's name."""
+_CHAT_TYPES: Final = "chat-completions"
+"""How the names of model types end that take chats only."""
+_SERVED_DEFAULTS: Final = {"num_concurrent": 32, "timeout": 3600}
+"""Requests under way at once, and seconds. lm-eval's own are 1 and 300: it would ask one question after the other, and give up
+those that wait for an engine that is busy or comes back."""
 _CATALOG_SCRIPT: Final = """
 import json, sys
 import lm_eval.models
@@ -67,6 +74,10 @@ class LmEvalHarness:
     """Runs `python -m lm_eval run` in the environment that the operator configured."""
 
     kind = KIND
+    served_needs = ServedNeeds(
+        api=frozenset({CHAT, COMPLETIONS}),
+        arguments=frozenset({"model", "pretrained", "base_url", "tokenizer", "tokenizer_backend", "auth_token", "header"}),
+    )
 
     def __init__(self, settings: HarnessSettings) -> None:
         self.name = settings.name
@@ -93,6 +104,20 @@ class LmEvalHarness:
     def gpu_mode(self, run: Run) -> GpuMode.ValueType:
         """Return whether one process per GPU runs, or one that sees all."""
         return lm_eval_family.gpu_mode(run)
+
+    def with_served_model(self, request: EvaluateRequest, served: ServedEndpoint) -> EvaluateRequest:
+        """Have the server asked for completions where it knows log-probabilities, and so can do every task, and otherwise for
+        chats. By default many requests are under way at once, and none is given up while the engine is busy."""
+        if LOG_PROBABILITIES in served.api or CHAT not in served.api:
+            path, tokenizer = "completions", {"tokenizer": served.model, "tokenizer_backend": "huggingface"}
+        else:
+            path, tokenizer = "chat/completions", {}
+        type_of_model = f"local-{path.replace('/', '-')}"
+        pointed = pointed_at(request, type_of_model, model=served.name, base_url=f"{served.url}/{path}", **tokenizer)
+        for name, value in _SERVED_DEFAULTS.items():
+            if name not in request.model_args.fields:
+                pointed.model_args[name] = value
+        return pointed
 
     def catalog_command(self) -> Command:
         """Query lm-eval's registries: tasks, groups and tags, and the names of models with their aliases."""
@@ -141,6 +166,8 @@ def _options(run: Run) -> Iterator[str]:
     # A single name would be read as a folder if the working directory has one of that name. lm-eval drops duplicates.
     yield f"--tasks={','.join(tasks if len(tasks) > 1 else [*tasks, *tasks])}"
     yield f"--output_path={run.output_dir}"
+    if run.request.model.endswith(_CHAT_TYPES):
+        yield "--apply_chat_template"
     yield from lm_eval_family.options(run.request)
 
 

@@ -16,11 +16,13 @@ class RequestDefaults:
     num_gpus: int
 
     def fill_in(self, request: EvaluateRequest) -> None:
-        """Set `harness` and `num_gpus` if they are absent."""
+        """Set `harness` and `num_gpus` if they are absent. With a served model, its engine gets the GPUs, and the run none."""
         if not request.harness:
             request.harness = self.harness
+        if request.HasField("served_model") and not request.served_model.HasField("num_gpus"):
+            request.served_model.num_gpus = self.num_gpus
         if not request.HasField("num_gpus"):
-            request.num_gpus = self.num_gpus
+            request.num_gpus = 0 if request.HasField("served_model") else self.num_gpus
 
 
 def request_defaults(settings: Settings, gpu_count: int) -> RequestDefaults:
@@ -29,8 +31,16 @@ def request_defaults(settings: Settings, gpu_count: int) -> RequestDefaults:
 
 
 def gpus_needed(request: EvaluateRequest) -> int:
-    """Return how many GPUs a job's request asks for. It always says so, but for jobs stored by release 0.1, which meant one."""
+    """Return how many GPUs a job's request asks for, be it for an engine. It always says so, but for jobs stored by release
+    0.1, which meant one."""
+    if request.HasField("served_model"):
+        return request.served_model.num_gpus
     return request.num_gpus if request.HasField("num_gpus") else 1
+
+
+def gpus_field(request: EvaluateRequest) -> str:
+    """Return the path, from the request on, of the field that says how many GPUs it asks for."""
+    return "served_model.num_gpus" if request.HasField("served_model") else "num_gpus"
 
 
 def _default_harness(settings: Settings) -> str:

@@ -6,6 +6,7 @@ from typing import Final
 
 from evalrpc.jobs.label_selectors import parse_selector
 from evalrpc.jobs.lifecycle import Status
+from evalrpc.jobs.served_models import model_of
 from evalrpc.v1.jobs_pb2 import JobFilter, JobInfo
 
 MIN_PREFIX_LENGTH: Final = 4
@@ -51,7 +52,7 @@ class JobMatcher:
             self.takes_owner(job.owner)
             and _any_of(self._suite_run_ids, (job.suite_run_id,))
             and _any_of(self._statuses, (status,))
-            and _any_of(self._models, (job.request.model,))
+            and _any_of(self._models, (model_of(job.request),))
             and _any_of(self._tasks, job.request.tasks)
             and _any_of(self._harnesses, (job.request.harness,))
             and all(key in labels and labels[key] == value for key, value in self._labels.items())

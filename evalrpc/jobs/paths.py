@@ -6,6 +6,7 @@ data_dir/jobs/JOB_ID/attempt-N/complete-results the complete results, where the 
 data_dir/jobs/JOB_ID/attempt-N/output/          what the harness wrote, unless the request names an `output_dir`
 data_dir/jobs/JOB_ID/attempt-N/preparation/     the same of the run that prepared its model, if there was one
 data_dir/preparations/FINGERPRINT/              a prepared model
+data_dir/engines/ENGINE_ID/                     an engine: what it serves, logs and traces of its processes
 data_dir/homes/UID/                             the home of an account of runs, where these have accounts of their own
 output_root/OUTPUT_DIR/JOB_ID/attempt-N/        what it wrote, where the request does
 """
@@ -23,6 +24,9 @@ HOMES_DIR: Final = "homes"
 
 PREPARATIONS_DIR: Final = "preparations"
 """The prepared models."""
+
+ENGINES_DIR: Final = "engines"
+"""The engines that serve models, and the gateway to them."""
 
 
 def job_dir(data_dir: Path, job_id: str) -> Path:

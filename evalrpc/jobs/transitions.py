@@ -26,6 +26,11 @@ RETRYABLE_REASONS: Final = frozenset({"RUN_LOST", "PROCESS_SIGNALLED", "OUT_OF_M
 PREEMPTED_REASON: Final = "PREEMPTED"
 """The run was ended to make room for a job that comes first. Such an attempt does not count."""
 
+ENGINE_LOST_REASON: Final = "ENGINE_LOST"
+"""The engine that answered for the model has ended. Such an attempt does not count, up to MAX_ENGINES_LOST of them."""
+
+MAX_ENGINES_LOST: Final = 3
+
 UNKILLABLE_REASON: Final = "PROCESS_UNKILLABLE"
 """Some process of the run could not be ended."""
 
@@ -95,7 +100,13 @@ def begin_attempt(
 
 def counted_attempts(job: pb.JobInfo) -> int:
     """Return how many attempts of a job count, of `max_attempts`."""
-    return sum(1 for attempt in job.attempts if attempt.error.reason != PREEMPTED_REASON)
+    return sum(1 for attempt in job.attempts if attempt.error.reason not in (PREEMPTED_REASON, ENGINE_LOST_REASON))
+
+
+def note_engine(job: pb.JobInfo, engine_id: str) -> None:
+    """Record which engine answers for the model of a RUNNING job."""
+    _require(job, pb.JOB_STATUS_RUNNING)
+    job.attempts[-1].engine_id = engine_id
 
 
 def request_preemption(job: pb.JobInfo) -> None:
@@ -161,16 +172,25 @@ def fail(job: pb.JobInfo, error: pb.JobError, now: Timestamp) -> None:
     if job.HasField("cancel_requested_at") and error.reason != UNKILLABLE_REASON:
         cancel(job, now)
         return
-    is_retried = error.reason in RETRYABLE_REASONS and counted_attempts(job) < job.max_attempts
+    is_retried = _may_lose_another_engine(job) if error.reason == ENGINE_LOST_REASON else _may_fail_again(job, error)
     _move(job, pb.JOB_STATUS_QUEUED if is_retried else pb.JOB_STATUS_FAILED)
     error = _bounded(error)
     _end_attempt(job, error, now)
     if is_retried:
         _wait_again(job)
-        job.retry_at.FromNanoseconds(now.ToNanoseconds() + int(backoff_seconds(counted_attempts(job)) * 1e9))
+        job.retry_at.FromNanoseconds(now.ToNanoseconds() + int(backoff_seconds(max(1, counted_attempts(job))) * 1e9))
         return
     job.error.CopyFrom(error)
     _end(job, now)
+
+
+def _may_fail_again(job: pb.JobInfo, error: pb.JobError) -> bool:
+    return error.reason in RETRYABLE_REASONS and counted_attempts(job) < job.max_attempts
+
+
+def _may_lose_another_engine(job: pb.JobInfo) -> bool:
+    """Return whether a job whose engine is lost once more is tried again. This attempt has no error yet."""
+    return sum(1 for attempt in job.attempts if attempt.error.reason == ENGINE_LOST_REASON) < MAX_ENGINES_LOST
 
 
 def backoff_seconds(attempts: int) -> float:

@@ -1,6 +1,7 @@
 """The log of a run, read while it is written."""
 
 import os
+from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
@@ -55,15 +56,39 @@ class LogReader:
             job = await self._feed.read_job(job_id)
             is_growing = job.status == JOB_STATUS_RUNNING and job.attempt == attempt
             read = partial(_read_at, path, mask=mask, is_growing=is_growing)
-            while data := await read_on(self._readers, partial(read, offset)):
-                message = ReadLogResponse(data=data, offset=offset, attempt=attempt).SerializeToString()
-                offset += len(data)
-                del data  # a client that does not read makes the message stay long enough
-                await send(message)
-                heartbeat.sent()
+            offset = await self._send_rest(read, offset, attempt, send, heartbeat)
             if not (call.follow and is_growing):
                 return
             await self._wait(job_id, heartbeat, offset, attempt, send)
+
+    async def read_engine_log(
+        self, job_id: str, call: ReadLogRequest, path_of: Callable[[str], Path | None], send: Send
+    ) -> None:
+        """Send the bytes of the log of the engine that answered for an attempt, from the engine's start to now. `path_of` says
+        where the log of an engine is.
+
+        Raises JobNotFoundError, AttemptNotFoundError, OffsetOutOfRangeError, FileUnavailableError, FileUnreadableError.
+        """
+        job = await self._feed.read_job(job_id)
+        attempt = attempt_number(job, call.attempt)
+        engine_id = next((each.engine_id for each in job.attempts if each.number == attempt), "")
+        path = path_of(engine_id) if engine_id else None
+        require_inside(call.offset, await read_on(self._readers, lambda: _size(path)) if path else 0)
+        if path is not None:
+            read = partial(_read_at, path, mask=NO_MASK, is_growing=False)
+            await self._send_rest(read, call.offset, attempt, send, Heartbeat(None))
+
+    async def _send_rest(
+        self, read: Callable[[int], bytes], offset: int, attempt: int, send: Send, heartbeat: Heartbeat
+    ) -> int:
+        """Send what `read` has from an offset on, and return the offset after it."""
+        while data := await read_on(self._readers, partial(read, offset)):
+            message = ReadLogResponse(data=data, offset=offset, attempt=attempt).SerializeToString()
+            offset += len(data)
+            del data  # a client that does not read makes the message stay long enough
+            await send(message)
+            heartbeat.sent()
+        return offset
 
     async def _wait(self, job_id: str, heartbeat: Heartbeat, offset: int, attempt: int, send: Send) -> None:
         """Wait a moment for more of the log, then send a heartbeat if one is due. Raises ServerStoppingError."""

@@ -7,49 +7,54 @@ from sortedcontainers import SortedList
 from evalrpc.jobs.share_policy import URGENT_PRIORITY, is_urgent
 from evalrpc.scheduling.placement import QueuedJob
 
+_Kind = tuple[int, str]
+"""How many GPUs a job asks for, and its engine. All of a kind can start when one can."""
+
 
 class OwnerQueue:
-    """Jobs in the order of service, and the first of each width, both at once."""
+    """Jobs in the order of service, and the first of each width, and of each engine, both at once."""
 
     def __init__(self, owner: str) -> None:
         self._owner = owner
         self.order: SortedList[QueuedJob] = SortedList()
         """All jobs, also those that are not offered."""
-        self._by_width: dict[int, SortedList[QueuedJob]] = {}
+        self._by_kind: dict[_Kind, SortedList[QueuedJob]] = {}
 
     def load(self, offered: Iterable[QueuedJob], delayed: Iterable[QueuedJob]) -> None:
         """Take many jobs at once into an empty queue."""
-        by_width: dict[int, list[QueuedJob]] = {}
+        by_kind: dict[_Kind, list[QueuedJob]] = {}
         for job in offered:
-            by_width.setdefault(job.num_gpus, []).append(job)
-        self._by_width = {width: SortedList(jobs) for width, jobs in by_width.items()}
-        self.order = SortedList([*delayed, *(job for jobs in by_width.values() for job in jobs)])
+            by_kind.setdefault(_kind_of(job), []).append(job)
+        self._by_kind = {kind: SortedList(jobs) for kind, jobs in by_kind.items()}
+        self.order = SortedList([*delayed, *(job for jobs in by_kind.values() for job in jobs)])
 
     def offer(self, job: QueuedJob) -> None:
         """Let a job that is in the order be chosen."""
-        self._by_width.setdefault(job.num_gpus, SortedList()).add(job)
+        self._by_kind.setdefault(_kind_of(job), SortedList()).add(job)
 
     def withdraw(self, job: QueuedJob) -> None:
         """Let a job that was offered be chosen no more."""
-        self._by_width[job.num_gpus].remove(job)
-        if not self._by_width[job.num_gpus]:
-            del self._by_width[job.num_gpus]
+        kind = _kind_of(job)
+        self._by_kind[kind].remove(job)
+        if not self._by_kind[kind]:
+            del self._by_kind[kind]
 
     def heads(self, passed: Container[str]) -> Iterator[QueuedJob]:
-        """Yield the first offered job of each width that is not among the passed ones."""
-        for jobs in self._by_width.values():
+        """Yield the first offered job of each width, and of each engine, that is not among the passed ones."""
+        for jobs in self._by_kind.values():
             head = next((job for job in jobs if job.job_id not in passed), None)
             if head is not None:
                 yield head
 
-    def offers(self, width: int) -> bool:
-        """Return whether a job of this width may be chosen."""
-        return width in self._by_width
+    @property
+    def may_need_no_gpus(self) -> bool:
+        """Whether a job may be chosen that needs no GPU, at least where the engine that it names is up."""
+        return any(not width or engine for width, engine in self._by_kind)
 
     @property
     def has_offers(self) -> bool:
         """Whether any job may be chosen."""
-        return bool(self._by_width)
+        return bool(self._by_kind)
 
     @property
     def has_urgent(self) -> bool:
@@ -68,3 +73,7 @@ class OwnerQueue:
     def count_before_new(self, priority: int) -> int:
         """Return how many jobs come before a new one of this priority."""
         return self.count_above(priority - 1)
+
+
+def _kind_of(job: QueuedJob) -> _Kind:
+    return job.num_gpus, job.engine

@@ -33,6 +33,8 @@ class QueuedJob(NamedTuple):
     ready_seconds: float = 0.0
     """Time of day before which it must not start: after a failed attempt."""
     owner: str = ""
+    engine: str = ""
+    """What is equal for jobs that may share an engine; empty without one."""
 
 
 class Head(NamedTuple):
@@ -100,6 +102,22 @@ class Capacity:
     nodes: tuple[NodeCapacity, ...]
     slots: Slots
     """Those that are free."""
+
+    def with_devices(self, devices: Sequence[str], nodes: Sequence[Node]) -> "Capacity":
+        """Return what there is once these devices are free, too."""
+        usable = {
+            device.id: node.name
+            for node in nodes
+            for device in node.devices
+            if device.id in devices and not device.quarantine_reason and not device.is_cordoned
+        }
+        return Capacity(
+            tuple(
+                node._replace(free=(*node.free, *(device for device, name in usable.items() if name == node.name)))
+                for node in self.nodes
+            ),
+            self.slots,
+        )
 
     @cached_property
     def free_count(self) -> int:

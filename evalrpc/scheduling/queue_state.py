@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from sortedcontainers import SortedKeyList
@@ -20,6 +20,7 @@ from evalrpc.jobs import lifecycle, transitions
 from evalrpc.jobs.defaults import gpus_needed
 from evalrpc.jobs.holds import NO_HOLDS, Holds
 from evalrpc.jobs.lifecycle import Status
+from evalrpc.jobs.served_models import identity
 from evalrpc.jobs.share_policy import Entitlements, is_urgent, owner_name
 from evalrpc.protobuf import wire_format
 from evalrpc.scheduling import placement
@@ -49,6 +50,29 @@ _NOTHING: Final = pb.JobInfo()
 _CACHED_FROM: Final = wire_format.field_tag(pb.JobInfo.CACHED_FROM_FIELD_NUMBER)
 
 
+class EngineUse(Protocol):
+    """What the queue has to know of engines."""
+
+    def is_up(self, identity: str, owner: str) -> bool:
+        """Return whether jobs of this identity, and of this owner, need no GPUs now."""
+
+    def held_devices(self) -> set[str]:
+        """Return the devices that engines hold."""
+
+
+class _NoEngines:
+    """A server without engines."""
+
+    def is_up(self, identity: str, owner: str) -> bool:  # noqa: ARG002 - as EngineUse
+        return False
+
+    def held_devices(self) -> set[str]:
+        return set()
+
+
+NO_ENGINES: Final[EngineUse] = _NoEngines()
+
+
 class QueueState:
     """What is queued, in the order of service, and what runs on which GPUs.
 
@@ -68,11 +92,13 @@ class QueueState:
         half_life_seconds: float = DEFAULT_HALF_LIFE_SECONDS,
         preemption_interval_seconds: float = 0.0,
         holds: Callable[[], Holds] = lambda: NO_HOLDS,
+        engines: EngineUse = NO_ENGINES,
     ) -> None:
         self.slots: Slots = placement.slots(sum(len(node.devices) for node in nodes()), max_running)
         """How many jobs may run at once."""
         self._executor_nodes = nodes
         self._holds = holds
+        self._engines = engines
         self._known_nodes: tuple[Sequence[Node], Holds, Sequence[Node]] = (), NO_HOLDS, ()
         self.owns = owns
         """Whether a running job belongs to this server."""
@@ -263,7 +289,7 @@ class QueueState:
     def _heads(self, terms: "_Terms", without_gpus: bool) -> Iterator[Head]:
         """Yield the first job of each owner and width that may start, as far as quotas go, in the order of service; or only of
         the owners that have some without GPUs. An owner's turn costs something only when it comes."""
-        owners = [owner for owner, queue in self._queues.items() if not without_gpus or queue.offers(0)]
+        owners = [owner for owner, queue in self._queues.items() if not without_gpus or queue.may_need_no_gpus]
         standings = [(self._standing(owner, terms), owner) for owner in owners]
         hurried = ((standing, owner) for standing, owner in standings if self._queues[owner].has_urgent)
         yield from sorted(head for each in hurried for head in self._heads_of(*each, terms) if head.is_urgent)
@@ -274,7 +300,12 @@ class QueueState:
     def _heads_of(self, standing: Standing, owner: str, terms: "_Terms") -> Iterator[Head]:
         """Yield the first job of each width of one owner."""
         for job in self._allowed(owner, terms):
-            yield Head(service_order(owner, job.negated_priority, job.sequence, standing), job)
+            order = service_order(owner, job.negated_priority, job.sequence, standing)
+            yield Head(order, job._replace(num_gpus=0) if self._has_engine(job) else job)
+
+    def _has_engine(self, job: QueuedJob) -> bool:
+        """Return whether the engine that a job names is up, so that it needs no GPUs."""
+        return bool(job.engine) and self._engines.is_up(job.engine, job.owner)
 
     def _allowed(self, owner: str, terms: "_Terms") -> Sequence[QueuedJob]:
         """Return the first job of each width of one owner, as far as the quota goes."""
@@ -394,12 +425,18 @@ class QueueState:
 
     def _free(self, nodes: Sequence[Node], placed: Mapping[str, tuple[str, ...]]) -> Capacity:
         holders = {**self._held, **placed}
-        held = {device for devices in holders.values() for device in devices}
+        held = {device for devices in holders.values() for device in devices} | self._engines.held_devices()
         without_gpus = sum([not devices for devices in holders.values()])
         return Capacity(
             tuple(placement.node_capacity(node, held) for node in nodes),
             Slots(self.slots.total - len(holders), self.slots.without_gpus - without_gpus),
         )
+
+    def engines_changed(self) -> None:
+        """Note that engines hold other devices than before, or are up. Thread-safe."""
+        with self._lock:
+            self._known_free = None
+            self.generation += 1
 
     def _free_now(self) -> Capacity:
         """Return what is free, which every queued job is told of. It is worked out anew when a run begins or ends."""
@@ -574,11 +611,14 @@ def _row(change: Change) -> QueuedRow:
         job.created_at.ToNanoseconds(),
         job.retry_at.ToNanoseconds(),
         owner=job.owner,
+        engine=identity(job.request, job.job_id),
     )
 
 
 def _entry(row: QueuedRow) -> QueuedJob:
-    return QueuedJob(-row.priority, row.sequence, row.job_id, row.num_gpus, row.created_ns / 1e9, row.retry_ns / 1e9, row.owner)
+    return QueuedJob(
+        -row.priority, row.sequence, row.job_id, row.num_gpus, row.created_ns / 1e9, row.retry_ns / 1e9, row.owner, row.engine
+    )
 
 
 def _queue_of(owner: str, entries: Sequence[QueuedJob]) -> OwnerQueue:

@@ -21,7 +21,7 @@ from typing import Final
 from evalrpc.errors import StoreUnavailableError
 from evalrpc.executors.base import Resources
 from evalrpc.jobs import transitions
-from evalrpc.scheduling.placement import Preemption
+from evalrpc.scheduling.placement import Placement, Preemption, QueuedJob
 from evalrpc.scheduling.supervisor import RunDependencies, Supervisor
 from evalrpc.store.base import Change, Expected
 from evalrpc.v1.jobs_pb2 import JOB_STATUS_RUNNING, JobInfo
@@ -41,6 +41,7 @@ class Scheduler:
 
     def __init__(self, dependencies: RunDependencies, reservation_seconds: float) -> None:
         self._dependencies = dependencies
+        self._engines = dependencies.serving.pool
         self._reservation_seconds = reservation_seconds
         self._condition = threading.Condition()
         self._placed: dict[str, tuple[str, ...]] = {}
@@ -58,6 +59,7 @@ class Scheduler:
         queue_state = self._dependencies.queue_state
         self._to_resume = queue_state.own_running_jobs()
         self._quarantine_leftovers({job.job_id for job in queue_state.running_jobs()})
+        self._engines.restore(self._to_resume)
         self._dependencies.preparing.restore(self._to_resume)  # all, before one of them begins to prepare what another does
         with self._condition:
             self._resume_all()
@@ -85,6 +87,7 @@ class Scheduler:
             supervisor.interrupt()
         for worker in workers:
             worker.join()
+        self._engines.close()
 
     def wait_stopped(self) -> None:
         """Block until nothing is started any more: after `stop`, or because of a bug."""
@@ -103,6 +106,11 @@ class Scheduler:
             self._condition.notify_all()
         for supervisor in to_end:
             supervisor.interrupt()
+
+    def engines_changed(self) -> None:
+        """Look again whether a job may start, since an engine answers, or its devices came free. Thread-safe."""
+        self._dependencies.queue_state.engines_changed()
+        self.choose_anew()
 
     def choose_anew(self) -> None:
         """Look again whether a job may start, since what owners may have has changed. Thread-safe."""
@@ -157,14 +165,45 @@ class Scheduler:
         """Hand the next job to a worker, if one can start now, or ask others to give way to it. Called with the condition
         held."""
         queue_state = self._dependencies.queue_state
-        free = queue_state.free(self._placed)
-        chosen = queue_state.choose(free, self._reservation_seconds, self._placed, now_seconds, self._asked)
+        chosen = self._choose(now_seconds)
         if chosen is None or self._draining or queue_state.is_paused or self._dependencies.stopping.is_set():
             return False
         if isinstance(chosen, Preemption):
             return self._ask_to_give_way(chosen)
         resources = Resources(chosen.node, chosen.devices)
+        if chosen.job.engine:
+            return self._hand_over_served(chosen.job, resources)
         return self._hand_over(chosen.job.job_id, chosen.devices, partial(Supervisor.run, resources=resources))
+
+    def _choose(self, now_seconds: float) -> Placement | Preemption | None:
+        """Choose the next job. Where only idle engines are in its way, have as few of them end as make room for it."""
+        queue_state = self._dependencies.queue_state
+        free = queue_state.free(self._placed)
+        choose = partial(
+            queue_state.choose,
+            reservation_seconds=self._reservation_seconds,
+            passed=self._placed,
+            now_seconds=now_seconds,
+            asked=self._asked,
+        )
+        chosen = choose(free)
+        if chosen is not None or self._engines.are_ending():
+            return chosen
+        ended: list[str] = []
+        for engine_id, devices in self._engines.idle_engines():
+            ended.append(engine_id)
+            free = free.with_devices(devices, queue_state.nodes())
+            if isinstance(choose(free), Placement):
+                _log.info("engines end, since a job needs their GPUs: %s", ", ".join(ended))
+                self._engines.make_room(ended)
+                break
+        return choose(queue_state.free(self._placed)) if ended else None  # so that what is reserved is what there is
+
+    def _hand_over_served(self, job: QueuedJob, resources: Resources) -> bool:
+        """Do the same for a job whose model an engine serves, which gets the devices. Called with the condition held."""
+        if not self._engines.is_up(job.engine, job.owner):
+            self._engines.reserve(job.job_id, job.engine, job.owner, resources)
+        return self._hand_over(job.job_id, (), partial(Supervisor.run, resources=Resources(resources.node)))
 
     def _ask_to_give_way(self, preemption: Preemption) -> bool:
         """Ask running jobs to give way to a queued one. Return whether that was possible. Called with the condition held."""
@@ -209,6 +248,7 @@ class Scheduler:
             worker.start()
         except (RuntimeError, MemoryError) as error:
             self._forget(job_id)
+            self._engines.forget_reservation(job_id)
             self._lacks_threads = True
             _log.warning("can't start a thread for the job yet: %s", error, extra={"job_id": job_id})
             return False
@@ -229,6 +269,7 @@ class Scheduler:
             _log.error("supervising the job failed: %s", error, exc_info=bug, extra={"job_id": job_id})
             supervisor.abandon(error)
         finally:
+            self._engines.forget_reservation(job_id)
             self._take_back(job_id)
 
     def _take_back(self, job_id: str) -> None:

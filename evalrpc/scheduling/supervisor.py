@@ -10,6 +10,7 @@ What does not pass, or is a bug, ends the run and fails the job (`abandon`).
 
 import enum
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor as ThreadExecutor
@@ -43,6 +44,7 @@ from evalrpc.scheduling.run_accounts import RunAccounts
 from evalrpc.scheduling.run_bounds import BoundsWatch, RunBounds
 from evalrpc.scheduling.run_progress import RunProgress
 from evalrpc.scheduling.run_results import RunResults
+from evalrpc.scheduling.serving import ServedRun, Serving
 from evalrpc.secrets.logs import overwrite_values
 from evalrpc.secrets.masking import NO_MASK, Mask
 from evalrpc.secrets.registry import Secrets
@@ -83,6 +85,7 @@ class RunDependencies:
     output_access: OutputAccess
     accounts: RunAccounts
     preparing: Preparing
+    serving: Serving
     grace_seconds: float
     run_bounds: RunBounds
     measurer: ThreadExecutor
@@ -123,6 +126,7 @@ class Supervisor:
         self._reader = InterruptibleReader()
         self._handle: RunHandle | None = None
         self._preparation: ModelPreparation | None = None
+        self._served: ServedRun | None = None
         self._resources = Resources(node="")
         self._may_have_begun = False
         self._ending: _Ending | None = None
@@ -232,7 +236,8 @@ class Supervisor:
     def _keep_steps(self, job: pb.JobInfo, steps: Sequence[Run]) -> None:
         """Take over what earlier attempts of the job have finished of these steps."""
         harness = self._dependencies.harnesses.get(job.request.harness)
-        if harness is None or len(steps) == 1 or not job.attempts:
+        is_served = job.request.HasField("served_model")  # by weights that may have changed; and no question is asked again
+        if harness is None or len(steps) == 1 or not job.attempts or is_served:
             return
         earlier = [
             steps_of(
@@ -260,8 +265,10 @@ class Supervisor:
         self._expected = Expected(pb.JOB_STATUS_RUNNING, job.attempt)
         try:
             outcome = self._try_for_outcome(job, self._dependencies.run_key(job))
+            if self._served is not None:
+                self._served.close(is_over=outcome is not None)
             if outcome is not None:
-                self._commit(self._noting_warm(outcome))
+                self._commit(self._noting_use(outcome))
         finally:
             if self._results_reader is not None:
                 self._results_reader.close()
@@ -272,12 +279,18 @@ class Supervisor:
             if self._preparation is not None:
                 self._preparation.close()
 
-    def _noting_warm(self, outcome: _Change) -> _Change:
-        """Return a change that says, besides the outcome, whether the run was warm."""
+    def _noting_use(self, outcome: _Change) -> _Change:
+        """Return a change that says, besides the outcome, whether the run was warm, and what it asked an engine."""
         warm = self._handle is not None and self._handle.is_warm
+        served = self._served
+        usage = served.usage() if served is not None else None
 
         def change(job: pb.JobInfo) -> None:
             job.attempts[-1].warm = warm
+            if served is not None:
+                job.attempts[-1].engine_id = served.engine_id
+            if usage is not None:
+                job.usage.CopyFrom(usage)
             outcome(job)
 
         return change
@@ -316,7 +329,11 @@ class Supervisor:
             raise RunFailedError("HARNESS_UNAVAILABLE", f"this server has no harness {job.request.harness!r} any more")
         if self._ending is None and (ending := self._prepare_model(job)) is not None:
             return self._ended_early(ending, job, {})
+        if self._ending is None and (ending := self._serve_model(job)) is not None:
+            return self._ended_early(ending, job, {})
         output_dir, request = Path(job.attempts[-1].output_dir), self._request_of(job, job.attempt)
+        if self._served is not None:
+            request = self._served.pointed(harness, request)
         run = Run(job.job_id, job.attempt, request, key.attempt_dir, output_dir, len(job.gpus))
         is_last_attempt = not job.preemptible and transitions.counted_attempts(job) >= job.max_attempts
         steps = RunSteps(harness, steps_of(run), is_last_attempt=is_last_attempt)
@@ -327,13 +344,19 @@ class Supervisor:
         found = self._found = RunResults(run, reader, steps, handle, key.log_path, self._mask(job))
         progress = self._progress = self._new_progress(job, harness, steps.to_run, handle, key)
         bounds = self._bounds = self._bounds or self._new_bounds(run, key)
-        ending = self._ending = self._ending or self._follow(handle, job, progress, found, bounds)
+        try:
+            ending = self._ending = self._ending or self._follow(handle, job, progress, found, bounds)
+        except RunFailedError:  # there is no engine any more that it could ask
+            self._end(handle, job, self._dependencies.grace_seconds)
+            raise
         if ending is _Ending.LET_GO:
             return None
         self._end(handle, job, 0.0 if ending is _Ending.BY_ITSELF else self._dependencies.grace_seconds)
         read = partial(_finish, found, bounds) if ending is _Ending.BY_ITSELF else found.look
         timeout_seconds = _LAST_LOOK_SECONDS if ending in (_Ending.CANCELLED, _Ending.PREEMPTED) else None
         ending = self._reader.read(read, self._reason_to_read_no_more, timeout_seconds) or ending
+        if self._served is not None and ending is _Ending.BY_ITSELF:
+            self._served.require_sound()
         if ending is _Ending.BY_ITSELF and bounds.failure is None:
             return self._completion(found.results, progress.finish())
         if bounds.failure is not None and ending in (_Ending.BY_ITSELF, _Ending.TOO_LARGE):
@@ -366,6 +389,21 @@ class Supervisor:
             preparation.end(self._dependencies.grace_seconds)
         return ending
 
+    def _serve_model(self, job: pb.JobInfo) -> _Ending | None:
+        """Wait until an engine answers for the model, if that is asked for. Return why the job is to be followed no more, if
+        that comes first. Raises RunFailedError, OSError."""
+        if not job.request.HasField("served_model"):
+            return None
+        served = self._served = self._served or ServedRun(self._dependencies.serving, job, self._publish)
+        if (ending := served.follow(partial(self._reason_to_prepare_no_more, job))) is not None:
+            return ending
+        if job.attempts[-1].engine_id != served.engine_id:
+            try:
+                self._update(lambda job: transitions.note_engine(job, served.engine_id))
+            except StoreUnavailableError as error:  # `_noting_use` says it at the end
+                _log.warning("can't commit the engine yet: %s", error, extra={"job_id": self._job_id})
+        return None
+
     def _reason_to_prepare_no_more(self, job: pb.JobInfo) -> _Ending | None:
         elapsed_ns = self._dependencies.clock.now().ToNanoseconds() - job.started_at.ToNanoseconds()
         is_over = job.HasField("timeout") and elapsed_ns >= job.timeout.ToNanoseconds()
@@ -394,6 +432,8 @@ class Supervisor:
         secrets = self._dependencies.secrets.read(run.request.secrets, owner)
         umask = self._dependencies.output_access.umask_in(run.output_dir)
         command = replace(command_of(harness, steps), umask=umask, secrets=secrets)
+        if self._served is not None:
+            command = replace(command, env={**command.env, **self._served.environment(harness, {**os.environ, **command.env})})
         self._dependencies.accounts.hand_over(key.account, steps)
         resources = self._resources._replace(limits=self._dependencies.limits_of(run.request.harness))
         place = {"node": self._resources.node, "gpus": self._resources.devices}
@@ -454,6 +494,8 @@ class Supervisor:
         while not handle.wait(PROGRESS_SECONDS if progress.started else 0):
             if reason := self._reason_to_stop():
                 return reason
+            if self._served is not None:
+                self._served.look()
             with suppress(*_LACKS):  # nothing can be read at present, which is no reason to end the run
                 progress.look()
                 if reason := self._reader.read(found.look, self._reason_to_stop):

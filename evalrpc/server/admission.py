@@ -40,7 +40,8 @@ class Admission:
         harness = self.settings.harnesses.get(call.request.harness)
         if harness is not None:
             policy.fill_in_timeout(call, harness.policy)
-        invalid = validation.submission(call, self.harnesses, gpu_counts, self.settings.output_root, max_gpus)
+        settings = self.settings
+        invalid = validation.submission(call, self.harnesses, gpu_counts, settings.output_root, max_gpus, settings.engines)
         arguments = list(argument_values(call.request))  # once for all rules, since there may be very many
         of_preparation = preparation_use.violations(call.request, self.settings.preparations)
         of_secrets = secret_use.violations(call.request, arguments, self.settings.secrets, owner)

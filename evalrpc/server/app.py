@@ -20,6 +20,8 @@ from evalrpc.analysis.comparer import Comparer
 from evalrpc.clock import Clock, SystemClock
 from evalrpc.config import Settings
 from evalrpc.config.listeners import listeners_of
+from evalrpc.engines.definition import EngineDefinition
+from evalrpc.engines.pool import EnginePool
 from evalrpc.errors import UnavailableError
 from evalrpc.executors.local.cgroups import find_cgroups
 from evalrpc.executors.local.environment import inherited_variables
@@ -45,6 +47,7 @@ from evalrpc.scheduling.run_accounts import RunAccounts, account_pool, describe_
 from evalrpc.scheduling.run_bounds import RunBounds
 from evalrpc.scheduling.run_limits import RunLimitsPolicy, describe_limits
 from evalrpc.scheduling.scheduler import Scheduler
+from evalrpc.scheduling.serving import Serving
 from evalrpc.scheduling.supervisor import RunDependencies
 from evalrpc.secrets.registry import Secrets
 from evalrpc.server import health, reflection
@@ -187,13 +190,23 @@ class Server:
         inherited = inherited_variables(environment, settings.inherit_env)
         warm_limits = WarmLimits(settings.warm_idle_seconds, settings.warm_max_bytes)
         self._executor = LocalExecutor(inherited, devices, cgroups=cgroups.cgroups, warm_limits=warm_limits)
+        accounts = RunAccounts(self._store, data_dir, access, pool)
+        self._engines = EnginePool(
+            {name: EngineDefinition(engine) for name, engine in settings.engines.items()},
+            self._executor,
+            accounts.of,
+            clock,
+            data_dir,
+            settings.grace_seconds,
+            keeps_owners_apart=pool is not None,
+        )
         queue_state = self._build_queue_state(entitlements, clock)
         self._feed = Feed(self._store, queue_state, clock, self._pools.readers)
-        accounts = RunAccounts(self._store, data_dir, access, pool)
         self._prepared_models = PreparedModels(data_dir / PREPARATIONS_DIR, clock)
         run_limits = RunLimitsPolicy(settings)
         dependencies = self._build_run_dependencies(queue_state, access, accounts, run_limits, clock, data_dir)
         self._scheduler = Scheduler(dependencies, settings.reservation_seconds)
+        self._engines.on_change = self._scheduler.engines_changed
         self._follow_store(queue_state)
         self._catalog = Catalog(harnesses, self._executor, data_dir, secrets.mask_text)
         self._housekeeper = Housekeeper(
@@ -300,6 +313,7 @@ class Server:
             half_life_seconds=settings.share_half_life_seconds,
             preemption_interval_seconds=settings.preemption_interval_seconds,
             holds=lambda: self._store.holds,
+            engines=self._engines,
         )
 
     def _build_run_dependencies(
@@ -332,6 +346,7 @@ class Server:
                 data_dir,
                 settings.max_log_bytes,
             ),
+            serving=Serving(self._engines, clock, data_dir),
             grace_seconds=settings.grace_seconds,
             run_bounds=RunBounds(settings.max_log_bytes, settings.max_output_bytes),
             measurer=self._pools.measurers,
@@ -364,6 +379,7 @@ class Server:
             data_dir=data_dir,
             clock=clock,
             pools=pools,
+            engines=self._engines,
             catalog=self._catalog,
             operations=Operations(self._store, queue_state, self._scheduler.choose_anew),
             remove_files_of=self._housekeeper.remove_files_of,

@@ -13,9 +13,6 @@ from evalrpc.jobs.size_limits import MAX_ARGS_BYTES
 from evalrpc.printable import printable
 from evalrpc.v1.jobs_pb2 import EvaluateRequest
 
-ARGUMENT_FIELDS: Final = ("model_args", "gen_kwargs")
-"""The fields of an EvaluateRequest that hold arguments."""
-
 _MAX_PATH_KEY: Final = 64  # characters of a name in a path
 
 
@@ -32,10 +29,18 @@ class Argument(NamedTuple):
     """A text, number, boolean or None; a list or dict, whose values follow."""
 
 
+def argument_fields(request: EvaluateRequest) -> dict[str, Struct]:
+    """Return the fields of a request that hold arguments, by path."""
+    return {
+        "model_args": request.model_args,
+        "gen_kwargs": request.gen_kwargs,
+        **({"served_model.args": request.served_model.args} if request.HasField("served_model") else {}),
+    }
+
+
 def argument_values(request: EvaluateRequest) -> Iterator[Argument]:
     """Yield every value of every field that holds arguments, whatever it is in. Nothing of a field that is too large."""
-    for field in ARGUMENT_FIELDS:
-        struct: Struct = getattr(request, field)
+    for field, struct in argument_fields(request).items():
         if struct.ByteSize() <= MAX_ARGS_BYTES:
             yield from _below(Argument(field, "", "", _of_struct(struct)))
 

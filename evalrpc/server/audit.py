@@ -32,7 +32,7 @@ MAX_UNWRITTEN: Final = 10_000
 """How many entries are kept that could not be written yet."""
 
 _MAX_TEXT: Final = 128  # of an id or a name, as ours are far shorter
-_TARGETS: Final = {"gpu_id": "gpu", "suite_run_id": "suite run", "suite": "suite"}
+_TARGETS: Final = {"gpu_id": "gpu", "engine_id": "engine", "suite_run_id": "suite run", "suite": "suite"}
 """The fields that name what a call concerns if it is no job."""
 
 _NEW_TARGETS: Final = {"suite_run_id": "suite run"}

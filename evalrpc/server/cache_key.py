@@ -29,6 +29,8 @@ def cache_key(harness: Harness, job: JobInfo, preparation: Preparation | None = 
     request = job.request
     if request.output_dir:
         return _no_key(job, "output_dir asks for results in a folder of the job's own")
+    if request.HasField("served_model"):
+        return _no_key(job, "it does not hold evaluations of served models yet")
     try:
         command = harness.command(_run(request))
     except RunFailedError as error:

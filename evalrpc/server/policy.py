@@ -13,7 +13,8 @@ from typing import Final
 from evalrpc.config import HarnessSettings, PolicySettings
 from evalrpc.errors import FieldViolation
 from evalrpc.harnesses.inspect_ai.harness import KIND as INSPECT_AI
-from evalrpc.jobs.defaults import gpus_needed
+from evalrpc.jobs.defaults import gpus_field, gpus_needed
+from evalrpc.jobs.served_models import model_of
 from evalrpc.server.argument_values import Argument, parsed_json
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, SubmitJobRequest
 
@@ -48,16 +49,23 @@ _Broken = Iterator[tuple[str, str, str]]
 
 
 def _of_request(request: EvaluateRequest, arguments: Iterable[Argument], policy: PolicySettings, kind: str) -> _Broken:
-    yield from _unless_matching("request.model", "models", request.model, policy.models)
+    is_served = request.HasField("served_model")
+    model_field, model = "request.served_model.model" if is_served else "request.model", model_of(request)
+    yield from _unless_matching(model_field, "models", model, policy.models)
     for index, task in enumerate(request.tasks):
         yield from _unless_matching(f"request.tasks[{index}]", "tasks", task, policy.tasks)
-    if kind == INSPECT_AI:
-        yield from _unless_weights("request.model", request.model.partition("/")[2], policy.pretrained)
+    if is_served or kind == INSPECT_AI:
+        weights = model if is_served else model.partition("/")[2]
+        yield from _unless_weights(model_field, weights, policy.pretrained)
     for field in ("model_args", "gen_kwargs"):
         yield from _unless_allowed(f"request.{field}", getattr(request, field).fields, f"{field}_allowed", policy)
     yield from _of_values(arguments, policy)
     if policy.max_num_gpus is not None and (wanted := gpus_needed(request)) > policy.max_num_gpus:
-        yield "request.num_gpus", "max_num_gpus", f"asks for {wanted} GPUs; at most {policy.max_num_gpus} are allowed"
+        yield (
+            f"request.{gpus_field(request)}",
+            "max_num_gpus",
+            f"asks for {wanted} GPUs; at most {policy.max_num_gpus} are allowed",
+        )
 
 
 def _of_timeout(call: SubmitJobRequest, policy: PolicySettings) -> _Broken:

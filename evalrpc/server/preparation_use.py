@@ -16,7 +16,7 @@ _MAX_SHOWN: Final = 80
 def violations(request: EvaluateRequest, known: Mapping[str, PreparationSettings]) -> Iterator[FieldViolation]:
     """Yield what is wrong with the `preparation` of a request, as far as that shows without a look at the disk."""
     name = request.preparation
-    if not name:
+    if not name or request.HasField("served_model"):  # which takes none
         return
     if name not in known:
         has = ", ".join(sorted(known)) or "none"

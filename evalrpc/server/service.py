@@ -53,6 +53,7 @@ from evalrpc.server.auth.rights import visible_owner
 from evalrpc.server.cache_key import cache_key
 from evalrpc.server.call import Call, Principal, Role
 from evalrpc.server.catalog import Catalog, Names
+from evalrpc.server.engine_listing import Engines, listing
 from evalrpc.server.operations import Operations
 from evalrpc.server.suite_decisions import SuiteDecider
 from evalrpc.server.suite_submissions import SuiteJobs
@@ -77,6 +78,7 @@ from evalrpc.v1.comparison_pb2 import (
     PlanComparisonRequest,
     PlanComparisonResponse,
 )
+from evalrpc.v1.engines_pb2 import ListEnginesRequest, ListEnginesResponse, StopEngineRequest, StopEngineResponse
 from evalrpc.v1.files_pb2 import ListArtifactsRequest, ListArtifactsResponse, ReadArtifactRequest, ReadLogRequest
 from evalrpc.v1.history_pb2 import GetHistoryRequest, GetHistoryResponse
 from evalrpc.v1.jobs_pb2 import (
@@ -157,6 +159,7 @@ class EvaluationService:
     comparer: Comparer
     results: JobResults
     queue_state: QueueState
+    engines: Engines
     entitlements: Entitlements
     harnesses: Mapping[str, Harness]
     preparations: Mapping[str, Preparation]
@@ -285,6 +288,8 @@ class EvaluationService:
         """Stream the bytes of a job's log."""
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.log(request))
+        if request.engine:
+            return self.logs.read_engine_log(job_id, request, self.engines.log_path, call.send)
         return self.logs.read_log(job_id, request, self._heartbeats(request), call.send)
 
     async def ListArtifacts(
@@ -445,6 +450,17 @@ class EvaluationService:
         await self.operations.uncordon(request.gpu_id)
         return UncordonGpuResponse()
 
+    async def ListEngines(self, request: ListEnginesRequest, call: Call) -> ListEnginesResponse:
+        """List the engines that are there, and those that requests may name."""
+        problems = await self._look_up(self.engines.problems)
+        return listing(self.engines.listed(), self.settings.engines, problems, self._visible_owner(call))
+
+    async def StopEngine(self, request: StopEngineRequest, call: Call) -> StopEngineResponse:
+        """End an engine."""
+        validation.require(validation.engine_id(request.engine_id))
+        self.engines.stop(request.engine_id)
+        return StopEngineResponse()
+
     async def ListTasks(self, request: ListTasksRequest, call: Call) -> ListTasksResponse:
         """List the tasks that a harness knows."""
         names, token = await self._list_names(request, lambda names: names.tasks)
@@ -520,7 +536,7 @@ class EvaluationService:
             info = await self._look_up(lambda: self.catalog.describe(harness))
             if not info.available:
                 transitions.add_warnings(job, [f"harness {harness} is not available: {info.unavailable_reason}"])
-        if not self.catalog.lists_model(harness, job.request.model):
+        if job.request.model and not self.catalog.lists_model(harness, job.request.model):
             warning = await self._look_up(lambda: self.catalog.unknown_model(harness, job.request.model))
             transitions.add_warnings(job, [warning] if warning else [])
         if self.catalog.lists_all(harness, tasks):
@@ -661,6 +677,7 @@ class EvaluationService:
         named = [job.job_id for job in running if owner in (None, job.owner)]
         holders = {gpu: job for job in self.queue_state.own_running_jobs() for gpu in job.gpus}
         devices = [device for node in nodes for device in node.devices]
+        engines = {device.id: found for device in devices if (found := self.engines.engine_of_device(device.id))}
         return GetQueueResponse(
             queued_count=self.queue_state.queued_count,
             running_count=len(running),
@@ -668,9 +685,18 @@ class EvaluationService:
             queued_job_ids=self.queue_state.queued_job_ids(MAX_QUEUED_IDS, owner),
             running_job_ids=named[:MAX_RUNNING_IDS],
             status_counts=self._status_counts(),
-            gpus=[_gpu(node, device, holders.get(device.id), owner) for node in nodes for device in node.devices],
+            gpus=[
+                _gpu(node, device, holders.get(device.id), engines.get(device.id, ""), owner)
+                for node in nodes
+                for device in node.devices
+            ],
             free_gpu_count=sum(
-                1 for device in devices if device.id not in holders and not device.quarantine_reason and not device.is_cordoned
+                1
+                for device in devices
+                if device.id not in holders
+                and device.id not in engines
+                and not device.quarantine_reason
+                and not device.is_cordoned
             ),
             max_running=self.queue_state.slots.total,
             max_queued=self.settings.max_queued,
@@ -683,11 +709,11 @@ class EvaluationService:
         return [StatusCount(status=status, count=counts[status]) for status in sorted(counts) if counts[status]]
 
 
-def _gpu(node: Node, device: Device, holder: JobInfo | None, owner: str | None) -> Gpu:
-    """Return a GPU with the job that holds it. With `owner`, only jobs of that owner are named."""
+def _gpu(node: Node, device: Device, holder: JobInfo | None, engine_id: str, owner: str | None) -> Gpu:
+    """Return a GPU with the job or the engine that holds it. With `owner`, only jobs of that owner are named."""
     job_id = holder.job_id if holder is not None and owner in (None, holder.owner) else ""
     reason = device.quarantine_reason if owner is None else _NAMED_JOB.sub("a job", device.quarantine_reason)
-    held = holder is not None
+    held = holder is not None or bool(engine_id)
     return Gpu(
         id=device.id,
         name=device.name,
@@ -696,6 +722,7 @@ def _gpu(node: Node, device: Device, holder: JobInfo | None, owner: str | None) 
         node=node.name,
         cordoned=device.is_cordoned,
         held=held,
+        engine_id=engine_id,
     )
 
 

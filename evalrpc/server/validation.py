@@ -5,21 +5,25 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import ListValue, Struct, Value
 
+from evalrpc.config import EngineSettings
 from evalrpc.errors import FieldViolation, InvalidRequestError
 from evalrpc.harnesses.base import Harness, ParallelHarness
 from evalrpc.jobs import lifecycle
-from evalrpc.jobs.defaults import gpus_needed
+from evalrpc.jobs.defaults import gpus_field, gpus_needed
 from evalrpc.jobs.filters import canonical_prefix
 from evalrpc.jobs.label_selectors import parse_selector
 from evalrpc.jobs.paths import allowed_output_dir
 from evalrpc.jobs.size_limits import MAX_ARGS_BYTES, MAX_SUBMIT_SUITE_BYTES, MAX_TASK_NAMES_BYTES
 from evalrpc.printable import first_unprintable, printable
 from evalrpc.protobuf.texts import MAX_NAME_LENGTH
+from evalrpc.server import served_use
+from evalrpc.server.argument_values import argument_fields
 from evalrpc.v1.comparison_pb2 import CompareJobsRequest, Correction, FlipDirection, ListFlipsRequest, PlanComparisonRequest
 from evalrpc.v1.files_pb2 import ReadLogRequest
 from evalrpc.v1.history_pb2 import GetHistoryRequest
@@ -44,7 +48,7 @@ from evalrpc.v1.suites_pb2 import (
 )
 
 MAX_ARG_VALUES: Final = 100_000
-"""Values of `model_args` and `gen_kwargs` together: each element of a list and of a struct is one."""
+"""Values of all fields with arguments together: each element of a list and of a struct is one."""
 MAX_MODEL_LENGTH: Final = 1024
 MAX_OUTPUT_DIR_BYTES: Final = 4096
 MAX_TASKS: Final = 1000
@@ -75,6 +79,8 @@ _LABEL = re.compile(r"[A-Za-z0-9_./-]{1,63}")
 _JOB_ID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _PART = re.compile(r"[.\[]")  # what each part of a field's path begins with
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+_NO_ENGINES: Final[Mapping[str, EngineSettings]] = MappingProxyType({})
 
 _Violations = Iterator[FieldViolation]
 
@@ -109,17 +115,21 @@ def submission(
     gpu_counts: Sequence[int],
     output_root: Path | None,
     max_gpus: int | None = None,
+    engines: Mapping[str, EngineSettings] = _NO_ENGINES,
 ) -> _Violations:
     """Yield what is wrong with a SubmitJobRequest, in which the defaults are filled in. `gpu_counts`: how many GPUs each node
-    has, since a job runs on one; `max_gpus`: how many the caller may hold, None for any number."""
+    has, since a job runs on one; `max_gpus`: how many the caller may hold, None for any number; `engines`: those that may serve
+    a model."""
     if not call.HasField("request"):
         yield FieldViolation("request", "is required")
     else:
-        for field, description in _request(call.request, harnesses, gpu_counts, output_root):
+        for field, description in _request(call.request, harnesses, gpu_counts, output_root, engines):
             yield FieldViolation(f"request.{field}", description)
         wanted = gpus_needed(call.request)
         if max_gpus is not None and max_gpus < wanted <= max(gpu_counts, default=0):
-            yield FieldViolation("request.num_gpus", f"asks for {wanted}, and your quota is {max_gpus} at once")
+            yield FieldViolation(
+                f"request.{gpus_field(call.request)}", f"asks for {wanted}, and your quota is {max_gpus} at once"
+            )
     if call.request_id and not _REQUEST_ID.fullmatch(call.request_id):
         yield FieldViolation("request_id", "must be 1 to 128 printable ASCII characters without spaces")
     yield from _priority(call.priority)
@@ -143,6 +153,16 @@ def log(call: ReadLogRequest) -> _Violations:
     """Yield what is wrong with a ReadLogRequest, besides its `job_id`."""
     yield from offsets(offset=call.offset, attempt=call.attempt)
     yield from _heartbeat(call.heartbeat_interval)
+    for field in ("follow", "preparation"):
+        if call.engine and getattr(call, field):
+            yield FieldViolation(field, "must be false with `engine`, whose log is read as it is now")
+
+
+def engine_id(engine_id: str) -> _Violations:
+    """Yield a violation for what can't be the id of an engine."""
+    if not engine_id:
+        yield FieldViolation("engine_id", "is required: ListEngines has the ids")
+    yield from _text("engine_id", engine_id, MAX_NAME_LENGTH)
 
 
 def job_filter(jobs: JobFilter) -> _Violations:
@@ -407,12 +427,22 @@ def _tolerance(field: str, tolerance: float) -> _Violations:
 
 
 def _request(
-    request: EvaluateRequest, harnesses: Mapping[str, Harness], gpu_counts: Sequence[int], output_root: Path | None
+    request: EvaluateRequest,
+    harnesses: Mapping[str, Harness],
+    gpu_counts: Sequence[int],
+    output_root: Path | None,
+    engines: Mapping[str, EngineSettings],
 ) -> _Violations:
-    found = list(_well_formed(request, gpu_counts, output_root))
+    harness = harnesses.get(request.harness)
+    found: list[FieldViolation] = []
+    for judged in (
+        _well_formed(request, gpu_counts, output_root),
+        _model(request, harness, engines),
+        _harness(request, harnesses, engines),
+    ):
+        named = _NamedFields(violation.field for violation in found)
+        found += [violation for violation in judged if violation.field not in named]
     yield from found
-    named = _NamedFields(violation.field for violation in found)
-    yield from (violation for violation in _harness(request, harnesses) if violation.field not in named)
 
 
 class _NamedFields:
@@ -437,9 +467,8 @@ class _NamedFields:
 
 
 def _well_formed(request: EvaluateRequest, gpu_counts: Sequence[int], output_root: Path | None) -> _Violations:
-    yield from _name("model", request.model, MAX_MODEL_LENGTH)
     yield from _tasks(request)
-    yield from _all_arguments({"model_args": request.model_args, "gen_kwargs": request.gen_kwargs})
+    yield from _all_arguments(argument_fields(request))
     yield from _not_negative("num_fewshot", request.num_fewshot)
     if request.batch_size and not _BATCH_SIZE.fullmatch(request.batch_size):
         yield FieldViolation("batch_size", "must be a positive number, `auto`, or `auto:N`")
@@ -454,12 +483,22 @@ def _well_formed(request: EvaluateRequest, gpu_counts: Sequence[int], output_roo
         yield FieldViolation("max_bad_answer_ratio", f"must be from 0 to 1, not {request.max_bad_answer_ratio:g}")
 
 
-def _harness(request: EvaluateRequest, harnesses: Mapping[str, Harness]) -> _Violations:
-    name = request.harness
-    unknown = list(harness_name(name, harnesses))
-    yield from unknown or harnesses[name].violations(request)
-    if not unknown and request.gpu_mode and not isinstance(harnesses[name], ParallelHarness):
-        yield FieldViolation("gpu_mode", f"harness {name} has only one way to use its GPUs; leave it out")
+def _model(request: EvaluateRequest, harness: Harness | None, engines: Mapping[str, EngineSettings]) -> _Violations:
+    if request.HasField("served_model"):
+        return served_use.violations(request, engines, harness)
+    return _name("model", request.model, MAX_MODEL_LENGTH)
+
+
+def _harness(request: EvaluateRequest, harnesses: Mapping[str, Harness], engines: Mapping[str, EngineSettings]) -> _Violations:
+    harness = harnesses.get(request.harness)
+    if harness is None:
+        yield from harness_name(request.harness, harnesses)
+    elif request.HasField("served_model"):
+        yield from served_use.violations_when_pointed(request, harness, engines)
+    else:
+        yield from harness.violations(request)
+        if request.gpu_mode and not isinstance(harness, ParallelHarness):
+            yield FieldViolation("gpu_mode", f"harness {harness.name} has only one way to use its GPUs; leave it out")
 
 
 def _tasks(request: EvaluateRequest) -> _Violations:
@@ -496,13 +535,13 @@ def _limit(request: EvaluateRequest) -> _Violations:
 
 
 def _gpus(request: EvaluateRequest, gpu_counts: Sequence[int]) -> _Violations:
-    wanted = gpus_needed(request)
+    field, wanted = gpus_field(request), gpus_needed(request)
     if wanted < 0:
-        yield FieldViolation("num_gpus", f"must not be negative, and is {wanted}")
+        yield FieldViolation(field, f"must not be negative, and is {wanted}")
     elif wanted > (widest := max(gpu_counts, default=0)):
         has = f"no node of this server has more than {widest}" if len(gpu_counts) > 1 else f"this server has {widest}"
         asked = "1 GPU" if wanted == 1 else f"{wanted} GPUs"
-        yield FieldViolation("num_gpus", f"asks for {asked}, and {has if widest else 'this server has none: leave it out'}")
+        yield FieldViolation(field, f"asks for {asked}, and {has if widest else 'this server has none: leave it out'}")
 
 
 def _output_dir(output_dir: str, output_root: Path | None) -> _Violations:

@@ -153,6 +153,8 @@ class QueuedRow(NamedTuple):
     follows: str = ""
     """The job that it follows, so that it is not served itself; empty where it is."""
     owner: str = ""
+    engine: str = ""
+    """What is equal for jobs that may share an engine: see `jobs.served_models.identity`. Empty without one."""
 
 
 class AttemptUse(NamedTuple):

@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -22,8 +22,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evalrpc.config import HarnessSettings
-from evalrpc.harnesses.base import Exit, Harness, Run
+from evalrpc.config.engines import APIS
+from evalrpc.harnesses.base import Exit, Harness, Run, ServedEndpoint, ServedHarness
 from evalrpc.harnesses.registry import build_harness
+from evalrpc.harnesses.served import served_environment
 from evalrpc.harnesses.steps import command_of, steps_of
 from evalrpc.results.layout import samples_by_task
 from evalrpc.server import validation
@@ -36,6 +38,7 @@ NAME: Final = "nightly"
 """The name under which the harness is configured: that of an operator, which need not be its kind."""
 
 _SECRET: Final = {"SECRET": "of the operator"}
+_SERVED: Final = ServedEndpoint("http://127.0.0.1:4711/j/0b54e7a6/v1", "tiny-model", "/models/tiny-model", APIS)
 _NO_TASKS: Final = (
     *("", " ", "-x", "--output_path=/x", "a,b", "../a", "a/b", "/etc/passwd", "a\\b", "t.yaml"),
     *("a\0b", "a\nb", "x" * 5000),
@@ -191,6 +194,42 @@ class HarnessContract:
         assert harness.catalog_command() == other.catalog_command(), "catalog_command() changes its answer"
         assert run.request == request, "the harness has changed the request"
         assert sorted(tmp_path.rglob("*")) == before, "the harness writes files itself: they belong into Command.files"
+
+    @pytest.mark.parametrize("api", [*((api,) for api in APIS), APIS])
+    def test_a_run_that_asks_a_server_is_the_same_but_for_where_its_model_is(
+        self, api: tuple[str, ...], harness: Harness, tmp_path: Path
+    ) -> None:
+        if not isinstance(harness, ServedHarness):
+            pytest.skip("the harness can't ask a server")
+        request = self._run(tmp_path, **self.subject.options).request
+        request.served_model.model = _SERVED.model
+        before, served = EvaluateRequest.FromString(request.SerializeToString()), _SERVED._replace(api=api)
+        pointed = harness.with_served_model(request, served)
+        assert request == before, "with_served_model() has changed the request"
+        assert pointed == harness.with_served_model(request, served), "with_served_model() changes its answer"
+        assert not pointed.HasField("served_model"), "with_served_model() must leave out `served_model`"
+        for ours, theirs in ((request.model_args, pointed.model_args), (request.gen_kwargs, pointed.gen_kwargs)):
+            assert dict(ours.fields).items() <= dict(theirs.fields).items(), (
+                "with_served_model() drops arguments of the request"
+            )
+        before.model = pointed.model
+        before.model_args.CopyFrom(pointed.model_args)
+        before.gen_kwargs.CopyFrom(pointed.gen_kwargs)
+        before.ClearField("served_model")
+        assert pointed == before, "with_served_model() changes what has nothing to do with the model"
+
+    def test_a_run_that_asks_a_server_is_told_where_and_for_what(self, harness: Harness, tmp_path: Path) -> None:
+        if not isinstance(harness, ServedHarness):
+            pytest.skip("the harness can't ask a server")
+        run = self._run(tmp_path, **self.subject.options)
+        pointed = harness.with_served_model(run.request, _SERVED)
+        violations = list(harness.violations(pointed))
+        assert not violations, f"violations() refuses what with_served_model() returns: {violations}"
+        command = harness.command(replace(run, request=pointed))
+        env = {**command.env, **served_environment(harness.served_needs, _SERVED, command.env)}
+        content = [*command.argv, *env.values(), *(file.decode(errors="replace") for file in command.files.values())]
+        for told in (_SERVED.url, _SERVED.name):
+            assert any(told in text for text in content), f"nothing tells the program {told!r}"
 
     @pytest.mark.parametrize("name", _NO_TASKS)
     def test_what_is_no_task_name_is_refused(self, name: str, harness: Harness) -> None:

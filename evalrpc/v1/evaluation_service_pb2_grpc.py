@@ -6,6 +6,7 @@ import warnings
 from evalrpc.v1 import callers_pb2 as evalrpc_dot_v1_dot_callers__pb2
 from evalrpc.v1 import catalog_pb2 as evalrpc_dot_v1_dot_catalog__pb2
 from evalrpc.v1 import comparison_pb2 as evalrpc_dot_v1_dot_comparison__pb2
+from evalrpc.v1 import engines_pb2 as evalrpc_dot_v1_dot_engines__pb2
 from evalrpc.v1 import files_pb2 as evalrpc_dot_v1_dot_files__pb2
 from evalrpc.v1 import history_pb2 as evalrpc_dot_v1_dot_history__pb2
 from evalrpc.v1 import jobs_pb2 as evalrpc_dot_v1_dot_jobs__pb2
@@ -109,6 +110,16 @@ class EvaluationServiceStub(object):
                 '/evalrpc.v1.EvaluationService/UncordonGpu',
                 request_serializer=evalrpc_dot_v1_dot_operations__pb2.UncordonGpuRequest.SerializeToString,
                 response_deserializer=evalrpc_dot_v1_dot_operations__pb2.UncordonGpuResponse.FromString,
+                _registered_method=True)
+        self.ListEngines = channel.unary_unary(
+                '/evalrpc.v1.EvaluationService/ListEngines',
+                request_serializer=evalrpc_dot_v1_dot_engines__pb2.ListEnginesRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_engines__pb2.ListEnginesResponse.FromString,
+                _registered_method=True)
+        self.StopEngine = channel.unary_unary(
+                '/evalrpc.v1.EvaluationService/StopEngine',
+                request_serializer=evalrpc_dot_v1_dot_engines__pb2.StopEngineRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_engines__pb2.StopEngineResponse.FromString,
                 _registered_method=True)
         self.ReadLog = channel.unary_stream(
                 '/evalrpc.v1.EvaluationService/ReadLog',
@@ -358,6 +369,27 @@ class EvaluationServiceServicer(object):
 
         Errors: INVALID_ARGUMENT (there is no such GPU), PERMISSION_DENIED (the caller is no operator; without sign-in, nobody is),
         UNAVAILABLE.
+        Retry: always safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEngines(self, request, context):
+        """Lists the engines that have a model loaded, and those that requests may name. What is listed changes any time.
+
+        Errors: UNAVAILABLE.
+        Retry: always safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StopEngine(self, request, context):
+        """Ends an engine. Its jobs get another one, as if it had ended by itself. One that has ended, or is ending, stays as it is.
+
+        Errors: INVALID_ARGUMENT, NOT_FOUND (no such engine), PERMISSION_DENIED (the caller is no operator; without sign-in, nobody
+        is), UNAVAILABLE.
         Retry: always safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -650,6 +682,16 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
                     servicer.UncordonGpu,
                     request_deserializer=evalrpc_dot_v1_dot_operations__pb2.UncordonGpuRequest.FromString,
                     response_serializer=evalrpc_dot_v1_dot_operations__pb2.UncordonGpuResponse.SerializeToString,
+            ),
+            'ListEngines': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEngines,
+                    request_deserializer=evalrpc_dot_v1_dot_engines__pb2.ListEnginesRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_engines__pb2.ListEnginesResponse.SerializeToString,
+            ),
+            'StopEngine': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopEngine,
+                    request_deserializer=evalrpc_dot_v1_dot_engines__pb2.StopEngineRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_engines__pb2.StopEngineResponse.SerializeToString,
             ),
             'ReadLog': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadLog,
@@ -1099,6 +1141,60 @@ class EvaluationService(object):
             '/evalrpc.v1.EvaluationService/UncordonGpu',
             evalrpc_dot_v1_dot_operations__pb2.UncordonGpuRequest.SerializeToString,
             evalrpc_dot_v1_dot_operations__pb2.UncordonGpuResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEngines(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evalrpc.v1.EvaluationService/ListEngines',
+            evalrpc_dot_v1_dot_engines__pb2.ListEnginesRequest.SerializeToString,
+            evalrpc_dot_v1_dot_engines__pb2.ListEnginesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopEngine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evalrpc.v1.EvaluationService/StopEngine',
+            evalrpc_dot_v1_dot_engines__pb2.StopEngineRequest.SerializeToString,
+            evalrpc_dot_v1_dot_engines__pb2.StopEngineResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,7 @@ from collections import abc as _abc
 from evalrpc.v1 import callers_pb2 as _callers_pb2
 from evalrpc.v1 import catalog_pb2 as _catalog_pb2
 from evalrpc.v1 import comparison_pb2 as _comparison_pb2
+from evalrpc.v1 import engines_pb2 as _engines_pb2
 from evalrpc.v1 import files_pb2 as _files_pb2
 from evalrpc.v1 import history_pb2 as _history_pb2
 from evalrpc.v1 import jobs_pb2 as _jobs_pb2
@@ -176,6 +177,19 @@ class EvaluationServiceStub:
 
     Errors: INVALID_ARGUMENT (there is no such GPU), PERMISSION_DENIED (the caller is no operator; without sign-in, nobody is),
     UNAVAILABLE.
+    Retry: always safe.
+    """
+    ListEngines: _grpc.UnaryUnaryMultiCallable[_engines_pb2.ListEnginesRequest, _engines_pb2.ListEnginesResponse]
+    """Lists the engines that have a model loaded, and those that requests may name. What is listed changes any time.
+
+    Errors: UNAVAILABLE.
+    Retry: always safe.
+    """
+    StopEngine: _grpc.UnaryUnaryMultiCallable[_engines_pb2.StopEngineRequest, _engines_pb2.StopEngineResponse]
+    """Ends an engine. Its jobs get another one, as if it had ended by itself. One that has ended, or is ending, stays as it is.
+
+    Errors: INVALID_ARGUMENT, NOT_FOUND (no such engine), PERMISSION_DENIED (the caller is no operator; without sign-in, nobody
+    is), UNAVAILABLE.
     Retry: always safe.
     """
     ReadLog: _grpc.UnaryStreamMultiCallable[_files_pb2.ReadLogRequest, _files_pb2.ReadLogResponse]
@@ -426,6 +440,19 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
 
     Errors: INVALID_ARGUMENT (there is no such GPU), PERMISSION_DENIED (the caller is no operator; without sign-in, nobody is),
     UNAVAILABLE.
+    Retry: always safe.
+    """
+    ListEngines: _aio.UnaryUnaryMultiCallable[_engines_pb2.ListEnginesRequest, _engines_pb2.ListEnginesResponse]  # type: ignore[assignment]
+    """Lists the engines that have a model loaded, and those that requests may name. What is listed changes any time.
+
+    Errors: UNAVAILABLE.
+    Retry: always safe.
+    """
+    StopEngine: _aio.UnaryUnaryMultiCallable[_engines_pb2.StopEngineRequest, _engines_pb2.StopEngineResponse]  # type: ignore[assignment]
+    """Ends an engine. Its jobs get another one, as if it had ended by itself. One that has ended, or is ending, stays as it is.
+
+    Errors: INVALID_ARGUMENT, NOT_FOUND (no such engine), PERMISSION_DENIED (the caller is no operator; without sign-in, nobody
+    is), UNAVAILABLE.
     Retry: always safe.
     """
     ReadLog: _aio.UnaryStreamMultiCallable[_files_pb2.ReadLogRequest, _files_pb2.ReadLogResponse]  # type: ignore[assignment]
@@ -751,6 +778,31 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_ARGUMENT (there is no such GPU), PERMISSION_DENIED (the caller is no operator; without sign-in, nobody is),
         UNAVAILABLE.
+        Retry: always safe.
+        """
+
+    @_abc_1.abstractmethod
+    def ListEngines(
+        self,
+        request: _engines_pb2.ListEnginesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_engines_pb2.ListEnginesResponse, _abc.Awaitable[_engines_pb2.ListEnginesResponse]]:
+        """Lists the engines that have a model loaded, and those that requests may name. What is listed changes any time.
+
+        Errors: UNAVAILABLE.
+        Retry: always safe.
+        """
+
+    @_abc_1.abstractmethod
+    def StopEngine(
+        self,
+        request: _engines_pb2.StopEngineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_engines_pb2.StopEngineResponse, _abc.Awaitable[_engines_pb2.StopEngineResponse]]:
+        """Ends an engine. Its jobs get another one, as if it had ended by itself. One that has ended, or is ending, stays as it is.
+
+        Errors: INVALID_ARGUMENT, NOT_FOUND (no such engine), PERMISSION_DENIED (the caller is no operator; without sign-in, nobody
+        is), UNAVAILABLE.
         Retry: always safe.
         """
 

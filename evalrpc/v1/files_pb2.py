@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x65valrpc/v1/files.proto\x12\nevalrpc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9d\x01\n\x0eReadLogRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\x35\n\x12heartbeat_interval\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bpreparation\x18\x06 \x01(\x08\"P\n\x0fReadLogResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x13\n\x06offset\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x42\t\n\x07_offset\"q\n\x14ListArtifactsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x11\n\tchecksums\x18\x05 \x01(\x08\"Y\n\x15ListArtifactsResponse\x12\'\n\tartifacts\x18\x01 \x03(\x0b\x32\x14.evalrpc.v1.Artifact\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x81\x01\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\nsize_bytes\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12/\n\x0bmodified_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\r\n\x0b_size_bytes\"c\n\x13ReadArtifactRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\r\n\x05limit\x18\x04 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\"l\n\x14ReadArtifactResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x13\n\x06offset\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\nsize_bytes\x18\x03 \x01(\x03H\x01\x88\x01\x01\x42\t\n\x07_offsetB\r\n\x0b_size_bytesB1\n\nevalrpc.v1P\x01Z\x14\x65valrpc/v1;evalrpcv1\xaa\x02\nEvalrpc.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x65valrpc/v1/files.proto\x12\nevalrpc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xad\x01\n\x0eReadLogRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\x35\n\x12heartbeat_interval\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bpreparation\x18\x06 \x01(\x08\x12\x0e\n\x06\x65ngine\x18\x07 \x01(\x08\"P\n\x0fReadLogResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x13\n\x06offset\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x42\t\n\x07_offset\"q\n\x14ListArtifactsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x11\n\tchecksums\x18\x05 \x01(\x08\"Y\n\x15ListArtifactsResponse\x12\'\n\tartifacts\x18\x01 \x03(\x0b\x32\x14.evalrpc.v1.Artifact\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x81\x01\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\nsize_bytes\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12/\n\x0bmodified_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\r\n\x0b_size_bytes\"c\n\x13ReadArtifactRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\r\n\x05limit\x18\x04 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\"l\n\x14ReadArtifactResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x13\n\x06offset\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\nsize_bytes\x18\x03 \x01(\x03H\x01\x88\x01\x01\x42\t\n\x07_offsetB\r\n\x0b_size_bytesB1\n\nevalrpc.v1P\x01Z\x14\x65valrpc/v1;evalrpcv1\xaa\x02\nEvalrpc.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,17 +35,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\nevalrpc.v1P\001Z\024evalrpc/v1;evalrpcv1\252\002\nEvalrpc.V1'
   _globals['_READLOGREQUEST']._serialized_start=104
-  _globals['_READLOGREQUEST']._serialized_end=261
-  _globals['_READLOGRESPONSE']._serialized_start=263
-  _globals['_READLOGRESPONSE']._serialized_end=343
-  _globals['_LISTARTIFACTSREQUEST']._serialized_start=345
-  _globals['_LISTARTIFACTSREQUEST']._serialized_end=458
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=460
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=549
-  _globals['_ARTIFACT']._serialized_start=552
-  _globals['_ARTIFACT']._serialized_end=681
-  _globals['_READARTIFACTREQUEST']._serialized_start=683
-  _globals['_READARTIFACTREQUEST']._serialized_end=782
-  _globals['_READARTIFACTRESPONSE']._serialized_start=784
-  _globals['_READARTIFACTRESPONSE']._serialized_end=892
+  _globals['_READLOGREQUEST']._serialized_end=277
+  _globals['_READLOGRESPONSE']._serialized_start=279
+  _globals['_READLOGRESPONSE']._serialized_end=359
+  _globals['_LISTARTIFACTSREQUEST']._serialized_start=361
+  _globals['_LISTARTIFACTSREQUEST']._serialized_end=474
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=476
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=565
+  _globals['_ARTIFACT']._serialized_start=568
+  _globals['_ARTIFACT']._serialized_end=697
+  _globals['_READARTIFACTREQUEST']._serialized_start=699
+  _globals['_READARTIFACTREQUEST']._serialized_end=798
+  _globals['_READARTIFACTRESPONSE']._serialized_start=800
+  _globals['_READARTIFACTRESPONSE']._serialized_end=908
 # @@protoc_insertion_point(module_scope)

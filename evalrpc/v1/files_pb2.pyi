@@ -32,6 +32,7 @@ class ReadLogRequest(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     HEARTBEAT_INTERVAL_FIELD_NUMBER: _builtins.int
     PREPARATION_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job's UUID. Required."""
     offset: _builtins.int
@@ -43,6 +44,11 @@ class ReadLogRequest(_message.Message):
     preparation: _builtins.bool
     """Send the log of the attempt's preparation (see `EvaluateRequest.preparation`) in place of the harness's. Empty where this
     attempt has run none: the model was prepared already, or another job prepared it. Default: false.
+    """
+    engine: _builtins.bool
+    """Send the log of the engine that answered for the attempt's model (see `EvaluateRequest.served_model`) in place of the
+    harness's, from the engine's start on. It ends where the log ends now: `follow` is rejected. Empty where there was none, or
+    where it is forgotten. Default: false.
     """
     @_builtins.property
     def heartbeat_interval(self) -> _duration_pb2.Duration:
@@ -57,10 +63,11 @@ class ReadLogRequest(_message.Message):
         attempt: _builtins.int = ...,
         heartbeat_interval: _duration_pb2.Duration | None = ...,
         preparation: _builtins.bool = ...,
+        engine: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "follow", b"follow", "heartbeat_interval", b"heartbeat_interval", "job_id", b"job_id", "offset", b"offset", "preparation", b"preparation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "engine", b"engine", "follow", b"follow", "heartbeat_interval", b"heartbeat_interval", "job_id", b"job_id", "offset", b"offset", "preparation", b"preparation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

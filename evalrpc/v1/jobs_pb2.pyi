@@ -236,6 +236,7 @@ class EvaluateRequest(_message.Message):
     MAX_BAD_ANSWER_RATIO_FIELD_NUMBER: _builtins.int
     SECRETS_FIELD_NUMBER: _builtins.int
     PREPARATION_FIELD_NUMBER: _builtins.int
+    SERVED_MODEL_FIELD_NUMBER: _builtins.int
     harness: _builtins.str
     """The harness that runs the job, by the name that the operator configured (see ListHarnesses). Empty: the operator's default;
     without one, the only harness that is configured, else `lmms-eval`. Required on a server that has none of these.
@@ -315,6 +316,13 @@ class EvaluateRequest(_message.Message):
         errors and in progress they are masked with `*`. Not masked are the files that a run writes. Empty: none.
         """
 
+    @_builtins.property
+    def served_model(self) -> Global___ServedModel:
+        """The model, if a server that the operator calls an engine is to load it and answer for it, instead of the harness: once for
+        all jobs that name the same one. Then `model`, `device`, `batch_size`, `gpu_mode` and `preparation` are empty and `num_gpus`
+        is 0: the engine has the GPUs. Rejected by harnesses that can't be pointed at a server. Absent: the harness loads `model`.
+        """
+
     def __init__(
         self,
         *,
@@ -336,10 +344,11 @@ class EvaluateRequest(_message.Message):
         max_bad_answer_ratio: _builtins.float | None = ...,
         secrets: _abc.Iterable[_builtins.str] | None = ...,
         preparation: _builtins.str = ...,
+        served_model: Global___ServedModel | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_max_bad_answer_ratio", b"_max_bad_answer_ratio", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "gen_kwargs", b"gen_kwargs", "limit", b"limit", "log_samples", b"log_samples", "max_bad_answer_ratio", b"max_bad_answer_ratio", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_max_bad_answer_ratio", b"_max_bad_answer_ratio", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "gen_kwargs", b"gen_kwargs", "limit", b"limit", "log_samples", b"log_samples", "max_bad_answer_ratio", b"max_bad_answer_ratio", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus", "served_model", b"served_model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_max_bad_answer_ratio", b"_max_bad_answer_ratio", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "batch_size", b"batch_size", "device", b"device", "gen_kwargs", b"gen_kwargs", "gpu_mode", b"gpu_mode", "harness", b"harness", "limit", b"limit", "log_samples", b"log_samples", "max_bad_answer_ratio", b"max_bad_answer_ratio", "model", b"model", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus", "output_dir", b"output_dir", "predict_only", b"predict_only", "preparation", b"preparation", "secrets", b"secrets", "tasks", b"tasks", "tasks_separately", b"tasks_separately"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_max_bad_answer_ratio", b"_max_bad_answer_ratio", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "batch_size", b"batch_size", "device", b"device", "gen_kwargs", b"gen_kwargs", "gpu_mode", b"gpu_mode", "harness", b"harness", "limit", b"limit", "log_samples", b"log_samples", "max_bad_answer_ratio", b"max_bad_answer_ratio", "model", b"model", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus", "output_dir", b"output_dir", "predict_only", b"predict_only", "preparation", b"preparation", "secrets", b"secrets", "served_model", b"served_model", "tasks", b"tasks", "tasks_separately", b"tasks_separately"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
     _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
@@ -363,6 +372,48 @@ class EvaluateRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__num_gpus) -> _WhichOneofReturnType__num_gpus | None: ...
 
 Global___EvaluateRequest: _TypeAlias = EvaluateRequest  # noqa: Y015
+
+@_typing.final
+class ServedModel(_message.Message):
+    """A model that an engine loads, and answers for over OpenAI's API."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENGINE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    ARGS_FIELD_NUMBER: _builtins.int
+    NUM_GPUS_FIELD_NUMBER: _builtins.int
+    engine: _builtins.str
+    """The engine, by the name that the operator gave it (see ListEngines). Required."""
+    model: _builtins.str
+    """What the engine is to load: a folder on the server or a name that it knows, such as that of a repository of the Hugging Face
+    Hub. 1 to 1024 bytes of UTF-8 without control characters. Required.
+    """
+    num_gpus: _builtins.int
+    """How many GPUs the engine needs, all on one node. The server fills it in where it is absent: as `EvaluateRequest.num_gpus`."""
+    @_builtins.property
+    def args(self) -> _struct_pb2.Struct:
+        """Arguments of the engine, by the names that the operator allows: texts, numbers and booleans. Others are rejected, naming
+        each. Absent: none.
+        """
+
+    def __init__(
+        self,
+        *,
+        engine: _builtins.str = ...,
+        model: _builtins.str = ...,
+        args: _struct_pb2.Struct | None = ...,
+        num_gpus: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_num_gpus", b"_num_gpus", "args", b"args", "num_gpus", b"num_gpus"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_num_gpus", b"_num_gpus", "args", b"args", "engine", b"engine", "model", b"model", "num_gpus", b"num_gpus"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__num_gpus: _TypeAlias = _typing.Literal["num_gpus"]  # noqa: Y015
+    _WhichOneofArgType__num_gpus: _TypeAlias = _typing.Literal["_num_gpus", b"_num_gpus"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_gpus) -> _WhichOneofReturnType__num_gpus | None: ...
+
+Global___ServedModel: _TypeAlias = ServedModel  # noqa: Y015
 
 @_typing.final
 class JobInfo(_message.Message):
@@ -441,6 +492,7 @@ class JobInfo(_message.Message):
     ATTEMPT_COUNT_FIELD_NUMBER: _builtins.int
     PREEMPTIBLE_FIELD_NUMBER: _builtins.int
     SUITE_RUN_ID_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """UUID4 in its canonical form, chosen by the server."""
     status: Global___JobStatus.ValueType
@@ -547,6 +599,12 @@ class JobInfo(_message.Message):
         first.
         """
 
+    @_builtins.property
+    def usage(self) -> Global___Usage:
+        """What became of the questions that its latest attempt asked an engine. Set when the attempt ends, and every few seconds
+        before. Absent without `EvaluateRequest.served_model`.
+        """
+
     def __init__(
         self,
         *,
@@ -580,10 +638,11 @@ class JobInfo(_message.Message):
         attempt_count: _builtins.int | None = ...,
         preemptible: _builtins.bool = ...,
         suite_run_id: _builtins.str = ...,
+        usage: Global___Usage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_attempt", b"_attempt", "_attempt_count", b"_attempt_count", "_position_in_queue", b"_position_in_queue", "_priority", b"_priority", "attempt", b"attempt", "attempt_count", b"attempt_count", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "position_in_queue", b"position_in_queue", "priority", b"priority", "progress", b"progress", "request", b"request", "retry_at", b"retry_at", "started_at", b"started_at", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_attempt", b"_attempt", "_attempt_count", b"_attempt_count", "_position_in_queue", b"_position_in_queue", "_priority", b"_priority", "attempt", b"attempt", "attempt_count", b"attempt_count", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "position_in_queue", b"position_in_queue", "priority", b"priority", "progress", b"progress", "request", b"request", "retry_at", b"retry_at", "started_at", b"started_at", "timeout", b"timeout", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attempt", b"_attempt", "_attempt_count", b"_attempt_count", "_position_in_queue", b"_position_in_queue", "_priority", b"_priority", "attempt", b"attempt", "attempt_count", b"attempt_count", "attempts", b"attempts", "cached_from", b"cached_from", "cached_from_attempt", b"cached_from_attempt", "cancel_reason", b"cancel_reason", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "gpus", b"gpus", "job_id", b"job_id", "labels", b"labels", "max_attempts", b"max_attempts", "owner", b"owner", "position_in_queue", b"position_in_queue", "preemptible", b"preemptible", "priority", b"priority", "progress", b"progress", "request", b"request", "results", b"results", "retry_at", b"retry_at", "revision", b"revision", "started_at", b"started_at", "status", b"status", "suite_run_id", b"suite_run_id", "supersede_key", b"supersede_key", "timeout", b"timeout", "wait_reason", b"wait_reason", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attempt", b"_attempt", "_attempt_count", b"_attempt_count", "_position_in_queue", b"_position_in_queue", "_priority", b"_priority", "attempt", b"attempt", "attempt_count", b"attempt_count", "attempts", b"attempts", "cached_from", b"cached_from", "cached_from_attempt", b"cached_from_attempt", "cancel_reason", b"cancel_reason", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "gpus", b"gpus", "job_id", b"job_id", "labels", b"labels", "max_attempts", b"max_attempts", "owner", b"owner", "position_in_queue", b"position_in_queue", "preemptible", b"preemptible", "priority", b"priority", "progress", b"progress", "request", b"request", "results", b"results", "retry_at", b"retry_at", "revision", b"revision", "started_at", b"started_at", "status", b"status", "suite_run_id", b"suite_run_id", "supersede_key", b"supersede_key", "timeout", b"timeout", "usage", b"usage", "wait_reason", b"wait_reason", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__attempt: _TypeAlias = _typing.Literal["attempt"]  # noqa: Y015
     _WhichOneofArgType__attempt: _TypeAlias = _typing.Literal["_attempt", b"_attempt"]  # noqa: Y015
@@ -605,6 +664,87 @@ class JobInfo(_message.Message):
 Global___JobInfo: _TypeAlias = JobInfo  # noqa: Y015
 
 @_typing.final
+class Usage(_message.Message):
+    """What became of the questions that an attempt asked an engine. A question counts once, however often it was tried."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWERED_COUNT_FIELD_NUMBER: _builtins.int
+    TRUNCATED_COUNT_FIELD_NUMBER: _builtins.int
+    EMPTY_COUNT_FIELD_NUMBER: _builtins.int
+    FAILED_COUNT_FIELD_NUMBER: _builtins.int
+    RETRIED_COUNT_FIELD_NUMBER: _builtins.int
+    REPLAYED_COUNT_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    COMPLETION_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    answered_count: _builtins.int
+    """Questions with a good answer, those from the recording too."""
+    truncated_count: _builtins.int
+    """Those whose answers were cut off at the limit of tokens. Questions for log-likelihoods always are, and don't count."""
+    empty_count: _builtins.int
+    """Those with an answer without any text."""
+    failed_count: _builtins.int
+    """Questions that were answered with an error, and not answered well since."""
+    retried_count: _builtins.int
+    """How often an engine was asked again."""
+    replayed_count: _builtins.int
+    """Answers that an earlier attempt of the job had got already, so that no engine was asked."""
+    prompt_token_count: _builtins.int
+    """Tokens of all questions that were answered, as the engine counted."""
+    completion_token_count: _builtins.int
+    """Tokens of all answers, as the engine counted."""
+    def __init__(
+        self,
+        *,
+        answered_count: _builtins.int | None = ...,
+        truncated_count: _builtins.int | None = ...,
+        empty_count: _builtins.int | None = ...,
+        failed_count: _builtins.int | None = ...,
+        retried_count: _builtins.int | None = ...,
+        replayed_count: _builtins.int | None = ...,
+        prompt_token_count: _builtins.int | None = ...,
+        completion_token_count: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_answered_count", b"_answered_count", "_completion_token_count", b"_completion_token_count", "_empty_count", b"_empty_count", "_failed_count", b"_failed_count", "_prompt_token_count", b"_prompt_token_count", "_replayed_count", b"_replayed_count", "_retried_count", b"_retried_count", "_truncated_count", b"_truncated_count", "answered_count", b"answered_count", "completion_token_count", b"completion_token_count", "empty_count", b"empty_count", "failed_count", b"failed_count", "prompt_token_count", b"prompt_token_count", "replayed_count", b"replayed_count", "retried_count", b"retried_count", "truncated_count", b"truncated_count"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answered_count", b"_answered_count", "_completion_token_count", b"_completion_token_count", "_empty_count", b"_empty_count", "_failed_count", b"_failed_count", "_prompt_token_count", b"_prompt_token_count", "_replayed_count", b"_replayed_count", "_retried_count", b"_retried_count", "_truncated_count", b"_truncated_count", "answered_count", b"answered_count", "completion_token_count", b"completion_token_count", "empty_count", b"empty_count", "failed_count", b"failed_count", "prompt_token_count", b"prompt_token_count", "replayed_count", b"replayed_count", "retried_count", b"retried_count", "truncated_count", b"truncated_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__answered_count: _TypeAlias = _typing.Literal["answered_count"]  # noqa: Y015
+    _WhichOneofArgType__answered_count: _TypeAlias = _typing.Literal["_answered_count", b"_answered_count"]  # noqa: Y015
+    _WhichOneofReturnType__completion_token_count: _TypeAlias = _typing.Literal["completion_token_count"]  # noqa: Y015
+    _WhichOneofArgType__completion_token_count: _TypeAlias = _typing.Literal["_completion_token_count", b"_completion_token_count"]  # noqa: Y015
+    _WhichOneofReturnType__empty_count: _TypeAlias = _typing.Literal["empty_count"]  # noqa: Y015
+    _WhichOneofArgType__empty_count: _TypeAlias = _typing.Literal["_empty_count", b"_empty_count"]  # noqa: Y015
+    _WhichOneofReturnType__failed_count: _TypeAlias = _typing.Literal["failed_count"]  # noqa: Y015
+    _WhichOneofArgType__failed_count: _TypeAlias = _typing.Literal["_failed_count", b"_failed_count"]  # noqa: Y015
+    _WhichOneofReturnType__prompt_token_count: _TypeAlias = _typing.Literal["prompt_token_count"]  # noqa: Y015
+    _WhichOneofArgType__prompt_token_count: _TypeAlias = _typing.Literal["_prompt_token_count", b"_prompt_token_count"]  # noqa: Y015
+    _WhichOneofReturnType__replayed_count: _TypeAlias = _typing.Literal["replayed_count"]  # noqa: Y015
+    _WhichOneofArgType__replayed_count: _TypeAlias = _typing.Literal["_replayed_count", b"_replayed_count"]  # noqa: Y015
+    _WhichOneofReturnType__retried_count: _TypeAlias = _typing.Literal["retried_count"]  # noqa: Y015
+    _WhichOneofArgType__retried_count: _TypeAlias = _typing.Literal["_retried_count", b"_retried_count"]  # noqa: Y015
+    _WhichOneofReturnType__truncated_count: _TypeAlias = _typing.Literal["truncated_count"]  # noqa: Y015
+    _WhichOneofArgType__truncated_count: _TypeAlias = _typing.Literal["_truncated_count", b"_truncated_count"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__answered_count) -> _WhichOneofReturnType__answered_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__completion_token_count) -> _WhichOneofReturnType__completion_token_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__empty_count) -> _WhichOneofReturnType__empty_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__failed_count) -> _WhichOneofReturnType__failed_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_token_count) -> _WhichOneofReturnType__prompt_token_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__replayed_count) -> _WhichOneofReturnType__replayed_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__retried_count) -> _WhichOneofReturnType__retried_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__truncated_count) -> _WhichOneofReturnType__truncated_count | None: ...
+
+Global___Usage: _TypeAlias = Usage  # noqa: Y015
+
+@_typing.final
 class JobAttempt(_message.Message):
     """One attempt of a job: one run of the harness, with its own folder and log."""
 
@@ -618,6 +758,7 @@ class JobAttempt(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     GPU_MODE_FIELD_NUMBER: _builtins.int
     WARM_FIELD_NUMBER: _builtins.int
+    ENGINE_ID_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """From 1."""
     output_dir: _builtins.str
@@ -627,6 +768,10 @@ class JobAttempt(_message.Message):
     warm: _builtins.bool
     """Whether it was forked from a process that had the harness in memory, and so did not load it. The first such attempt waits
     for that process. Set by the server when it ends; false while it runs.
+    """
+    engine_id: _builtins.str
+    """The engine that answered for its model (see ListEngines, which forgets it some time after it has ended). Set once it answers.
+    Empty without `EvaluateRequest.served_model`.
     """
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
@@ -657,10 +802,11 @@ class JobAttempt(_message.Message):
         error: Global___JobError | None = ...,
         gpu_mode: Global___GpuMode.ValueType = ...,
         warm: _builtins.bool = ...,
+        engine_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "error", b"error", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "error", b"error", "gpu_mode", b"gpu_mode", "gpus", b"gpus", "number", b"number", "output_dir", b"output_dir", "started_at", b"started_at", "warm", b"warm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "engine_id", b"engine_id", "error", b"error", "gpu_mode", b"gpu_mode", "gpus", b"gpus", "number", b"number", "output_dir", b"output_dir", "started_at", b"started_at", "warm", b"warm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -681,8 +827,10 @@ class JobError(_message.Message):
     """Stable, in UPPER_SNAKE, for programs: `HARNESS_FAILED`, `RESULTS_MISSING`, `RESULTS_INVALID`, `TASKS_MISSING`,
     `ALL_REQUESTS_FAILED`, `TOO_MANY_BAD_ANSWERS`, `PROCESS_SIGNALLED`, `OUT_OF_MEMORY`, `PROCESS_UNKILLABLE`, `START_FAILED`,
     `HARNESS_UNAVAILABLE`, `TIMED_OUT`, `LOG_TOO_LARGE` and `OUTPUT_TOO_LARGE` (the run left more than the server allows; never
-    retried), `RUN_LOST`, `PREPARATION_FAILED` (the log tail is that of the preparation), `CANCELLED`, `SUPERSEDED`, `SERVER_ERROR`; of an
-    attempt also `PREEMPTED`. Reasons may be added.
+    retried), `RUN_LOST`, `PREPARATION_FAILED` (the log tail is that of the preparation), `ENGINE_START_FAILED` and
+    `ENGINE_INCOMPATIBLE` (the engine did not come to answer, or not rightly; the log tail is that of the engine), `ENGINE_LOST` (it
+    ended again and again while the job asked it; tried again three times, and not counted among the attempts), `CANCELLED`,
+    `SUPERSEDED`, `SERVER_ERROR`; of an attempt also `PREEMPTED`. Reasons may be added.
     """
     message: _builtins.str
     """One readable line for humans, at most 2 KiB: the harness's last exception if there is one."""
@@ -744,6 +892,8 @@ class Progress(_message.Message):
         """The answers are scored and written."""
         PHASE_PREPARING: Progress._Phase.ValueType  # 5
         """Comes first: the model is prepared (see `EvaluateRequest.preparation`), by this job or by another one that needs the same."""
+        PHASE_SERVING: Progress._Phase.ValueType  # 6
+        """Comes before the harness is started: the engine loads the model (see `EvaluateRequest.served_model`)."""
 
     class Phase(_Phase, metaclass=_PhaseEnumTypeWrapper):
         """The phase of an attempt. Values may be added."""
@@ -760,6 +910,8 @@ class Progress(_message.Message):
     """The answers are scored and written."""
     PHASE_PREPARING: Progress.Phase.ValueType  # 5
     """Comes first: the model is prepared (see `EvaluateRequest.preparation`), by this job or by another one that needs the same."""
+    PHASE_SERVING: Progress.Phase.ValueType  # 6
+    """Comes before the harness is started: the engine loads the model (see `EvaluateRequest.served_model`)."""
 
     PHASE_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int

@@ -272,6 +272,7 @@ class Gpu(_message.Message):
     NODE_FIELD_NUMBER: _builtins.int
     CORDONED_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
+    ENGINE_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its index or UUID, as CUDA_VISIBLE_DEVICES takes it."""
     name: _builtins.str
@@ -285,7 +286,9 @@ class Gpu(_message.Message):
     cordoned: _builtins.bool
     """Whether an operator keeps it from being assigned. The job that holds it goes on. See CordonGpu."""
     held: _builtins.bool
-    """Whether a job holds it."""
+    """Whether a job or an engine holds it."""
+    engine_id: _builtins.str
+    """The engine that holds it (see ListEngines). Empty: none does."""
     def __init__(
         self,
         *,
@@ -296,10 +299,11 @@ class Gpu(_message.Message):
         node: _builtins.str = ...,
         cordoned: _builtins.bool = ...,
         held: _builtins.bool = ...,
+        engine_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cordoned", b"cordoned", "held", b"held", "id", b"id", "job_id", b"job_id", "name", b"name", "node", b"node", "quarantine_reason", b"quarantine_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cordoned", b"cordoned", "engine_id", b"engine_id", "held", b"held", "id", b"id", "job_id", b"job_id", "name", b"name", "node", b"node", "quarantine_reason", b"quarantine_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

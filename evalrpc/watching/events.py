@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from evalrpc.jobs import lifecycle
 from evalrpc.jobs.events import deleted_event
 from evalrpc.jobs.filters import JobMatcher
+from evalrpc.jobs.served_models import model_of
 from evalrpc.jobs.views import reduce_to_view
 from evalrpc.store.base import Change, JournalEvent
 from evalrpc.v1 import jobs_pb2 as pb
@@ -111,7 +112,7 @@ class CommittedEvent(SharedEvent):
 
 def _filterable(job: pb.JobInfo, labels: Mapping[str, str]) -> pb.JobInfo:
     """Return what filters look at of a job, with these labels."""
-    request = pb.EvaluateRequest(harness=job.request.harness, model=job.request.model, tasks=job.request.tasks)
+    request = pb.EvaluateRequest(harness=job.request.harness, model=model_of(job.request), tasks=job.request.tasks)
     return pb.JobInfo(
         job_id=job.job_id,
         status=job.status,

@@ -204,7 +204,7 @@ REFUSED = {
     "CancelSuiteRun": "JOB_FINISHED",
     "ListTasks": "CATALOG_UNAVAILABLE",
     "ListModels": "CATALOG_UNAVAILABLE",
-    **dict.fromkeys(("PauseQueue", "ResumeQueue", "CordonGpu", "UncordonGpu"), "PERMISSION_DENIED"),
+    **dict.fromkeys(("PauseQueue", "ResumeQueue", "CordonGpu", "UncordonGpu", "StopEngine"), "PERMISSION_DENIED"),
 }
 """The calls that this server has a reason to refuse."""
 

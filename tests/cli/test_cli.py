@@ -973,6 +973,19 @@ def test_doctor_looks_for_the_program_of_every_preparation(config: Path) -> None
     assert "would be read as code" in findings["preparations"]["detail"]
 
 
+def test_doctor_looks_at_the_command_line_and_the_program_of_every_engine(config: Path) -> None:
+    command = 'command = ["{}", "{{model}}", "--port", "{{port}}"]'
+    tables = (f"[engines.{name}]\n{command.format(program)}\n" for name, program in (("good", "sh"), ("bad", "/no/one")))
+    config.write_text(config.read_text() + "".join(tables))
+    exit_code, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0")
+    assert exit_code == 1
+    assert findings["engine good"]["good"]
+    assert "install it or set engines.bad.command" in findings["engine bad"]["detail"]
+    config.write_text(config.read_text().replace('"--port", "{port}"', '"--port"'))
+    _, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0")
+    assert "engines.bad.command: must have {port}" in findings["engines"]["detail"]
+
+
 def test_doctor_shows_the_suites_and_what_is_wrong_with_them(config: Path) -> None:
     entry = "[[suites.release.entries]]\nharness = 'nightly'\ntasks = ['{}']\n"
     given = config.read_text()

@@ -24,6 +24,7 @@ from evalrpc.v1.jobs_pb2 import (
     JobInfo,
     JobStatus,
     Progress,
+    ServedModel,
     SubmitJobRequest,
 )
 
@@ -344,6 +345,24 @@ def test_rerun_changes_what_is_set_and_nothing_else(run: Run, service: FakeServi
     assert submission.request == expected
     assert (submission.timeout.seconds, submission.priority, submission.cache) == (7200, -1, CACHE_MODE_ALLOW)
     assert submission.labels == {"run": "x", "step": "6"}
+
+
+def test_rerun_keeps_a_served_model_and_changes_what_is_set_of_it(run: Run, service: FakeService) -> None:
+    job = original()
+    job.request.served_model.CopyFrom(ServedModel(engine="vllm", model="acme/one", num_gpus=2))
+    job.request.served_model.args.update({"dtype": "float16", "length": 10})
+    service.change(job)
+
+    assert run("rerun", A).exit_code == 0
+    assert sent(service).request.served_model == job.request.served_model
+
+    settings = {"served_model": "acme/two", "engine_gpus": "4", "engine_args": "length=20"}
+    result = run("rerun", A, *(part for key, value in settings.items() for part in ("--set", f"{key}={value}")))
+
+    assert result.exit_code == 0, result.stderr
+    expected = ServedModel(engine="vllm", model="acme/two", num_gpus=4)
+    expected.args.update({"dtype": "float16", "length": 20})
+    assert service.received["SubmitJob"][-1].request.served_model == expected  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("key", ["log_samples", "predict_only", "tasks_separately", "cache"])

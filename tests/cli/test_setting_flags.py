@@ -105,7 +105,7 @@ def write(path: Path, **settings: Any) -> Path:
 
 
 def test_every_setting_is_tested_here() -> None:
-    tables = {"harnesses", "preparations", "suites", "secrets", "shares", "quotas", "client_certificates", "oidc"}
+    tables = {"harnesses", "preparations", "engines", "suites", "secrets", "shares", "quotas", "client_certificates", "oidc"}
     assert {field.name for field in dataclasses.fields(Settings)} == {*VALUES, *tables}
 
 

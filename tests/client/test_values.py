@@ -13,7 +13,7 @@ import pytest
 from evalrpc.client import core, values
 from evalrpc.client.comparing import compare_request
 from evalrpc.protobuf.structs import MAX_DEPTH
-from evalrpc.v1.jobs_pb2 import GetJobRequest, JobInfo, SubmitJobRequest
+from evalrpc.v1.jobs_pb2 import GetJobRequest, JobInfo, ServedModel, SubmitJobRequest
 
 
 class Size(enum.Enum):
@@ -265,3 +265,26 @@ def test_numbers_of_numpy_are_numbers_everywhere() -> None:
 def test_a_wrong_option_of_a_comparison_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
         compare_request("a", "b", **options)
+
+
+def test_a_served_model_may_be_a_dict_with_the_names_of_its_fields() -> None:
+    expected = ServedModel(engine="vllm", model="acme/tiny", num_gpus=2)
+    expected.args.update({"dtype": "float32", "eager": True})
+    given = {"engine": "vllm", "model": Path("acme/tiny"), "args": "dtype=float32,eager=true", "num_gpus": 2}
+    assert values.served_model(given) == values.served_model(expected) == expected
+    assert values.served_model(None) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("vllm", "served_model must be a ServedModel, or a dict, not 'vllm'"),
+        ({"name": "vllm"}, "served_model has no 'name'; it has: engine, model, args, num_gpus"),
+        ({"engine": 5}, "served_model.engine must be text, not 5"),
+        ({"args": {"a": object()}}, r"served_model.args\['a'\]: .* can't be sent"),
+        ({"num_gpus": "many"}, "served_model.num_gpus must be a whole number"),
+    ],
+)
+def test_what_is_no_served_model_is_named(given: Any, problem: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=problem):
+        values.served_model(given)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from evalrpc.config import (
     ClientCertificate,
+    EngineSettings,
     HarnessSettings,
     ListenSettings,
     OidcSettings,
@@ -100,7 +101,7 @@ def toml(value: Any) -> str:
 
 
 def test_every_setting_is_tested_here() -> None:
-    tables = {"harnesses", "preparations", "suites", "secrets", "shares", "quotas", "client_certificates", "oidc"}
+    tables = {"harnesses", "preparations", "engines", "suites", "secrets", "shares", "quotas", "client_certificates", "oidc"}
     assert {field.name for field in dataclasses.fields(Settings)} == {*SOURCES, *tables}
 
 
@@ -220,6 +221,16 @@ def test_a_harness_has_a_policy_which_by_default_only_refuses_some_arguments(tmp
     assert harnesses["lm-eval"].policy == expected
 
 
+def test_an_engine_has_a_command_and_defaults(tmp_path: Path) -> None:
+    command = ("vllm", "serve", "{model}", "--port", "{port}")
+    lines = "api = ['chat', 'completions', 'log-probabilities']\nargs = {dtype = '--dtype'}\nmax_in_flight = 8\n"
+    text = f"[engines.vllm]\ncommand = {list(command)}\n{lines}[engines.plain]\ncommand = {list(command)}\n"
+    engines = load_settings({}, {}, write(tmp_path, text)).engines
+    assert engines["plain"] == EngineSettings("plain", command, working_dir=tmp_path)
+    assert engines["vllm"].api == ("chat", "completions", "log-probabilities")
+    assert (engines["vllm"].args, engines["vllm"].max_in_flight) == ({"dtype": "--dtype"}, 8)
+
+
 def test_a_secret_says_where_its_value_is_and_who_may_use_it(tmp_path: Path) -> None:
     first = "[secrets.HF_TOKEN]\nowners = ['alice', 'bob']\nfile = 'token'\n"
     second = "[secrets.B]\nowners = ['*']\ncommand = ['pass', 'b']\n"
@@ -295,6 +306,23 @@ def test_a_value_of_another_type_is_refused(tmp_path: Path, text: str) -> None:
         ("[preparations.a]\ncommand = ['x']\ntimeout_seconds = 0", "preparations.a.timeout_seconds"),
         ("[preparations.a]\ncommand = ['x']\nenv = {A = 5}", "preparations.a.env"),
         ("[preparations.a]\ncommand = ['x']\nname = 'b'", "preparations.a.name"),
+        ("engines = 5", "engines"),
+        ("engines = {a = 5}", "engines.a"),
+        ("[engines.'A b']\ncommand=['x']", "engines.A b"),
+        ("[engines.a]", "engines.a.command"),
+        ("[engines.a]\ncommand = 'x'", "engines.a.command"),
+        ("[engines.a]\ncommand = ['x']\nname = 'b'", "engines.a.name"),
+        ("[engines.a]\ncommand = ['x']\nready = 'health'", "engines.a.ready"),
+        ("[engines.a]\ncommand = ['x']\nstart_timeout_seconds = 0", "engines.a.start_timeout_seconds"),
+        ("[engines.a]\ncommand = ['x']\nidle_seconds = -1", "engines.a.idle_seconds"),
+        ("[engines.a]\ncommand = ['x']\nmax_in_flight = 0", "engines.a.max_in_flight"),
+        ("[engines.a]\ncommand = ['x']\nmax_in_flight = 2.5", "engines.a.max_in_flight"),
+        ("[engines.a]\ncommand = ['x']\nargs = {dtype = 'dtype'}", "engines.a.args"),
+        ("[engines.a]\ncommand = ['x']\nargs = {dtype = ''}", "engines.a.args"),
+        ("[engines.a]\ncommand = ['x']\napi = []", "engines.a.api"),
+        ("[engines.a]\ncommand = ['x']\napi = ['chat', 'embeddings']", "engines.a.api"),
+        ("[engines.a]\ncommand = ['x']\napi = ['chat', 'log-probabilities']", "engines.a.api"),
+        ("[engines.a]\ncommand = ['x']\nenv = {A = 5}", "engines.a.env"),
         ("suites = 5", "suites"),
         ("suites = {a = 5}", "suites.a"),
         ("[suites.'A b']", "suites.A b"),

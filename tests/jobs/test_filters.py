@@ -105,3 +105,9 @@ def test_a_filter_may_be_held_to_one_owner_whatever_it_says() -> None:
     assert not JobMatcher(JobFilter(owners=["bob"]), "alice").matches(JOB)
     assert JobMatcher(JobFilter(owners=[""])).takes_owner("")
     assert not JobMatcher(JobFilter(owners=[""]), "alice").takes_owner("")
+
+
+def test_a_filter_for_models_takes_those_that_an_engine_serves() -> None:
+    job = pb.JobInfo(request=pb.EvaluateRequest(served_model=pb.ServedModel(engine="vllm", model="acme/tiny")))
+    assert JobMatcher(JobFilter(models=["acme/tiny"])).matches(job)
+    assert not JobMatcher(JobFilter(models=["vllm"])).matches(job)

@@ -23,7 +23,7 @@ from evalrpc.v1.jobs_pb2 import CancelJobRequest
 
 CHANGES = {
     *("SubmitJob", "CancelJob", "UpdateJob", "DeleteJob", "SubmitSuite", "CancelSuiteRun"),
-    *("PauseQueue", "ResumeQueue", "CordonGpu", "UncordonGpu"),
+    *("PauseQueue", "ResumeQueue", "CordonGpu", "UncordonGpu", "StopEngine"),
 }
 
 

@@ -160,6 +160,13 @@ def test_where_nothing_can_be_said_there_is_no_key_but_a_warning(tmp_path: Path,
     assert job.warnings[0].startswith("the cache is not used: ")
 
 
+def test_a_served_model_has_no_key_but_a_warning(harness: Harness) -> None:
+    job = JobInfo(request=EvaluateRequest(harness="h", tasks=["t"]))
+    job.request.served_model.model = "acme/tiny"
+    assert cache_key(harness, job) == b""
+    assert list(job.warnings) == ["the cache is not used: it does not hold evaluations of served models yet"]
+
+
 def test_a_model_of_too_many_files_has_no_key(tmp_path: Path) -> None:
     (tmp_path / "ckpt").mkdir()
     (tmp_path / "ckpt" / "circle").symlink_to(tmp_path / "ckpt")

@@ -50,7 +50,7 @@ def test_what_was_freed_and_what_is_garbage_is_given_back() -> None:
 def test_only_a_server_that_has_grown_collects(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = iter([100, 90, 98, 100, 95])  # before and after the first, before the second, before and after the third
     collections: list[None] = []
-    monkeypatch.setattr(memory, "_resident_bytes", lambda: next(sizes))
+    monkeypatch.setattr(memory, "resident_bytes", lambda _: next(sizes))
     monkeypatch.setattr(memory.gc, "collect", lambda: collections.append(None))
     kept, counts = memory.Memory(), []
     for _ in range(3):

@@ -11,7 +11,7 @@ from evalrpc.errors import FieldViolation
 from evalrpc.harnesses.registry import build_harness
 from evalrpc.server import policy
 from evalrpc.server.argument_values import argument_values
-from evalrpc.v1.jobs_pb2 import EvaluateRequest, SubmitJobRequest
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, ServedModel, SubmitJobRequest
 
 KINDS = ("lmms-eval", "lm-eval", "inspect-ai", "command")
 MODELS = {"inspect-ai": "openai/gpt-4o"}
@@ -52,6 +52,40 @@ def rule_of(violation: FieldViolation) -> str:
 def accepts(kind: str, call: SubmitJobRequest) -> bool:
     """Tell whether the harness itself could run the request."""
     return not list(build_harness(HarnessSettings(kind, kind, command=("true",))).violations(call.request))
+
+
+def served_call(kind: str, model: str, num_gpus: int = 0, **args: Any) -> SubmitJobRequest:
+    served = ServedModel(engine="vllm", model=model, args=struct(args), num_gpus=num_gpus)
+    return call_of(kind, model="", served_model=served)
+
+
+# What an engine serves is judged like what a harness loads.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_served_model_keeps_the_rules_on_models_and_weights(kind: str) -> None:
+    named = "request.served_model.model"
+    call = served_call(kind, "evil/model")
+    assert broken(call, harness(kind, models=("acme/*",))) == [(named, "models")]
+    assert broken(call, harness(kind, pretrained=("acme/*",))) == [(named, "pretrained")]
+    assert broken(served_call(kind, "acme/../evil"), harness(kind, pretrained=("acme/*",))) == [(named, "pretrained")]
+    assert broken(served_call(kind, "acme/model"), harness(kind, models=("acme/*",), pretrained=("acme/*",))) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_arguments_of_an_engine_keep_the_rules_on_arguments(kind: str) -> None:
+    call = served_call(kind, "acme/model", trust_remote_code=True, tokenizer="evil/tokenizer")
+    rules = [
+        ("request.served_model.args.tokenizer", "pretrained"),
+        ("request.served_model.args.trust_remote_code", "arguments_refused"),
+    ]
+    assert broken(call, harness(kind, pretrained=("acme/*",))) == rules
+
+
+def test_the_gpus_of_an_engine_are_limited() -> None:
+    assert broken(served_call("lm-eval", "m", num_gpus=3), harness(max_num_gpus=2)) == [
+        ("request.served_model.num_gpus", "max_num_gpus")
+    ]
 
 
 # What is refused by default.

@@ -15,6 +15,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from serving import COMPLETED, RUNNING, Api, Site, submission
 
+from evalrpc.v1.jobs_pb2 import ServedModel
 from evalrpc.v1.suites_pb2 import SUITE_RUN_VIEW_DECISION
 
 PROTOS = Path(__file__).parents[2] / "protos" / "evalrpc" / "v1"
@@ -65,7 +66,10 @@ def job_with_samples(api: Api, folder: Path, values: tuple[int, int]) -> str:
 
 @pytest.fixture
 def site(site: Site) -> Site:
-    site.config.write_text(f"{site.config.read_text()}[[suites.release.entries]]\nharness = 'toy'\ntasks = ['t']\n")
+    """A site with an engine, which is never started, and a suite."""
+    engine = '[engines.toy]\ncommand = ["true", "{model}", "{port}"]\n'
+    suite = "[[suites.release.entries]]\nharness = 'toy'\ntasks = ['t']\n"
+    site.config.write_text(f"{site.config.read_text()}{engine}{suite}")
     return site
 
 
@@ -79,6 +83,8 @@ def answers(api: Api, site: Site) -> list[Message]:
     first_info = api.GetServerInfo()
     first_queue = api.GetQueue()
     validated = api.SubmitJob(submission("prepared", validate_only=True))
+    served = submission("", validate_only=True)
+    served.request.served_model.CopyFrom(ServedModel(engine="toy", model="m", num_gpus=0))
     queued = api.SubmitJob(submission("prepared"))
     job_id = queued.job_id
     events = list(api.watch(job_id))
@@ -91,7 +97,18 @@ def answers(api: Api, site: Site) -> list[Message]:
     run = api.SubmitSuite(suite="release", request={"model": "prepared", "num_gpus": 0})
     of_run = list(api.WatchSuiteRun(suite_run_id=run.suite_run_id))
     return [
-        *(first_info, first_queue, validated, queued, *events, running, queue, cancelled, api.get(job_id)),
+        *(
+            first_info,
+            first_queue,
+            validated,
+            api.SubmitJob(served),
+            queued,
+            *events,
+            running,
+            queue,
+            cancelled,
+            api.get(job_id),
+        ),
         *(api.ListJobs(), api.ListMetrics(job_id=job_id), api.GetHistory(), api.ListArtifacts(job_id=job_id)),
         *(api.ListHarnesses(), api.CompareJobs(baseline_job_id=first, candidate_job_ids=[second])),
         api.CompareJobs(baseline_job_id=job_id, candidate_job_ids=[other]),

@@ -14,13 +14,16 @@ from google.rpc import error_details_pb2
 from serving import COMPLETED, FAILED, RUNNING, TERMINAL, Api, ServerHere, Site, detail, fields_of, reason_of, submission
 from waiting import eventually
 
-from evalrpc.analysis import matching
+from evalrpc.analysis import comparison, matching
 from evalrpc.client import EvalClient
-from evalrpc.files.read_budget import ReadBudget, too_much
+from evalrpc.errors import InvalidRequestError
+from evalrpc.files.read_budget import ReadBudget, ReadLimits, too_much
+from evalrpc.harnesses.registry import build_harness
 from evalrpc.jobs.size_limits import MAX_ARGS_BYTES, MAX_JOB_BYTES, MAX_PAGE_BYTES, MAX_TASK_NAMES_BYTES, MIB
 from evalrpc.reading import metrics
 from evalrpc.results.results_file import read_metrics
 from evalrpc.v1 import jobs_pb2 as pb
+from evalrpc.v1.comparison_pb2 import CompareJobsRequest, CompareJobsResponse
 from evalrpc.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from evalrpc.v1.results_pb2 import MetricSelector, ModelMetric
 
@@ -438,15 +441,23 @@ def test_a_comparison_is_refused_from_the_first_byte_too_many(
     api: Api, site: Site, monkeypatch: pytest.MonkeyPatch, more: int
 ) -> None:
     prepare(site, table(100))
-    baseline, candidate = (api.run("prepared").job_id for _ in range(2))
-    answer = api.CompareJobs(baseline_job_id=baseline, candidate_job_ids=[candidate])
+    baseline, candidate = (api.run("prepared") for _ in range(2))
+    settings = site.settings()
+    harnesses = {"toy": build_harness(settings.harnesses["toy"])}
+
+    def compare() -> CompareJobsResponse:
+        budget = ReadBudget(ReadLimits(max_bytes=2**20, max_seconds=60.0))
+        return comparison.compare(CompareJobsRequest(), baseline, [candidate], harnesses, settings.data_dir, budget)
+
+    answer = compare()
     monkeypatch.setattr(matching, "MAX_PAGE_BYTES", answer.ByteSize() + more)
     if not more:
-        assert api.CompareJobs(baseline_job_id=baseline, candidate_job_ids=[candidate]) == answer
+        assert compare() == answer
         return
-    with pytest.raises(grpc.RpcError, match=f"which take {answer.ByteSize()} bytes; at most {answer.ByteSize() - 1}") as error:
-        api.CompareJobs(baseline_job_id=baseline, candidate_job_ids=[candidate])
-    assert fields_of(error.value) == ["metrics"]
+    words = f"which take {answer.ByteSize()} bytes; at most {answer.ByteSize() - 1}"
+    with pytest.raises(InvalidRequestError, match=words) as error:
+        compare()
+    assert [violation.field for violation in error.value.violations] == ["metrics"]
 
 
 # Files and samples

@@ -52,6 +52,7 @@ PLACES: Final[Mapping[str, str]] = {
     "ListHarnesses": ABOUT_SERVER,
     "ListTasks": ABOUT_SERVER,
     "ListModels": ABOUT_SERVER,
+    "ListEngines": ABOUT_SERVER,
     "ListJobs": LISTS,
     "WatchJobs": LISTS,
     "GetHistory": LISTS,
@@ -79,6 +80,7 @@ PLACES: Final[Mapping[str, str]] = {
     "ResumeQueue": OPERATES,
     "CordonGpu": OPERATES,
     "UncordonGpu": OPERATES,
+    "StopEngine": OPERATES,
 }
 
 OK, DENIED, HIDDEN = "OK", "PERMISSION_DENIED PERMISSION_DENIED", "NOT_FOUND JOB_NOT_FOUND"
@@ -117,7 +119,7 @@ INVALID = "INVALID_ARGUMENT INVALID_REQUEST"
 UNSAMPLED = "NOT_FOUND SAMPLES_NOT_FOUND"
 OTHERWISE_THAN_OK: Final = {
     **dict.fromkeys(("ListTasks", "ListModels"), UNLISTED),
-    **dict.fromkeys(("CordonGpu", "UncordonGpu"), INVALID),
+    **dict.fromkeys(("CordonGpu", "UncordonGpu", "StopEngine"), INVALID),
     "ListFlips": UNSAMPLED,
 }
 """What the toy harness can't do, whoever asks; and GPUs that there are not, so that those of the jobs stay as they are."""

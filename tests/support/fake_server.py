@@ -45,6 +45,7 @@ from evalrpc.v1.comparison_pb2 import (
     PlanComparisonRequest,
     PlanComparisonResponse,
 )
+from evalrpc.v1.engines_pb2 import ListEnginesRequest, ListEnginesResponse, StopEngineRequest, StopEngineResponse
 from evalrpc.v1.evaluation_service_pb2_grpc import EvaluationServiceServicer, add_EvaluationServiceServicer_to_server
 from evalrpc.v1.files_pb2 import (
     Artifact,
@@ -138,6 +139,7 @@ class FakeService(EvaluationServiceServicer):
         self.comparison = CompareJobsResponse()
         self.plan = PlanComparisonResponse()
         self.flips: list[Flip] = []
+        self.engines = ListEnginesResponse()
         self.suites: list[Suite] = []
         self.suite_runs: dict[str, SuiteRun] = {}
         self.suite_run_events: list[SuiteRunEvent] = []
@@ -325,6 +327,14 @@ class FakeService(EvaluationServiceServicer):
         self._take(request, context)
         page, token = self._page(self.flips, request.page_token)
         return ListFlipsResponse(flips=page, next_page_token=token, truncated_fields=self.truncated_fields)
+
+    def ListEngines(self, request: ListEnginesRequest, context: grpc.ServicerContext) -> ListEnginesResponse:  # noqa: N802
+        self._take(request, context)
+        return self.engines
+
+    def StopEngine(self, request: StopEngineRequest, context: grpc.ServicerContext) -> StopEngineResponse:  # noqa: N802
+        self._take(request, context)
+        return StopEngineResponse()
 
     def ListSuites(self, request: ListSuitesRequest, context: grpc.ServicerContext) -> ListSuitesResponse:  # noqa: N802
         self._take(request, context)

@@ -11,6 +11,7 @@ from waiting import eventually
 
 from evalrpc.clock import SystemClock
 from evalrpc.config import HarnessSettings
+from evalrpc.engines.pool import EnginePool
 from evalrpc.files.output_access import OutputAccess
 from evalrpc.harnesses.command import CommandHarness
 from evalrpc.jobs import transitions
@@ -22,6 +23,7 @@ from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.scheduling.run_accounts import RunAccounts
 from evalrpc.scheduling.run_bounds import RunBounds
 from evalrpc.scheduling.scheduler import Scheduler
+from evalrpc.scheduling.serving import Serving
 from evalrpc.scheduling.supervisor import RunDependencies
 from evalrpc.store.base import Submission
 from evalrpc.store.sqlite.store import SqliteStore
@@ -65,6 +67,7 @@ class House:
         self.queue_state.load(self.store.queued_rows(), self.store.running_jobs(), uses)
         accounts = RunAccounts(self.store, folder / "data", OutputAccess(None, 0o640), None)
         prepared_models = PreparedModels(folder / "data" / "preparations", CLOCK)
+        engines = EnginePool({}, self.executor, accounts.of, CLOCK, folder / "data", 0.1)
         self.dependencies = RunDependencies(
             store=self.store,
             queue_state=self.queue_state,
@@ -77,6 +80,7 @@ class House:
             output_access=OutputAccess(None, 0o640),
             accounts=accounts,
             preparing=Preparing(preparations, prepared_models, self.executor, accounts, CLOCK, folder / "data"),
+            serving=Serving(engines, CLOCK, folder / "data"),
             grace_seconds=0.1,
             run_bounds=bounds or RunBounds(),
             measurer=self.measurer,

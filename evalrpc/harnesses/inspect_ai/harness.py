@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from evalrpc.config import HarnessSettings
+from evalrpc.config.engines import CHAT
 from evalrpc.errors import FieldViolation, RunFailedError
 from evalrpc.harnesses import arguments
 from evalrpc.harnesses.arguments import plain_arguments
-from evalrpc.harnesses.base import Command, Exit, Preload, Run, SampleRow
+from evalrpc.harnesses.base import Command, Exit, Preload, Run, SampleRow, ServedEndpoint, ServedNeeds
 from evalrpc.harnesses.failed_answers import require_answers
 from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
 from evalrpc.harnesses.inspect_ai.logs import (
@@ -30,6 +31,7 @@ from evalrpc.harnesses.inspect_ai.tasks import task_files
 from evalrpc.harnesses.installation import Package, catalog_command, describe, installed_modules
 from evalrpc.harnesses.names import device_violations, task_problem
 from evalrpc.harnesses.progress_bars import Bar, advance
+from evalrpc.harnesses.served import pointed_at
 from evalrpc.v1.catalog_pb2 import HarnessInfo
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, Progress
 from evalrpc.v1.results_pb2 import ModelResult
@@ -69,6 +71,8 @@ _MODULES: Final = (
 _MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_:.@+-]+)+")
 _BATCH_SIZE = re.compile(r"auto|[1-9][0-9]{0,8}")
 _MAX_TASK_BYTES: Final = 200  # it becomes a file's name, with a date before and a suffix after it
+_SERVED_MAX_RETRIES: Final = 10
+"""Of one question. inspect-ai itself would ask for ever, where a server never answers it."""
 _RESERVED_ARGUMENTS: Final = ("config", "default", "memoize", "model", "required", "role")
 _STATUS_LINE = re.compile(
     r"\bSteps: +(?P<done>[0-9]{1,15})/(?P<steps>[0-9]{1,15}) +[0-9]+% \| Samples: +[0-9]+/ *(?P<samples>[0-9]{1,15})\b"
@@ -89,6 +93,7 @@ class InspectHarness:
     """Runs `python -m inspect_ai eval` in the environment that the operator configured."""
 
     kind = KIND
+    served_needs = ServedNeeds(api=frozenset({CHAT}), arguments=frozenset({"base_url", "api_key", "responses_api"}))
 
     def __init__(self, settings: HarnessSettings) -> None:
         self.name = settings.name
@@ -137,6 +142,13 @@ class InspectHarness:
             preload=preload if self._settings.warm == "auto" else None,
             watched_dirs=self._settings.include_path,
         )
+
+    def with_served_model(self, request: EvaluateRequest, served: ServedEndpoint) -> EvaluateRequest:
+        """Have the server asked for chats, a bounded number of times each."""
+        pointed = pointed_at(request, f"openai/{served.name}", base_url=served.url, responses_api=False)
+        if "max_retries" not in request.gen_kwargs.fields:
+            pointed.gen_kwargs["max_retries"] = _SERVED_MAX_RETRIES
+        return pointed
 
     def catalog_command(self) -> Command:
         """Query inspect-ai for the tasks in the operator's folders and the model providers."""

@@ -11,16 +11,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from evalrpc.config import HarnessSettings
+from evalrpc.config.engines import CHAT
 from evalrpc.errors import FieldViolation
 from evalrpc.harnesses import lm_eval_family
 from evalrpc.harnesses.arguments import yaml_text
-from evalrpc.harnesses.base import Command, Exit, Preload, Run
+from evalrpc.harnesses.base import Command, Exit, Preload, Run, ServedEndpoint, ServedNeeds
 from evalrpc.harnesses.failed_answers import require_answers
 from evalrpc.harnesses.installation import SCRIPTS, Package, catalog_command, describe, installed_modules, note_version
 from evalrpc.harnesses.lmms_eval import arguments
 from evalrpc.harnesses.lmms_eval.answers import failed_answers
 from evalrpc.harnesses.lmms_eval.arguments import argument_string, is_one_argument
 from evalrpc.harnesses.progress_bars import advance, read_bar
+from evalrpc.harnesses.served import pointed_at
 from evalrpc.v1.catalog_pb2 import HarnessInfo
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, GpuMode, Progress
 from evalrpc.v1.results_pb2 import ModelResult
@@ -34,6 +36,9 @@ MAIN_SCRIPT: Final = SCRIPTS / "lmms_eval_main.py"
 """What runs lmms-eval, as `python -m lmms_eval` would."""
 _MODULES: Final = ("lmms_eval.__main__", "lmms_eval.models.model_utils.gen_metrics", "pytablewriter")
 """What a run of any model imports by and by."""
+_OF_OPENAI: Final = re.compile(r"o(?=[134])|gpt-(?=5)")
+"""What is changed in the names of models: with `o1`, `o3`, `o4` or `gpt-5` anywhere in one, lmms-eval sends no temperature, and
+the engine would sample."""
 _MODELS: Final = "lmms_eval.models"
 _CATALOG_SCRIPT: Final = """
 import json, sys
@@ -48,6 +53,10 @@ class LmmsEvalHarness:
     """Runs lmms-eval in the environment that the operator configured."""
 
     kind = KIND
+    served_needs = ServedNeeds(
+        api=frozenset({CHAT}),
+        arguments=frozenset({"model", "model_version", "base_url", "api_key", "azure_openai"}),
+    )
 
     def __init__(self, settings: HarnessSettings) -> None:
         self.name = settings.name
@@ -80,6 +89,11 @@ class LmmsEvalHarness:
     def gpu_mode(self, run: Run) -> GpuMode.ValueType:
         """Return whether one process per GPU runs, or one that sees all."""
         return lm_eval_family.gpu_mode(run)
+
+    def with_served_model(self, request: EvaluateRequest, served: ServedEndpoint) -> EvaluateRequest:
+        """Have the server asked for chats, by a name that lmms-eval does not take for a model of OpenAI's."""
+        name = _OF_OPENAI.sub(r"\g<0>_", served.name)
+        return pointed_at(request, "openai", model_version=name, base_url=served.url)
 
     def catalog_command(self) -> Command:
         """Query lmms-eval's registries: tasks, groups and tags, and the names of models with their aliases."""

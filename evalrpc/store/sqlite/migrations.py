@@ -245,6 +245,10 @@ MIGRATIONS: Final = (
     ALTER TABLE jobs ADD COLUMN suite_run_id TEXT;
     CREATE INDEX jobs_by_suite_run ON jobs (suite_run_id, sequence) WHERE suite_run_id IS NOT NULL;
     """,
+    # Jobs that may share an engine.
+    """
+    ALTER TABLE jobs ADD COLUMN engine TEXT NOT NULL DEFAULT '';
+    """,
 )
 
 

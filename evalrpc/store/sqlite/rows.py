@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from evalrpc.jobs.defaults import gpus_needed
+from evalrpc.jobs.served_models import identity, model_of
 from evalrpc.store.base import Submission
 from evalrpc.v1 import jobs_pb2 as pb
 
@@ -14,7 +15,7 @@ _MAX_ROWS: Final = 512
 _GIVEN: Final = "SELECT * FROM (VALUES {rows}) WHERE column1 IS NOT NULL"
 _INSERT_JOBS: Final = (
     "INSERT INTO jobs (sequence, status, priority, retry_ns, completed_ns, cached_from, job, job_id, harness, model, num_gpus,"
-    f" supersede_key, request_id, fingerprint, cache_key, created_ns, owner, suite_run_id) {_GIVEN}"
+    f" supersede_key, request_id, fingerprint, cache_key, created_ns, owner, engine, suite_run_id) {_GIVEN}"
 )
 _UPDATE_JOBS: Final = (
     "UPDATE jobs SET status = new.column2, priority = new.column3, retry_ns = new.column4, completed_ns = new.column5,"
@@ -85,7 +86,7 @@ def _new_row(sequence: int, job: pb.JobInfo, serialized: bytes, submission: Subm
         *_changed_row(sequence, job, serialized),
         job.job_id,
         job.request.harness,
-        job.request.model,
+        model_of(job.request),
         gpus_needed(job.request),
         job.supersede_key or None,
         submission.request_id or None,
@@ -93,6 +94,7 @@ def _new_row(sequence: int, job: pb.JobInfo, serialized: bytes, submission: Subm
         submission.cache_key or None,
         job.created_at.ToNanoseconds(),
         job.owner,
+        identity(job.request, job.job_id),
         job.suite_run_id or None,
     )
 

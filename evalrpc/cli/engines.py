@@ -1,0 +1,89 @@
+"""`evalrpc engines`: the servers that have a model loaded, and how operators end one."""
+
+import json
+from collections.abc import Iterator
+from typing import Final
+
+import click
+
+from evalrpc.cli import wording
+from evalrpc.cli.connection import client_options, connect, table_options
+from evalrpc.cli.output import Form, print_items, print_json_text, print_line
+from evalrpc.cli.suggestions import SuggestingGroup
+from evalrpc.cli.tables import Cell, Column, Kind
+from evalrpc.v1.engines_pb2 import Engine, EngineKind, EngineState
+
+_COLUMNS: Final = (
+    Column("engine", Kind.WHOLE),
+    Column("name"),
+    Column("state", Kind.WHOLE),
+    Column("since", Kind.WHOLE),
+    Column("jobs", Kind.NUMBER),
+    Column("gpus"),
+    Column("model"),
+    Column("detail"),
+    Column("node", only_wide=True),
+    Column("owner", only_wide=True),
+    Column("started", Kind.WHOLE, only_wide=True),
+    Column("restarts", Kind.NUMBER, only_wide=True),
+)
+
+
+@click.group(cls=SuggestingGroup, invoke_without_command=True, short_help="List the engines that have a model loaded.")
+@table_options
+@click.pass_context
+def engines_command(context: click.Context, address: str | None, form: Form) -> None:
+    """List the engines that have a model loaded, the oldest first, then those that have ended lately, then those that requests
+    may name and that have not been started."""
+    if context.invoked_subcommand is not None:
+        return
+    with connect(address) as client:
+        found = client.list_engines()
+    started = {engine.served_model.engine for engine in found.engines}
+    idle = [kind for kind in found.kinds if kind.name not in started]
+    print_items(form, _COLUMNS, [*map(_row, found.engines), *map(_kind_row, idle)], [*found.engines, *idle], found)
+
+
+@engines_command.command("stop", short_help="End an engine (operators).")
+@click.argument("engine_id", metavar="ENGINE")
+@client_options
+def stop_command(engine_id: str, address: str | None, as_json: bool) -> None:
+    """End an engine; its jobs get another one. Only operators may do this. `evalrpc engines` shows the ids."""
+    with connect(address) as client:
+        client.stop_engine(engine_id)
+    if as_json:
+        print_json_text(json.dumps({"engine_id": engine_id}))
+    else:
+        print_line(f"engine {engine_id} is ended")
+
+
+def _row(engine: Engine) -> tuple[Cell, ...]:
+    served = engine.served_model
+    return (
+        engine.engine_id,
+        served.engine,
+        EngineState.Name(engine.state).removeprefix("ENGINE_STATE_") if engine.state in EngineState.values() else engine.state,
+        wording.time_text(engine.state_since),
+        engine.job_count,
+        ",".join(engine.gpus),
+        served.model,
+        ", ".join(_details(engine)),
+        engine.node,
+        engine.owner,
+        wording.time_text(engine.started_at),
+        engine.restart_count,
+    )
+
+
+def _details(engine: Engine) -> Iterator[str]:
+    if engine.error:
+        yield engine.error
+    if engine.HasField("start_duration"):
+        yield f"started in {wording.duration_text(engine.start_duration)}"
+    for name, value in sorted(engine.served_model.args.items()):
+        yield f"{name}={value}"
+
+
+def _kind_row(kind: EngineKind) -> tuple[Cell, ...]:
+    detail = kind.unavailable_reason or (f"takes {', '.join(kind.args)}" if kind.args else "")
+    return ("", kind.name, "", "", None, "", "", detail, "", "", "", None)

@@ -1,0 +1,101 @@
+"""The keys of an `[engines.NAME]` table, each declared once: a server that loads a model and answers OpenAI's API for it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from evalrpc.config.declaration import (
+    FOLDER,
+    INTEGER,
+    NAMES,
+    NUMBER,
+    POSITIVE,
+    STRING,
+    STRINGS,
+    VARIABLES,
+    Rule,
+    at_least,
+    metadata,
+    setting,
+)
+
+CHAT: Final = "chat"
+COMPLETIONS: Final = "completions"
+LOG_PROBABILITIES: Final = "log-probabilities"
+APIS: Final = (CHAT, COMPLETIONS, LOG_PROBABILITIES)
+"""What an engine may answer, as `api` says it."""
+
+_IS_A_PATH: Final = Rule("begin with `/`", lambda path: path.startswith("/"))
+_ARE_FLAGS: Final = Rule("have flags, which begin with `-`", lambda args: all(flag.startswith("-") for flag in args.values()))
+_ARE_KNOWN: Final = Rule(
+    f"have at least one of {', '.join(f'`{api}`' for api in APIS)}, and nothing else",
+    lambda api: bool(api) and set(api).issubset(APIS),
+)
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """One `[engines.NAME]` table. Its name is what requests have in `served_model.engine`."""
+
+    name: str
+    command: tuple[str, ...] = field(
+        metadata=metadata(
+            STRINGS,
+            "The command line, without a shell. In it, `{model}` is what the request names, `{port}` the port to listen on at "
+            "127.0.0.1, `{name}` the name that harnesses know the model by, and `{num_gpus}` the number of its GPUs.",
+            default_text="none: it is required",
+        )
+    )
+    model_name: str = setting(
+        "{name}",
+        STRING,
+        "The name that the engine itself knows the model by: `{model}` where it knows it by nothing else.",
+    )
+    ready: str = setting("/health", STRING, "A path that it answers with 200 once it has loaded the model.", rule=_IS_A_PATH)
+    start_timeout_seconds: float = setting(
+        1800.0,
+        NUMBER,
+        "How long it may take until it answers; past that it is ended, and its jobs are FAILED with `ENGINE_START_FAILED`.",
+        unit="seconds",
+        rule=POSITIVE,
+    )
+    idle_seconds: float = setting(
+        600.0,
+        NUMBER,
+        "How long it stays without jobs. It ends before that if a job needs its GPUs. 0: it ends with its last job.",
+        unit="seconds",
+        rule=at_least(0),
+    )
+    max_in_flight: int = setting(64, INTEGER, "How many requests it gets at once.", unit="requests", rule=at_least(1))
+    args: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata=metadata(
+            VARIABLES,
+            "What a request may set in `served_model.args`, and the flag that it becomes, such as "
+            '`max_model_len = "--max-model-len"`. A value follows its flag as an argument of its own; of a boolean, true is '
+            "the flag alone, and false is nothing.",
+            rule=_ARE_FLAGS,
+            default_text="none",
+        ),
+    )
+    api: tuple[str, ...] = setting(
+        (CHAT,),
+        NAMES,
+        "What it answers: `chat`, `completions`, and `log-probabilities` (completions with `echo` and `logprobs`, which tasks "
+        "need that compare likelihoods).",
+        rule=_ARE_KNOWN,
+        default_text="`chat`",
+    )
+    env: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata=metadata(
+            VARIABLES,
+            "Added to its environment. May hold secrets, so it is never logged or shown.",
+            default_text="none",
+        ),
+    )
+    working_dir: Path = field(
+        default_factory=Path.cwd,
+        metadata=metadata(FOLDER, "The folder that it starts in.", default_text="the config file's folder"),
+    )

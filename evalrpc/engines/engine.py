@@ -1,0 +1,391 @@
+"""One engine: a process that loads a model, answers for it, and is started again if it ends while jobs use it.
+
+    data_dir/engines/ENGINE_ID/engine       what it serves, and on what, for the next server
+    data_dir/engines/ENGINE_ID/start-N/     log and traces of the Nth process
+
+Each has a thread, which alone starts and ends processes. What others may see of it changes under the lock of the pool, as the
+table `_NEXT` allows, and `Engine.on_change` is called after it, without the lock.
+"""
+
+import http.client
+import json
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from google.protobuf import json_format
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from evalrpc.clock import Clock
+from evalrpc.engines.definition import HOST, EngineDefinition
+from evalrpc.engines.gateway.contract import Engine as GatewayEngine
+from evalrpc.engines.gateway.contract import Replica
+from evalrpc.engines.gateway_keeper import GatewayKeeper
+from evalrpc.engines.probes import probe
+from evalrpc.errors import GatewayUnavailableError, RunFailedError
+from evalrpc.executors.base import Executor, Resources, RunAccount, RunHandle, RunKey
+from evalrpc.files.errnos import require_no_shortage
+from evalrpc.files.opening import open_in
+from evalrpc.files.private import create_private_file, make_private_folder
+from evalrpc.harnesses.failures import find_failure, shorten, strip_colours
+from evalrpc.jobs.paths import log_path
+from evalrpc.jobs.transitions import ENGINE_LOST_REASON
+from evalrpc.v1.engines_pb2 import (
+    ENGINE_STATE_ENDED,
+    ENGINE_STATE_READY,
+    ENGINE_STATE_STARTING,
+    ENGINE_STATE_STOPPING,
+    EngineState,
+)
+from evalrpc.v1.jobs_pb2 import ServedModel
+
+START_FAILED: Final = "ENGINE_START_FAILED"
+LOST: Final = ENGINE_LOST_REASON
+
+_NEXT: Final = {
+    ENGINE_STATE_STARTING: {ENGINE_STATE_READY, ENGINE_STATE_STOPPING},
+    ENGINE_STATE_READY: {ENGINE_STATE_STARTING, ENGINE_STATE_STOPPING},
+    ENGINE_STATE_STOPPING: {ENGINE_STATE_ENDED},
+    ENGINE_STATE_ENDED: set(),
+}
+"""Which state may follow which."""
+
+_MAX_RESTARTS: Final = 3
+_LOOK_SECONDS: Final = 0.25
+_PROBE_SECONDS: Final = 5.0
+_STATE_FILE: Final = "engine"
+_MAX_STATE_BYTES: Final = 2 * 1024 * 1024
+_TAIL_BYTES: Final = 64 * 1024
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineDependencies:
+    """What all engines work with."""
+
+    executor: Executor
+    gateway: GatewayKeeper
+    clock: Clock
+    grace_seconds: float
+    lock: threading.Lock
+    """Guards the state of all engines."""
+    on_change: Callable[[], None]
+    """Called without the lock, after anything that others may wait for."""
+    stopping: threading.Event
+
+
+@dataclass
+class Engine:
+    """An engine. Everything but what never changes is guarded by the lock of the pool."""
+
+    dependencies: EngineDependencies
+    engine_id: str
+    identity: str
+    """That of the jobs that it may serve: see `definition.identity`."""
+    folder: Path
+    resources: Resources
+    account: RunAccount | None = None
+    owner: str = ""
+    """For whom alone it answers; empty: for everybody."""
+    definition: EngineDefinition | None = None
+    """None until the first job has said what it is to serve."""
+    served: ServedModel = field(default_factory=ServedModel)
+    fingerprint: str = ""
+    state: "EngineState.ValueType" = ENGINE_STATE_STARTING
+    state_since: Timestamp = field(default_factory=Timestamp)
+    started_at: Timestamp = field(default_factory=Timestamp)
+    start_seconds: float | None = None
+    restart_count: int = 0
+    start_count: int = 0
+    port: int = 0
+    reserved_for: str = ""
+    """The job with which it was placed."""
+    users: set[str] = field(default_factory=set)
+    """The jobs that use it, by id."""
+    idle_since: float = 0.0
+    """By the clock's monotonic time, while it has no users."""
+    is_retired: bool = False
+    """Whether no further job may use it, since its model has changed."""
+    stop_reason: str | None = None
+    """Why it is to end; None: it is not. Empty: since nobody needs it."""
+    error: RunFailedError | None = None
+    """Why it has ended, unless that was asked for."""
+    thread: threading.Thread | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether further jobs may use it, at once or soon."""
+        return self.state in (ENGINE_STATE_STARTING, ENGINE_STATE_READY) and not self.is_retired and self.stop_reason is None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has no jobs, and could end at once."""
+        return self.is_up and not self.users and self.thread is not None
+
+    @property
+    def log_path(self) -> Path:
+        """The log of its latest process."""
+        return log_path(self._start_dir)
+
+    @property
+    def _start_dir(self) -> Path:
+        return self.folder / f"start-{self.start_count}"
+
+    @property
+    def _key(self) -> RunKey:
+        return RunKey(self.engine_id, self.start_count, self._start_dir, self.resources.devices, self.account)
+
+    def begin(self, *, is_adopted: bool = False) -> None:
+        """Start the thread. Called with the lock held. `is_adopted`: a process of an earlier server may be there."""
+        self.thread = threading.Thread(target=self._run, args=(is_adopted,), name=self.engine_id, daemon=True)
+        self.thread.start()
+
+    def stop(self, reason: str) -> None:
+        """Have it end. Called with the lock held; may be called again."""
+        if self.stop_reason is None:
+            self.stop_reason = reason
+
+    # On its thread.
+
+    def _run(self, is_adopted: bool) -> None:
+        handle: RunHandle | None = None
+        try:
+            handle = self._serve(is_adopted)
+        except RunFailedError as error:
+            self._note_failure(error)
+        except GatewayUnavailableError as error:
+            self._note_failure(RunFailedError(LOST, error.message))
+        except Exception as error:  # noqa: BLE001 - the last resort: its devices must not hang on it, nor the jobs that wait
+            _log.exception("a bug ends an engine", extra={"engine_id": self.engine_id})
+            self._note_failure(RunFailedError(START_FAILED, f"the engine {self.engine_id} can't be supervised: {error!r}"))
+        if self.dependencies.stopping.is_set():
+            return
+        self._end(handle)
+
+    def _serve(self, is_adopted: bool) -> RunHandle | None:
+        """Start it, and again where that helps, until it is to end. Return what is still there then. Raises RunFailedError."""
+        handle = self._adopt() if is_adopted else None
+        if handle is not None and handle.wait(0):
+            self._let_go_of(handle)
+            handle = None
+            if not self._is_needed():
+                return None
+        while not self._is_over():
+            handle = handle or self._start()
+            if not self._wait_until_ready(handle):
+                return handle
+            self._note_ready()
+            if not self._watch(handle):
+                return handle
+            self._let_go_of(handle)
+            handle = None
+            self._note_restart()
+        return handle
+
+    def _adopt(self) -> RunHandle | None:
+        return self.dependencies.executor.find(self._key)
+
+    def _start(self) -> RunHandle:
+        assert self.definition is not None  # noqa: S101 - it is there before the thread is
+        with self.dependencies.lock:
+            self.start_count += 1
+            self.port = _free_port()
+        command = self.definition.command(self.served, self.port)
+        executor, key = self.dependencies.executor, self._key
+        _log.info("starting %s for %s", command.argv[0], self.served.model, extra=self._place())
+        try:
+            make_private_folder(self._start_dir)
+            self.remember()
+            executor.make_room(key, 1)
+            return executor.start(key, command, self.resources)
+        except OSError as error:
+            raise RunFailedError(START_FAILED, f"the engine could not be started: {error.strerror or error}") from error
+        except RunFailedError as error:
+            raise RunFailedError(START_FAILED, f"the engine could not be started: {error.message}") from error
+
+    def _wait_until_ready(self, handle: RunHandle) -> bool:
+        """Wait until it answers. Return whether it does; it is to end otherwise. Raises RunFailedError."""
+        assert self.definition is not None  # noqa: S101 - as above
+        settings, clock = self.definition.settings, self.dependencies.clock
+        deadline = clock.monotonic() + settings.start_timeout_seconds
+        while not self._is_over():
+            if handle.wait(_LOOK_SECONDS):
+                self._fail_to_start(f"it ended before it answered: {self._last_words()}")
+            if _answers(self.port, settings.ready):
+                if problem := probe(self.port, self.definition, self.served):
+                    raise RunFailedError("ENGINE_INCOMPATIBLE", f"engine {self.definition.name}: {problem}")
+                return True
+            if clock.monotonic() > deadline:
+                waited = f"it did not answer {settings.ready} within {settings.start_timeout_seconds:g} seconds"
+                self._fail_to_start(f"{waited}: {self._last_words()}")
+        return False
+
+    def _fail_to_start(self, why: str) -> None:
+        name = self.definition.name if self.definition is not None else ""
+        raise RunFailedError(START_FAILED, shorten(f"engine {name}: {why}"))
+
+    def _watch(self, handle: RunHandle) -> bool:
+        """Wait until it ends by itself or is to end. Return whether it is to be started again."""
+        while not self._is_over():
+            if handle.wait(_LOOK_SECONDS):
+                return self._is_needed()
+        return False
+
+    def _is_needed(self) -> bool:
+        """Return whether jobs use it that ended by itself. Raises RunFailedError where that has happened too often."""
+        with self.dependencies.lock:
+            if not self.users:
+                self.error = RunFailedError(LOST, shorten(f"the engine ended by itself: {self._last_words()}"))
+                return False
+            if self.restart_count < _MAX_RESTARTS:
+                return True
+        raise RunFailedError(
+            LOST, shorten(f"the engine ended {_MAX_RESTARTS + 1} times, the last time with: {self._last_words()}")
+        )
+
+    def _is_over(self) -> bool:
+        """Return whether it is to be followed no more: it is to end, or this server does."""
+        dependencies = self.dependencies
+        with dependencies.lock:
+            idle_seconds = self.definition.settings.idle_seconds if self.definition is not None else 0.0
+            has_rested = not self.users and dependencies.clock.monotonic() - self.idle_since >= idle_seconds
+            if has_rested and self.stop_reason is None and (self.state == ENGINE_STATE_READY or self.is_retired):
+                self.stop_reason = ""
+            return self.stop_reason is not None or dependencies.stopping.is_set()
+
+    def _note_ready(self) -> None:
+        assert self.definition is not None  # noqa: S101 - as above
+        replica = Replica(f"http://{HOST}:{self.port}/v1", int(self.definition.settings.max_in_flight))
+        self._tell_gateway((replica,))
+        with self.dependencies.lock:
+            self._move(ENGINE_STATE_READY)
+            if self.start_seconds is None:
+                self.start_seconds = (self.state_since.ToNanoseconds() - self.started_at.ToNanoseconds()) / 1e9
+            if not self.users:
+                self.idle_since = self.dependencies.clock.monotonic()
+        _log.info("an engine answers for %s", self.served.model, extra=self._place())
+        self.dependencies.on_change()
+
+    def _note_restart(self) -> None:
+        with suppress(GatewayUnavailableError):  # requests fail there, and are tried again
+            self._tell_gateway(())
+        with self.dependencies.lock:
+            self.restart_count += 1
+            self._move(ENGINE_STATE_STARTING)
+        _log.warning("an engine has ended while jobs use it, and is started again", extra=self._place())
+        self.dependencies.on_change()
+
+    def _note_failure(self, error: RunFailedError) -> None:
+        _log.warning("%s", error.message, extra=self._place())
+        with self.dependencies.lock:
+            self.error = error
+            self.stop_reason = self.stop_reason or ""
+
+    def _end(self, handle: RunHandle | None) -> None:
+        """End what is left of it, and let its devices be used by others."""
+        with self.dependencies.lock:
+            self._move(ENGINE_STATE_STOPPING)
+        self.dependencies.on_change()
+        try:
+            if handle is not None:
+                self._let_go_of(handle)
+            self.dependencies.gateway.remove_engine(self.engine_id)
+        except GatewayUnavailableError as error:
+            _log.warning("%s", error.message, extra=self._place())
+        finally:
+            with self.dependencies.lock:
+                self._move(ENGINE_STATE_ENDED)
+            with suppress(OSError):  # else the next server finds that nothing of it is there
+                (self.folder / _STATE_FILE).unlink(missing_ok=True)
+            _log.info("an engine has ended", extra=self._place())
+            self.dependencies.on_change()
+
+    def _let_go_of(self, handle: RunHandle) -> None:
+        """End every process of it."""
+        with closing(handle):
+            try:
+                handle.end(self.dependencies.grace_seconds)
+            except (RunFailedError, OSError) as error:
+                problem = f"engine {self.engine_id}: {error}"
+                self.dependencies.executor.quarantine(self._key, self.resources.devices, problem)
+                _log.warning("%s", problem, extra=self._place())
+
+    def _tell_gateway(self, replicas: tuple[Replica, ...]) -> None:
+        assert self.definition is not None  # noqa: S101 - as above
+        asked = self.definition.asked_name(self.served)
+        self.dependencies.gateway.put_engine(GatewayEngine(self.engine_id, replicas, asked))
+
+    def _move(self, state: "EngineState.ValueType") -> None:
+        assert state in _NEXT[self.state], f"{self.state} to {state}"  # noqa: S101 - a bug, which ends the engine
+        self.state = state
+        self.state_since = self.dependencies.clock.now()
+
+    def _last_words(self) -> str:
+        lines = list(map(strip_colours, self.log_tail()))
+        return find_failure(lines) or next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
+
+    def log_tail(self) -> list[str]:
+        """Return the last lines of the log of its latest process."""
+        try:
+            with open_in(self._start_dir, "log") as file:
+                size = file.seek(0, 2)
+                file.seek(max(0, size - _TAIL_BYTES))
+                return file.read(_TAIL_BYTES).decode(errors="replace").splitlines()
+        except OSError as error:
+            require_no_shortage(error)
+            return []
+
+    def _place(self) -> dict[str, object]:
+        return {"engine_id": self.engine_id, "node": self.resources.node, "gpus": self.resources.devices}
+
+    def remember(self) -> None:
+        """Write down what the next server has to know. Raises OSError."""
+        facts = {
+            "identity": self.identity,
+            "served_model": json_format.MessageToDict(self.served),
+            "fingerprint": self.fingerprint,
+            "owner": self.owner,
+            "node": self.resources.node,
+            "devices": self.resources.devices,
+            "start_count": self.start_count,
+            "restart_count": self.restart_count,
+            "port": self.port,
+            "started_ns": self.started_at.ToNanoseconds(),
+        }
+        with create_private_file(self.folder / f"{_STATE_FILE}.new") as file:
+            file.write(json.dumps(facts).encode())
+        (self.folder / f"{_STATE_FILE}.new").replace(self.folder / _STATE_FILE)
+
+
+def remembered(folder: Path) -> dict[str, object] | None:
+    """Return what an engine's folder says of one that has not ended; None where it says nothing."""
+    try:
+        with open_in(folder, _STATE_FILE) as file:
+            facts = json.loads(file.read(_MAX_STATE_BYTES))
+    except (OSError, ValueError):
+        return None
+    return facts if isinstance(facts, dict) else None
+
+
+def _free_port() -> int:
+    """Return a port that is free now."""
+    with socket.create_server((HOST, 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def _answers(port: int, path: str) -> bool:
+    """Return whether what listens at a port answers a path with 200."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=_PROBE_SECONDS)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

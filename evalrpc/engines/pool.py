@@ -1,0 +1,388 @@
+"""The engines of a server: which there are, which jobs use them, and which end to make room for others.
+
+A job comes here twice. The scheduler asks `is_up` before it places the job: with an engine that is up, the job needs no GPUs;
+or else it gets those for an engine, and `reserve` keeps them. Then the job's worker calls `lease`, which starts the engine if
+nobody has, and waits until that answers.
+
+Threads: any. One lock guards the state of all engines, held for a few lines; the scheduler calls with its own condition held,
+so nothing here calls the scheduler with the lock held.
+"""
+
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
+
+from google.protobuf import json_format
+
+from evalrpc.clock import Clock
+from evalrpc.engines.definition import EngineDefinition
+from evalrpc.engines.engine import LOST, START_FAILED, Engine, EngineDependencies, remembered
+from evalrpc.engines.gateway_keeper import GatewayKeeper
+from evalrpc.errors import EngineNotFoundError, RunFailedError
+from evalrpc.executors.base import Executor, Resources, RunAccount
+from evalrpc.files.private import make_private_folder
+from evalrpc.files.trees import remove_tree
+from evalrpc.jobs.paths import ENGINES_DIR
+from evalrpc.jobs.served_models import identity, is_folder
+from evalrpc.v1 import engines_pb2 as pb
+from evalrpc.v1.jobs_pb2 import JobInfo, ServedModel
+
+_GATEWAY_DIR: Final = "gateway"
+_KEPT_ENDED: Final = 20
+_FIRST_PAUSE_SECONDS: Final = 30.0
+_MAX_PAUSE_SECONDS: Final = 900.0
+_LOOK_SECONDS: Final = 0.5
+
+_Reason = TypeVar("_Reason")
+_log = logging.getLogger(__name__)
+
+
+class _Breaker(NamedTuple):
+    """Keeps jobs from waiting for a start that has just failed."""
+
+    failures: int
+    until: float
+    """By the clock's monotonic time."""
+    error: RunFailedError
+
+
+class EnginePool:
+    """All engines. `account_of` gives the account of an owner's runs; with one, an engine answers for its owner alone."""
+
+    def __init__(
+        self,
+        definitions: Mapping[str, EngineDefinition],
+        executor: Executor,
+        account_of: Callable[[str], RunAccount | None],
+        clock: Clock,
+        data_dir: Path,
+        grace_seconds: float,
+        *,
+        keeps_owners_apart: bool = False,
+    ) -> None:
+        self._definitions = definitions
+        self._account_of = account_of
+        self._clock = clock
+        self._folder = data_dir / ENGINES_DIR
+        self._keeps_owners_apart = keeps_owners_apart
+        self._stopping = threading.Event()
+        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._engines: list[Engine] = []  # in the order of their starts
+        self._breakers: dict[tuple[str, str], _Breaker] = {}
+        self.gateway: Final = GatewayKeeper(executor, clock, self._folder / _GATEWAY_DIR)
+        """Passes the questions of jobs on to engines."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called without locks whenever devices may have come free, or an engine answers."""
+        self._dependencies = EngineDependencies(
+            executor, self.gateway, clock, grace_seconds, self._lock, self._tell_change, self._stopping
+        )
+
+    # For the scheduler, which has its condition held.
+
+    def is_up(self, identity_: str, owner: str) -> bool:
+        """Return whether jobs of this identity need no GPUs now: an engine is there, or no start of one is worth a try."""
+        with self._lock:
+            return self._find(identity_, owner) is not None or self._open_breaker(identity_, owner) is not None
+
+    def reserve(self, job_id: str, identity_: str, owner: str, resources: Resources) -> None:
+        """Keep devices for the engine of a job. The first lease starts it; without any, `forget_reservation` gives them up."""
+        engine_id = f"engine-{uuid.uuid4()}"
+        with self._lock:
+            engine = Engine(
+                self._dependencies,
+                engine_id,
+                identity_,
+                self._folder / engine_id,
+                resources,
+                owner=owner if self._keeps_owners_apart else "",
+                reserved_for=job_id,
+            )
+            self._begin_idle(engine)
+            self._engines.append(engine)
+
+    def held_devices(self) -> set[str]:
+        """Return the devices that engines hold."""
+        with self._lock:
+            return {device for engine in self._engines if _holds(engine) for device in engine.resources.devices}
+
+    def idle_engines(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Return the engines that could end at once, with their devices; those first that start fastest."""
+        with self._lock:
+            idle = sorted((each for each in self._engines if each.is_idle), key=lambda each: each.start_seconds or 0.0)
+            return [(engine.engine_id, engine.resources.devices) for engine in idle if engine.resources.devices]
+
+    def are_ending(self) -> bool:
+        """Return whether devices are about to come free."""
+        with self._lock:
+            return any(
+                each.state == pb.ENGINE_STATE_STOPPING or each.stop_reason is not None for each in self._engines if _holds(each)
+            )
+
+    def make_room(self, engine_ids: Iterable[str]) -> None:
+        """End idle engines, since a job needs what they hold."""
+        named = set(engine_ids)
+        with self._lock:
+            for engine in self._engines:
+                if engine.engine_id in named and engine.is_idle:
+                    engine.stop("")
+
+    # For the workers of jobs.
+
+    def lease(self, job: JobInfo, reason_to_stop: Callable[[], _Reason | None]) -> "Engine | _Reason":
+        """Return the engine that answers for a job, once it does, or the reason to stop, if there is one before.
+
+        It stays until `release`. Raises RunFailedError: ENGINE_START_FAILED, ENGINE_INCOMPATIBLE, or ENGINE_LOST where another
+        one may do.
+        """
+        definition = self._definitions.get(job.request.served_model.engine)
+        if definition is None:
+            raise RunFailedError(START_FAILED, f"this server has no engine {job.request.served_model.engine!r} any more")
+        fingerprint = definition.fingerprint(job.request.served_model)
+        account = self._account_of(job.owner)
+        with self._lock:
+            engine = self._engine_for(job, definition, fingerprint, account)
+        while True:
+            with self._lock:
+                if engine.state == pb.ENGINE_STATE_READY and engine.stop_reason is None:
+                    return engine
+                if not engine.is_up:
+                    raise _failure(engine)
+            if (reason := reason_to_stop()) is not None:
+                return reason
+            with self._changed:
+                self._changed.wait(_LOOK_SECONDS)
+
+    def require_there(self, engine: Engine) -> None:
+        """Raise RunFailedError with reason ENGINE_LOST if an engine is gone."""
+        with self._lock:
+            if engine.state in (pb.ENGINE_STATE_STOPPING, pb.ENGINE_STATE_ENDED):
+                raise RunFailedError(LOST, _failure(engine).message)
+
+    def release(self, job_id: str) -> None:
+        """Let go of the engine of a job, if it has one. May be called again."""
+        with self._lock:
+            for engine in self._engines:
+                if job_id in engine.users:
+                    engine.users.discard(job_id)
+                    self._begin_idle(engine)
+        self._tell_change()
+
+    def forget_reservation(self, job_id: str) -> None:
+        """Give up what was reserved with a job for an engine that nobody has begun to start."""
+        with self._lock:
+            unused = [each for each in self._engines if each.reserved_for == job_id and each.thread is None]
+            self._engines = [each for each in self._engines if each not in unused]
+        if unused:
+            self._tell_change()
+
+    # For calls.
+
+    def listed(self) -> list[pb.Engine]:
+        """Return the engines that are there, the oldest first, then those that have ended lately, the latest first."""
+        with self._lock:
+            there = [each for each in self._engines if each.state != pb.ENGINE_STATE_ENDED and each.thread is not None]
+            ended = [each for each in self._engines if each.state == pb.ENGINE_STATE_ENDED]
+            return [_message(each) for each in (*there, *reversed(ended))]
+
+    def stop(self, engine_id: str) -> None:
+        """End an engine. Its jobs get another one. Raises EngineNotFoundError."""
+        with self._lock:
+            engine = self._named(engine_id)
+            if engine is None:
+                raise EngineNotFoundError(f"there is no engine {engine_id}: ListEngines has those that there are")
+            if engine.is_up:
+                engine.stop("an operator has ended it")
+
+    def log_path(self, engine_id: str) -> Path | None:
+        """Return the log of an engine; None if it is forgotten."""
+        with self._lock:
+            engine = self._named(engine_id)
+            return engine.log_path if engine is not None else None
+
+    def problems(self) -> Mapping[str, str]:
+        """Return, by the name of each engine that is configured, why it can't be started; empty if nothing is missing."""
+        return {name: definition.problem() for name, definition in self._definitions.items()}
+
+    def engine_of_device(self, device: str) -> str:
+        """Return the id of the engine that holds a device; empty if none does."""
+        with self._lock:
+            holders = (each for each in self._engines if _holds(each) and device in each.resources.devices)
+            return next((each.engine_id for each in holders), "")
+
+    # The server's start and stop.
+
+    def restore(self, jobs: Iterable[JobInfo]) -> None:
+        """Take up the engines of an earlier server, and which of its running jobs use them. Before any other call."""
+        users: dict[str, set[str]] = {}
+        for job in jobs:
+            if job.attempts and job.attempts[-1].engine_id:
+                users.setdefault(job.attempts[-1].engine_id, set()).add(job.job_id)
+        for folder in sorted(self._folder.glob("engine-*")):
+            facts = remembered(folder)
+            if facts is None:
+                remove_tree(folder)
+                continue
+            try:
+                engine = self._restored(folder, facts)
+            except (KeyError, TypeError, ValueError, json_format.ParseError) as error:
+                _log.warning("the engine of an earlier server can't be taken up: %s", error, extra={"engine_id": folder.name})
+                continue
+            engine.users = users.get(engine.engine_id, set())
+            self._begin_idle(engine)
+            self._engines.append(engine)
+        self.gateway.restore({engine.engine_id for engine in self._engines})
+        with self._lock:
+            for engine in self._engines:
+                engine.begin(is_adopted=True)
+
+    def close(self) -> None:
+        """Let go of all engines, which go on, and wait for their threads."""
+        self._stopping.set()
+        with self._lock:
+            threads = [engine.thread for engine in self._engines if engine.thread is not None]
+        for thread in threads:
+            thread.join()
+        self.gateway.close()
+
+    def _restored(self, folder: Path, facts: Mapping[str, Any]) -> Engine:
+        served = json_format.ParseDict(facts["served_model"], ServedModel())
+        definition = self._definitions.get(served.engine)
+        owner = str(facts["owner"])
+        engine = Engine(
+            self._dependencies,
+            folder.name,
+            str(facts["identity"]),
+            folder,
+            Resources(str(facts["node"]), tuple(facts["devices"])),
+            self._account_of(owner) if owner else None,
+            owner,
+            definition,
+            served,
+            str(facts["fingerprint"]),
+            start_count=int(facts["start_count"]),
+            restart_count=int(facts["restart_count"]),
+            port=int(facts["port"]),
+        )
+        engine.started_at.FromNanoseconds(int(facts["started_ns"]))
+        engine.state_since.CopyFrom(engine.started_at)
+        if definition is None:
+            engine.stop_reason = "it is not configured any more"
+        return engine
+
+    def _engine_for(self, job: JobInfo, definition: EngineDefinition, fingerprint: str, account: RunAccount | None) -> Engine:
+        """Return the engine of a job, started if it was only reserved. Raises RunFailedError. Called with the lock held."""
+        used = next((each for each in self._engines if job.job_id in each.users and each.is_up), None)
+        served = job.request.served_model
+        name = identity(job.request, job.job_id)
+        engine = used or self._find(name, job.owner)
+        if engine is None:
+            breaker = self._open_breaker(name, job.owner)
+            if breaker is not None:
+                raise RunFailedError(breaker.error.job_error.reason, breaker.error.message)
+            raise RunFailedError(LOST, "the engine that the job was to use has ended before the job began")
+        if engine.thread is None:
+            self._start(engine, definition, served, fingerprint, account)
+        elif used is None and engine.fingerprint != fingerprint and is_folder(served):
+            engine.is_retired = True
+            raise RunFailedError(
+                LOST, f"the model {served.model} has changed since an engine loaded it: another one is started"
+            )
+        engine.users.add(job.job_id)
+        return engine
+
+    def _start(
+        self, engine: Engine, definition: EngineDefinition, served: ServedModel, fingerprint: str, account: RunAccount | None
+    ) -> None:
+        """Start a reserved engine. Called with the lock held."""
+        engine.definition, engine.fingerprint, engine.account = definition, fingerprint, account
+        engine.served.CopyFrom(served)
+        engine.started_at.CopyFrom(self._clock.now())
+        engine.state_since.CopyFrom(engine.started_at)
+        make_private_folder(engine.folder)
+        engine.begin()
+
+    def _find(self, identity_: str, owner: str) -> Engine | None:
+        """Return the engine that is up for jobs of an identity. Called with the lock held."""
+        for_whom = owner if self._keeps_owners_apart else ""
+        return next(
+            (each for each in self._engines if each.identity == identity_ and each.owner == for_whom and each.is_up), None
+        )
+
+    def _named(self, engine_id: str) -> Engine | None:
+        return next((each for each in self._engines if each.engine_id == engine_id and each.thread is not None), None)
+
+    def _open_breaker(self, identity_: str, owner: str) -> _Breaker | None:
+        breaker = self._breakers.get((identity_, owner if self._keeps_owners_apart else ""))
+        return breaker if breaker is not None and self._clock.monotonic() < breaker.until else None
+
+    def _begin_idle(self, engine: Engine) -> None:
+        engine.idle_since = self._clock.monotonic()
+
+    def _tell_change(self) -> None:
+        """Note what has ended, and wake all who wait. Called without the lock."""
+        with self._lock:
+            self._note_outcomes()
+            forgotten = self._forget_ended()
+        for engine in forgotten:
+            with suppress(OSError):
+                remove_tree(engine.folder)
+        with self._changed:
+            self._changed.notify_all()
+        self.on_change()
+
+    def _note_outcomes(self) -> None:
+        """Open the breaker of an engine that could not be started, and close that of one that answers."""
+        for engine in self._engines:
+            place = (engine.identity, engine.owner)
+            if engine.state == pb.ENGINE_STATE_READY:
+                self._breakers.pop(place, None)
+            elif engine.state == pb.ENGINE_STATE_STOPPING and engine.error is not None and not engine.is_retired:
+                engine.is_retired = True  # so that this is done once
+                if engine.error.job_error.reason != LOST:
+                    failures = self._breakers[place].failures + 1 if place in self._breakers else 1
+                    pause = min(_FIRST_PAUSE_SECONDS * 2 ** (failures - 1), _MAX_PAUSE_SECONDS)
+                    self._breakers[place] = _Breaker(failures, self._clock.monotonic() + pause, engine.error)
+
+    def _forget_ended(self) -> list[Engine]:
+        """Forget all but the last engines that have ended. Return those."""
+        ended = [each for each in self._engines if each.state == pb.ENGINE_STATE_ENDED]
+        forgotten = ended[:-_KEPT_ENDED]
+        self._engines = [each for each in self._engines if each not in forgotten]
+        return forgotten
+
+
+def _holds(engine: Engine) -> bool:
+    return engine.state != pb.ENGINE_STATE_ENDED
+
+
+def _failure(engine: Engine) -> RunFailedError:
+    """Return why a job that waits for an engine can't use it."""
+    if engine.error is not None:
+        error = RunFailedError(engine.error.job_error.reason, engine.error.message)
+        error.job_error.log_tail[:] = engine.log_tail()
+        return error
+    return RunFailedError(LOST, f"the engine has ended: {engine.stop_reason or 'it was not needed any more'}")
+
+
+def _message(engine: Engine) -> pb.Engine:
+    message = pb.Engine(
+        engine_id=engine.engine_id,
+        served_model=engine.served,
+        state=engine.state,
+        state_since=engine.state_since,
+        started_at=engine.started_at,
+        gpus=engine.resources.devices,
+        node=engine.resources.node,
+        job_count=len(engine.users),
+        restart_count=engine.restart_count,
+        error=engine.error.message if engine.error is not None else "",
+        owner=engine.owner,
+    )
+    if engine.start_seconds is not None:
+        message.start_duration.FromNanoseconds(int(engine.start_seconds * 1e9))
+    return message

@@ -1,0 +1,53 @@
+"""What clients learn of the engines."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from evalrpc.config import EngineSettings
+from evalrpc.v1.engines_pb2 import Engine, EngineKind, ListEnginesResponse
+
+
+class Engines(Protocol):
+    """The engines of a server, as the calls need them. Used on the event loop, but for `problems`."""
+
+    def listed(self) -> Sequence[Engine]:
+        """Return those that are there, the oldest first, then those that have ended lately, the latest first."""
+
+    def stop(self, engine_id: str) -> None:
+        """Have an engine ended. Raises EngineNotFoundError."""
+
+    def log_path(self, engine_id: str) -> Path | None:
+        """Return where the log of an engine is; None if it is forgotten."""
+
+    def engine_of_device(self, device_id: str) -> str:
+        """Return the id of the engine that holds a device; empty if none does."""
+
+    def problems(self) -> Mapping[str, str]:
+        """Return why each engine that is configured can't be started, by its name; empty if nothing is missing. Looks at the
+        disk."""
+
+
+def listing(
+    engines: Sequence[Engine], configured: Mapping[str, EngineSettings], problems: Mapping[str, str], owner: str | None
+) -> ListEnginesResponse:
+    """Describe the engines, and what may be named. With `owner`, those of other owners are left out, and of those that
+    everybody shares it is not said which model they have, since a job of another owner may have named it."""
+    kinds = [
+        EngineKind(name=name, args=sorted(settings.args), unavailable_reason=problems.get(name, ""))
+        for name, settings in sorted(configured.items())
+    ]
+    visible = engines if owner is None else [_without_model(each) for each in engines if each.owner in ("", owner)]
+    return ListEnginesResponse(engines=visible, kinds=kinds)
+
+
+def _without_model(engine: Engine) -> Engine:
+    """Return an engine without its model, unless it is one owner's."""
+    if engine.owner:
+        return engine
+    shown = Engine()
+    shown.CopyFrom(engine)
+    for field in ("model", "args"):
+        shown.served_model.ClearField(field)
+    shown.ClearField("error")
+    return shown

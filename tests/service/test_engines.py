@@ -1,0 +1,213 @@
+"""Served models on a real server: an engine is started once, shared, kept, ended to make room, and started again if it dies."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes_of_tests import kill_all
+from serving import CANCELLED, COMPLETED, FAILED, Api, Launch, ServerHere, Site
+from waiting import eventually
+
+from evalrpc.executors.local.processes import processes_of_job
+from evalrpc.v1 import engines_pb2
+from evalrpc.v1 import jobs_pb2 as pb
+
+SUPPORT = Path(__file__).parents[1] / "support"
+READY = engines_pb2.ENGINE_STATE_READY
+ENDED = engines_pb2.ENGINE_STATE_ENDED
+
+
+class Models:
+    """Folders with models, which say what became of the engines that loaded them."""
+
+    def __init__(self, site: Site) -> None:
+        self._folder = site.folder / "models"
+
+    def make(self, name: str = "tiny") -> Path:
+        folder = self._folder / name
+        folder.mkdir(parents=True)
+        (folder / "weights").write_text("1")
+        return folder
+
+    def hold(self, model: Path) -> Path:
+        """Let questions wait until the file is removed."""
+        notes_of(model).mkdir(exist_ok=True)
+        hold = notes_of(model) / "hold"
+        hold.touch()
+        return hold
+
+    def starts(self, model: Path) -> list[str]:
+        return lines_of(notes_of(model) / "starts")
+
+    def questions(self, model: Path) -> list[str]:
+        return lines_of(notes_of(model) / "questions")
+
+
+def notes_of(model: Path) -> Path:
+    return Path(f"{model}.notes")
+
+
+def lines_of(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.fixture
+def engines(site: Site) -> Iterator[None]:
+    """Configure an engine and a harness that asks it; end what is left of both."""
+    engine = [sys.executable, str(SUPPORT / "engine_program.py"), "--port", "{port}", "--model", "{model}"]
+    asking = [sys.executable, str(SUPPORT / "asking_program.py"), "{output_dir}", "{tasks}"]
+    with site.config.open("a") as config:
+        config.write(f'[harnesses.asking]\nkind = "command"\ncommand = {json.dumps(asking)}\n')
+        config.write(f"[engines.stub]\ncommand = {json.dumps(engine)}\nidle_seconds = 300\nstart_timeout_seconds = 20\n")
+        config.write('args = { behave = "--behave", size = "--size" }\n')
+    yield
+    engines = site.folder / "data" / "engines"
+    ids = [folder.name for folder in (*engines.glob("engine-*"), *engines.glob("gateway/*"))]
+    kill_all(lambda: [pid for name in ids for pid in processes_of_job(name)])
+
+
+@pytest.fixture
+def models(site: Site) -> Models:
+    return Models(site)
+
+
+@pytest.fixture
+def api(engines: None, serve: Callable[..., ServerHere]) -> Api:
+    return serve().api
+
+
+def submit(api: Api, model: Path, count: int = 3, num_gpus: int = 0, args: dict[str, Any] | None = None, **fields: Any) -> str:
+    served = pb.ServedModel(engine="stub", model=str(model), num_gpus=num_gpus)
+    served.args.update(args or {})
+    request = pb.EvaluateRequest(harness="asking", tasks=[str(count)], served_model=served)
+    return str(api.SubmitJob(request=request, **fields).job_id)
+
+
+def ended(api: Api, job_id: str) -> pb.JobInfo:
+    return api.wait_for(job_id, COMPLETED, FAILED, CANCELLED)
+
+
+def completed(api: Api, job_id: str) -> pb.JobInfo:
+    job = ended(api, job_id)
+    assert job.status == COMPLETED, job.error
+    return job
+
+
+def test_jobs_with_the_same_model_share_an_engine_and_say_what_they_asked(api: Api, models: Models) -> None:
+    model = models.make()
+    jobs = [completed(api, job_id) for job_id in [submit(api, model) for _ in range(3)]]
+    assert len(models.starts(model)) == 1
+    assert len({job.attempts[-1].engine_id for job in jobs}) == 1
+    assert [metric.value for job in jobs for metric in job.results["m"].metrics] == [1.0] * 3
+    assert [job.usage.answered_count for job in jobs] == [3, 3, 3]
+    (engine,) = api.ListEngines().engines
+    assert (engine.state, engine.engine_id, engine.job_count) == (READY, jobs[0].attempts[-1].engine_id, 0)
+
+
+def test_other_arguments_and_another_model_take_another_engine(api: Api, models: Models) -> None:
+    one, other = models.make("one"), models.make("other")
+    for model, size in ((one, "8"), (one, "16"), (other, "8"), (one, "8")):
+        completed(api, submit(api, model, args={"size": size}))
+    assert [len(models.starts(model)) for model in (one, other)] == [2, 1]
+    assert sorted(line.split()[1] for line in models.starts(one)) == ["16", "8"]
+
+
+def test_a_model_that_has_changed_is_loaded_anew(api: Api, models: Models) -> None:
+    model = models.make()
+    completed(api, submit(api, model))
+    (model / "weights").write_text("other")
+    job = completed(api, submit(api, model))
+    assert len(models.starts(model)) == 2
+    assert [attempt.error.reason for attempt in job.attempts] == ["ENGINE_LOST", ""]
+
+
+def test_an_idle_engine_ends_when_a_job_needs_its_gpus(api: Api, models: Models) -> None:
+    first, second = models.make("first"), models.make("second")
+    completed(api, submit(api, first, num_gpus=2))
+    (engine,) = api.ListEngines().engines
+    assert list(engine.gpus) == ["0", "1"]
+    assert {gpu.engine_id for gpu in api.GetQueue().gpus} == {engine.engine_id}
+    completed(api, submit(api, second, num_gpus=1))
+    states = {each.served_model.model: each.state for each in api.ListEngines().engines}
+    assert states == {str(first): ENDED, str(second): READY}
+
+
+def test_an_engine_that_ends_while_jobs_use_it_is_started_again(api: Api, models: Models) -> None:
+    model = models.make()
+    hold = models.hold(model)
+    job_id = submit(api, model, count=5)
+    eventually(lambda: models.questions(model), "for a question")
+    os.kill(int(models.starts(model)[0].split()[0]), signal.SIGKILL)
+    hold.unlink()
+    job = completed(api, job_id)
+    assert len(models.starts(model)) == 2
+    assert job.attempt == 1
+    assert models.questions(model) == ["question 0", *(f"question {number}" for number in range(5))], "the first had no answer"
+    (engine,) = api.ListEngines().engines
+    assert (engine.state, engine.restart_count) == (READY, 1)
+
+
+@pytest.mark.parametrize(
+    ("how", "reason", "words"),
+    [
+        ("dies", "ENGINE_START_FAILED", "RuntimeError: CUDA out of memory"),
+        ("never-ready", "ENGINE_START_FAILED", "did not answer /health within 1 seconds"),
+        ("rubbish", "ENGINE_INCOMPATIBLE", "is no JSON"),
+    ],
+)
+def test_an_engine_that_does_not_come_to_answer_fails_its_jobs_with_the_reason(
+    site: Site, engines: None, serve: Callable[..., ServerHere], models: Models, how: str, reason: str, words: str
+) -> None:
+    if how == "never-ready":
+        site.config.write_text(site.config.read_text().replace("start_timeout_seconds = 20", "start_timeout_seconds = 1"))
+    api, model = serve().api, models.make()
+    jobs = [ended(api, submit(api, model, num_gpus=1, args={"behave": how})) for _ in range(3)]
+    assert [job.error.reason for job in jobs] == [reason] * 3
+    assert words in jobs[0].error.message
+    assert len(models.starts(model)) == 1, "the others need not wait for the same failure"
+    assert api.GetQueue().free_gpu_count == 2
+    assert {each.state for each in api.ListEngines().engines} == {ENDED}
+
+
+def test_a_cancelled_job_leaves_its_engine_to_the_others(api: Api, models: Models) -> None:
+    model = models.make()
+    hold = models.hold(model)
+    jobs = [submit(api, model) for _ in range(2)]
+    eventually(lambda: len(models.questions(model)) >= 1, "for a question")
+    api.CancelJob(job_id=jobs[0])
+    assert ended(api, jobs[0]).status == CANCELLED
+    hold.unlink()
+    completed(api, jobs[1])
+    assert len(models.starts(model)) == 1
+
+
+def test_stopping_an_engine_ends_every_process_of_it(engines: None, serve: Callable[..., ServerHere], models: Models) -> None:
+    server, model = serve(), models.make()
+    api = server.api
+    completed(api, submit(api, model, args={"behave": "stubborn"}))
+    (engine,) = api.ListEngines().engines
+    assert processes_of_job(engine.engine_id)
+    server.server._engines.stop(engine.engine_id)
+    eventually(lambda: api.ListEngines().engines[0].state == ENDED, "for the engine to end")
+    assert not processes_of_job(engine.engine_id)
+
+
+def test_an_engine_outlives_its_server_and_so_do_its_jobs(site: Site, engines: None, launch: Launch, models: Models) -> None:
+    model = models.make()
+    server = launch()
+    hold = models.hold(model)
+    job_id = submit(server.api, model)
+    eventually(lambda: models.questions(model), "for a question")
+    server.kill()
+    hold.unlink()
+    server = launch()
+    job = completed(server.api, job_id)
+    assert job.attempt == 1
+    completed(server.api, submit(server.api, model))
+    assert len(models.starts(model)) == 1
+    assert sorted(set(models.questions(model))) == [f"question {number}" for number in range(3)]
