@@ -116,7 +116,11 @@ class Engine:
     """Why it is to end; None: it is not. Empty: since nobody needs it."""
     error: RunFailedError | None = None
     """Why it has ended, unless that was asked for."""
+    is_judged: bool = False
+    """Whether the pool has taken note of how it has ended."""
     thread: threading.Thread | None = None
+    _handle: RunHandle | None = field(default=None, init=False)
+    """Its process. Used by the thread alone."""
 
     @property
     def is_up(self) -> bool:
@@ -154,9 +158,8 @@ class Engine:
     # On its thread.
 
     def _run(self, is_adopted: bool) -> None:
-        handle: RunHandle | None = None
         try:
-            handle = self._serve(is_adopted)
+            self._serve(is_adopted)
         except RunFailedError as error:
             self._note_failure(error)
         except GatewayUnavailableError as error:
@@ -164,32 +167,27 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - the last resort: its devices must not hang on it, nor the jobs that wait
             _log.exception("a bug ends an engine", extra={"engine_id": self.engine_id})
             self._note_failure(RunFailedError(START_FAILED, f"the engine {self.engine_id} can't be supervised: {error!r}"))
-        if self.dependencies.stopping.is_set():
-            return
-        self._end(handle)
+        if not self.dependencies.stopping.is_set():
+            self._end()
+        elif self._handle is not None:  # it goes on, for the next server
+            self._handle.close()
 
-    def _serve(self, is_adopted: bool) -> RunHandle | None:
-        """Start it, and again where that helps, until it is to end. Return what is still there then. Raises RunFailedError."""
-        handle = self._adopt() if is_adopted else None
-        if handle is not None and handle.wait(0):
-            self._let_go_of(handle)
-            handle = None
-            if not self._is_needed():
-                return None
+    def _serve(self, is_adopted: bool) -> None:
+        """Start it, and again where that helps, until it is to end. Raises RunFailedError, GatewayUnavailableError."""
+        if is_adopted:
+            self._handle = self.dependencies.executor.find(self._key)
+            if self._handle is not None and self._handle.wait(0) and not self._is_needed():
+                return
         while not self._is_over():
-            handle = handle or self._start()
-            if not self._wait_until_ready(handle):
-                return handle
+            if self._handle is None or self._handle.wait(0):
+                self._end_process()
+                self._handle = self._start()
+            if not self._wait_until_ready(self._handle):
+                return
             self._note_ready()
-            if not self._watch(handle):
-                return handle
-            self._let_go_of(handle)
-            handle = None
+            if not self._watch(self._handle):
+                return
             self._note_restart()
-        return handle
-
-    def _adopt(self) -> RunHandle | None:
-        return self.dependencies.executor.find(self._key)
 
     def _start(self) -> RunHandle:
         assert self.definition is not None  # noqa: S101 - it is there before the thread is
@@ -228,7 +226,8 @@ class Engine:
 
     def _fail_to_start(self, why: str) -> None:
         name = self.definition.name if self.definition is not None else ""
-        raise RunFailedError(START_FAILED, shorten(f"engine {name}: {why}"))
+        reason = START_FAILED if self.start_seconds is None else LOST  # one that has answered before may do so again
+        raise RunFailedError(reason, shorten(f"engine {name}: {why}"))
 
     def _watch(self, handle: RunHandle) -> bool:
         """Wait until it ends by itself or is to end. Return whether it is to be started again."""
@@ -253,11 +252,14 @@ class Engine:
         """Return whether it is to be followed no more: it is to end, or this server does."""
         dependencies = self.dependencies
         with dependencies.lock:
-            idle_seconds = self.definition.settings.idle_seconds if self.definition is not None else 0.0
-            has_rested = not self.users and dependencies.clock.monotonic() - self.idle_since >= idle_seconds
-            if has_rested and self.stop_reason is None and (self.state == ENGINE_STATE_READY or self.is_retired):
+            if not self.users and self.stop_reason is None and (self.is_retired or self._has_rested()):
                 self.stop_reason = ""
             return self.stop_reason is not None or dependencies.stopping.is_set()
+
+    def _has_rested(self) -> bool:
+        """Return whether it has been without jobs for as long as it may. Called with the lock held."""
+        idle_seconds = self.definition.settings.idle_seconds if self.definition is not None else 0.0
+        return self.state == ENGINE_STATE_READY and self.dependencies.clock.monotonic() - self.idle_since >= idle_seconds
 
     def _note_ready(self) -> None:
         assert self.definition is not None  # noqa: S101 - as above
@@ -287,14 +289,13 @@ class Engine:
             self.error = error
             self.stop_reason = self.stop_reason or ""
 
-    def _end(self, handle: RunHandle | None) -> None:
+    def _end(self) -> None:
         """End what is left of it, and let its devices be used by others."""
         with self.dependencies.lock:
             self._move(ENGINE_STATE_STOPPING)
         self.dependencies.on_change()
         try:
-            if handle is not None:
-                self._let_go_of(handle)
+            self._end_process()
             self.dependencies.gateway.remove_engine(self.engine_id)
         except GatewayUnavailableError as error:
             _log.warning("%s", error.message, extra=self._place())
@@ -306,8 +307,11 @@ class Engine:
             _log.info("an engine has ended", extra=self._place())
             self.dependencies.on_change()
 
-    def _let_go_of(self, handle: RunHandle) -> None:
-        """End every process of it."""
+    def _end_process(self) -> None:
+        """End its process, with all that it has started, if there is one."""
+        handle, self._handle = self._handle, None
+        if handle is None:
+            return
         with closing(handle):
             try:
                 handle.end(self.dependencies.grace_seconds)

@@ -36,6 +36,7 @@ _KEPT_ENDED: Final = 20
 _FIRST_PAUSE_SECONDS: Final = 30.0
 _MAX_PAUSE_SECONDS: Final = 900.0
 _LOOK_SECONDS: Final = 0.5
+_JOIN_SECONDS: Final = 2.0
 
 _Reason = TypeVar("_Reason")
 _log = logging.getLogger(__name__)
@@ -246,7 +247,7 @@ class EnginePool:
         with self._lock:
             threads = [engine.thread for engine in self._engines if engine.thread is not None]
         for thread in threads:
-            thread.join()
+            thread.join(_JOIN_SECONDS)  # one that asks an engine for its first answer may wait long, and loses nothing
         self.gateway.close()
 
     def _restored(self, folder: Path, facts: Mapping[str, Any]) -> Engine:
@@ -337,16 +338,18 @@ class EnginePool:
 
     def _note_outcomes(self) -> None:
         """Open the breaker of an engine that could not be started, and close that of one that answers."""
+        now = self._clock.monotonic()
+        self._breakers = {place: each for place, each in self._breakers.items() if now < each.until + _MAX_PAUSE_SECONDS}
         for engine in self._engines:
             place = (engine.identity, engine.owner)
             if engine.state == pb.ENGINE_STATE_READY:
                 self._breakers.pop(place, None)
-            elif engine.state == pb.ENGINE_STATE_STOPPING and engine.error is not None and not engine.is_retired:
-                engine.is_retired = True  # so that this is done once
+            elif engine.state == pb.ENGINE_STATE_STOPPING and engine.error is not None and not engine.is_judged:
+                engine.is_judged = True
                 if engine.error.job_error.reason != LOST:
                     failures = self._breakers[place].failures + 1 if place in self._breakers else 1
                     pause = min(_FIRST_PAUSE_SECONDS * 2 ** (failures - 1), _MAX_PAUSE_SECONDS)
-                    self._breakers[place] = _Breaker(failures, self._clock.monotonic() + pause, engine.error)
+                    self._breakers[place] = _Breaker(failures, now + pause, engine.error)
 
     def _forget_ended(self) -> list[Engine]:
         """Forget all but the last engines that have ended. Return those."""

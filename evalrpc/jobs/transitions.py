@@ -91,6 +91,7 @@ def begin_attempt(
     job.attempt += 1
     job.ClearField("retry_at")
     job.ClearField("results")
+    job.ClearField("usage")
     job.started_at.CopyFrom(now)
     job.gpus[:] = gpus
     job.attempt_count = job.attempt

@@ -187,17 +187,22 @@ class Scheduler:
             asked=self._asked,
         )
         chosen = choose(free)
-        if chosen is not None or self._engines.are_ending():
+        is_held_back = self._draining or queue_state.is_paused
+        if isinstance(chosen, Placement) or is_held_back or self._engines.are_ending():
             return chosen
         ended: list[str] = []
+        is_room_made = False
         for engine_id, devices in self._engines.idle_engines():
             ended.append(engine_id)
             free = free.with_devices(devices, queue_state.nodes())
-            if isinstance(choose(free), Placement):
+            if is_room_made := isinstance(choose(free), Placement):
                 _log.info("engines end, since a job needs their GPUs: %s", ", ".join(ended))
                 self._engines.make_room(ended)
                 break
-        return choose(queue_state.free(self._placed)) if ended else None  # so that what is reserved is what there is
+        if not ended:
+            return chosen
+        again = choose(queue_state.free(self._placed))  # so that what is reserved is what there is
+        return None if is_room_made else again
 
     def _hand_over_served(self, job: QueuedJob, resources: Resources) -> bool:
         """Do the same for a job whose model an engine serves, which gets the devices. Called with the condition held."""

@@ -601,8 +601,8 @@ class JobInfo(_message.Message):
 
     @_builtins.property
     def usage(self) -> Global___Usage:
-        """What became of the questions that its latest attempt asked an engine. Set when the attempt ends, and every few seconds
-        before. Absent without `EvaluateRequest.served_model`.
+        """What became of the questions that its latest attempt asked an engine. Set when the attempt ends. Absent
+        before, and without `EvaluateRequest.served_model`.
         """
 
     def __init__(

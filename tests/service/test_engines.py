@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from processes_of_tests import kill_all
-from serving import CANCELLED, COMPLETED, FAILED, Api, Launch, ServerHere, Site
+from serving import CANCELLED, COMPLETED, FAILED, RUNNING, Api, Launch, ServerHere, Site
 from waiting import eventually
 
 from evalrpc.executors.local.processes import processes_of_job
@@ -119,9 +119,9 @@ def test_other_arguments_and_another_model_take_another_engine(api: Api, models:
 
 def test_a_model_that_has_changed_is_loaded_anew(api: Api, models: Models) -> None:
     model = models.make()
-    completed(api, submit(api, model))
+    completed(api, submit(api, model, num_gpus=2))
     (model / "weights").write_text("other")
-    job = completed(api, submit(api, model))
+    job = completed(api, submit(api, model, num_gpus=2))
     assert len(models.starts(model)) == 2
     assert [attempt.error.reason for attempt in job.attempts] == ["ENGINE_LOST", ""]
 
@@ -135,6 +135,15 @@ def test_an_idle_engine_ends_when_a_job_needs_its_gpus(api: Api, models: Models)
     completed(api, submit(api, second, num_gpus=1))
     states = {each.served_model.model: each.state for each in api.ListEngines().engines}
     assert states == {str(first): ENDED, str(second): READY}
+
+
+def test_an_idle_engine_ends_before_any_job_gives_way(api: Api, site: Site, models: Models) -> None:
+    completed(api, submit(api, models.make(), num_gpus=1))
+    running = api.submit("slow", request={"num_gpus": 1}, preemptible=True)
+    api.wait_for(running.job_id, RUNNING)
+    assert api.run("good", request={"num_gpus": 1}, priority=5).status == COMPLETED
+    assert api.get(running.job_id).status == RUNNING
+    site.release()
 
 
 def test_an_engine_that_ends_while_jobs_use_it_is_started_again(api: Api, models: Models) -> None:
@@ -171,7 +180,9 @@ def test_an_engine_that_does_not_come_to_answer_fails_its_jobs_with_the_reason(
     assert words in jobs[0].error.message
     assert len(models.starts(model)) == 1, "the others need not wait for the same failure"
     assert api.GetQueue().free_gpu_count == 2
-    assert {each.state for each in api.ListEngines().engines} == {ENDED}
+    (engine,) = api.ListEngines().engines
+    assert engine.state == ENDED
+    assert not processes_of_job(engine.engine_id)
 
 
 def test_a_cancelled_job_leaves_its_engine_to_the_others(api: Api, models: Models) -> None:
