@@ -39,22 +39,23 @@ class EngineDefinition:
 
     def problem(self) -> str:
         """Say why it can't run; nothing if its program is there. Looks at the disk."""
-        program = self.settings.command[0]
-        path = self.settings.working_dir / program if "/" in program else program
-        if shutil.which(path):
+        if shutil.which(program := self._program()):
             return ""
-        return f"there is no program {path}: install it or set engines.{self.name}.command"
+        return f"there is no program {program}: install it or set engines.{self.name}.command"
+
+    def _program(self) -> str:
+        program = self.settings.command[0]
+        return str(self.settings.working_dir / program) if "/" in program else program
 
     def fingerprint(self, served: ServedModel) -> str:
         """Return what is equal as long as an engine that was started now would give the same answers: the engine's settings,
         what the request says, and the names, sizes, times and inodes of the model's files. Blocks on the disk.
 
-        Empty if it can't be told, since there are too many files or some can't be read.
+        Empty if it can't be told: the model is no folder, there are too many files, or some can't be read.
         """
-        settings = self.settings
-        program = Path(shutil.which(settings.command[0]) or settings.command[0])
-        files = fingerprint_files([program, *([Path(served.model)] if is_folder(served) else [])], with_inodes=True)
-        if files is None:
+        settings, program = self.settings, self._program()
+        files = fingerprint_files([Path(shutil.which(program) or program), Path(served.model)], with_inodes=True)
+        if files is None or not is_folder(served):
             return ""
         environment = sorted(settings.env.items())
         facts = (settings.command, environment, str(settings.working_dir), served.SerializeToString(deterministic=True), files)

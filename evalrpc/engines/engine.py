@@ -7,12 +7,14 @@ Each has a thread, which alone starts and ends processes. What others may see of
 table `_NEXT` allows, and `Engine.on_change` is called after it, without the lock.
 """
 
+import errno
 import http.client
 import json
 import logging
+import random
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,13 +29,14 @@ from evalrpc.engines.gateway.contract import Engine as GatewayEngine
 from evalrpc.engines.gateway.contract import Replica
 from evalrpc.engines.gateway_keeper import GatewayKeeper
 from evalrpc.engines.probes import probe
-from evalrpc.errors import GatewayUnavailableError, RunFailedError
+from evalrpc.errors import GatewayRefusedError, GatewayUnavailableError, RunFailedError
 from evalrpc.executors.base import Executor, Resources, RunAccount, RunHandle, RunKey
 from evalrpc.files.errnos import require_no_shortage
 from evalrpc.files.opening import open_in
 from evalrpc.files.private import create_private_file, make_private_folder
 from evalrpc.harnesses.failures import find_failure, shorten, strip_colours
 from evalrpc.jobs.paths import log_path
+from evalrpc.jobs.served_models import is_folder
 from evalrpc.jobs.transitions import ENGINE_LOST_REASON
 from evalrpc.v1.engines_pb2 import (
     ENGINE_STATE_ENDED,
@@ -57,6 +60,7 @@ _NEXT: Final = {
 
 _MAX_RESTARTS: Final = 3
 _LOOK_SECONDS: Final = 0.25
+_PORTS: Final = range(20_000, 30_000)  # below those that Linux gives to connections
 _PROBE_SECONDS: Final = 5.0
 _STATE_FILE: Final = "engine"
 _MAX_STATE_BYTES: Final = 2 * 1024 * 1024
@@ -75,6 +79,8 @@ class EngineDependencies:
     grace_seconds: float
     lock: threading.Lock
     """Guards the state of all engines."""
+    taken_ports: set[int]
+    """The ports of all engines, guarded by the lock: one that is not bound yet is not free for another."""
     on_change: Callable[[], None]
     """Called without the lock, after anything that others may wait for."""
     stopping: threading.Event
@@ -87,7 +93,7 @@ class Engine:
     dependencies: EngineDependencies
     engine_id: str
     identity: str
-    """That of the jobs that it may serve: see `definition.identity`."""
+    """That of the jobs that it may serve: see `jobs.served_models.identity`."""
     folder: Path
     resources: Resources
     account: RunAccount | None = None
@@ -104,7 +110,7 @@ class Engine:
     restart_count: int = 0
     start_count: int = 0
     port: int = 0
-    reserved_for: str = ""
+    first_job_id: str = ""
     """The job with which it was placed."""
     users: set[str] = field(default_factory=set)
     """The jobs that use it, by id."""
@@ -125,7 +131,12 @@ class Engine:
     @property
     def is_up(self) -> bool:
         """Whether further jobs may use it, at once or soon."""
-        return self.state in (ENGINE_STATE_STARTING, ENGINE_STATE_READY) and not self.is_retired and self.stop_reason is None
+        return not self.is_ending and not self.is_retired
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it answers no more, or not for long."""
+        return self.stop_reason is not None or self.state in (ENGINE_STATE_STOPPING, ENGINE_STATE_ENDED)
 
     @property
     def is_idle(self) -> bool:
@@ -146,9 +157,16 @@ class Engine:
         return RunKey(self.engine_id, self.start_count, self._start_dir, self.resources.devices, self.account)
 
     def begin(self, *, is_adopted: bool = False) -> None:
-        """Start the thread. Called with the lock held. `is_adopted`: a process of an earlier server may be there."""
-        self.thread = threading.Thread(target=self._run, args=(is_adopted,), name=self.engine_id, daemon=True)
-        self.thread.start()
+        """Start the thread. Called with the lock held. `is_adopted`: a process of an earlier server may be there.
+
+        Raises OSError where there can be no thread at present.
+        """
+        thread = threading.Thread(target=self._run, args=(is_adopted,), name=self.engine_id, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise OSError(errno.EAGAIN, "no thread can be started") from error
+        self.thread = thread
 
     def stop(self, reason: str) -> None:
         """Have it end. Called with the lock held; may be called again."""
@@ -162,8 +180,10 @@ class Engine:
             self._serve(is_adopted)
         except RunFailedError as error:
             self._note_failure(error)
-        except GatewayUnavailableError as error:
+        except (GatewayUnavailableError, GatewayRefusedError) as error:
             self._note_failure(RunFailedError(LOST, error.message))
+        except OSError as error:  # the server lacks something
+            self._note_failure(RunFailedError(LOST, f"the engine can't be supervised: {error.strerror or error}"))
         except Exception as error:  # noqa: BLE001 - the last resort: its devices must not hang on it, nor the jobs that wait
             _log.exception("a bug ends an engine", extra={"engine_id": self.engine_id})
             self._note_failure(RunFailedError(START_FAILED, f"the engine {self.engine_id} can't be supervised: {error!r}"))
@@ -179,21 +199,34 @@ class Engine:
             if self._handle is not None and self._handle.wait(0) and not self._is_needed():
                 return
         while not self._is_over():
-            if self._handle is None or self._handle.wait(0):
+            is_new = self._handle is None or self._handle.wait(0)
+            if is_new:
                 self._end_process()
+                self._require_same_model()
                 self._handle = self._start()
-            if not self._wait_until_ready(self._handle):
+            if self._handle is None or not self._wait_until_ready(self._handle):
                 return
+            if is_new:
+                self._require_same_model()
             self._note_ready()
             if not self._watch(self._handle):
                 return
             self._note_restart()
 
+    def _require_same_model(self) -> None:
+        """Raise RunFailedError if the model has changed since the first job came, which would get answers of two models."""
+        if self.definition is None or not self.fingerprint:
+            return
+        if self.definition.fingerprint(self.served) != self.fingerprint:
+            raise RunFailedError(LOST, f"the model {self.served.model} has changed while an engine loaded it")
+
     def _start(self) -> RunHandle:
         assert self.definition is not None  # noqa: S101 - it is there before the thread is
         with self.dependencies.lock:
             self.start_count += 1
-            self.port = _free_port()
+            self.dependencies.taken_ports.discard(self.port)
+            self.port = _free_port(self.dependencies.taken_ports)
+            self.dependencies.taken_ports.add(self.port)
         command = self.definition.command(self.served, self.port)
         executor, key = self.dependencies.executor, self._key
         _log.info("starting %s for %s", command.argv[0], self.served.model, extra=self._place())
@@ -216,7 +249,11 @@ class Engine:
             if handle.wait(_LOOK_SECONDS):
                 self._fail_to_start(f"it ended before it answered: {self._last_words()}")
             if _answers(self.port, settings.ready):
-                if problem := probe(self.port, self.definition, self.served):
+                is_known = self.start_seconds is not None and self.state_since == self.started_at  # by an earlier server
+                problem = "" if is_known else probe(self.port, self.definition, self.served)
+                if problem and handle.wait(0):
+                    self._fail_to_start(f"it ended at its first question: {self._last_words()}")
+                if problem:
                     raise RunFailedError("ENGINE_INCOMPATIBLE", f"engine {self.definition.name}: {problem}")
                 return True
             if clock.monotonic() > deadline:
@@ -237,16 +274,14 @@ class Engine:
         return False
 
     def _is_needed(self) -> bool:
-        """Return whether jobs use it that ended by itself. Raises RunFailedError where that has happened too often."""
+        """Return whether jobs use it, which has ended by itself, and that has not happened too often."""
+        words = self._last_words()
         with self.dependencies.lock:
-            if not self.users:
-                self.error = RunFailedError(LOST, shorten(f"the engine ended by itself: {self._last_words()}"))
-                return False
-            if self.restart_count < _MAX_RESTARTS:
+            if self.users and self.restart_count < _MAX_RESTARTS:
                 return True
-        raise RunFailedError(
-            LOST, shorten(f"the engine ended {_MAX_RESTARTS + 1} times, the last time with: {self._last_words()}")
-        )
+            ends = f"ended {self.restart_count + 1} times, the last time with" if self.users else "ended by itself"
+        self._note_failure(RunFailedError(LOST, shorten(f"the engine {ends}: {words}")))
+        return False
 
     def _is_over(self) -> bool:
         """Return whether it is to be followed no more: it is to end, or this server does."""
@@ -259,11 +294,13 @@ class Engine:
     def _has_rested(self) -> bool:
         """Return whether it has been without jobs for as long as it may. Called with the lock held."""
         idle_seconds = self.definition.settings.idle_seconds if self.definition is not None else 0.0
+        if not idle_seconds or not is_folder(self.served):  # nobody else will use it
+            return True
         return self.state == ENGINE_STATE_READY and self.dependencies.clock.monotonic() - self.idle_since >= idle_seconds
 
     def _note_ready(self) -> None:
         assert self.definition is not None  # noqa: S101 - as above
-        replica = Replica(f"http://{HOST}:{self.port}/v1", int(self.definition.settings.max_in_flight))
+        replica = Replica(f"http://{HOST}:{self.port}/v1", self.definition.settings.max_in_flight)
         self._tell_gateway((replica,))
         with self.dependencies.lock:
             self._move(ENGINE_STATE_READY)
@@ -271,11 +308,13 @@ class Engine:
                 self.start_seconds = (self.state_since.ToNanoseconds() - self.started_at.ToNanoseconds()) / 1e9
             if not self.users:
                 self.idle_since = self.dependencies.clock.monotonic()
+        with suppress(OSError):  # then the next server takes it for one that has not answered yet
+            self.remember()
         _log.info("an engine answers for %s", self.served.model, extra=self._place())
         self.dependencies.on_change()
 
     def _note_restart(self) -> None:
-        with suppress(GatewayUnavailableError):  # requests fail there, and are tried again
+        with suppress(GatewayUnavailableError, GatewayRefusedError):  # requests fail there, and are tried again
             self._tell_gateway(())
         with self.dependencies.lock:
             self.restart_count += 1
@@ -285,6 +324,7 @@ class Engine:
 
     def _note_failure(self, error: RunFailedError) -> None:
         _log.warning("%s", error.message, extra=self._place())
+        error.job_error.log_tail[:] = self.log_tail()
         with self.dependencies.lock:
             self.error = error
             self.stop_reason = self.stop_reason or ""
@@ -297,10 +337,11 @@ class Engine:
         try:
             self._end_process()
             self.dependencies.gateway.remove_engine(self.engine_id)
-        except GatewayUnavailableError as error:
+        except (GatewayUnavailableError, GatewayRefusedError) as error:
             _log.warning("%s", error.message, extra=self._place())
         finally:
             with self.dependencies.lock:
+                self.dependencies.taken_ports.discard(self.port)
                 self._move(ENGINE_STATE_ENDED)
             with suppress(OSError):  # else the next server finds that nothing of it is there
                 (self.folder / _STATE_FILE).unlink(missing_ok=True)
@@ -341,8 +382,7 @@ class Engine:
                 size = file.seek(0, 2)
                 file.seek(max(0, size - _TAIL_BYTES))
                 return file.read(_TAIL_BYTES).decode(errors="replace").splitlines()
-        except OSError as error:
-            require_no_shortage(error)
+        except OSError:  # what it says is worth no more
             return []
 
     def _place(self) -> dict[str, object]:
@@ -361,6 +401,7 @@ class Engine:
             "restart_count": self.restart_count,
             "port": self.port,
             "started_ns": self.started_at.ToNanoseconds(),
+            "start_seconds": self.start_seconds,
         }
         with create_private_file(self.folder / f"{_STATE_FILE}.new") as file:
             file.write(json.dumps(facts).encode())
@@ -368,19 +409,28 @@ class Engine:
 
 
 def remembered(folder: Path) -> dict[str, object] | None:
-    """Return what an engine's folder says of one that has not ended; None where it says nothing."""
+    """Return what an engine's folder says of one that has not ended; None where it says nothing.
+
+    Raises OSError for a shortage.
+    """
     try:
         with open_in(folder, _STATE_FILE) as file:
             facts = json.loads(file.read(_MAX_STATE_BYTES))
-    except (OSError, ValueError):
+    except OSError as error:
+        require_no_shortage(error)
+        return None
+    except ValueError:
         return None
     return facts if isinstance(facts, dict) else None
 
 
-def _free_port() -> int:
-    """Return a port that is free now."""
-    with socket.create_server((HOST, 0)) as listener:
-        return int(listener.getsockname()[1])
+def _free_port(taken: Container[int]) -> int:
+    """Return a port that is free now, of those that nothing gets by chance. Raises OSError."""
+    for port in random.sample(_PORTS, len(_PORTS)):
+        if port not in taken:
+            with suppress(OSError), socket.create_server((HOST, port)):
+                return port
+    raise OSError(errno.EADDRINUSE, "no port is free for an engine")
 
 
 def _answers(port: int, path: str) -> bool:

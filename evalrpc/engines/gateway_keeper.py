@@ -48,12 +48,14 @@ class GatewayKeeper:
         self._routes: dict[str, Route] = {}
         self._handle: RunHandle | None = None
         self._client: GatewayClient | None = None
+        self._expected: Set[str] = frozenset()  # the engines of an earlier server
         self._told = ""  # the instance that knows all this
 
     def restore(self, names: Set[str]) -> None:
         """Take up the gateway of an earlier server, if it is there, with the routes to these engines: what is declared anew
         would end them. Without any engine it is ended. Before any other call."""
         with self._lock:
+            self._expected = frozenset(names)
             if not names:
                 self._end()
                 return
@@ -71,6 +73,12 @@ class GatewayKeeper:
                 self._told = status.instance
                 self._engines = {each.name: each for each in status.engines if each.name in names}
                 self._routes = {each.route.token: each.route for each in status.routes if each.route.engine in names}
+
+    def expect(self, route: Route) -> None:
+        """Take a route for one that is there, without calling the gateway: of a job that an earlier server has started."""
+        with self._lock:
+            if route.engine in self._expected:
+                self._routes.setdefault(route.token, route)
 
     def put_engine(self, engine: Engine) -> None:
         """Say where an engine is; without replicas, requests to it are held."""
@@ -90,22 +98,31 @@ class GatewayKeeper:
                 self._end()
 
     def put_route(self, route: Route) -> str:
-        """Make a token valid. Return the URL that stands for the engine's `/v1`."""
+        """Make a token valid. Return the URL that stands for the engine's `/v1`. Raises GatewayRefusedError, too."""
         with self._lock:
-            self._routes[route.token] = route
+            if route.engine not in self._engines:
+                raise GatewayUnavailableError(f"the engine {route.engine} has just ended")
             self._tell(lambda client: client.put_route(route))
-            return f"http://{self._address()}/j/{route.token}/v1"
+            self._routes[route.token] = route
+            return self.url(route.token)
+
+    def url(self, token: str) -> str:
+        """Return the URL with a token, as the gateway has it now."""
+        with self._lock:
+            return f"http://{self._address()}/j/{token}/v1"
 
     def remove_route(self, token: str) -> Counters | None:
         """End a token. Return what became of its requests, if that is known."""
         with self._lock:
-            if self._routes.pop(token, None) is None:
+            if self._routes.pop(token, None) is None or not self._engines:
                 return None
             return self._tell(lambda client: client.remove_route(token))
 
     def counters(self, token: str) -> Counters | None:
         """Return what has become of the requests with a token so far, if that is known."""
         with self._lock:
+            if not self._engines:
+                return None
             return self._tell(lambda client: client.counters(token))
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """The engines of a server: which there are, which jobs use them, and which end to make room for others.
 
 A job comes here twice. The scheduler asks `is_up` before it places the job: with an engine that is up, the job needs no GPUs;
-or else it gets those for an engine, and `reserve` keeps them. Then the job's worker calls `lease`, which starts the engine if
-nobody has, and waits until that answers.
+or else it gets those for an engine. `place` notes either, so that nothing ends the engine before the job begins. Then the job's
+worker calls `lease`, which starts the engine if nobody has, and `wait`.
 
 Threads: any. One lock guards the state of all engines, held for a few lines; the scheduler calls with its own condition held,
 so nothing here calls the scheduler with the lock held.
@@ -27,7 +27,7 @@ from evalrpc.executors.base import Executor, Resources, RunAccount
 from evalrpc.files.private import make_private_folder
 from evalrpc.files.trees import remove_tree
 from evalrpc.jobs.paths import ENGINES_DIR
-from evalrpc.jobs.served_models import identity, is_folder
+from evalrpc.jobs.served_models import identity
 from evalrpc.v1 import engines_pb2 as pb
 from evalrpc.v1.jobs_pb2 import JobInfo, ServedModel
 
@@ -52,7 +52,8 @@ class _Breaker(NamedTuple):
 
 
 class EnginePool:
-    """All engines. `account_of` gives the account of an owner's runs; with one, an engine answers for its owner alone."""
+    """All engines. `account_of` gives the account of an owner's runs, whose home is there by then; with one, an engine answers
+    for its owner alone."""
 
     def __init__(
         self,
@@ -79,8 +80,9 @@ class EnginePool:
         """Passes the questions of jobs on to engines."""
         self.on_change: Callable[[], None] = lambda: None
         """Called without locks whenever devices may have come free, or an engine answers."""
+        self._taken_ports: set[int] = set()
         self._dependencies = EngineDependencies(
-            executor, self.gateway, clock, grace_seconds, self._lock, self._tell_change, self._stopping
+            executor, self.gateway, clock, grace_seconds, self._lock, self._taken_ports, self._tell_change, self._stopping
         )
 
     # For the scheduler, which has its condition held.
@@ -90,21 +92,26 @@ class EnginePool:
         with self._lock:
             return self._find(identity_, owner) is not None or self._open_breaker(identity_, owner) is not None
 
-    def reserve(self, job_id: str, identity_: str, owner: str, resources: Resources) -> None:
-        """Keep devices for the engine of a job. The first lease starts it; without any, `forget_reservation` gives them up."""
-        engine_id = f"engine-{uuid.uuid4()}"
+    def place(self, job_id: str, identity_: str, owner: str, resources: Resources, num_gpus: int) -> bool:
+        """Note that a job is about to use the engine that is up for it, or keep these devices for a new one, which the job's
+        lease starts. `release` ends either. Return False, and do nothing, if they are fewer than the engine needs."""
         with self._lock:
-            engine = Engine(
-                self._dependencies,
-                engine_id,
-                identity_,
-                self._folder / engine_id,
-                resources,
-                owner=owner if self._keeps_owners_apart else "",
-                reserved_for=job_id,
-            )
-            self._begin_idle(engine)
-            self._engines.append(engine)
+            engine = self._find(identity_, owner)
+            if engine is None and self._open_breaker(identity_, owner) is not None:
+                return True  # the lease will tell
+            if engine is None:
+                if len(resources.devices) < num_gpus:
+                    return False
+                engine = self._new(identity_, owner, resources)
+                engine.first_job_id = job_id
+                self._engines.append(engine)
+            engine.users.add(job_id)
+            return True
+
+    def _new(self, identity_: str, owner: str, resources: Resources) -> Engine:
+        engine_id = f"engine-{uuid.uuid4()}"
+        for_whom = owner if self._keeps_owners_apart else ""
+        return Engine(self._dependencies, engine_id, identity_, self._folder / engine_id, resources, owner=for_whom)
 
     def held_devices(self) -> set[str]:
         """Return the devices that engines hold."""
@@ -134,25 +141,34 @@ class EnginePool:
 
     # For the workers of jobs.
 
-    def lease(self, job: JobInfo, reason_to_stop: Callable[[], _Reason | None]) -> "Engine | _Reason":
-        """Return the engine that answers for a job, once it does, or the reason to stop, if there is one before.
+    def lease(self, job: JobInfo) -> Engine:
+        """Return the engine of a job, started if it was only placed. It stays until `release`. Blocks on the disk.
 
-        It stays until `release`. Raises RunFailedError: ENGINE_START_FAILED, ENGINE_INCOMPATIBLE, or ENGINE_LOST where another
-        one may do.
+        Raises OSError, and RunFailedError: ENGINE_START_FAILED, ENGINE_INCOMPATIBLE, or ENGINE_LOST where another one may do.
         """
-        definition = self._definitions.get(job.request.served_model.engine)
-        if definition is None:
-            raise RunFailedError(START_FAILED, f"this server has no engine {job.request.served_model.engine!r} any more")
-        fingerprint = definition.fingerprint(job.request.served_model)
+        served = job.request.served_model
+        definition = self.definition(served.engine)
+        fingerprint = definition.fingerprint(served)
         account = self._account_of(job.owner)
         with self._lock:
-            engine = self._engine_for(job, definition, fingerprint, account)
+            engine = self._engine_of(job)
+            if engine.thread is None:
+                self._start(engine, definition, served, fingerprint, account)
+            elif self._is_out_of_date(engine, job, fingerprint):
+                engine.is_retired = True
+                engine.users.discard(job.job_id)
+                raise RunFailedError(LOST, f"the model {served.model} may have changed since an engine loaded it")
+            engine.users.add(job.job_id)
+            return engine
+
+    def wait(self, engine: Engine, reason_to_stop: Callable[[], _Reason | None]) -> _Reason | None:
+        """Wait until an engine answers, or there is a reason to stop, and return that. Raises RunFailedError if it won't."""
         while True:
             with self._lock:
-                if engine.state == pb.ENGINE_STATE_READY and engine.stop_reason is None:
-                    return engine
-                if not engine.is_up:
+                if engine.is_ending:
                     raise _failure(engine)
+                if engine.state == pb.ENGINE_STATE_READY:
+                    return None
             if (reason := reason_to_stop()) is not None:
                 return reason
             with self._changed:
@@ -167,19 +183,24 @@ class EnginePool:
     def release(self, job_id: str) -> None:
         """Let go of the engine of a job, if it has one. May be called again."""
         with self._lock:
-            for engine in self._engines:
-                if job_id in engine.users:
-                    engine.users.discard(job_id)
-                    self._begin_idle(engine)
-        self._tell_change()
-
-    def forget_reservation(self, job_id: str) -> None:
-        """Give up what was reserved with a job for an engine that nobody has begun to start."""
-        with self._lock:
-            unused = [each for each in self._engines if each.reserved_for == job_id and each.thread is None]
-            self._engines = [each for each in self._engines if each not in unused]
-        if unused:
+            used = [engine for engine in self._engines if job_id in engine.users]
+            for engine in used:
+                engine.users.discard(job_id)
+                engine.idle_since = self._clock.monotonic()
+            self._engines = [each for each in self._engines if each.users or each.thread is not None]
+        if used:
             self._tell_change()
+
+    def definition(self, name: str) -> EngineDefinition:
+        """Return an engine of the operator's by name. Raises RunFailedError."""
+        if name not in self._definitions:
+            raise RunFailedError(START_FAILED, f"this server has no engine {name!r} any more")
+        return self._definitions[name]
+
+    def engine(self, engine_id: str) -> Engine | None:
+        """Return an engine by its id; None if it is forgotten."""
+        with self._lock:
+            return self._named(engine_id)
 
     # For calls.
 
@@ -218,7 +239,10 @@ class EnginePool:
     # The server's start and stop.
 
     def restore(self, jobs: Iterable[JobInfo]) -> None:
-        """Take up the engines of an earlier server, and which of its running jobs use them. Before any other call."""
+        """Take up the engines of an earlier server, and which of its running jobs use them. Before any other call.
+
+        Raises OSError.
+        """
         users: dict[str, set[str]] = {}
         for job in jobs:
             if job.attempts and job.attempts[-1].engine_id:
@@ -234,9 +258,13 @@ class EnginePool:
                 _log.warning("the engine of an earlier server can't be taken up: %s", error, extra={"engine_id": folder.name})
                 continue
             engine.users = users.get(engine.engine_id, set())
-            self._begin_idle(engine)
+            engine.idle_since = self._clock.monotonic()
+            self._taken_ports.add(engine.port)
             self._engines.append(engine)
         self.gateway.restore({engine.engine_id for engine in self._engines})
+
+    def begin_restored(self) -> None:
+        """Go on with the engines that `restore` has found. Raises OSError."""
         with self._lock:
             for engine in self._engines:
                 engine.begin(is_adopted=True)
@@ -260,7 +288,7 @@ class EnginePool:
             str(facts["identity"]),
             folder,
             Resources(str(facts["node"]), tuple(facts["devices"])),
-            self._account_of(owner) if owner else None,
+            self._account_of(owner),
             owner,
             definition,
             served,
@@ -268,6 +296,7 @@ class EnginePool:
             start_count=int(facts["start_count"]),
             restart_count=int(facts["restart_count"]),
             port=int(facts["port"]),
+            start_seconds=facts.get("start_seconds"),
         )
         engine.started_at.FromNanoseconds(int(facts["started_ns"]))
         engine.state_since.CopyFrom(engine.started_at)
@@ -275,26 +304,24 @@ class EnginePool:
             engine.stop_reason = "it is not configured any more"
         return engine
 
-    def _engine_for(self, job: JobInfo, definition: EngineDefinition, fingerprint: str, account: RunAccount | None) -> Engine:
-        """Return the engine of a job, started if it was only reserved. Raises RunFailedError. Called with the lock held."""
-        used = next((each for each in self._engines if job.job_id in each.users and each.is_up), None)
-        served = job.request.served_model
-        name = identity(job.request, job.job_id)
-        engine = used or self._find(name, job.owner)
-        if engine is None:
-            breaker = self._open_breaker(name, job.owner)
-            if breaker is not None:
-                raise RunFailedError(breaker.error.job_error.reason, breaker.error.message)
-            raise RunFailedError(LOST, "the engine that the job was to use has ended before the job began")
-        if engine.thread is None:
-            self._start(engine, definition, served, fingerprint, account)
-        elif used is None and engine.fingerprint != fingerprint and is_folder(served):
-            engine.is_retired = True
-            raise RunFailedError(
-                LOST, f"the model {served.model} has changed since an engine loaded it: another one is started"
-            )
-        engine.users.add(job.job_id)
-        return engine
+    def _engine_of(self, job: JobInfo) -> Engine:
+        """Return the engine that a job was placed on, or has used before a restart. Raises RunFailedError. Called with the lock
+        held."""
+        engine = next((each for each in self._engines if job.job_id in each.users), None)
+        engine = engine or self._find(name := identity(job.request, job.job_id), job.owner)
+        if engine is not None and not engine.is_ending:
+            return engine
+        if engine is not None:
+            raise _failure(engine)
+        if (breaker := self._open_breaker(name, job.owner)) is not None:
+            raise _copy(breaker.error)
+        raise RunFailedError(LOST, "the engine that the job was to use has ended before the job began")
+
+    def _is_out_of_date(self, engine: Engine, job: JobInfo, fingerprint: str) -> bool:
+        """Return whether a job that comes new to an engine might get answers of another model than it names."""
+        has_asked = bool(job.attempts) and job.attempts[-1].engine_id == engine.engine_id
+        is_own = engine.first_job_id == job.job_id
+        return not has_asked and not is_own and (not fingerprint or engine.fingerprint != fingerprint)
 
     def _start(
         self, engine: Engine, definition: EngineDefinition, served: ServedModel, fingerprint: str, account: RunAccount | None
@@ -320,9 +347,6 @@ class EnginePool:
     def _open_breaker(self, identity_: str, owner: str) -> _Breaker | None:
         breaker = self._breakers.get((identity_, owner if self._keeps_owners_apart else ""))
         return breaker if breaker is not None and self._clock.monotonic() < breaker.until else None
-
-    def _begin_idle(self, engine: Engine) -> None:
-        engine.idle_since = self._clock.monotonic()
 
     def _tell_change(self) -> None:
         """Note what has ended, and wake all who wait. Called without the lock."""
@@ -366,10 +390,15 @@ def _holds(engine: Engine) -> bool:
 def _failure(engine: Engine) -> RunFailedError:
     """Return why a job that waits for an engine can't use it."""
     if engine.error is not None:
-        error = RunFailedError(engine.error.job_error.reason, engine.error.message)
-        error.job_error.log_tail[:] = engine.log_tail()
-        return error
+        return _copy(engine.error)
     return RunFailedError(LOST, f"the engine has ended: {engine.stop_reason or 'it was not needed any more'}")
+
+
+def _copy(error: RunFailedError) -> RunFailedError:
+    """Return the same for another job, with the end of the engine's log."""
+    copy = RunFailedError(error.job_error.reason, error.message)
+    copy.job_error.CopyFrom(error.job_error)
+    return copy
 
 
 def _message(engine: Engine) -> pb.Engine:

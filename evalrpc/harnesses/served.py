@@ -7,7 +7,8 @@ from evalrpc.harnesses.base import ServedEndpoint, ServedNeeds
 from evalrpc.v1.jobs_pb2 import EvaluateRequest
 
 API_KEY: Final = "evalrpc"
-"""What harnesses send as a key, since their clients refuse to send none. It is no secret: the address is what gives access."""
+"""What harnesses send as a key where they have none, since their clients refuse to send none. It is no secret: the address is
+what gives access."""
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost")
 _NO_PROXY: Final = ("NO_PROXY", "no_proxy")
@@ -31,4 +32,4 @@ def served_environment(needs: ServedNeeds, served: ServedEndpoint, others: Mappi
     ask the one that is evaluated.
     """
     direct = {name: ",".join(filter(None, (others.get(name), *_LOOPBACK))) for name in _NO_PROXY}
-    return {**direct, "OPENAI_API_KEY": API_KEY, **dict.fromkeys(needs.variables, served.url)}
+    return {**direct, "OPENAI_API_KEY": others.get("OPENAI_API_KEY", API_KEY), **dict.fromkeys(needs.variables, served.url)}

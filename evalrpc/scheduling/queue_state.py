@@ -300,16 +300,16 @@ class QueueState:
     def _heads_of(self, standing: Standing, owner: str, terms: "_Terms") -> Iterator[Head]:
         """Yield the first job of each width of one owner."""
         for job in self._allowed(owner, terms):
-            order = service_order(owner, job.negated_priority, job.sequence, standing)
-            yield Head(order, job._replace(num_gpus=0) if self._has_engine(job) else job)
+            yield Head(service_order(owner, job.negated_priority, job.sequence, standing), job)
 
-    def _has_engine(self, job: QueuedJob) -> bool:
-        """Return whether the engine that a job names is up, so that it needs no GPUs."""
-        return bool(job.engine) and self._engines.is_up(job.engine, job.owner)
+    def _as_placed(self, job: QueuedJob) -> QueuedJob:
+        """Return a job as it can be placed now: without GPUs if the engine that it names is up."""
+        return job._replace(num_gpus=0) if job.engine and self._engines.is_up(job.engine, job.owner) else job
 
     def _allowed(self, owner: str, terms: "_Terms") -> Sequence[QueuedJob]:
         """Return the first job of each width of one owner, as far as the quota goes."""
-        heads, quota = sorted(self._queues[owner].heads(terms.passed)), self._entitlements.policy.quota(owner)
+        heads = sorted(map(self._as_placed, self._queues[owner].heads(terms.passed)))
+        quota = self._entitlements.policy.quota(owner)
         allowed = within_quota(heads, terms.holdings[owner], quota, terms.now_seconds, terms.reservation_seconds)
         if allowed.kept_for is not None:
             self._quotas_kept_for[owner] = allowed.kept_for
@@ -357,6 +357,11 @@ class QueueState:
         """Return how long it takes until a job is ready that was not so for the last `choose`; None where there is none."""
         with self._lock:
             return max(0.0, self._delayed[0].ready_seconds - self.now_seconds()) if self._delayed else None
+
+    def width_of(self, job_id: str) -> int:
+        """Return how many GPUs a queued job asks for; 0 for one that is queued no more."""
+        entry = self._queued.get(job_id)
+        return entry.num_gpus if entry is not None else 0
 
     def now_seconds(self) -> float:
         """Return the time of day that `choose` goes by."""
@@ -473,7 +478,7 @@ class QueueState:
         if entry.num_gpus <= free.widest and (reason := self._quota_reason(entry)):
             return reason
         return placement.wait_reason(
-            entry,
+            self._as_placed(entry),
             position,
             free,
             self._reservation_before(entry, position),

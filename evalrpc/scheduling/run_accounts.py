@@ -78,6 +78,12 @@ class RunAccounts:
             self._owners = {**self._owners, uid: owner}
         return RunAccount(uid, self._pool.groups, self._homes / str(uid))
 
+    def ready_for(self, owner: str) -> RunAccount | None:
+        """Do what `of` does, and see to it that the home of the account is there. Raises OSError, too."""
+        account = self.of(owner)
+        self.hand_over(account, ())
+        return account
+
     def hand_over(self, account: RunAccount | None, steps: Sequence[Run]) -> None:
         """Give the output folders of steps that are about to run to their account, if they have one of their own.
 

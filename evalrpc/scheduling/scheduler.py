@@ -59,7 +59,7 @@ class Scheduler:
         queue_state = self._dependencies.queue_state
         self._to_resume = queue_state.own_running_jobs()
         self._quarantine_leftovers({job.job_id for job in queue_state.running_jobs()})
-        self._engines.restore(self._to_resume)
+        self._dependencies.serving.restore(self._to_resume)
         self._dependencies.preparing.restore(self._to_resume)  # all, before one of them begins to prepare what another does
         with self._condition:
             self._resume_all()
@@ -205,10 +205,15 @@ class Scheduler:
         return None if is_room_made else again
 
     def _hand_over_served(self, job: QueuedJob, resources: Resources) -> bool:
-        """Do the same for a job whose model an engine serves, which gets the devices. Called with the condition held."""
-        if not self._engines.is_up(job.engine, job.owner):
-            self._engines.reserve(job.job_id, job.engine, job.owner, resources)
-        return self._hand_over(job.job_id, (), partial(Supervisor.run, resources=Resources(resources.node)))
+        """Do the same for a job whose model an engine serves, which gets the devices. Return whether to go on choosing. Called
+        with the condition held."""
+        num_gpus = self._dependencies.queue_state.width_of(job.job_id)
+        if not self._engines.place(job.job_id, job.engine, job.owner, resources, num_gpus):
+            return True  # its engine has ended just now, so it is chosen anew, with GPUs
+        if self._hand_over(job.job_id, (), partial(Supervisor.run, resources=Resources(resources.node))):
+            return True
+        self._engines.release(job.job_id)
+        return False
 
     def _ask_to_give_way(self, preemption: Preemption) -> bool:
         """Ask running jobs to give way to a queued one. Return whether that was possible. Called with the condition held."""
@@ -253,7 +258,6 @@ class Scheduler:
             worker.start()
         except (RuntimeError, MemoryError) as error:
             self._forget(job_id)
-            self._engines.forget_reservation(job_id)
             self._lacks_threads = True
             _log.warning("can't start a thread for the job yet: %s", error, extra={"job_id": job_id})
             return False
@@ -274,7 +278,8 @@ class Scheduler:
             _log.error("supervising the job failed: %s", error, exc_info=bug, extra={"job_id": job_id})
             supervisor.abandon(error)
         finally:
-            self._engines.forget_reservation(job_id)
+            if not self._dependencies.stopping.is_set():
+                self._engines.release(job_id)
             self._take_back(job_id)
 
     def _take_back(self, job_id: str) -> None:

@@ -8,7 +8,7 @@ The token is written before the harness starts, so an attempt that goes on under
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -17,7 +17,7 @@ from evalrpc.clock import Clock
 from evalrpc.engines.engine import LOST, Engine
 from evalrpc.engines.gateway.contract import Counters, Route
 from evalrpc.engines.pool import EnginePool
-from evalrpc.errors import GatewayUnavailableError, RunFailedError
+from evalrpc.errors import GatewayRefusedError, GatewayUnavailableError, RunFailedError
 from evalrpc.files.errnos import require_no_shortage
 from evalrpc.files.opening import open_in
 from evalrpc.files.private import create_private_file
@@ -45,6 +45,17 @@ class Serving:
     data_dir: Path
     max_recording_bytes: int = 1 << 30
 
+    def restore(self, jobs: Iterable[JobInfo]) -> None:
+        """Take up the engines of an earlier server, and by which addresses its running jobs ask them. Raises OSError."""
+        served = [job for job in jobs if job.request.HasField("served_model")]
+        self.pool.restore(served)
+        for job in served:
+            run = ServedRun(self, job, lambda _: None)
+            engine = self.pool.engine(job.attempts[-1].engine_id)
+            if engine is not None and (route := run.route_to(engine)) is not None:
+                self.pool.gateway.expect(route)
+        self.pool.begin_restored()
+
 
 class ServedRun:
     """Has the model of one attempt served. Used by one thread."""
@@ -65,24 +76,37 @@ class ServedRun:
         """The engine that answers; empty before one does."""
         return self._engine.engine_id if self._engine is not None else ""
 
+    def lease(self) -> None:
+        """Take the engine that answers for the job. May be called again. Raises RunFailedError, OSError."""
+        self._engine = self._serving.pool.lease(self._job)
+
     def follow(self, reason_to_stop: Callable[[], _Reason | None]) -> _Reason | None:
-        """Wait until an engine answers and the harness can ask it; or return the reason to stop, if there is one before. May be
-        called again. Raises RunFailedError, OSError."""
+        """Wait until the engine answers and the harness can ask it; or return the reason to stop, if there is one before. May
+        be called again. Raises RunFailedError, OSError."""
 
         def look() -> _Reason | None:
             self._report()
             return reason_to_stop()
 
-        found = self._serving.pool.lease(self._job, look)
-        if not isinstance(found, Engine):
-            return found
-        self._engine = found
+        engine = self._leased()
+        if (reason := self._serving.pool.wait(engine, look)) is not None:
+            return reason
         self._token = self._token or self._read_token() or self._new_token()
         try:
-            self._url = self._serving.pool.gateway.put_route(self._route(found))
-        except GatewayUnavailableError as error:
+            self._url = self._serving.pool.gateway.put_route(self._route(engine))
+        except (GatewayUnavailableError, GatewayRefusedError) as error:
             raise RunFailedError(LOST, error.message) from error
         return None
+
+    def recall(self) -> None:
+        """Do without an engine, for a harness that has ended already, under an earlier server. Raises OSError."""
+        self._token = self._read_token()
+        self._url = self._serving.pool.gateway.url(self._token)
+
+    def route_to(self, engine: Engine) -> Route | None:
+        """Return how the attempt asks an engine; None if it has not got so far. Raises OSError."""
+        self._token = self._read_token()
+        return self._route(engine) if self._token else None
 
     def pointed(self, harness: Harness, request: EvaluateRequest) -> EvaluateRequest:
         """Return the request as the harness gets it. Raises RunFailedError for a harness that can't be pointed at a server."""
@@ -96,47 +120,58 @@ class ServedRun:
         return served_environment(needs, self._endpoint(), others)
 
     def look(self) -> None:
-        """Raise RunFailedError with reason ENGINE_LOST if there is no engine any more. Counts now and then."""
-        assert self._engine is not None  # noqa: S101 - `follow` has returned None
-        self._serving.pool.require_there(self._engine)
+        """Raise RunFailedError with reason ENGINE_LOST if the harness has nobody to ask any more. Counts now and then."""
+        self._serving.pool.require_there(self._leased())
         now = self._serving.clock.monotonic()
         if now - self._counted_at >= _COUNT_SECONDS:
             self._counted_at = now
             self._count()
+            self._require_same_address()
 
     def require_sound(self) -> None:
-        """Raise RunFailedError with reason ENGINE_LOST if some answers of the harness are failures of the gateway's own."""
+        """Raise RunFailedError with reason ENGINE_LOST if the harness may have been refused answers for no fault of its own."""
         self._count()
-        if self._counters is not None and self._counters.gateway_failures + self._counters.unavailable:
-            failures = self._counters.gateway_failures + self._counters.unavailable
+        self._require_same_address()
+        counters = self._counters
+        if counters is None:
             raise RunFailedError(
-                LOST, f"{failures} questions got no answer, since the engine or the gateway to it was not there"
+                LOST, "it is not known whether all questions were answered, since the gateway was started anew"
             )
+        if counters.failed and (counters.gateway_failures or counters.unavailable):
+            raise RunFailedError(LOST, f"{counters.failed} questions got no answer, since no engine was there to give it")
 
     def usage(self) -> Usage | None:
         """Return what became of the questions so far; None if that is not known."""
         return _usage(self._counters) if self._counters is not None else None
 
     def close(self, *, is_over: bool) -> None:
-        """End the token and let go of the engine; unless the run goes on without this server."""
+        """End the token and let go of the engine; unless the run goes on without this server. May be called again."""
         if is_over:
             try:
                 self._counters = self._serving.pool.gateway.remove_route(self._token) or self._counters
-            except GatewayUnavailableError as error:
+            except (GatewayUnavailableError, GatewayRefusedError) as error:
                 _log.warning("%s", error.message, extra={"job_id": self._job.job_id})
             self._serving.pool.release(self._job.job_id)
+
+    def _require_same_address(self) -> None:
+        """A gateway whose socket was lost has another address, at which nobody asks it."""
+        if self._serving.pool.gateway.url(self._token) != self._url:
+            raise RunFailedError(LOST, "the gateway to the engines has another address than the harness knows")
 
     def _count(self) -> None:
         try:
             self._counters = self._serving.pool.gateway.counters(self._token) or self._counters
-        except GatewayUnavailableError as error:
+        except (GatewayUnavailableError, GatewayRefusedError) as error:
             _log.warning("%s", error.message, extra={"job_id": self._job.job_id})
 
+    def _leased(self) -> Engine:
+        assert self._engine is not None  # noqa: S101 - `lease` has been called
+        return self._engine
+
     def _endpoint(self) -> ServedEndpoint:
-        assert self._engine is not None  # noqa: S101 - as above
-        assert self._engine.definition is not None  # noqa: S101 - it answers
         served = self._job.request.served_model
-        return ServedEndpoint(self._url, model_name(served), served.model, self._engine.definition.settings.api)
+        api = self._serving.pool.definition(served.engine).settings.api
+        return ServedEndpoint(self._url, model_name(served), served.model, api)
 
     def _route(self, engine: Engine) -> Route:
         return Route(

@@ -10,7 +10,6 @@ What does not pass, or is a bug, ends the run and fails the job (`abandon`).
 
 import enum
 import logging
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor as ThreadExecutor
@@ -265,11 +264,13 @@ class Supervisor:
         self._expected = Expected(pb.JOB_STATUS_RUNNING, job.attempt)
         try:
             outcome = self._try_for_outcome(job, self._dependencies.run_key(job))
-            if self._served is not None:
-                self._served.close(is_over=outcome is not None)
             if outcome is not None:
+                if self._served is not None:
+                    self._served.close(is_over=True)
                 self._commit(self._noting_use(outcome))
         finally:
+            if self._served is not None:
+                self._served.close(is_over=not self._dependencies.stopping.is_set())
             if self._results_reader is not None:
                 self._results_reader.close()
             with self._lock:
@@ -287,7 +288,7 @@ class Supervisor:
 
         def change(job: pb.JobInfo) -> None:
             job.attempts[-1].warm = warm
-            if served is not None:
+            if served is not None and served.engine_id:
                 job.attempts[-1].engine_id = served.engine_id
             if usage is not None:
                 job.usage.CopyFrom(usage)
@@ -329,7 +330,7 @@ class Supervisor:
             raise RunFailedError("HARNESS_UNAVAILABLE", f"this server has no harness {job.request.harness!r} any more")
         if self._ending is None and (ending := self._prepare_model(job)) is not None:
             return self._ended_early(ending, job, {})
-        if self._ending is None and (ending := self._serve_model(job)) is not None:
+        if self._ending is None and (ending := self._serve_or_end(job)) is not None:
             return self._ended_early(ending, job, {})
         output_dir, request = Path(job.attempts[-1].output_dir), self._request_of(job, job.attempt)
         if self._served is not None:
@@ -352,11 +353,11 @@ class Supervisor:
         if ending is _Ending.LET_GO:
             return None
         self._end(handle, job, 0.0 if ending is _Ending.BY_ITSELF else self._dependencies.grace_seconds)
+        if self._served is not None and ending is _Ending.BY_ITSELF:
+            self._served.require_sound()
         read = partial(_finish, found, bounds) if ending is _Ending.BY_ITSELF else found.look
         timeout_seconds = _LAST_LOOK_SECONDS if ending in (_Ending.CANCELLED, _Ending.PREEMPTED) else None
         ending = self._reader.read(read, self._reason_to_read_no_more, timeout_seconds) or ending
-        if self._served is not None and ending is _Ending.BY_ITSELF:
-            self._served.require_sound()
         if ending is _Ending.BY_ITSELF and bounds.failure is None:
             return self._completion(found.results, progress.finish())
         if bounds.failure is not None and ending in (_Ending.BY_ITSELF, _Ending.TOO_LARGE):
@@ -389,20 +390,35 @@ class Supervisor:
             preparation.end(self._dependencies.grace_seconds)
         return ending
 
+    def _serve_or_end(self, job: pb.JobInfo) -> _Ending | None:
+        """Do what `_serve_model` does. If nothing comes of it, nothing is left of a harness that runs already, unless the next
+        server goes on with it."""
+        try:
+            ending = self._serve_model(job)
+        except RunFailedError:
+            if self._handle is not None:
+                self._end(self._handle, job, self._dependencies.grace_seconds)
+            raise
+        if self._handle is not None and ending not in (None, _Ending.LET_GO):
+            self._end(self._handle, job, self._dependencies.grace_seconds)
+        return ending
+
     def _serve_model(self, job: pb.JobInfo) -> _Ending | None:
         """Wait until an engine answers for the model, if that is asked for. Return why the job is to be followed no more, if
         that comes first. Raises RunFailedError, OSError."""
         if not job.request.HasField("served_model"):
             return None
         served = self._served = self._served or ServedRun(self._dependencies.serving, job, self._publish)
-        if (ending := served.follow(partial(self._reason_to_prepare_no_more, job))) is not None:
-            return ending
+        if self._handle is not None and self._handle.wait(0):
+            served.recall()
+            return None
+        served.lease()
         if job.attempts[-1].engine_id != served.engine_id:
             try:
                 self._update(lambda job: transitions.note_engine(job, served.engine_id))
             except StoreUnavailableError as error:  # `_noting_use` says it at the end
                 _log.warning("can't commit the engine yet: %s", error, extra={"job_id": self._job_id})
-        return None
+        return served.follow(partial(self._reason_to_prepare_no_more, job))
 
     def _reason_to_prepare_no_more(self, job: pb.JobInfo) -> _Ending | None:
         elapsed_ns = self._dependencies.clock.now().ToNanoseconds() - job.started_at.ToNanoseconds()
@@ -433,7 +449,7 @@ class Supervisor:
         umask = self._dependencies.output_access.umask_in(run.output_dir)
         command = replace(command_of(harness, steps), umask=umask, secrets=secrets)
         if self._served is not None:
-            command = replace(command, env={**command.env, **self._served.environment(harness, {**os.environ, **command.env})})
+            command = replace(command, env={**command.env, **self._served.environment(harness, command.env)})
         self._dependencies.accounts.hand_over(key.account, steps)
         resources = self._resources._replace(limits=self._dependencies.limits_of(run.request.harness))
         place = {"node": self._resources.node, "gpus": self._resources.devices}

@@ -194,7 +194,7 @@ class Server:
         self._engines = EnginePool(
             {name: EngineDefinition(engine) for name, engine in settings.engines.items()},
             self._executor,
-            accounts.of,
+            accounts.ready_for,
             clock,
             data_dir,
             settings.grace_seconds,

@@ -47,7 +47,7 @@ class ReadLogRequest(_message.Message):
     """
     engine: _builtins.bool
     """Send the log of the engine that answered for the attempt's model (see `EvaluateRequest.served_model`) in place of the
-    harness's, from the engine's start on. It ends where the log ends now: `follow` is rejected. Empty where there was none, or
+    harness's: that of its latest process, from the start on. It ends where the log ends now: `follow` is rejected. Empty where there was none, or
     where it is forgotten. Default: false.
     """
     @_builtins.property

@@ -770,7 +770,7 @@ class JobAttempt(_message.Message):
     for that process. Set by the server when it ends; false while it runs.
     """
     engine_id: _builtins.str
-    """The engine that answered for its model (see ListEngines, which forgets it some time after it has ended). Set once it answers.
+    """The engine that answered for its model (see ListEngines, which forgets it some time after it has ended). Set before it answers.
     Empty without `EvaluateRequest.served_model`.
     """
     @_builtins.property
