@@ -222,3 +222,50 @@ def test_an_engine_outlives_its_server_and_so_do_its_jobs(site: Site, engines: N
     completed(server.api, submit(server.api, model))
     assert len(models.starts(model)) == 1
     assert sorted(set(models.questions(model))) == [f"question {number}" for number in range(3)]
+
+
+def test_no_engine_ends_under_a_job_that_was_placed_on_it(api: Api, models: Models) -> None:
+    model = models.make()
+    completed(api, submit(api, model, num_gpus=2))
+    for _ in range(3):
+        served = submit(api, model, num_gpus=2)
+        other = api.submit("good", request={"num_gpus": 2})
+        assert completed(api, served).attempt == 1
+        assert api.wait_for(other.job_id, COMPLETED)
+
+
+def test_an_engine_ends_once_it_has_been_idle_for_its_time(
+    site: Site, engines: None, serve: Callable[..., ServerHere], models: Models
+) -> None:
+    site.config.write_text(site.config.read_text().replace("idle_seconds = 300", "idle_seconds = 0"))
+    api = serve().api
+    completed(api, submit(api, models.make(), num_gpus=2))
+    eventually(lambda: api.ListEngines().engines[0].state == ENDED, "for it to end")
+    assert api.GetQueue().free_gpu_count == 2
+    (gateway,) = (site.folder / "data" / "engines" / "gateway").iterdir()
+    eventually(lambda: not processes_of_job(gateway.name), "for the gateway to end, which has nothing to do")
+
+
+def test_a_job_is_cancelled_while_its_engine_loads(api: Api, models: Models) -> None:
+    job_id = submit(api, models.make(), args={"behave": "never-ready"})
+    api.wait_for(job_id, RUNNING)
+    eventually(lambda: api.get(job_id).progress.phase == pb.Progress.PHASE_SERVING)
+    api.CancelJob(job_id=job_id)
+    assert ended(api, job_id).status == CANCELLED
+
+
+def test_where_an_engine_is_configured_no_more_nothing_is_left_of_it_nor_of_its_jobs(
+    site: Site, engines: None, launch: Launch, models: Models
+) -> None:
+    model = models.make()
+    models.hold(model)
+    server = launch()
+    job_id = submit(server.api, model)
+    eventually(lambda: models.questions(model), "for a question")
+    (engine,) = server.api.ListEngines().engines
+    server.kill()
+    site.config.write_text(site.config.read_text().split("[engines.stub]")[0])
+    api = launch().api
+    assert ended(api, job_id).error.reason == "ENGINE_START_FAILED"
+    assert not processes_of_job(job_id)
+    eventually(lambda: not processes_of_job(engine.engine_id), "for the engine to end")
