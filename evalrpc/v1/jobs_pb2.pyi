@@ -829,7 +829,7 @@ class JobError(_message.Message):
     `HARNESS_UNAVAILABLE`, `TIMED_OUT`, `LOG_TOO_LARGE` and `OUTPUT_TOO_LARGE` (the run left more than the server allows; never
     retried), `RUN_LOST`, `PREPARATION_FAILED` (the log tail is that of the preparation), `ENGINE_START_FAILED` and
     `ENGINE_INCOMPATIBLE` (the engine did not come to answer, or not rightly; the log tail is that of the engine), `ENGINE_LOST` (it
-    ended again and again while the job asked it; tried again three times, and not counted among the attempts), `CANCELLED`,
+    ended while the job asked it, or its model changed; tried again three times, and not counted among the attempts), `CANCELLED`,
     `SUPERSEDED`, `SERVER_ERROR`; of an attempt also `PREEMPTED`. Reasons may be added.
     """
     message: _builtins.str
