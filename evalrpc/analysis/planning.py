@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from evalrpc.reading.job_results import JobResults
 from evalrpc.v1.comparison_pb2 import MetricComparison, MetricPlan, PlanComparisonRequest, PlanComparisonResponse
 from evalrpc.v1.jobs_pb2 import JobInfo
 
+_LARGEST: Final = 2**63 - 1
 _NOT_FINITE = "the values are too large for a variance"
 _ASSUMES_INDEPENDENCE = "assumes that the other model's answers are independent of this one's, so fewer samples may do"
 
@@ -179,4 +180,4 @@ def _design(call: PlanComparisonRequest) -> Design:
 
 def _rounded(number: float) -> int:
     """Round up, to at least 1, and to what a message can hold."""
-    return max(1, min(2**63 - 1, math.ceil(number)))
+    return max(1, math.ceil(number)) if number < _LARGEST else _LARGEST

@@ -71,6 +71,9 @@ MIN_HEARTBEAT_SECONDS: Final = 0.1
 _MAX_PATH_KEY: Final = 64  # characters of a key in the path of a field
 UPDATABLE: Final = frozenset({"labels", "priority"})
 """What UpdateJob can change of a job."""
+MIN_DIFFERENCE: Final = 1e-12
+MAX_DIFFERENCE: Final = 1e12
+"""What a comparison is planned for. What is beyond can't be computed with."""
 _YEAR_2200_SECONDS: Final = 7_258_118_400
 
 _BATCH_SIZE = re.compile(r"auto(:[1-9][0-9]{0,5})?|[1-9][0-9]{0,5}")
@@ -277,8 +280,7 @@ def comparison(call: CompareJobsRequest) -> _Violations:
 
 def plan(call: PlanComparisonRequest) -> _Violations:
     """Yield what is wrong with a PlanComparisonRequest."""
-    if not 0 < call.difference < math.inf:
-        yield FieldViolation("difference", f"must be finite and above 0, such as 0.01, and is {call.difference:g}")
+    yield from _within("difference", call.difference, MIN_DIFFERENCE, MAX_DIFFERENCE)
     if call.HasField("alpha"):
         yield from _within("alpha", call.alpha, MIN_ALPHA, MAX_ALPHA)
     if call.HasField("power"):

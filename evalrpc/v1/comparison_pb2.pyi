@@ -766,7 +766,7 @@ class PlanComparisonRequest(_message.Message):
     CLUSTER_BY_FIELD_NUMBER: _builtins.int
     difference: _builtins.float
     """The smallest difference that is to be seen, in the metric's own unit, so 0.01 is one percentage point of an accuracy from 0
-    to 1. Required, finite and above 0.
+    to 1. Required, from 1e-12 to 1e12.
     """
     alpha: _builtins.float
     """The significance level of the comparison. 0.001 to 0.5. Absent: 0.05."""

@@ -292,11 +292,20 @@ def test_repeats_of_one_job_say_how_many_more_it_takes(runs: Runs) -> None:
     assert plan.required_repeats == math.ceil(1 / (40 * (0.1 / (1.959964 + 0.841621)) ** 2)) == 20
 
 
+@pytest.mark.parametrize("difference", [1e-12, 1e12])
+def test_the_smallest_and_the_largest_difference_are_planned_for(runs: Runs, difference: float) -> None:
+    baseline, candidate = (runs.job(name, rows_of(values)) for name, values in (("a", [0, 1] * 10), ("b", [0.5, 1] * 10)))
+    (plan,) = runs.api.PlanComparison(difference=difference, baseline_job_id=baseline, candidate_job_id=candidate).metrics
+    assert 1 <= plan.required_sample_count <= 2**63 - 1
+
+
 @pytest.mark.parametrize(
     ("fields", "bad"),
     [
         ({}, ["baseline_job_id", "difference"]),
         ({"difference": math.nan, "differing_ratio": 0.1}, ["difference"]),
+        ({"difference": 1e308, "baseline_job_id": NOWHERE}, ["difference"]),
+        ({"difference": 5e-321, "baseline_job_id": NOWHERE}, ["difference"]),
         ({"difference": 0.1, "differing_ratio": 0.05}, ["differing_ratio"]),
         ({"difference": 0.1, "differing_ratio": 1.5}, ["differing_ratio"]),
         ({"difference": 0.1, "differing_ratio": 0.5, "baseline_job_id": NOWHERE}, ["baseline_job_id"]),
