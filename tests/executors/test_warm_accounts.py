@@ -96,6 +96,8 @@ class Owners:
         (self.code / "program.py").write_text(PROGRAM)
         (self.code / "loaded.py").write_text(LOADED)
         self.limits = NO_LIMITS
+        self.environment = {"PYTHONPATH": str(self.code)}
+        self.cwd = self.code
         self.executor = self.new_executor()
         self._runs: list[tuple[RunKey, RunHandle]] = []
 
@@ -114,7 +116,7 @@ class Owners:
         program = (PYTHON, "-m", "program")
         preload = Preload("own", program, "program", ("loaded",)) if warm else None
         argv = (*program, *(argument.replace("FOLDER", str(folder)) for argument in arguments))
-        command = Command(argv, {"PYTHONPATH": str(self.code)}, {folder / "request": b"request"}, self.code, preload=preload)
+        command = Command(argv, self.environment, {folder / "request": b"request"}, self.cwd, preload=preload)
         self.executor.make_room(key, 1)
         run = self.executor.start(key, command, Resources(LOCAL_NODE, limits=self.limits))
         self._runs.append((key, run))
@@ -179,6 +181,26 @@ def test_it_finds_all_as_a_cold_run_does(owners: Owners) -> None:
 def test_it_ends_as_a_cold_run_does(owners: Owners, arguments: tuple[str, ...]) -> None:
     owners.run(ALICE, "exit", "0")
     assert owners.run(ALICE, *arguments)[0] == owners.run(ALICE, *arguments, warm=False)[0]
+
+
+def test_no_process_of_the_server_has_the_environment_of_its_runs(owners: Owners) -> None:
+    """The dynamic loader of such a process would load what variables name, such as LD_PRELOAD."""
+    traces = owners.folder / "loader"
+    traces.mkdir()
+    traces.chmod(0o1777)
+    owners.environment |= {"LD_DEBUG": "libs", "LD_DEBUG_OUTPUT": str(traces / "trace")}
+    owners.run(ALICE, "exit", "0")
+    assert {path.stat().st_uid for path in traces.iterdir()} == {ALICE}
+
+
+def test_a_folder_that_is_closed_to_the_account_is_named_as_the_problem(
+    owners: Owners, caplog: pytest.LogCaptureFixture
+) -> None:
+    owners.cwd = owners.folder / "closed"
+    owners.cwd.mkdir(mode=0o700)
+    run = owners.start(ALICE, "exit", "3")
+    assert (ended(run), run.is_warm) == (Exit(code=3), False)
+    assert f"Permission denied: '{owners.cwd}'" in caplog.text
 
 
 def test_each_owner_has_a_parent_of_its_own(owners: Owners) -> None:

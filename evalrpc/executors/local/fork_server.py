@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 class ForkServer:
     """This server's fork server. It ends with the server; the shims that it forked go on. May be used from several threads.
 
-    Raises OSError if it can't be started.
+    `inherited` are descriptors that it gets. Raises OSError if it can't be started.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class ForkServer:
         program: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         folder: str | None = None,
+        inherited: Sequence[int] = (),
     ) -> None:
         server = os.getpid()
         self._lock = threading.Lock()  # one request at a time, each with its reply
@@ -48,6 +49,7 @@ class ForkServer:
             start_new_session=True,
             env=environment,
             cwd=folder,
+            pass_fds=inherited,
         )
         os.set_blocking(self._pipes()[0].fileno(), False)
 

@@ -109,7 +109,7 @@ class WarmParent:
         """Import what runs will, and return why that is impossible. Any but the first may be missing in this version."""
         first, *others = self._order["modules"]
         try:
-            os.chdir(os.getcwd())  # as its runs will; the server may have put it into a folder that is closed to its account
+            os.chdir(self._order["folder"])  # as its runs will; it may be closed to this account
             script = _load("evalrpc_preload", self._order["script"]) if self._order["script"] else None
             if script is not None and hasattr(script, "prepare"):
                 script.prepare()

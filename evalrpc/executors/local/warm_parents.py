@@ -12,6 +12,7 @@ counts (`fork_server.py`, `LocalExecutor`), is shown to nobody, and decides noth
 
 import errno
 import logging
+import marshal
 import os
 import select
 import signal
@@ -321,13 +322,12 @@ class WarmParents:
     def _load(self, parent: Parent) -> _Loaded:
         process, loaded = None, _Loaded("it could not be imported beforehand")
         try:
-            program = self._program(parent)
-            process = _start(program, parent.kind.folder, dict(parent.kind.variables))
+            process = self._start(parent)
             with self._changed:
                 self._loading.append(process)
                 if self._closed:
                     process.kill()
-            loaded = _load(process, parent.kind.preload)
+            loaded = _load(process, parent.kind.preload, parent.kind.folder)
         except (OSError, ValueError) as error:  # the latter for variables that no program can have
             loaded = _Loaded(f"no process can be started that imports it beforehand: {error}")
         finally:
@@ -342,23 +342,13 @@ class WarmParents:
                 _end_cgroup(parent)
         return loaded
 
-    def _program(self, parent: Parent) -> Sequence[str]:
-        """Return how a parent is started; one with an account of its own in a new cgroup. Raises OSError."""
-        program = (parent.kind.preload.program[0], warm_parent.__file__)
-        if parent.kind.account is None or self._cgroups is None:
-            return program
-        uid, groups = parent.kind.account
+    def _start(self, parent: Parent) -> ForkServer:
+        """Start a parent; one with an account of its own in a new cgroup. Raises OSError, ValueError."""
+        kind = parent.kind
+        if kind.account is None or self._cgroups is None:
+            return _start(kind.preload, kind.folder, dict(kind.variables))
         parent.cgroup = self._cgroups.create_for_parent(parent.limits, own_name())
-        start = (
-            sys.executable,
-            "-I",
-            "-S",
-            account_start.__file__,
-            str(parent.cgroup.path),
-            str(uid),
-            ",".join(map(str, groups)),
-        )
-        return *start, *program
+        return _start_with_account(kind, kind.account, parent.cgroup)
 
     def _discard(self, parent: Parent) -> None:
         with self._changed:
@@ -377,9 +367,9 @@ def own_name() -> str:
 
 def try_preload(preload: Preload, folder: Path, environment: Mapping[str, str]) -> str:
     """Make a parent, end it, and say what came of it. Raises OSError."""
-    process = _start((preload.program[0], warm_parent.__file__), str(folder), environment)
+    process = _start(preload, str(folder), environment)
     try:
-        loaded = _load(process, preload)
+        loaded = _load(process, preload, str(folder))
         size_bytes = _memory_bytes(process)
     finally:
         process.kill()
@@ -421,13 +411,28 @@ def _shown_problem(parent: Parent) -> str:
     return "it could not be loaded with the account of some owner's runs: the server's log says why"
 
 
-def _start(program: Sequence[str], folder: str, environment: Mapping[str, str]) -> ForkServer:
-    return ForkServer(program, {**environment, **_VARIABLES}, folder)
+def _start(preload: Preload, folder: str, environment: Mapping[str, str]) -> ForkServer:
+    return ForkServer(_program(preload), {**environment, **_VARIABLES}, folder)
 
 
-def _load(process: ForkServer, preload: Preload) -> _Loaded:
+def _start_with_account(kind: _Kind, account: tuple[int, tuple[int, ...]], cgroup: RunCgroup) -> ForkServer:
+    """Start a parent that has neither its environment nor its folder until it has its account (`account_start.py`)."""
+    uid, groups = account
+    with os.fdopen(os.memfd_create("evalrpc-start"), "wb") as file:
+        file.write(marshal.dumps((kind.folder, {**dict(kind.variables), **_VARIABLES})))
+        file.seek(0)
+        start = (sys.executable, "-I", "-S", account_start.__file__, str(cgroup.path), str(uid), ",".join(map(str, groups)))
+        return ForkServer((*start, str(file.fileno()), *_program(kind.preload)), {}, "/", (file.fileno(),))
+
+
+def _program(preload: Preload) -> Sequence[str]:
+    return preload.program[0], warm_parent.__file__
+
+
+def _load(process: ForkServer, preload: Preload, folder: str) -> _Loaded:
     """Let a process import what runs will, and wait for that."""
     order = {
+        "folder": folder,
         "program": list(preload.program),
         "module": preload.module,
         "modules": list(preload.modules),
