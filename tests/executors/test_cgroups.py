@@ -57,6 +57,13 @@ def test_a_cgroup_that_is_gone_has_no_processes(tmp_path: Path) -> None:
     assert (cgroup.is_populated(), cgroup.processes()) == (False, [])
 
 
+def test_the_memory_that_is_charged_to_a_cgroup_is_known_where_it_has_the_controller(tmp_path: Path) -> None:
+    cgroup = fake(tmp_path / "run")
+    assert cgroup.memory_bytes() is None
+    (tmp_path / "run" / "memory.current").write_text("12345\n")
+    assert cgroup.memory_bytes() == 12345
+
+
 def test_events_that_do_not_say_so_prove_no_end(tmp_path: Path) -> None:
     cgroup = fake(tmp_path / "run")
     for text in ("", "frozen 0\n", "populated 1\n", "populated 01\n"):

@@ -21,7 +21,7 @@ from evalrpc.executors.base import NO_LIMITS, Resources, RunAccount, RunHandle, 
 from evalrpc.executors.local import fork_server
 from evalrpc.executors.local.cgroups import find_cgroups
 from evalrpc.executors.local.executor import LOCAL_NODE, LocalExecutor
-from evalrpc.executors.local.processes import processes_of_job
+from evalrpc.executors.local.processes import processes_of_job, resident_bytes
 from evalrpc.executors.local.warm_parents import WarmLimits
 from evalrpc.harnesses.base import Command, Exit, Preload
 
@@ -86,6 +86,20 @@ LIES = {
 }
 
 
+LEAVES_PROCESSES = """
+import os, sys, time
+parent = sys.modules['__main__'].WarmParent
+answer = parent.answer
+def answer_and_fork(self, message):
+    if isinstance(message, int) and os.fork() == 0:  # a run has ended, so the parent is in its own cgroup
+        os.setsid()
+        large = bytearray(b'x') * 150_000_000
+        time.sleep(1000)
+    return answer(self, message)
+parent.answer = answer_and_fork
+"""
+
+
 class Owners:
     """Runs of two owners."""
 
@@ -101,8 +115,8 @@ class Owners:
         self.executor = self.new_executor()
         self._runs: list[tuple[RunKey, RunHandle]] = []
 
-    def new_executor(self) -> LocalExecutor:
-        limits = WarmLimits(idle_seconds=1000.0, max_bytes=1024**3)
+    def new_executor(self, max_bytes: int = 1024**3) -> LocalExecutor:
+        limits = WarmLimits(idle_seconds=1000.0, max_bytes=max_bytes)
         self.executor = LocalExecutor({"PATH": "/usr/bin:/bin"}, cgroups=CGROUPS, warm_limits=limits)
         return self.executor
 
@@ -146,6 +160,13 @@ class Owners:
         """Let parents run some code when they import the program."""
         only_parents = "if __import__('sys').argv[0].endswith('warm_parent.py'):\n"
         (self.code / "loaded.py").write_text(f"{LOADED}{only_parents}{indent(code, '    ')}\n")
+
+    def run_from_parent_that_leaves_processes(self, uid: int) -> list[int]:
+        """Run something, and return the processes in the cgroup of the parent."""
+        self.load_in_parents(LEAVES_PROCESSES)
+        self.run(uid, "exit", "0")
+        eventually(lambda: any(resident_bytes(pid) > 150_000_000 for pid in self.parents(uid)))
+        return self.parents(uid)
 
     def close(self) -> None:
         self.executor.close()
@@ -245,12 +266,9 @@ def test_a_run_that_kills_its_shim_hurts_only_itself(owners: Owners) -> None:
 
 
 def test_the_next_server_finds_it_and_ends_what_is_left_of_parents(owners: Owners) -> None:
-    owners.load_in_parents("import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(1000)")
-    owners.run(ALICE, "exit", "0")
+    left = owners.run_from_parent_that_leaves_processes(ALICE)
     run = owners.start(ALICE, "sleep")
     eventually(lambda: owners.log(run))
-    left = owners.parents(ALICE)
-    assert len(left) == 2
     owners.executor.close()
     eventually(lambda: not any(map(is_alive, left)))
     found = owners.new_executor().find(owners.key(run))
@@ -271,6 +289,24 @@ def test_parents_of_a_server_that_is_gone_are_ended(owners: Owners, monkeypatch:
     next_server.prepare()
     next_server.close()
     eventually(lambda: not any(map(is_alive, left)))
+
+
+def test_a_parent_that_starts_processes_when_it_is_loaded_is_ended_with_these(owners: Owners) -> None:
+    owners.load_in_parents("import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(1000)")
+    run = owners.start(ALICE, "exit", "3")
+    assert (ended(run), run.is_warm) == (Exit(code=3), False)
+    assert "starts processes" in owners.executor.warm_state("own").problem
+    assert owners.parents(ALICE) == []
+
+
+def test_what_a_parent_starts_later_counts_as_its_memory(owners: Owners) -> None:
+    owners.executor.close()
+    owners.new_executor(max_bytes=100_000_000)
+    left = owners.run_from_parent_that_leaves_processes(ALICE)
+    (owners.code / "loaded.py").write_text(LOADED)
+    owners.run(BOB, "exit", "0")
+    eventually(lambda: not any(map(is_alive, left)))
+    assert owners.parents(BOB)
 
 
 @pytest.mark.parametrize("lie", LIES)

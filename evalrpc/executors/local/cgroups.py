@@ -67,6 +67,11 @@ class RunCgroup:
         found = (_read(Path(folder, "cgroup.procs")).split() for folder, _, _ in _walk(self.path))
         return [pid for ids in found for pid in map(int, ids) if pid]
 
+    def memory_bytes(self) -> int | None:
+        """Return how much memory is charged to it; None where it has no controller that knows."""
+        current = _read(self.path / "memory.current")
+        return int(current) if current else None
+
     def add(self, pid: int) -> None:
         """Move a process here. What that has forked already stays where it is."""
         _write(self.path / "cgroup.procs", str(pid))

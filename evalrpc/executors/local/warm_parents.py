@@ -32,6 +32,7 @@ from evalrpc.executors.local import account_start, shim, warm_parent
 from evalrpc.executors.local.cgroups import Cgroups, RunCgroup
 from evalrpc.executors.local.environment import ATTEMPT_VARIABLE, JOB_ID_VARIABLE
 from evalrpc.executors.local.fork_server import ForkServer
+from evalrpc.executors.local.processes import resident_bytes
 from evalrpc.executors.local.warm_parent import NO_JOB_VARIABLE
 from evalrpc.harnesses.base import Command, Preload
 from evalrpc.printable import printable
@@ -49,7 +50,7 @@ _OF_ONE_RUN: Final = _MARKS | _VARIABLES.keys()
 _LOOK_SECONDS: Final = 0.2
 _END_SECONDS: Final = 10.0
 _RETRY_SECONDS: Final = 600.0
-_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_STARTS_PROCESSES: Final = "it starts processes as soon as it is imported, which would go on outside any job"
 
 _log = logging.getLogger(__name__)
 
@@ -300,7 +301,7 @@ class WarmParents:
             for parent in sorted(self._parents.values(), key=lambda each: -each.last_used):
                 if parent.process is None:
                     continue
-                size_bytes = _memory_bytes(parent.process)
+                size_bytes = _memory_bytes(parent.process, parent.cgroup)
                 used_bytes += size_bytes
                 if size_bytes > self._limits.max_bytes:
                     parent.problem = f"a process with it in memory needs {size_bytes:,} bytes: see the setting warm_max_bytes"
@@ -328,6 +329,8 @@ class WarmParents:
                 if self._closed:
                     process.kill()
             loaded = _load(process, parent.kind.preload, parent.kind.folder)
+            if not loaded.problem and parent.cgroup is not None and set(parent.cgroup.processes()) - {process.pid}:
+                loaded = loaded._replace(problem=_STARTS_PROCESSES)
         except (OSError, ValueError) as error:  # the latter for variables that no program can have
             loaded = _Loaded(f"no process can be started that imports it beforehand: {error}")
         finally:
@@ -406,7 +409,7 @@ def _end_cgroup(parent: Parent) -> None:
 
 def _shown_problem(parent: Parent) -> str:
     """Return why there is no parent, for everyone: so not what one with the account of an owner says."""
-    if parent.kind.account is None:
+    if parent.kind.account is None or parent.problem == _STARTS_PROCESSES:
         return parent.problem or parent.refusal
     return "it could not be loaded with the account of some owner's runs: the server's log says why"
 
@@ -477,7 +480,18 @@ def _content(file: IO[bytes]) -> bytes:
     return file.read()
 
 
-def _memory_bytes(process: ForkServer) -> int:
-    with suppress(OSError, IndexError):  # it has ended
-        return int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * _PAGE_BYTES
+def _memory_bytes(process: ForkServer, cgroup: RunCgroup | None = None) -> int:
+    """Return what a parent needs, with what it may have started in its cgroup."""
+    started: list[int] = []
+    if cgroup is not None:
+        with suppress(OSError):  # of a shortage
+            if (charged_bytes := cgroup.memory_bytes()) is not None:
+                return charged_bytes
+            started = cgroup.processes()
+    return sum(map(_resident_bytes, {process.pid, *started}))
+
+
+def _resident_bytes(pid: int) -> int:
+    with suppress(OSError):  # it has ended
+        return resident_bytes(pid)
     return 0
