@@ -27,6 +27,7 @@ from evalrpc.executors.local.processes import resident_bytes
 PROCESS_NAME: Final = "evalrpc-reader"
 
 _MIB: Final = 1024 * 1024
+_TAKEN: Final = b"\0"  # what comes before an answer, as soon as an order does
 _KEPT_BYTES: Final = 512 * _MIB  # a process that has grown larger serves no other call
 _PROGRAM: Final = """
 import pickle, sys
@@ -71,7 +72,8 @@ class LimitedProcess:
         order = pickle.dumps((self.limits, function, arguments))
         child, is_kept = self._begin()
         outcome = self._carry_out(child, order)
-        if outcome is _NO_ANSWER and is_kept:  # it may have been killed while it was idle: where memory runs out, it goes first
+        if isinstance(outcome, _NoAnswer) and not outcome.is_taken and is_kept:
+            # It was killed while it was idle: where memory runs out, it goes first.
             child, _ = self._begin()
             outcome = self._carry_out(child, order)
         result: _T = _result(outcome, child.process.returncode, self.limits)
@@ -96,12 +98,12 @@ class LimitedProcess:
             return self._child, is_kept
 
     def _carry_out(self, child: "_Child", order: bytes) -> object:
-        """Give an order to a process, and let it end unless it is kept. Return its answer, or _NO_ANSWER."""
-        outcome: object = _NO_ANSWER
+        """Give an order to a process, and let it end unless it is kept. Return its answer, or why there is none."""
+        outcome: object = _NoAnswer(is_taken=False)
         try:
             outcome = child.carry_out(order)
         finally:
-            is_kept = self._is_kept and outcome is not _NO_ANSWER and child.is_small()
+            is_kept = self._is_kept and not isinstance(outcome, _NoAnswer) and child.is_small()
             if not is_kept:
                 child.wait()
             with self._lock:
@@ -124,13 +126,16 @@ class _Child(NamedTuple):
     answers: IO[bytes]
 
     def carry_out(self, order: bytes) -> object:
-        """Give an order, and return the answer; _NO_ANSWER once the process has ended without one."""
-        try:
+        """Give an order, and return the answer, or what is known once the process has ended without one."""
+        with suppress(BrokenPipeError):
             self.orders.write(order)
             self.orders.flush()
+        if self.answers.read(len(_TAKEN)) != _TAKEN:
+            return _NoAnswer(is_taken=False)
+        try:
             return pickle.load(self.answers)  # noqa: S301 - from a program of ours
-        except (BrokenPipeError, EOFError, pickle.UnpicklingError):
-            return _NO_ANSWER
+        except (EOFError, pickle.UnpicklingError):
+            return _NoAnswer(is_taken=True)
 
     def is_small(self) -> bool:
         try:
@@ -146,7 +151,11 @@ class _Child(NamedTuple):
         self.process.wait()
 
 
-_NO_ANSWER: Final = object()
+class _NoAnswer(NamedTuple):
+    """What is known of an order whose process has ended without an answer."""
+
+    is_taken: bool
+    """Whether the process had begun with it."""
 
 
 def _start() -> _Child:
@@ -168,9 +177,11 @@ def main() -> None:
         Path("/proc/self/comm").write_text(PROCESS_NAME)
         Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, this goes first
     gc.disable()  # it would look through a large document again and again
-    with os.fdopen(os.dup(1), "wb") as answers, suppress(EOFError):
+    with os.fdopen(os.dup(1), "wb") as answers:
         os.dup2(2, 1)  # what a harness prints is for the log
-        while True:
+        while sys.stdin.buffer.peek(1):
+            answers.write(_TAKEN)
+            answers.flush()
             limits, function, arguments = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the server itself
             _set_limits(limits)
             pickle.dump(_carry_out(limits, function, arguments), answers)
@@ -214,7 +225,7 @@ def _result(outcome: object, return_code: int | None, limits: Limits) -> Any:
     """Return what the function has returned. Raises what went wrong."""
     if isinstance(outcome, _Failure):
         raise outcome.error
-    if outcome is not _NO_ANSWER:
+    if not isinstance(outcome, _NoAnswer):
         return outcome
     if return_code == -signal.SIGXCPU:
         raise ProcessLimitError(f"more than {limits.processor_seconds} seconds of a processor")
