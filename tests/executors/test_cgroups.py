@@ -12,9 +12,9 @@ from running import CLEANING_UP, SECONDS, Runs, ended
 from waiting import eventually
 
 from evalrpc.errors import RunFailedError
-from evalrpc.executors.base import RunKey
+from evalrpc.executors.base import NO_LIMITS, RunKey
 from evalrpc.executors.local import executor
-from evalrpc.executors.local.cgroups import Cgroups, RunCgroup, find_cgroups
+from evalrpc.executors.local.cgroups import MEMORY, Cgroups, RunCgroup, find_cgroups
 from evalrpc.executors.local.executor import LocalExecutor
 from evalrpc.executors.local.processes import processes_of_job
 from evalrpc.harnesses.base import Exit
@@ -55,6 +55,12 @@ def test_a_cgroup_that_is_gone_has_no_processes(tmp_path: Path) -> None:
     cgroup.kill()
     cgroup.remove()
     assert (cgroup.is_populated(), cgroup.processes()) == (False, [])
+
+
+def test_a_cgroup_of_a_parent_that_can_not_be_limited_is_removed(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"memory\.max"):
+        Cgroups(tmp_path, tmp_path, {MEMORY}).create_for_parent(NO_LIMITS, "server")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_memory_that_is_charged_to_a_cgroup_is_known_where_it_has_the_controller(tmp_path: Path) -> None:

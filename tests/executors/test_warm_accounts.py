@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -19,10 +20,10 @@ from waiting import eventually
 
 from evalrpc.executors.base import NO_LIMITS, Resources, RunAccount, RunHandle, RunKey, RunLimits
 from evalrpc.executors.local import fork_server
-from evalrpc.executors.local.cgroups import find_cgroups
+from evalrpc.executors.local.cgroups import RunCgroup, find_cgroups
 from evalrpc.executors.local.executor import LOCAL_NODE, LocalExecutor
 from evalrpc.executors.local.processes import processes_of_job, resident_bytes
-from evalrpc.executors.local.warm_parents import WarmLimits
+from evalrpc.executors.local.warm_parents import WarmLimits, own_name
 from evalrpc.harnesses.base import Command, Exit, Preload
 
 CGROUPS = find_cgroups("auto").cgroups
@@ -297,6 +298,28 @@ def test_a_parent_that_starts_processes_when_it_is_loaded_is_ended_with_these(ow
     assert (ended(run), run.is_warm) == (Exit(code=3), False)
     assert "starts processes" in owners.executor.warm_state("own").problem
     assert owners.parents(ALICE) == []
+
+
+def test_a_parent_that_can_not_be_started_leaves_no_cgroup(owners: Owners, monkeypatch: pytest.MonkeyPatch) -> None:
+    owners.run(ALICE, "exit", "0", warm=False)
+    monkeypatch.setattr(sys, "executable", "/no/such/interpreter")
+    run = owners.start(ALICE, "exit", "3")
+    assert (ended(run), run.is_warm) == (Exit(code=3), False)
+    assert CGROUPS is not None
+    assert own_name() not in [owner for owner, _ in CGROUPS.cgroups_of_parents()]
+
+
+def test_a_parent_that_was_reaped_enters_no_cgroup(owners: Owners, tmp_path: Path) -> None:
+    """Its id may be that of another process."""
+    owners.run(ALICE, "exit", "0")
+    (parent,) = owners.executor._warm_parents._parents.values()
+    assert parent.process is not None
+    parent.process.kill()
+    parent.process._process.wait()
+    (tmp_path / "cgroup.procs").touch()
+    with pytest.raises(BrokenPipeError):
+        owners.executor._warm_parents.fork(parent, {}, RunCgroup(tmp_path))
+    assert (tmp_path / "cgroup.procs").read_text() == ""
 
 
 def test_what_a_parent_starts_later_counts_as_its_memory(owners: Owners) -> None:

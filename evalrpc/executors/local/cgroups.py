@@ -123,7 +123,11 @@ class Cgroups:
         """Make a cgroup for a parent of warm runs, which may take as much as a run. `owner` names the server."""
         path = self._folder / f"{_PARENT}{owner}.{uuid.uuid4().hex}"
         path.mkdir(mode=0o755)
-        _set_limits(path, limits, self.controllers)
+        try:
+            _set_limits(path, limits, self.controllers)
+        except OSError:
+            path.rmdir()
+            raise
         return RunCgroup(path)
 
     def cgroups_of_parents(self) -> Iterator[tuple[str, RunCgroup]]:

@@ -77,6 +77,10 @@ class ForkServer:
         """Kill it. Shims that it forked go on."""
         self._process.kill()
 
+    def has_ended(self) -> bool:
+        """Tell whether it has ended. Then it is reaped, and its process id may be another's."""
+        return self._process.poll() is not None
+
     def reap(self, pid: int) -> int | None:
         """Reap a shim that has ended, and return its exit code as `subprocess` does; None if it can't be known."""
         return self._exit_code(pid)

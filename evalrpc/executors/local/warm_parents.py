@@ -103,7 +103,7 @@ class Parent:
     cgroup: RunCgroup | None = None
     """None where it has the server's account."""
     forking: threading.Lock = field(default_factory=threading.Lock)
-    """Held while it is in the cgroup of a run."""
+    """Held while it forks a run, and while it is ended. It is taken without the lock of `WarmParents`."""
     read: frozenset[str] = field(default_factory=frozenset)
     problem: str = ""
     """Why there is no process."""
@@ -149,12 +149,8 @@ class WarmParents:
         """Fork the shim of a run from a parent, in the cgroup of the run if the parent has one itself. Return its process id
         and the parent's process; None if it does not fork it. Raises BrokenPipeError if the parent is gone, which may still
         have forked the shim; OSError."""
-        process = parent.process
-        if process is None:
-            return None
         try:
-            with _inside(parent, process, cgroup):
-                return process.fork(order), process
+            return _fork(parent, order, cgroup)
         except OSError as error:
             self._discard(parent)
             if error.errno == errno.ESTALE:
@@ -201,10 +197,10 @@ class WarmParents:
         """End all parents. Runs go on."""
         with self._changed:
             self._closed = True
-            loading, threads = list(self._loading), list(self._threads)
+            for process in self._loading:
+                process.kill()
+            threads = list(self._threads)
             self._changed.notify_all()
-        for process in loading:
-            process.kill()
         for thread in threads:
             thread.join()
         for parent in list(self._parents.values()):
@@ -339,9 +335,10 @@ class WarmParents:
                 parent.process, parent.read, parent.problem = None if loaded.problem else process, loaded.read, loaded.problem
                 parent.last_used = self._clock.monotonic()
                 self._changed.notify_all()
-            if loaded.problem and process is not None:
-                process.kill()
-                process.close()
+            if loaded.problem:
+                if process is not None:
+                    process.kill()
+                    process.close()
                 _end_cgroup(parent)
         return loaded
 
@@ -359,7 +356,9 @@ class WarmParents:
                 del self._parents[parent.kind]
             process, parent.process = parent.process, None
         if process is not None:
-            process.close()
+            with parent.forking:
+                process.kill()  # somebody may have stopped it
+                process.close()
             _end_cgroup(parent)
 
 
@@ -382,23 +381,36 @@ def try_preload(preload: Preload, folder: Path, environment: Mapping[str, str]) 
     return f"its jobs can be warm: {size_bytes / 1024**2:,.0f} MiB, loaded in {loaded.seconds:.1f} s"
 
 
+def _fork(parent: Parent, order: Mapping[str, Any], cgroup: RunCgroup | None) -> tuple[int, ForkServer] | None:
+    """Fork the shim of a run: see `WarmParents.fork`."""
+    with parent.forking:
+        process = parent.process
+        if process is None:
+            return None
+        with _inside(parent, process, cgroup):
+            return process.fork(order), process
+
+
 @contextmanager
 def _inside(parent: Parent, process: ForkServer, cgroup: RunCgroup | None) -> Iterator[None]:
-    """Have a parent with a cgroup in that of a run meanwhile. It is a child of this process, so its id can't be reused."""
+    """Have a parent with a cgroup in that of a run meanwhile. `parent.forking` is held: so a child that has not been reaped yet
+    is not reaped, and its id not reused."""
     if parent.cgroup is None:
         yield
         return
     if cgroup is None:
         raise FileNotFoundError(errno.ENOENT, "the run has no cgroup")
-    with parent.forking:
-        cgroup.add(process.pid)
+    if process.has_ended():
+        raise BrokenPipeError("the parent was killed")
+    cgroup.add(process.pid)
+    try:
+        yield
+    finally:
         try:
-            yield
-        finally:
-            try:
+            if not process.has_ended():
                 parent.cgroup.add(process.pid)
-            except OSError:  # it is gone, or must go: it would be ended with the run
-                process.kill()
+        except OSError:  # it is gone, or must go: it would be ended with the run
+            process.kill()
 
 
 def _end_cgroup(parent: Parent) -> None:
