@@ -18,6 +18,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, TypeVar, cast
 
@@ -179,10 +180,11 @@ def main() -> None:
     gc.disable()  # it would look through a large document again and again
     with os.fdopen(os.dup(1), "wb") as answers:
         os.dup2(2, 1)  # what a harness prints is for the log
-        while sys.stdin.buffer.peek(1):
+        orders = cast(BufferedReader, sys.stdin.buffer)
+        while orders.peek(1):
             answers.write(_TAKEN)
             answers.flush()
-            limits, function, arguments = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the server itself
+            limits, function, arguments = pickle.load(orders)  # noqa: S301 - from the server itself
             _set_limits(limits)
             pickle.dump(_carry_out(limits, function, arguments), answers)
             answers.flush()
