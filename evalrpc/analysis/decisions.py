@@ -138,17 +138,24 @@ def _without_numbers(evidence: Evidence, reason: str) -> SuiteFinding:
 def _test_value(finding: SuiteFinding, alpha: float) -> None:
     """Set the interval of the value, and test it against the threshold, if its standard error says something."""
     metric = finding.metric
-    error = metric.candidate_standard_error
-    is_known = math.isfinite(metric.candidate_value) and 0 < error < math.inf
-    has_enough = not metric.HasField("candidate_sample_count") or metric.candidate_sample_count >= significance.MIN_SAMPLES
-    if not (is_known and has_enough):
+    if not math.isfinite(metric.candidate_value) or _lack_of_error(metric):
         finding.value_method = TEST_METHOD_NONE
         return
     finding.value_method = TEST_METHOD_ONE_SAMPLE_Z
-    tested = significance.one_sample_z(metric.candidate_value, error, finding.threshold, alpha)
+    tested = significance.one_sample_z(metric.candidate_value, metric.candidate_standard_error, finding.threshold, alpha)
     finding.value_lower, finding.value_upper = tested.lower, tested.upper
     if finding.HasField("threshold"):
         finding.threshold_p_value = tested.p_value
+
+
+def _lack_of_error(metric: MetricComparison) -> str:
+    """Return why the standard error of the value says nothing; empty if it does."""
+    if metric.HasField("candidate_sample_count") and metric.candidate_sample_count < significance.MIN_SAMPLES:
+        return f"it is of {metric.candidate_sample_count} samples only, at least {significance.MIN_SAMPLES} are needed"
+    if not metric.HasField("candidate_standard_error"):
+        return "the harness gives no standard error"
+    error = metric.candidate_standard_error
+    return "" if 0 < error < math.inf else f"its standard error is {error:g}"
 
 
 def _correct_by_tier(findings: Sequence[SuiteFinding]) -> None:
@@ -200,9 +207,12 @@ def _against_threshold(finding: SuiteFinding, alpha: float) -> Iterator[_Assesse
         return
     sign, bound = (1, "at least") if metric.higher_is_better else (-1, "at most")
     value = f"{metric.candidate_value:.4f} against {bound} {threshold:g}"
-    if finding.value_method == TEST_METHOD_NONE:
+    if not (metric.HasField("candidate_standard_error") or metric.HasField("candidate_sample_count")):
         reaches = sign * metric.candidate_value >= sign * threshold
         yield (ASSESSMENT_PASSED, value) if reaches else (ASSESSMENT_FAILED, f"misses its threshold: {value}")
+        return
+    if finding.value_method == TEST_METHOD_NONE:
+        yield ASSESSMENT_UNDECIDED, f"{value} can't be tested: {_lack_of_error(metric)}"
         return
     worst, best = sorted((sign * finding.value_lower, sign * finding.value_upper))
     if worst >= sign * threshold:

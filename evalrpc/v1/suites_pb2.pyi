@@ -77,10 +77,10 @@ class Assessment(_Assessment, metaclass=_AssessmentEnumTypeWrapper):
     """What is found out about a metric. Values may be added.
 
     A threshold is PASSED if the whole interval of the value reaches it, FAILED if the whole interval misses it and the adjusted
-    p-value is below `alpha`, and UNDECIDED otherwise. Without an interval the value itself decides. A comparison is PASSED if the
-    verdict is BETTER, SAME or NOT_WORSE, FAILED if it is WORSE, and UNDECIDED if it is INCONCLUSIVE, if the baseline lacks the
-    metric, or if the two jobs answered different questions. With both, the graver of the two counts; with neither, it is
-    UNDECIDED.
+    p-value is below `alpha`, and UNDECIDED otherwise, also if there is no interval. Only if the harness gives neither a standard
+    error nor a number of samples, the value itself decides. A comparison is PASSED if the verdict is BETTER, SAME or NOT_WORSE,
+    FAILED if it is WORSE, and UNDECIDED if it is INCONCLUSIVE, if the baseline lacks the metric, or if the two jobs answered
+    different questions. With both, the graver of the two counts; with neither, it is UNDECIDED.
     """
 
 ASSESSMENT_UNSPECIFIED: Assessment.ValueType  # 0

@@ -134,8 +134,15 @@ WITH_ERROR = {"candidate_standard_error": 0.01, "candidate_sample_count": 400}
         (of(alone(**WITH_ERROR), threshold=0.72), FAILED, "misses its threshold"),
         (of(alone(**WITH_ERROR, higher_is_better=False), threshold=0.72), PASSED, "at most 0.72"),
         (of(alone(**WITH_ERROR, higher_is_better=False), threshold=0.68), FAILED, "misses its threshold"),
-        (of(alone(candidate_standard_error=0.2, candidate_sample_count=9), threshold=0.69), PASSED, "at least 0.69"),
-        (of(alone(candidate_standard_error=math.nan), threshold=0.69), PASSED, "at least 0.69"),
+        # Too few samples, or an error that is none, decide nothing, in either direction.
+        (of(alone(1.0, candidate_standard_error=0.0, candidate_sample_count=1), threshold=0.9), UNDECIDED, "of 1 samples only"),
+        (of(alone(1.0, candidate_standard_error=0.0, candidate_sample_count=20), threshold=0.95), UNDECIDED, "error is 0"),
+        (of(alone(0.4, candidate_sample_count=5), threshold=0.6), UNDECIDED, "of 5 samples only, at least 10 are needed"),
+        (of(alone(candidate_standard_error=0.2, candidate_sample_count=9), threshold=0.1), UNDECIDED, "of 9 samples only"),
+        (of(alone(candidate_standard_error=0.0), threshold=0.8), UNDECIDED, "its standard error is 0"),
+        (of(alone(candidate_standard_error=math.nan), threshold=0.69), UNDECIDED, "its standard error is nan"),
+        (of(alone(candidate_standard_error=math.inf), threshold=0.69), UNDECIDED, "its standard error is inf"),
+        (of(alone(candidate_sample_count=400), threshold=0.6), UNDECIDED, "the harness gives no standard error"),
         (of(alone(candidate_answers=BAD), threshold=0.6), NO_NUMBERS, "VOID"),
         (of(alone(math.nan), threshold=0.6), NO_NUMBERS, "its value is nan"),
         # Against both: the graver counts, with its own reason.
@@ -153,7 +160,7 @@ WITH_ERROR = {"candidate_standard_error": 0.01, "candidate_sample_count": 400}
 )
 def test_a_metric_is_held_against_its_threshold_and_the_baseline(evidence: Evidence, expected: int, words: str) -> None:
     finding = found(evidence)
-    assert (Assessment.Name(finding.assessment), finding.reason) == (Assessment.Name(expected), finding.reason)
+    assert Assessment.Name(finding.assessment) == Assessment.Name(expected), finding.reason
     assert words in finding.reason
 
 

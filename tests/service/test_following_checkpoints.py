@@ -54,11 +54,11 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def save(out: Path, step: int, score: float = 0.5) -> Path:
-    """Write a checkpoint that the toy harness gives this score, on a thousand documents."""
+def save(out: Path, step: int, score: float = 0.5, documents: int = 1000) -> Path:
+    """Write a checkpoint that the toy harness gives this score, on so many documents; with 0 it does not say on how many."""
     path = out / f"checkpoint-{step}"
     path.mkdir(parents=True, exist_ok=True)
-    (path / "prepared").write_text(f"{score} 1000")
+    (path / "prepared").write_text(f"{score} {documents}")
     return path
 
 
@@ -161,8 +161,8 @@ def test_a_fall_of_the_run_is_an_alarm_that_is_said_once(api: Api, out: Path) ->
 def test_a_suite_ends_with_a_decision_for_each_checkpoint(site: Site, launch: Launch, out: Path) -> None:
     site.config.write_text(site.config.read_text() + SUITE)
     api = launch().api
-    save(out, 100, 0.9)
-    save(out, 200, 0.1)
+    save(out, 100, 0.9, documents=0)
+    save(out, 200, 0.1, documents=0)
     suite = ("--suite", "release", "--num-gpus", "0", "--harness-model", "toy=weighs,pretrained={checkpoint}")
     result = run_follow(api, out, "--once", "--label", "run=x", request=suite)
     rows = [line.split("\t") for line in result.stdout.splitlines()[1:]]

@@ -599,7 +599,7 @@ def test_a_run_of_which_jobs_have_failed_or_are_gone_is_not_go(api: Api, site: S
 
 
 def test_a_run_that_goes_on_is_decided_by_what_there_is(api: Api, site: Site) -> None:
-    run = submitted(api, "slow")
+    run = submitted(api, "uncounted")
     site.release(run.jobs[0].job_id)
     api.wait_for(run.jobs[0].job_id, COMPLETED)
     decision = run_of(api, run, view=SUITE_RUN_VIEW_DECISION).decision
@@ -673,7 +673,7 @@ def test_a_backup_has_the_suite_runs(site: Site, serve: Callable[..., ServerHere
 def test_the_client_submits_watches_waits_decides_and_cancels(api: Api, site: Site) -> None:
     with EvalClient(api.address) as client:
         assert [suite.name for suite in client.list_suites()] == ["measured", "mixed", "release"]
-        run = client.evaluate_suite("release", "slow", num_gpus=0, labels={"step": 500})
+        run = client.evaluate_suite("release", "uncounted", num_gpus=0, labels={"step": 500})
         events: list[SuiteRunEvent] = []
         site.release()
         ended = client.wait_for_suite_run(run.suite_run_id, on_event=events.append)

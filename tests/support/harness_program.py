@@ -44,7 +44,7 @@ def write_results(value=0.5, count=4):
     os.makedirs(folder, exist_ok=True)
     names = tasks.split(",")
     rows = {name: {"alias": name, "acc,none": value} for name in names}
-    sizes = {name: {"original": count, "effective": count} for name in names}
+    sizes = {name: {"original": count, "effective": count} for name in names if count}
     with open(f"{folder}/20260101_000000_results.json", "w") as file:
         json.dump({"results": rows, "n-samples": sizes}, file)
     for name in names:
@@ -101,6 +101,12 @@ def slow():
     wait_for_release()
     say("Evaluating: 4/4")
     write_results()
+
+
+def uncounted():
+    """Waits, and leaves results that don't say of how many samples they are."""
+    wait_for_release()
+    write_results(count=0)
 
 
 def steps():
@@ -165,7 +171,7 @@ def prepared():
 
 
 def weighs():
-    """Scores what the folder of its model says, on as many documents; it has to be a prepared one."""
+    """Scores what the folder of its model says, on as many documents, of 0 without saying so; it has to be a prepared one."""
     with open("".join(output_dir.rsplit("/output", 1)) + "/request.json") as file:
         folder = json.load(file)["model_args"]["pretrained"]
     with open(f"{folder}/prepared") as file:
