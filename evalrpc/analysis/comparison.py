@@ -225,8 +225,7 @@ def _unpaired(metric: MetricComparison, alpha: float) -> Difference | None:
     """Test the values alone, if their standard errors say something."""
     stderr = math.hypot(metric.baseline_standard_error, metric.candidate_standard_error)
     has_both = metric.HasField("baseline_standard_error") and metric.HasField("candidate_standard_error")
-    counts = [getattr(metric, name) for name in ("baseline_sample_count", "candidate_sample_count") if metric.HasField(name)]
-    if not (has_both and 0 < stderr < math.inf) or min(counts, default=MIN_SAMPLES) < MIN_SAMPLES:
+    if not (has_both and 0 < stderr < math.inf) or verdicts.has_few_samples(metric):
         return None
     metric.method = TEST_METHOD_UNPAIRED_Z
     return significance.unpaired_z(metric.difference, stderr, alpha)

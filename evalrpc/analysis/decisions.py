@@ -233,10 +233,24 @@ def _against_baseline(finding: SuiteFinding, baseline_problem: str) -> Iterator[
         return
     name = Verdict.Name(metric.verdict).removeprefix("VERDICT_")
     values = f"{metric.candidate_value:.4f} against the baseline's {metric.baseline_value:.4f}"
+    if metric.verdict == VERDICT_SAME and (lack := _lack_of_sameness(metric)):
+        yield ASSESSMENT_UNDECIDED, f"{name}, but {lack}: {values}"
+        return
     hint = ""
     if metric.verdict == VERDICT_INCONCLUSIVE and not metric.HasField("higher_is_better"):
         hint = "; nobody says which direction is better: set higher_is_better in the suite"
     yield _OF_VERDICT[metric.verdict], f"{name}: {values}{hint}"
+
+
+def _lack_of_sameness(metric: MetricComparison) -> str:
+    """Return why the verdict SAME rests on too little to pass; empty if it does not."""
+    if metric.method != TEST_METHOD_NONE:
+        has_enough = metric.paired_sample_count >= significance.MIN_SAMPLES and verdicts.is_equal_throughout(metric)
+        few = f"of {metric.paired_sample_count} samples only, and the interval leaves room for more than the tolerance"
+        return "" if has_enough or verdicts.is_within_tolerance(metric) else few
+    if metric.cluster_field:
+        return "of too few clusters"
+    return "of too few samples" if verdicts.has_few_samples(metric) else ""
 
 
 # Deciding

@@ -25,6 +25,8 @@ from evalrpc.v1.comparison_pb2 import (
 
 DEFAULT_MAX_BAD_ANSWER_RATIO: Final = 0.02
 
+_COUNTS: Final = ("baseline_sample_count", "candidate_sample_count")
+
 ValueT = TypeVar("ValueT")
 
 
@@ -52,6 +54,22 @@ def verdict(metric: MetricComparison, alpha: float, max_bad_ratio: float = DEFAU
     if _is_different(metric, alpha):
         return VERDICT_BETTER if (metric.difference > 0) == metric.higher_is_better else VERDICT_WORSE
     return VERDICT_NOT_WORSE if _is_not_worse(metric) else VERDICT_INCONCLUSIVE
+
+
+def has_few_samples(metric: MetricComparison) -> bool:
+    """Return whether the harness says of either value that it is of too few samples for a test."""
+    counts = (getattr(metric, name) for name in _COUNTS if metric.HasField(name))
+    return min(counts, default=significance.MIN_SAMPLES) < significance.MIN_SAMPLES
+
+
+def is_within_tolerance(metric: MetricComparison) -> bool:
+    """Return whether the interval of a difference that was tested leaves no room for one that matters."""
+    return -metric.tolerance <= metric.interval_lower and metric.interval_upper <= metric.tolerance
+
+
+def is_equal_throughout(metric: MetricComparison) -> bool:
+    """Return whether the two jobs have the same samples, and the same value of each."""
+    return bool(metric.paired_sample_count) and not metric.differing_sample_count and not metric.unpaired_sample_count
 
 
 class _Thresholds:
@@ -92,9 +110,7 @@ def _adjust(tested: Sequence[MetricComparison]) -> None:
 def _is_same(metric: MetricComparison) -> bool:
     if metric.method == TEST_METHOD_NONE:
         return abs(metric.difference) <= metric.tolerance
-    if metric.paired_sample_count and not metric.differing_sample_count and not metric.unpaired_sample_count:
-        return True
-    return -metric.tolerance <= metric.interval_lower and metric.interval_upper <= metric.tolerance
+    return is_equal_throughout(metric) or is_within_tolerance(metric)
 
 
 def _is_different(metric: MetricComparison, alpha: float) -> bool:

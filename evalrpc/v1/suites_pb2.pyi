@@ -79,7 +79,8 @@ class Assessment(_Assessment, metaclass=_AssessmentEnumTypeWrapper):
     A threshold is PASSED if the whole interval of the value reaches it, FAILED if the whole interval misses it and the adjusted
     p-value is below `alpha`, and UNDECIDED otherwise, also if there is no interval. Only if the harness gives neither a standard
     error nor a number of samples, the value itself decides. A comparison is PASSED if the verdict is BETTER, SAME or NOT_WORSE,
-    FAILED if it is WORSE, and UNDECIDED if it is INCONCLUSIVE, if the baseline lacks the metric, or if the two jobs answered
+    FAILED if it is WORSE, and UNDECIDED if it is INCONCLUSIVE, if it is SAME by fewer than ten pairs whose interval exceeds the
+    tolerance, or without a test for too few samples or clusters, if the baseline lacks the metric, or if the two jobs answered
     different questions. With both, the graver of the two counts; with neither, it is UNDECIDED.
     """
 

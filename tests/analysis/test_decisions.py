@@ -71,6 +71,16 @@ def compared(lower: float, upper: float, **fields: Any) -> MetricComparison:
     return alone(0.7 + (lower + upper) / 2, **(given | fields))
 
 
+def equal(count: int) -> MetricComparison:
+    """A metric all of whose pairs are equal."""
+    return compared(-0.15, 0.15, paired_sample_count=count, differing_sample_count=0)
+
+
+def untested(**fields: Any) -> MetricComparison:
+    """A metric beside a baseline of the same value, with nothing that could be tested."""
+    return alone(**({"baseline_value": 0.7, "difference": 0.0} | fields))
+
+
 SAME, WORSE, OPEN = compared(-0.005, 0.005), compared(-0.09, -0.05), compared(-0.05, 0.05)
 
 
@@ -116,6 +126,17 @@ WITH_ERROR = {"candidate_standard_error": 0.01, "candidate_sample_count": 400}
         ),
         (of(compared(-0.09, -0.05, candidate_answers=BAD)), NO_NUMBERS, "VOID"),
         (of(compared(-0.005, 0.005, baseline_answers=BAD)), NO_NUMBERS, "VOID"),
+        # SAME passes by an interval within the tolerance, or by at least ten pairs that are all equal, and never by a few.
+        (of(equal(1)), UNDECIDED, "SAME, but of 1 samples only"),
+        (of(equal(9)), UNDECIDED, "SAME, but of 9 samples only"),
+        (of(equal(9), tolerance=0.2), PASSED, "SAME: "),
+        (of(equal(10)), PASSED, "SAME: "),
+        (of(untested()), PASSED, "SAME: "),
+        (of(untested(candidate_sample_count=400, baseline_sample_count=10)), PASSED, "SAME: "),
+        (of(untested(candidate_sample_count=400, baseline_sample_count=9)), UNDECIDED, "SAME, but of too few samples"),
+        (of(untested(cluster_field="passage", cluster_count=4)), UNDECIDED, "SAME, but of too few clusters"),
+        (of(untested(), tolerance=0.0), PASSED, "SAME: "),
+        (of(untested(candidate_value=0.68, difference=-0.02)), UNDECIDED, "INCONCLUSIVE"),
         (of(alone())._replace(baseline_job_id="b"), UNDECIDED, "the baseline has no such metric"),
         (of(alone())._replace(baseline_job_id="b", baseline_problem="it was deleted"), UNDECIDED, "it was deleted"),
         (of(alone(None, baseline_value=0.7)), NO_NUMBERS, "the job has no such metric, which the baseline has"),
