@@ -81,10 +81,10 @@ def decide(suite: Suite, evidence: Sequence[Evidence], *, has_ended: bool) -> Su
     """Return the decision over a suite run, of which there is this evidence, in the order of the entries."""
     findings = [finding for each in evidence for finding in _findings(suite, each)]
     _correct_by_tier(findings)
-    problems = {each.entry.name: each.baseline_problem for each in evidence}
+    by_entry = {each.entry.name: each for each in evidence}
     for finding in findings:
         if finding.HasField("metric"):
-            _assess(finding, suite, problems[finding.entry])
+            _assess(finding, suite, by_entry[finding.entry])
     outcome, reasons = _outcome(findings, has_ended=has_ended)
     findings.sort(key=lambda finding: (GRAVITY.index(finding.assessment), finding.tier))
     bound = PageBound(len(findings), MAX_FINDINGS_BYTES)
@@ -175,20 +175,22 @@ def _correct_by_tier(findings: Sequence[SuiteFinding]) -> None:
 # Assessing
 
 
-def _assess(finding: SuiteFinding, suite: Suite, baseline_problem: str) -> None:
+def _assess(finding: SuiteFinding, suite: Suite, evidence: Evidence) -> None:
     """Set the verdict and the assessment of a finding that has a metric."""
     metric = finding.metric
     metric.verdict = verdicts.verdict(metric, suite.alpha, suite.max_bad_answer_ratio)
     found = list(_without_a_number(metric))
     if not found:
         found += _against_threshold(finding, suite.alpha) if finding.HasField("threshold") else ()
-        found += _against_baseline(finding, baseline_problem) if finding.baseline_job_id else ()
+        has_baseline = evidence.baseline_job_id or evidence.baseline_problem
+        found += _against_baseline(finding, evidence.baseline_problem) if has_baseline else ()
         found = found or [(ASSESSMENT_UNDECIDED, "there is neither a threshold nor a baseline to hold it against")]
     if metric.verdict != VERDICT_VOID and not metric.HasField("baseline_value"):
         metric.verdict = VERDICT_UNSPECIFIED
     gravest = min((assessment for assessment, _ in found), key=GRAVITY.index)
     finding.assessment = gravest
-    finding.reason = cut("; ".join(reason for assessment, reason in found if assessment == gravest), MAX_REASON_BYTES)
+    reasons = [*(reason for assessment, reason in found if assessment == gravest), evidence.remark]
+    finding.reason = cut("; ".join(filter(None, reasons)), MAX_REASON_BYTES)
 
 
 def _without_a_number(metric: MetricComparison) -> Iterator[_Assessed]:

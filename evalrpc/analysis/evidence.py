@@ -28,4 +28,6 @@ class Evidence(NamedTuple):
     """None: nothing, for the reason in `problem`."""
     problem: str = ""
     baseline_problem: str = ""
-    """Why the baseline's job says nothing; empty if it does, or if there is none."""
+    """Why the baseline says nothing; empty if it does, or if there is none."""
+    remark: str = ""
+    """What whoever reads the reason should know besides."""

@@ -142,6 +142,7 @@ MAX_TASK_WARNINGS: Final = 16
 
 _NAMED_JOB: Final = re.compile(r"\bjob [0-9a-f-]{36}")
 _RETRY_DELAY_SECONDS: Final = 1.0
+_BASELINE_GONE: Final = "the baseline's run was deleted, or is another's: name another one to compare with"
 
 _T = TypeVar("_T")
 
@@ -393,7 +394,8 @@ class EvaluationService:
         run = await self._suite_run(request.suite_run_id)
         if request.view == SUITE_RUN_VIEW_DECISION:
             baseline = await self._baseline(request, run, call)
-            run.decision.CopyFrom(await SuiteDecider(self.feed, self.comparer).decide(run, baseline))
+            problem = _BASELINE_GONE if run.submission.baseline_suite_run_id and baseline is None else ""
+            run.decision.CopyFrom(await SuiteDecider(self.feed, self.comparer).decide(run, baseline, problem))
         return run
 
     async def WatchSuiteRun(self, request: WatchSuiteRunRequest, call: Call) -> None:

@@ -7,7 +7,7 @@ from evalrpc.analysis.evidence import Evidence
 from evalrpc.errors import EvalrpcError, JobNotFoundError, UnavailableError
 from evalrpc.jobs import lifecycle
 from evalrpc.v1.jobs_pb2 import JOB_STATUS_COMPLETED, JobInfo
-from evalrpc.v1.suites_pb2 import Suite, SuiteDecision, SuiteEntry, SuiteRun
+from evalrpc.v1.suites_pb2 import Suite, SuiteDecision, SuiteRun
 from evalrpc.watching.feed import Feed
 
 
@@ -18,32 +18,35 @@ class SuiteDecider:
     feed: Feed
     comparer: Comparer
 
-    async def decide(self, run: SuiteRun, baseline: SuiteRun | None) -> SuiteDecision:
+    async def decide(self, run: SuiteRun, baseline: SuiteRun | None, baseline_problem: str = "") -> SuiteDecision:
         """Return the decision over a run, compared with another one if there is any.
+
+        `baseline_problem`: why there is none where there should be.
 
         Entry after entry, so that no more than two jobs are in memory. Raises UnavailableError while a file can't be read;
         whatever else is wrong with a job is part of the decision.
         """
         baseline_jobs = {job.entry: job.job_id for job in baseline.jobs} if baseline else {}
-        evidence = [
-            await self._evidence(run.suite, entry, job.job_id, baseline_jobs.get(entry.name, ""))
-            for entry, job in zip(run.suite.entries, run.jobs, strict=True)
-        ]
+        evidence = []
+        for entry, job in zip(run.suite.entries, run.jobs, strict=True):
+            baseline_job_id = baseline_jobs.get(entry.name, "")
+            remark = "the baseline's run has no such entry" if baseline and not baseline_job_id else ""
+            to_measure = Evidence(entry, job.job_id, baseline_job_id, baseline_problem=baseline_problem, remark=remark)
+            evidence.append(await self._measured(run.suite, to_measure))
         decision = await self.comparer.decide(run.suite, evidence, has_ended=run.status in lifecycle.TERMINAL)
         decision.baseline_suite_run_id = baseline.suite_run_id if baseline else ""
         return decision
 
-    async def _evidence(self, suite: Suite, entry: SuiteEntry, job_id: str, baseline_job_id: str) -> Evidence:
-        """Return what the job of an entry says, and that of the baseline if it has one."""
-        evidence = Evidence(entry, job_id, baseline_job_id)
-        candidate, problem = await self._completed(job_id, "the job")
+    async def _measured(self, suite: Suite, evidence: Evidence) -> Evidence:
+        """Add what the job of an entry says, and that of the baseline if it has one."""
+        candidate, problem = await self._completed(evidence.job_id, "the job")
         if candidate is None:
             return evidence._replace(problem=problem)
-        baseline, baseline_problem = None, ""
-        if baseline_job_id:
-            baseline, baseline_problem = await self._completed(baseline_job_id, "the baseline's job")
+        baseline, baseline_problem = None, evidence.baseline_problem
+        if evidence.baseline_job_id:
+            baseline, baseline_problem = await self._completed(evidence.baseline_job_id, "the baseline's job")
         try:
-            measured = await self.comparer.measure(suite, entry, candidate, baseline)
+            measured = await self.comparer.measure(suite, evidence.entry, candidate, baseline)
         except UnavailableError:
             raise
         except EvalrpcError as error:

@@ -365,7 +365,7 @@ class SuiteDecision(_message.Message):
     Always set.
     """
     baseline_suite_run_id: _builtins.str
-    """The suite run that was compared with. Empty: none."""
+    """The suite run that was compared with. Empty: none, or it is gone."""
     confidence_level: _builtins.float
     """The confidence level of the intervals: 1 - `alpha`. Always set."""
     @_builtins.property
@@ -691,7 +691,7 @@ class GetSuiteRunRequest(_message.Message):
     """How much to send. Default: BASIC."""
     baseline_suite_run_id: _builtins.str
     """The suite run to compare with, entry by entry of the same name. Only with DECISION. Empty: that of the submission, if it names
-    one and that is still there.
+    one. If that was deleted, or the caller may not know of it, no metric is better than UNDECIDED.
     """
     def __init__(
         self,

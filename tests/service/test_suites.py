@@ -442,6 +442,20 @@ def test_a_stream_is_resumed_at_any_revision_with_the_states_of_then(api: Api) -
             assert resumed == changes[place + 1 :]
 
 
+def test_a_stream_from_before_the_submission_goes_on_after_a_job_that_shares_a_run(api: Api, site: Site) -> None:
+    earlier = api.submit("slow", cache=pb.CACHE_MODE_ALLOW, request={"log_samples": True})
+    site.release(earlier.job_id)
+    api.wait_for(earlier.job_id, COMPLETED)
+    before = api.head()
+    run = submitted(api, "slow", cache=pb.CACHE_MODE_ALLOW)
+    assert [job.status for job in run.jobs] == [COMPLETED, QUEUED]
+    events = api.WatchSuiteRun(suite_run_id=run.suite_run_id, after_revision=before)
+    assert seen([next(events)]) == [(STATUS, RUNNING, [COMPLETED, QUEUED])]
+    site.release()
+    *_, last = events
+    assert (last.terminal, last.run.status) == (True, COMPLETED)
+
+
 def test_a_run_that_has_ended_is_one_snapshot(api: Api) -> None:
     run = submitted(api)
     wait_for(api, run)
@@ -581,7 +595,21 @@ def test_a_baseline_that_is_gone_or_has_failed_decides_nothing(api: Api, trees: 
     assert (finding.assessment, finding.reason[:30]) == (ASSESSMENT_UNDECIDED, "the baseline's job is FAILED: ")
     api.DeleteJob(job_id=failed.jobs[0].job_id)
     decision = decided(api, run).decision
-    assert (decision.outcome, decision.baseline_suite_run_id) == (GO, ""), "by the threshold alone"
+    assert (decision.outcome, decision.baseline_suite_run_id) == (INCONCLUSIVE, ""), "not by the threshold alone"
+    assert decision.findings[0].reason == "the baseline's run was deleted, or is another's: name another one to compare with"
+
+
+def test_what_the_run_of_the_baseline_lacks_is_decided_by_the_threshold_and_says_so(
+    site: Site, serve: Callable[..., ServerHere], trees: Trees
+) -> None:
+    site.config.write_text(f"{site.config.read_text()}[[suites.old.entries]]\nname = 'o'\nharness = 'toy'\ntasks = ['t']\n")
+    api = serve().api
+    baseline = submitted(api, suite="old")
+    wait_for(api, baseline)
+    run = submitted(api, trees.model("a", HALF), suite="measured", baseline_suite_run_id=baseline.suite_run_id)
+    decision = decided(api, run).decision
+    assert (decision.outcome, decision.baseline_suite_run_id) == (GO, baseline.suite_run_id)
+    assert decision.findings[0].reason.endswith("; the baseline's run has no such entry")
 
 
 def test_a_run_of_which_jobs_have_failed_or_are_gone_is_not_go(api: Api, site: Site) -> None:
