@@ -56,8 +56,8 @@ def _statuses_at(store: Store, run: SuiteRun, revision: int) -> Iterator[tuple[s
         except JobNotFoundError:
             yield job.job_id, pb.JOB_STATUS_UNSPECIFIED
         else:
-            known = later[0].previous if later else None
-            yield job.job_id, job.status if known is None else known
+            known = later[0].previous or pb.JOB_STATUS_QUEUED if later else job.status  # without previous, it was not there yet
+            yield job.job_id, known
 
 
 class _SuiteRunStream:
