@@ -47,12 +47,13 @@ def measure(
         return Measured((), missing)
     if baseline is None:
         metrics = _measured_alone(selectors, candidate, results, budget)
-        _count_answers(metrics, candidate, JobSamples(harnesses, data_dir, budget, ClusterField("")))
     else:
         call = CompareJobsRequest(metrics=selectors, alpha=suite.alpha, cluster_by=entry.cluster_by)
         (comparison,) = compare(call, baseline, [candidate], harnesses, data_dir, budget).candidates
         metrics = list(comparison.metrics)
     _require_few(metrics)
+    uncounted = [metric for metric in metrics if metric.HasField("candidate_value") and not metric.HasField("difference")]
+    _count_answers(uncounted, candidate, JobSamples(harnesses, data_dir, budget, ClusterField("")))
     return Measured(metrics, missing)
 
 
@@ -91,7 +92,7 @@ def _measured_alone(
 
 
 def _count_answers(metrics: Sequence[MetricComparison], candidate: JobInfo, samples: JobSamples) -> None:
-    """Set the counts of answers, as a comparison does."""
+    """Set the counts of answers, as a comparison does for metrics that both jobs have."""
     for (model, task), of_task in groupby(metrics, key=lambda metric: (metric.candidate_model, metric.task)):
         answers = samples.read(candidate, model, task, ()).answers
         if answers is not None:

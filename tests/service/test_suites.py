@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -584,6 +585,19 @@ def test_a_task_with_bad_answers_is_never_go(api: Api, trees: Trees) -> None:
     (finding,) = decision.findings
     assert (decision.outcome, finding.assessment) == (INCONCLUSIVE, ASSESSMENT_NO_NUMBERS)
     assert finding.metric.verdict == VERDICT_VOID
+    assert finding.metric.candidate_answers.truncated_count == 400
+
+
+def test_bad_answers_count_also_for_a_metric_that_the_baseline_lacks(api: Api, trees: Trees) -> None:
+    model = trees.model("base", HALF)
+    (results,) = Path(model).glob("m/*_results.json")
+    results.write_text(results.read_text().replace('"acc', '"other'))
+    baseline = submitted(api, model, suite="measured")
+    wait_for(api, baseline)
+    bad = trees.model("a", HALF, stop_reason="max_tokens")
+    run = submitted(api, bad, suite="measured", baseline_suite_run_id=baseline.suite_run_id)
+    (finding,) = decided(api, run).decision.findings
+    assert (finding.assessment, finding.metric.verdict) == (ASSESSMENT_NO_NUMBERS, VERDICT_VOID)
     assert finding.metric.candidate_answers.truncated_count == 400
 
 
