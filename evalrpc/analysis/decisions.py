@@ -7,6 +7,7 @@ of a false alarm: Holm's correction keeps that of a tier below `alpha`.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, takewhile
 from operator import attrgetter
@@ -80,7 +81,7 @@ CONSEQUENCES: Final[Mapping[tuple["Assessment.ValueType", bool], "SuiteOutcome.V
 def decide(suite: Suite, evidence: Sequence[Evidence], *, has_ended: bool) -> SuiteDecision:
     """Return the decision over a suite run, of which there is this evidence, in the order of the entries."""
     findings = [finding for each in evidence for finding in _findings(suite, each)]
-    _correct_by_tier(findings)
+    _correct_by_tier(findings, Counter() if has_ended else _awaited_by_tier(evidence))
     by_entry = {each.entry.name: each for each in evidence}
     for finding in findings:
         if finding.HasField("metric"):
@@ -158,13 +159,27 @@ def _lack_of_error(metric: MetricComparison) -> str:
     return "" if 0 < error < math.inf else f"its standard error is {error:g}"
 
 
-def _correct_by_tier(findings: Sequence[SuiteFinding]) -> None:
-    """Adjust the p-values of each tier by Holm's method, those of comparisons and of thresholds together."""
-    for _, of_tier in groupby(sorted(findings, key=attrgetter("tier")), key=attrgetter("tier")):
+def _awaited_by_tier(evidence: Iterable[Evidence]) -> Counter[int]:
+    """Count the tests that are still to come in each tier: at least those of one metric of each selector."""
+    awaited: Counter[int] = Counter()
+    for each in evidence:
+        if each.measured is None:
+            test_count = each.entry.HasField("threshold") + bool(each.baseline_job_id)
+            awaited[each.entry.tier] += max(1, len(each.entry.metrics)) * max(1, test_count)
+    return awaited
+
+
+def _correct_by_tier(findings: Sequence[SuiteFinding], awaited: Counter[int]) -> None:
+    """Adjust the p-values of each tier by Holm's method, those of comparisons and of thresholds together.
+
+    Each test that is awaited counts as one with a p-value of 1, so that a run that goes on fails no sooner than it may.
+    """
+    for tier, of_tier in groupby(sorted(findings, key=attrgetter("tier")), key=attrgetter("tier")):
         tested = list(of_tier)
         compared = [finding.metric for finding in tested if finding.metric.HasField("p_value")]
         bounded = [finding for finding in tested if finding.HasField("threshold_p_value")]
         p_values = [*(metric.p_value for metric in compared), *(finding.threshold_p_value for finding in bounded)]
+        p_values += [1.0] * awaited[tier]
         adjusted = iter(significance.holm(p_values))
         for metric in compared:
             metric.adjusted_p_value = next(adjusted)

@@ -257,6 +257,21 @@ def test_a_tier_with_many_metrics_takes_no_power_from_another() -> None:
     assert findings["a"].assessment == UNDECIDED, "of 21 metrics, one at 3 % is no finding"
 
 
+def test_a_run_that_goes_on_is_corrected_for_the_tests_that_are_still_to_come() -> None:
+    weak = of(compared(-0.04, -0.001, p_value=0.02))
+    two = [MetricSelector(metric="acc"), MetricSelector(metric="f1")]
+    running = of(name="b", problem="the job is RUNNING", threshold=0.5, metrics=two)
+    (finding,) = [each for each in decided(weak, running, has_ended=False).findings if each.entry == "a"]
+    assert finding.metric.adjusted_p_value == pytest.approx(0.02 * 5), "its own, and a threshold and a baseline of two metrics"
+    assert decided(weak, running, has_ended=False).outcome == INCONCLUSIVE
+    bare = of(name="b", problem="the job is RUNNING", baseline=False)
+    (finding, _) = decided(weak, bare, has_ended=False).findings
+    assert finding.metric.adjusted_p_value == pytest.approx(0.02 * 2), "at least one test of each entry"
+    elsewhere = of(name="b", problem="the job is RUNNING", tier=2)
+    assert decided(weak, elsewhere, has_ended=False).outcome == NO_GO
+    assert decided(weak, running, has_ended=True).outcome == NO_GO, "nothing more is to come"
+
+
 def test_a_correction_turns_no_pass_into_anything_else() -> None:
     others = [of(OPEN, name=f"o{n}", required=False) for n in range(50)]
     assert decided(of(SAME), *others).outcome == GO
