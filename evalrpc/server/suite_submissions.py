@@ -18,6 +18,9 @@ from evalrpc.v1.suites_pb2 import SubmitSuiteRequest, Suite
 _OF_SUITE: Final = ("harness", "tasks", "num_fewshot", "limit", "gen_kwargs", "predict_only", "tasks_separately")
 """What of a request the suite says. Also that samples are logged, since comparisons need them."""
 
+_MERGED: Final = "model_args"
+"""The field of `request` that a request of a harness does not replace as a whole, but each argument by itself."""
+
 _REQUEST: Final = "request."
 
 
@@ -67,7 +70,10 @@ class SuiteJobs:
         call, request = self._call, EvaluateRequest()
         request.CopyFrom(call.request)
         if of_entry.harness in call.harness_requests:
-            request.MergeFrom(call.harness_requests[of_entry.harness])
+            of_harness = call.harness_requests[of_entry.harness]
+            for name in _fields(of_harness) - {_MERGED}:  # MergeFrom would add to lists, and to messages within
+                request.ClearField(name)
+            request.MergeFrom(of_harness)
         request.MergeFrom(of_entry)
         request.log_samples = True
         return SubmitJobRequest(
