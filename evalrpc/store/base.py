@@ -212,7 +212,8 @@ class Store(Protocol):
     def submit_suite(self, submission: SuiteSubmission) -> Future[SuiteRun]:
         """Add a suite run and all its jobs in one commit, or return the run that the same request_id got from the same owner.
 
-        Each job is added as `submit` does it. Raises what `submit` does, where there is no room for all of them.
+        Each job is added as `submit` does it. Raises what `submit` does, where there is no room for all of them, and
+        InvalidRequestError where even an empty queue has none.
         """
 
     def update(self, job_id: str, change: Callable[[JobInfo], None], expect: Expected = ANY) -> Future[JobInfo]:

@@ -520,8 +520,8 @@ class EvaluationServiceServicer(object):
         """Submits a suite: a job for each of its entries, all of them or none. When it answers OK, the run and its jobs are on disk. The
         jobs are accepted, queued and run like those of SubmitJob. The run is kept until the last of them is deleted.
 
-        Errors: those of SubmitJob, of all jobs at once, each field named by where it stands in this request; NOT_FOUND
-        (`SUITE_RUN_NOT_FOUND`: the baseline).
+        Errors: those of SubmitJob, of all jobs at once, each field named by where it stands in this request; INVALID_ARGUMENT also
+        for a suite with more jobs than an empty queue has room for; NOT_FOUND (`SUITE_RUN_NOT_FOUND`: the baseline).
         Retry: as SubmitJob.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -7,6 +7,7 @@ from store_jobs import CLOCK, SECONDS, Gate, Opener, Recorder, finish, listed, n
 
 from evalrpc.config import QuotaSettings
 from evalrpc.errors import (
+    InvalidRequestError,
     JobNotFoundError,
     QueueFullError,
     QuotaExceededError,
@@ -103,6 +104,16 @@ def test_there_is_room_for_all_jobs_or_for_none(open_store: Opener) -> None:
         submit_suite(store, 3)
     submit_suite(store, 2)
     assert len(listed(store)) == 5
+
+
+@pytest.mark.parametrize("owner", ["alice", "bob"])
+def test_a_suite_that_not_even_an_empty_queue_has_room_for_is_refused_for_good(open_store: Opener, owner: str) -> None:
+    store = open_store(3, Entitlements(SharePolicy(quotas={"alice": QuotaSettings(max_queued=2)})))
+    too_many = 3 if owner == "alice" else 4
+    with pytest.raises(InvalidRequestError, match=f"suite: {too_many} of its jobs .* at most {too_many - 1}") as caught:
+        submit_suite(store, too_many, owner=owner)
+    assert caught.value.retry_delay_seconds is None
+    submit_suite(store, too_many - 1, owner=owner)
 
 
 def test_jobs_that_share_a_run_take_no_room(open_store: Opener) -> None:

@@ -12,6 +12,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.clock import Clock
 from evalrpc.errors import (
+    FieldViolation,
+    InvalidRequestError,
     JobNotFinishedError,
     QueueFullError,
     QuotaExceededError,
@@ -119,6 +121,7 @@ class Transaction:
                 raise _request_id_reused(submission.request_id)
             return self._suite_run(found.suite_run_id)
         completed = [self._find_completed(each.cache_key) for each in submission.jobs]
+        self._require_possible(run, completed.count(None))
         self._require_room(run.owner, (), completed.count(None))
         run.created_at.CopyFrom(self.clock.now())
         suite_runs.insert(self.connection, submission)
@@ -271,6 +274,16 @@ class Transaction:
         self.counts[status] += difference
         if status == pb.JOB_STATUS_QUEUED:
             self.queued_by_owner[job.owner] += difference
+
+    def _require_possible(self, run: SuiteRun, count: int) -> None:
+        """Raise InvalidRequestError for a suite run of so many jobs to queue for which even an empty queue has no room."""
+        of_owner = self.entitlements.policy.quota(run.owner).max_queued
+        limit = self.max_queued if of_owner is None else min(self.max_queued, of_owner)
+        if count > limit:
+            problem = (
+                f"{count} of its jobs would be queued, and at most {limit} may be: ask the operator for a larger `max_queued`"
+            )
+            raise InvalidRequestError(violations=[FieldViolation("suite", problem)])
 
     def _require_room(self, owner: str, leaving: Sequence[str], count: int = 1) -> None:
         """Raise QueueFullError or QuotaExceededError where there is no room for so many further jobs, once these have left."""
