@@ -1,7 +1,9 @@
 """The jobs that a suite comes to for a client's model, and what is wrong with them, in terms of what the client has sent."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final
+from typing import Final, cast
+
+from google.protobuf.message import Message
 
 from evalrpc.errors import (
     FieldsRefusedError,
@@ -72,7 +74,7 @@ class SuiteJobs:
         if of_entry.harness in call.harness_requests:
             of_harness = call.harness_requests[of_entry.harness]
             for name in _fields(of_harness) - {_MERGED}:  # MergeFrom would add to lists, and to messages within
-                request.ClearField(name)
+                cast(Message, request).ClearField(name)
             request.MergeFrom(of_harness)
         request.MergeFrom(of_entry)
         request.log_samples = True
