@@ -274,7 +274,7 @@ def test_a_submission_can_be_checked_only(api: Api) -> None:
         ),
         (
             {"suite": "mixed", "request": {"device": "?"}, "harness_requests": {"toy": {"model": "-x", "num_gpus": 9}}},
-            ["harness_requests[toy].model", "request.device", "harness_requests[toy].num_gpus", "request.model"],
+            ["request.device", "harness_requests[toy].num_gpus", "harness_requests[toy].model", "request.model"],
         ),
         (
             {"suite": "release", "request": {"model": "good"}, "labels": {"a b": ""}, "priority": 9999, "max_attempts": 99},
