@@ -173,7 +173,7 @@ class Builder:
 
     def _set(self, message: Any, each: FieldDescriptor, depth: int) -> None:
         if is_map(each):
-            self._fill_map(getattr(message, each.name), each.message_type)
+            self._fill_map(getattr(message, each.name), each.message_type, depth)
         elif each.is_repeated:
             self._fill_list(getattr(message, each.name), each, depth)
         elif each.message_type is not None:
@@ -192,9 +192,14 @@ class Builder:
         if values and self._is_odd():
             values.extend([values[0]] * count)
 
-    def _fill_map(self, values: Any, entry: Any) -> None:
+    def _fill_map(self, values: Any, entry: Any, depth: int) -> None:
+        key, value = entry.fields_by_name["key"], entry.fields_by_name["value"]
+        if value.message_type is not None:
+            for _ in range(min(self._count(), 8)):
+                self.fill(values[self._scalar(key)], depth + 1)
+            return
         for _ in range(self._count()):
-            values[self._scalar(entry.fields_by_name["key"])] = self._scalar(entry.fields_by_name["value"])
+            values[self._scalar(key)] = self._scalar(value)
 
     def _fill_struct(self, message: Struct) -> None:
         """Fill in numbers, texts and a chain of lists, up to a depth just below that which no parser takes."""

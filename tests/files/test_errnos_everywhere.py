@@ -40,7 +40,7 @@ def fail(monkeypatch: pytest.MonkeyPatch) -> Fail:
 READERS: dict[str, Callable[[Path], object]] = {
     "exit": lambda folder: read_exits(folder),
     "pid": lambda folder: has_pid(folder),
-    "output": lambda folder: has_output(folder, folder / "log"),
+    "output": lambda folder: has_output(folder, folder / "log", has_log=False),
     "devices": lambda folder: read_devices(folder),
     "log tail": lambda folder: read_tail(folder / "log"),
     "results": lambda folder: read_results(folder, "m"),
@@ -72,7 +72,7 @@ def test_results_that_may_not_be_read_are_invalid_and_not_missing(tmp_path: Path
 def test_traces_that_may_not_be_read_are_there(tmp_path: Path, fail: Fail) -> None:
     fail(errno.EACCES)
     assert has_pid(tmp_path)
-    assert has_output(tmp_path, tmp_path / "log")
+    assert has_output(tmp_path, tmp_path / "log", has_log=False)
     assert read_exits(tmp_path) == Exits([], none_left=False)
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_site import add_engine, end_engines
 from google.protobuf import json_format
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from serving import COMPLETED, RUNNING, Api, Site, submission
 
-from evalrpc.v1.jobs_pb2 import ServedModel
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, ServedModel
 from evalrpc.v1.suites_pb2 import SUITE_RUN_VIEW_DECISION
 
 PROTOS = Path(__file__).parents[2] / "protos" / "evalrpc" / "v1"
@@ -65,12 +66,12 @@ def job_with_samples(api: Api, folder: Path, values: tuple[int, int]) -> str:
 
 
 @pytest.fixture
-def site(site: Site) -> Site:
-    """A site with an engine, which is never started, and a suite."""
-    engine = '[engines.toy]\ncommand = ["true", "{model}", "{port}"]\n'
-    suite = "[[suites.release.entries]]\nharness = 'toy'\ntasks = ['t']\n"
-    site.config.write_text(f"{site.config.read_text()}{engine}{suite}")
-    return site
+def site(site: Site) -> Iterator[Site]:
+    """A site with an engine and a suite."""
+    add_engine(site)
+    site.config.write_text(f"{site.config.read_text()}[[suites.release.entries]]\nharness = 'toy'\ntasks = ['t']\n")
+    yield site
+    end_engines(site)
 
 
 @pytest.fixture
@@ -83,8 +84,10 @@ def answers(api: Api, site: Site) -> list[Message]:
     first_info = api.GetServerInfo()
     first_queue = api.GetQueue()
     validated = api.SubmitJob(submission("prepared", validate_only=True))
-    served = submission("", validate_only=True)
-    served.request.served_model.CopyFrom(ServedModel(engine="toy", model="m", num_gpus=0))
+    model = site.folder / "model"
+    model.mkdir()
+    served = ServedModel(engine="stub", model=str(model), num_gpus=0)
+    asked = api.SubmitJob(request=EvaluateRequest(harness="asking", tasks=["1"], served_model=served))
     queued = api.SubmitJob(submission("prepared"))
     job_id = queued.job_id
     events = list(api.watch(job_id))
@@ -101,7 +104,8 @@ def answers(api: Api, site: Site) -> list[Message]:
             first_info,
             first_queue,
             validated,
-            api.SubmitJob(served),
+            api.wait_for(asked.job_id, COMPLETED),
+            api.ListEngines(),
             queued,
             *events,
             running,

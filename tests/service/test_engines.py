@@ -1,15 +1,13 @@
 """Served models on a real server: an engine is started once, shared, kept, ended to make room, and started again if it dies."""
 
-import json
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from processes_of_tests import kill_all
+from engine_site import add_engine, end_engines
 from serving import CANCELLED, COMPLETED, FAILED, RUNNING, Api, Launch, ServerHere, Site
 from waiting import eventually
 
@@ -17,7 +15,6 @@ from evalrpc.executors.local.processes import processes_of_job
 from evalrpc.v1 import engines_pb2
 from evalrpc.v1 import jobs_pb2 as pb
 
-SUPPORT = Path(__file__).parents[1] / "support"
 READY = engines_pb2.ENGINE_STATE_READY
 ENDED = engines_pb2.ENGINE_STATE_ENDED
 
@@ -59,16 +56,9 @@ def lines_of(path: Path) -> list[str]:
 @pytest.fixture
 def engines(site: Site) -> Iterator[None]:
     """Configure an engine and a harness that asks it; end what is left of both."""
-    engine = [sys.executable, str(SUPPORT / "engine_program.py"), "--port", "{port}", "--model", "{model}"]
-    asking = [sys.executable, str(SUPPORT / "asking_program.py"), "{output_dir}", "{tasks}"]
-    with site.config.open("a") as config:
-        config.write(f'[harnesses.asking]\nkind = "command"\ncommand = {json.dumps(asking)}\n')
-        config.write(f"[engines.stub]\ncommand = {json.dumps(engine)}\nidle_seconds = 300\nstart_timeout_seconds = 20\n")
-        config.write('args = { behave = "--behave", size = "--size" }\n')
+    add_engine(site)
     yield
-    engines = site.folder / "data" / "engines"
-    ids = [folder.name for folder in (*engines.glob("engine-*"), *engines.glob("gateway/*"))]
-    kill_all(lambda: [pid for name in ids for pid in processes_of_job(name)])
+    end_engines(site)
 
 
 @pytest.fixture

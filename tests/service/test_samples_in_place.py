@@ -2,19 +2,16 @@
 
 import json
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import grpc
 import pytest
-from serving import COMPLETED, FAILED, SECONDS, TERMINAL, Api, ServerHere, Site, reason_of
+from serving import COMPLETED, FAILED, TERMINAL, Api, ServerHere, Site, reason_of
 
-from evalrpc.harnesses.base import SampleRow
-from evalrpc.harnesses.inspect_ai.harness import InspectHarness
 from evalrpc.v1 import jobs_pb2 as pb
-from evalrpc.v1.comparison_pb2 import TEST_METHOD_MCNEMAR, TEST_METHOD_UNPAIRED_Z, VERDICT_BETTER, CompareJobsRequest
+from evalrpc.v1.comparison_pb2 import TEST_METHOD_MCNEMAR, TEST_METHOD_UNPAIRED_Z, VERDICT_BETTER
 from evalrpc.v1.files_pb2 import ListArtifactsResponse
 
 # A stand-in with inspect-ai's command line: it copies the logs of the requested tasks from a folder named by the model.
@@ -176,48 +173,3 @@ def test_samples_read_in_place_are_compared_one_by_one(bench: Bench) -> None:
     assert (metric.task, metric.metric, metric.filter) == ("t", "accuracy", "match")
     assert (metric.method, metric.verdict) == (TEST_METHOD_MCNEMAR, VERDICT_BETTER)
     assert (metric.baseline_value, metric.candidate_value, metric.paired_sample_count) == (0.5, 0.875, 40)
-
-
-# Abandoned comparisons.
-
-
-class Endless:
-    """Endless samples, which signal when reading begins and when it ends."""
-
-    def __init__(self) -> None:
-        self.begun, self.ended = threading.Event(), threading.Event()
-
-    def read_samples(self, harness: InspectHarness, file: BinaryIO, offset: int) -> Iterator[SampleRow]:
-        self.begun.set()
-        try:
-            while True:
-                yield SampleRow({}, 0)
-        finally:
-            self.ended.set()
-
-
-@pytest.fixture
-def endless(monkeypatch: pytest.MonkeyPatch) -> Endless:
-    endless = Endless()
-    monkeypatch.setattr(InspectHarness, "read_samples", lambda *arguments: endless.read_samples(*arguments))
-    return endless
-
-
-def begun(bench: Bench, endless: Endless, request: CompareJobsRequest) -> grpc.Future:
-    """Call with the shortest of several deadlines that leaves the server time to begin."""
-    for seconds in (2.0, 8.0, 32.0, SECONDS):
-        call = bench.api.stub.CompareJobs.future(request, timeout=seconds)
-        if endless.begun.wait(seconds):
-            return call
-    raise AssertionError("the comparison never begins")
-
-
-@pytest.mark.parametrize("code", [grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED])
-def test_a_comparison_ends_when_its_client_has_gone(bench: Bench, endless: Endless, code: grpc.StatusCode) -> None:
-    jobs = [bench.job(name, log()).job_id for name in "ab"]
-    request = CompareJobsRequest(baseline_job_id=jobs[0], candidate_job_ids=jobs[1:])
-    call = begun(bench, endless, request)
-    if code is grpc.StatusCode.CANCELLED:
-        call.cancel()
-    assert endless.ended.wait(SECONDS)
-    assert call.code() is code

@@ -140,7 +140,7 @@ def submit_without_end(api: Api) -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "from evalrpc.scheduling.queue_state import QueueState; QueueState.choose = lambda *_: 1 / 0",
+        "from evalrpc.scheduling.queue_state import QueueState; QueueState.choose = lambda *_, **__: 1 / 0",
         "from evalrpc.store.sqlite.transaction import Transaction; Transaction.submit = lambda *_: 1 / 0",
     ],
 )
