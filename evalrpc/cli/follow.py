@@ -134,8 +134,8 @@ def follow_command(
           --harness-model lm-eval=hf,pretrained={checkpoint}
 
     The same command, started again, goes on where it was, and submits nothing twice. With --label, an alarm is raised when a
-    metric of the jobs with these labels falls. With --once and --until-step, exits with 1 unless all have completed, and all
-    decisions are GO.
+    metric of the jobs with these labels falls. With --once and --until-step, exits with 1 unless there are results, all have
+    completed, and all decisions are GO.
     """
     submission = read_submission(file) if file else SubmitJobRequest()
     apply_flags(submission, {**dict.fromkeys(_NOT_OF_CHECKPOINTS), **flags})
@@ -155,6 +155,8 @@ def follow_command(
                     break
         except KeyboardInterrupt:
             fail(ExitCode.INTERRUPTED, "the evaluations go on; the same command goes on following")
+    if not display.has_result:
+        fail(ExitCode.NOT_PASSED, f"nothing was evaluated: no checkpoint in {checkpoints.folder} was chosen")
     if not display.have_all_passed:
         raise click.exceptions.Exit(ExitCode.NOT_PASSED)
 
@@ -203,6 +205,8 @@ class _Display:
         self._table = GrowingTable(form, _COLUMNS, _TYPICAL_ROW)
         self._alarms = alarms
         self._is_news_of_run = False
+        self.has_result = False
+        """Whether an evaluation has ended, in whatever way."""
         self.have_all_passed = True
 
     def show(self, news: News) -> None:
@@ -216,7 +220,7 @@ class _Display:
         else:
             self._table.print_row(_row(news, news.evaluation))
         if news.happening is Happening.ENDED:
-            self._is_news_of_run = True
+            self.has_result = self._is_news_of_run = True
 
     def end_round(self) -> None:
         """Look at the run, if something of it has ended in this round."""
@@ -226,7 +230,7 @@ class _Display:
 
 
 def _remark(news: News) -> str:
-    if news.happening is Happening.SKIPPED and news.checkpoint is not None:
+    if news.happening in (Happening.SKIPPED, Happening.REFUSED) and news.checkpoint is not None:
         return f"{news.checkpoint.path.name} (step {news.checkpoint.step}) is not evaluated: {news.text}"
     return news.text
 
@@ -248,9 +252,9 @@ def _status_and_result(evaluation: Evaluation) -> tuple[str, str]:
 
 
 def _is_fine(news: News) -> bool:
-    """Return whether nothing has failed, been lost, or been decided other than by GO."""
+    """Return whether nothing has failed, been refused or lost, or been decided other than by GO."""
     if news.happening is not Happening.ENDED or news.evaluation is None:
-        return news.happening is not Happening.LOST
+        return news.happening not in (Happening.REFUSED, Happening.LOST)
     message = news.evaluation.message
     return is_go(message) if isinstance(message, SuiteRun) else message.status == JOB_STATUS_COMPLETED
 

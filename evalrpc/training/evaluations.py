@@ -1,8 +1,8 @@
 """What is submitted for each checkpoint: a job, or a run of a suite.
 
 In the texts of a request, `{checkpoint}` stands for the path of the checkpoint, `{name}` for the last part of that, and
-`{step}` for its step. The `request_id` is made of path, fingerprint and request, so the same checkpoint is submitted once,
-however often and by whatever process.
+`{step}` for its step. The `request_id` is made of path, fingerprint and request, and of the suite and its baseline, so the same
+checkpoint is submitted once, however often and by whatever process.
 """
 
 import json
@@ -109,11 +109,10 @@ class SuiteEvaluations:
         """Submit the suite; its jobs have the label `step`."""
         request = _filled_in(self._request, checkpoint)
         of_harnesses = {name: _filled_in(each, checkpoint) for name, each in self._harness_requests.items()}
+        plain_of_harnesses = {name: _plain(each) for name, each in of_harnesses.items()}
         options: SuiteOptions = {
             **self._options,
-            "request_id": _request_id(
-                checkpoint, request, self._suite, sorted((name, _plain(each)) for name, each in of_harnesses.items())
-            ),
+            "request_id": _request_id(checkpoint, request, self._suite, plain_of_harnesses, self._baseline_suite_run_id),
             "labels": _labels(self._options.get("labels"), checkpoint),
         }
         return self._of_run(

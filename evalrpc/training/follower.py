@@ -39,7 +39,9 @@ class Happening(Enum):
     LOST = auto()
     """The evaluation was deleted, or its result can't be read."""
     SKIPPED = auto()
-    """A checkpoint is not evaluated."""
+    """A checkpoint is not to be evaluated."""
+    REFUSED = auto()
+    """A checkpoint is to be evaluated, and can't be."""
     REMARK = auto()
     """Something about the folder, a checkpoint or the server that people should know."""
 
@@ -167,7 +169,7 @@ class Follower:
             try:
                 evaluation = self._evaluations.submit(checkpoint)
             except RequestIdReusedError:
-                yield News(Happening.SKIPPED, "it was submitted before, with other options", checkpoint)
+                yield News(Happening.REFUSED, "it was submitted before, with other options", checkpoint)
             else:
                 if not evaluation.has_ended:
                     self._outstanding[evaluation.id] = checkpoint

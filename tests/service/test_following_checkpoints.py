@@ -117,6 +117,25 @@ def test_it_exits_with_1_if_an_evaluation_fails(api: Api, out: Path) -> None:
     assert run_follow(api, out, "--once", request=(*REQUEST, "--model", "fails")).exit_code == 1
 
 
+def test_it_exits_with_1_for_what_was_submitted_with_other_options(api: Api, out: Path) -> None:
+    save(out, 1)
+    assert run_follow(api, out, "--once", "--label", "run=x").exit_code == 0
+    save(out, 2)
+    result = run_follow(api, out, "--once", "--label", "run=y")
+    assert (result.exit_code, steps(api)) == (1, ["1", "2"])
+    assert "checkpoint-1 (step 1) is not evaluated: it was submitted before, with other options" in result.stderr
+
+
+@pytest.mark.parametrize("flags", [(), ("--step-pattern", r"tokens(\d+)"), ("--every", "2")])
+def test_it_exits_with_1_if_nothing_is_evaluated(api: Api, out: Path, flags: tuple[str, ...]) -> None:
+    out.mkdir()
+    if flags:
+        save(out, 1)
+    result = run_follow(api, out, "--once", *flags)
+    assert result.exit_code == 1
+    assert f"nothing was evaluated: no checkpoint in {out} was chosen" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -171,6 +190,18 @@ def test_a_suite_ends_with_a_decision_for_each_checkpoint(site: Site, launch: La
     assert len(jobs(api)) == 4
     run_follow(api, out, "--once", "--label", "run=x", request=suite)
     assert len(jobs(api)) == 4
+
+
+def test_with_another_baseline_each_checkpoint_is_decided_over_anew(site: Site, launch: Launch, out: Path) -> None:
+    site.config.write_text(site.config.read_text() + SUITE)
+    api = launch().api
+    suite = ("--suite", "release", "--num-gpus", "0", "--harness-model", "toy=weighs,pretrained={checkpoint}")
+    save(out, 100, 0.9)
+    assert run_follow(api, out, "--once", request=suite).exit_code == 0
+    (main_run,) = {job.suite_run_id for job in jobs(api)}
+    for _ in range(2):
+        assert run_follow(api, out, "--once", "--baseline", main_run, request=suite).exit_code == 0
+    assert len({job.suite_run_id for job in jobs(api)}) == 2
 
 
 @pytest.fixture

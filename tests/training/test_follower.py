@@ -20,13 +20,15 @@ from evalrpc.training.evaluations import Evaluation
 from evalrpc.training.follower import Choice, Follower, Happening, News
 from evalrpc.v1.jobs_pb2 import JobInfo
 
-SUBMITTED, ENDED, SKIPPED, REMARK = Happening.SUBMITTED, Happening.ENDED, Happening.SKIPPED, Happening.REMARK
+SUBMITTED, ENDED, SKIPPED, REFUSED = Happening.SUBMITTED, Happening.ENDED, Happening.SKIPPED, Happening.REFUSED
 
 
 class Server:
     """Remembers what was submitted, as a real one does, also from one follower to the next."""
 
     def __init__(self) -> None:
+        self.options = ""
+        self.options_of: dict[str, str] = {}
         self.evaluations: dict[str, bool] = {}
         self.error: EvalrpcError | None = None
         self.has_started = False
@@ -34,6 +36,8 @@ class Server:
     def submit(self, checkpoint: Checkpoint) -> Evaluation:
         self._answer()
         evaluation_id = f"{checkpoint.path.name}/{checkpoint.fingerprint}"
+        if self.options_of.setdefault(evaluation_id, self.options) != self.options:
+            raise RequestIdReusedError("used")
         self.evaluations.setdefault(evaluation_id, False)
         return self.look(evaluation_id)
 
@@ -225,10 +229,12 @@ def test_a_request_that_will_never_do_ends_it(follow: Follow, server: Server, ou
 
 
 def test_what_was_submitted_with_other_options_is_left_as_it_is(follow: Follow, server: Server, out: Path) -> None:
-    server.error = RequestIdReusedError("used")
     save(out, 1)
+    list(follow().round())
+    server.options = "other labels"
+    save(out, 2)
     follower = follow()
-    assert happened(list(follower.round())) == [(SKIPPED, 1)]
+    assert happened(list(follower.round())) == [(SUBMITTED, 2), (REFUSED, 1)]
     assert list(follower.round()) == []
 
 
