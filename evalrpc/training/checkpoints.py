@@ -81,9 +81,9 @@ class _Seen:
 class CheckpointFolder:
     """Looks for checkpoints among the folders in a folder, which need not exist yet.
 
-    One is complete when it has a file of the name `marker`; without such a name, once its files have been quiet for so long. If
-    they change later, it is another checkpoint under the same name, and has to be quiet first even with a marker, which may
-    still be that of before.
+    One is complete when it has a file of the name `marker`, and looks the same in two scans, since other processes may still
+    write to it; without such a name, once its files have been quiet for so long. If they change later, it is another checkpoint
+    under the same name, and has to be quiet first even with a marker, which may still be that of before.
     """
 
     def __init__(
@@ -121,10 +121,11 @@ class CheckpointFolder:
             self._remark(remarks, f"{self.folder}: {error.strerror}")
             return Scan(False, [], 0, remarks)
         for path, step in candidates.items():
+            has_marker = bool(self._marker) and (path / self._marker).exists()  # first: what is written before it counts
             fingerprint = fingerprint_of(path)
             if fingerprint is None:
                 self._remark(remarks, f"{path.name}: not complete, since it is empty, or its files can't be looked at")
-            elif self._is_complete(path, fingerprint):
+            elif self._is_complete(path, fingerprint, has_marker=has_marker):
                 complete.append(Checkpoint(path, step, fingerprint))
         self._seen = {path: seen for path, seen in self._seen.items() if path in candidates}
         complete.sort(key=lambda checkpoint: (checkpoint.step, checkpoint.path), reverse=True)
@@ -146,16 +147,17 @@ class CheckpointFolder:
             else:
                 yield Path(entry.path), step
 
-    def _is_complete(self, path: Path, fingerprint: str) -> bool:
+    def _is_complete(self, path: Path, fingerprint: str, *, has_marker: bool) -> bool:
         now = self._clock.monotonic()
         seen = self._seen.get(path)
-        if seen is None or seen.fingerprint != fingerprint:
+        is_as_before = seen is not None and seen.fingerprint == fingerprint
+        if seen is None or not is_as_before:
             is_rewritten = seen is not None and (seen.is_complete or seen.is_rewritten)
             seen = self._seen[path] = _Seen(fingerprint, now, is_rewritten)
         if not seen.is_complete:
             is_quiet = now - seen.since_seconds >= self._quiet_seconds
-            has_marker = bool(self._marker) and (path / self._marker).exists()
-            seen.is_complete = has_marker and (is_quiet or not seen.is_rewritten) if self._marker else is_quiet
+            is_marked = has_marker and is_as_before and (is_quiet or not seen.is_rewritten)
+            seen.is_complete = is_marked if self._marker else is_quiet
         return seen.is_complete
 
     def _remark(self, remarks: list[str], text: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from clocks import ManualClock
 
 from evalrpc.files import fingerprints
-from evalrpc.training.checkpoints import Checkpoint, CheckpointFolder, Scan, step_of
+from evalrpc.training.checkpoints import Checkpoint, CheckpointFolder, Scan, fingerprint_of, step_of
 
 QUIET_SECONDS = 30.0
 
@@ -100,7 +100,35 @@ def test_a_marker_says_that_it_is_complete_and_without_it_nothing_does(out: Path
     save(out / "step_1")
     assert steps(quiet_scan(checkpoints, clock)) == []
     save(out / "step_1", name="DONE")
+    assert steps(checkpoints.scan()) == []
     assert steps(checkpoints.scan()) == [1]
+
+
+def test_what_other_processes_write_after_the_marker_is_waited_for(out: Path, clock: ManualClock) -> None:
+    checkpoints = folder(out, clock, marker="DONE")
+    save(save(out / "step_1"), name="DONE")
+    for size in range(1, 4):
+        assert steps(checkpoints.scan()) == []
+        save(out / "step_1", "x" * size, name="rank_1")
+    first, second = (quiet_scan(checkpoints, clock).complete for _ in range(2))
+    assert first == second, "one checkpoint, as it was when all had written"
+    assert len(first) == 1
+
+
+def test_a_marker_that_is_written_during_the_look_does_not_complete_what_was_seen_before_it(
+    out: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = folder(out, clock, marker="DONE")
+    save(out / "step_1")
+    checkpoints.scan()
+
+    def finish_meanwhile(path: Path) -> str | None:
+        fingerprint = fingerprint_of(path)
+        save(save(path, name="optimizer"), name="DONE")
+        return fingerprint
+
+    monkeypatch.setattr("evalrpc.training.checkpoints.fingerprint_of", finish_meanwhile)
+    assert steps(checkpoints.scan()) == []
 
 
 def test_a_checkpoint_that_is_written_anew_is_another_one_and_has_to_be_quiet_even_with_its_old_marker(
@@ -108,6 +136,7 @@ def test_a_checkpoint_that_is_written_anew_is_another_one_and_has_to_be_quiet_ev
 ) -> None:
     checkpoints = folder(out, clock, marker="DONE")
     save(save(out / "step_1"), name="DONE")
+    checkpoints.scan()
     (first,) = checkpoints.scan().complete
     save(out / "step_1", "other weights")
     assert checkpoints.scan().unfinished_count == 1
