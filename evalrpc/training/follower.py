@@ -89,7 +89,8 @@ class Follower:
         self._outstanding: dict[str, Checkpoint] = {}  # by the id of the evaluation
         self._outdated: set[str] = set()  # of these, the evaluations of checkpoints that are not there any more
         self._unfinished_count = 0
-        self._trouble = ""
+        self._troubles: set[str] = set()  # what was to be tried again in this round
+        self._said_troubles: set[str] = set()  # and in the round before
         self.is_readable = False
         """Whether the folder could be looked at in the last round."""
         self.newest_step = -1
@@ -103,22 +104,23 @@ class Follower:
     def round(self) -> Iterator[News]:
         """Look at the evaluations and into the folder, submit what is next, and yield what has happened.
 
-        Raises what the server says of a request that will never do.
+        What can't be done now stops nothing else. Raises what the server says of a request that will never do.
         """
-        try:
-            yield from self._look_at_evaluations()
-            scan = self._folder.scan()
-            yield from (News(Happening.REMARK, text) for text in scan.remarks)
-            self.is_readable = scan.is_readable
-            if scan.is_readable:
-                yield from self._take(scan)
-            yield from self._submit()
-        except LATER as error:
-            if self._trouble != str(error):
-                yield News(Happening.REMARK, f"{error}; trying again")
-            self._trouble = str(error)
-        else:
-            self._trouble = ""
+        self._said_troubles, self._troubles = self._troubles, set()
+        yield from self._look_at_evaluations()
+        scan = self._folder.scan()
+        yield from (News(Happening.REMARK, text) for text in scan.remarks)
+        self.is_readable = scan.is_readable
+        if scan.is_readable:
+            yield from self._take(scan)
+        yield from self._submit()
+
+    def _try_again(self, error: Exception) -> Iterator[News]:
+        """Say that something will be tried again, unless it was so in the round before."""
+        text = str(error)
+        if text not in self._troubles | self._said_troubles:
+            yield News(Happening.REMARK, f"{text}; trying again")
+        self._troubles.add(text)
 
     def _look_at_evaluations(self) -> Iterator[News]:
         for evaluation_id, checkpoint in list(self._outstanding.items()):
@@ -127,6 +129,9 @@ class Follower:
             except (NotFoundError, PreconditionError) as error:
                 del self._outstanding[evaluation_id]
                 yield News(Happening.LOST, f"{checkpoint.path.name}: {error.message}", checkpoint)
+                continue
+            except LATER as error:
+                yield from self._try_again(error)
                 continue
             if evaluation.has_ended:
                 del self._outstanding[evaluation_id]
@@ -157,7 +162,11 @@ class Follower:
         for evaluation_id, checkpoint in self._outstanding.items():
             change = _change(checkpoint, present)
             if change and evaluation_id not in self._outdated:
-                is_cancelled = self._evaluations.give_up(evaluation_id, f"the checkpoint {change}")
+                try:
+                    is_cancelled = self._evaluations.give_up(evaluation_id, f"the checkpoint {change}")
+                except LATER as error:
+                    yield from self._try_again(error)
+                    continue
                 self._outdated.add(evaluation_id)
                 fate = "cancelled, as it has not started" if is_cancelled else "going on"
                 yield News(Happening.REMARK, f"{checkpoint.path.name} {change}; its evaluation {evaluation_id} is {fate}")
@@ -168,6 +177,9 @@ class Follower:
             checkpoint = self._pending[0]
             try:
                 evaluation = self._evaluations.submit(checkpoint)
+            except LATER as error:
+                yield from self._try_again(error)
+                return
             except RequestIdReusedError:
                 yield News(Happening.REFUSED, "it was submitted before, with other options", checkpoint)
             else:

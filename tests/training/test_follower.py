@@ -9,10 +9,12 @@ from clocks import ManualClock
 
 from evalrpc.errors import (
     EvalrpcError,
+    FileUnavailableError,
     InvalidRequestError,
     JobNotFoundError,
     QueueFullError,
     RequestIdReusedError,
+    StoreUnavailableError,
     UnavailableError,
 )
 from evalrpc.training.checkpoints import Checkpoint, CheckpointFolder
@@ -31,6 +33,7 @@ class Server:
         self.options_of: dict[str, str] = {}
         self.evaluations: dict[str, bool] = {}
         self.error: EvalrpcError | None = None
+        self.error_of: dict[str, EvalrpcError] = {}
         self.has_started = False
 
     def submit(self, checkpoint: Checkpoint) -> Evaluation:
@@ -45,10 +48,11 @@ class Server:
         self._answer()
         if evaluation_id not in self.evaluations:
             raise JobNotFoundError("there is no such job")
+        self._answer(evaluation_id.partition("/")[0])
         return Evaluation(evaluation_id, self.evaluations[evaluation_id], JobInfo(job_id=evaluation_id))
 
     def give_up(self, evaluation_id: str, reason: str) -> bool:
-        self._answer()
+        self._answer(evaluation_id.partition("/")[0])
         if not self.has_started:
             self.evaluations[evaluation_id] = True
         return not self.has_started
@@ -56,9 +60,9 @@ class Server:
     def finish(self, name: str = "") -> None:
         self.evaluations.update({each: True for each in self.evaluations if each.startswith(name)})
 
-    def _answer(self) -> None:
-        if self.error:
-            raise self.error
+    def _answer(self, name: str = "") -> None:
+        if error := self.error or self.error_of.get(name):
+            raise error
 
     @property
     def names(self) -> list[str]:
@@ -219,6 +223,38 @@ def test_a_server_that_can_not_answer_now_is_asked_again_and_that_is_said_once(
     assert happened(list(follower.round())) == [(SUBMITTED, 1)]
     server.error = error
     assert [each.text for each in follower.round()] == [f"{error}; trying again"]
+
+
+def test_an_evaluation_that_can_not_be_read_now_stops_no_other_one(follow: Follow, server: Server, out: Path) -> None:
+    follower = follow()
+    save(out, 1, 2)
+    list(follower.round())
+    server.error_of["step_2"] = FileUnavailableError("its results can't be read")
+    server.finish("step_1")
+    save(out, 3)
+    news = list(follower.round())
+    assert happened(news) == [(ENDED, 1), (SUBMITTED, 3)]
+    assert words(news).strip() == "its results can't be read; trying again"
+    assert list(follower.round()) == []
+    server.error_of.clear()
+    server.finish()
+    assert happened(list(follower.round())) == [(ENDED, 2), (ENDED, 3)]
+
+
+def test_an_evaluation_that_can_not_be_given_up_now_stops_no_other_one(follow: Follow, server: Server, out: Path) -> None:
+    follower = follow(max_outstanding=2)
+    save(out, 1, 2, 3)
+    list(follower.round())
+    server.error_of["step_2"] = StoreUnavailableError("the disk is full")
+    for step in (1, 2):
+        shutil.rmtree(out / f"step_{step}")
+    assert happened(list(follower.round())) == [(SKIPPED, 1)]
+    assert happened(list(follower.round())) == [], "said once"
+    save(out, 4)
+    server.finish("step_3")
+    assert happened(list(follower.round())) == [(ENDED, 3), (SUBMITTED, 4)]
+    server.error_of.clear()
+    assert "cancelled, as it has not started" in words(list(follower.round()))
 
 
 def test_a_request_that_will_never_do_ends_it(follow: Follow, server: Server, out: Path) -> None:
