@@ -16,7 +16,7 @@ from google.protobuf import json_format
 
 from evalrpc.client import EvalClient
 from evalrpc.client.core import SubmitOptions, SuiteOptions
-from evalrpc.errors import JobFinishedError, JobNotFoundError, JobNotQueuedError
+from evalrpc.errors import EvalrpcError, JobFinishedError, JobNotFoundError, JobNotQueuedError, SuiteRunNotFoundError
 from evalrpc.jobs.lifecycle import TERMINAL
 from evalrpc.training.checkpoints import Checkpoint
 from evalrpc.v1.jobs_pb2 import JOB_STATUS_QUEUED, EvaluateRequest, JobInfo
@@ -34,6 +34,7 @@ class Evaluation(NamedTuple):
     id: str
     """Of the job or the suite run."""
     has_ended: bool
+    """Whether its result is final: what it is compared with has ended, too."""
     message: JobInfo | SuiteRun
 
 
@@ -115,11 +116,13 @@ class SuiteEvaluations:
             "request_id": _request_id(checkpoint, request, self._suite, plain_of_harnesses, self._baseline_suite_run_id),
             "labels": _labels(self._options.get("labels"), checkpoint),
         }
-        return self._of_run(
-            self._client.submit_suite(
-                self._suite, request, of_harnesses, baseline_suite_run_id=self._baseline_suite_run_id, **options
-            )
+        run = self._client.submit_suite(
+            self._suite, request, of_harnesses, baseline_suite_run_id=self._baseline_suite_run_id, **options
         )
+        try:
+            return self._of_run(run)
+        except (EvalrpcError, TimeoutError):  # it is submitted all the same; what hinders the decision is raised by `look`
+            return Evaluation(run.suite_run_id, False, run)
 
     def look(self, evaluation_id: str) -> Evaluation:
         """Return the suite run, with the decision once it has ended."""
@@ -127,14 +130,26 @@ class SuiteEvaluations:
 
     def give_up(self, evaluation_id: str, reason: str) -> bool:
         """Cancel the suite run if none of its jobs has started."""
-        if self._client.get_suite_run(evaluation_id).status != JOB_STATUS_QUEUED:
+        try:
+            if self._client.get_suite_run(evaluation_id).status != JOB_STATUS_QUEUED:
+                return False
+            self._client.cancel_suite_run(evaluation_id, reason)
+        except (SuiteRunNotFoundError, JobFinishedError):
             return False
-        self._client.cancel_suite_run(evaluation_id, reason)
         return True
 
     def _of_run(self, run: SuiteRun) -> Evaluation:
-        has_ended = run.status in TERMINAL
+        has_ended = run.status in TERMINAL and self._has_baseline_ended()
         return Evaluation(run.suite_run_id, has_ended, self._client.decide_suite_run(run.suite_run_id) if has_ended else run)
+
+    def _has_baseline_ended(self) -> bool:
+        """Return whether there is nothing to wait for: the baseline's run has ended, there is none, or it was deleted."""
+        if not self._baseline_suite_run_id:
+            return True
+        try:
+            return self._client.get_suite_run(self._baseline_suite_run_id).status in TERMINAL
+        except SuiteRunNotFoundError:
+            return True
 
 
 def _of_job(job: JobInfo) -> Evaluation:

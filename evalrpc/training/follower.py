@@ -182,6 +182,8 @@ class Follower:
                 return
             except RequestIdReusedError:
                 yield News(Happening.REFUSED, "it was submitted before, with other options", checkpoint)
+            except NotFoundError as error:  # such as a baseline that was deleted
+                yield News(Happening.REFUSED, error.message, checkpoint)
             else:
                 if not evaluation.has_ended:
                     self._outstanding[evaluation.id] = checkpoint

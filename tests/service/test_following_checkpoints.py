@@ -290,6 +290,44 @@ def test_another_evaluation_of_the_same_checkpoint_is_another_job(api: Api, out:
     assert first == same != other
 
 
+def suite_evaluations(client: EvalClient, model: str, baseline: str = "") -> SuiteEvaluations:
+    toy = EvaluateRequest(model=model, model_args={"pretrained": "{checkpoint}"})
+    return SuiteEvaluations(client, "release", EvaluateRequest(num_gpus=0), {"toy": toy}, baseline_suite_run_id=baseline)
+
+
+@pytest.fixture
+def suite_api(site: Site, launch: Launch) -> Api:
+    site.config.write_text(site.config.read_text() + SUITE)
+    return launch("--max-running", "6").api  # two for the GPUs, and four for jobs without one
+
+
+def test_nothing_is_decided_before_the_baseline_has_ended(site: Site, suite_api: Api, out: Path) -> None:
+    with EvalClient(suite_api.address) as client:
+        baseline = suite_evaluations(client, "weighs_later").submit(checkpoint(save(out, 1, 0.9), 1)).id
+        evaluations = suite_evaluations(client, "weighs", baseline)
+        candidate = checkpoint(save(out, 2, 0.9), 2)
+        run = evaluations.submit(candidate).id
+        eventually(lambda: client.get_suite_run(run).status == COMPLETED, "for the end of its jobs")
+        assert not evaluations.look(run).has_ended
+        assert not evaluations.submit(candidate).has_ended
+        site.release()
+        eventually(lambda: evaluations.look(run).has_ended, "for the end of the baseline's jobs")
+
+
+def test_a_baseline_that_was_deleted_is_said_and_no_success(suite_api: Api, out: Path) -> None:
+    with EvalClient(suite_api.address) as client:
+        evaluations = suite_evaluations(client, "weighs")
+        baseline = evaluations.submit(checkpoint(save(out, 1, 0.9), 1)).id
+        eventually(lambda: evaluations.look(baseline).has_ended, "for the end of the baseline's jobs")
+        for job in jobs(suite_api):
+            client.delete_job(job.job_id)
+        assert not evaluations.give_up(baseline, "the checkpoint was deleted")
+    suite = ("--suite", "release", "--num-gpus", "0", "--harness-model", "toy=weighs,pretrained={checkpoint}")
+    result = run_follow(suite_api, out, "--once", "--baseline", baseline, request=suite)
+    assert result.exit_code == 1
+    assert "checkpoint-1 (step 1) is not evaluated: " in result.stderr
+
+
 # In a training loop
 
 

@@ -15,6 +15,7 @@ from evalrpc.errors import (
     QueueFullError,
     RequestIdReusedError,
     StoreUnavailableError,
+    SuiteRunNotFoundError,
     UnavailableError,
 )
 from evalrpc.training.checkpoints import Checkpoint, CheckpointFolder
@@ -34,10 +35,11 @@ class Server:
         self.evaluations: dict[str, bool] = {}
         self.error: EvalrpcError | None = None
         self.error_of: dict[str, EvalrpcError] = {}
+        """By the name of a checkpoint what its evaluation's calls raise; by `submit` what each submission does."""
         self.has_started = False
 
     def submit(self, checkpoint: Checkpoint) -> Evaluation:
-        self._answer()
+        self._answer("submit")
         evaluation_id = f"{checkpoint.path.name}/{checkpoint.fingerprint}"
         if self.options_of.setdefault(evaluation_id, self.options) != self.options:
             raise RequestIdReusedError("used")
@@ -262,6 +264,21 @@ def test_a_request_that_will_never_do_ends_it(follow: Follow, server: Server, ou
     save(out, 1)
     with pytest.raises(InvalidRequestError):
         list(follow().round())
+
+
+def test_a_baseline_that_was_deleted_is_said_of_each_checkpoint_and_ends_nothing(
+    follow: Follow, server: Server, out: Path
+) -> None:
+    follower = follow()
+    save(out, 1)
+    list(follower.round())
+    server.error_of["submit"] = SuiteRunNotFoundError("there is no suite run")
+    save(out, 2)
+    server.finish()
+    news = list(follower.round())
+    assert happened(news) == [(ENDED, 1), (REFUSED, 2)]
+    assert "there is no suite run" in words(news)
+    assert list(follower.round()) == []
 
 
 def test_what_was_submitted_with_other_options_is_left_as_it_is(follow: Follow, server: Server, out: Path) -> None:
