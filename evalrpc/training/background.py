@@ -40,6 +40,17 @@ class _Saved(NamedTuple):
     quiet_seconds: float
 
 
+class _End:
+    """When one thread has to end. None: not yet."""
+
+    deadline_seconds: float | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is no time left."""
+        return self.deadline_seconds is not None and monotonic() >= self.deadline_seconds
+
+
 class CheckpointEvaluator:
     """Submits a job for each checkpoint that it is told of, in a thread of its own.
 
@@ -83,7 +94,7 @@ class CheckpointEvaluator:
         self._changed = threading.Condition()  # guards what follows
         self._waiting: deque[_Saved] = deque()
         self._missed: list[_Saved] = []
-        self._deadline_seconds: float | None = None
+        self._end = _End()  # of the thread that runs; one that did not end in time keeps its own
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
@@ -102,14 +113,14 @@ class CheckpointEvaluator:
             self._waiting.append(_Saved(Path(os.path.realpath(path)), step, quiet_seconds))
             self._changed.notify()
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="evalrpc-checkpoints", daemon=True)
+                self._thread = threading.Thread(target=self._run, args=(self._end,), name="evalrpc-checkpoints", daemon=True)
                 self._thread.start()
 
     def close(self) -> None:
         """Wait for submissions that are still to be made, and log those that could not be made. Idempotent; checkpoints may be
         saved again after it."""
         with self._changed:
-            self._deadline_seconds = monotonic() + self._finish_seconds
+            self._end.deadline_seconds = monotonic() + self._finish_seconds
             self._changed.notify()
         if self._thread is not None:
             self._thread.join(self._finish_seconds)
@@ -117,35 +128,35 @@ class CheckpointEvaluator:
             missed = [*self._missed, *self._waiting]
             self._missed.clear()
             self._waiting.clear()
-            self._thread = self._deadline_seconds = None
+            self._thread, self._end = None, _End()
         if missed:
             steps = ", ".join(str(saved.step) for saved in missed)
             logger.error("not evaluated: the checkpoints of the steps %s; `evalrpc follow` submits them later", steps)
 
-    def _run(self) -> None:
-        while saved := self._next():
+    def _run(self, end: _End) -> None:
+        while saved := self._next(end):
             is_done = False
             try:
-                is_done = self._submit(saved)
+                is_done = self._submit(saved, end)
             except (EvalrpcError, OSError, ValueError, TypeError) as error:
                 logger.error("can't evaluate %s: %s", saved.path, error)  # noqa: TRY400 - expected, so without a traceback
             except Exception:  # a bug, for which the training does not end
                 logger.exception("can't evaluate %s", saved.path)
             with self._changed:
-                if self._waiting and self._waiting[0] == saved:
+                if self._waiting and self._waiting[0] is saved:
                     self._waiting.popleft()
                     if not is_done:
                         self._missed.append(saved)
 
-    def _next(self) -> _Saved | None:
-        """Wait for the next checkpoint; return None once it is closed and there are no more."""
+    def _next(self, end: _End) -> _Saved | None:
+        """Wait for the next checkpoint; return None once it is closed and there are no more, or no time is left."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._deadline_seconds is not None)
-            return self._waiting[0] if self._waiting else None
+            self._changed.wait_for(lambda: self._waiting or end.deadline_seconds is not None)
+            return self._waiting[0] if self._waiting and not end.is_over else None
 
-    def _submit(self, saved: _Saved) -> bool:
+    def _submit(self, saved: _Saved, end: _End) -> bool:
         """Submit the evaluation of a checkpoint, and try again while that may help; return whether it is on the server."""
-        fingerprint = self._quiet_fingerprint(saved)
+        fingerprint = self._quiet_fingerprint(saved, end)
         if fingerprint is None:
             logger.error("can't evaluate %s: it is gone, empty, not quiet yet, or can't be looked at", saved.path)
             return False
@@ -160,24 +171,24 @@ class CheckpointEvaluator:
             else:
                 self.submitted.append(Submitted(saved.step, saved.path, evaluation.id))
                 return True
-            if not self._pause(delay_seconds):
+            if not self._pause(delay_seconds, end):
                 return False
             delay_seconds = min(2 * delay_seconds, _MAX_DELAY_SECONDS)
 
-    def _quiet_fingerprint(self, saved: _Saved) -> str | None:
+    def _quiet_fingerprint(self, saved: _Saved, end: _End) -> str | None:
         fingerprint = fingerprint_of(saved.path)
         while saved.quiet_seconds and fingerprint is not None:
-            if not self._pause(saved.quiet_seconds):
+            if not self._pause(saved.quiet_seconds, end):
                 return None
             before, fingerprint = fingerprint, fingerprint_of(saved.path)
             if fingerprint == before:
                 break
         return fingerprint
 
-    def _pause(self, seconds: float) -> bool:
+    def _pause(self, seconds: float, end: _End) -> bool:
         """Wait so long, but not past the deadline; return whether there is time left."""
-        end = monotonic() + seconds
+        until_seconds = monotonic() + seconds
         with self._changed:
-            while (left := min(end, self._deadline_seconds or end) - monotonic()) > 0:
+            while (left := min(until_seconds, end.deadline_seconds or until_seconds) - monotonic()) > 0:
                 self._changed.wait(left)
-            return self._deadline_seconds is None or monotonic() < self._deadline_seconds
+            return not end.is_over

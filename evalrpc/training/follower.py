@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from evalrpc.errors import (
-    LimitExceededError,
     NotFoundError,
     PreconditionError,
     QueueFullError,
     QuotaExceededError,
     RequestIdReusedError,
+    TooManyCallsError,
+    TooManyStreamsError,
+    TooMuchUnreadError,
     UnavailableError,
 )
 from evalrpc.training.checkpoints import Checkpoint, CheckpointFolder, Scan
@@ -26,7 +28,10 @@ from evalrpc.training.evaluations import Evaluation, Evaluations
 MAX_OUTSTANDING: Final = 8
 """How many evaluations may wait and run at a time. All others are held back, so that the newest of them can be next."""
 
-LATER: Final = (UnavailableError, TimeoutError, QueueFullError, QuotaExceededError, LimitExceededError)
+LATER: Final = (
+    *(UnavailableError, TimeoutError, QueueFullError, QuotaExceededError),
+    *(TooManyStreamsError, TooManyCallsError, TooMuchUnreadError),
+)
 """The errors after which the same call may succeed later."""
 
 

@@ -4,8 +4,10 @@ import logging
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -386,6 +388,22 @@ def test_what_could_not_be_submitted_is_said_at_the_end_and_the_evaluator_can_go
     caplog.clear()
     evaluator.close()
     assert not caplog.records
+
+
+def test_a_thread_that_waits_for_an_answer_when_it_is_closed_ends_after_it(out: Path) -> None:
+    before = set(threading.enumerate())
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        evaluator = CheckpointEvaluator(
+            evaluate_request(), address=f"127.0.0.1:{silent.getsockname()[1]}", retry_seconds=0.01, finish_seconds=0.05
+        )
+        evaluator.saved(save(out, 1), 1)
+        connection, _ = silent.accept()
+        evaluator.close()
+    connection.close()
+    eventually(
+        lambda: not [each for each in threading.enumerate() if each not in before and each.name == "evalrpc-checkpoints"],
+        "for the end of the thread",
+    )
 
 
 def test_what_the_server_refuses_and_what_is_gone_is_logged_and_harms_nothing_else(

@@ -14,6 +14,7 @@ from evalrpc.errors import (
     JobNotFoundError,
     QueueFullError,
     RequestIdReusedError,
+    RequestTooLargeError,
     StoreUnavailableError,
     SuiteRunNotFoundError,
     UnavailableError,
@@ -259,10 +260,11 @@ def test_an_evaluation_that_can_not_be_given_up_now_stops_no_other_one(follow: F
     assert "cancelled, as it has not started" in words(list(follower.round()))
 
 
-def test_a_request_that_will_never_do_ends_it(follow: Follow, server: Server, out: Path) -> None:
-    server.error = InvalidRequestError("no such task")
+@pytest.mark.parametrize("error", [InvalidRequestError("no such task"), RequestTooLargeError("too many bytes")])
+def test_a_request_that_will_never_do_ends_it(follow: Follow, server: Server, out: Path, error: EvalrpcError) -> None:
+    server.error = error
     save(out, 1)
-    with pytest.raises(InvalidRequestError):
+    with pytest.raises(type(error)):
         list(follow().round())
 
 
