@@ -142,10 +142,10 @@ class CheckpointFolder:
                 self._remark(remarks, f"{entry.name}: left out, since its name has no step")
             elif not _is_text(entry.name):
                 self._remark(remarks, f"{entry.name}: left out, since its name is not UTF-8")
-            elif (name := names.setdefault(os.path.realpath(entry.path), entry.name)) != entry.name:
+            elif (name := names.setdefault(path := os.path.realpath(entry.path), entry.name)) != entry.name:
                 self._remark(remarks, f"{entry.name}: left out, since it leads to {name}")
             else:
-                yield Path(entry.path), step
+                yield Path(path), step
 
     def _is_complete(self, path: Path, fingerprint: str, *, has_marker: bool) -> bool:
         now = self._clock.monotonic()

@@ -162,6 +162,13 @@ def test_the_fingerprint_is_the_same_for_every_process_however_the_folder_is_nam
     assert len(found) == 1
 
 
+def test_a_link_to_a_checkpoint_elsewhere_is_that_checkpoint(out: Path, clock: ManualClock, tmp_path: Path) -> None:
+    elsewhere = save(tmp_path / "elsewhere")
+    out.mkdir()
+    (out / "step_1").symlink_to(elsewhere)
+    assert quiet_scan(folder(out, clock), clock).complete == [Checkpoint(elsewhere, 1, str(fingerprint_of(elsewhere)))]
+
+
 def test_what_is_no_checkpoint_is_left_out_and_said_once(out: Path, clock: ManualClock) -> None:
     save(out / "runs")
     save(out / "tmp-checkpoint-7")
