@@ -29,6 +29,7 @@ from evalrpc.cli.suite_reports import is_go, outcome_name
 from evalrpc.cli.suite_runs import resolve_run
 from evalrpc.cli.tables import Cell, Column, Kind
 from evalrpc.client import EvalClient
+from evalrpc.client.arguments import metric_text
 from evalrpc.clock import SystemClock
 from evalrpc.errors import EvalrpcError
 from evalrpc.training.checkpoints import QUIET_SECONDS, CheckpointFolder
@@ -260,8 +261,8 @@ def _is_fine(news: News) -> bool:
 
 
 class _Alarms:
-    """Says when a metric of the run falls, each alarm once. The run is that of the jobs with these labels; without any there is
-    no alarm."""
+    """Says when a metric of the run falls, each alarm once, and which metrics have none, as nothing says what is better. The run
+    is that of the jobs with these labels; without any there is no alarm."""
 
     def __init__(self, client: EvalClient, submission: SubmitJobRequest, metrics: Sequence[str], options: TrendOptions) -> None:
         self._client = client
@@ -280,6 +281,9 @@ class _Alarms:
                 for trend in self._client.get_history(self._filter, self._metrics, trends=self._options).trends:
                     if trend.HasField("alarm"):
                         self._say(f"evalrpc: alarm: {wording.alarm(trend)}")
+                    elif not trend.HasField("higher_is_better"):
+                        name = metric_text(trend)
+                        self._say(f"evalrpc: no alarm for {name}: its harness says no direction, and there is no --direction")
         except EvalrpcError as error:
             self._is_on = False
             print_line(f"evalrpc: there will be no alarm: {error}", err=True)

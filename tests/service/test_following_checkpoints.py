@@ -179,6 +179,14 @@ def test_a_fall_of_the_run_is_an_alarm_that_is_said_once(api: Api, out: Path) ->
     assert "\tat " in shown.stdout
 
 
+def test_a_metric_without_a_direction_is_said_once_to_have_no_alarm(api: Api, out: Path) -> None:
+    for step in (1, 2):
+        save(out, step)
+    result = run_follow(api, out, "--once", "--label", "run=x", "--max-outstanding", "1")
+    said = [line for line in result.stderr.splitlines() if "alarm" in line]
+    assert said == ["evalrpc: no alarm for t/acc,none: its harness says no direction, and there is no --direction"]
+
+
 def test_a_suite_ends_with_a_decision_for_each_checkpoint(site: Site, launch: Launch, out: Path) -> None:
     site.config.write_text(site.config.read_text() + SUITE)
     api = launch().api
