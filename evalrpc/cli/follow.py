@@ -261,8 +261,10 @@ def _is_fine(news: News) -> bool:
 
 
 class _Alarms:
-    """Says when a metric of the run falls, each alarm once, and which metrics have none, as nothing says what is better. The run
-    is that of the jobs with these labels; without any there is no alarm."""
+    """Says when a metric of the run falls, each alarm once, and which metrics have none, as nothing says what is better.
+
+    The run is that of the jobs with these labels; without any there is no alarm.
+    """
 
     def __init__(self, client: EvalClient, submission: SubmitJobRequest, metrics: Sequence[str], options: TrendOptions) -> None:
         self._client = client
