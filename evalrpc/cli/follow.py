@@ -48,6 +48,8 @@ _SHARED: Final = {
 """The others that say what is submitted, and how."""
 
 _LOOK_SECONDS: Final = 2.0
+_ABANDONED_SECONDS: Final = 600.0
+"""Checkpoints that change for so long no more, and are not complete, are not waited for at the end."""
 _MAX_METRICS: Final = 5
 
 _COLUMNS: Final = (
@@ -147,13 +149,16 @@ def follow_command(
         evaluations = _evaluations(client, submission, suite, dict(harness_models), baseline)
         follower = Follower(checkpoints, evaluations, Choice(every, keep_latest), max_outstanding)
         display = _Display(form, _Alarms(client, submission, metrics, options))
+        writing = _Writing(quiet.total_seconds() + _ABANDONED_SECONDS)
         try:
             for _ in _rounds(follower, checkpoints, display):
                 is_over = once or (until_step is not None and follower.newest_step >= until_step)
                 if once and not follower.is_readable:
                     fail(ExitCode.WRONG_CALL)
                 if is_over and follower.is_idle:
-                    break
+                    if not follower.unfinished:
+                        break
+                    writing.wait_for(follower.unfinished)
         except KeyboardInterrupt:
             fail(ExitCode.INTERRUPTED, "the evaluations go on; the same command goes on following")
     if not display.has_result:
@@ -196,6 +201,26 @@ def _rounds(follower: Follower, checkpoints: CheckpointFolder, display: "_Displa
         display.end_round()
         yield
         time.sleep(max(_LOOK_SECONDS, checkpoints.rest_seconds))
+
+
+class _Writing:
+    """Waits for checkpoints that are being written, as long as they change."""
+
+    def __init__(self, patience_seconds: float) -> None:
+        self._patience_seconds = patience_seconds
+        self._seen: frozenset[tuple[Path, str | None]] = frozenset()
+        self._names = ""
+        self._since_seconds = 0.0
+
+    def wait_for(self, unfinished: frozenset[tuple[Path, str | None]]) -> None:
+        """Say what is waited for. Exits with 1 once nothing of it has changed for too long."""
+        names = ", ".join(sorted(path.name for path, _ in unfinished))
+        if names != self._names:
+            print_line(f"evalrpc: waiting until complete: {names}", err=True)
+        if unfinished != self._seen:
+            self._seen, self._names, self._since_seconds = unfinished, names, time.monotonic()
+        if time.monotonic() - self._since_seconds >= self._patience_seconds:
+            fail(ExitCode.NOT_PASSED, f"not complete, and unchanged for {self._patience_seconds:g} s; not evaluated: {names}")
 
 
 class _Display:

@@ -37,8 +37,8 @@ class Scan(NamedTuple):
     """Whether the folder could be looked at. If not, nothing is known of its checkpoints."""
     complete: list[Checkpoint]
     """Newest first: by step, then by name."""
-    unfinished_count: int
-    """Those that are not complete yet."""
+    unfinished: frozenset[tuple[Path, str | None]]
+    """Those that are not complete yet, with their fingerprints."""
     remarks: list[str]
     """What people should know, each once: what is left out and why."""
 
@@ -119,17 +119,20 @@ class CheckpointFolder:
             candidates = dict(self._candidates(remarks))
         except OSError as error:
             self._remark(remarks, f"{self.folder}: {error.strerror}")
-            return Scan(False, [], 0, remarks)
+            return Scan(False, [], frozenset(), remarks)
+        unfinished: set[tuple[Path, str | None]] = set()
         for path, step in candidates.items():
             has_marker = bool(self._marker) and (path / self._marker).exists()  # first: what is written before it counts
             fingerprint = fingerprint_of(path)
             if fingerprint is None:
                 self._remark(remarks, f"{path.name}: not complete, since it is empty, or its files can't be looked at")
-            elif self._is_complete(path, fingerprint, has_marker=has_marker):
+            if fingerprint is not None and self._is_complete(path, fingerprint, has_marker=has_marker):
                 complete.append(Checkpoint(path, step, fingerprint))
+            else:
+                unfinished.add((path, fingerprint))
         self._seen = {path: seen for path, seen in self._seen.items() if path in candidates}
         complete.sort(key=lambda checkpoint: (checkpoint.step, checkpoint.path), reverse=True)
-        return Scan(True, complete, len(candidates) - len(complete), remarks)
+        return Scan(True, complete, frozenset(unfinished), remarks)
 
     def _candidates(self, remarks: list[str]) -> Iterator[tuple[Path, int]]:
         """Yield the folders with a step in their name, each once however many links lead to it."""

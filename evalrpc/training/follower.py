@@ -93,18 +93,19 @@ class Follower:
         self._pending: list[Checkpoint] = []
         self._outstanding: dict[str, Checkpoint] = {}  # by the id of the evaluation
         self._outdated: set[str] = set()  # of these, the evaluations of checkpoints that are not there any more
-        self._unfinished_count = 0
         self._troubles: set[str] = set()  # what was to be tried again in this round
         self._said_troubles: set[str] = set()  # and in the round before
         self.is_readable = False
         """Whether the folder could be looked at in the last round."""
+        self.unfinished: frozenset[tuple[Path, str | None]] = frozenset()
+        """The checkpoints that were not complete in the last scan, with their fingerprints."""
         self.newest_step = -1
         """The largest step of a complete checkpoint so far."""
 
     @property
     def is_idle(self) -> bool:
-        """Whether, after a round, all checkpoints that there are have been dealt with."""
-        return not (self._pending or self._outstanding or self._unfinished_count)
+        """Whether, after a round, all complete checkpoints have been dealt with."""
+        return not (self._pending or self._outstanding)
 
     def round(self) -> Iterator[News]:
         """Look at the evaluations and into the folder, submit what is next, and yield what has happened.
@@ -145,9 +146,9 @@ class Follower:
     def _take(self, scan: Scan) -> Iterator[News]:
         """Choose from the checkpoints that there are, and give up those that there are no more."""
         present = {checkpoint.path: checkpoint for checkpoint in scan.complete}
-        if present or scan.unfinished_count:  # else it may be a file system that is not mounted
+        if present or scan.unfinished:  # else it may be a file system that is not mounted
             yield from self._give_up(present)
-        self._unfinished_count = scan.unfinished_count
+        self.unfinished = scan.unfinished
         self.newest_step = max((self.newest_step, *(checkpoint.step for checkpoint in scan.complete)))
         suitable = [checkpoint for checkpoint in scan.complete if checkpoint.step % self._choice.every == 0]
         self._pending = []

@@ -119,6 +119,16 @@ def test_it_exits_with_1_if_an_evaluation_fails(api: Api, out: Path) -> None:
     assert run_follow(api, out, "--once", request=(*REQUEST, "--model", "fails")).exit_code == 1
 
 
+def test_a_save_that_crashed_is_not_waited_for_for_ever(api: Api, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "_ABANDONED_SECONDS", 0.2)
+    save(out, 1)
+    (out / "checkpoint-2").mkdir()
+    result = run_follow(api, out, "--once")
+    assert (result.exit_code, steps(api)) == (1, ["1"])
+    assert result.stderr.count("evalrpc: waiting until complete: checkpoint-2\n") == 1
+    assert "not evaluated: checkpoint-2" in result.stderr
+
+
 def test_it_exits_with_1_for_what_was_submitted_with_other_options(api: Api, out: Path) -> None:
     save(out, 1)
     assert run_follow(api, out, "--once", "--label", "run=x").exit_code == 0
