@@ -20,6 +20,9 @@ GRPC_EXPERIMENTS: Final = "-event_engine_listener"
 older listener logs this, and continues."""
 
 _VARIABLES: Final = {
+    # A server only ever starts fresh programs. Where even that fails, Python tries `fork`, for which gRPC would stop its
+    # threads; and where it can't start them again, it ends the server.
+    "GRPC_ENABLE_FORK_SUPPORT": "0",
     "GRPC_EXPERIMENTS": GRPC_EXPERIMENTS,
     "GRPC_VERBOSITY": "ERROR",  # else it logs each handshake that fails, in a form of its own
 }

@@ -276,8 +276,9 @@ class MetricTrend(_message.Message):
     slope: _builtins.float
     """The change of the value with each step: the slope of Theil and Sen. Absent for fewer than 5 points, or with one step only."""
     slope_lower: _builtins.float
-    """The bounds of its confidence interval, by Kendall's test. Absent like `slope`."""
+    """The lower bound of its confidence interval, by Kendall's test. Absent like `slope`."""
     slope_upper: _builtins.float
+    """The upper bound. Absent like `slope`."""
     noise: _builtins.float
     """The noise of a single point: the standard deviation around the line, estimated by the median. Absent like `slope`."""
     alarm_p_value: _builtins.float

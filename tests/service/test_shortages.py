@@ -155,7 +155,10 @@ def test_without_threads_jobs_wait_in_the_queue_and_every_call_is_answered(launc
         assert api.ListSamples(job_id=done.job_id).samples
         assert api.ListJobs().jobs
         assert api.GetQueue().queued_job_ids == [job.job_id]
-        assert api.CompareJobs(baseline_job_id=done.job_id, candidate_job_ids=[other.job_id]).candidates
+        with pytest.raises(grpc.RpcError) as error:  # it takes a process
+            api.CompareJobs(baseline_job_id=done.job_id, candidate_job_ids=[other.job_id])
+        assert (error.value.code(), reason_of(error.value)) == (grpc.StatusCode.UNAVAILABLE, "FILE_UNAVAILABLE")
+    assert api.CompareJobs(baseline_job_id=done.job_id, candidate_job_ids=[other.job_id]).candidates
     assert api.wait_for(job.job_id, *TERMINAL).status == COMPLETED
     assert site.starts(job.job_id) == ["1"]
 
