@@ -58,6 +58,7 @@ class BoundedStream:
         unread = self._limits.unread
         hold = self._reserved or await unread.take(len(message), self._peer)
         self._reserved = None
+        unread.begin(hold)
         try:
             await self._send(message)
         finally:
@@ -132,7 +133,9 @@ class Limits:
             del self._streams_of[owner]
 
     def hold_until_taken(self, hold: Hold) -> None:
-        """Give room back when the current task ends. A transport ends it when the client has taken the answer."""
+        """Give room back when the current task ends. A transport ends it when the client has taken the answer, which it may
+        from now on."""
+        self.unread.begin(hold)
         if task := asyncio.current_task():
             task.add_done_callback(lambda _: self.unread.give_back(hold))
 

@@ -3,16 +3,16 @@
 gRPC keeps a message until its client takes it, so thousands of clients that don't read would fill the memory. Here a call takes
 room before it hands over a large message, and gives it back when the client has taken it. A call that finds no room waits in
 line, single answers before streams. While any waits, a client that has not taken its message for long is disconnected, so that
-none can keep others from reading; if it still lives, it resumes.
+none can keep others from reading; if it still lives, it resumes. How long the server takes to make a message does not count.
 
 Used on the event loop only.
 """
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Final
 
 from evalrpc.errors import TooMuchUnreadError
@@ -33,7 +33,7 @@ class Hold:
 
     size_bytes: int
     since: float
-    """When it was taken, in the time of the event loop."""
+    """Since when its client may take the message, in the time of the event loop; infinite before that."""
     peer: Callable[[], str]
     """Names the client. See `Call.peer`."""
 
@@ -59,7 +59,7 @@ class UnreadBytes:
         self._disconnect = disconnect
         self._stall_seconds = stall_seconds
         self._free_bytes = max_bytes
-        self._holds: dict[Hold, None] = {}  # the oldest first
+        self._holds: dict[Hold, None] = {}  # of those that clients may take, the oldest first
         self._answers, self._streams = self._lines = _Line(), _Line()
         self._kept_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -105,6 +105,12 @@ class UnreadBytes:
             hold.size_bytes = size_bytes
             self._let_in()
 
+    def begin(self, hold: Hold) -> None:
+        """Note that it is for the client to take the message from now on. Until then it was for the server to make it."""
+        hold.since = asyncio.get_running_loop().time()
+        self._holds[hold] = self._holds.pop(hold)
+        self._watch_holds()
+
     def give_back(self, hold: Hold) -> None:
         """Give all of it back."""
         del self._holds[hold]
@@ -120,9 +126,8 @@ class UnreadBytes:
 
     def _hold(self, size_bytes: int, peer: Callable[[], str]) -> Hold:
         """Record that room was taken."""
-        hold = Hold(size_bytes, asyncio.get_running_loop().time(), peer)
+        hold = Hold(size_bytes, math.inf, peer)
         self._holds[hold] = None
-        self._watch_holds()
         return hold
 
     async def _wait(self, waiter: _Waiter) -> None:
@@ -155,9 +160,12 @@ class UnreadBytes:
 
     def _watch_holds(self) -> None:
         """See to it that the clients are looked at when the oldest hold is too old."""
-        if self._timer is None and any(self._lines) and self._holds:
+        if self._timer is not None or not any(self._lines):
+            return
+        since = next((hold.since for hold in self._holds if hold.since < math.inf), None)
+        if since is not None:
             loop = asyncio.get_running_loop()
-            due = next(iter(self._holds)).since + self._stall_seconds
+            due = since + self._stall_seconds
             self._timer = loop.call_at(max(due, loop.time() + _MIN_PAUSE_SECONDS), self._disconnect_stalled)
 
     def _disconnect_stalled(self) -> None:
@@ -165,7 +173,7 @@ class UnreadBytes:
         if not any(self._lines):
             return
         now = asyncio.get_running_loop().time()
-        stalled = list(takewhile(lambda hold: hold.since + self._stall_seconds <= now, self._holds))
+        stalled = [hold for hold in self._holds if hold.since + self._stall_seconds <= now]
         for hold in stalled:
             hold.since = now  # they are the youngest again: where that ends no call, it is tried again
             self._holds[hold] = self._holds.pop(hold)

@@ -216,7 +216,7 @@ def test_with_another_baseline_each_checkpoint_is_decided_over_anew(site: Site, 
     site.config.write_text(site.config.read_text() + SUITE)
     api = launch().api
     suite = ("--suite", "release", "--num-gpus", "0", "--harness-model", "toy=weighs,pretrained={checkpoint}")
-    save(out, 100, 0.9)
+    save(out, 100, 0.9, documents=0)
     assert run_follow(api, out, "--once", request=suite).exit_code == 0
     (main_run,) = {job.suite_run_id for job in jobs(api)}
     for _ in range(2):
