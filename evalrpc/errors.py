@@ -49,8 +49,9 @@ it into a status in one place, and the client turns the status back into the sam
     ├── InternalError               INTERNAL
     ├── ClientClosedError           never crosses the wire: the client was closed before it was called
     ├── ChangesMissedError          never crosses the wire: whoever follows a store reads its state again
-    ├── GatewayUnavailableError     never crosses the wire: the server calls again
-    ├── GatewayRefusedError         never crosses the wire: a bug, or a gateway of another version
+    ├── GatewayError                never crosses the wire
+    │   ├── GatewayUnavailableError                      the server calls again
+    │   └── GatewayRefusedError                          a bug, or a gateway of another version
     ├── ConfigurationError          never crosses the wire: the server does not start
     │   └── DataDirectoryInUseError
     ├── RunFailedError              becomes the JobError of a job
@@ -429,13 +430,19 @@ class ChangesMissedError(EvalrpcError):
     reason = "CHANGES_MISSED"
 
 
-class GatewayUnavailableError(EvalrpcError):
+class GatewayError(EvalrpcError):
+    """The gateway of served models does not do what it is asked."""
+
+    reason = "GATEWAY_ERROR"
+
+
+class GatewayUnavailableError(GatewayError):
     """The gateway of served models can't be reached, or does not answer."""
 
     reason = "GATEWAY_UNAVAILABLE"
 
 
-class GatewayRefusedError(EvalrpcError):
+class GatewayRefusedError(GatewayError):
     """The gateway takes a call for wrong."""
 
     reason = "GATEWAY_REFUSED"

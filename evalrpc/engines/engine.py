@@ -4,7 +4,7 @@
     data_dir/engines/ENGINE_ID/start-N/     log and traces of the Nth process
 
 Each has a thread, which alone starts and ends processes. What others may see of it changes under the lock of the pool, as the
-table `_NEXT` allows, and `Engine.on_change` is called after it, without the lock.
+table `_NEXT` allows, and `EngineDependencies.on_change` is called after it, without the lock.
 """
 
 import errno
@@ -29,7 +29,7 @@ from evalrpc.engines.gateway.contract import Engine as GatewayEngine
 from evalrpc.engines.gateway.contract import Replica
 from evalrpc.engines.gateway_keeper import GatewayKeeper
 from evalrpc.engines.probes import probe
-from evalrpc.errors import GatewayRefusedError, GatewayUnavailableError, RunFailedError
+from evalrpc.errors import GatewayError, RunFailedError
 from evalrpc.executors.base import Executor, Resources, RunAccount, RunHandle, RunKey
 from evalrpc.files.errnos import require_no_shortage
 from evalrpc.files.opening import open_in
@@ -180,7 +180,7 @@ class Engine:
             self._serve(is_adopted)
         except RunFailedError as error:
             self._note_failure(error)
-        except (GatewayUnavailableError, GatewayRefusedError) as error:
+        except GatewayError as error:
             self._note_failure(RunFailedError(LOST, error.message))
         except OSError as error:  # the server lacks something
             self._note_failure(RunFailedError(LOST, f"the engine can't be supervised: {error.strerror or error}"))
@@ -314,7 +314,7 @@ class Engine:
         self.dependencies.on_change()
 
     def _note_restart(self) -> None:
-        with suppress(GatewayUnavailableError, GatewayRefusedError):  # requests fail there, and are tried again
+        with suppress(GatewayError):  # requests fail there, and are tried again
             self._tell_gateway(())
         with self.dependencies.lock:
             self.restart_count += 1
@@ -337,7 +337,7 @@ class Engine:
         try:
             self._end_process()
             self.dependencies.gateway.remove_engine(self.engine_id)
-        except (GatewayUnavailableError, GatewayRefusedError) as error:
+        except GatewayError as error:
             _log.warning("%s", error.message, extra=self._place())
         finally:
             with self.dependencies.lock:

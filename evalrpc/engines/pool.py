@@ -110,8 +110,12 @@ class EnginePool:
 
     def _new(self, identity_: str, owner: str, resources: Resources) -> Engine:
         engine_id = f"engine-{uuid.uuid4()}"
-        for_whom = owner if self._keeps_owners_apart else ""
-        return Engine(self._dependencies, engine_id, identity_, self._folder / engine_id, resources, owner=for_whom)
+        folder = self._folder / engine_id
+        return Engine(self._dependencies, engine_id, identity_, folder, resources, owner=self._for_whom(owner))
+
+    def _for_whom(self, owner: str) -> str:
+        """Return the owner whom an engine answers alone; empty if it answers for all."""
+        return owner if self._keeps_owners_apart else ""
 
     def held_devices(self) -> set[str]:
         """Return the devices that engines hold."""
@@ -127,9 +131,7 @@ class EnginePool:
     def are_ending(self) -> bool:
         """Return whether devices are about to come free."""
         with self._lock:
-            return any(
-                each.state == pb.ENGINE_STATE_STOPPING or each.stop_reason is not None for each in self._engines if _holds(each)
-            )
+            return any(each.is_ending for each in self._engines if _holds(each))
 
     def make_room(self, engine_ids: Iterable[str]) -> None:
         """End idle engines, since a job needs what they hold."""
@@ -336,7 +338,7 @@ class EnginePool:
 
     def _find(self, identity_: str, owner: str) -> Engine | None:
         """Return the engine that is up for jobs of an identity. Called with the lock held."""
-        for_whom = owner if self._keeps_owners_apart else ""
+        for_whom = self._for_whom(owner)
         return next(
             (each for each in self._engines if each.identity == identity_ and each.owner == for_whom and each.is_up), None
         )
@@ -345,7 +347,7 @@ class EnginePool:
         return next((each for each in self._engines if each.engine_id == engine_id and each.thread is not None), None)
 
     def _open_breaker(self, identity_: str, owner: str) -> _Breaker | None:
-        breaker = self._breakers.get((identity_, owner if self._keeps_owners_apart else ""))
+        breaker = self._breakers.get((identity_, self._for_whom(owner)))
         return breaker if breaker is not None and self._clock.monotonic() < breaker.until else None
 
     def _tell_change(self) -> None:

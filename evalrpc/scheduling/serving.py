@@ -17,7 +17,7 @@ from evalrpc.clock import Clock
 from evalrpc.engines.engine import LOST, Engine
 from evalrpc.engines.gateway.contract import Counters, Route
 from evalrpc.engines.pool import EnginePool
-from evalrpc.errors import GatewayRefusedError, GatewayUnavailableError, RunFailedError
+from evalrpc.errors import GatewayError, RunFailedError
 from evalrpc.files.errnos import require_no_shortage
 from evalrpc.files.opening import open_in
 from evalrpc.files.private import create_private_file
@@ -94,7 +94,7 @@ class ServedRun:
         self._token = self._token or self._read_token() or self._new_token()
         try:
             self._url = self._serving.pool.gateway.put_route(self._route(engine))
-        except (GatewayUnavailableError, GatewayRefusedError) as error:
+        except GatewayError as error:
             raise RunFailedError(LOST, error.message) from error
         return None
 
@@ -149,7 +149,7 @@ class ServedRun:
         if is_over:
             try:
                 self._counters = self._serving.pool.gateway.remove_route(self._token) or self._counters
-            except (GatewayUnavailableError, GatewayRefusedError) as error:
+            except GatewayError as error:
                 _log.warning("%s", error.message, extra={"job_id": self._job.job_id})
             self._serving.pool.release(self._job.job_id)
 
@@ -161,7 +161,7 @@ class ServedRun:
     def _count(self) -> None:
         try:
             self._counters = self._serving.pool.gateway.counters(self._token) or self._counters
-        except (GatewayUnavailableError, GatewayRefusedError) as error:
+        except GatewayError as error:
             _log.warning("%s", error.message, extra={"job_id": self._job.job_id})
 
     def _leased(self) -> Engine:
