@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_site import Models, add_engine, end_engines
 from serving import Api, Launch, MovableClock, ServerHere, ServerThere, Site
 from waiting import eventually
 
@@ -80,3 +81,16 @@ def launch(site: Site, request: pytest.FixtureRequest) -> Iterator[Launch]:
     log = (site.folder / "server.log").read_text() if servers else ""
     if request.node.get_closest_marker("xfail") is None:
         assert "Traceback" not in log, log
+
+
+@pytest.fixture
+def engines(site: Site) -> Iterator[None]:
+    """Configure an engine and a harness that asks it; end what is left of both."""
+    add_engine(site)
+    yield
+    end_engines(site)
+
+
+@pytest.fixture
+def models(site: Site) -> Models:
+    return Models(site)

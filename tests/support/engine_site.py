@@ -3,11 +3,51 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from processes_of_tests import kill_all
-from serving import Site
+from serving import CANCELLED, COMPLETED, FAILED, Api, Site
 
 from evalrpc.executors.local.processes import processes_of_job
+from evalrpc.v1 import engines_pb2
+from evalrpc.v1 import jobs_pb2 as pb
+
+READY = engines_pb2.ENGINE_STATE_READY
+ENDED = engines_pb2.ENGINE_STATE_ENDED
+
+
+class Models:
+    """Folders with models, which say what became of the engines that loaded them."""
+
+    def __init__(self, site: Site) -> None:
+        self._folder = site.folder / "models"
+
+    def make(self, name: str = "tiny") -> Path:
+        folder = self._folder / name
+        folder.mkdir(parents=True)
+        (folder / "weights").write_text("1")
+        return folder
+
+    def hold(self, model: Path) -> Path:
+        """Let questions wait until the file is removed."""
+        notes_of(model).mkdir(exist_ok=True)
+        hold = notes_of(model) / "hold"
+        hold.touch()
+        return hold
+
+    def starts(self, model: Path) -> list[str]:
+        return lines_of(notes_of(model) / "starts")
+
+    def questions(self, model: Path) -> list[str]:
+        return lines_of(notes_of(model) / "questions")
+
+
+def notes_of(model: Path) -> Path:
+    return Path(f"{model}.notes")
+
+
+def lines_of(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
 
 
 def add_engine(site: Site) -> None:
@@ -26,3 +66,20 @@ def end_engines(site: Site) -> None:
     engines = site.folder / "data" / "engines"
     names = [folder.name for folder in (*engines.glob("engine-*"), *engines.glob("gateway/*"))]
     kill_all(lambda: [pid for name in names for pid in processes_of_job(name)])
+
+
+def submit(api: Api, model: Path, count: int = 3, num_gpus: int = 0, args: dict[str, Any] | None = None, **fields: Any) -> str:
+    served = pb.ServedModel(engine="stub", model=str(model), num_gpus=num_gpus)
+    served.args.update(args or {})
+    request = pb.EvaluateRequest(harness="asking", tasks=[str(count)], served_model=served)
+    return str(api.SubmitJob(request=request, **fields).job_id)
+
+
+def ended(api: Api, job_id: str) -> pb.JobInfo:
+    return api.wait_for(job_id, COMPLETED, FAILED, CANCELLED)
+
+
+def completed(api: Api, job_id: str) -> pb.JobInfo:
+    job = ended(api, job_id)
+    assert job.status == COMPLETED, job.error
+    return job
