@@ -18,7 +18,8 @@ from evalrpc.jobs import transitions
 from evalrpc.jobs.share_policy import Entitlements
 from evalrpc.store.base import Submission
 from evalrpc.store.sqlite.store import DATABASE_NAME, SqliteStore
-from evalrpc.store.sqlite.transaction import Transaction
+from evalrpc.store.sqlite.tables import SqliteTables
+from evalrpc.store.transaction import Transaction
 from evalrpc.v1 import jobs_pb2 as pb
 
 _BATCH: Final = 1000
@@ -39,7 +40,7 @@ def _fill(link: Link, data_dir: Path, finished: int, queued: int) -> list[str]:
     with closing(sqlite3.connect(data_dir / DATABASE_NAME, isolation_level=None)) as connection:
         connection.executescript(_IN_HASTE)
         transaction = Transaction(
-            connection,
+            SqliteTables(connection),
             SystemClock(),
             _MAX_QUEUED,
             head=0,
@@ -54,25 +55,25 @@ def _fill(link: Link, data_dir: Path, finished: int, queued: int) -> list[str]:
             cached_job=lambda _: None,
         )
         for batch in _batches(finished):
-            transaction = _write(transaction, batch, cancel=True)
+            transaction = _write(connection, transaction, batch, cancel=True)
         ids = []
         for batch in _batches(queued):
-            transaction = _write(transaction, batch, cancel=False)
+            transaction = _write(connection, transaction, batch, cancel=False)
             ids += [job.job_id for job in batch]
     _compact(data_dir)
     return ids
 
 
-def _write(last: Transaction, jobs: list[pb.JobInfo], cancel: bool) -> Transaction:
+def _write(connection: sqlite3.Connection, last: Transaction, jobs: list[pb.JobInfo], cancel: bool) -> Transaction:
     """Commit new jobs in a transaction that follows the last one, and return it."""
     transaction = replace(last)
-    transaction.connection.execute("BEGIN")
+    connection.execute("BEGIN")
     for job in jobs:
         transaction.submit(Submission(job))
         if cancel:
             transaction.update(job.job_id, lambda job: transitions.request_cancel(job, "", transaction.clock.now()))
     transaction.flush()
-    transaction.connection.execute("COMMIT")
+    connection.execute("COMMIT")
     return transaction
 
 

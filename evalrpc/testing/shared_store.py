@@ -32,7 +32,7 @@ from evalrpc.store.base import (
 )
 from evalrpc.store.change_log import ChangeLog
 from evalrpc.store.sqlite.store import SqliteStore
-from evalrpc.store.sqlite.transaction import Transaction
+from evalrpc.store.transaction import Transaction
 from evalrpc.v1.jobs_pb2 import JobFilter, JobInfo
 from evalrpc.v1.suites_pb2 import SuiteRun
 

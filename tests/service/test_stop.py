@@ -141,7 +141,7 @@ def submit_without_end(api: Api) -> None:
     "code",
     [
         "from evalrpc.scheduling.queue_state import QueueState; QueueState.choose = lambda *_, **__: 1 / 0",
-        "from evalrpc.store.sqlite.transaction import Transaction; Transaction.submit = lambda *_: 1 / 0",
+        "from evalrpc.store.transaction import Transaction; Transaction.submit = lambda *_: 1 / 0",
     ],
 )
 def test_a_bug_that_ends_a_thread_ends_the_server_loudly(popen: Callable[[str], "subprocess.Popen[str]"], code: str) -> None:

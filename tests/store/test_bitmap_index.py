@@ -20,10 +20,10 @@ from test_listing import filters as job_filters
 from evalrpc.jobs.filters import JobMatcher
 from evalrpc.jobs.lifecycle import TERMINAL
 from evalrpc.store.base import Store
+from evalrpc.store.room import Room
 from evalrpc.store.sqlite import bitmap_index, filters
 from evalrpc.store.sqlite.bitmap_index import BitmapIndex, Condition
 from evalrpc.store.sqlite.filters import find_jobs
-from evalrpc.store.sqlite.room import Room
 from evalrpc.store.sqlite.store import DATABASE_NAME
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.jobs_pb2 import JobFilter

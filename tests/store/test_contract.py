@@ -984,7 +984,7 @@ def test_the_oldest_events_are_dropped_until_the_others_fit_into_a_number_of_byt
 
 
 def test_events_that_are_large_are_dropped_some_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evalrpc.store.sqlite.journal._CHUNK_BYTES", 1000)
+    monkeypatch.setattr("evalrpc.store.compaction.CHUNK_BYTES", 1000)
     for _ in range(6):
         submit(store, request={"model": "m" * 300})
     oldest = [store.compact(1, NEVER).result(SECONDS) for _ in range(5)]

@@ -16,13 +16,12 @@ from selector_cases import Selector, selectors
 from store_jobs import OPENERS, SECONDS, finish, new_job, submit
 from test_bitmap_index import BLOCK, Reader
 
+from evalrpc.store.room import Room
 from evalrpc.store.sqlite import bitmap_index, filters
 from evalrpc.store.sqlite.filters import find_jobs
-from evalrpc.store.sqlite.labels import relabel
 from evalrpc.store.sqlite.migrations import MIGRATIONS
-from evalrpc.store.sqlite.room import Room
 from evalrpc.store.sqlite.store import DATABASE_NAME, SqliteStore
-from evalrpc.store.sqlite.transaction import Transaction
+from evalrpc.store.transaction import Transaction
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.jobs_pb2 import JobFilter
 
@@ -60,7 +59,7 @@ def change_labels(store: SqliteStore, job_id: str, labels: Mapping[str, str]) ->
         before = dict(stored.parse().labels)
         transaction.update(job_id, change)
         transaction.flush()
-        relabel(transaction.connection, stored.sequence, before, labels)
+        transaction.tables.relabel(stored.sequence, before, labels)
 
     store._write(in_transaction).result(SECONDS)
 

@@ -20,7 +20,7 @@ from evalrpc.store.base import StoredJob, Submission
 from evalrpc.store.cache import JobCache
 from evalrpc.store.sqlite.migrations import MIGRATIONS
 from evalrpc.store.sqlite.store import DATABASE_NAME, SqliteStore
-from evalrpc.store.sqlite.transaction import Transaction
+from evalrpc.store.transaction import Transaction
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.jobs_pb2 import JobFilter
 from evalrpc.v1.results_pb2 import ModelResult

@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 from evalrpc.jobs.filters import JobMatcher, canonical_prefix
 from evalrpc.jobs.label_selectors import Requirement, parse_selector
 from evalrpc.store.base import parse_job
+from evalrpc.store.room import Room
 from evalrpc.store.sqlite.bitmap_index import (
     JOB_ROWS,
     LABEL_ROWS,
@@ -29,7 +30,6 @@ from evalrpc.store.sqlite.bitmap_index import (
     BitmapIndex,
     Condition,
 )
-from evalrpc.store.sqlite.room import Room
 from evalrpc.v1.jobs_pb2 import JobFilter
 
 _END: Final = 2**63 - 1

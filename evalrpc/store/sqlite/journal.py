@@ -9,11 +9,9 @@ from typing import Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.jobs.events import deleted_event
+from evalrpc.store import compaction
 from evalrpc.store.base import JournalEvent
-from evalrpc.store.sqlite.room import Room
-
-_CHUNK_REVISIONS: Final = 5_000
-_CHUNK_BYTES: Final = 4 * 1024 * 1024
+from evalrpc.store.room import Room
 
 _PAGE: Final = "SELECT revision, event, previous, labels_before, owner FROM journal WHERE revision > ? AND revision <= ?"
 
@@ -57,17 +55,6 @@ def oldest_revision(connection: sqlite3.Connection) -> int:
     return int(oldest)
 
 
-def event_bytes(event: JournalEvent) -> int:
-    """Return how much an event adds to the size of the journal."""
-    return len(event.event) + len(_labels_before(event) or "")
-
-
-def event_row(event: JournalEvent, sequence: int, created_ns: int, begin_bytes: int) -> tuple[object, ...]:
-    """Return the row of an event. `begin_bytes` is the size of all events before it."""
-    changed = event.event, event.previous, _labels_before(event)
-    return event.revision, sequence, created_ns, *changed, event.owner, begin_bytes
-
-
 def compact(
     connection: sqlite3.Connection, head: int, max_events: int, older_than_ns: int, max_bytes: int, end_bytes: int
 ) -> int | None:
@@ -78,8 +65,8 @@ def compact(
         return None
     aged = _last_before(connection, "created_ns", older_than_ns, head)
     excess = _last_before(connection, "begin_bytes", end_bytes - max_bytes, head)
-    chunk = _last_before(connection, "begin_bytes", oldest[0] + _CHUNK_BYTES, head)
-    through = min(max(aged, excess, head - max_events), oldest_revision(connection) + _CHUNK_REVISIONS, chunk)
+    chunk = _last_before(connection, "begin_bytes", oldest[0] + compaction.CHUNK_BYTES, head)
+    through = min(max(aged, excess, head - max_events), oldest_revision(connection) + compaction.CHUNK_REVISIONS, chunk)
     (dropped,) = connection.execute("SELECT max(revision) FROM journal WHERE revision <= ?", (through,)).fetchone()
     if dropped is not None:
         connection.execute("DELETE FROM journal WHERE revision <= ?", (dropped,))
@@ -92,10 +79,6 @@ def _last_before(connection: sqlite3.Connection, column: str, value: int, defaul
     query = f"SELECT revision FROM journal WHERE {column} >= ? ORDER BY revision LIMIT 1"  # noqa: S608
     first = connection.execute(query, (value,)).fetchone()
     return first[0] - 1 if first else default
-
-
-def _labels_before(event: JournalEvent) -> str | None:
-    return None if event.labels_before is None else json.dumps(event.labels_before)
 
 
 def _blanks(job_id: str, rows: Iterable[tuple[int, int]]) -> Iterable[tuple[bytes, int]]:

@@ -53,13 +53,14 @@ from evalrpc.store.base import (
 from evalrpc.store.cache import JobCache
 from evalrpc.store.change_log import ChangeLog
 from evalrpc.store.group_commit import CommitQueue
+from evalrpc.store.room import Room
 from evalrpc.store.sqlite import deduplication, journal, run_uids, suite_runs
 from evalrpc.store.sqlite.bitmap_index import BitmapIndex
 from evalrpc.store.sqlite.filters import find_jobs
 from evalrpc.store.sqlite.lock import lock_data_dir
 from evalrpc.store.sqlite.opening import open_database
-from evalrpc.store.sqlite.room import Room
-from evalrpc.store.sqlite.transaction import Transaction, read_holds
+from evalrpc.store.sqlite.tables import SqliteTables
+from evalrpc.store.transaction import Transaction
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.jobs_pb2 import JobFilter
 from evalrpc.v1.suites_pb2 import SuiteRun
@@ -122,7 +123,8 @@ class SqliteStore:
         self._counts = opened.counts
         self._queued_by_owner = opened.queued_by_owner
         self._followed = opened.followed
-        self._holds = read_holds(self._connection)
+        self._tables = SqliteTables(self._connection)
+        self._holds = self._tables.holds()
         self._unerased = True  # an earlier server may have been killed before it could
         self._writer = threading.Thread(target=self._write_batches, name="store-writer", daemon=True)
         self._writer.start()
@@ -155,7 +157,7 @@ class SqliteStore:
 
     def assign_run_uid(self, owner: str, uids: range) -> Future[int]:
         """Return the account of an owner's runs, or give it one."""
-        return self._write(lambda _: run_uids.assign(self._connection, owner, uids))
+        return self._write(lambda transaction: transaction.assign_run_uid(owner, uids))
 
     def set_hold(self, name: str, *, is_held: bool) -> Future[None]:
         """Hold something back, or do so no more."""
@@ -226,7 +228,7 @@ class SqliteStore:
 
     def _commit(self, batch: list[tuple[_Operation, Future[Any]]]) -> None:
         transaction = self.transaction_class(
-            self._connection,
+            self._tables,
             self._clock,
             self._max_queued,
             self._head,
@@ -379,7 +381,7 @@ class SqliteStore:
             found = suite_runs.requested(connection, submission)
             if found is None or found.fingerprint != submission.fingerprint:
                 return None
-            return suite_runs.read(connection, found.suite_run_id, head, self._cached_status)
+            return suite_runs.read(connection, found.given_id, head, self._cached_status)
 
     def suite_run(self, suite_run_id: str) -> SuiteRun:
         """Return a suite run as its jobs stand."""

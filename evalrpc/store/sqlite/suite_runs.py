@@ -3,11 +3,12 @@
 import json
 import sqlite3
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from evalrpc.jobs import lifecycle, suite_states
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.store.base import SuiteSubmission, suite_run_not_found
+from evalrpc.store.tables import Requested
 from evalrpc.v1.suites_pb2 import SuiteRun
 
 _INSERT: Final = "INSERT INTO suite_runs (suite_run_id, owner, request_id, fingerprint, run) VALUES (?, ?, ?, ?, ?)"
@@ -23,13 +24,6 @@ _KNOWN_OF_OWNER: Final = """
 SELECT suite_run_id FROM suite_runs INDEXED BY suite_runs_by_owner
 WHERE owner = ? AND suite_run_id IN (SELECT value FROM json_each(?))
 """
-
-
-class Requested(NamedTuple):
-    """The suite run that a request_id has got."""
-
-    fingerprint: bytes
-    suite_run_id: str
 
 
 def insert(connection: sqlite3.Connection, submission: SuiteSubmission) -> None:

@@ -1,6 +1,5 @@
-"""One commit of the SQLite store in the making."""
+"""One commit of a store in the making: what a change of a job entails, whatever the database."""
 
-import sqlite3
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
@@ -22,7 +21,7 @@ from evalrpc.errors import (
 )
 from evalrpc.jobs import lifecycle, transitions
 from evalrpc.jobs.events import deleted_event
-from evalrpc.jobs.holds import Holds, holds_named
+from evalrpc.jobs.holds import Holds
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.jobs.paths import output_folders
 from evalrpc.jobs.share_policy import Entitlements, owner_name
@@ -39,18 +38,12 @@ from evalrpc.store.base import (
     SuiteSubmission,
     job_not_found,
 )
-from evalrpc.store.sqlite import deduplication, journal, suite_runs
-from evalrpc.store.sqlite.labels import relabel
-from evalrpc.store.sqlite.rows import Rows
+from evalrpc.store.rows import Rows, event_bytes, event_row
+from evalrpc.store.tables import Requested, Tables
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.suites_pb2 import SuiteRun
 
 _DELETED: Final = StoredJob(0, pb.JOB_STATUS_UNSPECIFIED, b"", "")
-
-
-def read_holds(connection: sqlite3.Connection) -> Holds:
-    """Return what is held back. Raises sqlite3.Error."""
-    return holds_named(name for (name,) in connection.execute("SELECT name FROM holds"))
 
 
 @dataclass
@@ -63,7 +56,7 @@ class Transaction:
     Nearly no job has followers, and most jobs end without a query: so the ids of those that have are in memory.
     """
 
-    connection: sqlite3.Connection
+    tables: Tables
     clock: Clock
     max_queued: int
     head: int
@@ -90,13 +83,13 @@ class Transaction:
         self.newly_followed: set[str] = set()
         self.settled: set[str] = set()
         """The jobs that nobody follows any more, since they have ended."""
-        self._requests: dict[tuple[str, str], tuple[bytes, str]] = {}
+        self._requests: dict[tuple[str, str], Requested] = {}
         self._rows = Rows()
 
     def flush(self) -> None:
-        """Write what was gathered. Raises sqlite3.Error."""
+        """Write what was gathered. Raises what the database raises."""
         rows, self._rows = self._rows, Rows()
-        rows.write(self.connection)
+        self.tables.write(rows)
 
     def submit(self, submission: Submission) -> pb.JobInfo:
         """See Store.submit."""
@@ -115,23 +108,23 @@ class Transaction:
     def submit_suite(self, submission: SuiteSubmission) -> SuiteRun:
         """See Store.submit_suite."""
         run = submission.run
-        found = suite_runs.requested(self.connection, submission)
+        found = self.tables.requested_suite_run(submission)
         if found is not None:
             if found.fingerprint != submission.fingerprint:
                 raise _request_id_reused(submission.request_id)
-            return self._suite_run(found.suite_run_id)
+            return self._suite_run(found.given_id)
         completed = [self._find_completed(each.cache_key) for each in submission.jobs]
         self._require_possible(run, completed.count(None))
         self._require_room(run.owner, (), completed.count(None))
         run.created_at.CopyFrom(self.clock.now())
-        suite_runs.insert(self.connection, submission)
+        self.tables.insert_suite_run(submission)
         for each, source in zip(submission.jobs, completed, strict=True):
             self._add(each, source)
         return self._suite_run(run.suite_run_id)
 
     def _suite_run(self, suite_run_id: str) -> SuiteRun:
         self.flush()
-        return suite_runs.read(self.connection, suite_run_id, self.head)
+        return self.tables.suite_run(suite_run_id, self.head)
 
     def _add(self, submission: Submission, completed: pb.JobInfo | None) -> pb.JobInfo:
         """Add a job, for which there is room: with the results of a job that has completed, if that is given."""
@@ -176,7 +169,7 @@ class Transaction:
         before = stored.parse()  # only now, since what changes the status, as most updates do, leaves the labels
         if job.labels != before.labels:
             self.flush()
-            relabel(self.connection, stored.sequence, dict(before.labels), dict(job.labels))
+            self.tables.relabel(stored.sequence, dict(before.labels), dict(job.labels))
             self._save_event(job, stored, dict(before.labels))
         elif _noteworthy(job) != _noteworthy(before):
             self._save_event(job, stored)
@@ -192,53 +185,47 @@ class Transaction:
             )
         self.flush()
         job = stored.parse()
-        self.connection.execute("DELETE FROM jobs WHERE sequence = ?", (stored.sequence,))
-        for task in job.request.tasks:
-            self.connection.execute("DELETE FROM job_tasks WHERE task = ? AND sequence = ?", (task, stored.sequence))
-        for label in job.labels:
-            self.connection.execute("DELETE FROM job_labels WHERE label = ? AND sequence = ?", (label, stored.sequence))
-        journal.blank_events(self.connection, job_id, stored.sequence)
-        if job.suite_run_id:
-            suite_runs.forget_if_empty(self.connection, job.suite_run_id)
-        folders = [(str(folder), job_id) for folder in output_folders(job)]
-        self.connection.executemany("INSERT OR REPLACE INTO removals (path, job_id) VALUES (?, ?)", folders)
+        self.tables.delete_job(stored.sequence, job)
+        self.tables.add_removals(job_id, map(str, output_folders(job)))
         self._count(job, stored.status, -1)
         self.head, now = self.next_revision(), self.clock.now()
         event = JournalEvent(self.head, deleted_event(job_id, self.head, now), owner=job.owner)
-        self._append(event, stored.sequence, now)
-        self.changes.append((Change(self._next_number(), job, stored.sequence, stored.status, event, deleted=True), b""))
+        number = self._append(event, stored.sequence, now)
+        self.changes.append((Change(number, job, stored.sequence, stored.status, event, deleted=True), b""))
         self._jobs[job_id] = _DELETED
         owner_id = job.cached_from or job_id
-        return Deleted(job, "" if deduplication.referred_to(self.connection, [owner_id]) else owner_id)
+        return Deleted(job, "" if self.tables.referred_to([owner_id]) else owner_id)
 
     def compact(self, max_events: int, older_than_ns: int, max_bytes: int) -> int:
         """See Store.compact."""
         self.flush()
-        dropped = journal.compact(self.connection, self.head, max_events, older_than_ns, max_bytes, self.journal_end_bytes)
+        dropped = self.tables.compact(self.head, max_events, older_than_ns, max_bytes, self.journal_end_bytes)
         if dropped is None:
-            return journal.oldest_revision(self.connection)
+            return self.tables.oldest_revision()
         self.oldest = dropped
         return dropped
 
     def forget_removal(self, path: str) -> None:
         """See Store.forget_removal."""
-        self.connection.execute("DELETE FROM removals WHERE path = ?", (path,))
+        self.tables.forget_removal(path)
 
     def set_hold(self, name: str, *, is_held: bool) -> None:
         """See Store.set_hold."""
-        self.connection.execute("DELETE FROM holds WHERE name = ?", (name,))
-        if is_held:
-            self.connection.execute("INSERT INTO holds VALUES (?)", (name,))
-        self.holds = read_holds(self.connection)
+        self.holds = self.tables.set_hold(name, is_held=is_held)
+        self._next_number()
+
+    def assign_run_uid(self, owner: str, uids: range) -> int:
+        """See Store.assign_run_uid."""
+        return self.tables.assign_run_uid(owner, uids)
 
     def forget_uses(self, ended_before_ns: int) -> None:
         """See Store.forget_uses."""
         self.flush()
-        self.connection.execute("DELETE FROM attempt_uses WHERE ended_ns < ?", (ended_before_ns,))
+        self.tables.forget_uses(ended_before_ns)
 
     def write_unchanged(self) -> None:
         """See Store.check_writable."""
-        self.connection.execute("UPDATE compaction SET oldest_revision = oldest_revision")
+        self.tables.write_unchanged()
 
     def next_revision(self) -> int:
         """Return a revision that is higher than all before."""
@@ -252,10 +239,7 @@ class Transaction:
         if not submission.request_id:
             return None
         request = submission.request_id, submission.job.owner
-        found = self._requests.get(request)
-        if found is None:
-            query = "SELECT fingerprint, job_id FROM jobs WHERE request_id = ? AND owner = ?"
-            found = self.connection.execute(query, request).fetchone()
+        found = self._requests.get(request) or self.tables.requested_job(*request)
         if found is None:
             return None
         fingerprint, job_id = found
@@ -266,8 +250,13 @@ class Transaction:
     def _find_completed(self, cache_key: bytes) -> pb.JobInfo | None:
         if not cache_key:
             return None
-        self.flush()
-        return deduplication.find_completed(self.connection, cache_key)
+        self._flush_for(cache_key)
+        return self.tables.find_completed(cache_key)
+
+    def _flush_for(self, cache_key: bytes) -> None:
+        """Write what was gathered, if that may be found by a cache key."""
+        if self._rows.may_have(cache_key):
+            self.flush()
 
     def _count(self, job: pb.JobInfo, status: Status, difference: int) -> None:
         """Count a job that comes into a status, or leaves it."""
@@ -311,8 +300,8 @@ class Transaction:
     def _queue(self, job: pb.JobInfo, cache_key: bytes) -> None:
         """Let a new job wait: for a job of an identical evaluation, if there is one, else for its turn."""
         if cache_key:
-            self.flush()  # the superseded ones
-            if source := deduplication.find_live(self.connection, cache_key):
+            self._flush_for(cache_key)  # also the superseded ones
+            if source := self.tables.find_live(cache_key):
                 self._follow(job, source.job_id)
                 self._raise_priority(source.job_id, job.priority)
         job.status = pb.JOB_STATUS_QUEUED
@@ -328,7 +317,7 @@ class Transaction:
         """Undo the part of a change that puts a job behind one that follows it."""
         if self._has_followers(job.job_id):
             self.flush()
-            for _, first in islice(deduplication.followers(self.connection, job.job_id), 1):
+            for _, first in islice(self.tables.followers(job.job_id), 1):
                 transitions.raise_priority(job, first.priority)
 
     def _raise_priority(self, source_id: str, priority: int) -> None:
@@ -343,7 +332,7 @@ class Transaction:
             return
         self.settled.add(source.job_id)
         self.flush()
-        followers = [job.job_id for _, job in deduplication.followers(self.connection, source.job_id)]
+        followers = [job.job_id for _, job in self.tables.followers(source.job_id)]
         if source.status == pb.JOB_STATUS_COMPLETED:
             for job_id in followers:
                 self.update(job_id, lambda job: transitions.share_results(job, source, source.completed_at))
@@ -357,44 +346,42 @@ class Transaction:
         if not supersede_key:
             return ()
         self.flush()
-        query = "SELECT job_id FROM jobs WHERE supersede_key = ? AND owner = ? AND status = ?"
-        rows = self.connection.execute(query, (supersede_key, owner, pb.JOB_STATUS_QUEUED))
-        return [job_id for (job_id,) in rows]
+        return self.tables.queued_with_key(supersede_key, owner)
 
     def _insert(self, job: pb.JobInfo, submission: Submission, now: Timestamp) -> None:
         self.last_sequence = sequence = self.last_sequence + 1
         job.created_at.CopyFrom(now)
         created_ns = now.ToNanoseconds()
         if created_ns < self.last_created_ns:
-            self._rows.setback(sequence, self.last_created_ns - created_ns)
+            self._rows.setbacks.append((sequence, self.last_created_ns - created_ns))
         self.last_created_ns = created_ns
-        serialized, event = self._journal(job, sequence, now)
+        serialized, event, number = self._journal(job, sequence, now)
         self._rows.insert(sequence, job, serialized, submission)
         if submission.request_id:
-            self._requests[submission.request_id, job.owner] = (submission.fingerprint, job.job_id)
+            self._requests[submission.request_id, job.owner] = Requested(submission.fingerprint, job.job_id)
         self._count(job, job.status, 1)
-        self._note(Change(self._next_number(), job, sequence, pb.JOB_STATUS_UNSPECIFIED, event), serialized)
+        self._note(Change(number, job, sequence, pb.JOB_STATUS_UNSPECIFIED, event), serialized)
 
     def _load(self, job_id: str) -> StoredJob:
         stored = self._jobs.get(job_id) or self.cached_job(job_id)
         if stored is None:
-            query = "SELECT sequence, status, job, owner FROM jobs WHERE job_id = ?"
-            row = self.connection.execute(query, (job_id,)).fetchone()
-            stored = StoredJob(*row) if row is not None else _DELETED
+            stored = self.tables.stored_job(job_id) or _DELETED
         if stored is _DELETED:
             raise job_not_found(job_id)
         return stored
 
     def _save_event(self, job: pb.JobInfo, stored: StoredJob, labels_before: Mapping[str, str] | None = None) -> None:
         """Save a change, with an event."""
-        serialized, event = self._journal(job, stored.sequence, self.clock.now(), stored.status, labels_before)
-        self._save(Change(self._next_number(), job, stored.sequence, stored.status, event), serialized)
+        serialized, event, number = self._journal(job, stored.sequence, self.clock.now(), stored.status, labels_before)
+        self._save(Change(number, job, stored.sequence, stored.status, event), serialized)
 
     def _save_quietly(self, job: pb.JobInfo, stored: StoredJob) -> None:
         """Save a change that has no revision, such as partial results. What changes nothing is no change."""
         serialized = job.SerializeToString()
         if serialized != stored.serialized:
-            self._save(Change(self._next_number(), job, stored.sequence, stored.status, None), serialized)
+            number = self._next_number()
+            self._rows.quiet.append((number, stored.sequence))
+            self._save(Change(number, job, stored.sequence, stored.status, None), serialized)
 
     def _save(self, change: Change, serialized: bytes) -> None:
         self._rows.update(change.sequence, change.job, serialized)
@@ -411,8 +398,9 @@ class Transaction:
         now: Timestamp,
         previous: Status = pb.JOB_STATUS_UNSPECIFIED,
         labels_before: Mapping[str, str] | None = None,
-    ) -> tuple[bytes, JournalEvent]:
-        """Give the job the next revision and write its event. Returns the job, serialised, and the event."""
+    ) -> tuple[bytes, JournalEvent, int]:
+        """Give the job the next revision and write its event. Returns the job, serialised, the event, and the number of the
+        change."""
         job.revision = self.head = self.next_revision()
         serialized = job.SerializeToString()
         head = pb.JobEvent(
@@ -423,12 +411,14 @@ class Transaction:
         ).SerializeToString()
         wrapped = head + wire_format.message_field(pb.JobEvent.JOB_FIELD_NUMBER, serialized)
         event = JournalEvent(self.head, wrapped, previous, labels_before, job.owner)
-        self._append(event, sequence, now)
-        return serialized, event
+        return serialized, event, self._append(event, sequence, now)
 
-    def _append(self, event: JournalEvent, sequence: int, now: Timestamp) -> None:
-        self._rows.journal(journal.event_row(event, sequence, now.ToNanoseconds(), self.journal_end_bytes))
-        self.journal_end_bytes += journal.event_bytes(event)
+    def _append(self, event: JournalEvent, sequence: int, now: Timestamp) -> int:
+        """Write an event. Returns the number of the change."""
+        number = self._next_number()
+        self._rows.events.append(event_row(event, number, sequence, now.ToNanoseconds(), self.journal_end_bytes))
+        self.journal_end_bytes += event_bytes(event)
+        return number
 
 
 def _noteworthy(job: pb.JobInfo) -> tuple[object, ...]:

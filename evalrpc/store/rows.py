@@ -1,0 +1,126 @@
+"""Rows on their way into a database: gathered by a transaction, then written with as few statements as can be."""
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from evalrpc.jobs.defaults import gpus_needed
+from evalrpc.jobs.served_models import identity, model_of
+from evalrpc.store.base import JournalEvent, Submission
+from evalrpc.v1 import jobs_pb2 as pb
+
+Row = tuple[Any, ...]
+
+
+class NewJob(NamedTuple):
+    """A job that is to be inserted."""
+
+    sequence: int
+    job: pb.JobInfo
+    serialized: bytes
+    submission: Submission
+
+
+class Rows:
+    """What one transaction writes. Of several changes of one job only the last is written."""
+
+    def __init__(self) -> None:
+        self.events: list[Row] = []
+        """As `event_row` gives them."""
+        self.setbacks: list[Row] = []
+        """Sequences of new jobs before which the clock was set back, each with by how many nanoseconds."""
+        self.uses: list[Row] = []
+        """What attempts have used that have ended: their end, the sequence of the job, their start, their width, the owner."""
+        self.quiet: list[Row] = []
+        """Changes without an event: their number, and the sequence of the job."""
+        self._inserts: dict[int, Submission] = {}
+        self._keys: set[bytes] = set()
+        self._changed: dict[int, tuple[pb.JobInfo, bytes]] = {}
+
+    def insert(self, sequence: int, job: pb.JobInfo, serialized: bytes, submission: Submission) -> None:
+        """Add a new job."""
+        self._inserts[sequence] = submission
+        self._keys.add(submission.cache_key)
+        self._changed[sequence] = (job, serialized)
+
+    def update(self, sequence: int, job: pb.JobInfo, serialized: bytes) -> None:
+        """Change a job, which may be a new one."""
+        self._changed[sequence] = (job, serialized)
+
+    def use(self, sequence: int, job: pb.JobInfo) -> None:
+        """Note what the latest attempt of a job has used, which has ended."""
+        attempt = job.attempts[-1]
+        started_ns, ended_ns = attempt.started_at.ToNanoseconds(), attempt.completed_at.ToNanoseconds()
+        self.uses.append((ended_ns, sequence, started_ns, len(attempt.gpus) or 1, job.owner))
+
+    def may_have(self, cache_key: bytes) -> bool:
+        """Tell whether jobs with this key may be among those that are gathered."""
+        return len(self._changed) > len(self._inserts) or cache_key in self._keys
+
+    def new_jobs(self) -> list[NewJob]:
+        """Return the jobs to insert, as they are now."""
+        return [NewJob(sequence, *self._changed[sequence], submission) for sequence, submission in self._inserts.items()]
+
+    def changed_rows(self) -> list[Row]:
+        """Return the rows of the jobs to change, as `changed_row` gives them."""
+        changed = ((sequence, *each) for sequence, each in self._changed.items() if sequence not in self._inserts)
+        return [changed_row(*each) for each in changed]
+
+
+def new_row(new: NewJob) -> Row:
+    """Return the row of a new job: what may change later, then what stays."""
+    job = new.job
+    return (
+        *changed_row(new.sequence, job, new.serialized),
+        job.job_id,
+        job.request.harness,
+        model_of(job.request),
+        gpus_needed(job.request),
+        job.supersede_key or None,
+        new.submission.request_id or None,
+        new.submission.fingerprint,
+        new.submission.cache_key or None,
+        job.created_at.ToNanoseconds(),
+        job.owner,
+        identity(job.request, job.job_id),
+        job.suite_run_id or None,
+    )
+
+
+def task_rows(new_jobs: list[NewJob]) -> Iterator[Row]:
+    """Yield the tasks of new jobs, each with the sequence of its job."""
+    return ((task, new.sequence) for new in new_jobs for task in set(new.job.request.tasks))
+
+
+def label_rows(new_jobs: list[NewJob]) -> Iterator[Row]:
+    """Yield the labels of new jobs, each with the sequence of its job and its value."""
+    return ((label, new.sequence, value) for new in new_jobs for label, value in new.job.labels.items())
+
+
+def changed_row(sequence: int, job: pb.JobInfo, serialized: bytes) -> Row:
+    """Return what may change of the row of a job: the sequence, by which it is found, and its columns."""
+    completed_ns = job.completed_at.ToNanoseconds() if job.HasField("completed_at") else None
+    return (
+        sequence,
+        job.status,
+        job.priority,
+        job.retry_at.ToNanoseconds(),
+        completed_ns,
+        job.cached_from or None,
+        serialized,
+    )
+
+
+def event_row(event: JournalEvent, number: int, sequence: int, created_ns: int, begin_bytes: int) -> Row:
+    """Return the row of an event, with the number of its change. `begin_bytes` is the size of all events before it."""
+    changed = event.event, event.previous, _labels_before(event)
+    return event.revision, sequence, created_ns, *changed, event.owner, begin_bytes, number
+
+
+def event_bytes(event: JournalEvent) -> int:
+    """Return how much an event adds to the size of the journal."""
+    return len(event.event) + len(_labels_before(event) or "")
+
+
+def _labels_before(event: JournalEvent) -> str | None:
+    return None if event.labels_before is None else json.dumps(event.labels_before)
