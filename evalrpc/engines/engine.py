@@ -11,10 +11,9 @@ import errno
 import http.client
 import json
 import logging
-import random
 import socket
 import threading
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from evalrpc.engines.definition import HOST, EngineDefinition
 from evalrpc.engines.gateway.contract import Engine as GatewayEngine
 from evalrpc.engines.gateway.contract import Replica
 from evalrpc.engines.gateway_keeper import GatewayKeeper
+from evalrpc.engines.ports import hold_port
 from evalrpc.engines.probes import probe
 from evalrpc.errors import GatewayError, RunFailedError
 from evalrpc.executors.base import Executor, Resources, RunAccount, RunHandle, RunKey
@@ -59,14 +59,20 @@ _NEXT: Final = {
 """Which state may follow which."""
 
 _MAX_RESTARTS: Final = 3
+_MAX_PORTS_LOST: Final = 3
 _LOOK_SECONDS: Final = 0.25
-_PORTS: Final = range(20_000, 30_000)  # below those that Linux gives to connections
 _PROBE_SECONDS: Final = 5.0
 _STATE_FILE: Final = "engine"
 _MAX_STATE_BYTES: Final = 2 * 1024 * 1024
 _TAIL_BYTES: Final = 64 * 1024
+_PORT_IN_USE: Final = ("address already in use", "eaddrinuse")
+"""What programs print, in whatever case, where they can't have the port."""
 
 _log = logging.getLogger(__name__)
+
+
+class _PortLostError(Exception):
+    """Another program has the port of an engine."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,11 @@ class Engine:
     """Whether the pool has taken note of how it has ended."""
     thread: threading.Thread | None = None
     _handle: RunHandle | None = field(default=None, init=False)
-    """Its process. Used by the thread alone."""
+    """Its process. Used by the thread alone, as what follows."""
+    _held_port: socket.socket | None = field(default=None, init=False)
+    """Keeps its port for it until it listens there."""
+    _ports_lost: int = field(default=0, init=False)
+    """How often in a row it could not have its port."""
 
     @property
     def is_up(self) -> bool:
@@ -189,8 +199,10 @@ class Engine:
             self._note_failure(RunFailedError(START_FAILED, f"the engine {self.engine_id} can't be supervised: {error!r}"))
         if not self.dependencies.stopping.is_set():
             self._end()
-        elif self._handle is not None:  # it goes on, for the next server
-            self._handle.close()
+        else:  # it goes on, for the next server
+            self._let_go_of_port()
+            if self._handle is not None:
+                self._handle.close()
 
     def _serve(self, is_adopted: bool) -> None:
         """Start it, and again where that helps, until it is to end. Raises RunFailedError, GatewayUnavailableError."""
@@ -199,17 +211,22 @@ class Engine:
             if self._handle is not None and self._handle.wait(0) and not self._is_needed():
                 return
         while not self._is_over():
-            is_new = self._handle is None or self._handle.wait(0)
-            if is_new:
+            handle = self._handle
+            is_new = handle is None or handle.wait(0)
+            if handle is None or is_new:
                 self._end_process()
                 self._require_same_model()
-                self._handle = self._start()
-            if self._handle is None or not self._wait_until_ready(self._handle):
-                return
+                self._handle = handle = self._start()
+            try:
+                if not self._wait_until_ready(handle):
+                    return
+            except _PortLostError as error:
+                self._note_port_lost(error)
+                continue
             if is_new:
                 self._require_same_model()
             self._note_ready()
-            if not self._watch(self._handle):
+            if not self._watch(handle):
                 return
             self._note_restart()
 
@@ -225,8 +242,12 @@ class Engine:
         with self.dependencies.lock:
             self.start_count += 1
             self.dependencies.taken_ports.discard(self.port)
-            self.port = _free_port(self.dependencies.taken_ports)
+            held = hold_port(self.dependencies.taken_ports)
+            self.port = held.getsockname()[1]
             self.dependencies.taken_ports.add(self.port)
+        if self._ports_lost:  # perhaps since the program binds no port that is bound, even where nobody listens
+            held.close()
+        self._held_port = held
         command = self.definition.command(self.served, self.port)
         executor, key = self.dependencies.executor, self._key
         _log.info("starting %s for %s", command.argv[0], self.served.model, extra=self._place())
@@ -241,25 +262,50 @@ class Engine:
             raise RunFailedError(START_FAILED, f"the engine could not be started: {error.message}") from error
 
     def _wait_until_ready(self, handle: RunHandle) -> bool:
-        """Wait until it answers. Return whether it does; it is to end otherwise. Raises RunFailedError."""
+        """Wait until it answers. Return whether it does; it is to end otherwise. Raises RunFailedError, _PortLostError."""
         assert self.definition is not None  # noqa: S101 - as above
         settings, clock = self.definition.settings, self.dependencies.clock
         deadline = clock.monotonic() + settings.start_timeout_seconds
         while not self._is_over():
             if handle.wait(_LOOK_SECONDS):
+                self._require_port(handle, has_ended=True)
                 self._fail_to_start(f"it ended before it answered: {self._last_words()}")
-            if _answers(self.port, settings.ready):
+            if self._require_port(handle) and _answers(self.port, settings.ready):
                 is_known = self.start_seconds is not None and self.state_since == self.started_at  # by an earlier server
                 problem = "" if is_known else probe(self.port, self.definition, self.served)
                 if problem and handle.wait(0):
                     self._fail_to_start(f"it ended at its first question: {self._last_words()}")
                 if problem:
                     raise RunFailedError("ENGINE_INCOMPATIBLE", f"engine {self.definition.name}: {problem}")
+                self._ports_lost = 0
+                self._let_go_of_port()
                 return True
             if clock.monotonic() > deadline:
                 waited = f"it did not answer {settings.ready} within {settings.start_timeout_seconds:g} seconds"
                 self._fail_to_start(f"{waited}: {self._last_words()}")
         return False
+
+    def _require_port(self, handle: RunHandle, *, has_ended: bool = False) -> bool:
+        """Return whether it listens at its port. Raises _PortLostError where another program does, or made it end."""
+        owns_port = handle.owns_port(self.port)
+        if owns_port is False:
+            raise _PortLostError(f"another program listens at its port {self.port}")
+        if has_ended and any(words in line.lower() for line in self.log_tail() for words in _PORT_IN_USE):
+            raise _PortLostError(f"it could not have its port {self.port}: {self._last_words()}")
+        return bool(owns_port)
+
+    def _note_port_lost(self, error: "_PortLostError") -> None:
+        """End its process, so that the next one gets another port. Raises RunFailedError if that has not helped."""
+        self._ports_lost += 1
+        if self._ports_lost >= _MAX_PORTS_LOST:
+            self._fail_to_start(str(error))
+        _log.warning("an engine is started again: %s", error, extra=self._place())
+        self._end_process()
+
+    def _let_go_of_port(self) -> None:
+        if self._held_port is not None:
+            self._held_port.close()
+            self._held_port = None
 
     def _fail_to_start(self, why: str) -> None:
         name = self.definition.name if self.definition is not None else ""
@@ -350,6 +396,7 @@ class Engine:
 
     def _end_process(self) -> None:
         """End its process, with all that it has started, if there is one."""
+        self._let_go_of_port()
         handle, self._handle = self._handle, None
         if handle is None:
             return
@@ -422,15 +469,6 @@ def remembered(folder: Path) -> dict[str, object] | None:
     except ValueError:
         return None
     return facts if isinstance(facts, dict) else None
-
-
-def _free_port(taken: Container[int]) -> int:
-    """Return a port that is free now, of those that nothing gets by chance. Raises OSError."""
-    for port in random.sample(_PORTS, len(_PORTS)):
-        if port not in taken:
-            with suppress(OSError), socket.create_server((HOST, port)):
-                return port
-    raise OSError(errno.EADDRINUSE, "no port is free for an engine")
 
 
 def _answers(port: int, path: str) -> bool:

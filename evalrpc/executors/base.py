@@ -109,8 +109,8 @@ NO_WARM_RUNS: Final = WarmState(is_warm=False, problem="")
 class RunHandle(Protocol):
     """A run that was started or found again. Used by one thread, except for `interrupt`.
 
-    An OSError from `wait`, `step_ends`, `exit_status` or `end` means that the server is temporarily short of a resource: call
-    it again.
+    An OSError from `owns_port`, `wait`, `step_ends`, `exit_status` or `end` means that the server is temporarily short of a
+    resource: call it again.
     """
 
     @property
@@ -124,6 +124,10 @@ class RunHandle(Protocol):
     @property
     def is_warm(self) -> bool:
         """Whether it was forked from a process that had the harness in memory."""
+
+    def owns_port(self, port: int) -> bool | None:
+        """Return whether those who listen at a TCP port of its node, for 127.0.0.1, are processes of the run; None: nobody
+        listens."""
 
     def wait(self, timeout_seconds: float) -> bool:
         """Wait until the run has ended, `interrupt` is called, or time is up. Return whether the run has ended."""

@@ -48,6 +48,10 @@ class FakeRun:
         """No run is."""
         return False
 
+    def owns_port(self, port: int) -> bool | None:  # noqa: ARG002 - there are no processes
+        """Say that nobody listens."""
+        return None
+
     def wait(self, timeout_seconds: float) -> bool:
         """Do as `RunHandle.wait`."""
         self._wake.wait(timeout_seconds)

@@ -2,7 +2,9 @@
 
 FOLDER.notes/starts       a line for each start
 FOLDER.notes/questions    a line for each question that it was asked
-FOLDER.notes/hold         while it is there, questions wait
+FOLDER.notes/hold         while it is there, questions wait; if it has the text of one, only that does
+FOLDER.notes/port         its port, where it waits until somebody has taken that
+FOLDER.notes/taken        is there from then on
 """
 
 import argparse
@@ -15,6 +17,8 @@ import time
 from pathlib import Path
 
 from engine_stub import Asked, EngineStub, completion
+
+SLEEPS = (sys.executable, "-S", "-c", "import time; time.sleep(600)")
 
 
 class Behaviour:
@@ -36,9 +40,51 @@ class Behaviour:
         if text.startswith("question"):
             with self._lock, (self._folder / "questions").open("a") as file:
                 file.write(f"{text}\n")
-            while (self._folder / "hold").exists():
+            while self._is_held(text):
                 time.sleep(0.01)
         asked.answer(completion(f"answer to {text}"))
+
+    def _is_held(self, text: str) -> bool:
+        try:
+            return (self._folder / "hold").read_text() in ("", text)
+        except FileNotFoundError:
+            return False
+
+
+class ExclusiveStub(EngineStub):
+    """Binds no port that anybody has bound, even where nobody listens."""
+
+    allow_reuse_address = False
+
+
+def behave_at_start(how: str, model: Path, notes: Path, port: int) -> None:
+    """Do what some engines do before they listen."""
+    if how == "dies":
+        raise RuntimeError("CUDA out of memory")
+    if how == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        subprocess.Popen(SLEEPS, start_new_session=True)
+    elif how == "leaky":
+        leak()
+    elif how == "changes-weights":
+        (model / "weights").write_text(str(time.time_ns()))
+    elif how.startswith("robbed") and not (notes / "taken").exists():
+        (notes / "port.new").write_text(str(port))
+        (notes / "port.new").rename(notes / "port")
+        while not (notes / "taken").exists():
+            time.sleep(0.01)
+        if how == "robbed-loading":
+            time.sleep(600)
+
+
+def leak() -> None:
+    """Leave a process that does all to be found by nobody: a daemon without any of this one's environment."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.execve(SLEEPS[0], SLEEPS, {})
+        os._exit(0)
+    os.wait()
 
 
 def main() -> None:
@@ -53,12 +99,12 @@ def main() -> None:
     with (notes / "starts").open("a") as file:
         file.write(f"{os.getpid()} {options.size}\n")
     print(f"loading {options.model}", flush=True)
-    if options.behave == "dies":
-        raise RuntimeError("CUDA out of memory")
-    if options.behave == "stubborn":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
-    EngineStub(Behaviour(notes, options.behave), options.port).serve_forever(0.01)
+    behave_at_start(options.behave, options.model, notes, options.port)
+    if options.behave == "serves-in-child" and os.fork():  # and the first process only waits for the other one
+        os.wait()
+        return
+    kind = ExclusiveStub if options.behave == "exclusive" else EngineStub
+    kind(Behaviour(notes, options.behave), options.port).serve_forever(0.01)
 
 
 if __name__ == "__main__":

@@ -28,11 +28,11 @@ class Models:
         (folder / "weights").write_text("1")
         return folder
 
-    def hold(self, model: Path) -> Path:
-        """Let questions wait until the file is removed."""
+    def hold(self, model: Path, question: str = "") -> Path:
+        """Let all questions wait, or just one, until the file is removed."""
         notes_of(model).mkdir(exist_ok=True)
         hold = notes_of(model) / "hold"
-        hold.touch()
+        hold.write_text(question)
         return hold
 
     def starts(self, model: Path) -> list[str]:

@@ -30,6 +30,7 @@ from evalrpc.executors.local.environment import build_environment
 from evalrpc.executors.local.fork_server import ForkServer
 from evalrpc.executors.local.gpu_memory import GpuGuard, NvmlMemory
 from evalrpc.executors.local.limits import rlimits_of
+from evalrpc.executors.local.listeners import listening_sockets, sockets_of
 from evalrpc.executors.local.processes import (
     ScriptProcess,
     jobs_with_processes,
@@ -470,6 +471,7 @@ class LocalRun:
         self._fork_server = fork_server
         self._exit_code: int | None = None
         self._memory_kill: str | None = None
+        self._known_sockets = frozenset[int]()  # at which it was found to listen
         self._leftovers = leftovers
         self._shim = leftovers.shim  # this server saw it alive, so its id is not reused while its session has members
         self._pidfd = _open_pidfd(self._shim)
@@ -488,6 +490,23 @@ class LocalRun:
     def is_warm(self) -> bool:
         """Whether it was forked from a process that had the harness in memory."""
         return was_warm(_traces_dir(self._key))
+
+    def owns_port(self, port: int) -> bool | None:
+        """Return whether it is a process of the run that listens at a port; None: nobody does. Raises OSError.
+
+        A process may be forked while all are looked through, so it takes two looks to believe that it is none of these.
+        """
+        listening = listening_sockets(port)
+        if not listening:
+            return None
+        return listening <= self._known_sockets or self._has_sockets(listening) or self._has_sockets(listening)
+
+    def _has_sockets(self, wanted: frozenset[int]) -> bool:
+        sockets = sockets_of(self._leftovers.look().pids)
+        is_owner = wanted <= sockets.inodes or not sockets.is_complete  # what hides its sockets may have these
+        if is_owner:
+            self._known_sockets = wanted
+        return is_owner
 
     def wait(self, timeout_seconds: float) -> bool:
         """Wait until the run has ended, `interrupt` is called, or time is up. Return whether the run has ended."""

@@ -40,6 +40,10 @@ class WaitingRun:
         """Whether it was forked in the end."""
         return self._run is not None and self._run.is_warm
 
+    def owns_port(self, port: int) -> bool | None:
+        """Return whether it listens at a port."""
+        return self._run.owns_port(port) if self._run is not None else None
+
     def wait(self, timeout_seconds: float) -> bool:
         """Do as `RunHandle.wait`, and begin the run in time. Raises OSError if the server is short of something for that."""
         deadline = time.monotonic() + timeout_seconds
