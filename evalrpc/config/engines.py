@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from evalrpc.config import programs
 from evalrpc.config.declaration import (
-    FOLDER,
     INTEGER,
     NAMES,
     NUMBER,
@@ -87,15 +87,5 @@ class EngineSettings:
         rule=_ARE_KNOWN,
         default_text="`chat`",
     )
-    env: Mapping[str, str] = field(
-        default_factory=dict,
-        metadata=metadata(
-            VARIABLES,
-            "Added to its environment. May hold secrets, so it is never logged or shown.",
-            default_text="none",
-        ),
-    )
-    working_dir: Path = field(
-        default_factory=Path.cwd,
-        metadata=metadata(FOLDER, "The folder that it starts in.", default_text="the config file's folder"),
-    )
+    env: Mapping[str, str] = field(default_factory=dict, metadata=programs.ENVIRONMENT)
+    working_dir: Path = field(default_factory=Path.cwd, metadata=programs.WORKING_DIR)

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from evalrpc.config.declaration import FOLDER, NUMBER, POSITIVE, STRINGS, VARIABLES, metadata, setting
+from evalrpc.config import programs
+from evalrpc.config.declaration import NUMBER, POSITIVE, STRINGS, metadata, setting
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,5 @@ class PreparationSettings:
         unit="seconds",
         rule=POSITIVE,
     )
-    env: Mapping[str, str] = field(
-        default_factory=dict,
-        metadata=metadata(
-            VARIABLES,
-            "Added to its environment. May hold secrets, so it is never logged or shown.",
-            default_text="none",
-        ),
-    )
-    working_dir: Path = field(
-        default_factory=Path.cwd,
-        metadata=metadata(FOLDER, "The folder that it starts in.", default_text="the config file's folder"),
-    )
+    env: Mapping[str, str] = field(default_factory=dict, metadata=programs.ENVIRONMENT)
+    working_dir: Path = field(default_factory=Path.cwd, metadata=programs.WORKING_DIR)

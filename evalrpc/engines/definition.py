@@ -12,6 +12,7 @@ from evalrpc.files.fingerprints import fingerprint_files
 from evalrpc.harnesses.arguments import number_text, plain_arguments
 from evalrpc.harnesses.base import Command
 from evalrpc.harnesses.placeholders import filled_in
+from evalrpc.harnesses.programs import missing_program, program_of
 from evalrpc.jobs.served_models import is_folder, model_name
 from evalrpc.v1.jobs_pb2 import ServedModel
 
@@ -39,13 +40,7 @@ class EngineDefinition:
 
     def problem(self) -> str:
         """Say why it can't run; nothing if its program is there. Looks at the disk."""
-        if shutil.which(program := self._program()):
-            return ""
-        return f"there is no program {program}: install it or set engines.{self.name}.command"
-
-    def _program(self) -> str:
-        program = self.settings.command[0]
-        return str(self.settings.working_dir / program) if "/" in program else program
+        return missing_program(self.settings.command, self.settings.working_dir, f"engines.{self.name}.command")
 
     def fingerprint(self, served: ServedModel) -> str:
         """Return what is equal as long as an engine that was started now would give the same answers: the engine's settings,
@@ -53,7 +48,8 @@ class EngineDefinition:
 
         Empty if it can't be told: the model is no folder, there are too many files, or some can't be read.
         """
-        settings, program = self.settings, self._program()
+        settings = self.settings
+        program = program_of(settings.command, settings.working_dir)
         files = fingerprint_files([Path(shutil.which(program) or program), Path(served.model)], with_inodes=True)
         if files is None or not is_folder(served):
             return ""

@@ -27,12 +27,12 @@ from evalrpc.engines.definition import HOST, EngineDefinition
 from evalrpc.engines.gateway.contract import Engine as GatewayEngine
 from evalrpc.engines.gateway.contract import Replica
 from evalrpc.engines.gateway_keeper import GatewayKeeper
+from evalrpc.engines.holdings import EngineHolding
 from evalrpc.engines.ports import hold_port
 from evalrpc.engines.probes import probe
 from evalrpc.errors import GatewayError, RunFailedError
 from evalrpc.executors.base import Executor, Resources, RunAccount, RunHandle, RunKey
-from evalrpc.files.errnos import require_no_shortage
-from evalrpc.files.opening import open_in
+from evalrpc.files.opening import open_in, read_note
 from evalrpc.files.private import create_private_file, make_private_folder
 from evalrpc.harnesses.failures import find_failure, shorten, strip_colours
 from evalrpc.jobs.paths import log_path
@@ -118,6 +118,8 @@ class Engine:
     port: int = 0
     first_job_id: str = ""
     """The job with which it was placed."""
+    asked_by: str = ""
+    """The owner of that job."""
     users: set[str] = field(default_factory=set)
     """The jobs that use it, by id."""
     idle_since: float = 0.0
@@ -165,6 +167,26 @@ class Engine:
     @property
     def _key(self) -> RunKey:
         return RunKey(self.engine_id, self.start_count, self._start_dir, self.resources.devices, self.account)
+
+    def holding(self, now: Timestamp) -> EngineHolding:
+        """Return what others have to know of it. Called with the lock held."""
+        is_loading = self.state == ENGINE_STATE_STARTING
+        loading_ns = now.ToNanoseconds() - self.state_since.ToNanoseconds() if is_loading and self.thread is not None else 0
+        return EngineHolding(
+            self.engine_id,
+            self.identity,
+            self.served.model,
+            self.owner,
+            self.asked_by,
+            self.resources.node,
+            self.resources.devices,
+            frozenset(self.users),
+            is_loading,
+            self.start_seconds is not None,
+            not self.is_up,
+            self.start_seconds or 0.0,
+            max(0, loading_ns) / 1e9,
+        )
 
     def begin(self, *, is_adopted: bool = False) -> None:
         """Start the thread. Called with the lock held. `is_adopted`: a process of an earlier server may be there.
@@ -222,6 +244,11 @@ class Engine:
                     return
             except _PortLostError as error:
                 self._note_port_lost(error)
+                continue
+            except RunFailedError as error:
+                if error.job_error.reason != LOST or not self._may_restart():
+                    raise
+                self._note_restart()
                 continue
             if is_new:
                 self._require_same_model()
@@ -322,12 +349,18 @@ class Engine:
     def _is_needed(self) -> bool:
         """Return whether jobs use it, which has ended by itself, and that has not happened too often."""
         words = self._last_words()
+        if self._may_restart():
+            return True
         with self.dependencies.lock:
-            if self.users and self.restart_count < _MAX_RESTARTS:
-                return True
             ends = f"ended {self.restart_count + 1} times, the last time with" if self.users else "ended by itself"
         self._note_failure(RunFailedError(LOST, shorten(f"the engine {ends}: {words}")))
         return False
+
+    def _may_restart(self) -> bool:
+        """Return whether jobs use it, and it was not started again too often. What has kept it from answering again, such as
+        memory that was not free yet, may have passed."""
+        with self.dependencies.lock:
+            return bool(self.users) and self.restart_count < _MAX_RESTARTS
 
     def _is_over(self) -> bool:
         """Return whether it is to be followed no more: it is to end, or this server does."""
@@ -364,7 +397,8 @@ class Engine:
             self._tell_gateway(())
         with self.dependencies.lock:
             self.restart_count += 1
-            self._move(ENGINE_STATE_STARTING)
+            if self.state != ENGINE_STATE_STARTING:
+                self._move(ENGINE_STATE_STARTING)
         _log.warning("an engine has ended while jobs use it, and is started again", extra=self._place())
         self.dependencies.on_change()
 
@@ -442,6 +476,7 @@ class Engine:
             "served_model": json_format.MessageToDict(self.served),
             "fingerprint": self.fingerprint,
             "owner": self.owner,
+            "asked_by": self.asked_by,
             "node": self.resources.node,
             "devices": self.resources.devices,
             "start_count": self.start_count,
@@ -460,12 +495,9 @@ def remembered(folder: Path) -> dict[str, object] | None:
 
     Raises OSError for a shortage.
     """
+    note = read_note(folder, _STATE_FILE, _MAX_STATE_BYTES)
     try:
-        with open_in(folder, _STATE_FILE) as file:
-            facts = json.loads(file.read(_MAX_STATE_BYTES))
-    except OSError as error:
-        require_no_shortage(error)
-        return None
+        facts = json.loads(note or b"")
     except ValueError:
         return None
     return facts if isinstance(facts, dict) else None

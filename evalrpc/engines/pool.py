@@ -11,7 +11,7 @@ so nothing here calls the scheduler with the lock held.
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
@@ -22,6 +22,7 @@ from evalrpc.clock import Clock
 from evalrpc.engines.definition import EngineDefinition
 from evalrpc.engines.engine import LOST, START_FAILED, Engine, EngineDependencies, remembered
 from evalrpc.engines.gateway_keeper import GatewayKeeper
+from evalrpc.engines.holdings import EngineHolding
 from evalrpc.errors import EngineNotFoundError, RunFailedError
 from evalrpc.executors.base import Executor, Resources, RunAccount
 from evalrpc.files.private import make_private_folder
@@ -103,7 +104,7 @@ class EnginePool:
                 if len(resources.devices) < num_gpus:
                     return False
                 engine = self._new(identity_, owner, resources)
-                engine.first_job_id = job_id
+                engine.first_job_id, engine.asked_by = job_id, owner
                 self._engines.append(engine)
             engine.users.add(job_id)
             return True
@@ -117,10 +118,15 @@ class EnginePool:
         """Return the owner whom an engine answers alone; empty if it answers for all."""
         return owner if self._keeps_owners_apart else ""
 
+    def holdings(self) -> Sequence[EngineHolding]:
+        """Return what engines hold, in the order of their starts."""
+        now = self._clock.now()
+        with self._lock:
+            return [each.holding(now) for each in self._engines if _holds(each)]
+
     def held_devices(self) -> set[str]:
         """Return the devices that engines hold."""
-        with self._lock:
-            return {device for engine in self._engines if _holds(engine) for device in engine.resources.devices}
+        return {device for holding in self.holdings() for device in holding.devices}
 
     def idle_engines(self) -> list[tuple[str, tuple[str, ...]]]:
         """Return the engines that could end at once, with their devices; those first that start fastest."""
@@ -232,12 +238,6 @@ class EnginePool:
         """Return, by the name of each engine that is configured, why it can't be started; empty if nothing is missing."""
         return {name: definition.problem() for name, definition in self._definitions.items()}
 
-    def engine_of_device(self, device: str) -> str:
-        """Return the id of the engine that holds a device; empty if none does."""
-        with self._lock:
-            holders = (each for each in self._engines if _holds(each) and device in each.resources.devices)
-            return next((each.engine_id for each in holders), "")
-
     # The server's start and stop.
 
     def restore(self, jobs: Iterable[JobInfo]) -> None:
@@ -299,6 +299,7 @@ class EnginePool:
             restart_count=int(facts["restart_count"]),
             port=int(facts["port"]),
             start_seconds=facts.get("start_seconds"),
+            asked_by=str(facts.get("asked_by", owner)),
         )
         engine.started_at.FromNanoseconds(int(facts["started_ns"]))
         engine.state_since.CopyFrom(engine.started_at)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from evalrpc.errors import ArtifactNotFoundError, FieldViolation, InvalidRequestError
-from evalrpc.files.errnos import unreadable
+from evalrpc.files.errnos import require_no_shortage, unreadable
 from evalrpc.files.regular import require_regular, wrong_kind
 from evalrpc.protobuf.file_names import disk_name, wire_name
 
@@ -148,6 +148,16 @@ def open_in(folder: Path, path: Path | str) -> Iterator[BinaryIO]:
             yield file
     finally:
         os.close(descriptor)
+
+
+def read_note(folder: Path, name: str, max_bytes: int) -> bytes | None:
+    """Return the beginning of a file in a folder; None if there is none that can be read. Raises OSError for a shortage."""
+    try:
+        with open_in(folder, name) as file:
+            return file.read(max_bytes)
+    except OSError as error:
+        require_no_shortage(error)
+        return None
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Final
@@ -14,6 +13,7 @@ from evalrpc.files.fingerprints import fingerprint_files
 from evalrpc.harnesses.base import Command
 from evalrpc.harnesses.code_arguments import code_arguments
 from evalrpc.harnesses.placeholders import filled_in, placeholders_in, require_known
+from evalrpc.harnesses.programs import missing_program
 from evalrpc.jobs.model_arguments import model_argument
 from evalrpc.v1.jobs_pb2 import EvaluateRequest
 
@@ -47,11 +47,7 @@ class Preparation:
 
     def problem(self) -> str:
         """Say why it can't run; nothing if its program is there. Looks at the disk."""
-        program = self._settings.command[0]
-        path = self._settings.working_dir / program if "/" in program else program
-        if shutil.which(path):
-            return ""
-        return f"there is no program {path}: install it or set preparations.{self.name}.command"
+        return missing_program(self._settings.command, self._settings.working_dir, f"preparations.{self.name}.command")
 
     def fingerprint(self, model: Path, uid: int | None) -> str | None:
         """Return what is equal as long as preparing a folder again would come to the same, for runs with this account; None if

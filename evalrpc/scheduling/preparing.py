@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Final, NoReturn, TypeVar
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from evalrpc.clock import Clock
 from evalrpc.errors import RunFailedError
 from evalrpc.executors.base import Executor, Resources, RunHandle, RunKey
 from evalrpc.files.errnos import require_no_shortage
-from evalrpc.files.opening import open_in, scan_folder
+from evalrpc.files.opening import read_note, scan_folder
 from evalrpc.files.private import create_private_file, make_private_folder
 from evalrpc.files.trees import remove_tree
 from evalrpc.harnesses.base import Exit, Run
@@ -30,13 +32,13 @@ from evalrpc.preparations.preparation import Preparation, model_folder, place_of
 from evalrpc.preparations.prepared_models import PreparedModels
 from evalrpc.protobuf.bounds import int32, timestamp_of_ns
 from evalrpc.scheduling.log_tail import LogFollower, read_tail
+from evalrpc.scheduling.phase_reports import PhaseReports
 from evalrpc.scheduling.run_accounts import RunAccounts
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobError, JobInfo, Progress
 
 FAILED: Final = "PREPARATION_FAILED"
 
 _LOOK_SECONDS: Final = 0.5
-_ALIVE_SECONDS: Final = 5.0
 _PLACE: Final = "place"
 _MADE: Final = "made"
 _MAX_PLACE_BYTES: Final = 1024
@@ -138,12 +140,11 @@ class ModelPreparation:
         self._job = job
         self._working_dir = working_dir
         self._resources = resources
-        self._publish = publish
+        self._reports = PhaseReports(job, Progress.PHASE_PREPARING, preparing.clock, publish)
         self._may_have_begun = may_have_begun
         self._key = preparing.key_of(job)
         self._log = LogFollower(self._key.log_path)
         self._handle: RunHandle | None = None
-        self._published_at = float("-inf")
         self._is_using = False
 
     def follow(self, reason_to_stop: Callable[[], _Reason | None]) -> _Reason | None:
@@ -156,7 +157,7 @@ class ModelPreparation:
             making = self._models.next_step(self._job.job_id)
             if making is None:
                 return None
-            self._report()
+            self._reports.look(self._last_output_at)
             if making.job_id == self._job.job_id:
                 self._look_at_run()
             else:
@@ -278,29 +279,14 @@ class ModelPreparation:
         self._models.fail(self._job.job_id, error)
         raise error
 
-    def _report(self) -> None:
-        """Tell now and then that the model is being prepared."""
-        now = self._preparing.clock.monotonic()
-        if now - self._published_at < _ALIVE_SECONDS:
-            return
-        self._published_at = now
-        progress = Progress(phase=Progress.PHASE_PREPARING)
-        elapsed_ns = self._preparing.clock.now().ToNanoseconds() - self._job.started_at.ToNanoseconds()
-        progress.elapsed.FromNanoseconds(max(0, elapsed_ns))
+    def _last_output_at(self) -> Timestamp | None:
         last_output_ns = self._log.last_output_ns()
-        if last_output_ns is not None and (last_output_at := timestamp_of_ns(last_output_ns)) is not None:
-            progress.last_output_at.CopyFrom(last_output_at)
-        self._publish(progress)
+        return None if last_output_ns is None else timestamp_of_ns(last_output_ns)
 
 
 def _read_place(folder: Path) -> PurePath | None:
     """Return what `place` says; None if there is none. Raises OSError for a shortage."""
-    try:
-        with open_in(folder, _PLACE) as file:
-            place = PurePath(file.read(_MAX_PLACE_BYTES).decode(errors="replace"))
-    except OSError as error:
-        require_no_shortage(error)
-        return None
+    place = PurePath((read_note(folder, _PLACE, _MAX_PLACE_BYTES) or b"").decode(errors="replace"))
     return place if place.parts and not place.is_absolute() and ".." not in place.parts else None
 
 

@@ -18,18 +18,17 @@ from evalrpc.engines.engine import LOST, Engine
 from evalrpc.engines.gateway.contract import Counters, Route
 from evalrpc.engines.pool import EnginePool
 from evalrpc.errors import GatewayError, RunFailedError
-from evalrpc.files.errnos import require_no_shortage
-from evalrpc.files.opening import open_in
+from evalrpc.files.opening import read_note
 from evalrpc.files.private import create_private_file
 from evalrpc.harnesses.base import Harness, ServedEndpoint, ServedHarness, ServedNeeds
 from evalrpc.harnesses.served import served_environment
 from evalrpc.jobs.paths import attempt_dir, job_dir
 from evalrpc.jobs.served_models import model_name
+from evalrpc.scheduling.phase_reports import PhaseReports
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo, Progress, Usage
 
 _ROUTE_FILE: Final = "route"
 _MAX_TOKEN_BYTES: Final = 256
-_ALIVE_SECONDS: Final = 5.0
 _COUNT_SECONDS: Final = 2.0
 
 _Reason = TypeVar("_Reason")
@@ -63,8 +62,7 @@ class ServedRun:
     def __init__(self, serving: Serving, job: JobInfo, publish: Callable[[Progress], None]) -> None:
         self._serving = serving
         self._job = job
-        self._publish = publish
-        self._published_at = float("-inf")
+        self._reports = PhaseReports(job, Progress.PHASE_SERVING, serving.clock, publish)
         self._counted_at = float("-inf")
         self._engine: Engine | None = None
         self._token = ""
@@ -85,7 +83,7 @@ class ServedRun:
         be called again. Raises RunFailedError, OSError."""
 
         def look() -> _Reason | None:
-            self._report()
+            self._reports.look()
             return reason_to_stop()
 
         engine = self._leased()
@@ -189,29 +187,13 @@ class ServedRun:
         return attempt_dir(self._serving.data_dir, self._job.job_id, self._job.attempt)
 
     def _read_token(self) -> str:
-        try:
-            with open_in(self._folder, _ROUTE_FILE) as file:
-                return file.read(_MAX_TOKEN_BYTES).decode()
-        except OSError as error:
-            require_no_shortage(error)
-            return ""
+        return (read_note(self._folder, _ROUTE_FILE, _MAX_TOKEN_BYTES) or b"").decode()
 
     def _new_token(self) -> str:
         token = secrets.token_urlsafe(24)
         with create_private_file(self._folder / _ROUTE_FILE) as file:
             file.write(token.encode())
         return token
-
-    def _report(self) -> None:
-        """Tell now and then that the engine loads the model."""
-        now = self._serving.clock.monotonic()
-        if now - self._published_at < _ALIVE_SECONDS:
-            return
-        self._published_at = now
-        progress = Progress(phase=Progress.PHASE_SERVING)
-        elapsed_ns = self._serving.clock.now().ToNanoseconds() - self._job.started_at.ToNanoseconds()
-        progress.elapsed.FromNanoseconds(max(0, elapsed_ns))
-        self._publish(progress)
 
 
 def _usage(counters: Counters) -> Usage:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from evalrpc.config import EngineSettings
+from evalrpc.engines.holdings import EngineHolding
 from evalrpc.v1.engines_pb2 import Engine, EngineKind, ListEnginesResponse
 
 
@@ -20,8 +21,8 @@ class Engines(Protocol):
     def log_path(self, engine_id: str) -> Path | None:
         """Return where the log of an engine is; None if it is forgotten."""
 
-    def engine_of_device(self, device_id: str) -> str:
-        """Return the id of the engine that holds a device; empty if none does."""
+    def holdings(self) -> Sequence[EngineHolding]:
+        """Return what engines hold."""
 
     def problems(self) -> Mapping[str, str]:
         """Return why each engine that is configured can't be started, by its name; empty if nothing is missing. Looks at the

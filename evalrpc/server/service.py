@@ -21,6 +21,7 @@ from evalrpc.analysis.history import LIMITS as HISTORY_LIMITS
 from evalrpc.analysis.history import MAX_POINTS, History, HistoryPlaces
 from evalrpc.clock import Clock
 from evalrpc.config import Settings
+from evalrpc.engines.holdings import EngineHolding
 from evalrpc.errors import (
     FieldViolation,
     InvalidRequestError,
@@ -679,7 +680,7 @@ class EvaluationService:
         named = [job.job_id for job in running if owner in (None, job.owner)]
         holders = {gpu: job for job in self.queue_state.own_running_jobs() for gpu in job.gpus}
         devices = [device for node in nodes for device in node.devices]
-        engines = {device.id: found for device in devices if (found := self.engines.engine_of_device(device.id))}
+        engines = {device: each for each in self.engines.holdings() for device in each.devices}
         return GetQueueResponse(
             queued_count=self.queue_state.queued_count,
             running_count=len(running),
@@ -688,7 +689,7 @@ class EvaluationService:
             running_job_ids=named[:MAX_RUNNING_IDS],
             status_counts=self._status_counts(),
             gpus=[
-                _gpu(node, device, holders.get(device.id), engines.get(device.id, ""), owner)
+                _gpu(node, device, holders.get(device.id), engines.get(device.id), owner)
                 for node in nodes
                 for device in node.devices
             ],
@@ -711,11 +712,12 @@ class EvaluationService:
         return [StatusCount(status=status, count=counts[status]) for status in sorted(counts) if counts[status]]
 
 
-def _gpu(node: Node, device: Device, holder: JobInfo | None, engine_id: str, owner: str | None) -> Gpu:
-    """Return a GPU with the job or the engine that holds it. With `owner`, only jobs of that owner are named."""
+def _gpu(node: Node, device: Device, holder: JobInfo | None, engine: EngineHolding | None, owner: str | None) -> Gpu:
+    """Return a GPU with the job or the engine that holds it. With `owner`, only jobs of that owner are named, and only engines
+    that ListEngines has for them."""
     job_id = holder.job_id if holder is not None and owner in (None, holder.owner) else ""
     reason = device.quarantine_reason if owner is None else _NAMED_JOB.sub("a job", device.quarantine_reason)
-    held = holder is not None or bool(engine_id)
+    is_engine_named = engine is not None and (owner is None or engine.owner in ("", owner))
     return Gpu(
         id=device.id,
         name=device.name,
@@ -723,8 +725,8 @@ def _gpu(node: Node, device: Device, holder: JobInfo | None, engine_id: str, own
         quarantine_reason=reason,
         node=node.name,
         cordoned=device.is_cordoned,
-        held=held,
-        engine_id=engine_id,
+        held=holder is not None or engine is not None,
+        engine_id=engine.engine_id if engine is not None and is_engine_named else "",
     )
 
 

@@ -81,6 +81,17 @@ def test_an_engine_that_ends_while_jobs_use_it_is_started_again(api: Api, models
     assert (engine.state, engine.restart_count) == (READY, 1)
 
 
+def test_a_failed_start_of_an_engine_that_has_answered_costs_its_jobs_no_attempt(api: Api, models: Models) -> None:
+    model = models.make()
+    hold = models.hold(model)
+    job_id = submit(api, model, args={"behave": "dies-second"})
+    eventually(lambda: models.questions(model), "for a question")
+    os.kill(int(models.starts(model)[0].split()[0]), signal.SIGKILL)
+    hold.unlink()
+    assert completed(api, job_id).attempt == 1
+    assert len(models.starts(model)) == 3
+
+
 @pytest.mark.parametrize(
     ("how", "reason", "words"),
     [

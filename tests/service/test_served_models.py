@@ -13,6 +13,7 @@ from waiting import eventually
 
 from evalrpc.cli import main
 from evalrpc.client import EvalClient
+from evalrpc.engines.holdings import EngineHolding
 from evalrpc.errors import EngineNotFoundError, InvalidRequestError, PermissionDeniedError
 from evalrpc.jobs import transitions
 from evalrpc.v1 import jobs_pb2 as pb
@@ -58,8 +59,14 @@ class Listed:
     def log_path(self, engine_id: str) -> Path | None:
         return self._log if engine_id in self.engines else None
 
-    def engine_of_device(self, device_id: str) -> str:
-        return next((engine.engine_id for engine in self.engines.values() if device_id in engine.gpus), "")
+    def holdings(self) -> Sequence[EngineHolding]:
+        return [
+            EngineHolding(
+                *(each.engine_id, "", "", each.owner, "", "", tuple(each.gpus), frozenset()),
+                *(False, True, False, 0.0, 0.0),
+            )
+            for each in self.engines.values()
+        ]
 
     def problems(self) -> Mapping[str, str]:
         return {"vllm": "there is no program no-such-program"}
@@ -123,10 +130,11 @@ def test_engines_are_listed_with_what_requests_may_name(server: ServerHere, tmp_
 def test_where_jobs_of_others_are_hidden_so_are_their_engines_and_models(serve: Serve, tmp_path: Path) -> None:
     server = serve(visibility="own")
     alone = shared_engine()
-    alone.engine_id, alone.owner = "e-2", "alice"
+    alone.engine_id, alone.owner, alone.gpus[:] = "e-2", "alice", ["0"]
     server.server._service.engines = Listed(tmp_path / "log", shared_engine(), alone)
     (engine,) = server.api.ListEngines().engines
     assert (engine.engine_id, engine.served_model) == ("e-1", pb.ServedModel(engine="vllm"))
+    assert [(gpu.id, gpu.engine_id, gpu.held) for gpu in server.api.GetQueue().gpus] == [("0", "", True), ("1", "e-1", True)]
 
 
 def test_operators_end_an_engine_and_nobody_else_may(serve: Serve, site: Site, tmp_path: Path) -> None:

@@ -1,0 +1,36 @@
+"""What others plan with: what engines hold, and what they are about to do."""
+
+from typing import NamedTuple
+
+
+class EngineHolding(NamedTuple):
+    """An engine that holds its devices, or is about to give them back."""
+
+    engine_id: str
+    identity: str
+    """That of the jobs that it may serve: see `jobs.served_models.identity`."""
+    model: str
+    """What it serves, as the request named it; empty before it was started."""
+    owner: str
+    """For whom alone it answers; empty: for everybody."""
+    asked_by: str
+    """The owner of the job that it was started for."""
+    node: str
+    devices: tuple[str, ...]
+    users: frozenset[str]
+    """The jobs that use it, by id, also those that were placed on it and have not begun."""
+    is_loading: bool
+    """Whether it does not answer yet, or not again yet."""
+    has_answered: bool
+    """Whether it was loaded before."""
+    is_leaving: bool
+    """Whether it serves no further job, and ends with the last that it has."""
+    start_seconds: float
+    """How long its start took; 0 where that is not known yet."""
+    loading_seconds: float
+    """How long it has been loading; 0 unless it does."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has no jobs, and could end at once."""
+        return not self.users and not self.is_leaving
