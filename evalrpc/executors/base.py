@@ -38,6 +38,8 @@ class RunKey:
     """The ids of the devices that the job has by the store. Of a run that is found again, no others count. None: unknown."""
     account: RunAccount | None = field(default=None, compare=False)
     """The account of its programs. None: the server's own."""
+    node: str = field(default="", compare=False)
+    """The node that it was placed on by the store. Empty: the server's own machine."""
 
     @property
     def log_path(self) -> Path:
@@ -63,6 +65,11 @@ class Node(NamedTuple):
 
     name: str
     devices: tuple[Device, ...]
+    executor: str = ""
+    """The name of the executor that it belongs to, whose jobs alone are placed on it. Empty: that of the server's own machine.
+    """
+    max_runs: int | None = None
+    """How many runs it takes at once. None: as many as the server has slots, which they take."""
 
 
 class RunLimits(NamedTuple):

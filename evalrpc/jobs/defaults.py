@@ -1,10 +1,14 @@
 """What a request means where it leaves a field out."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from evalrpc.config import LMMS_EVAL, Settings
 from evalrpc.errors import ConfigurationError
 from evalrpc.v1.jobs_pb2 import EvaluateRequest
+
+LOCAL_EXECUTOR: Final = "local"
+"""What requests call the server's own machine."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,11 @@ def gpus_needed(request: EvaluateRequest) -> int:
     if request.HasField("served_model"):
         return request.served_model.num_gpus
     return request.num_gpus if request.HasField("num_gpus") else 1
+
+
+def executor_of(request: EvaluateRequest) -> str:
+    """Return the executor that a job is for; empty: the server's own machine."""
+    return "" if request.executor == LOCAL_EXECUTOR else request.executor
 
 
 def gpus_field(request: EvaluateRequest) -> str:

@@ -83,6 +83,7 @@ def begin_attempt(
     output_dir: str,
     now: Timestamp,
     gpu_mode: pb.GpuMode.ValueType = pb.GPU_MODE_UNSPECIFIED,
+    node: str = "",
 ) -> None:
     """QUEUED to RUNNING, with a new attempt. Never of a job that follows another."""
     if is_follower(job):
@@ -95,7 +96,7 @@ def begin_attempt(
     job.started_at.CopyFrom(now)
     job.gpus[:] = gpus
     job.attempt_count = job.attempt
-    job.attempts.add(number=job.attempt, started_at=now, gpus=gpus, output_dir=output_dir, gpu_mode=gpu_mode)
+    job.attempts.add(number=job.attempt, started_at=now, gpus=gpus, output_dir=output_dir, gpu_mode=gpu_mode, node=node)
     _forget_preempted(job)
 
 

@@ -7,8 +7,8 @@ from sortedcontainers import SortedList
 from evalrpc.jobs.share_policy import URGENT_PRIORITY, is_urgent
 from evalrpc.scheduling.placement import QueuedJob
 
-_Kind = tuple[int, str]
-"""How many GPUs a job asks for, and its engine. All of a kind can start when one can."""
+_Kind = tuple[int, str, str]
+"""How many GPUs a job asks for, its engine, and its executor. All of a kind can start when one can."""
 
 
 class OwnerQueue:
@@ -49,7 +49,7 @@ class OwnerQueue:
     @property
     def may_need_no_gpus(self) -> bool:
         """Whether a job may be chosen that needs no GPU, at least where the engine that it names is up."""
-        return any(not width or engine for width, engine in self._by_kind)
+        return any(not width or engine for width, engine, _ in self._by_kind)
 
     @property
     def has_offers(self) -> bool:
@@ -76,4 +76,4 @@ class OwnerQueue:
 
 
 def _kind_of(job: QueuedJob) -> _Kind:
-    return job.num_gpus, job.engine
+    return job.num_gpus, job.engine, job.executor

@@ -9,12 +9,16 @@ For a job that fits nowhere, running jobs give way that are preemptible and come
 these the youngest. What they free is kept for it.
 """
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, NamedTuple
 
 from evalrpc.executors.base import Node, Resources
+from evalrpc.v1.jobs_pb2 import JobInfo
+
+_Width = tuple[str, int]
+"""The executor of a job, and how many GPUs it needs."""
 
 Order = tuple[float, ...]
 """The place of a job in the order of service: what sorts first is served first. No two jobs have the same. The first number is
@@ -35,6 +39,8 @@ class QueuedJob(NamedTuple):
     owner: str = ""
     engine: str = ""
     """What is equal for jobs that may share an engine; empty without one."""
+    executor: str = ""
+    """The executor whose nodes it may be placed on; empty: that of the server's own machine."""
 
 
 class Head(NamedTuple):
@@ -84,6 +90,10 @@ class NodeCapacity(NamedTuple):
     device_count: int
     cordoned_count: int = 0
     """How many devices are cordoned."""
+    executor: str = ""
+    """The executor that it belongs to."""
+    free_runs: int | None = None
+    """How many more runs it takes at once. None: as many as the server has free slots."""
 
 
 class Slots(NamedTuple):
@@ -95,13 +105,32 @@ class Slots(NamedTuple):
     """Jobs that need no GPU."""
 
 
+_ANY_NUMBER: Final = 1 << 30
+
+
 @dataclass(frozen=True)
 class Capacity:
     """What there is for new jobs."""
 
     nodes: tuple[NodeCapacity, ...]
     slots: Slots
-    """Those that are free."""
+    """Those that are free, for jobs on nodes without a bound of their own."""
+
+    @cached_property
+    def by_executor(self) -> Mapping[str, "Capacity"]:
+        """What there is for the jobs of each executor."""
+        of_each: dict[str, list[NodeCapacity]] = {"": []}
+        for node in self.nodes:
+            of_each.setdefault(node.executor, []).append(node)
+        return {name: Capacity(tuple(nodes), self._slots_of(nodes)) for name, nodes in of_each.items()}
+
+    def of(self, executor: str) -> "Capacity":
+        """Return what there is for the jobs of an executor: nothing, if the server has none of that name any more."""
+        return self.by_executor.get(executor, _NOTHING)
+
+    def _slots_of(self, nodes: Sequence[NodeCapacity]) -> Slots:
+        bounds = [node.free_runs for node in nodes if node.free_runs is not None]
+        return Slots(sum(bounds), _ANY_NUMBER) if bounds else self.slots
 
     def with_devices(self, devices: Sequence[str], nodes: Sequence[Node]) -> "Capacity":
         """Return what there is once these devices are free, too."""
@@ -145,6 +174,9 @@ class Capacity:
         return sum(node.cordoned_count for node in self.nodes)
 
 
+_NOTHING: Final = Capacity((), Slots(0, 0))
+
+
 class Placement(NamedTuple):
     """A job, and what it is to start on."""
 
@@ -178,20 +210,23 @@ def slots(device_count: int, max_running: int) -> Slots:
     return Slots(total, max(1, total - device_count))
 
 
-def node_capacity(node: Node, held: Set[str]) -> NodeCapacity:
-    """Return what a node has, where jobs hold these devices."""
+def node_capacity(node: Node, held: Set[str], run_count: int = 0) -> NodeCapacity:
+    """Return what a node has, where jobs hold these devices, and so many runs are on it."""
     usable = [device.id for device in node.devices if not device.quarantine_reason and not device.is_cordoned]
     free = tuple(device for device in usable if device not in held)
     cordoned_count = sum(1 for device in node.devices if device.is_cordoned)
-    return NodeCapacity(node.name, free, len(usable), len(node.devices), cordoned_count)
+    free_runs = None if node.max_runs is None else max(0, node.max_runs - run_count)
+    return NodeCapacity(node.name, free, len(usable), len(node.devices), cordoned_count, node.executor, free_runs)
 
 
-def resources_of(devices: Sequence[str], nodes: Sequence[Node]) -> Resources:
-    """Return where a job with these devices was placed, since their ids are unique. If no node has them any more, or the job
-    holds none, this is the first node."""
-    held = set(devices)
+def resources_of(job: JobInfo, nodes: Sequence[Node]) -> Resources:
+    """Return where the latest attempt of a job was placed: where it says so, or which node has its devices, since their ids are
+    unique. If no node has them any more, or there are none, this is the first node."""
+    if job.attempts and job.attempts[-1].node:
+        return Resources(job.attempts[-1].node, tuple(job.gpus))
+    held = set(job.gpus)
     having = (node.name for node in nodes if not held.isdisjoint(device.id for device in node.devices))
-    return Resources(next(having, nodes[0].name if nodes else ""), tuple(devices))
+    return Resources(next(having, nodes[0].name if nodes else ""), tuple(job.gpus))
 
 
 def next_placement(
@@ -210,35 +245,37 @@ def next_placement(
     until that starts, since they may come before it and behind it in turn; but not against urgent jobs. At most one node is
     kept for jobs of the same width.
     """
-    if free.slots.total < 1 and not any(running):
+    if not any(running) and all(each.slots.total < 1 for each in free.by_executor.values()):
         return None, None
-    withheld = _node_to_keep(earlier.job.num_gpus, free.nodes) if earlier is not None else None
+    withheld = _node_to_keep(earlier.job.num_gpus, free.of(earlier.job.executor).nodes) if earlier is not None else None
     reservation = earlier if withheld is not None else None
-    nodes = list(free.nodes)  # without those that are kept
-    failed: set[tuple[int, bool]] = set()
-    reserved: dict[int, str] = {earlier.job.num_gpus: earlier.job.job_id} if earlier is not None else {}  # by width, for whom
+    kept: set[str] = set()  # nodes
+    failed: set[tuple[_Width, bool]] = set()
+    reserved = {_width_of(earlier.job): earlier.job.job_id} if earlier is not None else {}  # for whom
     for head in heads:
-        job = head.job
+        job, width = head.job, _width_of(head.job)
+        own = free.of(job.executor)
         is_withheld = withheld is not None and job.num_gpus > 0 and not _may_use_kept(head, reservation)
-        is_first = reserved.get(job.num_gpus, job.job_id) == job.job_id
+        is_first = reserved.get(width, job.job_id) == job.job_id
         has_waited = is_first and now_seconds - job.created_seconds >= reservation_seconds
-        if (job.num_gpus, is_withheld) in failed and not has_waited and not running.preemptible:
+        if (width, is_withheld) in failed and not has_waited and not running.preemptible:
             continue  # as one of the same width before it
-        open_nodes: Sequence[NodeCapacity] = nodes if job.num_gpus else free.nodes
-        if is_withheld:
-            open_nodes = [node for node in nodes if node is not withheld]
-        node = _node_for(job.num_gpus, open_nodes, free.slots)
+        open_nodes: Sequence[NodeCapacity] = own.nodes
+        if job.num_gpus:
+            open_nodes = [node for node in own.nodes if node.name not in kept and not (is_withheld and node is withheld)]
+        node = _node_for(job.num_gpus, open_nodes, own.slots)
         if node is not None:
             return Placement(job, node.name, node.free[: job.num_gpus]), reservation
-        failed.add((job.num_gpus, is_withheld))
-        freed = _freed(open_nodes, free.slots, running.giving_way)
-        coming = _node_for(job.num_gpus, *freed) if running.giving_way else None
-        if coming is None and (victims := _victims(head, *freed, running.preemptible)):
+        failed.add((width, is_withheld))
+        giving_way, preemptible = _on(own.nodes, running.giving_way), _on(own.nodes, running.preemptible)
+        freed = _freed(open_nodes, own.slots, giving_way)
+        coming = _node_for(job.num_gpus, *freed) if giving_way else None
+        if coming is None and (victims := _victims(head, *freed, preemptible)):
             return Preemption(job, victims), reservation
         keep = coming or (_node_to_keep(job.num_gpus, open_nodes) if has_waited else None)
         if job.num_gpus and keep is not None:
-            nodes = [node for node in nodes if node.name != keep.name]
-            reserved[job.num_gpus] = job.job_id
+            kept.add(keep.name)
+            reserved[width] = job.job_id
             if reservation is None or (reservation is earlier and job.owner == reservation.job.owner):
                 reservation = Reservation(job, keep.name, coming is not None, head.is_urgent)
     return None, reservation
@@ -251,8 +288,18 @@ def _may_use_kept(head: Head, reservation: Reservation | None) -> bool:
     return head.is_urgent and not reservation.is_urgent
 
 
+def _width_of(job: QueuedJob) -> _Width:
+    return job.executor, job.num_gpus
+
+
+def _on(nodes: Sequence[NodeCapacity], jobs: Sequence[RunningJob]) -> Sequence[RunningJob]:
+    """Return the jobs that run on one of these nodes."""
+    names = {node.name for node in nodes} if jobs else ()
+    return [job for job in jobs if job.node in names]
+
+
 def fits(num_gpus: int, free: Capacity) -> bool:
-    """Tell whether a job of this width can start on what is free."""
+    """Tell whether a job of this width can start on what is free for its executor."""
     return _node_for(num_gpus, free.nodes, free.slots) is not None
 
 
@@ -343,10 +390,14 @@ def wait_reason(
     """Say in words why a queued job does not run yet. The position says how many jobs are before it, `others` who comes first
     for another owner's share. A reservation counts if its job comes before this one. `names_others`: whether the jobs of other
     owners may be named."""
+    free = free.of(job.executor)
+    if job.executor and not free.nodes:
+        return f"this server has no executor {job.executor!r} any more"
     if job.num_gpus > free.widest:
         return _too_wide(job.num_gpus, free)
     if free.slots.total < 1:
-        return _joined("all slots for running jobs are taken", others)
+        where = f" of {job.executor}" if job.executor else ""
+        return _joined(f"all slots{where} for running jobs are taken", others)
     if job.num_gpus == 0:
         return "about to start" if fits(0, free) else _joined(_missing_without_gpus(free), others)
     needs = _needs(job.num_gpus, free)
@@ -369,6 +420,8 @@ def _joined(reason: str, more: str) -> str:
 def _too_wide(num_gpus: int, free: Capacity) -> str:
     if len(free.nodes) > 1:
         return f"needs {gpus_text(num_gpus)} on one node, and no node of this server has more than {free.widest}"
+    if free.nodes and free.nodes[0].executor:
+        return f"needs {gpus_text(num_gpus)}, and {free.nodes[0].executor} has {free.widest} in all"
     return f"needs {gpus_text(num_gpus)}, and this server has {free.widest} in all"
 
 

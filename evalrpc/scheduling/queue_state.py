@@ -6,6 +6,7 @@ Threads: `apply` runs on the store's writer thread, everything else on any. One 
 """
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -15,9 +16,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from sortedcontainers import SortedKeyList
 
 from evalrpc.clock import Clock
-from evalrpc.executors.base import Node
+from evalrpc.executors.base import Node, Resources
 from evalrpc.jobs import lifecycle, transitions
-from evalrpc.jobs.defaults import gpus_needed
+from evalrpc.jobs.defaults import executor_of, gpus_needed
 from evalrpc.jobs.holds import NO_HOLDS, Holds
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.jobs.served_models import identity
@@ -94,7 +95,7 @@ class QueueState:
         holds: Callable[[], Holds] = lambda: NO_HOLDS,
         engines: EngineUse = NO_ENGINES,
     ) -> None:
-        self.slots: Slots = placement.slots(sum(len(node.devices) for node in nodes()), max_running)
+        self.slots: Slots = placement.slots(sum(len(node.devices) for node in nodes() if node.max_runs is None), max_running)
         """How many jobs may run at once."""
         self._executor_nodes = nodes
         self._holds = holds
@@ -112,7 +113,7 @@ class QueueState:
         self._delayed = _by_readiness()  # those that are not offered yet, since they are to be tried again later
         self._running: dict[str, pb.JobInfo] = {}
         self._sequences: dict[str, int] = {}  # of the running jobs
-        self._held: dict[str, tuple[str, ...]] = {}  # the devices of the running jobs of this server
+        self._held: dict[str, Resources] = {}  # what the running jobs of this server have
         self._shares = Shares(half_life_seconds)
         self._progress: dict[str, pb.Progress] = {}
         self._known_free: tuple[Sequence[Node], Capacity] | None = None
@@ -171,7 +172,7 @@ class QueueState:
         for sequence, job in running:
             self._running[job.job_id], self._sequences[job.job_id] = job, sequence
             self._shares.begin(job.owner, len(job.gpus), _seconds(job.started_at), now_seconds)
-        self._held = {job_id: tuple(job.gpus) for job_id, job in self._running.items() if self.owns(job)}
+        self._held = {job_id: self._resources_of(job) for job_id, job in self._running.items() if self.owns(job)}
         self._known_free = None
 
     def apply(self, changes: Sequence[Change]) -> None:
@@ -252,11 +253,11 @@ class QueueState:
         self,
         free: Capacity,
         reservation_seconds: float,
-        passed: Mapping[str, tuple[str, ...]],
+        passed: Mapping[str, Resources],
         now_seconds: float,
         asked: Container[str] = (),
     ) -> Placement | Preemption | None:
-        """Return the job to start now on `free`, leaving out those in `passed`, by job with devices: the scheduler has them
+        """Return the job to start now on `free`, leaving out those in `passed`, by job with its place: the scheduler has them
         already. Or else a job for which others are to give way; those in `asked` have been asked to.
 
         A job that is wider than any node, because that has lost GPUs since or some are quarantined, waits, and none are kept
@@ -276,14 +277,14 @@ class QueueState:
             )
             return chosen
 
-    def _holdings(self, placed: Mapping[str, tuple[str, ...]]) -> Mapping[str, Holding]:
+    def _holdings(self, placed: Mapping[str, Resources]) -> Mapping[str, Holding]:
         """Return what each owner holds, also for jobs that are placed and do not run yet."""
         owners = {*self._queues, *self._shares.owners()}
         holdings = {owner: self._shares.holding(owner) for owner in owners}
-        for job_id, devices in placed.items():
+        for job_id, resources in placed.items():
             entry = self._queued.get(job_id)
             if entry is not None:
-                holdings[entry.owner] = holdings[entry.owner].plus(len(devices))
+                holdings[entry.owner] = holdings[entry.owner].plus(len(resources.devices))
         return holdings
 
     def _heads(self, terms: "_Terms", without_gpus: bool) -> Iterator[Head]:
@@ -344,7 +345,7 @@ class QueueState:
 
     def _running_job(self, job: pb.JobInfo, terms: "_Terms") -> RunningJob:
         order = service_order(job.owner, -job.priority, self._sequences[job.job_id], self._standing(job.owner, terms))
-        node = placement.resources_of(job.gpus, self.nodes()).node
+        node = self._resources_of(job).node
         return RunningJob(order, job.job_id, node, len(job.gpus), _seconds(job.started_at), job.owner)
 
     def may_preempt_later(self) -> bool:
@@ -422,20 +423,26 @@ class QueueState:
         """How many of the queued jobs follow another."""
         return len(self._following)
 
-    def free(self, placed: Mapping[str, tuple[str, ...]] | None = None) -> Capacity:
-        """Return what no job of this server holds: neither a running one, nor one in `placed`, by job id with its devices.
+    def free(self, placed: Mapping[str, Resources] | None = None) -> Capacity:
+        """Return what no job of this server holds: neither a running one, nor one in `placed`, by job id with its place.
         Quarantined devices are not free."""
         with self._lock:
             return self._free(self.nodes(), placed or {})
 
-    def _free(self, nodes: Sequence[Node], placed: Mapping[str, tuple[str, ...]]) -> Capacity:
+    def _free(self, nodes: Sequence[Node], placed: Mapping[str, Resources]) -> Capacity:
         holders = {**self._held, **placed}
-        held = {device for devices in holders.values() for device in devices} | self._engines.held_devices()
-        without_gpus = sum([not devices for devices in holders.values()])
+        held = {device for each in holders.values() for device in each.devices} | self._engines.held_devices()
+        run_counts = Counter(each.node for each in holders.values())
+        bounded = {node.name for node in nodes if node.max_runs is not None}
+        in_slots = [each for each in holders.values() if each.node not in bounded]
+        without_gpus = sum(not each.devices for each in in_slots)
         return Capacity(
-            tuple(placement.node_capacity(node, held) for node in nodes),
-            Slots(self.slots.total - len(holders), self.slots.without_gpus - without_gpus),
+            tuple(placement.node_capacity(node, held, run_counts[node.name]) for node in nodes),
+            Slots(self.slots.total - len(in_slots), self.slots.without_gpus - without_gpus),
         )
+
+    def _resources_of(self, job: pb.JobInfo) -> Resources:
+        return placement.resources_of(job, self.nodes())
 
     def engines_changed(self) -> None:
         """Note that engines hold other devices than before, or are up. Thread-safe."""
@@ -475,7 +482,7 @@ class QueueState:
         if entry.ready_seconds and entry.ready_seconds > self.now_seconds():
             return "waits for a while before it is tried again, until retry_at"
         free = self._free_now()
-        if entry.num_gpus <= free.widest and (reason := self._quota_reason(entry)):
+        if entry.num_gpus <= free.of(entry.executor).widest and (reason := self._quota_reason(entry)):
             return reason
         return placement.wait_reason(
             self._as_placed(entry),
@@ -545,7 +552,7 @@ class QueueState:
         if change.job.status == pb.JOB_STATUS_RUNNING:
             self._running[job_id], self._sequences[job_id] = change.job, change.sequence
             if self.owns(change.job):
-                self._held[job_id] = tuple(change.job.gpus)
+                self._held[job_id] = self._resources_of(change.job)
             self._known_free = None
         elif transitions.is_follower(change.job):
             self._following.add(job_id)
@@ -617,12 +624,21 @@ def _row(change: Change) -> QueuedRow:
         job.retry_at.ToNanoseconds(),
         owner=job.owner,
         engine=identity(job.request, job.job_id),
+        executor=executor_of(job.request),
     )
 
 
 def _entry(row: QueuedRow) -> QueuedJob:
     return QueuedJob(
-        -row.priority, row.sequence, row.job_id, row.num_gpus, row.created_ns / 1e9, row.retry_ns / 1e9, row.owner, row.engine
+        -row.priority,
+        row.sequence,
+        row.job_id,
+        row.num_gpus,
+        row.created_ns / 1e9,
+        row.retry_ns / 1e9,
+        row.owner,
+        row.engine,
+        row.executor,
     )
 
 

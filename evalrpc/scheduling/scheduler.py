@@ -1,7 +1,7 @@
 """The threads that run jobs: one dispatcher chooses what starts next, and a worker thread supervises each run.
 
 Threads: `on_changes` runs on the store's writer thread, the dispatcher on its own, each Supervisor on a worker. `_condition`
-guards `_placed`, the jobs that a worker has, with their devices: from the moment of the choice until the worker is done. A
+guards `_placed`, the jobs that a worker has, with their place: from the moment of the choice until the worker is done. A
 device is free when neither `_placed` nor a running job of this server in the store holds it.
 
 A running job that is to give way to another is asked to through the store, as a cancel is: so whatever happens to this server,
@@ -21,7 +21,7 @@ from typing import Final
 from evalrpc.errors import StoreUnavailableError
 from evalrpc.executors.base import Resources
 from evalrpc.jobs import transitions
-from evalrpc.scheduling.placement import Placement, Preemption, QueuedJob
+from evalrpc.scheduling.placement import Placement, Preemption, QueuedJob, resources_of
 from evalrpc.scheduling.supervisor import RunDependencies, Supervisor
 from evalrpc.store.base import Change, Expected
 from evalrpc.v1.jobs_pb2 import JOB_STATUS_RUNNING, JobInfo
@@ -44,7 +44,7 @@ class Scheduler:
         self._engines = dependencies.serving.pool
         self._reservation_seconds = reservation_seconds
         self._condition = threading.Condition()
-        self._placed: dict[str, tuple[str, ...]] = {}
+        self._placed: dict[str, Resources] = {}
         self._asked: set[str] = set()
         self._supervisors: dict[str, Supervisor] = {}
         self._workers: dict[str, threading.Thread] = {}
@@ -173,7 +173,7 @@ class Scheduler:
         resources = Resources(chosen.node, chosen.devices)
         if chosen.job.engine:
             return self._hand_over_served(chosen.job, resources)
-        return self._hand_over(chosen.job.job_id, chosen.devices, partial(Supervisor.run, resources=resources))
+        return self._hand_over(chosen.job.job_id, resources, partial(Supervisor.run, resources=resources))
 
     def _choose(self, now_seconds: float) -> Placement | Preemption | None:
         """Choose the next job. Where only idle engines are in its way, have as few of them end as make room for it."""
@@ -210,7 +210,8 @@ class Scheduler:
         num_gpus = self._dependencies.queue_state.width_of(job.job_id)
         if not self._engines.place(job.job_id, job.engine, job.owner, resources, num_gpus):
             return True  # its engine has ended just now, so it is chosen anew, with GPUs
-        if self._hand_over(job.job_id, (), partial(Supervisor.run, resources=Resources(resources.node))):
+        own = Resources(resources.node)
+        if self._hand_over(job.job_id, own, partial(Supervisor.run, resources=own)):
             return True
         self._engines.release(job.job_id)
         return False
@@ -242,16 +243,17 @@ class Scheduler:
         """Hand the runs of an earlier server to workers, as far as these can be started. Called with the condition held."""
         while self._to_resume and not self._dependencies.stopping.is_set():
             job = self._to_resume[0]
-            if not self._hand_over(job.job_id, tuple(job.gpus), partial(Supervisor.resume, job=job)):
+            resources = resources_of(job, self._dependencies.executor.nodes())
+            if not self._hand_over(job.job_id, resources, partial(Supervisor.resume, job=job)):
                 break
             _log.info("restoring a run of an earlier server", extra={"job_id": job.job_id})
             del self._to_resume[0]
 
-    def _hand_over(self, job_id: str, devices: tuple[str, ...], task: Callable[[Supervisor], None]) -> bool:
+    def _hand_over(self, job_id: str, resources: Resources, task: Callable[[Supervisor], None]) -> bool:
         """Start a worker for a job. Return whether that was possible. Called with the condition held."""
         supervisor = Supervisor(self._dependencies, job_id)
         worker = threading.Thread(target=self._work, args=(job_id, supervisor, task), name=f"run_{job_id}")
-        self._placed[job_id] = devices
+        self._placed[job_id] = resources
         self._supervisors[job_id] = supervisor
         self._workers[job_id] = worker
         try:

@@ -97,7 +97,9 @@ class RunDependencies:
     def run_key(self, job: pb.JobInfo) -> RunKey:
         """Return which run the latest attempt of a job is. Raises what `RunAccounts.of` raises."""
         folder = attempt_dir(self.data_dir, job.job_id, job.attempt)
-        return RunKey(job.job_id, job.attempt, folder, tuple(job.attempts[-1].gpus), self.accounts.of(job.owner))
+        return RunKey(
+            job.job_id, job.attempt, folder, tuple(job.attempts[-1].gpus), self.accounts.of(job.owner), job.attempts[-1].node
+        )
 
     def quarantine(self, job: pb.JobInfo, problem: str) -> None:
         """Give the devices of a job's latest attempt to nobody until nothing is left of it."""
@@ -158,7 +160,7 @@ class Supervisor:
     def resume(self, job: pb.JobInfo) -> None:
         """See through the attempt of this job that an earlier server began."""
         self._may_have_begun = True
-        self._resources = resources_of(job.gpus, self._dependencies.executor.nodes())
+        self._resources = resources_of(job, self._dependencies.executor.nodes())
         self._see_through(job)
 
     def interrupt(self) -> None:
@@ -217,7 +219,7 @@ class Supervisor:
             steps = steps_of(run)
             self._make_folders(steps)
             self._keep_steps(job, steps)
-            self._dependencies.executor.make_room(RunKey(self._job_id, attempt, folder), len(steps))
+            self._dependencies.executor.make_room(RunKey(self._job_id, attempt, folder, node=self._resources.node), len(steps))
         except OSError as error:
             message = f"the folder of the run can't be made: {_reason(error)}"
             raise (StoreUnavailableError(message) if is_shortage(error) else RunFailedError("START_FAILED", message)) from error
@@ -257,7 +259,8 @@ class Supervisor:
         harness: object = self._dependencies.harnesses.get(job.request.harness)
         gpu_mode = harness.gpu_mode(run) if isinstance(harness, ParallelHarness) else pb.GPU_MODE_UNSPECIFIED
         now = self._dependencies.clock.now()
-        transitions.begin_attempt(job, self._resources.devices, str(run.output_dir), now, gpu_mode)
+        node = self._resources.node
+        transitions.begin_attempt(job, self._resources.devices, str(run.output_dir), now, gpu_mode, node)
 
     def _see_through(self, job: pb.JobInfo) -> None:
         """Supervise the attempt to its end and commit its outcome, or leave it to the next server."""

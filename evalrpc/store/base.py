@@ -155,6 +155,8 @@ class QueuedRow(NamedTuple):
     owner: str = ""
     engine: str = ""
     """What is equal for jobs that may share an engine: see `jobs.served_models.identity`. Empty without one."""
+    executor: str = ""
+    """The executor that it is for: see `jobs.defaults.executor_of`. Empty: the server's own machine."""
 
 
 class AttemptUse(NamedTuple):

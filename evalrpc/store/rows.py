@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from evalrpc.jobs.defaults import gpus_needed
+from evalrpc.jobs.defaults import executor_of, gpus_needed
 from evalrpc.jobs.served_models import identity, model_of
 from evalrpc.store.base import JournalEvent, Submission
 from evalrpc.v1 import jobs_pb2 as pb
@@ -84,6 +84,7 @@ def new_row(new: NewJob) -> Row:
         job.owner,
         identity(job.request, job.job_id),
         job.suite_run_id or None,
+        executor_of(job.request),
     )
 
 

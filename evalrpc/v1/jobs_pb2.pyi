@@ -237,6 +237,7 @@ class EvaluateRequest(_message.Message):
     SECRETS_FIELD_NUMBER: _builtins.int
     PREPARATION_FIELD_NUMBER: _builtins.int
     SERVED_MODEL_FIELD_NUMBER: _builtins.int
+    EXECUTOR_FIELD_NUMBER: _builtins.int
     harness: _builtins.str
     """The harness that runs the job, by the name that the operator configured (see ListHarnesses). Empty: the operator's default;
     without one, the only harness that is configured, else `lmms-eval`. Required on a server that has none of these.
@@ -287,6 +288,13 @@ class EvaluateRequest(_message.Message):
     of its own at the beginning of an attempt, without GPUs. If that fails, the job is FAILED with `PREPARATION_FAILED`. A name
     that the server does not have, and arguments that name no folder on the server, are rejected with INVALID_ARGUMENT. Empty:
     none.
+    """
+    executor: _builtins.str
+    """Where the run is placed, by the name that the operator gave the executor: `local` is the server's own machine, others are
+    clusters. Empty: the first of those that the operator allows the harness, which is `local` unless configured; the server fills
+    in that of a cluster. Rejected with INVALID_ARGUMENT where the server has none of that name, or the harness may not use it,
+    and with PERMISSION_DENIED and the reason `POLICY_VIOLATION` where the owner may not. Jobs with `served_model` or
+    `preparation` run on `local` only: otherwise FAILED_PRECONDITION.
     """
     @_builtins.property
     def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -345,10 +353,11 @@ class EvaluateRequest(_message.Message):
         secrets: _abc.Iterable[_builtins.str] | None = ...,
         preparation: _builtins.str = ...,
         served_model: Global___ServedModel | None = ...,
+        executor: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_max_bad_answer_ratio", b"_max_bad_answer_ratio", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "gen_kwargs", b"gen_kwargs", "limit", b"limit", "log_samples", b"log_samples", "max_bad_answer_ratio", b"max_bad_answer_ratio", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus", "served_model", b"served_model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_max_bad_answer_ratio", b"_max_bad_answer_ratio", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "batch_size", b"batch_size", "device", b"device", "gen_kwargs", b"gen_kwargs", "gpu_mode", b"gpu_mode", "harness", b"harness", "limit", b"limit", "log_samples", b"log_samples", "max_bad_answer_ratio", b"max_bad_answer_ratio", "model", b"model", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus", "output_dir", b"output_dir", "predict_only", b"predict_only", "preparation", b"preparation", "secrets", b"secrets", "served_model", b"served_model", "tasks", b"tasks", "tasks_separately", b"tasks_separately"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_max_bad_answer_ratio", b"_max_bad_answer_ratio", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "batch_size", b"batch_size", "device", b"device", "executor", b"executor", "gen_kwargs", b"gen_kwargs", "gpu_mode", b"gpu_mode", "harness", b"harness", "limit", b"limit", "log_samples", b"log_samples", "max_bad_answer_ratio", b"max_bad_answer_ratio", "model", b"model", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus", "output_dir", b"output_dir", "predict_only", b"predict_only", "preparation", b"preparation", "secrets", b"secrets", "served_model", b"served_model", "tasks", b"tasks", "tasks_separately", b"tasks_separately"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
     _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
@@ -759,6 +768,7 @@ class JobAttempt(_message.Message):
     GPU_MODE_FIELD_NUMBER: _builtins.int
     WARM_FIELD_NUMBER: _builtins.int
     ENGINE_ID_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """From 1."""
     output_dir: _builtins.str
@@ -772,6 +782,10 @@ class JobAttempt(_message.Message):
     engine_id: _builtins.str
     """The engine that answered for its model (see ListEngines, which forgets it some time after it has ended). Set before it answers.
     Empty without `EvaluateRequest.served_model`.
+    """
+    node: _builtins.str
+    """The node that it was placed on: `local` for the server's own machine, or the name of a cluster's executor (see
+    `EvaluateRequest.executor`). Empty for attempts of earlier releases.
     """
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
@@ -803,10 +817,11 @@ class JobAttempt(_message.Message):
         gpu_mode: Global___GpuMode.ValueType = ...,
         warm: _builtins.bool = ...,
         engine_id: _builtins.str = ...,
+        node: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "error", b"error", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "engine_id", b"engine_id", "error", b"error", "gpu_mode", b"gpu_mode", "gpus", b"gpus", "number", b"number", "output_dir", b"output_dir", "started_at", b"started_at", "warm", b"warm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "engine_id", b"engine_id", "error", b"error", "gpu_mode", b"gpu_mode", "gpus", b"gpus", "node", b"node", "number", b"number", "output_dir", b"output_dir", "started_at", b"started_at", "warm", b"warm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

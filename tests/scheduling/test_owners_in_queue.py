@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from clocks import ManualClock
 
 from evalrpc.config import QuotaSettings
+from evalrpc.executors.base import Resources
 from evalrpc.jobs.share_policy import Entitlements, SharePolicy
 from evalrpc.scheduling.placement import Placement, Preemption
 from evalrpc.scheduling.queue_state import QueueState
@@ -161,10 +162,10 @@ def test_a_quota_keeps_an_owner_from_starting_more_and_leaves_the_others_alone()
 def test_a_job_that_is_placed_and_does_not_run_yet_counts_for_the_quota() -> None:
     queue = Queue(SharePolicy(quotas={"alice": QuotaSettings(max_running=1)}))
     first, second = queue.submit("alice"), queue.submit("alice")
-    chosen = queue.state.choose(queue.state.free(), 600.0, {first: ("0",)}, NOW)
+    chosen = queue.state.choose(queue.state.free(), 600.0, {first: Resources("local", ("0",))}, NOW)
     assert chosen is None
     queue.entitlements.policy = SharePolicy()
-    chosen = queue.state.choose(queue.state.free(), 600.0, {first: ("0",)}, NOW)
+    chosen = queue.state.choose(queue.state.free(), 600.0, {first: Resources("local", ("0",))}, NOW)
     assert chosen is not None
     assert chosen.job.job_id == second, "another policy holds from its exchange on"
 

@@ -10,6 +10,7 @@ from evalrpc.executors.base import Device, Node, Resources
 from evalrpc.scheduling import placement
 from evalrpc.scheduling.placement import Capacity, Head, NodeCapacity, Placement, Preemption, QueuedJob, Reservation, Slots
 from evalrpc.testing.executor import nodes_of
+from evalrpc.v1.jobs_pb2 import JobAttempt, JobInfo
 
 RESERVATION = 600.0
 
@@ -216,10 +217,54 @@ def test_without_a_node_nothing_starts() -> None:
 
 def test_where_a_job_was_placed_follows_from_its_devices() -> None:
     nodes = nodes_of({"a": ("a0",), "b": ("b0", "b1")})
-    assert placement.resources_of(["b1"], nodes) == Resources("b", ("b1",))
-    assert placement.resources_of([], nodes) == Resources("a")
-    assert placement.resources_of(["gone"], nodes) == Resources("a", ("gone",))
-    assert placement.resources_of([], []) == Resources("")
+    assert placement.resources_of(JobInfo(gpus=["b1"]), nodes) == Resources("b", ("b1",))
+    assert placement.resources_of(JobInfo(), nodes) == Resources("a")
+    assert placement.resources_of(JobInfo(gpus=["gone"]), nodes) == Resources("a", ("gone",))
+    assert placement.resources_of(JobInfo(), []) == Resources("")
+
+
+def test_where_a_job_was_placed_is_what_its_attempt_says() -> None:
+    job = JobInfo(attempts=[JobAttempt(node="b")])
+    assert placement.resources_of(job, nodes_of({"a": (), "b": ()})) == Resources("b")
+
+
+def on_cluster(sequence: int, num_gpus: int = 0, *, created: float = 0.0) -> QueuedJob:
+    return queued(sequence, num_gpus, created=created)._replace(executor="cluster")
+
+
+def with_cluster(local_free: int, cluster_free: int, free_runs: int, slots: int = 10) -> Capacity:
+    far = node("cluster", cluster_free, 8)._replace(executor="cluster", free_runs=free_runs)
+    return Capacity((node("local", local_free, 8), far), Slots(slots, 2))
+
+
+def test_each_executor_gets_the_jobs_that_are_for_it() -> None:
+    capacity = with_cluster(local_free=1, cluster_free=2, free_runs=3)
+    assert placed([on_cluster(1, 2)], capacity) == Placement(on_cluster(1, 2), "cluster", ("cluster0", "cluster1"))
+    assert placed([queued(1, 1)], capacity) == Placement(queued(1, 1), "local", ("local0",))
+    assert chosen([queued(1, 2)], capacity) is None
+    assert chosen([on_cluster(1, 3)], capacity) is None
+
+
+def test_a_job_that_can_not_start_on_its_executor_keeps_none_of_another_waiting() -> None:
+    capacity = with_cluster(local_free=2, cluster_free=1, free_runs=3)
+    wide = on_cluster(1, 2)
+    heads_ = [Head((1, 0, 0, job.sequence), job) for job in (wide, queued(2, 2))]
+    chosen_now, kept_for = placement.next_placement(heads_, capacity, RESERVATION, RESERVATION)
+    assert isinstance(chosen_now, Placement)
+    assert chosen_now.node == "local"
+    assert kept_for == Reservation(wide, "cluster")
+
+
+def test_a_cluster_takes_as_many_runs_as_it_is_allowed_whatever_slots_the_server_has() -> None:
+    assert chosen([on_cluster(1)], with_cluster(0, 0, free_runs=1, slots=0)) == 1
+    assert chosen([on_cluster(1)], with_cluster(8, 8, free_runs=0)) is None
+    reason = placement.wait_reason(on_cluster(1), 0, with_cluster(8, 8, free_runs=0))
+    assert reason == "all slots of cluster for running jobs are taken"
+
+
+def test_a_job_of_an_executor_that_is_gone_says_so() -> None:
+    assert chosen([on_cluster(1)], free(8)) is None
+    assert placement.wait_reason(on_cluster(1), 0, free(8)) == "this server has no executor 'cluster' any more"
 
 
 @settings(deadline=None)

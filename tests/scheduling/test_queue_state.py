@@ -4,6 +4,7 @@ from clocks import ManualClock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evalrpc.executors.base import Resources
 from evalrpc.scheduling.placement import Capacity, NodeCapacity, Slots
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.store.base import Change, JournalEvent, ListedJob, QueuedRow
@@ -206,7 +207,7 @@ def test_a_job_that_is_to_be_tried_again_waits_until_it_is_ready_and_lets_others
     state = QueueState(lambda: NODES, 0, clock)
     state.load([QueuedRow("again", 1, 0, 1, 0, 5 * 10**9), QueuedRow("other", 2, 0, 1, 0, 0)], [])
     assert chosen_id(state, CAPACITY, now=clock.seconds) == "other"
-    assert state.choose(CAPACITY, 600.0, {"other": ()}, clock.seconds) is None
+    assert state.choose(CAPACITY, 600.0, {"other": Resources("local")}, clock.seconds) is None
     assert state.seconds_until_ready() == 5.0
     assert "tried again" in describe(state, "again").wait_reason
     clock.seconds = 5.0
@@ -228,7 +229,7 @@ def test_a_job_that_is_cancelled_is_not_chosen_whether_its_time_to_be_tried_agai
         state = QueueState(lambda: NODES, 0, clock)
         state.load([QueuedRow("job-1", 1, 0, 1, 0, 5 * 10**9)], [])
         clock.seconds = seconds
-        state.choose(CAPACITY, 600.0, {"job-1": ()}, seconds)
+        state.choose(CAPACITY, 600.0, {"job-1": Resources("local")}, seconds)
         state.apply([change(job_at(1, pb.JOB_STATUS_CANCELLED), 1)])
         assert state.choose(CAPACITY, 600.0, {}, 5.0) is None
         assert state.seconds_until_ready() is None
@@ -294,7 +295,7 @@ def test_a_follower_is_counted_and_never_served() -> None:
     assert (state.queued_count, state.following_count, state.queued_job_ids(9)) == (2, 1, ["job-2"])
     assert describe(state, "job-2").position_in_queue == 0
     assert chosen_id(state, CAPACITY) == "job-2"
-    assert state.choose(CAPACITY, 600.0, {"job-2": ()}, 0.0) is None
+    assert state.choose(CAPACITY, 600.0, {"job-2": Resources("local")}, 0.0) is None
     assert state.position_for(9) == 0
 
 

@@ -249,6 +249,10 @@ MIGRATIONS: Final = (
     """
     ALTER TABLE jobs ADD COLUMN engine TEXT NOT NULL DEFAULT '';
     """,
+    # Which executor a job is for; empty: the server's own machine.
+    """
+    ALTER TABLE jobs ADD COLUMN executor TEXT NOT NULL DEFAULT '';
+    """,
 )
 
 

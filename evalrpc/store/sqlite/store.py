@@ -406,7 +406,7 @@ class SqliteStore:
 
     def queued_rows(self) -> list[QueuedRow]:
         """Return what the queue needs of all QUEUED jobs, in order of arrival."""
-        columns = "job_id, sequence, priority, num_gpus, created_ns, retry_ns, ifnull(cached_from, ''), owner, engine"
+        columns = "job_id, sequence, priority, num_gpus, created_ns, retry_ns, ifnull(cached_from, ''), owner, engine, executor"
         query = f"SELECT {columns} FROM jobs WHERE status = ? ORDER BY sequence"  # noqa: S608
         with self._reading() as connection:
             return [QueuedRow(*row) for row in connection.execute(query, (pb.JOB_STATUS_QUEUED,))]
