@@ -225,6 +225,24 @@ class DefinitionsDifferError(PreconditionError):
     reason = "DEFINITIONS_DIFFER"
 
 
+class ExecutorUnsuitableError(PreconditionError):
+    """The request asks for what its executor does not have. `violations` lists the fields."""
+
+    reason = "EXECUTOR_UNSUITABLE"
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        violations: Iterable[FieldViolation] = (),
+        metadata: Mapping[str, str] | None = None,
+        retry_delay_seconds: float | None = None,
+    ) -> None:
+        self.violations = tuple(violations)
+        text = message or _listed(self.violations)
+        super().__init__(text, metadata=metadata, retry_delay_seconds=retry_delay_seconds)
+
+
 class FileUnreadableError(PreconditionError):
     """A file of the job exists, but the server can't read it, or something else is in its place, such as a link.
     `metadata["errno"]` names the cause, such as EACCES."""

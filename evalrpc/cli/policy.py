@@ -74,8 +74,9 @@ def _judge(submission: SubmitJobRequest, settings: Settings, owner: str) -> Sequ
     from evalrpc.server.admission import Admission
 
     defaults = request_defaults(settings, len(find_gpus(settings.gpus, os.environ)))
+    counts = {executor: [sys.maxsize] for executor in ("", *settings.executors)}
     refused: dict[str, _Refused] = {}
-    for error in Admission(settings, build_harnesses(settings), defaults).judge(submission, owner, [sys.maxsize]):
+    for error in Admission(settings, build_harnesses(settings), defaults).judge(submission, owner, counts):
         for field, problem in error.violations:
             refused.setdefault(field, _Refused(field, error.reason, problem))  # what is invalid breaks other rules, too
     return list(refused.values())

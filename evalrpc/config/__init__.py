@@ -1,11 +1,12 @@
 """The server's settings: flags over environment over TOML file over defaults, validated once, then frozen.
 
-Each is declared once, in settings.py, policy.py, preparations.py, engines.py, suites.py or secrets.py. Its flag, its variable,
-its checks and docs/settings.md follow from that.
+Each is declared once, in settings.py, policy.py, preparations.py, engines.py, executors.py, suites.py or secrets.py. Its flag,
+its variable, its checks and docs/settings.md follow from that.
 """
 
 from evalrpc.config.callers import ClientCertificate, OidcSettings
 from evalrpc.config.engines import EngineSettings
+from evalrpc.config.executors import ExecutorSettings
 from evalrpc.config.loading import load_settings
 from evalrpc.config.policy import PolicySettings
 from evalrpc.config.preparations import PreparationSettings
@@ -28,6 +29,7 @@ __all__ = [
     "SETTINGS",
     "ClientCertificate",
     "EngineSettings",
+    "ExecutorSettings",
     "HarnessSettings",
     "ListenSettings",
     "OidcSettings",

@@ -1,10 +1,10 @@
 """Reads settings: flags over environment over TOML file over defaults.
 
 The TOML file has the fields of `Settings` at its top level, one `[harnesses.NAME]` table per harness, in it perhaps a table
-`policy`, one `[preparations.NAME]` table per preparation, one `[engines.NAME]` table per engine, one `[suites.NAME]` table per
-suite, one `[secrets.NAME]` table per secret, the weights of owners in `[shares]`, their quotas in a `[quotas.OWNER]` table
-each, and the tables `[oidc]` and `[client_certificates]`. Relative paths in it are relative to the file, others to the working
-directory. An environment variable that is empty counts as unset.
+`policy`, one `[preparations.NAME]` table per preparation, one `[engines.NAME]` table per engine, one `[executors.NAME]` table
+per cluster, one `[suites.NAME]` table per suite, one `[secrets.NAME]` table per secret, the weights of owners in `[shares]`,
+their quotas in a `[quotas.OWNER]` table each, and the tables `[oidc]` and `[client_certificates]`. Relative paths in it are
+relative to the file, others to the working directory. An environment variable that is empty counts as unset.
 """
 
 import re
@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from evalrpc.config.callers import OWNER_RULE, ClientCertificate, OidcSettings
 from evalrpc.config.declaration import settings_of
 from evalrpc.config.engines import COMPLETIONS, LOG_PROBABILITIES, EngineSettings
+from evalrpc.config.executors import LOCAL_EXECUTOR, ExecutorSettings
 from evalrpc.config.policy import PolicySettings
 from evalrpc.config.preparations import PreparationSettings
 from evalrpc.config.secrets import SOURCES, SecretSettings
@@ -32,6 +33,7 @@ _HARNESSES: Final = "harnesses"
 _POLICY: Final = "policy"
 _PREPARATIONS: Final = "preparations"
 _ENGINES: Final = "engines"
+_EXECUTORS: Final = "executors"
 _SECRETS: Final = "secrets"
 _CERTIFICATES: Final = "client_certificates"
 _OIDC: Final = "oidc"
@@ -143,6 +145,17 @@ def _read_engine(name: str, table: _Given) -> EngineSettings:
     is_complete = LOG_PROBABILITIES not in engine.api or COMPLETIONS in engine.api
     _require(is_complete, f"{where}.api", f"`{LOG_PROBABILITIES}` are asked for with `{COMPLETIONS}`: name both", table.source)
     return engine
+
+
+def _read_executors(tables: _Given) -> dict[str, ExecutorSettings]:
+    return _read_each(_EXECUTORS, "must be tables such as [executors.cluster]", tables, _read_executor)
+
+
+def _read_executor(name: str, table: _Given) -> ExecutorSettings:
+    where = f"{_EXECUTORS}.{name}"
+    _require_name(name, where, table.source)
+    _require(name != LOCAL_EXECUTOR, where, "is the server's own machine, which needs no table", table.source)
+    return ExecutorSettings(name=name, **_read_table(ExecutorSettings, where, table))
 
 
 def _read_suites(tables: _Given) -> dict[str, SuiteSettings]:
@@ -261,6 +274,7 @@ _TABLES: Final[Mapping[str, Callable[[_Given], Any]]] = {
     _HARNESSES: _read_harnesses,
     _PREPARATIONS: _read_preparations,
     _ENGINES: _read_engines,
+    _EXECUTORS: _read_executors,
     _SUITES: _read_suites,
     _SECRETS: _read_secrets,
     _SHARES: _read_shares,

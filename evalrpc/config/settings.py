@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +34,7 @@ from evalrpc.config.declaration import (
     settings_of,
 )
 from evalrpc.config.engines import EngineSettings
+from evalrpc.config.executors import LOCAL_EXECUTOR, ExecutorSettings
 from evalrpc.config.policy import PolicySettings
 from evalrpc.config.preparations import PreparationSettings
 from evalrpc.config.secrets import SecretSettings
@@ -199,6 +200,12 @@ class HarnessSettings:
     args: tuple[str, ...] = setting(
         (), STRINGS, "Arguments added to every command line that the harness builds itself.", default_text="none"
     )
+    executors: tuple[str, ...] = setting(
+        (),
+        NAMES,
+        "Where its runs may be placed: `local`, the server's own machine, and executors by the names of their tables.",
+        default_text="all of them",
+    )
     warm: str = setting(
         "auto",
         STRING,
@@ -318,6 +325,12 @@ class Settings:
         STRING,
         "The harness of a request that names none.",
         default_text="the only one configured, else `lmms-eval` if it is configured, else none: then a request must name one",
+    )
+    default_executor: str = setting(
+        LOCAL_EXECUTOR,
+        STRING,
+        "Where the run of a request is placed that does not say where: `local`, the server's own machine, or an executor. A "
+        "harness that may not use it uses the first of its `executors`.",
     )
     default_num_gpus: int | None = setting(
         None,
@@ -555,6 +568,8 @@ class Settings:
     """The preparations of models by name."""
     engines: Mapping[str, EngineSettings] = field(default_factory=dict)
     """The engines by name."""
+    executors: Mapping[str, ExecutorSettings] = field(default_factory=dict)
+    """The clusters by name."""
     suites: Mapping[str, SuiteSettings] = field(default_factory=dict)
     """The suites by name."""
     client_certificates: Mapping[str, ClientCertificate] = field(default_factory=dict)
@@ -575,6 +590,9 @@ class Settings:
             declared.check(getattr(self, name))
         for suite in self.suites.values():
             _require_known_harnesses(suite, self.harnesses)
+        _require_known_executors("default_executor", (self.default_executor,), self.executors)
+        for harness in self.harnesses.values():
+            _require_known_executors(f"harnesses.{harness.name}.executors", harness.executors, self.executors)
 
 
 SETTINGS: Final = settings_of(Settings)
@@ -587,6 +605,15 @@ def _require_known_harnesses(suite: SuiteSettings, harnesses: Mapping[str, Harne
             raise ConfigurationError(
                 f"setting suites.{suite.name}.entries[{index}].harness: there is no harness {entry.harness!r}; configured are: "
                 f"{', '.join(sorted(harnesses))}"
+            )
+
+
+def _require_known_executors(setting_name: str, named: Sequence[str], executors: Mapping[str, ExecutorSettings]) -> None:
+    known = (LOCAL_EXECUTOR, *sorted(executors))
+    for name in named:
+        if name not in known:
+            raise ConfigurationError(
+                f"setting {setting_name}: there is no executor {name!r}; configured are: {', '.join(known)}"
             )
 
 

@@ -1,14 +1,12 @@
 """What a request means where it leaves a field out."""
 
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from evalrpc.config import LMMS_EVAL, Settings
+from evalrpc.config import LMMS_EVAL, HarnessSettings, Settings
+from evalrpc.config.executors import LOCAL_EXECUTOR
 from evalrpc.errors import ConfigurationError
 from evalrpc.v1.jobs_pb2 import EvaluateRequest
-
-LOCAL_EXECUTOR: Final = "local"
-"""What requests call the server's own machine."""
 
 
 @dataclass(frozen=True)
@@ -18,20 +16,47 @@ class RequestDefaults:
     harness: str
     """Empty: a request must name one."""
     num_gpus: int
+    """On the server's own machine."""
+    executors: Mapping[str, str] = field(default_factory=dict)
+    """The executors of the harnesses whose default is not the server's own machine."""
+    executor_num_gpus: Mapping[str, int] = field(default_factory=dict)
+    """On the other executors."""
 
     def fill_in(self, request: EvaluateRequest) -> None:
-        """Set `harness` and `num_gpus` if they are absent. With a served model, its engine gets the GPUs, and the run none."""
+        """Set `harness`, `executor` and `num_gpus` if they are absent. With a served model, its engine gets the GPUs, and the
+        run none."""
         if not request.harness:
             request.harness = self.harness
+        is_local_only = request.HasField("served_model") or request.preparation
+        if not request.executor and not is_local_only:
+            request.executor = self.executors.get(request.harness, "")
         if request.HasField("served_model") and not request.served_model.HasField("num_gpus"):
             request.served_model.num_gpus = self.num_gpus
         if not request.HasField("num_gpus"):
-            request.num_gpus = 0 if request.HasField("served_model") else self.num_gpus
+            num_gpus = self.executor_num_gpus.get(executor_of(request), self.num_gpus)
+            request.num_gpus = 0 if request.HasField("served_model") else num_gpus
 
 
 def request_defaults(settings: Settings, gpu_count: int) -> RequestDefaults:
     """Return the defaults of a server with that many GPUs. Raises ConfigurationError for one that it does not have."""
-    return RequestDefaults(_default_harness(settings), _default_num_gpus(settings, gpu_count))
+    chosen = {name: default_executor(harness, settings) for name, harness in settings.harnesses.items()}
+    return RequestDefaults(
+        _default_harness(settings),
+        _default_num_gpus(settings, gpu_count),
+        {harness: executor for harness, executor in chosen.items() if executor != LOCAL_EXECUTOR},
+        {name: min(1, executor.max_gpus) for name, executor in settings.executors.items()},
+    )
+
+
+def executors_of(harness: HarnessSettings, settings: Settings) -> Sequence[str]:
+    """Return where runs of a harness may be placed, by name."""
+    return harness.executors or (LOCAL_EXECUTOR, *settings.executors)
+
+
+def default_executor(harness: HarnessSettings, settings: Settings) -> str:
+    """Return where a run of a harness is placed if the request does not say where."""
+    allowed = executors_of(harness, settings)
+    return settings.default_executor if settings.default_executor in allowed else allowed[0]
 
 
 def gpus_needed(request: EvaluateRequest) -> int:

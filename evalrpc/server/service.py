@@ -49,7 +49,7 @@ from evalrpc.reading.page_bound import PageBound
 from evalrpc.reading.samples import SampleLister
 from evalrpc.scheduling.queue_state import QueueState
 from evalrpc.server import preparation_use, suite_submissions, validation
-from evalrpc.server.admission import Admission
+from evalrpc.server.admission import Admission, GpuCounts
 from evalrpc.server.auth.rights import visible_owner
 from evalrpc.server.cache_key import cache_key
 from evalrpc.server.call import Call, Principal, Role
@@ -507,7 +507,7 @@ class EvaluationService:
             started_at=self.started_at,
             head_revision=self.store.head_revision,
             oldest_revision=self.store.oldest_revision,
-            gpu_count=sum(self._gpu_counts()),
+            gpu_count=sum(self._gpu_counts().get("", ())),
             max_request_bytes=self.settings.max_request_bytes,
             max_queued=self.settings.max_queued,
             max_running=self.queue_state.slots.total,
@@ -670,9 +670,12 @@ class EvaluationService:
         job.position_in_queue = self.queue_state.position_for(job.priority, job.owner)
         return job
 
-    def _gpu_counts(self) -> list[int]:
+    def _gpu_counts(self) -> GpuCounts:
         """Return how many GPUs each node has."""
-        return [len(node.devices) for node in self.queue_state.nodes()]
+        counts: dict[str, list[int]] = {}
+        for node in self.queue_state.nodes():
+            counts.setdefault(node.executor, []).append(len(node.devices))
+        return counts
 
     def _describe_queue(self, nodes: Sequence[Node], owner: str | None) -> GetQueueResponse:
         """Describe the queue. With `owner`, only jobs of that owner are named, and all count."""

@@ -1,11 +1,12 @@
 """The jobs that a suite comes to for a client's model, and what is wrong with them, in terms of what the client has sent."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, cast
 
 from google.protobuf.message import Message
 
 from evalrpc.errors import (
+    ExecutorUnsuitableError,
     FieldsRefusedError,
     FieldViolation,
     InvalidRequestError,
@@ -13,7 +14,7 @@ from evalrpc.errors import (
     SecretNotAllowedError,
 )
 from evalrpc.jobs.suite_states import SUITE_LABEL
-from evalrpc.server.admission import Admission
+from evalrpc.server.admission import Admission, GpuCounts
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, SubmitJobRequest
 from evalrpc.v1.suites_pb2 import SubmitSuiteRequest, Suite
 
@@ -38,19 +39,19 @@ class SuiteJobs:
         self,
         admission: Admission,
         owner: str,
-        gpu_counts: Sequence[int],
+        gpu_counts: GpuCounts,
         max_gpus: int | None,
         invalid: Iterable[FieldViolation] = (),
     ) -> None:
         """Fill in what is left out, and refuse all that any of the jobs must not have, at once. `invalid`: what else is wrong.
 
-        Raises InvalidRequestError, SecretNotAllowedError, PolicyViolationError.
+        Raises InvalidRequestError, ExecutorUnsuitableError, SecretNotAllowedError, PolicyViolationError.
         """
         found: dict[type, list[FieldViolation]] = {InvalidRequestError: list(invalid)}
         for index, submission in enumerate(self.submissions):
             for error in admission.judge(submission, owner, gpu_counts, max_gpus):
                 found.setdefault(type(error), []).extend(self.located(index, error.violations))
-        for kind in (InvalidRequestError, SecretNotAllowedError, PolicyViolationError):
+        for kind in (InvalidRequestError, ExecutorUnsuitableError, SecretNotAllowedError, PolicyViolationError):
             require_none(kind, found.get(kind, ()))
 
     def located(self, index: int, violations: Iterable[FieldViolation]) -> Iterator[FieldViolation]:
@@ -104,7 +105,10 @@ def violations(call: SubmitSuiteRequest, suites: Mapping[str, Suite]) -> Iterato
         yield from _said_by_suite(f"harness_requests[{harness[:80]}]", request)
 
 
-def require_none(kind: type[InvalidRequestError | FieldsRefusedError], violations: Iterable[FieldViolation]) -> None:
+_Refusal = InvalidRequestError | ExecutorUnsuitableError | FieldsRefusedError
+
+
+def require_none(kind: type[_Refusal], violations: Iterable[FieldViolation]) -> None:
     """Raise an error of this kind with all violations, each once, if there are any."""
     if found := tuple(dict.fromkeys(violations)):
         raise kind(violations=found)

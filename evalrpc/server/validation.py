@@ -15,7 +15,7 @@ from evalrpc.config import EngineSettings
 from evalrpc.errors import FieldViolation, InvalidRequestError
 from evalrpc.harnesses.base import Harness, ParallelHarness
 from evalrpc.jobs import lifecycle
-from evalrpc.jobs.defaults import gpus_field, gpus_needed
+from evalrpc.jobs.defaults import executor_of, gpus_field, gpus_needed
 from evalrpc.jobs.filters import canonical_prefix
 from evalrpc.jobs.label_selectors import parse_selector
 from evalrpc.jobs.paths import allowed_output_dir
@@ -541,9 +541,10 @@ def _gpus(request: EvaluateRequest, gpu_counts: Sequence[int]) -> _Violations:
     if wanted < 0:
         yield FieldViolation(field, f"must not be negative, and is {wanted}")
     elif wanted > (widest := max(gpu_counts, default=0)):
-        has = f"no node of this server has more than {widest}" if len(gpu_counts) > 1 else f"this server has {widest}"
+        where = executor_of(request) or "this server"
+        has = f"no node of {where} has more than {widest}" if len(gpu_counts) > 1 else f"{where} has {widest}"
         asked = "1 GPU" if wanted == 1 else f"{wanted} GPUs"
-        yield FieldViolation(field, f"asks for {asked}, and {has if widest else 'this server has none: leave it out'}")
+        yield FieldViolation(field, f"asks for {asked}, and {has if widest else f'{where} has none: leave it out'}")
 
 
 def _output_dir(output_dir: str, output_root: Path | None) -> _Violations:

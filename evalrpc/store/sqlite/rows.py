@@ -12,7 +12,7 @@ _MAX_ROWS: Final = 512
 _GIVEN: Final = "SELECT * FROM (VALUES {rows}) WHERE column1 IS NOT NULL"
 _INSERT_JOBS: Final = (
     "INSERT INTO jobs (sequence, status, priority, retry_ns, completed_ns, cached_from, job, job_id, harness, model, num_gpus,"
-    f" supersede_key, request_id, fingerprint, cache_key, created_ns, owner, engine, suite_run_id, executor)"
+    " supersede_key, request_id, fingerprint, cache_key, created_ns, owner, engine, suite_run_id, executor)"
     f" {_GIVEN}"
 )
 _UPDATE_JOBS: Final = (
