@@ -23,6 +23,7 @@ _FEW_QUEUED = 10
 _FEW_LISTED = 1000
 _FSYNCS = 100
 _MAX_SIGN_IN_MICROSECONDS = 15.0
+_MAX_METRICS_MB = 12.0
 _WARM_UP_CALLS = 200
 
 
@@ -88,6 +89,23 @@ def get_job_with_token(scale: Scale) -> Iterator[Row]:
             anonymous = Load(open_to_all, GrpcCall(messages.get_job(job_ids[1])), scale.calls)
             for in_flight in (1, 32):
                 yield from _more_cpu("GetJob with a token", scale, signed_in, anonymous, in_flight)
+
+
+def get_job_watched(scale: Scale) -> Iterator[Row]:
+    """GetJob of a server with metrics, against the same server without them; and what they take of an idle one."""
+    with workplace() as folder:
+        job_ids = [fill(folder / name, queued=100)[-1] for name in ("watched", "plain")]
+        flags = ("--metrics-listen", "0")
+        with evalrpc_server(folder, "watched", more=flags) as watched, evalrpc_server(folder, "plain") as plain:
+            note = "yardstick: the same server without metrics"
+            aim = at_most(plain.memory() / 1e6 + _MAX_METRICS_MB)
+            yield Row(
+                "memory of an idle server with metrics", "MB", watched.memory() / 1e6, plain.memory() / 1e6, aim=aim, note=note
+            )
+            with_metrics = Load(watched, GrpcCall(messages.get_job(job_ids[0])), scale.calls)
+            without = Load(plain, GrpcCall(messages.get_job(job_ids[1])), scale.calls)
+            for in_flight in (1, 32):
+                yield from rates("GetJob with metrics", scale, (with_metrics, without), in_flight, ratio_at_least(0.95))
 
 
 def _more_cpu(name: str, scale: Scale, ours: Load, yardstick: Load, in_flight: int) -> Iterator[Row]:

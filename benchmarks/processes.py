@@ -79,10 +79,12 @@ def workplace() -> Iterator[Path]:
 
 
 @contextmanager
-def evalrpc_server(folder: Path, data_dir: str = "data", gpus: int = 1, auth: str = "off") -> Iterator[Server]:
-    """Run the real server on a data folder in a workplace."""
+def evalrpc_server(
+    folder: Path, data_dir: str = "data", gpus: int = 1, auth: str = "off", more: Sequence[str] = ()
+) -> Iterator[Server]:
+    """Run the real server on a data folder in a workplace, with `more` flags."""
     limits = ("--gpus", str(gpus), "--max-queued", "10000000", "--auth", auth)
-    where = ("--listen", "127.0.0.1:0", "--data-dir", str(folder / data_dir), "--config", str(folder / "evalrpc.toml"))
+    where = ("--listen", "127.0.0.1:0", "--data-dir", str(folder / data_dir), "--config", str(folder / "evalrpc.toml"), *more)
     with _running((sys.executable, "-m", "evalrpc.cli", "serve", *where, *limits), folder / "evalrpc.log") as server:
         yield server
 

@@ -21,6 +21,7 @@ _EXTRAS: Final = {
     "matplotlib": "plot",
     "plotext": "plot",
     "pandas": "pandas",
+    "prometheus_client": "metrics",
     "hypothesis": "testing",
     "pytest": "testing",
 }

@@ -3,8 +3,11 @@
 import json
 import os
 import ssl
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from http.client import HTTPException
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -19,7 +22,7 @@ from evalrpc.cli.tables import Column, Kind
 from evalrpc.client import EvalClient
 from evalrpc.clock import SystemClock
 from evalrpc.config import Settings, load_settings
-from evalrpc.config.addresses import ListenAddress, PortAddress
+from evalrpc.config.addresses import ListenAddress, PortAddress, parse_listen_address
 from evalrpc.config.listeners import Listener, TlsFiles, listeners_of
 from evalrpc.errors import ConfigurationError, EvalrpcError, UnauthenticatedError
 from evalrpc.files.regular import read_named_file
@@ -52,6 +55,7 @@ class Finding(NamedTuple):
     "insecure_no_auth",
     "data_dir",
     "gpus",
+    "metrics_listen",
 )
 @click.option("--warm", is_flag=True, help="Load each harness, too, as for warm runs: up to a minute for each.")
 @form_options
@@ -86,6 +90,7 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Find
     yield from check_secrets(settings, environment)
     yield from _guarded("accounts of runs", lambda: check_accounts(settings, environment))
     yield check_data_dir(settings.data_dir)
+    yield from _guarded("metrics", lambda: check_metrics(settings))
     yield from _guarded("addresses", lambda: check_listeners(settings, SystemClock().now().ToDatetime(UTC)))
 
 
@@ -239,6 +244,34 @@ def check_listeners(settings: Settings, now: datetime) -> Iterator[Finding]:
         if listener.tls is not None:
             yield check_certificate(listener.tls, now, f"certificate{place}")
         yield Finding(f"sign-in{place}", True, listener.risk or f"{listener.address} requires it")
+
+
+def check_metrics(settings: Settings) -> Iterator[Finding]:
+    """Check that the metrics can be served, if they are to."""
+    if not settings.metrics_listen:
+        return
+    from evalrpc.server.listening import find_refusal
+
+    if find_spec("prometheus_client") is None:
+        yield Finding("metrics", False, f"a library is missing; install it: {extras.install_command('metrics')}")
+        return
+    address = settings.metrics_listen
+    refusal = find_refusal(parse_listen_address(address))
+    if refusal is None:
+        yield Finding("metrics", True, f"{address} is free")
+    elif _has_metrics(address):
+        yield Finding("metrics", True, f"an evalrpc server answers at {address}")
+    else:
+        yield Finding("metrics", False, f"can't listen on {address} ({refusal.strerror}); choose another --metrics-listen")
+
+
+def _has_metrics(address: str) -> bool:
+    """Return whether an evalrpc server has its metrics at an address."""
+    try:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=_PROBE_TIMEOUT_SECONDS) as answer:
+            return b"evalrpc_build_info" in answer.read()
+    except (OSError, ValueError, HTTPException):
+        return False
 
 
 def check_address(listener: Listener, subject: str) -> Finding:

@@ -5,6 +5,9 @@ import re
 from pathlib import Path
 from typing import Final, NamedTuple
 
+LOOPBACK: Final = "127.0.0.1"
+"""The interface of a port that is given alone."""
+
 ADDRESS_FORMS: Final = "HOST:PORT, with a port from 0 to 65535, or unix:PATH"
 
 _SOCKET: Final = "unix:"

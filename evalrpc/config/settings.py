@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from evalrpc.config.addresses import ADDRESS_FORMS, parse_listen_address
+from evalrpc.config.addresses import ADDRESS_FORMS, LOOPBACK, PortAddress, parse_listen_address
 from evalrpc.config.callers import ClientCertificate, OidcSettings
 from evalrpc.config.declaration import (
     BOOLEAN,
@@ -98,6 +98,16 @@ def _address(value: Any, folder: Path) -> str:
     return str(parse_listen_address(STRING.parse(value, folder), folder))
 
 
+def _metrics_address(value: Any, folder: Path) -> str:
+    text = STRING_OR_INTEGER.parse(value, folder)
+    if not text:
+        return ""
+    address = parse_listen_address(f"{LOOPBACK}:{text}" if text.isdecimal() else text)
+    if not isinstance(address, PortAddress):
+        raise ValueError(text)  # noqa: TRY004 - it is a wrong text
+    return str(address)
+
+
 _ADDRESS: Final = Kind(ADDRESS_FORMS, "HOST:PORT", _address)
 
 
@@ -142,6 +152,8 @@ def _listen_table(table: Mapping[str, Any], folder: Path) -> ListenSettings:
         raise ConfigurationError("setting listen.address: every [[listen]] table needs one")
     return ListenSettings(**{key: declared[key].read(value, folder) for key, value in table.items()})
 
+
+_METRICS_ADDRESS: Final = Kind("PORT or HOST:PORT, with a port from 0 to 65535", "PORT", _metrics_address)
 
 _LISTEN: Final = Kind(
     f"{ADDRESS_FORMS}; several with commas between them, or as a list",
@@ -546,6 +558,14 @@ class Settings:
         "How to treat a job with a task that the harness does not list, once the server has the list. A model that it does not "
         "list is warned of in any case.",
         rule=one_of("warn", "refuse"),
+    )
+    metrics_listen: str = setting(
+        "",
+        _METRICS_ADDRESS,
+        "Where Prometheus finds the metrics, as `GET /metrics` over HTTP. A port alone is one of the loopback interface. "
+        "Nobody has to sign in there, and there is no TLS: whoever reaches it sees counts and times, but no job, model, task "
+        "or owner. Takes the extra `metrics`.",
+        default_text="none: nothing is measured",
     )
     log_format: str = setting(
         "text", STRING, "The log on standard error: `text` for people or `json` for machines.", rule=one_of("text", "json")

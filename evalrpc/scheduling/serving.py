@@ -43,6 +43,8 @@ class Serving:
     clock: Clock
     data_dir: Path
     max_recording_bytes: int = 1 << 30
+    observe_answers: Callable[[str, Counters, Counters], None] | None = None
+    """Is told, by the configured name of an engine, what the counters of a run were, and are now."""
 
     def restore(self, jobs: Iterable[JobInfo]) -> None:
         """Take up the engines of an earlier server, and by which addresses its running jobs ask them. Raises OSError."""
@@ -68,6 +70,7 @@ class ServedRun:
         self._token = ""
         self._url = ""
         self._counters: Counters | None = None
+        self._observed: Counters | None = None  # None: of a run that an earlier server may have told of
 
     @property
     def engine_id(self) -> str:
@@ -146,7 +149,7 @@ class ServedRun:
         """End the token and let go of the engine; unless the run goes on without this server. May be called again."""
         if is_over:
             try:
-                self._counters = self._serving.pool.gateway.remove_route(self._token) or self._counters
+                self._take(self._serving.pool.gateway.remove_route(self._token))
             except GatewayError as error:
                 _log.warning("%s", error.message, extra={"job_id": self._job.job_id})
             self._serving.pool.release(self._job.job_id)
@@ -158,9 +161,18 @@ class ServedRun:
 
     def _count(self) -> None:
         try:
-            self._counters = self._serving.pool.gateway.counters(self._token) or self._counters
+            self._take(self._serving.pool.gateway.counters(self._token))
         except GatewayError as error:
             _log.warning("%s", error.message, extra={"job_id": self._job.job_id})
+
+    def _take(self, counters: Counters | None) -> None:
+        """Note what has become of the questions, if that is known."""
+        if counters is None:
+            return
+        if self._observed is not None and self._serving.observe_answers is not None:
+            before = self._observed if counters.answered >= self._observed.answered else Counters()  # it counts anew
+            self._serving.observe_answers(self._job.request.served_model.engine, before, counters)
+        self._counters = self._observed = counters
 
     def _leased(self) -> Engine:
         assert self._engine is not None  # noqa: S101 - `lease` has been called
@@ -191,6 +203,7 @@ class ServedRun:
 
     def _new_token(self) -> str:
         token = secrets.token_urlsafe(24)
+        self._observed = Counters()
         with create_private_file(self._folder / _ROUTE_FILE) as file:
             file.write(token.encode())
         return token

@@ -12,17 +12,18 @@ from dataclasses import replace
 from datetime import UTC
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import uvloop
 
+from evalrpc import extras
 from evalrpc.analysis.comparer import Comparer
 from evalrpc.clock import Clock, SystemClock
 from evalrpc.config import Settings
 from evalrpc.config.listeners import listeners_of
 from evalrpc.engines.definition import EngineDefinition
 from evalrpc.engines.pool import EnginePool
-from evalrpc.errors import UnavailableError
+from evalrpc.errors import ConfigurationError, UnavailableError
 from evalrpc.executors.local.cgroups import find_cgroups
 from evalrpc.executors.local.environment import inherited_variables
 from evalrpc.executors.local.executor import LocalExecutor
@@ -81,6 +82,10 @@ from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.v1 import evaluation_service_pb2
 from evalrpc.watching.feed import Feed
 
+if TYPE_CHECKING:
+    from evalrpc.server.telemetry.metrics import Metrics
+    from evalrpc.server.telemetry.snapshot import Observed
+
 SERVICE: Final = evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"]
 
 _REFUSAL_SECONDS: Final = 0.1
@@ -129,6 +134,8 @@ async def _serve(
         _reload_on_sighup(server, load)
         for listener in server.listeners:
             print(f"evalrpc listening on {listener.address}", flush=True)
+        if server.metrics_address:
+            _log.info("metrics: http://%s/metrics", server.metrics_address)
         listening = [(each.listener, each.certificate) for each in server.listeners]
         now = SystemClock().now().ToDatetime(UTC)
         isolation, limits, harnesses = server.isolation, server.limits_of_runs, server.harnesses
@@ -176,6 +183,7 @@ class Server:
         access = output_access(settings.output_root, settings.output_mode, settings.output_group)
         access = replace(access, is_passable=pool is not None)
         self._authenticator = Authenticator(settings, clock)
+        self._metrics = self._build_metrics(clock)
         entitlements = Entitlements(policy_of(settings))
         self._store = SqliteStore(settings.data_dir, clock, settings.max_queued, entitlements)
         self._audit = Audit(audit_file(settings), clock, secrets.mask_text)
@@ -238,22 +246,33 @@ class Server:
         self.listeners = [GrpcListener(*listener, settings) for listener in listeners]
         """Where it listens, and how."""
         self._add_handlers()
+        if self._metrics is not None:
+            self._metrics.observe(self._observed(queue_state))
 
     @property
     def address(self) -> str:
         """Where it listens, as HOST:PORT or unix:PATH; if at several addresses, the first."""
         return self.listeners[0].address
 
+    @property
+    def metrics_address(self) -> str:
+        """Where the metrics are, as HOST:PORT; empty where nothing is measured."""
+        return self._metrics.address if self._metrics is not None else ""
+
     async def start(self) -> None:
         """Bind the ports, take over what an earlier server left, and serve. Raises ConfigurationError if one is taken."""
         for listener in self.listeners:
             listener.bind()
+        if self._metrics is not None:
+            self._metrics.bind()
         self._executor.prepare()
         self._scheduler.start()
         await self._authenticator.start()
         await asyncio.gather(*(listener.start() for listener in self.listeners))
         self._background = [asyncio.create_task(work.run()) for work in (self._housekeeper, self._write_check)]
         self._pools.catalogers.submit(self._catalog.load)
+        if self._metrics is not None:
+            self._metrics.start()
 
     async def reload(self, load: Callable[[], Settings]) -> None:
         """Take up what has changed in the settings, as far as that takes no restart. See `evalrpc.server.reloading`."""
@@ -273,6 +292,8 @@ class Server:
     async def stop(self) -> None:
         """Refuse new jobs, end the streams, detach from the runs, which continue, and close the store."""
         self._service.stopping = True
+        if self._metrics is not None:
+            await self._metrics.stop()
         self._health.stop()
         self._feed.stop()
         for task in self._background:
@@ -302,6 +323,26 @@ class Server:
         queue_state.load(self._store.queued_rows(), self._store.running_jobs(), uses)
         for listener in (queue_state.apply, self._scheduler.on_changes, self._feed.publish):
             self._store.follow(position, listener)
+        if self._metrics is not None:
+            self._metrics.jobs.load(self._store.queued_rows())
+            self._store.follow(position, self._metrics.jobs.apply)
+            self._store.observe_commit = self._metrics.observe_commit
+
+    def _build_metrics(self, clock: Clock) -> "Metrics | None":
+        """Return what measures, if it is to. Raises ConfigurationError if the library for that is missing."""
+        if not self._settings.metrics_listen:
+            return None
+        try:
+            from evalrpc.server.telemetry.metrics import Metrics
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(f"setting metrics_listen: {extras.missing(error, 'metrics')}") from error
+        return Metrics(self._settings, clock)
+
+    def _observed(self, queue_state: QueueState) -> "Observed":
+        from evalrpc.server.telemetry.snapshot import Observed
+
+        engines = tuple(sorted(self._settings.engines))
+        return Observed(self._store, queue_state, self._engines, engines, self._feed, self.limits, self._health)
 
     def _build_queue_state(self, entitlements: Entitlements, clock: Clock) -> QueueState:
         settings = self._settings
@@ -346,7 +387,9 @@ class Server:
                 data_dir,
                 settings.max_log_bytes,
             ),
-            serving=Serving(self._engines, clock, data_dir),
+            serving=Serving(
+                self._engines, clock, data_dir, observe_answers=self._metrics.observe_answers if self._metrics else None
+            ),
             grace_seconds=settings.grace_seconds,
             run_bounds=RunBounds(settings.max_log_bytes, settings.max_output_bytes),
             measurer=self._pools.measurers,
@@ -390,10 +433,11 @@ class Server:
         """Serve the same calls at every address."""
         health_handlers = handlers_of(health.SERVICE, self._health, self.open_limits)
         answer = Reflection((health.SERVICE.file,)).answer
+        meters = self._metrics.calls if self._metrics is not None else None
         for listener in self.listeners:
             authenticate = self._authenticator.for_listener(requires_sign_in=listener.listener.requires_sign_in)
             listener.add(
-                generic_handler(SERVICE, self.handlers, authenticate, self._audit),
+                generic_handler(SERVICE, self.handlers, authenticate, self._audit, meters),
                 generic_handler(health.SERVICE, health_handlers, anonymous),
                 *(dialogue_handler(name, reflection.METHOD, answer, self.open_limits) for name in reflection.SERVICES),
             )

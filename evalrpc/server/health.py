@@ -30,6 +30,11 @@ class Health:
         self._is_suspended = self._is_refusing = self._is_stopped = False
         self._changed = asyncio.Event()  # one for each state: set when the next one begins
 
+    @property
+    def is_serving(self) -> bool:
+        """Whether it says SERVING."""
+        return not (self._is_refusing or self._is_suspended)
+
     def suspend(self) -> None:
         """Say NOT_SERVING until `resume`, to watchers too."""
         self._is_suspended = True
@@ -78,8 +83,8 @@ class Health:
     def _health_of(self, service: str) -> Any:
         if service not in self._services:
             status = pb.HealthCheckResponse.SERVICE_UNKNOWN
-        elif self._is_refusing or self._is_suspended:
-            status = pb.HealthCheckResponse.NOT_SERVING
-        else:
+        elif self.is_serving:
             status = pb.HealthCheckResponse.SERVING
+        else:
+            status = pb.HealthCheckResponse.NOT_SERVING
         return pb.HealthCheckResponse(status=status)

@@ -86,6 +86,10 @@ class Feed:
         self._progress_count = 0
         self._all_waiters = Waiters()
         self._stopping = False
+        self.job_watcher_count = 0
+        """How many streams wait for changes of one job."""
+        self.jobs_watcher_count = 0
+        """How many streams wait for changes of all jobs, of which each shows some."""
 
     # Publishing, from other threads.
 
@@ -173,7 +177,7 @@ class Feed:
                     # No variable has the job or the message: this may be all that a slow watcher keeps in memory.
                     await send(self._listed_snapshot(page.popleft().job, view, cursor, ahead, names_others=owner is None))
         await send(self._bookmark(cursor))
-        with Heartbeat(heartbeats) as heartbeat:
+        with Heartbeat(heartbeats) as heartbeat, self._watching_all():
             await self._live_of_all(matcher, view, cursor, ahead, heartbeat, send, owner)
 
     async def wait_for_change(self, job_id: str, timeout_seconds: float) -> None:
@@ -262,12 +266,22 @@ class Feed:
     def _watching(self, job_id: str) -> Iterator[_Topic]:
         topic = self._topics.setdefault(job_id, _Topic())
         topic.watcher_count += 1
+        self.job_watcher_count += 1
         try:
             yield topic
         finally:
+            self.job_watcher_count -= 1
             topic.watcher_count -= 1
             if not topic.watcher_count:
                 del self._topics[job_id]
+
+    @contextmanager
+    def _watching_all(self) -> Iterator[None]:
+        self.jobs_watcher_count += 1
+        try:
+            yield
+        finally:
+            self.jobs_watcher_count -= 1
 
     # Delivery, on the event loop.
 

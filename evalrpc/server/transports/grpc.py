@@ -6,7 +6,7 @@ traceback in the log.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final, NoReturn
 
 import grpc
@@ -18,11 +18,18 @@ from evalrpc.server.call import ANONYMOUS, Call, Principal
 from evalrpc.server.error_status import status_of
 from evalrpc.server.handlers import Handler
 from evalrpc.server.limits import Limits
+from evalrpc.server.metering import Meter, Meters
 from evalrpc.server.sign_in import NOT_SIGNED_IN
 
 DETAILS_KEY: Final = "grpc-status-details-bin"
 
+_NAME: Final = "grpc"
+_OK: Final = grpc.StatusCode.OK.name
+_CODES: Final = {code.value[0]: code.name for code in grpc.StatusCode}
+
 _Context = grpc.aio.ServicerContext[Any, Any]
+
+_Adapted = Callable[[bytes, _Context], Coroutine[Any, Any, bytes]]
 
 Authenticate = Callable[[_Context], Principal | Awaitable[Principal]]
 """Finds out who calls, or waits for that. Raises EvalrpcError."""
@@ -39,12 +46,22 @@ def ignore_departures() -> None:
 
 
 def generic_handler(
-    service: ServiceDescriptor, handlers: Mapping[str, Handler], authenticate: Authenticate, audit: Audit | None = None
+    service: ServiceDescriptor,
+    handlers: Mapping[str, Handler],
+    authenticate: Authenticate,
+    audit: Audit | None = None,
+    meters: Meters | None = None,
 ) -> grpc.GenericRpcHandler:
     """Return what a gRPC server needs to serve these handlers, which are given by method, to whom `authenticate` lets in.
-    `audit` hears of the calls."""
+    `audit` hears of the calls, and `meters` measure them."""
     methods = {
-        method.name: _method_handler(method, handlers[method.name], authenticate, MethodAudit(audit, method) if audit else None)
+        method.name: _method_handler(
+            method,
+            handlers[method.name],
+            authenticate,
+            MethodAudit(audit, method) if audit else None,
+            meters.meter_of(_NAME, f"{service.full_name}/{method.name}") if meters else None,
+        )
         for method in service.methods
     }
     return grpc.method_handlers_generic_handler(service.full_name, methods)
@@ -72,13 +89,39 @@ def _is_no_departure(record: logging.LogRecord) -> bool:
 
 
 def _method_handler(
-    method: MethodDescriptor, handler: Handler, authenticate: Authenticate, audit: MethodAudit | None
+    method: MethodDescriptor, handler: Handler, authenticate: Authenticate, audit: MethodAudit | None, meter: Meter | None
 ) -> "grpc.RpcMethodHandler[Any, Any]":
     build = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
-    return build(_adapted(handler, authenticate, audit, is_stream=method.server_streaming))
+    adapted = _adapted(handler, authenticate, audit, is_stream=method.server_streaming)
+    return build(adapted if meter is None else _measured(adapted, meter))
 
 
-def _adapted(handler: Handler, authenticate: Authenticate, audit: MethodAudit | None, *, is_stream: bool) -> Any:
+def _measured(call: _Adapted, meter: Meter) -> _Adapted:
+    """Return the same call, measured with the status code that its client gets."""
+
+    async def measured(request: bytes, context: _Context) -> bytes:
+        begun = meter.begin()
+        try:
+            answer = await call(request, context)
+        except asyncio.CancelledError:
+            meter.end(begun, grpc.StatusCode.CANCELLED.name)
+            raise
+        except BaseException:
+            meter.end(begun, _code_of(context))
+            raise
+        meter.end(begun, _OK)
+        return answer
+
+    return measured
+
+
+def _code_of(context: _Context) -> str:
+    """Return the code that a call was aborted with."""
+    code = context.code()
+    return code.name if isinstance(code, grpc.StatusCode) else _CODES.get(code, grpc.StatusCode.UNKNOWN.name)
+
+
+def _adapted(handler: Handler, authenticate: Authenticate, audit: MethodAudit | None, *, is_stream: bool) -> _Adapted:
     """Return the handler as gRPC calls it. What a streaming one returns is ignored."""
     changes = audit if audit is not None and audit.changes else None
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -88,6 +88,17 @@ _log = logging.getLogger(__name__)
 _Operation = Callable[[Transaction], Any]
 
 
+class ObserveCommit(Protocol):
+    """Is told how long a commit took, how many writes it had, and whether it was made."""
+
+    def __call__(self, seconds: float, write_count: int, *, is_committed: bool) -> None:
+        """Take note of it. Must be quick."""
+
+
+def _observe_nothing(seconds: float, write_count: int, *, is_committed: bool) -> None:
+    pass
+
+
 class SqliteStore:
     """The store of one server, in `data_dir`, which it locks against every other.
 
@@ -108,6 +119,8 @@ class SqliteStore:
         self._local = threading.local()
         self._readers: list[sqlite3.Connection] = []
         self._readers_lock = threading.Lock()
+        self.observe_commit: ObserveCommit = _observe_nothing
+        """Is told of every commit, on the writer thread."""
         self._operations: CommitQueue[tuple[_Operation, Future[Any]]] = CommitQueue(clock)
         self._closed = False
         with ExitStack() as stack:
@@ -243,6 +256,7 @@ class SqliteStore:
             self._journal_end_bytes,
         )
         outcomes: list[tuple[Future[Any], Any]] = []
+        begun = self._clock.monotonic()
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             for operation, future in batch:
@@ -254,7 +268,9 @@ class SqliteStore:
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             self._roll_back(batch, error)
+            self.observe_commit(self._clock.monotonic() - begun, len(batch), is_committed=False)
             return
+        self.observe_commit(self._clock.monotonic() - begun, len(batch), is_committed=True)
         self._publish(transaction)
         for future, outcome in outcomes:
             if isinstance(outcome, EvalrpcError):
