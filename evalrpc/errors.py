@@ -367,6 +367,13 @@ class SignInUnavailableError(UnavailableError):
     reason = "SIGN_IN_UNAVAILABLE"
 
 
+class DeadlineExceededError(EvalrpcError):
+    """The call has not been answered within the time that its client gave. gRPC's own clients raise TimeoutError instead."""
+
+    reason = "DEADLINE_EXCEEDED"
+    code = "DEADLINE_EXCEEDED"
+
+
 class UnimplementedError(EvalrpcError):
     """This server does not implement the call yet."""
 

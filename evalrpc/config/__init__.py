@@ -1,12 +1,13 @@
 """The server's settings: flags over environment over TOML file over defaults, validated once, then frozen.
 
-Each is declared once, in settings.py, policy.py, preparations.py, engines.py, executors.py, suites.py or secrets.py. Its flag,
-its variable, its checks and docs/settings.md follow from that.
+Each is declared once, in settings.py, listen.py, policy.py, preparations.py, engines.py, executors.py, suites.py or secrets.py.
+Its flag, its variable, its checks and docs/settings.md follow from that.
 """
 
 from evalrpc.config.callers import ClientCertificate, OidcSettings
 from evalrpc.config.engines import EngineSettings
 from evalrpc.config.executors import ExecutorSettings
+from evalrpc.config.listen import HttpListenSettings, ListenSettings
 from evalrpc.config.loading import load_settings
 from evalrpc.config.policy import PolicySettings
 from evalrpc.config.preparations import PreparationSettings
@@ -16,7 +17,6 @@ from evalrpc.config.settings import (
     LMMS_EVAL,
     SETTINGS,
     HarnessSettings,
-    ListenSettings,
     QuotaSettings,
     Settings,
     parse_uids,
@@ -31,6 +31,7 @@ __all__ = [
     "EngineSettings",
     "ExecutorSettings",
     "HarnessSettings",
+    "HttpListenSettings",
     "ListenSettings",
     "OidcSettings",
     "PolicySettings",

@@ -1,10 +1,12 @@
 """The rules of each address that a server listens at, and which of them are too dangerous to start with."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from evalrpc.config.addresses import ListenAddress, PortAddress, SocketAddress, parse_listen_address
-from evalrpc.config.settings import ListenSettings, Settings
+from evalrpc.config.listen import ListenSettings
+from evalrpc.config.settings import Settings
 from evalrpc.errors import ConfigurationError
 
 
@@ -24,6 +26,8 @@ class Listener(NamedTuple):
     address: ListenAddress
     tls: TlsFiles | None
     requires_sign_in: bool
+    setting_name: str = "listen"
+    """The setting that names the address."""
 
     @property
     def risk(self) -> str:
@@ -35,12 +39,29 @@ class Listener(NamedTuple):
 
 
 def listeners_of(settings: Settings) -> tuple[Listener, ...]:
-    """Return the listeners. Raises ConfigurationError for rules that contradict each other or that leave the server open."""
-    listeners = tuple(_listener(given, settings) for given in settings.listen)
+    """Return the listeners for gRPC. Raises ConfigurationError for rules that contradict each other or that leave the server
+    open."""
+    return _listeners(settings.listen, settings)
+
+
+def http_listeners_of(settings: Settings) -> tuple[Listener, ...]:
+    """Return those for HTTP. Raises ConfigurationError as `listeners_of`."""
+    listeners = _listeners(settings.http_listen, settings)
+    taken = [listener.address for listener in listeners_of(settings)]
+    for listener in listeners:
+        if listener.address in taken and not _is_any_port(listener.address):
+            raise ConfigurationError(
+                f"setting http_listen: names {listener.address}, as listen does: gRPC and HTTP need an address each"
+            )
+    return listeners
+
+
+def _listeners(listen: Sequence[ListenSettings], settings: Settings) -> tuple[Listener, ...]:
+    listeners = tuple(_listener(given, settings) for given in listen)
     addresses = [listener.address for listener in listeners if not _is_any_port(listener.address)]
-    for address in addresses:
+    for given, address in zip(listen, addresses, strict=False):
         if addresses.count(address) > 1:
-            raise ConfigurationError(f"setting listen: names {address} more than once")
+            raise ConfigurationError(f"setting {given.setting_name}: names {address} more than once")
     return listeners
 
 
@@ -62,13 +83,13 @@ def _listener(given: ListenSettings, settings: Settings) -> Listener:
             f"setting tls_cert: {address} is not loopback, so callers must sign in, and without TLS anybody on the way could "
             "read their tokens; set tls_cert and tls_key, or proxy_terminates_tls if a proxy before it speaks TLS"
         )
-    return Listener(address, tls, auth == "required")
+    return Listener(address, tls, auth == "required", given.setting_name)
 
 
 def _tls(given: ListenSettings, address: ListenAddress, settings: Settings) -> TlsFiles | None:
     if isinstance(address, SocketAddress):
         if given.tls_cert or given.tls_key or given.tls_client_ca:
-            raise ConfigurationError(f"setting listen.tls_cert: {address} is a socket, which has no TLS")
+            raise ConfigurationError(f"setting {given.setting_name}.tls_cert: {address} is a socket, which has no TLS")
         return None
     cert = given.tls_cert or settings.tls_cert
     key = given.tls_key or settings.tls_key

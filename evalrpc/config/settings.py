@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from evalrpc.config.addresses import ADDRESS_FORMS, LOOPBACK, PortAddress, parse_listen_address
+from evalrpc.config.addresses import LOOPBACK, PortAddress, parse_listen_address
 from evalrpc.config.callers import ClientCertificate, OidcSettings
 from evalrpc.config.declaration import (
     BOOLEAN,
@@ -35,6 +35,16 @@ from evalrpc.config.declaration import (
 )
 from evalrpc.config.engines import EngineSettings
 from evalrpc.config.executors import LOCAL_EXECUTOR, ExecutorSettings
+from evalrpc.config.listen import (
+    AUTH_RULE,
+    HOST_NAMES,
+    HTTP_LISTEN,
+    LISTEN,
+    ORIGINS,
+    ORIGINS_RULE,
+    HttpListenSettings,
+    ListenSettings,
+)
 from evalrpc.config.policy import PolicySettings
 from evalrpc.config.preparations import PreparationSettings
 from evalrpc.config.secrets import SecretSettings
@@ -83,7 +93,6 @@ _PLAIN_PATH: Final = Rule(
 )
 _MEMORY_RULE: Final = between(0, 2**60)
 _PROCESSES_RULE: Final = between(0, 4_000_000)  # the kernel has somewhat more numbers for processes
-_AUTH_RULE: Final = one_of("off", "required")
 
 
 def _seconds(default: float, description: str) -> float:
@@ -92,10 +101,6 @@ def _seconds(default: float, description: str) -> float:
 
 def _count(default: int, unit: str, minimum: int, description: str) -> int:
     return setting(default, INTEGER, description, unit=unit, rule=at_least(minimum))
-
-
-def _address(value: Any, folder: Path) -> str:
-    return str(parse_listen_address(STRING.parse(value, folder), folder))
 
 
 def _metrics_address(value: Any, folder: Path) -> str:
@@ -108,60 +113,7 @@ def _metrics_address(value: Any, folder: Path) -> str:
     return str(address)
 
 
-_ADDRESS: Final = Kind(ADDRESS_FORMS, "HOST:PORT", _address)
-
-
-@dataclass(frozen=True)
-class ListenSettings:
-    """One address, or one `[[listen]]` table. What is None is as the setting of the same name says. Raises ConfigurationError,
-    naming the key, for a value that it may not have."""
-
-    address: str = field(metadata=metadata(_ADDRESS, "The address.", default_text="none: every table needs one"))
-    tls_cert: Path | None = setting(None, FILE, "Replaces the setting `tls_cert` here.", default_text="the setting")
-    tls_key: Path | None = setting(None, FILE, "Replaces the setting `tls_key` here.", default_text="the setting")
-    tls_client_ca: Path | None = setting(None, FILE, "Replaces the setting `tls_client_ca` here.", default_text="the setting")
-    auth: str | None = setting(None, STRING, "Replaces the setting `auth` here.", rule=_AUTH_RULE, default_text="the setting")
-
-    def __post_init__(self) -> None:
-        """Reject invalid values."""
-        for name, declared in settings_of(ListenSettings, "listen.").items():
-            if (value := getattr(self, name)) is not None:
-                declared.read(value, Path())
-
-
-def _listen(value: Any, folder: Path) -> tuple[ListenSettings, ...]:
-    """Read addresses with commas between them, or a list of such texts and of tables."""
-    entries = [value] if isinstance(value, str) else value
-    if not isinstance(entries, list | tuple) or not all(isinstance(entry, str | dict) for entry in entries):
-        raise TypeError
-    read: list[ListenSettings] = []
-    for entry in entries:
-        if isinstance(entry, dict):
-            read.append(_listen_table(entry, folder))
-        else:
-            read += (ListenSettings(_address(text.strip(), folder)) for text in entry.split(","))
-    return tuple(read)
-
-
-def _listen_table(table: Mapping[str, Any], folder: Path) -> ListenSettings:
-    declared = settings_of(ListenSettings, prefix="listen.")
-    for key in table:
-        if key not in declared:
-            raise ConfigurationError(f"setting listen.{key}: is unknown; there are: {', '.join(sorted(declared))}")
-    if "address" not in table:
-        raise ConfigurationError("setting listen.address: every [[listen]] table needs one")
-    return ListenSettings(**{key: declared[key].read(value, folder) for key, value in table.items()})
-
-
 _METRICS_ADDRESS: Final = Kind("PORT or HOST:PORT, with a port from 0 to 65535", "PORT", _metrics_address)
-
-_LISTEN: Final = Kind(
-    f"{ADDRESS_FORMS}; several with commas between them, or as a list",
-    "ADDRESS",
-    _listen,
-    lambda listen: ",".join(one.address for one in listen),
-    is_repeatable=True,
-)
 
 
 @dataclass(frozen=True)
@@ -273,10 +225,33 @@ class Settings:
 
     listen: tuple[ListenSettings, ...] = setting(
         (ListenSettings("127.0.0.1:50051"),),
-        _LISTEN,
+        LISTEN,
         "The addresses. Port 0 takes a free one. The folder of a socket must be private to the server's account (0700), and is "
         "made if it is missing. The file can give an address rules of its own: see below.",
         rule=Rule("not be empty", bool),
+    )
+    http_listen: tuple[HttpListenSettings, ...] = setting(
+        (),
+        HTTP_LISTEN,
+        "The addresses for HTTP, in the forms of `listen`: the same calls by the Connect protocol, for curl, scripts and "
+        "browsers. It takes the extra `http`. TLS and sign-in are as at the addresses of gRPC.",
+        default_text="none: no HTTP",
+    )
+    http_hosts: tuple[str, ...] = setting(
+        (),
+        HOST_NAMES,
+        "Further names by which HTTP clients may call this server, as a proxy before it passes them on in `Host`. Accepted in "
+        "any case are addresses in numbers, `localhost`, the name of the machine, and the host in `http_listen`; any other "
+        "name may be one that a foreign web page has had pointed here.",
+        default_text="none",
+    )
+    http_origins: tuple[str, ...] = setting(
+        (),
+        ORIGINS,
+        "The web pages of other servers that may call this one from browsers, as their origins, such as "
+        "`https://dashboard.example.org`.",
+        rule=ORIGINS_RULE,
+        default_text="none",
     )
     tls_cert: Path | None = setting(
         None,
@@ -297,7 +272,7 @@ class Settings:
         None,
         STRING,
         "Whether callers must sign in. Where they need not, whoever brings no token or certificate is an anonymous submitter.",
-        rule=_AUTH_RULE,
+        rule=AUTH_RULE,
         default_text="`off` on loopback and sockets, `required` on all other addresses",
     )
     proxy_terminates_tls: bool = setting(

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC
@@ -20,7 +20,7 @@ from evalrpc import extras
 from evalrpc.analysis.comparer import Comparer
 from evalrpc.clock import Clock, SystemClock
 from evalrpc.config import Settings
-from evalrpc.config.listeners import listeners_of
+from evalrpc.config.listeners import Listener, http_listeners_of, listeners_of
 from evalrpc.engines.definition import EngineDefinition
 from evalrpc.engines.pool import EnginePool
 from evalrpc.errors import ConfigurationError, UnavailableError
@@ -61,7 +61,7 @@ from evalrpc.server.auth.rights import Guard
 from evalrpc.server.catalog import Catalog
 from evalrpc.server.certificates import Certificate
 from evalrpc.server.collector import tune_collector
-from evalrpc.server.handlers import handlers_of
+from evalrpc.server.handlers import Handler, handlers_of
 from evalrpc.server.health import Health
 from evalrpc.server.housekeeping import Housekeeper
 from evalrpc.server.limits import Limits
@@ -85,6 +85,8 @@ from evalrpc.watching.feed import Feed
 if TYPE_CHECKING:
     from evalrpc.server.telemetry.metrics import Metrics
     from evalrpc.server.telemetry.snapshot import Observed
+    from evalrpc.server.transports.http.listener import HttpListener
+    from evalrpc.server.transports.http_server import HttpServer
 
 SERVICE: Final = evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"]
 
@@ -132,11 +134,12 @@ async def _serve(
     async with running_server(settings, environment=environment, secrets=secrets) as server:
         tune_collector()
         _reload_on_sighup(server, load)
-        for listener in server.listeners:
+        everywhere: Sequence[GrpcListener | HttpListener] = (*server.listeners, *server.http_listeners)
+        for listener in everywhere:
             print(f"evalrpc listening on {listener.address}", flush=True)
         if server.metrics_address:
             _log.info("metrics: http://%s/metrics", server.metrics_address)
-        listening = [(each.listener, each.certificate) for each in server.listeners]
+        listening = [(each.listener, each.certificate) for each in everywhere]
         now = SystemClock().now().ToDatetime(UTC)
         isolation, limits, harnesses = server.isolation, server.limits_of_runs, server.harnesses
         announced = (listening, now, config_file, settings.data_dir, isolation, limits, harnesses)
@@ -172,7 +175,8 @@ class Server:
         self._settings = settings
         self._secrets = secrets
         # Check everything that settings can get wrong before opening anything.
-        listeners = [(listener, listener.tls and Certificate(listener.tls)) for listener in listeners_of(settings)]
+        listeners = _with_certificates(listeners_of(settings))
+        http_listeners = _with_certificates(http_listeners_of(settings))
         devices = find_gpus(settings.gpus, environment)
         self.harnesses = harnesses = build_harnesses(settings)
         self._preparations = build_preparations(settings.preparations)
@@ -245,7 +249,11 @@ class Server:
         """The handlers of all calls, by method, as every transport serves them."""
         self.listeners = [GrpcListener(*listener, settings) for listener in listeners]
         """Where it listens, and how."""
-        self._add_handlers()
+        health_handlers = handlers_of(health.SERVICE, self._health, self.open_limits)
+        self._add_handlers(health_handlers)
+        self._http = self._build_http(http_listeners, health_handlers) if http_listeners else None
+        self.http_listeners: Sequence[HttpListener] = self._http.listeners if self._http else ()
+        """Where it listens for HTTP, and how."""
         if self._metrics is not None:
             self._metrics.observe(self._observed(queue_state))
 
@@ -261,14 +269,14 @@ class Server:
 
     async def start(self) -> None:
         """Bind the ports, take over what an earlier server left, and serve. Raises ConfigurationError if one is taken."""
-        for listener in self.listeners:
+        for listener in self._all_listeners:
             listener.bind()
         if self._metrics is not None:
             self._metrics.bind()
         self._executor.prepare()
         self._scheduler.start()
         await self._authenticator.start()
-        await asyncio.gather(*(listener.start() for listener in self.listeners))
+        await asyncio.gather(*(listener.start() for listener in self._all_listeners))
         self._background = [asyncio.create_task(work.run()) for work in (self._housekeeper, self._write_check)]
         self._pools.catalogers.submit(self._catalog.load)
         if self._metrics is not None:
@@ -302,7 +310,9 @@ class Server:
         loop = asyncio.get_running_loop()
         # Calls made just as gRPC stops get CANCELLED without a reason: so answer with the reason for a moment first.
         await asyncio.gather(loop.run_in_executor(self._pools.waiters, self._scheduler.stop), asyncio.sleep(_REFUSAL_SECONDS))
-        await asyncio.gather(*(listener.stop(self._settings.stop_seconds) for listener in self.listeners))
+        await asyncio.gather(*(listener.stop(self._settings.stop_seconds) for listener in self._all_listeners))
+        if self._http:
+            self._http.close()
         self._authenticator.stop()
         # Only now: calls may have waited for a short command.
         await loop.run_in_executor(self._pools.waiters, self._executor.close)
@@ -429,9 +439,24 @@ class Server:
             started_at=clock.now(),
         )
 
-    def _add_handlers(self) -> None:
+    @property
+    def _all_listeners(self) -> Sequence["GrpcListener | HttpListener"]:
+        return (*self.listeners, *self.http_listeners)
+
+    def _build_http(
+        self, listeners: Sequence[tuple[Listener, Certificate | None]], health_handlers: Mapping[str, Handler]
+    ) -> "HttpServer":
+        """Return what serves the same calls over HTTP. Raises ConfigurationError if a library for that is missing."""
+        try:
+            from evalrpc.server.transports.http_server import HttpServer
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(f"setting http_listen: {extras.missing(error, 'http')}") from error
+        evaluation, health_service = (SERVICE, self.handlers), (health.SERVICE, health_handlers)
+        readers = self._pools.readers
+        return HttpServer(listeners, self._settings, evaluation, health_service, self._authenticator, self._audit, readers)
+
+    def _add_handlers(self, health_handlers: Mapping[str, Handler]) -> None:
         """Serve the same calls at every address."""
-        health_handlers = handlers_of(health.SERVICE, self._health, self.open_limits)
         answer = Reflection((health.SERVICE.file,)).answer
         meters = self._metrics.calls if self._metrics is not None else None
         for listener in self.listeners:
@@ -461,6 +486,11 @@ async def running_server(
         yield server
     finally:
         await server.stop()
+
+
+def _with_certificates(listeners: Iterable[Listener]) -> list[tuple[Listener, Certificate | None]]:
+    """Read the certificates of those that have TLS. Raises ConfigurationError."""
+    return [(listener, listener.tls and Certificate(listener.tls)) for listener in listeners]
 
 
 def _start_watchdog(stop_seconds: float) -> threading.Event:

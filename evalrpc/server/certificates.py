@@ -47,7 +47,8 @@ class Certificate:
         self.path = files.cert
         self.pem = read_tls_files(files)
         """What is in use."""
-        self._files = files
+        self.files = files
+        """Where they are."""
         self._complaint = ""
         self._lock = threading.Lock()
 
@@ -55,7 +56,7 @@ class Certificate:
         """Return what the files hold now if that is new and can be used. Logs once why it can't."""
         with self._lock:
             try:
-                new = None if _read(self._files) == self.pem else read_tls_files(self._files)
+                new = None if _read(self.files) == self.pem else read_tls_files(self.files)
             except ConfigurationError as error:
                 self._complain(error.message)
                 return None

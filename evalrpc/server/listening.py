@@ -34,17 +34,23 @@ def require_descriptors(count: int) -> None:
             ) from error
 
 
-def require_free(address: ListenAddress) -> None:
-    """Raise ConfigurationError, with the reason, if nobody can listen there. Makes the folder of a socket."""
+def most_connections() -> int | None:
+    """Return how many connections leave enough file descriptors for all else; None: there may be any number."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else max(1, soft * 3 // 4)
+
+
+def require_free(address: ListenAddress, setting_name: str = "listen") -> None:
+    """Raise ConfigurationError, with the reason and the setting, if nobody can listen there. Makes the folder of a socket."""
     if isinstance(address, SocketAddress):
-        _make_folder(address)
+        _make_folder(address, setting_name)
     refusal = find_refusal(address)
     if refusal is None:
         return
     if refusal.errno == errno.EADDRINUSE:
         advice = "; port 0 takes a free one" if isinstance(address, PortAddress) else ""
-        raise ConfigurationError(f"setting listen: {address} is not free: another program listens there{advice}")
-    raise ConfigurationError(f"setting listen: can't listen on {address}: {refusal.strerror}")
+        raise ConfigurationError(f"setting {setting_name}: {address} is not free: another program listens there{advice}")
+    raise ConfigurationError(f"setting {setting_name}: can't listen on {address}: {refusal.strerror}")
 
 
 def find_refusal(address: ListenAddress) -> OSError | None:
@@ -81,12 +87,12 @@ def _refusal_of_port(address: PortAddress) -> OSError | None:
     return refusal
 
 
-def _make_folder(address: SocketAddress) -> None:
+def _make_folder(address: SocketAddress, setting_name: str) -> None:
     try:
         make_private_folder(address.path.parent)
     except OSError as error:
         raise ConfigurationError(
-            f"setting listen: can't listen on {address}: can't make its folder: {error.strerror}"
+            f"setting {setting_name}: can't listen on {address}: can't make its folder: {error.strerror}"
         ) from error
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from evalrpc.config import ListenSettings, Settings, load_settings
 from evalrpc.config.addresses import PortAddress, SocketAddress, parse_listen_address
-from evalrpc.config.listeners import Listener, TlsFiles, listeners_of
+from evalrpc.config.listeners import Listener, TlsFiles, http_listeners_of, listeners_of
 from evalrpc.errors import ConfigurationError
 
 TLS = {"tls_cert": Path("/cert"), "tls_key": Path("/key")}
@@ -25,6 +25,36 @@ def rules_at(*addresses: str, **given: object) -> list[tuple[bool, bool]]:
     """Return for each address whether it has TLS, and whether callers must sign in."""
     listen = tuple(map(ListenSettings, addresses))
     return [(one.tls is not None, one.requires_sign_in) for one in listeners_of(Settings(listen=listen, **given))]  # type: ignore[arg-type]
+
+
+# HTTP
+
+
+def test_http_has_the_rules_of_grpc_at_addresses_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "evalrpc.toml"
+    path.write_text(
+        'http_listen = ["unix:http", { address = "0.0.0.0:2", auth = "required", tls_cert = "own", tls_key = "key" }]\n'
+    )
+    of_socket, of_port = http_listeners_of(load_settings({}, {}, path))
+    assert (of_socket.address, *of_socket[1:]) == (SocketAddress(tmp_path / "http"), None, False, "http_listen")
+    assert of_port == (PortAddress("0.0.0.0", 2), TlsFiles(tmp_path / "own", tmp_path / "key", None), True, "http_listen")
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"http_listen": "127.0.0.1:1,127.0.0.1:1"}, "setting http_listen: names 127.0.0.1:1 more than once"),
+        ({"http_listen": "127.0.0.1:50051"}, "setting http_listen: names 127.0.0.1:50051, as listen does"),
+        ({"http_listen": "0.0.0.0:1"}, "setting tls_cert: 0.0.0.0:1 is not loopback"),
+        ({"http_listen": "0.0.0.0:1", "auth": "off"}, "setting auth: `off` on 0.0.0.0:1"),
+        ({"http_listen": "nowhere"}, "setting http_listen: must be HOST:PORT"),
+        ({"http_origins": "example.org"}, "setting http_origins: must be origins"),
+        ({"http_origins": "https://example.org/"}, "setting http_origins: must be origins"),
+    ],
+)
+def test_what_http_can_not_have_is_said(settings: dict[str, str], complaint: str) -> None:
+    with pytest.raises(ConfigurationError, match=complaint):
+        http_listeners_of(load_settings(settings, {}))
 
 
 # Addresses
@@ -108,7 +138,7 @@ def test_a_table_replaces_what_the_settings_say_for_all_addresses(tmp_path: Path
     )
 
     here = tmp_path
-    assert [listener[1:] for listener in listeners] == [
+    assert [listener[1:3] for listener in listeners] == [
         (None, False),
         (TlsFiles(here / "cert", here / "key", None), True),
         (TlsFiles(here / "cert", here / "key", here / "clients"), True),

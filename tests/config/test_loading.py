@@ -14,6 +14,7 @@ from evalrpc.config import (
     ClientCertificate,
     EngineSettings,
     HarnessSettings,
+    HttpListenSettings,
     ListenSettings,
     OidcSettings,
     PolicySettings,
@@ -29,6 +30,17 @@ from evalrpc.jobs.share_policy import policy_of
 # For each setting: what the file says, what the environment says, what the flag says, and what each comes to.
 SOURCES: dict[str, tuple[Any, str, Any, tuple[Any, Any, Any]]] = {
     "listen": ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3", tuple((ListenSettings(f"127.0.0.1:{n}"),) for n in (1, 2, 3))),
+    "http_listen": (
+        *("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"),
+        tuple((HttpListenSettings(f"127.0.0.1:{n}"),) for n in (1, 2, 3)),
+    ),
+    "http_hosts": (["a"], "b,c", "d", (("a",), ("b", "c"), ("d",))),
+    "http_origins": (
+        ["http://a"],
+        "http://b,https://c:1",
+        "http://d",
+        (("http://a",), ("http://b", "https://c:1"), ("http://d",)),
+    ),
     "tls_cert": ("/c/file", "/c/env", Path("/c/flag"), (Path("/c/file"), Path("/c/env"), Path("/c/flag"))),
     "tls_key": ("/k/file", "/k/env", Path("/k/flag"), (Path("/k/file"), Path("/k/env"), Path("/k/flag"))),
     "tls_client_ca": ("/a/file", "/a/env", Path("/a/flag"), (Path("/a/file"), Path("/a/env"), Path("/a/flag"))),

@@ -11,6 +11,7 @@ from evalrpc.config import (
     ClientCertificate,
     EngineSettings,
     HarnessSettings,
+    HttpListenSettings,
     ListenSettings,
     OidcSettings,
     PolicySettings,
@@ -27,7 +28,9 @@ from evalrpc.harnesses.registry import build_harnesses
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "settings.md").read_text()
 EXAMPLE = ROOT / "docs" / "evalrpc.toml"
-LISTEN_KEYS = settings_of(ListenSettings, "listen.")
+LISTEN_KEYS = settings_of(ListenSettings, "listen.") | {
+    f"http_{name}": key for name, key in settings_of(HttpListenSettings, "http_listen.").items()
+}
 HARNESS_KEYS = settings_of(HarnessSettings, "harnesses.NAME.")
 POLICY_KEYS = settings_of(PolicySettings, "harnesses.NAME.policy.")
 PREPARATION_KEYS = settings_of(PreparationSettings, "preparations.NAME.")

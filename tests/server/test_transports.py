@@ -1,21 +1,33 @@
-"""What every way into the server promises: gRPC, and calls within the process."""
+"""What every way into the server promises: gRPC, Connect over HTTP in both its forms, and calls within the process."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import grpc
 import pytest
 from caller_limits import caller_limits
+from connect_client import connect_transport
 from waiting import DEADLINE_SECONDS
 
 from evalrpc.client.failures import from_rpc_error
+from evalrpc.config import Settings
+from evalrpc.config.addresses import PortAddress
+from evalrpc.config.listeners import Listener
 from evalrpc.errors import EvalrpcError, InternalError, InvalidRequestError, JobNotFoundError, UnimplementedError
 from evalrpc.server.app import SERVICE
 from evalrpc.server.call import ANONYMOUS, Call
 from evalrpc.server.handlers import Handler, handlers_of
+from evalrpc.server.transports.connect.endpoints import ConnectCodec, endpoints_of
 from evalrpc.server.transports.grpc import anonymous, generic_handler
+from evalrpc.server.transports.http.application import HttpApplication
+from evalrpc.server.transports.http.codec import JsonCodec
+from evalrpc.server.transports.http.gate import Gate
+from evalrpc.server.transports.http.listener import HttpListener
+from evalrpc.server.transports.http.methods import methods_of
 from evalrpc.testing.in_process import InProcessTransport
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.jobs_pb2 import CancelJobRequest, DeleteJobRequest, GetJobRequest, WatchJobRequest, WatchJobsRequest
@@ -65,6 +77,22 @@ async def over_grpc(handlers: Mapping[str, Handler]) -> AsyncIterator[Transport]
 
 
 @asynccontextmanager
+async def over_connect(form: str, handlers: Mapping[str, Handler]) -> AsyncIterator[Transport]:
+    settings = Settings()
+    with ThreadPoolExecutor(1) as pool:
+        methods = methods_of(SERVICE, handlers, lambda _: ANONYMOUS)
+        endpoints = endpoints_of(SERVICE.full_name, methods, ConnectCodec(JsonCodec(pool), settings.max_request_bytes))
+        here = Listener(PortAddress("127.0.0.1", 0), None, requires_sign_in=False)
+        application = HttpApplication(Gate(here, settings), settings.max_request_bytes, endpoints)
+        listener = HttpListener(here, None, settings, application, pool)
+        listener.bind()
+        await listener.start()
+        async with connect_transport(listener.address, form) as transport:
+            yield transport
+        await listener.stop(0.0)
+
+
+@asynccontextmanager
 async def in_process(handlers: Mapping[str, Handler]) -> AsyncIterator[Transport]:
     yield InProcessTransport(handlers)
 
@@ -107,10 +135,18 @@ Opener = Callable[[Mapping[str, Handler]], AbstractAsyncContextManager[Transport
 Use = Callable[[Transport, Service], Awaitable[None]]
 
 
-@pytest.fixture(params=[over_grpc, in_process])
+OPENERS = {
+    "grpc": over_grpc,
+    "connect-json": partial(over_connect, "json"),
+    "connect-proto": partial(over_connect, "proto"),
+    "in-process": in_process,
+}
+
+
+@pytest.fixture(params=OPENERS)
 def use(request: pytest.FixtureRequest) -> Callable[[Use], None]:
     """Run a coroutine with a transport and the service behind it."""
-    opener: Opener = request.param
+    opener: Opener = OPENERS[request.param]
 
     async def within(coroutine: Use) -> None:
         service = Service()

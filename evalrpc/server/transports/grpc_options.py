@@ -1,8 +1,9 @@
 """The options of the server's gRPC channels. The yardstick of `benchmarks` uses the same ones."""
 
-import resource
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
+
+from evalrpc.server.listening import most_connections
 
 if TYPE_CHECKING:
     from evalrpc.config import Settings
@@ -36,7 +37,7 @@ def channel_options(max_request_bytes: int) -> list[tuple[str, Any]]:
 
 def connection_options(settings: "Settings") -> Iterator[tuple[str, Any]]:
     """Yield the options that bound connections."""
-    yield "grpc.max_allowed_incoming_connections", settings.max_connections or _most_connections()
+    yield "grpc.max_allowed_incoming_connections", settings.max_connections or most_connections() or _MAX
     if settings.max_streams_per_connection:
         yield "grpc.max_concurrent_streams", settings.max_streams_per_connection
     if settings.max_connection_idle_seconds:
@@ -44,12 +45,6 @@ def connection_options(settings: "Settings") -> Iterator[tuple[str, Any]]:
     if settings.max_connection_age_seconds:
         yield "grpc.max_connection_age_ms", _milliseconds(settings.max_connection_age_seconds)
         yield "grpc.max_connection_age_grace_ms", _milliseconds(_GRACE_SECONDS)
-
-
-def _most_connections() -> int:
-    """Return how many connections leave enough file descriptors for all else."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _MAX if soft == resource.RLIM_INFINITY else max(1, soft * 3 // 4)
 
 
 def _milliseconds(seconds: float) -> int:

@@ -1,0 +1,87 @@
+"""Calls over HTTP: who calls, within which time, and what the audit hears of it; the same for all that speaks HTTP."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor_pb2 import MethodOptions
+
+from evalrpc.errors import DeadlineExceededError, EvalrpcError
+from evalrpc.server.audit import Audit, MethodAudit
+from evalrpc.server.auth.authenticator import Authenticate
+from evalrpc.server.auth.presented import Presented
+from evalrpc.server.call import Call, Principal
+from evalrpc.server.handlers import Handler
+from evalrpc.server.sign_in import NOT_SIGNED_IN
+from evalrpc.watching.feed import Send
+
+Read = Callable[[], Awaitable[bytes]]
+"""Reads the serialised message of a call, once it is known who calls. Raises EvalrpcError."""
+
+
+class HttpMethod:
+    """One method of a service."""
+
+    def __init__(
+        self, method: MethodDescriptor, handler: Handler, authenticate: Authenticate, audit: MethodAudit | None
+    ) -> None:
+        self.descriptor: Final = method
+        self.only_reads: Final = method.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS
+        """Whether a call changes nothing, so that it may be a GET."""
+        self._handler = handler
+        self._authenticate = authenticate
+        self._audit = audit
+
+    async def call(
+        self, caller: Presented, read: Read, send: Send | None = None, timeout_seconds: float | None = None
+    ) -> bytes:
+        """Make a call, and return the serialised answer; none of a stream, whose messages `send` takes. Raises EvalrpcError."""
+        principal: Principal | None = None
+        request = b""
+        try:
+            async with asyncio.timeout(timeout_seconds) as timeout:
+                found = self._authenticate(caller)
+                principal = found if isinstance(found, Principal) else await found
+                request = await read()
+                answer = await self._answering(request, caller, principal, send)
+        except TimeoutError as error:
+            if not timeout.expired():
+                raise
+            failure: EvalrpcError = DeadlineExceededError(
+                f"not answered within the {timeout_seconds:g} seconds that the client gave"
+            )
+            failure.__cause__ = error
+        except EvalrpcError as error:
+            failure = error
+        except asyncio.CancelledError:
+            if self._audit is not None:
+                self._audit.abandoned(principal, caller.peer(), request)
+            raise
+        else:
+            if self._audit is not None and self._audit.changes:
+                self._audit.answered(principal, caller.peer(), request, answer)
+            return answer
+        if self._audit is not None:
+            self._audit.failed(principal, caller.peer(), request, failure)
+        raise failure
+
+    def _answering(self, request: bytes, caller: Presented, principal: Principal, send: Send | None) -> Awaitable[bytes]:
+        if send is None:
+            return self._handler(request, Call(principal, _refuse, peer=caller.peer))
+        answering = self._handler(request, Call(principal, send, peer=caller.peer))
+        return answering if principal.sign_in is NOT_SIGNED_IN else principal.sign_in.while_valid(answering)
+
+
+def methods_of(
+    service: ServiceDescriptor, handlers: Mapping[str, Handler], authenticate: Authenticate, audit: Audit | None = None
+) -> Mapping[str, HttpMethod]:
+    """Return the methods of a service by name. `audit` hears of the calls."""
+    return {
+        method.name: HttpMethod(method, handlers[method.name], authenticate, MethodAudit(audit, method) if audit else None)
+        for method in service.methods
+    }
+
+
+async def _refuse(_: bytes) -> None:
+    raise AssertionError("a unary method has sent a message of a stream")

@@ -1,0 +1,76 @@
+"""All that is served over HTTP, at each of its addresses. Loaded only where there is one."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from typing import Final
+
+from google.protobuf.descriptor import ServiceDescriptor
+
+from evalrpc.config import Settings
+from evalrpc.config.listeners import Listener
+from evalrpc.server.audit import Audit
+from evalrpc.server.auth.authenticator import Authenticator
+from evalrpc.server.auth.presented import Presented
+from evalrpc.server.call import ANONYMOUS, Principal
+from evalrpc.server.certificates import Certificate
+from evalrpc.server.handlers import Handler
+from evalrpc.server.threads import start_pool
+from evalrpc.server.transports.connect.endpoints import ConnectCodec, endpoints_of, unknown_calls
+from evalrpc.server.transports.http.application import HttpApplication
+from evalrpc.server.transports.http.codec import JsonCodec
+from evalrpc.server.transports.http.gate import Gate
+from evalrpc.server.transports.http.listener import HttpListener
+from evalrpc.server.transports.http.methods import methods_of
+
+_CONVERTERS: Final = 2
+
+Service = tuple[ServiceDescriptor, Mapping[str, Handler]]
+"""A service, and the handlers of its methods."""
+
+
+class HttpServer:
+    """The addresses for HTTP of one server. Created within the event loop that it belongs to."""
+
+    def __init__(
+        self,
+        listeners: Sequence[tuple[Listener, Certificate | None]],
+        settings: Settings,
+        evaluation: Service,
+        health: Service,
+        authenticator: Authenticator,
+        audit: Audit,
+        readers: Executor,
+    ) -> None:
+        """`evaluation` asks who calls, `health` does not. Raises ConfigurationError."""
+        self._settings = settings
+        self._evaluation = evaluation
+        self._health = health
+        self._authenticator = authenticator
+        self._audit = audit
+        self._converters = start_pool(_CONVERTERS, "converter")
+        self._codec = ConnectCodec(JsonCodec(self._converters), settings.max_request_bytes)
+        self.listeners: Final = [
+            HttpListener(listener, certificate, settings, self._application(listener), readers)
+            for listener, certificate in listeners
+        ]
+        """Where it listens, and how."""
+
+    def close(self) -> None:
+        """End what converts messages. To be called when all listeners have stopped."""
+        self._converters.shutdown(wait=False, cancel_futures=True)
+
+    def _application(self, listener: Listener) -> HttpApplication:
+        service, handlers = self._evaluation
+        authenticate = self._authenticator.for_listener(requires_sign_in=listener.requires_sign_in)
+        methods = methods_of(service, handlers, authenticate, self._audit)
+        health, health_handlers = self._health
+        endpoints = {
+            **endpoints_of(service.full_name, methods, self._codec),
+            **endpoints_of(health.full_name, methods_of(health, health_handlers, _anonymous), self._codec),
+        }
+        gate = Gate(listener, self._settings)
+        return HttpApplication(gate, self._settings.max_request_bytes, endpoints, unknown_calls(service, health))
+
+
+def _anonymous(presented: Presented) -> Principal:  # noqa: ARG001 - the shape of Authenticate
+    return ANONYMOUS
