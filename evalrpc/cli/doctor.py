@@ -82,6 +82,7 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Find
     yield from _guarded("harnesses", lambda: check_harnesses(settings))
     yield from _guarded("preparations", lambda: check_preparations(settings))
     yield from _guarded("engines", lambda: check_engines(settings))
+    yield from _guarded("endpoints", lambda: check_endpoints(settings))
     yield from _guarded("suites", lambda: check_suites(settings))
     yield from _guarded("GPUs", lambda: check_gpus(settings, environment))
     yield from _guarded("defaults", lambda: check_defaults(settings, environment))
@@ -133,11 +134,23 @@ def check_preparations(settings: Settings) -> Iterator[Finding]:
 
 def check_engines(settings: Settings) -> Iterator[Finding]:
     """Check that the command line of every configured engine can be one, and that its program is there."""
-    from evalrpc.engines.definition import EngineDefinition
+    from evalrpc.engines.definition import build_engines
 
-    for name, engine in sorted(settings.engines.items()):
-        problem = EngineDefinition(engine).problem()
+    for name, engine in sorted(build_engines(settings.engines).items()):
+        problem = engine.problem()
         yield Finding(f"engine {name}", not problem, problem or "its program is there")
+
+
+def check_endpoints(settings: Settings) -> Iterator[Finding]:
+    """Say which endpoints there are, and check that the libraries for them are there. Asks none of them."""
+    from evalrpc.engines.endpoints import endpoint_problem
+
+    for name, endpoint in sorted(settings.endpoints.items()):
+        key = f"key: secret {endpoint.secret}" if endpoint.secret else "no key"
+        problem = endpoint_problem(endpoint)
+        yield Finding(
+            f"endpoint {name}", not problem, problem or f"{endpoint.url}, {key}; models: {', '.join(endpoint.models)}"
+        )
 
 
 def check_suites(settings: Settings) -> Iterator[Finding]:

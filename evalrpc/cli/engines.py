@@ -15,12 +15,12 @@ from evalrpc.v1.engines_pb2 import Engine, EngineKind, EngineState
 
 _COLUMNS: Final = (
     Column("engine", Kind.WHOLE),
-    Column("name"),
     Column("state", Kind.WHOLE),
-    Column("since", Kind.WHOLE),
+    Column("name"),
+    Column("model"),
     Column("jobs", Kind.NUMBER),
     Column("gpus"),
-    Column("model"),
+    Column("since", Kind.WHOLE),
     Column("detail"),
     Column("node", only_wide=True),
     Column("owner", only_wide=True),
@@ -33,8 +33,8 @@ _COLUMNS: Final = (
 @table_options
 @click.pass_context
 def engines_command(context: click.Context, address: str | None, form: Form) -> None:
-    """List the engines that have a model loaded, the oldest first, then those that have ended lately, then those that requests
-    may name and that have not been started."""
+    """List the engines that have a model loaded, the oldest first, then those that have ended lately, then what else requests
+    may name: engines that have not been started, and endpoints with their models."""
     if context.invoked_subcommand is not None:
         return
     with connect(address) as client:
@@ -61,12 +61,12 @@ def _row(engine: Engine) -> tuple[Cell, ...]:
     served = engine.served_model
     return (
         engine.engine_id,
-        served.engine,
         EngineState.Name(engine.state).removeprefix("ENGINE_STATE_") if engine.state in EngineState.values() else engine.state,
-        wording.time_text(engine.state_since),
+        served.engine,
+        served.model,
         engine.job_count,
         ",".join(engine.gpus),
-        served.model,
+        wording.time_text(engine.state_since),
         ", ".join(_details(engine)),
         engine.node,
         engine.owner,
@@ -85,5 +85,6 @@ def _details(engine: Engine) -> Iterator[str]:
 
 
 def _kind_row(kind: EngineKind) -> tuple[Cell, ...]:
+    state = "UNAVAILABLE" if kind.unavailable_reason else "ENDPOINT" if kind.endpoint else ""
     detail = kind.unavailable_reason or (f"takes {', '.join(kind.args)}" if kind.args else "")
-    return ("", kind.name, "", "", None, "", "", detail, "", "", "", None)
+    return ("", state, kind.name, ", ".join(kind.models), None, "", "", detail, "", "", "", None)

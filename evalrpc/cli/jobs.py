@@ -17,7 +17,7 @@ from evalrpc.cli.parameters import filter_options, labels_option, reconnect_time
 from evalrpc.cli.tables import Cell
 from evalrpc.jobs.served_models import model_of
 from evalrpc.jobs.transitions import counted_attempts
-from evalrpc.v1.jobs_pb2 import JobFilter, JobInfo
+from evalrpc.v1.jobs_pb2 import JobAttempt, JobFilter, JobInfo, ServedModel
 from evalrpc.v1.queue_pb2 import GetQueueResponse, Gpu, OwnerShare
 
 _LARGEST_PAGE = 1000
@@ -127,7 +127,8 @@ def _job_facts(job: JobInfo) -> list[tuple[str, Cell]]:
         ("owner", job.owner),
         ("harness", job.request.harness),
         ("model", model_of(job.request)),
-        ("engine", _engine_text(job)),
+        ("engine", _engine_text(job.request.served_model, _latest(job).engine_id)),
+        ("judge", _engine_text(job.request.judge_model, _latest(job).judge_engine_id, job.request.judge_model.model)),
         ("tasks", ", ".join(job.request.tasks)),
         ("labels", wording.labels_text(job.labels)),
         ("priority", str(job.priority) if job.priority else ""),
@@ -145,9 +146,12 @@ def _job_facts(job: JobInfo) -> list[tuple[str, Cell]]:
     return [(name, value) for name, value in facts if value]
 
 
-def _engine_text(job: JobInfo) -> str:
-    engine_id = job.attempts[-1].engine_id if job.attempts else ""
-    return " ".join(filter(None, (job.request.served_model.engine, engine_id)))
+def _engine_text(served: ServedModel, engine_id: str, model: str = "") -> str:
+    return " ".join(filter(None, (served.engine, model, engine_id)))
+
+
+def _latest(job: JobInfo) -> JobAttempt:
+    return job.attempts[-1] if job.attempts else JobAttempt()
 
 
 def _attempt_text(job: JobInfo) -> str:

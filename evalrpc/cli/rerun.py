@@ -27,7 +27,7 @@ from evalrpc.v1.jobs_pb2 import SubmitJobRequest
 _DICTS: Final = ("model_args", "gen_kwargs")
 _KEYS: Final = (*REQUEST_FIELDS, *ENGINE_FLAGS, *SUBMISSION_FIELDS, *_DICTS, "secrets", "tasks", "timeout")
 _DOTTED: Final = (*(f"{name}.KEY" for name in _DICTS), "label.KEY")
-_REPEATABLE: Final = ("tasks", "secrets", "labels", "engine_args")
+_REPEATABLE: Final = ("tasks", "secrets", "labels", "engine_args", "judge_args")
 _OPTIONS: Final = {option.name: option for option in submit_command.params if isinstance(option, click.Option)}
 
 

@@ -46,9 +46,17 @@ REQUEST_FIELDS: Final = (
     "preparation",
 )
 _GPU_MODES: Final = {"data-parallel": GPU_MODE_DATA_PARALLEL, "model-parallel": GPU_MODE_MODEL_PARALLEL}
-_SERVED_FIELDS: Final = {"engine": "engine", "served_model": "model", "engine_gpus": "num_gpus"}
-"""What the flags set of a served model."""
-ENGINE_FLAGS: Final = (*_SERVED_FIELDS, "engine_args")
+_SERVED_FLAGS: Final = {
+    "engine": ("served_model", "engine"),
+    "served_model": ("served_model", "model"),
+    "engine_gpus": ("served_model", "num_gpus"),
+    "judge_engine": ("judge_model", "engine"),
+    "judge_model": ("judge_model", "model"),
+    "judge_gpus": ("judge_model", "num_gpus"),
+}
+"""What flags set of models that engines serve: the field of the request, and the one in it."""
+_SERVED_ARGS_FLAGS: Final = {"engine_args": "served_model", "judge_args": "judge_model"}
+ENGINE_FLAGS: Final = (*_SERVED_FLAGS, *_SERVED_ARGS_FLAGS)
 SUBMISSION_FIELDS: Final = (
     "request_id",
     "priority",
@@ -110,8 +118,8 @@ SUBMISSION_FIELDS: Final = (
     "--secret", "secrets", multiple=True, metavar="NAME", help="Give the run this secret of the operator's. May be repeated."
 )
 @click.option("--preparation", metavar="NAME", help="Prepare the model's folder like this; the operator says what there is.")
-@click.option("--engine", metavar="NAME", help="Have this engine of the operator's load the model; see `evalrpc engines`.")
-@click.option("--served-model", metavar="MODEL", help="The model that the engine loads, in place of --model.")
+@click.option("--engine", metavar="NAME", help="Ask this engine or endpoint of the operator's; see `evalrpc engines`.")
+@click.option("--served-model", metavar="MODEL", help="The model that it loads or has, in place of --model.")
 @click.option(
     "--engine-arg",
     "engine_args",
@@ -121,6 +129,21 @@ SUBMISSION_FIELDS: Final = (
     help="Give the engine this argument. May be repeated.",
 )
 @click.option("--engine-gpus", type=int, metavar="N", help="Have the engine hold this many GPUs. Default: as --num-gpus.")
+@click.option(
+    "--judge-engine", metavar="NAME", help="Have the answers judged at this engine or endpoint; see `evalrpc engines`."
+)
+@click.option("--judge-model", metavar="MODEL", help="The model that judges the answers.")
+@click.option(
+    "--judge-arg",
+    "judge_args",
+    type=label,
+    multiple=True,
+    metavar="K=V",
+    help="Give the judge's engine this argument. May be repeated.",
+)
+@click.option(
+    "--judge-gpus", type=int, metavar="N", help="Have the judge's engine hold this many GPUs. Default: as --num-gpus."
+)
 @click.option("--output-dir", metavar="DIR", help="Write the results to this folder on the server.")
 @click.option("--tasks-separately", is_flag=True, default=None, help="Run the tasks one by one, each with its results at once.")
 @click.option("--request-id", metavar="ID", help="Make the submission safe to repeat with this id. Default: a fresh one.")
@@ -228,13 +251,13 @@ def _apply_compound_flags(submission: SubmitJobRequest, flags: Mapping[str, Any]
 
 
 def _apply_engine_flags(submission: SubmitJobRequest, flags: Mapping[str, Any]) -> None:
-    for flag, name in _SERVED_FIELDS.items():
+    for flag, (field, name) in _SERVED_FLAGS.items():
         if flags[flag] is not None:
-            setattr(submission.request.served_model, name, flags[flag])
-    if flags["engine_args"]:
-        given = {key: parse_value(text) for key, text in flags["engine_args"]}
-        args = values.arguments("served_model.args", given)
-        submission.request.served_model.args.MergeFrom(args or Struct())
+            setattr(getattr(submission.request, field), name, flags[flag])
+    for flag, field in _SERVED_ARGS_FLAGS.items():
+        if flags[flag]:
+            args = values.arguments(f"{field}.args", {key: parse_value(text) for key, text in flags[flag]})
+            getattr(submission.request, field).args.MergeFrom(args or Struct())
 
 
 def submit_options(submission: SubmitJobRequest) -> SubmitOptions:

@@ -145,6 +145,7 @@ def evaluate_request(
     secrets: Sequence[str] | str = (),
     preparation: str = "",
     served_model: ServedModel | Mapping[str, Any] | None = None,
+    judge_model: ServedModel | Mapping[str, Any] | None = None,
 ) -> EvaluateRequest:
     """Build the request from plain values. None leaves a field absent; a single task or secret may be a plain string.
 
@@ -170,7 +171,8 @@ def evaluate_request(
         max_bad_answer_ratio=max_bad_answer_ratio,
         secrets=values.texts("secrets", secrets),
         preparation=preparation,
-        served_model=values.served_model(served_model),
+        served_model=values.served_model("served_model", served_model),
+        judge_model=values.served_model("judge_model", judge_model),
     )
 
 

@@ -100,6 +100,7 @@ class EvalClient(Transport):
         secrets: Sequence[str] | str = (),
         preparation: str = "",
         served_model: ServedModel | Mapping[str, Any] | None = None,
+        judge_model: ServedModel | Mapping[str, Any] | None = None,
         **options: Unpack[core.SubmitOptions],
     ) -> JobInfo:
         """Submit an evaluation from plain values and return the job. See `submit` for options and errors.
@@ -107,7 +108,8 @@ class EvalClient(Transport):
         None leaves a field at its default; see EvaluateRequest in the schema. A single task may be a plain string.
         `model_args` and `gen_kwargs` are dicts of JSON values, or text as lmms-eval reads it (see
         `evalrpc.client.arguments`); paths, dates, enums and NumPy's numbers and small arrays become JSON values.
-        `served_model` is one, or a dict such as `{"engine": "vllm", "model": "acme/model"}`; then `model` is "".
+        `served_model` is one, or a dict such as `{"engine": "vllm", "model": "acme/model"}`; then `model` is "". `judge_model`
+        is alike, and may come with either.
 
         Raises TypeError or ValueError that names the argument, or the key in it, which can't be sent.
         """
@@ -131,6 +133,7 @@ class EvalClient(Transport):
             secrets=secrets,
             preparation=preparation,
             served_model=served_model,
+            judge_model=judge_model,
         )
         return self.submit(request, **options)
 

@@ -109,24 +109,25 @@ def arguments(name: str, values: Mapping[str, object] | str | None) -> Struct | 
     return struct
 
 
-def served_model(given: ServedModel | Mapping[str, Any] | None) -> ServedModel | None:
-    """Return the argument `served_model`, which may be a dict with the names of the message's fields; None stays None.
+def served_model(field: str, given: ServedModel | Mapping[str, Any] | None) -> ServedModel | None:
+    """Return the argument `served_model` or `judge_model`, which may be a dict with the names of the message's fields; None
+    stays None.
 
     Raises TypeError or ValueError that names the key of what can't be sent.
     """
     if given is None or isinstance(given, ServedModel):
         return given
     if not isinstance(given, Mapping):
-        raise TypeError(f"served_model must be a ServedModel, or a dict, not {_described(given)}")
+        raise TypeError(f"{field} must be a ServedModel, or a dict, not {_described(given)}")
     known = ServedModel.DESCRIPTOR.fields_by_name
     for key in given:
         if key not in known:
-            raise ValueError(f"served_model has no {shortened(key)}; it has: {', '.join(known)}")
-    args = arguments("served_model.args", given.get("args"))
+            raise ValueError(f"{field} has no {shortened(key)}; it has: {', '.join(known)}")
+    args = arguments(f"{field}.args", given.get("args"))
     try:
         return build(ServedModel, **{**given, "args": args})
     except (TypeError, ValueError) as error:
-        raise type(error)(f"served_model.{error}") from None
+        raise type(error)(f"{field}.{error}") from None
 
 
 def _label(path: str, value: object) -> str:

@@ -5,7 +5,7 @@ Its flag, its variable, its checks and docs/settings.md follow from that.
 """
 
 from evalrpc.config.callers import ClientCertificate, OidcSettings
-from evalrpc.config.engines import EngineSettings
+from evalrpc.config.engines import EndpointSettings, EngineSettings, ModelServer
 from evalrpc.config.executors import ExecutorSettings
 from evalrpc.config.listen import HttpListenSettings, ListenSettings
 from evalrpc.config.loading import load_settings
@@ -28,11 +28,13 @@ __all__ = [
     "LMMS_EVAL",
     "SETTINGS",
     "ClientCertificate",
+    "EndpointSettings",
     "EngineSettings",
     "ExecutorSettings",
     "HarnessSettings",
     "HttpListenSettings",
     "ListenSettings",
+    "ModelServer",
     "OidcSettings",
     "PolicySettings",
     "PreparationSettings",

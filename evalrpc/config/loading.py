@@ -1,15 +1,16 @@
 """Reads settings: flags over environment over TOML file over defaults.
 
 The TOML file has the fields of `Settings` at its top level, one `[harnesses.NAME]` table per harness, in it perhaps a table
-`policy`, one `[preparations.NAME]` table per preparation, one `[engines.NAME]` table per engine, one `[executors.NAME]` table
-per cluster, one `[suites.NAME]` table per suite, one `[secrets.NAME]` table per secret, the weights of owners in `[shares]`,
-their quotas in a `[quotas.OWNER]` table each, and the tables `[oidc]` and `[client_certificates]`. Relative paths in it are
-relative to the file, others to the working directory. An environment variable that is empty counts as unset.
+`policy`, one `[preparations.NAME]` table per preparation, one `[engines.NAME]` table per engine, one `[endpoints.NAME]` table
+per endpoint, one `[executors.NAME]` table per cluster, one `[suites.NAME]` table per suite, one `[secrets.NAME]` table per
+secret, the weights of owners in `[shares]`, their quotas in a `[quotas.OWNER]` table each, and the tables `[oidc]` and
+`[client_certificates]`. Relative paths in it are relative to the file, others to the working directory. An environment variable
+that is empty counts as unset.
 """
 
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +18,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from evalrpc.config.callers import OWNER_RULE, ClientCertificate, OidcSettings
 from evalrpc.config.declaration import settings_of
-from evalrpc.config.engines import COMPLETIONS, LOG_PROBABILITIES, EngineSettings
+from evalrpc.config.engines import COMPLETIONS, LOG_PROBABILITIES, EndpointSettings, EngineSettings
 from evalrpc.config.executors import LOCAL_EXECUTOR, ExecutorSettings
 from evalrpc.config.policy import PolicySettings
 from evalrpc.config.preparations import PreparationSettings
@@ -34,6 +35,7 @@ _POLICY: Final = "policy"
 _PREPARATIONS: Final = "preparations"
 _ENGINES: Final = "engines"
 _EXECUTORS: Final = "executors"
+_ENDPOINTS: Final = "endpoints"
 _SECRETS: Final = "secrets"
 _CERTIFICATES: Final = "client_certificates"
 _OIDC: Final = "oidc"
@@ -72,7 +74,24 @@ def load_settings(
         if flags.get(name) is not None:
             given[name] = _Given(flags[name], Path(), setting.flag)
     values = {name: SETTINGS[name].read(*what) for name, what in given.items()}
-    return Settings(**values, **{name: table for name, table in tables.items() if table})
+    settings = Settings(**values, **{name: table for name, table in tables.items() if table})
+    _require_servers_fit(settings, str(config_file))
+    return settings
+
+
+def _require_servers_fit(settings: Settings, source: str) -> None:
+    """Raise ConfigurationError for an engine and an endpoint of the same name, and for secrets of theirs that are not there."""
+    for name, endpoint in settings.endpoints.items():
+        where = f"{_ENDPOINTS}.{name}"
+        _require(name not in settings.engines, where, "an engine has this name, too: requests couldn't tell them apart", source)
+        _require_secrets_exist(filter(None, [endpoint.secret]), settings, f"{where}.secret", source)
+    for name, engine in settings.engines.items():
+        _require_secrets_exist(engine.secrets, settings, f"{_ENGINES}.{name}.secrets", source)
+
+
+def _require_secrets_exist(names: Iterable[str], settings: Settings, where: str, source: str) -> None:
+    for name in names:
+        _require(name in settings.secrets, where, f"there is no table [secrets.{name}]", source)
 
 
 def _read_file(path: Path) -> dict[str, _Given]:
@@ -142,8 +161,7 @@ def _read_engine(name: str, table: _Given) -> EngineSettings:
     where = f"{_ENGINES}.{name}"
     _require_name(name, where, table.source)
     engine = EngineSettings(name=name, **_read_table(EngineSettings, where, table, {"working_dir": "."}))
-    is_complete = LOG_PROBABILITIES not in engine.api or COMPLETIONS in engine.api
-    _require(is_complete, f"{where}.api", f"`{LOG_PROBABILITIES}` are asked for with `{COMPLETIONS}`: name both", table.source)
+    _require_complete_api(engine.api, where, table.source)
     return engine
 
 
@@ -156,6 +174,23 @@ def _read_executor(name: str, table: _Given) -> ExecutorSettings:
     _require_name(name, where, table.source)
     _require(name != LOCAL_EXECUTOR, where, "is the server's own machine, which needs no table", table.source)
     return ExecutorSettings(name=name, **_read_table(ExecutorSettings, where, table))
+
+
+def _read_endpoints(tables: _Given) -> dict[str, EndpointSettings]:
+    return _read_each(_ENDPOINTS, "must be tables such as [endpoints.judge]", tables, _read_endpoint)
+
+
+def _read_endpoint(name: str, table: _Given) -> EndpointSettings:
+    where = f"{_ENDPOINTS}.{name}"
+    _require_name(name, where, table.source)
+    endpoint = EndpointSettings(name=name, **_read_table(EndpointSettings, where, table))
+    _require_complete_api(endpoint.api, where, table.source)
+    return endpoint
+
+
+def _require_complete_api(api: tuple[str, ...], where: str, source: str) -> None:
+    is_complete = LOG_PROBABILITIES not in api or COMPLETIONS in api
+    _require(is_complete, f"{where}.api", f"`{LOG_PROBABILITIES}` are asked for with `{COMPLETIONS}`: name both", source)
 
 
 def _read_suites(tables: _Given) -> dict[str, SuiteSettings]:
@@ -275,6 +310,7 @@ _TABLES: Final[Mapping[str, Callable[[_Given], Any]]] = {
     _PREPARATIONS: _read_preparations,
     _ENGINES: _read_engines,
     _EXECUTORS: _read_executors,
+    _ENDPOINTS: _read_endpoints,
     _SUITES: _read_suites,
     _SECRETS: _read_secrets,
     _SHARES: _read_shares,

@@ -33,7 +33,7 @@ from evalrpc.config.declaration import (
     setting,
     settings_of,
 )
-from evalrpc.config.engines import EngineSettings
+from evalrpc.config.engines import EndpointSettings, EngineSettings, ModelServer
 from evalrpc.config.executors import LOCAL_EXECUTOR, ExecutorSettings
 from evalrpc.config.listen import (
     AUTH_RULE,
@@ -563,6 +563,8 @@ class Settings:
     """The preparations of models by name."""
     engines: Mapping[str, EngineSettings] = field(default_factory=dict)
     """The engines by name."""
+    endpoints: Mapping[str, EndpointSettings] = field(default_factory=dict)
+    """The endpoints by name."""
     executors: Mapping[str, ExecutorSettings] = field(default_factory=dict)
     """The clusters by name."""
     suites: Mapping[str, SuiteSettings] = field(default_factory=dict)
@@ -588,6 +590,11 @@ class Settings:
         _require_known_executors("default_executor", (self.default_executor,), self.executors)
         for harness in self.harnesses.values():
             _require_known_executors(f"harnesses.{harness.name}.executors", harness.executors, self.executors)
+
+    @property
+    def model_servers(self) -> dict[str, ModelServer]:
+        """The engines and the endpoints by name."""
+        return {**self.engines, **self.endpoints}
 
 
 SETTINGS: Final = settings_of(Settings)

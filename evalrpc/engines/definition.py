@@ -20,11 +20,17 @@ HOST: Final = "127.0.0.1"
 """Where engines listen."""
 
 
+def build_engines(settings: Mapping[str, EngineSettings]) -> dict[str, "EngineDefinition"]:
+    """Return the operator's engines. Raises ConfigurationError for a command that can't be one."""
+    for engine in settings.values():
+        require_sound(engine)
+    return {name: EngineDefinition(engine) for name, engine in settings.items()}
+
+
 class EngineDefinition:
-    """One of the operator's engines. Raises ConfigurationError for a command that can't be one."""
+    """One of the operator's engines."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        require_sound(settings)
         self.name: Final = settings.name
         self.settings: Final = settings
 
@@ -54,7 +60,14 @@ class EngineDefinition:
         if files is None or not is_folder(served):
             return ""
         environment = sorted(settings.env.items())
-        facts = (settings.command, environment, str(settings.working_dir), served.SerializeToString(deterministic=True), files)
+        facts = (
+            settings.command,
+            environment,
+            settings.secrets,
+            str(settings.working_dir),
+            served.SerializeToString(deterministic=True),
+            files,
+        )
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 

@@ -15,7 +15,7 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +38,9 @@ from evalrpc.harnesses.failures import find_failure, shorten, strip_colours
 from evalrpc.jobs.paths import log_path
 from evalrpc.jobs.served_models import is_folder
 from evalrpc.jobs.transitions import ENGINE_LOST_REASON
+from evalrpc.secrets.logs import overwrite_values
+from evalrpc.secrets.masking import Mask
+from evalrpc.secrets.registry import Secrets
 from evalrpc.v1.engines_pb2 import (
     ENGINE_STATE_ENDED,
     ENGINE_STATE_READY,
@@ -49,6 +52,7 @@ from evalrpc.v1.jobs_pb2 import ServedModel
 
 START_FAILED: Final = "ENGINE_START_FAILED"
 LOST: Final = ENGINE_LOST_REASON
+INCOMPATIBLE: Final = "ENGINE_INCOMPATIBLE"
 
 _NEXT: Final = {
     ENGINE_STATE_STARTING: {ENGINE_STATE_READY, ENGINE_STATE_STOPPING},
@@ -83,6 +87,7 @@ class EngineDependencies:
     gateway: GatewayKeeper
     clock: Clock
     grace_seconds: float
+    secrets: Secrets
     lock: threading.Lock
     """Guards the state of all engines."""
     taken_ports: set[int]
@@ -102,13 +107,13 @@ class Engine:
     """That of the jobs that it may serve: see `jobs.served_models.identity`."""
     folder: Path
     resources: Resources
+    definition: EngineDefinition
+    served: ServedModel
     account: RunAccount | None = None
     owner: str = ""
     """For whom alone it answers; empty: for everybody."""
-    definition: EngineDefinition | None = None
-    """None until the first job has said what it is to serve."""
-    served: ServedModel = field(default_factory=ServedModel)
     fingerprint: str = ""
+    """What is equal as long as its answers are; empty: that can't be told."""
     state: "EngineState.ValueType" = ENGINE_STATE_STARTING
     state_since: Timestamp = field(default_factory=Timestamp)
     started_at: Timestamp = field(default_factory=Timestamp)
@@ -117,7 +122,7 @@ class Engine:
     start_count: int = 0
     port: int = 0
     first_job_id: str = ""
-    """The job with which it was placed."""
+    """The job that it was started for."""
     asked_by: str = ""
     """The owner of that job."""
     users: set[str] = field(default_factory=set)
@@ -154,6 +159,11 @@ class Engine:
     def is_idle(self) -> bool:
         """Whether it has no jobs, and could end at once."""
         return self.is_up and not self.users and self.thread is not None
+
+    @property
+    def gateway_name(self) -> str:
+        """What the gateway knows it by."""
+        return self.engine_id
 
     @property
     def log_path(self) -> Path:
@@ -259,13 +269,11 @@ class Engine:
 
     def _require_same_model(self) -> None:
         """Raise RunFailedError if the model has changed since the first job came, which would get answers of two models."""
-        if self.definition is None or not self.fingerprint:
-            return
-        if self.definition.fingerprint(self.served) != self.fingerprint:
+        if self.fingerprint and self.definition.fingerprint(self.served) != self.fingerprint:
             raise RunFailedError(LOST, f"the model {self.served.model} has changed while an engine loaded it")
 
     def _start(self) -> RunHandle:
-        assert self.definition is not None  # noqa: S101 - it is there before the thread is
+        secrets = self.dependencies.secrets.values(self.definition.settings.secrets)
         with self.dependencies.lock:
             self.start_count += 1
             self.dependencies.taken_ports.discard(self.port)
@@ -275,7 +283,7 @@ class Engine:
         if self._ports_lost:  # perhaps since the program binds no port that is bound, even where nobody listens
             held.close()
         self._held_port = held
-        command = self.definition.command(self.served, self.port)
+        command = replace(self.definition.command(self.served, self.port), secrets=secrets)
         executor, key = self.dependencies.executor, self._key
         _log.info("starting %s for %s", command.argv[0], self.served.model, extra=self._place())
         try:
@@ -290,7 +298,6 @@ class Engine:
 
     def _wait_until_ready(self, handle: RunHandle) -> bool:
         """Wait until it answers. Return whether it does; it is to end otherwise. Raises RunFailedError, _PortLostError."""
-        assert self.definition is not None  # noqa: S101 - as above
         settings, clock = self.definition.settings, self.dependencies.clock
         deadline = clock.monotonic() + settings.start_timeout_seconds
         while not self._is_over():
@@ -303,7 +310,7 @@ class Engine:
                 if problem and handle.wait(0):
                     self._fail_to_start(f"it ended at its first question: {self._last_words()}")
                 if problem:
-                    raise RunFailedError("ENGINE_INCOMPATIBLE", f"engine {self.definition.name}: {problem}")
+                    raise RunFailedError(INCOMPATIBLE, f"engine {self.definition.name}: {problem}")
                 self._ports_lost = 0
                 self._let_go_of_port()
                 return True
@@ -335,9 +342,8 @@ class Engine:
             self._held_port = None
 
     def _fail_to_start(self, why: str) -> None:
-        name = self.definition.name if self.definition is not None else ""
         reason = START_FAILED if self.start_seconds is None else LOST  # one that has answered before may do so again
-        raise RunFailedError(reason, shorten(f"engine {name}: {why}"))
+        raise RunFailedError(reason, shorten(f"engine {self.definition.name}: {why}"))
 
     def _watch(self, handle: RunHandle) -> bool:
         """Wait until it ends by itself or is to end. Return whether it is to be started again."""
@@ -372,13 +378,12 @@ class Engine:
 
     def _has_rested(self) -> bool:
         """Return whether it has been without jobs for as long as it may. Called with the lock held."""
-        idle_seconds = self.definition.settings.idle_seconds if self.definition is not None else 0.0
+        idle_seconds = self.definition.settings.idle_seconds
         if not idle_seconds or not is_folder(self.served):  # nobody else will use it
             return True
         return self.state == ENGINE_STATE_READY and self.dependencies.clock.monotonic() - self.idle_since >= idle_seconds
 
     def _note_ready(self) -> None:
-        assert self.definition is not None  # noqa: S101 - as above
         replica = Replica(f"http://{HOST}:{self.port}/v1", self.definition.settings.max_in_flight)
         self._tell_gateway((replica,))
         with self.dependencies.lock:
@@ -441,9 +446,12 @@ class Engine:
                 problem = f"engine {self.engine_id}: {error}"
                 self.dependencies.executor.quarantine(self._key, self.resources.devices, problem)
                 _log.warning("%s", problem, extra=self._place())
+                return
+        if self.definition.settings.secrets:
+            with suppress(OSError):  # it is still masked whenever it is read
+                overwrite_values(self._start_dir, self.mask())
 
     def _tell_gateway(self, replicas: tuple[Replica, ...]) -> None:
-        assert self.definition is not None  # noqa: S101 - as above
         asked = self.definition.asked_name(self.served)
         self.dependencies.gateway.put_engine(GatewayEngine(self.engine_id, replicas, asked))
 
@@ -456,13 +464,20 @@ class Engine:
         lines = list(map(strip_colours, self.log_tail()))
         return find_failure(lines) or next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
 
+    def mask(self) -> Mask:
+        """Return with what its log is masked. Blocks if a secret has not been read yet, as after a restart."""
+        return self.dependencies.secrets.mask(self.definition.settings.secrets)
+
     def log_tail(self) -> list[str]:
         """Return the last lines of the log of its latest process."""
         try:
+            mask = self.mask()
             with open_in(self._start_dir, "log") as file:
                 size = file.seek(0, 2)
-                file.seek(max(0, size - _TAIL_BYTES))
-                return file.read(_TAIL_BYTES).decode(errors="replace").splitlines()
+                file.seek(begin := max(0, size - _TAIL_BYTES))
+                data = b"" if mask.unreadable else mask.data(file.read(_TAIL_BYTES))
+                lines = data.decode(errors="replace").splitlines()
+                return lines[1:] if begin else lines  # the first one may begin within a secret
         except OSError:  # what it says is worth no more
             return []
 

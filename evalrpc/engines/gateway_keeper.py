@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Set
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -51,9 +51,14 @@ class GatewayKeeper:
         self._expected: Set[str] = frozenset()  # the engines of an earlier server
         self._told = ""  # the instance that knows all this
 
-    def restore(self, names: Set[str]) -> None:
-        """Take up the gateway of an earlier server, if it is there, with the routes to these engines: what is declared anew
-        would end them. Without any engine it is ended. Before any other call."""
+    def restore(self, names: Set[str], endpoints: Iterable[Engine] = ()) -> None:
+        """Take up the gateway of an earlier server, if it is there, with the routes to these engines and endpoints: what is
+        declared anew would end them. Without any it is ended. Before any other call.
+
+        The gateway tells nobody the keys of endpoints, so these come as they are to be declared anew if that is necessary.
+        """
+        known = {each.name: each for each in endpoints}
+        names = names | known.keys()
         with self._lock:
             self._expected = frozenset(names)
             if not names:
@@ -71,7 +76,7 @@ class GatewayKeeper:
                 return
             if status.declared:
                 self._told = status.instance
-                self._engines = {each.name: each for each in status.engines if each.name in names}
+                self._engines = {each.name: known.get(each.name, each) for each in status.engines if each.name in names}
                 self._routes = {each.route.token: each.route for each in status.routes if each.route.engine in names}
 
     def expect(self, route: Route) -> None:

@@ -13,22 +13,28 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from google.protobuf import json_format
 
 from evalrpc.clock import Clock
+from evalrpc.config import EndpointSettings, EngineSettings
 from evalrpc.engines.definition import EngineDefinition
+from evalrpc.engines.endpoints import Endpoints, EndpointUse, endpoint_problem
 from evalrpc.engines.engine import LOST, START_FAILED, Engine, EngineDependencies, remembered
 from evalrpc.engines.gateway_keeper import GatewayKeeper
 from evalrpc.engines.holdings import EngineHolding
-from evalrpc.errors import EngineNotFoundError, RunFailedError
+from evalrpc.errors import EngineNotFoundError, GatewayError, RunFailedError
 from evalrpc.executors.base import Executor, Resources, RunAccount
 from evalrpc.files.private import make_private_folder
 from evalrpc.files.trees import remove_tree
 from evalrpc.jobs.paths import ENGINES_DIR
-from evalrpc.jobs.served_models import identity
+from evalrpc.jobs.served_models import EngineNeed, engine_ids, identity
+from evalrpc.secrets.masking import NO_MASK, Mask
+from evalrpc.secrets.registry import Secrets
 from evalrpc.v1 import engines_pb2 as pb
 from evalrpc.v1.jobs_pb2 import JobInfo, ServedModel
 
@@ -52,22 +58,47 @@ class _Breaker(NamedTuple):
     error: RunFailedError
 
 
+@dataclass
+class _Reserved:
+    """Devices that are kept for an engine, until the lease of a job starts it."""
+
+    engine_id: str
+    identity: str
+    owner: str
+    resources: Resources
+    first_job_id: str
+    asked_by: str
+    """The owner of that job."""
+    users: set[str]
+
+    def holding(self) -> EngineHolding:
+        """Return what others have to know of it."""
+        return EngineHolding(
+            *(self.engine_id, self.identity, "", self.owner, self.asked_by, self.resources.node, self.resources.devices),
+            *(frozenset(self.users), True, False, False, 0.0, 0.0),
+        )
+
+
 class EnginePool:
-    """All engines. `account_of` gives the account of an owner's runs, whose home is there by then; with one, an engine answers
-    for its owner alone."""
+    """All engines, and the endpoints beside them. `account_of` gives the account of an owner's runs, whose home is there by
+    then; with one, an engine answers for its owner alone."""
 
     def __init__(
         self,
         definitions: Mapping[str, EngineDefinition],
+        endpoints: Mapping[str, EndpointSettings],
         executor: Executor,
         account_of: Callable[[str], RunAccount | None],
         clock: Clock,
         data_dir: Path,
         grace_seconds: float,
+        secrets: Secrets,
         *,
         keeps_owners_apart: bool = False,
     ) -> None:
         self._definitions = definitions
+        self._declared_endpoints = endpoints
+        self._secrets = secrets
         self._account_of = account_of
         self._clock = clock
         self._folder = data_dir / ENGINES_DIR
@@ -75,44 +106,63 @@ class EnginePool:
         self._stopping = threading.Event()
         self._changed = threading.Condition()
         self._lock = threading.Lock()
+        self._reserved: list[_Reserved] = []
         self._engines: list[Engine] = []  # in the order of their starts
         self._breakers: dict[tuple[str, str], _Breaker] = {}
         self.gateway: Final = GatewayKeeper(executor, clock, self._folder / _GATEWAY_DIR)
         """Passes the questions of jobs on to engines."""
+        self._endpoints = Endpoints(endpoints, secrets, self.gateway)
         self.on_change: Callable[[], None] = lambda: None
         """Called without locks whenever devices may have come free, or an engine answers."""
         self._taken_ports: set[int] = set()
         self._dependencies = EngineDependencies(
-            executor, self.gateway, clock, grace_seconds, self._lock, self._taken_ports, self._tell_change, self._stopping
+            executor,
+            self.gateway,
+            clock,
+            grace_seconds,
+            secrets,
+            self._lock,
+            self._taken_ports,
+            self._tell_change,
+            self._stopping,
         )
 
     # For the scheduler, which has its condition held.
 
-    def is_up(self, identity_: str, owner: str) -> bool:
-        """Return whether jobs of this identity need no GPUs now: an engine is there, or no start of one is worth a try."""
+    def is_up(self, need: EngineNeed, owner: str) -> bool:
+        """Return whether a job needs no GPUs for this engine now: it is there, or no start of it is worth a try."""
         with self._lock:
-            return self._find(identity_, owner) is not None or self._open_breaker(identity_, owner) is not None
+            return self._needs_no_start(need, owner)
 
-    def place(self, job_id: str, identity_: str, owner: str, resources: Resources, num_gpus: int) -> bool:
-        """Note that a job is about to use the engine that is up for it, or keep these devices for a new one, which the job's
-        lease starts. `release` ends either. Return False, and do nothing, if they are fewer than the engine needs."""
+    def place(
+        self, job_id: str, owner: str, needs: Iterable[EngineNeed], resources: Resources, run_gpu_count: int
+    ) -> tuple[str, ...] | None:
+        """Note that a job is about to use the engines that it needs, and keep devices for those that its leases are to start.
+        `release` ends either. Return the devices for the job's own run; None, and nothing is noted, if they are too few in all.
+
+        So a job never waits for one engine while it holds another.
+        """
         with self._lock:
-            engine = self._find(identity_, owner)
-            if engine is None and self._open_breaker(identity_, owner) is not None:
-                return True  # the lease will tell
-            if engine is None:
-                if len(resources.devices) < num_gpus:
-                    return False
-                engine = self._new(identity_, owner, resources)
-                engine.first_job_id, engine.asked_by = job_id, owner
-                self._engines.append(engine)
-            engine.users.add(job_id)
-            return True
+            missing = [need for need in needs if not self._needs_no_start(need, owner)]
+            if len(resources.devices) < run_gpu_count + sum(need.num_gpus for need in missing):
+                return None
+            left = iter(resources.devices)
+            for_run = tuple(islice(left, run_gpu_count))
+            for need in needs:
+                if need in missing:
+                    devices = tuple(islice(left, need.num_gpus))
+                    self._reserve(job_id, owner, need, Resources(resources.node, devices))
+                elif (there := self._find(need.identity, owner)) is not None:
+                    there.users.add(job_id)
+            return for_run
 
-    def _new(self, identity_: str, owner: str, resources: Resources) -> Engine:
-        engine_id = f"engine-{uuid.uuid4()}"
-        folder = self._folder / engine_id
-        return Engine(self._dependencies, engine_id, identity_, folder, resources, owner=self._for_whom(owner))
+    def _needs_no_start(self, need: EngineNeed, owner: str) -> bool:
+        is_up = need.engine in self._endpoints or self._find(need.identity, owner) is not None
+        return is_up or self._open_breaker(need.identity, owner) is not None  # with which the lease will tell
+
+    def _reserve(self, job_id: str, owner: str, need: EngineNeed, resources: Resources) -> None:
+        engine_id, for_whom = f"engine-{uuid.uuid4()}", self._for_whom(owner)
+        self._reserved.append(_Reserved(engine_id, need.identity, for_whom, resources, job_id, owner, {job_id}))
 
     def _for_whom(self, owner: str) -> str:
         """Return the owner whom an engine answers alone; empty if it answers for all."""
@@ -122,7 +172,8 @@ class EnginePool:
         """Return what engines hold, in the order of their starts."""
         now = self._clock.now()
         with self._lock:
-            return [each.holding(now) for each in self._engines if _holds(each)]
+            there = [each.holding(now) for each in self._engines if _holds(each)]
+            return [*there, *(each.holding() for each in self._reserved)]
 
     def held_devices(self) -> set[str]:
         """Return the devices that engines hold."""
@@ -149,19 +200,22 @@ class EnginePool:
 
     # For the workers of jobs.
 
-    def lease(self, job: JobInfo) -> Engine:
-        """Return the engine of a job, started if it was only placed. It stays until `release`. Blocks on the disk.
+    def lease(self, job: JobInfo, served: ServedModel) -> Engine | EndpointUse:
+        """Return what answers for a model of a job; an engine is started if it was only placed. It stays until `release`.
+        Blocks on the disk.
 
         Raises OSError, and RunFailedError: ENGINE_START_FAILED, ENGINE_INCOMPATIBLE, or ENGINE_LOST where another one may do.
         """
-        served = job.request.served_model
+        if served.engine in self._endpoints:
+            return self._endpoints.lease(job, served)
         definition = self.definition(served.engine)
+        self._secrets.require_may_use(definition.settings.secrets, job.owner)
         fingerprint = definition.fingerprint(served)
         account = self._account_of(job.owner)
         with self._lock:
-            engine = self._engine_of(job)
-            if engine.thread is None:
-                self._start(engine, definition, served, fingerprint, account)
+            engine = self._engine_of(job, served)
+            if isinstance(engine, _Reserved):
+                engine = self._start(engine, definition, served, fingerprint, account)
             elif self._is_out_of_date(engine, job, fingerprint):
                 engine.is_retired = True
                 engine.users.discard(job.job_id)
@@ -169,9 +223,10 @@ class EnginePool:
             engine.users.add(job.job_id)
             return engine
 
-    def wait(self, engine: Engine, reason_to_stop: Callable[[], _Reason | None]) -> _Reason | None:
-        """Wait until an engine answers, or there is a reason to stop, and return that. Raises RunFailedError if it won't."""
-        while True:
+    def wait(self, engine: Engine | EndpointUse, reason_to_stop: Callable[[], _Reason | None]) -> _Reason | None:
+        """Wait until an engine answers, or there is a reason to stop, and return that. Raises RunFailedError if it won't. An
+        endpoint is not waited for."""
+        while isinstance(engine, Engine):
             with self._lock:
                 if engine.is_ending:
                     raise _failure(engine)
@@ -181,21 +236,27 @@ class EnginePool:
                 return reason
             with self._changed:
                 self._changed.wait(_LOOK_SECONDS)
+        return None
 
-    def require_there(self, engine: Engine) -> None:
+    def require_there(self, engine: Engine | EndpointUse) -> None:
         """Raise RunFailedError with reason ENGINE_LOST if an engine is gone."""
         with self._lock:
-            if engine.state in (pb.ENGINE_STATE_STOPPING, pb.ENGINE_STATE_ENDED):
+            if isinstance(engine, Engine) and engine.state in (pb.ENGINE_STATE_STOPPING, pb.ENGINE_STATE_ENDED):
                 raise RunFailedError(LOST, _failure(engine).message)
 
     def release(self, job_id: str) -> None:
-        """Let go of the engine of a job, if it has one. May be called again."""
+        """Let go of what answers for a job. May be called again."""
+        try:
+            self._endpoints.release(job_id)
+        except GatewayError as error:
+            _log.warning("%s", error.message, extra={"job_id": job_id})
         with self._lock:
-            used = [engine for engine in self._engines if job_id in engine.users]
-            for engine in used:
-                engine.users.discard(job_id)
-                engine.idle_since = self._clock.monotonic()
-            self._engines = [each for each in self._engines if each.users or each.thread is not None]
+            used = [each for each in self._all() if job_id in each.users]
+            for each in used:
+                each.users.discard(job_id)
+                if isinstance(each, Engine):
+                    each.idle_since = self._clock.monotonic()
+            self._reserved = [each for each in self._reserved if each.users]
         if used:
             self._tell_change()
 
@@ -204,6 +265,18 @@ class EnginePool:
         if name not in self._definitions:
             raise RunFailedError(START_FAILED, f"this server has no engine {name!r} any more")
         return self._definitions[name]
+
+    def api_of(self, served: ServedModel) -> tuple[str, ...]:
+        """Return what answers for a model can answer, as its settings say it. Raises RunFailedError."""
+        if served.engine in self._endpoints:
+            return self._declared_endpoints[served.engine].api
+        return self.definition(served.engine).settings.api
+
+    def find(self, served: ServedModel, engine_id: str) -> Engine | EndpointUse | None:
+        """Return what answered for a model under an earlier server; None if it is gone."""
+        if served.engine in self._endpoints:
+            return EndpointUse(self._declared_endpoints[served.engine], served.model)
+        return self.engine(engine_id)
 
     def engine(self, engine_id: str) -> Engine | None:
         """Return an engine by its id; None if it is forgotten."""
@@ -215,7 +288,7 @@ class EnginePool:
     def listed(self) -> list[pb.Engine]:
         """Return the engines that are there, the oldest first, then those that have ended lately, the latest first."""
         with self._lock:
-            there = [each for each in self._engines if each.state != pb.ENGINE_STATE_ENDED and each.thread is not None]
+            there = [each for each in self._engines if _holds(each)]
             ended = [each for each in self._engines if each.state == pb.ENGINE_STATE_ENDED]
             return [_message(each) for each in (*there, *reversed(ended))]
 
@@ -236,7 +309,13 @@ class EnginePool:
 
     def problems(self) -> Mapping[str, str]:
         """Return, by the name of each engine that is configured, why it can't be started; empty if nothing is missing."""
-        return {name: definition.problem() for name, definition in self._definitions.items()}
+        engines = {name: definition.problem() for name, definition in self._definitions.items()}
+        return engines | {name: endpoint_problem(endpoint) for name, endpoint in self._declared_endpoints.items()}
+
+    def log_mask(self, engine_id: str) -> Mask:
+        """Return with what the log of an engine is masked. Blocks if a secret has not been read yet."""
+        engine = self.engine(engine_id)
+        return engine.mask() if engine is not None else NO_MASK
 
     # The server's start and stop.
 
@@ -245,10 +324,11 @@ class EnginePool:
 
         Raises OSError.
         """
+        jobs = list(jobs)
         users: dict[str, set[str]] = {}
         for job in jobs:
-            if job.attempts and job.attempts[-1].engine_id:
-                users.setdefault(job.attempts[-1].engine_id, set()).add(job.job_id)
+            for engine_id in engine_ids(job):
+                users.setdefault(engine_id, set()).add(job.job_id)
         for folder in sorted(self._folder.glob("engine-*")):
             facts = remembered(folder)
             if facts is None:
@@ -263,7 +343,7 @@ class EnginePool:
             engine.idle_since = self._clock.monotonic()
             self._taken_ports.add(engine.port)
             self._engines.append(engine)
-        self.gateway.restore({engine.engine_id for engine in self._engines})
+        self.gateway.restore({engine.engine_id for engine in self._engines}, self._endpoints.restore(jobs))
 
     def begin_restored(self) -> None:
         """Go on with the engines that `restore` has found. Raises OSError."""
@@ -282,7 +362,7 @@ class EnginePool:
 
     def _restored(self, folder: Path, facts: Mapping[str, Any]) -> Engine:
         served = json_format.ParseDict(facts["served_model"], ServedModel())
-        definition = self._definitions.get(served.engine)
+        is_configured = served.engine in self._definitions
         owner = str(facts["owner"])
         engine = Engine(
             self._dependencies,
@@ -290,10 +370,10 @@ class EnginePool:
             str(facts["identity"]),
             folder,
             Resources(str(facts["node"]), tuple(facts["devices"])),
+            self._definitions[served.engine] if is_configured else EngineDefinition(EngineSettings(served.engine, ())),
+            served,
             self._account_of(owner),
             owner,
-            definition,
-            served,
             str(facts["fingerprint"]),
             start_count=int(facts["start_count"]),
             restart_count=int(facts["restart_count"]),
@@ -303,49 +383,74 @@ class EnginePool:
         )
         engine.started_at.FromNanoseconds(int(facts["started_ns"]))
         engine.state_since.CopyFrom(engine.started_at)
-        if definition is None:
+        if not is_configured:
             engine.stop_reason = "it is not configured any more"
         return engine
 
-    def _engine_of(self, job: JobInfo) -> Engine:
+    def _engine_of(self, job: JobInfo, served: ServedModel) -> Engine | _Reserved:
         """Return the engine that a job was placed on, or has used before a restart. Raises RunFailedError. Called with the lock
         held."""
-        engine = next((each for each in self._engines if job.job_id in each.users), None)
-        engine = engine or self._find(name := identity(job.request, job.job_id), job.owner)
-        if engine is not None and not engine.is_ending:
-            return engine
-        if engine is not None:
+        name = identity(served, job.job_id)
+        placed = (each for each in self._all() if job.job_id in each.users and each.identity == name)
+        engine = next(placed, None) or self._find(name, job.owner)
+        if isinstance(engine, Engine) and engine.is_ending:
             raise _failure(engine)
+        if engine is not None:
+            return engine
         if (breaker := self._open_breaker(name, job.owner)) is not None:
             raise _copy(breaker.error)
         raise RunFailedError(LOST, "the engine that the job was to use has ended before the job began")
 
     def _is_out_of_date(self, engine: Engine, job: JobInfo, fingerprint: str) -> bool:
         """Return whether a job that comes new to an engine might get answers of another model than it names."""
-        has_asked = bool(job.attempts) and job.attempts[-1].engine_id == engine.engine_id
+        has_asked = engine.engine_id in engine_ids(job)
         is_own = engine.first_job_id == job.job_id
         return not has_asked and not is_own and (not fingerprint or engine.fingerprint != fingerprint)
 
     def _start(
-        self, engine: Engine, definition: EngineDefinition, served: ServedModel, fingerprint: str, account: RunAccount | None
-    ) -> None:
-        """Start a reserved engine. Called with the lock held."""
-        engine.definition, engine.fingerprint, engine.account = definition, fingerprint, account
+        self,
+        reserved: _Reserved,
+        definition: EngineDefinition,
+        served: ServedModel,
+        fingerprint: str,
+        account: RunAccount | None,
+    ) -> Engine:
+        """Start a reserved engine. Raises OSError. Called with the lock held."""
+        engine = Engine(
+            self._dependencies,
+            reserved.engine_id,
+            reserved.identity,
+            self._folder / reserved.engine_id,
+            reserved.resources,
+            definition,
+            ServedModel(),
+            account,
+            reserved.owner,
+            fingerprint,
+            first_job_id=reserved.first_job_id,
+            asked_by=reserved.asked_by,
+            users=reserved.users,
+        )
         engine.served.CopyFrom(served)
         engine.started_at.CopyFrom(self._clock.now())
         engine.state_since.CopyFrom(engine.started_at)
         make_private_folder(engine.folder)
         engine.begin()
+        self._reserved.remove(reserved)
+        self._engines.append(engine)
+        return engine
 
-    def _find(self, identity_: str, owner: str) -> Engine | None:
-        """Return the engine that is up for jobs of an identity. Called with the lock held."""
+    def _find(self, identity_: str, owner: str) -> Engine | _Reserved | None:
+        """Return the engine that is up for jobs of an identity, or the place of one. Called with the lock held."""
         for_whom = self._for_whom(owner)
-        return next(
-            (each for each in self._engines if each.identity == identity_ and each.owner == for_whom and each.is_up), None
-        )
+        there = (each for each in self._all() if each.identity == identity_ and each.owner == for_whom)
+        return next((each for each in there if isinstance(each, _Reserved) or each.is_up), None)
+
+    def _all(self) -> list[Engine | _Reserved]:
+        return [*self._reserved, *self._engines]
 
     def _named(self, engine_id: str) -> Engine | None:
-        return next((each for each in self._engines if each.engine_id == engine_id and each.thread is not None), None)
+        return next((each for each in self._engines if each.engine_id == engine_id), None)
 
     def _open_breaker(self, identity_: str, owner: str) -> _Breaker | None:
         breaker = self._breakers.get((identity_, self._for_whom(owner)))

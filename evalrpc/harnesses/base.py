@@ -105,6 +105,8 @@ class ServedEndpoint(NamedTuple):
     """What the server has loaded, a folder or the name of a repository: for a tokenizer."""
     api: tuple[str, ...]
     """What the server answers, as `api` of an engine says it."""
+    is_own_name: bool = False
+    """Whether the model is known by this name elsewhere too, such as a vendor's, so that programs may treat it by its name."""
 
 
 class ServedNeeds(NamedTuple):
@@ -131,6 +133,18 @@ class ServedHarness(Protocol):
 
         `Harness.violations` of what is returned tell which requests can't be evaluated so.
         """
+
+
+@runtime_checkable
+class JudgedHarness(Protocol):
+    """Optional interface of a harness whose tasks can have another model judge the answers."""
+
+    judge_api: frozenset[str]
+    """What a judge is asked by: its server must answer one of these."""
+
+    def judge_variables(self, judge: ServedEndpoint) -> Mapping[str, str]:
+        """Return the environment variables by which the program finds the judge. Those of the model's own server must not be
+        among them. What else the program is to be told, `Harness.command` does, since the request has the judge's name."""
 
 
 @runtime_checkable

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from evalrpc.harnesses.base import ServedEndpoint, ServedNeeds
+from evalrpc.harnesses.base import JudgedHarness, ServedEndpoint, ServedNeeds
 from evalrpc.v1.jobs_pb2 import EvaluateRequest
 
 API_KEY: Final = "evalrpc"
@@ -31,5 +31,14 @@ def served_environment(needs: ServedNeeds, served: ServedEndpoint, others: Mappi
     The address is only in the variables that the harness needs: a scorer that asks another model with the same library would
     ask the one that is evaluated.
     """
+    return {**_common(others), **dict.fromkeys(needs.variables, served.url)}
+
+
+def judge_environment(harness: object, judge: ServedEndpoint, others: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that a harness gets so that its tasks can ask a judge; none, if it asks none."""
+    return {**_common(others), **harness.judge_variables(judge)} if isinstance(harness, JudgedHarness) else {}
+
+
+def _common(others: Mapping[str, str]) -> dict[str, str]:
     direct = {name: ",".join(filter(None, (others.get(name), *_LOOPBACK))) for name in _NO_PROXY}
-    return {**direct, "OPENAI_API_KEY": others.get("OPENAI_API_KEY", API_KEY), **dict.fromkeys(needs.variables, served.url)}
+    return {**direct, "OPENAI_API_KEY": others.get("OPENAI_API_KEY", API_KEY)}

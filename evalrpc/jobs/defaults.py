@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from evalrpc.config import LMMS_EVAL, HarnessSettings, Settings
 from evalrpc.config.executors import LOCAL_EXECUTOR
 from evalrpc.errors import ConfigurationError
+from evalrpc.jobs.served_models import SERVED_FIELDS, engine_needs, served_models
 from evalrpc.v1.jobs_pb2 import EvaluateRequest
 
 
@@ -21,17 +22,20 @@ class RequestDefaults:
     """The executors of the harnesses whose default is not the server's own machine."""
     executor_num_gpus: Mapping[str, int] = field(default_factory=dict)
     """On the other executors."""
+    endpoints: frozenset[str] = frozenset()
+    """The names of endpoints, which need no GPUs."""
 
     def fill_in(self, request: EvaluateRequest) -> None:
         """Set `harness`, `executor` and `num_gpus` if they are absent. With a served model, its engine gets the GPUs, and the
         run none."""
         if not request.harness:
             request.harness = self.harness
-        is_local_only = request.HasField("served_model") or request.preparation
+        is_local_only = served_models(request) or request.preparation
         if not request.executor and not is_local_only:
             request.executor = self.executors.get(request.harness, "")
-        if request.HasField("served_model") and not request.served_model.HasField("num_gpus"):
-            request.served_model.num_gpus = self.num_gpus
+        for served in served_models(request):
+            if not served.HasField("num_gpus"):
+                served.num_gpus = 0 if served.engine in self.endpoints else self.num_gpus
         if not request.HasField("num_gpus"):
             num_gpus = self.executor_num_gpus.get(executor_of(request), self.num_gpus)
             request.num_gpus = 0 if request.HasField("served_model") else num_gpus
@@ -45,6 +49,7 @@ def request_defaults(settings: Settings, gpu_count: int) -> RequestDefaults:
         _default_num_gpus(settings, gpu_count),
         {harness: executor for harness, executor in chosen.items() if executor != LOCAL_EXECUTOR},
         {name: min(1, executor.max_gpus) for name, executor in settings.executors.items()},
+        frozenset(settings.endpoints),
     )
 
 
@@ -59,11 +64,11 @@ def default_executor(harness: HarnessSettings, settings: Settings) -> str:
     return settings.default_executor if settings.default_executor in allowed else allowed[0]
 
 
-def gpus_needed(request: EvaluateRequest) -> int:
-    """Return how many GPUs a job's request asks for, be it for an engine. It always says so, but for jobs stored by release
-    0.1, which meant one."""
+def gpus_of_run(request: EvaluateRequest) -> int:
+    """Return how many GPUs the harness itself gets. A request always says so, but for jobs stored by release 0.1, which meant
+    one."""
     if request.HasField("served_model"):
-        return request.served_model.num_gpus
+        return 0
     return request.num_gpus if request.HasField("num_gpus") else 1
 
 
@@ -72,9 +77,21 @@ def executor_of(request: EvaluateRequest) -> str:
     return "" if request.executor == LOCAL_EXECUTOR else request.executor
 
 
+def gpus_needed(request: EvaluateRequest) -> int:
+    """Return how many GPUs a job's request asks for, be it for the harness or for engines."""
+    return gpus_of_run(request) + sum(need.num_gpus for need in engine_needs(request, ""))
+
+
 def gpus_field(request: EvaluateRequest) -> str:
-    """Return the path, from the request on, of the field that says how many GPUs it asks for."""
-    return "served_model.num_gpus" if request.HasField("served_model") else "num_gpus"
+    """Return the path, from the request on, of the field that asks for most GPUs."""
+    counts = gpus_by_field(request)
+    return max(counts, key=counts.__getitem__)
+
+
+def gpus_by_field(request: EvaluateRequest) -> dict[str, int]:
+    """Return how many GPUs each field of a request asks for, by its path from the request on."""
+    counts = {f"{field}.num_gpus": getattr(request, field).num_gpus for field in SERVED_FIELDS if request.HasField(field)}
+    return counts if request.HasField("served_model") else {"num_gpus": gpus_of_run(request), **counts}
 
 
 def _default_harness(settings: Settings) -> str:

@@ -2,9 +2,16 @@
 
 import hashlib
 import re
-from typing import Final
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Final, NamedTuple
 
-from evalrpc.v1.jobs_pb2 import EvaluateRequest, ServedModel
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobAttempt, JobInfo, ServedModel
+
+SERVED_FIELD: Final = "served_model"
+JUDGE_FIELD: Final = "judge_model"
+SERVED_FIELDS: Final = (SERVED_FIELD, JUDGE_FIELD)
+"""The fields of a request that name such a model."""
 
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]")
 
@@ -26,13 +33,49 @@ def model_name(served: ServedModel) -> str:
     return _UNSAFE.sub("_", last).lstrip("-.") or "model"
 
 
-def identity(request: EvaluateRequest, job_id: str) -> str:
-    """Return what is equal for jobs that can share an engine, as far as their requests tell; empty without a served model.
+class EngineNeed(NamedTuple):
+    """An engine that a job needs, as far as its request tells."""
+
+    engine: str
+    """Its name among the operator's."""
+    identity: str
+    """What is equal for jobs that can share it."""
+    num_gpus: int
+    """How many GPUs one that is started for it gets."""
+
+
+def served_models(request: EvaluateRequest) -> list[ServedModel]:
+    """Return the models that servers answer for: the one that is evaluated, if it is one, and the judge."""
+    return [getattr(request, field) for field in SERVED_FIELDS if request.HasField(field)]
+
+
+def identity(served: ServedModel, job_id: str) -> str:
+    """Return what is equal for jobs that can share an engine, as far as their requests tell.
 
     A model that is no folder is never shared, since nobody can tell whether its weights are still the same.
     """
-    if not request.HasField("served_model"):
-        return ""
-    served = request.served_model
     sharing = b"" if is_folder(served) else job_id.encode()
     return hashlib.sha256(served.SerializeToString(deterministic=True) + sharing).hexdigest()[:32]
+
+
+def engine_needs(request: EvaluateRequest, job_id: str) -> tuple[EngineNeed, ...]:
+    """Return the engines that a job needs: each once, also if it is to judge its own answers."""
+    needs = (EngineNeed(each.engine, identity(each, job_id), each.num_gpus) for each in served_models(request))
+    return tuple(dict.fromkeys(needs))
+
+
+def engine_ids(job: JobInfo) -> list[str]:
+    """Return the engines that the latest attempt of a job has asked so far."""
+    latest = job.attempts[-1] if job.attempts else JobAttempt()
+    return [engine_id for engine_id in (latest.engine_id, latest.judge_engine_id) if engine_id]
+
+
+def needs_text(needs: Iterable[EngineNeed]) -> str:
+    """Return needs as the store keeps them; `needs_of` reads them. Equal for jobs that can share all their engines."""
+    return " ".join(f"{need.engine}:{need.identity}:{need.num_gpus}" for need in needs)
+
+
+@lru_cache(maxsize=4096)
+def needs_of(text: str) -> tuple[EngineNeed, ...]:
+    """Return the needs that a text stands for."""
+    return tuple(EngineNeed(engine, name, int(num_gpus)) for engine, name, num_gpus in (n.split(":") for n in text.split()))

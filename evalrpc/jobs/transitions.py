@@ -105,10 +105,11 @@ def counted_attempts(job: pb.JobInfo) -> int:
     return sum(1 for attempt in job.attempts if attempt.error.reason not in (PREEMPTED_REASON, ENGINE_LOST_REASON))
 
 
-def note_engine(job: pb.JobInfo, engine_id: str) -> None:
-    """Record which engine answers for the model of a RUNNING job."""
+def note_engines(job: pb.JobInfo, engine_id: str, judge_engine_id: str) -> None:
+    """Record which engines answer for the models of a RUNNING job; empty: none does, or an endpoint."""
     _require(job, pb.JOB_STATUS_RUNNING)
     job.attempts[-1].engine_id = engine_id
+    job.attempts[-1].judge_engine_id = judge_engine_id
 
 
 def request_preemption(job: pb.JobInfo) -> None:

@@ -62,10 +62,15 @@ class LogReader:
             await self._wait(job_id, heartbeat, offset, attempt, send)
 
     async def read_engine_log(
-        self, job_id: str, call: ReadLogRequest, path_of: Callable[[str], Path | None], send: Send
+        self,
+        job_id: str,
+        call: ReadLogRequest,
+        path_of: Callable[[str], Path | None],
+        mask_of: Callable[[str], Mask],
+        send: Send,
     ) -> None:
         """Send the bytes of the log of the engine that answered for an attempt, from the engine's start to now. `path_of` says
-        where the log of an engine is.
+        where the log of an engine is, `mask_of` what of it is secret; the latter blocks.
 
         Raises JobNotFoundError, AttemptNotFoundError, OffsetOutOfRangeError, FileUnavailableError, FileUnreadableError.
         """
@@ -73,9 +78,10 @@ class LogReader:
         attempt = attempt_number(job, call.attempt)
         engine_id = next((each.engine_id for each in job.attempts if each.number == attempt), "")
         path = path_of(engine_id) if engine_id else None
+        mask = await read_on(self._readers, lambda: _whole(mask_of(engine_id))) if path else NO_MASK
         require_inside(call.offset, await read_on(self._readers, lambda: _size(path)) if path else 0)
         if path is not None:
-            read = partial(_read_at, path, mask=NO_MASK, is_growing=False)
+            read = partial(_read_at, path, mask=mask, is_growing=True)
             await self._send_rest(read, call.offset, attempt, send, Heartbeat(None))
 
     async def _send_rest(
@@ -112,7 +118,11 @@ def _read_at(path: Path, offset: int, *, mask: Mask, is_growing: bool) -> bytes:
 
 def _mask(secrets: Secrets, job: JobInfo, folder: Path) -> Mask:
     """Return with what the log of an attempt is masked. Raises FileUnreadableError if a value is not known."""
-    mask = mask_of_log(secrets, job, folder)
+    return _whole(mask_of_log(secrets, job, folder))
+
+
+def _whole(mask: Mask) -> Mask:
+    """Return a mask of which every value is known. Raises FileUnreadableError."""
     if mask.unreadable:
         raise FileUnreadableError(f"the log is withheld: {mask.problem}")
     return mask

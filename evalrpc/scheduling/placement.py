@@ -32,13 +32,14 @@ class QueuedJob(NamedTuple):
     sequence: int
     job_id: str
     num_gpus: int
+    """How many it needs, those of engines that have to be started included."""
     created_seconds: float
     """Time of day."""
     ready_seconds: float = 0.0
     """Time of day before which it must not start: after a failed attempt."""
     owner: str = ""
     engine: str = ""
-    """What is equal for jobs that may share an engine; empty without one."""
+    """The engines that it needs: see `jobs.served_models.needs_text`. Empty without one."""
     executor: str = ""
     """The executor whose nodes it may be placed on; empty: that of the server's own machine."""
 

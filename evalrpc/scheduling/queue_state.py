@@ -21,7 +21,7 @@ from evalrpc.jobs import lifecycle, transitions
 from evalrpc.jobs.defaults import executor_of, gpus_needed
 from evalrpc.jobs.holds import NO_HOLDS, Holds
 from evalrpc.jobs.lifecycle import Status
-from evalrpc.jobs.served_models import identity
+from evalrpc.jobs.served_models import EngineNeed, engine_needs, needs_of, needs_text
 from evalrpc.jobs.share_policy import Entitlements, is_urgent, owner_name
 from evalrpc.protobuf import wire_format
 from evalrpc.scheduling import placement
@@ -54,8 +54,8 @@ _CACHED_FROM: Final = wire_format.field_tag(pb.JobInfo.CACHED_FROM_FIELD_NUMBER)
 class EngineUse(Protocol):
     """What the queue has to know of engines."""
 
-    def is_up(self, identity: str, owner: str) -> bool:
-        """Return whether jobs of this identity, and of this owner, need no GPUs now."""
+    def is_up(self, need: EngineNeed, owner: str) -> bool:
+        """Return whether jobs of this owner that need this engine need no GPUs for it now."""
 
     def held_devices(self) -> set[str]:
         """Return the devices that engines hold."""
@@ -64,7 +64,7 @@ class EngineUse(Protocol):
 class _NoEngines:
     """A server without engines."""
 
-    def is_up(self, identity: str, owner: str) -> bool:  # noqa: ARG002 - as EngineUse
+    def is_up(self, need: EngineNeed, owner: str) -> bool:  # noqa: ARG002 - as EngineUse
         return False
 
     def held_devices(self) -> set[str]:
@@ -304,8 +304,11 @@ class QueueState:
             yield Head(service_order(owner, job.negated_priority, job.sequence, standing), job)
 
     def _as_placed(self, job: QueuedJob) -> QueuedJob:
-        """Return a job as it can be placed now: without GPUs if the engine that it names is up."""
-        return job._replace(num_gpus=0) if job.engine and self._engines.is_up(job.engine, job.owner) else job
+        """Return a job as it can be placed now: without the GPUs of the engines that are up."""
+        if not job.engine:
+            return job
+        not_needed = sum(need.num_gpus for need in needs_of(job.engine) if self._engines.is_up(need, job.owner))
+        return job._replace(num_gpus=job.num_gpus - not_needed)
 
     def _allowed(self, owner: str, terms: "_Terms") -> Sequence[QueuedJob]:
         """Return the first job of each width of one owner, as far as the quota goes."""
@@ -623,7 +626,7 @@ def _row(change: Change) -> QueuedRow:
         job.created_at.ToNanoseconds(),
         job.retry_at.ToNanoseconds(),
         owner=job.owner,
-        engine=identity(job.request, job.job_id),
+        engine=needs_text(engine_needs(job.request, job.job_id)),
         executor=executor_of(job.request),
     )
 

@@ -21,6 +21,7 @@ from typing import Final
 from evalrpc.errors import StoreUnavailableError
 from evalrpc.executors.base import Resources
 from evalrpc.jobs import transitions
+from evalrpc.jobs.served_models import needs_of
 from evalrpc.scheduling.placement import Placement, Preemption, QueuedJob, resources_of
 from evalrpc.scheduling.supervisor import RunDependencies, Supervisor
 from evalrpc.store.base import Change, Expected
@@ -205,12 +206,14 @@ class Scheduler:
         return None if is_room_made else again
 
     def _hand_over_served(self, job: QueuedJob, resources: Resources) -> bool:
-        """Do the same for a job whose model an engine serves, which gets the devices. Return whether to go on choosing. Called
-        with the condition held."""
-        num_gpus = self._dependencies.queue_state.width_of(job.job_id)
-        if not self._engines.place(job.job_id, job.engine, job.owner, resources, num_gpus):
-            return True  # its engine has ended just now, so it is chosen anew, with GPUs
-        own = Resources(resources.node)
+        """Do the same for a job with models that engines serve, which get the devices that the run itself does not need. Return
+        whether to go on choosing. Called with the condition held."""
+        needs = needs_of(job.engine)
+        run_gpu_count = self._dependencies.queue_state.width_of(job.job_id) - sum(need.num_gpus for need in needs)
+        devices = self._engines.place(job.job_id, job.owner, needs, resources, max(0, run_gpu_count))
+        if devices is None:
+            return True  # an engine has ended just now, so it is chosen anew, with GPUs
+        own = Resources(resources.node, devices)
         if self._hand_over(job.job_id, own, partial(Supervisor.run, resources=own)):
             return True
         self._engines.release(job.job_id)

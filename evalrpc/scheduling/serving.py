@@ -1,9 +1,10 @@
-"""Sees to it that an engine answers for the model of an attempt, and that the harness asks it through the gateway.
+"""Sees to it that engines and endpoints answer for the models of an attempt, and that its harness asks through the gateway.
 
     data_dir/jobs/JOB_ID/recording              the answers that the job has got, for its further attempts
     data_dir/jobs/JOB_ID/attempt-N/route        what makes the attempt's URL a secret
 
-The token is written before the harness starts, so an attempt that goes on under another server keeps its URL.
+The token is written before the harness starts, so an attempt that goes on under another server keeps its URL. A judge has the
+same, with `judge-` before the names: so what the model is asked has nothing to do with who judges it.
 """
 
 import logging
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from evalrpc.clock import Clock
+from evalrpc.engines.endpoints import EndpointUse, require_usable
 from evalrpc.engines.engine import LOST, Engine
 from evalrpc.engines.gateway.contract import Counters, Route
 from evalrpc.engines.pool import EnginePool
@@ -21,12 +23,14 @@ from evalrpc.errors import GatewayError, RunFailedError
 from evalrpc.files.opening import read_note
 from evalrpc.files.private import create_private_file
 from evalrpc.harnesses.base import Harness, ServedEndpoint, ServedHarness, ServedNeeds
-from evalrpc.harnesses.served import served_environment
+from evalrpc.harnesses.served import judge_environment, served_environment
 from evalrpc.jobs.paths import attempt_dir, job_dir
-from evalrpc.jobs.served_models import model_name
+from evalrpc.jobs.served_models import JUDGE_FIELD, SERVED_FIELD, SERVED_FIELDS, model_name, served_models
 from evalrpc.scheduling.phase_reports import PhaseReports
-from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo, Progress, Usage
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobAttempt, JobInfo, Progress, ServedModel, Usage
 
+_ENGINE_ID_FIELDS: Final = {SERVED_FIELD: "engine_id", JUDGE_FIELD: "judge_engine_id"}
+_USAGE_FIELDS: Final = {SERVED_FIELD: "usage", JUDGE_FIELD: "judge_usage"}
 _ROUTE_FILE: Final = "route"
 _MAX_TOKEN_BYTES: Final = 256
 _COUNT_SECONDS: Final = 2.0
@@ -48,75 +52,148 @@ class Serving:
 
     def restore(self, jobs: Iterable[JobInfo]) -> None:
         """Take up the engines of an earlier server, and by which addresses its running jobs ask them. Raises OSError."""
-        served = [job for job in jobs if job.request.HasField("served_model")]
+        served = [job for job in jobs if served_models(job.request)]
         self.pool.restore(served)
         for job in served:
-            run = ServedRun(self, job, lambda _: None)
-            engine = self.pool.engine(job.attempts[-1].engine_id)
-            if engine is not None and (route := run.route_to(engine)) is not None:
-                self.pool.gateway.expect(route)
+            for run in _runs_of(self, job):
+                if (route := run.route_to_earlier()) is not None:
+                    self.pool.gateway.expect(route)
         self.pool.begin_restored()
 
 
 class ServedRun:
-    """Has the model of one attempt served. Used by one thread."""
+    """Has the models of one attempt served: the one that is evaluated, the judge, or both. Used by one thread."""
 
     def __init__(self, serving: Serving, job: JobInfo, publish: Callable[[Progress], None]) -> None:
         self._serving = serving
         self._job = job
         self._reports = PhaseReports(job, Progress.PHASE_SERVING, serving.clock, publish)
-        self._counted_at = float("-inf")
-        self._engine: Engine | None = None
-        self._token = ""
-        self._url = ""
-        self._counters: Counters | None = None
-        self._observed: Counters | None = None  # None: of a run that an earlier server may have told of
-
-    @property
-    def engine_id(self) -> str:
-        """The engine that answers; empty before one does."""
-        return self._engine.engine_id if self._engine is not None else ""
+        self._runs = _runs_of(serving, job)
 
     def lease(self) -> None:
-        """Take the engine that answers for the job. May be called again. Raises RunFailedError, OSError."""
-        self._engine = self._serving.pool.lease(self._job)
+        """Take what answers for the job: all engines are started before one is waited for. May be called again.
+
+        Raises RunFailedError, OSError.
+        """
+        for run in self._runs:
+            run.lease()
+
+    def note_engines(self, attempt: JobAttempt) -> None:
+        """Record which engines answer."""
+        for run in self._runs:
+            if run.engine_id:
+                setattr(attempt, _ENGINE_ID_FIELDS[run.field], run.engine_id)
 
     def follow(self, reason_to_stop: Callable[[], _Reason | None]) -> _Reason | None:
-        """Wait until the engine answers and the harness can ask it; or return the reason to stop, if there is one before. May
-        be called again. Raises RunFailedError, OSError."""
+        """Wait until all answer and the harness can ask them; or return the reason to stop, if there is one before. May be
+        called again. Raises RunFailedError, OSError."""
 
         def look() -> _Reason | None:
             self._reports.look()
             return reason_to_stop()
 
+        return next((reason for run in self._runs if (reason := run.follow(look)) is not None), None)
+
+    def recall(self) -> None:
+        """Do without engines, for a harness that has ended already, under an earlier server. Raises OSError."""
+        for run in self._runs:
+            run.recall()
+
+    def pointed(self, harness: Harness, request: EvaluateRequest) -> EvaluateRequest:
+        """Return the request as the harness gets it. Raises RunFailedError for a harness that can't be pointed at a server."""
+        for run in self._runs:
+            request = run.pointed(harness, request)
+        return request
+
+    def environment(self, harness: Harness, others: Mapping[str, str]) -> Mapping[str, str]:
+        """Return what the harness's programs need in their environment, besides `others`, which they have otherwise."""
+        variables: dict[str, str] = {}
+        for run in self._runs:
+            variables |= run.environment(harness, others)
+        return variables
+
+    def look(self) -> None:
+        """Raise RunFailedError with reason ENGINE_LOST if the harness has nobody to ask any more. Counts now and then."""
+        for run in self._runs:
+            run.look()
+
+    def require_sound(self) -> None:
+        """Raise RunFailedError with reason ENGINE_LOST if the harness may have been refused answers for no fault of its own."""
+        for run in self._runs:
+            run.require_sound()
+
+    def note_usage(self, job: JobInfo) -> None:
+        """Record what became of the questions so far, as far as that is known."""
+        for run in self._runs:
+            if (usage := run.usage()) is not None:
+                getattr(job, _USAGE_FIELDS[run.field]).CopyFrom(usage)
+
+    def close(self, *, is_over: bool) -> None:
+        """End the tokens and let go of the engines; unless the run goes on without this server. May be called again."""
+        if is_over:
+            for run in self._runs:
+                run.end()
+            self._serving.pool.release(self._job.job_id)
+
+
+class _ModelRun:
+    """Has one model of an attempt served."""
+
+    def __init__(self, serving: Serving, job: JobInfo, field: str) -> None:
+        """`field`: the one of the request that names the model."""
+        self.field = field
+        self._serving = serving
+        self._job = job
+        self._served: ServedModel = getattr(job.request, field)
+        self._counted_at = float("-inf")
+        self._engine: Engine | EndpointUse | None = None
+        self._token = ""
+        self._url = ""
+        self._counters: Counters | None = None
+        self._observed: Counters | None = None  # None: of a run that an earlier server may have told of
+
+    def lease(self) -> None:
+        """Take what answers for the model. Raises RunFailedError, OSError."""
+        self._engine = self._serving.pool.lease(self._job, self._served)
+
+    def follow(self, reason_to_stop: Callable[[], _Reason | None]) -> _Reason | None:
+        """Wait until it answers and the harness can ask it; or return the reason to stop, if there is one before. Raises
+        RunFailedError, OSError."""
         engine = self._leased()
-        if (reason := self._serving.pool.wait(engine, look)) is not None:
+        if (reason := self._serving.pool.wait(engine, reason_to_stop)) is not None:
             return reason
         self._token = self._token or self._read_token() or self._new_token()
         try:
             self._url = self._serving.pool.gateway.put_route(self._route(engine))
         except GatewayError as error:
             raise RunFailedError(LOST, error.message) from error
+        if isinstance(engine, EndpointUse):
+            require_usable(engine, self._url)
         return None
 
     def recall(self) -> None:
-        """Do without an engine, for a harness that has ended already, under an earlier server. Raises OSError."""
+        """Do without an engine. Raises OSError."""
         self._token = self._read_token()
         self._url = self._serving.pool.gateway.url(self._token)
 
-    def route_to(self, engine: Engine) -> Route | None:
-        """Return how the attempt asks an engine; None if it has not got so far. Raises OSError."""
+    def route_to_earlier(self) -> Route | None:
+        """Return how the attempt asks, if it began under an earlier server and what it asks is there. Raises OSError."""
         self._token = self._read_token()
-        return self._route(engine) if self._token else None
+        engine = self._serving.pool.find(self._served, getattr(self._job.attempts[-1], _ENGINE_ID_FIELDS[self.field]))
+        return self._route(engine) if self._token and engine is not None else None
 
     def pointed(self, harness: Harness, request: EvaluateRequest) -> EvaluateRequest:
         """Return the request as the harness gets it. Raises RunFailedError for a harness that can't be pointed at a server."""
+        if self.field == JUDGE_FIELD:
+            return request  # its name is there, and its address is in the environment
         if not isinstance(harness, ServedHarness):
             raise RunFailedError("HARNESS_UNAVAILABLE", f"harness {harness.name} can't be pointed at a served model")
         return harness.with_served_model(request, self._endpoint())
 
     def environment(self, harness: Harness, others: Mapping[str, str]) -> Mapping[str, str]:
         """Return what the harness's programs need in their environment, besides `others`, which they have otherwise."""
+        if self.field == JUDGE_FIELD:
+            return judge_environment(harness, self._endpoint(), others)
         needs = harness.served_needs if isinstance(harness, ServedHarness) else ServedNeeds(frozenset())
         return served_environment(needs, self._endpoint(), others)
 
@@ -145,14 +222,17 @@ class ServedRun:
         """Return what became of the questions so far; None if that is not known."""
         return _usage(self._counters) if self._counters is not None else None
 
-    def close(self, *, is_over: bool) -> None:
-        """End the token and let go of the engine; unless the run goes on without this server. May be called again."""
-        if is_over:
-            try:
-                self._take(self._serving.pool.gateway.remove_route(self._token))
-            except GatewayError as error:
-                _log.warning("%s", error.message, extra={"job_id": self._job.job_id})
-            self._serving.pool.release(self._job.job_id)
+    @property
+    def engine_id(self) -> str:
+        """The engine that answers; empty before one does, and of an endpoint."""
+        return self._engine.engine_id if self._engine is not None else ""
+
+    def end(self) -> None:
+        """End the token. May be called again."""
+        try:
+            self._take(self._serving.pool.gateway.remove_route(self._token))
+        except GatewayError as error:
+            _log.warning("%s", error.message, extra={"job_id": self._job.job_id})
 
     def _require_same_address(self) -> None:
         """A gateway whose socket was lost has another address, at which nobody asks it."""
@@ -171,42 +251,52 @@ class ServedRun:
             return
         if self._observed is not None and self._serving.observe_answers is not None:
             before = self._observed if counters.answered >= self._observed.answered else Counters()  # it counts anew
-            self._serving.observe_answers(self._job.request.served_model.engine, before, counters)
+            self._serving.observe_answers(self._served.engine, before, counters)
         self._counters = self._observed = counters
 
-    def _leased(self) -> Engine:
+    def _leased(self) -> Engine | EndpointUse:
         assert self._engine is not None  # noqa: S101 - `lease` has been called
         return self._engine
 
     def _endpoint(self) -> ServedEndpoint:
-        served = self._job.request.served_model
-        api = self._serving.pool.definition(served.engine).settings.api
-        return ServedEndpoint(self._url, model_name(served), served.model, api)
+        served, pool = self._served, self._serving.pool
+        is_own_name = isinstance(pool.find(served, ""), EndpointUse)
+        return ServedEndpoint(self._url, model_name(served), served.model, pool.api_of(served), is_own_name)
 
-    def _route(self, engine: Engine) -> Route:
+    def _route(self, engine: Engine | EndpointUse) -> Route:
+        recording = job_dir(self._serving.data_dir, self._job.job_id) / f"{self._prefix}recording"
         return Route(
             self._token,
-            engine.engine_id,
+            engine.gateway_name,
             job_id=self._job.job_id,
             attempt=str(self._job.attempt),
             key_prefix=engine.fingerprint,
-            recording=str(job_dir(self._serving.data_dir, self._job.job_id) / "recording") if engine.fingerprint else "",
+            recording=str(recording) if engine.fingerprint else "",
             max_recording_bytes=self._serving.max_recording_bytes,
         )
+
+    @property
+    def _prefix(self) -> str:
+        """How the names of the files of a judge begin."""
+        return "judge-" if self.field == JUDGE_FIELD else ""
 
     @property
     def _folder(self) -> Path:
         return attempt_dir(self._serving.data_dir, self._job.job_id, self._job.attempt)
 
     def _read_token(self) -> str:
-        return (read_note(self._folder, _ROUTE_FILE, _MAX_TOKEN_BYTES) or b"").decode()
+        return (read_note(self._folder, self._prefix + _ROUTE_FILE, _MAX_TOKEN_BYTES) or b"").decode()
 
     def _new_token(self) -> str:
         token = secrets.token_urlsafe(24)
         self._observed = Counters()
-        with create_private_file(self._folder / _ROUTE_FILE) as file:
+        with create_private_file(self._folder / (self._prefix + _ROUTE_FILE)) as file:
             file.write(token.encode())
         return token
+
+
+def _runs_of(serving: Serving, job: JobInfo) -> list[_ModelRun]:
+    return [_ModelRun(serving, job, field) for field in SERVED_FIELDS if job.request.HasField(field)]
 
 
 def _usage(counters: Counters) -> Usage:

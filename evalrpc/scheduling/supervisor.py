@@ -32,6 +32,7 @@ from evalrpc.harnesses.failures import without_listing
 from evalrpc.harnesses.steps import command_of, steps_of
 from evalrpc.jobs import transitions
 from evalrpc.jobs.paths import attempt_dir, attempt_output_dir, job_output_dir
+from evalrpc.jobs.served_models import served_models
 from evalrpc.scheduling.interruptible import InterruptibleReader
 from evalrpc.scheduling.kept_steps import RunSteps, keep_steps
 from evalrpc.scheduling.log_tail import LogFollower, read_tail
@@ -287,14 +288,12 @@ class Supervisor:
         """Return a change that says, besides the outcome, whether the run was warm, and what it asked an engine."""
         warm = self._handle is not None and self._handle.is_warm
         served = self._served
-        usage = served.usage() if served is not None else None
 
         def change(job: pb.JobInfo) -> None:
             job.attempts[-1].warm = warm
-            if served is not None and served.engine_id:
-                job.attempts[-1].engine_id = served.engine_id
-            if usage is not None:
-                job.usage.CopyFrom(usage)
+            if served is not None:
+                served.note_engines(job.attempts[-1])
+                served.note_usage(job)
             outcome(job)
 
         return change
@@ -409,16 +408,19 @@ class Supervisor:
     def _serve_model(self, job: pb.JobInfo) -> _Ending | None:
         """Wait until an engine answers for the model, if that is asked for. Return why the job is to be followed no more, if
         that comes first. Raises RunFailedError, OSError."""
-        if not job.request.HasField("served_model"):
+        if not served_models(job.request):
             return None
         served = self._served = self._served or ServedRun(self._dependencies.serving, job, self._publish)
         if self._handle is not None and self._handle.wait(0):
             served.recall()
             return None
         served.lease()
-        if job.attempts[-1].engine_id != served.engine_id:
+        noted = pb.JobAttempt()
+        noted.CopyFrom(job.attempts[-1])
+        served.note_engines(noted)
+        if noted != job.attempts[-1]:
             try:
-                self._update(lambda job: transitions.note_engine(job, served.engine_id))
+                self._update(lambda job: transitions.note_engines(job, noted.engine_id, noted.judge_engine_id))
             except StoreUnavailableError as error:  # `_noting_use` says it at the end
                 _log.warning("can't commit the engine yet: %s", error, extra={"job_id": self._job_id})
         return served.follow(partial(self._reason_to_prepare_no_more, job))

@@ -49,6 +49,19 @@ class Secrets:
         declared = self._declared
         return {name: self._read_for(name, owner, declared) for name in names}
 
+    def values(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the values as they are now, for a program of the operator's. Blocks.
+
+        Raises RunFailedError with reason START_FAILED that names the secret which can't be read.
+        """
+        declared = self._declared
+        return {name: self._read_or_fail(name, declared) for name in names}
+
+    def require_may_use(self, names: Iterable[str], owner: str) -> None:
+        """Raise RunFailedError with reason START_FAILED unless jobs of this owner may use all of these."""
+        for name in names:
+            self._require_may_use(name, owner, self._declared)
+
     def problem(self, name: str) -> str:
         """Say why a secret can't be read; empty if it can. Blocks."""
         try:
@@ -82,8 +95,15 @@ class Secrets:
         return False
 
     def _read_for(self, name: str, owner: str, declared: Mapping[str, SecretSettings]) -> str:
+        self._require_may_use(name, owner, declared)
+        return self._read_or_fail(name, declared)
+
+    @staticmethod
+    def _require_may_use(name: str, owner: str, declared: Mapping[str, SecretSettings]) -> None:
         if name in declared and not may_use(declared[name], owner):
             raise RunFailedError("START_FAILED", f"secret {name}: it is not for the owner of the job any more")
+
+    def _read_or_fail(self, name: str, declared: Mapping[str, SecretSettings]) -> str:
         try:
             return self._read(name, declared)
         except UnreadableError as error:

@@ -53,7 +53,8 @@ class Admission:
         settings = self.settings
         of_executor = executor_use.violations(call.request, settings)
         own_counts = gpu_counts.get(executor_of(call.request), gpu_counts.get("", ()))
-        invalid = validation.submission(call, self.harnesses, own_counts, settings.output_root, max_gpus, settings.engines)
+        servers = settings.model_servers
+        invalid = validation.submission(call, self.harnesses, own_counts, settings.output_root, max_gpus, servers)
         arguments = list(argument_values(call.request))  # once for all rules, since there may be very many
         of_preparation = preparation_use.violations(call.request, self.settings.preparations)
         of_secrets = secret_use.violations(call.request, arguments, self.settings.secrets, owner)
@@ -61,7 +62,7 @@ class Admission:
             yield InvalidRequestError(violations=bad)
         if unsuitable := tuple(executor_use.unsuitable(call.request)):
             yield ExecutorUnsuitableError(violations=unsuitable)
-        if withheld := tuple(secret_use.not_allowed(call.request, self.settings.secrets, owner)):
+        if withheld := tuple(secret_use.not_allowed(call.request, settings.secrets, servers, owner)):
             yield SecretNotAllowedError(violations=withheld)
         refused = list(executor_use.not_allowed(call.request, settings, owner))
         if harness is not None:

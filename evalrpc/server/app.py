@@ -21,7 +21,7 @@ from evalrpc.analysis.comparer import Comparer
 from evalrpc.clock import Clock, SystemClock
 from evalrpc.config import Settings
 from evalrpc.config.listeners import Listener, http_listeners_of, listeners_of
-from evalrpc.engines.definition import EngineDefinition
+from evalrpc.engines.definition import build_engines
 from evalrpc.engines.pool import EnginePool
 from evalrpc.errors import ConfigurationError, UnavailableError
 from evalrpc.executors.local.cgroups import find_cgroups
@@ -204,12 +204,14 @@ class Server:
         self._executor = LocalExecutor(inherited, devices, cgroups=cgroups.cgroups, warm_limits=warm_limits)
         accounts = RunAccounts(self._store, data_dir, access, pool)
         self._engines = EnginePool(
-            {name: EngineDefinition(engine) for name, engine in settings.engines.items()},
+            build_engines(settings.engines),
+            settings.endpoints,
             self._executor,
             accounts.ready_for,
             clock,
             data_dir,
             settings.grace_seconds,
+            secrets,
             keeps_owners_apart=pool is not None,
         )
         queue_state = self._build_queue_state(entitlements, clock)

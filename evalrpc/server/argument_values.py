@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from google.protobuf.struct_pb2 import Struct, Value
 
+from evalrpc.jobs.served_models import SERVED_FIELDS
 from evalrpc.jobs.size_limits import MAX_ARGS_BYTES
 from evalrpc.printable import printable
 from evalrpc.v1.jobs_pb2 import EvaluateRequest
@@ -34,7 +35,7 @@ def argument_fields(request: EvaluateRequest) -> dict[str, Struct]:
     return {
         "model_args": request.model_args,
         "gen_kwargs": request.gen_kwargs,
-        **({"served_model.args": request.served_model.args} if request.HasField("served_model") else {}),
+        **{f"{field}.args": getattr(request, field).args for field in SERVED_FIELDS if request.HasField(field)},
     }
 
 

@@ -16,7 +16,7 @@ from evalrpc.errors import RunFailedError
 from evalrpc.files.fingerprints import MAX_FILES, fingerprint_files
 from evalrpc.harnesses.base import Command, Harness, Run
 from evalrpc.jobs import transitions
-from evalrpc.jobs.defaults import gpus_needed
+from evalrpc.jobs.defaults import gpus_of_run
 from evalrpc.preparations.preparation import Preparation
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo
 
@@ -39,7 +39,7 @@ def cache_key(harness: Harness, job: JobInfo, preparation: Preparation | None = 
     if files is None:
         return _no_key(job, f"the files that the model or the harness is made of are more than {MAX_FILES}, or can't be read")
     facts = (
-        (harness.name, harness.kind, harness.info().version, gpus_needed(request)),
+        (harness.name, harness.kind, harness.info().version, gpus_of_run(request)),
         (command.argv, sorted(command.env.items()), command.cwd, sorted(command.files.items())),
         files,
         request.max_bad_answer_ratio if request.HasField("max_bad_answer_ratio") else None,
@@ -55,7 +55,7 @@ def _no_key(job: JobInfo, reason: str) -> bytes:
 
 
 def _run(request: EvaluateRequest) -> Run:
-    return Run("", 1, request, attempt_dir=_NOWHERE, output_dir=_NOWHERE / "output", num_gpus=gpus_needed(request))
+    return Run("", 1, request, attempt_dir=_NOWHERE, output_dir=_NOWHERE / "output", num_gpus=gpus_of_run(request))
 
 
 def _named_files(command: Command) -> Iterator[Path]:

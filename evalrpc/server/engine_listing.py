@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from evalrpc.config import EngineSettings
+from evalrpc.config import Settings
 from evalrpc.engines.holdings import EngineHolding
+from evalrpc.secrets.masking import Mask
 from evalrpc.v1.engines_pb2 import Engine, EngineKind, ListEnginesResponse
 
 
@@ -21,22 +22,29 @@ class Engines(Protocol):
     def log_path(self, engine_id: str) -> Path | None:
         """Return where the log of an engine is; None if it is forgotten."""
 
+    def log_mask(self, engine_id: str) -> Mask:
+        """Return with what the log of an engine is masked. Blocks."""
+
     def holdings(self) -> Sequence[EngineHolding]:
         """Return what engines hold."""
 
     def problems(self) -> Mapping[str, str]:
-        """Return why each engine that is configured can't be started, by its name; empty if nothing is missing. Looks at the
-        disk."""
+        """Return why each engine that is configured can't be started, and each endpoint not asked, by its name; empty if
+        nothing is missing. Looks at the disk."""
 
 
 def listing(
-    engines: Sequence[Engine], configured: Mapping[str, EngineSettings], problems: Mapping[str, str], owner: str | None
+    engines: Sequence[Engine], settings: Settings, problems: Mapping[str, str], owner: str | None
 ) -> ListEnginesResponse:
-    """Describe the engines, and what may be named. With `owner`, those of other owners are left out, and of those that
-    everybody shares it is not said which model they have, since a job of another owner may have named it."""
+    """Describe the engines, and what may be named, endpoints last. With `owner`, the engines of other owners are left out, and
+    of those that everybody shares it is not said which model they have, since a job of another owner may have named it."""
     kinds = [
-        EngineKind(name=name, args=sorted(settings.args), unavailable_reason=problems.get(name, ""))
-        for name, settings in sorted(configured.items())
+        EngineKind(name=name, args=sorted(engine.args), unavailable_reason=problems.get(name, ""))
+        for name, engine in sorted(settings.engines.items())
+    ]
+    kinds += [
+        EngineKind(name=name, endpoint=True, models=endpoint.models, unavailable_reason=problems.get(name, ""))
+        for name, endpoint in sorted(settings.endpoints.items())
     ]
     visible = engines if owner is None else [_without_model(each) for each in engines if each.owner in ("", owner)]
     return ListEnginesResponse(engines=visible, kinds=kinds)

@@ -7,6 +7,7 @@ from evalrpc.config import Settings
 from evalrpc.config.executors import LOCAL_EXECUTOR, may_place
 from evalrpc.errors import FieldViolation
 from evalrpc.jobs.defaults import executor_of, executors_of
+from evalrpc.jobs.served_models import SERVED_FIELDS
 from evalrpc.v1.jobs_pb2 import EvaluateRequest
 
 _FIELD: Final = "request.executor"
@@ -35,6 +36,6 @@ def not_allowed(request: EvaluateRequest, settings: Settings, owner: str) -> Ite
 
 def unsuitable(request: EvaluateRequest) -> Iterator[FieldViolation]:
     """Yield what a request asks for that only the server's own machine has, if it is for another executor."""
-    asked = {"served_model": request.HasField("served_model"), "preparation": bool(request.preparation)}
+    asked = {field: request.HasField(field) for field in SERVED_FIELDS} | {"preparation": bool(request.preparation)}
     for field in (field for field, is_asked in asked.items() if is_asked and executor_of(request)):
         yield FieldViolation(f"request.{field}", f"is only for executor {LOCAL_EXECUTOR}, and not for {request.executor}")

@@ -57,6 +57,10 @@ def _of_request(request: EvaluateRequest, arguments: Iterable[Argument], policy:
     if is_served or kind == INSPECT_AI:
         weights = model if is_served else model.partition("/")[2]
         yield from _unless_weights(model_field, weights, policy.pretrained)
+    if request.HasField("judge_model"):
+        judge = request.judge_model.model
+        yield from _unless_matching("request.judge_model.model", "models", judge, policy.models)
+        yield from _unless_weights("request.judge_model.model", judge, policy.pretrained)
     for field in ("model_args", "gen_kwargs"):
         yield from _unless_allowed(f"request.{field}", getattr(request, field).fields, f"{field}_allowed", policy)
     yield from _of_values(arguments, policy)

@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from evalrpc.config import SecretSettings
+from evalrpc.config import ModelServer, SecretSettings
 from evalrpc.config.secrets import may_use
 from evalrpc.errors import FieldViolation
+from evalrpc.jobs.served_models import SERVED_FIELDS
 from evalrpc.server.argument_values import Argument
 from evalrpc.v1.jobs_pb2 import EvaluateRequest
 
@@ -25,8 +26,17 @@ def violations(
     yield from _holding_secrets(arguments)
 
 
-def not_allowed(request: EvaluateRequest, known: Mapping[str, SecretSettings], owner: str) -> Iterator[FieldViolation]:
-    """Yield the secrets, of those that there are, which jobs of this owner may not use."""
+def not_allowed(
+    request: EvaluateRequest, known: Mapping[str, SecretSettings], servers: Mapping[str, ModelServer], owner: str
+) -> Iterator[FieldViolation]:
+    """Yield the secrets, of those that there are, which jobs of this owner may not use: those that the request names, and those
+    of the engines and endpoints that it names."""
+    for field in SERVED_FIELDS:
+        server = servers.get(getattr(request, field).engine) if request.HasField(field) else None
+        withheld = [name for name in server.secrets if not may_use(known[name], owner)] if server is not None else []
+        if server is not None and withheld:
+            text = f"{server.name} takes {', '.join(withheld)}, which is not for {_described(owner)}: ask the operator"
+            yield FieldViolation(f"request.{field}.engine", text)
     for index, name in enumerate(request.secrets[:MAX_SECRETS]):
         if name in known and not may_use(known[name], owner):
             text = f"{name} is not for {_described(owner)}: its owners are the operator's choice"

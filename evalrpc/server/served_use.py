@@ -1,4 +1,4 @@
-"""Which engines a request may name, what it may ask of them, and whether its harness can be pointed at one. Pure.
+"""Which engines and endpoints a request may name, what it may ask of them, and whether its harness can be pointed at one. Pure.
 
 The paths of fields begin at the request.
 """
@@ -8,13 +8,13 @@ from typing import Final
 
 from google.protobuf.struct_pb2 import Struct, Value
 
-from evalrpc.config import EngineSettings
+from evalrpc.config import EndpointSettings, EngineSettings, ModelServer
 from evalrpc.config.engines import APIS
 from evalrpc.errors import FieldViolation
-from evalrpc.harnesses.base import Harness, ServedEndpoint, ServedHarness, ServedNeeds
+from evalrpc.harnesses.base import Harness, JudgedHarness, ServedEndpoint, ServedHarness, ServedNeeds
 from evalrpc.jobs.served_models import model_name
 from evalrpc.printable import first_unprintable, printable
-from evalrpc.v1.jobs_pb2 import EvaluateRequest
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, ServedModel
 
 MAX_MODEL_BYTES: Final = 1024
 """Of the name of a served model, in UTF-8."""
@@ -27,15 +27,10 @@ _SOMEWHERE: Final = "http://127.0.0.1:1/j/TOKEN/v1"
 _Violations = Iterator[FieldViolation]
 
 
-def violations(request: EvaluateRequest, engines: Mapping[str, EngineSettings], harness: Harness | None) -> _Violations:
+def violations(request: EvaluateRequest, servers: Mapping[str, ModelServer], harness: Harness | None) -> _Violations:
     """Yield what is wrong with the served model that a request has. `harness`: the request's, None for one that there isn't."""
-    served, engine = request.served_model, engines.get(request.served_model.engine)
-    if engine is None:
-        yield FieldViolation("served_model.engine", _no_engine(served.engine, engines))
-    else:
-        yield from _args(served.args, engine)
-    if problem := _model_problem(served.model):
-        yield FieldViolation("served_model.model", problem)
+    server = servers.get(request.served_model.engine)
+    yield from _served("served_model", request.served_model, servers)
     for field in _OF_THE_ENGINE:
         if getattr(request, field):
             yield FieldViolation(field, "must be empty with `served_model`: the engine loads the model, and not the harness")
@@ -44,10 +39,21 @@ def violations(request: EvaluateRequest, engines: Mapping[str, EngineSettings], 
     if harness is not None and not isinstance(harness, ServedHarness):
         yield FieldViolation("served_model", f"harness {harness.name} can't be pointed at a server: leave it out")
     elif harness is not None:
-        yield from _not_for(request, harness.served_needs, engine)
+        yield from _not_for(request, harness.served_needs, server)
 
 
-def violations_when_pointed(request: EvaluateRequest, harness: Harness, engines: Mapping[str, EngineSettings]) -> _Violations:
+def judge_violations(request: EvaluateRequest, servers: Mapping[str, ModelServer], harness: Harness | None) -> _Violations:
+    """Yield what is wrong with the judge that a request has."""
+    if harness is not None and not isinstance(harness, JudgedHarness):
+        yield FieldViolation("judge_model", f"tasks of harness {harness.name} are told of no judge: leave it out")
+        return
+    server = servers.get(request.judge_model.engine)
+    yield from _served("judge_model", request.judge_model, servers)
+    if isinstance(harness, JudgedHarness) and server is not None and harness.judge_api.isdisjoint(server.api):
+        yield FieldViolation("judge_model.engine", _does_not_answer(server, harness.judge_api, request.harness))
+
+
+def violations_when_pointed(request: EvaluateRequest, harness: Harness, servers: Mapping[str, ModelServer]) -> _Violations:
     """Yield what the harness can't accept of the request as it will get it. Of what is filled in, only the model is the
     client's."""
     if not isinstance(harness, ServedHarness):
@@ -56,8 +62,8 @@ def violations_when_pointed(request: EvaluateRequest, harness: Harness, engines:
     own.CopyFrom(request)
     for name in harness.served_needs.arguments:
         own.model_args.fields.pop(name, None)
-    engine = engines.get(request.served_model.engine)
-    api = engine.api if engine is not None else APIS
+    server = servers.get(request.served_model.engine)
+    api = server.api if server is not None else APIS
     served = request.served_model
     pointed = harness.with_served_model(own, ServedEndpoint(_SOMEWHERE, model_name(served), served.model, api))
     filled_in = {"model", *(f"model_args.{name}" for name in pointed.model_args.fields if name not in own.model_args.fields)}
@@ -67,25 +73,55 @@ def violations_when_pointed(request: EvaluateRequest, harness: Harness, engines:
         yield FieldViolation("served_model.model", f"harness {harness.name} can't be told of it: {problems[0]}")
 
 
-def _no_engine(name: str, engines: Mapping[str, EngineSettings]) -> str:
-    has = ", ".join(sorted(engines)) or "none"
+def _served(field: str, served: ServedModel, servers: Mapping[str, ModelServer]) -> _Violations:
+    """Yield what is wrong with what a field says of a model, whoever asks it."""
+    match servers.get(served.engine):
+        case None:
+            yield FieldViolation(f"{field}.engine", _no_engine(served.engine, servers))
+        case EngineSettings() as engine:
+            yield from _args(field, served.args, engine)
+        case EndpointSettings() as endpoint:
+            yield from _of_endpoint(field, served, endpoint)
+            return
+    if problem := _model_problem(served.model):
+        yield FieldViolation(f"{field}.model", problem)
+
+
+def _of_endpoint(field: str, served: ServedModel, endpoint: EndpointSettings) -> _Violations:
+    if served.model not in endpoint.models:
+        has = ", ".join(endpoint.models)
+        yield FieldViolation(
+            f"{field}.model", f"endpoint {endpoint.name} has no model {served.model[:_MAX_SHOWN]!r}; it has: {has}"
+        )
+    if served.args.fields:
+        yield FieldViolation(f"{field}.args", f"must be empty: {endpoint.name} is an endpoint, which takes none")
+    if served.num_gpus:
+        yield FieldViolation(f"{field}.num_gpus", f"must be 0: {endpoint.name} is an endpoint, which needs none")
+
+
+def _no_engine(name: str, servers: Mapping[str, ModelServer]) -> str:
+    has = ", ".join(sorted(servers)) or "none"
     return f"this server has no engine {name[:_MAX_SHOWN]!r}; it has: {has}" if name else f"is required; this server has: {has}"
 
 
-def _not_for(request: EvaluateRequest, needs: ServedNeeds, engine: EngineSettings | None) -> _Violations:
-    """Yield why a harness with these needs can't ask the engine, and the arguments that it has to set itself."""
-    if engine is not None and needs.api.isdisjoint(engine.api):
-        needed, answers = (", ".join(f"`{word}`" for word in sorted(words)) for words in (needs.api, engine.api))
-        problem = f"engine {engine.name} answers {answers}, and harness {request.harness} needs {needed}"
-        yield FieldViolation("served_model.engine", problem)
+def _not_for(request: EvaluateRequest, needs: ServedNeeds, server: ModelServer | None) -> _Violations:
+    """Yield why a harness with these needs can't ask the server, and the arguments that it has to set itself."""
+    if server is not None and needs.api.isdisjoint(server.api):
+        yield FieldViolation("served_model.engine", _does_not_answer(server, needs.api, request.harness))
     for name in sorted(needs.arguments.intersection(request.model_args.fields)):
         yield FieldViolation(f"model_args.{name}", "is set by the server with `served_model`: leave it out")
 
 
-def _args(args: Struct, engine: EngineSettings) -> _Violations:
+def _does_not_answer(server: ModelServer, api: frozenset[str], harness: str) -> str:
+    needed, answers = (", ".join(f"`{word}`" for word in sorted(words)) for words in (api, server.api))
+    kind = "endpoint" if isinstance(server, EndpointSettings) else "engine"
+    return f"{kind} {server.name} answers {answers}, and harness {harness} needs {needed}"
+
+
+def _args(of: str, args: Struct, engine: EngineSettings) -> _Violations:
     allowed = ", ".join(sorted(engine.args)) or "none"
     for name, value in sorted(args.fields.items()):
-        field = f"served_model.args.{printable(name[:_MAX_SHOWN])}"
+        field = f"{of}.args.{printable(name[:_MAX_SHOWN])}"
         if name not in engine.args:
             yield FieldViolation(field, f"engine {engine.name} takes no such argument from requests; it takes: {allowed}")
         elif problem := _value_problem(value):

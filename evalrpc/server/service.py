@@ -291,7 +291,7 @@ class EvaluationService:
         job_id = validation.require_job_id(request.job_id)
         validation.require(validation.log(request))
         if request.engine:
-            return self.logs.read_engine_log(job_id, request, self.engines.log_path, call.send)
+            return self.logs.read_engine_log(job_id, request, self.engines.log_path, self.engines.log_mask, call.send)
         return self.logs.read_log(job_id, request, self._heartbeats(request), call.send)
 
     async def ListArtifacts(
@@ -456,7 +456,7 @@ class EvaluationService:
     async def ListEngines(self, request: ListEnginesRequest, call: Call) -> ListEnginesResponse:
         """List the engines that are there, and those that requests may name."""
         problems = await self._look_up(self.engines.problems)
-        return listing(self.engines.listed(), self.settings.engines, problems, self._visible_owner(call))
+        return listing(self.engines.listed(), self.settings, problems, self._visible_owner(call))
 
     async def StopEngine(self, request: StopEngineRequest, call: Call) -> StopEngineResponse:
         """End an engine."""

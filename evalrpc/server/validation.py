@@ -11,11 +11,11 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import ListValue, Struct, Value
 
-from evalrpc.config import EngineSettings
+from evalrpc.config import ModelServer
 from evalrpc.errors import FieldViolation, InvalidRequestError
 from evalrpc.harnesses.base import Harness, ParallelHarness
 from evalrpc.jobs import lifecycle
-from evalrpc.jobs.defaults import executor_of, gpus_field, gpus_needed
+from evalrpc.jobs.defaults import executor_of, gpus_by_field, gpus_field, gpus_needed
 from evalrpc.jobs.filters import canonical_prefix
 from evalrpc.jobs.label_selectors import parse_selector
 from evalrpc.jobs.paths import allowed_output_dir
@@ -83,7 +83,7 @@ _JOB_ID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _PART = re.compile(r"[.\[]")  # what each part of a field's path begins with
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
-_NO_ENGINES: Final[Mapping[str, EngineSettings]] = MappingProxyType({})
+_NO_ENGINES: Final[Mapping[str, ModelServer]] = MappingProxyType({})
 
 _Violations = Iterator[FieldViolation]
 
@@ -118,11 +118,11 @@ def submission(
     gpu_counts: Sequence[int],
     output_root: Path | None,
     max_gpus: int | None = None,
-    engines: Mapping[str, EngineSettings] = _NO_ENGINES,
+    engines: Mapping[str, ModelServer] = _NO_ENGINES,
 ) -> _Violations:
     """Yield what is wrong with a SubmitJobRequest, in which the defaults are filled in. `gpu_counts`: how many GPUs each node
-    has, since a job runs on one; `max_gpus`: how many the caller may hold, None for any number; `engines`: those that may serve
-    a model."""
+    has, since a job runs on one; `max_gpus`: how many the caller may hold, None for any number; `engines`: what may serve a
+    model, endpoints too."""
     if not call.HasField("request"):
         yield FieldViolation("request", "is required")
     else:
@@ -433,7 +433,7 @@ def _request(
     harnesses: Mapping[str, Harness],
     gpu_counts: Sequence[int],
     output_root: Path | None,
-    engines: Mapping[str, EngineSettings],
+    engines: Mapping[str, ModelServer],
 ) -> _Violations:
     harness = harnesses.get(request.harness)
     found: list[FieldViolation] = []
@@ -485,13 +485,16 @@ def _well_formed(request: EvaluateRequest, gpu_counts: Sequence[int], output_roo
         yield FieldViolation("max_bad_answer_ratio", f"must be from 0 to 1, not {request.max_bad_answer_ratio:g}")
 
 
-def _model(request: EvaluateRequest, harness: Harness | None, engines: Mapping[str, EngineSettings]) -> _Violations:
+def _model(request: EvaluateRequest, harness: Harness | None, engines: Mapping[str, ModelServer]) -> _Violations:
+    if request.HasField("judge_model"):
+        yield from served_use.judge_violations(request, engines, harness)
     if request.HasField("served_model"):
-        return served_use.violations(request, engines, harness)
-    return _name("model", request.model, MAX_MODEL_LENGTH)
+        yield from served_use.violations(request, engines, harness)
+    else:
+        yield from _name("model", request.model, MAX_MODEL_LENGTH)
 
 
-def _harness(request: EvaluateRequest, harnesses: Mapping[str, Harness], engines: Mapping[str, EngineSettings]) -> _Violations:
+def _harness(request: EvaluateRequest, harnesses: Mapping[str, Harness], engines: Mapping[str, ModelServer]) -> _Violations:
     harness = harnesses.get(request.harness)
     if harness is None:
         yield from harness_name(request.harness, harnesses)
@@ -538,12 +541,14 @@ def _limit(request: EvaluateRequest) -> _Violations:
 
 def _gpus(request: EvaluateRequest, gpu_counts: Sequence[int]) -> _Violations:
     field, wanted = gpus_field(request), gpus_needed(request)
-    if wanted < 0:
-        yield FieldViolation(field, f"must not be negative, and is {wanted}")
-    elif wanted > (widest := max(gpu_counts, default=0)):
+    negative = {name: count for name, count in gpus_by_field(request).items() if count < 0}
+    for name, count in negative.items():
+        yield FieldViolation(name, f"must not be negative, and is {count}")
+    if not negative and wanted > (widest := max(gpu_counts, default=0)):
         where = executor_of(request) or "this server"
         has = f"no node of {where} has more than {widest}" if len(gpu_counts) > 1 else f"{where} has {widest}"
         asked = "1 GPU" if wanted == 1 else f"{wanted} GPUs"
+        asked += " together with the judge" if request.HasField("judge_model") else ""
         yield FieldViolation(field, f"asks for {asked}, and {has if widest else f'{where} has none: leave it out'}")
 
 

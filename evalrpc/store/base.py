@@ -154,7 +154,7 @@ class QueuedRow(NamedTuple):
     """The job that it follows, so that it is not served itself; empty where it is."""
     owner: str = ""
     engine: str = ""
-    """What is equal for jobs that may share an engine: see `jobs.served_models.identity`. Empty without one."""
+    """The engines that it needs: see `jobs.served_models.needs_text`. Empty without one."""
     executor: str = ""
     """The executor that it is for: see `jobs.defaults.executor_of`. Empty: the server's own machine."""
 

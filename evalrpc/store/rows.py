@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from evalrpc.jobs.defaults import executor_of, gpus_needed
-from evalrpc.jobs.served_models import identity, model_of
+from evalrpc.jobs.served_models import engine_needs, model_of, needs_text
 from evalrpc.store.base import JournalEvent, Submission
 from evalrpc.v1 import jobs_pb2 as pb
 
@@ -82,7 +82,7 @@ def new_row(new: NewJob) -> Row:
         new.submission.cache_key or None,
         job.created_at.ToNanoseconds(),
         job.owner,
-        identity(job.request, job.job_id),
+        needs_text(engine_needs(job.request, job.job_id)),
         job.suite_run_id or None,
         executor_of(job.request),
     )

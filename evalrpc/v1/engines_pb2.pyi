@@ -103,20 +103,28 @@ Global___ListEnginesResponse: _TypeAlias = ListEnginesResponse  # noqa: Y015
 
 @_typing.final
 class EngineKind(_message.Message):
-    """An engine that the operator has configured."""
+    """An engine, or an endpoint, that the operator has configured."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     ARGS_FIELD_NUMBER: _builtins.int
     UNAVAILABLE_REASON_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     unavailable_reason: _builtins.str
-    """Why it can't be started here. Empty: nothing is known to be missing."""
+    """Why it can't be started here, or asked. Empty: nothing is known to be missing."""
+    endpoint: _builtins.bool
+    """Whether it is an endpoint: a server that is there already, which needs no GPUs and is never started or ended."""
     @_builtins.property
     def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The arguments that a request may set."""
+
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The models that an endpoint has: what `ServedModel.model` may be. Empty for an engine, which loads any."""
 
     def __init__(
         self,
@@ -124,10 +132,12 @@ class EngineKind(_message.Message):
         name: _builtins.str = ...,
         args: _abc.Iterable[_builtins.str] | None = ...,
         unavailable_reason: _builtins.str = ...,
+        endpoint: _builtins.bool = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "name", b"name", "unavailable_reason", b"unavailable_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "endpoint", b"endpoint", "models", b"models", "name", b"name", "unavailable_reason", b"unavailable_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

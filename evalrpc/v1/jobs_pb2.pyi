@@ -238,6 +238,7 @@ class EvaluateRequest(_message.Message):
     PREPARATION_FIELD_NUMBER: _builtins.int
     SERVED_MODEL_FIELD_NUMBER: _builtins.int
     EXECUTOR_FIELD_NUMBER: _builtins.int
+    JUDGE_MODEL_FIELD_NUMBER: _builtins.int
     harness: _builtins.str
     """The harness that runs the job, by the name that the operator configured (see ListHarnesses). Empty: the operator's default;
     without one, the only harness that is configured, else `lmms-eval`. Required on a server that has none of these.
@@ -293,8 +294,8 @@ class EvaluateRequest(_message.Message):
     """Where the run is placed, by the name that the operator gave the executor: `local` is the server's own machine, others are
     clusters. Empty: the first of those that the operator allows the harness, which is `local` unless configured; the server fills
     in that of a cluster. Rejected with INVALID_ARGUMENT where the server has none of that name, or the harness may not use it,
-    and with PERMISSION_DENIED and the reason `POLICY_VIOLATION` where the owner may not. Jobs with `served_model` or
-    `preparation` run on `local` only: otherwise FAILED_PRECONDITION.
+    and with PERMISSION_DENIED and the reason `POLICY_VIOLATION` where the owner may not. Jobs with `served_model`,
+    `judge_model` or `preparation` run on `local` only: otherwise FAILED_PRECONDITION.
     """
     @_builtins.property
     def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -331,6 +332,15 @@ class EvaluateRequest(_message.Message):
         is 0: the engine has the GPUs. Rejected by harnesses that can't be pointed at a server. Absent: the harness loads `model`.
         """
 
+    @_builtins.property
+    def judge_model(self) -> Global___ServedModel:
+        """The model that judges the answers, where tasks ask one: served by an engine or an endpoint of the operator's, as
+        `served_model`, and in addition to `model` or `served_model`. lmms-eval's tasks are told of it by the environment variables
+        that they look for, inspect-ai's find it as the model role `grader`. Rejected by all other harnesses. Which judge there is
+        makes no other question of any question to the model. Absent: tasks that ask a judge find what the operator's `env` or
+        `secrets` say.
+        """
+
     def __init__(
         self,
         *,
@@ -354,10 +364,11 @@ class EvaluateRequest(_message.Message):
         preparation: _builtins.str = ...,
         served_model: Global___ServedModel | None = ...,
         executor: _builtins.str = ...,
+        judge_model: Global___ServedModel | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_max_bad_answer_ratio", b"_max_bad_answer_ratio", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "gen_kwargs", b"gen_kwargs", "limit", b"limit", "log_samples", b"log_samples", "max_bad_answer_ratio", b"max_bad_answer_ratio", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus", "served_model", b"served_model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_max_bad_answer_ratio", b"_max_bad_answer_ratio", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "gen_kwargs", b"gen_kwargs", "judge_model", b"judge_model", "limit", b"limit", "log_samples", b"log_samples", "max_bad_answer_ratio", b"max_bad_answer_ratio", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus", "served_model", b"served_model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_max_bad_answer_ratio", b"_max_bad_answer_ratio", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "batch_size", b"batch_size", "device", b"device", "executor", b"executor", "gen_kwargs", b"gen_kwargs", "gpu_mode", b"gpu_mode", "harness", b"harness", "limit", b"limit", "log_samples", b"log_samples", "max_bad_answer_ratio", b"max_bad_answer_ratio", "model", b"model", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus", "output_dir", b"output_dir", "predict_only", b"predict_only", "preparation", b"preparation", "secrets", b"secrets", "served_model", b"served_model", "tasks", b"tasks", "tasks_separately", b"tasks_separately"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_log_samples", b"_log_samples", "_max_bad_answer_ratio", b"_max_bad_answer_ratio", "_num_fewshot", b"_num_fewshot", "_num_gpus", b"_num_gpus", "batch_size", b"batch_size", "device", b"device", "executor", b"executor", "gen_kwargs", b"gen_kwargs", "gpu_mode", b"gpu_mode", "harness", b"harness", "judge_model", b"judge_model", "limit", b"limit", "log_samples", b"log_samples", "max_bad_answer_ratio", b"max_bad_answer_ratio", "model", b"model", "model_args", b"model_args", "num_fewshot", b"num_fewshot", "num_gpus", b"num_gpus", "output_dir", b"output_dir", "predict_only", b"predict_only", "preparation", b"preparation", "secrets", b"secrets", "served_model", b"served_model", "tasks", b"tasks", "tasks_separately", b"tasks_separately"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
     _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
@@ -384,7 +395,7 @@ Global___EvaluateRequest: _TypeAlias = EvaluateRequest  # noqa: Y015
 
 @_typing.final
 class ServedModel(_message.Message):
-    """A model that an engine loads, and answers for over OpenAI's API."""
+    """A model that an engine loads, or that an endpoint has: it answers over OpenAI's API."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -393,17 +404,21 @@ class ServedModel(_message.Message):
     ARGS_FIELD_NUMBER: _builtins.int
     NUM_GPUS_FIELD_NUMBER: _builtins.int
     engine: _builtins.str
-    """The engine, by the name that the operator gave it (see ListEngines). Required."""
+    """The engine, or the endpoint, by the name that the operator gave it (see ListEngines). One that needs a secret which the
+    caller's jobs may not use is rejected with PERMISSION_DENIED and the reason `SECRET_NOT_ALLOWED`. Required.
+    """
     model: _builtins.str
     """What the engine is to load: a folder on the server or a name that it knows, such as that of a repository of the Hugging Face
-    Hub. 1 to 1024 bytes of UTF-8 without control characters. Required.
+    Hub. Of an endpoint, one of its models. 1 to 1024 bytes of UTF-8 without control characters. Required.
     """
     num_gpus: _builtins.int
-    """How many GPUs the engine needs, all on one node. The server fills it in where it is absent: as `EvaluateRequest.num_gpus`."""
+    """How many GPUs the engine needs. The server fills it in where it is absent: as `EvaluateRequest.num_gpus`, and 0 for an
+    endpoint, which takes no others. All GPUs that a job needs at once lie on one node.
+    """
     @_builtins.property
     def args(self) -> _struct_pb2.Struct:
         """Arguments of the engine, by the names that the operator allows: texts, numbers and booleans. Others are rejected, naming
-        each. Absent: none.
+        each. An endpoint takes none. Absent: none.
         """
 
     def __init__(
@@ -502,6 +517,7 @@ class JobInfo(_message.Message):
     PREEMPTIBLE_FIELD_NUMBER: _builtins.int
     SUITE_RUN_ID_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    JUDGE_USAGE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """UUID4 in its canonical form, chosen by the server."""
     status: Global___JobStatus.ValueType
@@ -614,6 +630,10 @@ class JobInfo(_message.Message):
         before, and without `EvaluateRequest.served_model`.
         """
 
+    @_builtins.property
+    def judge_usage(self) -> Global___Usage:
+        """The same of the questions that were asked of its judge. Absent without `EvaluateRequest.judge_model`."""
+
     def __init__(
         self,
         *,
@@ -648,10 +668,11 @@ class JobInfo(_message.Message):
         preemptible: _builtins.bool = ...,
         suite_run_id: _builtins.str = ...,
         usage: Global___Usage | None = ...,
+        judge_usage: Global___Usage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_attempt", b"_attempt", "_attempt_count", b"_attempt_count", "_position_in_queue", b"_position_in_queue", "_priority", b"_priority", "attempt", b"attempt", "attempt_count", b"attempt_count", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "position_in_queue", b"position_in_queue", "priority", b"priority", "progress", b"progress", "request", b"request", "retry_at", b"retry_at", "started_at", b"started_at", "timeout", b"timeout", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_attempt", b"_attempt", "_attempt_count", b"_attempt_count", "_position_in_queue", b"_position_in_queue", "_priority", b"_priority", "attempt", b"attempt", "attempt_count", b"attempt_count", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "judge_usage", b"judge_usage", "position_in_queue", b"position_in_queue", "priority", b"priority", "progress", b"progress", "request", b"request", "retry_at", b"retry_at", "started_at", b"started_at", "timeout", b"timeout", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attempt", b"_attempt", "_attempt_count", b"_attempt_count", "_position_in_queue", b"_position_in_queue", "_priority", b"_priority", "attempt", b"attempt", "attempt_count", b"attempt_count", "attempts", b"attempts", "cached_from", b"cached_from", "cached_from_attempt", b"cached_from_attempt", "cancel_reason", b"cancel_reason", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "gpus", b"gpus", "job_id", b"job_id", "labels", b"labels", "max_attempts", b"max_attempts", "owner", b"owner", "position_in_queue", b"position_in_queue", "preemptible", b"preemptible", "priority", b"priority", "progress", b"progress", "request", b"request", "results", b"results", "retry_at", b"retry_at", "revision", b"revision", "started_at", b"started_at", "status", b"status", "suite_run_id", b"suite_run_id", "supersede_key", b"supersede_key", "timeout", b"timeout", "usage", b"usage", "wait_reason", b"wait_reason", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attempt", b"_attempt", "_attempt_count", b"_attempt_count", "_position_in_queue", b"_position_in_queue", "_priority", b"_priority", "attempt", b"attempt", "attempt_count", b"attempt_count", "attempts", b"attempts", "cached_from", b"cached_from", "cached_from_attempt", b"cached_from_attempt", "cancel_reason", b"cancel_reason", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "gpus", b"gpus", "job_id", b"job_id", "judge_usage", b"judge_usage", "labels", b"labels", "max_attempts", b"max_attempts", "owner", b"owner", "position_in_queue", b"position_in_queue", "preemptible", b"preemptible", "priority", b"priority", "progress", b"progress", "request", b"request", "results", b"results", "retry_at", b"retry_at", "revision", b"revision", "started_at", b"started_at", "status", b"status", "suite_run_id", b"suite_run_id", "supersede_key", b"supersede_key", "timeout", b"timeout", "usage", b"usage", "wait_reason", b"wait_reason", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__attempt: _TypeAlias = _typing.Literal["attempt"]  # noqa: Y015
     _WhichOneofArgType__attempt: _TypeAlias = _typing.Literal["_attempt", b"_attempt"]  # noqa: Y015
@@ -769,6 +790,7 @@ class JobAttempt(_message.Message):
     WARM_FIELD_NUMBER: _builtins.int
     ENGINE_ID_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
+    JUDGE_ENGINE_ID_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """From 1."""
     output_dir: _builtins.str
@@ -781,12 +803,14 @@ class JobAttempt(_message.Message):
     """
     engine_id: _builtins.str
     """The engine that answered for its model (see ListEngines, which forgets it some time after it has ended). Set before it answers.
-    Empty without `EvaluateRequest.served_model`.
+    Empty without `EvaluateRequest.served_model`, and where that is of an endpoint.
     """
     node: _builtins.str
     """The node that it was placed on: `local` for the server's own machine, or the name of a cluster's executor (see
     `EvaluateRequest.executor`). Empty for attempts of earlier releases.
     """
+    judge_engine_id: _builtins.str
+    """The engine that judged, in the same way: of `EvaluateRequest.judge_model`."""
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
         """When it began."""
@@ -818,10 +842,11 @@ class JobAttempt(_message.Message):
         warm: _builtins.bool = ...,
         engine_id: _builtins.str = ...,
         node: _builtins.str = ...,
+        judge_engine_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "error", b"error", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "engine_id", b"engine_id", "error", b"error", "gpu_mode", b"gpu_mode", "gpus", b"gpus", "node", b"node", "number", b"number", "output_dir", b"output_dir", "started_at", b"started_at", "warm", b"warm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "engine_id", b"engine_id", "error", b"error", "gpu_mode", b"gpu_mode", "gpus", b"gpus", "judge_engine_id", b"judge_engine_id", "node", b"node", "number", b"number", "output_dir", b"output_dir", "started_at", b"started_at", "warm", b"warm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

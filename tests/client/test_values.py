@@ -271,8 +271,8 @@ def test_a_served_model_may_be_a_dict_with_the_names_of_its_fields() -> None:
     expected = ServedModel(engine="vllm", model="acme/tiny", num_gpus=2)
     expected.args.update({"dtype": "float32", "eager": True})
     given = {"engine": "vllm", "model": Path("acme/tiny"), "args": "dtype=float32,eager=true", "num_gpus": 2}
-    assert values.served_model(given) == values.served_model(expected) == expected
-    assert values.served_model(None) is None
+    assert values.served_model("served_model", given) == values.served_model("served_model", expected) == expected
+    assert values.served_model("served_model", None) is None
 
 
 @pytest.mark.parametrize(
@@ -287,4 +287,4 @@ def test_a_served_model_may_be_a_dict_with_the_names_of_its_fields() -> None:
 )
 def test_what_is_no_served_model_is_named(given: Any, problem: str) -> None:
     with pytest.raises((TypeError, ValueError), match=problem):
-        values.served_model(given)
+        values.served_model("served_model", given)

@@ -114,7 +114,18 @@ def toml(value: Any) -> str:
 
 
 def test_every_setting_is_tested_here() -> None:
-    tables = {"harnesses", "preparations", "engines", "suites", "secrets", "shares", "quotas", "client_certificates", "oidc"}
+    tables = {
+        "harnesses",
+        "preparations",
+        "engines",
+        "endpoints",
+        "suites",
+        "secrets",
+        "shares",
+        "quotas",
+        "client_certificates",
+        "oidc",
+    }
     assert {field.name for field in dataclasses.fields(Settings)} == {*SOURCES, *tables}
 
 

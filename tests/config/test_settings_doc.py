@@ -9,6 +9,7 @@ import pytest
 from evalrpc.config import (
     SETTINGS,
     ClientCertificate,
+    EndpointSettings,
     EngineSettings,
     HarnessSettings,
     HttpListenSettings,
@@ -35,12 +36,13 @@ HARNESS_KEYS = settings_of(HarnessSettings, "harnesses.NAME.")
 POLICY_KEYS = settings_of(PolicySettings, "harnesses.NAME.policy.")
 PREPARATION_KEYS = settings_of(PreparationSettings, "preparations.NAME.")
 ENGINE_KEYS = settings_of(EngineSettings, "engines.NAME.")
+ENDPOINT_KEYS = settings_of(EndpointSettings, "endpoints.NAME.")
 SUITE_KEYS = settings_of(SuiteSettings, "suites.NAME.") | settings_of(SuiteEntrySettings, "suites.NAME.entries.")
 SECRET_KEYS = settings_of(SecretSettings, "secrets.NAME.")
 QUOTA_KEYS = settings_of(QuotaSettings, "quotas.OWNER.")
 CERTIFICATE_KEYS = settings_of(ClientCertificate, "client_certificates.NAME.")
 OIDC_KEYS = settings_of(OidcSettings, "oidc.")
-OF_RUNS = (HARNESS_KEYS, POLICY_KEYS, PREPARATION_KEYS, ENGINE_KEYS, SUITE_KEYS, SECRET_KEYS)
+OF_RUNS = (HARNESS_KEYS, POLICY_KEYS, PREPARATION_KEYS, ENGINE_KEYS, ENDPOINT_KEYS, SUITE_KEYS, SECRET_KEYS)
 TABLES = (LISTEN_KEYS, *OF_RUNS, QUOTA_KEYS, CERTIFICATE_KEYS, OIDC_KEYS)
 KEYS = [key for table in TABLES for key in table.values()]
 SECTIONS = {section.partition("\n")[0]: section.replace("\n", " ") for section in PAGE.split("\n### ")[1:]}

@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,21 @@ def test_the_engine_gets_its_key_and_none_of_the_client(served: GatewayProcess, 
     assert headers["traceparent"] == "00-1-2-01"
     assert headers["host"] == f"127.0.0.1:{stub.server_port}"
     assert "client's" not in "".join(headers.values())
+
+
+@pytest.mark.parametrize("status", [401, 400, 500])
+def test_an_error_that_quotes_the_key_reaches_nobody_with_it(served: GatewayProcess, stub: EngineStub, status: int) -> None:
+    stub.behave = lambda asked: asked.answer({"error": f"no: {asked.headers['authorization']}"}, status)
+    served.client.put_engine(engine_of(stub, key="sk-secret"))
+    served.client.put_route(replace(route_to(), max_tries=1, recording=served.client.status().routes[0].route.recording))
+    for answer in (served.ask(chat("a")), served.request("GET", f"/j/{TOKEN}/v1/models")):
+        assert (answer.status, answer.body) == (status, b'{"error": "no: Bearer *********"}')
+
+
+def test_the_address_of_chats_may_be_taken_for_that_above_it(served: GatewayProcess, stub: EngineStub) -> None:
+    answers = [served.ask(chat("a"), path=path) for path in ("/v1/chat/completions", "/v1/chat/completions/chat/completions")]
+    assert [answer.status for answer in answers] == [200, 200]
+    assert [asked.path for asked in stub.asked] == ["/v1/chat/completions"] * 2
 
 
 def test_a_key_may_have_a_header_of_its_own(served: GatewayProcess, stub: EngineStub) -> None:

@@ -9,10 +9,10 @@ from google.protobuf.struct_pb2 import Struct
 
 from evalrpc.config import HarnessSettings
 from evalrpc.harnesses.arguments import plain_arguments
-from evalrpc.harnesses.base import Command, Run, ServedEndpoint, ServedHarness
+from evalrpc.harnesses.base import Command, JudgedHarness, Run, ServedEndpoint, ServedHarness
 from evalrpc.harnesses.registry import build_harness
-from evalrpc.harnesses.served import served_environment
-from evalrpc.v1.jobs_pb2 import EvaluateRequest
+from evalrpc.harnesses.served import judge_environment, served_environment
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, ServedModel
 
 URL = "http://127.0.0.1:4711/j/token/v1"
 CHATS = ServedEndpoint(URL, "tiny", "/models/tiny", ("chat",))
@@ -96,3 +96,47 @@ def test_the_server_is_never_asked_through_a_proxy_and_other_exceptions_stay() -
     env = served_environment(harness.served_needs, CHATS, {"NO_PROXY": "hub.internal", "HTTP_PROXY": "http://proxy"})
     assert env["NO_PROXY"] == "hub.internal,127.0.0.1,localhost"
     assert env["no_proxy"] == "127.0.0.1,localhost"
+
+
+def judged(kind: str, judge: ServedEndpoint) -> tuple[Command, dict[str, str]]:
+    """Return the command of a run with a judge, and what its environment has for that."""
+    harness = build_harness(HarnessSettings(kind, kind, include_path=()))
+    request = EvaluateRequest(model="openai/m", tasks=[] if kind == "inspect-ai" else ["t"])
+    request.judge_model.CopyFrom(ServedModel(engine="judge", model=judge.model))
+    run = Run("j", 1, request, Path("/attempt"), Path("/output"), num_gpus=0)
+    return harness.command(run), judge_environment(harness, judge, {"NO_PROXY": "hub.internal"})
+
+
+def test_tasks_of_lmms_eval_find_their_judge_in_all_variables_that_they_read() -> None:
+    command, env = judged("lmms-eval", CHATS)
+    assert env["OPENAI_API_URL"] == f"{URL}/chat/completions", "most post to this address, and the gateway knows the others"
+    assert {env[name] for name in ("MODEL_VERSION", "JUDGE_MODEL_VERSION", "GPT_EVAL_MODEL_NAME")} == {"tiny"}
+    assert (env["API_TYPE"], env["OPENAI_API_KEY"], env["NO_PROXY"]) == (
+        "openai",
+        "evalrpc",
+        "hub.internal,127.0.0.1,localhost",
+    )
+    assert not {"OPENAI_BASE_URL", "OPENAI_API_BASE"}.intersection(env), "where types of models look for the model"
+    assert not any("tiny" in argument for argument in command.argv)
+
+
+@pytest.mark.parametrize(("is_own_name", "name"), [(False, "gpt-_5"), (True, "gpt-5")])
+def test_lmms_eval_treats_the_model_of_a_vendor_by_its_name(is_own_name: bool, name: str) -> None:
+    judge = CHATS._replace(name="gpt-5", is_own_name=is_own_name)
+    assert judged("lmms-eval", judge)[1]["MODEL_VERSION"] == name
+    assert pointed("lmms-eval", judge)[0].model_args.fields["model_version"].string_value == name
+
+
+def test_inspect_ai_has_its_judge_as_grader() -> None:
+    command, env = judged("inspect-ai", CHATS)
+    (role,) = (argument for argument in command.argv if argument.startswith("--model-role="))
+    assert json.loads(role.removeprefix("--model-role=grader=")) == {
+        "model": "openai-api/evalrpc-judge/tiny",
+        "max_retries": 10,
+    }
+    assert (env["EVALRPC_JUDGE_BASE_URL"], env["EVALRPC_JUDGE_API_KEY"]) == (URL, "evalrpc")
+
+
+@pytest.mark.parametrize(("kind", "asks"), [("lmms-eval", True), ("inspect-ai", True), ("lm-eval", False), ("command", False)])
+def test_only_some_harnesses_ask_judges(kind: str, asks: bool) -> None:
+    assert isinstance(build_harness(HarnessSettings(kind, kind, command=("p",))), JudgedHarness) is asks

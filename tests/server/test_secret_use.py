@@ -88,12 +88,12 @@ def test_a_secret_that_there_is_not_is_refused_and_those_that_may_be_used_are_na
 
 @pytest.mark.parametrize("owner", ["alice", "bob"])
 def test_an_owner_may_use_a_secret(owner: str) -> None:
-    assert list(secret_use.not_allowed(request_of("OPENAI_API_KEY", "HF_TOKEN"), KNOWN, owner)) == []
+    assert list(secret_use.not_allowed(request_of("OPENAI_API_KEY", "HF_TOKEN"), KNOWN, {}, owner)) == []
 
 
 @pytest.mark.parametrize("owner", ["carol", "", "*", "Alice"])
 def test_others_may_use_only_those_for_everybody(owner: str) -> None:
-    assert list(secret_use.not_allowed(request_of("HF_TOKEN"), KNOWN, owner)) == []
-    (violation,) = secret_use.not_allowed(request_of("HF_TOKEN", "OPENAI_API_KEY"), KNOWN, owner)
+    assert list(secret_use.not_allowed(request_of("HF_TOKEN"), KNOWN, {}, owner)) == []
+    (violation,) = secret_use.not_allowed(request_of("HF_TOKEN", "OPENAI_API_KEY"), KNOWN, {}, owner)
     assert violation.field == "request.secrets[1]"
     assert "alice" not in violation.description

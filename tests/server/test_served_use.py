@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from google.protobuf.struct_pb2 import Struct
 
-from evalrpc.config import EngineSettings, HarnessSettings
+from evalrpc.config import EndpointSettings, EngineSettings, HarnessSettings
 from evalrpc.errors import FieldViolation
 from evalrpc.harnesses.base import Harness, StepsHarness
 from evalrpc.harnesses.registry import build_harness
@@ -23,6 +23,7 @@ ENGINES = {
     "vllm": EngineSettings("vllm", COMMAND, api=("chat", "completions", "log-probabilities"), args=ARGS),
     "chats": EngineSettings("chats", COMMAND),
     "texts": EngineSettings("texts", COMMAND, api=("completions",)),
+    "vendor": EndpointSettings("vendor", "https://api.example.com/v1", ("gpt-4o", "gpt-5")),
 }
 
 
@@ -87,7 +88,7 @@ def test_what_is_no_model_is_refused(kind: str, model: str) -> None:
 def test_an_engine_that_is_not_there_is_refused_saying_which_there_are(engine: str) -> None:
     (field, problem), *others = violations(request_of(engine=engine))
     assert (field, others) == ("request.served_model.engine", [])
-    assert problem.endswith("has: chats, texts, vllm")
+    assert problem.endswith("has: chats, texts, vendor, vllm")
     assert problem.isprintable()
     assert len(problem) < 200
 
@@ -182,3 +183,58 @@ def test_defaults_are_filled_in_for_the_engine_and_the_run_gets_no_gpu() -> None
     request.served_model.num_gpus = 0
     RequestDefaults("lm-eval", num_gpus=1).fill_in(request)
     assert gpus_needed(request) == 0
+
+
+def judged_by(engine: str = "vendor", model: str = "gpt-4o", **fields: Any) -> EvaluateRequest:
+    request = EvaluateRequest(harness=NAME, tasks=["t"], model="openai", num_gpus=0)
+    request.judge_model.CopyFrom(ServedModel(engine=engine, model=model, **fields))
+    return request
+
+
+@pytest.mark.parametrize(("kind", "model"), [("lmms-eval", "openai"), ("inspect-ai", "openai/m")])
+def test_some_harnesses_take_a_judge_with_and_without_a_served_model(kind: str, model: str) -> None:
+    for judged in (judged_by(), judged_by("vllm", "acme/judge", args=struct({"dtype": "x"}), num_gpus=4)):
+        judged.model = model
+        assert violations(judged, kind) == []
+    both = request_of(num_gpus=2)
+    both.judge_model.CopyFrom(ServedModel(engine="vllm", model="acme/judge", num_gpus=2))
+    assert violations(both, kind) == []
+
+
+@pytest.mark.parametrize("kind", ["lm-eval", "command"])
+def test_others_refuse_a_judge(kind: str) -> None:
+    assert refused(judged_by(), kind) == ["judge_model"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (judged_by("nothing"), "judge_model.engine"),
+        (judged_by("texts", "m"), "judge_model.engine"),
+        (judged_by(model="acme/other"), "judge_model.model"),
+        (judged_by("vllm", "-x"), "judge_model.model"),
+        (judged_by(args=struct({"dtype": "x"})), "judge_model.args"),
+        (judged_by("vllm", "m", args=struct({"tp": 2})), "judge_model.args.tp"),
+        (judged_by(num_gpus=1), "judge_model.num_gpus"),
+        (judged_by("vllm", "m", num_gpus=-1), "judge_model.num_gpus"),
+        (judged_by("vllm", "m", num_gpus=5), "judge_model.num_gpus"),
+    ],
+)
+def test_a_bad_judge_is_refused_naming_the_field(request_: EvaluateRequest, field: str) -> None:
+    assert refused(request_, "lmms-eval") == [field]
+
+
+def test_the_gpus_of_both_are_counted_together_and_those_of_one_model_once() -> None:
+    request = request_of(num_gpus=3)
+    request.judge_model.CopyFrom(ServedModel(engine="vllm", model="acme/judge", num_gpus=2))
+    (violation,) = violations(request, "lmms-eval")
+    assert violation.field == "request.served_model.num_gpus"
+    assert "asks for 5 GPUs together with the judge" in violation.description
+    request.judge_model.CopyFrom(request.served_model)
+    assert violations(request, "lmms-eval") == []
+
+
+def test_an_endpoint_takes_no_gpus_by_default() -> None:
+    request = judged_by()
+    RequestDefaults("lmms-eval", num_gpus=1, endpoints=frozenset({"vendor"})).fill_in(request)
+    assert (request.judge_model.num_gpus, gpus_needed(request)) == (0, 0)

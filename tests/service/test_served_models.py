@@ -16,6 +16,7 @@ from evalrpc.client import EvalClient
 from evalrpc.engines.holdings import EngineHolding
 from evalrpc.errors import EngineNotFoundError, InvalidRequestError, PermissionDeniedError
 from evalrpc.jobs import transitions
+from evalrpc.secrets.masking import NO_MASK, Mask
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.engines_pb2 import ENGINE_STATE_READY, Engine, EngineKind
 
@@ -46,6 +47,7 @@ class Listed:
     def __init__(self, log: Path, *engines: Engine) -> None:
         self.engines = {engine.engine_id: engine for engine in engines}
         self.stopped: list[str] = []
+        self.mask = NO_MASK
         self._log = log
 
     def listed(self) -> Sequence[Engine]:
@@ -58,6 +60,9 @@ class Listed:
 
     def log_path(self, engine_id: str) -> Path | None:
         return self._log if engine_id in self.engines else None
+
+    def log_mask(self, engine_id: str) -> Mask:
+        return self.mask
 
     def holdings(self) -> Sequence[EngineHolding]:
         return [

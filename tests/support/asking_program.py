@@ -1,4 +1,7 @@
-"""A harness of a test that asks a served model: asking_program.py OUTPUT_DIR COUNT. It leaves its answers as samples."""
+"""A harness of a test that asks a served model: asking_program.py OUTPUT_DIR COUNT. It leaves its answers as samples.
+
+With JUDGE_URL, each answer is one that the judge calls right; without a served model, the answers are its own.
+"""
 
 import json
 import os
@@ -7,24 +10,33 @@ import urllib.request
 from pathlib import Path
 
 
-def ask(text: str) -> str:
+def ask(url: str, text: str) -> str:
     body = {"model": "m", "messages": [{"role": "user", "content": text}]}
-    request = urllib.request.Request(
-        os.environ["OPENAI_BASE_URL"] + "/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
+    request = urllib.request.Request(f"{url}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request) as response:
         return str(json.load(response)["choices"][0]["message"]["content"])
+
+
+def answer_to(number: int) -> str:
+    url = os.environ.get("OPENAI_BASE_URL")
+    return ask(url, f"question {number}") if url else f"answer to question {number}"
+
+
+def is_right(number: int, answer: str) -> bool:
+    judge = os.environ.get("JUDGE_URL")
+    is_as_expected = answer == f"answer to question {number}"
+    return is_as_expected and ask(judge, f"question: is it {answer}?").startswith("answer") if judge else is_as_expected
 
 
 def main() -> None:
     output, count = Path(sys.argv[1]), int(sys.argv[2])
     answers = []
     for number in range(count):
-        answers.append(ask(f"question {number}"))
+        answers.append(answer_to(number))
         print(f"{number + 1}/{count}", flush=True)
     folder = output / "m"
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [{"doc_id": n, "acc": float(a == f"answer to question {n}"), "resps": a} for n, a in enumerate(answers)]
+    rows = [{"doc_id": n, "acc": float(is_right(n, a)), "resps": a} for n, a in enumerate(answers)]
     (folder / "20260214_103045_samples_t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     mean = sum(row["acc"] for row in rows) / len(rows)
     (folder / "20260214_103045_results.json").write_text(json.dumps({"results": {"t": {"acc,none": mean}}}))

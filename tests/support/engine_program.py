@@ -5,6 +5,7 @@ FOLDER.notes/questions    a line for each question that it was asked
 FOLDER.notes/hold         while it is there, questions wait; if it has the text of one, only that does
 FOLDER.notes/port         its port, where it waits until somebody has taken that
 FOLDER.notes/taken        is there from then on
+FOLDER.notes/key          the value of its secret VENDOR_KEY, which it also prints
 """
 
 import argparse
@@ -61,7 +62,7 @@ def behave_at_start(how: str, model: Path, notes: Path, port: int) -> None:
     """Do what some engines do before they listen."""
     is_second = len((notes / "starts").read_text().splitlines()) == 2
     if how == "dies" or (how == "dies-second" and is_second):
-        raise RuntimeError("CUDA out of memory")
+        raise RuntimeError(f"CUDA out of memory {os.environ.get('VENDOR_KEY', '')}".rstrip())
     if how == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         subprocess.Popen(SLEEPS, start_new_session=True)
@@ -76,6 +77,12 @@ def behave_at_start(how: str, model: Path, notes: Path, port: int) -> None:
             time.sleep(0.01)
         if how == "robbed-loading":
             time.sleep(600)
+
+
+def note_key(notes: Path) -> None:
+    if key := os.environ.get("VENDOR_KEY"):
+        (notes / "key").write_text(key)
+        print(f"my key is {key}", flush=True)
 
 
 def leak() -> None:
@@ -100,6 +107,7 @@ def main() -> None:
     with (notes / "starts").open("a") as file:
         file.write(f"{os.getpid()} {options.size}\n")
     print(f"loading {options.model}", flush=True)
+    note_key(notes)
     behave_at_start(options.behave, options.model, notes, options.port)
     if options.behave == "serves-in-child" and os.fork():  # and the first process only waits for the other one
         os.wait()

@@ -50,14 +50,17 @@ def lines_of(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+_HERE = Path(__file__).parent
+ENGINE = [sys.executable, str(_HERE / "engine_program.py"), "--port", "{port}", "--model", "{model}"]
+"""The command line of an engine."""
+
+
 def add_engine(site: Site) -> None:
     """Configure the engine `stub`, and the harness `asking`, which asks as many questions as its task says."""
-    here = Path(__file__).parent
-    engine = [sys.executable, str(here / "engine_program.py"), "--port", "{port}", "--model", "{model}"]
-    asking = [sys.executable, str(here / "asking_program.py"), "{output_dir}", "{tasks}"]
+    asking = [sys.executable, str(_HERE / "asking_program.py"), "{output_dir}", "{tasks}"]
     with site.config.open("a") as config:
         config.write(f'[harnesses.asking]\nkind = "command"\ncommand = {json.dumps(asking)}\n')
-        config.write(f"[engines.stub]\ncommand = {json.dumps(engine)}\nidle_seconds = 300\nstart_timeout_seconds = 20\n")
+        config.write(f"[engines.stub]\ncommand = {json.dumps(ENGINE)}\nidle_seconds = 300\nstart_timeout_seconds = 20\n")
         config.write('args = { behave = "--behave", size = "--size" }\n')
 
 

@@ -25,6 +25,7 @@ from evalrpc.scheduling.run_bounds import RunBounds
 from evalrpc.scheduling.scheduler import Scheduler
 from evalrpc.scheduling.serving import Serving
 from evalrpc.scheduling.supervisor import RunDependencies
+from evalrpc.secrets.registry import Secrets
 from evalrpc.store.base import Submission
 from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.testing.executor import FakeExecutor, FakeRun
@@ -67,7 +68,7 @@ class House:
         self.queue_state.load(self.store.queued_rows(), self.store.running_jobs(), uses)
         accounts = RunAccounts(self.store, folder / "data", OutputAccess(None, 0o640), None)
         prepared_models = PreparedModels(folder / "data" / "preparations", CLOCK)
-        engines = EnginePool({}, self.executor, accounts.of, CLOCK, folder / "data", 0.1)
+        engines = EnginePool({}, {}, self.executor, accounts.of, CLOCK, folder / "data", 0.1, Secrets())
         self.dependencies = RunDependencies(
             store=self.store,
             queue_state=self.queue_state,

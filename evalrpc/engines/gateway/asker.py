@@ -22,6 +22,7 @@ from evalrpc.engines.gateway.upstream import (
 _TOO_MANY: Final = frozenset({429, 503, 529})
 """What engines answer while they have no room, or are not ready."""
 
+_FIRST_ERROR: Final = 400
 _FAILURES: Final = frozenset({408, 500, 502, 504})
 _MAX_ERROR_BYTES: Final = 64 << 10
 _FIRST_PAUSE_SECONDS: Final = 0.25
@@ -74,7 +75,7 @@ class Asker:
             if result.counts:
                 await asyncio.sleep(_pause_seconds(tries))
 
-    async def _try(self, request: OutgoingRequest, receive: Receive[T], deadline: float) -> T | _Failed:
+    async def _try(self, request: OutgoingRequest, receive: Receive[T], deadline: float) -> T | Reply | _Failed:
         """Ask once, when the engine has room. Raises EngineAwayError past the deadline."""
         engine, queue = self._engine()
         self._counters.held += 1
@@ -91,14 +92,16 @@ class Asker:
 
     async def _ask_replica(
         self, replica: ReplicaQueue, engine: Engine, request: OutgoingRequest, receive: Receive[T]
-    ) -> T | _Failed:
+    ) -> T | Reply | _Failed:
         if engine.key:
             request = request._replace(headers=(*request.headers, _credentials(engine)))
         try:
             answer = await replica.upstream.ask(request, engine.answer_seconds)
             try:
                 if answer.status in _TOO_MANY or answer.status in _FAILURES:
-                    return await _failed(replica, answer)
+                    return await _failed(replica, answer, engine.key)
+                if engine.key and answer.status >= _FIRST_ERROR:
+                    return await _error(answer, engine.key)
                 result = await receive(answer)
             finally:
                 answer.close()
@@ -111,15 +114,21 @@ class Asker:
         return result
 
 
-async def _failed(replica: ReplicaQueue, answer: UpstreamAnswer) -> _Failed:
+async def _failed(replica: ReplicaQueue, answer: UpstreamAnswer, key: str) -> _Failed:
     refused = answer.status in _TOO_MANY
     if refused:
         replica.refused(_retry_after(answer.headers))
+    return _Failed(await _error(answer, key), asked=True, counts=not refused)
+
+
+async def _error(answer: UpstreamAnswer, key: str) -> Reply:
+    """Return an error for the harness, without the key: some servers quote what they refuse."""
     body = b""
     while (chunk := await answer.chunk()) and len(body) < _MAX_ERROR_BYTES:
         body += chunk
-    reply = Reply(answer.status, header(answer.headers, b"content-type"), body, header(answer.headers, b"retry-after"))
-    return _Failed(reply, asked=True, counts=not refused)
+    if key:
+        body = body.replace(key.encode(), b"*" * len(key))
+    return Reply(answer.status, header(answer.headers, b"content-type"), body, header(answer.headers, b"retry-after"))
 
 
 def _retry_after(headers: Headers) -> float | None:

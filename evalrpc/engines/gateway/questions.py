@@ -29,6 +29,7 @@ _ASKED_BESIDE: Final = frozenset(
 """What harnesses ask beside the model. All else is refused: engines have calls that change them for others, vendors such that
 list and delete what belongs to the account."""
 
+_CHATS: Final = "/v1/chat/completions"
 _ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 _END_BYTES: Final = 4096
 _MODEL: Final = re.compile(rb'"model"\s*:\s*"((?:[^"\\]|\\.)*)"')
@@ -81,6 +82,12 @@ class Question:
         """Return a field of the body. A large one is parsed each time, as that is rare, rather than kept twice."""
         fields = self._fields if self._fields is not None else _parsed(self.body)
         return (fields or {}).get(name)
+
+
+def meant(target: str) -> str:
+    """Return what a client asks for that takes the address of chats for that of `/v1`, as some tasks of harnesses do."""
+    twice = f"{_CHATS}/chat/completions"
+    return _CHATS + target.removeprefix(twice) if target.startswith(twice) else target
 
 
 def is_question(method: bytes, path: str) -> bool:

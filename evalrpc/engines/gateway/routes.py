@@ -16,7 +16,7 @@ from evalrpc.engines.gateway.budget import ByteBudget
 from evalrpc.engines.gateway.contract import HOLD_SECONDS, Counters, Engine, Replica, Route, RouteStatus
 from evalrpc.engines.gateway.engine_queue import EngineQueue
 from evalrpc.engines.gateway.plain_upstream import PlainUpstream
-from evalrpc.engines.gateway.questions import BadBodyError, Question, is_passed, is_question
+from evalrpc.engines.gateway.questions import BadBodyError, Question, is_passed, is_question, meant
 from evalrpc.engines.gateway.recording import Recordings
 from evalrpc.engines.gateway.replies import Reply, error_reply
 from evalrpc.engines.gateway.upstream import (
@@ -74,6 +74,7 @@ class RouteHandler:
             self._exchanges.discard(exchange)
 
     async def _handle(self, exchange: Exchange, method: bytes, target: str, headers: Headers, body: bytes) -> None:
+        target = meant(target)
         path = target.partition("?")[0]
         sent = tuple(each for each in headers if each[0] in _FORWARDED)
         if is_question(method, path):

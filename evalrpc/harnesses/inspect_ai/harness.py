@@ -31,7 +31,8 @@ from evalrpc.harnesses.inspect_ai.tasks import task_files
 from evalrpc.harnesses.installation import Package, catalog_command, describe, installed_modules
 from evalrpc.harnesses.names import device_violations, task_problem
 from evalrpc.harnesses.progress_bars import Bar, advance
-from evalrpc.harnesses.served import pointed_at
+from evalrpc.harnesses.served import API_KEY, pointed_at
+from evalrpc.jobs.served_models import model_name
 from evalrpc.v1.catalog_pb2 import HarnessInfo
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, Progress
 from evalrpc.v1.results_pb2 import ModelResult
@@ -73,6 +74,7 @@ _BATCH_SIZE = re.compile(r"auto|[1-9][0-9]{0,8}")
 _MAX_TASK_BYTES: Final = 200  # it becomes a file's name, with a date before and a suffix after it
 _SERVED_MAX_RETRIES: Final = 10
 """Of one question. inspect-ai itself would ask for ever, where a server never answers it."""
+_JUDGE_SERVICE: Final = "evalrpc-judge"
 _RESERVED_ARGUMENTS: Final = ("config", "default", "memoize", "model", "required", "role")
 _STATUS_LINE = re.compile(
     r"\bSteps: +(?P<done>[0-9]{1,15})/(?P<steps>[0-9]{1,15}) +[0-9]+% \| Samples: +[0-9]+/ *(?P<samples>[0-9]{1,15})\b"
@@ -93,6 +95,7 @@ class InspectHarness:
     """Runs `python -m inspect_ai eval` in the environment that the operator configured."""
 
     kind = KIND
+    judge_api = frozenset({CHAT})
     served_needs = ServedNeeds(api=frozenset({CHAT}), arguments=frozenset({"base_url", "api_key", "responses_api"}))
 
     def __init__(self, settings: HarnessSettings) -> None:
@@ -149,6 +152,11 @@ class InspectHarness:
         if "max_retries" not in request.gen_kwargs.fields:
             pointed.gen_kwargs["max_retries"] = _SERVED_MAX_RETRIES
         return pointed
+
+    def judge_variables(self, judge: ServedEndpoint) -> Mapping[str, str]:
+        """Return where the provider `openai-api` looks for a service of this name, which the command line names as grader."""
+        prefix = _JUDGE_SERVICE.upper().replace("-", "_")
+        return {f"{prefix}_BASE_URL": judge.url, f"{prefix}_API_KEY": API_KEY}
 
     def catalog_command(self) -> Command:
         """Query inspect-ai for the tasks in the operator's folders and the model providers."""
@@ -208,6 +216,9 @@ def _options(run: Run) -> Iterator[str]:
     yield from ("--log-format=json", "--display=plain")
     if base_url := plain_arguments(request.model_args).get("base_url"):
         yield f"--model-base-url={base_url}"
+    if request.HasField("judge_model"):
+        grader = {"model": f"openai-api/{_JUDGE_SERVICE}/{model_name(request.judge_model)}", "max_retries": _SERVED_MAX_RETRIES}
+        yield f"--model-role=grader={json.dumps(grader)}"
     if request.HasField("limit"):
         yield f"--limit={int(request.limit)}"
     if request.batch_size not in ("", "auto"):

@@ -22,7 +22,7 @@ from evalrpc.harnesses.lmms_eval import arguments
 from evalrpc.harnesses.lmms_eval.answers import failed_answers
 from evalrpc.harnesses.lmms_eval.arguments import argument_string, is_one_argument
 from evalrpc.harnesses.progress_bars import advance, read_bar
-from evalrpc.harnesses.served import pointed_at
+from evalrpc.harnesses.served import API_KEY, pointed_at
 from evalrpc.v1.catalog_pb2 import HarnessInfo
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, GpuMode, Progress
 from evalrpc.v1.results_pb2 import ModelResult
@@ -39,6 +39,13 @@ _MODULES: Final = ("lmms_eval.__main__", "lmms_eval.models.model_utils.gen_metri
 _OF_OPENAI: Final = re.compile(r"o(?=[134])|gpt-(?=5)")
 """What is changed in the names of models: with `o1`, `o3`, `o4` or `gpt-5` anywhere in one, lmms-eval sends no temperature, and
 the engine would sample."""
+_JUDGE_NAMES: Final = (
+    *("MODEL_VERSION", "GPT_EVAL_MODEL_NAME", "JUDGE_MODEL_VERSION", "JUDGE_MODEL_NAME", "OPENAI_JUDGE_MODEL"),
+    *("OPENAI_API_MODEL", "MEGABENCH_OPEN_API_MODEL"),
+)
+"""The variables in which tasks look for the name of their judge."""
+_JUDGE_CHATS: Final = ("OPENAI_API_URL", "LLM_JUDGE_URL")
+"""The same of its address. Types of models look for theirs in `OPENAI_BASE_URL` and `OPENAI_API_BASE`, which are left out."""
 _MODELS: Final = "lmms_eval.models"
 _CATALOG_SCRIPT: Final = """
 import json, sys
@@ -57,6 +64,8 @@ class LmmsEvalHarness:
         api=frozenset({CHAT}),
         arguments=frozenset({"model", "model_version", "base_url", "api_key", "azure_openai"}),
     )
+
+    judge_api = frozenset({CHAT})
 
     def __init__(self, settings: HarnessSettings) -> None:
         self.name = settings.name
@@ -92,8 +101,19 @@ class LmmsEvalHarness:
 
     def with_served_model(self, request: EvaluateRequest, served: ServedEndpoint) -> EvaluateRequest:
         """Have the server asked for chats, by a name that lmms-eval does not take for a model of OpenAI's."""
-        name = _OF_OPENAI.sub(r"\g<0>_", served.name)
-        return pointed_at(request, "openai", model_version=name, base_url=served.url)
+        return pointed_at(request, "openai", model_version=_name(served), base_url=served.url)
+
+    def judge_variables(self, judge: ServedEndpoint) -> Mapping[str, str]:
+        """Return all variables in which lmms-eval's tasks look for a judge. Of the address, most take `OPENAI_API_URL` for that
+        of chats, and some for that of `/v1` above it: it is the former, and the gateway knows what the others make of it."""
+        chats = f"{judge.url}/chat/completions"
+        return {
+            "API_TYPE": "openai",
+            **dict.fromkeys(_JUDGE_NAMES, _name(judge)),
+            **dict.fromkeys(_JUDGE_CHATS, chats),
+            "JUDGE_BASE_URL": judge.url,
+            "JUDGE_API_KEY": API_KEY,
+        }
 
     def catalog_command(self) -> Command:
         """Query lmms-eval's registries: tasks, groups and tags, and the names of models with their aliases."""
@@ -146,6 +166,11 @@ def _options(run: Run) -> Iterator[str]:
     yield "--timezone=UTC"
     yield "--verbosity=INFO"
     yield from lm_eval_family.options(run.request)
+
+
+def _name(served: ServedEndpoint) -> str:
+    """Return the name to ask for: as it is, where it is a vendor's own, which lmms-eval has to treat by its name."""
+    return served.name if served.is_own_name else _OF_OPENAI.sub(r"\g<0>_", served.name)
 
 
 def _model_args_violations(request: EvaluateRequest) -> Iterator[FieldViolation]:
