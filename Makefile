@@ -59,15 +59,17 @@ test-all: setup envs envs-more $(TINY_LLAVA) ## Run all tests, with every harnes
 test-fast: setup ## Run the tests that are not slow, without lmms-eval
 	$(SERVER)/bin/python $(PYTEST) -m "not slow" $(ARGS)
 
-# The number of kills, hostile combinations, fuzzed messages and forged tokens in the campaigns, and the seed of their random
+# The number of kills, of kills where jobs ask served models, hostile combinations, fuzzed messages and forged tokens in the campaigns, and the seed of their random
 # choices.
 KILLS ?= 200
+SERVED_KILLS ?= 100
 HOSTILE ?= 100
 INPUTS ?= 1000000
 SEED ?= 1
 
-campaign: setup ## Kill servers and runs; run hostile jobs beside good ones; send bad messages and forged tokens
+campaign: setup ## Kill servers, runs and engines; run hostile jobs beside good ones; send bad messages and forged tokens
 	PYTHONPATH=tests:tests/support $(SERVER)/bin/python -m campaigns.kills --kills $(KILLS) --seed $(SEED)
+	PYTHONPATH=tests:tests/support $(SERVER)/bin/python -m campaigns.served --kills $(SERVED_KILLS) --seed $(SEED)
 	PYTHONPATH=tests:tests/support $(SERVER)/bin/python -m campaigns.hostile --combined $(HOSTILE) --seed $(SEED)
 	PYTHONPATH=tests:tests/support $(SERVER)/bin/python -m campaigns.fuzz --inputs $(INPUTS) --seed $(SEED)
 	PYTHONPATH=tests:tests/support $(SERVER)/bin/python -m campaigns.sign_in --inputs $(INPUTS) --seed $(SEED)

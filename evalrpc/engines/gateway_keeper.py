@@ -111,6 +111,11 @@ class GatewayKeeper:
             self._routes[route.token] = route
             return self.url(route.token)
 
+    def instance(self) -> str:
+        """Return what is another one each time the gateway has been started, which breaks off what it was asked."""
+        with self._lock:
+            return self._tell(lambda client: client.status()).instance
+
     def url(self, token: str) -> str:
         """Return the URL with a token, as the gateway has it now."""
         with self._lock:

@@ -118,6 +118,9 @@ class ServedNeeds(NamedTuple):
     """The arguments of models that say where the server is and what it serves. Requests can't set them."""
     variables: tuple[str, ...] = ()
     """The environment variables in which its program looks for the server's address; none where arguments say it."""
+    asks_again: bool = False
+    """Whether its program never takes a connection that breaks off for an answer: it asks again, or fails. If not, an attempt
+    during which the gateway was started again is made anew."""
 
 
 @runtime_checkable

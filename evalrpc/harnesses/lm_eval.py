@@ -77,6 +77,7 @@ class LmEvalHarness:
     served_needs = ServedNeeds(
         api=frozenset({CHAT, COMPLETIONS}),
         arguments=frozenset({"model", "pretrained", "base_url", "tokenizer", "tokenizer_backend", "auth_token", "header"}),
+        asks_again=True,
     )
 
     def __init__(self, settings: HarnessSettings) -> None:

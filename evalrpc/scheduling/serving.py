@@ -2,9 +2,11 @@
 
     data_dir/jobs/JOB_ID/recording              the answers that the job has got, for its further attempts
     data_dir/jobs/JOB_ID/attempt-N/route        what makes the attempt's URL a secret
+    data_dir/jobs/JOB_ID/attempt-N/gateway      which start of the gateway the attempt began with
 
-The token is written before the harness starts, so an attempt that goes on under another server keeps its URL. A judge has the
-same, with `judge-` before the names: so what the model is asked has nothing to do with who judges it.
+Both are written before the harness starts, so an attempt that goes on under another server keeps its URL, and that server
+knows whether the gateway was started again meanwhile. A judge has the same, with `judge-` before the names: so what the model
+is asked has nothing to do with who judges it.
 """
 
 import logging
@@ -32,7 +34,8 @@ from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobAttempt, JobInfo, Progress, 
 _ENGINE_ID_FIELDS: Final = {SERVED_FIELD: "engine_id", JUDGE_FIELD: "judge_engine_id"}
 _USAGE_FIELDS: Final = {SERVED_FIELD: "usage", JUDGE_FIELD: "judge_usage"}
 _ROUTE_FILE: Final = "route"
-_MAX_TOKEN_BYTES: Final = 256
+_GATEWAY_FILE: Final = "gateway"
+_MAX_NOTE_BYTES: Final = 256
 _COUNT_SECONDS: Final = 2.0
 
 _Reason = TypeVar("_Reason")
@@ -117,10 +120,10 @@ class ServedRun:
         for run in self._runs:
             run.look()
 
-    def require_sound(self) -> None:
+    def require_sound(self, harness: Harness) -> None:
         """Raise RunFailedError with reason ENGINE_LOST if the harness may have been refused answers for no fault of its own."""
         for run in self._runs:
-            run.require_sound()
+            run.require_sound(harness)
 
     def note_usage(self, job: JobInfo) -> None:
         """Record what became of the questions so far, as far as that is known."""
@@ -148,6 +151,7 @@ class _ModelRun:
         self._counted_at = float("-inf")
         self._engine: Engine | EndpointUse | None = None
         self._token = ""
+        self._began_with = ""
         self._url = ""
         self._counters: Counters | None = None
         self._observed: Counters | None = None  # None: of a run that an earlier server may have told of
@@ -162,9 +166,11 @@ class _ModelRun:
         engine = self._leased()
         if (reason := self._serving.pool.wait(engine, reason_to_stop)) is not None:
             return reason
-        self._token = self._token or self._read_token() or self._new_token()
+        self._token = self._token or self._note(_ROUTE_FILE) or self._new_token()
+        gateway = self._serving.pool.gateway
         try:
-            self._url = self._serving.pool.gateway.put_route(self._route(engine))
+            self._url = gateway.put_route(self._route(engine))
+            self._began_with = self._note(_GATEWAY_FILE) or self._new_note(_GATEWAY_FILE, gateway.instance())
         except GatewayError as error:
             raise RunFailedError(LOST, error.message) from error
         if isinstance(engine, EndpointUse):
@@ -173,12 +179,12 @@ class _ModelRun:
 
     def recall(self) -> None:
         """Do without an engine. Raises OSError."""
-        self._token = self._read_token()
+        self._token, self._began_with = self._note(_ROUTE_FILE), self._note(_GATEWAY_FILE)
         self._url = self._serving.pool.gateway.url(self._token)
 
     def route_to_earlier(self) -> Route | None:
         """Return how the attempt asks, if it began under an earlier server and what it asks is there. Raises OSError."""
-        self._token = self._read_token()
+        self._token = self._note(_ROUTE_FILE)
         engine = self._serving.pool.find(self._served, getattr(self._job.attempts[-1], _ENGINE_ID_FIELDS[self.field]))
         return self._route(engine) if self._token and engine is not None else None
 
@@ -194,8 +200,7 @@ class _ModelRun:
         """Return what the harness's programs need in their environment, besides `others`, which they have otherwise."""
         if self.field == JUDGE_FIELD:
             return judge_environment(harness, self._endpoint(), others)
-        needs = harness.served_needs if isinstance(harness, ServedHarness) else ServedNeeds(frozenset())
-        return served_environment(needs, self._endpoint(), others)
+        return served_environment(_needs(harness), self._endpoint(), others)
 
     def look(self) -> None:
         """Raise RunFailedError with reason ENGINE_LOST if the harness has nobody to ask any more. Counts now and then."""
@@ -206,10 +211,12 @@ class _ModelRun:
             self._count()
             self._require_same_address()
 
-    def require_sound(self) -> None:
+    def require_sound(self, harness: Harness) -> None:
         """Raise RunFailedError with reason ENGINE_LOST if the harness may have been refused answers for no fault of its own."""
         self._count()
         self._require_same_address()
+        if not _needs(harness).asks_again:
+            self._require_same_gateway()
         counters = self._counters
         if counters is None:
             raise RunFailedError(
@@ -238,6 +245,15 @@ class _ModelRun:
         """A gateway whose socket was lost has another address, at which nobody asks it."""
         if self._serving.pool.gateway.url(self._token) != self._url:
             raise RunFailedError(LOST, "the gateway to the engines has another address than the harness knows")
+
+    def _require_same_gateway(self) -> None:
+        """One that was started again has broken off what it was asked, which a harness may have taken for an answer."""
+        try:
+            instance = self._serving.pool.gateway.instance()
+        except GatewayError as error:
+            raise RunFailedError(LOST, error.message) from error
+        if instance != self._began_with:
+            raise RunFailedError(LOST, "the gateway to the engines was started again, so questions may have got no answer")
 
     def _count(self) -> None:
         try:
@@ -284,15 +300,22 @@ class _ModelRun:
     def _folder(self) -> Path:
         return attempt_dir(self._serving.data_dir, self._job.job_id, self._job.attempt)
 
-    def _read_token(self) -> str:
-        return (read_note(self._folder, self._prefix + _ROUTE_FILE, _MAX_TOKEN_BYTES) or b"").decode()
-
     def _new_token(self) -> str:
-        token = secrets.token_urlsafe(24)
         self._observed = Counters()
-        with create_private_file(self._folder / (self._prefix + _ROUTE_FILE)) as file:
-            file.write(token.encode())
-        return token
+        return self._new_note(_ROUTE_FILE, secrets.token_urlsafe(24))
+
+    def _note(self, name: str) -> str:
+        """Return what was written down in a file of the attempt; empty if there is nothing."""
+        return (read_note(self._folder, self._prefix + name, _MAX_NOTE_BYTES) or b"").decode()
+
+    def _new_note(self, name: str, text: str) -> str:
+        with create_private_file(self._folder / (self._prefix + name)) as file:
+            file.write(text.encode())
+        return text
+
+
+def _needs(harness: Harness) -> ServedNeeds:
+    return harness.served_needs if isinstance(harness, ServedHarness) else ServedNeeds(frozenset())
 
 
 def _runs_of(serving: Serving, job: JobInfo) -> list[_ModelRun]:

@@ -356,7 +356,7 @@ class Supervisor:
             return None
         self._end(handle, job, 0.0 if ending is _Ending.BY_ITSELF else self._dependencies.grace_seconds)
         if self._served is not None and ending is _Ending.BY_ITSELF:
-            self._served.require_sound()
+            self._served.require_sound(harness)
         read = partial(_finish, found, bounds) if ending is _Ending.BY_ITSELF else found.look
         timeout_seconds = _LAST_LOOK_SECONDS if ending in (_Ending.CANCELLED, _Ending.PREEMPTED) else None
         ending = self._reader.read(read, self._reason_to_read_no_more, timeout_seconds) or ending

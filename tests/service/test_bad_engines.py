@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from engine_site import ENDED, READY, Models, completed, ended, notes_of, submit
 from engine_stub import engine_stub
-from serving import COMPLETED, Api, ServerHere
+from serving import COMPLETED, Api, ServerHere, Site
 from waiting import eventually
 
 from evalrpc.executors.local import gpu_memory
@@ -128,3 +128,19 @@ def test_a_job_whose_engine_dies_after_the_weights_have_changed_begins_anew(api:
     assert job.usage.replayed_count == 0, "the answers are those of other weights"
     states = {engine.engine_id: engine.state for engine in api.ListEngines().engines}
     assert [states[attempt.engine_id] for attempt in job.attempts] == [ENDED, READY]
+
+
+def test_an_attempt_whose_gateway_was_killed_is_made_anew_and_asks_what_is_left(api: Api, site: Site, models: Models) -> None:
+    model = models.make()
+    hold = models.hold(model, "question 1")
+    job_id = submit(api, model)
+    eventually(lambda: len(models.questions(model)) == 2, "for the second question")
+    (gateway,) = (site.folder / "data" / "engines" / "gateway").iterdir()
+    for pid in processes_of_job(gateway.name):
+        if b"evalrpc.engines.gateway" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
+    hold.unlink()
+    job = completed(api, job_id)
+    assert [attempt.error.reason for attempt in job.attempts] == ["ENGINE_LOST", ""]
+    assert (job.usage.answered_count, job.usage.replayed_count) == (3, 1)
+    assert models.questions(model) == [f"question {number}" for number in (0, 1, 1, 2)]

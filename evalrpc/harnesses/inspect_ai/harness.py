@@ -96,7 +96,9 @@ class InspectHarness:
 
     kind = KIND
     judge_api = frozenset({CHAT})
-    served_needs = ServedNeeds(api=frozenset({CHAT}), arguments=frozenset({"base_url", "api_key", "responses_api"}))
+    served_needs = ServedNeeds(
+        api=frozenset({CHAT}), arguments=frozenset({"base_url", "api_key", "responses_api"}), asks_again=True
+    )
 
     def __init__(self, settings: HarnessSettings) -> None:
         self.name = settings.name

@@ -63,6 +63,7 @@ class LmmsEvalHarness:
     served_needs = ServedNeeds(
         api=frozenset({CHAT}),
         arguments=frozenset({"model", "model_version", "base_url", "api_key", "azure_openai"}),
+        asks_again=True,
     )
 
     judge_api = frozenset({CHAT})
