@@ -3,6 +3,7 @@
 import json
 import os
 import ssl
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -23,7 +24,7 @@ from evalrpc.client import EvalClient
 from evalrpc.clock import SystemClock
 from evalrpc.config import Settings, load_settings
 from evalrpc.config.addresses import ListenAddress, PortAddress, parse_listen_address
-from evalrpc.config.listeners import Listener, TlsFiles, listeners_of
+from evalrpc.config.listeners import Listener, TlsFiles, http_listeners_of, listeners_of
 from evalrpc.errors import ConfigurationError, EvalrpcError, UnauthenticatedError
 from evalrpc.files.regular import read_named_file
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from evalrpc.scheduling.run_accounts import AccountPool
 
 _PROBE_TIMEOUT_SECONDS = 3.0
+_MAX_ANSWER_BYTES: Final = 64 * 1024
 _WAY: Final = "data folder with an account of runs"
 _COLUMNS: Final = (Column("check"), Column("result", Kind.WHOLE), Column("detail"))
 
@@ -47,6 +49,7 @@ class Finding(NamedTuple):
 @click.command(short_help="Check whether a server could run here.")
 @setting_flags(
     "listen",
+    "http_listen",
     "tls_cert",
     "tls_key",
     "tls_client_ca",
@@ -250,7 +253,10 @@ def check_data_dir(data_dir: Path) -> Finding:
 
 def check_listeners(settings: Settings, now: datetime) -> Iterator[Finding]:
     """Check of each address that it is free or held by an evalrpc server, its certificate, and whether callers must sign in."""
-    listeners = listeners_of(settings)
+    http_listeners = http_listeners_of(settings)
+    listeners = (*listeners_of(settings), *http_listeners)
+    if http_listeners:
+        yield check_http()
     for listener in listeners:
         place = f" {listener.address}" if len(listeners) > 1 else ""
         yield check_address(listener, f"port{place}")
@@ -287,6 +293,15 @@ def _has_metrics(address: str) -> bool:
         return False
 
 
+def check_http() -> Finding:
+    """Check that there is what HTTP takes."""
+    try:
+        import evalrpc.server.transports.http_server  # noqa: F401 - it loads the libraries
+    except ModuleNotFoundError as error:
+        return Finding("HTTP", False, extras.missing(error, "http"))
+    return Finding("HTTP", True, "its libraries are installed")
+
+
 def check_address(listener: Listener, subject: str) -> Finding:
     """Check that an address is free or held by an evalrpc server."""
     from evalrpc.server.listening import find_refusal
@@ -294,11 +309,14 @@ def check_address(listener: Listener, subject: str) -> Finding:
     refusal = find_refusal(listener.address)
     if refusal is None:
         return Finding(subject, True, f"{listener.address} is free")
-    address, tls = listener.address, listener.tls
-    holder = _tls_holder(address, tls) if tls and isinstance(address, PortAddress) else _holder(address)
+    address, tls, flag = listener.address, listener.tls, f"--{listener.setting_name.replace('_', '-')}"
+    if listener.setting_name == "http_listen":
+        holder = _http_holder(listener)
+    else:
+        holder = _tls_holder(address, tls) if tls and isinstance(address, PortAddress) else _holder(address)
     if holder:
         return Finding(subject, True, f"{holder} answers at {address}")
-    return Finding(subject, False, f"can't listen on {address} ({refusal.strerror}); choose another --listen")
+    return Finding(subject, False, f"can't listen on {address} ({refusal.strerror}); choose another {flag}")
 
 
 def check_certificate(tls: TlsFiles, now: datetime, subject: str) -> Finding:
@@ -320,6 +338,23 @@ def _holder(address: ListenAddress) -> str:
     except UnauthenticatedError:
         return "evalrpc"
     except (EvalrpcError, TimeoutError, ValueError):
+        return ""
+
+
+def _http_holder(listener: Listener) -> str:
+    """Return what answers at an address for HTTP, if it is an evalrpc server."""
+    address = listener.address
+    if not isinstance(address, PortAddress):
+        return ""
+    if listener.tls:
+        return _tls_holder(address, listener.tls)
+    url = f"http://{address}/evalrpc.v1.EvaluationService/GetServerInfo"
+    try:
+        with urllib.request.urlopen(url, timeout=_PROBE_TIMEOUT_SECONDS) as answer:
+            return f"evalrpc {json.loads(answer.read(_MAX_ANSWER_BYTES))['version']}"
+    except urllib.error.HTTPError as error:
+        return "evalrpc" if error.headers.get("www-authenticate") == "Bearer" else ""
+    except (OSError, ValueError, KeyError, TypeError):
         return ""
 
 

@@ -454,8 +454,9 @@ class Server:
         except ModuleNotFoundError as error:
             raise ConfigurationError(f"setting http_listen: {extras.missing(error, 'http')}") from error
         evaluation, health_service = (SERVICE, self.handlers), (health.SERVICE, health_handlers)
-        readers = self._pools.readers
-        return HttpServer(listeners, self._settings, evaluation, health_service, self._authenticator, self._audit, readers)
+        meters, readers = self._metrics.calls if self._metrics else None, self._pools.readers
+        callers = self._authenticator, self._audit, meters
+        return HttpServer(listeners, self._settings, evaluation, health_service, *callers, readers)
 
     def _add_handlers(self, health_handlers: Mapping[str, Handler]) -> None:
         """Serve the same calls at every address."""

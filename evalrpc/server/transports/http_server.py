@@ -14,6 +14,7 @@ from evalrpc.server.auth.presented import Presented
 from evalrpc.server.call import ANONYMOUS, Principal
 from evalrpc.server.certificates import Certificate
 from evalrpc.server.handlers import Handler
+from evalrpc.server.metering import Meters
 from evalrpc.server.threads import start_pool
 from evalrpc.server.transports.connect.endpoints import ConnectCodec, endpoints_of, unknown_calls
 from evalrpc.server.transports.http.application import HttpApplication
@@ -21,6 +22,9 @@ from evalrpc.server.transports.http.codec import JsonCodec
 from evalrpc.server.transports.http.gate import Gate
 from evalrpc.server.transports.http.listener import HttpListener
 from evalrpc.server.transports.http.methods import methods_of
+from evalrpc.server.transports.plain.events import PATH as EVENTS_PATH
+from evalrpc.server.transports.plain.events import EventsEndpoint
+from evalrpc.server.transports.plain.files import FilesEndpoint
 
 _CONVERTERS: Final = 2
 
@@ -39,6 +43,7 @@ class HttpServer:
         health: Service,
         authenticator: Authenticator,
         audit: Audit,
+        meters: Meters | None,
         readers: Executor,
     ) -> None:
         """`evaluation` asks who calls, `health` does not. Raises ConfigurationError."""
@@ -47,6 +52,7 @@ class HttpServer:
         self._health = health
         self._authenticator = authenticator
         self._audit = audit
+        self._meters = meters
         self._converters = start_pool(_CONVERTERS, "converter")
         self._codec = ConnectCodec(JsonCodec(self._converters), settings.max_request_bytes)
         self.listeners: Final = [
@@ -62,14 +68,16 @@ class HttpServer:
     def _application(self, listener: Listener) -> HttpApplication:
         service, handlers = self._evaluation
         authenticate = self._authenticator.for_listener(requires_sign_in=listener.requires_sign_in)
-        methods = methods_of(service, handlers, authenticate, self._audit)
+        methods = methods_of(service, handlers, authenticate, self._audit, self._meters)
         health, health_handlers = self._health
+        events = EventsEndpoint(methods["WatchJob"], methods["WatchJobs"], methods["GetJob"], self._codec.events)
         endpoints = {
             **endpoints_of(service.full_name, methods, self._codec),
             **endpoints_of(health.full_name, methods_of(health, health_handlers, _anonymous), self._codec),
+            EVENTS_PATH: events.answer,
         }
-        gate = Gate(listener, self._settings)
-        return HttpApplication(gate, self._settings.max_request_bytes, endpoints, unknown_calls(service, health))
+        gate, most = Gate(listener, self._settings), self._settings.max_request_bytes
+        return HttpApplication(gate, most, endpoints, FilesEndpoint(methods).find, unknown_calls(service, health))
 
 
 def _anonymous(presented: Presented) -> Principal:  # noqa: ARG001 - the shape of Authenticate

@@ -29,8 +29,9 @@ class ConnectCodec:
     """Messages in the two forms that clients may choose from."""
 
     def __init__(self, json: JsonCodec, max_request_bytes: int) -> None:
+        self.events: Final = EventJson(json)
+        """The messages of streams as JSON."""
         self._json = json
-        self._events = EventJson(json)
         self._max_request_bytes = max_request_bytes
 
     def max_bytes(self, form: str) -> int:
@@ -47,7 +48,7 @@ class ConnectCodec:
 
     async def encode_event(self, form: str, serialized: bytes, descriptor: Descriptor) -> bytes:
         """Return a message of a stream in this form."""
-        return await self._events.encode(serialized, descriptor) if form == _JSON else serialized
+        return await self.events.encode(serialized, descriptor) if form == _JSON else serialized
 
 
 def endpoints_of(service: str, methods: Mapping[str, HttpMethod], codec: ConnectCodec) -> Mapping[str, Endpoint]:

@@ -13,8 +13,14 @@ from evalrpc.server.auth.authenticator import Authenticate
 from evalrpc.server.auth.presented import Presented
 from evalrpc.server.call import Call, Principal
 from evalrpc.server.handlers import Handler
+from evalrpc.server.metering import Meter, Meters
 from evalrpc.server.sign_in import NOT_SIGNED_IN
 from evalrpc.watching.feed import Send
+
+_NAME: Final = "http"
+_OK: Final = "OK"
+_CANCELLED: Final = "CANCELLED"
+_UNKNOWN: Final = "UNKNOWN"
 
 Read = Callable[[], Awaitable[bytes]]
 """Reads the serialised message of a call, once it is known who calls. Raises EvalrpcError."""
@@ -24,7 +30,12 @@ class HttpMethod:
     """One method of a service."""
 
     def __init__(
-        self, method: MethodDescriptor, handler: Handler, authenticate: Authenticate, audit: MethodAudit | None
+        self,
+        method: MethodDescriptor,
+        handler: Handler,
+        authenticate: Authenticate,
+        audit: MethodAudit | None,
+        meter: Meter | None,
     ) -> None:
         self.descriptor: Final = method
         self.only_reads: Final = method.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS
@@ -32,11 +43,29 @@ class HttpMethod:
         self._handler = handler
         self._authenticate = authenticate
         self._audit = audit
+        self._meter = meter
 
     async def call(
         self, caller: Presented, read: Read, send: Send | None = None, timeout_seconds: float | None = None
     ) -> bytes:
         """Make a call, and return the serialised answer; none of a stream, whose messages `send` takes. Raises EvalrpcError."""
+        if self._meter is None:
+            return await self._call(caller, read, send, timeout_seconds)
+        begun, code = self._meter.begin(), _UNKNOWN
+        try:
+            answer = await self._call(caller, read, send, timeout_seconds)
+            code = _OK
+        except EvalrpcError as error:
+            code = error.code
+            raise
+        except asyncio.CancelledError:
+            code = _CANCELLED
+            raise
+        finally:
+            self._meter.end(begun, code)
+        return answer
+
+    async def _call(self, caller: Presented, read: Read, send: Send | None, timeout_seconds: float | None) -> bytes:
         principal: Principal | None = None
         request = b""
         try:
@@ -74,11 +103,21 @@ class HttpMethod:
 
 
 def methods_of(
-    service: ServiceDescriptor, handlers: Mapping[str, Handler], authenticate: Authenticate, audit: Audit | None = None
+    service: ServiceDescriptor,
+    handlers: Mapping[str, Handler],
+    authenticate: Authenticate,
+    audit: Audit | None = None,
+    meters: Meters | None = None,
 ) -> Mapping[str, HttpMethod]:
-    """Return the methods of a service by name. `audit` hears of the calls."""
+    """Return the methods of a service by name. `audit` hears of the calls, and `meters` measure them."""
     return {
-        method.name: HttpMethod(method, handlers[method.name], authenticate, MethodAudit(audit, method) if audit else None)
+        method.name: HttpMethod(
+            method,
+            handlers[method.name],
+            authenticate,
+            MethodAudit(audit, method) if audit else None,
+            meters.meter_of(_NAME, f"{service.full_name}/{method.name}") if meters else None,
+        )
         for method in service.methods
     }
 

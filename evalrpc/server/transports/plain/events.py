@@ -1,0 +1,105 @@
+"""`GET /v1/events`: WatchJobs, or WatchJob, as server-sent events, which browsers resume by themselves and curl prints."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from evalrpc.errors import EvalrpcError, LimitExceededError, OutOfRangeError, UnavailableError
+from evalrpc.jobs.lifecycle import TERMINAL
+from evalrpc.server.transports.http.codec import EventJson
+from evalrpc.server.transports.http.errors import error_body
+from evalrpc.server.transports.http.methods import HttpMethod
+from evalrpc.server.transports.http.request import INERT, HttpRequest
+from evalrpc.server.transports.plain.parameters import fill
+from evalrpc.v1.jobs_pb2 import GetJobRequest, JobEvent, JobInfo, WatchJobRequest, WatchJobsRequest
+
+PATH: Final = "/v1/events"
+
+_JOB_ID: Final = "job_id"
+_TYPE: Final = b"text/event-stream"
+_HEADERS: Final = ((b"content-type", _TYPE), *INERT)
+_DEFAULT_RETRY_SECONDS: Final = 1.0
+
+
+class EventsEndpoint:
+    """Answers there."""
+
+    def __init__(self, watch_job: HttpMethod, watch_jobs: HttpMethod, get_job: HttpMethod, events: EventJson) -> None:
+        self._watch_job = watch_job
+        self._watch_jobs = watch_jobs
+        self._get_job = get_job
+        self._events = events
+
+    async def answer(self, request: HttpRequest) -> None:
+        """Send events. Raises EvalrpcError before the first."""
+        parameters = request.parameters
+        message = WatchJobRequest() if _JOB_ID in dict(parameters) else WatchJobsRequest()
+        fill(parameters, message, *([message.filter] if isinstance(message, WatchJobsRequest) else []))
+        last = request.headers.get("last-event-id", "")
+        if last.isascii() and last.isdigit():
+            fill([("after_revision", last)], message)
+        if isinstance(message, WatchJobRequest) and message.after_revision and await self._has_seen_the_end(request, message):
+            await request.respond(204, INERT)  # which keeps a browser from coming back
+            return
+        try:
+            await self._watch_or_begin_anew(request, message)
+        except EvalrpcError as error:
+            if not request.is_answered and not _is_for_a_browser_that_waits(request, error):
+                raise
+            if not request.is_answered:
+                await request.start(200, _HEADERS)
+            await request.write(_failure(error))
+        if not request.is_answered:
+            await request.start(200, _HEADERS)
+        await request.finish()
+
+    async def _watch_or_begin_anew(self, request: HttpRequest, message: WatchJobRequest | WatchJobsRequest) -> None:
+        """Watch; from a snapshot where the journal does not reach back to the last event: a browser that gets an error never
+        comes back."""
+        try:
+            await self._watch(request, message)
+        except OutOfRangeError:
+            if request.is_answered or not message.after_revision:
+                raise
+            message.after_revision = 0
+            await self._watch(request, message)
+
+    async def _watch(self, request: HttpRequest, message: WatchJobRequest | WatchJobsRequest) -> None:
+        method = self._watch_job if isinstance(message, WatchJobRequest) else self._watch_jobs
+        serialized, output = message.SerializeToString(), method.descriptor.output_type
+
+        async def send(event: bytes) -> None:
+            if not request.is_answered:
+                await request.start(200, _HEADERS)
+            await request.write(_event(event, await self._events.encode(event, output)))
+
+        async def read() -> bytes:
+            return serialized
+
+        await method.call(request, read, send)
+
+    async def _has_seen_the_end(self, request: HttpRequest, message: WatchJobRequest) -> bool:
+        """Return whether nothing is left to be said of a job."""
+
+        async def read() -> bytes:
+            return GetJobRequest(job_id=message.job_id).SerializeToString()
+
+        job = JobInfo.FromString(await self._get_job.call(request, read))
+        return job.status in TERMINAL and job.revision == message.after_revision
+
+
+def _event(event: bytes, text: bytes) -> bytes:
+    """Return an event. Its id is a revision from which to go on; a snapshot before the first bookmark has none."""
+    revision = JobEvent.FromString(event).revision
+    return (b"id: %d\n" % revision if revision else b"") + b"data: " + text + b"\n\n"
+
+
+def _failure(error: EvalrpcError) -> bytes:
+    delay = error.retry_delay_seconds or _DEFAULT_RETRY_SECONDS
+    return b"event: failure\nretry: %d\ndata: " % (delay * 1000) + error_body(error) + b"\n\n"
+
+
+def _is_for_a_browser_that_waits(request: HttpRequest, error: EvalrpcError) -> bool:
+    """Return whether to tell this error in an event: by an HTTP status, a browser would give up for good."""
+    accepts: Sequence[str] = request.headers.get("accept", "").split(",")
+    is_passing = isinstance(error, UnavailableError | LimitExceededError)
+    return is_passing and any(each.strip() == _TYPE.decode() for each in accepts)

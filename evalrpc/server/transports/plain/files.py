@@ -1,0 +1,110 @@
+"""Files of jobs as they are, for `curl -O` and pages: `GET /v1/jobs/ID/artifacts/NAME` and `GET /v1/jobs/ID/log`.
+
+A run may leave anything, so nothing here is ever shown as a page: browsers save it, whatever it claims to be.
+"""
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+from urllib.parse import quote, unquote_to_bytes
+
+from google.protobuf.message import Message
+
+from evalrpc.errors import InvalidRequestError
+from evalrpc.server.transports.http.application import Endpoint
+from evalrpc.server.transports.http.methods import HttpMethod
+from evalrpc.server.transports.http.request import INERT, HttpRequest
+from evalrpc.server.transports.plain.parameters import fill
+from evalrpc.v1.files_pb2 import ReadArtifactRequest, ReadArtifactResponse, ReadLogRequest, ReadLogResponse
+
+ANY_TYPE: Final = b"application/octet-stream"
+
+_PATH: Final = re.compile(rb"/v1/jobs/([0-9A-Fa-f-]{36})/(log|artifacts/(.+))")
+_RANGE: Final = re.compile(r"bytes=([0-9]{1,15})-([0-9]{1,15})?")
+_LOG_TYPE: Final = b"text/plain; charset=utf-8"
+
+
+class FilesEndpoint:
+    """Answers at these paths."""
+
+    def __init__(self, methods: Mapping[str, HttpMethod]) -> None:
+        self._read_artifact = methods["ReadArtifact"]
+        self._read_log = methods["ReadLog"]
+
+    def find(self, request: HttpRequest) -> Endpoint | None:
+        """Return what answers a request, if it is for a file."""
+        match = _PATH.fullmatch(request.raw_path)
+        if match is None or request.method != "GET":
+            return None
+        job_id = match[1].decode()
+        if match[3] is None:
+            return lambda request: self._send_log(request, job_id)
+        return lambda request: self._send_artifact(request, job_id, _name(match[3]))
+
+    async def _send_artifact(self, request: HttpRequest, job_id: str, name: str) -> None:
+        message = ReadArtifactRequest()
+        fill(request.parameters, message)
+        message.job_id, message.name = job_id, name
+        wanted = _RANGE.fullmatch(request.headers.get("range", ""))
+        if wanted:
+            message.offset = int(wanted[1])
+            message.limit = max(0, int(wanted[2]) - message.offset + 1) if wanted[2] else 0
+        limit = message.limit
+
+        async def start(first: ReadArtifactResponse) -> None:
+            end = min(first.size_bytes, first.offset + limit) if limit else first.size_bytes
+            headers = [(b"content-length", b"%d" % (end - first.offset)), (b"accept-ranges", b"bytes")]
+            if wanted:
+                headers.append((b"content-range", b"bytes %d-%d/%d" % (first.offset, max(end - 1, 0), first.size_bytes)))
+            await request.start(206 if wanted else 200, [*attachment(name.rpartition("/")[2], ANY_TYPE), *headers])
+
+        await send_chunks(request, self._read_artifact, message, ReadArtifactResponse, start)
+
+    async def _send_log(self, request: HttpRequest, job_id: str) -> None:
+        message = ReadLogRequest()
+        fill(request.parameters, message)
+        message.job_id = job_id
+
+        async def start(_: ReadLogResponse) -> None:
+            await request.start(200, attachment(f"{job_id}.log", _LOG_TYPE))
+
+        await send_chunks(request, self._read_log, message, ReadLogResponse, start)
+
+
+async def send_chunks(
+    request: HttpRequest,
+    method: HttpMethod,
+    message: Message,
+    chunk_class: type[Any],
+    start: Callable[[Any], Awaitable[None]],
+) -> None:
+    """Answer with the data in the messages of a stream. `start` begins the answer, with the first of them."""
+
+    async def send(serialized: bytes) -> None:
+        chunk = chunk_class.FromString(serialized)
+        if not request.is_answered:
+            await start(chunk)
+        if chunk.data:
+            await request.write(chunk.data)
+
+    async def read() -> bytes:
+        return message.SerializeToString()
+
+    await method.call(request, read, send)
+    if not request.is_answered:
+        await start(chunk_class())
+    await request.finish()
+
+
+def attachment(name: str, kind: bytes) -> list[tuple[bytes, bytes]]:
+    """Return headers with which browsers save a file under this name, and run nothing in it."""
+    disposition = f"attachment; filename*=UTF-8''{quote(name, safe='')}".encode()
+    return [(b"content-type", kind), (b"content-disposition", disposition), *INERT]
+
+
+def _name(raw: bytes) -> str:
+    """Return the name of a file in a path. Raises InvalidRequestError."""
+    try:
+        return unquote_to_bytes(raw).decode()
+    except UnicodeDecodeError:
+        raise InvalidRequestError("the name of a file must be UTF-8, percent-encoded as ListArtifacts names it") from None

@@ -1,0 +1,45 @@
+"""The parameters of a URL as the fields of a message: `attempt=2&follow=true`, and lists by naming a field several times."""
+
+from collections.abc import Iterable
+from typing import Any, Final, cast
+
+from google.protobuf import json_format
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from evalrpc.errors import FieldViolation, InvalidRequestError
+from evalrpc.printable import printable
+
+_BOOLEANS: Final = {"true": True, "false": False}
+
+
+def fill(parameters: Iterable[tuple[str, str]], *messages: Message) -> None:
+    """Set the fields that parameters name, each in the first of the messages that has it. Raises InvalidRequestError, naming
+    the parameter."""
+    places = {
+        field.name: (message, cast(FieldDescriptor, field))
+        for message in reversed(messages)
+        for field in message.DESCRIPTOR.fields
+    }
+    simple = {name: place for name, place in places.items() if _is_simple(place[1])}
+    for name, text in parameters:
+        if name not in simple:
+            known = ", ".join(sorted(simple))
+            violation = FieldViolation(printable(name)[:100], f"there is no such parameter; there are: {known}")
+            raise InvalidRequestError(violations=[violation])
+        try:
+            _set(*simple[name], text)
+        except (json_format.ParseError, ValueError, TypeError):
+            raise InvalidRequestError(violations=[FieldViolation(name, f"can't be {text[:100]!r}")]) from None
+
+
+def _set(message: Message, field: FieldDescriptor, text: str) -> None:
+    """Set a field, or add to a list. Raises ParseError, ValueError, TypeError."""
+    value: Any = _BOOLEANS.get(text, text) if field.type == FieldDescriptor.TYPE_BOOL else text
+    is_list = hasattr(getattr(message, field.name), "append")
+    json_format.ParseDict({field.name: [value] if is_list else value}, message)
+
+
+def _is_simple(field: FieldDescriptor) -> bool:
+    """Return whether a text can say what is in the field: a map or a message can't be, apart from times and durations."""
+    return field.message_type is None or field.message_type.full_name.startswith("google.protobuf.")
