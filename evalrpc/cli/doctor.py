@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from evalrpc.scheduling.run_accounts import AccountPool
 
 _PROBE_TIMEOUT_SECONDS = 3.0
+_TRIAL_SECONDS: Final = 60.0
 _MAX_ANSWER_BYTES: Final = 64 * 1024
 _WAY: Final = "data folder with an account of runs"
 _COLUMNS: Final = (Column("check"), Column("result", Kind.WHOLE), Column("detail"))
@@ -94,6 +95,7 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Find
     yield from check_secrets(settings, environment)
     yield from _guarded("accounts of runs", lambda: check_accounts(settings, environment))
     yield check_data_dir(settings.data_dir)
+    yield from _guarded("executors", lambda: check_executors(settings, environment))
     yield from _guarded("metrics", lambda: check_metrics(settings))
     yield from _guarded("addresses", lambda: check_listeners(settings, SystemClock().now().ToDatetime(UTC)))
 
@@ -183,6 +185,18 @@ def check_defaults(settings: Settings, environment: Mapping[str, str]) -> Iterat
     defaults = request_defaults(settings, len(find_gpus(settings.gpus, environment)))
     harness = f"harness {defaults.harness}" if defaults.harness else "no harness: a request must name one"
     yield Finding("defaults", True, f"{harness}; GPUs: {defaults.num_gpus}")
+
+
+def check_executors(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Have each cluster run a tiny program from the data folder, if that is there."""
+    from evalrpc.executors.slurm.trial import try_cluster
+
+    for name, executor in sorted(settings.executors.items()):
+        if settings.data_dir.is_dir():
+            good, detail = try_cluster(executor, settings.data_dir, environment, _TRIAL_SECONDS)
+        else:
+            good, detail = True, "not tried, since there is no data folder yet"
+        yield Finding(f"executor {name}", good, detail)
 
 
 def check_cgroups(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:

@@ -135,6 +135,7 @@ def _job_facts(job: JobInfo) -> list[tuple[str, Cell]]:
         ("preemptible", "yes" if job.preemptible else ""),
         ("attempt", _attempt_text(job)),
         ("shares", f"attempt {job.cached_from_attempt} of job {job.cached_from}" if job.cached_from_attempt else ""),
+        ("node", "" if _latest(job).node in ("", "local") else _latest(job).node),
         ("GPUs", ", ".join(job.gpus)),
         ("created", wording.time_text(job.created_at)),
         ("started", wording.time_text(job.started_at)),

@@ -44,6 +44,7 @@ REQUEST_FIELDS: Final = (
     "gpu_mode",
     "max_bad_answer_ratio",
     "preparation",
+    "executor",
 )
 _GPU_MODES: Final = {"data-parallel": GPU_MODE_DATA_PARALLEL, "model-parallel": GPU_MODE_MODEL_PARALLEL}
 _SERVED_FLAGS: Final = {
@@ -118,6 +119,7 @@ SUBMISSION_FIELDS: Final = (
     "--secret", "secrets", multiple=True, metavar="NAME", help="Give the run this secret of the operator's. May be repeated."
 )
 @click.option("--preparation", metavar="NAME", help="Prepare the model's folder like this; the operator says what there is.")
+@click.option("--executor", metavar="NAME", help="Place the run here: `local`, or a cluster of the operator's.")
 @click.option("--engine", metavar="NAME", help="Ask this engine or endpoint of the operator's; see `evalrpc engines`.")
 @click.option("--served-model", metavar="MODEL", help="The model that it loads or has, in place of --model.")
 @click.option(

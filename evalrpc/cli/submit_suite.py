@@ -23,7 +23,8 @@ from evalrpc.v1.jobs_pb2 import EvaluateRequest, SubmitJobRequest
 from evalrpc.v1.suites_pb2 import SuiteRun
 
 _SHARED: Final = (
-    *("batch_size", "device", "num_gpus", "gpu_mode", "max_bad_answer_ratio", "secrets", "preparation", "output_dir"),
+    *("batch_size", "device", "num_gpus", "gpu_mode", "max_bad_answer_ratio", "secrets", "preparation", "executor"),
+    "output_dir",
     *("request_id", "priority", "labels", "timeout", "max_attempts", "validate_only", "cache", "preemptible"),
 )
 """The flags of `evalrpc submit` that a suite leaves to the client."""

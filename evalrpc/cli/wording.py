@@ -70,6 +70,8 @@ def _particulars(job: JobInfo) -> Iterator[str]:
         if job.HasField("cancel_requested_at"):
             yield "being cancelled"
         yield from progress_words(job.progress)
+        if job.wait_reason:
+            yield job.wait_reason
     elif job.HasField("error"):
         is_said = job.error.reason == status_name(job.status)
         yield ": ".join(filter(None, ("" if is_said else job.error.reason, job.error.message)))

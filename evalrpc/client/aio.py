@@ -99,6 +99,7 @@ class AsyncEvalClient(AsyncTransport):
         max_bad_answer_ratio: float | None = None,
         secrets: Sequence[str] | str = (),
         preparation: str = "",
+        executor: str = "",
         served_model: ServedModel | Mapping[str, Any] | None = None,
         judge_model: ServedModel | Mapping[str, Any] | None = None,
         **options: Unpack[core.SubmitOptions],
@@ -132,6 +133,7 @@ class AsyncEvalClient(AsyncTransport):
             max_bad_answer_ratio=max_bad_answer_ratio,
             secrets=secrets,
             preparation=preparation,
+            executor=executor,
             served_model=served_model,
             judge_model=judge_model,
         )
@@ -500,6 +502,7 @@ class AsyncEvalClient(AsyncTransport):
         max_bad_answer_ratio: float | None = None,
         secrets: Sequence[str] | str = (),
         preparation: str = "",
+        executor: str = "",
         baseline_suite_run_id: str = "",
         **options: Unpack[core.SuiteOptions],
     ) -> SuiteRun:
@@ -519,6 +522,7 @@ class AsyncEvalClient(AsyncTransport):
             max_bad_answer_ratio=max_bad_answer_ratio,
             secrets=secrets,
             preparation=preparation,
+            executor=executor,
         )
         of_harnesses = {name: core.suite_request(**plain) for name, plain in (harness_requests or {}).items()}
         return await self.submit_suite(suite, request, of_harnesses, baseline_suite_run_id=baseline_suite_run_id, **options)

@@ -144,6 +144,7 @@ def evaluate_request(
     max_bad_answer_ratio: float | None = None,
     secrets: Sequence[str] | str = (),
     preparation: str = "",
+    executor: str = "",
     served_model: ServedModel | Mapping[str, Any] | None = None,
     judge_model: ServedModel | Mapping[str, Any] | None = None,
 ) -> EvaluateRequest:
@@ -171,6 +172,7 @@ def evaluate_request(
         max_bad_answer_ratio=max_bad_answer_ratio,
         secrets=values.texts("secrets", secrets),
         preparation=preparation,
+        executor=executor,
         served_model=values.served_model("served_model", served_model),
         judge_model=values.served_model("judge_model", judge_model),
     )

@@ -132,6 +132,14 @@ class RunHandle(Protocol):
     def is_warm(self) -> bool:
         """Whether it was forked from a process that had the harness in memory."""
 
+    @property
+    def waits_for(self) -> str:
+        """Why it has not begun where it was handed over to, for people; empty once it has. Cheap."""
+
+    @property
+    def begun_ns(self) -> int:
+        """The time of day at which it began, where that may be long after its start; 0 where not, or not yet."""
+
     def owns_port(self, port: int) -> bool | None:
         """Return whether those who listen at a TCP port of its node, for 127.0.0.1, are processes of the run; None: nobody
         listens."""

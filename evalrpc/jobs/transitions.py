@@ -175,7 +175,7 @@ def fail(job: pb.JobInfo, error: pb.JobError, now: Timestamp) -> None:
     if job.HasField("cancel_requested_at") and error.reason != UNKILLABLE_REASON:
         cancel(job, now)
         return
-    is_retried = _may_lose_another_engine(job) if error.reason == ENGINE_LOST_REASON else _may_fail_again(job, error)
+    is_retried = _is_tried_again(job, error)
     _move(job, pb.JOB_STATUS_QUEUED if is_retried else pb.JOB_STATUS_FAILED)
     error = _bounded(error)
     _end_attempt(job, error, now)
@@ -185,6 +185,12 @@ def fail(job: pb.JobInfo, error: pb.JobError, now: Timestamp) -> None:
         return
     job.error.CopyFrom(error)
     _end(job, now)
+
+
+def _is_tried_again(job: pb.JobInfo, error: pb.JobError) -> bool:
+    if error.reason == PREEMPTED_REASON:  # by a cluster
+        return True
+    return _may_lose_another_engine(job) if error.reason == ENGINE_LOST_REASON else _may_fail_again(job, error)
 
 
 def _may_fail_again(job: pb.JobInfo, error: pb.JobError) -> bool:

@@ -115,7 +115,7 @@ class QueueState:
         self._sequences: dict[str, int] = {}  # of the running jobs
         self._held: dict[str, Resources] = {}  # what the running jobs of this server have
         self._shares = Shares(half_life_seconds)
-        self._progress: dict[str, pb.Progress] = {}
+        self._progress: dict[str, pb.JobInfo] = {}  # with the wait reason, and nothing else
         self._known_free: tuple[Sequence[Node], Capacity] | None = None
         self.generation = 0
         """Grows with every commit that was followed: what was read before holds as long as it stays."""
@@ -184,14 +184,15 @@ class QueueState:
                 self._place(change)
             self.generation += 1  # last, so that nothing half done is taken for the new state
 
-    def set_progress(self, job_id: str, progress: pb.Progress) -> pb.JobInfo | None:
-        """Note how far a running job has come; return the job with it, or None if it does not run any more."""
+    def set_progress(self, job_id: str, progress: pb.Progress, wait_reason: str = "") -> pb.JobInfo | None:
+        """Note how far a running job has come, and why its run waits where it does; return the job with both, or None if it
+        does not run any more."""
         with self._lock:
             job = self._running.get(job_id)
             if job is None:
                 return None
-            self._progress[job_id] = progress
-            return _with_progress(job, progress)
+            self._progress[job_id] = pb.JobInfo(progress=progress, wait_reason=wait_reason)
+            return _with_progress(job, self._progress[job_id])
 
     def described(self, job: pb.JobInfo, *, names_others: bool = True) -> pb.JobInfo:
         """Return a copy of a job with what the store does not know of it. `names_others`: whether that may name other owners,
@@ -240,7 +241,7 @@ class QueueState:
                 position = self._position(entry) if entry else 0
                 wait_reason = self._wait_reason(entry, position, names_others) if entry else "about to start"
                 return pb.JobInfo(position_in_queue=position, wait_reason=wait_reason)
-            return pb.JobInfo(progress=self._progress.get(job_id))
+            return self._progress.get(job_id, _NOTHING)
 
     def position_for(self, priority: int, owner: str = "") -> int:
         """Return the position that a new job of this priority would have."""
@@ -665,8 +666,9 @@ def _seconds(time: Timestamp) -> float:
     return time.ToNanoseconds() / 1e9
 
 
-def _with_progress(job: pb.JobInfo, progress: pb.Progress) -> pb.JobInfo:
+def _with_progress(job: pb.JobInfo, unstored: pb.JobInfo) -> pb.JobInfo:
     merged = pb.JobInfo()
     merged.CopyFrom(job)
-    merged.progress.CopyFrom(progress)
+    merged.progress.CopyFrom(unstored.progress)
+    merged.wait_reason = unstored.wait_reason
     return merged

@@ -21,7 +21,8 @@ class RunProgress:
     """Follows the log of one run, and hands each news to `publish`. Used by one thread.
 
     Where the run has several steps, `tasks` names what each is for, and `step_ends` says how large the log was at the end of
-    each that has ended.
+    each that has ended. `publish` also gets why the run waits on a cluster, which `waits_for` says; and `begun_ns` says when it
+    has begun there.
     """
 
     def __init__(
@@ -30,9 +31,11 @@ class RunProgress:
         log: LogFollower,
         harness: Harness,
         clock: Clock,
-        publish: Callable[[pb.Progress], None],
+        publish: Callable[[pb.Progress, str], None],
         tasks: Sequence[str],
         step_ends: Callable[[], Sequence[int]],
+        waits_for: Callable[[], str] = lambda: "",
+        begun_ns: Callable[[], int] = lambda: 0,
     ) -> None:
         self._job = job
         self._log = log
@@ -41,6 +44,9 @@ class RunProgress:
         self._publish = publish
         self._tasks = tasks
         self._step_ends = step_ends
+        self._waits_for = waits_for
+        self._begun_ns = begun_ns
+        self._wait_reason = ""
         self._step = 0
         self._before = pb.Progress()  # what the steps before have come to
         self._message = pb.Progress(phase=pb.Progress.PHASE_STARTING)
@@ -51,17 +57,20 @@ class RunProgress:
         self._published_at = float("-inf")
 
     def elapsed_ns(self) -> int:
-        """Return how long the attempt has been running."""
-        return self._clock.now().ToNanoseconds() - self._job.started_at.ToNanoseconds()
+        """Return how long the attempt has been running, without the time that it waited on a cluster."""
+        if self._wait_reason:
+            return 0
+        return self._clock.now().ToNanoseconds() - max(self._begun_ns(), self._job.started_at.ToNanoseconds())
 
     def look(self) -> None:
         """Read what is new in the log, and publish it; and now and then that the run is alive, if nothing is new."""
-        changed = self._read() or not self.started
-        self.started = True
+        wait_reason = self._waits_for()
+        changed = self._read() or not self.started or wait_reason != self._wait_reason
+        self.started, self._wait_reason = True, wait_reason
         now = self._clock.monotonic()
         if changed or now - self._published_at >= _ALIVE_SECONDS:
             self._published_at = now
-            self._publish(self._whole())
+            self._publish(self._whole(), wait_reason)
 
     def finish(self) -> pb.Progress:
         """Read the rest of the log, and return how far the run came."""
@@ -121,6 +130,8 @@ class RunProgress:
     def _whole(self) -> pb.Progress:
         progress = self._sum()
         _forget_nonsense(progress)
+        if self._wait_reason:
+            progress.phase = pb.Progress.PHASE_PENDING
         progress.elapsed.FromNanoseconds(max(0, self.elapsed_ns()))
         last_output_ns = self._log.last_output_ns()
         last_output_at = None if last_output_ns is None else timestamp_of_ns(last_output_ns)  # a run may set what it likes

@@ -495,7 +495,17 @@ class Supervisor:
     ) -> RunProgress:
         tasks = [step.request.tasks[0] for step in steps] if len(job.request.tasks) > len(steps[0].request.tasks) else [""]
         log = LogFollower(key.log_path, self._mask(job))
-        return RunProgress(job, log, harness, self._dependencies.clock, self._publish, tasks, handle.step_ends)
+        return RunProgress(
+            job,
+            log,
+            harness,
+            self._dependencies.clock,
+            self._publish,
+            tasks,
+            handle.step_ends,
+            lambda: handle.waits_for,
+            lambda: handle.begun_ns,
+        )
 
     def _new_bounds(self, run: Run, key: RunKey) -> BoundsWatch:
         dependencies = self._dependencies
@@ -590,8 +600,8 @@ class Supervisor:
             return ""
         return f"; this server allows a run {limit_bytes} bytes of memory ({_MEMORY_SETTING})"
 
-    def _publish(self, progress: pb.Progress) -> None:
-        job = self._dependencies.queue_state.set_progress(self._job_id, progress)
+    def _publish(self, progress: pb.Progress, wait_reason: str = "") -> None:
+        job = self._dependencies.queue_state.set_progress(self._job_id, progress, wait_reason)
         if job is not None:
             self._dependencies.publish_progress(job)
 

@@ -24,11 +24,14 @@ from evalrpc.config.listeners import Listener, http_listeners_of, listeners_of
 from evalrpc.engines.definition import build_engines
 from evalrpc.engines.pool import EnginePool
 from evalrpc.errors import ConfigurationError, UnavailableError
+from evalrpc.executors.base import Executor
+from evalrpc.executors.group import ExecutorGroup
 from evalrpc.executors.local.cgroups import find_cgroups
 from evalrpc.executors.local.environment import inherited_variables
 from evalrpc.executors.local.executor import LocalExecutor
 from evalrpc.executors.local.gpus import find_gpus
 from evalrpc.executors.local.warm_parents import WarmLimits
+from evalrpc.executors.slurm.executor import SlurmExecutor
 from evalrpc.files.output_access import OutputAccess, output_access
 from evalrpc.files.private import PRIVATE_UMASK
 from evalrpc.harnesses.registry import build_harnesses
@@ -201,7 +204,8 @@ class Server:
         """By what runs are kept apart, or why not."""
         inherited = inherited_variables(environment, settings.inherit_env)
         warm_limits = WarmLimits(settings.warm_idle_seconds, settings.warm_max_bytes)
-        self._executor = LocalExecutor(inherited, devices, cgroups=cgroups.cgroups, warm_limits=warm_limits)
+        local = LocalExecutor(inherited, devices, cgroups=cgroups.cgroups, warm_limits=warm_limits)
+        self._executor = executor_of_settings(settings, local, inherited, environment, clock)
         accounts = RunAccounts(self._store, data_dir, access, pool)
         self._engines = EnginePool(
             build_engines(settings.engines),
@@ -472,6 +476,14 @@ class Server:
 
     def _disconnect(self, peers: Collection[str]) -> None:
         self._pools.readers.submit(close_connections, peers)
+
+
+def executor_of_settings(
+    settings: Settings, local: LocalExecutor, inherited: Mapping[str, str], environment: Mapping[str, str], clock: Clock
+) -> Executor:
+    """Return the executor of the server's own machine, together with those of its clusters if there are any."""
+    clusters = {name: SlurmExecutor(each, inherited, clock, environment) for name, each in settings.executors.items()}
+    return ExecutorGroup(local, clusters) if clusters else local
 
 
 @asynccontextmanager

@@ -48,6 +48,16 @@ class FakeRun:
         """No run is."""
         return False
 
+    @property
+    def waits_for(self) -> str:
+        """It waits for nothing."""
+        return ""
+
+    @property
+    def begun_ns(self) -> int:
+        """It begins when it is started."""
+        return 0
+
     def owns_port(self, port: int) -> bool | None:  # noqa: ARG002 - there are no processes
         """Say that nobody listens."""
         return None

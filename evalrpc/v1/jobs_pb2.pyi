@@ -533,7 +533,9 @@ class JobInfo(_message.Message):
     attempt: _builtins.int
     """The number of the latest attempt, from 1. Zero until the first has begun. Always set."""
     wait_reason: _builtins.str
-    """Why a queued job is not running yet, for humans. Empty unless QUEUED. Names no job that the caller may not see."""
+    """Why a queued job is not running yet, or why the run of a RUNNING one waits on the cluster that it was handed over to
+    (PHASE_PENDING), for humans. Empty otherwise. Names no job that the caller may not see.
+    """
     priority: _builtins.int
     """The priority given at submission or by UpdateJob since, or the highest of the jobs that have followed this one since, if
     that is higher. Always set.
@@ -934,6 +936,8 @@ class Progress(_message.Message):
         """Comes first: the model is prepared (see `EvaluateRequest.preparation`), by this job or by another one that needs the same."""
         PHASE_SERVING: Progress._Phase.ValueType  # 6
         """Comes before the harness is started: the engine loads the model (see `EvaluateRequest.served_model`)."""
+        PHASE_PENDING: Progress._Phase.ValueType  # 7
+        """Comes first on a cluster: the run was handed over to it, and waits there. `JobInfo.wait_reason` says why."""
 
     class Phase(_Phase, metaclass=_PhaseEnumTypeWrapper):
         """The phase of an attempt. Values may be added."""
@@ -952,6 +956,8 @@ class Progress(_message.Message):
     """Comes first: the model is prepared (see `EvaluateRequest.preparation`), by this job or by another one that needs the same."""
     PHASE_SERVING: Progress.Phase.ValueType  # 6
     """Comes before the harness is started: the engine loads the model (see `EvaluateRequest.served_model`)."""
+    PHASE_PENDING: Progress.Phase.ValueType  # 7
+    """Comes first on a cluster: the run was handed over to it, and waits there. `JobInfo.wait_reason` says why."""
 
     PHASE_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 from processes_of_tests import kill_job
 from running import SECONDS, Runs
+from slurm_cluster import slurm_cluster
 
 from evalrpc.executors.base import RunKey
 from evalrpc.executors.local import executor
+
+__all__ = ["slurm_cluster"]
 
 
 @pytest.fixture

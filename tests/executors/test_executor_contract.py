@@ -1,5 +1,6 @@
-"""What every executor promises, checked on the local one and on one with two nodes."""
+"""What every executor promises, checked on the local one, on a real Slurm cluster, and on one with two nodes."""
 
+import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,11 +10,16 @@ from typing import Protocol
 
 import pytest
 from accounts import FIRST_UID, PYTHON, needs_accounts
+from slurm_cluster import GPU_COUNT, SlurmCluster, needs_slurm
 from waiting import DEADLINE_SECONDS as SECONDS
 from waiting import eventually
 
+from evalrpc.clock import SystemClock
+from evalrpc.config import ExecutorSettings
 from evalrpc.executors.base import Device, Executor, Node, Resources, RunAccount, RunHandle, RunKey
+from evalrpc.executors.group import ExecutorGroup
 from evalrpc.executors.local.executor import LocalExecutor
+from evalrpc.executors.slurm.executor import SlurmExecutor
 from evalrpc.harnesses.base import Command, Exit
 from evalrpc.testing.executor import TWO_NODES, FakeExecutor
 
@@ -87,12 +93,32 @@ class TwoNodeSite:
         run.finish(code)  # type: ignore[attr-defined]
 
 
+class SlurmSite(LocalSite):
+    """A real cluster of one machine."""
+
+    python = PYTHON
+
+    def __init__(self, folder: Path, cluster: SlurmCluster) -> None:
+        self._cluster = cluster
+        super().__init__(folder)
+
+    def _executor(self) -> ExecutorGroup:  # type: ignore[override]
+        settings = ExecutorSettings("cluster", "slurm", max_gpus=GPU_COUNT, python=PYTHON, poll_seconds=1.0)
+        slurm = SlurmExecutor(settings, os.environ, SystemClock(), self._cluster.environment)
+        return ExecutorGroup(LocalExecutor(), {"cluster": slurm})
+
+
 SITES = {"local": LocalSite, "accounts": AccountSite, "two nodes": TwoNodeSite}
 
 
-@pytest.fixture(params=["local", pytest.param("accounts", marks=needs_accounts), "two nodes"])
+@pytest.fixture(
+    params=["local", pytest.param("accounts", marks=needs_accounts), pytest.param("slurm", marks=needs_slurm), "two nodes"]
+)
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
-    site = SITES[request.param](tmp_path)
+    if request.param == "slurm":
+        site: Site = SlurmSite(tmp_path, request.getfixturevalue("slurm_cluster"))
+    else:
+        site = SITES[request.param](tmp_path)
     yield site
     site.executor.close()
 
@@ -110,6 +136,8 @@ def tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def key(request: pytest.FixtureRequest, key: RunKey, tmp_path: Path) -> RunKey:
+    if "slurm" in request.node.name:
+        return replace(key, node="cluster")
     if "accounts" not in request.node.name:
         return key
     key.attempt_dir.mkdir(mode=0o711)
@@ -211,7 +239,7 @@ def test_another_attempt_is_not_found(site: Site, key: RunKey, run: RunHandle, t
     site.finish_step(run, 0, 0)
     assert run.wait(SECONDS)
     run.end(0.0)
-    assert site.executor.find(RunKey(key.job_id, 2, tmp_path / "attempt-2")) is None
+    assert site.executor.find(RunKey(key.job_id, 2, tmp_path / "attempt-2", node=key.node)) is None
 
 
 def test_the_next_server_finds_a_run_where_it_is_and_sees_its_end(site: Site, key: RunKey, resources: Resources) -> None:

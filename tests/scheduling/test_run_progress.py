@@ -32,7 +32,10 @@ class Run:
         job = pb.JobInfo(job_id="job-1")
         job.started_at.GetCurrentTime()
         follower = LogFollower(self.log)
-        self.progress = RunProgress(job, follower, harness, SystemClock(), self.published.append, tasks, self.step_ends)
+        self.progress = RunProgress(job, follower, harness, SystemClock(), self.publish, tasks, self.step_ends)
+
+    def publish(self, progress: pb.Progress, _: str) -> None:
+        self.published.append(progress)
 
     def step_ends(self) -> Sequence[int]:
         return self.ends

@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 from engine_site import Models, add_engine, end_engines
 from serving import Api, Launch, MovableClock, ServerHere, ServerThere, Site
+from slurm_cluster import slurm_cluster
 from waiting import eventually
 
 from evalrpc.jobs import transitions
+
+__all__ = ["slurm_cluster"]
 
 
 @pytest.fixture

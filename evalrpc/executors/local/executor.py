@@ -491,6 +491,16 @@ class LocalRun:
         """Whether it was forked from a process that had the harness in memory."""
         return was_warm(_traces_dir(self._key))
 
+    @property
+    def waits_for(self) -> str:
+        """It waits for nothing."""
+        return ""
+
+    @property
+    def begun_ns(self) -> int:
+        """It begins when it is started."""
+        return 0
+
     def owns_port(self, port: int) -> bool | None:
         """Return whether it is a process of the run that listens at a port; None: nobody does. Raises OSError.
 

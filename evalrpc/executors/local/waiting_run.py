@@ -40,6 +40,16 @@ class WaitingRun:
         """Whether it was forked in the end."""
         return self._run is not None and self._run.is_warm
 
+    @property
+    def waits_for(self) -> str:
+        """It waits for nothing."""
+        return ""
+
+    @property
+    def begun_ns(self) -> int:
+        """It begins when it is started."""
+        return 0
+
     def owns_port(self, port: int) -> bool | None:
         """Return whether it listens at a port."""
         return self._run.owns_port(port) if self._run is not None else None

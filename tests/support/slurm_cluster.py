@@ -1,0 +1,165 @@
+"""A real Slurm cluster of one machine, in a folder of its own: munged, slurmctld and slurmd of Debian's packages."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+
+GPU_COUNT = 4
+DEADLINE_SECONDS = 60.0
+
+_PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "sinfo")
+
+needs_slurm = pytest.mark.skipif(
+    os.geteuid() != 0 or any(shutil.which(program) is None for program in _PROGRAMS),
+    reason="there is no Slurm here, or no root: apt-get install slurm-wlm slurmctld slurmd munge",
+)
+
+_CONF = """\
+ClusterName=evalrpc
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={dir}/munge/socket
+CredType=cred/munge
+SlurmctldPort={controller_port}
+SlurmdPort={node_port}
+StateSaveLocation={dir}/state
+SlurmdSpoolDir={dir}/spool
+SlurmctldPidFile={dir}/slurmctld.pid
+SlurmdPidFile={dir}/slurmd.pid
+SlurmctldLogFile={dir}/log/slurmctld.log
+SlurmdLogFile={dir}/log/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+GresTypes=gpu
+MpiDefault=none
+ReturnToService=2
+SwitchType=switch/none
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+JobCompType=jobcomp/none
+MinJobAge=300
+KillWait=5
+GetEnvTimeout=2
+SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,defer_batch
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 CPUs={cpu_count} RealMemory=1000 Gres=gpu:{gpu_count} State=UNKNOWN
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:8
+"""
+
+
+class SlurmCluster:
+    """A cluster that lives until `stop`. `environment` is that of its commands."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.chmod(0o755)
+        for name in ("state", "spool", "log", "munge"):
+            (folder / name).mkdir(mode=0o755)
+        key = folder / "munge" / "key"
+        key.write_bytes(os.urandom(1024))
+        key.chmod(0o400)
+        for number in range(GPU_COUNT):
+            os.mknod(folder / f"gpu{number}", 0o20666, os.makedev(1, 3))
+        (folder / "gres.conf").write_text(f"NodeName=n1 Name=gpu File={folder}/gpu[0-{GPU_COUNT - 1}]\n")
+        (folder / "slurm.conf").write_text(
+            _CONF.format(
+                dir=folder,
+                host=socket.gethostname(),
+                controller_port=_free_port(),
+                node_port=_free_port(),
+                cpu_count=os.cpu_count(),
+                gpu_count=GPU_COUNT,
+            )
+        )
+        self.environment: Mapping[str, str] = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
+
+    def start(self) -> None:
+        """Start all of it, and wait until its node takes jobs."""
+        munge = self.folder / "munge"
+        options = {"key-file": "key", "socket": "socket", "pid-file": "pid", "seed-file": "seed", "log-file": "log"}
+        self._run("munged", "--force", *(f"--{option}={munge / name}" for option, name in options.items()))
+        self._run("slurmctld")
+        self._run("slurmd", "-N", "n1")
+        self._await_node()
+
+    def restart_controller(self) -> None:
+        """Start slurmctld again, once it was killed."""
+        self._run("slurmctld")
+        self._await_node()
+
+    def _await_node(self) -> None:
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while self._run("sinfo", "--noheader", "--format=%T", is_checked=False).strip() not in ("idle", "mixed", "allocated"):
+            assert time.monotonic() < deadline, (self.folder / "log" / "slurmctld.log").read_text()
+            self._run("scontrol", "update", "NodeName=n1", "State=RESUME", is_checked=False)
+            time.sleep(0.1)
+
+    def kill(self, daemon: str) -> None:
+        """Kill `slurmctld` or `slurmd` at once."""
+        self._signal(daemon, signal.SIGKILL)
+
+    def end_jobs(self) -> None:
+        """Cancel what still runs or waits there."""
+        self._run("scancel", f"--user={os.geteuid()}", is_checked=False)
+
+    def stop(self) -> None:
+        """End all of it, with what still runs there."""
+        self.end_jobs()
+        for daemon in ("slurmd", "slurmctld", "munge/pid"):
+            self._signal(daemon, signal.SIGTERM)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _signal(self, daemon: str, number: signal.Signals) -> None:
+        path = self.folder / (daemon if "/" in daemon else f"{daemon}.pid")
+        with suppress(OSError, ValueError):
+            pid = int(path.read_text())
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+                _await_end(pid)
+
+    def _run(self, *argv: str, is_checked: bool = True) -> str:
+        return subprocess.run(
+            argv,
+            env=self.environment,
+            check=is_checked,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            timeout=60,
+        ).stdout
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[SlurmCluster]:
+    """A cluster for all tests of a process."""
+    with tempfile.TemporaryDirectory(prefix="evalrpc-slurm-", ignore_cleanup_errors=True) as folder:
+        cluster = SlurmCluster(Path(folder))
+        try:
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.stop()
+
+
+def _await_end(pid: int) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
