@@ -185,10 +185,11 @@ class EnginePool:
             idle = sorted((each for each in self._engines if each.is_idle), key=lambda each: each.start_seconds or 0.0)
             return [(engine.engine_id, engine.resources.devices) for engine in idle if engine.resources.devices]
 
-    def are_ending(self) -> bool:
-        """Return whether devices are about to come free."""
+    def ending_devices(self) -> list[str]:
+        """Return the devices that are about to come free."""
         with self._lock:
-            return any(each.is_ending for each in self._engines if _holds(each))
+            ending = (each for each in self._engines if each.is_ending and _holds(each))
+            return [device for engine in ending for device in engine.resources.devices]
 
     def make_room(self, engine_ids: Iterable[str]) -> None:
         """End idle engines, since a job needs what they hold."""

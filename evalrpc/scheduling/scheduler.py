@@ -22,7 +22,7 @@ from evalrpc.errors import StoreUnavailableError
 from evalrpc.executors.base import Resources
 from evalrpc.jobs import transitions
 from evalrpc.jobs.served_models import needs_of
-from evalrpc.scheduling.placement import Placement, Preemption, QueuedJob, resources_of
+from evalrpc.scheduling.placement import Capacity, Placement, Preemption, QueuedJob, resources_of
 from evalrpc.scheduling.supervisor import RunDependencies, Supervisor
 from evalrpc.store.base import Change, Expected
 from evalrpc.v1.jobs_pb2 import JOB_STATUS_RUNNING, JobInfo
@@ -189,21 +189,29 @@ class Scheduler:
         )
         chosen = choose(free)
         is_held_back = self._draining or queue_state.is_paused
-        if isinstance(chosen, Placement) or is_held_back or self._engines.are_ending():
+        if isinstance(chosen, Placement) or is_held_back:
             return chosen
-        ended: list[str] = []
-        is_room_made = False
-        for engine_id, devices in self._engines.idle_engines():
-            ended.append(engine_id)
-            free = free.with_devices(devices, queue_state.nodes())
-            if is_room_made := isinstance(choose(free), Placement):
-                _log.info("engines end, since a job needs their GPUs: %s", ", ".join(ended))
-                self._engines.make_room(ended)
-                break
-        if not ended:
+        is_room_made = self._makes_room(choose, free)
+        if is_room_made is None:
             return chosen
         again = choose(queue_state.free(self._placed))  # so that what is reserved is what there is
         return None if is_room_made else again
+
+    def _makes_room(self, choose: Callable[[Capacity], object], free: Capacity) -> bool | None:
+        """Return whether the next job can start once engines have ended, of which as few idle ones are ended as will do; None:
+        there are none. While engines end already, it waits for these, so that no others end and no jobs give way."""
+        nodes = self._dependencies.queue_state.nodes()
+        if ending := self._engines.ending_devices():
+            return isinstance(choose(free.with_devices(ending, nodes)), Placement)
+        ended: list[str] = []
+        for engine_id, devices in self._engines.idle_engines():
+            ended.append(engine_id)
+            free = free.with_devices(devices, nodes)
+            if isinstance(choose(free), Placement):
+                _log.info("engines end, since a job needs their GPUs: %s", ", ".join(ended))
+                self._engines.make_room(ended)
+                return True
+        return False if ended else None
 
     def _hand_over_served(self, job: QueuedJob, resources: Resources) -> bool:
         """Do the same for a job with models that engines serve, which get the devices that the run itself does not need. Return

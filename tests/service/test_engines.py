@@ -58,7 +58,7 @@ def test_an_idle_engine_ends_when_a_job_needs_its_gpus(api: Api, models: Models)
 
 
 def test_an_idle_engine_ends_before_any_job_gives_way(api: Api, site: Site, models: Models) -> None:
-    completed(api, submit(api, models.make(), num_gpus=1))
+    completed(api, submit(api, models.make(), num_gpus=1, args={"behave": "stubborn"}))
     running = api.submit("slow", request={"num_gpus": 1}, preemptible=True)
     api.wait_for(running.job_id, RUNNING)
     assert api.run("good", request={"num_gpus": 1}, priority=5).status == COMPLETED
