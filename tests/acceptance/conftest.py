@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 from server_process import ServerProcess
+from slurm_cluster import slurm_cluster
+
+__all__ = ["slurm_cluster"]
 
 
 @pytest.fixture

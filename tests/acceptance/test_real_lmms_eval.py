@@ -2,11 +2,13 @@
 
 import json
 import os
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from server_process import ServerProcess
+from slurm_cluster import SlurmCluster, needs_slurm
 
 from evalrpc.client import EvalClient
 from evalrpc.errors import JobCancelledError, JobFailedError
@@ -51,7 +53,12 @@ def crash(doc, results):
 
 
 @pytest.fixture
-def lmms_server(tmp_path: Path, lmms_python: Path, serve: Callable[[str], ServerProcess]) -> ServerProcess:
+def lmms_server(lmms_config: str, serve: Callable[[str], ServerProcess]) -> ServerProcess:
+    return serve(lmms_config)
+
+
+@pytest.fixture
+def lmms_config(tmp_path: Path, lmms_python: Path) -> str:
     tasks = tmp_path / "tasks"
     tasks.mkdir()
     rows = [{"id": number, "question": f"What is {number} + 1?", "answer": str(number + 1)} for number in range(40)]
@@ -59,14 +66,14 @@ def lmms_server(tmp_path: Path, lmms_python: Path, serve: Callable[[str], Server
     (tasks / "utils.py").write_text(UTILS)
     for name, score in (("sums_a", "exact"), ("sums_b", "exact"), ("sums_slow", "slow"), ("sums_crash", "crash")):
         (tasks / f"{name}.yaml").write_text(TASK.format(name=name, data=tmp_path / "data.jsonl", score=score))
-    return serve(f"""
+    return f"""
         gpus = "0"
         [harnesses.lmms-eval]
         python = "{lmms_python}"
         warm = "off"
         include_path = ["tasks"]
         env = {{ HF_HUB_OFFLINE = "1", HF_DATASETS_OFFLINE = "1", HF_HOME = "{tmp_path / "hf"}" }}
-    """)
+    """
 
 
 @pytest.fixture
@@ -165,3 +172,19 @@ def test_a_tiny_llava_evaluates_images(client: EvalClient) -> None:
     assert events[-1].job.status == pb.JOB_STATUS_COMPLETED, events[-1].job.error
     progress = events[-1].job.progress
     assert (progress.done, progress.total, progress.unit) == (2, 2, "requests")
+
+
+@needs_slurm
+@pytest.mark.slow
+def test_through_a_slurm_cluster_it_comes_to_its_metrics(
+    lmms_config: str, serve: Callable[[str], ServerProcess], slurm_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_CONF", slurm_cluster.environment["SLURM_CONF"])
+    cluster = '[executors.cluster]\nkind = "slurm"\nmax_gpus = 1\n'
+    with serve(f"{textwrap.dedent(lmms_config)}\n{cluster}").client() as client:
+        request = {"model_args": {"pretrained": "acme/model"}, "num_gpus": 0, "limit": 5, "executor": "cluster"}
+        job = client.wait_for_job(client.evaluate("dummy", ["sums_a"], **request).job_id)
+        assert job.attempts[0].node == "cluster"
+        written = json.loads(Path(job.results["acme__model"].results).read_text())["results"]
+        assert metrics_of(job, "sums_a") == {"exact": written["sums_a"]["exact,none"]}
+        assert len(list(client.samples(job.job_id, task="sums_a"))) == 5

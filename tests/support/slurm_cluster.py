@@ -51,7 +51,7 @@ AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 JobCompType=jobcomp/none
 MinJobAge=300
-KillWait=5
+KillWait=2
 GetEnvTimeout=2
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,defer_batch
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 CPUs={cpu_count} RealMemory=1000 Gres=gpu:{gpu_count} State=UNKNOWN
