@@ -19,6 +19,7 @@ _EXTRAS: Final = {
     "yarl": "endpoints",
     "jwt": "oidc",
     "cryptography": "oidc",
+    "psycopg": "postgres",
     "matplotlib": "plot",
     "plotext": "plot",
     "pandas": "pandas",

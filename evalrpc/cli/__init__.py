@@ -61,6 +61,7 @@ _MODULES: Final = {
     "logout": "login",
     "backup": "backup",
     "restore": "backup",
+    "migrate": "migrate",
 }
 
 

@@ -58,6 +58,7 @@ class Finding(NamedTuple):
     "proxy_terminates_tls",
     "insecure_no_auth",
     "data_dir",
+    "store",
     "gpus",
     "metrics_listen",
 )
@@ -97,6 +98,7 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> Iterator[Find
     yield check_data_dir(settings.data_dir)
     yield from _guarded("executors", lambda: check_executors(settings, environment))
     yield from _guarded("metrics", lambda: check_metrics(settings))
+    yield from _guarded("store", lambda: check_store(settings))
     yield from _guarded("addresses", lambda: check_listeners(settings, SystemClock().now().ToDatetime(UTC)))
 
 
@@ -263,6 +265,16 @@ def check_data_dir(data_dir: Path) -> Finding:
     if not os.access(nearest, os.R_OK | os.W_OK | os.X_OK):
         return Finding("data folder", False, f"{nearest} can't be written; change its owner or choose another --data-dir")
     return Finding("data folder", True, f"{data_dir.absolute()}{'' if nearest == data_dir.absolute() else ', to be made'}")
+
+
+def check_store(settings: Settings) -> Iterator[Finding]:
+    """Check that the database can be reached, and keeps what it has acknowledged."""
+    if not settings.store:
+        yield Finding("store", True, "SQLite, in the data folder")
+        return
+    from evalrpc.store.postgres.checking import check_database
+
+    yield Finding("store", *check_database(settings.store))
 
 
 def check_listeners(settings: Settings, now: datetime) -> Iterator[Finding]:

@@ -87,6 +87,11 @@ _GPUS_RULE: Final = Rule(
     "be `auto`, a number, or a list such as `0,2,3`", lambda gpus: _GPUS.fullmatch(gpus) is not None, "auto|N|0,2,3"
 )
 _MODE_RULE: Final = Rule("be the rights of a file that its owner may read and write, such as 0640", _is_file_mode)
+_STORE_RULE: Final = Rule(
+    "be empty, or as in postgresql://USER@HOST/DATABASE",
+    lambda store: not store or store.startswith(("postgresql://", "postgres://")),
+    "postgresql://...",
+)
 _FINITE: Final = Rule("be finite and not negative", lambda number: 0 <= number < float("inf"))
 _PLAIN_PATH: Final = Rule(
     "have no comma or quote, which lmms-eval would misread", lambda path: not set(",'\"") & set(str(path))
@@ -299,6 +304,14 @@ class Settings:
         FOLDER,
         "The folder of the database, the logs and the results. One server at a time, readable by its account only.",
         rule=_PLAIN_PATH,
+    )
+    store: str = setting(
+        "",
+        STRING,
+        "The PostgreSQL database that keeps the jobs, as in `postgresql://evalrpc@db.example/evalrpc`. A password belongs into "
+        "`~/.pgpass`. Logs and results stay in `data_dir`.",
+        rule=_STORE_RULE,
+        default_text="SQLite, in `data_dir`",
     )
     gpus: str = setting(
         "auto",

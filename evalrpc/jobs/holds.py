@@ -30,3 +30,8 @@ def holds_named(names: Iterable[str]) -> Holds:
     """Return what holds of these names keep."""
     known = set(names)
     return Holds(QUEUE in known, frozenset(name.removeprefix(_GPU) for name in known if name.startswith(_GPU)))
+
+
+def names_of(holds: Holds) -> list[str]:
+    """Return the names of what is held back."""
+    return [*([QUEUE] if holds.is_paused else []), *map(gpu_hold, sorted(holds.cordoned))]

@@ -75,13 +75,13 @@ from evalrpc.server.operations import Operations
 from evalrpc.server.reflection import Reflection
 from evalrpc.server.reloading import Reloading
 from evalrpc.server.service import EvaluationService
+from evalrpc.server.stores import open_store
 from evalrpc.server.suite_definitions import build_suites
 from evalrpc.server.threads import require_threads, start_pools
 from evalrpc.server.transports.connections import close_connections
 from evalrpc.server.transports.grpc import anonymous, dialogue_handler, generic_handler, ignore_departures
 from evalrpc.server.transports.grpc_listener import GrpcListener
 from evalrpc.server.write_check import WriteCheck
-from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.v1 import evaluation_service_pb2
 from evalrpc.watching.feed import Feed
 
@@ -192,7 +192,7 @@ class Server:
         self._authenticator = Authenticator(settings, clock)
         self._metrics = self._build_metrics(clock)
         entitlements = Entitlements(policy_of(settings))
-        self._store = SqliteStore(settings.data_dir, clock, settings.max_queued, entitlements)
+        self._store = open_store(settings, clock, entitlements)
         self._audit = Audit(audit_file(settings), clock, secrets.mask_text)
         self._pools = start_pools()
         data_dir = settings.data_dir.absolute()

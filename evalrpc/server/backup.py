@@ -34,9 +34,9 @@ from evalrpc.results.moving import move_results
 from evalrpc.results.results_file import read_heads, read_metrics, write_results
 from evalrpc.server.auth.token_store import FILE_NAME as TOKENS_NAME
 from evalrpc.store.base import UNBOUNDED, Store
+from evalrpc.store.lock import LOCK_NAME, STORE_ID_NAME, lock_data_dir
 from evalrpc.store.sqlite.backup import copy_database, jobs_ended_and_gone, raise_revision
-from evalrpc.store.sqlite.lock import LOCK_NAME, lock_data_dir
-from evalrpc.store.sqlite.opening import BACKUP_MARKER, RESTORING_DIR
+from evalrpc.store.sqlite.opening import BACKUP_MARKER, MIGRATED_SUFFIX, RESTORING_DIR
 from evalrpc.store.sqlite.store import DATABASE_NAME, SqliteStore
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.results_pb2 import ModelResult
@@ -59,6 +59,11 @@ def make_backup(data_dir: Path, target: Path, clock: Clock) -> Copied:
 
     Raises ConfigurationError, OSError; then the target is no backup.
     """
+    if (data_dir / f"{DATABASE_NAME}{MIGRATED_SUFFIX}").exists() or (data_dir / STORE_ID_NAME).exists():
+        raise ConfigurationError(
+            f"the jobs of {data_dir} are in PostgreSQL: back them up with pg_dump, and then copy the folder, as "
+            "docs/clusters.md says"
+        )
     if not (data_dir / DATABASE_NAME).exists():
         raise ConfigurationError(
             f"setting data_dir: {data_dir} has no database {DATABASE_NAME}, so there is nothing to back up"

@@ -385,6 +385,24 @@ class ChangeFeed(Protocol):
         """
 
 
+class ObserveCommit(Protocol):
+    """Is told how long a commit took, how many writes it had, and whether it was made."""
+
+    def __call__(self, seconds: float, write_count: int, *, is_committed: bool) -> None:
+        """Take note of it. Must be quick."""
+
+
+def observe_nothing(seconds: float, write_count: int, *, is_committed: bool) -> None:
+    """Take no note of it."""
+
+
+class FollowedStore(Store, ChangeFeed, Protocol):
+    """A store and the feed of its changes."""
+
+    observe_commit: ObserveCommit
+    """Is told of every commit, on the writer thread."""
+
+
 def job_not_found(job_id: str) -> JobNotFoundError:
     """Build the error for a job that does not exist, or that the caller may not know of."""
     return JobNotFoundError(

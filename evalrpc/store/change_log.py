@@ -13,10 +13,10 @@ class ChangeLog:
     The lock is held while listeners are notified, so nobody begins to follow in the middle of a commit.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, position: int = 0) -> None:
         self._lock = threading.Lock()
         self._listeners: list[Listener] = []
-        self._position = 0
+        self._position = position
 
     @property
     def position(self) -> int:
@@ -30,9 +30,10 @@ class ChangeLog:
                 raise ChangesMissedError(f"the changes from {after} to {self._position} are gone: read the state again")
             self._listeners.append(listener)
 
-    def pass_on(self, changes: Sequence[Change]) -> None:
-        """Notify all listeners, in the order in which they came."""
+    def pass_on(self, changes: Sequence[Change], position: int | None = None) -> None:
+        """Notify all listeners, in the order in which they came. `position`: the number of the latest change, where that is of
+        no job."""
         with self._lock:
             for listener in self._listeners:
                 listener(changes)
-            self._position = changes[-1].number
+            self._position = changes[-1].number if position is None else position

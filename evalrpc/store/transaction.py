@@ -76,6 +76,8 @@ class Transaction:
         self.counts = self.counts.copy()
         self.queued_by_owner = self.queued_by_owner.copy()
         self.changes: list[tuple[Change, bytes]] = []
+        self.count_changes: Counter[tuple[str, Status]] = Counter()
+        """How many more jobs each owner has in each status than before."""
         self.oldest: int | None = None
         self.holds: Holds | None = None
         """What is held back, if that was changed."""
@@ -88,8 +90,12 @@ class Transaction:
 
     def flush(self) -> None:
         """Write what was gathered. Raises what the database raises."""
+        self.tables.write(self.take_rows())
+
+    def take_rows(self) -> Rows:
+        """Return what was gathered, to be written by the caller."""
         rows, self._rows = self._rows, Rows()
-        self.tables.write(rows)
+        return rows
 
     def submit(self, submission: Submission) -> pb.JobInfo:
         """See Store.submit."""
@@ -261,6 +267,7 @@ class Transaction:
     def _count(self, job: pb.JobInfo, status: Status, difference: int) -> None:
         """Count a job that comes into a status, or leaves it."""
         self.counts[status] += difference
+        self.count_changes[job.owner, status] += difference
         if status == pb.JOB_STATUS_QUEUED:
             self.queued_by_owner[job.owner] += difference
 

@@ -26,6 +26,7 @@ VALUES: dict[str, Any] = {
     "insecure_no_auth": True,
     "visibility": "own",
     "data_dir": "/d",
+    "store": "postgresql://db.example/jobs",
     "gpus": "0,2",
     "default_harness": "lmms-eval",
     "default_num_gpus": 3,

@@ -48,6 +48,10 @@ SOURCES: dict[str, tuple[Any, str, Any, tuple[Any, Any, Any]]] = {
     "proxy_terminates_tls": ("true", "false", True, (True, False, True)),
     "insecure_no_auth": ("true", "false", True, (True, False, True)),
     "visibility": ("own", "all", "own", ("own", "all", "own")),
+    "store": (
+        *("postgresql://file/d", "postgresql://env/d", "postgresql://flag/d"),
+        ("postgresql://file/d", "postgresql://env/d", "postgresql://flag/d"),
+    ),
     "data_dir": ("/d/file", "/d/env", Path("/d/flag"), (Path("/d/file"), Path("/d/env"), Path("/d/flag"))),
     "gpus": (2, "3", "0,2", ("2", "3", "0,2")),
     "default_harness": ("file", "env", "flag", ("file", "env", "flag")),
@@ -205,6 +209,7 @@ BAD = [
     ("retention_max_age_seconds", "-1"),
     ("log_format", "xml"),
     ("data_dir", "a,b"),
+    ("store", "mysql://host/d"),
     ("output_root", "a'b"),
     ("output_mode", "0750"),
     ("output_mode", "0440"),

@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from postgres_cluster import shared_cluster
 from waiting import DEADLINE_SECONDS as SECONDS
 
 from evalrpc.clock import Clock, SystemClock
 from evalrpc.jobs import transitions
 from evalrpc.jobs.share_policy import Entitlements
 from evalrpc.store.base import Change, Store, Submission
+from evalrpc.store.postgres.store import PostgresStore
 from evalrpc.store.sqlite.store import SqliteStore
 from evalrpc.testing.shared_store import REVISION_STEP, Database, SharedStore, SoleSharedStore
 from evalrpc.v1 import jobs_pb2 as pb
@@ -30,7 +32,16 @@ def open_shared_store(data_dir: Path, max_queued: int, clock: Clock = CLOCK, ent
     return SoleSharedStore(Database(data_dir, clock, max_queued, entitlements))
 
 
-OPENERS: dict[str, Callable[..., Store]] = {"shared": open_shared_store, "sqlite": open_sqlite}
+def open_postgres(data_dir: Path, max_queued: int, clock: Clock = CLOCK, entitlements: Entitlements | None = None) -> Store:
+    conninfo = shared_cluster().schema_for(data_dir)
+    return PostgresStore(conninfo, data_dir, clock, max_queued, entitlements)
+
+
+OPENERS: dict[str, Callable[..., Store]] = {
+    "postgres": open_postgres,
+    "shared": open_shared_store,
+    "sqlite": open_sqlite,
+}
 """The contract suite runs on every store in this table."""
 
 

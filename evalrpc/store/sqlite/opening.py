@@ -17,6 +17,9 @@ _QUEUED_BY_OWNER: Final = "SELECT owner, count(*) FROM jobs WHERE status = ? GRO
 BACKUP_MARKER: Final = "evalrpc-backup.json"
 """The file that makes a folder a backup, which no server may work on."""
 
+MIGRATED_SUFFIX: Final = ".migrated"
+"""What follows the name of a database whose jobs are in another one by now."""
+
 RESTORING_DIR: Final = "restoring"
 """The folder that a data folder has until it is restored."""
 
@@ -79,6 +82,11 @@ def _require_no_backup(folder: Path) -> None:
 
 def _require_not_lost(path: Path) -> None:
     """Refuse to begin anew where a database was: SQLite would drop its journal, and the server the files of its jobs."""
+    if path.with_name(f"{path.name}{MIGRATED_SUFFIX}").exists():
+        raise ConfigurationError(
+            "setting store: the jobs of this data folder were migrated to PostgreSQL; say where they are, as in "
+            "store = postgresql://USER@HOST/DATABASE"
+        )
     traces = [trace for trace in (path.with_name(f"{path.name}-wal"), path.parent / JOBS_DIR) if _has_content(trace)]
     traces += [trace for trace in (path.parent / RESTORING_DIR,) if trace.exists()]
     if traces and not _has_content(path):

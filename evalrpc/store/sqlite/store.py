@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -42,22 +42,24 @@ from evalrpc.store.base import (
     JournalEvent,
     ListedJob,
     Listener,
+    ObserveCommit,
     PendingRemoval,
     QueuedRow,
     StoredJob,
     Submission,
     SuiteSubmission,
     job_not_found,
+    observe_nothing,
     parse_job,
 )
 from evalrpc.store.cache import JobCache
 from evalrpc.store.change_log import ChangeLog
 from evalrpc.store.group_commit import CommitQueue
+from evalrpc.store.lock import lock_data_dir
 from evalrpc.store.room import Room
 from evalrpc.store.sqlite import deduplication, journal, run_uids, suite_runs
 from evalrpc.store.sqlite.bitmap_index import BitmapIndex
 from evalrpc.store.sqlite.filters import find_jobs
-from evalrpc.store.sqlite.lock import lock_data_dir
 from evalrpc.store.sqlite.opening import open_database
 from evalrpc.store.sqlite.tables import SqliteTables
 from evalrpc.store.transaction import Transaction
@@ -88,17 +90,6 @@ _log = logging.getLogger(__name__)
 _Operation = Callable[[Transaction], Any]
 
 
-class ObserveCommit(Protocol):
-    """Is told how long a commit took, how many writes it had, and whether it was made."""
-
-    def __call__(self, seconds: float, write_count: int, *, is_committed: bool) -> None:
-        """Take note of it. Must be quick."""
-
-
-def _observe_nothing(seconds: float, write_count: int, *, is_committed: bool) -> None:
-    pass
-
-
 class SqliteStore:
     """The store of one server, in `data_dir`, which it locks against every other.
 
@@ -119,7 +110,7 @@ class SqliteStore:
         self._local = threading.local()
         self._readers: list[sqlite3.Connection] = []
         self._readers_lock = threading.Lock()
-        self.observe_commit: ObserveCommit = _observe_nothing
+        self.observe_commit: ObserveCommit = observe_nothing
         """Is told of every commit, on the writer thread."""
         self._operations: CommitQueue[tuple[_Operation, Future[Any]]] = CommitQueue(clock)
         self._closed = False

@@ -10,6 +10,8 @@ from evalrpc.errors import ConfigurationError, DataDirectoryInUseError
 from evalrpc.files.private import PASSABLE, make_private_folder
 
 LOCK_NAME: Final = "lock"
+STORE_ID_NAME: Final = "store-id"
+"""The file of a data folder whose jobs are in PostgreSQL, which says in which database."""
 
 _PRIVATE_MODE: Final = 0o700
 

@@ -1,0 +1,73 @@
+"""The rows of suite runs. What a run is made of stands there once; what its jobs have come to is read from their rows."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from psycopg import Connection
+
+from evalrpc.jobs import lifecycle, suite_states
+from evalrpc.jobs.lifecycle import Status
+from evalrpc.store.base import SuiteSubmission, suite_run_not_found
+from evalrpc.store.postgres.texts import storable
+from evalrpc.store.tables import Requested
+from evalrpc.v1.suites_pb2 import SuiteRun
+
+_INSERT: Final = "INSERT INTO suite_runs (suite_run_id, owner, request_id, fingerprint, run) VALUES (%s, %s, %s, %s, %s)"
+_REQUESTED: Final = "SELECT fingerprint, suite_run_id FROM suite_runs WHERE request_id = %s AND owner = %s"
+_JOBS: Final = "SELECT job_id, status, coalesce(completed_ns, 0) FROM jobs WHERE suite_run_id = %s"
+_FORGET_EMPTY: Final = """
+DELETE FROM suite_runs WHERE suite_run_id = %(id)s AND NOT EXISTS (SELECT FROM jobs WHERE suite_run_id = %(id)s)
+"""
+_KNOWN: Final = "SELECT suite_run_id FROM suite_runs WHERE suite_run_id = ANY(%s)"
+
+
+def insert(connection: "Connection[Any]", submission: SuiteSubmission) -> None:
+    """Add a suite run. Raises psycopg.Error."""
+    run, request_id = submission.run, submission.request_id or None
+    row = (run.suite_run_id, run.owner, request_id, submission.fingerprint, run.SerializeToString())
+    connection.execute(_INSERT, row)
+
+
+def requested(connection: "Connection[Any]", submission: SuiteSubmission) -> Requested | None:
+    """Return what the same request_id has got from the same owner, if there is anything."""
+    if not submission.request_id:
+        return None
+    row = connection.execute(_REQUESTED, (submission.request_id, submission.run.owner)).fetchone()
+    return Requested(*row) if row else None
+
+
+def read(
+    connection: "Connection[Any]",
+    suite_run_id: str,
+    revision: int,
+    cached_status: Callable[[str], Status | None] = lambda _: None,
+) -> SuiteRun:
+    """Return a suite run with the statuses of its jobs. To be called within one transaction. Raises SuiteRunNotFoundError.
+
+    `cached_status` is that of a job in memory, as whoever reads the job gets it: a commit is in the database before.
+    """
+    row = connection.execute("SELECT run FROM suite_runs WHERE suite_run_id = %s", (suite_run_id,)).fetchone()
+    if row is None:
+        raise suite_run_not_found(suite_run_id)
+    run = SuiteRun.FromString(row[0])
+    jobs = {job_id: (status, ended_ns) for job_id, status, ended_ns in connection.execute(_JOBS, (suite_run_id,))}
+    for job in run.jobs:
+        cached = cached_status(job.job_id)
+        job.status = jobs.get(job.job_id, (job.status, 0))[0] if cached is None else cached
+    run.status = suite_states.status_of(job.status for job in run.jobs)
+    last_ended_ns = max((ended_ns for _, ended_ns in jobs.values()), default=0)
+    if run.status in lifecycle.TERMINAL and last_ended_ns:
+        run.completed_at.FromNanoseconds(last_ended_ns)
+    run.revision = revision
+    return run
+
+
+def known(connection: "Connection[Any]", suite_run_ids: Sequence[str], owner: str | None) -> set[str]:
+    """Return those of the ids that are ids of suite runs, or of one owner's."""
+    query, of_owner = (_KNOWN, ()) if owner is None else (f"{_KNOWN} AND owner = %s", (owner,))
+    return {suite_run_id for (suite_run_id,) in connection.execute(query, (storable(suite_run_ids), *of_owner))}
+
+
+def forget_if_empty(connection: "Connection[Any]", suite_run_id: str) -> None:
+    """Remove a suite run of which no job is left. Raises psycopg.Error."""
+    connection.execute(_FORGET_EMPTY, {"id": suite_run_id})
