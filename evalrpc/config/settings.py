@@ -345,7 +345,13 @@ class Settings:
         "jobs",
         0,
         "The most jobs that run at once. 0: one per GPU plus two. Jobs without GPUs get the slots that GPU jobs can't fill, "
-        "and at least one.",
+        "and at least one. Those with a served model have slots of their own.",
+    )
+    max_running_served: int = _count(
+        8,
+        "jobs",
+        1,
+        "The most jobs with a served model that run at once, besides all others: each is a harness that asks an engine.",
     )
     max_queued: int = _count(100_000, "jobs", 1, "The most jobs that wait; beyond that SubmitJob answers RESOURCE_EXHAUSTED.")
     # Well above what a request may hold, so that most oversized requests get an answer that names the field.

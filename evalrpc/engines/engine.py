@@ -123,14 +123,12 @@ class Engine:
     port: int = 0
     first_job_id: str = ""
     """The job that it was started for."""
-    asked_by: str = ""
-    """The owner of that job."""
     users: set[str] = field(default_factory=set)
     """The jobs that use it, by id."""
     idle_since: float = 0.0
     """By the clock's monotonic time, while it has no users."""
     is_retired: bool = False
-    """Whether no further job may use it, since its model has changed."""
+    """Whether no further job may use it, since its model has changed, or another job waits for its devices."""
     stop_reason: str | None = None
     """Why it is to end; None: it is not. Empty: since nobody needs it."""
     error: RunFailedError | None = None
@@ -187,7 +185,7 @@ class Engine:
             self.identity,
             self.served.model,
             self.owner,
-            self.asked_by,
+            self.first_job_id,
             self.resources.node,
             self.resources.devices,
             frozenset(self.users),
@@ -491,7 +489,7 @@ class Engine:
             "served_model": json_format.MessageToDict(self.served),
             "fingerprint": self.fingerprint,
             "owner": self.owner,
-            "asked_by": self.asked_by,
+            "first_job_id": self.first_job_id,
             "node": self.resources.node,
             "devices": self.resources.devices,
             "start_count": self.start_count,

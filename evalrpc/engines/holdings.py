@@ -14,7 +14,7 @@ class EngineHolding(NamedTuple):
     owner: str
     """For whom alone it answers; empty: for everybody."""
     asked_by: str
-    """The owner of the job that it was started for."""
+    """The job that it was started for, by id."""
     node: str
     devices: tuple[str, ...]
     users: frozenset[str]

@@ -33,6 +33,7 @@ from evalrpc.files.private import make_private_folder
 from evalrpc.files.trees import remove_tree
 from evalrpc.jobs.paths import ENGINES_DIR
 from evalrpc.jobs.served_models import EngineNeed, engine_ids, identity
+from evalrpc.jobs.transitions import is_giving_way
 from evalrpc.secrets.masking import NO_MASK, Mask
 from evalrpc.secrets.registry import Secrets
 from evalrpc.v1 import engines_pb2 as pb
@@ -67,14 +68,12 @@ class _Reserved:
     owner: str
     resources: Resources
     first_job_id: str
-    asked_by: str
-    """The owner of that job."""
     users: set[str]
 
     def holding(self) -> EngineHolding:
         """Return what others have to know of it."""
         return EngineHolding(
-            *(self.engine_id, self.identity, "", self.owner, self.asked_by, self.resources.node, self.resources.devices),
+            *(self.engine_id, self.identity, "", self.owner, self.first_job_id, self.resources.node, self.resources.devices),
             *(frozenset(self.users), True, False, False, 0.0, 0.0),
         )
 
@@ -134,6 +133,12 @@ class EnginePool:
         with self._lock:
             return self._needs_no_start(need, owner)
 
+    def is_loading(self, need: EngineNeed, owner: str) -> bool:
+        """Return whether the engine that a job needs is there, and does not answer."""
+        with self._lock:
+            there = self._find(need.identity, owner)
+            return there is not None and (isinstance(there, _Reserved) or there.state != pb.ENGINE_STATE_READY)
+
     def place(
         self, job_id: str, owner: str, needs: Iterable[EngineNeed], resources: Resources, run_gpu_count: int
     ) -> tuple[str, ...] | None:
@@ -162,7 +167,7 @@ class EnginePool:
 
     def _reserve(self, job_id: str, owner: str, need: EngineNeed, resources: Resources) -> None:
         engine_id, for_whom = f"engine-{uuid.uuid4()}", self._for_whom(owner)
-        self._reserved.append(_Reserved(engine_id, need.identity, for_whom, resources, job_id, owner, {job_id}))
+        self._reserved.append(_Reserved(engine_id, need.identity, for_whom, resources, job_id, {job_id}))
 
     def _for_whom(self, owner: str) -> str:
         """Return the owner whom an engine answers alone; empty if it answers for all."""
@@ -175,21 +180,12 @@ class EnginePool:
             there = [each.holding(now) for each in self._engines if _holds(each)]
             return [*there, *(each.holding() for each in self._reserved)]
 
-    def held_devices(self) -> set[str]:
-        """Return the devices that engines hold."""
-        return {device for holding in self.holdings() for device in holding.devices}
-
-    def idle_engines(self) -> list[tuple[str, tuple[str, ...]]]:
-        """Return the engines that could end at once, with their devices; those first that start fastest."""
+    def drain(self, engine_ids: Iterable[str]) -> None:
+        """Let engines serve no further job, so that they end with the last that they have."""
+        named = set(engine_ids)
         with self._lock:
-            idle = sorted((each for each in self._engines if each.is_idle), key=lambda each: each.start_seconds or 0.0)
-            return [(engine.engine_id, engine.resources.devices) for engine in idle if engine.resources.devices]
-
-    def ending_devices(self) -> list[str]:
-        """Return the devices that are about to come free."""
-        with self._lock:
-            ending = (each for each in self._engines if each.is_ending and _holds(each))
-            return [device for engine in ending for device in engine.resources.devices]
+            for engine in self._engines:
+                engine.is_retired = engine.is_retired or engine.engine_id in named
 
     def make_room(self, engine_ids: Iterable[str]) -> None:
         """End idle engines, since a job needs what they hold."""
@@ -327,9 +323,12 @@ class EnginePool:
         """
         jobs = list(jobs)
         users: dict[str, set[str]] = {}
+        needed: set[str] = set()
         for job in jobs:
             for engine_id in engine_ids(job):
                 users.setdefault(engine_id, set()).add(job.job_id)
+                if not is_giving_way(job):
+                    needed.add(engine_id)
         for folder in sorted(self._folder.glob("engine-*")):
             facts = remembered(folder)
             if facts is None:
@@ -341,6 +340,7 @@ class EnginePool:
                 _log.warning("the engine of an earlier server can't be taken up: %s", error, extra={"engine_id": folder.name})
                 continue
             engine.users = users.get(engine.engine_id, set())
+            engine.is_retired = bool(engine.users) and engine.engine_id not in needed  # it gives way with them
             engine.idle_since = self._clock.monotonic()
             self._taken_ports.add(engine.port)
             self._engines.append(engine)
@@ -380,7 +380,7 @@ class EnginePool:
             restart_count=int(facts["restart_count"]),
             port=int(facts["port"]),
             start_seconds=facts.get("start_seconds"),
-            asked_by=str(facts.get("asked_by", owner)),
+            first_job_id=str(facts.get("first_job_id", "")),
         )
         engine.started_at.FromNanoseconds(int(facts["started_ns"]))
         engine.state_since.CopyFrom(engine.started_at)
@@ -429,7 +429,6 @@ class EnginePool:
             reserved.owner,
             fingerprint,
             first_job_id=reserved.first_job_id,
-            asked_by=reserved.asked_by,
             users=reserved.users,
         )
         engine.served.CopyFrom(served)

@@ -72,6 +72,11 @@ def gpus_of_run(request: EvaluateRequest) -> int:
     return request.num_gpus if request.HasField("num_gpus") else 1
 
 
+def takes_served_slot(request: EvaluateRequest) -> bool:
+    """Return whether a job takes a slot of those with a served model: its run has no GPUs of its own."""
+    return bool(served_models(request)) and not gpus_of_run(request)
+
+
 def executor_of(request: EvaluateRequest) -> str:
     """Return the executor that a job is for; empty: the server's own machine."""
     return "" if request.executor == LOCAL_EXECUTOR else request.executor

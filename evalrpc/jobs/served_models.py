@@ -64,6 +64,11 @@ def engine_needs(request: EvaluateRequest, job_id: str) -> tuple[EngineNeed, ...
     return tuple(dict.fromkeys(needs))
 
 
+def engine_gpu_count(request: EvaluateRequest) -> int:
+    """Return how many GPUs the engines that a job needs have."""
+    return sum(need.num_gpus for need in engine_needs(request, ""))
+
+
 def engine_ids(job: JobInfo) -> list[str]:
     """Return the engines that the latest attempt of a job has asked so far."""
     latest = job.attempts[-1] if job.attempts else JobAttempt()

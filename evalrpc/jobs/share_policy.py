@@ -1,11 +1,10 @@
 """What each owner of jobs is entitled to: a weight and quotas. Owners are those who submit jobs, as they have signed in."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from evalrpc.config import DEFAULT_QUOTA, QuotaSettings, Settings
-from evalrpc.v1.jobs_pb2 import JobInfo
 
 URGENT_PRIORITY: Final = 500
 """Above this, a job of someone who has signed in comes before those of all other owners."""
@@ -54,6 +53,7 @@ def owner_name(owner: str) -> str:
     return owner or "anonymous"
 
 
-def charged_width(job: JobInfo) -> int:
-    """Return how many seconds of use a second of a RUNNING job is: one for each GPU, and one for its slot if it has none."""
-    return len(job.gpus) or 1
+def charged_width(gpus: Sequence[str], engine_gpu_count: int) -> int:
+    """Return how many seconds of use a second of an attempt with these GPUs is: one for each, and one for its slot if it has
+    none; nothing if engines have GPUs for it, since these count."""
+    return len(gpus) or int(not engine_gpu_count)

@@ -51,6 +51,10 @@ class OwnerQueue:
         """Whether a job may be chosen that needs no GPU, at least where the engine that it names is up."""
         return any(not width or engine for width, engine, _ in self._by_kind)
 
+    def has_offers_for(self, engine: str) -> bool:
+        """Return whether a job may be chosen that needs an engine of this identity."""
+        return any(engine in named for _, named, _ in self._by_kind)
+
     @property
     def has_offers(self) -> bool:
         """Whether any job may be chosen."""

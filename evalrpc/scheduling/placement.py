@@ -3,22 +3,25 @@
 Jobs start in the order of service, which `shares` gives. All GPUs of a job lie on one node: of those that have enough free,
 the one with the fewest, so that wide jobs find room on the others. A smaller job may pass a wide one that does not fit yet, but
 only until the wide one has waited for `reservation_seconds`; from then on the GPUs that come free on one node are kept for it.
-Jobs that need no GPU have slots of their own, so neither kind keeps the other waiting.
+Jobs that need no GPU have slots of their own, and so have those with a served model, so no kind keeps another waiting.
 
-For a job that fits nowhere, running jobs give way that are preemptible and come after it: the fewest that make room, and of
-these the youngest. What they free is kept for it.
+For a job that fits nowhere, engines without jobs end: those that start fastest, and no more than make room. A job whose engine
+that is comes first, as long as the other has not waited for `reservation_seconds`. Or else running jobs give way that are
+preemptible and come after it: the fewest that make room, and of these the youngest. An engine is like a job that is as wide as
+the engine, and gives way with all its jobs. What they free is kept for the one that waits.
 """
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from evalrpc.executors.base import Node, Resources
+from evalrpc.jobs.served_models import needs_of
 from evalrpc.v1.jobs_pb2 import JobInfo
 
-_Width = tuple[str, int]
-"""The executor of a job, and how many GPUs it needs."""
+_Width = tuple[str, int, bool]
+"""The executor of a job, how many GPUs it needs, and whether it takes a slot of those with a served model."""
 
 Order = tuple[float, ...]
 """The place of a job in the order of service: what sorts first is served first. No two jobs have the same. The first number is
@@ -42,6 +45,8 @@ class QueuedJob(NamedTuple):
     """The engines that it needs: see `jobs.served_models.needs_text`. Empty without one."""
     executor: str = ""
     """The executor whose nodes it may be placed on; empty: that of the server's own machine."""
+    is_served: bool = False
+    """Whether engines or endpoints answer for its model, and its run has no GPUs: it takes a slot of such jobs."""
 
 
 class Head(NamedTuple):
@@ -57,7 +62,7 @@ class Head(NamedTuple):
 
 
 class RunningJob(NamedTuple):
-    """A running job that may give way to others, or is about to."""
+    """A running job that may give way to others, or is about to; or an engine with its jobs."""
 
     order: Order
     job_id: str
@@ -66,15 +71,42 @@ class RunningJob(NamedTuple):
     started_seconds: float
     """Time of day."""
     owner: str = ""
+    is_served: bool = False
+    """Whether an engine answers for its model."""
+    engine_id: str = ""
+    """The engine that this is; empty of a job."""
+    users: tuple["RunningJob", ...] = ()
+    """The jobs of the engine, which give way with it."""
+
+    @property
+    def jobs(self) -> tuple["RunningJob", ...]:
+        """The jobs that give way."""
+        return self.users if self.engine_id else (self,)
+
+
+class PlacedEngine(NamedTuple):
+    """An engine that holds GPUs and is not about to end."""
+
+    engine_id: str
+    identity: str
+    """As in the needs of jobs."""
+    node: str
+    num_gpus: int
+    start_seconds: float
+    """How long its start took."""
+    is_idle: bool
+    """Whether it has no jobs, and could end at once."""
 
 
 class Running(NamedTuple):
-    """What running jobs may free."""
+    """What running jobs and engines may free."""
 
     preemptible: Sequence[RunningJob] = ()
     """Those that may be asked to give way."""
     giving_way: Sequence[RunningJob] = ()
     """Those that have been asked to, so that what they hold comes free shortly."""
+    engines: Sequence[PlacedEngine] = ()
+    """Those that are there."""
 
 
 NONE_RUNNING: Final = Running()
@@ -104,6 +136,12 @@ class Slots(NamedTuple):
     """Jobs of both kinds together."""
     without_gpus: int
     """Jobs that need no GPU."""
+    served: int = 0
+    """Jobs with a served model, which are not among the others."""
+
+    def are_free_for(self, num_gpus: int, *, is_served: bool) -> bool:
+        """Return whether there is one for a job."""
+        return self.served >= 1 if is_served else self.total >= 1 and (num_gpus > 0 or self.without_gpus >= 1)
 
 
 _ANY_NUMBER: Final = 1 << 30
@@ -132,22 +170,6 @@ class Capacity:
     def _slots_of(self, nodes: Sequence[NodeCapacity]) -> Slots:
         bounds = [node.free_runs for node in nodes if node.free_runs is not None]
         return Slots(sum(bounds), _ANY_NUMBER) if bounds else self.slots
-
-    def with_devices(self, devices: Sequence[str], nodes: Sequence[Node]) -> "Capacity":
-        """Return what there is once these devices are free, too."""
-        usable = {
-            device.id: node.name
-            for node in nodes
-            for device in node.devices
-            if device.id in devices and not device.quarantine_reason and not device.is_cordoned
-        }
-        return Capacity(
-            tuple(
-                node._replace(free=(*node.free, *(device for device, name in usable.items() if name == node.name)))
-                for node in self.nodes
-            ),
-            self.slots,
-        )
 
     @cached_property
     def free_count(self) -> int:
@@ -193,6 +215,13 @@ class Preemption(NamedTuple):
     victims: tuple[RunningJob, ...]
 
 
+class Eviction(NamedTuple):
+    """A job, and the engines without jobs that are to end, so that it has room."""
+
+    job: QueuedJob
+    engine_ids: tuple[str, ...]
+
+
 class Reservation(NamedTuple):
     """A job and the node whose GPUs are kept for it: since it has waited long, or since others give way to it."""
 
@@ -200,15 +229,21 @@ class Reservation(NamedTuple):
     node: str
     is_made_room_for: bool = False
     is_urgent: bool = False
+    draining: tuple[str, ...] = ()
+    """The engines there that are to serve no further job, or it would never have room."""
 
 
-def slots(device_count: int, max_running: int) -> Slots:
+Choice = Placement | Preemption | Eviction
+"""What can be done for a job."""
+
+
+def slots(device_count: int, max_running: int, max_running_served: int = 0) -> Slots:
     """Return how many jobs a server runs at once. Jobs without GPUs get the slots that GPU jobs can't fill, and at least one.
 
-    `max_running` 0 means one per GPU and two more.
+    `max_running` 0 means one per GPU and two more. `max_running_served`: how many run with a served model.
     """
     total = max_running or device_count + 2
-    return Slots(total, max(1, total - device_count))
+    return Slots(total, max(1, total - device_count), max_running_served)
 
 
 def node_capacity(node: Node, held: Set[str], run_count: int = 0) -> NodeCapacity:
@@ -237,26 +272,32 @@ def next_placement(
     reservation_seconds: float,
     running: Running = NONE_RUNNING,
     earlier: Reservation | None = None,
-) -> tuple[Placement | Preemption | None, Reservation | None]:
-    """Return the job to start now, or one for which others are to give way, or None while nothing can be done; and the first
-    job that GPUs are kept for, if any.
+) -> tuple[Choice | None, Reservation | None]:
+    """Return the job to start now, or one for which engines are to end or others to give way, or None while nothing can be
+    done; and the first job that GPUs are kept for, if any.
 
     `heads` yields, in the order of service, for each owner and each number of GPUs that is asked for, the first job that may
     start. `earlier`: the reservation that the last call returned, if its job still waits. It holds against all other owners
     until that starts, since they may come before it and behind it in turn; but not against urgent jobs. At most one node is
     kept for jobs of the same width.
     """
-    if not any(running) and all(each.slots.total < 1 for each in free.by_executor.values()):
+    if not any(running) and all(max(each.slots.total, each.slots.served) < 1 for each in free.by_executor.values()):
         return None, None
     withheld = _node_to_keep(earlier.job.num_gpus, free.of(earlier.job.executor).nodes) if earlier is not None else None
     reservation = earlier if withheld is not None else None
     kept: set[str] = set()  # nodes
     failed: set[tuple[_Width, bool]] = set()
+    eviction: Eviction | None = None
     reserved = {_width_of(earlier.job): earlier.job.job_id} if earlier is not None else {}  # for whom
     for head in heads:
         job, width = head.job, _width_of(head.job)
         own = free.of(job.executor)
         is_withheld = withheld is not None and job.num_gpus > 0 and not _may_use_kept(head, reservation)
+        if eviction is not None:
+            node = _node_for(0, own.nodes, own.slots, is_served=True)
+            if node is not None and _needs_one_of(job, eviction, running.engines):
+                return Placement(job, node.name, ()), reservation
+            continue
         is_first = reserved.get(width, job.job_id) == job.job_id
         has_waited = is_first and now_seconds - job.created_seconds >= reservation_seconds
         if (width, is_withheld) in failed and not has_waited and not running.preemptible:
@@ -264,13 +305,18 @@ def next_placement(
         open_nodes: Sequence[NodeCapacity] = own.nodes
         if job.num_gpus:
             open_nodes = [node for node in own.nodes if node.name not in kept and not (is_withheld and node is withheld)]
-        node = _node_for(job.num_gpus, open_nodes, own.slots)
+        node = _node_for(job.num_gpus, open_nodes, own.slots, is_served=job.is_served)
         if node is not None:
             return Placement(job, node.name, node.free[: job.num_gpus]), reservation
         failed.add((width, is_withheld))
         giving_way, preemptible = _on(own.nodes, running.giving_way), _on(own.nodes, running.preemptible)
         freed = _freed(open_nodes, own.slots, giving_way)
-        coming = _node_for(job.num_gpus, *freed) if giving_way else None
+        coming = _node_for(job.num_gpus, *freed, is_served=job.is_served) if giving_way else None
+        if coming is None and (idle := _idle_engines_to_end(job, *freed, running.engines)):
+            eviction = Eviction(job, idle)
+            if now_seconds - job.created_seconds >= reservation_seconds:
+                return eviction, reservation
+            continue
         if coming is None and (victims := _victims(head, *freed, preemptible)):
             return Preemption(job, victims), reservation
         keep = coming or (_node_to_keep(job.num_gpus, open_nodes) if has_waited else None)
@@ -278,8 +324,9 @@ def next_placement(
             kept.add(keep.name)
             reserved[width] = job.job_id
             if reservation is None or (reservation is earlier and job.owner == reservation.job.owner):
-                reservation = Reservation(job, keep.name, coming is not None, head.is_urgent)
-    return None, reservation
+                draining = _engines_to_drain(job.num_gpus, keep, running.engines) if coming is None else ()
+                reservation = Reservation(job, keep.name, coming is not None, head.is_urgent, draining)
+    return eviction, reservation
 
 
 def _may_use_kept(head: Head, reservation: Reservation | None) -> bool:
@@ -290,7 +337,7 @@ def _may_use_kept(head: Head, reservation: Reservation | None) -> bool:
 
 
 def _width_of(job: QueuedJob) -> _Width:
-    return job.executor, job.num_gpus
+    return job.executor, job.num_gpus, job.is_served
 
 
 def _on(nodes: Sequence[NodeCapacity], jobs: Sequence[RunningJob]) -> Sequence[RunningJob]:
@@ -299,14 +346,14 @@ def _on(nodes: Sequence[NodeCapacity], jobs: Sequence[RunningJob]) -> Sequence[R
     return [job for job in jobs if job.node in names]
 
 
-def fits(num_gpus: int, free: Capacity) -> bool:
+def fits(num_gpus: int, free: Capacity, *, is_served: bool = False) -> bool:
     """Tell whether a job of this width can start on what is free for its executor."""
-    return _node_for(num_gpus, free.nodes, free.slots) is not None
+    return _node_for(num_gpus, free.nodes, free.slots, is_served=is_served) is not None
 
 
-def _node_for(num_gpus: int, nodes: Sequence[NodeCapacity], free: Slots) -> NodeCapacity | None:
+def _node_for(num_gpus: int, nodes: Sequence[NodeCapacity], free: Slots, *, is_served: bool) -> NodeCapacity | None:
     """Return the node with the fewest free devices that suffice."""
-    if free.total < 1 or (not num_gpus and free.without_gpus < 1):
+    if not free.are_free_for(num_gpus, is_served=is_served):
         return None
     best = None
     for node in nodes:
@@ -320,31 +367,97 @@ def _freed(nodes: Sequence[NodeCapacity], free: Slots, leaving: Sequence[Running
     if not leaving:
         return nodes, free
     gpus = {node.name: sum(job.num_gpus for job in leaving if job.node == node.name) for node in nodes}
-    without_gpus = sum(not job.num_gpus for job in leaving)
+    served = sum(job.is_served for job in leaving)
+    others = [job for job in leaving if not job.is_served and not job.engine_id]
+    without_gpus = sum(not job.num_gpus for job in others)
     return (
         [node._replace(free=(*node.free, *[""] * gpus[node.name])) for node in nodes],
-        Slots(free.total + len(leaving), free.without_gpus + without_gpus),
+        Slots(free.total + len(others), free.without_gpus + without_gpus, free.served + served),
     )
+
+
+def _idle_engines_to_end(
+    job: QueuedJob, nodes: Sequence[NodeCapacity], free: Slots, engines: Sequence[PlacedEngine]
+) -> tuple[str, ...]:
+    """Return which engines without jobs are to end so that a job has room; none, where that does not help."""
+    if not job.num_gpus or not free.are_free_for(job.num_gpus, is_served=job.is_served):
+        return ()
+    idle = [engine for engine in engines if engine.is_idle]
+    rooms = [
+        _cheapest([engine for engine in idle if engine.node == node.name], job.num_gpus - len(node.free))
+        for node in nodes
+        if job.num_gpus <= node.usable_count
+    ]
+    return tuple(engine.engine_id for engine in min(filter(None, rooms), key=_cost_of_restarts, default=()))
+
+
+def _needs_one_of(job: QueuedJob, eviction: Eviction, engines: Sequence[PlacedEngine]) -> bool:
+    """Return whether a job could use one of the engines that are to end."""
+    if job.num_gpus or not job.is_served:
+        return False
+    needed = {need.identity for need in needs_of(job.engine)}
+    return any(each.identity in needed and each.engine_id in eviction.engine_ids for each in engines)
+
+
+def _engines_to_drain(num_gpus: int, node: NodeCapacity, engines: Sequence[PlacedEngine]) -> tuple[str, ...]:
+    """Return which engines of a node have to end so that so many GPUs come free there, besides all that jobs hold."""
+    there = [engine for engine in engines if engine.node == node.name]
+    missing = num_gpus - (node.usable_count - sum(engine.num_gpus for engine in there))
+    return tuple(engine.engine_id for engine in _cheapest(there, missing))
+
+
+def _cheapest(engines: Sequence[PlacedEngine], num_gpus: int) -> tuple[PlacedEngine, ...]:
+    """Return the engines that hold so many GPUs together and start fastest, and of these the fewest; none, where all together
+    don't."""
+    return _covering(engines, num_gpus, _cost_of_restarts)
+
+
+def _cost_of_restarts(engines: Sequence[PlacedEngine]) -> Order:
+    return sum(engine.start_seconds for engine in engines), len(engines)
+
+
+class _WithGpus(Protocol):
+    @property
+    def num_gpus(self) -> int: ...
+
+
+_U = TypeVar("_U", bound=_WithGpus)
+
+
+def _covering(units: Iterable[_U], num_gpus: int, cost: Callable[[Sequence[_U]], Order]) -> tuple[_U, ...]:
+    """Return the units with so many GPUs together that cost least; none, where all together have less, or none are needed."""
+    best: dict[int, tuple[_U, ...]] = {0: ()}  # by the number of their GPUs
+    for unit in units:
+        for covered, chosen in list(best.items()):
+            total, more = min(num_gpus, covered + unit.num_gpus), (*chosen, unit)
+            if total > covered and (total not in best or cost(more) < cost(best[total])):
+                best[total] = more
+    return best.get(num_gpus, ())
 
 
 def _victims(
     head: Head, nodes: Sequence[NodeCapacity], free: Slots, preemptible: Sequence[RunningJob]
 ) -> tuple[RunningJob, ...]:
     """Return which running jobs are to give way to one that fits nowhere; none, where they can't make room for it."""
-    behind = [job for job in preemptible if _is_behind(job, head)]
-    num_gpus = head.job.num_gpus
+    behind = [job for job in preemptible if all(_is_behind(each, head) for each in job.jobs)]
+    num_gpus, is_served = head.job.num_gpus, head.job.is_served
     if not behind or not nodes:
         return ()
+    jobs_of_kind = [job for job in behind if job.is_served == is_served and not job.engine_id]
     if not num_gpus:
-        return _fewest(behind if free.without_gpus >= 1 else [job for job in behind if not job.num_gpus], 0)
+        any_will_do = is_served or free.without_gpus >= 1
+        return _youngest(jobs_of_kind if any_will_do else [job for job in jobs_of_kind if not job.num_gpus])
+    holding = [job for job in behind if job.num_gpus]
+    if not free.are_free_for(num_gpus, is_served=is_served):
+        holding = [job for job in holding if not is_served and not job.engine_id]  # each frees a slot, too
     rooms = []
     for node in nodes:
         missing = num_gpus - len(node.free)
         if missing <= 0:
-            rooms.append(_fewest(behind, 0))  # only a slot is missing
+            rooms.append(_youngest(jobs_of_kind))  # only a slot is missing
         elif num_gpus <= node.usable_count:
-            rooms.append(_fewest([job for job in behind if job.node == node.name], missing))
-    return min(filter(None, rooms), key=lambda jobs: (len(jobs), -sum(job.started_seconds for job in jobs)), default=())
+            rooms.append(_fewest([job for job in holding if job.node == node.name], missing))
+    return min(filter(None, rooms), key=_cost_of_ends, default=())
 
 
 def _is_behind(running: RunningJob, head: Head) -> bool:
@@ -355,22 +468,20 @@ def _is_behind(running: RunningJob, head: Head) -> bool:
     return head.order[:2] < running.order[:2]
 
 
+def _youngest(jobs: Sequence[RunningJob]) -> tuple[RunningJob, ...]:
+    """Return the job that was started last, if there is one."""
+    return tuple(sorted(jobs, key=lambda job: -job.started_seconds)[:1])
+
+
 def _fewest(jobs: Sequence[RunningJob], num_gpus: int) -> tuple[RunningJob, ...]:
-    """Return the fewest jobs, at least one, that hold so many GPUs together, and of these the youngest; none, where all
+    """Return the fewest jobs that hold so many GPUs together, and of these the youngest, which come first; none, where all
     together don't."""
-    widest = sorted(jobs, key=lambda job: job.num_gpus, reverse=True)
-    needed = next((count for count in range(1, len(jobs) + 1) if _width(widest[:count]) >= num_gpus), 0)
-    chosen: list[RunningJob] = []
-    for job in sorted(jobs, key=lambda job: job.started_seconds, reverse=True):
-        others = [other for other in widest if other is not job and other not in chosen]
-        completed = [*chosen, job, *others[: max(0, needed - len(chosen) - 1)]]
-        if len(chosen) < needed and _width(completed) >= num_gpus:
-            chosen.append(job)
-    return tuple(chosen)
+    return tuple(sorted(_covering(jobs, num_gpus, _cost_of_ends), key=lambda job: -job.started_seconds))
 
 
-def _width(jobs: Iterable[RunningJob]) -> int:
-    return sum(job.num_gpus for job in jobs)
+def _cost_of_ends(units: Sequence[RunningJob]) -> Order:
+    jobs = [job for unit in units for job in unit.jobs]
+    return len(jobs), *sorted(-job.started_seconds for job in jobs)
 
 
 def _node_to_keep(num_gpus: int, nodes: Sequence[NodeCapacity]) -> NodeCapacity | None:
@@ -396,15 +507,21 @@ def wait_reason(
         return f"this server has no executor {job.executor!r} any more"
     if job.num_gpus > free.widest:
         return _too_wide(job.num_gpus, free)
-    if free.slots.total < 1:
+    if job.is_served and free.slots.served < 1:
+        return _joined("all slots for jobs with a served model are taken", others)
+    if not job.is_served and free.slots.total < 1:
         where = f" of {job.executor}" if job.executor else ""
         return _joined(f"all slots{where} for running jobs are taken", others)
     if job.num_gpus == 0:
-        return "about to start" if fits(0, free) else _joined(_missing_without_gpus(free), others)
+        return (
+            "about to start"
+            if fits(job.num_gpus, free, is_served=job.is_served)
+            else _joined(_missing_without_gpus(free), others)
+        )
     needs = _needs(job.num_gpus, free)
     if reservation is not None and reservation.job.job_id != job.job_id:
         return _joined(needs, _kept(reservation, free, is_named=names_others or reservation.job.owner == job.owner))
-    if fits(job.num_gpus, free):
+    if fits(job.num_gpus, free, is_served=job.is_served):
         first = others or ("the jobs before it come first" if position else "")
         return _joined(needs, first) if first else "about to start"
     counts = ((free.quarantined_count, "quarantined"), (free.cordoned_count, "cordoned"))

@@ -8,37 +8,40 @@ Threads: `apply` runs on the store's writer thread, everything else on any. One 
 import threading
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from sortedcontainers import SortedKeyList
 
 from evalrpc.clock import Clock
+from evalrpc.engines.holdings import EngineHolding
 from evalrpc.executors.base import Node, Resources
 from evalrpc.jobs import lifecycle, transitions
-from evalrpc.jobs.defaults import executor_of, gpus_needed
+from evalrpc.jobs.defaults import executor_of, gpus_needed, takes_served_slot
 from evalrpc.jobs.holds import NO_HOLDS, Holds
 from evalrpc.jobs.lifecycle import Status
-from evalrpc.jobs.served_models import EngineNeed, engine_needs, needs_of, needs_text
-from evalrpc.jobs.share_policy import Entitlements, is_urgent, owner_name
+from evalrpc.jobs.served_models import engine_gpu_count, engine_needs, needs_of, needs_text, served_models
+from evalrpc.jobs.share_policy import Entitlements, charged_width, is_urgent, owner_name
 from evalrpc.protobuf import wire_format
 from evalrpc.scheduling import placement
+from evalrpc.scheduling.engine_charges import ChargedJob, EngineCharges
+from evalrpc.scheduling.engine_use import NO_ENGINES, EngineUse, gpus_by_owner, loading_text, with_engines
 from evalrpc.scheduling.forecast import Forecast, Line
 from evalrpc.scheduling.owner_queue import OwnerQueue
 from evalrpc.scheduling.placement import (
     Capacity,
+    Choice,
     Head,
-    Placement,
-    Preemption,
     QueuedJob,
     Reservation,
     Running,
     RunningJob,
     Slots,
 )
-from evalrpc.scheduling.shares import Holding, Shares, Standing, quota_reason, service_order, within_quota
+from evalrpc.scheduling.shares import Holding, RunUse, Shares, Standing, quota_reason, service_order, within_quota
 from evalrpc.store.base import AttemptUse, Change, ListedJob, QueuedRow
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.queue_pb2 import OwnerShare
@@ -51,35 +54,12 @@ _NOTHING: Final = pb.JobInfo()
 _CACHED_FROM: Final = wire_format.field_tag(pb.JobInfo.CACHED_FROM_FIELD_NUMBER)
 
 
-class EngineUse(Protocol):
-    """What the queue has to know of engines."""
-
-    def is_up(self, need: EngineNeed, owner: str) -> bool:
-        """Return whether jobs of this owner that need this engine need no GPUs for it now."""
-
-    def held_devices(self) -> set[str]:
-        """Return the devices that engines hold."""
-
-
-class _NoEngines:
-    """A server without engines."""
-
-    def is_up(self, need: EngineNeed, owner: str) -> bool:  # noqa: ARG002 - as EngineUse
-        return False
-
-    def held_devices(self) -> set[str]:
-        return set()
-
-
-NO_ENGINES: Final[EngineUse] = _NoEngines()
-
-
 class QueueState:
     """What is queued, in the order of service, and what runs on which GPUs.
 
     `nodes` is `Executor.nodes`. Of the running jobs, those that `owns` accepts when they are loaded or committed belong to this
     server: they take its slots and devices, and its scheduler sees them through. `max_running` 0 means one per GPU that there
-    is now, and two more.
+    is now, and two more; jobs with a served model are not among these.
     """
 
     def __init__(
@@ -94,8 +74,10 @@ class QueueState:
         preemption_interval_seconds: float = 0.0,
         holds: Callable[[], Holds] = lambda: NO_HOLDS,
         engines: EngineUse = NO_ENGINES,
+        max_running_served: int = 8,
     ) -> None:
-        self.slots: Slots = placement.slots(sum(len(node.devices) for node in nodes() if node.max_runs is None), max_running)
+        device_count = sum(len(node.devices) for node in nodes() if node.max_runs is None)
+        self.slots: Slots = placement.slots(device_count, max_running, max_running_served)
         """How many jobs may run at once."""
         self._executor_nodes = nodes
         self._holds = holds
@@ -115,6 +97,9 @@ class QueueState:
         self._sequences: dict[str, int] = {}  # of the running jobs
         self._held: dict[str, Resources] = {}  # what the running jobs of this server have
         self._shares = Shares(half_life_seconds)
+        self._charges = EngineCharges()
+        self._holdings_of_engines: Sequence[EngineHolding] = ()  # as of the last change of them
+        self._gpus_of_engines: Mapping[str, int] = {}  # by the owner of jobs that use them, as of then
         self._progress: dict[str, pb.JobInfo] = {}  # with the wait reason, and nothing else
         self._known_free: tuple[Sequence[Node], Capacity] | None = None
         self.generation = 0
@@ -171,7 +156,7 @@ class QueueState:
             self._shares.restore(use.owner, use.width, use.started_ns / 1e9, use.ended_ns / 1e9, now_seconds)
         for sequence, job in running:
             self._running[job.job_id], self._sequences[job.job_id] = job, sequence
-            self._shares.begin(job.owner, len(job.gpus), _seconds(job.started_at), now_seconds)
+            self._shares.begin(job.owner, _use_of(job), _seconds(job.started_at), now_seconds)
         self._held = {job_id: self._resources_of(job) for job_id, job in self._running.items() if self.owns(job)}
         self._known_free = None
 
@@ -182,6 +167,8 @@ class QueueState:
                 self._charge(change)
                 self._remove(change)  # also what is new: it may have been loaded already
                 self._place(change)
+            if any(served_models(change.job.request) for change in changes):
+                self._charge_engines()
             self.generation += 1  # last, so that nothing half done is taken for the new state
 
     def set_progress(self, job_id: str, progress: pb.Progress, wait_reason: str = "") -> pb.JobInfo | None:
@@ -192,7 +179,7 @@ class QueueState:
             if job is None:
                 return None
             self._progress[job_id] = pb.JobInfo(progress=progress, wait_reason=wait_reason)
-            return _with_progress(job, self._progress[job_id])
+            return _with_progress(job, self._unstored_of_running(job_id))
 
     def described(self, job: pb.JobInfo, *, names_others: bool = True) -> pb.JobInfo:
         """Return a copy of a job with what the store does not know of it. `names_others`: whether that may name other owners,
@@ -241,7 +228,15 @@ class QueueState:
                 position = self._position(entry) if entry else 0
                 wait_reason = self._wait_reason(entry, position, names_others) if entry else "about to start"
                 return pb.JobInfo(position_in_queue=position, wait_reason=wait_reason)
-            return self._progress.get(job_id, _NOTHING)
+            return self._unstored_of_running(job_id)
+
+    def _unstored_of_running(self, job_id: str) -> pb.JobInfo:
+        """Return the progress of a running job, and what its run waits for."""
+        unstored = self._progress.get(job_id, _NOTHING)
+        if unstored.progress.phase != pb.Progress.PHASE_SERVING:
+            return unstored
+        loading = (each for each in self._engines.holdings() if job_id in each.users and each.is_loading)
+        return pb.JobInfo(progress=unstored.progress, wait_reason=next(map(loading_text, loading), ""))
 
     def position_for(self, priority: int, owner: str = "") -> int:
         """Return the position that a new job of this priority would have."""
@@ -257,9 +252,9 @@ class QueueState:
         passed: Mapping[str, Resources],
         now_seconds: float,
         asked: Container[str] = (),
-    ) -> Placement | Preemption | None:
+    ) -> Choice | None:
         """Return the job to start now on `free`, leaving out those in `passed`, by job with its place: the scheduler has them
-        already. Or else a job for which others are to give way; those in `asked` have been asked to.
+        already. Or else a job for which engines are to end, or others to give way; those in `asked` have been asked to.
 
         A job that is wider than any node, because that has lost GPUs since or some are quarantined, waits, and none are kept
         for it.
@@ -268,9 +263,10 @@ class QueueState:
             while self._delayed and self._delayed[0].ready_seconds <= now_seconds:
                 entry = self._delayed.pop(0)
                 self._queues[entry.owner].offer(entry)
-            terms = _Terms(passed, self._holdings(passed), now_seconds, reservation_seconds)
+            engines = self._engines.holdings()
+            terms = _Terms(passed, self._holdings(passed, engines), engines, now_seconds, reservation_seconds)
             self._quotas_kept_for = {}
-            running = self._may_be_freed(terms, asked)
+            running = self._may_be_freed(terms, asked, engines)
             without_gpus = not free.most_free and not any(running)
             heads, earlier = self._heads(terms, without_gpus), self._reservation_that_holds(terms)
             chosen, self._reservation = placement.next_placement(
@@ -278,15 +274,31 @@ class QueueState:
             )
             return chosen
 
-    def _holdings(self, placed: Mapping[str, Resources]) -> Mapping[str, Holding]:
+    def engines_to_drain(self) -> Sequence[str]:
+        """Return the engines that, by the last choice, are to serve no further job, since another one waits for their GPUs."""
+        return self._reservation.draining if self._reservation is not None else ()
+
+    def _holdings(self, placed: Mapping[str, Resources], engines: Sequence[EngineHolding]) -> Mapping[str, Holding]:
         """Return what each owner holds, also for jobs that are placed and do not run yet."""
-        owners = {*self._queues, *self._shares.owners()}
-        holdings = {owner: self._shares.holding(owner) for owner in owners}
+        of_engines = gpus_by_owner(engines, self._owner_of)
+        owners = {*self._queues, *self._shares.owners(), *of_engines}
+        holdings = {owner: self._shares.holding(owner).with_engines(of_engines.get(owner, 0)) for owner in owners}
         for job_id, resources in placed.items():
             entry = self._queued.get(job_id)
             if entry is not None:
-                holdings[entry.owner] = holdings[entry.owner].plus(len(resources.devices))
+                gpu_count = len(resources.devices)
+                width = gpu_count or int(not any(need.num_gpus for need in needs_of(entry.engine)))
+                holdings[entry.owner] = holdings[entry.owner].plus(gpu_count, width)
         return holdings
+
+    def _holding(self, owner: str) -> Holding:
+        """Return what an owner holds, as of the last change."""
+        return self._shares.holding(owner).with_engines(self._gpus_of_engines.get(owner, 0))
+
+    def _owner_of(self, job_id: str) -> str | None:
+        """Return the owner of a live job."""
+        job = self._running.get(job_id) or self._queued.get(job_id)
+        return job.owner if job is not None else None
 
     def _heads(self, terms: "_Terms", without_gpus: bool) -> Iterator[Head]:
         """Yield the first job of each owner and width that may start, as far as quotas go, in the order of service; or only of
@@ -302,7 +314,9 @@ class QueueState:
     def _heads_of(self, standing: Standing, owner: str, terms: "_Terms") -> Iterator[Head]:
         """Yield the first job of each width of one owner."""
         for job in self._allowed(owner, terms):
-            yield Head(service_order(owner, job.negated_priority, job.sequence, standing), job)
+            needs_start = job.is_served and job.num_gpus > 0 and not terms.has_waited(job)
+            order = service_order(owner, job.negated_priority, job.sequence, standing, needs_start=needs_start)
+            yield Head(order, job)
 
     def _as_placed(self, job: QueuedJob) -> QueuedJob:
         """Return a job as it can be placed now: without the GPUs of the engines that are up."""
@@ -313,12 +327,20 @@ class QueueState:
 
     def _allowed(self, owner: str, terms: "_Terms") -> Sequence[QueuedJob]:
         """Return the first job of each width of one owner, as far as the quota goes."""
-        heads = sorted(map(self._as_placed, self._queues[owner].heads(terms.passed)))
-        quota = self._entitlements.policy.quota(owner)
-        allowed = within_quota(heads, terms.holdings[owner], quota, terms.now_seconds, terms.reservation_seconds)
+        heads = sorted(self._as_placed(job) for job in self._queues[owner].heads(terms.passed) if not self._is_loading(job))
+        quota, needs = self._entitlements.policy.quota(owner), partial(self._gpus_counted_for, terms.engines)
+        allowed = within_quota(heads, terms.holdings[owner], quota, terms.now_seconds, terms.reservation_seconds, needs)
         if allowed.kept_for is not None:
             self._quotas_kept_for[owner] = allowed.kept_for
         return allowed.jobs
+
+    def _gpus_counted_for(self, engines: Sequence[EngineHolding], job: QueuedJob) -> int:
+        """Return how many GPUs more a queued job counts for: none if its owner has jobs with the same engine."""
+        if not job.engine:
+            return job.num_gpus
+        used = {each.identity for each in engines if any(self._owner_of(user) == job.owner for user in each.users)}
+        not_counted = sum(need.num_gpus for need in needs_of(job.engine) if need.identity in used)
+        return self._queued[job.job_id].num_gpus - not_counted
 
     def _standing(self, owner: str, terms: "_Terms") -> Standing:
         return self._shares.standing(owner, self._entitlements.policy, terms.now_seconds, terms.holdings[owner])
@@ -330,8 +352,8 @@ class QueueState:
             return None
         return reservation if reservation.job in self._allowed(reservation.job.owner, terms) else None
 
-    def _may_be_freed(self, terms: "_Terms", asked: Container[str]) -> Running:
-        """Return the running jobs that may give way to others, and those that are about to."""
+    def _may_be_freed(self, terms: "_Terms", asked: Container[str], engines: Sequence[EngineHolding]) -> Running:
+        """Return the running jobs that may give way to others, those that are about to, and the engines."""
         preemptible, giving_way = [], []
         for job_id in self._held:
             job = self._running[job_id]
@@ -339,7 +361,13 @@ class QueueState:
                 giving_way.append(self._running_job(job, terms))
             elif job.preemptible and self._may_preempt(job, terms.now_seconds):
                 preemptible.append(self._running_job(job, terms))
-        return Running(preemptible, giving_way)
+        running = Running(preemptible, giving_way)
+        jobs = {job.job_id: job for job in (*preemptible, *giving_way)}
+        return with_engines(running, engines, jobs, self._is_awaited) if engines else running
+
+    def _is_awaited(self, identity_: str) -> bool:
+        """Return whether queued jobs name an engine."""
+        return any(queue.has_offers_for(identity_) for queue in self._queues.values())
 
     def _may_preempt(self, job: pb.JobInfo, now_seconds: float) -> bool:
         """Return whether a preemptible job may be asked to give way: not if that was so shortly before, or if it is ending."""
@@ -349,8 +377,9 @@ class QueueState:
 
     def _running_job(self, job: pb.JobInfo, terms: "_Terms") -> RunningJob:
         order = service_order(job.owner, -job.priority, self._sequences[job.job_id], self._standing(job.owner, terms))
-        node = self._resources_of(job).node
-        return RunningJob(order, job.job_id, node, len(job.gpus), _seconds(job.started_at), job.owner)
+        node, width = self._resources_of(job).node, len(job.gpus)
+        started_seconds, is_served = _seconds(job.started_at), takes_served_slot(job.request)
+        return RunningJob(order, job.job_id, node, width, started_seconds, job.owner, is_served)
 
     def may_preempt_later(self) -> bool:
         """Return whether time alone may bring it about that a running job has to give way to a queued one."""
@@ -388,7 +417,7 @@ class QueueState:
             return [self._owner_share(each) for each in owners if owner in (None, each)][:limit]
 
     def _owner_share(self, owner: str) -> OwnerShare:
-        policy, queue, holding = self._entitlements.policy, self._queues.get(owner), self._shares.holding(owner)
+        policy, queue, holding = self._entitlements.policy, self._queues.get(owner), self._holding(owner)
         quota = policy.quota(owner)
         return OwnerShare(
             owner=owner,
@@ -435,15 +464,23 @@ class QueueState:
 
     def _free(self, nodes: Sequence[Node], placed: Mapping[str, Resources]) -> Capacity:
         holders = {**self._held, **placed}
-        held = {device for each in holders.values() for device in each.devices} | self._engines.held_devices()
+        held = {device for each in holders.values() for device in each.devices}
+        held |= {device for holding in self._engines.holdings() for device in holding.devices}
         run_counts = Counter(each.node for each in holders.values())
         bounded = {node.name for node in nodes if node.max_runs is not None}
-        in_slots = [each for each in holders.values() if each.node not in bounded]
+        served_count = sum(map(self._is_served, holders))
+        in_slots = [each for job_id, each in holders.items() if each.node not in bounded and not self._is_served(job_id)]
         without_gpus = sum(not each.devices for each in in_slots)
+        slots = self.slots
         return Capacity(
             tuple(placement.node_capacity(node, held, run_counts[node.name]) for node in nodes),
-            Slots(self.slots.total - len(in_slots), self.slots.without_gpus - without_gpus),
+            Slots(slots.total - len(in_slots), slots.without_gpus - without_gpus, slots.served - served_count),
         )
+
+    def _is_served(self, job_id: str) -> bool:
+        """Return whether a live job takes a slot of those with a served model."""
+        job, entry = self._running.get(job_id), self._queued.get(job_id)
+        return takes_served_slot(job.request) if job is not None else entry is not None and entry.is_served
 
     def _resources_of(self, job: pb.JobInfo) -> Resources:
         return placement.resources_of(job, self.nodes())
@@ -452,7 +489,25 @@ class QueueState:
         """Note that engines hold other devices than before, or are up. Thread-safe."""
         with self._lock:
             self._known_free = None
+            self._charge_engines()
             self.generation += 1
+
+    def engine_gpu_seconds(self, job_id: str) -> float:
+        """Return how many GPU seconds of engines a running job has used."""
+        with self._lock:
+            return self._charges.taken(job_id, self.now_seconds())
+
+    def _charge_engines(self) -> None:
+        """Have the owners pay from now on for what engines there are now."""
+        self._holdings_of_engines = self._engines.holdings()
+        self._gpus_of_engines = gpus_by_owner(self._holdings_of_engines, self._owner_of)
+        jobs = {
+            job_id: ChargedJob(job.owner, _seconds(job.started_at))
+            for job_id, job in self._running.items()
+            if served_models(job.request)
+        }
+        now_seconds = self.now_seconds()
+        self._shares.charge_engines(self._charges.follow(self._holdings_of_engines, jobs, now_seconds), now_seconds)
 
     def _free_now(self) -> Capacity:
         """Return what is free, which every queued job is told of. It is worked out anew when a run begins or ends."""
@@ -472,7 +527,7 @@ class QueueState:
 
     def _line(self, queue: OwnerQueue, owner: str, now_seconds: float) -> Line:
         policy = self._entitlements.policy
-        standing = self._shares.standing(owner, policy, now_seconds)
+        standing = self._shares.standing(owner, policy, now_seconds, self._holding(owner))
         return Line(owner, queue.order, queue.urgent_count, standing, policy.weight(owner))
 
     def _position(self, entry: QueuedJob) -> int:
@@ -488,6 +543,8 @@ class QueueState:
         free = self._free_now()
         if entry.num_gpus <= free.of(entry.executor).widest and (reason := self._quota_reason(entry)):
             return reason
+        if self._is_loading(entry):
+            return self._loading_reason(entry)
         return placement.wait_reason(
             self._as_placed(entry),
             position,
@@ -497,9 +554,19 @@ class QueueState:
             names_others=names_others,
         )
 
+    def _loading_reason(self, entry: QueuedJob) -> str:
+        needed = {need.identity for need in needs_of(entry.engine)}
+        loading = (each for each in self._engines.holdings() if each.identity in needed and each.is_loading)
+        return next((loading_text(each) for each in loading if each.owner in ("", entry.owner)), "about to start")
+
+    def _is_loading(self, job: QueuedJob) -> bool:
+        """Return whether a queued job had better wait until an engine that it needs has loaded its model."""
+        return any(self._engines.is_loading(need, job.owner) for need in needs_of(job.engine))
+
     def _quota_reason(self, entry: QueuedJob) -> str:
-        quota, holding = self._entitlements.policy.quota(entry.owner), self._shares.holding(entry.owner)
-        return quota_reason(entry, holding, quota, self._quotas_kept_for.get(entry.owner))
+        quota, holding = self._entitlements.policy.quota(entry.owner), self._holding(entry.owner)
+        needed = self._gpus_counted_for(self._holdings_of_engines, entry)
+        return quota_reason(entry, needed, holding, quota, self._quotas_kept_for.get(entry.owner))
 
     def _reservation_before(self, entry: QueuedJob, position: int) -> Reservation | None:
         """Return the reservation of the last choice, if it keeps a job waiting, or is for that job."""
@@ -546,10 +613,9 @@ class QueueState:
         if before is not None:
             attempts = change.job.attempts
             ended_at = attempts[-1].completed_at if attempts and attempts[-1].HasField("completed_at") else self._clock.now()
-            gpu_count = len(before.gpus)
-            self._shares.end(before.owner, gpu_count, _seconds(before.started_at), _seconds(ended_at), now_seconds)
+            self._shares.end(before.owner, _use_of(before), _seconds(before.started_at), _seconds(ended_at), now_seconds)
         if after is not None:
-            self._shares.begin(after.owner, len(after.gpus), _seconds(after.started_at), now_seconds)
+            self._shares.begin(after.owner, _use_of(after), _seconds(after.started_at), now_seconds)
 
     def _place(self, change: Change) -> None:
         job_id = change.job.job_id
@@ -601,8 +667,13 @@ class _Terms(NamedTuple):
 
     passed: Container[str]
     holdings: Mapping[str, Holding]
+    engines: Sequence[EngineHolding]
     now_seconds: float
     reservation_seconds: float
+
+    def has_waited(self, job: QueuedJob) -> bool:
+        """Return whether a job has waited long."""
+        return self.now_seconds - job.created_seconds >= self.reservation_seconds
 
 
 def _cordoned(nodes: Sequence[Node], holds: Holds) -> Sequence[Node]:
@@ -643,6 +714,7 @@ def _entry(row: QueuedRow) -> QueuedJob:
         row.owner,
         row.engine,
         row.executor,
+        bool(row.engine) and row.num_gpus == sum(need.num_gpus for need in needs_of(row.engine)),
     )
 
 
@@ -672,3 +744,7 @@ def _with_progress(job: pb.JobInfo, unstored: pb.JobInfo) -> pb.JobInfo:
     merged.progress.CopyFrom(unstored.progress)
     merged.wait_reason = unstored.wait_reason
     return merged
+
+
+def _use_of(job: pb.JobInfo) -> RunUse:
+    return RunUse(len(job.gpus), charged_width(job.gpus, engine_gpu_count(job.request)))

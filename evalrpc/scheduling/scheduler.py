@@ -22,7 +22,7 @@ from evalrpc.errors import StoreUnavailableError
 from evalrpc.executors.base import Resources
 from evalrpc.jobs import transitions
 from evalrpc.jobs.served_models import needs_of
-from evalrpc.scheduling.placement import Capacity, Placement, Preemption, QueuedJob, resources_of
+from evalrpc.scheduling.placement import Choice, Eviction, Preemption, QueuedJob, resources_of
 from evalrpc.scheduling.supervisor import RunDependencies, Supervisor
 from evalrpc.store.base import Change, Expected
 from evalrpc.v1.jobs_pb2 import JOB_STATUS_RUNNING, JobInfo
@@ -169,6 +169,10 @@ class Scheduler:
         chosen = self._choose(now_seconds)
         if chosen is None or self._draining or queue_state.is_paused or self._dependencies.stopping.is_set():
             return False
+        if isinstance(chosen, Eviction):
+            _log.info("engines end, since job %s needs their GPUs: %s", chosen.job.job_id, ", ".join(chosen.engine_ids))
+            self._engines.make_room(chosen.engine_ids)
+            return True
         if isinstance(chosen, Preemption):
             return self._ask_to_give_way(chosen)
         resources = Resources(chosen.node, chosen.devices)
@@ -176,42 +180,14 @@ class Scheduler:
             return self._hand_over_served(chosen.job, resources)
         return self._hand_over(chosen.job.job_id, resources, partial(Supervisor.run, resources=resources))
 
-    def _choose(self, now_seconds: float) -> Placement | Preemption | None:
-        """Choose the next job. Where only idle engines are in its way, have as few of them end as make room for it."""
+    def _choose(self, now_seconds: float) -> Choice | None:
+        """Choose what to do next, and have engines serve no further job whose GPUs another one has long waited for."""
         queue_state = self._dependencies.queue_state
         free = queue_state.free(self._placed)
-        choose = partial(
-            queue_state.choose,
-            reservation_seconds=self._reservation_seconds,
-            passed=self._placed,
-            now_seconds=now_seconds,
-            asked=self._asked,
-        )
-        chosen = choose(free)
-        is_held_back = self._draining or queue_state.is_paused
-        if isinstance(chosen, Placement) or is_held_back:
-            return chosen
-        is_room_made = self._makes_room(choose, free)
-        if is_room_made is None:
-            return chosen
-        again = choose(queue_state.free(self._placed))  # so that what is reserved is what there is
-        return None if is_room_made else again
-
-    def _makes_room(self, choose: Callable[[Capacity], object], free: Capacity) -> bool | None:
-        """Return whether the next job can start once engines have ended, of which as few idle ones are ended as will do; None:
-        there are none. While engines end already, it waits for these, so that no others end and no jobs give way."""
-        nodes = self._dependencies.queue_state.nodes()
-        if ending := self._engines.ending_devices():
-            return isinstance(choose(free.with_devices(ending, nodes)), Placement)
-        ended: list[str] = []
-        for engine_id, devices in self._engines.idle_engines():
-            ended.append(engine_id)
-            free = free.with_devices(devices, nodes)
-            if isinstance(choose(free), Placement):
-                _log.info("engines end, since a job needs their GPUs: %s", ", ".join(ended))
-                self._engines.make_room(ended)
-                return True
-        return False if ended else None
+        chosen = queue_state.choose(free, self._reservation_seconds, self._placed, now_seconds, self._asked)
+        if not (self._draining or queue_state.is_paused):
+            self._engines.drain(queue_state.engines_to_drain())
+        return chosen
 
     def _hand_over_served(self, job: QueuedJob, resources: Resources) -> bool:
         """Do the same for a job with models that engines serve, which get the devices that the run itself does not need. Return
@@ -229,7 +205,8 @@ class Scheduler:
 
     def _ask_to_give_way(self, preemption: Preemption) -> bool:
         """Ask running jobs to give way to a queued one. Return whether that was possible. Called with the condition held."""
-        for victim in preemption.victims:
+        self._engines.drain(victim.engine_id for victim in preemption.victims)
+        for victim in (job for each in preemption.victims for job in each.jobs):
             job = self._dependencies.queue_state.running_job(victim.job_id)
             if job is None:
                 return False  # it has ended meanwhile, so there is more to choose from shortly

@@ -288,12 +288,14 @@ class Supervisor:
         """Return a change that says, besides the outcome, whether the run was warm, and what it asked an engine."""
         warm = self._handle is not None and self._handle.is_warm
         served = self._served
+        engine_gpu_seconds = self._dependencies.queue_state.engine_gpu_seconds(self._job_id) if served is not None else 0.0
 
         def change(job: pb.JobInfo) -> None:
             job.attempts[-1].warm = warm
             if served is not None:
                 served.note_engines(job.attempts[-1])
                 served.note_usage(job)
+                job.attempts[-1].engine_gpu_seconds = round(engine_gpu_seconds, 3)
             outcome(job)
 
         return change

@@ -371,6 +371,7 @@ class Server:
             preemption_interval_seconds=settings.preemption_interval_seconds,
             holds=lambda: self._store.holds,
             engines=self._engines,
+            max_running_served=settings.max_running_served,
         )
 
     def _build_run_dependencies(

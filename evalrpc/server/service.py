@@ -705,6 +705,7 @@ class EvaluationService:
                 and not device.is_cordoned
             ),
             max_running=self.queue_state.slots.total,
+            max_running_served=self.queue_state.slots.served,
             max_queued=self.settings.max_queued,
             owners=self.queue_state.owner_shares(MAX_OWNERS, owner),
             paused=self.queue_state.is_paused,

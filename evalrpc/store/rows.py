@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from evalrpc.jobs.defaults import executor_of, gpus_needed
-from evalrpc.jobs.served_models import engine_needs, model_of, needs_text
+from evalrpc.jobs.served_models import engine_gpu_count, engine_needs, model_of, needs_text
+from evalrpc.jobs.share_policy import charged_width
 from evalrpc.store.base import JournalEvent, Submission
 from evalrpc.v1 import jobs_pb2 as pb
 
@@ -51,7 +52,13 @@ class Rows:
         """Note what the latest attempt of a job has used, which has ended."""
         attempt = job.attempts[-1]
         started_ns, ended_ns = attempt.started_at.ToNanoseconds(), attempt.completed_at.ToNanoseconds()
-        self.uses.append((ended_ns, sequence, started_ns, len(attempt.gpus) or 1, job.owner))
+        of_engines = engine_gpu_count(job.request)
+        width = charged_width(attempt.gpus, of_engines)
+        if of_engines:  # as if it had held the GPUs of its engines alone, for its part of the time
+            used_ns = width * (ended_ns - started_ns) + int(attempt.engine_gpu_seconds * 1e9)
+            width += of_engines
+            started_ns = ended_ns - used_ns // width
+        self.uses.append((ended_ns, sequence, started_ns, width, job.owner))
 
     def may_have(self, cache_key: bytes) -> bool:
         """Tell whether jobs with this key may be among those that are gathered."""

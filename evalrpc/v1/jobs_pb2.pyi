@@ -533,8 +533,9 @@ class JobInfo(_message.Message):
     attempt: _builtins.int
     """The number of the latest attempt, from 1. Zero until the first has begun. Always set."""
     wait_reason: _builtins.str
-    """Why a queued job is not running yet, or why the run of a RUNNING one waits on the cluster that it was handed over to
-    (PHASE_PENDING), for humans. Empty otherwise. Names no job that the caller may not see.
+    """Why a queued job is not running yet, or what a RUNNING one waits for: on the cluster that it was handed over to
+    (PHASE_PENDING), or until an engine has loaded its model (PHASE_SERVING). For humans. Empty otherwise. Names no job that the
+    caller may not see.
     """
     priority: _builtins.int
     """The priority given at submission or by UpdateJob since, or the highest of the jobs that have followed this one since, if
@@ -793,6 +794,7 @@ class JobAttempt(_message.Message):
     ENGINE_ID_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
     JUDGE_ENGINE_ID_FIELD_NUMBER: _builtins.int
+    ENGINE_GPU_SECONDS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """From 1."""
     output_dir: _builtins.str
@@ -813,6 +815,11 @@ class JobAttempt(_message.Message):
     """
     judge_engine_id: _builtins.str
     """The engine that judged, in the same way: of `EvaluateRequest.judge_model`."""
+    engine_gpu_seconds: _builtins.float
+    """GPU seconds of its engines that count for the owner of the job: those of a start that was made for it, and its part of the
+    time that jobs asked the engine, which their owners share equally. Set by the server when it ends. 0 without an engine, and
+    of one without GPUs.
+    """
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
         """When it began."""
@@ -845,10 +852,11 @@ class JobAttempt(_message.Message):
         engine_id: _builtins.str = ...,
         node: _builtins.str = ...,
         judge_engine_id: _builtins.str = ...,
+        engine_gpu_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "error", b"error", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "engine_id", b"engine_id", "error", b"error", "gpu_mode", b"gpu_mode", "gpus", b"gpus", "judge_engine_id", b"judge_engine_id", "node", b"node", "number", b"number", "output_dir", b"output_dir", "started_at", b"started_at", "warm", b"warm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "engine_gpu_seconds", b"engine_gpu_seconds", "engine_id", b"engine_id", "error", b"error", "gpu_mode", b"gpu_mode", "gpus", b"gpus", "judge_engine_id", b"judge_engine_id", "node", b"node", "number", b"number", "output_dir", b"output_dir", "started_at", b"started_at", "warm", b"warm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -54,6 +54,7 @@ class GetQueueResponse(_message.Message):
     FOLLOWING_COUNT_FIELD_NUMBER: _builtins.int
     OWNERS_FIELD_NUMBER: _builtins.int
     PAUSED_FIELD_NUMBER: _builtins.int
+    MAX_RUNNING_SERVED_FIELD_NUMBER: _builtins.int
     queued_count: _builtins.int
     """The number of queued jobs. Always set, like the other counts."""
     running_count: _builtins.int
@@ -61,13 +62,15 @@ class GetQueueResponse(_message.Message):
     free_gpu_count: _builtins.int
     """The number of GPUs that no job holds and that are neither quarantined nor cordoned."""
     max_running: _builtins.int
-    """The maximum number of jobs that run at the same time."""
+    """The maximum number of jobs that run at the same time, without those that have a served model."""
     max_queued: _builtins.int
     """The maximum number of queued jobs."""
     following_count: _builtins.int
     """Of the queued jobs, the number of those that follow another job."""
     paused: _builtins.bool
     """Whether an operator has paused the queue: no queued job starts until it is resumed. See PauseQueue."""
+    max_running_served: _builtins.int
+    """The maximum number of jobs with a served model that run at the same time, besides all others."""
     @_builtins.property
     def queued_job_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The ids of the queued jobs in the order in which they are served, as far as it is known now (see
@@ -106,10 +109,11 @@ class GetQueueResponse(_message.Message):
         following_count: _builtins.int | None = ...,
         owners: _abc.Iterable[Global___OwnerShare] | None = ...,
         paused: _builtins.bool = ...,
+        max_running_served: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_following_count", b"_following_count", "_free_gpu_count", b"_free_gpu_count", "_queued_count", b"_queued_count", "_running_count", b"_running_count", "following_count", b"following_count", "free_gpu_count", b"free_gpu_count", "queued_count", b"queued_count", "running_count", b"running_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_following_count", b"_following_count", "_free_gpu_count", b"_free_gpu_count", "_queued_count", b"_queued_count", "_running_count", b"_running_count", "following_count", b"following_count", "free_gpu_count", b"free_gpu_count", "gpus", b"gpus", "max_queued", b"max_queued", "max_running", b"max_running", "owners", b"owners", "paused", b"paused", "queued_count", b"queued_count", "queued_job_ids", b"queued_job_ids", "running_count", b"running_count", "running_job_ids", b"running_job_ids", "status_counts", b"status_counts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_following_count", b"_following_count", "_free_gpu_count", b"_free_gpu_count", "_queued_count", b"_queued_count", "_running_count", b"_running_count", "following_count", b"following_count", "free_gpu_count", b"free_gpu_count", "gpus", b"gpus", "max_queued", b"max_queued", "max_running", b"max_running", "max_running_served", b"max_running_served", "owners", b"owners", "paused", b"paused", "queued_count", b"queued_count", "queued_job_ids", b"queued_job_ids", "running_count", b"running_count", "running_job_ids", b"running_job_ids", "status_counts", b"status_counts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__following_count: _TypeAlias = _typing.Literal["following_count"]  # noqa: Y015
     _WhichOneofArgType__following_count: _TypeAlias = _typing.Literal["_following_count", b"_following_count"]  # noqa: Y015
@@ -155,14 +159,14 @@ class OwnerShare(_message.Message):
     """The weight, as the operator set it; 1 unless configured."""
     used_gpu_seconds: _builtins.float
     """GPU seconds used lately: each second counts half after the half-life that the operator set. A run without GPUs counts as if it
-    had one. Some seconds old.
+    had one. Those of an engine are shared equally by the owners whose running jobs ask it. Some seconds old.
     """
     queued_count: _builtins.int
     """The number of queued jobs, without those that follow another."""
     running_count: _builtins.int
     """The number of running jobs."""
     held_gpu_count: _builtins.int
-    """The number of GPUs that they hold."""
+    """The number of GPUs that they hold, and that the engines hold which they ask."""
     max_queued: _builtins.int
     """The maximum number of queued jobs; a further one is refused with RESOURCE_EXHAUSTED. Absent: no limit but that of the server."""
     max_running: _builtins.int

@@ -17,7 +17,7 @@ NODES = nodes_of({"local": DEVICES})
 
 
 def free_of(*devices: str, slots: int = 6, without_gpus: int = 2) -> Capacity:
-    return Capacity((NodeCapacity("local", devices, 4, 4),), Slots(slots, without_gpus))
+    return Capacity((NodeCapacity("local", devices, 4, 4),), Slots(slots, without_gpus, 8))
 
 
 CAPACITY = free_of(*DEVICES)
@@ -151,9 +151,9 @@ def test_a_deleted_job_is_gone() -> None:
 
 def test_choosing_leaves_out_what_the_scheduler_has_already() -> None:
     state = state_of(*((number, job_at(number, QUEUED, num_gpus=number % 3)) for number in range(1, 7)))
-    taken: dict[str, tuple[str, ...]] = {}
+    taken: dict[str, Resources] = {}
     while (chosen := state.choose(CAPACITY, 600.0, taken, 0.0)) is not None:
-        taken[chosen.job.job_id] = ()
+        taken[chosen.job.job_id] = Resources("local")
     assert list(taken) == [f"job-{number}" for number in range(1, 7)]
 
 

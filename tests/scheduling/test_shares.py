@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from evalrpc.config import QuotaSettings
 from evalrpc.jobs.share_policy import URGENT_PRIORITY, SharePolicy
 from evalrpc.scheduling.placement import QueuedJob
-from evalrpc.scheduling.shares import Allowed, Holding, Shares, Standing, quota_reason, service_order, within_quota
+from evalrpc.scheduling.shares import Allowed, Holding, RunUse, Shares, Standing, quota_reason, service_order, within_quota
 
 HALF_LIFE = 100.0
 RESERVATION = 600.0
@@ -19,6 +19,10 @@ KEPT = "kept for job job-1, which needs 4 and has waited long"
 attempts = st.lists(
     st.tuples(st.integers(0, 3), st.floats(0, 500), st.floats(0, 300)), max_size=12
 )  # GPUs, when it began, for how long
+
+
+def use(gpus: int) -> RunUse:
+    return RunUse(gpus, gpus or 1)
 
 
 def expected_use(attempts: Sequence[tuple[int, float, float]], now: float) -> float:
@@ -42,9 +46,9 @@ def test_use_is_each_second_of_each_gpu_halved_every_half_life(script: list[tupl
     happenings += [(began + seconds, 1, gpus, began) for gpus, began, seconds in script if began + seconds < now]
     for time, is_end, gpus, began in sorted(happenings):
         if is_end:
-            shares.end("alice", gpus, began, time, time)
+            shares.end("alice", use(gpus), began, time, time)
         else:
-            shares.begin("alice", gpus, began, time)
+            shares.begin("alice", use(gpus), began, time)
     assert shares.used("alice", now) == pytest.approx(expected_use(script, now), rel=1e-3, abs=1e-3)
 
 
@@ -53,9 +57,9 @@ def test_use_is_each_second_of_each_gpu_halved_every_half_life(script: list[tupl
 def test_a_restart_changes_nothing(script: list[tuple[int, float, float]]) -> None:
     before, after, now = Shares(HALF_LIFE), Shares(HALF_LIFE), 900.0
     for gpus, began, _ in sorted(script, key=lambda each: each[1]):
-        before.begin("alice", gpus, began, began)
+        before.begin("alice", use(gpus), began, began)
     for gpus, began, seconds in sorted(script, key=lambda each: each[1] + each[2]):
-        before.end("alice", gpus, began, began + seconds, max(500.0, began + seconds))
+        before.end("alice", use(gpus), began, began + seconds, max(500.0, began + seconds))
         after.restore("alice", gpus or 1, began, began + seconds, now)
     assert after.used("alice", now) == pytest.approx(before.used("alice", now), rel=1e-6, abs=1e-6)
     assert after.holding("alice") == before.holding("alice") == Holding()
@@ -63,7 +67,7 @@ def test_a_restart_changes_nothing(script: list[tuple[int, float, float]]) -> No
 
 def test_what_runs_counts_while_it_runs() -> None:
     shares = Shares(HALF_LIFE)
-    shares.begin("alice", 4, 0.0, 0.0)
+    shares.begin("alice", use(4), 0.0, 0.0)
     assert shares.used("alice", 0.0) == 0.0
     assert shares.used("alice", 1.0) == pytest.approx(4.0, rel=0.01)
     assert shares.used("alice", 1e6) == pytest.approx(4 * HALF_LIFE / math.log(2)), "what it can't exceed"
@@ -72,10 +76,10 @@ def test_what_runs_counts_while_it_runs() -> None:
 
 def test_a_clock_that_is_set_back_makes_no_use_negative() -> None:
     shares = Shares(HALF_LIFE)
-    shares.begin("alice", 1, 1000.0, 1000.0)
-    shares.end("alice", 1, 1000.0, 400.0, 400.0)
+    shares.begin("alice", use(1), 1000.0, 1000.0)
+    shares.end("alice", use(1), 1000.0, 400.0, 400.0)
     assert shares.used("alice", 400.0) == 0.0
-    shares.begin("alice", 1, 400.0, 400.0)
+    shares.begin("alice", use(1), 400.0, 400.0)
     assert shares.used("alice", 500.0) == pytest.approx(expected_use([(1, 400.0, 100.0)], 500.0), rel=1e-3)
     assert shares.holding("alice") == Holding(1, 1, 1)
 
@@ -83,8 +87,8 @@ def test_a_clock_that_is_set_back_makes_no_use_negative() -> None:
 def test_the_order_of_service_is_urgency_then_use_per_weight_then_what_is_held_then_priority_then_arrival() -> None:
     policy = SharePolicy(weights={"heavy": 10.0})
     shares = Shares(HALF_LIFE)
-    shares.begin("heavy", 5, 0.0, 0.0)
-    shares.begin("light", 1, 0.0, 0.0)
+    shares.begin("heavy", use(5), 0.0, 0.0)
+    shares.begin("light", use(1), 0.0, 0.0)
     heavy, light, idle = (shares.standing(owner, policy, 50.0) for owner in ("heavy", "light", "idle"))
     assert idle < heavy < light, "half as much per weight"
     held = Standing(idle.used_per_weight, 1.0)
@@ -144,4 +148,4 @@ def test_a_wide_job_that_has_waited_long_has_the_quota_kept_for_it_unless_it_exc
 def test_the_reason_says_in_figures_which_quota_it_is(
     num_gpus: int, holding: Holding, quota: QuotaSettings, kept_for: QueuedJob | None, reason: str
 ) -> None:
-    assert quota_reason(queued(9, num_gpus), holding, quota, kept_for) == reason
+    assert quota_reason(queued(9, num_gpus), num_gpus, holding, quota, kept_for) == reason

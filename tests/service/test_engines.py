@@ -57,6 +57,22 @@ def test_an_idle_engine_ends_when_a_job_needs_its_gpus(api: Api, models: Models)
     assert states == {str(first): ENDED, str(second): READY}
 
 
+def test_an_engine_gives_way_with_all_its_jobs_which_ask_later_only_what_was_not_answered(api: Api, models: Models) -> None:
+    model = models.make()
+    hold = models.hold(model, "question 1")
+    jobs = [submit(api, model, num_gpus=2, preemptible=True) for _ in range(2)]
+    eventually(lambda: models.questions(model).count("question 1") == 2, "for both to wait")
+    first = api.submit("good", request={"num_gpus": 1}, priority=5)
+    assert api.wait_for(first.job_id, COMPLETED)
+    hold.unlink()
+    for job in (completed(api, job_id) for job_id in jobs):
+        assert [attempt.error.reason for attempt in job.attempts] == ["PREEMPTED", ""]
+        assert job.usage.replayed_count >= 1
+        assert job.attempts[-1].engine_gpu_seconds > 0
+    assert models.questions(model).count("question 0") == 2
+    assert len(models.starts(model)) == 2
+
+
 def test_an_idle_engine_ends_before_any_job_gives_way(api: Api, site: Site, models: Models) -> None:
     completed(api, submit(api, models.make(), num_gpus=1, args={"behave": "stubborn"}))
     running = api.submit("slow", request={"num_gpus": 1}, preemptible=True)

@@ -77,7 +77,7 @@ class Snapshot(Collector):
     def _gpus(self) -> list[tuple[tuple[str], int]]:
         observed = self._observed
         held = {gpu for job in observed.queue_state.own_running_jobs() for gpu in job.gpus}
-        of_engines = observed.engines.held_devices()
+        of_engines = {gpu for each in observed.engines.holdings() for gpu in each.devices}
         devices = [device for node in observed.queue_state.nodes() for device in node.devices]
         counts = Counter(_gpu_state(device, held, of_engines) for device in devices)
         return [((state,), counts[state]) for state in _GPU_STATES]
