@@ -26,6 +26,7 @@ from benchmarks import (
     scheduling,
     sizes,
     store_size,
+    values,
     warm,
     watching,
 )
@@ -49,6 +50,7 @@ COMPARISONS: Final[Mapping[str, Callable[[Scale], Iterator[report.Row]]]] = {
     "read-artifact": reading.artifact,
     "compare-verdicts": comparing.verdicts,
     "compare-methods": methods.methods,
+    "compare-values": values.values,
     "run-alarms": falling.alarms,
     "compare-time": comparing.time_taken,
     "compare-million": comparing.a_million,

@@ -5,18 +5,18 @@ only the first comparison imports it.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Final
 
 from evalrpc.analysis import significance, verdicts
 from evalrpc.analysis.clusters import MIN_CLUSTERS, clustered_t
-from evalrpc.analysis.job_samples import JobSamples, by_task, keys_of
+from evalrpc.analysis.job_samples import JobSamples, by_task, key_of, keys_of
 from evalrpc.analysis.matching import Matching, line_up, require_results, require_size
 from evalrpc.analysis.noise import Noise, noise_of
 from evalrpc.analysis.sample_fields import ClusterField
-from evalrpc.analysis.sample_values import NO_VALUES, MetricKey, Pairs, SampleValues, TaskSamples, clusters_of, pair
+from evalrpc.analysis.sample_values import NO_VALUES, Pairs, SampleValues, TaskSamples, clusters_of, pair
 from evalrpc.analysis.significance import MIN_SAMPLES, Difference
 from evalrpc.errors import DefinitionsDifferError
 from evalrpc.files.read_budget import ReadBudget
@@ -39,6 +39,9 @@ from evalrpc.v1.jobs_pb2 import JobInfo
 
 DEFAULT_ALPHA: Final = 0.05
 
+Observer = Callable[[MetricComparison, SampleValues], None]
+"""Gets a metric and the candidate's samples of it, which need not be read again then."""
+
 
 def compare(
     call: CompareJobsRequest,
@@ -47,9 +50,10 @@ def compare(
     harnesses: Mapping[str, Harness],
     data_dir: Path,
     budget: ReadBudget,
+    observe: Observer = lambda _, __: None,
 ) -> CompareJobsResponse:
     """Compare the candidates with the baseline. Blocks on the disk, and takes seconds if there are many samples: with every row
-    and metric it may raise what `ReadBudget.spend` does.
+    and metric it may raise what `ReadBudget.spend` does. `observe` is called with each metric that both have.
 
     Only the samples of one task of the baseline and of one candidate are in memory at a time, and no more metrics than the
     answer may have. Raises NoResultsError, MetricNotFoundError, InvalidRequestError for an answer that would be too large or
@@ -67,7 +71,7 @@ def compare(
     asked_for = matching.asked_for
     clusters = ClusterField(call.cluster_by)
     samples = JobSamples(harnesses, data_dir, budget, clusters)
-    _Tester(baseline, samples, clusters, budget, alpha).test_all(zip(candidates, asked_for, strict=True))
+    _Tester(baseline, samples, clusters, budget, alpha, observe).test_all(zip(candidates, asked_for, strict=True))
     samples.require_clusters()
     if call.strict:
         _require_same_definitions(chain.from_iterable(asked_for))
@@ -94,13 +98,20 @@ class _Tester:
     """Tests the metrics of one comparison."""
 
     def __init__(
-        self, baseline: JobInfo, samples: JobSamples, clusters: ClusterField, budget: ReadBudget, alpha: float
+        self,
+        baseline: JobInfo,
+        samples: JobSamples,
+        clusters: ClusterField,
+        budget: ReadBudget,
+        alpha: float,
+        observe: Observer,
     ) -> None:
         self._baseline = baseline
         self._samples = samples
         self._clusters = clusters
         self._budget = budget
         self._alpha = alpha
+        self._observe = observe
 
     def test_all(self, lined_up: Iterable[tuple[JobInfo, Sequence[MetricComparison]]]) -> None:
         """Test the metrics that both sides have a value of, task by task, so that each file is read once."""
@@ -113,6 +124,7 @@ class _Tester:
                 for metric in metrics:
                     self._budget.spend()
                     _MetricTest(metric, ours, theirs, self._clusters, self._alpha).run()
+                    self._observe(metric, theirs.values.get(key_of(metric), NO_VALUES))
 
 
 def _set_difference(metric: MetricComparison) -> bool:
@@ -136,7 +148,7 @@ class _MetricTest:
     def __init__(
         self, metric: MetricComparison, ours: TaskSamples, theirs: TaskSamples, clusters: ClusterField, alpha: float
     ) -> None:
-        key = MetricKey(metric.metric, metric.filter)
+        key = key_of(metric)
         self._metric = metric
         self._ours, self._theirs = ours.values.get(key, NO_VALUES), theirs.values.get(key, NO_VALUES)
         self._clusters = clusters

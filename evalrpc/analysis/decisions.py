@@ -14,7 +14,7 @@ from operator import attrgetter
 from typing import Final
 
 from evalrpc.analysis import significance, verdicts
-from evalrpc.analysis.evidence import Evidence
+from evalrpc.analysis.evidence import Evidence, MetricName, ValueTest
 from evalrpc.jobs.metric_selectors import selector_words
 from evalrpc.jobs.size_limits import MAX_FINDINGS_BYTES
 from evalrpc.protobuf.texts import cut
@@ -49,6 +49,8 @@ from evalrpc.v1.suites_pb2 import (
 
 MAX_REASONS: Final = 100
 MAX_REASON_BYTES: Final = 512
+
+_AS_IT_IS: Final = "taken as it is: nobody says of how many samples it is, or how large its error is"
 
 _Assessed = tuple["Assessment.ValueType", str]
 """What was found, and why."""
@@ -114,7 +116,7 @@ def _findings(suite: Suite, evidence: Evidence) -> Iterator[SuiteFinding]:
         finding.metric.tolerance = evidence.entry.tolerance
         if evidence.entry.HasField("higher_is_better"):
             finding.metric.higher_is_better = evidence.entry.higher_is_better
-        _test_value(finding, suite.alpha)
+        _test_value(finding, evidence.measured.value_tests.get(MetricName.of(metric)), suite.alpha)
         yield finding
 
 
@@ -136,17 +138,30 @@ def _without_numbers(evidence: Evidence, reason: str) -> SuiteFinding:
     return finding
 
 
-def _test_value(finding: SuiteFinding, alpha: float) -> None:
-    """Set the interval of the value, and test it against the threshold, if its standard error says something."""
-    metric = finding.metric
-    if not math.isfinite(metric.candidate_value) or _lack_of_error(metric):
-        finding.value_method = TEST_METHOD_NONE
+def _test_value(finding: SuiteFinding, tested: ValueTest | None, alpha: float) -> None:
+    """Set the interval of the value, and test it against the threshold: from the samples, if they have been tested, or else
+    from its standard error, if that says something."""
+    if not math.isfinite(finding.metric.candidate_value):
+        tested = None
+    elif tested is None:
+        tested = _by_standard_error(finding.metric, finding.threshold, alpha)
+    else:
+        finding.value_sample_count = tested.sample_count
+        if tested.cluster_count is not None:
+            finding.value_cluster_count = tested.cluster_count
+    finding.value_method = TEST_METHOD_NONE if tested is None else tested.method
+    if tested is None or tested.found is None:
         return
-    finding.value_method = TEST_METHOD_ONE_SAMPLE_Z
-    tested = significance.one_sample_z(metric.candidate_value, metric.candidate_standard_error, finding.threshold, alpha)
-    finding.value_lower, finding.value_upper = tested.lower, tested.upper
+    finding.value_lower, finding.value_upper = tested.found.lower, tested.found.upper
     if finding.HasField("threshold"):
-        finding.threshold_p_value = tested.p_value
+        finding.threshold_p_value = tested.found.p_value
+
+
+def _by_standard_error(metric: MetricComparison, threshold: float, alpha: float) -> ValueTest | None:
+    if _lack_of_error(metric):
+        return None
+    found = significance.one_sample_z(metric.candidate_value, metric.candidate_standard_error, threshold, alpha)
+    return ValueTest(TEST_METHOD_ONE_SAMPLE_Z, 0, found=found)
 
 
 def _lack_of_error(metric: MetricComparison) -> str:
@@ -196,7 +211,7 @@ def _assess(finding: SuiteFinding, suite: Suite, evidence: Evidence) -> None:
     metric.verdict = verdicts.verdict(metric, suite.alpha, suite.max_bad_answer_ratio)
     found = list(_without_a_number(metric))
     if not found:
-        found += _against_threshold(finding, suite.alpha) if finding.HasField("threshold") else ()
+        found += _against_threshold(finding, _lack(finding, evidence), suite.alpha) if finding.HasField("threshold") else ()
         has_baseline = evidence.baseline_job_id or evidence.baseline_problem
         found += _against_baseline(finding, evidence.baseline_problem) if has_baseline else ()
         found = found or [(ASSESSMENT_UNDECIDED, "there is neither a threshold nor a baseline to hold it against")]
@@ -217,19 +232,29 @@ def _without_a_number(metric: MetricComparison) -> Iterator[_Assessed]:
         yield ASSESSMENT_NO_NUMBERS, "VOID: too many answers are truncated, empty or failed"
 
 
-def _against_threshold(finding: SuiteFinding, alpha: float) -> Iterator[_Assessed]:
+def _lack(finding: SuiteFinding, evidence: Evidence) -> str:
+    """Return why the value can't be tested; empty if it was."""
+    if finding.value_method != TEST_METHOD_NONE:
+        return ""
+    tests = evidence.measured.value_tests if evidence.measured else {}
+    tested = tests.get(MetricName.of(finding.metric))
+    return tested.lack if tested else _lack_of_error(finding.metric)
+
+
+def _against_threshold(finding: SuiteFinding, lack: str, alpha: float) -> Iterator[_Assessed]:
     metric, threshold = finding.metric, finding.threshold
     if not metric.HasField("higher_is_better"):
         yield ASSESSMENT_UNDECIDED, "nobody says which direction is better: set higher_is_better in the suite"
         return
     sign, bound = (1, "at least") if metric.higher_is_better else (-1, "at most")
     value = f"{metric.candidate_value:.4f} against {bound} {threshold:g}"
-    if not (metric.HasField("candidate_standard_error") or metric.HasField("candidate_sample_count")):
+    if lack and _is_bare(finding):
         reaches = sign * metric.candidate_value >= sign * threshold
-        yield (ASSESSMENT_PASSED, value) if reaches else (ASSESSMENT_FAILED, f"misses its threshold: {value}")
+        taken = f"{value}, {_AS_IT_IS}"
+        yield (ASSESSMENT_PASSED, taken) if reaches else (ASSESSMENT_FAILED, f"misses its threshold: {taken}")
         return
-    if finding.value_method == TEST_METHOD_NONE:
-        yield ASSESSMENT_UNDECIDED, f"{value} can't be tested: {_lack_of_error(metric)}"
+    if lack:
+        yield ASSESSMENT_UNDECIDED, f"{value} can't be tested: {lack}"
         return
     worst, best = sorted((sign * finding.value_lower, sign * finding.value_upper))
     if worst >= sign * threshold:
@@ -238,6 +263,12 @@ def _against_threshold(finding: SuiteFinding, alpha: float) -> Iterator[_Assesse
         yield ASSESSMENT_FAILED, f"misses its threshold: {value}"
     else:
         yield ASSESSMENT_UNDECIDED, f"may miss its threshold, or reach it: {value}"
+
+
+def _is_bare(finding: SuiteFinding) -> bool:
+    """Return whether nothing is known of samples behind the value, nor of an error."""
+    known = (finding.metric.HasField(name) for name in ("candidate_standard_error", "candidate_sample_count"))
+    return not (finding.HasField("value_sample_count") or any(known))
 
 
 def _against_baseline(finding: SuiteFinding, baseline_problem: str) -> Iterator[_Assessed]:
@@ -253,21 +284,29 @@ def _against_baseline(finding: SuiteFinding, baseline_problem: str) -> Iterator[
     if metric.verdict == VERDICT_SAME and (lack := _lack_of_sameness(metric)):
         yield ASSESSMENT_UNDECIDED, f"{name}, but {lack}: {values}"
         return
-    hint = ""
-    if metric.verdict == VERDICT_INCONCLUSIVE and not metric.HasField("higher_is_better"):
-        hint = "; nobody says which direction is better: set higher_is_better in the suite"
-    yield _OF_VERDICT[metric.verdict], f"{name}: {values}{hint}"
+    yield _OF_VERDICT[metric.verdict], f"{name}: {values}{_remark_on(metric)}"
+
+
+def _remark_on(metric: MetricComparison) -> str:
+    """Return what whoever reads a verdict should know of what it rests on."""
+    if metric.verdict == VERDICT_SAME and metric.method == TEST_METHOD_NONE:
+        return f", {_AS_IT_IS}"
+    if metric.verdict != VERDICT_INCONCLUSIVE:
+        return ""
+    if metric.method == TEST_METHOD_NONE:
+        lack = "of too few samples" if verdicts.has_few_samples(metric) else "there are no samples, and no standard errors"
+        return f"; it can't be tested: {metric.note or lack}"
+    if not metric.HasField("higher_is_better"):
+        return "; nobody says which direction is better: set higher_is_better in the suite"
+    return ""
 
 
 def _lack_of_sameness(metric: MetricComparison) -> str:
     """Return why the verdict SAME rests on too little to pass; empty if it does not."""
-    if metric.method != TEST_METHOD_NONE:
-        has_enough = metric.paired_sample_count >= significance.MIN_SAMPLES and verdicts.is_equal_throughout(metric)
-        few = f"of {metric.paired_sample_count} samples only, and the interval leaves room for more than the tolerance"
-        return "" if has_enough or verdicts.is_within_tolerance(metric) else few
-    if metric.cluster_field:
-        return "of too few clusters"
-    return "of too few samples" if verdicts.has_few_samples(metric) else ""
+    is_equal = metric.paired_sample_count >= significance.MIN_SAMPLES and verdicts.is_equal_throughout(metric)
+    if metric.method == TEST_METHOD_NONE or is_equal or verdicts.is_within_tolerance(metric):
+        return ""
+    return f"of {metric.paired_sample_count} samples only, and the interval leaves room for more than the tolerance"
 
 
 # Deciding

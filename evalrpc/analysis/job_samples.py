@@ -95,9 +95,14 @@ def by_task(
         yield model, task, [(found[0][0], [metric for _, metric in found]) for found in candidates]
 
 
+def key_of(metric: MetricComparison) -> MetricKey:
+    """Return the key of a metric among the values of its task."""
+    return MetricKey(metric.metric, metric.filter)
+
+
 def keys_of(metrics: Iterable[MetricComparison]) -> set[MetricKey]:
     """Return the keys of metrics among the values of their task."""
-    return {MetricKey(metric.metric, metric.filter) for metric in metrics}
+    return set(map(key_of, metrics))
 
 
 def _file(pair: tuple[JobInfo, MetricComparison]) -> tuple[str, str]:

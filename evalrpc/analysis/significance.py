@@ -10,8 +10,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, bootstrap, norm, t
+from scipy.stats import beta, binomtest, bootstrap, norm, t
 
+from evalrpc.analysis.evidence import Value
 from evalrpc.analysis.power import DEFAULT_POWER, Design, detectable_mean, detectable_share
 
 RESAMPLES: Final = 9_999
@@ -85,12 +86,19 @@ def unpaired_z(difference: float, stderr: float, alpha: float) -> Difference:
     return Difference(difference, difference - reach, difference + reach, p_value, stderr, detectable)
 
 
-class Value(NamedTuple):
-    """The confidence interval of a value, and how probable one at least as far from a threshold is if that is the true one."""
+def clopper_pearson(hits: float, count: float, threshold: float, alpha: float) -> Value:
+    """Test a share of `hits` in `count` independent trials against a threshold: exactly (Clopper and Pearson 1934).
 
-    lower: float
-    upper: float
-    p_value: float
+    The p-value is twice that of the nearer tail, so that it is below `alpha` just where the interval misses the threshold. What
+    is no whole number stands for trials that are worth so many independent ones.
+    """
+    lower = float(beta.ppf(alpha / 2, hits, count - hits + 1)) if hits > 0 else 0.0
+    upper = float(beta.isf(alpha / 2, hits + 1, count - hits)) if hits < count else 1.0
+    if not 0 <= threshold <= 1:
+        return Value(lower, upper, 0.0)
+    at_least = float(beta.cdf(threshold, hits, count - hits + 1)) if hits > 0 else 1.0
+    at_most = float(beta.sf(threshold, hits + 1, count - hits)) if hits < count else 1.0
+    return Value(lower, upper, min(1.0, 2 * min(at_least, at_most)))
 
 
 def one_sample_z(value: float, stderr: float, threshold: float, alpha: float) -> Value:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Final
 
 from evalrpc.analysis.comparison import compare
-from evalrpc.analysis.evidence import Measured
-from evalrpc.analysis.job_samples import JobSamples
+from evalrpc.analysis.evidence import Measured, MetricName, ValueTest
+from evalrpc.analysis.job_samples import JobSamples, key_of, keys_of
 from evalrpc.analysis.matching import Matching, line_up, require_results
 from evalrpc.analysis.sample_fields import ClusterField
+from evalrpc.analysis.sample_values import NO_VALUES, SampleValues
+from evalrpc.analysis.value_tests import value_test
 from evalrpc.errors import FieldViolation, InvalidRequestError
 from evalrpc.files.read_budget import ReadBudget
 from evalrpc.harnesses.base import Harness
@@ -45,16 +47,35 @@ def measure(
     selectors, missing = _chosen(entry, filter(None, (candidate, baseline)), results, budget)
     if not selectors:
         return Measured((), missing)
+    tests = _ValueTests(entry, suite.alpha)
     if baseline is None:
         metrics = _measured_alone(selectors, candidate, results, budget)
     else:
         call = CompareJobsRequest(metrics=selectors, alpha=suite.alpha, cluster_by=entry.cluster_by)
-        (comparison,) = compare(call, baseline, [candidate], harnesses, data_dir, budget).candidates
+        (comparison,) = compare(call, baseline, [candidate], harnesses, data_dir, budget, tests.take).candidates
         metrics = list(comparison.metrics)
     _require_few(metrics)
-    uncounted = [metric for metric in metrics if metric.HasField("candidate_value") and not metric.HasField("difference")]
-    _count_answers(uncounted, candidate, JobSamples(harnesses, data_dir, budget, ClusterField("")))
-    return Measured(metrics, missing)
+    unread = [metric for metric in metrics if metric.HasField("candidate_value") and not metric.HasField("difference")]
+    samples = JobSamples(harnesses, data_dir, budget, ClusterField(entry.cluster_by))
+    _read_samples(unread, candidate, samples, tests)
+    if baseline is None:
+        samples.require_clusters()
+    return Measured(metrics, missing, tests.found)
+
+
+class _ValueTests:
+    """Tests the values of an entry's metrics, as their samples are read."""
+
+    def __init__(self, entry: SuiteEntry, alpha: float) -> None:
+        self._threshold = entry.threshold
+        self._alpha = alpha
+        self.found: dict[MetricName, ValueTest] = {}
+
+    def take(self, metric: MetricComparison, samples: SampleValues) -> None:
+        """Test a metric."""
+        test = value_test(metric.candidate_value, samples, self._threshold, self._alpha)
+        if test is not None:
+            self.found[MetricName.of(metric)] = test
 
 
 def _chosen(
@@ -91,13 +112,15 @@ def _measured_alone(
     return matching.asked_for[0]
 
 
-def _count_answers(metrics: Sequence[MetricComparison], candidate: JobInfo, samples: JobSamples) -> None:
-    """Set the counts of answers, as a comparison does for metrics that both jobs have."""
+def _read_samples(metrics: Sequence[MetricComparison], candidate: JobInfo, samples: JobSamples, tests: _ValueTests) -> None:
+    """Count the answers and test the values, as is done for metrics that both jobs have while these are compared."""
     for (model, task), of_task in groupby(metrics, key=lambda metric: (metric.candidate_model, metric.task)):
-        answers = samples.read(candidate, model, task, ()).answers
-        if answers is not None:
-            for metric in of_task:
-                metric.candidate_answers.CopyFrom(answers)
+        same_task = list(of_task)
+        found = samples.read(candidate, model, task, keys_of(same_task))
+        for metric in same_task:
+            if found.answers is not None:
+                metric.candidate_answers.CopyFrom(found.answers)
+            tests.take(metric, found.values.get(key_of(metric), NO_VALUES))
 
 
 def _require_few(metrics: Sequence[MetricComparison]) -> None:

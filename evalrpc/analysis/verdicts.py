@@ -26,6 +26,7 @@ from evalrpc.v1.comparison_pb2 import (
 DEFAULT_MAX_BAD_ANSWER_RATIO: Final = 0.02
 
 _COUNTS: Final = ("baseline_sample_count", "candidate_sample_count")
+_OF_SAMPLES: Final = (*_COUNTS, "baseline_standard_error", "candidate_standard_error", "cluster_count")
 
 ValueT = TypeVar("ValueT")
 
@@ -60,6 +61,11 @@ def has_few_samples(metric: MetricComparison) -> bool:
     """Return whether the harness says of either value that it is of too few samples for a test."""
     counts = (getattr(metric, name) for name in _COUNTS if metric.HasField(name))
     return min(counts, default=significance.MIN_SAMPLES) < significance.MIN_SAMPLES
+
+
+def has_no_noise(metric: MetricComparison) -> bool:
+    """Return whether nothing is said of samples, nor of a standard error: then the values may well have no noise."""
+    return not any(metric.HasField(name) for name in _OF_SAMPLES)
 
 
 def is_within_tolerance(metric: MetricComparison) -> bool:
@@ -109,7 +115,7 @@ def _adjust(tested: Sequence[MetricComparison]) -> None:
 
 def _is_same(metric: MetricComparison) -> bool:
     if metric.method == TEST_METHOD_NONE:
-        return abs(metric.difference) <= metric.tolerance
+        return has_no_noise(metric) and abs(metric.difference) <= metric.tolerance
     return is_equal_throughout(metric) or is_within_tolerance(metric)
 
 

@@ -43,6 +43,7 @@ _MODULES: Final = {
     "plan": "plan",
     "suites": "suites",
     "submit-suite": "submit_suite",
+    "suite-runs": "suites",
     "suite": "suites",
     "watch-suite": "suites",
     "wait-suite": "suites",

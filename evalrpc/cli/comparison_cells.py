@@ -12,6 +12,8 @@ _TESTS: Final = {
     TestMethod.TEST_METHOD_UNPAIRED_Z: "z-test",
     TestMethod.TEST_METHOD_CLUSTERED_T: "clustered t-test",
     TestMethod.TEST_METHOD_ONE_SAMPLE_Z: "z-test",
+    TestMethod.TEST_METHOD_ONE_SAMPLE_T: "t-test",
+    TestMethod.TEST_METHOD_CLOPPER_PEARSON: "Clopper-Pearson",
     TestMethod.TEST_METHOD_NONE: "none",
 }
 _NOISE: Final = {NoiseSource.NOISE_SOURCE_ANSWERS: "the answers", NoiseSource.NOISE_SOURCE_DOCUMENTS: "the documents"}

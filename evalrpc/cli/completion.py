@@ -18,7 +18,6 @@ from evalrpc.cli.wording import BASELINE_LABEL
 from evalrpc.client import EvalClient
 from evalrpc.jobs.filters import canonical_prefix
 from evalrpc.jobs.served_models import model_of
-from evalrpc.jobs.suite_states import SUITE_LABEL
 from evalrpc.printable import printable
 from evalrpc.v1.jobs_pb2 import JobFilter, JobInfo, JobView
 
@@ -74,8 +73,8 @@ def suite_runs(context: click.Context, parameter: click.Parameter, incomplete: s
         return [_LATEST_RUN] if _LATEST_RUN.value.startswith(incomplete) else []
 
     def items(client: EvalClient) -> list[CompletionItem]:
-        jobs = _latest_jobs(client, JobFilter(label_selector=SUITE_LABEL))
-        return _items(incomplete.lower(), {job.suite_run_id for job in jobs if job.suite_run_id})
+        runs = islice(client.list_suite_runs(page_size=_MAX_JOBS), _MAX_JOBS)
+        return _items(incomplete.lower(), (run.suite_run_id for run in runs))
 
     return _ask(context, items)
 

@@ -1,8 +1,9 @@
-"""The ways to name a job: by its id or the beginning of it, `@latest`, `@latest:label=value`, `@baseline:NAME`."""
+"""The ways to name a job, and whatever else is named so: by its id or the beginning of it, `@latest`, `@latest:label=value`,
+`@baseline:NAME`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import click
 
@@ -13,13 +14,12 @@ from evalrpc.client import EvalClient
 from evalrpc.jobs.filters import canonical_prefix
 from evalrpc.jobs.label_selectors import parse_selector
 from evalrpc.jobs.served_models import model_of
-from evalrpc.v1.jobs_pb2 import JobFilter, JobInfo, JobView
+from evalrpc.v1.jobs_pb2 import JobFilter, JobView
 
 _LATEST: Final = "@latest"
 _BASELINE: Final = "@baseline"
 _UUID_CHARACTERS: Final = 36
 _MAX_SHOWN: Final = 5
-_HINT: Final = "a job is given by its id, the first 4 characters of it or more, @latest, @latest:LABEL=VALUE or @baseline:NAME"
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
@@ -29,20 +29,51 @@ def job_argument(name: str = "job_id", metavar: str = "JOB", **attributes: Any) 
     return click.argument(name, metavar=metavar, shell_complete=completion.jobs, **attributes)
 
 
+class Match(NamedTuple):
+    """Something that a text may name."""
+
+    id: str
+    facts: tuple[str, ...]
+    """What tells it from others, for people."""
+
+
+class Named(Protocol):
+    """A kind of things that are named in these ways."""
+
+    noun: str
+    """What one is called, such as `job`."""
+
+    def newest(self, client: EvalClient, selector: str) -> Match | None:
+        """Return the newest with these labels."""
+
+    def beginning(self, client: EvalClient, prefix: str, count: int) -> list[Match]:
+        """Return the newest whose ids begin so, no more than `count`."""
+
+    def baseline(self, client: EvalClient, name: str) -> str:
+        """Return the id of the one that is the baseline of this name. Exits with 2 if there is none."""
+
+
 def resolve(client: EvalClient, text: str) -> str:
     """Return the id of the job that a text names, without a call if it is a whole id. Exits with 2 if that is not one job."""
+    return resolve_named(client, _Jobs(), text)
+
+
+def resolve_named(client: EvalClient, named: Named, text: str) -> str:
+    """Return the id of the thing that a text names, without a call if it is a whole id. Exits with 2 if that is not one."""
     kind, _, rest = text.partition(":")
     if kind == _LATEST:
-        return _newest(client, _labelled(text, rest), f"no job matches {text}")
+        match = named.newest(client, _selector(text, rest))
+        return match.id if match else fail(ExitCode.WRONG_CALL, f"no {named.noun} matches {text}")
     if kind == _BASELINE and rest:
-        return _newest(client, baseline_filter(rest), f"there is no baseline {rest}: `evalrpc baseline list` lists them")
+        return named.baseline(client, rest)
     try:
         prefix = canonical_prefix(text)
     except ValueError:
         prefix = ""
     if not prefix:
-        fail(ExitCode.WRONG_CALL, f"there is no job {text}: {_HINT}")
-    return prefix if len(prefix) == _UUID_CHARACTERS else _only(client, prefix)
+        ways = "its id, the first 4 characters of it or more, @latest, @latest:LABEL=VALUE or @baseline:NAME"
+        fail(ExitCode.WRONG_CALL, f"there is no {named.noun} {text}: a {named.noun} is given by {ways}")
+    return prefix if len(prefix) == _UUID_CHARACTERS else _only(named, prefix, named.beginning(client, prefix, _MAX_SHOWN + 1))
 
 
 def baseline_filter(name: str) -> JobFilter:
@@ -50,32 +81,41 @@ def baseline_filter(name: str) -> JobFilter:
     return JobFilter(labels={BASELINE_LABEL: name})
 
 
-def _labelled(text: str, selector: str) -> JobFilter:
+class _Jobs:
+    noun = "job"
+
+    def newest(self, client: EvalClient, selector: str) -> Match | None:
+        return next(iter(self._first(client, JobFilter(label_selector=selector), 1)), None)
+
+    def beginning(self, client: EvalClient, prefix: str, count: int) -> list[Match]:
+        return self._first(client, JobFilter(job_id_prefix=prefix), count)
+
+    def baseline(self, client: EvalClient, name: str) -> str:
+        jobs = self._first(client, baseline_filter(name), 1)
+        return (
+            jobs[0].id
+            if jobs
+            else fail(ExitCode.WRONG_CALL, f"there is no baseline {name}: `evalrpc baseline list` lists them")
+        )
+
+    def _first(self, client: EvalClient, job_filter: JobFilter, count: int) -> list[Match]:
+        jobs = islice(client.list_jobs(job_filter, count, view=JobView.JOB_VIEW_BASIC), count)
+        return [Match(job.job_id, (wording.status_name(job.status), model_of(job.request))) for job in jobs]
+
+
+def _selector(text: str, selector: str) -> str:
     try:
         parse_selector(selector)
     except ValueError as error:
         fail(ExitCode.WRONG_CALL, f"{text}, after the colon: {error}")
-    return JobFilter(label_selector=selector)
+    return selector
 
 
-def _newest(client: EvalClient, job_filter: JobFilter, otherwise: str) -> str:
-    job = next(iter(_first(client, job_filter, 1)), None)
-    if job is None:
-        fail(ExitCode.WRONG_CALL, otherwise)
-    return job.job_id
-
-
-def _only(client: EvalClient, prefix: str) -> str:
-    matches = _first(client, JobFilter(job_id_prefix=prefix), _MAX_SHOWN + 1)
+def _only(named: Named, prefix: str, matches: Sequence[Match]) -> str:
     if not matches:
-        fail(ExitCode.WRONG_CALL, f"there is no job whose id begins with {prefix}")
+        fail(ExitCode.WRONG_CALL, f"there is no {named.noun} whose id begins with {prefix}")
     if len(matches) > 1:
-        facts = ((job.job_id, wording.status_name(job.status), model_of(job.request)) for job in matches[:_MAX_SHOWN])
-        shown = [f"  {'  '.join(each)}" for each in facts]
+        shown = [f"  {'  '.join((match.id, *match.facts))}" for match in matches[:_MAX_SHOWN]]
         more = ["  and more"] if len(matches) > _MAX_SHOWN else []
-        fail(ExitCode.WRONG_CALL, f"the ids of several jobs begin with {prefix}:", *shown, *more)
-    return matches[0].job_id
-
-
-def _first(client: EvalClient, job_filter: JobFilter, count: int) -> list[JobInfo]:
-    return list(islice(client.list_jobs(job_filter, count, view=JobView.JOB_VIEW_BASIC), count))
+        fail(ExitCode.WRONG_CALL, f"the ids of several {named.noun}s begin with {prefix}:", *shown, *more)
+    return matches[0].id

@@ -1,7 +1,7 @@
 """The types of flag values, and the flags that filter jobs."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from functools import wraps
 from typing import Any, Final
@@ -92,7 +92,7 @@ def filter_options(function: Callable[..., None]) -> Callable[..., None]:
         **others: Any,
     ) -> None:
         job_filter = JobFilter(
-            statuses=[JobStatus.Value(f"JOB_STATUS_{status.upper()}") for status in statuses],
+            statuses=statuses_of(statuses),
             labels=dict(labels),
             models=models,
             tasks=tasks,
@@ -100,7 +100,7 @@ def filter_options(function: Callable[..., None]) -> Callable[..., None]:
             owners=owners,
             created_after=since,
             created_before=until,
-            label_selector=",".join(text for text in selectors if text.strip()),
+            label_selector=joined(selectors),
         )
         function(job_filter=job_filter, **others)
 
@@ -116,14 +116,39 @@ def _names(
     return click.option(flag, parameter, multiple=True, shell_complete=complete, metavar="NAME", help=text)
 
 
-_FILTER_OPTIONS: Final = (
-    click.option(
+def status_option(things: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option that selects by status. The command gets them as `statuses`."""
+    return click.option(
         "--status",
         "statuses",
         multiple=True,
         type=click.Choice(STATUS_NAMES, case_sensitive=False),
-        help="Only jobs with this status. May be repeated.",
-    ),
+        help=f"Only {things} with this status. May be repeated.",
+    )
+
+
+def selector_option(things: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option that selects by labels. The command gets them as `selectors`."""
+    return click.option(
+        *("-l", "--selector", "selectors"),
+        multiple=True,
+        metavar="SELECTOR",
+        help=f"Only {things} with labels as Kubernetes selects them, such as 'run=x,step!=5,team in (a,b),!draft'.",
+    )
+
+
+def statuses_of(names: Iterable[str]) -> list["JobStatus.ValueType"]:
+    """Return the statuses with these names."""
+    return [JobStatus.Value(f"JOB_STATUS_{name.upper()}") for name in names]
+
+
+def joined(selectors: Iterable[str]) -> str:
+    """Return the selector that takes what all of these take."""
+    return ",".join(text for text in selectors if text.strip())
+
+
+_FILTER_OPTIONS: Final = (
+    status_option("jobs"),
     click.option(
         "--label",
         "labels",
@@ -133,12 +158,7 @@ _FILTER_OPTIONS: Final = (
         metavar="K=V",
         help="Only jobs with this label. May be repeated.",
     ),
-    click.option(
-        *("-l", "--selector", "selectors"),
-        multiple=True,
-        metavar="SELECTOR",
-        help="Only jobs with labels as Kubernetes selects them, such as 'run=x,step!=5,team in (a,b),!draft'.",
-    ),
+    selector_option("jobs"),
     _names("--model", "models", completion.models, "Only jobs of this model type. May be repeated."),
     _names("--task", "tasks", completion.tasks, "Only jobs with this task. May be repeated."),
     _names("--harness", "harnesses", completion.harnesses, "Only jobs of this harness. May be repeated."),

@@ -14,6 +14,7 @@ from evalrpc.cli.connection import TABLE_FORMS, address_option, named_form_optio
 from evalrpc.cli.exit_codes import ExitCode
 from evalrpc.cli.output import Form, print_drawing, print_items, print_line, print_table
 from evalrpc.cli.suite_runs import resolve_run
+from evalrpc.cli.tables import Column
 from evalrpc.client import EvalClient
 from evalrpc.printable import printable_json
 from evalrpc.v1.suites_pb2 import SuiteRun
@@ -112,11 +113,15 @@ def _print_reasons(run: SuiteRun) -> None:
 
 
 def _print(runs: Sequence[SuiteRun], form: Form) -> None:
-    """Print a row per run; of one alone also its findings."""
+    """Print a row per run; of one alone also its findings, and of several models and suites their matrix first."""
     is_one = len(runs) == 1
     if form in (Form.JSON, Form.JSONL):
         print_items(form, (), (), runs[0].decision.findings if is_one else runs, runs[0] if is_one else None)
         return
+    header, rows = suite_reports.matrix(runs)
+    if form is not Form.CSV and len(header) > 2 and len(rows) > 1:
+        print_table(form, [Column(name, is_key=True) for name in header], rows, suite_reports.STYLES)
+        print_line()
     if not is_one or form is not Form.CSV:
         print_table(form, suite_reports.RUN_COLUMNS, map(suite_reports.run_row, runs), suite_reports.STYLES)
     if is_one:

@@ -122,7 +122,7 @@ def run_row(run: SuiteRun) -> tuple[Cell, ...]:
 
 def markdown(runs: Sequence[SuiteRun]) -> str:
     """Return runs with their decisions as Markdown: of several the matrix of models and suites, then each by itself."""
-    parts = [_matrix(runs)] if len(runs) > 1 else []
+    parts = [f"# Decisions\n\n{_markdown_table(*matrix(runs))}"] if len(runs) > 1 else []
     for run in runs:
         parts.append(f"## {_escaped(title(run))}")
         parts += ["\n".join(f"- {_escaped(reason)}" for reason in run.decision.reasons)] if run.decision.reasons else []
@@ -150,14 +150,18 @@ def _sample_count(finding: SuiteFinding) -> int | None:
     metric = finding.metric
     if metric.HasField("candidate_sample_count"):
         return metric.candidate_sample_count
-    return metric.paired_sample_count or None
+    return finding.value_sample_count or metric.paired_sample_count or None
 
 
 def _tests(finding: SuiteFinding) -> str:
     """Say what both intervals are of."""
-    of_value = f"value: {method_name(finding.value_method)}" if finding.value_method else ""
+    of_value = f"value: {method_name(finding.value_method)}{_clusters(finding)}" if finding.value_method else ""
     of_difference = f"difference: {test_words(finding.metric)}" if finding.metric.method else ""
     return "; ".join(filter(None, (of_value, of_difference)))
+
+
+def _clusters(finding: SuiteFinding) -> str:
+    return f", {finding.value_cluster_count} clusters" if finding.HasField("value_cluster_count") else ""
 
 
 def _finding_texts(row: Sequence[Cell]) -> list[str]:
@@ -165,14 +169,14 @@ def _finding_texts(row: Sequence[Cell]) -> list[str]:
     return texts([column for column, _ in shown], [cell for _, cell in shown])
 
 
-def _matrix(runs: Sequence[SuiteRun]) -> str:
-    """Return the table of decisions, by model and suite."""
+def matrix(runs: Sequence[SuiteRun]) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of the table of decisions, by model and suite."""
     suites = list(dict.fromkeys(run.suite.name for run in runs))
     decisions: dict[str, dict[str, list[str]]] = {}
     for run in runs:
         decisions.setdefault(model_name(run), {}).setdefault(run.suite.name, []).append(outcome_name(run.decision))
-    rows = ([model, *(", ".join(of_model.get(suite, ())) for suite in suites)] for model, of_model in decisions.items())
-    return f"# Decisions\n\n{_markdown_table(['model', *suites], rows)}"
+    rows = [[model, *(", ".join(of_model.get(suite, ())) for suite in suites)] for model, of_model in decisions.items()]
+    return ["model", *suites], rows
 
 
 def _markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

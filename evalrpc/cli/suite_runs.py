@@ -2,28 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from evalrpc.cli import completion
 from evalrpc.cli.exit_codes import ExitCode, fail
-from evalrpc.cli.job_ids import resolve
+from evalrpc.cli.job_ids import Match, resolve, resolve_named
+from evalrpc.cli.wording import status_name
 from evalrpc.client import EvalClient
-from evalrpc.jobs.filters import canonical_prefix
 from evalrpc.jobs.model_arguments import model_argument
-from evalrpc.jobs.suite_states import SUITE_LABEL
-from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobFilter, JobView
+from evalrpc.v1.jobs_pb2 import EvaluateRequest
 from evalrpc.v1.suites_pb2 import SuiteRun
-
-_LATEST: Final = "@latest"
-_UUID_CHARACTERS: Final = 36
-_MAX_JOBS: Final = 10_000
-"""How many jobs of suites are looked at, the newest first, for the beginning of a run's id."""
-_MAX_SHOWN: Final = 5
-_HINT: Final = (
-    "a suite run is given by its id, the first 4 characters of it or more, @latest, @latest:LABEL=VALUE or @baseline:NAME"
-)
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
@@ -35,19 +25,28 @@ def run_argument(name: str = "suite_run_id", metavar: str = "RUN", **attributes:
 
 def resolve_run(client: EvalClient, text: str) -> str:
     """Return the id of the suite run that a text names, without a call if it is a whole id. Exits with 2 if it is not one."""
-    kind, _, rest = text.partition(":")
-    if kind == _LATEST:
-        labels = ",".join(filter(None, (SUITE_LABEL, rest)))
-        return _run_of(client, f"{_LATEST}:{labels}", text)
-    if kind.startswith("@"):
-        return _run_of(client, text, text)
-    try:
-        prefix = canonical_prefix(text)
-    except ValueError:
-        prefix = ""
-    if not prefix:
-        fail(ExitCode.WRONG_CALL, f"there is no suite run {text}: {_HINT}")
-    return prefix if len(prefix) == _UUID_CHARACTERS else _only(client, prefix)
+    return resolve_named(client, _SuiteRuns(), text)
+
+
+class _SuiteRuns:
+    noun = "suite run"
+
+    def newest(self, client: EvalClient, selector: str) -> Match | None:
+        return next(_matches(client.list_suite_runs(label_selector=selector, page_size=1)), None)
+
+    def beginning(self, client: EvalClient, prefix: str, count: int) -> list[Match]:
+        return list(islice(_matches(client.list_suite_runs(suite_run_id_prefix=prefix, page_size=count)), count))
+
+    def baseline(self, client: EvalClient, name: str) -> str:
+        """The run of the job that is the baseline."""
+        text = f"@baseline:{name}"
+        suite_run_id = client.get_job(resolve(client, text)).suite_run_id
+        return suite_run_id or fail(ExitCode.WRONG_CALL, f"the job {text} is of no suite run")
+
+
+def _matches(runs: Iterator[SuiteRun]) -> Iterator[Match]:
+    for run in runs:
+        yield Match(run.suite_run_id, (status_name(run.status), run.suite.name, model_name(run)))
 
 
 def model_name(run: SuiteRun) -> str:
@@ -62,22 +61,3 @@ def _model_parts(request: EvaluateRequest) -> Iterator[str]:
         yield request.model
     if name := model_argument(request):
         yield request.model_args.fields[name].string_value
-
-
-def _run_of(client: EvalClient, job: str, text: str) -> str:
-    suite_run_id = client.get_job(resolve(client, job)).suite_run_id
-    if not suite_run_id:
-        fail(ExitCode.WRONG_CALL, f"the job {text} is of no suite run")
-    return suite_run_id
-
-
-def _only(client: EvalClient, prefix: str) -> str:
-    jobs = client.list_jobs(JobFilter(label_selector=SUITE_LABEL), view=JobView.JOB_VIEW_BASIC)
-    found = {job.suite_run_id for job in islice(jobs, _MAX_JOBS) if job.suite_run_id.startswith(prefix)}
-    if not found:
-        fail(ExitCode.WRONG_CALL, f"there is no suite run whose id begins with {prefix}")
-    if len(found) > 1:
-        more = ["  and more"] if len(found) > _MAX_SHOWN else []
-        shown = [f"  {suite_run_id}" for suite_run_id in sorted(found)[:_MAX_SHOWN]]
-        fail(ExitCode.WRONG_CALL, f"the ids of several suite runs begin with {prefix}:", *shown, *more)
-    return found.pop()

@@ -1,21 +1,25 @@
 """The commands about suites and their runs, but for that which submits them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from itertools import islice
 from typing import Final
 
 import click
 
-from evalrpc.cli import wording
+from evalrpc.cli import completion, wording
 from evalrpc.cli.connection import SLOW_CALL_SECONDS, client_options, connect, table_options
+from evalrpc.cli.job_table import label_columns_option
 from evalrpc.cli.output import Form, print_items, print_json, print_line
-from evalrpc.cli.parameters import duration, reconnect_timeout_option
+from evalrpc.cli.parameters import duration, joined, reconnect_timeout_option, selector_option, status_option, statuses_of
 from evalrpc.cli.suite_decisions import Display, decided, decision_options
 from evalrpc.cli.suite_following import wait_for_runs, watch_run
 from evalrpc.cli.suite_runs import model_name, resolve_run, run_argument
 from evalrpc.cli.tables import Cell, Column, Kind
 from evalrpc.jobs.metric_selectors import selector_text
-from evalrpc.v1.suites_pb2 import Suite
+from evalrpc.v1.suites_pb2 import Suite, SuiteRun
+
+_LARGEST_PAGE: Final = 1000
 
 _COLUMNS: Final = (
     Column("suite"),
@@ -40,6 +44,42 @@ def suites_command(address: str | None, form: Form) -> None:
     with connect(address) as client:
         suites = list(client.list_suites())
     print_items(form, _COLUMNS, (row for suite in suites for row in _rows(suite)), suites)
+
+
+@click.command(short_help="List suite runs, newest first.")
+@click.option(
+    "--suite",
+    "suites",
+    multiple=True,
+    shell_complete=completion.suites,
+    metavar="NAME",
+    help="Only runs of this suite. May be repeated.",
+)
+@status_option("runs")
+@selector_option("runs")
+@label_columns_option
+@click.option("--limit", default=50, show_default=True, metavar="N", help="Print at most this many runs; 0 prints all.")
+@table_options
+def suite_runs_command(
+    suites: tuple[str, ...],
+    statuses: tuple[str, ...],
+    selectors: tuple[str, ...],
+    label_columns: list[str],
+    limit: int,
+    address: str | None,
+    form: Form,
+) -> None:
+    """List suite runs, newest first: what `evalrpc suite` and the other commands take for a RUN.
+
+    A run is listed if it meets all conditions. `evalrpc suite RUN` decides over it.
+    """
+    with connect(address) as client:
+        page_size = min(limit and limit + 1, _LARGEST_PAGE)
+        matching = client.list_suite_runs(suites, statuses_of(statuses), joined(selectors), page_size=page_size)
+        runs = islice(matching, limit or None)
+        print_items(form, _run_columns(label_columns), (_run_row(run, label_columns) for run in runs), runs)
+        if next(matching, None) is not None:
+            print_line("evalrpc: more runs match: --limit 0 shows all", err=True)
 
 
 @click.command(short_help="Decide over suite runs: GO, NO_GO or INCONCLUSIVE.")
@@ -104,6 +144,35 @@ def cancel_suite_command(suite_run_id: str, reason: str, address: str | None, as
     with connect(address) as client:
         run = client.cancel_suite_run(resolve_run(client, suite_run_id), reason)
     print_json(run) if as_json else print_line(f"{wording.status_name(run.status)}: {run.suite.name} of {model_name(run)}")
+
+
+def _run_columns(label_columns: Sequence[str]) -> tuple[Column, ...]:
+    return (
+        Column("run", Kind.WHOLE),
+        Column("status", Kind.WHOLE),
+        *(Column(label, is_key=True) for label in label_columns),
+        Column("suite"),
+        Column("model"),
+        Column("created", Kind.WHOLE),
+        Column("labels"),
+        Column("owner", only_wide=True),
+        Column("baseline", Kind.WHOLE, only_wide=True),
+    )
+
+
+def _run_row(run: SuiteRun, label_columns: Sequence[str]) -> tuple[Cell, ...]:
+    labels = run.submission.labels
+    return (
+        run.suite_run_id,
+        wording.status_name(run.status),
+        *(labels.get(label, "") for label in label_columns),
+        run.suite.name,
+        model_name(run),
+        wording.time_text(run.created_at),
+        wording.labels_text(labels),
+        run.owner,
+        run.submission.baseline_suite_run_id,
+    )
 
 
 def _rows(suite: Suite) -> Iterator[tuple[Cell, ...]]:

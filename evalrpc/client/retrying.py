@@ -31,6 +31,7 @@ RETRIED_METHODS: Final = (
     "PlanComparison",
     "ListFlips",
     "ListSuites",
+    "ListSuiteRuns",
     "SubmitSuite",
     "GetSuiteRun",
     "CancelSuiteRun",

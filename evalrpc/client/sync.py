@@ -36,6 +36,7 @@ from evalrpc.v1.jobs_pb2 import (
     JobEvent,
     JobFilter,
     JobInfo,
+    JobStatus,
     JobView,
     ListJobsRequest,
     ServedModel,
@@ -47,6 +48,7 @@ from evalrpc.v1.samples_pb2 import ListSamplesRequest
 from evalrpc.v1.suites_pb2 import (
     CancelSuiteRunRequest,
     GetSuiteRunRequest,
+    ListSuiteRunsRequest,
     ListSuitesRequest,
     Suite,
     SuiteRun,
@@ -481,6 +483,27 @@ class EvalClient(Transport):
         """Yield the suites that the operator has defined, sorted by name."""
         for page in self._pages(self._stub.ListSuites, ListSuitesRequest()):
             yield from page.suites
+
+    def list_suite_runs(
+        self,
+        suites: Sequence[str] | str = (),
+        statuses: Sequence[JobStatus.ValueType] = (),
+        label_selector: str = "",
+        suite_run_id_prefix: str = "",
+        page_size: int = 0,
+    ) -> Iterator[SuiteRun]:
+        """Yield suite runs, newest first, that meet all conditions: of these suites, in one of these statuses, submitted with
+        labels that the selector takes, with an id that begins so."""
+        request = build(
+            ListSuiteRunsRequest,
+            suites=texts("suites", suites),
+            statuses=statuses,
+            label_selector=label_selector,
+            suite_run_id_prefix=suite_run_id_prefix,
+            page_size=page_size,
+        )
+        for page in self._pages(self._stub.ListSuiteRuns, request):
+            yield from page.suite_runs
 
     def evaluate_suite(
         self,

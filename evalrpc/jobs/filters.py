@@ -1,4 +1,5 @@
-"""Which jobs a JobFilter takes. A listing searches the database instead (see `store/sqlite/filters.py`)."""
+"""Which jobs a JobFilter takes, and which suite runs are listed. A listing of jobs searches the database instead (see
+`store/sqlite/filters.py`)."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -7,7 +8,9 @@ from typing import Final
 from evalrpc.jobs.label_selectors import parse_selector
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.jobs.served_models import model_of
+from evalrpc.jobs.suite_states import SUITE_LABEL
 from evalrpc.v1.jobs_pb2 import JobFilter, JobInfo
+from evalrpc.v1.suites_pb2 import ListSuiteRunsRequest, SuiteRun
 
 MIN_PREFIX_LENGTH: Final = 4
 
@@ -69,6 +72,25 @@ class JobMatcher:
         created_ns = job.created_at.ToNanoseconds()
         return (self._after_ns is None or created_ns >= self._after_ns) and (
             self._before_ns is None or created_ns < self._before_ns
+        )
+
+
+class SuiteRunMatcher:
+    """The conditions of a ListSuiteRunsRequest but for the id, made ready to be held against many runs. Raises ValueError for a
+    selector that is not valid."""
+
+    def __init__(self, call: ListSuiteRunsRequest) -> None:
+        self._suites = frozenset(call.suites)
+        self._statuses = frozenset(call.statuses)
+        self._requirements = parse_selector(call.label_selector)
+
+    def matches(self, run: SuiteRun) -> bool:
+        """Return whether a run is to be listed."""
+        labels = {**run.submission.labels, SUITE_LABEL: run.suite.name}
+        return (
+            _any_of(self._suites, (run.suite.name,))
+            and _any_of(self._statuses, (run.status,))
+            and all(requirement.matches(labels) for requirement in self._requirements)
         )
 
 

@@ -27,7 +27,7 @@ Check = Callable[[str, Message, Principal], Awaitable[None]]
 _PAGES: Final = frozenset(
     {
         *("ListJobs", "ListSamples", "ListMetrics", "ListArtifacts", "GetHistory", "ListTasks", "ListModels"),
-        *("CompareJobs", "PlanComparison", "ListFlips", "ListSuites", "GetSuiteRun"),
+        *("CompareJobs", "PlanComparison", "ListFlips", "ListSuites", "ListSuiteRuns", "GetSuiteRun"),
     }
 )
 """The methods whose answers may be as large as a page of something. All other large answers are jobs."""

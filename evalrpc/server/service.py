@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import chain, islice, takewhile
@@ -36,6 +37,7 @@ from evalrpc.files.read_budget import ReadBudget
 from evalrpc.harnesses.base import Harness
 from evalrpc.jobs import lifecycle, transitions
 from evalrpc.jobs.defaults import RequestDefaults
+from evalrpc.jobs.filters import SuiteRunMatcher
 from evalrpc.jobs.ids import job_ids
 from evalrpc.jobs.share_policy import URGENT_PRIORITY, Entitlements, is_urgent
 from evalrpc.jobs.views import reduce_to_view
@@ -119,6 +121,8 @@ from evalrpc.v1.suites_pb2 import (
     SUITE_RUN_VIEW_DECISION,
     CancelSuiteRunRequest,
     GetSuiteRunRequest,
+    ListSuiteRunsRequest,
+    ListSuiteRunsResponse,
     ListSuitesRequest,
     ListSuitesResponse,
     SubmitSuiteRequest,
@@ -134,6 +138,8 @@ DEFAULT_PAGE_SIZE: Final = 50
 DEFAULT_NAMES_SIZE: Final = 100
 DEFAULT_METRICS_SIZE: Final = 1000
 MAX_PAGE_SIZE: Final = 1000
+MAX_RUNS_LOOKED_AT: Final = 1000
+"""How many suite runs a page of them is chosen from."""
 MAX_METRICS_SIZE: Final = 10_000
 MAX_QUEUED_IDS: Final = 1000
 MAX_OWNERS: Final = 1000
@@ -370,6 +376,16 @@ class EvaluationService:
         page = list(takewhile(bound.takes, later))
         token = page_tokens.encode_text(page[-1].name, ListSuitesRequest()) if len(page) < len(later) else ""
         return ListSuitesResponse(suites=page, next_page_token=token)
+
+    async def ListSuiteRuns(self, request: ListSuiteRunsRequest, call: Call) -> bytes:
+        """List suite runs, newest first."""
+        validation.require(validation.suite_runs(request))
+        page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+        listing = ListSuiteRunsRequest()
+        listing.CopyFrom(request)
+        listing.page_size, listing.page_token = 0, ""
+        before, owner = page_tokens.decode(request.page_token, listing), self._visible_owner(call)
+        return await self._read(lambda: self._suite_runs_page(listing, before, page_size, owner).SerializeToString())
 
     async def SubmitSuite(self, request: SubmitSuiteRequest, call: Call) -> SuiteRun:
         """Accept a suite: a job for each of its entries."""
@@ -627,6 +643,22 @@ class EvaluationService:
                     page.next_page_token = page_tokens.encode(before or 0, listing, revision)
                     return page
                 page.jobs.append(viewed)
+                before = sequence
+        return page
+
+    def _suite_runs_page(
+        self, listing: ListSuiteRunsRequest, before: int | None, page_size: int, owner: str | None
+    ) -> ListSuiteRunsResponse:
+        """Return a page of suite runs. Looks at a bounded number of them."""
+        page, bound, matcher = ListSuiteRunsResponse(), PageBound(page_size), SuiteRunMatcher(listing)
+        with closing(self.store.list_suite_runs(listing.suite_run_id_prefix.lower(), before, owner=owner)) as runs:
+            for looked_at, (sequence, run) in enumerate(runs):
+                is_wanted = matcher.matches(run)
+                if looked_at == MAX_RUNS_LOOKED_AT or (is_wanted and not bound.takes(run)):
+                    page.next_page_token = page_tokens.encode(before or 0, listing)
+                    break
+                if is_wanted:
+                    page.suite_runs.append(run)
                 before = sequence
         return page
 

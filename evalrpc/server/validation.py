@@ -42,6 +42,7 @@ from evalrpc.v1.results_pb2 import MetricSelector
 from evalrpc.v1.suites_pb2 import (
     CancelSuiteRunRequest,
     GetSuiteRunRequest,
+    ListSuiteRunsRequest,
     SubmitSuiteRequest,
     SuiteRunView,
     WatchSuiteRunRequest,
@@ -168,14 +169,18 @@ def engine_id(engine_id: str) -> _Violations:
     yield from _text("engine_id", engine_id, MAX_NAME_LENGTH)
 
 
+def _statuses(field: str, statuses: Sequence[int]) -> _Violations:
+    if len(statuses) > MAX_STATUSES:
+        yield FieldViolation(field, f"has {len(statuses)} values; at most {MAX_STATUSES} are allowed")
+        return
+    for index, status in enumerate(statuses):
+        if status not in lifecycle.LIVE | lifecycle.TERMINAL:
+            yield FieldViolation(f"{field}[{index}]", f"{status} is no status that a job can have")
+
+
 def job_filter(jobs: JobFilter) -> _Violations:
     """Yield what is wrong with a filter."""
-    if len(jobs.statuses) > MAX_STATUSES:
-        yield FieldViolation("filter.statuses", f"has {len(jobs.statuses)} values; at most {MAX_STATUSES} are allowed")
-    else:
-        for index, status in enumerate(jobs.statuses):
-            if status not in lifecycle.LIVE | lifecycle.TERMINAL:
-                yield FieldViolation(f"filter.statuses[{index}]", f"{status} is no status that a job can have")
+    yield from _statuses("filter.statuses", jobs.statuses)
     yield from _labels("filter.labels", jobs.labels)
     for name, values in (
         ("models", jobs.models),
@@ -332,6 +337,16 @@ def suite_run(call: GetSuiteRunRequest) -> _Violations:
         yield FieldViolation("baseline_suite_run_id", "takes the view SUITE_RUN_VIEW_DECISION")
     if call.baseline_suite_run_id.lower() == call.suite_run_id.lower():
         yield FieldViolation("baseline_suite_run_id", "is the run itself, which can't be compared with itself")
+
+
+def suite_runs(call: ListSuiteRunsRequest) -> _Violations:
+    """Yield what is wrong with a ListSuiteRunsRequest."""
+    if len(call.suites) > MAX_TASKS:
+        yield FieldViolation("suites", f"has {len(call.suites)} values; at most {MAX_TASKS} are allowed")
+    yield from _statuses("statuses", call.statuses)
+    yield from _parsed("label_selector", call.label_selector, parse_selector)
+    yield from _parsed("suite_run_id_prefix", call.suite_run_id_prefix, canonical_prefix)
+    yield from _not_negative("page_size", call.page_size)
 
 
 def suite_run_watch(call: WatchSuiteRunRequest) -> _Violations:

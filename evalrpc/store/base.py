@@ -9,7 +9,7 @@ Every method may be called from any thread. Reads block on the disk, so the even
 `cached_job` never blocks.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +125,13 @@ class ListedJob(NamedTuple):
 
     sequence: int
     job: JobInfo
+
+
+class ListedSuiteRun(NamedTuple):
+    """A suite run with its place in the order of arrival: the sequence of its first job."""
+
+    sequence: int
+    run: SuiteRun
 
 
 class StoredJob(NamedTuple):
@@ -268,6 +275,12 @@ class Store(Protocol):
     def suite_run(self, suite_run_id: str) -> SuiteRun:
         """Return a suite run as its jobs stand, with a revision up to which it has all changes. Raises
         SuiteRunNotFoundError."""
+
+    def list_suite_runs(
+        self, prefix: str = "", before_sequence: int | None = None, *, owner: str | None = None
+    ) -> Generator[ListedSuiteRun]:
+        """Yield suite runs, newest first, of those that arrived before `before_sequence` and whose ids begin with `prefix`;
+        with `owner`, only runs of that owner. To be read to its end or closed soon, on one thread."""
 
     def known_suite_runs(self, suite_run_ids: Sequence[str], owner: str | None = None) -> set[str]:
         """Return those of the ids that are ids of suite runs; with `owner`, of runs of that owner. As `known_jobs`."""

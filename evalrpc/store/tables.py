@@ -54,8 +54,8 @@ class Tables(Protocol):
     def referred_to(self, job_ids: Sequence[str]) -> set[str]:
         """Return those of the ids that are ids of jobs, or of deleted ones whose run some job shares."""
 
-    def insert_suite_run(self, submission: SuiteSubmission) -> None:
-        """Add a suite run, without its jobs."""
+    def insert_suite_run(self, submission: SuiteSubmission, sequence: int) -> None:
+        """Add a suite run, without its jobs, the first of which will have this sequence."""
 
     def requested_suite_run(self, submission: SuiteSubmission) -> Requested | None:
         """Return the suite run that the same request_id has got from the same owner."""

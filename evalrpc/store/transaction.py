@@ -123,7 +123,7 @@ class Transaction:
         self._require_possible(run, completed.count(None))
         self._require_room(run.owner, (), completed.count(None))
         run.created_at.CopyFrom(self.clock.now())
-        self.tables.insert_suite_run(submission)
+        self.tables.insert_suite_run(submission, self.last_sequence + 1)
         for each, source in zip(submission.jobs, completed, strict=True):
             self._add(each, source)
         return self._suite_run(run.suite_run_id)

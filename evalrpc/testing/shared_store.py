@@ -6,7 +6,7 @@ gaps, and reads that are ahead of the changes. So what works on it assumes no si
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, TypeVar
 
@@ -23,6 +23,7 @@ from evalrpc.store.base import (
     Expected,
     JournalEvent,
     ListedJob,
+    ListedSuiteRun,
     Listener,
     PendingRemoval,
     QueuedRow,
@@ -197,6 +198,15 @@ class SharedStore:
         run = self._database.suite_run(suite_run_id)
         run.revision = head
         return run
+
+    def list_suite_runs(
+        self, prefix: str = "", before_sequence: int | None = None, *, owner: str | None = None
+    ) -> Generator[ListedSuiteRun]:
+        """See Store.list_suite_runs."""
+        head = self._head
+        for listed in self._database.list_suite_runs(prefix, before_sequence, owner=owner):
+            listed.run.revision = head
+            yield listed
 
     def known_suite_runs(self, suite_run_ids: Sequence[str], owner: str | None = None) -> set[str]:
         """See Store.known_suite_runs."""

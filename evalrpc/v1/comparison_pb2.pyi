@@ -101,8 +101,14 @@ class _TestMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TestMethod
     """
     TEST_METHOD_ONE_SAMPLE_Z: _TestMethod.ValueType  # 6
     """On one value and its standard error: a z-test against a threshold, of at least ten samples if the harness says how many. Only
-    in a SuiteFinding.
+    in a SuiteFinding, like the next two, and only where these can't be made.
     """
+    TEST_METHOD_CLOPPER_PEARSON: _TestMethod.ValueType  # 7
+    """On samples that are all 0 or 1: the exact interval of Clopper and Pearson (1934), with the p-value that belongs to it. In at
+    least five clusters, that of so many independent samples as these are worth (Korn and Graubard 1998).
+    """
+    TEST_METHOD_ONE_SAMPLE_T: _TestMethod.ValueType  # 8
+    """On at least ten samples of other numbers, which are not all the same: Student's t-test. In clusters it is CLUSTERED_T."""
 
 class TestMethod(_TestMethod, metaclass=_TestMethodEnumTypeWrapper):
     """A statistical test. Values may be added."""
@@ -131,8 +137,14 @@ and Kolesár (2016): the number of clusters minus 1 if all are of one size, and 
 """
 TEST_METHOD_ONE_SAMPLE_Z: TestMethod.ValueType  # 6
 """On one value and its standard error: a z-test against a threshold, of at least ten samples if the harness says how many. Only
-in a SuiteFinding.
+in a SuiteFinding, like the next two, and only where these can't be made.
 """
+TEST_METHOD_CLOPPER_PEARSON: TestMethod.ValueType  # 7
+"""On samples that are all 0 or 1: the exact interval of Clopper and Pearson (1934), with the p-value that belongs to it. In at
+least five clusters, that of so many independent samples as these are worth (Korn and Graubard 1998).
+"""
+TEST_METHOD_ONE_SAMPLE_T: TestMethod.ValueType  # 8
+"""On at least ten samples of other numbers, which are not all the same: Student's t-test. In clusters it is CLUSTERED_T."""
 Global___TestMethod: _TypeAlias = TestMethod  # noqa: Y015
 
 class _Verdict:
@@ -163,7 +175,8 @@ class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
     1. VOID: more than `max_bad_answer_ratio` of the answers to the task are truncated, empty or failed in either job.
     2. INCONCLUSIVE: either value is missing or not finite.
     3. SAME: the whole interval lies from -`tolerance` to +`tolerance` (an equivalence test), or all samples are paired and each
-       pair is equal; with the method NONE, the values themselves differ by no more than `tolerance`.
+       pair is equal. With the method NONE, the values themselves differ by no more than `tolerance`, and no harness gives a
+       standard error or a number of samples for either: then they are taken as they are, since they may have no noise.
     4. BETTER or WORSE: the direction is known, the interval lies entirely on that side of zero, and the p-value (adjusted, if
        requested) is below `alpha`. It means that there is a difference, not that it exceeds `tolerance`: see the interval.
     5. NOT_WORSE: the direction is known, `tolerance` is above zero, and the whole interval lies on the better side of a loss of

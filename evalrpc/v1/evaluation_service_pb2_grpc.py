@@ -176,6 +176,11 @@ class EvaluationServiceStub(object):
                 request_serializer=evalrpc_dot_v1_dot_suites__pb2.SubmitSuiteRequest.SerializeToString,
                 response_deserializer=evalrpc_dot_v1_dot_suites__pb2.SuiteRun.FromString,
                 _registered_method=True)
+        self.ListSuiteRuns = channel.unary_unary(
+                '/evalrpc.v1.EvaluationService/ListSuiteRuns',
+                request_serializer=evalrpc_dot_v1_dot_suites__pb2.ListSuiteRunsRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_suites__pb2.ListSuiteRunsResponse.FromString,
+                _registered_method=True)
         self.GetSuiteRun = channel.unary_unary(
                 '/evalrpc.v1.EvaluationService/GetSuiteRun',
                 request_serializer=evalrpc_dot_v1_dot_suites__pb2.GetSuiteRunRequest.SerializeToString,
@@ -528,6 +533,17 @@ class EvaluationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSuiteRuns(self, request, context):
+        """Lists suite runs, newest first, page by page. A run stays in its place; those that are submitted meanwhile come before the
+        first page.
+
+        Errors: INVALID_ARGUMENT (every bad field at once).
+        Retry: always safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetSuiteRun(self, request, context):
         """Returns a suite run as it stands now, and, if asked for, the decision over it: GO, NO_GO or INCONCLUSIVE, and every number that
         it rests on. A decision takes as long as comparing each of its jobs, and changes nothing. Before the run has ended it is one
@@ -747,6 +763,11 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
                     servicer.SubmitSuite,
                     request_deserializer=evalrpc_dot_v1_dot_suites__pb2.SubmitSuiteRequest.FromString,
                     response_serializer=evalrpc_dot_v1_dot_suites__pb2.SuiteRun.SerializeToString,
+            ),
+            'ListSuiteRuns': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSuiteRuns,
+                    request_deserializer=evalrpc_dot_v1_dot_suites__pb2.ListSuiteRunsRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_suites__pb2.ListSuiteRunsResponse.SerializeToString,
             ),
             'GetSuiteRun': grpc.unary_unary_rpc_method_handler(
                     servicer.GetSuiteRun,
@@ -1492,6 +1513,33 @@ class EvaluationService(object):
             '/evalrpc.v1.EvaluationService/SubmitSuite',
             evalrpc_dot_v1_dot_suites__pb2.SubmitSuiteRequest.SerializeToString,
             evalrpc_dot_v1_dot_suites__pb2.SuiteRun.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSuiteRuns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evalrpc.v1.EvaluationService/ListSuiteRuns',
+            evalrpc_dot_v1_dot_suites__pb2.ListSuiteRunsRequest.SerializeToString,
+            evalrpc_dot_v1_dot_suites__pb2.ListSuiteRunsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -280,6 +280,13 @@ class EvaluationServiceStub:
     for a suite with more jobs than an empty queue has room for; NOT_FOUND (`SUITE_RUN_NOT_FOUND`: the baseline).
     Retry: as SubmitJob.
     """
+    ListSuiteRuns: _grpc.UnaryUnaryMultiCallable[_suites_pb2.ListSuiteRunsRequest, _suites_pb2.ListSuiteRunsResponse]
+    """Lists suite runs, newest first, page by page. A run stays in its place; those that are submitted meanwhile come before the
+    first page.
+
+    Errors: INVALID_ARGUMENT (every bad field at once).
+    Retry: always safe.
+    """
     GetSuiteRun: _grpc.UnaryUnaryMultiCallable[_suites_pb2.GetSuiteRunRequest, _suites_pb2.SuiteRun]
     """Returns a suite run as it stands now, and, if asked for, the decision over it: GO, NO_GO or INCONCLUSIVE, and every number that
     it rests on. A decision takes as long as comparing each of its jobs, and changes nothing. Before the run has ended it is one
@@ -542,6 +549,13 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     Errors: those of SubmitJob, of all jobs at once, each field named by where it stands in this request; INVALID_ARGUMENT also
     for a suite with more jobs than an empty queue has room for; NOT_FOUND (`SUITE_RUN_NOT_FOUND`: the baseline).
     Retry: as SubmitJob.
+    """
+    ListSuiteRuns: _aio.UnaryUnaryMultiCallable[_suites_pb2.ListSuiteRunsRequest, _suites_pb2.ListSuiteRunsResponse]  # type: ignore[assignment]
+    """Lists suite runs, newest first, page by page. A run stays in its place; those that are submitted meanwhile come before the
+    first page.
+
+    Errors: INVALID_ARGUMENT (every bad field at once).
+    Retry: always safe.
     """
     GetSuiteRun: _aio.UnaryUnaryMultiCallable[_suites_pb2.GetSuiteRunRequest, _suites_pb2.SuiteRun]  # type: ignore[assignment]
     """Returns a suite run as it stands now, and, if asked for, the decision over it: GO, NO_GO or INCONCLUSIVE, and every number that
@@ -958,6 +972,19 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: those of SubmitJob, of all jobs at once, each field named by where it stands in this request; INVALID_ARGUMENT also
         for a suite with more jobs than an empty queue has room for; NOT_FOUND (`SUITE_RUN_NOT_FOUND`: the baseline).
         Retry: as SubmitJob.
+        """
+
+    @_abc_1.abstractmethod
+    def ListSuiteRuns(
+        self,
+        request: _suites_pb2.ListSuiteRunsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_suites_pb2.ListSuiteRunsResponse, _abc.Awaitable[_suites_pb2.ListSuiteRunsResponse]]:
+        """Lists suite runs, newest first, page by page. A run stays in its place; those that are submitted meanwhile come before the
+        first page.
+
+        Errors: INVALID_ARGUMENT (every bad field at once).
+        Retry: always safe.
         """
 
     @_abc_1.abstractmethod

@@ -77,11 +77,11 @@ class Assessment(_Assessment, metaclass=_AssessmentEnumTypeWrapper):
     """What is found out about a metric. Values may be added.
 
     A threshold is PASSED if the whole interval of the value reaches it, FAILED if the whole interval misses it and the adjusted
-    p-value is below `alpha`, and UNDECIDED otherwise, also if there is no interval. Only if the harness gives neither a standard
-    error nor a number of samples, the value itself decides. A comparison is PASSED if the verdict is BETTER, SAME or NOT_WORSE,
-    FAILED if it is WORSE, and UNDECIDED if it is INCONCLUSIVE, if it is SAME by fewer than ten pairs whose interval exceeds the
-    tolerance, or without a test for too few samples or clusters, if the baseline lacks the metric, or if the two jobs answered
-    different questions. With both, the graver of the two counts; with neither, it is UNDECIDED.
+    p-value is below `alpha`, and UNDECIDED otherwise, also if there is no interval. Only if there are no samples, and the harness
+    gives neither a standard error nor a number of them, the value itself decides. A comparison is PASSED if the verdict is BETTER,
+    SAME or NOT_WORSE, FAILED if it is WORSE, and UNDECIDED if it is INCONCLUSIVE, if it is SAME by fewer than ten pairs whose
+    interval exceeds the tolerance, if the baseline lacks the metric, or if the two jobs answered different questions. With both,
+    the graver of the two counts; with neither, it is UNDECIDED.
     """
 
 ASSESSMENT_UNSPECIFIED: Assessment.ValueType  # 0
@@ -423,6 +423,8 @@ class SuiteFinding(_message.Message):
     VALUE_METHOD_FIELD_NUMBER: _builtins.int
     THRESHOLD_P_VALUE_FIELD_NUMBER: _builtins.int
     THRESHOLD_ADJUSTED_P_VALUE_FIELD_NUMBER: _builtins.int
+    VALUE_SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
+    VALUE_CLUSTER_COUNT_FIELD_NUMBER: _builtins.int
     entry: _builtins.str
     """The entry, by name."""
     tier: _builtins.int
@@ -444,13 +446,19 @@ class SuiteFinding(_message.Message):
     value_upper: _builtins.float
     """The upper end. Absent with the method NONE."""
     value_method: _comparison_pb2.TestMethod.ValueType
-    """How that interval is made: ONE_SAMPLE_Z or NONE."""
+    """How that interval is made: CLOPPER_PEARSON, ONE_SAMPLE_T or CLUSTERED_T from the samples, if the value is their mean;
+    otherwise ONE_SAMPLE_Z or NONE.
+    """
     threshold_p_value: _builtins.float
     """The two-sided probability of a value at least this far from the threshold if the threshold were the true one. Absent without
     a threshold, and with the method NONE.
     """
     threshold_adjusted_p_value: _builtins.float
     """The same after Holm's correction over the tier. Absent likewise."""
+    value_sample_count: _builtins.int
+    """The number of samples whose mean the value is; repeats of one count once. Absent if there are none, or their mean is another."""
+    value_cluster_count: _builtins.int
+    """The number of clusters of these, as in MetricComparison. Absent unless the samples are clustered."""
     @_builtins.property
     def metric(self) -> _comparison_pb2.MetricComparison:
         """The metric, compared with the baseline's. Without a baseline only the fields about the candidate are set, and the verdict is
@@ -474,10 +482,12 @@ class SuiteFinding(_message.Message):
         value_method: _comparison_pb2.TestMethod.ValueType = ...,
         threshold_p_value: _builtins.float | None = ...,
         threshold_adjusted_p_value: _builtins.float | None = ...,
+        value_sample_count: _builtins.int | None = ...,
+        value_cluster_count: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "_threshold_adjusted_p_value", b"_threshold_adjusted_p_value", "_threshold_p_value", b"_threshold_p_value", "_value_lower", b"_value_lower", "_value_upper", b"_value_upper", "metric", b"metric", "threshold", b"threshold", "threshold_adjusted_p_value", b"threshold_adjusted_p_value", "threshold_p_value", b"threshold_p_value", "value_lower", b"value_lower", "value_upper", b"value_upper"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "_threshold_adjusted_p_value", b"_threshold_adjusted_p_value", "_threshold_p_value", b"_threshold_p_value", "_value_cluster_count", b"_value_cluster_count", "_value_lower", b"_value_lower", "_value_sample_count", b"_value_sample_count", "_value_upper", b"_value_upper", "metric", b"metric", "threshold", b"threshold", "threshold_adjusted_p_value", b"threshold_adjusted_p_value", "threshold_p_value", b"threshold_p_value", "value_cluster_count", b"value_cluster_count", "value_lower", b"value_lower", "value_sample_count", b"value_sample_count", "value_upper", b"value_upper"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "_threshold_adjusted_p_value", b"_threshold_adjusted_p_value", "_threshold_p_value", b"_threshold_p_value", "_value_lower", b"_value_lower", "_value_upper", b"_value_upper", "assessment", b"assessment", "baseline_job_id", b"baseline_job_id", "entry", b"entry", "job_id", b"job_id", "metric", b"metric", "reason", b"reason", "required", b"required", "threshold", b"threshold", "threshold_adjusted_p_value", b"threshold_adjusted_p_value", "threshold_p_value", b"threshold_p_value", "tier", b"tier", "value_lower", b"value_lower", "value_method", b"value_method", "value_upper", b"value_upper"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "_threshold_adjusted_p_value", b"_threshold_adjusted_p_value", "_threshold_p_value", b"_threshold_p_value", "_value_cluster_count", b"_value_cluster_count", "_value_lower", b"_value_lower", "_value_sample_count", b"_value_sample_count", "_value_upper", b"_value_upper", "assessment", b"assessment", "baseline_job_id", b"baseline_job_id", "entry", b"entry", "job_id", b"job_id", "metric", b"metric", "reason", b"reason", "required", b"required", "threshold", b"threshold", "threshold_adjusted_p_value", b"threshold_adjusted_p_value", "threshold_p_value", b"threshold_p_value", "tier", b"tier", "value_cluster_count", b"value_cluster_count", "value_lower", b"value_lower", "value_method", b"value_method", "value_sample_count", b"value_sample_count", "value_upper", b"value_upper"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
     _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
@@ -485,8 +495,12 @@ class SuiteFinding(_message.Message):
     _WhichOneofArgType__threshold_adjusted_p_value: _TypeAlias = _typing.Literal["_threshold_adjusted_p_value", b"_threshold_adjusted_p_value"]  # noqa: Y015
     _WhichOneofReturnType__threshold_p_value: _TypeAlias = _typing.Literal["threshold_p_value"]  # noqa: Y015
     _WhichOneofArgType__threshold_p_value: _TypeAlias = _typing.Literal["_threshold_p_value", b"_threshold_p_value"]  # noqa: Y015
+    _WhichOneofReturnType__value_cluster_count: _TypeAlias = _typing.Literal["value_cluster_count"]  # noqa: Y015
+    _WhichOneofArgType__value_cluster_count: _TypeAlias = _typing.Literal["_value_cluster_count", b"_value_cluster_count"]  # noqa: Y015
     _WhichOneofReturnType__value_lower: _TypeAlias = _typing.Literal["value_lower"]  # noqa: Y015
     _WhichOneofArgType__value_lower: _TypeAlias = _typing.Literal["_value_lower", b"_value_lower"]  # noqa: Y015
+    _WhichOneofReturnType__value_sample_count: _TypeAlias = _typing.Literal["value_sample_count"]  # noqa: Y015
+    _WhichOneofArgType__value_sample_count: _TypeAlias = _typing.Literal["_value_sample_count", b"_value_sample_count"]  # noqa: Y015
     _WhichOneofReturnType__value_upper: _TypeAlias = _typing.Literal["value_upper"]  # noqa: Y015
     _WhichOneofArgType__value_upper: _TypeAlias = _typing.Literal["_value_upper", b"_value_upper"]  # noqa: Y015
     @_typing.overload
@@ -496,7 +510,11 @@ class SuiteFinding(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold_p_value) -> _WhichOneofReturnType__threshold_p_value | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value_cluster_count) -> _WhichOneofReturnType__value_cluster_count | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__value_lower) -> _WhichOneofReturnType__value_lower | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value_sample_count) -> _WhichOneofReturnType__value_sample_count | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__value_upper) -> _WhichOneofReturnType__value_upper | None: ...
 
@@ -675,6 +693,80 @@ class SubmitSuiteRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SubmitSuiteRequest: _TypeAlias = SubmitSuiteRequest  # noqa: Y015
+
+@_typing.final
+class ListSuiteRunsRequest(_message.Message):
+    """See ListSuiteRuns. The client sets every field. A run is listed if it meets all conditions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUITES_FIELD_NUMBER: _builtins.int
+    STATUSES_FIELD_NUMBER: _builtins.int
+    LABEL_SELECTOR_FIELD_NUMBER: _builtins.int
+    SUITE_RUN_ID_PREFIX_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    label_selector: _builtins.str
+    """A selector as in JobFilter, for the labels that the run was submitted with, and `evalrpc.suite`. Empty: any."""
+    suite_run_id_prefix: _builtins.str
+    """The beginning of the id, as in JobFilter. Empty: any."""
+    page_size: _builtins.int
+    """The maximum number of runs. 0: 50. More than 1000 counts as 1000; negative is rejected. A page has at most 3 MiB."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before, with the same other fields. Empty: the first page."""
+    @_builtins.property
+    def suites(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The suites, by name: runs of any of these; also of one that the operator has defined no longer. At most 1000. Empty: all."""
+
+    @_builtins.property
+    def statuses(self) -> _containers.RepeatedScalarFieldContainer[_jobs_pb2.JobStatus.ValueType]:
+        """The status is one of these. At most 64. Empty: any."""
+
+    def __init__(
+        self,
+        *,
+        suites: _abc.Iterable[_builtins.str] | None = ...,
+        statuses: _abc.Iterable[_jobs_pb2.JobStatus.ValueType] | None = ...,
+        label_selector: _builtins.str = ...,
+        suite_run_id_prefix: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["label_selector", b"label_selector", "page_size", b"page_size", "page_token", b"page_token", "statuses", b"statuses", "suite_run_id_prefix", b"suite_run_id_prefix", "suites", b"suites"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSuiteRunsRequest: _TypeAlias = ListSuiteRunsRequest  # noqa: Y015
+
+@_typing.final
+class ListSuiteRunsResponse(_message.Message):
+    """See ListSuiteRuns. The server sets every field."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUITE_RUNS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The token of the next page. Empty: this was the last."""
+    @_builtins.property
+    def suite_runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___SuiteRun]:
+        """Newest first, without decisions. A page looks at a thousand runs at most, so it may have few, or none, and a next one."""
+
+    def __init__(
+        self,
+        *,
+        suite_runs: _abc.Iterable[Global___SuiteRun] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "suite_runs", b"suite_runs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSuiteRunsResponse: _TypeAlias = ListSuiteRunsResponse  # noqa: Y015
 
 @_typing.final
 class GetSuiteRunRequest(_message.Message):

@@ -4,6 +4,7 @@ import math
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,9 @@ from statsmodels.stats.multitest import multipletests
 
 from evalrpc.analysis import decisions
 from evalrpc.analysis.decisions import CONSEQUENCES, GRAVITY, decide
-from evalrpc.analysis.evidence import Evidence, Measured
+from evalrpc.analysis.evidence import Evidence, Measured, MetricName
+from evalrpc.analysis.sample_values import SampleValues
+from evalrpc.analysis.value_tests import value_test
 from evalrpc.jobs.size_limits import MAX_FINDINGS_BYTES
 from evalrpc.v1.comparison_pb2 import (
     TEST_METHOD_MCNEMAR,
@@ -91,6 +94,15 @@ def of(metric: MetricComparison | None = None, *, baseline: bool = True, problem
     return Evidence(entry(**fields), "job", "baseline-job" if has_baseline else "", measured, problem)
 
 
+def of_samples(value: float, samples: list[float], *, threshold: float) -> Evidence:
+    """The evidence of an entry with one metric, of which there are samples; the harness says nothing of them."""
+    metric, values = alone(value), np.array(samples)
+    ids = np.arange(len(samples))
+    test = value_test(value, SampleValues(ids, values, np.zeros_like(ids)), threshold, 0.05)
+    tests = {MetricName.of(metric): test} if test else {}
+    return Evidence(entry(threshold=threshold), "job", measured=Measured([metric], value_tests=tests))
+
+
 def decided(*evidence: Evidence, has_ended: bool = True, alpha: float = 0.05) -> SuiteDecision:
     return decide(Suite(name="s", alpha=alpha, max_bad_answer_ratio=0.02), evidence, has_ended=has_ended)
 
@@ -131,23 +143,38 @@ WITH_ERROR = {"candidate_standard_error": 0.01, "candidate_sample_count": 400}
         (of(equal(9)), UNDECIDED, "SAME, but of 9 samples only"),
         (of(equal(9), tolerance=0.2), PASSED, "SAME: "),
         (of(equal(10)), PASSED, "SAME: "),
-        (of(untested()), PASSED, "SAME: "),
-        (of(untested(candidate_sample_count=400, baseline_sample_count=10)), PASSED, "SAME: "),
-        (of(untested(candidate_sample_count=400, baseline_sample_count=9)), UNDECIDED, "SAME, but of too few samples"),
-        (of(untested(cluster_field="passage", cluster_count=4)), UNDECIDED, "SAME, but of too few clusters"),
+        # Without a test it passes only if nothing is known of any noise.
+        (of(untested()), PASSED, "SAME: 0.7000 against the baseline's 0.7000, taken as it is"),
         (of(untested(), tolerance=0.0), PASSED, "SAME: "),
+        (
+            of(untested(candidate_sample_count=400, baseline_sample_count=400)),
+            UNDECIDED,
+            "can't be tested: there are no samples",
+        ),
+        (of(untested(candidate_sample_count=400)), UNDECIDED, "can't be tested: there are no samples"),
+        (of(untested(candidate_sample_count=400, baseline_sample_count=9)), UNDECIDED, "can't be tested: of too few samples"),
+        (of(untested(baseline_standard_error=0.0)), UNDECIDED, "can't be tested"),
+        (
+            of(untested(cluster_field="p", cluster_count=4, note="too few clusters")),
+            UNDECIDED,
+            "can't be tested: too few clusters",
+        ),
         (of(untested(candidate_value=0.68, difference=-0.02)), UNDECIDED, "INCONCLUSIVE"),
         (of(alone())._replace(baseline_job_id="b"), UNDECIDED, "the baseline has no such metric"),
         (of(alone())._replace(baseline_job_id="b", baseline_problem="it was deleted"), UNDECIDED, "it was deleted"),
         (of(alone(), threshold=0.6)._replace(baseline_problem="its run is gone"), UNDECIDED, "its run is gone"),
         (of(alone(), threshold=0.8)._replace(baseline_problem="its run is gone"), FAILED, "misses its threshold"),
-        (of(alone(), threshold=0.6)._replace(remark="it has no such entry"), PASSED, "at least 0.6; it has no such entry"),
+        (
+            of(alone(), threshold=0.6)._replace(remark="it has no such entry"),
+            PASSED,
+            "error is; it has no such entry",
+        ),
         (of(alone())._replace(remark="it has no such entry"), UNDECIDED, "to hold it against; it has no such entry"),
         (of(alone(None, baseline_value=0.7)), NO_NUMBERS, "the job has no such metric, which the baseline has"),
         (of(alone(math.nan, baseline_value=0.7)), NO_NUMBERS, "its value is nan"),
         (of(alone(math.inf, baseline_value=0.7)), NO_NUMBERS, "its value is inf"),
         # Against a threshold, without and with an interval, which is 0.7 plus or minus 0.0196.
-        (of(alone(), threshold=0.7), PASSED, "0.7000 against at least 0.7"),
+        (of(alone(), threshold=0.7), PASSED, "0.7000 against at least 0.7, taken as it is"),
         (of(alone(), threshold=0.71), FAILED, "misses its threshold: 0.7000 against at least 0.71"),
         (of(alone(higher_is_better=False), threshold=0.7), PASSED, "0.7000 against at most 0.7"),
         (of(alone(higher_is_better=False), threshold=0.69), FAILED, "misses its threshold: 0.7000 against at most 0.69"),
@@ -168,10 +195,22 @@ WITH_ERROR = {"candidate_standard_error": 0.01, "candidate_sample_count": 400}
         (of(alone(candidate_standard_error=math.nan), threshold=0.69), UNDECIDED, "its standard error is nan"),
         (of(alone(candidate_standard_error=math.inf), threshold=0.69), UNDECIDED, "its standard error is inf"),
         (of(alone(candidate_sample_count=400), threshold=0.6), UNDECIDED, "the harness gives no standard error"),
+        # What the samples say comes before what the harness says of them.
+        (of_samples(1.0, [1.0] * 100, threshold=0.96), PASSED, "1.0000 against at least 0.96"),
+        (of_samples(1.0, [1.0] * 100, threshold=0.97), UNDECIDED, "may miss its threshold, or reach it"),
+        (of_samples(0.0, [0.0] * 4, threshold=0.9), FAILED, "misses its threshold"),
+        (of_samples(0.5, [0.5] * 100, threshold=0.4), UNDECIDED, "can't be tested: all 100 samples have the same value"),
+        (of_samples(0.5, [0.4, 0.6] * 4, threshold=0.1), UNDECIDED, "can't be tested: it is of 8 samples only"),
+        (of_samples(0.5, [0.4, 0.6] * 40, threshold=0.4), PASSED, "0.5000 against at least 0.4"),
+        (of_samples(0.9, [0.4, 0.6] * 40, threshold=0.4), PASSED, "taken as it is"),
         (of(alone(candidate_answers=BAD), threshold=0.6), NO_NUMBERS, "VOID"),
         (of(alone(math.nan), threshold=0.6), NO_NUMBERS, "its value is nan"),
         # Against both: the graver counts, with its own reason.
-        (of(SAME, threshold=0.6), PASSED, "0.7000 against at least 0.6; SAME"),
+        (
+            of(SAME, threshold=0.6),
+            PASSED,
+            "0.7000 against at least 0.6, taken as it is: nobody says",
+        ),
         (of(WORSE, threshold=0.6), FAILED, "WORSE"),
         (of(SAME, threshold=0.8), FAILED, "misses its threshold"),
         (of(OPEN, threshold=0.8), FAILED, "misses its threshold"),

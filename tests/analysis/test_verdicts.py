@@ -99,6 +99,10 @@ def metric(lower: float | None, upper: float | None, **fields: Any) -> MetricCom
         (metric(None, None, difference=0.0), SAME),
         (metric(None, None, difference=0.5), INCONCLUSIVE),
         (metric(None, None, difference=-0.01, tolerance=0.01), SAME),
+        # Nothing to test with, though there is noise.
+        (metric(None, None, difference=0.0, baseline_sample_count=400), INCONCLUSIVE),
+        (metric(None, None, difference=0.0, candidate_standard_error=0.0), INCONCLUSIVE),
+        (metric(None, None, difference=0.0, cluster_count=4), INCONCLUSIVE),
         (metric(None, None), INCONCLUSIVE),
         (metric(None, None, tolerance=1.0), INCONCLUSIVE),
     ],

@@ -1,5 +1,7 @@
 """The commands about suites: what they send, what they print, and how they end."""
 
+import csv
+import io
 import json
 import re
 from collections.abc import Callable
@@ -143,45 +145,61 @@ def test_a_baseline_is_named_as_a_run_is(run: Run, service: FakeService) -> None
 # Names of runs
 
 
-def job_of(service: FakeService, job_id: str, suite_run_id: str, **labels: str) -> None:
-    job = JobInfo(job_id=job_id, suite_run_id=suite_run_id, status=JobStatus.JOB_STATUS_COMPLETED, labels=labels)
-    service.change(job)
-
-
 def test_a_run_is_named_by_a_prefix_the_latest_or_a_job_of_it(run: Run, service: FakeService) -> None:
     service.jobs.clear()
-    job_of(service, "11111111-3d1b-4c8e-9f6a-000000000001", jobs.GO_RUN, **{"evalrpc.suite": "release", "run": "x"})
-    job_of(service, "11111111-3d1b-4c8e-9f6a-000000000002", jobs.SUITE_RUN, **{"evalrpc.suite": "release"})
-    job_of(service, "11111111-3d1b-4c8e-9f6a-000000000003", "", **{"evalrpc.baseline": "alone"})
+    service.suite_runs[jobs.SUITE_RUN].submission.labels["run"] = "x"
+    named = {"main": jobs.GO_RUN, "alone": ""}
+    for number, (name, suite_run_id) in enumerate(named.items()):
+        job_id = f"11111111-3d1b-4c8e-9f6a-00000000000{number}"
+        service.change(JobInfo(job_id=job_id, suite_run_id=suite_run_id, labels={"evalrpc.baseline": name}))
     for text, suite_run_id in (
         ("0a2f", jobs.SUITE_RUN),
         ("1A2F", jobs.GO_RUN),
-        ("@latest:run=x", jobs.GO_RUN),
+        ("@latest", jobs.GO_RUN),
+        ("@latest:run=x", jobs.SUITE_RUN),
+        ("@baseline:main", jobs.GO_RUN),
     ):
         run("suite", text)
         assert sent(service, "GetSuiteRun").suite_run_id == suite_run_id, text
-    assert sent(service, "ListJobs").filter.label_selector == "evalrpc.suite,run=x"
-    service.jobs["11111111-3d1b-4c8e-9f6a-000000000001"].labels["evalrpc.baseline"] = "main"
-    run("suite", "@baseline:main")
-    assert sent(service, "GetSuiteRun").suite_run_id == jobs.GO_RUN
+    assert sent(service, "ListSuiteRuns").page_size == 1
     for text, problem in (
         ("ffff", "there is no suite run whose id begins with ffff"),
         ("zzzz", "there is no suite run zzzz: a suite run is given by its id"),
-        ("@latest:run=y", "no job matches @latest"),
+        ("@latest:run=y", "no suite run matches @latest:run=y"),
+        ("@latest:=", "@latest:=, after the colon: "),
         ("@baseline:alone", "the job @baseline:alone is of no suite run"),
+        ("@baseline:none", "there is no baseline none"),
     ):
         result = run("suite", text)
         assert (result.exit_code, problem in result.stderr) == (2, True), result.stderr
 
 
 def test_several_runs_that_begin_so_are_named(run: Run, service: FakeService) -> None:
-    service.jobs.clear()
-    for number, last in enumerate("01"):
+    for last in "01":
         run_id = f"aaaaaaaa-3d1b-4c8e-9f6a-00000000000{last}"
-        job_of(service, f"11111111-3d1b-4c8e-9f6a-00000000000{number}", run_id, **{"evalrpc.suite": "release"})
+        service.suite_runs[run_id] = jobs.suite_run(run_id, f"/ckpt/{last}", SuiteDecision())
     result = run("suite", "aaaa")
     assert result.exit_code == 2
-    assert result.stderr.splitlines()[1:] == [f"evalrpc:   aaaaaaaa-3d1b-4c8e-9f6a-00000000000{last}" for last in "01"]
+    shown = [f"evalrpc:   aaaaaaaa-3d1b-4c8e-9f6a-00000000000{last}  COMPLETED  release  hf /ckpt/{last}" for last in "10"]
+    assert result.stderr.splitlines()[1:] == shown
+
+
+# Listing
+
+
+def test_runs_are_listed_newest_first_as_the_flags_select_them(run: Run, service: FakeService) -> None:
+    service.suite_runs[jobs.SUITE_RUN].submission.labels["step"] = "500"
+    listed = run("suite-runs", "-o", "jsonl")
+    assert [json.loads(line)["suite_run_id"] for line in listed.stdout.splitlines()] == [jobs.GO_RUN, jobs.SUITE_RUN]
+    flags = ("--suite", "release", "--status", "completed", "-l", "step=500", "-l", "!draft", "-L", "step")
+    selected = run("suite-runs", *flags, "-o", "csv")
+    message = sent(service, "ListSuiteRuns")
+    assert (list(message.suites), message.label_selector) == (["release"], "step=500,!draft")
+    assert list(message.statuses) == [JobStatus.JOB_STATUS_COMPLETED]
+    (row,) = csv.DictReader(io.StringIO(selected.stdout))
+    assert (row["run"], row["step"], row["suite"], row["status"]) == (jobs.SUITE_RUN, "500", "release", "COMPLETED")
+    assert "more runs match" in run("suite-runs", "--limit", "1").stderr
+    assert "more runs match" not in run("suite-runs", "--limit", "0").stderr
 
 
 # Submitting
@@ -214,6 +232,11 @@ def test_a_matrix_of_models_and_suites_is_submitted_and_shown_as_one_table(run: 
     service.suite_runs.clear()
     service.decisions["nightly"] = SuiteDecision(outcome=INCONCLUSIVE)
     models = ("--model", "hf,pretrained=/a", "--model", "hf,pretrained=/b")
+    result = run("submit-suite", "release", "nightly", *models, "--request-id", "r", "--wait")
+    table = [line.split() for line in result.stdout.partition("\n\n")[0].splitlines()]
+    assert table == [["model", "release", "nightly"], *(["hf", name, "GO", "INCONCLUSIVE"] for name in ("/a", "/b"))]
+    service.suite_runs.clear()
+    service.received.clear()
     result = run("submit-suite", "release", "nightly", *models, "--request-id", "r", "--wait", "-o", "markdown")
     assert result.exit_code == 1
     assert [(m.suite, m.request.model_args["pretrained"], m.request_id) for m in service.received["SubmitSuite"]] == [

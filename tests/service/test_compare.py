@@ -210,7 +210,13 @@ def test_without_a_standard_error_that_says_something_nothing_is_concluded(
     candidate = bench.job("b", aggregate(row, **sizes))
     metric = bench.metric(baseline, candidate)
     assert (metric.method, metric.verdict, metric.HasField("p_value")) == (UNTESTED, INCONCLUSIVE, False)
-    assert bench.metric(baseline, candidate, tolerance=0.5).verdict == SAME
+    assert bench.metric(baseline, candidate, tolerance=0.5).verdict == INCONCLUSIVE, "nobody knows how large the noise is"
+
+
+def test_values_of_which_nobody_says_that_they_have_noise_are_taken_as_they_are(bench: Bench) -> None:
+    baseline, candidate = (bench.job(name, aggregate({"acc,none": value})) for name, value in (("a", 0.5), ("b", 0.9)))
+    verdicts = [bench.metric(baseline, candidate, tolerance=tolerance).verdict for tolerance in (0.3, 0.5)]
+    assert verdicts == [INCONCLUSIVE, SAME]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e308])

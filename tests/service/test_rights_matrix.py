@@ -53,6 +53,7 @@ PLACES: Final[Mapping[str, str]] = {
     "ListTasks": ABOUT_SERVER,
     "ListModels": ABOUT_SERVER,
     "ListEngines": ABOUT_SERVER,
+    "ListSuiteRuns": LISTS,
     "ListJobs": LISTS,
     "WatchJobs": LISTS,
     "GetHistory": LISTS,

@@ -40,8 +40,15 @@ from evalrpc.cli import main
 from evalrpc.client import EvalClient
 from evalrpc.errors import InvalidRequestError, SuiteRunNotFoundError
 from evalrpc.jobs.size_limits import MAX_PAGE_BYTES
+from evalrpc.server import service
 from evalrpc.v1 import jobs_pb2 as pb
-from evalrpc.v1.comparison_pb2 import TEST_METHOD_MCNEMAR, VERDICT_NOT_WORSE, VERDICT_VOID, VERDICT_WORSE
+from evalrpc.v1.comparison_pb2 import (
+    TEST_METHOD_CLOPPER_PEARSON,
+    TEST_METHOD_MCNEMAR,
+    VERDICT_NOT_WORSE,
+    VERDICT_VOID,
+    VERDICT_WORSE,
+)
 from evalrpc.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from evalrpc.v1.suites_pb2 import (
     ASSESSMENT_FAILED,
@@ -160,6 +167,58 @@ def test_suites_are_listed_as_the_operator_has_defined_them_page_by_page(api: Ap
     )
     assert fields_of(refusal(lambda: api.ListSuites(page_size=-1))) == ["page_size"]
     assert fields_of(refusal(lambda: api.ListSuites(page_token="x"))) == ["page_token"]
+
+
+# Listing
+
+
+def ids_of(api: Api, **fields: Any) -> list[str]:
+    return [run.suite_run_id for run in api.ListSuiteRuns(**fields).suite_runs]
+
+
+def test_runs_are_listed_newest_first_page_by_page(api: Api) -> None:
+    runs = [submitted(api, labels={"step": str(step)}) for step in range(3)]
+    newest, middle, oldest = (run.suite_run_id for run in reversed(runs))
+    page = api.ListSuiteRuns(page_size=2)
+    assert [run.suite_run_id for run in page.suite_runs] == [newest, middle]
+    assert page.suite_runs[0] == run_of(api, runs[2])
+    submitted(api)
+    last = api.ListSuiteRuns(page_size=2, page_token=page.next_page_token)
+    assert ([run.suite_run_id for run in last.suite_runs], last.next_page_token) == ([oldest], "")
+
+
+def test_runs_are_found_by_suite_status_labels_and_the_beginning_of_their_id(api: Api) -> None:
+    first = submitted(api, labels={"run": "x"})
+    wait_for(api, first)
+    second = submitted(api, "uncounted", labels={"run": "y"})
+    assert ids_of(api, suites=["release", "other"]) == [second.suite_run_id, first.suite_run_id]
+    assert ids_of(api, suites=["other"]) == []
+    assert ids_of(api, statuses=[COMPLETED]) == [first.suite_run_id]
+    assert ids_of(api, statuses=[QUEUED, RUNNING]) == [second.suite_run_id]
+    assert ids_of(api, label_selector="run in (x,z)") == [first.suite_run_id]
+    assert ids_of(api, label_selector="evalrpc.suite=release,run!=x") == [second.suite_run_id]
+    assert ids_of(api, suite_run_id_prefix=first.suite_run_id[:8].upper()) == [first.suite_run_id]
+    assert ids_of(api, suite_run_id_prefix=first.suite_run_id[:8], suites=["other"]) == []
+
+
+def test_a_page_that_looks_at_many_runs_in_vain_goes_on_with_the_next(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "MAX_RUNS_LOOKED_AT", 2)
+    wanted = submitted(api, labels={"run": "x"})
+    for _ in range(4):
+        submitted(api)
+    page = api.ListSuiteRuns(label_selector="run=x")
+    assert (len(page.suite_runs), bool(page.next_page_token)) == (0, True)
+    with EvalClient(api.address) as client:
+        assert [run.suite_run_id for run in client.list_suite_runs(label_selector="run=x")] == [wanted.suite_run_id]
+
+
+def test_every_bad_field_of_a_list_is_named_at_once(api: Api) -> None:
+    bad = {"statuses": [99], "label_selector": "=", "suite_run_id_prefix": "x", "page_size": -1, "suites": ["s"] * 1001}
+    error = refusal(lambda: api.ListSuiteRuns(**bad))
+    assert fields_of(error) == ["suites", "statuses[0]", "label_selector", "suite_run_id_prefix", "page_size"]
+    token = api.ListSuiteRuns(page_size=1).next_page_token
+    assert token == ""
+    assert fields_of(refusal(lambda: api.ListSuiteRuns(page_token="x"))) == ["page_token"]
 
 
 # Submitting
@@ -573,11 +632,34 @@ def test_a_baseline_can_be_chosen_when_it_is_decided(api: Api, trees: Trees) -> 
 
 
 @pytest.mark.parametrize(
-    ("values", "outcome"), [([1, 0] * 200, GO), ([0] * 350 + [1] * 50, NO_GO), ([1, 0, 0] * 100, INCONCLUSIVE)]
+    ("values", "outcome"),
+    [
+        ([1, 0] * 200, GO),
+        ([0] * 350 + [1] * 50, NO_GO),
+        ([1, 0, 0] * 100, INCONCLUSIVE),
+        ([1] * 5, GO),
+        ([1] * 4, INCONCLUSIVE),
+        ([0] * 20, NO_GO),
+    ],
 )
 def test_without_a_baseline_the_threshold_decides(api: Api, trees: Trees, values: list[float], outcome: int) -> None:
     decision = decided(api, submitted(api, trees.model("a", values), suite="measured")).decision
     assert (decision.outcome, decision.baseline_suite_run_id) == (outcome, "")
+    (finding,) = decision.findings
+    assert (finding.value_method, finding.value_sample_count) == (TEST_METHOD_CLOPPER_PEARSON, len(values))
+
+
+def test_the_clusters_of_an_entry_count_for_its_threshold_too(
+    site: Site, serve: Callable[..., ServerHere], trees: Trees
+) -> None:
+    site.config.write_text(site.config.read_text().replace("threshold = 0.3", 'threshold = 0.3\ncluster_by = "passage"'))
+    api = serve().api
+    (finding,) = decided(api, submitted(api, trees.model("a", HALF, passage=0), suite="measured")).decision.findings
+    assert (finding.assessment, finding.value_cluster_count) == (ASSESSMENT_UNDECIDED, 1)
+    assert "its samples are of 1 clusters only" in finding.reason
+    (finding,) = decided(api, submitted(api, trees.model("b", HALF), suite="measured")).decision.findings
+    assert (finding.assessment, finding.HasField("metric")) == (ASSESSMENT_NO_NUMBERS, False)
+    assert "no sample has a field 'passage'" in finding.reason
 
 
 def test_a_task_with_bad_answers_is_never_go(api: Api, trees: Trees) -> None:

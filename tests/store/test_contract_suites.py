@@ -156,6 +156,32 @@ def test_runs_are_known_by_their_owner(store: Store) -> None:
     assert store.known_suite_runs([]) == set()
 
 
+def test_runs_are_listed_newest_first_from_any_place(open_store: Opener) -> None:
+    store = open_store()
+    runs = [submit_suite(store, owner=owner).suite_run_id for owner in ("alice", "bob", "alice")]
+    submit(store)
+    finish(store, store.suite_run(runs[1]).jobs[0].job_id)
+    store.close()
+    store = open_store()
+    listed_runs = list(store.list_suite_runs())
+    assert [each.run for each in listed_runs] == [store.suite_run(suite_run_id) for suite_run_id in reversed(runs)]
+    assert [each.run.suite_run_id for each in store.list_suite_runs(before_sequence=listed_runs[0].sequence)] == [
+        runs[1],
+        runs[0],
+    ]
+    assert [each.run.suite_run_id for each in store.list_suite_runs(owner="alice")] == [runs[2], runs[0]]
+    assert [each.run.suite_run_id for each in store.list_suite_runs(runs[1][:13])] == [runs[1]]
+    assert not list(store.list_suite_runs(runs[1][:13], owner="alice"))
+
+
+def test_a_run_keeps_its_place_when_its_first_job_is_deleted(store: Store) -> None:
+    first, second = submit_suite(store), submit_suite(store)
+    for job in (first.jobs[0], second.jobs[0]):
+        finish(store, job.job_id)
+        store.delete(job.job_id).result(SECONDS)
+    assert [each.run.suite_run_id for each in store.list_suite_runs()] == [second.suite_run_id, first.suite_run_id]
+
+
 def test_a_job_of_a_run_is_read_as_any_other(store: Store) -> None:
     suite_run = submit_suite(store)
     assert read(store, suite_run.jobs[0].job_id).suite_run_id == suite_run.suite_run_id

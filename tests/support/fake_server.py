@@ -23,7 +23,7 @@ from evalrpc.errors import (
     SuiteRunNotFoundError,
     UnauthenticatedError,
 )
-from evalrpc.jobs.filters import JobMatcher
+from evalrpc.jobs.filters import JobMatcher, SuiteRunMatcher
 from evalrpc.v1.callers_pb2 import CALLER_ROLE_SUBMITTER, SIGN_IN_METHOD_TOKEN, GetCallerRequest, GetCallerResponse
 from evalrpc.v1.catalog_pb2 import (
     GetServerInfoRequest,
@@ -80,6 +80,8 @@ from evalrpc.v1.samples_pb2 import ListSamplesRequest, ListSamplesResponse
 from evalrpc.v1.suites_pb2 import (
     CancelSuiteRunRequest,
     GetSuiteRunRequest,
+    ListSuiteRunsRequest,
+    ListSuiteRunsResponse,
     ListSuitesRequest,
     ListSuitesResponse,
     SubmitSuiteRequest,
@@ -340,6 +342,13 @@ class FakeService(EvaluationServiceServicer):
         self._take(request, context)
         page, token = self._page(self.suites, request.page_token)
         return ListSuitesResponse(suites=page, next_page_token=token)
+
+    def ListSuiteRuns(self, request: ListSuiteRunsRequest, context: grpc.ServicerContext) -> ListSuiteRunsResponse:  # noqa: N802
+        self._take(request, context)
+        matcher, prefix = SuiteRunMatcher(request), request.suite_run_id_prefix.lower()
+        newest = [run for run in reversed(self.suite_runs.values()) if run.suite_run_id.startswith(prefix)]
+        page, token = self._page(list(filter(matcher.matches, newest)), request.page_token)
+        return ListSuiteRunsResponse(suite_runs=page, next_page_token=token)
 
     def SubmitSuite(self, request: SubmitSuiteRequest, context: grpc.ServicerContext) -> SuiteRun:  # noqa: N802
         self._take(request, context)

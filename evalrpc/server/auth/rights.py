@@ -62,6 +62,7 @@ RIGHTS: Final[Mapping[str, Right]] = {
     "GetSuiteRun": Right(Role.VIEWER, suite_run_fields=("suite_run_id", "baseline_suite_run_id")),
     "WatchSuiteRun": _READS_SUITE_RUN,
     "CancelSuiteRun": _READS_SUITE_RUN._replace(role=Role.SUBMITTER, changes_jobs=True),
+    "ListSuiteRuns": _LISTS_JOBS,
     "ListJobs": _LISTS_JOBS,
     "WatchJobs": _LISTS_JOBS,
     "GetHistory": _LISTS_JOBS,

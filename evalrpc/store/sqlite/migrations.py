@@ -253,6 +253,15 @@ MIGRATIONS: Final = (
     """
     ALTER TABLE jobs ADD COLUMN executor TEXT NOT NULL DEFAULT '';
     """,
+    # Runs of suites are listed, newest first.
+    """
+    ALTER TABLE suite_runs ADD COLUMN sequence INTEGER NOT NULL DEFAULT 0; -- of the first of its jobs
+    UPDATE suite_runs SET sequence = ifnull(
+        (SELECT min(sequence) FROM jobs WHERE jobs.suite_run_id = suite_runs.suite_run_id), 0
+    );
+    CREATE INDEX suite_runs_by_sequence ON suite_runs (sequence);
+    CREATE INDEX suite_runs_of_owner_by_sequence ON suite_runs (owner, sequence);
+    """,
 )
 
 

@@ -13,7 +13,7 @@ import json
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -41,6 +41,7 @@ from evalrpc.store.base import (
     Expected,
     JournalEvent,
     ListedJob,
+    ListedSuiteRun,
     Listener,
     ObserveCommit,
     PendingRemoval,
@@ -395,6 +396,14 @@ class SqliteStore:
         head = self._head
         with self._reading() as connection, _snapshot(connection):
             return suite_runs.read(connection, suite_run_id, head, self._cached_status)
+
+    def list_suite_runs(
+        self, prefix: str = "", before_sequence: int | None = None, *, owner: str | None = None
+    ) -> Generator[ListedSuiteRun]:
+        """Yield suite runs, newest first."""
+        head = self._head
+        with self._reading() as connection, _snapshot(connection):
+            yield from suite_runs.newest(connection, prefix, before_sequence, owner, head, self._cached_status)
 
     def _cached_status(self, job_id: str) -> Status | None:
         cached = self._cache.get(job_id)

@@ -2,21 +2,30 @@
 
 import json
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from typing import Final
 
 from evalrpc.jobs import lifecycle, suite_states
 from evalrpc.jobs.lifecycle import Status
-from evalrpc.store.base import SuiteSubmission, suite_run_not_found
+from evalrpc.store.base import ListedSuiteRun, SuiteSubmission, suite_run_not_found
 from evalrpc.store.tables import Requested
 from evalrpc.v1.suites_pb2 import SuiteRun
 
-_INSERT: Final = "INSERT INTO suite_runs (suite_run_id, owner, request_id, fingerprint, run) VALUES (?, ?, ?, ?, ?)"
+_INSERT: Final = (
+    "INSERT INTO suite_runs (suite_run_id, owner, request_id, fingerprint, run, sequence) VALUES (?, ?, ?, ?, ?, ?)"
+)
 _REQUESTED: Final = "SELECT fingerprint, suite_run_id FROM suite_runs WHERE request_id = ? AND owner = ?"
 _JOBS: Final = "SELECT job_id, status, ifnull(completed_ns, 0) FROM jobs WHERE suite_run_id = ?"
 _FORGET_EMPTY: Final = """
 DELETE FROM suite_runs WHERE suite_run_id = ?1 AND NOT EXISTS (SELECT 1 FROM jobs WHERE suite_run_id = ?1)
 """
+
+_NEWEST: Final = """
+SELECT sequence, suite_run_id FROM suite_runs WHERE sequence < ? AND suite_run_id BETWEEN ? AND ? {of_owner}
+ORDER BY sequence DESC
+"""
+_END: Final = 2**63 - 1
 
 # As for jobs, only indexes are looked at, whoever owns the runs.
 _KNOWN: Final = "SELECT suite_run_id FROM suite_runs WHERE suite_run_id IN (SELECT value FROM json_each(?))"
@@ -26,10 +35,10 @@ WHERE owner = ? AND suite_run_id IN (SELECT value FROM json_each(?))
 """
 
 
-def insert(connection: sqlite3.Connection, submission: SuiteSubmission) -> None:
-    """Add a suite run. Raises sqlite3.Error."""
+def insert(connection: sqlite3.Connection, submission: SuiteSubmission, sequence: int) -> None:
+    """Add a suite run, whose first job has this sequence. Raises sqlite3.Error."""
     run, request_id = submission.run, submission.request_id or None
-    row = (run.suite_run_id, run.owner, request_id, submission.fingerprint, run.SerializeToString())
+    row = (run.suite_run_id, run.owner, request_id, submission.fingerprint, run.SerializeToString(), sequence)
     connection.execute(_INSERT, row)
 
 
@@ -65,6 +74,23 @@ def read(
         run.completed_at.FromNanoseconds(last_ended_ns)
     run.revision = revision
     return run
+
+
+def newest(
+    connection: sqlite3.Connection,
+    prefix: str,
+    before_sequence: int | None,
+    owner: str | None,
+    revision: int,
+    cached_status: Callable[[str], Status | None],
+) -> Iterator[ListedSuiteRun]:
+    """Yield suite runs as `Store.list_suite_runs` does. To be called within one transaction."""
+    before = _END if before_sequence is None else before_sequence
+    of_owner = () if owner is None else (owner,)
+    query = _NEWEST.format(of_owner="" if owner is None else "AND owner = ?")
+    with closing(connection.execute(query, (before, prefix, f"{prefix}g", *of_owner))) as rows:  # g: past all digits
+        for sequence, suite_run_id in rows:
+            yield ListedSuiteRun(sequence, read(connection, suite_run_id, revision, cached_status))
 
 
 def known(connection: sqlite3.Connection, suite_run_ids: Sequence[str], owner: str | None) -> set[str]:

@@ -78,9 +78,9 @@ class SqliteTables:
         """See Tables.referred_to."""
         return deduplication.referred_to(self.connection, job_ids)
 
-    def insert_suite_run(self, submission: SuiteSubmission) -> None:
+    def insert_suite_run(self, submission: SuiteSubmission, sequence: int) -> None:
         """See Tables.insert_suite_run."""
-        suite_runs.insert(self.connection, submission)
+        suite_runs.insert(self.connection, submission, sequence)
 
     def requested_suite_run(self, submission: SuiteSubmission) -> Requested | None:
         """See Tables.requested_suite_run."""
