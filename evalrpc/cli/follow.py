@@ -23,8 +23,9 @@ from evalrpc.cli.submit import (
     read_submission,
     submit_command,
     submit_options,
+    suite_options,
 )
-from evalrpc.cli.submit_suite import Model, harness_requests, submit_suite_command, suite_options
+from evalrpc.cli.submit_suite import Model, harness_requests, submit_suite_command
 from evalrpc.cli.suite_reports import is_go, outcome_name
 from evalrpc.cli.suite_runs import resolve_run
 from evalrpc.cli.tables import Cell, Column, Kind
@@ -33,7 +34,15 @@ from evalrpc.client.arguments import metric_text
 from evalrpc.clock import SystemClock
 from evalrpc.errors import EvalrpcError
 from evalrpc.training.checkpoints import QUIET_SECONDS, CheckpointFolder
-from evalrpc.training.evaluations import Evaluation, Evaluations, JobEvaluations, SuiteEvaluations
+from evalrpc.training.evaluations import (
+    FOLLOW_LABEL,
+    Evaluation,
+    Evaluations,
+    JobEvaluations,
+    SuiteEvaluations,
+    pin_of,
+    pinned_baseline,
+)
 from evalrpc.training.follower import LATER, MAX_OUTSTANDING, Choice, Follower, Happening, News
 from evalrpc.v1.history_pb2 import TrendOptions
 from evalrpc.v1.jobs_pb2 import JOB_STATUS_COMPLETED, JobFilter, JobInfo, SubmitJobRequest
@@ -146,7 +155,7 @@ def follow_command(
         folder, SystemClock(), marker=marker, quiet_seconds=quiet.total_seconds(), step_pattern=step_pattern
     )
     with connect(address, SLOW_CALL_SECONDS) as client:
-        evaluations = _evaluations(client, submission, suite, dict(harness_models), baseline)
+        evaluations = _evaluations(client, folder, submission, suite, dict(harness_models), baseline)
         follower = Follower(checkpoints, evaluations, Choice(every, keep_latest), max_outstanding)
         display = _Display(form, _Alarms(client, submission, metrics, options))
         writing = _Writing(quiet.total_seconds() + _ABANDONED_SECONDS)
@@ -174,23 +183,38 @@ follow_command.params[3:3] = [
 
 
 def _evaluations(
-    client: EvalClient, submission: SubmitJobRequest, suite: str | None, harness_models: dict[str, Model], baseline: str | None
+    client: EvalClient,
+    folder: Path,
+    submission: SubmitJobRequest,
+    suite: str | None,
+    harness_models: dict[str, Model],
+    baseline: str | None,
 ) -> Evaluations:
     if suite is None and (harness_models or baseline):
         raise click.UsageError("--harness-model and --baseline are for --suite")
     try:
         if suite is None:
             return JobEvaluations(client, submission.request, **submit_options(submission))
-        return SuiteEvaluations(
-            client,
-            suite,
-            submission.request,
-            harness_requests(harness_models),
-            baseline_suite_run_id=resolve_run(client, baseline) if baseline else "",
-            **suite_options(submission),
-        )
+        options, of_harnesses, baseline_id = suite_options(submission), harness_requests(harness_models), ""
+        if baseline and baseline.startswith("@"):
+            pin = pin_of(folder, suite, [submission.request, *of_harnesses.values()], baseline)
+            baseline_id = _pinned(client, suite, pin, baseline)
+            options["labels"] = {**submission.labels, FOLLOW_LABEL: pin}
+        elif baseline:
+            baseline_id = resolve_run(client, baseline)
+        return SuiteEvaluations(client, suite, submission.request, of_harnesses, baseline_suite_run_id=baseline_id, **options)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+
+
+def _pinned(client: EvalClient, suite: str, pin: str, baseline: str) -> str:
+    """Return the run that a name named when the folder was first followed with it: what it names by now would be another
+    evaluation of each checkpoint."""
+    baseline_id = pinned_baseline(client, suite, pin)
+    if not baseline_id:
+        return resolve_run(client, baseline)
+    print_line(f"evalrpc: the baseline stays {baseline_id}, which {baseline} named when following began", err=True)
+    return baseline_id
 
 
 def _rounds(follower: Follower, checkpoints: CheckpointFolder, display: "_Display") -> Iterator[None]:

@@ -27,6 +27,7 @@ from evalrpc.cli.parameters import (
 )
 from evalrpc.client import EvalClient, SubmitOptions, values
 from evalrpc.client.arguments import parse_value
+from evalrpc.client.core import SuiteOptions
 from evalrpc.v1.jobs_pb2 import CACHE_MODE_ALLOW, GPU_MODE_DATA_PARALLEL, GPU_MODE_MODEL_PARALLEL, JobInfo, SubmitJobRequest
 
 REQUEST_FIELDS: Final = (
@@ -263,14 +264,18 @@ def _apply_engine_flags(submission: SubmitJobRequest, flags: Mapping[str, Any]) 
 
 
 def submit_options(submission: SubmitJobRequest) -> SubmitOptions:
-    """Extract the options from the message."""
-    return SubmitOptions(
+    """Extract the options of a job from the message."""
+    return SubmitOptions(supersede_key=submission.supersede_key, **suite_options(submission))
+
+
+def suite_options(submission: SubmitJobRequest) -> SuiteOptions:
+    """Extract the options from the message that a suite has, too."""
+    return SuiteOptions(
         request_id=submission.request_id,
         priority=submission.priority,
         labels=submission.labels,
         timeout=submission.timeout.ToTimedelta() if submission.HasField("timeout") else None,
-        max_attempts=submission.max_attempts,
-        supersede_key=submission.supersede_key,
+        max_attempts=submission.max_attempts or 1,  # as the Python client says it, so that both submit the same
         validate_only=submission.validate_only,
         cache=submission.cache == CACHE_MODE_ALLOW,
         preemptible=submission.preemptible,

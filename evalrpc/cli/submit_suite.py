@@ -12,13 +12,12 @@ from evalrpc.cli import completion
 from evalrpc.cli.connection import SLOW_CALL_SECONDS, connect
 from evalrpc.cli.output import print_json_line, print_line
 from evalrpc.cli.parameters import duration, reconnect_timeout_option
-from evalrpc.cli.submit import apply_flags, submit_command, submit_options
+from evalrpc.cli.submit import apply_flags, submit_command, suite_options
 from evalrpc.cli.suite_decisions import Display, decided, decision_options
 from evalrpc.cli.suite_following import wait_for_runs
 from evalrpc.cli.suite_runs import model_name, resolve_run
 from evalrpc.client import EvalClient, values
 from evalrpc.client.arguments import parse_arguments
-from evalrpc.client.core import SuiteOptions
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, SubmitJobRequest
 from evalrpc.v1.suites_pb2 import SuiteRun
 
@@ -150,21 +149,6 @@ def harness_requests(harness_models: Mapping[str, Model]) -> dict[str, EvaluateR
     for harness, request in requests.items():
         harness_models[harness].apply(request)
     return requests
-
-
-def suite_options(submission: SubmitJobRequest) -> SuiteOptions:
-    """Extract the options that a suite has from the message."""
-    options = submit_options(submission)
-    return SuiteOptions(
-        request_id=options["request_id"],
-        priority=options["priority"],
-        labels=options["labels"],
-        timeout=options["timeout"],
-        max_attempts=options["max_attempts"],
-        validate_only=options["validate_only"],
-        cache=options["cache"],
-        preemptible=options["preemptible"],
-    )
 
 
 def _numbered(common: SubmitJobRequest, number: int | None) -> SubmitJobRequest:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Final, TypedDict
+from typing import Any, Final, TypedDict, Unpack
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -48,8 +48,8 @@ HEALTH_SERVING: Final = b"\x08\x01"
 """The grpc.health.v1.HealthCheckResponse whose status is SERVING."""
 
 
-class SubmitOptions(TypedDict, total=False):
-    """The options of a submission, besides the evaluation itself. See SubmitJobRequest in the schema."""
+class SuiteOptions(TypedDict, total=False):
+    """The options of a suite's submission, of all its jobs. See SubmitSuiteRequest in the schema."""
 
     request_id: str | None
     """Makes the call safe to repeat. Default: a fresh UUID."""
@@ -61,10 +61,8 @@ class SubmitOptions(TypedDict, total=False):
     """Bound on the run time of one attempt; a number is in seconds. Default: none."""
     max_attempts: int
     """The maximum number of attempts. Default: 1."""
-    supersede_key: str
-    """Cancels the queued jobs with the same key. Default: none."""
     validate_only: bool
-    """Only validate; the response has no `job_id`. Default: False."""
+    """Only validate; the response has no id. Default: False."""
     cache: bool
     """Whether the job may share the run of an identical evaluation instead of running itself; it is a new job all the same. See
     CACHE_MODE_ALLOW and `JobInfo.cached_from`. Default: False."""
@@ -72,17 +70,11 @@ class SubmitOptions(TypedDict, total=False):
     """Whether the running job gives way to one that comes first. Default: False."""
 
 
-class SuiteOptions(TypedDict, total=False):
-    """The options of a suite's submission. See SubmitSuiteRequest in the schema; each is as in SubmitOptions, of all jobs."""
+class SubmitOptions(SuiteOptions, total=False):
+    """The options of a job's submission, besides the evaluation itself. See SubmitJobRequest in the schema."""
 
-    request_id: str | None
-    priority: int
-    labels: Mapping[str, object] | None
-    timeout: timedelta | float | None
-    max_attempts: int
-    validate_only: bool
-    cache: bool
-    preemptible: bool
+    supersede_key: str
+    """Cancels the queued jobs with the same key. Default: none."""
 
 
 def server_address(address: str | None) -> Address:
@@ -178,36 +170,12 @@ def evaluate_request(
     )
 
 
-def submit_request(
-    request: EvaluateRequest,
-    *,
-    request_id: str | None = None,
-    priority: int = 0,
-    labels: Mapping[str, object] | None = None,
-    timeout: timedelta | float | None = None,
-    max_attempts: int = 1,
-    supersede_key: str = "",
-    validate_only: bool = False,
-    cache: bool = False,
-    preemptible: bool = False,
-) -> SubmitJobRequest:
+def submit_request(request: EvaluateRequest, *, supersede_key: str = "", **options: Unpack[SuiteOptions]) -> SubmitJobRequest:
     """Build the submission. It always has a `request_id`, so that a retry never submits a second job.
 
     Raises TypeError or ValueError that names the argument, or the key in it, which can't be sent.
     """
-    return values.build(
-        SubmitJobRequest,
-        request=request,
-        request_id=request_id or new_request_id(),
-        priority=priority,
-        labels=values.labels(labels),
-        timeout=None if timeout is None else duration("timeout", timeout),
-        max_attempts=max_attempts,
-        supersede_key=supersede_key,
-        validate_only=validate_only,
-        cache=CACHE_MODE_ALLOW if cache else CACHE_MODE_UNSPECIFIED,
-        preemptible=preemptible,
-    )
+    return values.build(SubmitJobRequest, request=request, supersede_key=supersede_key, **_submission_fields(**options))
 
 
 def suite_request(model: str = "", **fields: Any) -> EvaluateRequest:
@@ -223,15 +191,7 @@ def submit_suite_request(
     request: EvaluateRequest,
     harness_requests: Mapping[str, EvaluateRequest] | None,
     baseline_suite_run_id: str,
-    *,
-    request_id: str | None = None,
-    priority: int = 0,
-    labels: Mapping[str, object] | None = None,
-    timeout: timedelta | float | None = None,
-    max_attempts: int = 1,
-    validate_only: bool = False,
-    cache: bool = False,
-    preemptible: bool = False,
+    **options: Unpack[SuiteOptions],
 ) -> SubmitSuiteRequest:
     """Build the submission of a suite. It always has a `request_id`.
 
@@ -242,16 +202,33 @@ def submit_suite_request(
         suite=suite,
         request=request,
         harness_requests=harness_requests,
-        request_id=request_id or new_request_id(),
-        priority=priority,
-        labels=values.labels(labels),
-        timeout=None if timeout is None else duration("timeout", timeout),
-        max_attempts=max_attempts,
-        validate_only=validate_only,
-        cache=CACHE_MODE_ALLOW if cache else CACHE_MODE_UNSPECIFIED,
-        preemptible=preemptible,
         baseline_suite_run_id=baseline_suite_run_id,
+        **_submission_fields(**options),
     )
+
+
+def _submission_fields(
+    *,
+    request_id: str | None = None,
+    priority: int = 0,
+    labels: Mapping[str, object] | None = None,
+    timeout: timedelta | float | None = None,
+    max_attempts: int = 1,
+    validate_only: bool = False,
+    cache: bool = False,
+    preemptible: bool = False,
+) -> dict[str, Any]:
+    """Return the fields that the submissions of a job and of a suite have in common."""
+    return {
+        "request_id": request_id or new_request_id(),
+        "priority": priority,
+        "labels": values.labels(labels),
+        "timeout": None if timeout is None else duration("timeout", timeout),
+        "max_attempts": max_attempts,
+        "validate_only": validate_only,
+        "cache": CACHE_MODE_ALLOW if cache else CACHE_MODE_UNSPECIFIED,
+        "preemptible": preemptible,
+    }
 
 
 def update_request(

@@ -4,16 +4,17 @@ import logging
 import os
 import threading
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import Final, NamedTuple, Self, Unpack
 
 from evalrpc.client import EvalClient
-from evalrpc.client.core import SubmitOptions, server_address
+from evalrpc.client.core import SuiteOptions, server_address
 from evalrpc.errors import EvalrpcError
 from evalrpc.training.checkpoints import Checkpoint, fingerprint_of
-from evalrpc.training.evaluations import JobEvaluations, require_placeholder
+from evalrpc.training.evaluations import JobEvaluations, SuiteEvaluations, require_placeholder
 from evalrpc.training.follower import LATER
 from evalrpc.v1.jobs_pb2 import EvaluateRequest
 
@@ -30,6 +31,9 @@ class Submitted(NamedTuple):
     step: int
     path: Path
     job_id: str
+    """Empty for a suite."""
+    suite_run_id: str = ""
+    """Empty for a job."""
 
 
 class _Saved(NamedTuple):
@@ -52,7 +56,7 @@ class _End:
 
 
 class CheckpointEvaluator:
-    """Submits a job for each checkpoint that it is told of, in a thread of its own.
+    """Submits a job for each checkpoint that it is told of, or the run of a suite, in a thread of its own.
 
         request = EvaluateRequest(model="hf", tasks=["gsm8k"], model_args={"pretrained": "{checkpoint}"})
         with CheckpointEvaluator(request, labels={"run": "x"}) as evaluator:
@@ -70,26 +74,42 @@ class CheckpointEvaluator:
         self,
         request: EvaluateRequest,
         *,
+        suite: str = "",
+        harness_requests: Mapping[str, EvaluateRequest] | None = None,
+        baseline_suite_run_id: str = "",
         address: str | None = None,
         retry_seconds: float = 1.0,
         finish_seconds: float = FINISH_SECONDS,
-        **options: Unpack[SubmitOptions],
+        supersede_key: str = "",
+        **options: Unpack[SuiteOptions],
     ) -> None:
         """The request has placeholders, as `evalrpc.training.evaluations` says; `address` and options are those of EvalClient.
+
+        With `suite`, a run of that is submitted for each: then the request, `harness_requests` and `baseline_suite_run_id` are
+        those of `EvalClient.submit_suite`.
 
         The first retry is after `retry_seconds`, each later one after twice as long, up to a minute. `close` waits up to
         `finish_seconds` for submissions that have not been made yet.
 
-        Raises ValueError for an address that makes no sense, and for a request without a placeholder.
+        Raises ValueError for an address that makes no sense, for requests without a placeholder, and for what only a job, or
+        only a suite has.
         """
         server_address(address)
-        require_placeholder([request])
+        require_placeholder([request, *(harness_requests or {}).values()])
+        if suite and supersede_key:
+            raise ValueError("supersede_key is for jobs: leave it out with a suite")
+        if not suite and (harness_requests or baseline_suite_run_id):
+            raise ValueError("harness_requests and baseline_suite_run_id are for a suite: name it")
         self.submitted: list[Submitted] = []
         """What is on the server so far, in the order of submission."""
         self._request = request
+        self._suite = suite
+        self._harness_requests = harness_requests
+        self._baseline_suite_run_id = baseline_suite_run_id
         self._address = address
         self._retry_seconds = retry_seconds
         self._finish_seconds = finish_seconds
+        self._supersede_key = supersede_key
         self._options = options
         self._changed = threading.Condition()  # guards what follows
         self._waiting: deque[_Saved] = deque()
@@ -165,15 +185,29 @@ class CheckpointEvaluator:
             try:
                 # A connection for each, since a program that forks, as data loaders do, should have none open.
                 with EvalClient(self._address) as client:
-                    evaluation = JobEvaluations(client, self._request, **self._options).submit(checkpoint)
+                    submitted = self._submit_with(client, checkpoint)
             except LATER as error:
                 logger.warning("the evaluation of %s is not submitted yet: %s", saved.path, error)
             else:
-                self.submitted.append(Submitted(saved.step, saved.path, evaluation.id))
+                self.submitted.append(submitted)
                 return True
             if not self._pause(delay_seconds, end):
                 return False
             delay_seconds = min(2 * delay_seconds, _MAX_DELAY_SECONDS)
+
+    def _submit_with(self, client: EvalClient, checkpoint: Checkpoint) -> Submitted:
+        if not self._suite:
+            jobs = JobEvaluations(client, self._request, supersede_key=self._supersede_key, **self._options)
+            return Submitted(checkpoint.step, checkpoint.path, jobs.submit(checkpoint).id)
+        suite = SuiteEvaluations(
+            client,
+            self._suite,
+            self._request,
+            self._harness_requests,
+            baseline_suite_run_id=self._baseline_suite_run_id,
+            **self._options,
+        )
+        return Submitted(checkpoint.step, checkpoint.path, "", suite.submit_run(checkpoint).suite_run_id)
 
     def _quiet_fingerprint(self, saved: _Saved, end: _End) -> str | None:
         fingerprint = fingerprint_of(saved.path)

@@ -10,6 +10,8 @@ import os
 import re
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, Unpack
 
 from google.protobuf import json_format
@@ -23,6 +25,8 @@ from evalrpc.v1.jobs_pb2 import JOB_STATUS_QUEUED, EvaluateRequest, JobInfo
 from evalrpc.v1.suites_pb2 import SuiteRun
 
 STEP_LABEL: Final = "step"
+FOLLOW_LABEL: Final = "evalrpc.follow"
+"""Tells the suite runs of one command that follows a folder, so that it has the same baseline when it is started again."""
 
 _PLACEHOLDER: Final = re.compile(r"\{(checkpoint|name|step)\}")
 _NAMESPACE: Final = uuid.UUID("6b0f7c0e-3c55-4d0b-9a0e-2f2f6f0f5a11")
@@ -108,6 +112,14 @@ class SuiteEvaluations:
 
     def submit(self, checkpoint: Checkpoint) -> Evaluation:
         """Submit the suite; its jobs have the label `step`."""
+        run = self.submit_run(checkpoint)
+        try:
+            return self._of_run(run)
+        except (EvalrpcError, TimeoutError):  # it is submitted all the same; what hinders the decision is raised by `look`
+            return Evaluation(run.suite_run_id, False, run)
+
+    def submit_run(self, checkpoint: Checkpoint) -> SuiteRun:
+        """Submit the suite, without a look at what has become of it."""
         request = _filled_in(self._request, checkpoint)
         of_harnesses = {name: _filled_in(each, checkpoint) for name, each in self._harness_requests.items()}
         plain_of_harnesses = {name: _plain(each) for name, each in of_harnesses.items()}
@@ -116,13 +128,9 @@ class SuiteEvaluations:
             "request_id": _request_id(checkpoint, request, self._suite, plain_of_harnesses, self._baseline_suite_run_id),
             "labels": _labels(self._options.get("labels"), checkpoint),
         }
-        run = self._client.submit_suite(
+        return self._client.submit_suite(
             self._suite, request, of_harnesses, baseline_suite_run_id=self._baseline_suite_run_id, **options
         )
-        try:
-            return self._of_run(run)
-        except (EvalrpcError, TimeoutError):  # it is submitted all the same; what hinders the decision is raised by `look`
-            return Evaluation(run.suite_run_id, False, run)
 
     def look(self, evaluation_id: str) -> Evaluation:
         """Return the suite run, with the decision once it has ended."""
@@ -150,6 +158,21 @@ class SuiteEvaluations:
             return self._client.get_suite_run(self._baseline_suite_run_id).status in TERMINAL
         except SuiteRunNotFoundError:
             return True
+
+
+def pin_of(folder: Path, suite: str, requests: Iterable[EvaluateRequest], baseline: str) -> str:
+    """Return the value of FOLLOW_LABEL for following a folder with a baseline whose name may come to name another run."""
+    content = [os.path.realpath(folder), suite, *map(_plain, requests), baseline]
+    return str(uuid.uuid5(_NAMESPACE, json.dumps(content, sort_keys=True)))
+
+
+def pinned_baseline(client: EvalClient, suite: str, pin: str) -> str:
+    """Return the baseline of the suite runs that were submitted with this pin; empty if there are none, or it is gone."""
+    for run in client.list_suite_runs(suite, label_selector=f"{FOLLOW_LABEL}={pin}", page_size=1):
+        with suppress(SuiteRunNotFoundError):
+            return client.get_suite_run(run.submission.baseline_suite_run_id).suite_run_id
+        break
+    return ""
 
 
 def _of_job(job: JobInfo) -> Evaluation:

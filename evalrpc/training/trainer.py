@@ -1,5 +1,6 @@
 """A callback for the Trainer of Hugging Face's transformers: each checkpoint that it saves is evaluated. Extra: `[train]`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -13,7 +14,7 @@ from evalrpc.v1.jobs_pb2 import EvaluateRequest
 
 
 class EvaluationCallback(TrainerCallback):  # type: ignore[misc]  # transformers need not be installed here
-    """Submits an evaluation of each checkpoint, from the process of rank zero, and never fails the training.
+    """Submits an evaluation of each checkpoint, a job or a suite, from the process of rank zero, and never fails the training.
 
         request = EvaluateRequest(model="hf", tasks=["gsm8k"], model_args={"pretrained": "{checkpoint}"})
         trainer.add_callback(EvaluationCallback(request, labels={"run": "x"}))
@@ -26,12 +27,23 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc]  # transformers
         self,
         request: EvaluateRequest,
         *,
+        suite: str = "",
+        harness_requests: Mapping[str, EvaluateRequest] | None = None,
+        baseline_suite_run_id: str = "",
         address: str | None = None,
         finish_seconds: float = FINISH_SECONDS,
         **options: Unpack[SubmitOptions],
     ) -> None:
         """See CheckpointEvaluator. Raises ValueError for an address or a request that makes no sense."""
-        self.evaluator = CheckpointEvaluator(request, address=address, finish_seconds=finish_seconds, **options)
+        self.evaluator = CheckpointEvaluator(
+            request,
+            suite=suite,
+            harness_requests=harness_requests,
+            baseline_suite_run_id=baseline_suite_run_id,
+            address=address,
+            finish_seconds=finish_seconds,
+            **options,
+        )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         """Have the checkpoint evaluated that was just saved."""

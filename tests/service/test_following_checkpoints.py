@@ -225,6 +225,23 @@ def test_with_another_baseline_each_checkpoint_is_decided_over_anew(site: Site, 
     assert len({job.suite_run_id for job in jobs(api)}) == 2
 
 
+def test_a_baseline_that_moves_on_stays_what_it_was_when_following_began(site: Site, launch: Launch, out: Path) -> None:
+    site.config.write_text(site.config.read_text() + SUITE)
+    api = launch().api
+    suite = ("--suite", "release", "--num-gpus", "0", "--harness-model", "toy=weighs,pretrained={checkpoint}")
+    save(out, 100, 0.9, documents=0)
+    assert run_follow(api, out, "--once", request=suite).exit_code == 0
+    (first_run,) = api.ListSuiteRuns().suite_runs
+    for step in (200, 300):
+        save(out, step, 0.9, documents=0)
+        result = run_follow(api, out, "--once", "--baseline", "@latest", request=suite)
+        assert result.exit_code == 0, result.output
+    assert f"the baseline stays {first_run.suite_run_id}, which @latest named" in result.stderr
+    *followed, _ = api.ListSuiteRuns().suite_runs
+    assert {run.submission.baseline_suite_run_id for run in followed} == {first_run.suite_run_id}
+    assert [run.submission.labels["step"] for run in followed] == ["300", "100", "200"]
+
+
 @pytest.fixture
 def process(out: Path) -> Iterator[Callable[[Api], "subprocess.Popen[str]"]]:
     """Start the command as a process."""
@@ -358,8 +375,37 @@ def test_a_training_loop_has_its_checkpoints_evaluated(api: Api, out: Path) -> N
             evaluator.saved(save(out, step), step)
     assert [submitted.step for submitted in evaluator.submitted] == [1, 2, 3]
     assert steps(api) == ["1", "2", "3"]
-    run_follow(api, out, "--once", "--label", "run=x")
+    result = run_follow(api, out, "--once", "--label", "run=x")
+    assert "with other options" not in result.output
     assert len(jobs(api)) == 3, "a follower finds the same jobs"
+
+
+def test_a_training_loop_has_a_suite_submitted_for_each_checkpoint(suite_api: Api, out: Path) -> None:
+    of_harnesses = {"toy": EvaluateRequest(model="weighs", model_args={"pretrained": "{checkpoint}"})}
+    given = {"suite": "release", "harness_requests": of_harnesses, "address": suite_api.address}
+    with CheckpointEvaluator(EvaluateRequest(num_gpus=0), **given) as evaluator:
+        evaluator.saved(save(out, 1, 0.9, documents=0), 1)
+    (submitted,) = evaluator.submitted
+    (suite_run,) = suite_api.ListSuiteRuns().suite_runs
+    assert (submitted.suite_run_id, submitted.job_id) == (suite_run.suite_run_id, "")
+    assert dict(suite_run.submission.labels) == {"step": "1"}
+    suite = ("--suite", "release", "--num-gpus", "0", "--harness-model", "toy=weighs,pretrained={checkpoint}")
+    result = run_follow(suite_api, out, "--once", request=suite)
+    assert result.exit_code == 0, result.output
+    assert len(suite_api.ListSuiteRuns().suite_runs) == 1, "a follower finds the same run"
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"suite": "s", "supersede_key": "k"}, "supersede_key is for jobs"),
+        ({"harness_requests": {"toy": EvaluateRequest()}}, "are for a suite"),
+        ({"baseline_suite_run_id": "r"}, "are for a suite"),
+    ],
+)
+def test_what_only_a_job_or_only_a_suite_has_is_refused_of_the_other(given: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        CheckpointEvaluator(evaluate_request(), **given)
 
 
 def test_the_lines_for_a_loop_in_the_docs_do_what_they_say(api: Api, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
