@@ -28,7 +28,7 @@ _TABLES: Final[Mapping[str, str]] = {
     "removals": "path, job_id",
     "attempt_uses": "ended_ns, sequence, started_ns, width, owner",
     "run_uids": "uid, owner",
-    "suite_runs": "suite_run_id, owner, request_id, fingerprint, run",
+    "suite_runs": "suite_run_id, owner, request_id, fingerprint, run, sequence",
 }
 _COUNT: Final = "INSERT INTO counts SELECT owner, status, count(*), 0 FROM jobs GROUP BY owner, status"
 _MOVE_HEAD: Final = """

@@ -133,6 +133,15 @@ MIGRATIONS: Final[tuple[LiteralString, ...]] = (
     CREATE INDEX suite_runs_by_owner ON suite_runs (owner, suite_run_id);
     CREATE UNIQUE INDEX suite_runs_by_request_id ON suite_runs (request_id, owner) WHERE request_id IS NOT NULL;
     """,
+    # Runs of suites are listed, newest first.
+    """
+    ALTER TABLE suite_runs ADD COLUMN sequence bigint NOT NULL DEFAULT 0; -- of the first of its jobs
+    UPDATE suite_runs SET sequence = coalesce(
+        (SELECT min(sequence) FROM jobs WHERE jobs.suite_run_id = suite_runs.suite_run_id), 0
+    );
+    CREATE INDEX suite_runs_by_sequence ON suite_runs (sequence);
+    CREATE INDEX suite_runs_of_owner_by_sequence ON suite_runs (owner, sequence);
+    """,
 )
 
 _LOCK: Final = 0x6576616C  # "eval", of the locks that the applications of a database agree on

@@ -7,7 +7,7 @@ thread wakes it. Readers have a connection per thread.
 
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import ExitStack
@@ -36,6 +36,7 @@ from evalrpc.store.base import (
     Expected,
     JournalEvent,
     ListedJob,
+    ListedSuiteRun,
     Listener,
     ObserveCommit,
     PendingRemoval,
@@ -315,6 +316,14 @@ class PostgresStore:
         head = self.head_revision
         with self._readers.snapshot() as connection:
             return suite_runs.read(connection, suite_run_id, head, self._cached_status)
+
+    def list_suite_runs(
+        self, prefix: str = "", before_sequence: int | None = None, *, owner: str | None = None
+    ) -> Generator[ListedSuiteRun]:
+        """Yield suite runs, newest first."""
+        head = self.head_revision
+        with self._readers.snapshot() as connection:
+            yield from suite_runs.newest(connection, prefix, before_sequence, owner, head, self._cached_status)
 
     def _cached_status(self, job_id: str) -> Status | None:
         cached = self._cache.get(job_id)

@@ -1,30 +1,37 @@
 """The rows of suite runs. What a run is made of stands there once; what its jobs have come to is read from their rows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from psycopg import Connection
 
 from evalrpc.jobs import lifecycle, suite_states
 from evalrpc.jobs.lifecycle import Status
-from evalrpc.store.base import SuiteSubmission, suite_run_not_found
+from evalrpc.store.base import ListedSuiteRun, SuiteSubmission, suite_run_not_found
 from evalrpc.store.postgres.texts import storable
 from evalrpc.store.tables import Requested
 from evalrpc.v1.suites_pb2 import SuiteRun
 
-_INSERT: Final = "INSERT INTO suite_runs (suite_run_id, owner, request_id, fingerprint, run) VALUES (%s, %s, %s, %s, %s)"
+_INSERT: Final = (
+    "INSERT INTO suite_runs (suite_run_id, owner, request_id, fingerprint, run, sequence) VALUES (%s, %s, %s, %s, %s, %s)"
+)
 _REQUESTED: Final = "SELECT fingerprint, suite_run_id FROM suite_runs WHERE request_id = %s AND owner = %s"
 _JOBS: Final = "SELECT job_id, status, coalesce(completed_ns, 0) FROM jobs WHERE suite_run_id = %s"
 _FORGET_EMPTY: Final = """
 DELETE FROM suite_runs WHERE suite_run_id = %(id)s AND NOT EXISTS (SELECT FROM jobs WHERE suite_run_id = %(id)s)
 """
+_NEWEST: Final = """
+SELECT sequence, suite_run_id FROM suite_runs WHERE sequence < %s AND suite_run_id BETWEEN %s AND %s {of_owner}
+ORDER BY sequence DESC LIMIT 100
+"""
+_END: Final = 2**63 - 1
 _KNOWN: Final = "SELECT suite_run_id FROM suite_runs WHERE suite_run_id = ANY(%s)"
 
 
-def insert(connection: "Connection[Any]", submission: SuiteSubmission) -> None:
-    """Add a suite run. Raises psycopg.Error."""
+def insert(connection: "Connection[Any]", submission: SuiteSubmission, sequence: int) -> None:
+    """Add a suite run, whose first job has this sequence. Raises psycopg.Error."""
     run, request_id = submission.run, submission.request_id or None
-    row = (run.suite_run_id, run.owner, request_id, submission.fingerprint, run.SerializeToString())
+    row = (run.suite_run_id, run.owner, request_id, submission.fingerprint, run.SerializeToString(), sequence)
     connection.execute(_INSERT, row)
 
 
@@ -60,6 +67,23 @@ def read(
         run.completed_at.FromNanoseconds(last_ended_ns)
     run.revision = revision
     return run
+
+
+def newest(
+    connection: "Connection[Any]",
+    prefix: str,
+    before_sequence: int | None,
+    owner: str | None,
+    revision: int,
+    cached_status: Callable[[str], Status | None],
+) -> Iterator[ListedSuiteRun]:
+    """Yield suite runs as `Store.list_suite_runs` does. To be called within one transaction."""
+    before = _END if before_sequence is None else before_sequence
+    of_owner = () if owner is None else (owner,)
+    query = _NEWEST.format(of_owner="" if owner is None else "AND owner = %s")
+    while rows := connection.execute(query, (before, prefix, f"{prefix}g", *of_owner)).fetchall():  # g: past all digits
+        for before, suite_run_id in rows:
+            yield ListedSuiteRun(before, read(connection, suite_run_id, revision, cached_status))
 
 
 def known(connection: "Connection[Any]", suite_run_ids: Sequence[str], owner: str | None) -> set[str]:

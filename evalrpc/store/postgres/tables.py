@@ -117,9 +117,9 @@ class PostgresTables:
         """See Tables.referred_to."""
         return deduplication.referred_to(self._connection, job_ids)
 
-    def insert_suite_run(self, submission: SuiteSubmission) -> None:
+    def insert_suite_run(self, submission: SuiteSubmission, sequence: int) -> None:
         """See Tables.insert_suite_run."""
-        suite_runs.insert(self._connection, submission)
+        suite_runs.insert(self._connection, submission, sequence)
 
     def requested_suite_run(self, submission: SuiteSubmission) -> Requested | None:
         """See Tables.requested_suite_run."""
