@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
 from evalrpc.config.addresses import ADDRESS_FORMS, parse_listen_address
-from evalrpc.config.declaration import FILE, NAMES, STRING, Kind, Rule, metadata, one_of, setting, settings_of
+from evalrpc.config.callers import OWNER_RULE
+from evalrpc.config.declaration import BOOLEAN, FILE, NAMES, STRING, Kind, Rule, metadata, one_of, setting, settings_of
 from evalrpc.errors import ConfigurationError
 
 AUTH_RULE: Final = one_of("off", "required")
@@ -47,6 +48,17 @@ class HttpListenSettings(ListenSettings):
     """The same for HTTP: one address, or one `[[http_listen]]` table."""
 
     setting_name: ClassVar[str] = "http_listen"
+
+    lmms_eval_paths: bool | None = setting(
+        None, BOOLEAN, "Replaces the setting `lmms_eval_paths` here.", default_text="the setting"
+    )
+    owner: str | None = setting(
+        None,
+        STRING,
+        "Whom the jobs belong to of whoever calls here and has not signed in. Only where nobody has to.",
+        rule=OWNER_RULE,
+        default_text="nobody",
+    )
 
 
 _Table = TypeVar("_Table", bound=ListenSettings)

@@ -1,11 +1,12 @@
 """The rules of each address that a server listens at, and which of them are too dangerous to start with."""
 
 from collections.abc import Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
 from evalrpc.config.addresses import ListenAddress, PortAddress, SocketAddress, parse_listen_address
-from evalrpc.config.listen import ListenSettings
+from evalrpc.config.listen import HttpListenSettings, ListenSettings
 from evalrpc.config.settings import Settings
 from evalrpc.errors import ConfigurationError
 
@@ -28,6 +29,10 @@ class Listener(NamedTuple):
     requires_sign_in: bool
     setting_name: str = "listen"
     """The setting that names the address."""
+    lmms_eval_paths: bool = False
+    """Whether it has the paths of lmms-eval's own server."""
+    owner: str = ""
+    """Whom the jobs of those belong to who have not signed in."""
 
     @property
     def risk(self) -> str:
@@ -46,7 +51,11 @@ def listeners_of(settings: Settings) -> tuple[Listener, ...]:
 
 def http_listeners_of(settings: Settings) -> tuple[Listener, ...]:
     """Return those for HTTP. Raises ConfigurationError as `listeners_of`."""
-    listeners = _listeners(settings.http_listen, settings)
+    listeners = tuple(map(_http_listener, settings.http_listen, _listeners(settings.http_listen, settings), repeat(settings)))
+    if settings.lmms_eval_paths and not any(listener.lmms_eval_paths for listener in listeners):
+        raise ConfigurationError(
+            "setting lmms_eval_paths: lmms-eval's clients can't sign in, and there is no address for HTTP where nobody has to"
+        )
     taken = [listener.address for listener in listeners_of(settings)]
     for listener in listeners:
         if listener.address in taken and not _is_any_port(listener.address):
@@ -54,6 +63,16 @@ def http_listeners_of(settings: Settings) -> tuple[Listener, ...]:
                 f"setting http_listen: names {listener.address}, as listen does: gRPC and HTTP need an address each"
             )
     return listeners
+
+
+def _http_listener(given: HttpListenSettings, listener: Listener, settings: Settings) -> Listener:
+    if listener.requires_sign_in and (given.lmms_eval_paths or given.owner):
+        key = "lmms_eval_paths" if given.lmms_eval_paths else "owner"
+        raise ConfigurationError(
+            f"setting http_listen.{key}: is for addresses where nobody has to sign in, and {listener.address} requires it"
+        )
+    has_paths = settings.lmms_eval_paths if given.lmms_eval_paths is None else given.lmms_eval_paths
+    return listener._replace(lmms_eval_paths=has_paths and not listener.requires_sign_in, owner=given.owner or "")
 
 
 def _listeners(listen: Sequence[ListenSettings], settings: Settings) -> tuple[Listener, ...]:

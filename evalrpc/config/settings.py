@@ -242,6 +242,12 @@ class Settings:
         "browsers. It takes the extra `http`. TLS and sign-in are as at the addresses of gRPC.",
         default_text="none: no HTTP",
     )
+    lmms_eval_paths: bool = setting(
+        False,
+        BOOLEAN,
+        "Whether addresses for HTTP where nobody has to sign in also have the paths of lmms-eval's own server, for its "
+        "clients, which can't sign in.",
+    )
     http_hosts: tuple[str, ...] = setting(
         (),
         HOST_NAMES,

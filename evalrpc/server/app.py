@@ -181,6 +181,7 @@ class Server:
         listeners = _with_certificates(listeners_of(settings))
         http_listeners = _with_certificates(http_listeners_of(settings))
         devices = find_gpus(settings.gpus, environment)
+        self._gpu_count = len(devices)
         self.harnesses = harnesses = build_harnesses(settings)
         self._preparations = build_preparations(settings.preparations)
         self._suites = build_suites(settings.suites)
@@ -461,7 +462,7 @@ class Server:
         evaluation, health_service = (SERVICE, self.handlers), (health.SERVICE, health_handlers)
         meters, readers = self._metrics.calls if self._metrics else None, self._pools.readers
         callers = self._authenticator, self._audit, meters
-        return HttpServer(listeners, self._settings, evaluation, health_service, *callers, readers)
+        return HttpServer(listeners, self._settings, evaluation, health_service, *callers, readers, self._gpu_count)
 
     def _add_handlers(self, health_handlers: Mapping[str, Handler]) -> None:
         """Serve the same calls at every address."""

@@ -19,6 +19,7 @@ VALUES: dict[str, Any] = {
     "tls_key": "/k",
     "tls_client_ca": "/ca",
     "http_listen": "127.0.0.1:3",
+    "lmms_eval_paths": True,
     "http_hosts": "evals.example.org,evals",
     "http_origins": "https://dashboard.example",
     "auth": "required",

@@ -34,6 +34,7 @@ SOURCES: dict[str, tuple[Any, str, Any, tuple[Any, Any, Any]]] = {
         *("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"),
         tuple((HttpListenSettings(f"127.0.0.1:{n}"),) for n in (1, 2, 3)),
     ),
+    "lmms_eval_paths": ("true", "false", True, (True, False, True)),
     "http_hosts": (["a"], "b,c", "d", (("a",), ("b", "c"), ("d",))),
     "http_origins": (
         ["http://a"],

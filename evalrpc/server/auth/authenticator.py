@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
+from functools import partial
 from hashlib import blake2b
 from secrets import token_bytes
 from typing import TYPE_CHECKING, Final
@@ -81,10 +82,14 @@ class Authenticator:
         """Replace the table of client certificates."""
         self._certificates.exchange(table)
 
-    def for_listener(self, *, requires_sign_in: bool) -> Authenticate:
+    def for_listener(self, *, requires_sign_in: bool, owner: str = "") -> Authenticate:
         """Return what finds out who calls at one of the server's addresses. Where nobody has to sign in, whoever presents
-        nothing is anonymous; what somebody does present is checked there, too."""
-        return self._authenticate if requires_sign_in else self._authenticate_or_anonymous
+        nothing is anonymous, or counts as the owner; what somebody does present is checked there, too."""
+        if requires_sign_in:
+            return self._authenticate
+        if owner:
+            return partial(self._authenticate, otherwise=ANONYMOUS._replace(owner=owner))
+        return self._authenticate_or_anonymous
 
     def _authenticate(self, presented: Presented, otherwise: Principal | None = None) -> Principal | Awaitable[Principal]:
         try:

@@ -6,7 +6,7 @@ from typing import Final
 
 from google.protobuf.descriptor import ServiceDescriptor
 
-from evalrpc.config import Settings
+from evalrpc.config import LMMS_EVAL, Settings
 from evalrpc.config.listeners import Listener
 from evalrpc.server.audit import Audit
 from evalrpc.server.auth.authenticator import Authenticator
@@ -21,7 +21,8 @@ from evalrpc.server.transports.http.application import HttpApplication
 from evalrpc.server.transports.http.codec import JsonCodec
 from evalrpc.server.transports.http.gate import Gate
 from evalrpc.server.transports.http.listener import HttpListener
-from evalrpc.server.transports.http.methods import methods_of
+from evalrpc.server.transports.http.methods import HttpMethod, methods_of
+from evalrpc.server.transports.lmms_eval.endpoints import LmmsEvalEndpoints
 from evalrpc.server.transports.plain.events import PATH as EVENTS_PATH
 from evalrpc.server.transports.plain.events import EventsEndpoint
 from evalrpc.server.transports.plain.files import FilesEndpoint
@@ -45,6 +46,7 @@ class HttpServer:
         audit: Audit,
         meters: Meters | None,
         readers: Executor,
+        gpu_count: int,
     ) -> None:
         """`evaluation` asks who calls, `health` does not. Raises ConfigurationError."""
         self._settings = settings
@@ -53,6 +55,8 @@ class HttpServer:
         self._authenticator = authenticator
         self._audit = audit
         self._meters = meters
+        self._readers = readers
+        self._gpu_count = gpu_count
         self._converters = start_pool(_CONVERTERS, "converter")
         self._codec = ConnectCodec(JsonCodec(self._converters), settings.max_request_bytes)
         self.listeners: Final = [
@@ -67,7 +71,7 @@ class HttpServer:
 
     def _application(self, listener: Listener) -> HttpApplication:
         service, handlers = self._evaluation
-        authenticate = self._authenticator.for_listener(requires_sign_in=listener.requires_sign_in)
+        authenticate = self._authenticator.for_listener(requires_sign_in=listener.requires_sign_in, owner=listener.owner)
         methods = methods_of(service, handlers, authenticate, self._audit, self._meters)
         health, health_handlers = self._health
         events = EventsEndpoint(methods["WatchJob"], methods["WatchJobs"], methods["GetJob"], self._codec.events)
@@ -77,7 +81,15 @@ class HttpServer:
             EVENTS_PATH: events.answer,
         }
         gate, most = Gate(listener, self._settings), self._settings.max_request_bytes
-        return HttpApplication(gate, most, endpoints, FilesEndpoint(methods).find, unknown_calls(service, health))
+        finders = [FilesEndpoint(methods).find, unknown_calls(service, health)]
+        if listener.lmms_eval_paths:
+            finders.append(self._lmms_eval_paths(methods).find)
+        return HttpApplication(gate, most, endpoints, *finders)
+
+    def _lmms_eval_paths(self, methods: Mapping[str, HttpMethod]) -> LmmsEvalEndpoints:
+        harnesses = self._settings.harnesses
+        harness = next((name for name in sorted(harnesses) if harnesses[name].kind == LMMS_EVAL), "")
+        return LmmsEvalEndpoints(methods, harness, self._gpu_count, self._settings.preparations, self._readers)
 
 
 def _anonymous(presented: Presented) -> Principal:  # noqa: ARG001 - the shape of Authenticate
