@@ -567,6 +567,14 @@ class Settings:
         "or owner. Takes the extra `metrics`.",
         default_text="none: nothing is measured",
     )
+    traces: str = setting(
+        "off",
+        STRING,
+        "Whether spans of submissions, waits and attempts are recorded. `otlp`: they are sent by OTLP over HTTP where the "
+        "standard variables of OpenTelemetry say (`OTEL_EXPORTER_OTLP_ENDPOINT`), by default to `http://localhost:4318`. Takes "
+        "the extra `otel`.",
+        rule=one_of("off", "otlp"),
+    )
     log_format: str = setting(
         "text", STRING, "The log on standard error: `text` for people or `json` for machines.", rule=one_of("text", "json")
     )

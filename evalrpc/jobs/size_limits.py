@@ -11,8 +11,8 @@ A JobInfo has at most MAX_JOB_BYTES:
     all else                        RESERVED_BYTES                          384 KiB
 
 All else is: labels (70 KiB), warnings (33 KiB), an error with its log tail (19 KiB), ten attempts that count (7 KiB each, and
-the ids of their GPUs), 40 that were preempted (4.2 KiB each, since their errors are short), the reason of a cancel, the
-progress, and what wraps a job in an event.
+the ids of their GPUs and spans), 40 that were preempted (4.3 KiB each, since their errors are short), the reason of a cancel,
+the progress, and what wraps a job in an event.
 """
 
 from typing import Final

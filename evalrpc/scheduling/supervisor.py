@@ -30,7 +30,7 @@ from evalrpc.files.output_access import OutputAccess
 from evalrpc.harnesses.base import Harness, ParallelHarness, Run
 from evalrpc.harnesses.failures import without_listing
 from evalrpc.harnesses.steps import command_of, steps_of
-from evalrpc.jobs import transitions
+from evalrpc.jobs import trace_context, transitions
 from evalrpc.jobs.paths import attempt_dir, attempt_output_dir, job_output_dir
 from evalrpc.jobs.served_models import served_models
 from evalrpc.scheduling.interruptible import InterruptibleReader
@@ -262,9 +262,14 @@ class Supervisor:
         now = self._dependencies.clock.now()
         node = self._resources.node
         transitions.begin_attempt(job, self._resources.devices, str(run.output_dir), now, gpu_mode, node)
+        trace_context.begin_attempt(job)
 
     def _see_through(self, job: pb.JobInfo) -> None:
         """Supervise the attempt to its end and commit its outcome, or leave it to the next server."""
+        with trace_context.within(trace_context.attempt_of(job)):
+            self._see_traced_through(job)
+
+    def _see_traced_through(self, job: pb.JobInfo) -> None:
         self._expected = Expected(pb.JOB_STATUS_RUNNING, job.attempt)
         try:
             outcome = self._try_for_outcome(job, self._dependencies.run_key(job))
@@ -457,6 +462,8 @@ class Supervisor:
         command = replace(command_of(harness, steps), umask=umask, secrets=secrets)
         if self._served is not None:
             command = replace(command, env={**command.env, **self._served.environment(harness, command.env)})
+        if (trace := trace_context.current_trace()) is not None:
+            command = replace(command, env={**command.env, trace_context.TRACEPARENT_VARIABLE: str(trace)})
         self._dependencies.accounts.hand_over(key.account, steps)
         resources = self._resources._replace(limits=self._dependencies.limits_of(run.request.harness))
         place = {"node": self._resources.node, "gpus": self._resources.devices}

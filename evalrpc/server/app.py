@@ -78,6 +78,7 @@ from evalrpc.server.service import EvaluationService
 from evalrpc.server.stores import open_store
 from evalrpc.server.suite_definitions import build_suites
 from evalrpc.server.threads import require_threads, start_pools
+from evalrpc.server.tracing import untraced
 from evalrpc.server.transports.connections import close_connections
 from evalrpc.server.transports.grpc import anonymous, dialogue_handler, generic_handler, ignore_departures
 from evalrpc.server.transports.grpc_listener import GrpcListener
@@ -88,6 +89,7 @@ from evalrpc.watching.feed import Feed
 if TYPE_CHECKING:
     from evalrpc.server.telemetry.metrics import Metrics
     from evalrpc.server.telemetry.snapshot import Observed
+    from evalrpc.server.telemetry.traces import Traces
     from evalrpc.server.transports.http.listener import HttpListener
     from evalrpc.server.transports.http_server import HttpServer
 
@@ -192,6 +194,7 @@ class Server:
         access = replace(access, is_passable=pool is not None)
         self._authenticator = Authenticator(settings, clock)
         self._metrics = self._build_metrics(clock)
+        self._traces = self._build_traces()
         entitlements = Entitlements(policy_of(settings))
         self._store = open_store(settings, clock, entitlements)
         self._audit = Audit(audit_file(settings), clock, secrets.mask_text)
@@ -327,6 +330,8 @@ class Server:
         self._service.comparer.close()
         self._pools.shut_down()
         self._store.close()
+        if self._traces is not None:
+            await asyncio.to_thread(self._traces.close)
 
     async def wait_broken(self) -> None:
         """Wait until a bug keeps the store from writing, or the scheduler from starting jobs."""
@@ -344,6 +349,8 @@ class Server:
             self._metrics.jobs.load(self._store.queued_rows())
             self._store.follow(position, self._metrics.jobs.apply)
             self._store.observe_commit = self._metrics.observe_commit
+        if self._traces is not None:
+            self._store.follow(position, self._traces.apply)
 
     def _build_metrics(self, clock: Clock) -> "Metrics | None":
         """Return what measures, if it is to. Raises ConfigurationError if the library for that is missing."""
@@ -354,6 +361,16 @@ class Server:
         except ModuleNotFoundError as error:
             raise ConfigurationError(f"setting metrics_listen: {extras.missing(error, 'metrics')}") from error
         return Metrics(self._settings, clock)
+
+    def _build_traces(self) -> "Traces | None":
+        """Return what records spans, if it is to. Raises ConfigurationError if the library for that is missing."""
+        if self._settings.traces == "off":
+            return None
+        try:
+            from evalrpc.server.telemetry.traces import Traces
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(f"setting traces: {extras.missing(error, 'otel')}") from error
+        return Traces()
 
     def _observed(self, queue_state: QueueState) -> "Observed":
         from evalrpc.server.telemetry.snapshot import Observed
@@ -445,6 +462,7 @@ class Server:
             operations=Operations(self._store, queue_state, self._scheduler.choose_anew),
             remove_files_of=self._housekeeper.remove_files_of,
             started_at=clock.now(),
+            trace_submission=self._traces.submission if self._traces is not None else untraced,
         )
 
     @property

@@ -41,5 +41,7 @@ class Call(NamedTuple):
     """Sends one serialised message, and returns when the transport has taken it. Not used by unary calls."""
     reserve: Reserve = no_reserve
     """Takes room for the next message, of up to so many bytes, before it is made. For streams of large ones."""
+    header: Callable[[str], str] = lambda _: ""
+    """Returns what the client sent beside the message under a name in lower case; empty if nothing."""
     peer: Callable[[], str] = str
     """Names the other end of the connection as gRPC does, such as `ipv4:10.0.0.7:50123`; empty within the process."""

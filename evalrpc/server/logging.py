@@ -7,14 +7,24 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from evalrpc.jobs.trace_context import current_trace
+
 _STANDARD_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 def set_up_logging(log_format: str, mask_text: Callable[[str], str] = lambda text: text) -> None:
     """Send the log to standard error, as `text` or `json`. `mask_text` masks secrets in each entry."""
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_add_trace)
     handler.setFormatter((_JsonFormatter if log_format == "json" else _TextFormatter)(mask_text))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def _add_trace(record: logging.LogRecord) -> bool:
+    """Add the ids of the span that is worked for, if there is one."""
+    if (trace := current_trace()) is not None:
+        record.trace_id, record.span_id = trace.trace_id, trace.span_id
+    return True
 
 
 class _MaskingFormatter(logging.Formatter):

@@ -61,6 +61,7 @@ from evalrpc.server.operations import Operations
 from evalrpc.server.suite_decisions import SuiteDecider
 from evalrpc.server.suite_submissions import SuiteJobs
 from evalrpc.server.threads import Pools
+from evalrpc.server.tracing import TraceSubmission, untraced
 from evalrpc.store.base import Expected, Store, Submission, SuiteSubmission
 from evalrpc.v1 import evaluation_service_pb2 as calls
 from evalrpc.v1.callers_pb2 import CallerRole, GetCallerRequest, GetCallerResponse, SignInMethod
@@ -186,10 +187,15 @@ class EvaluationService:
     default_interval: Intervals = default_interval
     history_places: HistoryPlaces = field(default_factory=HistoryPlaces)
     stopping: bool = False
+    trace_submission: TraceSubmission = untraced
     _queue: tuple[object, dict[str | None, bytes]] = field(default_factory=lambda: (None, {}))  # answers, as of a state
 
     async def SubmitJob(self, request: SubmitJobRequest, call: Call) -> JobInfo | bytes:
         """Accept an evaluation."""
+        with self.trace_submission("SubmitJob", call) as traceparent:
+            return await self._submit(request, call, traceparent)
+
+    async def _submit(self, request: SubmitJobRequest, call: Call, traceparent: str) -> JobInfo | bytes:
         self._require_accepting()
         request.DiscardUnknownFields()  # they would be in every message of the job
         fingerprint = _fingerprint(request) if request.request_id else b""  # before the operator's defaults, which may change
@@ -203,6 +209,7 @@ class EvaluationService:
             return self._answer(found, call)
         if request.validate_only:
             return self._as_if_submitted(job)
+        job.traceparent = traceparent
         key = await self._cache_key(request.cache, job)
         submission = Submission(job, request.request_id, fingerprint, key)
         return self._answer(await asyncio.wrap_future(self.store.submit(submission)), call)
@@ -389,6 +396,10 @@ class EvaluationService:
 
     async def SubmitSuite(self, request: SubmitSuiteRequest, call: Call) -> SuiteRun:
         """Accept a suite: a job for each of its entries."""
+        with self.trace_submission("SubmitSuite", call) as traceparent:
+            return await self._submit_suite(request, call, traceparent)
+
+    async def _submit_suite(self, request: SubmitSuiteRequest, call: Call, traceparent: str) -> SuiteRun:
         self._require_accepting()
         request.DiscardUnknownFields()
         fingerprint = _fingerprint(request) if request.request_id else b""
@@ -403,6 +414,8 @@ class EvaluationService:
             return found
         if request.validate_only:
             return self._suite_as_if_submitted(submission.run)
+        for each in submission.jobs:
+            each.job.traceparent = traceparent
         return await asyncio.wrap_future(self.store.submit_suite(submission))
 
     async def GetSuiteRun(self, request: GetSuiteRunRequest, call: Call) -> SuiteRun:

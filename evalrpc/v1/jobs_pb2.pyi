@@ -518,6 +518,7 @@ class JobInfo(_message.Message):
     SUITE_RUN_ID_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     JUDGE_USAGE_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """UUID4 in its canonical form, chosen by the server."""
     status: Global___JobStatus.ValueType
@@ -562,6 +563,10 @@ class JobInfo(_message.Message):
     """Whether the job gives way to others, as submitted."""
     suite_run_id: _builtins.str
     """The run of a suite that the job belongs to: see SubmitSuite. Empty: none."""
+    traceparent: _builtins.str
+    """The call that submitted it, in its trace: the `traceparent` of W3C Trace Context. The trace is the client's, if the call had the
+    metadata `traceparent`. Set by the server for good; empty where the server recorded no traces then.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When SubmitJob accepted the job."""
@@ -672,10 +677,11 @@ class JobInfo(_message.Message):
         suite_run_id: _builtins.str = ...,
         usage: Global___Usage | None = ...,
         judge_usage: Global___Usage | None = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_attempt", b"_attempt", "_attempt_count", b"_attempt_count", "_position_in_queue", b"_position_in_queue", "_priority", b"_priority", "attempt", b"attempt", "attempt_count", b"attempt_count", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "judge_usage", b"judge_usage", "position_in_queue", b"position_in_queue", "priority", b"priority", "progress", b"progress", "request", b"request", "retry_at", b"retry_at", "started_at", b"started_at", "timeout", b"timeout", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attempt", b"_attempt", "_attempt_count", b"_attempt_count", "_position_in_queue", b"_position_in_queue", "_priority", b"_priority", "attempt", b"attempt", "attempt_count", b"attempt_count", "attempts", b"attempts", "cached_from", b"cached_from", "cached_from_attempt", b"cached_from_attempt", "cancel_reason", b"cancel_reason", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "gpus", b"gpus", "job_id", b"job_id", "judge_usage", b"judge_usage", "labels", b"labels", "max_attempts", b"max_attempts", "owner", b"owner", "position_in_queue", b"position_in_queue", "preemptible", b"preemptible", "priority", b"priority", "progress", b"progress", "request", b"request", "results", b"results", "retry_at", b"retry_at", "revision", b"revision", "started_at", b"started_at", "status", b"status", "suite_run_id", b"suite_run_id", "supersede_key", b"supersede_key", "timeout", b"timeout", "usage", b"usage", "wait_reason", b"wait_reason", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attempt", b"_attempt", "_attempt_count", b"_attempt_count", "_position_in_queue", b"_position_in_queue", "_priority", b"_priority", "attempt", b"attempt", "attempt_count", b"attempt_count", "attempts", b"attempts", "cached_from", b"cached_from", "cached_from_attempt", b"cached_from_attempt", "cancel_reason", b"cancel_reason", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "gpus", b"gpus", "job_id", b"job_id", "judge_usage", b"judge_usage", "labels", b"labels", "max_attempts", b"max_attempts", "owner", b"owner", "position_in_queue", b"position_in_queue", "preemptible", b"preemptible", "priority", b"priority", "progress", b"progress", "request", b"request", "results", b"results", "retry_at", b"retry_at", "revision", b"revision", "started_at", b"started_at", "status", b"status", "suite_run_id", b"suite_run_id", "supersede_key", b"supersede_key", "timeout", b"timeout", "traceparent", b"traceparent", "usage", b"usage", "wait_reason", b"wait_reason", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__attempt: _TypeAlias = _typing.Literal["attempt"]  # noqa: Y015
     _WhichOneofArgType__attempt: _TypeAlias = _typing.Literal["_attempt", b"_attempt"]  # noqa: Y015
@@ -795,6 +801,8 @@ class JobAttempt(_message.Message):
     NODE_FIELD_NUMBER: _builtins.int
     JUDGE_ENGINE_ID_FIELD_NUMBER: _builtins.int
     ENGINE_GPU_SECONDS_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
+    SPAN_ID_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """From 1."""
     output_dir: _builtins.str
@@ -820,6 +828,12 @@ class JobAttempt(_message.Message):
     time that jobs asked the engine, which their owners share equally. Set by the server when it ends. 0 without an engine, and
     of one without GPUs.
     """
+    trace_id: _builtins.str
+    """The trace that it belongs to, as 32 hexadecimal digits: that of the call that submitted its job. Its run has it with
+    `span_id` in the environment variable TRACEPARENT. Set by the server when it begins; empty where the server records no traces.
+    """
+    span_id: _builtins.str
+    """Its span in that trace, as 16 hexadecimal digits, which the server records when it ends. Set and empty as `trace_id`."""
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
         """When it began."""
@@ -853,10 +867,12 @@ class JobAttempt(_message.Message):
         node: _builtins.str = ...,
         judge_engine_id: _builtins.str = ...,
         engine_gpu_seconds: _builtins.float = ...,
+        trace_id: _builtins.str = ...,
+        span_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "error", b"error", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "engine_gpu_seconds", b"engine_gpu_seconds", "engine_id", b"engine_id", "error", b"error", "gpu_mode", b"gpu_mode", "gpus", b"gpus", "judge_engine_id", b"judge_engine_id", "node", b"node", "number", b"number", "output_dir", b"output_dir", "started_at", b"started_at", "warm", b"warm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "engine_gpu_seconds", b"engine_gpu_seconds", "engine_id", b"engine_id", "error", b"error", "gpu_mode", b"gpu_mode", "gpus", b"gpus", "judge_engine_id", b"judge_engine_id", "node", b"node", "number", b"number", "output_dir", b"output_dir", "span_id", b"span_id", "started_at", b"started_at", "trace_id", b"trace_id", "warm", b"warm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

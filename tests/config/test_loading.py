@@ -100,6 +100,7 @@ SOURCES: dict[str, tuple[Any, str, Any, tuple[Any, Any, Any]]] = {
     "audit_file": ("/l/file", "/l/env", Path("/l/flag"), (Path("/l/file"), Path("/l/env"), Path("/l/flag"))),
     "audit_max_bytes": (1, "2", 3, (1, 2, 3)),
     "audit_max_files": (2, "3", 4, (2, 3, 4)),
+    "traces": ("otlp", "off", "otlp", ("otlp", "off", "otlp")),
     "metrics_listen": ("9464", "127.0.0.1:9465", "[::1]:9466", ("127.0.0.1:9464", "127.0.0.1:9465", "[::1]:9466")),
     "log_format": ("json", "text", "json", ("json", "text", "json")),
 }

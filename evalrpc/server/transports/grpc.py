@@ -7,6 +7,7 @@ traceback in the log.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any, Final, NoReturn
 
 import grpc
@@ -115,6 +116,12 @@ def _measured(call: _Adapted, meter: Meter) -> _Adapted:
     return measured
 
 
+def _header(context: _Context, name: str) -> str:
+    """Return the metadata of a name, if the client has sent some as text."""
+    value = next((value for key, value in context.invocation_metadata() or () if key == name), "")
+    return value if isinstance(value, str) else ""
+
+
 def _code_of(context: _Context) -> str:
     """Return the code that a call was aborted with."""
     code = context.code()
@@ -136,7 +143,7 @@ def _adapted(handler: Handler, authenticate: Authenticate, audit: MethodAudit | 
         try:
             found = authenticate(context)
             principal = found if isinstance(found, Principal) else await found
-            answering = handler(request, Call(principal, send, peer=context.peer))
+            answering = handler(request, Call(principal, send, header=partial(_header, context), peer=context.peer))
             if is_stream and principal.sign_in is not NOT_SIGNED_IN:
                 answering = principal.sign_in.while_valid(answering)
             answer = await answering
