@@ -18,12 +18,14 @@ LM_EVAL_READY := $(LM_EVAL)/.installed
 INSPECT_READY := $(INSPECT)/.installed
 PEER := .envs/peer
 PEER_READY := $(PEER)/.installed
+EXPORTERS := .envs/exporters
+EXPORTERS_READY := $(EXPORTERS)/.installed
 TINY_LLAVA := .demo/models/tiny-llava
 BASELINE := protos/v1.baseline.binpb
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup envs envs-more envs-peer demo demo-training test test-all test-fast campaign bench check format proto sync-client docs dist baseline clean
+.PHONY: help setup envs envs-more envs-peer envs-exporters demo demo-training test test-all test-fast campaign bench check format proto sync-client docs dist baseline clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +37,8 @@ envs: $(LMMS_READY) ## Set up lmms-eval in .envs/lmms
 envs-more: $(LM_EVAL_READY) $(INSPECT_READY) $(ENGINE_READY) ## Set up lm-eval, inspect-ai and an engine in .envs too
 
 envs-peer: $(PEER_READY) ## Set up lmms-eval's own HTTP server in .envs/peer, as a peer for `make bench`
+
+envs-exporters: $(EXPORTERS_READY) ## Set up MLflow and W&B in .envs/exporters, for a test of exports that is else skipped
 
 demo: setup envs $(TINY_LLAVA) ## Start a server, run a real evaluation on it, and watch it
 	@$(SERVER)/bin/python demo/demo.py
@@ -48,7 +52,8 @@ unexport PYTHONDONTWRITEBYTECODE
 # What the tests with real harnesses use. Tests whose variable is not set are skipped, with a message.
 LMMS_PARTS = EVALRPC_TEST_LMMS_PYTHON=$(CURDIR)/$(LMMS)/bin/python EVALRPC_TEST_TINY_LLAVA=$(CURDIR)/$(TINY_LLAVA)
 MORE_PARTS = EVALRPC_TEST_LM_EVAL_PYTHON=$(CURDIR)/$(LM_EVAL)/bin/python \
-	EVALRPC_TEST_INSPECT_PYTHON=$(CURDIR)/$(INSPECT)/bin/python
+	EVALRPC_TEST_INSPECT_PYTHON=$(CURDIR)/$(INSPECT)/bin/python \
+	$(addprefix EVALRPC_TEST_EXPORTERS_PYTHON=,$(wildcard $(CURDIR)/$(EXPORTERS)/bin/python))
 
 test: setup envs $(TINY_LLAVA) ## Run the tests that are not slow, with the real lmms-eval
 	$(LMMS_PARTS) $(SERVER)/bin/python $(PYTEST) -m "not slow" $(ARGS)
@@ -137,6 +142,11 @@ $(PEER_READY): scripts/requirements-peer.txt scripts/requirements-lmms-eval.txt
 	@PYTHON="$(PYTHON)" scripts/make-venv $(PEER)
 	$(PEER)/bin/pip install --requirement scripts/requirements-peer.txt
 	$(PEER)/bin/pip install --no-deps --requirement scripts/requirements-lmms-eval.txt
+	@touch $@
+
+$(EXPORTERS_READY): scripts/requirements-exporters.txt
+	@PYTHON="$(PYTHON)" scripts/make-venv $(EXPORTERS)
+	$(EXPORTERS)/bin/pip install --requirement scripts/requirements-exporters.txt
 	@touch $@
 
 $(LMMS_READY): scripts/requirements-torch.txt $(wildcard scripts/requirements-lmms-eval*.txt)

@@ -24,6 +24,11 @@ _EXTRAS: Final = {
     "plotext": "plot",
     "pandas": "pandas",
     "prometheus_client": "metrics",
+    "opentelemetry": "otel",
+    "mlflow": "mlflow",
+    "wandb": "wandb",
+    "pyarrow": "parquet",
+    "mcp": "mcp",
     "hypothesis": "testing",
     "pytest": "testing",
 }

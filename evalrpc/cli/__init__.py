@@ -37,6 +37,7 @@ _MODULES: Final = {
     "samples": "reading",
     "download": "reading",
     "follow": "follow",
+    "export": "export",
     "history": "history",
     "compare": "compare",
     "flips": "flips",
