@@ -1,6 +1,8 @@
 """Traces of jobs, from the client's span to the end of the last attempt, also across restarts."""
 
+import json
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -190,3 +192,15 @@ def test_a_stop_sends_what_is_left(serve: Serve, collector: Collector, monkeypat
     server.api.wait_for(submit(server.api, "good").job_id, COMPLETED)
     server.stop()
     assert sorted(collector.names) == ["attempt", SUBMIT, "wait in the queue"]
+
+
+def test_a_call_over_http_has_the_same_trace(serve: Serve, spans: Spans) -> None:
+    server = serve(traces="otlp", http_listen="127.0.0.1:0")
+    body = json.dumps({"request": {"harness": "toy", "model": "good", "tasks": ["t"], "numGpus": 0}}).encode()
+    headers = {"content-type": "application/json", "traceparent": str(CLIENT)}
+    request = urllib.request.Request(f"http://{server.server.http_listeners[0].listener.address}/{SUBMIT}", body, headers)
+    with urllib.request.urlopen(request) as answer:
+        job = json.load(answer)
+    assert job["traceparent"].split("-")[1] == CLIENT.trace_id
+    (call,) = spans.named(SUBMIT)
+    assert f"{call.parent.span_id:016x}" == CLIENT.span_id

@@ -33,6 +33,12 @@ def authorization(presented: Presented) -> str | None:
     return found
 
 
+def header_of(presented: Presented, name: str) -> str:
+    """Return the first header of a name in lower case, if it is text; empty without one."""
+    value: object = next((value for key, value in presented.invocation_metadata() or () if key == name), "")
+    return value if isinstance(value, str) else ""
+
+
 def bearer_token(header: str) -> str:
     """Return the token in a header `Bearer TOKEN`. Raises UnauthenticatedError for a header of another form."""
     scheme, _, token = header.partition(" ")

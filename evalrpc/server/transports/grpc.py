@@ -15,6 +15,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from evalrpc.errors import EvalrpcError
 from evalrpc.server.audit import Audit, MethodAudit
+from evalrpc.server.auth.presented import header_of
 from evalrpc.server.call import ANONYMOUS, Call, Principal
 from evalrpc.server.error_status import status_of
 from evalrpc.server.handlers import Handler
@@ -116,12 +117,6 @@ def _measured(call: _Adapted, meter: Meter) -> _Adapted:
     return measured
 
 
-def _header(context: _Context, name: str) -> str:
-    """Return the metadata of a name, if the client has sent some as text."""
-    value = next((value for key, value in context.invocation_metadata() or () if key == name), "")
-    return value if isinstance(value, str) else ""
-
-
 def _code_of(context: _Context) -> str:
     """Return the code that a call was aborted with."""
     code = context.code()
@@ -143,7 +138,7 @@ def _adapted(handler: Handler, authenticate: Authenticate, audit: MethodAudit | 
         try:
             found = authenticate(context)
             principal = found if isinstance(found, Principal) else await found
-            answering = handler(request, Call(principal, send, header=partial(_header, context), peer=context.peer))
+            answering = handler(request, Call(principal, send, header=partial(header_of, context), peer=context.peer))
             if is_stream and principal.sign_in is not NOT_SIGNED_IN:
                 answering = principal.sign_in.while_valid(answering)
             answer = await answering

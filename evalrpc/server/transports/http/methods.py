@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Final
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -10,7 +11,7 @@ from google.protobuf.descriptor_pb2 import MethodOptions
 from evalrpc.errors import DeadlineExceededError, EvalrpcError
 from evalrpc.server.audit import Audit, MethodAudit
 from evalrpc.server.auth.authenticator import Authenticate
-from evalrpc.server.auth.presented import Presented
+from evalrpc.server.auth.presented import Presented, header_of
 from evalrpc.server.call import Call, Principal
 from evalrpc.server.handlers import Handler
 from evalrpc.server.metering import Meter, Meters
@@ -97,8 +98,8 @@ class HttpMethod:
 
     def _answering(self, request: bytes, caller: Presented, principal: Principal, send: Send | None) -> Awaitable[bytes]:
         if send is None:
-            return self._handler(request, Call(principal, _refuse, peer=caller.peer))
-        answering = self._handler(request, Call(principal, send, peer=caller.peer))
+            return self._handler(request, Call(principal, _refuse, header=partial(header_of, caller), peer=caller.peer))
+        answering = self._handler(request, Call(principal, send, header=partial(header_of, caller), peer=caller.peer))
         return answering if principal.sign_in is NOT_SIGNED_IN else principal.sign_in.while_valid(answering)
 
 
