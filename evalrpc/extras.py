@@ -14,6 +14,7 @@ _EXTRAS: Final = {
     "sortedcontainers": "server",
     "uvloop": "server",
     "httptools": "engines",
+    "jinja2": "engines",
     "uvicorn": "http",
     "aiohttp": "endpoints",
     "yarl": "endpoints",

@@ -78,6 +78,7 @@ def _row(engine: Engine) -> tuple[Cell, ...]:
 def _details(engine: Engine) -> Iterator[str]:
     if engine.error:
         yield engine.error
+    yield from engine.warnings
     if engine.HasField("start_duration"):
         yield f"started in {wording.duration_text(engine.start_duration)}"
     for name, value in sorted(engine.served_model.args.items()):

@@ -129,6 +129,8 @@ class Engine:
     """By the clock's monotonic time, while it has no users."""
     is_retired: bool = False
     """Whether no further job may use it, since its model has changed, or another job waits for its devices."""
+    warnings: tuple[str, ...] = ()
+    """What was found when it was asked first, and does not keep jobs from using it."""
     stop_reason: str | None = None
     """Why it is to end; None: it is not. Empty: since nobody needs it."""
     error: RunFailedError | None = None
@@ -304,11 +306,8 @@ class Engine:
                 self._fail_to_start(f"it ended before it answered: {self._last_words()}")
             if self._require_port(handle) and _answers(self.port, settings.ready):
                 is_known = self.start_seconds is not None and self.state_since == self.started_at  # by an earlier server
-                problem = "" if is_known else probe(self.port, self.definition, self.served)
-                if problem and handle.wait(0):
-                    self._fail_to_start(f"it ended at its first question: {self._last_words()}")
-                if problem:
-                    raise RunFailedError(INCOMPATIBLE, f"engine {self.definition.name}: {problem}")
+                if not is_known:
+                    self._probe(handle)
                 self._ports_lost = 0
                 self._let_go_of_port()
                 return True
@@ -316,6 +315,16 @@ class Engine:
                 waited = f"it did not answer {settings.ready} within {settings.start_timeout_seconds:g} seconds"
                 self._fail_to_start(f"{waited}: {self._last_words()}")
         return False
+
+    def _probe(self, handle: RunHandle) -> None:
+        """Ask it what jobs will rely on. Raises RunFailedError."""
+        found = probe(self.port, self.definition, self.served)
+        if found.problem and handle.wait(0):
+            self._fail_to_start(f"it ended at its first question: {self._last_words()}")
+        if found.problem:
+            raise RunFailedError(INCOMPATIBLE, f"engine {self.definition.name}: {found.problem}")
+        with self.dependencies.lock:
+            self.warnings = found.warnings
 
     def _require_port(self, handle: RunHandle, *, has_ended: bool = False) -> bool:
         """Return whether it listens at its port. Raises _PortLostError where another program does, or made it end."""
@@ -497,6 +506,7 @@ class Engine:
             "port": self.port,
             "started_ns": self.started_at.ToNanoseconds(),
             "start_seconds": self.start_seconds,
+            "warnings": self.warnings,
         }
         with create_private_file(self.folder / f"{_STATE_FILE}.new") as file:
             file.write(json.dumps(facts).encode())

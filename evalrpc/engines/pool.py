@@ -304,6 +304,14 @@ class EnginePool:
             engine = self._named(engine_id)
             return engine.log_path if engine is not None else None
 
+    def fingerprint(self, served: ServedModel) -> str:
+        """Return what is equal as long as the answers of a model are; empty if that can't be told. Blocks on the disk."""
+        answers = self.find(served, "")
+        if isinstance(answers, EndpointUse):
+            return answers.fingerprint
+        definition = self._definitions.get(served.engine)
+        return definition.fingerprint(served) if definition is not None else ""
+
     def problems(self) -> Mapping[str, str]:
         """Return, by the name of each engine that is configured, why it can't be started; empty if nothing is missing."""
         engines = {name: definition.problem() for name, definition in self._definitions.items()}
@@ -381,6 +389,7 @@ class EnginePool:
             port=int(facts["port"]),
             start_seconds=facts.get("start_seconds"),
             first_job_id=str(facts.get("first_job_id", "")),
+            warnings=tuple(map(str, facts.get("warnings", ()))),
         )
         engine.started_at.FromNanoseconds(int(facts["started_ns"]))
         engine.state_since.CopyFrom(engine.started_at)
@@ -522,6 +531,7 @@ def _message(engine: Engine) -> pb.Engine:
         restart_count=engine.restart_count,
         error=engine.error.message if engine.error is not None else "",
         owner=engine.owner,
+        warnings=engine.warnings,
     )
     if engine.start_seconds is not None:
         message.start_duration.FromNanoseconds(int(engine.start_seconds * 1e9))

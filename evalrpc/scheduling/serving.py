@@ -26,6 +26,7 @@ from evalrpc.files.opening import read_note
 from evalrpc.files.private import create_private_file
 from evalrpc.harnesses.base import Harness, ServedEndpoint, ServedHarness, ServedNeeds
 from evalrpc.harnesses.served import judge_environment, served_environment
+from evalrpc.jobs import transitions
 from evalrpc.jobs.paths import attempt_dir, job_dir
 from evalrpc.jobs.served_models import JUDGE_FIELD, SERVED_FIELD, SERVED_FIELDS, model_name, served_models
 from evalrpc.scheduling.phase_reports import PhaseReports
@@ -126,8 +127,9 @@ class ServedRun:
             run.require_sound(harness)
 
     def note_usage(self, job: JobInfo) -> None:
-        """Record what became of the questions so far, as far as that is known."""
+        """Record what became of the questions so far, as far as that is known, and what was found out about the engines."""
         for run in self._runs:
+            transitions.add_warnings(job, run.warnings())
             if (usage := run.usage()) is not None:
                 getattr(job, _USAGE_FIELDS[run.field]).CopyFrom(usage)
 
@@ -224,6 +226,11 @@ class _ModelRun:
             )
         if counters.failed and (counters.gateway_failures or counters.unavailable):
             raise RunFailedError(LOST, f"{counters.failed} questions got no answer, since no engine was there to give it")
+
+    def warnings(self) -> list[str]:
+        """Return what those should know who use the engine."""
+        engine = self._engine
+        return [f"engine {engine.definition.name}: {each}" for each in engine.warnings] if isinstance(engine, Engine) else []
 
     def usage(self) -> Usage | None:
         """Return what became of the questions so far; None if that is not known."""

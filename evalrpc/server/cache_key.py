@@ -23,14 +23,17 @@ from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo
 _NOWHERE: Final = Path("/evalrpc")  # stands for the folders of an attempt, which differ between jobs
 
 
-def cache_key(harness: Harness, job: JobInfo, preparation: Preparation | None = None) -> bytes:
+def cache_key(harness: Harness, job: JobInfo, preparation: Preparation | None = None, judge: str = "") -> bytes:
     """Return a digest that is equal for identical evaluations of the same owner, whose model is prepared in the same way; empty
-    if that can't be decided, and then the job gets a warning that says why."""
+    if that can't be decided, and then the job gets a warning that says why. `judge`: what the answers of the judge depend on;
+    empty: there is none, or that can't be told."""
     request = job.request
     if request.output_dir:
         return _no_key(job, "output_dir asks for results in a folder of the job's own")
     if request.HasField("served_model"):
         return _no_key(job, "it does not hold evaluations of served models yet")
+    if request.HasField("judge_model") and not judge:
+        return _no_key(job, "nobody can tell whether the name of the judge stands for the same weights as before")
     try:
         command = harness.command(_run(request))
     except RunFailedError as error:
@@ -44,6 +47,7 @@ def cache_key(harness: Harness, job: JobInfo, preparation: Preparation | None = 
         files,
         request.max_bad_answer_ratio if request.HasField("max_bad_answer_ratio") else None,
         *([preparation.definition] if preparation is not None else []),
+        *([judge] if judge else []),
         *([sorted(request.secrets)] if request.secrets else []),  # their names, and never their values
     )
     return hashlib.sha256(f"{facts!r}{job.owner}".encode()).digest()

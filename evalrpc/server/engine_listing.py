@@ -8,6 +8,7 @@ from evalrpc.config import Settings
 from evalrpc.engines.holdings import EngineHolding
 from evalrpc.secrets.masking import Mask
 from evalrpc.v1.engines_pb2 import Engine, EngineKind, ListEnginesResponse
+from evalrpc.v1.jobs_pb2 import ServedModel
 
 
 class Engines(Protocol):
@@ -27,6 +28,9 @@ class Engines(Protocol):
 
     def holdings(self) -> Sequence[EngineHolding]:
         """Return what engines hold."""
+
+    def fingerprint(self, served: ServedModel) -> str:
+        """Return what is equal as long as the answers of a model are; empty if that can't be told. Blocks."""
 
     def problems(self) -> Mapping[str, str]:
         """Return why each engine that is configured can't be started, and each endpoint not asked, by its name; empty if

@@ -696,7 +696,11 @@ class EvaluationService:
         if mode != CACHE_MODE_ALLOW:
             return b""
         harness, preparation = self.harnesses[job.request.harness], self.preparations.get(job.request.preparation)
-        return await self._look_up(lambda: cache_key(harness, job, preparation))
+        return await self._look_up(lambda: cache_key(harness, job, preparation, self._judge(job.request)))
+
+    def _judge(self, request: EvaluateRequest) -> str:
+        """Return what the answers of the judge of a request depend on, if it has one and that can be told. Blocks."""
+        return self.engines.fingerprint(request.judge_model) if request.HasField("judge_model") else ""
 
     async def _read(self, read: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self.pools.readers, read)

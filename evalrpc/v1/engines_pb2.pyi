@@ -161,6 +161,7 @@ class Engine(_message.Message):
     RESTART_COUNT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     engine_id: _builtins.str
     """Identifies it."""
     state: Global___EngineState.ValueType
@@ -197,6 +198,12 @@ class Engine(_message.Message):
     def start_duration(self) -> _duration_pb2.Duration:
         """How long it took from its start to its first answer. Absent: it has not answered yet."""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What was found when it was asked before jobs used it, and what does not make its answers worthless: such as that it answers
+        questions which are longer than the model can read. Jobs that use it have it among their warnings.
+        """
+
     def __init__(
         self,
         *,
@@ -212,10 +219,11 @@ class Engine(_message.Message):
         restart_count: _builtins.int | None = ...,
         error: _builtins.str = ...,
         owner: _builtins.str = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_job_count", b"_job_count", "_restart_count", b"_restart_count", "job_count", b"job_count", "restart_count", b"restart_count", "served_model", b"served_model", "start_duration", b"start_duration", "started_at", b"started_at", "state_since", b"state_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_job_count", b"_job_count", "_restart_count", b"_restart_count", "engine_id", b"engine_id", "error", b"error", "gpus", b"gpus", "job_count", b"job_count", "node", b"node", "owner", b"owner", "restart_count", b"restart_count", "served_model", b"served_model", "start_duration", b"start_duration", "started_at", b"started_at", "state", b"state", "state_since", b"state_since"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_job_count", b"_job_count", "_restart_count", b"_restart_count", "engine_id", b"engine_id", "error", b"error", "gpus", b"gpus", "job_count", b"job_count", "node", b"node", "owner", b"owner", "restart_count", b"restart_count", "served_model", b"served_model", "start_duration", b"start_duration", "started_at", b"started_at", "state", b"state", "state_since", b"state_since", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__job_count: _TypeAlias = _typing.Literal["job_count"]  # noqa: Y015
     _WhichOneofArgType__job_count: _TypeAlias = _typing.Literal["_job_count", b"_job_count"]  # noqa: Y015

@@ -10,7 +10,7 @@ from evalrpc.config import HarnessSettings, Settings
 from evalrpc.harnesses.base import Harness
 from evalrpc.harnesses.registry import build_harnesses
 from evalrpc.server.cache_key import cache_key
-from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo, ServedModel
 
 PACKAGES = {"lm-eval": "lm_eval", "lmms-eval": "lmms_eval", "inspect-ai": "inspect_ai"}
 
@@ -180,3 +180,16 @@ def test_a_model_of_too_many_files_has_no_key(tmp_path: Path) -> None:
 def test_secrets_count_by_their_names(harness: Harness) -> None:
     assert key(harness, secrets=["A"]) == key(harness, secrets=["A"])
     assert len({key(harness), key(harness, secrets=["A"]), key(harness, secrets=["B"]), key(harness, secrets=["A", "B"])}) == 4
+
+
+def test_another_judge_makes_another_evaluation(tmp_path: Path) -> None:
+    """lmms-eval's command line says nothing of the judge, which its tasks find in their environment."""
+    harness = build("lmms-eval", tmp_path)
+    request = EvaluateRequest(model="hf", tasks=["t"], num_gpus=0)
+    request.judge_model.CopyFrom(ServedModel(engine="vendor", model="acme/judge"))
+    keys = [cache_key(harness, JobInfo(request=request), judge=judge) for judge in ("one", "other", "one")]
+    assert all(keys)
+    assert keys[0] == keys[2] != keys[1]
+    job = JobInfo(request=request)
+    assert cache_key(harness, job) == b""
+    assert "the name of the judge" in job.warnings[0]

@@ -61,6 +61,9 @@ class Listed:
     def log_path(self, engine_id: str) -> Path | None:
         return self._log if engine_id in self.engines else None
 
+    def fingerprint(self, served: pb.ServedModel) -> str:
+        return ""
+
     def log_mask(self, engine_id: str) -> Mask:
         return self.mask
 

@@ -34,6 +34,9 @@ class Behaviour:
         if asked.path == "/health":
             asked.answer({}, 503 if self._how == "never-ready" else 200)
             return
+        if asked.method == "GET":
+            asked.answer({}, 404)
+            return
         if self._how == "rubbish":
             asked.send(b"<html>", content_type="text/html")
             return

@@ -246,7 +246,7 @@ class Answers:
             if isinstance(given, Reply):
                 given = _Given(given, None, Reservation(self._budget))
             return self._deliver(asked, given) if given else None
-        except Exception as error:
+        except Exception as error:  # whatever it is, who has joined would wait for ever; it is raised for both
             recipient = asked.recipient()
             if recipient and recipient.joined:
                 recipient.joined.set_exception(error)
@@ -274,7 +274,7 @@ class Answers:
             content_type = header(answer.headers, b"content-type")
             body = b"".join(chunks)
             facts = _facts(body, content_type, asked.question) if answer.status == 200 else None
-        except BaseException:
+        except BaseException:  # a cancel, too: else the bytes would be held for good
             held.release()
             raise
         retry_after = header(answer.headers, b"retry-after")

@@ -77,7 +77,7 @@ class Control:
             return reply | {"result": call(request.get("arguments", {}))}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             return reply | {"error": str(error) or type(error).__name__}
-        except Exception as error:
+        except Exception as error:  # the last resort: a bug in one call must not cost the server its connection, nor a reply
             _LOGGER.exception("a call of the server failed")
             return reply | {"error": f"a fault of the gateway: {error}"}
 
