@@ -578,7 +578,8 @@ class QueueState:
         )
         if reservation.job.owner != entry.owner and not is_urgent_alone:
             return reservation
-        return reservation if self._position(reservation.job) <= position else None
+        first = self._queued[reservation.job.job_id]  # of which a reservation has only what is missing
+        return reservation if self._position(first) <= position else None
 
     def _others_before(self, entry: QueuedJob, names_others: bool) -> str:
         """Say whose jobs come before those of a job's owner; nothing, if nobody's do."""

@@ -276,3 +276,16 @@ def test_the_start_of_an_engine_is_paid_by_the_job_that_it_is_for(queue: Queue) 
     queue.state.engines_changed()
     queue.clock.seconds += 10
     assert [queue.state.engine_gpu_seconds(job_id) for job_id in (first, other)] == [130.0, 10.0]
+
+
+def test_a_job_whose_model_is_up_waits_for_the_gpus_of_its_judge_alone() -> None:
+    queue = Queue()
+    queue.run("", "3")
+    queue.engines.put("m", "0", "1", users=frozenset({"another"}))
+    job = pb.JobInfo(job_id="job-9", status=QUEUED)
+    for field, model in (("served_model", "/m"), ("judge_model", "/judge")):
+        getattr(job.request, field).CopyFrom(pb.ServedModel(engine="e", model=model, num_gpus=2))
+    queue.commit(job)
+    queue.clock.seconds += RESERVATION
+    assert not isinstance(queue.choose(), Placement)
+    assert "needs 2 GPUs" in queue.reason("job-9")
