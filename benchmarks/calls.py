@@ -1,5 +1,6 @@
 """Throughput and latency of single calls: GetJob, SubmitJob, GetQueue, ListJobs."""
 
+import json
 import os
 import statistics
 import time
@@ -10,14 +11,14 @@ from typing import NamedTuple
 
 from benchmarks import messages
 from benchmarks.filling import fill
-from benchmarks.h2load import Call, GrpcCall
-from benchmarks.processes import Server, both, evalrpc_server, workplace
+from benchmarks.h2load import Call, GrpcCall, HttpCall
+from benchmarks.processes import Server, both, evalrpc_server, free_port, workplace
 from benchmarks.report import Aim, Row, Sides, at_most, compare, figures, in_turn, ratio_at_least, ratio_at_most
 from benchmarks.scale import Scale
 from evalrpc.client import EvalClient
 from evalrpc.server.auth.token_format import new_token
 from evalrpc.server.auth.token_store import StoredToken, TokenStore
-from evalrpc.v1.jobs_pb2 import JOB_STATUS_CANCELLED, JobFilter
+from evalrpc.v1.jobs_pb2 import JOB_STATUS_CANCELLED, GetJobRequest, JobFilter
 
 _FEW_QUEUED = 10
 _FEW_LISTED = 1000
@@ -75,6 +76,25 @@ def get_job(scale: Scale) -> Iterator[Row]:
             loads = Load(ours, call, scale.calls), Load(bare, call, scale.calls)
             for in_flight in (1, 32):
                 yield from rates("GetJob", scale, loads, in_flight, ratio_at_least(0.90))
+
+
+def get_job_over_connect(scale: Scale) -> Iterator[Row]:
+    """GetJob over HTTP, in both forms of the Connect protocol, against the same server over gRPC."""
+    with workplace() as folder:
+        job_id = fill(folder / "data", queued=100)[-1]
+        port, path = free_port(), "/evalrpc.v1.EvaluationService/GetJob"
+        forms = {
+            "application/proto": GetJobRequest(job_id=job_id).SerializeToString(),
+            "application/json": json.dumps({"jobId": job_id}).encode(),
+        }
+        with evalrpc_server(folder, more=("--http-listen", f"127.0.0.1:{port}")) as server:
+            over_grpc = Load(server, GrpcCall(messages.get_job(job_id)), scale.calls)
+            for kind, body in forms.items():
+                over_http = Load(server, HttpCall(path, body, kind, port), scale.calls)
+                for in_flight in (1, 32):
+                    name = f"GetJob over Connect, {kind.partition('/')[2]}"
+                    loads = over_http, over_grpc
+                    yield from rates(name, scale, loads, in_flight, ratio_at_least(1.0), "yardstick: the same over gRPC")
 
 
 def get_job_with_token(scale: Scale) -> Iterator[Row]:

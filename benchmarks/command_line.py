@@ -35,6 +35,7 @@ from benchmarks.scale import SCALES, Scale
 
 COMPARISONS: Final[Mapping[str, Callable[[Scale], Iterator[report.Row]]]] = {
     "get-job": calls.get_job,
+    "get-job-over-connect": calls.get_job_over_connect,
     "get-job-with-token": calls.get_job_with_token,
     "get-job-watched": calls.get_job_watched,
     "get-job-of-last": calls.get_job_of_last,

@@ -16,7 +16,6 @@ from benchmarks.http2 import Request
 
 _GRPC: Final = ("-H", "content-type: application/grpc", "-H", "te: trailers")
 _VARYING_BYTES: Final = 3
-_JSON: Final = ("--h1", "-H", "content-type: application/json")
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,15 @@ class HttpCall:
 
     path: str
     body: bytes = b""
+    content_type: str = "application/json"
+    port: int | None = None
+    """Where the server has HTTP, if not at its address."""
 
     def repeat(self, address: str, count: int, in_flight: int, _threads: int) -> Answered:
         """Make `count` requests. Raises RuntimeError if any fails."""
-        return _run(("-c", str(in_flight), *_JSON, f"http://{address}{self.path}"), self.body, count, 1)
+        place = address if self.port is None else f"{address.rpartition(':')[0]}:{self.port}"
+        headers = ("--h1", "-H", f"content-type: {self.content_type}")
+        return _run(("-c", str(in_flight), *headers, f"http://{place}{self.path}"), self.body, count, 1)
 
 
 Call: TypeAlias = GrpcCall | HttpCall

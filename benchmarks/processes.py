@@ -108,7 +108,7 @@ def peer_server(folder: Path, program: Path) -> Iterator[Server]:
     launcher = folder / "peer" / "accelerate" / "commands" / "launch.py"
     launcher.parent.mkdir(parents=True, exist_ok=True)
     launcher.write_text(_LAUNCHER.format(program=str(program)))
-    port = _free_port()
+    port = free_port()
     command = (str(PEER_PYTHON), "-m", "lmms_eval", "serve", "--host", "127.0.0.1", "--port", str(port))
     with _running(command, folder / "peer.log", folder / "peer", port) as server:
         yield server
@@ -117,7 +117,7 @@ def peer_server(folder: Path, program: Path) -> Iterator[Server]:
 @contextmanager
 def gateway_program(folder: Path) -> Iterator[Server]:
     """Run the gateway of served models, with its control socket in a folder."""
-    port = _free_port()
+    port = free_port()
     where = ("--listen", f"127.0.0.1:{port}", "--folder", str(folder))
     with _running((sys.executable, "-m", "evalrpc.engines.gateway", *where), folder / "gateway.log", port=port) as server:
         yield server
@@ -171,7 +171,7 @@ def _listening_address(process: subprocess.Popen[bytes]) -> str:
     return line.split()[-1]
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with closing(socket.socket()) as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
