@@ -10,8 +10,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t
 
+from evalrpc.analysis.distributions import t_quantile, t_tail
 from evalrpc.analysis.power import DEFAULT_POWER, Design, detectable_mean
 from evalrpc.analysis.significance import Difference, mcnemar
 
@@ -49,12 +49,12 @@ def clustered_t(
         variance = unclustered
     freedom = degrees_of_freedom(sizes, intra_cluster_correlation(sizes, variance / unclustered))
     error = math.sqrt(variance)
-    reach = float(t.isf(alpha / 2, freedom)) * error
+    reach = -t_quantile(alpha / 2, freedom) * error
     difference = Difference(
         mean,
         mean - reach,
         mean + reach,
-        float(2 * t.sf(abs(mean) / error, freedom)),
+        2 * t_tail(abs(mean) / error, freedom),
         error,
         detectable_mean(error, freedom, Design(alpha, DEFAULT_POWER)),
     )

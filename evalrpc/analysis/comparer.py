@@ -2,8 +2,6 @@
 take more memory than the rest of an idle server, are never loaded into it."""
 
 import asyncio
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
@@ -21,6 +19,7 @@ from evalrpc.harnesses.base import Harness
 from evalrpc.harnesses.registry import build_harness
 from evalrpc.reading import page_tokens
 from evalrpc.reading.disk import read_in, read_on
+from evalrpc.reading.remembered import Remembered
 from evalrpc.scheduling.limited_process import LimitedProcess, Limits
 from evalrpc.v1.comparison_pb2 import (
     CompareJobsRequest,
@@ -61,7 +60,7 @@ class Comparer:
         self._data_dir = data_dir
         self._harness_settings = harness_settings
         self._comparers = comparers
-        self._known_flips = _KnownFlips()
+        self._known_flips = Remembered[Flips](_MAX_REMEMBERED, len)
         self._idle: list[tuple[LimitedProcess, asyncio.TimerHandle]] = []
 
     async def compare(self, call: CompareJobsRequest, baseline: JobInfo, candidates: Sequence[JobInfo]) -> CompareJobsResponse:
@@ -115,6 +114,10 @@ class Comparer:
             self._known_flips.put(key, flips)
         return flips
 
+    def forget_unused(self) -> None:
+        """Forget the flips whose next page nobody reads any more."""
+        self._known_flips.forget_unused()
+
     def close(self) -> None:
         """End the processes that are kept."""
         while self._idle:
@@ -153,27 +156,6 @@ class Comparer:
     def _end(self, process: LimitedProcess) -> None:
         self._idle = [each for each in self._idle if each[0] is not process]
         self._comparers.submit(process.close)  # which waits for its end
-
-
-class _KnownFlips:
-    """The flips of recent listings, so that their next pages need not read all samples again. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._known: OrderedDict[bytes, Flips] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: bytes) -> Flips | None:
-        """Return the flips of a listing, if they are remembered."""
-        with self._lock:
-            return self._known.get(key)
-
-    def put(self, key: bytes, flips: Flips) -> None:
-        """Remember the flips of a listing, and forget older ones that are too many by now."""
-        with self._lock:
-            self._known[key] = flips
-            self._known.move_to_end(key)
-            while len(self._known) > 1 and sum(map(len, self._known.values())) > _MAX_REMEMBERED:
-                self._known.popitem(last=False)
 
 
 def _without(call: ListFlipsRequest, *fields: str) -> ListFlipsRequest:

@@ -10,10 +10,8 @@ come on a page after the last of them.
 import json
 import math
 import re
-import threading
 from array import array
 from bisect import bisect_left
-from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import groupby, islice
 from typing import Final, NamedTuple
@@ -26,6 +24,7 @@ from evalrpc.protobuf.wire_format import field_size
 from evalrpc.reading import page_tokens
 from evalrpc.reading.job_results import JobResults
 from evalrpc.reading.page_bound import PageBound
+from evalrpc.reading.remembered import Remembered
 from evalrpc.store.base import Store
 from evalrpc.v1.history_pb2 import GetHistoryRequest, GetHistoryResponse, HistoryPoint
 from evalrpc.v1.jobs_pb2 import JOB_STATUS_COMPLETED, JobFilter, JobInfo
@@ -53,25 +52,11 @@ class _Places(NamedTuple):
     sequences: "array[int]"
 
 
-class HistoryPlaces:
+class HistoryPlaces(Remembered[_Places]):
     """The places of recent listings, so that their next pages need not look at all jobs again. Thread-safe."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[bytes, _Places] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: bytes) -> _Places | None:
-        """Return the places of a listing, if they are remembered."""
-        with self._lock:
-            return self._known.get(key)
-
-    def put(self, key: bytes, places: _Places) -> None:
-        """Remember the places of a listing, and forget older ones that are too many by now."""
-        with self._lock:
-            self._known[key] = places
-            self._known.move_to_end(key)
-            while len(self._known) > 1 and sum(len(each.steps) for each in self._known.values()) > _MAX_REMEMBERED:
-                self._known.popitem(last=False)
+        super().__init__(_MAX_REMEMBERED, lambda places: len(places.steps))
 
 
 class _Position(NamedTuple):

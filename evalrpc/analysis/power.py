@@ -7,7 +7,7 @@ under the difference is smaller than without one; on McNemar's exact test, which
 import math
 from typing import Final, NamedTuple
 
-from scipy.stats import norm, t
+from evalrpc.analysis.distributions import normal_quantile, t_quantile
 
 DEFAULT_POWER: Final = 0.8
 """How probable it should be that a difference is seen."""
@@ -24,14 +24,14 @@ class Design(NamedTuple):
     @property
     def quantiles(self) -> tuple[float, float]:
         """The quantiles of the normal distribution that belong to both."""
-        return float(norm.isf(self.alpha / 2)), float(norm.ppf(self.power))
+        return -normal_quantile(self.alpha / 2), normal_quantile(self.power)
 
 
 def detectable_mean(standard_error: float, degrees_of_freedom: float, design: Design) -> float:
     """Return the smallest mean difference that a t-test with this standard error sees; with infinite degrees of freedom, a
     z-test."""
-    reach = t.isf(design.alpha / 2, degrees_of_freedom) + t.ppf(design.power, degrees_of_freedom)
-    return float(reach) * standard_error
+    reach = t_quantile(design.power, degrees_of_freedom) - t_quantile(design.alpha / 2, degrees_of_freedom)
+    return reach * standard_error
 
 
 def detectable_share(differing_ratio: float, pairs: float, design: Design) -> float:

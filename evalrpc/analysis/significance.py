@@ -10,8 +10,17 @@ from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta, binomtest, bootstrap, norm, t
 
+from evalrpc.analysis.distributions import (
+    beta_above,
+    beta_below,
+    beta_quantile,
+    beta_upper_quantile,
+    normal_quantile,
+    normal_tail,
+    sign_test,
+    t_quantile,
+)
 from evalrpc.analysis.evidence import Value
 from evalrpc.analysis.power import DEFAULT_POWER, Design, detectable_mean, detectable_share
 
@@ -43,15 +52,14 @@ def mcnemar(losses: int, gains: int, pairs: int, alpha: float) -> Difference:
     The interval is the adjusted Wald interval of Bonett and Price (2012). `pairs` must be at least 1. For the detectable
     difference, at least two pairs count as differing: it would be zero otherwise.
     """
-    p_value = binomtest(gains, gains + losses).pvalue if gains + losses else 1.0
     gained, lost = (gains + 1) / (pairs + 2), (losses + 1) / (pairs + 2)
     centre = gained - lost
-    reach = norm.isf(alpha / 2) * math.sqrt((gained + lost - centre**2) / (pairs + 2))
+    reach = -normal_quantile(alpha / 2) * math.sqrt((gained + lost - centre**2) / (pairs + 2))
     return Difference(
         (gains - losses) / pairs,
         max(-1.0, centre - reach),
         min(1.0, centre + reach),
-        float(p_value),
+        sign_test(gains, gains + losses),
         math.sqrt((gains + losses - (gains - losses) ** 2 / pairs) / pairs**2),
         detectable_share(max(gains + losses, 2) / pairs, pairs, Design(alpha, DEFAULT_POWER)),
     )
@@ -60,16 +68,7 @@ def mcnemar(losses: int, gains: int, pairs: int, alpha: float) -> Difference:
 def paired_bootstrap(differences: NDArray[np.float64], alpha: float) -> Difference:
     """Test the mean of at least MIN_SAMPLES differences: the percentile bootstrap, and the p-value that its intervals imply."""
     mean = float(differences.mean())
-    resampled = bootstrap(
-        (_grouped(differences - mean),),
-        np.mean,
-        n_resamples=RESAMPLES,
-        batch=_BATCH,
-        vectorized=True,
-        method="percentile",
-        rng=np.random.default_rng(_SEED),
-    )
-    means = mean + _widening(len(differences), alpha) * resampled.bootstrap_distribution
+    means = mean + _widening(len(differences), alpha) * _resampled_means(_grouped(differences - mean))
     lower, upper = np.quantile(means, (alpha / 2, 1 - alpha / 2))
     tail = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
     p_value = min(1.0, 2 * (tail + 1) / (RESAMPLES + 1))
@@ -80,9 +79,9 @@ def paired_bootstrap(differences: NDArray[np.float64], alpha: float) -> Differen
 
 def unpaired_z(difference: float, stderr: float, alpha: float) -> Difference:
     """Test a difference with a standard error above zero, assuming a normal distribution: z-test."""
-    reach = float(norm.isf(alpha / 2)) * stderr
+    reach = -normal_quantile(alpha / 2) * stderr
     detectable = detectable_mean(stderr, math.inf, Design(alpha, DEFAULT_POWER))
-    p_value = float(2 * norm.sf(abs(difference) / stderr))
+    p_value = 2 * normal_tail(abs(difference) / stderr)
     return Difference(difference, difference - reach, difference + reach, p_value, stderr, detectable)
 
 
@@ -92,12 +91,12 @@ def clopper_pearson(hits: float, count: float, threshold: float, alpha: float) -
     The p-value is twice that of the nearer tail, so that it is below `alpha` just where the interval misses the threshold. What
     is no whole number stands for trials that are worth so many independent ones.
     """
-    lower = float(beta.ppf(alpha / 2, hits, count - hits + 1)) if hits > 0 else 0.0
-    upper = float(beta.isf(alpha / 2, hits + 1, count - hits)) if hits < count else 1.0
+    lower = beta_quantile(alpha / 2, hits, count - hits + 1) if hits > 0 else 0.0
+    upper = beta_upper_quantile(alpha / 2, hits + 1, count - hits) if hits < count else 1.0
     if not 0 <= threshold <= 1:
         return Value(lower, upper, 0.0)
-    at_least = float(beta.cdf(threshold, hits, count - hits + 1)) if hits > 0 else 1.0
-    at_most = float(beta.sf(threshold, hits + 1, count - hits)) if hits < count else 1.0
+    at_least = beta_below(threshold, hits, count - hits + 1) if hits > 0 else 1.0
+    at_most = beta_above(threshold, hits + 1, count - hits) if hits < count else 1.0
     return Value(lower, upper, min(1.0, 2 * min(at_least, at_most)))
 
 
@@ -122,7 +121,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @lru_cache
 def _two_sided_quantile(alpha: float) -> float:
-    return float(norm.isf(alpha / 2))
+    return -normal_quantile(alpha / 2)
 
 
 def _grouped(deviations: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -138,9 +137,16 @@ def _grouped(deviations: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(sums * (MAX_RESAMPLED / count), np.float64)
 
 
+def _resampled_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the means of RESAMPLES samples of as many values, drawn with replacement."""
+    dice = np.random.default_rng(_SEED)
+    counts = [min(_BATCH, RESAMPLES - done) for done in range(0, RESAMPLES, _BATCH)]
+    return np.concatenate([values[dice.integers(0, len(values), (count, len(values)))].mean(axis=-1) for count in counts])
+
+
 def _widening(count: int, alpha: float) -> float:
     """Return the factor that widens the spread, by Bessel's correction and Student's t, which matter for few samples.
 
     See Hesterberg, What Teachers Should Know About the Bootstrap (2015), on expanded percentile intervals.
     """
-    return float(math.sqrt(count / (count - 1)) * t.isf(alpha / 2, count - 1) / norm.isf(alpha / 2))
+    return math.sqrt(count / (count - 1)) * t_quantile(alpha / 2, count - 1) / normal_quantile(alpha / 2)

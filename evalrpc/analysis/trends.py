@@ -15,7 +15,6 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr
-from scipy.stats import theilslopes
 
 MIN_TREND_POINTS: Final = 5
 """With four points even a perfect order is not rare enough for an interval of 95 %."""
@@ -88,6 +87,8 @@ def trend(points: Sequence[Point], alpha: float) -> Trend | None:
     values = np.array([point.value for point in points])
     if len(points) < MIN_TREND_POINTS or np.ptp(steps) == 0:
         return None
+    from scipy.stats import theilslopes  # which takes longer to import than all else
+
     with np.errstate(all="ignore"):
         slope, _, lower, upper = theilslopes(values, steps, alpha=1 - alpha)
         residuals = values - slope * steps

@@ -7,9 +7,9 @@ values are the same. Other values have a t-test.
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t
 
 from evalrpc.analysis.clusters import MIN_CLUSTERS, clustered_t
+from evalrpc.analysis.distributions import t_quantile
 from evalrpc.analysis.evidence import Value, ValueTest
 from evalrpc.analysis.sample_values import SampleValues, clusters_of, pair
 from evalrpc.analysis.significance import MIN_SAMPLES, Difference, clopper_pearson
@@ -57,7 +57,7 @@ def _share(values: NDArray[np.float64], clusters: NDArray[np.int64] | None, thre
     elif clusters is not None:
         found = clustered_t(values, clusters, alpha, is_binary=True).difference
         reach = found.upper - found.value
-        count = min(count, share * (1 - share) * float(t.isf(alpha / 2, count - 1) / reach) ** 2)
+        count = min(count, share * (1 - share) * float(t_quantile(alpha / 2, count - 1) / reach) ** 2)
     return clopper_pearson(share * count, count, threshold, alpha)
 
 

@@ -6,8 +6,6 @@ page cache when their turn comes, and need no thread. Memory stays at one chunk 
 
 import asyncio
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
@@ -28,6 +26,7 @@ from evalrpc.reading import page_tokens
 from evalrpc.reading.attempts import output_dir
 from evalrpc.reading.disk import read_on, require_inside
 from evalrpc.reading.page_bound import PageBound
+from evalrpc.reading.remembered import Remembered
 from evalrpc.v1.files_pb2 import (
     Artifact,
     ListArtifactsRequest,
@@ -61,7 +60,12 @@ class ArtifactReader:
         self._listers = listers
         self._hashers = hashers
         self._checksums = Checksums()
-        self._listings = _Listings()
+        self._listings = Remembered[_Listing](_MAX_LISTINGS, lambda _: 1)
+        """Recent ones that have more, so that the next page need not look through a large folder again."""
+
+    def forget_unused(self) -> None:
+        """Forget the listings whose next page nobody reads any more."""
+        self._listings.forget_unused()
 
     async def list_artifacts(self, job_id: str, call: ListArtifactsRequest, page_size: int) -> ListArtifactsResponse:
         """List a page of the files of an attempt; 0 is the latest. Their checksums, if asked for, are set once the job has
@@ -88,10 +92,10 @@ class ArtifactReader:
         return ListArtifactsResponse(artifacts=map(_artifact, listed, checksums), next_page_token=token)
 
     def _page(self, folder: Path, after: str, page_size: int, budget: ReadBudget, has_ended: bool) -> "_Page":
-        listing = self._listings.take(folder, after) or _Listing(folder, after)
+        listing = self._listings.take((folder, after)) or _Listing(folder, after)
         page = listing.page(page_size, budget)
         if page.has_more and has_ended:  # else the next page may have files that are not there yet
-            self._listings.keep(folder, page.files[-1].name, listing)
+            self._listings.put((folder, page.files[-1].name), listing)
         return page
 
     def _checksums_of(self, folder: Path, files: Sequence[FoundFile], budget: ReadBudget) -> Sequence[str]:
@@ -211,26 +215,6 @@ class _Listing:
     def _check(self) -> None:
         if self._budget is not None:
             self._budget.spend()
-
-
-class _Listings:
-    """Recent listings that have more, so that the next page need not look through a large folder again. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._known: OrderedDict[tuple[Path, str], _Listing] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def take(self, folder: Path, after: str) -> _Listing | None:
-        """Return the listing that goes on after a name, for this caller alone."""
-        with self._lock:
-            return self._known.pop((folder, after), None)
-
-    def keep(self, folder: Path, after: str, listing: _Listing) -> None:
-        """Keep a listing for the next page, and forget older ones."""
-        with self._lock:
-            self._known[folder, after] = listing
-            while len(self._known) > _MAX_LISTINGS:
-                self._known.popitem(last=False)
 
 
 def _position(call: ListArtifactsRequest, job: JobInfo, listing: ListArtifactsRequest) -> tuple[int, str]:

@@ -1,6 +1,6 @@
 """Holds results to the size that a job can carry. What a job's message lacks is in its results file. Pure."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Final, TypeVar
@@ -78,12 +78,9 @@ class _Budget:
             self.spent_bytes += size_bytes
         return not self._is_full
 
-    def first(self, entries: Sequence[_EntryT]) -> Sequence[_EntryT]:
-        """Return those from the front that fit."""
-        for index, entry in enumerate(entries):
-            if not self.takes(field_size(entry.ByteSize())):
-                return entries[:index]
-        return entries
+    def first(self, entries: Iterable[_EntryT]) -> Iterator[_EntryT]:
+        """Yield those from the front that fit."""
+        return takewhile(lambda entry: self.takes(field_size(entry.ByteSize())), entries)
 
 
 def _completed(result: ModelResult, output_dir: Path) -> ModelResult:

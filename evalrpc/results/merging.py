@@ -1,7 +1,7 @@
 """Merges the results of several harness runs into those of one job. Pure."""
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
+from itertools import pairwise
 from typing import Any, Final
 
 from google.protobuf.duration_pb2 import Duration
@@ -18,20 +18,26 @@ _MAX_MODEL_LENGTH: Final = 1024
 Results = Mapping[str, ModelResult]
 """Results by model, as in `JobInfo.results`."""
 
-_Entries = dict[tuple[str, ...], Any]
-"""What is unique by name: metrics, tasks, samples and versions, keyed by the field of ModelResult and the name."""
+_Entries = dict[tuple[str, ...], bytes]
+"""What is unique by name: metrics, tasks, samples, warnings and versions, keyed by the field of ModelResult and the name. Each
+as a serialised ModelResult that has nothing else: for many messages, protobuf would take memory that it never gives back."""
 
 
 class MergedResults:
-    """The results of all parts added so far. The cost of adding one depends on its own size only."""
+    """The results of all parts added so far. The cost of adding one depends on its own size only.
+
+    A first part that is in order, as those of MergedResults are, is kept as it is: it may have very many metrics.
+    """
 
     def __init__(self) -> None:
+        self._only: Results = {}
         self._models: dict[str, _Model] = {}
         self._size_bytes = 0
         self._results: Results | None = {}
 
     def add(self, part: Results) -> None:
-        """Add the results of a run. If several parts have the same task, the last one counts.
+        """Add the results of a run, which nobody may modify from then on. If several parts have the same task, the last one
+        counts.
 
         Names are bounded. Raises RunFailedError with reason RESULTS_INVALID, and adds nothing, if the total is more than is
         kept of a job.
@@ -39,11 +45,20 @@ class MergedResults:
         if not part:
             return
         named = {self._name(name, part): _with_bounded_names(result) for name, result in part.items()}
+        if not self._only and not self._models and all(map(_is_in_order, named.values())):
+            _require_bounded(named, sum(result.ByteSize() for result in named.values()))
+            self._only = self._results = named
+            return
+        if self._only:
+            only, self._only = self._only, {}
+            self._add(only)
+        self._add(named)
+
+    def _add(self, named: Results) -> None:
         models = {name: self._models.get(name) or _Model() for name in named}
         entries = {name: models[name].entries_of(result) for name, result in named.items()}
         size_bytes = self._size_bytes + sum(models[name].growth_bytes(entries[name]) for name in named)
-        require_models(len(self._models.keys() | models.keys()))
-        require_bytes(size_bytes, "the results of all tasks so far")
+        _require_bounded(self._models.keys() | models.keys(), size_bytes)
         for name, result in named.items():
             models[name].add(entries[name], result)
         self._models |= models
@@ -58,8 +73,9 @@ class MergedResults:
 
     def _name(self, name: str, part: Results) -> str:
         """Return the name the model already has: a request has one model, which lm-eval may rename in every run."""
-        if len(part) == 1 and len(self._models) == 1:
-            return next(iter(self._models))
+        known = self._only or self._models
+        if len(part) == 1 and len(known) == 1:
+            return next(iter(known))
         return name if len(name) <= _MAX_MODEL_LENGTH else bounded_name(name)
 
 
@@ -72,8 +88,7 @@ class _Model:
 
     def growth_bytes(self, entries: _Entries) -> int:
         """Return by how much a message grows if these entries replace those of the same name."""
-        replaced = {key: self._entries[key] for key in entries if key in self._entries}
-        return _message(entries).ByteSize() - _message(replaced).ByteSize()
+        return sum(len(entry) - len(self._entries.get(key, b"")) for key, entry in entries.items())
 
     def add(self, entries: _Entries, result: ModelResult) -> None:
         """Add a result and its entries."""
@@ -88,17 +103,18 @@ class _Model:
 
     def result(self) -> ModelResult:
         """Return the merged result, sorted."""
-        result = _message(self._entries)
+        result = ModelResult.FromString(b"".join(self._entries[key] for key in sorted(self._entries)))
         result.MergeFrom(self._rest or ModelResult())
         return result
 
     def entries_of(self, result: ModelResult) -> _Entries:
         """Return the entries that a result would add."""
-        entries: _Entries = {("metrics", each.task, each.metric, each.filter): each for each in result.metrics}
-        entries |= {("tasks", task.task): self._with_file(task, result) for task in result.tasks}
-        entries |= {("samples", path): path for path in result.samples}
-        entries |= {("warnings", warning): warning for warning in result.warnings}
-        return entries | {("harness_versions", name): (name, version) for name, version in result.harness_versions.items()}
+        entries: _Entries = {("metrics", *_name_of(each)): _entry(metrics=[each]) for each in result.metrics}
+        entries |= {("tasks", task.task): _entry(tasks=[self._with_file(task, result)]) for task in result.tasks}
+        entries |= {("samples", path): _entry(samples=[path]) for path in result.samples}
+        entries |= {("warnings", warning): _entry(warnings=[warning]) for warning in result.warnings}
+        versions = result.harness_versions.items()
+        return entries | {("harness_versions", name): _entry(harness_versions={name: version}) for name, version in versions}
 
     def _with_file(self, task: TaskResult, result: ModelResult) -> TaskResult:
         """Return a task with its aggregate file, unless that is the model's first one."""
@@ -127,12 +143,29 @@ def _has_short_names(metric: Metric) -> bool:
     return max(len(metric.task), len(metric.metric), len(metric.filter)) <= MAX_NAME_LENGTH
 
 
-def _message(entries: _Entries) -> ModelResult:
-    fields: defaultdict[str, Any] = defaultdict(list)
-    for key in sorted(entries):
-        fields[key[0]].append(entries[key])
-    versions = dict(fields.pop("harness_versions", ()))
-    return ModelResult(**fields, harness_versions=versions)
+def _entry(**fields: Any) -> bytes:
+    return ModelResult(**fields).SerializeToString()
+
+
+def _name_of(metric: Metric) -> tuple[str, str, str]:
+    return metric.task, metric.metric, metric.filter
+
+
+def _is_in_order(result: ModelResult) -> bool:
+    """Tell whether a result is as `_Model.result` makes it: sorted, each once, and nothing besides."""
+    names: tuple[Iterable[Any], ...] = (
+        map(_name_of, result.metrics),
+        (task.task for task in result.tasks),
+        result.samples,
+        result.warnings,
+    )
+    has_more = result.metric_count or result.metrics_truncated or result.results_artifact or result.sample_artifacts
+    return not has_more and all(before < after for each in names for before, after in pairwise(each))
+
+
+def _require_bounded(models: Collection[str], size_bytes: int) -> None:
+    require_models(len(models))
+    require_bytes(size_bytes, "the results of all tasks so far")
 
 
 def _sum(result: ModelResult, other: ModelResult) -> Duration | None:

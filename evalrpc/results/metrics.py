@@ -31,7 +31,8 @@ _NO_METRICS: Final = frozenset({"alias", "name", " ", "samples", "sample_len", "
 """Row entries that are no metrics: names of the task, and counts."""
 _STAND_IN: Final = "bypass"
 """The metric that lm-eval writes, as 999, where it was asked for none."""
-_NUMBER_TEXT: Final = re.compile(r"-?(?:[0-9]{1,400}(?:\.[0-9]{0,400})?|\.[0-9]{1,400})(?:[eE][+-]?[0-9]{1,4})?|nan|-?inf")
+_NUMBER: Final = r"[+-]?(?:(?:[0-9]{1,400}(?:\.[0-9]{0,400})?|\.[0-9]{1,400})(?:e[+-]?[0-9]{1,4})?|nan|inf|infinity)"
+_NUMBER_TEXT: Final = re.compile(rf"{_NUMBER}|(?:np\.[a-z]{{1,9}}[0-9]{{0,3}}|tensor)\({_NUMBER}\)", re.IGNORECASE | re.ASCII)
 _VERSION_SUFFIX: Final = "_version"
 _TABLES: Final = frozenset(
     {
@@ -180,11 +181,15 @@ def _unknown(document: Mapping[str, object]) -> Iterable[tuple[str, object]]:
 
 
 def number(value: object) -> float | None:
-    """Return a number, also one that is written as text, as JSON writers do with NumPy's scalars; None for anything else."""
+    """Return a number, also one that is written as text, as JSON writers do with scalars of NumPy and PyTorch (`0.5`,
+    `np.float64(0.5)`, `tensor(0.5)`); None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
-    if isinstance(value, str) and not _NUMBER_TEXT.fullmatch(value):
-        return None
+    if isinstance(value, str):
+        value = value.strip()
+        if not _NUMBER_TEXT.fullmatch(value):
+            return None
+        value = value.rpartition("(")[2].removesuffix(")")
     try:
         return float(value)
     except OverflowError:

@@ -17,7 +17,7 @@ from evalrpc.files.opening import open_in, scan_folder
 from evalrpc.harnesses.base import Exit, Harness, Run, TaskReporter
 from evalrpc.harnesses.registry import build_harness
 from evalrpc.results.layout import require_size
-from evalrpc.results.merging import Results
+from evalrpc.results.merging import MergedResults, Results
 from evalrpc.scheduling.limited_process import LimitedProcess, Limits, ProcessLimitError
 from evalrpc.v1.jobs_pb2 import JobError
 
@@ -76,13 +76,15 @@ class ResultsReader:
 
 
 def _read(settings: HarnessSettings, method: str, arguments: tuple[Any, ...]) -> dict[str, Any] | JobError:
-    """Be called in the process that reads. Return results, or why the run has failed."""
+    """Be called in the process that reads. Return results, in order, or why the run has failed."""
     try:
         results: Mapping[str, Any] = getattr(build_harness(settings), method)(*arguments)
         require_size(results)
+        merged = MergedResults()
+        merged.add(results)
     except RunFailedError as error:
         return error.job_error
-    return dict(results)
+    return dict(merged.results())
 
 
 def _is_small(folder: Path) -> bool:

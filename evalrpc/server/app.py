@@ -70,7 +70,7 @@ from evalrpc.server.housekeeping import Housekeeper
 from evalrpc.server.limits import Limits
 from evalrpc.server.listening import require_descriptors
 from evalrpc.server.logging import set_up_logging
-from evalrpc.server.memory import limit_arenas
+from evalrpc.server.memory import Memory, limit_arenas
 from evalrpc.server.operations import Operations
 from evalrpc.server.reflection import Reflection
 from evalrpc.server.reloading import Reloading
@@ -232,7 +232,14 @@ class Server:
         self._follow_store(queue_state)
         self._catalog = Catalog(harnesses, self._executor, data_dir, secrets.mask_text)
         self._housekeeper = Housekeeper(
-            self._store, clock, data_dir, settings, self._pools.removers, entitlements, self._prepared_models
+            self._store,
+            clock,
+            data_dir,
+            settings,
+            self._pools.removers,
+            entitlements,
+            self._prepared_models,
+            Memory(lambda: self._service.forget_unused()),
         )
         self._service = self._build_service(queue_state, entitlements, clock, data_dir)
         self._reloading = Reloading(

@@ -46,6 +46,7 @@ class Housekeeper:
         remover: Executor,
         entitlements: Entitlements,
         prepared_models: PreparedModels,
+        memory: Memory,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -57,7 +58,7 @@ class Housekeeper:
         self._kept_bytes = KeptBytes(files, entitlements)
         self._prepared_models = prepared_models
         self._problems = Problems(_log, "do a step of housekeeping", "step")
-        self._memory = Memory()
+        self._memory = memory
         self._round = 0
 
     async def run(self) -> None:
@@ -72,6 +73,7 @@ class Housekeeper:
             ),
             self._repeat(
                 {
+                    "empty the caches of the store": partial(self._on_remover, self._store.shrink),
                     "give memory back": partial(self._on_remover, self._memory.give_back),
                     "remove folders of no job": self._remove_orphans,
                     "remove the rest of deleted jobs": partial(self._on_remover, self._removals.retry),

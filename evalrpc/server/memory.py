@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -24,12 +25,15 @@ class Memory:
     """Gives back what was freed, and what only garbage refers to. glibc keeps much of it: after large pages, and streams that
     were not read, several times as much as an idle server has."""
 
-    def __init__(self) -> None:
+    def __init__(self, forget_unused: Callable[[], None] = lambda: None) -> None:
+        """`forget_unused` lets go of what is kept for later calls that may never come."""
         self._kept_bytes = 0
+        self._forget_unused = forget_unused
 
     def give_back(self) -> None:
-        """Give back what was freed. Collect garbage, too, if the server has grown by a tenth since it last did: a full
-        collection holds up everything else."""
+        """Give back what was freed, and what is kept for later calls that may never come. Collect garbage, too, if the server
+        has grown by a tenth since it last did: a full collection holds up everything else."""
+        self._forget_unused()
         has_grown = resident_bytes(os.getpid()) > _GROWTH * self._kept_bytes
         if has_grown:
             gc.collect()

@@ -190,6 +190,11 @@ class EvaluationService:
     trace_submission: TraceSubmission = untraced
     _queue: tuple[object, dict[str | None, bytes]] = field(default_factory=lambda: (None, {}))  # answers, as of a state
 
+    def forget_unused(self) -> None:
+        """Forget what is kept for next pages that nobody has read for a while. Called by any thread."""
+        for keeper in (self.artifacts, self.comparer, self.history_places):
+            keeper.forget_unused()
+
     async def SubmitJob(self, request: SubmitJobRequest, call: Call) -> JobInfo | bytes:
         """Accept an evaluation."""
         with self.trace_submission("SubmitJob", call) as traceparent:

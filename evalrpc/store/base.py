@@ -358,6 +358,9 @@ class Store(Protocol):
         """Erase what was deleted from the files of the store, where it may be left until then. Return whether nothing is left;
         if readers are in the way, call it again later. Raises StoreUnavailableError."""
 
+    def shrink(self) -> None:
+        """Give back memory that only makes later reads faster. Blocks. Raises StoreUnavailableError."""
+
     def check_writable(self) -> Future[None]:
         """Write to the disk without changing anything. Raises StoreUnavailableError."""
 

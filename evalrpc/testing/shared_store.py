@@ -152,6 +152,10 @@ class SharedStore:
         """See Store.erase."""
         return self._database.erase()
 
+    def shrink(self) -> None:
+        """See Store.shrink."""
+        self._database.shrink()
+
     def forget_uses(self, ended_before_ns: int) -> Future[None]:
         """See Store.forget_uses."""
         return self._database.forget_uses(ended_before_ns)

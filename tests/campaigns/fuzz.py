@@ -22,8 +22,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+import engine_program
 import grpc
 from campaigns.fuzz_inputs import Inputs, Known, Target
+from engine_site import end_engines
 from google.rpc import error_details_pb2, status_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from server_process import ServerProcess
@@ -62,6 +64,24 @@ output_root = "outputs"
 [harnesses.trial]
 kind = "command"
 command = ["{sys.executable}", "-S", "program.py", "{{output_dir}}", "{{job_id}}", "{{tasks}}"]
+[engines.stub]
+command = ["{sys.executable}", "{engine_program.__file__}", "--model", "{{model}}", "--port", "{{port}}"]
+args = {{ behave = "--behave" }}
+idle_seconds = 300
+start_timeout_seconds = 20
+[[suites.release.entries]]
+harness = "trial"
+tasks = ["t", "u"]
+metrics = ["acc"]
+tolerance = 0.1
+threshold = 0.01
+higher_is_better = true
+[[suites.release.entries]]
+name = "other"
+harness = "trial"
+tasks = ["t"]
+tier = 2
+required = false
 """
 
 IN_FLIGHT: Final = 32
@@ -98,8 +118,8 @@ def all_targets() -> list[Target]:
     return own + [Target(method, name) for name in reflection.SERVICES]
 
 
-async def submit_jobs(client: AsyncEvalClient) -> Known:
-    """Run a handful of jobs, and return what makes messages about them."""
+async def submit_jobs(client: AsyncEvalClient, model: Path) -> Known:
+    """Run a handful of jobs, two suites and an engine for a model, and return what makes messages about them."""
     job_ids = []
     for step in range(6):
         request = pb.EvaluateRequest(harness="trial", model="m", tasks=["t", "u"], num_gpus=0)
@@ -108,7 +128,17 @@ async def submit_jobs(client: AsyncEvalClient) -> Known:
         job = await client.wait_for_job(job_id)
         assert job.status == pb.JOB_STATUS_COMPLETED, job
     names = [artifact.name for artifact in await client.list_artifacts(job_ids[0])]
-    return Known(good_values(job_ids, names))
+    runs = [await client.submit_suite("release", pb.EvaluateRequest(model="m", num_gpus=0)) for _ in range(2)]
+    run_ids = [(await client.wait_for_suite_run(run.suite_run_id)).suite_run_id for run in runs]
+    served = pb.ServedModel(engine="stub", model=str(model), num_gpus=0)
+    job = await client.submit(pb.EvaluateRequest(harness="trial", tasks=["t"], served_model=served))
+    assert (await client.wait_for_job(job.job_id)).attempts[0].engine_id
+    return Known(
+        good_values(job_ids, names)
+        | dict.fromkeys(("suite_run_id", "suite_run_ids", "baseline_suite_run_id"), run_ids)
+        | {"suite": ["release"], "HarnessRequestsEntry.key": ["trial"]}
+        | {"ServedModel.engine": ["stub"], "ServedModel.model": [str(model)]}
+    )
 
 
 def good_values(job_ids: list[str], artifacts: list[str]) -> dict[str, list[Any]]:
@@ -163,11 +193,11 @@ def good_values(job_ids: list[str], artifacts: list[str]) -> dict[str, list[Any]
     }
 
 
-async def run_trial(server: ServerProcess, count: int, seed: int) -> Trial:
+async def run_trial(server: ServerProcess, model: Path, count: int, seed: int) -> Trial:
     """Send all inputs, in two halves, and then end every job."""
     trial = Trial(rss_mib=[rss_mib(server.pid)])
     async with AsyncEvalClient(server.address) as client, grpc.aio.insecure_channel(server.address) as channel:
-        inputs = Inputs(all_targets(), await submit_jobs(client), seed)
+        inputs = Inputs(all_targets(), await submit_jobs(client, model), seed)
         began = time.monotonic()
         for share in (count // 2, count - count // 2):
             some = islice(inputs, share)
@@ -270,15 +300,17 @@ def run_campaign(folder: Path, inputs: int, seed: int) -> dict[str, object]:
     """Run a campaign in a folder and return its counts and problems."""
     (folder / "program.py").write_text(PROGRAM)
     (folder / "outputs").mkdir()
+    (folder / "model").mkdir()
     server = ServerProcess(folder / "data", CONFIG)
     server.start()
     try:
-        trial = asyncio.run(run_trial(server, inputs, seed))
+        trial = asyncio.run(run_trial(server, folder / "model", inputs, seed))
         exit_code = server.stop()
         left = server.processes_of_jobs()
         problems = [*trial.problems, *problems_at_the_end(trial, server.log_path.read_text(), exit_code, left)]
     finally:
         server.clean_up()
+        end_engines(server.data_dir)
     return {
         "inputs": sum(counts.total() for counts in trial.statuses.values()),
         "per_second": round(inputs / trial.seconds),

@@ -14,7 +14,9 @@ from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.struct_pb2 import Struct
 
 from evalrpc.protobuf.wire_format import message_field
+from evalrpc.v1.engines_pb2 import ListEnginesResponse
 from evalrpc.v1.jobs_pb2 import JobInfo
+from evalrpc.v1.suites_pb2 import SuiteRun
 
 BOUNDARIES: Final = (0, 1, -1, 2, 63, 64, 1000, 1001, 2**31 - 1, -(2**31), 2**32, 2**53, 2**63 - 1, -(2**63))
 NUMBERS: Final = (0.0, -0.0, 0.5, 1.0, 1e-320, 1e308, float("nan"), float("inf"), float("-inf"), -1.0, 2**53 + 1.0)
@@ -39,9 +41,28 @@ ESSENTIAL: Final = frozenset(
         "harness",
         "name",
         "labels",
+        "suite",
+        "suite_run_id",
+        "engine",
+        "engine_id",
     )
 )
 """Without these most calls are refused early."""
+OF_SUITES: Final = (
+    *(
+        "harness",
+        "tasks",
+        "num_fewshot",
+        "limit",
+        "gen_kwargs",
+        "log_samples",
+        "predict_only",
+        "tasks_separately",
+        "output_dir",
+    ),
+)
+OF_ENGINES: Final = ("model", "device", "batch_size", "gpu_mode", "preparation", "num_gpus", "model_args")
+"""What a request for a suite, and one for a served model, does not say."""
 MAX_REMEMBERED: Final = 200
 _MAX_DEPTH: Final = 4
 
@@ -80,16 +101,24 @@ class Known:
     """Page tokens, which fit no request but one."""
     next_pages: dict[Target, deque[bytes]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=MAX_REMEMBERED)))
     """The requests for the pages that follow those answered."""
+    learned: dict[str, deque[str]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=MAX_REMEMBERED)))
+    """For a field by its name, what answers have said."""
 
     def fitting(self, each: FieldDescriptor) -> Sequence[Any]:
         name = ".".join(each.full_name.split(".")[-2:])
-        return self.values.get(name) or self.values.get(each.name) or ()
+        return self.values.get(name) or self.values.get(each.name) or self.learned.get(each.name) or ()
 
     def learn(self, target: Target, request: bytes, answer: bytes) -> None:
-        """Remember a job that was submitted, and the request for the next page of an answer."""
+        """Remember what was submitted, the engines there are, and the request for the next page of an answer."""
         if target.name == "SubmitJob":
             job = JobInfo.FromString(answer)
             self.expendable.extend([job.job_id] if job.job_id else [])
+        elif target.name == "SubmitSuite":
+            run = SuiteRun.FromString(answer)
+            self.expendable.extend(job.job_id for job in run.jobs if job.job_id)
+            self.learned["live_suite_run_id"].extend([run.suite_run_id] if run.suite_run_id else [])
+        elif target.name == "ListEngines":
+            self.learned["engine_id"].extend(engine.engine_id for engine in ListEnginesResponse.FromString(answer).engines)
         elif "next_page_token" in target.method.output_type.fields_by_name:
             page: Any = GetMessageClass(target.method.output_type).FromString(answer)
             if page.next_page_token:
@@ -137,8 +166,18 @@ class Inputs:
         """Keep what good messages need, and the number of runs small: most submissions are checked only."""
         if target.name in ("DeleteJob", "CancelJob") and message.job_id.lower() in self.known.values["job_id"]:
             message.job_id = self.dice.choice(self.known.expendable or ("",))
-        if target.name == "SubmitJob":
+        if target.name == "CancelSuiteRun" and self.dice.random() < 0.5:
+            message.suite_run_id = self.dice.choice(self.known.learned["live_suite_run_id"] or ("",))
+        if target.name in ("SubmitJob", "SubmitSuite"):
             message.validate_only = len(self.known.expendable) == MAX_REMEMBERED or self.dice.random() < 0.9
+            self._clear(message.request, OF_SUITES if target.name == "SubmitSuite" else ())
+            self._clear(message.request, OF_ENGINES if message.request.HasField("served_model") else ())
+
+    def _clear(self, request: Message, names: Sequence[str]) -> None:
+        """Leave out, mostly, what a good request must not say."""
+        if self.dice.random() < 0.8:
+            for name in names:
+                request.ClearField(name)
 
     def _mutated(self, data: bytes) -> bytes:
         for _ in range(self.dice.choice((1, 1, 2, 4))):

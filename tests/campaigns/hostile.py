@@ -23,10 +23,12 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import engine_program
 import grpc
 from campaigns.fuzz import rss_mib
 from campaigns.hostile_callers import Callers, gather_bounded
-from campaigns.hostile_kinds import Kind, combinations, kinds_here
+from campaigns.hostile_kinds import IN_SUITES, LARGE, Kind, combinations, kinds_here
+from engine_site import end_engines
 from processes_of_tests import kill_all, processes_with
 from server_process import ServerProcess
 from small_disk import small_disk
@@ -35,6 +37,7 @@ from waiting import DEADLINE_SECONDS, eventually
 from evalrpc.client import AsyncEvalClient
 from evalrpc.jobs.lifecycle import status_name
 from evalrpc.v1 import jobs_pb2 as pb
+from evalrpc.v1.engines_pb2 import ENGINE_STATE_ENDED
 from evalrpc.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 
 GOOD: Final = Kind("good", "print('1/1')")
@@ -57,6 +60,7 @@ class Trial:
     """What was submitted, and what came of it."""
 
     callers: Callers
+    folder: Path
     ends: dict[str, str] = field(default_factory=dict)
     """By kind, how its job ended."""
     problems: list[str] = field(default_factory=list)
@@ -87,6 +91,22 @@ kind = "inspect-ai"
 python = "{sys.executable}"
 include_path = ["tasks"]
 env = {{ {name} = "{value}", PYTHONPATH = {json.dumps(str(folder / "fake"))} }}
+[harnesses.served]
+kind = "command"
+command = {json.dumps([*command[:-1], "{tasks}"])}
+env = {{ {name} = "{value}" }}
+[engines.stub]
+command = {json.dumps([sys.executable, engine_program.__file__, "--model", "{model}", "--port", "{port}"])}
+args = {{ behave = "--behave" }}
+idle_seconds = 1
+start_timeout_seconds = 60
+env = {{ {name} = "{value}" }}
+[[suites.trial.entries]]
+harness = "trial"
+tasks = ["t"]
+threshold = 0.5
+tolerance = 0.1
+higher_is_better = true
 """
 
 
@@ -96,28 +116,46 @@ def set_up(folder: Path, kinds: Sequence[Kind]) -> None:
     (folder / "kinds.json").write_text(json.dumps({kind.name: kind.code for kind in kinds}))
     (folder / "fake" / "inspect_ai").mkdir(parents=True)
     (folder / "fake" / "inspect_ai" / "__main__.py").write_text(_INSPECT.replace("PROGRAM", repr(str(folder / "program.py"))))
+    (folder / "model").mkdir()
     (folder / "tasks").mkdir()
     (folder / "tasks" / "tasks.py").write_text("from inspect_ai import task\n\n@task\ndef t(): ...\n")
 
 
-def request_of(kind: Kind) -> pb.EvaluateRequest:
+def request_of(kind: Kind, folder: Path) -> pb.EvaluateRequest:
+    """Return the request for a kind, which is the harness's model or, where that is served, its task."""
+    if kind.engine:
+        served = pb.ServedModel(engine="stub", model=str(folder / "model"), num_gpus=0)
+        served.args["behave"] = kind.engine
+        return pb.EvaluateRequest(harness=kind.harness, tasks=[kind.name], served_model=served)
     model = f"mock/{kind.name}" if kind.harness == "inspect" else kind.name
     return pb.EvaluateRequest(harness=kind.harness, model=model, tasks=["t"], num_gpus=1, output_dir=kind.output_dir)
 
 
+@dataclass
+class References:
+    """Good jobs and runs of the suite, for comparisons."""
+
+    job_id: str
+    run_id: str
+
+
 async def run_trial(server: ServerProcess, kinds: Sequence[Kind]) -> Trial:
     """Run a good job beside each of the kinds, read and delete all of them, and wait for the memory to be given back."""
+    folder = server.data_dir.parent
     async with AsyncEvalClient(server.address, timeout_seconds=DEADLINE_SECONDS) as client:
         async with grpc.aio.insecure_channel(server.address) as channel:
-            trial = Trial(Callers(EvaluationServiceStub(channel)))
-            reference = await client.wait_for_job((await client.submit(request_of(GOOD))).job_id)
+            trial = Trial(Callers(EvaluationServiceStub(channel)), folder)
+            reference = await client.wait_for_job((await client.submit(request_of(GOOD, folder))).job_id)
+            run = await client.submit_suite("trial", pb.EvaluateRequest(model=GOOD.name, num_gpus=1))
+            references = References(reference.job_id, (await client.wait_for_suite_run(run.suite_run_id)).suite_run_id)
             for _ in range(3):  # what is loaded only when it is needed is there by now
-                await run_one(client, trial, GOOD, reference.job_id)
+                await run_one(client, trial, GOOD, references)
             trial.rss_mib.append(rss_mib(server.pid))
-            works = [partial(run_one, client, trial, kind, reference.job_id) for each in kinds for kind in (each, GOOD)]
+            works = [partial(run_one, client, trial, kind, references) for each in kinds for kind in (each, GOOD)]
             await gather_bounded(_AT_A_TIME, works)
             trial.rss_mib.append(rss_mib(server.pid))
-            await client.delete_job(reference.job_id)
+            for job_id in (reference.job_id, run.jobs[0].job_id):
+                await client.delete_job(job_id)
         await asyncio.to_thread(wait_for_gpus, server)
         bound = trial.rss_mib[0] + MAX_GROWTH_MIB
         with suppress(AssertionError):
@@ -129,31 +167,43 @@ async def run_trial(server: ServerProcess, kinds: Sequence[Kind]) -> Trial:
     return trial
 
 
-async def run_one(client: AsyncEvalClient, trial: Trial, kind: Kind, reference_id: str) -> None:
+async def run_one(client: AsyncEvalClient, trial: Trial, kind: Kind, references: References) -> None:
     """Run one job to its end while its log is followed, read all that it has left, and delete it."""
     try:
-        async with asyncio.timeout(2 * DEADLINE_SECONDS):
-            await run_and_read(client, trial, kind, reference_id)
+        async with asyncio.timeout(4 * DEADLINE_SECONDS):
+            await run_and_read(client, trial, kind, references)
     except TimeoutError:
         trial.problems.append(f"{kind.name}: it, or a call that reads of it, never ends")
 
 
-async def run_and_read(client: AsyncEvalClient, trial: Trial, kind: Kind, reference_id: str) -> None:
-    request = request_of(kind)
-    timeout = kind.timeout_seconds or None
-    job_id = (await client.submit(request, timeout=timeout, max_attempts=1)).job_id
-    following = asyncio.create_task(trial.callers.follow_log(kind.name, job_id))
+async def run_and_read(client: AsyncEvalClient, trial: Trial, kind: Kind, references: References) -> None:
+    job_id, run_id = await submit(client, trial, kind)
+    following = [asyncio.create_task(trial.callers.follow_log(kind.name, job_id))]
+    following += [asyncio.create_task(trial.callers.watch_suite(kind.name, run_id))] if run_id else []
     if kind.is_cancelled:
         await wait_until_begun(client, job_id)
-        await client.cancel_job(job_id)
+        await (client.cancel_suite_run(run_id) if run_id else client.cancel_job(job_id))
     began = time.monotonic()
     job = await client.wait_for_job(job_id, raise_on_failure=False)
     note_end(trial, kind, job)
     ended = time.monotonic()
-    await trial.callers.read_everything(kind.name, job, reference_id)
+    await trial.callers.read_everything(kind.name, job, references.job_id)
+    if run_id:
+        await trial.callers.decide(kind.name, run_id, references.run_id)
     trial.seconds[kind.name] = (round(ended - began, 1), round(time.monotonic() - ended, 1))
-    await following
+    await asyncio.gather(*following)
     await client.delete_job(job_id)
+
+
+async def submit(client: AsyncEvalClient, trial: Trial, kind: Kind) -> tuple[str, str]:
+    """Submit a job, of a suite or by itself. Return its id, and that of the suite run."""
+    timeout = kind.timeout_seconds or None
+    if kind.name in IN_SUITES:
+        request = pb.EvaluateRequest(model=kind.name, num_gpus=1)
+        run = await client.submit_suite("trial", request, timeout=timeout, max_attempts=1)
+        return run.jobs[0].job_id, run.suite_run_id
+    job = await client.submit(request_of(kind, trial.folder), timeout=timeout, max_attempts=1)
+    return job.job_id, ""
 
 
 async def wait_until_begun(client: AsyncEvalClient, job_id: str) -> None:
@@ -180,6 +230,14 @@ def note_end(trial: Trial, kind: Kind, job: pb.JobInfo) -> None:
 def wait_for_gpus(server: ServerProcess) -> None:
     with server.client() as client:
         eventually(lambda: client.get_queue_status().free_gpu_count == GPUS, "for all GPUs to be free")
+
+
+def await_idle_engines(server: ServerProcess) -> None:
+    """Wait for the end of all engines, which nobody uses any more."""
+    with server.client() as client:
+        eventually(
+            lambda: all(engine.state == ENGINE_STATE_ENDED for engine in client.list_engines().engines), "for engines to end"
+        )
 
 
 def problems_at_the_end(log: str, exit_code: int, left: list[int]) -> Iterator[str]:
@@ -218,9 +276,11 @@ def run_campaign(folder: Path, kinds: Sequence[Kind] = (), combined: int = 0, se
             (folder / "outputs").mkdir()
         server = ServerProcess(folder / "data", config(folder, mark))
         stack.callback(kill_all, lambda: processes_with(mark.encode()))
+        stack.callback(end_engines, folder / "data")
         stack.callback(server.clean_up)
         server.start()
         trial = asyncio.run(run_trial(server, kinds))
+        await_idle_engines(server)
         left = processes_with(mark.encode())
         problems = [*trial.problems, *remove_all(server)]
         problems += problems_at_the_end(server.log_path.read_text(), server.stop(), left)
@@ -241,7 +301,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kinds", default="", help="only those whose names contain this")
     options = parser.parse_args()
-    kinds = [kind for kind in kinds_here() if options.kinds in kind.name]
+    kinds = [kind for kind in (*kinds_here(), LARGE) if options.kinds in kind.name]
     with tempfile.TemporaryDirectory() as folder:
         counts = run_campaign(Path(folder), kinds, options.combined, options.seed)
     print(json.dumps(counts, indent=2))

@@ -10,18 +10,22 @@ import grpc
 from campaigns.fuzz import REFUSED, has_reason
 from waiting import DEADLINE_SECONDS
 
-from evalrpc.v1.comparison_pb2 import CompareJobsRequest
+from evalrpc.v1.comparison_pb2 import CompareJobsRequest, ListFlipsRequest, PlanComparisonRequest
+from evalrpc.v1.engines_pb2 import ListEnginesRequest
 from evalrpc.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
 from evalrpc.v1.files_pb2 import ListArtifactsRequest, ReadArtifactRequest, ReadLogRequest
 from evalrpc.v1.history_pb2 import GetHistoryRequest
 from evalrpc.v1.jobs_pb2 import GetJobRequest, JobFilter, JobInfo, ListJobsRequest
 from evalrpc.v1.queue_pb2 import GetQueueRequest
-from evalrpc.v1.results_pb2 import ListMetricsRequest
+from evalrpc.v1.results_pb2 import ListMetricsRequest, MetricSelector
 from evalrpc.v1.samples_pb2 import ListSamplesRequest
+from evalrpc.v1.suites_pb2 import SUITE_RUN_VIEW_DECISION, GetSuiteRunRequest, ListSuitesRequest, WatchSuiteRunRequest
 
-_IMPATIENT_SECONDS: Final = {"CompareJobs": 20.0}
+_IMPATIENT_SECONDS: Final = dict.fromkeys(("CompareJobs", "PlanComparison", "ListFlips", "GetSuiteRun"), 20.0)
 """How long a caller waits where a call may take minutes: then it leaves, and the server must not go on for it."""
 
+_PATIENT_SECONDS: Final = 3 * DEADLINE_SECONDS  # a log that is followed may have to wait for its job
+_ACC: Final = MetricSelector(metric="acc")
 _MAX_PAGES: Final = 3
 _MAX_FILES: Final = 3
 _MAX_CHUNKS: Final = 40
@@ -46,19 +50,41 @@ class Callers:
             self.ask(name, "ListJobs", ListJobsRequest(page_size=20)),
             self.ask(name, "ReadLog", ReadLogRequest(job_id=job_id)),
             self.ask(name, "GetHistory", GetHistoryRequest(filter=JobFilter(job_id_prefix=job_id))),
-            self.ask(name, "CompareJobs", CompareJobsRequest(baseline_job_id=other_id, candidate_job_ids=[job_id])),
+            self._comparisons(name, job_id, other_id),
+            self.ask(name, "ListEngines", ListEnginesRequest()),
+            self.ask(name, "ListSuites", ListSuitesRequest()),
             self._pages(name, "ListMetrics", ListMetricsRequest(job_id=job_id)),
             self._pages(name, "ListSamples", ListSamplesRequest(job_id=job_id, page_size=1000)),
             self._files(name, job_id),
         )
 
+    async def _comparisons(self, name: str, job_id: str, other_id: str) -> None:
+        """Compare with another job, in the three ways; one after the other, since the server computes few at once."""
+        compare = CompareJobsRequest(baseline_job_id=other_id, candidate_job_ids=[job_id])
+        plan = PlanComparisonRequest(difference=0.1, baseline_job_id=other_id, candidate_job_id=job_id)
+        flips = ListFlipsRequest(baseline_job_id=other_id, candidate_job_id=job_id, metric=_ACC)
+        await self.ask(name, "CompareJobs", compare)
+        if name != "good":
+            await self.ask(name, "PlanComparison", plan)
+            await self.ask(name, "ListFlips", flips)
+
     async def follow_log(self, name: str, job_id: str) -> None:
         """Follow the log of a job, from its submission to its end, or until there was much of it."""
         await self.ask(name, "ReadLog", ReadLogRequest(job_id=job_id, follow=True))
 
+    async def watch_suite(self, name: str, run_id: str) -> None:
+        """Watch a suite run, from its submission to its end."""
+        await self.ask(name, "WatchSuiteRun", WatchSuiteRunRequest(suite_run_id=run_id))
+
+    async def decide(self, name: str, run_id: str, other_id: str) -> None:
+        """Have it decided over a suite run that has ended, with another one as the baseline."""
+        view = SUITE_RUN_VIEW_DECISION
+        request = GetSuiteRunRequest(suite_run_id=run_id, view=view, baseline_suite_run_id=other_id)
+        await self.ask(name, "GetSuiteRun", request)
+
     async def ask(self, name: str, call: str, request: Any) -> Any:
         """Make a call. Return its answer; None for an error, and for a stream, of which no more than its begin is read."""
-        timeout = _IMPATIENT_SECONDS.get(call, DEADLINE_SECONDS)
+        timeout = _IMPATIENT_SECONDS.get(call, _PATIENT_SECONDS)
         try:
             answer = await self._answer(getattr(self.stub, call)(request, timeout=timeout))
         except grpc.aio.AioRpcError as error:

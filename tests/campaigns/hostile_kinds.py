@@ -17,6 +17,8 @@ class Kind(NamedTuple):
     timeout_seconds: int = 0
     output_dir: str = ""
     is_cancelled: bool = False
+    engine: str = ""
+    """How the engine behaves that answers for its model. Empty: its model is not served."""
 
 
 _INVALID: Final = "FAILED RESULTS_INVALID"
@@ -120,7 +122,28 @@ KINDS: Final[Sequence[Kind]] = (
         "FAILED TASKS_MISSING",
         "inspect",
     ),
+    # With a served model.
+    Kind("engine-dies", "", "FAILED ENGINE_START_FAILED", "served", engine="dies"),
+    Kind("engine-answers-rubbish", "", "FAILED ENGINE_INCOMPATIBLE", "served", engine="rubbish"),
+    Kind("engine-is-stubborn", "print(ask(question()))", harness="served", engine="stubborn"),
+    Kind("gateway-garbage", "[ask(os.urandom(10_000)) for _ in range(20)]", harness="served", engine="good"),
+    Kind("gateway-half-questions", "kept = [begin(question()[:-9]) for _ in range(200)]", harness="served", engine="good"),
+    Kind("gateway-deep-questions", "[ask(question('[' * 100_000)) for _ in range(5)]", harness="served", engine="good"),
+    Kind("gateway-large-question", "ask(question('\"' + 'x' * 70 * MIB + '\"'))", harness="served", engine="good"),
+    Kind("gateway-unread", "kept = [begin(question()) for _ in range(200)]", harness="served", engine="good"),
 )
+
+IN_SUITES: Final = frozenset(
+    (
+        *("sparse-samples", "row-of-lists", "row-without-end", "60-mb-of-tables", "odd-numbers", "odd-samples"),
+        *("200000-metrics", "odd-names-of-metrics", "odd-names-of-samples", "many-models", "stubborn", "exit-code"),
+        *("log-flood", "deletes-its-folder"),
+    )
+)
+"""Those that are submitted as a suite."""
+
+LARGE: Final = Kind("1000000-files", "many_files(1_000_000)")
+"""For `make campaign`: making it takes a minute or more."""
 
 DISK: Final = Kind("fills-a-small-disk", "flood(0); repeat(OUTPUT / 'full', b'', b'x', 64 * MIB, b'')", _FAILED, output_dir="a")
 """For a server whose output root is a small disk."""

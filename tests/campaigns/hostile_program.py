@@ -154,6 +154,34 @@ def metrics(**values: Any) -> None:
     RESULTS.write_text(json.dumps(document))
 
 
+def question(content: str = '"q"') -> bytes:
+    """Return what a harness sends to ask a served model."""
+    path = os.environ["OPENAI_BASE_URL"].split("/", 3)[3]
+    body = f'{{"model": "m", "messages": [{{"role": "user", "content": {content}}}]}}'.encode()
+    head = f"POST /{path}/chat/completions HTTP/1.1\r\nHost: g\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def begin(data: bytes) -> socket.socket:
+    """Send something to the gateway, and read nothing."""
+    host, port = os.environ["OPENAI_BASE_URL"].split("/")[2].split(":")
+    connection = socket.create_connection((host, int(port)), 20)
+    try:
+        connection.sendall(data)
+    except OSError as error:  # it has heard enough
+        print(error)
+    return connection
+
+
+def ask(data: bytes) -> bytes:
+    """Send something to the gateway, and return what comes of it."""
+    with begin(data) as connection:
+        try:
+            return connection.recv(1000)
+        except OSError as error:
+            return str(error).encode()
+
+
 def again_and_again(act: str) -> None:
     """Do something for as long as the run lives, in a process of its own."""
     if os.fork() == 0:
@@ -163,7 +191,7 @@ def again_and_again(act: str) -> None:
 
 
 def main() -> None:
-    leave_inspect_log() if sys.argv[4:] else leave_results()
+    leave_inspect_log() if sys.argv[4:] == ["inspect"] else leave_results()
     code = json.loads(Path(__file__).with_name("kinds.json").read_text())[KIND]
     print("begun", flush=True)
     exec(code, globals())

@@ -613,6 +613,13 @@ def test_a_sample_that_is_repeated_counts_once(tmp_path: Path) -> None:
     assert (result.tasks[0].original_sample_count, result.tasks[0].effective_sample_count) == (5, 5)
 
 
+def test_scores_that_nothing_tells_apart_are_numbered(tmp_path: Path) -> None:
+    scores = [{**scored(mean=value), "name": "judge", "scorer": "judge"} for value in (1.0, 0.5, 0.25)]
+    log_file(tmp_path, "2026-02-14T10-30-45", {"results": {"scores": scores}})
+    ((_, result),) = read("ok_json", tmp_path).items()
+    assert {metric.filter: metric.value for metric in result.metrics} == {"judge": 1.0, "judge/2": 0.5, "judge/3": 0.25}
+
+
 def test_values_of_one_name_of_several_scorers_are_told_apart(tmp_path: Path) -> None:
     scores = [
         {**scored(mean=number), "name": name, "scorer": scorer}

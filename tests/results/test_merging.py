@@ -34,7 +34,6 @@ def result_of(task: str, value: float = 0.5, **fields: Any) -> ModelResult:
 def test_of_one_run_nothing_changes() -> None:
     part = {"m": result_of("a", harness_versions={"x": "1"})}
     assert merged([part]) == part
-    assert merged([part])["m"] is not part["m"]
     assert merged([]) == {}
 
 
@@ -124,13 +123,33 @@ def test_results_are_the_same_object_until_there_is_more_and_never_change() -> N
 @pytest.mark.parametrize("count", [1, 2, 50])
 def test_each_part_is_looked_into_once_however_many_come_before(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    message = merging._message
-    monkeypatch.setattr(merging, "_message", lambda entries: sizes.append(len(entries)) or message(entries))
+    entry = merging._entry
+    monkeypatch.setattr(merging, "_entry", lambda **fields: sizes.append(len(fields)) or entry(**fields))
     together = MergedResults()
     for number in range(count):
         sizes.clear()
         together.add({"m": result_of(f"t{number}")})
-        assert sum(sizes) == 3, "its metric, its task and its file of samples"
+        before = 3 if number == 1 else 0  # the first one is kept as it is until there is another
+        assert sum(sizes) == (3 + before if number else 0), "its metric, its task and its file of samples"
+
+
+def test_a_first_part_out_of_order_comes_in_order_and_each_name_once() -> None:
+    metrics = [Metric(task=task, metric="acc", value=value) for task, value in (("b", 1.0), ("a", 2.0), ("b", 3.0))]
+    part = ModelResult(metrics=metrics, samples=["/b", "/a"], metric_count=9, results_artifact="x")
+    result = merged([{"m": part}])["m"]
+    assert [(metric.task, metric.value) for metric in result.metrics] == [("a", 2.0), ("b", 3.0)]
+    assert list(result.samples) == ["/a", "/b"]
+    assert not result.HasField("metric_count")
+    assert not result.results_artifact
+    assert merged([{"m": result}]) == {"m": result}
+
+
+def test_merged_results_are_the_same_whether_a_part_was_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = [Metric(task=f"t{number}", metric=name, value=number) for number in range(3) for name in ("acc", "f1")]
+    parts = [ModelResult(metrics=metrics[:4], harness_versions={"x": "1", "y": "2"}), ModelResult(metrics=metrics[2:])]
+    kept = [merged([{"m": part}]) for part in parts] + [merged({"m": part} for part in parts)]
+    monkeypatch.setattr(merging, "_is_in_order", lambda _: False)
+    assert [merged([{"m": part}]) for part in parts] + [merged({"m": part} for part in parts)] == kept
 
 
 def test_long_names_are_shortened_alike_everywhere_and_stay_apart() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalrpc.results.layout import read_results
-from evalrpc.results.metrics import MAX_EXTRA_BYTES, MAX_TASK_EXTRA_BYTES, model_result
+from evalrpc.results.metrics import MAX_EXTRA_BYTES, MAX_TASK_EXTRA_BYTES, model_result, number
 from evalrpc.v1.results_pb2 import ModelResult, TaskResult
 
 
@@ -206,3 +206,16 @@ def test_any_document_gives_a_message_that_every_client_can_read(document: dict[
     json_format.Parse(json_format.MessageToJson(result), ModelResult())
     assert ModelResult.FromString(result.SerializeToString()).tasks == result.tasks
     assert {metric.task for metric in result.metrics} <= set(tasks_of(result))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("0.5", 0.5), (" 6.6e-1 ", 0.66), ("+1", 1.0), ("-.5E2", -50.0)),
+        *(("np.float64(0.25)", 0.25), ("tensor(0.2500)", 0.25)),
+        *(("NaN", math.nan), ("np.float32(nan)", math.nan), ("-Infinity", -math.inf), ("INF", math.inf)),
+        *(("50%", None), ("1_000", None), ("0.5)", None), ("f(0.5)", None), ("", None), ("\u0663", None), ("0.5, 0.6", None)),
+    ],
+)
+def test_a_number_that_is_written_as_text_is_one(text: str, value: float | None) -> None:
+    assert repr(number(text)) == repr(value)

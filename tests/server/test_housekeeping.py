@@ -18,6 +18,7 @@ from evalrpc.jobs.share_policy import Entitlements
 from evalrpc.preparations.prepared_models import PreparedModels
 from evalrpc.server import housekeeping, job_files
 from evalrpc.server.housekeeping import Housekeeper
+from evalrpc.server.memory import Memory
 from evalrpc.server.removals import Removals
 from evalrpc.store.sqlite.store import SqliteStore
 
@@ -46,7 +47,7 @@ def keep_house(store: SqliteStore, data_dir: Path, is_done: Callable[[], bool], 
         with ThreadPoolExecutor(1) as remover:
             configured = Settings(data_dir=data_dir, **settings)
             clock, models = ManualClock(1000.0), PreparedModels(data_dir / "preparations", ManualClock(1000.0))
-            house = Housekeeper(store, clock, data_dir, configured, remover, Entitlements(), models)
+            house = Housekeeper(store, clock, data_dir, configured, remover, Entitlements(), models, Memory())
             working = asyncio.create_task(house.run())
             async with asyncio.timeout(DEADLINE_SECONDS):
                 while not is_done():

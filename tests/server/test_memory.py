@@ -59,6 +59,13 @@ def test_only_a_server_that_has_grown_collects(monkeypatch: pytest.MonkeyPatch) 
     assert counts == [1, 1, 2]
 
 
+def test_what_is_kept_for_calls_that_never_come_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(memory.gc, "collect", lambda: done.append("collected"))
+    memory.Memory(lambda: done.append("forgotten")).give_back()
+    assert done == ["forgotten", "collected"]
+
+
 def test_a_c_library_without_these_functions_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())
     memory.limit_arenas()

@@ -91,7 +91,7 @@ def engines(site: Site) -> Iterator[None]:
     """Configure an engine and a harness that asks it; end what is left of both."""
     add_engine(site)
     yield
-    end_engines(site)
+    end_engines(site.folder / "data")
 
 
 @pytest.fixture

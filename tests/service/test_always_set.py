@@ -71,7 +71,7 @@ def site(site: Site) -> Iterator[Site]:
     add_engine(site)
     site.config.write_text(f"{site.config.read_text()}[[suites.release.entries]]\nharness = 'toy'\ntasks = ['t']\n")
     yield site
-    end_engines(site)
+    end_engines(site.folder / "data")
 
 
 @pytest.fixture

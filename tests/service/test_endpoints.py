@@ -63,7 +63,7 @@ def endpoints(site: Site, stub: EngineStub, key_file: Path, monkeypatch: pytest.
     monkeypatch.setattr(CommandHarness, "judge_api", frozenset({"chat"}), raising=False)
     monkeypatch.setattr(CommandHarness, "judge_variables", judge_variables, raising=False)
     yield
-    end_engines(site)
+    end_engines(site.folder / "data")
 
 
 def judge_variables(_: CommandHarness, judge: ServedEndpoint) -> dict[str, str]:

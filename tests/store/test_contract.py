@@ -99,6 +99,14 @@ def test_everything_is_there_after_reopening(open_store: Opener) -> None:
     assert submit(store).revision > head
 
 
+def test_a_store_without_its_caches_answers_as_before(store: Store) -> None:
+    jobs = [submit(store) for _ in range(3)]
+    before = [read(store, job.job_id) for job in jobs]
+    store.shrink()
+    assert [read(store, job.job_id) for job in jobs] == before
+    assert submit(store).revision > jobs[-1].revision
+
+
 def test_a_request_id_gives_the_same_job_again_as_it_stands_now(open_store: Opener) -> None:
     store = open_store()
     job = submit(store, "r1", b"same")

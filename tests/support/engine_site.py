@@ -64,9 +64,9 @@ def add_engine(site: Site) -> None:
         config.write('args = { behave = "--behave", size = "--size" }\n')
 
 
-def end_engines(site: Site) -> None:
-    """End what is left of engines and their gateway."""
-    engines = site.folder / "data" / "engines"
+def end_engines(data_dir: Path) -> None:
+    """End what is left of a server's engines and their gateway."""
+    engines = data_dir / "engines"
     names = [folder.name for folder in (*engines.glob("engine-*"), *engines.glob("gateway/*"))]
     kill_all(lambda: [pid for name in names for pid in processes_of_job(name)])
 

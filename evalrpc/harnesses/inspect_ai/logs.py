@@ -9,8 +9,8 @@ a filter: `accuracy` of the scorer `match` is the metric `accuracy` with the fil
 import math
 import os
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -278,7 +278,16 @@ def _scores(results: Mapping[str, object]) -> list[tuple[str, Mapping[str, objec
     scorers: defaultdict[str, set[str]] = defaultdict(set)
     for score in scores:
         scorers[str(score.get("name"))].add(str(score.get("scorer")))
-    return [(_name(score, is_unique=len(scorers[str(score.get("name"))]) == 1), score) for score in scores]
+    names = [_name(score, is_unique=len(scorers[str(score.get("name"))]) == 1) for score in scores]
+    return list(zip(_numbered(names), scores, strict=True))
+
+
+def _numbered(names: Sequence[str]) -> Iterator[str]:
+    """Yield the names, those that are still the same from the second on with a number: no score is lost."""
+    seen = Counter[str]()
+    for name in names:
+        seen[name] += 1
+        yield name if seen[name] == 1 else f"{name}/{seen[name]}"
 
 
 def _name(score: Mapping[str, object], *, is_unique: bool) -> str:

@@ -84,6 +84,7 @@ _BUSY_WAIT_MS: Final = 5000
 _ERASE_WAIT_MS: Final = 200
 
 _ERASE: Final = object()
+_SHRINK: Final = "PRAGMA shrink_memory"
 """What an operation returns that is carried out after the commit."""
 
 _log = logging.getLogger(__name__)
@@ -172,6 +173,17 @@ class SqliteStore:
         """Empty the write-ahead log, in which SQLite keeps pages as they were before a deletion. In the file itself it has
         overwritten them (secure_delete)."""
         return self._write(lambda _: _ERASE)
+
+    def shrink(self) -> None:
+        """Empty the page cache of each connection, of some MB. What the machine has of the file in memory stays there."""
+        with self._readers_lock:
+            readers = list(self._readers)
+        try:
+            for reader in readers:
+                reader.execute(_SHRINK)
+        except sqlite3.Error as error:
+            raise _unavailable(f"the server's store can't be read: {error}") from error
+        self._write(lambda _: self._connection.execute(_SHRINK)).result()
 
     def forget_uses(self, ended_before_ns: int) -> Future[None]:
         """Drop what attempts used that ended before a time of day."""
