@@ -57,7 +57,7 @@ def _share(values: NDArray[np.float64], clusters: NDArray[np.int64] | None, thre
     elif clusters is not None:
         found = clustered_t(values, clusters, alpha, is_binary=True).difference
         reach = found.upper - found.value
-        count = min(count, share * (1 - share) * float(t_quantile(alpha / 2, count - 1) / reach) ** 2)
+        count = min(count, share * (1 - share) * (t_quantile(alpha / 2, count - 1) / reach) ** 2)
     return clopper_pearson(share * count, count, threshold, alpha)
 
 

@@ -164,6 +164,9 @@ class PostgresStore:
         """Do nothing: what was deleted is overwritten in the files of the database as its autovacuum gives their room away."""
         return self._write(lambda _: True)
 
+    def shrink(self) -> None:
+        """Do nothing: the pages that were read are in memory of the database."""
+
     def forget_uses(self, ended_before_ns: int) -> Future[None]:
         """Drop what attempts used that ended before a time of day."""
         return self._write(lambda transaction: transaction.forget_uses(ended_before_ns))
