@@ -19,6 +19,7 @@ from evalrpc.config.declaration import (
     VARIABLES,
     Rule,
     at_least,
+    between,
     metadata,
     setting,
 )
@@ -75,6 +76,22 @@ class EngineSettings:
         "How long it stays without jobs. It ends before that if a job needs its GPUs. 0: it ends with its last job.",
         unit="seconds",
         rule=at_least(0),
+    )
+    max_run_memory_bytes: int | None = setting(
+        None,
+        INTEGER,
+        "Replaces the setting `max_run_memory_bytes` for it.",
+        unit="bytes",
+        rule=between(0, 2**60),
+        default_text="the setting",
+    )
+    max_run_processes: int | None = setting(
+        None,
+        INTEGER,
+        "Replaces the setting `max_run_processes` for it.",
+        unit="processes",
+        rule=between(0, 4_000_000),
+        default_text="the setting",
     )
     max_in_flight: int = setting(64, INTEGER, "How many requests it gets at once.", unit="requests", rule=at_least(1))
     args: Mapping[str, str] = field(

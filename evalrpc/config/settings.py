@@ -491,7 +491,7 @@ class Settings:
         "bytes",
         0,
         "The space on the disk that the log of one run may occupy. A run past that is ended, and its job is FAILED with "
-        "`LOG_TOO_LARGE`. 0: as much as it likes.",
+        "`LOG_TOO_LARGE`; of that of an engine, only the end is kept. 0: as much as it likes.",
     )
     max_output_bytes: int = _count(
         0,

@@ -24,6 +24,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from evalrpc.clock import Clock
 from evalrpc.engines.definition import HOST, EngineDefinition
+from evalrpc.engines.engine_log import bound_log
 from evalrpc.engines.gateway.contract import Engine as GatewayEngine
 from evalrpc.engines.gateway.contract import Replica
 from evalrpc.engines.gateway_keeper import GatewayKeeper
@@ -31,7 +32,7 @@ from evalrpc.engines.holdings import EngineHolding
 from evalrpc.engines.ports import hold_port
 from evalrpc.engines.probes import probe
 from evalrpc.errors import GatewayError, RunFailedError
-from evalrpc.executors.base import Executor, Resources, RunAccount, RunHandle, RunKey
+from evalrpc.executors.base import Executor, Resources, RunAccount, RunHandle, RunKey, RunLimits
 from evalrpc.files.opening import open_in, read_note
 from evalrpc.files.private import create_private_file, make_private_folder
 from evalrpc.harnesses.failures import find_failure, shorten, strip_colours
@@ -92,6 +93,10 @@ class EngineDependencies:
     """Guards the state of all engines."""
     taken_ports: set[int]
     """The ports of all engines, guarded by the lock: one that is not bound yet is not free for another."""
+    limits_of: Callable[[str], RunLimits]
+    """What an engine of this name may take."""
+    max_log_bytes: int
+    """How large the log of one may become. 0: as large as it likes."""
     on_change: Callable[[], None]
     """Called without the lock, after anything that others may wait for."""
     stopping: threading.Event
@@ -290,7 +295,8 @@ class Engine:
             make_private_folder(self._start_dir)
             self.remember()
             executor.make_room(key, 1)
-            return executor.start(key, command, self.resources)
+            limits = self.dependencies.limits_of(self.definition.name)
+            return executor.start(key, command, self.resources._replace(limits=limits))
         except OSError as error:
             raise RunFailedError(START_FAILED, f"the engine could not be started: {error.strerror or error}") from error
         except RunFailedError as error:
@@ -378,6 +384,8 @@ class Engine:
     def _is_over(self) -> bool:
         """Return whether it is to be followed no more: it is to end, or this server does."""
         dependencies = self.dependencies
+        with suppress(OSError):  # it is looked at again
+            bound_log(self.log_path, dependencies.max_log_bytes)
         with dependencies.lock:
             if not self.users and self.stop_reason is None and (self.is_retired or self._has_rested()):
                 self.stop_reason = ""

@@ -28,7 +28,7 @@ from evalrpc.engines.engine import LOST, START_FAILED, Engine, EngineDependencie
 from evalrpc.engines.gateway_keeper import GatewayKeeper
 from evalrpc.engines.holdings import EngineHolding
 from evalrpc.errors import EngineNotFoundError, GatewayError, RunFailedError
-from evalrpc.executors.base import Executor, Resources, RunAccount
+from evalrpc.executors.base import NO_LIMITS, Executor, Resources, RunAccount, RunLimits
 from evalrpc.files.private import make_private_folder
 from evalrpc.files.trees import remove_tree
 from evalrpc.jobs.paths import ENGINES_DIR
@@ -80,7 +80,7 @@ class _Reserved:
 
 class EnginePool:
     """All engines, and the endpoints beside them. `account_of` gives the account of an owner's runs, whose home is there by
-    then; with one, an engine answers for its owner alone."""
+    then; with one, an engine answers for its owner alone. `limits_of` gives what an engine of a name may take."""
 
     def __init__(
         self,
@@ -94,6 +94,8 @@ class EnginePool:
         secrets: Secrets,
         *,
         keeps_owners_apart: bool = False,
+        limits_of: Callable[[str], RunLimits] = lambda _: NO_LIMITS,
+        max_log_bytes: int = 0,
     ) -> None:
         self._definitions = definitions
         self._declared_endpoints = endpoints
@@ -122,6 +124,8 @@ class EnginePool:
             secrets,
             self._lock,
             self._taken_ports,
+            limits_of,
+            max_log_bytes,
             self._tell_change,
             self._stopping,
         )

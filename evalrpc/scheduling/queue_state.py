@@ -100,6 +100,7 @@ class QueueState:
         self._charges = EngineCharges()
         self._holdings_of_engines: Sequence[EngineHolding] = ()  # as of the last change of them
         self._gpus_of_engines: Mapping[str, int] = {}  # by the owner of jobs that use them, as of then
+        self._usage: dict[str, pb.JobInfo] = {}  # of running jobs, and nothing else
         self._progress: dict[str, pb.JobInfo] = {}  # with the wait reason, and nothing else
         self._known_free: tuple[Sequence[Node], Capacity] | None = None
         self.generation = 0
@@ -181,6 +182,12 @@ class QueueState:
             self._progress[job_id] = pb.JobInfo(progress=progress, wait_reason=wait_reason)
             return _with_progress(job, self._unstored_of_running(job_id))
 
+    def set_usage(self, job_id: str, usage: pb.JobInfo) -> None:
+        """Note what has become of the questions of a running job so far, as a job with nothing else."""
+        with self._lock:
+            if job_id in self._running:
+                self._usage[job_id] = usage
+
     def described(self, job: pb.JobInfo, *, names_others: bool = True) -> pb.JobInfo:
         """Return a copy of a job with what the store does not know of it. `names_others`: whether that may name other owners,
         and jobs of theirs."""
@@ -233,6 +240,10 @@ class QueueState:
     def _unstored_of_running(self, job_id: str) -> pb.JobInfo:
         """Return the progress of a running job, and what its run waits for."""
         unstored = self._progress.get(job_id, _NOTHING)
+        if job_id in self._usage:
+            known, unstored = unstored, pb.JobInfo()
+            unstored.CopyFrom(known)
+            unstored.MergeFrom(self._usage[job_id])
         if unstored.progress.phase != pb.Progress.PHASE_SERVING:
             return unstored
         loading = (each for each in self._engines.holdings() if job_id in each.users and each.is_loading)
@@ -643,6 +654,7 @@ class QueueState:
         job_id = change.job.job_id
         if change.status_changed or change.deleted:
             self._progress.pop(job_id, None)
+            self._usage.pop(job_id, None)
         self._following.discard(job_id)
         entry = self._queued.pop(job_id, None)
         if entry is not None:
@@ -744,6 +756,10 @@ def _with_progress(job: pb.JobInfo, unstored: pb.JobInfo) -> pb.JobInfo:
     merged.CopyFrom(job)
     merged.progress.CopyFrom(unstored.progress)
     merged.wait_reason = unstored.wait_reason
+    if unstored.HasField("usage"):
+        merged.usage.CopyFrom(unstored.usage)
+    if unstored.HasField("judge_usage"):
+        merged.judge_usage.CopyFrom(unstored.judge_usage)
     return merged
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Set
 from typing import NamedTuple
 
-from evalrpc.config import Settings
+from evalrpc.config import EngineSettings, HarnessSettings, Settings
 from evalrpc.executors.base import RunLimits
 from evalrpc.executors.local.cgroups import MEMORY, PIDS
 
@@ -17,8 +17,14 @@ class RunLimitsPolicy:
 
     def of(self, harness: str) -> RunLimits:
         """Return what a run of this harness may take: as its own table says, else as the server's settings do."""
+        return self._limits(self.settings.harnesses.get(harness))
+
+    def of_engine(self, engine: str) -> RunLimits:
+        """Return what an engine of this name may take, in the same way."""
+        return self._limits(self.settings.engines.get(engine))
+
+    def _limits(self, own: HarnessSettings | EngineSettings | None) -> RunLimits:
         settings = self.settings
-        own = settings.harnesses.get(harness)
         memory_bytes = own.max_run_memory_bytes if own else None
         processes = own.max_run_processes if own else None
         return RunLimits(

@@ -34,6 +34,8 @@ from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobAttempt, JobInfo, Progress, 
 
 _ENGINE_ID_FIELDS: Final = {SERVED_FIELD: "engine_id", JUDGE_FIELD: "judge_engine_id"}
 _USAGE_FIELDS: Final = {SERVED_FIELD: "usage", JUDGE_FIELD: "judge_usage"}
+_REQUESTS: Final = "requests"
+_BEFORE_SCORING: Final = frozenset({Progress.PHASE_STARTING, Progress.PHASE_LOADING, Progress.PHASE_EVALUATING})
 _ROUTE_FILE: Final = "route"
 _GATEWAY_FILE: Final = "gateway"
 _MAX_NOTE_BYTES: Final = 256
@@ -125,6 +127,17 @@ class ServedRun:
         """Raise RunFailedError with reason ENGINE_LOST if the harness may have been refused answers for no fault of its own."""
         for run in self._runs:
             run.require_sound(harness)
+
+    def count_in(self, progress: Progress) -> None:
+        """Put the number of answers into the progress, as far as that counts requests, or nothing yet."""
+        run = next((run for run in self._runs if run.field == SERVED_FIELD), None)
+        usage = run.usage() if run is not None else None
+        if usage is None or not usage.answered_count or progress.phase not in _BEFORE_SCORING:
+            return
+        if not progress.HasField("done"):
+            progress.done, progress.unit, progress.phase = usage.answered_count, _REQUESTS, Progress.PHASE_EVALUATING
+        elif progress.unit == _REQUESTS and not 0 < progress.total < usage.answered_count:
+            progress.done = max(progress.done, usage.answered_count)
 
     def note_usage(self, job: JobInfo) -> None:
         """Record what became of the questions so far, as far as that is known, and what was found out about the engines."""

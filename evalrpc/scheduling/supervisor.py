@@ -536,6 +536,9 @@ class Supervisor:
                 return reason
             if self._served is not None:
                 self._served.look()
+                usage = pb.JobInfo()
+                self._served.note_usage(usage)
+                self._dependencies.queue_state.set_usage(self._job_id, usage)
             with suppress(*_LACKS):  # nothing can be read at present, which is no reason to end the run
                 progress.look()
                 if reason := self._reader.read(found.look, self._reason_to_stop):
@@ -610,6 +613,8 @@ class Supervisor:
         return f"; this server allows a run {limit_bytes} bytes of memory ({_MEMORY_SETTING})"
 
     def _publish(self, progress: pb.Progress, wait_reason: str = "") -> None:
+        if self._served is not None:
+            self._served.count_in(progress)
         job = self._dependencies.queue_state.set_progress(self._job_id, progress, wait_reason)
         if job is not None:
             self._dependencies.publish_progress(job)

@@ -211,6 +211,7 @@ class Server:
         local = LocalExecutor(inherited, devices, cgroups=cgroups.cgroups, warm_limits=warm_limits)
         self._executor = executor_of_settings(settings, local, inherited, environment, clock)
         accounts = RunAccounts(self._store, data_dir, access, pool)
+        run_limits = RunLimitsPolicy(settings)
         self._engines = EnginePool(
             build_engines(settings.engines),
             settings.endpoints,
@@ -221,11 +222,12 @@ class Server:
             settings.grace_seconds,
             secrets,
             keeps_owners_apart=pool is not None,
+            limits_of=run_limits.of_engine,
+            max_log_bytes=settings.max_log_bytes,
         )
         queue_state = self._build_queue_state(entitlements, clock)
         self._feed = Feed(self._store, queue_state, clock, self._pools.readers)
         self._prepared_models = PreparedModels(data_dir / PREPARATIONS_DIR, clock)
-        run_limits = RunLimitsPolicy(settings)
         dependencies = self._build_run_dependencies(queue_state, access, accounts, run_limits, clock, data_dir)
         self._scheduler = Scheduler(dependencies, settings.reservation_seconds)
         self._engines.on_change = self._scheduler.engines_changed

@@ -8,33 +8,55 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from google.protobuf.struct_pb2 import Struct, Value
 
 from evalrpc.errors import RunFailedError
 from evalrpc.files.fingerprints import MAX_FILES, fingerprint_files
-from evalrpc.harnesses.base import Command, Harness, Run
+from evalrpc.harnesses.base import Command, Harness, Run, ServedEndpoint, ServedHarness
 from evalrpc.jobs import transitions
 from evalrpc.jobs.defaults import gpus_of_run
+from evalrpc.jobs.served_models import model_name
 from evalrpc.preparations.preparation import Preparation
-from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo, ServedModel
 
+_SOMEWHERE: Final = "http://127.0.0.1:1/v1"
 _NOWHERE: Final = Path("/evalrpc")  # stands for the folders of an attempt, which differ between jobs
 
 
-def cache_key(harness: Harness, job: JobInfo, preparation: Preparation | None = None, judge: str = "") -> bytes:
-    """Return a digest that is equal for identical evaluations of the same owner, whose model is prepared in the same way; empty
-    if that can't be decided, and then the job gets a warning that says why. `judge`: what the answers of the judge depend on;
-    empty: there is none, or that can't be told."""
+class ModelServers(Protocol):
+    """What answers for served models."""
+
+    def fingerprint(self, served: ServedModel) -> str:
+        """Return what is equal as long as the answers of a model are; empty if that can't be told. Blocks."""
+
+    def api_of(self, served: ServedModel) -> tuple[str, ...]:
+        """Return what it can answer. Raises RunFailedError."""
+
+
+def cache_key(
+    harness: Harness,
+    job: JobInfo,
+    preparation: Preparation | None = None,
+    judge: str = "",
+    servers: ModelServers | None = None,
+) -> bytes:
+    """Return a digest that is equal for identical evaluations of the same owner, whose model is prepared, or served, in the
+    same way; empty if that can't be decided, and then the job gets a warning that says why. `judge`: what the answers of the
+    judge depend on; empty: there is none, or that can't be told. `servers`: for jobs with a served model."""
     request = job.request
     if request.output_dir:
         return _no_key(job, "output_dir asks for results in a folder of the job's own")
-    if request.HasField("served_model"):
-        return _no_key(job, "it does not hold evaluations of served models yet")
+    is_served = request.HasField("served_model")
+    served_by = servers.fingerprint(request.served_model) if is_served and servers is not None else ""
+    if is_served and not served_by:
+        return _no_key(job, "nobody can tell whether the name of the served model stands for the same weights as before")
     if request.HasField("judge_model") and not judge:
         return _no_key(job, "nobody can tell whether the name of the judge stands for the same weights as before")
     try:
+        if servers is not None:
+            request = _pointed(harness, request, servers)
         command = harness.command(_run(request))
     except RunFailedError as error:
         return _no_key(job, error.message)
@@ -48,9 +70,20 @@ def cache_key(harness: Harness, job: JobInfo, preparation: Preparation | None = 
         request.max_bad_answer_ratio if request.HasField("max_bad_answer_ratio") else None,
         *([preparation.definition] if preparation is not None else []),
         *([judge] if judge else []),
+        *([served_by] if served_by else []),
         *([sorted(request.secrets)] if request.secrets else []),  # their names, and never their values
     )
     return hashlib.sha256(f"{facts!r}{job.owner}".encode()).digest()
+
+
+def _pointed(harness: Harness, request: EvaluateRequest, servers: ModelServers) -> EvaluateRequest:
+    """Return the request as the harness gets it, with an address that is always the same. Raises RunFailedError."""
+    if not request.HasField("served_model") or not isinstance(harness, ServedHarness):
+        return request
+    served = request.served_model
+    return harness.with_served_model(
+        request, ServedEndpoint(_SOMEWHERE, model_name(served), served.model, servers.api_of(served))
+    )
 
 
 def _no_key(job: JobInfo, reason: str) -> bytes:

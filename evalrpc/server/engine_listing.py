@@ -32,6 +32,9 @@ class Engines(Protocol):
     def fingerprint(self, served: ServedModel) -> str:
         """Return what is equal as long as the answers of a model are; empty if that can't be told. Blocks."""
 
+    def api_of(self, served: ServedModel) -> tuple[str, ...]:
+        """Return what answers for a model can answer. Raises RunFailedError."""
+
     def problems(self) -> Mapping[str, str]:
         """Return why each engine that is configured can't be started, and each endpoint not asked, by its name; empty if
         nothing is missing. Looks at the disk."""

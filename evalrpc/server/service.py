@@ -701,7 +701,7 @@ class EvaluationService:
         if mode != CACHE_MODE_ALLOW:
             return b""
         harness, preparation = self.harnesses[job.request.harness], self.preparations.get(job.request.preparation)
-        return await self._look_up(lambda: cache_key(harness, job, preparation, self._judge(job.request)))
+        return await self._look_up(lambda: cache_key(harness, job, preparation, self._judge(job.request), self.engines))
 
     def _judge(self, request: EvaluateRequest) -> str:
         """Return what the answers of the judge of a request depend on, if it has one and that can be told. Blocks."""

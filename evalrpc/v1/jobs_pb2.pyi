@@ -634,8 +634,8 @@ class JobInfo(_message.Message):
 
     @_builtins.property
     def usage(self) -> Global___Usage:
-        """What became of the questions that its latest attempt asked an engine. Set when the attempt ends. Absent
-        before, and without `EvaluateRequest.served_model`.
+        """What became of the questions that its latest attempt asked an engine, while it runs as of some seconds ago. Absent before
+        any count, and without `EvaluateRequest.served_model`.
         """
 
     @_builtins.property
@@ -995,7 +995,8 @@ class Progress(_message.Message):
     phase: Global___Progress.Phase.ValueType
     """What the attempt is doing."""
     done: _builtins.int
-    """Units done, of `total`. Absent until anything is counted. Never decreases within a phase of an attempt. With
+    """Units done, of `total`. With a served model, at least the number of answers, if requests are counted or nothing else is.
+    Absent until anything is counted. Never decreases within a phase of an attempt. With
     `tasks_separately` each task goes through all phases, and its units are added to those of the previous tasks.
     """
     total: _builtins.int

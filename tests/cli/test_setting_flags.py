@@ -32,6 +32,7 @@ VALUES: dict[str, Any] = {
     "default_harness": "lmms-eval",
     "default_num_gpus": 3,
     "max_running": 3,
+    "max_running_served": 3,
     "max_queued": 3,
     "max_request_bytes": 3,
     "max_streams": 3,

@@ -58,6 +58,7 @@ SOURCES: dict[str, tuple[Any, str, Any, tuple[Any, Any, Any]]] = {
     "default_harness": ("file", "env", "flag", ("file", "env", "flag")),
     "default_num_gpus": (0, "1", 2, (0, 1, 2)),
     "max_running": (1, "2", 3, (1, 2, 3)),
+    "max_running_served": (1, "2", 3, (1, 2, 3)),
     "max_queued": (1, "2", 3, (1, 2, 3)),
     "max_request_bytes": (1, "2", 3, (1, 2, 3)),
     "max_streams": (1, "2", 3, (1, 2, 3)),

@@ -164,7 +164,9 @@ def test_a_served_model_has_no_key_but_a_warning(harness: Harness) -> None:
     job = JobInfo(request=EvaluateRequest(harness="h", tasks=["t"]))
     job.request.served_model.model = "acme/tiny"
     assert cache_key(harness, job) == b""
-    assert list(job.warnings) == ["the cache is not used: it does not hold evaluations of served models yet"]
+    assert list(job.warnings) == [
+        "the cache is not used: nobody can tell whether the name of the served model stands for the same weights as before"
+    ]
 
 
 def test_a_model_of_too_many_files_has_no_key(tmp_path: Path) -> None:

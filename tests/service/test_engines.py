@@ -29,6 +29,24 @@ def test_jobs_with_the_same_model_share_an_engine_and_say_what_they_asked(api: A
     assert (engine.state, engine.engine_id, engine.job_count) == (READY, jobs[0].attempts[-1].engine_id, 0)
 
 
+def test_the_result_cache_knows_a_served_model_by_its_files(api: Api, models: Models) -> None:
+    model = models.make()
+    first = completed(api, submit(api, model, cache=pb.CACHE_MODE_ALLOW))
+    assert not first.warnings
+    assert completed(api, submit(api, model, cache=pb.CACHE_MODE_ALLOW)).cached_from == first.job_id
+    (model / "weights").write_text("other")
+    assert completed(api, submit(api, model, cache=pb.CACHE_MODE_ALLOW)).cached_from == ""
+
+
+def test_what_was_asked_is_known_while_the_job_runs(api: Api, models: Models) -> None:
+    model = models.make()
+    hold = models.hold(model, "question 2")
+    job_id = submit(api, model)
+    eventually(lambda: api.get(job_id).usage.answered_count == 2, "for the count")
+    hold.unlink()
+    assert completed(api, job_id).usage.answered_count == 3
+
+
 def test_other_arguments_and_another_model_take_another_engine(api: Api, models: Models) -> None:
     one, other = models.make("one"), models.make("other")
     for model, size in ((one, "8"), (one, "16"), (other, "8"), (one, "8")):

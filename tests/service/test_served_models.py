@@ -61,9 +61,6 @@ class Listed:
     def log_path(self, engine_id: str) -> Path | None:
         return self._log if engine_id in self.engines else None
 
-    def fingerprint(self, served: pb.ServedModel) -> str:
-        return ""
-
     def log_mask(self, engine_id: str) -> Mask:
         return self.mask
 
@@ -75,6 +72,12 @@ class Listed:
             )
             for each in self.engines.values()
         ]
+
+    def fingerprint(self, served: pb.ServedModel) -> str:
+        return ""
+
+    def api_of(self, served: pb.ServedModel) -> tuple[str, ...]:
+        return ("chat",)
 
     def problems(self) -> Mapping[str, str]:
         return {"vllm": "there is no program no-such-program"}
