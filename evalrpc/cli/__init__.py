@@ -38,6 +38,7 @@ _MODULES: Final = {
     "download": "reading",
     "follow": "follow",
     "export": "export",
+    "mcp": "mcp",
     "history": "history",
     "compare": "compare",
     "flips": "flips",
