@@ -16,6 +16,8 @@ LM_EVAL := .envs/lm-eval
 INSPECT := .envs/inspect
 LM_EVAL_READY := $(LM_EVAL)/.installed
 INSPECT_READY := $(INSPECT)/.installed
+VLLM := .envs/vllm
+VLLM_READY := $(VLLM)/.installed
 PEER := .envs/peer
 PEER_READY := $(PEER)/.installed
 EXPORTERS := .envs/exporters
@@ -25,7 +27,7 @@ BASELINE := protos/v1.baseline.binpb
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup envs envs-more envs-peer envs-exporters demo demo-training test test-all test-fast campaign bench check format proto sync-client docs dist baseline clean
+.PHONY: help setup envs envs-more envs-peer envs-exporters demo demo-training test test-all test-fast test-engines campaign bench check format proto sync-client docs dist baseline clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +62,10 @@ test: setup envs $(TINY_LLAVA) ## Run the tests that are not slow, with the real
 
 test-all: setup envs envs-more $(TINY_LLAVA) ## Run all tests, with every harness and the clients in other languages
 	$(LMMS_PARTS) $(MORE_PARTS) $(SERVER)/bin/python $(PYTEST) $(ARGS)
+
+test-engines: setup $(LM_EVAL_READY) $(VLLM_READY) ## Run the tests with vLLM, for which .envs/vllm takes 3.5 GB
+	$(MORE_PARTS) EVALRPC_TEST_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(SERVER)/bin/python -m pytest \
+		tests/acceptance/test_real_vllm.py $(ARGS)
 
 test-fast: setup ## Run the tests that are not slow, without lmms-eval
 	$(SERVER)/bin/python $(PYTEST) -m "not slow" $(ARGS)
@@ -131,6 +137,14 @@ $(LM_EVAL_READY): scripts/requirements-torch.txt scripts/requirements-lm-eval.tx
 	@PYTHON="$(PYTHON)" scripts/make-venv $(LM_EVAL)
 	$(LM_EVAL)/bin/pip install --requirement scripts/requirements-torch.txt
 	$(LM_EVAL)/bin/pip install --requirement scripts/requirements-torch.txt --requirement scripts/requirements-lm-eval.txt
+	@touch $@
+
+# torch comes first, so that it is the one for the CPU. Without a model for images or sound the rest is only in the way.
+$(VLLM_READY): scripts/requirements-torch.txt scripts/requirements-vllm.txt
+	@PYTHON="$(PYTHON)" scripts/make-venv $(VLLM)
+	$(VLLM)/bin/pip install --requirement scripts/requirements-torch.txt
+	$(VLLM)/bin/pip install --requirement scripts/requirements-vllm.txt
+	$(VLLM)/bin/pip uninstall --yes torchvision torchaudio torchcodec
 	@touch $@
 
 $(INSPECT_READY): scripts/requirements-inspect.txt

@@ -24,6 +24,7 @@ from benchmarks import (
     reading,
     report,
     scheduling,
+    served,
     sizes,
     store_size,
     values,
@@ -67,6 +68,8 @@ COMPARISONS: Final[Mapping[str, Callable[[Scale], Iterator[report.Row]]]] = {
     "growth": sizes.growth,
     "full-store": store_size.full_store,
     "warm": warm.small_jobs,
+    "served-start": served.one_start,
+    "served": served.small_jobs,
     "gateway": gateway.beside_the_direct_way,
 }
 """The comparisons by name, in the order in which they run."""
@@ -103,6 +106,8 @@ def _missing(name: str) -> str:
         return "the peer is not installed: `make envs-peer` installs it"
     if name == "warm":
         return warm.missing()
+    if name == "served":
+        return served.missing()
     if name in _SINGLE_CALLS and not h2load.is_installed():
         return "h2load is not installed: Debian has it in nghttp2-client"
     return ""

@@ -38,13 +38,19 @@ def lm_eval_python() -> Path:
 
 
 @pytest.fixture(scope="session")
+def vllm_python() -> Path:
+    """The interpreter of an environment that has vLLM."""
+    return _interpreter("EVALRPC_TEST_VLLM_PYTHON", "vLLM", "test-engines")
+
+
+@pytest.fixture(scope="session")
 def inspect_python() -> Path:
     """The interpreter of an environment that has inspect-ai."""
     return _interpreter("EVALRPC_TEST_INSPECT_PYTHON", "inspect-ai")
 
 
-def _interpreter(variable: str, harness: str) -> Path:
+def _interpreter(variable: str, harness: str, target: str = "test-all") -> Path:
     python = os.environ.get(variable)
     if not python:
-        pytest.skip(f"{variable} names no interpreter with {harness}: `make test-all` has one")
+        pytest.skip(f"{variable} names no interpreter with {harness}: `make {target}` has one")
     return Path(python)

@@ -53,8 +53,10 @@ idle_seconds = 2
 """
 
 MAX_ATTEMPTS = 10
-IN_FLIGHT_SECONDS = 1.0
-"""How long after the engine has sent an answer it may yet be on its way to the gateway, on a busy machine."""
+RECORDING_NS = 2 * 10**9
+"""How long an answer may be on its way to the recording, on a busy machine."""
+AWAY_NS = 60 * 10**9
+"""How long before or after a kill a question may come that nobody takes the answer to: it waits for its engine."""
 
 
 class Asked(NamedTuple):
@@ -62,7 +64,7 @@ class Asked(NamedTuple):
 
     at_ns: int
     answered_at_ns: int | None
-    """None: never."""
+    """None: nobody has taken the answer."""
 
 
 @dataclass
@@ -126,7 +128,7 @@ def request_of(folder: Path, model: str, manner: str) -> pb.EvaluateRequest:
     return pb.EvaluateRequest(harness="asking", tasks=[manner], served_model=served)
 
 
-async def run_trial(site: Site, kills: int, jobs_per_kill: int, seed: int) -> Trial:
+async def run_trial(site: Site, kills: int, jobs_per_kill: int, seed: int, manners: Sequence[str]) -> Trial:
     """Submit and kill until all kills are done and every job has ended. The first job is not interrupted."""
     trial, dice = Trial(), random.Random(seed)
     async with AsyncEvalClient(site.server.address) as client:
@@ -134,7 +136,7 @@ async def run_trial(site: Site, kills: int, jobs_per_kill: int, seed: int) -> Tr
         await client.wait_for_job(trial.jobs[0])
         for _ in range(kills):
             for _ in range(jobs_per_kill):
-                request = request_of(site.folder, dice.choice(MODELS), dice.choice(MANNERS))
+                request = request_of(site.folder, dice.choice(MODELS), dice.choice(manners))
                 submit = partial(client.submit, request, max_attempts=MAX_ATTEMPTS)
                 trial.jobs.append((await until_served(submit)).job_id)
             await wait_for_questions(site, client, trial, dice.randrange(1, jobs_per_kill * QUESTIONS))
@@ -181,24 +183,25 @@ def kill_something(site: Site, trial: Trial, dice: random.Random) -> None:
 
 def asked_questions(notes: str) -> Mapping[str, list[Asked]]:
     """Return how often each question was asked, in the order in which they came."""
+    lines = [line.split(" ", 3) for line in notes.splitlines()]
+    answered = {place: int(moment) for what, moment, place, _ in lines if what == "answered"}
     asked: dict[str, list[Asked]] = {}
-    for line in notes.splitlines():
-        what, moment, text = line.split(" ", 2)
+    for what, moment, place, text in lines:
         if what == "asked":
-            asked.setdefault(text, []).append(Asked(int(moment), None))
-        else:
-            open_ = next(number for number, each in enumerate(asked[text]) if each.answered_at_ns is None)
-            asked[text][open_] = asked[text][open_]._replace(answered_at_ns=int(moment))
+            asked.setdefault(text, []).append(Asked(int(moment), answered.get(place)))
     return asked
 
 
-def asked_in_vain(times: Sequence[Asked], moments_ns: Sequence[int]) -> int:
+def lost_count(times: Sequence[Asked], moments_ns: Sequence[int]) -> int:
     """Return how many answers to a question may have been lost at a kill."""
-    slack_ns = int(IN_FLIGHT_SECONDS * 1e9)
-    forever = 1 << 63
-    return sum(
-        any(each.at_ns <= moment <= (each.answered_at_ns or forever) + slack_ns for moment in moments_ns) for each in times
-    )
+    return sum(any(may_be_lost(each, moment) for moment in moments_ns) for each in times)
+
+
+def may_be_lost(asked: Asked, killed_at_ns: int) -> bool:
+    """Tell whether an answer was lost at a kill: nobody took it, or it was about to be recorded."""
+    if asked.answered_at_ns is None:
+        return abs(asked.at_ns - killed_at_ns) <= AWAY_NS
+    return abs(asked.answered_at_ns - killed_at_ns) <= RECORDING_NS
 
 
 def check(trial: Trial, jobs: Mapping[str, pb.JobInfo], notes: str) -> list[str]:
@@ -216,7 +219,7 @@ def check(trial: Trial, jobs: Mapping[str, pb.JobInfo], notes: str) -> list[str]
     for text, times in asked_questions(notes).items():
         job_id, _, number = text.partition(" ")
         wanted = 2 if int(number) == QUESTIONS - 2 else 1
-        if len(times) > wanted + asked_in_vain(times, trial.moments_ns):
+        if len(times) > wanted + lost_count(times, trial.moments_ns):
             problems.append(f"{job_id}: engines were asked question {number} {len(times)} times: {times}")
     return problems
 
@@ -229,9 +232,10 @@ def results_of(job: pb.JobInfo) -> list[object]:
 
 
 def has_right_to_fail(job: pb.JobInfo) -> bool:
-    """Tell whether a job was hit as often as it takes."""
+    """Tell whether a job was hit as often as it takes, or its engine was killed while it loaded."""
     reasons = Counter(attempt.error.reason for attempt in job.attempts)
-    return reasons[ENGINE_LOST_REASON] > 3 or job.attempt >= MAX_ATTEMPTS
+    is_unstarted = job.error.reason == "ENGINE_START_FAILED" and "ended before it answered" in job.error.message
+    return is_unstarted or reasons[ENGINE_LOST_REASON] > 3 or job.attempt >= MAX_ATTEMPTS
 
 
 def what_is_left(site: Site) -> list[str]:
@@ -243,13 +247,15 @@ def what_is_left(site: Site) -> list[str]:
     return [] if queue.free_gpu_count == 2 else [f"{queue.free_gpu_count} of 2 GPUs are free"]
 
 
-def run_campaign(folder: Path, kills: int, jobs_per_kill: int, seed: int) -> dict[str, object]:
+def run_campaign(
+    folder: Path, kills: int, jobs_per_kill: int, seed: int, manners: Sequence[str] = MANNERS
+) -> dict[str, object]:
     """Run a campaign in a folder and return its counts and problems."""
     site = Site(folder)
     site.server.data_dir.mkdir(mode=0o700)
     site.server.start()
     try:
-        trial = asyncio.run(run_trial(site, kills, jobs_per_kill, seed))
+        trial = asyncio.run(run_trial(site, kills, jobs_per_kill, seed, manners))
         jobs = asyncio.run(final_jobs(site.server.address, "", trial.jobs))
         left = what_is_left(site)
         notes = site.notes.read_text()

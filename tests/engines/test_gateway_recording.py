@@ -301,6 +301,7 @@ def test_a_recording_is_bounded(served: GatewayProcess, stub: EngineStub, record
 
 def test_a_damaged_recording_is_set_aside(served: GatewayProcess, stub: EngineStub, recording: Path) -> None:
     served.client.remove_route(TOKEN)
+    eventually(lambda: not recording.with_name("recording-wal").exists(), "for the recording to be closed")
     recording.write_bytes(b"this is no recording" * 1000)
     begin_attempt(served, recording, "2")
     assert served.ask(chat("hi")).status == 200

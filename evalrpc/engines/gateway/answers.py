@@ -95,7 +95,16 @@ class _SameBody:
 
     def has_orphan(self) -> bool:
         """Return whether there is a question that nobody waits for."""
-        return sum(each.has_gone for each in self.asking) > len(self.joined)
+        waiting = sum(not each.exchange.has_gone for each in self.joined)
+        return sum(each.has_gone for each in self.asking) > waiting
+
+    def next_joined(self) -> _Recipient | None:
+        """Return who has joined first, and is there yet: one that has gone may be about to be cancelled."""
+        while self.joined:
+            recipient = self.joined.popleft()
+            if not recipient.exchange.has_gone:
+                return recipient
+        return None
 
 
 @dataclass
@@ -110,7 +119,7 @@ class _Asked:
         """Return who gets its answer: who asked, or else who has joined first. None: all have gone."""
         if not self.exchange.has_gone:
             return _Recipient(self.exchange)
-        return self.same.joined.popleft() if self.same.joined else None
+        return self.same.next_joined()
 
 
 class Answers:
