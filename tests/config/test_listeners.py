@@ -36,8 +36,8 @@ def test_http_has_the_rules_of_grpc_at_addresses_of_its_own(tmp_path: Path) -> N
         'http_listen = ["unix:http", { address = "0.0.0.0:2", auth = "required", tls_cert = "own", tls_key = "key" }]\n'
     )
     of_socket, of_port = http_listeners_of(load_settings({}, {}, path))
-    assert (of_socket.address, *of_socket[1:]) == (SocketAddress(tmp_path / "http"), None, False, "http_listen")
-    assert of_port == (PortAddress("0.0.0.0", 2), TlsFiles(tmp_path / "own", tmp_path / "key", None), True, "http_listen")
+    assert of_socket[:4] == (SocketAddress(tmp_path / "http"), None, False, "http_listen")
+    assert of_port[:4] == (PortAddress("0.0.0.0", 2), TlsFiles(tmp_path / "own", tmp_path / "key", None), True, "http_listen")
 
 
 @pytest.mark.parametrize(
