@@ -65,6 +65,7 @@ _MODULES: Final = {
     "backup": "backup",
     "restore": "backup",
     "migrate": "migrate",
+    "node": "node",
 }
 
 

@@ -319,6 +319,21 @@ class Settings:
         rule=_STORE_RULE,
         default_text="SQLite, in `data_dir`",
     )
+    host_name: str = setting(
+        "",
+        STRING,
+        "With `store`: by what name other servers know this machine, to which its runs belong. It must not change while jobs "
+        "run.",
+        default_text="the machine's host name",
+    )
+    lease_seconds: float = setting(
+        10.0,
+        NUMBER,
+        "With `store`: for how long the server that runs the jobs may be silent until another one on its machine does so "
+        "instead.",
+        unit="seconds",
+        rule=POSITIVE,
+    )
     gpus: str = setting(
         "auto",
         STRING_OR_INTEGER,

@@ -90,6 +90,12 @@ class Scheduler:
             worker.join()
         self._engines.close()
 
+    def let_go(self) -> None:
+        """Begin no more, and commit no more outcomes, since another server runs the jobs now. Does not block. `stop` does the
+        rest."""
+        self._dependencies.stopping.set()
+        self.choose_anew()
+
     def wait_stopped(self) -> None:
         """Block until nothing is started any more: after `stop`, or because of a bug."""
         self._dispatcher.join()

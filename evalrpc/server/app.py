@@ -74,8 +74,9 @@ from evalrpc.server.memory import Memory, limit_arenas
 from evalrpc.server.operations import Operations
 from evalrpc.server.reflection import Reflection
 from evalrpc.server.reloading import Reloading
+from evalrpc.server.running import Running
 from evalrpc.server.service import EvaluationService
-from evalrpc.server.stores import open_store
+from evalrpc.server.stores import open_store, store_of_runner
 from evalrpc.server.suite_definitions import build_suites
 from evalrpc.server.threads import require_threads, start_pools
 from evalrpc.server.tracing import untraced
@@ -151,16 +152,14 @@ async def _serve(
         threading.Thread(target=announce, args=announced, name="announcement", daemon=True).start()  # a stop won't wait for it
         await _first_of(stop.wait(), server.wait_broken())
         if is_broken := not stop.is_set():
-            _log.error("a bug has ended a thread that the server can't do without: stopping")
+            _log.error("%s: stopping", server.what_is_broken)
         elif settings.drain:
             stop.clear()  # a second signal stops it at once
             await _first_of(server.drain(), stop.wait())
         _log.info("stopping; runs go on and are picked up at the next start")
         stopping.set()
     if is_broken:
-        raise UnavailableError(
-            "a bug has stopped it; its log has the traceback. Runs go on, and are picked up at the next start"
-        )
+        raise UnavailableError(f"{server.what_is_broken}. Runs go on, and are picked up at the next start")
 
 
 def _reload_on_sighup(server: "Server", load: Callable[[], Settings]) -> None:
@@ -243,6 +242,7 @@ class Server:
             self._prepared_models,
             Memory(lambda: self._service.forget_unused()),
         )
+        self._running = Running(settings, self._store, self._executor, self._scheduler, self._housekeeper.run)
         self._service = self._build_service(queue_state, entitlements, clock, data_dir)
         self._reloading = Reloading(
             settings,
@@ -292,11 +292,10 @@ class Server:
             listener.bind()
         if self._metrics is not None:
             self._metrics.bind()
-        self._executor.prepare()
-        self._scheduler.start()
+        self._running.begin()
         await self._authenticator.start()
         await asyncio.gather(*(listener.start() for listener in self._all_listeners))
-        self._background = [asyncio.create_task(work.run()) for work in (self._housekeeper, self._write_check)]
+        self._background = [asyncio.create_task(work.run()) for work in (self._write_check,)]
         self._pools.catalogers.submit(self._catalog.load)
         if self._metrics is not None:
             self._metrics.start()
@@ -325,10 +324,11 @@ class Server:
         self._feed.stop()
         for task in self._background:
             task.cancel()
+        self._running.cease()
         self._housekeeper.stop()
         loop = asyncio.get_running_loop()
         # Calls made just as gRPC stops get CANCELLED without a reason: so answer with the reason for a moment first.
-        await asyncio.gather(loop.run_in_executor(self._pools.waiters, self._scheduler.stop), asyncio.sleep(_REFUSAL_SECONDS))
+        await asyncio.gather(loop.run_in_executor(self._pools.waiters, self._running.stop), asyncio.sleep(_REFUSAL_SECONDS))
         await asyncio.gather(*(listener.stop(self._settings.stop_seconds) for listener in self._all_listeners))
         if self._http:
             self._http.close()
@@ -342,9 +342,16 @@ class Server:
         if self._traces is not None:
             await asyncio.to_thread(self._traces.close)
 
+    @property
+    def what_is_broken(self) -> str:
+        """Why it stopped by itself, once `wait_broken` has returned."""
+        if self._running.has_lost_lease:
+            return "another server may run the jobs by now, since this one could not keep its lease"
+        return "a bug has stopped it; its log has the traceback"
+
     async def wait_broken(self) -> None:
         """Wait until a bug keeps the store from writing, or the scheduler from starting jobs."""
-        loop, waits = asyncio.get_running_loop(), (self._store.wait_closed, self._scheduler.wait_stopped)
+        loop, waits = asyncio.get_running_loop(), (self._store.wait_closed, self._running.wait_over)
         await _first_of(*(loop.run_in_executor(self._pools.waiters, wait) for wait in waits))
 
     def _follow_store(self, queue_state: QueueState) -> None:
@@ -412,7 +419,7 @@ class Server:
     ) -> RunDependencies:
         settings = self._settings
         return RunDependencies(
-            store=self._store,
+            store=store_of_runner(self._store),
             queue_state=queue_state,
             executor=self._executor,
             harnesses=self.harnesses,

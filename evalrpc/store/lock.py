@@ -16,9 +16,9 @@ STORE_ID_NAME: Final = "store-id"
 _PRIVATE_MODE: Final = 0o700
 
 
-def lock_data_dir(data_dir: Path) -> BinaryIO:
+def lock_data_dir(data_dir: Path, *, is_shared: bool = False) -> BinaryIO:
     """Make the folder, for this account alone, and lock it for as long as the file stays open; a process that dies lets go of
-    it."""
+    it. `is_shared`: others that share it may do the same."""
     try:
         make_private_folder(data_dir)
         _make_private(data_dir)
@@ -26,7 +26,7 @@ def lock_data_dir(data_dir: Path) -> BinaryIO:
     except OSError as error:
         raise ConfigurationError(f"setting data_dir: {data_dir} can't be used: {error.strerror}") from error
     try:
-        fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock_file, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         lock_file.close()
         raise DataDirectoryInUseError(

@@ -29,7 +29,7 @@ from evalrpc.jobs import lifecycle
 from evalrpc.jobs.filters import JobMatcher
 from evalrpc.jobs.views import reduce_to_view
 from evalrpc.scheduling.queue_state import QueueState
-from evalrpc.store.base import Change, ListedJob, Store, StoredJob
+from evalrpc.store.base import Change, ListedJob, Store, StoredJob, job_not_found
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.jobs_pb2 import JobFilter
 from evalrpc.watching.events import CommittedEvent, Progress
@@ -63,6 +63,8 @@ class _Topic:
     progress: Progress | None = None
     waiters: Waiters = field(default_factory=Waiters)
     watcher_count: int = 0
+    is_deleted: bool = False
+    """Whether the job is gone. Its end may be so, too, where another server deleted it before this one heard of the end."""
 
 
 class Feed:
@@ -141,7 +143,7 @@ class Feed:
                     return
             del job  # a watcher may wait for days: it keeps its cursor but no copy of the job
             with Heartbeat(heartbeats) as heartbeat:
-                await self._live_of_job(topic, cursor, progress, heartbeat, send)
+                await self._live_of_job(job_id, topic, cursor, progress, heartbeat, send)
 
     async def watch_jobs(
         self,
@@ -196,9 +198,9 @@ class Feed:
         return (await self.stored_job(job_id)).parse()
 
     async def _live_of_job(
-        self, topic: _Topic, cursor: int, progress: Progress | None, heartbeat: Heartbeat, send: Send
+        self, job_id: str, topic: _Topic, cursor: int, progress: Progress | None, heartbeat: Heartbeat, send: Send
     ) -> None:
-        """Send what comes after `cursor` and `progress`, up to the terminal event."""
+        """Send what comes after `cursor` and `progress`, up to the terminal event. Raises JobNotFoundError if that is gone."""
         position = 0
         while True:
             while position < len(topic.events):
@@ -210,6 +212,8 @@ class Feed:
                     cursor = event.revision
                     if event.terminal:
                         return
+            if topic.is_deleted:
+                raise job_not_found(job_id)
             if topic.progress is not progress:
                 progress = topic.progress
                 if progress is not None:
@@ -299,6 +303,9 @@ class Feed:
         self._remember(event)
         progress = self._progress.pop(event.job.job_id, None)
         topic = self._topics.get(event.job.job_id)
+        if topic is not None and event.deleted:
+            topic.is_deleted = True
+            topic.waiters.wake()
         if topic is not None and not event.deleted:  # those who watch the job itself have had its end
             topic.events.append(event)
             topic.progress = None

@@ -28,6 +28,8 @@ VALUES: dict[str, Any] = {
     "visibility": "own",
     "data_dir": "/d",
     "store": "postgresql://db.example/jobs",
+    "host_name": "alpha",
+    "lease_seconds": 2.5,
     "gpus": "0,2",
     "default_harness": "lmms-eval",
     "default_num_gpus": 3,

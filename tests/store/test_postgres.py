@@ -10,7 +10,21 @@ from pathlib import Path
 import psycopg
 import pytest
 from postgres_cluster import Cluster, shared_cluster, start_cluster
-from store_jobs import CLOCK, SECONDS, Recorder, begin, complete, events, finish, listed, new_job, read, run, submit
+from store_jobs import (
+    CLOCK,
+    SECONDS,
+    Recorder,
+    begin,
+    complete,
+    events,
+    finish,
+    listed,
+    new_job,
+    open_sqlite,
+    read,
+    run,
+    submit,
+)
 from waiting import eventually
 
 from evalrpc.errors import ConfigurationError, DataDirectoryInUseError, QueueFullError, StoreUnavailableError
@@ -20,6 +34,7 @@ from evalrpc.store.base import Submission
 from evalrpc.store.postgres import listening
 from evalrpc.store.postgres.checking import check_database
 from evalrpc.store.postgres.connecting import Connection
+from evalrpc.store.postgres.hosts import give_up_host
 from evalrpc.store.postgres.migrations import MIGRATIONS
 from evalrpc.store.postgres.store import PostgresStore
 from evalrpc.store.postgres.writer import Writer
@@ -37,9 +52,8 @@ Opener = Callable[..., PostgresStore]
 
 
 @pytest.fixture
-def open_store(conninfo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opener]:
+def open_store(conninfo: str, tmp_path: Path) -> Iterator[Opener]:
     """Open stores of one database, as several servers do."""
-    monkeypatch.setattr("evalrpc.store.postgres.store.lock_data_dir", lambda _: (tmp_path / "any").open("ab"))
     opened: list[PostgresStore] = []
 
     def opener(max_queued: int = 1000) -> PostgresStore:
@@ -314,13 +328,74 @@ def test_a_server_that_stops_within_a_commit_holds_up_the_others_for_a_while_onl
             stopped.close()
 
 
+# The lease.
+
+
+class Runner:
+    """A server that may run jobs, on a machine."""
+
+    def __init__(self, store: PostgresStore, host: str = "alpha", seconds: float = 0.5) -> None:
+        self.store = store
+        self.runs, self.is_lost = threading.Event(), threading.Event()
+        store.run_for(host, seconds, self.runs.set, self.is_lost.set)
+
+    def begin(self, job_id: str) -> pb.JobInfo:
+        return self.store.update_as_runner(job_id, begin).result(SECONDS)
+
+
+def test_one_server_runs_the_jobs_until_it_gives_the_lease_back(open_store: Opener) -> None:
+    first = Runner(open_store())
+    assert first.runs.wait(SECONDS)
+    second = Runner(open_store())
+    job = submit(second.store)
+    with pytest.raises(StoreUnavailableError, match="another server runs the jobs"):
+        second.begin(job.job_id)
+    assert first.begin(job.job_id).status == RUNNING
+    first.store.stop_running()
+    assert second.runs.wait(SECONDS)
+    with pytest.raises(StoreUnavailableError, match="another server runs the jobs"):
+        first.store.update_as_runner(job.job_id, complete).result(SECONDS)
+    assert second.store.update_as_runner(job.job_id, complete).result(SECONDS).status == COMPLETED
+
+
+def test_who_can_not_renew_the_lease_hears_of_it_before_another_server_gets_it(
+    open_store: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Runner(open_store())
+    assert first.runs.wait(SECONDS)
+    assert first.store._lease is not None
+    monkeypatch.setattr(first.store._lease, "_take", lambda: None)  # cut off
+    second = Runner(open_store())
+    assert second.runs.wait(SECONDS)
+    assert first.is_lost.is_set()
+
+
+def test_the_lease_passes_to_another_machine_only_without_runs(open_store: Opener, conninfo: str) -> None:
+    first = Runner(open_store())
+    assert first.runs.wait(SECONDS)
+    job = submit(first.store)
+    first.begin(job.job_id)
+    first.store.stop_running()
+    second = Runner(open_store(), "beta")
+    with pytest.raises(ConfigurationError, match="the jobs ran on alpha, not on gamma"):
+        give_up_host(conninfo, "gamma")
+    assert not second.runs.is_set()
+    give_up_host(conninfo, "alpha")
+    assert second.runs.wait(SECONDS)
+    with pytest.raises(ConfigurationError, match="a server on beta runs the jobs: stop it first"):
+        give_up_host(conninfo, "beta")
+    second.store.update_as_runner(job.job_id, complete).result(SECONDS)
+    second.store.stop_running()
+    assert Runner(open_store()).runs.wait(SECONDS), "nothing runs, so any machine may take over"
+
+
 # Its folder and its schema.
 
 
-def test_a_database_has_one_folder_and_a_folder_one_server(conninfo: str, tmp_path: Path) -> None:
+def test_a_database_has_one_folder_and_no_server_on_sqlite_works_there(conninfo: str, tmp_path: Path) -> None:
     with closing(PostgresStore(conninfo, tmp_path / "data", CLOCK, 10)):
         with pytest.raises(DataDirectoryInUseError):
-            PostgresStore(conninfo, tmp_path / "data", CLOCK, 10)
+            open_sqlite(tmp_path / "data", 10)
         with pytest.raises(ConfigurationError, match="belongs to another data folder"):
             PostgresStore(conninfo, tmp_path / "other", CLOCK, 10)
     PostgresStore(conninfo, tmp_path / "data", CLOCK, 10).close()

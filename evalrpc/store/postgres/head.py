@@ -4,7 +4,7 @@ from typing import Any, Final, NamedTuple
 
 from psycopg import Connection
 
-_COLUMNS: Final = "revision, number, sequence, created_ns, journal_bytes, oldest_revision, holds"
+_COLUMNS: Final = "revision, number, sequence, created_ns, journal_bytes, oldest_revision, holds, fence"
 
 
 class Head(NamedTuple):
@@ -23,6 +23,8 @@ class Head(NamedTuple):
     """Every event after this revision is in the journal."""
     holds: list[str]
     """The names of what is held back."""
+    fence: int
+    """Of the server that runs the jobs."""
 
 
 def read_head(connection: "Connection[Any]") -> Head:

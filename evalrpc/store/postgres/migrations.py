@@ -142,6 +142,14 @@ MIGRATIONS: Final[tuple[LiteralString, ...]] = (
     CREATE INDEX suite_runs_by_sequence ON suite_runs (sequence);
     CREATE INDEX suite_runs_of_owner_by_sequence ON suite_runs (owner, sequence);
     """,
+    # Which of several servers runs the jobs.
+    """
+    ALTER TABLE head
+        ADD COLUMN runner text NOT NULL DEFAULT '',          -- the server that has the lease, or had it last
+        ADD COLUMN runner_host text NOT NULL DEFAULT '',     -- its machine, to which its runs belong
+        ADD COLUMN fence bigint NOT NULL DEFAULT 0,          -- grows whenever another server gets the lease
+        ADD COLUMN lease_until timestamptz NOT NULL DEFAULT 'epoch';
+    """,
 )
 
 _LOCK: Final = 0x6576616C  # "eval", of the locks that the applications of a database agree on

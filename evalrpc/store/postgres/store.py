@@ -63,10 +63,12 @@ from evalrpc.store.postgres.connecting import (
 )
 from evalrpc.store.postgres.data_folder import require_same_folder
 from evalrpc.store.postgres.filters import find_jobs
+from evalrpc.store.postgres.lease import Lease
 from evalrpc.store.postgres.listening import Listening
 from evalrpc.store.postgres.migrations import migrate
 from evalrpc.store.postgres.texts import storable
 from evalrpc.store.postgres.writer import Operation, Write, Writer
+from evalrpc.store.transaction import Transaction
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.jobs_pb2 import JobFilter
 from evalrpc.v1.suites_pb2 import SuiteRun
@@ -89,7 +91,7 @@ _SUBMITTED: Final = "SELECT job FROM jobs WHERE request_id = %s AND owner = %s A
 
 
 class PostgresStore:
-    """The store of one server. `data_dir` is the folder of its files, which it locks against every other server.
+    """The store of one server. `data_dir` is the folder of its files, which it shares with the servers on the same database.
 
     Raises DataDirectoryInUseError, ConfigurationError.
     """
@@ -98,7 +100,11 @@ class PostgresStore:
         self, conninfo: str, data_dir: Path, clock: Clock, max_queued: int, entitlements: Entitlements | None = None
     ) -> None:
         require_valid(conninfo)
-        self._lock_file = lock_data_dir(data_dir)
+        self._lock_file = lock_data_dir(data_dir, is_shared=True)
+        self._conninfo = conninfo
+        self._server_id = str(uuid.uuid4())
+        self._fence: int | None = None
+        self._lease: Lease | None = None
         self._closed = False
         self.observe_commit: ObserveCommit = observe_nothing
         """Is told of every commit, on the writer thread."""
@@ -114,7 +120,7 @@ class PostgresStore:
                 migrate(connection)
                 require_same_folder(connection, data_dir)
                 given = entitlements or Entitlements()
-                self._writer = Writer(conninfo, clock, max_queued, given, self._cache, str(uuid.uuid4()))
+                self._writer = Writer(conninfo, clock, max_queued, given, self._cache, self._server_id)
             except (psycopg.Error, StoreUnavailableError) as error:
                 raise ConfigurationError(
                     f"setting store: {shown(conninfo)} can't be used: {brief(error)}; see that it runs, and that the user may "
@@ -139,6 +145,38 @@ class PostgresStore:
     def update(self, job_id: str, change: Callable[[pb.JobInfo], None], expect: Expected = ANY) -> Future[pb.JobInfo]:
         """Change a job on the writer thread."""
         return self._write(lambda transaction: transaction.update(job_id, change, expect))
+
+    def update_as_runner(self, job_id: str, change: Callable[[pb.JobInfo], None], expect: Expected = ANY) -> Future[pb.JobInfo]:
+        """Do the same for the server that runs the jobs. Its future raises StoreUnavailableError, too, where that is another
+        one by now."""
+        fence = self._fence
+
+        def operation(transaction: Transaction) -> pb.JobInfo:
+            if self._writer.state.head.fence != fence:
+                raise unavailable("another server runs the jobs now")  # which sees to this job, too
+            return transaction.update(job_id, change, expect)
+
+        return self._write(operation)
+
+    def run_for(self, host: str, lease_seconds: float, on_taken: Callable[[], None], on_lost: Callable[[], None]) -> None:
+        """Try to be the server that runs the jobs, on this machine, until the store is closed. Both are called once at most."""
+
+        def taken(fence: int) -> None:
+            self._fence = fence
+            on_taken()
+
+        self._lease = Lease(self._conninfo, self._clock, self._server_id, host, lease_seconds, taken, on_lost)
+
+    def stop_trying(self) -> None:
+        """Try no more to be that server. What is held is held until it expires, or `stop_running`."""
+        if self._lease is not None:
+            self._lease.stop()
+
+    def stop_running(self) -> None:
+        """Give the lease back, for another server to run the jobs."""
+        if self._lease is not None:
+            self._lease.close()
+            self._lease = None
 
     def delete(self, job_id: str) -> Future[Deleted]:
         """Remove a terminal job."""
@@ -193,6 +231,7 @@ class PostgresStore:
         if self._closed:
             return
         self._closed = True
+        self.stop_running()
         self._listening.close()
         self._operations.close()
         self._writer.stop()
