@@ -300,7 +300,7 @@ def test_a_real_mlflow_server_and_offline_wandb_have_the_runs(api: Api, tmp_path
     python = os.environ["EVALRPC_TEST_EXPORTERS_PYTHON"]
     code = [python, str(folder / "exporters_program.py"), api.address, str(tmp_path), job_id]
     environment = {**os.environ, "PYTHONPATH": str(folder.parents[1]), "WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path)}
-    ran = subprocess.run(code, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    ran = subprocess.run(code, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=800)
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 

@@ -1,6 +1,7 @@
 """Exports the jobs of a server twice to a real MLflow server that it starts, and to W&B offline, and checks what is there. Run
 by an interpreter that has both: ADDRESS FOLDER JOB_ID."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ def export(*arguments: str) -> None:
 
 
 def wait_for(url: str) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400  # on a busy machine it takes minutes to start
     while time.monotonic() < deadline:
         with suppress(OSError), urllib.request.urlopen(url) as answer:
             if answer.status == 200:
@@ -32,7 +33,10 @@ with socket.create_server(("127.0.0.1", 0)) as free:
     port = free.getsockname()[1]
 where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
 stores = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--default-artifact-root", str(folder / "artifacts")]
-server = subprocess.Popen([sys.executable, "-m", "mlflow", "server", *where, *stores], stdout=subprocess.DEVNULL)
+environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+server = subprocess.Popen(
+    [sys.executable, "-m", "mlflow", "server", *where, *stores], env=environment, stdout=subprocess.DEVNULL
+)
 try:
     uri = f"http://127.0.0.1:{port}"
     wait_for(f"{uri}/health")
