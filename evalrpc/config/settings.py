@@ -264,6 +264,11 @@ class Settings:
         rule=ORIGINS_RULE,
         default_text="none",
     )
+    page: bool = setting(
+        True,
+        BOOLEAN,
+        "Whether browsers get the page at `/` of the addresses for HTTP, and may sign in there with a token.",
+    )
     tls_cert: Path | None = setting(
         None,
         FILE,

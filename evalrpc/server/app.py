@@ -270,7 +270,7 @@ class Server:
         """Where it listens, and how."""
         health_handlers = handlers_of(health.SERVICE, self._health, self.open_limits)
         self._add_handlers(health_handlers)
-        self._http = self._build_http(http_listeners, health_handlers) if http_listeners else None
+        self._http = self._build_http(http_listeners, health_handlers, clock) if http_listeners else None
         self.http_listeners: Sequence[HttpListener] = self._http.listeners if self._http else ()
         """Where it listens for HTTP, and how."""
         if self._metrics is not None:
@@ -486,7 +486,7 @@ class Server:
         return (*self.listeners, *self.http_listeners)
 
     def _build_http(
-        self, listeners: Sequence[tuple[Listener, Certificate | None]], health_handlers: Mapping[str, Handler]
+        self, listeners: Sequence[tuple[Listener, Certificate | None]], health_handlers: Mapping[str, Handler], clock: Clock
     ) -> "HttpServer":
         """Return what serves the same calls over HTTP. Raises ConfigurationError if a library for that is missing."""
         try:
@@ -496,7 +496,7 @@ class Server:
         evaluation, health_service = (SERVICE, self.handlers), (health.SERVICE, health_handlers)
         meters, readers = self._metrics.calls if self._metrics else None, self._pools.readers
         callers = self._authenticator, self._audit, meters
-        return HttpServer(listeners, self._settings, evaluation, health_service, *callers, readers, self._gpu_count)
+        return HttpServer(listeners, self._settings, evaluation, health_service, *callers, readers, self._gpu_count, clock)
 
     def _add_handlers(self, health_handlers: Mapping[str, Handler]) -> None:
         """Serve the same calls at every address."""

@@ -6,6 +6,7 @@ from typing import Final
 
 from google.protobuf.descriptor import ServiceDescriptor
 
+from evalrpc.clock import Clock
 from evalrpc.config import LMMS_EVAL, Settings
 from evalrpc.config.listeners import Listener
 from evalrpc.server.audit import Audit
@@ -23,6 +24,9 @@ from evalrpc.server.transports.http.gate import Gate
 from evalrpc.server.transports.http.listener import HttpListener
 from evalrpc.server.transports.http.methods import HttpMethod, methods_of
 from evalrpc.server.transports.lmms_eval.endpoints import LmmsEvalEndpoints
+from evalrpc.server.transports.page.files import PageFiles
+from evalrpc.server.transports.page.session import PATH as SESSION_PATH
+from evalrpc.server.transports.page.session import SessionEndpoint
 from evalrpc.server.transports.plain.events import PATH as EVENTS_PATH
 from evalrpc.server.transports.plain.events import EventsEndpoint
 from evalrpc.server.transports.plain.files import FilesEndpoint
@@ -47,9 +51,12 @@ class HttpServer:
         meters: Meters | None,
         readers: Executor,
         gpu_count: int,
+        clock: Clock,
     ) -> None:
         """`evaluation` asks who calls, `health` does not. Raises ConfigurationError."""
         self._settings = settings
+        self._clock = clock
+        self._page = PageFiles() if settings.page else None
         self._evaluation = evaluation
         self._health = health
         self._authenticator = authenticator
@@ -80,8 +87,12 @@ class HttpServer:
             **endpoints_of(health.full_name, methods_of(health, health_handlers, _anonymous), self._codec),
             EVENTS_PATH: events.answer,
         }
+        if self._settings.page:
+            endpoints[SESSION_PATH] = SessionEndpoint(authenticate, self._clock, is_tls=listener.tls is not None).answer
         gate, most = Gate(listener, self._settings), self._settings.max_request_bytes
         finders = [FilesEndpoint(methods).find, unknown_calls(service, health)]
+        if self._page is not None:
+            finders.append(self._page.find_for_browsers if listener.lmms_eval_paths else self._page.find)
         if listener.lmms_eval_paths:
             finders.append(self._lmms_eval_paths(methods).find)
         return HttpApplication(gate, most, endpoints, *finders)

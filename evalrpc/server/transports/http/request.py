@@ -15,6 +15,9 @@ Headers = Iterable[tuple[bytes, bytes]]
 BODY_SECONDS: Final = 30.0
 """How long a client may take for the next part of a body."""
 
+SESSION_COOKIE: Final = "evalrpc_session"
+"""The cookie with a browser's token: see `transports/page/session.py`."""
+
 _MAX_PARAMETERS: Final = 1000
 _NO_CONTENT: Final = 204
 
@@ -81,8 +84,10 @@ class HttpRequest:
     # What the caller presents.
 
     def invocation_metadata(self) -> list[tuple[str, Any]]:
-        """Return the headers, with names in small letters."""
-        return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self._headers]
+        """Return the headers, with names in small letters; and the token of a browser's session as a client would send it."""
+        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self._headers]
+        token = _session_token(headers)
+        return [*headers, ("authorization", f"Bearer {token}")] if token else headers
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
         """Return what was verified of a client's certificate."""
@@ -154,6 +159,14 @@ class HttpRequest:
     def _expects_body(self) -> bool:
         """Return whether the client sends a body, which nobody has read."""
         return "transfer-encoding" in self.headers or self.headers.get("content-length", "0") != "0"
+
+
+def _session_token(headers: Sequence[tuple[str, str]]) -> str:
+    """Return the token in a browser's cookie; empty if there is none, or a token that counts more."""
+    if any(name == "authorization" for name, _ in headers):
+        return ""
+    pairs = (pair.strip().partition("=") for name, value in headers if name == "cookie" for pair in value.split(";"))
+    return next((value for name, _, value in pairs if name == SESSION_COOKIE), "")
 
 
 def _too_large(most: int) -> RequestTooLargeError:

@@ -1,0 +1,219 @@
+"""The page, in a real browser, on a real server."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from browser import Tabs, needs_browser, open_browser
+from callers import add_token
+from serving import COMPLETED, FAILED, Api, ServerHere, Site
+from waiting import eventually
+
+from evalrpc.v1 import jobs_pb2 as pb
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = needs_browser
+
+Serve = Callable[..., ServerHere]
+HTTP = {"http_listen": "127.0.0.1:0"}
+EVIL = '<img src=x onerror="document.title=1"><script>document.title=2</script>'
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    site = Site(tmp_path)
+    yield site
+    site.kill_runs()
+
+
+@pytest.fixture
+def start(site: Site) -> Iterator[Serve]:
+    """Start a server in this process."""
+    servers: list[ServerHere] = []
+
+    def start(**flags: object) -> ServerHere:
+        servers.append(ServerHere(site.settings(**{**HTTP, **flags})))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.start_no_more()
+        site.release()
+        eventually(lambda server=server: server.idle, "for the runs to end")
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    with open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def tabs(browser: "Browser", start: Serve) -> Iterator[Tabs]:
+    """Tabs at a server with the jobs that `jobs` made."""
+    server = start()
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    tabs = Tabs(context, url_of(server))
+    tabs.api = server.api  # type: ignore[attr-defined]
+    yield tabs
+    context.close()
+
+
+def url_of(server: ServerHere) -> str:
+    return server.server.http_listeners[0].address
+
+
+def api_of(tabs: Tabs) -> Api:
+    api: Api = tabs.api  # type: ignore[attr-defined]
+    return api
+
+
+def write_samples(api: Api, job: pb.JobInfo, *samples: Mapping[str, object]) -> Path:
+    """Replace the samples of a job, and return their folder."""
+    folder = Path(api.get(job.job_id).attempts[0].output_dir) / "toy"
+    (folder / "20260101_000000_samples_t.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    return folder
+
+
+def overflows(page: "Page") -> bool:
+    return bool(page.evaluate("document.documentElement.scrollWidth > innerWidth"))
+
+
+def serious_findings(page: "Page") -> list[str]:
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response["violations"]
+    return [f"{each['id']}: {each['help']}" for each in found if each["impact"] in ("serious", "critical")]
+
+
+def test_every_view_shows_what_there_is_and_is_usable_by_all(tabs: Tabs) -> None:
+    api = api_of(tabs)
+    good, better = (api.run(model, labels={"run": "a", "step": str(step)}) for step, model in enumerate(("good", "better")))
+    for job, values in ((good, (0, 1, 1, 0)), (better, (1, 1, 1, 0))):
+        write_samples(api, job, *({"doc_id": place, "target": "4", "acc": value} for place, value in enumerate(values)))
+    failed = api.run("no_such_model")
+    assert (good.status, failed.status) == (COMPLETED, FAILED)
+    views = {
+        "/": "no_such_model",
+        f"/jobs/{good.job_id}": "0.5",
+        f"/jobs/{failed.job_id}": "KeyError",
+        f"/jobs/{good.job_id}/samples": "Sample 1",
+        f"/compare?baseline={good.job_id}&candidate={better.job_id}": "Sample 0: 0 → 1",
+        "/history": "acc none",
+        f"/submit?copy={good.job_id}": "Submit a copy",
+        "/signin": "Token",
+    }
+    page = tabs.open("/")
+    for path, text in views.items():
+        page.goto(tabs.url + path)
+        page.get_by_text(text).first.wait_for()
+        for width in (1280, 390):
+            page.set_viewport_size({"width": width, "height": 800})
+            assert not overflows(page), (path, width)
+        page.set_viewport_size({"width": 1280, "height": 900})
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            assert not serious_findings(page), (path, scheme)
+    assert not tabs.problems
+
+
+def test_jobs_appear_and_change_as_they_do_through_a_restart_of_the_server(
+    browser: "Browser", start: Serve, site: Site
+) -> None:
+    server = start()
+    url, port = url_of(server), url_of(server).rpartition(":")[2]
+    context = browser.new_context()
+    page = Tabs(context, url).open("/")
+    page.get_by_text("No jobs here").wait_for()
+    job = server.api.submit("slow")
+    row = page.locator("tr", has=page.locator(f'a[href="/jobs/{job.job_id}"]'))
+    row.get_by_text("running").wait_for()
+    row.get_by_text("1 of 4").wait_for()
+    server.stop()
+    page.get_by_text("not connected").wait_for()
+    server = start(http_listen=f"127.0.0.1:{port}")
+    site.release(job.job_id)
+    row.get_by_text("completed").wait_for()
+    page.get_by_text("not connected").wait_for(state="detached")
+    context.close()
+
+
+def test_thirty_tabs_share_one_stream_and_another_takes_over_when_its_tab_is_closed(tabs: Tabs) -> None:
+    pages = [tabs.open("/") for _ in range(30)]
+    for page in pages:
+        page.get_by_text("No jobs here").wait_for()
+    first = api_of(tabs).submit("good")
+    for page in pages:
+        page.locator(f'a[href="/jobs/{first.job_id}"]').wait_for()
+    for page in pages[:15]:
+        page.close()
+    second = api_of(tabs).submit("good")
+    for page in pages[15:]:
+        page.locator(f'a[href="/jobs/{second.job_id}"]').wait_for()
+    assert not tabs.problems
+
+
+def test_the_log_is_followed_and_a_job_can_be_cancelled(tabs: Tabs) -> None:
+    job = api_of(tabs).submit("slow")
+    page = tabs.open(f"/jobs/{job.job_id}")
+    page.get_by_role("button", name="Show, as it grows").click()
+    page.get_by_label("Log", exact=True).get_by_text("ready").wait_for()
+    page.get_by_role("button", name="Cancel").click()
+    page.locator("h1").get_by_text("cancelled").wait_for()
+    assert not tabs.problems
+
+
+def test_the_form_says_what_is_wrong_while_one_types_and_then_submits(tabs: Tabs) -> None:
+    page = tabs.open("/submit")
+    page.get_by_label("Model type").fill("good")
+    page.get_by_label("Tasks").fill("t")
+    page.get_by_label("GPUs").fill("7")
+    page.get_by_text("asks for 7 GPUs, and this server has 2").wait_for()
+    page.get_by_label("GPUs").fill("0")
+    page.get_by_text("asks for 7 GPUs").wait_for(state="detached")
+    page.get_by_label("Labels").fill("run=x, step=5")
+    page.get_by_role("button", name="Submit", exact=True).click()
+    page.locator("h1").get_by_text("completed").wait_for()
+    (job,) = api_of(tabs).ListJobs().jobs
+    assert (job.request.model, dict(job.labels)) == ("good", {"run": "x", "step": "5"})
+
+
+def test_nothing_of_a_hostile_job_runs(tabs: Tabs, site: Site) -> None:
+    job = api_of(tabs).SubmitJob(
+        pb.SubmitJobRequest(
+            request=pb.EvaluateRequest(harness="toy", model="good", tasks=["t"], num_gpus=0), labels={"run": EVIL[:60]}
+        )
+    )
+    api_of(tabs).wait_for(job.job_id, COMPLETED)
+    sample = {"doc_id": EVIL, "target": EVIL, "resps": [[EVIL]], "input": [{"role": EVIL, "content": EVIL}], "acc": 0}
+    folder = write_samples(api_of(tabs), job, sample)
+    (folder / f"{EVIL.replace('/', '')[:80]}.html").write_text(EVIL)
+    page = tabs.open(f"/jobs/{job.job_id}")
+    page.get_by_role("link", name="Samples").click()
+    page.get_by_role("heading", name="Sample <img").wait_for()
+    assert page.title() == "Samples · evalrpc"
+    page.go_back()
+    with page.expect_download():
+        page.locator("section", has_text="Files").locator("a", has_text="img src").click()
+    assert page.title() == "Job · evalrpc"
+    assert not tabs.problems
+
+
+def test_a_browser_that_has_to_sign_in_is_sent_there_and_back(browser: "Browser", start: Serve, site: Site) -> None:
+    server = start(auth="required")
+    token = add_token(site.folder / "data", "alice")
+    context = browser.new_context()
+    page = Tabs(context, url_of(server)).open("/history")
+    page.get_by_label("Token").fill(token)
+    page.get_by_role("button", name="Sign in").click()
+    page.get_by_role("heading", name="History").wait_for()
+    page.get_by_text("alice").wait_for()
+    assert not page.evaluate("document.cookie"), "no script can read it"
+    page.get_by_role("button", name="Sign out").click()
+    page.get_by_role("heading", name="Sign in").wait_for()
+    context.close()
