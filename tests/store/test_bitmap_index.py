@@ -31,6 +31,13 @@ from evalrpc.v1.jobs_pb2 import JobFilter
 BLOCK = 4
 
 
+@pytest.fixture(params=["shared", "sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """The stores that have such sets."""
+    with closing(OPENERS[request.param](tmp_path / "data", 1000)) as store:
+        yield store
+
+
 @pytest.fixture(scope="module", autouse=True)
 def nothing_but_bitmaps() -> Iterator[None]:
     """Let the walk end at its first step, and let a set be of few jobs."""
