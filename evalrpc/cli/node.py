@@ -1,5 +1,6 @@
 """`evalrpc node`: the machines of several servers. Works on their database."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import click
 
 from evalrpc.cli.exit_codes import ExitCode, fail, reported, require_linux
-from evalrpc.cli.output import print_line
+from evalrpc.cli.output import print_json_text, print_line
 from evalrpc.cli.setting_flags import setting_flags
 from evalrpc.cli.suggestions import SuggestingGroup
 from evalrpc.config import load_settings
@@ -23,7 +24,8 @@ def node_command() -> None:
 @node_command.command("lost")
 @click.argument("host")
 @setting_flags("store")
-def lost_command(host: str, config: Path | None, **flags: Any) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def lost_command(host: str, config: Path | None, as_json: bool, **flags: Any) -> None:
     """Say that the machine HOST is lost, so that its runs are, too.
 
     A server of another machine then runs the jobs. Those that ran on HOST are tried again, if they may be, or FAILED with
@@ -39,4 +41,7 @@ def lost_command(host: str, config: Path | None, **flags: Any) -> None:
         except ModuleNotFoundError as error:
             fail(ExitCode.WRONG_CALL, missing(error))
         give_up_host(store, host)
-    print_line(f"the runs of {host} are given up; another server takes over shortly")
+    if as_json:
+        print_json_text(json.dumps({"host": host}))
+    else:
+        print_line(f"the runs of {host} are given up; another server takes over shortly")

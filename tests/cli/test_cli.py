@@ -28,8 +28,10 @@ from evalrpc import errors
 from evalrpc.cli import following, main, wording
 from evalrpc.cli.baseline import baseline_command
 from evalrpc.cli.ending import cancel_command, delete_command
+from evalrpc.cli.export import export_command
 from evalrpc.cli.history import history_command
 from evalrpc.cli.jobs import list_command, watch_all_command
+from evalrpc.cli.node import node_command
 from evalrpc.cli.parameters import parse_duration
 from evalrpc.cli.policy import policy_command
 from evalrpc.cli.submit import submit_command
@@ -782,7 +784,13 @@ def test_the_address_may_stand_before_or_behind_the_command(server: FakeServer) 
 def test_every_command_can_print_json() -> None:
     context = click.Context(main)
     commands = {name: main.get_command(context, name) for name in main.list_commands(context)}
-    groups = {"baseline": baseline_command, "policy": policy_command, "token": token_command}
+    groups = {
+        "baseline": baseline_command,
+        "export": export_command,
+        "node": node_command,
+        "policy": policy_command,
+        "token": token_command,
+    }
     for name, group in groups.items():
         commands |= {f"{name} {command}": group.commands[command] for command in group.commands}
         del commands[name]
@@ -790,7 +798,8 @@ def test_every_command_can_print_json() -> None:
         name: {flag for parameter in command.params for flag in parameter.opts} for name, command in commands.items() if command
     }
 
-    assert [name for name in flags if "--json" not in flags[name]] == ["serve"]
+    go_on = {"serve", "mcp", *(name for name in flags if name.startswith("export "))}
+    assert {name for name in flags if "--json" not in flags[name]} == go_on
 
 
 def test_fields_that_a_policy_refuses_are_named_with_their_flags(service: FakeService, server: FakeServer) -> None:
@@ -850,7 +859,7 @@ def test_doctor_finds_nothing_wrong_where_nothing_is(config: Path, tmp_path: Pat
     assert set(findings) == {
         *("config file", "harness nightly", "GPUs", "defaults", "cgroups", "environment of runs", "accounts of runs"),
         *("memory of runs", "processes of runs"),
-        *("data folder", "port", "sign-in"),
+        *("store", "data folder", "port", "sign-in"),
     }
     assert findings["sign-in"]["detail"].startswith("127.0.0.1:0 asks nobody to sign in: any local user and any proxy on this")
     assert "cgroup" in findings["cgroups"]["detail"] or "every run has one" in findings["cgroups"]["detail"]
@@ -983,7 +992,7 @@ def test_doctor_looks_at_the_command_line_and_the_program_of_every_engine(config
     assert "install it or set engines.bad.command" in findings["engine bad"]["detail"]
     config.write_text(config.read_text().replace('"--port", "{port}"', '"--port"'))
     _, findings = doctor("--config", str(config), "--listen", "127.0.0.1:0")
-    assert "engines.bad.command: must have {port}" in findings["engines"]["detail"]
+    assert "engines.good.command: must have {port}" in findings["engines"]["detail"]
 
 
 def test_doctor_shows_the_suites_and_what_is_wrong_with_them(config: Path) -> None:

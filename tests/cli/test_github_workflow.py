@@ -80,6 +80,7 @@ def test_a_workflow_that_is_cancelled_cancels_its_run(
     labels = {"evalrpc.suite": "release", "workflow_run": "17"}
     status = JobStatus.JOB_STATUS_RUNNING
     service.change(JobInfo(job_id=jobs.RUNNING, suite_run_id=jobs.SUITE_RUN, labels=labels, status=status))
-    service.suite_runs[jobs.SUITE_RUN] = jobs.suite_run(jobs.SUITE_RUN, "/m", SuiteDecision())
+    run = service.suite_runs[jobs.SUITE_RUN] = jobs.suite_run(jobs.SUITE_RUN, "/m", SuiteDecision())
+    run.submission.labels.update(labels)
     assert run_step("Give back the GPUs when the workflow is cancelled", tmp_path, environment) == 0
     assert [call.suite_run_id for call in service.received["CancelSuiteRun"]] == [jobs.SUITE_RUN]

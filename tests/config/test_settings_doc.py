@@ -11,6 +11,7 @@ from evalrpc.config import (
     ClientCertificate,
     EndpointSettings,
     EngineSettings,
+    ExecutorSettings,
     HarnessSettings,
     HttpListenSettings,
     ListenSettings,
@@ -37,12 +38,13 @@ POLICY_KEYS = settings_of(PolicySettings, "harnesses.NAME.policy.")
 PREPARATION_KEYS = settings_of(PreparationSettings, "preparations.NAME.")
 ENGINE_KEYS = settings_of(EngineSettings, "engines.NAME.")
 ENDPOINT_KEYS = settings_of(EndpointSettings, "endpoints.NAME.")
+EXECUTOR_KEYS = settings_of(ExecutorSettings, "executors.NAME.")
 SUITE_KEYS = settings_of(SuiteSettings, "suites.NAME.") | settings_of(SuiteEntrySettings, "suites.NAME.entries.")
 SECRET_KEYS = settings_of(SecretSettings, "secrets.NAME.")
 QUOTA_KEYS = settings_of(QuotaSettings, "quotas.OWNER.")
 CERTIFICATE_KEYS = settings_of(ClientCertificate, "client_certificates.NAME.")
 OIDC_KEYS = settings_of(OidcSettings, "oidc.")
-OF_RUNS = (HARNESS_KEYS, POLICY_KEYS, PREPARATION_KEYS, ENGINE_KEYS, ENDPOINT_KEYS, SUITE_KEYS, SECRET_KEYS)
+OF_RUNS = (HARNESS_KEYS, POLICY_KEYS, PREPARATION_KEYS, ENGINE_KEYS, ENDPOINT_KEYS, EXECUTOR_KEYS, SUITE_KEYS, SECRET_KEYS)
 TABLES = (LISTEN_KEYS, *OF_RUNS, QUOTA_KEYS, CERTIFICATE_KEYS, OIDC_KEYS)
 KEYS = [key for table in TABLES for key in table.values()]
 SECTIONS = {section.partition("\n")[0]: section.replace("\n", " ") for section in PAGE.split("\n### ")[1:]}
