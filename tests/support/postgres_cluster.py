@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from waiting import DEADLINE_SECONDS
+from waiting import DEADLINE_SECONDS, eventually
 
 _NOBODY = pwd.getpwnam("nobody")
 _AS_NOBODY: dict[str, Any] = {"user": _NOBODY.pw_uid, "group": _NOBODY.pw_gid, "extra_groups": []}
@@ -81,9 +81,13 @@ class Cluster:
 
     def kill(self) -> None:
         """Kill all its processes at once."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        for pid in (self.process.pid, *map(int, children)):  # each is in a process group of its own
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.process.wait()
+        for pid in children:
+            eventually(lambda pid=pid: not _is_alive(pid), "for all of PostgreSQL to be gone")
         for name in ("postmaster.pid",):
             (self._data / name).unlink(missing_ok=True)
 
@@ -132,6 +136,14 @@ def _candidates() -> list[Path]:
 def _ways() -> list[tuple[Sequence[str], dict[str, Any]]]:
     """Return how to run a program that refuses root: a prefix of the command, and the account."""
     return [((), {})] if os.geteuid() else [((), _AS_NOBODY), (_IN_NAMESPACE, {})]
+
+
+def _is_alive(pid: str) -> bool:
+    """Tell whether a process is there, and more than a zombie that nobody has reaped yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def _die_with_parent() -> None:
