@@ -76,13 +76,14 @@ class ServedRun:
         self._reports = PhaseReports(job, Progress.PHASE_SERVING, serving.clock, publish)
         self._runs = _runs_of(serving, job)
 
-    def lease(self) -> None:
-        """Take what answers for the job: all engines are started before one is waited for. May be called again.
+    def lease(self, *, has_begun: bool) -> None:
+        """Take what answers for the job: all engines are started before one is waited for. May be called again. `has_begun`:
+        whether the harness runs already, so that what it asked has to be there still.
 
         Raises RunFailedError, OSError.
         """
         for run in self._runs:
-            run.lease()
+            run.lease(has_begun=has_begun)
 
     def note_engines(self, attempt: JobAttempt) -> None:
         """Record which engines answer."""
@@ -171,8 +172,11 @@ class _ModelRun:
         self._counters: Counters | None = None
         self._observed: Counters | None = None  # None: of a run that an earlier server may have told of
 
-    def lease(self) -> None:
-        """Take what answers for the model. Raises RunFailedError, OSError."""
+    def lease(self, *, has_begun: bool) -> None:
+        """Take what answers for the model. Raises RunFailedError, with reason ENGINE_LOST if a harness that runs has lost its
+        engine: meanwhile the gateway may have refused what it asked; OSError."""
+        if has_begun and self._engine is None and self.route_to_earlier() is None:
+            raise RunFailedError(LOST, "the engine that it asked was gone when a server took the run over")
         self._engine = self._serving.pool.lease(self._job, self._served)
 
     def follow(self, reason_to_stop: Callable[[], _Reason | None]) -> _Reason | None:

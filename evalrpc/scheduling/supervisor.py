@@ -421,7 +421,7 @@ class Supervisor:
         if self._handle is not None and self._handle.wait(0):
             served.recall()
             return None
-        served.lease()
+        served.lease(has_begun=self._handle is not None)
         noted = pb.JobAttempt()
         noted.CopyFrom(job.attempts[-1])
         served.note_engines(noted)

@@ -44,6 +44,8 @@ class _Failed(NamedTuple):
     """Whether the engine has seen the request."""
     counts: bool
     """Whether it counts as a try: the engine has failed on it."""
+    broke_off: bool = False
+    """Whether the connection ended before the answer did, as when an engine is killed."""
 
 
 class Asker:
@@ -70,6 +72,7 @@ class Asker:
             reply = result.reply
             tries += result.counts
             if tries >= self.route.max_tries:
+                self._counters.unavailable += result.broke_off
                 return reply
             self._counters.retried += result.asked
             if result.counts:
@@ -109,7 +112,8 @@ class Asker:
             replica.lost()
             return _Failed(error_reply(503, str(error)), asked=False, counts=False)
         except (UpstreamError, UnusableAnswerError) as error:
-            return _Failed(error_reply(502, str(error)), asked=True, counts=True)
+            broke_off = isinstance(error, UpstreamError)
+            return _Failed(error_reply(502, str(error)), asked=True, counts=True, broke_off=broke_off)
         replica.succeeded()
         return result
 
