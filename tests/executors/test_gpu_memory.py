@@ -114,8 +114,8 @@ def test_the_memory_of_a_run_is_missed_by_the_server_that_took_it_up(key: RunKey
     assert run.devices == ("0",)
     run.end(0.0)
     run.close()
-    ((_, devices),) = second.nodes()
-    assert [(device.name, bool(device.quarantine_reason)) for device in devices] == [("H200", True), ("", False)]
+    (node,) = second.nodes()
+    assert [(device.name, bool(device.quarantine_reason)) for device in node.devices] == [("H200", True), ("", False)]
     assert second.needs_recheck()
     memory.readings = [GIB]
     second.recheck()
