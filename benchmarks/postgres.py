@@ -52,7 +52,7 @@ def _database() -> Iterator[str]:
     data = folder / "data"
     try:
         subprocess.run((programs / "initdb", "-D", data, "-U", "evalrpc", "--auth=trust", "--no-locale"), **account)
-        pg_ctl = (programs / "pg_ctl", "-D", data, *_STARTED.split(), "-l", folder / "log")
+        pg_ctl: tuple[str | Path, ...] = (programs / "pg_ctl", "-D", data, *_STARTED.split(), "-l", folder / "log")
         subprocess.run((*pg_ctl, "-o", f"-k {folder} -c listen_addresses=", "start"), **account)
         try:
             yield f"postgresql:///postgres?host={folder}&user=evalrpc"
