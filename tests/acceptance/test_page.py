@@ -194,7 +194,7 @@ def test_nothing_of_a_hostile_job_runs(tabs: Tabs, site: Site) -> None:
     folder = write_samples(api_of(tabs), job, sample)
     (folder / f"{EVIL.replace('/', '')[:80]}.html").write_text(EVIL)
     page = tabs.open(f"/jobs/{job.job_id}")
-    page.get_by_role("link", name="Samples").click()
+    page.get_by_role("link", name="Samples", exact=True).click()
     page.get_by_role("heading", name="Sample <img").wait_for()
     assert page.title() == "Samples · evalrpc"
     page.go_back()

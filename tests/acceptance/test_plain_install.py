@@ -65,6 +65,7 @@ def test_every_library_is_in_the_extra_that_is_named() -> None:
         "grpc_health": "grpcio-health-checking",
         "grpc_reflection": "grpcio-reflection",
         "jwt": "PyJWT",
+        "prometheus_client": "prometheus-client",
         "pynvml": "nvidia-ml-py",
     }
     for library, extra in extras._EXTRAS.items():

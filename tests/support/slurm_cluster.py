@@ -92,14 +92,15 @@ class SlurmCluster:
         self._run("munged", "--force", *(f"--{option}={munge / name}" for option, name in options.items()))
         self._run("slurmctld")
         self._run("slurmd", "-N", "n1")
-        self._await_node()
+        self.await_node()
 
     def restart_controller(self) -> None:
         """Start slurmctld again, once it was killed."""
         self._run("slurmctld")
-        self._await_node()
+        self.await_node()
 
-    def _await_node(self) -> None:
+    def await_node(self) -> None:
+        """Wait until its node takes jobs, whatever was done to it."""
         deadline = time.monotonic() + DEADLINE_SECONDS
         while self._run("sinfo", "--noheader", "--format=%T", is_checked=False).strip() not in ("idle", "mixed", "allocated"):
             assert time.monotonic() < deadline, (self.folder / "log" / "slurmctld.log").read_text()
