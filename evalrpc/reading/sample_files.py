@@ -21,6 +21,7 @@ MAX_LINE_BYTES: Final = 64 * 1024 * 1024
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _BEFORE_OBJECT: Final = _BYTE_ORDER_MARK + b" \t\r\n"
+_WHITE_SPACE: Final = " \t\r\n"  # of JSON
 _DECODER: Final = json.JSONDecoder(parse_int=json_integer)
 
 _Read = Callable[[BinaryIO, int], Iterator[SampleRow | int]]
@@ -97,10 +98,13 @@ def _opened(descriptor: int, budget: ReadBudget | None) -> AbstractContextManage
 
 
 def _decode(line: bytes) -> object:
+    """Return the value of a line that may be an object; None if it is no JSON."""
     try:
-        return _DECODER.decode(line.removeprefix(_BYTE_ORDER_MARK).decode("utf-8", "surrogatepass"))
+        text = line.removeprefix(_BYTE_ORDER_MARK).decode("utf-8", "surrogatepass").strip(_WHITE_SPACE)
+        value, end = _DECODER.raw_decode(text)
     except (ValueError, RecursionError):
         return None
+    return value if end == len(text) else None
 
 
 def _reader(job: JobInfo, path: str, harnesses: Mapping[str, Harness]) -> _Read:
