@@ -307,10 +307,17 @@ def test_every_harness_fails_alike(site: Site, name: str, fields: dict[str, Any]
     require_alike(site, name, **fields)
 
 
-@pytest.mark.parametrize("phase", [pb.Progress.PHASE_LOADING, pb.Progress.PHASE_SCORING])
-def test_it_can_be_cancelled_at_any_time(site: Site, phase: pb.Progress.Phase.ValueType) -> None:
-    site.heat("lmms-eval")
-    job = site.submit("lmms-eval", "sums_slow", limit=40)
+@pytest.mark.parametrize(
+    ("name", "phase"),
+    [
+        ("lmms-eval", pb.Progress.PHASE_LOADING),
+        ("inspect-ai", pb.Progress.PHASE_EVALUATING),
+        ("lmms-eval", pb.Progress.PHASE_SCORING),
+    ],
+)
+def test_it_can_be_cancelled_at_any_time(site: Site, name: str, phase: pb.Progress.Phase.ValueType) -> None:
+    site.heat(name)
+    job = site.submit(name, "sums_slow", limit=40)
     for event in site.client.watch(job.job_id):
         if event.job.progress.phase >= phase:
             site.client.cancel_job(job.job_id)
