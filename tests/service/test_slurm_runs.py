@@ -29,7 +29,7 @@ def site(site: Site, slurm_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("SLURM_CONF", slurm_cluster.environment["SLURM_CONF"])
     site.config.write_text(
         f"{site.config.read_text()}\n[executors.cluster]\nkind = 'slurm'\nmax_gpus = {2 * GPU_COUNT}\npoll_seconds = 0.5\n"
-        f"command_seconds = 3\nowners = ['*']\n"
+        f"command_seconds = 10\nowners = ['*']\n"
     )
     slurm_cluster.await_node()
     yield site
