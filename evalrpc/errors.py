@@ -101,11 +101,8 @@ class EvalrpcError(Exception):
         self.retry_delay_seconds = retry_delay_seconds
 
 
-class InvalidRequestError(EvalrpcError):
-    """One or more fields are missing, malformed or out of range. `violations` lists them all."""
-
-    reason = "INVALID_REQUEST"
-    code = "INVALID_ARGUMENT"
+class _FieldsError(EvalrpcError):
+    """What is wrong with fields: `violations` lists them all, and is the message unless there is another."""
 
     def __init__(
         self,
@@ -118,6 +115,13 @@ class InvalidRequestError(EvalrpcError):
         self.violations = tuple(violations)
         text = message or _listed(self.violations)
         super().__init__(text, metadata=metadata, retry_delay_seconds=retry_delay_seconds)
+
+
+class InvalidRequestError(_FieldsError):
+    """One or more fields are missing, malformed or out of range. `violations` lists them all."""
+
+    reason = "INVALID_REQUEST"
+    code = "INVALID_ARGUMENT"
 
 
 class NotFoundError(EvalrpcError):
@@ -225,22 +229,10 @@ class DefinitionsDifferError(PreconditionError):
     reason = "DEFINITIONS_DIFFER"
 
 
-class ExecutorUnsuitableError(PreconditionError):
+class ExecutorUnsuitableError(_FieldsError, PreconditionError):
     """The request asks for what its executor does not have. `violations` lists the fields."""
 
     reason = "EXECUTOR_UNSUITABLE"
-
-    def __init__(
-        self,
-        message: str = "",
-        *,
-        violations: Iterable[FieldViolation] = (),
-        metadata: Mapping[str, str] | None = None,
-        retry_delay_seconds: float | None = None,
-    ) -> None:
-        self.violations = tuple(violations)
-        text = message or _listed(self.violations)
-        super().__init__(text, metadata=metadata, retry_delay_seconds=retry_delay_seconds)
 
 
 class FileUnreadableError(PreconditionError):

@@ -22,8 +22,8 @@ from typing import Final, NamedTuple
 from evalrpc import __version__
 from evalrpc.clock import Clock
 from evalrpc.errors import ConfigurationError, JobNotFoundError
-from evalrpc.executors.local.executor import TRACES_DIR
 from evalrpc.executors.local.shim import PID_FILE
+from evalrpc.executors.local.traces import TRACES_DIR
 from evalrpc.files.errnos import require_no_shortage
 from evalrpc.files.private import create_private_file, make_private_folder
 from evalrpc.files.tree_copies import copy_tree

@@ -1,14 +1,17 @@
 """Rows on their way into a database: gathered by a transaction, then written with as few statements as can be."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from evalrpc.jobs import lifecycle, suite_states
 from evalrpc.jobs.defaults import executor_of, gpus_needed
+from evalrpc.jobs.lifecycle import Status
 from evalrpc.jobs.served_models import engine_gpu_count, engine_needs, model_of, needs_text
 from evalrpc.jobs.share_policy import charged_width
-from evalrpc.store.base import JournalEvent, Submission
+from evalrpc.store.base import JournalEvent, Submission, SuiteSubmission
 from evalrpc.v1 import jobs_pb2 as pb
+from evalrpc.v1.suites_pb2 import SuiteRun
 
 Row = tuple[Any, ...]
 
@@ -132,3 +135,28 @@ def event_bytes(event: JournalEvent) -> int:
 
 def _labels_before(event: JournalEvent) -> str | None:
     return None if event.labels_before is None else json.dumps(event.labels_before)
+
+
+def suite_run_row(submission: SuiteSubmission, sequence: int) -> Row:
+    """Return the row of a new suite run, whose first job has this sequence."""
+    run = submission.run
+    request_id = submission.request_id or None
+    return run.suite_run_id, run.owner, request_id, submission.fingerprint, run.SerializeToString(), sequence
+
+
+def suite_run_of(
+    serialized: bytes, jobs: Iterable[Row], revision: int, cached_status: Callable[[str], Status | None]
+) -> SuiteRun:
+    """Return a suite run as of a revision, with what its jobs have come to: `jobs` has their ids, statuses and ends, 0 without
+    one. `cached_status` counts more."""
+    run = SuiteRun.FromString(serialized)
+    found = {job_id: (status, ended_ns) for job_id, status, ended_ns in jobs}
+    for job in run.jobs:
+        cached = cached_status(job.job_id)
+        job.status = found.get(job.job_id, (job.status, 0))[0] if cached is None else cached
+    run.status = suite_states.status_of(job.status for job in run.jobs)
+    last_ended_ns = max((ended_ns for _, ended_ns in found.values()), default=0)
+    if run.status in lifecycle.TERMINAL and last_ended_ns:
+        run.completed_at.FromNanoseconds(last_ended_ns)
+    run.revision = revision
+    return run

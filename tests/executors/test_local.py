@@ -23,9 +23,10 @@ from waiting import eventually
 from evalrpc.errors import RunFailedError
 from evalrpc.executors.base import Resources, RunKey
 from evalrpc.executors.local import executor, shim
-from evalrpc.executors.local.executor import TRACES_DIR, LocalRun, _about_to_begin
+from evalrpc.executors.local.executor import LocalRun, _about_to_begin
 from evalrpc.executors.local.fork_server import ForkServer
 from evalrpc.executors.local.processes import processes_of_job
+from evalrpc.executors.local.traces import TRACES_DIR
 from evalrpc.harnesses.base import Command, Exit
 
 NOWHERE = Resources("local")

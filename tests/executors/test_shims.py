@@ -17,10 +17,10 @@ from waiting import eventually
 
 from evalrpc.executors.base import Device, RunKey
 from evalrpc.executors.local import shim
-from evalrpc.executors.local.executor import TRACES_DIR, LocalExecutor
+from evalrpc.executors.local.executor import LocalExecutor
 from evalrpc.executors.local.processes import processes_of_job, processes_of_script
 from evalrpc.executors.local.shims import find_shim, run_name
-from evalrpc.executors.local.traces import write_devices
+from evalrpc.executors.local.traces import TRACES_DIR, write_devices
 from evalrpc.harnesses.base import Exit
 
 SLEEPS = "import time; print('ready', flush=True); time.sleep(1000)"

@@ -16,9 +16,9 @@ from waiting import eventually
 from evalrpc.errors import RunFailedError
 from evalrpc.executors.base import RunKey
 from evalrpc.executors.local import shim, traces
-from evalrpc.executors.local.executor import TRACES_DIR, LocalExecutor
+from evalrpc.executors.local.executor import LocalExecutor
 from evalrpc.executors.local.processes import processes_of_job
-from evalrpc.executors.local.traces import Exits, StepEnd, read_exits
+from evalrpc.executors.local.traces import TRACES_DIR, Exits, StepEnd, read_exits
 from evalrpc.files import opening
 from evalrpc.harnesses.base import Exit
 

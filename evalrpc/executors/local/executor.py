@@ -29,8 +29,8 @@ from evalrpc.executors.local.cgroups import Cgroups, RunCgroup
 from evalrpc.executors.local.environment import build_environment
 from evalrpc.executors.local.fork_server import ForkServer
 from evalrpc.executors.local.gpu_memory import GpuGuard, NvmlMemory
-from evalrpc.executors.local.limits import rlimits_of
 from evalrpc.executors.local.listeners import listening_sockets, sockets_of
+from evalrpc.executors.local.orders import order_of
 from evalrpc.executors.local.processes import (
     ScriptProcess,
     jobs_with_processes,
@@ -38,7 +38,7 @@ from evalrpc.executors.local.processes import (
     processes_of_script,
     send_signal,
 )
-from evalrpc.executors.local.shims import find_shim, run_name
+from evalrpc.executors.local.shims import find_shim
 from evalrpc.executors.local.short_commands import ShortCommands
 from evalrpc.executors.local.traces import (
     Exits,
@@ -53,6 +53,7 @@ from evalrpc.executors.local.traces import (
     read_devices,
     read_exits,
     remove_traces,
+    traces_dir,
     uid_of_shim,
     was_warm,
     write_devices,
@@ -64,7 +65,6 @@ from evalrpc.files.private import make_private_folder
 from evalrpc.harnesses.base import Command, Exit
 
 LOCAL_NODE: Final = "local"
-TRACES_DIR: Final = "run"
 
 _SURVIVOR_CHECK_SECONDS: Final = 0.02
 _KILL_SECONDS: Final = 30.0
@@ -237,20 +237,8 @@ class LocalExecutor:
 
     def _order(self, key: RunKey, command: Command, resources: Resources, cgroup: RunCgroup | None = None) -> Mapping[str, Any]:
         controllers = self._cgroups.controllers if self._cgroups is not None else frozenset[str]()
-        return {
-            "steps": [command.argv, *command.further_steps],
-            "files": {str(path): content for path, content in command.files.items()},
-            "env": build_environment(self._environment, _added(key, command), resources.devices, key.job_id, key.attempt),
-            "cwd": str(Path.cwd() / (command.cwd or "")),
-            "umask": command.umask,
-            "log": str(key.log_path),
-            "traces_dir": str(_traces_dir(key)),
-            "run": run_name(key.job_id, key.attempt),
-            "cgroup": str(cgroup.path) if cgroup is not None else "",
-            "account": (key.account.uid, list(key.account.groups)) if key.account is not None else None,
-            "notes_pid": True,
-            "rlimits": rlimits_of(resources, controllers, has_account=key.account is not None),
-        }
+        path = cgroup.path if cgroup is not None else None
+        return order_of(key, command, resources, self._environment, resources.devices, path, controllers)
 
     def _begin_warm(
         self, key: RunKey, command: Command, order: Mapping[str, Any], cgroup: RunCgroup | None
@@ -299,12 +287,6 @@ class LocalExecutor:
 
 def _nodes(devices: Sequence[Device], quarantined: Mapping[str, str]) -> Sequence[Node]:
     return (Node(LOCAL_NODE, tuple(device._replace(quarantine_reason=quarantined.get(device.id, "")) for device in devices)),)
-
-
-def _added(key: RunKey, command: Command) -> Mapping[str, str]:
-    """Return what a command adds to the environment. The server's HOME is nothing for another account."""
-    home = {"HOME": str(key.account.home)} if key.account is not None else {}
-    return {**home, **command.env, **command.secrets}
 
 
 def _warm_order(key: RunKey, order: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -367,7 +349,7 @@ def _find_shim(key: RunKey) -> int | None:
 
 
 def _traces_dir(key: RunKey) -> Path:
-    return key.attempt_dir / TRACES_DIR
+    return traces_dir(key.attempt_dir)
 
 
 def _has_begun(key: RunKey) -> bool:

@@ -21,6 +21,7 @@ from evalrpc.files.handover import make_passable
 from evalrpc.files.opening import open_regular_file
 from evalrpc.files.private import make_private_folder
 
+TRACES_DIR: Final = "run"
 DEVICES_FILE: Final = "devices.json"
 WARM_FILE: Final = "warm"
 
@@ -53,6 +54,11 @@ class Exits(NamedTuple):
     steps: list[StepEnd]
     none_left: bool
     """Whether the shim has seen that no process of the run is left."""
+
+
+def traces_dir(attempt_dir: Path) -> Path:
+    """Return the folder of the traces of an attempt's run."""
+    return attempt_dir / TRACES_DIR
 
 
 def make_room(folder: Path, step_count: int) -> None:

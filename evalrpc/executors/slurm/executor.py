@@ -19,13 +19,11 @@ from evalrpc.config.executors import ExecutorSettings
 from evalrpc.errors import RunFailedError
 from evalrpc.executors.base import NO_WARM_RUNS, CommandOutput, Device, Node, Resources, RunKey, WarmState
 from evalrpc.executors.local import shim
-from evalrpc.executors.local.environment import build_environment
-from evalrpc.executors.local.limits import rlimits_of
-from evalrpc.executors.local.shims import run_name
-from evalrpc.executors.local.traces import make_room, read_exits
+from evalrpc.executors.local.orders import order_of
+from evalrpc.executors.local.traces import make_room, read_exits, traces_dir
 from evalrpc.executors.slurm import states
 from evalrpc.executors.slurm.batch import CLAIM_FILE, ORDER_FILE
-from evalrpc.executors.slurm.cluster import Cluster, Submission
+from evalrpc.executors.slurm.cluster import Cluster, Submission, submitted_earlier
 from evalrpc.executors.slurm.commands import SlurmCommands
 from evalrpc.executors.slurm.run import SlurmRun
 from evalrpc.executors.slurm.script import batch_script
@@ -86,35 +84,35 @@ class SlurmExecutor:
 
     def make_room(self, key: RunKey, step_count: int) -> None:
         """Make the folder of a run's traces, with space reserved for them. Raises OSError."""
-        make_room(_traces_dir(key), step_count)
+        make_room(traces_dir(key.attempt_dir), step_count)
 
     def start(self, key: RunKey, command: Command, resources: Resources) -> SlurmRun:
         """Have a run submitted. While Slurm does not answer it waits for that. Raises RunFailedError with reason START_FAILED,
         OSError; what only Slurm finds wrong is raised by `exit_status`."""
         self._cluster.start()
-        traces_dir = _traces_dir(key)
+        folder = traces_dir(key.attempt_dir)
+        order = order_of(key, command, resources, self._environment, ())  # which GPUs it sees, only the node knows
         try:
-            make_private_folder(traces_dir)
-            order = self._order(key, command, resources)
-            if (failure := shim.write_files({**order, "files": _named(command.files)})) is not None:
+            make_private_folder(folder)
+            if (failure := shim.write_files(order)) is not None:
                 raise RunFailedError("START_FAILED", f"the run could not be started: {failure.removeprefix('error ')}")
-            _write(traces_dir / ORDER_FILE, order)
-            _write(traces_dir / SUBMITTED_FILE, {"devices": resources.devices})
+            _write(folder / ORDER_FILE, {**order, "files": {}, "has_devices": bool(resources.devices)})
+            _write(folder / SUBMITTED_FILE, {"devices": resources.devices})
         except OSError as error:
             require_no_shortage(error)
             raise RunFailedError("START_FAILED", f"the run could not be started: {error}") from error
-        submission = Submission(_job_name(key), self._options(key, command, resources), self._script(key))
+        submission = Submission(_job_name(key), self._options(key, order["cwd"], resources), self._script(key))
         run = self._run(key, resources.devices, submission)
         self._cluster.submit(submission)
         return run
 
     def find(self, key: RunKey) -> SlurmRun | None:
         """Find a run that an earlier server has submitted, or was about to. None: Slurm has never taken it. Raises OSError."""
-        facts = _read(_traces_dir(key) / SUBMITTED_FILE)
+        facts = _read(traces_dir(key.attempt_dir) / SUBMITTED_FILE)
         if facts is None:
             return None
-        run = self._run(key, tuple(facts["devices"]), None)
-        if read_exits(_traces_dir(key)).none_left or (_traces_dir(key) / CLAIM_FILE).exists():
+        run = self._run(key, tuple(facts["devices"]), submitted_earlier(_job_name(key)))
+        if read_exits(traces_dir(key.attempt_dir)).none_left or (traces_dir(key.attempt_dir) / CLAIM_FILE).exists():
             return run
         try:
             if _job_name(key) in self._cluster.ask().jobs:
@@ -162,44 +160,25 @@ class SlurmExecutor:
         devices = tuple(Device(id_, "", reasons.get(id_, "")) for id_ in ids)
         return (Node(name, devices, executor=name, max_runs=self._settings.max_submitted),)
 
-    def _run(self, key: RunKey, devices: tuple[str, ...], submission: Submission | None) -> SlurmRun:
-        return SlurmRun(self._settings.name, _job_name(key), key, devices, self._cluster, submission, self._closing.is_set)
+    def _run(self, key: RunKey, devices: tuple[str, ...], submission: Submission) -> SlurmRun:
+        return SlurmRun(self._settings.name, key, devices, self._cluster, submission, self._closing.is_set)
 
     def _run_of(self, key: RunKey) -> SlurmRun | None:
         try:
             return self.find(key)
         except OSError:
-            return self._run(key, (), None)
+            return self._run(key, (), submitted_earlier(_job_name(key)))
 
-    def _order(self, key: RunKey, command: Command, resources: Resources) -> Mapping[str, object]:
-        home = {"HOME": str(key.account.home)} if key.account is not None else {}
-        added = {**home, **command.env, **command.secrets}
-        return {
-            "steps": [command.argv, *command.further_steps],
-            "files": {},
-            "env": build_environment(self._environment, added, (), key.job_id, key.attempt),
-            "cwd": str(Path.cwd() / (command.cwd or "")),
-            "umask": command.umask,
-            "log": str(key.log_path),
-            "traces_dir": str(_traces_dir(key)),
-            "run": run_name(key.job_id, key.attempt),
-            "cgroup": "",
-            "account": (key.account.uid, list(key.account.groups)) if key.account is not None else None,
-            "notes_pid": True,
-            "rlimits": rlimits_of(resources, frozenset(), has_account=key.account is not None),
-            "has_devices": bool(resources.devices),
-        }
-
-    def _options(self, key: RunKey, command: Command, resources: Resources) -> Sequence[str]:
+    def _options(self, key: RunKey, cwd: str, resources: Resources) -> Sequence[str]:
         settings = self._settings
         options = {
             "job-name": _job_name(key),
             "dependency": "singleton",
             "comment": f"evalrpc:{key.job_id}/{key.attempt}",
-            "output": str(_traces_dir(key) / "slurm.log"),
+            "output": str(traces_dir(key.attempt_dir) / "slurm.log"),
             "open-mode": "append",
             "export": "NIL",
-            "chdir": str(Path.cwd() / (command.cwd or "")),
+            "chdir": cwd,
             "nodes": "1",
             "ntasks": "1",
             "partition": settings.partition,
@@ -213,7 +192,7 @@ class SlurmExecutor:
         return ["--no-requeue", *(f"--{name}={value}" for name, value in options.items() if value), *settings.args]
 
     def _script(self, key: RunKey) -> str:
-        return batch_script(self._settings.python, _traces_dir(key).absolute())
+        return batch_script(self._settings.python, traces_dir(key.attempt_dir).absolute())
 
 
 def _is_ended(run: SlurmRun) -> bool:
@@ -226,14 +205,6 @@ def _is_ended(run: SlurmRun) -> bool:
 
 def _job_name(key: RunKey) -> str:
     return f"{PREFIX}{key.job_id}-{key.attempt}"
-
-
-def _traces_dir(key: RunKey) -> Path:
-    return key.attempt_dir / "run"
-
-
-def _named(files: Mapping[Path, bytes]) -> Mapping[str, bytes]:
-    return {str(path): content for path, content in files.items()}
 
 
 def _write(path: Path, value: object) -> None:

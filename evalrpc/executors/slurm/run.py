@@ -3,16 +3,15 @@
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final, TypeVar
 
 from evalrpc.errors import RunFailedError
 from evalrpc.executors.base import RunKey
 from evalrpc.executors.local import shim
-from evalrpc.executors.local.traces import Exits, read_exits
+from evalrpc.executors.local.traces import Exits, read_exits, traces_dir
 from evalrpc.executors.slurm import states
 from evalrpc.executors.slurm.batch import CLAIM_FILE
-from evalrpc.executors.slurm.cluster import Cluster, Submission
+from evalrpc.executors.slurm.cluster import NEVER_ASKED, Cluster, Submission
 from evalrpc.executors.slurm.commands import SlurmJob, SlurmUnavailableError
 from evalrpc.harnesses.base import Exit
 
@@ -30,24 +29,23 @@ _RETRY_SECONDS: Final = 2.0
 
 
 class SlurmRun:
-    """A run on a cluster. `submission`: None if an earlier server submitted it. `is_closing` tells whether the server stops."""
+    """A run on a cluster. `is_closing` tells whether the server stops."""
 
     is_warm: Final = False
 
     def __init__(
         self,
         node: str,
-        name: str,
         key: RunKey,
         devices: tuple[str, ...],
         cluster: Cluster,
-        submission: Submission | None,
+        submission: Submission,
         is_closing: Callable[[], bool],
     ) -> None:
         self.node = node
         self.devices = devices
-        self._name = name
-        self._traces_dir: Path = key.attempt_dir / "run"
+        self._name = submission.name
+        self._traces_dir = traces_dir(key.attempt_dir)
         self._cluster = cluster
         self._submission = submission
         self._is_closing = is_closing
@@ -60,7 +58,7 @@ class SlurmRun:
         """Why it has not begun; empty once it has."""
         if (self._traces_dir / shim.PID_FILE).exists():
             return ""
-        if self._submission is not None and not self._submission.done.is_set():
+        if not self._submission.done.is_set():
             problem = self._submission.problem
             return f"{self.node}: Slurm takes no runs at present: {problem}" if problem else f"{self.node}: is being submitted"
         job = self._cluster.snapshot.jobs.get(self._name)
@@ -100,7 +98,7 @@ class SlurmRun:
 
     def exit_status(self, step: int = 0) -> Exit:
         """See RunHandle.exit_status. Where Slurm says why the run ended, that counts more than the signal that it used."""
-        if self._submission is not None and self._submission.failure is not None:
+        if self._submission.failure is not None:
             raise self._submission.failure
         steps = self._read_exits().steps
         end = steps[step] if step < len(steps) else None
@@ -115,7 +113,7 @@ class SlurmRun:
     def end(self, grace_seconds: float) -> None:
         """See RunHandle.end. While Slurm does not answer it can't be ended, so this waits for Slurm, unless the server stops:
         then it raises SlurmUnavailableError."""
-        if self._is_gone() or (self._submission is not None and self._cluster.withdraw(self._submission)):
+        if self._is_gone() or self._cluster.withdraw(self._submission):
             return
         commands = self._cluster.commands
         self._ask_slurm(lambda: commands.cancel(self._name, "--state=PENDING"))
@@ -144,19 +142,15 @@ class SlurmRun:
 
     def _has_ended(self) -> bool:
         """Tell whether it has ended, without a question to Slurm."""
-        if self._submission is not None and self._submission.done.is_set() and self._submission.failure is not None:
+        submission, snapshot = self._submission, self._cluster.snapshot
+        if submission.failure is not None or self._read_exits().none_left:
             return True
-        if self._read_exits().none_left:
-            return True
-        snapshot, submitted_seconds = self._cluster.snapshot, float("-inf")
-        if self._submission is not None:
-            if not self._submission.done.is_set():
-                return False
-            submitted_seconds = self._submission.submitted_seconds
-        if snapshot.asked_seconds < submitted_seconds + _SETTLE_SECONDS:
-            return self._is_over(snapshot.jobs.get(self._name))
+        if not submission.done.is_set() or snapshot is NEVER_ASKED:
+            return False
         job = snapshot.jobs.get(self._name)
-        return snapshot.asked_seconds > float("-inf") and (job is None or self._is_over(job))
+        if job is None:  # of one that was just taken this says nothing yet
+            return snapshot.asked_seconds >= submission.submitted_seconds + _SETTLE_SECONDS
+        return self._is_over(job)
 
     def _is_over(self, job: SlurmJob | None) -> bool:
         if job is None:
@@ -166,12 +160,12 @@ class SlurmRun:
 
     def _is_gone(self) -> bool:
         """Tell whether no process of it is left, and Slurm will start none. Asks Slurm, unless the shim has said so."""
-        if self._submission is not None and self._submission.failure is not None:
+        if self._submission.failure is not None:
             return True
         if self._read_exits().none_left:
             self._let_slurm_notice()
             return True
-        if self._submission is not None and not self._submission.done.is_set():
+        if not self._submission.done.is_set():
             return False
         job = self._ask_slurm(self._cluster.ask).jobs.get(self._name)
         return job is None or self._is_over(job)

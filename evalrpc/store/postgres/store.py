@@ -30,9 +30,7 @@ from evalrpc.jobs.share_policy import Entitlements
 from evalrpc.store.base import (
     ANY,
     MAX_LISTED_BYTES,
-    UNBOUNDED,
     AttemptUse,
-    Deleted,
     Expected,
     JournalEvent,
     ListedJob,
@@ -67,8 +65,9 @@ from evalrpc.store.postgres.lease import Lease
 from evalrpc.store.postgres.listening import Listening
 from evalrpc.store.postgres.migrations import migrate
 from evalrpc.store.postgres.texts import storable
-from evalrpc.store.postgres.writer import Operation, Write, Writer
+from evalrpc.store.postgres.writer import Write, Writer
 from evalrpc.store.transaction import Transaction
+from evalrpc.store.writes import Operation, StoreWrites
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.jobs_pb2 import JobFilter
 from evalrpc.v1.suites_pb2 import SuiteRun
@@ -90,7 +89,7 @@ _KNOWN: Final = "SELECT job_id FROM jobs WHERE job_id = ANY(%s)"
 _SUBMITTED: Final = "SELECT job FROM jobs WHERE request_id = %s AND owner = %s AND fingerprint = %s"
 
 
-class PostgresStore:
+class PostgresStore(StoreWrites):
     """The store of one server. `data_dir` is the folder of its files, which it shares with the servers on the same database.
 
     Raises DataDirectoryInUseError, ConfigurationError.
@@ -134,18 +133,6 @@ class PostgresStore:
 
     # Writing.
 
-    def submit(self, submission: Submission) -> Future[pb.JobInfo]:
-        """Add a job, or return the one that the same request_id got."""
-        return self._write(lambda transaction: transaction.submit(submission), (submission,))
-
-    def submit_suite(self, submission: SuiteSubmission) -> Future[SuiteRun]:
-        """Add a suite run and its jobs, or return the run that the same request_id got."""
-        return self._write(lambda transaction: transaction.submit_suite(submission), submission.jobs)
-
-    def update(self, job_id: str, change: Callable[[pb.JobInfo], None], expect: Expected = ANY) -> Future[pb.JobInfo]:
-        """Change a job on the writer thread."""
-        return self._write(lambda transaction: transaction.update(job_id, change, expect))
-
     def update_as_runner(self, job_id: str, change: Callable[[pb.JobInfo], None], expect: Expected = ANY) -> Future[pb.JobInfo]:
         """Do the same for the server that runs the jobs. Its future raises StoreUnavailableError, too, where that is another
         one by now."""
@@ -178,40 +165,12 @@ class PostgresStore:
             self._lease.close()
             self._lease = None
 
-    def delete(self, job_id: str) -> Future[Deleted]:
-        """Remove a terminal job."""
-        return self._write(lambda transaction: transaction.delete(job_id))
-
-    def compact(self, max_events: int, older_than: Timestamp, max_bytes: int = UNBOUNDED) -> Future[int]:
-        """Drop old journal events, a bounded number and size at a time, so that no write waits long."""
-        return self._write(lambda transaction: transaction.compact(max_events, older_than.ToNanoseconds(), max_bytes))
-
-    def forget_removal(self, path: str) -> Future[None]:
-        """Note that a folder was removed."""
-        return self._write(lambda transaction: transaction.forget_removal(path))
-
-    def assign_run_uid(self, owner: str, uids: range) -> Future[int]:
-        """Return the account of an owner's runs, or give it one."""
-        return self._write(lambda transaction: transaction.assign_run_uid(owner, uids))
-
-    def set_hold(self, name: str, *, is_held: bool) -> Future[None]:
-        """Hold something back, or do so no more."""
-        return self._write(lambda transaction: transaction.set_hold(name, is_held=is_held))
-
     def erase(self) -> Future[bool]:
         """Do nothing: what was deleted is overwritten in the files of the database as its autovacuum gives their room away."""
         return self._write(lambda _: True)
 
     def shrink(self) -> None:
         """Do nothing: the pages that were read are in memory of the database."""
-
-    def forget_uses(self, ended_before_ns: int) -> Future[None]:
-        """Drop what attempts used that ended before a time of day."""
-        return self._write(lambda transaction: transaction.forget_uses(ended_before_ns))
-
-    def check_writable(self) -> Future[None]:
-        """Commit a row as it is."""
-        return self._write(lambda transaction: transaction.write_unchanged())
 
     @property
     def position(self) -> int:

@@ -10,7 +10,7 @@ that the commit would have left.
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,6 +33,7 @@ from evalrpc.store.postgres.rows import add_counts, write_rows
 from evalrpc.store.postgres.state import State
 from evalrpc.store.postgres.tables import PostgresTables
 from evalrpc.store.transaction import Transaction
+from evalrpc.store.writes import Operation
 
 _LOOK_UP_SECONDS: Final = 15.0
 """How long it is tried to look up what has come of a commit, before its callers hear that it is not known."""
@@ -45,8 +46,6 @@ ON CONFLICT (server_id) DO UPDATE SET commit_id = EXCLUDED.commit_id, committed_
 _COMMITTED: Final = "SELECT commit_id FROM commits WHERE server_id = %s"
 
 _log = logging.getLogger(__name__)
-
-Operation = Callable[[Transaction], Any]
 
 
 class Write(NamedTuple):

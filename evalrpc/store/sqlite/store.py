@@ -13,7 +13,7 @@ import json
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -32,13 +32,9 @@ from evalrpc.jobs.holds import Holds
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.jobs.share_policy import Entitlements
 from evalrpc.store.base import (
-    ANY,
     MAX_LISTED_BYTES,
     RETRY_DELAY_SECONDS,
-    UNBOUNDED,
     AttemptUse,
-    Deleted,
-    Expected,
     JournalEvent,
     ListedJob,
     ListedSuiteRun,
@@ -64,6 +60,7 @@ from evalrpc.store.sqlite.filters import find_jobs
 from evalrpc.store.sqlite.opening import open_database
 from evalrpc.store.sqlite.tables import SqliteTables
 from evalrpc.store.transaction import Transaction
+from evalrpc.store.writes import Operation, StoreWrites
 from evalrpc.v1 import jobs_pb2 as pb
 from evalrpc.v1.jobs_pb2 import JobFilter
 from evalrpc.v1.suites_pb2 import SuiteRun
@@ -84,15 +81,14 @@ _BUSY_WAIT_MS: Final = 5000
 _ERASE_WAIT_MS: Final = 200
 
 _ERASE: Final = object()
-_SHRINK: Final = "PRAGMA shrink_memory"
 """What an operation returns that is carried out after the commit."""
+
+_SHRINK: Final = "PRAGMA shrink_memory"
 
 _log = logging.getLogger(__name__)
 
-_Operation = Callable[[Transaction], Any]
 
-
-class SqliteStore:
+class SqliteStore(StoreWrites):
     """The store of one server, in `data_dir`, which it locks against every other.
 
     Raises DataDirectoryInUseError, ConfigurationError.
@@ -114,7 +110,7 @@ class SqliteStore:
         self._readers_lock = threading.Lock()
         self.observe_commit: ObserveCommit = observe_nothing
         """Is told of every commit, on the writer thread."""
-        self._operations: CommitQueue[tuple[_Operation, Future[Any]]] = CommitQueue(clock)
+        self._operations: CommitQueue[tuple[Operation, Future[Any]]] = CommitQueue(clock)
         self._closed = False
         with ExitStack() as stack:
             stack.callback(self._lock_file.close)  # whoever can't open the database must not keep it locked
@@ -137,38 +133,6 @@ class SqliteStore:
 
     # Writing.
 
-    def submit(self, submission: Submission) -> Future[pb.JobInfo]:
-        """Add a job, or return the one that the same request_id got."""
-        return self._write(lambda transaction: transaction.submit(submission))
-
-    def submit_suite(self, submission: SuiteSubmission) -> Future[SuiteRun]:
-        """Add a suite run and its jobs, or return the run that the same request_id got."""
-        return self._write(lambda transaction: transaction.submit_suite(submission))
-
-    def update(self, job_id: str, change: Callable[[pb.JobInfo], None], expect: Expected = ANY) -> Future[pb.JobInfo]:
-        """Change a job on the writer thread."""
-        return self._write(lambda transaction: transaction.update(job_id, change, expect))
-
-    def delete(self, job_id: str) -> Future[Deleted]:
-        """Remove a terminal job."""
-        return self._write(lambda transaction: transaction.delete(job_id))
-
-    def compact(self, max_events: int, older_than: Timestamp, max_bytes: int = UNBOUNDED) -> Future[int]:
-        """Drop old journal events, a bounded number and size at a time, so that no write waits long."""
-        return self._write(lambda transaction: transaction.compact(max_events, older_than.ToNanoseconds(), max_bytes))
-
-    def forget_removal(self, path: str) -> Future[None]:
-        """Note that a folder was removed."""
-        return self._write(lambda transaction: transaction.forget_removal(path))
-
-    def assign_run_uid(self, owner: str, uids: range) -> Future[int]:
-        """Return the account of an owner's runs, or give it one."""
-        return self._write(lambda transaction: transaction.assign_run_uid(owner, uids))
-
-    def set_hold(self, name: str, *, is_held: bool) -> Future[None]:
-        """Hold something back, or do so no more."""
-        return self._write(lambda transaction: transaction.set_hold(name, is_held=is_held))
-
     def erase(self) -> Future[bool]:
         """Empty the write-ahead log, in which SQLite keeps pages as they were before a deletion. In the file itself it has
         overwritten them (secure_delete)."""
@@ -184,14 +148,6 @@ class SqliteStore:
         except sqlite3.Error as error:
             raise _unavailable(f"the server's store can't be read: {error}") from error
         self._write(lambda _: self._connection.execute(_SHRINK)).result()
-
-    def forget_uses(self, ended_before_ns: int) -> Future[None]:
-        """Drop what attempts used that ended before a time of day."""
-        return self._write(lambda transaction: transaction.forget_uses(ended_before_ns))
-
-    def check_writable(self) -> Future[None]:
-        """Commit a page as it is."""
-        return self._write(lambda transaction: transaction.write_unchanged())
 
     @property
     def position(self) -> int:
@@ -219,7 +175,7 @@ class SqliteStore:
                 connection.close()
         self._lock_file.close()
 
-    def _write(self, operation: _Operation) -> Future[Any]:
+    def _write(self, operation: Operation, submissions: Sequence[Submission] = ()) -> Future[Any]:  # noqa: ARG002
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()  # whoever gives up waiting must not cancel the write
         if not self._operations.put((operation, future)):
@@ -229,21 +185,21 @@ class SqliteStore:
     def _write_batches(self) -> None:
         """Run on the writer thread until the store is closed. An error that is no EvalrpcError and no sqlite3.Error is a bug:
         it ends the thread, and with it the server, before anything wrong can be written."""
-        batch: list[tuple[_Operation, Future[Any]]] = []
+        batch: list[tuple[Operation, Future[Any]]] = []
         try:
             while batch := self._operations.take():
                 self._commit(batch)
         finally:
             self._refuse(batch)
 
-    def _refuse(self, batch: list[tuple[_Operation, Future[Any]]]) -> None:
+    def _refuse(self, batch: list[tuple[Operation, Future[Any]]]) -> None:
         """Take no more, and answer whoever still waits after a bug in this batch."""
         self._operations.close()
         for _, future in batch + self._operations.take():
             if not future.done():
                 future.set_exception(_unavailable("the store is closed"))
 
-    def _commit(self, batch: list[tuple[_Operation, Future[Any]]]) -> None:
+    def _commit(self, batch: list[tuple[Operation, Future[Any]]]) -> None:
         transaction = self.transaction_class(
             self._tables,
             self._clock,
@@ -303,7 +259,7 @@ class SqliteStore:
             self._connection.execute(f"PRAGMA busy_timeout = {_BUSY_WAIT_MS}")
         return not is_busy
 
-    def _roll_back(self, batch: list[tuple[_Operation, Future[Any]]], error: sqlite3.Error) -> None:
+    def _roll_back(self, batch: list[tuple[Operation, Future[Any]]], error: sqlite3.Error) -> None:
         _log.error("the store could not commit %d writes: %s", len(batch), error)
         with suppress(sqlite3.Error):
             if self._connection.in_transaction:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Final
 
-from evalrpc.jobs import lifecycle, suite_states
 from evalrpc.jobs.lifecycle import Status
 from evalrpc.store.base import ListedSuiteRun, SuiteSubmission, suite_run_not_found
+from evalrpc.store.rows import suite_run_of, suite_run_row
 from evalrpc.store.tables import Requested
 from evalrpc.v1.suites_pb2 import SuiteRun
 
@@ -37,9 +37,7 @@ WHERE owner = ? AND suite_run_id IN (SELECT value FROM json_each(?))
 
 def insert(connection: sqlite3.Connection, submission: SuiteSubmission, sequence: int) -> None:
     """Add a suite run, whose first job has this sequence. Raises sqlite3.Error."""
-    run, request_id = submission.run, submission.request_id or None
-    row = (run.suite_run_id, run.owner, request_id, submission.fingerprint, run.SerializeToString(), sequence)
-    connection.execute(_INSERT, row)
+    connection.execute(_INSERT, suite_run_row(submission, sequence))
 
 
 def requested(connection: sqlite3.Connection, submission: SuiteSubmission) -> Requested | None:
@@ -63,17 +61,7 @@ def read(
     row = connection.execute("SELECT run FROM suite_runs WHERE suite_run_id = ?", (suite_run_id,)).fetchone()
     if row is None:
         raise suite_run_not_found(suite_run_id)
-    run = SuiteRun.FromString(row[0])
-    jobs = {job_id: (status, ended_ns) for job_id, status, ended_ns in connection.execute(_JOBS, (suite_run_id,))}
-    for job in run.jobs:
-        cached = cached_status(job.job_id)
-        job.status = jobs.get(job.job_id, (job.status, 0))[0] if cached is None else cached
-    run.status = suite_states.status_of(job.status for job in run.jobs)
-    last_ended_ns = max((ended_ns for _, ended_ns in jobs.values()), default=0)
-    if run.status in lifecycle.TERMINAL and last_ended_ns:
-        run.completed_at.FromNanoseconds(last_ended_ns)
-    run.revision = revision
-    return run
+    return suite_run_of(row[0], connection.execute(_JOBS, (suite_run_id,)), revision, cached_status)
 
 
 def newest(
