@@ -101,7 +101,7 @@ class EvalrpcError(Exception):
         self.retry_delay_seconds = retry_delay_seconds
 
 
-class _FieldsError(EvalrpcError):
+class FieldsError(EvalrpcError):
     """What is wrong with fields: `violations` lists them all, and is the message unless there is another."""
 
     def __init__(
@@ -117,7 +117,7 @@ class _FieldsError(EvalrpcError):
         super().__init__(text, metadata=metadata, retry_delay_seconds=retry_delay_seconds)
 
 
-class InvalidRequestError(_FieldsError):
+class InvalidRequestError(FieldsError):
     """One or more fields are missing, malformed or out of range. `violations` lists them all."""
 
     reason = "INVALID_REQUEST"
@@ -229,7 +229,7 @@ class DefinitionsDifferError(PreconditionError):
     reason = "DEFINITIONS_DIFFER"
 
 
-class ExecutorUnsuitableError(_FieldsError, PreconditionError):
+class ExecutorUnsuitableError(FieldsError, PreconditionError):
     """The request asks for what its executor does not have. `violations` lists the fields."""
 
     reason = "EXECUTOR_UNSUITABLE"
@@ -398,22 +398,10 @@ class PermissionDeniedError(EvalrpcError):
         self.reason = reason
 
 
-class FieldsRefusedError(PermissionDeniedError):
+class FieldsRefusedError(FieldsError, PermissionDeniedError):
     """The caller may make this call, but not with what some fields say. `violations` lists them all."""
 
     reason = "FIELDS_REFUSED"
-
-    def __init__(
-        self,
-        message: str = "",
-        *,
-        violations: Iterable[FieldViolation] = (),
-        metadata: Mapping[str, str] | None = None,
-        retry_delay_seconds: float | None = None,
-    ) -> None:
-        self.violations = tuple(violations)
-        text = message or _listed(self.violations)
-        super().__init__(text, reason=type(self).reason, metadata=metadata, retry_delay_seconds=retry_delay_seconds)
 
 
 class PolicyViolationError(FieldsRefusedError):

@@ -14,8 +14,7 @@ from evalrpc.cli.output import print_line
 from evalrpc.errors import (
     ConfigurationError,
     EvalrpcError,
-    FieldsRefusedError,
-    InvalidRequestError,
+    FieldsError,
     PermissionDeniedError,
     UnauthenticatedError,
     UnavailableError,
@@ -85,7 +84,7 @@ def _exit_code(error: Exception) -> ExitCode:
 
 def _lines(error: Exception, address: str) -> list[str]:
     match error:
-        case InvalidRequestError() | FieldsRefusedError():
+        case FieldsError():
             return _violation_lines(error) or [error.message]
         case UnavailableError() if error.reason != UnavailableError.reason:  # the server itself said so
             return [f"the server at {address} can't do this now: {error.message}"]
@@ -127,7 +126,7 @@ def require_folder(data_dir: Path) -> None:
         fail(ExitCode.WRONG_CALL, f"there is no folder {data_dir}: --data-dir names that of the server")
 
 
-def _violation_lines(error: InvalidRequestError | FieldsRefusedError) -> list[str]:
+def _violation_lines(error: FieldsError) -> list[str]:
     context = click.get_current_context(silent=True)
     parameters = context.command.params if context else []
     flags = {p.name or "": p.opts[0] if isinstance(p, click.Option) else p.human_readable_name for p in parameters}

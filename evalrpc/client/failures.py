@@ -13,9 +13,8 @@ from evalrpc.errors import (
     DOMAIN,
     ConfigurationError,
     EvalrpcError,
-    FieldsRefusedError,
+    FieldsError,
     FieldViolation,
-    InvalidRequestError,
     JobNotCompletedError,
     LimitExceededError,
     RequestTooLargeError,
@@ -104,7 +103,7 @@ def build_error(code: str, message: str, details: ErrorDetails) -> EvalrpcError:
     """Build the error for this status code and these details."""
     cls = _error_class(code, details.reason)
     options: dict[str, Any] = {"metadata": details.metadata, "retry_delay_seconds": details.retry_delay_seconds}
-    if issubclass(cls, InvalidRequestError | FieldsRefusedError):
+    if issubclass(cls, FieldsError):
         options["violations"] = details.violations
     error = cls(message, **options)
     error.reason = details.reason or error.reason
@@ -181,7 +180,10 @@ _WIRE_CLASSES: Final = [
     if isinstance(cls, type) and issubclass(cls, EvalrpcError) and not issubclass(cls, _NEVER_ON_THE_WIRE)
 ]
 _BY_REASON: Final = {cls.reason: cls for cls in _WIRE_CLASSES}
-_BY_CODE: Final = {cls.code: cls for cls in _WIRE_CLASSES if cls.__base__ is EvalrpcError}
+_BY_CODE: Final = {
+    cls.code: cls for cls in _WIRE_CLASSES if all(getattr(base, "code", cls.code) != cls.code for base in cls.__bases__)
+}
+"""The most general class of each code. UNKNOWN has none but EvalrpcError itself."""
 
 
 def _error_class(code: str, reason: str | None) -> type[EvalrpcError]:

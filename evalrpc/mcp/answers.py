@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from mcp.server.mcpserver import Image
 from mcp.server.mcpserver.exceptions import ToolError
 
-from evalrpc.errors import EvalrpcError, FieldsRefusedError, InvalidRequestError
+from evalrpc.errors import EvalrpcError, FieldsError
 from evalrpc.v1.jobs_pb2 import JobInfo
 
 MAX_METRICS: Final = 100
@@ -33,7 +33,7 @@ def with_texts(tool: Callable[_P, Awaitable[_T]]) -> Callable[_P, Awaitable[_T]]
     async def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         try:
             return await tool(*args, **kwargs)
-        except (InvalidRequestError, FieldsRefusedError) as error:
+        except FieldsError as error:
             bad = "; ".join(f"{each.field}: {each.description}" for each in error.violations)
             raise ToolError(f"{error.reason}: {bad or error.message}") from error
         except EvalrpcError as error:

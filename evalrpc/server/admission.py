@@ -7,7 +7,7 @@ from itertools import chain
 from evalrpc.config import Settings
 from evalrpc.errors import (
     ExecutorUnsuitableError,
-    FieldsRefusedError,
+    FieldsError,
     InvalidRequestError,
     PolicyViolationError,
     SecretNotAllowedError,
@@ -37,7 +37,7 @@ class Admission:
 
     def judge(
         self, call: SubmitJobRequest, owner: str, gpu_counts: GpuCounts, max_gpus: int | None = None
-    ) -> Iterator[InvalidRequestError | ExecutorUnsuitableError | FieldsRefusedError]:
+    ) -> Iterator[FieldsError]:
         """Fill in what the call leaves out. `owner`: whose job it will be. `gpu_counts`: how many GPUs the nodes have.
         `max_gpus`: how many the owner may hold, None for any number.
 

@@ -10,9 +10,8 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from evalrpc.errors import (
     DOMAIN,
     EvalrpcError,
-    FieldsRefusedError,
+    FieldsError,
     FieldViolation,
-    InvalidRequestError,
     LimitExceededError,
     NotFoundError,
     PreconditionError,
@@ -45,7 +44,7 @@ def _details(error: EvalrpcError) -> Iterator[Message]:
         delay = Duration()
         delay.FromNanoseconds(int(error.retry_delay_seconds * 1e9))
         yield error_details_pb2.RetryInfo(retry_delay=delay)
-    if isinstance(error, InvalidRequestError | FieldsRefusedError):
+    if isinstance(error, FieldsError):
         yield error_details_pb2.BadRequest(field_violations=list(_bounded(error.violations)))
     if isinstance(error, NotFoundError):
         kind = error.metadata.get("resource_type", "")

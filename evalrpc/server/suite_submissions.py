@@ -7,7 +7,7 @@ from google.protobuf.message import Message
 
 from evalrpc.errors import (
     ExecutorUnsuitableError,
-    FieldsRefusedError,
+    FieldsError,
     FieldViolation,
     InvalidRequestError,
     PolicyViolationError,
@@ -105,7 +105,7 @@ def violations(call: SubmitSuiteRequest, suites: Mapping[str, Suite]) -> Iterato
         yield from _said_by_suite(f"harness_requests[{harness[:80]}]", request)
 
 
-_Refusal = InvalidRequestError | ExecutorUnsuitableError | FieldsRefusedError
+_Refusal = FieldsError
 
 
 def require_none(kind: type[_Refusal], violations: Iterable[FieldViolation]) -> None:

@@ -97,8 +97,17 @@ def test_what_fails_each_time_is_given_up_with_the_engines_own_error(served: Gat
     assert (counters_of(served).failed, counters_of(served).retried) == (1, 3)
 
 
-def test_what_breaks_off_each_time_counts_as_if_there_was_no_engine(served: GatewayProcess, stub: EngineStub) -> None:
+def test_what_an_engine_breaks_off_each_time_has_failed(served: GatewayProcess, stub: EngineStub) -> None:
     stub.behave = FAILURES["hang up"]
+    assert served.ask(chat("hi")).status == 502
+    assert (counters_of(served).failed, counters_of(served).unavailable) == (1, 0)
+
+
+def test_what_an_engine_breaks_off_and_ends_counts_as_if_there_was_none(
+    served: GatewayProcess, stub: EngineStub, recording: Path
+) -> None:
+    served.client.put_route(route_to(recording, max_tries=1))
+    stub.behave = lambda _: stub.close_connections()
     assert served.ask(chat("hi")).status == 502
     assert (counters_of(served).failed, counters_of(served).unavailable) == (1, 1)
 

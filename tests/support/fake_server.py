@@ -17,8 +17,7 @@ from evalrpc.errors import (
     DOMAIN,
     ConflictError,
     EvalrpcError,
-    FieldsRefusedError,
-    InvalidRequestError,
+    FieldsError,
     JobNotFoundError,
     SuiteRunNotFoundError,
     UnauthenticatedError,
@@ -105,7 +104,7 @@ def details_of(error: EvalrpcError) -> bytes:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromNanoseconds(int(error.retry_delay_seconds * 1e9))
         status.details.add().Pack(retry)
-    if isinstance(error, InvalidRequestError | FieldsRefusedError):
+    if isinstance(error, FieldsError):
         bad = error_details_pb2.BadRequest()
         for field, description in error.violations:
             bad.field_violations.add(field=field, description=description)

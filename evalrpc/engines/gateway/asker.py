@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, NamedTuple, TypeVar
 
 from evalrpc.engines.gateway.contract import Counters, Engine, Route
@@ -17,6 +17,8 @@ from evalrpc.engines.gateway.upstream import (
     UpstreamAnswer,
     UpstreamError,
     header,
+    is_listened_at,
+    parse_address,
 )
 
 _TOO_MANY: Final = frozenset({429, 503, 529})
@@ -28,6 +30,7 @@ _MAX_ERROR_BYTES: Final = 64 << 10
 _FIRST_PAUSE_SECONDS: Final = 0.25
 _LONGEST_PAUSE_SECONDS: Final = 8.0
 _LONGEST_REFUSAL_SECONDS: Final = 60.0
+_CONNECT_SECONDS: Final = 10.0
 
 T = TypeVar("T")
 Receive = Callable[[UpstreamAnswer], Awaitable[T]]
@@ -44,8 +47,8 @@ class _Failed(NamedTuple):
     """Whether the engine has seen the request."""
     counts: bool
     """Whether it counts as a try: the engine has failed on it."""
-    broke_off: bool = False
-    """Whether the connection ended before the answer did, as when an engine is killed."""
+    broke_off: ReplicaQueue | None = None
+    """The replica, if the connection to it ended before the answer did, as when an engine is killed."""
 
 
 class Asker:
@@ -61,6 +64,7 @@ class Asker:
         deadline = time.monotonic() + self.route.hold_seconds
         reply: Reply | None = None
         tries = 0
+        breaking: set[ReplicaQueue] = set()
         while True:
             try:
                 result = await self._try(request, receive, deadline)
@@ -71,8 +75,10 @@ class Asker:
                 return result
             reply = result.reply
             tries += result.counts
+            if result.broke_off:
+                breaking.add(result.broke_off)
             if tries >= self.route.max_tries:
-                self._counters.unavailable += result.broke_off
+                self._counters.unavailable += await _is_away(breaking)
                 return reply
             self._counters.retried += result.asked
             if result.counts:
@@ -112,10 +118,15 @@ class Asker:
             replica.lost()
             return _Failed(error_reply(503, str(error)), asked=False, counts=False)
         except (UpstreamError, UnusableAnswerError) as error:
-            broke_off = isinstance(error, UpstreamError)
+            broke_off = replica if isinstance(error, UpstreamError) else None
             return _Failed(error_reply(502, str(error)), asked=True, counts=True, broke_off=broke_off)
         replica.succeeded()
         return result
+
+
+async def _is_away(breaking: Iterable[ReplicaQueue]) -> bool:
+    """Return whether a replica that broke off has ended, which is not the question's fault. One that has not can't bear it."""
+    return not all([await is_listened_at(parse_address(each.replica.url), _CONNECT_SECONDS) for each in breaking])
 
 
 async def _failed(replica: ReplicaQueue, answer: UpstreamAnswer, key: str) -> _Failed:

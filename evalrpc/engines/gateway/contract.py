@@ -105,7 +105,7 @@ class Counters:
     retried: int = 0
     """How often the gateway asked an engine again."""
     unavailable: int = 0
-    """Requests that were given up, since no engine could answer within `hold_seconds`, or each try was broken off."""
+    """Requests that were given up, since no engine could answer within `hold_seconds`, or one that broke off has ended."""
     gateway_failures: int = 0
     """Requests that failed through a fault of the gateway itself."""
     unrecorded: int = 0

@@ -1,5 +1,6 @@
 """What the gateway needs of a connection to an engine: requests and answers of HTTP, over plain sockets or over TLS."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol, TypeAlias
 from urllib.parse import SplitResult, urlsplit
@@ -99,6 +100,17 @@ def parse_address(url: str) -> Address:
 
 def _without_password(parts: SplitResult) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+async def is_listened_at(address: Address, within_seconds: float) -> bool:
+    """Return whether a new connection to an address is accepted."""
+    try:
+        async with asyncio.timeout(within_seconds):
+            _, writer = await asyncio.open_connection(address.host, address.port)
+    except OSError:  # TimeoutError, too
+        return False
+    writer.close()
+    return True
 
 
 def header(headers: Headers, wanted: bytes) -> bytes:

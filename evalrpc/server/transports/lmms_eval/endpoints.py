@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from google.protobuf.message import Message
 
-from evalrpc.errors import EvalrpcError, FieldsRefusedError, InvalidRequestError
+from evalrpc.errors import EvalrpcError, FieldsError
 from evalrpc.jobs.lifecycle import TERMINAL
 from evalrpc.printable import printable
 from evalrpc.server.transports.http.application import Endpoint
@@ -77,7 +77,7 @@ class LmmsEvalEndpoints:
             status, answer = error.status, {"detail": error.detail}
         except UnprocessableError as error:
             status, answer = _UNPROCESSABLE, {"detail": error.detail}
-        except (InvalidRequestError, FieldsRefusedError) as error:
+        except FieldsError as error:
             detail = unprocessable(error.violations).detail if error.violations else error.message
             status, answer = _UNPROCESSABLE, {"detail": detail}
         except EvalrpcError as error:
