@@ -22,8 +22,8 @@ from benchmarks.scale import Scale
 from evalrpc.config import HarnessSettings, Settings
 from evalrpc.errors import RunFailedError
 from evalrpc.harnesses.base import Exit, Harness, Run
-from evalrpc.harnesses.lmms_eval.answers import FAILED_ANSWER_MARK
 from evalrpc.harnesses.registry import build_harnesses
+from evalrpc.harnesses.sample_answers import FAILED_ANSWER_MARK
 from evalrpc.reading.sample_files import open_samples
 from evalrpc.reading.sample_pages import read_page, samples_file
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo

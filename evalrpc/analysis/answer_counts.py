@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from evalrpc.harnesses.lmms_eval.answers import FAILED_ANSWER_MARK
+from evalrpc.harnesses.sample_answers import FAILED_ANSWER_MARK
 from evalrpc.v1.comparison_pb2 import AnswerCounts
 
 _ANSWERS: Final = ("resps", "filtered_resps", "answer")

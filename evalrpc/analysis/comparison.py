@@ -121,9 +121,10 @@ class _Tester:
             ours = self._samples.read(self._baseline, model, task, wanted)
             for candidate, metrics in of_candidates:
                 theirs = self._samples.read(candidate, metrics[0].candidate_model, task, keys_of(metrics))
+                documents = _pairs_of_any(ours, theirs)
                 for metric in metrics:
                     self._budget.spend()
-                    _MetricTest(metric, ours, theirs, self._clusters, self._alpha).run()
+                    _MetricTest(metric, ours, theirs, documents, self._clusters, self._alpha).run()
                     self._observe(metric, theirs.values.get(key_of(metric), NO_VALUES))
 
 
@@ -146,11 +147,19 @@ class _MetricTest:
     """The test of one metric, which is written into its message."""
 
     def __init__(
-        self, metric: MetricComparison, ours: TaskSamples, theirs: TaskSamples, clusters: ClusterField, alpha: float
+        self,
+        metric: MetricComparison,
+        ours: TaskSamples,
+        theirs: TaskSamples,
+        documents: Pairs,
+        clusters: ClusterField,
+        alpha: float,
     ) -> None:
         key = key_of(metric)
         self._metric = metric
         self._ours, self._theirs = ours.values.get(key, NO_VALUES), theirs.values.get(key, NO_VALUES)
+        self._pairs = pair(self._ours, self._theirs)
+        self._documents = self._pairs if self._pairs.has_ids else documents
         self._clusters = clusters
         self._alpha = alpha
         if ours.answers is not None:
@@ -161,6 +170,9 @@ class _MetricTest:
     def run(self) -> None:
         """Test the samples that both jobs have, or else the values by their standard errors."""
         metric = self._metric
+        if other := self._documents.other_document_count:
+            of = other + self._documents.count
+            metric.definition_differences.append(f"another document under {other} of {of} ids")
         metric.note = _misfit("baseline", self._ours, metric.baseline_value) or _misfit(
             "candidate", self._theirs, metric.candidate_value
         )
@@ -173,10 +185,7 @@ class _MetricTest:
 
     def _paired(self) -> Difference | None:
         """Test the pairs, or note why not."""
-        metric, pairs = self._metric, pair(self._ours, self._theirs)
-        if pairs.other_document_count:
-            of = pairs.other_document_count + pairs.count
-            metric.definition_differences.append(f"another document under {pairs.other_document_count} of {of} ids")
+        metric, pairs = self._metric, self._pairs
         is_binary = pairs.are_zero_or_one()
         if pairs.count < (1 if is_binary else MIN_SAMPLES):
             metric.note = f"too few samples are in both jobs: {pairs.count}"
@@ -215,6 +224,12 @@ class _MetricTest:
             return significance.mcnemar(pairs.losses, pairs.gains, pairs.count, self._alpha)
         metric.method = TEST_METHOD_PAIRED_BOOTSTRAP
         return significance.paired_bootstrap(pairs.differences, self._alpha)
+
+
+def _pairs_of_any(ours: TaskSamples, theirs: TaskSamples) -> Pairs:
+    """Return the pairs of some metric of a task. They have the task's documents also for metrics without values of samples."""
+    key = next((key for key, values in ours.values.items() if len(values.ids) and key in theirs.values), None)
+    return pair(NO_VALUES, NO_VALUES) if key is None else pair(ours.values[key], theirs.values[key])
 
 
 def _misfit(side: str, samples: SampleValues, value: float) -> str:

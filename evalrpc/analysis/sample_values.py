@@ -87,6 +87,11 @@ class Pairs:
     """Samples that both jobs have by the same id, but of another document, and that are therefore no pairs."""
 
     @property
+    def has_ids(self) -> bool:
+        """Whether some ids are in both jobs."""
+        return self.count + self.other_document_count > 0
+
+    @property
     def count(self) -> int:
         """Number of pairs."""
         return len(self.baseline)

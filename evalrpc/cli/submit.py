@@ -114,7 +114,10 @@ SUBMISSION_FIELDS: Final = (
     help="Run a process per GPU, or one that sees all. Default: as suits the model.",
 )
 @click.option(
-    "--max-bad-answer-ratio", type=float, metavar="RATIO", help="Fail if a larger share of answers failed. Default: 1."
+    "--max-bad-answer-ratio",
+    type=float,
+    metavar="RATIO",
+    help="Fail if a larger share of a task's answers failed or are empty. Default: 1.",
 )
 @click.option(
     "--secret", "secrets", multiple=True, metavar="NAME", help="Give the run this secret of the operator's. May be repeated."

@@ -8,9 +8,11 @@ from typing import Final
 from evalrpc.config import HarnessSettings
 from evalrpc.errors import FieldViolation, RunFailedError
 from evalrpc.harnesses.arguments import number_text, plain_arguments
+from evalrpc.harnesses.bad_answers import require_answers
 from evalrpc.harnesses.base import Command, Exit, Preload, Run
 from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
 from evalrpc.harnesses.names import device_violations, task_problem
+from evalrpc.harnesses.sample_answers import AnswersOfRun
 from evalrpc.results.layout import missing_tasks, read_results
 from evalrpc.results.metrics import number
 from evalrpc.v1.jobs_pb2 import (
@@ -141,12 +143,20 @@ def read_good_results(run: Run, exit_status: Exit, log_tail: list[str], title: s
     if not results:
         raise _no_results(log_tail, title)
     _check_tasks(results, run)
-    for warning in _ignored_shots(results, run.request):
-        warn(results, warning)
+    for warning in (*_ignored_shots(results, run.request), *_bad_answers(results, run)):
+        _warn(results, warning)
     return results
 
 
-def warn(results: Mapping[str, ModelResult], warning: str) -> None:
+def _bad_answers(results: Mapping[str, ModelResult], run: Run) -> Iterator[str]:
+    """Yield a warning for each task to which some answers are bad. Raises RunFailedError if they are too many."""
+    answers = AnswersOfRun(run.output_dir)
+    yield from require_answers(answers.by_task(results), run.request)
+    if answers.unread:
+        yield f"whether answers failed is not known of {answers.unread} tasks: their samples are too large"
+
+
+def _warn(results: Mapping[str, ModelResult], warning: str) -> None:
     """Say of every model what is doubtful about its results."""
     for result in results.values():
         result.warnings.append(warning)

@@ -44,7 +44,8 @@ def bounded_row(values: Mapping[str, object], max_bytes: int, max_values: int) -
     kept = values = dict(values)
     if (length := _common_list_length(values, max_values)) is not None:
         kept = _shortened(values, length)
-    shortened = {name for name, value in values.items() if name not in kept or kept[name] != value}
+    # A NaN is the same, and equals nothing.
+    shortened = {name for name, value in values.items() if name not in kept or not (kept[name] is value or kept[name] == value)}
     row = sample_struct(kept)
     return row, _paths(shortened | _cut_fields(row, max_bytes))
 

@@ -32,7 +32,12 @@ _NO_METRICS: Final = frozenset({"alias", "name", " ", "samples", "sample_len", "
 _STAND_IN: Final = "bypass"
 """The metric that lm-eval writes, as 999, where it was asked for none."""
 _NUMBER: Final = r"[+-]?(?:(?:[0-9]{1,400}(?:\.[0-9]{0,400})?|\.[0-9]{1,400})(?:e[+-]?[0-9]{1,4})?|nan|inf|infinity)"
-_NUMBER_TEXT: Final = re.compile(rf"{_NUMBER}|(?:np\.[a-z]{{1,9}}[0-9]{{0,3}}|tensor)\({_NUMBER}\)", re.IGNORECASE | re.ASCII)
+_SCALAR: Final = r"(?:(?:np|numpy|torch|jnp)\.[a-z]{1,9}[0-9]{0,3}|float(?:16|32|64)|int(?:32|64)|array|tensor)"
+"""How scalars of array libraries print themselves."""
+_NUMBER_TEXT: Final = re.compile(
+    rf"(?P<plain>{_NUMBER})|{_SCALAR}\(\s*(?P<inside>{_NUMBER})(?:, *[a-z_]{{1,20}}=[^(),]{{1,100}})*\)",
+    re.IGNORECASE | re.ASCII,
+)
 _VERSION_SUFFIX: Final = "_version"
 _TABLES: Final = frozenset(
     {
@@ -182,14 +187,15 @@ def _unknown(document: Mapping[str, object]) -> Iterable[tuple[str, object]]:
 
 def number(value: object) -> float | None:
     """Return a number, also one that is written as text, as JSON writers do with scalars of NumPy and PyTorch (`0.5`,
-    `np.float64(0.5)`, `tensor(0.5)`); None for anything else."""
+    `np.float64(0.5)`, `tensor(0.5, device='cuda:0')`); None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     if isinstance(value, str):
         value = value.strip()
-        if not _NUMBER_TEXT.fullmatch(value):
+        match = _NUMBER_TEXT.fullmatch(value)
+        if match is None:
             return None
-        value = value.rpartition("(")[2].removesuffix(")")
+        value = match["plain"] or match["inside"]
     try:
         return float(value)
     except OverflowError:

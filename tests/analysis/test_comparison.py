@@ -67,11 +67,11 @@ def test_the_first_selector_that_takes_nothing_is_named(jobs: list[JobInfo]) -> 
         compared(CompareJobsRequest(metric_thresholds=thresholds), jobs)
 
 
-def defined_job(folder: Path, version: str, shots: int, prompt: str, documents: str) -> JobInfo:
+def defined_job(folder: Path, version: str, shots: int, prompt: str, documents: str, **metrics: float) -> JobInfo:
     """A job of one task by this definition."""
     (folder / "m").mkdir(parents=True)
     table = {
-        "results": {"t": {"acc,none": 0.5, "acc_stderr,none": 0.05}},
+        "results": {"t": metrics or {"acc,none": 0.5, "acc_stderr,none": 0.05}},
         "versions": {"t": version},
         "n-shot": {"t": shots},
         "configs": {"t": {"doc_to_text": prompt}},
@@ -94,6 +94,18 @@ def test_in_what_two_jobs_answered_different_questions_is_named(tmp_path: Path) 
         "another document under 20 of 20 ids",
     ]
     assert (metric.paired_sample_count, metric.method) == (0, TEST_METHOD_UNPAIRED_Z)
+
+
+def test_other_documents_are_named_whatever_the_samples_say_of_the_metric(tmp_path: Path) -> None:
+    jobs = [defined_job(tmp_path / documents, "1.0", 5, "Q:", documents, acc=0.9, perplexity=7) for documents in "xy"]
+    (candidate,) = compared(CompareJobsRequest(), jobs).candidates
+    assert [(metric.metric, metric.note) for metric in candidate.metrics] == [
+        ("acc", "the baseline's value is not the mean of its samples"),
+        ("perplexity", "the baseline has no value of any sample"),
+    ]
+    assert [list(metric.definition_differences) for metric in candidate.metrics] == [
+        ["another document under 20 of 20 ids"]
+    ] * 2
 
 
 def test_the_same_question_has_no_differences(tmp_path: Path) -> None:

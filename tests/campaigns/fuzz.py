@@ -85,6 +85,8 @@ required = false
 """
 
 IN_FLIGHT: Final = 32
+MEASURED_INPUTS: Final = 50_000
+"""After how many inputs the server's memory is measured."""
 MAX_MESSAGES: Final = 3
 """How many messages of a stream are read before it is left."""
 MAX_GROWTH_MIB: Final = 16
@@ -102,7 +104,7 @@ class Trial:
     statuses: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     problems: list[str] = field(default_factory=list)
     rss_mib: list[float] = field(default_factory=list)
-    """The server's memory before the inputs, after half of them, and after all."""
+    """The server's memory before the inputs, and after each share of them."""
     seconds: float = 0.0
 
     def note(self, target: Target, status: str, problem: str) -> None:
@@ -199,14 +201,23 @@ async def run_trial(server: ServerProcess, model: Path, count: int, seed: int) -
     async with AsyncEvalClient(server.address) as client, grpc.aio.insecure_channel(server.address) as channel:
         inputs = Inputs(all_targets(), await submit_jobs(client, model), seed)
         began = time.monotonic()
-        for share in (count // 2, count - count // 2):
+        for share in shares_of(count):
             some = islice(inputs, share)
             await asyncio.gather(*(send_all(channel, inputs, some, trial) for _ in range(IN_FLIGHT)))
             trial.rss_mib.append(rss_mib(server.pid))
+            print(
+                f"{sum(counts.total() for counts in trial.statuses.values())} inputs: {trial.rss_mib[-1]} MiB", file=sys.stderr
+            )
         trial.seconds = time.monotonic() - began
         await end_jobs(client)
         await client.get_server_info()
     return trial
+
+
+def shares_of(count: int) -> list[int]:
+    """Return after how many inputs each the memory is measured: twice at least."""
+    share = min(MEASURED_INPUTS, count // 2)
+    return [min(share, count - sent) for sent in range(0, count, share)]
 
 
 async def send_all(channel: grpc.aio.Channel, inputs: Inputs, some: Iterator[tuple[Target, list[bytes]]], trial: Trial) -> None:

@@ -13,7 +13,7 @@ from evalrpc.errors import RunFailedError
 from evalrpc.executors.local.traces import Exits, has_output, has_pid, read_devices, read_exits
 from evalrpc.files import opening
 from evalrpc.harnesses.inspect_ai.logs import read_logs
-from evalrpc.harnesses.lmms_eval.answers import failed_answers
+from evalrpc.harnesses.sample_answers import AnswersOfRun
 from evalrpc.results.layout import read_results
 from evalrpc.scheduling.log_tail import LogFollower, read_tail
 from evalrpc.scheduling.results_reader import _is_small, _size_bytes
@@ -45,7 +45,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "log tail": lambda folder: read_tail(folder / "log"),
     "results": lambda folder: read_results(folder, "m"),
     "inspect-ai's logs": read_logs,
-    "lmms-eval's answers": lambda folder: failed_answers(folder, ["samples.jsonl"]),
+    "answers in samples": lambda folder: AnswersOfRun(folder).count("samples.jsonl"),
     "names in a folder": _files_in,
     "size of a folder": _is_small,
     "size of a file": lambda folder: _size_bytes(folder, "file"),
@@ -61,7 +61,7 @@ def test_what_is_not_the_runs_fault_is_raised_with_its_errno(tmp_path: Path, fai
     assert caught.value.errno == number
 
 
-@pytest.mark.parametrize("name", ["results", "inspect-ai's logs", "lmms-eval's answers"])
+@pytest.mark.parametrize("name", ["results", "inspect-ai's logs", "answers in samples"])
 def test_results_that_may_not_be_read_are_invalid_and_not_missing(tmp_path: Path, fail: Fail, name: str) -> None:
     fail(errno.EACCES)
     with pytest.raises(RunFailedError, match="can't be read: Permission denied") as caught:

@@ -572,6 +572,28 @@ def test_too_many_failed_samples_fail_the_run(tmp_path: Path) -> None:
     assert caught.value.job_error.reason == "TOO_MANY_BAD_ANSWERS"
 
 
+def answered(*texts: str, **message: Any) -> list[Mapping[str, Any]]:
+    choices = [{"message": message, "stop_reason": "stop"}]
+    return samples_of(*({"output": {"completion": text, "choices": choices}} for text in texts))
+
+
+def test_of_empty_answers_there_is_a_warning(tmp_path: Path) -> None:
+    results = {"total_samples": 3, "completed_samples": 3, "scores": [scored(mean=1)]}
+    log_file(tmp_path, "2026-02-14T10-30-45", {"results": results, "samples": answered("", "a", " \n")})
+    ((_, result),) = read("ok_json", tmp_path).items()
+    assert list(result.warnings) == ["2 of 3 samples of task tiny are empty"]
+    with pytest.raises(RunFailedError, match="2 of 3 samples of task tiny are empty"):
+        read("ok_json", tmp_path, max_bad_answer_ratio=0.5)
+
+
+def test_an_answer_without_a_text_that_calls_a_tool_is_not_empty(tmp_path: Path) -> None:
+    results = {"total_samples": 2, "completed_samples": 2, "scores": [scored(mean=1)]}
+    samples = answered("", "", tool_calls=[{"function": "submit"}])
+    log_file(tmp_path, "2026-02-14T10-30-45", {"results": results, "samples": samples})
+    ((_, result),) = read("ok_json", tmp_path).items()
+    assert not result.warnings
+
+
 def test_samples_that_were_not_needed_have_not_failed(tmp_path: Path) -> None:
     half_failed(tmp_path, early_stopping={"manager": "m"})
     ((_, result),) = read("ok_json", tmp_path).items()

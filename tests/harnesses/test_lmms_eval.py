@@ -396,7 +396,7 @@ def test_a_good_run_is_good(case: str) -> None:
         (
             "silent_api_500_results_written",
             "ALL_REQUESTS_FAILED",
-            "5 of 5 answers failed: Error code: 500 - stub failure",
+            "5 of 5 answers to task tiny_gen failed: Error code: 500 - stub failure",
         ),
         ("killed_sigkill", "PROCESS_SIGNALLED", "the harness was ended by SIGKILL (signal 9)"),
         ("killed_sigterm", "PROCESS_SIGNALLED", "the harness was ended by SIGTERM (signal 15)"),

@@ -160,3 +160,9 @@ def _count(row: Struct) -> int:
         count += len(items)
         pending += items
     return count
+
+
+def test_a_number_that_is_none_is_not_cut() -> None:
+    values = {"acc": float("nan"), "list": [float("nan")], "deep": {"f1": float("nan")}, "text": "x"}
+    assert bounded_row(values, MAX_ROW_BYTES, 100)[1] == []
+    assert bounded_row({**values, "many": list(range(200))}, MAX_ROW_BYTES, 100)[1] == [".many"]

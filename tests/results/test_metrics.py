@@ -213,6 +213,8 @@ def test_any_document_gives_a_message_that_every_client_can_read(document: dict[
     [
         *(("0.5", 0.5), (" 6.6e-1 ", 0.66), ("+1", 1.0), ("-.5E2", -50.0)),
         *(("np.float64(0.25)", 0.25), ("tensor(0.2500)", 0.25)),
+        *(("tensor(0.2500, device='cuda:0', dtype=torch.float64)", 0.25), ("Array(0.25, dtype=float32)", 0.25)),
+        *(("array(0.25)", 0.25), ("torch.tensor(2)", 2.0), ("float32(0.25)", 0.25)),
         *(("NaN", math.nan), ("np.float32(nan)", math.nan), ("-Infinity", -math.inf), ("INF", math.inf)),
         *(("50%", None), ("1_000", None), ("0.5)", None), ("f(0.5)", None), ("", None), ("\u0663", None), ("0.5, 0.6", None)),
     ],

@@ -15,13 +15,13 @@ from evalrpc.config.engines import CHAT
 from evalrpc.errors import FieldViolation, RunFailedError
 from evalrpc.harnesses import arguments
 from evalrpc.harnesses.arguments import plain_arguments
+from evalrpc.harnesses.bad_answers import require_answers
 from evalrpc.harnesses.base import Command, Exit, Preload, Run, SampleRow, ServedEndpoint, ServedNeeds
-from evalrpc.harnesses.failed_answers import require_answers
 from evalrpc.harnesses.failures import check_exit, failed, find_failure, shorten, strip_colours
 from evalrpc.harnesses.inspect_ai.logs import (
     SUCCESS,
     Log,
-    failed_samples,
+    bad_samples,
     read_finished_log,
     read_logs,
     read_samples,
@@ -186,8 +186,8 @@ class InspectHarness:
             raise failed(message, "RESULTS_MISSING")
         _require_all_good(logs, run.request.tasks)
         good = _good_logs(logs, run.request.tasks)
-        failed_answers = {f"samples of task {task}": failed_samples(log) for task, log in good.items()}
-        warnings = require_answers(failed_answers, run.request)
+        bad = {f"samples of task {task}": bad_samples(log) for task, log in good.items()}
+        warnings = require_answers(bad, run.request)
         result = result_of_logs(good)
         result.warnings.extend(warnings)
         return {run.request.model: result}

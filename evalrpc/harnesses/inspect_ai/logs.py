@@ -19,8 +19,8 @@ from typing import BinaryIO, Final
 
 from evalrpc.errors import RunFailedError
 from evalrpc.files.opening import open_in, scan_folder
+from evalrpc.harnesses.bad_answers import NONE_BAD, BadAnswers
 from evalrpc.harnesses.base import SampleRow
-from evalrpc.harnesses.failed_answers import FailedAnswers
 from evalrpc.harnesses.failures import find_failure, shorten
 from evalrpc.harnesses.inspect_ai.json_stream import elements, members
 from evalrpc.protobuf.structs import wire_text
@@ -37,6 +37,10 @@ _SAMPLES: Final = "samples"
 _SAMPLE_IDS: Final = "sample_ids"
 """The list of all sample ids, in `eval.dataset`."""
 _TAIL_BYTES: Final = 256
+_CHUNK_BYTES: Final = 256 * 1024
+_MAX_READ_BYTES: Final = 256 * 1024 * 1024
+"""The largest log whose answers are looked at where nothing says that a sample has failed: it is read within seconds."""
+_EMPTY_ANSWER: Final = re.compile(rb'"completion":\s*+"(?:\s|\\[nrt])*+"')
 _NOT_IN_SAMPLES: Final = frozenset({"events", "events_data"})
 """What happened within a sample. It makes up most of a log and stays there."""
 _MEANS: Final = ("accuracy", "mean")
@@ -106,18 +110,33 @@ def result_of_logs(logs: Mapping[str, Log]) -> ModelResult:
     return result
 
 
-def failed_samples(log: Log) -> FailedAnswers:
-    """Return how many samples failed. inspect-ai may go on without them, and end with success.
+def bad_samples(log: Log) -> BadAnswers:
+    """Return how many samples failed, and how many have an empty answer. inspect-ai may go on without them to success.
 
-    Reads samples only where some have failed, or where nothing was scored. Raises RunFailedError with reason RESULTS_INVALID.
+    Reads samples only where some may be bad, or where nothing was scored. Raises RunFailedError with reason RESULTS_INVALID.
     """
+    counts = _counted(log)
+    is_scored = counts is not None or bool(log.results.get("scores"))
+    if is_scored and not (counts and counts.failed) and not _has_empty_answer(log):
+        return NONE_BAD
+    seen = failures = empty = 0
+    first = ""
+    for error, is_empty in _sample_answers(log):
+        seen += 1
+        failures += error is not None
+        first = first or error or ""
+        empty += is_empty and error is None
+    if counts is not None:
+        return BadAnswers(counts.failed, empty, counts.total, first if counts.failed else "")
+    return BadAnswers(0 if is_scored else failures, empty, seen, first)
+
+
+def _counted(log: Log) -> BadAnswers | None:
+    """Return how many samples failed by the log's own counts; None if it has none."""
     total, completed = log.results.get("total_samples"), log.results.get("completed_samples")
-    if isinstance(total, int) and isinstance(completed, int) and total > 0:
-        failed = 0 if log.results.get("early_stopping") else total - completed
-        return FailedAnswers(failed, total, next(filter(None, _sample_errors(log)), "") if failed > 0 else "")
-    errors = [] if log.results.get("scores") else list(_sample_errors(log))
-    failures = [error for error in errors if error is not None]
-    return FailedAnswers(len(failures), len(errors), failures[0] if failures else "")
+    if not isinstance(total, int) or not isinstance(completed, int) or total <= 0:
+        return None
+    return BadAnswers(0 if log.results.get("early_stopping") else max(0, total - completed), 0, total)
 
 
 def read_samples(file: BinaryIO, offset: int) -> Iterator[SampleRow]:
@@ -131,14 +150,38 @@ def read_samples(file: BinaryIO, offset: int) -> Iterator[SampleRow]:
         yield SampleRow(_sample_row(mapping(sample), results, cluster_field), end)
 
 
-def _sample_errors(log: Log) -> Iterator[str | None]:
-    """Yield the error of each sample; None for one without."""
+def _has_empty_answer(log: Log) -> bool:
+    """Return whether a sample may have an empty answer. The log is only searched; one that is too large to read is not."""
+    if log.samples_offset is None:
+        return False
+    with valid_results(log.path.name), open_in(log.path.parent, log.path.name) as file:
+        if file.seek(0, os.SEEK_END) > _MAX_READ_BYTES:
+            return False
+        file.seek(log.samples_offset)
+        kept = b""
+        while chunk := file.read(_CHUNK_BYTES):
+            if _EMPTY_ANSWER.search(kept + chunk):
+                return True
+            kept = chunk[-_TAIL_BYTES:]
+    return False
+
+
+def _sample_answers(log: Log) -> Iterator[tuple[str | None, bool]]:
+    """Yield the error of each sample, None for one without, and whether its answer is empty: a text that calls no tool."""
     if log.samples_offset is None:
         return
     with valid_results(log.path.name), open_in(log.path.parent, log.path.name) as file:
         for sample, _ in elements(file, log.samples_offset):
-            error = mapping(sample).get("error")
-            yield _error(mapping(error)) or "an error without a message" if error else None
+            error, output = mapping(sample).get("error"), mapping(mapping(sample).get("output"))
+            answer = output.get("completion")
+            is_empty = isinstance(answer, str) and not answer.strip() and not _calls_tool(output)
+            yield (_error(mapping(error)) or "an error without a message" if error else None), is_empty
+
+
+def _calls_tool(output: Mapping[str, object]) -> bool:
+    choices = output.get("choices")
+    messages = [mapping(mapping(choice).get("message")) for choice in choices] if isinstance(choices, list) else []
+    return any(message.get("tool_calls") for message in messages)
 
 
 def _log_paths(folder: Path) -> list[Path]:

@@ -16,10 +16,8 @@ from evalrpc.errors import FieldViolation
 from evalrpc.harnesses import lm_eval_family
 from evalrpc.harnesses.arguments import yaml_text
 from evalrpc.harnesses.base import Command, Exit, Preload, Run, ServedEndpoint, ServedNeeds
-from evalrpc.harnesses.failed_answers import require_answers
 from evalrpc.harnesses.installation import SCRIPTS, Package, catalog_command, describe, installed_modules, note_version
 from evalrpc.harnesses.lmms_eval import arguments
-from evalrpc.harnesses.lmms_eval.answers import failed_answers
 from evalrpc.harnesses.lmms_eval.arguments import argument_string, is_one_argument
 from evalrpc.harnesses.progress_bars import advance, read_bar
 from evalrpc.harnesses.served import API_KEY, pointed_at
@@ -132,9 +130,6 @@ class LmmsEvalHarness:
     def read_results(self, run: Run, exit_status: Exit, log_tail: list[str]) -> Mapping[str, ModelResult]:
         """Read and verify the results: lmms-eval exits with 0 after most failures."""
         results = lm_eval_family.read_good_results(run, exit_status, log_tail, _PACKAGE.title)
-        failed = failed_answers(run.output_dir, [path for result in results.values() for path in result.samples])
-        for warning in require_answers({"answers": failed}, run.request):
-            lm_eval_family.warn(results, warning)
         note_version(self._settings, _PACKAGE, results)
         return results
 

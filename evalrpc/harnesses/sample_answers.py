@@ -1,0 +1,114 @@
+"""Counts the answers that lm-eval and lmms-eval have not got from the model, in the samples that they left. They carry on
+without them, score what they have, and exit with 0: lmms-eval with a mark in the answer's place, both with an empty one."""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from evalrpc.files.opening import open_in
+from evalrpc.harnesses.bad_answers import NONE_BAD, BadAnswers
+from evalrpc.results.layout import samples_by_task, valid_results
+from evalrpc.results.metrics import mapping
+from evalrpc.v1.results_pb2 import ModelResult
+
+FAILED_ANSWER_MARK: Final = "[LMMS_EVAL_REQUEST_FAILED"
+"""The beginning of the text that stands for a missing answer."""
+
+CHUNK_BYTES: Final = 1024 * 1024
+MAX_SEARCHED_BYTES: Final = 2 * 1024**3
+"""How much of a job's samples is looked at: more would take longer than the reading of results may."""
+
+_MAX_SAMPLE_BYTES: Final = 16 * 1024 * 1024
+_TEXT: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_EMPTY: Final = re.compile(rb'resps":[\s\[]*+(?:\]|(?:' + _TEXT + rb'[\s,\[\]]++)*?"(?:\s|\\[nrt]|\\u3000|\\u00a0)*+")')
+"""An answer in a line of samples, `resps` or `filtered_resps`, with an empty text in it: then counting is needed."""
+
+
+class AnswersOfRun:
+    """Counts the bad answers to each task of a run."""
+
+    def __init__(self, output_dir: Path) -> None:
+        self._output_dir = output_dir
+        self._left_bytes = MAX_SEARCHED_BYTES
+        self.unread = 0
+        """Of how many tasks the answers were not looked at, since the samples are too large."""
+
+    def by_task(self, results: Mapping[str, ModelResult]) -> dict[str, BadAnswers]:
+        """Return the counts by a text that names the answers. Raises RunFailedError with reason RESULTS_INVALID for a samples
+        file that can't be read."""
+        return {
+            f"answers to task {task}" + (f" of {model}" if len(results) > 1 else ""): self.count(path)
+            for model, result in results.items()
+            for task, path in samples_by_task(result).items()
+        }
+
+    def count(self, path: str) -> BadAnswers:
+        """Count the answers in a samples file, and those that failed or are empty.
+
+        A file without one that is bad is only searched, at the speed of the disk. Any other is parsed, line by line. Raises
+        RunFailedError with reason RESULTS_INVALID for a file that can't be read.
+        """
+        with valid_results("a samples file"), open_in(self._output_dir, path) as file:
+            size_bytes = file.seek(0, os.SEEK_END)
+            if size_bytes > self._left_bytes:
+                self.unread += 1
+                return NONE_BAD
+            self._left_bytes -= size_bytes
+            if not _may_be_bad(file):
+                return NONE_BAD
+            file.seek(0)
+            return _count(_answers(file))
+
+
+def _may_be_bad(file: BinaryIO) -> bool:
+    mark = FAILED_ANSWER_MARK.encode()
+    file.seek(0)
+    while chunk := file.read(CHUNK_BYTES) + file.readline(_MAX_SAMPLE_BYTES):  # whole lines
+        if mark in chunk or _EMPTY.search(chunk):
+            return True
+    return False
+
+
+def _count(answers: Iterable[str | None]) -> BadAnswers:
+    failed = empty = total = 0
+    first = ""
+    for answer in answers:
+        total += 1
+        if answer is None or not answer.strip():
+            empty += 1
+        elif answer.startswith(FAILED_ANSWER_MARK):
+            failed += 1
+            first = first or answer
+    return BadAnswers(failed, empty, total, first.partition("] ")[2] or first)
+
+
+def _answers(file: BinaryIO) -> Iterator[str | None]:
+    """Yield the model's answers; None for what it left out of a list. A line that can't be parsed has none. A row for each
+    filter has the same answer, so one filter's rows count."""
+    first_filter: object = None
+    for line in iter(partial(file.readline, _MAX_SAMPLE_BYTES), b""):
+        try:
+            sample = mapping(json.loads(line.decode(errors="replace")))
+        except (ValueError, RecursionError):
+            continue
+        answer_filter = sample.get("filter")
+        first_filter = answer_filter if first_filter is None else first_filter
+        # `resps` is what the model said. It is left out if the filters changed nothing.
+        answer = sample.get("resps", sample.get("filtered_resps"))
+        if answer is not None and answer_filter == first_filter:
+            yield from _texts(answer)
+
+
+def _texts(answer: object) -> Iterator[str | None]:
+    """Yield the texts in an answer, or in nested lists of answers."""
+    waiting = [answer]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, list) and part:
+            waiting.extend(reversed(part))
+        elif isinstance(part, str) or part is None or part == []:
+            yield part if isinstance(part, str) else None
