@@ -2,13 +2,19 @@
 
 from collections.abc import Iterator
 
-from evalrpc.analysis import comparer, flips, history, run_series, sample_values, suite_metrics
+from evalrpc.analysis import comparer, decisions, flips, history, run_series, sample_values, suite_metrics
+from evalrpc.files import fingerprints
 from evalrpc.files.opening import MAX_NAME_BYTES as MAX_FILE_NAME_BYTES
+from evalrpc.harnesses import sample_answers
+from evalrpc.harnesses.inspect_ai import json_stream
 from evalrpc.jobs import filters, label_selectors, size_limits, transitions
+from evalrpc.protobuf import structs
 from evalrpc.reading import artifacts, metrics, sample_files, sample_pages, samples
 from evalrpc.results import layout
+from evalrpc.results import metrics as extras
 from evalrpc.scheduling import limited_process
-from evalrpc.server import limits, service, unread, validation
+from evalrpc.server import limits, secret_use, served_use, service, unread, validation
+from evalrpc.server.transports.http import codec, connection
 
 _KIB, _MIB, _GIB = 1024, 1024**2, 1024**3
 
@@ -64,6 +70,8 @@ def calls() -> Iterator[tuple[str, str, str]]:
         "`max_unread_bytes`",
         f"a wait, or {_EXHAUSTED} `TOO_MUCH_UNREAD`",
     )
+    yield ("a request as JSON, over HTTP", size(codec.MAX_JSON_BYTES), f"{_EXHAUSTED} `REQUEST_TOO_LARGE`")
+    yield ("what is before the body of an HTTP request", size(connection.MAX_HEAD_BYTES), "status 431 and a closed connection")
     yield ("time without taking anything of an answer, while others wait", f"{unread.STALL_SECONDS:g} s", "a closed connection")
 
 
@@ -81,10 +89,17 @@ def requests() -> Iterator[tuple[str, str, str]]:
             ("depth of either", f"{validation.MAX_NESTING}", "`model_args` or `gen_kwargs`"),
             ("`output_dir`", f"{validation.MAX_OUTPUT_DIR_BYTES:,} bytes", "`output_dir`"),
             ("number of `labels`", f"{validation.MAX_LABELS}", "`labels`"),
+            ("key of a label", characters(label_selectors.MAX_KEY_LENGTH), "`labels`"),
+            ("`request_id`", "128 characters", "`request_id`"),
+            ("`supersede_key`", characters(validation.MAX_NAME_LENGTH), "`supersede_key`"),
+            ("number of `secrets`", f"{secret_use.MAX_SECRETS}", "`secrets`"),
+            ("`max_bad_answer_ratio`", "0 to 1", "`max_bad_answer_ratio`"),
+            ("`model` of a served model", f"{served_use.MAX_MODEL_BYTES:,} bytes", "`served_model.model`"),
             ("`max_attempts`", f"{validation.MAX_ATTEMPTS}", "`max_attempts`"),
             ("`priority`", f"-{validation.MAX_PRIORITY:,} to {validation.MAX_PRIORITY:,}", "`priority`"),
             ("`timeout`", f"{validation.MAX_TIMEOUT_SECONDS // 86400:g} days", "`timeout`"),
             ("`reason` of a cancel", characters(validation.MAX_REASON_LENGTH), "`reason`"),
+            ("models, tasks, harnesses or owners in a filter", f"{validation.MAX_TASKS:,}", "such as `filter.models`"),
             ("statuses in a filter", f"{validation.MAX_STATUSES}", "`filter.statuses`"),
             ("`job_id_prefix`", f"at least {filters.MIN_PREFIX_LENGTH} characters", "`filter.job_id_prefix`"),
             ("`label_selector`", characters(label_selectors.MAX_CHARACTERS), "`filter.label_selector`"),
@@ -92,6 +107,12 @@ def requests() -> Iterator[tuple[str, str, str]]:
             ("candidates of a comparison", f"{validation.MAX_CANDIDATES}", "`candidate_job_ids`"),
             ("selectors of metrics, and thresholds", f"{validation.MAX_SELECTORS} each", "`metrics`, `metric_thresholds`"),
             ("`alpha`", f"{validation.MIN_ALPHA} to {validation.MAX_ALPHA}", "`alpha`"),
+            ("`cluster_by`", characters(validation.MAX_NAME_LENGTH), "`cluster_by`"),
+            (
+                "`difference` of a plan",
+                f"{validation.MIN_DIFFERENCE:g} to {validation.MAX_DIFFERENCE:g}",
+                "`difference`",
+            ),
             ("`power` of a plan", f"{validation.MIN_POWER} to {validation.MAX_POWER}", "`power`"),
             ("`update_mask`", f"{validation.MAX_PATHS} paths", "`update_mask`"),
             ("a SubmitSuiteRequest", size(size_limits.MAX_SUBMIT_SUITE_BYTES), "`request`"),
@@ -112,6 +133,24 @@ def answers() -> Iterator[tuple[str, str, str]]:
         "size of a page, and of a CompareJobs answer",
         size(size_limits.MAX_PAGE_BYTES),
         "a shorter page; CompareJobs: an error",
+    )
+    yield ("a JobInfo", size(size_limits.MAX_JOB_BYTES), "fewer metrics, tasks and warnings")
+    yield ("paths of files in a JobInfo", size(size_limits.MAX_PATHS_BYTES), "fewer paths; ListArtifacts has all")
+    yield (
+        "jobs and owners in GetQueue",
+        f"{service.MAX_QUEUED_IDS:,} that wait, {service.MAX_RUNNING_IDS:,} that run, {service.MAX_OWNERS:,} owners",
+        "the first ones; all are counted",
+    )
+    yield ("suite runs that a page is chosen from", f"{service.MAX_RUNS_LOOKED_AT:,}", "a shorter page, and a token")
+    yield (
+        "depth of a sample, and of `extra`",
+        f"{structs.MAX_SAMPLE_DEPTH}, and {structs.MAX_DEPTH}",
+        "text in place of what is deeper",
+    )
+    yield (
+        "`extra` of a result, of one entry in it, of a task",
+        ", ".join(map(size, (extras.MAX_EXTRA_BYTES, extras.MAX_EXTRA_ENTRY_BYTES, extras.MAX_TASK_EXTRA_BYTES))),
+        "entries are left out; the results file has them",
     )
     yield ("metrics in a JobInfo", size(size_limits.MAX_METRICS_BYTES), "`metrics_truncated`; ListMetrics has all")
     yield ("tasks in a JobInfo", size(size_limits.MAX_TASK_RESULTS_BYTES), "fewer tasks; ListMetrics has the metrics of all")
@@ -146,6 +185,11 @@ def answers() -> Iterator[tuple[str, str, str]]:
         f"{process(comparer.READ_LIMITS, comparer.PROCESS_USE)}, {suite_metrics.MAX_METRICS:,} metrics",
         "NO_NUMBERS for that entry",
     )
+    yield (
+        "reasons of a finding",
+        f"{decisions.MAX_REASONS}, {size(decisions.MAX_REASON_BYTES)} each",
+        "the first ones",
+    )
     yield ("findings of a decision", size(size_limits.MAX_FINDINGS_BYTES), "the last are left out; all count")
     yield ("flips in each direction", f"{flips.MAX_LISTED:,}", "only the largest ones are listed; all are counted")
     yield ("each of the two rows of a flip", f"{size(flips.MAX_ROW_BYTES)}", "`truncated_fields`")
@@ -166,6 +210,10 @@ def runs() -> Iterator[tuple[str, str, str]]:
     yield ("time of an attempt", "`timeout` of the request", f"{_FAILED} `TIMED_OUT`")
     yield ("results file", size(layout.MAX_RESULTS_BYTES), f"{_FAILED} `RESULTS_INVALID`")
     yield ("reading the results", f"{size(use.memory_bytes)}, {use.processor_seconds} s", f"{_FAILED} `RESULTS_INVALID`")
+    yield ("samples in which bad answers are counted", size(sample_answers.MAX_SEARCHED_BYTES), "a warning, and no count")
+    yield ("one value in a log of inspect-ai", characters(json_stream.MAX_VALUE_CHARACTERS), f"{_FAILED} `RESULTS_INVALID`")
+    yield ("times that an engine is lost", f"{transitions.MAX_ENGINES_LOST}", f"{_FAILED} `ENGINE_LOST`")
+    yield ("files that the result cache looks at", f"{fingerprints.MAX_FILES:,}", "a run of its own")
     yield ("models of a job", f"{layout.MAX_MODELS}", f"{_FAILED} `RESULTS_INVALID`")
     yield ("metrics of a job", size(layout.MAX_KEPT_BYTES), f"{_FAILED} `RESULTS_INVALID`")
     yield ("`JobError.message`", f"{transitions.MAX_MESSAGE_BYTES:,} bytes", "it is shortened")
