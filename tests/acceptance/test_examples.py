@@ -1,15 +1,19 @@
 """The examples, built as their users build them, against the real server and against one that breaks its streams."""
 
+import fcntl
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 from zipfile import ZipFile
 
 import grpc
@@ -195,14 +199,17 @@ LANGUAGES = {
 }
 
 
-_BUILT: dict[str, Sequence[str]] = {}
-
-
 def built(name: str, folders: pytest.TempPathFactory) -> Sequence[str]:
-    """Build the example of one language, once for all tests, and return the command that runs it."""
-    if name not in _BUILT:
-        _BUILT[name] = LANGUAGES[name].build(folders.mktemp(name))
-    return _BUILT[name]
+    """Build the example of one language, once for all processes of tests, and return the command that runs it."""
+    base = folders.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "examples"
+    folder.mkdir(exist_ok=True)
+    command = folder / f"{name}.json"
+    with (folder / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not command.exists():
+            command.write_text(json.dumps(LANGUAGES[name].build(Path(tempfile.mkdtemp("", name, folder)))))
+    return cast("list[str]", json.loads(command.read_text()))
 
 
 @pytest.fixture(scope="module", params=LANGUAGES)
