@@ -27,6 +27,7 @@ from benchmarks import (
     scheduling,
     served,
     sizes,
+    slurm,
     store_size,
     values,
     warm,
@@ -43,6 +44,7 @@ COMPARISONS: Final[Mapping[str, Callable[[Scale], Iterator[report.Row]]]] = {
     "get-job-of-last": calls.get_job_of_last,
     "submit-job": calls.submit_job,
     "submit-job-postgres": postgres.submit_job,
+    "submit-to-slurm": slurm.submission,
     "get-queue": calls.get_queue,
     "list-jobs": calls.list_jobs,
     "watch-one-job": watching.one_job,
@@ -106,6 +108,8 @@ def _missing(name: str) -> str:
     """Return what a comparison needs and can't find; empty: nothing."""
     if name.startswith("peer-") and not PEER_PYTHON.exists():
         return "the peer is not installed: `make envs-peer` installs it"
+    if name == "submit-to-slurm":
+        return slurm.missing()
     if name == "warm":
         return warm.missing()
     if name == "served":

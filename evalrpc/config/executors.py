@@ -80,6 +80,14 @@ class ExecutorSettings:
         "The interpreter, 3.10 or newer, that starts and watches the harness on the nodes.",
     )
     command_seconds: float = setting(30.0, NUMBER, "How long a command of Slurm may take.", unit="seconds", rule=POSITIVE)
+    start_seconds: float = setting(
+        600.0,
+        NUMBER,
+        "How long a run may be running by Slurm without having begun, as with a slow prolog. Then its job there is lost, "
+        "and is replaced by another one.",
+        unit="seconds",
+        rule=POSITIVE,
+    )
     poll_seconds: float = setting(
         10.0,
         NUMBER,

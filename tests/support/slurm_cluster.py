@@ -6,20 +6,28 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 GPU_COUNT = 4
 DEADLINE_SECONDS = 60.0
+_OPERATOR_SECONDS = 1.0
 
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "sinfo")
 
+
+def is_runnable() -> bool:
+    """Tell whether there can be a cluster here."""
+    return os.geteuid() == 0 and all(shutil.which(program) is not None for program in _PROGRAMS)
+
+
 needs_slurm = pytest.mark.skipif(
-    os.geteuid() != 0 or any(shutil.which(program) is None for program in _PROGRAMS),
+    not is_runnable(),
     reason="there is no Slurm here, or no root: apt-get install slurm-wlm slurmctld slurmd munge",
 )
 
@@ -94,22 +102,64 @@ class SlurmCluster:
         self._run("slurmd", "-N", "n1")
         self.await_node()
 
-    def restart_controller(self) -> None:
-        """Start slurmctld again, once it was killed."""
-        self._run("slurmctld")
+    def restart(self, daemon: str) -> None:
+        """Start `slurmctld` or `slurmd` again, once it was killed, and wait until its node takes jobs."""
+        self._run(daemon, *(("-N", "n1") if daemon == "slurmd" else ()))
         self.await_node()
 
     def await_node(self) -> None:
         """Wait until its node takes jobs, whatever was done to it."""
         deadline = time.monotonic() + DEADLINE_SECONDS
-        while self._run("sinfo", "--noheader", "--format=%T", is_checked=False).strip() not in ("idle", "mixed", "allocated"):
+        while not self._resume():
             assert time.monotonic() < deadline, (self.folder / "log" / "slurmctld.log").read_text()
-            self._run("scontrol", "update", "NodeName=n1", "State=RESUME", is_checked=False)
             time.sleep(0.1)
+
+    @contextmanager
+    def operated(self) -> Iterator[None]:
+        """Bring its node back as soon as Slurm has taken it out of service, as an operator would.
+
+        Slurm drains a node, among others, for a job that a killed controller has forgotten, as soon as it has given
+        the number of that job to another one ("Duplicate jobid"): for it saves its state only every few seconds.
+        """
+        over = threading.Event()
+
+        def operate() -> None:
+            while not over.wait(_OPERATOR_SECONDS):
+                with suppress(subprocess.TimeoutExpired):
+                    self._resume()
+
+        thread = threading.Thread(target=operate, name="operator")
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _resume(self) -> bool:
+        state = self._run("sinfo", "--noheader", "--format=%T", is_checked=False).strip()
+        if state in ("idle", "mixed", "allocated", "completing"):
+            return True
+        self._run("scontrol", "update", "NodeName=n1", "State=RESUME", is_checked=False)
+        return False
+
+    def jobs(self) -> list[str]:
+        """Return the jobs that have not ended there, with their states."""
+        return self._run("squeue", "--noheader", "--format=%i %T %j", is_checked=False).splitlines()
 
     def kill(self, daemon: str) -> None:
         """Kill `slurmctld` or `slurmd` at once."""
         self._signal(daemon, signal.SIGKILL)
+
+    @contextmanager
+    def stopped(self, daemon: str) -> Iterator[None]:
+        """Keep `slurmctld` or `slurmd` from running meanwhile."""
+        pid = int((self.folder / f"{daemon}.pid").read_text())
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
     def end_jobs(self) -> None:
         """Cancel what still runs or waits there."""

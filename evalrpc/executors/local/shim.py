@@ -308,11 +308,12 @@ def reap_children() -> bool:
     return True
 
 
-def kill_children() -> None:
-    """Kill all children. Their own children are then adopted by this process, so repeating it ends any tree. Raises OSError."""
+def kill_children(number: int = signal.SIGKILL) -> None:
+    """Kill all children, or signal them otherwise. The children of one that ends are adopted by this process, so repeating it
+    ends any tree. Raises OSError."""
     with open("/proc/thread-self/children") as children:
         for pid in map(int, children.read().split()):
-            os.kill(pid, signal.SIGKILL)  # its id is not reused until it is reaped
+            os.kill(pid, number)  # its id is not reused until it is reaped
 
 
 def load_prctl() -> Callable[[int], bool]:

@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from evalrpc.clock import Clock
@@ -19,6 +19,9 @@ from evalrpc.executors.slurm import states
 from evalrpc.executors.slurm.commands import SlurmCommands, SlurmJob, SlurmUnavailableError
 
 _RETRY_SECONDS: Final = 5.0
+_NOTICE_SECONDS: Final = 20.0
+"""How long Slurm may take to notice that a run has ended: a node reports it again after 15 s if the controller was away."""
+
 _BY_WEIGHT: Final = ((3, states.RUNNING), (2, {states.ENDING}), (1, states.WAITING))
 
 _log = logging.getLogger(__name__)
@@ -54,10 +57,17 @@ class Submission:
     was_tried: bool = False
     """Whether it was asked, so that it may have taken it."""
 
+    replaces: str | None = None
+    """The id of the job in Slurm that did not begin, and that this is submitted instead of; empty if Slurm has forgotten it."""
 
-def submitted_earlier(name: str) -> Submission:
-    """Return what an earlier server has submitted."""
-    submission = Submission(name, (), "", was_tried=True)
+    def again(self, job_id: str = "") -> "Submission":
+        """Return what to submit once more, instead of a job that did not begin."""
+        return replace(self, done=threading.Event(), was_tried=True, replaces=job_id)
+
+
+def submitted_earlier(name: str, options: Sequence[str] = (), script: str = "") -> Submission:
+    """Return what an earlier server has submitted. Without `options`, it can't be submitted again."""
+    submission = Submission(name, options, script, was_tried=True)
     submission.done.set()
     return submission
 
@@ -71,6 +81,8 @@ class Cluster:
         self._poll_seconds = poll_seconds
         self._condition = threading.Condition()
         self._submissions: list[Submission] = []
+        self._unwanted: list[str] = []
+        self._ended: dict[str, float] = {}
         self._watched = 0
         self._snapshot = NEVER_ASKED
         self._closed = False
@@ -111,13 +123,31 @@ class Cluster:
             self._submissions.append(submission)
             self._condition.notify_all()
 
-    def withdraw(self, submission: Submission) -> bool:
-        """Submit a run no more. Return whether Slurm has never been asked to take it."""
+    def withdraw(self, submission: Submission) -> None:
+        """Submit a run no more."""
         with self._condition:
             if submission in self._submissions:
                 self._submissions.remove(submission)
                 submission.done.set()
-            return not submission.was_tried
+
+    def cancel_soon(self, name: str) -> None:
+        """Have the jobs of a name cancelled, which do nothing any more, as soon as Slurm answers."""
+        with self._condition:
+            if name not in self._unwanted:
+                self._unwanted.append(name)
+            self._condition.notify_all()
+
+    def note_end(self, name: str) -> None:
+        """Note that nothing is left of a run. If Slurm does not notice in a while, its jobs are cancelled."""
+        with self._condition:
+            self._ended.setdefault(name, self._clock.monotonic())
+            self._condition.notify_all()
+
+    def living(self) -> Sequence[str]:
+        """Return the names of what waits or runs in Slurm. Raises SlurmUnavailableError."""
+        jobs = self.ask().jobs
+        with self._condition:
+            return [name for name, job in jobs.items() if job.state in states.ALIVE and name not in self._ended]
 
     def watch(self, change: int) -> None:
         """Note that so many runs more, or less, want to know what becomes of them."""
@@ -137,15 +167,34 @@ class Cluster:
     def _work(self) -> None:
         while not self._closed:
             self._submit_all()
-            if self._is_poll_due():
-                try:
-                    self.ask()
-                except SlurmUnavailableError as error:
-                    _log.warning("Slurm can't be asked at present: %s", error)
-                    self._pause(_RETRY_SECONDS)
+            try:
+                self._cancel_all()
+                if self._is_poll_due():
+                    self._tidy(self.ask())
+            except SlurmUnavailableError as error:
+                _log.warning("Slurm can't be asked at present: %s", error)
+                self._pause(_RETRY_SECONDS)
             with self._condition:
-                if not self._closed and not self._submissions:
-                    self._condition.wait(self._seconds_to_poll() if self._watched else None)
+                if not self._closed and not self._submissions and not self._unwanted:
+                    self._condition.wait(self._seconds_to_poll() if self._watched or self._ended else None)
+
+    def _tidy(self, snapshot: Snapshot) -> None:
+        """Have Slurm cancel what has ended without its notice: a controller that is killed may forget an end. What it has
+        noticed need not be remembered."""
+        with self._condition:
+            for name, ended_seconds in list(self._ended.items()):
+                job = snapshot.jobs.get(name)
+                if job is not None and job.state in states.ALIVE:
+                    if snapshot.asked_seconds >= ended_seconds + _NOTICE_SECONDS and name not in self._unwanted:
+                        self._unwanted.append(name)
+                elif snapshot.asked_seconds >= ended_seconds:
+                    del self._ended[name]
+
+    def _cancel_all(self) -> None:
+        while self._unwanted and not self._closed:
+            self.commands.cancel(self._unwanted[0])
+            with self._condition:
+                del self._unwanted[0]
 
     def _submit_all(self) -> None:
         while not self._closed and (submission := self._next_submission()) is not None:
@@ -169,7 +218,9 @@ class Cluster:
 
     def _submit(self, submission: Submission) -> None:
         # One whose answer was not heard may be there. That a second one would do nothing does not make it welcome.
-        is_there = submission.was_tried and submission.name in self.ask().jobs
+        is_there = submission.was_tried and submission.replaces is None and submission.name in self.ask().jobs
+        if submission.replaces:
+            self.commands.cancel_job(submission.replaces)
         with self._condition:
             if submission.done.is_set():
                 return  # withdrawn
@@ -180,7 +231,7 @@ class Cluster:
         submission.submitted_seconds = self._clock.monotonic()
 
     def _is_poll_due(self) -> bool:
-        return self._watched > 0 and self._seconds_to_poll() <= 0
+        return bool(self._watched or self._ended) and self._seconds_to_poll() <= 0
 
     def _seconds_to_poll(self) -> float:
         return max(0.0, self._snapshot.asked_seconds + self._poll_seconds - self._clock.monotonic())

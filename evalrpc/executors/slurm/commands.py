@@ -55,6 +55,10 @@ class SlurmCommands:
         """Cancel the jobs of a name, or signal them, as `options` say. Nothing happens where there are none."""
         self._run(["scancel", "--quiet", f"--name={name}", *options])
 
+    def cancel_job(self, job_id: str) -> None:
+        """Cancel one job, by its id."""
+        self._run(["scancel", "--quiet", job_id])
+
     def _run(self, argv: Sequence[str], text: str = "") -> str:
         try:
             done = subprocess.run(

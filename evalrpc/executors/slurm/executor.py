@@ -21,7 +21,6 @@ from evalrpc.executors.base import NO_WARM_RUNS, CommandOutput, Device, Node, Re
 from evalrpc.executors.local import shim
 from evalrpc.executors.local.orders import order_of
 from evalrpc.executors.local.traces import make_room, read_exits, traces_dir
-from evalrpc.executors.slurm import states
 from evalrpc.executors.slurm.batch import CLAIM_FILE, ORDER_FILE
 from evalrpc.executors.slurm.cluster import Cluster, Submission, submitted_earlier
 from evalrpc.executors.slurm.commands import SlurmCommands
@@ -97,11 +96,12 @@ class SlurmExecutor:
             if (failure := shim.write_files(order)) is not None:
                 raise RunFailedError("START_FAILED", f"the run could not be started: {failure.removeprefix('error ')}")
             _write(folder / ORDER_FILE, {**order, "files": {}, "has_devices": bool(resources.devices)})
-            _write(folder / SUBMITTED_FILE, {"devices": resources.devices})
+            options = self._options(key, order["cwd"], resources)
+            _write(folder / SUBMITTED_FILE, {"devices": resources.devices, "options": options})
         except OSError as error:
             require_no_shortage(error)
             raise RunFailedError("START_FAILED", f"the run could not be started: {error}") from error
-        submission = Submission(_job_name(key), self._options(key, order["cwd"], resources), self._script(key))
+        submission = Submission(_job_name(key), options, self._script(key))
         run = self._run(key, resources.devices, submission)
         self._cluster.submit(submission)
         return run
@@ -111,7 +111,8 @@ class SlurmExecutor:
         facts = _read(traces_dir(key.attempt_dir) / SUBMITTED_FILE)
         if facts is None:
             return None
-        run = self._run(key, tuple(facts["devices"]), submitted_earlier(_job_name(key)))
+        submission = submitted_earlier(_job_name(key), facts.get("options", ()), self._script(key))
+        run = self._run(key, tuple(facts["devices"]), submission)
         if read_exits(traces_dir(key.attempt_dir)).none_left or (traces_dir(key.attempt_dir) / CLAIM_FILE).exists():
             return run
         try:
@@ -125,11 +126,7 @@ class SlurmExecutor:
 
     def jobs_with_processes(self) -> set[str]:
         """Return the ids of the jobs that have runs in Slurm which have not ended. Raises OSError."""
-        return {
-            name.removeprefix(PREFIX).rpartition("-")[0]
-            for name, job in self._cluster.ask().jobs.items()
-            if name.startswith(PREFIX) and job.state in states.WAITING | states.RUNNING
-        }
+        return {name.removeprefix(PREFIX).rpartition("-")[0] for name in self._cluster.living() if name.startswith(PREFIX)}
 
     def quarantine(self, key: RunKey, devices: Sequence[str], reason: str) -> None:
         """Keep other runs from as many devices until nothing is left of this one; `recheck` kills what is left."""
@@ -161,7 +158,8 @@ class SlurmExecutor:
         return (Node(name, devices, executor=name, max_runs=self._settings.max_submitted),)
 
     def _run(self, key: RunKey, devices: tuple[str, ...], submission: Submission) -> SlurmRun:
-        return SlurmRun(self._settings.name, key, devices, self._cluster, submission, self._closing.is_set)
+        settings = self._settings
+        return SlurmRun(settings.name, key, devices, self._cluster, submission, self._closing.is_set, settings.start_seconds)
 
     def _run_of(self, key: RunKey) -> SlurmRun | None:
         try:
@@ -208,10 +206,13 @@ def _job_name(key: RunKey) -> str:
 
 
 def _write(path: Path, value: object) -> None:
-    with create_private_file(path) as file:
+    """Write a file at once, since a submission of an earlier server may be about to read it. Raises OSError."""
+    new = path.with_name(f"{path.name}.new")
+    with create_private_file(new) as file:
         file.write(json.dumps(value).encode())
         file.flush()
         os.fsync(file.fileno())
+    new.rename(path)
 
 
 def _read(path: Path) -> dict[str, list[str]] | None:
@@ -224,5 +225,5 @@ def _read(path: Path) -> dict[str, list[str]] | None:
     except OSError as error:
         require_no_shortage(error)
         return None
-    is_sound = isinstance(value, dict) and isinstance(value.get("devices"), list)
+    is_sound = isinstance(value, dict) and all(isinstance(value.get(name, []), list) for name in ("devices", "options"))
     return value if is_sound else None

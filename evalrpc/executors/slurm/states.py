@@ -13,8 +13,14 @@ WAITING: Final = frozenset(
 RUNNING: Final = frozenset({"RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"})
 """Its processes may live."""
 
+ALIVE: Final = WAITING | RUNNING
+
 ENDING: Final = "COMPLETING"
 """Slurm ends what is left, and runs its epilog."""
+
+
+UNSEEN: Final = frozenset({"NODE_FAIL", "BOOT_FAIL", "REVOKED"})
+"""The job is over, but Slurm has not seen its processes end."""
 
 
 class Failure(NamedTuple):

@@ -1,0 +1,249 @@
+"""Kill or stop parts of Slurm and the server, at random under load; then check.
+
+    make campaign SLURM_FAULTS=100 SEED=1
+
+Three owners, who have signed in, submit and cancel jobs that run on a real cluster of one machine; two watchers follow all of
+them. A node that Slurm takes out of service is brought back, as an operator would. At the end every acknowledged job has one
+outcome, no attempt ran twice, both watchers have seen every revision once, in order, and neither a process nor a job of Slurm
+is left.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from unittest.mock import patch
+
+from callers import add_token
+from campaigns import kills
+from server_process import ServerProcess
+from slurm_cluster import SlurmCluster, is_runnable
+from waiting import eventually
+
+from evalrpc.client import AsyncEvalClient
+from evalrpc.v1 import jobs_pb2 as pb
+
+CONFIG = """
+default_executor = "cluster"
+{trial}
+[executors.cluster]
+kind = "slurm"
+python = "{python}"
+max_gpus = 6
+max_submitted = 8
+command_seconds = 3
+poll_seconds = 1
+start_seconds = 20
+"""
+
+PARTS = ("slurmctld", "slurmd", "slurmstepd", "server")
+FAULTS = tuple(f"{part} {how}" for part in PARTS for how in ("killed", "stopped"))
+
+_LEAST_OUTAGE_SECONDS = 0.1
+
+
+class Campaign:
+    """A server that hands its runs over to a cluster, and what is done to both."""
+
+    def __init__(self, server: ServerProcess, cluster: SlurmCluster, dice: random.Random, max_outage_seconds: float) -> None:
+        self.server = server
+        self.cluster = cluster
+        self.trial = kills.Trial()
+        self.second = kills.Trial()
+        self._dice = dice
+        self._max_outage_seconds = max_outage_seconds
+
+    async def run(self, tokens: Mapping[str, str], rounds: Sequence[Sequence[str]], jobs_per_round: int) -> None:
+        """Submit, cancel, watch, and do the faults of each round at once, until every job has ended."""
+        trial, dice = self.trial, self._dice
+        async with AsyncExitStack() as stack:
+            clients = {
+                owner: await stack.enter_async_context(AsyncEvalClient(self.server.address, token=token))
+                for owner, token in tokens.items()
+            }
+            first = await clients[kills.OWNERS[0]].submit(kills.request_of("quick"))
+            trial.acknowledged[first.job_id] = kills.OWNERS[0]
+            watchers = [
+                asyncio.create_task(kills.watch_everything(clients[kills.OPERATOR], each, first.revision))
+                for each in (trial, self.second)
+            ]
+            for faults in rounds:
+                load = asyncio.create_task(kills.submit_and_cancel(clients, trial, dice, jobs_per_round))
+                seen = len(trial.changes) + dice.randrange(2 * jobs_per_round)
+                await trial.wait_until(lambda seen=seen, load=load: len(trial.changes) >= seen or load.done())
+                await asyncio.gather(*(asyncio.to_thread(self.do, fault) for fault in faults))
+                await load
+            await trial.wait_until(lambda: trial.ended >= trial.acknowledged.keys())
+            last = trial.revisions[-1]
+            await self.second.wait_until(lambda: self.second.revisions[-1:] >= [last])
+            for watcher in watchers:
+                watcher.cancel()
+            await asyncio.gather(*watchers, return_exceptions=True)
+
+    def do(self, fault: str) -> None:
+        """Do one of FAULTS, and see to it that all goes on."""
+        part, _, how = fault.partition(" ")
+        self.trial.kills[fault] += 1
+        outage_seconds = self._dice.uniform(_LEAST_OUTAGE_SECONDS, self._max_outage_seconds)
+        if part == "server":
+            self._take_down_server(how, outage_seconds)
+        elif part == "slurmstepd":
+            self._take_down_stepd(how, outage_seconds)
+        elif how == "killed":
+            self.cluster.kill(part)
+            time.sleep(outage_seconds)
+            self.cluster.restart(part)
+        else:
+            with self.cluster.stopped(part):
+                time.sleep(outage_seconds)
+
+    def _take_down_server(self, how: str, outage_seconds: float) -> None:
+        if how == "killed":
+            self.server.kill()
+            self.server.start()
+        else:
+            _stop([self.server.pid], outage_seconds)
+
+    def _take_down_stepd(self, how: str, outage_seconds: float) -> None:
+        """Take down the slurmstepd of one run, as soon as there is one."""
+        stepds = eventually(lambda: self._stepds() or self._is_idle(), "for a run on the cluster")
+        if not isinstance(stepds, list):
+            return
+        victim = self._dice.choice(stepds)
+        if how == "killed":
+            os.kill(victim, signal.SIGKILL)
+        else:
+            _stop([victim], outage_seconds)
+
+    def _stepds(self) -> list[int]:
+        open_jobs = sorted(self.trial.acknowledged.keys() - self.trial.ended)
+        parents = [parent_of(pid) for job_id in open_jobs for pid in self.server.shims_of(job_id)]
+        return [pid for pid in parents if pid > 1]
+
+    def _is_idle(self) -> bool:
+        return not self.trial.acknowledged.keys() - self.trial.ended
+
+
+def _stop(pids: Sequence[int], seconds: float) -> None:
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for pid in pids:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
+        if number == signal.SIGSTOP:
+            time.sleep(seconds)
+
+
+def parent_of(pid: int) -> int:
+    """Return the parent of a process; 0 if it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def choose(count: int, together: int, dice: random.Random) -> list[list[str]]:
+    """Return so many faults, of each kind equally many, by chance: in rounds of some that befall different parts."""
+    chosen = [FAULTS[number % len(FAULTS)] for number in range(count)]
+    dice.shuffle(chosen)
+    rounds: list[list[str]] = []
+    for fault in chosen:
+        parts = {earlier.split()[0] for earlier in rounds[-1]} if rounds else set()
+        if rounds and len(rounds[-1]) < together and fault.split()[0] not in parts:
+            rounds[-1].append(fault)
+        else:
+            rounds.append([fault])
+    return rounds
+
+
+def run_campaign(
+    folder: Path,
+    cluster: SlurmCluster,
+    faults: int,
+    seed: int,
+    *,
+    jobs_per_round: int = 4,
+    together: int = 1,
+    max_outage_seconds: float = 4.0,
+) -> dict[str, object]:
+    """Run a campaign in a folder, and return its counts and problems."""
+    dice = random.Random(seed)
+    (folder / "program.py").write_text(kills.PROGRAM)
+    (folder / "starts").touch()
+    with patch.dict(os.environ, cluster.environment), cluster.operated():
+        trial_config = kills.CONFIG.format(uids="", python=sys.executable)
+        server = ServerProcess(folder / "data", CONFIG.format(trial=trial_config, python=sys.executable))
+        server.data_dir.mkdir(mode=0o700)
+        tokens = {owner: add_token(server.data_dir, owner) for owner in kills.OWNERS}
+        tokens[kills.OPERATOR] = add_token(server.data_dir, kills.OPERATOR, "operator")
+        server.start()
+        campaign = Campaign(server, cluster, dice, max_outage_seconds)
+        try:
+            began_seconds = time.monotonic()
+            asyncio.run(campaign.run(tokens, choose(faults, together, dice), jobs_per_round))
+            took_seconds = time.monotonic() - began_seconds
+            trial = campaign.trial
+            jobs = asyncio.run(kills.final_jobs(server.address, tokens[kills.OPERATOR], list(trial.acknowledged)))
+            eventually(lambda: not cluster.jobs(), "for Slurm to have no job left")
+            starts = [(job, int(attempt)) for job, attempt in map(str.split, (folder / "starts").read_text().splitlines())]
+            problems = kills.check(trial, starts, jobs, 1)
+            problems += [f"process {pid} is left" for pid in server.processes_of_jobs()]
+            if campaign.second.revisions != trial.revisions:
+                problems.append("the watchers have not seen the same")
+        finally:
+            server.clean_up()
+    return {
+        "faults": dict(trial.kills),
+        "jobs": len(jobs),
+        "attempts": sum(len(job.attempts) for job in jobs.values()),
+        "programs_started": len(starts),
+        "events": len(trial.revisions),
+        "outcomes": dict(Counter(kills.outcome(job) for job in jobs.values())),
+        "attempts_ended": dict(Counter(attempt_outcome(attempt) for job in jobs.values() for attempt in job.attempts)),
+        "seconds": round(took_seconds, 1),
+        "problems": problems,
+    }
+
+
+def attempt_outcome(attempt: pb.JobAttempt) -> str:
+    return attempt.error.reason or "without an error"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--faults", type=int, default=100)
+    parser.add_argument("--jobs-per-round", type=int, default=4)
+    parser.add_argument("--together", type=int, default=1, help="how many faults happen at once")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    if not is_runnable():
+        print(
+            "There is no Slurm here, or no root, so its campaign is left out: apt-get install slurm-wlm slurmctld slurmd munge"
+        )
+        return 0
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        (Path(folder) / "cluster").mkdir()
+        Path(folder).chmod(0o755)
+        cluster = SlurmCluster(Path(folder) / "cluster")
+        try:
+            cluster.start()
+            rounds = {"jobs_per_round": options.jobs_per_round, "together": options.together}
+            counts = run_campaign(Path(folder), cluster, options.faults, options.seed, **rounds)
+        finally:
+            cluster.stop()
+    print(json.dumps(counts, indent=2))
+    return 1 if counts["problems"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
