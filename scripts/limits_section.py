@@ -9,7 +9,7 @@ from evalrpc.harnesses import sample_answers
 from evalrpc.harnesses.inspect_ai import json_stream
 from evalrpc.jobs import filters, label_selectors, size_limits, transitions
 from evalrpc.protobuf import structs
-from evalrpc.reading import artifacts, metrics, sample_files, sample_pages, samples
+from evalrpc.reading import artifacts, document_media, metrics, sample_files, sample_pages, sample_references, samples
 from evalrpc.results import layout
 from evalrpc.results import metrics as extras
 from evalrpc.scheduling import limited_process
@@ -175,6 +175,18 @@ def answers() -> Iterator[tuple[str, str, str]]:
     )
     yield ("a line of samples", size(sample_files.MAX_LINE_BYTES), "an empty row, named in `truncated_fields`")
     yield ("a page of ListSamples", process(samples.PROCESS_LIMITS, samples.PROCESS_USE), f"a shorter page; {_TOO_MUCH}")
+    media = document_media.LIMITS
+    yield ("media of a sample", f"{sample_references.MAX_REFERENCES:,}", "the others are left out")
+    yield (
+        "a `data:` URL of a sample, and all of one sample",
+        f"{size(sample_references.MAX_INLINE_BYTES)}, {size(2 * sample_references.MAX_INLINE_BYTES)}",
+        "ReadSampleMedia says so in `problem`",
+    )
+    yield (
+        "a medium of a document that a harness shows",
+        f"{size(media.max_bytes)}, {media.processor_seconds} s of a processor, {size(media.memory_bytes)} of memory",
+        "a large image is made smaller; else `problem`",
+    )
     yield (
         "a comparison, a plan, the first page of ListFlips",
         process(comparer.READ_LIMITS, comparer.PROCESS_USE),

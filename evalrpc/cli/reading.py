@@ -2,11 +2,8 @@
 
 import codecs
 import io
-import json
 import sys
 from collections.abc import Iterable
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -23,9 +20,7 @@ from evalrpc.cli.output import (
     print_items,
     print_json,
     print_json_line,
-    print_json_text,
     print_line,
-    warn_of_cut_rows,
 )
 from evalrpc.client import DownloadError, EvalClient
 from evalrpc.client.download import select
@@ -111,22 +106,6 @@ def metrics_command(job_id: str, metrics: tuple[str, ...], model: str, address: 
         found = client.list_metrics(resolve(client, job_id), metrics, model)
         message = ListMetricsResponse(metrics=found) if form is Form.JSON else None
         print_items(form, wording.LISTED_METRIC_COLUMNS, map(wording.listed_metric_row, found), found, message)
-
-
-@click.command(short_help="Print the predictions of a job.")
-@job_argument()
-@click.option("--model", default="", metavar="NAME", help="Print those of this model of the results. Default: the only one.")
-@click.option("--task", default="", metavar="NAME", help="Print those of this task. Default: the only one.")
-@click.option("--limit", default=0, metavar="N", help="Print at most this many. Default: all.")
-@client_options
-def samples_command(job_id: str, model: str, task: str, limit: int, address: str | None, as_json: bool) -> None:
-    """Print the prediction for each sample, one JSON object per line with or without --json."""
-    del as_json
-    with connect(address) as client:
-        warn = partial(warn_of_cut_rows, 2)
-        samples = client.samples(resolve(client, job_id), model, task, min(limit, 1000), on_truncated=warn)
-        for row in islice(samples, limit or None):
-            print_json_text(json.dumps(row, ensure_ascii=False, sort_keys=True))
 
 
 @click.command(short_help="Download the files of a job.")

@@ -28,11 +28,13 @@ from evalrpc.v1.jobs_pb2 import (
     UpdateJobRequest,
 )
 from evalrpc.v1.results_pb2 import ListMetricsRequest
-from evalrpc.v1.samples_pb2 import ListSamplesResponse
+from evalrpc.v1.samples_pb2 import ListSamplesResponse, ReadSampleMediaResponse
 from evalrpc.v1.suites_pb2 import SubmitSuiteRequest
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
 ADDRESS_VARIABLE: Final = "EVALRPC_ADDRESS"
+MAX_MEDIUM_BYTES: Final = 64 * 1024 * 1024
+"""The largest image, sound or video of a sample that is kept in memory, unless the caller says another size."""
 NAMES_PAGE_SIZE: Final = 1000
 """How many task or model names are fetched per page; a harness may have many thousands."""
 METRICS_PAGE_SIZE: Final = 10_000
@@ -297,6 +299,31 @@ def count_empty_pages(count: int, page: ListSamplesResponse) -> int:
     raise ReadLimitError(
         f"{count} pages in a row have no sample, and the file goes on: no harness writes that; download it to look at it"
     )
+
+
+class MediumParts:
+    """Joins the pieces of media, which come one after the other."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._first = ReadSampleMediaResponse()
+        self._parts: list[bytes] = []
+
+    def take(self, piece: ReadSampleMediaResponse) -> ReadSampleMediaResponse | None:
+        """Take a piece, and return the medium once it is whole; one that can't be had, or is too large, with a `problem`."""
+        if not piece.offset:
+            self._first, self._parts = piece, []
+        fits = piece.size_bytes <= self._max_bytes
+        if fits:
+            self._parts.append(piece.data)
+        if not piece.problem and piece.offset + len(piece.data) < piece.size_bytes:
+            return None
+        medium = ReadSampleMediaResponse()
+        medium.CopyFrom(self._first)
+        medium.problem = piece.problem if fits or piece.problem else f"it has more than max_bytes, {self._max_bytes} bytes"
+        medium.data = b"" if medium.problem else b"".join(self._parts)
+        self._parts = []
+        return medium
 
 
 def plain_row(struct: Struct) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from evalrpc.v1.jobs_pb2 import (
     WatchJobRequest,
     WatchJobsRequest,
 )
+from evalrpc.v1.samples_pb2 import ReadSampleMediaRequest, ReadSampleMediaResponse
 from evalrpc.v1.suites_pb2 import SuiteRunEvent, WatchSuiteRunRequest
 
 RequestT = TypeVar("RequestT")
@@ -309,6 +310,41 @@ class ArtifactBytes(_Bytes[ReadArtifactRequest, ReadArtifactResponse]):
     def _take(self, message: ReadArtifactResponse) -> Iterable[bytes]:
         self._unreadable_times = 0
         return super()._take(message)
+
+
+class SampleMediaChunks(Reader[ReadSampleMediaRequest, ReadSampleMediaResponse, ReadSampleMediaResponse]):
+    """ReadSampleMedia: each byte of each medium once, in order. A medium that has changed meanwhile is as it is at the end."""
+
+    def __init__(self, request: ReadSampleMediaRequest) -> None:
+        super().__init__()
+        self._request = request
+        self._end = request.start_index + request.max_media if request.max_media else None
+        self._index = request.start_index
+        self._offset = 0
+
+    def request(self) -> ReadSampleMediaRequest:
+        """Request the media that are left."""
+        self._request.start_index = self._index
+        if self._end is not None:
+            self._request.max_media = self._end - self._index
+        return self._request
+
+    def ended(self) -> float:
+        """Record that everything was read."""
+        self._finished = True
+        return 0.0
+
+    def _take(self, message: ReadSampleMediaResponse) -> Iterable[ReadSampleMediaResponse]:
+        end = message.offset + len(message.data)
+        if message.index < self._index or (self._offset and end <= self._offset and not message.problem):
+            return ()
+        if message.offset < self._offset:
+            message.data = message.data[self._offset - message.offset :]
+            message.offset = self._offset
+        is_last = bool(message.problem) or end >= message.size_bytes
+        self._index, self._offset = (message.index + 1, 0) if is_last else (message.index, end)
+        self._finished = is_last and self._index == self._end
+        return (message,)
 
 
 def _duration(interval_seconds: float | None) -> Duration | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from evalrpc.client import comparing, core
 from evalrpc.client.download import Download, OnProgress, PartialFile, is_complete, select, target_path
 from evalrpc.client.reconnect import OnDisconnect, ReconnectPolicy
-from evalrpc.client.resumable import AllJobsWatch, ArtifactBytes, JobWatch, LogBytes, SuiteRunWatch
+from evalrpc.client.resumable import AllJobsWatch, ArtifactBytes, JobWatch, LogBytes, SampleMediaChunks, SuiteRunWatch
 from evalrpc.client.sync_transport import Transport
 from evalrpc.client.values import build, texts
 from evalrpc.client.views import to_pandas
@@ -44,7 +44,7 @@ from evalrpc.v1.jobs_pb2 import (
 from evalrpc.v1.operations_pb2 import CordonGpuRequest, PauseQueueRequest, ResumeQueueRequest, UncordonGpuRequest
 from evalrpc.v1.queue_pb2 import GetQueueRequest, GetQueueResponse
 from evalrpc.v1.results_pb2 import ModelMetric
-from evalrpc.v1.samples_pb2 import ListSamplesRequest
+from evalrpc.v1.samples_pb2 import ListSamplesRequest, ReadSampleMediaRequest, ReadSampleMediaResponse, SampleFilter
 from evalrpc.v1.suites_pb2 import (
     CancelSuiteRunRequest,
     GetSuiteRunRequest,
@@ -376,16 +376,18 @@ class EvalClient(Transport):
         task: str = "",
         page_size: int = 0,
         *,
+        filter: SampleFilter | None = None,  # noqa: A002 (the schema's name)
         on_truncated: Callable[[Sequence[str]], None] | None = None,
     ) -> "SampleRows":
-        """Yield the predictions of one model and task, in the harness's order. Empty names select the job's only one.
+        """Yield the predictions of one model and task, in the harness's order. Empty names select the job's only one. With a
+        filter, the server looks at all and sends those that it takes.
 
         `client.samples(job_id).to_pandas()` has all of them in one table. The server cuts rows larger than 2 MiB;
         `on_truncated` is called with what was cut, as paths such as `samples[3].resps`, where 3 is the place on a page.
         Raises JobNotFoundError, SamplesNotFoundError, InvalidRequestError for an empty name where there are several, and
         ReadLimitError for a file that goes on and on without a sample.
         """
-        request = build(ListSamplesRequest, job_id=job_id, model=model, task=task, page_size=page_size)
+        request = build(ListSamplesRequest, job_id=job_id, model=model, task=task, page_size=page_size, filter=filter)
         return SampleRows(self._samples(request, on_truncated))
 
     def _samples(
@@ -393,11 +395,35 @@ class EvalClient(Transport):
     ) -> Generator[dict[str, Any], None, None]:
         empty_count = 0
         for page in self._pages(self._stub.ListSamples, request):
-            empty_count = core.count_empty_pages(empty_count, page)
+            if not request.HasField("filter"):  # which may take none of very many
+                empty_count = core.count_empty_pages(empty_count, page)
             if on_truncated and page.truncated_fields:
                 on_truncated(page.truncated_fields)
             for sample in page.samples:
                 yield core.plain_row(sample)
+
+    def sample_media(
+        self, job_id: str, sample_id: str | int, model: str = "", task: str = "", *, max_bytes: int = core.MAX_MEDIUM_BYTES
+    ) -> Iterator[ReadSampleMediaResponse]:
+        """Yield the images, sounds and videos that a sample refers to, each whole, with its `media_type`; or with a `problem`
+        why it can't be had, as for one that is larger than `max_bytes`. None for a sample without.
+
+        `sample_id` is the sample's `doc_id`, or else its `id`. Raises JobNotFoundError, SamplesNotFoundError,
+        InvalidRequestError for an empty name where there are several, and ReadLimitError.
+        """
+        parts = core.MediumParts(max_bytes)
+        with closing(self.read_sample_media(job_id, sample_id, model, task)) as pieces:
+            for piece in pieces:
+                if (medium := parts.take(piece)) is not None:
+                    yield medium
+
+    def read_sample_media(
+        self, job_id: str, sample_id: str | int, model: str = "", task: str = ""
+    ) -> Generator[ReadSampleMediaResponse, None, None]:
+        """Yield the same in pieces of 1 MiB, for what is too large for the memory: each byte once, in order."""
+        request = build(ReadSampleMediaRequest, job_id=job_id, model=model, task=task, sample_id=str(sample_id))
+        with closing(self._read(self._stub.ReadSampleMedia, SampleMediaChunks(request))) as pieces:
+            yield from pieces
 
     def list_metrics(self, job_id: str, metrics: Sequence[str] | str = (), model: str = "") -> Iterator[ModelMetric]:
         """Yield the metrics of a job, sorted by model, task, metric and filter; also those that its `results` lack because of

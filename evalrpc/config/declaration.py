@@ -197,6 +197,11 @@ def _paths(value: Any, folder: Path) -> tuple[Path, ...]:
     return tuple(_path(item, folder) for item in _strings(value, folder))
 
 
+def _named_paths(value: Any, folder: Path) -> tuple[Path, ...]:
+    """Take a list, or text with commas, as flags and variables have it."""
+    return tuple(_path(item, folder) for item in _names(value, folder))
+
+
 def _variables(value: Any, folder: Path) -> Mapping[str, str]:
     if not isinstance(value, dict) or not all(map(_VARIABLE_NAME.fullmatch, value)):
         raise TypeError
@@ -223,5 +228,6 @@ PROGRAM: Final = Kind("a program's path or name", "PROGRAM", _program)
 STRINGS: Final = Kind("a list of strings", "", _strings)
 NAMES: Final = Kind("a list of names or of globs, in a flag or variable with commas", "A,B", _names, ", ".join)
 FOLDERS: Final = Kind("a list of paths", "", _paths)
+NAMED_FOLDERS: Final = Kind("a list of paths, in a flag or variable with commas", "DIR,DIR", _named_paths)
 ARGUMENTS: Final = Kind("a table of values as JSON has them", "", _arguments)
 VARIABLES: Final = Kind("a table of strings by variable name", "", _variables)

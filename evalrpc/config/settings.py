@@ -15,6 +15,7 @@ from evalrpc.config.declaration import (
     FOLDER,
     FOLDERS,
     INTEGER,
+    NAMED_FOLDERS,
     NAMES,
     NUMBER,
     OCTAL_NUMBER,
@@ -444,6 +445,14 @@ class Settings:
         STRING_OR_INTEGER,
         "The group, by name or number, of files and folders below `output_root`.",
         default_text="the server's own",
+    )
+    media_roots: tuple[Path, ...] = setting(
+        (),
+        NAMED_FOLDERS,
+        "Folders below which files may lie that samples refer to: images, sounds and videos that are shown with them. Whoever "
+        "may read a job may read any file there that a sample of it names, so name folders of data sets, and none with "
+        "anything else. Links below them are not followed. What lies in the job's own output folder is always shown.",
+        default_text="none",
     )
     inherit_env: tuple[str, ...] = setting(
         INHERITED_VARIABLES,

@@ -135,13 +135,14 @@ def open_to_overwrite(path: Path) -> Iterator[int | None]:
 
 
 @contextmanager
-def open_in(folder: Path, path: Path | str) -> Iterator[BinaryIO]:
-    """Open a regular file in a run's folder or below it for reading. `path` is relative, or begins with the folder.
+def open_in(folder: Path, path: Path | str, replaceable_parts: int = _RUN_PARTS) -> Iterator[BinaryIO]:
+    """Open a regular file in a run's folder or below it for reading. `path` is relative, or begins with the folder, of whose
+    path a run may have replaced so many parts, counted from the end.
 
     Never blocks. Raises OSError: also if it does not exist, lies elsewhere, or if something else is in its place.
     """
     parts = _parts_within(folder, Path(path))
-    descriptor = _open_parts(_open_path(folder, _PASSED_THROUGH), parts, _FILE)
+    descriptor = _open_parts(_open_path(folder, _PASSED_THROUGH, replaceable_parts), parts, _FILE)
     try:
         require_regular(descriptor, parts[-1])
         with open(descriptor, "rb", closefd=False) as file:
@@ -190,8 +191,9 @@ def open_file(folder: Path | None, name: str) -> Iterator[int]:
 def _open_path(path: Path, flags: int, replaceable_parts: int = _RUN_PARTS) -> int:
     """Open a path of which a run may have replaced the last parts. Raises OSError."""
     count = min(replaceable_parts, len(path.parts) - 1) if path.is_absolute() else len(path.parts)
-    own = os.open(Path(*path.parts[:-count]), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    return _open_parts(own, path.parts[-count:], flags)
+    first = len(path.parts) - count
+    own = os.open(Path(*path.parts[:first]), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    return _open_parts(own, path.parts[first:], flags)
 
 
 def _open_parts(folder: int, parts: Sequence[str], flags: int) -> int:

@@ -189,6 +189,29 @@ class SampleReader(Protocol):
         """
 
 
+class MediaLimits(NamedTuple):
+    """What the media of documents may take."""
+
+    max_bytes: int
+    """The size of one medium."""
+    max_total_bytes: int
+    """The size of all together."""
+    memory_bytes: int
+    """The memory of the process that finds them."""
+    processor_seconds: int
+    """How long that may use a processor."""
+
+
+@runtime_checkable
+class MediaHarness(Protocol):
+    """Optional interface of a harness whose samples lack what their documents show."""
+
+    def media_command(self, request: EvaluateRequest, task: str, doc_ids: Sequence[int], limits: MediaLimits) -> Command:
+        """Build the command that prints what documents of a task show, as its last line: `{"documents": {ID: [MEDIUM, ...]},
+        "has_media": true}`. A medium is `{"data": BASE64}`, `{"path": FILE}` or `{"problem": WHY}`. `has_media` false: this
+        task shows nothing at all. Documents after the first may be left out where they are too large together."""
+
+
 @runtime_checkable
 class Harness(Protocol):
     """What the scheduler and the service need from a harness."""

@@ -97,8 +97,13 @@ def catalog_command(settings: HarnessSettings, script: str, preload: Preload) ->
     `preload` is that of a run of any model.
     """
     folders = json.dumps([str(folder) for folder in settings.include_path])
+    return question(settings, script, folders, preload)
+
+
+def question(settings: HarnessSettings, script: str, argument: str, preload: Preload) -> Command:
+    """Build the command that has the harness's interpreter run a script with one argument."""
     return Command(
-        argv=(str(settings.python), "-c", script, folders),
+        argv=(str(settings.python), "-c", script, argument),
         env=settings.env,
         cwd=settings.working_dir,
         preload=preload if settings.warm == "auto" else None,

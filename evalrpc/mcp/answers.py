@@ -15,10 +15,14 @@ from mcp.server.mcpserver.exceptions import ToolError
 
 from evalrpc.errors import EvalrpcError, FieldsError
 from evalrpc.v1.jobs_pb2 import JobInfo
+from evalrpc.v1.samples_pb2 import ReadSampleMediaResponse
 
 MAX_METRICS: Final = 100
 MAX_IMAGES: Final = 8
-_MAX_IMAGE_CHARACTERS: Final = 2_000_000
+MAX_IMAGE_BYTES: Final = 1_500_000
+"""The size of an image that an agent gets."""
+_MAX_IMAGE_CHARACTERS: Final = MAX_IMAGE_BYTES * 4 // 3
+_IMAGE_TYPES: Final = {f"image/{kind}": kind for kind in ("png", "jpeg", "gif", "webp")}
 _IMAGE_URL: Final = re.compile(r"data:image/(png|jpe?g|gif|webp);base64,([A-Za-z0-9+/=]+)")
 _MAX_TEXT_CHARACTERS: Final = 4000
 
@@ -70,6 +74,21 @@ def samples_content(rows: list[dict[str, Any]]) -> list[Any]:
     images: list[Image] = []
     texts = [_without_images(row, images) for row in rows]
     return [json.dumps(texts, ensure_ascii=False), *images]
+
+
+def media_content(media: list[ReadSampleMediaResponse]) -> list[Any]:
+    """Return what there is of media as text, each image that an agent can look at behind it."""
+    images: list[Image] = []
+    described = []
+    for medium in media:
+        shown = plain(medium)
+        shown.pop("data", None)
+        kind = _IMAGE_TYPES.get(medium.media_type)
+        if kind and not medium.problem and len(images) < MAX_IMAGES:
+            images.append(Image(data=medium.data, format=kind))
+            shown["image"] = len(images)
+        described.append(shown)
+    return [json.dumps(described, ensure_ascii=False), *images]
 
 
 def _without_images(value: Any, images: list[Image]) -> Any:

@@ -10,8 +10,9 @@ from mcp.types import ToolAnnotations
 from pydantic import Field
 
 from evalrpc.client import AsyncEvalClient
-from evalrpc.mcp.answers import plain, plain_job, samples_content, with_texts
+from evalrpc.mcp.answers import MAX_IMAGE_BYTES, media_content, plain, plain_job, samples_content, with_texts
 from evalrpc.v1.jobs_pb2 import JobEventType, JobFilter, JobInfo, JobStatus, JobView
+from evalrpc.v1.samples_pb2 import SampleFilter
 
 MAX_WAIT_SECONDS: Final = 50.0
 """The longest wait of one call: clients of MCP give up on slow ones."""
@@ -118,7 +119,8 @@ class Reading:
         )
         for tool in tools:
             server.tool(annotations=_READS)(with_texts(tool))
-        server.tool(annotations=_READS, structured_output=False)(with_texts(self.read_samples))
+        for with_images in (self.read_samples, self.read_sample_media):
+            server.tool(annotations=_READS, structured_output=False)(with_texts(with_images))
 
     async def list_harnesses(self) -> dict[str, Any]:
         """List the harnesses of the server, and whether each is available."""
@@ -176,10 +178,29 @@ class Reading:
         model: str = "",
         start: Annotated[int, Field(ge=0, description="How many to skip.")] = 0,
         limit: Annotated[int, Field(ge=1, le=50)] = 5,
+        text: Annotated[str, Field(description="Only samples that contain this anywhere, in any case.")] = "",
+        metric: Annotated[str, Field(description="Only samples with a value of this metric, such as acc.")] = "",
+        min_value: Annotated[float | None, Field(description="The least value of metric.")] = None,
+        max_value: Annotated[float | None, Field(description="The largest value of metric: 0 for wrong answers.")] = None,
     ) -> list[Any]:
-        """Read the samples of a job: questions, answers and scores, with images where they are part of the sample."""
-        rows = await _first(self._client.samples(job_id, model, task, min(1000, start + limit)), start + limit)
-        return samples_content(rows[start:])
+        """Read the samples of a job: questions, answers and scores, with images where they are part of the sample. Those that
+        lie beside it, or in the data set, are read_sample_media's."""
+        wanted = SampleFilter(text=text, metric=metric, min_value=min_value, max_value=max_value)
+        page_size = min(1000, start + limit)
+        samples = self._client.samples(job_id, model, task, page_size, filter=wanted if wanted.ByteSize() else None)
+        return samples_content((await _first(samples, start + limit))[start:])
+
+    async def read_sample_media(
+        self,
+        job_id: _JobId,
+        sample_id: Annotated[str, Field(description="The doc_id of a sample.")],
+        task: str = "",
+        model: str = "",
+    ) -> list[Any]:
+        """Look at the images that a sample is about: those that it refers to or, if the harness leaves them out of its samples,
+        those of its document."""
+        media = self._client.sample_media(job_id, sample_id, model, task, max_bytes=MAX_IMAGE_BYTES)
+        return media_content([medium async for medium in media])
 
     async def read_log(self, job_id: _JobId, lines: Annotated[int, Field(ge=1, le=500)] = 50) -> dict[str, Any]:
         """Read the last lines of a job's log."""

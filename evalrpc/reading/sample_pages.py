@@ -1,7 +1,7 @@
 """Per-sample predictions, a page at a time. A page is identified by the byte where it begins, so the last costs as much as the
 first, and no index is needed."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 
 from google.protobuf.struct_pb2 import Struct
@@ -22,11 +22,12 @@ MAX_ROW_VALUES: Final = 256 * 1024
 
 
 class SamplesPage(NamedTuple):
-    """Some rows, the offset of the next, None at the end, and the paths of what was cut."""
+    """Some rows, the offset of the next, None at the end, the paths of what was cut, and where each row can be read from."""
 
     rows: list[Struct]
     next_offset: int | None
     truncated_fields: list[str]
+    offsets: list[int]
 
 
 def samples_file(job: JobInfo, models: Mapping[str, ModelResult], model: str, task: str) -> str:
@@ -39,28 +40,33 @@ def samples_file(job: JobInfo, models: Mapping[str, ModelResult], model: str, ta
     return by_task[_chosen(job, "task", task, by_task)]
 
 
-def read_page(rows: SampleRows, page_size: int) -> SamplesPage:
-    """Take a page from the front of the rows, reading at most one row past it. Rows that are too large for any page are cut.
+def read_page(
+    rows: SampleRows, page_size: int, is_wanted: Callable[[Mapping[str, object]], bool] = lambda _: True
+) -> SamplesPage:
+    """Take a page of the wanted ones from the front of the rows, reading at most one past it. Rows that are too large for any
+    page are cut; one that is too large to be read counts as wanted.
 
     The page ends early where the budget of the rows does. Raises ReadLimitError if that is before it has got any further.
     """
-    page: list[Struct] = []
-    truncated: list[str] = []
+    page = SamplesPage([], None, [], [])
     bound = PageBound(page_size)
     begin = end = rows.position
     try:
         for values, next_end, is_too_large in rows:
-            row, cut_fields = bounded_row(values, MAX_ROW_BYTES, MAX_ROW_VALUES)
-            if not bound.takes(row):
-                return SamplesPage(page, end, truncated)
-            truncated += (f"samples[{len(page)}]{field}" for field in ([""] if is_too_large else cut_fields))
-            page.append(row)
+            if is_too_large or is_wanted(values):
+                row, cut_fields = bounded_row(values, MAX_ROW_BYTES, MAX_ROW_VALUES)
+                if not bound.takes(row):
+                    return page._replace(next_offset=end)
+                place = len(page.rows)
+                page.truncated_fields.extend(f"samples[{place}]{field}" for field in ([""] if is_too_large else cut_fields))
+                page.rows.append(row)
+                page.offsets.append(end)
             end = next_end
     except ReadLimitError:
         if rows.position == begin:
             raise
-        return SamplesPage(page, rows.position, truncated)
-    return SamplesPage(page, None, truncated)
+        return page._replace(next_offset=rows.position)
+    return page
 
 
 def _chosen(job: JobInfo, kind: str, name: str, there_are: Iterable[str]) -> str:

@@ -4,7 +4,7 @@ What is large is read in a process of its own: a single row may take a minute to
 seconds of it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -19,10 +19,11 @@ from evalrpc.reading.attempts import output_dir
 from evalrpc.reading.disk import read_in, read_on
 from evalrpc.reading.job_results import JobResults
 from evalrpc.reading.sample_files import open_samples
+from evalrpc.reading.sample_filters import SampleMatcher
 from evalrpc.reading.sample_pages import read_page, samples_file
 from evalrpc.scheduling.limited_process import LimitedProcess, Limits
 from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo
-from evalrpc.v1.samples_pb2 import ListSamplesRequest, ListSamplesResponse
+from evalrpc.v1.samples_pb2 import ListSamplesRequest, ListSamplesResponse, SampleFilter
 from evalrpc.watching.feed import Feed
 
 IN_PLACE_LIMITS: Final = ReadLimits(max_bytes=64 * 1024**2, max_seconds=2.0, max_row_bytes=512 * 1024)
@@ -61,29 +62,41 @@ class SampleLister:
         InvalidRequestError for a bad token.
         """
         job = await self._feed.read_job(job_id)
-        listing = ListSamplesRequest(job_id=job_id, model=call.model, task=call.task)
+        listing = ListSamplesRequest(job_id=job_id, model=call.model, task=call.task, filter=call.filter)
         offset = page_tokens.decode(call.page_token, listing) or 0
-        folder = output_dir(self._data_dir, job)
-        if folder is None:
-            raise SamplesNotFoundError(f"job {job_id} has not run yet, so it has no samples")
-        path = await read_on(self._listers, lambda: samples_file(job, self._results.heads(job), call.model, call.task))
-        source = _Source(JobInfo(job_id=job_id, request=EvaluateRequest(harness=job.request.harness)), folder, path, offset)
-        try:
-            budget = ReadBudget(IN_PLACE_LIMITS)
-            page = await read_on(self._listers, lambda: _read_page(source, page_size, self._harnesses, budget), budget.stop)
-        except ReadLimitError:  # before it has got any further
+        source = await self._source(job, call.model, call.task, offset)
+        matching = call.filter.SerializeToString()
+        page = None
+        if not matching:  # else all rows are looked at, which would take the interpreter from others
+            page = await self._read_in_place(source, page_size)
+        if page is None:
             process = LimitedProcess(PROCESS_USE)
-            page = await read_on(self._parsers, lambda: self._read_in(process, source, page_size), process.close)
-        token = "" if page.next_offset is None else page_tokens.encode(page.next_offset, listing)
-        return page.serialized + ListSamplesResponse(next_page_token=token).SerializeToString()
+            page = await read_on(self._parsers, lambda: self._read_in(process, source, page_size, matching), process.close)
+        named = sample_place(job_id, call.model, call.task)
+        answer = ListSamplesResponse(
+            sample_tokens=[page_tokens.encode(offset, named) for offset in page.offsets],
+            next_page_token="" if page.next_offset is None else page_tokens.encode(page.next_offset, listing),
+        )
+        return page.serialized + answer.SerializeToString()
 
-    def _read_in(self, process: LimitedProcess, source: "_Source", page_size: int) -> "_Page":
+    async def _source(self, job: JobInfo, model: str, task: str, offset: int) -> "SampleSource":
+        return await source_of(job, model, task, offset, self._data_dir, self._results, self._listers)
+
+    async def _read_in_place(self, source: "SampleSource", page_size: int) -> "_Page | None":
+        """Read a page in the server itself; None where the first row alone takes too long for that."""
+        budget = ReadBudget(IN_PLACE_LIMITS)
+        try:
+            return await read_on(self._listers, lambda: _read_page(source, page_size, self._harnesses, budget), budget.stop)
+        except ReadLimitError:
+            return None
+
+    def _read_in(self, process: LimitedProcess, source: "SampleSource", page_size: int, matching: bytes) -> "_Page":
         settings = self._harness_settings.get(source.job.request.harness)
-        return read_in(process, _read_page_in_process, source, page_size, settings, PROCESS_LIMITS)
+        return read_in(process, _read_page_in_process, source, page_size, matching, settings, PROCESS_LIMITS)
 
 
-class _Source(NamedTuple):
-    """Where a page is read from. The job has what is needed of it only."""
+class SampleSource(NamedTuple):
+    """Where samples are read from. The job has what is needed of it only."""
 
     job: JobInfo
     folder: Path
@@ -91,21 +104,48 @@ class _Source(NamedTuple):
     offset: int
 
 
+def sample_place(job_id: str, model: str, task: str) -> ListSamplesRequest:
+    """Return what the token of a sample is of, for `page_tokens`."""
+    return ListSamplesRequest(job_id=job_id, model=model, task=task, page_size=1)
+
+
+async def source_of(
+    job: JobInfo, model: str, task: str, offset: int, data_dir: Path, results: JobResults, listers: Executor
+) -> SampleSource:
+    """Return where the samples of one model and task are. Raises SamplesNotFoundError, InvalidRequestError."""
+    folder = output_dir(data_dir, job)
+    if folder is None:
+        raise SamplesNotFoundError(f"job {job.job_id} has not run yet, so it has no samples")
+    path = await read_on(listers, lambda: samples_file(job, results.heads(job), model, task))
+    return SampleSource(JobInfo(job_id=job.job_id, request=EvaluateRequest(harness=job.request.harness)), folder, path, offset)
+
+
 class _Page(NamedTuple):
-    """A page, and the offset of the next, None at the end."""
+    """A page, the offset of the next, None at the end, and the offsets of its rows."""
 
     serialized: bytes
-    """A ListSamplesResponse, without a token."""
+    """A ListSamplesResponse, without tokens."""
     next_offset: int | None
+    offsets: Sequence[int]
 
 
-def _read_page(source: _Source, page_size: int, harnesses: Mapping[str, Harness], budget: ReadBudget) -> _Page:
+def _read_page(
+    source: SampleSource, page_size: int, harnesses: Mapping[str, Harness], budget: ReadBudget, matching: bytes = b""
+) -> _Page:
+    """Read a page of the rows that a serialised filter takes."""
+    matches = SampleMatcher(SampleFilter.FromString(matching)).matches
     with open_samples(source.job, source.folder, source.path, harnesses, source.offset, budget) as rows:
-        page = read_page(rows, page_size)
+        page = read_page(rows, page_size, matches) if matching else read_page(rows, page_size)
     answer = ListSamplesResponse(samples=page.rows, truncated_fields=page.truncated_fields)
-    return _Page(answer.SerializeToString(), page.next_offset)
+    return _Page(answer.SerializeToString(), page.next_offset, page.offsets)
 
 
-def _read_page_in_process(source: _Source, page_size: int, settings: HarnessSettings | None, limits: ReadLimits) -> _Page:
-    harnesses = {settings.name: build_harness(settings)} if settings is not None else {}
-    return _read_page(source, page_size, harnesses, ReadBudget(limits))
+def _read_page_in_process(
+    source: SampleSource, page_size: int, matching: bytes, settings: HarnessSettings | None, limits: ReadLimits
+) -> _Page:
+    return _read_page(source, page_size, harnesses_in_process(settings), ReadBudget(limits), matching)
+
+
+def harnesses_in_process(settings: HarnessSettings | None) -> Mapping[str, Harness]:
+    """Return the harness that reads a format of its own, in a process that has none yet."""
+    return {settings.name: build_harness(settings)} if settings is not None else {}

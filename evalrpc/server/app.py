@@ -41,9 +41,11 @@ from evalrpc.jobs.share_policy import Entitlements, policy_of
 from evalrpc.preparations.preparation import build_preparations
 from evalrpc.preparations.prepared_models import PreparedModels
 from evalrpc.reading.artifacts import ArtifactReader
+from evalrpc.reading.document_media import DocumentMedia
 from evalrpc.reading.job_results import JobResults
 from evalrpc.reading.logs import LogReader
 from evalrpc.reading.metrics import MetricLister
+from evalrpc.reading.sample_media import MediaThreads, Places, SampleMediaReader
 from evalrpc.reading.samples import SampleLister
 from evalrpc.scheduling.preparing import Preparing
 from evalrpc.scheduling.queue_state import QueueState
@@ -460,6 +462,14 @@ class Server:
             artifacts=ArtifactReader(self._feed, data_dir, pools.readers, pools.listers, pools.hashers),
             metrics=MetricLister(self._feed, results, pools.listers),
             samples=SampleLister(self._feed, data_dir, self.harnesses, self._settings.harnesses, pools.listers, pools.parsers),
+            media=SampleMediaReader(
+                self._feed,
+                Places(data_dir, self._settings.media_roots),
+                self.harnesses,
+                self._settings.harnesses,
+                DocumentMedia(self.harnesses, self._executor, self._secrets.mask_text),
+                MediaThreads(pools.readers, pools.listers, pools.parsers, pools.askers),
+            ),
             comparer=Comparer(data_dir, self._settings.harnesses, pools.comparers),
             results=results,
             queue_state=queue_state,

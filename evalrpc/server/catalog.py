@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Final
 
 from evalrpc.errors import CatalogUnavailableError
-from evalrpc.executors.base import CommandOutput, Executor
+from evalrpc.executors.base import Executor
 from evalrpc.files.fingerprints import fingerprint_files
 from evalrpc.harnesses.base import Command, Harness
 from evalrpc.protobuf.structs import wire_text
-from evalrpc.scheduling.log_tail import plain
+from evalrpc.scheduling.asking import NoAnswerError, ask
 from evalrpc.v1.catalog_pb2 import HarnessInfo
 
 CATALOG_DIR: Final = "catalog"
@@ -163,26 +163,14 @@ class Catalog:
             temporary.rename(self._cache_dir / f"{harness.name}.json")
         return names
 
-    def _run(self, harness_name: str, command: Command) -> dict[str, object]:
-        """Run the harness's listing command, which prints one JSON object as its last line."""
+    def _run(self, harness_name: str, command: Command) -> Mapping[str, object]:
+        """Run the harness's listing command."""
         try:
-            output = self._executor.run_to_end(command, _ASKING_SECONDS)
+            return ask(self._executor, command, _ASKING_SECONDS, self._mask_text)
         except OSError as error:
             raise CatalogUnavailableError(f"harness {harness_name} can't be asked what it knows: {error}") from error
-        try:
-            document = json.loads(output.stdout.strip().rpartition(b"\n")[2])
-        except ValueError:
-            document = None
-        if not isinstance(document, dict):
-            raise CatalogUnavailableError(
-                f"harness {harness_name} can't say what it knows: {self._mask_text(_last_words(output))}"
-            )
-        return document
-
-
-def _last_words(output: CommandOutput) -> str:
-    last = next((plain(line) for line in reversed(output.stderr.splitlines()) if line.strip()), "it printed nothing")
-    return last[:500]
+        except NoAnswerError as error:
+            raise CatalogUnavailableError(f"harness {harness_name} can't say what it knows: {error}") from error
 
 
 def _is_listed(name: str, names: tuple[str, ...]) -> bool:

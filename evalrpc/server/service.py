@@ -48,9 +48,10 @@ from evalrpc.reading.job_results import JobResults
 from evalrpc.reading.logs import LogReader
 from evalrpc.reading.metrics import MetricLister
 from evalrpc.reading.page_bound import PageBound
+from evalrpc.reading.sample_media import SampleMediaReader
 from evalrpc.reading.samples import SampleLister
 from evalrpc.scheduling.queue_state import QueueState
-from evalrpc.server import preparation_use, suite_submissions, validation
+from evalrpc.server import preparation_use, sample_validation, suite_submissions, validation
 from evalrpc.server.admission import Admission, GpuCounts
 from evalrpc.server.auth.rights import visible_owner
 from evalrpc.server.cache_key import cache_key
@@ -117,7 +118,7 @@ from evalrpc.v1.operations_pb2 import (
 )
 from evalrpc.v1.queue_pb2 import GetQueueRequest, GetQueueResponse, Gpu, StatusCount
 from evalrpc.v1.results_pb2 import ListMetricsRequest, ListMetricsResponse
-from evalrpc.v1.samples_pb2 import ListSamplesRequest
+from evalrpc.v1.samples_pb2 import ListSamplesRequest, ReadSampleMediaRequest
 from evalrpc.v1.suites_pb2 import (
     SUITE_RUN_VIEW_DECISION,
     CancelSuiteRunRequest,
@@ -165,6 +166,7 @@ class EvaluationService:
     artifacts: ArtifactReader
     metrics: MetricLister
     samples: SampleLister
+    media: SampleMediaReader
     comparer: Comparer
     results: JobResults
     queue_state: QueueState
@@ -192,7 +194,7 @@ class EvaluationService:
 
     def forget_unused(self) -> None:
         """Forget what is kept for next pages that nobody has read for a while. Called by any thread."""
-        for keeper in (self.artifacts, self.comparer, self.history_places):
+        for keeper in (self.artifacts, self.comparer, self.history_places, self.media):
             keeper.forget_unused()
 
     async def SubmitJob(self, request: SubmitJobRequest, call: Call) -> JobInfo | bytes:
@@ -332,8 +334,15 @@ class EvaluationService:
     async def ListSamples(self, request: ListSamplesRequest, call: Call) -> bytes:
         """List per-sample predictions."""
         job_id = validation.require_job_id(request.job_id)
+        validation.require(sample_validation.sample_filter(request.filter))
         page_size = validation.require_page_size(request.page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         return await self.samples.list_samples(job_id, request, page_size)
+
+    def ReadSampleMedia(self, request: ReadSampleMediaRequest, call: Call) -> Awaitable[None]:
+        """Stream what a sample refers to."""
+        job_id = validation.require_job_id(request.job_id)
+        validation.require(sample_validation.sample_media(request))
+        return self.media.read_sample_media(job_id, request, call.send, call.reserve)
 
     async def ListMetrics(self, request: ListMetricsRequest, call: Call) -> ListMetricsResponse:
         """List the metrics of a job."""

@@ -15,6 +15,7 @@ _THREADS: Final = {
     "hashers": 2,
     "comparers": 2,
     "catalogers": 2,
+    "askers": 2,
     "removers": 1,
     "measurers": 1,
     "waiters": 4,
@@ -36,6 +37,8 @@ class Pools(NamedTuple):
     """Comparisons."""
     catalogers: ThreadPoolExecutor
     """What harnesses list."""
+    askers: ThreadPoolExecutor
+    """What documents show, as harnesses say: so many processes of theirs at a time."""
     removers: ThreadPoolExecutor
     """Removal of files and of old jobs: one thread, so that nothing is removed twice at a time."""
     measurers: ThreadPoolExecutor

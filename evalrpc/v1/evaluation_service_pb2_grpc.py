@@ -141,6 +141,11 @@ class EvaluationServiceStub(object):
                 request_serializer=evalrpc_dot_v1_dot_samples__pb2.ListSamplesRequest.SerializeToString,
                 response_deserializer=evalrpc_dot_v1_dot_samples__pb2.ListSamplesResponse.FromString,
                 _registered_method=True)
+        self.ReadSampleMedia = channel.unary_stream(
+                '/evalrpc.v1.EvaluationService/ReadSampleMedia',
+                request_serializer=evalrpc_dot_v1_dot_samples__pb2.ReadSampleMediaRequest.SerializeToString,
+                response_deserializer=evalrpc_dot_v1_dot_samples__pb2.ReadSampleMediaResponse.FromString,
+                _registered_method=True)
         self.ListMetrics = channel.unary_unary(
                 '/evalrpc.v1.EvaluationService/ListMetrics',
                 request_serializer=evalrpc_dot_v1_dot_results__pb2.ListMetricsRequest.SerializeToString,
@@ -449,6 +454,22 @@ class EvaluationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadSampleMedia(self, request, context):
+        """Streams the images, sounds and videos that a sample refers to, one after the other, then OK; nothing for a sample without.
+        `data:` URLs are sent as the bytes that they have; files only if they lie below the job's output folder, or below one of
+        the operator's `media_roots`, and no link leads to them. Where the sample's log has none that can be sent, the harness is
+        asked what the document has, in its own environment, if it can say that (lmms-eval does); the answer is that of its data
+        set as it is now. Nothing is fetched from other servers. What can't be sent is a message with a `problem`, and no error of
+        the call.
+
+        Errors: INVALID_ARGUMENT, NOT_FOUND (as of ListSamples; also for a sample that there is not), UNAVAILABLE
+        (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`, `READ_LIMIT_REACHED`).
+        Retry: on UNAVAILABLE, from the index of the last medium that was not received to its end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListMetrics(self, request, context):
         """Lists the metrics of a job, page by page; also those that are not in `JobInfo.results` because there are too many.
 
@@ -728,6 +749,11 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
                     servicer.ListSamples,
                     request_deserializer=evalrpc_dot_v1_dot_samples__pb2.ListSamplesRequest.FromString,
                     response_serializer=evalrpc_dot_v1_dot_samples__pb2.ListSamplesResponse.SerializeToString,
+            ),
+            'ReadSampleMedia': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadSampleMedia,
+                    request_deserializer=evalrpc_dot_v1_dot_samples__pb2.ReadSampleMediaRequest.FromString,
+                    response_serializer=evalrpc_dot_v1_dot_samples__pb2.ReadSampleMediaResponse.SerializeToString,
             ),
             'ListMetrics': grpc.unary_unary_rpc_method_handler(
                     servicer.ListMetrics,
@@ -1324,6 +1350,33 @@ class EvaluationService(object):
             '/evalrpc.v1.EvaluationService/ListSamples',
             evalrpc_dot_v1_dot_samples__pb2.ListSamplesRequest.SerializeToString,
             evalrpc_dot_v1_dot_samples__pb2.ListSamplesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadSampleMedia(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/evalrpc.v1.EvaluationService/ReadSampleMedia',
+            evalrpc_dot_v1_dot_samples__pb2.ReadSampleMediaRequest.SerializeToString,
+            evalrpc_dot_v1_dot_samples__pb2.ReadSampleMediaResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -224,6 +224,18 @@ class EvaluationServiceStub:
     FAILED_PRECONDITION (`FILE_UNREADABLE`; `READ_LIMIT_REACHED`: see `page_size`).
     Retry: always safe.
     """
+    ReadSampleMedia: _grpc.UnaryStreamMultiCallable[_samples_pb2.ReadSampleMediaRequest, _samples_pb2.ReadSampleMediaResponse]
+    """Streams the images, sounds and videos that a sample refers to, one after the other, then OK; nothing for a sample without.
+    `data:` URLs are sent as the bytes that they have; files only if they lie below the job's output folder, or below one of
+    the operator's `media_roots`, and no link leads to them. Where the sample's log has none that can be sent, the harness is
+    asked what the document has, in its own environment, if it can say that (lmms-eval does); the answer is that of its data
+    set as it is now. Nothing is fetched from other servers. What can't be sent is a message with a `problem`, and no error of
+    the call.
+
+    Errors: INVALID_ARGUMENT, NOT_FOUND (as of ListSamples; also for a sample that there is not), UNAVAILABLE
+    (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`, `READ_LIMIT_REACHED`).
+    Retry: on UNAVAILABLE, from the index of the last medium that was not received to its end.
+    """
     ListMetrics: _grpc.UnaryUnaryMultiCallable[_results_pb2.ListMetricsRequest, _results_pb2.ListMetricsResponse]
     """Lists the metrics of a job, page by page; also those that are not in `JobInfo.results` because there are too many.
 
@@ -493,6 +505,18 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     task, no samples were logged, or their file can't be parsed to its end), UNAVAILABLE (`FILE_UNAVAILABLE`),
     FAILED_PRECONDITION (`FILE_UNREADABLE`; `READ_LIMIT_REACHED`: see `page_size`).
     Retry: always safe.
+    """
+    ReadSampleMedia: _aio.UnaryStreamMultiCallable[_samples_pb2.ReadSampleMediaRequest, _samples_pb2.ReadSampleMediaResponse]  # type: ignore[assignment]
+    """Streams the images, sounds and videos that a sample refers to, one after the other, then OK; nothing for a sample without.
+    `data:` URLs are sent as the bytes that they have; files only if they lie below the job's output folder, or below one of
+    the operator's `media_roots`, and no link leads to them. Where the sample's log has none that can be sent, the harness is
+    asked what the document has, in its own environment, if it can say that (lmms-eval does); the answer is that of its data
+    set as it is now. Nothing is fetched from other servers. What can't be sent is a message with a `problem`, and no error of
+    the call.
+
+    Errors: INVALID_ARGUMENT, NOT_FOUND (as of ListSamples; also for a sample that there is not), UNAVAILABLE
+    (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`, `READ_LIMIT_REACHED`).
+    Retry: on UNAVAILABLE, from the index of the last medium that was not received to its end.
     """
     ListMetrics: _aio.UnaryUnaryMultiCallable[_results_pb2.ListMetricsRequest, _results_pb2.ListMetricsResponse]  # type: ignore[assignment]
     """Lists the metrics of a job, page by page; also those that are not in `JobInfo.results` because there are too many.
@@ -874,6 +898,24 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         task, no samples were logged, or their file can't be parsed to its end), UNAVAILABLE (`FILE_UNAVAILABLE`),
         FAILED_PRECONDITION (`FILE_UNREADABLE`; `READ_LIMIT_REACHED`: see `page_size`).
         Retry: always safe.
+        """
+
+    @_abc_1.abstractmethod
+    def ReadSampleMedia(
+        self,
+        request: _samples_pb2.ReadSampleMediaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_samples_pb2.ReadSampleMediaResponse], _abc.AsyncIterator[_samples_pb2.ReadSampleMediaResponse]]:
+        """Streams the images, sounds and videos that a sample refers to, one after the other, then OK; nothing for a sample without.
+        `data:` URLs are sent as the bytes that they have; files only if they lie below the job's output folder, or below one of
+        the operator's `media_roots`, and no link leads to them. Where the sample's log has none that can be sent, the harness is
+        asked what the document has, in its own environment, if it can say that (lmms-eval does); the answer is that of its data
+        set as it is now. Nothing is fetched from other servers. What can't be sent is a message with a `problem`, and no error of
+        the call.
+
+        Errors: INVALID_ARGUMENT, NOT_FOUND (as of ListSamples; also for a sample that there is not), UNAVAILABLE
+        (`FILE_UNAVAILABLE`), FAILED_PRECONDITION (`FILE_UNREADABLE`, `READ_LIMIT_REACHED`).
+        Retry: on UNAVAILABLE, from the index of the last medium that was not received to its end.
         """
 
     @_abc_1.abstractmethod

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65valrpc/v1/samples.proto\x12\nevalrpc.v1\x1a\x1cgoogle/protobuf/struct.proto\"h\n\x12ListSamplesRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"r\n\x13ListSamplesResponse\x12(\n\x07samples\x18\x01 \x03(\x0b\x32\x17.google.protobuf.Struct\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x18\n\x10truncated_fields\x18\x03 \x03(\tB1\n\nevalrpc.v1P\x01Z\x14\x65valrpc/v1;evalrpcv1\xaa\x02\nEvalrpc.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65valrpc/v1/samples.proto\x12\nevalrpc.v1\x1a\x1cgoogle/protobuf/struct.proto\"\x92\x01\n\x12ListSamplesRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12(\n\x06\x66ilter\x18\x06 \x01(\x0b\x32\x18.evalrpc.v1.SampleFilter\"\x8c\x01\n\x0cSampleFilter\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0e\n\x06metric\x18\x02 \x01(\t\x12\x16\n\tmin_value\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tmax_value\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\nsample_ids\x18\x05 \x03(\tB\x0c\n\n_min_valueB\x0c\n\n_max_value\"\x89\x01\n\x13ListSamplesResponse\x12(\n\x07samples\x18\x01 \x03(\x0b\x32\x17.google.protobuf.Struct\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x18\n\x10truncated_fields\x18\x03 \x03(\t\x12\x15\n\rsample_tokens\x18\x04 \x03(\t\"\x96\x01\n\x16ReadSampleMediaRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\x12\x11\n\tsample_id\x18\x04 \x01(\t\x12\x14\n\x0csample_token\x18\x05 \x01(\t\x12\x13\n\x0bstart_index\x18\x06 \x01(\x05\x12\x11\n\tmax_media\x18\x07 \x01(\x05\"\xc2\x01\n\x17ReadSampleMediaResponse\x12\x12\n\x05index\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x12\n\nmedia_type\x18\x03 \x01(\t\x12\x17\n\nsize_bytes\x18\x04 \x01(\x03H\x01\x88\x01\x01\x12\x13\n\x06offset\x18\x05 \x01(\x03H\x02\x88\x01\x01\x12\x0c\n\x04\x64\x61ta\x18\x06 \x01(\x0c\x12\x0f\n\x07problem\x18\x07 \x01(\tB\x08\n\x06_indexB\r\n\x0b_size_bytesB\t\n\x07_offsetB1\n\nevalrpc.v1P\x01Z\x14\x65valrpc/v1;evalrpcv1\xaa\x02\nEvalrpc.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,14 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'evalrpc.v1.samples_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\nevalrpc.v1P\001Z\024evalrpc/v1;evalrpcv1\252\002\nEvalrpc.V1'
-  _globals['_LISTSAMPLESREQUEST']._serialized_start=70
-  _globals['_LISTSAMPLESREQUEST']._serialized_end=174
-  _globals['_LISTSAMPLESRESPONSE']._serialized_start=176
-  _globals['_LISTSAMPLESRESPONSE']._serialized_end=290
+  _globals['_LISTSAMPLESREQUEST']._serialized_start=71
+  _globals['_LISTSAMPLESREQUEST']._serialized_end=217
+  _globals['_SAMPLEFILTER']._serialized_start=220
+  _globals['_SAMPLEFILTER']._serialized_end=360
+  _globals['_LISTSAMPLESRESPONSE']._serialized_start=363
+  _globals['_LISTSAMPLESRESPONSE']._serialized_end=500
+  _globals['_READSAMPLEMEDIAREQUEST']._serialized_start=503
+  _globals['_READSAMPLEMEDIAREQUEST']._serialized_end=653
+  _globals['_READSAMPLEMEDIARESPONSE']._serialized_start=656
+  _globals['_READSAMPLEMEDIARESPONSE']._serialized_end=850
 # @@protoc_insertion_point(module_scope)

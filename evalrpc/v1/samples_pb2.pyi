@@ -30,6 +30,7 @@ class ListSamplesRequest(_message.Message):
     TASK_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job's UUID. Required."""
     model: _builtins.str
@@ -42,7 +43,11 @@ class ListSamplesRequest(_message.Message):
     reason READ_LIMIT_REACHED says that a page can't be read within that, or within 1 GiB of memory.
     """
     page_token: _builtins.str
-    """`next_page_token` of the page before. Empty: the first page."""
+    """`next_page_token` of the page before, with the same other fields. Empty: the first page."""
+    @_builtins.property
+    def filter(self) -> Global___SampleFilter:
+        """Which samples to list. Absent: all. All samples of the file are looked at, so pages may end early, as above."""
+
     def __init__(
         self,
         *,
@@ -51,14 +56,68 @@ class ListSamplesRequest(_message.Message):
         task: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        filter: Global___SampleFilter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "model", b"model", "page_size", b"page_size", "page_token", b"page_token", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "job_id", b"job_id", "model", b"model", "page_size", b"page_size", "page_token", b"page_token", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListSamplesRequest: _TypeAlias = ListSamplesRequest  # noqa: Y015
+
+@_typing.final
+class SampleFilter(_message.Message):
+    """Which samples to list: those for which all that is set holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    MIN_VALUE_FIELD_NUMBER: _builtins.int
+    MAX_VALUE_FIELD_NUMBER: _builtins.int
+    SAMPLE_IDS_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """A part of any text or number in the row, at any depth, in upper or lower case. Empty: any row.
+    At most 1024 characters.
+    """
+    metric: _builtins.str
+    """The name of a metric, such as `acc`, or with its filter `exact_match,strict-match`. A row without a value of it is left out.
+    Required with `min_value` or `max_value`. At most 1024 characters.
+    """
+    min_value: _builtins.float
+    """The least value of `metric`. Absent: any. Truth values are 0 and 1. NaN is rejected."""
+    max_value: _builtins.float
+    """The largest value of `metric`. Absent: any."""
+    @_builtins.property
+    def sample_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of samples as text: a row's `doc_id`, or else its `id`. Empty: any. At most 1000, of at most 1024 characters
+        each.
+        """
+
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        metric: _builtins.str = ...,
+        min_value: _builtins.float | None = ...,
+        max_value: _builtins.float | None = ...,
+        sample_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_value", b"_max_value", "_min_value", b"_min_value", "max_value", b"max_value", "min_value", b"min_value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_value", b"_max_value", "_min_value", b"_min_value", "max_value", b"max_value", "metric", b"metric", "min_value", b"min_value", "sample_ids", b"sample_ids", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_value: _TypeAlias = _typing.Literal["max_value"]  # noqa: Y015
+    _WhichOneofArgType__max_value: _TypeAlias = _typing.Literal["_max_value", b"_max_value"]  # noqa: Y015
+    _WhichOneofReturnType__min_value: _TypeAlias = _typing.Literal["min_value"]  # noqa: Y015
+    _WhichOneofArgType__min_value: _TypeAlias = _typing.Literal["_min_value", b"_min_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_value) -> _WhichOneofReturnType__max_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_value) -> _WhichOneofReturnType__min_value | None: ...
+
+Global___SampleFilter: _TypeAlias = SampleFilter  # noqa: Y015
 
 @_typing.final
 class ListSamplesResponse(_message.Message):
@@ -69,6 +128,7 @@ class ListSamplesResponse(_message.Message):
     SAMPLES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     TRUNCATED_FIELDS_FIELD_NUMBER: _builtins.int
+    SAMPLE_TOKENS_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """The token of the next page. Empty: this was the last."""
     @_builtins.property
@@ -83,17 +143,135 @@ class ListSamplesResponse(_message.Message):
         has the whole row: see ReadArtifact.
         """
 
+    @_builtins.property
+    def sample_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """For each of `samples`, in order, what ReadSampleMedia finds it by at once."""
+
     def __init__(
         self,
         *,
         samples: _abc.Iterable[_struct_pb2.Struct] | None = ...,
         next_page_token: _builtins.str = ...,
         truncated_fields: _abc.Iterable[_builtins.str] | None = ...,
+        sample_tokens: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "samples", b"samples", "truncated_fields", b"truncated_fields"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "sample_tokens", b"sample_tokens", "samples", b"samples", "truncated_fields", b"truncated_fields"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListSamplesResponse: _TypeAlias = ListSamplesResponse  # noqa: Y015
+
+@_typing.final
+class ReadSampleMediaRequest(_message.Message):
+    """See ReadSampleMedia."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    SAMPLE_ID_FIELD_NUMBER: _builtins.int
+    SAMPLE_TOKEN_FIELD_NUMBER: _builtins.int
+    START_INDEX_FIELD_NUMBER: _builtins.int
+    MAX_MEDIA_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job's UUID. Required."""
+    model: _builtins.str
+    """A key of `JobInfo.results`. Empty: the job's only model. Required if there are several."""
+    task: _builtins.str
+    """One of the job's tasks. Empty: the job's only task. Required if there are several."""
+    sample_id: _builtins.str
+    """Which sample: its `doc_id`, or else its `id`, as text. The first with this id, which is searched for in the whole file.
+    At most 1024 characters. Either this or `sample_token` is required.
+    """
+    sample_token: _builtins.str
+    """The same by one of `ListSamplesResponse.sample_tokens`, with the same job, model and task: found without a search."""
+    start_index: _builtins.int
+    """The index of the first medium to send. Never negative. As many as there are, or more: nothing is sent."""
+    max_media: _builtins.int
+    """The maximum number of media. 0: all. Never negative."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        task: _builtins.str = ...,
+        sample_id: _builtins.str = ...,
+        sample_token: _builtins.str = ...,
+        start_index: _builtins.int = ...,
+        max_media: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "max_media", b"max_media", "model", b"model", "sample_id", b"sample_id", "sample_token", b"sample_token", "start_index", b"start_index", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadSampleMediaRequest: _TypeAlias = ReadSampleMediaRequest  # noqa: Y015
+
+@_typing.final
+class ReadSampleMediaResponse(_message.Message):
+    """See ReadSampleMedia. The server sets every field. A medium is one message or more, in order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Which medium of the sample, from 0 on. Always set."""
+    source: _builtins.str
+    """Where it comes from: a place in the sample such as `input_media[0]`, or `document[0]` for what the harness's own documents
+    have and its samples leave out. In the first message of a medium.
+    """
+    media_type: _builtins.str
+    """What it is by its own first bytes, whatever its name says: one of `image/png`, `image/jpeg`, `image/gif`, `image/webp`,
+    `image/bmp`, `image/avif`, `audio/wav`, `audio/mpeg`, `audio/ogg`, `audio/flac`, `video/mp4`, `video/webm`;
+    `application/octet-stream` for all else, SVG among it, which may have scripts. In the first message of a medium; empty with
+    a `problem`.
+    """
+    size_bytes: _builtins.int
+    """The size of the whole medium. Always set, but where there is a `problem`."""
+    offset: _builtins.int
+    """The offset of the first byte of `data` in the medium. Always set."""
+    data: _builtins.bytes
+    """Bytes of the medium, at most 1 MiB. Empty for an empty medium, and where there is a `problem`."""
+    problem: _builtins.str
+    """Why this medium can't be sent, or not to its end, for people: it lies on another server, or outside of the folders from
+    which files are given; it is not there any more; it is too large. Others may follow. Empty: it can.
+    """
+    def __init__(
+        self,
+        *,
+        index: _builtins.int | None = ...,
+        source: _builtins.str = ...,
+        media_type: _builtins.str = ...,
+        size_bytes: _builtins.int | None = ...,
+        offset: _builtins.int | None = ...,
+        data: _builtins.bytes = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "_offset", b"_offset", "_size_bytes", b"_size_bytes", "index", b"index", "offset", b"offset", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "_offset", b"_offset", "_size_bytes", b"_size_bytes", "data", b"data", "index", b"index", "media_type", b"media_type", "offset", b"offset", "problem", b"problem", "size_bytes", b"size_bytes", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__index: _TypeAlias = _typing.Literal["index"]  # noqa: Y015
+    _WhichOneofArgType__index: _TypeAlias = _typing.Literal["_index", b"_index"]  # noqa: Y015
+    _WhichOneofReturnType__offset: _TypeAlias = _typing.Literal["offset"]  # noqa: Y015
+    _WhichOneofArgType__offset: _TypeAlias = _typing.Literal["_offset", b"_offset"]  # noqa: Y015
+    _WhichOneofReturnType__size_bytes: _TypeAlias = _typing.Literal["size_bytes"]  # noqa: Y015
+    _WhichOneofArgType__size_bytes: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__index) -> _WhichOneofReturnType__index | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__offset) -> _WhichOneofReturnType__offset | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__size_bytes) -> _WhichOneofReturnType__size_bytes | None: ...
+
+Global___ReadSampleMediaResponse: _TypeAlias = ReadSampleMediaResponse  # noqa: Y015

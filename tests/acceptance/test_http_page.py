@@ -26,7 +26,7 @@ while model == "waits" and not pathlib.Path(release).exists():
     time.sleep(0.01)
 folder = pathlib.Path(output_dir, "m")
 folder.mkdir(parents=True)
-rows = [{"doc_id": number, "acc": float(number % 2), "filter": "none"} for number in range(8)]
+rows = [{"doc_id": number, "acc": float(number % 2), "filter": "none", "image": "data:image/png,x"} for number in range(8)]
 results = {"results": {tasks: {"alias": tasks, "acc,none": 0.5}}, "higher_is_better": {tasks: {"acc": True}}}
 (folder / "20260101_000000_results.json").write_text(json.dumps(results))
 (folder / f"20260101_000000_samples_{tasks}.jsonl").write_text("\\n".join(map(json.dumps, rows)))

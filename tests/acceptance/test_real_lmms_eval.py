@@ -174,6 +174,29 @@ def test_a_tiny_llava_evaluates_images(client: EvalClient) -> None:
     assert (progress.done, progress.total, progress.unit) == (2, 2, "requests")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("warm", ["off", "auto"])
+def test_images_that_lmms_eval_leaves_out_of_its_samples_are_those_of_the_documents(
+    lmms_python: Path, serve: Callable[[str], ServerProcess], tmp_path: Path, warm: str
+) -> None:
+    model = os.environ.get("EVALRPC_TEST_TINY_LLAVA")
+    if not model:
+        pytest.skip("EVALRPC_TEST_TINY_LLAVA names no model: `make test` makes one")
+    demo = Path(__file__).parents[2] / "demo"
+    table = f'python = "{lmms_python}"\nwarm = "{warm}"\nworking_dir = "{demo}"\ninclude_path = ["{demo / "tasks"}"]\n'
+    server = serve(f'gpus = "0"\n[harnesses.lmms-eval]\n{table}env = {{ HF_HOME = "{tmp_path / "hf"}" }}\n')
+    with server.client() as client:
+        model_args = {"pretrained": model, "device": "cpu", "device_map": "cpu"}
+        job = client.evaluate("llava_hf", ["demo_colour"], model_args, num_gpus=0, limit=3)
+        client.wait_for_job(job.job_id)
+        assert "input_media" not in next(iter(client.samples(job.job_id)))
+        shown = [list(client.sample_media(job.job_id, number)) for number in range(2)]
+    for (medium,) in shown:
+        assert (medium.problem, medium.source, medium.media_type) == ("", "document[0]", "image/png")
+        assert medium.data[16:24] == (112).to_bytes(4) * 2, "its width and height"
+    assert shown[0][0].data != shown[1][0].data
+
+
 @needs_slurm
 @pytest.mark.slow
 def test_through_a_slurm_cluster_it_comes_to_its_metrics(

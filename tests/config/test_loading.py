@@ -73,6 +73,12 @@ SOURCES: dict[str, tuple[Any, str, Any, tuple[Any, Any, Any]]] = {
     "max_connection_age_seconds": (1, "2.5", 3.0, (1.0, 2.5, 3.0)),
     "max_calls_per_second": (1, "2", 3, (1, 2, 3)),
     "max_unread_bytes": (1, "2", 3, (1, 2, 3)),
+    "media_roots": (
+        ["/m/file"],
+        "/m/env",
+        "/m/flag,/n",
+        ((Path("/m/file"),), (Path("/m/env"),), (Path("/m/flag"), Path("/n"))),
+    ),
     "output_root": ("/o/file", "/o/env", Path("/o/flag"), (Path("/o/file"), Path("/o/env"), Path("/o/flag"))),
     "output_mode": ("0600", "0660", "0644", (0o600, 0o660, 0o644)),
     "output_group": ("file", "env", "flag", ("file", "env", "flag")),

@@ -77,7 +77,11 @@ def comparing(**fields: Any) -> dict[str, Any]:
 
 # Jobs that do not exist.
 
-REQUIRED: dict[str, dict[str, Any]] = {"ReadArtifact": {"name": "x"}, "UpdateJob": {"priority": 1}}
+REQUIRED: dict[str, dict[str, Any]] = {
+    "ReadArtifact": {"name": "x"},
+    "UpdateJob": {"priority": 1},
+    "ReadSampleMedia": {"sample_id": "0"},
+}
 """What a call needs besides the job's id."""
 
 

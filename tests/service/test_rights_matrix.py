@@ -64,6 +64,7 @@ PLACES: Final[Mapping[str, str]] = {
     "ListArtifacts": READS,
     "ReadArtifact": READS,
     "ListSamples": READS,
+    "ReadSampleMedia": READS,
     "ListMetrics": READS,
     "CompareJobs": READS,
     "PlanComparison": READS,
@@ -295,7 +296,11 @@ def message_of(method: str, job_id: str = "", **fields: Any) -> Message:
     elif job_id and PLACES[method] in LIKE:
         given = {"suite_run_id": job_id}
     elif job_id:
-        needed = {"ReadArtifact": {"name": "toy/20260101_000000_results.json"}, "UpdateJob": {"labels": {"a": "1"}}}
+        needed = {
+            "ReadArtifact": {"name": "toy/20260101_000000_results.json"},
+            "UpdateJob": {"labels": {"a": "1"}},
+            "ReadSampleMedia": {"sample_id": "0"},
+        }
         given = {"job_id": job_id, **needed.get(method, {})}
     else:
         given = {}

@@ -6,8 +6,9 @@ written (`response_persistent_folder`). A key or value never becomes another arg
 trusted with whatever the server's account may read, write and reach.
 """
 
+import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from evalrpc.config import HarnessSettings
@@ -15,8 +16,16 @@ from evalrpc.config.engines import CHAT
 from evalrpc.errors import FieldViolation
 from evalrpc.harnesses import lm_eval_family
 from evalrpc.harnesses.arguments import yaml_text
-from evalrpc.harnesses.base import Command, Exit, Preload, Run, ServedEndpoint, ServedNeeds
-from evalrpc.harnesses.installation import SCRIPTS, Package, catalog_command, describe, installed_modules, note_version
+from evalrpc.harnesses.base import Command, Exit, MediaLimits, Preload, Run, ServedEndpoint, ServedNeeds
+from evalrpc.harnesses.installation import (
+    SCRIPTS,
+    Package,
+    catalog_command,
+    describe,
+    installed_modules,
+    note_version,
+    question,
+)
 from evalrpc.harnesses.lmms_eval import arguments
 from evalrpc.harnesses.lmms_eval.arguments import argument_string, is_one_argument
 from evalrpc.harnesses.progress_bars import advance, read_bar
@@ -32,6 +41,7 @@ _CONFIG_NAME = "lmms-eval.config"
 _LISTINGS: Final = frozenset({"list", "list_groups", "list_tags", "list_subtasks"})
 MAIN_SCRIPT: Final = SCRIPTS / "lmms_eval_main.py"
 """What runs lmms-eval, as `python -m lmms_eval` would."""
+_MEDIA_SCRIPT: Final = SCRIPTS / "lmms_eval_media.py"
 _MODULES: Final = ("lmms_eval.__main__", "lmms_eval.models.model_utils.gen_metrics", "pytablewriter")
 """What a run of any model imports by and by."""
 _OF_OPENAI: Final = re.compile(r"o(?=[134])|gpt-(?=5)")
@@ -117,6 +127,18 @@ class LmmsEvalHarness:
     def catalog_command(self) -> Command:
         """Query lmms-eval's registries: tasks, groups and tags, and the names of models with their aliases."""
         return catalog_command(self._settings, _CATALOG_SCRIPT, _preload(self._settings))
+
+    def media_command(self, request: EvaluateRequest, task: str, doc_ids: Sequence[int], limits: MediaLimits) -> Command:
+        """Have the task show its documents as it has shown them to the model."""
+        order = {
+            "task": task,
+            "model": request.model,
+            "include_path": [str(folder) for folder in self._settings.include_path],
+            "doc_ids": list(doc_ids),
+            "main": str(MAIN_SCRIPT),
+            **limits._asdict(),
+        }
+        return question(self._settings, _MEDIA_SCRIPT.read_text(), json.dumps(order), _preload(self._settings))
 
     def read_progress(self, line: str, progress: Progress) -> bool:
         """Read a line of lmms-eval's log or an update of its progress bar."""

@@ -54,6 +54,7 @@ RIGHTS: Final[Mapping[str, Right]] = {
     "ListArtifacts": _READS_JOB,
     "ReadArtifact": _READS_JOB,
     "ListSamples": _READS_JOB,
+    "ReadSampleMedia": _READS_JOB,
     "ListMetrics": _READS_JOB,
     "CompareJobs": Right(Role.VIEWER, ("baseline_job_id", "candidate_job_ids")),
     "PlanComparison": _READS_TWO_JOBS,

@@ -1,4 +1,5 @@
-"""Files of jobs as they are, for `curl -O` and pages: `GET /v1/jobs/ID/artifacts/NAME` and `GET /v1/jobs/ID/log`.
+"""Files of jobs as they are, for `curl -O` and pages: `GET /v1/jobs/ID/artifacts/NAME`, `GET /v1/jobs/ID/log`, and the images,
+sounds and videos of a sample, `GET /v1/jobs/ID/media/INDEX?sample_id=`.
 
 A run may leave anything, so nothing here is ever shown as a page: browsers save it, whatever it claims to be.
 """
@@ -10,16 +11,17 @@ from urllib.parse import quote, unquote_to_bytes
 
 from google.protobuf.message import Message
 
-from evalrpc.errors import InvalidRequestError
+from evalrpc.errors import InvalidRequestError, SamplesNotFoundError
 from evalrpc.server.transports.http.application import Endpoint
 from evalrpc.server.transports.http.methods import HttpMethod
 from evalrpc.server.transports.http.request import INERT, HttpRequest
 from evalrpc.server.transports.plain.parameters import fill
 from evalrpc.v1.files_pb2 import ReadArtifactRequest, ReadArtifactResponse, ReadLogRequest, ReadLogResponse
+from evalrpc.v1.samples_pb2 import ReadSampleMediaRequest, ReadSampleMediaResponse
 
 ANY_TYPE: Final = b"application/octet-stream"
 
-_PATH: Final = re.compile(rb"/v1/jobs/([0-9A-Fa-f-]{36})/(log|artifacts/(.+))")
+_PATH: Final = re.compile(rb"/v1/jobs/([0-9A-Fa-f-]{36})/(?:log|artifacts/(?P<name>.+)|media/(?P<index>[0-9]{1,9}))")
 _RANGE: Final = re.compile(r"bytes=([0-9]{1,15})-([0-9]{1,15})?")
 _LOG_TYPE: Final = b"text/plain; charset=utf-8"
 
@@ -30,6 +32,7 @@ class FilesEndpoint:
     def __init__(self, methods: Mapping[str, HttpMethod]) -> None:
         self._read_artifact = methods["ReadArtifact"]
         self._read_log = methods["ReadLog"]
+        self._read_media = methods["ReadSampleMedia"]
 
     def find(self, request: HttpRequest) -> Endpoint | None:
         """Return what answers a request, if it is for a file."""
@@ -37,9 +40,11 @@ class FilesEndpoint:
         if match is None or request.method != "GET":
             return None
         job_id = match[1].decode()
-        if match[3] is None:
+        if match["index"] is not None:
+            return lambda request: self._send_medium(request, job_id, int(match["index"]))
+        if match["name"] is None:
             return lambda request: self._send_log(request, job_id)
-        return lambda request: self._send_artifact(request, job_id, _name(match[3]))
+        return lambda request: self._send_artifact(request, job_id, _name(match["name"]))
 
     async def _send_artifact(self, request: HttpRequest, job_id: str, name: str) -> None:
         message = ReadArtifactRequest()
@@ -59,6 +64,22 @@ class FilesEndpoint:
             await request.start(206 if wanted else 200, [*attachment(name.rpartition("/")[2], ANY_TYPE), *headers])
 
         await send_chunks(request, self._read_artifact, message, ReadArtifactResponse, start)
+
+    async def _send_medium(self, request: HttpRequest, job_id: str, index: int) -> None:
+        message = ReadSampleMediaRequest()
+        fill(request.parameters, message)
+        message.job_id, message.start_index, message.max_media = job_id, index, 1
+
+        async def start(first: ReadSampleMediaResponse) -> None:
+            if not first.HasField("index"):
+                raise SamplesNotFoundError(f"the sample has no medium {index}")
+            if first.problem:
+                raise SamplesNotFoundError(f"medium {index} of the sample, {first.source}, can't be sent: {first.problem}")
+            size = (b"content-length", b"%d" % first.size_bytes)
+            kind = first.media_type.encode() if first.media_type.startswith("image/") else ANY_TYPE
+            await request.start(200, [*attachment(f"{index}", kind), size])
+
+        await send_chunks(request, self._read_media, message, ReadSampleMediaResponse, start)
 
     async def _send_log(self, request: HttpRequest, job_id: str) -> None:
         message = ReadLogRequest()

@@ -1,0 +1,264 @@
+"""The images, sounds and videos of a sample, sent one after the other.
+
+What they are comes from a row that a run wrote. So files are only opened below the job's output folder and the operator's
+roots, part by part without following links, and what is sent is what the descriptor reads. Runs on the event loop; what waits
+for the disk or for a harness goes to a thread.
+"""
+
+import asyncio
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Final, NamedTuple
+
+from evalrpc.config import HarnessSettings
+from evalrpc.errors import ReadLimitError, SamplesNotFoundError
+from evalrpc.files.errnos import require_no_shortage
+from evalrpc.files.opening import open_in
+from evalrpc.files.read_budget import ReadBudget, ReadLimits
+from evalrpc.harnesses.base import Harness
+from evalrpc.protobuf import wire_format
+from evalrpc.protobuf.structs import wire_text
+from evalrpc.reading import page_tokens
+from evalrpc.reading.disk import read_in, read_on
+from evalrpc.reading.document_media import DocumentMedia
+from evalrpc.reading.job_results import JobResults
+from evalrpc.reading.media_types import HEAD_BYTES, media_type
+from evalrpc.reading.sample_files import open_samples
+from evalrpc.reading.sample_filters import sample_id
+from evalrpc.reading.sample_references import Reference, find_references
+from evalrpc.reading.samples import (
+    IN_PLACE_LIMITS,
+    PROCESS_LIMITS,
+    PROCESS_USE,
+    SampleSource,
+    harnesses_in_process,
+    sample_place,
+    source_of,
+)
+from evalrpc.results.layout import samples_task
+from evalrpc.scheduling.limited_process import LimitedProcess
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo
+from evalrpc.v1.samples_pb2 import ReadSampleMediaRequest, ReadSampleMediaResponse
+from evalrpc.watching.feed import Feed, Reserve, Send, no_reserve
+
+CHUNK_BYTES: Final = 1024 * 1024
+
+
+class Places(NamedTuple):
+    """Where files may lie."""
+
+    data_dir: Path
+    """Where the jobs' folders are, and what is too large to be kept in memory while it is sent."""
+    roots: Sequence[Path]
+    """The operator's folders."""
+
+
+class MediaThreads(NamedTuple):
+    """What waits."""
+
+    readers: Executor
+    """For the disk, shortly."""
+    listers: Executor
+    """For small rows."""
+    parsers: Executor
+    """For processes that read large rows, or many."""
+    askers: Executor
+    """For harnesses."""
+
+
+class SampleMediaReader:
+    """Sends media to callers."""
+
+    def __init__(
+        self,
+        feed: Feed,
+        places: Places,
+        harnesses: Mapping[str, Harness],
+        harness_settings: Mapping[str, HarnessSettings],
+        documents: DocumentMedia,
+        threads: MediaThreads,
+    ) -> None:
+        self._feed = feed
+        self._places = places
+        self._results = JobResults(places.data_dir)
+        self._harnesses = harnesses
+        self._harness_settings = harness_settings
+        self._documents = documents
+        self._threads = threads
+
+    def forget_unused(self) -> None:
+        """Forget what harnesses have said and nobody reads any more."""
+        self._documents.forget_unused()
+
+    async def read_sample_media(
+        self, job_id: str, call: ReadSampleMediaRequest, send: Send, reserve: Reserve = no_reserve
+    ) -> None:
+        """Send the media of a sample as serialised ReadSampleMediaResponses.
+
+        Raises JobNotFoundError, SamplesNotFoundError, FileUnavailableError, FileUnreadableError, ReadLimitError,
+        InvalidRequestError for a bad token.
+        """
+        job = await self._feed.read_job(job_id)
+        offset = page_tokens.decode(call.sample_token, sample_place(job_id, call.model, call.task)) or 0
+        arguments = (job, call.model, call.task, offset, self._places.data_dir, self._results, self._threads.listers)
+        source = await source_of(*arguments)
+        sample = await self._read_sample(source, call.sample_id)
+        media = await self._with_documents(job, call, source, sample)
+        end = len(media) if not call.max_media else call.start_index + call.max_media
+        for index, reference in list(enumerate(media))[call.start_index : end]:
+            await self._send_medium(_Medium(index, reference), source.folder, send, reserve)
+
+    async def _read_sample(self, source: SampleSource, wanted_id: str) -> "_Sample":
+        """Read a sample: in the server itself if it is known where a small one stands, else in a process."""
+        if not wanted_id:
+            budget = ReadBudget(IN_PLACE_LIMITS)
+            with suppress(ReadLimitError):
+                return await read_on(
+                    self._threads.listers, lambda: _find_sample(source, "", self._harnesses, budget), budget.stop
+                )
+        process, settings = LimitedProcess(PROCESS_USE), self._harness_settings.get(source.job.request.harness)
+        arguments = (source, wanted_id, settings, PROCESS_LIMITS)
+        return await read_on(self._threads.parsers, lambda: read_in(process, _find_in_process, *arguments), process.close)
+
+    async def _with_documents(
+        self, job: JobInfo, call: ReadSampleMediaRequest, source: SampleSource, sample: "_Sample"
+    ) -> Sequence[Reference]:
+        """Return the media of a sample; if it has none that can be sent, those of its document."""
+        known = sample.media
+        if not self._documents.can_tell(job.request, sample.id):
+            return known
+        if await read_on(self._threads.readers, lambda: self._is_any_there(known, source.folder)):
+            return known
+        request = EvaluateRequest(harness=job.request.harness, model=job.request.model)
+        task = call.task or samples_task(source.path) or ""
+        shown = await read_on(self._threads.askers, lambda: self._documents.media_of(request, task, int(sample.id)))
+        return shown or known
+
+    def _is_any_there(self, references: Sequence[Reference], folder: Path) -> bool:
+        with ExitStack() as stack:
+            return any(
+                each.data is not None or (not each.problem and not self._opened(stack, each, folder).problem)
+                for each in references
+            )
+
+    async def _send_medium(self, medium: "_Medium", folder: Path, send: Send, reserve: Reserve) -> None:
+        with ExitStack() as stack:
+            opened = await read_on(self._threads.readers, lambda: self._opened(stack, medium.reference, folder))
+            if opened.problem:
+                await send(medium.failed(0, opened.problem))
+                return
+            offset = 0
+            while True:
+                if (room := reserve(CHUNK_BYTES)) is not None:
+                    await room
+                message, read_bytes = await self._next_message(medium, opened, offset)
+                await send(message)
+                offset += read_bytes
+                if offset >= opened.size_bytes or not read_bytes:
+                    return
+
+    async def _next_message(self, medium: "_Medium", opened: "_Opened", offset: int) -> tuple[bytes, int]:
+        pending = asyncio.ensure_future(read_on(self._threads.readers, lambda: medium.message(opened, offset)))
+        try:
+            return await asyncio.shield(pending)
+        finally:
+            await asyncio.wait([pending])  # the descriptor must not be closed while a thread reads from it
+
+    def _opened(self, stack: ExitStack, reference: Reference, folder: Path) -> "_Opened":
+        """Open a medium until the stack is closed. Raises OSError for a shortage."""
+        if reference.problem:
+            return _Opened(problem=reference.problem)
+        if reference.data is not None:
+            return stack.enter_context(_spooled(reference.data, self._places.data_dir))
+        return _open_below(folder, self._places.roots, reference.path, stack)
+
+
+class _Sample(NamedTuple):
+    id: str
+    media: Sequence[Reference]
+
+
+class _Opened(NamedTuple):
+    """An open medium, or why there is none."""
+
+    descriptor: int = -1
+    size_bytes: int = 0
+    media_type: str = ""
+    problem: str = ""
+
+
+class _Medium(NamedTuple):
+    number: int
+    reference: Reference
+
+    def failed(self, offset: int, problem: str) -> bytes:
+        """Return the message that says why it can't be sent, or not any further."""
+        source = wire_text(self.reference.source)
+        return ReadSampleMediaResponse(
+            index=self.number, source="" if offset else source, offset=offset, problem=wire_text(problem)
+        ).SerializeToString()
+
+    def message(self, opened: _Opened, offset: int) -> tuple[bytes, int]:
+        """Return the next message, and how many bytes of the medium it has. Raises OSError."""
+        head = ReadSampleMediaResponse(index=self.number, size_bytes=opened.size_bytes, offset=offset)
+        if not offset:
+            head.source, head.media_type = wire_text(self.reference.source), opened.media_type
+        wanted_bytes = min(CHUNK_BYTES, opened.size_bytes - offset)
+        if not wanted_bytes:
+            return head.SerializeToString(), 0
+        number = ReadSampleMediaResponse.DATA_FIELD_NUMBER
+        found = wire_format.file_chunk(number, head.SerializeToString(), opened.descriptor, offset, wanted_bytes)
+        return found if found[1] else (self.failed(offset, "it has become shorter while it was read"), 0)
+
+
+@contextmanager
+def _spooled(data: bytes, folder: Path) -> Iterator[_Opened]:
+    """Put bytes where they take no memory for as long as a client does not read them. The file has no name."""
+    with TemporaryFile(dir=folder) as file:
+        file.write(data)
+        file.flush()
+        yield _Opened(file.fileno(), len(data), media_type(data[:HEAD_BYTES]))
+
+
+def _open_below(folder: Path, roots: Sequence[Path], path: str, stack: ExitStack) -> _Opened:
+    """Open a file below the job's folder, or else the first of the roots that has it. Raises OSError for a shortage."""
+    problem = "it lies outside of the job's folder and of the server's media_roots"
+    wanted = Path(path)
+    for place in (folder, *roots):
+        if wanted.is_absolute() and not wanted.is_relative_to(place):
+            continue
+        try:
+            parts = {"replaceable_parts": 0} if place is not folder else {}  # links on the way to a root are the operator's
+            descriptor = stack.enter_context(open_in(place, wanted, **parts)).fileno()
+            return _Opened(descriptor, os.fstat(descriptor).st_size, media_type(os.pread(descriptor, HEAD_BYTES, 0)))
+        except OSError as error:
+            require_no_shortage(error)
+            problem = f"it can't be read: {error.strerror}"
+        except ValueError:  # a NUL
+            problem = "its path is none"
+    return _Opened(problem=problem)
+
+
+def _find_sample(source: SampleSource, wanted_id: str, harnesses: Mapping[str, Harness], budget: ReadBudget) -> _Sample:
+    """Return the sample at the offset of a source or, with an id, the first from there on that has it.
+
+    Raises SamplesNotFoundError, and what `open_samples` does.
+    """
+    with open_samples(source.job, source.folder, source.path, harnesses, source.offset, budget) as rows:
+        for row in rows:
+            found_id = sample_id(row.values)
+            if not wanted_id or found_id == wanted_id:
+                return _Sample(found_id, find_references(row.values))
+    what = f"no sample {wanted_id!r}" if wanted_id else "no sample at this place any more"
+    raise SamplesNotFoundError(
+        f"job {source.job.job_id} has {what} in {Path(source.path).name}",
+        metadata={"resource_type": "evalrpc.v1.JobInfo", "resource_name": source.job.job_id},
+    )
+
+
+def _find_in_process(source: SampleSource, wanted_id: str, settings: HarnessSettings | None, limits: ReadLimits) -> _Sample:
+    return _find_sample(source, wanted_id, harnesses_in_process(settings), ReadBudget(limits))

@@ -1,0 +1,46 @@
+"""What is wrong with calls about samples."""
+
+import math
+from collections.abc import Iterator
+from typing import Final
+
+from evalrpc.errors import FieldViolation
+from evalrpc.server.validation import offsets
+from evalrpc.v1.samples_pb2 import ReadSampleMediaRequest, SampleFilter
+
+MAX_TEXT_LENGTH: Final = 1024
+"""How many characters a text to look for may have, a metric, or the id of a sample."""
+MAX_SAMPLE_IDS: Final = 1000
+
+
+def sample_filter(wanted: SampleFilter) -> Iterator[FieldViolation]:
+    """Yield what is wrong with the filter of a ListSamplesRequest."""
+    yield from _text("filter.text", wanted.text)
+    yield from _text("filter.metric", wanted.metric)
+    for name in ("min_value", "max_value"):
+        if wanted.HasField(name) and math.isnan(getattr(wanted, name)):
+            yield FieldViolation(f"filter.{name}", "must be a number, and is NaN")
+    if not wanted.metric and (wanted.HasField("min_value") or wanted.HasField("max_value")):
+        yield FieldViolation(
+            "filter.metric", "is required with `min_value` or `max_value`: the metric whose values these bound"
+        )
+    if len(wanted.sample_ids) > MAX_SAMPLE_IDS:
+        yield FieldViolation("filter.sample_ids", f"has {len(wanted.sample_ids)} ids; at most {MAX_SAMPLE_IDS} are allowed")
+        return
+    for index, sample_id in enumerate(wanted.sample_ids):
+        yield from _text(f"filter.sample_ids[{index}]", sample_id)
+
+
+def sample_media(call: ReadSampleMediaRequest) -> Iterator[FieldViolation]:
+    """Yield what is wrong with a ReadSampleMediaRequest, besides its `job_id`."""
+    yield from offsets(start_index=call.start_index, max_media=call.max_media)
+    yield from _text("sample_id", call.sample_id)
+    if bool(call.sample_id) == bool(call.sample_token):
+        problem = "and `sample_token` exclude each other" if call.sample_id else "is required, or else a `sample_token`"
+        yield FieldViolation("sample_id", problem)
+
+
+def _text(field: str, text: str) -> Iterator[FieldViolation]:
+    """What is looked for may have any characters: so may a sample."""
+    if len(text) > MAX_TEXT_LENGTH:
+        yield FieldViolation(field, f"has {len(text)} characters; at most {MAX_TEXT_LENGTH} are allowed")
