@@ -66,6 +66,7 @@ from evalrpc.server.auth.rights import Guard
 from evalrpc.server.catalog import Catalog
 from evalrpc.server.certificates import Certificate
 from evalrpc.server.collector import tune_collector
+from evalrpc.server.executor_use import require_executors
 from evalrpc.server.handlers import Handler, handlers_of
 from evalrpc.server.health import Health
 from evalrpc.server.housekeeping import Housekeeper
@@ -289,7 +290,9 @@ class Server:
         return self._metrics.address if self._metrics is not None else ""
 
     async def start(self) -> None:
-        """Bind the ports, take over what an earlier server left, and serve. Raises ConfigurationError if one is taken."""
+        """Bind the ports, take over what an earlier server left, and serve. Raises ConfigurationError if one is taken, or the
+        executor of a run is not configured any more."""
+        require_executors((listed.job for listed in self._store.running_jobs()), self._settings.executors)
         for listener in self._all_listeners:
             listener.bind()
         if self._metrics is not None:

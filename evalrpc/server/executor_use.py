@@ -1,17 +1,18 @@
-"""Which executors a request may name. Pure."""
+"""Which executors a request may name, and which must be there. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
 from evalrpc.config import Settings
 from evalrpc.config.executors import LOCAL_EXECUTOR, may_place
-from evalrpc.errors import FieldViolation
+from evalrpc.errors import ConfigurationError, FieldViolation
 from evalrpc.jobs.defaults import executor_of, executors_of
 from evalrpc.jobs.served_models import SERVED_FIELDS
-from evalrpc.v1.jobs_pb2 import EvaluateRequest
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo
 
 _FIELD: Final = "request.executor"
 _MAX_SHOWN: Final = 80
+_MAX_NAMED: Final = 5
 
 
 def violations(request: EvaluateRequest, settings: Settings) -> Iterator[FieldViolation]:
@@ -39,3 +40,20 @@ def unsuitable(request: EvaluateRequest) -> Iterator[FieldViolation]:
     asked = {field: request.HasField(field) for field in SERVED_FIELDS} | {"preparation": bool(request.preparation)}
     for field in (field for field, is_asked in asked.items() if is_asked and executor_of(request)):
         yield FieldViolation(f"request.{field}", f"is only for executor {LOCAL_EXECUTOR}, and not for {request.executor}")
+
+
+def require_executors(running: Iterable[JobInfo], executors: Collection[str]) -> None:
+    """Raise ConfigurationError if jobs run on an executor that is not configured any more: without it nobody knows what becomes
+    of their runs, which would be taken for lost while they go on."""
+    left: dict[str, list[str]] = {}
+    for job in running:
+        if (name := executor_of(job.request)) and name not in executors:
+            left.setdefault(name, []).append(job.job_id)
+    if not left:
+        return
+    name, job_ids = next(iter(left.items()))
+    named = ", ".join(job_ids[:_MAX_NAMED]) + (f" and {more} more" if (more := len(job_ids) - _MAX_NAMED) > 0 else "")
+    raise ConfigurationError(
+        f"executors.{name}: jobs still run on it, and it is not configured any more: {named}; put [executors.{name}] back "
+        f"until they have ended or are cancelled, with `owners = []` if it is to get no new ones"
+    )

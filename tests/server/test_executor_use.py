@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from evalrpc.config import ExecutorSettings, HarnessSettings, Settings
-from evalrpc.errors import EvalrpcError, ExecutorUnsuitableError
+from evalrpc.errors import ConfigurationError, EvalrpcError, ExecutorUnsuitableError
 from evalrpc.harnesses.registry import build_harnesses
 from evalrpc.jobs.defaults import request_defaults
 from evalrpc.server import executor_use
 from evalrpc.server.admission import Admission
-from evalrpc.v1.jobs_pb2 import EvaluateRequest, ServedModel, SubmitJobRequest
+from evalrpc.v1.jobs_pb2 import EvaluateRequest, JobInfo, ServedModel, SubmitJobRequest
 
 CLUSTER = ExecutorSettings("cluster", "slurm", max_gpus=4, owners=("alice",))
 GPU_COUNTS = {"": [1], "cluster": [4]}
@@ -101,3 +101,14 @@ def test_settings_name_only_executors_that_are_there() -> None:
         settings("moon")
     with pytest.raises(EvalrpcError, match=r"harnesses\.h\.executors: there is no executor 'moon'"):
         Settings(harnesses={"h": command("h", "moon")})
+
+
+def test_an_executor_with_runs_must_be_configured() -> None:
+    jobs = [JobInfo(job_id=f"job-{number}", request=EvaluateRequest(executor="cluster")) for number in range(6)]
+    local = [JobInfo(request=EvaluateRequest()), JobInfo(request=EvaluateRequest(executor="local"))]
+    executor_use.require_executors([*jobs, *local], {"cluster"})
+    executor_use.require_executors(local, ())
+    with pytest.raises(
+        ConfigurationError, match=r"^executors\.cluster: .*: job-0, .*, job-4 and 1 more; put \[executors\.cluster\]"
+    ):
+        executor_use.require_executors(jobs, {"other"})

@@ -62,8 +62,12 @@ MinJobAge=300
 KillWait=2
 GetEnvTimeout=2
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,defer_batch
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 CPUs={cpu_count} RealMemory=1000 Gres=gpu:{gpu_count} State=UNKNOWN
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:8
+PreemptType=preempt/partition_prio
+PreemptMode=CANCEL
+NodeName=DEFAULT RealMemory=1000 Feature=fast State=UNKNOWN
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 CPUs={cpu_count} Gres=gpu:{gpu_count}
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:8 PriorityTier=1
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP OverSubscribe=FORCE:8 PriorityTier=2
 """
 
 

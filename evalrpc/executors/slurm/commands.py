@@ -19,6 +19,18 @@ _TRANSIENT: Final = (
     "zero bytes were transmitted",
     "protocol authentication error",
     "resource temporarily unavailable",
+    "transport endpoint is not connected",
+    "broken pipe",
+    "connection timed out",
+    "no route to host",
+    "network is unreachable",
+    "host is down",
+    "unexpected message received",
+    "standby mode",
+    "insane message length",
+    "header lengths are longer",
+    "munge",
+    "authentication credential",
 )
 
 

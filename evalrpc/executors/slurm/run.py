@@ -174,7 +174,7 @@ class SlurmRun:
         settle_seconds = _SETTLE_SECONDS if job is None else 0.0
         if snapshot.asked_seconds < submission.submitted_seconds + settle_seconds:
             return False
-        if job is None or job.state in states.UNSEEN or self._is_stuck(job):
+        if job is None or job.state in states.NOT_STARTED or self._is_stuck(job):
             return not self._submit_again("" if job is None else job.id)
         return self._is_over(job)
 

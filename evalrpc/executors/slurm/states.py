@@ -23,6 +23,10 @@ UNSEEN: Final = frozenset({"NODE_FAIL", "BOOT_FAIL", "REVOKED"})
 """The job is over, but Slurm has not seen its processes end."""
 
 
+NOT_STARTED: Final = UNSEEN | {"FAILED"}
+"""Where the run has not begun, Slurm could not start it, as when its node is lost meanwhile. It may be able to next time."""
+
+
 class Failure(NamedTuple):
     """What became of a run whose job ended in a state."""
 
